@@ -1,0 +1,44 @@
+# make demo       everything on built-in data, in about 13 minutes on 2 cores; open runs/demo/report.html
+# make test       the tests
+# make check      lint and types
+# make check-long heavier proofs: kills, longer trainings
+# make env        the environment that all of them share: .venv, pinned by constraints.txt
+#
+# On a machine without a GPU, PyTorch's CPU build saves gigabytes:
+#   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+
+PYTHON ?= python3
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+TORCH_INDEX ?=
+MINUTES ?= 13
+
+.PHONY: demo test check check-long env clean
+
+demo: env
+	$(VENV)/bin/unitok demo --minutes $(MINUTES)
+
+test: env
+	$(VENV)/bin/python -m pytest -m "not long"
+
+check: env
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+check-long: env
+	$(VENV)/bin/python -m pytest -m long
+
+env: $(VENV)/.complete
+
+# torch first and by itself: its build decides what everything else may load. The two reference packages come without
+# their dependencies, which would bring a torchvision and a torchaudio that do not load beside a CPU build of torch.
+$(VENV)/.complete: pyproject.toml constraints.txt
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep '^torch==' constraints.txt)"
+	$(PIP) install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(PIP) install --quiet --no-deps taming-transformers==0.0.1 encodec==0.1.1
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,347 @@
+"""A bundle: a folder with what is needed to use a model, and the library's front door, `Unitok`.
+
+    bundle.json   vocab.json   tokenizers/{text,image,audio}/   model/
+
+Any part may be missing: with tokenizers alone a bundle tokenizes, with a decoder it generates.
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unitok.document import Document, Part, RawDocument, Segment
+from unitok.errors import UserError
+from unitok.pretrained import make_config
+from unitok.vocab import Vocab
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+    from unitok.model import Decoder
+    from unitok.sample.render import Output
+    from unitok.tokenizers import AudioTokenizer, ImageTokenizer, TextTokenizer
+
+VERSION = 1
+TOKENIZERS = ("text", "image", "audio")
+
+#: One piece of a prompt: str (text), Path (a file), PIL.Image, (waveform [C, T], Hz), or a Document.
+PromptPart = Any
+
+
+class Unitok:
+    """Vocabulary, tokenizers and decoder together. Parts that a bundle lacks are None."""
+
+    def __init__(
+        self,
+        vocab: Vocab,
+        text: "TextTokenizer | None" = None,
+        image: "ImageTokenizer | None" = None,
+        audio: "AudioTokenizer | None" = None,
+        model: "Decoder | None" = None,
+    ):
+        self.vocab, self.text, self.image, self.audio, self.model = vocab, text, image, audio, model
+        for name in TOKENIZERS:
+            part = getattr(self, name)
+            if part is not None and vocab.span(name).fingerprint not in ("", part.fingerprint()):
+                raise UserError(f"the {name} tokenizer is not the one that the vocabulary was made for; build the bundle again")
+        if model is not None and model.config.vocab_size != vocab.size:
+            raise UserError(
+                f"the decoder has {model.config.vocab_size} ids, the vocabulary {vocab.size}: they do not belong together"
+            )
+
+    # ---- Loading and saving --------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, device: str = "cpu", parts: Sequence[str] = (*TOKENIZERS, "model")) -> "Unitok":
+        """Read a bundle, in eval mode; `parts` limits what is loaded. Errors: `UserError` naming what is wrong."""
+        path = Path(path)
+        try:
+            info = json.loads((path / "bundle.json").read_text())
+        except FileNotFoundError:
+            raise UserError(f"{path}: no bundle there (no bundle.json); make one with `unitok bundle`") from None
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path / 'bundle.json'}: not JSON ({error})") from None
+        if info.get("version") != VERSION:
+            raise UserError(f"{path}: a bundle of version {info.get('version')}; this unitok reads version {VERSION}")
+        wanted = [name for name in info["parts"] if name in parts]
+        loaded = {name: _part_class(name).from_pretrained(path, device=device) for name in wanted}
+        return cls(Vocab.load(path / "vocab.json"), **loaded)
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write a bundle, whole or not at all. Inverse of `from_pretrained`."""
+        path = Path(path)
+        partial = path.with_name(path.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        present = [name for name in (*TOKENIZERS, "model") if getattr(self, name) is not None]
+        for name in present:
+            getattr(self, name).save_pretrained(partial / ("model" if name == "model" else f"tokenizers/{name}"))
+        self.vocab.save(partial / "vocab.json")
+        (partial / "bundle.json").write_text(json.dumps({"version": VERSION, "parts": present}, indent=1) + "\n")
+        if path.exists():
+            if not (path / "bundle.json").exists() and any(path.iterdir()):
+                shutil.rmtree(partial)
+                raise UserError(f"{path}: not empty and no bundle; choose another folder")
+            shutil.rmtree(path)
+        partial.rename(path)
+
+    def need(self, name: str) -> Any:
+        """A part that must be there; errors: `UserError` saying how to add it."""
+        part = getattr(self, name)
+        if part is None:
+            flag = "decoder" if name == "model" else name
+            raise UserError(f"the bundle has no {flag}; add one with `unitok bundle BUNDLE --{flag} PATH`")
+        return part
+
+    # ---- Content <-> documents -----------------------------------------------------------------------------------
+
+    def read_part(self, part: PromptPart, role: str = "none", loss: bool = True) -> list[Segment]:
+        """One piece of a prompt -> its segments (a Document may hold several)."""
+        from unitok.data.media import sniff
+
+        if isinstance(part, Document):
+            return list(part.segments)
+        if isinstance(part, str):
+            if not part.strip():
+                raise UserError("an empty text in the prompt; leave it out")
+            return [Segment("text", self.need("text").encode(part), role, loss)]
+        if isinstance(part, Path):
+            if not part.exists():
+                raise UserError(f"{part}: no such file")
+            kind = sniff(part)
+            if kind not in ("image", "audio"):
+                raise UserError(f"{part}: neither an image nor a sound")
+            codes, size = self.need(kind).encode_file(part)
+            return [Segment(kind, codes.cpu().numpy(), role, loss, str(part), size)]
+        if isinstance(part, tuple):
+            return [self._read_sound(*part, role, loss)]
+        return [self._read_picture(part, role, loss)]
+
+    def _read_picture(self, image: "Image", role: str, loss: bool) -> Segment:
+        from PIL.Image import Image as PILImage
+
+        from unitok.data.media import fit_image, image_to_tensor, to_rgb
+
+        if not isinstance(image, PILImage):
+            raise UserError(
+                f"a prompt's part is str, Path, PIL.Image, (waveform [C, T], Hz) or Document, not {type(image).__name__}"
+            )
+        tokenizer = self.need("image")
+        pixels = image_to_tensor(fit_image(to_rgb(image), tokenizer.config.resolution**2, 64 * tokenizer.stride))
+        codes = tokenizer.encode(pixels[None])[0].cpu().numpy()
+        return Segment("image", codes, role, loss, size=(pixels.shape[1], pixels.shape[2]))
+
+    def _read_sound(self, samples: "Tensor", rate: int, role: str, loss: bool) -> Segment:
+        import torch
+
+        from unitok.data.media import convert_audio
+
+        tokenizer = self.need("audio")
+        wave = convert_audio(torch.as_tensor(samples).float(), rate, tokenizer.sample_rate, tokenizer.config.channels)
+        codes = tokenizer.encode(wave[None])[0].cpu().numpy()
+        return Segment("audio", codes, role, loss, size=(wave.shape[-1],))
+
+    def read_prompt(self, parts: Sequence[PromptPart]) -> Document:
+        """A prompt's parts -> a Document."""
+        return Document(tuple(segment for part in parts for segment in self.read_part(part)))
+
+    def read_raw(self, raw: RawDocument) -> Document:
+        """A raw document (its files are read now) -> a Document."""
+        segments: list[Segment] = []
+        for part in raw.content:
+            segments += self.read_part(part.text if part.path is None else part.path, part.role, part.loss)
+        return Document(tuple(segments), raw.id)
+
+    def decode_segment(self, segment: Segment) -> Any:
+        """Codes -> str, picture float [3, H, W] in [-1, 1], or sound float [C, T] in [-1, 1]."""
+        import torch
+
+        if segment.modality == "text":
+            return self.need("text").decode(segment.codes.tolist())
+        codes = torch.from_numpy(segment.codes)[None]
+        if segment.modality == "image":
+            pixels = self.need("image").decode(codes)[0].cpu()
+            height, width = segment.size or pixels.shape[-2:]
+            return pixels[:, :height, :width]
+        return self.need("audio").decode(codes, segment.size[0] if segment.size else None)[0].cpu()
+
+    def write_document(self, document: Document, folder: Path, name: str) -> RawDocument:
+        """Decode a Document into files `folder/NAME-0.png`, …; -> the raw document that names them."""
+        from unitok.data.media import save_audio, save_image
+
+        parts = []
+        for i, segment in enumerate(document.segments):
+            content = self.decode_segment(segment)
+            if segment.modality == "text":
+                parts.append(Part("text", text=content, role=segment.role, loss=segment.loss))
+                continue
+            path = folder / f"{name}-{i}.{'png' if segment.modality == 'image' else 'wav'}"
+            if segment.modality == "image":
+                save_image(path, content)
+            else:
+                save_audio(path, content, self.need("audio").sample_rate)
+            parts.append(Part(segment.modality, path=path, role=segment.role, loss=segment.loss))
+        return RawDocument(document.id or name, tuple(parts))
+
+    # ---- Generation ----------------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompt: Sequence[PromptPart] | Sequence[Sequence[PromptPart]],
+        want: str = "free",
+        n: int = 1,
+        seed: int = 0,
+        max_ids: int = 512,
+        settings: dict[str, Any] | None = None,
+        batch_size: int = 64,
+        progress: bool = False,
+    ) -> "list[Output]":
+        """Continue prompts.
+
+        Args:
+            prompt: the parts of one prompt, or a list of such lists for a batch. A part is str (text), Path (a file),
+                PIL.Image, (waveform [C, T], Hz) or Document.
+            want: `free`, or a plan such as `text,image:8x12,audio:2s` (rows x columns of codes).
+            n: outputs for each prompt. seed: the same seed gives the same outputs.
+            max_ids: most new ids of each output.
+            settings: by modality, `unitok.sample.sampling.Settings`; default: temperature 1 and no filters.
+            batch_size: outputs that are generated together.
+
+        Returns:
+            n Outputs for each prompt, in order.
+        """
+        from unitok.sample.render import generate_outputs
+
+        batch = [list(p) for p in prompt] if prompt and isinstance(prompt[0], list) else [list(prompt)]
+        documents = [self.read_prompt(parts) for parts in batch]
+        return generate_outputs(self, documents, want, n, seed, max_ids, settings or {}, batch_size, progress)
+
+
+def _part_class(name: str) -> Any:
+    if name == "model":
+        from unitok.model import Decoder
+
+        return Decoder
+    import unitok.tokenizers as tokenizers
+
+    return getattr(tokenizers, f"{name.capitalize()}Tokenizer")
+
+
+# ---- Making bundles -------------------------------------------------------------------------------------------------
+
+
+def load_trained_part(name: str, path: Path, trust: bool = False) -> tuple[Any, dict[str, Any]]:
+    """A part from its own folder, a bundle, a run's folder (its newest checkpoint) or a checkpoint; and the checkpoint's
+    description of it. Errors: `UserError` naming the path."""
+    from unitok.training import load_checkpoint, newest_checkpoint
+
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder")
+    if path.is_dir() and (path / "checkpoints").is_dir():
+        newest = newest_checkpoint(path)
+        if newest is None:
+            raise UserError(f"{path / 'checkpoints'}: no checkpoint there")
+        path = newest
+    if path.is_dir():
+        return _part_class(name).from_pretrained(path), {}
+    checkpoint = load_checkpoint(path, trust)
+    described = checkpoint.get("unitok", {})
+    kind = "decoder" if name == "model" else f"{name} tokenizer"
+    if described.get("kind") != kind:
+        raise UserError(f"{path}: a checkpoint of {described.get('kind') or 'another program'}, not of a {kind}")
+    part = _build_part(name, described["part"]["config"])
+    prefix = "decoder." if name == "model" else "tokenizer."
+    from unitok.pretrained import load_state
+
+    state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+    load_state(part, state, str(path))
+    return part.eval(), described["part"]
+
+
+def _build_part(name: str, config: dict[str, Any]) -> Any:
+    from unitok.model.decoder import Decoder, DecoderConfig
+    from unitok.tokenizers import AudioTokenizer, AudioTokenizerConfig, ImageTokenizer, ImageTokenizerConfig
+
+    if name == "model":
+        return Decoder(make_config(DecoderConfig, config, "the checkpoint"))
+    if name == "image":
+        return ImageTokenizer(make_config(ImageTokenizerConfig, config, "the checkpoint"))
+    return AudioTokenizer(make_config(AudioTokenizerConfig, config, "the checkpoint"))
+
+
+def build_vocab(text: Any = None, image: Any = None, audio: Any = None) -> Vocab:
+    """The standard vocabulary for some tokenizers."""
+    parts = {"text": text, "image": image, "audio": audio}
+    return Vocab.build(
+        text=text.size if text else None,
+        image=image.codebook_size if image else None,
+        audio=(audio.num_codebooks, audio.codebook_size) if audio else None,
+        illegal_text=text.illegal if text else (),
+        fingerprints={name: part.fingerprint() for name, part in parts.items() if part},
+    )
+
+
+def make_bundle(out: Path, paths: dict[str, Path], trust: bool = False) -> Unitok:
+    """Put parts into a bundle, or add them to one that is there; -> it. `paths`: by `text`, `image`, `audio`, `model`.
+
+    New tokenizers make a new vocabulary; a decoder must have been trained on exactly the bundle's.
+    """
+    out = Path(out)
+    old = Unitok.from_pretrained(out) if (out / "bundle.json").exists() else None
+    parts: dict[str, Any] = {name: getattr(old, name) if old else None for name in (*TOKENIZERS, "model")}
+    described: dict[str, Any] = {}
+    for name, path in paths.items():
+        parts[name], described[name] = load_trained_part(name, path, trust)
+    if all(part is None for part in parts.values()):
+        raise UserError("nothing to put into the bundle: give --text, --image, --audio or --decoder")
+    vocab = build_vocab(parts["text"], parts["image"], parts["audio"])
+    trained_on = described.get("model", {}).get("vocab")
+    if trained_on:
+        vocab.check_covers(Vocab.from_manifest(trained_on), "the bundle", str(paths["model"]))
+    bundle = Unitok(vocab, **parts)
+    bundle.save_pretrained(out)
+    return bundle
+
+
+def make_untrained(out: Path, preset: str = "tiny", seed: int = 0) -> Unitok:
+    """A whole bundle with random weights, for trials and tests."""
+    import torch
+
+    from unitok.model.decoder import Decoder, DecoderConfig
+    from unitok.tokenizers import AudioTokenizer, AudioTokenizerConfig, ImageTokenizer, ImageTokenizerConfig, TextTokenizer
+
+    if preset != "tiny":
+        raise UserError(f"--untrained {preset}: choose tiny")
+    torch.manual_seed(seed)
+    text = TextTokenizer.train(["a small text about nothing much, to have a few pieces"], size=300)
+    image = ImageTokenizer(ImageTokenizerConfig(ch=32, ch_mult=(1,), z_channels=16, resolution=32, codebook_size=64))
+    audio = AudioTokenizer(AudioTokenizerConfig(n_filters=16, dimension=32, codebook_size=32, codebook_dim=8))
+    for tokenizer, latents in ((image, torch.randn(4, 256, 16)), (audio, torch.randn(4, 256, 32))):
+        tokenizer.train()
+        tokenizer.quantizer(latents)  # starts the codebook
+        tokenizer.eval()
+    vocab = build_vocab(text, image, audio)
+    decoder = Decoder(DecoderConfig(vocab.size, 64, 2, 128, num_attention_heads=2, num_key_value_heads=1, head_dim=32)).eval()
+    torch.nn.init.normal_(decoder.lm_head.weight, std=0.1)
+    bundle = Unitok(vocab, text, image, audio, decoder)
+    bundle.save_pretrained(out)
+    return bundle
+
+
+def describe(unitok: Unitok) -> dict[str, Any]:
+    """What a bundle holds, for `unitok inspect`."""
+    out: dict[str, Any] = {"ids": unitok.vocab.size}
+    for name in (*TOKENIZERS, "model"):
+        part = getattr(unitok, name)
+        if part is None:
+            continue
+        if name == "text":
+            out[name] = {"pieces": part.size}
+        else:
+            out[name] = {"parameters": sum(p.numel() for p in part.parameters())} | asdict(part.config)
+    return out

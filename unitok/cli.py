@@ -1,0 +1,297 @@
+"""The `unitok` command: one verb, one job; a verb's code is imported only when it was asked for.
+
+A user's mistake is a `UserError`: one line on stderr, exit code 2, no traceback.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from unitok import __version__
+from unitok.errors import UserError
+
+OVERVIEW = f"""unitok {__version__}: one model that reads and writes text, pictures and sound
+
+usage: unitok VERB [options]      (unitok VERB --help says everything about one)
+
+  demo         everything at once, on built-in data: train, generate, score, write a report
+  scenes       write the built-in data set: pictures, sounds, captions, interleaved documents
+  train-text   train the SentencePiece text tokenizer
+  fit          train an image tokenizer, an audio tokenizer or a decoder (LightningCLI)
+  validate     measure a training run on validation data (LightningCLI); test is the same
+  bundle       put vocabulary, tokenizers and a decoder into one folder
+  tokenize     raw files -> token shards
+  detokenize   token shards -> files
+  inspect      what is in a data set, bundle or config; --verify checks a data set
+  sample       continue prompts of text, pictures and sounds
+  eval         measure a bundle on scenes
+  doctor       what is installed, what works, what to do about the rest
+"""
+
+LIGHTNING_VERBS = ("fit", "validate", "test")
+
+
+class _ArgumentParser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message} (see {self.prog} --help)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _parser(verb: str, description: str) -> argparse.ArgumentParser:
+    return _ArgumentParser(
+        prog=f"unitok {verb}", description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+
+
+def _device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="cpu", help="where to run: cpu, cuda, cuda:1, mps")
+
+
+def _check_device(device: str) -> str:
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"--device {device}: not available here ({str(error).splitlines()[0][:100]}); try cpu") from None
+    return device
+
+
+# ---- Verbs ----------------------------------------------------------------------------------------------------------
+
+
+def demo(arguments: list[str]) -> None:
+    p = _parser("demo", "Everything, on built-in data: make files, train, tokenize, sample, score, write an HTML report.")
+    p.add_argument("--minutes", type=float, default=13.0, help="budget for all of it, minutes")
+    p.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for everything it writes")
+    p.add_argument("--eval-scenes", type=int, default=200, help="new scenes that each direction is scored on")
+    p.add_argument("--seed", type=int, default=0, help="of data, training and sampling")
+    o = p.parse_args(arguments)
+    from unitok.demo import run_demo
+
+    run_demo(o.out, o.minutes, o.eval_scenes, o.seed)
+
+
+def scenes(arguments: list[str]) -> None:
+    p = _parser("scenes", "Write sonified scenes as PNG, WAV, captions and interleaved JSON Lines.")
+    p.add_argument("out", type=Path, help="folder to write")
+    p.add_argument("--count", type=int, default=1000, help="number of scenes")
+    p.add_argument("--seed", type=int, default=0, help="the same seed writes the same bytes")
+    p.add_argument("--most", type=int, default=3, choices=(1, 2, 3), help="most things in a scene")
+    p.add_argument("--held-out", action="store_true", help="only scenes with colour-shape pairs that training never shows")
+    p.add_argument("--size", type=int, default=32, help="side of the pictures, pixels")
+    p.add_argument("--workers", type=int, default=2, help="processes that draw")
+    o = p.parse_args(arguments)
+    if o.out.exists() and any(o.out.iterdir()) and not (o.out / "scenes.jsonl").exists():
+        raise UserError(f"{o.out}: not empty and no scenes; choose another folder")
+    if o.size < 32:
+        raise UserError(f"--size {o.size}: shapes need at least 32 pixels a side to be told apart")
+    from unitok.data.scenes import write_scenes
+
+    write_scenes(o.out, o.count, o.seed, o.most, o.held_out, o.size, o.workers)
+    print(f"{o.out}: {o.count} scenes")
+
+
+def train_text(arguments: list[str]) -> None:
+    p = _parser("train-text", "Train a SentencePiece BPE tokenizer with byte fallback from raw text.")
+    p.add_argument("source", type=Path, nargs="+", help="UTF-8 text files (a string a line) or interleaved .jsonl files")
+    p.add_argument("--out", type=Path, required=True, help="folder to write the tokenizer to")
+    p.add_argument("--size", type=int, default=8000, help="pieces, 256 of them bytes; a small corpus gives fewer")
+    p.add_argument("--sample", type=int, default=5_000_000, help="strings that are used at most")
+    o = p.parse_args(arguments)
+    from unitok.data.sources import read_texts
+    from unitok.tokenizers import TextTokenizer
+
+    tokenizer = TextTokenizer.train((t for path in o.source for t in read_texts(path)), o.size, o.sample)
+    tokenizer.save_pretrained(o.out)
+    print(f"{o.out}: {tokenizer.size} pieces")
+
+
+def bundle(arguments: list[str]) -> None:
+    p = _parser("bundle", "Put vocabulary, tokenizers and a decoder into one folder, or add parts to one.")
+    p.add_argument("out", type=Path, help="the bundle's folder")
+    for name in ("text", "image", "audio", "decoder"):
+        p.add_argument(f"--{name}", type=Path, help=f"the {name} part: a run's folder, a checkpoint, or a part's own folder")
+    p.add_argument("--untrained", metavar="PRESET", help="a whole bundle with random weights instead; PRESET is tiny")
+    p.add_argument("--trust-checkpoint", action="store_true", help="allow unpickling: only for files from people you trust")
+    o = p.parse_args(arguments)
+    from unitok.bundle import make_bundle, make_untrained
+
+    given = {"text": o.text, "image": o.image, "audio": o.audio, "model": o.decoder}
+    paths = {name: path for name, path in given.items() if path}
+    if o.untrained:
+        if paths:
+            raise UserError("--untrained makes all parts itself: leave out the others")
+        made = make_untrained(o.out, o.untrained)
+    else:
+        made = make_bundle(o.out, paths, o.trust_checkpoint)
+    parts = [name for name in ("text", "image", "audio", "model") if getattr(made, name) is not None]
+    print(f"{o.out}: {', '.join(parts)}; {made.vocab.size} ids")
+
+
+def tokenize(arguments: list[str]) -> None:
+    p = _parser("tokenize", "Raw files -> token shards. Bad files are skipped and listed in OUT/errors.jsonl.")
+    p.add_argument("source", type=Path, help="a folder of text, images and sounds, image+.txt pairs, or interleaved .jsonl")
+    p.add_argument("out", type=Path, help="folder for the shards")
+    p.add_argument("--bundle", type=Path, required=True, help="bundle with the tokenizers")
+    p.add_argument("--workers", type=int, default=1, help="processes")
+    p.add_argument("--shard-size", type=int, default=4096, help="documents a shard")
+    p.add_argument("--max-error-rate", type=float, default=1.0, help="share of bad documents above which it fails")
+    p.add_argument(
+        "--image-area", type=int, default=0, help="shrink pictures to this many pixels; 0: the tokenizer's resolution squared"
+    )
+    _device(p)
+    o = p.parse_args(arguments)
+    if o.shard_size < 1 or o.workers < 1:
+        raise UserError("--shard-size and --workers must be at least 1")
+    from unitok.data.tokenize import Plan
+    from unitok.data.tokenize import tokenize as run
+
+    plan = Plan(str(o.source), str(o.out), str(o.bundle), o.shard_size, o.image_area, _check_device(o.device))
+    run(plan, o.workers, o.max_error_rate)
+
+
+def detokenize(arguments: list[str]) -> None:
+    p = _parser("detokenize", "Token shards -> files: documents.jsonl with its images and sounds.")
+    p.add_argument("data", type=Path, help="folder made by unitok tokenize")
+    p.add_argument("out", type=Path, help="folder to write")
+    p.add_argument("--bundle", type=Path, required=True, help="bundle with the tokenizers")
+    p.add_argument("--limit", type=int, default=0, help="documents to write; 0: all")
+    _device(p)
+    o = p.parse_args(arguments)
+    from unitok.data.tokenize import detokenize as run
+
+    count = run(o.data, o.out, o.bundle, _check_device(o.device), o.limit)
+    print(f"{o.out}: {count} documents")
+
+
+def inspect(arguments: list[str]) -> None:
+    p = _parser("inspect", "What is in a data set, a bundle or a config; --verify checks a data set.")
+    p.add_argument("what", type=Path, help="folder of a data set or bundle, or a config file")
+    p.add_argument("--verify", action="store_true", help="check checksums, grammar and ranges of a data set")
+    o = p.parse_args(arguments)
+    from unitok.inspection import inspect as run
+
+    run(o.what, o.verify)
+
+
+def sample(arguments: list[str]) -> None:
+    p = _parser(
+        "sample", "Continue prompts. --text, --image and --audio may be repeated and mixed; their order is the prompt's order."
+    )
+
+    class InOrder(argparse.Action):
+        def __call__(self, parser: Any, space: Any, value: Any, flag: str | None = None) -> None:
+            space.parts = [*(getattr(space, "parts", None) or []), value if flag == "--text" else Path(value)]
+
+    p.add_argument("--bundle", type=Path, required=True, help="bundle with tokenizers and a decoder")
+    p.add_argument("--text", action=InOrder, default=argparse.SUPPRESS, help="a text of the prompt")
+    p.add_argument("--image", action=InOrder, metavar="FILE", default=argparse.SUPPRESS, help="a picture of the prompt")
+    p.add_argument("--audio", action=InOrder, metavar="FILE", default=argparse.SUPPRESS, help="a sound of the prompt")
+    p.add_argument("--prompts", type=Path, help="interleaved .jsonl file with a prompt a line, instead of the above")
+    p.add_argument("--want", default="free", help="free, or a plan such as text,image:8x12,audio:2s (rows x columns of codes)")
+    p.add_argument("--n", type=int, default=1, help="outputs a prompt")
+    p.add_argument("--seed", type=int, default=0, help="the same seed gives the same outputs")
+    p.add_argument("--max-ids", type=int, default=512, help="most new ids an output")
+    p.add_argument("--batch-size", type=int, default=64, help="outputs generated together")
+    p.add_argument("--out", type=Path, default=Path("runs/sample"), help="folder for files, outputs.jsonl and index.html")
+    for modality in ("", "text-", "image-", "audio-"):
+        which = f"of {modality[:-1]}" if modality else "of all modalities"
+        p.add_argument(f"--{modality}temperature", type=float, help=f"{which}: 0 takes the likeliest id, 1 samples as is")
+        p.add_argument(f"--{modality}top-k", type=int, help=f"{which}: only the k likeliest ids; 0 all")
+        p.add_argument(f"--{modality}top-p", type=float, help=f"{which}: only the likeliest ids of this total probability")
+        p.add_argument(f"--{modality}guidance", type=float, help=f"{which}: classifier-free guidance scale; 1 none")
+    _device(p)
+    o = p.parse_args(arguments)
+    from unitok.bundle import Unitok
+    from unitok.sample.render import read_prompts, save_outputs, settings_from
+
+    settings = settings_from(vars(o))
+    parts = getattr(o, "parts", None) or []
+    if o.prompts and parts:
+        raise UserError("give either --prompts or --text, --image and --audio")
+    raws = read_prompts(o.prompts) if o.prompts else []
+    for part in parts:
+        if isinstance(part, Path) and not part.exists():
+            raise UserError(f"{part}: no such file")
+    u = Unitok.from_pretrained(o.bundle, device=_check_device(o.device))
+    prompts = [[u.read_raw(raw)] for raw in raws] or [parts]
+    outputs = u.generate(prompts, o.want, o.n, o.seed, o.max_ids, settings, o.batch_size, progress=True)
+    save_outputs(outputs, o.out)
+    for output in outputs[:8]:
+        kinds = ", ".join(s.modality for s in output.new.segments) or "nothing"
+        print(f"{output.index:06d}: {kinds}{f': {output.text!r}' if output.text else ''}")
+    print(f"{o.out}: {len(outputs)} outputs; open {o.out / 'index.html'}")
+
+
+def evaluate(arguments: list[str]) -> None:
+    p = _parser("eval", "Measure a bundle on scenes: reconstructions, codebooks and generations; JSON and a table.")
+    p.add_argument("--bundle", type=Path, required=True, help="bundle with tokenizers and a decoder")
+    p.add_argument("--scenes", type=Path, required=True, help="folder made by unitok scenes")
+    p.add_argument("--held-out", type=Path, help="folder made by unitok scenes --held-out, reported apart")
+    p.add_argument("--out", type=Path, default=Path("runs/eval"), help="folder for scores.json and the samples")
+    p.add_argument("--count", type=int, default=200, help="scenes that each direction is scored on")
+    p.add_argument("--seed", type=int, default=0, help="of sampling")
+    p.add_argument("--guidance", type=float, default=2.0, help="guidance of pictures")
+    p.add_argument(
+        "--temperature", type=float, default=0.7, help="temperature of pictures and sounds; text takes the likeliest"
+    )
+    _device(p)
+    o = p.parse_args(arguments)
+    from unitok.evaluate.metrics import evaluate_bundle, print_scores
+
+    scores = evaluate_bundle(
+        o.bundle, o.scenes, o.held_out, o.out, o.count, o.seed, o.guidance, o.temperature, _check_device(o.device)
+    )
+    print_scores(scores)
+
+
+def doctor(arguments: list[str]) -> None:
+    p = _parser("doctor", "What is installed, what works, and what to do about the rest.")
+    p.parse_args(arguments)
+    from unitok.doctor import report
+
+    raise SystemExit(report())
+
+
+VERBS: dict[str, Callable[[list[str]], None]] = {
+    "demo": demo,
+    "scenes": scenes,
+    "train-text": train_text,
+    "bundle": bundle,
+    "tokenize": tokenize,
+    "detokenize": detokenize,
+    "inspect": inspect,
+    "sample": sample,
+    "eval": evaluate,
+    "doctor": doctor,
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; exits with 0, or 2 for a user's mistake."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if not given or given[0] in ("-h", "--help", "help"):
+        print(OVERVIEW)
+        raise SystemExit(0 if given else 2)
+    if given[0] in ("-V", "--version"):
+        print(__version__)
+        return
+    verb = given[0]
+    try:
+        if verb in LIGHTNING_VERBS:
+            from unitok.training import run_lightning
+
+            run_lightning(arguments)
+        elif verb in VERBS:
+            VERBS[verb](given[1:])
+        else:
+            raise UserError(f"no verb {verb!r}; choose one of {', '.join((*VERBS, *LIGHTNING_VERBS))}")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("stopped; start it again to go on", file=sys.stderr)
+        raise SystemExit(130) from None

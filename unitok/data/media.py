@@ -1,0 +1,186 @@
+"""Files <-> tensors: any image, any sound, any text, and one clear line for a file that is not what it should be.
+
+Content decides what a file is, not its suffix. Images come out as float [3, H, W] in [-1, 1], sRGB, upright; sounds as
+float [C, T] in [-1, 1] with their rate in Hz; text as str. Pillow and soundfile do the reading; what is ours is the care
+around them: EXIF rotation, transparency over white, 16-bit and CMYK, truncated and empty files.
+
+Imports nothing of ours but the error; anyone may import this.
+"""
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from unitok.errors import UserError
+
+#: Larger pictures are refused before they are decompressed (a 20 kB PNG can hold gigabytes).
+MAX_PIXELS = 200_000_000
+
+_AUDIO_MAGIC = (b"RIFF", b"fLaC", b"OggS", b"ID3", b"FORM", b".snd", b"RF64", b"caff")
+_IMAGE_MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\x00", b"MM\x00*", b"P5", b"P6", b"\x00\x00\x01\x00")
+
+
+def sniff(path: Path) -> str | None:
+    """`"image"`, `"audio"`, `"text"` or None for what a file's first bytes say it is; errors: a file that cannot be read."""
+    with open(path, "rb") as file:
+        head = file.read(4096)
+    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
+        return "image"
+    if head.startswith(_AUDIO_MAGIC) or (len(head) > 1 and head[0] == 0xFF and head[1] & 0xE6 == 0xE2):  # MPEG layer 3
+        return "audio"
+    if head.startswith(_IMAGE_MAGIC) or head[4:12] in (b"ftypavif", b"ftypheic"):
+        return "image"
+    if not head or b"\x00" in head:
+        return None
+    try:
+        head.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if error.start < len(head) - 3:  # not merely a character cut off at the end of what was read
+            return None
+    return "text"
+
+
+# ---- Images ---------------------------------------------------------------------------------------------------------
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode to RGB, upright: EXIF rotation applied, transparency over white, 16-bit and float scaled to 8 bits."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        values = np.asarray(image, np.float32)
+        top = 65535.0 if image.mode != "F" or values.max(initial=0) > 255 else (255.0 if values.max(initial=0) > 1 else 1.0)
+        image = Image.fromarray(np.clip(values / top * 255 + 0.5, 0, 255).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def open_image(path: Path) -> Image.Image:
+    """A file as an upright RGB picture; errors: `UserError` naming the file and what is wrong with it."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's notes on odd metadata and sizes: the checks here decide
+            with Image.open(path) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise UserError(f"{path}: {image.width} x {image.height} pixels are too many (limit {MAX_PIXELS})")
+                image.load()
+                return to_rgb(image)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except UserError:
+        raise
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and others for bad files
+        raise UserError(f"{path}: not a readable image ({_first_line(error)}); replace it or leave it out") from None
+
+
+def image_to_tensor(image: Image.Image) -> Tensor:
+    """RGB picture -> float [3, H, W] in [-1, 1]."""
+    array = np.asarray(to_rgb(image) if image.mode != "RGB" else image)
+    return torch.from_numpy(array.copy()).permute(2, 0, 1).float().div_(127.5).sub_(1)
+
+
+def tensor_to_image(pixels: Tensor) -> Image.Image:
+    """float [3, H, W] in [-1, 1] -> RGB picture. Inverse of `image_to_tensor`, to the nearest of 256 levels."""
+    array = pixels.detach().float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+    return Image.fromarray(array.permute(1, 2, 0).cpu().numpy())
+
+
+def load_image(path: Path) -> Tensor:
+    """float [3, H, W] in [-1, 1]."""
+    return image_to_tensor(open_image(path))
+
+
+def save_image(path: Path, pixels: Tensor | np.ndarray) -> None:
+    """Write float [3, H, W] in [-1, 1], or uint8 [H, W, 3], as PNG. Inverse of `load_image`."""
+    image = Image.fromarray(pixels) if isinstance(pixels, np.ndarray) else tensor_to_image(pixels)
+    image.save(path, format="PNG", compress_level=4)
+
+
+def fit_image(image: Image.Image, area: int, longest: int) -> Image.Image:
+    """Shrink a picture, keeping its aspect, until it has at most `area` pixels and no side over `longest`; never enlarge."""
+    scale = min(1.0, (area / (image.width * image.height)) ** 0.5, longest / max(image.size))
+    if scale == 1.0:
+        return image
+    width, height = (max(1, min(longest, round(side * scale))) for side in image.size)
+    return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def crop_square(image: Image.Image, side: int) -> Image.Image:
+    """The centre of a picture, scaled so that its shorter side is `side` pixels."""
+    return image if image.size == (side, side) else ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
+
+
+# ---- Sounds ---------------------------------------------------------------------------------------------------------
+
+
+def load_audio(path: Path) -> tuple[Tensor, int]:
+    """float [C, T] in [-1, 1] and its rate in Hz; errors: `UserError` for no file, no sound, no samples, not finite."""
+    try:
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
+        if not Path(path).exists():
+            raise UserError(f"{path}: no such file") from None
+        raise UserError(f"{path}: not a readable sound ({_first_line(error)}); replace it or leave it out") from None
+    if samples.shape[0] == 0:
+        raise UserError(f"{path}: a sound of zero length; replace it or leave it out")
+    if not np.isfinite(samples).all():
+        raise UserError(f"{path}: samples that are not finite numbers; replace it or leave it out")
+    return torch.from_numpy(np.ascontiguousarray(samples.T)), int(rate)
+
+
+def convert_audio(samples: Tensor, rate: int, to_rate: int, channels: int) -> Tensor:
+    """[C, T] at `rate` Hz -> [channels, T'] at `to_rate` Hz; mono is the mean of the channels, more are repeated."""
+    if samples.shape[0] != channels:
+        samples = samples.mean(0, keepdim=True).expand(channels, -1)
+    if rate != to_rate:
+        length = max(1, round(samples.shape[-1] * to_rate / rate))
+        resampled = torch.from_numpy(soxr.resample(samples.T.numpy(), rate, to_rate).T.copy())
+        samples = torch.nn.functional.pad(resampled, (0, max(0, length - resampled.shape[-1])))[:, :length]
+    return samples.contiguous()
+
+
+def save_audio(path: Path, samples: Tensor | np.ndarray, rate: int) -> None:
+    """Write float [C, T] in [-1, 1] at `rate` Hz as 16-bit WAV; what is beyond [-1, 1] is clipped. Inverse of `load_audio`."""
+    array = samples.detach().float().cpu().numpy() if isinstance(samples, Tensor) else samples
+    soundfile.write(path, np.clip(array.T, -1, 1), rate, subtype="PCM_16", format="WAV")
+
+
+# ---- Text -----------------------------------------------------------------------------------------------------------
+
+
+def load_text(path: Path) -> str:
+    """A UTF-8 file as it is (line ends kept); errors: `UserError` for no file, another encoding, nothing in it."""
+    try:
+        text = Path(path).read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); convert it, for example with iconv") from None
+    if not text.strip():
+        raise UserError(f"{path}: no text in it; fill it or leave it out")
+    return text
+
+
+def save_text(path: Path, text: str) -> None:
+    """Write UTF-8 as it is. Inverse of `load_text`."""
+    Path(path).write_bytes(text.encode("utf-8"))
+
+
+def encode_png(pixels: Tensor) -> bytes:
+    """float [3, H, W] in [-1, 1] -> the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    tensor_to_image(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__

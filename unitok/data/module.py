@@ -1,0 +1,288 @@
+"""Lightning data modules: folders of images, folders of sounds, token shards.
+
+All three serve an endless stream of samples whose order is a pure function of (seed, epoch, index); a position in it is
+a count of samples, kept in checkpoints, so a resumed run, with any number of workers or processes, goes on with exactly
+the next sample. Nothing here draws from global random state.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from unitok.data.media import convert_audio, crop_square, load_audio, open_image, sniff
+from unitok.data.packing import PackedDataset
+from unitok.data.shards import TokenDataset
+from unitok.errors import UserError
+from unitok.vocab import Vocab
+
+CACHE_BYTES = 1 << 30  # decoded files are kept in memory up to this, in each process
+
+
+class Ordered(Protocol):
+    """A data set that is read by (epoch, index), in an order of its own for each epoch."""
+
+    def order(self, epoch: int) -> Sequence[int]: ...
+
+    def __getitem__(self, place: tuple[int, int]) -> Any: ...
+
+
+class EndlessBatches:
+    """Batch sampler over all epochs of a data set, from sample number `start` on; one process's share of each batch."""
+
+    def __init__(self, dataset: Ordered, batch_size: int, start: int = 0, rank: int = 0, processes: int = 1):
+        self.dataset, self.batch_size, self.start = dataset, batch_size, start
+        self.rank, self.processes = rank, processes
+
+    def _places(self) -> Iterator[tuple[int, int]]:
+        skip, epoch = self.start, 0
+        while True:
+            order = self.dataset.order(epoch)
+            for i in range(min(skip, len(order)), len(order)):
+                yield epoch, int(order[i])
+            skip = max(0, skip - len(order))
+            epoch += 1
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        places = self._places()
+        while True:
+            batch = [next(places) for _ in range(self.batch_size * self.processes)]
+            yield batch[self.rank :: self.processes]
+
+
+class FileDataset(Dataset):
+    """Files of one kind under a folder, decoded when first asked for and kept in memory while there is room."""
+
+    def __init__(self, folder: Path, kind: str, seed: int):
+        folder = Path(folder)
+        if not folder.exists():
+            raise UserError(f"{folder}: no such folder")
+        found = (f for f in sorted(folder.rglob("*")) if f.is_file() and not f.name.startswith("."))
+        self.files = [f for f in found if sniff(f) == kind]
+        if not self.files:
+            raise UserError(f"{folder}: no {kind} files in it")
+        self.seed = seed
+        self._kept: dict[int, Any] = {}
+        self._bytes = 0
+
+    def order(self, epoch: int) -> Sequence[int]:
+        return np.random.default_rng((self.seed, epoch)).permutation(len(self.files)).tolist()
+
+    def _keep(self, index: int, value: Any, size: int) -> Any:
+        if self._bytes + size <= CACHE_BYTES:
+            self._kept[index] = value
+            self._bytes += size
+        return value
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+
+class ImageDataset(FileDataset):
+    """[3, S, S] float in [-1, 1]: the centre square of each picture, mirrored by chance if `flip`."""
+
+    def __init__(self, folder: Path, size: int, flip: bool, seed: int):
+        super().__init__(folder, "image", seed)
+        self.size, self.flip = size, flip
+
+    def __getitem__(self, place: tuple[int, int]) -> Tensor:
+        epoch, index = place
+        pixels = self._kept.get(index)
+        if pixels is None:
+            image = crop_square(open_image(self.files[index]), self.size)
+            pixels = self._keep(index, np.asarray(image).transpose(2, 0, 1).copy(), 3 * self.size**2)
+        if self.flip and np.random.default_rng((self.seed, epoch, index)).random() < 0.5:
+            pixels = pixels[:, :, ::-1].copy()
+        return torch.from_numpy(pixels).float().div_(127.5).sub_(1)
+
+
+class SoundDataset(FileDataset):
+    """[C, T] float in [-1, 1]: a stretch of each sound at a random place, zeros after sounds that are shorter."""
+
+    def __init__(self, folder: Path, rate: int, channels: int, length: int, seed: int):
+        super().__init__(folder, "audio", seed)
+        self.rate, self.channels, self.length = rate, channels, length
+
+    def __getitem__(self, place: tuple[int, int]) -> Tensor:
+        epoch, index = place
+        samples = self._kept.get(index)
+        if samples is None:
+            samples = convert_audio(*load_audio(self.files[index]), self.rate, self.channels)
+            self._keep(index, samples, samples.numel() * 4)
+        spare = samples.shape[-1] - self.length
+        start = int(np.random.default_rng((self.seed, epoch, index)).integers(spare + 1)) if spare > 0 else 0
+        piece = samples[:, start : start + self.length]
+        return torch.nn.functional.pad(piece, (0, self.length - piece.shape[-1]))
+
+
+class _Module(L.LightningDataModule):
+    """What the three share: an endless loader for training that starts where the checkpoint says, a plain one to validate."""
+
+    def __init__(self, batch_size: int, workers: int, seed: int):
+        super().__init__()
+        self.batch_size, self.workers, self.seed = batch_size, workers, seed
+        self.start = 0  # samples already seen
+
+    def training_data(self) -> Ordered:
+        raise NotImplementedError
+
+    def validation_data(self) -> Ordered | None:
+        return None
+
+    def collate(self, items: list[Any]) -> Any:
+        return torch.stack(items)
+
+    def train_dataloader(self) -> DataLoader:
+        data = self.training_data()
+        trainer = self.trainer
+        rank, processes = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        batches = EndlessBatches(data, self.batch_size, self.start, rank, processes)
+        return self._loader(data, batch_sampler=batches)
+
+    def val_dataloader(self) -> DataLoader | list:
+        data = self.validation_data()
+        if data is None:
+            return []
+        order = [(0, int(i)) for i in data.order(0)]
+        cut = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+        return self._loader(data, batch_sampler=cut)
+
+    test_dataloader = val_dataloader
+
+    def _loader(self, data: Any, **how: Any) -> DataLoader:
+        pinned = torch.cuda.is_available()
+        return DataLoader(
+            data,
+            num_workers=self.workers,
+            collate_fn=self.collate,
+            pin_memory=pinned,
+            persistent_workers=self.workers > 0,
+            **how,
+        )
+
+    def state_dict(self) -> dict[str, int]:
+        """The position in the data: how many samples the model has seen."""
+        return {"samples": int(self.trainer.lightning_module.samples_seen)} if self.trainer else {}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.start = int(state.get("samples", 0))
+
+
+class ImageFiles(_Module):
+    """Pictures under a folder, of any format and size.
+
+    Args:
+        path: folder with the training pictures. val_path: folder to validate on, or none.
+        size: side of the square that is cut from the middle of each, pixels.
+        batch_size: pictures a step and process. flip: mirror half of them by chance.
+        workers: processes that decode; 0 decodes in the training process. seed: of the order.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        val_path: str | None = None,
+        size: int = 64,
+        batch_size: int = 16,
+        flip: bool = True,
+        workers: int = 0,
+        seed: int = 0,
+    ):
+        super().__init__(batch_size, workers, seed)
+        self.path, self.val_path, self.size, self.flip = path, val_path, size, flip
+
+    def training_data(self) -> Ordered:
+        return ImageDataset(Path(self.path), self.size, self.flip, self.seed)
+
+    def validation_data(self) -> Ordered | None:
+        return ImageDataset(Path(self.val_path), self.size, False, self.seed) if self.val_path else None
+
+
+class AudioFiles(_Module):
+    """Sounds under a folder, of any format, rate and length.
+
+    Args:
+        path: folder with the training sounds. val_path: folder to validate on, or none.
+        sample_rate: Hz to convert to. channels: 1 mono, 2 stereo. seconds: length of the stretches.
+        batch_size: stretches a step and process.
+        workers: processes that decode; 0 decodes in the training process. seed: of the order.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        val_path: str | None = None,
+        sample_rate: int = 8_000,
+        channels: int = 1,
+        seconds: float = 0.8,
+        batch_size: int = 32,
+        workers: int = 0,
+        seed: int = 0,
+    ):
+        super().__init__(batch_size, workers, seed)
+        self.path, self.val_path = path, val_path
+        self.sample_rate, self.channels, self.length = sample_rate, channels, round(seconds * sample_rate)
+
+    def _data(self, path: str) -> Ordered:
+        return SoundDataset(Path(path), self.sample_rate, self.channels, self.length, self.seed)
+
+    def training_data(self) -> Ordered:
+        return self._data(self.path)
+
+    def validation_data(self) -> Ordered | None:
+        return self._data(self.val_path) if self.val_path else None
+
+
+class TokenShards(_Module):
+    """A tokenized data set, packed.
+
+    Args:
+        path: folder made by `unitok tokenize`. val_path: another to validate on, or none.
+        row_length: ids a packed row. batch_size: rows a step and process.
+        drop_condition: share of documents trained without their condition, for guidance in sampling.
+        text_weight, image_weight, audio_weight: factors on the loss of each modality.
+        workers: processes that pack; 0 packs in the training process. seed: of the order.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        val_path: str | None = None,
+        row_length: int = 256,
+        batch_size: int = 16,
+        drop_condition: float = 0.1,
+        text_weight: float = 1.0,
+        image_weight: float = 1.0,
+        audio_weight: float = 1.0,
+        workers: int = 0,
+        seed: int = 0,
+    ):
+        super().__init__(batch_size, workers, seed)
+        self.path, self.val_path, self.row_length = path, val_path, row_length
+        self.drop_condition = drop_condition
+        self.weights = {"text": text_weight, "image": image_weight, "audio": audio_weight}
+        self._train: PackedDataset | None = None
+
+    def training_data(self) -> PackedDataset:
+        if self._train is None:
+            self._train = PackedDataset(
+                TokenDataset(Path(self.path)), self.row_length, self.seed, self.drop_condition, self.weights
+            )
+        return self._train
+
+    def validation_data(self) -> PackedDataset | None:
+        if not self.val_path:
+            return None
+        return PackedDataset(TokenDataset(Path(self.val_path)), self.row_length, self.seed, 0.0, self.weights)
+
+    @property
+    def vocab(self) -> Vocab:
+        return self.training_data().vocab
+
+    def collate(self, items: list[dict[str, np.ndarray]]) -> dict[str, Tensor]:
+        return {key: torch.from_numpy(np.stack([item[key] for item in items])) for key in items[0]}

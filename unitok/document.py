@@ -1,0 +1,164 @@
+"""Documents: what a model reads and writes, in reading order; and the interleaved file format they come from.
+
+A `Document` is a list of `Segment`s, each one piece of content as codes. Before tokenization the same document is a
+`RawDocument` of `Part`s, each a text or the path of a file: a line of an interleaved JSON Lines file,
+
+    {"id": "7", "content": [{"type": "text", "text": "a dog"}, {"type": "image", "path": "dog.png", "loss": true}]}
+
+with an optional `role` and `loss` on each part and paths relative to the file. Imports nothing of ours but the error.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from unitok.errors import UserError
+
+ROLES = ("none", "system", "user", "assistant")
+PART_TYPES = ("text", "image", "audio")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One piece of content.
+
+    Args:
+        modality: `text`, `image`, `audio`, or another that the vocabulary declares.
+        codes: int64; text [N], image [h, w], audio [K, N].
+        role: who says it, one of `ROLES`.
+        loss: whether training learns to write it, or only to read it.
+        source: the file it came from, relative to the data set, or "".
+        size: pixels (height, width) or samples (length,) before padding, so that decoding gives back exactly that.
+    """
+
+    modality: str
+    codes: np.ndarray
+    role: str = "none"
+    loss: bool = True
+    source: str = ""
+    size: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "codes", np.asarray(self.codes, dtype=np.int64))
+        if self.role not in ROLES:
+            raise UserError(f"role {self.role!r}: choose one of {', '.join(ROLES)}")
+        if self.codes.size == 0:
+            raise UserError(f"an empty {self.modality} segment: no span may be empty")
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Segment):
+            return NotImplemented
+        mine, theirs = ((s.modality, s.role, s.loss, s.source, s.size) for s in (self, other))
+        return mine == theirs and np.array_equal(self.codes, other.codes)
+
+    def __hash__(self) -> int:
+        return hash((self.modality, self.role, self.codes.tobytes()))
+
+
+@dataclass(frozen=True)
+class Document:
+    """Segments in reading order."""
+
+    segments: tuple[Segment, ...]
+    id: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "segments", tuple(self.segments))
+
+    def merged(self) -> "Document":
+        """The same with neighbouring text of equal role and loss as one segment: what ids alone can tell apart."""
+        out: list[Segment] = []
+        for s in self.segments:
+            last = out[-1] if out else None
+            if last and last.modality == s.modality == "text" and (last.role, last.loss) == (s.role, s.loss):
+                s = Segment("text", np.concatenate([last.codes, s.codes]), s.role, s.loss, last.source)
+                out.pop()
+            out.append(s)
+        return Document(tuple(out), self.id)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One piece of raw content: a text, or the path of an image or a sound."""
+
+    type: str
+    text: str = ""
+    path: Path | None = None
+    role: str = "none"
+    loss: bool = True
+
+
+@dataclass(frozen=True)
+class RawDocument:
+    """Parts in reading order; `where` names the file (and line) that it was read from, for messages."""
+
+    id: str
+    content: tuple[Part, ...] = field(default_factory=tuple)
+    where: str = ""
+
+
+def parse_raw_document(line: str, folder: Path, where: str, default_id: str) -> RawDocument:
+    """One line of an interleaved JSON Lines file; paths are taken relative to `folder`; errors: `UserError` with `where`."""
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno}); mend or remove the line") from None
+    if not isinstance(row, dict) or not isinstance(row.get("content"), list) or not row["content"]:
+        raise UserError(f'{where}: a document is {{"id": …, "content": [parts]}} with at least one part')
+    parts = []
+    for number, part in enumerate(row["content"], 1):
+        here = f"{where}, part {number}"
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind not in PART_TYPES:
+            raise UserError(f"{here}: type {kind!r}; choose one of {', '.join(PART_TYPES)}")
+        role, loss = part.get("role", "none"), part.get("loss", True)
+        if role not in ROLES:
+            raise UserError(f"{here}: role {role!r}; choose one of {', '.join(ROLES)}")
+        if not isinstance(loss, bool):
+            raise UserError(f"{here}: loss {loss!r}; it is true or false")
+        key = "text" if kind == "text" else "path"
+        value = part.get(key)
+        if not isinstance(value, str) or not value.strip():
+            raise UserError(f"{here}: an empty or missing {key!r}; fill it or remove the part")
+        if kind == "text":
+            parts.append(Part(kind, text=value, role=role, loss=loss))
+        else:
+            parts.append(Part(kind, path=folder / value, role=role, loss=loss))
+    return RawDocument(str(row.get("id", default_id)), tuple(parts), where)
+
+
+def format_raw_document(document: RawDocument, folder: Path) -> str:
+    """One line of an interleaved JSON Lines file in `folder`, without a line end. Inverse of `parse_raw_document`."""
+    content = []
+    for part in document.content:
+        row: dict = {"type": part.type}
+        if part.path is None:
+            row["text"] = part.text
+        else:
+            row["path"] = str(part.path.relative_to(folder) if part.path.is_relative_to(folder) else part.path)
+        row |= {} if part.role == "none" else {"role": part.role}
+        row |= {} if part.loss else {"loss": False}
+        content.append(row)
+    return json.dumps({"id": document.id, "content": content}, ensure_ascii=False)
+
+
+def read_raw_documents(path: Path) -> Iterator[RawDocument | UserError]:
+    """The documents of an interleaved JSON Lines file in order; a bad line comes as the `UserError` that says why."""
+    try:
+        file = open(path, encoding="utf-8", errors="strict")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    with file:
+        try:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                try:
+                    yield parse_raw_document(line, path.parent, f"{path.name}, line {number}", f"{path.stem}-{number}")
+                except UserError as error:
+                    yield error
+        except UnicodeDecodeError:
+            raise UserError(f"{path}: not UTF-8 text; convert it, for example with iconv") from None

@@ -1,0 +1,88 @@
+"""Optimizers of the decoder: Muon for the matrices of the blocks, AdamW for everything else; or AdamW for all.
+
+Muon (Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks") orthogonalises the momentum of each
+matrix by Newton-Schulz iterations. Ours differs from `torch.optim.Muon` in two ways that matter here: matrices of equal
+shape go through the iterations as one batch, and the iterations run in fp32 on a CPU, where bf16 may be emulated and
+tens of times slower.
+"""
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
+    """[N, R, C] -> the nearest semi-orthogonal matrices, roughly: singular values end up between 0.7 and 1.2.
+
+    Quintic Newton-Schulz with Jordan's coefficients.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrices.bfloat16() if matrices.is_cuda else matrices.float()
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x.mT if tall else x).to(matrices.dtype)
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, Nesterov, orthogonalised, for parameters with two dimensions.
+
+    Args:
+        lr: size of a step, relative to a matrix whose singular values are 1 and that is no taller than wide; taller
+            ones are scaled by sqrt(rows / columns), as in Jordan's implementation.
+        momentum: of the gradient. weight_decay: decoupled, times lr.
+    """
+
+    def __init__(self, params: Any, lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+            for p in group["params"]:
+                if p.grad is not None:
+                    by_shape[p.shape].append(p)
+            for shape, parameters in by_shape.items():
+                updates = []
+                for p in parameters:
+                    buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                    buffer.lerp_(p.grad, 1 - group["momentum"])
+                    updates.append(p.grad.lerp(buffer, group["momentum"]))
+                directions = orthogonalise(torch.stack(updates))
+                scale = max(1.0, shape[0] / shape[1]) ** 0.5
+                for p, direction in zip(parameters, directions, strict=True):
+                    p.mul_(1 - group["lr"] * group["weight_decay"])
+                    p.add_(direction, alpha=-group["lr"] * scale)
+        return loss
+
+
+def build_optimizers(
+    decoder: nn.Module, name: str, rate: float, muon_rate: float, betas: tuple[float, float], weight_decay: float
+) -> list[torch.optim.Optimizer]:
+    """`muon`: Muon for the blocks' matrices and AdamW for embedding, head and norms; `adamw`: AdamW for all."""
+    matrices, embeddings, vectors = [], [], []
+    for full_name, p in decoder.named_parameters():
+        if p.ndim < 2:
+            vectors.append(p)
+        elif "embed_tokens" in full_name or "lm_head" in full_name or name == "adamw":
+            embeddings.append(p)
+        else:
+            matrices.append(p)
+    groups = [
+        {"params": embeddings, "weight_decay": weight_decay if name == "adamw" else 0.0},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=rate, betas=betas, eps=1e-8, fused=True)]
+    if name == "muon":
+        optimizers.append(Muon(matrices, lr=muon_rate, weight_decay=weight_decay))
+    return optimizers

@@ -1,0 +1,119 @@
+"""The text tokenizer: SentencePiece BPE with byte fallback, exact for every string.
+
+str -> list of codes -> the same str, whatever the string. SentencePiece is set up to change nothing (no normalisation,
+no added or removed spaces); the one character that it cannot tell from a space, its own U+2581, is written as the three
+bytes of its UTF-8 form. Control pieces (`unk`) are never produced and are illegal in every sequence.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import sentencepiece
+
+from unitok.errors import UserError
+from unitok.pretrained import VERSION, part_folder, replace_folder
+
+_SPACE_MARK = "\u2581"
+
+
+class TextTokenizer:
+    """A SentencePiece model. `model`: its serialized bytes."""
+
+    def __init__(self, model: bytes):
+        self.model = model
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self._mark = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE_MARK.encode()]
+
+    @property
+    def size(self) -> int:
+        """Number of pieces, control pieces and bytes included."""
+        return self._processor.vocab_size()
+
+    @property
+    def illegal(self) -> tuple[int, ...]:
+        """Pieces that no text is made of."""
+        p = self._processor
+        return tuple(i for i in range(self.size) if p.is_control(i) or p.is_unknown(i) or p.is_unused(i))
+
+    def encode(self, text: str) -> list[int]:
+        """str -> codes."""
+        codes: list[int] = []
+        for i, stretch in enumerate(text.split(_SPACE_MARK)):
+            codes += (self._mark if i else []) + self._processor.encode(stretch)
+        return codes
+
+    def decode(self, codes: list[int]) -> str:
+        """Codes -> str. Inverse of `encode`; bytes that are not UTF-8 become U+FFFD."""
+        return self._processor.decode([int(c) for c in codes])
+
+    def fingerprint(self) -> str:
+        """Changes when the codes do."""
+        return hashlib.sha256(self.model).hexdigest()
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write `config.json` and `tokenizer.model` (SentencePiece's own format)."""
+        folder = Path(folder)
+        partial = folder.with_name(folder.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        (partial / "tokenizer.model").write_bytes(self.model)
+        (partial / "config.json").write_text(json.dumps({"unitok": VERSION, "kind": "text tokenizer"}) + "\n")
+        replace_folder(partial, folder)
+
+    @classmethod
+    def from_pretrained(cls, path: Path, device: str = "cpu") -> "TextTokenizer":
+        """Read its own folder or a bundle's; `device` is there for symmetry."""
+        file = part_folder(path, "tokenizers/text") / "tokenizer.model"
+        if not file.exists():
+            raise UserError(f"{file}: no such file; make one with `unitok train-text`")
+        return cls(file.read_bytes())
+
+    @classmethod
+    def train(cls, texts: Iterable[str], size: int = 8_000, sample: int = 5_000_000) -> "TextTokenizer":
+        """Train BPE with byte fallback.
+
+        Args:
+            texts: the corpus, any number of strings.
+            size: pieces wanted, at least 300 (256 of them bytes); a small corpus may give fewer.
+            sample: strings that are used at most, the first ones.
+        """
+        import io
+
+        if size < 300:
+            raise UserError(f"--size {size}: at least 300 pieces are needed, 256 of them are bytes")
+        lines = [text.replace(_SPACE_MARK, " ") for _, text in zip(range(sample), texts, strict=False) if text.strip()]
+        if not lines:
+            raise UserError("no text to train on")
+        while True:
+            out = io.BytesIO()
+            try:
+                sentencepiece.SentencePieceTrainer.train(
+                    sentence_iterator=iter(lines),
+                    model_writer=out,
+                    model_type="bpe",
+                    vocab_size=size,
+                    byte_fallback=True,
+                    character_coverage=0.9995,
+                    normalization_rule_name="identity",
+                    add_dummy_prefix=False,
+                    remove_extra_whitespaces=False,
+                    split_digits=True,
+                    allow_whitespace_only_pieces=True,
+                    unk_id=0,
+                    bos_id=-1,
+                    eos_id=-1,
+                    pad_id=-1,
+                    max_sentence_length=1_000_000,
+                    num_threads=1,  # so that the result does not depend on the machine
+                    minloglevel=2,
+                )
+                return cls(out.getvalue())
+            except RuntimeError as error:  # a corpus too small for `size` says which size it would allow
+                most = re.search(r"value <= (\d+)", str(error))
+                if not most or int(most[1]) >= size:
+                    raise UserError(f"SentencePiece could not train on this text: {error}") from None
+                size = int(most[1])

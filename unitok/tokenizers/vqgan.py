@@ -1,0 +1,205 @@
+"""The VQ-GAN's encoder and decoder: taming-transformers' architecture and names, plus a patch stem.
+
+[B, 3, H, W] -> encoder -> [B, z_channels, h, w] -> (quantizer) -> decoder -> [B, 3, H, W], h = H / f, where
+f = patch * 2 ** (len(ch_mult) - 1). Module names are taming's (`down.0.block.0.norm1`, `mid.attn_1`, ...), so that its
+checkpoints load by name; with `patch = 1` the outputs are equal (tests/tokenizers/test_parity.py).
+
+Choices: the patch stem folds `patch x patch` pixels into channels before the first convolution and unfolds them after
+the last (pixel unshuffle; cf. the Haar patching of Cosmos-Tokenizer), which makes the full-resolution stages, most of
+the cost, `patch ** 2` times cheaper. As in taming, the middle block always has attention, group norm has 32 groups
+(so `ch` is a multiple of 32) and the down-sampling convolution pads right and below only.
+Source: Esser et al. 2021, "Taming Transformers for High-Resolution Image Synthesis";
+taming-transformers:taming/modules/diffusionmodules/model.py.
+"""
+
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(32, channels, eps=1e-6)
+
+
+class ResnetBlock(nn.Module):
+    """Two 3x3 convolutions around a shortcut: [B, in, H, W] -> [B, out, H, W]."""
+
+    def __init__(self, in_channels: int, out_channels: int, dropout: float = 0.0):
+        super().__init__()
+        self.norm1 = _norm(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = _norm(out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        if in_channels != out_channels:
+            self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        return (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x) + h
+
+
+class AttnBlock(nn.Module):
+    """Single-head self-attention over all positions, residual: [B, C, H, W] -> [B, C, H, W]."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = _norm(channels)
+        self.q, self.k, self.v, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        q, k, v = (rearrange(part(h), "b c h w -> b 1 (h w) c") for part in (self.q, self.k, self.v))
+        h = rearrange(F.scaled_dot_product_attention(q, k, v), "b 1 (h w) c -> b c h w", h=x.shape[2])
+        return x + self.proj_out(h)
+
+
+class Downsample(nn.Module):
+    """Halve height and width with a strided convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Double height and width: nearest neighbour, then a convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class _Level(nn.Module):
+    """One resolution: `block` and `attn` lists of equal length (or no attention), then `downsample` or `upsample`."""
+
+    def __init__(self, widths: list[int], attention: bool, dropout: float):
+        super().__init__()
+        pairs = zip(widths[:-1], widths[1:], strict=True)
+        self.block = nn.ModuleList(ResnetBlock(i, o, dropout) for i, o in pairs)
+        self.attn = nn.ModuleList(AttnBlock(w) for w in widths[1:] if attention)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, block in enumerate(self.block):
+            x = block(x)
+            if len(self.attn):
+                x = self.attn[i](x)
+        return x
+
+
+class _Middle(nn.Module):
+    def __init__(self, channels: int, dropout: float):
+        super().__init__()
+        self.block_1 = ResnetBlock(channels, channels, dropout)
+        self.attn_1 = AttnBlock(channels)
+        self.block_2 = ResnetBlock(channels, channels, dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(x)))
+
+
+class Encoder(nn.Module):
+    """Pixels to latents.
+
+    Args:
+        ch: channels of the first stage, a multiple of 32.
+        ch_mult: width of each resolution as a multiple of `ch`; each but the last is followed by a halving.
+        num_res_blocks: residual blocks a resolution.
+        attn_resolutions: resolutions, in pixels after the stem for an input of `resolution`, that also have attention.
+        z_channels: channels of the latents.
+        resolution: nominal side of an input, pixels; only decides where attention sits.
+        patch: side of the pixel patches that the stem folds into channels.
+    """
+
+    def __init__(
+        self,
+        *,
+        ch: int,
+        ch_mult: tuple[int, ...],
+        num_res_blocks: int,
+        attn_resolutions: tuple[int, ...] = (),
+        z_channels: int,
+        resolution: int,
+        patch: int = 1,
+        in_channels: int = 3,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.patch = patch
+        self.conv_in = nn.Conv2d(in_channels * patch**2, ch, 3, padding=1)
+        self.down = nn.ModuleList()
+        width, side = ch, resolution // patch
+        for i, mult in enumerate(ch_mult):
+            level = _Level([width] + [ch * mult] * num_res_blocks, side in attn_resolutions, dropout)
+            width = ch * mult
+            if i < len(ch_mult) - 1:
+                level.downsample = Downsample(width)
+                side //= 2
+            self.down.append(level)
+        self.mid = _Middle(width, dropout)
+        self.norm_out = _norm(width)
+        self.conv_out = nn.Conv2d(width, z_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, in_channels, H, W] -> [B, z_channels, H / f, W / f]."""
+        x = self.conv_in(F.pixel_unshuffle(x, self.patch))
+        for level in self.down:
+            x = level(x)
+            if hasattr(level, "downsample"):
+                x = level.downsample(x)
+        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+
+
+class Decoder(nn.Module):
+    """Latents to pixels: the encoder mirrored, with one residual block more a resolution. Arguments as for `Encoder`."""
+
+    def __init__(
+        self,
+        *,
+        ch: int,
+        ch_mult: tuple[int, ...],
+        num_res_blocks: int,
+        attn_resolutions: tuple[int, ...] = (),
+        z_channels: int,
+        resolution: int,
+        patch: int = 1,
+        out_channels: int = 3,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.patch = patch
+        width, side = ch * ch_mult[-1], resolution // patch // 2 ** (len(ch_mult) - 1)
+        self.conv_in = nn.Conv2d(z_channels, width, 3, padding=1)
+        self.mid = _Middle(width, dropout)
+        levels = []
+        for i, mult in reversed(list(enumerate(ch_mult))):
+            level = _Level([width] + [ch * mult] * (num_res_blocks + 1), side in attn_resolutions, dropout)
+            width = ch * mult
+            if i > 0:
+                level.upsample = Upsample(width)
+                side *= 2
+            levels.insert(0, level)
+        self.up = nn.ModuleList(levels)  # up.0 is the finest, as in taming
+        self.norm_out = _norm(width)
+        self.conv_out = nn.Conv2d(width, out_channels * patch**2, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """[B, z_channels, h, w] -> [B, out_channels, h * f, w * f]."""
+        x = self.mid(self.conv_in(z))
+        for level in reversed(self.up):
+            x = level(x)
+            if hasattr(level, "upsample"):
+                x = level.upsample(x)
+        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x))), self.patch)
+
+
+def downsampling(ch_mult: tuple[int, ...], patch: int) -> int:
+    """Pixels a code along each side."""
+    return patch * 2 ** (len(ch_mult) - 1)

@@ -1,0 +1,328 @@
+"""What all training runs share: the step counter, schedules, budgets in minutes, exact resume, and the command line.
+
+Networks know nothing of this; a `TrainingShell` is a thin LightningModule around one. Choices:
+
+- Optimisation is manual, with a counter of our own, because Lightning's `global_step` counts every optimizer's step.
+- A budget in minutes becomes a number of steps after a short probe; the number is kept in the checkpoint, so the
+  schedule of a resumed run is that of the uncut one.
+- A checkpoint holds plain types and tensors only (it loads with `weights_only=True`): weights, optimizers, counters,
+  random state, and the position in the data as a count of samples.
+- What the command line and YAML say wins over what a checkpoint remembers: checkpoints carry no hyperparameters.
+"""
+
+import logging
+import random
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch import Tensor
+
+from unitok.errors import UserError
+
+PROBE_SHARE = 0.06  # of the minutes, before the number of steps is fixed
+RESERVE_SECONDS = 2.0  # for the last checkpoint
+CHECKPOINT_SECONDS = 30
+
+
+class Budget:
+    """How long to train: a number of steps, or minutes that become one after a probe."""
+
+    def __init__(self, steps: int | None, minutes: float | None):
+        if (steps is None) == (minutes is None):
+            raise UserError("give the length of the training as either steps or minutes")
+        self.total, self.minutes = steps, minutes
+        self._began = 0.0
+        self._first: tuple[int, float] | None = None
+
+    def begin(self) -> None:
+        """Start the clock."""
+        self._began = time.monotonic()
+
+    def tick(self, done: int) -> None:
+        """After step `done`: fix the total once the probe has seen enough."""
+        if self.total is not None or self.minutes is None:
+            return
+        now = time.monotonic()
+        if self._first is None or done <= 3:  # the first steps are slow: caches, k-means, lazy initialisation
+            self._first = (done, now)
+            return
+        seconds = self.minutes * 60
+        if now - self._began >= PROBE_SHARE * seconds and done - self._first[0] >= 5:
+            pace = (now - self._first[1]) / (done - self._first[0])
+            left = seconds - RESERVE_SECONDS - (now - self._began)
+            self.total = done + max(1, int(left / pace))
+
+    def share(self, done: int) -> float:
+        """Share of the run that is over, in [0, 1]; while the total is unknown, by the clock."""
+        if self.total is not None:
+            return min(1.0, done / self.total)
+        elapsed = time.monotonic() - self._began if self._began else 0.0
+        return min(PROBE_SHARE, elapsed / ((self.minutes or 1.0) * 60))
+
+    def over(self, done: int) -> bool:
+        return self.total is not None and done >= self.total
+
+
+def warmup_linear(step: int, share: float, warmup_steps: int, hold: float = 0.0, final: float = 0.02) -> float:
+    """Factor on the learning rate: linear warm-up by steps, flat to `hold` of the run, then linearly down to `final`."""
+    decay = 1.0 if share <= hold else final + (1 - final) * (1 - share) / (1 - hold)
+    return min(1.0, (step + 1) / max(1, warmup_steps)) * decay
+
+
+class TrainingShell(L.LightningModule):
+    """Base of all training modules.
+
+    A subclass gives `optimize(batch) -> dict of named numbers to log`, does its own backward and optimizer steps there,
+    and describes itself in `part()`.
+    """
+
+    kind = ""
+
+    def __init__(self, steps: int | None, minutes: float | None, log_every: int = 20):
+        super().__init__()
+        self.automatic_optimization = False
+        self.budget = Budget(steps, minutes)
+        self.steps_done = 0
+        self.samples_seen = 0
+        self.log_every = log_every
+        self._restored: dict[str, Any] | None = None
+
+    def optimize(self, batch: Any) -> dict[str, Tensor | float]:
+        """One step on a batch; -> what to log, the first of which the progress bar shows."""
+        raise NotImplementedError
+
+    def part(self) -> dict[str, Any]:
+        """`kind`, `config` and whatever else is needed to use the weights, as plain values; kept in every checkpoint."""
+        raise NotImplementedError
+
+    @property
+    def share(self) -> float:
+        """Share of the run that is over."""
+        return self.budget.share(self.steps_done)
+
+    def training_step(self, batch: Any, batch_index: int) -> None:
+        logged = self.optimize(batch)
+        self.steps_done += 1
+        first = batch if isinstance(batch, Tensor) else next(iter(batch.values()))
+        self.samples_seen += first.shape[0] * self.trainer.world_size
+        self.budget.tick(self.steps_done)
+        if self.steps_done % self.log_every == 0 or self.budget.over(self.steps_done):
+            values = {name: float(value) for name, value in logged.items()}
+            loss, *rest = values
+            self.log(loss, values[loss], prog_bar=True)
+            self.log_dict({name: values[name] for name in rest} | {"learning_progress": self.share})
+            if not np.isfinite(values[loss]):
+                raise UserError(f"step {self.steps_done}: the {loss} is {values[loss]}; lower the learning rate")
+        if self.budget.over(self.steps_done):
+            self.trainer.should_stop = True
+
+    def set_rate(self, optimizer: Any, rate: float) -> None:
+        """Set the learning rate of every group; never taken from a checkpoint, so that what the user says now wins."""
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+
+    def on_train_start(self) -> None:
+        self.budget.begin()
+        if self._restored is not None:
+            _set_random_state(self._restored)
+            self._restored = None
+        if self.budget.over(self.steps_done):
+            self.trainer.should_stop = True
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["unitok"] = {
+            "kind": self.kind,
+            "part": self.part(),
+            "steps_done": self.steps_done,
+            "samples_seen": self.samples_seen,
+            "total_steps": self.budget.total,
+            "random": _random_state(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        state = checkpoint.get("unitok") or {}
+        if state.get("kind") != self.kind:
+            raise UserError(f"the checkpoint is of {state.get('kind') or 'another program'}, this run trains {self.kind}")
+        self.check_part(state["part"])
+        self.steps_done, self.samples_seen = state["steps_done"], state["samples_seen"]
+        if self.budget.minutes is not None:
+            self.budget.total = state["total_steps"]
+        self._restored = state["random"]
+
+    def check_part(self, part: dict[str, Any]) -> None:
+        """Raise `UserError` where a checkpoint's part cannot be gone on with."""
+
+
+def check_same(saved: dict[str, Any], asked: dict[str, Any], what: str) -> None:
+    """Raise `UserError` naming the first field in which a checkpoint's configuration differs from the one asked for."""
+    for key, value in asked.items():
+        old = saved.get(key)
+        same = list(old) == list(value) if isinstance(value, list | tuple) and isinstance(old, list | tuple) else old == value
+        if not same:
+            raise UserError(f"{what}.{key} is {value}, the checkpoint has {old}: choose another --out or the same value")
+
+
+def _random_state() -> dict[str, Any]:
+    kind, keys, place, has_gauss, cached = np.random.get_state()
+    state: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "numpy": [str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), int(place), int(has_gauss), float(cached)],
+        "python": repr(random.getstate()),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    import ast
+
+    torch.set_rng_state(state["torch"])
+    kind, keys, place, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), place, has_gauss, cached))
+    random.setstate(ast.literal_eval(state["python"]))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+# ---- Checkpoints ----------------------------------------------------------------------------------------------------
+
+
+def load_checkpoint(path: Path, trust: bool = False) -> dict[str, Any]:
+    """A checkpoint as plain types and tensors; nothing is unpickled unless `trust`; errors: `UserError` naming the file."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=not trust)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except Exception as error:  # a torn file raises almost anything
+        raise UserError(f"{path}: not a checkpoint that can be read ({str(error).splitlines()[0][:120]})") from None
+    return checkpoint
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint of a run that reads whole, or None."""
+    files = sorted((folder / "checkpoints").glob("*.ckpt"), key=lambda f: f.stat().st_mtime, reverse=True)
+    for file in files:
+        try:
+            load_checkpoint(file)
+        except UserError:
+            continue
+        return file
+    return None
+
+
+class FinalCheckpoint(L.Callback):
+    """Writes `final.ckpt` when the training has come to its end; it marks a run as finished."""
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if isinstance(module, TrainingShell) and module.budget.over(module.steps_done):
+            trainer.save_checkpoint(Path(trainer.default_root_dir) / "checkpoints" / "final.ckpt")
+
+
+class ShareBar(TQDMProgressBar):
+    """Lightning's progress bar, counting steps up to the total once it is known."""
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, *args: Any) -> None:
+        if isinstance(module, TrainingShell) and module.budget.total is not None:
+            self.train_progress_bar.total = module.budget.total
+        super().on_train_batch_end(trainer, module, *args)
+
+
+# ---- The command line -----------------------------------------------------------------------------------------------
+
+
+class _Parser(LightningArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: Any, ex: Exception | None = None) -> Any:
+        text = str(message if message is not None else ex)
+        lines = [line.strip(" -") for line in text.splitlines() if line.strip()]
+        telling = [line for line in lines if not line.startswith(("Problem", "Parser key", "Did not", "Union"))]
+        print(f"error: {'; '.join((telling or lines)[:3])[:400]}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+class UnitokCLI(LightningCLI):
+    """LightningCLI with `--out` and `--resume`, and with loggers, checkpoints and a progress bar in place."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--out", type=str, default="runs/default", help="folder for everything that the run writes")
+        parser.add_argument(
+            "--resume", type=str | None, default=None, help="checkpoint to go on from, or auto: the newest of --out, if any"
+        )
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would let the checkpoint's hyperparameters override the command line; ours has none."""
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        out = Path(config.out)
+        config.trainer.default_root_dir = str(out)
+        if config.resume == "auto":
+            newest = newest_checkpoint(out)
+            config.ckpt_path = str(newest) if newest else None
+        elif config.resume:
+            load_checkpoint(Path(config.resume))
+            config.ckpt_path = config.resume
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        config = self.config[self.subcommand]
+        out = Path(config.out)
+        if config.trainer.logger is None:
+            kwargs["logger"] = [
+                CSVLogger(out, name="", version="metrics"),
+                TensorBoardLogger(out, name="", version="tensorboard"),
+            ]
+        checkpoints = ModelCheckpoint(
+            out / "checkpoints",
+            filename="{step}",
+            train_time_interval=timedelta(seconds=CHECKPOINT_SECONDS),
+            save_top_k=1,
+            save_on_train_epoch_end=False,
+        )
+        extra = [checkpoints, FinalCheckpoint()]
+        if config.trainer.enable_progress_bar is not False:
+            extra.append(ShareBar(refresh_rate=10))
+        config.trainer.callbacks = None
+        return super().instantiate_trainer(callbacks=extra, **kwargs)
+
+
+def run_lightning(arguments: list[str] | None = None) -> None:
+    """`unitok fit | validate | test`: LightningCLI on the rest of the command line."""
+    import warnings
+
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*Total length of.*is zero.*")
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("unitok").setLevel(logging.INFO)
+    UnitokCLI(
+        L.LightningModule,
+        L.LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        seed_everything_default=0,
+        save_config_kwargs={"overwrite": True},
+        parser_class=_Parser,
+        trainer_defaults={
+            "max_epochs": -1,
+            "use_distributed_sampler": False,
+            "log_every_n_steps": 1,
+            "num_sanity_val_steps": 0,
+            "enable_model_summary": False,
+        },
+        args=arguments,
+    )

@@ -1,0 +1,380 @@
+"""The shared vocabulary: ranges of ids, how each modality lays out its span, and documents <-> ids.
+
+The only place where codes become ids and ids become codes. Ranges stand in this order and are append-only, so that a
+modality can be added without moving an old id: 256 special ids, text pieces, image grid sizes, image codes, one range
+for each level of audio codes, then whatever comes later. A modality declares its span once (begin, header, a repeating
+body, end); grammar, data validation, loss masks, sampling and decoding all read that declaration:
+
+    text   piece piece …                                     (bare; neighbours of equal role and loss merge)
+    image  <image> rows columns code … </image>              (rows x columns codes, raster order)
+    audio  <audio> (level 0 … level K-1) per frame … </audio>
+
+A document is `<bos>`, its spans, `<eos>`; a change of role puts that role's id before the span. Everything here is
+numpy: workers that prepare data need no torch.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from unitok.document import ROLES, Document, Segment
+from unitok.errors import UserError
+
+SPECIAL_COUNT = 256
+_FIXED = ("<bos>", "<eos>", "<pad>", *(f"<{role}>" for role in ROLES))
+_FILLS = tuple(f"<fill_{i}>" for i in range(16))  # sentinels for infilling
+GRID_SIZES = 64  # largest side of a grid, in codes
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Range:
+    """A stretch of ids `[offset, offset + size)` of one kind.
+
+    Args:
+        kind: `special`, `text`, `grid` (value n stands at offset n - 1) or `codes`.
+        level: of a residual codebook.
+        illegal: codes that no sequence may hold (SentencePiece's control pieces).
+        permutation: code c stands at `offset + permutation[c]`; None is the identity.
+    """
+
+    name: str
+    kind: str
+    offset: int
+    size: int
+    level: int = 0
+    illegal: tuple[int, ...] = ()
+    permutation: tuple[int, ...] | None = None
+
+    @property
+    def stop(self) -> int:
+        return self.offset + self.size
+
+    def intervals(self) -> tuple[tuple[int, int], ...]:
+        """The legal ids as half-open intervals."""
+        holes = sorted(self.offset + (self.permutation[c] if self.permutation else c) for c in self.illegal)
+        edges = [self.offset, *(edge for hole in holes for edge in (hole, hole + 1)), self.stop]
+        return tuple((a, b) for a, b in zip(edges[::2], edges[1::2], strict=True) if a < b)
+
+    def to_ids(self, codes: np.ndarray) -> np.ndarray:
+        """Codes -> ids of the same shape; errors: `UserError` for a code outside `[0, size)` or illegal."""
+        codes = np.asarray(codes, np.int64)
+        if codes.size and (codes.min() < 0 or codes.max() >= self.size or np.isin(codes, self.illegal).any()):
+            bad = codes[(codes < 0) | (codes >= self.size) | np.isin(codes, self.illegal)].flat[0]
+            raise UserError(f"code {bad} is not a legal code of {self.name!r} (size {self.size})")
+        return self.offset + (np.asarray(self.permutation)[codes] if self.permutation else codes)
+
+    def to_codes(self, ids: np.ndarray) -> np.ndarray:
+        """Ids -> codes of the same shape. Inverse of `to_ids`, with the same errors."""
+        places = np.asarray(ids, np.int64) - self.offset
+        if places.size and (places.min() < 0 or places.max() >= self.size):
+            raise UserError(f"id {np.asarray(ids)[(places < 0) | (places >= self.size)].flat[0]} is not in {self.name!r}")
+        codes = np.argsort(self.permutation)[places] if self.permutation else places
+        if np.isin(codes, self.illegal).any():
+            raise UserError(f"id {np.asarray(ids)[np.isin(codes, self.illegal)].flat[0]} is a control piece of {self.name!r}")
+        return codes
+
+
+@dataclass(frozen=True)
+class Span:
+    """How a modality lays out its ids.
+
+    Args:
+        modality: its name.
+        body: names of the ranges that repeat.
+        begin, end: names of special ids, or None where there is none.
+        header: names of grid ranges; with a header, the body repeats exactly product-of-the-header times, without one
+            any whole number of times, at least once.
+        fingerprint: of the tokenizer whose codes these are.
+    """
+
+    modality: str
+    body: tuple[str, ...]
+    begin: str | None = None
+    end: str | None = None
+    header: tuple[str, ...] = ()
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Where a segment stands in a sequence of ids: `[start, start + length)`, with what the file said of it."""
+
+    modality: str
+    start: int
+    length: int
+    role: str = "none"
+    loss: bool = True
+    source: str = ""
+    size: tuple[int, ...] = ()
+
+
+@dataclass
+class Vocab:
+    """Ranges, special names and span declarations. Make one with `Vocab.build`, read one with `Vocab.load`."""
+
+    ranges: list[Range] = field(default_factory=list)
+    specials: dict[str, int] = field(default_factory=dict)
+    spans: dict[str, Span] = field(default_factory=dict)
+
+    # ---- Making --------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def build(
+        cls,
+        text: int | None = None,
+        image: int | None = None,
+        audio: tuple[int, int] | None = None,
+        illegal_text: tuple[int, ...] = (),
+        fingerprints: dict[str, str] | None = None,
+    ) -> "Vocab":
+        """The standard layout for `text` pieces, `image` codes and `audio` = (levels, codes a level); None leaves one out."""
+        prints = fingerprints or {}
+        vocab = cls([Range("special", "special", 0, SPECIAL_COUNT)])
+        for name in (*_FIXED, *_FILLS, *(f"<{end}{m}>" for m in ("image", "audio", "video", "box") for end in ("", "/"))):
+            vocab.specials[name] = len(vocab.specials)
+        if text is not None:
+            vocab.add(Span("text", ("text",), fingerprint=prints.get("text", "")), [text], illegal_text)
+        if image is not None:
+            vocab.ranges.append(Range("grid", "grid", vocab.size, GRID_SIZES))
+            span = Span("image", ("image",), "<image>", "</image>", ("grid", "grid"), prints.get("image", ""))
+            vocab.add(span, [image])
+        if audio is not None:
+            levels = tuple(f"audio.{k}" for k in range(audio[0]))
+            span = Span("audio", levels, "<audio>", "</audio>", fingerprint=prints.get("audio", ""))
+            vocab.add(span, [audio[1]] * audio[0])
+        return vocab
+
+    def add(self, span: Span, sizes: list[int], illegal: tuple[int, ...] = ()) -> None:
+        """Append a modality: one new range for each name in its body, of `sizes` codes; new special names are numbered on."""
+        for level, (name, size) in enumerate(zip(span.body, sizes, strict=True)):
+            kind = "text" if span.modality == "text" else "codes"
+            self.ranges.append(Range(name, kind, self.size, size, level, illegal))
+        for name in (span.begin, span.end):
+            if name and name not in self.specials:
+                self.specials[name] = max(self.specials.values()) + 1
+        self.spans[span.modality] = span
+
+    # ---- Asking --------------------------------------------------------------------------------------------------
+
+    @property
+    def size(self) -> int:
+        """Number of ids, V."""
+        return max((r.stop for r in self.ranges), default=0)
+
+    def range(self, name: str) -> Range:
+        """The range of that name."""
+        return next(r for r in self.ranges if r.name == name)
+
+    def body(self, modality: str) -> tuple[Range, ...]:
+        """The ranges that repeat in a span of that modality."""
+        return tuple(self.range(name) for name in self.span(modality).body)
+
+    def span(self, modality: str) -> Span:
+        """The declaration of a modality; errors: `UserError` with those that there are."""
+        if modality not in self.spans:
+            raise UserError(f"no modality {modality!r} in this vocabulary; it has {', '.join(self.spans) or 'none'}")
+        return self.spans[modality]
+
+    @property
+    def bos(self) -> int:
+        return self.specials["<bos>"]
+
+    @property
+    def eos(self) -> int:
+        return self.specials["<eos>"]
+
+    @property
+    def pad(self) -> int:
+        return self.specials["<pad>"]
+
+    @property
+    def roles(self) -> tuple[int, ...]:
+        """The ids of `ROLES`, in that order."""
+        return tuple(self.specials[f"<{role}>"] for role in ROLES if f"<{role}>" in self.specials)
+
+    def name_of(self, id: int) -> str:
+        """A word for an id, for people: `<image>`, `text:17`, `audio.2:5`."""
+        for name, special in self.specials.items():
+            if special == id:
+                return name
+        for r in self.ranges:
+            if r.kind != "special" and r.offset <= id < r.stop:
+                return f"{r.name}:{id - r.offset + (r.kind == 'grid')}"
+        return f"<reserved_{id}>"
+
+    # ---- Documents <-> ids ---------------------------------------------------------------------------------------
+
+    def _span_ids(self, segment: Segment) -> np.ndarray:
+        """A segment -> the ids of its span, complete."""
+        span, body = self.span(segment.modality), self.body(segment.modality)
+        codes = segment.codes
+        if span.header:
+            if codes.ndim != len(span.header):
+                raise UserError(f"{segment.modality} codes need {len(span.header)} dimensions, got {codes.shape}")
+            header = [int(self.range(n).to_ids(np.array(side - 1))) for n, side in zip(span.header, codes.shape, strict=True)]
+            ids = body[0].to_ids(codes.reshape(-1))
+        else:
+            levels = codes.reshape(1, -1) if len(body) == 1 else codes  # [K, N]
+            if levels.shape[0] != len(body):
+                raise UserError(f"{segment.modality} codes need {len(body)} levels, got {levels.shape[0]}")
+            header = []
+            ids = np.stack([r.to_ids(level) for r, level in zip(body, levels, strict=True)], axis=1).reshape(-1)
+        begin = [self.specials[span.begin]] if span.begin else []
+        end = [self.specials[span.end]] if span.end else []
+        return np.concatenate([np.array(begin + header, np.int64), ids, np.array(end, np.int64)])
+
+    def encode_placed(self, document: Document, bos: bool = True, eos: bool = True) -> tuple[np.ndarray, list[Placed]]:
+        """Document -> int64 [L] and where each of its (merged) segments stands; a role's id belongs to the next span."""
+        pieces, placed = [[self.bos]] if bos else [], []
+        at, role = len(pieces), "none"
+        for segment in document.merged().segments:
+            ids = self._span_ids(segment)
+            if segment.role != role:
+                role = segment.role
+                ids = np.concatenate([[self.specials[f"<{role}>"]], ids])
+            pieces.append(ids)
+            placed.append(Placed(segment.modality, at, len(ids), role, segment.loss, segment.source, tuple(segment.size)))
+            at += len(ids)
+        if eos:
+            pieces.append([self.eos])
+        return np.concatenate([np.asarray(p, np.int64) for p in pieces] or [np.zeros(0, np.int64)]), placed
+
+    def encode(self, document: Document, bos: bool = True, eos: bool = True) -> np.ndarray:
+        """Document -> int64 [L], spans complete with begin, header and end."""
+        return self.encode_placed(document, bos, eos)[0]
+
+    def decode(self, ids: np.ndarray, placed: list[Placed] | None = None) -> Document:
+        """int64 [L] -> Document. Inverse of `encode`; `placed` gives back what ids cannot say (loss, source, size).
+
+        Errors: `UserError` with the position for ids that no document encodes to.
+        """
+        ids = np.asarray(ids, np.int64)
+        if placed is None:
+            return Document(tuple(self._read(ids, 0, len(ids)))).merged()
+        segments = []
+        for p in placed:
+            (read,) = self._read(ids, p.start, p.start + p.length)
+            segments.append(Segment(p.modality, read.codes, p.role, p.loss, p.source, tuple(p.size)))
+        return Document(tuple(segments))
+
+    def _read(self, ids: np.ndarray, start: int, stop: int) -> Iterator[Segment]:
+        """Walk over ids from span to span."""
+        begins = {self.specials[s.begin]: s for s in self.spans.values() if s.begin}
+        bare = next((s for s in self.spans.values() if not s.begin), None)
+        roles = dict(zip(self.roles, ROLES, strict=False))
+        at, role = start, "none"
+        while at < stop:
+            id = int(ids[at])
+            if (id == self.bos and at == start) or (id == self.eos and at == stop - 1):
+                at += 1
+            elif id in roles:
+                role = roles[id]
+                at += 1
+            elif id in begins:
+                segment, at = self._read_span(ids, at, stop, begins[id], role)
+                yield segment
+            elif bare and self.range(bare.body[0]).offset <= id < self.range(bare.body[0]).stop:
+                text = self.range(bare.body[0])
+                end = at
+                while end < stop and text.offset <= ids[end] < text.stop:
+                    end += 1
+                yield Segment(bare.modality, text.to_codes(ids[at:end]), role)
+                at = end
+            else:
+                raise UserError(f"position {at}: {self.name_of(id)} cannot stand here")
+
+    def _read_span(self, ids: np.ndarray, at: int, stop: int, span: Span, role: str) -> tuple[Segment, int]:
+        """The span with a begin id that starts at `at`, and the position after it."""
+        body = self.body(span.modality)
+        first = at + 1 + len(span.header)
+        if span.header:
+            if first > stop:
+                raise UserError(f"position {at}: a {span.modality} span without its header")
+            shape = tuple(int(self.range(n).to_codes(ids[at + 1 + i])) + 1 for i, n in enumerate(span.header))
+            last = first + math.prod(shape)
+        else:
+            ends = np.flatnonzero(ids[first:stop] == self.specials[span.end]) if span.end else np.array([stop - first])
+            if len(ends) == 0:
+                raise UserError(f"position {at}: a {span.modality} span without its end")
+            last = first + int(ends[0])
+            shape = (-1, len(body))
+        if last >= stop + (span.end is None) or (span.end and ids[last] != self.specials[span.end]):
+            raise UserError(f"position {at}: a {span.modality} span that does not end where it must")
+        if last == first or (last - first) % len(body):
+            raise UserError(f"position {at}: a {span.modality} span of {last - first} codes, not whole repetitions")
+        if span.header:
+            codes = body[0].to_codes(ids[first:last]).reshape(shape)
+        else:
+            frames = ids[first:last].reshape(shape)
+            codes = np.stack([r.to_codes(frames[:, k]) for k, r in enumerate(body)])
+        return Segment(span.modality, codes, role), last + (span.end is not None)
+
+    def unconditional(self, span_ids: np.ndarray) -> np.ndarray:
+        """The document without its condition, for condition dropping and for guidance alike: bos and the target span."""
+        return np.concatenate([[self.bos], np.asarray(span_ids, np.int64)])
+
+    # ---- The manifest --------------------------------------------------------------------------------------------
+
+    def to_manifest(self) -> dict:
+        """Plain types, for `vocab.json`, shards and checkpoints."""
+        return {
+            "version": VERSION,
+            "ranges": [asdict(r) for r in self.ranges],
+            "specials": self.specials,
+            "spans": [asdict(s) for s in self.spans.values()],
+        }
+
+    @classmethod
+    def from_manifest(cls, manifest: dict) -> "Vocab":
+        """Inverse of `to_manifest`."""
+        if manifest.get("version") != VERSION:
+            raise UserError(f"a vocabulary of version {manifest.get('version')}; this unitok reads version {VERSION}")
+
+        def tuples(row: dict) -> dict:
+            return {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
+
+        spans = [Span(**tuples(s)) for s in manifest["spans"]]
+        return cls([Range(**tuples(r)) for r in manifest["ranges"]], dict(manifest["specials"]), {s.modality: s for s in spans})
+
+    def save(self, path: Path) -> None:
+        """Write `vocab.json`."""
+        Path(path).write_text(json.dumps(self.to_manifest(), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> "Vocab":
+        """Read `vocab.json`. Inverse of `save`."""
+        try:
+            return cls.from_manifest(json.loads(Path(path).read_text()))
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such file") from None
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: not a vocabulary manifest ({error})") from None
+
+    def check_covers(self, older: "Vocab", mine: str, theirs: str) -> None:
+        """Raise unless every id of `older` means the same here; `mine` and `theirs` name the two sides in the message."""
+        for a, b in zip(older.ranges, [*self.ranges, None][: len(older.ranges)], strict=False):
+            if a != b:
+                raise UserError(
+                    f"the vocabularies differ: {theirs} has range {a.name!r} of {a.size} ids at {a.offset}, "
+                    f"{mine} has {f'{b.name!r} of {b.size} at {b.offset}' if b else 'no such range'}; use the bundle "
+                    f"that made the data"
+                )
+        if len(older.ranges) > len(self.ranges):
+            raise UserError(
+                f"the vocabularies differ: {theirs} has ranges that {mine} lacks; use the bundle that made the data"
+            )
+        for name, id in older.specials.items():
+            if self.specials.get(name) != id:
+                raise UserError(f"the vocabularies differ: {name} is id {id} in {theirs}, {self.specials.get(name)} in {mine}")
+        for modality, span in older.spans.items():
+            other = self.spans.get(modality)
+            if other != span:
+                raise UserError(
+                    f"the vocabularies differ in {modality}: tokenizer {span.fingerprint[:12] or '(none)'} in {theirs}, "
+                    f"{(other.fingerprint[:12] or '(none)') if other else 'absent'} in {mine}; use the bundle that made the data"
+                )
