@@ -319,7 +319,7 @@ def make_untrained(out: Path, preset: str = "tiny", seed: int = 0) -> Unitok:
         raise UserError(f"--untrained {preset}: choose tiny")
     torch.manual_seed(seed)
     text = TextTokenizer.train(["a small text about nothing much, to have a few pieces"], size=300)
-    image = ImageTokenizer(ImageTokenizerConfig(ch=32, ch_mult=(1,), z_channels=16, resolution=32, codebook_size=64))
+    image = ImageTokenizer(ImageTokenizerConfig(ch=64, ch_mult=(1,), z_channels=16, resolution=32, codebook_size=64))
     audio = AudioTokenizer(AudioTokenizerConfig(n_filters=16, dimension=32, codebook_size=32, codebook_dim=8))
     for tokenizer, latents in ((image, torch.randn(4, 256, 16)), (audio, torch.randn(4, 256, 32))):
         tokenizer.train()

@@ -290,7 +290,9 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             raise UserError(f"no verb {verb!r}; choose one of {', '.join((*VERBS, *LIGHTNING_VERBS))}")
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # From a worker process the message comes with that process's traceback: the last line is the message.
+        told = str(error).strip().splitlines()[-1].removeprefix("unitok.errors.UserError: ")
+        print(f"error: {told}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("stopped; start it again to go on", file=sys.stderr)

@@ -19,7 +19,7 @@ from typing import Any
 
 from unitok.errors import UserError
 
-IMAGE_SHARE, AUDIO_SHARE, SCORING_SHARE = 0.28, 0.075, 0.14
+IMAGE_SHARE, AUDIO_SHARE, SCORING_SHARE = 0.28, 0.055, 0.14
 SCENES_A_MINUTE = 1200
 RECONSTRUCTIONS = 400  # scenes whose originals are read, reconstructed and counted for codebook use
 

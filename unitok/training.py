@@ -12,6 +12,7 @@ Networks know nothing of this; a `TrainingShell` is a thin LightningModule aroun
 
 import logging
 import random
+import shutil
 import sys
 import time
 from datetime import timedelta
@@ -254,6 +255,17 @@ class _Parser(LightningArgumentParser):
 class UnitokCLI(LightningCLI):
     """LightningCLI with `--out` and `--resume`, and with loggers, checkpoints and a progress bar in place."""
 
+    fresh_out: Path | None = None  # the run's folder, if this run makes it
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """A run that fails on a user's mistake before its first checkpoint leaves nothing behind."""
+        try:
+            super()._run_subcommand(subcommand)
+        except UserError:
+            if self.fresh_out and not any(self.fresh_out.glob("checkpoints/*.ckpt")):
+                shutil.rmtree(self.fresh_out, ignore_errors=True)
+            raise
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--out", type=str, default="runs/default", help="folder for everything that the run writes")
         parser.add_argument(
@@ -266,6 +278,7 @@ class UnitokCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         out = Path(config.out)
+        self.fresh_out = out if not out.exists() else None
         config.trainer.default_root_dir = str(out)
         if config.resume == "auto":
             newest = newest_checkpoint(out)

@@ -36,7 +36,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "pink": (255, 150, 200),
 }
 SHAPES = ("circle", "square", "triangle", "cross", "ring")
-SIZES = {"small": 0.125, "large": 0.20}  # radius as a share of the picture's side
+SIZES = {"small": 0.13, "large": 0.2}  # radius as a share of the picture's side
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {"white": (245, 245, 245), "grey": (128, 128, 128), "black": (16, 16, 16)}
 LAYOUTS = ("one", "row", "column", "two over one", "one over two")
 COUNTS = ("one", "two", "three")
@@ -281,48 +281,51 @@ def _file(kind: str, index: int, loss: bool = True) -> dict:
     return {"type": kind, "path": path} | ({} if loss else {"loss": False})
 
 
-#: Of every scene, how many documents of each kind (a share is a chance). What is given has no loss, what follows has.
+#: Of every scene, the chance of a document of each kind. What is given has no loss, what follows has. A document that
+#: begins with a picture goes on with some of caption, sound and questions in any order, so that one reading of the
+#: picture, most of the ids, serves several directions.
 DOCUMENTS_PER_SCENE = {
-    "caption-image": 1.0,
-    "image-caption": 0.5,
-    "caption-sound": 0.5,
-    "sound-caption": 0.5,
-    "image-sound": 0.5,
-    "image-questions": 0.5,
-    "story": 0.3,
-    "caption-image-sound": 0.3,
+    "caption-image": 0.75,
+    "caption-image-sound": 0.25,
+    "image-first": 0.7,
+    "caption-sound": 0.6,
+    "sound-caption": 0.6,
+    "story": 0.35,
 }
+QUESTIONS_PER_DOCUMENT = 3
 
 
 def scene_documents(scenes: list[Scene], index: int, rng: np.random.Generator) -> Iterator[tuple[str, list[dict]]]:
     """The documents that begin with scene `index`: pairs of a kind and its content, in the interleaved file format."""
     scene = scenes[index]
+    seen, heard = _text(caption(scene, rng), loss=False), _text(sound_caption(scene), loss=False)
     for kind, share in DOCUMENTS_PER_SCENE.items():
         if rng.random() >= share:
             continue
         if kind == "caption-image":
-            content = [_text(caption(scene, rng), loss=False), _file("image", index)]
-        elif kind == "image-caption":
-            content = [_file("image", index, loss=False), _text(caption(scene, rng))]
+            content = [seen, _file("image", index)]
+        elif kind == "caption-image-sound":
+            content = [seen, _file("image", index), _file("audio", index)]
+        elif kind == "image-first":
+            content = [_file("image", index, loss=False), *_after_image(scene, index, rng)]
         elif kind == "caption-sound":
-            content = [_text(sound_caption(scene), loss=False), _file("audio", index)]
+            content = [heard, _file("audio", index)]
         elif kind == "sound-caption":
             content = [_file("audio", index, loss=False), _text(sound_caption(scene))]
-        elif kind == "image-sound":
-            content = [_file("image", index, loss=False), _file("audio", index)]
-        elif kind == "image-questions":
-            asked = questions(scene)
-            chosen = rng.permutation(len(asked))[:4]
-            content = [_file("image", index, loss=False)]
-            for i in chosen:
-                content += [_text(f" {asked[i][0]}", loss=False), _text(f" {asked[i][1]}.")]
-        elif kind == "story":
+        else:  # a story
             other = (index + 1) % len(scenes)
-            content = [_text(caption(scene, rng), loss=False), _file("image", index)]
-            content += [_text(caption(scenes[other], rng)), _file("image", other)]
-        else:
-            content = [_text(caption(scene, rng), loss=False), _file("image", index), _file("audio", index)]
+            content = [seen, _file("image", index), _text(caption(scenes[other], rng)), _file("image", other)]
         yield kind, content
+
+
+def _after_image(scene: Scene, index: int, rng: np.random.Generator) -> list[dict]:
+    """Some of caption, sound and questions, in any order, at least one of them."""
+    asked = questions(scene)
+    few = [asked[i] for i in rng.permutation(len(asked))[:QUESTIONS_PER_DOCUMENT]]
+    answers = [part for q, a in few for part in (_text(f" {q}", loss=False), _text(f" {a}."))]
+    groups = [[_text(caption(scene, rng))], [_file("audio", index)], answers]
+    chosen = rng.permutation(3)[: int(rng.integers(1, 4))]
+    return [part for i in chosen for part in groups[i]]
 
 
 def _write_media(job: tuple[Path, int, Scene, int, int]) -> None:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections import defaultdict
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -50,8 +51,8 @@ class Encoder:
     def __init__(self, unitok: Unitok, image_area: int = 0):
         self.unitok, self.image_area = unitok, image_area
 
-    def encode(self, raws: list[RawDocument], folder: Path) -> tuple[list[Document], list[dict]]:
-        """-> documents, and for each that could not be made, where and why. Sources are named relative to `folder`."""
+    def encode(self, raws: list[RawDocument], folder: Path | None = None) -> tuple[list[Document], list[dict]]:
+        """-> documents, and for each that could not be made, where and why. Sources are named relative to `folder`, if any."""
         wanted = {(p.type, p.path) for raw in raws for p in raw.content if p.path is not None}
         media: dict[tuple[str, Path], tuple[Tensor, tuple[int, ...]] | str] = {}
         for kind, encode in (("image", self._encode_images), ("audio", self._encode_sounds)):
@@ -65,7 +66,7 @@ class Encoder:
                 errors.append({"id": raw.id, "where": raw.where, "error": str(error)})
         return documents, errors
 
-    def _segment(self, part: Part, media: dict, folder: Path) -> Segment:
+    def _segment(self, part: Part, media: dict, folder: Path | None) -> Segment:
         if part.path is None:
             codes = self.unitok.need("text").encode(part.text)
             return Segment("text", codes, part.role, part.loss)
@@ -73,7 +74,7 @@ class Encoder:
         if isinstance(found, str):
             raise UserError(found)
         codes, size = found
-        source = part.path.relative_to(folder) if part.path.is_relative_to(folder) else part.path
+        source = part.path.relative_to(folder) if folder and part.path.is_relative_to(folder) else part.path
         return Segment(part.type, codes.numpy(), part.role, part.loss, source.as_posix(), size)
 
     def _encode_images(self, paths: list[Path]) -> dict:
@@ -203,8 +204,7 @@ def tokenize(plan: Plan, workers: int = 1, max_error_rate: float = 1.0) -> dict:
     usable = sum(s["documents"] for s in shards)
     if usable == 0 or len(errors) > max_error_rate * len(listing):
         _clean(out, shards)
-        for name in ("plan.json",):
-            (out / name).unlink()
+        (out / "plan.json").unlink()
         if created:
             out.rmdir()
         first = f"; the first: {errors[0]['error']}" if errors else ""
@@ -220,7 +220,7 @@ def tokenize(plan: Plan, workers: int = 1, max_error_rate: float = 1.0) -> dict:
     return info
 
 
-def _run(plan: Plan, count: int, workers: int):
+def _run(plan: Plan, count: int, workers: int) -> Iterator[tuple[dict, list[dict]]]:
     if workers == 1:
         for i in range(count):
             yield process_shard(plan, i)

@@ -121,7 +121,7 @@ class Evaluation:
             RawDocument(r["id"], (Part("image", path=folder / r["image"]), Part("audio", path=folder / r["audio"])))
             for r in rows
         ]
-        documents, errors = self.encoder.encode(raws, folder)
+        documents, errors = self.encoder.encode(raws)
         if errors:
             raise UserError(f"{folder}: {errors[0]['error']}")
         image, audio = self.unitok.need("image"), self.unitok.need("audio")
@@ -190,7 +190,7 @@ class Evaluation:
 
     def _prompts(self, folder: Path, contents: list[list[Part]]) -> list[Document]:
         raws = [RawDocument(f"{i:06d}", tuple(content)) for i, content in enumerate(contents)]
-        documents, errors = self.encoder.encode(raws, folder)
+        documents, errors = self.encoder.encode(raws)
         if errors:
             raise UserError(f"{folder}: {errors[0]['error']}")
         return documents

@@ -29,8 +29,10 @@ from unitok.data.scenes import (
 
 
 def read_picture(pixels: np.ndarray) -> Scene | None:
-    """uint8 or float [H, W, 3] of range [0, 255], square -> the scene that it shows, or None if it shows none."""
+    """uint8 or float [H, W, 3] of range [0, 255] -> the scene that it shows, or None if it shows none (or is not square)."""
     image = np.asarray(pixels, np.float32)
+    if image.shape[0] != image.shape[1]:
+        return None
     side = image.shape[0]
     border = np.concatenate([image[:2].reshape(-1, 3), image[-2:].reshape(-1, 3), *image[:, [0, -1]].swapaxes(0, 1)])
     background = _nearest(np.median(border, axis=0), BACKGROUNDS)

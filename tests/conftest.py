@@ -1,0 +1,63 @@
+"""Shared fixtures: a small data set and an untrained bundle, made once. Everything is hermetic and tiny."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+import pytest
+import torch
+
+from unitok.bundle import Unitok, make_untrained
+from unitok.data.scenes import write_scenes
+from unitok.document import Document, Segment
+from unitok.vocab import Vocab
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def scenes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes")
+    write_scenes(folder, 24, seed=5, most=2, workers=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bundle_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundle") / "tiny"
+    make_untrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(bundle_folder: Path) -> Unitok:
+    return Unitok.from_pretrained(bundle_folder)
+
+
+@pytest.fixture(scope="session")
+def vocab() -> Vocab:
+    return Vocab.build(text=300, image=64, audio=(3, 16), illegal_text=(0,))
+
+
+@pytest.fixture
+def random_document(vocab: Vocab):
+    """Makes random documents of every modality, role and length."""
+
+    def make(rng: np.random.Generator, roles: bool = True) -> Document:
+        segments = []
+        for _ in range(int(rng.integers(1, 6))):
+            modality = str(rng.choice(["text", "image", "audio"]))
+            role = str(rng.choice(["none", "system", "user", "assistant"])) if roles else "none"
+            codes = {
+                "text": lambda: rng.integers(1, 300, rng.integers(1, 9)),
+                "image": lambda: rng.integers(0, 64, rng.integers(1, 5, 2)),
+                "audio": lambda: rng.integers(0, 16, (3, int(rng.integers(1, 6)))),
+            }[modality]()
+            source = "" if modality == "text" else f"{rng.integers(100)}.bin"
+            size = tuple(int(v) for v in rng.integers(1, 99, codes.ndim)) if modality == "image" else ()
+            segments.append(Segment(modality, codes, role, bool(rng.integers(2)), source, size))
+        return Document(tuple(segments))
+
+    return make

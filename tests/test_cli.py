@@ -1,0 +1,120 @@
+"""Promises of the command line: quick help, one line and exit code 2 for mistakes, nothing half-written."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def unitok(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "unitok", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False, timeout=300)
+
+
+def assert_one_line(done: subprocess.CompletedProcess, *telling: str) -> None:
+    assert done.returncode == 2, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    for word in telling:
+        assert word in lines[0], (word, lines[0])
+
+
+def test_help_imports_neither_torch_nor_lightning():
+    code = "import sys\ntry:\n from unitok.cli import main; main(['--help'])\nexcept SystemExit: pass\n"
+    code += "import unitok\nbad = {'torch', 'lightning', 'numpy', 'pyarrow'} & set(sys.modules)\nassert not bad, bad"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "tokenize" in done.stdout
+
+
+@pytest.mark.parametrize("verb", ["scenes", "train-text", "bundle", "tokenize", "detokenize", "inspect", "sample", "eval", "demo", "doctor"])
+def test_every_verb_has_help(verb):
+    done = unitok(verb, "--help")
+    assert done.returncode == 0
+    assert f"usage: unitok {verb}" in done.stdout
+
+
+def test_a_whole_round_on_the_command_line(scenes_folder, bundle_folder, tmp_path):
+    done = unitok("tokenize", scenes_folder, tmp_path / "tokens", "--bundle", bundle_folder)
+    assert done.returncode == 0, done.stderr
+    assert unitok("inspect", tmp_path / "tokens", "--verify").stdout.strip().endswith("grammar")
+    out = tmp_path / "out"
+    sample = [
+        *("--bundle", bundle_folder, "--text", "a picture", "--image", scenes_folder / "images" / "000003.png"),
+        *("--want", "text,image:2x2,audio:0.3s", "--n", 2, "--seed", 7, "--image-guidance", 2, "--temperature", 0.9),
+    ]
+    first = subprocess.run(
+        [sys.executable, str(ROOT / "sample.py"), *map(str, sample), "--out", str(out)], capture_output=True, text=True, check=False
+    )
+    assert first.returncode == 0, first.stderr
+    rows = [json.loads(line) for line in (out / "outputs.jsonl").read_text().splitlines()]
+    assert [[p["type"] for p in r["content"]] for r in rows] == [["text", "image", "text", "image", "audio"]] * 2
+    assert all((out / p["path"]).exists() for r in rows for p in r["content"] if "path" in p)
+    assert "<audio" in (out / "index.html").read_text()
+    again = unitok("sample", *sample, "--out", tmp_path / "again")
+    assert again.returncode == 0
+    for name in sorted(os.listdir(out)):
+        assert (out / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+def test_mistakes_in_prompts_and_flags_are_one_line(bundle_folder, tmp_path):
+    out = tmp_path / "out"
+    (tmp_path / "notes.png").write_text("no picture")
+    (tmp_path / "bad.jsonl").write_text("{\n")
+    base = ("sample", "--bundle", bundle_folder, "--out", out)
+    assert_one_line(unitok("sample", "--bundle", tmp_path / "gone", "--text", "x"), "gone", "unitok bundle")
+    assert_one_line(unitok(*base, "--image", tmp_path / "gone.png"), "gone.png", "no such file")
+    assert_one_line(unitok(*base, "--image", tmp_path / "notes.png"), "notes.png", "neither an image")
+    assert_one_line(unitok(*base, "--text", ""), "empty text")
+    assert_one_line(unitok(*base, "--text", "x", "--want", "smell"), "smell", "text, image, audio")
+    assert_one_line(unitok(*base, "--text", "x", "--top-p", "7"), "--top-p")
+    assert_one_line(unitok(*base, "--prompts", tmp_path / "bad.jsonl"), "line 1", "not JSON")
+    assert_one_line(unitok(*base, "--text", "x", "--device", "cuda:9"), "--device", "cpu")
+    assert_one_line(unitok(*base, "--txet", "x"), "--txet")
+    assert_one_line(unitok("paint"), "paint", "sample")
+    assert not out.exists()
+
+
+def test_mistakes_in_data_preparation_are_one_line_and_leave_nothing(bundle_folder, scenes_folder, tmp_path):
+    out = tmp_path / "out"
+    (tmp_path / "empty").mkdir()
+    assert_one_line(unitok("tokenize", tmp_path / "gone", out, "--bundle", bundle_folder), "gone", "no such file or folder")
+    assert_one_line(unitok("tokenize", tmp_path / "empty", out, "--bundle", bundle_folder), "no documents")
+    assert_one_line(unitok("tokenize", scenes_folder, out, "--bundle", tmp_path / "empty"), "bundle.json")
+    assert_one_line(unitok("detokenize", tmp_path / "empty", out, "--bundle", bundle_folder), "dataset.json")
+    assert_one_line(unitok("train-text", tmp_path / "gone.txt", "--out", out), "gone.txt")
+    assert_one_line(unitok("bundle", out), "--text")
+    assert_one_line(unitok("inspect", tmp_path / "empty"), "neither a data set")
+    assert not out.exists()
+
+
+def test_mistakes_in_training_are_one_line_and_leave_nothing(tmp_path, scenes_folder, bundle_folder):
+    out, config = tmp_path / "run", ROOT / "configs" / "scenes" / "image.yaml"
+    (tmp_path / "typo.yaml").write_text(config.read_text().replace("learning_rate", "lerning_rate"))
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words" / "a.txt").write_text("no pictures here")
+    fit = ("fit", "--out", out, "--trainer.enable_progress_bar", "false")
+    assert_one_line(unitok(*fit, "--config", tmp_path / "typo.yaml"), "lerning_rate")
+    assert_one_line(unitok(*fit, "--config", tmp_path / "gone.yaml"), "gone.yaml")
+    assert_one_line(unitok(*fit, "--config", config, "--data.init_args.path", tmp_path / "gone"), "gone", "no such folder")
+    assert_one_line(unitok(*fit, "--config", config, "--data.init_args.path", tmp_path / "words"), "no image files")
+    assert_one_line(unitok(*fit, "--config", config, "--resume", tmp_path / "gone.ckpt"), "gone.ckpt")
+    decoder = ROOT / "configs" / "scenes" / "decoder.yaml"
+    assert_one_line(unitok(*fit, "--config", decoder, "--data.init_args.path", tmp_path / "words"), "dataset.json")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("name", ["image", "audio", "decoder"])
+def test_every_config_parses_and_says_its_command(name):
+    path = ROOT / "configs" / "scenes" / f"{name}.yaml"
+    done = unitok("fit", "--config", path, "--print_config")
+    assert done.returncode == 0, done.stderr
+    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert any("unitok fit" in line for line in header)
+    assert any("Hardware" in line for line in header)

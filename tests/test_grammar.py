@@ -1,0 +1,102 @@
+"""Promises of the grammar: it lets through exactly what documents encode to, keeps to budgets, and trains the same sets."""
+
+import numpy as np
+import pytest
+
+from unitok.errors import UserError
+from unitok.grammar import Grammar, parse_plan
+
+PLANS = ["free", "image", "audio", "text", "text,image:2x3,audio:2", "image,text,image", "audio:4,text", "audio,audio"]
+
+
+def sample(row, rng, uniform_over_intervals):
+    """Random legal ids until the row is done; by interval, so that rare ids come too, or uniformly."""
+    ids = []
+    while row.state != "done":
+        allowed = row.allowed()
+        assert allowed, "a row must always have a way to go on"
+        if uniform_over_intervals:
+            a, b = allowed[rng.integers(len(allowed))]
+            ids.append(int(rng.integers(a, b)))
+        else:
+            ids.append(int(rng.choice(np.concatenate([np.arange(a, b) for a, b in allowed]))))
+        row.advance(ids[-1])
+    return ids
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_whatever_is_sampled_is_what_some_document_encodes_to_within_its_budget(vocab, plan):
+    grammar, rng = Grammar(vocab), np.random.default_rng(2)
+    spans = 0
+    for trial in range(150):
+        budget = int(rng.integers(2, 70))
+        try:
+            row = grammar.row(budget, parse_plan(plan, vocab))
+        except UserError:
+            continue  # too small for the plan: said before anything is drawn
+        ids = np.array([vocab.bos, *sample(row, rng, trial % 2 == 0)])
+        if ids[-1] != vocab.eos:
+            ids = np.append(ids, vocab.eos)
+        assert len(ids) - 1 <= budget
+        grammar.check(ids)
+        document = vocab.decode(ids)
+        assert np.array_equal(vocab.encode(document), ids)
+        spans += len(document.segments)
+        if plan != "free":
+            wanted = [w.modality for w in parse_plan(plan, vocab)]
+            assert [s.modality for s in document.segments] == wanted
+            for want, segment in zip(parse_plan(plan, vocab), document.segments, strict=True):
+                assert not want.grid or segment.codes.shape == want.grid
+                assert not want.repeats or segment.codes.shape[-1] == want.repeats
+    assert spans > 100
+
+
+def test_every_document_is_accepted_and_every_single_corruption_of_structure_is_refused(vocab, random_document):
+    grammar, rng = Grammar(vocab), np.random.default_rng(3)
+    structural = {vocab.specials[n] for n in ("<image>", "</image>", "<audio>", "</audio>")}
+    refused = 0
+    for _ in range(100):
+        ids = vocab.encode(random_document(rng))
+        grammar.check(ids)
+        for position in [i for i, id in enumerate(ids) if id in structural]:
+            with pytest.raises(UserError, match=r"position \d+"):
+                grammar.check(np.delete(ids, position))
+            refused += 1
+    assert refused > 50
+
+
+def test_the_legal_set_of_every_target_is_the_state_machines(vocab, random_document):
+    grammar, rng = Grammar(vocab), np.random.default_rng(4)
+    kinds = set()
+    for _ in range(150):
+        ids = vocab.encode(random_document(rng))
+        row, naive = grammar.row(), []
+        for id in ids[1:].tolist():
+            naive.append(row.allowed())
+            row.advance(id)
+        vectorised = [grammar.kinds[k] for k in grammar.targets(ids)]
+        assert vectorised == naive
+        kinds |= set(naive)
+    assert len(kinds) > 10  # the check had work to do
+
+
+def test_an_image_without_a_size_fits_what_the_rest_of_the_plan_leaves(vocab):
+    grammar = Grammar(vocab)
+    row = grammar.row(40, parse_plan("image,audio:4", vocab))
+    row.advance(vocab.specials["<image>"])
+    ((start, stop),) = row.allowed()
+    # of 40: begin, 2 sides, end; then audio of 2 + 4 * 3; then eos: 21 are left for codes
+    assert stop - start == 21
+    row.advance(vocab.range("grid").offset + 4)  # 5 rows
+    ((start, stop),) = row.allowed()
+    assert stop - start == 21 // 5
+
+
+@pytest.mark.parametrize("bad", ["picture", "image:0x3", "image:3", "image:99x1", "audio:zero", "text,text", "image:2x3x4"])
+def test_a_plan_that_makes_no_sense_is_one_clear_line(vocab, bad):
+    with pytest.raises(UserError, match="want|modality"):
+        parse_plan(bad, vocab, 12.5)
+
+
+def test_seconds_become_frames(vocab):
+    assert parse_plan("audio:2s", vocab, 12.5)[0].repeats == 25
