@@ -222,11 +222,12 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 class FinalCheckpoint(L.Callback):
-    """Writes `final.ckpt` when the training has come to its end; it marks a run as finished."""
+    """Writes `final.ckpt` when the training has come to its end, `stopped.ckpt` when a limit of the Trainer ended it before."""
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if isinstance(module, TrainingShell) and module.budget.over(module.steps_done):
-            trainer.save_checkpoint(Path(trainer.default_root_dir) / "checkpoints" / "final.ckpt")
+        if isinstance(module, TrainingShell):
+            name = "final.ckpt" if module.budget.over(module.steps_done) else "stopped.ckpt"
+            trainer.save_checkpoint(Path(trainer.default_root_dir) / "checkpoints" / name)
 
 
 class ShareBar(TQDMProgressBar):
@@ -316,6 +317,7 @@ def run_lightning(arguments: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*args parameter is intended.*")
     warnings.filterwarnings("ignore", message=".*Total length of.*is zero.*")
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -36,7 +36,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "pink": (255, 150, 200),
 }
 SHAPES = ("circle", "square", "triangle", "cross", "ring")
-SIZES = {"small": 0.13, "large": 0.2}  # radius as a share of the picture's side
+SIZES = {"small": 0.15, "large": 0.205}  # radius as a share of the picture's side
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {"white": (245, 245, 245), "grey": (128, 128, 128), "black": (16, 16, 16)}
 LAYOUTS = ("one", "row", "column", "two over one", "one over two")
 COUNTS = ("one", "two", "three")
@@ -227,8 +227,8 @@ def cover(shape: str, radius: float, x: np.ndarray, y: np.ndarray) -> np.ndarray
 #: Where the centres lie by layout, as shares of the side, and how far each may move from there (x, y).
 _PLACES = {
     "one": ([(0.5, 0.5)], (0.08, 0.08)),
-    "row": ([(0.25, 0.5), (0.75, 0.5)], (0.03, 0.06)),
-    "column": ([(0.5, 0.25), (0.5, 0.75)], (0.06, 0.03)),
+    "row": ([(0.25, 0.5), (0.75, 0.5)], (0.02, 0.06)),
+    "column": ([(0.5, 0.25), (0.5, 0.75)], (0.06, 0.02)),
     "two over one": ([(0.25, 0.25), (0.75, 0.25), (0.5, 0.75)], (0.03, 0.03)),
     "one over two": ([(0.5, 0.25), (0.25, 0.75), (0.75, 0.75)], (0.03, 0.03)),
 }
@@ -281,24 +281,25 @@ def _file(kind: str, index: int, loss: bool = True) -> dict:
     return {"type": kind, "path": path} | ({} if loss else {"loss": False})
 
 
-#: Of every scene, the chance of a document of each kind. What is given has no loss, what follows has. A document that
-#: begins with a picture goes on with some of caption, sound and questions in any order, so that one reading of the
-#: picture, most of the ids, serves several directions.
+#: Of every scene, how many documents of each kind on average. What is given has no loss, what follows has.
 DOCUMENTS_PER_SCENE = {
-    "caption-image": 0.75,
-    "caption-image-sound": 0.25,
-    "image-first": 0.7,
-    "caption-sound": 0.6,
-    "sound-caption": 0.6,
-    "story": 0.35,
+    "caption-image": 0.65,
+    "caption-image-sound": 0.2,
+    "image-caption": 0.7,
+    "image-questions": 0.5,
+    "image-sound": 0.25,
+    "caption-sound": 0.35,
+    "sound-caption": 0.25,
+    "story": 0.3,
 }
-QUESTIONS_PER_DOCUMENT = 3
+QUESTIONS_PER_DOCUMENT = 4
 
 
 def scene_documents(scenes: list[Scene], index: int, rng: np.random.Generator) -> Iterator[tuple[str, list[dict]]]:
     """The documents that begin with scene `index`: pairs of a kind and its content, in the interleaved file format."""
     scene = scenes[index]
     seen, heard = _text(caption(scene, rng), loss=False), _text(sound_caption(scene), loss=False)
+    given = _file("image", index, loss=False)
     for kind, share in DOCUMENTS_PER_SCENE.items():
         if rng.random() >= share:
             continue
@@ -306,8 +307,14 @@ def scene_documents(scenes: list[Scene], index: int, rng: np.random.Generator) -
             content = [seen, _file("image", index)]
         elif kind == "caption-image-sound":
             content = [seen, _file("image", index), _file("audio", index)]
-        elif kind == "image-first":
-            content = [_file("image", index, loss=False), *_after_image(scene, index, rng)]
+        elif kind == "image-caption":
+            content = [given, _text(caption(scene, rng))]
+        elif kind == "image-questions":
+            asked = questions(scene)
+            few = [asked[i] for i in rng.permutation(len(asked))[:QUESTIONS_PER_DOCUMENT]]
+            content = [given] + [part for q, a in few for part in (_text(f" {q}", loss=False), _text(f" {a}."))]
+        elif kind == "image-sound":
+            content = [given, _file("audio", index)]
         elif kind == "caption-sound":
             content = [heard, _file("audio", index)]
         elif kind == "sound-caption":
@@ -316,16 +323,6 @@ def scene_documents(scenes: list[Scene], index: int, rng: np.random.Generator) -
             other = (index + 1) % len(scenes)
             content = [seen, _file("image", index), _text(caption(scenes[other], rng)), _file("image", other)]
         yield kind, content
-
-
-def _after_image(scene: Scene, index: int, rng: np.random.Generator) -> list[dict]:
-    """Some of caption, sound and questions, in any order, at least one of them."""
-    asked = questions(scene)
-    few = [asked[i] for i in rng.permutation(len(asked))[:QUESTIONS_PER_DOCUMENT]]
-    answers = [part for q, a in few for part in (_text(f" {q}", loss=False), _text(f" {a}."))]
-    groups = [[_text(caption(scene, rng))], [_file("audio", index)], answers]
-    chosen = rng.permutation(3)[: int(rng.integers(1, 4))]
-    return [part for i in chosen for part in groups[i]]
 
 
 def _write_media(job: tuple[Path, int, Scene, int, int]) -> None:

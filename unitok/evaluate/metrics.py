@@ -235,8 +235,8 @@ def evaluate_bundle(
     unitok = Unitok.from_pretrained(bundle, device=device)
     settings = {
         "text": Settings(temperature=0.0),
-        "image": Settings(temperature=temperature, guidance=guidance),
-        "audio": Settings(temperature=temperature, guidance=1.0),
+        "image": Settings(temperature=temperature, top_p=0.95, guidance=guidance),
+        "audio": Settings(temperature=temperature, top_p=0.95),
     }
     rows = _rows(scenes, count)
     evaluation = Evaluation(unitok, Path(out), count, seed, settings)
