@@ -118,3 +118,12 @@ def test_every_config_parses_and_says_its_command(name):
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
     assert any("unitok fit" in line for line in header)
     assert any("Hardware" in line for line in header)
+
+
+def test_a_silent_sound_in_a_prompt_is_one_line(bundle_folder, tmp_path):
+    import numpy as np
+    import soundfile
+
+    soundfile.write(tmp_path / "silent.wav", np.zeros(4000), 8000)
+    done = unitok("sample", "--bundle", bundle_folder, "--audio", tmp_path / "silent.wav", "--out", tmp_path / "out")
+    assert_one_line(done, "silent.wav", "silence")

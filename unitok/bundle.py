@@ -124,24 +124,20 @@ class Unitok:
     def _read_picture(self, image: "Image", role: str, loss: bool) -> Segment:
         from PIL.Image import Image as PILImage
 
-        from unitok.data.media import fit_image, image_to_tensor, to_rgb
-
         if not isinstance(image, PILImage):
             raise UserError(
                 f"a prompt's part is str, Path, PIL.Image, (waveform [C, T], Hz) or Document, not {type(image).__name__}"
             )
         tokenizer = self.need("image")
-        pixels = image_to_tensor(fit_image(to_rgb(image), tokenizer.config.resolution**2, 64 * tokenizer.stride))
+        pixels = tokenizer.prepare(image)
         codes = tokenizer.encode(pixels[None])[0].cpu().numpy()
         return Segment("image", codes, role, loss, size=(pixels.shape[1], pixels.shape[2]))
 
     def _read_sound(self, samples: "Tensor", rate: int, role: str, loss: bool) -> Segment:
         import torch
 
-        from unitok.data.media import convert_audio
-
         tokenizer = self.need("audio")
-        wave = convert_audio(torch.as_tensor(samples).float(), rate, tokenizer.sample_rate, tokenizer.config.channels)
+        wave = tokenizer.prepare(torch.as_tensor(samples).float(), rate)
         codes = tokenizer.encode(wave[None])[0].cpu().numpy()
         return Segment("audio", codes, role, loss, size=(wave.shape[-1],))
 

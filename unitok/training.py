@@ -231,7 +231,14 @@ class FinalCheckpoint(L.Callback):
 
 
 class ShareBar(TQDMProgressBar):
-    """Lightning's progress bar, counting steps up to the total once it is known."""
+    """Lightning's progress bar, with what is trained as its name, counting steps up to the total once it is known."""
+
+    def on_train_epoch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        super().on_train_epoch_start(trainer, *args)
+        self.train_progress_bar.set_description(getattr(trainer.lightning_module, "kind", "train"))
+
+    def get_metrics(self, trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
+        return {k: v for k, v in super().get_metrics(trainer, module).items() if k != "v_num"}
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *args: Any) -> None:
         if isinstance(module, TrainingShell) and module.budget.total is not None:
@@ -306,8 +313,9 @@ class UnitokCLI(LightningCLI):
         extra = [checkpoints, FinalCheckpoint()]
         if config.trainer.enable_progress_bar is not False:
             extra.append(ShareBar(refresh_rate=10))
-        config.trainer.callbacks = None
-        return super().instantiate_trainer(callbacks=extra, **kwargs)
+        given = self._get(self.config_init, "trainer").get("callbacks") or []
+        given = given if isinstance(given, list) else [given]
+        return super().instantiate_trainer(callbacks=[*given, *extra], **kwargs)
 
 
 def run_lightning(arguments: list[str] | None = None) -> None:

@@ -160,3 +160,10 @@ def test_the_decoder_of_a_patched_vqgan_is_exact_about_shape():
 def test_audio_properties_say_the_rates(tiny):
     audio: AudioTokenizer = tiny.audio
     assert audio.hop_length * audio.frame_rate == audio.sample_rate == 8000
+
+
+def test_the_longest_side_of_a_picture_has_a_grid_size():
+    from unitok.tokenizers.image import LONGEST_SIDE
+    from unitok.vocab import GRID_SIZES
+
+    assert LONGEST_SIDE == GRID_SIZES

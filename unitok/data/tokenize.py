@@ -22,15 +22,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unitok.bundle import Unitok
-from unitok.data.media import convert_audio, fit_image, image_to_tensor, load_audio, open_image
+from unitok.data.media import load_audio, open_image
 from unitok.data.shards import TokenDataset, shard_name, write_dataset_json, write_shard
 from unitok.data.sources import read_source
 from unitok.document import Document, Part, RawDocument, Segment, format_raw_document
 from unitok.errors import UserError
-from unitok.vocab import GRID_SIZES
 
 BATCH = 64  # files encoded at once
-SILENCE = 1e-4  # a sound whose samples all stay below this (-80 dB) holds nothing
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,6 @@ class Encoder:
         if not paths:
             return {}
         tokenizer = self.unitok.need("image")
-        area = self.image_area or tokenizer.config.resolution**2
         out: dict = {}
         waiting: dict[tuple[int, int], list[tuple[Path, Tensor]]] = defaultdict(list)
 
@@ -93,7 +90,7 @@ class Encoder:
 
         for path in paths:
             try:
-                pixels = image_to_tensor(fit_image(open_image(path), area, GRID_SIZES * tokenizer.stride))
+                pixels = tokenizer.prepare(open_image(path), self.image_area or None)
             except UserError as error:
                 out["image", path] = str(error)
                 continue
@@ -120,9 +117,7 @@ class Encoder:
 
         for path in paths:
             try:
-                samples = convert_audio(*load_audio(path), tokenizer.sample_rate, tokenizer.config.channels)
-                if samples.abs().max() < SILENCE:
-                    raise UserError(f"{path}: silence; replace it or leave it out")
+                samples = tokenizer.prepare(*load_audio(path), str(path))
             except UserError as error:
                 out["audio", path] = str(error)
                 continue

@@ -1,0 +1,1 @@
+"""Evaluation: the oracle that reads scenes, the scores, and the report."""

@@ -8,7 +8,7 @@ Random numbers are drawn per row from (seed, row), so a row's output does not de
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -45,8 +45,7 @@ class _Row:
     ids: list[int]
     randoms: np.ndarray
     new: int = 0
-    twin: int = 0  # position at which the twin will write next; 0: it has read nothing
-    twin_span: object = field(default=None)
+    twin: int = 0  # position of the last id that the twin has read; 0: bos alone
 
 
 @torch.inference_mode()
@@ -106,15 +105,10 @@ class _Loop:
         last = torch.tensor([len(r.ids) - 1 for r in self.rows], device=device)
         self.hidden = hidden[torch.arange(self.count, device=device), last]
         self.twin_hidden = self.hidden
-        if self.guided:  # every twin has read bos
+        if self.guided:  # every twin has read bos; the rows read it again, which changes nothing
             bos = torch.full((2 * self.count, 1), self.grammar.vocab.bos, device=device)
-            keep_keys, keep_values = (
-                c[:, : self.count].clone() for c in (self.cache.keys[..., :1, :], self.cache.values[..., :1, :])
-            )
-            both = self.decoder.step(bos, torch.zeros_like(bos), self.cache, 1)
-            self.cache.keys[:, : self.count, :, :1], self.cache.values[:, : self.count, :, :1] = keep_keys, keep_values
-            self.bos_hidden = both[self.count :, 0]
-            self.twin_hidden = self.bos_hidden.clone()
+            self.bos_hidden = self.decoder.step(bos, torch.zeros_like(bos), self.cache, 1)[self.count :, 0]
+            self.twin_hidden = self.bos_hidden
 
     def step(self) -> None:
         """Choose one id for every row, and read it."""

@@ -12,9 +12,14 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from unitok.data.media import convert_audio, load_audio, save_audio
+from unitok.errors import UserError
 from unitok.pretrained import load_part, load_state, part_folder, save_part, state_fingerprint
 from unitok.tokenizers.quantize import Quantized, ResidualQuantizer
 from unitok.tokenizers.seanet import SEANetDecoder, SEANetEncoder
+
+
+#: A sound whose samples all stay below this (-80 dB) holds nothing.
+SILENCE = 1e-4
 
 
 @dataclass
@@ -136,9 +141,16 @@ class AudioTokenizer(nn.Module):
         latents = self.quantizer.lookup(rearrange(codes.to(self.device), "b k n -> b n k"))
         return self.decoder(rearrange(latents, "b n d -> b d n")).clamp(-1, 1)[..., :length]
 
+    def prepare(self, samples: Tensor, rate: int, name: str = "a sound") -> Tensor:
+        """[C, T] at `rate` Hz -> [channels, T'] at `sample_rate`, ready for `encode`; errors: `UserError` for silence."""
+        converted = convert_audio(samples, rate, self.sample_rate, self.config.channels)
+        if converted.abs().max() < SILENCE:
+            raise UserError(f"{name}: silence; replace it or leave it out")
+        return converted
+
     def encode_file(self, path: Path) -> tuple[Tensor, tuple[int]]:
         """A sound of any rate and channel count -> int64 [K, N] and its (length,) in samples at `sample_rate`."""
-        samples = convert_audio(*load_audio(path), self.sample_rate, self.config.channels)
+        samples = self.prepare(*load_audio(path), str(path))
         return self.encode(samples[None])[0], (samples.shape[-1],)
 
     def decode_file(self, codes: Tensor, path: Path, size: tuple[int, ...] = ()) -> None:

@@ -10,12 +10,17 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from PIL.Image import Image
 from torch import Tensor, nn
 
-from unitok.data.media import fit_image, image_to_tensor, open_image, save_image
+from unitok.data.media import fit_image, image_to_tensor, open_image, save_image, to_rgb
 from unitok.pretrained import load_part, load_state, part_folder, save_part, state_fingerprint
 from unitok.tokenizers.quantize import FiniteScalarQuantizer, Quantized, Quantizer, VectorQuantizer
 from unitok.tokenizers.vqgan import Decoder, Encoder, downsampling
+
+
+#: Longest side of a picture in codes; the vocabulary has as many grid sizes.
+LONGEST_SIDE = 64
 
 
 @dataclass
@@ -129,14 +134,17 @@ class ImageTokenizer(nn.Module):
         latents = self.quantizer.lookup(rearrange(codes.to(self.device), "b h w -> b (h w)"))
         return self._pixels(rearrange(latents, "b (h w) c -> b h w c", h=codes.shape[1])).clamp(-1, 1)
 
-    def encode_file(self, path: Path, area: int | None = None) -> tuple[Tensor, tuple[int, int]]:
-        """A picture of any size -> int64 [h, w] and its (height, width) in pixels before padding.
+    def prepare(self, image: Image, area: int | None = None) -> Tensor:
+        """A picture of any mode and size -> [3, H, W] in [-1, 1], ready for `encode`.
 
         It is shrunk, keeping its aspect, to at most `area` pixels (default: `resolution ** 2`).
         """
-        image = fit_image(open_image(path), area or self.config.resolution**2, 64 * self.stride)
-        codes = self.encode(image_to_tensor(image)[None])[0]
-        return codes, (image.height, image.width)
+        return image_to_tensor(fit_image(to_rgb(image), area or self.config.resolution**2, LONGEST_SIDE * self.stride))
+
+    def encode_file(self, path: Path, area: int | None = None) -> tuple[Tensor, tuple[int, int]]:
+        """A picture of any size -> int64 [h, w] and its (height, width) in pixels before padding; see `prepare`."""
+        pixels = self.prepare(open_image(path), area)
+        return self.encode(pixels[None])[0], (pixels.shape[1], pixels.shape[2])
 
     def decode_file(self, codes: Tensor, path: Path, size: tuple[int, ...] = ()) -> None:
         """int64 [h, w] -> a PNG of `size` (height, width) pixels, or of all that the codes hold. Inverse of `encode_file`."""
