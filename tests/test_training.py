@@ -101,18 +101,23 @@ def test_what_is_said_on_resume_wins_over_the_checkpoint(tmp_path, tokens):
         assert torch.equal(tensor, before[name]), name
 
 
-def test_minutes_become_steps_once_and_shares_never_go_back(monkeypatch):
+@pytest.mark.parametrize("slower", [1.0, 1.3, 0.7])
+def test_minutes_are_kept_to_also_when_the_pace_changes_and_shares_never_go_back(monkeypatch, slower):
     clock = [100.0]
     monkeypatch.setattr("unitok.training.time.monotonic", lambda: clock[0])
-    budget = Budget(None, minutes=1.0)
+    budget = Budget(None, minutes=2.0)
     budget.begin()
     shares, done = [], 0
     while not budget.over(done):
-        clock[0] += 0.5
+        clock[0] += 0.1 if done < 300 else 0.1 * slower
         done += 1
         budget.tick(done)
         shares.append(budget.share(done))
-    assert 110 <= done <= 120  # a minute at half a second a step, less the reserve
+        if done == 500:  # stopped and resumed here
+            state, budget = budget.state(), Budget(None, minutes=2.0)
+            budget.restore(state)
+            budget.begin()
+    assert 114 <= clock[0] - 100.0 <= 121
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
     with pytest.raises(UserError, match="either steps or minutes"):

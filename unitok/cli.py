@@ -234,7 +234,7 @@ def evaluate(arguments: list[str]) -> None:
     p.add_argument("--out", type=Path, default=Path("runs/eval"), help="folder for scores.json and the samples")
     p.add_argument("--count", type=int, default=200, help="scenes that each direction is scored on")
     p.add_argument("--seed", type=int, default=0, help="of sampling")
-    p.add_argument("--guidance", type=float, default=2.0, help="guidance of pictures")
+    p.add_argument("--guidance", type=float, default=1.5, help="guidance of pictures")
     p.add_argument(
         "--temperature", type=float, default=0.7, help="temperature of pictures and sounds; text takes the likeliest"
     )

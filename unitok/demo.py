@@ -19,7 +19,7 @@ from typing import Any
 
 from unitok.errors import UserError
 
-IMAGE_SHARE, AUDIO_SHARE, SCORING_SHARE = 0.27, 0.055, 0.125
+IMAGE_SHARE, AUDIO_SHARE, SCORING_SHARE = 0.22, 0.055, 0.11
 SCENES_A_MINUTE = 950
 RECONSTRUCTIONS = 400  # scenes whose originals are read, reconstructed and counted for codebook use
 
@@ -177,7 +177,7 @@ def run_demo(out: Path, minutes: float = 13.0, eval_scenes: int = 200, seed: int
     demo.stage("bundle", ["bundle", str(bundle), "--decoder", str(out / "decoder")])
     samples = [
         ["sample", "--bundle", str(bundle), "--text", text, "--want", want, "--out", str(out / "samples" / str(i))]
-        + ["--n", "4", "--seed", str(seed), "--max-ids", "300", "--temperature", "0.7", "--image-guidance", "2"]
+        + ["--n", "4", "--seed", str(seed), "--max-ids", "300", "--temperature", "0.4", "--image-guidance", "1.5"]
         for i, (text, want) in enumerate(PROMPTS)
     ]
     demo.stage("sample", *samples)

@@ -3,8 +3,8 @@
 Networks know nothing of this; a `TrainingShell` is a thin LightningModule around one. Choices:
 
 - Optimisation is manual, with a counter of our own, because Lightning's `global_step` counts every optimizer's step.
-- A budget in minutes becomes a number of steps after a short probe; the number is kept in the checkpoint, so the
-  schedule of a resumed run is that of the uncut one.
+- A budget in minutes becomes a number of steps after a short probe and is corrected at each quarter; the plan is kept in
+  the checkpoint.
 - A checkpoint holds plain types and tensors only (it loads with `weights_only=True`): weights, optimizers, counters,
   random state, and the position in the data as a count of samples.
 - What the command line and YAML say wins over what a checkpoint remembers: checkpoints carry no hyperparameters.
@@ -35,42 +35,67 @@ CHECKPOINT_SECONDS = 30
 
 
 class Budget:
-    """How long to train: a number of steps, or minutes that become one after a probe."""
+    """How long to train: a number of steps, or minutes that become one after a probe.
+
+    Machines do not keep their pace, so the plan for minutes is made again, from the pace of the last stretch, at each
+    quarter of the run. The share of the run that is over never goes back. What was planned is kept in checkpoints.
+    """
 
     def __init__(self, steps: int | None, minutes: float | None):
         if (steps is None) == (minutes is None):
             raise UserError("give the length of the training as either steps or minutes")
         self.total, self.minutes = steps, minutes
+        self.spent = 0.0  # seconds before this process
+        self.floor = 0.0  # the share never falls below this
+        self.replans = [0.75, 0.5, 0.25]  # shares at which the plan is still to be made again
         self._began = 0.0
-        self._first: tuple[int, float] | None = None
+        self._mark: tuple[int, float] | None = None  # step and time at which the stretch began
 
     def begin(self) -> None:
         """Start the clock."""
         self._began = time.monotonic()
 
     def tick(self, done: int) -> None:
-        """After step `done`: fix the total once the probe has seen enough."""
-        if self.total is not None or self.minutes is None:
+        """After step `done`: make the plan when the probe has seen enough, and again at each quarter."""
+        if self.minutes is None:
             return
-        now = time.monotonic()
-        if self._first is None or done <= 3:  # the first steps are slow: caches, k-means, lazy initialisation
-            self._first = (done, now)
+        now, seconds = time.monotonic(), self.minutes * 60
+        if self._mark is None or done <= 3:  # the first steps are slow: caches, k-means, lazy initialisation
+            self._mark = (done, now)
             return
-        seconds = self.minutes * 60
-        if now - self._began >= PROBE_SHARE * seconds and done - self._first[0] >= 5:
-            pace = (now - self._first[1]) / (done - self._first[0])
-            left = seconds - RESERVE_SECONDS - (now - self._began)
-            self.total = done + max(1, int(left / pace))
+        elapsed, steps = self.spent + now - self._began, done - self._mark[0]
+        if self.total is None:
+            due = elapsed >= PROBE_SHARE * seconds
+        else:
+            due = bool(self.replans) and done >= self.replans[-1] * self.total
+        if due and steps >= 5:
+            if self.total is not None:
+                self.floor = self.share(done)
+                self.replans.pop()
+            pace = (now - self._mark[1]) / steps
+            self.total = done + max(1, int((seconds - RESERVE_SECONDS - elapsed) / pace))
+            self._mark = (done, now)
 
     def share(self, done: int) -> float:
         """Share of the run that is over, in [0, 1]; while the total is unknown, by the clock."""
         if self.total is not None:
-            return min(1.0, done / self.total)
-        elapsed = time.monotonic() - self._began if self._began else 0.0
+            return max(self.floor, min(1.0, done / self.total))
+        elapsed = self.spent + (time.monotonic() - self._began if self._began else 0.0)
         return min(PROBE_SHARE, elapsed / ((self.minutes or 1.0) * 60))
 
     def over(self, done: int) -> bool:
         return self.total is not None and done >= self.total
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        spent = self.spent + (time.monotonic() - self._began if self._began else 0.0)
+        return {"total": self.total, "floor": self.floor, "replans": list(self.replans), "spent": spent}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """From a checkpoint; steps that were asked for now win over what it remembers."""
+        self.spent = float(state["spent"])
+        if self.minutes is not None:
+            self.total, self.floor, self.replans = state["total"], state["floor"], list(state["replans"])
 
 
 def warmup_linear(step: int, share: float, warmup_steps: int, hold: float = 0.0, final: float = 0.02) -> float:
@@ -145,7 +170,7 @@ class TrainingShell(L.LightningModule):
             "part": self.part(),
             "steps_done": self.steps_done,
             "samples_seen": self.samples_seen,
-            "total_steps": self.budget.total,
+            "budget": self.budget.state(),
             "random": _random_state(),
         }
 
@@ -155,8 +180,7 @@ class TrainingShell(L.LightningModule):
             raise UserError(f"the checkpoint is of {state.get('kind') or 'another program'}, this run trains {self.kind}")
         self.check_part(state["part"])
         self.steps_done, self.samples_seen = state["steps_done"], state["samples_seen"]
-        if self.budget.minutes is not None:
-            self.budget.total = state["total_steps"]
+        self.budget.restore(state["budget"])
         self._restored = state["random"]
 
     def check_part(self, part: dict[str, Any]) -> None:
