@@ -56,6 +56,10 @@ def test_public_functions_say_what_they_do():
         tree = ast.parse(path.read_text())
         assert ast.get_docstring(tree) or path.read_text().strip() == "", path
         for node in tree.body:
-            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_") and not ast.get_docstring(node):
+            if (
+                isinstance(node, ast.FunctionDef | ast.ClassDef)
+                and not node.name.startswith("_")
+                and not ast.get_docstring(node)
+            ):
                 silent.append(f"{path.name}:{node.name}")
     assert all(name.startswith("cli.py:") for name in silent), silent  # verbs carry their description in the parser

@@ -33,7 +33,9 @@ def test_help_imports_neither_torch_nor_lightning():
     assert "tokenize" in done.stdout
 
 
-@pytest.mark.parametrize("verb", ["scenes", "train-text", "bundle", "tokenize", "detokenize", "inspect", "sample", "eval", "demo", "doctor"])
+@pytest.mark.parametrize(
+    "verb", ["scenes", "train-text", "bundle", "tokenize", "detokenize", "inspect", "sample", "eval", "demo", "doctor"]
+)
 def test_every_verb_has_help(verb):
     done = unitok(verb, "--help")
     assert done.returncode == 0
@@ -50,7 +52,10 @@ def test_a_whole_round_on_the_command_line(scenes_folder, bundle_folder, tmp_pat
         *("--want", "text,image:2x2,audio:0.3s", "--n", 2, "--seed", 7, "--image-guidance", 2, "--temperature", 0.9),
     ]
     first = subprocess.run(
-        [sys.executable, str(ROOT / "sample.py"), *map(str, sample), "--out", str(out)], capture_output=True, text=True, check=False
+        [sys.executable, str(ROOT / "sample.py"), *map(str, sample), "--out", str(out)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert first.returncode == 0, first.stderr
     rows = [json.loads(line) for line in (out / "outputs.jsonl").read_text().splitlines()]

@@ -17,7 +17,9 @@ def test_the_readme_runs_from_top_to_bottom(tmp_path):
     path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     for language, code in snippets:
         program = ["bash", "-euo", "pipefail", "-c", code] if language == "bash" else [sys.executable, "-c", code]
-        done = subprocess.run(program, cwd=tmp_path, env=os.environ | path, capture_output=True, text=True, check=False, timeout=600)
+        done = subprocess.run(
+            program, cwd=tmp_path, env=os.environ | path, capture_output=True, text=True, check=False, timeout=600
+        )
         assert done.returncode == 0, f"{code}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
     assert (tmp_path / "one" / "000000-0.png").exists()
     assert (tmp_path / "samples" / "index.html").exists()

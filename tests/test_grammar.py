@@ -100,3 +100,18 @@ def test_a_plan_that_makes_no_sense_is_one_clear_line(vocab, bad):
 
 def test_seconds_become_frames(vocab):
     assert parse_plan("audio:2s", vocab, 12.5)[0].repeats == 25
+
+
+def test_places_count_from_the_begin_of_each_image_and_sound(vocab, random_document):
+    grammar, rng = Grammar(vocab), np.random.default_rng(5)
+    counted = 0
+    for _ in range(60):
+        ids, placed = vocab.encode_placed(random_document(rng))
+        wanted = np.zeros(len(ids), np.int64)
+        for p in placed:
+            if p.modality != "text":
+                start = p.start + (ids[p.start] in vocab.roles)
+                wanted[start : p.start + p.length] = 1 + np.arange(p.start + p.length - start)
+                counted += 1
+        assert np.array_equal(grammar.places(ids), wanted)
+    assert counted > 30

@@ -68,8 +68,8 @@ def test_a_trained_decoder_joins_the_bundle_it_was_trained_for_and_no_other(tmp_
     made = make_bundle(tmp_path / "bundle", {"model": tmp_path / "run"})
     assert made.model.config.hidden_size == 32
     again = Unitok.from_pretrained(tmp_path / "bundle")
-    ids = torch.randint(0, made.vocab.size, (1, 7))
-    assert torch.equal(again.model(ids), made.model(ids))
+    ids, places = torch.randint(0, made.vocab.size, (1, 7)), torch.zeros(1, 7, dtype=torch.long)
+    assert torch.equal(again.model(ids, places=places), made.model(ids, places=places))
     # another image tokenizer makes another vocabulary
     other = Unitok.from_pretrained(bundle_folder)
     with torch.no_grad():
@@ -87,7 +87,9 @@ def test_a_checkpoint_of_another_architecture_or_vocabulary_is_refused_by_name(t
     run_lightning(arguments("decoder", tmp_path / "run", tokens, 1))
     with pytest.raises(UserError, match="decoder.intermediate_size is 64, the checkpoint has 384"):
         run_lightning(
-            arguments("decoder", tmp_path / "run", tokens, 3, "--resume", "auto", "--model.init_args.decoder.intermediate_size", "64")
+            arguments(
+                "decoder", tmp_path / "run", tokens, 3, "--resume", "auto", "--model.init_args.decoder.intermediate_size", "64"
+            )
         )
 
 

@@ -6,7 +6,6 @@ Any part may be missing: with tokenizers alone a bundle tokenizes, with a decode
 """
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from unitok.document import Document, Part, RawDocument, Segment
 from unitok.errors import UserError
-from unitok.pretrained import make_config
+from unitok.pretrained import begin_folder, check_replaceable, load_state, make_config, replace_folder
 from unitok.vocab import Vocab
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ class Unitok:
         path = Path(path)
         try:
             info = json.loads((path / "bundle.json").read_text())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise UserError(f"{path}: no bundle there (no bundle.json); make one with `unitok bundle`") from None
         except json.JSONDecodeError as error:
             raise UserError(f"{path / 'bundle.json'}: not JSON ({error})") from None
@@ -74,20 +73,13 @@ class Unitok:
     def save_pretrained(self, path: str | Path) -> None:
         """Write a bundle, whole or not at all. Inverse of `from_pretrained`."""
         path = Path(path)
-        partial = path.with_name(path.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        partial = begin_folder(path)
         present = [name for name in (*TOKENIZERS, "model") if getattr(self, name) is not None]
         for name in present:
             getattr(self, name).save_pretrained(partial / ("model" if name == "model" else f"tokenizers/{name}"))
         self.vocab.save(partial / "vocab.json")
         (partial / "bundle.json").write_text(json.dumps({"version": VERSION, "parts": present}, indent=1) + "\n")
-        if path.exists():
-            if not (path / "bundle.json").exists() and any(path.iterdir()):
-                shutil.rmtree(partial)
-                raise UserError(f"{path}: not empty and no bundle; choose another folder")
-            shutil.rmtree(path)
-        partial.rename(path)
+        replace_folder(partial, path)
 
     def need(self, name: str) -> Any:
         """A part that must be there; errors: `UserError` saying how to add it."""
@@ -244,7 +236,8 @@ def load_trained_part(name: str, path: Path, trust: bool = False) -> tuple[Any, 
             raise UserError(f"{path / 'checkpoints'}: no checkpoint there")
         path = newest
     if path.is_dir():
-        return _part_class(name).from_pretrained(path), {}
+        known = {"vocab": Vocab.load(path / "vocab.json").to_manifest()} if (path / "vocab.json").exists() else {}
+        return _part_class(name).from_pretrained(path), known
     checkpoint = load_checkpoint(path, trust)
     described = checkpoint.get("unitok", {})
     kind = "decoder" if name == "model" else f"{name} tokenizer"
@@ -252,10 +245,10 @@ def load_trained_part(name: str, path: Path, trust: bool = False) -> tuple[Any, 
         raise UserError(f"{path}: a checkpoint of {described.get('kind') or 'another program'}, not of a {kind}")
     part = _build_part(name, described["part"]["config"])
     prefix = "decoder." if name == "model" else "tokenizer."
-    from unitok.pretrained import load_state
-
     state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
     load_state(part, state, str(path))
+    if any(name.endswith("initted") and not bool(value) for name, value in part.state_dict().items()):
+        raise UserError(f"{path}: its codebook has not started yet (quantize_from); train longer")
     return part.eval(), described["part"]
 
 
@@ -270,10 +263,10 @@ def _build_part(name: str, config: dict[str, Any]) -> Any:
     return AudioTokenizer(make_config(AudioTokenizerConfig, config, "the checkpoint"))
 
 
-def build_vocab(text: Any = None, image: Any = None, audio: Any = None) -> Vocab:
-    """The standard vocabulary for some tokenizers."""
+def build_vocab(text: Any = None, image: Any = None, audio: Any = None, onto: Vocab | None = None) -> Vocab:
+    """The standard vocabulary for some tokenizers; or `onto`, with ranges for them appended, so that no old id moves."""
     parts = {"text": text, "image": image, "audio": audio}
-    return Vocab.build(
+    return (Vocab.from_manifest(onto.to_manifest()) if onto else Vocab.start()).extend(
         text=text.size if text else None,
         image=image.codebook_size if image else None,
         audio=(audio.num_codebooks, audio.codebook_size) if audio else None,
@@ -288,6 +281,7 @@ def make_bundle(out: Path, paths: dict[str, Path], trust: bool = False) -> Unito
     New tokenizers make a new vocabulary; a decoder must have been trained on exactly the bundle's.
     """
     out = Path(out)
+    check_replaceable(out)
     old = Unitok.from_pretrained(out) if (out / "bundle.json").exists() else None
     parts: dict[str, Any] = {name: getattr(old, name) if old else None for name in (*TOKENIZERS, "model")}
     described: dict[str, Any] = {}
@@ -295,13 +289,26 @@ def make_bundle(out: Path, paths: dict[str, Path], trust: bool = False) -> Unito
         parts[name], described[name] = load_trained_part(name, path, trust)
     if all(part is None for part in parts.values()):
         raise UserError("nothing to put into the bundle: give --text, --image, --audio or --decoder")
-    vocab = build_vocab(parts["text"], parts["image"], parts["audio"])
+    vocab = _vocab_for(parts, old)
     trained_on = described.get("model", {}).get("vocab")
     if trained_on:
         vocab.check_covers(Vocab.from_manifest(trained_on), "the bundle", str(paths["model"]))
+    elif old and old.model is not None and "model" not in paths and vocab.size == old.vocab.size:
+        vocab.check_covers(old.vocab, "the bundle with its new tokenizers", "the bundle's decoder")
     bundle = Unitok(vocab, **parts)
     bundle.save_pretrained(out)
     return bundle
+
+
+def _vocab_for(parts: dict[str, Any], old: Unitok | None) -> Vocab:
+    """The old vocabulary, extended, where all of its tokenizers are still the same; else a new one."""
+    tokenizers = {name: parts[name] for name in TOKENIZERS if parts[name] is not None}
+    if old is None:
+        return build_vocab(**tokenizers)
+    kept = [name for name in TOKENIZERS if name in old.vocab.spans]
+    if any(name not in tokenizers or tokenizers[name].fingerprint() != old.vocab.span(name).fingerprint for name in kept):
+        return build_vocab(**tokenizers)
+    return build_vocab(**{n: part for n, part in tokenizers.items() if n not in kept}, onto=old.vocab)
 
 
 def make_untrained(out: Path, preset: str = "tiny", seed: int = 0) -> Unitok:
@@ -322,7 +329,9 @@ def make_untrained(out: Path, preset: str = "tiny", seed: int = 0) -> Unitok:
         tokenizer.quantizer(latents)  # starts the codebook
         tokenizer.eval()
     vocab = build_vocab(text, image, audio)
-    decoder = Decoder(DecoderConfig(vocab.size, 64, 2, 128, num_attention_heads=2, num_key_value_heads=1, head_dim=32)).eval()
+    decoder = Decoder(
+        DecoderConfig(vocab.size, 64, 2, 128, num_attention_heads=2, num_key_value_heads=1, head_dim=32, places=32)
+    ).eval()
     torch.nn.init.normal_(decoder.lm_head.weight, std=0.1)
     bundle = Unitok(vocab, text, image, audio, decoder)
     bundle.save_pretrained(out)

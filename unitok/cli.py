@@ -84,7 +84,9 @@ def scenes(arguments: list[str]) -> None:
     p.add_argument("--size", type=int, default=32, help="side of the pictures, pixels")
     p.add_argument("--workers", type=int, default=2, help="processes that draw")
     o = p.parse_args(arguments)
-    if o.out.exists() and any(o.out.iterdir()) and not (o.out / "scenes.jsonl").exists():
+    if o.seed < 0:
+        raise UserError(f"--seed {o.seed}: it must be 0 or more")
+    if o.out.exists() and (not o.out.is_dir() or (any(o.out.iterdir()) and not (o.out / "scenes.jsonl").exists())):
         raise UserError(f"{o.out}: not empty and no scenes; choose another folder")
     if o.size < 32:
         raise UserError(f"--size {o.size}: shapes need at least 32 pixels a side to be told apart")
@@ -102,8 +104,10 @@ def train_text(arguments: list[str]) -> None:
     p.add_argument("--sample", type=int, default=5_000_000, help="strings that are used at most")
     o = p.parse_args(arguments)
     from unitok.data.sources import read_texts
+    from unitok.pretrained import check_replaceable
     from unitok.tokenizers import TextTokenizer
 
+    check_replaceable(o.out)
     tokenizer = TextTokenizer.train((t for path in o.source for t in read_texts(path)), o.size, o.sample)
     tokenizer.save_pretrained(o.out)
     print(f"{o.out}: {tokenizer.size} pieces")
@@ -208,6 +212,8 @@ def sample(arguments: list[str]) -> None:
     from unitok.bundle import Unitok
     from unitok.sample.render import read_prompts, save_outputs, settings_from
 
+    if o.out.exists() and not o.out.is_dir():
+        raise UserError(f"--out {o.out}: is a file; give a folder")
     settings = settings_from(vars(o))
     parts = getattr(o, "parts", None) or []
     if o.prompts and parts:
@@ -293,6 +299,11 @@ def main(arguments: list[str] | None = None) -> None:
         # From a worker process the message comes with that process's traceback: the last line is the message.
         told = str(error).strip().splitlines()[-1].removeprefix("unitok.errors.UserError: ")
         print(f"error: {told}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("stopped; start it again to go on", file=sys.stderr)

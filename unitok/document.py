@@ -123,11 +123,21 @@ def parse_raw_document(line: str, folder: Path, where: str, default_id: str) -> 
         value = part.get(key)
         if not isinstance(value, str) or not value.strip():
             raise UserError(f"{here}: an empty or missing {key!r}; fill it or remove the part")
+        if not _is_utf8(value):
+            raise UserError(f"{here}: {key!r} is not UTF-8 text (half of a surrogate pair); mend it")
         if kind == "text":
             parts.append(Part(kind, text=value, role=role, loss=loss))
         else:
             parts.append(Part(kind, path=folder / value, role=role, loss=loss))
     return RawDocument(str(row.get("id", default_id)), tuple(parts), where)
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def format_raw_document(document: RawDocument, folder: Path) -> str:

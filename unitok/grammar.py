@@ -114,7 +114,7 @@ class Row:
         if self.state == "in" and self.span:
             return self._body_left() + self._after()
         if self.plan is None:
-            return (0 if self.state == "open" else 1) + 1  # a piece of content where one is due, and eos
+            return (0 if self.state == "open" else self.grammar.least_span) + 1  # content where it is due, and eos
         return sum(self._span_cost(w) for w in self.plan) + 1
 
     def _after(self) -> int:
@@ -159,7 +159,7 @@ class Row:
         for want in items:
             if self._fits(self._span_cost(want) + rest):
                 ids += self.grammar.openings[want.modality]
-        if free and self.state in ("start", "open") and self._fits(3):
+        if free and self.state in ("start", "open") and self._fits(self.grammar.least_span + 2):
             roles = self.vocab.roles
             ids += [(id, id + 1) for i, id in enumerate(roles) if i != self.role]
         if free and self.state == "open":
@@ -276,6 +276,10 @@ class Grammar:
             m: [(vocab.specials[s.begin], vocab.specials[s.begin] + 1)] if s.begin else self.bodies[m][0]
             for m, s in vocab.spans.items()
         }
+        #: Ids of the shortest span that there is.
+        self.least_span = min(
+            (bool(s.begin) + len(s.header) + len(s.body) + bool(s.end) for s in vocab.spans.values()), default=0
+        )
         self._kinds: dict[Intervals, int] = {}
         self._table = self._compile()
 
@@ -370,6 +374,18 @@ class Grammar:
             if span.begin:
                 axis[before == vocab.specials[span.begin]] = 3 + m
         return self._table[axis, role, after]
+
+    def places(self, ids: np.ndarray) -> np.ndarray:
+        """A document's ids [L] -> int64 [L]: how far into its image or sound each stands (its begin is 1), 0 elsewhere."""
+        ids = np.asarray(ids)
+        specials, spans = self.vocab.specials, [s for s in self.vocab.spans.values() if s.begin]
+        index = np.arange(len(ids))
+        begins = np.isin(ids, [specials[s.begin] for s in spans if s.begin])
+        ends = np.isin(ids, [specials[s.end] for s in spans if s.end])
+        begin = np.maximum.accumulate(np.where(begins, index, -1))
+        end = np.maximum.accumulate(np.where(ends, index, -1))
+        end_before = np.concatenate([[-1], end[:-1]])  # the end itself still belongs to its span
+        return np.where(begin > end_before, index - begin + 1, 0)
 
 
 def _normal(intervals: list[tuple[int, int]]) -> Intervals:

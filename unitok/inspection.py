@@ -41,7 +41,10 @@ def _inspect_dataset(folder: Path, verify: bool) -> None:
 def _inspect_config(path: Path) -> None:
     import yaml
 
-    config = yaml.safe_load(path.read_text())
+    try:
+        config = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())[:120]})") from None
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
     print("\n".join(header))
     model = config.get("model", {})

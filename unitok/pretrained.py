@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -19,22 +20,45 @@ from unitok.errors import UserError
 VERSION = 1
 
 
-def save_part(folder: Path, kind: str, config: Any, state: dict[str, Tensor]) -> None:
-    """Write a part's folder; `config` is a dataclass of plain values."""
-    folder = Path(folder)
+def begin_folder(folder: Path) -> Path:
+    """An empty folder beside `folder`, to be filled and then put in its place by `replace_folder`."""
+    check_replaceable(folder)
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
+    return partial
+
+
+def save_part(folder: Path, kind: str, config: Any, state: dict[str, Tensor]) -> None:
+    """Write a part's folder; `config` is a dataclass of plain values."""
+    folder = Path(folder)
+    partial = begin_folder(folder)
     (partial / "config.json").write_text(json.dumps({"unitok": VERSION, "kind": kind} | asdict(config), indent=1) + "\n")
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, partial / "model.safetensors")
     replace_folder(partial, folder)
 
 
+def check_replaceable(folder: Path) -> None:
+    """Raise `UserError` unless `folder` is free to be written: absent, empty, or a part or bundle of unitok."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UserError(f"{folder}: is a file; give a folder")
+    config = folder / "config.json"
+    ours = (folder / "bundle.json").exists() or (config.exists() and '"unitok"' in config.read_text())
+    if any(folder.iterdir()) and not ours:
+        raise UserError(f"{folder}: not empty and nothing that unitok made; choose another folder")
+
+
 def replace_folder(partial: Path, folder: Path) -> None:
-    """Rename `partial` to `folder`, which may exist."""
+    """Rename `partial` to `folder`; what was there is put aside first and removed last, so one of the two is always whole."""
+    check_replaceable(folder)
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
-        shutil.rmtree(folder)
+        folder.rename(old)
     partial.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def load_part(folder: Path, kind: str, config_class: type) -> tuple[Any, dict[str, Tensor]]:
@@ -51,7 +75,10 @@ def load_part(folder: Path, kind: str, config_class: type) -> tuple[Any, dict[st
     weights = Path(folder) / "model.safetensors"
     if not weights.exists():
         raise UserError(f"{weights}: no such file")
-    return make_config(config_class, row, str(path)), load_file(weights)
+    try:
+        return make_config(config_class, row, str(path)), load_file(weights)
+    except SafetensorError as error:
+        raise UserError(f"{weights}: not a whole safetensors file ({error})") from None
 
 
 def make_config(config_class: type, row: dict, where: str) -> Any:

@@ -89,12 +89,13 @@ class Budget:
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
         spent = self.spent + (time.monotonic() - self._began if self._began else 0.0)
-        return {"total": self.total, "floor": self.floor, "replans": list(self.replans), "spent": spent}
+        plan = {"total": self.total, "floor": self.floor, "replans": list(self.replans)}
+        return plan | {"spent": spent, "minutes": self.minutes}
 
     def restore(self, state: dict[str, Any]) -> None:
         """From a checkpoint; steps that were asked for now win over what it remembers."""
         self.spent = float(state["spent"])
-        if self.minutes is not None:
+        if self.minutes is not None and self.minutes == state["minutes"]:
             self.total, self.floor, self.replans = state["total"], state["floor"], list(state["replans"])
 
 
@@ -120,6 +121,8 @@ class TrainingShell(L.LightningModule):
         self.steps_done = 0
         self.samples_seen = 0
         self.log_every = log_every
+        self.share = 0.0  # of the run that is over, when the step began
+        self._last_loss: Tensor | float = 0.0
         self._restored: dict[str, Any] | None = None
 
     def optimize(self, batch: Any) -> dict[str, Tensor | float]:
@@ -130,25 +133,28 @@ class TrainingShell(L.LightningModule):
         """`kind`, `config` and whatever else is needed to use the weights, as plain values; kept in every checkpoint."""
         raise NotImplementedError
 
-    @property
-    def share(self) -> float:
-        """Share of the run that is over."""
-        return self.budget.share(self.steps_done)
+    def _agreed(self, value: Any) -> Any:
+        """The first process's value, where clocks decide: all processes must do the same."""
+        by_clock = self.budget.minutes is not None and self.trainer.world_size > 1
+        return self.trainer.strategy.broadcast(value) if by_clock else value
 
     def training_step(self, batch: Any, batch_index: int) -> None:
+        self.share = self._agreed(self.budget.share(self.steps_done))
         logged = self.optimize(batch)
+        self._last_loss = next(iter(logged.values()))
         self.steps_done += 1
         first = batch if isinstance(batch, Tensor) else next(iter(batch.values()))
         self.samples_seen += first.shape[0] * self.trainer.world_size
         self.budget.tick(self.steps_done)
-        if self.steps_done % self.log_every == 0 or self.budget.over(self.steps_done):
+        over = self._agreed(self.budget.over(self.steps_done))
+        if self.steps_done % self.log_every == 0 or over:
             values = {name: float(value) for name, value in logged.items()}
             loss, *rest = values
             self.log(loss, values[loss], prog_bar=True)
             self.log_dict({name: values[name] for name in rest} | {"learning_progress": self.share})
             if not np.isfinite(values[loss]):
                 raise UserError(f"step {self.steps_done}: the {loss} is {values[loss]}; lower the learning rate")
-        if self.budget.over(self.steps_done):
+        if over:
             self.trainer.should_stop = True
 
     def set_rate(self, optimizer: Any, rate: float) -> None:
@@ -159,12 +165,25 @@ class TrainingShell(L.LightningModule):
     def on_train_start(self) -> None:
         self.budget.begin()
         if self._restored is not None:
+            self._assert_settings()
             _set_random_state(self._restored)
             self._restored = None
         if self.budget.over(self.steps_done):
             self.trainer.should_stop = True
 
+    def _assert_settings(self) -> None:
+        """Give the optimizers the settings asked for now, in place of those that came with their state."""
+        asked: Any = self.configure_optimizers()
+        asked = asked if isinstance(asked, list) else [asked]
+        actual: Any = self.optimizers(use_pl_optimizer=False)
+        actual = actual if isinstance(actual, list) else [actual]
+        for mine, wanted in zip(actual, asked, strict=True):
+            for group, fresh in zip(mine.param_groups, wanted.param_groups, strict=True):
+                group.update({key: value for key, value in fresh.items() if key != "params"})
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if not np.isfinite(float(self._last_loss)):
+            raise UserError(f"step {self.steps_done}: the loss is {float(self._last_loss)}; lower the learning rate")
         checkpoint["unitok"] = {
             "kind": self.kind,
             "part": self.part(),
@@ -180,6 +199,7 @@ class TrainingShell(L.LightningModule):
             raise UserError(f"the checkpoint is of {state.get('kind') or 'another program'}, this run trains {self.kind}")
         self.check_part(state["part"])
         self.steps_done, self.samples_seen = state["steps_done"], state["samples_seen"]
+        self.share = self.budget.share(self.steps_done)
         self.budget.restore(state["budget"])
         self._restored = state["random"]
 
@@ -187,9 +207,14 @@ class TrainingShell(L.LightningModule):
         """Raise `UserError` where a checkpoint's part cannot be gone on with."""
 
 
-def check_same(saved: dict[str, Any], asked: dict[str, Any], what: str) -> None:
-    """Raise `UserError` naming the first field in which a checkpoint's configuration differs from the one asked for."""
+def check_same(saved: dict[str, Any], asked: dict[str, Any], what: str, free: tuple[str, ...] = ()) -> None:
+    """Raise `UserError` naming the first field in which a checkpoint's configuration differs from the one asked for.
+
+    `free`: fields that may differ.
+    """
     for key, value in asked.items():
+        if key in free:
+            continue
         old = saved.get(key)
         same = list(old) == list(value) if isinstance(value, list | tuple) and isinstance(old, list | tuple) else old == value
         if not same:
@@ -197,14 +222,14 @@ def check_same(saved: dict[str, Any], asked: dict[str, Any], what: str) -> None:
 
 
 def _random_state() -> dict[str, Any]:
-    kind, keys, place, has_gauss, cached = np.random.get_state()
+    kind, keys, place, has_gauss, cached = np.random.get_state()  # noqa: NPY002 (Lightning seeds it)
     state: dict[str, Any] = {
         "torch": torch.get_rng_state(),
         "numpy": [str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), int(place), int(has_gauss), float(cached)],
         "python": repr(random.getstate()),
     }
     if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
+        state["cuda"] = torch.cuda.get_rng_state()
     return state
 
 
@@ -213,10 +238,10 @@ def _set_random_state(state: dict[str, Any]) -> None:
 
     torch.set_rng_state(state["torch"])
     kind, keys, place, has_gauss, cached = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), place, has_gauss, cached))
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), place, has_gauss, cached))  # noqa: NPY002
     random.setstate(ast.literal_eval(state["python"]))
     if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+        torch.cuda.set_rng_state(state["cuda"])
 
 
 # ---- Checkpoints ----------------------------------------------------------------------------------------------------
@@ -318,6 +343,8 @@ class UnitokCLI(LightningCLI):
         elif config.resume:
             load_checkpoint(Path(config.resume))
             config.ckpt_path = config.resume
+        if self.subcommand in ("validate", "test") and not config.ckpt_path:
+            raise UserError(f"nothing to {self.subcommand}: give --resume with a checkpoint, or auto and the --out of a run")
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         config = self.config[self.subcommand]

@@ -133,21 +133,36 @@ class Vocab:
         fingerprints: dict[str, str] | None = None,
     ) -> "Vocab":
         """The standard layout for `text` pieces, `image` codes and `audio` = (levels, codes a level); None leaves one out."""
-        prints = fingerprints or {}
+        return cls.start().extend(text, image, audio, illegal_text, fingerprints)
+
+    @classmethod
+    def start(cls) -> "Vocab":
+        """The special ids alone."""
         vocab = cls([Range("special", "special", 0, SPECIAL_COUNT)])
         for name in (*_FIXED, *_FILLS, *(f"<{end}{m}>" for m in ("image", "audio", "video", "box") for end in ("", "/"))):
             vocab.specials[name] = len(vocab.specials)
+        return vocab
+
+    def extend(
+        self,
+        text: int | None = None,
+        image: int | None = None,
+        audio: tuple[int, int] | None = None,
+        illegal_text: tuple[int, ...] = (),
+        fingerprints: dict[str, str] | None = None,
+    ) -> "Vocab":
+        """Append the standard modalities that are given, arguments as for `build`; -> itself."""
+        prints = fingerprints or {}
         if text is not None:
-            vocab.add(Span("text", ("text",), fingerprint=prints.get("text", "")), [text], illegal_text)
+            self.add(Span("text", ("text",), fingerprint=prints.get("text", "")), [text], illegal_text)
         if image is not None:
-            vocab.ranges.append(Range("grid", "grid", vocab.size, GRID_SIZES))
-            span = Span("image", ("image",), "<image>", "</image>", ("grid", "grid"), prints.get("image", ""))
-            vocab.add(span, [image])
+            self.ranges.append(Range("grid", "grid", self.size, GRID_SIZES))
+            self.add(Span("image", ("image",), "<image>", "</image>", ("grid", "grid"), prints.get("image", "")), [image])
         if audio is not None:
             levels = tuple(f"audio.{k}" for k in range(audio[0]))
             span = Span("audio", levels, "<audio>", "</audio>", fingerprint=prints.get("audio", ""))
-            vocab.add(span, [audio[1]] * audio[0])
-        return vocab
+            self.add(span, [audio[1]] * audio[0])
+        return self
 
     def add(self, span: Span, sizes: list[int], illegal: tuple[int, ...] = ()) -> None:
         """Append a modality: one new range for each name in its body, of `sizes` codes; new special names are numbered on."""
@@ -248,26 +263,28 @@ class Vocab:
         """Document -> int64 [L], spans complete with begin, header and end."""
         return self.encode_placed(document, bos, eos)[0]
 
-    def decode(self, ids: np.ndarray, placed: list[Placed] | None = None) -> Document:
+    def decode(self, ids: np.ndarray, placed: list[Placed] | None = None, role: str = "none") -> Document:
         """int64 [L] -> Document. Inverse of `encode`; `placed` gives back what ids cannot say (loss, source, size).
+
+        `role`: the role that holds where the ids begin, when they are the continuation of others.
 
         Errors: `UserError` with the position for ids that no document encodes to.
         """
         ids = np.asarray(ids, np.int64)
         if placed is None:
-            return Document(tuple(self._read(ids, 0, len(ids)))).merged()
+            return Document(tuple(self._read(ids, 0, len(ids), role))).merged()
         segments = []
         for p in placed:
             (read,) = self._read(ids, p.start, p.start + p.length)
             segments.append(Segment(p.modality, read.codes, p.role, p.loss, p.source, tuple(p.size)))
         return Document(tuple(segments))
 
-    def _read(self, ids: np.ndarray, start: int, stop: int) -> Iterator[Segment]:
+    def _read(self, ids: np.ndarray, start: int, stop: int, role: str = "none") -> Iterator[Segment]:
         """Walk over ids from span to span."""
         begins = {self.specials[s.begin]: s for s in self.spans.values() if s.begin}
         bare = next((s for s in self.spans.values() if not s.begin), None)
         roles = dict(zip(self.roles, ROLES, strict=False))
-        at, role = start, "none"
+        at = start
         while at < stop:
             id = int(ids[at])
             if (id == self.bos and at == start) or (id == self.eos and at == stop - 1):

@@ -116,7 +116,13 @@ def test_bad_lines_are_skipped_and_too_many_fail_and_leave_nothing(bundle_folder
     plan = Plan(str(source), str(tmp_path / "out"), str(bundle_folder))
     assert tokenize(plan)["documents"] == 1
     errors = (tmp_path / "out" / "errors.jsonl").read_text()
-    for telling in ("line 2: not JSON", "line 3", "line 4, part 1: an empty or missing 'text'", "gone.png: no such file", "'smell'"):
+    for telling in (
+        "line 2: not JSON",
+        "line 3",
+        "line 4, part 1: an empty or missing 'text'",
+        "gone.png: no such file",
+        "'smell'",
+    ):
         assert telling in errors
     strict = Plan(str(source), str(tmp_path / "strict"), str(bundle_folder))
     with pytest.raises(UserError, match="5 of 6 documents could not be used"):

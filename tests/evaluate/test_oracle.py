@@ -41,10 +41,15 @@ def test_the_oracle_reads_at_least_99_of_100_written_files_right(tmp_path):
 def test_the_oracle_sees_every_single_change():
     rng = np.random.default_rng(0)
     base = Scene("white", "row", (Thing("red", "circle", "large"), Thing("blue", "cross", "small")))
-    changes = [Scene(b, base.layout, base.things) for b in BACKGROUNDS if b != "white"] + [Scene("white", "column", base.things)]
+    changes = [Scene(b, base.layout, base.things) for b in BACKGROUNDS if b != "white"] + [
+        Scene("white", "column", base.things)
+    ]
     changes += [Scene("white", "row", (Thing(c, "circle", "large"), base.things[1])) for c in COLOURS if c != "red"]
     changes += [Scene("white", "row", (Thing("red", s, "large"), base.things[1])) for s in SHAPES if s != "circle"]
-    changes += [Scene("white", "row", (Thing("red", "circle", "small"), base.things[1])), Scene("white", "row", base.things[::-1])]
+    changes += [
+        Scene("white", "row", (Thing("red", "circle", "small"), base.things[1])),
+        Scene("white", "row", base.things[::-1]),
+    ]
     for other in changes:
         assert read_picture(render_picture(other, rng)) == other != base
 
@@ -100,7 +105,9 @@ def test_the_world_is_as_rich_as_promised():
 def test_the_same_seed_writes_the_same_bytes_and_another_does_not(tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         write_scenes(tmp_path / name, 8, seed=seed, most=2, workers=1)
-    a, b, c = ({f.relative_to(tmp_path / n).as_posix(): f.read_bytes() for f in sorted((tmp_path / n).rglob("*.*"))} for n in "abc")
+    a, b, c = (
+        {f.relative_to(tmp_path / n).as_posix(): f.read_bytes() for f in sorted((tmp_path / n).rglob("*.*"))} for n in "abc"
+    )
     assert a == b != c
 
 

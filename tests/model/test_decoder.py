@@ -49,7 +49,9 @@ def test_attention_equals_a_naive_loop_forward_and_gradient():
     theirs = naive_attention(q, k, v, documents)
     torch.testing.assert_close(ours.double(), theirs, atol=1e-6, rtol=1e-5)
     grad = torch.randn_like(ours)
-    for a, b in zip(torch.autograd.grad(ours, (q, k, v), grad), torch.autograd.grad(theirs, (q, k, v), grad.double()), strict=True):
+    for a, b in zip(
+        torch.autograd.grad(ours, (q, k, v), grad), torch.autograd.grad(theirs, (q, k, v), grad.double()), strict=True
+    ):
         torch.testing.assert_close(a.double(), b.double(), atol=1e-5, rtol=1e-4)
 
 

@@ -99,8 +99,10 @@ def test_greedy_sampling_equals_a_naive_loop_over_whole_sequences(tiny):
         while state.state != "done":
             wanted = state.modality or state.plan[0].modality
             with torch.inference_mode():
-                c = tiny.model(torch.tensor([ids]))[0, -1]
-                u = tiny.model(torch.tensor([twin]))[0, -1]
+                c, u = (
+                    tiny.model(torch.tensor([seq]), places=torch.from_numpy(grammar.places(np.array(seq)))[None])[0, -1]
+                    for seq in (ids, twin)
+                )
             legal = torch.zeros_like(c, dtype=torch.bool)
             for a, b in state.allowed():
                 legal[a:b] = True
@@ -122,7 +124,8 @@ def test_masks_change_nothing_of_the_distribution_among_allowed_ids(tiny):
     second = np.array([ids[1] for ids in generate(tiny.model, grammar, requests, {})])  # after <audio>: a code of level 0
     level = vocab.range("audio.0")
     with torch.inference_mode():
-        logits = tiny.model(torch.tensor([[*prompt.tolist(), vocab.specials["<audio>"]]]))[0, -1]
+        ids = np.append(prompt, vocab.specials["<audio>"])
+        logits = tiny.model(torch.from_numpy(ids)[None], places=torch.from_numpy(grammar.places(ids))[None])[0, -1]
     expected = torch.softmax(logits[level.offset : level.stop].double(), 0).numpy() * 4000
     counts = np.bincount(second - level.offset, minlength=level.size)
     statistic = ((counts - expected) ** 2 / expected).sum()

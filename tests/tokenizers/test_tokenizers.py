@@ -18,7 +18,23 @@ def text() -> TextTokenizer:
     return TextTokenizer.train(["the red circle is above the blue square", "naïve café  twice spaced\tand tabbed"], size=320)
 
 
-AWKWARD = ["", " ", "  a  b ", "\n\n", "a\r\nb", "▁", "▁▁ ▁x", "<unk>", "<s></s>", "<0x0A>", "\x00", "\ufeff", "👩‍👩‍👧", "\u202eabc", "e\u0301"]
+AWKWARD = [
+    "",
+    " ",
+    "  a  b ",
+    "\n\n",
+    "a\r\nb",
+    "▁",
+    "▁▁ ▁x",
+    "<unk>",
+    "<s></s>",
+    "<0x0A>",
+    "\x00",
+    "\ufeff",
+    "👩‍👩‍👧",
+    "\u202eabc",
+    "e\u0301",
+]
 
 
 @pytest.mark.parametrize("string", AWKWARD)
@@ -111,7 +127,9 @@ def test_pictures_of_any_size_encode_and_come_back_in_that_size(tiny, tmp_path, 
     assert load_image(tmp_path / "again.png").shape == (3, *size)
 
 
-@pytest.mark.parametrize(("rate", "channels", "seconds"), [(8000, 1, 1.0), (44_100, 2, 0.31), (11_025, 1, 0.003), (48_000, 6, 0.5)])
+@pytest.mark.parametrize(
+    ("rate", "channels", "seconds"), [(8000, 1, 1.0), (44_100, 2, 0.31), (11_025, 1, 0.003), (48_000, 6, 0.5)]
+)
 def test_sounds_of_any_rate_channels_and_length_come_back_at_their_length(tiny, tmp_path, rate, channels, seconds):
     path = tmp_path / "sound.wav"
     save_audio(path, np.random.default_rng(0).uniform(-0.5, 0.5, (channels, int(rate * seconds))).astype(np.float32), rate)
@@ -152,7 +170,9 @@ def test_encoding_does_not_depend_on_the_batch(tiny):
 
 
 def test_the_decoder_of_a_patched_vqgan_is_exact_about_shape():
-    model = ImageTokenizer(ImageTokenizerConfig(ch=32, ch_mult=(1, 1, 2), patch=3, z_channels=8, resolution=24, codebook_size=8))
+    model = ImageTokenizer(
+        ImageTokenizerConfig(ch=32, ch_mult=(1, 1, 2), patch=3, z_channels=8, resolution=24, codebook_size=8)
+    )
     assert model.stride == 12
     assert model(torch.zeros(1, 3, 25, 13), quantize=False).pixels.shape == (1, 3, 25, 13)
 

@@ -278,7 +278,9 @@ class TokenShards(_Module):
     def validation_data(self) -> PackedDataset | None:
         if not self.val_path:
             return None
-        return PackedDataset(TokenDataset(Path(self.val_path)), self.row_length, self.seed, 0.0, self.weights)
+        data = TokenDataset(Path(self.val_path))
+        self.vocab.check_covers(data.vocab, self.path, self.val_path)
+        return PackedDataset(data, self.row_length, self.seed, 0.0, self.weights)
 
     @property
     def vocab(self) -> Vocab:

@@ -4,8 +4,8 @@ The order is a pure function of (seed, epoch): the documents of an epoch are shu
 rows shuffled again; so any process can make any batch, and a position in the data is a count of rows. A document longer
 than a row is cut at the row's length.
 
-A batch holds, for every position: the id, the target (the next id), its position in its document, the document's number
-in the row, the target's loss weight, and the target's kind (an index into the grammar's legal sets).
+A batch holds, for every position: the id, the target (the next id), its position in its document, its place in its image
+or sound, the document's number in the row, the target's loss weight, and the target's kind (an index into the grammar's legal sets).
 """
 
 from bisect import bisect_left, insort
@@ -94,7 +94,8 @@ class PackedDataset(torch.utils.data.Dataset):
             trained = [p for p in placed if p.loss]
             if trained:
                 p = trained[int(rng.integers(len(trained)))]
-                span = slice(p.start, p.start + p.length)
+                said = int(ids[p.start] in self.vocab.roles)  # a change of role belongs to the condition
+                span = slice(p.start + said, p.start + p.length)
                 ids = np.append(self.vocab.unconditional(ids[span]), self.vocab.eos)
                 weights = np.concatenate([[0], weights[span], [0]]).astype(np.float32)
         return ids, weights
@@ -106,6 +107,7 @@ class PackedDataset(torch.utils.data.Dataset):
             "ids": np.full(t, self.vocab.pad, np.int64),
             "targets": np.full(t, self.vocab.pad, np.int64),
             "positions": np.zeros(t, np.int64),
+            "places": np.zeros(t, np.int64),
             "documents": np.full(t, -1, np.int64),
             "weights": np.zeros(t, np.float32),
             "kinds": np.zeros(t, np.int64),
@@ -117,6 +119,7 @@ class PackedDataset(torch.utils.data.Dataset):
             n = len(ids)
             out["ids"][at : at + n] = ids
             out["positions"][at : at + n] = np.arange(n)
+            out["places"][at : at + n] = self.grammar.places(ids)
             out["documents"][at : at + n] = number
             out["targets"][at : at + n - 1] = ids[1:]
             out["weights"][at : at + n - 1] = weights[1:]

@@ -13,6 +13,7 @@ using any code of this module but its tables of names and colours and its two re
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -344,19 +345,10 @@ def write_scenes(
     """
     if count < 1:
         raise UserError(f"--count {count}: at least 1 scene is needed")
-    (out / "images").mkdir(parents=True, exist_ok=True)
-    (out / "sounds").mkdir(exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "documents.jsonl").unlink(missing_ok=True)
     rng = np.random.default_rng(seed)
     scenes = [draw_scene(rng, most, held_out) for _ in range(count)]
-    jobs = [(out, i, scene, seed, size) for i, scene in enumerate(scenes)]
-    bar = {"total": count, "desc": "scenes", "unit": "scene", "mininterval": 1.0}
-    if workers > 1 and count >= 1000:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            for _ in tqdm(pool.map(_write_media, jobs, chunksize=256), **bar):
-                pass
-    else:
-        for job in tqdm(jobs, **bar):
-            _write_media(job)
     texts: dict[str, None] = {}
     documents = []
     with open(out / "scenes.jsonl", "w") as file:
@@ -368,6 +360,18 @@ def write_scenes(
                 documents.append(json.dumps({"id": f"{i:06d}-{kind}", "content": content}) + "\n")
                 texts |= {part["text"]: None for part in content if part["type"] == "text"}
     (out / "text.txt").write_text("\n".join(texts) + "\n")
+    for name in ("images", "sounds"):
+        shutil.rmtree(out / name, ignore_errors=True)  # of a run that was stopped, or of another count
+        (out / name).mkdir()
+    jobs = [(out, i, scene, seed, size) for i, scene in enumerate(scenes)]
+    bar = {"total": count, "desc": "scenes", "unit": "scene", "mininterval": 1.0}
+    if workers > 1 and count >= 1000:
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            for _ in tqdm(pool.map(_write_media, jobs, chunksize=256), **bar):
+                pass
+    else:
+        for job in tqdm(jobs, **bar):
+            _write_media(job)
     partial = out / "documents.jsonl.partial"
     partial.write_text("".join(documents))
     partial.replace(out / "documents.jsonl")

@@ -64,7 +64,7 @@ def write_shard(path: Path, documents: Iterable[Document], vocab: Vocab) -> dict
     table = pa.table(rows, schema=SCHEMA)
     partial = path.with_name(path.name + ".partial")
     with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_file(file, SCHEMA) as writer:
-        writer.write_table(table, max_chunksize=1024)
+        writer.write_table(table.combine_chunks(), max_chunksize=max(1, table.num_rows))  # one batch: read without a copy
     digest = hashlib.sha256(partial.read_bytes()).hexdigest()
     partial.replace(path)
     return {

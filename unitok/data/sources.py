@@ -31,12 +31,12 @@ def read_source(path: Path) -> Iterator[RawDocument | UserError]:
 
 def _read_folder(folder: Path) -> Iterator[RawDocument | UserError]:
     files = [f for f in sorted(folder.rglob("*")) if f.is_file() and not f.name.startswith(".")]
-    captions = {f.with_suffix("") for f in files if f.suffix == ".txt"}
+    captions = {f.parent / f.stem: f for f in files if f.suffix == ".txt"}
     paired: set[Path] = set()
     documents: list[RawDocument | UserError] = []
     for file in files:
         name = file.relative_to(folder).as_posix()
-        if file.suffix == ".txt" and file.with_suffix("") in captions:
+        if file.suffix == ".txt":
             continue  # after the media, when it is known which have a partner
         try:
             kind = sniff(file)
@@ -50,19 +50,19 @@ def _read_folder(folder: Path) -> Iterator[RawDocument | UserError]:
             documents.append(_text_document(file, name))
             continue
         media = Part(kind, path=file)
-        stem = file.with_suffix("")
+        stem = file.parent / file.stem
         if stem in captions:
             paired.add(stem)
             try:
-                text = load_text(stem.with_suffix(".txt")).strip()
+                text = load_text(captions[stem]).strip()
             except UserError:
-                documents.append(UserError(f"{stem.relative_to(folder).as_posix()}.txt: an empty or unreadable caption"))
+                documents.append(UserError(f"{captions[stem].relative_to(folder).as_posix()}: an empty or unreadable caption"))
                 continue
             documents.append(RawDocument(name, (Part("text", text=text), media), name))
         else:
             documents.append(RawDocument(name, (media,), name))
-    for stem in sorted(captions - paired):
-        file = stem.with_suffix(".txt")
+    for stem in sorted(captions.keys() - paired):
+        file = captions[stem]
         documents.append(_text_document(file, file.relative_to(folder).as_posix()))
     yield from documents
 

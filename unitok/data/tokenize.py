@@ -154,13 +154,16 @@ def process_shard(plan: Plan, index: int, threads: int = 0) -> tuple[dict, list[
         entry, errors = json.loads(record.read_text())
         if hashlib.sha256((out / shard_name(index)).read_bytes()).hexdigest() == entry["sha256"]:
             return entry, errors
+        record.unlink()
     items = _listing(plan.source)[index * plan.shard_size : (index + 1) * plan.shard_size]
     raws = [item for item in items if isinstance(item, RawDocument)]
     encoder = _encoder(plan.bundle, plan.image_area, plan.device)
     documents, failed = encoder.encode(raws, _folder_of(Path(plan.source)))
     errors = [{"id": "", "where": "", "error": str(item)} for item in items if isinstance(item, UserError)] + failed
     entry = write_shard(out / shard_name(index), documents, encoder.unitok.vocab)
-    record.write_text(json.dumps([entry, errors]))
+    torn = record.with_suffix(".torn")
+    torn.write_text(json.dumps([entry, errors]))
+    torn.replace(record)
     return entry, errors
 
 
@@ -171,11 +174,15 @@ def tokenize(plan: Plan, workers: int = 1, max_error_rate: float = 1.0) -> dict:
     for an output folder that holds something else.
     """
     out = Path(plan.out)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file; give a folder")
+    _listing.cache_clear()
+    _encoder.cache_clear()
     options = {k: v for k, v in asdict(plan).items() if k in ("shard_size", "image_area")}
     fingerprint = _fingerprint(plan)
     if (out / "dataset.json").exists():
         info = TokenDataset(out).info
-        if json.loads((out / "plan.json").read_text()).get("fingerprint") != fingerprint:
+        if not (out / "plan.json").exists() or json.loads((out / "plan.json").read_text()).get("fingerprint") != fingerprint:
             raise UserError(f"{out}: holds a data set made from another source, bundle or options; choose another folder")
         print(f"{out}: complete already, {info['documents']} documents")
         return info
@@ -185,7 +192,9 @@ def tokenize(plan: Plan, workers: int = 1, max_error_rate: float = 1.0) -> dict:
     listing = _listing(plan.source)
     if not listing:
         raise UserError(f"{plan.source}: no documents in it")
-    _encoder(plan.bundle, plan.image_area, plan.device)  # a bundle that does not load is said before anything is written
+    unitok = _encoder(plan.bundle, plan.image_area, plan.device).unitok
+    for kind in sorted({p.type for raw in listing if isinstance(raw, RawDocument) for p in raw.content}):
+        unitok.need(kind)  # what the bundle lacks is said before anything is written
     out.mkdir(parents=True, exist_ok=True)
     _write_plan(out, plan, fingerprint)
     count = -(-len(listing) // plan.shard_size)
@@ -208,8 +217,9 @@ def tokenize(plan: Plan, workers: int = 1, max_error_rate: float = 1.0) -> dict:
         (out / "errors.jsonl").write_text("".join(json.dumps(e, ensure_ascii=False) + "\n" for e in errors))
         print(f"{len(errors)} of {len(listing)} documents were skipped; see {out / 'errors.jsonl'}")
     info = write_dataset_json(out, _encoder(plan.bundle, plan.image_area, plan.device).unitok.vocab, shards, options)
-    for i in range(count):
-        (out / f"{shard_name(i)}.partial.json").unlink()
+    for pattern in ("*.partial.json", "*.torn", "*.partial"):
+        for leftover in out.glob(pattern):
+            leftover.unlink()
     by = ", ".join(f"{n} {m}" for m, n in info["ids_by_modality"].items())
     print(f"{out}: {info['documents']} documents, {info['ids']} ids ({by}), {count} shards")
     return info
@@ -228,8 +238,15 @@ def _run(plan: Plan, count: int, workers: int) -> Iterator[tuple[dict, list[dict
 def _fingerprint(plan: Plan) -> str:
     """Of everything that the result depends on: the listing, the vocabulary with its tokenizers, the options."""
     digest = hashlib.sha256()
+    folder = _folder_of(Path(plan.source))
     for item in _listing(plan.source):
-        digest.update((str(item) if isinstance(item, UserError) else repr((item.id, item.content))).encode())
+        if isinstance(item, UserError):
+            digest.update(str(item).encode())
+            continue
+        for p in item.content:
+            size = p.path.stat().st_size if p.path and p.path.exists() else -1
+            name = p.path.relative_to(folder).as_posix() if p.path and p.path.is_relative_to(folder) else str(p.path)
+            digest.update(repr((item.id, p.type, p.text, p.role, p.loss, name, size)).encode())
     vocab = _encoder(plan.bundle, plan.image_area, plan.device).unitok.vocab
     digest.update(json.dumps([vocab.to_manifest(), plan.shard_size, plan.image_area]).encode())
     return digest.hexdigest()

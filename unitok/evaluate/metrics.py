@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from unitok.bundle import Unitok
-from unitok.data.media import load_audio, load_image, save_audio, save_image
+from unitok.data.media import load_audio, load_image, open_image, save_audio, save_image
 from unitok.data.scenes import Note, Scene, parse_caption, parse_sound_caption, read_scenes
 from unitok.data.tokenize import Encoder
 from unitok.document import Document, Part, RawDocument
@@ -112,6 +112,7 @@ class Evaluation:
         self.scores: dict[str, Any] = {"malformed": 0}
         self.encoder = Encoder(unitok)
         self.grammar = Grammar(unitok.vocab)
+        self.budget = 256  # ids a generation may take; set from the originals
 
     # ---- Tokenizers ----------------------------------------------------------------------------------------------
 
@@ -141,14 +142,16 @@ class Evaluation:
             hits["colours"].append(same_colours(read, scene))
             hits["attributes"].append(read == scene)
             hits["notes"].append(same_notes(read_sound(heard.numpy(), audio.sample_rate), scene))
-            psnr.append(-10 * float(torch.log10((again - picture).square().mean() / 4 + 1e-10)))
-            error = (heard - sound[:, : heard.shape[-1]]).square().mean()
-            snr.append(10 * float(torch.log10(sound.square().mean() / (error + 1e-10))))
+            target = image.prepare(open_image(folder / row["image"]))  # as the tokenizers saw them
+            psnr.append(-10 * float(torch.log10((again - target).square().mean() / 4 + 1e-10)))
+            wave = audio.prepare(sound, rate)
+            snr.append(10 * float(torch.log10(wave.square().mean() / ((heard - wave).square().mean() + 1e-10))))
             if i < SHOWN:
                 save_image(pairs / f"{i:02d}-original.png", picture)
                 save_image(pairs / f"{i:02d}-again.png", again)
                 save_audio(pairs / f"{i:02d}-original.wav", sound, rate)
                 save_audio(pairs / f"{i:02d}-again.wav", heard, audio.sample_rate)
+        self.budget = 2 * max(len(self.unitok.vocab.encode(d)) for d in documents)
         mean = {name: float(np.mean(values)) for name, values in hits.items()}
         grids = np.concatenate([d.segments[0].codes.reshape(-1) for d in documents])
         frames = np.concatenate([d.segments[1].codes for d in documents], axis=1)
@@ -198,7 +201,7 @@ class Evaluation:
     def _continue(self, prompts: list[Document], want: str, what: str, seed: int = 0) -> list[Output]:
         print(f"generate {what} ({len(prompts)})", flush=True)
         outputs = generate_outputs(
-            self.unitok, prompts, want, 1, self.seed + seed, 160, self.settings, batch_size=200, progress=False
+            self.unitok, prompts, want, 1, self.seed + seed, self.budget, self.settings, batch_size=200, progress=False
         )
         self.scores["malformed"] += sum(not self._well_formed(o) for o in outputs)
         return outputs
@@ -212,7 +215,7 @@ class Evaluation:
             self.grammar.check(ids)
         except UserError:
             return False
-        return bool(np.array_equal(vocab.encode(output.new, bos=False, eos=False), output.ids[output.ids != vocab.eos]))
+        return bool(np.array_equal(vocab.encode(output.document), ids))
 
     def _keep(self, name: str, outputs: list[Output], right: list[bool]) -> None:
         folder = self.out / "samples" / name

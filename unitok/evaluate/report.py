@@ -130,7 +130,7 @@ def write_report(run: Path, scores: dict[str, Any], seconds: dict[str, float], m
     evaluation = run / "eval"
     curves = []
     for name, columns in (
-        ("image", ["loss", "psnr", "codebook_use"]),
+        ("image", ["loss", "psnr", "codebook_use_0"]),
         ("audio", ["loss", "snr_db", "codebook_use_0"]),
         ("decoder", ["loss", "bits_text", "bits_image", "bits_audio"]),
     ):

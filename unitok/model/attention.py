@@ -98,9 +98,10 @@ def _xformers_problem(device: str, dtype: torch.dtype, head_dim: int) -> str:
         return f"it needs CUDA, the model is on {device}"
     logging.getLogger("xformers").setLevel(logging.ERROR)
     try:
-        q, k, v = (torch.randn(1, 1, 4, head_dim, device=device, dtype=dtype, requires_grad=True) for _ in range(3))
-        packing = Packing.build(torch.tensor([[0, 0, 1, 1]], device=device), "xformers")
-        attention(q, k, v, packing).sum().backward()
+        with torch.inference_mode(False), torch.enable_grad():
+            q, k, v = (torch.randn(1, 1, 4, head_dim, device=device, dtype=dtype, requires_grad=True) for _ in range(3))
+            packing = Packing.build(torch.tensor([[0, 0, 1, 1]], device=device), "xformers")
+            attention(q, k, v, packing).sum().backward()
     except (ImportError, OSError, NotImplementedError, RuntimeError, ValueError) as error:
         return " ".join(str(error).split())[:200] or type(error).__name__
     return ""

@@ -32,6 +32,9 @@ class DecoderConfig:
         max_position_embeddings: longest document it is trained on, in ids.
         dropout: on the outputs of attention and SwiGLU.
         attention: back end, `auto`, `sdpa` or `xformers`.
+        places: size of a table of learned embeddings of how far into its image or sound an id stands, added to its own
+            embedding; 0 is none, which is Qwen3's layout. It tells small models trained for minutes where in a grid
+            they are (docs/notes.md); such a decoder cannot be exported by renaming.
     """
 
     vocab_size: int = 0
@@ -46,6 +49,7 @@ class DecoderConfig:
     max_position_embeddings: int = 1024
     dropout: float = 0.0
     attention: str = "auto"
+    places: int = 0
 
     def __post_init__(self) -> None:
         if self.num_attention_heads % self.num_key_value_heads:
@@ -161,6 +165,7 @@ class _Context:
 
     packing: Packing
     positions: Tensor  # [B, T]
+    places: Tensor | None = None  # [B, T], how far into its span each id stands, 0 outside
     cache: Cache | None = None
     extent: int = 0  # positions below this are looked at
     visible: Tensor | None = None  # bool [B, 1, T, extent]
@@ -172,12 +177,17 @@ class Trunk(nn.Module):
     def __init__(self, config: DecoderConfig):
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        if config.places:
+            self.embed_places = nn.Embedding(config.places, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary = RotaryPositions(config)
 
     def forward(self, ids: Tensor, context: _Context) -> Tensor:
         x = self.embed_tokens(ids)
+        if hasattr(self, "embed_places"):
+            assert context.places is not None, "this decoder has place embeddings: give places (Grammar.places)"
+            x = x + self.embed_places(context.places.clamp(max=self.embed_places.num_embeddings - 1))
         rotary = self.rotary(context.positions)
         for layer in self.layers:
             x = layer(x, rotary, context)
@@ -204,39 +214,54 @@ class Decoder(nn.Module):
                 std = 0.0 if name.endswith(("o_proj", "down_proj", "lm_head")) else module.in_features**-0.5
                 nn.init.normal_(module.weight, std=std)
         nn.init.normal_(self.model.embed_tokens.weight, std=0.5)
+        if self.config.places:
+            nn.init.normal_(self.model.embed_places.weight, std=0.5)
 
     @property
     def device(self) -> torch.device:
         return self.lm_head.weight.device
 
-    def hidden(self, ids: Tensor, positions: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
+    def hidden(
+        self,
+        ids: Tensor,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+        places: Tensor | None = None,
+    ) -> Tensor:
         """ids [B, T] -> final hidden states [B, T, C], before the head.
 
         positions: [B, T], counted from each document's start (default: from the row's). documents: numbers [B, T] that
-        differ between neighbouring documents, which then cannot see one another (default: one a row).
+        differ between neighbouring documents, which then cannot see one another (default: one a row). places: [B, T],
+        how far into its span each id stands (`Grammar.places`); only for decoders with place embeddings.
         """
         if positions is None:
             positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         kind = ids.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.lm_head.weight.dtype
         backend = choose_backend(self.config.attention, ids.device, dtype, self.config.head_dim)
-        return self.model(ids, _Context(Packing.build(documents, backend), positions))
+        return self.model(ids, _Context(Packing.build(documents, backend), positions, places))
 
-    def forward(self, ids: Tensor, positions: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        ids: Tensor,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+        places: Tensor | None = None,
+    ) -> Tensor:
         """ids [B, T] -> logits [B, T, V]; arguments as for `hidden`."""
-        return self.lm_head(self.hidden(ids, positions, documents))
+        return self.lm_head(self.hidden(ids, positions, documents, places))
 
     def new_cache(self, rows: int, length: int) -> Cache:
         """An empty cache for `rows` rows of at most `length` positions."""
         return Cache(self.config, rows, length, self.device, self.lm_head.weight.dtype)
 
-    def step(self, ids: Tensor, positions: Tensor, cache: Cache, extent: int) -> Tensor:
+    def step(self, ids: Tensor, positions: Tensor, cache: Cache, extent: int, places: Tensor | None = None) -> Tensor:
         """ids [B, T] at positions [B, T] -> hidden states [B, T, C], reading and writing the cache's first B rows.
 
         extent: more than every position; how much of the cache to look at.
         """
         visible = torch.arange(extent, device=ids.device) <= positions[:, None, :, None]
-        return self.model(ids, _Context(Packing(), positions, cache, extent, visible))
+        return self.model(ids, _Context(Packing(), positions, places, cache, extent, visible))
 
     def save_pretrained(self, folder: Path) -> None:
         """Write `config.json` and `model.safetensors`."""

@@ -74,7 +74,7 @@ def build_optimizers(
     for full_name, p in decoder.named_parameters():
         if p.ndim < 2:
             vectors.append(p)
-        elif "embed_tokens" in full_name or "lm_head" in full_name or name == "adamw":
+        elif "embed_" in full_name or "lm_head" in full_name or name == "adamw":
             embeddings.append(p)
         else:
             matrices.append(p)

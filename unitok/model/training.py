@@ -143,7 +143,7 @@ class DecoderTraining(TrainingShell):
                 f"{self.trainer.datamodule.path} has ({self.config.vocab_size} ids): train on the data that fits, or "
                 "choose another --out"
             )
-        check_same(part["config"], asdict(self.config), "decoder")
+        check_same(part["config"], asdict(self.config), "decoder", free=("attention", "dropout"))
 
     def optimize(self, batch: dict[str, Tensor]) -> dict[str, Tensor | float]:
         optimizers: Any = self.optimizers()
@@ -164,7 +164,7 @@ class DecoderTraining(TrainingShell):
 
     def losses(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor | float]]:
         """The loss, and what to log: bits an id, overall and by modality."""
-        hidden = self.decoder.hidden(batch["ids"], batch["positions"], batch["documents"])
+        hidden = self.decoder.hidden(batch["ids"], batch["positions"], batch["documents"], batch["places"])
         nll, squared, index = allowed_loss(hidden, self.decoder.lm_head.weight, batch, self.legal_sets, self.loss_over == "all")
         weights = batch["weights"].flatten()[index]
         total = batch["weights"].sum().clamp_min(1.0)  # forced ids count: they are right for nothing

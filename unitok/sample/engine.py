@@ -46,6 +46,7 @@ class _Row:
     randoms: np.ndarray
     new: int = 0
     twin: int = 0  # position of the last id that the twin has read; 0: bos alone
+    place: int = 0  # of the last id in its image or sound; see `Grammar.places`
 
 
 @torch.inference_mode()
@@ -101,13 +102,20 @@ class _Loop:
         for i, r in enumerate(self.rows):
             ids[i, : len(r.ids)] = torch.tensor(r.ids)
         positions = torch.arange(length).expand(self.count, -1)
-        hidden = self.decoder.step(ids.to(device), positions.to(device), self.cache, length)
+        places = torch.zeros_like(ids)
+        for i, r in enumerate(self.rows):
+            known = torch.from_numpy(self.grammar.places(np.array(r.ids)))
+            places[i, : len(r.ids)] = known
+            r.place = int(known[-1]) if r.state.span else 0
+        hidden = self.decoder.step(ids.to(device), positions.to(device), self.cache, length, places.to(device))
         last = torch.tensor([len(r.ids) - 1 for r in self.rows], device=device)
         self.hidden = hidden[torch.arange(self.count, device=device), last]
         self.twin_hidden = self.hidden
         if self.guided:  # every twin has read bos; the rows read it again, which changes nothing
             bos = torch.full((2 * self.count, 1), self.grammar.vocab.bos, device=device)
-            self.bos_hidden = self.decoder.step(bos, torch.zeros_like(bos), self.cache, 1)[self.count :, 0]
+            self.bos_hidden = self.decoder.step(bos, torch.zeros_like(bos), self.cache, 1, torch.zeros_like(bos))[
+                self.count :, 0
+            ]
             self.twin_hidden = self.bos_hidden
 
     def step(self) -> None:
@@ -126,8 +134,8 @@ class _Loop:
         temperature = self._column([h.temperature for h in how])
         warm = logits / temperature.clamp_min(1e-6)[:, None]
         logits = torch.where(keep_top_p(warm, self._column([h.top_p for h in how])).isinf(), -torch.inf, logits)
-        uniform = self._column([float(r.randoms[min(r.new, len(r.randoms) - 1)]) for r in self.rows], torch.float64)
-        chosen = names[draw(logits, temperature, uniform).cpu()].tolist()
+        uniform = torch.tensor([r.randoms[min(r.new, len(r.randoms) - 1)] for r in self.rows], dtype=torch.float64)
+        chosen = names[draw(logits.cpu(), temperature.cpu(), uniform)].tolist()
         self._take(chosen)
 
     def _modality(self, row: _Row, allowed: Intervals) -> str:
@@ -136,8 +144,8 @@ class _Loop:
             return row.state.modality
         return row.state.plan[0].modality if row.state.plan else "text"
 
-    def _column(self, values: list[float], dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.tensor(values, dtype=dtype, device=self.decoder.device)
+    def _column(self, values: list[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=self.decoder.device)
 
     def _mask(self, allowed: Intervals, union: Intervals) -> Tensor:
         """bool [number of ids in `union`]: which of them are allowed."""
@@ -152,7 +160,7 @@ class _Loop:
 
     def _take(self, chosen: list[int]) -> None:
         """Advance every row by its id and run the model on it."""
-        positions, twin_positions = [], []
+        positions, twin_positions, places = [], [], []
         for r, id in zip(self.rows, chosen, strict=True):
             done = r.state.state == "done"
             before = r.state.span
@@ -160,6 +168,13 @@ class _Loop:
                 r.state.advance(id)
                 r.ids.append(id)
                 r.new += 1
+            if before is not None and before.begin:
+                r.place += 1  # its end, too, belongs to it
+            else:
+                r.place = int(r.state.span is not None and r.state.span.begin is not None)
+            places.append(r.place)
+            if r.state.span is None:
+                r.place = 0
             positions.append(len(r.ids) - 1)
             if r.state.span is not before or r.state.span is None:
                 r.twin = 0  # a span begins or ends: the twin starts again from bos
@@ -172,16 +187,18 @@ class _Loop:
         needs_twins = self.guided and any(
             r.state.modality and self.settings.get(r.state.modality, Settings()).guidance != 1.0 for r in self.rows
         )
-        ids, places = list(chosen), list(positions)
+        ids, where = list(chosen), list(positions)
         if needs_twins:
             # A twin between spans only waits: it reads a bos at position 0, which changes nothing.
             ids += [id if t else self.grammar.vocab.bos for id, t in zip(chosen, twin_positions, strict=True)]
-            places += twin_positions
+            where += twin_positions
+            places += [p if t else 0 for p, t in zip(places, twin_positions, strict=True)]
         hidden = self.decoder.step(
             torch.tensor(ids, device=device)[:, None],
-            torch.tensor(places, device=device)[:, None],
+            torch.tensor(where, device=device)[:, None],
             self.cache,
-            max(places) + 1,
+            max(where) + 1,
+            torch.tensor(places, device=device)[:, None],
         )[:, 0]
         self.hidden = hidden[: self.count]
         if self.guided:

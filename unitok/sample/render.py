@@ -86,8 +86,9 @@ def generate_outputs(
     progress: bool,
 ) -> list[Output]:
     """`Unitok.generate` on documents."""
-    if n < 1:
-        raise UserError(f"n is {n}: at least 1 output is needed")
+    for name, value, least in (("n", n, 1), ("batch size", batch_size, 1), ("seed", seed, 0), ("max ids", max_ids, 1)):
+        if value < least:
+            raise UserError(f"{name} is {value}: it must be at least {least}")
     decoder, vocab = unitok.need("model"), unitok.vocab
     grammar = Grammar(vocab)
     plan = parse_plan(want, vocab, unitok.audio.frame_rate if unitok.audio else None)
@@ -100,8 +101,9 @@ def generate_outputs(
         for start in range(0, len(requests), batch_size):
             chunk = requests[start : start + batch_size]
             for request, ids in zip(chunk, generate(decoder, grammar, chunk, settings), strict=True):
-                new = vocab.decode(ids)
-                outputs.append(Output(unitok, prompts[request.row // n], new, ids, request.row))
+                prompt = prompts[request.row // n]
+                role = prompt.segments[-1].role if prompt.segments else "none"
+                outputs.append(Output(unitok, prompt, vocab.decode(ids, role=role), ids, request.row))
             bar.update(len(chunk))
     return outputs
 

@@ -5,7 +5,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
@@ -16,7 +16,6 @@ from unitok.errors import UserError
 from unitok.pretrained import load_part, load_state, part_folder, save_part, state_fingerprint
 from unitok.tokenizers.quantize import Quantized, ResidualQuantizer
 from unitok.tokenizers.seanet import SEANetDecoder, SEANetEncoder
-
 
 #: A sound whose samples all stay below this (-80 dB) holds nothing.
 SILENCE = 1e-4
@@ -46,7 +45,7 @@ class AudioTokenizerConfig:
     n_residual_layers: int = 1
     kernel_size: int = 3
     lstm: int = 0
-    norm: str = "none"
+    norm: Literal["weight_norm", "none"] = "none"
     causal: bool = False
     true_skip: bool = True
     pad_mode: str = "constant"

@@ -14,10 +14,10 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from unitok.data.media import fit_image, image_to_tensor, open_image, save_image, to_rgb
+from unitok.errors import UserError
 from unitok.pretrained import load_part, load_state, part_folder, save_part, state_fingerprint
 from unitok.tokenizers.quantize import FiniteScalarQuantizer, Quantized, Quantizer, VectorQuantizer
 from unitok.tokenizers.vqgan import Decoder, Encoder, downsampling
-
 
 #: Longest side of a picture in codes; the vocabulary has as many grid sizes.
 LONGEST_SIDE = 64
@@ -52,6 +52,10 @@ class ImageTokenizerConfig:
     codebook_size: int = 512
     codebook_dim: int = 8
     scales: tuple[int, ...] = (8, 8, 8)
+
+    def __post_init__(self) -> None:
+        if self.ch % 32:
+            raise UserError(f"ch is {self.ch}: it must be a multiple of 32, the groups of group norm")
 
 
 @dataclass
@@ -112,7 +116,7 @@ class ImageTokenizer(nn.Module):
     def forward(self, images: Tensor, quantize: bool = True) -> ImageReconstruction:
         """[B, 3, H, W] in [-1, 1] -> reconstruction; without `quantize` the latents pass as they are (warm-up)."""
         z = self._latents(images)
-        b, h, w, _ = z.shape
+        h = z.shape[1]
         flat = rearrange(z, "b h w c -> b (h w) c")
         q = self.quantizer(flat) if quantize else Quantized(self.quantizer.pass_through(flat), None, z.new_zeros(()))
         pixels = self._pixels(rearrange(q.latents, "b (h w) c -> b h w c", h=h))[..., : images.shape[2], : images.shape[3]]

@@ -8,14 +8,13 @@ bytes of its UTF-8 form. Control pieces (`unk`) are never produced and are illeg
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 import sentencepiece
 
 from unitok.errors import UserError
-from unitok.pretrained import VERSION, part_folder, replace_folder
+from unitok.pretrained import VERSION, begin_folder, part_folder, replace_folder
 
 _SPACE_MARK = "\u2581"
 
@@ -57,9 +56,7 @@ class TextTokenizer:
     def save_pretrained(self, folder: Path) -> None:
         """Write `config.json` and `tokenizer.model` (SentencePiece's own format)."""
         folder = Path(folder)
-        partial = folder.with_name(folder.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        partial = begin_folder(folder)
         (partial / "tokenizer.model").write_bytes(self.model)
         (partial / "config.json").write_text(json.dumps({"unitok": VERSION, "kind": "text tokenizer"}) + "\n")
         replace_folder(partial, folder)

@@ -6,6 +6,7 @@ discriminator costs nothing before `discriminator_from`; then it learns alone fo
 the generator hears of it, by a weight that ramps up as long again.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
@@ -24,6 +25,7 @@ from unitok.tokenizers.losses import (
     pixel_loss,
     spectral_loss,
 )
+from unitok.tokenizers.vqgan import downsampling
 from unitok.training import TrainingShell, check_same, warmup_linear
 
 
@@ -57,7 +59,20 @@ class CodebookUse:
         return [len(level.unique()) / size for level in torch.cat(self.recent).unbind(-1)]
 
 
-class ImageTokenizerTraining(TrainingShell):
+class _TokenizerTraining(TrainingShell):
+    """What the two share. `quantize_from`: share of the run after which codes are used."""
+
+    quantize_from: float
+
+    def quantizes_to_validate(self) -> bool:
+        """Not before training does: the first batch that is quantised starts the codebook."""
+        return self.trainer.state.fn != "fit" or self.share >= self.quantize_from
+
+    def _logs_next(self) -> bool:
+        return (self.steps_done + 1) % self.log_every == 0
+
+
+class ImageTokenizerTraining(_TokenizerTraining):
     """Trains an image tokenizer on [B, 3, S, S] in [-1, 1].
 
     Args:
@@ -106,7 +121,7 @@ class ImageTokenizerTraining(TrainingShell):
         """Build the networks, when the data module's batch size is known."""
         if hasattr(self, "tokenizer"):
             return
-        stride = ImageTokenizer(self.config).stride
+        stride = downsampling(tuple(self.config.ch_mult), self.config.patch)
         batch = getattr(self.trainer.datamodule, "batch_size", 16) * self.trainer.world_size
         side = getattr(self.trainer.datamodule, "size", self.config.resolution)
         self.tokenizer = ImageTokenizer(self.config, vectors=batch * (-(-side // stride)) ** 2)
@@ -151,12 +166,10 @@ class ImageTokenizerTraining(TrainingShell):
         optimizers[0].step()
         if out.codes is not None:
             self.use.add(out.codes.reshape(-1, 1))
-        use = {"codebook_use": u for u in self.use.shares(self.tokenizer.codebook_size)} if self._logs_next() else {}
+        if self._logs_next():
+            logged |= {f"codebook_use_{k}": u for k, u in enumerate(self.use.shares(self.tokenizer.codebook_size))}
         psnr = -10 * torch.log10((out.pixels.detach().float() - images).square().mean() / 4)
-        return {"loss": loss.detach(), "psnr": psnr} | {k: v.detach() for k, v in losses.items()} | logged | use
-
-    def _logs_next(self) -> bool:
-        return (self.steps_done + 1) % self.log_every == 0
+        return {"loss": loss.detach(), "psnr": psnr} | {k: v.detach() for k, v in losses.items()} | logged
 
     def _train_discriminator(self, optimizer: Any, real: Tensor, fake: Tensor) -> Tensor:
         """One step; on the raw optimizer, so that Lightning's `global_step` counts batches."""
@@ -169,14 +182,14 @@ class ImageTokenizerTraining(TrainingShell):
         return loss.detach()
 
     def validation_step(self, images: Tensor, batch_index: int) -> None:
-        out = self.tokenizer(images)
+        out = self.tokenizer(images, quantize=self.quantizes_to_validate())
         mse = (out.pixels.float() - images).square().mean(dim=(1, 2, 3)) / 4
         self.log("val_psnr", (-10 * torch.log10(mse)).mean(), prog_bar=True, batch_size=len(images))
 
     test_step = validation_step
 
 
-class AudioTokenizerTraining(TrainingShell):
+class AudioTokenizerTraining(_TokenizerTraining):
     """Trains an audio tokenizer on [B, C, T] in [-1, 1].
 
     Args:
@@ -224,7 +237,9 @@ class AudioTokenizerTraining(TrainingShell):
         rate = getattr(data, "sample_rate", self.config.sample_rate)
         if rate != self.config.sample_rate:
             raise UserError(f"the data has sample_rate {rate}, the tokenizer {self.config.sample_rate}: they must agree")
-        frames = -(-getattr(data, "length", rate) // AudioTokenizer(self.config).hop_length)
+        if getattr(data, "channels", self.config.channels) != self.config.channels:
+            raise UserError(f"the data has {data.channels} channels, the tokenizer {self.config.channels}: they must agree")
+        frames = -(-getattr(data, "length", rate) // (self.config.patch * math.prod(self.config.ratios)))
         batch = getattr(data, "batch_size", 32) * self.trainer.world_size
         self.tokenizer = AudioTokenizer(self.config, vectors=batch * frames)
 
@@ -257,12 +272,12 @@ class AudioTokenizerTraining(TrainingShell):
             "gradient_norm": norm,
             "snr_db": 10 * torch.log10(samples.square().mean() / error.detach()),
         }
-        if (self.steps_done + 1) % self.log_every == 0:
+        if self._logs_next():
             logged |= {f"codebook_use_{k}": u for k, u in enumerate(self.use.shares(self.tokenizer.codebook_size))}
         return {"loss": loss.detach()} | {k: v.detach() for k, v in losses.items()} | logged
 
     def validation_step(self, samples: Tensor, batch_index: int) -> None:
-        out = self.tokenizer(samples)
+        out = self.tokenizer(samples, quantize=self.quantizes_to_validate())
         error = (out.samples.float() - samples).square().mean(dim=(1, 2)).clamp_min(1e-10)
         power = samples.square().mean(dim=(1, 2)).clamp_min(1e-10)
         self.log("val_snr_db", (10 * torch.log10(power / error)).mean(), prog_bar=True, batch_size=len(samples))
