@@ -132,3 +132,27 @@ def test_a_silent_sound_in_a_prompt_is_one_line(bundle_folder, tmp_path):
     soundfile.write(tmp_path / "silent.wav", np.zeros(4000), 8000)
     done = unitok("sample", "--bundle", bundle_folder, "--audio", tmp_path / "silent.wav", "--out", tmp_path / "out")
     assert_one_line(done, "silent.wav", "silence")
+
+
+def test_nothing_that_unitok_did_not_make_is_ever_replaced(tmp_path, scenes_folder, bundle_folder):
+    import shutil
+
+    mine = tmp_path / "mine"
+    shutil.copytree(scenes_folder, mine)
+    before = sorted(mine.rglob("*"))
+    assert_one_line(unitok("train-text", mine / "text.txt", "--out", mine), "mine", "another folder")
+    assert_one_line(unitok("bundle", mine, "--text", bundle_folder), "mine", "another folder")
+    assert_one_line(unitok("scenes", mine / "text.txt"), "text.txt")
+    assert_one_line(unitok("tokenize", mine, mine / "text.txt", "--bundle", bundle_folder), "text.txt")
+    assert sorted(mine.rglob("*")) == before
+
+
+def test_files_where_folders_belong_are_one_line(tmp_path, bundle_folder):
+    file = tmp_path / "file"
+    file.write_text("x")
+    assert_one_line(unitok("sample", "--bundle", file, "--text", "x"), "file")
+    assert_one_line(unitok("sample", "--bundle", bundle_folder, "--text", "x", "--out", file), "file")
+    assert_one_line(unitok("sample", "--bundle", bundle_folder, "--image", tmp_path, "--out", tmp_path / "o"), str(tmp_path))
+    assert_one_line(unitok("sample", "--bundle", bundle_folder, "--text", "x", "--batch-size", "0"), "batch size")
+    assert_one_line(unitok("inspect", file), "neither")
+    assert_one_line(unitok("validate", "--config", ROOT / "configs/scenes/image.yaml", "--out", tmp_path / "o"), "--resume")

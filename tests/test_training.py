@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from unitok.bundle import Unitok, make_bundle
+from unitok.bundle import Unitok, make_bundle, make_untrained
 from unitok.data.tokenize import Plan, tokenize
 from unitok.errors import UserError
 from unitok.training import Budget, load_checkpoint, newest_checkpoint, run_lightning, warmup_linear
@@ -101,6 +101,18 @@ def test_what_is_said_on_resume_wins_over_the_checkpoint(tmp_path, tokens):
     assert load_checkpoint(newest_checkpoint(tmp_path / "run"))["unitok"]["steps_done"] == 4
     for name, tensor in weights(tmp_path / "run").items():
         assert torch.equal(tensor, before[name]), name
+
+
+def test_validate_measures_a_run_on_data_of_the_same_vocabulary_only(tmp_path, tokens, scenes_folder, capsys):
+    run_lightning(arguments("decoder", tmp_path / "run", tokens, 2))
+    check = arguments("decoder", tmp_path / "run", tokens, 2, "--resume", "auto", "--data.init_args.val_path")
+    check[0] = "validate"
+    run_lightning([*check, str(tokens)])
+    assert "val_loss" in capsys.readouterr().out
+    make_untrained(tmp_path / "other", seed=1)
+    tokenize(Plan(str(scenes_folder), str(tmp_path / "tokens"), str(tmp_path / "other")))
+    with pytest.raises(UserError, match="the vocabularies differ"):
+        run_lightning([*check, str(tmp_path / "tokens")])
 
 
 @pytest.mark.parametrize("slower", [1.0, 1.3, 0.7])

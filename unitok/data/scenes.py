@@ -284,13 +284,13 @@ def _file(kind: str, index: int, loss: bool = True) -> dict:
 
 #: Of every scene, how many documents of each kind on average. What is given has no loss, what follows has.
 DOCUMENTS_PER_SCENE = {
-    "caption-image": 0.65,
+    "caption-image": 0.55,
     "caption-image-sound": 0.2,
-    "image-caption": 0.7,
+    "image-caption": 1.0,
     "image-questions": 0.5,
-    "image-sound": 0.25,
-    "caption-sound": 0.35,
-    "sound-caption": 0.25,
+    "image-sound": 0.2,
+    "caption-sound": 0.3,
+    "sound-caption": 0.2,
     "story": 0.3,
 }
 QUESTIONS_PER_DOCUMENT = 4
