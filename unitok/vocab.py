@@ -332,7 +332,7 @@ class Vocab:
         return Segment(span.modality, codes, role), last + (span.end is not None)
 
     def unconditional(self, span_ids: np.ndarray) -> np.ndarray:
-        """The document without its condition, for condition dropping and for guidance alike: bos and the target span."""
+        """The document without its condition: bos and the target span. In sampling, guidance's twins grow the same id by id."""
         return np.concatenate([[self.bos], np.asarray(span_ids, np.int64)])
 
     # ---- The manifest --------------------------------------------------------------------------------------------
