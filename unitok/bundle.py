@@ -110,7 +110,8 @@ class Unitok:
             codes, size = self.need(kind).encode_file(part)
             return [Segment(kind, codes.cpu().numpy(), role, loss, str(part), size)]
         if isinstance(part, tuple):
-            return [self._read_sound(*part, role, loss)]
+            samples, rate = part
+            return [self._read_sound(samples, rate, role, loss)]
         return [self._read_picture(part, role, loss)]
 
     def _read_picture(self, image: "Image", role: str, loss: bool) -> Segment:

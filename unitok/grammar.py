@@ -172,10 +172,9 @@ class Row:
         if span.header and len(self.sides) < len(span.header):
             return self._allowed_side(span, want)
         body = len(span.body)
+        total: int | None = want.repeats * body if want.repeats else None
         if span.header:
             total = math.prod(self.sides) * body
-        else:
-            total = want.repeats * body if want.repeats else None
         if self.count == total and span.end:
             id = self.vocab.specials[span.end]
             return ((id, id + 1),)

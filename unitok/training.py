@@ -133,6 +133,11 @@ class TrainingShell(L.LightningModule):
         """`kind`, `config` and whatever else is needed to use the weights, as plain values; kept in every checkpoint."""
         raise NotImplementedError
 
+    @property
+    def data(self) -> Any:
+        """The data module of the run."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
     def _agreed(self, value: Any) -> Any:
         """The first process's value, where clocks decide: all processes must do the same."""
         by_clock = self.budget.minutes is not None and self.trainer.world_size > 1

@@ -18,6 +18,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -169,9 +170,9 @@ class Vocab:
         for level, (name, size) in enumerate(zip(span.body, sizes, strict=True)):
             kind = "text" if span.modality == "text" else "codes"
             self.ranges.append(Range(name, kind, self.size, size, level, illegal))
-        for name in (span.begin, span.end):
-            if name and name not in self.specials:
-                self.specials[name] = max(self.specials.values()) + 1
+        for special in (span.begin, span.end):
+            if special and special not in self.specials:
+                self.specials[special] = max(self.specials.values()) + 1
         self.spans[span.modality] = span
 
     # ---- Asking --------------------------------------------------------------------------------------------------
@@ -245,7 +246,8 @@ class Vocab:
 
     def encode_placed(self, document: Document, bos: bool = True, eos: bool = True) -> tuple[np.ndarray, list[Placed]]:
         """Document -> int64 [L] and where each of its (merged) segments stands; a role's id belongs to the next span."""
-        pieces, placed = [[self.bos]] if bos else [], []
+        pieces: list[Any] = [[self.bos]] if bos else []
+        placed: list[Placed] = []
         at, role = len(pieces), "none"
         for segment in document.merged().segments:
             ids = self._span_ids(segment)

@@ -167,7 +167,8 @@ class _Module(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, int]:
         """The position in the data: how many samples the model has seen."""
-        return {"samples": int(self.trainer.lightning_module.samples_seen)} if self.trainer else {}
+        module: Any = self.trainer.lightning_module if self.trainer else None
+        return {"samples": int(module.samples_seen)} if module else {}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.start = int(state.get("samples", 0))

@@ -103,7 +103,7 @@ class PackedDataset(torch.utils.data.Dataset):
     def row(self, epoch: int, index: int) -> dict[str, np.ndarray]:
         """One row of a batch; what is over is padding: document number -1, weight 0."""
         t = self.row_length
-        out = {
+        out: dict[str, np.ndarray] = {
             "ids": np.full(t, self.vocab.pad, np.int64),
             "targets": np.full(t, self.vocab.pad, np.int64),
             "positions": np.zeros(t, np.int64),

@@ -353,7 +353,7 @@ def write_scenes(
     documents = []
     with open(out / "scenes.jsonl", "w") as file:
         for i, scene in enumerate(scenes):
-            line = {"id": f"{i:06d}", "caption": caption(scene, rng), "sound_caption": sound_caption(scene)}
+            line: dict = {"id": f"{i:06d}", "caption": caption(scene, rng), "sound_caption": sound_caption(scene)}
             line |= {"image": f"images/{i:06d}.png", "audio": f"sounds/{i:06d}.wav", "questions": questions(scene)}
             file.write(json.dumps(line | asdict(scene)) + "\n")
             for kind, content in scene_documents(scenes, i, rng):

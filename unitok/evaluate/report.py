@@ -91,7 +91,8 @@ def _samples(folder: Path) -> str:
     rights = json.loads((folder / "right.json").read_text())
     cards = []
     for line, right in zip((folder / "outputs.jsonl").read_text().splitlines(), rights, strict=True):
-        given, new = [], []
+        given: list[str] = []
+        new: list[str] = []
         for part in json.loads(line)["content"]:
             piece = html.escape(part["text"]) if part["type"] == "text" else _media(folder / part["path"])
             (new if part.get("loss", True) else given).append(f"<div>{piece}</div>")

@@ -62,10 +62,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
     groups = q.shape[1] // k.shape[1]
     if packing.bias is not None:
         return _xformers_attention(q, k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1), packing.bias)
-    grouped = {"enable_gqa": True} if groups > 1 else {}
-    if packing.mask is None:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, **grouped)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=packing.mask, **grouped)
+    causal = packing.mask is None
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=packing.mask, is_causal=causal, enable_gqa=groups > 1)
 
 
 def _xformers_attention(q: Tensor, k: Tensor, v: Tensor, bias: Any) -> Tensor:

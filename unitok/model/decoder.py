@@ -83,6 +83,8 @@ class Cache:
 class RotaryPositions(nn.Module):
     """Cosines and sines by position, in fp32: [B, T] -> two of [B, 1, T, D]."""
 
+    frequencies: Tensor
+
     def __init__(self, config: DecoderConfig):
         super().__init__()
         half = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim

@@ -56,8 +56,10 @@ class Muon(torch.optim.Optimizer):
                 updates = []
                 for p in parameters:
                     buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                    buffer.lerp_(p.grad, 1 - group["momentum"])
-                    updates.append(p.grad.lerp(buffer, group["momentum"]))
+                    gradient = p.grad
+                    assert gradient is not None
+                    buffer.lerp_(gradient, 1 - group["momentum"])
+                    updates.append(torch.lerp(gradient, buffer, group["momentum"]))
                 directions = orthogonalise(torch.stack(updates))
                 scale = max(1.0, shape[0] / shape[1]) ** 0.5
                 for p, direction in zip(parameters, directions, strict=True):

@@ -51,7 +51,7 @@ def allowed_loss(
     states = hidden.flatten(0, 1)
     nll, squared, index = [], [], []
     if over_all:
-        groups = [((0, weight.shape[0]),)]
+        groups: list[Intervals] = [((0, weight.shape[0]),)]
         chosen = [(flat["weights"] > 0).nonzero().flatten()]
     else:
         groups = kinds
@@ -116,7 +116,7 @@ class DecoderTraining(TrainingShell):
         """Build the decoder for the vocabulary of the data."""
         if hasattr(self, "decoder"):
             return
-        data: Any = self.trainer.datamodule
+        data = self.data
         if not hasattr(data, "vocab"):
             raise UserError("the decoder trains on token shards: set data.class_path to unitok.data.module.TokenShards")
         vocab, grammar = data.vocab, data.training_data().grammar
@@ -140,7 +140,7 @@ class DecoderTraining(TrainingShell):
         if part["vocab"] != self.manifest:
             raise UserError(
                 f"the checkpoint was trained on another vocabulary ({part['config']['vocab_size']} ids) than "
-                f"{self.trainer.datamodule.path} has ({self.config.vocab_size} ids): train on the data that fits, or "
+                f"{self.data.path} has ({self.config.vocab_size} ids): train on the data that fits, or "
                 "choose another --out"
             )
         check_same(part["config"], asdict(self.config), "decoder", free=("attention", "dropout"))

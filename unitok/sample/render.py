@@ -92,7 +92,7 @@ def generate_outputs(
     decoder, vocab = unitok.need("model"), unitok.vocab
     grammar = Grammar(vocab)
     plan = parse_plan(want, vocab, unitok.audio.frame_rate if unitok.audio else None)
-    requests = []
+    requests: list[Request] = []
     for prompt in prompts:
         ids = vocab.encode(prompt, eos=False)
         requests += [Request(ids, plan, max_ids, seed, len(requests) + i) for i in range(n)]

@@ -11,6 +11,7 @@ Source: Defossez et al. 2022, "High Fidelity Neural Audio Compression"; encodec:
 """
 
 import math
+from typing import Any
 
 import torch.nn.functional as F
 from einops import rearrange
@@ -43,7 +44,7 @@ class Conv(nn.Module):
         total = self.extent - self.stride
         extra = -x.shape[-1] % self.stride  # up to a whole number of frames
         left, right = (total, 0) if self.causal else (total - total // 2, total // 2)
-        return self.conv.conv(_pad(x, left, right + extra, self.pad_mode))
+        return self.conv.conv(_pad(x, left, right + extra, self.pad_mode))  # type: ignore[operator]
 
 
 def _pad(x: Tensor, left: int, right: int, mode: str) -> Tensor:
@@ -64,7 +65,7 @@ class ConvTranspose(nn.Module):
         self.excess, self.causal = kernel - stride, causal
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.convtr.convtr(x)
+        y = self.convtr.convtr(x)  # type: ignore[operator]
         right = self.excess if self.causal else self.excess // 2
         return y[..., self.excess - right : y.shape[-1] - right]
 
@@ -134,7 +135,7 @@ class SEANetEncoder(nn.Module):
     ):
         super().__init__()
         self.patch, self.hop = patch, patch * math.prod(ratios)
-        conv = {"causal": causal, "norm": norm, "pad_mode": pad_mode}
+        conv: dict[str, Any] = {"causal": causal, "norm": norm, "pad_mode": pad_mode}
         width = n_filters
         layers: list[nn.Module] = [Conv(channels * patch, width, kernel_size, 1, 1, **conv)]
         for ratio in reversed(ratios):
@@ -180,7 +181,7 @@ class SEANetDecoder(nn.Module):
     ):
         super().__init__()
         self.patch = patch
-        conv = {"causal": causal, "norm": norm, "pad_mode": pad_mode}
+        conv: dict[str, Any] = {"causal": causal, "norm": norm, "pad_mode": pad_mode}
         width = n_filters * 2 ** len(ratios)
         layers: list[nn.Module] = [Conv(dimension, width, kernel_size, 1, 1, **conv)]
         if lstm:

@@ -122,8 +122,8 @@ class ImageTokenizerTraining(_TokenizerTraining):
         if hasattr(self, "tokenizer"):
             return
         stride = downsampling(tuple(self.config.ch_mult), self.config.patch)
-        batch = getattr(self.trainer.datamodule, "batch_size", 16) * self.trainer.world_size
-        side = getattr(self.trainer.datamodule, "size", self.config.resolution)
+        batch = getattr(self.data, "batch_size", 16) * self.trainer.world_size
+        side = getattr(self.data, "size", self.config.resolution)
         self.tokenizer = ImageTokenizer(self.config, vectors=batch * (-(-side // stride)) ** 2)
         if self.gan_weight:
             self.discriminator = PatchDiscriminator()
@@ -233,7 +233,7 @@ class AudioTokenizerTraining(_TokenizerTraining):
         """Build the networks, when the data module's batch size is known."""
         if hasattr(self, "tokenizer"):
             return
-        data = self.trainer.datamodule
+        data = self.data
         rate = getattr(data, "sample_rate", self.config.sample_rate)
         if rate != self.config.sample_rate:
             raise UserError(f"the data has sample_rate {rate}, the tokenizer {self.config.sample_rate}: they must agree")

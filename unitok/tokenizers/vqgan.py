@@ -152,8 +152,7 @@ class Encoder(nn.Module):
         x = self.conv_in(F.pixel_unshuffle(x, self.patch))
         for level in self.down:
             x = level(x)
-            if hasattr(level, "downsample"):
-                x = level.downsample(x)
+            x = level.downsample(x) if hasattr(level, "downsample") else x  # type: ignore[operator]
         return self.conv_out(F.silu(self.norm_out(self.mid(x))))
 
 
@@ -178,7 +177,7 @@ class Decoder(nn.Module):
         width, side = ch * ch_mult[-1], resolution // patch // 2 ** (len(ch_mult) - 1)
         self.conv_in = nn.Conv2d(z_channels, width, 3, padding=1)
         self.mid = _Middle(width, dropout)
-        levels = []
+        levels: list[nn.Module] = []
         for i, mult in reversed(list(enumerate(ch_mult))):
             level = _Level([width] + [ch * mult] * (num_res_blocks + 1), side in attn_resolutions, dropout)
             width = ch * mult
@@ -195,8 +194,7 @@ class Decoder(nn.Module):
         x = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             x = level(x)
-            if hasattr(level, "upsample"):
-                x = level.upsample(x)
+            x = level.upsample(x) if hasattr(level, "upsample") else x  # type: ignore[operator]
         return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x))), self.patch)
 
 
