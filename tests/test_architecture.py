@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "unitok"
-FREE = {"unitok", "unitok.errors", "unitok.data", "unitok.data.media", "unitok.pretrained", "unitok.training"}
+FREE = {"unitok", "unitok.errors", "unitok.data", "unitok.data.media", "unitok.pretrained", "unitok.checkpoints", "unitok.training"}
 
 #: What each room may import of ours, besides FREE. Rooms not listed sit on top.
 MAY = {
@@ -15,7 +15,8 @@ MAY = {
     "unitok.grammar": {"unitok.vocab", "unitok.document", "unitok.errors"},
     "unitok.tokenizers": {"unitok.tokenizers"},
     "unitok.model": {"unitok.model"},
-    "unitok.training": {"unitok.errors"},
+    "unitok.training": {"unitok.errors", "unitok.checkpoints"},
+    "unitok.checkpoints": {"unitok.errors"},
     "unitok.pretrained": {"unitok.errors"},
 }
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from unitok.bundle import Unitok, make_bundle, make_untrained
+from unitok.checkpoints import load_checkpoint
 from unitok.data.tokenize import Plan, tokenize
 from unitok.errors import UserError
-from unitok.training import Budget, load_checkpoint, newest_checkpoint, run_lightning, warmup_linear
+from unitok.training import Budget, newest_checkpoint, run_lightning, warmup_linear
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "scenes"
 
@@ -22,7 +23,7 @@ def tokens(tmp_path_factory, scenes_folder, bundle_folder) -> Path:
 
 def arguments(kind: str, out: Path, data: Path, steps: int, *more: str) -> list[str]:
     small = {
-        "image": ["--model.init_args.quantize_from", "0.2", "--model.init_args.discriminator_from", "0.3"],
+        "image": ["--model.init_args.quantize_from", "0.2", "--model.init_args.gan.start", "0.3"],
         "audio": ["--model.init_args.quantize_from", "0.2", "--model.init_args.tokenizer.n_filters", "16"],
         "decoder": ["--model.init_args.decoder.hidden_size", "32", "--model.init_args.decoder.num_hidden_layers", "1"],
     }[kind]

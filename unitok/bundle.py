@@ -226,7 +226,8 @@ def _part_class(name: str) -> Any:
 def load_trained_part(name: str, path: Path, trust: bool = False) -> tuple[Any, dict[str, Any]]:
     """A part from its own folder, a bundle, a run's folder (its newest checkpoint) or a checkpoint; and the checkpoint's
     description of it. Errors: `UserError` naming the path."""
-    from unitok.training import load_checkpoint, newest_checkpoint
+    from unitok.checkpoints import load_checkpoint
+    from unitok.training import newest_checkpoint
 
     path = Path(path)
     if not path.exists():
@@ -240,12 +241,14 @@ def load_trained_part(name: str, path: Path, trust: bool = False) -> tuple[Any, 
         known = {"vocab": Vocab.load(path / "vocab.json").to_manifest()} if (path / "vocab.json").exists() else {}
         return _part_class(name).from_pretrained(path), known
     checkpoint = load_checkpoint(path, trust)
-    described = checkpoint.get("unitok", {})
+    described = checkpoint.get("unitok", {}) if isinstance(checkpoint, dict) else {}
     kind = "decoder" if name == "model" else f"{name} tokenizer"
     if described.get("kind") != kind:
         raise UserError(f"{path}: a checkpoint of {described.get('kind') or 'another program'}, not of a {kind}")
     part = _build_part(name, described["part"]["config"])
     prefix = "decoder." if name == "model" else "tokenizer."
+    if any(k.startswith("average.model.") for k in checkpoint["state_dict"]):
+        prefix = "average.model."
     state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
     load_state(part, state, str(path))
     if any(name.endswith("initted") and not bool(value) for name, value in part.state_dict().items()):
@@ -327,7 +330,9 @@ def make_untrained(out: Path, preset: str = "tiny", seed: int = 0) -> Unitok:
     audio = AudioTokenizer(AudioTokenizerConfig(n_filters=16, dimension=32, codebook_size=32, codebook_dim=8))
     for tokenizer, latents in ((image, torch.randn(4, 256, 16)), (audio, torch.randn(4, 256, 32))):
         tokenizer.train()
-        tokenizer.quantizer(latents)  # starts the codebook
+        low = tokenizer.quantizer(latents).low  # starts a residual codebook
+        if low is not None:
+            tokenizer.quantizer.update(low)
         tokenizer.eval()
     vocab = build_vocab(text, image, audio)
     decoder = Decoder(

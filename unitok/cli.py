@@ -24,9 +24,10 @@ usage: unitok VERB [options]      (unitok VERB --help says everything about one)
   bundle       put vocabulary, tokenizers and a decoder into one folder
   tokenize     raw files -> token shards
   detokenize   token shards -> files
+  import       a tokenizer of another project (taming, LlamaGen, Chameleon) as ours
   inspect      what is in a data set, bundle or config; --verify checks a data set
   sample       continue prompts of text, pictures and sounds
-  eval         measure a bundle on scenes
+  eval         measure a bundle on scenes, or an image tokenizer on pictures
   doctor       what is installed, what works, what to do about the rest
 """
 
@@ -146,6 +147,12 @@ def tokenize(arguments: list[str]) -> None:
     p.add_argument(
         "--image-area", type=int, default=0, help="shrink pictures to this many pixels; 0: the tokenizer's resolution squared"
     )
+    p.add_argument(
+        "--image-fit",
+        choices=("keep", "crop", "resize"),
+        default="keep",
+        help="all of each picture, its centre square, or a distorted square",
+    )
     _device(p)
     o = p.parse_args(arguments)
     if o.shard_size < 1 or o.workers < 1:
@@ -153,7 +160,7 @@ def tokenize(arguments: list[str]) -> None:
     from unitok.data.tokenize import Plan
     from unitok.data.tokenize import tokenize as run
 
-    plan = Plan(str(o.source), str(o.out), str(o.bundle), o.shard_size, o.image_area, _check_device(o.device))
+    plan = Plan(str(o.source), str(o.out), str(o.bundle), o.shard_size, o.image_area, _check_device(o.device), o.image_fit)
     run(plan, o.workers, o.max_error_rate)
 
 
@@ -169,6 +176,26 @@ def detokenize(arguments: list[str]) -> None:
 
     count = run(o.data, o.out, o.bundle, _check_device(o.device), o.limit)
     print(f"{o.out}: {count} documents")
+
+
+def import_(arguments: list[str]) -> None:
+    from unitok.interop import KINDS, import_checkpoint
+
+    p = _parser("import", "A checkpoint of another project -> a tokenizer's folder. Nothing in it is executed.")
+    p.add_argument("kind", choices=KINDS, help="; ".join(f"{kind}: {what}" for kind, what in KINDS.items()))
+    p.add_argument("source", type=Path, help="the checkpoint's file or folder")
+    p.add_argument("out", type=Path, help="folder to write")
+    p.add_argument("--config", type=Path, help="the YAML that belongs to it, if it does not lie beside it")
+    p.add_argument("--trust-checkpoint", action="store_true", help="allow unpickling: only for files from people you trust")
+    o = p.parse_args(arguments)
+    from unitok.pretrained import check_replaceable
+
+    check_replaceable(o.out)
+    part = import_checkpoint(o.kind, o.source, o.config, o.trust_checkpoint)
+    part.save_pretrained(o.out)
+    c = part.config
+    print(f"{o.out}: {c.codebook_size} codes of {c.codebook_dim} dimensions, {part.stride} pixels a code", end="")
+    print("" if c.decodes else "; it encodes only")
 
 
 def inspect(arguments: list[str]) -> None:
@@ -232,8 +259,42 @@ def sample(arguments: list[str]) -> None:
     print(f"{o.out}: {len(outputs)} outputs; open {o.out / 'index.html'}")
 
 
+def evaluate_image_tokenizer(arguments: list[str]) -> None:
+    p = _parser(
+        "eval image-tokenizer", "Reconstruct pictures and measure: JSON, a table, and a page with the worst ones first."
+    )
+    p.add_argument("tokenizer", type=Path, help="a bundle, an image tokenizer's folder, or the folder of a run")
+    p.add_argument("images", type=Path, help="folder of pictures")
+    p.add_argument("--out", type=Path, default=Path("runs/eval-image"), help="folder for scores.json, images.jsonl, index.html")
+    p.add_argument("--size", type=int, default=0, help="cut the centre square, this many pixels a side; 0: all of each picture")
+    p.add_argument("--area", type=int, default=0, help="without --size: shrink to this many pixels; 0: the resolution squared")
+    p.add_argument("--limit", type=int, default=0, help="pictures to measure, the first by name; 0: all")
+    p.add_argument("--batch-size", type=int, default=16, help="pictures of equal size that go through together")
+    p.add_argument(
+        "--lpips", type=Path, help="folder with LPIPS's weights (vgg16-397923af.pth and vgg.pth): also measure LPIPS"
+    )
+    p.add_argument("--inception", type=Path, help="NVIDIA's inception-2015-12-05.pt: also measure rFID")
+    _device(p)
+    o = p.parse_args(arguments)
+    from unitok.evaluate.image_tokenizer import evaluate_image_tokenizer as run
+    from unitok.evaluate.image_tokenizer import print_table
+
+    scores = run(
+        *(o.tokenizer, o.images, o.out, o.size, o.area, o.limit, o.batch_size, o.lpips, o.inception, _check_device(o.device))
+    )
+    print_table(scores)
+    print(f"open {o.out / 'index.html'}")
+
+
 def evaluate(arguments: list[str]) -> None:
-    p = _parser("eval", "Measure a bundle on scenes: reconstructions, codebooks and generations; JSON and a table.")
+    if arguments[:1] == ["image-tokenizer"]:
+        evaluate_image_tokenizer(arguments[1:])
+        return
+    p = _parser(
+        "eval",
+        "Measure a bundle on scenes: reconstructions, codebooks and generations; JSON and a table. "
+        "`unitok eval image-tokenizer` measures an image tokenizer on pictures.",
+    )
     p.add_argument("--bundle", type=Path, required=True, help="bundle with tokenizers and a decoder")
     p.add_argument("--scenes", type=Path, required=True, help="folder made by unitok scenes")
     p.add_argument("--held-out", type=Path, help="folder made by unitok scenes --held-out, reported apart")
@@ -269,6 +330,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "bundle": bundle,
     "tokenize": tokenize,
     "detokenize": detokenize,
+    "import": import_,
     "inspect": inspect,
     "sample": sample,
     "eval": evaluate,

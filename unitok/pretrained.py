@@ -90,12 +90,18 @@ def make_config(config_class: type, row: dict, where: str) -> Any:
 
 
 def load_state(module: nn.Module, state: dict[str, Tensor], where: str) -> None:
-    """`load_state_dict`, with one line for what does not fit."""
-    try:
-        module.load_state_dict(state)
-    except RuntimeError as error:
-        detail = " ".join(str(error).split())[:300]
-        raise UserError(f"{where}: the weights do not fit the configuration: {detail}") from None
+    """`load_state_dict`, with one line that names the first keys that differ."""
+    own = module.state_dict()
+    shapes = [
+        f"{k} is {list(state[k].shape)}, not {list(v.shape)}"
+        for k, v in own.items()
+        if k in state and state[k].shape != v.shape
+    ]
+    differing = [("it lacks", [k for k in own if k not in state]), ("it has", [k for k in state if k not in own]), ("", shapes)]
+    told = [f"{what} {', '.join(keys[:3])}{', …' if len(keys) > 3 else ''}".strip() for what, keys in differing if keys]
+    if told:
+        raise UserError(f"{where}: the weights do not fit the configuration: {'; '.join(told)}")
+    module.load_state_dict(state)
 
 
 def part_folder(path: Path, name: str) -> Path:

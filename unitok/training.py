@@ -10,11 +10,13 @@ Networks know nothing of this; a `TrainingShell` is a thin LightningModule aroun
 - What the command line and YAML say wins over what a checkpoint remembers: checkpoints carry no hyperparameters.
 """
 
+import copy
 import logging
 import random
 import shutil
 import sys
 import time
+from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor
 
+from unitok.checkpoints import load_checkpoint
 from unitok.errors import UserError
 
 PROBE_SHARE = 0.06  # of the minutes, before the number of steps is fixed
@@ -105,6 +108,23 @@ def warmup_linear(step: int, share: float, warmup_steps: int, hold: float = 0.0,
     return min(1.0, (step + 1) / max(1, warmup_steps)) * decay
 
 
+class WeightAverage(torch.nn.Module):
+    """A moving average of a network's weights, in `model`; younger weights count more at the start."""
+
+    def __init__(self, network: torch.nn.Module, decay: float):
+        super().__init__()
+        self.model: Any = copy.deepcopy(network).requires_grad_(False).eval()
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, network: torch.nn.Module, step: int) -> None:
+        """After step number `step`; buffers, such as codebooks, are copied."""
+        mine, theirs = list(self.model.parameters()), [p.detach() for p in network.parameters()]
+        torch._foreach_lerp_(mine, theirs, 1 - min(self.decay, (1 + step) / (10 + step)))
+        for to, of in zip(self.model.buffers(), network.buffers(), strict=True):
+            to.copy_(of)
+
+
 class TrainingShell(L.LightningModule):
     """Base of all training modules.
 
@@ -113,6 +133,7 @@ class TrainingShell(L.LightningModule):
     """
 
     kind = ""
+    shown: tuple[str, ...] = ()  # what the progress bar shows beside the loss
 
     def __init__(self, steps: int | None, minutes: float | None, log_every: int = 20):
         super().__init__()
@@ -156,7 +177,9 @@ class TrainingShell(L.LightningModule):
             values = {name: float(value) for name, value in logged.items()}
             loss, *rest = values
             self.log(loss, values[loss], prog_bar=True)
-            self.log_dict({name: values[name] for name in rest} | {"learning_progress": self.share})
+            for name in rest:
+                self.log(name, values[name], prog_bar=name in self.shown)
+            self.log("learning_progress", self.share)
             if not np.isfinite(values[loss]):
                 raise UserError(f"step {self.steps_done}: the {loss} is {values[loss]}; lower the learning rate")
         if over:
@@ -196,6 +219,7 @@ class TrainingShell(L.LightningModule):
             "samples_seen": self.samples_seen,
             "budget": self.budget.state(),
             "random": _random_state(),
+            "extra": self.extra(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -207,6 +231,29 @@ class TrainingShell(L.LightningModule):
         self.share = self.budget.share(self.steps_done)
         self.budget.restore(state["budget"])
         self._restored = state["random"]
+        self.restore_extra(state.get("extra") or {})
+
+    def extra(self) -> dict[str, Any]:
+        """What else a run that goes on needs, as plain values and tensors."""
+        return {}
+
+    def restore_extra(self, extra: dict[str, Any]) -> None:
+        """Inverse of `extra`."""
+
+    def average_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Make gradients the mean over all processes.
+
+        For steps with several backwards. They call `loss.backward()`: `manual_backward` would wake DDP's hooks, which
+        know one backward a step.
+        """
+        if self.trainer.world_size == 1:
+            return
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        flat = torch.cat([g.reshape(-1) for g in gradients])
+        torch.distributed.all_reduce(flat)
+        flat /= self.trainer.world_size
+        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
 
     def check_part(self, part: dict[str, Any]) -> None:
         """Raise `UserError` where a checkpoint's part cannot be gone on with."""
@@ -250,17 +297,6 @@ def _set_random_state(state: dict[str, Any]) -> None:
 
 
 # ---- Checkpoints ----------------------------------------------------------------------------------------------------
-
-
-def load_checkpoint(path: Path, trust: bool = False) -> dict[str, Any]:
-    """A checkpoint as plain types and tensors; nothing is unpickled unless `trust`; errors: `UserError` naming the file."""
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=not trust)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except Exception as error:  # a torn file raises almost anything
-        raise UserError(f"{path}: not a checkpoint that can be read ({str(error).splitlines()[0][:120]})") from None
-    return checkpoint
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -383,6 +419,7 @@ def run_lightning(arguments: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*args parameter is intended.*")
     warnings.filterwarnings("ignore", message=".*Total length of.*is zero.*")
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # averages, frozen parts
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.basicConfig(format="%(message)s")

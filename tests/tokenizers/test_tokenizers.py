@@ -1,5 +1,6 @@
 """Promises of the tokenizers: exact text, codes that decode to what was quantized, any size and length."""
 
+import copy
 import random
 
 import numpy as np
@@ -10,7 +11,14 @@ from PIL import Image
 from unitok.data.media import load_audio, load_image, save_audio
 from unitok.errors import UserError
 from unitok.tokenizers import AudioTokenizer, ImageTokenizer, ImageTokenizerConfig, TextTokenizer
-from unitok.tokenizers.quantize import FiniteScalarQuantizer, ResidualQuantizer, VectorQuantizer
+from unitok.tokenizers.quantize import (
+    FiniteScalarQuantizer,
+    LookupFreeQuantizer,
+    ResidualQuantizer,
+    SimVectorQuantizer,
+    VectorQuantizer,
+    nearest,
+)
 
 
 @pytest.fixture(scope="module")
@@ -62,18 +70,23 @@ def trained(quantizer, channels, vectors=512):
     """A few training steps, so that the codebook is started and has moved."""
     torch.manual_seed(0)
     for _ in range(4):
-        quantizer.train()(torch.randn(8, vectors // 8, channels))
+        out = quantizer.train()(torch.randn(8, vectors // 8, channels))
+        if out.low is not None:
+            quantizer.update(out.low)
     return quantizer.eval()
 
 
 @pytest.mark.parametrize(
     "quantizer",
     [
-        VectorQuantizer(12, size=32, dim=4, vectors=512),
+        VectorQuantizer(12, size=32, dim=4),
+        VectorQuantizer(12, size=32, dim=12, normalise=False),
         FiniteScalarQuantizer(12, scales=(5, 4, 3)),
+        LookupFreeQuantizer(12, size=64),
+        SimVectorQuantizer(12, size=32, dim=4),
         ResidualQuantizer(12, levels=3, size=16, dim=6, vectors=512),
     ],
-    ids=["vq", "fsq", "rvq"],
+    ids=["vq", "vq-euclid", "fsq", "lfq", "simvq", "rvq"],
 )
 def test_looking_codes_up_gives_exactly_what_quantizing_gave(quantizer):
     trained(quantizer, 12)
@@ -85,16 +98,67 @@ def test_looking_codes_up_gives_exactly_what_quantizing_gave(quantizer):
 
 def test_dead_codes_are_revived_relative_to_the_batch_and_survive_the_next_step():
     torch.manual_seed(0)
-    vq = VectorQuantizer(8, size=16, dim=4, vectors=256, decay=0.5)
-    vq.train()(torch.randn(8, 32, 8))
+    vq = VectorQuantizer(8, size=16, dim=4)
+    vq.decay = 0.5
+    vq.update(vq.train()(torch.randn(8, 32, 8)).low)
     codebook = vq.quantize._codebook
     with torch.no_grad():  # kill half of the codes
         codebook.cluster_size[:, 8:] = 0
         codebook.embed[:, 8:] = torch.nn.functional.normalize(-10 * torch.ones(8, 4) + torch.randn(8, 4) * 0.01, dim=-1)
         codebook.embed_avg[:, 8:] = 0
+    revived = []
     for _ in range(10):
-        codes = vq(torch.randn(8, 32, 8)).codes
-    assert len(codes.unique()) >= 14
+        out = vq(torch.randn(8, 32, 8))
+        revived.append(vq.update(out.low))
+    assert revived[0] >= 4
+    assert sum(revived[-3:]) <= 1
+    assert len(out.codes.unique()) >= 14
+
+
+def test_forward_leaves_the_codebook_alone_and_update_learns_it_from_a_whole_batch():
+    torch.manual_seed(0)
+    vq = VectorQuantizer(8, size=16, dim=4).train()
+    vq.update(vq(torch.randn(4, 64, 8)).low)
+    before = {k: v.clone() for k, v in vq.state_dict().items()}
+    lows = [vq(torch.randn(4, 64, 8)).low for _ in range(4)]
+    assert all(torch.equal(v, before[k]) for k, v in vq.state_dict().items())
+    twin = copy.deepcopy(vq)
+    torch.manual_seed(1)  # the update draws by its own seed
+    vq.update(torch.cat(lows), seed=7)
+    torch.manual_seed(2)
+    twin.update(torch.cat(lows), seed=7)
+    assert not torch.equal(vq.codebook, before["quantize._codebook.embed"][0])
+    assert torch.equal(vq.codebook, twin.codebook)
+
+
+def test_kmeans_starts_every_code_inside_the_data_and_the_first_update_keeps_them():
+    torch.manual_seed(0)
+    centres = torch.nn.functional.normalize(torch.randn(8, 4), dim=-1)
+    data = torch.nn.functional.normalize(centres.repeat(200, 1) + 0.01 * torch.randn(1600, 4), dim=-1)
+    vq = VectorQuantizer(4, size=64, dim=4)
+    vq.start(data)
+    assert nearest(data, vq.codebook).unique().numel() >= 48
+    assert (vq.codebook @ centres.T).max(-1).values.min() > 0.99
+    vq.update(data)
+    assert (vq.codebook @ centres.T).max(-1).values.min() > 0.99
+
+
+def test_the_nearest_code_is_found_in_any_number_of_parts(monkeypatch):
+    torch.manual_seed(0)
+    vectors, codebook = torch.randn(7, 11, 3), torch.randn(50, 3)
+    wanted = torch.cdist(vectors.reshape(-1, 3), codebook).argmin(-1).reshape(7, 11)
+    assert torch.equal(nearest(vectors, codebook), wanted)
+    monkeypatch.setattr("unitok.tokenizers.quantize.CHUNK", 150)
+    assert torch.equal(nearest(vectors, codebook), wanted)
+
+
+def test_quantizing_is_in_fp32_under_autocast():
+    torch.manual_seed(0)
+    vq = trained(VectorQuantizer(12, size=64, dim=4), 12)
+    z = torch.randn(4, 50, 12)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(vq(z).codes, vq.float()(z).codes)
+        assert vq(z).latents.dtype == torch.float32
 
 
 def test_fewer_levels_of_a_residual_quantizer_are_a_coarser_reading_of_the_same():
@@ -187,3 +251,69 @@ def test_the_longest_side_of_a_picture_has_a_grid_size():
     from unitok.vocab import GRID_SIZES
 
     assert LONGEST_SIDE == GRID_SIZES
+
+
+@pytest.mark.parametrize(("fit", "shape"), [("keep", (3, 23, 45)), ("crop", (3, 32, 32)), ("resize", (3, 32, 32))])
+def test_a_picture_is_made_to_fit_as_the_user_says(tiny, fit, shape):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 120, 3), dtype=np.uint8))
+    assert tiny.image.prepare(picture, fit=fit).shape == shape
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 20_000), (20_000, 3)])
+def test_pictures_of_absurd_shapes_are_neither_refused_nor_too_large_for_a_grid(tiny, size):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8))
+    codes = tiny.image.encode(tiny.image.prepare(picture)[None])
+    assert 1 <= min(codes.shape[1:]) <= max(codes.shape[1:]) <= 64
+
+
+def test_codes_do_not_depend_on_the_other_pictures_of_a_batch(tiny):
+    torch.manual_seed(0)
+    image, others = torch.rand(3, 32, 32) * 2 - 1, torch.rand(7, 3, 32, 32) * 2 - 1
+    first = tiny.image.encode(torch.cat([others[:3], image[None]]))
+    second = tiny.image.encode(torch.cat([others[4:], image[None]]))
+    assert torch.equal(first[3], second[3])
+
+
+def test_values_outside_the_range_are_refused(tiny):
+    with pytest.raises(ValueError, match=r"images are in \[-1, 1\], got up to 255"):
+        tiny.image.encode(torch.full((1, 3, 32, 32), 255.0))
+
+
+def test_large_pictures_go_through_in_tiles_without_seams():
+    """A network of random weights and a smooth picture: at the borders of tiles nothing jumps more than elsewhere."""
+    torch.manual_seed(0)
+    model = ImageTokenizer(ImageTokenizerConfig(ch=32, ch_mult=(1, 2), patch=2, z_channels=8, codebook_size=64)).eval()
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 150), torch.linspace(-1, 1, 210), indexing="ij")
+    image = torch.stack([x, y, x * y])[None]
+    model.quantizer.update(model(image, quantize=False).low)
+    whole = model.encode(image)
+    model.tile = 96
+    codes = model.encode(image)
+    assert codes.shape == whole.shape
+    model.tile = 1024
+    corner = model.encode(image[..., :96, :96])  # a code is that of the tile in whose middle it is
+    assert torch.equal(codes[:, :16, :16], corner[:, :16, :16])
+    model.tile = 96
+    tiled = model.decode(codes)
+    assert tiled.shape == (1, 3, 152, 212)
+    model.tile = 1024
+    direct = model.decode(codes)
+    for dim in (-1, -2):
+        across = -2 if dim == -1 else -1
+        jumps = tiled.diff(dim=dim).abs().mean(dim=(0, 1, across))
+        usual = direct.diff(dim=dim).abs().mean(dim=(0, 1, across))
+        assert (jumps <= 1.5 * usual.max()).all()
+
+
+def test_memory_of_a_large_picture_is_that_of_its_tiles(monkeypatch):
+    model = ImageTokenizer(ImageTokenizerConfig(ch=32, ch_mult=(1, 2), patch=2, z_channels=8, codebook_size=64)).eval()
+    model.quantizer.set_codebook(torch.randn(64, 8))
+    sides = []
+    forward = model.encoder.forward
+    monkeypatch.setattr(model.encoder, "forward", lambda x: (sides.append(x.shape), forward(x))[1])
+    model.tile = 64
+    model.encode(torch.zeros(1, 3, 300, 200))
+    assert max(max(s[-2:]) for s in sides) <= 64
+    sides.clear()
+    model.encode(torch.zeros(9, 3, 32, 32))
+    assert [s[0] for s in sides] == [4, 4, 1]  # no more pixels at once than a tile has

@@ -119,6 +119,11 @@ def crop_square(image: Image.Image, side: int) -> Image.Image:
     return image if image.size == (side, side) else ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
 
 
+def stretch_image(image: Image.Image, side: int) -> Image.Image:
+    """The whole picture as a square of `side` pixels, whatever its aspect."""
+    return image if image.size == (side, side) else image.resize((side, side), Image.Resampling.LANCZOS)
+
+
 # ---- Sounds ---------------------------------------------------------------------------------------------------------
 
 

@@ -7,11 +7,12 @@ the next sample. Nothing here draws from global random state.
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import lightning as L
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -20,6 +21,8 @@ from unitok.data.packing import PackedDataset
 from unitok.data.shards import TokenDataset
 from unitok.errors import UserError
 from unitok.vocab import Vocab
+
+Crop = Literal["centre", "random"]
 
 CACHE_BYTES = 1 << 30  # decoded files are kept in memory up to this, in each process
 
@@ -84,21 +87,31 @@ class FileDataset(Dataset):
 
 
 class ImageDataset(FileDataset):
-    """[3, S, S] float in [-1, 1]: the centre square of each picture, mirrored by chance if `flip`."""
+    """[3, S, S] float in [-1, 1]: a square of each picture, mirrored by chance if `flip`; see `ImageFiles`."""
 
-    def __init__(self, folder: Path, size: int, flip: bool, seed: int):
+    def __init__(self, folder: Path, size: int, flip: bool, seed: int, crop: Crop = "centre", shrink: float = 1.0):
         super().__init__(folder, "image", seed)
-        self.size, self.flip = size, flip
+        self.size, self.flip, self.crop, self.shrink = size, flip, crop, shrink
 
     def __getitem__(self, place: tuple[int, int]) -> Tensor:
         epoch, index = place
-        pixels = self._kept.get(index)
-        if pixels is None:
-            image = crop_square(open_image(self.files[index]), self.size)
-            pixels = self._keep(index, np.asarray(image).transpose(2, 0, 1).copy(), 3 * self.size**2)
-        if self.flip and np.random.default_rng((self.seed, epoch, index)).random() < 0.5:
-            pixels = pixels[:, :, ::-1].copy()
-        return torch.from_numpy(pixels).float().div_(127.5).sub_(1)
+        rng = np.random.default_rng((self.seed, epoch, index))
+        kept = self._kept.get(index)
+        if kept is None:
+            image = open_image(self.files[index])
+            image = crop_square(image, self.size) if self.crop == "centre" else image
+            kept = self._keep(index, np.asarray(image), 3 * image.width * image.height)
+        mirrored = self.flip and rng.random() < 0.5
+        pixels = kept if self.crop == "centre" else self._random_square(kept, rng)
+        pixels = pixels[:, ::-1] if mirrored else pixels
+        return torch.from_numpy(pixels.transpose(2, 0, 1).copy()).float().div_(127.5).sub_(1)
+
+    def _random_square(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        height, width = pixels.shape[:2]
+        side = min(height, width, round(self.size * self.shrink ** rng.random()))
+        top, left = (int(rng.integers(length - side + 1)) for length in (height, width))
+        square = pixels[top : top + side, left : left + side]
+        return square if side == self.size else np.asarray(crop_square(Image.fromarray(square), self.size))
 
 
 class SoundDataset(FileDataset):
@@ -179,8 +192,9 @@ class ImageFiles(_Module):
 
     Args:
         path: folder with the training pictures. val_path: folder to validate on, or none.
-        size: side of the square that is cut from the middle of each, pixels.
-        batch_size: pictures a step and process. flip: mirror half of them by chance.
+        size: side of the squares, pixels. batch_size: pictures a step and process. flip: mirror half of them by chance.
+        crop: `centre` cuts the middle of each picture, scaled to fit; `random` a window anywhere, of `size` pixels or up
+            to `shrink` times as many a side, then scaled down. Validation always takes the centre.
         workers: processes that decode; 0 decodes in the training process. seed: of the order.
     """
 
@@ -191,14 +205,17 @@ class ImageFiles(_Module):
         size: int = 64,
         batch_size: int = 16,
         flip: bool = True,
+        crop: Crop = "centre",
+        shrink: float = 1.0,
         workers: int = 0,
         seed: int = 0,
     ):
         super().__init__(batch_size, workers, seed)
         self.path, self.val_path, self.size, self.flip = path, val_path, size, flip
+        self.crop, self.shrink = crop, shrink
 
     def training_data(self) -> Ordered:
-        return ImageDataset(Path(self.path), self.size, self.flip, self.seed)
+        return ImageDataset(Path(self.path), self.size, self.flip, self.seed, self.crop, self.shrink)
 
     def validation_data(self) -> Ordered | None:
         return ImageDataset(Path(self.val_path), self.size, False, self.seed) if self.val_path else None

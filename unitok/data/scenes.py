@@ -126,10 +126,10 @@ def draw_scene(rng: np.random.Generator, most: int = 3, held_out: bool = False) 
 # ---- Words: captions, questions, and their inverses -----------------------------------------------------------------
 
 
-def caption(scene: Scene, rng: np.random.Generator) -> str:
-    """Say what is seen; two things are named in either order."""
+def caption(scene: Scene, rng: np.random.Generator | None = None) -> str:
+    """Say what is seen, in reading order; with `rng`, two things are named in either order."""
     a = [t.words() for t in scene.things]
-    swap = bool(rng.integers(2))
+    swap = rng is not None and bool(rng.integers(2))
     said = {
         "one": lambda: a[0],
         "row": lambda: f"{a[1]} right of {a[0]}" if swap else f"{a[0]} left of {a[1]}",
@@ -282,7 +282,8 @@ def _file(kind: str, index: int, loss: bool = True) -> dict:
     return {"type": kind, "path": path} | ({} if loss else {"loss": False})
 
 
-#: Of every scene, how many documents of each kind on average. What is given has no loss, what follows has.
+#: Of every scene, how many documents of each kind on average. What is given has no loss, what follows has. Captions that
+#: are given come in either order, captions that are to be learnt in reading order: an answer should be one answer.
 DOCUMENTS_PER_SCENE = {
     "caption-image": 0.55,
     "caption-image-sound": 0.2,
@@ -309,7 +310,7 @@ def scene_documents(scenes: list[Scene], index: int, rng: np.random.Generator) -
         elif kind == "caption-image-sound":
             content = [seen, _file("image", index), _file("audio", index)]
         elif kind == "image-caption":
-            content = [given, _text(caption(scene, rng))]
+            content = [given, _text(caption(scene))]
         elif kind == "image-questions":
             asked = questions(scene)
             few = [asked[i] for i in rng.permutation(len(asked))[:QUESTIONS_PER_DOCUMENT]]
@@ -322,7 +323,7 @@ def scene_documents(scenes: list[Scene], index: int, rng: np.random.Generator) -
             content = [_file("audio", index, loss=False), _text(sound_caption(scene))]
         else:  # a story
             other = (index + 1) % len(scenes)
-            content = [seen, _file("image", index), _text(caption(scenes[other], rng)), _file("image", other)]
+            content = [seen, _file("image", index), _text(caption(scenes[other])), _file("image", other)]
         yield kind, content
 
 

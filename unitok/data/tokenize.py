@@ -27,6 +27,7 @@ from unitok.data.shards import TokenDataset, shard_name, write_dataset_json, wri
 from unitok.data.sources import read_source
 from unitok.document import Document, Part, RawDocument, Segment, format_raw_document
 from unitok.errors import UserError
+from unitok.tokenizers.image import Fit
 
 BATCH = 64  # files encoded at once
 
@@ -41,13 +42,14 @@ class Plan:
     shard_size: int = 4096
     image_area: int = 0  # pixels; 0: the image tokenizer's resolution squared
     device: str = "cpu"
+    image_fit: Fit = "keep"  # see ImageTokenizer.prepare
 
 
 class Encoder:
     """Raw documents -> documents, with the tokenizers of a bundle. Files are encoded in batches, each file once."""
 
-    def __init__(self, unitok: Unitok, image_area: int = 0):
-        self.unitok, self.image_area = unitok, image_area
+    def __init__(self, unitok: Unitok, image_area: int = 0, image_fit: Fit = "keep"):
+        self.unitok, self.image_area, self.image_fit = unitok, image_area, image_fit
 
     def encode(self, raws: list[RawDocument], folder: Path | None = None) -> tuple[list[Document], list[dict]]:
         """-> documents, and for each that could not be made, where and why. Sources are named relative to `folder`, if any."""
@@ -90,7 +92,7 @@ class Encoder:
 
         for path in paths:
             try:
-                pixels = tokenizer.prepare(open_image(path), self.image_area or None)
+                pixels = tokenizer.prepare(open_image(path), self.image_area or None, self.image_fit)
             except UserError as error:
                 out["image", path] = str(error)
                 continue
@@ -136,8 +138,8 @@ def _listing(source: str) -> list[RawDocument | UserError]:
 
 
 @cache
-def _encoder(bundle: str, image_area: int, device: str) -> Encoder:
-    return Encoder(Unitok.from_pretrained(bundle, device=device, parts=("text", "image", "audio")), image_area)
+def _encoder(bundle: str, image_area: int, image_fit: Fit, device: str) -> Encoder:
+    return Encoder(Unitok.from_pretrained(bundle, device=device, parts=("text", "image", "audio")), image_area, image_fit)
 
 
 def _folder_of(source: Path) -> Path:
@@ -157,7 +159,7 @@ def process_shard(plan: Plan, index: int, threads: int = 0) -> tuple[dict, list[
         record.unlink()
     items = _listing(plan.source)[index * plan.shard_size : (index + 1) * plan.shard_size]
     raws = [item for item in items if isinstance(item, RawDocument)]
-    encoder = _encoder(plan.bundle, plan.image_area, plan.device)
+    encoder = _encoder(plan.bundle, plan.image_area, plan.image_fit, plan.device)
     documents, failed = encoder.encode(raws, _folder_of(Path(plan.source)))
     errors = [{"id": "", "where": "", "error": str(item)} for item in items if isinstance(item, UserError)] + failed
     entry = write_shard(out / shard_name(index), documents, encoder.unitok.vocab)
@@ -178,7 +180,7 @@ def tokenize(plan: Plan, workers: int = 1, max_error_rate: float = 1.0) -> dict:
         raise UserError(f"{out}: is a file; give a folder")
     _listing.cache_clear()
     _encoder.cache_clear()
-    options = {k: v for k, v in asdict(plan).items() if k in ("shard_size", "image_area")}
+    options = {k: v for k, v in asdict(plan).items() if k in ("shard_size", "image_area", "image_fit")}
     fingerprint = _fingerprint(plan)
     if (out / "dataset.json").exists():
         info = TokenDataset(out).info
@@ -192,7 +194,7 @@ def tokenize(plan: Plan, workers: int = 1, max_error_rate: float = 1.0) -> dict:
     listing = _listing(plan.source)
     if not listing:
         raise UserError(f"{plan.source}: no documents in it")
-    unitok = _encoder(plan.bundle, plan.image_area, plan.device).unitok
+    unitok = _encoder(plan.bundle, plan.image_area, plan.image_fit, plan.device).unitok
     for kind in sorted({p.type for raw in listing if isinstance(raw, RawDocument) for p in raw.content}):
         unitok.need(kind)  # what the bundle lacks is said before anything is written
     out.mkdir(parents=True, exist_ok=True)
@@ -216,7 +218,9 @@ def tokenize(plan: Plan, workers: int = 1, max_error_rate: float = 1.0) -> dict:
     if errors:
         (out / "errors.jsonl").write_text("".join(json.dumps(e, ensure_ascii=False) + "\n" for e in errors))
         print(f"{len(errors)} of {len(listing)} documents were skipped; see {out / 'errors.jsonl'}")
-    info = write_dataset_json(out, _encoder(plan.bundle, plan.image_area, plan.device).unitok.vocab, shards, options)
+    info = write_dataset_json(
+        out, _encoder(plan.bundle, plan.image_area, plan.image_fit, plan.device).unitok.vocab, shards, options
+    )
     for pattern in ("*.partial.json", "*.torn", "*.partial"):
         for leftover in out.glob(pattern):
             leftover.unlink()
@@ -247,8 +251,8 @@ def _fingerprint(plan: Plan) -> str:
             size = p.path.stat().st_size if p.path and p.path.exists() else -1
             name = p.path.relative_to(folder).as_posix() if p.path and p.path.is_relative_to(folder) else str(p.path)
             digest.update(repr((item.id, p.type, p.text, p.role, p.loss, name, size)).encode())
-    vocab = _encoder(plan.bundle, plan.image_area, plan.device).unitok.vocab
-    digest.update(json.dumps([vocab.to_manifest(), plan.shard_size, plan.image_area]).encode())
+    vocab = _encoder(plan.bundle, plan.image_area, plan.image_fit, plan.device).unitok.vocab
+    digest.update(json.dumps([vocab.to_manifest(), plan.shard_size, plan.image_area, plan.image_fit]).encode())
     return digest.hexdigest()
 
 
@@ -256,7 +260,12 @@ def _write_plan(out: Path, plan: Plan, fingerprint: str) -> None:
     path = out / "plan.json"
     if path.exists() and json.loads(path.read_text()).get("fingerprint") != fingerprint:
         raise UserError(f"{out}: was begun with another source, bundle or options; remove it or choose another folder")
-    content = {"fingerprint": fingerprint, "shard_size": plan.shard_size, "image_area": plan.image_area}
+    content = {
+        "fingerprint": fingerprint,
+        "shard_size": plan.shard_size,
+        "image_area": plan.image_area,
+        "image_fit": plan.image_fit,
+    }
     partial = out / "plan.json.partial"
     partial.write_text(json.dumps(content) + "\n")
     partial.replace(path)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from unitok.data.media import convert_audio, load_audio, save_audio
 from unitok.errors import UserError
 from unitok.pretrained import load_part, load_state, part_folder, save_part, state_fingerprint
-from unitok.tokenizers.quantize import Quantized, ResidualQuantizer
+from unitok.tokenizers.quantize import ResidualQuantizer
 from unitok.tokenizers.seanet import SEANetDecoder, SEANetEncoder
 
 #: A sound whose samples all stay below this (-80 dB) holds nothing.
@@ -57,11 +57,11 @@ class AudioTokenizerConfig:
 
 @dataclass
 class AudioReconstruction:
-    """What a forward pass gives: `samples` [B, C, T], `codes` [B, K, N] (None without quantisation), `commitment`."""
+    """What a forward pass gives: `samples` [B, C, T], `codes` [B, K, N] (None without quantisation), the quantizer's `losses`."""
 
     samples: Tensor
     codes: Tensor | None
-    commitment: Tensor
+    losses: dict[str, Tensor]
 
 
 class AudioTokenizer(nn.Module):
@@ -122,9 +122,9 @@ class AudioTokenizer(nn.Module):
     def forward(self, samples: Tensor, quantize: bool = True) -> AudioReconstruction:
         """[B, C, T] in [-1, 1] -> reconstruction; without `quantize` the latents pass as they are (warm-up)."""
         z = rearrange(self.encoder(samples), "b d n -> b n d")
-        q = self.quantizer(z) if quantize else Quantized(self.quantizer.pass_through(z), None, z.new_zeros(()))
+        q = self.quantizer(z) if quantize else self.quantizer.pass_through(z)
         out = self.decoder(rearrange(q.latents, "b n d -> b d n"))[..., : samples.shape[-1]]
-        return AudioReconstruction(out, None if q.codes is None else rearrange(q.codes, "b n k -> b k n"), q.loss)
+        return AudioReconstruction(out, None if q.codes is None else rearrange(q.codes, "b n k -> b k n"), q.losses)
 
     @torch.no_grad()
     def encode(self, samples: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""PatchGAN: judges overlapping patches of a picture, not the whole.
+"""PatchGAN, which judges overlapping patches of a picture and not the whole, and what training keeps about it.
 
 Names and layout are taming-transformers' `NLayerDiscriminator`, so that its weights load by name. Choice: group norm
 in place of batch norm by default, because batches on small machines are small; `norm="batch"` is taming's network.
@@ -6,6 +6,7 @@ Source: Isola et al. 2017, "Image-to-Image Translation with Conditional Adversar
 taming-transformers:taming/modules/discriminator/model.py.
 """
 
+import torch
 from torch import Tensor, nn
 
 
@@ -37,3 +38,32 @@ class PatchDiscriminator(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.main(pixels)
+
+    def with_features(self, pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Logits, and what each activation gave, for feature matching."""
+        features: list[Tensor] = []
+        x = pixels
+        for layer in self.main:
+            x = layer(x)
+            if isinstance(layer, nn.LeakyReLU):
+                features.append(x)
+        return x, features
+
+
+class LogitAverages(nn.Module):
+    """Moving averages of a discriminator's logits on originals and fakes, for LeCam: scalars `real` and `fake`."""
+
+    real: Tensor
+    fake: Tensor
+
+    def __init__(self, decay: float = 0.99):
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("real", torch.zeros(()))
+        self.register_buffer("fake", torch.zeros(()))
+
+    @torch.no_grad()
+    def update(self, real: Tensor, fake: Tensor) -> None:
+        """Move towards the means of one batch, scalars."""
+        self.real.lerp_(real, 1 - self.decay)
+        self.fake.lerp_(fake, 1 - self.decay)

@@ -1,6 +1,9 @@
 """The image tokenizer: a VQ-GAN that turns pictures into grids of codes and back.
 
 [B, 3, H, W] in [-1, 1] -> int64 [B, h, w] -> [B, 3, H, W]; any H and W (padded by repeating the edge to whole codes).
+
+Choice: what is larger than `ImageTokenizer.tile` goes through in overlapping tiles, so memory stays bounded. Codes come
+from the middle of their tile; pixels of neighbouring tiles are blended over the overlap, so there are no seams.
 """
 
 from dataclasses import dataclass
@@ -13,14 +16,24 @@ from einops import rearrange
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from unitok.data.media import fit_image, image_to_tensor, open_image, save_image, to_rgb
+from unitok.data.media import crop_square, fit_image, image_to_tensor, open_image, save_image, stretch_image, to_rgb
 from unitok.errors import UserError
 from unitok.pretrained import load_part, load_state, part_folder, save_part, state_fingerprint
-from unitok.tokenizers.quantize import FiniteScalarQuantizer, Quantized, Quantizer, VectorQuantizer
+from unitok.tokenizers.quantize import (
+    FiniteScalarQuantizer,
+    LookupFreeQuantizer,
+    Quantizer,
+    SimVectorQuantizer,
+    VectorQuantizer,
+)
 from unitok.tokenizers.vqgan import Decoder, Encoder, downsampling
 
 #: Longest side of a picture in codes; the vocabulary has as many grid sizes.
 LONGEST_SIDE = 64
+
+#: How a picture is made to fit: `keep` all of it (shrunk to an area, never enlarged), `crop` the centre square, or
+#: `resize` to a square whatever its aspect.
+Fit = Literal["keep", "crop", "resize"]
 
 
 @dataclass
@@ -35,10 +48,13 @@ class ImageTokenizerConfig:
         z_channels: channels of the latents.
         resolution: side of the pictures it is trained on, pixels.
         patch: side of the pixel patches that the stem folds into channels (1: taming's network as it is).
-        quantizer: `vq` (one l2-normalised codebook) or `fsq` (finite scalars).
-        codebook_size: codes, for `vq`.
-        codebook_dim: dimensions of a code, for `vq`; low, so that the codebook stays in use.
+        quantizer: `vq` (one codebook, learned by moving averages), `fsq` (finite scalars), `lfq` (signs) or `simvq`
+            (a frozen codebook behind a learned matrix).
+        codebook_size: codes, for all but `fsq`; for `lfq` a power of two.
+        codebook_dim: dimensions of a code, for `vq` and `simvq`; low, so that the codebook stays in use.
+        codebook_normalise: for `vq`, latents and codes of length 1.
         scales: values of each dimension, for `fsq`; the number of codes is their product.
+        decodes: whether there is a decoder; some published tokenizers come without.
     """
 
     ch: int = 64
@@ -48,34 +64,59 @@ class ImageTokenizerConfig:
     z_channels: int = 64
     resolution: int = 64
     patch: int = 4
-    quantizer: Literal["vq", "fsq"] = "vq"
+    quantizer: Literal["vq", "fsq", "lfq", "simvq"] = "vq"
     codebook_size: int = 512
     codebook_dim: int = 8
+    codebook_normalise: bool = True
     scales: tuple[int, ...] = (8, 8, 8)
+    decodes: bool = True
 
     def __post_init__(self) -> None:
         if self.ch % 32:
             raise UserError(f"ch is {self.ch}: it must be a multiple of 32, the groups of group norm")
+        if self.quantizer not in ("vq", "fsq", "lfq", "simvq"):
+            raise UserError(f"quantizer is {self.quantizer}: choose vq, fsq, lfq or simvq")
+        if self.quantizer == "lfq" and self.codebook_size & (self.codebook_size - 1):
+            raise UserError(f"codebook_size is {self.codebook_size}: for lfq it must be a power of two")
+
+    @property
+    def stride(self) -> int:
+        """Pixels a code along each side."""
+        return downsampling(tuple(self.ch_mult), self.patch)
 
 
 @dataclass
 class ImageReconstruction:
-    """What a forward pass gives: `pixels` [B, 3, H, W], `codes` [B, h, w] (None without quantisation), `commitment`."""
+    """What a forward pass gives: `pixels` [B, 3, H, W]; `codes` [B, h, w], None without quantisation; the quantizer's
+    `losses` by name; `low` [B, h * w, d], the vectors that were quantized."""
 
     pixels: Tensor
     codes: Tensor | None
-    commitment: Tensor
+    losses: dict[str, Tensor]
+    low: Tensor | None
+
+
+def build_quantizer(config: ImageTokenizerConfig) -> Quantizer:
+    """The quantizer that a configuration asks for."""
+    c = config
+    if c.quantizer == "fsq":
+        return FiniteScalarQuantizer(c.z_channels, tuple(c.scales))
+    if c.quantizer == "lfq":
+        return LookupFreeQuantizer(c.z_channels, c.codebook_size)
+    if c.quantizer == "simvq":
+        return SimVectorQuantizer(c.z_channels, c.codebook_size, c.codebook_dim)
+    return VectorQuantizer(c.z_channels, c.codebook_size, c.codebook_dim, c.codebook_normalise)
 
 
 class ImageTokenizer(nn.Module):
     """A VQ-GAN's encoder, quantizer and decoder.
 
-    Args:
-        config: the architecture.
-        vectors: latents in a training batch, for the revival of dead codes; of no matter after training.
+    Attributes:
+        tile: side in pixels of the largest square that goes through the networks at once; also bounds batches, by area.
+        overlap: codes that neighbouring tiles share.
     """
 
-    def __init__(self, config: ImageTokenizerConfig | None = None, vectors: int = 1024):
+    def __init__(self, config: ImageTokenizerConfig | None = None):
         super().__init__()
         self.config = c = config or ImageTokenizerConfig()
         network: dict[str, Any] = {
@@ -87,13 +128,11 @@ class ImageTokenizer(nn.Module):
             "resolution": c.resolution,
             "patch": c.patch,
         }
-        self.encoder, self.decoder = Encoder(**network), Decoder(**network)
-        self.quantizer: Quantizer
-        if c.quantizer == "vq":
-            self.quantizer = VectorQuantizer(c.z_channels, c.codebook_size, c.codebook_dim, vectors)
-        else:
-            self.quantizer = FiniteScalarQuantizer(c.z_channels, tuple(c.scales))
-        self.stride = downsampling(tuple(c.ch_mult), c.patch)
+        self.encoder = Encoder(**network)
+        self.decoder = Decoder(**network) if c.decodes else None
+        self.quantizer = build_quantizer(c)
+        self.stride = c.stride
+        self.tile, self.overlap = 1024, 8
 
     @property
     def codebook_size(self) -> int:
@@ -111,6 +150,8 @@ class ImageTokenizer(nn.Module):
         return rearrange(self.encoder(padded), "b c h w -> b h w c")
 
     def _pixels(self, latents: Tensor) -> Tensor:
+        if self.decoder is None:
+            raise UserError("this image tokenizer only encodes: its checkpoint came without a decoder")
         return self.decoder(rearrange(latents, "b h w c -> b c h w"))
 
     def forward(self, images: Tensor, quantize: bool = True) -> ImageReconstruction:
@@ -118,36 +159,106 @@ class ImageTokenizer(nn.Module):
         z = self._latents(images)
         h = z.shape[1]
         flat = rearrange(z, "b h w c -> b (h w) c")
-        q = self.quantizer(flat) if quantize else Quantized(self.quantizer.pass_through(flat), None, z.new_zeros(()))
+        q = self.quantizer(flat) if quantize else self.quantizer.pass_through(flat)
         pixels = self._pixels(rearrange(q.latents, "b (h w) c -> b h w c", h=h))[..., : images.shape[2], : images.shape[3]]
         codes = None if q.codes is None else rearrange(q.codes, "b (h w) -> b h w", h=h)
-        return ImageReconstruction(pixels, codes, q.loss)
+        return ImageReconstruction(pixels, codes, q.losses, q.low)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] in [-1, 1] -> int64 [B, ceil(H / stride), ceil(W / stride)]."""
+        """[B, 3, H, W] in [-1, 1] -> int64 [B, ceil(H / stride), ceil(W / stride)]. Deterministic."""
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images are [B, 3, H, W], got {tuple(images.shape)}")
-        z = self._latents(images.to(self.device))
+        if images.numel() and images.abs().max() > 1.001:
+            raise ValueError(f"images are in [-1, 1], got up to {float(images.abs().max()):g}")
+        if max(images.shape[-2:]) > self.tile:
+            return torch.cat([self._encode_tiles(image[None]) for image in images])
+        at_once = max(1, self.tile**2 // (images.shape[-2] * images.shape[-1]))
+        return torch.cat([self._encode(part.to(self.device)) for part in images.split(at_once)])
+
+    def _encode(self, images: Tensor) -> Tensor:
+        z = self._latents(images)
         codes = self.quantizer(rearrange(z, "b h w c -> b (h w) c")).codes
         return rearrange(codes, "b (h w) -> b h w", h=z.shape[1])
+
+    def _encode_tiles(self, image: Tensor) -> Tensor:
+        """[1, 3, H, W] -> [1, h, w]: each code from the tile in whose middle it is."""
+        f = self.stride
+        h, w = (-(-side // f) for side in image.shape[-2:])
+        codes = torch.empty(1, h, w, dtype=torch.long, device=self.device)
+        for top, bottom in self._tiles(h):
+            for left, right in self._tiles(w):
+                tile = self._encode(image[..., top * f : bottom * f, left * f : right * f].to(self.device))
+                up, back = (self.overlap // 2 if begin else 0 for begin in (top, left))
+                codes[:, top + up : bottom, left + back : right] = tile[:, up:, back:]
+        return codes
+
+    def _tiles(self, length: int) -> list[tuple[int, int]]:
+        """Stretches of at most `tile` pixels, in codes, that cover [0, length), neighbours sharing `overlap` or more."""
+        size = max(self.tile // self.stride, 2 * self.overlap)
+        if length <= size:
+            return [(0, length)]
+        count = -(-(length - self.overlap) // (size - self.overlap))
+        starts = [round(i * (length - size) / (count - 1)) for i in range(count)]
+        return [(start, start + size) for start in starts]
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
         """int64 [B, h, w] -> [B, 3, h * stride, w * stride] in [-1, 1]."""
-        latents = self.quantizer.lookup(rearrange(codes.to(self.device), "b h w -> b (h w)"))
-        return self._pixels(rearrange(latents, "b (h w) c -> b h w c", h=codes.shape[1])).clamp(-1, 1)
+        if codes.ndim != 3:
+            raise ValueError(f"codes are [B, h, w], got {tuple(codes.shape)}")
+        h, w = codes.shape[-2:]
+        if max(h, w) * self.stride > self.tile:
+            return torch.cat([self._decode_tiles(grid[None]) for grid in codes])
+        at_once = max(1, self.tile**2 // (h * w * self.stride**2))
+        return torch.cat([self._decode(part.to(self.device)) for part in codes.split(at_once)])
 
-    def prepare(self, image: Image, area: int | None = None) -> Tensor:
+    def _decode(self, codes: Tensor) -> Tensor:
+        latents = self.quantizer.lookup(rearrange(codes, "b h w -> b (h w)"))
+        return self._pixels(rearrange(latents, "b (h w) c -> b h w c", h=codes.shape[1])).float().clamp(-1, 1)
+
+    def _decode_tiles(self, codes: Tensor) -> Tensor:
+        """[1, h, w] -> [1, 3, H, W]: the mean of the tiles, each weighing less towards its borders."""
+        f = self.stride
+        h, w = codes.shape[-2:]
+        pixels = torch.zeros(1, 3, h * f, w * f, device=self.device)
+        weights = torch.zeros(h * f, w * f, device=self.device)
+        for top, bottom in self._tiles(h):
+            for left, right in self._tiles(w):
+                tile = self._decode(codes[:, top:bottom, left:right].to(self.device))
+                ramps = (self._ramp(*span) for span in ((top, bottom, h), (left, right, w)))
+                weight = torch.outer(*ramps)
+                pixels[..., top * f : bottom * f, left * f : right * f] += tile * weight
+                weights[top * f : bottom * f, left * f : right * f] += weight
+        return pixels / weights
+
+    def _ramp(self, begin: int, end: int, length: int) -> Tensor:
+        """Weights of a tile's pixels along one side: rising over the overlap where there is a neighbour."""
+        ramp = torch.ones((end - begin) * self.stride, device=self.device)
+        rise = (torch.arange(self.overlap * self.stride, device=self.device) + 0.5) / (self.overlap * self.stride)
+        if begin:
+            ramp[: len(rise)] = rise
+        if end < length:
+            ramp[-len(rise) :] = torch.minimum(ramp[-len(rise) :], rise.flip(0))
+        return ramp
+
+    def prepare(self, image: Image, area: int | None = None, fit: Fit = "keep") -> Tensor:
         """A picture of any mode and size -> [3, H, W] in [-1, 1], ready for `encode`.
 
-        It is shrunk, keeping its aspect, to at most `area` pixels (default: `resolution ** 2`).
+        fit: `keep` shrinks it, keeping its aspect, to at most `area` pixels (default: `resolution ** 2`) and to grids of
+        at most 64 codes a side; it never enlarges. `crop` takes the centre square and `resize` distorts, both to a
+        square of `area` pixels.
         """
-        return image_to_tensor(fit_image(to_rgb(image), area or self.config.resolution**2, LONGEST_SIDE * self.stride))
+        area = area or self.config.resolution**2
+        image = to_rgb(image)
+        if fit == "keep":
+            return image_to_tensor(fit_image(image, area, LONGEST_SIDE * self.stride))
+        side = min(max(1, round(area**0.5)), LONGEST_SIDE * self.stride)
+        return image_to_tensor(crop_square(image, side) if fit == "crop" else stretch_image(image, side))
 
-    def encode_file(self, path: Path, area: int | None = None) -> tuple[Tensor, tuple[int, int]]:
+    def encode_file(self, path: Path, area: int | None = None, fit: Fit = "keep") -> tuple[Tensor, tuple[int, int]]:
         """A picture of any size -> int64 [h, w] and its (height, width) in pixels before padding; see `prepare`."""
-        pixels = self.prepare(open_image(path), area)
+        pixels = self.prepare(open_image(path), area, fit)
         return self.encode(pixels[None])[0], (pixels.shape[1], pixels.shape[2])
 
     def decode_file(self, codes: Tensor, path: Path, size: tuple[int, ...] = ()) -> None:

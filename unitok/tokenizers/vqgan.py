@@ -7,11 +7,14 @@ checkpoints load by name; with `patch = 1` the outputs are equal (tests/tokenize
 Choices: the patch stem folds `patch x patch` pixels into channels before the first convolution and unfolds them after
 the last (pixel unshuffle; cf. the Haar patching of Cosmos-Tokenizer), which makes the full-resolution stages, most of
 the cost, `patch ** 2` times cheaper. As in taming, the middle block always has attention, group norm has 32 groups
-(so `ch` is a multiple of 32) and the down-sampling convolution pads right and below only.
+(so `ch` is a multiple of 32) and the down-sampling convolution pads right and below only. On CPU tensors go through with
+channels last, which oneDNN's convolutions prefer, without gradients activations are overwritten in place, and doubling
+is merged with the convolution after it; all give taming's numbers up to rounding (benchmarks/image_tokenizer.py).
 Source: Esser et al. 2021, "Taming Transformers for High-Resolution Image Synthesis";
 taming-transformers:taming/modules/diffusionmodules/model.py.
 """
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -19,6 +22,14 @@ from torch import Tensor, nn
 
 def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(32, channels, eps=1e-6)
+
+
+def _silu(x: Tensor) -> Tensor:
+    return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
+def _for_convolutions(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
 
 
 class ResnetBlock(nn.Module):
@@ -35,9 +46,10 @@ class ResnetBlock(nn.Module):
             self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
-        return (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x) + h
+        h = self.conv1(_silu(self.norm1(x)))
+        h = self.conv2(self.dropout(_silu(self.norm2(h))))
+        shortcut = self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x
+        return shortcut + h if torch.is_grad_enabled() else h.add_(shortcut)
 
 
 class AttnBlock(nn.Module):
@@ -74,7 +86,25 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        if x.device.type != "cpu" or torch.is_grad_enabled():
+            return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return self._merged(x)
+
+    def _merged(self, x: Tensor) -> Tensor:
+        """Of the 3x3 pixels that an output sees after doubling only 2x2 differ: four kernels of 2x2, one for each place
+        in a doubled pixel, do 4/9 of the work."""
+        w = self.conv.weight
+        w = torch.stack([w[:, :, 0], w[:, :, 1] + w[:, :, 2], w[:, :, 0] + w[:, :, 1], w[:, :, 2]], 2)
+        w = torch.stack([w[..., 0], w[..., 1] + w[..., 2], w[..., 0] + w[..., 1], w[..., 2]], 3)  # [O, I, 4, 4]
+        kernels = rearrange(w, "o i (a y) (b x) -> (a b o) i y x", a=2, b=2)
+        bias = None if self.conv.bias is None else self.conv.bias.repeat(4)
+        y = F.conv2d(x, _for_convolutions(kernels), bias, padding=1).unflatten(1, (4, -1))  # [B, 4, O, H + 1, W + 1]
+        height, width = x.shape[-2:]
+        out = x.new_empty(len(x), y.shape[2], 2 * height, 2 * width).contiguous(memory_format=torch.channels_last)
+        for a in range(2):
+            for b in range(2):
+                out[..., a::2, b::2] = y[:, 2 * a + b, :, a : a + height, b : b + width]
+        return out
 
 
 class _Level(nn.Module):
@@ -149,11 +179,11 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, H, W] -> [B, z_channels, H / f, W / f]."""
-        x = self.conv_in(F.pixel_unshuffle(x, self.patch))
+        x = self.conv_in(_for_convolutions(F.pixel_unshuffle(x, self.patch)))
         for level in self.down:
             x = level(x)
             x = level.downsample(x) if hasattr(level, "downsample") else x  # type: ignore[operator]
-        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+        return self.conv_out(_silu(self.norm_out(self.mid(x))))
 
 
 class Decoder(nn.Module):
@@ -191,11 +221,11 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """[B, z_channels, h, w] -> [B, out_channels, h * f, w * f]."""
-        x = self.mid(self.conv_in(z))
+        x = self.mid(self.conv_in(_for_convolutions(z)))
         for level in reversed(self.up):
             x = level(x)
             x = level.upsample(x) if hasattr(level, "upsample") else x  # type: ignore[operator]
-        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x))), self.patch)
+        return F.pixel_shuffle(self.conv_out(_silu(self.norm_out(x))), self.patch)
 
 
 def downsampling(ch_mult: tuple[int, ...], patch: int) -> int:

@@ -1,0 +1,167 @@
+"""Encode and decode: our image tokenizer beside taming's modules and transformers' ChameleonVQVAE, equal weights.
+
+    python benchmarks/image_tokenizer.py [--quick] [--device cuda] [--trained TOKENIZER --images FOLDER]
+
+Claim: on CPU in fp32, with equal codes, at least 1.3 times taming's images a second. The peers are what their users run:
+taming's Encoder, quant_conv, VectorQuantizer, post_quant_conv and Decoder as in its VQModel; ChameleonVQVAE.encode (it
+has no decoder). Medians of runs that take turns in one process; peak memory from a process of its own each.
+With --trained, also the share of codes that agree between fp32 and bfloat16 autocast on real pictures.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import alternate, in_a_process, peak_memory_gb, write_results
+from torch import nn
+
+from unitok.interop.image import _build
+from unitok.tokenizers import ImageTokenizer
+
+#: Name -> taming's ddconfig, codes, their dimensions.
+MODELS = {
+    "f16-16384": ({"ch_mult": (1, 1, 2, 2, 4), "attn_resolutions": (16,), "resolution": 256}, 16384),
+    "chameleon": ({"ch_mult": (1, 1, 2, 2, 4), "attn_resolutions": (), "resolution": 512}, 8192),
+}
+
+
+class Taming(nn.Module):
+    """taming's VQModel out of its own modules."""
+
+    def __init__(self, name: str):
+        super().__init__()
+        from taming.modules.diffusionmodules.model import Decoder, Encoder
+        from taming.modules.vqvae.quantize import VectorQuantizer
+
+        network, size = MODELS[name]
+        shared = {"ch": 128, "out_ch": 3, "in_channels": 3, "num_res_blocks": 2, "z_channels": 256, "double_z": False} | network
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.encoder, self.decoder = Encoder(**shared), Decoder(**shared)
+        self.quantize = VectorQuantizer(size, 256, beta=0.25)
+        nn.init.normal_(self.quantize.embedding.weight, std=0.3)  # as spread out as the latents
+        self.quant_conv, self.post_quant_conv = nn.Conv2d(256, 256, 1), nn.Conv2d(256, 256, 1)
+
+    @torch.no_grad()
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        quantized, _, info = self.quantize(self.quant_conv(self.encoder(images)))
+        return info[2].reshape(len(images), *quantized.shape[-2:])
+
+    @torch.no_grad()
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        latents = self.quantize.embedding.weight[codes].permute(0, 3, 1, 2)
+        return self.decoder(self.post_quant_conv(latents))
+
+
+def build(name: str, device: str) -> dict[str, Any]:
+    """The peers, with the same random weights."""
+    torch.manual_seed(0)
+    taming = Taming(name).eval().to(device)
+    ours = _build(taming.state_dict(), MODELS[name][0]["resolution"], False, name).to(device)
+    peers = {"unitok": ours, "taming": taming}
+    if name == "chameleon":
+        from transformers import ChameleonVQVAE, ChameleonVQVAEConfig
+
+        theirs = ChameleonVQVAE(ChameleonVQVAEConfig()).eval().to(device)
+        state = {k: v for k, v in taming.state_dict().items() if not k.startswith("decoder.")}
+        theirs.load_state_dict(state)
+        peers["transformers"] = theirs
+    return peers
+
+
+def encode(peer: Any, images: torch.Tensor) -> torch.Tensor:
+    if isinstance(peer, (ImageTokenizer, Taming)):
+        return peer.encode(images)
+    with torch.no_grad():
+        found = next(part for part in peer.encode(images).values() if part.dtype == torch.long)
+    return found.reshape(len(images), images.shape[-2] // 16, images.shape[-1] // 16)
+
+
+def only(which: str, name: str, what: str, side: int, batch: int, device: str) -> None:
+    """One peer, one job; prints its peak memory."""
+    peer = build(name, device)[which]
+    images = torch.rand(batch, 3, side, side, device=device) * 2 - 1
+    codes = torch.zeros(batch, side // 16, side // 16, dtype=torch.long, device=device)
+    before = peak_memory_gb()
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+    for _ in range(2):
+        encode(peer, images) if what == "encode" else peer.decode(codes)
+    used = peak_memory_gb() - before if device == "cpu" else torch.cuda.max_memory_allocated() / 1e9
+    print(json.dumps({"gb": used}))
+
+
+def _case(case: str, unit: str, peer: str, ours: float, theirs: float, more_is_better: bool) -> dict[str, Any]:
+    ratio = ours / theirs if more_is_better else theirs / ours
+    return {"case": case, "unit": unit, "ours": ours, "peer": peer, "theirs": theirs, "ratio": ratio}
+
+
+def agreement(trained: Path, folder: Path, device: str) -> dict[str, Any]:
+    """Share of codes that bfloat16 leaves as fp32 has them, on trained weights and real pictures."""
+    from unitok.bundle import load_trained_part
+    from unitok.data.media import open_image, sniff
+
+    model: ImageTokenizer = load_trained_part("image", trained)[0].to(device)
+    same = total = 0
+    for file in sorted(f for f in folder.rglob("*") if f.is_file() and sniff(f) == "image")[:64]:
+        pixels = model.prepare(open_image(file))[None].to(device)
+        codes = model.encode(pixels)
+        with torch.autocast(device.split(":")[0], torch.bfloat16):
+            again = model.encode(pixels)
+        same, total = same + int((codes == again).sum()), total + codes.numel()
+    return {"agreement_bf16": same / total, "codes": total}
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--quick", action="store_true", help="one small size, few rounds")
+    p.add_argument("--device", default="cpu")
+    p.add_argument("--rounds", type=int, default=5)
+    p.add_argument("--trained", type=Path, help="a trained tokenizer, bundle or run")
+    p.add_argument("--images", type=Path, help="pictures for --trained")
+    p.add_argument("--out", type=Path, help="default: benchmarks/results/image_tokenizer.json")
+    p.add_argument("--only", nargs=5, help=argparse.SUPPRESS)
+    o = p.parse_args()
+    if o.only:
+        which, name, what, side, batch = o.only
+        only(which, name, what, int(side), int(batch), o.device)
+        return
+    sizes = [("f16-16384", 256, 1), ("f16-16384", 256, 4), ("chameleon", 512, 1)]
+    if o.device != "cpu":
+        sizes += [("f16-16384", 256, 32), ("chameleon", 512, 16)]
+    if o.quick:
+        sizes = [("f16-16384", 128, 1), ("chameleon", 128, 1)]
+    cases = []
+    for name, side, batch in sizes:
+        peers = build(name, o.device)
+        images = torch.rand(batch, 3, side, side, device=o.device) * 2 - 1
+        codes = {which: encode(peer, images) for which, peer in peers.items()}
+        for what in ("encode", "decode"):
+            able = {w: peer for w, peer in peers.items() if what == "encode" or w != "transformers"}
+            runs = {w: partial(encode, peer, images) for w, peer in able.items()}
+            if what == "decode":
+                runs = {w: partial(peer.decode, codes["unitok"]) for w, peer in able.items()}
+            seconds = alternate(runs, 2 if o.quick else o.rounds)
+            memory = {
+                w: in_a_process(__file__, "--device", o.device, "--only", w, name, what, str(side), str(batch))["gb"]
+                for w in able
+            }
+            case = f"{what} {name} {side}px batch {batch}"
+            for peer in list(able)[1:]:
+                equal = {"equal_codes": float((codes[peer] == codes["unitok"]).float().mean())} if what == "encode" else {}
+                speed = {w: batch / seconds[w] for w in ("unitok", peer)}
+                cases.append(_case(f"{case}: speed", "images/s", peer, speed["unitok"], speed[peer], True) | equal)
+                cases.append(_case(f"{case}: memory", "GB", peer, memory["unitok"], memory[peer], False))
+    more = agreement(o.trained, o.images, o.device) if o.trained else {}
+    if more:
+        print(more)
+    write_results("image_tokenizer", cases, o.device, o.out, **more)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(min(2, torch.get_num_threads()))
+    main()

@@ -1,0 +1,213 @@
+"""`unitok eval image-tokenizer`: how well pictures come back, and what the codebook does.
+
+Definitions, because published numbers differ by theirs: everything is measured on values in [0, 1], reconstructions
+rounded to 8 bits, against the picture as the tokenizer got it (after cropping or shrinking); a number is the mean over
+pictures, not over batches. PSNR is of the mean squared error over a picture. SSIM has a Gaussian window of 11 (sigma 1.5)
+and data range 1; MS-SSIM five scales, for pictures of more than 160 pixels a side. Codebook use is the share of codes
+that occurs at all in the pictures measured; perplexity and entropy are of the codes' frequencies. LPIPS (VGG) and rFID
+appear only where their networks' own weights were given.
+"""
+
+import base64
+import html
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics.functional.image import (
+    multiscale_structural_similarity_index_measure as ms_ssim,
+)
+from torchmetrics.functional.image import structural_similarity_index_measure as ssim
+from tqdm import tqdm
+
+from unitok.bundle import load_trained_part
+from unitok.data.media import encode_png, open_image, sniff
+from unitok.errors import UserError
+from unitok.tokenizers.health import codebook_statistics
+from unitok.tokenizers.image import ImageTokenizer
+from unitok.tokenizers.perceptual import LPIPS, find_lpips
+
+SHOWN = 40  # pairs on the page
+SSIM_SIDE, MS_SSIM_SIDE = 11, 161  # pixels a side that the measures need
+
+
+def picture_scores(out: Tensor, target: Tensor) -> dict[str, float | None]:
+    """PSNR (dB), SSIM and MS-SSIM of one picture against another, [3, H, W] in [0, 1]; None where it is too small."""
+    mse = float((out - target).square().mean())
+    side = min(out.shape[-2:])
+    pair = (out[None], target[None])
+    return {
+        "psnr_db": -10 * math.log10(max(mse, 1e-10)),
+        "ssim": float(ssim(*pair, data_range=1.0)) if side >= SSIM_SIDE else None,  # type: ignore[arg-type]
+        "ms_ssim": float(ms_ssim(*pair, data_range=1.0)) if side >= MS_SSIM_SIDE else None,
+    }
+
+
+class Fid:
+    """Fréchet distance between Inception's features of originals and of reconstructions.
+
+    weights: NVIDIA's TorchScript file `inception-2015-12-05.pt`: uint8 [N, 3, H, W] -> features [N, 2048].
+    """
+
+    def __init__(self, weights: Path, device: str):
+        if not weights.exists():
+            raise UserError(f"--inception {weights}: no such file")
+        try:
+            self.network = torch.jit.load(str(weights), map_location=device).eval()
+        except RuntimeError as error:
+            raise UserError(f"--inception {weights}: not a TorchScript file ({str(error).splitlines()[0][:80]})") from None
+        self.device = device
+        self.features: dict[str, list[np.ndarray]] = {"original": [], "again": []}
+
+    @torch.no_grad()
+    def add(self, which: str, picture: Tensor) -> None:
+        """[3, H, W] in [0, 1]."""
+        pixels = (picture * 255).round().to(torch.uint8)[None].to(self.device)
+        self.features[which].append(self.network(pixels, return_features=True).double().cpu().numpy()[0])
+
+    def distance(self) -> float:
+        a, b = (np.stack(rows) for rows in self.features.values())
+        (mean_a, cov_a), (mean_b, cov_b) = ((x.mean(0), np.cov(x, rowvar=False)) for x in (a, b))
+        root = np.sqrt(np.linalg.eigvals(cov_a @ cov_b).astype(complex)).real.sum()
+        return float(((mean_a - mean_b) ** 2).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * root)
+
+
+def evaluate_image_tokenizer(
+    tokenizer: Path,
+    images: Path,
+    out: Path,
+    size: int = 0,
+    area: int = 0,
+    limit: int = 0,
+    batch_size: int = 16,
+    lpips: Path | None = None,
+    inception: Path | None = None,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Measure; writes `scores.json`, `images.jsonl` (a line a picture) and `index.html`; -> the scores."""
+    part, _ = load_trained_part("image", tokenizer)
+    model: ImageTokenizer = part.to(device)
+    if not images.is_dir():
+        raise UserError(f"{images}: no such folder")
+    files = [f for f in sorted(images.rglob("*")) if f.is_file() and sniff(f) == "image"]
+    files = files[: limit or None]
+    if not files:
+        raise UserError(f"{images}: no pictures in it")
+    fid = Fid(inception, device) if inception else None
+    if lpips and not find_lpips(lpips):
+        raise UserError(f"--lpips {lpips}: no vgg16-397923af.pth and vgg.pth there")
+    distance = LPIPS.from_files(*find_lpips(lpips)).to(device) if lpips else None  # type: ignore[misc]
+
+    rows: list[dict[str, Any]] = []
+    skipped: list[dict[str, str]] = []
+    codes: list[Tensor] = []
+    seconds = {"encode": 0.0, "decode": 0.0}
+
+    def flush(batch: list[tuple[Path, Tensor]]) -> None:
+        originals = torch.stack([pixels for _, pixels in batch])
+        grids = _timed(seconds, "encode", lambda: model.encode(originals))
+        again = _timed(seconds, "decode", lambda: model.decode(grids)).cpu()
+        codes.append(grids.reshape(-1).cpu())
+        again = again[..., : originals.shape[-2], : originals.shape[-1]]
+        again, originals = (((x + 1) / 2).mul(255).round().div(255) for x in (again, originals))
+        for (path, _), a, o, grid in zip(batch, again, originals, grids, strict=True):
+            row: dict[str, Any] = {"file": path.relative_to(images).as_posix(), "pixels": [o.shape[1], o.shape[2]]}
+            row |= picture_scores(a, o) | {"codes": grid.numel()}
+            if distance is not None:
+                with torch.no_grad():
+                    row["lpips"] = float(distance(*(2 * x[None].to(device) - 1 for x in (a, o))))
+            if fid:
+                fid.add("original", o)
+                fid.add("again", a)
+            rows.append(row | {"_pair": (o, a)})
+            if len(rows) > 2 * SHOWN:  # only the worst are kept to be shown
+                for best in sorted((r for r in rows if "_pair" in r), key=lambda r: r["psnr_db"])[SHOWN:]:
+                    del best["_pair"]
+
+    waiting: dict[tuple[int, ...], list[tuple[Path, Tensor]]] = {}
+    for path in tqdm(files, desc="reconstruct", unit="image"):
+        try:
+            pixels = model.prepare(open_image(path), size**2 or area or None, "crop" if size else "keep")
+        except UserError as error:
+            skipped.append({"file": str(path), "error": str(error)})
+            continue
+        batch = waiting.setdefault(tuple(pixels.shape), [])
+        batch.append((path, pixels))
+        if len(batch) >= batch_size:
+            flush(waiting.pop(tuple(pixels.shape)))
+    for batch in waiting.values():
+        flush(batch)
+    if not rows:
+        raise UserError(f"{images}: none of its {len(files)} pictures can be read; the first: {skipped[0]['error']}")
+
+    everything = torch.cat(codes)
+    scores: dict[str, Any] = {"images": len(rows), "skipped": len(skipped)}
+    for name in ("psnr_db", "ssim", "ms_ssim", "lpips"):
+        values = [row[name] for row in rows if row.get(name) is not None]
+        scores |= {name: float(np.mean(values)), f"{name}_images": len(values)} if values else {}
+    if fid:
+        scores["rfid"] = fid.distance()
+    scores |= {f"codebook_{k}": v for k, v in codebook_statistics(everything, model.codebook_size).items()}
+    pixels_in_all = sum(math.prod(row["pixels"]) for row in rows)
+    scores |= {
+        "codebook_size": model.codebook_size,
+        "codes": len(everything),
+        "bits_per_pixel": len(everything) * math.log2(model.codebook_size) / pixels_in_all,
+        "encode_images_per_second": len(rows) / seconds["encode"],
+        "decode_images_per_second": len(rows) / seconds["decode"],
+    }
+    _write(out, scores, sorted(rows, key=lambda r: r["psnr_db"]), skipped)
+    return scores
+
+
+def _timed(seconds: dict[str, float], name: str, run: Any) -> Tensor:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    result = run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    seconds[name] += time.perf_counter() - began
+    return result
+
+
+def _write(out: Path, scores: dict[str, Any], rows: list[dict[str, Any]], skipped: list[dict[str, str]]) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    pairs = [(row, row["_pair"]) for row in rows if "_pair" in row][:SHOWN]
+    kept = [{k: v for k, v in row.items() if k != "_pair"} for row in rows]
+    (out / "images.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*kept, *skipped]))
+    (out / "index.html").write_text(_page(scores, pairs))
+    (out / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
+
+
+def _page(scores: dict[str, Any], pairs: list[tuple[dict[str, Any], tuple[Tensor, Tensor]]]) -> str:
+    def figure(row: dict[str, Any], pair: tuple[Tensor, Tensor]) -> str:
+        width = max(160, row["pixels"][1])
+        tags = "".join(
+            f'<img width={width} src="data:image/png;base64,{base64.b64encode(encode_png(2 * x - 1)).decode()}">' for x in pair
+        )
+        ssim = "" if row["ssim"] is None else f", SSIM {row['ssim']:.3f}"
+        return f"<figure>{tags}<figcaption>{html.escape(row['file'])}: {row['psnr_db']:.2f} dB{ssim}</figcaption></figure>"
+
+    table = "".join(f"<tr><td>{name}<td>{_number(value)}" for name, value in scores.items())
+    figures = "\n".join(figure(row, pair) for row, pair in pairs)
+    style = "body{font:15px sans-serif;margin:2em}img{image-rendering:pixelated;margin-right:4px}figure{display:inline-block;margin:8px}td{padding:2px 12px 2px 0}"
+    return (
+        f"<!doctype html><meta charset=utf-8><title>Image tokenizer</title><style>{style}</style>"
+        f"<h1>Image tokenizer</h1><table>{table}</table><h2>Originals and reconstructions, the worst first</h2>\n{figures}\n"
+    )
+
+
+def _number(value: Any) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.4g}"
+
+
+def print_table(scores: dict[str, Any]) -> None:
+    """A table for people."""
+    for name, value in scores.items():
+        print(f"{name:<32}{_number(value):>12}")
