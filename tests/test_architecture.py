@@ -4,7 +4,15 @@ import ast
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "unitok"
-FREE = {"unitok", "unitok.errors", "unitok.data", "unitok.data.media", "unitok.pretrained", "unitok.checkpoints", "unitok.training"}
+FREE = {
+    "unitok",
+    "unitok.errors",
+    "unitok.data",
+    "unitok.data.media",
+    "unitok.pretrained",
+    "unitok.checkpoints",
+    "unitok.training",
+}
 
 #: What each room may import of ours, besides FREE. Rooms not listed sit on top.
 MAY = {
