@@ -1,12 +1,14 @@
 """Promises of bundles: parts join and are added, old ids never move, what does not belong together is refused."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 
 from unitok.bundle import Unitok, make_bundle
 from unitok.errors import UserError
+from unitok.tokenizers import ImageTokenizer
 
 
 def test_parts_are_added_without_moving_an_old_id(bundle_folder, tmp_path):
@@ -26,6 +28,11 @@ def test_a_decoder_does_not_outlive_the_tokenizers_it_was_trained_for(bundle_fol
     other.image.save_pretrained(tmp_path / "image")
     with pytest.raises(UserError, match="the vocabularies differ in image"):
         make_bundle(tmp_path / "b", {"image": tmp_path / "image"})
+    larger = ImageTokenizer(replace(other.image.config, codebook_size=128))
+    larger.quantizer.set_codebook(torch.randn(128, 8))
+    larger.save_pretrained(tmp_path / "larger")
+    with pytest.raises(UserError, match=r"the decoder has \d+ ids, the vocabulary \d+"):
+        make_bundle(tmp_path / "b", {"image": tmp_path / "larger"})
     Unitok.from_pretrained(tmp_path / "b")  # as it was
     with pytest.raises(UserError, match="the vocabularies differ in image"):
         make_bundle(tmp_path / "c", {

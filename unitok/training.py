@@ -328,7 +328,14 @@ class ShareBar(TQDMProgressBar):
         self.train_progress_bar.set_description(getattr(trainer.lightning_module, "kind", "train"))
 
     def get_metrics(self, trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
-        return {k: v for k, v in super().get_metrics(trainer, module).items() if k != "v_num"}
+        shorter = {"codebook_": "", "gradient_norm": "grad", "discriminator": "d", "perplexity": "ppl", "_0": ""}
+        found = {}
+        for name, value in super().get_metrics(trainer, module).items():
+            for long, short in shorter.items():
+                name = name.replace(long, short)
+            found[name] = value
+        found.pop("v_num", None)
+        return found
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *args: Any) -> None:
         if isinstance(module, TrainingShell) and module.budget.total is not None:

@@ -9,15 +9,19 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from unitok.bundle import load_trained_part
 from unitok.checkpoints import load_checkpoint
 from unitok.data.media import load_image
 from unitok.errors import UserError
+from unitok.pretrained import make_config
+from unitok.tokenizers import ImageTokenizer, ImageTokenizerConfig
 from unitok.tokenizers.discriminators import PatchDiscriminator
 from unitok.tokenizers.health import CodebookHealth, codebook_statistics
 from unitok.tokenizers.losses import adaptive_weight, lecam_loss, structure_loss
 from unitok.tokenizers.perceptual import LPIPS, choose_perceptual, find_lpips
+from unitok.tokenizers.training import Adversary, ImageLosses, ImageTokenizerTraining
 from unitok.training import newest_checkpoint, run_lightning
 
 CONFIG = Path(__file__).parent.parent.parent / "configs" / "scenes" / "image.yaml"
@@ -85,8 +89,12 @@ def test_a_batch_in_parts_trains_like_the_whole(tmp_path, scenes_folder, quantiz
     for parts in ("1", "4"):
         run_lightning(arguments(tmp_path / parts, scenes_folder, steps=4, accumulate=parts, **options))
     whole, parts = state(tmp_path / "1"), state(tmp_path / "4")
-    for name, tensor in whole.items():
-        torch.testing.assert_close(parts[name].float(), tensor.float(), atol=2e-4, rtol=1e-3, msg=name)
+    for network in ("tokenizer.encoder", "tokenizer.decoder", "tokenizer.quantizer", "discriminator"):
+        # Adam makes steps of noise where a gradient is nearly nothing, so all weights of a network are compared at once
+        one, four = (torch.cat([v.float().flatten() for k, v in s.items() if k.startswith(network)]) for s in (whole, parts))
+        assert (four - one).norm() < 2e-3 * one.norm(), network
+    name = "tokenizer.quantizer.quantize._codebook.cluster_size"
+    torch.testing.assert_close(parts[name], whole[name], atol=0.2, rtol=0)
 
 
 def test_two_processes_train_like_one_with_the_double_batch(tmp_path, scenes_folder):
@@ -236,6 +244,37 @@ def test_auto_takes_lpips_where_its_weights_lie_and_says_which(tmp_path, lpips_f
     monkeypatch.delenv("UNITOK_LPIPS")
     with pytest.raises(UserError, match=r"perceptual: lpips needs vgg16-397923af.pth and vgg.pth in .*nothing"):
         choose_perceptual("lpips")
+
+
+def test_nothing_is_fetched_when_networks_and_losses_are_built(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "nothing"))
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("reached for the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    module = ImageTokenizerTraining(ImageTokenizerConfig(), ImageLosses(perceptual="auto"), Adversary(weight=0.1), steps=1)
+    module.configure_model()
+    assert module.perceptual_kind == "multiscale"
+    LPIPS()
+
+
+@pytest.mark.parametrize(
+    ("name", "stride", "codes", "millions"),
+    [
+        ("vqgan-f16-256", 16, 16384, 72),
+        ("vqgan-f8-256", 8, 16384, 70),
+        ("vqgan-f16-512", 16, 8192, 66),
+        ("laptop-f8-64", 8, 1024, 4),
+    ],
+)
+def test_the_presets_are_the_networks_that_they_say(name, stride, codes, millions):
+    path = CONFIG.parent.parent / "image" / f"{name}.yaml"
+    asked = yaml.safe_load(path.read_text())["model"]["init_args"]["tokenizer"]
+    with torch.device("meta"):
+        model = ImageTokenizer(make_config(ImageTokenizerConfig, asked, name))
+    assert (model.stride, model.codebook_size) == (stride, codes)
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=1.5)
 
 
 def test_lpips_is_a_distance_and_weights_that_lack_a_key_are_an_error(lpips_folder):

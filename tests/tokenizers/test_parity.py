@@ -70,3 +70,17 @@ def test_seanet_equals_encodecs(encodec_seanet, causal, true_skip, length):
     ours.load_state_dict(theirs.state_dict())
     z = torch.randn(2, 8, 11)
     torch.testing.assert_close(ours(z), theirs(z), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("patch", [1, 2])
+def test_inference_and_training_paths_agree(patch):
+    """Without gradients doubling is merged with its convolution, and activations are overwritten."""
+    torch.manual_seed(0)
+    network = {"ch": 64, "ch_mult": (1, 2), "num_res_blocks": 1, "z_channels": 8, "resolution": 64, "patch": patch}
+    x, z = torch.randn(2, 3, 64, 48), torch.randn(2, 8, 32 // patch, 24 // patch)
+    for model, given in ((Encoder(**network), x), (Decoder(**network), z)):
+        kept = given.clone()
+        with torch.no_grad():
+            fast = model(given)
+        torch.testing.assert_close(fast, model(given), atol=1e-5, rtol=1e-5)
+        assert torch.equal(given, kept)

@@ -147,7 +147,10 @@ class ImageTokenizerTraining(_TokenizerTraining):
     """
 
     kind = "image tokenizer"
-    shown = ("psnr", "codebook_use_0", "codebook_perplexity_0")
+    shown = (
+        *("psnr", "codebook_use_0", "codebook_perplexity_0", "codebook_entropy_0", "codebook_revived"),
+        *("gradient_norm", "gradient_norm_discriminator"),
+    )
 
     def __init__(
         self,

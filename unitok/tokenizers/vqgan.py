@@ -8,8 +8,8 @@ Choices: the patch stem folds `patch x patch` pixels into channels before the fi
 the last (pixel unshuffle; cf. the Haar patching of Cosmos-Tokenizer), which makes the full-resolution stages, most of
 the cost, `patch ** 2` times cheaper. As in taming, the middle block always has attention, group norm has 32 groups
 (so `ch` is a multiple of 32) and the down-sampling convolution pads right and below only. On CPU tensors go through with
-channels last, which oneDNN's convolutions prefer, without gradients activations are overwritten in place, and doubling
-is merged with the convolution after it; all give taming's numbers up to rounding (benchmarks/image_tokenizer.py).
+channels last, which oneDNN's convolutions prefer; without gradients activations are overwritten in place, and doubling is
+merged with the convolution after it. All give taming's numbers up to rounding (benchmarks/image_tokenizer.py).
 Source: Esser et al. 2021, "Taming Transformers for High-Resolution Image Synthesis";
 taming-transformers:taming/modules/diffusionmodules/model.py.
 """
