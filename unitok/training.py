@@ -3,7 +3,7 @@
 Networks know nothing of this; a `TrainingShell` is a thin LightningModule around one. Choices:
 
 - Optimisation is manual, with a counter of our own, because Lightning's `global_step` counts every optimizer's step.
-- A budget in minutes becomes a number of steps after a short probe and is corrected at each quarter; the plan is kept in
+- A budget in minutes becomes a number of steps after a short probe and is corrected at each tenth; the plan is kept in
   the checkpoint.
 - A checkpoint holds plain types and tensors only (it loads with `weights_only=True`): weights, optimizers, counters,
   random state, and the position in the data as a count of samples.
@@ -33,6 +33,7 @@ from unitok.checkpoints import load_checkpoint
 from unitok.errors import UserError
 
 PROBE_SHARE = 0.06  # of the minutes, before the number of steps is fixed
+REPLANS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)  # shares of the run at which it is fixed anew, from the last
 RESERVE_SECONDS = 2.0  # for the last checkpoint
 CHECKPOINT_SECONDS = 30
 
@@ -40,8 +41,8 @@ CHECKPOINT_SECONDS = 30
 class Budget:
     """How long to train: a number of steps, or minutes that become one after a probe.
 
-    Machines do not keep their pace, so the plan for minutes is made again, from the pace of the last stretch, at each
-    quarter of the run. The share of the run that is over never goes back. What was planned is kept in checkpoints.
+    Machines do not keep their pace, and a loss that begins in the middle changes it, so the plan for minutes is made again,
+    from the pace of the last stretch, at each tenth of the run. The share of the run that is over never goes back. What was planned is kept in checkpoints.
     """
 
     def __init__(self, steps: int | None, minutes: float | None):
@@ -50,7 +51,7 @@ class Budget:
         self.total, self.minutes = steps, minutes
         self.spent = 0.0  # seconds before this process
         self.floor = 0.0  # the share never falls below this
-        self.replans = [0.75, 0.5, 0.25]  # shares at which the plan is still to be made again
+        self.replans = list(REPLANS)  # shares at which the plan is still to be made again
         self._began = 0.0
         self._mark: tuple[int, float] | None = None  # step and time at which the stretch began
 
@@ -59,7 +60,7 @@ class Budget:
         self._began = time.monotonic()
 
     def tick(self, done: int) -> None:
-        """After step `done`: make the plan when the probe has seen enough, and again at each quarter."""
+        """After step `done`: make the plan when the probe has seen enough, and again at each tenth."""
         if self.minutes is None:
             return
         now, seconds = time.monotonic(), self.minutes * 60
@@ -74,7 +75,8 @@ class Budget:
         if due and steps >= 5:
             if self.total is not None:
                 self.floor = self.share(done)
-                self.replans.pop()
+                while self.replans and self.replans[-1] <= self.floor:
+                    self.replans.pop()
             pace = (now - self._mark[1]) / steps
             self.total = done + max(1, int((seconds - RESERVE_SECONDS - elapsed) / pace))
             self._mark = (done, now)
