@@ -1,6 +1,8 @@
-"""What the benchmarks share: alternating measurements, peak memory, and what they ran on."""
+"""What the benchmarks share: peers that take turns, peak memory, and what they ran on."""
 
 import contextlib
+import ctypes
+import gc
 import json
 import platform
 import resource
@@ -19,23 +21,15 @@ RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "lightning", "vector-quantize-pytorch", "taming-transformers", "transformers", "encodec", "pillow")
 
 
-def alternate(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median seconds of each function, run in turns, after one warm-up each."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(rounds + 1):
-        for name, run in runs.items():
-            _wait()
-            began = time.perf_counter()
-            run()
-            _wait()
-            if turn:
-                seconds[name].append(time.perf_counter() - began)
-    return {name: statistics.median(found) for name, found in seconds.items()}
-
-
 def _wait() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def _status_gb(name: str) -> float:
+    """A line of /proc/self/status, GB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(name)).split()[1]) * 1024 / 1e9
 
 
 def peak_memory_gb() -> float:
@@ -43,8 +37,62 @@ def peak_memory_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
+def in_turns(script: str, arguments: dict[str, list[str]], rounds: int) -> dict[str, dict[str, float]]:
+    """Peers in a process each, as their users run them, that take turns: median seconds and peak memory (GB) by name.
+
+    `arguments`: for each peer those of the script's own `--only` mode, which calls `serve`.
+    """
+    workers = {
+        name: subprocess.Popen([sys.executable, script, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for name, words in arguments.items()
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in workers}
+    memory = {}
+    for turn in range(rounds + 2):
+        for name, worker in workers.items():
+            found = _ask(worker, "stop" if turn == rounds + 1 else "run")
+            if turn == rounds + 1:
+                memory[name] = found
+            elif turn:  # the first was for warming up
+                seconds[name].append(found)
+    return {name: {"seconds": statistics.median(seconds[name]), "gb": memory[name]} for name in workers}
+
+
+def _ask(worker: subprocess.Popen, what: str) -> float:
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    worker.stdin.write(what + "\n")
+    worker.stdin.flush()
+    for line in worker.stdout:
+        if line.startswith("answer "):
+            return float(line.split()[1])
+    raise SystemExit(f"{' '.join(map(str, worker.args))}: it died")  # type: ignore[arg-type]
+
+
+def serve(run: Callable[[], Any], device: str) -> None:
+    """A worker of `in_turns`: at each line of the input runs once and prints the seconds; at last the peak memory it took."""
+    gc.collect()
+    if device == "cpu":
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+        before = _status_gb("VmRSS")
+    else:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated() / 1e9
+    for line in sys.stdin:
+        if line.strip() == "stop":
+            used = (_status_gb("VmHWM") if device == "cpu" else torch.cuda.max_memory_allocated() / 1e9) - before
+            print("answer", used, flush=True)
+            return
+        _wait()
+        began = time.perf_counter()
+        run()
+        _wait()
+        print("answer", time.perf_counter() - began, flush=True)
+
+
 def in_a_process(script: str, *arguments: str) -> dict[str, Any]:
-    """Run a script's own `--only` mode and read the JSON of its last line; for peak memory, which never falls."""
+    """Run a script's own `--only` mode and read the JSON of its last line."""
     done = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{script} {' '.join(arguments)}: {done.stderr[-800:]}")

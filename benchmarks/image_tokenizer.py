@@ -4,20 +4,19 @@
 
 Claim: on CPU in fp32, with equal codes, at least 1.3 times taming's images a second. The peers are what their users run:
 taming's Encoder, quant_conv, VectorQuantizer, post_quant_conv and Decoder as in its VQModel; ChameleonVQVAE.encode (it
-has no decoder). Medians of runs that take turns in one process; peak memory from a process of its own each.
+has no decoder). Medians; each peer is a process of its own, and they take turns; peak memory is theirs, over what the networks hold.
 With --trained, also the share of codes that agree between fp32 and bfloat16 autocast on real pictures.
 """
 
 import argparse
 import contextlib
 import io
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import alternate, in_a_process, peak_memory_gb, write_results
+from common import in_turns, serve, write_results
 from torch import nn
 
 from unitok.interop.image import _build
@@ -82,17 +81,11 @@ def encode(peer: Any, images: torch.Tensor) -> torch.Tensor:
 
 
 def only(which: str, name: str, what: str, side: int, batch: int, device: str) -> None:
-    """One peer, one job; prints its peak memory."""
-    peer = build(name, device)[which]
+    """One peer, one job, at each line of the input."""
+    peer = build(name, device).pop(which)
     images = torch.rand(batch, 3, side, side, device=device) * 2 - 1
     codes = torch.zeros(batch, side // 16, side // 16, dtype=torch.long, device=device)
-    before = peak_memory_gb()
-    if device != "cpu":
-        torch.cuda.reset_peak_memory_stats()
-    for _ in range(2):
-        encode(peer, images) if what == "encode" else peer.decode(codes)
-    used = peak_memory_gb() - before if device == "cpu" else torch.cuda.max_memory_allocated() / 1e9
-    print(json.dumps({"gb": used}))
+    serve(partial(encode, peer, images) if what == "encode" else partial(peer.decode, codes), device)
 
 
 def _case(case: str, unit: str, peer: str, ours: float, theirs: float, more_is_better: bool) -> dict[str, Any]:
@@ -140,22 +133,17 @@ def main() -> None:
         peers = build(name, o.device)
         images = torch.rand(batch, 3, side, side, device=o.device) * 2 - 1
         codes = {which: encode(peer, images) for which, peer in peers.items()}
+        peers = dict.fromkeys(peers)  # the processes have their own
         for what in ("encode", "decode"):
-            able = {w: peer for w, peer in peers.items() if what == "encode" or w != "transformers"}
-            runs = {w: partial(encode, peer, images) for w, peer in able.items()}
-            if what == "decode":
-                runs = {w: partial(peer.decode, codes["unitok"]) for w, peer in able.items()}
-            seconds = alternate(runs, 2 if o.quick else o.rounds)
-            memory = {
-                w: in_a_process(__file__, "--device", o.device, "--only", w, name, what, str(side), str(batch))["gb"]
-                for w in able
-            }
+            able = [w for w in peers if what == "encode" or w != "transformers"]
+            jobs = {w: ["--device", o.device, "--only", w, name, what, str(side), str(batch)] for w in able}
+            found = in_turns(__file__, jobs, 2 if o.quick else o.rounds)
             case = f"{what} {name} {side}px batch {batch}"
-            for peer in list(able)[1:]:
+            for peer in able[1:]:
                 equal = {"equal_codes": float((codes[peer] == codes["unitok"]).float().mean())} if what == "encode" else {}
-                speed = {w: batch / seconds[w] for w in ("unitok", peer)}
+                speed = {w: batch / found[w]["seconds"] for w in ("unitok", peer)}
                 cases.append(_case(f"{case}: speed", "images/s", peer, speed["unitok"], speed[peer], True) | equal)
-                cases.append(_case(f"{case}: memory", "GB", peer, memory["unitok"], memory[peer], False))
+                cases.append(_case(f"{case}: memory", "GB", peer, found["unitok"]["gb"], found[peer]["gb"], False))
     more = agreement(o.trained, o.images, o.device) if o.trained else {}
     if more:
         print(more)

@@ -11,6 +11,7 @@ FREE = {
     "unitok.data.media",
     "unitok.pretrained",
     "unitok.checkpoints",
+    "unitok.memory",
     "unitok.training",
 }
 
@@ -26,6 +27,7 @@ MAY = {
     "unitok.training": {"unitok.errors", "unitok.checkpoints"},
     "unitok.checkpoints": {"unitok.errors"},
     "unitok.pretrained": {"unitok.errors"},
+    "unitok.memory": set(),
 }
 
 

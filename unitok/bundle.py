@@ -132,7 +132,7 @@ class Unitok:
         tokenizer = self.need("audio")
         wave = tokenizer.prepare(torch.as_tensor(samples).float(), rate)
         codes = tokenizer.encode(wave[None])[0].cpu().numpy()
-        return Segment("audio", codes, role, loss, size=(wave.shape[-1],))
+        return Segment("audio", codes, role, loss, size=tokenizer.size(wave))
 
     def read_prompt(self, parts: Sequence[PromptPart]) -> Document:
         """A prompt's parts -> a Document."""
@@ -151,12 +151,12 @@ class Unitok:
 
         if segment.modality == "text":
             return self.need("text").decode(segment.codes.tolist())
-        codes = torch.from_numpy(segment.codes)[None]
+        codes = torch.from_numpy(segment.codes)
         if segment.modality == "image":
-            pixels = self.need("image").decode(codes)[0].cpu()
+            pixels = self.need("image").decode(codes[None])[0].cpu()
             height, width = segment.size or pixels.shape[-2:]
             return pixels[:, :height, :width]
-        return self.need("audio").decode(codes, segment.size[0] if segment.size else None)[0].cpu()
+        return self.need("audio").restore(codes, segment.size).cpu()
 
     def write_document(self, document: Document, folder: Path, name: str) -> RawDocument:
         """Decode a Document into files `folder/NAME-0.png`, …; -> the raw document that names them."""
@@ -253,7 +253,7 @@ def load_trained_part(name: str, path: Path, trust: bool = False) -> tuple[Any, 
     load_state(part, state, str(path))
     if any(name.endswith("initted") and not bool(value) for name, value in part.state_dict().items()):
         raise UserError(f"{path}: its codebook has not started yet (quantize_from); train longer")
-    return part.eval(), described["part"]
+    return (part.for_use() if name == "audio" else part.eval()), described["part"]
 
 
 def _build_part(name: str, config: dict[str, Any]) -> Any:
@@ -330,9 +330,9 @@ def make_untrained(out: Path, preset: str = "tiny", seed: int = 0) -> Unitok:
     audio = AudioTokenizer(AudioTokenizerConfig(n_filters=16, dimension=32, codebook_size=32, codebook_dim=8))
     for tokenizer, latents in ((image, torch.randn(4, 256, 16)), (audio, torch.randn(4, 256, 32))):
         tokenizer.train()
-        low = tokenizer.quantizer(latents).low  # starts a residual codebook
-        if low is not None:
-            tokenizer.quantizer.update(low)
+        low = tokenizer.quantizer.pass_through(latents).low
+        assert low is not None
+        tokenizer.quantizer.start(low)
         tokenizer.eval()
     vocab = build_vocab(text, image, audio)
     decoder = Decoder(

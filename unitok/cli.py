@@ -194,6 +194,10 @@ def import_(arguments: list[str]) -> None:
     part = import_checkpoint(o.kind, o.source, o.config, o.trust_checkpoint)
     part.save_pretrained(o.out)
     c = part.config
+    if hasattr(c, "sample_rate"):
+        levels = f"{part.num_codebooks} levels of {part.codebook_size} codes"
+        print(f"{o.out}: {c.sample_rate} Hz, {part.frame_rate:g} frames a second, {levels}, {part.bitrate / 1000:g} kbit/s")
+        return
     print(f"{o.out}: {c.codebook_size} codes of {c.codebook_dim} dimensions, {part.stride} pixels a code", end="")
     print("" if c.decodes else "; it encodes only")
 
@@ -286,14 +290,33 @@ def evaluate_image_tokenizer(arguments: list[str]) -> None:
     print(f"open {o.out / 'index.html'}")
 
 
+def evaluate_audio_tokenizer(arguments: list[str]) -> None:
+    p = _parser(
+        "eval audio-tokenizer", "Reconstruct sounds and measure, by number of levels: JSON, a table, and a page to listen to."
+    )
+    p.add_argument("tokenizer", type=Path, help="a bundle, an audio tokenizer's folder, or the folder of a run")
+    p.add_argument("sounds", type=Path, help="folder of sounds")
+    p.add_argument("--out", type=Path, default=Path("runs/eval-audio"), help="folder for scores.json, sounds.jsonl, index.html")
+    p.add_argument("--seconds", type=float, default=0.0, help="measure the first seconds of each sound; 0: all of it")
+    p.add_argument("--limit", type=int, default=0, help="sounds to measure, the first by name; 0: all")
+    _device(p)
+    o = p.parse_args(arguments)
+    from unitok.evaluate.audio_tokenizer import evaluate_audio_tokenizer as run
+    from unitok.evaluate.audio_tokenizer import print_table
+
+    print_table(run(o.tokenizer, o.sounds, o.out, o.seconds, o.limit, _check_device(o.device)))
+    print(f"open {o.out / 'index.html'}")
+
+
 def evaluate(arguments: list[str]) -> None:
-    if arguments[:1] == ["image-tokenizer"]:
-        evaluate_image_tokenizer(arguments[1:])
-        return
+    for name, run in (("image-tokenizer", evaluate_image_tokenizer), ("audio-tokenizer", evaluate_audio_tokenizer)):
+        if arguments[:1] == [name]:
+            run(arguments[1:])
+            return
     p = _parser(
         "eval",
         "Measure a bundle on scenes: reconstructions, codebooks and generations; JSON and a table. "
-        "`unitok eval image-tokenizer` measures an image tokenizer on pictures.",
+        "`unitok eval image-tokenizer` measures an image tokenizer on pictures, `unitok eval audio-tokenizer` one on sounds.",
     )
     p.add_argument("--bundle", type=Path, required=True, help="bundle with tokenizers and a decoder")
     p.add_argument("--scenes", type=Path, required=True, help="folder made by unitok scenes")

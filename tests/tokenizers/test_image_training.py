@@ -19,9 +19,9 @@ from unitok.pretrained import make_config
 from unitok.tokenizers import ImageTokenizer, ImageTokenizerConfig
 from unitok.tokenizers.discriminators import PatchDiscriminator
 from unitok.tokenizers.health import CodebookHealth, codebook_statistics
+from unitok.tokenizers.image_training import Adversary, ImageLosses, ImageTokenizerTraining
 from unitok.tokenizers.losses import adaptive_weight, lecam_loss, structure_loss
 from unitok.tokenizers.perceptual import LPIPS, choose_perceptual, find_lpips
-from unitok.tokenizers.training import Adversary, ImageLosses, ImageTokenizerTraining
 from unitok.training import newest_checkpoint, run_lightning
 
 CONFIG = Path(__file__).parent.parent.parent / "configs" / "scenes" / "image.yaml"
@@ -140,11 +140,11 @@ def test_the_discriminator_costs_nothing_before_it_starts_and_learns_before_it_i
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_by_name_and_leaves_the_good_checkpoint(tmp_path, scenes_folder, monkeypatch):
-    from unitok.tokenizers import training
+    from unitok.tokenizers import image_training
 
     run_lightning(arguments(tmp_path, scenes_folder, trainer=("--trainer.max_steps", "3"), **{"losses.gradient": "1"}))
     good = state(tmp_path)
-    monkeypatch.setattr(training, "gradient_loss", lambda out, target: out.sum() * float("nan"))
+    monkeypatch.setattr(image_training, "gradient_loss", lambda out, target: out.sum() * float("nan"))
     with pytest.raises(UserError, match="step 4: not a finite number: gradient;"):
         run_lightning(arguments(tmp_path, scenes_folder, trainer=("--resume", "auto"), **{"losses.gradient": "1"}))
     assert all(torch.equal(tensor, good[name]) for name, tensor in state(tmp_path).items())

@@ -8,7 +8,7 @@ import types
 import pytest
 import torch
 
-from unitok.tokenizers.discriminators import PatchDiscriminator
+from unitok.tokenizers.discriminators import PatchDiscriminator, STFTDiscriminator
 from unitok.tokenizers.seanet import SEANetDecoder, SEANetEncoder
 from unitok.tokenizers.vqgan import Decoder, Encoder
 
@@ -70,6 +70,49 @@ def test_seanet_equals_encodecs(encodec_seanet, causal, true_skip, length):
     ours.load_state_dict(theirs.state_dict())
     z = torch.randn(2, 8, 11)
     torch.testing.assert_close(ours(z), theirs(z), atol=1e-5, rtol=1e-5)
+
+
+class Spectrogram(torch.nn.Module):
+    """torchaudio's class of this name as encodec's discriminator calls it: complex, over the root of the window's power."""
+
+    def __init__(self, n_fft, hop_length, win_length, window_fn, normalized, center, pad_mode, power):
+        super().__init__()
+        assert (n_fft, normalized, center, power) == (win_length, True, False, None)
+        self.n_fft, self.hop = n_fft, hop_length
+        self.hann = window_fn(n_fft)
+
+    def forward(self, x):
+        z = torch.stft(x.flatten(0, 1), self.n_fft, self.hop, window=self.hann, center=False, return_complex=True)
+        return z.unflatten(0, x.shape[:2]) / self.hann.square().sum().sqrt()
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_stft_discriminator_equals_encodecs(encodec_seanet, channels, monkeypatch):
+    transforms = types.SimpleNamespace(Spectrogram=Spectrogram)
+    monkeypatch.setattr(sys.modules["torchaudio"], "transforms", transforms, raising=False)
+    from encodec.msstftd import MultiScaleSTFTDiscriminator
+
+    torch.manual_seed(0)
+    sizes = {"n_ffts": [256, 128], "hop_lengths": [64, 32], "win_lengths": [256, 128]}
+    theirs = MultiScaleSTFTDiscriminator(filters=4, in_channels=channels, **sizes).eval()
+    ours = STFTDiscriminator(channels, 4, (256, 128)).eval()
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, channels, 3000)
+    logits, features = theirs(x)
+    found, seen = ours.with_features(x)
+    torch.testing.assert_close(found, logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(seen, [f for scale in features for f in scale], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["weight_norm", "time_group_norm"])
+def test_normed_seanet_equals_encodecs(encodec_seanet, norm):
+    shared = {"dimension": 8, "n_filters": 4, "norm": norm, "channels": 2, "n_residual_layers": 2, "lstm": 1}
+    torch.manual_seed(0)
+    for name, given in (("SEANetEncoder", torch.randn(2, 2, 640)), ("SEANetDecoder", torch.randn(2, 8, 5))):
+        theirs = getattr(encodec_seanet, name)(**shared, ratios=[4, 2]).eval()
+        ours = {"SEANetEncoder": SEANetEncoder, "SEANetDecoder": SEANetDecoder}[name](**shared, ratios=(4, 2)).eval()
+        ours.load_state_dict(theirs.state_dict())  # weight norm's older keys are understood
+        torch.testing.assert_close(ours(given), theirs(given), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("patch", [1, 2])

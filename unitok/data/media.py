@@ -9,6 +9,7 @@ Imports nothing of ours but the error; anyone may import this.
 
 import io
 import warnings
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -127,25 +128,86 @@ def stretch_image(image: Image.Image, side: int) -> Image.Image:
 # ---- Sounds ---------------------------------------------------------------------------------------------------------
 
 
-def load_audio(path: Path) -> tuple[Tensor, int]:
-    """float [C, T] in [-1, 1] and its rate in Hz; errors: `UserError` for no file, no sound, no samples, not finite."""
+def open_audio(path: Path) -> soundfile.SoundFile:
+    """A sound file, open to be read in pieces; errors: `UserError` for no file, no sound, no samples."""
     try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        file = soundfile.SoundFile(path)
     except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
         if not Path(path).exists():
             raise UserError(f"{path}: no such file") from None
         raise UserError(f"{path}: not a readable sound ({_first_line(error)}); replace it or leave it out") from None
-    if samples.shape[0] == 0:
+    if file.frames == 0:
+        file.close()
         raise UserError(f"{path}: a sound of zero length; replace it or leave it out")
+    return file
+
+
+def read_samples(file: soundfile.SoundFile, frames: int = -1, start: int | None = None) -> Tensor:
+    """The next samples of an open file, or those from `start` on, float [C, t]; errors: `UserError` for damaged or not
+    finite samples."""
+    try:
+        if start is not None:
+            file.seek(start)
+        samples = file.read(frames, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        raise UserError(f"{file.name}: damaged sound ({_first_line(error)}); replace it or leave it out") from None
     if not np.isfinite(samples).all():
-        raise UserError(f"{path}: samples that are not finite numbers; replace it or leave it out")
-    return torch.from_numpy(np.ascontiguousarray(samples.T)), int(rate)
+        raise UserError(f"{file.name}: samples that are not finite numbers; replace it or leave it out")
+    return torch.from_numpy(np.ascontiguousarray(samples.T))
+
+
+def load_audio(path: Path) -> tuple[Tensor, int]:
+    """float [C, T] in [-1, 1] and its rate in Hz; errors: `UserError` for no file, no sound, no samples, not finite."""
+    with open_audio(path) as file:
+        samples = read_samples(file)
+        if not samples.shape[-1]:
+            raise UserError(f"{path}: a sound of zero length; replace it or leave it out")
+        return samples, int(file.samplerate)
+
+
+def read_audio_blocks(path: Path, to_rate: int, channels: int, seconds: float) -> Iterator[Tensor]:
+    """A file in pieces of about `seconds`, [channels, t] at `to_rate` Hz: what `load_audio` and `convert_audio` give at once.
+
+    Memory does not grow with the file. Errors as `load_audio`'s.
+    """
+    with open_audio(path) as file:
+        rate = int(file.samplerate)
+        resampler = soxr.ResampleStream(rate, to_rate, channels, dtype="float32") if rate != to_rate else None
+        read = written = 0
+        while True:
+            block = read_samples(file, max(1, round(seconds * rate)))
+            read += block.shape[-1]
+            last = not block.shape[-1]
+            if last and not read:
+                raise UserError(f"{path}: a sound of zero length; replace it or leave it out")
+            if resampler is not None:
+                mixed = mix_channels(block, channels) if not last else block.new_zeros(channels, 0)
+                block = torch.from_numpy(resampler.resample_chunk(mixed.T.contiguous().numpy(), last=last).T.copy())
+                if last:
+                    length = max(1, round(read * to_rate / rate))
+                    block = torch.nn.functional.pad(block, (0, max(0, length - written - block.shape[-1])))
+                    block = block[:, : length - written]
+            elif not last:
+                block = mix_channels(block, channels)
+            written += block.shape[-1]
+            if block.shape[-1]:
+                yield block.contiguous()
+            if last:
+                return
+
+
+def mix_channels(samples: Tensor, channels: int) -> Tensor:
+    """[C, T] -> [channels, T]: mono is the mean of the channels, more are repeated; equal counts stay."""
+    if samples.shape[0] == channels:
+        return samples
+    return samples.mean(0, keepdim=True).expand(channels, -1)
 
 
 def convert_audio(samples: Tensor, rate: int, to_rate: int, channels: int) -> Tensor:
     """[C, T] at `rate` Hz -> [channels, T'] at `to_rate` Hz; mono is the mean of the channels, more are repeated."""
-    if samples.shape[0] != channels:
-        samples = samples.mean(0, keepdim=True).expand(channels, -1)
+    samples = mix_channels(samples, channels)
+    if rate != to_rate and not samples.shape[-1]:
+        return samples
     if rate != to_rate:
         length = max(1, round(samples.shape[-1] * to_rate / rate))
         resampled = torch.from_numpy(soxr.resample(samples.T.numpy(), rate, to_rate).T.copy())
@@ -157,6 +219,40 @@ def save_audio(path: Path, samples: Tensor | np.ndarray, rate: int) -> None:
     """Write float [C, T] in [-1, 1] at `rate` Hz as 16-bit WAV; what is beyond [-1, 1] is clipped. Inverse of `load_audio`."""
     array = samples.detach().float().cpu().numpy() if isinstance(samples, Tensor) else samples
     soundfile.write(path, np.clip(array.T, -1, 1), rate, subtype="PCM_16", format="WAV")
+
+
+def encode_wav(samples: Tensor, rate: int) -> bytes:
+    """float [C, T] in [-1, 1] at `rate` Hz -> the bytes of a 16-bit WAV file."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples.detach().float().cpu().clamp(-1, 1).numpy().T, rate, subtype="PCM_16", format="WAV")
+    return buffer.getvalue()
+
+
+def write_audio_blocks(path: Path, blocks: Iterable[Tensor], rate: int, channels: int, length: int | None = None) -> None:
+    """Write [channels, t] after [channels, t] as one 16-bit WAV of at most `length` samples. As `save_audio` does at once."""
+    with soundfile.SoundFile(path, "w", rate, channels, subtype="PCM_16", format="WAV") as file:
+        for block in blocks:
+            block = block if length is None else block[:, : max(0, length - file.frames)]
+            file.write(np.clip(block.detach().float().cpu().numpy().T, -1, 1))
+
+
+def audio_seconds(path: Path) -> float:
+    """How long a sound is; errors as `load_audio`'s."""
+    with open_audio(path) as file:
+        return file.frames / file.samplerate
+
+
+def draw_spectrogram(samples: Tensor, rate: int, height: int = 96) -> Tensor:
+    """[C, T] at `rate` Hz -> a picture [3, height, W] in [-1, 1], W 125 a second: low tones below, 80 dB from black to white."""
+    window, hop = 4 * height, max(1, round(rate / 125))
+    mono = samples.detach().float().cpu().mean(0)
+    mono = torch.nn.functional.pad(mono, (0, max(0, window - mono.shape[-1])))
+    spectrum = torch.stft(mono, window, hop, window=torch.hann_window(window), return_complex=True).abs()[1:]
+    bands = spectrum.reshape(height, -1, spectrum.shape[-1]).mean(1)
+    decibels = 20 * (bands / (window / 4)).clamp_min(1e-6).log10()  # 0 dB: a sine of amplitude 1
+    shade = ((decibels + 80) / 80).clamp(0, 1).flip(0)
+    colours = torch.stack([shade * 2, shade * 2 - 0.6, 1.4 * shade * (1 - shade) + shade**3]).clamp(0, 1)
+    return colours * 2 - 1
 
 
 # ---- Text -----------------------------------------------------------------------------------------------------------

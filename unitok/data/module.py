@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from unitok.data.media import convert_audio, crop_square, load_audio, open_image, sniff
+from unitok.data.media import convert_audio, crop_square, open_audio, open_image, read_samples, sniff
 from unitok.data.packing import PackedDataset
 from unitok.data.shards import TokenDataset
 from unitok.errors import UserError
@@ -25,6 +25,7 @@ from unitok.vocab import Vocab
 Crop = Literal["centre", "random"]
 
 CACHE_BYTES = 1 << 30  # decoded files are kept in memory up to this, in each process
+WHOLE_SECONDS = 60  # sounds up to this long are decoded whole and kept
 
 
 class Ordered(Protocol):
@@ -115,22 +116,68 @@ class ImageDataset(FileDataset):
 
 
 class SoundDataset(FileDataset):
-    """[C, T] float in [-1, 1]: a stretch of each sound at a random place, zeros after sounds that are shorter."""
+    """[C, T] float in [-1, 1]: a stretch of each sound at a random place, zeros after sounds that are shorter; `AudioFiles`.
 
-    def __init__(self, folder: Path, rate: int, channels: int, length: int, seed: int):
+    Of files of more than `WHOLE_SECONDS` only the stretch is read.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        rate: int,
+        channels: int,
+        length: int,
+        seed: int,
+        gain: tuple[float, float] = (0.0, 0.0),
+        flip_polarity: bool = False,
+        balance: bool = False,
+    ):
         super().__init__(folder, "audio", seed)
         self.rate, self.channels, self.length = rate, channels, length
+        self.gain, self.flip_polarity, self.balance = gain, flip_polarity, balance
+
+    def order(self, epoch: int) -> Sequence[int]:
+        """Files by index; the k-th time in an epoch that a file comes, its index has k times their number added."""
+        if not self.balance:
+            return super().order(epoch)
+        rng = np.random.default_rng((self.seed, epoch))
+        folders: dict[Path, list[int]] = {}
+        for index, file in enumerate(self.files):
+            folders.setdefault(file.parent, []).append(index)
+        groups = list(folders.values())
+        decks: list[list[int]] = [[] for _ in groups]
+        times = [0] * len(self.files)
+        out = []
+        for choice in rng.integers(len(groups), size=len(self.files)):
+            deck = decks[choice] = decks[choice] or rng.permutation(groups[choice]).tolist()
+            index = deck.pop()
+            out.append(index + times[index] * len(self.files))
+            times[index] += 1
+        return out
 
     def __getitem__(self, place: tuple[int, int]) -> Tensor:
         epoch, index = place
+        rng = np.random.default_rng((self.seed, epoch, index))
+        piece = self._stretch(index % len(self.files), rng)
+        piece = torch.nn.functional.pad(piece, (0, self.length - piece.shape[-1]))
+        if any(self.gain):
+            piece = (piece * 10 ** (rng.uniform(*self.gain) / 20)).clamp(-1, 1)
+        return -piece if self.flip_polarity and rng.random() < 0.5 else piece
+
+    def _stretch(self, index: int, rng: np.random.Generator) -> Tensor:
         samples = self._kept.get(index)
         if samples is None:
-            samples = convert_audio(*load_audio(self.files[index]), self.rate, self.channels)
+            with open_audio(self.files[index]) as file:
+                rate = int(file.samplerate)
+                wanted = -(-self.length * rate // self.rate)
+                if file.frames > max(WHOLE_SECONDS * rate, wanted) and file.seekable():
+                    piece = read_samples(file, wanted, int(rng.integers(file.frames - wanted + 1)))
+                    return convert_audio(piece, rate, self.rate, self.channels)[:, : self.length]
+                samples = convert_audio(read_samples(file), rate, self.rate, self.channels)
             self._keep(index, samples, samples.numel() * 4)
         spare = samples.shape[-1] - self.length
-        start = int(np.random.default_rng((self.seed, epoch, index)).integers(spare + 1)) if spare > 0 else 0
-        piece = samples[:, start : start + self.length]
-        return torch.nn.functional.pad(piece, (0, self.length - piece.shape[-1]))
+        start = int(rng.integers(spare + 1)) if spare > 0 else 0
+        return samples[:, start : start + self.length]
 
 
 class _Module(L.LightningDataModule):
@@ -228,6 +275,8 @@ class AudioFiles(_Module):
         path: folder with the training sounds. val_path: folder to validate on, or none.
         sample_rate: Hz to convert to. channels: 1 mono, 2 stereo. seconds: length of the stretches.
         batch_size: stretches a step and process.
+        gain: loudness is changed by a random number of decibels between these two. flip_polarity: turn half of them over.
+        balance: draw folders alike, whatever the number of files in each. Validation has none of these three.
         workers: processes that decode; 0 decodes in the training process. seed: of the order.
     """
 
@@ -239,18 +288,24 @@ class AudioFiles(_Module):
         channels: int = 1,
         seconds: float = 0.8,
         batch_size: int = 32,
+        gain: tuple[float, float] = (0.0, 0.0),
+        flip_polarity: bool = False,
+        balance: bool = False,
         workers: int = 0,
         seed: int = 0,
     ):
         super().__init__(batch_size, workers, seed)
+        if gain[0] > gain[1]:
+            raise UserError(f"gain {list(gain)}: the first is the lowest number of decibels")
         self.path, self.val_path = path, val_path
+        self.gain, self.flip_polarity, self.balance = (gain[0], gain[1]), flip_polarity, balance
         self.sample_rate, self.channels, self.length = sample_rate, channels, round(seconds * sample_rate)
 
-    def _data(self, path: str) -> Ordered:
-        return SoundDataset(Path(path), self.sample_rate, self.channels, self.length, self.seed)
+    def _data(self, path: str, *augment: Any) -> Ordered:
+        return SoundDataset(Path(path), self.sample_rate, self.channels, self.length, self.seed, *augment)
 
     def training_data(self) -> Ordered:
-        return self._data(self.path)
+        return self._data(self.path, self.gain, self.flip_polarity, self.balance)
 
     def validation_data(self) -> Ordered | None:
         return self._data(self.val_path) if self.val_path else None

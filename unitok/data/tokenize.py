@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unitok.bundle import Unitok
-from unitok.data.media import load_audio, open_image
+from unitok.data.media import audio_seconds, load_audio, open_image
 from unitok.data.shards import TokenDataset, shard_name, write_dataset_json, write_shard
 from unitok.data.sources import read_source
 from unitok.document import Document, Part, RawDocument, Segment, format_raw_document
@@ -30,6 +30,7 @@ from unitok.errors import UserError
 from unitok.tokenizers.image import Fit
 
 BATCH = 64  # files encoded at once
+LONG_SOUND = 60.0  # seconds; longer sounds are read and encoded piece by piece
 
 
 @dataclass(frozen=True)
@@ -115,10 +116,14 @@ class Encoder:
         def flush(length: int) -> None:
             batch = waiting.pop(length)
             codes = tokenizer.encode(torch.stack([samples for _, samples in batch])).cpu()
-            out.update({("audio", path): (c, (length,)) for (path, _), c in zip(batch, codes, strict=True)})
+            out.update({("audio", p): (c, tokenizer.size(samples)) for (p, samples), c in zip(batch, codes, strict=True)})
 
         for path in paths:
             try:
+                if audio_seconds(path) > LONG_SOUND:
+                    codes, size = tokenizer.encode_file(path)
+                    out["audio", path] = (codes.cpu(), size)
+                    continue
                 samples = tokenizer.prepare(*load_audio(path), str(path))
             except UserError as error:
                 out["audio", path] = str(error)

@@ -110,8 +110,8 @@ def evaluate_image_tokenizer(
 
     def flush(batch: list[tuple[Path, Tensor]]) -> None:
         originals = torch.stack([pixels for _, pixels in batch])
-        grids = _timed(seconds, "encode", lambda: model.encode(originals))
-        again = _timed(seconds, "decode", lambda: model.decode(grids)).cpu()
+        grids = timed(seconds, "encode", lambda: model.encode(originals))
+        again = timed(seconds, "decode", lambda: model.decode(grids)).cpu()
         codes.append(grids.reshape(-1).cpu())
         again = again[..., : originals.shape[-2], : originals.shape[-1]]
         again, originals = (((x + 1) / 2).mul(255).round().div(255) for x in (again, originals))
@@ -165,7 +165,8 @@ def evaluate_image_tokenizer(
     return scores
 
 
-def _timed(seconds: dict[str, float], name: str, run: Any) -> Tensor:
+def timed(seconds: dict[str, float], name: str, run: Any) -> Tensor:
+    """Run, and add the seconds it took to `seconds[name]`."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     began = time.perf_counter()

@@ -1,13 +1,17 @@
-"""PatchGAN, which judges overlapping patches of a picture and not the whole, and what training keeps about it.
+"""Discriminators: PatchGAN for pictures, multi-scale STFT for sounds; and what training keeps about them.
 
-Names and layout are taming-transformers' `NLayerDiscriminator`, so that its weights load by name. Choice: group norm
+PatchGAN judges overlapping patches of a picture and not the whole. Names and layout are taming-transformers' `NLayerDiscriminator`, so that its weights load by name. Choice: group norm
 in place of batch norm by default, because batches on small machines are small; `norm="batch"` is taming's network.
 Source: Isola et al. 2017, "Image-to-Image Translation with Conditional Adversarial Networks";
 taming-transformers:taming/modules/discriminator/model.py.
 """
 
+from collections import OrderedDict
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 
 class PatchDiscriminator(nn.Module):
@@ -48,6 +52,65 @@ class PatchDiscriminator(nn.Module):
             if isinstance(layer, nn.LeakyReLU):
                 features.append(x)
         return x, features
+
+
+class _ScaleDiscriminator(nn.Module):
+    """Judges one STFT of a sound, real and imaginary parts as channels: [B, C, T] -> logits [B, 1, t, f]."""
+
+    hann: Tensor
+
+    def __init__(self, channels: int, filters: int, window: int, dilations: tuple[int, ...] = (1, 2, 4)):
+        super().__init__()
+        self.window = window
+        self.register_buffer("hann", torch.hann_window(window), persistent=False)
+        shapes = [(2 * channels, filters, (3, 9), (1, 1), 1)]
+        shapes += [(filters, filters, (3, 9), (1, 2), dilation) for dilation in dilations]
+        shapes += [(filters, filters, (3, 3), (1, 1), 1)]
+        self.convs = nn.ModuleList([_named_conv(*shape, normed=i > 0) for i, shape in enumerate(shapes)])
+        self.conv_post = _named_conv(filters, 1, (3, 3), (1, 1), 1, normed=True)
+
+    def forward(self, samples: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Logits, and what each activation gave."""
+        b, c, _ = samples.shape
+        flat = F.pad(samples, (0, max(0, self.window - samples.shape[-1]))).flatten(0, 1).float()
+        with torch.autocast(samples.device.type, enabled=False):
+            z = torch.stft(flat, self.window, self.window // 4, window=self.hann, center=False, return_complex=True)
+            z = z / self.hann.square().sum().sqrt()
+        x = torch.cat([part.unflatten(0, (b, c)).transpose(-1, -2) for part in (z.real, z.imag)], 1)
+        features = []
+        for conv in self.convs:
+            x = F.leaky_relu(conv(x), 0.2)
+            features.append(x)
+        return self.conv_post(x), features
+
+
+def _named_conv(i: int, o: int, kernel: tuple[int, int], stride: tuple[int, int], dilation: int, normed: bool) -> nn.Module:
+    padding = ((kernel[0] - 1) * dilation // 2, (kernel[1] - 1) // 2)
+    layer = nn.Conv2d(i, o, kernel, stride=stride, dilation=(dilation, 1), padding=padding)
+    return nn.Sequential(OrderedDict(conv=weight_norm(layer) if normed else layer))
+
+
+class STFTDiscriminator(nn.Module):
+    """EnCodec's multi-scale STFT discriminator: [B, C, T] -> a list of logits, one for each window, positive for real.
+
+    Names and layout are EnCodec's, so that its weights load by name; audiocraft's default windows are 2048, 1024, 512,
+    256, 128. Source: Defossez et al. 2022; encodec:encodec/msstftd.py.
+
+    Args:
+        channels: of the waveform. filters: channels inside. windows: of the STFTs, in samples; hop a quarter.
+    """
+
+    def __init__(self, channels: int = 1, filters: int = 32, windows: tuple[int, ...] = (1024, 2048, 512)):
+        super().__init__()
+        self.discriminators = nn.ModuleList([_ScaleDiscriminator(channels, filters, window) for window in windows])
+
+    def forward(self, samples: Tensor) -> list[Tensor]:
+        return self.with_features(samples)[0]
+
+    def with_features(self, samples: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Logits by scale, and what each activation gave, for feature matching."""
+        judged = [discriminator(samples) for discriminator in self.discriminators]
+        return [logits for logits, _ in judged], [feature for _, features in judged for feature in features]
 
 
 class LogitAverages(nn.Module):

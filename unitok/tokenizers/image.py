@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from unitok.data.media import crop_square, fit_image, image_to_tensor, open_image, save_image, stretch_image, to_rgb
 from unitok.errors import UserError
+from unitok.memory import keep_large_blocks
 from unitok.pretrained import load_part, load_state, part_folder, save_part, state_fingerprint
 from unitok.tokenizers.quantize import (
     FiniteScalarQuantizer,
@@ -171,6 +172,7 @@ class ImageTokenizer(nn.Module):
             raise ValueError(f"images are [B, 3, H, W], got {tuple(images.shape)}")
         if images.numel() and images.abs().max() > 1.001:
             raise ValueError(f"images are in [-1, 1], got up to {float(images.abs().max()):g}")
+        keep_large_blocks()
         if max(images.shape[-2:]) > self.tile:
             return torch.cat([self._encode_tiles(image[None]) for image in images])
         at_once = max(1, self.tile**2 // (images.shape[-2] * images.shape[-1]))
@@ -207,6 +209,7 @@ class ImageTokenizer(nn.Module):
         """int64 [B, h, w] -> [B, 3, h * stride, w * stride] in [-1, 1]."""
         if codes.ndim != 3:
             raise ValueError(f"codes are [B, h, w], got {tuple(codes.shape)}")
+        keep_large_blocks()
         h, w = codes.shape[-2:]
         if max(h, w) * self.stride > self.tile:
             return torch.cat([self._decode_tiles(grid[None]) for grid in codes])

@@ -1,5 +1,9 @@
 """Losses of the tokenizers, each a small function with a name; training sums them by name. All in fp32, means over all."""
 
+import math
+from collections.abc import Iterator
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,25 +40,43 @@ def structure_loss(out: Tensor, target: Tensor, scales: int = 3, window: int = 7
 # ---- Adversarial ----------------------------------------------------------------------------------------------------
 
 
-def discriminator_loss(real: Tensor, fake: Tensor, kind: str = "hinge") -> Tensor:
-    """What a discriminator minimises, on logits; scalar.
+Logits = Tensor | list[Tensor]  # of one discriminator, or of one at each scale
 
-    kind: `hinge` (Lim & Ye 2017, "Geometric GAN") or `non-saturating` (Goodfellow et al. 2014).
+
+def _scales(*logits: Logits) -> Iterator[tuple[Tensor, ...]]:
+    """The logits scale by scale, in fp32."""
+    lists = [each if isinstance(each, list) else [each] for each in logits]
+    return (tuple(x.float() for x in row) for row in zip(*lists, strict=True))
+
+
+def discriminator_loss(real: Logits, fake: Logits, kind: str = "hinge") -> Tensor:
+    """What a discriminator minimises, on logits; scalar, a mean over scales.
+
+    kind: `hinge` (Lim & Ye 2017, "Geometric GAN"), `non-saturating` (Goodfellow et al. 2014) or `least-squares` (Mao et
+    al. 2017).
     """
-    real, fake = real.float(), fake.float()
-    if kind == "hinge":
-        return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
-    return 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
+    terms = {
+        "hinge": lambda r, f: F.relu(1 - r).mean() + F.relu(1 + f).mean(),
+        "non-saturating": lambda r, f: F.softplus(-r).mean() + F.softplus(f).mean(),
+        "least-squares": lambda r, f: (r - 1).square().mean() + f.square().mean(),
+    }
+    return 0.5 * torch.stack([terms[kind](r, f) for r, f in _scales(real, fake)]).mean()
 
 
-def generator_loss(fake: Tensor, kind: str = "hinge") -> Tensor:
-    """What a generator minimises against `discriminator_loss` of the same kind; scalar."""
-    return -fake.float().mean() if kind == "hinge" else F.softplus(-fake.float()).mean()
+def generator_loss(fake: Logits, kind: str = "hinge") -> Tensor:
+    """What a generator minimises against `discriminator_loss` of the same kind; scalar, a mean over scales."""
+    terms = {
+        "hinge": lambda f: -f.mean(),
+        "non-saturating": lambda f: F.softplus(-f).mean(),
+        "least-squares": lambda f: (f - 1).square().mean(),
+    }
+    return torch.stack([terms[kind](f) for (f,) in _scales(fake)]).mean()
 
 
-def lecam_loss(real: Tensor, fake: Tensor, usual_real: Tensor, usual_fake: Tensor) -> Tensor:
+def lecam_loss(real: Logits, fake: Logits, usual_real: Tensor, usual_fake: Tensor) -> Tensor:
     """Keeps logits near the moving averages of the other side's; for little data (Tseng et al. 2021, "LeCam"); scalar."""
-    return F.relu(real.float() - usual_fake).square().mean() + F.relu(usual_real - fake.float()).square().mean()
+    terms = [F.relu(r - usual_fake).square().mean() + F.relu(usual_real - f).square().mean() for r, f in _scales(real, fake)]
+    return torch.stack(terms).mean()
 
 
 def feature_loss(fake: list[Tensor], real: list[Tensor]) -> Tensor:
@@ -89,6 +111,34 @@ def spectral_loss(out: Tensor, target: Tensor, windows: tuple[int, ...] = (128, 
         a, b = (_magnitudes(x, window) for x in (out, target))
         total = total + (a - b).abs().mean() + 0.1 * ((a + 1e-3).log() - (b + 1e-3).log()).abs().mean()
     return total / len(windows)
+
+
+def mel_loss(out: Tensor, target: Tensor, rate: int, windows: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)) -> Tensor:
+    """Multi-scale log-mel loss between sounds [B, C, T] at `rate` Hz: L1 of log10 mel magnitudes, a mean over windows.
+
+    Window lengths in samples, hop a quarter, one mel band for 6.4 samples of window. (Kumar et al. 2023, "High-Fidelity
+    Audio Compression with Improved RVQGAN".) Magnitudes have a floor of 1e-4, so silence gives no infinity.
+    """
+    total = out.new_zeros((), dtype=torch.float32)
+    for window in windows:
+        bank = mel_filters(rate, window, max(5, round(window / 6.4))).to(out.device)
+        a, b = ((bank @ _magnitudes(x, window)).log10() for x in (out, target))
+        total = total + (a - b).abs().mean()
+    return total / len(windows)
+
+
+@cache
+def mel_filters(rate: int, window: int, bands: int) -> Tensor:
+    """Triangular filters on the mel scale (O'Shaughnessy's), each of sum 1: [bands, window // 2 + 1]."""
+    top = 2595 * math.log10(1 + rate / 2 / 700)
+    edges = 700 * (10 ** (torch.linspace(0, top, bands + 2) / 2595) - 1)
+    frequencies = torch.linspace(0, rate / 2, window // 2 + 1)
+    rising = (frequencies - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
+    falling = (edges[2:, None] - frequencies) / (edges[2:] - edges[1:-1])[:, None]
+    filters = torch.minimum(rising, falling).clamp_min(0)
+    empty = filters.sum(-1) == 0  # narrower than the distance of two bins: take the nearest one
+    filters[empty, (frequencies - edges[1:-1, None]).abs().argmin(-1)[empty]] = 1.0
+    return filters / filters.sum(-1, keepdim=True)
 
 
 def _magnitudes(samples: Tensor, window: int) -> Tensor:

@@ -11,18 +11,21 @@ maps, release 1.32.0 projects the wrong axis when it decodes.
 - `FiniteScalarQuantizer`: FSQ (Mentzer et al. 2023), no codebook to collapse.
 - `LookupFreeQuantizer`: LFQ (Yu et al. 2023, MAGVIT-v2), codes are signs; needs its entropy loss.
 - `SimVectorQuantizer`: SimVQ (Zhu et al. 2024), a frozen codebook behind one learned matrix.
-- `ResidualQuantizer`: a stack of codebooks for sound (Zeghidour et al. 2021, SoundStream), optional quantizer dropout.
+- `ResidualQuantizer`: a stack of codebooks for sound (Zeghidour et al. 2021, SoundStream), taught like the first, each
+  level on what the ones before left over; Euclidean as in EnCodec, or l2-normalised as in DAC; quantizer dropout.
 
 All compute in fp32, also under autocast: in bfloat16 the nearest code is often another one.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from vector_quantize_pytorch import FSQ, LFQ, ResidualVQ, SimVQ, VectorQuantize
+from vector_quantize_pytorch import FSQ, LFQ, SimVQ, VectorQuantize
 
 #: Entries of a matrix of similarities that exist at once, vectors x codes.
 CHUNK = 1 << 24
@@ -35,7 +38,8 @@ class Quantized:
     """What quantizing gives.
 
     latents: [B, N, D], straight-through. codes: int64 [B, N], or [B, N, K] with K levels. losses: scalars by name, not
-    weighted: `commitment`, `entropy`, `codebook`. low: the vectors that were quantized, for `Quantizer.update`.
+    weighted: `commitment`, `entropy`, `codebook`. low: what `Quantizer.update` learns from, or, of a pass without
+    quantisation, what `Quantizer.start` begins with.
     """
 
     latents: Tensor
@@ -113,6 +117,55 @@ def _sums(vectors: Tensor, codes: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return sums, torch.bincount(codes, minlength=size).to(vectors)
 
 
+def make_codebook(dim: int, size: int, normalise: bool) -> VectorQuantize:
+    """The library's codebook, which the functions here start and teach."""
+    return VectorQuantize(
+        dim=dim,
+        codebook_size=size,
+        use_cosine_sim=normalise,
+        kmeans_init=True,
+        threshold_ema_dead_code=1,  # set by every update
+        rotation_trick=False,
+        sync_codebook=False,
+    )
+
+
+def set_codebook(quantize: VectorQuantize, codes: Tensor, counts: Tensor | None = None) -> None:
+    """Put a codebook [size, dim] in place, with how often each code was used (default: alike)."""
+    book: Any = quantize._codebook
+    counts = torch.ones(len(codes), device=codes.device) if counts is None else counts
+    book.embed.copy_((F.normalize(codes, dim=-1) if quantize.use_cosine_sim else codes)[None])
+    book.cluster_size.copy_(counts[None])
+    book.embed_avg.copy_(book.embed * counts[None, :, None])  # sums, so that the first update keeps the codes
+    book.initted.fill_(True)
+
+
+def start_codebook(quantize: VectorQuantize, vectors: Tensor, seed: int) -> None:
+    """Begin a codebook, by k-means, from vectors [N, dim]."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        centres, counts = kmeans(vectors, quantize.codebook_size, normalise=quantize.use_cosine_sim)
+    set_codebook(quantize, centres, counts)
+
+
+def update_codebook(quantize: VectorQuantize, vectors: Tensor, codes: Tensor, decay: float, seed: int) -> int:
+    """Move the moving averages by one batch, vectors [N, dim] and their codes [N], and revive what is dead; -> how many."""
+    book: Any = quantize._codebook
+    size = quantize.codebook_size
+    sums, counts = _sums(vectors, codes, size)
+    book.cluster_size.lerp_(counts[None], 1 - decay)
+    book.embed_avg.lerp_(sums[None], 1 - decay)
+    book.update_ema()
+    # A revived code starts at uniform use; with the library's default it would be dead again on the next step.
+    book.reset_cluster_size = len(vectors) / size
+    book.threshold_ema_dead_code = DEAD_BELOW * book.reset_cluster_size
+    dead = int((book.cluster_size < book.threshold_ema_dead_code).sum())
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        book.expire_codes_(vectors[None])
+    return min(dead, len(vectors))
+
+
 class VectorQuantizer(Quantizer):
     """One codebook of `size` codes of `dim` dimensions for latents of `channels`.
 
@@ -133,15 +186,7 @@ class VectorQuantizer(Quantizer):
         self.decay, self.entropy_temperature = 0.95, 0.0
         self.project_in = nn.Linear(channels, dim)
         self.project_out = nn.Linear(dim, channels)
-        self.quantize = VectorQuantize(
-            dim=dim,
-            codebook_size=size,
-            use_cosine_sim=normalise,
-            kmeans_init=True,
-            threshold_ema_dead_code=1,  # set by every update
-            rotation_trick=False,
-            sync_codebook=False,
-        )
+        self.quantize = make_codebook(dim, size, normalise)
 
     @property
     def codebook(self) -> Tensor:
@@ -173,7 +218,8 @@ class VectorQuantizer(Quantizer):
         return -(log_p.exp() * log_p).sum(-1).mean() + (mean * mean.clamp_min(1e-9).log()).sum()
 
     def lookup(self, codes: Tensor) -> Tensor:
-        return self.project_out(F.embedding(codes, self.codebook))
+        with _fp32(codes):
+            return self.project_out(F.embedding(codes, self.codebook))
 
     def pass_through(self, latents: Tensor) -> Quantized:
         with _fp32(latents):
@@ -182,38 +228,19 @@ class VectorQuantizer(Quantizer):
 
     @torch.no_grad()
     def start(self, low: Tensor, seed: int = 0) -> None:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            centres, counts = kmeans(low.reshape(-1, low.shape[-1]), self.size, normalise=self.normalise)
-        self.set_codebook(centres, counts)
+        start_codebook(self.quantize, low.reshape(-1, low.shape[-1]), seed)
 
     @torch.no_grad()
     def set_codebook(self, codes: Tensor, counts: Tensor | None = None) -> None:
         """Put a codebook [size, dim] in place, with how often each code was used (default: alike)."""
-        book = self.quantize._codebook
-        counts = torch.ones(self.size) if counts is None else counts
-        book.embed.copy_((F.normalize(codes, dim=-1) if self.normalise else codes)[None])
-        book.cluster_size.copy_(counts[None])
-        book.embed_avg.copy_(book.embed * counts[None, :, None])  # sums, so that the first update keeps the codes
-        book.initted.fill_(True)
+        set_codebook(self.quantize, codes, counts)
 
     @torch.no_grad()
     def update(self, low: Tensor, seed: int = 0) -> int:
-        vectors, book = low.reshape(-1, low.shape[-1]), self.quantize._codebook
+        vectors = low.reshape(-1, low.shape[-1])
         if not self.started:
             self.start(vectors, seed)
-        sums, counts = _sums(vectors, nearest(vectors, self.codebook), self.size)
-        book.cluster_size.lerp_(counts[None], 1 - self.decay)
-        book.embed_avg.lerp_(sums[None], 1 - self.decay)
-        book.update_ema()
-        # A revived code starts at uniform use; with the library's default it would be dead again on the next step.
-        book.reset_cluster_size = len(vectors) / self.size
-        book.threshold_ema_dead_code = DEAD_BELOW * book.reset_cluster_size
-        dead = int((book.cluster_size < book.threshold_ema_dead_code).sum())
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            book.expire_codes_(vectors[None])
-        return min(dead, len(vectors))
+        return update_codebook(self.quantize, vectors, nearest(vectors, self.codebook), self.decay, seed)
 
 
 class FiniteScalarQuantizer(Quantizer):
@@ -232,7 +259,8 @@ class FiniteScalarQuantizer(Quantizer):
             return Quantized(self.project_out(quantized), codes.long())
 
     def lookup(self, codes: Tensor) -> Tensor:
-        return self.project_out(self.quantize.indices_to_codes(codes))
+        with _fp32(codes):
+            return self.project_out(self.quantize.indices_to_codes(codes))
 
     def pass_through(self, latents: Tensor) -> Quantized:
         with _fp32(latents):
@@ -260,7 +288,8 @@ class LookupFreeQuantizer(Quantizer):
             return Quantized(self.project_out(quantized), codes.long(), losses if self.training else {})
 
     def lookup(self, codes: Tensor) -> Tensor:
-        return self.project_out(self.quantize.indices_to_codes(codes))
+        with _fp32(codes):
+            return self.project_out(self.quantize.indices_to_codes(codes))
 
     def pass_through(self, latents: Tensor) -> Quantized:
         with _fp32(latents):
@@ -289,7 +318,8 @@ class SimVectorQuantizer(Quantizer):
             return Quantized(self.project_out(quantized), codes, {"codebook": loss})
 
     def lookup(self, codes: Tensor) -> Tensor:
-        return self.project_out(self.quantize.indices_to_codes(codes))
+        with _fp32(codes):
+            return self.project_out(self.quantize.indices_to_codes(codes))
 
     def pass_through(self, latents: Tensor) -> Quantized:
         with _fp32(latents):
@@ -299,59 +329,125 @@ class SimVectorQuantizer(Quantizer):
 class ResidualQuantizer(Quantizer):
     """`levels` codebooks of `size` codes of `dim` dimensions, each quantizing what the ones before left over.
 
-    In training mode `forward` also updates the codebooks, so it is to be called once a step.
+    Not normalised, the levels share a space of `dim` dimensions (0: the latents' own, without projections, as EnCodec).
+    Normalised, each level has projections of its own into one where latents and codes have length 1, as DAC has.
 
     Args:
-        vectors: latents in a training batch (batch x positions); a code used less than a tenth of `vectors / size`
-            times a batch on (moving) average is replaced by a latent of the batch, as in Mimi's quantizer.
-        decay: of the moving averages.
-        dropout: whether each training batch uses a random number of the first levels, so that fewer decode well.
+        dropout: share of the training items that are decoded from a random number of the first levels, so that fewer
+            levels decode well. (Zeghidour et al. 2021; by item as in DAC.)
+
+    Attributes:
+        decay: of the moving averages, for each `update`.
     """
 
+    learns_by_update = True
+
     def __init__(
-        self,
-        channels: int,
-        levels: int = 4,
-        size: int = 256,
-        dim: int = 16,
-        vectors: int = 512,
-        decay: float = 0.95,
-        dropout: bool = False,
+        self, channels: int, levels: int = 4, size: int = 256, dim: int = 16, normalise: bool = False, dropout: float = 0.0
     ):
         super().__init__()
-        self.size, self.levels = size, levels
-        self.project_in = nn.Linear(channels, dim)
-        self.project_out = nn.Linear(dim, channels)
-        self.quantize = ResidualVQ(
-            dim=dim,
-            num_quantizers=levels,
-            codebook_size=size,
-            decay=decay,
-            kmeans_init=True,
-            kmeans_iters=10,
-            threshold_ema_dead_code=DEAD_BELOW * vectors / size,
-            commitment_weight=1.0,
-            rotation_trick=False,
-            quantize_dropout=dropout,
-        )
-        for layer in self.quantize.layers:
-            # A revived code starts at uniform use; with the library's default it would be dead again on the next step.
-            layer._codebook.reset_cluster_size = vectors / size
+        self.size, self.levels, self.normalise, self.dropout = size, levels, normalise, float(dropout)
+        self.decay = 0.95
+        if normalise and not dim:
+            raise ValueError("normalised levels need dimensions of their own: dim > 0")
+        spaces = levels if normalise else 1
+        self.project_in = nn.ModuleList([nn.Linear(channels, dim) if dim else nn.Identity() for _ in range(spaces)])
+        self.project_out = nn.ModuleList([nn.Linear(dim, channels) if dim else nn.Identity() for _ in range(spaces)])
+        self.layers = nn.ModuleList([make_codebook(dim or channels, size, normalise) for _ in range(levels)])
+
+    def codebook(self, level: int) -> Tensor:
+        """[size, dim]."""
+        layer: Any = self.layers[level]
+        return layer._codebook.embed[0]
 
     @property
     def started(self) -> bool:
-        return all(bool(layer._codebook.initted) for layer in self.quantize.layers)
+        return all(bool(layer._codebook.initted) for layer in self.layers)  # type: ignore[union-attr]
 
-    def forward(self, latents: Tensor) -> Quantized:
+    def forward(self, latents: Tensor, levels: int | None = None) -> Quantized:
+        """[B, N, D] -> `Quantized` by the first `levels` (default all). `low`: [B, N, levels * d], each level's vectors."""
         with _fp32(latents):
-            quantized, codes, loss = self.quantize(self.project_in(latents.float()))
-            return Quantized(self.project_out(quantized), codes, {"commitment": loss.sum()})
-
-    def lookup(self, codes: Tensor) -> Tensor:
-        """int64 [B, N, k], k <= levels -> latents [B, N, D]: the sum over the levels given."""
-        layers = self.quantize.layers[: codes.shape[-1]]
-        return self.project_out(sum(layer.get_codes_from_indices(codes[..., i]) for i, layer in enumerate(layers)))
+            return self._quantize(latents.float(), levels or self.levels, lambda low, k: nearest(low, self.codebook(k)))
 
     def pass_through(self, latents: Tensor) -> Quantized:
         with _fp32(latents):
-            return Quantized(self.project_out(self.project_in(latents.float())), None)
+            latents = latents.float()
+            if not self.normalise:
+                return Quantized(self.project_out[0](self.project_in[0](latents)), None, {}, latents.detach())
+            return Quantized(self._quantize(latents, self.levels, None).latents, None, {}, latents.detach())
+
+    def _quantize(self, latents: Tensor, levels: int, choose: Callable[[Tensor, int], Tensor] | None) -> Quantized:
+        """`choose`: vectors [B, N, d] and a level -> codes [B, N]; None lets the vectors be their own codes."""
+        kept = self._kept(latents, levels)
+        spread = latents if self.normalise else self.project_in[0](latents)
+        residual, total = spread, torch.zeros_like(spread)
+        codes: list[Tensor] = []
+        lows: list[Tensor] = []
+        commitment = latents.new_zeros(())
+        for k in range(levels):
+            low = F.normalize(self.project_in[k](residual), dim=-1) if self.normalise else residual
+            vectors = low
+            if choose is not None:
+                codes.append(choose(low.detach(), k))
+                vectors = F.embedding(codes[-1], self.codebook(k))
+                commitment = commitment + F.mse_loss(low, vectors)
+                lows.append(low.detach())
+            out = self.project_out[k](low + (vectors - low).detach()) if self.normalise else vectors
+            total = total + (out if kept is None else out * (kept > k))
+            residual = residual - out.detach()
+        if not self.normalise:
+            total = self.project_out[0](spread + (total - spread).detach())
+        if not codes:
+            return Quantized(total, None, {}, latents.detach())
+        return Quantized(total, torch.stack(codes, -1), {"commitment": commitment}, torch.cat(lows, -1))
+
+    def search(self, latents: Tensor, levels: int | None = None) -> Tensor:
+        """[B, N, D] -> codes alone, int64 [B, N, levels]: `forward` without what training wants."""
+        with _fp32(latents), torch.no_grad():
+            residual = latents.float() if self.normalise else self.project_in[0](latents.float())
+            codes = []
+            for k in range(levels or self.levels):
+                low = F.normalize(self.project_in[k](residual), dim=-1) if self.normalise else residual
+                codes.append(nearest(low, self.codebook(k)))
+                vectors = F.embedding(codes[-1], self.codebook(k))
+                residual = residual - (self.project_out[k](vectors) if self.normalise else vectors)
+            return torch.stack(codes, -1)
+
+    def _kept(self, latents: Tensor, levels: int) -> Tensor | None:
+        """How many levels each item is decoded from, [B, 1, 1], where some are left out."""
+        if not self.training or not self.dropout or not torch.is_grad_enabled():
+            return None
+        b = len(latents)
+        fewer = torch.randint(1, levels + 1, (b,), device=latents.device)
+        dropped = torch.rand(b, device=latents.device) < self.dropout
+        return torch.where(dropped, fewer, levels)[:, None, None]
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """int64 [B, N, k], k <= levels -> latents [B, N, D]: the sum over the levels given."""
+        with _fp32(codes):
+            rows = [F.embedding(level, self.codebook(k)) for k, level in enumerate(codes.unbind(-1))]
+            if self.normalise:
+                rows = [self.project_out[k](row) for k, row in enumerate(rows)]
+            total = rows[0]
+            for row in rows[1:]:
+                total = total + row
+            return total if self.normalise else self.project_out[0](total)
+
+    @torch.no_grad()
+    def start(self, low: Tensor, seed: int = 0) -> None:
+        """Begin the codebooks, one level after the other, from latents [N, D] that passed without quantisation."""
+        residual = low.reshape(-1, low.shape[-1]).float()
+        residual = residual if self.normalise else self.project_in[0](residual)
+        for k in range(self.levels):
+            vectors = F.normalize(self.project_in[k](residual), dim=-1) if self.normalise else residual
+            start_codebook(self.layers[k], vectors, seed + k)  # type: ignore[arg-type]
+            chosen = F.embedding(nearest(vectors, self.codebook(k)), self.codebook(k))
+            residual = residual - (self.project_out[k](chosen) if self.normalise else chosen)
+
+    @torch.no_grad()
+    def update(self, low: Tensor, seed: int = 0) -> int:
+        revived = 0
+        for k, vectors in enumerate(low.reshape(-1, low.shape[-1]).chunk(self.levels, -1)):
+            codes = nearest(vectors, self.codebook(k))
+            revived += update_codebook(self.layers[k], vectors, codes, self.decay, seed + k)  # type: ignore[arg-type]
+        return revived

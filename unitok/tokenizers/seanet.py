@@ -1,4 +1,4 @@
-"""SEANet, EnCodec's convolutional encoder and decoder for sound, with a patch stem.
+"""SEANet, EnCodec's convolutional encoder and decoder for sound, with a patch stem; whole sounds, or piece by piece.
 
 [B, C, T] -> encoder -> [B, dimension, N] -> (quantizer) -> decoder -> [B, C, N * hop], hop = patch * prod(ratios).
 Arguments and module names are EnCodec's (`model.0.conv.conv`, ...), so that its weights load by name; with `patch = 1`
@@ -7,28 +7,54 @@ the outputs are equal (tests/tokenizers/test_parity.py).
 Choices: the stem folds `patch` samples into channels before the first convolution and unfolds them after the last.
 At full rate SEANet spends nearly all its time on few channels; behind the stem the same time buys wide layers at low
 rates, which is what lets a codec learn in minutes on two cores (docs/notes.md).
+
+Causal networks also run piece by piece (`stream`): each layer keeps the end of what it has heard in a `State`, and the
+pieces' outputs, one after the other, are the whole's output. Weight norm is a matter of training: `fold_weight_norm`
+turns it into plain weights.
 Source: Defossez et al. 2022, "High Fidelity Neural Audio Compression"; encodec:encodec/modules/seanet.py.
 """
 
 import math
-from typing import Any
+from typing import Any, TypeAlias
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
 
+#: What each layer remembers of a sound that comes in pieces.
+State: TypeAlias = dict[nn.Module, Any]
 
-def _normed(layer: nn.Module, norm: str) -> nn.Module:
-    return weight_norm(layer) if norm == "weight_norm" else layer
+
+def fold_weight_norm(network: nn.Module) -> None:
+    """Replace normed weights by plain ones of the same values, in place."""
+    for module in network.modules():
+        if parametrize.is_parametrized(module):
+            for name in list(module.parametrizations):  # type: ignore[arg-type]
+                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+
+
+def _elu(x: Tensor) -> Tensor:
+    """In place where no gradient needs what was there."""
+    return F.elu(x) if torch.is_grad_enabled() else F.elu_(x)
+
+
+class Elu(nn.Module):
+    """ELU of a tensor that nothing else uses."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _elu(x)
 
 
 class _Wrapped(nn.Module):
-    """Holds a convolution under the name `conv` or `convtr`, as EnCodec's checkpoints do."""
+    """A convolution under the name `conv` or `convtr`, and its norm, as EnCodec's checkpoints have them."""
 
-    def __init__(self, name: str, layer: nn.Module):
+    def __init__(self, name: str, layer: nn.Module, channels: int, norm: str):
         super().__init__()
-        setattr(self, name, layer)
+        setattr(self, name, weight_norm(layer) if norm == "weight_norm" else layer)
+        self.norm = nn.GroupNorm(1, channels) if norm == "time_group_norm" else nn.Identity()
 
 
 class Conv(nn.Module):
@@ -36,19 +62,44 @@ class Conv(nn.Module):
 
     def __init__(self, i: int, o: int, kernel: int, stride: int, dilation: int, causal: bool, norm: str, pad_mode: str):
         super().__init__()
-        self.conv = _Wrapped("conv", _normed(nn.Conv1d(i, o, kernel, stride=stride, dilation=dilation), norm))
-        self.stride, self.causal, self.pad_mode = stride, causal, pad_mode
+        layer = nn.Conv1d(i, o, kernel, stride=stride, dilation=dilation)
+        self.conv = _Wrapped("conv", layer, o, norm)
+        self.channels, self.stride, self.causal, self.pad_mode = o, stride, causal, pad_mode
         self.extent = (kernel - 1) * dilation + 1
+        self.reach = self.extent - stride  # samples of the past that the first frame looks at
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        return self.conv.norm(self.conv.conv(x))  # type: ignore[operator]
 
     def forward(self, x: Tensor) -> Tensor:
-        total = self.extent - self.stride
         extra = -x.shape[-1] % self.stride  # up to a whole number of frames
-        left, right = (total, 0) if self.causal else (total - total // 2, total // 2)
-        return self.conv.conv(_pad(x, left, right + extra, self.pad_mode))  # type: ignore[operator]
+        left, right = (self.reach, 0) if self.causal else (self.reach - self.reach // 2, self.reach // 2)
+        return self._convolve(_pad(x, left, right + extra, self.pad_mode))
+
+    def stream(self, x: Tensor, state: State, last: bool) -> Tensor:
+        """The frames that are complete with `x`; all of the rest if it is the `last` piece."""
+        kept, begun = state.get(self, (x[..., :0], False))
+        x = torch.cat([kept, x], -1)
+        if not begun:
+            if last:
+                return self(x) if x.shape[-1] else x.new_zeros(x.shape[0], self.channels, 0)
+            if x.shape[-1] <= (self.reach if self.pad_mode == "reflect" else 0):  # a reflection needs more
+                state[self] = (x, False)
+                return x.new_zeros(x.shape[0], self.channels, 0)
+            x = F.pad(x, (self.reach, 0), self.pad_mode)
+        if last and x.shape[-1] > self.reach:
+            x = F.pad(x, (0, -(x.shape[-1] - self.reach) % self.stride), self.pad_mode)
+        frames = max(0, (x.shape[-1] - self.extent) // self.stride + 1)
+        state[self] = (x[..., frames * self.stride :].clone(), True)  # a view would hold on to all of `x`
+        if not frames:
+            return x.new_zeros(x.shape[0], self.channels, 0)
+        return self._convolve(x[..., : (frames - 1) * self.stride + self.extent])
 
 
 def _pad(x: Tensor, left: int, right: int, mode: str) -> Tensor:
     """`F.pad`, also for sounds shorter than a reflection needs (zeros are added first and cut after, as in EnCodec)."""
+    if not left and not right:
+        return x
     short = max(left, right) - x.shape[-1] + 1 if mode == "reflect" else 0
     if short <= 0:
         return F.pad(x, (left, right), mode)
@@ -61,13 +112,26 @@ class ConvTranspose(nn.Module):
 
     def __init__(self, i: int, o: int, kernel: int, stride: int, causal: bool, norm: str):
         super().__init__()
-        self.convtr = _Wrapped("convtr", _normed(nn.ConvTranspose1d(i, o, kernel, stride=stride), norm))
+        self.convtr = _Wrapped("convtr", nn.ConvTranspose1d(i, o, kernel, stride=stride), o, norm)
+        self.channels, self.stride = o, stride
         self.excess, self.causal = kernel - stride, causal
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.convtr.convtr(x)  # type: ignore[operator]
+        y: Tensor = self.convtr.norm(self.convtr.convtr(x))  # type: ignore[operator]
         right = self.excess if self.causal else self.excess // 2
         return y[..., self.excess - right : y.shape[-1] - right]
+
+    def stream(self, x: Tensor, state: State, last: bool) -> Tensor:
+        """The samples to which nothing later adds: all of `x`'s, for what it adds to later ones is kept."""
+        if not x.shape[-1]:
+            return x.new_zeros(x.shape[0], self.channels, 0)
+        layer: Any = self.convtr.convtr
+        y = layer(x)
+        if self in state:
+            y[..., : self.excess] += state[self]
+        done = x.shape[-1] * self.stride
+        state[self] = y[..., done:] - layer.bias[:, None]  # the bias comes with the next piece
+        return y[..., :done]
 
 
 class ResnetBlock(nn.Module):
@@ -79,13 +143,23 @@ class ResnetBlock(nn.Module):
         self.block = nn.Sequential(
             nn.ELU(),
             Conv(dim, hidden, kernel, 1, dilation, **conv),
-            nn.ELU(),
+            Elu(),
             Conv(hidden, dim, 1, 1, 1, **conv),
         )
         self.shortcut = nn.Identity() if true_skip else Conv(dim, dim, 1, 1, 1, **conv)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.shortcut(x) + self.block(x)
+        return _add(self.block(x), self.shortcut(x))
+
+    def stream(self, x: Tensor, state: State, last: bool) -> Tensor:
+        y = run(self.block, x, state, last)
+        x = torch.cat([state[self], x], -1) if self in state else x
+        state[self] = x[..., y.shape[-1] :].clone()  # where the first convolution still waits for more
+        return y + self.shortcut(x[..., : y.shape[-1]]) if y.shape[-1] else y
+
+
+def _add(a: Tensor, b: Tensor) -> Tensor:
+    return a + b if torch.is_grad_enabled() else a.add_(b)
 
 
 class SLSTM(nn.Module):
@@ -96,8 +170,24 @@ class SLSTM(nn.Module):
         self.lstm = nn.LSTM(dimension, dimension, layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        y, _ = self.lstm(rearrange(x, "b c t -> t b c"))
+        return self.stream(x, {}, last=True)
+
+    def stream(self, x: Tensor, state: State, last: bool) -> Tensor:
+        if not x.shape[-1]:
+            return x
+        y, state[self] = self.lstm(rearrange(x, "b c t -> t b c"), state.get(self))
         return rearrange(y, "t b c -> b c t") + x
+
+
+def run(layers: nn.Sequential, x: Tensor, state: State, last: bool) -> Tensor:
+    """The layers, piece by piece; those without a memory as they are."""
+    layer: Any
+    for layer in layers:
+        if hasattr(layer, "stream"):
+            x = layer.stream(x, state, last)
+        elif x.shape[-1]:
+            x = layer(x)
+    return x
 
 
 class SEANetEncoder(nn.Module):
@@ -108,7 +198,7 @@ class SEANetEncoder(nn.Module):
         ratios: how much each stage shortens, listed as in EnCodec from the latents' side; width doubles each time.
         n_residual_layers: residual blocks a stage, dilated by powers of `dilation_base`.
         kernel_size, last_kernel_size, residual_kernel_size: of the first, the last and the residual convolutions.
-        norm: `weight_norm` or `none`. causal: pad on the left only, so that codes can stream.
+        norm: `weight_norm`, `time_group_norm` or `none`. causal: pad on the left only, so that codes can stream.
         true_skip: identity shortcuts. compress: by how much residual blocks narrow. lstm: LSTM layers at frame rate.
         patch: samples that the stem folds into channels. pad_mode: `reflect`, `constant` or `replicate`.
     """
@@ -143,17 +233,25 @@ class SEANetEncoder(nn.Module):
                 ResnetBlock(width, residual_kernel_size, dilation_base**j, compress, true_skip, **conv)
                 for j in range(n_residual_layers)
             ]
-            layers += [nn.ELU(), Conv(width, width * 2, ratio * 2, ratio, 1, **conv)]
+            layers += [Elu(), Conv(width, width * 2, ratio * 2, ratio, 1, **conv)]
             width *= 2
         if lstm:
             layers.append(SLSTM(width, lstm))
-        layers += [nn.ELU(), Conv(width, dimension, last_kernel_size, 1, 1, **conv)]
+        layers += [Elu(), Conv(width, dimension, last_kernel_size, 1, 1, **conv)]
         self.model = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, channels, T] -> [B, dimension, ceil(T / hop)]; zeros complete the last patch."""
         x = F.pad(x, (0, -x.shape[-1] % self.patch))
         return self.model(rearrange(x, "b c (t p) -> b (c p) t", p=self.patch))
+
+    def stream(self, x: Tensor, state: State, last: bool = False) -> Tensor:
+        """[B, channels, t], the next samples -> [B, dimension, n], the frames that are complete with them (causal only)."""
+        x = torch.cat([state[self], x], -1) if self in state else x
+        x = F.pad(x, (0, -x.shape[-1] % self.patch)) if last else x
+        whole = x.shape[-1] - x.shape[-1] % self.patch
+        state[self] = x[..., whole:].clone()
+        return run(self.model, rearrange(x[..., :whole], "b c (t p) -> b (c p) t", p=self.patch), state, last)
 
 
 class SEANetDecoder(nn.Module):
@@ -187,15 +285,19 @@ class SEANetDecoder(nn.Module):
         if lstm:
             layers.append(SLSTM(width, lstm))
         for ratio in ratios:
-            layers += [nn.ELU(), ConvTranspose(width, width // 2, ratio * 2, ratio, causal, norm)]
+            layers += [Elu(), ConvTranspose(width, width // 2, ratio * 2, ratio, causal, norm)]
             width //= 2
             layers += [
                 ResnetBlock(width, residual_kernel_size, dilation_base**j, compress, true_skip, **conv)
                 for j in range(n_residual_layers)
             ]
-        layers += [nn.ELU(), Conv(width, channels * patch, last_kernel_size, 1, 1, **conv)]
+        layers += [Elu(), Conv(width, channels * patch, last_kernel_size, 1, 1, **conv)]
         self.model = nn.Sequential(*layers)
 
     def forward(self, z: Tensor) -> Tensor:
         """[B, dimension, N] -> [B, channels, N * hop]."""
         return rearrange(self.model(z), "b (c p) t -> b c (t p)", p=self.patch)
+
+    def stream(self, z: Tensor, state: State, last: bool = False) -> Tensor:
+        """[B, dimension, n], the next latents -> [B, channels, n * hop], less what a reflection waits for (causal only)."""
+        return rearrange(run(self.model, z, state, last), "b (c p) t -> b c (t p)", p=self.patch)

@@ -1,0 +1,81 @@
+"""The audio tokenizer on sounds of scenes it has not heard, after three minutes of training on 2 cores.
+
+    python benchmarks/sounds.py [--minutes 3] [--seeds 0 1] [--quick]
+
+Claims: use of 90 % and more on every level, SI-SDR that rises with every level, and all notes read right by the oracle in
+95 % of the reconstructions. There is no peer: the numbers stand beside the originals'.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import write_results
+
+from unitok.bundle import load_trained_part
+from unitok.data.media import load_audio
+from unitok.data.scenes import read_scenes
+from unitok.evaluate.audio_tokenizer import sound_scores
+from unitok.evaluate.metrics import same_notes
+from unitok.evaluate.oracle import read_sound
+from unitok.tokenizers.health import codebook_statistics
+
+CONFIG = Path(__file__).parent.parent / "configs" / "scenes" / "audio.yaml"
+
+
+def train(out: Path, data: Path, minutes: float, seed: int) -> None:
+    command = ["fit", "--config", str(CONFIG), "--out", str(out), "--data.init_args.path", str(data), "--resume", "auto"]
+    command += ["--model.init_args.minutes", str(minutes), "--seed_everything", str(seed), "--data.init_args.seed", str(seed)]
+    subprocess.run([sys.executable, "-m", "unitok", *command], check=True)
+
+
+def measure(run: Path, folder: Path, count: int = 1000) -> dict[str, float]:
+    """Scores on the sounds of scenes."""
+    model = load_trained_part("audio", run)[0]
+    rows = list(read_scenes(folder))[:count]
+    scores: list[list[float]] = []
+    right, codes = [], []
+    for row in rows:
+        samples = model.prepare(*load_audio(folder / row["audio"]))
+        found = model.encode(samples[None])[0]
+        levels = [model.restore(found[:k], model.size(samples)) for k in range(1, model.num_codebooks + 1)]
+        scores.append([sound_scores(level, samples, model.sample_rate)["si_sdr_db"] or 0.0 for level in levels])
+        right.append(same_notes(read_sound(levels[-1].numpy(), model.sample_rate), row["scene"]))
+        codes.append(found)
+    out = {"notes": float(np.mean(right))}
+    for k, level in enumerate(torch.cat(codes, -1)):
+        out[f"use_{k + 1}"] = codebook_statistics(level, model.codebook_size)["use"]
+        out[f"si_sdr_db_{k + 1}"] = float(np.mean([row[k] for row in scores]))
+    return out
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--quick", action="store_true", help="a quarter of a minute, one seed")
+    p.add_argument("--minutes", type=float, default=3.0)
+    p.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    p.add_argument("--work", type=Path, default=Path("runs/bench-scenes"), help="folder for scenes and runs")
+    p.add_argument("--out", type=Path, help="default: benchmarks/results/sounds.json")
+    o = p.parse_args()
+    minutes, seeds = (0.25, [0]) if o.quick else (o.minutes, o.seeds)
+    for folder, number, seed in (("train", 12_000, 1), ("test", 1000, 2)):
+        if not (o.work / folder / "scenes.jsonl").exists():
+            command = ["scenes", str(o.work / folder), "--count", str(number), "--seed", str(seed), "--most", "2"]
+            subprocess.run([sys.executable, "-m", "unitok", *command], check=True)
+    cases: list[dict[str, Any]] = []
+    for seed in seeds:
+        run = o.work / f"sounds-{seed}-{minutes:g}"
+        train(run, o.work / "train" / "sounds", minutes, seed)
+        for score, value in measure(run, o.work / "test").items():
+            unit = "dB" if "_db" in score else "share"
+            cases.append({"case": f"{minutes:g} minutes, seed {seed}: {score}", "unit": unit, "ours": value})
+    write_results("sounds", cases, out=o.out)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(2)
+    main()

@@ -1,0 +1,206 @@
+"""Promises of the audio tokenizer in use: pieces like the whole, streams, exact lengths, files of every kind."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import yaml
+
+from unitok.data.media import convert_audio, load_audio, read_audio_blocks
+from unitok.errors import UserError
+from unitok.pretrained import make_config
+from unitok.tokenizers import AudioTokenizer, AudioTokenizerConfig
+from unitok.tokenizers import audio as module
+
+SMALL = {"sample_rate": 8000, "n_filters": 8, "dimension": 16, "ratios": (4, 3, 2), "num_codebooks": 3, "codebook_size": 32}
+KINDS = {
+    "causal": {"causal": True, "lstm": 1, "pad_mode": "reflect", "patch": 1, "kernel_size": 7, "last_kernel_size": 7},
+    "causal-patch": {"causal": True, "patch": 4, "n_residual_layers": 2, "true_skip": False},
+    "centred": {"causal": False, "patch": 2, "n_residual_layers": 2, "pad_mode": "reflect"},
+    "segments": {"segment": 0.25, "overlap": 0.1, "normalise": True, "norm": "time_group_norm", "patch": 1, "channels": 2},
+}
+
+
+def build(kind: str, **options) -> AudioTokenizer:
+    torch.manual_seed(0)
+    model = AudioTokenizer(AudioTokenizerConfig(**(SMALL | {"codebook_dim": 8} | KINDS[kind] | options)))
+    with torch.no_grad():
+        sound = torch.randn(4, model.config.channels, 4000) * 0.3
+        model.quantizer.start(model(sound, quantize=False).low)
+    return model.for_use()
+
+
+def noise(seconds: float, channels: int = 1, rate: int = 8000) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    steps = torch.randn(2, channels, round(seconds * rate), generator=generator) * 0.2
+    return torch.cumsum(steps, -1) % 1.0 - 0.5
+
+
+@pytest.mark.parametrize("kind", ["causal", "causal-patch", "centred"])
+@pytest.mark.parametrize("seconds", [0.013, 1.0, 2.2503])
+def test_a_long_sound_in_pieces_has_the_codes_and_the_samples_of_one_piece(kind, seconds, monkeypatch):
+    model, sound = build(kind), noise(seconds)
+    codes = model.encode(sound)
+    again = model.decode(codes, sound.shape[-1])
+    assert codes.shape == (2, 3, -(-sound.shape[-1] // model.hop_length))
+    assert again.shape == sound.shape
+    assert len(codes.unique()) > 8 or seconds < 1
+    monkeypatch.setattr(module, "CHUNK_SECONDS", 0.3)
+    assert torch.equal(model.encode(sound), codes)
+    torch.testing.assert_close(model.decode(codes, sound.shape[-1]), again, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["causal", "causal-patch"])
+@pytest.mark.parametrize("piece", [1, 17, 96, 4000])
+def test_streams_give_the_codes_and_samples_of_the_whole(kind, piece):
+    model, sound = build(kind), noise(0.27)
+    codes, stream = model.encode(sound), model.encode_stream()
+    found = torch.cat([*(stream.push(part) for part in sound.split(piece, -1)), stream.finish()], -1)
+    assert torch.equal(found, codes)
+    back = model.decode_stream()
+    samples = torch.cat([*(back.push(part) for part in codes.split(max(1, piece // 96), -1)), back.finish()], -1)
+    torch.testing.assert_close(samples, model.decode(codes), atol=1e-5, rtol=0)
+
+
+def test_a_stream_gives_each_code_as_soon_as_its_frame_is_complete():
+    model = build("causal-patch")
+    stream, sound = model.encode_stream(num_codebooks=2), noise(0.2)
+    assert model.latency == model.hop_length / 8000
+    for _ in range(3):
+        part, sound = sound[..., : model.hop_length], sound[..., model.hop_length :]
+        assert stream.push(part).shape == (2, 2, 1)
+    with pytest.raises(UserError, match="causal"):
+        build("centred").encode_stream()
+
+
+def test_codes_of_a_causal_model_do_not_depend_on_later_sound():
+    model, sound = build("causal-patch"), noise(1.0)
+    other = sound.clone()
+    other[..., 4000:] = 0.3
+    frames = 4000 // model.hop_length
+    assert torch.equal(model.encode(sound)[..., :frames], model.encode(other)[..., :frames])
+
+
+@pytest.mark.parametrize("seconds", [0.05, 0.2375, 0.25, 0.26, 0.9])
+def test_segments_fade_into_one_another_and_keep_their_loudness(seconds):
+    model = build("segments")
+    sound = torch.cat([noise(seconds), noise(seconds) * 0.5], 1) * torch.linspace(0.01, 1, round(seconds * 8000))
+    codes, scales = model.encode(sound), model.scales(sound)
+    length, stride = 2000, 1800
+    count = max(1, -(-sound.shape[-1] // stride))
+    assert scales.shape == (2, count)
+    lengths = [min(length, sound.shape[-1] - i * stride) for i in range(count)]
+    assert codes.shape[-1] == sum(-(-n // model.hop_length) for n in lengths)
+    again = model.decode(codes, sound.shape[-1], scales)
+    assert again.shape == sound.shape
+    assert again.isfinite().all()
+    with torch.no_grad():
+        first = model(sound[..., :length]).samples.clamp(-1, 1)
+    alone = min(stride, sound.shape[-1]) if count == 1 else stride
+    torch.testing.assert_close(again[..., :alone], first[..., :alone], atol=1e-5, rtol=0)
+    size = model.size(sound[0])
+    torch.testing.assert_close(model.restore(codes[0], size), again[0], atol=1e-3, rtol=0)
+
+
+def test_fewer_levels_encode_and_decode(monkeypatch):
+    model, sound = build("causal"), noise(0.5)
+    codes = model.encode(sound)
+    assert torch.equal(model.encode(sound, num_codebooks=2), codes[:, :2])
+    assert model.decode(codes[:, :1], 4000).shape == sound.shape
+    assert model.bitrate == 3 * 5 * model.frame_rate
+    with pytest.raises(ValueError, match="1 to 3 levels"):
+        model.encode(sound, num_codebooks=4)
+
+
+def test_weight_norm_is_folded_without_a_change(tmp_path):
+    torch.manual_seed(0)
+    model = AudioTokenizer(AudioTokenizerConfig(**SMALL, norm="weight_norm", causal=True)).eval()
+    sound = noise(0.4)
+    with torch.no_grad():
+        model.quantizer.start(model(sound, quantize=False).low)
+        before = model(sound)
+        model.for_use()
+        after = model(sound)
+    assert model.config.norm == "none"
+    assert torch.equal(before.codes, after.codes)
+    torch.testing.assert_close(before.samples, after.samples, atol=1e-6, rtol=0)
+    model.save_pretrained(tmp_path / "audio")
+    again = AudioTokenizer.from_pretrained(tmp_path / "audio")
+    assert again.fingerprint() == model.fingerprint()
+    assert torch.equal(again.encode(sound), before.codes)
+
+
+# ---- Files ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("rate", "channels"), [(8000, 1), (44_100, 2), (11_025, 1), (96_000, 8)])
+@pytest.mark.parametrize("seconds", [0.004, 1.234])
+def test_a_file_in_blocks_is_the_file_at_once(tmp_path, rate, channels, seconds):
+    path = tmp_path / "a.wav"
+    rng = np.random.default_rng(0)
+    soundfile.write(path, rng.uniform(-0.5, 0.5, (max(1, round(seconds * rate)), channels)), rate)
+    blocks = list(read_audio_blocks(path, 8000, 1, 0.1))
+    found, wanted = torch.cat(blocks, -1), convert_audio(*load_audio(path), 8000, 1)
+    assert found.shape == wanted.shape
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
+def test_files_of_every_format_come_back_at_their_length(kind, suffix, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK_SECONDS", 0.2)
+    model, path = build(kind), tmp_path / f"a.{suffix}"
+    soundfile.write(path, noise(0.7, 1, 16_000)[0].T.numpy(), 16_000)
+    codes, size = model.encode_file(path)
+    seconds = soundfile.info(path).frames / 16_000
+    assert size[0] == round(seconds * 8000)
+    model.decode_file(codes, tmp_path / "b.wav", size)
+    again, rate = load_audio(tmp_path / "b.wav")
+    assert rate == 8000
+    assert again.shape == (model.config.channels, size[0])
+
+
+def test_odd_sounds_are_handled_or_refused_in_one_line(tmp_path):
+    model, stereo = build("causal"), build("segments")
+    soundfile.write(tmp_path / "one.wav", np.full((1, 1), 0.5), 8000)
+    soundfile.write(tmp_path / "octophonic.wav", np.random.default_rng(0).uniform(-1, 1, (9600, 8)), 96_000)
+    for name, length in (("one", 1), ("octophonic", 800)):
+        for tokenizer in (model, stereo):  # mono is given to both channels
+            codes, size = tokenizer.encode_file(tmp_path / f"{name}.wav")
+            assert size[0] == length
+            assert tokenizer.restore(codes, size).isfinite().all()
+    soundfile.write(tmp_path / "whole.mp3", noise(2.0, 1, 16_000)[0].T.numpy(), 16_000)
+    data = (tmp_path / "whole.mp3").read_bytes()
+    (tmp_path / "cut.mp3").write_bytes(data[: len(data) // 2])
+    codes, size = model.encode_file(tmp_path / "cut.mp3")  # what there is of it
+    assert 4000 < size[0] < 16_000
+    soundfile.write(tmp_path / "empty.wav", np.zeros((0, 1)), 8000)
+    soundfile.write(tmp_path / "silent.wav", np.zeros((800, 1)), 8000)
+    soundfile.write(tmp_path / "nan.wav", np.full((800, 1), np.nan), 8000, subtype="FLOAT")
+    (tmp_path / "text.wav").write_text("no sound")
+    refusals = {"empty.wav": "zero length", "silent.wav": "silence", "nan.wav": "not finite", "text.wav": "not a readable"}
+    for name, why in (refusals | {"gone.wav": "no such file"}).items():
+        with pytest.raises(UserError, match=why):
+            model.encode_file(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "frame_rate", "levels", "codes", "millions"),
+    [
+        ("encodec-24khz", 75, 8, 1024, 14.9),
+        ("musicgen-32khz", 50, 4, 2048, 56.8),
+        ("speech-16khz", 50, 8, 1024, 34.1),
+        ("codec-48khz-stereo", 150, 8, 1024, 14.9),
+        ("laptop-speech-16khz", 50, 8, 256, 6.69),
+        ("laptop-8khz", 25, 4, 256, 1.23),
+    ],
+)
+def test_the_presets_are_the_networks_that_they_say(name, frame_rate, levels, codes, millions):
+    path = Path(__file__).parent.parent.parent / "configs" / "audio" / f"{name}.yaml"
+    asked = yaml.safe_load(path.read_text())["model"]["init_args"]["tokenizer"]
+    with torch.device("meta"):
+        model = AudioTokenizer(make_config(AudioTokenizerConfig, asked, name))
+    assert (model.frame_rate, model.num_codebooks, model.codebook_size) == (frame_rate, levels, codes)
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.02)
