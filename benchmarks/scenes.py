@@ -27,7 +27,18 @@ from unitok.evaluate.oracle import read_picture
 from unitok.tokenizers.health import codebook_statistics
 
 CONFIG = Path(__file__).parent.parent / "configs" / "scenes" / "image.yaml"
-GAN = {"none": {"gan.weight": "0"}, "gan": {"gan.weight": "0.05", "gan.start": "0.6", "gan.ahead": "0.05", "gan.ramp": "0.1"}}
+GAN = {
+    "none": {"gan.weight": "0"},
+    "gan": {
+        "gan.weight": "0.01",
+        "gan.feature_matching": "0.05",
+        "gan.start": "0.75",
+        "gan.ahead": "0.05",
+        "gan.ramp": "0.05",
+        "gan.width": "16",
+        "gan.learning_rate": "1e-3",
+    },
+}
 
 
 def train(out: Path, data: Path, minutes: float, seed: int, options: dict[str, str]) -> None:

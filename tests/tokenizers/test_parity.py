@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from unitok.tokenizers.discriminators import PatchDiscriminator, STFTDiscriminator
-from unitok.tokenizers.seanet import SEANetDecoder, SEANetEncoder
+from unitok.tokenizers.seanet import SEANetDecoder, SEANetEncoder, fold_weight_norm
 from unitok.tokenizers.vqgan import Decoder, Encoder
 
 taming_model = pytest.importorskip("taming.modules.diffusionmodules.model", reason="pip install --no-deps taming-transformers")
@@ -57,7 +57,13 @@ def test_discriminator_equals_tamings():
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("true_skip", [True, False])
 @pytest.mark.parametrize("length", [320, 333, 7])
-def test_seanet_equals_encodecs(encodec_seanet, causal, true_skip, length):
+@pytest.mark.parametrize("gradients", [True, False])  # without, other kernels do the work
+def test_seanet_equals_encodecs(encodec_seanet, causal, true_skip, length, gradients):
+    with torch.set_grad_enabled(gradients):
+        check_seanet(encodec_seanet, causal, true_skip, length)
+
+
+def check_seanet(encodec_seanet, causal, true_skip, length):
     shared = {"dimension": 8, "n_filters": 4, "ratios": (4, 2), "causal": causal, "true_skip": true_skip, "norm": "none"}
     torch.manual_seed(0)
     theirs = encodec_seanet.SEANetEncoder(**(shared | {"ratios": [4, 2]})).eval()
@@ -104,15 +110,41 @@ def test_stft_discriminator_equals_encodecs(encodec_seanet, channels, monkeypatc
     torch.testing.assert_close(seen, [f for scale in features for f in scale], atol=1e-5, rtol=1e-5)
 
 
+def test_inference_follows_weights_that_change():
+    torch.manual_seed(0)
+    model = SEANetDecoder(dimension=8, n_filters=4, ratios=(4, 2), norm="weight_norm", causal=True, lstm=0)
+    z = torch.randn(2, 8, 11)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(3):
+        with torch.no_grad():
+            fast = model(z)
+        slow = model(z)
+        torch.testing.assert_close(fast, slow, atol=1e-5, rtol=1e-5)
+        slow.square().mean().backward()
+        optimizer.step()
+    assert not torch.allclose(fast, model(z), atol=1e-4)
+    fold_weight_norm(model)
+    for _ in range(2):
+        with torch.no_grad():
+            fast = model(z)
+            for parameter in model.parameters():
+                parameter.mul_(1.1)
+            changed = model(z)
+        torch.testing.assert_close(changed, model(z).detach(), atol=1e-5, rtol=1e-5)
+        assert not torch.allclose(fast, changed, atol=1e-4)
+
+
+@pytest.mark.parametrize("gradients", [True, False])
 @pytest.mark.parametrize("norm", ["weight_norm", "time_group_norm"])
-def test_normed_seanet_equals_encodecs(encodec_seanet, norm):
+def test_normed_seanet_equals_encodecs(encodec_seanet, norm, gradients):
     shared = {"dimension": 8, "n_filters": 4, "norm": norm, "channels": 2, "n_residual_layers": 2, "lstm": 1}
     torch.manual_seed(0)
     for name, given in (("SEANetEncoder", torch.randn(2, 2, 640)), ("SEANetDecoder", torch.randn(2, 8, 5))):
         theirs = getattr(encodec_seanet, name)(**shared, ratios=[4, 2]).eval()
         ours = {"SEANetEncoder": SEANetEncoder, "SEANetDecoder": SEANetDecoder}[name](**shared, ratios=(4, 2)).eval()
         ours.load_state_dict(theirs.state_dict())  # weight norm's older keys are understood
-        torch.testing.assert_close(ours(given), theirs(given), atol=1e-5, rtol=1e-5)
+        with torch.set_grad_enabled(gradients):
+            torch.testing.assert_close(ours(given), theirs(given), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("patch", [1, 2])

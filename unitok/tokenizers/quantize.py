@@ -88,8 +88,12 @@ def _fp32(x: Tensor) -> AbstractContextManager:
 
 
 def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
-    """[..., d] and [K, d] -> int64 [...]: the row of the codebook at the smallest distance. Memory is bounded by `CHUNK`."""
-    flat = vectors.reshape(-1, vectors.shape[-1])
+    """[..., d] and [K, d] -> int64 [...]: the row of the codebook at the smallest distance. Memory is bounded by `CHUNK`.
+
+    Distances are taken from the codebook's mean: far from it the difference of large numbers would be lost to rounding.
+    """
+    centre = codebook.mean(0)
+    flat, codebook = vectors.reshape(-1, vectors.shape[-1]) - centre, codebook - centre
     half = codebook.square().sum(-1) / 2
     rows = max(1, CHUNK // len(codebook))
     parts = [torch.addmm(half, part, codebook.T, beta=-1).argmax(-1) for part in flat.split(rows)]

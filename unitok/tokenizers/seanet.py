@@ -29,23 +29,25 @@ State: TypeAlias = dict[nn.Module, Any]
 
 
 def fold_weight_norm(network: nn.Module) -> None:
-    """Replace normed weights by plain ones of the same values, in place."""
+    """Replace normed weights by plain ones of the same values, in place, laid out as `_channels_last` wants them."""
     for module in network.modules():
         if parametrize.is_parametrized(module):
             for name in list(module.parametrizations):  # type: ignore[arg-type]
                 parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+        if isinstance(module, nn.Conv1d):
+            module.weight.data = _last(module.weight.data)
 
 
-def _elu(x: Tensor) -> Tensor:
-    """In place where no gradient needs what was there."""
-    return F.elu(x) if torch.is_grad_enabled() else F.elu_(x)
+def _last(x: Tensor) -> Tensor:
+    """[B, C, T] with all channels of a sample together in memory."""
+    return x.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 class Elu(nn.Module):
-    """ELU of a tensor that nothing else uses."""
+    """ELU of a tensor that nothing else uses: in place where no gradient needs what was there."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return _elu(x)
+        return F.elu(x, inplace=not torch.is_grad_enabled())
 
 
 class _Wrapped(nn.Module):
@@ -69,7 +71,12 @@ class Conv(nn.Module):
         self.reach = self.extent - stride  # samples of the past that the first frame looks at
 
     def _convolve(self, x: Tensor) -> Tensor:
-        return self.conv.norm(self.conv.conv(x))  # type: ignore[operator]
+        layer: Any = self.conv.conv
+        if _channels_last(x):
+            kernel, stride, dilation = layer.weight.unsqueeze(2), (1, *layer.stride), (1, *layer.dilation)
+            y = F.conv2d(x.unsqueeze(2), kernel, layer.bias, stride, dilation=dilation)
+            return self.conv.norm(y.squeeze(2))  # type: ignore[operator]
+        return self.conv.norm(layer(x))  # type: ignore[operator]
 
     def forward(self, x: Tensor) -> Tensor:
         extra = -x.shape[-1] % self.stride  # up to a whole number of frames
@@ -96,42 +103,71 @@ class Conv(nn.Module):
         return self._convolve(x[..., : (frames - 1) * self.stride + self.extent])
 
 
+def _channels_last(x: Tensor) -> bool:
+    """Whether oneDNN is to be given all channels of a sample together: on CPU it is sooner done (docs/notes.md)."""
+    return x.device.type == "cpu" and not torch.is_grad_enabled()
+
+
+def _layout(x: Tensor) -> Tensor:
+    return _last(x) if _channels_last(x) else x
+
+
 def _pad(x: Tensor, left: int, right: int, mode: str) -> Tensor:
     """`F.pad`, also for sounds shorter than a reflection needs (zeros are added first and cut after, as in EnCodec)."""
     if not left and not right:
         return x
     short = max(left, right) - x.shape[-1] + 1 if mode == "reflect" else 0
     if short <= 0:
-        return F.pad(x, (left, right), mode)
+        return F.pad(x.unsqueeze(2), (left, right, 0, 0), mode).squeeze(2)  # of four dimensions: they keep the layout
     padded = F.pad(F.pad(x, (0, short)), (left, right), mode)
     return padded[..., : padded.shape[-1] - short]
 
 
 class ConvTranspose(nn.Module):
-    """Transposed convolution that gives exactly T * stride samples."""
+    """Transposed convolution, of a kernel of twice its stride, that gives exactly T * stride samples.
 
-    def __init__(self, i: int, o: int, kernel: int, stride: int, causal: bool, norm: str):
+    Each frame's samples come from it and the frame before it alone. Without gradients that is how they are computed: by
+    an ordinary convolution over two frames that gives `stride` samples at once, which saves the adding up of overlaps.
+    """
+
+    def __init__(self, i: int, o: int, stride: int, causal: bool, norm: str):
         super().__init__()
-        self.convtr = _Wrapped("convtr", nn.ConvTranspose1d(i, o, kernel, stride=stride), o, norm)
-        self.channels, self.stride = o, stride
-        self.excess, self.causal = kernel - stride, causal
+        self.convtr = _Wrapped("convtr", nn.ConvTranspose1d(i, o, 2 * stride, stride=stride), o, norm)
+        self.channels, self.stride, self.causal = o, stride, causal
+        self._ready: tuple[Any, Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.convtr.norm(self.convtr.convtr(x))  # type: ignore[operator]
-        right = self.excess if self.causal else self.excess // 2
-        return y[..., self.excess - right : y.shape[-1] - right]
+        right = self.stride if self.causal else self.stride // 2  # samples that are cut there
+        if torch.is_grad_enabled():
+            y: Tensor = self.convtr.norm(self.convtr.convtr(x))  # type: ignore[operator]
+        else:
+            y = self.convtr.norm(self._frames(_pad(x, 1, 1, "constant")))  # type: ignore[operator]
+        return y[..., self.stride - right : y.shape[-1] - right]
 
     def stream(self, x: Tensor, state: State, last: bool) -> Tensor:
-        """The samples to which nothing later adds: all of `x`'s, for what it adds to later ones is kept."""
+        """The samples of `x`; its last frame is kept, because the next one's samples come from it too."""
         if not x.shape[-1]:
             return x.new_zeros(x.shape[0], self.channels, 0)
+        x = torch.cat([state[self], x], -1) if self in state else _pad(x, 1, 0, "constant")
+        state[self] = x[..., -1:].clone()
+        return self._frames(x)
+
+    def _frames(self, x: Tensor) -> Tensor:
+        """[B, i, 1 + n] -> the samples of the last n frames, [B, o, n * stride]."""
+        kernel, bias = self._kernel()
+        y = F.conv2d(x.unsqueeze(2), kernel, bias).squeeze(2)
+        return rearrange(y, "b (s o) n -> b o (n s)", s=self.stride)
+
+    def _kernel(self) -> tuple[Tensor, Tensor]:
+        """The weights as those of an ordinary convolution, [stride * o, i, 1, 2]; kept until they change."""
         layer: Any = self.convtr.convtr
-        y = layer(x)
-        if self in state:
-            y[..., : self.excess] += state[self]
-        done = x.shape[-1] * self.stride
-        state[self] = y[..., done:] - layer.bias[:, None]  # the bias comes with the next piece
-        return y[..., :done]
+        weight = layer.weight
+        mark = (weight.data_ptr(), weight._version, weight.device, weight.dtype)
+        if self._ready is None or self._ready[0] != mark or not isinstance(weight, nn.Parameter):
+            taps = rearrange(weight.detach(), "i o (tap s) -> (s o) i 1 tap", tap=2).flip(-1)
+            kernel = taps.contiguous(memory_format=torch.channels_last)
+            self._ready = (mark, kernel, layer.bias.detach().repeat(self.stride))
+        return self._ready[1], self._ready[2]
 
 
 class ResnetBlock(nn.Module):
@@ -243,7 +279,7 @@ class SEANetEncoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, channels, T] -> [B, dimension, ceil(T / hop)]; zeros complete the last patch."""
         x = F.pad(x, (0, -x.shape[-1] % self.patch))
-        return self.model(rearrange(x, "b c (t p) -> b (c p) t", p=self.patch))
+        return self.model(_layout(rearrange(x, "b c (t p) -> b (c p) t", p=self.patch)))
 
     def stream(self, x: Tensor, state: State, last: bool = False) -> Tensor:
         """[B, channels, t], the next samples -> [B, dimension, n], the frames that are complete with them (causal only)."""
@@ -251,7 +287,7 @@ class SEANetEncoder(nn.Module):
         x = F.pad(x, (0, -x.shape[-1] % self.patch)) if last else x
         whole = x.shape[-1] - x.shape[-1] % self.patch
         state[self] = x[..., whole:].clone()
-        return run(self.model, rearrange(x[..., :whole], "b c (t p) -> b (c p) t", p=self.patch), state, last)
+        return run(self.model, _layout(rearrange(x[..., :whole], "b c (t p) -> b (c p) t", p=self.patch)), state, last)
 
 
 class SEANetDecoder(nn.Module):
@@ -285,7 +321,7 @@ class SEANetDecoder(nn.Module):
         if lstm:
             layers.append(SLSTM(width, lstm))
         for ratio in ratios:
-            layers += [Elu(), ConvTranspose(width, width // 2, ratio * 2, ratio, causal, norm)]
+            layers += [Elu(), ConvTranspose(width, width // 2, ratio, causal, norm)]
             width //= 2
             layers += [
                 ResnetBlock(width, residual_kernel_size, dilation_base**j, compress, true_skip, **conv)
@@ -296,8 +332,8 @@ class SEANetDecoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """[B, dimension, N] -> [B, channels, N * hop]."""
-        return rearrange(self.model(z), "b (c p) t -> b c (t p)", p=self.patch)
+        return rearrange(self.model(_layout(z)), "b (c p) t -> b c (t p)", p=self.patch)
 
     def stream(self, z: Tensor, state: State, last: bool = False) -> Tensor:
         """[B, dimension, n], the next latents -> [B, channels, n * hop], less what a reflection waits for (causal only)."""
-        return rearrange(run(self.model, z, state, last), "b (c p) t -> b c (t p)", p=self.patch)
+        return rearrange(run(self.model, _layout(z), state, last), "b (c p) t -> b c (t p)", p=self.patch)
