@@ -126,6 +126,7 @@ def main() -> None:
     p.add_argument("--quick", action="store_true", help="one second, batch 1, few rounds")
     p.add_argument("--device", default="cpu")
     p.add_argument("--rounds", type=int, default=5)
+    p.add_argument("--keep-for-all", action="store_true", help="the peers' allocator keeps large blocks, too")
     p.add_argument("--hour", action="store_true", help="also an hour of sound")
     p.add_argument("--out", type=Path, help="default: benchmarks/results/audio_tokenizer.json")
     p.add_argument("--only", nargs=4, help=argparse.SUPPRESS)
@@ -143,7 +144,7 @@ def main() -> None:
         rounds = 2 if o.quick else o.rounds if seconds * batch <= 30 else 2
         for what in ("encode", "decode"):
             jobs = {w: ["--device", o.device, "--only", w, what, str(seconds), str(batch)] for w in peers}
-            found = in_turns(__file__, jobs, rounds)
+            found = in_turns(__file__, jobs, rounds, o.keep_for_all)
             case = f"{what} {seconds:g} s batch {batch}"
             for peer in ("encodec", "transformers"):
                 equal = {"equal_codes": float((codes[peer] == codes["unitok"]).float().mean())} if what == "encode" else {}

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import gc
 import json
+import os
 import platform
 import resource
 import statistics
@@ -37,15 +38,21 @@ def peak_memory_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def in_turns(script: str, arguments: dict[str, list[str]], rounds: int) -> dict[str, dict[str, float]]:
+#: Makes glibc keep large blocks, as `unitok.memory` does, in a process that does not ask for it itself.
+KEEPING = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
+
+
+def in_turns(
+    script: str, arguments: dict[str, list[str]], rounds: int, keep_for_all: bool = False
+) -> dict[str, dict[str, float]]:
     """Peers in a process each, as their users run them, that take turns: median seconds and peak memory (GB) by name.
 
-    `arguments`: for each peer those of the script's own `--only` mode, which calls `serve`.
+    `arguments`: for each peer those of the script's own `--only` mode, which calls `serve`. `keep_for_all`: the peers'
+    allocator, too, keeps large blocks.
     """
-    workers = {
-        name: subprocess.Popen([sys.executable, script, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for name, words in arguments.items()
-    }
+    environment = os.environ | (KEEPING if keep_for_all else {})
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
+    workers = {name: subprocess.Popen([sys.executable, script, *words], **pipes) for name, words in arguments.items()}
     seconds: dict[str, list[float]] = {name: [] for name in workers}
     memory = {}
     for turn in range(rounds + 2):

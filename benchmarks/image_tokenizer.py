@@ -5,6 +5,7 @@
 Claim: on CPU in fp32, with equal codes, at least 1.3 times taming's images a second. The peers are what their users run:
 taming's Encoder, quant_conv, VectorQuantizer, post_quant_conv and Decoder as in its VQModel; ChameleonVQVAE.encode (it
 has no decoder). Medians; each peer is a process of its own, and they take turns; peak memory is theirs, over what the networks hold.
+Ours tells glibc to keep large blocks (unitok/memory.py); --keep-for-all shows what is left when the peers are given that too.
 With --trained, also the share of codes that agree between fp32 and bfloat16 autocast on real pictures.
 """
 
@@ -101,7 +102,7 @@ def agreement(trained: Path, folder: Path, device: str) -> dict[str, Any]:
     model: ImageTokenizer = load_trained_part("image", trained)[0].to(device)
     same = total = 0
     for file in sorted(f for f in folder.rglob("*") if f.is_file() and sniff(f) == "image")[:64]:
-        pixels = model.prepare(open_image(file))[None].to(device)
+        pixels = model.prepare(open_image(file), 256**2)[None].to(device)
         codes = model.encode(pixels)
         with torch.autocast(device.split(":")[0], torch.bfloat16):
             again = model.encode(pixels)
@@ -116,6 +117,7 @@ def main() -> None:
     p.add_argument("--rounds", type=int, default=5)
     p.add_argument("--trained", type=Path, help="a trained tokenizer, bundle or run")
     p.add_argument("--images", type=Path, help="pictures for --trained")
+    p.add_argument("--keep-for-all", action="store_true", help="the peers' allocator keeps large blocks, too")
     p.add_argument("--out", type=Path, help="default: benchmarks/results/image_tokenizer.json")
     p.add_argument("--only", nargs=5, help=argparse.SUPPRESS)
     o = p.parse_args()
@@ -137,7 +139,7 @@ def main() -> None:
         for what in ("encode", "decode"):
             able = [w for w in peers if what == "encode" or w != "transformers"]
             jobs = {w: ["--device", o.device, "--only", w, name, what, str(side), str(batch)] for w in able}
-            found = in_turns(__file__, jobs, 2 if o.quick else o.rounds)
+            found = in_turns(__file__, jobs, 2 if o.quick else o.rounds, o.keep_for_all)
             case = f"{what} {name} {side}px batch {batch}"
             for peer in able[1:]:
                 equal = {"equal_codes": float((codes[peer] == codes["unitok"]).float().mean())} if what == "encode" else {}
