@@ -19,7 +19,7 @@ from typing import Any
 
 from unitok.errors import UserError
 
-IMAGE_SHARE, AUDIO_SHARE, SCORING_SHARE = 0.155, 0.06, 0.12
+IMAGE_SHARE, AUDIO_SHARE, SCORING_SHARE = 0.185, 0.06, 0.125
 SCENES_A_MINUTE = 950
 RECONSTRUCTIONS = 400  # scenes whose originals are read, reconstructed and counted for codebook use
 
