@@ -30,10 +30,10 @@ RATE, LEVELS, BANDWIDTH = 24_000, 8, 6.0
 
 def build_encodec() -> Any:
     """The package's own model; random codes as spread out as the latents, smaller at each level."""
-    if "torchaudio" not in sys.modules:
-        sys.modules["torchaudio"] = types.ModuleType("torchaudio")  # imported by the package, not used here
+    sys.modules["torchaudio"] = types.ModuleType("torchaudio")  # imported by the package, not used here
     from encodec.model import EncodecModel
 
+    del sys.modules["torchaudio"]  # transformers would ask what it is
     torch.manual_seed(0)
     model = EncodecModel._get_model([BANDWIDTH], RATE, 1, causal=True, model_norm="weight_norm").eval()
     with torch.no_grad():
