@@ -106,6 +106,22 @@ def in_a_process(script: str, *arguments: str) -> dict[str, Any]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+def make_scenes(work: Path) -> None:
+    """Scenes to train on, new ones, and ones of combinations kept out, under `work`, if they are not there."""
+    for folder, number, seed, more in (("train", 12_000, 1, []), ("test", 1000, 2, []), ("held_out", 400, 3, ["--held-out"])):
+        if not (work / folder / "scenes.jsonl").exists():
+            command = ["scenes", str(work / folder), "--count", str(number), "--seed", str(seed), "--most", "2", *more]
+            subprocess.run([sys.executable, "-m", "unitok", *command], check=True)
+
+
+def train(config: Path, out: Path, data: Path, minutes: float, seed: int, options: dict[str, str] | None = None) -> None:
+    """`unitok fit` for some minutes; `options` of the model by name. A run that is finished is left as it is."""
+    flags = [word for name, value in (options or {}).items() for word in (f"--model.init_args.{name}", value)]
+    command = ["fit", "--config", str(config), "--out", str(out), "--data.init_args.path", str(data), "--resume", "auto"]
+    command += ["--model.init_args.minutes", str(minutes), "--seed_everything", str(seed), "--data.init_args.seed", str(seed)]
+    subprocess.run([sys.executable, "-m", "unitok", *command, *flags], check=True)
+
+
 def machine(device: str) -> dict[str, Any]:
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")

@@ -29,7 +29,7 @@ from PIL import Image
 from torch import nn
 
 from unitok.data.media import image_to_tensor, save_image
-from unitok.data.module import ImageDataset
+from unitok.data.module import EndlessBatches, ImageDataset
 from unitok.evaluate.image_tokenizer import picture_scores
 from unitok.tokenizers.health import codebook_statistics
 
@@ -89,12 +89,9 @@ def train_taming(photographs: Path, seconds: float, rate: float, seed: int = 0) 
     model = Taming()
     data = ImageDataset(photographs, 64, True, seed, "random", 2.0)
     optimizer = torch.optim.Adam(model.parameters(), lr=rate, betas=(0.5, 0.9))
-    began, steps, epoch, places = time.monotonic(), 0, 0, []
+    began, steps, batches = time.monotonic(), 0, iter(EndlessBatches(data, 16))
     while time.monotonic() - began < seconds:
-        while len(places) < 16:
-            places += [(epoch, i) for i in data.order(epoch)]
-            epoch += 1
-        batch, places = torch.stack([data[place] for place in places[:16]]), places[16:]
+        batch = torch.stack([data[place] for place in next(batches)])
         out, codebook, _ = model(batch)
         loss = (out - batch).abs().mean() + codebook
         optimizer.zero_grad()

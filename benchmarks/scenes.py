@@ -9,14 +9,12 @@ at their edges. Also writes a sheet of crops: originals, without GAN, with GAN.
 """
 
 import argparse
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, write_results
+from common import RESULTS, make_scenes, train, write_results
 from torch import Tensor
 
 from unitok.bundle import load_trained_part
@@ -39,13 +37,6 @@ GAN = {
         "gan.learning_rate": "1e-3",
     },
 }
-
-
-def train(out: Path, data: Path, minutes: float, seed: int, options: dict[str, str]) -> None:
-    flags = [word for name, value in options.items() for word in (f"--model.init_args.{name}", value)]
-    command = ["fit", "--config", str(CONFIG), "--out", str(out), "--data.init_args.path", str(data), "--resume", "auto"]
-    command += ["--model.init_args.minutes", str(minutes), "--seed_everything", str(seed), "--data.init_args.seed", str(seed)]
-    subprocess.run([sys.executable, "-m", "unitok", *command, *flags], check=True)
 
 
 def sharpness(again: Tensor, originals: Tensor) -> float:
@@ -92,16 +83,13 @@ def main() -> None:
     p.add_argument("--out", type=Path, help="default: benchmarks/results/scenes.json")
     o = p.parse_args()
     minutes, seeds = (0.25, [0]) if o.quick else (o.minutes, o.seeds)
-    for folder, number, seed, more in (("train", 12_000, 1, []), ("test", 1000, 2, []), ("held_out", 400, 3, ["--held-out"])):
-        if not (o.work / folder / "scenes.jsonl").exists():
-            command = ["scenes", str(o.work / folder), "--count", str(number), "--seed", str(seed), "--most", "2", *more]
-            subprocess.run([sys.executable, "-m", "unitok", *command], check=True)
+    make_scenes(o.work)
     cases: list[dict[str, Any]] = []
     shown: list[Tensor] = []
     for seed in seeds:
         for name, options in GAN.items():
             run = o.work / f"{name}-{seed}-{minutes:g}"
-            train(run, o.work / "train" / "images", minutes, seed, options)
+            train(CONFIG, run, o.work / "train" / "images", minutes, seed, options)
             scores, originals, again = measure(run, o.work / "test")
             kept_out = measure(run, o.work / "held_out")[0]
             units = {"psnr_db": "dB"}

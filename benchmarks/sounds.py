@@ -7,14 +7,12 @@ Claims: use of 90 % and more on every level, SI-SDR that rises with every level,
 """
 
 import argparse
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from common import write_results
+from common import make_scenes, train, write_results
 
 from unitok.bundle import load_trained_part
 from unitok.data.media import load_audio
@@ -25,12 +23,6 @@ from unitok.evaluate.oracle import read_sound
 from unitok.tokenizers.health import codebook_statistics
 
 CONFIG = Path(__file__).parent.parent / "configs" / "scenes" / "audio.yaml"
-
-
-def train(out: Path, data: Path, minutes: float, seed: int) -> None:
-    command = ["fit", "--config", str(CONFIG), "--out", str(out), "--data.init_args.path", str(data), "--resume", "auto"]
-    command += ["--model.init_args.minutes", str(minutes), "--seed_everything", str(seed), "--data.init_args.seed", str(seed)]
-    subprocess.run([sys.executable, "-m", "unitok", *command], check=True)
 
 
 def measure(run: Path, folder: Path, count: int = 1000) -> dict[str, float]:
@@ -62,14 +54,11 @@ def main() -> None:
     p.add_argument("--out", type=Path, help="default: benchmarks/results/sounds.json")
     o = p.parse_args()
     minutes, seeds = (0.25, [0]) if o.quick else (o.minutes, o.seeds)
-    for folder, number, seed in (("train", 12_000, 1), ("test", 1000, 2)):
-        if not (o.work / folder / "scenes.jsonl").exists():
-            command = ["scenes", str(o.work / folder), "--count", str(number), "--seed", str(seed), "--most", "2"]
-            subprocess.run([sys.executable, "-m", "unitok", *command], check=True)
+    make_scenes(o.work)
     cases: list[dict[str, Any]] = []
     for seed in seeds:
         run = o.work / f"sounds-{seed}-{minutes:g}"
-        train(run, o.work / "train" / "sounds", minutes, seed)
+        train(CONFIG, run, o.work / "train" / "sounds", minutes, seed)
         for score, value in measure(run, o.work / "test").items():
             unit = "dB" if "_db" in score else "share"
             cases.append({"case": f"{minutes:g} minutes, seed {seed}: {score}", "unit": unit, "ours": value})

@@ -28,7 +28,7 @@ from torch import nn
 
 from unitok.bundle import load_trained_part
 from unitok.data.media import convert_audio, load_audio, save_audio
-from unitok.data.module import SoundDataset
+from unitok.data.module import EndlessBatches, SoundDataset
 from unitok.evaluate.audio_tokenizer import sound_scores
 from unitok.tokenizers.health import codebook_statistics
 from unitok.tokenizers.losses import spectral_loss
@@ -102,12 +102,9 @@ def train_encodec(folder: Path, seconds: float, n_filters: int, rate: float, see
     model = Encodec(n_filters).train()
     data = SoundDataset(folder, RATE, 1, RATE, seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95))
-    began, steps, epoch, places = time.monotonic(), 0, 0, []
+    began, steps, batches = time.monotonic(), 0, iter(EndlessBatches(data, BATCH))
     while (share := (time.monotonic() - began) / seconds) < 1:
-        while len(places) < BATCH:
-            places += [(epoch, i) for i in data.order(epoch)]
-            epoch += 1
-        batch, places = torch.stack([data[place] for place in places[:BATCH]]), places[BATCH:]
+        batch = torch.stack([data[place] for place in next(batches)])
         for group in optimizer.param_groups:
             group["lr"] = rate * warmup_linear(steps, share, 30)
         out, penalty = model(batch)

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from unitok.bundle import load_trained_part
 from unitok.data.media import draw_spectrogram, encode_png, encode_wav, load_audio, sniff
 from unitok.errors import UserError
-from unitok.evaluate.image_tokenizer import timed
+from unitok.evaluate.image_tokenizer import format_number, timed
 from unitok.tokenizers.audio import AudioTokenizer
 from unitok.tokenizers.health import codebook_statistics
 from unitok.tokenizers.losses import mel_loss, spectral_loss
@@ -153,10 +153,10 @@ def _page(scores: dict[str, Any], rows: list[dict[str, Any]], rate: int) -> str:
             figures.append(player(row["_sounds"][k], title))
         return f"<h3>{html.escape(row['file'])}</h3>{''.join(figures)}"
 
-    plain = "".join(f"<tr><td>{name}<td>{_number(value)}" for name, value in scores.items() if name != "by_levels")
+    plain = "".join(f"<tr><td>{name}<td>{format_number(value)}" for name, value in scores.items() if name != "by_levels")
     columns = list(scores["by_levels"][0])
     head = "".join(f"<th>{name.replace('_', ' ')}" for name in columns)
-    body = "".join("<tr>" + "".join(f"<td>{_number(row.get(name))}" for name in columns) for row in scores["by_levels"])
+    body = "".join("<tr>" + "".join(f"<td>{format_number(row.get(name))}" for name in columns) for row in scores["by_levels"])
     style = "body{font:15px sans-serif;margin:2em}figure{display:inline-block;margin:8px}td,th{padding:2px 12px 2px 0;text-align:left}"
     return (
         f"<!doctype html><meta charset=utf-8><title>Audio tokenizer</title><style>{style}</style><h1>Audio tokenizer</h1>"
@@ -165,17 +165,13 @@ def _page(scores: dict[str, Any], rows: list[dict[str, Any]], rate: int) -> str:
     )
 
 
-def _number(value: Any) -> str:
-    return "" if value is None else str(value) if isinstance(value, int) else f"{value:.4g}"
-
-
 def print_table(scores: dict[str, Any]) -> None:
     """A table for people."""
     for name, value in scores.items():
         if name != "by_levels":
-            print(f"{name:<28}{_number(value):>12}")
+            print(f"{name:<28}{format_number(value):>12}")
     columns = list(scores["by_levels"][0])
     widths = [max(len(name), 8) + 2 for name in columns]
     print("".join(f"{name:>{width}}" for name, width in zip(columns, widths, strict=True)))
     for row in scores["by_levels"]:
-        print("".join(f"{_number(row.get(name)):>{width}}" for name, width in zip(columns, widths, strict=True)))
+        print("".join(f"{format_number(row.get(name)):>{width}}" for name, width in zip(columns, widths, strict=True)))

@@ -195,7 +195,7 @@ def _page(scores: dict[str, Any], pairs: list[tuple[dict[str, Any], tuple[Tensor
         ssim = "" if row["ssim"] is None else f", SSIM {row['ssim']:.3f}"
         return f"<figure>{tags}<figcaption>{html.escape(row['file'])}: {row['psnr_db']:.2f} dB{ssim}</figcaption></figure>"
 
-    table = "".join(f"<tr><td>{name}<td>{_number(value)}" for name, value in scores.items())
+    table = "".join(f"<tr><td>{name}<td>{format_number(value)}" for name, value in scores.items())
     figures = "\n".join(figure(row, pair) for row, pair in pairs)
     style = "body{font:15px sans-serif;margin:2em}img{image-rendering:pixelated;margin-right:4px}figure{display:inline-block;margin:8px}td{padding:2px 12px 2px 0}"
     return (
@@ -204,11 +204,12 @@ def _page(scores: dict[str, Any], pairs: list[tuple[dict[str, Any], tuple[Tensor
     )
 
 
-def _number(value: Any) -> str:
-    return str(value) if isinstance(value, int) else f"{value:.4g}"
+def format_number(value: Any) -> str:
+    """For tables: four digits, integers whole, nothing for None."""
+    return "" if value is None else str(value) if isinstance(value, int) else f"{value:.4g}"
 
 
 def print_table(scores: dict[str, Any]) -> None:
     """A table for people."""
     for name, value in scores.items():
-        print(f"{name:<32}{_number(value):>12}")
+        print(f"{name:<32}{format_number(value):>12}")

@@ -132,7 +132,6 @@ class AudioTokenizerTraining(TokenizerTraining):
             if given not in (None, wanted):
                 raise UserError(f"the data has {name} {given}, the tokenizer {wanted}: they must agree")
         self.tokenizer = AudioTokenizer(self.config)
-        self.tokenizer.quantizer.decay = self.codebook_decay
         self.health = CodebookHealth("rvq", self.tokenizer.codebook_size)
         if self.gan.weight:
             self.discriminator = STFTDiscriminator(self.config.channels, self.gan.filters, tuple(self.gan.windows))
@@ -208,10 +207,7 @@ class AudioTokenizerTraining(TokenizerTraining):
 
     # ---- To hear and to see --------------------------------------------------------------------------------------
 
-    def show(self, target: Tensor, out: Tensor, step: int) -> None:
-        self._show("reconstructions", target, out, step)
-
-    def _show(self, name: str, target: Tensor, out: Tensor, step: int) -> None:
+    def show(self, name: str, target: Tensor, out: Tensor, step: int) -> None:
         """Originals and reconstructions one after the other as WAV; their spectrograms, originals above, as PNG."""
         pairs = list(zip(target[:SHOWN_SOUNDS].float().cpu(), out[:SHOWN_SOUNDS].float().clamp(-1, 1).cpu(), strict=True))
         rate = self.config.sample_rate
@@ -242,6 +238,6 @@ class AudioTokenizerTraining(TokenizerTraining):
             value = scale_invariant_signal_distortion_ratio(out.float(), samples, zero_mean=True).clamp(-50, 100).mean()
             self.log(name, value, prog_bar=name == "val_si_sdr_db", batch_size=len(samples), sync_dist=True)
         if batch_index == 0 and self.trainer.is_global_zero:
-            self._show("validation", samples, found["val_si_sdr_db"], self.steps_done)
+            self.show("validation", samples, found["val_si_sdr_db"], self.steps_done)
 
     test_step = validation_step

@@ -130,19 +130,16 @@ class ImageTokenizerTraining(TokenizerTraining):
             raise UserError("decodes is false: a tokenizer without a decoder cannot be trained")
         quantizer = self.tokenizer.quantizer
         if self.config.quantizer == "vq":
-            quantizer.decay = self.codebook_decay  # type: ignore[assignment]
             quantizer.entropy_temperature = self.weights.entropy_temperature if self.weights.entropy else 0.0  # type: ignore[assignment]
         self.health = CodebookHealth(self.config.quantizer, quantizer.size)
-        folder = Path(self.weights.lpips_weights) if self.weights.lpips_weights else None
-        wanted = self.weights.perceptual if self.weights.perceptual_weight else "none"
-        self._set_perceptual(choose_perceptual(wanted, folder))
+        self._set_perceptual(self.weights.perceptual if self.weights.perceptual_weight else "none")
         if self.gan.weight:
             self.discriminator = PatchDiscriminator(self.gan.width, self.gan.layers, self.gan.norm)
         self.configure_common()
 
-    def _set_perceptual(self, kind: Perceptual) -> None:
+    def _set_perceptual(self, wanted: Perceptual) -> None:
         folder = Path(self.weights.lpips_weights) if self.weights.lpips_weights else None
-        self.perceptual_kind = kind
+        kind = self.perceptual_kind = choose_perceptual(wanted, folder)
         self.perceptual = None if kind == "none" else PerceptualLoss(kind, folder)
 
     def part(self) -> dict[str, Any]:
@@ -152,8 +149,7 @@ class ImageTokenizerTraining(TokenizerTraining):
         super().check_part(part)
         began = part.get("perceptual", self.perceptual_kind)
         if self.weights.perceptual == "auto" and began != self.perceptual_kind:
-            folder = Path(self.weights.lpips_weights) if self.weights.lpips_weights else None
-            self._set_perceptual(choose_perceptual(began, folder))  # a run goes on with what it began with
+            self._set_perceptual(began)  # a run goes on with what it began with
 
     # ---- What a reconstruction is worth --------------------------------------------------------------------------
 
@@ -192,10 +188,7 @@ class ImageTokenizerTraining(TokenizerTraining):
 
     # ---- To look at ----------------------------------------------------------------------------------------------
 
-    def show(self, target: Tensor, out: Tensor, step: int) -> None:
-        self._show("reconstructions", target, out, step)
-
-    def _show(self, name: str, images: Tensor, pixels: Tensor, step: int) -> None:
+    def show(self, name: str, images: Tensor, pixels: Tensor, step: int) -> None:
         """Originals above reconstructions, as a PNG in the run's folder and in TensorBoard."""
         rows = torch.stack([images[:GRID_IMAGES].float(), pixels[:GRID_IMAGES].float().clamp(-1, 1)])
         grid = rearrange(rows, "r n c h w -> c (r h) (n w)").cpu()
@@ -212,6 +205,6 @@ class ImageTokenizerTraining(TokenizerTraining):
         mse = (out.pixels.float() - images).square().mean(dim=(1, 2, 3)) / 4
         self.log("val_psnr", (-10 * torch.log10(mse)).mean(), prog_bar=True, batch_size=len(images), sync_dist=True)
         if batch_index == 0 and self.trainer.is_global_zero:
-            self._show("validation", images, out.pixels, self.steps_done)
+            self.show("validation", images, out.pixels, self.steps_done)
 
     test_step = validation_step

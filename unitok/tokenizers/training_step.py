@@ -98,8 +98,8 @@ class TokenizerTraining(TrainingShell):
         """int64 [N, levels] of what the tokenizer's forward gave."""
         raise NotImplementedError
 
-    def show(self, target: Tensor, out: Tensor, step: int) -> None:
-        """Put a few reconstructions beside their originals on the disk and into TensorBoard."""
+    def show(self, name: str, target: Tensor, out: Tensor, step: int) -> None:
+        """Put a few reconstructions beside their originals, under `name`, on the disk and into TensorBoard."""
         raise NotImplementedError
 
     def adversarial_weight(self, losses: Losses, adversarial: Tensor) -> Tensor | float:
@@ -114,6 +114,8 @@ class TokenizerTraining(TrainingShell):
 
     def configure_common(self) -> None:
         """The parts beside the tokenizer, when it is there."""
+        if self.tokenizer.quantizer.learns_by_update:
+            self.tokenizer.quantizer.decay = self.codebook_decay
         self.average = WeightAverage(self.tokenizer, self.ema_decay) if self.ema_decay else None
         if self.gan.weight:
             self.usual = LogitAverages()
@@ -284,7 +286,7 @@ class TokenizerTraining(TrainingShell):
         over = self.budget.over(self.steps_done + 1)
         due = bool(self.show_every) and ((self.steps_done + 1) % self.show_every == 0 or over)
         if due and self.trainer.is_global_zero:
-            self.show(batch, signal, self.steps_done + 1)
+            self.show("reconstructions", batch, signal, self.steps_done + 1)
 
 
 def _mean_logit(logits: Tensor | list[Tensor]) -> Tensor:
