@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 import types
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -119,20 +120,20 @@ def train_encodec(folder: Path, seconds: float, n_filters: int, rate: float, see
     return model.eval(), steps
 
 
-def measure(model: Any, folder: Path) -> list[dict[str, float]]:
-    """Means over the test clips, for the first 1 … `LEVELS` levels."""
+def measure(model: Any, folder: Path, levels: Sequence[int] = range(1, LEVELS + 1)) -> list[dict[str, float]]:
+    """Means over the test clips, for the first k levels, for each k of `levels`; and the use of level k."""
     rows: list[list[dict[str, float | None]]] = []
     codes = []
     for path in sorted(folder.glob("*.wav")):
         samples, _ = load_audio(path)
         found = model.encode(samples[None])
         codes.append(found[0])
-        levels = [model.decode(found[:, :k], samples.shape[-1])[0] for k in range(1, LEVELS + 1)]
-        rows.append([sound_scores(level, samples, RATE) for level in levels])
+        decoded = [model.decode(found[:, :k], samples.shape[-1])[0] for k in levels]
+        rows.append([sound_scores(sound, samples, RATE) for sound in decoded])
     out = []
-    for k in range(LEVELS):
-        means = {name: float(np.mean([row[k][name] for row in rows])) for name in rows[0][k]}  # type: ignore[arg-type]
-        out.append(means | {"use": codebook_statistics(torch.cat(codes, -1)[k], CODES)["use"]})
+    for place, k in enumerate(levels):
+        means = {name: float(np.mean([row[place][name] for row in rows])) for name in rows[0][place]}  # type: ignore[arg-type]
+        out.append(means | {"use": codebook_statistics(torch.cat(codes, -1)[k - 1], CODES)["use"]})
     return out
 
 
@@ -154,7 +155,7 @@ def main() -> None:
     tried = {}
     for n_filters, rate in itertools.product((8, 16), (5e-4, 1.5e-3)):
         probed, steps = train_encodec(train, probe, n_filters, rate)
-        tried[n_filters, rate] = measure(probed, test)[-1]["si_sdr_db"]
+        tried[n_filters, rate] = measure(probed, test, [LEVELS])[0]["si_sdr_db"]
         print(f"encodec with n_filters {n_filters}, rate {rate:g}: {steps} steps, {tried[n_filters, rate]:.2f} dB", flush=True)
     n_filters, rate = max(tried, key=lambda key: tried[key])
     encodec, steps = train_encodec(train, minutes * 60, n_filters, rate)
