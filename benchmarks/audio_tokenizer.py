@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import soundfile
 import torch
-from common import in_a_process, in_turns, peak_memory_gb, serve, write_results
+from common import RESULTS, in_a_process, in_turns, peak_memory_gb, serve, write_results
 
 from unitok.interop.audio import _build, infer_config
 from unitok.tokenizers import AudioTokenizer
@@ -128,13 +128,20 @@ def main() -> None:
     p.add_argument("--rounds", type=int, default=5)
     p.add_argument("--most", type=float, default=240.0, help="leave out batches of more seconds of sound than this")
     p.add_argument("--keep-for-all", action="store_true", help="the peers' allocator keeps large blocks, too")
-    p.add_argument("--hour", action="store_true", help="also an hour of sound")
+    p.add_argument("--hour", action="store_true", help="an hour of sound instead, added to the results that are there")
     p.add_argument("--out", type=Path, help="default: benchmarks/results/audio_tokenizer.json")
     p.add_argument("--only", nargs=4, help=argparse.SUPPRESS)
     o = p.parse_args()
     if o.only:
         which, what, seconds, batch = o.only
         one_hour(o.device) if which == "hour" else only(which, what, float(seconds), int(batch), o.device)
+        return
+    if o.hour:
+        found = in_a_process(__file__, "--device", o.device, "--only", "hour", "-", "0", "0")
+        path = o.out or RESULTS / f"audio_tokenizer{'' if o.device == 'cpu' else '.gpu'}.json"
+        results = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps(results | {"hour": found}, indent=1) + "\n")
+        print(found)
         return
     sizes = [(1.0, 1)] if o.quick else [(1.0, 1), (1.0, 8), (30.0, 1), (30.0, 8)]
     sizes = [(seconds, batch) for seconds, batch in sizes if seconds * batch <= o.most]
@@ -158,9 +165,6 @@ def main() -> None:
                     {"case": f"{case}: memory"} | row | {"ratio": found[peer]["gb"] / max(found["unitok"]["gb"], 1e-3)}
                 )
     more: dict[str, Any] = {"codes_that_occur": int(codes["unitok"].unique().numel())}
-    if o.hour:
-        more["hour"] = in_a_process(__file__, "--device", o.device, "--only", "hour", "-", "0", "0")
-        print(more)
     write_results("audio_tokenizer", cases, o.device, o.out, **more)
 
 

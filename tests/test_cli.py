@@ -34,7 +34,21 @@ def test_help_imports_neither_torch_nor_lightning():
 
 
 @pytest.mark.parametrize(
-    "verb", ["scenes", "train-text", "bundle", "tokenize", "detokenize", "inspect", "sample", "eval", "demo", "doctor"]
+    "verb",
+    [
+        "scenes",
+        "train-text",
+        "bundle",
+        "tokenize",
+        "detokenize",
+        "import",
+        "export",
+        "inspect",
+        "sample",
+        "eval",
+        "demo",
+        "doctor",
+    ],
 )
 def test_every_verb_has_help(verb):
     done = unitok(verb, "--help")

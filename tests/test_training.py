@@ -29,6 +29,7 @@ def arguments(kind: str, out: Path, data: Path, steps: int, *more: str) -> list[
     }[kind]
     if kind == "decoder":
         small += ["--model.init_args.decoder.dropout", "0.1"]  # so that random state matters
+        small += ["--data.init_args.row_length", "192"]
     return [
         *("fit", "--config", str(CONFIGS / f"{kind}.yaml"), "--out", str(out), "--data.init_args.path", str(data)),
         *("--model.init_args.minutes", "null", "--model.init_args.steps", str(steps), "--data.init_args.batch_size", "4"),

@@ -328,7 +328,13 @@ def make_untrained(out: Path, preset: str = "tiny", seed: int = 0) -> Unitok:
     text = TextTokenizer.train(["a small text about nothing much, to have a few pieces"], size=300)
     image = ImageTokenizer(ImageTokenizerConfig(ch=64, ch_mult=(1,), z_channels=16, resolution=32, codebook_size=64))
     audio = AudioTokenizer(AudioTokenizerConfig(n_filters=16, dimension=32, codebook_size=32, codebook_dim=8))
-    for tokenizer, latents in ((image, torch.randn(4, 256, 16)), (audio, torch.randn(4, 256, 32))):
+    with torch.no_grad():  # codebooks begin with what the networks give for noise, so that many codes occur
+        pixels, samples = torch.randn(16, 3, 32, 32).clamp(-1, 1), torch.randn(16, 1, 8000).clamp(-1, 1)
+        seen: dict[Any, Any] = {
+            image: image.encoder(pixels).movedim(1, -1).flatten(1, 2),
+            audio: audio.encoder(samples).movedim(1, -1),
+        }
+    for tokenizer, latents in seen.items():
         tokenizer.train()
         low = tokenizer.quantizer.pass_through(latents).low
         assert low is not None

@@ -24,8 +24,9 @@ usage: unitok VERB [options]      (unitok VERB --help says everything about one)
   bundle       put vocabulary, tokenizers and a decoder into one folder
   tokenize     raw files -> token shards
   detokenize   token shards -> files
-  import       a tokenizer of another project (taming, LlamaGen, Chameleon) as ours
-  inspect      what is in a data set, bundle or config; --verify checks a data set
+  import       a tokenizer or decoder of another project (taming, EnCodec, Chameleon, Llama, …) as ours
+  export       a decoder as transformers, vLLM and SGLang load it
+  inspect      what is in a data set, bundle or config; what a decoder costs; --verify checks a data set
   sample       continue prompts of text, pictures and sounds
   eval         measure a bundle on scenes, or an image tokenizer on pictures
   doctor       what is installed, what works, what to do about the rest
@@ -179,9 +180,9 @@ def detokenize(arguments: list[str]) -> None:
 
 
 def import_(arguments: list[str]) -> None:
-    from unitok.interop import KINDS, import_checkpoint
+    from unitok.interop import KINDS, describe, import_checkpoint
 
-    p = _parser("import", "A checkpoint of another project -> a tokenizer's folder. Nothing in it is executed.")
+    p = _parser("import", "A checkpoint of another project -> a part's folder or a bundle. Nothing in it is executed.")
     p.add_argument("kind", choices=KINDS, help="; ".join(f"{kind}: {what}" for kind, what in KINDS.items()))
     p.add_argument("source", type=Path, help="the checkpoint's file or folder")
     p.add_argument("out", type=Path, help="folder to write")
@@ -193,23 +194,47 @@ def import_(arguments: list[str]) -> None:
     check_replaceable(o.out)
     part = import_checkpoint(o.kind, o.source, o.config, o.trust_checkpoint)
     part.save_pretrained(o.out)
-    c = part.config
-    if hasattr(c, "sample_rate"):
-        levels = f"{part.num_codebooks} levels of {part.codebook_size} codes"
-        print(f"{o.out}: {c.sample_rate} Hz, {part.frame_rate:g} frames a second, {levels}, {part.bitrate / 1000:g} kbit/s")
-        return
-    print(f"{o.out}: {c.codebook_size} codes of {c.codebook_dim} dimensions, {part.stride} pixels a code", end="")
-    print("" if c.decodes else "; it encodes only")
+    print(f"{o.out}: {describe(part)}")
+
+
+def export(arguments: list[str]) -> None:
+    p = _parser("export", "A bundle's decoder -> another program's folder, with unitok_ids.json to tell what ids mean.")
+    p.add_argument("kind", choices=("hf-qwen3",), help="hf-qwen3: loads in transformers, vLLM and SGLang as Qwen3")
+    p.add_argument("source", type=Path, help="a bundle, or a decoder's own folder")
+    p.add_argument("out", type=Path, help="folder to write")
+    o = p.parse_args(arguments)
+    from unitok.interop.decoder import export_decoder
+    from unitok.model import Decoder
+    from unitok.pretrained import check_replaceable
+    from unitok.vocab import Vocab
+
+    check_replaceable(o.out)
+    known = o.source / "vocab.json"
+    export_decoder(o.kind, Decoder.from_pretrained(o.source), Vocab.load(known) if known.exists() else None, o.out)
+    print(f"{o.out}: load it with transformers' AutoModelForCausalLM.from_pretrained")
 
 
 def inspect(arguments: list[str]) -> None:
-    p = _parser("inspect", "What is in a data set, a bundle or a config; --verify checks a data set.")
-    p.add_argument("what", type=Path, help="folder of a data set or bundle, or a config file")
+    from unitok.inspection import HARDWARE
+
+    p = _parser("inspect", "What is in a data set, a bundle or a config, and what a decoder costs; --verify checks a data set.")
+    p.add_argument(
+        "what", help="a data set, a bundle, a decoder's folder, a YAML config, or a preset such as 100m, chameleon-34b"
+    )
     p.add_argument("--verify", action="store_true", help="check checksums, grammar and ranges of a data set")
+    p.add_argument("--ids", type=float, default=0, help="ids to train on, for the hours; 0: 20 a parameter")
+    p.add_argument("--hardware", choices=HARDWARE, default="h200", help="what it trains on")
+    p.add_argument("--devices", type=int, default=1, help="how many of them")
+    p.add_argument("--mfu", type=float, default=0.4, help="share of the hardware's peak that is reached")
+    p.add_argument("--context", type=int, default=0, help="ids a document; 0: the longest that the decoder takes")
+    p.add_argument("--batch", type=int, default=65_536, help="ids of a training batch on one device, for the activations")
     o = p.parse_args(arguments)
+    if not 0 < o.mfu <= 1 or o.devices < 1 or o.ids < 0 or o.batch < 1 or o.context < 0:
+        raise UserError("--mfu is in (0, 1], --devices and --batch at least 1, --ids and --context at least 0")
+    from unitok.inspection import Budget
     from unitok.inspection import inspect as run
 
-    run(o.what, o.verify)
+    run(Path(o.what), o.verify, Budget(o.ids, o.hardware, o.devices, o.mfu, o.context, o.batch))
 
 
 def sample(arguments: list[str]) -> None:
@@ -354,6 +379,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "tokenize": tokenize,
     "detokenize": detokenize,
     "import": import_,
+    "export": export,
     "inspect": inspect,
     "sample": sample,
     "eval": evaluate,

@@ -1,23 +1,49 @@
-"""`unitok inspect`: a summary of a data set, a bundle or a config; `--verify` checks a data set."""
+"""`unitok inspect`: a summary of a data set or bundle; what a decoder costs; `--verify` checks a data set."""
 
 import json
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from unitok.errors import UserError
 
+#: Peak bf16 FLOPs a second of some accelerators, dense, by the makers' data sheets.
+HARDWARE = {"a100": 312e12, "h100": 989e12, "h200": 989e12, "b200": 2250e12, "l40s": 362e12, "rtx4090": 165e12}
 
-def inspect(what: Path, verify: bool = False) -> None:
+
+@dataclass(frozen=True)
+class Budget:
+    """What hours and memory are estimated for; see `unitok inspect --help`."""
+
+    ids: float = 0
+    hardware: str = "h200"
+    devices: int = 1
+    mfu: float = 0.4
+    context: int = 0
+    batch: int = 65_536
+
+
+def inspect(what: Path, verify: bool = False, budget: Budget | None = None) -> None:
     """Print what is there; errors: `UserError` for something else, and for a data set that does not verify."""
+    from unitok.model.presets import PRESETS, Preset
+
+    budget = budget or Budget()
     if (what / "dataset.json").exists():
         _inspect_dataset(what, verify)
     elif (what / "bundle.json").exists():
-        from unitok.bundle import Unitok, describe
+        _inspect_bundle(what, budget)
+    elif (what / "config.json").exists() and '"kind": "decoder"' in (what / "config.json").read_text():
+        from unitok.model import DecoderConfig
+        from unitok.pretrained import load_config
 
-        print(json.dumps(describe(Unitok.from_pretrained(what)), indent=1))
+        print_costs(Preset(load_config(what, "decoder", DecoderConfig)), budget)
     elif what.is_file() and what.suffix in (".yaml", ".yml"):
-        _inspect_config(what)
+        _inspect_config(what, budget)
+    elif str(what) in PRESETS:
+        print(f"{what}: {PRESETS[str(what)].source}")
+        print_costs(PRESETS[str(what)], budget)
     elif not what.exists():
-        raise UserError(f"{what}: no such file or folder")
+        raise UserError(f"{what}: no such file or folder, and no preset; presets are {', '.join(PRESETS)}")
     else:
         raise UserError(f"{what}: neither a data set (dataset.json) nor a bundle (bundle.json) nor a YAML config")
 
@@ -38,24 +64,77 @@ def _inspect_dataset(folder: Path, verify: bool) -> None:
         print("  verified: checksums, ranges and grammar")
 
 
-def _inspect_config(path: Path) -> None:
+def _inspect_bundle(folder: Path, budget: Budget) -> None:
+    from unitok.bundle import Unitok, describe
+    from unitok.model.presets import Preset
+
+    bundle = Unitok.from_pretrained(folder)
+    print(json.dumps(describe(bundle), indent=1))
+    if bundle.model is None:
+        return
+    preset = Preset(bundle.model.config)
+    if bundle.image is not None:
+        side, span = bundle.image.config.resolution, bundle.vocab.span("image")
+        codes, markers = (side // bundle.image.stride) ** 2, 2 + len(span.header)
+        preset = replace(preset, ids_an_image=codes + markers, image=f"{side} x {side} pixels")
+    if bundle.audio is not None:
+        a = bundle.audio
+        rate = a.frame_rate * a.num_codebooks
+        preset = replace(preset, ids_a_second=rate, sound=f"{a.frame_rate:g} frames of {a.num_codebooks} levels")
+    print_costs(preset, budget)
+
+
+def _inspect_config(path: Path, budget: Budget) -> None:
     import yaml
+
+    from unitok.model import DecoderConfig
+    from unitok.model.presets import Preset
+    from unitok.pretrained import make_config
 
     try:
         config = yaml.safe_load(path.read_text()) or {}
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not YAML ({' '.join(str(error).split())[:120]})") from None
-    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
-    print("\n".join(header))
+    print("\n".join(line for line in path.read_text().splitlines() if line.startswith("#")))
     model = config.get("model", {})
-    arguments = model.get("init_args", {})
     if model.get("class_path", "").endswith("DecoderTraining"):
-        import torch
+        decoder = make_config(DecoderConfig, model.get("init_args", {}).get("decoder", {}), str(path))
+        print_costs(Preset(decoder), budget)
 
-        from unitok.model.decoder import Decoder, DecoderConfig
-        from unitok.pretrained import make_config
 
-        decoder = make_config(DecoderConfig, arguments.get("decoder", {}) | {"vocab_size": 1}, str(path))
-        with torch.device("meta"):
-            count = sum(p.numel() for n, p in Decoder(decoder).named_parameters() if "layers" in n)
-        print(f"decoder: {count / 1e6:.2f}M parameters in its blocks, {2 * decoder.hidden_size} more for each id")
+def print_costs(preset: Any, budget: Budget) -> None:
+    """Parameters, FLOPs, memory and hours of a decoder, as a table. A vocabulary not known yet is taken as 10,000 ids."""
+    from unitok.model.accounting import count, hours, memory_bytes
+
+    config = preset.config
+    guessed = "" if config.vocab_size else " (not known before the data: taken as 10,000)"
+    config = replace(config, vocab_size=config.vocab_size or 10_000)
+    context = budget.context or config.max_position_embeddings
+    costs = count(config, context)
+    ids = budget.ids or 20.0 * costs.parameters
+    memory = {k: v / 1e9 for k, v in memory_bytes(config, budget.batch, 1, context).items()}
+    state = memory["weights"] + memory["gradients"] + memory["optimizer"]
+    time = hours(config, ids, HARDWARE[budget.hardware], budget.mfu, budget.devices, context)
+    heads = f"{config.num_attention_heads} heads of {config.head_dim}, {config.num_key_value_heads} for keys and values"
+    lines = {
+        "shape": f"{config.num_hidden_layers} layers, {config.hidden_size} wide, SwiGLU {config.intermediate_size}, {heads}",
+        "vocabulary": f"{config.vocab_size:,} ids{guessed}",
+        "parameters": f"{_short(costs.parameters)}: {_short(costs.in_blocks)} in blocks, {_short(costs.in_matrices)} multiplied an id",
+        "FLOPs an id": f"{_short(costs.flops)} to train, {_short(costs.flops_forward)} to read, at {context:,} ids a document",
+        "training state": f"{state:.2f} GB: weights, gradients and AdamW in fp32, on one device",
+        "activations": f"{memory['activations']:.2f} GB in bf16 for {budget.batch:,} ids, about",
+        "inference": f"{memory['weights'] / 2:.2f} GB of weights in bf16, {memory['kv_cache']:.3f} GB of KV cache for {context:,} ids",
+        "an image": f"{preset.ids_an_image:,} ids ({preset.image})",
+        "a second": f"{preset.ids_a_second:g} ids ({preset.sound})",
+        "time": f"{time:,.1f} hours for {_short(ids)} ids on {budget.devices} x {budget.hardware} at {budget.mfu:.0%} MFU",
+    }
+    for name, text in lines.items():
+        print(f"  {name:<15}{text}")
+
+
+def _short(number: float) -> str:
+    """1234567 -> 1.23M."""
+    for unit, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g}{'B' if unit == 'G' else unit}"
+    return f"{number:.3g}"

@@ -44,7 +44,8 @@ def check_replaceable(folder: Path) -> None:
         return
     if not folder.is_dir():
         raise UserError(f"{folder}: is a file; give a folder")
-    config = folder / "config.json"
+    parts_only = {f.name for f in folder.iterdir()} <= {"model", "tokenizers"}  # an import without a vocabulary
+    config = folder / "model" / "config.json" if parts_only else folder / "config.json"
     ours = (folder / "bundle.json").exists() or (config.exists() and '"unitok"' in config.read_text())
     if any(folder.iterdir()) and not ours:
         raise UserError(f"{folder}: not empty and nothing that unitok made; choose another folder")
@@ -61,8 +62,8 @@ def replace_folder(partial: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def load_part(folder: Path, kind: str, config_class: type) -> tuple[Any, dict[str, Tensor]]:
-    """Read a part's folder -> its config and state; errors: `UserError` naming the file. Inverse of `save_part`."""
+def load_config(folder: Path, kind: str, config_class: type) -> Any:
+    """The config of a part's folder; errors: `UserError` naming the file."""
     path = Path(folder) / "config.json"
     try:
         row = json.loads(path.read_text())
@@ -72,11 +73,17 @@ def load_part(folder: Path, kind: str, config_class: type) -> tuple[Any, dict[st
         raise UserError(f"{path}: not JSON ({error})") from None
     if row.pop("kind", None) != kind or row.pop("unitok", None) != VERSION:
         raise UserError(f"{path}: not a {kind} of version {VERSION}")
+    return make_config(config_class, row, str(path))
+
+
+def load_part(folder: Path, kind: str, config_class: type) -> tuple[Any, dict[str, Tensor]]:
+    """Read a part's folder -> its config and state; errors: `UserError` naming the file. Inverse of `save_part`."""
+    config = load_config(folder, kind, config_class)
     weights = Path(folder) / "model.safetensors"
     if not weights.exists():
         raise UserError(f"{weights}: no such file")
     try:
-        return make_config(config_class, row, str(path)), load_file(weights)
+        return config, load_file(weights)
     except SafetensorError as error:
         raise UserError(f"{weights}: not a whole safetensors file ({error})") from None
 
@@ -109,7 +116,7 @@ def part_folder(path: Path, name: str) -> Path:
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path}: no such folder")
-    return path / name if (path / "bundle.json").exists() else path
+    return path / name if (path / "bundle.json").exists() or (path / name / "config.json").exists() else path
 
 
 def state_fingerprint(config: Any, state: dict[str, Tensor]) -> str:

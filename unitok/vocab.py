@@ -61,6 +61,13 @@ class Range:
         edges = [self.offset, *(edge for hole in holes for edge in (hole, hole + 1)), self.stop]
         return tuple((a, b) for a, b in zip(edges[::2], edges[1::2], strict=True) if a < b)
 
+    def holds(self, ids: np.ndarray) -> np.ndarray:
+        """bool, of the same shape: which ids are legal here."""
+        inside = np.zeros(np.shape(ids), bool)
+        for a, b in self.intervals():
+            inside |= (ids >= a) & (ids < b)
+        return inside
+
     def to_ids(self, codes: np.ndarray) -> np.ndarray:
         """Codes -> ids of the same shape; errors: `UserError` for a code outside `[0, size)` or illegal."""
         codes = np.asarray(codes, np.int64)
@@ -285,6 +292,7 @@ class Vocab:
         """Walk over ids from span to span."""
         begins = {self.specials[s.begin]: s for s in self.spans.values() if s.begin}
         bare = next((s for s in self.spans.values() if not s.begin), None)
+        text = self.range(bare.body[0]) if bare else None
         roles = dict(zip(self.roles, ROLES, strict=False))
         at = start
         while at < stop:
@@ -297,11 +305,10 @@ class Vocab:
             elif id in begins:
                 segment, at = self._read_span(ids, at, stop, begins[id], role)
                 yield segment
-            elif bare and self.range(bare.body[0]).offset <= id < self.range(bare.body[0]).stop:
-                text = self.range(bare.body[0])
-                end = at
-                while end < stop and text.offset <= ids[end] < text.stop:
-                    end += 1
+            elif text and text.holds(ids[at]):
+                others = np.flatnonzero(~text.holds(ids[at:stop]))
+                end = at + int(others[0]) if len(others) else stop
+                assert bare is not None
                 yield Segment(bare.modality, text.to_codes(ids[at:end]), role)
                 at = end
             else:

@@ -6,24 +6,32 @@ import numpy as np
 import pytest
 
 from unitok.data.module import EndlessBatches
-from unitok.data.packing import PackedDataset, epoch_rows, pack
+from unitok.data.packing import PackedDataset, pack, pack_in_order
 from unitok.data.shards import TokenDataset, write_dataset_json, write_shard
 from unitok.document import Document, Segment
+from unitok.errors import UserError
 
 
-def test_packing_places_every_document_once_and_wastes_little():
-    lengths = np.random.default_rng(0).integers(18, 170, 5000)
-    rows = pack(lengths, 256)
-    assert sorted(itertools.chain(*rows)) == list(range(5000))
-    assert max(sum(lengths[i] for i in row) for row in rows) <= 256
-    assert lengths.sum() / (256 * len(rows)) > 0.97
+def mixed_lengths(seed=0):
+    """Like scenes: captions, captions with a picture, pictures with a sound; and a few long stories."""
+    rng = np.random.default_rng(seed)
+    return np.concatenate([rng.integers(18, 170, 9000), rng.integers(170, 1000, 600)])[rng.permutation(9600)]
 
 
-def test_the_order_is_a_pure_function_of_seed_and_epoch():
-    lengths = np.random.default_rng(0).integers(18, 170, 3000)
-    same = [epoch_rows(lengths, 256, 1, 2) for _ in range(2)]
-    assert all(np.array_equal(a, b) for a, b in zip(*same, strict=True))
-    assert not np.array_equal(epoch_rows(lengths, 256, 1, 2)[0], epoch_rows(lengths, 256, 1, 3)[0])
+@pytest.mark.parametrize("row_length", [1024, 4096])
+def test_packing_places_every_document_once_and_wastes_less_than_a_hundredth(row_length):
+    lengths = mixed_lengths()
+    rows = pack_in_order(lengths, row_length)
+    assert sorted(itertools.chain(*rows)) == list(range(len(lengths)))
+    assert max(lengths[row].sum() for row in rows) <= row_length
+    assert 1 - lengths.sum() / (row_length * len(rows)) < 0.01
+    near = [np.ptp(row) for row in rows]
+    assert np.median(near) < 3000  # a document stays near its place in the shuffled order
+
+
+def test_one_group_is_packed_best_fit():
+    lengths = np.array([5, 9, 1, 4, 6, 10])
+    assert sorted(sorted(lengths[row].tolist()) for row in pack(lengths, 10)) == [[1, 9], [4, 6], [5], [10]]
 
 
 class Numbers:
@@ -92,8 +100,8 @@ def test_a_batch_says_what_every_position_is(token_folder):
     for index in data.order(0):
         row = data[0, index]
         at = 0
-        for number, document in enumerate(data.rows(0)[index].tolist()):
-            ids, placed = data.dataset.ids(document), data.dataset.placed(document)
+        for number, unit in enumerate(data.rows(0)[index]):
+            ids, placed = data.datasets[0].ids(unit.document), data.datasets[0].placed(unit.document)
             n = len(ids)
             here = slice(at, at + n)
             assert np.array_equal(row["ids"][here], ids)
@@ -116,8 +124,8 @@ def test_a_batch_says_what_every_position_is(token_folder):
 def test_a_dropped_condition_is_bos_the_target_span_and_eos(token_folder):
     data = PackedDataset(TokenDataset(token_folder[0]), 96, seed=3, drop_condition=1.0)
     vocab = data.vocab
-    for i in range(40):
-        ids, weights = data.document(i, 0)
+    for unit in itertools.chain(*data.rows(0)):
+        ids, weights = data.document(unit)
         (segment,) = vocab.decode(ids).segments
         assert segment.modality in ("image", "audio")
         assert ids[0] == vocab.bos
@@ -126,10 +134,121 @@ def test_a_dropped_condition_is_bos_the_target_span_and_eos(token_folder):
         data.grammar.check(ids)
 
 
-def test_modality_weights_reach_the_positions(token_folder):
-    data = PackedDataset(TokenDataset(token_folder[0]), 96, seed=3, drop_condition=0.0, weights={"image": 0.5})
-    ids, weights = data.document(0, 0)
-    image = data.vocab.range("image")
-    inside = (ids >= image.offset) & (ids < image.stop)
-    assert inside.sum() == 9
-    assert set(weights[inside]) == {np.float32(0.5)}
+def test_the_order_is_a_pure_function_of_seed_and_epoch(token_folder):
+    dataset = TokenDataset(token_folder[0])
+    one, same, other = (PackedDataset(dataset, 96, seed=seed) for seed in (1, 1, 2))
+    assert one.rows(2) == same.rows(2)
+    same.rows(5)  # whatever was asked for before
+    assert one.rows(3) == same.rows(3)
+    assert one.rows(2) != one.rows(3)
+    assert one.rows(2) != other.rows(2)
+    for index in one.order(1):
+        for key, value in one[1, index].items():
+            assert np.array_equal(value, same[1, index][key])
+
+
+def test_weights_by_modality_and_level_reach_the_positions(token_folder):
+    weights = {"image": 0.5, "audio": 2.0, "audio_1": 0.25}
+    data = PackedDataset(TokenDataset(token_folder[0]), 96, seed=3, drop_condition=0.0, weights=weights)
+    seen = set()
+    for unit in itertools.chain(*data.rows(0)):
+        ids, factors = data.document(unit)
+        trained = unit.document % 2 == 1  # only odd documents learn their sound
+        for name, wanted in (("image", 0.5), ("audio.0", 2.0), ("audio.1", 0.5), ("audio.2", 2.0)):
+            r = data.vocab.range(name)
+            inside = (ids >= r.offset) & (ids < r.stop)
+            if inside.any():
+                here = wanted if trained or name == "image" else 0.0
+                assert set(factors[inside]) == {np.float32(here)}
+                seen.add((name, here))
+    assert len(seen) == 7
+
+
+# ---- Several data sets, long documents, mistakes --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def other_folder(tmp_path_factory, token_folder):
+    """A data set of other documents with the same vocabulary: ten longer texts."""
+    vocab, rng = TokenDataset(token_folder[0]).vocab, np.random.default_rng(8)
+    documents = [Document((Segment("text", rng.integers(1, 300, 200 + i)),), f"t{i}") for i in range(10)]
+    folder = tmp_path_factory.mktemp("other")
+    write_dataset_json(folder, vocab, [write_shard(folder / "shard-00000.arrow", documents, vocab)], {})
+    return folder
+
+
+def test_a_mixture_holds_each_data_set_by_its_share_of_the_ids_and_repeats_none_before_all_came(token_folder, other_folder):
+    sets = [TokenDataset(token_folder[0]), TokenDataset(other_folder)]
+    ids = [int(d.lengths().sum()) for d in sets]
+    data = PackedDataset(sets, 256, seed=5, shares=[3, 1])
+    drawn: list[list[tuple[int, int]]] = [[], []]
+    for epoch in range(4):
+        units = list(itertools.chain(*data.rows(epoch)))
+        held = [sum(u.length for u in units if u.source == s) for s in (0, 1)]
+        assert held[0] / sum(held) == pytest.approx(0.75, abs=0.05)
+        assert sum(held) == pytest.approx(sum(ids), rel=0.1)
+        for s in (0, 1):
+            drawn[s] += sorted((u.draw, u.document) for u in units if u.source == s)
+    for s, dataset in enumerate(sets):
+        assert [draw for draw, _ in drawn[s]] == list(range(len(drawn[s])))  # nothing skipped between epochs
+        for turn in range(len(drawn[s]) // len(dataset)):
+            documents = [document for _, document in drawn[s][turn * len(dataset) : (turn + 1) * len(dataset)]]
+            assert sorted(documents) == list(range(len(dataset)))
+    assert len(drawn[0]) > 2 * 40  # the first goes round more than once
+
+
+def test_without_shares_every_document_of_every_data_set_comes_once(token_folder, other_folder):
+    data = PackedDataset([TokenDataset(token_folder[0]), TokenDataset(other_folder)], 256)
+    units = list(itertools.chain(*data.rows(1)))
+    assert sorted((u.source, u.document) for u in units) == [(0, i) for i in range(40)] + [(1, i) for i in range(10)]
+
+
+@pytest.mark.parametrize("how", ["split", "cut", "drop"])
+def test_long_documents_are_split_cut_or_dropped_as_asked_and_counted(other_folder, how, caplog):
+    dataset = TokenDataset(other_folder)
+    data = PackedDataset(dataset, 128, drop_condition=0.0, long_documents=how, max_length=100) if how != "drop" else None
+    if data is None:
+        data = PackedDataset(dataset, 256, drop_condition=0.0, long_documents="drop", max_length=206)
+    told = {"split": "10 split into pieces", "cut": "10 cut off there", "drop": "5 left out"}[how]
+    assert f"{other_folder}: {told.split()[0]} of 10 documents have more than" in caplog.text
+    assert told in caplog.text
+    pieces: dict[int, list[np.ndarray]] = {}
+    for index in data.order(0):
+        row = data[0, index]
+        for number, unit in enumerate(data.rows(0)[index]):
+            here = row["documents"] == number
+            assert here.sum() == unit.length
+            assert np.array_equal(row["positions"][here], np.arange(unit.length))
+            targets = row["targets"][here]
+            assert np.array_equal(targets[:-1], row["ids"][here][1:])
+            assert row["weights"][here][-1] == 0
+            pieces.setdefault(unit.document, []).append((unit.start, row["ids"][here]))
+    for document in range(10):
+        ids, found = dataset.ids(document), [part for _, part in sorted(pieces.get(document, []), key=lambda p: p[0])]
+        if how == "split":
+            assert np.array_equal(np.concatenate(found), ids)
+        elif how == "cut":
+            assert np.array_equal(found[0], ids[:100])
+        else:
+            assert (len(found) == 1) == (len(ids) <= 206)
+
+
+def test_mistakes_are_told(token_folder, other_folder, tmp_path):
+    dataset, other = TokenDataset(token_folder[0]), TokenDataset(other_folder)
+    with pytest.raises(UserError, match=r"10 of 10 documents have more than 100 ids, the longest 211"):
+        PackedDataset(other, 100, long_documents="refuse")
+    with pytest.raises(UserError, match="no documents to train on, all are too long"):
+        PackedDataset(other, 100, long_documents="drop")
+    with pytest.raises(UserError, match="each data set needs one, above 0"):
+        PackedDataset([dataset, other], 256, shares=[1, 0])
+    write_dataset_json(tmp_path, dataset.vocab, [write_shard(tmp_path / "shard-00000.arrow", [], dataset.vocab)], {})
+    with pytest.raises(UserError, match=f"{tmp_path}: no documents to train on"):
+        PackedDataset(TokenDataset(tmp_path), 256)
+    from unitok.vocab import Vocab
+
+    foreign, folder = Vocab.build(text=300, image=32), tmp_path / "foreign"
+    folder.mkdir()
+    shard = write_shard(folder / "shard-00000.arrow", [Document((Segment("text", np.arange(1, 9)),))], foreign)
+    write_dataset_json(folder, foreign, [shard], {})
+    with pytest.raises(UserError, match="the vocabularies differ"):
+        PackedDataset([dataset, TokenDataset(folder)], 256)

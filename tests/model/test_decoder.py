@@ -1,17 +1,14 @@
-"""Promises of the decoder: causal, documents apart, cache exact, back ends equal, Qwen3's layout."""
+"""Promises of the decoder: causal, documents apart, cache exact, Qwen3's layout, mistakes told."""
 
-import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from unitok.errors import UserError
 from unitok.model import Decoder, DecoderConfig
-from unitok.model.attention import Packing, attention, choose_backend, document_lengths
 from unitok.model.optim import Muon, orthogonalise
-from unitok.model.training import allowed_loss
 
 CONFIG = DecoderConfig(97, 48, 2, 96, num_attention_heads=4, num_key_value_heads=2, head_dim=12)
 
@@ -24,47 +21,6 @@ def decoder() -> Decoder:
         if p.ndim > 1:
             torch.nn.init.normal_(p, std=0.15)
     return model.eval()
-
-
-def naive_attention(q: Tensor, k: Tensor, v: Tensor, documents: Tensor) -> Tensor:
-    """Position by position in float64, by the definition."""
-    out = torch.zeros_like(q, dtype=torch.float64)
-    b, h, t, d = q.shape
-    for i in range(b):
-        for j in range(h):
-            for at in range(t):
-                seen = [s for s in range(at + 1) if documents[i, s] == documents[i, at]]
-                g = j // (h // k.shape[1])
-                scores = (k[i, g, seen].double() @ q[i, j, at].double()) / math.sqrt(d)
-                out[i, j, at] = scores.softmax(0) @ v[i, g, seen].double()
-    return out
-
-
-def test_attention_equals_a_naive_loop_forward_and_gradient():
-    torch.manual_seed(1)
-    documents = torch.tensor([[0, 0, 0, 1, 1, 2, -1], [0, 1, 1, 1, 1, 1, 1]])
-    q = torch.randn(2, 4, 7, 6, requires_grad=True)
-    k, v = (torch.randn(2, 2, 7, 6, requires_grad=True) for _ in range(2))
-    ours = attention(q, k, v, Packing.build(documents, "sdpa"))
-    theirs = naive_attention(q, k, v, documents)
-    torch.testing.assert_close(ours.double(), theirs, atol=1e-6, rtol=1e-5)
-    grad = torch.randn_like(ours)
-    for a, b in zip(
-        torch.autograd.grad(ours, (q, k, v), grad), torch.autograd.grad(theirs, (q, k, v), grad.double()), strict=True
-    ):
-        torch.testing.assert_close(a.double(), b.double(), atol=1e-5, rtol=1e-4)
-
-
-def test_xformers_mask_is_ours(monkeypatch):
-    bias = pytest.importorskip("xformers.ops.fmha.attn_bias", reason="xformers is an extra for CUDA")
-    documents = torch.tensor([[0, 0, 1, 1, 1], [0, 1, 2, 2, -1]])
-    theirs = bias.BlockDiagonalCausalMask.from_seqlens(document_lengths(documents)).materialize((1, 1, 10, 10))[0, 0]
-    ours = torch.block_diag(*Packing.build(documents, "sdpa").mask[:, 0].float()).bool()
-    assert torch.equal(theirs == 0, ours)
-
-
-def test_document_lengths_keep_rows_apart():
-    assert document_lengths(torch.tensor([[0, 0, 1], [1, 1, -1]])) == [2, 1, 2, 1]
 
 
 def test_packed_documents_cannot_see_one_another_and_cost_what_they_cost_alone(decoder):
@@ -142,12 +98,43 @@ def test_a_new_decoder_gives_the_uniform_distribution():
     assert logits.abs().max() == 0
 
 
-def test_a_back_end_that_cannot_run_says_why_and_auto_never_fails():
-    assert choose_backend("auto", torch.device("cpu"), torch.float32, 64) == "sdpa"
-    with pytest.raises(UserError, match=r"'xformers' cannot run here: it needs CUDA"):
-        choose_backend("xformers", torch.device("cpu"), torch.float32, 64)
-    with pytest.raises(UserError, match="choose one of auto, sdpa, xformers"):
-        choose_backend("flash", torch.device("cpu"), torch.float32, 64)
+CHAMELEON = replace(CONFIG, qk_norm="layer", norm_placement="after", attention_bias=True)
+
+
+@pytest.mark.parametrize("config", [CONFIG, CHAMELEON, replace(CONFIG, qk_norm="none", mlp_bias=True)])
+def test_checkpointing_activations_changes_no_gradient(config):
+    gradients = []
+    for kept in (False, True):
+        torch.manual_seed(0)
+        model = Decoder(replace(config, checkpoint_activations=kept))
+        for p in model.parameters():
+            torch.nn.init.normal_(p, std=0.15)
+        ids = torch.randint(0, 97, (2, 9), generator=torch.Generator().manual_seed(1))
+        model(ids).square().mean().backward()
+        gradients.append([p.grad for p in model.parameters()])
+    assert all(g is not None and g.abs().max() > 0 for g in gradients[0])
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_mistakes_are_told_in_one_line(decoder):
+    with pytest.raises(UserError, match="id 97: the decoder's vocabulary has ids 0 to 96"):
+        decoder(torch.tensor([[3, 97]]))
+    with pytest.raises(UserError, match="id -100"):
+        decoder(torch.tensor([[3, -100]]))
+    with pytest.raises(UserError, match="1025 ids: the decoder takes documents of at most 1024"):
+        decoder(torch.zeros(1, 1025, dtype=torch.long))
+    with pytest.raises(UserError, match="a document of 1030 ids"):
+        decoder(torch.zeros(1, 4, dtype=torch.long), torch.tensor([[0, 1, 2, 1029]]))
+    for wrong, said in [
+        ({"num_attention_heads": 5}, "num_key_value_heads 2 must divide num_attention_heads 5"),
+        ({"head_dim": 7}, "head_dim 7 must be even"),
+        ({"qk_norm": "layr"}, "qk_norm 'layr': choose one of rms, layer, none"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers 0: it must be at least 1"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "rope_scaling 'yarn': choose one of default, linear, llama3"),
+    ]:
+        with pytest.raises(UserError, match=said):
+            Decoder(replace(CONFIG, **wrong))
 
 
 def test_a_saved_decoder_is_the_same_decoder(decoder, tmp_path):
@@ -158,28 +145,7 @@ def test_a_saved_decoder_is_the_same_decoder(decoder, tmp_path):
     assert torch.equal(again(ids), decoder(ids))
 
 
-# ---- Loss and optimizers --------------------------------------------------------------------------------------------
-
-
-def test_the_loss_over_allowed_ids_is_the_masked_softmax_written_out(decoder):
-    torch.manual_seed(2)
-    kinds = [((0, 10), (20, 40)), ((40, 97),), ((5, 6),)]
-    targets = torch.tensor([[3, 25, 50, 96, 5, 39]])
-    batch = {
-        "targets": targets,
-        "kinds": torch.tensor([[0, 0, 1, 1, 2, 0]]),
-        "weights": torch.tensor([[1.0, 2.0, 0.5, 1.0, 1.0, 0.0]]),
-    }
-    hidden = torch.randn(1, 6, 48)
-    weight = decoder.lm_head.weight.detach()
-    nll, squared, index = allowed_loss(hidden, weight, batch, kinds, over_all=False)
-    logits = hidden[0] @ weight.T
-    for loss, z, i in zip(nll, squared, index.tolist(), strict=True):
-        legal = [id for a, b in kinds[batch["kinds"][0, i]] for id in range(a, b)]
-        probabilities = torch.softmax(logits[i, legal].double(), 0)
-        assert math.isclose(loss.item(), -math.log(probabilities[legal.index(int(targets[0, i]))]), rel_tol=1e-4)
-        assert math.isclose(z.item(), torch.logsumexp(logits[i, legal], 0).item() ** 2, rel_tol=1e-3, abs_tol=1e-6)
-    assert sorted(index.tolist()) == [0, 1, 2, 3]  # 4 is forced, 5 has no weight
+# ---- Optimizers ------------------------------------------------------------------------------------------------------
 
 
 def test_orthogonalise_brings_all_singular_values_near_one():

@@ -48,6 +48,12 @@ def sniff(path: Path) -> str | None:
     return "text"
 
 
+def find_media(folder: Path, kind: str) -> tuple[list[Path], list[Path]]:
+    """The files of one kind under a folder, sorted; and those that are empty, of which nothing says what they were to be."""
+    files = [f for f in sorted(folder.rglob("*")) if f.is_file() and not f.name.startswith(".")]
+    return [f for f in files if sniff(f) == kind], [f for f in files if f.stat().st_size == 0]
+
+
 # ---- Images ---------------------------------------------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from unitok.data.media import convert_audio, crop_square, open_audio, open_image, read_samples, sniff
-from unitok.data.packing import PackedDataset
+from unitok.data.packing import LongDocuments, PackedDataset
 from unitok.data.shards import TokenDataset
 from unitok.errors import UserError
 from unitok.vocab import Vocab
@@ -312,48 +312,67 @@ class AudioFiles(_Module):
 
 
 class TokenShards(_Module):
-    """A tokenized data set, packed.
+    """Tokenized data sets, packed.
 
     Args:
-        path: folder made by `unitok tokenize`. val_path: another to validate on, or none.
-        row_length: ids a packed row. batch_size: rows a step and process.
+        path: folder made by `unitok tokenize`; or several, each with its share of the ids: `{folder: share, …}`.
+        val_path: another to validate on, or none.
+        row_length: ids a packed row; rows of eight documents and more waste least. batch_size: rows a step and process.
+        max_length: most ids of a document (default: a row's).
+        long_documents: what to do with longer ones: `split` them into pieces, `cut` off the rest, `drop` or `refuse` them.
         drop_condition: share of documents trained without their condition, for guidance in sampling.
         text_weight, image_weight, audio_weight: factors on the loss of each modality.
+        audio_level_weights: factors on the loss of each level of sounds, or none.
         workers: processes that pack; 0 packs in the training process. seed: of the order.
     """
 
     def __init__(
         self,
-        path: str,
+        path: str | dict[str, float],
         val_path: str | None = None,
-        row_length: int = 256,
-        batch_size: int = 16,
+        row_length: int = 1024,
+        batch_size: int = 4,
+        max_length: int | None = None,
+        long_documents: LongDocuments = "split",
         drop_condition: float = 0.1,
         text_weight: float = 1.0,
         image_weight: float = 1.0,
         audio_weight: float = 1.0,
+        audio_level_weights: list[float] | None = None,
         workers: int = 0,
         seed: int = 0,
     ):
         super().__init__(batch_size, workers, seed)
+        if row_length < 2:
+            raise UserError(f"row_length {row_length}: it must be at least 2 ids")
+        if max_length is not None and max_length < 2:
+            raise UserError(f"max_length {max_length}: it must be at least 2 ids")
         self.path, self.val_path, self.row_length = path, val_path, row_length
-        self.drop_condition = drop_condition
+        self.max_length, self.long_documents, self.drop_condition = max_length, long_documents, drop_condition
         self.weights = {"text": text_weight, "image": image_weight, "audio": audio_weight}
+        self.weights |= {f"audio_{level}": w for level, w in enumerate(audio_level_weights or [])}
         self._train: PackedDataset | None = None
+
+    def _data(
+        self, folders: list[str], shares: list[float] | None, drop_condition: float, vocab: Vocab | None = None
+    ) -> PackedDataset:
+        sets = [TokenDataset(Path(folder)) for folder in folders]
+        how = (self.row_length, self.seed, drop_condition, self.weights, shares, self.max_length, self.long_documents)
+        return PackedDataset(sets, *how, vocab=vocab)
 
     def training_data(self) -> PackedDataset:
         if self._train is None:
-            self._train = PackedDataset(
-                TokenDataset(Path(self.path)), self.row_length, self.seed, self.drop_condition, self.weights
-            )
+            mixture = self.path if isinstance(self.path, dict) else {self.path: 1.0}
+            if not mixture:
+                raise UserError("data.path: no data set; give a folder made by `unitok tokenize`")
+            shares = list(mixture.values()) if len(mixture) > 1 else None
+            self._train = self._data(list(mixture), shares, self.drop_condition)
         return self._train
 
     def validation_data(self) -> PackedDataset | None:
         if not self.val_path:
             return None
-        data = TokenDataset(Path(self.val_path))
-        self.vocab.check_covers(data.vocab, self.path, self.val_path)
-        return PackedDataset(data, self.row_length, self.seed, 0.0, self.weights)
+        return self._data([self.val_path], None, 0.0, self.vocab)
 
     @property
     def vocab(self) -> Vocab:

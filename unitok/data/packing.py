@@ -1,22 +1,35 @@
-"""Packing: documents into rows of a fixed length, and rows into batches.
+"""Packing: documents into rows of a fixed length, from one data set or a mixture of several.
 
 The order is a pure function of (seed, epoch): the documents of an epoch are shuffled, packed best-fit in groups, and the
-rows shuffled again; so any process can make any batch, and a position in the data is a count of rows. A document longer
-than a row is cut at the row's length.
+rows shuffled again; so any process can make any batch, and a position in the data is a count of rows. Rows of at least
+eight documents waste less than 1 %; attention costs no more in long rows, because documents do not see one another.
+
+An epoch of a mixture holds as many ids as its data sets together, shared out by weight; each data set is drawn from an
+endless order of its own, in which every document comes once before any comes twice.
 
 A batch holds, for every position: the id, the target (the next id), its position in its document, its place in its image
 or sound, the document's number in the row, the target's loss weight, and the target's kind (an index into the grammar's legal sets).
 """
 
+import logging
 from bisect import bisect_left, insort
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 
 from unitok.data.shards import TokenDataset
+from unitok.errors import UserError
 from unitok.grammar import Grammar
+from unitok.vocab import Vocab
 
 GROUP = 2048  # documents that are packed together: enough for tight rows, few enough to keep the shuffle
+CARRY = 256  # documents of the emptiest rows that are packed again with the next group, at most
+FULL = 0.995  # rows at least this full are not
+LongDocuments = Literal["split", "cut", "drop", "refuse"]
+log = logging.getLogger("unitok")
 
 
 def pack(lengths: np.ndarray, row_length: int) -> list[list[int]]:
@@ -24,7 +37,7 @@ def pack(lengths: np.ndarray, row_length: int) -> list[list[int]]:
     rows: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (free ids, row), sorted
     for index in np.argsort(-lengths, kind="stable").tolist():
-        need = min(int(lengths[index]), row_length)
+        need = int(lengths[index])
         at = bisect_left(room, (need, -1))
         if at == len(room):
             rows.append([index])
@@ -38,59 +51,165 @@ def pack(lengths: np.ndarray, row_length: int) -> list[list[int]]:
     return rows
 
 
-def epoch_rows(lengths: np.ndarray, row_length: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """The rows of an epoch in order, each an array of document indices: a pure function of its arguments."""
-    rng = np.random.default_rng((seed, epoch))
-    order = rng.permutation(len(lengths))
-    rows = []
-    for start in range(0, len(order), GROUP):
-        group = order[start : start + GROUP]
-        rows += [group[row] for row in pack(lengths[group], row_length)]
-    return [rows[i] for i in rng.permutation(len(rows))]
+def pack_in_order(lengths: np.ndarray, row_length: int) -> list[np.ndarray]:
+    """Rows of document indices, packed in groups of `GROUP` in the order given; what leaves room goes on to the next group."""
+    rows: list[np.ndarray] = []
+    left, start = np.zeros(0, np.int64), 0
+    while start < len(lengths):
+        stop = min(start + GROUP - len(left), len(lengths))
+        group = np.concatenate([left, np.arange(start, stop)])
+        start = stop
+        packed = [group[row] for row in pack(lengths[group], row_length)]
+        packed.sort(key=lambda row: -int(lengths[row].sum()))
+        left = np.zeros(0, np.int64)
+        while start < len(lengths) and lengths[packed[-1]].sum() < FULL * row_length and len(left) + len(packed[-1]) <= CARRY:
+            left = np.concatenate([packed.pop(), left])
+            if not packed:
+                break
+        rows += packed
+    return rows
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What is packed: a document, or one piece of a long one.
+
+    Args:
+        source: which data set. document: its index there.
+        draw: how many documents of the data set were drawn before it, over all epochs; random choices follow from it.
+        start, length: which of its ids.
+    """
+
+    source: int
+    document: int
+    draw: int
+    start: int
+    length: int
 
 
 class PackedDataset(torch.utils.data.Dataset):
     """Rows of packed documents by (epoch, index).
 
     Args:
-        dataset: the documents.
+        datasets: the documents; all must belong to one vocabulary, or to beginnings of it.
         row_length: ids a row, T.
         seed: of the order and of condition dropping.
         drop_condition: share of documents that are replaced by their unconditional form, bos and one trained span.
-        weights: by modality, factors on the loss.
+        weights: by modality, or by modality and level as in `audio_0`, factors on the loss.
+        shares: of the ids of an epoch, for each data set, in any unit; default: what there is, each document once.
+        max_length: most ids of a document, at most (and by default) a row's.
+        long_documents: what to do with longer ones: `split` them into pieces, `cut` off the rest, `drop` or `refuse` them.
+        vocab: whose legal sets `kinds` index; default: the largest of the data sets'.
     """
 
     def __init__(
         self,
-        dataset: TokenDataset,
+        datasets: TokenDataset | Sequence[TokenDataset],
         row_length: int,
         seed: int = 0,
         drop_condition: float = 0.1,
-        weights: dict[str, float] | None = None,
+        weights: Mapping[str, float] | None = None,
+        shares: Sequence[float] | None = None,
+        max_length: int | None = None,
+        long_documents: LongDocuments = "split",
+        vocab: Vocab | None = None,
     ):
-        self.dataset, self.vocab, self.row_length = dataset, dataset.vocab, row_length
-        self.grammar = Grammar(dataset.vocab)
-        self.seed, self.drop_condition, self.weights = seed, drop_condition, weights or {}
-        self.lengths = dataset.lengths()
-        self._epoch = -1
-        self._rows: list[np.ndarray] = []
+        self.datasets = [datasets] if isinstance(datasets, TokenDataset) else list(datasets)
+        fullest = max(self.datasets, key=lambda d: d.vocab.size)
+        self.vocab = vocab or fullest.vocab
+        for d in self.datasets:
+            self.vocab.check_covers(d.vocab, "the training data" if vocab else str(fullest.folder), str(d.folder))
+        self.grammar = Grammar(self.vocab)
+        self.row_length, self.seed, self.drop_condition = row_length, seed, drop_condition
+        self.max_length = min(max_length or row_length, row_length)
+        self._factors = self._factor_table(weights or {})
+        self._pieces = [self._split(d, long_documents) for d in self.datasets]
+        self.longest = max(int(lengths.max()) for _, _, lengths in self._pieces)
+        self._counts = self._documents_an_epoch(shares)
+        self._epochs: dict[int, tuple[np.ndarray, list[np.ndarray]]] = {}
 
-    def rows(self, epoch: int) -> list[np.ndarray]:
-        """The rows of an epoch, kept for the last one asked for."""
-        if epoch != self._epoch:
-            self._rows, self._epoch = epoch_rows(self.lengths, self.row_length, self.seed, epoch), epoch
-        return self._rows
+    def _factor_table(self, weights: Mapping[str, float]) -> np.ndarray:
+        """float32 [V]: the factor on the loss of each code's id."""
+        table = np.ones(self.vocab.size, np.float32)
+        for modality in self.vocab.spans:
+            for level, r in enumerate(self.vocab.body(modality)):
+                table[r.offset : r.stop] = weights.get(modality, 1.0) * weights.get(f"{modality}_{level}", 1.0)
+        return table
 
-    def document(self, index: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """ids [L] and the loss weight of each id [L], the condition dropped for some by chance of (seed, epoch, index)."""
-        ids = self.dataset.ids(index)
-        placed = self.dataset.placed(index)
+    def _split(self, dataset: TokenDataset, how: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """int64 each: first piece of every document [documents + 1], and each piece's start and length [pieces]."""
+        lengths, most = dataset.lengths(), self.max_length
+        long = lengths > most
+        if long.any():
+            number, said = int(long.sum()), f"{dataset.folder}: {int(long.sum())} of {len(lengths)} documents have"
+            if how == "refuse":
+                raise UserError(
+                    f"{said} more than {most} ids, the longest {lengths.max()}: raise data.row_length (and max_length), or set "
+                    "data.long_documents to split, cut or drop"
+                )
+            does = {"split": "split into pieces", "cut": "cut off there", "drop": "left out"}[how]
+            log.warning("%s more than %d ids: %s", said, most, f"{number} {does}")
+        counts = np.where(long & (how == "drop"), 0, np.where(long & (how == "split"), -(-lengths // most), 1))
+        first = np.concatenate([[0], np.cumsum(counts)])
+        if first[-1] == 0:
+            raise UserError(f"{dataset.folder}: no documents to train on" + (", all are too long" if len(lengths) else ""))
+        document = np.repeat(np.arange(len(lengths)), counts)
+        start = (np.arange(len(document)) - first[document]) * most
+        return first, start, np.minimum(lengths[document] - start, most)
+
+    def _documents_an_epoch(self, shares: Sequence[float] | None) -> list[int]:
+        """How many documents of each data set an epoch draws."""
+        sizes = [len(d) for d in self.datasets]
+        if shares is None:
+            return sizes
+        if len(shares) != len(sizes) or min(shares) <= 0:
+            raise UserError(f"weights {list(shares)}: each data set needs one, above 0")
+        ids = [int(lengths.sum()) for _, _, lengths in self._pieces]
+        wanted = [sum(ids) * share / sum(shares) for share in shares]
+        return [max(1, round(w * size / n)) for w, size, n in zip(wanted, sizes, ids, strict=True)]
+
+    def _draw(self, source: int, epoch: int) -> np.ndarray:
+        """The units of one data set in an epoch, [n, 5] as in `Unit`."""
+        size, count = len(self.datasets[source]), self._counts[source]
+        draws = np.arange(epoch * count, (epoch + 1) * count)
+        documents = np.empty(count, np.int64)
+        for turn in np.unique(draws // size):
+            here = draws // size == turn
+            documents[here] = np.random.default_rng((self.seed, source, int(turn))).permutation(size)[draws[here] % size]
+        first, start, length = self._pieces[source]
+        counts = first[documents + 1] - first[documents]
+        document, draw = np.repeat(documents, counts), np.repeat(draws, counts)
+        piece = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts) + first[document]
+        return np.stack([np.full(len(draw), source), document, draw, start[piece], length[piece]], axis=1)
+
+    def rows(self, epoch: int) -> list[list[Unit]]:
+        """The rows of an epoch in order: a pure function of the arguments."""
+        units, rows = self._packed(epoch)
+        return [[Unit(*unit) for unit in units[row].tolist()] for row in rows]
+
+    def _packed(self, epoch: int) -> tuple[np.ndarray, list[np.ndarray]]:
+        """The units of an epoch, and its rows as indices into them; kept for two epochs, because a batch may end one."""
+        if epoch not in self._epochs:
+            rng = np.random.default_rng((self.seed, epoch))
+            units = np.concatenate([self._draw(source, epoch) for source in range(len(self.datasets))])
+            units = units[rng.permutation(len(units))]
+            rows = pack_in_order(units[:, 4], self.row_length)
+            self._epochs[epoch] = units, [rows[i] for i in rng.permutation(len(rows))]
+            while len(self._epochs) > 2:
+                del self._epochs[next(iter(self._epochs))]
+        return self._epochs[epoch]
+
+    def document(self, unit: Unit) -> tuple[np.ndarray, np.ndarray]:
+        """All ids [L] of a unit's document and the loss weight of each [L], the condition dropped for some by chance."""
+        dataset = self.datasets[unit.source]
+        ids, placed = dataset.ids(unit.document), dataset.placed(unit.document)
         weights = np.zeros(len(ids), np.float32)
         for p in placed:
-            weights[p.start : p.start + p.length] = p.loss * self.weights.get(p.modality, 1.0)
+            weights[p.start : p.start + p.length] = p.loss
         weights[-1] = placed[-1].loss  # eos
-        rng = np.random.default_rng((self.seed, epoch, index))
-        if rng.random() < self.drop_condition:
+        weights *= self._factors[ids]
+        rng = np.random.default_rng((self.seed, unit.source, unit.draw, 1))
+        if rng.random() < self.drop_condition and len(ids) <= self.max_length:
             trained = [p for p in placed if p.loss]
             if trained:
                 p = trained[int(rng.integers(len(trained)))]
@@ -112,28 +231,31 @@ class PackedDataset(torch.utils.data.Dataset):
             "weights": np.zeros(t, np.float32),
             "kinds": np.zeros(t, np.int64),
         }
+        units, rows = self._packed(epoch)
         at = 0
-        for number, document in enumerate(self.rows(epoch)[index].tolist()):
-            ids, weights = self.document(document, epoch)
-            ids, weights = ids[: t - at], weights[: t - at]
-            n = len(ids)
-            out["ids"][at : at + n] = ids
-            out["positions"][at : at + n] = np.arange(n)
-            out["places"][at : at + n] = self.grammar.places(ids)
-            out["documents"][at : at + n] = number
-            out["targets"][at : at + n - 1] = ids[1:]
-            out["weights"][at : at + n - 1] = weights[1:]
-            out["kinds"][at : at + n - 1] = self.grammar.targets(ids)
+        for number, unit in enumerate(Unit(*unit) for unit in units[rows[index]].tolist()):
+            ids, weights = self.document(unit)
+            piece = slice(unit.start, unit.start + unit.length)
+            n = len(ids[piece])
+            here = slice(at, at + n)
+            out["ids"][here] = ids[piece]
+            out["positions"][here] = np.arange(n)
+            out["places"][here] = self.grammar.places(ids)[piece]
+            out["documents"][here] = number
+            targets = slice(at, at + n - 1)  # the last of a piece has none: across documents nothing is learnt
+            out["targets"][targets] = ids[piece][1:]
+            out["weights"][targets] = weights[piece][1:]
+            out["kinds"][targets] = self.grammar.targets(ids)[piece][: n - 1]
             at += n
         return out
 
     def order(self, epoch: int) -> range:
         """The rows of an epoch stand in their order already."""
-        return range(len(self.rows(epoch)))
+        return range(len(self._packed(epoch)[1]))
 
     def __len__(self) -> int:
         """Rows of the first epoch; other epochs may have a few more or less."""
-        return len(self.rows(0))
+        return len(self.order(0))
 
     def __getitem__(self, place: tuple[int, int]) -> dict[str, np.ndarray]:
         return self.row(*place)

@@ -22,7 +22,7 @@ from torchmetrics.functional.audio import scale_invariant_signal_distortion_rati
 from tqdm import tqdm
 
 from unitok.bundle import load_trained_part
-from unitok.data.media import draw_spectrogram, encode_png, encode_wav, load_audio, sniff
+from unitok.data.media import draw_spectrogram, encode_png, encode_wav, find_media, load_audio
 from unitok.errors import UserError
 from unitok.evaluate.image_tokenizer import format_number, timed
 from unitok.tokenizers.audio import AudioTokenizer
@@ -64,13 +64,14 @@ def evaluate_audio_tokenizer(
     model: AudioTokenizer = part.to(device)
     if not sounds.is_dir():
         raise UserError(f"{sounds}: no such folder")
-    files = [f for f in sorted(sounds.rglob("*")) if f.is_file() and sniff(f) == "audio"][: limit or None]
+    everything, empty = find_media(sounds, "audio")
+    files = everything[: limit or None]
     if not files:
         raise UserError(f"{sounds}: no sounds in it")
     spent = {"encode": 0.0, "decode": 0.0}
     heard = 0.0
     rows: list[dict[str, Any]] = []
-    skipped: list[dict[str, str]] = []
+    skipped = [{"file": str(path), "error": f"{path}: an empty file"} for path in empty]
     codes: list[Tensor] = []
     for path in tqdm(files, desc="reconstruct", unit="sound"):
         try:
@@ -95,14 +96,14 @@ def evaluate_audio_tokenizer(
     if not rows:
         raise UserError(f"{sounds}: none of its {len(files)} sounds can be read; the first: {skipped[0]['error']}")
 
-    everything = torch.cat(codes, -1)
+    all_codes = torch.cat(codes, -1)
     by_level = []
     for k in range(model.num_codebooks):
         row = {"levels": k + 1, "bits_per_second": model.bitrate / model.num_codebooks * (k + 1)}
         for name in rows[0]["levels"][0]:
             values = [r["levels"][k][name] for r in rows if r["levels"][k][name] is not None]
             row |= {name: float(np.mean(values))} if values else {}
-        row |= {f"codebook_{n}": v for n, v in codebook_statistics(everything[k], model.codebook_size).items()}
+        row |= {f"codebook_{n}": v for n, v in codebook_statistics(all_codes[k], model.codebook_size).items()}
         by_level.append(row)
     scores: dict[str, Any] = {
         "sounds": len(rows),

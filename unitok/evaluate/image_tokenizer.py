@@ -26,7 +26,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure as
 from tqdm import tqdm
 
 from unitok.bundle import load_trained_part
-from unitok.data.media import encode_png, open_image, sniff
+from unitok.data.media import encode_png, find_media, open_image
 from unitok.errors import UserError
 from unitok.tokenizers.health import codebook_statistics
 from unitok.tokenizers.image import ImageTokenizer
@@ -94,8 +94,8 @@ def evaluate_image_tokenizer(
     model: ImageTokenizer = part.to(device)
     if not images.is_dir():
         raise UserError(f"{images}: no such folder")
-    files = [f for f in sorted(images.rglob("*")) if f.is_file() and sniff(f) == "image"]
-    files = files[: limit or None]
+    everything, empty = find_media(images, "image")
+    files = everything[: limit or None]
     if not files:
         raise UserError(f"{images}: no pictures in it")
     fid = Fid(inception, device) if inception else None
@@ -104,7 +104,7 @@ def evaluate_image_tokenizer(
     distance = LPIPS.from_files(*find_lpips(lpips)).to(device) if lpips else None  # type: ignore[misc]
 
     rows: list[dict[str, Any]] = []
-    skipped: list[dict[str, str]] = []
+    skipped = [{"file": str(path), "error": f"{path}: an empty file"} for path in empty]
     codes: list[Tensor] = []
     seconds = {"encode": 0.0, "decode": 0.0}
 
@@ -145,19 +145,19 @@ def evaluate_image_tokenizer(
     if not rows:
         raise UserError(f"{images}: none of its {len(files)} pictures can be read; the first: {skipped[0]['error']}")
 
-    everything = torch.cat(codes)
+    all_codes = torch.cat(codes)
     scores: dict[str, Any] = {"images": len(rows), "skipped": len(skipped)}
     for name in ("psnr_db", "ssim", "ms_ssim", "lpips"):
         values = [row[name] for row in rows if row.get(name) is not None]
         scores |= {name: float(np.mean(values)), f"{name}_images": len(values)} if values else {}
     if fid:
         scores["rfid"] = fid.distance()
-    scores |= {f"codebook_{k}": v for k, v in codebook_statistics(everything, model.codebook_size).items()}
+    scores |= {f"codebook_{k}": v for k, v in codebook_statistics(all_codes, model.codebook_size).items()}
     pixels_in_all = sum(math.prod(row["pixels"]) for row in rows)
     scores |= {
         "codebook_size": model.codebook_size,
-        "codes": len(everything),
-        "bits_per_pixel": len(everything) * math.log2(model.codebook_size) / pixels_in_all,
+        "codes": len(all_codes),
+        "bits_per_pixel": len(all_codes) * math.log2(model.codebook_size) / pixels_in_all,
         "encode_images_per_second": len(rows) / seconds["encode"],
         "decode_images_per_second": len(rows) / seconds["decode"],
     }

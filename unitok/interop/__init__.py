@@ -1,4 +1,4 @@
-"""Checkpoints of other projects: `unitok import KIND SRC OUT`."""
+"""Checkpoints of other projects as ours and back: `unitok import KIND SRC OUT`, `unitok export KIND BUNDLE OUT`."""
 
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,9 @@ KINDS = {
     "hf-chameleon-vqvae": "a folder saved by transformers' ChameleonVQVAE or Chameleon (encodes only)",
     "encodec": "EnCodec's published encodec_24khz-….th or encodec_48khz-….th",
     "hf-encodec": "a folder saved by transformers' EncodecModel",
+    "hf-chameleon": "a folder saved by transformers' Chameleon: decoder and image encoder",
+    "hf-llama": "a folder saved by transformers' LlamaForCausalLM",
+    "hf-qwen3": "a folder saved by transformers' Qwen3ForCausalLM",
 }
 
 
@@ -26,6 +29,25 @@ def import_checkpoint(kind: str, source: Path, config: Path | None = None, trust
         from unitok.interop import audio
 
         return audio.import_audio_tokenizer(kind, Path(source), trust)
+    if kind in ("hf-chameleon", "hf-llama", "hf-qwen3"):
+        from unitok.interop import decoder
+
+        return decoder.import_decoder(kind, Path(source))
     from unitok.interop import image
 
     return image.import_image_tokenizer(kind, Path(source), config, trust)
+
+
+def describe(part: Any) -> str:
+    """One line on an imported part."""
+    from unitok.tokenizers import AudioTokenizer, ImageTokenizer
+
+    if isinstance(part, AudioTokenizer):
+        levels = f"{part.num_codebooks} levels of {part.codebook_size} codes"
+        return f"{part.sample_rate} Hz, {part.frame_rate:g} frames a second, {levels}, {part.bitrate / 1000:g} kbit/s"
+    if isinstance(part, ImageTokenizer):
+        only = "" if part.config.decodes else "; it encodes only"
+        return f"{part.codebook_size} codes of {part.config.codebook_dim} dimensions, {part.stride} pixels a code{only}"
+    from unitok.interop import decoder
+
+    return decoder.describe(part)

@@ -1,19 +1,23 @@
 """Attention behind one function, with equal results on every back end.
 
-Packed rows hold several documents that must not see one another. What separates them is one `Packing`, made once a
-batch and shared by all layers; no other file knows a mask or an xformers type. Back ends:
+A batch [B, T] holds documents that must not see one another. What separates them is a packing, made once a batch and
+shared by all layers; no other file knows a mask, a cumulative length or an xformers type. No back end ever makes a T x T
+mask, and none spends time on pairs of positions in different documents:
 
-- `sdpa`: torch's scaled-dot-product attention with a boolean mask; everywhere, and the reference;
-- `xformers`: `memory_efficient_attention` with `BlockDiagonalCausalMask`, no T x T mask at all; CUDA only.
+- `sdpa`: torch's scaled-dot-product attention, everywhere, and the reference. Documents of similar length are gathered
+  into one causal call. Padding on the right needs no mask: a causal query never looks at what comes after it.
+- `xformers`: `memory_efficient_attention` with `BlockDiagonalCausalMask` over the flattened batch; CUDA only.
+- `varlen`: torch's `varlen_attn`, FlashAttention over the flattened batch; CUDA only, in half precision.
 
-`auto` probes once for each device and kind of number, says what it took once in the log, and never fails; a back end
-that was asked for and cannot run is an error that says why.
+`auto` probes once for each device and kind of number, takes xformers where it runs and is not slower than the others,
+says so in the log, and never fails; a back end that was asked for and cannot run is an error that says why.
 """
 
 import logging
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,32 +25,22 @@ from torch import Tensor
 
 from unitok.errors import UserError
 
-BACKENDS = ("auto", "sdpa", "xformers")
+BACKENDS = ("auto", "sdpa", "xformers", "varlen")
+FASTER = 0.95  # `auto` leaves xformers for another back end that takes less than this share of its time
 log = logging.getLogger("unitok")
 
 
-@dataclass
-class Packing:
-    """Which positions of a batch [B, T] belong together: causal inside a document, nothing across.
+class Packing(Protocol):
+    """Which positions of a batch belong together, as one back end wants it said."""
 
-    Exactly one of the two is set, by the back end that will use it.
-    """
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Causal attention inside each document: q [B, T, H, D], k and v [B, T, G, D], G dividing H -> [B, T, H, D]."""
+        ...
 
-    mask: Tensor | None = None  # bool [B, 1, T, T], True where attention may look; None is plain causal
-    bias: Any = None  # xformers' BlockDiagonalCausalMask over the flattened batch
 
-    @classmethod
-    def build(cls, documents: Tensor | None, backend: str) -> "Packing":
-        """From document numbers [B, T] (equal in a document, different in neighbours); None: one document a row."""
-        if documents is None:
-            return cls()
-        if backend == "xformers":
-            from xformers.ops.fmha.attn_bias import BlockDiagonalCausalMask
-
-            return cls(bias=BlockDiagonalCausalMask.from_seqlens(document_lengths(documents)))
-        t = documents.shape[1]
-        causal = torch.ones(t, t, dtype=torch.bool, device=documents.device).tril()
-        return cls(mask=(documents[:, None, :, None] == documents[:, None, None, :]) & causal)
+def build_packing(documents: Tensor | None, backend: str) -> Packing:
+    """From document numbers [B, T], equal in a document and different in neighbours; None: one document a row."""
+    return WholeRows() if documents is None else _PACKINGS[backend](document_lengths(documents), documents.device)
 
 
 def document_lengths(documents: Tensor) -> list[int]:
@@ -57,54 +51,154 @@ def document_lengths(documents: Tensor) -> list[int]:
     return [b - a for a, b in zip(edges[:-1], edges[1:], strict=True)]
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
-    """Causal attention: q [B, H, T, D], k and v [B, G, T, D] with G dividing H -> [B, H, T, D]."""
-    groups = q.shape[1] // k.shape[1]
-    if packing.bias is not None:
-        return _xformers_attention(q, k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1), packing.bias)
-    causal = packing.mask is None
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=packing.mask, is_causal=causal, enable_gqa=groups > 1)
+def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Every row one document: q [B, T, H, D], k and v [B, T, G, D] -> [B, T, H, D]."""
+    grouped = k.shape[2] != q.shape[2]
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped).transpose(1, 2)
 
 
-def _xformers_attention(q: Tensor, k: Tensor, v: Tensor, bias: Any) -> Tensor:
-    from xformers.ops import memory_efficient_attention
+class WholeRows:
+    """One document a row."""
 
-    b, h, t, d = q.shape
-    flat = (x.transpose(1, 2).reshape(1, b * t, h, d) for x in (q, k, v))  # xformers wants [1, total, H, D]
-    return memory_efficient_attention(*flat, attn_bias=bias).reshape(b, t, h, d).transpose(1, 2)
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return causal(q, k, v)
+
+
+class Buckets:
+    """`sdpa`: documents gathered by length. A bucket holds those that are at least `LEAST` as long as its longest."""
+
+    LEAST = 0.75
+
+    def __init__(self, lengths: list[int], device: torch.device):
+        starts = torch.tensor([0, *lengths]).cumsum(0)
+        order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+        groups: list[list[int]] = []
+        for i in order:
+            if not groups or lengths[i] < self.LEAST * lengths[groups[-1][0]]:
+                groups.append([])
+            groups[-1].append(i)
+        self.gather: list[Tensor] = []  # for each bucket int64 [documents, longest]: positions of the flattened batch
+        scatter = torch.empty(int(starts[-1]), dtype=torch.long)  # where each position stands in the buckets' outputs
+        before = 0
+        for group in groups:
+            longest = lengths[group[0]]
+            sizes = torch.tensor([lengths[i] for i in group])[:, None]
+            place = torch.arange(longest).expand(len(group), -1)
+            index = starts[group][:, None] + torch.minimum(place, sizes - 1)  # padding repeats the last position
+            real = place < sizes
+            scatter[index[real]] = (torch.arange(index.numel()) + before).view_as(index)[real]
+            before += index.numel()
+            self.gather.append(index.to(device))
+        self.scatter = scatter.to(device)
+
+    @torch.compiler.disable
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        flat = [x.flatten(0, 1) for x in (q, k, v)]
+        out = []
+        for index in self.gather:
+            pieces = (x.index_select(0, index.flatten()).unflatten(0, index.shape) for x in flat)
+            out.append(causal(*pieces).flatten(0, 1))
+        return torch.cat(out).index_select(0, self.scatter).view_as(q)
+
+
+class XformersPacking:
+    """`xformers`: a block-diagonal causal mask that is only described, never made."""
+
+    def __init__(self, lengths: list[int], device: torch.device):
+        from xformers.ops.fmha.attn_bias import BlockDiagonalCausalMask
+
+        self.bias = BlockDiagonalCausalMask.from_seqlens(lengths, device=device)
+
+    @torch.compiler.disable
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        from xformers.ops import memory_efficient_attention
+
+        groups = q.shape[2] // k.shape[2]  # grouped heads have no backward pass there: repeat them
+        k, v = (x.repeat_interleave(groups, 2) if groups > 1 else x for x in (k, v))
+        flat = (x.flatten(0, 1)[None] for x in (q, k, v))  # [1, B * T, H, D]
+        return memory_efficient_attention(*flat, attn_bias=self.bias).view_as(q)
+
+
+class VarlenPacking:
+    """`varlen`: FlashAttention by cumulative lengths."""
+
+    def __init__(self, lengths: list[int], device: torch.device):
+        self.edges = torch.tensor([0, *lengths], device=device).cumsum(0).int()
+        self.longest = max(lengths)
+
+    @torch.compiler.disable
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        from torch.nn.attention import varlen
+
+        attend: Any = varlen.varlen_attn
+        ends = (self.edges, self.edges, self.longest, self.longest)
+        grouped = q.shape[2] != k.shape[2]
+        flat = (x.flatten(0, 1) for x in (q, k, v))
+        return attend(*flat, *ends, window_size=(-1, 0), enable_gqa=grouped).view_as(q)
+
+
+_PACKINGS: dict[str, Callable[[list[int], torch.device], Packing]] = {
+    "sdpa": Buckets,
+    "xformers": XformersPacking,
+    "varlen": VarlenPacking,
+}
 
 
 def choose_backend(wanted: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
     """The back end to use; errors: `UserError` for an unknown one and for one that was asked for and cannot run."""
     if wanted not in BACKENDS:
         raise UserError(f"attention {wanted!r}: choose one of {', '.join(BACKENDS)}")
-    if wanted == "sdpa":
-        return wanted
-    problem = _xformers_problem(device.type, dtype, head_dim)
-    if wanted == "xformers" and problem:
-        raise UserError(f"attention 'xformers' cannot run here: {problem}; use auto or sdpa")
-    chosen = "sdpa" if problem else "xformers"
     if wanted == "auto":
-        _say_once(chosen, problem)
-    return chosen
+        return _best(device.type, dtype, head_dim)
+    if problem := _problem(wanted, device.type, dtype, head_dim):
+        raise UserError(f"attention {wanted!r} cannot run here: {problem}; use auto or sdpa")
+    return wanted
 
 
 @cache
-def _xformers_problem(device: str, dtype: torch.dtype, head_dim: int) -> str:
-    """Why xformers cannot run, or "" if a toy forward and backward pass went through."""
+def _best(device: str, dtype: torch.dtype, head_dim: int) -> str:
+    """The first of xformers, varlen and sdpa that runs, unless another takes less than `FASTER` of its time."""
+    problems = {name: _problem(name, device, dtype, head_dim) for name in ("xformers", "varlen", "sdpa")}
+    able = [name for name, problem in problems.items() if not problem]
+    seconds = {name: _seconds(name, device, dtype, head_dim) for name in able} if len(able) > 1 else {able[0]: 0.0}
+    fastest = min(seconds, key=lambda name: seconds[name])
+    chosen = able[0] if seconds[fastest] >= FASTER * seconds[able[0]] else fastest
+    reasons = [f"{name}: {problem}" for name, problem in problems.items() if problem]
+    reasons += [f"{name}: {1000 * seconds[name]:.2f} ms" for name in able if len(able) > 1]
+    log.info("attention: %s (%s)", chosen, "; ".join(reasons))
+    return chosen
+
+
+def _seconds(backend: str, device: str, dtype: torch.dtype, head_dim: int) -> float:
+    """Best of five forward and backward passes on 32 documents of 256 ids with 8 heads."""
+    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[torch.cuda.current_device()]):
+        shape = (1, 32 * 256, 8, head_dim)
+        q, k, v = (torch.randn(shape, device=device, dtype=dtype, requires_grad=True) for _ in range(3))
+        packing = build_packing(torch.arange(32, device=device).repeat_interleave(256)[None], backend)
+        best = float("inf")
+        for _ in range(6):  # the first is for warming up
+            torch.cuda.synchronize()
+            began = time.perf_counter()
+            torch.autograd.grad(packing.attend(q, k, v).sum(), (q, k, v))
+            torch.cuda.synchronize()
+            best = min(best, time.perf_counter() - began)
+        return best
+
+
+@cache
+def _problem(backend: str, device: str, dtype: torch.dtype, head_dim: int) -> str:
+    """Why a back end cannot run, or "" if a toy forward and backward pass went through."""
+    if backend == "sdpa":
+        return ""
     if device != "cuda":
         return f"it needs CUDA, the model is on {device}"
     logging.getLogger("xformers").setLevel(logging.ERROR)
     try:
-        with torch.inference_mode(False), torch.enable_grad():
-            q, k, v = (torch.randn(1, 1, 4, head_dim, device=device, dtype=dtype, requires_grad=True) for _ in range(3))
-            packing = Packing.build(torch.tensor([[0, 0, 1, 1]], device=device), "xformers")
-            attention(q, k, v, packing).sum().backward()
-    except (ImportError, OSError, NotImplementedError, RuntimeError, ValueError) as error:
+        with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[torch.cuda.current_device()]):
+            q, k, v = (torch.randn(1, 4, 1, head_dim, device=device, dtype=dtype, requires_grad=True) for _ in range(3))
+            packing = build_packing(torch.tensor([[0, 0, 1, 1]], device=device), backend)
+            packing.attend(q, k, v).sum().backward()
+    except (ImportError, OSError, NotImplementedError, RuntimeError, ValueError, TypeError) as error:
         return " ".join(str(error).split())[:200] or type(error).__name__
     return ""
-
-
-@cache
-def _say_once(chosen: str, problem: str) -> None:
-    log.info("attention: %s%s", chosen, f" (xformers: {problem})" if problem else "")

@@ -1,21 +1,26 @@
 """The decoder: predicts the next id, whatever modality it belongs to.
 
-Pre-norm RMSNorm, SwiGLU, RoPE (rotate-half), grouped-query attention, RMS QK-norm over each head's dimensions before
-RoPE, no biases, an untied head, zero-initialised output projections. Names and layout are Qwen3's, unfused, so that
-export is renaming (Yang et al. 2025, "Qwen3"; transformers:models/qwen3/modeling_qwen3.py).
+By default Qwen3's architecture, names and layout, so that export is renaming: pre-norm RMSNorm, SwiGLU, RoPE (rotate-half),
+grouped-query attention, RMS QK-norm over each head's dimensions before RoPE, no biases, an untied head; with output
+projections that start at zero (Yang et al. 2025, "Qwen3"; transformers:models/qwen3/modeling_qwen3.py). Fields of
+`DecoderConfig` turn it into Chameleon (Chameleon Team 2024; transformers:models/chameleon/modeling_chameleon.py) or Llama.
+What a modality is, it does not know; sizes with names are in `presets.py`.
 
 Letters: B rows, T positions, V ids, C = hidden_size, H query heads, G key-value heads, D = head_dim.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from unitok.errors import UserError
-from unitok.model.attention import Packing, attention, choose_backend
+from unitok.model.attention import Packing, WholeRows, build_packing, choose_backend
 from unitok.pretrained import load_part, load_state, part_folder, save_part
 
 
@@ -28,13 +33,21 @@ class DecoderConfig:
         hidden_size: width. num_hidden_layers: blocks. intermediate_size: width of the SwiGLU.
         num_attention_heads: query heads. num_key_value_heads: key-value heads, dividing the query heads.
         head_dim: dimensions of a head, even.
-        rope_theta: base of the rotary positions. rms_norm_eps: of all norms.
-        max_position_embeddings: longest document it is trained on, in ids.
+        rope_theta: base of the rotary positions. rms_norm_eps: of all RMSNorms.
+        max_position_embeddings: longest document it takes, in ids.
         dropout: on the outputs of attention and SwiGLU.
-        attention: back end, `auto`, `sdpa` or `xformers`.
+        attention: back end, `auto`, `sdpa`, `xformers` or `varlen`.
         places: size of a table of learned embeddings of how far into its image or sound an id stands, added to its own
             embedding; 0 is none, which is Qwen3's layout. It tells small models trained for minutes where in a grid
             they are (docs/notes.md); such a decoder cannot be exported by renaming.
+        qk_norm: of queries and keys before RoPE: `rms` over a head's dimensions with one gain for all heads (Qwen3),
+            `layer` with gain and bias of each head's own (Chameleon), or `none` (Llama).
+        norm_placement: `before` attention and SwiGLU (pre-norm), or `after` them, inside the residual (Chameleon 34B; Liu
+            et al. 2021, "Swin Transformer V2").
+        attention_bias, mlp_bias: whether those projections have biases (some Llamas).
+        rope_scaling: how a longer context was made of a shorter one, in the words of transformers' config.json:
+            `rope_type` `linear` or `llama3` with their numbers; empty is none.
+        checkpoint_activations: in training keep only each block's input and compute the rest again in the backward pass.
     """
 
     vocab_size: int = 0
@@ -50,14 +63,26 @@ class DecoderConfig:
     dropout: float = 0.0
     attention: str = "auto"
     places: int = 0
+    qk_norm: Literal["rms", "layer", "none"] = "rms"
+    norm_placement: Literal["before", "after"] = "before"
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    rope_scaling: dict[str, Any] | None = None
+    checkpoint_activations: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "num_key_value_heads"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} {getattr(self, name)}: it must be at least 1")
         if self.num_attention_heads % self.num_key_value_heads:
             raise UserError(
                 f"num_key_value_heads {self.num_key_value_heads} must divide num_attention_heads {self.num_attention_heads}"
             )
-        if self.head_dim % 2:
+        if self.head_dim < 2 or self.head_dim % 2:
             raise UserError(f"head_dim {self.head_dim} must be even: rotary positions turn pairs of dimensions")
+        for name, choices in (("qk_norm", ("rms", "layer", "none")), ("norm_placement", ("before", "after"))):
+            if getattr(self, name) not in choices:
+                raise UserError(f"{name} {getattr(self, name)!r}: choose one of {', '.join(choices)}")
 
 
 class Cache:
@@ -71,35 +96,82 @@ class Cache:
         shape = (config.num_hidden_layers, rows, config.num_key_value_heads, length, config.head_dim)
         self.keys, self.values = (torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
 
-    def update(self, layer: int, k: Tensor, v: Tensor, positions: Tensor, extent: int) -> tuple[Tensor, Tensor]:
-        """Write k, v [B, G, T, D] at positions [B, T]; -> all keys and values of positions below `extent`."""
-        rows = torch.arange(k.shape[0], device=k.device)[:, None]
-        self.keys[layer][rows, :, positions] = k.transpose(1, 2)
-        self.values[layer][rows, :, positions] = v.transpose(1, 2)
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, context: "_Context") -> Tensor:
+        """Write k, v [B, T, G, D] at their positions; q [B, T, H, D] looks at what stands below `context.extent`."""
         b = k.shape[0]
-        return self.keys[layer, :b, :, :extent], self.values[layer, :b, :, :extent]
+        rows = torch.arange(b, device=k.device)[:, None]
+        self.keys[layer][rows, :, context.positions] = k
+        self.values[layer][rows, :, context.positions] = v
+        k, v = (kept[layer, :b, :, : context.extent] for kept in (self.keys, self.values))
+        grouped = {"enable_gqa": True} if k.shape[1] != q.shape[2] else {}
+        y = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=context.visible, **grouped)
+        return y.transpose(1, 2)
 
 
 class RotaryPositions(nn.Module):
-    """Cosines and sines by position, in fp32: [B, T] -> two of [B, 1, T, D]."""
+    """Cosines and sines by position: [B, T] -> two of [B, T, 1, D / 2].
 
-    frequencies: Tensor
+    Frequencies are fp32, also in a decoder of half precision: in thousands of positions its rounding is radians. So they
+    are no buffer, which `.bfloat16()` would turn.
+    """
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
-        half = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-        self.register_buffer("frequencies", config.rope_theta**-half, persistent=False)
+        self.frequencies = rotary_frequencies(config)
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        angles = positions[:, None, :, None].float() * self.frequencies
-        angles = torch.cat([angles, angles], dim=-1)
+        if self.frequencies.device != positions.device:
+            self.frequencies = self.frequencies.to(positions.device)
+        angles = positions[:, :, None, None].float() * self.frequencies
         return angles.cos(), angles.sin()
+
+
+def rotary_frequencies(config: DecoderConfig) -> Tensor:
+    """Radians a position of each pair of dimensions, fp32 [D / 2]; errors: `UserError` for a scaling that is not known."""
+    frequencies = config.rope_theta ** -(torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim)
+    scaling = config.rope_scaling or {}
+    kind = scaling.get("rope_type", "default")
+    if kind == "default":
+        return frequencies
+    needed = {
+        "linear": ["factor"],
+        "llama3": ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"],
+    }
+    if kind not in needed:
+        raise UserError(f"rope_scaling {kind!r}: choose one of default, linear, llama3")
+    if missing := [name for name in needed[kind] if name not in scaling]:
+        raise UserError(f"rope_scaling {kind!r} needs {missing[0]}")
+    if kind == "linear":  # Chen et al. 2023, "Extending context window of large language models via position interpolation"
+        return frequencies / scaling["factor"]
+    # Llama 3.1: slow pairs are interpolated, fast ones are not, those between are blended (transformers:modeling_rope_utils.py)
+    turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return kept * frequencies + (1 - kept) * frequencies / scaling["factor"]
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the two halves of the last dimension as pairs (rotate-half; Su et al. 2021, "RoFormer")."""
     a, b = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat([-b, a], dim=-1) * sin).to(x.dtype)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
+
+
+class HeadLayerNorm(nn.Module):
+    """LayerNorm over a head's dimensions with gain and bias of each head's own: [..., H, D] (Chameleon)."""
+
+    def __init__(self, heads: int, head_dim: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(heads, head_dim))
+        self.bias = nn.Parameter(torch.zeros(heads, head_dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], eps=1e-5) * self.weight + self.bias
+
+
+def _head_norm(config: DecoderConfig, heads: int) -> nn.Module:
+    if config.qk_norm == "layer":
+        return HeadLayerNorm(heads, config.head_dim)
+    return nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps) if config.qk_norm == "rms" else nn.Identity()
 
 
 class Attention(nn.Module):
@@ -107,46 +179,42 @@ class Attention(nn.Module):
 
     def __init__(self, config: DecoderConfig, layer: int):
         super().__init__()
-        c = self.config = config
-        self.layer = layer
-        self.q_proj = nn.Linear(c.hidden_size, c.num_attention_heads * c.head_dim, bias=False)
-        self.k_proj = nn.Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=False)
-        self.v_proj = nn.Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=False)
-        self.o_proj = nn.Linear(c.num_attention_heads * c.head_dim, c.hidden_size, bias=False)
-        self.q_norm = nn.RMSNorm(c.head_dim, eps=c.rms_norm_eps)
-        self.k_norm = nn.RMSNorm(c.head_dim, eps=c.rms_norm_eps)
+        c, bias = config, config.attention_bias
+        self.layer, self.head_dim = layer, c.head_dim
+        self.q_proj = nn.Linear(c.hidden_size, c.num_attention_heads * c.head_dim, bias=bias)
+        self.k_proj = nn.Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=bias)
+        self.v_proj = nn.Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=bias)
+        self.o_proj = nn.Linear(c.num_attention_heads * c.head_dim, c.hidden_size, bias=bias)
+        self.q_norm = _head_norm(c, c.num_attention_heads)
+        self.k_norm = _head_norm(c, c.num_key_value_heads)
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], context: "_Context") -> Tensor:
         """[B, T, C] -> [B, T, C]."""
-        b, t, _ = x.shape
-        q, k, v = (
-            part(x).view(b, t, -1, self.config.head_dim).transpose(1, 2) for part in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        q, k = rotate(self.q_norm(q), *rotary), rotate(self.k_norm(k), *rotary)
+        q, k, v = (part(x).unflatten(-1, (-1, self.head_dim)) for part in (self.q_proj, self.k_proj, self.v_proj))
+        # Norms and rotations are done in fp32 under autocast; attention is not.
+        q, k = (rotate(norm(x), *rotary).to(v.dtype) for norm, x in ((self.q_norm, q), (self.k_norm, k)))
         if context.cache is None:
-            y = attention(q, k, v.to(q.dtype), context.packing)
+            y = context.packing.attend(q, k, v)
         else:
-            k, v = context.cache.update(self.layer, k, v, context.positions, context.extent)
-            grouped = {"enable_gqa": True} if k.shape[1] != q.shape[1] else {}
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=context.visible, **grouped)
-        return self.o_proj(y.transpose(1, 2).reshape(b, t, -1))
+            y = context.cache.attend(self.layer, q, k, v, context)
+        return self.o_proj(y.flatten(2))
 
 
 class MLP(nn.Module):
-    """SwiGLU (Shazeer 2020, "GLU Variants Improve Transformer")."""
+    """SwiGLU (Shazeer 2020, "GLU variants improve transformer")."""
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class Block(nn.Module):
-    """Attention and SwiGLU, each behind its norm and around a residual."""
+    """Attention and SwiGLU, each with its norm and around a residual."""
 
     def __init__(self, config: DecoderConfig, layer: int):
         super().__init__()
@@ -155,8 +223,12 @@ class Block(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = MLP(config)
         self.dropout = nn.Dropout(config.dropout)
+        self.norm_after = config.norm_placement == "after"
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], context: "_Context") -> Tensor:
+        if self.norm_after:
+            x = x + self.dropout(self.input_layernorm(self.self_attn(x, rotary, context)))
+            return x + self.dropout(self.post_attention_layernorm(self.mlp(x)))
         x = x + self.dropout(self.self_attn(self.input_layernorm(x), rotary, context))
         return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
 
@@ -184,6 +256,7 @@ class Trunk(nn.Module):
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary = RotaryPositions(config)
+        self.checkpoint_activations = config.checkpoint_activations
 
     def forward(self, ids: Tensor, context: _Context) -> Tensor:
         x = self.embed_tokens(ids)
@@ -192,7 +265,10 @@ class Trunk(nn.Module):
             x = x + self.embed_places(context.places.clamp(max=self.embed_places.num_embeddings - 1))
         rotary = self.rotary(context.positions)
         for layer in self.layers:
-            x = layer(x, rotary, context)
+            if self.checkpoint_activations and torch.is_grad_enabled():
+                x = checkpoint(layer, x, rotary, context, use_reentrant=False)
+            else:
+                x = layer(x, rotary, context)
         return self.norm(x)
 
 
@@ -215,6 +291,8 @@ class Decoder(nn.Module):
             if isinstance(module, nn.Linear):
                 std = 0.0 if name.endswith(("o_proj", "down_proj", "lm_head")) else module.in_features**-0.5
                 nn.init.normal_(module.weight, std=std)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         nn.init.normal_(self.model.embed_tokens.weight, std=0.5)
         if self.config.places:
             nn.init.normal_(self.model.embed_places.weight, std=0.5)
@@ -236,12 +314,27 @@ class Decoder(nn.Module):
         differ between neighbouring documents, which then cannot see one another (default: one a row). places: [B, T],
         how far into its span each id stands (`Grammar.places`); only for decoders with place embeddings.
         """
+        self._check(ids, positions)
         if positions is None:
             positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         kind = ids.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.lm_head.weight.dtype
         backend = choose_backend(self.config.attention, ids.device, dtype, self.config.head_dim)
-        return self.model(ids, _Context(Packing.build(documents, backend), positions, places))
+        return self.model(ids, _Context(build_packing(documents, backend), positions, places))
+
+    def _check(self, ids: Tensor, positions: Tensor | None) -> None:
+        """Errors that users can make. Values are looked at on a CPU only: a GPU would have to be waited for."""
+        most, v = self.config.max_position_embeddings, self.config.vocab_size
+        if positions is None and ids.shape[1] > most:
+            raise UserError(f"{ids.shape[1]} ids: the decoder takes documents of at most {most} (max_position_embeddings)")
+        if ids.device.type == "cpu" and ids.numel():
+            low, high = (int(x) for x in torch.aminmax(ids))
+            if low < 0 or high >= v:
+                raise UserError(f"id {low if low < 0 else high}: the decoder's vocabulary has ids 0 to {v - 1}")
+            if positions is not None and int(positions.max()) >= most:
+                raise UserError(
+                    f"a document of {int(positions.max()) + 1} ids: the decoder takes at most {most} (max_position_embeddings)"
+                )
 
     def forward(
         self,
@@ -263,7 +356,7 @@ class Decoder(nn.Module):
         extent: more than every position; how much of the cache to look at.
         """
         visible = torch.arange(extent, device=ids.device) <= positions[:, None, :, None]
-        return self.model(ids, _Context(Packing(), positions, places, cache, extent, visible))
+        return self.model(ids, _Context(WholeRows(), positions, places, cache, extent, visible))
 
     def save_pretrained(self, folder: Path) -> None:
         """Write `config.json` and `model.safetensors`."""

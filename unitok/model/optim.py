@@ -74,7 +74,7 @@ def build_optimizers(
     """`muon`: Muon for the blocks' matrices and AdamW for embedding, head and norms; `adamw`: AdamW for all."""
     matrices, embeddings, vectors = [], [], []
     for full_name, p in decoder.named_parameters():
-        if p.ndim < 2:
+        if p.ndim < 2 or "norm" in full_name:  # the gains of each head's own norm are a matrix by shape only
             vectors.append(p)
         elif "embed_" in full_name or "lm_head" in full_name or name == "adamw":
             embeddings.append(p)

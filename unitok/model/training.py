@@ -1,11 +1,10 @@
 """Lightning shell that trains the decoder on packed batches.
 
-The loss of a position is the cross-entropy over the ids that the grammar allows there (`loss_over="allowed"`) or over
-all ids. Legal sets reach the model as data: `kinds` in the batch index a list of id intervals, so that for each kind
-only its rows of the head are multiplied, and a forced id costs nothing. The z-loss keeps the log of each softmax's
-normaliser near 0 (Chowdhery et al. 2022, "PaLM"; 1e-5 as in Chameleon).
+The loss of a position is the cross-entropy over the ids that the grammar allows there (`loss_over="allowed"`) or over all
+ids; legal sets reach the model as data (`unitok.model.loss`).
 """
 
+import math
 from dataclasses import asdict, replace
 from typing import Any, Literal
 
@@ -14,61 +13,9 @@ from torch import Tensor
 
 from unitok.errors import UserError
 from unitok.model.decoder import Decoder, DecoderConfig
+from unitok.model.loss import Loss, next_id_loss
 from unitok.model.optim import build_optimizers
 from unitok.training import TrainingShell, check_same, warmup_linear
-
-Intervals = tuple[tuple[int, int], ...]
-
-
-def head_rows(weight: Tensor, intervals: Intervals) -> Tensor:
-    """The rows of a head [V, C] that belong to some ids, in ascending order of ids."""
-    return torch.cat([weight[a:b] for a, b in intervals])
-
-
-def places(targets: Tensor, intervals: Intervals) -> Tensor:
-    """Ids -> their places among the ids of `intervals`, in ascending order."""
-    out = torch.full_like(targets, -1)
-    before = 0
-    for a, b in intervals:
-        out = torch.where((targets >= a) & (targets < b), targets - a + before, out)
-        before += b - a
-    return out
-
-
-def allowed_loss(
-    hidden: Tensor, weight: Tensor, batch: dict[str, Tensor], kinds: list[Intervals], over_all: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Cross-entropy and squared log-normaliser of every position that counts.
-
-    Args:
-        hidden: [B, T, C]. weight: the head, [V, C]. kinds: legal sets, indexed by `batch["kinds"]`.
-        over_all: take the softmax over all V ids instead.
-
-    Returns:
-        nll [N] in nats, squared log-normaliser [N], and the flat index [N] of each into the batch's B * T positions.
-    """
-    flat = {key: batch[key].flatten() for key in ("targets", "weights", "kinds")}
-    states = hidden.flatten(0, 1)
-    nll, squared, index = [], [], []
-    if over_all:
-        groups: list[Intervals] = [((0, weight.shape[0]),)]
-        chosen = [(flat["weights"] > 0).nonzero().flatten()]
-    else:
-        groups = kinds
-        chosen = [((flat["kinds"] == kind) & (flat["weights"] > 0)).nonzero().flatten() for kind in range(len(kinds))]
-    for intervals, where in zip(groups, chosen, strict=True):
-        if where.numel() == 0 or sum(b - a for a, b in intervals) < 2:
-            continue  # nothing here, or nothing to choose
-        logits = (states[where] @ head_rows(weight, intervals).T).float()
-        normaliser = logits.logsumexp(-1)
-        target = places(flat["targets"][where], intervals)
-        nll.append(normaliser - logits.gather(1, target[:, None]).squeeze(1))
-        squared.append(normaliser.square())
-        index.append(where)
-    if not nll:
-        zero = states.sum() * 0
-        return zero[None], zero[None], torch.zeros(1, dtype=torch.long, device=states.device)
-    return torch.cat(nll), torch.cat(squared), torch.cat(index)
 
 
 class DecoderTraining(TrainingShell):
@@ -84,6 +31,7 @@ class DecoderTraining(TrainingShell):
         clip: largest norm of the gradient, 0 for none.
         z_loss: weight of the squared log-normaliser.
         loss_over: `allowed` (the ids that the grammar allows at each place) or `all`.
+        compile: compile the blocks (torch.compile); the first steps then take a minute or more.
     """
 
     kind = "decoder"
@@ -103,6 +51,7 @@ class DecoderTraining(TrainingShell):
         clip: float = 1.0,
         z_loss: float = 1e-5,
         loss_over: Literal["allowed", "all"] = "allowed",
+        compile: bool = False,
         log_every: int = 20,
     ):
         super().__init__(steps, minutes, log_every)
@@ -110,6 +59,7 @@ class DecoderTraining(TrainingShell):
         self.optimizer_name, self.rate, self.muon_rate = optimizer, learning_rate, muon_rate
         self.warmup_steps, self.hold, self.betas = warmup_steps, hold, (betas[0], betas[1])
         self.weight_decay, self.clip, self.z_loss, self.loss_over = weight_decay, clip, z_loss, loss_over
+        self.compiles = compile
         self.manifest: dict[str, Any] = {}
 
     def configure_model(self) -> None:
@@ -125,10 +75,25 @@ class DecoderTraining(TrainingShell):
                 f"model.decoder.vocab_size is {self.config.vocab_size}, the vocabulary of {data.path} has {vocab.size} ids: "
                 "leave it out"
             )
+        sets = [data.training_data(), data.validation_data()]
+        longest, most = max(d.longest for d in sets if d), self.config.max_position_embeddings
+        if longest > most:
+            raise UserError(
+                f"documents of up to {longest} ids, model.decoder.max_position_embeddings is {most}: raise it, or set "
+                f"data.max_length to {most} or less"
+            )
         self.manifest, self.legal_sets = vocab.to_manifest(), grammar.kinds
+        #: What is logged apart: each modality, and each level of those that have several.
         self.names = {m: [(r.offset, r.stop) for r in vocab.body(m)] for m in vocab.spans}
+        for modality in vocab.spans:
+            body = vocab.body(modality)
+            if len(body) > 1:
+                self.names |= {f"{modality}_{level}": [(r.offset, r.stop)] for level, r in enumerate(body)}
         self.config = replace(self.config, vocab_size=vocab.size)
         self.decoder = Decoder(self.config)
+        if self.compiles:
+            for layer in self.decoder.model.layers:
+                layer.compile(dynamic=False)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         return build_optimizers(self.decoder, self.optimizer_name, self.rate, self.muon_rate, self.betas, self.weight_decay)
@@ -143,7 +108,12 @@ class DecoderTraining(TrainingShell):
                 f"{self.data.path} has ({self.config.vocab_size} ids): train on the data that fits, or "
                 "choose another --out"
             )
-        check_same(part["config"], asdict(self.config), "decoder", free=("attention", "dropout"))
+        check_same(
+            asdict(DecoderConfig()) | part["config"],
+            asdict(self.config),
+            "decoder",
+            free=("attention", "dropout", "checkpoint_activations"),
+        )
 
     def optimize(self, batch: dict[str, Tensor]) -> dict[str, Tensor | float]:
         optimizers: Any = self.optimizers()
@@ -151,7 +121,8 @@ class DecoderTraining(TrainingShell):
         factor = warmup_linear(self.steps_done, self.share, self.warmup_steps, self.hold)
         for o, peak in zip(optimizers, (self.rate, self.muon_rate), strict=False):
             self.set_rate(o, peak * factor)
-        loss, logged = self.losses(batch)
+        last = self.budget.over(self.steps_done + 1)
+        loss, logged = self.losses(batch, measure=last or (self.steps_done + 1) % self.log_every == 0)
         for o in optimizers:
             o.zero_grad()
         self.manual_backward(loss)
@@ -162,23 +133,29 @@ class DecoderTraining(TrainingShell):
             o.optimizer.step()  # raw, so that Lightning's global_step counts batches
         return logged
 
-    def losses(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """The loss, and what to log: bits an id, overall and by modality."""
+    def losses(self, batch: dict[str, Tensor], measure: bool = True) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """The loss, the mean over all positions that count; and what to log: with `measure`, bits and accuracy by modality."""
         hidden = self.decoder.hidden(batch["ids"], batch["positions"], batch["documents"], batch["places"])
-        nll, squared, index = allowed_loss(hidden, self.decoder.lm_head.weight, batch, self.legal_sets, self.loss_over == "all")
-        weights = batch["weights"].flatten()[index]
-        total = batch["weights"].sum().clamp_min(1.0)  # forced ids count: they are right for nothing
-        loss = ((nll + self.z_loss * squared) * weights).sum() / total
+        kinds = None if self.loss_over == "all" else self.legal_sets
+        found = next_id_loss(hidden, self.decoder.lm_head.weight, batch, kinds, self.z_loss, measure)
+        loss = found.total / batch["weights"].sum().clamp_min(1.0)  # forced ids count: they are right for nothing
         logged: dict[str, Tensor | float] = {"loss": loss.detach()}
-        targets = batch["targets"].flatten()[index]
-        bits = nll.detach() / torch.log(torch.tensor(2.0))
-        for modality, ranges in self.names.items():
+        return loss, logged | (self._by_modality(batch, found) if measure else {})
+
+    def _by_modality(self, batch: dict[str, Tensor], found: Loss) -> dict[str, Tensor | float]:
+        """Bits an id and accuracy by modality and level, the root mean square of the log-normaliser, the share of padding."""
+        out: dict[str, Tensor | float] = {}
+        targets = batch["targets"].flatten()[found.index]
+        for name, ranges in self.names.items():
             inside = torch.zeros_like(targets, dtype=torch.bool)
             for a, b in ranges:
                 inside |= (targets >= a) & (targets < b)
             if inside.any():
-                logged[f"bits_{modality}"] = bits[inside].mean()
-        return loss, logged
+                out[f"bits_{name}"] = found.nll[inside].mean() / math.log(2)
+                out[f"accuracy_{name}"] = found.right[inside].float().mean()
+        if len(targets):
+            out["log_normaliser"] = found.log_normaliser.square().mean().sqrt()
+        return out | {"padding": (batch["documents"] < 0).float().mean()}
 
     def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
         _, logged = self.losses(batch)

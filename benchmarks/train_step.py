@@ -1,0 +1,223 @@
+"""Training steps of the decoder beside transformers' Chameleon and Qwen3 at equal shape.
+
+    python benchmarks/train_step.py [--quick] [--compile] [--device cuda]
+
+Claim: at least 1.5 times as many ids that are not padding a second, forward, backward and optimizer, on a CPU. Documents are
+those of scenes (captions, pictures, sounds, in all orders), as `unitok tokenize` writes them. Ours packs them in rows; theirs are
+padded to the longest of each batch, with labels of -100, as transformers' collators do. A step of both holds about as many
+ids. All use torch's fused AdamW at one rate, fp32 on a CPU and bfloat16 autocast on a GPU. `all ids`: our loss is theirs, a
+softmax over the whole vocabulary; `allowed`: over the ids that the grammar allows, our default.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from common import in_turns, serve, write_results
+
+from unitok.bundle import Unitok, build_vocab
+from unitok.data.packing import PackedDataset
+from unitok.data.shards import TokenDataset
+from unitok.inspection import HARDWARE
+from unitok.model import Decoder, DecoderConfig
+from unitok.model.accounting import count
+from unitok.model.loss import next_id_loss
+from unitok.model.presets import PRESETS
+from unitok.tokenizers import AudioTokenizer, AudioTokenizerConfig, ImageTokenizer, ImageTokenizerConfig, TextTokenizer
+
+CONFIGS = Path(__file__).parent.parent / "configs" / "scenes"
+SIZES = {"2m": "tiny", "25m": "25m", "100m": "100m", "350m": "350m"}
+PEERS = ("qwen3", "chameleon")
+
+
+def make_tokens(work: Path) -> Path:
+    """Token shards of 3,000 scenes, made with the demo's tokenizers before their training: lengths are what counts here."""
+    tokens = work / "tokens"
+    if (tokens / "dataset.json").exists():
+        return tokens
+
+    def unitok(*words: str) -> None:
+        subprocess.run([sys.executable, "-m", "unitok", *words], check=True)
+
+    unitok("scenes", str(work / "scenes"), "--count", "3000", "--seed", "1", "--most", "2")
+    unitok("train-text", str(work / "scenes" / "text.txt"), "--out", str(work / "text"), "--size", "512")
+    torch.manual_seed(0)
+    parts: dict[str, Any] = {"text": TextTokenizer.from_pretrained(work / "text")}
+    for name, model, config in (
+        ("image", ImageTokenizer, ImageTokenizerConfig),
+        ("audio", AudioTokenizer, AudioTokenizerConfig),
+    ):
+        given = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["model"]["init_args"]["tokenizer"]
+        part: Any = model(config(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}))
+        part.train()
+        width = part.config.z_channels if name == "image" else part.config.dimension
+        part.quantizer.start(part.quantizer.pass_through(torch.randn(4, 512, width)).low)
+        parts[name] = part.eval()
+    Unitok(build_vocab(**parts), **parts).save_pretrained(work / "bundle")
+    unitok("tokenize", str(work / "scenes"), str(tokens), "--bundle", str(work / "bundle"))
+    return tokens
+
+
+def packed_batches(
+    tokens: Path, row_length: int, rows: int, number: int
+) -> tuple[list[dict[str, torch.Tensor]], PackedDataset]:
+    data = PackedDataset(TokenDataset(tokens), row_length, drop_condition=0.0)
+    batches = []
+    for i in range(number):
+        items = [data[0, i * rows + j] for j in range(rows)]
+        batches.append({key: torch.from_numpy(np.stack([item[key] for item in items])) for key in items[0]})
+    return batches, data
+
+
+def padded_batches(tokens: Path, ids_a_batch: int, number: int) -> tuple[list[dict[str, torch.Tensor]], int]:
+    """Random documents, padded on the right to the longest of their batch; and how many ids are real."""
+    dataset = TokenDataset(tokens)
+    lengths = dataset.lengths()
+    order = np.random.default_rng(0).permutation(len(dataset))
+    documents = max(1, round(ids_a_batch / lengths.mean()))
+    batches, real = [], 0
+    for i in range(number):
+        chosen = [torch.from_numpy(dataset.ids(int(d))) for d in order[i * documents : (i + 1) * documents]]
+        pad = torch.nn.utils.rnn.pad_sequence
+        batch = {"input_ids": pad(chosen, True, dataset.vocab.pad), "labels": pad(chosen, True, -100)}
+        batch["attention_mask"] = pad([torch.ones_like(ids) for ids in chosen], True, 0)
+        batches.append(batch)
+        real += sum(len(ids) for ids in chosen)
+    return batches, real
+
+
+def theirs(peer: str, c: DecoderConfig) -> Any:
+    """The same shape in transformers, with its own initialisation."""
+    import transformers
+
+    shape: dict[str, Any] = {
+        name: getattr(c, name)
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "intermediate_size",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "max_position_embeddings",
+        )
+    }
+    if peer == "qwen3":
+        config = transformers.Qwen3Config(**shape, head_dim=c.head_dim, use_cache=False)
+        return transformers.Qwen3ForCausalLM(config)
+    image = {"base_channels": 32, "channel_multiplier": [1], "num_res_blocks": 1, "embed_dim": 8, "num_embeddings": 8}
+    config = transformers.ChameleonConfig(
+        **shape, vq_config=image | {"latent_channels": 8}, vocabulary_map={"<image>": 0}, use_cache=False
+    )
+    model = transformers.ChameleonForConditionalGeneration(config)
+    del model.model.vqmodel  # neither its memory nor its parameters should count
+    return model
+
+
+def steps(which: str, size: str, tokens: Path, o: argparse.Namespace) -> tuple[Callable[[], None], int, Any]:
+    """What runs some training steps; how many real ids they hold; and the model's configuration."""
+    torch.manual_seed(0)
+    number, device = o.steps, o.device
+    vocab = TokenDataset(tokens).vocab
+    config = replace(PRESETS[SIZES[size]].config, vocab_size=vocab.size, max_position_embeddings=1024)
+    if which == "ids":
+        packed, _ = packed_batches(tokens, o.ids, 1, number)
+        real = sum(int((b["documents"] >= 0).sum()) for b in packed)
+        padded, real_theirs = padded_batches(tokens, o.ids, number)
+        places = sum(b["input_ids"].numel() for b in padded)
+        return lambda: None, real, {"theirs": real_theirs, "padding_theirs": 1 - real_theirs / places, "slots": number * o.ids}
+    precise = torch.autocast(device, torch.bfloat16, enabled=device != "cpu")
+    if which in PEERS:
+        model = theirs(which, config).to(device).train()
+        batches, real = padded_batches(tokens, o.ids, number)
+        forward: Any = torch.compile(model) if o.compile else model
+
+        def loss_of(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+            return forward(**batch).loss
+    else:
+        model = Decoder(config).to(device).train()
+        for p in model.parameters():  # ours starts with zeros: give every product real work
+            torch.nn.init.normal_(p, mean=float(p.ndim < 2), std=0.02)
+        batches, data = packed_batches(tokens, o.ids, 1, number)
+        real = sum(int((b["documents"] >= 0).sum()) for b in batches)
+        kinds = None if which == "all" else data.grammar.kinds
+        if o.compile:
+            for layer in model.model.layers:
+                layer.compile(dynamic=False)
+
+        def loss_of(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+            hidden = model.hidden(batch["ids"], batch["positions"], batch["documents"])
+            return next_id_loss(hidden, model.lm_head.weight, batch, kinds).total / batch["weights"].sum()
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=True)
+    batches = [{k: v.to(device) for k, v in batch.items()} for batch in batches]
+
+    def run() -> None:
+        for batch in batches:
+            with precise:
+                loss = loss_of(batch)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return run, real, config
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--quick", action="store_true", help="2m only, few rounds")
+    p.add_argument("--hardware", choices=HARDWARE, default="h200", help="whose peak the MFU is taken of")
+    p.add_argument("--device", default="cpu")
+    p.add_argument("--sizes", nargs="+", choices=SIZES, default=["2m", "25m"])
+    p.add_argument("--compile", action="store_true", help="torch.compile for all; compile time does not count")
+    p.add_argument("--ids", type=int, default=4096, help="ids a step")
+    p.add_argument("--steps", type=int, default=4, help="steps a round")
+    p.add_argument("--rounds", type=int, default=5)
+    p.add_argument("--work", type=Path, default=Path("runs/train_step"), help="folder for scenes and tokens")
+    p.add_argument("--out", type=Path, help="default: benchmarks/results/train_step.json")
+    p.add_argument("--only", nargs=2, help=argparse.SUPPRESS)
+    o = p.parse_args()
+    tokens = make_tokens(o.work)
+    if o.only:
+        which, size = o.only
+        serve(steps(which, size, tokens, o)[0], o.device)
+        return
+    cases = []
+    _, real, told = steps("ids", "2m", tokens, o)
+    more: dict[str, Any] = {
+        "ids_a_step": real / o.steps,
+        "padding": {"ours": 1 - real / told["slots"], "theirs": told["padding_theirs"]},
+    }
+    flags = ["--ids", str(o.ids), "--steps", str(o.steps), "--device", o.device, "--work", str(o.work)]
+    flags += ["--compile"] if o.compile else []
+    for size in ["2m"] if o.quick else o.sizes:
+        jobs = {which: [*flags, "--only", which, size] for which in ("all", "allowed", *PEERS)}
+        found = in_turns(__file__, jobs, 3 if o.quick else o.rounds)
+        config = replace(PRESETS[SIZES[size]].config, vocab_size=TokenDataset(tokens).vocab.size)
+        for peer in PEERS:
+            for which, name in (("all", "all ids"), ("allowed", "allowed")):
+                case = f"{size}{' compiled' if o.compile else ''}, loss over {name}"
+                ours, other = real / found[which]["seconds"], told["theirs"] / found[peer]["seconds"]
+                row: dict[str, Any] = {"case": f"{case}: speed", "unit": "ids/s", "ours": ours, "peer": peer, "theirs": other}
+                row["ratio"] = ours / other
+                if o.device != "cpu" and which == "all":
+                    mean = int(TokenDataset(tokens).lengths().mean())
+                    row["mfu"] = ours * count(config, mean).flops / HARDWARE[o.hardware]
+                cases.append(row)
+                row = {"case": f"{case}: memory", "unit": "GB", "ours": found[which]["gb"], "peer": peer}
+                cases.append(row | {"theirs": found[peer]["gb"], "ratio": found[peer]["gb"] / found[which]["gb"]})
+    print(json.dumps(more))
+    write_results(f"train_step{'_compiled' if o.compile else ''}", cases, o.device, o.out, **more)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(min(2, torch.get_num_threads()))
+    main()

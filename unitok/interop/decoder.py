@@ -1,0 +1,272 @@
+"""Decoders of transformers as ours, and ours as transformers': renaming, because the layouts are the same.
+
+`hf-llama`, `hf-qwen3` and `hf-chameleon` are folders saved by transformers, config.json and .safetensors in one file or
+several. A head tied to the embedding becomes a matrix of its own. What our decoder does not compute is refused by name.
+"""
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.torch import save_file
+from torch import Tensor
+
+from unitok.bundle import Unitok
+from unitok.checkpoints import load_weights
+from unitok.errors import UserError
+from unitok.model.decoder import Decoder, DecoderConfig
+from unitok.pretrained import begin_folder, load_state, replace_folder
+from unitok.tokenizers.image import ImageTokenizer
+from unitok.vocab import Range, Span, Vocab
+
+State = dict[str, Tensor]
+MODEL_TYPES = {"hf-llama": "llama", "hf-qwen3": "qwen3", "hf-chameleon": "chameleon"}
+EXPORTS = {"hf-qwen3": "a folder that transformers, vLLM and SGLang load as Qwen3"}
+
+#: Of transformers' configurations, where the folder's does not say.
+DEFAULT_LENGTHS = {"llama": 2048, "qwen3": 32_768, "chameleon": 4096}
+
+#: Of Chameleon's vocabulary, where no tokenizer says otherwise (transformers:models/chameleon/convert_chameleon_weights_to_hf.py).
+CHAMELEON = {"<bos>": 0, "<pad>": 1, "<eos>": 2, "<image>": 8197, "</image>": 8196}
+
+
+def read_config(folder: Path, model_type: str) -> dict[str, Any]:
+    """The folder's config.json; errors: `UserError` where it is not one of that type."""
+    path = folder / "config.json"
+    try:
+        given = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{path}: no such file; give a folder saved by transformers") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not JSON ({error.msg})") from None
+    if given.get("model_type") != model_type:
+        raise UserError(f"{path}: model_type {given.get('model_type')!r}, not {model_type}")
+    return given
+
+
+def read_state(folder: Path) -> State:
+    """All tensors of the folder's .safetensors files."""
+    files = sorted(folder.glob("*.safetensors"))
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        named = set(json.loads(index.read_text()).get("weight_map", {}).values())
+        if missing := sorted(named - {file.name for file in files}):
+            raise UserError(f"{folder / missing[0]}: no such file, though {index.name} lists it")
+    if not files:
+        raise UserError(f"{folder}: no .safetensors file in it")
+    return {name: tensor for file in files for name, tensor in load_weights(file).items()}
+
+
+def decoder_config(given: dict[str, Any], where: str) -> DecoderConfig:
+    """A config.json of transformers' Llama, Qwen3 or Chameleon -> ours; errors: `UserError` for what we do not compute."""
+    kind = given["model_type"]
+    refused = {
+        "hidden_act": given.get("hidden_act", "silu") not in ("silu", "swish"),
+        "use_sliding_window": bool(given.get("use_sliding_window")),
+    }
+    for name, is_so in refused.items():
+        if is_so:
+            raise UserError(f"{where}: {name} {given[name]!r} cannot be imported")
+    missing = [n for n in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers") if n not in given]
+    if missing:
+        raise UserError(f"{where}: no {missing[0]} in it")
+    rope = given.get("rope_scaling") or given.get("rope_parameters") or {}
+    scaling = {k: v for k, v in rope.items() if k not in ("rope_theta", "type")}
+    scaling = {"rope_type": rope.get("type", "default")} | scaling
+    longest = given.get("max_position_embeddings", DEFAULT_LENGTHS[kind])
+    if scaling["rope_type"] == "llama3":
+        scaling.setdefault("original_max_position_embeddings", given.get("original_max_position_embeddings", longest))
+    heads = given.get("num_attention_heads", 32)
+    groups = given.get("num_key_value_heads") or (heads if kind == "llama" or "num_key_value_heads" in given else 32)
+    head_dim = None if kind == "chameleon" else given.get("head_dim")
+    return DecoderConfig(
+        vocab_size=given["vocab_size"],
+        hidden_size=given["hidden_size"],
+        num_hidden_layers=given["num_hidden_layers"],
+        intermediate_size=given["intermediate_size"],
+        num_attention_heads=heads,
+        num_key_value_heads=groups,
+        head_dim=head_dim or (128 if kind == "qwen3" else given["hidden_size"] // heads),
+        rope_theta=float(rope.get("rope_theta") or given.get("rope_theta") or 10_000.0),
+        rope_scaling=scaling if scaling["rope_type"] != "default" else None,
+        rms_norm_eps=given.get("rms_norm_eps", 1e-5 if kind == "chameleon" else 1e-6),
+        max_position_embeddings=longest,
+        qk_norm={"llama": "none", "qwen3": "rms", "chameleon": "layer"}[kind],  # type: ignore[arg-type]
+        norm_placement="after" if given.get("swin_norm") else "before",
+        attention_bias=bool(given.get("attention_bias")),
+        mlp_bias=bool(given.get("mlp_bias")),
+    )
+
+
+def import_decoder(kind: str, folder: Path) -> "Decoder | ImportedChameleon":
+    """A folder of one of `MODEL_TYPES` -> our decoder with equal logits, in eval mode; Chameleon's with its image encoder."""
+    given = read_config(folder, MODEL_TYPES[kind])
+    config = decoder_config(given, str(folder / "config.json"))
+    raw = read_state(folder)
+    # transformers 5 saves a Chameleon's decoder under `model.language_model.` in some versions, without it in others.
+    state = {re.sub(r"^model\.language_model\.", "model.", k): v.float() for k, v in raw.items() if "vqmodel" not in k}
+    state = {k: v for k, v in state.items() if not k.endswith("rotary_emb.inv_freq")}
+    if given.get("tie_word_embeddings") and "model.embed_tokens.weight" in state:
+        state["lm_head.weight"] = state["model.embed_tokens.weight"].clone()
+    decoder = Decoder(config)
+    load_state(decoder, state, str(folder))
+    decoder.eval()
+    if kind != "hf-chameleon":
+        return decoder
+    from unitok.interop.image import import_image_tokenizer
+
+    image = import_image_tokenizer("hf-chameleon-vqvae", folder) if any("vqmodel" in k for k in raw) else None
+    names = given.get("vocabulary_map") or _tokenizer_names(folder)
+    return ImportedChameleon(decoder, image, _chameleon_vocab(names, config.vocab_size, image))
+
+
+def _tokenizer_names(folder: Path) -> dict[str, int]:
+    """The names of ids in a tokenizer.json that lies beside the weights, or none."""
+    path = folder / "tokenizer.json"
+    return json.loads(path.read_text()).get("model", {}).get("vocab", {}) if path.exists() else {}
+
+
+def image_codes(names: dict[str, int]) -> dict[int, int]:
+    """Names of ids -> code of each image id. An image id's name is IMGIMG, its code with A to J for digits, and Z."""
+    found = {}
+    for name, id in names.items():
+        if written := re.fullmatch(r"IMGIMG([A-J]+)Z", name):
+            found[int("".join(str(ord(letter) - ord("A")) for letter in written[1]))] = id
+    return found
+
+
+def _chameleon_vocab(names: dict[str, int], size: int, image: ImageTokenizer | None) -> Vocab | None:
+    """The vocabulary that the names say: image codes where they stand, ids after them as text; or None."""
+    codes = image_codes(names)
+    ids = sorted(codes.values())
+    if not ids or image is None:
+        return None
+    if sorted(codes) != list(range(len(ids))) or ids != list(range(ids[0], ids[0] + len(ids))):
+        raise UserError(
+            f"the vocabulary's image names give {len(ids)} codes that are not 0 to {len(ids) - 1}, or not in one stretch"
+        )
+    if len(ids) != image.codebook_size:
+        raise UserError(f"the vocabulary names {len(ids)} image codes, the image tokenizer has {image.codebook_size}")
+    specials = {
+        "<bos>": names.get("<s>", CHAMELEON["<bos>"]),
+        "<pad>": names.get("<pad>", CHAMELEON["<pad>"]),
+        "<eos>": names.get("</s>", CHAMELEON["<eos>"]),
+        "<image>": names.get("<racm3:break>", CHAMELEON["<image>"]),
+        "</image>": names.get("<eoss>", CHAMELEON["</image>"]),
+    }
+    taken, after = set(specials.values()), ids[-1] + 1
+    permutation = tuple(int(p) for p in np.array([codes[c] for c in range(len(ids))]) - ids[0])
+    return Vocab(
+        [
+            Range("special", "special", 0, ids[0]),
+            Range("image", "codes", ids[0], len(ids), permutation=permutation),
+            Range("text", "text", after, size - after, illegal=tuple(sorted(id - after for id in taken if after <= id < size))),
+        ],
+        specials,
+        {"text": Span("text", ("text",)), "image": Span("image", ("image",), "<image>", "</image>", (), image.fingerprint())},
+    )
+
+
+@dataclass
+class ImportedChameleon:
+    """Decoder, image encoder and vocabulary of a Chameleon, as far as its folder has them."""
+
+    model: Decoder
+    image: ImageTokenizer | None
+    vocab: Vocab | None
+
+    def save_pretrained(self, out: Path) -> None:
+        """Write `model/` and `tokenizers/image/`; with names of image ids a whole bundle."""
+        if self.vocab is not None:
+            Unitok(self.vocab, image=self.image, model=self.model).save_pretrained(out)
+            return
+        partial = begin_folder(Path(out))
+        self.model.save_pretrained(partial / "model")
+        if self.image is not None:
+            self.image.save_pretrained(partial / "tokenizers" / "image")
+        replace_folder(partial, Path(out))
+
+
+# ---- Export ---------------------------------------------------------------------------------------------------------
+
+
+def export_decoder(kind: str, decoder: Decoder, vocab: Vocab | None, out: Path) -> None:
+    """Write a decoder as `kind`, with `unitok_ids.json` to tell what ids mean. Errors: `UserError` where it does not fit."""
+    if kind not in EXPORTS:
+        raise UserError(f"no kind {kind!r}; choose one of {', '.join(EXPORTS)}")
+    c = decoder.config
+    unfit = {
+        "places": c.places != 0,
+        "qk_norm": c.qk_norm != "rms",
+        "norm_placement": c.norm_placement != "before",
+        "mlp_bias": c.mlp_bias,
+        "attention_bias": c.attention_bias,  # servers know none on the output projection
+    }
+    for name, is_so in unfit.items():
+        if is_so:
+            raise UserError(f"the decoder has {name} {getattr(c, name)!r}, which Qwen3 does not: it cannot be exported")
+    specials = (
+        {"bos_token_id": vocab.bos, "eos_token_id": vocab.eos, "pad_token_id": vocab.specials.get("<pad>")} if vocab else {}
+    )
+    config = {
+        "unitok": 1,
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "dtype": "float32",
+        **{name: value for name, value in asdict(c).items() if name in QWEN3_FIELDS},
+        "hidden_act": "silu",
+        "tie_word_embeddings": False,
+        "use_sliding_window": False,
+        "rope_parameters": {"rope_type": "default"} | (c.rope_scaling or {}) | {"rope_theta": c.rope_theta},
+        "rope_theta": c.rope_theta,  # where transformers before 5 and servers look
+        **({"rope_scaling": c.rope_scaling} if c.rope_scaling else {}),
+        **specials,
+    }
+    generation = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, **specials}
+    partial = begin_folder(out)
+    (partial / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    (partial / "generation_config.json").write_text(json.dumps(generation, indent=1) + "\n")
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in decoder.state_dict().items()}
+    save_file(state, partial / "model.safetensors", metadata={"format": "pt"})
+    if vocab:
+        (partial / "unitok_ids.json").write_text(json.dumps(id_map(vocab), indent=1) + "\n")
+    replace_folder(partial, out)
+
+
+QWEN3_FIELDS = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "rms_norm_eps",
+    "max_position_embeddings",
+)
+
+
+def id_map(vocab: Vocab) -> dict[str, Any]:
+    """What ids mean, for programs that know nothing of unitok: ranges, special ids, and how spans are laid out."""
+    return {
+        "unitok": 1,
+        "ranges": {r.name: {"first": r.offset, "count": r.size, "kind": r.kind} for r in vocab.ranges},
+        "special_ids": vocab.specials,
+        "spans": {
+            m: {"begin": s.begin, "header": list(s.header), "body": list(s.body), "end": s.end} for m, s in vocab.spans.items()
+        },
+        "manifest": vocab.to_manifest(),
+    }
+
+
+def describe(part: Any) -> str:
+    """One line on an imported part."""
+    if isinstance(part, ImportedChameleon):
+        rest = "a bundle with image and decoder" if part.vocab else "ids stay plain: no names of image ids, or no image encoder"
+        return f"{describe(part.model)}; {rest}"
+    c = part.config
+    count = sum(p.numel() for p in part.parameters())
+    return f"a decoder of {count / 1e6:.1f}M parameters, {c.num_hidden_layers} layers, {c.vocab_size} ids"

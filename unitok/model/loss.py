@@ -1,0 +1,151 @@
+"""The loss of next ids: cross-entropy over the ids that may come, with a z-loss, and never all logits at once.
+
+Positions of one kind share a legal set (`unitok.grammar`): only its rows of the head are multiplied, a forced id costs
+nothing. Logits are made for some positions at a time, and the gradient with them, in the forward pass; a batch of any
+length needs memory for one piece of logits (cf. Hsu et al. 2024, "Liger Kernel"; Wijmans et al. 2024, "Cut your losses").
+The z-loss keeps the log of each softmax's normaliser near 0 (Chowdhery et al. 2022, "PaLM"; 1e-5 as in Chameleon).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Intervals = tuple[tuple[int, int], ...]
+
+#: Logits that are held at once: what stays in a CPU's cache, and what fills a GPU.
+PIECE = {"cpu": 1 << 20}
+PIECE_ELSEWHERE = 1 << 26
+
+
+@dataclass
+class Loss:
+    """What `next_id_loss` gives.
+
+    Args:
+        total: sum over all positions of weight x (cross-entropy + z_loss x squared log-normaliser), in nats; it has the
+            gradient. The others have none.
+        index: int64 [N], where in the flattened batch the positions stand that had a choice and a weight.
+        nll: [N], their cross-entropies, nats. log_normaliser: [N]. right: bool [N], whether the likeliest id came, or
+            nothing if `measure` was not asked for.
+    """
+
+    total: Tensor
+    index: Tensor
+    nll: Tensor
+    log_normaliser: Tensor
+    right: Tensor
+
+
+def next_id_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    batch: dict[str, Tensor],
+    kinds: list[Intervals] | None,
+    z_loss: float = 0.0,
+    measure: bool = False,
+) -> Loss:
+    """The loss of a batch.
+
+    Args:
+        hidden: [B, T, C]. weight: the head, [V, C].
+        batch: `targets`, `weights` and `kinds`, each [B, T]; positions of weight 0 do not count.
+        kinds: legal sets, indexed by `batch["kinds"]`; None: every id may come everywhere.
+        z_loss: weight of the squared log-normaliser. measure: whether to find out which positions were right.
+    """
+    flat = {key: batch[key].flatten() for key in ("targets", "weights", "kinds")}
+    counts = flat["weights"] > 0
+    groups = []
+    for kind, intervals in enumerate([((0, weight.shape[0]),)] if kinds is None else kinds):
+        if sum(b - a for a, b in intervals) < 2:
+            continue  # nothing to choose
+        where = (counts if kinds is None else counts & (flat["kinds"] == kind)).nonzero().flatten()
+        if len(where):
+            groups.append((intervals, where))
+    index = torch.cat([where for _, where in groups]) if groups else counts.new_zeros(0, dtype=torch.long)
+    sizes = [(intervals, len(where)) for intervals, where in groups]
+    total, nll, normaliser, right = _Pieces.apply(
+        hidden.flatten(0, 1)[index],
+        weight,
+        flat["targets"][index],
+        flat["weights"][index],
+        sizes,
+        z_loss,
+        measure,
+        torch.is_grad_enabled(),
+    )
+    return Loss(total, index, nll, normaliser, right)
+
+
+class _Pieces(torch.autograd.Function):
+    """states [N, C] sorted by group, head [V, C] -> total, and for each position its nll, log-normaliser and rightness."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        factors: Tensor,
+        groups: list[tuple[Intervals, int]],
+        z_loss: float,
+        measure: bool,
+        learns: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        n = len(states)
+        nll, normaliser = states.new_zeros(n, dtype=torch.float32), states.new_zeros(n, dtype=torch.float32)
+        right = torch.zeros(n if measure else 0, dtype=torch.bool, device=states.device)
+        wanted = learns and (ctx.needs_input_grad[0] or ctx.needs_input_grad[1])
+        d_states = torch.empty_like(states) if wanted else None
+        d_weight = torch.zeros_like(weight, dtype=torch.float32) if wanted else None
+        dtype = torch.get_autocast_dtype(states.device.type) if torch.is_autocast_enabled(states.device.type) else states.dtype
+        start = 0
+        for intervals, count in groups:
+            rows = torch.cat([weight[a:b] for a, b in intervals]) if len(intervals) > 1 else weight[slice(*intervals[0])]
+            rows = rows.to(dtype)
+            d_rows = torch.zeros_like(rows, dtype=torch.float32) if wanted else None
+            length = max(1, PIECE.get(states.device.type, PIECE_ELSEWHERE) // len(rows))
+            for a in range(start, start + count, length):
+                piece = slice(a, min(a + length, start + count))
+                x = states[piece].to(dtype)
+                logits = (x @ rows.T).float()
+                place = _places(targets[piece], intervals)[:, None]
+                normaliser[piece] = z = logits.logsumexp(-1)
+                nll[piece] = z - logits.gather(1, place).squeeze(1)
+                if measure:
+                    right[piece] = logits.argmax(-1) == place.squeeze(1)
+                if d_states is not None and d_rows is not None:
+                    # d/dlogits of weight x (nll + z_loss x z^2): weight x (softmax x (1 + 2 z_loss z) - onehot)
+                    w = factors[piece].float()
+                    d_logits = logits.sub_(z[:, None]).exp_().mul_((w * (1 + 2 * z_loss * z))[:, None])
+                    d_logits.scatter_add_(1, place, -w[:, None])
+                    d_logits = d_logits.to(dtype)
+                    d_states[piece] = d_logits @ rows
+                    d_rows += d_logits.T @ x
+            if d_weight is not None and d_rows is not None:
+                before = 0
+                for a, b in intervals:
+                    d_weight[a:b] += d_rows[before : before + b - a]
+                    before += b - a
+            start += count
+        if wanted:
+            ctx.save_for_backward(d_states, d_weight.to(weight.dtype) if d_weight is not None else None)
+        total = ((nll + z_loss * normaliser.square()) * factors).sum()
+        ctx.mark_non_differentiable(nll, normaliser, right)
+        return total, nll, normaliser, right
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *others: Any) -> Any:  # type: ignore[override]
+        d_states, d_weight = ctx.saved_tensors
+        return d_states * grad.to(d_states.dtype), d_weight * grad.to(d_weight.dtype), None, None, None, None, None, None
+
+
+def _places(targets: Tensor, intervals: Intervals) -> Tensor:
+    """Ids -> their places among the ids of `intervals`, in ascending order."""
+    out = targets - intervals[0][0]
+    before = intervals[0][1] - intervals[0][0]
+    for a, b in intervals[1:]:
+        out = torch.where(targets >= a, targets - a + before, out)
+        before += b - a
+    return out
