@@ -179,8 +179,9 @@ def main() -> None:
     p.add_argument("--sizes", nargs="+", choices=SIZES, default=["2m", "25m"])
     p.add_argument("--compile", action="store_true", help="torch.compile for all; compile time does not count")
     p.add_argument("--ids", type=int, default=4096, help="ids a step")
-    p.add_argument("--steps", type=int, default=4, help="steps a round")
+    p.add_argument("--steps", type=int, default=4, help="steps a round; on a CPU one for the larger sizes")
     p.add_argument("--rounds", type=int, default=5)
+    p.add_argument("--keep-for-all", action="store_true", help="the peers' allocator keeps large blocks, too")
     p.add_argument("--work", type=Path, default=Path("runs/train_step"), help="folder for scenes and tokens")
     p.add_argument("--out", type=Path, help="default: benchmarks/results/train_step.json")
     p.add_argument("--only", nargs=2, help=argparse.SUPPRESS)
@@ -191,16 +192,19 @@ def main() -> None:
         serve(steps(which, size, tokens, o)[0], o.device)
         return
     cases = []
+    given = o.steps
     _, real, told = steps("ids", "2m", tokens, o)
     more: dict[str, Any] = {
         "ids_a_step": real / o.steps,
         "padding": {"ours": 1 - real / told["slots"], "theirs": told["padding_theirs"]},
     }
-    flags = ["--ids", str(o.ids), "--steps", str(o.steps), "--device", o.device, "--work", str(o.work)]
-    flags += ["--compile"] if o.compile else []
     for size in ["2m"] if o.quick else o.sizes:
+        o.steps = given if size == "2m" or o.device != "cpu" else 1
+        _, real, told = steps("ids", size, tokens, o)
+        flags = ["--ids", str(o.ids), "--steps", str(o.steps), "--device", o.device, "--work", str(o.work)]
+        flags += ["--compile"] if o.compile else []
         jobs = {which: [*flags, "--only", which, size] for which in ("all", "allowed", *PEERS)}
-        found = in_turns(__file__, jobs, 3 if o.quick else o.rounds)
+        found = in_turns(__file__, jobs, 3 if o.quick else o.rounds, o.keep_for_all)
         config = replace(PRESETS[SIZES[size]].config, vocab_size=TokenDataset(tokens).vocab.size)
         for peer in PEERS:
             for which, name in (("all", "all ids"), ("allowed", "allowed")):
