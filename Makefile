@@ -32,12 +32,14 @@ check-long: env
 env: $(VENV)/.complete
 
 # torch first and by itself: its build decides what everything else may load. The two reference packages come without
-# their dependencies, which would bring a torchvision and a torchaudio that do not load beside a CPU build of torch.
+# their dependencies, which would bring a torchvision and a torchaudio that do not load beside a CPU build of torch; so does
+# xformers, which would bring another torch.
 $(VENV)/.complete: pyproject.toml constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep '^torch==' constraints.txt)"
 	$(PIP) install --quiet --constraint constraints.txt --editable ".[dev]"
 	$(PIP) install --quiet --no-deps taming-transformers==0.0.1 encodec==0.1.1
+	$(PIP) install --quiet --no-deps --only-binary :all: xformers==0.0.35 || echo "no xformers for this machine: it is optional"
 	touch $@
 
 clean:

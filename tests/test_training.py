@@ -95,6 +95,42 @@ def test_a_checkpoint_of_another_architecture_or_vocabulary_is_refused_by_name(t
         )
 
 
+def test_bits_and_accuracy_are_logged_for_every_modality_and_level(tmp_path, tokens):
+    more = ["--data.init_args.audio_level_weights", "[1.0, 0.5, 0.25]", "--data.init_args.drop_condition", "0"]
+    run_lightning(arguments("decoder", tmp_path / "run", tokens, 2, *more))
+    import csv
+
+    rows = list(csv.DictReader(open(tmp_path / "run" / "metrics" / "metrics.csv")))
+    modalities = ["text", "image", "audio", *(f"audio_{level}" for level in range(3))]
+    for name in modalities:
+        for row in rows:
+            assert 0 <= float(row[f"accuracy_{name}"]) <= 1
+        assert 0 < float(rows[0][f"bits_{name}"]) < 16
+    # a new decoder gives every allowed id the same chance: 64 image codes are 6 bits, 32 codes of a level 5
+    assert float(rows[0]["bits_image"]) == pytest.approx(6.0)
+    assert float(rows[0]["bits_audio_2"]) == pytest.approx(5.0)
+    assert float(rows[0]["log_normaliser"]) > 0
+    assert 0 <= float(rows[0]["padding"]) < 0.5
+
+
+def test_a_mixture_of_two_data_sets_trains(tmp_path, tokens, scenes_folder, bundle_folder):
+    second = tmp_path / "second"
+    tokenize(Plan(str(scenes_folder), str(second), str(bundle_folder)))
+    config = tmp_path / "mixture.yaml"
+    config.write_text(f"data:\n  init_args:\n    path:\n      {tokens}: 3\n      {second}: 1\n")
+    run = arguments("decoder", tmp_path / "run", tokens, 2)
+    at = run.index("--data.init_args.path")
+    del run[at : at + 2]
+    run_lightning([*run, "--config", str(config)])
+    assert newest_checkpoint(tmp_path / "run") is not None
+
+
+def test_documents_longer_than_the_decoder_takes_are_an_error_before_training(tmp_path, tokens):
+    with pytest.raises(UserError, match=r"documents of up to \d+ ids, model.decoder.max_position_embeddings is 16: raise it"):
+        run_lightning(arguments("decoder", tmp_path / "run", tokens, 2, "--model.init_args.decoder.max_position_embeddings", "16"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_is_said_on_resume_wins_over_the_checkpoint(tmp_path, tokens):
     run_lightning(arguments("decoder", tmp_path / "run", tokens, 2))
     before = weights(tmp_path / "run")
