@@ -127,7 +127,9 @@ def test_a_mixture_of_two_data_sets_trains(tmp_path, tokens, scenes_folder, bund
 
 def test_documents_longer_than_the_decoder_takes_are_an_error_before_training(tmp_path, tokens):
     with pytest.raises(UserError, match=r"documents of up to \d+ ids, model.decoder.max_position_embeddings is 16: raise it"):
-        run_lightning(arguments("decoder", tmp_path / "run", tokens, 2, "--model.init_args.decoder.max_position_embeddings", "16"))
+        run_lightning(
+            arguments("decoder", tmp_path / "run", tokens, 2, "--model.init_args.decoder.max_position_embeddings", "16")
+        )
     assert not (tmp_path / "run").exists()
 
 
