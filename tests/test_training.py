@@ -109,7 +109,9 @@ def test_bits_and_accuracy_are_logged_for_every_modality_and_level(tmp_path, tok
     # a new decoder gives every allowed id the same chance: 64 image codes are 6 bits, 32 codes of a level 5
     assert float(rows[0]["bits_image"]) == pytest.approx(6.0)
     assert float(rows[0]["bits_audio_2"]) == pytest.approx(5.0)
-    assert float(rows[0]["log_normaliser"]) > 0
+    assert float(rows[0]["log_normaliser_image"]) > 0
+    assert float(rows[1]["output_norm"]) > 0
+    assert float(rows[1]["query_norm_0"]) > 0
     assert 0 <= float(rows[0]["padding"]) < 0.5
 
 
@@ -131,6 +133,108 @@ def test_documents_longer_than_the_decoder_takes_are_an_error_before_training(tm
             arguments("decoder", tmp_path / "run", tokens, 2, "--model.init_args.decoder.max_position_embeddings", "16")
         )
     assert not (tmp_path / "run").exists()
+
+
+# ---- Skipped batches, averages, starting from something ---------------------------------------------------------------
+
+
+class Poisoned:
+    """Makes the hidden states of some steps' forward passes NaN."""
+
+    def __init__(self, monkeypatch, steps: set[int]):
+        from unitok.model.decoder import Decoder
+
+        self.calls, real = 0, Decoder.hidden
+
+        def hidden(decoder, *arguments, **more):
+            self.calls += 1
+            found = real(decoder, *arguments, **more)
+            return found * float("nan") if self.calls in steps else found
+
+        monkeypatch.setattr(Decoder, "hidden", hidden)
+
+
+def test_a_batch_that_gives_nan_is_skipped_and_said(tmp_path, tokens, monkeypatch, caplog):
+    Poisoned(monkeypatch, {3, 5})
+    run_lightning(arguments("decoder", tmp_path / "run", tokens, 8))
+    assert "step 3: skipped a batch, its gradient's norm is nan" in caplog.text
+    saved = load_checkpoint(newest_checkpoint(tmp_path / "run"))
+    assert saved["unitok"]["extra"]["skipped"] == 2
+    assert saved["unitok"]["steps_done"] == 8
+    assert all(t.isfinite().all() for t in saved["state_dict"].values())
+
+
+def test_five_bad_batches_in_a_row_stop_the_run_with_its_checkpoint_in_place(tmp_path, tokens, monkeypatch):
+    run_lightning(arguments("decoder", tmp_path / "run", tokens, 2))
+    before = weights(tmp_path / "run")
+    Poisoned(monkeypatch, set(range(1, 20)))
+    with pytest.raises(UserError, match="step 7: 5 batches in a row with gradients of norm nan"):
+        run_lightning(arguments("decoder", tmp_path / "run", tokens, 20, "--resume", "auto"))
+    for name, tensor in weights(tmp_path / "run").items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_averaged_weights_are_resumed_and_what_a_bundle_takes(tmp_path, tokens, bundle_folder):
+    import shutil
+
+    average = ["--model.init_args.ema_decay", "0.8"]
+    run_lightning(arguments("decoder", tmp_path / "uncut", tokens, 8, *average))
+    run_lightning(arguments("decoder", tmp_path / "cut", tokens, 8, *average, "--trainer.max_steps", "3"))
+    run_lightning(arguments("decoder", tmp_path / "cut", tokens, 8, *average, "--resume", "auto"))
+    uncut, cut = weights(tmp_path / "uncut"), weights(tmp_path / "cut")
+    assert all(torch.equal(uncut[name], cut[name]) for name in uncut)
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert not torch.equal(uncut[f"average.model.{name}"], uncut[f"decoder.{name}"])
+    shutil.copytree(bundle_folder, tmp_path / "bundle")
+    made = make_bundle(tmp_path / "bundle", {"model": tmp_path / "cut"})
+    assert torch.equal(made.model.state_dict()[name], uncut[f"average.model.{name}"])
+
+
+def test_a_run_starts_from_a_bundle_with_some_parameters_frozen(tmp_path, tokens, bundle_folder):
+    start = ["--model.init_args.start_from", str(bundle_folder), "--model.init_args.decoder.max_position_embeddings", "1024"]
+    freeze = ["--model.init_args.freeze", '["model.layers.0.*", "model.embed_tokens.*"]']
+    run_lightning(arguments("decoder", tmp_path / "run", tokens, 3, *start, *freeze))
+    old = Unitok.from_pretrained(bundle_folder).model.state_dict()
+    new = {name.removeprefix("decoder."): t for name, t in weights(tmp_path / "run").items()}
+    moved = {name for name in old if not torch.equal(old[name], new[name])}
+    assert moved == {name for name in old if not name.startswith(("model.layers.0.", "model.embed_tokens."))}
+    with pytest.raises(UserError, match=r"freeze 'model.layer.0.*': no parameter of that name; the nearest is model.layers.0"):
+        run_lightning(
+            arguments("decoder", tmp_path / "no", tokens, 3, *start, "--model.init_args.freeze", '["model.layer.0.*"]')
+        )
+    with pytest.raises(UserError, match="only_new_ids: the data has no ids that"):
+        run_lightning(arguments("decoder", tmp_path / "no", tokens, 3, *start, "--model.init_args.only_new_ids", "true"))
+    make_untrained(tmp_path / "other", seed=3)
+    other = Unitok.from_pretrained(tmp_path / "other")
+    other.vocab.ranges[1] = type(other.vocab.ranges[1])("text", "text", 256, 299)
+    other.vocab.save(tmp_path / "other" / "vocab.json")
+    with pytest.raises(UserError, match="its vocabulary is no beginning of the data's"):
+        run_lightning(arguments("decoder", tmp_path / "no", tokens, 3, "--model.init_args.start_from", str(tmp_path / "other")))
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_grown_vocabulary_trains_its_new_rows_alone(tmp_path, scenes_folder):
+    """A bundle that knows text and images learns sounds; nothing of the old ids moves (as in Anole)."""
+    whole = make_untrained(tmp_path / "whole")
+    from unitok.bundle import build_vocab
+    from unitok.model import Decoder, DecoderConfig
+
+    small = build_vocab(whole.text, whole.image)
+    old = Decoder(DecoderConfig(small.size, 32, 1, 64, 1, 1, head_dim=32))
+    torch.nn.init.normal_(old.lm_head.weight, std=0.1)
+    Unitok(small, whole.text, whole.image, None, old).save_pretrained(tmp_path / "small")
+    whole.vocab = build_vocab(audio=whole.audio, onto=small)
+    whole.model = None
+    whole.save_pretrained(tmp_path / "grown")
+    tokenize(Plan(str(scenes_folder), str(tmp_path / "tokens"), str(tmp_path / "grown")))
+    only = ["--model.init_args.start_from", str(tmp_path / "small"), "--model.init_args.only_new_ids", "true"]
+    run_lightning(arguments("decoder", tmp_path / "run", tmp_path / "tokens", 4, *only, "--model.init_args.optimizer", "adamw"))
+    made = make_bundle(tmp_path / "grown", {"model": tmp_path / "run"})
+    assert made.model.config.vocab_size == whole.vocab.size > small.size
+    before, after = old.state_dict(), made.model.state_dict()
+    for name, tensor in before.items():
+        assert torch.equal(tensor, after[name][: len(tensor)] if tensor.ndim else after[name]), name
+    assert after["lm_head.weight"][small.size :].abs().max() > 0
 
 
 def test_what_is_said_on_resume_wins_over_the_checkpoint(tmp_path, tokens):

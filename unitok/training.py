@@ -378,6 +378,9 @@ class UnitokCLI(LightningCLI):
         parser.add_argument(
             "--resume", type=str | None, default=None, help="checkpoint to go on from, or auto: the newest of --out, if any"
         )
+        parser.add_argument(
+            "--checkpoint_seconds", type=float, default=CHECKPOINT_SECONDS, help="seconds between two checkpoints"
+        )
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would let the checkpoint's hyperparameters override the command line; ours has none."""
@@ -407,7 +410,7 @@ class UnitokCLI(LightningCLI):
         checkpoints = ModelCheckpoint(
             out / "checkpoints",
             filename="{step}",
-            train_time_interval=timedelta(seconds=CHECKPOINT_SECONDS),
+            train_time_interval=timedelta(seconds=config.checkpoint_seconds),
             save_top_k=1,
             save_on_train_epoch_end=False,
         )

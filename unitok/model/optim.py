@@ -71,9 +71,11 @@ class Muon(torch.optim.Optimizer):
 def build_optimizers(
     decoder: nn.Module, name: str, rate: float, muon_rate: float, betas: tuple[float, float], weight_decay: float
 ) -> list[torch.optim.Optimizer]:
-    """`muon`: Muon for the blocks' matrices and AdamW for embedding, head and norms; `adamw`: AdamW for all."""
+    """`muon`: Muon for the blocks' matrices and AdamW for embedding, head and norms; `adamw`: AdamW for all. Frozen ones are left out."""
     matrices, embeddings, vectors = [], [], []
     for full_name, p in decoder.named_parameters():
+        if not p.requires_grad:
+            continue
         if p.ndim < 2 or "norm" in full_name:  # the gains of each head's own norm are a matrix by shape only
             vectors.append(p)
         elif "embed_" in full_name or "lm_head" in full_name or name == "adamw":
@@ -85,6 +87,6 @@ def build_optimizers(
         {"params": vectors, "weight_decay": 0.0},
     ]
     optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=rate, betas=betas, eps=1e-8, fused=True)]
-    if name == "muon":
+    if name == "muon" and matrices:
         optimizers.append(Muon(matrices, lr=muon_rate, weight_decay=weight_decay))
     return optimizers

@@ -1,0 +1,75 @@
+"""A run that is killed (SIGKILL) at random moments and started again has bit for bit the weights of the uncut run."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from unitok.checkpoints import load_checkpoint
+from unitok.data.tokenize import Plan, tokenize
+from unitok.training import newest_checkpoint
+
+CONFIGS = Path(__file__).parent.parent / "configs" / "scenes"
+STEPS = {"image": 120, "audio": 200, "decoder": 200}
+SMALL = {
+    "image": {"quantize_from": "0.2", "gan.start": "0.3", "ema_decay": "0.9"},
+    "audio": {"quantize_from": "0.2", "tokenizer.n_filters": "32", "ema_decay": "0.9"},
+    "decoder": {"decoder.dropout": "0.1", "ema_decay": "0.9"},
+}
+
+
+def command(kind: str, out: Path, data: Path, workers: int) -> list[str]:
+    words = [sys.executable, "-m", "unitok", "fit", "--config", str(CONFIGS / f"{kind}.yaml"), "--out", str(out)]
+    words += ["--data.init_args.path", str(data), "--data.init_args.workers", str(workers), "--resume", "auto"]
+    words += ["--model.init_args.minutes", "null", "--model.init_args.steps", str(STEPS[kind])]
+    words += ["--checkpoint_seconds", "1", "--trainer.enable_progress_bar", "false"]
+    if kind == "decoder":
+        words += ["--data.init_args.row_length", "512"]
+    return words + [word for name, value in SMALL[kind].items() for word in (f"--model.init_args.{name}", value)]
+
+
+def steps_done(out: Path) -> int:
+    newest = newest_checkpoint(out)
+    return load_checkpoint(newest)["unitok"]["steps_done"] if newest else 0
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", ["image", "audio", "decoder"])
+def test_a_run_killed_at_random_moments_ends_with_the_weights_of_the_uncut_run(
+    kind, workers, tmp_path, scenes_folder, bundle_folder
+):
+    data = {"image": scenes_folder / "images", "audio": scenes_folder / "sounds", "decoder": tmp_path / "tokens"}[kind]
+    if kind == "decoder":
+        tokenize(Plan(str(scenes_folder), str(data), str(bundle_folder)))
+    subprocess.run(command(kind, tmp_path / "uncut", data, workers), check=True)
+    rng, kills, seen, out = random.Random(workers), 0, [], tmp_path / "cut"
+    for _ in range(40):
+        process = subprocess.Popen(command(kind, out, data, workers), start_new_session=True)
+        before, deadline = steps_done(out), time.monotonic() + 120
+        wait = rng.uniform(0.5, 4.0)  # after it has begun to write checkpoints of its own
+        while process.poll() is None and time.monotonic() < deadline:
+            if steps_done(out) > before:
+                time.sleep(wait)
+                break
+            time.sleep(0.05)
+        if process.poll() is not None:
+            assert process.returncode == 0
+            break
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        kills += 1
+        seen.append(steps_done(out))
+    print(f"{kind}, {workers} workers: killed {kills} times, newest checkpoints at steps {seen}")
+    assert kills >= 2
+    assert steps_done(out) == STEPS[kind]
+    uncut, cut = (load_checkpoint(newest_checkpoint(tmp_path / name))["state_dict"] for name in ("uncut", "cut"))
+    assert uncut.keys() == cut.keys()
+    for name, tensor in uncut.items():
+        assert torch.equal(tensor, cut[name]), name
