@@ -17,7 +17,7 @@ class NormWatch:
     the last layer's output. Costs nothing when `on` is false."""
 
     def __init__(self, decoder: Decoder, on: bool):
-        self.found: dict[str, Tensor] = {}
+        self.found: dict[str, Tensor | float] = {}
         self._watched: dict[str, nn.Module] = {}
         if on:
             self._watched["output_norm"] = decoder.model.norm

@@ -127,7 +127,7 @@ class DecoderTraining(TrainingShell):
         self.warmup_steps, self.hold, self.betas = warmup_steps, hold, (betas[0], betas[1])
         self.weight_decay, self.clip, self.z_loss, self.loss_over = weight_decay, clip, z_loss, loss_over
         self.compiles, self.ema_decay, self.skip_above = compile, ema_decay, skip_above
-        self.start_from, self.freeze, self.only_new_ids = start_from, freeze or [], only_new_ids
+        self.start_from, self.frozen, self.only_new_ids = start_from, freeze or [], only_new_ids
         self.average: WeightAverage | None = None
         self.usual_norm = 0.0  # moving average of the gradient's norm
         self.skipped, self.skipped_in_a_row = 0, 0
@@ -167,7 +167,7 @@ class DecoderTraining(TrainingShell):
             self.config = self.decoder.config
         else:
             self.decoder, new = Decoder(self.config), 0
-        choose_trained(self.decoder, self.freeze, new if self.only_new_ids else None)
+        choose_trained(self.decoder, self.frozen, new if self.only_new_ids else None)
         if self.ema_decay:
             self.average = WeightAverage(self.decoder, self.ema_decay)
         if self.compiles:
