@@ -38,7 +38,6 @@ from unitok.model.presets import PRESETS
 from unitok.training import warmup_linear
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "scenes"
-SECONDS = 90.0
 RATES, BATCHES = (1e-3, 2e-3, 4e-3), (8, 16)  # of AdamW, and documents a batch
 EVERY = 5.0  # seconds between two measurements
 Curve = list[tuple[float, float]]
@@ -134,7 +133,9 @@ def race_ours(data: Path, config: DecoderConfig, measure: Measure, seconds: floa
     return curve
 
 
-def race_theirs(data: Path, config: DecoderConfig, measure: Measure, seed: int, rate: float, size: int) -> Curve:
+def race_theirs(
+    data: Path, config: DecoderConfig, measure: Measure, seconds: float, seed: int, rate: float, size: int
+) -> Curve:
     torch.manual_seed(seed)
     model = theirs("chameleon", config).train()
     dataset, rng = TokenDataset(data), np.random.default_rng(seed)
@@ -161,7 +162,7 @@ def race_theirs(data: Path, config: DecoderConfig, measure: Measure, seed: int, 
         optimizer.step()
         done += 1
 
-    curve = race(step, lambda: measure(lambda ids: model(input_ids=ids).logits), SECONDS)
+    curve = race(step, lambda: measure(lambda ids: model(input_ids=ids).logits), seconds)
     print(f"theirs, rate {rate:g}, {size} documents, seed {seed}: {done} steps, {curve[-1][1]:.4f}", flush=True)
     return curve
 
@@ -174,6 +175,7 @@ def reached(curve: Curve, loss: float) -> float | None:
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--quick", action="store_true", help="one seed")
+    p.add_argument("--seconds", type=float, default=90.0, help="of each run; ours also a third, half and two thirds of it")
     p.add_argument("--row-length", type=int, default=1536, help="ids of our steps")
     p.add_argument("--work", type=Path, default=Path("runs/loss_race"), help="folder for scenes, tokenizers and tokens")
     p.add_argument("--out", type=Path, help="default: benchmarks/results/loss_race.json")
@@ -183,14 +185,14 @@ def main() -> None:
     config = replace(PRESETS["tiny"].config, vocab_size=TokenDataset(tokens).vocab.size)
     tried: dict[tuple[float, int], Curve] = {}
     for rate, size in itertools.product(RATES, BATCHES):
-        tried[rate, size] = race_theirs(tokens, config, measure, 0, rate, size)
+        tried[rate, size] = race_theirs(tokens, config, measure, o.seconds, 0, rate, size)
     best = min(tried, key=lambda key: tried[key][-1][1])
     seeds = (0,) if o.quick else (0, 1, 2)
     seconds, losses, curves = [], [], []
     for seed in seeds:
-        curve = tried[best] if seed == 0 else race_theirs(tokens, config, measure, seed, *best)
+        curve = tried[best] if seed == 0 else race_theirs(tokens, config, measure, o.seconds, seed, *best)
         ours = None
-        for length in (30.0, 45.0, 60.0, SECONDS):
+        for length in (o.seconds / 3, o.seconds / 2, o.seconds / 1.5, o.seconds):
             mine = race_ours(tokens, config, measure, length, seed, o.row_length)
             curves.append({"seed": seed, "seconds": length, "ours": mine, "theirs": curve})
             ours = reached(mine, curve[-1][1])
@@ -199,8 +201,8 @@ def main() -> None:
         seconds.append(ours or float("inf"))
         losses.append(curve[-1][1])
     middle = statistics.median(seconds)
-    row: dict[str, Any] = {"case": f"to the loss of {SECONDS:g} s, median of {len(seeds)} seeds", "unit": "s", "ours": middle}
-    row |= {"peer": "chameleon", "theirs": SECONDS, "ratio": SECONDS / middle, "loss": statistics.median(losses)}
+    row: dict[str, Any] = {"case": f"to the loss of {o.seconds:g} s, median of {len(seeds)} seeds", "unit": "s", "ours": middle}
+    row |= {"peer": "chameleon", "theirs": o.seconds, "ratio": o.seconds / middle, "loss": statistics.median(losses)}
     more: dict[str, Any] = {"seconds": seconds, "losses": losses, "curves": curves}
     more["theirs_tried"] = {f"rate {r:g}, {b} documents": c[-1][1] for (r, b), c in tried.items()}
     write_results("loss_race", [row], out=o.out, **more)

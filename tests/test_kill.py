@@ -16,7 +16,8 @@ from unitok.data.tokenize import Plan, tokenize
 from unitok.training import newest_checkpoint
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "scenes"
-STEPS = {"image": 60, "audio": 60, "decoder": 150}
+STEPS = {"image": 80, "audio": 120, "decoder": 200}
+KILLS = 3
 SMALL = {
     "image": {"quantize_from": "0.2", "gan.start": "0.3", "ema_decay": "0.9"},
     "audio": {"quantize_from": "0.2", "tokenizer.n_filters": "32", "ema_decay": "0.9"},
@@ -55,15 +56,17 @@ def test_a_run_killed_at_random_moments_ends_with_the_weights_of_the_uncut_run(
         tokenize(Plan(str(scenes_folder), str(data), str(bundle_folder)))
     subprocess.run(command(kind, tmp_path / "uncut", data, workers), check=True)
     rng, kills, seen, out = random.Random(workers), 0, [], tmp_path / "cut"
-    for _ in range(40):
+    for _ in range(KILLS + 1):
         process = subprocess.Popen(command(kind, out, data, workers), start_new_session=True)
         before, deadline = written(out), time.monotonic() + 120
         wait = rng.uniform(0.2, 3.0)  # after it has begun to write checkpoints of its own
-        while process.poll() is None and time.monotonic() < deadline:
+        while process.poll() is None and time.monotonic() < deadline and kills < KILLS:
             if written(out) > before:
                 time.sleep(wait)
                 break
             time.sleep(0.1)
+        if kills == KILLS:
+            process.wait()
         if process.poll() is not None:
             assert process.returncode == 0
             break

@@ -17,14 +17,13 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import Checkpoint, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor
@@ -313,13 +312,40 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-class FinalCheckpoint(L.Callback):
-    """Writes `final.ckpt` when the training has come to its end, `stopped.ckpt` when a limit of the Trainer ended it before."""
+class Checkpoints(Checkpoint):
+    """Writes `step=N.ckpt` every so many seconds and keeps the newest; at the end `final.ckpt`, or `stopped.ckpt` when a limit
+    of the Trainer ended the training before.
+
+    Lightning's ModelCheckpoint cannot: with manual optimization it pays no heed to `train_time_interval` (2.6). Files are
+    written whole or not at all (Lightning writes beside and renames), and the old one goes when the new one is there.
+    """
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+        self._written = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._written = time.monotonic()
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *batch: Any) -> None:
+        due = time.monotonic() - self._written >= self.seconds
+        if trainer.world_size > 1:
+            due = trainer.strategy.broadcast(due)  # clocks differ
+        if due and isinstance(module, TrainingShell):
+            self._save(trainer, f"step={module.steps_done}.ckpt")
+            self._written = time.monotonic()
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if isinstance(module, TrainingShell):
-            name = "final.ckpt" if module.budget.over(module.steps_done) else "stopped.ckpt"
-            trainer.save_checkpoint(Path(trainer.default_root_dir) / "checkpoints" / name)
+            self._save(trainer, "final.ckpt" if module.budget.over(module.steps_done) else "stopped.ckpt")
+
+    def _save(self, trainer: L.Trainer, name: str) -> None:
+        folder = Path(trainer.default_root_dir) / "checkpoints"
+        trainer.save_checkpoint(folder / name)
+        if trainer.is_global_zero:
+            for old in folder.glob("step=*.ckpt"):
+                if old.name != name:
+                    old.unlink(missing_ok=True)
 
 
 class ShareBar(TQDMProgressBar):
@@ -407,14 +433,7 @@ class UnitokCLI(LightningCLI):
                 CSVLogger(out, name="", version="metrics"),
                 TensorBoardLogger(out, name="", version="tensorboard"),
             ]
-        checkpoints = ModelCheckpoint(
-            out / "checkpoints",
-            filename="{step}",
-            train_time_interval=timedelta(seconds=config.checkpoint_seconds),
-            save_top_k=1,
-            save_on_train_epoch_end=False,
-        )
-        extra = [checkpoints, FinalCheckpoint()]
+        extra: list[L.Callback] = [Checkpoints(config.checkpoint_seconds)]
         if config.trainer.enable_progress_bar is not False:
             extra.append(ShareBar(refresh_rate=10))
         given = self._get(self.config_init, "trainer").get("callbacks") or []
