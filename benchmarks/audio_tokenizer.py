@@ -127,6 +127,7 @@ def main() -> None:
     p.add_argument("--device", default="cpu")
     p.add_argument("--rounds", type=int, default=5)
     p.add_argument("--most", type=float, default=240.0, help="leave out batches of more seconds of sound than this")
+    p.add_argument("--least", type=float, default=0.0, help="leave out batches of fewer seconds of sound than this")
     p.add_argument("--keep-for-all", action="store_true", help="the peers' allocator keeps large blocks, too")
     p.add_argument("--hour", action="store_true", help="an hour of sound instead, added to the results that are there")
     p.add_argument("--out", type=Path, help="default: benchmarks/results/audio_tokenizer.json")
@@ -144,7 +145,7 @@ def main() -> None:
         print(found)
         return
     sizes = [(1.0, 1)] if o.quick else [(1.0, 1), (1.0, 8), (30.0, 1), (30.0, 8)]
-    sizes = [(seconds, batch) for seconds, batch in sizes if seconds * batch <= o.most]
+    sizes = [(seconds, batch) for seconds, batch in sizes if o.least <= seconds * batch <= o.most]
     peers = build(o.device)
     cases = []
     for seconds, batch in sizes:
