@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from unitok.model import Decoder, DecoderConfig
 from unitok.model.loss import next_id_loss
 from unitok.model.optim import build_optimizers
 from unitok.model.presets import PRESETS
-from unitok.training import warmup_linear
+from unitok.training import WeightAverage, warmup_linear
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "scenes"
 RATES, BATCHES = (1e-3, 2e-3, 4e-3), (8, 16)  # of AdamW, and documents a batch
@@ -103,32 +103,52 @@ def race(step: Callable[[float], None], measure: Callable[[], float], seconds: f
     return curve
 
 
-def race_ours(data: Path, config: DecoderConfig, measure: Measure, seconds: float, seed: int, row_length: int) -> Curve:
+@dataclass(frozen=True)
+class Recipe:
+    """How ours is trained; see `DecoderTraining`. ids: a step, packed into one row."""
+
+    optimizer: str = "muon"
+    rate: float = 3e-3
+    muon_rate: float = 0.02
+    beta2: float = 0.95
+    decay: float = 0.0
+    hold: float = 0.3
+    ids: int = 1536
+    clip: float = 1.0
+    z_loss: float = 1e-5
+    average: float = 0.0  # decay of the average of the weights that is measured; 0: the weights themselves
+
+
+def race_ours(data: Path, config: DecoderConfig, measure: Measure, seconds: float, seed: int, recipe: Recipe) -> Curve:
+    """Train ours by a recipe for so many seconds; -> (seconds, loss) as it went."""
     torch.manual_seed(seed)
     decoder = Decoder(config)
-    packed = PackedDataset(TokenDataset(data), row_length, seed, drop_condition=0.0)
+    average = WeightAverage(decoder, recipe.average) if recipe.average else None
+    packed = PackedDataset(TokenDataset(data), recipe.ids, seed, drop_condition=0.0)
     batches = iter(EndlessBatches(packed, 1))
-    peaks = (3e-3, 0.02)
-    optimizers = build_optimizers(decoder, "muon", *peaks, (0.9, 0.95), 0.0)
+    peaks = (recipe.rate, recipe.muon_rate)
+    optimizers = build_optimizers(decoder, recipe.optimizer, *peaks, (0.9, recipe.beta2), recipe.decay)
     done = 0
 
     def step(share: float) -> None:
         nonlocal done
         batch = {k: torch.from_numpy(v)[None] for k, v in packed[next(batches)[0]].items()}
-        for optimizer, peak in zip(optimizers, peaks, strict=True):
+        for optimizer, peak in zip(optimizers, peaks, strict=False):
             for group in optimizer.param_groups:
-                group["lr"] = peak * warmup_linear(done, share, 30, hold=0.3)
+                group["lr"] = peak * warmup_linear(done, share, 30, recipe.hold)
         hidden = decoder.hidden(batch["ids"], batch["positions"], batch["documents"])
-        loss = next_id_loss(hidden, decoder.lm_head.weight, batch, None, 1e-5).total / batch["weights"].sum()
+        loss = next_id_loss(hidden, decoder.lm_head.weight, batch, None, recipe.z_loss).total / batch["weights"].sum()
         for optimizer in optimizers:
             optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(decoder.parameters(), recipe.clip or float("inf"))
         for optimizer in optimizers:
             optimizer.step()
+        if average is not None:
+            average.update(decoder, done)
         done += 1
 
-    curve = race(step, lambda: measure(decoder), seconds)
+    curve = race(step, lambda: measure(average.model if average else decoder), seconds)
     print(f"ours, {seconds:g} s, seed {seed}: {done} steps, {curve[-1][1]:.4f}", flush=True)
     return curve
 
@@ -176,7 +196,6 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--quick", action="store_true", help="one seed")
     p.add_argument("--seconds", type=float, default=90.0, help="of each run; ours also a third, half and two thirds of it")
-    p.add_argument("--row-length", type=int, default=1536, help="ids of our steps")
     p.add_argument("--work", type=Path, default=Path("runs/loss_race"), help="folder for scenes, tokenizers and tokens")
     p.add_argument("--out", type=Path, help="default: benchmarks/results/loss_race.json")
     o = p.parse_args()
@@ -193,7 +212,7 @@ def main() -> None:
         curve = tried[best] if seed == 0 else race_theirs(tokens, config, measure, o.seconds, seed, *best)
         ours = None
         for length in (o.seconds / 3, o.seconds / 2, o.seconds / 1.5, o.seconds):
-            mine = race_ours(tokens, config, measure, length, seed, o.row_length)
+            mine = race_ours(tokens, config, measure, length, seed, Recipe())
             curves.append({"seed": seed, "seconds": length, "ours": mine, "theirs": curve})
             ours = reached(mine, curve[-1][1])
             if ours:

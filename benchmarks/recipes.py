@@ -1,0 +1,66 @@
+"""Recipes for the decoder at equal seconds: optimizer, rates, schedule, ids a step; the table of docs/notes.md.
+
+    python benchmarks/recipes.py [--seconds 60] [--work FOLDER]
+
+Each recipe changes what its name says against the first. All train the same shape (1.8M parameters in its blocks) on scenes for
+the same seconds; the loss is the mean cross-entropy of the next id over the whole vocabulary, in nats, on 400 new documents. One
+seed each, then two more for the best two.
+"""
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from common import RESULTS, machine, versions
+from loss_race import Measure, Recipe, make_tokens, race_ours
+
+from unitok.data.shards import TokenDataset
+from unitok.model.presets import PRESETS
+
+BASE = Recipe()
+RECIPES = {
+    "muon 0.02, adamw 3e-3, 1,536 ids, hold 0.3": BASE,
+    "768 ids": replace(BASE, ids=768),
+    "3,072 ids": replace(BASE, ids=3072),
+    "muon 0.01": replace(BASE, muon_rate=0.01),
+    "muon 0.04": replace(BASE, muon_rate=0.04),
+    "adamw 1e-2": replace(BASE, rate=1e-2),
+    "hold 0": replace(BASE, hold=0.0),
+    "hold 0.6": replace(BASE, hold=0.6),
+    "no clipping": replace(BASE, clip=0.0),
+    "beta2 0.99": replace(BASE, beta2=0.99),
+    "average of weights, 0.98": replace(BASE, average=0.98),
+    "adamw for all, 1e-3": replace(BASE, optimizer="adamw", rate=1e-3, decay=0.1),
+    "adamw for all, 3e-3": replace(BASE, optimizer="adamw", rate=3e-3, decay=0.1),
+    "adamw for all, 3e-3, beta2 0.99": replace(BASE, optimizer="adamw", rate=3e-3, decay=0.1, beta2=0.99),
+}
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--seconds", type=float, default=60.0, help="of each run")
+    p.add_argument("--work", type=Path, default=Path("runs/loss_race"), help="folder for scenes, tokenizers and tokens")
+    p.add_argument("--out", type=Path, default=RESULTS / "recipes.json")
+    o = p.parse_args()
+    tokens, new = make_tokens(o.work)
+    measure = Measure(new)
+    config = replace(PRESETS["tiny"].config, vocab_size=TokenDataset(tokens).vocab.size)
+
+    def run(name: str, seed: int) -> float:
+        loss = race_ours(tokens, config, measure, o.seconds, seed, RECIPES[name])[-1][1]
+        print(f"{loss:.4f}  {name}, seed {seed}", flush=True)
+        return loss
+
+    losses = {name: [run(name, 0)] for name in RECIPES}
+    for name in sorted(losses, key=lambda name: losses[name][0])[:2]:
+        losses[name] += [run(name, seed) for seed in (1, 2)]
+    found = {"machine": machine("cpu"), "versions": versions(), "seconds": o.seconds, "losses": losses}
+    o.out.write_text(json.dumps(found, indent=1) + "\n")
+    print(f"wrote {o.out}")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(min(2, torch.get_num_threads()))
+    main()
