@@ -26,7 +26,8 @@ from common import in_turns, serve, write_results
 from unitok.bundle import Unitok, build_vocab
 from unitok.data.packing import PackedDataset
 from unitok.data.shards import TokenDataset
-from unitok.inspection import HARDWARE
+from unitok.hardware import HARDWARE
+from unitok.interop.decoder import QWEN3_FIELDS
 from unitok.model import Decoder, DecoderConfig
 from unitok.model.accounting import count
 from unitok.model.loss import next_id_loss
@@ -98,21 +99,10 @@ def theirs(peer: str, c: DecoderConfig) -> Any:
     """The same shape in transformers, with its own initialisation."""
     import transformers
 
-    shape: dict[str, Any] = {
-        name: getattr(c, name)
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "num_hidden_layers",
-            "intermediate_size",
-            "num_attention_heads",
-            "num_key_value_heads",
-            "max_position_embeddings",
-        )
-    }
+    shape: dict[str, Any] = {name: getattr(c, name) for name in QWEN3_FIELDS}
     if peer == "qwen3":
-        config = transformers.Qwen3Config(**shape, head_dim=c.head_dim, use_cache=False)
-        return transformers.Qwen3ForCausalLM(config)
+        return transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**shape, use_cache=False))
+    del shape["head_dim"]  # Chameleon's is the width by the heads
     image = {"base_channels": 32, "channel_multiplier": [1], "num_res_blocks": 1, "embed_dim": 8, "num_embeddings": 8}
     config = transformers.ChameleonConfig(
         **shape, vq_config=image | {"latent_channels": 8}, vocabulary_map={"<image>": 0}, use_cache=False

@@ -12,6 +12,7 @@ FREE = {
     "unitok.pretrained",
     "unitok.checkpoints",
     "unitok.memory",
+    "unitok.hardware",
     "unitok.training",
 }
 
@@ -28,6 +29,7 @@ MAY = {
     "unitok.checkpoints": {"unitok.errors"},
     "unitok.pretrained": {"unitok.errors"},
     "unitok.memory": set(),
+    "unitok.hardware": set(),
 }
 
 
@@ -73,4 +75,4 @@ def test_public_functions_say_what_they_do():
                 and not ast.get_docstring(node)
             ):
                 silent.append(f"{path.name}:{node.name}")
-    assert all(name.startswith("cli.py:") for name in silent), silent  # verbs carry their description in the parser
+    assert not silent

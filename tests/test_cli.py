@@ -130,7 +130,7 @@ def test_mistakes_in_training_are_one_line_and_leave_nothing(tmp_path, scenes_fo
 
 
 def test_every_config_parses_and_says_its_command(capsys):
-    from unitok.training import run_lightning
+    from unitok.fit import run_lightning
 
     paths = sorted((ROOT / "configs").rglob("*.yaml"))
     assert len(paths) >= 7

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from unitok.checkpoints import load_checkpoint
+from unitok.checkpoints import load_checkpoint, newest_checkpoint
 from unitok.data.tokenize import Plan, tokenize
-from unitok.training import newest_checkpoint
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "scenes"
 STEPS = {"image": 80, "audio": 120, "decoder": 200}

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from unitok.bundle import Unitok, make_bundle, make_untrained
-from unitok.checkpoints import load_checkpoint
+from unitok.checkpoints import load_checkpoint, newest_checkpoint
 from unitok.data.tokenize import Plan, tokenize
 from unitok.errors import UserError
-from unitok.training import Budget, newest_checkpoint, run_lightning, warmup_linear
+from unitok.fit import run_lightning
+from unitok.training import Budget, warmup_linear
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "scenes"
 

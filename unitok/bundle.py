@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unitok.document import Document, Part, RawDocument, Segment
-from unitok.errors import UserError
+from unitok.errors import UserError, read_json
 from unitok.pretrained import begin_folder, check_replaceable, load_state, make_config, replace_folder
 from unitok.vocab import Vocab
 
@@ -58,12 +58,7 @@ class Unitok:
     def from_pretrained(cls, path: str | Path, device: str = "cpu", parts: Sequence[str] = (*TOKENIZERS, "model")) -> "Unitok":
         """Read a bundle, in eval mode; `parts` limits what is loaded. Errors: `UserError` naming what is wrong."""
         path = Path(path)
-        try:
-            info = json.loads((path / "bundle.json").read_text())
-        except (FileNotFoundError, NotADirectoryError):
-            raise UserError(f"{path}: no bundle there (no bundle.json); make one with `unitok bundle`") from None
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path / 'bundle.json'}: not JSON ({error})") from None
+        info = read_json(path / "bundle.json", "make a bundle with `unitok bundle`")
         if info.get("version") != VERSION:
             raise UserError(f"{path}: a bundle of version {info.get('version')}; this unitok reads version {VERSION}")
         wanted = [name for name in info["parts"] if name in parts]
@@ -226,8 +221,7 @@ def _part_class(name: str) -> Any:
 def load_trained_part(name: str, path: Path, trust: bool = False) -> tuple[Any, dict[str, Any]]:
     """A part from its own folder, a bundle, a run's folder (its newest checkpoint) or a checkpoint; and the checkpoint's
     description of it. Errors: `UserError` naming the path."""
-    from unitok.checkpoints import load_checkpoint
-    from unitok.training import newest_checkpoint
+    from unitok.checkpoints import load_checkpoint, newest_checkpoint
 
     path = Path(path)
     if not path.exists():
@@ -250,6 +244,10 @@ def load_trained_part(name: str, path: Path, trust: bool = False) -> tuple[Any, 
     if any(k.startswith("average.model.") for k in checkpoint["state_dict"]):
         prefix = "average.model."
     state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+    if "lora_scale" in described["part"]:
+        from unitok.model.lora import merge_lora
+
+        state = merge_lora(state, described["part"]["lora_scale"])
     load_state(part, state, str(path))
     if any(name.endswith("initted") and not bool(value) for name, value in part.state_dict().items()):
         raise UserError(f"{path}: its codebook has not started yet (quantize_from); train longer")

@@ -105,3 +105,15 @@ def load_weights(path: Path, trust: bool = False) -> dict[str, Tensor]:
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0][:120] if lines else type(error).__name__
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint of a run that reads whole, or None."""
+    files = sorted((folder / "checkpoints").glob("*.ckpt"), key=lambda f: f.stat().st_mtime, reverse=True)
+    for file in files:
+        try:
+            load_checkpoint(file)
+        except UserError:
+            continue
+        return file
+    return None

@@ -41,7 +41,7 @@ class _ArgumentParser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
-def _parser(verb: str, description: str) -> argparse.ArgumentParser:
+def _parser(verb: str, description: str | None) -> argparse.ArgumentParser:
     return _ArgumentParser(
         prog=f"unitok {verb}", description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -65,7 +65,8 @@ def _check_device(device: str) -> str:
 
 
 def demo(arguments: list[str]) -> None:
-    p = _parser("demo", "Everything, on built-in data: make files, train, tokenize, sample, score, write an HTML report.")
+    """Everything, on built-in data: make files, train, tokenize, sample, score, write an HTML report."""
+    p = _parser("demo", demo.__doc__)
     p.add_argument("--minutes", type=float, default=13.0, help="budget for all of it, minutes")
     p.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for everything it writes")
     p.add_argument("--eval-scenes", type=int, default=200, help="new scenes that each direction is scored on")
@@ -77,7 +78,8 @@ def demo(arguments: list[str]) -> None:
 
 
 def scenes(arguments: list[str]) -> None:
-    p = _parser("scenes", "Write sonified scenes as PNG, WAV, captions and interleaved JSON Lines.")
+    """Write sonified scenes as PNG, WAV, captions and interleaved JSON Lines."""
+    p = _parser("scenes", scenes.__doc__)
     p.add_argument("out", type=Path, help="folder to write")
     p.add_argument("--count", type=int, default=1000, help="number of scenes")
     p.add_argument("--seed", type=int, default=0, help="the same seed writes the same bytes")
@@ -99,7 +101,8 @@ def scenes(arguments: list[str]) -> None:
 
 
 def train_text(arguments: list[str]) -> None:
-    p = _parser("train-text", "Train a SentencePiece BPE tokenizer with byte fallback from raw text.")
+    """Train a SentencePiece BPE tokenizer with byte fallback from raw text."""
+    p = _parser("train-text", train_text.__doc__)
     p.add_argument("source", type=Path, nargs="+", help="UTF-8 text files (a string a line) or interleaved .jsonl files")
     p.add_argument("--out", type=Path, required=True, help="folder to write the tokenizer to")
     p.add_argument("--size", type=int, default=8000, help="pieces, 256 of them bytes; a small corpus gives fewer")
@@ -116,7 +119,8 @@ def train_text(arguments: list[str]) -> None:
 
 
 def bundle(arguments: list[str]) -> None:
-    p = _parser("bundle", "Put vocabulary, tokenizers and a decoder into one folder, or add parts to one.")
+    """Put vocabulary, tokenizers and a decoder into one folder, or add parts to one."""
+    p = _parser("bundle", bundle.__doc__)
     p.add_argument("out", type=Path, help="the bundle's folder")
     for name in ("text", "image", "audio", "decoder"):
         p.add_argument(f"--{name}", type=Path, help=f"the {name} part: a run's folder, a checkpoint, or a part's own folder")
@@ -138,7 +142,8 @@ def bundle(arguments: list[str]) -> None:
 
 
 def tokenize(arguments: list[str]) -> None:
-    p = _parser("tokenize", "Raw files -> token shards. Bad files are skipped and listed in OUT/errors.jsonl.")
+    """Raw files -> token shards. Bad files are skipped and listed in OUT/errors.jsonl."""
+    p = _parser("tokenize", tokenize.__doc__)
     p.add_argument("source", type=Path, help="a folder of text, images and sounds, image+.txt pairs, or interleaved .jsonl")
     p.add_argument("out", type=Path, help="folder for the shards")
     p.add_argument("--bundle", type=Path, required=True, help="bundle with the tokenizers")
@@ -166,7 +171,8 @@ def tokenize(arguments: list[str]) -> None:
 
 
 def detokenize(arguments: list[str]) -> None:
-    p = _parser("detokenize", "Token shards -> files: documents.jsonl with its images and sounds.")
+    """Token shards -> files: documents.jsonl with its images and sounds."""
+    p = _parser("detokenize", detokenize.__doc__)
     p.add_argument("data", type=Path, help="folder made by unitok tokenize")
     p.add_argument("out", type=Path, help="folder to write")
     p.add_argument("--bundle", type=Path, required=True, help="bundle with the tokenizers")
@@ -180,9 +186,10 @@ def detokenize(arguments: list[str]) -> None:
 
 
 def import_(arguments: list[str]) -> None:
+    """A checkpoint of another project -> a part's folder or a bundle. Nothing in it is executed."""
     from unitok.interop import KINDS, describe, import_checkpoint
 
-    p = _parser("import", "A checkpoint of another project -> a part's folder or a bundle. Nothing in it is executed.")
+    p = _parser("import", import_.__doc__)
     p.add_argument("kind", choices=KINDS, help="; ".join(f"{kind}: {what}" for kind, what in KINDS.items()))
     p.add_argument("source", type=Path, help="the checkpoint's file or folder")
     p.add_argument("out", type=Path, help="folder to write")
@@ -198,7 +205,8 @@ def import_(arguments: list[str]) -> None:
 
 
 def export(arguments: list[str]) -> None:
-    p = _parser("export", "A bundle's decoder -> another program's folder, with unitok_ids.json to tell what ids mean.")
+    """A bundle's decoder -> another program's folder, with unitok_ids.json to tell what ids mean."""
+    p = _parser("export", export.__doc__)
     p.add_argument("kind", choices=("hf-qwen3",), help="hf-qwen3: loads in transformers, vLLM and SGLang as Qwen3")
     p.add_argument("source", type=Path, help="a bundle, or a decoder's own folder")
     p.add_argument("out", type=Path, help="folder to write")
@@ -215,9 +223,10 @@ def export(arguments: list[str]) -> None:
 
 
 def inspect(arguments: list[str]) -> None:
-    from unitok.inspection import HARDWARE
+    """What is in a data set, a bundle or a config, and what a decoder costs; --verify checks a data set."""
+    from unitok.hardware import HARDWARE
 
-    p = _parser("inspect", "What is in a data set, a bundle or a config, and what a decoder costs; --verify checks a data set.")
+    p = _parser("inspect", inspect.__doc__)
     p.add_argument(
         "what", help="a data set, a bundle, a decoder's folder, a YAML config, or a preset such as 100m, chameleon-34b"
     )
@@ -238,9 +247,8 @@ def inspect(arguments: list[str]) -> None:
 
 
 def sample(arguments: list[str]) -> None:
-    p = _parser(
-        "sample", "Continue prompts. --text, --image and --audio may be repeated and mixed; their order is the prompt's order."
-    )
+    """Continue prompts. --text, --image and --audio may be repeated and mixed; their order is the prompt's order."""
+    p = _parser("sample", sample.__doc__)
 
     class InOrder(argparse.Action):
         def __call__(self, parser: Any, space: Any, value: Any, flag: str | None = None) -> None:
@@ -289,9 +297,8 @@ def sample(arguments: list[str]) -> None:
 
 
 def evaluate_image_tokenizer(arguments: list[str]) -> None:
-    p = _parser(
-        "eval image-tokenizer", "Reconstruct pictures and measure: JSON, a table, and a page with the worst ones first."
-    )
+    """Reconstruct pictures and measure: JSON, a table, and a page with the worst ones first."""
+    p = _parser("eval image-tokenizer", evaluate_image_tokenizer.__doc__)
     p.add_argument("tokenizer", type=Path, help="a bundle, an image tokenizer's folder, or the folder of a run")
     p.add_argument("images", type=Path, help="folder of pictures")
     p.add_argument("--out", type=Path, default=Path("runs/eval-image"), help="folder for scores.json, images.jsonl, index.html")
@@ -316,9 +323,8 @@ def evaluate_image_tokenizer(arguments: list[str]) -> None:
 
 
 def evaluate_audio_tokenizer(arguments: list[str]) -> None:
-    p = _parser(
-        "eval audio-tokenizer", "Reconstruct sounds and measure, by number of levels: JSON, a table, and a page to listen to."
-    )
+    """Reconstruct sounds and measure, by number of levels: JSON, a table, and a page to listen to."""
+    p = _parser("eval audio-tokenizer", evaluate_audio_tokenizer.__doc__)
     p.add_argument("tokenizer", type=Path, help="a bundle, an audio tokenizer's folder, or the folder of a run")
     p.add_argument("sounds", type=Path, help="folder of sounds")
     p.add_argument("--out", type=Path, default=Path("runs/eval-audio"), help="folder for scores.json, sounds.jsonl, index.html")
@@ -334,15 +340,15 @@ def evaluate_audio_tokenizer(arguments: list[str]) -> None:
 
 
 def evaluate(arguments: list[str]) -> None:
+    """Measure a bundle on scenes: reconstructions, codebooks and generations; JSON and a table.
+
+    `unitok eval image-tokenizer` measures an image tokenizer on pictures, `unitok eval audio-tokenizer` one on sounds.
+    """
     for name, run in (("image-tokenizer", evaluate_image_tokenizer), ("audio-tokenizer", evaluate_audio_tokenizer)):
         if arguments[:1] == [name]:
             run(arguments[1:])
             return
-    p = _parser(
-        "eval",
-        "Measure a bundle on scenes: reconstructions, codebooks and generations; JSON and a table. "
-        "`unitok eval image-tokenizer` measures an image tokenizer on pictures, `unitok eval audio-tokenizer` one on sounds.",
-    )
+    p = _parser("eval", evaluate.__doc__)
     p.add_argument("--bundle", type=Path, required=True, help="bundle with tokenizers and a decoder")
     p.add_argument("--scenes", type=Path, required=True, help="folder made by unitok scenes")
     p.add_argument("--held-out", type=Path, help="folder made by unitok scenes --held-out, reported apart")
@@ -364,7 +370,8 @@ def evaluate(arguments: list[str]) -> None:
 
 
 def doctor(arguments: list[str]) -> None:
-    p = _parser("doctor", "What is installed, what works, and what to do about the rest.")
+    """What is installed, what works, and what to do about the rest."""
+    p = _parser("doctor", doctor.__doc__)
     p.parse_args(arguments)
     from unitok.doctor import report
 
@@ -399,7 +406,7 @@ def main(arguments: list[str] | None = None) -> None:
     verb = given[0]
     try:
         if verb in LIGHTNING_VERBS:
-            from unitok.training import run_lightning
+            from unitok.fit import run_lightning
 
             run_lightning(arguments)
         elif verb in VERBS:

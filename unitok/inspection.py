@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from unitok.errors import UserError
-
-#: Peak bf16 FLOPs a second of some accelerators, dense, by the makers' data sheets.
-HARDWARE = {"a100": 312e12, "h100": 989e12, "h200": 989e12, "b200": 2250e12, "l40s": 362e12, "rtx4090": 165e12}
+from unitok.hardware import HARDWARE
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from unitok.errors import UserError
+from unitok.errors import UserError, read_json
 
 VERSION = 1
 
@@ -65,12 +65,7 @@ def replace_folder(partial: Path, folder: Path) -> None:
 def load_config(folder: Path, kind: str, config_class: type) -> Any:
     """The config of a part's folder; errors: `UserError` naming the file."""
     path = Path(folder) / "config.json"
-    try:
-        row = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; a {kind} is a folder with config.json and model.safetensors") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
+    row = read_json(path, f"a {kind} is a folder with config.json and model.safetensors")
     if row.pop("kind", None) != kind or row.pop("unitok", None) != VERSION:
         raise UserError(f"{path}: not a {kind} of version {VERSION}")
     return make_config(config_class, row, str(path))

@@ -1,4 +1,4 @@
-"""What all training runs share: the step counter, schedules, budgets in minutes, exact resume, and the command line.
+"""What all training runs share: the step counter, schedules, budgets in minutes, and exact resume.
 
 Networks know nothing of this; a `TrainingShell` is a thin LightningModule around one. Choices:
 
@@ -11,43 +11,35 @@ Networks know nothing of this; a `TrainingShell` is a thin LightningModule aroun
 """
 
 import copy
-import logging
+import math
 import random
-import shutil
-import sys
 import time
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Checkpoint, TQDMProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor
 
-from unitok.checkpoints import load_checkpoint
 from unitok.errors import UserError
 
 PROBE_SHARE = 0.06  # of the minutes, before the number of steps is fixed
 REPLANS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)  # shares of the run at which it is fixed anew, from the last
 RESERVE_SECONDS = 2.0  # for the last checkpoint
-CHECKPOINT_SECONDS = 30
 
 
 class Budget:
-    """How long to train: a number of steps, or minutes that become one after a probe.
+    """How long to train: a number of steps; minutes that become one after a probe; or ids, which do when a step's are known.
 
     Machines do not keep their pace, and a loss that begins in the middle changes it, so the plan for minutes is made again,
     from the pace of the last stretch, at each tenth of the run. The share of the run that is over never goes back. What was planned is kept in checkpoints.
     """
 
-    def __init__(self, steps: int | None, minutes: float | None):
-        if (steps is None) == (minutes is None):
-            raise UserError("give the length of the training as either steps or minutes")
-        self.total, self.minutes = steps, minutes
+    def __init__(self, steps: int | None, minutes: float | None, ids: float | None = None):
+        if sum(length is not None for length in (steps, minutes, ids)) != 1:
+            raise UserError("give the length of the training as either steps, minutes or (for a decoder) ids")
+        self.total, self.minutes, self.ids = steps, minutes, ids
         self.spent = 0.0  # seconds before this process
         self.floor = 0.0  # the share never falls below this
         self.replans = list(REPLANS)  # shares at which the plan is still to be made again
@@ -80,6 +72,15 @@ class Budget:
             self.total = done + max(1, int((seconds - RESERVE_SECONDS - elapsed) / pace))
             self._mark = (done, now)
 
+    def set_ids(self, done: int, seen: int, a_step: int) -> None:
+        """Where the length was given in ids: the steps that are left, after `done` of them and `seen` ids."""
+        if self.ids is not None:
+            self.total = done + max(0, math.ceil((self.ids - seen) / a_step))
+
+    def minutes_left(self, done: int, seconds_a_step: float) -> float | None:
+        """At the present pace; None while the number of steps is not known."""
+        return None if self.total is None else max(0, self.total - done) * seconds_a_step / 60
+
     def share(self, done: int) -> float:
         """Share of the run that is over, in [0, 1]; while the total is unknown, by the clock."""
         if self.total is not None:
@@ -109,6 +110,11 @@ def warmup_linear(step: int, share: float, warmup_steps: int, hold: float = 0.0,
     return min(1.0, (step + 1) / max(1, warmup_steps)) * decay
 
 
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor that is sharded over processes (a DTensor); any other as it is."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
 class WeightAverage(torch.nn.Module):
     """A moving average of a network's weights, in `model`; younger weights count more at the start."""
 
@@ -120,7 +126,7 @@ class WeightAverage(torch.nn.Module):
     @torch.no_grad()
     def update(self, network: torch.nn.Module, step: int) -> None:
         """After step number `step`; buffers, such as codebooks, are copied."""
-        mine, theirs = list(self.model.parameters()), [p.detach() for p in network.parameters()]
+        mine, theirs = ([local(p.detach()) for p in each.parameters()] for each in (self.model, network))
         torch._foreach_lerp_(mine, theirs, 1 - min(self.decay, (1 + step) / (10 + step)))
         for to, of in zip(self.model.buffers(), network.buffers(), strict=True):
             to.copy_(of)
@@ -136,16 +142,17 @@ class TrainingShell(L.LightningModule):
     kind = ""
     shown: tuple[str, ...] = ()  # what the progress bar shows beside the loss
 
-    def __init__(self, steps: int | None, minutes: float | None, log_every: int = 20):
+    def __init__(self, steps: int | None, minutes: float | None, log_every: int = 20, ids: float | None = None):
         super().__init__()
         self.automatic_optimization = False
-        self.budget = Budget(steps, minutes)
+        self.budget = Budget(steps, minutes, ids)
         self.steps_done = 0
         self.samples_seen = 0
         self.log_every = log_every
         self.share = 0.0  # of the run that is over, when the step began
         self._last_loss: Tensor | float = 0.0
-        self._restored: dict[str, Any] | None = None
+        self._restored: list[dict[str, Any]] | None = None  # random states, by process
+        self._timed = (0, 0.0)  # step and time at which the pace was last looked at
 
     def optimize(self, batch: Any) -> dict[str, Tensor | float]:
         """One step on a batch; -> what to log, the first of which the progress bar shows."""
@@ -166,6 +173,7 @@ class TrainingShell(L.LightningModule):
         return self.trainer.strategy.broadcast(value) if by_clock else value
 
     def training_step(self, batch: Any, batch_index: int) -> None:
+        """One step of the subclass, with what all share around it: counting, planning, logging, stopping."""
         self.share = self._agreed(self.budget.share(self.steps_done))
         logged = self.optimize(batch)
         self._last_loss = next(iter(logged.values()))
@@ -177,14 +185,41 @@ class TrainingShell(L.LightningModule):
         if self.steps_done % self.log_every == 0 or over:
             values = {name: float(value) for name, value in logged.items()}
             loss, *rest = values
+            values[loss] = self._mean_everywhere(values[loss])
             self.log(loss, values[loss], prog_bar=True)
             for name in rest:
                 self.log(name, values[name], prog_bar=name in self.shown)
             self.log("learning_progress", self.share)
+            for name, value in self._pace().items():
+                self.log(name, value, prog_bar=name in self.shown)
             if not np.isfinite(values[loss]):
                 raise UserError(f"step {self.steps_done}: the {loss} is {values[loss]}; lower the learning rate")
         if over:
             self.trainer.should_stop = True
+
+    def _mean_everywhere(self, value: float) -> float:
+        """The mean over all processes."""
+        if self.trainer.world_size == 1:
+            return value
+        return float(self.trainer.strategy.reduce(torch.tensor(value, device=self.device), reduce_op="mean"))
+
+    def _pace(self) -> dict[str, float]:
+        """Since it was last asked: seconds a step, what `speed` makes of them, and the minutes that are left."""
+        (step, then), now = self._timed, time.monotonic()
+        self._timed = (self.steps_done, now)
+        if self.steps_done <= step:
+            return {}
+        seconds = (now - then) / (self.steps_done - step)
+        left = self.budget.minutes_left(self.steps_done, seconds)
+        return (
+            {"seconds_a_step": seconds}
+            | self.speed(self.steps_done - step, seconds)
+            | ({} if left is None else {"minutes_left": left})
+        )
+
+    def speed(self, steps: int, seconds_a_step: float) -> dict[str, float]:
+        """What else to log of the pace of the last `steps` steps."""
+        return {}
 
     def set_rate(self, optimizer: Any, rate: float) -> None:
         """Set the learning rate of every group; never taken from a checkpoint, so that what the user says now wins."""
@@ -192,10 +227,16 @@ class TrainingShell(L.LightningModule):
             group["lr"] = rate
 
     def on_train_start(self) -> None:
+        """Start the clock; on resume, make settings and random numbers what they should be."""
         self.budget.begin()
+        self._timed = (self.steps_done, time.monotonic())
+        rank, processes = self.trainer.global_rank, self.trainer.world_size
         if self._restored is not None:
             self._assert_settings()
-            _set_random_state(self._restored)
+            if len(self._restored) == processes:
+                _set_random_state(self._restored[rank])
+            else:  # another number of processes: the data goes on in order, random numbers start anew
+                torch.manual_seed(self.samples_seen + rank)
             self._restored = None
         if self.budget.over(self.steps_done):
             self.trainer.should_stop = True
@@ -219,7 +260,7 @@ class TrainingShell(L.LightningModule):
             "steps_done": self.steps_done,
             "samples_seen": self.samples_seen,
             "budget": self.budget.state(),
-            "random": _random_state(),
+            "random": self._random_states(),
             "extra": self.extra(),
         }
 
@@ -233,6 +274,14 @@ class TrainingShell(L.LightningModule):
         self.budget.restore(state["budget"])
         self._restored = state["random"]
         self.restore_extra(state.get("extra") or {})
+
+    def _random_states(self) -> list[dict[str, Any]]:
+        """Of all processes: each draws random numbers of its own."""
+        states: list[Any] = [_random_state()]
+        if self.trainer.world_size > 1:
+            mine, states = states[0], [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(states, mine)
+        return states
 
     def extra(self) -> dict[str, Any]:
         """What else a run that goes on needs, as plain values and tensors."""
@@ -295,181 +344,3 @@ def _set_random_state(state: dict[str, Any]) -> None:
     random.setstate(ast.literal_eval(state["python"]))
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
-
-
-# ---- Checkpoints ----------------------------------------------------------------------------------------------------
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint of a run that reads whole, or None."""
-    files = sorted((folder / "checkpoints").glob("*.ckpt"), key=lambda f: f.stat().st_mtime, reverse=True)
-    for file in files:
-        try:
-            load_checkpoint(file)
-        except UserError:
-            continue
-        return file
-    return None
-
-
-class Checkpoints(Checkpoint):
-    """Writes `step=N.ckpt` every so many seconds and keeps the newest; at the end `final.ckpt`, or `stopped.ckpt` when a limit
-    of the Trainer ended the training before.
-
-    Lightning's ModelCheckpoint cannot: with manual optimization it pays no heed to `train_time_interval` (2.6). Files are
-    written whole or not at all (Lightning writes beside and renames), and the old one goes when the new one is there.
-    """
-
-    def __init__(self, seconds: float):
-        self.seconds = seconds
-        self._written = 0.0
-
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self._written = time.monotonic()
-
-    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *batch: Any) -> None:
-        due = time.monotonic() - self._written >= self.seconds
-        if trainer.world_size > 1:
-            due = trainer.strategy.broadcast(due)  # clocks differ
-        if due and isinstance(module, TrainingShell):
-            self._save(trainer, f"step={module.steps_done}.ckpt")
-            self._written = time.monotonic()
-
-    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if isinstance(module, TrainingShell):
-            self._save(trainer, "final.ckpt" if module.budget.over(module.steps_done) else "stopped.ckpt")
-
-    def _save(self, trainer: L.Trainer, name: str) -> None:
-        folder = Path(trainer.default_root_dir) / "checkpoints"
-        trainer.save_checkpoint(folder / name)
-        if trainer.is_global_zero:
-            for old in folder.glob("step=*.ckpt"):
-                if old.name != name:
-                    old.unlink(missing_ok=True)
-
-
-class ShareBar(TQDMProgressBar):
-    """Lightning's progress bar, with what is trained as its name, counting steps up to the total once it is known."""
-
-    def on_train_epoch_start(self, trainer: L.Trainer, *args: Any) -> None:
-        super().on_train_epoch_start(trainer, *args)
-        self.train_progress_bar.set_description(getattr(trainer.lightning_module, "kind", "train"))
-
-    def get_metrics(self, trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
-        shorter = {"codebook_": "", "gradient_norm": "grad", "discriminator": "d", "perplexity": "ppl", "_0": ""}
-        found = {}
-        for name, value in super().get_metrics(trainer, module).items():
-            for long, short in shorter.items():
-                name = name.replace(long, short)
-            found[name] = value
-        found.pop("v_num", None)
-        return found
-
-    def on_train_batch_end(self, trainer: L.Trainer, module: Any, *args: Any) -> None:
-        if isinstance(module, TrainingShell) and module.budget.total is not None:
-            self.train_progress_bar.total = module.budget.total
-        super().on_train_batch_end(trainer, module, *args)
-
-
-# ---- The command line -----------------------------------------------------------------------------------------------
-
-
-class _Parser(LightningArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: Any, ex: Exception | None = None) -> Any:
-        text = str(message if message is not None else ex)
-        lines = [line.strip(" -") for line in text.splitlines() if line.strip()]
-        telling = [line for line in lines if not line.startswith(("Problem", "Parser key", "Did not", "Union"))]
-        print(f"error: {'; '.join((telling or lines)[:3])[:400]}", file=sys.stderr)
-        raise SystemExit(2)
-
-
-class UnitokCLI(LightningCLI):
-    """LightningCLI with `--out` and `--resume`, and with loggers, checkpoints and a progress bar in place."""
-
-    fresh_out: Path | None = None  # the run's folder, if this run makes it
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        """A run that fails on a user's mistake before its first checkpoint leaves nothing behind."""
-        try:
-            super()._run_subcommand(subcommand)
-        except UserError:
-            if self.fresh_out and not any(self.fresh_out.glob("checkpoints/*.ckpt")):
-                shutil.rmtree(self.fresh_out, ignore_errors=True)
-            raise
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--out", type=str, default="runs/default", help="folder for everything that the run writes")
-        parser.add_argument(
-            "--resume", type=str | None, default=None, help="checkpoint to go on from, or auto: the newest of --out, if any"
-        )
-        parser.add_argument(
-            "--checkpoint_seconds", type=float, default=CHECKPOINT_SECONDS, help="seconds between two checkpoints"
-        )
-
-    def _parse_ckpt_path(self) -> None:
-        """Lightning would let the checkpoint's hyperparameters override the command line; ours has none."""
-
-    def before_instantiate_classes(self) -> None:
-        config = self.config[self.subcommand]
-        out = Path(config.out)
-        self.fresh_out = out if not out.exists() else None
-        config.trainer.default_root_dir = str(out)
-        if config.resume == "auto":
-            newest = newest_checkpoint(out)
-            config.ckpt_path = str(newest) if newest else None
-        elif config.resume:
-            load_checkpoint(Path(config.resume))
-            config.ckpt_path = config.resume
-        if self.subcommand in ("validate", "test") and not config.ckpt_path:
-            raise UserError(f"nothing to {self.subcommand}: give --resume with a checkpoint, or auto and the --out of a run")
-
-    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        config = self.config[self.subcommand]
-        out = Path(config.out)
-        if config.trainer.logger is None:
-            kwargs["logger"] = [
-                CSVLogger(out, name="", version="metrics"),
-                TensorBoardLogger(out, name="", version="tensorboard"),
-            ]
-        extra: list[L.Callback] = [Checkpoints(config.checkpoint_seconds)]
-        if config.trainer.enable_progress_bar is not False:
-            extra.append(ShareBar(refresh_rate=10))
-        given = self._get(self.config_init, "trainer").get("callbacks") or []
-        given = given if isinstance(given, list) else [given]
-        return super().instantiate_trainer(callbacks=[*given, *extra], **kwargs)
-
-
-def run_lightning(arguments: list[str] | None = None) -> None:
-    """`unitok fit | validate | test`: LightningCLI on the rest of the command line."""
-    import warnings
-
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    warnings.filterwarnings("ignore", message=".*args parameter is intended.*")
-    warnings.filterwarnings("ignore", message=".*Total length of.*is zero.*")
-    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # averages, frozen parts
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("unitok").setLevel(logging.INFO)
-    UnitokCLI(
-        L.LightningModule,
-        L.LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        auto_configure_optimizers=False,
-        seed_everything_default=0,
-        save_config_kwargs={"overwrite": True},
-        parser_class=_Parser,
-        trainer_defaults={
-            "max_epochs": -1,
-            "use_distributed_sampler": False,
-            "log_every_n_steps": 1,
-            "num_sanity_val_steps": 0,
-            "enable_model_summary": False,
-        },
-        args=arguments,
-    )

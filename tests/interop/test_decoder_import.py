@@ -44,13 +44,14 @@ def imported(kind, model, tmp_path, shard="10GB") -> Decoder:
     return Decoder.from_pretrained(tmp_path / "ours")
 
 
-def check_equal(ours, logits_of) -> None:
+def difference(ours, logits_of) -> float:
+    """The largest between two models' logits; both must have all 131 columns and say something."""
     ids = torch.randint(0, 131, (2, 17), generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         mine, theirs = ours(ids), logits_of(ids)
-    assert mine.shape == (2, 17, 131)
+    assert mine.shape == theirs.shape == (2, 17, 131)
     assert theirs.std() > 0.1
-    torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
+    return float((mine - theirs).abs().max())
 
 
 LLAMAS = {
@@ -72,7 +73,7 @@ LLAMAS = {
 @pytest.mark.parametrize("name", LLAMAS)
 def test_llamas_logits_are_equal(name, tmp_path):
     model = filled(transformers.LlamaForCausalLM(transformers.LlamaConfig(**SHAPE | LLAMAS[name])))
-    check_equal(imported("hf-llama", model, tmp_path), lambda ids: model(ids).logits)
+    assert difference(imported("hf-llama", model, tmp_path), lambda ids: model(ids).logits) < 1e-4
 
 
 @pytest.mark.parametrize("more", [{}, {"num_key_value_heads": 2, "head_dim": 20}, {"tie_word_embeddings": True}])
@@ -81,11 +82,11 @@ def test_qwen3s_logits_are_equal_there_and_back(more, tmp_path):
     model = filled(transformers.Qwen3ForCausalLM(config))
     ours = imported("hf-qwen3", model, tmp_path, shard="40KB")  # several files and an index
     assert len(list((tmp_path / "theirs").glob("*.safetensors"))) > 1
-    check_equal(ours, lambda ids: model(ids).logits)
+    assert difference(ours, lambda ids: model(ids).logits) < 1e-4
     main(["export", "hf-qwen3", str(tmp_path / "ours"), str(tmp_path / "back")])
     back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "back").eval()
     assert type(back).__name__ == "Qwen3ForCausalLM"
-    check_equal(ours, lambda ids: back(ids).logits)
+    assert difference(ours, lambda ids: back(ids).logits) < 1e-4
 
 
 VQ = {"embed_dim": 16, "num_embeddings": 24, "latent_channels": 16, "base_channels": 32, "channel_multiplier": [1, 1],
@@ -115,7 +116,7 @@ def all_logits(model, ids):
 def test_chameleons_logits_are_equal_with_grouped_queries_and_both_norm_placements(groups, swin, tmp_path):
     model = chameleon({}, num_key_value_heads=groups, swin_norm=swin)
     ours = imported("hf-chameleon", model, tmp_path)
-    check_equal(ours, lambda ids: all_logits(model, ids))
+    assert difference(ours, lambda ids: all_logits(model, ids)) < 1e-4
     assert ours.config.norm_placement == ("after" if swin else "before")
     pixels = torch.rand(2, 3, 32, 32) * 2 - 1
     image = ImageTokenizer.from_pretrained(tmp_path / "ours")
@@ -128,7 +129,7 @@ def test_chameleons_logits_are_equal_with_grouped_queries_and_both_norm_placemen
 
 def test_with_names_of_image_ids_chameleon_becomes_a_bundle_with_its_own_ids(tmp_path, capsys):
     model = chameleon(image_names(), num_key_value_heads=4, max_position_embeddings=512)
-    check_equal(imported("hf-chameleon", model, tmp_path), lambda ids: all_logits(model, ids))
+    assert difference(imported("hf-chameleon", model, tmp_path), lambda ids: all_logits(model, ids)) < 1e-4
     assert "a bundle with image and decoder" in capsys.readouterr().out
     bundle = Unitok.from_pretrained(tmp_path / "ours")
     pixels = torch.rand(1, 3, 32, 32) * 2 - 1

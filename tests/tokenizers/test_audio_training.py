@@ -12,13 +12,13 @@ import soundfile
 import torch
 
 from unitok.bundle import load_trained_part
-from unitok.checkpoints import load_checkpoint
+from unitok.checkpoints import load_checkpoint, newest_checkpoint
 from unitok.data.module import SoundDataset
 from unitok.errors import UserError
+from unitok.fit import run_lightning
 from unitok.tokenizers.audio_training import AudioAdversary, AudioLosses, AudioTokenizerTraining
 from unitok.tokenizers.losses import discriminator_loss, generator_loss, mel_filters, mel_loss, spectral_loss
 from unitok.tokenizers.quantize import ResidualQuantizer
-from unitok.training import newest_checkpoint, run_lightning
 
 CONFIG = Path(__file__).parent.parent.parent / "configs" / "scenes" / "audio.yaml"
 

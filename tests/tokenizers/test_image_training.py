@@ -12,9 +12,10 @@ import torch
 import yaml
 
 from unitok.bundle import load_trained_part
-from unitok.checkpoints import load_checkpoint
+from unitok.checkpoints import load_checkpoint, newest_checkpoint
 from unitok.data.media import load_image
 from unitok.errors import UserError
+from unitok.fit import run_lightning
 from unitok.pretrained import make_config
 from unitok.tokenizers import ImageTokenizer, ImageTokenizerConfig
 from unitok.tokenizers.discriminators import PatchDiscriminator
@@ -22,7 +23,6 @@ from unitok.tokenizers.health import CodebookHealth, codebook_statistics
 from unitok.tokenizers.image_training import Adversary, ImageLosses, ImageTokenizerTraining
 from unitok.tokenizers.losses import adaptive_weight, lecam_loss, structure_loss
 from unitok.tokenizers.perceptual import LPIPS, choose_perceptual, find_lpips
-from unitok.training import newest_checkpoint, run_lightning
 
 CONFIG = Path(__file__).parent.parent.parent / "configs" / "scenes" / "image.yaml"
 

@@ -125,6 +125,8 @@ class PackedDataset(torch.utils.data.Dataset):
         self._factors = self._factor_table(weights or {})
         self._pieces = [self._split(d, long_documents) for d in self.datasets]
         self.longest = max(int(lengths.max()) for _, _, lengths in self._pieces)
+        every = np.concatenate([lengths for _, _, lengths in self._pieces]).astype(np.int64)
+        self.mean_context = int((every**2).sum() // every.sum())  # mean over all ids of the length of their document
         self._counts = self._documents_an_epoch(shares)
         self._epochs: dict[int, tuple[np.ndarray, list[np.ndarray]]] = {}
 

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from unitok.document import Document
-from unitok.errors import UserError
+from unitok.errors import UserError, read_json
 from unitok.vocab import Placed, Vocab
 
 VERSION = 1
@@ -107,12 +107,7 @@ class TokenDataset:
     def __init__(self, folder: Path):
         self.folder = Path(folder)
         path = self.folder / "dataset.json"
-        try:
-            self.info = json.loads(path.read_text())
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such file; make a data set with `unitok tokenize`") from None
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}: not JSON ({error}); make the data set again") from None
+        self.info = read_json(path, "make a data set with `unitok tokenize`")
         if self.info.get("version") != VERSION:
             raise UserError(f"{path}: version {self.info.get('version')}; this unitok reads version {VERSION}")
         self.vocab = Vocab.from_manifest(self.info["vocab"])

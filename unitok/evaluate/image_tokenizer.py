@@ -109,6 +109,7 @@ def evaluate_image_tokenizer(
     seconds = {"encode": 0.0, "decode": 0.0}
 
     def flush(batch: list[tuple[Path, Tensor]]) -> None:
+        """Reconstruct pictures of one size and add their rows."""
         originals = torch.stack([pixels for _, pixels in batch])
         grids = timed(seconds, "encode", lambda: model.encode(originals))
         again = timed(seconds, "decode", lambda: model.decode(grids)).cpu()

@@ -5,7 +5,6 @@ config.json. transformers names the same layers differently. Weight norm, in eit
 """
 
 import hashlib
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from unitok.checkpoints import load_weights
-from unitok.errors import UserError
+from unitok.errors import UserError, read_json
 from unitok.pretrained import load_state
 from unitok.tokenizers.audio import AudioTokenizer, AudioTokenizerConfig
 
@@ -162,12 +161,7 @@ def _build(state: State, config: AudioTokenizerConfig, where: str) -> AudioToken
 def _read_transformers(folder: Path) -> tuple[State, AudioTokenizerConfig]:
     """A folder saved by transformers' EncodecModel -> EnCodec's names, and the architecture."""
     path = folder / "config.json"
-    if not path.exists():
-        raise UserError(f"{path}: no such file; hf-encodec takes a folder saved by transformers")
-    try:
-        given = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not JSON ({error.msg})") from None
+    given = read_json(path, "give a folder saved by transformers")
     if given.get("model_type") != "encodec":
         raise UserError(f"{path}: model_type {given.get('model_type')!r}, not encodec")
     theirs = HF_DEFAULTS | given

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from unitok.bundle import Unitok
 from unitok.checkpoints import load_weights
-from unitok.errors import UserError
+from unitok.errors import UserError, read_json
 from unitok.model.decoder import Decoder, DecoderConfig
 from unitok.pretrained import begin_folder, load_state, replace_folder
 from unitok.tokenizers.image import ImageTokenizer
@@ -25,6 +25,19 @@ from unitok.vocab import Range, Span, Vocab
 State = dict[str, Tensor]
 MODEL_TYPES = {"hf-llama": "llama", "hf-qwen3": "qwen3", "hf-chameleon": "chameleon"}
 EXPORTS = {"hf-qwen3": "a folder that transformers, vLLM and SGLang load as Qwen3"}
+
+#: Fields that our configuration and transformers' share by name.
+QWEN3_FIELDS = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "rms_norm_eps",
+    "max_position_embeddings",
+)
 
 #: Of transformers' configurations, where the folder's does not say.
 DEFAULT_LENGTHS = {"llama": 2048, "qwen3": 32_768, "chameleon": 4096}
@@ -36,12 +49,7 @@ CHAMELEON = {"<bos>": 0, "<pad>": 1, "<eos>": 2, "<image>": 8197, "</image>": 81
 def read_config(folder: Path, model_type: str) -> dict[str, Any]:
     """The folder's config.json; errors: `UserError` where it is not one of that type."""
     path = folder / "config.json"
-    try:
-        given = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{path}: no such file; give a folder saved by transformers") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not JSON ({error.msg})") from None
+    given = read_json(path, "give a folder saved by transformers")
     if given.get("model_type") != model_type:
         raise UserError(f"{path}: model_type {given.get('model_type')!r}, not {model_type}")
     return given
@@ -234,19 +242,6 @@ def export_decoder(kind: str, decoder: Decoder, vocab: Vocab | None, out: Path) 
     if vocab:
         (partial / "unitok_ids.json").write_text(json.dumps(id_map(vocab), indent=1) + "\n")
     replace_folder(partial, out)
-
-
-QWEN3_FIELDS = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "intermediate_size",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "rms_norm_eps",
-    "max_position_embeddings",
-)
 
 
 def id_map(vocab: Vocab) -> dict[str, Any]:

@@ -260,6 +260,7 @@ class Trunk(nn.Module):
         self.checkpoint_activations = config.checkpoint_activations
 
     def forward(self, ids: Tensor, context: _Context) -> Tensor:
+        """[B, T] -> [B, T, C]; `context` says which positions see one another."""
         x = self.embed_tokens(ids)
         if hasattr(self, "embed_places"):
             assert context.places is not None, "this decoder has place embeddings: give places (Grammar.places)"

@@ -93,6 +93,7 @@ class _Pieces(torch.autograd.Function):
         measure: bool,
         learns: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """states [N, C] by group, each (legal ids, how many states); with gradients, if `learns`, in the same pass."""
         n = len(states)
         nll, normaliser = states.new_zeros(n, dtype=torch.float32), states.new_zeros(n, dtype=torch.float32)
         right = torch.zeros(n if measure else 0, dtype=torch.bool, device=states.device)

@@ -3,7 +3,7 @@
 Muon (Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks") orthogonalises the momentum of each
 matrix by Newton-Schulz iterations. Ours differs from `torch.optim.Muon` in two ways that matter here: matrices of equal
 shape go through the iterations as one batch, and the iterations run in fp32 on a CPU, where bf16 may be emulated and
-tens of times slower.
+tens of times slower. Of sharded matrices (FSDP2) every process orthogonalises the whole, and keeps its part.
 """
 
 from collections import defaultdict
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
@@ -43,6 +44,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+        """One update of all parameters that have a gradient; -> the closure's loss, if one was given."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -60,12 +62,24 @@ class Muon(torch.optim.Optimizer):
                     assert gradient is not None
                     buffer.lerp_(gradient, 1 - group["momentum"])
                     updates.append(torch.lerp(gradient, buffer, group["momentum"]))
-                directions = orthogonalise(torch.stack(updates))
+                directions = orthogonalise(torch.stack([_whole(u) for u in updates]))
                 scale = max(1.0, shape[0] / shape[1]) ** 0.5
                 for p, direction in zip(parameters, directions, strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
-                    p.add_(direction, alpha=-group["lr"] * scale)
+                    p.add_(_like(direction, p), alpha=-group["lr"] * scale)
         return loss
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """A tensor that is sharded over processes, gathered; any other as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _like(tensor: Tensor, model: Tensor) -> Tensor:
+    """A tensor that all processes have, sharded as `model` is."""
+    if not isinstance(model, DTensor):
+        return tensor
+    return distribute_tensor(tensor, model.device_mesh, model.placements, src_data_rank=None)
 
 
 def build_optimizers(

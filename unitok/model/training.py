@@ -15,12 +15,17 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from unitok.errors import UserError
+from unitok.hardware import peak_flops
+from unitok.model.accounting import count
 from unitok.model.decoder import Decoder, DecoderConfig
 from unitok.model.health import NormWatch
+from unitok.model.lora import LowRank, add_lora
 from unitok.model.loss import Loss, next_id_loss
 from unitok.model.optim import build_optimizers
+from unitok.model.sharding import shard
 from unitok.training import TrainingShell, WeightAverage, check_same, warmup_linear
 
 log = logging.getLogger("unitok")
@@ -79,10 +84,14 @@ class DecoderTraining(TrainingShell):
     Args:
         decoder: architecture; `vocab_size` comes from the data.
         steps: length of the training in batches; or
-        minutes: its length in minutes, which become steps after a short probe.
+        minutes: its length in minutes, which become steps after a short probe; or
+        ids: its length in ids.
         optimizer: `muon` (Muon for the blocks' matrices, AdamW for the rest) or `adamw`.
         learning_rate: peak of AdamW. muon_rate: peak of Muon. Both are reached after `warmup_steps`, held for `hold` of
             the run, and fall linearly to a fiftieth. betas: AdamW's. weight_decay: on matrices.
+        half_life: ids after which AdamW's second moment has forgotten half; sets the second of `betas` by the size of the
+            batch (Marek et al. 2025, "Small batch size training for language models").
+        accumulate: pieces a batch is cut into, each with a forward and backward pass of its own; the step is the same.
         clip: largest norm of the gradient, 0 for none.
         z_loss: weight of the squared log-normaliser.
         loss_over: `allowed` (the ids that the grammar allows at each place) or `all`.
@@ -94,6 +103,7 @@ class DecoderTraining(TrainingShell):
             must be the data's, or the beginning of it: rows of new ids are then added.
         freeze: patterns of parameter names that are not trained, as in `model.layers.*`.
         only_new_ids: train only the rows of embedding and head that were added (Chern et al. 2024, "ANOLE").
+        lora: train low-rank differences of matrices alone (needs peft); a bundle takes the sums.
     """
 
     kind = "decoder"
@@ -103,36 +113,42 @@ class DecoderTraining(TrainingShell):
         decoder: DecoderConfig,
         steps: int | None = None,
         minutes: float | None = None,
+        ids: float | None = None,
         optimizer: Literal["muon", "adamw"] = "muon",
         learning_rate: float = 3e-3,
         muon_rate: float = 0.02,
         warmup_steps: int = 30,
         hold: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.95),
+        half_life: float | None = None,
         weight_decay: float = 0.0,
         clip: float = 1.0,
         z_loss: float = 1e-5,
         loss_over: Literal["allowed", "all"] = "allowed",
+        accumulate: int = 1,
         compile: bool = False,
         ema_decay: float = 0.0,
         skip_above: float = 10.0,
         start_from: str | None = None,
         freeze: list[str] | None = None,
         only_new_ids: bool = False,
+        lora: LowRank | None = None,
         log_every: int = 20,
     ):
-        super().__init__(steps, minutes, log_every)
+        super().__init__(steps, minutes, log_every, ids)
         self.config = decoder
         self.optimizer_name, self.rate, self.muon_rate = optimizer, learning_rate, muon_rate
         self.warmup_steps, self.hold, self.betas = warmup_steps, hold, (betas[0], betas[1])
         self.weight_decay, self.clip, self.z_loss, self.loss_over = weight_decay, clip, z_loss, loss_over
         self.compiles, self.ema_decay, self.skip_above = compile, ema_decay, skip_above
+        self.half_life, self.accumulate, self.lora = half_life, accumulate, lora
         self.start_from, self.frozen, self.only_new_ids = start_from, freeze or [], only_new_ids
         self.average: WeightAverage | None = None
         self.usual_norm = 0.0  # moving average of the gradient's norm
         self.skipped, self.skipped_in_a_row = 0, 0
         self._good_loss: Tensor | float = 0.0
         self.manifest: dict[str, Any] = {}
+        self._ids: Tensor | int = 0  # that were trained on since the pace was last looked at
 
     def configure_model(self) -> None:
         """Build the decoder for the vocabulary of the data."""
@@ -141,13 +157,14 @@ class DecoderTraining(TrainingShell):
         data = self.data
         if not hasattr(data, "vocab"):
             raise UserError("the decoder trains on token shards: set data.class_path to unitok.data.module.TokenShards")
-        vocab, grammar = data.vocab, data.training_data().grammar
+        training = data.training_data()
+        vocab, grammar = data.vocab, training.grammar
         if self.config.vocab_size not in (0, vocab.size):
             raise UserError(
                 f"model.decoder.vocab_size is {self.config.vocab_size}, the vocabulary of {data.path} has {vocab.size} ids: "
                 "leave it out"
             )
-        sets = [data.training_data(), data.validation_data()]
+        sets = [training, data.validation_data()]
         longest, most = max(d.longest for d in sets if d), self.config.max_position_embeddings
         if longest > most:
             raise UserError(
@@ -167,19 +184,51 @@ class DecoderTraining(TrainingShell):
             self.config = self.decoder.config
         else:
             self.decoder, new = Decoder(self.config), 0
+        if self.lora is not None:
+            add_lora(self.decoder, self.lora)
         choose_trained(self.decoder, self.frozen, new if self.only_new_ids else None)
         if self.ema_decay:
             self.average = WeightAverage(self.decoder, self.ema_decay)
         if self.compiles:
             for layer in self.decoder.model.layers:
                 layer.compile(dynamic=False)
+        if self.device_mesh is not None:
+            if self.only_new_ids:
+                raise UserError("only_new_ids: not with sharded parameters; train with --trainer.strategy ddp")
+            for decoder in (self.decoder, self.average.model) if self.average else (self.decoder,):
+                shard(decoder, self.device_mesh)
+        self.flops_an_id = count(self.config, training.mean_context).flops
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         decay = 0.0 if self.only_new_ids else self.weight_decay  # it would move the old rows, too
-        return build_optimizers(self.decoder, self.optimizer_name, self.rate, self.muon_rate, self.betas, decay)
+        betas = self.betas if self.half_life is None else (self.betas[0], 0.5 ** (self.ids_a_step / self.half_life))
+        return build_optimizers(self.decoder, self.optimizer_name, self.rate, self.muon_rate, betas, decay)
+
+    @property
+    def ids_a_step(self) -> int:
+        """Of all processes, padding included."""
+        return self.data.row_length * self.data.batch_size * self.trainer.world_size
+
+    def on_train_start(self) -> None:
+        """Lengths in ids become steps; each process draws dropout of its own."""
+        self.budget.set_ids(self.steps_done, self.samples_seen * self.data.row_length, self.ids_a_step)
+        if self.trainer.world_size > 1 and self._restored is None:
+            torch.manual_seed(torch.initial_seed() + self.trainer.global_rank)
+        super().on_train_start()
+
+    def speed(self, steps: int, seconds_a_step: float) -> dict[str, float]:
+        """Ids that are not padding a second, of all processes; with the hardware's peak known, its share that was used."""
+        rate = float(self._ids) * self.trainer.world_size / steps / seconds_a_step
+        self._ids = 0
+        found = {"ids_a_second": rate, "teraflops": rate * self.flops_an_id / 1e12}
+        peak = peak_flops(torch.cuda.get_device_name(self.device)) if self.device.type == "cuda" else None
+        if peak:
+            found["mfu"] = rate * self.flops_an_id / (peak * self.trainer.world_size)
+        return found
 
     def part(self) -> dict[str, Any]:
-        return {"config": asdict(self.config), "vocab": self.manifest}
+        lora = {"lora_scale": self.lora.alpha / self.lora.rank} if self.lora else {}
+        return {"config": asdict(self.config), "vocab": self.manifest} | lora
 
     def check_part(self, part: dict[str, Any]) -> None:
         if part["vocab"] != self.manifest:
@@ -196,19 +245,18 @@ class DecoderTraining(TrainingShell):
         )
 
     def optimize(self, batch: dict[str, Tensor]) -> dict[str, Tensor | float]:
+        """One step on a packed batch; a bad one changes nothing."""
         optimizers: Any = self.optimizers()
         optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
         factor = warmup_linear(self.steps_done, self.share, self.warmup_steps, self.hold)
         for o, peak in zip(optimizers, (self.rate, self.muon_rate), strict=False):
             self.set_rate(o, peak * factor)
         last = self.budget.over(self.steps_done + 1)
-        loss, logged = self.losses(batch, measure=last or (self.steps_done + 1) % self.log_every == 0)
-        for o in optimizers:
-            o.zero_grad()
-        self.manual_backward(loss)
+        logged = self._gradients(batch, measure=last or (self.steps_done + 1) % self.log_every == 0)
         norm = torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), self.clip or math.inf)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         if not self._accept(float(norm)):
-            optimizers[0].zero_grad()  # a step without gradients changes nothing, and is counted
+            self.decoder.zero_grad()  # a step without gradients changes nothing, and is counted
         optimizers[0].step()
         for o in optimizers[1:]:
             if not self.skipped_in_a_row:
@@ -219,6 +267,29 @@ class DecoderTraining(TrainingShell):
         if self.average is not None:
             self.average.update(self.decoder, self.steps_done)
         return logged | {"gradient_norm": norm, "skipped": float(self.skipped)}
+
+    def _gradients(self, batch: dict[str, Tensor], measure: bool) -> dict[str, Tensor | float]:
+        """Those of the mean loss over all positions of all processes that count; -> what to log."""
+        rows = len(batch["ids"])
+        if rows % self.accumulate:
+            raise UserError(f"accumulate {self.accumulate}: it must divide data.batch_size {rows}")
+        self.decoder.zero_grad()
+        self._ids = self._ids + (batch["documents"] >= 0).sum()
+        weight = batch["weights"].sum()
+        if self.trainer.world_size > 1:
+            weight = self.trainer.strategy.reduce(weight, reduce_op="mean")  # gradients are averaged over processes
+        found: dict[str, list[Tensor | float]] = {}
+        for number in range(self.accumulate):
+            piece = {key: value[number :: self.accumulate] for key, value in batch.items()}
+            loss, logged = self.losses(piece, measure, weight)
+            if number < self.accumulate - 1:
+                loss.backward()  # kept in this process: DDP hears of the last one only
+            else:
+                self.manual_backward(loss)
+            for name, value in logged.items():
+                found.setdefault(name, []).append(value)
+        means = {name: sum(values) / len(values) for name, values in found.items()}
+        return means | {"loss": sum(found["loss"])}
 
     def _accept(self, norm: float) -> bool:
         """Whether to learn from a batch with a gradient of that norm, which is the same in all processes."""
@@ -246,14 +317,18 @@ class DecoderTraining(TrainingShell):
         self.usual_norm, self.skipped = extra.get("usual_norm", 0.0), extra.get("skipped", 0)
         self.skipped_in_a_row = extra.get("skipped_in_a_row", 0)
 
-    def losses(self, batch: dict[str, Tensor], measure: bool = True) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """The loss, the mean over all positions that count; and what to log: with `measure`, bits and accuracy by modality."""
+    def losses(
+        self, batch: dict[str, Tensor], measure: bool = True, weight: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """The loss, the mean over all positions that count (their sum over `weight`, if it is given); and what to log: with
+        `measure`, bits and accuracy by modality."""
         decoder = self.decoder if self.average is None or self.training else self.average.model
         with NormWatch(decoder, on=measure and not self.compiles) as watch:
             hidden = decoder.hidden(batch["ids"], batch["positions"], batch["documents"], batch["places"])
         kinds = None if self.loss_over == "all" else self.legal_sets
         found = next_id_loss(hidden, decoder.lm_head.weight, batch, kinds, self.z_loss, measure)
-        loss = found.total / batch["weights"].sum().clamp_min(1.0)  # forced ids count: they are right for nothing
+        weight = batch["weights"].sum() if weight is None else weight  # forced ids count: they are right for nothing
+        loss = found.total / weight.clamp_min(1.0)
         logged: dict[str, Tensor | float] = {"loss": loss.detach()}
         return loss, logged | (self._by_modality(batch, found) | watch.found if measure else {})
 
@@ -272,6 +347,7 @@ class DecoderTraining(TrainingShell):
         return out | {"padding": (batch["documents"] < 0).float().mean()}
 
     def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
+        """Loss, bits and accuracy, as in training, under names that begin with `val_`."""
         _, logged = self.losses(batch)
         values = {f"val_{name}": float(value) for name, value in logged.items()}
         self.log_dict(values, prog_bar=True, batch_size=batch["ids"].shape[0])

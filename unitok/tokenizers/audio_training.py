@@ -153,6 +153,7 @@ class AudioTokenizerTraining(TokenizerTraining):
         return out.codes.transpose(1, 2).reshape(-1, out.codes.shape[1])
 
     def reconstruction_losses(self, out: Tensor, target: Tensor) -> Losses:
+        """Waveform, log-mel and STFT losses of [B, C, T]."""
         w, d = self.weights, out - target
         losses: Losses = {}
         if w.l1:

@@ -160,6 +160,7 @@ class ImageTokenizerTraining(TokenizerTraining):
         return out.codes.reshape(-1, 1)
 
     def reconstruction_losses(self, out: Tensor, target: Tensor) -> Losses:
+        """L1, L2, losses of neighbours' differences and perceptual ones of [B, 3, H, W]."""
         w, d = self.weights, out - target
         losses: Losses = {}
         if w.l1:
@@ -200,6 +201,7 @@ class ImageTokenizerTraining(TokenizerTraining):
                 logger.experiment.add_image(name, (grid + 1) / 2, step)
 
     def validation_step(self, images: Tensor, batch_index: int) -> None:
+        """PSNR of [B, 3, H, W]."""
         tokenizer = self.average.model if self.average else self.tokenizer
         out = tokenizer(images, quantize=self.quantizes_to_validate())
         mse = (out.pixels.float() - images).square().mean(dim=(1, 2, 3)) / 4

@@ -145,6 +145,7 @@ class TokenizerTraining(TrainingShell):
     # ---- One step ------------------------------------------------------------------------------------------------
 
     def optimize(self, batch: Tensor) -> dict[str, Tensor | float]:
+        """One batch: the tokenizer's step, the codebook's, and the discriminator's where there is one."""
         optimizers = self.optimizers()
         optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
         self.set_rate(optimizers[0], self.rate * warmup_linear(self.steps_done, self.share, self.warmup_steps, self.hold))

@@ -1,0 +1,182 @@
+"""`unitok fit`: LightningCLI with what a run needs in place: checkpoints by the clock, loggers, a progress bar, one-line errors."""
+
+import logging
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Checkpoint, TQDMProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from unitok.checkpoints import load_checkpoint, newest_checkpoint
+from unitok.errors import UserError
+from unitok.training import TrainingShell
+
+CHECKPOINT_SECONDS = 30
+
+
+class Checkpoints(Checkpoint):
+    """Writes `step=N.ckpt` every so many seconds and keeps the newest; at the end `final.ckpt`, or `stopped.ckpt` when a limit
+    of the Trainer ended the training before.
+
+    Lightning's ModelCheckpoint cannot: with manual optimization it pays no heed to `train_time_interval` (2.6). Files are
+    written whole or not at all (Lightning writes beside and renames), and the old one goes when the new one is there.
+    """
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+        self._written = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._written = time.monotonic()
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *batch: Any) -> None:
+        due = time.monotonic() - self._written >= self.seconds
+        if trainer.world_size > 1:
+            due = trainer.strategy.broadcast(due)  # clocks differ
+        if due and isinstance(module, TrainingShell):
+            self._save(trainer, f"step={module.steps_done}.ckpt")
+            self._written = time.monotonic()
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if isinstance(module, TrainingShell):
+            self._save(trainer, "final.ckpt" if module.budget.over(module.steps_done) else "stopped.ckpt")
+
+    def _save(self, trainer: L.Trainer, name: str) -> None:
+        folder = Path(trainer.default_root_dir) / "checkpoints"
+        trainer.save_checkpoint(folder / name)
+        if trainer.is_global_zero:
+            for old in folder.glob("step=*.ckpt"):
+                if old.name != name:
+                    old.unlink(missing_ok=True)
+
+
+class ShareBar(TQDMProgressBar):
+    """Lightning's progress bar, with what is trained as its name, counting steps up to the total once it is known."""
+
+    def on_train_epoch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        super().on_train_epoch_start(trainer, *args)
+        self.train_progress_bar.set_description(getattr(trainer.lightning_module, "kind", "train"))
+
+    def get_metrics(self, trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
+        shorter = {"codebook_": "", "gradient_norm": "grad", "discriminator": "d", "perplexity": "ppl", "_0": ""}
+        found = {}
+        for name, value in super().get_metrics(trainer, module).items():
+            for long, short in shorter.items():
+                name = name.replace(long, short)
+            found[name] = value
+        found.pop("v_num", None)
+        return found
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, *args: Any) -> None:
+        if isinstance(module, TrainingShell) and module.budget.total is not None:
+            self.train_progress_bar.total = module.budget.total
+        super().on_train_batch_end(trainer, module, *args)
+
+
+# ---- The command line -----------------------------------------------------------------------------------------------
+
+
+class _Parser(LightningArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: Any, ex: Exception | None = None) -> Any:
+        text = str(message if message is not None else ex)
+        lines = [line.strip(" -") for line in text.splitlines() if line.strip()]
+        telling = [line for line in lines if not line.startswith(("Problem", "Parser key", "Did not", "Union"))]
+        print(f"error: {'; '.join((telling or lines)[:3])[:400]}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+class UnitokCLI(LightningCLI):
+    """LightningCLI with `--out` and `--resume`, and with loggers, checkpoints and a progress bar in place."""
+
+    fresh_out: Path | None = None  # the run's folder, if this run makes it
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """A run that fails on a user's mistake before its first checkpoint leaves nothing behind."""
+        try:
+            super()._run_subcommand(subcommand)
+        except UserError:
+            if self.fresh_out and not any(self.fresh_out.glob("checkpoints/*.ckpt")):
+                shutil.rmtree(self.fresh_out, ignore_errors=True)
+            raise
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--out", type=str, default="runs/default", help="folder for everything that the run writes")
+        parser.add_argument(
+            "--resume", type=str | None, default=None, help="checkpoint to go on from, or auto: the newest of --out, if any"
+        )
+        parser.add_argument(
+            "--checkpoint_seconds", type=float, default=CHECKPOINT_SECONDS, help="seconds between two checkpoints"
+        )
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would let the checkpoint's hyperparameters override the command line; ours has none."""
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        out = Path(config.out)
+        self.fresh_out = out if not out.exists() else None
+        config.trainer.default_root_dir = str(out)
+        if config.resume == "auto":
+            newest = newest_checkpoint(out)
+            config.ckpt_path = str(newest) if newest else None
+        elif config.resume:
+            load_checkpoint(Path(config.resume))
+            config.ckpt_path = config.resume
+        if self.subcommand in ("validate", "test") and not config.ckpt_path:
+            raise UserError(f"nothing to {self.subcommand}: give --resume with a checkpoint, or auto and the --out of a run")
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        config = self.config[self.subcommand]
+        out = Path(config.out)
+        if config.trainer.logger is None:
+            kwargs["logger"] = [
+                CSVLogger(out, name="", version="metrics"),
+                TensorBoardLogger(out, name="", version="tensorboard"),
+            ]
+        extra: list[L.Callback] = [Checkpoints(config.checkpoint_seconds)]
+        if config.trainer.enable_progress_bar is not False:
+            extra.append(ShareBar(refresh_rate=10))
+        given = self._get(self.config_init, "trainer").get("callbacks") or []
+        given = given if isinstance(given, list) else [given]
+        return super().instantiate_trainer(callbacks=[*given, *extra], **kwargs)
+
+
+def run_lightning(arguments: list[str] | None = None) -> None:
+    """`unitok fit | validate | test`: LightningCLI on the rest of the command line."""
+    import warnings
+
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*args parameter is intended.*")
+    warnings.filterwarnings("ignore", message=".*Total length of.*is zero.*")
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # averages, frozen parts
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("unitok").setLevel(logging.INFO)
+    UnitokCLI(
+        L.LightningModule,
+        L.LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        seed_everything_default=0,
+        save_config_kwargs={"overwrite": True},
+        parser_class=_Parser,
+        trainer_defaults={
+            "max_epochs": -1,
+            "use_distributed_sampler": False,
+            "log_every_n_steps": 1,
+            "num_sanity_val_steps": 0,
+            "enable_model_summary": False,
+        },
+        args=arguments,
+    )

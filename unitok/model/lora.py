@@ -1,0 +1,56 @@
+"""Low-rank adaptation through peft (Hu et al. 2021, "LoRA"): a fixed matrix W learns a difference B A of low rank.
+
+`add_lora` puts peft's layers into a decoder. Checkpoints hold W, A and B under peft's names; `merge_lora` makes a plain
+decoder's weights of them, so that bundles know nothing of it.
+"""
+
+import re
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from unitok.errors import UserError
+
+
+@dataclass
+class LowRank:
+    """LoRA's settings.
+
+    Args:
+        rank: of the difference. alpha: the difference is multiplied by alpha / rank.
+        targets: names of the matrices that learn one.
+        dropout: on their inputs.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    dropout: float = 0.0
+
+
+def add_lora(decoder: nn.Module, lora: LowRank) -> None:
+    """Put the differences in, and freeze everything else; errors: `UserError` where peft is missing or nothing matches."""
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError:
+        raise UserError("lora needs the package peft: pip install 'unitok[lora]'") from None
+    if lora.rank < 1:
+        raise UserError(f"lora.rank {lora.rank}: it must be at least 1")
+    names = {name.rpartition(".")[2] for name, module in decoder.named_modules() if isinstance(module, nn.Linear)}
+    if missing := [target for target in lora.targets if target not in names]:
+        raise UserError(f"lora.targets: no matrix {missing[0]!r}; the decoder has {', '.join(sorted(names))}")
+    settings = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets), lora_dropout=lora.dropout, bias="none"
+    )  # type: ignore[arg-type]
+    inject_adapter_in_model(settings, decoder)
+
+
+def merge_lora(state: dict[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """Weights with peft's layers -> plain ones: W + scale x B A. `scale` is alpha / rank."""
+    plain = {name.replace(".base_layer.", "."): tensor for name, tensor in state.items() if ".lora_" not in name}
+    for name, a in state.items():
+        if found := re.fullmatch(r"(.*)\.lora_A\.default\.weight", name):
+            b = state[f"{found[1]}.lora_B.default.weight"]
+            weight = plain[f"{found[1]}.weight"]
+            plain[f"{found[1]}.weight"] = (weight.float() + scale * b.float() @ a.float()).to(weight.dtype)
+    return plain

@@ -1,0 +1,27 @@
+"""FSDP2 for the decoder: each process keeps a part of every parameter, gradient and optimizer state.
+
+Blocks are gathered one at a time; embedding and head are gathered once a step, because the loss multiplies rows of the head
+after the forward pass. On Lightning's `ModelParallelStrategy`.
+"""
+
+from typing import Any
+
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+from unitok.errors import UserError
+from unitok.model.decoder import Decoder
+
+
+def shard(decoder: Decoder, mesh: DeviceMesh) -> None:
+    """Shard a decoder over the mesh's `data_parallel` dimension; errors: `UserError` for tensor parallelism, which it has not."""
+    if mesh["tensor_parallel"].size() != 1:
+        raise UserError(
+            "the decoder is sharded by data only: set trainer.strategy.init_args.data_parallel_size to the number of "
+            "processes and tensor_parallel_size to 1"
+        )
+    over: Any = mesh["data_parallel"]
+    for layer in decoder.model.layers:
+        fully_shard(layer, mesh=over)
+    fully_shard(decoder, mesh=over)
+    register_fsdp_forward_method(decoder, "hidden")
