@@ -49,7 +49,7 @@ def make_tokens(work: Path) -> tuple[Path, Path]:
     def unitok(*words: object) -> None:
         subprocess.run([sys.executable, "-m", "unitok", *map(str, words)], check=True)
 
-    if not (work / "tokens" / "dataset.json").exists():
+    if not (work / "new_tokens" / "dataset.json").exists():
         unitok("scenes", work / "scenes", "--count", 12_000, "--seed", 1, "--most", 2)
         unitok("scenes", work / "new", "--count", 300, "--seed", 2, "--most", 2)
         unitok("train-text", work / "scenes" / "text.txt", "--out", work / "text", "--size", 512)

@@ -3,9 +3,11 @@
 `torch.load(weights_only=True)` refuses files that also hold objects of other programs, such as Lightning's callbacks or
 an argparse Namespace, which published checkpoints often do. Such objects are read as inert stand-ins, which take any
 state and do nothing, so that the tensors beside them come out. What still does not read is refused; only `trust` lets
-it be unpickled.
+it be unpickled. Sharded checkpoints (a folder each) have one pickle of PyTorch's own; what it names is checked first.
 """
 
+import os
+import pickle
 import warnings
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,8 @@ def load_checkpoint(path: Path, trust: bool = False) -> Any:
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path}: no such file")
+    if is_sharded(path):
+        return _load_sharded(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=not trust)
     except Exception as error:  # a torn file raises almost anything
@@ -47,6 +51,67 @@ def load_checkpoint(path: Path, trust: bool = False) -> Any:
             f"{path}: holds objects that would have to be run to be read ({names}); "
             "if you trust its author, pass --trust-checkpoint"
         ) from None
+
+
+def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
+    """Write beside `path`, to the disk, and rename: the file is whole or not there. Errors: `UserError` where there is no room."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:  # torch's writer raises a RuntimeError of its own where the disk is full
+        partial.unlink(missing_ok=True)
+        raise UserError(
+            f"{path}: could not be written ({_first_line(error)}); the checkpoint before it is whole: make room and go on with "
+            "--resume auto"
+        ) from None
+
+
+# ---- Sharded checkpoints (FSDP2): a folder with a part for each process ------------------------------------------------
+
+_INDEX, _REST = ".metadata", "meta.pt"
+_OF_PYTORCH = ("torch.distributed.checkpoint.", "collections.OrderedDict", "torch.Size", "torch.serialization._get_layout")
+
+
+def is_sharded(path: Path) -> bool:
+    """Whether a checkpoint is a folder of parts, as Lightning's `ModelParallelStrategy` writes them."""
+    return path.is_dir() and (path / _REST).exists()
+
+
+class _IndexReader(pickle.Unpickler):
+    """Refuses what an index of PyTorch's distributed checkpoints does not hold."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        full = f"{module}.{name}"
+        dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if not dtype and not any(full == known or (known.endswith(".") and full.startswith(known)) for known in _OF_PYTORCH):
+            raise pickle.UnpicklingError(f"it names {full}")
+        return super().find_class(module, name)
+
+
+def _check_index(path: Path) -> None:
+    try:
+        with open(path / _INDEX, "rb") as file:
+            _IndexReader(file).load()
+    except Exception as error:  # a torn pickle raises almost anything
+        raise UserError(f"{path / _INDEX}: not an index of a sharded checkpoint ({_first_line(error)})") from None
+
+
+def _load_sharded(path: Path) -> dict[str, Any]:
+    """Weights and what else there is, put together; the optimizer's part stays where it is."""
+    from torch.distributed.checkpoint import FileSystemReader
+    from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
+    from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
+
+    _check_index(path)
+    state: dict[str, Any] = {}
+    planner = _EmptyStateDictLoadPlanner(keys={"state_dict"})
+    _load_state_dict(state, storage_reader=FileSystemReader(path), planner=planner, no_dist=True)
+    return load_checkpoint(path / _REST) | state
 
 
 class Inert:
@@ -109,11 +174,20 @@ def _first_line(error: Exception) -> str:
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint of a run that reads whole, or None."""
-    files = sorted((folder / "checkpoints").glob("*.ckpt"), key=lambda f: f.stat().st_mtime, reverse=True)
-    for file in files:
-        try:
-            load_checkpoint(file)
-        except UserError:
-            continue
-        return file
+    for _ in range(2):  # a run that is going on may remove what was listed
+        files = list((folder / "checkpoints").glob("*.ckpt"))
+        for file in sorted(files, key=_written, reverse=True):
+            try:
+                _check_index(file) if is_sharded(file) else load_checkpoint(file)
+            except UserError:
+                continue
+            return file
     return None
+
+
+def _written(file: Path) -> float:
+    """When; 0 if it is gone."""
+    try:
+        return file.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0

@@ -1,58 +1,106 @@
 """`unitok fit`: LightningCLI with what a run needs in place: checkpoints by the clock, loggers, a progress bar, one-line errors."""
 
+import dataclasses
+import difflib
+import inspect
 import logging
+import re
 import shutil
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.strategies import ModelParallelStrategy
 
-from unitok.checkpoints import load_checkpoint, newest_checkpoint
+from unitok.checkpoints import load_checkpoint, newest_checkpoint, write_checkpoint
 from unitok.errors import UserError
 from unitok.training import TrainingShell
 
 CHECKPOINT_SECONDS = 30
+PRECISIONS = ("32-true", "bf16-mixed", "32", "bf16", "None")
 
 
 class Checkpoints(Checkpoint):
     """Writes `step=N.ckpt` every so many seconds and keeps the newest; at the end `final.ckpt`, or `stopped.ckpt` when a limit
     of the Trainer ended the training before.
 
-    Lightning's ModelCheckpoint cannot: with manual optimization it pays no heed to `train_time_interval` (2.6). Files are
-    written whole or not at all (Lightning writes beside and renames), and the old one goes when the new one is there.
+    Lightning's ModelCheckpoint cannot: with manual optimization it pays no heed to `train_time_interval` (2.6). A checkpoint is
+    written beside its place and renamed, and the old one goes when the new one is there. (Lightning's own writing stages in
+    the system's temporary folder, which may be another file system: moving the file is then no renaming.)
     """
 
     def __init__(self, seconds: float):
         self.seconds = seconds
         self._written = 0.0
 
+    def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        """Files are written by `write_checkpoint`."""
+        if not isinstance(trainer.strategy, ModelParallelStrategy):
+            trainer.strategy.checkpoint_io = WholeFiles()
+
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Start the clock."""
         self._written = time.monotonic()
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *batch: Any) -> None:
+        """Write one if it is time, and the run is healthy."""
+        if not isinstance(module, TrainingShell):
+            return
         due = time.monotonic() - self._written >= self.seconds
         if trainer.world_size > 1:
             due = trainer.strategy.broadcast(due)  # clocks differ
-        if due and isinstance(module, TrainingShell):
+        if due and module.healthy:
             self._save(trainer, f"step={module.steps_done}.ckpt")
             self._written = time.monotonic()
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """The last one, in place of all others."""
         if isinstance(module, TrainingShell):
             self._save(trainer, "final.ckpt" if module.budget.over(module.steps_done) else "stopped.ckpt")
 
     def _save(self, trainer: L.Trainer, name: str) -> None:
         folder = Path(trainer.default_root_dir) / "checkpoints"
-        trainer.save_checkpoint(folder / name)
+        if isinstance(trainer.strategy, ModelParallelStrategy):
+            self._save_sharded(trainer, folder / name)
+        else:
+            trainer.save_checkpoint(folder / name)
         if trainer.is_global_zero:
-            for old in folder.glob("step=*.ckpt"):
-                if old.name != name:
-                    old.unlink(missing_ok=True)
+            for old in folder.glob("*.ckpt"):
+                if old.name != name and (old.name.startswith("step=") or name == "final.ckpt"):
+                    _remove(old)
+
+    def _save_sharded(self, trainer: L.Trainer, path: Path) -> None:
+        """Every process writes its part into a folder beside `path`, which the first then renames."""
+        partial = path.with_name(f"{path.name}.partial")
+        if trainer.is_global_zero:
+            _remove(partial)
+        trainer.strategy.barrier()
+        trainer.save_checkpoint(partial)
+        trainer.strategy.barrier()
+        if trainer.is_global_zero:
+            _remove(path)
+            partial.rename(path)
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Checkpoints in one file, whole or not there."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write it; errors: `UserError` where there is no room."""
+        write_checkpoint(checkpoint, Path(path))
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 class ShareBar(TQDMProgressBar):
@@ -88,8 +136,29 @@ class _Parser(LightningArgumentParser):
         text = str(message if message is not None else ex)
         lines = [line.strip(" -") for line in text.splitlines() if line.strip()]
         telling = [line for line in lines if not line.startswith(("Problem", "Parser key", "Did not", "Union"))]
-        print(f"error: {'; '.join((telling or lines)[:3])[:400]}", file=sys.stderr)
+        unknown = re.search(r"(?:[Oo]ption '|unrecognized arguments: -*)([\w.]+)", text)
+        near = difflib.get_close_matches(unknown[1].rpartition(".")[2], _option_names(), 1) if unknown else []
+        hint = f"; did you mean {near[0]}?" if near else ""
+        print(f"error: {'; '.join((telling or lines)[:3])[:400]}{hint}", file=sys.stderr)
         raise SystemExit(2)
+
+
+def _option_names() -> list[str]:
+    """Of all trainings, data modules, what they are made of, and the Trainer."""
+    from unitok.data import module as data
+    from unitok.model.training import DecoderTraining
+    from unitok.tokenizers.training import AudioTokenizerTraining, ImageTokenizerTraining
+
+    names, waiting = {"out", "resume", "checkpoint_seconds", "model", "data", "trainer", "seed_everything", "init_args"}, [
+        DecoderTraining, ImageTokenizerTraining, AudioTokenizerTraining, data.TokenShards, data.ImageFiles, data.AudioFiles,
+        L.Trainer,
+    ]  # fmt: skip
+    for cls in waiting:
+        names |= set(inspect.signature(cls).parameters)
+        hints = get_type_hints(cls.__init__) if cls is not L.Trainer else {}
+        inner = [kind for hint in hints.values() for kind in (hint, *get_args(hint))]
+        waiting += [kind for kind in inner if dataclasses.is_dataclass(kind) and kind not in waiting]
+    return sorted(names)
 
 
 class UnitokCLI(LightningCLI):
@@ -101,6 +170,13 @@ class UnitokCLI(LightningCLI):
         """A run that fails on a user's mistake before its first checkpoint leaves nothing behind."""
         try:
             super()._run_subcommand(subcommand)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise UserError(
+                f"a process that reads data died ({str(error).splitlines()[0][:120]}); it may have run out of memory: lower "
+                "data.workers or row_length, and go on with --resume auto"
+            ) from None
         except UserError:
             if self.fresh_out and not any(self.fresh_out.glob("checkpoints/*.ckpt")):
                 shutil.rmtree(self.fresh_out, ignore_errors=True)
@@ -123,6 +199,11 @@ class UnitokCLI(LightningCLI):
         out = Path(config.out)
         self.fresh_out = out if not out.exists() else None
         config.trainer.default_root_dir = str(out)
+        if str(config.trainer.precision) not in PRECISIONS:
+            raise UserError(
+                f"trainer.precision {config.trainer.precision}: choose one of {', '.join(PRECISIONS)}; weights and averages stay "
+                "in fp32, and bf16 needs no scaling of gradients"
+            )
         if config.resume == "auto":
             newest = newest_checkpoint(out)
             config.ckpt_path = str(newest) if newest else None

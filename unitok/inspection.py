@@ -30,11 +30,11 @@ def inspect(what: Path, verify: bool = False, budget: Budget | None = None) -> N
         _inspect_dataset(what, verify)
     elif (what / "bundle.json").exists():
         _inspect_bundle(what, budget)
-    elif (what / "config.json").exists() and '"kind": "decoder"' in (what / "config.json").read_text():
+    elif decoder := _decoder_folder(what):
         from unitok.model import DecoderConfig
         from unitok.pretrained import load_config
 
-        print_costs(Preset(load_config(what, "decoder", DecoderConfig)), budget)
+        print_costs(Preset(load_config(decoder, "decoder", DecoderConfig), ids_an_image=0, ids_a_second=0), budget)
     elif what.is_file() and what.suffix in (".yaml", ".yml"):
         _inspect_config(what, budget)
     elif str(what) in PRESETS:
@@ -44,6 +44,15 @@ def inspect(what: Path, verify: bool = False, budget: Budget | None = None) -> N
         raise UserError(f"{what}: no such file or folder, and no preset; presets are {', '.join(PRESETS)}")
     else:
         raise UserError(f"{what}: neither a data set (dataset.json) nor a bundle (bundle.json) nor a YAML config")
+
+
+def _decoder_folder(what: Path) -> Path | None:
+    """A decoder's own folder, or an import's with a decoder in `model/`."""
+    for folder in (what, what / "model"):
+        config = folder / "config.json"
+        if config.exists() and '"kind": "decoder"' in config.read_text():
+            return folder
+    return None
 
 
 def _inspect_dataset(folder: Path, verify: bool) -> None:
@@ -70,7 +79,7 @@ def _inspect_bundle(folder: Path, budget: Budget) -> None:
     print(json.dumps(describe(bundle), indent=1))
     if bundle.model is None:
         return
-    preset = Preset(bundle.model.config)
+    preset = Preset(bundle.model.config, ids_an_image=0, ids_a_second=0)
     if bundle.image is not None:
         side, span = bundle.image.config.resolution, bundle.vocab.span("image")
         codes, markers = (side // bundle.image.stride) ** 2, 2 + len(span.header)
@@ -122,12 +131,13 @@ def print_costs(preset: Any, budget: Budget) -> None:
         "training state": f"{state:.2f} GB: weights, gradients and AdamW in fp32, on one device",
         "activations": f"{memory['activations']:.2f} GB in bf16 for {budget.batch:,} ids, about",
         "inference": f"{memory['weights'] / 2:.2f} GB of weights in bf16, {memory['kv_cache']:.3f} GB of KV cache for {context:,} ids",
-        "an image": f"{preset.ids_an_image:,} ids ({preset.image})",
-        "a second": f"{preset.ids_a_second:g} ids ({preset.sound})",
+        "an image": f"{preset.ids_an_image:,} ids ({preset.image})" if preset.ids_an_image else "",
+        "a second": f"{preset.ids_a_second:g} ids ({preset.sound})" if preset.ids_a_second else "",
         "time": f"{time:,.1f} hours for {_short(ids)} ids on {budget.devices} x {budget.hardware} at {budget.mfu:.0%} MFU",
     }
     for name, text in lines.items():
-        print(f"  {name:<15}{text}")
+        if text:
+            print(f"  {name:<15}{text}")
 
 
 def _short(number: float) -> str:

@@ -91,8 +91,8 @@ def make_config(config_class: type, row: dict, where: str) -> Any:
     return config_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()})
 
 
-def load_state(module: nn.Module, state: dict[str, Tensor], where: str) -> None:
-    """`load_state_dict`, with one line that names the first keys that differ."""
+def load_state(module: nn.Module, state: dict[str, Tensor], where: str, assign: bool = False) -> None:
+    """`load_state_dict`, with one line that names the first keys that differ; `assign` as there."""
     own = module.state_dict()
     shapes = [
         f"{k} is {list(state[k].shape)}, not {list(v.shape)}"
@@ -103,7 +103,7 @@ def load_state(module: nn.Module, state: dict[str, Tensor], where: str) -> None:
     told = [f"{what} {', '.join(keys[:3])}{', …' if len(keys) > 3 else ''}".strip() for what, keys in differing if keys]
     if told:
         raise UserError(f"{where}: the weights do not fit the configuration: {'; '.join(told)}")
-    module.load_state_dict(state)
+    module.load_state_dict(state, assign=assign)
 
 
 def part_folder(path: Path, name: str) -> Path:

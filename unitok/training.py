@@ -257,6 +257,7 @@ class TrainingShell(L.LightningModule):
         checkpoint["unitok"] = {
             "kind": self.kind,
             "part": self.part(),
+            "structure": self.structure(),
             "steps_done": self.steps_done,
             "samples_seen": self.samples_seen,
             "budget": self.budget.state(),
@@ -269,6 +270,8 @@ class TrainingShell(L.LightningModule):
         if state.get("kind") != self.kind:
             raise UserError(f"the checkpoint is of {state.get('kind') or 'another program'}, this run trains {self.kind}")
         self.check_part(state["part"])
+        if self.trainer.state.fn == "fit":
+            check_same(state["structure"], self.structure(), "model")
         self.steps_done, self.samples_seen = state["steps_done"], state["samples_seen"]
         self.share = self.budget.share(self.steps_done)
         self.budget.restore(state["budget"])
@@ -282,6 +285,15 @@ class TrainingShell(L.LightningModule):
             mine, states = states[0], [None] * self.trainer.world_size
             torch.distributed.all_gather_object(states, mine)
         return states
+
+    @property
+    def healthy(self) -> bool:
+        """Whether a checkpoint of this moment is worth keeping."""
+        return True
+
+    def structure(self) -> dict[str, Any]:
+        """Settings that decide which tensors a checkpoint has; a run cannot go on with others."""
+        return {}
 
     def extra(self) -> dict[str, Any]:
         """What else a run that goes on needs, as plain values and tensors."""

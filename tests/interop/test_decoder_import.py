@@ -149,6 +149,45 @@ def test_with_names_of_image_ids_chameleon_becomes_a_bundle_with_its_own_ids(tmp
         assert bundle.model(torch.from_numpy(ids)[None]).shape[-1] == 131
 
 
+def test_chameleons_own_text_tokenizer_comes_along(tmp_path, capsys):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer, trained.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    trained.train_from_iterator(["a large red circle left of a small blue square"] * 9, trainer)
+    given = json.loads(trained.to_str())
+    names = image_names() | {"<s>": 0, "<pad>": 1, "</s>": 2, "<eoss>": 28, "<racm3:break>": 29, "<reserved00001>": 30}
+    given["model"]["vocab"] = names | {piece: 31 + id for piece, id in given["model"]["vocab"].items()}
+    given["added_tokens"] = [
+        {"id": names[name], "content": name, "special": True, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+        for name in ("<s>", "</s>", "<pad>")
+    ]  # fmt: skip
+    size = max(given["model"]["vocab"].values()) + 1
+    config = transformers.ChameleonConfig(
+        **SHAPE | {"vq_config": VQ, "vocabulary_map": names | {"<image>": 30}, "vocab_size": size, "num_key_value_heads": 4}
+    )
+    filled(transformers.ChameleonForConditionalGeneration(config)).save_pretrained(tmp_path / "theirs")
+    (tmp_path / "theirs" / "tokenizer.json").write_text(json.dumps(given))
+    main(["import", "hf-chameleon", str(tmp_path / "theirs"), str(tmp_path / "ours")])
+    assert "a bundle with text, image and decoder" in capsys.readouterr().out
+    bundle = Unitok.from_pretrained(tmp_path / "ours")
+    reference = Tokenizer.from_str(json.dumps(given))
+    for text in ("a small red square", " two\n spaces  ", "żółw 🐢", "<s> is no mark here IMGIMGAZ"):
+        codes = bundle.text.encode(text)
+        assert bundle.text.decode(codes) == text
+        ids = bundle.vocab.encode(Document((Segment("text", np.array(codes)),)))
+        assert ids[1:-1].tolist() == [code + bundle.vocab.range("text").offset for code in codes]
+        if "<s>" not in text:
+            assert ids[1:-1].tolist() == reference.encode(text, add_special_tokens=False).ids
+        Grammar(bundle.vocab).check(ids)
+    assert not bundle.vocab.range("text").holds(np.array([30]))[0]  # a reserved id
+    again = Unitok.from_pretrained(tmp_path / "ours")
+    assert again.text.fingerprint() == bundle.text.fingerprint()
+    made = bundle.generate([["a red"]], want="text,image", max_ids=700, seed=1)
+    assert [s.modality for s in made[0].new.segments] == ["text", "image"]
+
+
 def test_an_exported_bundle_says_what_its_ids_mean(tmp_path):
     bundle = make_untrained(tmp_path / "bundle")
     torch.manual_seed(1)

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from unitok.data.media import convert_audio, crop_square, open_audio, open_image, read_samples, sniff
+from unitok.data.media import convert_audio, crop_square, find_media, open_audio, open_image, read_samples
 from unitok.data.packing import LongDocuments, PackedDataset
 from unitok.data.shards import TokenDataset
 from unitok.errors import UserError
@@ -66,8 +66,7 @@ class FileDataset(Dataset):
         folder = Path(folder)
         if not folder.exists():
             raise UserError(f"{folder}: no such folder")
-        found = (f for f in sorted(folder.rglob("*")) if f.is_file() and not f.name.startswith("."))
-        self.files = [f for f in found if sniff(f) == kind]
+        self.files, _ = find_media(folder, kind)
         if not self.files:
             raise UserError(f"{folder}: no {kind} files in it")
         self.seed = seed
@@ -350,13 +349,20 @@ class TokenShards(_Module):
         self.path, self.val_path, self.row_length = path, val_path, row_length
         self.max_length, self.long_documents, self.drop_condition = max_length, long_documents, drop_condition
         self.weights = {"text": text_weight, "image": image_weight, "audio": audio_weight}
-        self.weights |= {f"audio_{level}": w for level, w in enumerate(audio_level_weights or [])}
+        self.level_weights = audio_level_weights or []
+        self.weights |= {f"audio_{level}": w for level, w in enumerate(self.level_weights)}
         self._train: PackedDataset | None = None
 
     def _data(
         self, folders: list[str], shares: list[float] | None, drop_condition: float, vocab: Vocab | None = None
     ) -> PackedDataset:
         sets = [TokenDataset(Path(folder)) for folder in folders]
+        for d in sets:
+            levels = len(d.vocab.body("audio")) if "audio" in d.vocab.spans else 0
+            if self.level_weights and len(self.level_weights) != levels:
+                raise UserError(
+                    f"audio_level_weights: {len(self.level_weights)} numbers, {d.folder} has {levels} levels of sounds"
+                )
         how = (self.row_length, self.seed, drop_condition, self.weights, shares, self.max_length, self.long_documents)
         return PackedDataset(sets, *how, vocab=vocab)
 

@@ -110,6 +110,7 @@ class Evaluation:
     def __init__(self, unitok: Unitok, out: Path, count: int, seed: int, settings: dict[str, Settings]):
         self.unitok, self.out, self.count, self.seed, self.settings = unitok, out, count, seed, settings
         self.scores: dict[str, Any] = {"malformed": 0}
+        self.kept: dict[str, list[Output]] = {}  # a few outputs of each direction
         self.encoder = Encoder(unitok)
         self.grammar = Grammar(unitok.vocab)
         self.budget = 256  # ids a generation may take; set from the originals
@@ -219,6 +220,7 @@ class Evaluation:
 
     def _keep(self, name: str, outputs: list[Output], right: list[bool]) -> None:
         folder = self.out / "samples" / name
+        self.kept[name] = outputs[:SHOWN]
         save_outputs(outputs[:SHOWN], folder, name.replace("_", " "))
         (folder / "right.json").write_text(json.dumps([bool(r) for r in right[:SHOWN]]) + "\n")
 

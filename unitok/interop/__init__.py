@@ -19,6 +19,9 @@ KINDS = {
 }
 
 
+DECODER_KINDS = ("hf-chameleon", "hf-llama", "hf-qwen3")
+
+
 def import_checkpoint(kind: str, source: Path, config: Path | None = None, trust: bool = False) -> Any:
     """Read a checkpoint of another project -> our module, ready for `save_pretrained`. Errors: `UserError`."""
     if kind not in KINDS:
@@ -29,7 +32,7 @@ def import_checkpoint(kind: str, source: Path, config: Path | None = None, trust
         from unitok.interop import audio
 
         return audio.import_audio_tokenizer(kind, Path(source), trust)
-    if kind in ("hf-chameleon", "hf-llama", "hf-qwen3"):
+    if kind in DECODER_KINDS:
         from unitok.interop import decoder
 
         return decoder.import_decoder(kind, Path(source))

@@ -6,7 +6,7 @@ several. A head tied to the embedding becomes a matrix of its own. What our deco
 
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from unitok.bundle import Unitok
 from unitok.checkpoints import load_weights
 from unitok.errors import UserError, read_json
 from unitok.model.decoder import Decoder, DecoderConfig
-from unitok.pretrained import begin_folder, load_state, replace_folder
+from unitok.pretrained import begin_folder, replace_folder
 from unitok.tokenizers.image import ImageTokenizer
+from unitok.tokenizers.text import ImportedTextTokenizer
 from unitok.vocab import Range, Span, Vocab
 
 State = dict[str, Tensor]
@@ -115,20 +116,28 @@ def import_decoder(kind: str, folder: Path) -> "Decoder | ImportedChameleon":
     config = decoder_config(given, str(folder / "config.json"))
     raw = read_state(folder)
     # transformers 5 saves a Chameleon's decoder under `model.language_model.` in some versions, without it in others.
-    state = {re.sub(r"^model\.language_model\.", "model.", k): v.float() for k, v in raw.items() if "vqmodel" not in k}
-    state = {k: v for k, v in state.items() if not k.endswith("rotary_emb.inv_freq")}
+    has_image = any("vqmodel" in k for k in raw)
+    state = {}
+    for name in list(raw):
+        tensor = raw.pop(name)  # one at a time: a large model is not held twice
+        if "vqmodel" not in name and not name.endswith("rotary_emb.inv_freq"):
+            state[re.sub(r"^model\.language_model\.", "model.", name)] = tensor.float()
     if given.get("tie_word_embeddings") and "model.embed_tokens.weight" in state:
         state["lm_head.weight"] = state["model.embed_tokens.weight"].clone()
-    decoder = Decoder(config)
-    load_state(decoder, state, str(folder))
-    decoder.eval()
+    decoder = Decoder.from_state(config, state, str(folder))
     if kind != "hf-chameleon":
         return decoder
     from unitok.interop.image import import_image_tokenizer
 
-    image = import_image_tokenizer("hf-chameleon-vqvae", folder) if any("vqmodel" in k for k in raw) else None
+    image = import_image_tokenizer("hf-chameleon-vqvae", folder) if has_image else None
     names = given.get("vocabulary_map") or _tokenizer_names(folder)
-    return ImportedChameleon(decoder, image, _chameleon_vocab(names, config.vocab_size, image))
+    vocab, text = _chameleon_vocab(names, config.vocab_size, image), None
+    if vocab is not None and (folder / "tokenizer.json").exists():
+        pieces = vocab.range("text")
+        text = ImportedTextTokenizer((folder / "tokenizer.json").read_bytes(), pieces.offset, pieces.size)
+        vocab.ranges[-1] = replace(pieces, illegal=tuple(sorted({*pieces.illegal, *text.illegal})))
+        vocab.spans["text"] = replace(vocab.span("text"), fingerprint=text.fingerprint())
+    return ImportedChameleon(decoder, image, vocab, text)
 
 
 def _tokenizer_names(folder: Path) -> dict[str, int]:
@@ -180,16 +189,17 @@ def _chameleon_vocab(names: dict[str, int], size: int, image: ImageTokenizer | N
 
 @dataclass
 class ImportedChameleon:
-    """Decoder, image encoder and vocabulary of a Chameleon, as far as its folder has them."""
+    """Decoder, image encoder, vocabulary and text tokenizer of a Chameleon, as far as its folder has them."""
 
     model: Decoder
     image: ImageTokenizer | None
     vocab: Vocab | None
+    text: ImportedTextTokenizer | None = None
 
     def save_pretrained(self, out: Path) -> None:
         """Write `model/` and `tokenizers/image/`; with names of image ids a whole bundle."""
         if self.vocab is not None:
-            Unitok(self.vocab, image=self.image, model=self.model).save_pretrained(out)
+            Unitok(self.vocab, self.text, self.image, None, self.model).save_pretrained(out)
             return
         partial = begin_folder(Path(out))
         self.model.save_pretrained(partial / "model")
@@ -260,7 +270,8 @@ def id_map(vocab: Vocab) -> dict[str, Any]:
 def describe(part: Any) -> str:
     """One line on an imported part."""
     if isinstance(part, ImportedChameleon):
-        rest = "a bundle with image and decoder" if part.vocab else "ids stay plain: no names of image ids, or no image encoder"
+        parts = "text, image and decoder" if part.text else "image and decoder"
+        rest = f"a bundle with {parts}" if part.vocab else "ids stay plain: no names of image ids, or no image encoder"
         return f"{describe(part.model)}; {rest}"
     c = part.config
     count = sum(p.numel() for p in part.parameters())

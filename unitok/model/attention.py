@@ -199,6 +199,6 @@ def _problem(backend: str, device: str, dtype: torch.dtype, head_dim: int) -> st
             q, k, v = (torch.randn(1, 4, 1, head_dim, device=device, dtype=dtype, requires_grad=True) for _ in range(3))
             packing = build_packing(torch.tensor([[0, 0, 1, 1]], device=device), backend)
             packing.attend(q, k, v).sum().backward()
-    except (ImportError, OSError, NotImplementedError, RuntimeError, ValueError, TypeError) as error:
+    except Exception as error:  # a back end built for other versions raises almost anything; all of it is reported
         return " ".join(str(error).split())[:200] or type(error).__name__
     return ""

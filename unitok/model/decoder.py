@@ -129,7 +129,9 @@ class RotaryPositions(nn.Module):
 
 def rotary_frequencies(config: DecoderConfig) -> Tensor:
     """Radians a position of each pair of dimensions, fp32 [D / 2]; errors: `UserError` for a scaling that is not known."""
-    frequencies = config.rope_theta ** -(torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim)
+    frequencies = config.rope_theta ** -(
+        torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu") / config.head_dim
+    )
     scaling = config.rope_scaling or {}
     kind = scaling.get("rope_type", "default")
     if kind == "default":
@@ -320,6 +322,8 @@ class Decoder(nn.Module):
         keep_large_blocks()
         if positions is None:
             positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        if documents is None:
+            return self.model(ids, _Context(WholeRows(), positions, places))
         kind = ids.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.lm_head.weight.dtype
         backend = choose_backend(self.config.attention, ids.device, dtype, self.config.head_dim)
@@ -370,6 +374,12 @@ class Decoder(nn.Module):
         """Read its own folder or a bundle's; in eval mode."""
         folder = part_folder(path, "model")
         config, state = load_part(folder, "decoder", DecoderConfig)
-        model = cls(config)
-        load_state(model, state, str(folder))
-        return model.eval().to(device)
+        return cls.from_state(config, state, str(folder)).to(device)
+
+    @classmethod
+    def from_state(cls, config: DecoderConfig, state: dict[str, Tensor], where: str) -> "Decoder":
+        """A decoder whose parameters are the tensors of `state` themselves; in eval mode. Errors: `UserError` naming `where`."""
+        with torch.device("meta"):
+            model = cls(config)
+        load_state(model, state, where, assign=True)
+        return model.eval()

@@ -5,9 +5,12 @@ a SwiGLU of 8/3 to 3 times the width; from 100m on heads have 128 dimensions, wh
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from unitok.errors import UserError
 from unitok.model.decoder import DecoderConfig
+
+Placement = Literal["before", "after"]
 
 
 @dataclass(frozen=True)
@@ -16,8 +19,8 @@ class Preset:
 
     Args:
         config: the decoder. source: where its numbers come from.
-        ids_an_image: ids of one image, markers included, and `image`: which image that is.
-        ids_a_second: ids of a second of sound, and `sound`: which tokenizer that is.
+        ids_an_image: ids of one image, markers included, and `image`: which image that is; 0: it knows none.
+        ids_a_second: ids of a second of sound, and `sound`: which tokenizer that is; 0: it knows none.
     """
 
     config: DecoderConfig
@@ -34,7 +37,7 @@ def _ours(hidden: int, layers: int, mlp: int, heads: int, groups: int, head_dim:
     )
 
 
-def _chameleon(hidden: int, layers: int, mlp: int, heads: int, groups: int, dropout: float, placement: str) -> Preset:
+def _chameleon(hidden: int, layers: int, mlp: int, heads: int, groups: int, dropout: float, placement: Placement) -> Preset:
     config = DecoderConfig(
         vocab_size=65_536,
         hidden_size=hidden,
@@ -47,14 +50,13 @@ def _chameleon(hidden: int, layers: int, mlp: int, heads: int, groups: int, drop
         max_position_embeddings=4096,
         dropout=dropout,
         qk_norm="layer",
-        norm_placement="after" if placement == "after" else "before",
+        norm_placement=placement,
     )
     return Preset(
         config,
         "Chameleon Team 2024, table 1; 65,536 ids, of which 4 to 8195 are image codes, 8197 and 8196 begin and end an image",
         ids_an_image=32 * 32 + 2,
         ids_a_second=0,
-        sound="it has none",
     )
 
 

@@ -6,7 +6,6 @@ ids; legal sets reach the model as data (`unitok.model.loss`).
 
 import difflib
 import fnmatch
-import json
 import logging
 import math
 from dataclasses import asdict, replace
@@ -33,18 +32,17 @@ SETTLED = 50  # steps after which the gradient's norm is known well enough to te
 MOST_SKIPPED = 5  # batches in a row that may be skipped
 
 
-def start_decoder(path: Path, wanted: DecoderConfig, manifest: dict[str, Any]) -> tuple[Decoder, int]:
+def start_decoder(path: Path, wanted: DecoderConfig, vocab: Any, where: str) -> tuple[Decoder, int]:
     """A decoder to go on from, grown to `wanted.vocab_size` ids; -> it, and the first of its new ids.
 
     Its architecture stays; dropout, back end and checkpointed activations are the wanted ones. New ids begin with the mean of
-    the embeddings and zeros in the head. Errors: `UserError` where what its ids mean is not what the data's mean.
+    the embeddings and zeros in the head. Errors: `UserError` where what its ids mean is not what `vocab`'s mean, which is that of
+    the data at `where`.
     """
     old = Decoder.from_pretrained(path)
     known, size = path / "vocab.json", old.config.vocab_size
     if known.exists():
-        ranges = json.loads(known.read_text())["ranges"]
-        if ranges != json.loads(json.dumps(manifest["ranges"]))[: len(ranges)]:
-            raise UserError(f"{path}: its vocabulary is no beginning of the data's: tokenize the data with this bundle")
+        vocab.check_covers(type(vocab).load(known), where, str(path))
     if size > wanted.vocab_size or (size < wanted.vocab_size and not known.exists()):
         raise UserError(
             f"{path}: a decoder of {size} ids, the data has {wanted.vocab_size}: tokenize with the bundle it belongs to"
@@ -95,7 +93,8 @@ class DecoderTraining(TrainingShell):
         clip: largest norm of the gradient, 0 for none.
         z_loss: weight of the squared log-normaliser.
         loss_over: `allowed` (the ids that the grammar allows at each place) or `all`.
-        compile: compile the blocks (torch.compile); the first steps then take a minute or more.
+        compile: compile the blocks (torch.compile); the first steps then take a minute or more, and the norms of queries, keys
+            and outputs are not logged.
         ema_decay: of the moving average of the weights, which is what a bundle takes then; 0 for none.
         skip_above: a batch whose gradient's norm is not finite, or more than this many times the usual, is skipped and
             counted; after five in a row the run stops, with the last good checkpoint in place.
@@ -104,6 +103,7 @@ class DecoderTraining(TrainingShell):
         freeze: patterns of parameter names that are not trained, as in `model.layers.*`.
         only_new_ids: train only the rows of embedding and head that were added (Chern et al. 2024, "ANOLE").
         lora: train low-rank differences of matrices alone (needs peft); a bundle takes the sums.
+        log_every: steps between two lines of the log.
     """
 
     kind = "decoder"
@@ -143,6 +143,8 @@ class DecoderTraining(TrainingShell):
         self.compiles, self.ema_decay, self.skip_above = compile, ema_decay, skip_above
         self.half_life, self.accumulate, self.lora = half_life, accumulate, lora
         self.start_from, self.frozen, self.only_new_ids = start_from, freeze or [], only_new_ids
+        if only_new_ids and not start_from:
+            raise UserError("only_new_ids needs start_from: the decoder whose old ids stay as they are")
         self.average: WeightAverage | None = None
         self.usual_norm = 0.0  # moving average of the gradient's norm
         self.skipped, self.skipped_in_a_row = 0, 0
@@ -164,13 +166,6 @@ class DecoderTraining(TrainingShell):
                 f"model.decoder.vocab_size is {self.config.vocab_size}, the vocabulary of {data.path} has {vocab.size} ids: "
                 "leave it out"
             )
-        sets = [training, data.validation_data()]
-        longest, most = max(d.longest for d in sets if d), self.config.max_position_embeddings
-        if longest > most:
-            raise UserError(
-                f"documents of up to {longest} ids, model.decoder.max_position_embeddings is {most}: raise it, or set "
-                f"data.max_length to {most} or less"
-            )
         self.manifest, self.legal_sets = vocab.to_manifest(), grammar.kinds
         #: What is logged apart: each modality, and each level of those that have several.
         self.names = {m: [(r.offset, r.stop) for r in vocab.body(m)] for m in vocab.spans}
@@ -180,10 +175,17 @@ class DecoderTraining(TrainingShell):
                 self.names |= {f"{modality}_{level}": [(r.offset, r.stop)] for level, r in enumerate(body)}
         self.config = replace(self.config, vocab_size=vocab.size)
         if self.start_from:
-            self.decoder, new = start_decoder(Path(self.start_from), self.config, self.manifest)
+            self.decoder, new = start_decoder(Path(self.start_from), self.config, vocab, str(data.path))
             self.config = self.decoder.config
         else:
             self.decoder, new = Decoder(self.config), 0
+        sets = [training, data.validation_data()]
+        longest, most = max(d.longest for d in sets if d), self.config.max_position_embeddings
+        if longest > most:
+            raise UserError(
+                f"documents of up to {longest} ids, model.decoder.max_position_embeddings is {most}: raise it, or set "
+                f"data.max_length to {most} or less"
+            )
         if self.lora is not None:
             add_lora(self.decoder, self.lora)
         choose_trained(self.decoder, self.frozen, new if self.only_new_ids else None)
@@ -310,12 +312,20 @@ class DecoderTraining(TrainingShell):
             )
         return False
 
+    @property
+    def healthy(self) -> bool:
+        return not self.skipped_in_a_row
+
+    def structure(self) -> dict[str, Any]:
+        names = ("optimizer", "freeze", "only_new_ids", "lora_rank", "averages")
+        lora = self.lora.rank if self.lora else 0
+        return dict(zip(names, (self.optimizer_name, self.frozen, self.only_new_ids, lora, bool(self.ema_decay)), strict=True))
+
     def extra(self) -> dict[str, Any]:
-        return {"usual_norm": self.usual_norm, "skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row}
+        return {"usual_norm": self.usual_norm, "skipped": self.skipped}
 
     def restore_extra(self, extra: dict[str, Any]) -> None:
         self.usual_norm, self.skipped = extra.get("usual_norm", 0.0), extra.get("skipped", 0)
-        self.skipped_in_a_row = extra.get("skipped_in_a_row", 0)
 
     def losses(
         self, batch: dict[str, Tensor], measure: bool = True, weight: Tensor | None = None
@@ -323,7 +333,7 @@ class DecoderTraining(TrainingShell):
         """The loss, the mean over all positions that count (their sum over `weight`, if it is given); and what to log: with
         `measure`, bits and accuracy by modality."""
         decoder = self.decoder if self.average is None or self.training else self.average.model
-        with NormWatch(decoder, on=measure and not self.compiles) as watch:
+        with NormWatch(decoder, on=measure and self.training and not self.compiles) as watch:
             hidden = decoder.hidden(batch["ids"], batch["positions"], batch["documents"], batch["places"])
         kinds = None if self.loss_over == "all" else self.legal_sets
         found = next_id_loss(hidden, decoder.lm_head.weight, batch, kinds, self.z_loss, measure)
@@ -349,7 +359,7 @@ class DecoderTraining(TrainingShell):
     def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
         """Loss, bits and accuracy, as in training, under names that begin with `val_`."""
         _, logged = self.losses(batch)
-        values = {f"val_{name}": float(value) for name, value in logged.items()}
-        self.log_dict(values, prog_bar=True, batch_size=batch["ids"].shape[0])
+        for name, value in logged.items():
+            self.log(f"val_{name}", float(value), prog_bar=name == "loss", batch_size=batch["ids"].shape[0])
 
     test_step = validation_step

@@ -3,6 +3,8 @@
 str -> list of codes -> the same str, whatever the string. SentencePiece is set up to change nothing (no normalisation,
 no added or removed spaces); the one character that it cannot tell from a space, its own U+2581, is written as the three
 bytes of its UTF-8 form. Control pieces (`unk`) are never produced and are illegal in every sequence.
+
+`ImportedTextTokenizer` is another model's own, as Hugging Face's `tokenizers` reads it.
 """
 
 import hashlib
@@ -13,10 +15,13 @@ from pathlib import Path
 
 import sentencepiece
 
-from unitok.errors import UserError
+from unitok.errors import UserError, read_json
 from unitok.pretrained import VERSION, begin_folder, part_folder, replace_folder
 
 _SPACE_MARK = "\u2581"
+_MARK = re.compile(
+    r"<(reserved\d+|racm3:\w+|eoss|/?s|pad|unk|mask|image)>$|IMGIMG[A-J]+Z$"
+)  # names of ids that stand for something else than text
 
 
 class TextTokenizer:
@@ -63,8 +68,11 @@ class TextTokenizer:
 
     @classmethod
     def from_pretrained(cls, path: Path, device: str = "cpu") -> "TextTokenizer":
-        """Read its own folder or a bundle's; `device` is there for symmetry."""
-        file = part_folder(path, "tokenizers/text") / "tokenizer.model"
+        """Read its own folder or a bundle's, an imported one too; `device` is there for symmetry."""
+        folder = part_folder(path, "tokenizers/text")
+        if (folder / "tokenizer.json").exists():
+            return ImportedTextTokenizer._read(folder)
+        file = folder / "tokenizer.model"
         if not file.exists():
             raise UserError(f"{file}: no such file; make one with `unitok train-text`")
         return cls(file.read_bytes())
@@ -114,3 +122,69 @@ class TextTokenizer:
                 if not most or int(most[1]) >= size:
                     raise UserError(f"SentencePiece could not train on this text: {error}") from None
                 size = int(most[1])
+
+
+class ImportedTextTokenizer(TextTokenizer):
+    """Another model's text tokenizer, in the format of Hugging Face's `tokenizers` (needs that package).
+
+    Its ids from `first` on are the codes from 0 on. Names that mark something (added tokens, as `<s>`, and `IMGIMG…` of
+    Chameleon's images) are never made from text, and are illegal. As exact as the file says: one that normalises text
+    gives it back normalised.
+
+    Args:
+        data: the tokenizer.json. first: id of code 0. size: number of codes.
+    """
+
+    def __init__(self, data: bytes, first: int, size: int):
+        try:
+            from tokenizers import Tokenizer
+        except ImportError:
+            raise UserError("this text tokenizer needs the package tokenizers: pip install 'unitok[transformers]'") from None
+        self.model, self.first, self._size = data, first, size
+        given = json.loads(data)
+        marks = {token["content"] for token in given.get("added_tokens", [])}
+        try:
+            self._json = Tokenizer.from_str(json.dumps(given | {"added_tokens": [], "post_processor": None}))
+        except Exception as error:  # the package raises bare Exceptions
+            raise UserError(f"tokenizer.json: not one that the package tokenizers reads ({error})") from None
+        names = {id: name for name, id in self._json.get_vocab(with_added_tokens=False).items()}
+        self._legal = {
+            id - first
+            for id, name in names.items()
+            if first <= id < first + size and name not in marks and not _MARK.match(name)
+        }
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    @property
+    def illegal(self) -> tuple[int, ...]:
+        return tuple(code for code in range(self.size) if code not in self._legal)
+
+    def encode(self, text: str) -> list[int]:
+        """str -> codes; errors: `UserError` for a character that it does not know."""
+        codes = [id - self.first for id in self._json.encode(text, add_special_tokens=False).ids]
+        if unknown := [code for code in codes if code not in self._legal]:
+            raise UserError(
+                f"the text tokenizer makes id {unknown[0] + self.first} of this text, which is none of its text ids"
+            )
+        return codes
+
+    def decode(self, codes: list[int]) -> str:
+        """Codes -> str. Inverse of `encode`."""
+        return self._json.decode([int(code) + self.first for code in codes], skip_special_tokens=False)
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write `config.json` and `tokenizer.json`."""
+        folder = Path(folder)
+        partial = begin_folder(folder)
+        (partial / "tokenizer.json").write_bytes(self.model)
+        config = {"unitok": VERSION, "kind": "text tokenizer", "first": self.first, "size": self.size}
+        (partial / "config.json").write_text(json.dumps(config) + "\n")
+        replace_folder(partial, folder)
+
+    @classmethod
+    def _read(cls, folder: Path) -> "ImportedTextTokenizer":
+        config = read_json(folder / "config.json", "import it again")
+        return cls((folder / "tokenizer.json").read_bytes(), config["first"], config["size"])

@@ -132,6 +132,9 @@ class TokenizerTraining(TrainingShell):
     def check_part(self, part: dict[str, Any]) -> None:
         check_same(part["config"], asdict(self.config), "tokenizer")
 
+    def structure(self) -> dict[str, Any]:
+        return {"averages": bool(self.ema_decay), "discriminator": bool(self.gan.weight)}
+
     def extra(self) -> dict[str, Any]:
         return {"recent": self._recent}
 
