@@ -13,6 +13,7 @@ seconds; what counts is the earliest second, in the shortest of these, at which 
 
 import argparse
 import itertools
+import math
 import statistics
 import subprocess
 import sys
@@ -39,7 +40,7 @@ from unitok.training import WeightAverage, warmup_linear
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "scenes"
 RATES, BATCHES = (1e-3, 2e-3, 4e-3), (8, 16)  # of AdamW, and documents a batch
-EVERY = 5.0  # seconds between two measurements
+EVERY = 2.5  # seconds between two measurements of ours
 Curve = list[tuple[float, float]]
 
 
@@ -89,17 +90,17 @@ class Measure:
         return total / count
 
 
-def race(step: Callable[[float], None], measure: Callable[[], float], seconds: float) -> Curve:
-    """Steps for so many seconds, measuring apart; -> (seconds, loss) every `EVERY` seconds and at the end."""
+def race(step: Callable[[float], None], measure: Callable[[], float], seconds: float, every: float = math.inf) -> Curve:
+    """Steps for so many seconds, measuring apart; -> (seconds, loss) every so many seconds and at the end."""
     curve: Curve = []
-    spent, due = 0.0, EVERY
+    spent, due = 0.0, every
     while spent < seconds:
         began = time.perf_counter()
         step(spent / seconds)
         spent += time.perf_counter() - began
         if spent >= due or spent >= seconds:
             curve.append((spent, measure()))
-            due += EVERY
+            due += every
     return curve
 
 
@@ -119,7 +120,9 @@ class Recipe:
     average: float = 0.0  # decay of the average of the weights that is measured; 0: the weights themselves
 
 
-def race_ours(data: Path, config: DecoderConfig, measure: Measure, seconds: float, seed: int, recipe: Recipe) -> Curve:
+def race_ours(
+    data: Path, config: DecoderConfig, measure: Measure, seconds: float, seed: int, recipe: Recipe, every: float = math.inf
+) -> Curve:
     """Train ours by a recipe for so many seconds; -> (seconds, loss) as it went."""
     torch.manual_seed(seed)
     decoder = Decoder(config)
@@ -148,7 +151,7 @@ def race_ours(data: Path, config: DecoderConfig, measure: Measure, seconds: floa
             average.update(decoder, done)
         done += 1
 
-    curve = race(step, lambda: measure(average.model if average else decoder), seconds)
+    curve = race(step, lambda: measure(average.model if average else decoder), seconds, every)
     print(f"ours, {seconds:g} s, seed {seed}: {done} steps, {curve[-1][1]:.4f}", flush=True)
     return curve
 
@@ -212,7 +215,7 @@ def main() -> None:
         curve = tried[best] if seed == 0 else race_theirs(tokens, config, measure, o.seconds, seed, *best)
         ours = None
         for length in (o.seconds / 3, o.seconds / 2, o.seconds / 1.5, o.seconds):
-            mine = race_ours(tokens, config, measure, length, seed, Recipe())
+            mine = race_ours(tokens, config, measure, length, seed, Recipe(), EVERY)
             curves.append({"seed": seed, "seconds": length, "ours": mine, "theirs": curve})
             ours = reached(mine, curve[-1][1])
             if ours:
