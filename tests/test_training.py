@@ -1,5 +1,10 @@
 """Promises of training: stopping and resuming is bit for bit the uncut run; what the user says now wins."""
 
+import csv
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,9 +12,12 @@ import torch
 
 from unitok.bundle import Unitok, make_bundle, make_untrained
 from unitok.checkpoints import load_checkpoint, newest_checkpoint
+from unitok.data.module import TokenShards
+from unitok.data.packing import PackedDataset
 from unitok.data.tokenize import Plan, tokenize
 from unitok.errors import UserError
 from unitok.fit import run_lightning
+from unitok.model import Decoder, DecoderConfig
 from unitok.training import Budget, warmup_linear
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "scenes"
@@ -99,8 +107,6 @@ def test_a_checkpoint_of_another_architecture_or_vocabulary_is_refused_by_name(t
 def test_bits_and_accuracy_are_logged_for_every_modality_and_level(tmp_path, tokens):
     more = ["--data.init_args.audio_level_weights", "[1.0, 0.5, 0.25]", "--data.init_args.drop_condition", "0"]
     run_lightning(arguments("decoder", tmp_path / "run", tokens, 2, *more))
-    import csv
-
     rows = list(csv.DictReader(open(tmp_path / "run" / "metrics" / "metrics.csv")))
     modalities = ["text", "image", "audio", *(f"audio_{level}" for level in range(3))]
     for name in modalities:
@@ -126,6 +132,9 @@ def test_a_mixture_of_two_data_sets_trains(tmp_path, tokens, scenes_folder, bund
     del run[at : at + 2]
     run_lightning([*run, "--config", str(config)])
     assert newest_checkpoint(tmp_path / "run") is not None
+    data = TokenShards({str(tokens): 3.0, str(second): 1.0}, row_length=192).training_data()
+    drawn = [sum(unit.length for row in data.rows(0) for unit in row if unit.source == source) for source in (0, 1)]
+    assert drawn[0] / drawn[1] == pytest.approx(3.0, rel=0.1)
 
 
 def test_documents_longer_than_the_decoder_takes_are_an_error_before_training(tmp_path, tokens):
@@ -205,12 +214,17 @@ def test_a_run_starts_from_a_bundle_with_some_parameters_frozen(tmp_path, tokens
         )
     with pytest.raises(UserError, match="only_new_ids: the data has no ids that"):
         run_lightning(arguments("decoder", tmp_path / "no", tokens, 3, *start, "--model.init_args.only_new_ids", "true"))
-    make_untrained(tmp_path / "other", seed=3)
-    other = Unitok.from_pretrained(tmp_path / "other")
-    other.vocab.ranges[1] = type(other.vocab.ranges[1])("text", "text", 256, 299)
-    other.vocab.save(tmp_path / "other" / "vocab.json")
-    with pytest.raises(UserError, match="its vocabulary is no beginning of the data's"):
+    make_untrained(tmp_path / "other", seed=3)  # codes of the same numbers that mean something else
+    with pytest.raises(UserError, match="the vocabularies differ in .*: tokenizer"):
         run_lightning(arguments("decoder", tmp_path / "no", tokens, 3, "--model.init_args.start_from", str(tmp_path / "other")))
+    short = ["--model.init_args.start_from", str(tmp_path / "short")]
+    Decoder(
+        DecoderConfig(Unitok.from_pretrained(bundle_folder).vocab.size, 16, 1, 16, 1, 1, 16, max_position_embeddings=20)
+    ).save_pretrained(tmp_path / "short")
+    with pytest.raises(UserError, match="max_position_embeddings is 20: raise it"):
+        run_lightning(arguments("decoder", tmp_path / "no", tokens, 3, *short))
+    with pytest.raises(UserError, match="only_new_ids needs start_from"):
+        run_lightning(arguments("decoder", tmp_path / "no", tokens, 3, "--model.init_args.only_new_ids", "true"))
     assert not (tmp_path / "no").exists()
 
 
@@ -218,7 +232,6 @@ def test_a_grown_vocabulary_trains_its_new_rows_alone(tmp_path, scenes_folder):
     """A bundle that knows text and images learns sounds; nothing of the old ids moves (as in Anole)."""
     whole = make_untrained(tmp_path / "whole")
     from unitok.bundle import build_vocab
-    from unitok.model import Decoder, DecoderConfig
 
     small = build_vocab(whole.text, whole.image)
     old = Decoder(DecoderConfig(small.size, 32, 1, 64, 1, 1, head_dim=32))
@@ -236,6 +249,8 @@ def test_a_grown_vocabulary_trains_its_new_rows_alone(tmp_path, scenes_folder):
     for name, tensor in before.items():
         assert torch.equal(tensor, after[name][: len(tensor)] if tensor.ndim else after[name]), name
     assert after["lm_head.weight"][small.size :].abs().max() > 0
+    rows = after["model.embed_tokens.weight"]
+    assert not torch.equal(rows[small.size :], rows[: small.size].mean(0).expand_as(rows[small.size :]))
 
 
 def test_what_is_said_on_resume_wins_over_the_checkpoint(tmp_path, tokens):
@@ -287,3 +302,174 @@ def test_the_schedule_warms_up_and_falls_to_a_fiftieth():
     assert warmup_linear(0, 0.0, 10) == pytest.approx(0.1)
     assert warmup_linear(50, 0.5, 10, hold=0.5) == 1.0
     assert warmup_linear(99, 1.0, 10) == pytest.approx(0.02)
+
+
+# ---- Lengths, pieces, pace ---------------------------------------------------------------------------------------------
+
+
+def test_a_length_in_ids_becomes_steps_and_the_half_life_the_second_beta(tmp_path, tokens):
+    more = ["--model.init_args.steps", "null", "--model.init_args.ids", "3000", "--model.init_args.half_life", "7680"]
+    run_lightning(arguments("decoder", tmp_path / "run", tokens, 1, *more))
+    saved = load_checkpoint(newest_checkpoint(tmp_path / "run"))
+    assert saved["unitok"]["steps_done"] == 4  # of 4 rows of 192
+    assert saved["optimizer_states"][0]["param_groups"][0]["betas"][1] == pytest.approx(0.5**0.1)
+    run_lightning(arguments("decoder", tmp_path / "run", tokens, 1, *more, "--model.init_args.ids", "4600", "--resume", "auto"))
+    assert load_checkpoint(newest_checkpoint(tmp_path / "run"))["unitok"]["steps_done"] == 6
+    with pytest.raises(UserError, match="either steps, minutes or"):
+        run_lightning(arguments("decoder", tmp_path / "no", tokens, 1, "--model.init_args.ids", "3000"))
+
+
+def test_a_batch_in_pieces_trains_like_the_whole(tmp_path, tokens):
+    still = ["--model.init_args.decoder.dropout", "0", "--model.init_args.loss_over", "all"]
+    still += ["--model.init_args.decoder.checkpoint_activations", "true"]
+    for pieces in ("1", "2"):
+        run_lightning(arguments("decoder", tmp_path / pieces, tokens, 6, *still, "--model.init_args.accumulate", pieces))
+    whole, pieces = weights(tmp_path / "1"), weights(tmp_path / "2")
+    for name, tensor in whole.items():
+        torch.testing.assert_close(pieces[name], tensor, atol=2e-4, rtol=1e-3, msg=name)
+    with pytest.raises(UserError, match="accumulate 3: it must divide data.batch_size 4"):
+        run_lightning(arguments("decoder", tmp_path / "no", tokens, 6, "--model.init_args.accumulate", "3"))
+
+
+def test_the_pace_is_logged_with_what_is_left(tmp_path, tokens):
+    run_lightning(arguments("decoder", tmp_path / "run", tokens, 4))
+    rows = list(csv.DictReader(open(tmp_path / "run" / "metrics" / "metrics.csv")))
+    row = rows[-1]
+    seconds, ids = float(row["seconds_a_step"]), float(row["ids_a_second"])
+    assert 0.3 * 768 < ids * seconds <= 768 * 1.0001
+    assert 0 < float(row["teraflops"]) < 1
+    assert float(rows[0]["minutes_left"]) > 0
+    assert float(row["minutes_left"]) == 0
+
+
+# ---- LoRA --------------------------------------------------------------------------------------------------------------
+
+
+def test_lora_trains_differences_alone_and_a_bundle_takes_the_sums(tmp_path, tokens, bundle_folder):
+    import shutil
+
+    pytest.importorskip("peft", reason="an extra")
+    start = ["--model.init_args.start_from", str(bundle_folder), "--model.init_args.lora.rank", "2"]
+    run_lightning(arguments("decoder", tmp_path / "uncut", tokens, 4, *start))
+    run_lightning(arguments("decoder", tmp_path / "run", tokens, 4, *start, "--trainer.max_steps", "2"))
+    run_lightning(arguments("decoder", tmp_path / "run", tokens, 4, *start, "--resume", "auto"))
+    trained, uncut = weights(tmp_path / "run"), weights(tmp_path / "uncut")
+    assert all(torch.equal(tensor, uncut[name]) for name, tensor in trained.items())
+    old = Unitok.from_pretrained(bundle_folder).model.state_dict()
+    q = "model.layers.0.self_attn.q_proj"
+    assert torch.equal(trained[f"decoder.{q}.base_layer.weight"], old[f"{q}.weight"])
+    assert torch.equal(trained["decoder.lm_head.weight"], old["lm_head.weight"])
+    shutil.copytree(bundle_folder, tmp_path / "bundle")
+    new = make_bundle(tmp_path / "bundle", {"model": tmp_path / "run"}).model.state_dict()
+    assert new.keys() == old.keys()
+    a, b = (trained[f"decoder.{q}.lora_{letter}.default.weight"] for letter in "AB")
+    assert b.abs().max() > 0
+    torch.testing.assert_close(new[f"{q}.weight"], old[f"{q}.weight"] + 8.0 * b @ a)
+    with pytest.raises(UserError, match="lora.targets: no matrix 'queries'; the decoder has down_proj"):
+        run_lightning(arguments("decoder", tmp_path / "no", tokens, 4, *start, "--model.init_args.lora.targets", "[queries]"))
+
+
+# ---- Checkpoints and what may go wrong ---------------------------------------------------------------------------------
+
+
+def test_checkpoints_are_written_by_the_clock_but_not_while_batches_are_skipped(tmp_path, tokens, monkeypatch):
+    Poisoned(monkeypatch, set(range(4, 99)))
+    with pytest.raises(UserError, match="5 batches in a row"):
+        run_lightning(arguments("decoder", tmp_path / "run", tokens, 20, "--checkpoint_seconds", "0"))
+    assert [f.name for f in (tmp_path / "run" / "checkpoints").iterdir()] == ["step=3.ckpt"]
+    monkeypatch.undo()
+    run_lightning(arguments("decoder", tmp_path / "run", tokens, 20, "--resume", "auto"))
+    assert [f.name for f in (tmp_path / "run" / "checkpoints").iterdir()] == ["final.ckpt"]
+
+
+def test_where_there_is_no_room_the_old_checkpoint_stays(tmp_path, tokens):
+    """A limit on the size of files stands for a full disk: writing fails in the middle."""
+    run_lightning(arguments("decoder", tmp_path / "run", tokens, 2))
+    size = (tmp_path / "run" / "checkpoints" / "final.ckpt").stat().st_size
+    before = weights(tmp_path / "run")
+    command = [sys.executable, "-m", "unitok", *arguments("decoder", tmp_path / "run", tokens, 4, "--resume", "auto")]
+    done = subprocess.run(
+        ["bash", "-c", f'ulimit -f {size // 2048} && exec "$@"', "bash", *command], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr[-800:]
+    assert "final.ckpt: could not be written" in done.stderr.splitlines()[-1]
+    assert "make room and go on with --resume auto" in done.stderr.splitlines()[-1]
+    assert [f.name for f in (tmp_path / "run" / "checkpoints").iterdir()] == ["final.ckpt"]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(tmp_path / "run").items())
+
+
+def test_a_worker_that_dies_is_one_line(tmp_path, tokens, monkeypatch):
+    real = PackedDataset.row
+
+    def row(self, epoch, index):
+        if torch.utils.data.get_worker_info() is not None and index >= 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(self, epoch, index)
+
+    monkeypatch.setattr(PackedDataset, "row", row)
+    with pytest.raises(UserError, match=r"a process that reads data died \(DataLoader worker .* go on with --resume auto"):
+        run_lightning(arguments("decoder", tmp_path / "run", tokens, 8, "--data.init_args.workers", "1"))
+
+
+def test_what_a_run_cannot_go_on_with_is_refused_by_name(tmp_path, tokens):
+    run_lightning(arguments("decoder", tmp_path / "run", tokens, 1))
+    again = arguments("decoder", tmp_path / "run", tokens, 3, "--resume", "auto")
+    with pytest.raises(UserError, match="model.averages is True, the checkpoint has False"):
+        run_lightning([*again, "--model.init_args.ema_decay", "0.9"])
+    with pytest.raises(UserError, match="model.optimizer is adamw, the checkpoint has muon"):
+        run_lightning([*again, "--model.init_args.optimizer", "adamw"])
+    with pytest.raises(UserError, match="trainer.precision 16-mixed: choose one of 32-true, bf16-mixed"):
+        run_lightning([*again, "--trainer.precision", "16-mixed"])
+    with pytest.raises(UserError, match="audio_level_weights: 8 numbers, .* has 3 levels"):
+        run_lightning([*again, "--data.init_args.audio_level_weights", "[1, 1, 1, 1, 1, 1, 1, 1]"])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("--model.init_args.lerning_rate", "learning_rate"),
+        ("--model.init_args.decoder.hiden_size", "hidden_size"),
+        ("--data.init_args.rowlength", "row_length"),
+        ("--trainer.max_step", "max_steps"),
+    ],
+)
+def test_a_key_that_does_not_exist_is_told_with_the_nearest(wrong, right, tmp_path, tokens, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run_lightning(arguments("decoder", tmp_path / "run", tokens, 3, wrong, "3"))
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1
+    assert wrong.rpartition(".")[2] in said[0]
+    assert f"did you mean {right}?" in said[0]
+
+
+# ---- Samples while it trains -------------------------------------------------------------------------------------------
+
+
+def test_samples_are_taken_while_it_trains_and_change_nothing(tmp_path, tokens, bundle_folder, scenes_folder):
+    longer = ["--model.init_args.decoder.max_position_embeddings", "1024"]
+    run_lightning(arguments("decoder", tmp_path / "without", tokens, 3, *longer))
+    watch = ["--trainer.callbacks+=unitok.evaluate.watch.Samples", f"--trainer.callbacks.bundle={bundle_folder}"]
+    often = ["--trainer.callbacks.every_minutes=1e-6", "--trainer.callbacks.number=2"]
+    run_lightning(
+        arguments(
+            "decoder", tmp_path / "run", tokens, 3, *longer, *watch, f"--trainer.callbacks.scenes={scenes_folder}", *often
+        )
+    )
+    without = weights(tmp_path / "without")
+    assert all(torch.equal(tensor, without[name]) for name, tensor in weights(tmp_path / "run").items())
+    for step in (1, 2, 3):
+        folder = tmp_path / "run" / "samples" / f"step={step}"
+        for direction in ("text_to_image", "image_to_text", "text_to_audio", "audio_to_text"):
+            assert (folder / "samples" / direction / "index.html").exists()
+    text = (tmp_path / "run" / "metrics" / "metrics.csv").read_text()
+    assert "sample.generation.text_to_image.attributes" in text
+    events = b"".join(f.read_bytes() for f in (tmp_path / "run" / "tensorboard").rglob("events*"))
+    assert b"text_to_image/0" in events
+    assert b"text_to_audio/0" in events
+    prompts = tmp_path / "run" / "samples" / "step=3" / "samples" / "image_to_text" / "outputs.jsonl"
+    mine = [f"--trainer.callbacks.prompts={prompts}", *often, "--trainer.callbacks.max_ids=300"]
+    run_lightning(arguments("decoder", tmp_path / "mine", tokens, 1, *longer, *watch, *mine))
+    assert (tmp_path / "mine" / "samples" / "step=1" / "audio" / "outputs.jsonl").exists()
+    with pytest.raises(UserError, match="Samples: give either scenes or prompts"):
+        run_lightning(arguments("decoder", tmp_path / "no", tokens, 1, *watch))

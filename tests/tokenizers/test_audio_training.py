@@ -1,15 +1,12 @@
 """Promises of the audio tokenizer's training: exact resume with everything on, whole batches, levels that live, no NaN."""
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from launch import run_processes
 
 from unitok.bundle import load_trained_part
 from unitok.checkpoints import load_checkpoint, newest_checkpoint
@@ -91,18 +88,7 @@ def test_two_processes_train_like_one_with_the_double_batch(tmp_path, scenes_fol
     options = {"quantize_from": "0.3", "tokenizer.codebook_size": "8"}
     run_lightning(arguments(tmp_path / "one", scenes_folder, steps=6, **options))
     two = ("--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.init_args.batch_size", "2")
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    done = subprocess.run(
-        [sys.executable, "-m", "unitok", *arguments(tmp_path / "two", scenes_folder, steps=6, trainer=two, **options)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | {"MASTER_PORT": port, "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_processes(arguments(tmp_path / "two", scenes_folder, steps=6, trainer=two, **options))
     one, both = state(tmp_path / "one"), state(tmp_path / "two")
     for network in ("tokenizer.encoder", "tokenizer.decoder", "tokenizer.quantizer"):
         a, b = (torch.cat([v.float().flatten() for k, v in s.items() if k.startswith(network)]) for s in (one, both))

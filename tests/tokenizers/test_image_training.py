@@ -1,15 +1,13 @@
 """Promises of the image tokenizer's training: exact resume with everything on, whole batches, a quiet discriminator."""
 
 import logging
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from launch import run_processes
 
 from unitok.bundle import load_trained_part
 from unitok.checkpoints import load_checkpoint, newest_checkpoint
@@ -107,14 +105,7 @@ def test_two_processes_train_like_one_with_the_double_batch(tmp_path, scenes_fol
         trainer=("--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.init_args.batch_size", "2"),
         **options,
     )
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    environment = os.environ | {"MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "unitok", *two], capture_output=True, text=True, timeout=300, env=environment, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_processes(two)
     one, both = state(tmp_path / "one"), state(tmp_path / "two")
     for name, tensor in one.items():
         torch.testing.assert_close(both[name].float(), tensor.float(), atol=1e-3, rtol=1e-2, msg=name)
