@@ -1,5 +1,6 @@
 """A run that is killed (SIGKILL) at random moments and started again has bit for bit the weights of the uncut run."""
 
+import itertools
 import os
 import random
 import signal
@@ -24,13 +25,15 @@ SMALL = {
 }
 
 
-def command(kind: str, out: Path, data: Path, workers: int) -> list[str]:
+def command(kind: str, out: Path, data: Path, workers: int, processes: int) -> list[str]:
     words = [sys.executable, "-m", "unitok", "fit", "--config", str(CONFIGS / f"{kind}.yaml"), "--out", str(out)]
     words += ["--data.init_args.path", str(data), "--data.init_args.workers", str(workers), "--resume", "auto"]
     words += ["--model.init_args.minutes", "null", "--model.init_args.steps", str(STEPS[kind])]
     words += ["--checkpoint_seconds", "1", "--trainer.enable_progress_bar", "false"]
     if kind == "decoder":
         words += ["--data.init_args.row_length", "512"]
+    if processes > 1:
+        words += ["--trainer.devices", str(processes), "--trainer.strategy", "ddp"]
     return words + [word for name, value in SMALL[kind].items() for word in (f"--model.init_args.{name}", value)]
 
 
@@ -45,18 +48,22 @@ def written(out: Path) -> float:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("kind", ["image", "audio", "decoder"])
+@pytest.mark.parametrize(
+    ("kind", "workers", "processes"),
+    [*itertools.product(("image", "audio", "decoder"), (0, 2), (1,)), ("decoder", 0, 2)],
+)
 def test_a_run_killed_at_random_moments_ends_with_the_weights_of_the_uncut_run(
-    kind, workers, tmp_path, scenes_folder, bundle_folder
+    kind, workers, processes, tmp_path, scenes_folder, bundle_folder, monkeypatch
 ):
+    if processes > 1:
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
     data = {"image": scenes_folder / "images", "audio": scenes_folder / "sounds", "decoder": tmp_path / "tokens"}[kind]
     if kind == "decoder":
         tokenize(Plan(str(scenes_folder), str(data), str(bundle_folder)))
-    subprocess.run(command(kind, tmp_path / "uncut", data, workers), check=True)
+    subprocess.run(command(kind, tmp_path / "uncut", data, workers, processes), check=True)
     rng, kills, seen, out = random.Random(workers), 0, [], tmp_path / "cut"
     for _ in range(KILLS + 1):
-        process = subprocess.Popen(command(kind, out, data, workers), start_new_session=True)
+        process = subprocess.Popen(command(kind, out, data, workers, processes), start_new_session=True)
         before, deadline = written(out), time.monotonic() + 120
         wait = rng.uniform(0.2, 3.0)  # after it has begun to write checkpoints of its own
         while process.poll() is None and time.monotonic() < deadline and kills < KILLS:
@@ -73,7 +80,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_weights_of_the_uncut_run(
         process.wait()
         kills += 1
         seen.append(steps_done(out))
-    print(f"{kind}, {workers} workers: killed {kills} times, newest checkpoints at steps {seen}")
+    print(f"{kind}, {workers} workers, {processes} processes: killed {kills} times, newest checkpoints at steps {seen}")
     assert kills >= 2
     assert steps_done(out) == STEPS[kind]
     uncut, cut = (load_checkpoint(newest_checkpoint(tmp_path / name))["state_dict"] for name in ("uncut", "cut"))

@@ -206,8 +206,10 @@ def import_(arguments: list[str]) -> None:
 
 def export(arguments: list[str]) -> None:
     """A bundle's decoder -> another program's folder, with unitok_ids.json to tell what ids mean."""
+    from unitok.interop import EXPORTS
+
     p = _parser("export", export.__doc__)
-    p.add_argument("kind", choices=("hf-qwen3",), help="hf-qwen3: loads in transformers, vLLM and SGLang as Qwen3")
+    p.add_argument("kind", choices=EXPORTS, help="; ".join(f"{kind}: {what}" for kind, what in EXPORTS.items()))
     p.add_argument("source", type=Path, help="a bundle, or a decoder's own folder")
     p.add_argument("out", type=Path, help="folder to write")
     o = p.parse_args(arguments)

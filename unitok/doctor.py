@@ -35,6 +35,8 @@ EXTRAS = {
     ),
     "encodec": ("encodec.modules.seanet", "reference networks", "pip install --no-deps encodec==0.1.1 (licence CC-BY-NC)"),
     "transformers": ("transformers", "export and import", "pip install 'transformers>=5'"),
+    "tokenizers": ("tokenizers", "imported text tokenizers", "pip install 'unitok[transformers]'"),
+    "peft": ("peft", "LoRA", "pip install 'unitok[lora]'"),
     "torchvision": ("torchvision", "not needed", "pip uninstall torchvision, or install the build that fits your torch"),
     "torchaudio": ("torchaudio", "not needed", "pip uninstall torchaudio, or install the build that fits your torch"),
 }

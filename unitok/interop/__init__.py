@@ -20,6 +20,7 @@ KINDS = {
 
 
 DECODER_KINDS = ("hf-chameleon", "hf-llama", "hf-qwen3")
+EXPORTS = {"hf-qwen3": "loads in transformers, vLLM and SGLang as Qwen3"}
 
 
 def import_checkpoint(kind: str, source: Path, config: Path | None = None, trust: bool = False) -> Any:

@@ -17,6 +17,7 @@ from torch import Tensor
 from unitok.bundle import Unitok
 from unitok.checkpoints import load_weights
 from unitok.errors import UserError, read_json
+from unitok.interop import DECODER_KINDS, EXPORTS
 from unitok.model.decoder import Decoder, DecoderConfig
 from unitok.pretrained import begin_folder, replace_folder
 from unitok.tokenizers.image import ImageTokenizer
@@ -24,8 +25,7 @@ from unitok.tokenizers.text import ImportedTextTokenizer
 from unitok.vocab import Range, Span, Vocab
 
 State = dict[str, Tensor]
-MODEL_TYPES = {"hf-llama": "llama", "hf-qwen3": "qwen3", "hf-chameleon": "chameleon"}
-EXPORTS = {"hf-qwen3": "a folder that transformers, vLLM and SGLang load as Qwen3"}
+MODEL_TYPES = {kind: kind.removeprefix("hf-") for kind in DECODER_KINDS}
 
 #: Fields that our configuration and transformers' share by name.
 QWEN3_FIELDS = (

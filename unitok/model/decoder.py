@@ -378,8 +378,9 @@ class Decoder(nn.Module):
 
     @classmethod
     def from_state(cls, config: DecoderConfig, state: dict[str, Tensor], where: str) -> "Decoder":
-        """A decoder whose parameters are the tensors of `state` themselves; in eval mode. Errors: `UserError` naming `where`."""
-        with torch.device("meta"):
+        """A decoder whose parameters are the tensors of `state` themselves, in fp32; in eval mode. Errors: `UserError` naming
+        `where`."""
+        with torch.device("meta"):  # nothing is allocated or drawn only to be overwritten
             model = cls(config)
-        load_state(model, state, where, assign=True)
+        load_state(model, {name: tensor.float() for name, tensor in state.items()}, where, assign=True)
         return model.eval()
