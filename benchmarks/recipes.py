@@ -31,16 +31,22 @@ RECIPES = {
     "hold 0.6": replace(BASE, hold=0.6),
     "no clipping": replace(BASE, clip=0.0),
     "beta2 0.99": replace(BASE, beta2=0.99),
-    "average of weights, 0.98": replace(BASE, average=0.98),
-    "adamw for all, 1e-3": replace(BASE, optimizer="adamw", rate=1e-3, decay=0.1),
-    "adamw for all, 3e-3": replace(BASE, optimizer="adamw", rate=3e-3, decay=0.1),
-    "adamw for all, 3e-3, beta2 0.99": replace(BASE, optimizer="adamw", rate=3e-3, decay=0.1, beta2=0.99),
+    # the second round: what helped, together
+    "3,072 ids, muon 0.01, hold 0": replace(BASE, ids=3072, muon_rate=0.01, hold=0.0),
+    "3,072 ids, muon 0.005, hold 0": replace(BASE, ids=3072, muon_rate=0.005, hold=0.0),
+    "muon 0.005, hold 0": replace(BASE, muon_rate=0.005, hold=0.0),
+    "6,144 ids, muon 0.01, hold 0": replace(BASE, ids=6144, muon_rate=0.01, hold=0.0),
+    "3,072 ids, muon 0.01, hold 0, average 0.98": replace(BASE, ids=3072, muon_rate=0.01, hold=0.0, average=0.98),
+    "adamw for all, 1e-3, hold 0": replace(BASE, optimizer="adamw", rate=1e-3, decay=0.1, hold=0.0),
+    "adamw for all, 3e-3, hold 0": replace(BASE, optimizer="adamw", rate=3e-3, decay=0.1, hold=0.0),
+    "adamw for all, 3e-3, beta2 0.99, hold 0": replace(BASE, optimizer="adamw", rate=3e-3, decay=0.1, beta2=0.99, hold=0.0),
 }
 
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--seconds", type=float, default=60.0, help="of each run")
+    p.add_argument("--first", type=int, default=0, help="number of the recipe to begin with")
     p.add_argument("--work", type=Path, default=Path("runs/loss_race"), help="folder for scenes, tokenizers and tokens")
     p.add_argument("--out", type=Path, default=RESULTS / "recipes.json")
     o = p.parse_args()
@@ -53,7 +59,7 @@ def main() -> None:
         print(f"{loss:.4f}  {name}, seed {seed}", flush=True)
         return loss
 
-    losses = {name: [run(name, 0)] for name in RECIPES}
+    losses = {name: [run(name, 0)] for name in list(RECIPES)[o.first :]}
     for name in sorted(losses, key=lambda name: losses[name][0])[:2]:
         losses[name] += [run(name, seed) for seed in (1, 2)]
     found = {"machine": machine("cpu"), "versions": versions(), "seconds": o.seconds, "losses": losses}
