@@ -110,7 +110,7 @@ class Recipe:
 
     optimizer: str = "muon"
     rate: float = 3e-3
-    muon_rate: float = 0.02
+    muon_rate: float = 0.01
     beta2: float = 0.95
     decay: float = 0.0
     hold: float = 0.3

@@ -294,7 +294,7 @@ def test_minutes_are_kept_to_also_when_the_pace_changes_and_shares_never_go_back
     assert 114 <= clock[0] - 100.0 <= 121
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
-    with pytest.raises(UserError, match="either steps or minutes"):
+    with pytest.raises(UserError, match="either steps, minutes or"):
         Budget(3, 1.0)
 
 
@@ -430,7 +430,7 @@ def test_what_a_run_cannot_go_on_with_is_refused_by_name(tmp_path, tokens):
         ("--model.init_args.lerning_rate", "learning_rate"),
         ("--model.init_args.decoder.hiden_size", "hidden_size"),
         ("--data.init_args.rowlength", "row_length"),
-        ("--trainer.max_step", "max_steps"),
+        ("--trainer.maxsteps", "max_steps"),
     ],
 )
 def test_a_key_that_does_not_exist_is_told_with_the_nearest(wrong, right, tmp_path, tokens, capsys):

@@ -213,6 +213,16 @@ class UnitokCLI(LightningCLI):
         if self.subcommand in ("validate", "test") and not config.ckpt_path:
             raise UserError(f"nothing to {self.subcommand}: give --resume with a checkpoint, or auto and the --out of a run")
 
+    def instantiate_classes(self) -> None:
+        """A `UserError` of a constructor comes out as it is: jsonargparse wraps it in what it tried."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, UserError):
+                cause = cause.__cause__
+            raise (cause or error) from None
+
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         config = self.config[self.subcommand]
         out = Path(config.out)

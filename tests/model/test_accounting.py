@@ -9,6 +9,7 @@ import yaml
 
 from unitok.cli import main
 from unitok.errors import UserError
+from unitok.hardware import peak_flops
 from unitok.inspection import inspect
 from unitok.model import Decoder, DecoderConfig
 from unitok.model.accounting import activation_floats, count, hours, memory_bytes
@@ -109,3 +110,10 @@ def test_inspect_says_what_a_decoder_costs_without_allocating_it(capsys, tmp_pat
         main(["inspect", "101m"])
     assert stopped.value.code == 2
     assert "no such file or folder, and no preset; presets are tiny" in capsys.readouterr().err
+
+
+def test_the_peak_of_a_device_is_found_by_its_drivers_name():
+    assert peak_flops("NVIDIA H200") == 989e12
+    assert peak_flops("NVIDIA A100-SXM4-80GB") == 312e12
+    assert peak_flops("NVIDIA GeForce RTX 4090") == 165e12
+    assert peak_flops("Tesla T4") is None

@@ -66,7 +66,8 @@ class Samples(L.Callback):
         if not isinstance(module, DecoderTraining):
             raise UserError("Samples: it samples from a decoder; tokenizers show reconstructions by themselves")
         if trainer.is_global_zero:
-            self._unitok = Unitok.from_pretrained(self.bundle, str(module.device), parts=TOKENIZERS)
+            with torch.random.fork_rng(devices=[]):  # new networks draw their weights before they read them
+                self._unitok = Unitok.from_pretrained(self.bundle, str(module.device), parts=TOKENIZERS)
             self._unitok.vocab.check_covers(module.data.vocab, self.bundle, str(module.data.path))
             self._read()
 

@@ -116,7 +116,7 @@ class DecoderTraining(TrainingShell):
         ids: float | None = None,
         optimizer: Literal["muon", "adamw"] = "muon",
         learning_rate: float = 3e-3,
-        muon_rate: float = 0.02,
+        muon_rate: float = 0.01,
         warmup_steps: int = 30,
         hold: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.95),
