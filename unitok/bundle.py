@@ -221,7 +221,7 @@ def _part_class(name: str) -> Any:
 def load_trained_part(name: str, path: Path, trust: bool = False) -> tuple[Any, dict[str, Any]]:
     """A part from its own folder, a bundle, a run's folder (its newest checkpoint) or a checkpoint; and the checkpoint's
     description of it. Errors: `UserError` naming the path."""
-    from unitok.checkpoints import load_checkpoint, newest_checkpoint
+    from unitok.checkpoints import is_sharded, load_checkpoint, newest_checkpoint
 
     path = Path(path)
     if not path.exists():
@@ -231,7 +231,7 @@ def load_trained_part(name: str, path: Path, trust: bool = False) -> tuple[Any, 
         if newest is None:
             raise UserError(f"{path / 'checkpoints'}: no checkpoint there")
         path = newest
-    if path.is_dir():
+    if path.is_dir() and not is_sharded(path):
         known = {"vocab": Vocab.load(path / "vocab.json").to_manifest()} if (path / "vocab.json").exists() else {}
         return _part_class(name).from_pretrained(path), known
     checkpoint = load_checkpoint(path, trust)

@@ -74,7 +74,17 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
 # ---- Sharded checkpoints (FSDP2): a folder with a part for each process ------------------------------------------------
 
 _INDEX, _REST = ".metadata", "meta.pt"
-_OF_PYTORCH = ("torch.distributed.checkpoint.", "collections.OrderedDict", "torch.Size", "torch.serialization._get_layout")
+#: What an index names, module by module: plain records and nothing that acts.
+_OF_AN_INDEX = {
+    "torch": {"Size"},
+    "torch.serialization": {"_get_layout"},
+    "torch.distributed.checkpoint.metadata": {
+        *("Metadata", "TensorProperties", "BytesStorageMetadata", "ChunkStorageMetadata", "StorageMeta", "MetadataIndex"),
+        *("TensorStorageMetadata", "_MEM_FORMAT_ENCODING"),
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "pathlib": {"PosixPath", "WindowsPath"},
+}
 
 
 def is_sharded(path: Path) -> bool:
@@ -86,10 +96,9 @@ class _IndexReader(pickle.Unpickler):
     """Refuses what an index of PyTorch's distributed checkpoints does not hold."""
 
     def find_class(self, module: str, name: str) -> Any:
-        full = f"{module}.{name}"
         dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if not dtype and not any(full == known or (known.endswith(".") and full.startswith(known)) for known in _OF_PYTORCH):
-            raise pickle.UnpicklingError(f"it names {full}")
+        if not dtype and name not in _OF_AN_INDEX.get(module, ()):
+            raise pickle.UnpicklingError(f"it names {module}.{name}")
         return super().find_class(module, name)
 
 

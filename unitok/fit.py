@@ -149,10 +149,9 @@ def _option_names() -> list[str]:
     from unitok.model.training import DecoderTraining
     from unitok.tokenizers.training import AudioTokenizerTraining, ImageTokenizerTraining
 
-    names, waiting = {"out", "resume", "checkpoint_seconds", "model", "data", "trainer", "seed_everything", "init_args"}, [
-        DecoderTraining, ImageTokenizerTraining, AudioTokenizerTraining, data.TokenShards, data.ImageFiles, data.AudioFiles,
-        L.Trainer,
-    ]  # fmt: skip
+    names = {"out", "resume", "checkpoint_seconds", "model", "data", "trainer", "seed_everything", "init_args"}
+    trainings = (DecoderTraining, ImageTokenizerTraining, AudioTokenizerTraining)
+    waiting: list[Any] = [*trainings, data.TokenShards, data.ImageFiles, data.AudioFiles, L.Trainer]
     for cls in waiting:
         names |= set(inspect.signature(cls).parameters)
         hints = get_type_hints(cls.__init__) if cls is not L.Trainer else {}

@@ -54,10 +54,11 @@ class Samples(L.Callback):
             raise UserError("Samples: every_minutes must be above 0 and number at least 1")
         self.bundle, self.scenes, self.prompts = bundle, scenes, prompts
         self.every_minutes, self.number, self.seed, self.max_ids = every_minutes, number, seed, max_ids
-        warm = {"temperature": temperature, "top_p": 0.95}
         self.settings = {
-            "text": Settings(temperature=0.0), "image": Settings(**warm, guidance=guidance), "audio": Settings(**warm)
-        }  # fmt: skip
+            "text": Settings(temperature=0.0),
+            "image": Settings(temperature, top_p=0.95, guidance=guidance),
+            "audio": Settings(temperature, top_p=0.95),
+        }
         self._unitok: Unitok | None = None
         self._last = 0.0
 

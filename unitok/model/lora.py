@@ -6,6 +6,7 @@ decoder's weights of them, so that bundles know nothing of it.
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -39,9 +40,8 @@ def add_lora(decoder: nn.Module, lora: LowRank) -> None:
     names = {name.rpartition(".")[2] for name, module in decoder.named_modules() if isinstance(module, nn.Linear)}
     if missing := [target for target in lora.targets if target not in names]:
         raise UserError(f"lora.targets: no matrix {missing[0]!r}; the decoder has {', '.join(sorted(names))}")
-    settings = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets), lora_dropout=lora.dropout, bias="none"
-    )  # type: ignore[arg-type]
+    alpha: Any = lora.alpha
+    settings = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=list(lora.targets), lora_dropout=lora.dropout)
     inject_adapter_in_model(settings, decoder)
 
 
