@@ -29,15 +29,10 @@ RECIPES = {
     "adamw 1e-2": replace(BASE, rate=1e-2),
     "hold 0": replace(BASE, hold=0.0),
     "hold 0.6": replace(BASE, hold=0.6),
-    "no clipping": replace(BASE, clip=0.0),
     "beta2 0.99": replace(BASE, beta2=0.99),
-    "3,072 ids, muon 0.01, hold 0": replace(BASE, ids=3072, muon_rate=0.01, hold=0.0),
-    "3,072 ids, muon 0.005, hold 0": replace(BASE, ids=3072, muon_rate=0.005, hold=0.0),
-    "muon 0.005, hold 0": replace(BASE, muon_rate=0.005, hold=0.0),
-    "6,144 ids, muon 0.01, hold 0": replace(BASE, ids=6144, muon_rate=0.01, hold=0.0),
-    "3,072 ids, muon 0.01, hold 0, average 0.98": replace(BASE, ids=3072, muon_rate=0.01, hold=0.0, average=0.98),
-    "adamw for all, 1e-3, hold 0": replace(BASE, optimizer="adamw", rate=1e-3, decay=0.1, hold=0.0),
-    "adamw for all, 3e-3, hold 0": replace(BASE, optimizer="adamw", rate=3e-3, decay=0.1, hold=0.0),
+    "768 ids, muon 0.01": replace(BASE, ids=768, muon_rate=0.01),
+    "adamw for all, 1e-3, 768 ids": replace(BASE, optimizer="adamw", rate=1e-3, decay=0.1, ids=768),
+    "adamw for all, 3e-3, 768 ids": replace(BASE, optimizer="adamw", rate=3e-3, decay=0.1, ids=768),
 }
 
 

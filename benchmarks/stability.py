@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from common import RESULTS, machine, versions
-from loss_race import Measure, make_tokens, race
+from loss_race import Measure, make_tokens, on_all_ids, race
 
 from unitok.data.module import EndlessBatches
 from unitok.data.packing import PackedDataset
@@ -45,7 +45,7 @@ def train(tokens: Path, new: Measure, qk: bool, z_loss: float, rate: float, seco
 
     def step(share: float) -> None:
         nonlocal done
-        batch = {k: torch.from_numpy(v)[None] for k, v in data[next(batches)[0]].items()}
+        batch = on_all_ids({k: torch.from_numpy(v)[None] for k, v in data[next(batches)[0]].items()})
         for group in optimizer.param_groups:
             group["lr"] = rate * warmup_linear(done, share, 20)
         with NormWatch(decoder, on=True) as watch:
