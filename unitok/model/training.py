@@ -4,8 +4,6 @@ The loss of a position is the cross-entropy over the ids that the grammar allows
 ids; legal sets reach the model as data (`unitok.model.loss`).
 """
 
-import difflib
-import fnmatch
 import logging
 import math
 from dataclasses import asdict, replace
@@ -20,6 +18,7 @@ from unitok.errors import UserError
 from unitok.hardware import peak_flops
 from unitok.model.accounting import count
 from unitok.model.decoder import Decoder, DecoderConfig
+from unitok.model.finetuning import choose_trained, start_decoder
 from unitok.model.health import NormWatch
 from unitok.model.lora import LowRank, add_lora
 from unitok.model.loss import Loss, next_id_loss
@@ -30,50 +29,6 @@ from unitok.training import TrainingShell, WeightAverage, check_same, warmup_lin
 log = logging.getLogger("unitok")
 SETTLED = 50  # steps after which the gradient's norm is known well enough to tell what is unusual
 MOST_SKIPPED = 5  # batches in a row that may be skipped
-
-
-def start_decoder(path: Path, wanted: DecoderConfig, vocab: Any, where: str) -> tuple[Decoder, int]:
-    """A decoder to go on from, grown to `wanted.vocab_size` ids; -> it, and the first of its new ids.
-
-    Its architecture stays; dropout, back end and checkpointed activations are the wanted ones. New ids begin with the mean of
-    the embeddings and zeros in the head. Errors: `UserError` where what its ids mean is not what `vocab`'s mean, which is that of
-    the data at `where`.
-    """
-    old = Decoder.from_pretrained(path)
-    known, size = path / "vocab.json", old.config.vocab_size
-    if known.exists():
-        vocab.check_covers(type(vocab).load(known), where, str(path))
-    if size > wanted.vocab_size or (size < wanted.vocab_size and not known.exists()):
-        raise UserError(
-            f"{path}: a decoder of {size} ids, the data has {wanted.vocab_size}: tokenize with the bundle it belongs to"
-        )
-    free = ("vocab_size", "dropout", "attention", "checkpoint_activations")
-    decoder = Decoder(replace(old.config, **{name: getattr(wanted, name) for name in free}))
-    state = old.state_dict()
-    for name, start in (("model.embed_tokens.weight", old.model.embed_tokens.weight.mean(0)), ("lm_head.weight", None)):
-        new = state[name].new_zeros(wanted.vocab_size - size, state[name].shape[1])
-        state[name] = torch.cat([state[name], new if start is None else new + start.detach()])
-    decoder.load_state_dict(state)
-    return decoder, size
-
-
-def choose_trained(decoder: Decoder, freeze: list[str], new_ids_from: int | None = None) -> None:
-    """Freeze parameters by patterns of their names; with `new_ids_from`, all but the rows of ids from there on."""
-    names = [name for name, _ in decoder.named_parameters()]
-    for pattern in freeze:
-        if not fnmatch.filter(names, pattern):
-            near = difflib.get_close_matches(pattern, names, 1, 0.0)[0]
-            raise UserError(f"freeze {pattern!r}: no parameter of that name; the nearest is {near}")
-    rows = ("model.embed_tokens.weight", "lm_head.weight")
-    for name, p in decoder.named_parameters():
-        if any(fnmatch.fnmatch(name, pattern) for pattern in freeze) or (new_ids_from is not None and name not in rows):
-            p.requires_grad_(False)
-        elif new_ids_from is not None:
-            if new_ids_from >= len(p):
-                raise UserError("only_new_ids: the data has no ids that the decoder of start_from does not know")
-            p.register_hook(lambda g: torch.cat([torch.zeros_like(g[:new_ids_from]), g[new_ids_from:]]))
-    if not any(p.requires_grad for p in decoder.parameters()):
-        raise UserError(f"freeze {freeze}: nothing is left to train")
 
 
 class DecoderTraining(TrainingShell):
