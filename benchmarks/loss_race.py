@@ -39,7 +39,7 @@ from unitok.model.presets import PRESETS
 from unitok.training import WeightAverage, warmup_linear
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "scenes"
-RATES, BATCHES = (1e-3, 2e-3, 4e-3), (4, 8)  # of AdamW, and documents a batch
+RATES, BATCHES = (1e-3, 3e-3, 1e-2), (4, 8)  # of AdamW, and documents a batch
 EVERY = 2.5  # seconds between two measurements of ours
 Curve = list[tuple[float, float]]
 
@@ -116,12 +116,12 @@ class Recipe:
     """How ours is trained; see `DecoderTraining`. ids: a step, packed into one row."""
 
     optimizer: str = "muon"
-    rate: float = 3e-3
-    muon_rate: float = 0.01
+    rate: float = 2e-2
+    muon_rate: float = 0.02
     beta2: float = 0.95
     decay: float = 0.0
     hold: float = 0.3
-    ids: int = 1536
+    ids: int = 768
     clip: float = 1.0
     z_loss: float = 1e-5
     average: float = 0.0  # decay of the average of the weights that is measured; 0: the weights themselves

@@ -1,6 +1,6 @@
 """Recipes for the decoder at equal seconds: optimizer, rates, schedule, ids a step; the table of docs/notes.md.
 
-    python benchmarks/recipes.py [--seconds 60] [--work FOLDER]
+    python benchmarks/recipes.py [--seconds 45] [--work FOLDER]
 
 Each recipe changes what its name says against the first. All train the same shape (1.8M parameters in its blocks) on scenes for
 the same seconds; the loss is the mean cross-entropy of the next id over the whole vocabulary, in nats, on 400 new documents. One
@@ -19,7 +19,7 @@ from loss_race import Measure, Recipe, make_tokens, race_ours
 from unitok.data.shards import TokenDataset
 from unitok.model.presets import PRESETS
 
-BASE = Recipe(muon_rate=0.02)  # what the demo had before this race
+BASE = Recipe(rate=3e-3, ids=1536)  # what the demo had before this race
 RECIPES = {
     "muon 0.02, adamw 3e-3, 1,536 ids, hold 0.3": BASE,
     "768 ids": replace(BASE, ids=768),
@@ -31,14 +31,21 @@ RECIPES = {
     "hold 0.6": replace(BASE, hold=0.6),
     "beta2 0.99": replace(BASE, beta2=0.99),
     "768 ids, muon 0.01": replace(BASE, ids=768, muon_rate=0.01),
+    "768 ids, adamw 1e-2": replace(BASE, ids=768, rate=1e-2),
+    "768 ids, adamw 1e-2, muon 0.04": replace(BASE, ids=768, rate=1e-2, muon_rate=0.04),
+    "384 ids, adamw 1e-2": replace(BASE, ids=384, rate=1e-2),
+    "768 ids, adamw 2e-2": replace(BASE, ids=768, rate=2e-2),
+    "adamw 1e-2, hold 0.6": replace(BASE, rate=1e-2, hold=0.6),
+    "adamw 2e-2": replace(BASE, rate=2e-2),
     "adamw for all, 1e-3, 768 ids": replace(BASE, optimizer="adamw", rate=1e-3, decay=0.1, ids=768),
     "adamw for all, 3e-3, 768 ids": replace(BASE, optimizer="adamw", rate=3e-3, decay=0.1, ids=768),
+    "adamw for all, 1e-2, 768 ids": replace(BASE, optimizer="adamw", rate=1e-2, decay=0.1, ids=768),
 }
 
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--seconds", type=float, default=60.0, help="of each run")
+    p.add_argument("--seconds", type=float, default=45.0, help="of each run")
     p.add_argument("--work", type=Path, default=Path("runs/loss_race"), help="folder for scenes, tokenizers and tokens")
     p.add_argument("--out", type=Path, default=RESULTS / "recipes.json")
     o = p.parse_args()

@@ -41,7 +41,8 @@ class DecoderTraining(TrainingShell):
         ids: its length in ids.
         optimizer: `muon` (Muon for the blocks' matrices, AdamW for the rest) or `adamw`.
         learning_rate: peak of AdamW. muon_rate: peak of Muon. Both are reached after `warmup_steps`, held for `hold` of
-            the run, and fall linearly to a fiftieth. betas: AdamW's. weight_decay: on matrices.
+            the run, and fall linearly to a fiftieth; the defaults are for a few million parameters and minutes (docs/notes.md),
+            larger presets have smaller ones. betas: AdamW's. weight_decay: on matrices.
         half_life: ids after which AdamW's second moment has forgotten half; sets the second of `betas` by the size of the
             batch (Marek et al. 2025, "Small batch size training for language models").
         accumulate: pieces a batch is cut into, each with a forward and backward pass of its own; the step is the same.
@@ -70,10 +71,10 @@ class DecoderTraining(TrainingShell):
         minutes: float | None = None,
         ids: float | None = None,
         optimizer: Literal["muon", "adamw"] = "muon",
-        learning_rate: float = 3e-3,
-        muon_rate: float = 0.01,
+        learning_rate: float = 1e-2,
+        muon_rate: float = 0.02,
         warmup_steps: int = 30,
-        hold: float = 0.0,
+        hold: float = 0.3,
         betas: tuple[float, float] = (0.9, 0.95),
         half_life: float | None = None,
         weight_decay: float = 0.0,
