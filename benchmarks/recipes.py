@@ -19,7 +19,7 @@ from loss_race import Measure, Recipe, make_tokens, race_ours
 from unitok.data.shards import TokenDataset
 from unitok.model.presets import PRESETS
 
-BASE = Recipe(rate=3e-3, ids=1536)  # what the demo had before this race
+BASE = Recipe(rate=3e-3, ids=1536, iterations=5)  # what the demo had before this race
 RECIPES = {
     "muon 0.02, adamw 3e-3, 1,536 ids, hold 0.3": BASE,
     "768 ids": replace(BASE, ids=768),
@@ -54,7 +54,7 @@ def main() -> None:
     config = replace(PRESETS["tiny"].config, vocab_size=TokenDataset(tokens).vocab.size)
 
     def run(name: str, seed: int) -> float:
-        loss = race_ours(tokens, config, measure, o.seconds, seed, RECIPES[name])[-1][1]
+        loss = race_ours(tokens, config, measure, o.seconds, seed, RECIPES[name])
         print(f"{loss:.4f}  {name}, seed {seed}", flush=True)
         return loss
 

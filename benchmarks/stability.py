@@ -59,7 +59,7 @@ def train(tokens: Path, new: Measure, qk: bool, z_loss: float, rate: float, seco
         found["output_norm"].append(float(watch.found["output_norm"]))
         found["log_normaliser"].append(float(loss.log_normaliser.square().mean().sqrt()))
 
-    found["new"] = race(step, lambda: new(decoder), seconds)[-1][1]
+    found["new"] = race(step, lambda: new(decoder), seconds)
     return found
 
 

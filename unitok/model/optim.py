@@ -36,11 +36,11 @@ class Muon(torch.optim.Optimizer):
     Args:
         lr: size of a step, relative to a matrix whose singular values are 1 and that is no taller than wide; taller
             ones are scaled by sqrt(rows / columns), as in Jordan's implementation.
-        momentum: of the gradient. weight_decay: decoupled, times lr.
+        momentum: of the gradient. weight_decay: decoupled, times lr. iterations: of Newton-Schulz.
     """
 
-    def __init__(self, params: Any, lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0):
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+    def __init__(self, params: Any, lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0, iterations: int = 5):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "iterations": iterations})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:  # type: ignore[override]
@@ -62,7 +62,7 @@ class Muon(torch.optim.Optimizer):
                     assert gradient is not None
                     buffer.lerp_(gradient, 1 - group["momentum"])
                     updates.append(torch.lerp(gradient, buffer, group["momentum"]))
-                directions = orthogonalise(torch.stack([_whole(u) for u in updates]))
+                directions = orthogonalise(torch.stack([_whole(u) for u in updates]), group["iterations"])
                 scale = max(1.0, shape[0] / shape[1]) ** 0.5
                 for p, direction in zip(parameters, directions, strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
@@ -83,7 +83,13 @@ def _like(tensor: Tensor, model: Tensor) -> Tensor:
 
 
 def build_optimizers(
-    decoder: nn.Module, name: str, rate: float, muon_rate: float, betas: tuple[float, float], weight_decay: float
+    decoder: nn.Module,
+    name: str,
+    rate: float,
+    muon_rate: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+    muon_iterations: int = 5,
 ) -> list[torch.optim.Optimizer]:
     """`muon`: Muon for the blocks' matrices and AdamW for embedding, head and norms; `adamw`: AdamW for all. Frozen ones are left out."""
     matrices, embeddings, vectors = [], [], []
@@ -102,5 +108,5 @@ def build_optimizers(
     ]
     optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=rate, betas=betas, eps=1e-8, fused=True)]
     if name == "muon" and matrices:
-        optimizers.append(Muon(matrices, lr=muon_rate, weight_decay=weight_decay))
+        optimizers.append(Muon(matrices, lr=muon_rate, weight_decay=weight_decay, iterations=muon_iterations))
     return optimizers

@@ -43,6 +43,7 @@ class DecoderTraining(TrainingShell):
         learning_rate: peak of AdamW. muon_rate: peak of Muon. Both are reached after `warmup_steps`, held for `hold` of
             the run, and fall linearly to a fiftieth; the defaults are for a few million parameters and minutes (docs/notes.md),
             larger presets have smaller ones. betas: AdamW's. weight_decay: on matrices.
+        muon_iterations: of Newton-Schulz; where steps are small, as on a CPU, 3 of them pay.
         half_life: ids after which AdamW's second moment has forgotten half; sets the second of `betas` by the size of the
             batch (Marek et al. 2025, "Small batch size training for language models").
         accumulate: pieces a batch is cut into, each with a forward and backward pass of its own; the step is the same.
@@ -73,6 +74,7 @@ class DecoderTraining(TrainingShell):
         optimizer: Literal["muon", "adamw"] = "muon",
         learning_rate: float = 1e-2,
         muon_rate: float = 0.02,
+        muon_iterations: int = 5,
         warmup_steps: int = 30,
         hold: float = 0.3,
         betas: tuple[float, float] = (0.9, 0.95),
@@ -94,6 +96,7 @@ class DecoderTraining(TrainingShell):
         super().__init__(steps, minutes, log_every, ids)
         self.config = decoder
         self.optimizer_name, self.rate, self.muon_rate = optimizer, learning_rate, muon_rate
+        self.muon_iterations = muon_iterations
         self.warmup_steps, self.hold, self.betas = warmup_steps, hold, (betas[0], betas[1])
         self.weight_decay, self.clip, self.z_loss, self.loss_over = weight_decay, clip, z_loss, loss_over
         self.compiles, self.ema_decay, self.skip_above = compile, ema_decay, skip_above
@@ -160,7 +163,8 @@ class DecoderTraining(TrainingShell):
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         decay = 0.0 if self.only_new_ids else self.weight_decay  # it would move the old rows, too
         betas = self.betas if self.half_life is None else (self.betas[0], 0.5 ** (self.ids_a_step / self.half_life))
-        return build_optimizers(self.decoder, self.optimizer_name, self.rate, self.muon_rate, betas, decay)
+        how = (self.optimizer_name, self.rate, self.muon_rate, betas, decay, self.muon_iterations)
+        return build_optimizers(self.decoder, *how)
 
     @property
     def ids_a_step(self) -> int:
