@@ -35,6 +35,7 @@ RECIPES = {
     "768 ids, adamw 1e-2, muon 0.04": replace(BASE, ids=768, rate=1e-2, muon_rate=0.04),
     "384 ids, adamw 1e-2": replace(BASE, ids=384, rate=1e-2),
     "768 ids, adamw 2e-2": replace(BASE, ids=768, rate=2e-2),
+    "768 ids, adamw 1e-2, hold 0.5": replace(BASE, ids=768, rate=1e-2, hold=0.5),
     "adamw 1e-2, hold 0.6": replace(BASE, rate=1e-2, hold=0.6),
     "adamw 2e-2": replace(BASE, rate=2e-2),
     "adamw for all, 1e-3, 768 ids": replace(BASE, optimizer="adamw", rate=1e-3, decay=0.1, ids=768),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint
 from launch import run_processes
 
 from unitok.bundle import Unitok, make_bundle
@@ -103,7 +104,17 @@ def test_an_index_that_names_something_else_is_refused_without_running_it(tmp_pa
     folder.mkdir(parents=True)
     torch.save({}, folder / "meta.pt")
     (folder / ".metadata").write_bytes(pickle.dumps(Harm()))
-    with pytest.raises(UserError, match="not an index of a sharded checkpoint"):
+    with pytest.raises(UserError, match="not a sharded checkpoint that can be read .it names"):
         load_checkpoint(folder)
     assert newest_checkpoint(tmp_path / "run") is None
+    (folder / ".metadata").unlink()
+    torch.distributed.checkpoint.save(  # PyTorch's own loading would unpickle what is no tensor
+        {"state_dict": {"x": torch.zeros(2)}, "optimizer_0": {"lr": Harm()}}, checkpoint_id=folder, no_dist=True
+    )
+    with pytest.raises(UserError, match="not a sharded checkpoint that can be read"):
+        load_checkpoint(folder)
     assert not (tmp_path / "harm").exists()
+    torch.distributed.checkpoint.save(
+        {"state_dict": {"x": torch.ones(2)}, "optimizer_0": {"lr": 0.5}}, checkpoint_id=folder, no_dist=True
+    )
+    assert torch.equal(load_checkpoint(folder)["state_dict"]["x"], torch.ones(2))

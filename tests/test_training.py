@@ -378,8 +378,16 @@ def test_checkpoints_are_written_by_the_clock_but_not_while_batches_are_skipped(
         run_lightning(arguments("decoder", tmp_path / "run", tokens, 20, "--checkpoint_seconds", "0"))
     assert [f.name for f in (tmp_path / "run" / "checkpoints").iterdir()] == ["step=3.ckpt"]
     monkeypatch.undo()
+    kept = tmp_path / "run" / "checkpoints" / "kept.ckpt"  # a copy that the user made
+    kept.write_bytes((tmp_path / "run" / "checkpoints" / "step=3.ckpt").read_bytes())
     run_lightning(arguments("decoder", tmp_path / "run", tokens, 20, "--resume", "auto"))
-    assert [f.name for f in (tmp_path / "run" / "checkpoints").iterdir()] == ["final.ckpt"]
+    assert {f.name for f in (tmp_path / "run" / "checkpoints").iterdir()} == {"final.ckpt", "kept.ckpt"}
+    assert {f.name for f in (tmp_path / "run" / "metrics").glob("*.csv")} == {"metrics.csv", "metrics-1.csv"}
+    torn = tmp_path / "torn" / "checkpoints" / "final.ckpt"
+    torn.parent.mkdir(parents=True)
+    torn.write_bytes(kept.read_bytes()[:5000])
+    with pytest.raises(UserError, match="no checkpoint of this run reads; remove them"):
+        run_lightning(arguments("decoder", tmp_path / "torn", tokens, 20, "--resume", "auto"))
 
 
 def test_where_there_is_no_room_the_old_checkpoint_stays(tmp_path, tokens):
@@ -420,7 +428,11 @@ def test_what_a_run_cannot_go_on_with_is_refused_by_name(tmp_path, tokens):
         run_lightning([*again, "--model.init_args.optimizer", "adamw"])
     with pytest.raises(UserError, match="trainer.precision 16-mixed: choose one of 32-true, bf16-mixed"):
         run_lightning([*again, "--trainer.precision", "16-mixed"])
-    with pytest.raises(UserError, match="audio_level_weights: 8 numbers, .* has 3 levels"):
+    with pytest.raises(UserError, match="trainer.strategy fsdp: choose auto, ddp or"):
+        run_lightning([*again, "--trainer.strategy", "fsdp"])
+    with pytest.raises(UserError, match="accumulate 0 must be at least 1"):
+        run_lightning([*again, "--model.init_args.accumulate", "0"])
+    with pytest.raises(UserError, match="audio_level_weights: 8 numbers, the vocabulary has 3 levels"):
         run_lightning([*again, "--data.init_args.audio_level_weights", "[1, 1, 1, 1, 1, 1, 1, 1]"])
 
 

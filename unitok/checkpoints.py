@@ -6,6 +6,7 @@ state and do nothing, so that the tensors beside them come out. What still does 
 it be unpickled. Sharded checkpoints (a folder each) have one pickle of PyTorch's own; what it names is checked first.
 """
 
+import io
 import os
 import pickle
 import warnings
@@ -84,6 +85,7 @@ _OF_AN_INDEX = {
     },
     "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
     "pathlib": {"PosixPath", "WindowsPath"},
+    "pathlib._local": {"PosixPath", "WindowsPath"},  # where Python 3.13 has them
 }
 
 
@@ -102,12 +104,27 @@ class _IndexReader(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def _check_index(path: Path) -> None:
+def check_checkpoint(path: Path) -> None:
+    """Raise `UserError` unless a checkpoint reads; of a sharded one the index, and what it holds beside tensors, is read."""
+    if not is_sharded(path):
+        load_checkpoint(path)
+        return
     try:
         with open(path / _INDEX, "rb") as file:
-            _IndexReader(file).load()
+            index = _IndexReader(file).load()
+        for entry, where in index.storage_data.items():
+            part = (path / where.relative_path).resolve()
+            if not part.is_relative_to(path.resolve()):
+                raise ValueError(f"{where.relative_path} lies elsewhere")
+            with open(part, "rb") as file:
+                file.seek(where.offset)
+                data = file.read(where.length)
+            if len(data) < where.length:
+                raise ValueError(f"{where.relative_path} is cut off")
+            if type(index.state_dict_metadata[entry.fqn]).__name__ == "BytesStorageMetadata":
+                torch.load(io.BytesIO(data), weights_only=True)  # PyTorch itself would unpickle it
     except Exception as error:  # a torn pickle raises almost anything
-        raise UserError(f"{path / _INDEX}: not an index of a sharded checkpoint ({_first_line(error)})") from None
+        raise UserError(f"{path}: not a sharded checkpoint that can be read ({_first_line(error)})") from None
 
 
 def _load_sharded(path: Path) -> dict[str, Any]:
@@ -116,7 +133,7 @@ def _load_sharded(path: Path) -> dict[str, Any]:
     from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
     from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
-    _check_index(path)
+    check_checkpoint(path)
     state: dict[str, Any] = {}
     planner = _EmptyStateDictLoadPlanner(keys={"state_dict"})
     _load_state_dict(state, storage_reader=FileSystemReader(path), planner=planner, no_dist=True)
@@ -187,7 +204,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
         files = list((folder / "checkpoints").glob("*.ckpt"))
         for file in sorted(files, key=_written, reverse=True):
             try:
-                _check_index(file) if is_sharded(file) else load_checkpoint(file)
+                check_checkpoint(file)
             except UserError:
                 continue
             return file

@@ -17,8 +17,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities import rank_zero_only
 
-from unitok.checkpoints import load_checkpoint, newest_checkpoint, write_checkpoint
+from unitok.checkpoints import check_checkpoint, is_sharded, newest_checkpoint, write_checkpoint
 from unitok.errors import UserError
 from unitok.training import TrainingShell
 
@@ -37,12 +38,13 @@ class Checkpoints(Checkpoint):
 
     def __init__(self, seconds: float):
         self.seconds = seconds
+        self.files = WholeFiles()
         self._written = 0.0
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         """Files are written by `write_checkpoint`."""
         if not isinstance(trainer.strategy, ModelParallelStrategy):
-            trainer.strategy.checkpoint_io = WholeFiles()
+            trainer.strategy.checkpoint_io = self.files
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Start the clock."""
@@ -70,9 +72,12 @@ class Checkpoints(Checkpoint):
             self._save_sharded(trainer, folder / name)
         else:
             trainer.save_checkpoint(folder / name)
+            problem = trainer.strategy.broadcast(self.files.problem)  # of the first process, which writes; all stop
+            if problem:
+                raise UserError(problem)
         if trainer.is_global_zero:
             for old in folder.glob("*.ckpt"):
-                if old.name != name and (old.name.startswith("step=") or name == "final.ckpt"):
+                if old.name != name and (old.name.startswith("step=") or (old.name, name) == ("stopped.ckpt", "final.ckpt")):
                     _remove(old)
 
     def _save_sharded(self, trainer: L.Trainer, path: Path) -> None:
@@ -89,11 +94,16 @@ class Checkpoints(Checkpoint):
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Checkpoints in one file, whole or not there."""
+    """Checkpoints in one file, whole or not there. What went wrong is kept in `problem`, for all processes to hear of."""
+
+    problem = ""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write it; errors: `UserError` where there is no room."""
-        write_checkpoint(checkpoint, Path(path))
+        """Write it."""
+        try:
+            write_checkpoint(checkpoint, Path(path))
+        except UserError as error:
+            self.problem = str(error)
 
 
 def _remove(path: Path) -> None:
@@ -205,12 +215,32 @@ class UnitokCLI(LightningCLI):
             )
         if config.resume == "auto":
             newest = newest_checkpoint(out)
+            if newest is None and (there := sorted(out.glob("checkpoints/*.ckpt"))):
+                raise UserError(
+                    f"{there[-1]}: no checkpoint of this run reads; remove them to start again, or choose another --out"
+                )
             config.ckpt_path = str(newest) if newest else None
         elif config.resume:
-            load_checkpoint(Path(config.resume))
+            check_checkpoint(Path(config.resume))
             config.ckpt_path = config.resume
+        self._check_strategy(config)
         if self.subcommand in ("validate", "test") and not config.ckpt_path:
             raise UserError(f"nothing to {self.subcommand}: give --resume with a checkpoint, or auto and the --out of a run")
+
+    def _check_strategy(self, config: Any) -> None:
+        """Only those that were made to work; a checkpoint must be of the same kind."""
+        strategy = config.trainer.strategy
+        name = strategy if isinstance(strategy, str) else str(getattr(strategy, "class_path", "auto"))
+        sharded = name.endswith("ModelParallelStrategy")
+        if not (sharded or name == "auto" or "ddp" in name.lower()):
+            raise UserError(f"trainer.strategy {name}: choose auto, ddp or lightning.pytorch.strategies.ModelParallelStrategy")
+        if sharded and not str(config.model.class_path).endswith("DecoderTraining"):
+            raise UserError("trainer.strategy: only decoders are sharded; train tokenizers with ddp")
+        if config.ckpt_path and sharded != is_sharded(Path(config.ckpt_path)):
+            how = (
+                "with ModelParallelStrategy" if not sharded else "without it: make a bundle of it, and give that as start_from"
+            )
+            raise UserError(f"{config.ckpt_path}: go on {how}, as it was written")
 
     def instantiate_classes(self) -> None:
         """A `UserError` of a constructor comes out as it is: jsonargparse wraps it in what it tried."""
@@ -226,6 +256,7 @@ class UnitokCLI(LightningCLI):
         config = self.config[self.subcommand]
         out = Path(config.out)
         if config.trainer.logger is None:
+            _keep_metrics(out / "metrics" / "metrics.csv")
             kwargs["logger"] = [
                 CSVLogger(out, name="", version="metrics"),
                 TensorBoardLogger(out, name="", version="tensorboard"),
@@ -236,6 +267,13 @@ class UnitokCLI(LightningCLI):
         given = self._get(self.config_init, "trainer").get("callbacks") or []
         given = given if isinstance(given, list) else [given]
         return super().instantiate_trainer(callbacks=[*given, *extra], **kwargs)
+
+
+def _keep_metrics(path: Path) -> None:
+    """Lightning's logger removes the file of an earlier part of the run: it gets a number."""
+    if path.exists() and rank_zero_only.rank == 0:
+        number = 1 + len(list(path.parent.glob("metrics-*.csv")))
+        path.rename(path.with_name(f"metrics-{number}.csv"))
 
 
 def run_lightning(arguments: list[str] | None = None) -> None:

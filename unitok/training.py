@@ -269,6 +269,8 @@ class TrainingShell(L.LightningModule):
         state = checkpoint.get("unitok") or {}
         if state.get("kind") != self.kind:
             raise UserError(f"the checkpoint is of {state.get('kind') or 'another program'}, this run trains {self.kind}")
+        if "structure" not in state:
+            raise UserError("the checkpoint was written by an earlier version of unitok: start again with another --out")
         self.check_part(state["part"])
         if self.trainer.state.fn == "fit":
             check_same(state["structure"], self.structure(), "model")

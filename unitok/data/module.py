@@ -357,14 +357,14 @@ class TokenShards(_Module):
         self, folders: list[str], shares: list[float] | None, drop_condition: float, vocab: Vocab | None = None
     ) -> PackedDataset:
         sets = [TokenDataset(Path(folder)) for folder in folders]
-        for d in sets:
-            levels = len(d.vocab.body("audio")) if "audio" in d.vocab.spans else 0
-            if self.level_weights and len(self.level_weights) != levels:
-                raise UserError(
-                    f"audio_level_weights: {len(self.level_weights)} numbers, {d.folder} has {levels} levels of sounds"
-                )
         how = (self.row_length, self.seed, drop_condition, self.weights, shares, self.max_length, self.long_documents)
-        return PackedDataset(sets, *how, vocab=vocab)
+        data = PackedDataset(sets, *how, vocab=vocab)
+        levels = len(data.vocab.body("audio")) if "audio" in data.vocab.spans else 0
+        if self.level_weights and len(self.level_weights) != levels:
+            raise UserError(
+                f"audio_level_weights: {len(self.level_weights)} numbers, the vocabulary has {levels} levels of sounds"
+            )
+        return data
 
     def training_data(self) -> PackedDataset:
         if self._train is None:

@@ -16,9 +16,11 @@ from unitok.data.scenes import read_scenes
 from unitok.errors import UserError
 from unitok.evaluate.metrics import Evaluation
 from unitok.model import Decoder
+from unitok.model.lora import merge_lora
 from unitok.model.training import DecoderTraining
 from unitok.sample.render import Output, generate_outputs, read_prompts, save_outputs
 from unitok.sample.sampling import Settings
+from unitok.vocab import Vocab
 
 
 class Samples(L.Callback):
@@ -33,7 +35,7 @@ class Samples(L.Callback):
         prompts: interleaved JSON Lines; each is continued by a text, a picture and a sound, as far as the bundle has them.
         every_minutes: of training, between two times. number: scenes or prompts. seed: of sampling.
         temperature: of pictures and sounds; text takes the likeliest. guidance: of pictures.
-        max_ids: most new ids an output, for prompts.
+        max_ids: most new ids an output.
     """
 
     def __init__(
@@ -61,16 +63,22 @@ class Samples(L.Callback):
         }
         self._unitok: Unitok | None = None
         self._last = 0.0
+        self._sampled = 0  # step
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Read tokenizers and prompts, so that a mistake shows before the training does."""
         if not isinstance(module, DecoderTraining):
             raise UserError("Samples: it samples from a decoder; tokenizers show reconstructions by themselves")
+        vocab = Vocab.load(Path(self.bundle) / "vocab.json")  # all processes look, so that all stop
+        vocab.check_covers(module.data.vocab, self.bundle, str(module.data.path))
+        if vocab.size != module.data.vocab.size:
+            raise UserError(
+                f"{self.bundle}: {vocab.size} ids, the data has {module.data.vocab.size}: give the bundle it was made with"
+            )
+        self._read()
         if trainer.is_global_zero:
             with torch.random.fork_rng(devices=[]):  # new networks draw their weights before they read them
                 self._unitok = Unitok.from_pretrained(self.bundle, str(module.device), parts=TOKENIZERS)
-            self._unitok.vocab.check_covers(module.data.vocab, self.bundle, str(module.data.path))
-            self._read()
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Start the clock."""
@@ -85,7 +93,7 @@ class Samples(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Sample from what was learnt."""
-        if isinstance(module, DecoderTraining):
+        if isinstance(module, DecoderTraining) and module.steps_done != self._sampled:
             self._sample(trainer, module)
 
     def _read(self) -> None:
@@ -98,6 +106,7 @@ class Samples(L.Callback):
         self._rows = read_scenes(folder)[: self.number]
 
     def _sample(self, trainer: L.Trainer, module: DecoderTraining) -> None:
+        self._sampled = module.steps_done
         with weights_of(module) as decoder:
             if self._unitok is None or decoder is None:
                 return  # another process does it
@@ -114,6 +123,7 @@ class Samples(L.Callback):
         assert self._unitok is not None
         assert self.scenes is not None
         evaluation = Evaluation(self._unitok, out, len(self._rows), self.seed, self.settings)
+        evaluation.budget = self.max_ids
         evaluation.generate(Path(self.scenes), self._rows, "")
         return evaluation.scores, evaluation.kept
 
@@ -135,7 +145,13 @@ def weights_of(module: DecoderTraining) -> Iterator[Decoder | None]:
     decoder = module.decoder if module.average is None else module.average.model
     training = decoder.training
     if any(isinstance(p, DTensor) for p in decoder.parameters()):
-        state = {name: t.full_tensor().cpu() if isinstance(t, DTensor) else t for name, t in decoder.state_dict().items()}
+        state = {}
+        for name, tensor in decoder.state_dict().items():
+            whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor  # all processes take part
+            if module.trainer.is_global_zero:
+                state[name] = whole.cpu()
+        if module.lora is not None:
+            state = merge_lora(state, module.lora.alpha / module.lora.rank)
         yield Decoder.from_state(module.config, state, "the run").to(module.device) if module.trainer.is_global_zero else None
         return
     decoder.eval()

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from unitok.errors import UserError
+from unitok.model.decoder import Decoder
 
 
 @dataclass
@@ -19,7 +20,7 @@ class LowRank:
 
     Args:
         rank: of the difference. alpha: the difference is multiplied by alpha / rank.
-        targets: names of the matrices that learn one.
+        targets: names of the blocks' matrices that learn one.
         dropout: on their inputs.
     """
 
@@ -29,7 +30,7 @@ class LowRank:
     dropout: float = 0.0
 
 
-def add_lora(decoder: nn.Module, lora: LowRank) -> None:
+def add_lora(decoder: Decoder, lora: LowRank) -> None:
     """Put the differences in, and freeze everything else; errors: `UserError` where peft is missing or nothing matches."""
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -37,7 +38,7 @@ def add_lora(decoder: nn.Module, lora: LowRank) -> None:
         raise UserError("lora needs the package peft: pip install 'unitok[lora]'") from None
     if lora.rank < 1:
         raise UserError(f"lora.rank {lora.rank}: it must be at least 1")
-    names = {name.rpartition(".")[2] for name, module in decoder.named_modules() if isinstance(module, nn.Linear)}
+    names = {name.rpartition(".")[2] for name, module in decoder.model.layers.named_modules() if isinstance(module, nn.Linear)}
     if missing := [target for target in lora.targets if target not in names]:
         raise UserError(f"lora.targets: no matrix {missing[0]!r}; the decoder has {', '.join(sorted(names))}")
     alpha: Any = lora.alpha

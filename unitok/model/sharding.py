@@ -7,7 +7,7 @@ after the forward pass. On Lightning's `ModelParallelStrategy`.
 from typing import Any
 
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
 from unitok.errors import UserError
 from unitok.model.decoder import Decoder
@@ -25,3 +25,9 @@ def shard(decoder: Decoder, mesh: DeviceMesh) -> None:
         fully_shard(layer, mesh=over)
     fully_shard(decoder, mesh=over)
     register_fsdp_forward_method(decoder, "hidden")
+
+
+def reshard(decoder: Decoder) -> None:
+    """After a forward pass without a backward one, which would do it: give back what was gathered for the loss."""
+    if isinstance(decoder, FSDPModule):
+        decoder.reshard()

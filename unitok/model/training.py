@@ -23,7 +23,7 @@ from unitok.model.health import NormWatch
 from unitok.model.lora import LowRank, add_lora
 from unitok.model.loss import Loss, next_id_loss
 from unitok.model.optim import build_optimizers
-from unitok.model.sharding import shard
+from unitok.model.sharding import reshard, shard
 from unitok.training import TrainingShell, WeightAverage, check_same, warmup_linear
 
 log = logging.getLogger("unitok")
@@ -102,6 +102,10 @@ class DecoderTraining(TrainingShell):
         self.compiles, self.ema_decay, self.skip_above = compile, ema_decay, skip_above
         self.half_life, self.accumulate, self.lora = half_life, accumulate, lora
         self.start_from, self.frozen, self.only_new_ids = start_from, freeze or [], only_new_ids
+        if accumulate < 1 or (half_life is not None and half_life <= 0):
+            raise UserError(f"accumulate {accumulate} must be at least 1, half_life {half_life} above 0 ids")
+        if lora is not None and only_new_ids:
+            raise UserError("lora and only_new_ids train different parameters: choose one")
         if only_new_ids and not start_from:
             raise UserError("only_new_ids needs start_from: the decoder whose old ids stay as they are")
         self.average: WeightAverage | None = None
@@ -139,7 +143,7 @@ class DecoderTraining(TrainingShell):
         else:
             self.decoder, new = Decoder(self.config), 0
         sets = [training, data.validation_data()]
-        longest, most = max(d.longest for d in sets if d), self.config.max_position_embeddings
+        longest, most = max(d.longest for d in sets if d is not None), self.config.max_position_embeddings
         if longest > most:
             raise UserError(
                 f"documents of up to {longest} ids, model.decoder.max_position_embeddings is {most}: raise it, or set "
@@ -277,8 +281,8 @@ class DecoderTraining(TrainingShell):
         return not self.skipped_in_a_row
 
     def structure(self) -> dict[str, Any]:
-        names = ("optimizer", "freeze", "only_new_ids", "lora_rank", "averages")
-        lora = self.lora.rank if self.lora else 0
+        names = ("optimizer", "freeze", "only_new_ids", "lora", "averages")
+        lora = [self.lora.rank, *sorted(self.lora.targets)] if self.lora else []
         return dict(zip(names, (self.optimizer_name, self.frozen, self.only_new_ids, lora, bool(self.ema_decay)), strict=True))
 
     def extra(self) -> dict[str, Any]:
@@ -319,6 +323,7 @@ class DecoderTraining(TrainingShell):
     def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
         """Loss, bits and accuracy, as in training, under names that begin with `val_`."""
         _, logged = self.losses(batch)
+        reshard(self.average.model if self.average else self.decoder)
         for name, value in logged.items():
             self.log(f"val_{name}", float(value), prog_bar=name == "loss", batch_size=batch["ids"].shape[0])
 

@@ -71,7 +71,7 @@ class TextTokenizer:
         """Read its own folder or a bundle's, an imported one too; `device` is there for symmetry."""
         folder = part_folder(path, "tokenizers/text")
         if (folder / "tokenizer.json").exists():
-            return ImportedTextTokenizer._read(folder)
+            return ImportedTextTokenizer._load(folder)
         file = folder / "tokenizer.model"
         if not file.exists():
             raise UserError(f"{file}: no such file; make one with `unitok train-text`")
@@ -185,6 +185,8 @@ class ImportedTextTokenizer(TextTokenizer):
         replace_folder(partial, folder)
 
     @classmethod
-    def _read(cls, folder: Path) -> "ImportedTextTokenizer":
+    def _load(cls, folder: Path) -> "ImportedTextTokenizer":
         config = read_json(folder / "config.json", "import it again")
+        if config.get("kind") != "text tokenizer" or "first" not in config:
+            raise UserError(f"{folder}: another program's tokenizer; `unitok import hf-chameleon` takes a Chameleon's along")
         return cls((folder / "tokenizer.json").read_bytes(), config["first"], config["size"])
