@@ -271,7 +271,7 @@ class UnitokCLI(LightningCLI):
 
 def _keep_metrics(path: Path) -> None:
     """Lightning's logger removes the file of an earlier part of the run: it gets a number."""
-    if path.exists() and rank_zero_only.rank == 0:
+    if path.exists() and getattr(rank_zero_only, "rank", 0) == 0:
         number = 1 + len(list(path.parent.glob("metrics-*.csv")))
         path.rename(path.with_name(f"metrics-{number}.csv"))
 
