@@ -84,7 +84,7 @@ def test_a_batch_in_parts_trains_like_the_whole(tmp_path, scenes_folder, balance
         assert (four - one).norm() < 5e-3 * one.norm(), network
 
 
-@pytest.mark.long  # the image tokenizer shares the code and has this test on every run
+@pytest.mark.long  # tests/test_distributed.py has two processes on every run
 def test_two_processes_train_like_one_with_the_double_batch(tmp_path, scenes_folder):
     options = {"quantize_from": "0.3", "tokenizer.codebook_size": "8"}
     run_lightning(arguments(tmp_path / "one", scenes_folder, steps=6, **options))

@@ -95,6 +95,7 @@ def test_a_batch_in_parts_trains_like_the_whole(tmp_path, scenes_folder, quantiz
     torch.testing.assert_close(parts[name], whole[name], atol=0.2, rtol=0)
 
 
+@pytest.mark.long  # tests/test_distributed.py has two processes on every run
 def test_two_processes_train_like_one_with_the_double_batch(tmp_path, scenes_folder):
     options = {"quantize_from": "0.3", "gan.start": "0.4", "gan.ahead": "0", "gan.weight": "0.1", "gan.lecam": "0.01"}
     run_lightning(arguments(tmp_path / "one", scenes_folder, steps=6, **options))
