@@ -75,6 +75,7 @@ class Row:
         self.span: Span | None = None  # the one we are in
         self.sides: list[int] = []  # header values read
         self.count = 0  # ids of the body so far
+        self.place = 0  # how far into its image or sound the last id stands, as `Grammar.places` says
         if left is not None and left < self._least():
             raise UserError(f"a budget of {left} ids is too small: the plan needs at least {self._least()}")
         if self.plan == []:
@@ -83,21 +84,36 @@ class Row:
     def copy_for(self, left: int | None, plan: list[Want] | None) -> "Row":
         """The same place in the sequence, with another budget and plan from here on.
 
-        Text that stands here is taken as finished; a begun image or sound is finished first, before the plan.
+        Text that stands here is taken as finished. A begun image or sound is what a plan of that modality begins with; it is
+        finished first where the plan begins with something else.
         """
         row = Row(self.grammar)
         row.role, row.state, row.span = self.role, self.state, self.span
-        row.sides, row.count = list(self.sides), self.count
+        row.sides, row.count, row.place = list(self.sides), self.count, self.place
         row.left, row.plan = left, None if plan is None else list(plan)
         if row.span and not row.span.begin:
             row.state, row.span, row.count = "open", None, 0
         elif row.span and row.plan is not None:
-            row.plan.insert(0, Want(row.span.modality))
+            row._plan_begun(row.span, row.plan)
         if row.plan == []:
             row.state = "done"
         if left is not None and left < row._least():
             raise UserError(f"a budget of {left} ids is too small: at least {row._least()} are needed; raise --max-ids")
         return row
+
+    def _plan_begun(self, span: Span, plan: list[Want]) -> None:
+        """Put the begun span first; errors: `UserError` where the plan wants it otherwise than it was begun."""
+        if not plan or plan[0].modality != span.modality:
+            plan.insert(0, Want(span.modality))
+        want = plan[0]
+        begun = "x".join(str(side) for side in self.sides)
+        if want.grid and tuple(self.sides) != want.grid[: len(self.sides)]:
+            raise UserError(f"the plan wants {'x'.join(map(str, want.grid))} codes, the {span.modality} was begun with {begun}")
+        if want.repeats and self.count > want.repeats * len(span.body):
+            so_far = -(-self.count // len(span.body))
+            raise UserError(
+                f"the plan wants {want.repeats} frames of {span.modality}, {so_far} are there already; ask for more"
+            )
 
     # ---- Costs: the least number of ids to a legal end -----------------------------------------------------------
 
@@ -171,10 +187,7 @@ class Row:
         assert span is not None
         if span.header and len(self.sides) < len(span.header):
             return self._allowed_side(span, want)
-        body = len(span.body)
-        total: int | None = want.repeats * body if want.repeats else None
-        if span.header:
-            total = math.prod(self.sides) * body
+        body, total = len(span.body), self.total
         if self.count == total and span.end:
             id = self.vocab.specials[span.end]
             return ((id, id + 1),)
@@ -187,6 +200,46 @@ class Row:
         if at_edge:
             ids += self._allowed_leaving(span)
         return _normal(ids)
+
+    @property
+    def total(self) -> int | None:
+        """Ids of the body of the span that we are in; None where that is open, and between spans."""
+        span = self.span
+        if self.state != "in" or span is None or len(self.sides) < len(span.header):
+            return None
+        if span.header:
+            return math.prod(self.sides) * len(span.body)
+        repeats = self._want().repeats
+        return repeats * len(span.body) if repeats else None
+
+    def forced(self) -> int | None:
+        """The one id that may come, or None where there is a choice or nothing comes any more."""
+        allowed = self.allowed()
+        alone = self.state != "done" and len(allowed) == 1 and allowed[0][1] - allowed[0][0] == 1
+        return allowed[0][0] if alone else None
+
+    def ahead(self, most: int) -> list[Intervals]:
+        """The legal sets of the next ids, at most `most`: up to and with the first on which what follows depends.
+
+        In an image of known size, for one, all codes that are left, whichever will be drawn.
+        """
+        allowed, known = self.allowed(), self._known_body(most)
+        if not known or self.span is None:
+            return [allowed]
+        sets = self.grammar.sets[self.span.modality]
+        return [sets[(self.count + i) % len(sets)] for i in range(known)]
+
+    def _known_body(self, most: int) -> int:
+        """How many of the next ids are of the body whatever they are, at most `most`."""
+        span = self.span
+        if self.state != "in" or span is None or (span.header and len(self.sides) < len(span.header)):
+            return 0
+        total = self.total
+        if total is not None:
+            return min(total - self.count, most)
+        if self.count % len(span.body):  # within a frame
+            return min(-self.count % len(span.body), most)
+        return 0
 
     def _allowed_side(self, span: Span, want: Want) -> Intervals:
         number = len(self.sides)
@@ -213,13 +266,32 @@ class Row:
             return list(self.grammar.openings[self.plan[1].modality])
         return [(self.vocab.eos, self.vocab.eos + 1)]
 
-    # ---- Taking an id --------------------------------------------------------------------------------------------
+    # ---- Taking ids ----------------------------------------------------------------------------------------------
+
+    def take(self, ids: list[int]) -> None:
+        """`advance` by each of some ids; at once where they are codes of a body that is known."""
+        if len(ids) > 1 and self._known_body(len(ids)) == len(ids):
+            self.count += len(ids)
+            self.place += len(ids) if self.span and self.span.begin else 0
+            if self.left is not None:
+                self.left -= len(ids)
+            return
+        for id in ids:
+            self.advance(id)
 
     def advance(self, id: int) -> None:
         """Take `id`, which must be in `allowed()`."""
-        vocab = self.vocab
         if self.state == "done":
             return
+        inside = self.span is not None and self.span.begin is not None
+        self._advance(id)
+        if inside:
+            self.place += 1  # its end, too, belongs to a span
+        else:
+            self.place = int(self.span is not None and self.span.begin is not None)
+
+    def _advance(self, id: int) -> None:
+        vocab = self.vocab
         if self.left is not None:
             self.left -= 1
         if self.state == "in" and self.span:
@@ -252,7 +324,7 @@ class Row:
         raise AssertionError(f"id {id} ({self.vocab.name_of(id)}) opens nothing")
 
     def _leave(self) -> None:
-        self.span, self.state = None, "open"
+        self.span, self.state, self.count = None, "open", 0
         if self.plan is not None:
             self.plan.pop(0)
             if not self.plan:
@@ -263,14 +335,22 @@ class Row:
         """Of the span that we are in, or None between spans."""
         return self.span.modality if self.span else None
 
+    @property
+    def into(self) -> int:
+        """Ids of the span that we are in, so far."""
+        if self.span is None:
+            return 0
+        return self.place if self.span.begin else self.count
+
 
 class Grammar:
     """The grammar of a vocabulary; rows start from `row()`."""
 
     def __init__(self, vocab: Vocab):
         self.vocab = vocab
-        #: By modality: what opens a span of it; and the legal ids of each place of its repeating body.
+        #: By modality: the legal ids of each place of its repeating body, also as legal sets; and what opens a span of it.
         self.bodies = {m: [list(r.intervals()) for r in vocab.body(m)] for m in vocab.spans}
+        self.sets = {m: [_normal(intervals) for intervals in body] for m, body in self.bodies.items()}
         self.openings = {
             m: [(vocab.specials[s.begin], vocab.specials[s.begin] + 1)] if s.begin else self.bodies[m][0]
             for m, s in vocab.spans.items()

@@ -13,6 +13,7 @@ from unitok.hardware import peak_flops
 from unitok.inspection import inspect
 from unitok.model import Decoder, DecoderConfig
 from unitok.model.accounting import activation_floats, count, hours, memory_bytes
+from unitok.model.inference import InferenceDecoder
 from unitok.model.presets import PRESETS, preset
 from unitok.pretrained import make_config
 
@@ -76,7 +77,7 @@ def test_memory_and_hours_follow_from_them():
     assert memory["weights"] == 4 * n
     assert memory["optimizer"] == 8 * n
     assert memory_bytes(SMALL, 1000, 2, 100, "muon")["optimizer"] == 8 * n - 4 * count(SMALL).in_blocks
-    cache = Decoder(SMALL).new_cache(2, 100)
+    cache = InferenceDecoder(Decoder(SMALL)).new_cache(2, 100)
     assert memory["kv_cache"] == 2 * (cache.keys.numel() + cache.values.numel())
     assert hours(SMALL, 1e9, 1e12, 0.5, 2, 512) == pytest.approx(count(SMALL, 512).flops * 1e9 / 1e12 / 3600)
 

@@ -4,7 +4,7 @@ By default Qwen3's architecture, names and layout, so that export is renaming: p
 grouped-query attention, RMS QK-norm over each head's dimensions before RoPE, no biases, an untied head; with output
 projections that start at zero (Yang et al. 2025, "Qwen3"; transformers:models/qwen3/modeling_qwen3.py). Fields of
 `DecoderConfig` turn it into Chameleon (Chameleon Team 2024; transformers:models/chameleon/modeling_chameleon.py) or Llama.
-What a modality is, it does not know; sizes with names are in `presets.py`.
+What a modality is, it does not know; sizes with names are in `presets.py`, generation with a cache in `inference.py`.
 
 Letters: B rows, T positions, V ids, C = hidden_size, H query heads, G key-value heads, D = head_dim.
 """
@@ -86,29 +86,6 @@ class DecoderConfig:
                 raise UserError(f"{name} {getattr(self, name)!r}: choose one of {', '.join(choices)}")
 
 
-class Cache:
-    """Keys and values of past positions, [layers, B, G, T, D] each, written by position.
-
-    Rows may stand at different positions: what lies beyond a row's own position is never looked at, so rows are
-    rewound by simply writing again from an earlier one.
-    """
-
-    def __init__(self, config: DecoderConfig, rows: int, length: int, device: torch.device, dtype: torch.dtype):
-        shape = (config.num_hidden_layers, rows, config.num_key_value_heads, length, config.head_dim)
-        self.keys, self.values = (torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, context: "_Context") -> Tensor:
-        """Write k, v [B, T, G, D] at their positions; q [B, T, H, D] looks at what stands below `context.extent`."""
-        b = k.shape[0]
-        rows = torch.arange(b, device=k.device)[:, None]
-        self.keys[layer][rows, :, context.positions] = k
-        self.values[layer][rows, :, context.positions] = v
-        k, v = (kept[layer, :b, :, : context.extent] for kept in (self.keys, self.values))
-        grouped = {"enable_gqa": True} if k.shape[1] != q.shape[2] else {}
-        y = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=context.visible, **grouped)
-        return y.transpose(1, 2)
-
-
 class RotaryPositions(nn.Module):
     """Cosines and sines by position: [B, T] -> two of [B, T, 1, D / 2].
 
@@ -180,10 +157,10 @@ def _head_norm(config: DecoderConfig, heads: int) -> nn.Module:
 class Attention(nn.Module):
     """Grouped-query attention with QK-norm."""
 
-    def __init__(self, config: DecoderConfig, layer: int):
+    def __init__(self, config: DecoderConfig):
         super().__init__()
         c, bias = config, config.attention_bias
-        self.layer, self.head_dim = layer, c.head_dim
+        self.head_dim = c.head_dim
         self.q_proj = nn.Linear(c.hidden_size, c.num_attention_heads * c.head_dim, bias=bias)
         self.k_proj = nn.Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=bias)
         self.v_proj = nn.Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=bias)
@@ -196,11 +173,7 @@ class Attention(nn.Module):
         q, k, v = (part(x).unflatten(-1, (-1, self.head_dim)) for part in (self.q_proj, self.k_proj, self.v_proj))
         # Norms and rotations are done in fp32 under autocast; attention is not.
         q, k = (rotate(norm(x), *rotary).to(v.dtype) for norm, x in ((self.q_norm, q), (self.k_norm, k)))
-        if context.cache is None:
-            y = context.packing.attend(q, k, v)
-        else:
-            y = context.cache.attend(self.layer, q, k, v, context)
-        return self.o_proj(y.flatten(2))
+        return self.o_proj(context.packing.attend(q, k, v).flatten(2))
 
 
 class MLP(nn.Module):
@@ -219,10 +192,10 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Attention and SwiGLU, each with its norm and around a residual."""
 
-    def __init__(self, config: DecoderConfig, layer: int):
+    def __init__(self, config: DecoderConfig):
         super().__init__()
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.self_attn = Attention(config, layer)
+        self.self_attn = Attention(config)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = MLP(config)
         self.dropout = nn.Dropout(config.dropout)
@@ -243,9 +216,6 @@ class _Context:
     packing: Packing
     positions: Tensor  # [B, T]
     places: Tensor | None = None  # [B, T], how far into its span each id stands, 0 outside
-    cache: Cache | None = None
-    extent: int = 0  # positions below this are looked at
-    visible: Tensor | None = None  # bool [B, 1, T, extent]
 
 
 class Trunk(nn.Module):
@@ -256,7 +226,7 @@ class Trunk(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         if config.places:
             self.embed_places = nn.Embedding(config.places, config.hidden_size)
-        self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary = RotaryPositions(config)
         self.checkpoint_activations = config.checkpoint_activations
@@ -352,18 +322,6 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """ids [B, T] -> logits [B, T, V]; arguments as for `hidden`."""
         return self.lm_head(self.hidden(ids, positions, documents, places))
-
-    def new_cache(self, rows: int, length: int) -> Cache:
-        """An empty cache for `rows` rows of at most `length` positions."""
-        return Cache(self.config, rows, length, self.device, self.lm_head.weight.dtype)
-
-    def step(self, ids: Tensor, positions: Tensor, cache: Cache, extent: int, places: Tensor | None = None) -> Tensor:
-        """ids [B, T] at positions [B, T] -> hidden states [B, T, C], reading and writing the cache's first B rows.
-
-        extent: more than every position; how much of the cache to look at.
-        """
-        visible = torch.arange(extent, device=ids.device) <= positions[:, None, :, None]
-        return self.model(ids, _Context(WholeRows(), positions, places, cache, extent, visible))
 
     def save_pretrained(self, folder: Path) -> None:
         """Write `config.json` and `model.safetensors`."""

@@ -1,33 +1,46 @@
-"""The next-id loop: batches of rows on one KV cache, each row at its own place in its own plan.
+"""The next-id loop: requests on one cache, each at its own place in its own plan.
 
-Every row has a state machine (`unitok.grammar.Row`) that says which ids may come; only the rows of the head that some
-row may choose are multiplied. Rows of different prompt lengths share one cache that is written by position, without
-left padding. With guidance, each row has a twin that reads the unconditional document, bos and the target span: both go
-through the model as one doubled batch while some row is inside a guided span, and the twins cost nothing elsewhere.
-Random numbers are drawn per row from (seed, row), so a row's output does not depend on how many others there are.
+Every request has a state machine (`unitok.grammar.Row`) that says which ids may come, and one or more *contexts* in the cache:
+its own and, while guidance holds, those that it is compared with (without condition or with a negative prompt, and in
+three-way guidance with the prompt's pictures and sounds alone), each followed by the span's ids. Contexts come and go with
+guidance, so a request that needs none costs nothing; all go through the model as one batch.
+
+Where what may come next does not depend on what is drawn (the codes of an image whose grid is known, the levels within a
+frame of sound), a whole stretch runs on the device, and ids are read once at its end; ids without a choice are not drawn
+at all. Only rows of the head that some request may choose are multiplied. Random numbers belong to (seed, row), so that
+an output does not depend on how many others there are.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from unitok.grammar import Grammar, Intervals, Row, Want
+from unitok.errors import UserError
+from unitok.grammar import Grammar, Intervals, Want
 from unitok.model.decoder import Decoder
-from unitok.sample.sampling import Settings, draw, guide, keep_top_k, keep_top_p
+from unitok.model.inference import InferenceDecoder, arrange
+from unitok.sample.sampling import Knobs, Settings, guide, guide_three_ways, penalise_repetition
+
+SHORT = 8  # contexts with at most so many unread ids go through the model together; prompts go apart
+MENUS = 256  # legal sets whose rows of the head are kept
 
 
 @dataclass
 class Request:
-    """One row: what it goes on from, and to what end.
+    """What to go on from, and to what end.
 
     Args:
         prompt: ids, bos first, without a final eos.
         plan: what is wanted, or None for free.
         max_ids: most new ids, the closing eos included.
         seed: with `row`, decides all of its random numbers.
+        settings: by modality; a missing one has those of the session.
+        negative: ids, bos first, that guidance leads away from; without it, bos alone.
+        media: the prompt's pictures and sounds alone, for three-way guidance.
     """
 
     prompt: np.ndarray
@@ -35,177 +48,421 @@ class Request:
     max_ids: int
     seed: int = 0
     row: int = 0
+    settings: dict[str, Settings] = field(default_factory=dict)
+    negative: np.ndarray | None = None
+    media: np.ndarray | None = None
 
 
-@dataclass
-class _Row:
+class Event(NamedTuple):
+    """New ids of a request; `done` when these were its last."""
+
+    request: Request
+    ids: list[int]
+    done: bool
+
+
+class _Context:
+    """A sequence in the cache: what has been read of it, and what has not."""
+
+    def __init__(self, running: "_Running", kind: str, ids: np.ndarray, places: np.ndarray, start: int):
+        self.running, self.kind, self.start = running, kind, start
+        self.read = 0
+        self.ids, self.places = ids.tolist(), places.tolist()  # not yet read
+
+
+class _Running:
     """A request on its way."""
 
-    state: Row
-    ids: list[int]
-    randoms: np.ndarray
-    new: int = 0
-    twin: int = 0  # position of the last id that the twin has read; 0: bos alone
-    place: int = 0  # of the last id in its image or sound; see `Grammar.places`
+    def __init__(self, grammar: Grammar, request: Request, settings: dict[str, Settings], context: int):
+        self.request, self.settings = request, settings | request.settings
+        room = context - len(request.prompt)
+        known = grammar.follow(request.prompt, complete=False)
+        try:
+            self.state = known.copy_for(min(request.max_ids, room), request.plan)
+        except UserError as error:
+            if room >= request.max_ids:
+                raise
+            raise UserError(f"a prompt of {len(request.prompt)} ids: the decoder takes {context} in all; {error}") from None
+        self.prompt = np.asarray(request.prompt)
+        self.new: list[int] = []
+        self.reported = 0
+        self.randoms = np.random.default_rng((request.seed, request.row)).random(request.max_ids)
+        self.own = _Context(self, "own", self.prompt, grammar.places(self.prompt), 0)
+        self.contexts = [self.own]
+        self.seen: Tensor | None = None  # bool [V], where there is a repetition penalty: ids that have come,
+        self.noted = 0  # of the new ones so many
+        self._force()
+
+    def take(self, ids: list[int]) -> None:
+        """Advance by ids that were drawn, and by all after them that have no choice."""
+        self.state.take(ids)
+        self.new += ids
+        last = ids[-1:]
+        for context in self.contexts:
+            context.ids, context.places = list(last), [self.state.place]
+        self._force()
+
+    def _force(self) -> None:
+        while (id := self.state.forced()) is not None:
+            self.state.advance(id)
+            self.new.append(id)
+            for context in self.contexts:
+                context.ids.append(id)
+                context.places.append(self.state.place)
+
+    @property
+    def how(self) -> Settings:
+        """The settings of what comes next: those of the span that we are in, else of the plan's next, else text's."""
+        state = self.state
+        modality = state.modality or (state.plan[0].modality if state.plan else "text")
+        return self.settings.get(modality, Settings())
+
+    @property
+    def span_start(self) -> int:
+        """Where in the whole sequence the span that we are in began; the next position, between spans."""
+        return len(self.prompt) + len(self.new) - self.state.into
+
+    def wanted(self, grammar: Grammar) -> dict[str, np.ndarray]:
+        """The contexts that guidance needs now, by kind: their ids before the span."""
+        how = self.how
+        if not how.guides(self.state.count):
+            return {}
+        bos = np.array([grammar.vocab.bos])
+        none = bos if self.request.negative is None else np.asarray(self.request.negative)
+        if how.guidance_media is None:
+            return {"none": none}
+        return {"media": bos if self.request.media is None else np.asarray(self.request.media), "none": none}
+
+    def stretch(self, most: int) -> list[Intervals]:
+        """The legal sets of the next ids that need not be read in between, while guidance is as it is now."""
+        how, count = self.how, self.state.count
+        sets = self.state.ahead(most)
+        if how.guided:
+            now = how.guides(count)
+            changes = (i for i in range(1, len(sets)) if how.guides(count + i) != now)
+            sets = sets[: next(changes, len(sets))]
+        return sets
 
 
-@torch.inference_mode()
+class _Menu(NamedTuple):
+    """The rows of the head that a batch may choose from."""
+
+    head: Tensor  # [n, C]
+    ids: Tensor | int  # [n], or what to add to an index
+    mask: Tensor | None  # bool [B, n]: which are not allowed; None: all are
+
+    def name(self, index: Tensor) -> Tensor:
+        """Indices in the menu -> ids."""
+        return index + self.ids if isinstance(self.ids, int) else self.ids[index]
+
+    def among(self, x: Tensor) -> Tensor:
+        """[B, V] -> the menu's columns [B, n]."""
+        return x[:, self.ids : self.ids + len(self.head)] if isinstance(self.ids, int) else x[:, self.ids]
+
+
+class Session:
+    """Requests that are generated together; new ones may join at any time.
+
+    `step` draws at least one id for each that is running, and up to `ahead` where that needs no look in between: a server
+    calls it in a loop, a viewer with a small `ahead`.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder | InferenceDecoder,
+        grammar: Grammar,
+        settings: dict[str, Settings] | None = None,
+        ahead: int = 256,
+    ):
+        self.decoder = arrange(decoder) if isinstance(decoder, Decoder) else decoder
+        self.grammar, self.settings, self.ahead = grammar, settings or {}, ahead
+        self.running: list[_Running] = []
+        self.contexts: list[_Context] = []  # by their place in the cache
+        self._cache = self.decoder.new_cache(0, 0)
+        self._hidden = torch.zeros(0, self.decoder.config.hidden_size, device=self.decoder.device, dtype=self.decoder.dtype)
+        self._menus: dict[tuple[Intervals, ...], _Menu] = {}
+        self._heads: dict[Intervals, tuple[Tensor, Tensor | int, np.ndarray]] = {}
+        self._finished: list[_Running] = []
+
+    def add(self, request: Request) -> None:
+        """Let a request join. Errors: `UserError` for a prompt that is no beginning of a document or longer than the decoder
+        takes, or a budget too small for the plan."""
+        most = self.decoder.config.max_position_embeddings
+        new = _Running(self.grammar, request, self.settings, most)
+        for ids in (request.negative, request.media):
+            if ids is not None and len(ids) + request.max_ids > most:
+                raise UserError(
+                    f"a negative prompt of {len(ids)} ids: with {request.max_ids} new ones more than {most}; shorten it"
+                )
+        if new.state.state == "done":
+            self._finished.append(new)
+            return
+        self.running.append(new)
+        self._enter(new.own)
+
+    # ---- One step ------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def step(self) -> list[Event]:
+        """Draw ids for all that are running; -> what is new, request by request."""
+        if self.running:
+            self._enter_and_leave()
+            self._make_room()
+            self._read_waiting()
+            sets = [r.stretch(self.ahead) for r in self.running]
+            count = min(len(s) for s in sets)
+            for r, ids in zip(self.running, self._draw([s[:count] for s in sets], count), strict=True):
+                for context in r.contexts:
+                    context.read += count - 1  # the last has yet to be read
+                r.take(ids)
+        ended = [r for r in self.running if r.state.state == "done"] + self._finished
+        events = []
+        for r in [*self.running, *self._finished]:
+            events.append(Event(r.request, r.new[r.reported :], r in ended))
+            r.reported = len(r.new)
+        self.running = [r for r in self.running if r not in ended]
+        self._finished = []
+        for r in ended:
+            for context in r.contexts:
+                self._leave(context)
+        return events
+
+    def _enter_and_leave(self) -> None:
+        """See to it that each request has the contexts that guidance needs now."""
+        for r in self.running:
+            wanted, start = r.wanted(self.grammar), r.span_start
+            for context in r.contexts[1:]:
+                if context.kind not in wanted or context.start != start:
+                    self._leave(context)
+                    r.contexts.remove(context)
+            known = {context.kind for context in r.contexts}
+            for kind, before in wanted.items():
+                if kind not in known:
+                    span = np.concatenate([r.prompt, np.array(r.new, np.int64)])[start:]
+                    inside = r.state.place if len(span) else 0
+                    places = np.arange(1, len(span) + 1) if inside else np.zeros(len(span), np.int64)
+                    ids = np.concatenate([before, span])
+                    context = _Context(r, kind, ids, np.concatenate([self.grammar.places(before), places]), start)
+                    r.contexts.append(context)
+                    self._enter(context)
+
+    def _enter(self, context: _Context) -> None:
+        """The next place in the cache, so that contexts stand without gaps."""
+        self.contexts.append(context)
+
+    def _leave(self, context: _Context) -> None:
+        """Its place is taken by the last context."""
+        place, last = self.contexts.index(context), len(self.contexts) - 1
+        moved = self.contexts.pop()
+        if place != last:
+            self.contexts[place] = moved
+        if place != last and moved.read:
+            self._cache.move(last, place, moved.read)
+            self._hidden[place] = self._hidden[last]
+
+    def _make_room(self) -> None:
+        """A cache that holds all contexts to their ends."""
+        length = max(c.read + len(c.ids) + (c.running.state.left or 0) for c in self.contexts) + SHORT
+        contexts = len(self.contexts)
+        if contexts > self._cache.contexts or length > self._cache.length:
+            self._cache = self._cache.grown(max(contexts, self._cache.contexts), max(length, self._cache.length))
+            self._hidden = torch.cat(
+                [self._hidden, self._hidden.new_zeros(self._cache.contexts - len(self._hidden), *self._hidden.shape[1:])]
+            )
+
+    # ---- Reading -------------------------------------------------------------------------------------------------
+
+    def _read_waiting(self) -> None:
+        """Run the model on all ids that were not read; those of long prompts stand last."""
+        lengths = [len(context.ids) for context in self.contexts]
+        first_long = next((i for i, n in enumerate(lengths) if n > SHORT), len(lengths))
+        for start, stop in ((0, first_long), (first_long, len(lengths))):
+            if start < stop and max(lengths[start:stop]):
+                self._read(start, stop)
+
+    def _read(self, start: int, stop: int) -> None:
+        """Contexts [start, stop), padded on the right: what the padding writes is written over before it is looked at."""
+        part = self.contexts[start:stop]
+        lengths = [len(context.ids) for context in part]
+        longest = max(lengths)
+        ids = np.full((len(part), longest), self.grammar.vocab.pad)
+        places = np.zeros((len(part), longest), np.int64)
+        positions = np.array([context.read for context in part])[:, None] + np.arange(longest)
+        for i, context in enumerate(part):
+            ids[i, : lengths[i]], places[i, : lengths[i]] = context.ids, context.places
+            context.read += lengths[i]
+            context.ids, context.places = [], []
+        at = self._common([int(p) for p in positions[:, 0]], longest)
+        extent = min(int(positions.max()) + 1, self._cache.length)
+        cache = self._cache.part(start, stop)
+        given = (self._send(x) for x in (ids, positions.clip(max=self._cache.length - 1), places))
+        hidden = self.decoder.step(next(given), next(given), cache, extent, next(given), at)
+        last = self._send(np.array(lengths) - 1)
+        self._hidden[start:stop] = hidden[torch.arange(len(part), device=hidden.device), last]
+
+    def _common(self, positions: list[int], longest: int) -> int | None:
+        """The position where all of them are, if it is one and the cache has room for the padding, too."""
+        first = positions[0]
+        return first if all(p == first for p in positions) and first + longest <= self._cache.length else None
+
+    def _send(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self.decoder.device, non_blocking=True)
+
+    # ---- Drawing -------------------------------------------------------------------------------------------------
+
+    def _draw(self, sets: list[list[Intervals]], count: int) -> list[list[int]]:
+        """`count` ids for each running request, of its legal sets; the model runs on all but the last of them."""
+        running, n = self.running, len(self.contexts)
+        numbers = {id(r): i for i, r in enumerate(running)}
+        owners = [numbers[id(context.running)] for context in self.contexts]
+        in_order = owners == list(range(len(running)))
+        owner = None if in_order else self._send(np.array(owners))
+        own = None if in_order else self._send(np.array([self.contexts.index(r.own) for r in running]))
+        guidance = self._guidance(count)
+        knobs = Knobs([r.how for r in running], self.decoder.device)
+        seen = self._seen() if knobs.penalises else None
+        uniform = self._send(np.stack([r.randoms[len(r.new) : len(r.new) + count] for r in running], 1))
+        read = np.array([context.read for context in self.contexts])
+        at, extent, positions = self._common(read.tolist(), count), int(read.max()), self._send(read[:, None])
+        into = np.array([r.state.place for r in running])[owners]  # between spans and in text 0, which stays
+        places = self._send(np.where(into > 0, into + 1 + np.arange(count)[:, None], 0)[:, :, None])
+        chosen = torch.zeros((count, len(running)), dtype=torch.int64, device=self.decoder.device)
+        for i in range(count):
+            menu = self._menu(tuple(s[i] for s in sets))
+            hidden = self._hidden[:n]
+            logits = self._logits(hidden if own is None else hidden[own], menu)
+            if guidance is not None:
+                logits = guidance.mix(logits, hidden, menu, i, self._logits)
+            if seen is not None:
+                logits = penalise_repetition(logits, menu.among(seen), knobs.penalty[:, None])
+            ids = chosen[i] = menu.name(knobs.choose(logits, uniform[i]))
+            if seen is not None:
+                seen.scatter_(1, ids[:, None], True)
+            if i + 1 < count:
+                given = (ids if owner is None else ids[owner])[:, None]
+                here = None if at is None else at + i
+                where = (positions if here is not None else positions + i, self._cache, extent + i + 1, places[i], here)
+                self._hidden[:n] = self.decoder.step(given, *where)[:, 0]
+        return chosen.T.tolist()
+
+    def _seen(self) -> Tensor:
+        """bool [B, V]: ids that have come."""
+        for r in self.running:
+            if r.seen is None:
+                r.seen = torch.zeros(self.grammar.vocab.size, dtype=torch.bool, device=self.decoder.device)
+                r.seen[self._send(r.prompt)] = True
+            r.seen[self._send(np.array(r.new[r.noted :], np.int64))] = True
+            r.noted = len(r.new)
+        return torch.stack([r.seen for r in self.running if r.seen is not None])
+
+    def _logits(self, hidden: Tensor, menu: _Menu) -> Tensor:
+        logits = (hidden @ menu.head.T).float()
+        return logits if menu.mask is None else logits.masked_fill(menu.mask, -torch.inf)
+
+    def _guidance(self, count: int) -> "_Guidance | None":
+        """The contexts that requests are compared with, and the scales of `count` ids; None where none has any."""
+        if len(self.contexts) == len(self.running):
+            return None
+        place = {id(context): i for i, context in enumerate(self.contexts)}
+        rows: dict[str, list[int]] = {"media": [], "none": []}
+        scales = np.ones((2, count, len(self.running), 1), np.float32)
+        for i, r in enumerate(self.running):
+            mine = {context.kind: place[id(context)] for context in r.contexts}
+            rows["none"].append(mine.get("none", mine["own"]))  # compared with itself, which changes nothing
+            rows["media"].append(mine.get("media", mine.get("none", mine["own"])))
+            if "none" in mine:
+                state, how = r.state, r.how
+                total = state.total
+                for j in range(count):
+                    share = how.scale(state.count + j, total)
+                    scales[0, j, i] = 1 + share * (how.guidance - 1)
+                    scales[1, j, i] = 0 if how.guidance_media is None else 1 + share * (how.guidance_media - 1)
+        three = any(context.kind == "media" for context in self.contexts)
+        none, media = (self._send(np.array(rows[kind])) for kind in ("none", "media"))
+        return _Guidance(none, media if three else None, self._send(scales))
+
+    # ---- Menus ---------------------------------------------------------------------------------------------------
+
+    def _menu(self, allowed: tuple[Intervals, ...]) -> _Menu:
+        """What a batch with these legal sets chooses from: their union, and what is not allowed to whom."""
+        if allowed not in self._menus:
+            if len(self._menus) >= MENUS:
+                self._menus.clear()
+            union = allowed[0] if len(set(allowed)) == 1 else _union(allowed)
+            head, ids, names = self._head(union)
+            mask = None
+            if any(a != union for a in allowed):
+                mask = self._send(~np.stack([_holds(a, names) for a in allowed]))
+            self._menus[allowed] = _Menu(head, ids, mask)
+        return self._menus[allowed]
+
+    def _head(self, union: Intervals) -> tuple[Tensor, Tensor | int, np.ndarray]:
+        """The head's rows of some ids, the ids as a tensor or an offset, and as an array."""
+        if union not in self._heads:
+            if len(self._heads) >= MENUS:
+                self._heads.clear()
+            names = np.concatenate([np.arange(a, b) for a, b in union])
+            if len(union) == 1:  # a view
+                a, b = union[0]
+                self._heads[union] = self.decoder.head[a:b], a, names
+            else:
+                ids = self._send(names)
+                self._heads[union] = self.decoder.head[ids], ids, names
+        return self._heads[union]
+
+
+class _Guidance(NamedTuple):
+    """What each request is compared with: places of contexts [B], and scales [2, count, B, 1]."""
+
+    none: Tensor
+    media: Tensor | None
+    scales: Tensor
+
+    def mix(self, own: Tensor, hidden: Tensor, menu: _Menu, i: int, logits: Callable[[Tensor, _Menu], Tensor]) -> Tensor:
+        """Logits [B, n] of the requests themselves -> guided ones."""
+        without = logits(hidden[self.none], menu)
+        if self.media is None:
+            return guide(own, without, self.scales[0, i])
+        return guide_three_ways(own, logits(hidden[self.media], menu), without, self.scales[0, i], self.scales[1, i])
+
+
 def generate(
-    decoder: Decoder,
+    decoder: Decoder | InferenceDecoder,
     grammar: Grammar,
-    requests: list[Request],
-    settings: dict[str, Settings],
-    progress: Callable[[int], None] | None = None,
+    requests: Iterable[Request],
+    settings: dict[str, Settings] | None = None,
+    batch_size: int = 0,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[np.ndarray]:
     """New ids of each request (without its prompt; a closing eos is kept), always well-formed.
 
-    `settings` by modality; a missing one has the defaults. `progress` is called with the number of new ids a row.
-    Errors: `UserError` for a prompt that is no beginning of a document, or a budget too small for its plan.
+    `settings` by modality; a missing one has the defaults. batch_size: how many run together, the next joins when one is
+    done; 0: all. `progress` is called with the numbers of new ids and of finished requests.
+    Errors: `UserError` for a prompt that is no beginning of a document, or a budget too small for its plan, before any work.
     """
-    rows = []
-    for request in requests:
-        state = grammar.follow(request.prompt, complete=False)
-        state = state.copy_for(request.max_ids, request.plan)
-        randoms = np.random.default_rng((request.seed, request.row)).random(request.max_ids)
-        rows.append(_Row(state, request.prompt.tolist(), randoms))
-    guided = any(s.guidance != 1.0 for s in settings.values())
-    longest = max((len(r.ids) + q.max_ids for r, q in zip(rows, requests, strict=True)), default=1)
-    loop = _Loop(decoder, grammar, rows, settings, guided, longest)
-    loop.prefill()
-    step = 0
-    while any(r.state.state != "done" for r in rows):
-        loop.step()
-        step += 1
+    requests = list(requests)
+    session = Session(decoder, grammar, settings)
+    most = session.decoder.config.max_position_embeddings
+    for request in requests[batch_size:] if batch_size else []:
+        _Running(grammar, request, session.settings, most)  # its errors, before any work
+    new: dict[int, list[int]] = {id(request): [] for request in requests}
+    waiting = iter(requests)
+    unfinished, running = len(requests), 0
+    while unfinished:
+        while running < (batch_size or len(requests)) and (request := next(waiting, None)) is not None:
+            session.add(request)
+            running += 1
+        events = session.step()
+        for event in events:
+            new[id(event.request)] += event.ids
+            running -= event.done
+            unfinished -= event.done
         if progress:
-            progress(step)
-    return [np.array(r.ids[len(q.prompt) :], np.int64) for r, q in zip(rows, requests, strict=True)]
+            progress(sum(len(event.ids) for event in events), sum(event.done for event in events))
+    return [np.array(new[id(request)], np.int64) for request in requests]
 
 
-class _Loop:
-    """The tensors of one batch."""
-
-    def __init__(
-        self, decoder: Decoder, grammar: Grammar, rows: list[_Row], settings: dict[str, Settings], guided: bool, longest: int
-    ):
-        self.decoder, self.grammar, self.rows, self.settings = decoder, grammar, rows, settings
-        self.guided, self.count = guided, len(rows)
-        self.cache = decoder.new_cache(self.count * (2 if guided else 1), longest + 1)
-        self.hidden = torch.zeros(0)
-        self.twin_hidden = torch.zeros(0)
-        self._masks: dict[tuple[Intervals, Intervals], Tensor] = {}
-
-    def prefill(self) -> None:
-        """Read all prompts, padded on the right: what the padding writes is overwritten before it is looked at."""
-        device = self.decoder.device
-        length = max(len(r.ids) for r in self.rows)
-        ids = torch.full((self.count, length), self.grammar.vocab.pad)
-        for i, r in enumerate(self.rows):
-            ids[i, : len(r.ids)] = torch.tensor(r.ids)
-        positions = torch.arange(length).expand(self.count, -1)
-        places = torch.zeros_like(ids)
-        for i, r in enumerate(self.rows):
-            known = torch.from_numpy(self.grammar.places(np.array(r.ids)))
-            places[i, : len(r.ids)] = known
-            r.place = int(known[-1]) if r.state.span else 0
-        hidden = self.decoder.step(ids.to(device), positions.to(device), self.cache, length, places.to(device))
-        last = torch.tensor([len(r.ids) - 1 for r in self.rows], device=device)
-        self.hidden = hidden[torch.arange(self.count, device=device), last]
-        self.twin_hidden = self.hidden
-        if self.guided:  # every twin has read bos; the rows read it again, which changes nothing
-            bos = torch.full((2 * self.count, 1), self.grammar.vocab.bos, device=device)
-            self.bos_hidden = self.decoder.step(bos, torch.zeros_like(bos), self.cache, 1, torch.zeros_like(bos))[
-                self.count :, 0
-            ]
-            self.twin_hidden = self.bos_hidden
-
-    def step(self) -> None:
-        """Choose one id for every row, and read it."""
-        allowed = [r.state.allowed() for r in self.rows]
-        union = _union(allowed)
-        weight = torch.cat([self.decoder.lm_head.weight[a:b] for a, b in union])
-        names = torch.cat([torch.arange(a, b) for a, b in union])
-        mask = torch.stack([self._mask(a, union) for a in allowed]).to(weight.device)
-        logits = (self.hidden @ weight.T).float().masked_fill(~mask, -torch.inf)
-        how = [self.settings.get(self._modality(r, a), Settings()) for r, a in zip(self.rows, allowed, strict=True)]
-        if self.guided and any(h.guidance != 1.0 for h in how):
-            unconditional = (self.twin_hidden @ weight.T).float().masked_fill(~mask, -torch.inf)
-            logits = guide(logits, unconditional, self._column([h.guidance for h in how])[:, None])
-        logits = keep_top_k(logits, torch.tensor([h.top_k for h in how], device=logits.device))
-        temperature = self._column([h.temperature for h in how])
-        warm = logits / temperature.clamp_min(1e-6)[:, None]
-        logits = torch.where(keep_top_p(warm, self._column([h.top_p for h in how])).isinf(), -torch.inf, logits)
-        uniform = torch.tensor([r.randoms[min(r.new, len(r.randoms) - 1)] for r in self.rows], dtype=torch.float64)
-        chosen = names[draw(logits.cpu(), temperature.cpu(), uniform)].tolist()
-        self._take(chosen)
-
-    def _modality(self, row: _Row, allowed: Intervals) -> str:
-        """Whose settings hold: the span that the row is in, else that of the plan, else text's."""
-        if row.state.modality:
-            return row.state.modality
-        return row.state.plan[0].modality if row.state.plan else "text"
-
-    def _column(self, values: list[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=self.decoder.device)
-
-    def _mask(self, allowed: Intervals, union: Intervals) -> Tensor:
-        """bool [number of ids in `union`]: which of them are allowed."""
-        key = (allowed, union)
-        if key not in self._masks:
-            names = torch.cat([torch.arange(a, b) for a, b in union])
-            mask = torch.zeros(len(names), dtype=torch.bool)
-            for a, b in allowed:
-                mask |= (names >= a) & (names < b)
-            self._masks[key] = mask
-        return self._masks[key]
-
-    def _take(self, chosen: list[int]) -> None:
-        """Advance every row by its id and run the model on it."""
-        positions, twin_positions, places = [], [], []
-        for r, id in zip(self.rows, chosen, strict=True):
-            done = r.state.state == "done"
-            before = r.state.span
-            if not done:
-                r.state.advance(id)
-                r.ids.append(id)
-                r.new += 1
-            if before is not None and before.begin:
-                r.place += 1  # its end, too, belongs to it
-            else:
-                r.place = int(r.state.span is not None and r.state.span.begin is not None)
-            places.append(r.place)
-            if r.state.span is None:
-                r.place = 0
-            positions.append(len(r.ids) - 1)
-            if r.state.span is not before or r.state.span is None:
-                r.twin = 0  # a span begins or ends: the twin starts again from bos
-            if r.state.span is not None:
-                r.twin += 1
-            twin_positions.append(r.twin)
-        if all(r.state.state == "done" for r in self.rows):
-            return
-        device = self.decoder.device
-        needs_twins = self.guided and any(
-            r.state.modality and self.settings.get(r.state.modality, Settings()).guidance != 1.0 for r in self.rows
-        )
-        ids, where = list(chosen), list(positions)
-        if needs_twins:
-            # A twin between spans only waits: it reads a bos at position 0, which changes nothing.
-            ids += [id if t else self.grammar.vocab.bos for id, t in zip(chosen, twin_positions, strict=True)]
-            where += twin_positions
-            places += [p if t else 0 for p, t in zip(places, twin_positions, strict=True)]
-        hidden = self.decoder.step(
-            torch.tensor(ids, device=device)[:, None],
-            torch.tensor(where, device=device)[:, None],
-            self.cache,
-            max(where) + 1,
-            torch.tensor(places, device=device)[:, None],
-        )[:, 0]
-        self.hidden = hidden[: self.count]
-        if self.guided:
-            self.twin_hidden = hidden[self.count :] if needs_twins else self.bos_hidden
-
-
-def _union(sets: list[Intervals]) -> Intervals:
+def _union(sets: Iterable[Intervals]) -> Intervals:
     """The union of legal sets, as sorted disjoint intervals."""
     out: list[tuple[int, int]] = []
     for a, b in sorted({interval for intervals in sets for interval in intervals}):
@@ -214,3 +471,11 @@ def _union(sets: list[Intervals]) -> Intervals:
         else:
             out.append((a, b))
     return tuple(out)
+
+
+def _holds(allowed: Intervals, ids: np.ndarray) -> np.ndarray:
+    """bool, of the same shape: which ids are allowed."""
+    inside = np.zeros(len(ids), bool)
+    for a, b in allowed:
+        inside |= (ids >= a) & (ids < b)
+    return inside

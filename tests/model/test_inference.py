@@ -1,0 +1,96 @@
+"""Promises of the decoder for generation: with a cache the states of `Decoder`, for every architecture, at any positions."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from unitok.model import Decoder, DecoderConfig
+from unitok.model.inference import InferenceDecoder, arrange
+from unitok.model.lora import LowRank, add_lora
+
+SMALL = DecoderConfig(97, 48, 3, 80, 4, 2, head_dim=16, max_position_embeddings=64)
+KINDS = {
+    "ours": SMALL,
+    "places": replace(SMALL, places=9),
+    "chameleon 34b": replace(SMALL, qk_norm="layer", norm_placement="after"),
+    "llama with biases": replace(SMALL, qk_norm="none", num_key_value_heads=4, attention_bias=True, mlp_bias=True),
+    "linear scaling": replace(SMALL, rope_scaling={"rope_type": "linear", "factor": 2.0}),
+    "lora": SMALL,
+}
+
+
+@pytest.fixture(params=KINDS)
+def decoder(request):
+    torch.manual_seed(0)
+    decoder = Decoder(KINDS[request.param]).eval()
+    if request.param == "lora":
+        add_lora(decoder, LowRank(rank=2))
+        decoder.eval()
+    with torch.no_grad():
+        for name, p in decoder.named_parameters():
+            p.normal_(1.0 if "norm" in name and name.endswith("weight") and p.ndim < 2 else 0.0, 0.2)
+    return decoder
+
+
+def close(found, wanted):
+    torch.testing.assert_close(found, wanted, atol=2e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_reading_with_a_cache_equals_one_pass_also_where_contexts_stand_at_different_positions(decoder):
+    ids, places = torch.randint(0, 97, (2, 11)), torch.randint(0, 12, (2, 11))
+    whole = decoder.hidden(ids, places=places)
+    fast = arrange(decoder)
+    cache = fast.new_cache(2, 16)
+    # right-padded prompts of 6 and 3 ids, then each goes on at its own position
+    prompt = ids[:, :6].clone()
+    prompt[1, 3:] = 0
+    first = fast.step(prompt, torch.arange(6).expand(2, -1), cache, 6, places[:, :6], at=0)
+    close(first[0], whole[0, :6])
+    close(first[1, :3], whole[1, :3])
+    for i in range(5):
+        where = torch.tensor([[6 + i], [3 + i]])
+        step = fast.step(ids.gather(1, where), where, cache, 7 + i, places.gather(1, where))
+        close(step[:, 0], torch.stack([whole[0, 6 + i], whole[1, 3 + i]]))
+
+
+@torch.no_grad()
+def test_a_common_position_and_several_ids_at_once_change_nothing(decoder):
+    ids, places = torch.randint(0, 97, (3, 12)), torch.randint(0, 12, (3, 12))
+    whole = decoder.hidden(ids, places=places)
+    fast = arrange(decoder)
+    common, own = fast.new_cache(3, 16), fast.new_cache(3, 16)
+    for start, stop in ((0, 5), (5, 6), (6, 7), (7, 11), (11, 12)):
+        where = torch.arange(start, stop).expand(3, -1)
+        part = (ids[:, start:stop], where)
+        close(fast.step(*part, common, stop, places[:, start:stop], at=start), whole[:, start:stop])
+        close(fast.step(*part, own, stop, places[:, start:stop]), whole[:, start:stop])
+
+
+@torch.no_grad()
+def test_contexts_are_rewound_moved_and_kept_when_the_cache_grows():
+    torch.manual_seed(0)
+    decoder = Decoder(SMALL).eval()
+    torch.nn.init.normal_(decoder.model.layers[0].self_attn.o_proj.weight, std=0.1)
+    ids = torch.randint(0, 97, (2, 9))
+    whole = decoder.hidden(ids)
+    fast = InferenceDecoder(decoder)
+    cache = fast.new_cache(2, 8)
+    wrong = ids.clone()
+    wrong[:, 4:] = 0
+    fast.step(wrong[:, :8], torch.arange(8).expand(2, -1), cache, 8, at=0)
+    fast.step(ids[:, 4:8], torch.arange(4, 8).expand(2, -1), cache, 8, at=4)  # written over
+    cache = cache.grown(3, 12)
+    cache.move(1, 0, 8)
+    found = fast.step(ids[1:, 8:], torch.full((1, 1), 8), cache.part(0, 1), 9, at=8)
+    close(found[0, 0], whole[1, 8])
+
+
+def test_a_decoder_that_learnt_is_arranged_anew_and_one_that_did_not_is_not():
+    decoder = Decoder(SMALL).eval()
+    first = arrange(decoder)
+    assert arrange(decoder) is first
+    with torch.no_grad():
+        decoder.lm_head.weight += 1
+    assert torch.equal(arrange(decoder).head, decoder.lm_head.weight)

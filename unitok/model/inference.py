@@ -1,0 +1,252 @@
+"""The decoder for generation: the same function of the same weights, with a cache, in fewer and larger operations.
+
+Small models are bound by how many operations a step has, not by their arithmetic. So queries, keys and values are one
+product, gate and up another; gains of norms that stand before a product are multiplied into it; residuals are added by the
+product itself; and dimensions of each head are reordered so that a rotation is one complex multiplication (the order does not
+matter to their dot products, only that queries and keys have the same). The cache is allocated once and written in place.
+The price: weights are copied, so memory holds them twice, and a decoder that was trained on needs a new one of these (`arrange`
+sees to it).
+
+Letters as in `decoder.py`; L positions of the cache.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unitok.memory import keep_large_blocks
+from unitok.model.decoder import Block, Decoder, DecoderConfig, HeadLayerNorm, rotary_frequencies
+
+
+class Cache:
+    """Keys and values of past positions, [layers, B, L, G, D] each, written in place. The B contexts may stand at different
+    positions: what lies beyond a context's own is never looked at, so it is rewound by writing again from an earlier one."""
+
+    def __init__(self, keys: Tensor, values: Tensor):
+        self.keys, self.values = keys, values
+
+    @property
+    def contexts(self) -> int:
+        return self.keys.shape[1]
+
+    @property
+    def length(self) -> int:
+        return self.keys.shape[2]
+
+    def part(self, start: int, stop: int) -> "Cache":
+        """Some of the contexts, in the same memory."""
+        return Cache(self.keys[:, start:stop], self.values[:, start:stop])
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Write one context's first `length` positions over another's."""
+        for kept in (self.keys, self.values):
+            kept[:, target, :length] = kept[:, source, :length]
+
+    def grown(self, contexts: int, length: int) -> "Cache":
+        """A larger one with the same content."""
+        old = (self.keys, self.values)
+        new = [torch.zeros((k.shape[0], contexts, length, *k.shape[3:]), dtype=k.dtype, device=k.device) for k in old]
+        for a, b in zip(old, new, strict=True):
+            b[:, : a.shape[1], : a.shape[2]] = a
+        return Cache(*new)
+
+
+@dataclass
+class _Weights:
+    """Of one block; matrices are [in, out]."""
+
+    qkv: Tensor
+    qkv_bias: Tensor | None
+    gain: Tensor | None  # [H + G, D] of the QK-norm
+    shift: Tensor | None
+    out: Tensor
+    out_bias: Tensor | None
+    gate_up: Tensor
+    gate_up_bias: Tensor | None
+    down: Tensor
+    down_bias: Tensor | None
+    after_attention: Tensor | None  # gains of norms that stand after (norm_placement)
+    after_mlp: Tensor | None
+
+
+@dataclass
+class _Where:
+    """What all layers of one pass share. Of `at` and `flat` one is given."""
+
+    b: int
+    t: int
+    turns: Tensor  # complex [(B,) T, 1, D / 2]
+    extent: int  # positions below this are looked at
+    seen: Tensor | None  # added to the scores, [B, 1, T, extent]; None: all are seen
+    at: int | None  # where all contexts write
+    flat: Tensor | None  # int64 [B T], where each writes among the B L positions
+
+
+class InferenceDecoder:
+    """A decoder's weights, arranged for generation; it never learns. `arrange(decoder)` makes one."""
+
+    @torch.no_grad()
+    def __init__(self, decoder: Decoder):
+        c = self.config = decoder.config
+        self.device, self.dtype = decoder.device, decoder.lm_head.weight.dtype
+        self.head = decoder.lm_head.weight.detach().clone()
+        self.embedding = decoder.model.embed_tokens.weight.detach().clone()
+        self.places = decoder.model.embed_places.weight.detach().clone() if c.places else None
+        self.norm = decoder.model.norm.weight.detach().clone()
+        self.blocks = [_arrange(block, c) for block in decoder.model.layers]
+        angles = torch.arange(c.max_position_embeddings)[:, None].float() * rotary_frequencies(c)
+        self.turns = torch.polar(torch.ones_like(angles), angles).to(self.device)  # complex [positions, D / 2]
+
+    def new_cache(self, contexts: int, length: int) -> Cache:
+        """An empty cache for so many contexts of at most `length` positions."""
+        c = self.config
+        shape = (c.num_hidden_layers, contexts, length, c.num_key_value_heads, c.head_dim)
+        return Cache(*(torch.zeros(shape, device=self.device, dtype=self.dtype) for _ in range(2)))
+
+    @torch.inference_mode()
+    def step(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        cache: Cache,
+        extent: int,
+        places: Tensor | None = None,
+        at: int | None = None,
+    ) -> Tensor:
+        """ids [B, T] at positions [B, T] -> hidden states [B, T, C]; reads and writes the cache's first B contexts.
+
+        extent: more than every position; how much of the cache to look at. places: [B, T], `Grammar.places`. at: the first
+        position, where all contexts stand at the same T ones in a row: that saves the indices and, for T = 1, the mask.
+        """
+        keep_large_blocks()
+        c, (b, t) = self.config, ids.shape
+        x = F.embedding(ids, self.embedding)
+        if self.places is not None:
+            assert places is not None, "this decoder has place embeddings: give places (Grammar.places)"
+            x = x + F.embedding(places.clamp(max=len(self.places) - 1), self.places)
+        x = x.reshape(b * t, c.hidden_size)
+        where = self._where(positions, cache, extent, b, t, at)
+        for number, w in enumerate(self.blocks):
+            x = self._attend(x, w, where, cache.keys[number, :b], cache.values[number, :b])
+            x = self._mlp(x, w)
+        return F.rms_norm(x, (c.hidden_size,), self.norm, c.rms_norm_eps).view(b, t, -1)
+
+    def _where(self, positions: Tensor, cache: Cache, extent: int, b: int, t: int, at: int | None) -> _Where:
+        if at is not None and t == 1:
+            return _Where(b, t, self.turns[at][None, None], extent, None, at, None)
+        seen = torch.arange(extent, device=self.device) <= positions[:, None, :, None]
+        # Added, not true or false: attention on a CPU would turn it into numbers in each layer anew.
+        added = torch.zeros(seen.shape, dtype=self.dtype, device=self.device).masked_fill_(~seen, -torch.inf)
+        turns = self.turns[positions.clamp(max=len(self.turns) - 1)].unsqueeze(-2)
+        if at is not None:
+            return _Where(b, t, turns, extent, added, at, None)
+        flat = positions + torch.arange(b, device=self.device)[:, None] * cache.length
+        return _Where(b, t, turns, extent, added, None, flat.flatten())
+
+    def _attend(self, x: Tensor, w: _Weights, where: _Where, keys: Tensor, values: Tensor) -> Tensor:
+        c, b, t = self.config, where.b, where.t
+        heads, groups, d = c.num_attention_heads, c.num_key_value_heads, c.head_dim
+        y = x if w.after_attention is not None else F.rms_norm(x, (c.hidden_size,), None, c.rms_norm_eps)
+        qkv = (y @ w.qkv if w.qkv_bias is None else torch.addmm(w.qkv_bias, y, w.qkv)).view(b, t, heads + 2 * groups, d)
+        qk, v = qkv[:, :, : heads + groups], qkv[:, :, heads + groups :]
+        if c.qk_norm == "rms":
+            qk = F.rms_norm(qk, (d,), None, c.rms_norm_eps) * w.gain
+        elif c.qk_norm == "layer":
+            qk = torch.addcmul(w.shift, F.layer_norm(qk, (d,), eps=1e-5), w.gain)  # type: ignore[arg-type]
+        turned = torch.view_as_complex(qk.float().contiguous().view(b, t, heads + groups, d // 2, 2)) * where.turns
+        qk = torch.view_as_real(turned).flatten(-2).to(v.dtype)
+        q, k = qk[:, :, :heads], qk[:, :, heads:]
+        if where.flat is None:
+            assert where.at is not None
+            keys[:, where.at : where.at + t] = k
+            values[:, where.at : where.at + t] = v
+        else:
+            keys.flatten(0, 1).index_copy_(0, where.flat, k.flatten(0, 1))
+            values.flatten(0, 1).index_copy_(0, where.flat, v.flatten(0, 1))
+        grouped: dict[str, Any] = {"enable_gqa": True} if groups != heads else {}
+        known = (kept[:, : where.extent].transpose(1, 2) for kept in (keys, values))
+        y = F.scaled_dot_product_attention(q.transpose(1, 2), *known, attn_mask=where.seen, **grouped)
+        y = y.transpose(1, 2).reshape(b * t, heads * d)
+        return self._add(x, y, w.out, w.out_bias, w.after_attention)
+
+    def _mlp(self, x: Tensor, w: _Weights) -> Tensor:
+        c = self.config
+        y = x if w.after_mlp is not None else F.rms_norm(x, (c.hidden_size,), None, c.rms_norm_eps)
+        both = y @ w.gate_up if w.gate_up_bias is None else torch.addmm(w.gate_up_bias, y, w.gate_up)
+        gate, up = both.chunk(2, -1)
+        return self._add(x, F.silu(gate) * up, w.down, w.down_bias, w.after_mlp)
+
+    def _add(self, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, after: Tensor | None) -> Tensor:
+        """x + y weight (+ bias); with a norm in between where it stands after."""
+        if after is None:
+            x = torch.addmm(x, y, weight)
+            return x if bias is None else x + bias
+        y = y @ weight if bias is None else torch.addmm(bias, y, weight)
+        return x + F.rms_norm(y, (self.config.hidden_size,), after, self.config.rms_norm_eps)
+
+
+def _effective(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """Weight [out, in] and bias of a linear layer, with the difference that LoRA has learnt."""
+    base: Any = getattr(layer, "base_layer", layer)
+    weight = base.weight.detach()
+    if base is not layer:
+        for adapter in layer.active_adapters:  # type: ignore[union-attr]
+            weight = weight + layer.get_delta_weight(adapter).detach()  # type: ignore[operator]
+    return weight, None if base.bias is None else base.bias.detach().clone()
+
+
+def _arrange(block: Block, c: DecoderConfig) -> _Weights:
+    """One block's weights."""
+    a, m, before = block.self_attn, block.mlp, c.norm_placement == "before"
+    order = torch.arange(c.head_dim).view(2, -1).T.flatten().to(block.input_layernorm.weight.device)  # pairs side by side
+
+    def joined(layers: list[nn.Linear], norm: nn.RMSNorm) -> tuple[Tensor, Tensor | None]:
+        parts = [_effective(layer) for layer in layers]
+        weight = torch.cat([w for w, _ in parts])
+        biases = [b for _, b in parts if b is not None]
+        return (weight * norm.weight if before else weight), torch.cat(biases) if biases else None
+
+    def paired(x: Tensor) -> Tensor:
+        """Reorders each head's dimensions in the rows of queries and keys."""
+        qk = (c.num_attention_heads + c.num_key_value_heads) * c.head_dim
+        return torch.cat([x[:qk].unflatten(0, (-1, c.head_dim))[:, order].flatten(0, 1), x[qk:]])
+
+    qkv, qkv_bias = joined([a.q_proj, a.k_proj, a.v_proj], block.input_layernorm)
+    gate_up, gate_up_bias = joined([m.gate_proj, m.up_proj], block.post_attention_layernorm)
+    gain = shift = None
+    if c.qk_norm != "none":
+        heads = ((a.q_norm, c.num_attention_heads), (a.k_norm, c.num_key_value_heads))
+        gain = torch.cat([norm.weight.expand(n, -1) for norm, n in heads])[:, order]
+        if isinstance(a.q_norm, HeadLayerNorm):
+            shift = torch.cat([a.q_norm.bias, a.k_norm.bias])[:, order]
+    (out, out_bias), (down, down_bias) = _effective(a.o_proj), _effective(m.down_proj)
+    return _Weights(
+        qkv=paired(qkv).T.contiguous(),
+        qkv_bias=None if qkv_bias is None else paired(qkv_bias),
+        gain=gain,
+        shift=shift,
+        out=out.T.contiguous(),
+        out_bias=out_bias,
+        gate_up=gate_up.T.contiguous(),
+        gate_up_bias=gate_up_bias,
+        down=down.T.contiguous(),
+        down_bias=down_bias,
+        after_attention=None if before else block.input_layernorm.weight.detach().clone(),
+        after_mlp=None if before else block.post_attention_layernorm.weight.detach().clone(),
+    )
+
+
+_arranged: "WeakKeyDictionary[Decoder, tuple[tuple, InferenceDecoder]]" = WeakKeyDictionary()
+
+
+def arrange(decoder: Decoder) -> InferenceDecoder:
+    """The decoder for generation; the one of the call before, if its parameters have not been touched since."""
+    state = tuple((p.data_ptr(), p._version, p.dtype) for p in decoder.parameters())
+    known = _arranged.get(decoder)
+    if known is None or known[0] != state:
+        known = _arranged[decoder] = state, InferenceDecoder(decoder)
+    return known[1]
