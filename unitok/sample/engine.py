@@ -22,7 +22,7 @@ from torch import Tensor
 from unitok.errors import UserError
 from unitok.grammar import Grammar, Intervals, Want
 from unitok.model.decoder import Decoder
-from unitok.model.inference import InferenceDecoder, arrange
+from unitok.model.inference import InferenceDecoder, Matrix, arrange
 from unitok.sample.sampling import Knobs, Settings, guide, guide_three_ways, penalise_repetition
 
 SHORT = 8  # contexts with at most so many unread ids go through the model together; prompts go apart
@@ -147,7 +147,8 @@ class _Running:
 class _Menu(NamedTuple):
     """The rows of the head that a batch may choose from."""
 
-    head: Tensor  # [n, C]
+    head: Matrix  # [n, C]
+    count: int  # n
     ids: Tensor | int  # [n], or what to add to an index
     mask: Tensor | None  # bool [B, n]: which are not allowed; None: all are
 
@@ -157,7 +158,7 @@ class _Menu(NamedTuple):
 
     def among(self, x: Tensor) -> Tensor:
         """[B, V] -> the menu's columns [B, n]."""
-        return x[:, self.ids : self.ids + len(self.head)] if isinstance(self.ids, int) else x[:, self.ids]
+        return x[:, self.ids : self.ids + self.count] if isinstance(self.ids, int) else x[:, self.ids]
 
 
 class Session:
@@ -181,7 +182,7 @@ class Session:
         self._cache = self.decoder.new_cache(0, 0)
         self._hidden = torch.zeros(0, self.decoder.config.hidden_size, device=self.decoder.device, dtype=self.decoder.dtype)
         self._menus: dict[tuple[Intervals, ...], _Menu] = {}
-        self._heads: dict[Intervals, tuple[Tensor, Tensor | int, np.ndarray]] = {}
+        self._heads: dict[Intervals, tuple[Matrix, Tensor | int, np.ndarray]] = {}
         self._finished: list[_Running] = []
 
     def add(self, request: Request) -> None:
@@ -356,7 +357,7 @@ class Session:
         return torch.stack([r.seen for r in self.running if r.seen is not None])
 
     def _logits(self, hidden: Tensor, menu: _Menu) -> Tensor:
-        logits = (hidden @ menu.head.T).float()
+        logits = menu.head(hidden).float()
         return logits if menu.mask is None else logits.masked_fill(menu.mask, -torch.inf)
 
     def _guidance(self, count: int) -> "_Guidance | None":
@@ -393,21 +394,18 @@ class Session:
             mask = None
             if any(a != union for a in allowed):
                 mask = self._send(~np.stack([_holds(a, names) for a in allowed]))
-            self._menus[allowed] = _Menu(head, ids, mask)
+            self._menus[allowed] = _Menu(head, len(names), ids, mask)
         return self._menus[allowed]
 
-    def _head(self, union: Intervals) -> tuple[Tensor, Tensor | int, np.ndarray]:
+    def _head(self, union: Intervals) -> tuple[Matrix, Tensor | int, np.ndarray]:
         """The head's rows of some ids, the ids as a tensor or an offset, and as an array."""
         if union not in self._heads:
             if len(self._heads) >= MENUS:
                 self._heads.clear()
             names = np.concatenate([np.arange(a, b) for a, b in union])
-            if len(union) == 1:  # a view
-                a, b = union[0]
-                self._heads[union] = self.decoder.head[a:b], a, names
-            else:
-                ids = self._send(names)
-                self._heads[union] = self.decoder.head[ids], ids, names
+            ids = union[0][0] if len(union) == 1 else self._send(names)
+            rows = slice(*union[0]) if isinstance(ids, int) else ids
+            self._heads[union] = self.decoder.head_of(rows), ids, names
         return self._heads[union]
 
 
