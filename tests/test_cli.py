@@ -1,5 +1,7 @@
 """Promises of the command line: quick help, one line and exit code 2 for mistakes, nothing half-written."""
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -8,12 +10,22 @@ from pathlib import Path
 
 import pytest
 
+from unitok.cli import main
+
 ROOT = Path(__file__).parent.parent
 
 
 def unitok(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "unitok", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False, timeout=300)
+
+
+def here(*arguments: object) -> subprocess.CompletedProcess:
+    """The same in this process, which has imported everything: most mistakes need no other."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    return subprocess.CompletedProcess(arguments, stop.value.code, out.getvalue(), err.getvalue())
 
 
 def assert_one_line(done: subprocess.CompletedProcess, *telling: str) -> None:
@@ -88,14 +100,20 @@ def test_mistakes_in_prompts_and_flags_are_one_line(bundle_folder, tmp_path):
     (tmp_path / "bad.jsonl").write_text("{\n")
     base = ("sample", "--bundle", bundle_folder, "--out", out)
     assert_one_line(unitok("sample", "--bundle", tmp_path / "gone", "--text", "x"), "gone", "unitok bundle")
-    assert_one_line(unitok(*base, "--image", tmp_path / "gone.png"), "gone.png", "no such file")
-    assert_one_line(unitok(*base, "--image", tmp_path / "notes.png"), "notes.png", "neither an image")
-    assert_one_line(unitok(*base, "--text", ""), "empty text")
-    assert_one_line(unitok(*base, "--text", "x", "--want", "smell"), "smell", "text, image, audio")
-    assert_one_line(unitok(*base, "--text", "x", "--top-p", "7"), "--top-p")
-    assert_one_line(unitok(*base, "--prompts", tmp_path / "bad.jsonl"), "line 1", "not JSON")
-    assert_one_line(unitok(*base, "--text", "x", "--device", "cuda:9"), "--device", "cpu")
-    assert_one_line(unitok(*base, "--txet", "x"), "--txet")
+    assert_one_line(here(*base, "--image", tmp_path / "gone.png"), "gone.png", "no such file")
+    assert_one_line(here(*base, "--image", tmp_path / "notes.png"), "notes.png", "neither an image")
+    assert_one_line(here(*base, "--text", ""), "empty text")
+    assert_one_line(here(*base, "--text", "x", "--want", "smell"), "smell", "text, image, audio")
+    assert_one_line(here(*base, "--text", "x", "--top-p", "7"), "--top-p")
+    assert_one_line(here(*base, "--prompts", tmp_path / "bad.jsonl"), "line 1", "not JSON")
+    assert_one_line(here(*base, "--text", "x", "--device", "cuda:9"), "--device", "cpu")
+    assert_one_line(here(*base, "--txet", "x"), "--txet")
+    assert_one_line(here(*base, "--text", "x", "--audio-top-p", "0"), "--top-p 0.0", "above 0")
+    assert_one_line(here(*base, "--text", "x", "--want", "image:8x8", "--max-ids", "40"), "40 ids", "at least 69", "--max-ids")
+    assert_one_line(here(*base, "--text", "x " * 1100, "--want", "text"), "a prompt of 2", "the decoder takes 1024")
+    assert_one_line(here(*base, "--text", "x", "--score"), "--score", "--prompts")
+    assert_one_line(here(*base, "--text", "x", "--live", "--best-of", "3"), "--live", "--best-of")
+    assert_one_line(here(*base, "--text", "x", "--keep", "2"), "keep", "share")
     assert_one_line(unitok("paint"), "paint", "sample")
     assert not out.exists()
 
@@ -103,13 +121,13 @@ def test_mistakes_in_prompts_and_flags_are_one_line(bundle_folder, tmp_path):
 def test_mistakes_in_data_preparation_are_one_line_and_leave_nothing(bundle_folder, scenes_folder, tmp_path):
     out = tmp_path / "out"
     (tmp_path / "empty").mkdir()
-    assert_one_line(unitok("tokenize", tmp_path / "gone", out, "--bundle", bundle_folder), "gone", "no such file or folder")
-    assert_one_line(unitok("tokenize", tmp_path / "empty", out, "--bundle", bundle_folder), "no documents")
-    assert_one_line(unitok("tokenize", scenes_folder, out, "--bundle", tmp_path / "empty"), "bundle.json")
-    assert_one_line(unitok("detokenize", tmp_path / "empty", out, "--bundle", bundle_folder), "dataset.json")
-    assert_one_line(unitok("train-text", tmp_path / "gone.txt", "--out", out), "gone.txt")
-    assert_one_line(unitok("bundle", out), "--text")
-    assert_one_line(unitok("inspect", tmp_path / "empty"), "neither a data set")
+    assert_one_line(here("tokenize", tmp_path / "gone", out, "--bundle", bundle_folder), "gone", "no such file or folder")
+    assert_one_line(here("tokenize", tmp_path / "empty", out, "--bundle", bundle_folder), "no documents")
+    assert_one_line(here("tokenize", scenes_folder, out, "--bundle", tmp_path / "empty"), "bundle.json")
+    assert_one_line(here("detokenize", tmp_path / "empty", out, "--bundle", bundle_folder), "dataset.json")
+    assert_one_line(here("train-text", tmp_path / "gone.txt", "--out", out), "gone.txt")
+    assert_one_line(here("bundle", out), "--text")
+    assert_one_line(here("inspect", tmp_path / "empty"), "neither a data set")
     assert not out.exists()
 
 
@@ -119,13 +137,13 @@ def test_mistakes_in_training_are_one_line_and_leave_nothing(tmp_path, scenes_fo
     (tmp_path / "words").mkdir()
     (tmp_path / "words" / "a.txt").write_text("no pictures here")
     fit = ("fit", "--out", out, "--trainer.enable_progress_bar", "false")
-    assert_one_line(unitok(*fit, "--config", tmp_path / "typo.yaml"), "lerning_rate")
-    assert_one_line(unitok(*fit, "--config", tmp_path / "gone.yaml"), "gone.yaml")
-    assert_one_line(unitok(*fit, "--config", config, "--data.init_args.path", tmp_path / "gone"), "gone", "no such folder")
-    assert_one_line(unitok(*fit, "--config", config, "--data.init_args.path", tmp_path / "words"), "no image files")
-    assert_one_line(unitok(*fit, "--config", config, "--resume", tmp_path / "gone.ckpt"), "gone.ckpt")
+    assert_one_line(here(*fit, "--config", tmp_path / "typo.yaml"), "lerning_rate")
+    assert_one_line(here(*fit, "--config", tmp_path / "gone.yaml"), "gone.yaml")
+    assert_one_line(here(*fit, "--config", config, "--data.init_args.path", tmp_path / "gone"), "gone", "no such folder")
+    assert_one_line(here(*fit, "--config", config, "--data.init_args.path", tmp_path / "words"), "no image files")
+    assert_one_line(here(*fit, "--config", config, "--resume", tmp_path / "gone.ckpt"), "gone.ckpt")
     decoder = ROOT / "configs" / "scenes" / "decoder.yaml"
-    assert_one_line(unitok(*fit, "--config", decoder, "--data.init_args.path", tmp_path / "words"), "dataset.json")
+    assert_one_line(here(*fit, "--config", decoder, "--data.init_args.path", tmp_path / "words"), "dataset.json")
     assert not out.exists()
 
 
@@ -158,19 +176,19 @@ def test_nothing_that_unitok_did_not_make_is_ever_replaced(tmp_path, scenes_fold
     mine = tmp_path / "mine"
     shutil.copytree(scenes_folder, mine)
     before = sorted(mine.rglob("*"))
-    assert_one_line(unitok("train-text", mine / "text.txt", "--out", mine), "mine", "another folder")
-    assert_one_line(unitok("bundle", mine, "--text", bundle_folder), "mine", "another folder")
-    assert_one_line(unitok("scenes", mine / "text.txt"), "text.txt")
-    assert_one_line(unitok("tokenize", mine, mine / "text.txt", "--bundle", bundle_folder), "text.txt")
+    assert_one_line(here("train-text", mine / "text.txt", "--out", mine), "mine", "another folder")
+    assert_one_line(here("bundle", mine, "--text", bundle_folder), "mine", "another folder")
+    assert_one_line(here("scenes", mine / "text.txt"), "text.txt")
+    assert_one_line(here("tokenize", mine, mine / "text.txt", "--bundle", bundle_folder), "text.txt")
     assert sorted(mine.rglob("*")) == before
 
 
 def test_files_where_folders_belong_are_one_line(tmp_path, bundle_folder):
     file = tmp_path / "file"
     file.write_text("x")
-    assert_one_line(unitok("sample", "--bundle", file, "--text", "x"), "file")
-    assert_one_line(unitok("sample", "--bundle", bundle_folder, "--text", "x", "--out", file), "file")
-    assert_one_line(unitok("sample", "--bundle", bundle_folder, "--image", tmp_path, "--out", tmp_path / "o"), str(tmp_path))
-    assert_one_line(unitok("sample", "--bundle", bundle_folder, "--text", "x", "--batch-size", "0"), "batch size")
-    assert_one_line(unitok("inspect", file), "neither")
-    assert_one_line(unitok("validate", "--config", ROOT / "configs/scenes/image.yaml", "--out", tmp_path / "o"), "--resume")
+    assert_one_line(here("sample", "--bundle", file, "--text", "x"), "file")
+    assert_one_line(here("sample", "--bundle", bundle_folder, "--text", "x", "--out", file), "file")
+    assert_one_line(here("sample", "--bundle", bundle_folder, "--image", tmp_path, "--out", tmp_path / "o"), str(tmp_path))
+    assert_one_line(here("sample", "--bundle", bundle_folder, "--text", "x", "--batch-size", "0"), "batch size")
+    assert_one_line(here("inspect", file), "neither")
+    assert_one_line(here("validate", "--config", ROOT / "configs/scenes/image.yaml", "--out", tmp_path / "o"), "--resume")

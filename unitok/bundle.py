@@ -6,7 +6,7 @@ Any part may be missing: with tokenizers alone a bundle tokenizes, with a decode
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from unitok.model import Decoder
-    from unitok.sample.render import Output
+    from unitok.sample.render import Output, Score, Task
+    from unitok.sample.stream import Piece
     from unitok.tokenizers import AudioTokenizer, ImageTokenizer, TextTokenizer
 
 VERSION = 1
@@ -183,6 +184,8 @@ class Unitok:
         settings: dict[str, Any] | None = None,
         batch_size: int = 64,
         progress: bool = False,
+        negative: Sequence[PromptPart] | None = None,
+        **more: Any,
     ) -> "list[Output]":
         """Continue prompts.
 
@@ -194,15 +197,50 @@ class Unitok:
             max_ids: most new ids of each output.
             settings: by modality, `unitok.sample.sampling.Settings`; default: temperature 1 and no filters.
             batch_size: outputs that are generated together.
+            negative: parts of what guidance leads away from.
+            more: `keep`, `best_of`, `best_by`, `jacobi` as in `unitok.sample.render.Task`.
 
         Returns:
             n Outputs for each prompt, in order.
         """
         from unitok.sample.render import generate_outputs
 
+        documents, task = self._task(prompt, negative, want=want, n=n, seed=seed, max_ids=max_ids, settings=settings, **more)
+        return generate_outputs(self, documents, task, batch_size, progress)
+
+    def stream(
+        self,
+        prompt: Sequence[PromptPart] | Sequence[Sequence[PromptPart]],
+        want: str = "free",
+        negative: Sequence[PromptPart] | None = None,
+        **more: Any,
+    ) -> "Iterator[Piece | Output]":
+        """`generate` while it goes on: a `unitok.sample.stream.Piece` for each new piece of text, row of a picture and chunk of
+        sound, and each whole Output after its last piece. Other arguments as for `generate`; all outputs run together."""
+        from unitok.sample.render import begin
+        from unitok.sample.stream import stream
+
+        documents, task = self._task(prompt, negative, want=want, **more)
+        if task.best_of > 1 or task.jacobi:
+            raise UserError("a stream cannot choose the best of several, nor guess ahead; leave out best_of and jacobi")
+        return stream(self, begin(self, documents, task), task.settings)
+
+    def _task(
+        self, prompt: Any, negative: Any, settings: dict[str, Any] | None = None, **more: Any
+    ) -> "tuple[list[Document], Task]":
+        """Prompts as documents, and what to do with them."""
+        from unitok.sample.render import Task
+
         batch = [list(p) for p in prompt] if prompt and isinstance(prompt[0], list) else [list(prompt)]
         documents = [self.read_prompt(parts) for parts in batch]
-        return generate_outputs(self, documents, want, n, seed, max_ids, settings or {}, batch_size, progress)
+        against = None if negative is None else self.read_prompt(negative)
+        return documents, Task(settings=settings or {}, negative=against, **more)
+
+    def score(self, documents: Sequence[Document]) -> "list[Score]":
+        """How likely documents are, segment by segment: `unitok.sample.render.Score`."""
+        from unitok.sample.render import score_documents
+
+        return score_documents(self, list(documents))
 
 
 def _part_class(name: str) -> Any:

@@ -267,12 +267,34 @@ def sample(arguments: list[str]) -> None:
     p.add_argument("--max-ids", type=int, default=512, help="most new ids an output")
     p.add_argument("--batch-size", type=int, default=64, help="outputs generated together")
     p.add_argument("--out", type=Path, default=Path("runs/sample"), help="folder for files, outputs.jsonl and index.html")
-    for modality in ("", "text-", "image-", "audio-"):
-        which = f"of {modality[:-1]}" if modality else "of all modalities"
-        p.add_argument(f"--{modality}temperature", type=float, help=f"{which}: 0 takes the likeliest id, 1 samples as is")
-        p.add_argument(f"--{modality}top-k", type=int, help=f"{which}: only the k likeliest ids; 0 all")
-        p.add_argument(f"--{modality}top-p", type=float, help=f"{which}: only the likeliest ids of this total probability")
-        p.add_argument(f"--{modality}guidance", type=float, help=f"{which}: classifier-free guidance scale; 1 none")
+    p.add_argument("--negative", metavar="TEXT", help="a text that guidance leads away from")
+    p.add_argument(
+        "--keep",
+        type=float,
+        metavar="SHARE",
+        help="the prompt's last picture or sound is a beginning: keep this share of its rows or frames and go on from there",
+    )
+    p.add_argument("--best-of", type=int, default=1, help="make so many for each output and keep the best")
+    p.add_argument(
+        "--best-by",
+        choices=("likelihood", "relevance"),
+        default="likelihood",
+        help="the mean log-probability of an output, or how much likelier the prompt makes it",
+    )
+    p.add_argument(
+        "--jacobi",
+        type=int,
+        default=0,
+        metavar="IDS",
+        help="one at a time: guess and read so many ids of a picture at once; 0: off",
+    )
+    p.add_argument("--live", action="store_true", help="show the first output while it grows")
+    p.add_argument(
+        "--score",
+        action="store_true",
+        help="generate nothing: log-probabilities of the documents in --prompts, to scores.jsonl",
+    )
+    _sampling_flags(p)
     _device(p)
     o = p.parse_args(arguments)
     from unitok.bundle import Unitok
@@ -284,18 +306,72 @@ def sample(arguments: list[str]) -> None:
     parts = getattr(o, "parts", None) or []
     if o.prompts and parts:
         raise UserError("give either --prompts or --text, --image and --audio")
+    if o.score and not o.prompts:
+        raise UserError("--score needs --prompts FILE.jsonl, the documents to score")
+    if o.live and (o.best_of > 1 or o.jacobi):
+        raise UserError("--live shows one output as it is drawn: leave out --best-of and --jacobi")
     raws = read_prompts(o.prompts) if o.prompts else []
     for part in parts:
         if isinstance(part, Path) and not part.exists():
             raise UserError(f"{part}: no such file")
     u = Unitok.from_pretrained(o.bundle, device=_check_device(o.device))
+    if o.score:
+        _score(u, [u.read_raw(raw) for raw in raws], o.out)
+        return
     prompts = [[u.read_raw(raw)] for raw in raws] or [parts]
-    outputs = u.generate(prompts, o.want, o.n, o.seed, o.max_ids, settings, o.batch_size, progress=True)
+    task = {"want": o.want, "n": o.n, "seed": o.seed, "max_ids": o.max_ids, "settings": settings, "keep": o.keep}
+    negative = [o.negative] if o.negative else None
+    if o.live:
+        from unitok.sample.live import show
+
+        outputs = show(u.stream(prompts, negative=negative, **task))
+    else:
+        choice = {"best_of": o.best_of, "best_by": o.best_by, "jacobi": o.jacobi}
+        outputs = u.generate(prompts, batch_size=o.batch_size, progress=True, negative=negative, **task, **choice)
     save_outputs(outputs, o.out)
-    for output in outputs[:8]:
+    for output in [] if o.live else outputs[:8]:
         kinds = ", ".join(s.modality for s in output.new.segments) or "nothing"
         print(f"{output.index:06d}: {kinds}{f': {output.text!r}' if output.text else ''}")
     print(f"{o.out}: {len(outputs)} outputs; open {o.out / 'index.html'}")
+
+
+def _sampling_flags(p: argparse.ArgumentParser) -> None:
+    """The fields of `Settings`, for all modalities and for each alone."""
+    flags: list[tuple[str, Any, str]] = [
+        ("temperature", float, "0 takes the likeliest id, 1 samples as is"),
+        ("top-k", int, "only the k likeliest ids; 0 all"),
+        ("top-p", float, "only the likeliest ids of this total probability"),
+        ("min-p", float, "only ids of this share of the likeliest one's probability; 0 all"),
+        ("repetition-penalty", float, "log-probabilities of ids that have come are multiplied by it; 1 none"),
+        ("guidance", float, "classifier-free guidance scale; 1 none"),
+        (
+            "guidance-media",
+            float,
+            "three-way guidance: the scale of the prompt's pictures and sounds, --guidance that of its text",
+        ),
+        ("guidance-start", int, "guide from this id of a span on"),
+        ("guidance-stop", int, "guide up to this id of a span"),
+        ("guidance-schedule", str, "constant, or growing from 1 over that interval: linear, cosine"),
+    ]
+    for modality in ("", "text-", "image-", "audio-"):
+        which = f"of {modality[:-1]}" if modality else "of all modalities"
+        for name, kind, meaning in flags:
+            p.add_argument(f"--{modality}{name}", type=kind, help=f"{which}: {meaning}")
+
+
+def _score(u: Any, documents: list[Any], out: Path) -> None:
+    """Write and print log-probabilities."""
+    import json
+
+    scores = u.score(documents)
+    out.mkdir(parents=True, exist_ok=True)
+    partial = out / "scores.jsonl.partial"
+    partial.write_text("".join(json.dumps(score.row()) + "\n" for score in scores))
+    partial.replace(out / "scores.jsonl")
+    for score in scores[:20]:
+        row = score.row()
+        print(f"{row['id']}: {row['log_probability']:.2f} nats, {row['ids']} ids, {row['bits_an_id']:.2f} bits an id")
+    print(f"{out / 'scores.jsonl'}: {len(scores)} documents")
 
 
 def evaluate_image_tokenizer(arguments: list[str]) -> None:

@@ -8,6 +8,7 @@ A row is free (any legal document) or follows a plan, a list of `Want`s. The mac
 `Vocab.encode` gives: whatever it let through, `encode(decode(ids)) == ids`.
 """
 
+import copy
 import math
 import re
 from dataclasses import dataclass
@@ -80,6 +81,12 @@ class Row:
             raise UserError(f"a budget of {left} ids is too small: the plan needs at least {self._least()}")
         if self.plan == []:
             self.state = "done"
+
+    def copy(self) -> "Row":
+        """The same, to go on with apart."""
+        row = copy.copy(self)
+        row.sides, row.plan = list(self.sides), None if self.plan is None else list(self.plan)
+        return row
 
     def copy_for(self, left: int | None, plan: list[Want] | None) -> "Row":
         """The same place in the sequence, with another budget and plan from here on.

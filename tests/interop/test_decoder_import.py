@@ -12,9 +12,12 @@ from unitok.bundle import Unitok, make_untrained
 from unitok.cli import main
 from unitok.document import Document, Segment
 from unitok.errors import UserError
-from unitok.grammar import Grammar
+from unitok.grammar import Grammar, parse_plan
 from unitok.interop import import_checkpoint
+from unitok.interop.decoder import export_decoder
 from unitok.model import Decoder, DecoderConfig
+from unitok.sample.engine import Request, generate
+from unitok.sample.sampling import Settings
 from unitok.tokenizers import ImageTokenizer
 
 transformers = pytest.importorskip("transformers", reason="an extra")
@@ -239,3 +242,29 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path, capsys):
     assert not Path(out).exists()
     with pytest.raises(UserError, match="no kind 'hf-gpt2'"):
         import_checkpoint("hf-gpt2", theirs)
+
+
+def test_an_exported_decoder_writes_pictures_in_transformers_too(tiny, tmp_path):
+    """Greedy ids of `generate` with the grammar are those of our engine, in a batch of prompts of different lengths."""
+    from unitok.interop.constrain import GrammarLogitsProcessor
+
+    torch.manual_seed(0)
+    decoder = filled(Decoder(replace(tiny.model.config, places=0)))
+    export_decoder("hf-qwen3", decoder, tiny.vocab, tmp_path / "out")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    vocab, plan = tiny.vocab, parse_plan("text,image:2x3,audio:2", tiny.vocab, 12.5)
+    prompts = [vocab.encode(Document((Segment("text", tiny.text.encode(t)),)), eos=False) for t in ("a text", "nothing small")]
+    longest = max(map(len, prompts))
+    padded = torch.tensor([[vocab.pad] * (longest - len(p)) + p.tolist() for p in prompts])
+    grammar = GrammarLogitsProcessor.from_pretrained(tmp_path / "out", "text,image:2x3,audio:2", 40)
+    made = model.generate(
+        padded, attention_mask=(padded != vocab.pad).long(), max_new_tokens=40, do_sample=False, logits_processor=[grammar]
+    )
+    ours = generate(decoder, Grammar(vocab), [Request(p, plan, 40) for p in prompts], dict.fromkeys(vocab.spans, Settings(0.0)))
+    for theirs, mine in zip(made[:, longest:].tolist(), ours, strict=True):
+        assert theirs[: len(mine)] == mine.tolist()
+        assert set(theirs[len(mine) :]) <= {vocab.eos, vocab.pad}
+    beams = GrammarLogitsProcessor.from_pretrained(tmp_path / "out", "image:2x2,text", 24)
+    found = model.generate(padded[:1], max_new_tokens=24, num_beams=3, do_sample=False, logits_processor=[beams])
+    document = vocab.decode(found[0, longest:].numpy())
+    assert [s.modality for s in document.segments] == ["image", "text"]

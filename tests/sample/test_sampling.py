@@ -7,8 +7,18 @@ import torch
 from unitok.document import Document, Segment
 from unitok.errors import UserError
 from unitok.grammar import Grammar, parse_plan
-from unitok.sample.engine import Request, generate
-from unitok.sample.sampling import Settings, draw, guide, keep_top_k, keep_top_p
+from unitok.sample.engine import Request, Session, generate
+from unitok.sample.sampling import (
+    Settings,
+    draw,
+    guide,
+    guide_three_ways,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    penalise_repetition,
+)
+from unitok.sample.score import log_probabilities
 
 
 def test_top_k_and_top_p_keep_what_they_say_row_by_row():
@@ -16,6 +26,36 @@ def test_top_k_and_top_p_keep_what_they_say_row_by_row():
     assert (keep_top_k(logits, torch.tensor([0, 1, 3])) > -torch.inf).sum(-1).tolist() == [4, 1, 3]
     # probabilities: 0.644, 0.237, 0.087, 0.032
     assert (keep_top_p(logits, torch.tensor([1.0, 0.6, 0.7])) > -torch.inf).sum(-1).tolist() == [4, 1, 2]
+
+
+def test_min_p_and_the_repetition_penalty_do_what_they_say_row_by_row():
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]]).repeat(3, 1)
+    assert (keep_min_p(logits, torch.tensor([0.0, 0.3, 0.1])) > -torch.inf).sum(-1).tolist() == [4, 2, 3]
+    seen = torch.tensor([[False, True, False, False]]).repeat(3, 1)
+    out = penalise_repetition(logits, seen, torch.tensor([[1.0], [2.0], [0.5]]))
+    wanted = logits.log_softmax(-1)
+    assert torch.equal(out[0], wanted[0])
+    assert torch.equal(out[:, [0, 2, 3]], wanted[:, [0, 2, 3]])
+    assert out[1, 1] == 2 * wanted[1, 1]
+    assert out[2, 1] == 0.5 * wanted[2, 1]
+
+
+def test_a_schedule_grows_from_nothing_to_the_full_scale_over_its_interval():
+    how = Settings(guidance=3.0, guidance_start=2, guidance_stop=6, guidance_schedule="linear")
+    assert [how.guides(i) for i in range(8)] == [False] * 2 + [True] * 4 + [False] * 2
+    assert [how.scale(i, 64) for i in range(2, 6)] == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    assert Settings(guidance=2.0, guidance_schedule="cosine").scale(10, 21) == pytest.approx(0.5)
+    assert Settings(guidance=2.0, guidance_schedule="cosine").scale(10, None) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("top_p", 0.0), ("top_k", -1), ("temperature", -0.1), ("min_p", 1.0), ("repetition_penalty", 0.0), ("guidance_stop", -3),
+     ("guidance_schedule", "quadratic")],
+)  # fmt: skip
+def test_settings_that_make_no_sense_are_named_as_on_the_command_line(name, value):
+    with pytest.raises(UserError, match=f"--{name.replace('_', '-')} {value}"):
+        Settings(**{name: value})
 
 
 def test_guidance_is_u_plus_s_times_c_minus_u_on_log_probabilities():
@@ -85,35 +125,144 @@ def test_the_same_seed_gives_the_same_ids_alone_and_in_a_batch(tiny):
     assert any(not np.array_equal(a, b) for a, b in zip(together, other, strict=True))
 
 
-def test_greedy_sampling_equals_a_naive_loop_over_whole_sequences(tiny):
-    """No cache, no batch, no sliced head, guidance by two full passes: the same ids."""
+def naive(tiny, request, settings):
+    """Greedy ids of a request without a cache, a batch, a sliced head or a menu: whole passes, one for each way of guidance."""
     vocab, grammar = tiny.vocab, Grammar(tiny.vocab)
-    scale = 2.5
-    settings = {"text": Settings(0.0), "image": Settings(0.0, guidance=scale), "audio": Settings(0.0)}
-    plan = parse_plan("image:2x2,audio:2,text", vocab, 12.5)
-    for prompt in prompts_of(tiny):
-        start = vocab.encode(prompt, eos=False)
-        (fast,) = generate(tiny.model, grammar, [Request(start, plan, 40)], settings)
-        ids, state = start.tolist(), grammar.follow(start, complete=False).copy_for(40, plan)
-        twin = [vocab.bos]
-        while state.state != "done":
-            wanted = state.modality or state.plan[0].modality
+    state = grammar.follow(request.prompt, complete=False).copy_for(request.max_ids, request.plan)
+    ids, span = request.prompt.tolist(), request.prompt.tolist()[len(request.prompt) - state.into :]
+    befores = {"own": None, "none": request.negative, "media": request.media}
+    while state.state != "done":
+        how = settings.get(state.modality or (state.plan[0].modality if state.plan else "text"), Settings())
+        legal = torch.zeros(vocab.size, dtype=torch.bool)
+        for a, b in state.allowed():
+            legal[a:b] = True
+        logits = {}
+        for kind, before in befores.items():
+            start = [vocab.bos] if before is None else list(before)
+            sequence = np.array(ids if kind == "own" else start + span)
             with torch.inference_mode():
-                c, u = (
-                    tiny.model(torch.tensor([seq]), places=torch.from_numpy(grammar.places(np.array(seq)))[None])[0, -1]
-                    for seq in (ids, twin)
-                )
-            legal = torch.zeros_like(c, dtype=torch.bool)
-            for a, b in state.allowed():
-                legal[a:b] = True
-            c, u = c.masked_fill(~legal, -torch.inf), u.masked_fill(~legal, -torch.inf)
-            if wanted == "image":
-                c = guide(c[None], u[None], torch.tensor([[scale]]))[0]
-            id = int(c.argmax())
+                found = tiny.model(torch.from_numpy(sequence)[None], places=torch.from_numpy(grammar.places(sequence))[None])
+            logits[kind] = found[0, -1].masked_fill(~legal, -torch.inf)[None]
+        chosen = logits["own"]
+        if how.guides(state.count):
+            share = how.scale(state.count, state.total)
+            scale = torch.tensor([[1 + share * (how.guidance - 1)]])
+            if how.guidance_media is None:
+                chosen = guide(chosen, logits["none"], scale)
+            else:
+                media = torch.tensor([[1 + share * (how.guidance_media - 1)]])
+                chosen = guide_three_ways(chosen, logits["media"], logits["none"], scale, media)
+        if how.repetition_penalty != 1:
+            seen = torch.zeros(1, vocab.size, dtype=torch.bool)
+            seen[0, ids] = True
+            chosen = penalise_repetition(chosen, seen, torch.tensor([[how.repetition_penalty]]))
+        id = int(chosen.argmax())
+        before = state.span
+        state.advance(id)
+        ids.append(id)
+        span = [*span, id] if state.span is before and before else [id] if state.span else []
+    return ids[len(request.prompt) :]
+
+
+WAYS = {
+    "no guidance": {},
+    "without the condition": {"image": {"guidance": 2.5}},
+    "in text, too": {"image": {"guidance": 2.5}, "text": {"guidance": 1.7}},
+    "for an interval": {"image": {"guidance": 3.0, "guidance_start": 1, "guidance_stop": 4}},
+    "growing": {
+        "image": {"guidance": 3.0, "guidance_schedule": "linear"},
+        "audio": {"guidance": 2.0, "guidance_schedule": "cosine"},
+    },
+    "three ways": {"image": {"guidance": 3.0, "guidance_media": 1.4}, "audio": {"guidance": 2.0}},
+    "repetition penalty": {"audio": {"repetition_penalty": 1.8}, "text": {"repetition_penalty": 1.4, "guidance": 1.5}},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_greedy_ids_equal_a_naive_loop_over_whole_sequences(tiny, way):
+    """Four prompts of different lengths in one batch, against one at a time without any of the engine."""
+    vocab = tiny.vocab
+    settings = {m: Settings(0.0, **WAYS[way].get(m, {})) for m in ("text", "image", "audio")}
+    plan = parse_plan("image:2x3,audio:2,text,image:2x2", vocab, 12.5)
+    negative = vocab.encode(Document((Segment("text", tiny.text.encode("nothing")),)), eos=False)
+    requests = []
+    for i, prompt in enumerate(prompts_of(tiny)):
+        media = vocab.encode(Document(tuple(s for s in prompt.segments if s.modality != "text")), eos=False)
+        requests.append(
+            Request(vocab.encode(prompt, eos=False), plan, 44, row=i, negative=negative if i % 2 else None, media=media)
+        )
+    for request, fast in zip(requests, generate(tiny.model, Grammar(vocab), requests, settings), strict=True):
+        assert fast.tolist() == naive(tiny, request, settings)
+
+
+def test_a_request_that_joins_later_gets_what_it_gets_alone(tiny):
+    grammar, vocab = Grammar(tiny.vocab), tiny.vocab
+    settings = {"image": Settings(guidance=2.0), "audio": Settings(top_k=5)}
+    requests = [Request(vocab.encode(p, eos=False), None, 30 + 5 * i, 7, i) for i, p in enumerate(prompts_of(tiny) * 2)]
+    alone = [generate(tiny.model, grammar, [r], settings)[0].tolist() for r in requests]
+    made = [ids.tolist() for ids in generate(tiny.model, grammar, requests, settings, batch_size=3)]
+    assert made == alone
+    session, found = Session(tiny.model, grammar, settings, ahead=2), {id(r): [] for r in requests}
+    waiting = list(requests)
+    while waiting or session.waiting:
+        if waiting:
+            session.add(waiting.pop(0))
+        for event in session.step():
+            found[id(event.request)] += event.ids
+    assert [found[id(r)] for r in requests] == alone
+    assert session.contexts == []
+
+
+def test_rows_that_need_no_guidance_have_no_second_context(tiny):
+    grammar, vocab = Grammar(tiny.vocab), tiny.vocab
+    prompt = vocab.encode(prompts_of(tiny)[0], eos=False)
+    session = Session(tiny.model, grammar, {"image": Settings(guidance=2.0, guidance_stop=3)}, ahead=1)
+    session.add(Request(prompt, parse_plan("image:2x3", vocab), 20, row=0))
+    session.add(Request(prompt, parse_plan("audio:4", vocab, 12.5), 20, row=1))
+    counts = []
+    while session.waiting:
+        session.step()
+        counts.append(len(session.contexts))
+    assert counts[:6] == [3, 3, 3, 2, 2, 1]  # two requests and one twin for three codes; then the picture is done
+
+
+def test_jacobi_gives_the_ids_of_plain_sampling_in_fewer_passes(tiny):
+    """A window of 1 is sequential sampling of the same noise; greedy ids are those of the plain loop."""
+    grammar, vocab = Grammar(tiny.vocab), tiny.vocab
+    prompt = vocab.encode(prompts_of(tiny)[1], eos=False)
+    plan = parse_plan("image:5x6,text,image:4x4", vocab)
+    for how in (Settings(0.3, top_k=20, guidance=1.5), Settings(0.0), Settings(0.5, guidance=2.0, guidance_media=1.2)):
+        settings, made, passes = {"image": how, "text": Settings(0.0)}, {}, {}
+        for window in (1, 4, 16):
+            session = Session(tiny.model, grammar, settings, jacobi=window)
+            session.add(Request(prompt, plan, 90, 3, 0, media=prompt))
+            made[window] = []
+            while session.waiting:
+                for event in session.step():
+                    made[window] += event.ids
+            passes[window] = session.passes
+        assert made[1] == made[4] == made[16]
+        assert passes[16] <= passes[4] <= passes[1] == 29 + 15
+        grammar.check(np.concatenate([prompt, made[1], [vocab.eos]]))
+        if how.temperature == 0:
+            assert made[16] == generate(tiny.model, grammar, [Request(prompt, plan, 90, 3, 0)], settings)[0].tolist()
+            assert passes[16] < passes[1]
+
+
+def test_scores_are_the_log_probabilities_of_whole_passes(tiny):
+    vocab, grammar = tiny.vocab, Grammar(tiny.vocab)
+    documents = [vocab.encode(p, eos=i % 2 == 0) for i, p in enumerate(prompts_of(tiny))]
+    for ids, found in zip(documents, log_probabilities(tiny.model, grammar, documents, batch_ids=64), strict=True):
+        state = grammar.row()
+        with torch.inference_mode():
+            logits = tiny.model(torch.from_numpy(ids)[None], places=torch.from_numpy(grammar.places(ids))[None])[0].double()
+        for i, id in enumerate(ids[1:].tolist()):
+            legal = torch.cat([torch.arange(a, b) for a, b in state.allowed()])
+            wanted = logits[i, id] - logits[i, legal].logsumexp(0)
+            assert found[i] == pytest.approx(float(wanted), abs=1e-4)
             state.advance(id)
-            ids.append(id)
-            twin = [*twin, id] if state.span else [vocab.bos]
-        assert fast.tolist() == ids[len(start) :]
+    with pytest.raises(UserError, match=r"document 1 has \d+ ids, the decoder takes 1024"):
+        log_probabilities(tiny.model, grammar, [np.concatenate([documents[0][:1], np.full(1100, documents[0][1])])])
 
 
 def test_masks_change_nothing_of_the_distribution_among_allowed_ids(tiny):

@@ -23,7 +23,7 @@ from unitok.document import Document, Part, RawDocument
 from unitok.errors import UserError
 from unitok.evaluate.oracle import read_picture, read_sound
 from unitok.grammar import Grammar
-from unitok.sample.render import Output, generate_outputs, save_outputs
+from unitok.sample.render import Output, Task, generate_outputs, save_outputs
 from unitok.sample.sampling import Settings
 
 SHOWN = 12  # samples of each direction that are kept as files
@@ -202,7 +202,7 @@ class Evaluation:
     def _continue(self, prompts: list[Document], want: str, what: str, seed: int = 0) -> list[Output]:
         print(f"generate {what} ({len(prompts)})", flush=True)
         outputs = generate_outputs(
-            self.unitok, prompts, want, 1, self.seed + seed, self.budget, self.settings, batch_size=200, progress=False
+            self.unitok, prompts, Task(want, 1, self.seed + seed, self.budget, self.settings), batch_size=200
         )
         self.scores["malformed"] += sum(not self._well_formed(o) for o in outputs)
         return outputs

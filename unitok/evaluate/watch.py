@@ -18,7 +18,7 @@ from unitok.evaluate.metrics import Evaluation
 from unitok.model import Decoder
 from unitok.model.lora import merge_lora
 from unitok.model.training import DecoderTraining
-from unitok.sample.render import Output, generate_outputs, read_prompts, save_outputs
+from unitok.sample.render import Output, Task, generate_outputs, read_prompts, save_outputs
 from unitok.sample.sampling import Settings
 from unitok.vocab import Vocab
 
@@ -132,9 +132,7 @@ class Samples(L.Callback):
         assert unitok is not None
         prompts = [unitok.read_raw(raw) for raw in self._raws]
         for want in unitok.vocab.spans:
-            found[want] = generate_outputs(
-                unitok, prompts, want, 1, self.seed, self.max_ids, self.settings, batch_size=64, progress=False
-            )
+            found[want] = generate_outputs(unitok, prompts, Task(want, 1, self.seed, self.max_ids, self.settings))
             save_outputs(found[want], out / want, want)
         return found
 

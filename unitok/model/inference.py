@@ -12,7 +12,7 @@ Letters as in `decoder.py`; L positions of the cache.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -20,11 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unitok.memory import keep_large_blocks
-from unitok.model.decoder import Block, Decoder, DecoderConfig, HeadLayerNorm, rotary_frequencies
+from unitok.model.decoder import Block, Decoder, DecoderConfig, rotary_frequencies
 
 
 class Cache:
-    """Keys and values of past positions, [layers, B, L, G, D] each, written in place. The B contexts may stand at different
+    """Keys and values of past positions, [layers, B, G, L, D] each, written in place. The B contexts may stand at different
     positions: what lies beyond a context's own is never looked at, so it is rewound by writing again from an earlier one."""
 
     def __init__(self, keys: Tensor, values: Tensor):
@@ -36,7 +36,7 @@ class Cache:
 
     @property
     def length(self) -> int:
-        return self.keys.shape[2]
+        return self.keys.shape[3]
 
     def part(self, start: int, stop: int) -> "Cache":
         """Some of the contexts, in the same memory."""
@@ -45,14 +45,14 @@ class Cache:
     def move(self, source: int, target: int, length: int) -> None:
         """Write one context's first `length` positions over another's."""
         for kept in (self.keys, self.values):
-            kept[:, target, :length] = kept[:, source, :length]
+            kept[:, target, :, :length] = kept[:, source, :, :length]
 
     def grown(self, contexts: int, length: int) -> "Cache":
         """A larger one with the same content."""
         old = (self.keys, self.values)
-        new = [torch.zeros((k.shape[0], contexts, length, *k.shape[3:]), dtype=k.dtype, device=k.device) for k in old]
+        new = [torch.zeros((k.shape[0], contexts, k.shape[2], length, k.shape[4]), dtype=k.dtype, device=k.device) for k in old]
         for a, b in zip(old, new, strict=True):
-            b[:, : a.shape[1], : a.shape[2]] = a
+            b[:, : a.shape[1], :, : a.shape[3]] = a
         return Cache(*new)
 
 
@@ -142,7 +142,7 @@ class _Where:
     extent: int  # positions below this are looked at
     seen: Tensor | None  # added to the scores, [B, 1, T, extent]; None: all are seen
     at: int | None  # where all contexts write
-    flat: Tensor | None  # int64 [B T], where each writes among the B L positions
+    flat: Tensor | None  # int64 [B G T], where each writes among the B G L rows
 
 
 class InferenceDecoder:
@@ -156,14 +156,14 @@ class InferenceDecoder:
         self.embedding = decoder.model.embed_tokens.weight.detach().clone()
         self.places = decoder.model.embed_places.weight.detach().clone() if c.places else None
         self.norm = decoder.model.norm.weight.detach().clone()
-        self.blocks = [_arrange(block, c) for block in decoder.model.layers]
+        self.blocks = [_arrange(cast(Block, block), c) for block in decoder.model.layers]
         angles = torch.arange(c.max_position_embeddings)[:, None].float() * rotary_frequencies(c)
         self.turns = torch.polar(torch.ones_like(angles), angles).to(self.device)  # complex [positions, D / 2]
 
     def new_cache(self, contexts: int, length: int) -> Cache:
         """An empty cache for so many contexts of at most `length` positions."""
         c = self.config
-        shape = (c.num_hidden_layers, contexts, length, c.num_key_value_heads, c.head_dim)
+        shape = (c.num_hidden_layers, contexts, c.num_key_value_heads, length, c.head_dim)
         return Cache(*(torch.zeros(shape, device=self.device, dtype=self.dtype) for _ in range(2)))
 
     def head_of(self, rows: slice | Tensor) -> Matrix:
@@ -208,7 +208,9 @@ class InferenceDecoder:
         turns = self.turns[positions.clamp(max=len(self.turns) - 1)].unsqueeze(-2)
         if at is not None:
             return _Where(b, t, turns, extent, added, at, None)
-        flat = positions + torch.arange(b, device=self.device)[:, None] * cache.length
+        groups = self.config.num_key_value_heads
+        rows = torch.arange(b * groups, device=self.device).view(b, groups, 1) * cache.length
+        flat = positions[:, None] + rows
         return _Where(b, t, turns, extent, added, None, flat.flatten())
 
     def _attend(self, x: Tensor, w: _Weights, where: _Where, keys: Tensor, values: Tensor) -> Tensor:
@@ -217,23 +219,23 @@ class InferenceDecoder:
         y = x if w.after_attention is not None else F.rms_norm(x, (c.hidden_size,), None, c.rms_norm_eps)
         qkv = w.qkv(y).view(b, t, heads + 2 * groups, d)
         qk, v = qkv[:, :, : heads + groups], qkv[:, :, heads + groups :]
-        if c.qk_norm == "rms":
+        if w.gain is not None and w.shift is not None:
+            qk = torch.addcmul(w.shift, F.layer_norm(qk, (d,), eps=1e-5), w.gain)
+        elif w.gain is not None:
             qk = F.rms_norm(qk, (d,), None, c.rms_norm_eps) * w.gain
-        elif c.qk_norm == "layer":
-            qk = torch.addcmul(w.shift, F.layer_norm(qk, (d,), eps=1e-5), w.gain)  # type: ignore[arg-type]
         turned = torch.view_as_complex(qk.float().contiguous().view(b, t, heads + groups, d // 2, 2)) * where.turns
         qk = torch.view_as_real(turned).flatten(-2).to(v.dtype)
         q, k = qk[:, :, :heads], qk[:, :, heads:]
         if where.flat is None:
             assert where.at is not None
-            keys[:, where.at : where.at + t] = k
-            values[:, where.at : where.at + t] = v
+            keys[:, :, where.at : where.at + t] = k.transpose(1, 2)
+            values[:, :, where.at : where.at + t] = v.transpose(1, 2)
         else:
-            keys.flatten(0, 1).index_copy_(0, where.flat, k.flatten(0, 1))
-            values.flatten(0, 1).index_copy_(0, where.flat, v.flatten(0, 1))
+            keys.flatten(0, 2).index_copy_(0, where.flat, k.transpose(1, 2).flatten(0, 2))
+            values.flatten(0, 2).index_copy_(0, where.flat, v.transpose(1, 2).flatten(0, 2))
         grouped: dict[str, Any] = {"enable_gqa": True} if groups != heads else {}
-        known = (kept[:, : where.extent].transpose(1, 2) for kept in (keys, values))
-        y = F.scaled_dot_product_attention(q.transpose(1, 2), *known, attn_mask=where.seen, **grouped)
+        keys, values = keys[:, :, : where.extent], values[:, :, : where.extent]
+        y = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, attn_mask=where.seen, **grouped)
         y = y.transpose(1, 2).reshape(b * t, heads * d)
         return self._add(x, y, w.out, w.after_attention)
 
@@ -249,13 +251,13 @@ class InferenceDecoder:
         return x + F.rms_norm(matrix(y), (self.config.hidden_size,), after, self.config.rms_norm_eps)
 
 
-def _effective(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
+def _effective(layer: Any) -> tuple[Tensor, Tensor | None]:
     """Weight [out, in] and bias of a linear layer, with the difference that LoRA has learnt."""
-    base: Any = getattr(layer, "base_layer", layer)
+    base = getattr(layer, "base_layer", layer)
     weight = base.weight.detach()
     if base is not layer:
-        for adapter in layer.active_adapters:  # type: ignore[union-attr]
-            weight = weight + layer.get_delta_weight(adapter).detach()  # type: ignore[operator]
+        for adapter in layer.active_adapters:
+            weight = weight + layer.get_delta_weight(adapter).detach()
     return weight, None if base.bias is None else base.bias.detach().clone()
 
 
@@ -278,10 +280,10 @@ def _arrange(block: Block, c: DecoderConfig) -> _Weights:
     biases = [bias for _, bias in parts if bias is not None]
     gain = shift = None
     if c.qk_norm != "none":
-        heads = ((a.q_norm, c.num_attention_heads), (a.k_norm, c.num_key_value_heads))
-        gain = torch.cat([norm.weight.expand(n, -1) for norm, n in heads])[:, order]
-        if isinstance(a.q_norm, HeadLayerNorm):
-            shift = torch.cat([a.q_norm.bias, a.k_norm.bias])[:, order]
+        norms: Any = ((a.q_norm, c.num_attention_heads), (a.k_norm, c.num_key_value_heads))
+        gain = torch.cat([norm.weight.expand(heads, -1) for norm, heads in norms])[:, order]
+        if c.qk_norm == "layer":
+            shift = torch.cat([norm.bias for norm, _ in norms])[:, order]
     gate, up = (after_norm(layer, block.post_attention_layernorm) for layer in (m.gate_proj, m.up_proj))
     blocked = can_block(qkv_weight)
     kind = BlockedMatrix if blocked else Matrix

@@ -23,6 +23,7 @@ from unitok.errors import UserError
 from unitok.grammar import Grammar, Intervals, Want
 from unitok.model.decoder import Decoder
 from unitok.model.inference import InferenceDecoder, Matrix, arrange
+from unitok.sample.jacobi import draw_ahead
 from unitok.sample.sampling import Knobs, Settings, guide, guide_three_ways, penalise_repetition
 
 SHORT = 8  # contexts with at most so many unread ids go through the model together; prompts go apart
@@ -148,7 +149,7 @@ class _Menu(NamedTuple):
     """The rows of the head that a batch may choose from."""
 
     head: Matrix  # [n, C]
-    count: int  # n
+    size: int  # n
     ids: Tensor | int  # [n], or what to add to an index
     mask: Tensor | None  # bool [B, n]: which are not allowed; None: all are
 
@@ -158,14 +159,15 @@ class _Menu(NamedTuple):
 
     def among(self, x: Tensor) -> Tensor:
         """[B, V] -> the menu's columns [B, n]."""
-        return x[:, self.ids : self.ids + self.count] if isinstance(self.ids, int) else x[:, self.ids]
+        return x[:, self.ids : self.ids + self.size] if isinstance(self.ids, int) else x[:, self.ids]
 
 
 class Session:
     """Requests that are generated together; new ones may join at any time.
 
     `step` draws at least one id for each that is running, and up to `ahead` where that needs no look in between: a server
-    calls it in a loop, a viewer with a small `ahead`.
+    calls it in a loop, a viewer with a small `ahead`. jacobi: in an image of a request that runs alone, that many places are
+    guessed and read in one pass (`unitok.sample.jacobi`); 0: one.
     """
 
     def __init__(
@@ -174,13 +176,15 @@ class Session:
         grammar: Grammar,
         settings: dict[str, Settings] | None = None,
         ahead: int = 256,
+        jacobi: int = 0,
     ):
         self.decoder = arrange(decoder) if isinstance(decoder, Decoder) else decoder
-        self.grammar, self.settings, self.ahead = grammar, settings or {}, ahead
+        self.grammar, self.settings, self.ahead, self.jacobi = grammar, settings or {}, ahead, jacobi
+        self.passes = 0  # of the model, to draw ids
         self.running: list[_Running] = []
         self.contexts: list[_Context] = []  # by their place in the cache
-        self._cache = self.decoder.new_cache(0, 0)
-        self._hidden = torch.zeros(0, self.decoder.config.hidden_size, device=self.decoder.device, dtype=self.decoder.dtype)
+        self.cache = self.decoder.new_cache(0, 0)
+        self.hidden = torch.zeros(0, self.decoder.config.hidden_size, device=self.decoder.device, dtype=self.decoder.dtype)
         self._menus: dict[tuple[Intervals, ...], _Menu] = {}
         self._heads: dict[Intervals, tuple[Matrix, Tensor | int, np.ndarray]] = {}
         self._finished: list[_Running] = []
@@ -190,11 +194,9 @@ class Session:
         takes, or a budget too small for the plan."""
         most = self.decoder.config.max_position_embeddings
         new = _Running(self.grammar, request, self.settings, most)
-        for ids in (request.negative, request.media):
-            if ids is not None and len(ids) + request.max_ids > most:
-                raise UserError(
-                    f"a negative prompt of {len(ids)} ids: with {request.max_ids} new ones more than {most}; shorten it"
-                )
+        room = most - (new.state.left or 0)
+        if request.negative is not None and len(request.negative) > room:
+            raise UserError(f"a negative prompt of {len(request.negative)} ids: only {room} leave room for what is wanted")
         if new.state.state == "done":
             self._finished.append(new)
             return
@@ -212,7 +214,13 @@ class Session:
             self._read_waiting()
             sets = [r.stretch(self.ahead) for r in self.running]
             count = min(len(s) for s in sets)
-            for r, ids in zip(self.running, self._draw([s[:count] for s in sets], count), strict=True):
+            if self.jacobi and self._suits_jacobi(sets):
+                ids, passes = draw_ahead(self, sets[0][0], count, self.jacobi)
+                drawn = [ids]
+            else:
+                drawn, passes = self._draw([s[:count] for s in sets], count), count - 1
+            self.passes += passes
+            for r, ids in zip(self.running, drawn, strict=True):
                 for context in r.contexts:
                     context.read += count - 1  # the last has yet to be read
                 r.take(ids)
@@ -227,6 +235,16 @@ class Session:
             for context in r.contexts:
                 self._leave(context)
         return events
+
+    @property
+    def waiting(self) -> bool:
+        """Whether `step` has anything to do or to tell."""
+        return bool(self.running or self._finished)
+
+    def _suits_jacobi(self, sets: list[list[Intervals]]) -> bool:
+        """One request, in a body whose ids are all of one kind, and nothing that depends on what came."""
+        alone = len(sets) == 1 and len(sets[0]) > 1 and len(set(sets[0])) == 1
+        return alone and self.running[0].how.repetition_penalty == 1
 
     def _enter_and_leave(self) -> None:
         """See to it that each request has the contexts that guidance needs now."""
@@ -258,17 +276,17 @@ class Session:
         if place != last:
             self.contexts[place] = moved
         if place != last and moved.read:
-            self._cache.move(last, place, moved.read)
-            self._hidden[place] = self._hidden[last]
+            self.cache.move(last, place, moved.read)
+            self.hidden[place] = self.hidden[last]
 
     def _make_room(self) -> None:
         """A cache that holds all contexts to their ends."""
         length = max(c.read + len(c.ids) + (c.running.state.left or 0) for c in self.contexts) + SHORT
         contexts = len(self.contexts)
-        if contexts > self._cache.contexts or length > self._cache.length:
-            self._cache = self._cache.grown(max(contexts, self._cache.contexts), max(length, self._cache.length))
-            self._hidden = torch.cat(
-                [self._hidden, self._hidden.new_zeros(self._cache.contexts - len(self._hidden), *self._hidden.shape[1:])]
+        if contexts > self.cache.contexts or length > self.cache.length:
+            self.cache = self.cache.grown(max(contexts, self.cache.contexts), max(length, self.cache.length))
+            self.hidden = torch.cat(
+                [self.hidden, self.hidden.new_zeros(self.cache.contexts - len(self.hidden), *self.hidden.shape[1:])]
             )
 
     # ---- Reading -------------------------------------------------------------------------------------------------
@@ -294,17 +312,17 @@ class Session:
             context.read += lengths[i]
             context.ids, context.places = [], []
         at = self._common([int(p) for p in positions[:, 0]], longest)
-        extent = min(int(positions.max()) + 1, self._cache.length)
-        cache = self._cache.part(start, stop)
-        given = (self._send(x) for x in (ids, positions.clip(max=self._cache.length - 1), places))
+        extent = min(int(positions.max()) + 1, self.cache.length)
+        cache = self.cache.part(start, stop)
+        given = (self._send(x) for x in (ids, positions.clip(max=self.cache.length - 1), places))
         hidden = self.decoder.step(next(given), next(given), cache, extent, next(given), at)
         last = self._send(np.array(lengths) - 1)
-        self._hidden[start:stop] = hidden[torch.arange(len(part), device=hidden.device), last]
+        self.hidden[start:stop] = hidden[torch.arange(len(part), device=hidden.device), last]
 
     def _common(self, positions: list[int], longest: int) -> int | None:
         """The position where all of them are, if it is one and the cache has room for the padding, too."""
         first = positions[0]
-        return first if all(p == first for p in positions) and first + longest <= self._cache.length else None
+        return first if all(p == first for p in positions) and first + longest <= self.cache.length else None
 
     def _send(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.decoder.device, non_blocking=True)
@@ -329,8 +347,8 @@ class Session:
         places = self._send(np.where(into > 0, into + 1 + np.arange(count)[:, None], 0)[:, :, None])
         chosen = torch.zeros((count, len(running)), dtype=torch.int64, device=self.decoder.device)
         for i in range(count):
-            menu = self._menu(tuple(s[i] for s in sets))
-            hidden = self._hidden[:n]
+            menu = self.menu(tuple(s[i] for s in sets))
+            hidden = self.hidden[:n]
             logits = self._logits(hidden if own is None else hidden[own], menu)
             if guidance is not None:
                 logits = guidance.mix(logits, hidden, menu, i, self._logits)
@@ -342,8 +360,8 @@ class Session:
             if i + 1 < count:
                 given = (ids if owner is None else ids[owner])[:, None]
                 here = None if at is None else at + i
-                where = (positions if here is not None else positions + i, self._cache, extent + i + 1, places[i], here)
-                self._hidden[:n] = self.decoder.step(given, *where)[:, 0]
+                where = (positions if here is not None else positions + i, self.cache, extent + i + 1, places[i], here)
+                self.hidden[:n] = self.decoder.step(given, *where)[:, 0]
         return chosen.T.tolist()
 
     def _seen(self) -> Tensor:
@@ -384,7 +402,7 @@ class Session:
 
     # ---- Menus ---------------------------------------------------------------------------------------------------
 
-    def _menu(self, allowed: tuple[Intervals, ...]) -> _Menu:
+    def menu(self, allowed: tuple[Intervals, ...]) -> _Menu:
         """What a batch with these legal sets chooses from: their union, and what is not allowed to whom."""
         if allowed not in self._menus:
             if len(self._menus) >= MENUS:
@@ -430,16 +448,17 @@ def generate(
     requests: Iterable[Request],
     settings: dict[str, Settings] | None = None,
     batch_size: int = 0,
+    jacobi: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[np.ndarray]:
     """New ids of each request (without its prompt; a closing eos is kept), always well-formed.
 
     `settings` by modality; a missing one has the defaults. batch_size: how many run together, the next joins when one is
-    done; 0: all. `progress` is called with the numbers of new ids and of finished requests.
+    done; 0: all. jacobi: as for `Session`. `progress` is called with the numbers of new ids and of finished requests.
     Errors: `UserError` for a prompt that is no beginning of a document, or a budget too small for its plan, before any work.
     """
     requests = list(requests)
-    session = Session(decoder, grammar, settings)
+    session = Session(decoder, grammar, settings, jacobi=jacobi)
     most = session.decoder.config.max_position_embeddings
     for request in requests[batch_size:] if batch_size else []:
         _Running(grammar, request, session.settings, most)  # its errors, before any work
@@ -447,8 +466,8 @@ def generate(
     waiting = iter(requests)
     unfinished, running = len(requests), 0
     while unfinished:
-        while running < (batch_size or len(requests)) and (request := next(waiting, None)) is not None:
-            session.add(request)
+        while running < (batch_size or len(requests)) and (following := next(waiting, None)) is not None:
+            session.add(following)
             running += 1
         events = session.step()
         for event in events:

@@ -1,7 +1,9 @@
 """From prompts to outputs, and outputs to files: text, PNG, WAV, `outputs.jsonl` and one page to look at."""
 
 import html
-from dataclasses import dataclass, field
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +16,7 @@ from unitok.errors import UserError
 from unitok.grammar import Grammar, parse_plan
 from unitok.sample.engine import Request, generate
 from unitok.sample.sampling import Settings
+from unitok.sample.score import log_probabilities
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +30,7 @@ class Output:
 
     Args:
         prompt: the Document that it continues. new: what was generated. ids: the new ids.
+        score: by which it was the best, where there were several to choose from.
     """
 
     unitok: "Unitok" = field(repr=False)
@@ -34,6 +38,7 @@ class Output:
     new: Document
     ids: np.ndarray
     index: int = 0
+    score: float | None = None
 
     @property
     def document(self) -> Document:
@@ -74,38 +79,177 @@ class Output:
         return RawDocument(name, tuple(parts))
 
 
+@dataclass
+class Task:
+    """What to make of each prompt.
+
+    Args:
+        want: `free`, or a plan such as `text,image:8x12,audio:2s` (rows x columns of codes).
+        n: outputs for each prompt. max_ids: most new ids of each. seed: the same gives the same outputs.
+        settings: by modality; a missing one has the defaults.
+        negative: what guidance leads away from; without it, from no prompt at all.
+        keep: the prompt's last picture or sound is a beginning: this share of its rows or frames stays, and it is continued.
+        best_of: of so many the one with the best score is kept, for each output. best_by: `likelihood`, the mean
+            log-probability of its ids, or `relevance`, how much likelier the prompt makes them.
+        jacobi: places of an image that are guessed and read at once where an output is generated alone; 0: one.
+    """
+
+    want: str = "free"
+    n: int = 1
+    seed: int = 0
+    max_ids: int = 512
+    settings: dict[str, Settings] = field(default_factory=dict)
+    negative: Document | None = None
+    keep: float | None = None
+    best_of: int = 1
+    best_by: str = "likelihood"
+    jacobi: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("n", 1), ("best_of", 1), ("seed", 0), ("max_ids", 1), ("jacobi", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name.replace('_', ' ')} is {getattr(self, name)}: it must be at least {least}")
+        if self.best_by not in ("likelihood", "relevance"):
+            raise UserError(f"best by {self.best_by!r}: choose one of likelihood, relevance")
+        if self.keep is not None and not 0 < self.keep <= 1:
+            raise UserError(f"keep is {self.keep}: it is a share, above 0 and at most 1")
+
+
+@dataclass
+class Pending:
+    """One output to be made: its request, and what turns the ids into it.
+
+    Args:
+        prompt: what stands before the output. lead: ids of the begun picture or sound that belong to the output.
+    """
+
+    unitok: "Unitok"
+    request: Request
+    prompt: Document
+    lead: np.ndarray
+    role: str
+
+    def finish(self, ids: Sequence[int] | np.ndarray) -> Output:
+        """New ids -> the output."""
+        ids = np.asarray(ids, np.int64)
+        new = self.unitok.vocab.decode(np.concatenate([self.lead, ids]), role=self.role)
+        return Output(self.unitok, self.prompt, new, ids, self.request.row)
+
+
+def begin(unitok: "Unitok", prompts: list[Document], task: Task) -> list[Pending]:
+    """n outputs for each prompt, still to be made."""
+    vocab = unitok.vocab
+    plan = parse_plan(task.want, vocab, unitok.audio.frame_rate if unitok.audio else None)
+    negative = None if task.negative is None else vocab.encode(task.negative, eos=False)
+    pending: list[Pending] = []
+    for prompt in prompts:
+        ids, lead = vocab.encode(prompt, eos=False), np.zeros(0, np.int64)
+        before, role = prompt, prompt.segments[-1].role if prompt.segments else "none"
+        media = vocab.encode(Document(tuple(s for s in prompt.segments if s.modality != "text")), eos=False)
+        if task.keep is not None:
+            before, ids, lead = _begun(unitok, prompt, task.keep)
+        for _ in range(task.n):
+            request = Request(ids, plan, task.max_ids, task.seed, len(pending), negative=negative, media=media)
+            pending.append(Pending(unitok, request, before, lead, role))
+    return pending
+
+
+def _begun(unitok: "Unitok", prompt: Document, share: float) -> tuple[Document, np.ndarray, np.ndarray]:
+    """-> what stands before the last picture or sound, all ids up to where it goes on, and those of them that are its own."""
+    last = prompt.segments[-1] if prompt.segments else None
+    span = unitok.vocab.spans.get(last.modality) if last else None
+    if last is None or span is None or not span.begin:
+        raise UserError("keep: the prompt must end with a picture or a sound, which is then continued")
+    units = last.codes.shape[0] if span.header else last.codes.shape[-1]
+    unit = last.codes.size // units
+    ids, placed = unitok.vocab.encode_placed(prompt, eos=False)
+    head = 1 + len(span.header)
+    start = placed[-1].start + placed[-1].length - head - last.codes.size - bool(span.end)  # a role's id may stand first
+    stop = start + head + max(1, round(share * units)) * unit
+    return Document(prompt.segments[:-1], prompt.id), ids[:stop], ids[start:stop]
+
+
 def generate_outputs(
-    unitok: "Unitok",
-    prompts: list[Document],
-    want: str,
-    n: int,
-    seed: int,
-    max_ids: int,
-    settings: dict[str, Settings],
-    batch_size: int,
-    progress: bool,
+    unitok: "Unitok", prompts: list[Document], task: Task, batch_size: int = 64, progress: bool = False
 ) -> list[Output]:
     """`Unitok.generate` on documents."""
-    for name, value, least in (("n", n, 1), ("batch size", batch_size, 1), ("seed", seed, 0), ("max ids", max_ids, 1)):
-        if value < least:
-            raise UserError(f"{name} is {value}: it must be at least {least}")
-    decoder, vocab = unitok.need("model"), unitok.vocab
-    grammar = Grammar(vocab)
-    plan = parse_plan(want, vocab, unitok.audio.frame_rate if unitok.audio else None)
-    requests: list[Request] = []
-    for prompt in prompts:
-        ids = vocab.encode(prompt, eos=False)
-        requests += [Request(ids, plan, max_ids, seed, len(requests) + i) for i in range(n)]
-    outputs: list[Output] = []
-    with tqdm(total=len(requests), desc="sample", unit="output", disable=not progress, mininterval=1.0) as bar:
-        for start in range(0, len(requests), batch_size):
-            chunk = requests[start : start + batch_size]
-            for request, ids in zip(chunk, generate(decoder, grammar, chunk, settings), strict=True):
-                prompt = prompts[request.row // n]
-                role = prompt.segments[-1].role if prompt.segments else "none"
-                outputs.append(Output(unitok, prompt, vocab.decode(ids, role=role), ids, request.row))
-            bar.update(len(chunk))
-    return outputs
+    if batch_size < 1:
+        raise UserError(f"batch size is {batch_size}: it must be at least 1")
+    decoder, grammar = unitok.need("model"), Grammar(unitok.vocab)
+    pending = begin(unitok, prompts, replace(task, n=task.n * task.best_of))
+    with tqdm(total=len(pending), desc="sample", unit="output", disable=not progress, mininterval=1.0) as bar:
+        made = generate(
+            *(decoder, grammar, [one.request for one in pending], task.settings, batch_size, task.jacobi),
+            progress=lambda ids, done: bar.update(done),
+        )
+    outputs = [one.finish(ids) for one, ids in zip(pending, made, strict=True)]
+    return outputs if task.best_of == 1 else _best(unitok, grammar, pending, outputs, task)
+
+
+def _best(unitok: "Unitok", grammar: Grammar, pending: list[Pending], outputs: list[Output], task: Task) -> list[Output]:
+    """The n best of each prompt's outputs, the best first, numbered anew."""
+    decoder = unitok.need("model")
+    sequences = [np.concatenate([one.request.prompt, output.ids]) for one, output in zip(pending, outputs, strict=True)]
+    found = log_probabilities(decoder, grammar, sequences)
+    if task.best_by == "relevance":
+        alone = [
+            unitok.vocab.unconditional(np.concatenate([one.lead, output.ids]))
+            for one, output in zip(pending, outputs, strict=True)
+        ]
+        without = log_probabilities(decoder, grammar, alone)
+    for i, output in enumerate(outputs):
+        last = len(output.ids)
+        output.score = float(found[i][-last:].mean())
+        if task.best_by == "relevance":
+            output.score -= float(without[i][-last:].mean())
+    kept = []
+    for start in range(0, len(outputs), task.n * task.best_of):
+        group = sorted(outputs[start : start + task.n * task.best_of], key=lambda output: -(output.score or 0))
+        kept += group[: task.n]
+    return [replace(output, index=i) for i, output in enumerate(kept)]
+
+
+@dataclass
+class Score:
+    """How likely a document is: for each segment its modality, ids (markers included) and log-probability in nats, given
+    all that stands before it; `loss` says which of them count."""
+
+    document: Document
+    parts: list[dict[str, Any]]
+
+    @property
+    def log_probability(self) -> float:
+        """Nats, of all segments that count."""
+        return sum(part["log_probability"] for part in self.parts if part["loss"])
+
+    @property
+    def ids(self) -> int:
+        return sum(part["ids"] for part in self.parts if part["loss"])
+
+    def row(self) -> dict[str, Any]:
+        """Plain types, for a line of `scores.jsonl`."""
+        bits = -self.log_probability / math.log(2) / max(1, self.ids)
+        total = {"log_probability": self.log_probability, "ids": self.ids, "bits_an_id": bits}
+        return {"id": self.document.id} | total | {"parts": self.parts}
+
+
+def score_documents(unitok: "Unitok", documents: list[Document]) -> list[Score]:
+    """Log-probabilities of documents, without their ends. Errors: `UserError` for one longer than the decoder takes."""
+    encoded = [unitok.vocab.encode_placed(document, eos=False) for document in documents]
+    found = log_probabilities(unitok.need("model"), Grammar(unitok.vocab), [ids for ids, _ in encoded])
+    scores = []
+    for document, (_, placed), nats in zip(documents, encoded, found, strict=True):
+        parts = [
+            {
+                "type": p.modality,
+                "loss": p.loss,
+                "ids": p.length,
+                "log_probability": float(nats[p.start - 1 : p.start - 1 + p.length].sum()),
+            }
+            for p in placed
+        ]
+        scores.append(Score(document, parts))
+    return scores
 
 
 def save_outputs(outputs: list[Output], folder: Path, title: str = "unitok sample") -> None:
@@ -149,23 +293,13 @@ def settings_from(options: dict[str, Any]) -> dict[str, Settings]:
     out = {}
     for modality in ("text", "image", "audio"):
         values = {}
-        for key in ("temperature", "top_k", "top_p", "guidance"):
+        for key in (f.name for f in fields(Settings)):
             value = options.get(f"{modality}_{key}")
             value = options.get(key) if value is None else value
             if value is not None:
                 values[key] = value
-        out[modality] = _checked(Settings(**values))
+        out[modality] = Settings(**values)
     return out
-
-
-def _checked(s: Settings) -> Settings:
-    if s.temperature < 0:
-        raise UserError(f"--temperature {s.temperature}: it must be 0 or more")
-    if s.top_k < 0:
-        raise UserError(f"--top-k {s.top_k}: it must be 0 (all) or more")
-    if not 0 < s.top_p <= 1:
-        raise UserError(f"--top-p {s.top_p}: it must be above 0 and at most 1")
-    return s
 
 
 def read_prompts(path: Path) -> list[RawDocument]:

@@ -1,0 +1,155 @@
+"""Promises of outputs: begun ones are continued, the best of several is kept, streams add up to the whole."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from unitok.bundle import Unitok
+from unitok.cli import main
+from unitok.document import Document, Segment
+from unitok.errors import UserError
+from unitok.grammar import Grammar
+from unitok.sample.live import half_blocks, show
+from unitok.sample.render import Output, score_documents
+from unitok.sample.sampling import Settings
+from unitok.sample.stream import Piece
+from unitok.tokenizers import AudioTokenizer, AudioTokenizerConfig
+
+
+def picture(seed=0, shape=(4, 5)):
+    return Segment("image", np.random.default_rng(seed).integers(0, 64, shape))
+
+
+def sound(tiny, frames=6):
+    return Segment("audio", np.random.default_rng(1).integers(0, 32, (tiny.audio.num_codebooks, frames)))
+
+
+@pytest.mark.parametrize("role", ["none", "user"])
+def test_a_begun_picture_keeps_its_first_rows_and_its_size(tiny, role):
+    text = Segment("text", tiny.text.encode("a small text"), role)
+    begun = Segment("image", picture().codes, role)
+    prompt = Document((text, begun))
+    outputs = tiny.generate([prompt], "image,text", n=3, keep=0.5, max_ids=60)
+    for output in outputs:
+        assert output.prompt.segments == (text,)
+        assert [s.modality for s in output.new.segments] == ["image", "text"]
+        made = output.new.segments[0].codes
+        assert made.shape == (4, 5)
+        assert np.array_equal(made[:2], begun.codes[:2])
+        assert output.new.segments[0].role == role
+    assert any(not np.array_equal(o.new.segments[0].codes, begun.codes) for o in outputs)
+
+
+def test_a_begun_sound_goes_on_to_the_length_that_is_wanted(tiny):
+    start = sound(tiny)
+    (output,) = tiny.generate([Document((start,))], "audio:9,text", keep=0.5, max_ids=100)
+    made = output.new.segments[0].codes
+    assert made.shape[1] == 9
+    assert np.array_equal(made[:, :3], start.codes[:, :3])
+    with pytest.raises(UserError, match="the plan wants 2 frames of audio, 6 are there already"):
+        tiny.generate([Document((start,))], "audio:2", keep=1.0)
+    with pytest.raises(UserError, match="the plan wants 3x3 codes, the image was begun with 4x5"):
+        tiny.generate([Document((picture(),))], "image:3x3", keep=0.5)
+    with pytest.raises(UserError, match="must end with a picture or a sound"):
+        tiny.generate(["a text"], "text", keep=0.5)
+
+
+@pytest.mark.parametrize("by", ["likelihood", "relevance"])
+def test_the_best_of_several_are_those_with_the_best_scores(tiny, by):
+    prompt = ["a small text"]
+    everything = tiny.generate(prompt, "image:2x2", n=8, seed=1)
+    best = tiny.generate(prompt, "image:2x2", n=2, best_of=4, best_by=by, seed=1)
+    given = everything[0].prompt
+
+    def value(output):
+        scored = score_documents(tiny, [Document(given.segments + output.new.segments), output.new])
+        likely = scored[0].parts[-1]["log_probability"]
+        return likely - (scored[1].parts[-1]["log_probability"] if by == "relevance" else 0)
+
+    order = sorted((value(o) for o in everything), reverse=True)
+    assert [value(o) for o in best] == pytest.approx(order[:2], abs=1e-3)
+    assert [o.index for o in best] == [0, 1]
+    assert best[0].score == pytest.approx(order[0] / len(best[0].ids), abs=1e-3)
+
+
+@pytest.fixture(scope="module")
+def causal(tiny):
+    """The tiny bundle with a sound tokenizer that can stream."""
+    torch.manual_seed(0)
+    c = tiny.audio.config
+    config = AudioTokenizerConfig(**{**vars(c), "causal": True, "norm": "none", "num_codebooks": c.num_codebooks})
+    audio = AudioTokenizer(config)
+    audio.train()
+    audio.quantizer.start(audio.quantizer.pass_through(torch.randn(4, 64, config.dimension)).low)
+    return Unitok(tiny.vocab, tiny.text, tiny.image, None, tiny.model), audio.eval()
+
+
+@pytest.mark.parametrize("streams", [True, False])
+def test_a_streams_pieces_add_up_to_its_outputs(tiny, causal, streams):
+    u, audio = causal
+    u.audio = audio if streams else tiny.audio
+    want, prompt = "text,image:8x6,audio:40", [["a small text"], ["text", "small"]]
+    settings = {"image": Settings(guidance=2.0)}
+    outputs, pieces = [], []
+    for piece in u.stream(prompt, want=want, n=2, max_ids=400, settings=settings, seed=4):
+        (outputs if isinstance(piece, Output) else pieces).append(piece)
+    whole = u.generate(prompt, want, n=2, max_ids=400, settings=settings, seed=4)
+    assert sorted(o.index for o in outputs) == [0, 1, 2, 3]
+    for output in outputs:
+        mine = [p for p in pieces if p.index == output.index]
+        assert output.ids.tolist() == whole[output.index].ids.tolist()
+        assert "".join(p.content for p in mine if p.modality == "text") == output.text
+        pictures = [p.content for p in mine if p.modality == "image"]
+        assert len(pictures) > 1
+        assert [p.shape[1] for p in pictures] == sorted(p.shape[1] for p in pictures)
+        torch.testing.assert_close(pictures[-1], output.images[0])
+        sounds = [p.content for p in mine if p.modality == "audio"]
+        assert (len(sounds) > 1) == streams
+        torch.testing.assert_close(torch.cat(sounds, -1), output.audios[0], atol=1e-4, rtol=1e-3)
+        assert [p.span for p in mine if p.done] == [0, 1, 2]
+
+
+def test_a_begun_picture_streams_from_its_kept_rows_on(tiny):
+    pieces = list(tiny.stream([Document((picture(),))], want="image", keep=0.5, max_ids=40))
+    shown = [p.content for p in pieces if isinstance(p, Piece)]
+    assert shown[0].shape[1] >= 2 * tiny.image.stride
+    torch.testing.assert_close(shown[-1], pieces[-1].images[0])
+
+
+def test_the_live_view_shows_text_pictures_and_sound_as_they_grow(tiny):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    screen = Terminal()
+    outputs = show(tiny.stream(["a small text"], want="text,image:4x4,audio:3", max_ids=120), screen)
+    told = screen.getvalue()
+    assert outputs[0].text in told
+    assert told.count("\N{UPPER HALF BLOCK}") >= 16 * 8
+    assert "\N{EIGHTH NOTE}" in told
+    assert len(half_blocks(torch.zeros(3, 64, 32))) == 32
+
+
+def test_scores_on_the_command_line_choose_among_answers(tiny, bundle_folder, tmp_path, capsys):
+    lines = [
+        {"id": answer, "content": [{"type": "text", "text": "a small", "loss": False}, {"type": "text", "text": answer}]}
+        for answer in (" text", " nothing")
+    ]
+    file = tmp_path / "answers.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    main(["sample", "--bundle", str(bundle_folder), "--score", "--prompts", str(file), "--out", str(tmp_path / "out")])
+    rows = [json.loads(line) for line in (tmp_path / "out" / "scores.jsonl").read_text().splitlines()]
+    for row, line in zip(rows, lines, strict=True):
+        given, answer = (tiny.text.encode(part["text"]) for part in line["content"])
+        assert row["ids"] == len(answer)
+        ids = tiny.vocab.encode(Document((Segment("text", [*given, *answer]),)), eos=False)
+        legal = torch.cat([torch.arange(a, b) for a, b in Grammar(tiny.vocab).follow(ids, complete=False).allowed()])
+        with torch.inference_mode():
+            logits = tiny.model(torch.from_numpy(ids)[None], places=torch.zeros(1, len(ids), dtype=torch.int64))[0]
+        chosen = logits[:, legal].double().log_softmax(-1)
+        wanted = sum(chosen[i - 1, (legal == ids[i]).nonzero()[0, 0]] for i in range(1 + len(given), len(ids)))
+        assert row["log_probability"] == pytest.approx(float(wanted), abs=1e-3)
+    assert "bits an id" in capsys.readouterr().out

@@ -1,0 +1,79 @@
+"""The grammar for transformers' `generate`, so that an exported decoder writes pictures and sounds there, too.
+
+    model = AutoModelForCausalLM.from_pretrained(OUT)                         # OUT of `unitok export hf-qwen3 BUNDLE OUT`
+    grammar = GrammarLogitsProcessor.from_pretrained(OUT, want="image:8x8", max_ids=128)
+    ids = model.generate(prompt, max_new_tokens=128, logits_processor=[grammar])
+
+Prompts are ids, bos first, padded on the left; what is generated decodes with `Vocab.decode`.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from unitok.errors import UserError, read_json
+from unitok.grammar import Grammar, Row, parse_plan
+from unitok.vocab import Vocab
+
+try:
+    from transformers import LogitsProcessor
+except ImportError:
+    raise UserError("this needs the package transformers: pip install 'unitok[transformers]'") from None
+
+
+class GrammarLogitsProcessor(LogitsProcessor):
+    """Ids that cannot stand in a row get logits of -inf; one for each call of `generate`.
+
+    Each row has a state machine of its own, which follows it also where beam search exchanges rows. A plan that is
+    fulfilled ends with eos.
+
+    Args:
+        vocab: the vocabulary that the model was trained on.
+        want: `free`, or a plan such as `text,image:8x12`. frame_rate: of the audio tokenizer, Hz, for `audio:2s`.
+        max_ids: most new ids; `generate`'s max_new_tokens. Nothing is opened that they cannot close.
+    """
+
+    def __init__(self, vocab: Vocab, want: str = "free", max_ids: int = 512, frame_rate: float | None = None):
+        self.grammar, self.plan, self.max_ids = Grammar(vocab), parse_plan(want, vocab, frame_rate), max_ids
+        self._rows: dict[tuple[int, ...], Row] = {}
+        self._length = 0
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: Path | str, want: str = "free", max_ids: int = 512, frame_rate: float | None = None
+    ) -> "GrammarLogitsProcessor":
+        """For what `unitok export` wrote: the vocabulary is in its `unitok_ids.json`."""
+        path = Path(folder) / "unitok_ids.json"
+        known = read_json(path, "export the bundle again; a decoder's folder alone has no vocabulary")
+        return cls(Vocab.from_manifest(known["manifest"]), want, max_ids, frame_rate)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """ids [B, T] so far, scores [B, V] -> scores."""
+        mask = torch.ones_like(scores, dtype=torch.bool)
+        rows: dict[tuple[int, ...], Row] = {}
+        for b, ids in enumerate(map(tuple, input_ids.tolist())):
+            row = rows[ids] = rows.get(ids) or self._follow(ids)
+            for start, stop in self._allowed(row):
+                mask[b, start:stop] = False
+        self._rows, self._length = rows, input_ids.shape[1]
+        return scores.masked_fill(mask, -torch.inf)
+
+    def _allowed(self, row: Row) -> tuple[tuple[int, int], ...]:
+        if row.state == "done":
+            eos = self.grammar.vocab.eos
+            return ((eos, eos + 1),)
+        return row.allowed()
+
+    def _follow(self, ids: tuple[int, ...]) -> Row:
+        """The state after a row's ids: that of the call before, one id on; at first the prompt's."""
+        vocab = self.grammar.vocab
+        before = self._rows.get(ids[:-1])
+        if before is not None and len(ids) == self._length + 1:
+            row = before.copy()
+            if row.state != "done":
+                row.advance(ids[-1])
+            return row
+        start = next((i for i, id in enumerate(ids) if id != vocab.pad), 0)
+        prompt = torch.tensor(ids[start:]).numpy()
+        return self.grammar.follow(prompt, complete=False).copy_for(self.max_ids, self.plan)

@@ -1,0 +1,131 @@
+"""Outputs while they grow: text as it is written, a picture row by row, sound in chunks."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from unitok.errors import UserError
+from unitok.grammar import Grammar
+from unitok.sample.engine import Session
+
+if TYPE_CHECKING:
+    from unitok.bundle import Unitok
+    from unitok.sample.render import Output, Pending
+
+AHEAD = 16  # ids that are drawn before anyone looks
+CHUNK_SECONDS = 0.25  # of sound, at least, in one piece
+
+
+@dataclass
+class Piece:
+    """Something new of an output.
+
+    Args:
+        index: which output. span: which of its segments, from 0. modality: of that segment.
+        content: text: the new characters, str. Picture: all of its rows so far, float [3, h, w] in [-1, 1]. Sound: the new
+            samples, float [C, t] in [-1, 1]; one chunk at its end where the tokenizer cannot stream (`causal: false`).
+        done: whether the segment is complete.
+    """
+
+    index: int
+    span: int
+    modality: str
+    content: Any
+    done: bool
+
+
+def stream(unitok: "Unitok", pending: "list[Pending]", settings: dict[str, Any]) -> "Iterator[Piece | Output]":
+    """Pieces of all outputs as they come; after the last one of each the whole `Output`."""
+    session = Session(unitok.need("model"), Grammar(unitok.vocab), settings, ahead=AHEAD)
+    watchers = {}
+    for one in pending:
+        session.add(one.request)
+        watchers[id(one.request)] = (one, _Watcher(unitok, session.grammar, one))
+    while session.waiting:
+        for event in session.step():
+            one, watcher = watchers[id(event.request)]
+            yield from watcher.see(event.ids, event.done)
+            if event.done:
+                yield one.finish(watcher.ids)
+
+
+class _Watcher:
+    """Follows the ids of one output and tells what they add."""
+
+    def __init__(self, unitok: "Unitok", grammar: Grammar, one: "Pending"):
+        self.unitok, self.index = unitok, one.request.row
+        self.state = grammar.follow(one.request.prompt, complete=False).copy_for(None, one.request.plan)
+        self.ids: list[int] = []
+        self.span = -1
+        self.codes: list[int] = []
+        self.said = ""
+        self.sound: Any = None
+        if self.state.span is not None:  # a begun picture or sound
+            self._open()
+            body = self.unitok.vocab.body(self.state.span.modality)
+            lead = one.lead[1 + len(self.state.span.header) :]
+            self.codes = [int(body[i % len(body)].to_codes(np.array(id))) for i, id in enumerate(lead)]
+
+    def _open(self) -> None:
+        self.span += 1
+        self.codes, self.said, self.sound = [], "", None
+
+    def see(self, ids: list[int], last: bool) -> Iterator[Piece]:
+        """Take new ids; `last`: nothing follows."""
+        grown = False
+        for id in ids:
+            self.ids.append(id)
+            before, modality, count = self.state.span, self.state.modality, self.state.count
+            self.state.advance(id)
+            after = self.state.span
+            if before is not None and after is not before:
+                yield from self._tell(modality or "", True)
+                grown = False
+            if after is not None and after is not before:
+                self._open()
+                count = 0
+            if after is not None and self.state.count > count:
+                body = self.unitok.vocab.body(after.modality)
+                self.codes.append(int(body[(self.state.count - 1) % len(body)].to_codes(np.array(id))))
+                grown = True
+        if self.state.span is not None and (grown or last):
+            yield from self._tell(self.state.span.modality, last)
+
+    def _tell(self, modality: str, done: bool) -> Iterator[Piece]:
+        """What the codes so far add to what was told."""
+        content = {"text": self._text, "image": self._picture, "audio": self._sound}[modality](done)
+        if content is not None:
+            yield Piece(self.index, self.span, modality, content, done)
+
+    def _text(self, done: bool) -> str | None:
+        whole = self.unitok.need("text").decode(self.codes)
+        whole = whole if done else whole.rstrip("\ufffd")  # half a character
+        new, self.said = whole[len(self.said) :], whole
+        return new if new or done else None
+
+    def _picture(self, done: bool) -> torch.Tensor | None:
+        columns = self.state.sides[-1]
+        rows = len(self.codes) // columns
+        if rows == 0:
+            return None
+        codes = torch.tensor(self.codes[: rows * columns]).view(1, rows, columns)
+        return self.unitok.need("image").decode(codes)[0].cpu()
+
+    def _sound(self, done: bool) -> torch.Tensor | None:
+        tokenizer = self.unitok.need("audio")
+        levels = tokenizer.num_codebooks
+        frames = torch.tensor(self.codes[: len(self.codes) // levels * levels]).view(-1, levels).T
+        if self.sound is None:
+            try:
+                self.sound = tokenizer.decode_stream()
+            except UserError:
+                self.sound = False
+        if self.sound is False:
+            return tokenizer.decode(frames[None])[0].cpu() if done else None
+        if not done and frames.shape[1] < CHUNK_SECONDS * tokenizer.frame_rate:
+            return None
+        self.codes = self.codes[frames.numel() :]
+        return self.sound.push(frames[None], done)[0].cpu()
