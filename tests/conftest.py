@@ -11,6 +11,7 @@ import torch
 
 from unitok.bundle import Unitok, make_untrained
 from unitok.data.scenes import write_scenes
+from unitok.data.tokenize import Plan, tokenize
 from unitok.document import Document, Segment
 from unitok.vocab import Vocab
 
@@ -29,6 +30,14 @@ def bundle_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundle") / "tiny"
     make_untrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tokens(tmp_path_factory: pytest.TempPathFactory, scenes_folder: Path, bundle_folder: Path) -> Path:
+    """The small data set as token shards."""
+    out = tmp_path_factory.mktemp("data") / "tokens"
+    tokenize(Plan(str(scenes_folder), str(out), str(bundle_folder)))
+    return out
 
 
 @pytest.fixture(scope="session")

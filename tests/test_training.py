@@ -1,55 +1,18 @@
 """Promises of training: stopping and resuming is bit for bit the uncut run; what the user says now wins."""
 
 import csv
-import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from fitting import Poisoned, arguments, weights
 
 from unitok.bundle import Unitok, make_bundle, make_untrained
 from unitok.checkpoints import load_checkpoint, newest_checkpoint
 from unitok.data.module import TokenShards
-from unitok.data.packing import PackedDataset
 from unitok.data.tokenize import Plan, tokenize
 from unitok.errors import UserError
 from unitok.fit import run_lightning
-from unitok.model import Decoder, DecoderConfig
 from unitok.training import Budget, warmup_linear
-
-CONFIGS = Path(__file__).parent.parent / "configs" / "scenes"
-
-
-@pytest.fixture(scope="module")
-def tokens(tmp_path_factory, scenes_folder, bundle_folder) -> Path:
-    out = tmp_path_factory.mktemp("data") / "tokens"
-    tokenize(Plan(str(scenes_folder), str(out), str(bundle_folder)))
-    return out
-
-
-def arguments(kind: str, out: Path, data: Path, steps: int, *more: str) -> list[str]:
-    small = {
-        "image": ["--model.init_args.quantize_from", "0.2", "--model.init_args.gan.start", "0.3"],
-        "audio": ["--model.init_args.quantize_from", "0.2", "--model.init_args.tokenizer.n_filters", "16"],
-        "decoder": ["--model.init_args.decoder.hidden_size", "32", "--model.init_args.decoder.num_hidden_layers", "1"],
-    }[kind]
-    if kind == "decoder":
-        small += ["--model.init_args.decoder.dropout", "0.1"]  # so that random state matters
-        small += ["--data.init_args.row_length", "192"]
-    return [
-        *("fit", "--config", str(CONFIGS / f"{kind}.yaml"), "--out", str(out), "--data.init_args.path", str(data)),
-        *("--model.init_args.minutes", "null", "--model.init_args.steps", str(steps), "--data.init_args.batch_size", "4"),
-        *("--trainer.enable_progress_bar", "false", "--model.init_args.log_every", "1", *small, *more),
-    ]
-
-
-def weights(out: Path) -> dict[str, torch.Tensor]:
-    newest = newest_checkpoint(out)
-    assert newest is not None
-    return load_checkpoint(newest)["state_dict"]
 
 
 @pytest.mark.parametrize("kind", ["image", "audio", "decoder"])
@@ -94,16 +57,6 @@ def test_a_trained_decoder_joins_the_bundle_it_was_trained_for_and_no_other(tmp_
     assert not (tmp_path / "third").exists()
 
 
-def test_a_checkpoint_of_another_architecture_or_vocabulary_is_refused_by_name(tmp_path, tokens):
-    run_lightning(arguments("decoder", tmp_path / "run", tokens, 1))
-    with pytest.raises(UserError, match="decoder.intermediate_size is 64, the checkpoint has 384"):
-        run_lightning(
-            arguments(
-                "decoder", tmp_path / "run", tokens, 3, "--resume", "auto", "--model.init_args.decoder.intermediate_size", "64"
-            )
-        )
-
-
 def test_bits_and_accuracy_are_logged_for_every_modality_and_level(tmp_path, tokens):
     more = ["--data.init_args.audio_level_weights", "[1.0, 0.5, 0.25]", "--data.init_args.drop_condition", "0"]
     run_lightning(arguments("decoder", tmp_path / "run", tokens, 2, *more))
@@ -137,53 +90,6 @@ def test_a_mixture_of_two_data_sets_trains(tmp_path, tokens, scenes_folder, bund
     assert drawn[0] / drawn[1] == pytest.approx(3.0, rel=0.1)
 
 
-def test_documents_longer_than_the_decoder_takes_are_an_error_before_training(tmp_path, tokens):
-    with pytest.raises(UserError, match=r"documents of up to \d+ ids, model.decoder.max_position_embeddings is 16: raise it"):
-        run_lightning(
-            arguments("decoder", tmp_path / "run", tokens, 2, "--model.init_args.decoder.max_position_embeddings", "16")
-        )
-    assert not (tmp_path / "run").exists()
-
-
-# ---- Skipped batches, averages, starting from something ---------------------------------------------------------------
-
-
-class Poisoned:
-    """Makes the hidden states of some steps' forward passes NaN."""
-
-    def __init__(self, monkeypatch, steps: set[int]):
-        from unitok.model.decoder import Decoder
-
-        self.calls, real = 0, Decoder.hidden
-
-        def hidden(decoder, *arguments, **more):
-            self.calls += 1
-            found = real(decoder, *arguments, **more)
-            return found * float("nan") if self.calls in steps else found
-
-        monkeypatch.setattr(Decoder, "hidden", hidden)
-
-
-def test_a_batch_that_gives_nan_is_skipped_and_said(tmp_path, tokens, monkeypatch, caplog):
-    Poisoned(monkeypatch, {3, 5})
-    run_lightning(arguments("decoder", tmp_path / "run", tokens, 8))
-    assert "step 3: skipped a batch, its gradient's norm is nan" in caplog.text
-    saved = load_checkpoint(newest_checkpoint(tmp_path / "run"))
-    assert saved["unitok"]["extra"]["skipped"] == 2
-    assert saved["unitok"]["steps_done"] == 8
-    assert all(t.isfinite().all() for t in saved["state_dict"].values())
-
-
-def test_five_bad_batches_in_a_row_stop_the_run_with_its_checkpoint_in_place(tmp_path, tokens, monkeypatch):
-    run_lightning(arguments("decoder", tmp_path / "run", tokens, 2))
-    before = weights(tmp_path / "run")
-    Poisoned(monkeypatch, set(range(1, 20)))
-    with pytest.raises(UserError, match="step 7: 5 batches in a row with gradients of norm nan"):
-        run_lightning(arguments("decoder", tmp_path / "run", tokens, 20, "--resume", "auto"))
-    for name, tensor in weights(tmp_path / "run").items():
-        assert torch.equal(tensor, before[name])
-
-
 def test_averaged_weights_are_resumed_and_what_a_bundle_takes(tmp_path, tokens, bundle_folder):
     import shutil
 
@@ -198,59 +104,6 @@ def test_averaged_weights_are_resumed_and_what_a_bundle_takes(tmp_path, tokens, 
     shutil.copytree(bundle_folder, tmp_path / "bundle")
     made = make_bundle(tmp_path / "bundle", {"model": tmp_path / "cut"})
     assert torch.equal(made.model.state_dict()[name], uncut[f"average.model.{name}"])
-
-
-def test_a_run_starts_from_a_bundle_with_some_parameters_frozen(tmp_path, tokens, bundle_folder):
-    start = ["--model.init_args.start_from", str(bundle_folder), "--model.init_args.decoder.max_position_embeddings", "1024"]
-    freeze = ["--model.init_args.freeze", '["model.layers.0.*", "model.embed_tokens.*"]']
-    run_lightning(arguments("decoder", tmp_path / "run", tokens, 3, *start, *freeze))
-    old = Unitok.from_pretrained(bundle_folder).model.state_dict()
-    new = {name.removeprefix("decoder."): t for name, t in weights(tmp_path / "run").items()}
-    moved = {name for name in old if not torch.equal(old[name], new[name])}
-    assert moved == {name for name in old if not name.startswith(("model.layers.0.", "model.embed_tokens."))}
-    with pytest.raises(UserError, match=r"freeze 'model.layer.0.*': no parameter of that name; the nearest is model.layers.0"):
-        run_lightning(
-            arguments("decoder", tmp_path / "no", tokens, 3, *start, "--model.init_args.freeze", '["model.layer.0.*"]')
-        )
-    with pytest.raises(UserError, match="only_new_ids: the data has no ids that"):
-        run_lightning(arguments("decoder", tmp_path / "no", tokens, 3, *start, "--model.init_args.only_new_ids", "true"))
-    make_untrained(tmp_path / "other", seed=3)  # codes of the same numbers that mean something else
-    with pytest.raises(UserError, match="the vocabularies differ in .*: tokenizer"):
-        run_lightning(arguments("decoder", tmp_path / "no", tokens, 3, "--model.init_args.start_from", str(tmp_path / "other")))
-    short = ["--model.init_args.start_from", str(tmp_path / "short")]
-    Decoder(
-        DecoderConfig(Unitok.from_pretrained(bundle_folder).vocab.size, 16, 1, 16, 1, 1, 16, max_position_embeddings=20)
-    ).save_pretrained(tmp_path / "short")
-    with pytest.raises(UserError, match="max_position_embeddings is 20: raise it"):
-        run_lightning(arguments("decoder", tmp_path / "no", tokens, 3, *short))
-    with pytest.raises(UserError, match="only_new_ids needs start_from"):
-        run_lightning(arguments("decoder", tmp_path / "no", tokens, 3, "--model.init_args.only_new_ids", "true"))
-    assert not (tmp_path / "no").exists()
-
-
-def test_a_grown_vocabulary_trains_its_new_rows_alone(tmp_path, scenes_folder):
-    """A bundle that knows text and images learns sounds; nothing of the old ids moves (as in Anole)."""
-    whole = make_untrained(tmp_path / "whole")
-    from unitok.bundle import build_vocab
-
-    small = build_vocab(whole.text, whole.image)
-    old = Decoder(DecoderConfig(small.size, 32, 1, 64, 1, 1, head_dim=32))
-    torch.nn.init.normal_(old.lm_head.weight, std=0.1)
-    Unitok(small, whole.text, whole.image, None, old).save_pretrained(tmp_path / "small")
-    whole.vocab = build_vocab(audio=whole.audio, onto=small)
-    whole.model = None
-    whole.save_pretrained(tmp_path / "grown")
-    tokenize(Plan(str(scenes_folder), str(tmp_path / "tokens"), str(tmp_path / "grown")))
-    only = ["--model.init_args.start_from", str(tmp_path / "small"), "--model.init_args.only_new_ids", "true"]
-    run_lightning(arguments("decoder", tmp_path / "run", tmp_path / "tokens", 4, *only, "--model.init_args.optimizer", "adamw"))
-    made = make_bundle(tmp_path / "grown", {"model": tmp_path / "run"})
-    assert made.model.config.vocab_size == whole.vocab.size > small.size
-    before, after = old.state_dict(), made.model.state_dict()
-    for name, tensor in before.items():
-        assert torch.equal(tensor, after[name][: len(tensor)] if tensor.ndim else after[name]), name
-    assert after["lm_head.weight"][small.size :].abs().max() > 0
-    rows = after["model.embed_tokens.weight"]
-    assert not torch.equal(rows[small.size :], rows[: small.size].mean(0).expand_as(rows[small.size :]))
 
 
 def test_what_is_said_on_resume_wins_over_the_checkpoint(tmp_path, tokens):
@@ -345,33 +198,6 @@ def test_the_pace_is_logged_with_what_is_left(tmp_path, tokens):
 # ---- LoRA --------------------------------------------------------------------------------------------------------------
 
 
-def test_lora_trains_differences_alone_and_a_bundle_takes_the_sums(tmp_path, tokens, bundle_folder):
-    import shutil
-
-    pytest.importorskip("peft", reason="an extra")
-    start = ["--model.init_args.start_from", str(bundle_folder), "--model.init_args.lora.rank", "2"]
-    run_lightning(arguments("decoder", tmp_path / "uncut", tokens, 4, *start))
-    run_lightning(arguments("decoder", tmp_path / "run", tokens, 4, *start, "--trainer.max_steps", "2"))
-    run_lightning(arguments("decoder", tmp_path / "run", tokens, 4, *start, "--resume", "auto"))
-    trained, uncut = weights(tmp_path / "run"), weights(tmp_path / "uncut")
-    assert all(torch.equal(tensor, uncut[name]) for name, tensor in trained.items())
-    old = Unitok.from_pretrained(bundle_folder).model.state_dict()
-    q = "model.layers.0.self_attn.q_proj"
-    assert torch.equal(trained[f"decoder.{q}.base_layer.weight"], old[f"{q}.weight"])
-    assert torch.equal(trained["decoder.lm_head.weight"], old["lm_head.weight"])
-    shutil.copytree(bundle_folder, tmp_path / "bundle")
-    new = make_bundle(tmp_path / "bundle", {"model": tmp_path / "run"}).model.state_dict()
-    assert new.keys() == old.keys()
-    a, b = (trained[f"decoder.{q}.lora_{letter}.default.weight"] for letter in "AB")
-    assert b.abs().max() > 0
-    torch.testing.assert_close(new[f"{q}.weight"], old[f"{q}.weight"] + 8.0 * b @ a)
-    with pytest.raises(UserError, match="lora.targets: no matrix 'queries'; the decoder has down_proj"):
-        run_lightning(arguments("decoder", tmp_path / "no", tokens, 4, *start, "--model.init_args.lora.targets", "[queries]"))
-
-
-# ---- Checkpoints and what may go wrong ---------------------------------------------------------------------------------
-
-
 def test_checkpoints_are_written_by_the_clock_but_not_while_batches_are_skipped(tmp_path, tokens, monkeypatch):
     Poisoned(monkeypatch, set(range(4, 99)))
     with pytest.raises(UserError, match="5 batches in a row"):
@@ -388,74 +214,6 @@ def test_checkpoints_are_written_by_the_clock_but_not_while_batches_are_skipped(
     torn.write_bytes(kept.read_bytes()[:5000])
     with pytest.raises(UserError, match="no checkpoint of this run reads; remove them"):
         run_lightning(arguments("decoder", tmp_path / "torn", tokens, 20, "--resume", "auto"))
-
-
-def test_where_there_is_no_room_the_old_checkpoint_stays(tmp_path, tokens):
-    """A limit on the size of files stands for a full disk: writing fails in the middle."""
-    run_lightning(arguments("decoder", tmp_path / "run", tokens, 2))
-    size = (tmp_path / "run" / "checkpoints" / "final.ckpt").stat().st_size
-    before = weights(tmp_path / "run")
-    command = [sys.executable, "-m", "unitok", *arguments("decoder", tmp_path / "run", tokens, 4, "--resume", "auto")]
-    done = subprocess.run(
-        ["bash", "-c", f'ulimit -f {size // 2048} && exec "$@"', "bash", *command], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2, done.stderr[-800:]
-    assert "final.ckpt: could not be written" in done.stderr.splitlines()[-1]
-    assert "make room and go on with --resume auto" in done.stderr.splitlines()[-1]
-    assert [f.name for f in (tmp_path / "run" / "checkpoints").iterdir()] == ["final.ckpt"]
-    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(tmp_path / "run").items())
-
-
-def test_a_worker_that_dies_is_one_line(tmp_path, tokens, monkeypatch):
-    real = PackedDataset.row
-
-    def row(self, epoch, index):
-        if torch.utils.data.get_worker_info() is not None and index >= 2:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return real(self, epoch, index)
-
-    monkeypatch.setattr(PackedDataset, "row", row)
-    with pytest.raises(UserError, match=r"a process that reads data died \(DataLoader worker .* go on with --resume auto"):
-        run_lightning(arguments("decoder", tmp_path / "run", tokens, 8, "--data.init_args.workers", "1"))
-
-
-def test_what_a_run_cannot_go_on_with_is_refused_by_name(tmp_path, tokens):
-    run_lightning(arguments("decoder", tmp_path / "run", tokens, 1))
-    again = arguments("decoder", tmp_path / "run", tokens, 3, "--resume", "auto")
-    with pytest.raises(UserError, match="model.averages is True, the checkpoint has False"):
-        run_lightning([*again, "--model.init_args.ema_decay", "0.9"])
-    with pytest.raises(UserError, match="model.optimizer is adamw, the checkpoint has muon"):
-        run_lightning([*again, "--model.init_args.optimizer", "adamw"])
-    with pytest.raises(UserError, match="trainer.precision 16-mixed: choose one of 32-true, bf16-mixed"):
-        run_lightning([*again, "--trainer.precision", "16-mixed"])
-    with pytest.raises(UserError, match="trainer.strategy fsdp: choose auto, ddp or"):
-        run_lightning([*again, "--trainer.strategy", "fsdp"])
-    with pytest.raises(UserError, match="accumulate 0 must be at least 1"):
-        run_lightning([*again, "--model.init_args.accumulate", "0"])
-    with pytest.raises(UserError, match="audio_level_weights: 8 numbers, the vocabulary has 3 levels"):
-        run_lightning([*again, "--data.init_args.audio_level_weights", "[1, 1, 1, 1, 1, 1, 1, 1]"])
-
-
-@pytest.mark.parametrize(
-    ("wrong", "right"),
-    [
-        ("--model.init_args.lerning_rate", "learning_rate"),
-        ("--model.init_args.decoder.hiden_size", "hidden_size"),
-        ("--data.init_args.rowlength", "row_length"),
-        ("--trainer.maxsteps", "max_steps"),
-    ],
-)
-def test_a_key_that_does_not_exist_is_told_with_the_nearest(wrong, right, tmp_path, tokens, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        run_lightning(arguments("decoder", tmp_path / "run", tokens, 3, wrong, "3"))
-    assert stopped.value.code == 2
-    said = capsys.readouterr().err.strip().splitlines()
-    assert len(said) == 1
-    assert wrong.rpartition(".")[2] in said[0]
-    assert f"did you mean {right}?" in said[0]
-
-
-# ---- Samples while it trains -------------------------------------------------------------------------------------------
 
 
 def test_samples_are_taken_while_it_trains_and_change_nothing(tmp_path, tokens, bundle_folder, scenes_folder):

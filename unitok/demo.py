@@ -26,6 +26,7 @@ RECONSTRUCTIONS = 400  # scenes whose originals are read, reconstructed and coun
 PROMPTS = [
     ("a large red circle left of a small blue square on a white background", "image,audio"),
     ("a large pink ring on a grey background", "image,text,image"),
+    ("a small green square on a white background", "image,text,image,audio"),  # a story that ends in sound
 ]
 
 

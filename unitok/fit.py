@@ -121,6 +121,7 @@ class ShareBar(TQDMProgressBar):
         self.train_progress_bar.set_description(getattr(trainer.lightning_module, "kind", "train"))
 
     def get_metrics(self, trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
+        """Short names, so that the bar fits a terminal."""
         shorter = {"codebook_": "", "gradient_norm": "grad", "discriminator": "d", "perplexity": "ppl", "_0": ""}
         found = {}
         for name, value in super().get_metrics(trainer, module).items():
@@ -143,6 +144,7 @@ class _Parser(LightningArgumentParser):
     """Says what is wrong in one line."""
 
     def error(self, message: Any, ex: Exception | None = None) -> Any:
+        """Of what jsonargparse tells the line that helps, with the nearest key where one does not exist."""
         text = str(message if message is not None else ex)
         lines = [line.strip(" -") for line in text.splitlines() if line.strip()]
         telling = [line for line in lines if not line.startswith(("Problem", "Parser key", "Did not", "Union"))]
@@ -204,6 +206,7 @@ class UnitokCLI(LightningCLI):
         """Lightning would let the checkpoint's hyperparameters override the command line; ours has none."""
 
     def before_instantiate_classes(self) -> None:
+        """Find the checkpoint to go on from, and refuse what cannot work before anything is built."""
         config = self.config[self.subcommand]
         out = Path(config.out)
         self.fresh_out = out if not out.exists() else None
@@ -253,6 +256,7 @@ class UnitokCLI(LightningCLI):
             raise (cause or error) from None
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """With our loggers, checkpoints and progress bar beside the callbacks of the config."""
         config = self.config[self.subcommand]
         out = Path(config.out)
         if config.trainer.logger is None:

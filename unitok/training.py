@@ -252,6 +252,7 @@ class TrainingShell(L.LightningModule):
                 group.update({key: value for key, value in fresh.items() if key != "params"})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what an exact resume needs; errors: `UserError` where the loss is no number, so that no such weights are kept."""
         if not np.isfinite(float(self._last_loss)):
             raise UserError(f"step {self.steps_done}: the loss is {float(self._last_loss)}; lower the learning rate")
         checkpoint["unitok"] = {
@@ -266,6 +267,7 @@ class TrainingShell(L.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it back; errors: `UserError` for a checkpoint of another kind, part or structure."""
         state = checkpoint.get("unitok") or {}
         if state.get("kind") != self.kind:
             raise UserError(f"the checkpoint is of {state.get('kind') or 'another program'}, this run trains {self.kind}")

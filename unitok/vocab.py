@@ -197,6 +197,14 @@ class Vocab:
         """The ranges that repeat in a span of that modality."""
         return tuple(self.range(name) for name in self.span(modality).body)
 
+    def body_codes(self, modality: str, ids: list[int]) -> list[int]:
+        """The first ids of a span's body -> codes, in the same order."""
+        body = self.body(modality)
+        codes = np.zeros(len(ids), np.int64)
+        for k, r in enumerate(body):
+            codes[k :: len(body)] = r.to_codes(np.array(ids[k :: len(body)], np.int64))
+        return codes.tolist()
+
     def span(self, modality: str) -> Span:
         """The declaration of a modality; errors: `UserError` with those that there are."""
         if modality not in self.spans:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from unitok.model import Decoder, DecoderConfig
-from unitok.model.inference import InferenceDecoder, arrange
+from unitok.model.inference import CudaGraphs, InferenceDecoder, arrange
 from unitok.model.lora import LowRank, add_lora
 
 SMALL = DecoderConfig(97, 48, 3, 80, 4, 2, head_dim=16, max_position_embeddings=64)
@@ -94,3 +94,16 @@ def test_a_decoder_that_learnt_is_arranged_anew_and_one_that_did_not_is_not():
     with torch.no_grad():
         decoder.lm_head.weight += 1
     assert torch.equal(arrange(decoder).head, decoder.lm_head.weight)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+@torch.inference_mode()
+def test_recorded_steps_equal_steps_one_by_one():
+    torch.manual_seed(0)
+    fast = InferenceDecoder(Decoder(SMALL).eval().cuda())
+    plain, graphed, graphs = fast.new_cache(2, 64), fast.new_cache(2, 64), CudaGraphs(fast)
+    ids, places = torch.randint(0, 97, (2, 40), device="cuda"), torch.zeros(2, 1, dtype=torch.int64, device="cuda")
+    for i in range(40):
+        where = torch.tensor([[i], [i // 2]], device="cuda")
+        wanted = fast.step(ids[:, i : i + 1], where, plain, i + 1, places)
+        close(graphs.step(ids[:, i : i + 1], where, graphed, i + 1, places), wanted)

@@ -6,7 +6,7 @@ import torch
 
 from unitok.document import Document, Segment
 from unitok.errors import UserError
-from unitok.grammar import Grammar, parse_plan
+from unitok.grammar import Grammar, Want, parse_plan
 from unitok.sample.engine import Request, Session, generate
 from unitok.sample.sampling import (
     Settings,
@@ -108,6 +108,93 @@ def test_with_random_weights_nothing_is_ever_malformed(tiny, want, guidance):
         if plan:
             assert [s.modality for s in document.segments] == [w.modality for w in plan]
     assert spans >= 24
+
+
+def random_request(tiny, grammar, rng, row):
+    """A prompt of any kind, perhaps ended within a picture or sound, and a plan or none, with any budget that suffices."""
+    vocab = tiny.vocab
+
+    def content():
+        kind = rng.integers(3)
+        if kind == 0:
+            return Segment("text", tiny.text.encode("a small text")[: rng.integers(1, 4)], rng.choice(["none", "user"]))
+        if kind == 1:
+            return Segment("image", rng.integers(0, 64, rng.integers(1, 4, 2)))
+        return Segment("audio", rng.integers(0, 32, (tiny.audio.num_codebooks, rng.integers(1, 4))))
+
+    prompt = vocab.encode(Document(tuple(content() for _ in range(rng.integers(0, 4)))), eos=False)
+    prompt = prompt[: rng.integers(max(1, len(prompt) - 8), len(prompt) + 1)]
+    items = [Want("text"), Want("image"), Want("audio"), Want("image", (2, 3)), Want("audio", repeats=2), Want("image", (1, 1))]
+    plan = None if rng.random() < 0.4 else [items[i] for i in rng.integers(0, len(items), rng.integers(1, 5))]
+    if plan:
+        plan = [want for want, before in zip(plan, [None, *plan], strict=False) if before != want or want.modality != "text"]
+    state = grammar.follow(prompt, complete=False)
+    try:
+        state.copy_for(None, plan)
+    except UserError:  # a begun picture of another size than the plan's
+        plan = None
+    least = next(n for n in range(1, 400) if suffices(state, n, plan))
+    return Request(prompt, plan, int(least + rng.integers(0, 40)), 0, row)
+
+
+def suffices(state, budget, plan):
+    try:
+        state.copy_for(budget, plan)
+    except UserError:
+        return False
+    return True
+
+
+def count_spans(tiny, least):
+    """Spans of random requests until there are `least`; each output is checked whole."""
+    grammar, vocab, rng = Grammar(tiny.vocab), tiny.vocab, np.random.default_rng(0)
+    spans = {"text": 0, "image": 0, "audio": 0}
+    ways = [
+        Settings(),
+        Settings(guidance=2.0),
+        Settings(top_k=3),
+        Settings(0.0),
+        Settings(2.0, guidance=3.0, guidance_media=1.5),
+    ]
+    row = 0
+    while sum(spans.values()) < least:
+        requests = [random_request(tiny, grammar, rng, row := row + 1) for _ in range(96)]
+        for request in requests:
+            request.settings = {m: ways[rng.integers(len(ways))] for m in spans}
+        for request, new in zip(requests, generate(tiny.model, grammar, requests, batch_size=64), strict=True):
+            assert len(new) <= request.max_ids
+            whole = np.concatenate([request.prompt, new])
+            whole = whole if whole[-1] == vocab.eos else np.append(whole, vocab.eos)
+            grammar.check(whole)
+            document = vocab.decode(whole)
+            assert np.array_equal(vocab.encode(document), whole)
+            given = len(vocab.decode(request.prompt[: span_ends(vocab, request.prompt)]).segments)
+            for segment in document.segments[given:]:
+                spans[segment.modality] += 1
+    return spans
+
+
+def span_ends(vocab, prompt):
+    """How much of a prompt is whole spans."""
+    for stop in range(len(prompt), 0, -1):
+        try:
+            vocab.decode(prompt[:stop])
+        except UserError:
+            continue
+        return stop
+    return 0
+
+
+def test_of_random_requests_with_random_weights_nothing_is_malformed(tiny):
+    spans = count_spans(tiny, 1500)
+    assert min(spans.values()) > 200
+
+
+@pytest.mark.long
+def test_of_100_000_spans_with_random_weights_nothing_is_malformed(tiny):
+    spans = count_spans(tiny, 100_000)
+    print(f"{sum(spans.values())} spans, none malformed: {spans}")
+    assert min(spans.values()) > 10_000
 
 
 def test_the_same_seed_gives_the_same_ids_alone_and_in_a_batch(tiny):

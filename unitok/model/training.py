@@ -197,6 +197,7 @@ class DecoderTraining(TrainingShell):
         return {"config": asdict(self.config), "vocab": self.manifest} | lora
 
     def check_part(self, part: dict[str, Any]) -> None:
+        """Errors: `UserError` for a checkpoint of another vocabulary."""
         if part["vocab"] != self.manifest:
             raise UserError(
                 f"the checkpoint was trained on another vocabulary ({part['config']['vocab_size']} ids) than "

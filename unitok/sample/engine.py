@@ -22,7 +22,7 @@ from torch import Tensor
 from unitok.errors import UserError
 from unitok.grammar import Grammar, Intervals, Want
 from unitok.model.decoder import Decoder
-from unitok.model.inference import InferenceDecoder, Matrix, arrange
+from unitok.model.inference import CudaGraphs, InferenceDecoder, Matrix, arrange
 from unitok.sample.jacobi import draw_ahead
 from unitok.sample.sampling import Knobs, Settings, guide, guide_three_ways, penalise_repetition
 
@@ -187,7 +187,8 @@ class Session:
         self.hidden = torch.zeros(0, self.decoder.config.hidden_size, device=self.decoder.device, dtype=self.decoder.dtype)
         self._menus: dict[tuple[Intervals, ...], _Menu] = {}
         self._heads: dict[Intervals, tuple[Matrix, Tensor | int, np.ndarray]] = {}
-        self._finished: list[_Running] = []
+        self._finished: list[_Running] = []  # as they came: nothing was to be drawn
+        self._graphs = CudaGraphs(self.decoder) if self.decoder.device.type == "cuda" else None
 
     def add(self, request: Request) -> None:
         """Let a request join. Errors: `UserError` for a prompt that is no beginning of a document or longer than the decoder
@@ -224,10 +225,10 @@ class Session:
                 for context in r.contexts:
                     context.read += count - 1  # the last has yet to be read
                 r.take(ids)
-        ended = [r for r in self.running if r.state.state == "done"] + self._finished
+        ended = [r for r in self.running if r.state.state == "done"]
         events = []
         for r in [*self.running, *self._finished]:
-            events.append(Event(r.request, r.new[r.reported :], r in ended))
+            events.append(Event(r.request, r.new[r.reported :], r.state.state == "done"))
             r.reported = len(r.new)
         self.running = [r for r in self.running if r not in ended]
         self._finished = []
@@ -359,10 +360,14 @@ class Session:
                 seen.scatter_(1, ids[:, None], True)
             if i + 1 < count:
                 given = (ids if owner is None else ids[owner])[:, None]
-                here = None if at is None else at + i
-                where = (positions if here is not None else positions + i, self.cache, extent + i + 1, places[i], here)
-                self.hidden[:n] = self.decoder.step(given, *where)[:, 0]
+                self.hidden[:n] = self._step(given, positions + i, extent + i + 1, places[i], None if at is None else at + i)
         return chosen.T.tolist()
+
+    def _step(self, ids: Tensor, positions: Tensor, extent: int, places: Tensor, at: int | None) -> Tensor:
+        """One id of each context -> hidden states [contexts, C]."""
+        if self._graphs is not None:
+            return self._graphs.step(ids, positions, self.cache, extent, places)[:, 0]
+        return self.decoder.step(ids, positions, self.cache, extent, places, at)[:, 0]
 
     def _seen(self) -> Tensor:
         """bool [B, V]: ids that have come."""

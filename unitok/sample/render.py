@@ -177,7 +177,7 @@ def generate_outputs(
         raise UserError(f"batch size is {batch_size}: it must be at least 1")
     decoder, grammar = unitok.need("model"), Grammar(unitok.vocab)
     pending = begin(unitok, prompts, replace(task, n=task.n * task.best_of))
-    with tqdm(total=len(pending), desc="sample", unit="output", disable=not progress, mininterval=1.0) as bar:
+    with tqdm(total=len(pending), desc="sample", unit="output", disable=not progress, mininterval=1.0, delay=0.3) as bar:
         made = generate(
             *(decoder, grammar, [one.request for one in pending], task.settings, batch_size, task.jacobi),
             progress=lambda ids, done: bar.update(done),

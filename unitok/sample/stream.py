@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from unitok.errors import UserError
@@ -60,18 +59,17 @@ class _Watcher:
         self.state = grammar.follow(one.request.prompt, complete=False).copy_for(None, one.request.plan)
         self.ids: list[int] = []
         self.span = -1
-        self.codes: list[int] = []
+        self.body: list[int] = []  # ids of the segment, without those that begin and end it
         self.said = ""
         self.sound: Any = None
+        self.heard = 0  # frames that were told
         if self.state.span is not None:  # a begun picture or sound
             self._open()
-            body = self.unitok.vocab.body(self.state.span.modality)
-            lead = one.lead[1 + len(self.state.span.header) :]
-            self.codes = [int(body[i % len(body)].to_codes(np.array(id))) for i, id in enumerate(lead)]
+            self.body = one.lead[1 + len(self.state.span.header) :].tolist()
 
     def _open(self) -> None:
         self.span += 1
-        self.codes, self.said, self.sound = [], "", None
+        self.body, self.said, self.sound, self.heard = [], "", None, 0
 
     def see(self, ids: list[int], last: bool) -> Iterator[Piece]:
         """Take new ids; `last`: nothing follows."""
@@ -88,36 +86,36 @@ class _Watcher:
                 self._open()
                 count = 0
             if after is not None and self.state.count > count:
-                body = self.unitok.vocab.body(after.modality)
-                self.codes.append(int(body[(self.state.count - 1) % len(body)].to_codes(np.array(id))))
+                self.body.append(id)
                 grown = True
         if self.state.span is not None and (grown or last):
             yield from self._tell(self.state.span.modality, last)
 
     def _tell(self, modality: str, done: bool) -> Iterator[Piece]:
         """What the codes so far add to what was told."""
-        content = {"text": self._text, "image": self._picture, "audio": self._sound}[modality](done)
+        codes = self.unitok.vocab.body_codes(modality, self.body)
+        content = {"text": self._text, "image": self._picture, "audio": self._sound}[modality](codes, done)
         if content is not None:
             yield Piece(self.index, self.span, modality, content, done)
 
-    def _text(self, done: bool) -> str | None:
-        whole = self.unitok.need("text").decode(self.codes)
+    def _text(self, codes: list[int], done: bool) -> str | None:
+        whole = self.unitok.need("text").decode(codes)
         whole = whole if done else whole.rstrip("\ufffd")  # half a character
         new, self.said = whole[len(self.said) :], whole
         return new if new or done else None
 
-    def _picture(self, done: bool) -> torch.Tensor | None:
+    def _picture(self, codes: list[int], done: bool) -> torch.Tensor | None:
         columns = self.state.sides[-1]
-        rows = len(self.codes) // columns
+        rows = len(codes) // columns
         if rows == 0:
             return None
-        codes = torch.tensor(self.codes[: rows * columns]).view(1, rows, columns)
-        return self.unitok.need("image").decode(codes)[0].cpu()
+        grid = torch.tensor(codes[: rows * columns]).view(1, rows, columns)
+        return self.unitok.need("image").decode(grid)[0].cpu()
 
-    def _sound(self, done: bool) -> torch.Tensor | None:
+    def _sound(self, codes: list[int], done: bool) -> torch.Tensor | None:
         tokenizer = self.unitok.need("audio")
         levels = tokenizer.num_codebooks
-        frames = torch.tensor(self.codes[: len(self.codes) // levels * levels]).view(-1, levels).T
+        frames = torch.tensor(codes[: len(codes) // levels * levels]).view(-1, levels).T
         if self.sound is None:
             try:
                 self.sound = tokenizer.decode_stream()
@@ -125,7 +123,8 @@ class _Watcher:
                 self.sound = False
         if self.sound is False:
             return tokenizer.decode(frames[None])[0].cpu() if done else None
-        if not done and frames.shape[1] < CHUNK_SECONDS * tokenizer.frame_rate:
+        new = frames[:, self.heard :]
+        if not done and new.shape[1] < CHUNK_SECONDS * tokenizer.frame_rate:
             return None
-        self.codes = self.codes[frames.numel() :]
-        return self.sound.push(frames[None], done)[0].cpu()
+        self.heard = frames.shape[1]
+        return self.sound.push(new[None], done)[0].cpu()
