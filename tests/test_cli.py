@@ -108,7 +108,7 @@ def test_mistakes_in_prompts_and_flags_are_one_line(bundle_folder, tmp_path):
     assert_one_line(here(*base, "--prompts", tmp_path / "bad.jsonl"), "line 1", "not JSON")
     assert_one_line(here(*base, "--text", "x", "--device", "cuda:9"), "--device", "cpu")
     assert_one_line(here(*base, "--txet", "x"), "--txet")
-    assert_one_line(here(*base, "--text", "x", "--audio-top-p", "0"), "--top-p 0.0", "above 0")
+    assert_one_line(here(*base, "--text", "x", "--audio-top-p", "0"), "--audio-top-p 0.0", "above 0")
     assert_one_line(here(*base, "--text", "x", "--want", "image:8x8", "--max-ids", "40"), "40 ids", "at least 69", "--max-ids")
     assert_one_line(here(*base, "--text", "x " * 1100, "--want", "text"), "a prompt of 2", "the decoder takes 1024")
     assert_one_line(here(*base, "--text", "x", "--score"), "--score", "--prompts")

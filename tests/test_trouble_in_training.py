@@ -119,6 +119,3 @@ def test_a_key_that_does_not_exist_is_told_with_the_nearest(wrong, right, tmp_pa
     assert len(said) == 1
     assert wrong.rpartition(".")[2] in said[0]
     assert f"did you mean {right}?" in said[0]
-
-
-# ---- Samples while it trains -------------------------------------------------------------------------------------------

@@ -94,7 +94,7 @@ class Unitok:
         if isinstance(part, Document):
             return list(part.segments)
         if isinstance(part, str):
-            if not part.strip():
+            if not part:
                 raise UserError("an empty text in the prompt; leave it out")
             return [Segment("text", self.need("text").encode(part), role, loss)]
         if isinstance(part, Path):
@@ -213,17 +213,19 @@ class Unitok:
         prompt: Sequence[PromptPart] | Sequence[Sequence[PromptPart]],
         want: str = "free",
         negative: Sequence[PromptPart] | None = None,
+        batch_size: int = 64,
         **more: Any,
     ) -> "Iterator[Piece | Output]":
         """`generate` while it goes on: a `unitok.sample.stream.Piece` for each new piece of text, row of a picture and chunk of
-        sound, and each whole Output after its last piece. Other arguments as for `generate`; all outputs run together."""
+        sound, and each whole Output after its last piece. Other arguments as for `generate`, without those for progress, the
+        best of several and Jacobi decoding."""
         from unitok.sample.render import begin
         from unitok.sample.stream import stream
 
         documents, task = self._task(prompt, negative, want=want, **more)
         if task.best_of > 1 or task.jacobi:
             raise UserError("a stream cannot choose the best of several, nor guess ahead; leave out best_of and jacobi")
-        return stream(self, begin(self, documents, task), task.settings)
+        return stream(self, begin(self, documents, task), task.settings, batch_size)
 
     def _task(
         self, prompt: Any, negative: Any, settings: dict[str, Any] | None = None, **more: Any
@@ -380,7 +382,9 @@ def make_untrained(out: Path, preset: str = "tiny", seed: int = 0) -> Unitok:
     decoder = Decoder(
         DecoderConfig(vocab.size, 64, 2, 128, num_attention_heads=2, num_key_value_heads=1, head_dim=32, places=32)
     ).eval()
-    torch.nn.init.normal_(decoder.lm_head.weight, std=0.1)
+    for name, weight in decoder.named_parameters():  # what training begins with at zero: the head, and what blocks add
+        if name.endswith(("lm_head.weight", "o_proj.weight", "down_proj.weight")):
+            torch.nn.init.normal_(weight, std=0.1)
     bundle = Unitok(vocab, text, image, audio, decoder)
     bundle.save_pretrained(out)
     return bundle

@@ -274,7 +274,7 @@ def sample(arguments: list[str]) -> None:
         metavar="SHARE",
         help="the prompt's last picture or sound is a beginning: keep this share of its rows or frames and go on from there",
     )
-    p.add_argument("--best-of", type=int, default=1, help="make so many for each output and keep the best")
+    p.add_argument("--best-of", type=int, default=1, help="make so many for each output and keep the best of all")
     p.add_argument(
         "--best-by",
         choices=("likelihood", "relevance"),
@@ -324,7 +324,8 @@ def sample(arguments: list[str]) -> None:
     if o.live:
         from unitok.sample.live import show
 
-        outputs = show(u.stream(prompts, negative=negative, **task))
+        pieces = u.stream(prompts, negative=negative, batch_size=o.batch_size, **task)
+        outputs = show(pieces, u.audio.sample_rate if u.audio else 1)
     else:
         choice = {"best_of": o.best_of, "best_by": o.best_by, "jacobi": o.jacobi}
         outputs = u.generate(prompts, batch_size=o.batch_size, progress=True, negative=negative, **task, **choice)
@@ -349,8 +350,8 @@ def _sampling_flags(p: argparse.ArgumentParser) -> None:
             float,
             "three-way guidance: the scale of the prompt's pictures and sounds, --guidance that of its text",
         ),
-        ("guidance-start", int, "guide from this id of a span on"),
-        ("guidance-stop", int, "guide up to this id of a span"),
+        ("guidance-start", int, "guide from this id of a span on; the first after begin and header is 0"),
+        ("guidance-stop", int, "guide up to before this id of a span"),
         ("guidance-schedule", str, "constant, or growing from 1 over that interval: linear, cosine"),
     ]
     for modality in ("", "text-", "image-", "audio-"):

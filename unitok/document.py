@@ -121,7 +121,7 @@ def parse_raw_document(line: str, folder: Path, where: str, default_id: str) -> 
             raise UserError(f"{here}: loss {loss!r}; it is true or false")
         key = "text" if kind == "text" else "path"
         value = part.get(key)
-        if not isinstance(value, str) or not value.strip():
+        if not isinstance(value, str) or not value:
             raise UserError(f"{here}: an empty or missing {key!r}; fill it or remove the part")
         if not _is_utf8(value):
             raise UserError(f"{here}: {key!r} is not UTF-8 text (half of a surrogate pair); mend it")

@@ -11,6 +11,7 @@ A row is free (any legal document) or follows a plan, a list of `Want`s. The mac
 import copy
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -187,7 +188,7 @@ class Row:
             ids += [(id, id + 1) for i, id in enumerate(roles) if i != self.role]
         if free and self.state == "open":
             ids.append((self.vocab.eos, self.vocab.eos + 1))
-        return _normal(ids)
+        return join_intervals(ids)
 
     def _allowed_inside(self) -> Intervals:
         span, want = self.span, self._want()
@@ -206,7 +207,7 @@ class Row:
             ids += self.grammar.bodies[span.modality][self.count % body]
         if at_edge:
             ids += self._allowed_leaving(span)
-        return _normal(ids)
+        return join_intervals(ids)
 
     @property
     def total(self) -> int | None:
@@ -224,6 +225,12 @@ class Row:
         allowed = self.allowed()
         alone = self.state != "done" and len(allowed) == 1 and allowed[0][1] - allowed[0][0] == 1
         return allowed[0][0] if alone else None
+
+    def bound(self) -> None:
+        """Where the plan leaves nothing open, let `left` be just what it takes."""
+        known = self.plan is not None and all(want.grid or want.repeats for want in self.plan[bool(self.total) :])
+        if known and self.left is not None:
+            self.left = min(self.left, self._least())
 
     def ahead(self, most: int) -> list[Intervals]:
         """The legal sets of the next ids, at most `most`: up to and with the first on which what follows depends.
@@ -357,7 +364,7 @@ class Grammar:
         self.vocab = vocab
         #: By modality: the legal ids of each place of its repeating body, also as legal sets; and what opens a span of it.
         self.bodies = {m: [list(r.intervals()) for r in vocab.body(m)] for m in vocab.spans}
-        self.sets = {m: [_normal(intervals) for intervals in body] for m, body in self.bodies.items()}
+        self.sets = {m: [join_intervals(intervals) for intervals in body] for m, body in self.bodies.items()}
         self.openings = {
             m: [(vocab.specials[s.begin], vocab.specials[s.begin] + 1)] if s.begin else self.bodies[m][0]
             for m, s in vocab.spans.items()
@@ -474,7 +481,7 @@ class Grammar:
         return np.where(begin > end_before, index - begin + 1, 0)
 
 
-def _normal(intervals: list[tuple[int, int]]) -> Intervals:
+def join_intervals(intervals: Iterable[tuple[int, int]]) -> Intervals:
     """Sorted, with touching intervals joined, so that equal sets are equal tuples."""
     out: list[tuple[int, int]] = []
     for a, b in sorted(intervals):

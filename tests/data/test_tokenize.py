@@ -110,7 +110,7 @@ def test_roles_and_loss_of_the_file_reach_the_shard(bundle_folder, tmp_path):
 def test_bad_lines_are_skipped_and_too_many_fail_and_leave_nothing(bundle_folder, tmp_path):
     source = tmp_path / "documents.jsonl"
     rows = ['{"content": [{"type": "text", "text": "good"}]}', "{not json", '{"content": []}',
-            '{"content": [{"type": "text", "text": " "}]}', '{"content": [{"type": "image", "path": "gone.png"}]}',
+            '{"content": [{"type": "text", "text": ""}]}', '{"content": [{"type": "image", "path": "gone.png"}]}',
             '{"content": [{"type": "smell", "path": "x"}]}']  # fmt: skip
     source.write_text("\n".join(rows))
     plan = Plan(str(source), str(tmp_path / "out"), str(bundle_folder))

@@ -20,17 +20,21 @@ KINDS = {
 }
 
 
-@pytest.fixture(params=KINDS)
-def decoder(request):
-    torch.manual_seed(0)
-    decoder = Decoder(KINDS[request.param]).eval()
-    if request.param == "lora":
-        add_lora(decoder, LowRank(rank=2))
-        decoder.eval()
+def filled(decoder):
+    """Random weights everywhere: what blocks add begins at zero, and would hide every mistake in them."""
     with torch.no_grad():
         for name, p in decoder.named_parameters():
             p.normal_(1.0 if "norm" in name and name.endswith("weight") and p.ndim < 2 else 0.0, 0.2)
-    return decoder
+    return decoder.eval()
+
+
+@pytest.fixture(params=KINDS)
+def decoder(request):
+    torch.manual_seed(0)
+    decoder = Decoder(KINDS[request.param])
+    if request.param == "lora":
+        add_lora(decoder, LowRank(rank=2))
+    return filled(decoder)
 
 
 def close(found, wanted):
@@ -71,8 +75,7 @@ def test_a_common_position_and_several_ids_at_once_change_nothing(decoder):
 @torch.no_grad()
 def test_contexts_are_rewound_moved_and_kept_when_the_cache_grows():
     torch.manual_seed(0)
-    decoder = Decoder(SMALL).eval()
-    torch.nn.init.normal_(decoder.model.layers[0].self_attn.o_proj.weight, std=0.1)
+    decoder = filled(Decoder(SMALL))
     ids = torch.randint(0, 97, (2, 9))
     whole = decoder.hidden(ids)
     fast = InferenceDecoder(decoder)
@@ -82,17 +85,25 @@ def test_contexts_are_rewound_moved_and_kept_when_the_cache_grows():
     fast.step(wrong[:, :8], torch.arange(8).expand(2, -1), cache, 8, at=0)
     fast.step(ids[:, 4:8], torch.arange(4, 8).expand(2, -1), cache, 8, at=4)  # written over
     cache = cache.grown(3, 12)
-    cache.move(1, 0, 8)
+    cache.take(cache, 1, 0, 8)
     found = fast.step(ids[1:, 8:], torch.full((1, 1), 8), cache.part(0, 1), 9, at=8)
     close(found[0, 0], whole[1, 8])
 
 
 def test_a_decoder_that_learnt_is_arranged_anew_and_one_that_did_not_is_not():
-    decoder = Decoder(SMALL).eval()
+    decoder = filled(Decoder(SMALL))
     first = arrange(decoder)
     assert arrange(decoder) is first
     with torch.no_grad():
         decoder.lm_head.weight += 1
+    second = arrange(decoder)
+    assert torch.equal(second.head, decoder.lm_head.weight)
+    optimizer = torch.optim.AdamW(decoder.parameters(), fused=True)  # it leaves the versions of parameters as they were
+    decoder.train()
+    decoder(torch.randint(0, 97, (1, 5))).logsumexp(-1).sum().backward()
+    optimizer.step()
+    decoder.eval()
+    assert not torch.equal(second.head, decoder.lm_head.weight)
     assert torch.equal(arrange(decoder).head, decoder.lm_head.weight)
 
 
@@ -100,10 +111,10 @@ def test_a_decoder_that_learnt_is_arranged_anew_and_one_that_did_not_is_not():
 @torch.inference_mode()
 def test_recorded_steps_equal_steps_one_by_one():
     torch.manual_seed(0)
-    fast = InferenceDecoder(Decoder(SMALL).eval().cuda())
-    plain, graphed, graphs = fast.new_cache(2, 64), fast.new_cache(2, 64), CudaGraphs(fast)
-    ids, places = torch.randint(0, 97, (2, 40), device="cuda"), torch.zeros(2, 1, dtype=torch.int64, device="cuda")
-    for i in range(40):
+    fast = InferenceDecoder(filled(Decoder(replace(SMALL, max_position_embeddings=600))).cuda())
+    plain, graphed, graphs = fast.new_cache(2, 600), fast.new_cache(2, 600), CudaGraphs(fast)
+    ids, places = torch.randint(0, 97, (2, 300), device="cuda"), torch.zeros(2, 1, dtype=torch.int64, device="cuda")
+    for i in range(300):  # the number of positions that are looked at grows over a multiple of 256
         where = torch.tensor([[i], [i // 2]], device="cuda")
         wanted = fast.step(ids[:, i : i + 1], where, plain, i + 1, places)
         close(graphs.step(ids[:, i : i + 1], where, graphed, i + 1, places), wanted)

@@ -125,11 +125,14 @@ def test_the_live_view_shows_text_pictures_and_sound_as_they_grow(tiny):
             return True
 
     screen = Terminal()
-    outputs = show(tiny.stream(["a small text"], want="text,image:4x4,audio:3", max_ids=120), screen)
+    outputs = show(tiny.stream(["a small text"], want="text,image:4x4,audio:3", max_ids=120), 8000, screen)
     told = screen.getvalue()
     assert outputs[0].text in told
     assert told.count("\N{UPPER HALF BLOCK}") >= 16 * 8
     assert "\N{EIGHTH NOTE}" in told
+    paper = io.StringIO()
+    show(tiny.stream(["a small text"], want="image:4x4", max_ids=120), 8000, paper)
+    assert paper.getvalue() == "\n[picture, 16 x 16 pixels]\n\n"
     assert len(half_blocks(torch.zeros(3, 64, 32))) == 32
 
 

@@ -16,6 +16,7 @@ from unitok.data.scenes import read_scenes
 from unitok.errors import UserError
 from unitok.evaluate.metrics import Evaluation
 from unitok.model import Decoder
+from unitok.model.inference import forget
 from unitok.model.lora import merge_lora
 from unitok.model.training import DecoderTraining
 from unitok.sample.render import Output, Task, generate_outputs, read_prompts, save_outputs
@@ -118,6 +119,7 @@ class Samples(L.Callback):
                 if isinstance(logger, TensorBoardLogger):
                     show(logger.experiment, outputs, step, self._unitok)
             self._unitok.model = None
+            forget(decoder)  # it goes on learning
 
     def _score(self, out: Path) -> tuple[dict[str, float], dict[str, list[Output]]]:
         assert self._unitok is not None

@@ -32,20 +32,22 @@ class Cache:
 
     @property
     def contexts(self) -> int:
+        """How many there is room for."""
         return self.keys.shape[1]
 
     @property
     def length(self) -> int:
+        """Positions of each."""
         return self.keys.shape[3]
 
     def part(self, start: int, stop: int) -> "Cache":
         """Some of the contexts, in the same memory."""
         return Cache(self.keys[:, start:stop], self.values[:, start:stop])
 
-    def move(self, source: int, target: int, length: int) -> None:
-        """Write one context's first `length` positions over another's."""
-        for kept in (self.keys, self.values):
-            kept[:, target, :, :length] = kept[:, source, :, :length]
+    def take(self, other: "Cache", source: int, target: int, length: int) -> None:
+        """Write the first `length` positions of a context of `other`, which may be this one, over one of its own."""
+        for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):
+            mine[:, target, :, :length] = theirs[:, source, :, :length]
 
     def grown(self, contexts: int, length: int) -> "Cache":
         """A larger one with the same content."""
@@ -354,9 +356,18 @@ _arranged: "WeakKeyDictionary[Decoder, tuple[tuple, InferenceDecoder]]" = WeakKe
 
 
 def arrange(decoder: Decoder) -> InferenceDecoder:
-    """The decoder for generation; the one of the call before, if its parameters have not been touched since."""
-    state = tuple((p.data_ptr(), p._version, p.dtype) for p in decoder.parameters())
+    """The decoder for generation; the one of the call before, if it was not put to learning and no parameter was changed.
+
+    Versions of parameters alone do not tell: fused optimizers leave them as they were.
+    """
+    versions = tuple((p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype) for p in decoder.parameters())
+    state = (decoder.times_trained, versions)
     known = _arranged.get(decoder)
     if known is None or known[0] != state:
         known = _arranged[decoder] = state, InferenceDecoder(decoder)
     return known[1]
+
+
+def forget(decoder: Decoder) -> None:
+    """Give back the memory that `arrange` took for it."""
+    _arranged.pop(decoder, None)

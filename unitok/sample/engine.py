@@ -7,12 +7,13 @@ guidance, so a request that needs none costs nothing; all go through the model a
 
 Where what may come next does not depend on what is drawn (the codes of an image whose grid is known, the levels within a
 frame of sound), a whole stretch runs on the device, and ids are read once at its end; ids without a choice are not drawn
-at all. Only rows of the head that some request may choose are multiplied. Random numbers belong to (seed, row), so that
-an output does not depend on how many others there are.
+at all. Only rows of the head that some request may choose are multiplied. Random numbers belong to (seed, row, prompt), so
+that an output does not depend on how many others there are.
 """
 
+import zlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -20,9 +21,9 @@ import torch
 from torch import Tensor
 
 from unitok.errors import UserError
-from unitok.grammar import Grammar, Intervals, Want
+from unitok.grammar import Grammar, Intervals, Want, join_intervals
 from unitok.model.decoder import Decoder
-from unitok.model.inference import CudaGraphs, InferenceDecoder, Matrix, arrange
+from unitok.model.inference import Cache, CudaGraphs, InferenceDecoder, Matrix, arrange
 from unitok.sample.jacobi import draw_ahead
 from unitok.sample.sampling import Knobs, Settings, guide, guide_three_ways, penalise_repetition
 
@@ -38,7 +39,7 @@ class Request:
         prompt: ids, bos first, without a final eos.
         plan: what is wanted, or None for free.
         max_ids: most new ids, the closing eos included.
-        seed: with `row`, decides all of its random numbers.
+        seed, row: with the prompt, decide all of its random numbers.
         settings: by modality; a missing one has those of the session.
         negative: ids, bos first, that guidance leads away from; without it, bos alone.
         media: the prompt's pictures and sounds alone, for three-way guidance.
@@ -76,18 +77,27 @@ class _Running:
 
     def __init__(self, grammar: Grammar, request: Request, settings: dict[str, Settings], context: int):
         self.request, self.settings = request, settings | request.settings
-        room = context - len(request.prompt)
-        known = grammar.follow(request.prompt, complete=False)
+        self.prompt = np.asarray(request.prompt)
+        room = context - len(self.prompt)
+        known = grammar.follow(self.prompt, complete=False)
         try:
             self.state = known.copy_for(min(request.max_ids, room), request.plan)
         except UserError as error:
             if room >= request.max_ids:
                 raise
-            raise UserError(f"a prompt of {len(request.prompt)} ids: the decoder takes {context} in all; {error}") from None
-        self.prompt = np.asarray(request.prompt)
+            raise UserError(f"a prompt of {len(self.prompt)} ids: the decoder takes {context} in all; {error}") from None
+        self.state.bound()
+        left = self.state.left or 0
+        for name, ids in (("negative prompt", request.negative), ("prompt's pictures and sounds", request.media)):
+            guided = any(s.guided if name[0] == "n" else s.guidance_media is not None for s in self.settings.values())
+            if guided and ids is not None and len(ids) + self.state.into + left > context:
+                raise UserError(
+                    f"the {name}: {len(ids)} ids and up to {left} new ones, the decoder takes {context}; lower --max-ids"
+                )
         self.new: list[int] = []
         self.reported = 0
-        self.randoms = np.random.default_rng((request.seed, request.row)).random(request.max_ids)
+        key = (request.seed, request.row, zlib.crc32(self.prompt.astype("<i8").tobytes()))
+        self.randoms = np.random.default_rng(key).random(left)
         self.own = _Context(self, "own", self.prompt, grammar.places(self.prompt), 0)
         self.contexts = [self.own]
         self.seen: Tensor | None = None  # bool [V], where there is a repetition penalty: ids that have come,
@@ -188,6 +198,7 @@ class Session:
         self._menus: dict[tuple[Intervals, ...], _Menu] = {}
         self._heads: dict[Intervals, tuple[Matrix, Tensor | int, np.ndarray]] = {}
         self._finished: list[_Running] = []  # as they came: nothing was to be drawn
+        self._wide = np.float32 if self.decoder.device.type == "mps" else np.float64  # which knows no float64
         self._graphs = CudaGraphs(self.decoder) if self.decoder.device.type == "cuda" else None
 
     def add(self, request: Request) -> None:
@@ -195,9 +206,6 @@ class Session:
         takes, or a budget too small for the plan."""
         most = self.decoder.config.max_position_embeddings
         new = _Running(self.grammar, request, self.settings, most)
-        room = most - (new.state.left or 0)
-        if request.negative is not None and len(request.negative) > room:
-            raise UserError(f"a negative prompt of {len(request.negative)} ids: only {room} leave room for what is wanted")
         if new.state.state == "done":
             self._finished.append(new)
             return
@@ -277,8 +285,7 @@ class Session:
         if place != last:
             self.contexts[place] = moved
         if place != last and moved.read:
-            self.cache.move(last, place, moved.read)
-            self.hidden[place] = self.hidden[last]
+            self.cache.take(self.cache, last, place, moved.read)
 
     def _make_room(self) -> None:
         """A cache that holds all contexts to their ends."""
@@ -296,13 +303,32 @@ class Session:
         """Run the model on all ids that were not read; those of long prompts stand last."""
         lengths = [len(context.ids) for context in self.contexts]
         first_long = next((i for i, n in enumerate(lengths) if n > SHORT), len(lengths))
-        for start, stop in ((0, first_long), (first_long, len(lengths))):
-            if start < stop and max(lengths[start:stop]):
-                self._read(start, stop)
+        short, long = self.contexts[:first_long], self.contexts[first_long:]
+        if short:
+            self.hidden[:first_long] = self._read(short, self.cache.part(0, first_long))
+        same: dict[tuple[int, ...], list[_Context]] = {}
+        for context in long:
+            same.setdefault(tuple(context.ids), []).append(context)
+        if len(same) < len(long) and not any(context.read for context in long):
+            self._read_once(list(same.values()))
+        elif long:
+            self.hidden[first_long : len(lengths)] = self._read(long, self.cache.part(first_long, len(lengths)))
 
-    def _read(self, start: int, stop: int) -> None:
-        """Contexts [start, stop), padded on the right: what the padding writes is written over before it is looked at."""
-        part = self.contexts[start:stop]
+    def _read_once(self, groups: list[list[_Context]]) -> None:
+        """Contexts of one prompt each: it is read for the first of them and copied to the others."""
+        cache = self.decoder.new_cache(len(groups), max(len(group[0].ids) for group in groups))
+        places = {id(context): place for place, context in enumerate(self.contexts)}
+        hidden = self._read([group[0] for group in groups], cache)
+        for i, group in enumerate(groups):
+            length = group[0].read
+            for context in group:
+                context.read, context.ids, context.places = length, [], []
+                self.cache.take(cache, i, places[id(context)], length)
+                self.hidden[places[id(context)]] = hidden[i]
+
+    def _read(self, part: list[_Context], cache: Cache) -> Tensor:
+        """Hidden states [contexts, C] after all ids of contexts that stand in `cache`. They are padded on the right: what the
+        padding writes is written over before it is looked at."""
         lengths = [len(context.ids) for context in part]
         longest = max(lengths)
         ids = np.full((len(part), longest), self.grammar.vocab.pad)
@@ -312,18 +338,16 @@ class Session:
             ids[i, : lengths[i]], places[i, : lengths[i]] = context.ids, context.places
             context.read += lengths[i]
             context.ids, context.places = [], []
-        at = self._common([int(p) for p in positions[:, 0]], longest)
-        extent = min(int(positions.max()) + 1, self.cache.length)
-        cache = self.cache.part(start, stop)
-        given = (self._send(x) for x in (ids, positions.clip(max=self.cache.length - 1), places))
+        at = self._common([int(p) for p in positions[:, 0]], longest, cache)
+        extent = min(int(positions.max()) + 1, cache.length)
+        given = (self._send(x) for x in (ids, positions.clip(max=cache.length - 1), places))
         hidden = self.decoder.step(next(given), next(given), cache, extent, next(given), at)
-        last = self._send(np.array(lengths) - 1)
-        self.hidden[start:stop] = hidden[torch.arange(len(part), device=hidden.device), last]
+        return hidden[torch.arange(len(part), device=hidden.device), self._send(np.array(lengths) - 1)]
 
-    def _common(self, positions: list[int], longest: int) -> int | None:
+    def _common(self, positions: list[int], longest: int, cache: Cache) -> int | None:
         """The position where all of them are, if it is one and the cache has room for the padding, too."""
         first = positions[0]
-        return first if all(p == first for p in positions) and first + longest <= self.cache.length else None
+        return first if all(p == first for p in positions) and first + longest <= cache.length else None
 
     def _send(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.decoder.device, non_blocking=True)
@@ -341,10 +365,10 @@ class Session:
         guidance = self._guidance(count)
         knobs = Knobs([r.how for r in running], self.decoder.device)
         seen = self._seen() if knobs.penalises else None
-        uniform = self._send(np.stack([r.randoms[len(r.new) : len(r.new) + count] for r in running], 1))
+        uniform = self._send(np.stack([r.randoms[len(r.new) : len(r.new) + count] for r in running], 1).astype(self._wide))
         read = np.array([context.read for context in self.contexts])
-        at, extent, positions = self._common(read.tolist(), count), int(read.max()), self._send(read[:, None])
-        into = np.array([r.state.place for r in running])[owners]  # between spans and in text 0, which stays
+        at, extent, positions = self._common(read.tolist(), count, self.cache), int(read.max()), self._send(read[:, None])
+        into = np.array([r.state.place for r in running])[owners]  # in text 0, which stays
         places = self._send(np.where(into > 0, into + 1 + np.arange(count)[:, None], 0)[:, :, None])
         chosen = torch.zeros((count, len(running)), dtype=torch.int64, device=self.decoder.device)
         for i in range(count):
@@ -410,9 +434,13 @@ class Session:
     def menu(self, allowed: tuple[Intervals, ...]) -> _Menu:
         """What a batch with these legal sets chooses from: their union, and what is not allowed to whom."""
         if allowed not in self._menus:
-            if len(self._menus) >= MENUS:
+            total = self.decoder.config.vocab_size
+            union = allowed[0] if len(set(allowed)) == 1 else join_intervals({pair for pairs in allowed for pair in pairs})
+            if sum(b - a for a, b in union) > total / 4:
+                union = ((0, total),)  # one copy of the whole head for all large sets
+            if len(self._menus) >= MENUS or sum(len(names) for _, _, names in self._heads.values()) > 4 * total:
                 self._menus.clear()
-            union = allowed[0] if len(set(allowed)) == 1 else _union(allowed)
+                self._heads.clear()
             head, ids, names = self._head(union)
             mask = None
             if any(a != union for a in allowed):
@@ -423,8 +451,6 @@ class Session:
     def _head(self, union: Intervals) -> tuple[Matrix, Tensor | int, np.ndarray]:
         """The head's rows of some ids, the ids as a tensor or an offset, and as an array."""
         if union not in self._heads:
-            if len(self._heads) >= MENUS:
-                self._heads.clear()
             names = np.concatenate([np.arange(a, b) for a, b in union])
             ids = union[0][0] if len(union) == 1 else self._send(names)
             rows = slice(*union[0]) if isinstance(ids, int) else ids
@@ -462,7 +488,7 @@ def generate(
     done; 0: all. jacobi: as for `Session`. `progress` is called with the numbers of new ids and of finished requests.
     Errors: `UserError` for a prompt that is no beginning of a document, or a budget too small for its plan, before any work.
     """
-    requests = list(requests)
+    requests = [replace(request) for request in requests]  # each its own, also where one is given twice
     session = Session(decoder, grammar, settings, jacobi=jacobi)
     most = session.decoder.config.max_position_embeddings
     for request in requests[batch_size:] if batch_size else []:
@@ -482,17 +508,6 @@ def generate(
         if progress:
             progress(sum(len(event.ids) for event in events), sum(event.done for event in events))
     return [np.array(new[id(request)], np.int64) for request in requests]
-
-
-def _union(sets: Iterable[Intervals]) -> Intervals:
-    """The union of legal sets, as sorted disjoint intervals."""
-    out: list[tuple[int, int]] = []
-    for a, b in sorted({interval for intervals in sets for interval in intervals}):
-        if out and a <= out[-1][1]:
-            out[-1] = (out[-1][0], max(b, out[-1][1]))
-        else:
-            out.append((a, b))
-    return tuple(out)
 
 
 def _holds(allowed: Intervals, ids: np.ndarray) -> np.ndarray:

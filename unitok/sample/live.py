@@ -13,8 +13,9 @@ from unitok.sample.stream import Piece
 COLUMNS = 48  # characters that a picture is wide, at most
 
 
-def show(pieces: Iterable[Piece | Output], file: TextIO | None = None) -> list[Output]:
-    """Show the first output's pieces; -> all outputs, in order. Without a terminal a picture is shown once, when it is done."""
+def show(pieces: Iterable[Piece | Output], sample_rate: int, file: TextIO | None = None) -> list[Output]:
+    """Show the first output's pieces; -> all outputs, in order. sample_rate: of sounds, Hz. Without a terminal a picture is a line
+    that says its size."""
     file = file or sys.stdout
     outputs, drawn, last = [], 0, ""
     for piece in pieces:
@@ -25,14 +26,19 @@ def show(pieces: Iterable[Piece | Output], file: TextIO | None = None) -> list[O
             continue
         if piece.modality == "text":
             file.write(piece.content)
-        elif piece.modality == "image" and (piece.done or file.isatty()):
+        elif piece.modality == "image" and not file.isatty():
+            if piece.done:
+                height, width = piece.content.shape[1:]
+                file.write(f"\n[picture, {height} x {width} pixels]\n")
+        elif piece.modality == "image":
             lines = half_blocks(piece.content)
             file.write(
                 ("\n" if last == "text" else "") + (f"\x1b[{drawn}A" if drawn else "") + "".join(f"\x1b[2K{x}\n" for x in lines)
             )
             drawn = len(lines)
         elif piece.modality == "audio":
-            file.write(f"{'' if last == 'audio' else chr(10)}\N{EIGHTH NOTE} {piece.content.shape[-1]} samples ")
+            heard = piece.content.shape[-1] / sample_rate
+            file.write(f"{'' if last == 'audio' else chr(10)}\N{EIGHTH NOTE} {heard:.2f} s ")
         last = piece.modality
         drawn = 0 if piece.done else drawn
         file.flush()

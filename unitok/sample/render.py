@@ -2,6 +2,7 @@
 
 import html
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -17,6 +18,7 @@ from unitok.grammar import Grammar, parse_plan
 from unitok.sample.engine import Request, generate
 from unitok.sample.sampling import Settings
 from unitok.sample.score import log_probabilities
+from unitok.vocab import Vocab
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,7 +63,7 @@ class Output:
         return [self.unitok.decode_segment(s) for s in self.new.segments if s.modality == "audio"]
 
     def save(self, folder: str | Path) -> RawDocument:
-        """Write the whole document's files into a folder; files of the prompt are copied as they are."""
+        """Write the whole document's files into a folder, generated text as .txt; files of the prompt are copied as they are."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         name = f"{self.index:06d}"
@@ -76,6 +78,8 @@ class Output:
                 one = self.unitok.write_document(Document((segment,)), folder, f"{name}-prompt-{i}")
                 parts += [Part(p.type, p.text, p.path, p.role, False) for p in one.content]
         parts += self.unitok.write_document(self.new, folder, name).content
+        if self.text:
+            (folder / f"{name}.txt").write_text(self.text, encoding="utf-8")
         return RawDocument(name, tuple(parts))
 
 
@@ -89,9 +93,9 @@ class Task:
         settings: by modality; a missing one has the defaults.
         negative: what guidance leads away from; without it, from no prompt at all.
         keep: the prompt's last picture or sound is a beginning: this share of its rows or frames stays, and it is continued.
-        best_of: of so many the one with the best score is kept, for each output. best_by: `likelihood`, the mean
+        best_of: so many are made for each output, and of all of a prompt's the n best kept. best_by: `likelihood`, the mean
             log-probability of its ids, or `relevance`, how much likelier the prompt makes them.
-        jacobi: places of an image that are guessed and read at once where an output is generated alone; 0: one.
+        jacobi: places of an image that are guessed and read at once; outputs are then made one by one. 0: one place.
     """
 
     want: str = "free"
@@ -120,9 +124,10 @@ class Pending:
     """One output to be made: its request, and what turns the ids into it.
 
     Args:
-        prompt: what stands before the output. lead: ids of the begun picture or sound that belong to the output.
+        index: number of the output. prompt: what stands before it. lead: ids of the begun picture or sound that belong to it.
     """
 
+    index: int
     unitok: "Unitok"
     request: Request
     prompt: Document
@@ -133,7 +138,7 @@ class Pending:
         """New ids -> the output."""
         ids = np.asarray(ids, np.int64)
         new = self.unitok.vocab.decode(np.concatenate([self.lead, ids]), role=self.role)
-        return Output(self.unitok, self.prompt, new, ids, self.request.row)
+        return Output(self.unitok, self.prompt, new, ids, self.index)
 
 
 def begin(unitok: "Unitok", prompts: list[Document], task: Task) -> list[Pending]:
@@ -142,15 +147,18 @@ def begin(unitok: "Unitok", prompts: list[Document], task: Task) -> list[Pending
     plan = parse_plan(task.want, vocab, unitok.audio.frame_rate if unitok.audio else None)
     negative = None if task.negative is None else vocab.encode(task.negative, eos=False)
     pending: list[Pending] = []
+    repeated: Counter[bytes] = Counter()
     for prompt in prompts:
         ids, lead = vocab.encode(prompt, eos=False), np.zeros(0, np.int64)
         before, role = prompt, prompt.segments[-1].role if prompt.segments else "none"
-        media = vocab.encode(Document(tuple(s for s in prompt.segments if s.modality != "text")), eos=False)
         if task.keep is not None:
             before, ids, lead = _begun(unitok, prompt, task.keep)
+        media = vocab.encode(Document(tuple(s for s in before.segments if s.modality != "text")), eos=False)
         for _ in range(task.n):
-            request = Request(ids, plan, task.max_ids, task.seed, len(pending), negative=negative, media=media)
-            pending.append(Pending(unitok, request, before, lead, role))
+            row = repeated[ids.tobytes()]  # so that a prompt's outputs do not depend on what else is asked
+            repeated[ids.tobytes()] += 1
+            request = Request(ids, plan, task.max_ids, task.seed, row, negative=negative, media=media)
+            pending.append(Pending(len(pending), unitok, request, before, lead, role))
     return pending
 
 
@@ -178,8 +186,9 @@ def generate_outputs(
     decoder, grammar = unitok.need("model"), Grammar(unitok.vocab)
     pending = begin(unitok, prompts, replace(task, n=task.n * task.best_of))
     with tqdm(total=len(pending), desc="sample", unit="output", disable=not progress, mininterval=1.0, delay=0.3) as bar:
+        together = 1 if task.jacobi else batch_size
         made = generate(
-            *(decoder, grammar, [one.request for one in pending], task.settings, batch_size, task.jacobi),
+            *(decoder, grammar, [one.request for one in pending], task.settings, together, task.jacobi),
             progress=lambda ids, done: bar.update(done),
         )
     outputs = [one.finish(ids) for one, ids in zip(pending, made, strict=True)]
@@ -188,23 +197,18 @@ def generate_outputs(
 
 def _best(unitok: "Unitok", grammar: Grammar, pending: list[Pending], outputs: list[Output], task: Task) -> list[Output]:
     """The n best of each prompt's outputs, the best first, numbered anew."""
-    decoder = unitok.need("model")
-    sequences = [np.concatenate([one.request.prompt, output.ids]) for one, output in zip(pending, outputs, strict=True)]
-    found = log_probabilities(decoder, grammar, sequences)
-    if task.best_by == "relevance":
-        alone = [
-            unitok.vocab.unconditional(np.concatenate([one.lead, output.ids]))
-            for one, output in zip(pending, outputs, strict=True)
-        ]
-        without = log_probabilities(decoder, grammar, alone)
-    for i, output in enumerate(outputs):
-        last = len(output.ids)
-        output.score = float(found[i][-last:].mean())
-        if task.best_by == "relevance":
-            output.score -= float(without[i][-last:].mean())
+    vocab, decoder = unitok.vocab, unitok.need("model")
+    bodies = [_body(vocab, one.lead, output.ids) for one, output in zip(pending, outputs, strict=True)]
+    befores = [one.request.prompt[: len(one.request.prompt) - len(one.lead)] for one in pending]
+    likely = log_probabilities(decoder, grammar, [np.concatenate(pair) for pair in zip(befores, bodies, strict=True)])
+    alone = [vocab.unconditional(body) for body in bodies]
+    without = log_probabilities(decoder, grammar, alone) if task.best_by == "relevance" else [np.zeros(len(a)) for a in alone]
+    for output, body, given, none in zip(outputs, bodies, likely, without, strict=True):
+        gain = given[len(given) - len(body) :].sum() - none[len(none) - len(body) :].sum()
+        output.score = float(gain) / len(body) if len(body) else -math.inf
     kept = []
     for start in range(0, len(outputs), task.n * task.best_of):
-        group = sorted(outputs[start : start + task.n * task.best_of], key=lambda output: -(output.score or 0))
+        group = sorted(outputs[start : start + task.n * task.best_of], key=lambda output: -(output.score or 0.0))
         kept += group[: task.n]
     return [replace(output, index=i) for i, output in enumerate(kept)]
 
@@ -224,6 +228,7 @@ class Score:
 
     @property
     def ids(self) -> int:
+        """How many ids these have."""
         return sum(part["ids"] for part in self.parts if part["loss"])
 
     def row(self) -> dict[str, Any]:
@@ -250,6 +255,14 @@ def score_documents(unitok: "Unitok", documents: list[Document]) -> list[Score]:
         ]
         scores.append(Score(document, parts))
     return scores
+
+
+def _body(vocab: Vocab, lead: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """An output's ids from the beginning of its first span, without roles before it and the end of the document."""
+    whole = np.concatenate([lead, ids])
+    start = next((i for i, id in enumerate(whole.tolist()) if id not in vocab.roles), len(whole))
+    stop = len(whole) - int(len(whole) > 0 and whole[-1] == vocab.eos)
+    return whole[start : max(start, stop)]
 
 
 def save_outputs(outputs: list[Output], folder: Path, title: str = "unitok sample") -> None:
@@ -289,16 +302,17 @@ def _page(raws: list[RawDocument], folder: Path, title: str) -> str:
 
 
 def settings_from(options: dict[str, Any]) -> dict[str, Settings]:
-    """Flags -> settings: `temperature` holds for all modalities, `image_temperature` for one."""
+    """Flags -> settings: `temperature` holds for all modalities, `image_temperature` for one; errors name the flag."""
+    names = [f.name for f in fields(Settings)]
+    common = {name: options[name] for name in names if options.get(name) is not None}
+    Settings(**common)
     out = {}
     for modality in ("text", "image", "audio"):
-        values = {}
-        for key in (f.name for f in fields(Settings)):
-            value = options.get(f"{modality}_{key}")
-            value = options.get(key) if value is None else value
-            if value is not None:
-                values[key] = value
-        out[modality] = Settings(**values)
+        own = {name: value for name in names if (value := options.get(f"{modality}_{name}")) is not None}
+        try:
+            out[modality] = Settings(**common | own)
+        except UserError as error:
+            raise UserError(str(error).replace("--", f"--{modality}-", 1)) from None
     return out
 
 

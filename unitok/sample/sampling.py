@@ -26,7 +26,8 @@ class Settings:
         guidance: s in u + s (c - u), between log-probabilities without (u) and with the condition (c); 1 is none.
         guidance_media: with it, guidance has three ways (Brooks et al. 2023, "InstructPix2Pix", as Chameleon does it):
             u + guidance_media (m - u) + guidance (c - m), where m sees of the prompt only pictures and sounds.
-        guidance_start, guidance_stop: guidance holds from this id of a span's body up to that one; None is the end.
+        guidance_start, guidance_stop: guidance holds from this id of a span's body up to before that one, where 0 is the first
+            after begin and header; None is the end.
         guidance_schedule: `constant`, or growing from 1 at the start to the full scale at the end of that interval, `linear`
             or like a `cosine`; in a span whose length is not known it is constant.
 
@@ -54,7 +55,7 @@ class Settings:
             ("guidance", math.isfinite(self.guidance), "it must be a number; 1 is none"),
             ("guidance_media", math.isfinite(self.guidance_media or 0), "it must be a number"),
             ("guidance_start", self.guidance_start >= 0, "it must be 0 or more"),
-            ("guidance_stop", (self.guidance_stop or 1) > 0, "it must be above 0"),
+            ("guidance_stop", self.guidance_stop is None or self.guidance_stop > 0, "it must be above 0"),
             ("guidance_schedule", self.guidance_schedule in SCHEDULES, f"choose one of {', '.join(SCHEDULES)}"),
         ):
             if not good:
@@ -62,6 +63,7 @@ class Settings:
 
     @property
     def guided(self) -> bool:
+        """Whether there is any guidance."""
         return self.guidance != 1.0 or self.guidance_media is not None
 
     def guides(self, count: int) -> bool:
@@ -125,9 +127,12 @@ def keep_min_p(logits: Tensor, share: Tensor) -> Tensor:
 
 
 def draw(logits: Tensor, temperature: Tensor, uniform: Tensor) -> Tensor:
-    """One id a row by inverting the cumulative distribution at `uniform` [B] in [0, 1); temperature [B], 0 is argmax."""
+    """One id a row by inverting the cumulative distribution at `uniform` [B] in [0, 1); temperature [B], 0 is argmax.
+
+    In the precision of `uniform`: float64, where the device knows it.
+    """
     likeliest = logits.argmax(-1)
-    probabilities = (logits.double() / temperature.clamp_min(1e-6)[:, None]).softmax(-1)
+    probabilities = (logits.to(uniform.dtype) / temperature.clamp_min(1e-6)[:, None]).softmax(-1)
     cumulative = probabilities.cumsum(-1)
     ids = (cumulative <= uniform[:, None] * cumulative[:, -1:]).sum(-1)
     # Rounding must never choose an id of probability 0.

@@ -4,8 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
+from unitok.document import Segment
 from unitok.errors import UserError
 from unitok.grammar import Grammar
 from unitok.sample.engine import Session
@@ -24,7 +26,8 @@ class Piece:
 
     Args:
         index: which output. span: which of its segments, from 0. modality: of that segment.
-        content: text: the new characters, str. Picture: all of its rows so far, float [3, h, w] in [-1, 1]. Sound: the new
+        content: text: the new characters, str. Picture: all of its rows so far, float [3, h, w] in [-1, 1], when there are new
+            ones. Sound: the new
             samples, float [C, t] in [-1, 1]; one chunk at its end where the tokenizer cannot stream (`causal: false`).
         done: whether the segment is complete.
     """
@@ -36,18 +39,24 @@ class Piece:
     done: bool
 
 
-def stream(unitok: "Unitok", pending: "list[Pending]", settings: dict[str, Any]) -> "Iterator[Piece | Output]":
-    """Pieces of all outputs as they come; after the last one of each the whole `Output`."""
+def stream(
+    unitok: "Unitok", pending: "list[Pending]", settings: dict[str, Any], batch_size: int = 64
+) -> "Iterator[Piece | Output]":
+    """Pieces of all outputs as they come; after the last one of each the whole `Output`. So many are made together."""
     session = Session(unitok.need("model"), Grammar(unitok.vocab), settings, ahead=AHEAD)
-    watchers = {}
-    for one in pending:
-        session.add(one.request)
-        watchers[id(one.request)] = (one, _Watcher(unitok, session.grammar, one))
-    while session.waiting:
+    watchers: dict[int, tuple[Pending, _Watcher]] = {}
+    waiting = iter(pending)
+    while True:
+        while len(watchers) < batch_size and (one := next(waiting, None)) is not None:
+            session.add(one.request)
+            watchers[id(one.request)] = (one, _Watcher(unitok, session.grammar, one))
+        if not session.waiting:
+            return
         for event in session.step():
             one, watcher = watchers[id(event.request)]
-            yield from watcher.see(event.ids, event.done)
+            yield from watcher.see(event.ids)
             if event.done:
+                del watchers[id(event.request)]
                 yield one.finish(watcher.ids)
 
 
@@ -55,24 +64,25 @@ class _Watcher:
     """Follows the ids of one output and tells what they add."""
 
     def __init__(self, unitok: "Unitok", grammar: Grammar, one: "Pending"):
-        self.unitok, self.index = unitok, one.request.row
+        self.unitok, self.index = unitok, one.index
         self.state = grammar.follow(one.request.prompt, complete=False).copy_for(None, one.request.plan)
         self.ids: list[int] = []
         self.span = -1
         self.body: list[int] = []  # ids of the segment, without those that begin and end it
         self.said = ""
         self.sound: Any = None
-        self.heard = 0  # frames that were told
+        self.told = 0  # rows of a picture, frames of a sound
         if self.state.span is not None:  # a begun picture or sound
             self._open()
             self.body = one.lead[1 + len(self.state.span.header) :].tolist()
+            self.told = len(self.body) // self.state.sides[-1] if self.state.sides else 0
 
     def _open(self) -> None:
         self.span += 1
-        self.body, self.said, self.sound, self.heard = [], "", None, 0
+        self.body, self.said, self.sound, self.told = [], "", None, 0
 
-    def see(self, ids: list[int], last: bool) -> Iterator[Piece]:
-        """Take new ids; `last`: nothing follows."""
+    def see(self, ids: list[int]) -> Iterator[Piece]:
+        """Take new ids."""
         grown = False
         for id in ids:
             self.ids.append(id)
@@ -88,8 +98,8 @@ class _Watcher:
             if after is not None and self.state.count > count:
                 self.body.append(id)
                 grown = True
-        if self.state.span is not None and (grown or last):
-            yield from self._tell(self.state.span.modality, last)
+        if self.state.span is not None and grown:
+            yield from self._tell(self.state.span.modality, False)
 
     def _tell(self, modality: str, done: bool) -> Iterator[Piece]:
         """What the codes so far add to what was told."""
@@ -105,10 +115,13 @@ class _Watcher:
         return new if new or done else None
 
     def _picture(self, codes: list[int], done: bool) -> torch.Tensor | None:
+        if not self.state.sides:  # a vocabulary whose pictures do not tell their size: whole or not at all
+            return self.unitok.decode_segment(Segment("image", np.array([codes]))) if done else None
         columns = self.state.sides[-1]
         rows = len(codes) // columns
-        if rows == 0:
+        if not done and rows <= self.told:
             return None
+        self.told = rows
         grid = torch.tensor(codes[: rows * columns]).view(1, rows, columns)
         return self.unitok.need("image").decode(grid)[0].cpu()
 
@@ -123,8 +136,8 @@ class _Watcher:
                 self.sound = False
         if self.sound is False:
             return tokenizer.decode(frames[None])[0].cpu() if done else None
-        new = frames[:, self.heard :]
+        new = frames[:, self.told :]
         if not done and new.shape[1] < CHUNK_SECONDS * tokenizer.frame_rate:
             return None
-        self.heard = frames.shape[1]
+        self.told = frames.shape[1]
         return self.sound.push(new[None], done)[0].cpu()
