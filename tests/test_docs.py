@@ -1,4 +1,4 @@
-"""Every snippet of the README that is marked bash or python runs, in order, in one empty folder."""
+"""Every snippet of the README that is marked bash or python runs, in order, in one empty folder; then that of generation."""
 
 import os
 import re
@@ -21,6 +21,10 @@ def test_the_readme_runs_from_top_to_bottom(tmp_path):
             program, cwd=tmp_path, env=os.environ | path, capture_output=True, text=True, check=False, timeout=600
         )
         assert done.returncode == 0, f"{code}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    (tmp_path / "runs" / "demo").mkdir()
+    (tmp_path / "runs" / "demo" / "bundle").symlink_to(tmp_path / "runs" / "bundle")
+    (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "generation.md").read_text(), flags=re.S)
+    subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, check=True)
     assert (tmp_path / "one" / "000000-0.png").exists()
     assert (tmp_path / "samples" / "index.html").exists()
 

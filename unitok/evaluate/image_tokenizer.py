@@ -98,38 +98,11 @@ def evaluate_image_tokenizer(
     files = everything[: limit or None]
     if not files:
         raise UserError(f"{images}: no pictures in it")
-    fid = Fid(inception, device) if inception else None
     if lpips and not find_lpips(lpips):
         raise UserError(f"--lpips {lpips}: no vgg16-397923af.pth and vgg.pth there")
     distance = LPIPS.from_files(*find_lpips(lpips)).to(device) if lpips else None  # type: ignore[misc]
-
-    rows: list[dict[str, Any]] = []
+    measured = _Measured(model, images, distance, Fid(inception, device) if inception else None)
     skipped = [{"file": str(path), "error": f"{path}: an empty file"} for path in empty]
-    codes: list[Tensor] = []
-    seconds = {"encode": 0.0, "decode": 0.0}
-
-    def flush(batch: list[tuple[Path, Tensor]]) -> None:
-        """Reconstruct pictures of one size and add their rows."""
-        originals = torch.stack([pixels for _, pixels in batch])
-        grids = timed(seconds, "encode", lambda: model.encode(originals))
-        again = timed(seconds, "decode", lambda: model.decode(grids)).cpu()
-        codes.append(grids.reshape(-1).cpu())
-        again = again[..., : originals.shape[-2], : originals.shape[-1]]
-        again, originals = (((x + 1) / 2).mul(255).round().div(255) for x in (again, originals))
-        for (path, _), a, o, grid in zip(batch, again, originals, grids, strict=True):
-            row: dict[str, Any] = {"file": path.relative_to(images).as_posix(), "pixels": [o.shape[1], o.shape[2]]}
-            row |= picture_scores(a, o) | {"codes": grid.numel()}
-            if distance is not None:
-                with torch.no_grad():
-                    row["lpips"] = float(distance(*(2 * x[None].to(device) - 1 for x in (a, o))))
-            if fid:
-                fid.add("original", o)
-                fid.add("again", a)
-            rows.append(row | {"_pair": (o, a)})
-            if len(rows) > 2 * SHOWN:  # only the worst are kept to be shown
-                for best in sorted((r for r in rows if "_pair" in r), key=lambda r: r["psnr_db"])[SHOWN:]:
-                    del best["_pair"]
-
     waiting: dict[tuple[int, ...], list[tuple[Path, Tensor]]] = {}
     for path in tqdm(files, desc="reconstruct", unit="image"):
         try:
@@ -140,30 +113,65 @@ def evaluate_image_tokenizer(
         batch = waiting.setdefault(tuple(pixels.shape), [])
         batch.append((path, pixels))
         if len(batch) >= batch_size:
-            flush(waiting.pop(tuple(pixels.shape)))
+            measured.add(waiting.pop(tuple(pixels.shape)))
     for batch in waiting.values():
-        flush(batch)
-    if not rows:
+        measured.add(batch)
+    if not measured.rows:
         raise UserError(f"{images}: none of its {len(files)} pictures can be read; the first: {skipped[0]['error']}")
-
-    all_codes = torch.cat(codes)
-    scores: dict[str, Any] = {"images": len(rows), "skipped": len(skipped)}
-    for name in ("psnr_db", "ssim", "ms_ssim", "lpips"):
-        values = [row[name] for row in rows if row.get(name) is not None]
-        scores |= {name: float(np.mean(values)), f"{name}_images": len(values)} if values else {}
-    if fid:
-        scores["rfid"] = fid.distance()
-    scores |= {f"codebook_{k}": v for k, v in codebook_statistics(all_codes, model.codebook_size).items()}
-    pixels_in_all = sum(math.prod(row["pixels"]) for row in rows)
-    scores |= {
-        "codebook_size": model.codebook_size,
-        "codes": len(all_codes),
-        "bits_per_pixel": len(all_codes) * math.log2(model.codebook_size) / pixels_in_all,
-        "encode_images_per_second": len(rows) / seconds["encode"],
-        "decode_images_per_second": len(rows) / seconds["decode"],
-    }
-    _write(out, scores, sorted(rows, key=lambda r: r["psnr_db"]), skipped)
+    scores = measured.scores() | {"skipped": len(skipped)}
+    _write(out, scores, sorted(measured.rows, key=lambda r: r["psnr_db"]), skipped)
     return scores
+
+
+class _Measured:
+    """Pictures, their reconstructions, and what is known of them: a row each."""
+
+    def __init__(self, model: ImageTokenizer, images: Path, distance: LPIPS | None, fid: Fid | None):
+        self.model, self.images, self.distance, self.fid = model, images, distance, fid
+        self.rows: list[dict[str, Any]] = []
+        self.codes: list[Tensor] = []
+        self.seconds = {"encode": 0.0, "decode": 0.0}
+
+    def add(self, batch: list[tuple[Path, Tensor]]) -> None:
+        """Reconstruct pictures of one size and add their rows."""
+        originals = torch.stack([pixels for _, pixels in batch])
+        grids = timed(self.seconds, "encode", lambda: self.model.encode(originals))
+        again = timed(self.seconds, "decode", lambda: self.model.decode(grids)).cpu()
+        self.codes.append(grids.reshape(-1).cpu())
+        again = again[..., : originals.shape[-2], : originals.shape[-1]]
+        again, originals = (((x + 1) / 2).mul(255).round().div(255) for x in (again, originals))
+        for (path, _), a, o, grid in zip(batch, again, originals, grids, strict=True):
+            row: dict[str, Any] = {"file": path.relative_to(self.images).as_posix(), "pixels": [o.shape[1], o.shape[2]]}
+            row |= picture_scores(a, o) | {"codes": grid.numel()}
+            if self.distance is not None:
+                with torch.no_grad():
+                    row["lpips"] = float(self.distance(*(2 * x[None].to(self.model.device) - 1 for x in (a, o))))
+            if self.fid:
+                self.fid.add("original", o)
+                self.fid.add("again", a)
+            self.rows.append(row | {"_pair": (o, a)})
+            if len(self.rows) > 2 * SHOWN:  # only the worst are kept to be shown
+                for best in sorted((r for r in self.rows if "_pair" in r), key=lambda r: r["psnr_db"])[SHOWN:]:
+                    del best["_pair"]
+
+    def scores(self) -> dict[str, Any]:
+        """Of all pictures together."""
+        all_codes, size = torch.cat(self.codes), self.model.codebook_size
+        scores: dict[str, Any] = {"images": len(self.rows)}
+        for name in ("psnr_db", "ssim", "ms_ssim", "lpips"):
+            values = [row[name] for row in self.rows if row.get(name) is not None]
+            scores |= {name: float(np.mean(values)), f"{name}_images": len(values)} if values else {}
+        if self.fid:
+            scores["rfid"] = self.fid.distance()
+        scores |= {f"codebook_{k}": v for k, v in codebook_statistics(all_codes, size).items()}
+        pixels_in_all = sum(math.prod(row["pixels"]) for row in self.rows)
+        return scores | {
+            "codebook_size": size,
+            "codes": len(all_codes),
+            "bits_per_pixel": len(all_codes) * math.log2(size) / pixels_in_all,
+            "encode_images_per_second": len(self.rows) / self.seconds["encode"],
+            "decode_images_per_second": len(self.rows) / self.seconds["decode"],
+        }
 
 
 def timed(seconds: dict[str, float], name: str, run: Any) -> Tensor:
