@@ -78,8 +78,8 @@ class Row:
         self.sides: list[int] = []  # header values read
         self.count = 0  # ids of the body so far
         self.place = 0  # how far into its image or sound the last id stands, as `Grammar.places` says
-        if left is not None and left < self._least():
-            raise UserError(f"a budget of {left} ids is too small: the plan needs at least {self._least()}")
+        if left is not None and left < self.least:
+            raise UserError(f"a budget of {left} ids is too small: the plan needs at least {self.least}")
         if self.plan == []:
             self.state = "done"
 
@@ -105,8 +105,8 @@ class Row:
             row._plan_begun(row.span, row.plan)
         if row.plan == []:
             row.state = "done"
-        if left is not None and left < row._least():
-            raise UserError(f"a budget of {left} ids is too small: at least {row._least()} are needed; raise --max-ids")
+        if left is not None and left < row.least:
+            raise UserError(f"a budget of {left} ids is too small: at least {row.least} are needed; raise --max-ids")
         return row
 
     def _plan_begun(self, span: Span, plan: list[Want]) -> None:
@@ -131,8 +131,9 @@ class Row:
         repeats = math.prod(want.grid) if want.grid else (want.repeats or 1)
         return sum(frame.values()) + repeats * len(span.body)
 
-    def _least(self) -> int:
-        """From here to the end."""
+    @property
+    def least(self) -> int:
+        """Ids from here to the end, at least."""
         if self.state == "done":
             return 0
         if self.state == "in" and self.span:
@@ -230,7 +231,7 @@ class Row:
         """Where the plan leaves nothing open, let `left` be just what it takes."""
         known = self.plan is not None and all(want.grid or want.repeats for want in self.plan[bool(self.total) :])
         if known and self.left is not None:
-            self.left = min(self.left, self._least())
+            self.left = min(self.left, self.least)
 
     def ahead(self, most: int) -> list[Intervals]:
         """The legal sets of the next ids, at most `most`: up to and with the first on which what follows depends.

@@ -75,6 +75,24 @@ def test_the_best_of_several_are_those_with_the_best_scores(tiny, by):
     assert best[0].score == pytest.approx(order[0] / len(best[0].ids), abs=1e-3)
 
 
+@pytest.mark.parametrize("by", ["likelihood", "relevance"])
+def test_choosing_among_free_outputs_with_roles_works_whatever_they_are(tiny, by):
+    prompt = Document((Segment("text", tiny.text.encode("a small text"), "user"),))
+    everything = tiny.generate([prompt], "free", n=24, seed=2, max_ids=24)
+    assert any(s.role != "user" for o in everything for s in o.new.segments)
+    best = tiny.generate([prompt], "free", n=3, best_of=8, best_by=by, seed=2, max_ids=24)
+    scores = [output.score for output in best]
+    assert scores == sorted(scores, reverse=True)
+    assert {tuple(o.ids) for o in best} <= {tuple(o.ids) for o in everything}
+
+
+def test_mistakes_in_a_stream_are_said_before_any_work(tiny):
+    with pytest.raises(UserError, match="batch size is 0"):
+        tiny.stream(["a text"], batch_size=0)
+    with pytest.raises(UserError, match="a budget of 4 ids is too small"):
+        tiny.stream(["a text"], want="image:2x2", max_ids=4)
+
+
 @pytest.fixture(scope="module")
 def causal(tiny):
     """The tiny bundle with a sound tokenizer that can stream."""

@@ -369,6 +369,19 @@ def test_jacobi_gives_the_ids_of_plain_sampling_in_fewer_passes(tiny):
             assert passes[16] < passes[1]
 
 
+def test_jacobi_never_draws_what_is_not_allowed_nor_the_same_for_all_prompts(tiny):
+    """Text of a known length: its pieces are most of this vocabulary, and not all of them are legal."""
+    grammar, vocab = Grammar(tiny.vocab), tiny.vocab
+    plan, made = parse_plan("text:20,image:3x3", vocab), []
+    for document in prompts_of(tiny):
+        prompt = vocab.encode(document, eos=False)
+        (ids,) = generate(tiny.model, grammar, [Request(prompt, plan, 60, 1)], {}, jacobi=8)
+        grammar.check(np.concatenate([prompt, ids, [vocab.eos]]))
+        assert vocab.range("text").holds(ids[:20]).all()
+        made.append(ids.tolist())
+    assert len({tuple(ids) for ids in made}) == len(made)
+
+
 def test_scores_are_the_log_probabilities_of_whole_passes(tiny):
     vocab, grammar = tiny.vocab, Grammar(tiny.vocab)
     documents = [vocab.encode(p, eos=i % 2 == 0) for i, p in enumerate(prompts_of(tiny))]

@@ -91,13 +91,14 @@ class _Running:
         for name, ids in (("negative prompt", request.negative), ("prompt's pictures and sounds", request.media)):
             guided = any(s.guided if name[0] == "n" else s.guidance_media is not None for s in self.settings.values())
             if guided and ids is not None and len(ids) + self.state.into + left > context:
-                raise UserError(
-                    f"the {name}: {len(ids)} ids and up to {left} new ones, the decoder takes {context}; lower --max-ids"
-                )
+                less = "shorten it" if left == self.state.least else "shorten it, or lower --max-ids"
+                after = left + self.state.into
+                raise UserError(f"the {name}: {len(ids)} ids and up to {after} after them, the decoder takes {context}; {less}")
         self.new: list[int] = []
         self.reported = 0
-        key = (request.seed, request.row, zlib.crc32(self.prompt.astype("<i8").tobytes()))
-        self.randoms = np.random.default_rng(key).random(left)
+        #: What its random numbers come from.
+        self.key = (request.seed, request.row, zlib.crc32(self.prompt.astype("<i8").tobytes()))
+        self.randoms = np.random.default_rng(self.key).random(left)
         self.own = _Context(self, "own", self.prompt, grammar.places(self.prompt), 0)
         self.contexts = [self.own]
         self.seen: Tensor | None = None  # bool [V], where there is a repetition penalty: ids that have come,
@@ -448,6 +449,11 @@ class Session:
             self._menus[allowed] = _Menu(head, len(names), ids, mask)
         return self._menus[allowed]
 
+    def menu_of(self, allowed: Intervals) -> _Menu:
+        """One legal set, exactly: nothing else is in it."""
+        head, ids, names = self._head(allowed)
+        return _Menu(head, len(names), ids, None)
+
     def _head(self, union: Intervals) -> tuple[Matrix, Tensor | int, np.ndarray]:
         """The head's rows of some ids, the ids as a tensor or an offset, and as an array."""
         if union not in self._heads:
@@ -473,6 +479,12 @@ class _Guidance(NamedTuple):
         return guide_three_ways(own, logits(hidden[self.media], menu), without, self.scales[0, i], self.scales[1, i])
 
 
+def check_requests(session: Session, requests: Iterable[Request]) -> None:
+    """Raise the `UserError` that `Session.add` would, for requests that join later."""
+    for request in requests:
+        _Running(session.grammar, request, session.settings, session.decoder.config.max_position_embeddings)
+
+
 def generate(
     decoder: Decoder | InferenceDecoder,
     grammar: Grammar,
@@ -490,9 +502,7 @@ def generate(
     """
     requests = [replace(request) for request in requests]  # each its own, also where one is given twice
     session = Session(decoder, grammar, settings, jacobi=jacobi)
-    most = session.decoder.config.max_position_embeddings
-    for request in requests[batch_size:] if batch_size else []:
-        _Running(grammar, request, session.settings, most)  # its errors, before any work
+    check_requests(session, requests[batch_size:] if batch_size else [])
     new: dict[int, list[int]] = {id(request): [] for request in requests}
     waiting = iter(requests)
     unfinished, running = len(requests), 0

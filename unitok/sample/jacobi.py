@@ -36,9 +36,9 @@ class _Jacobi:
     def __init__(self, session: "Session", allowed: "Intervals", count: int, window: int):
         (running,) = session.running
         self.session, self.running, self.count, self.window = session, running, count, window
-        self.menu, self.how, self.state = session.menu((allowed,)), running.how, running.state
+        self.menu, self.how, self.state = session.menu_of(allowed), running.how, running.state
         device = session.decoder.device
-        rng = np.random.default_rng((running.request.seed, running.request.row, len(running.new)))
+        rng = np.random.default_rng((*running.key, len(running.new)))
         noise = rng.gumbel(size=(count, self.menu.size)) if self.how.temperature else np.zeros((count, self.menu.size))
         self.noise = torch.from_numpy(noise.astype(np.float32)).to(device)
         self.columns = self.state.sides[-1] if self.state.sides else 1

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from unitok.document import Document, Part, RawDocument, format_raw_document
+from unitok.document import ROLES, Document, Part, RawDocument, format_raw_document
 from unitok.errors import UserError
 from unitok.grammar import Grammar, parse_plan
 from unitok.sample.engine import Request, generate
@@ -198,14 +198,18 @@ def generate_outputs(
 def _best(unitok: "Unitok", grammar: Grammar, pending: list[Pending], outputs: list[Output], task: Task) -> list[Output]:
     """The n best of each prompt's outputs, the best first, numbered anew."""
     vocab, decoder = unitok.vocab, unitok.need("model")
-    bodies = [_body(vocab, one.lead, output.ids) for one, output in zip(pending, outputs, strict=True)]
-    befores = [one.request.prompt[: len(one.request.prompt) - len(one.lead)] for one in pending]
-    likely = log_probabilities(decoder, grammar, [np.concatenate(pair) for pair in zip(befores, bodies, strict=True)])
-    alone = [vocab.unconditional(body) for body in bodies]
+    wholes, alone, counts = [], [], []
+    for one, output in zip(pending, outputs, strict=True):
+        ids = output.ids[: len(output.ids) - int(len(output.ids) > 0 and output.ids[-1] == vocab.eos)]
+        role, body = _begins(vocab, one, np.concatenate([one.lead, ids]))
+        wholes.append(np.concatenate([one.request.prompt, ids]))
+        alone.append(vocab.unconditional(np.concatenate([role, body])))
+        counts.append(len(body))
+    likely = log_probabilities(decoder, grammar, wholes)
     without = log_probabilities(decoder, grammar, alone) if task.best_by == "relevance" else [np.zeros(len(a)) for a in alone]
-    for output, body, given, none in zip(outputs, bodies, likely, without, strict=True):
-        gain = given[len(given) - len(body) :].sum() - none[len(none) - len(body) :].sum()
-        output.score = float(gain) / len(body) if len(body) else -math.inf
+    for output, count, given, none in zip(outputs, counts, likely, without, strict=True):
+        gain = given[len(given) - count :].sum() - none[len(none) - count :].sum()
+        output.score = float(gain) / count if count else -math.inf
     kept = []
     for start in range(0, len(outputs), task.n * task.best_of):
         group = sorted(outputs[start : start + task.n * task.best_of], key=lambda output: -(output.score or 0.0))
@@ -257,12 +261,11 @@ def score_documents(unitok: "Unitok", documents: list[Document]) -> list[Score]:
     return scores
 
 
-def _body(vocab: Vocab, lead: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """An output's ids from the beginning of its first span, without roles before it and the end of the document."""
-    whole = np.concatenate([lead, ids])
-    start = next((i for i, id in enumerate(whole.tolist()) if id not in vocab.roles), len(whole))
-    stop = len(whole) - int(len(whole) > 0 and whole[-1] == vocab.eos)
-    return whole[start : max(start, stop)]
+def _begins(vocab: Vocab, one: Pending, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """An output's ids -> the id of the role that holds where its first span begins (none has no id), and the ids from there on."""
+    start = next((i for i, id in enumerate(ids.tolist()) if id not in vocab.roles), len(ids))
+    name = ROLES[vocab.roles.index(int(ids[start - 1]))] if start else one.role
+    return np.array([] if name == "none" else [vocab.specials[f"<{name}>"]], np.int64), ids[start:]
 
 
 def save_outputs(outputs: list[Output], folder: Path, title: str = "unitok sample") -> None:

@@ -10,7 +10,7 @@ import torch
 from unitok.document import Segment
 from unitok.errors import UserError
 from unitok.grammar import Grammar
-from unitok.sample.engine import Session
+from unitok.sample.engine import Session, check_requests
 
 if TYPE_CHECKING:
     from unitok.bundle import Unitok
@@ -42,8 +42,18 @@ class Piece:
 def stream(
     unitok: "Unitok", pending: "list[Pending]", settings: dict[str, Any], batch_size: int = 64
 ) -> "Iterator[Piece | Output]":
-    """Pieces of all outputs as they come; after the last one of each the whole `Output`. So many are made together."""
+    """Pieces of all outputs as they come; after the last one of each the whole `Output`. So many are made together.
+
+    Errors: `UserError` as for `Unitok.generate`, before any work.
+    """
+    if batch_size < 1:
+        raise UserError(f"batch size is {batch_size}: it must be at least 1")
     session = Session(unitok.need("model"), Grammar(unitok.vocab), settings, ahead=AHEAD)
+    check_requests(session, (one.request for one in pending))
+    return _stream(unitok, session, pending, batch_size)
+
+
+def _stream(unitok: "Unitok", session: Session, pending: "list[Pending]", batch_size: int) -> "Iterator[Piece | Output]":
     watchers: dict[int, tuple[Pending, _Watcher]] = {}
     waiting = iter(pending)
     while True:
