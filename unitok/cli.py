@@ -248,8 +248,8 @@ def inspect(arguments: list[str]) -> None:
     run(Path(o.what), o.verify, Budget(o.ids, o.hardware, o.devices, o.mfu, o.context, o.batch))
 
 
-def sample(arguments: list[str]) -> None:
-    """Continue prompts. --text, --image and --audio may be repeated and mixed; their order is the prompt's order."""
+def _sample_parser() -> argparse.ArgumentParser:
+    """The flags of `unitok sample`."""
     p = _parser("sample", sample.__doc__)
 
     class InOrder(argparse.Action):
@@ -296,7 +296,12 @@ def sample(arguments: list[str]) -> None:
     )
     _sampling_flags(p)
     _device(p)
-    o = p.parse_args(arguments)
+    return p
+
+
+def sample(arguments: list[str]) -> None:
+    """Continue prompts. --text, --image and --audio may be repeated and mixed; their order is the prompt's order."""
+    o = _sample_parser().parse_args(arguments)
     from unitok.bundle import Unitok
     from unitok.sample.render import read_prompts, save_outputs, settings_from
 

@@ -37,7 +37,7 @@ def decoder(request):
     return filled(decoder)
 
 
-def close(found, wanted):
+def assert_close(found, wanted):
     torch.testing.assert_close(found, wanted, atol=2e-5, rtol=1e-4)
 
 
@@ -51,12 +51,12 @@ def test_reading_with_a_cache_equals_one_pass_also_where_contexts_stand_at_diffe
     prompt = ids[:, :6].clone()
     prompt[1, 3:] = 0
     first = fast.step(prompt, torch.arange(6).expand(2, -1), cache, 6, places[:, :6], at=0)
-    close(first[0], whole[0, :6])
-    close(first[1, :3], whole[1, :3])
+    assert_close(first[0], whole[0, :6])
+    assert_close(first[1, :3], whole[1, :3])
     for i in range(5):
         where = torch.tensor([[6 + i], [3 + i]])
         step = fast.step(ids.gather(1, where), where, cache, 7 + i, places.gather(1, where))
-        close(step[:, 0], torch.stack([whole[0, 6 + i], whole[1, 3 + i]]))
+        assert_close(step[:, 0], torch.stack([whole[0, 6 + i], whole[1, 3 + i]]))
 
 
 @torch.no_grad()
@@ -68,8 +68,8 @@ def test_a_common_position_and_several_ids_at_once_change_nothing(decoder):
     for start, stop in ((0, 5), (5, 6), (6, 7), (7, 11), (11, 12)):
         where = torch.arange(start, stop).expand(3, -1)
         part = (ids[:, start:stop], where)
-        close(fast.step(*part, common, stop, places[:, start:stop], at=start), whole[:, start:stop])
-        close(fast.step(*part, own, stop, places[:, start:stop]), whole[:, start:stop])
+        assert_close(fast.step(*part, common, stop, places[:, start:stop], at=start), whole[:, start:stop])
+        assert_close(fast.step(*part, own, stop, places[:, start:stop]), whole[:, start:stop])
 
 
 @torch.no_grad()
@@ -87,7 +87,7 @@ def test_contexts_are_rewound_moved_and_kept_when_the_cache_grows():
     cache = cache.grown(3, 12)
     cache.take(cache, 1, 0, 8)
     found = fast.step(ids[1:, 8:], torch.full((1, 1), 8), cache.part(0, 1), 9, at=8)
-    close(found[0, 0], whole[1, 8])
+    assert_close(found[0, 0], whole[1, 8])
 
 
 def test_a_decoder_that_learnt_is_arranged_anew_and_one_that_did_not_is_not():
@@ -117,4 +117,4 @@ def test_recorded_steps_equal_steps_one_by_one():
     for i in range(300):  # the number of positions that are looked at grows over a multiple of 256
         where = torch.tensor([[i], [i // 2]], device="cuda")
         wanted = fast.step(ids[:, i : i + 1], where, plain, i + 1, places)
-        close(graphs.step(ids[:, i : i + 1], where, graphed, i + 1, places), wanted)
+        assert_close(graphs.step(ids[:, i : i + 1], where, graphed, i + 1, places), wanted)

@@ -44,9 +44,10 @@ def test_min_p_and_the_repetition_penalty_do_what_they_say_row_by_row():
 def test_a_schedule_grows_from_nothing_to_the_full_scale_over_its_interval():
     how = Settings(guidance=3.0, guidance_start=2, guidance_stop=6, guidance_schedule="linear")
     assert [how.guides(i) for i in range(8)] == [False] * 2 + [True] * 4 + [False] * 2
-    assert [how.scale(i, 64) for i in range(2, 6)] == pytest.approx([0, 1 / 3, 2 / 3, 1])
-    assert Settings(guidance=2.0, guidance_schedule="cosine").scale(10, 21) == pytest.approx(0.5)
-    assert Settings(guidance=2.0, guidance_schedule="cosine").scale(10, None) == 1
+    assert [how.scales(i, 64)[0] for i in range(2, 6)] == pytest.approx([1, 1 + 2 / 3, 1 + 4 / 3, 3])
+    cosine = Settings(guidance=2.0, guidance_media=3.0, guidance_schedule="cosine")
+    assert cosine.scales(10, 21) == pytest.approx((1.5, 2.0))
+    assert cosine.scales(10, None) == (2.0, 3.0)
 
 
 @pytest.mark.parametrize(
@@ -233,12 +234,10 @@ def naive(tiny, request, settings):
             logits[kind] = found[0, -1].masked_fill(~legal, -torch.inf)[None]
         chosen = logits["own"]
         if how.guides(state.count):
-            share = how.scale(state.count, state.total)
-            scale = torch.tensor([[1 + share * (how.guidance - 1)]])
+            scale, media = (torch.tensor([[x]]) for x in how.scales(state.count, state.total))
             if how.guidance_media is None:
                 chosen = guide(chosen, logits["none"], scale)
             else:
-                media = torch.tensor([[1 + share * (how.guidance_media - 1)]])
                 chosen = guide_three_ways(chosen, logits["media"], logits["none"], scale, media)
         if how.repetition_penalty != 1:
             seen = torch.zeros(1, vocab.size, dtype=torch.bool)

@@ -21,14 +21,14 @@ import torch
 from torch import Tensor
 
 from unitok.errors import UserError
-from unitok.grammar import Grammar, Intervals, Want, join_intervals
+from unitok.grammar import Grammar, Intervals, Want
 from unitok.model.decoder import Decoder
-from unitok.model.inference import Cache, CudaGraphs, InferenceDecoder, Matrix, arrange
+from unitok.model.inference import Cache, CudaGraphs, InferenceDecoder, arrange
 from unitok.sample.jacobi import draw_ahead
+from unitok.sample.menus import Menu, Menus
 from unitok.sample.sampling import Knobs, Settings, guide, guide_three_ways, penalise_repetition
 
 SHORT = 8  # contexts with at most so many unread ids go through the model together; prompts go apart
-MENUS = 256  # legal sets whose rows of the head are kept
 
 
 @dataclass
@@ -156,23 +156,6 @@ class _Running:
         return sets
 
 
-class _Menu(NamedTuple):
-    """The rows of the head that a batch may choose from."""
-
-    head: Matrix  # [n, C]
-    size: int  # n
-    ids: Tensor | int  # [n], or what to add to an index
-    mask: Tensor | None  # bool [B, n]: which are not allowed; None: all are
-
-    def name(self, index: Tensor) -> Tensor:
-        """Indices in the menu -> ids."""
-        return index + self.ids if isinstance(self.ids, int) else self.ids[index]
-
-    def among(self, x: Tensor) -> Tensor:
-        """[B, V] -> the menu's columns [B, n]."""
-        return x[:, self.ids : self.ids + self.size] if isinstance(self.ids, int) else x[:, self.ids]
-
-
 class Session:
     """Requests that are generated together; new ones may join at any time.
 
@@ -196,8 +179,7 @@ class Session:
         self.contexts: list[_Context] = []  # by their place in the cache
         self.cache = self.decoder.new_cache(0, 0)
         self.hidden = torch.zeros(0, self.decoder.config.hidden_size, device=self.decoder.device, dtype=self.decoder.dtype)
-        self._menus: dict[tuple[Intervals, ...], _Menu] = {}
-        self._heads: dict[Intervals, tuple[Matrix, Tensor | int, np.ndarray]] = {}
+        self.menus = Menus(self.decoder)
         self._finished: list[_Running] = []  # as they came: nothing was to be drawn
         self._wide = np.float32 if self.decoder.device.type == "mps" else np.float64  # which knows no float64
         self._graphs = CudaGraphs(self.decoder) if self.decoder.device.type == "cuda" else None
@@ -373,11 +355,11 @@ class Session:
         places = self._send(np.where(into > 0, into + 1 + np.arange(count)[:, None], 0)[:, :, None])
         chosen = torch.zeros((count, len(running)), dtype=torch.int64, device=self.decoder.device)
         for i in range(count):
-            menu = self.menu(tuple(s[i] for s in sets))
+            menu = self.menus.of_batch(tuple(s[i] for s in sets))
             hidden = self.hidden[:n]
-            logits = self._logits(hidden if own is None else hidden[own], menu)
+            logits = menu.logits(hidden if own is None else hidden[own])
             if guidance is not None:
-                logits = guidance.mix(logits, hidden, menu, i, self._logits)
+                logits = guidance.mix(logits, hidden, menu, i)
             if seen is not None:
                 logits = penalise_repetition(logits, menu.among(seen), knobs.penalty[:, None])
             ids = chosen[i] = menu.name(knobs.choose(logits, uniform[i]))
@@ -404,10 +386,6 @@ class Session:
             r.noted = len(r.new)
         return torch.stack([r.seen for r in self.running if r.seen is not None])
 
-    def _logits(self, hidden: Tensor, menu: _Menu) -> Tensor:
-        logits = menu.head(hidden).float()
-        return logits if menu.mask is None else logits.masked_fill(menu.mask, -torch.inf)
-
     def _guidance(self, count: int) -> "_Guidance | None":
         """The contexts that requests are compared with, and the scales of `count` ids; None where none has any."""
         if len(self.contexts) == len(self.running):
@@ -420,48 +398,11 @@ class Session:
             rows["none"].append(mine.get("none", mine["own"]))  # compared with itself, which changes nothing
             rows["media"].append(mine.get("media", mine.get("none", mine["own"])))
             if "none" in mine:
-                state, how = r.state, r.how
-                total = state.total
                 for j in range(count):
-                    share = how.scale(state.count + j, total)
-                    scales[0, j, i] = 1 + share * (how.guidance - 1)
-                    scales[1, j, i] = 0 if how.guidance_media is None else 1 + share * (how.guidance_media - 1)
+                    scales[:, j, i, 0] = r.how.scales(r.state.count + j, r.state.total)
         three = any(context.kind == "media" for context in self.contexts)
         none, media = (self._send(np.array(rows[kind])) for kind in ("none", "media"))
         return _Guidance(none, media if three else None, self._send(scales))
-
-    # ---- Menus ---------------------------------------------------------------------------------------------------
-
-    def menu(self, allowed: tuple[Intervals, ...]) -> _Menu:
-        """What a batch with these legal sets chooses from: their union, and what is not allowed to whom."""
-        if allowed not in self._menus:
-            total = self.decoder.config.vocab_size
-            union = allowed[0] if len(set(allowed)) == 1 else join_intervals({pair for pairs in allowed for pair in pairs})
-            if sum(b - a for a, b in union) > total / 4:
-                union = ((0, total),)  # one copy of the whole head for all large sets
-            if len(self._menus) >= MENUS or sum(len(names) for _, _, names in self._heads.values()) > 4 * total:
-                self._menus.clear()
-                self._heads.clear()
-            head, ids, names = self._head(union)
-            mask = None
-            if any(a != union for a in allowed):
-                mask = self._send(~np.stack([_holds(a, names) for a in allowed]))
-            self._menus[allowed] = _Menu(head, len(names), ids, mask)
-        return self._menus[allowed]
-
-    def menu_of(self, allowed: Intervals) -> _Menu:
-        """One legal set, exactly: nothing else is in it."""
-        head, ids, names = self._head(allowed)
-        return _Menu(head, len(names), ids, None)
-
-    def _head(self, union: Intervals) -> tuple[Matrix, Tensor | int, np.ndarray]:
-        """The head's rows of some ids, the ids as a tensor or an offset, and as an array."""
-        if union not in self._heads:
-            names = np.concatenate([np.arange(a, b) for a, b in union])
-            ids = union[0][0] if len(union) == 1 else self._send(names)
-            rows = slice(*union[0]) if isinstance(ids, int) else ids
-            self._heads[union] = self.decoder.head_of(rows), ids, names
-        return self._heads[union]
 
 
 class _Guidance(NamedTuple):
@@ -471,12 +412,12 @@ class _Guidance(NamedTuple):
     media: Tensor | None
     scales: Tensor
 
-    def mix(self, own: Tensor, hidden: Tensor, menu: _Menu, i: int, logits: Callable[[Tensor, _Menu], Tensor]) -> Tensor:
+    def mix(self, own: Tensor, hidden: Tensor, menu: Menu, i: int) -> Tensor:
         """Logits [B, n] of the requests themselves -> guided ones."""
-        without = logits(hidden[self.none], menu)
+        without = menu.logits(hidden[self.none])
         if self.media is None:
             return guide(own, without, self.scales[0, i])
-        return guide_three_ways(own, logits(hidden[self.media], menu), without, self.scales[0, i], self.scales[1, i])
+        return guide_three_ways(own, menu.logits(hidden[self.media]), without, self.scales[0, i], self.scales[1, i])
 
 
 def check_requests(session: Session, requests: Iterable[Request]) -> None:
@@ -518,11 +459,3 @@ def generate(
         if progress:
             progress(sum(len(event.ids) for event in events), sum(event.done for event in events))
     return [np.array(new[id(request)], np.int64) for request in requests]
-
-
-def _holds(allowed: Intervals, ids: np.ndarray) -> np.ndarray:
-    """bool, of the same shape: which ids are allowed."""
-    inside = np.zeros(len(ids), bool)
-    for a, b in allowed:
-        inside |= (ids >= a) & (ids < b)
-    return inside

@@ -36,7 +36,7 @@ class _Jacobi:
     def __init__(self, session: "Session", allowed: "Intervals", count: int, window: int):
         (running,) = session.running
         self.session, self.running, self.count, self.window = session, running, count, window
-        self.menu, self.how, self.state = session.menu_of(allowed), running.how, running.state
+        self.menu, self.how, self.state = session.menus.of(allowed), running.how, running.state
         device = session.decoder.device
         rng = np.random.default_rng((*running.key, len(running.new)))
         noise = rng.gumbel(size=(count, self.menu.size)) if self.how.temperature else np.zeros((count, self.menu.size))
@@ -48,6 +48,7 @@ class _Jacobi:
         self.done = self.known = 0
 
     def run(self) -> tuple[list[int], int]:
+        """Passes until every place is final; -> the ids, and how many passes."""
         contexts = len(self.session.contexts)
         self._see(self.session.hidden[:contexts, None])
         passes = 0
@@ -94,14 +95,12 @@ class _Jacobi:
     def _scores(self, hidden: Tensor) -> Tensor:
         """[contexts, width, C] -> [width, n]: logits after guidance, filters and temperature."""
         place = {context.kind: i for i, context in enumerate(self.session.contexts)}
-        logits = {kind: self.menu.head(hidden[i]).float() for kind, i in place.items()}
+        logits = {kind: self.menu.logits(hidden[i]) for kind, i in place.items()}
         mixed, how = logits["own"], self.how
         if "none" in place:
-            shares = [how.scale(self.state.count + self.done + j, self.state.total) for j in range(len(mixed))]
-            share = torch.tensor(shares, device=mixed.device)[:, None]
-            scale = 1 + share * (how.guidance - 1)
-            if "media" in place and how.guidance_media is not None:
-                media_scale = 1 + share * (how.guidance_media - 1)
+            scales = [how.scales(self.state.count + self.done + j, self.state.total) for j in range(len(mixed))]
+            scale, media_scale = torch.tensor(scales, device=mixed.device)[:, :, None].unbind(1)
+            if "media" in place:
                 mixed = guide_three_ways(mixed, logits["media"], logits["none"], scale, media_scale)
             else:
                 mixed = guide(mixed, logits["none"], scale)

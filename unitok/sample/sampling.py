@@ -70,8 +70,14 @@ class Settings:
         """Whether guidance holds for the id after `count` ones of a span's body."""
         return self.guided and self.guidance_start <= count and (self.guidance_stop is None or count < self.guidance_stop)
 
-    def scale(self, count: int, total: int | None) -> float:
-        """How much of guidance holds there, 0 to 1; `total`: ids of the span's body."""
+    def scales(self, count: int, total: int | None) -> tuple[float, float]:
+        """`guidance` and `guidance_media` as they are there, by the schedule; `total`: ids of the span's body."""
+        share = self._share(count, total)
+        media = 1.0 if self.guidance_media is None else self.guidance_media
+        return 1 + share * (self.guidance - 1), 1 + share * (media - 1)
+
+    def _share(self, count: int, total: int | None) -> float:
+        """How much of guidance holds there, 0 to 1."""
         stop = total if self.guidance_stop is None else min(self.guidance_stop, total or self.guidance_stop)
         if self.guidance_schedule == "constant" or stop is None or stop <= self.guidance_start + 1:
             return 1.0
