@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from unitok.bundle import Unitok, make_untrained
+from unitok.data.plan import Plan
 from unitok.data.scenes import write_scenes
-from unitok.data.tokenize import Plan, tokenize
+from unitok.data.tokenize import tokenize
 from unitok.document import Document, Segment
 from unitok.vocab import Vocab
 

@@ -10,7 +10,8 @@ from launch import run_processes
 
 from unitok.bundle import Unitok, make_bundle
 from unitok.checkpoints import is_sharded, load_checkpoint, newest_checkpoint
-from unitok.data.tokenize import Plan, tokenize
+from unitok.data.plan import Plan
+from unitok.data.tokenize import tokenize
 from unitok.errors import UserError
 from unitok.fit import run_lightning
 

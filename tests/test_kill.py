@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from unitok.checkpoints import load_checkpoint, newest_checkpoint
-from unitok.data.tokenize import Plan, tokenize
+from unitok.data.plan import Plan
+from unitok.data.tokenize import tokenize
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "scenes"
 STEPS = {"image": 80, "audio": 120, "decoder": 200}

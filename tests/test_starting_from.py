@@ -5,7 +5,8 @@ import torch
 from fitting import arguments, weights
 
 from unitok.bundle import Unitok, make_bundle, make_untrained
-from unitok.data.tokenize import Plan, tokenize
+from unitok.data.plan import Plan
+from unitok.data.tokenize import tokenize
 from unitok.errors import UserError
 from unitok.fit import run_lightning
 from unitok.model import Decoder, DecoderConfig

@@ -9,7 +9,8 @@ from fitting import Poisoned, arguments, weights
 from unitok.bundle import Unitok, make_bundle, make_untrained
 from unitok.checkpoints import load_checkpoint, newest_checkpoint
 from unitok.data.module import TokenShards
-from unitok.data.tokenize import Plan, tokenize
+from unitok.data.plan import Plan
+from unitok.data.tokenize import tokenize
 from unitok.errors import UserError
 from unitok.fit import run_lightning
 from unitok.training import Budget, warmup_linear

@@ -141,33 +141,85 @@ def bundle(arguments: list[str]) -> None:
     print(f"{o.out}: {', '.join(parts)}; {made.vocab.size} ids")
 
 
-def tokenize(arguments: list[str]) -> None:
-    """Raw files -> token shards. Bad files are skipped and listed in OUT/errors.jsonl."""
+def _tokenize_parser() -> argparse.ArgumentParser:
+    """The flags of `unitok tokenize`."""
     p = _parser("tokenize", tokenize.__doc__)
-    p.add_argument("source", type=Path, help="a folder of text, images and sounds, image+.txt pairs, or interleaved .jsonl")
-    p.add_argument("out", type=Path, help="folder for the shards")
-    p.add_argument("--bundle", type=Path, required=True, help="bundle with the tokenizers")
-    p.add_argument("--workers", type=int, default=1, help="processes")
-    p.add_argument("--shard-size", type=int, default=4096, help="documents a shard")
-    p.add_argument("--max-error-rate", type=float, default=1.0, help="share of bad documents above which it fails")
     p.add_argument(
-        "--image-area", type=int, default=0, help="shrink pictures to this many pixels; 0: the tokenizer's resolution squared"
+        "source",
+        nargs="?",
+        default="",
+        help="a folder of text, images and sounds; .jsonl, .tar (WebDataset) or .parquet files, a folder or pattern (*) of them; "
+        "a Hugging Face data set on disk; a local path or a URL that fsspec opens",
     )
+    p.add_argument("out", help="folder for the shards")
+    p.add_argument("--bundle", required=True, help="bundle with the tokenizers")
     p.add_argument(
+        "--recipe", default="", metavar="FILE.yaml", help="several sources, each with its own options, instead of one"
+    )
+    what = p.add_argument_group("what becomes a document (a recipe says these of each of its sources)")
+    what.add_argument("--template", default="", help="YAML or a file of it: the parts of a document, with {fields} of a row")
+    what.add_argument("--root", default="", metavar="DIR", help="folder that paths must not leave (default: the source's)")
+    what.add_argument("--order", default="", help="types in order, such as image,text; random: each document its own")
+    what.add_argument("--crops", type=int, default=0, help="more documents of each one with pictures, of random crops")
+    what.add_argument("--flip", action="store_true", help="one more document of each one with pictures, mirrored")
+    what.add_argument(
+        "--audio-segment", type=float, default=0.0, help="cut sounds into documents of this many seconds; 0: whole"
+    )
+    what.add_argument(
+        "--image-area", type=int, default=0, help="most pixels of a picture; 0: the tokenizer's resolution squared"
+    )
+    what.add_argument(
         "--image-fit",
         choices=("keep", "crop", "resize"),
         default="keep",
         help="all of each picture, its centre square, or a distorted square",
     )
+    what.add_argument("--validation", type=float, default=0.0, help="share of the documents that make the split `validation`")
+    what.add_argument("--shard-size", type=int, default=0, help="documents a shard; 0: 4096, fewer for a small source")
+    what.add_argument("--seed", type=int, default=0, help="of random orders, crops and choices")
+    how = p.add_argument_group("how")
+    how.add_argument("--workers", type=int, default=0, help="processes or Ray actors; 0: one for each core, or each GPU")
+    how.add_argument("--threads", type=int, default=1, help="threads of the networks in each process")
+    how.add_argument("--engine", choices=("local", "ray"), default="local", help="this machine, or a Ray cluster")
+    how.add_argument("--shard-index", type=int, metavar="I", help="do the I-th (from 0) of --num-shards parts of the work")
+    how.add_argument("--num-shards", type=int, metavar="N", help="into how many parts it is shared out, as in a SLURM array")
+    how.add_argument("--max-error-rate", type=float, default=0.1, help="share of bad documents over which it stops, after 100")
+    how.add_argument("--dry-run", action="store_true", help="write nothing; tell from a sample how much it will be")
     _device(p)
-    o = p.parse_args(arguments)
-    if o.shard_size < 1 or o.workers < 1:
-        raise UserError("--shard-size and --workers must be at least 1")
-    from unitok.data.tokenize import Plan
+    return p
+
+
+def tokenize(arguments: list[str]) -> None:
+    """Raw files -> token shards. Bad files are skipped and listed in OUT/errors.jsonl; a run that was stopped goes on."""
+    o = _tokenize_parser().parse_args(arguments)
+    if o.workers < 0 or not 0 <= o.max_error_rate <= 1:
+        raise UserError("--workers must be at least 0 and --max-error-rate in [0, 1]")
+    if (o.shard_index is None) != (o.num_shards is None):
+        raise UserError("--shard-index and --num-shards belong together")
+    if o.recipe and (o.template or o.root or o.order or o.crops or o.flip or o.audio_segment):
+        raise UserError("--recipe: say --template, --root, --order, --crops, --flip and --audio-segment in it, for each source")
+    from unitok.data.plan import Plan
+    from unitok.data.recipe import SourceSpec, parse_template
+    from unitok.data.tokenize import estimate, print_estimate
     from unitok.data.tokenize import tokenize as run
 
-    plan = Plan(str(o.source), str(o.out), str(o.bundle), o.shard_size, o.image_area, _check_device(o.device), o.image_fit)
-    run(plan, o.workers, o.max_error_rate)
+    spec = SourceSpec(
+        o.source,
+        template=parse_template(o.template) if o.template else (),
+        order=tuple(o.order.split(",")) if o.order else (),
+        root=o.root,
+        crops=o.crops,
+        flip=o.flip,
+        audio_segment=o.audio_segment,
+    )
+    plan = Plan(
+        *(o.source, o.out, o.bundle, o.shard_size, o.image_area, _check_device(o.device), o.image_fit, o.recipe),
+        *(spec, o.validation, o.threads, o.seed),
+    )
+    if o.dry_run:
+        print_estimate(plan, estimate(plan))
+    else:
+        run(plan, o.workers, o.max_error_rate, o.engine, None if o.shard_index is None else (o.shard_index, o.num_shards))
 
 
 def detokenize(arguments: list[str]) -> None:

@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -64,6 +65,7 @@ class Document:
 
     segments: tuple[Segment, ...]
     id: str = ""
+    source: str = field(default="", compare=False)  # the file (and line, member or row) that it was made from
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "segments", tuple(self.segments))
@@ -77,18 +79,26 @@ class Document:
                 s = Segment("text", np.concatenate([last.codes, s.codes]), s.role, s.loss, last.source)
                 out.pop()
             out.append(s)
-        return Document(tuple(out), self.id)
+        return Document(tuple(out), self.id, self.source)
 
 
 @dataclass(frozen=True)
 class Part:
-    """One piece of raw content: a text, or the path of an image or a sound."""
+    """One piece of raw content: a text, or the path of an image or a sound.
+
+    Args:
+        file: what gives the content where `path` is only its name: in an archive, a table, on a server
+            (`unitok.data.files.Blob`).
+        view: which part of it, in the words of W3C's media fragments: `t=10,20` (seconds), `crop=1` (a random one), `flip`.
+    """
 
     type: str
     text: str = ""
     path: Path | None = None
     role: str = "none"
     loss: bool = True
+    file: Any = field(default=None, compare=False, repr=False)
+    view: str = ""
 
 
 @dataclass(frozen=True)

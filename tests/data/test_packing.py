@@ -89,7 +89,7 @@ def test_other_programs_open_the_shards(token_folder):
     import pyarrow as pa
 
     table = pa.ipc.open_file(token_folder[0] / "shard-00000.arrow").read_all()
-    assert table.column_names == ["id", "tokens", "spans"]
+    assert table.column_names == ["id", "tokens", "spans", "source", "length"]
     assert table.num_rows == 20
 
 

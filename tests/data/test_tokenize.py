@@ -1,7 +1,6 @@
 """Promises of tokenize: nothing lost, the same bytes for any number of workers, bad files listed, stopped runs go on."""
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +8,16 @@ import pytest
 import soundfile
 from PIL import Image
 
+from unitok.bundle import Unitok
+from unitok.data.plan import Plan, make_plan
 from unitok.data.shards import TokenDataset
-from unitok.data.tokenize import Plan, detokenize, process_shard, tokenize
+from unitok.data.tokenize import Worker, detokenize, tokenize
 from unitok.document import read_raw_documents
 from unitok.errors import UserError
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    return {f.name: f.read_bytes() for f in sorted(folder.iterdir())}
+    return {f.name: f.read_bytes() for f in sorted(folder.iterdir()) if f.suffix != ".log"}
 
 
 @pytest.fixture(scope="module")
@@ -75,12 +76,11 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(scenes_folder, bundl
     tokenize(Plan(str(scenes_folder), str(whole), str(bundle_folder), shard_size=30))
     plan = Plan(str(scenes_folder), str(stopped), str(bundle_folder), shard_size=30)
     stopped.mkdir()
-    shutil.copy(whole / "plan.json", stopped)
-    entry, _ = process_shard(plan, 1)  # as a run that was killed after this shard would have left it
+    make_plan(plan, Unitok.from_pretrained(bundle_folder).vocab)
+    entry = Worker(plan).process(1)  # as a run that was killed after this shard would have left it
     before = (stopped / entry["file"]).stat().st_mtime_ns
-    (stopped / "shard-00000.arrow.partial").write_bytes(b"torn")
+    (stopped / ".work" / "shard-00000.arrow.7.partial").write_bytes(b"torn")
     tokenize(plan)
-    (stopped / "shard-00000.arrow.partial").unlink(missing_ok=True)
     assert (stopped / entry["file"]).stat().st_mtime_ns == before  # kept, not made again
     assert files_of(stopped) == files_of(whole)
 
@@ -107,7 +107,7 @@ def test_roles_and_loss_of_the_file_reach_the_shard(bundle_folder, tmp_path):
     assert [(s.role, s.loss) for s in document.segments] == [("user", False), ("assistant", True)]
 
 
-def test_bad_lines_are_skipped_and_too_many_fail_and_leave_nothing(bundle_folder, tmp_path):
+def test_bad_lines_are_skipped_and_too_many_stop_the_run_which_can_go_on(bundle_folder, tmp_path):
     source = tmp_path / "documents.jsonl"
     rows = ['{"content": [{"type": "text", "text": "good"}]}', "{not json", '{"content": []}',
             '{"content": [{"type": "text", "text": ""}]}', '{"content": [{"type": "image", "path": "gone.png"}]}',
@@ -127,4 +127,7 @@ def test_bad_lines_are_skipped_and_too_many_fail_and_leave_nothing(bundle_folder
     strict = Plan(str(source), str(tmp_path / "strict"), str(bundle_folder))
     with pytest.raises(UserError, match="5 of 6 documents could not be used"):
         tokenize(strict, max_error_rate=0.5)
-    assert not (tmp_path / "strict").exists()
+    assert len((tmp_path / "strict" / "errors.jsonl").read_text().splitlines()) == 5
+    assert not (tmp_path / "strict" / "dataset.json").exists()
+    assert tokenize(strict, max_error_rate=0.9)["documents"] == 1  # it goes on where it stopped
+    assert files_of(tmp_path / "strict") == files_of(tmp_path / "out")

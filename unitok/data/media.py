@@ -31,7 +31,11 @@ _IMAGE_MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\x00", b"MM\x0
 def sniff(path: Path) -> str | None:
     """`"image"`, `"audio"`, `"text"` or None for what a file's first bytes say it is; errors: a file that cannot be read."""
     with open(path, "rb") as file:
-        head = file.read(4096)
+        return sniff_bytes(file.read(4096))
+
+
+def sniff_bytes(head: bytes) -> str | None:
+    """What a file is, as `sniff`, from its first 4096 bytes."""
     if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
         return "image"
     if head.startswith(_AUDIO_MAGIC) or (len(head) > 1 and head[0] == 0xFF and head[1] & 0xE6 == 0xE2):  # MPEG layer 3
@@ -71,12 +75,15 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def open_image(path: Path) -> Image.Image:
-    """A file as an upright RGB picture; errors: `UserError` naming the file and what is wrong with it."""
+def open_image(path: Path, data: bytes | None = None) -> Image.Image:
+    """A file as an upright RGB picture; errors: `UserError` naming the file and what is wrong with it.
+
+    data: its bytes, where they are at hand already.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's notes on odd metadata and sizes: the checks here decide
-            with Image.open(path) as image:
+            with Image.open(path if data is None else io.BytesIO(data)) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise UserError(f"{path}: {image.width} x {image.height} pixels are too many (limit {MAX_PIXELS})")
                 image.load()
@@ -134,12 +141,12 @@ def stretch_image(image: Image.Image, side: int) -> Image.Image:
 # ---- Sounds ---------------------------------------------------------------------------------------------------------
 
 
-def open_audio(path: Path) -> soundfile.SoundFile:
-    """A sound file, open to be read in pieces; errors: `UserError` for no file, no sound, no samples."""
+def open_audio(path: Path, data: bytes | None = None) -> soundfile.SoundFile:
+    """A sound file (or its bytes), open to be read in pieces; errors: `UserError` for no file, no sound, no samples."""
     try:
-        file = soundfile.SoundFile(path)
+        file = soundfile.SoundFile(path if data is None else io.BytesIO(data))
     except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
-        if not Path(path).exists():
+        if isinstance(path, str | Path) and data is None and not Path(path).exists():
             raise UserError(f"{path}: no such file") from None
         raise UserError(f"{path}: not a readable sound ({_first_line(error)}); replace it or leave it out") from None
     if file.frames == 0:
@@ -148,24 +155,28 @@ def open_audio(path: Path) -> soundfile.SoundFile:
     return file
 
 
-def read_samples(file: soundfile.SoundFile, frames: int = -1, start: int | None = None) -> Tensor:
+def read_samples(file: soundfile.SoundFile, frames: int = -1, start: int | None = None, name: str = "") -> Tensor:
     """The next samples of an open file, or those from `start` on, float [C, t]; errors: `UserError` for damaged or not
-    finite samples."""
+    finite samples. name: what the file is called in them."""
     try:
         if start is not None:
             file.seek(start)
         samples = file.read(frames, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise UserError(f"{file.name}: damaged sound ({_first_line(error)}); replace it or leave it out") from None
+        raise UserError(f"{name or file.name}: damaged sound ({_first_line(error)}); replace it or leave it out") from None
     if not np.isfinite(samples).all():
-        raise UserError(f"{file.name}: samples that are not finite numbers; replace it or leave it out")
+        raise UserError(f"{name or file.name}: samples that are not finite numbers; replace it or leave it out")
     return torch.from_numpy(np.ascontiguousarray(samples.T))
 
 
-def load_audio(path: Path) -> tuple[Tensor, int]:
-    """float [C, T] in [-1, 1] and its rate in Hz; errors: `UserError` for no file, no sound, no samples, not finite."""
-    with open_audio(path) as file:
-        samples = read_samples(file)
+def load_audio(path: Path, data: bytes | None = None, clip: tuple[float, float] | None = None) -> tuple[Tensor, int]:
+    """float [C, T] in [-1, 1] and its rate in Hz; errors: `UserError` for no file, no sound, no samples, not finite.
+
+    data: the file's bytes, where they are at hand already. clip: from and to, seconds.
+    """
+    with open_audio(path, data) as file:
+        start, stop = (0, file.frames) if clip is None else (round(seconds * file.samplerate) for seconds in clip)
+        samples = read_samples(file, -1 if clip is None else stop - start, start or None, str(path))
         if not samples.shape[-1]:
             raise UserError(f"{path}: a sound of zero length; replace it or leave it out")
         return samples, int(file.samplerate)
@@ -242,9 +253,9 @@ def write_audio_blocks(path: Path, blocks: Iterable[Tensor], rate: int, channels
             file.write(np.clip(block.detach().float().cpu().numpy().T, -1, 1))
 
 
-def audio_seconds(path: Path) -> float:
+def audio_seconds(path: Path, data: bytes | None = None) -> float:
     """How long a sound is; errors as `load_audio`'s."""
-    with open_audio(path) as file:
+    with open_audio(path, data) as file:
         return file.frames / file.samplerate
 
 

@@ -1,16 +1,21 @@
 """Token shards: a data set is a folder of Arrow files of tokenized documents, and `dataset.json`.
 
-`shard-00000.arrow` … are Arrow IPC files, a row a document: `id`, `tokens`, and `spans` (modality, start, length, role,
-loss, source, size). They are memory-mapped, and polars, pandas and Hugging Face `datasets` open them as they are.
-`dataset.json` holds version, vocabulary manifest, counts and the shards with their sha256; it is written last, so a
-folder without it is not whole. Bytes depend only on the documents: no times, hosts or worker counts.
+`shard-00000.arrow` … are Arrow IPC files, a row a document: `id`, `tokens`, `spans` (modality, start, length, role, loss,
+source, size), `source` (the file, and line, member or row, that it was made from) and `length` (of tokens). They are
+memory-mapped, and polars, pandas and Hugging Face `datasets` open them as they are. `dataset.json` holds version, vocabulary manifest, counts
+and the shards with their sha256; it is written last, so a folder without it is not whole. Bytes depend only on the
+documents: no times, hosts or worker counts.
+
+A data set may lie where fsspec reaches it: a shard is copied to a local cache when it is first asked for.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import asdict
+import os
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -40,6 +45,8 @@ SCHEMA = pa.schema(
                 )
             ),
         ),
+        ("source", pa.string()),
+        ("length", pa.int32()),
     ],
     metadata={"unitok": str(VERSION)},
 )
@@ -50,34 +57,46 @@ def shard_name(index: int) -> str:
     return f"shard-{index:05d}.arrow"
 
 
-def write_shard(path: Path, documents: Iterable[Document], vocab: Vocab) -> dict:
-    """Write a shard beside its place and rename it; -> its entry for `dataset.json`."""
-    rows: dict[str, list] = {"id": [], "tokens": [], "spans": []}
+def write_shard(path: Path, documents: Iterable[Document], vocab: Vocab, work: Path | None = None) -> dict:
+    """Write a shard beside its place (in `work`, on the same disk) and rename it; -> its entry for `dataset.json`."""
+    rows: dict[str, list] = {name: [] for name in SCHEMA.names}
     modalities: dict[str, int] = {}
     for document in documents:
         ids, placed = vocab.encode_placed(document)
         rows["id"].append(document.id)
+        rows["source"].append(document.source)
+        rows["length"].append(len(ids))
         rows["tokens"].append(ids.astype(np.int32))
-        rows["spans"].append([asdict(p) | {"size": list(p.size)} for p in placed])
+        rows["spans"].append([vars(p) | {"size": list(p.size)} for p in placed])
         for p in placed:
             modalities[p.modality] = modalities.get(p.modality, 0) + p.length
     table = pa.table(rows, schema=SCHEMA)
-    partial = path.with_name(path.name + ".partial")
-    with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_file(file, SCHEMA) as writer:
-        writer.write_table(table.combine_chunks(), max_chunksize=max(1, table.num_rows))  # one batch: read without a copy
-    digest = hashlib.sha256(partial.read_bytes()).hexdigest()
-    partial.replace(path)
+    partial = (work or path.parent) / f"{path.name}.{os.getpid()}.partial"
+    try:
+        with open(partial, "wb") as file:
+            with pa.ipc.new_file(file, SCHEMA) as writer:  # one batch: read without a copy
+                writer.write_table(table.combine_chunks(), max_chunksize=max(1, table.num_rows))
+            file.flush()
+            os.fsync(file.fileno())
+        with open(partial, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        size = partial.stat().st_size
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     return {
         "file": path.name,
         "documents": table.num_rows,
-        "ids": int(sum(len(t) for t in rows["tokens"])),
+        "ids": int(sum(rows["length"])),
         "ids_by_modality": dict(sorted(modalities.items())),
+        "bytes": size,
         "sha256": digest,
     }
 
 
-def write_dataset_json(folder: Path, vocab: Vocab, shards: list[dict], options: dict) -> dict:
-    """Close a data set: write `dataset.json` atomically; -> what it holds."""
+def write_dataset_json(folder: Path, vocab: Vocab, shards: list[dict], options: dict, work: Path | None = None) -> dict:
+    """Close a data set: write `dataset.json` beside its place (in `work`) and rename it; -> what it holds."""
     by_modality: dict[str, int] = {}
     for shard in shards:
         for name, count in shard["ids_by_modality"].items():
@@ -91,82 +110,197 @@ def write_dataset_json(folder: Path, vocab: Vocab, shards: list[dict], options: 
         "shards": shards,
         "vocab": vocab.to_manifest(),
     }
-    partial = folder / "dataset.json.partial"
+    partial = (work or folder) / "dataset.json.partial"
     partial.write_text(json.dumps(content, indent=1) + "\n")
     partial.replace(folder / "dataset.json")
     return content
 
 
 class TokenDataset:
-    """Random access to the documents of a data set, memory-mapped.
+    """Random access to the documents of a data set, memory-mapped; shards are opened when they are first needed.
 
     Args:
-        folder: a data set's folder; errors: `UserError` when it has no `dataset.json` or another version.
+        folder: a data set's folder, or a URL of one that fsspec opens.
+        split: `train` or `validation` of a data set that was split; "": all of it.
+        cache: where copies of a remote data set's shards are kept; by default under the user's cache folder.
+
+    Errors: `UserError` when it has no `dataset.json`, another version, or lacks a shard or the split.
     """
 
-    def __init__(self, folder: Path):
+    OPEN = 512  # shards that are kept open
+
+    def __init__(self, folder: Path | str, split: str = "", cache: Path | None = None):
+        self.remote = _Remote(str(folder), cache) if "://" in str(folder) else None
         self.folder = Path(folder)
-        path = self.folder / "dataset.json"
-        self.info = read_json(path, "make a data set with `unitok tokenize`")
+        path = f"{folder}/dataset.json"
+        self.info = self.remote.info if self.remote else read_json(Path(path), "make a data set with `unitok tokenize`")
         if self.info.get("version") != VERSION:
             raise UserError(f"{path}: version {self.info.get('version')}; this unitok reads version {VERSION}")
         self.vocab = Vocab.from_manifest(self.info["vocab"])
-        self._tables = [self._open(shard) for shard in self.info["shards"]]
-        self._starts = np.cumsum([0] + [t.num_rows for t in self._tables])
-        columns = [t.column("tokens").combine_chunks() for t in self._tables]
-        self._tokens = [c.values.to_numpy() for c in columns]
-        self._offsets = [c.offsets.to_numpy() for c in columns]
+        self.shards: list[dict] = [s for s in self.info["shards"] if not split or s.get("split", "train") == split]
+        if split and not self.shards:
+            there = sorted({s.get("split", "train") for s in self.info["shards"]})
+            raise UserError(f"{folder}: no split {split!r} in it; there is {', '.join(there)}")
+        if self.remote is None:
+            for shard in self.shards:
+                if not (self.folder / shard["file"]).exists():
+                    where = self.folder / shard["file"]
+                    raise UserError(f"{where}: no such file, though dataset.json lists it; make the data set again")
+        self._starts = np.cumsum([0] + [s["documents"] for s in self.shards])
+        self._open: OrderedDict[int, pa.Table] = OrderedDict()
 
-    def _open(self, shard: dict) -> pa.Table:
-        path = self.folder / shard["file"]
-        try:
-            return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such file, though dataset.json lists it; make the data set again") from None
-        except pa.ArrowInvalid:
-            raise UserError(f"{path}: not an Arrow file; make the data set again") from None
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_open": OrderedDict()}  # another process maps the files itself
+
+    def _table(self, number: int) -> pa.Table:
+        if number not in self._open:
+            name = self.shards[number]["file"]
+            path = self.remote.fetch(self.shards[number]) if self.remote else self.folder / name
+            try:
+                self._open[number] = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+            except FileNotFoundError:
+                raise UserError(f"{path}: no such file, though dataset.json lists it; make the data set again") from None
+            except pa.ArrowInvalid:
+                raise UserError(f"{path}: not an Arrow file; make the data set again") from None
+            if len(self._open) > self.OPEN:
+                self._open.popitem(last=False)
+        self._open.move_to_end(number)
+        return self._open[number]
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def _place(self, index: int) -> tuple[int, int]:
+    def _place(self, index: int) -> tuple[pa.Table, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"document {index} of {len(self)}")
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return shard, index - int(self._starts[shard])
+        return self._table(shard), index - int(self._starts[shard])
 
     def lengths(self) -> np.ndarray:
-        """int64 [documents]: number of ids of each."""
-        return np.concatenate([np.diff(o) for o in self._offsets] or [np.zeros(0)]).astype(np.int64)
+        """int64 [documents]: number of ids of each. Of a remote data set this column alone is read."""
+        found = [np.zeros(0, np.int64)]
+        for number, shard in enumerate(self.shards):
+            column = self.remote.lengths(shard) if self.remote and number not in self._open else None
+            if column is None:
+                table = self._table(number)
+                column = table.column("length") if "length" in table.column_names else None
+                if column is None:  # of a data set made before there was such a column
+                    offsets = [c.offsets.to_numpy() for c in table.column("tokens").chunks]
+                    found += [np.diff(o).astype(np.int64) for o in offsets]
+                    continue
+            found.append(column.to_numpy().astype(np.int64))
+        return np.concatenate(found)
 
     def ids(self, index: int) -> np.ndarray:
         """int64 [L]: the ids of a document, bos to eos."""
-        shard, row = self._place(index)
-        a, b = self._offsets[shard][row : row + 2]
-        return self._tokens[shard][a:b].astype(np.int64)
+        table, row = self._place(index)
+        return table.column("tokens")[row].values.to_numpy().astype(np.int64)
 
     def placed(self, index: int) -> list[Placed]:
         """Where the segments of a document stand."""
-        shard, row = self._place(index)
-        spans = self._tables[shard].column("spans")[row].as_py()
-        return [Placed(**(s | {"size": tuple(s["size"])})) for s in spans]
+        table, row = self._place(index)
+        return [Placed(**(s | {"size": tuple(s["size"])})) for s in table.column("spans")[row].as_py()]
 
     def document(self, index: int) -> Document:
         """A document with its codes. Inverse of what `write_shard` wrote."""
-        shard, row = self._place(index)
+        table, row = self._place(index)
         read = self.vocab.decode(self.ids(index), self.placed(index))
-        return Document(read.segments, self._tables[shard].column("id")[row].as_py())
+        source = table.column("source")[row].as_py() if "source" in table.column_names else ""
+        return Document(read.segments, table.column("id")[row].as_py(), source)
+
+    def shuffled(self, seed: int = 0, epoch: int = 0, rank: int = 0, world: int = 1, start: int = 0) -> Iterator[int]:
+        """Indices of an epoch in random order, for one of `world` processes: each document once, at most one process has one more.
+
+        start: how many this process had already; an interrupted epoch goes on exactly there.
+        """
+        order = np.random.default_rng((seed, epoch)).permutation(len(self))
+        yield from map(int, order[rank::world][start:])
 
     def verify(self) -> list[str]:
-        """Problems found by checksums and grammar, as sentences; an empty list is a good data set."""
+        """Problems found by checksums, grammar and counts, as sentences; an empty list is a good data set."""
         from unitok.grammar import Grammar
 
         problems = []
-        for shard in self.info["shards"]:
-            if hashlib.sha256((self.folder / shard["file"]).read_bytes()).hexdigest() != shard["sha256"]:
-                problems.append(f"{shard['file']}: the checksum differs from dataset.json")
         grammar = Grammar(self.vocab)
-        for i in range(len(self)):
+        counted: dict[str, int] = {}
+        for number, shard in enumerate(self.shards):
+            path = self.remote.fetch(shard) if self.remote else self.folder / shard["file"]
+            with open(path, "rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != shard["sha256"]:
+                    problems.append(f"{shard['file']}: the checksum differs from dataset.json")
             try:
-                grammar.check(self.ids(i))
+                rows = self._table(number).num_rows
             except UserError as error:
-                problems.append(f"document {i}: {error}")
+                problems.append(str(error))
+                continue
+            if rows != shard["documents"]:
+                problems.append(f"{shard['file']}: {rows} documents, dataset.json says {shard['documents']}")
+                continue
+            ids = 0
+            for i in range(int(self._starts[number]), int(self._starts[number + 1])):
+                ids += len(self.ids(i))
+                try:
+                    problems += self._verify_document(i, grammar, counted)
+                except (UserError, ValueError) as error:
+                    problems.append(f"{shard['file']}, document {i}: {error}")
+            if ids != shard["ids"]:
+                problems.append(f"{shard['file']}: {ids} ids, dataset.json says {shard['ids']}")
+        listed = {m: sum(s["ids_by_modality"].get(m, 0) for s in self.shards) for m in self.info["ids_by_modality"]}
+        if not problems and counted != {m: n for m, n in listed.items() if n}:
+            problems.append(f"dataset.json: ids by modality are {counted}, it says {listed}")
         return problems
+
+    def _verify_document(self, index: int, grammar: Any, counted: dict[str, int]) -> Iterator[str]:
+        ids, placed = self.ids(index), self.placed(index)
+        grammar.check(ids)
+        for p in placed:
+            counted[p.modality] = counted.get(p.modality, 0) + p.length
+        if not np.array_equal(self.vocab.encode(self.document(index)), ids):
+            yield f"document {index}: its spans do not say what its ids do"
+
+
+class _Remote:
+    """A data set's folder on a server, and a local cache of its shards."""
+
+    def __init__(self, url: str, cache: Path | None):
+        import fsspec
+
+        self.url = url.rstrip("/")
+        try:
+            self.fs, self.folder = fsspec.core.url_to_fs(self.url)
+            text = self.fs.cat_file(f"{self.folder}/dataset.json")
+            self.info = json.loads(text)
+        except FileNotFoundError:
+            raise UserError(f"{url}/dataset.json: no such file; make a data set with `unitok tokenize`") from None
+        except (ImportError, OSError, ValueError) as error:
+            raise UserError(f"{url}: cannot be read ({str(error).splitlines()[0][:120]})") from None
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unitok"
+        self.cache = Path(cache or home) / hashlib.sha256(text).hexdigest()[:16]  # of its content, wherever it lies
+
+    def fetch(self, shard: dict) -> Path:
+        """A shard's copy; it is whole or not there, also where several processes ask at once."""
+        path = self.cache / shard["file"]
+        if not path.exists():
+            self.cache.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+            self.fs.get_file(f"{self.folder}/{shard['file']}", str(partial))
+            with open(partial, "rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != shard["sha256"]:
+                    partial.unlink()
+                    raise UserError(
+                        f"{self.url}/{shard['file']}: came damaged: its checksum differs from dataset.json; try again"
+                    )
+            partial.replace(path)
+        return path
+
+    def lengths(self, shard: dict) -> pa.ChunkedArray | None:
+        """The column of lengths, without the rest; None where the shard is at hand, or has none."""
+        if (self.cache / shard["file"]).exists():
+            return None
+        with self.fs.open(f"{self.folder}/{shard['file']}", "rb") as file:
+            reader = pa.ipc.open_file(pa.PythonFile(file))
+            if "length" not in reader.schema.names:
+                return None
+            field = reader.schema.get_field_index("length")
+            options = pa.ipc.IpcReadOptions(included_fields=[field])
+            return pa.ipc.open_file(pa.PythonFile(file), options=options).read_all().column("length")

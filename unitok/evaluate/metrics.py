@@ -16,9 +16,9 @@ import torch
 from tqdm import tqdm
 
 from unitok.bundle import Unitok
+from unitok.data.encode import Encoder
 from unitok.data.media import load_audio, load_image, open_image, save_audio, save_image
 from unitok.data.scenes import Note, Scene, parse_caption, parse_sound_caption, read_scenes
-from unitok.data.tokenize import Encoder
 from unitok.document import Document, Part, RawDocument
 from unitok.errors import UserError
 from unitok.evaluate.oracle import read_picture, read_sound

@@ -245,19 +245,23 @@ class ImageTokenizer(nn.Module):
             ramp[-len(rise) :] = torch.minimum(ramp[-len(rise) :], rise.flip(0))
         return ramp
 
-    def prepare(self, image: Image, area: int | None = None, fit: Fit = "keep") -> Tensor:
-        """A picture of any mode and size -> [3, H, W] in [-1, 1], ready for `encode`.
+    def fit(self, image: Image, area: int | None = None, fit: Fit = "keep") -> Image:
+        """A picture of any mode and size as an RGB one that `encode` takes.
 
         fit: `keep` shrinks it, keeping its aspect, to at most `area` pixels (default: `resolution ** 2`) and to grids of
         at most 64 codes a side; it never enlarges. `crop` takes the centre square and `resize` distorts, both to a
         square of `area` pixels.
         """
         area = area or self.config.resolution**2
-        image = to_rgb(image)
+        image = to_rgb(image) if image.mode != "RGB" else image
         if fit == "keep":
-            return image_to_tensor(fit_image(image, area, LONGEST_SIDE * self.stride))
+            return fit_image(image, area, LONGEST_SIDE * self.stride)
         side = min(max(1, round(area**0.5)), LONGEST_SIDE * self.stride)
-        return image_to_tensor(crop_square(image, side) if fit == "crop" else stretch_image(image, side))
+        return crop_square(image, side) if fit == "crop" else stretch_image(image, side)
+
+    def prepare(self, image: Image, area: int | None = None, fit: Fit = "keep") -> Tensor:
+        """A picture of any mode and size -> [3, H, W] in [-1, 1], ready for `encode`; see `fit`."""
+        return image_to_tensor(self.fit(to_rgb(image), area, fit))
 
     def encode_file(self, path: Path, area: int | None = None, fit: Fit = "keep") -> tuple[Tensor, tuple[int, int]]:
         """A picture of any size -> int64 [h, w] and its (height, width) in pixels before padding; see `prepare`."""

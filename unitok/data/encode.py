@@ -1,0 +1,409 @@
+"""Raw documents -> documents, with the tokenizers of a bundle.
+
+Threads read files and decode them to pixels and samples, a little ahead of the tokenizers; pictures of equal size (in codes)
+and sounds of equal length go through the networks together. Each file is encoded once, however many documents use it. What
+is batched with what depends on the documents and their order alone, never on timing, so the codes do not either.
+"""
+
+import io
+import threading
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from unitok.bundle import Unitok
+from unitok.data.files import Blob, Files
+from unitok.data.media import audio_seconds, load_audio, open_image
+from unitok.data.recipe import SourceSpec, share
+from unitok.document import Document, Part, RawDocument, Segment
+from unitok.errors import UserError
+from unitok.tokenizers.image import Fit
+
+BATCH = 64  # pictures, or seconds of sound, encoded at once
+LONG_SOUND = 60.0  # seconds; longer sounds are read and encoded piece by piece
+WAITING_BYTES = 256 << 20  # pixels and samples that wait for a full batch
+AHEAD = 48  # documents that are read and decoded ahead of the networks
+
+
+class Stop(UserError):
+    """Not one document's fault but the run's end; `errors` are the documents that failed before it."""
+
+    def __init__(self, message: str, errors: tuple[dict[str, str], ...] = ()):
+        super().__init__(message, errors)
+        self.errors = errors
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+Make = Callable[[], list[RawDocument]]
+Progress = Callable[[int, int, int, int], None]  # documents, files, bytes, failures
+
+
+@dataclass
+class Medium:
+    """A picture or sound on its way: decoded in a thread, encoded in a batch."""
+
+    ready: threading.Event = field(default_factory=threading.Event)
+    error: str = ""
+    content: Any = None  # uint8 [H, W, 3], float [C, T], or the Blob of a long sound
+    size: tuple[int, ...] = ()  # as `Segment.size`
+    shape: tuple[int, int] = (0, 0)  # width and height in pixels as it came
+    seconds: float = 0.0
+    view: str = ""
+    bytes: int = 0
+    queued: bool = False
+    codes: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A document whose pictures and sounds are on their way: for each part its text's ids, or its medium."""
+
+    raw: RawDocument
+    parts: tuple[list[int] | Medium, ...]
+    spec: SourceSpec
+
+
+@dataclass
+class Encoded:
+    """Documents in order; what could not be used, and why; how many each filter left out."""
+
+    documents: list[Document] = field(default_factory=list)
+    errors: list[dict[str, str]] = field(default_factory=list)
+    filtered: dict[str, int] = field(default_factory=dict)
+
+
+class Encoder:
+    """Reads, decodes, batches and encodes.
+
+    Args:
+        image_area, image_fit: see `ImageTokenizer.prepare`; 0 is the tokenizer's resolution squared.
+        seed: of random crops. decoders: threads that read and decode.
+        progress: told of documents, files, bytes and failures as they come.
+    """
+
+    def __init__(
+        self,
+        unitok: Unitok,
+        image_area: int = 0,
+        image_fit: Fit = "keep",
+        seed: int = 0,
+        decoders: int = 2,
+        progress: Progress | None = None,
+    ):
+        self.unitok, self.image_area, self.image_fit, self.seed = unitok, image_area, image_fit, seed
+        self.decoders, self.progress = decoders, progress or (lambda *_: None)
+
+    def encode(self, raws: list[RawDocument], folder: Path | None = None) -> tuple[list[Document], list[dict[str, str]]]:
+        """-> documents, and for each that could not be made, where and why. Sources are named relative to `folder`, if any."""
+        spec = SourceSpec(str(folder or ""))
+        done = self.run((raw.id, raw.where, spec, partial(_named, raw, folder)) for raw in raws)
+        return done.documents, done.errors
+
+    def run(self, makes: Iterable[tuple[str, str, SourceSpec, Make]]) -> Encoded:
+        """Documents from what `Source.read` gives, each with its id, its place in words and its source's spec."""
+        work = _Work(self)
+        with ThreadPoolExecutor(self.decoders) as pool:
+            try:
+                for id, where, future in _ahead(pool, makes, work.prepare):
+                    work.take(id, where, future)
+            except Stop as stop:
+                pool.shutdown(cancel_futures=True)
+                raise Stop(str(stop), tuple(r for r in work.results if isinstance(r, dict))) from None
+        return work.finish()
+
+
+def _ahead(pool: ThreadPoolExecutor, makes: Iterable[Any], prepare: Callable) -> Iterator[tuple[str, str, Future]]:
+    """Futures in order, `AHEAD` of them under way."""
+    waiting: deque[tuple[str, str, Future]] = deque()
+    for id, where, spec, make in makes:
+        waiting.append((id, where, pool.submit(prepare, spec, make)))
+        if len(waiting) == AHEAD:
+            yield waiting.popleft()
+    while waiting:
+        yield waiting.popleft()
+
+
+class _Work:
+    """The documents of one call of `Encoder.run`."""
+
+    def __init__(self, encoder: Encoder):
+        self.encoder, self.unitok = encoder, encoder.unitok
+        self.media: dict[tuple[str, ...], Medium] = {}
+        self.lock = threading.Lock()
+        self.results: list[Pending | dict[str, str]] = []
+        self.filtered: dict[str, int] = defaultdict(int)
+        self.waiting: dict[tuple, list[Medium]] = defaultdict(list)
+        self.waiting_bytes = 0
+
+    # ---- In threads: read, decode --------------------------------------------------------------------------------
+
+    def prepare(self, spec: SourceSpec, make: Make) -> list[Pending]:
+        """Read an item, and decode its pictures and sounds; errors: `UserError` for an item that cannot be used."""
+        pending = []
+        for raw in make():
+            for version in _versions(spec, raw):
+                parts = tuple(self._part(spec, part, version.id) for part in version.content)
+                pending.append(Pending(version, parts, spec))
+        return pending
+
+    def _part(self, spec: SourceSpec, part: Part, id: str) -> list[int] | Medium:
+        try:
+            tokenizer = self.unitok.need(part.type)
+        except UserError as error:
+            raise Stop(str(error)) from None
+        if part.type == "text":
+            return tokenizer.encode(part.text)
+        own = id if part.view.startswith("crop") else ""  # no two documents share a random crop
+        key = (spec.path, part.type, part.file.name, part.view, own)
+        with self.lock:
+            medium = self.media.get(key)
+            if medium is not None:
+                return medium
+            medium = self.media[key] = Medium(view=part.view)
+        try:
+            if part.type == "image":
+                self._decode_image(medium, part.file, spec, own)
+            else:
+                self._decode_sound(medium, part.file)
+        except UserError as error:
+            medium.error = str(error)
+        except BaseException as bug:  # it is raised where the document is taken
+            medium.error = f"{part.path}: {type(bug).__name__}: {bug}"
+            raise
+        finally:
+            medium.ready.set()
+        return medium
+
+    def _decode_image(self, medium: Medium, blob: Blob, spec: SourceSpec, own: str) -> None:
+        data = blob.read()
+        image = open_image(Path(blob.name), data)
+        medium.bytes, medium.shape = len(data), image.size
+        if medium.view.startswith("crop"):
+            image, medium.view = _crop(image, spec, share(self.encoder.seed, own, blob.name))
+        elif medium.view == "flip":
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        image = self.unitok.need("image").fit(image, self.encoder.image_area or None, self.encoder.image_fit)
+        medium.content, medium.size = np.asarray(image), (image.height, image.width)
+
+    def _decode_sound(self, medium: Medium, blob: Blob) -> None:
+        tokenizer = self.unitok.need("audio")
+        clip = _clip(medium.view)
+        with blob.local() as path:  # without a path, the bytes are in memory
+            data = None if path else blob.read()
+            name = Path(blob.name)
+            try:
+                seconds = audio_seconds(path or name, data)
+                medium.seconds = seconds if clip is None else clip[1] - clip[0]
+                medium.bytes = (path.stat().st_size if path else len(data or b"")) if clip is None else 0
+                if medium.seconds > LONG_SOUND:
+                    if clip is not None:
+                        raise UserError(f"{name}: audio_segment over {LONG_SOUND:g} seconds; choose a shorter one")
+                    medium.content = blob
+                    return
+                samples = tokenizer.prepare(*load_audio(path or name, data, clip), blob.name)
+            except UserError as error:
+                raise UserError(str(error).replace(str(path), blob.name) if path else str(error)) from None
+        medium.content, medium.size = samples, tokenizer.size(samples)
+
+    # ---- In order: filter, batch, encode -------------------------------------------------------------------------
+
+    def take(self, id: str, where: str, future: Future) -> None:
+        """The next item: its documents wait for their codes."""
+        try:
+            found = future.result()
+        except Stop:
+            raise
+        except UserError as error:
+            self.results.append({"id": id, "where": where, "error": str(error)})
+            self.encoder.progress(1, 0, 0, 1)
+            return
+        files = size = failed = 0
+        for pending in found:
+            for medium in pending.parts:
+                if isinstance(medium, Medium):
+                    medium.ready.wait()
+            if why := next((p.error for p in pending.parts if isinstance(p, Medium) and p.error), ""):
+                self.results.append({"id": pending.raw.id, "where": pending.raw.where, "error": why})
+                failed += 1
+                continue
+            if name := _filtered(pending):
+                self.filtered[name] += 1
+                continue
+            for medium in pending.parts:
+                if isinstance(medium, Medium) and not medium.queued:
+                    files, size = files + 1, size + medium.bytes
+                    self._queue(medium)
+            size += sum(len(p.text) for p in pending.raw.content if p.type == "text")
+            self.results.append(pending)
+        self.encoder.progress(1, files, size, failed)
+
+    def _queue(self, medium: Medium) -> None:
+        medium.queued = True
+        if isinstance(medium.content, Blob):
+            self._encode_long(medium)
+            return
+        if isinstance(medium.content, np.ndarray):
+            stride = self.unitok.need("image").stride
+            h, w = medium.size
+            medium.content = np.pad(medium.content, ((0, -h % stride), (0, -w % stride), (0, 0)), mode="edge")
+            key: tuple = ("image", *medium.content.shape[:2])
+            full = len(self.waiting[key]) + 1 >= BATCH
+            self.waiting_bytes += medium.content.nbytes
+        else:
+            key = ("audio", medium.content.shape[-1])
+            full = (len(self.waiting[key]) + 1) * key[1] >= BATCH * self.unitok.need("audio").sample_rate
+            self.waiting_bytes += medium.content.nbytes
+        self.waiting[key].append(medium)
+        if full:
+            self._flush(key)
+        while self.waiting_bytes > WAITING_BYTES:
+            self._flush(max(self.waiting, key=lambda k: len(self.waiting[k]) * int(np.prod(k[1:]))))
+
+    def _flush(self, key: tuple) -> None:
+        batch = self.waiting.pop(key)
+        self.waiting_bytes -= sum(m.content.nbytes for m in batch)
+        if key[0] == "image":
+            pixels = torch.from_numpy(np.stack([m.content for m in batch])).permute(0, 3, 1, 2)
+            codes = self.unitok.need("image").encode(pixels.contiguous().float().div_(127.5).sub_(1)).cpu()
+        else:
+            codes = self.unitok.need("audio").encode(torch.stack([m.content for m in batch])).cpu()
+        for medium, one in zip(batch, codes, strict=True):
+            medium.content, medium.codes = None, one
+
+    def _encode_long(self, medium: Medium) -> None:
+        blob: Blob = medium.content
+        medium.content = None
+        try:
+            with blob.local() as path:
+                codes, medium.size = self.unitok.need("audio").encode_file(path or _Named(blob))
+            medium.codes = codes.cpu()
+        except UserError as error:
+            medium.error = str(error)
+
+    def finish(self) -> Encoded:
+        """Encode what still waits; -> all documents."""
+        for key in list(self.waiting):
+            self._flush(key)
+        done = Encoded(filtered=dict(sorted(self.filtered.items())))
+        for result in self.results:
+            if isinstance(result, dict):
+                done.errors.append(result)
+                continue
+            try:
+                segments = tuple(map(_segment, result.raw.content, result.parts))
+                done.documents.append(Document(segments, result.raw.id, result.raw.where))
+            except UserError as error:
+                done.errors.append({"id": result.raw.id, "where": result.raw.where, "error": str(error)})
+                self.encoder.progress(0, 0, 0, 1)
+        return done
+
+
+class _Named(io.BytesIO):
+    """Bytes with a name, for messages."""
+
+    def __init__(self, blob: Blob):
+        super().__init__(blob.read())
+        self.name = blob.name
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def _named(raw: RawDocument, folder: Path | None) -> list[RawDocument]:
+    """A document whose paths are files of this machine, with what reads them; sources relative to `folder`."""
+
+    def opened(part: Part) -> Part:
+        if part.path is None or part.file is not None:
+            return part
+        path = part.path.absolute()
+        name = path.relative_to(folder.absolute()) if folder and path.is_relative_to(folder.absolute()) else part.path
+        return replace(part, path=name, file=Blob(name.as_posix(), lambda: Files("/").read(str(path))))
+
+    return [replace(raw, content=tuple(map(opened, raw.content)))]
+
+
+def _segment(part: Part, found: list[int] | Medium) -> Segment:
+    if isinstance(found, list):
+        return Segment("text", np.asarray(found), part.role, part.loss)
+    if found.codes is None:
+        raise UserError(found.error)
+    source = f"{part.file.name}#{found.view}" if found.view else part.file.name
+    return Segment(part.type, found.codes.numpy(), part.role, part.loss, source, found.size)
+
+
+def _filtered(pending: Pending) -> str:
+    """The name of the filter that a document fails, or ""."""
+    filters = pending.spec.filters
+    for part, found in zip(pending.raw.content, pending.parts, strict=True):
+        if isinstance(found, Medium):
+            name = filters.of_image(*found.shape) if part.type == "image" else filters.of_audio(found.seconds)
+            if name:
+                return name
+    return filters.of_texts(sum(len(p.text) for p in pending.raw.content if p.type == "text"))
+
+
+# ---- Several documents of one ---------------------------------------------------------------------------------------
+
+
+def _versions(spec: SourceSpec, raw: RawDocument) -> Iterator[RawDocument]:
+    """A document, and what augmentation and segments of sound make of it: each with an id of its own."""
+    for piece in _pieces(spec, raw):
+        yield piece
+        if not any(p.type == "image" for p in piece.content):
+            continue
+        for view in (["flip"] if spec.flip else []) + [f"crop={n}" for n in range(1, spec.crops + 1)]:
+            content = tuple(replace(p, view=view) if p.type == "image" else p for p in piece.content)
+            yield replace(piece, id=f"{piece.id}#{view}", content=content)
+
+
+def _pieces(spec: SourceSpec, raw: RawDocument) -> Iterator[RawDocument]:
+    """A document with one long sound as one for each piece of it; any other as it is."""
+    sounds = [p for p in raw.content if p.type == "audio"]
+    if not spec.audio_segment or len(sounds) != 1:
+        yield raw
+        return
+    blob: Blob = sounds[0].file
+    with blob.local() as path:
+        data = None if path else blob.read()
+        seconds = audio_seconds(path or Path(blob.name), data)
+    if seconds <= spec.audio_segment:
+        yield raw
+        return
+    kept = blob if data is None else Blob.held(blob.name, data)
+    for number in range(-int(-seconds // spec.audio_segment)):
+        start = number * spec.audio_segment
+        view = f"t={start:g},{min(start + spec.audio_segment, seconds):.10g}"
+        content = tuple(replace(p, view=view, file=kept) if p.type == "audio" else p for p in raw.content)
+        yield replace(raw, id=f"{raw.id}#{view}", content=content)
+
+
+def _clip(view: str) -> tuple[float, float] | None:
+    """`t=10,20` as seconds."""
+    if not view:
+        return None
+    start, stop = view.removeprefix("t=").split(",")
+    return float(start), float(stop)
+
+
+def _crop(image: Image.Image, spec: SourceSpec, chance: float) -> tuple[Image.Image, str]:
+    """A random part of a picture, of its own aspect; -> it, and where it was, as a media fragment."""
+    rng = np.random.default_rng(int(chance * 2**56))
+    scale = rng.uniform(spec.crop_scale, 1)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    x, y = int(rng.integers(image.width - width + 1)), int(rng.integers(image.height - height + 1))
+    view = f"xywh={x},{y},{width},{height}"
+    image = image.crop((x, y, x + width, y + height))
+    if spec.flip and rng.random() < 0.5:
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), f"{view}&flip"
+    return image, view

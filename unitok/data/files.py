@@ -1,0 +1,249 @@
+"""The files of a source, read with care: local ones, and whatever fsspec opens.
+
+What comes from elsewhere is not trusted. A path (absolute, with `..`, or through a link) is followed only while it stays
+under one folder; links to folders, pipes and devices are refused, and so are names that are not UTF-8; a file that changes
+while it is read is an error, never half of one file and half of another. Each refusal is a `UserError` that names the file.
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from unitok.errors import UserError
+
+#: Larger files are not read into memory at once: sounds are read in pieces, all else is refused.
+MAX_BYTES = 2 << 30
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file of a source: its name relative to the source, bytes, and a stamp that changes when it does; or why it is refused."""
+
+    name: str
+    size: int = 0
+    stamp: int = 0
+    problem: str = ""
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path is a URL for fsspec, such as `s3://bucket/folder`."""
+    return "://" in path or "::" in path
+
+
+def printable(name: str) -> str:
+    """A name that need not be UTF-8, as text that is."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+class Files:
+    """The files under a folder.
+
+    Args:
+        folder: a local folder, or a URL that fsspec opens.
+        root: the folder that paths must not leave; by default `folder`.
+    """
+
+    def __init__(self, folder: str, root: str = ""):
+        self.remote: Any = None
+        if is_remote(folder):
+            import fsspec
+
+            try:
+                self.remote, path = fsspec.core.url_to_fs(folder)
+            except (ImportError, ValueError) as error:
+                raise UserError(f"{folder}: fsspec cannot open it ({str(error).splitlines()[0]})") from None
+            self.folder = path.rstrip("/")
+            return
+        self.folder = os.path.realpath(folder)
+        self.root = os.path.realpath(root) if root else self.folder
+
+    # ---- What is there -------------------------------------------------------------------------------------------
+
+    def exists(self, name: str) -> bool:
+        """Whether there is such a file."""
+        if self.remote is not None:
+            return bool(self.remote.isfile(self._join(name)))
+        return os.path.isfile(os.path.join(self.folder, name))
+
+    def walk(self, inside: str = "") -> Iterator[Found]:
+        """All files, in the order of their names' parts; hidden ones (`.name`) are left out. Memory holds one folder."""
+        if self.remote is not None:
+            yield from self._walk_remote()
+            return
+        where = os.path.join(self.folder, inside)
+        try:
+            with os.scandir(where) as listing:
+                entries = sorted((e for e in listing if not e.name.startswith(".")), key=lambda e: os.fsencode(e.name))
+        except OSError as error:
+            yield Found(inside, problem=f"cannot be read ({error.strerror})")
+            return
+        for entry in entries:
+            name = os.path.join(inside, entry.name)
+            if not _is_utf8(entry.name):
+                yield Found(printable(name), problem="its name is not UTF-8; rename it")
+            elif entry.is_dir(follow_symlinks=False):
+                yield from self.walk(name)
+            else:
+                yield self.look(name)
+
+    def _walk_remote(self) -> Iterator[Found]:
+        for folder, folders, files in self.remote.walk(self.folder, detail=True):
+            folders_now = sorted(folders)
+            if isinstance(folders, list):
+                folders[:] = folders_now
+            for base, info in sorted(files.items()):
+                if base and not base.startswith("."):
+                    name = f"{folder}/{base}"[len(self.folder) :].lstrip("/")
+                    yield Found(name, int(info.get("size") or 0), _remote_stamp(info))
+
+    def look(self, name: str) -> Found:
+        """One file, or why it is refused."""
+        try:
+            if self.remote is not None:
+                info = self.remote.info(self._join(name))
+                return Found(name, int(info.get("size") or 0), _remote_stamp(info))
+            found = os.stat(self._resolve(name), follow_symlinks=False)
+        except (UserError, OSError) as error:
+            return Found(printable(name), problem=_reason(error))
+        if stat.S_ISDIR(found.st_mode):
+            return Found(name, problem="a link to a folder: not followed")
+        if not stat.S_ISREG(found.st_mode):
+            return Found(name, problem="neither a file nor a folder (a pipe, a socket or a device)")
+        return Found(name, found.st_size, found.st_mtime_ns)
+
+    # ---- Reading -------------------------------------------------------------------------------------------------
+
+    def _join(self, name: str) -> str:
+        if is_remote(name) or name.startswith("/") or ".." in name.split("/"):
+            raise UserError("leaves its source's folder: refused")
+        return f"{self.folder}/{name}" if name else self.folder
+
+    def _resolve(self, name: str) -> str:
+        """The true local path of a name; errors: `UserError` when it leaves the root."""
+        if not _is_utf8(name):
+            raise UserError("its name is not UTF-8; rename it")
+        path = os.path.realpath(os.path.join(self.folder, name))
+        if path != self.root and not path.startswith(self.root.rstrip("/") + "/"):
+            raise UserError(f"leaves {self.root}: refused (--root names a wider folder)")
+        return path
+
+    def open(self, name: str) -> IO[bytes]:
+        """A file to read from, that may seek; errors: `UserError` for one that is refused or not there."""
+        try:
+            if self.remote is not None:
+                return self.remote.open(self._join(name), "rb")
+            handle = os.open(self._resolve(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                os.close(handle)
+                raise UserError("neither a file nor a folder (a pipe, a socket or a device)")
+            return os.fdopen(handle, "rb")
+        except (UserError, OSError) as error:
+            raise UserError(f"{printable(name)}: {_reason(error)}") from None
+
+    def read(self, name: str, stamp: int | None = None) -> bytes:
+        """All of a file; errors: `UserError` for one that is refused, absent, too large, or that changes meanwhile.
+
+        stamp: what it had when it was listed, if it was.
+        """
+        with self.open(name) as file:
+            before = self.stamp_of(file, name)
+            if stamp is not None and before[1] != stamp:
+                raise UserError(f"{name}: has changed since the run was planned")
+            if before[0] > MAX_BYTES:
+                raise UserError(f"{name}: {before[0]} bytes are too many (limit {MAX_BYTES})")
+            try:
+                data = file.read(before[0] + 1)
+            except OSError as error:
+                raise UserError(f"{name}: {_reason(error)}") from None
+            if len(data) != before[0] or self.stamp_of(file, name) != before:
+                raise UserError(f"{name}: changed while it was read")
+            return data
+
+    def stamp_of(self, file: IO[bytes], name: str) -> tuple[int, int]:
+        """(bytes, stamp) of an open file."""
+        if self.remote is not None:
+            found = self.look(name)
+            return found.size, found.stamp
+        now = os.fstat(file.fileno())
+        return now.st_size, now.st_mtime_ns
+
+    def local(self, name: str) -> Path | None:
+        """A local file's true path, to be read in pieces; None for a remote one."""
+        return None if self.remote is not None else Path(self._resolve(name))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, OSError) and error.errno == errno.ELOOP:
+        return "a link: not followed"
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be read ({error.strerror})"
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _remote_stamp(info: dict[str, Any]) -> int:
+    for key in ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "created"):
+        if info.get(key):
+            import hashlib
+
+            return int.from_bytes(hashlib.sha256(str(info[key]).encode()).digest()[:7], "big")
+    return 0
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class Blob:
+    """The content of a file, an archive's member or a table's cell: bytes that are read when they are asked for.
+
+    Args:
+        name: what it is called in messages and in shards, relative to its source.
+        read: gives the bytes; errors: `UserError`.
+        files: where the name is a local file of its own: what opens it, so that a long sound is read in pieces.
+    """
+
+    name: str
+    read: Callable[[], bytes]
+    files: Files | None = None
+
+    @classmethod
+    def of(cls, files: Files, name: str, stamp: int | None = None) -> "Blob":
+        """A file of a source."""
+        return cls(name, lambda: files.read(name, stamp), files if files.remote is None else None)
+
+    @classmethod
+    def held(cls, name: str, data: bytes) -> "Blob":
+        """Bytes that are at hand."""
+        return cls(name, lambda: data)
+
+    def head(self) -> bytes:
+        """The first 4096 bytes, which say what it is."""
+        if self.files is None:
+            return self.read()[:4096]
+        with self.files.open(self.name) as file:
+            return file.read(4096)
+
+    @contextmanager
+    def local(self) -> Iterator[Path | None]:
+        """The path of a local file of its own, to be read in pieces, or None; errors: `UserError` if it changes meanwhile."""
+        if self.files is None:
+            yield None
+            return
+        before = self.files.look(self.name)
+        if before.problem:
+            raise UserError(f"{self.name}: {before.problem}")
+        yield self.files.local(self.name)
+        if self.files.look(self.name) != before:
+            raise UserError(f"{self.name}: changed while it was read")

@@ -1,0 +1,330 @@
+"""The plan of `unitok tokenize`: everything that its result depends on, written down before any work is done.
+
+`OUT/plan.json` holds options, fingerprints and the number of documents; `OUT/.work/` holds the listing of the sources, an
+Arrow table with a row a document, cut into shards of equal count, and what is under way. A run that goes on, with however
+many processes, reads the listing and not the sources' folders, so it makes what the first one would have made.
+`.work` is gone when the data set is whole; `tokenize.log` stays, and is the lock that keeps two runs apart.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from unitok.data.encode import BATCH, LONG_SOUND, WAITING_BYTES
+from unitok.data.recipe import SourceSpec, load_recipe, share
+from unitok.data.sources import Item, Source
+from unitok.errors import UserError, read_json
+from unitok.tokenizers.image import Fit
+from unitok.vocab import Vocab
+
+VERSION = 2
+LISTED_AT_ONCE = 8192  # rows of the listing held in memory
+LISTING = pa.schema(
+    [
+        ("source", pa.int16()),
+        ("id", pa.string()),
+        ("where", pa.string()),
+        ("kind", pa.string()),
+        ("file", pa.string()),
+        ("stamp", pa.int64()),
+        ("start", pa.int64()),
+        ("length", pa.int64()),
+        ("members", pa.list_(pa.struct([("name", pa.string()), ("start", pa.int64()), ("length", pa.int64())]))),
+        ("error", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be tokenized, and how. The first seven are enough for a single source.
+
+    Args:
+        source: a folder, file, pattern or URL; "" with a recipe. out: the data set's folder. bundle: the tokenizers'.
+        shard_size: documents a shard; 0: 4096, fewer for a small source, so that there is something to share out.
+        image_area: pixels that pictures are shrunk to; 0: the image tokenizer's resolution squared.
+        image_fit: see `ImageTokenizer.fit`.
+        recipe: a YAML file with several sources, see `unitok.data.recipe`.
+        spec: template, filters, augmentation and the like of a single source; its path is `source`.
+        validation: share of the documents, chosen by a hash of their ids, that make the split `validation`.
+        threads: of the tokenizers in each process; the codes may depend on it in near ties, so a plan keeps it.
+        seed: of random orders, crops and choices.
+    """
+
+    source: str
+    out: str
+    bundle: str
+    shard_size: int = 0
+    image_area: int = 0
+    device: str = "cpu"
+    image_fit: Fit = "keep"
+    recipe: str = ""
+    spec: SourceSpec = field(default_factory=lambda: SourceSpec(""))
+    validation: float = 0.0
+    threads: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if bool(self.source) == bool(self.recipe):
+            raise UserError("give a source or --recipe FILE, not both")
+        if self.shard_size < 0 or self.threads < 1 or self.image_area < 0:
+            raise UserError("--shard-size, --image-area must be at least 0 and --threads at least 1")
+        if not 0 <= self.validation < 1:
+            raise UserError(f"--validation {self.validation:g}: a share of the documents, at least 0 and under 1")
+
+    def specs(self) -> list[SourceSpec]:
+        """The sources with their options."""
+        return load_recipe(Path(self.recipe)) if self.recipe else [replace(self.spec, path=self.source)]
+
+    def name(self) -> str:
+        """What messages call the source."""
+        return self.recipe or self.source
+
+    def options(self) -> dict[str, Any]:
+        """What `dataset.json` says of them."""
+        options: dict[str, Any] = {"image_area": self.image_area, "image_fit": self.image_fit}
+        return options | ({"validation": self.validation} if self.validation else {})
+
+
+class Run:
+    """A plan that lies in its output folder, open to be worked at.
+
+    Attributes:
+        plan: with the threads and the shard size that were written down.
+        total: rows of the listing. shards: of each split, its name and its first and last row (exclusive).
+    """
+
+    def __init__(self, plan: Plan):
+        self.out = Path(plan.out)
+        self.work = self.out / ".work"
+        content = read_json(self.out / "plan.json", "nothing was planned")
+        self.plan = replace(plan, threads=content["threads"], shard_size=content["shard_size"])
+        self.fingerprint: str = content["fingerprint"]
+        self.splits: dict[str, int] = content["documents"]
+        self.total = sum(self.splits.values())
+        self.shards = [
+            (split, start, min(start + self.plan.shard_size, count))
+            for split, count in self.splits.items()
+            for start in range(0, count, self.plan.shard_size)
+        ]
+
+    @cached_property
+    def sources(self) -> list[Source]:
+        """The sources, opened."""
+        return open_sources(self.plan)
+
+    @cached_property
+    def _tables(self) -> dict[str, pa.Table]:
+        paths = {split: self.work / f"{split}.listing" for split in self.splits}
+        return {split: pa.ipc.open_file(pa.memory_map(str(path))).read_all() for split, path in paths.items()}
+
+    def items(self, index: int) -> list[tuple[int, Item]]:
+        """The items of a shard, each with the number of its source."""
+        split, start, stop = self.shards[index]
+        return _from_table(self._tables[split].slice(start, stop - start))
+
+    def record(self, index: int) -> Path:
+        """Where a shard that is whole is written down: its entry for `dataset.json`, and what was skipped."""
+        return self.work / f"{index:05d}.json"
+
+
+def open_sources(plan: Plan) -> list[Source]:
+    """The sources of a plan; with several, their names come before what is in them."""
+    specs = plan.specs()
+    return [Source(spec, plan.seed, f"{spec.name}/" if len(specs) > 1 else "") for spec in specs]
+
+
+# ---- Planning -------------------------------------------------------------------------------------------------------
+
+
+def list_sources(plan: Plan, sources: list[Source]) -> Iterator[tuple[int, str, Item]]:
+    """Number of the source, split, item: all of every source in order, as often as its weight says."""
+    for number, source in enumerate(sources):
+        weight = source.spec.weight
+        for item in source.items():
+            copies = int(weight) + (share(plan.seed, "weight", item.id or item.where) < weight % 1)
+            split = "validation" if share("validation", item.id or item.where) < plan.validation else "train"
+            for copy in range(1 if item.error else copies):
+                yield number, split, replace(item, id=f"{item.id}#{copy + 1}") if copy else item
+
+
+class _Digest:
+    """The fingerprint of a listing and of what is done with it."""
+
+    def __init__(self, plan: Plan, specs: list[SourceSpec], vocab: Vocab):
+        options = [plan.shard_size, plan.image_area, plan.image_fit, plan.validation, plan.seed]
+        told = [options, [spec.told() for spec in specs], vocab.to_manifest(), BATCH, LONG_SOUND, WAITING_BYTES]
+        self._hash = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+
+    def add(self, number: int, split: str, item: Item) -> None:
+        """A row; stamps do not count, so that a copied folder is the same source."""
+        members = [(name, start * (item.kind != "files"), length) for name, start, length in item.members]
+        place = (item.id, item.where, item.kind, item.file, item.start, item.length, item.error)
+        self._hash.update(repr((number, split, place, members)).encode("utf-8", "surrogateescape"))
+
+    def value(self) -> str:
+        return self._hash.hexdigest()
+
+
+def fingerprint(plan: Plan, vocab: Vocab) -> str:
+    """Of everything that the result depends on: the listing, the options, the vocabulary with its tokenizers."""
+    sources = open_sources(plan)
+    digest = _Digest(plan, [s.spec for s in sources], vocab)
+    for row in list_sources(plan, sources):
+        digest.add(*row)
+    return digest.value()
+
+
+def told(plan: Plan, vocab: Vocab) -> dict[str, Any]:
+    """What a run is asked for, as far as it can be said without listing the sources: to go on with what was begun."""
+    paths = [os.path.realpath(s.path) if "://" not in s.path else s.path for s in plan.specs()]
+    digest = _Digest(plan, plan.specs(), vocab).value()
+    return {"paths": paths, "options": digest}
+
+
+def make_plan(plan: Plan, vocab: Vocab) -> None:
+    """List the sources and write the plan; errors: `UserError` when there is nothing in them, and for another plan's folder."""
+    out = Path(plan.out)
+    work = out / ".work"
+    mine = told(plan, vocab)
+    old = read_json(out / "plan.json", "") if (out / "plan.json").exists() else None
+    if old is not None and (work / "told.json").exists() and read_json(work / "told.json", "") == mine:
+        return  # as it was listed then: what has changed since is found when it is read
+    sources = open_sources(plan)
+    digest = _Digest(plan, [s.spec for s in sources], vocab)
+    shutil.rmtree(work / "listing", ignore_errors=True)
+    (work / "listing").mkdir(parents=True)
+    counts = {"train": 0, "validation": 0}
+    writers = {split: _Listing(work / "listing" / split) for split in counts}
+    for number, split, item in list_sources(plan, sources):
+        digest.add(number, split, item)
+        writers[split].add(number, item)
+        counts[split] += 1
+    for writer in writers.values():
+        writer.close()
+    if not sum(counts.values()):
+        raise UserError(f"{plan.name()}: no documents in it")
+    if old is not None and old.get("fingerprint") != digest.value():
+        raise UserError(f"{out}: was begun with another source, bundle or options; remove it or choose another folder")
+    for split in counts:
+        (work / "listing" / split).replace(work / f"{split}.listing")
+    (work / "listing").rmdir()
+    size = plan.shard_size or min(4096, max(64, -(-sum(counts.values()) // 32)))
+    content = {
+        "version": VERSION,
+        "fingerprint": digest.value(),
+        "sources": [{"path": s.path} | s.told() for s in plan.specs()],
+        "options": plan.options() | {"seed": plan.seed},
+        "shard_size": old["shard_size"] if old else size,
+        "threads": old["threads"] if old else plan.threads,
+        "batch": {"pictures": BATCH, "seconds": BATCH, "long_sound": LONG_SOUND, "waiting_bytes": WAITING_BYTES},
+        "documents": counts if plan.validation else {"train": counts["train"]},
+    }
+    write_whole(out / "plan.json", json.dumps(content, indent=1) + "\n", work)
+    write_whole(work / "told.json", json.dumps(mine), work)
+
+
+class _Listing:
+    """Writes items to an Arrow file, a few thousand at a time."""
+
+    def __init__(self, path: Path):
+        self._writer = pa.ipc.new_file(str(path), LISTING)
+        self._rows: list[dict[str, Any]] = []
+
+    def add(self, number: int, item: Item) -> None:
+        members = [{"name": n, "start": s, "length": c} for n, s, c in item.members]
+        self._rows.append({"source": number} | vars(item) | {"members": members})
+        if len(self._rows) == LISTED_AT_ONCE:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._writer.write_batch(pa.RecordBatch.from_pylist(self._rows, schema=LISTING))
+        self._rows.clear()
+
+    def close(self) -> None:
+        if self._rows:
+            self._flush()
+        self._writer.close()
+
+
+def _from_table(table: pa.Table) -> list[tuple[int, Item]]:
+    rows = table.to_pylist()
+    return [
+        (
+            row.pop("source"),
+            Item(**row | {"members": tuple((m["name"], m["start"], m["length"]) for m in row["members"])}),
+        )
+        for row in rows
+    ]
+
+
+def sample_items(plan: Plan, sources: list[Source], count: int) -> tuple[int, list[tuple[int, Item]]]:
+    """Number of documents, and `count` of them (in order) spread evenly over the sources."""
+    kept: list[tuple[int, Item]] = []
+    every = total = 1
+    for total, (number, _, item) in enumerate(list_sources(plan, sources), 1):
+        if (total - 1) % every == 0:
+            kept.append((number, item))
+            if len(kept) == 2 * count:
+                kept, every = kept[::2], 2 * every
+    if not kept:
+        raise UserError(f"{plan.name()}: no documents in it")
+    return total, list(islice(kept, 0, None, max(1, len(kept) // count)))
+
+
+# ---- Files that are whole or not there ------------------------------------------------------------------------------
+
+
+def write_whole(path: Path, text: str, work: Path) -> None:
+    """Write a file beside its place (in `work`, on the same disk) and rename it."""
+    partial = work / f"{path.name}.{os.getpid()}.partial"
+    with open(partial, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+@contextmanager
+def locked(out: Path, part: tuple[int, int] | None = None) -> Iterator[Path]:
+    """Keep a second run off; -> the log. `part`: (i, n) for the i-th of n runs that share the work, which may overlap.
+
+    Errors: `UserError` when another run is at work. The lock goes with the process, however it ends.
+    """
+    import fcntl
+
+    names = ["tokenize.log"] + ([f"tokenize-{part[0]:05d}-of-{part[1]:05d}.log"] if part else [])
+    files = []
+    try:
+        for number, name in enumerate(names):
+            file = open(out / name, "a")
+            files.append(file)
+            kind = fcntl.LOCK_SH if part and number == 0 else fcntl.LOCK_EX
+            try:
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"{out}: another `unitok tokenize` is at work on it; wait for it or choose another folder"
+                ) from None
+            except OSError:
+                pass  # a file system without locks: shards are renamed into place, so nothing breaks
+        yield out / names[-1]
+    finally:
+        for file in files:
+            file.close()
+
+
+def drop(paths: Iterable[Path]) -> None:
+    """Remove files that may be gone already."""
+    for path in paths:
+        path.unlink(missing_ok=True)

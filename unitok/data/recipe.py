@@ -1,0 +1,364 @@
+"""What `unitok tokenize` is told about its sources: recipes, and how named fields become a document.
+
+A source gives either whole documents (interleaved JSON Lines) or rows of named fields: the members of a WebDataset sample
+by their suffix, the columns of a table, the files of one base name. A template says which of them make the document, in the
+words of the JSON Lines format with fields in braces:
+
+    template:
+      - {type: text, text: "Describe it.", role: user, loss: false}
+      - {type: image, path: "{jpg}", role: user, loss: false}
+      - {type: text, text: "{json.caption}", role: assistant}
+
+Without one, a row's texts come first, then its pictures, then its sounds.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from unitok.data.files import Blob, is_remote
+from unitok.data.media import sniff_bytes
+from unitok.document import PART_TYPES, ROLES, Part
+from unitok.errors import UserError
+
+#: Fields that hold a caption, where nothing says which does.
+CAPTIONS = ("txt", "text", "caption", "sentence", "transcription", "transcript", "prompt")
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Which documents are taken; 0 stands for no limit. A document of which one part fails is left out, and counted.
+
+    Args:
+        min_side, max_side: shorter and longer side of every picture, pixels.
+        max_aspect: longer side by shorter side of every picture.
+        min_seconds, max_seconds: length of every sound.
+        min_characters, max_characters: length of all texts together.
+    """
+
+    min_side: int = 0
+    max_side: int = 0
+    max_aspect: float = 0.0
+    min_seconds: float = 0.0
+    max_seconds: float = 0.0
+    min_characters: int = 0
+    max_characters: int = 0
+
+    def of_image(self, width: int, height: int) -> str:
+        """The name of the filter that a picture fails, or ""."""
+        short, long = min(width, height), max(width, height)
+        if short < self.min_side:
+            return "min_side"
+        if self.max_side and long > self.max_side:
+            return "max_side"
+        return "max_aspect" if self.max_aspect and long > self.max_aspect * short else ""
+
+    def of_audio(self, seconds: float) -> str:
+        """The name of the filter that a sound fails, or ""."""
+        if seconds < self.min_seconds:
+            return "min_seconds"
+        return "max_seconds" if self.max_seconds and seconds > self.max_seconds else ""
+
+    def of_texts(self, characters: int) -> str:
+        """The name of the filter that a document's texts fail, or ""."""
+        if characters < self.min_characters:
+            return "min_characters"
+        return "max_characters" if self.max_characters and characters > self.max_characters else ""
+
+
+@dataclass(frozen=True)
+class SourceSpec:
+    """A source of a recipe.
+
+    Args:
+        path: folder, file, or a pattern with `*`; local (relative to the recipe) or a URL that fsspec opens.
+        name: how it is called in the shards' `source` column; needed where two sources hold files of equal names.
+        weight: how often each document is taken: 0.1 takes a tenth of them, 2.5 all of them twice and half of them again.
+        template: parts with fields in braces, see this file's head; none: texts, pictures, sounds.
+        roles, loss: role and loss by type (`text`, `image`, `audio`) for parts that do not say theirs.
+        order: types in the order in which they are to come, or `[random]`: each document's parts shuffled.
+        filters: which documents are taken.
+        root: the folder that paths must not leave; by default the source's own.
+        crops: documents more of each one with pictures, of random crops (`crop_scale`: their least share of a side).
+        flip: a document more of each one with pictures, mirrored; half of the crops are, too.
+        audio_segment: seconds; a document with one longer sound becomes one for each piece of that length.
+    """
+
+    path: str
+    name: str = ""
+    weight: float = 1.0
+    template: tuple[dict[str, Any], ...] = ()
+    roles: dict[str, str] = field(default_factory=dict)
+    loss: dict[str, bool] = field(default_factory=dict)
+    order: tuple[str, ...] = ()
+    filters: Filters = field(default_factory=Filters)
+    root: str = ""
+    crops: int = 0
+    crop_scale: float = 0.5
+    flip: bool = False
+    audio_segment: float = 0.0
+
+    def __post_init__(self) -> None:
+        said = f"source {self.name or self.path}"
+        if self.weight <= 0:
+            raise UserError(f"{said}: weight {self.weight:g}; it must be above 0")
+        if self.crops < 0 or not 0 < self.crop_scale <= 1:
+            raise UserError(f"{said}: crops must be at least 0, and crop_scale in (0, 1]")
+        if self.audio_segment < 0:
+            raise UserError(f"{said}: audio_segment {self.audio_segment:g}; it is seconds, 0 for whole sounds")
+        for what, given, allowed in (("roles", self.roles, PART_TYPES), ("loss", self.loss, PART_TYPES)):
+            for key in given:
+                if key not in allowed:
+                    raise UserError(f"{said}: {what} of {key!r}; choose of {', '.join(allowed)}")
+        for role in self.roles.values():
+            if role not in ROLES:
+                raise UserError(f"{said}: role {role!r}; choose one of {', '.join(ROLES)}")
+        if self.order and self.order != ("random",) and set(self.order) - set(PART_TYPES):
+            raise UserError(f"{said}: order {list(self.order)}; it lists {', '.join(PART_TYPES)}, or is [random]")
+        check_template(self.template, said)
+
+    def told(self) -> dict[str, Any]:
+        """All that the result depends on, as plain types; where the source lies is not part of it."""
+        return {k: v for k, v in asdict(self).items() if k not in ("path", "root")}
+
+
+def check_template(template: Sequence[Any], where: str) -> None:
+    """Errors: `UserError` for a part that is not one."""
+    for number, part in enumerate(template, 1):
+        here = f"{where}: template, part {number}"
+        if not isinstance(part, dict) or part.get("type") not in PART_TYPES:
+            raise UserError(f"{here}: a part is {{type: text, text: …}} or {{type: image or audio, path: …}}")
+        key = "text" if part["type"] == "text" else "path"
+        if not isinstance(part.get(key), str) or not part[key]:
+            raise UserError(f"{here}: an empty or missing {key!r}")
+        if unknown := set(part) - {"type", key, "role", "loss", "optional"}:
+            raise UserError(f"{here}: {', '.join(sorted(map(str, unknown)))}; it may say type, {key}, role, loss, optional")
+        if part.get("role", "none") not in ROLES:
+            raise UserError(f"{here}: role {part['role']!r}; choose one of {', '.join(ROLES)}")
+
+
+def parse_template(text: str) -> tuple[dict[str, Any], ...]:
+    """A template as YAML or JSON text, or the name of a file that holds it."""
+    read = _load_yaml(Path(text).read_text(), text) if Path(text).is_file() else _load_yaml(text, "--template")
+    if not isinstance(read, list):
+        raise UserError(f"--template {text[:60]}: a list of parts, or a YAML file that holds one")
+    check_template(read, "--template")
+    return tuple(read)
+
+
+def load_recipe(path: Path) -> list[SourceSpec]:
+    """The sources of a recipe; errors: `UserError` naming the file and what is wrong."""
+    try:
+        content = _load_yaml(Path(path).read_text(encoding="utf-8"), str(path))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (UnicodeDecodeError, IsADirectoryError):
+        raise UserError(f"{path}: not YAML text") from None
+    if not isinstance(content, dict) or not isinstance(content.get("sources"), list) or not content["sources"]:
+        raise UserError(f"{path}: a recipe is `sources:` and a list, each with a `path`")
+    if unknown := set(content) - {"sources"}:
+        raise UserError(f"{path}: {', '.join(sorted(map(str, unknown)))}: unknown; a recipe holds `sources` alone")
+    specs = [
+        _read_spec(entry, f"{path}: source {number}", Path(path).parent) for number, entry in enumerate(content["sources"], 1)
+    ]
+    names = [spec.name for spec in specs]
+    if len(set(names)) < len(names):
+        raise UserError(f"{path}: two sources are called {next(n for n in names if names.count(n) > 1)!r}; give each a `name`")
+    return specs
+
+
+def _read_spec(entry: Any, where: str, folder: Path) -> SourceSpec:
+    if not isinstance(entry, dict) or not isinstance(entry.get("path"), str) or not entry["path"]:
+        raise UserError(f"{where}: it needs a `path`")
+    kinds = {f.name: f.default for f in fields(SourceSpec)}
+    if unknown := set(entry) - set(kinds):
+        raise UserError(f"{where}: {', '.join(sorted(map(str, unknown)))}: unknown; it may say {', '.join(kinds)}")
+    entry = dict(entry)
+    for key in ("template", "order"):
+        if key in entry:
+            if not isinstance(entry[key], list | str):
+                raise UserError(f"{where}: {key} is a list")
+            entry[key] = (entry[key],) if isinstance(entry[key], str) else tuple(entry[key])
+    limits = entry.pop("filters", {})
+    if not isinstance(limits, dict) or set(limits) - {f.name for f in fields(Filters)}:
+        raise UserError(f"{where}: filters may say {', '.join(f.name for f in fields(Filters))}")
+    for key, value in (*entry.items(), *limits.items()):
+        if isinstance(kinds.get(key, 0.0), int | float) and not isinstance(value, int | float):
+            raise UserError(f"{where}: {key} {value!r} is not a number")
+    for key in ("path", "root"):
+        if entry.get(key) and not is_remote(entry[key]):
+            entry[key] = str(folder / entry[key])
+    if not is_remote(entry["path"]):
+        entry.setdefault("name", Path(entry["path"]).name)
+    return SourceSpec(**entry | {"filters": Filters(**limits)})
+
+
+def _load_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{where}: not YAML ({' '.join(str(error).split())[:120]})") from None
+
+
+# ---- Fields -> parts ------------------------------------------------------------------------------------------------
+
+Fields = Mapping[str, Any]  # str, number, bool, None, Blob, or lists and dictionaries of them
+
+
+def fill_template(spec: SourceSpec, row: Fields, open_path: Callable[[str], Blob]) -> list[Part]:
+    """The parts that a source's template makes of a row; `open_path`: the file that a text names."""
+    parts = []
+    for entry in spec.template:
+        kind = entry["type"]
+        said = {k: entry[k] for k in ("role", "loss") if k in entry}
+        contents: Sequence[Any]
+        if kind == "text":
+            contents = _fill_text(entry["text"], row)
+        else:
+            contents = _files_of(_find(entry["path"].strip().removeprefix("{").removesuffix("}"), row), open_path)
+        if not contents or any(c is None or c == "" for c in contents):
+            if entry.get("optional"):
+                continue
+            raise UserError(f"nothing in {entry['text' if kind == 'text' else 'path']}; say `optional: true` if that may be")
+        for content in contents:
+            parts.append(_part(spec, kind, content, **said))
+    return parts
+
+
+def _fill_text(pattern: str, row: Fields) -> list[str | None]:
+    """A text with its fields filled in; a text that is one field, and that field a list, gives several."""
+    alone = re.fullmatch(r"\{([^{}]+)\}", pattern)
+    value = _find(alone[1], row) if alone else None
+    if isinstance(value, list):
+        return [_text_of(v) for v in value]
+    found = {name: _text_of(_find(name, row)) for name in re.findall(r"\{([^{}]+)\}", pattern)}
+    if any(v is None for v in found.values()):
+        return [None]
+    return [re.sub(r"\{([^{}]+)\}", lambda m: found[m[1]] or "", pattern)]
+
+
+def _find(name: str, row: Any) -> Any:
+    """A field by its name, `json.caption` for one inside another; errors: `UserError` when there is none."""
+    if isinstance(row, Blob):
+        row = _json_of(row)
+    if isinstance(row, Mapping):
+        if name in row:
+            return row[name]
+        for cut in (i for i, c in enumerate(name) if c == "."):
+            if name[:cut] in row:
+                return _find(name[cut + 1 :], row[name[:cut]])
+    known = ", ".join(sorted(map(str, row))) if isinstance(row, Mapping) else "no fields"
+    raise UserError(f"no field {name!r}; there are {known}")
+
+
+def _json_of(blob: Blob) -> Any:
+    import json
+
+    try:
+        return json.loads(blob.read())
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+        raise UserError(f"{blob.name}: not JSON") from None
+
+
+def text_of(blob: Blob) -> str:
+    """A blob as UTF-8 text; errors: `UserError`."""
+    try:
+        return blob.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{blob.name}: not UTF-8 text (byte {error.start}); convert it, for example with iconv") from None
+
+
+def _text_of(value: Any) -> str | None:
+    if isinstance(value, Blob):
+        return text_of(value).strip()
+    if isinstance(value, Mapping | list):
+        raise UserError("a field that is a list or a record cannot be put into a text; name one of its fields")
+    return None if value is None else str(value)
+
+
+def _files_of(value: Any, open_path: Callable[[str], Blob]) -> list[Blob | None]:
+    values = value if isinstance(value, list) else [value]
+    return [open_path(v) if isinstance(v, str) and v else v if isinstance(v, Blob) else None for v in values]
+
+
+def _part(spec: SourceSpec, kind: str, content: Any, role: str | None = None, loss: bool | None = None) -> Part:
+    role = spec.roles.get(kind, "none") if role is None else role
+    loss = spec.loss.get(kind, True) if loss is None else loss
+    if kind == "text":
+        return Part(kind, text=content, role=role, loss=loss)
+    return Part(kind, path=Path(content.name), role=role, loss=loss, file=content)
+
+
+def default_parts(spec: SourceSpec, row: Fields, strict: bool) -> list[Part]:
+    """Texts first, then pictures, then sounds, each told by its content.
+
+    Texts are the fields called as captions are, or else JSON metadata's. strict: any other text, too (files of one base name).
+    Errors: `UserError` for content that is neither picture nor sound nor text.
+    """
+    texts: list[Part] = []
+    media: dict[str, list[Part]] = {"image": [], "audio": []}
+    records = []
+    for name, value in row.items():
+        for content in value if isinstance(value, list) else [value]:
+            if isinstance(content, str) and (strict or name in CAPTIONS):
+                texts.append(_part(spec, "text", content))
+            elif isinstance(content, Blob):
+                head = content.head()
+                kind = sniff_bytes(head)
+                if kind in media:
+                    media[kind].append(_part(spec, kind, content))
+                elif kind != "text":
+                    raise UserError(f"{content.name}: {unrecognised(head)}")
+                elif name.rsplit(".", 1)[-1] == "json":
+                    records.append(content)
+                elif strict or name.rsplit(".", 1)[-1] in CAPTIONS:
+                    text = text_of(content)
+                    if not text.strip():
+                        raise UserError(f"{content.name}: no text in it; fill it or leave it out")
+                    texts.append(_part(spec, "text", text))
+    found = [*media["image"], *media["audio"]]
+    if found and not texts:
+        captions = [_caption(_json_of(record)) for record in records]
+        texts = [_part(spec, "text", caption) for caption in captions if caption]
+    if found:
+        texts = [replace(t, text=t.text.strip()) for t in texts]
+    if not found and not texts:  # metadata alone is what there is to read
+        texts = [_part(spec, "text", text_of(record)) for record in records]
+    return [*texts, *found]
+
+
+def _caption(record: Any) -> str:
+    found = [record[name] for name in CAPTIONS if isinstance(record, dict) and isinstance(record.get(name), str)]
+    return next((text for text in found if text.strip()), "")
+
+
+def unrecognised(data: bytes) -> str:
+    """What is wrong with content that is neither picture nor sound nor text."""
+    if not data:
+        return "an empty file"
+    if data[257:262] == b"ustar":
+        return "a tar archive: name it .tar to read what is in it"
+    if data[:4] == b"PAR1":
+        return "a Parquet file: name it .parquet to read what is in it"
+    return "neither an image nor a sound nor UTF-8 text"
+
+
+def arrange(spec: SourceSpec, parts: Sequence[Part], id: str, seed: int) -> tuple[Part, ...]:
+    """Parts in the order that a source asks for."""
+    if not spec.order:
+        return tuple(parts)
+    if spec.order == ("random",):
+        return tuple(sorted(parts, key=lambda part: share(seed, "order", id, str(parts.index(part)))))
+    places = {kind: i for i, kind in enumerate(spec.order)}
+    return tuple(sorted(parts, key=lambda part: places.get(part.type, len(places))))
+
+
+def share(*words: object) -> float:
+    """A number in [0, 1) that depends on the words alone: what chance is decided by, the same on every machine."""
+    digest = hashlib.sha256("\0".join(map(str, words)).encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:7], "big") / 2**56
