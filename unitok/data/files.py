@@ -6,6 +6,7 @@ while it is read is an error, never half of one file and half of another. Each r
 """
 
 import errno
+import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -188,12 +189,10 @@ def _reason(error: Exception) -> str:
 
 
 def _remote_stamp(info: dict[str, Any]) -> int:
-    for key in ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "created"):
-        if info.get(key):
-            import hashlib
-
-            return int.from_bytes(hashlib.sha256(str(info[key]).encode()).digest()[:7], "big")
-    return 0
+    """Of what a server says that changes with a file, and of its size."""
+    told = [str(info[key]) for key in ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "updated") if info.get(key)]
+    digest = hashlib.sha256("\0".join([str(info.get("size")), *told[:1]]).encode()).digest()
+    return int.from_bytes(digest[:7], "big")
 
 
 def _is_utf8(name: str) -> bool:

@@ -298,9 +298,9 @@ class _Remote:
         if (self.cache / shard["file"]).exists():
             return None
         with self.fs.open(f"{self.folder}/{shard['file']}", "rb") as file:
-            reader = pa.ipc.open_file(pa.PythonFile(file))
+            reader = pa.ipc.open_file(pa.PythonFile(file, mode="r"))
             if "length" not in reader.schema.names:
                 return None
             field = reader.schema.get_field_index("length")
             options = pa.ipc.IpcReadOptions(included_fields=[field])
-            return pa.ipc.open_file(pa.PythonFile(file), options=options).read_all().column("length")
+            return pa.ipc.open_file(pa.PythonFile(file, mode="r"), options=options).read_all().column("length")

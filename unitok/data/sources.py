@@ -418,7 +418,7 @@ class Table:
         if self._parquet is not None:
             self.rows, self.schema = self._parquet.metadata.num_rows, self._parquet.schema_arrow
         else:
-            source = pa.memory_map(str(files.local(name))) if files.remote is None else pa.PythonFile(file)
+            source = pa.memory_map(str(files.local(name))) if files.remote is None else pa.PythonFile(file, mode="r")
             try:
                 self._table = pa.ipc.open_stream(source).read_all()
             except pa.ArrowInvalid:

@@ -150,7 +150,7 @@ def tokenize(
             return _work(Run(plan), unitok, workers, max_error_rate, engine, part, log)
     except UserError:
         if created and not any((out / ".work").glob("*.json")):
-            shutil.rmtree(out)
+            shutil.rmtree(out, ignore_errors=True)
         raise
 
 

@@ -1,0 +1,433 @@
+"""Promises of the sources: every format gives the same documents; content decides; nothing is followed out of its folder."""
+
+import bz2
+import gzip
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+from PIL import Image
+
+from unitok.data.plan import Plan
+from unitok.data.recipe import SourceSpec, load_recipe
+from unitok.data.scenes import read_scenes
+from unitok.data.shards import TokenDataset
+from unitok.data.sources import Source, read_source
+from unitok.data.tokenize import tokenize
+from unitok.document import RawDocument
+from unitok.errors import UserError
+
+FEATURES = {
+    "caption": {"dtype": "string", "_type": "Value"},
+    "image": {"_type": "Image"},
+    "audio": {"_type": "Audio"},
+    "kind": {"names": ["cat", "dog"], "_type": "ClassLabel"},
+}
+
+
+def tar_of(members: list[tuple[str, bytes]], mode: str = "w") -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as archive:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def png(seed: int = 0, size: tuple[int, int] = (40, 32)) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (*size, 3), dtype=np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def wav(seed: int = 0, seconds: float = 0.3) -> bytes:
+    buffer = io.BytesIO()
+    samples = np.random.default_rng(seed).uniform(-0.5, 0.5, round(8000 * seconds))
+    soundfile.write(buffer, samples, 8000, format="WAV")
+    return buffer.getvalue()
+
+
+def table_of(rows: list[dict], features: dict = FEATURES) -> pa.Table:
+    """A table as Hugging Face `datasets` writes it."""
+    file = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    kinds = {"caption": pa.string(), "image": file, "audio": file, "kind": pa.int64()}
+    told = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    return pa.Table.from_pylist(rows, pa.schema([(name, kinds[name]) for name in rows[0]], metadata=told))
+
+
+def write_in_every_format(scenes: Path, out: Path) -> dict[str, Path]:
+    """Scenes with their captions, pictures and sounds as a folder, JSON Lines, archives, Parquet and a data set on disk."""
+    contents = []
+    for row in read_scenes(scenes):
+        contents.append((row["id"], row["caption"], scenes / row["image"], scenes / row["audio"]))
+    for name in ("folder", "lines", "archives", "tables", "dataset"):
+        (out / name).mkdir(parents=True)
+    lines, members, rows = [], [], []
+    for id, caption, image, audio in contents:
+        for file in (image, audio):
+            os.link(file, out / "folder" / f"{id}{file.suffix}")
+            os.link(file, out / "lines" / f"{id}{file.suffix}")
+            members.append((f"{id}{file.suffix}", file.read_bytes()))
+        (out / "folder" / f"{id}.txt").write_text(caption + "\n")
+        members.append((f"{id}.json", json.dumps({"caption": caption, "url": "http://example.org"}).encode()))
+        parts = [
+            {"type": "text", "text": caption},
+            {"type": "image", "path": f"{id}.png"},
+            {"type": "audio", "path": f"{id}.wav"},
+        ]
+        lines.append(json.dumps({"id": id, "content": parts}))
+        media = {name: {"bytes": file.read_bytes(), "path": None} for name, file in (("image", image), ("audio", audio))}
+        rows.append({"caption": caption} | media)
+    (out / "lines" / "documents.jsonl").write_text("\n".join(lines) + "\n")
+    cut = len(members) // 6 * 3
+    (out / "archives" / "a-000.tar").write_bytes(tar_of(members[:cut]))
+    (out / "archives" / "a-001.tar.gz").write_bytes(tar_of(members[cut:], "w:gz"))
+    pq.write_table(table_of(rows), out / "tables" / "part-0.parquet", row_group_size=7)
+    with pa.OSFile(str(out / "dataset" / "data-00000-of-00001.arrow"), "wb") as file:
+        table = table_of(rows)
+        with pa.ipc.new_stream(file, table.schema) as stream:
+            stream.write_table(table, max_chunksize=5)
+    (out / "dataset" / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}))
+    (out / "dataset" / "dataset_info.json").write_text("{}")
+    return {f.name: f for f in sorted(out.iterdir())}
+
+
+def tokens_of(source: Path | str, out: Path, bundle: Path, **options) -> dict[str, list[int]]:
+    """Ids by document, after `tokenize`."""
+    tokenize(Plan(str(source), str(out), str(bundle), **options))
+    data = TokenDataset(out)
+    assert data.verify() == []
+    return {data.document(i).id: data.ids(i).tolist() for i in range(len(data))}
+
+
+def errors_of(out: Path) -> list[str]:
+    return [json.loads(line)["error"] for line in (out / "errors.jsonl").read_text().splitlines()]
+
+
+def test_every_format_gives_the_same_documents(scenes_folder, bundle_folder, tmp_path):
+    sources = write_in_every_format(scenes_folder, tmp_path / "in")
+    found = {name: tokens_of(path, tmp_path / name, bundle_folder) for name, path in sources.items()}
+    assert set(found) == {"folder", "lines", "archives", "tables", "dataset"}
+    expected = list(found["lines"].values())
+    assert len(expected) == 24
+    for name, documents in found.items():
+        assert list(documents.values()) == expected, name
+    data = TokenDataset(tmp_path / "archives")
+    where = [data.document(i) for i in (0, len(data) - 1)]
+    assert [d.source for d in where] == ["a-000.tar, 000000", "a-001.tar.gz, 000023"]
+    assert [s.source for s in where[0].segments] == ["", "a-000.tar/000000.png", "a-000.tar/000000.wav"]
+    assert TokenDataset(tmp_path / "tables").document(3).segments[1].source == "part-0.parquet/3/image"
+
+
+def test_remote_sources_and_patterns_give_the_same_documents(scenes_folder, bundle_folder, tmp_path):
+    import fsspec
+
+    sources = write_in_every_format(scenes_folder, tmp_path / "in")
+    memory = fsspec.filesystem("memory")
+    try:
+        for name, path in sources.items():
+            memory.put(str(path), f"/sources/{name}", recursive=True)
+        expected = tokens_of(sources["lines"], tmp_path / "local", bundle_folder)
+        for name in sources:
+            found = tokens_of(f"memory://sources/{name}", tmp_path / f"{name}-remote", bundle_folder)
+            assert list(found.values()) == list(expected.values()), name
+    finally:
+        memory.rm("/sources", recursive=True)
+    pattern = tokens_of(f"{sources['archives']}/*.tar", tmp_path / "pattern", bundle_folder)
+    assert list(pattern.values()) == list(expected.values())[: len(pattern)]
+    assert 0 < len(pattern) < len(expected)
+
+
+def test_a_template_says_what_becomes_a_document(bundle_folder, tiny, tmp_path):
+    rows = [
+        {"caption": "a b", "image": {"bytes": png(1), "path": "x.png"}, "audio": None, "kind": 1},
+        {"caption": None, "image": {"bytes": png(2), "path": None}, "audio": None, "kind": 0},
+        {"caption": "c", "image": None, "audio": {"bytes": wav(), "path": None}, "kind": 0},
+    ]
+    pq.write_table(table_of(rows), tmp_path / "t.parquet")
+    template = (
+        {"type": "text", "text": "What is it?", "role": "user", "loss": False},
+        {"type": "image", "path": "{image}", "role": "user", "optional": True},
+        {"type": "text", "text": "a {kind}: {caption}", "role": "assistant"},
+    )
+    spec = SourceSpec("", template=template, loss={"image": False})
+    tokenize(Plan(str(tmp_path / "t.parquet"), str(tmp_path / "out"), str(bundle_folder), spec=spec))
+    data = TokenDataset(tmp_path / "out")
+    told = [
+        [
+            (s.modality, s.role, s.loss, tiny.decode_segment(s) if s.modality == "text" else "")
+            for s in data.document(i).segments
+        ]
+        for i in range(len(data))
+    ]
+    question = ("text", "user", False, "What is it?")
+    assert told == [
+        [question, ("image", "user", False, ""), ("text", "assistant", True, "a dog: a b")],
+        [question, ("text", "assistant", True, "a cat: c")],
+    ]
+    assert errors_of(tmp_path / "out") == [
+        "t.parquet, row 1: nothing in a {kind}: {caption}; say `optional: true` if that may be"
+    ]
+
+
+def test_fields_of_records_lines_and_lists_reach_templates(bundle_folder, tiny, tmp_path):
+    (tmp_path / "p.png").write_bytes(png())
+    line = {"photos": ["p.png", "p.png"], "meta": {"lines": ["one", "two"]}}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(line))
+    spec = SourceSpec("", template=({"type": "image", "path": "{photos}"}, {"type": "text", "text": "{meta.lines}"}))
+    tokenize(Plan(str(tmp_path / "rows.jsonl"), str(tmp_path / "out"), str(bundle_folder), spec=spec))
+    document = TokenDataset(tmp_path / "out").document(0)
+    assert [s.modality for s in document.segments] == ["image", "image", "text"]
+    assert tiny.decode_segment(document.segments[2]) == "onetwo"
+
+
+def test_several_of_one_kind_and_metadata_of_archives(bundle_folder, tmp_path):
+    members = [
+        ("x/1.b.png", png(1)), ("x/1.a.png", png(2)), ("x/1.txt", b"two pictures"), ("x/1.json", b'{"caption": "not this"}'),
+        ("x/2.jpg", wav()), ("x/2.cls", b"3"), ("x/3.npy", b"\x93NUMPY\x00"), ("x/3.txt", b"three"),
+    ]  # fmt: skip
+    (tmp_path / "a.tar").write_bytes(tar_of(members))
+    tokenize(Plan(str(tmp_path / "a.tar"), str(tmp_path / "out"), str(bundle_folder)))
+    data = TokenDataset(tmp_path / "out")
+    documents = {d.id: [(s.modality, s.source) for s in d.segments] for d in map(data.document, range(len(data)))}
+    assert documents == {
+        "x/1": [("text", ""), ("image", "a.tar/x/1.b.png"), ("image", "a.tar/x/1.a.png")],
+        "x/2": [("audio", "a.tar/x/2.jpg")],  # content decides, not the suffix
+    }
+    assert errors_of(tmp_path / "out") == ["a.tar, x/3: a.tar/x/3.npy: neither an image nor a sound nor UTF-8 text"]
+
+
+def test_recipes_mix_weigh_filter_order_and_split(scenes_folder, bundle_folder, tmp_path):
+    sources = write_in_every_format(scenes_folder, tmp_path / "in")
+    (tmp_path / "small").mkdir()
+    for i, size in enumerate([(8, 60), (30, 30), (70, 70)]):
+        (tmp_path / "small" / f"{i}.png").write_bytes(png(i, size))
+        (tmp_path / "small" / f"{i}.json").write_text(json.dumps({"text": f"number {i}"}))
+    recipe = {
+        "sources": [
+            {"path": "in/lines", "weight": 2.5, "order": ["audio", "image"], "filters": {"max_characters": 60}},
+            {"path": "small", "name": "tiles", "roles": {"text": "user"}, "filters": {"min_side": 9, "max_side": 64}},
+        ]
+    }
+    (tmp_path / "mix.yaml").write_text(json.dumps(recipe))
+    plan = Plan("", str(tmp_path / "out"), str(bundle_folder), recipe=str(tmp_path / "mix.yaml"), validation=0.3, shard_size=16)
+    info = tokenize(plan)
+    assert info is not None
+    data = TokenDataset(tmp_path / "out")
+    documents = [data.document(i) for i in range(len(data))]
+    tiles = [d for d in documents if d.source.startswith("tiles/")]
+    assert [(d.source, d.segments[0].role) for d in tiles] == [("tiles/1.png", "user")]
+    filtered = [s.get("filtered", {}) for s in info["shards"]]
+    assert sum(f.get("min_side", 0) for f in filtered) == sum(f.get("max_side", 0) for f in filtered) == 1
+    long = sum(f.get("max_characters", 0) for f in filtered)
+    copies = [d.id for d in documents if d.source.startswith("lines/")]
+    short = {id.partition("#")[0] for id in copies}
+    assert len(copies) + long > 48
+    for id in short:
+        assert {id, f"{id}#2"} <= set(copies)
+    assert 0 < sum(id.endswith("#3") for id in copies) < len(short)
+    assert all([s.modality for s in d.segments] == ["audio", "image", "text"] for d in documents if d not in tiles)
+    train, validation = (TokenDataset(tmp_path / "out", split) for split in ("train", "validation"))
+    assert len(train) + len(validation) == len(data)
+    halves = [{d.document(i).id.partition("#")[0] for i in range(len(d))} for d in (train, validation)]
+    assert all(halves)
+    assert not halves[0] & halves[1]  # copies stay on one side
+    with pytest.raises(UserError, match="no split 'test' in it; there is train, validation"):
+        TokenDataset(tmp_path / "out", "test")
+    assert sources
+
+
+def test_random_orders_depend_on_the_seed_alone(scenes_folder, bundle_folder, tmp_path):
+    sources = write_in_every_format(scenes_folder, tmp_path / "in")
+    spec = SourceSpec("", order=("random",))
+    first, again, other = (
+        tokens_of(sources["folder"], tmp_path / str(i), bundle_folder, spec=spec, seed=seed) for i, seed in enumerate((1, 1, 2))
+    )
+    assert first == again
+    assert first != other
+
+
+def test_augmentation_makes_documents_of_their_own(bundle_folder, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(png(3, (64, 64)))
+    (tmp_path / "in" / "b.wav").write_bytes(wav(seconds=0.75))
+    (tmp_path / "in" / "b.txt").write_text("noise")
+    spec = SourceSpec("", crops=2, flip=True, audio_segment=0.3)
+    tokenize(Plan(str(tmp_path / "in"), str(tmp_path / "out"), str(bundle_folder), spec=spec))
+    data = TokenDataset(tmp_path / "out")
+    documents = {d.id: d for d in map(data.document, range(len(data)))}
+    assert list(documents) == ["a.png", "a.png#flip", "a.png#crop=1", "a.png#crop=2"] + [
+        f"b.wav#t={start:g},{stop:g}" for start, stop in ((0, 0.3), (0.3, 0.6), (0.6, 0.75))
+    ]
+    views = [documents[id].segments[0].source for id in list(documents)[:4]]
+    assert views[:2] == ["a.png", "a.png#flip"]
+    assert all(view.startswith("a.png#xywh=") for view in views[2:])
+    assert views[2] != views[3]
+    pieces = [d.segments for id, d in documents.items() if id.startswith("b.wav")]
+    assert [(s[0].modality, s[1].size[0], s[1].source) for s in pieces] == [
+        ("text", 2400, "b.wav#t=0,0.3"), ("text", 2400, "b.wav#t=0.3,0.6"), ("text", 1200, "b.wav#t=0.6,0.75")]  # fmt: skip
+
+
+# ---- Trust ----------------------------------------------------------------------------------------------------------
+
+
+def found_in(source: Path, root: str = "") -> tuple[list[RawDocument], list[str]]:
+    """Documents (whose files are read) and refusals."""
+    opened = Source(SourceSpec(str(source), root=root))
+    good, bad = [], []
+    for item in opened.items():
+        for make in opened.read([item]):
+            try:
+                raws = make()
+                for part in (part for raw in raws for part in raw.content if part.file):
+                    part.file.read()
+                good += raws
+            except UserError as error:
+                bad.append(str(error))
+    return good, bad
+
+
+def test_paths_that_leave_the_folder_are_refused(tmp_path):
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "secret.png").write_bytes(png())
+    inside = tmp_path / "in"
+    (inside / "sub").mkdir(parents=True)
+    (inside / "ok.png").write_bytes(png())
+    (inside / "link.png").symlink_to(tmp_path / "outside" / "secret.png")
+    (inside / "alias.png").symlink_to("ok.png")
+    (inside / "folder").symlink_to(tmp_path / "outside")
+    (inside / "loop").symlink_to(inside)
+    os.mkfifo(inside / "pipe.png")
+    good, bad = found_in(inside)
+    assert [raw.id for raw in good] == ["alias.png", "ok.png"]
+    for name, why in (("folder:", "leaves"), ("link.png", "leaves"), ("loop", "not followed"), ("pipe.png", "a pipe")):
+        assert sum(name in line and why in line for line in bad) == 1, (name, bad)
+    paths = ["../outside/secret.png", str(tmp_path / "outside" / "secret.png"), "link.png", "sub/../ok.png", "pipe.png"]
+    lines = [json.dumps({"content": [{"type": "image", "path": path}]}) for path in paths]
+    (inside / "documents.jsonl").write_text("\n".join(lines))
+    good, bad = found_in(inside)
+    assert [raw.where for raw in good] == ["documents.jsonl, line 4"]
+    assert len(bad) == 4
+    good, bad = found_in(inside, root=str(tmp_path))
+    assert len(good) == 4
+    assert len(bad) == 1
+
+
+def test_members_of_archives_that_lead_elsewhere_are_refused(tmp_path):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", errors="surrogateescape") as archive:
+        for name in ("../up.png", "/abs.png", "bad\udcff.png", "good.png"):
+            info = tarfile.TarInfo(name)
+            info.size = len(png())
+            archive.addfile(info, io.BytesIO(png()))
+        link = tarfile.TarInfo("link.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+        device = tarfile.TarInfo("device.png")
+        device.type = tarfile.CHRTYPE
+        archive.addfile(device)
+    (tmp_path / "a.tar").write_bytes(buffer.getvalue())
+    good, bad = found_in(tmp_path / "a.tar")
+    assert [raw.id for raw in good] == ["good"]
+    assert len(bad) == 5
+    assert all("a.tar" in line for line in bad)
+
+
+def test_names_that_are_not_utf8_are_listed(tmp_path):
+    with open(os.fsencode(tmp_path) + b"/bad\xff.png", "wb") as file:
+        file.write(png())
+    (tmp_path / "é.png").write_bytes(png())
+    good, bad = found_in(tmp_path)
+    assert [raw.id for raw in good] == ["é.png"]
+    assert bad == ["bad\\xff.png: its name is not UTF-8; rename it"]
+    json.dumps(bad).encode("utf-8")
+
+
+def test_files_that_change_are_not_used(tmp_path):
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(png())
+    source = Source(SourceSpec(str(tmp_path)))
+    items = list(source.items())
+    (tmp_path / "a.png").write_bytes(png(1) + b"more")
+    first, second = source.read(items)
+    with pytest.raises(UserError, match=r"a.png: has changed since the run was planned"):
+        first()[0].content[0].file.read()
+    assert second()[0].content[0].file.read() == png()
+    (tmp_path / "documents.jsonl").write_text('{"content": [{"type": "text", "text": "a"}]}\n')
+    source = Source(SourceSpec(str(tmp_path)))
+    items = list(source.items())
+    (tmp_path / "documents.jsonl").write_text('{"content": [{"type": "text", "text": "another"}]}\n')
+    with pytest.raises(UserError, match="documents.jsonl: has changed"):
+        list(source.read(items))
+
+
+def test_damaged_containers_give_what_comes_before_the_damage(tmp_path):
+    members = [(f"{i:03d}.txt", b"text %d" % i) for i in range(50)]
+    whole = tar_of(members)
+    cases = {
+        "cut.tar": whole[: 512 * 51 + 100],
+        "torn.tar": whole[: 512 * 40] + b"\xa7" * 512 + whole[512 * 41 :],
+        "cut.tar.gz": gzip.compress(whole)[:-200],
+        "no.tar": b"no archive at all",
+        "no.parquet": b"PAR1 but no table",
+        "no.arrow": b"ARROW?",
+        "lines.jsonl.bz2": bz2.compress(b'{"content": [{"type": "text", "text": "ok"}]}\n' * 3)[:-9],
+    }
+    for name, data in cases.items():
+        (tmp_path / name).write_bytes(data)
+        good, bad = found_in(tmp_path / name)
+        assert bad or name == "no.tar", name  # which is text, and read as that
+        assert all(name in line for line in bad)
+        if name in ("cut.tar", "torn.tar"):
+            assert 15 < len(good) < 50
+            assert "the rest cannot be read" in bad[-1]
+
+
+def test_what_cannot_be_used_is_listed_never_passed_over(tmp_path):
+    cases = {
+        "empty.png": (b"", "an empty file"),
+        "hidden_tar.bin": (tar_of([("a.txt", b"a")]), "name it .tar"),
+        "table.dat": (b"PAR1\x00\x00", "name it .parquet"),
+        "zeros.raw": (bytes(100), "neither an image nor a sound nor UTF-8 text"),
+    }
+    for name, (data, _) in cases.items():
+        (tmp_path / name).write_bytes(data)
+    good, bad = found_in(tmp_path)
+    assert not good
+    for name, (_, why) in cases.items():
+        assert sum(name in line and why in line for line in bad) == 1, (name, bad)
+
+
+def test_recipes_that_cannot_be_say_why(tmp_path):
+    for content, why in (
+        ("sources: []", "a recipe is `sources:`"),
+        ("sources: [{weight: 1}]", "source 1: it needs a `path`"),
+        ("sources: [{path: a, wieght: 1}]", "wieght: unknown"),
+        ("sources: [{path: a, weight: 0}]", "weight 0; it must be above 0"),
+        ("sources: [{path: a, weight: heavy}]", "weight 'heavy' is not a number"),
+        ("sources: [{path: a, filters: {min_size: 3}}]", "filters may say min_side"),
+        ("sources: [{path: a, order: [smell]}]", "order"),
+        ("sources: [{path: a, template: [{type: image}]}]", "template, part 1: an empty or missing 'path'"),
+        ("sources: [{path: a}, {path: b/a}]", "two sources are called 'a'"),
+        ("seed: 1\nsources: [{path: a}]", "seed: unknown"),
+        ("{", "not YAML"),
+    ):
+        (tmp_path / "r.yaml").write_text(content)
+        with pytest.raises(UserError, match="r.yaml|source a") as caught:
+            load_recipe(tmp_path / "r.yaml")
+        assert why in str(caught.value), content
+
+
+def test_read_source_gives_documents_and_errors(tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "b.bin").write_bytes(bytes(9))
+    found = list(read_source(tmp_path))
+    assert [type(f) for f in found] == [RawDocument, UserError]
