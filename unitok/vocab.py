@@ -17,6 +17,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -68,22 +69,36 @@ class Range:
             inside |= (ids >= a) & (ids < b)
         return inside
 
+    @cached_property
+    def _places(self) -> np.ndarray:
+        """Code -> place in the range, where there is a permutation."""
+        return np.asarray(self.permutation)
+
+    def _illegal(self, codes: np.ndarray) -> np.ndarray:
+        """bool, of the same shape: which codes no sequence may hold."""
+        if len(self.illegal) > 8:
+            return np.isin(codes, self.illegal)
+        found = np.zeros(codes.shape, bool)
+        for code in self.illegal:  # a few: faster than a search
+            found |= codes == code
+        return found
+
     def to_ids(self, codes: np.ndarray) -> np.ndarray:
         """Codes -> ids of the same shape; errors: `UserError` for a code outside `[0, size)` or illegal."""
         codes = np.asarray(codes, np.int64)
-        if codes.size and (codes.min() < 0 or codes.max() >= self.size or np.isin(codes, self.illegal).any()):
-            bad = codes[(codes < 0) | (codes >= self.size) | np.isin(codes, self.illegal)].flat[0]
+        if codes.size and (codes.min() < 0 or codes.max() >= self.size or (self.illegal and self._illegal(codes).any())):
+            bad = codes[(codes < 0) | (codes >= self.size) | self._illegal(codes)].flat[0]
             raise UserError(f"code {bad} is not a legal code of {self.name!r} (size {self.size})")
-        return self.offset + (np.asarray(self.permutation)[codes] if self.permutation else codes)
+        return self.offset + (self._places[codes] if self.permutation else codes)
 
     def to_codes(self, ids: np.ndarray) -> np.ndarray:
         """Ids -> codes of the same shape. Inverse of `to_ids`, with the same errors."""
         places = np.asarray(ids, np.int64) - self.offset
         if places.size and (places.min() < 0 or places.max() >= self.size):
             raise UserError(f"id {np.asarray(ids)[(places < 0) | (places >= self.size)].flat[0]} is not in {self.name!r}")
-        codes = np.argsort(self.permutation)[places] if self.permutation else places
-        if np.isin(codes, self.illegal).any():
-            raise UserError(f"id {np.asarray(ids)[np.isin(codes, self.illegal)].flat[0]} is a control piece of {self.name!r}")
+        codes = np.argsort(self._places)[places] if self.permutation else places
+        if self.illegal and self._illegal(codes).any():
+            raise UserError(f"id {np.asarray(ids)[self._illegal(codes)].flat[0]} is a control piece of {self.name!r}")
         return codes
 
 

@@ -154,7 +154,8 @@ class _Work:
         for raw in make():
             for version in _versions(spec, raw):
                 parts = tuple(self._part(spec, part, version.id) for part in version.content)
-                pending.append(Pending(version, parts, spec))
+                slim = tuple(replace(part, file=None) for part in version.content)  # or all files' bytes would stay
+                pending.append(Pending(replace(version, content=slim), parts, spec))
         return pending
 
     def _part(self, spec: SourceSpec, part: Part, id: str) -> list[int] | Medium:
@@ -338,7 +339,8 @@ def _segment(part: Part, found: list[int] | Medium) -> Segment:
         return Segment("text", np.asarray(found), part.role, part.loss)
     if found.codes is None:
         raise UserError(found.error)
-    source = f"{part.file.name}#{found.view}" if found.view else part.file.name
+    source = part.path.as_posix() if part.path else ""
+    source = f"{source}#{found.view}" if found.view else source
     return Segment(part.type, found.codes.numpy(), part.role, part.loss, source, found.size)
 
 

@@ -11,7 +11,8 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,6 +20,8 @@ from unitok.errors import UserError
 
 #: Larger files are not read into memory at once: sounds are read in pieces, all else is refused.
 MAX_BYTES = 2 << 30
+#: Smaller files are read as soon as they are opened; of larger ones first the beginning.
+SMALL = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -128,10 +131,18 @@ class Files:
         """The true local path of a name; errors: `UserError` when it leaves the root."""
         if not _is_utf8(name):
             raise UserError("its name is not UTF-8; rename it")
-        path = os.path.realpath(os.path.join(self.folder, name))
+        inside, _, base = name.rpartition("/")
+        path = os.path.join(self._true_folder(inside), base)
+        if base in ("", ".", "..") or os.path.islink(path):
+            path = os.path.realpath(path)
         if path != self.root and not path.startswith(self.root.rstrip("/") + "/"):
             raise UserError(f"leaves {self.root}: refused (--root names a wider folder)")
         return path
+
+    @lru_cache(maxsize=1024)  # noqa: B019  # as long as its source
+    def _true_folder(self, inside: str) -> str:
+        """Where a folder truly lies; looked up once, not for each of its files."""
+        return os.path.realpath(os.path.join(self.folder, inside))
 
     def open(self, name: str) -> IO[bytes]:
         """A file to read from, that may seek; errors: `UserError` for one that is refused or not there."""
@@ -203,6 +214,10 @@ def _is_utf8(name: str) -> bool:
     return True
 
 
+def _held(data: bytes) -> bytes:
+    return data
+
+
 @dataclass(frozen=True)
 class Blob:
     """The content of a file, an archive's member or a table's cell: bytes that are read when they are asked for.
@@ -225,11 +240,17 @@ class Blob:
     @classmethod
     def held(cls, name: str, data: bytes) -> "Blob":
         """Bytes that are at hand."""
-        return cls(name, lambda: data)
+        return cls(name, partial(_held, data))
+
+    def loaded(self) -> "Blob":
+        """Itself, with the bytes at hand if they are few; so that a file is opened once."""
+        if self.files is not None and self.files.look(self.name).size > SMALL:
+            return self
+        return replace(self, read=partial(_held, self.read()))
 
     def head(self) -> bytes:
         """The first 4096 bytes, which say what it is."""
-        if self.files is None:
+        if self.files is None or isinstance(self.read, partial):
             return self.read()[:4096]
         with self.files.open(self.name) as file:
             return file.read(4096)
@@ -237,7 +258,7 @@ class Blob:
     @contextmanager
     def local(self) -> Iterator[Path | None]:
         """The path of a local file of its own, to be read in pieces, or None; errors: `UserError` if it changes meanwhile."""
-        if self.files is None:
+        if self.files is None or isinstance(self.read, partial):
             yield None
             return
         before = self.files.look(self.name)

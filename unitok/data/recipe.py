@@ -308,6 +308,7 @@ def default_parts(spec: SourceSpec, row: Fields, strict: bool) -> list[Part]:
             if isinstance(content, str) and (strict or name in CAPTIONS):
                 texts.append(_part(spec, "text", content))
             elif isinstance(content, Blob):
+                content = content.loaded()
                 head = content.head()
                 kind = sniff_bytes(head)
                 if kind in media:
