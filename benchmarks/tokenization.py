@@ -9,8 +9,8 @@ soundfile, `encode` one by one, `torch.save`); its memory does not grow from 1,0
 Untrained tokenizers of the shapes in `configs/`; pictures are windows of the photographs that scikit-image ships, sounds are
 noise with a melody. Every number is a marginal one: a run over all files less a run over half of them, so that starting
 processes and loading weights, which a large data set does not see, do not count (`start_up` tells them, in seconds). All take
-turns, medians. Tensors in memory go through in batches of 64 with both threads, or in two processes with one each, whichever
-is faster.
+turns, medians. Tensors in memory go through in batches of 64 with two threads inside each operation, or half of them each in
+two threads of the interpreter, whichever is faster. (A script called tokenize.py would hide Python's own module of that name.)
 """
 
 import argparse
@@ -38,8 +38,8 @@ from unitok.tokenizers import AudioTokenizer, AudioTokenizerConfig, ImageTokeniz
 CONFIGS = Path(__file__).parent.parent / "configs"
 #: name: kind, config, files of a run of the verb, pixels a side or seconds, unit; the two others take some of the files
 CASES = {
-    "pictures of 64 px, small network": ("image", "image/laptop-f8-64.yaml", 16000, 64, "images/s"),
-    "pictures of 256 px, VQ-GAN f16": ("image", "image/vqgan-f16-256.yaml", 64, 256, "images/s"),
+    "pictures of 64 px, small network": ("image", "image/laptop-f8-64.yaml", 8000, 64, "images/s"),
+    "pictures of 256 px, VQ-GAN f16": ("image", "image/vqgan-f16-256.yaml", 32, 256, "images/s"),
     "sounds of 1 s at 8 kHz, small network": ("audio", "audio/laptop-8khz.yaml", 16000, 1, "s of sound/s"),
     "sounds of 2 s at 24 kHz, EnCodec's network": ("audio", "audio/encodec-24khz.yaml", 128, 2, "s of sound/s"),
 }
@@ -177,7 +177,7 @@ def measure(name: str, work: Path, rounds: int, quick: bool, ray: bool, device: 
     write_files(place / "files", kind, count, size, rate)
     folder, half = place / "files", half_of(place / "files")
     ways: dict[str, list[float]] = {}
-    some = min(count, max(64, count // 8))
+    some = min(count, max(32, count // 8))
     for _ in range(rounds):
         for way in (
             "verb",
@@ -232,7 +232,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="half the files, one round")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each")
     parser.add_argument("--cases", nargs="*", help="only those whose names hold one of these words")
-    parser.add_argument("--ray", action="store_true", help="Ray actors, too")
+    parser.add_argument("--ray", action="store_true", help="Ray actors, too, for the first case")
     parser.add_argument("--no-memory", action="store_true", help="leave out the peak memory")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--out", type=Path, help="file for the results")
@@ -251,7 +251,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         for name in CASES:
             if not o.cases or any(word in name for word in o.cases):
-                rows += measure(name, Path(work), 1 if o.quick else o.rounds, o.quick, o.ray, o.device)
+                rows += measure(name, Path(work), 1 if o.quick else o.rounds, o.quick, o.ray and not rows, o.device)
                 print(json.dumps(rows[-1]), flush=True)
         if not o.no_memory:
             rows.append(measure_memory(Path(work)))

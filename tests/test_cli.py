@@ -71,7 +71,7 @@ def test_every_verb_has_help(verb):
 def test_a_whole_round_on_the_command_line(scenes_folder, bundle_folder, tmp_path):
     done = unitok("tokenize", scenes_folder, tmp_path / "tokens", "--bundle", bundle_folder)
     assert done.returncode == 0, done.stderr
-    assert unitok("inspect", tmp_path / "tokens", "--verify").stdout.strip().endswith("grammar")
+    assert unitok("inspect", tmp_path / "tokens", "--verify").stdout.strip().endswith("spans")
     out = tmp_path / "out"
     sample = [
         *("--bundle", bundle_folder, "--text", "a picture", "--image", scenes_folder / "images" / "000003.png"),

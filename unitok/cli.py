@@ -26,7 +26,7 @@ usage: unitok VERB [options]      (unitok VERB --help says everything about one)
   detokenize   token shards -> files
   import       a tokenizer or decoder of another project (taming, EnCodec, Chameleon, Llama, …) as ours
   export       a decoder as transformers, vLLM and SGLang load it
-  inspect      what is in a data set, bundle or config; what a decoder costs; --verify checks a data set
+  inspect      what is in a data set, bundle or config; what a decoder costs; --verify, --page of samples
   sample       continue prompts of text, pictures and sounds
   eval         measure a bundle on scenes, or an image tokenizer on pictures
   doctor       what is installed, what works, what to do about the rest
@@ -178,7 +178,9 @@ def _tokenize_parser() -> argparse.ArgumentParser:
     what.add_argument("--shard-size", type=int, default=0, help="documents a shard; 0: 4096, fewer for a small source")
     what.add_argument("--seed", type=int, default=0, help="of random orders, crops and choices")
     how = p.add_argument_group("how")
-    how.add_argument("--workers", type=int, default=0, help="processes or Ray actors; 0: one for each core, or each GPU")
+    how.add_argument(
+        "--workers", type=int, default=0, help="processes or Ray actors; 0: one for each core, or each GPU, fewer for little"
+    )
     how.add_argument("--threads", type=int, default=1, help="threads of the networks in each process")
     how.add_argument("--engine", choices=("local", "ray"), default="local", help="this machine, or a Ray cluster")
     how.add_argument("--shard-index", type=int, metavar="I", help="do the I-th (from 0) of --num-shards parts of the work")
@@ -284,7 +286,10 @@ def inspect(arguments: list[str]) -> None:
     p.add_argument(
         "what", help="a data set, a bundle, a decoder's folder, a YAML config, or a preset such as 100m, chameleon-34b"
     )
-    p.add_argument("--verify", action="store_true", help="check checksums, grammar and ranges of a data set")
+    p.add_argument("--verify", action="store_true", help="check checksums, counts, grammar and ranges of a data set")
+    p.add_argument("--page", type=Path, metavar="FILE.html", help="write a page of decoded samples of a data set")
+    p.add_argument("--bundle", type=Path, help="the tokenizers for --page")
+    p.add_argument("--samples", type=int, default=24, help="documents on the page")
     p.add_argument("--ids", type=float, default=0, help="ids to train on, for the hours; 0: 20 a parameter")
     p.add_argument("--hardware", choices=HARDWARE, default="h200", help="what it trains on")
     p.add_argument("--devices", type=int, default=1, help="how many of them")
@@ -294,10 +299,14 @@ def inspect(arguments: list[str]) -> None:
     o = p.parse_args(arguments)
     if not 0 < o.mfu <= 1 or o.devices < 1 or o.ids < 0 or o.batch < 1 or o.context < 0:
         raise UserError("--mfu is in (0, 1], --devices and --batch at least 1, --ids and --context at least 0")
-    from unitok.inspection import Budget
+    if (o.page is None) != (o.bundle is None) or o.samples < 1:
+        raise UserError("--page needs a --bundle to decode with, --samples at least 1")
+    from unitok.inspection import Budget, Page
     from unitok.inspection import inspect as run
 
-    run(Path(o.what), o.verify, Budget(o.ids, o.hardware, o.devices, o.mfu, o.context, o.batch))
+    page = Page(o.page, o.bundle, o.samples) if o.page else None
+    what = o.what if "://" in o.what else Path(o.what)
+    run(what, o.verify, Budget(o.ids, o.hardware, o.devices, o.mfu, o.context, o.batch), page)
 
 
 def _sample_parser() -> argparse.ArgumentParser:

@@ -116,6 +116,8 @@ def parse_raw_document(line: str, folder: Path, where: str, default_id: str) -> 
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno}); mend or remove the line") from None
+    except RecursionError:
+        raise UserError(f"{where}: JSON in too many brackets; mend or remove the line") from None
     if not isinstance(row, dict) or not isinstance(row.get("content"), list) or not row["content"]:
         raise UserError(f'{where}: a document is {{"id": …, "content": [parts]}} with at least one part')
     parts = []

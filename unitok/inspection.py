@@ -1,12 +1,21 @@
-"""`unitok inspect`: a summary of a data set or bundle; what a decoder costs; `--verify` checks a data set."""
+"""`unitok inspect`: a summary of a data set (with a page of samples) or bundle; what a decoder costs; `--verify`."""
 
+import html
 import json
+from base64 import b64encode
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from unitok.errors import UserError
 from unitok.hardware import HARDWARE
+
+if TYPE_CHECKING:
+    from unitok.bundle import Unitok
+    from unitok.data.shards import TokenDataset
+    from unitok.document import Segment
 
 
 @dataclass(frozen=True)
@@ -21,13 +30,31 @@ class Budget:
     batch: int = 65_536
 
 
-def inspect(what: Path, verify: bool = False, budget: Budget | None = None) -> None:
-    """Print what is there; errors: `UserError` for something else, and for a data set that does not verify."""
+@dataclass(frozen=True)
+class Page:
+    """A page of decoded samples of a data set, to look at and listen to: its file, the tokenizers, how many."""
+
+    path: Path
+    bundle: Path
+    samples: int = 24
+
+
+def inspect(what: Path | str, verify: bool = False, budget: Budget | None = None, page: Page | None = None) -> None:
+    """Print what is there; errors: `UserError` for something else, and for a data set that does not verify.
+
+    `what` may be the URL of a data set.
+    """
     from unitok.model.presets import PRESETS, Preset
 
     budget = budget or Budget()
+    if "://" in str(what):
+        _inspect_dataset(str(what), verify, page)
+        return
+    what = Path(what)
     if (what / "dataset.json").exists():
-        _inspect_dataset(what, verify)
+        _inspect_dataset(what, verify, page)
+    elif page is not None:
+        raise UserError(f"{what}: no data set (dataset.json), so there are no samples for --page")
     elif (what / "bundle.json").exists():
         _inspect_bundle(what, budget)
     elif decoder := _decoder_folder(what):
@@ -55,20 +82,93 @@ def _decoder_folder(what: Path) -> Path | None:
     return None
 
 
-def _inspect_dataset(folder: Path, verify: bool) -> None:
+def _inspect_dataset(folder: Path | str, verify: bool, page: Page | None) -> None:
     from unitok.data.shards import TokenDataset
 
     dataset = TokenDataset(folder)
     info, lengths = dataset.info, dataset.lengths()
     print(f"{folder}: {info['documents']} documents, {info['ids']} ids, {len(info['shards'])} shards")
+    splits: dict[str, int] = {}
+    for shard in info["shards"]:
+        splits[shard.get("split", "train")] = splits.get(shard.get("split", "train"), 0) + shard["documents"]
+    if len(splits) > 1:
+        print("  splits: " + ", ".join(f"{name} {count}" for name, count in splits.items()))
     for modality, count in info["ids_by_modality"].items():
-        print(f"  {modality:<8}{count:>12} ids")
-    print(f"  lengths: shortest {lengths.min()}, median {int(sorted(lengths)[len(lengths) // 2])}, longest {lengths.max()} ids")
+        print(f"  {modality:<8}{count:>12} ids  {count / info['ids']:6.1%}")
+    skipped = sum(s.get("skipped", 0) for s in info["shards"])
+    left_out = sorted({name for s in info["shards"] for name in s.get("filtered", {})})
+    told = [f"{name} {sum(s.get('filtered', {}).get(name, 0) for s in info['shards'])}" for name in left_out]
+    if skipped or told:
+        print(f"  left out: {skipped} bad" + "".join(f", {t}" for t in told))
+    print(f"  lengths: shortest {lengths.min()}, median {int(np.median(lengths))}, longest {lengths.max()} ids")
+    print(histogram(lengths))
+    if page is not None:
+        write_page(dataset, page)
+        print(f"  samples: {page.path}")
     if verify:
         problems = dataset.verify()
         if problems:
             raise UserError(f"{folder}: {len(problems)} problems; the first: {problems[0]}")
-        print("  verified: checksums, ranges and grammar")
+        print("  verified: checksums, counts, ranges, grammar and spans")
+
+
+def histogram(lengths: np.ndarray, bars: int = 12, width: int = 50) -> str:
+    """Lengths as lines of a bar chart; the bars double in width where the longest is much longer than most."""
+    low, high = int(lengths.min()), int(lengths.max()) + 1
+    logarithmic = high > 20 * max(1, int(np.median(lengths)))
+    edges = np.geomspace(max(1, low), high, bars + 1) if logarithmic else np.linspace(low, high, bars + 1)
+    edges = np.unique(np.round(edges).astype(int))
+    counts, _ = np.histogram(lengths, edges)
+    most = max(1, counts.max())
+    lines = [
+        f"  {a:>9} to {b - 1:<9} {'#' * round(width * n / most):<{width}} {n}"
+        for a, b, n in zip(edges[:-1], edges[1:], counts, strict=True)
+    ]
+    return "\n".join(lines)
+
+
+def write_page(dataset: "TokenDataset", page: Page) -> None:
+    """One self-contained HTML file with documents from all over a data set, decoded."""
+    from unitok.bundle import Unitok
+
+    unitok = Unitok.from_pretrained(page.bundle, parts=("text", "image", "audio"))
+    unitok.vocab.check_covers(dataset.vocab, str(page.bundle), str(dataset.folder))
+    chosen = np.unique(np.linspace(0, len(dataset) - 1, min(page.samples, len(dataset))).round().astype(int))
+    articles = []
+    for index in map(int, chosen):
+        document = dataset.document(index)
+        pieces = [_piece(unitok, segment) for segment in document.segments]
+        where = html.escape(f"{index}: {document.id}" + (f" ({document.source})" if document.source != document.id else ""))
+        articles.append(f"<article><h2>{where}, {len(dataset.ids(index))} ids</h2>{''.join(pieces)}</article>")
+    title = html.escape(f"{dataset.folder.name}: {len(articles)} of {len(dataset)} documents")
+    text = (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
+        f"<h1>{title}</h1><p>As they come back from their ids. Grey: read, not learnt.</p>{''.join(articles)}</html>\n"
+    )
+    page.path.parent.mkdir(parents=True, exist_ok=True)
+    page.path.write_text(text, encoding="utf-8")
+
+
+_STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#222}
+h2{flex-basis:100%;font-size:.85rem;font-weight:500;margin:0;color:#666;overflow-wrap:anywhere}
+article{border:1px solid #ddd;border-radius:8px;padding:.8rem 1rem;margin:1rem 0;display:flex;flex-wrap:wrap;gap:1rem;align-items:center}
+figure{margin:0;max-width:100%}figcaption{font-size:.75rem;color:#777;overflow-wrap:anywhere}img{min-width:96px;max-width:320px;background:#eee}
+.read{opacity:.6}p{margin:0;white-space:pre-wrap}"""
+
+
+def _piece(unitok: "Unitok", segment: "Segment") -> str:
+    from unitok.data.media import encode_png, encode_wav
+
+    content = unitok.decode_segment(segment)
+    said = html.escape(" ".join(filter(None, [segment.role if segment.role != "none" else "", segment.source])))
+    if segment.modality == "text":
+        inner = f"<p>{html.escape(content)}</p>"
+    elif segment.modality == "image":
+        inner = f'<img alt="picture" src="data:image/png;base64,{b64encode(encode_png(content)).decode()}">'
+    else:
+        wav = b64encode(encode_wav(content, unitok.need("audio").sample_rate)).decode()
+        inner = f'<audio controls src="data:audio/wav;base64,{wav}"></audio>'
+    return f'<figure class="{"" if segment.loss else "read"}">{inner}<figcaption>{said}</figcaption></figure>'
 
 
 def _inspect_bundle(folder: Path, budget: Budget) -> None:

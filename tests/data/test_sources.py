@@ -406,6 +406,27 @@ def test_what_cannot_be_used_is_listed_never_passed_over(tmp_path):
         assert sum(name in line and why in line for line in bad) == 1, (name, bad)
 
 
+def test_a_folder_between_two_of_one_base_name_does_not_part_them(tmp_path):
+    (tmp_path / "cat.k").mkdir()
+    for name in ("cat.jpg", "cat.k/other.png", "dog.png"):
+        (tmp_path / name).write_bytes(png())
+    (tmp_path / "cat.txt").write_text("a cat")
+    good, bad = found_in(tmp_path)
+    assert [(raw.id, len(raw.content)) for raw in good] == [("cat.jpg", 2), ("dog.png", 1), ("cat.k/other.png", 1)]
+    assert not bad
+
+
+def test_what_no_one_thought_of_is_listed_too(bundle_folder, tmp_path):
+    lines = ['{"content": [{"type": "text", "text": "good"}]}', '{"content": ' + "[" * 200_000, '{"id": "x", "content": 7}']
+    (tmp_path / "documents.jsonl").write_text("\n".join(lines))
+    info = tokenize(Plan(str(tmp_path / "documents.jsonl"), str(tmp_path / "out"), str(bundle_folder)))
+    assert info is not None
+    assert info["documents"] == 1
+    found = errors_of(tmp_path / "out")
+    assert len(found) == 2
+    assert all(f"line {n}" in line for n, line in zip((2, 3), found, strict=True))
+
+
 def test_recipes_that_cannot_be_say_why(tmp_path):
     for content, why in (
         ("sources: []", "a recipe is `sources:`"),

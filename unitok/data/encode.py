@@ -225,8 +225,11 @@ class _Work:
             found = future.result()
         except Stop:
             raise
-        except UserError as error:
-            self.results.append({"id": id, "where": where, "error": str(error)})
+        except MemoryError:
+            raise
+        except Exception as error:  # a UserError; or what no one thought of, which must not end a run of a billion files
+            said = str(error) if isinstance(error, UserError) else f"{where}: {type(error).__name__}: {error}"
+            self.results.append({"id": id, "where": where, "error": said})
             self.encoder.progress(1, 0, 0, 1)
             return
         files = size = failed = 0

@@ -20,6 +20,8 @@ from unitok.errors import UserError
 
 #: Larger files are not read into memory at once: sounds are read in pieces, all else is refused.
 MAX_BYTES = 2 << 30
+#: Longest text of one file.
+MAX_TEXT = 64 << 20
 #: Smaller files are read as soon as they are opened; of larger ones first the beginning.
 SMALL = 32 << 20
 
@@ -75,7 +77,10 @@ class Files:
         return os.path.isfile(os.path.join(self.folder, name))
 
     def walk(self, inside: str = "") -> Iterator[Found]:
-        """All files, in the order of their names' parts; hidden ones (`.name`) are left out. Memory holds one folder."""
+        """All files: those of a folder in order of their names, then those of its folders. Hidden ones (`.name`) are left out.
+
+        Memory holds the names of one folder, and of those that it lies in.
+        """
         if self.remote is not None:
             yield from self._walk_remote()
             return
@@ -87,19 +92,20 @@ class Files:
             yield Found(inside, problem=f"cannot be read ({error.strerror})")
             return
         for entry in entries:
+            if not entry.is_dir(follow_symlinks=False):
+                yield self.look(os.path.join(inside, entry.name))
+        for entry in filter(lambda e: e.is_dir(follow_symlinks=False), entries):
             name = os.path.join(inside, entry.name)
-            if not _is_utf8(entry.name):
-                yield Found(printable(name), problem="its name is not UTF-8; rename it")
-            elif entry.is_dir(follow_symlinks=False):
+            if _is_utf8(entry.name):
                 yield from self.walk(name)
             else:
-                yield self.look(name)
+                yield Found(printable(name), problem="its name is not UTF-8; rename it")
 
     def _walk_remote(self) -> Iterator[Found]:
         for folder, folders, files in self.remote.walk(self.folder, detail=True):
-            folders_now = sorted(folders)
-            if isinstance(folders, list):
-                folders[:] = folders_now
+            in_order = sorted(folders.items())
+            folders.clear()  # fsspec goes into them in the order that it finds here
+            folders.update(in_order)
             for base, info in sorted(files.items()):
                 if base and not base.startswith("."):
                     name = f"{folder}/{base}"[len(self.folder) :].lstrip("/")

@@ -314,8 +314,9 @@ class TokenShards(_Module):
     """Tokenized data sets, packed.
 
     Args:
-        path: folder made by `unitok tokenize`; or several, each with its share of the ids: `{folder: share, …}`.
-        val_path: another to validate on, or none.
+        path: folder made by `unitok tokenize`, or a URL of one; or several, each with its share of the ids: `{folder: share, …}`.
+            Of one that was split, the split `train`.
+        val_path: another to validate on (all of it, or its split `validation`); by default the split `validation` of `path`.
         row_length: ids a packed row; rows of eight documents and more waste least. batch_size: rows a step and process.
         max_length: most ids of a document (default: a row's).
         long_documents: what to do with longer ones: `split` them into pieces, `cut` off the rest, `drop` or `refuse` them.
@@ -354,9 +355,8 @@ class TokenShards(_Module):
         self._train: PackedDataset | None = None
 
     def _data(
-        self, folders: list[str], shares: list[float] | None, drop_condition: float, vocab: Vocab | None = None
+        self, sets: list[TokenDataset], shares: list[float] | None, drop_condition: float, vocab: Vocab | None = None
     ) -> PackedDataset:
-        sets = [TokenDataset(Path(folder)) for folder in folders]
         how = (self.row_length, self.seed, drop_condition, self.weights, shares, self.max_length, self.long_documents)
         data = PackedDataset(sets, *how, vocab=vocab)
         levels = len(data.vocab.body("audio")) if "audio" in data.vocab.spans else 0
@@ -372,13 +372,15 @@ class TokenShards(_Module):
             if not mixture:
                 raise UserError("data.path: no data set; give a folder made by `unitok tokenize`")
             shares = list(mixture.values()) if len(mixture) > 1 else None
-            self._train = self._data(list(mixture), shares, self.drop_condition)
+            self._train = self._data([TokenDataset(f, "train") for f in mixture], shares, self.drop_condition)
         return self._train
 
     def validation_data(self) -> PackedDataset | None:
-        if not self.val_path:
-            return None
-        return self._data([self.val_path], None, 0.0, self.vocab)
+        folders = [self.val_path] if self.val_path else list(self.path if isinstance(self.path, dict) else [self.path])
+        whole = [TokenDataset(folder) for folder in folders]
+        split = [TokenDataset(f, "validation") for f, d in zip(folders, whole, strict=True) if d.has("validation")]
+        sets = split or (whole if self.val_path else [])
+        return self._data(sets, None, 0.0, self.vocab) if sets else None
 
     @property
     def vocab(self) -> Vocab:

@@ -9,13 +9,13 @@ many processes, reads the listing and not the sources' folders, so it makes what
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
@@ -200,25 +200,16 @@ def make_plan(plan: Plan, vocab: Vocab) -> None:
     old = read_json(out / "plan.json", "") if (out / "plan.json").exists() else None
     if old is not None and (work / "told.json").exists() and read_json(work / "told.json", "") == mine:
         return  # as it was listed then: what has changed since is found when it is read
-    sources = open_sources(plan)
-    digest = _Digest(plan, [s.spec for s in sources], vocab)
-    shutil.rmtree(work / "listing", ignore_errors=True)
-    (work / "listing").mkdir(parents=True)
-    counts = {"train": 0, "validation": 0}
-    writers = {split: _Listing(work / "listing" / split) for split in counts}
-    for number, split, item in list_sources(plan, sources):
-        digest.add(number, split, item)
-        writers[split].add(number, item)
-        counts[split] += 1
-    for writer in writers.values():
-        writer.close()
-    if not sum(counts.values()):
-        raise UserError(f"{plan.name()}: no documents in it")
-    if old is not None and old.get("fingerprint") != digest.value():
-        raise UserError(f"{out}: was begun with another source, bundle or options; remove it or choose another folder")
-    for split in counts:
-        (work / "listing" / split).replace(work / f"{split}.listing")
-    (work / "listing").rmdir()
+    digest = _Digest(plan, plan.specs(), vocab)
+    work.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=work, prefix="listing") as folder:
+        counts = _write_listing(Path(folder), plan, digest)
+        if not sum(counts.values()):
+            raise UserError(f"{plan.name()}: no documents in it")
+        if old is not None and old.get("fingerprint") != digest.value():
+            raise UserError(f"{out}: was begun with another source, bundle or options; remove it or choose another folder")
+        for split in counts:
+            (Path(folder) / split).replace(work / f"{split}.listing")
     size = plan.shard_size or min(4096, max(64, -(-sum(counts.values()) // 32)))
     content = {
         "version": VERSION,
@@ -232,6 +223,19 @@ def make_plan(plan: Plan, vocab: Vocab) -> None:
     }
     write_whole(out / "plan.json", json.dumps(content, indent=1) + "\n", work)
     write_whole(work / "told.json", json.dumps(mine), work)
+
+
+def _write_listing(folder: Path, plan: Plan, digest: _Digest) -> dict[str, int]:
+    """List the sources into a file for each split; -> how many documents each has."""
+    counts = {"train": 0, "validation": 0}
+    writers = {split: _Listing(folder / split) for split in counts}
+    for number, split, item in list_sources(plan, open_sources(plan)):
+        digest.add(number, split, item)
+        writers[split].add(number, item)
+        counts[split] += 1
+    for writer in writers.values():
+        writer.close()
+    return counts
 
 
 class _Listing:

@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from unitok.data.files import Blob, is_remote
+from unitok.data.files import MAX_TEXT, Blob, is_remote
 from unitok.data.media import sniff_bytes
 from unitok.document import PART_TYPES, ROLES, Part
 from unitok.errors import UserError
@@ -267,8 +267,11 @@ def _json_of(blob: Blob) -> Any:
 
 def text_of(blob: Blob) -> str:
     """A blob as UTF-8 text; errors: `UserError`."""
+    data = blob.read()
+    if len(data) > MAX_TEXT:
+        raise UserError(f"{blob.name}: {len(data)} bytes are too many for one text (limit {MAX_TEXT}); split it")
     try:
-        return blob.read().decode("utf-8")
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{blob.name}: not UTF-8 text (byte {error.start}); convert it, for example with iconv") from None
 

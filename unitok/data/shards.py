@@ -149,6 +149,10 @@ class TokenDataset:
         self._starts = np.cumsum([0] + [s["documents"] for s in self.shards])
         self._open: OrderedDict[int, pa.Table] = OrderedDict()
 
+    def has(self, split: str) -> bool:
+        """Whether there is such a split."""
+        return any(s.get("split", "train") == split for s in self.info["shards"])
+
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_open": OrderedDict()}  # another process maps the files itself
 
@@ -162,7 +166,7 @@ class TokenDataset:
                 raise UserError(f"{path}: no such file, though dataset.json lists it; make the data set again") from None
             except pa.ArrowInvalid:
                 raise UserError(f"{path}: not an Arrow file; make the data set again") from None
-            if len(self._open) > self.OPEN:
+            while len(self._open) > self.OPEN:
                 self._open.popitem(last=False)
         self._open.move_to_end(number)
         return self._open[number]

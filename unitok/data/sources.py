@@ -22,7 +22,7 @@ import os
 import tarfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import partial
@@ -192,8 +192,9 @@ class Source:
                 members.clear()
 
         try:
-            file = _unpacked(self.files.open(f.name))
-            with closing(file), tarfile.open(fileobj=file, mode="r:", errors="surrogateescape") as archive:
+            packed = self.files.open(f.name)
+            file = _unpacked(packed)
+            with closing(packed), closing(file), tarfile.open(fileobj=file, mode="r:", errors="surrogateescape") as archive:
                 while member := archive.next():
                     archive.members.clear()  # type: ignore[attr-defined]  # or all of them would be kept
                     name = member.name.removeprefix("./")
@@ -201,6 +202,8 @@ class Source:
                     base = name.rsplit("/", 1)[-1]
                     if why := _member_problem(member, name):
                         yield _refused(where, why)
+                        if member.size > MAX_BYTES and file is not packed:
+                            raise tarfile.ReadError("what is after it would have to be unpacked first")
                     elif member.isdir() or base.startswith("."):
                         continue
                     else:
@@ -283,7 +286,7 @@ class Source:
             parts = [self._with_file(part, folder) for part in raw.content]
             return self._made(item, parts)
 
-        with closing(self._open_listed(items[0])) as file:
+        with self._opened(items[0]) as file:
             for item in items:
                 file.seek(item.start)
                 line = file.read(item.length)
@@ -299,7 +302,7 @@ class Source:
 
     def _read_members(self, items: list[Item]) -> Iterator[Make]:
         lock = threading.Lock()
-        with closing(self._open_listed(items[0])) as file:
+        with self._opened(items[0]) as file:
 
             def content(item: Item, start: int, length: int) -> bytes:
                 with lock:
@@ -339,12 +342,15 @@ class Source:
                 yield partial(make, item, batch, item.start - first)
                 item = next(wanted, None)
 
-    def _open_listed(self, item: Item) -> IO[bytes]:
-        """A container, open; errors: `UserError` when it changed since it was listed: what was planned is not there any more."""
-        file = self.files.open(item.file)
-        if self.files.stamp_of(file, item.file)[1] != item.stamp:
-            raise UserError(f"{item.file}: has changed since the run was planned; start with a new folder")
-        return _unpacked(file)
+    @contextmanager
+    def _opened(self, item: Item) -> Iterator[IO[bytes]]:
+        """The container of an item; errors: `UserError` when it is not as it was listed, or changes: the run cannot go on."""
+        with closing(self.files.open(item.file)) as file:
+            if self.files.stamp_of(file, item.file)[1] != item.stamp:
+                raise UserError(f"{item.file}: has changed since the run was planned; start with a new folder")
+            yield _unpacked(file)
+        if self.files.look(item.file).stamp != item.stamp:
+            raise UserError(f"{item.file}: changed while it was read; start with a new folder")
 
 
 def _whats_there(path: str) -> str:

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -38,6 +39,7 @@ from unitok.document import format_raw_document
 from unitok.errors import UserError
 
 JUDGED_AFTER = 100  # documents, before the share of bad ones is looked at
+WORTH_A_PROCESS = 1000  # documents; another process takes seconds to start
 COUNTS = ("documents", "files", "bytes", "failed", "ids", "stop")  # what workers tell while they work
 
 
@@ -114,7 +116,7 @@ def tokenize(
     """Run a plan; -> the content of `dataset.json`, or None where other runs have yet to finish their parts.
 
     Args:
-        workers: processes (or Ray actors); 0: one for each core, or each GPU.
+        workers: processes (or Ray actors); 0: one for each core, or each GPU, but not for a handful of documents.
         max_error_rate: share of bad documents, over which it stops; looked at after the first hundred.
         engine: `local` or `ray`.
         part: (i, n) for the i-th of n runs that share the work, on one machine or many: shards i, i + n, i + 2n, …
@@ -160,12 +162,12 @@ def _work(
     mine = range(len(run.shards)) if part is None else range(part[0], len(run.shards), part[1])
     made = {i: entry for i in mine if (entry := _made(run, i))}
     todo = [i for i in mine if i not in made]
-    workers = workers or _devices(run.plan.device)
+    total = sum(run.shards[i][2] - run.shards[i][1] for i in mine)
+    workers = workers or min(_devices(run.plan.device), -(-total // WORTH_A_PROCESS))
     workers = max(1, min(workers, len(todo)))
     launch = {"local": _run_here if workers == 1 else _run_local, "ray": _run_ray}.get(engine)
     if launch is None:
         raise UserError(f"--engine {engine}: choose local or ray")
-    total = sum(run.shards[i][2] - run.shards[i][1] for i in mine)
     with _Progress(total, max_error_rate, run, log) as progress:
         for entry in made.values():
             progress.had(entry)
@@ -239,7 +241,7 @@ def _check_parts(sources: list[Source], unitok: Unitok) -> None:
             for make in source.read([item]):
                 try:
                     kinds = sorted({part.type for raw in make() for part in raw.content})
-                except UserError:
+                except Exception:  # told when it is read in its turn
                     continue
                 for kind in kinds:
                     unitok.need(kind)
@@ -377,6 +379,7 @@ _worker: Worker | None = None
 def _start_worker(plan: Plan, counts: Any, number: Any) -> None:
     """A process of `_run_local` begins: it ends with its parent, and keeps its tokenizers."""
     global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     parent = parent_process()
     assert parent is not None
     threading.Thread(target=lambda: (connection.wait([parent.sentinel]), os._exit(1)), daemon=True).start()
