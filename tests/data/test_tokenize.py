@@ -11,7 +11,8 @@ from PIL import Image
 from unitok.bundle import Unitok
 from unitok.data.plan import Plan, make_plan
 from unitok.data.shards import TokenDataset
-from unitok.data.tokenize import Worker, detokenize, tokenize
+from unitok.data.tokenize import detokenize, tokenize
+from unitok.data.worker import Worker
 from unitok.document import read_raw_documents
 from unitok.errors import UserError
 

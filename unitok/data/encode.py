@@ -22,7 +22,7 @@ from torch import Tensor
 
 from unitok.bundle import Unitok
 from unitok.data.files import Blob, Files
-from unitok.data.media import audio_seconds, load_audio, open_image
+from unitok.data.media import audio_seconds, open_audio, open_image, read_clip
 from unitok.data.recipe import SourceSpec, share
 from unitok.document import Document, Part, RawDocument, Segment
 from unitok.errors import UserError
@@ -31,7 +31,8 @@ from unitok.tokenizers.image import Fit
 BATCH = 64  # pictures, or seconds of sound, encoded at once
 LONG_SOUND = 60.0  # seconds; longer sounds are read and encoded piece by piece
 WAITING_BYTES = 256 << 20  # pixels and samples that wait for a full batch
-AHEAD = 48  # documents that are read and decoded ahead of the networks
+AHEAD = 2 * BATCH  # documents that are read and decoded ahead of the networks
+HELD_BYTES = 256 << 20  # pixels and samples that they may hold
 
 
 class Stop(UserError):
@@ -61,8 +62,15 @@ class Medium:
     seconds: float = 0.0
     view: str = ""
     bytes: int = 0
+    key: tuple[str, ...] = ()
+    users: int = 0  # documents on their way that it belongs to
     queued: bool = False
     codes: Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Of what was decoded."""
+        return 0 if self.content is None or isinstance(self.content, Blob) else self.content.nbytes
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,12 @@ class Pending:
     raw: RawDocument
     parts: tuple[list[int] | Medium, ...]
     spec: SourceSpec
+    rejected: str = ""  # the filter that its texts fail
+
+    @property
+    def media(self) -> list[Medium]:
+        """Its pictures and sounds."""
+        return [p for p in self.parts if isinstance(p, Medium)]
 
 
 @dataclass
@@ -115,7 +129,7 @@ class Encoder:
         work = _Work(self)
         with ThreadPoolExecutor(self.decoders) as pool:
             try:
-                for id, where, future in _ahead(pool, makes, work.prepare):
+                for id, where, future in _ahead(pool, makes, work):
                     work.take(id, where, future)
             except Stop as stop:
                 pool.shutdown(cancel_futures=True)
@@ -123,12 +137,12 @@ class Encoder:
         return work.finish()
 
 
-def _ahead(pool: ThreadPoolExecutor, makes: Iterable[Any], prepare: Callable) -> Iterator[tuple[str, str, Future]]:
-    """Futures in order, `AHEAD` of them under way."""
+def _ahead(pool: ThreadPoolExecutor, makes: Iterable[Any], work: "_Work") -> Iterator[tuple[str, str, Future]]:
+    """Futures in order, `AHEAD` of them under way, fewer where what they hold is large."""
     waiting: deque[tuple[str, str, Future]] = deque()
     for id, where, spec, make in makes:
-        waiting.append((id, where, pool.submit(prepare, spec, make)))
-        if len(waiting) == AHEAD:
+        waiting.append((id, where, pool.submit(work.prepare, spec, make)))
+        while len(waiting) >= AHEAD or (work.held > HELD_BYTES and waiting):
             yield waiting.popleft()
     while waiting:
         yield waiting.popleft()
@@ -145,6 +159,7 @@ class _Work:
         self.filtered: dict[str, int] = defaultdict(int)
         self.waiting: dict[tuple, list[Medium]] = defaultdict(list)
         self.waiting_bytes = 0
+        self.held = 0  # bytes of pixels and samples that are decoded and not yet taken
 
     # ---- In threads: read, decode --------------------------------------------------------------------------------
 
@@ -153,9 +168,10 @@ class _Work:
         pending = []
         for raw in make():
             for version in _versions(spec, raw):
-                parts = tuple(self._part(spec, part, version.id) for part in version.content)
+                rejected = spec.filters.of_texts(sum(len(p.text) for p in version.content if p.type == "text"))
+                parts = () if rejected else tuple(self._part(spec, part, version.id) for part in version.content)
                 slim = tuple(replace(part, file=None) for part in version.content)  # or all files' bytes would stay
-                pending.append(Pending(replace(version, content=slim), parts, spec))
+                pending.append(Pending(replace(version, content=slim), parts, spec, rejected))
         return pending
 
     def _part(self, spec: SourceSpec, part: Part, id: str) -> list[int] | Medium:
@@ -168,10 +184,11 @@ class _Work:
         own = id if part.view.startswith("crop") else ""  # no two documents share a random crop
         key = (spec.path, part.type, part.file.name, part.view, own)
         with self.lock:
-            medium = self.media.get(key)
-            if medium is not None:
-                return medium
-            medium = self.media[key] = Medium(view=part.view)
+            known = self.media.get(key)
+            medium = known or self.media.setdefault(key, Medium(view=part.view, key=key))
+            medium.users += 1
+        if known is not None:
+            return known
         try:
             if part.type == "image":
                 self._decode_image(medium, part.file, spec, own)
@@ -184,6 +201,8 @@ class _Work:
             raise
         finally:
             medium.ready.set()
+        with self.lock:
+            self.held += medium.nbytes
         return medium
 
     def _decode_image(self, medium: Medium, blob: Blob, spec: SourceSpec, own: str) -> None:
@@ -202,17 +221,14 @@ class _Work:
         clip = _clip(medium.view)
         with blob.local() as path:  # without a path, the bytes are in memory
             data = None if path else blob.read()
-            name = Path(blob.name)
+            medium.bytes = (path.stat().st_size if path else len(data or b"")) if clip is None else 0
             try:
-                seconds = audio_seconds(path or name, data)
-                medium.seconds = seconds if clip is None else clip[1] - clip[0]
-                medium.bytes = (path.stat().st_size if path else len(data or b"")) if clip is None else 0
-                if medium.seconds > LONG_SOUND:
-                    if clip is not None:
-                        raise UserError(f"{name}: audio_segment over {LONG_SOUND:g} seconds; choose a shorter one")
-                    medium.content = blob
-                    return
-                samples = tokenizer.prepare(*load_audio(path or name, data, clip), blob.name)
+                with open_audio(path or Path(blob.name), data) as file:
+                    medium.seconds = file.frames / file.samplerate if clip is None else clip[1] - clip[0]
+                    if medium.seconds > LONG_SOUND and clip is None:
+                        medium.content = blob
+                        return
+                    samples = tokenizer.prepare(read_clip(file, blob.name, clip), file.samplerate, blob.name)
             except UserError as error:
                 raise UserError(str(error).replace(str(path), blob.name) if path else str(error)) from None
         medium.content, medium.size = samples, tokenizer.size(samples)
@@ -234,26 +250,36 @@ class _Work:
             return
         files = size = failed = 0
         for pending in found:
-            for medium in pending.parts:
-                if isinstance(medium, Medium):
-                    medium.ready.wait()
-            if why := next((p.error for p in pending.parts if isinstance(p, Medium) and p.error), ""):
+            for medium in pending.media:
+                medium.ready.wait()
+            if why := next((medium.error for medium in pending.media if medium.error), ""):
                 self.results.append({"id": pending.raw.id, "where": pending.raw.where, "error": why})
                 failed += 1
-                continue
-            if name := _filtered(pending):
+            elif name := pending.rejected or _filtered(pending):
                 self.filtered[name] += 1
-                continue
-            for medium in pending.parts:
-                if isinstance(medium, Medium) and not medium.queued:
+            else:
+                for medium in (m for m in pending.media if not m.queued):
                     files, size = files + 1, size + medium.bytes
                     self._queue(medium)
-            size += sum(len(p.text) for p in pending.raw.content if p.type == "text")
-            self.results.append(pending)
+                size += sum(len(p.text) for p in pending.raw.content if p.type == "text")
+                self.results.append(pending)
+            self._release(pending.media)
         self.encoder.progress(1, files, size, failed)
+
+    def _release(self, media: list[Medium]) -> None:
+        """A document is done with; what no other one on its way needs, and was not encoded, is forgotten."""
+        with self.lock:
+            for medium in media:
+                medium.users -= 1
+                if not medium.users and not medium.queued:
+                    self.held -= medium.nbytes
+                    medium.content = None
+                    self.media.pop(medium.key, None)
 
     def _queue(self, medium: Medium) -> None:
         medium.queued = True
+        with self.lock:
+            self.held -= medium.nbytes
         if isinstance(medium.content, Blob):
             self._encode_long(medium)
             return
@@ -348,14 +374,14 @@ def _segment(part: Part, found: list[int] | Medium) -> Segment:
 
 
 def _filtered(pending: Pending) -> str:
-    """The name of the filter that a document fails, or ""."""
+    """The name of the filter that a picture or sound of a document fails, or ""."""
     filters = pending.spec.filters
     for part, found in zip(pending.raw.content, pending.parts, strict=True):
         if isinstance(found, Medium):
             name = filters.of_image(*found.shape) if part.type == "image" else filters.of_audio(found.seconds)
             if name:
                 return name
-    return filters.of_texts(sum(len(p.text) for p in pending.raw.content if p.type == "text"))
+    return ""
 
 
 # ---- Several documents of one ---------------------------------------------------------------------------------------

@@ -169,17 +169,19 @@ def read_samples(file: soundfile.SoundFile, frames: int = -1, start: int | None 
     return torch.from_numpy(np.ascontiguousarray(samples.T))
 
 
-def load_audio(path: Path, data: bytes | None = None, clip: tuple[float, float] | None = None) -> tuple[Tensor, int]:
-    """float [C, T] in [-1, 1] and its rate in Hz; errors: `UserError` for no file, no sound, no samples, not finite.
+def load_audio(path: Path) -> tuple[Tensor, int]:
+    """float [C, T] in [-1, 1] and its rate in Hz; errors: `UserError` for no file, no sound, no samples, not finite."""
+    with open_audio(path) as file:
+        return read_clip(file, str(path)), int(file.samplerate)
 
-    data: the file's bytes, where they are at hand already. clip: from and to, seconds.
-    """
-    with open_audio(path, data) as file:
-        start, stop = (0, file.frames) if clip is None else (round(seconds * file.samplerate) for seconds in clip)
-        samples = read_samples(file, -1 if clip is None else stop - start, start or None, str(path))
-        if not samples.shape[-1]:
-            raise UserError(f"{path}: a sound of zero length; replace it or leave it out")
-        return samples, int(file.samplerate)
+
+def read_clip(file: soundfile.SoundFile, name: str, clip: tuple[float, float] | None = None) -> Tensor:
+    """All of an open file, or what lies from one second to another, float [C, T]; errors as `load_audio`'s."""
+    start, stop = (0, file.frames) if clip is None else (round(seconds * file.samplerate) for seconds in clip)
+    samples = read_samples(file, -1 if clip is None else stop - start, start or None, name)
+    if not samples.shape[-1]:
+        raise UserError(f"{name}: a sound of zero length; replace it or leave it out")
+    return samples
 
 
 def read_audio_blocks(path: Path, to_rate: int, channels: int, seconds: float) -> Iterator[Tensor]:

@@ -181,6 +181,8 @@ class AudioTokenizer(nn.Module):
 
     def size(self, samples: Tensor) -> tuple[int, ...]:
         """[C, T] -> what `Segment.size` keeps: the length in samples, then each segment's scale in millionths."""
+        if not self.config.normalise:
+            return (samples.shape[-1],)
         scales = self.scales(samples[None])[0]
         return (samples.shape[-1], *(int(s) for s in (scales / SCALE_UNIT).round()))
 
