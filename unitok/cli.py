@@ -185,7 +185,11 @@ def _tokenize_parser() -> argparse.ArgumentParser:
     how.add_argument("--engine", choices=("local", "ray"), default="local", help="this machine, or a Ray cluster")
     how.add_argument("--shard-index", type=int, metavar="I", help="do the I-th (from 0) of --num-shards parts of the work")
     how.add_argument("--num-shards", type=int, metavar="N", help="into how many parts it is shared out, as in a SLURM array")
-    how.add_argument("--max-error-rate", type=float, default=0.1, help="share of bad documents over which it stops, after 100")
+    how.add_argument(
+        "--max-error-rate",
+        type=float,
+        help="share of bad documents over which it stops, after 100 (default: 0.1; of fewer than 100 documents any)",
+    )
     how.add_argument("--dry-run", action="store_true", help="write nothing; tell from a sample how much it will be")
     _device(p)
     return p
@@ -194,7 +198,7 @@ def _tokenize_parser() -> argparse.ArgumentParser:
 def tokenize(arguments: list[str]) -> None:
     """Raw files -> token shards. Bad files are skipped and listed in OUT/errors.jsonl; a run that was stopped goes on."""
     o = _tokenize_parser().parse_args(arguments)
-    if o.workers < 0 or not 0 <= o.max_error_rate <= 1:
+    if o.workers < 0 or not 0 <= (o.max_error_rate or 0) <= 1:
         raise UserError("--workers must be at least 0 and --max-error-rate in [0, 1]")
     if (o.shard_index is None) != (o.num_shards is None):
         raise UserError("--shard-index and --num-shards belong together")

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from unitok.bundle import Unitok
-from unitok.data.files import Blob, Files
+from unitok.data.files import Blob, Files, printable
 from unitok.data.media import audio_seconds, open_audio, open_image, read_clip
 from unitok.data.recipe import SourceSpec, share
 from unitok.document import Document, Part, RawDocument, Segment
@@ -75,10 +75,10 @@ class Medium:
 
 @dataclass(frozen=True)
 class Pending:
-    """A document whose pictures and sounds are on their way: for each part its text's ids, or its medium."""
+    """A document whose pictures and sounds are on their way: for each part its text's codes, or its medium."""
 
     raw: RawDocument
-    parts: tuple[list[int] | Medium, ...]
+    parts: tuple[np.ndarray | Medium, ...]
     spec: SourceSpec
     rejected: str = ""  # the filter that its texts fail
 
@@ -90,11 +90,17 @@ class Pending:
 
 @dataclass
 class Encoded:
-    """Documents in order; what could not be used, and why; how many each filter left out."""
+    """Documents in order; what could not be used, and why; how many each filter left out.
+
+    One item of a source may become several documents: `items` and `skipped` count items, those tried and those of which
+    something could not be used.
+    """
 
     documents: list[Document] = field(default_factory=list)
     errors: list[dict[str, str]] = field(default_factory=list)
     filtered: dict[str, int] = field(default_factory=dict)
+    items: int = 0
+    skipped: int = 0
 
 
 class Encoder:
@@ -140,9 +146,9 @@ class Encoder:
 def _ahead(pool: ThreadPoolExecutor, makes: Iterable[Any], work: "_Work") -> Iterator[tuple[str, str, Future]]:
     """Futures in order, `AHEAD` of them under way, fewer where what they hold is large."""
     waiting: deque[tuple[str, str, Future]] = deque()
-    for id, where, spec, make in makes:
-        waiting.append((id, where, pool.submit(work.prepare, spec, make)))
-        while len(waiting) >= AHEAD or (work.held > HELD_BYTES and waiting):
+    for number, (id, where, spec, make) in enumerate(makes):
+        waiting.append((id, where, pool.submit(work.prepare, number, spec, make)))
+        while len(waiting) >= AHEAD:
             yield waiting.popleft()
     while waiting:
         yield waiting.popleft()
@@ -160,33 +166,49 @@ class _Work:
         self.waiting: dict[tuple, list[Medium]] = defaultdict(list)
         self.waiting_bytes = 0
         self.held = 0  # bytes of pixels and samples that are decoded and not yet taken
+        self.room = threading.Condition(self.lock)
+        self.items = self.skipped = 0  # taken so far, and those of them of which something could not be used
 
     # ---- In threads: read, decode --------------------------------------------------------------------------------
 
-    def prepare(self, spec: SourceSpec, make: Make) -> list[Pending]:
-        """Read an item, and decode its pictures and sounds; errors: `UserError` for an item that cannot be used."""
-        pending = []
+    def prepare(self, number: int, spec: SourceSpec, make: Make) -> list[Pending]:
+        """Read item `number`, and decode its pictures and sounds; errors: `UserError` for an item that cannot be used.
+
+        While much is held that was decoded already, only the item that is to be taken next goes on.
+        """
+        with self.room:
+            self.room.wait_for(lambda: self.held < HELD_BYTES or number <= self.items)
+        pending: list[Pending] = []
+        grabbed: list[Medium] = []
+        try:
+            self._prepare(spec, make, pending, grabbed)
+        except BaseException:
+            self._release(grabbed)
+            raise
+        return pending
+
+    def _prepare(self, spec: SourceSpec, make: Make, pending: list[Pending], grabbed: list[Medium]) -> None:
         for raw in make():
             for version in _versions(spec, raw):
                 rejected = spec.filters.of_texts(sum(len(p.text) for p in version.content if p.type == "text"))
-                parts = () if rejected else tuple(self._part(spec, part, version.id) for part in version.content)
-                slim = tuple(replace(part, file=None) for part in version.content)  # or all files' bytes would stay
+                parts = () if rejected else tuple(self._part(spec, part, version.id, grabbed) for part in version.content)
+                slim = tuple(replace(part, file=None, text="") for part in version.content)  # or all of it would stay
                 pending.append(Pending(replace(version, content=slim), parts, spec, rejected))
-        return pending
 
-    def _part(self, spec: SourceSpec, part: Part, id: str) -> list[int] | Medium:
+    def _part(self, spec: SourceSpec, part: Part, document: str, grabbed: list[Medium]) -> np.ndarray | Medium:
         try:
             tokenizer = self.unitok.need(part.type)
         except UserError as error:
             raise Stop(str(error)) from None
         if part.type == "text":
-            return tokenizer.encode(part.text)
-        own = id if part.view.startswith("crop") else ""  # no two documents share a random crop
-        key = (spec.path, part.type, part.file.name, part.view, own)
+            return np.asarray(tokenizer.encode(part.text), np.int32)
+        own = document if part.view.startswith("crop") else ""  # no two documents share a random crop
+        key = (str(id(spec)), part.type, part.file.name, str(part.file.place), part.view, own)
         with self.lock:
             known = self.media.get(key)
             medium = known or self.media.setdefault(key, Medium(view=part.view, key=key))
             medium.users += 1
+            grabbed.append(medium)
         if known is not None:
             return known
         try:
@@ -200,9 +222,9 @@ class _Work:
             medium.error = f"{part.path}: {type(bug).__name__}: {bug}"
             raise
         finally:
+            with self.lock:
+                self.held += medium.nbytes
             medium.ready.set()
-        with self.lock:
-            self.held += medium.nbytes
         return medium
 
     def _decode_image(self, medium: Medium, blob: Blob, spec: SourceSpec, own: str) -> None:
@@ -241,12 +263,10 @@ class _Work:
             found = future.result()
         except Stop:
             raise
-        except MemoryError:
-            raise
         except Exception as error:  # a UserError; or what no one thought of, which must not end a run of a billion files
             said = str(error) if isinstance(error, UserError) else f"{where}: {type(error).__name__}: {error}"
-            self.results.append({"id": id, "where": where, "error": said})
-            self.encoder.progress(1, 0, 0, 1)
+            self.results.append({"id": printable(id), "where": where, "error": printable(said)})
+            self._taken(0, 0, 1)
             return
         files = size = failed = 0
         for pending in found:
@@ -254,21 +274,29 @@ class _Work:
                 medium.ready.wait()
             if why := next((medium.error for medium in pending.media if medium.error), ""):
                 self.results.append({"id": pending.raw.id, "where": pending.raw.where, "error": why})
-                failed += 1
+                failed = 1
             elif name := pending.rejected or _filtered(pending):
                 self.filtered[name] += 1
             else:
                 for medium in (m for m in pending.media if not m.queued):
                     files, size = files + 1, size + medium.bytes
                     self._queue(medium)
-                size += sum(len(p.text) for p in pending.raw.content if p.type == "text")
                 self.results.append(pending)
             self._release(pending.media)
+        self._taken(files, size, failed)
+
+    def _taken(self, files: int, size: int, failed: int) -> None:
+        """An item more is done with."""
+        self.skipped += failed
+        with self.room:
+            self.items += 1
+            self.room.notify_all()
         self.encoder.progress(1, files, size, failed)
 
     def _release(self, media: list[Medium]) -> None:
         """A document is done with; what no other one on its way needs, and was not encoded, is forgotten."""
-        with self.lock:
+        with self.room:
+            self.room.notify_all()
             for medium in media:
                 medium.users -= 1
                 if not medium.users and not medium.queued:
@@ -278,8 +306,9 @@ class _Work:
 
     def _queue(self, medium: Medium) -> None:
         medium.queued = True
-        with self.lock:
+        with self.room:
             self.held -= medium.nbytes
+            self.room.notify_all()
         if isinstance(medium.content, Blob):
             self._encode_long(medium)
             return
@@ -334,8 +363,9 @@ class _Work:
                 segments = tuple(map(_segment, result.raw.content, result.parts))
                 done.documents.append(Document(segments, result.raw.id, result.raw.where))
             except UserError as error:
-                done.errors.append({"id": result.raw.id, "where": result.raw.where, "error": str(error)})
-                self.encoder.progress(0, 0, 0, 1)
+                done.errors.append({"id": result.raw.id, "where": result.raw.where, "error": printable(str(error))})
+                self.skipped += 1
+        done.items, done.skipped = self.items, min(self.skipped, self.items)
         return done
 
 
@@ -363,9 +393,9 @@ def _named(raw: RawDocument, folder: Path | None) -> list[RawDocument]:
     return [replace(raw, content=tuple(map(opened, raw.content)))]
 
 
-def _segment(part: Part, found: list[int] | Medium) -> Segment:
-    if isinstance(found, list):
-        return Segment("text", np.asarray(found), part.role, part.loss)
+def _segment(part: Part, found: np.ndarray | Medium) -> Segment:
+    if isinstance(found, np.ndarray):
+        return Segment("text", found, part.role, part.loss)
     if found.codes is None:
         raise UserError(found.error)
     source = part.path.as_posix() if part.path else ""
@@ -414,7 +444,7 @@ def _pieces(spec: SourceSpec, raw: RawDocument) -> Iterator[RawDocument]:
     kept = blob if data is None else Blob.held(blob.name, data)
     for number in range(-int(-seconds // spec.audio_segment)):
         start = number * spec.audio_segment
-        view = f"t={start:g},{min(start + spec.audio_segment, seconds):.10g}"
+        view = f"t={start:.10g},{min(start + spec.audio_segment, seconds):.10g}"
         content = tuple(replace(p, view=view, file=kept) if p.type == "audio" else p for p in raw.content)
         yield replace(raw, id=f"{raw.id}#{view}", content=content)
 

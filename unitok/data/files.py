@@ -37,13 +37,21 @@ class Found:
 
 
 def is_remote(path: str) -> bool:
-    """Whether a path is a URL for fsspec, such as `s3://bucket/folder`."""
-    return "://" in path or "::" in path
+    """Whether a path is a URL for fsspec, such as `s3://bucket/folder`; `file://` is a local path."""
+    return ("://" in path or "::" in path) and not path.startswith("file://")
 
 
 def printable(name: str) -> str:
-    """A name that need not be UTF-8, as text that is."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    """A name or message that need not be UTF-8, as text that is."""
+    try:
+        return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # halves of surrogate pairs, which no file's name can give
+        return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, short."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:120]
 
 
 class Files:
@@ -60,20 +68,25 @@ class Files:
             import fsspec
 
             try:
-                self.remote, path = fsspec.core.url_to_fs(folder)
-            except (ImportError, ValueError) as error:
-                raise UserError(f"{folder}: fsspec cannot open it ({str(error).splitlines()[0]})") from None
+                self.remote, path = fsspec.core.url_to_fs(folder, use_listings_cache=False, skip_instance_cache=True)
+            except Exception as error:  # every file system of fsspec has its own
+                raise UserError(f"{folder}: fsspec cannot open it ({first_line(error)})") from None
             self.folder = path.rstrip("/")
             return
-        self.folder = os.path.realpath(folder)
+        self.folder = os.path.realpath(folder.removeprefix("file://"))
         self.root = os.path.realpath(root) if root else self.folder
 
     # ---- What is there -------------------------------------------------------------------------------------------
 
     def exists(self, name: str) -> bool:
-        """Whether there is such a file."""
+        """Whether there is such a file; errors: `UserError` for a server that does not answer."""
         if self.remote is not None:
-            return bool(self.remote.isfile(self._join(name)))
+            try:
+                return self.remote.info(self._join(name))["type"] == "file"
+            except FileNotFoundError:
+                return False
+            except Exception as error:  # every file system of fsspec has its own
+                raise UserError(f"{name}: cannot be reached ({first_line(error)})") from None
         return os.path.isfile(os.path.join(self.folder, name))
 
     def walk(self, inside: str = "") -> Iterator[Found]:
@@ -102,7 +115,7 @@ class Files:
                 yield Found(printable(name), problem="its name is not UTF-8; rename it")
 
     def _walk_remote(self) -> Iterator[Found]:
-        for folder, folders, files in self.remote.walk(self.folder, detail=True):
+        for folder, folders, files in self.remote.walk(self.folder, detail=True, on_error="raise"):
             in_order = sorted(folders.items())
             folders.clear()  # fsspec goes into them in the order that it finds here
             folders.update(in_order)
@@ -202,7 +215,7 @@ def _reason(error: Exception) -> str:
         return "a link: not followed"
     if isinstance(error, OSError) and error.strerror:
         return f"cannot be read ({error.strerror})"
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return first_line(error)
 
 
 def _remote_stamp(info: dict[str, Any]) -> int:
@@ -232,16 +245,19 @@ class Blob:
         name: what it is called in messages and in shards, relative to its source.
         read: gives the bytes; errors: `UserError`.
         files: where the name is a local file of its own: what opens it, so that a long sound is read in pieces.
+        stamp: what that file had when it was listed, if it was. place: where it begins in an archive, which may hold a name twice.
     """
 
     name: str
     read: Callable[[], bytes]
     files: Files | None = None
+    stamp: int | None = None
+    place: int = 0
 
     @classmethod
     def of(cls, files: Files, name: str, stamp: int | None = None) -> "Blob":
         """A file of a source."""
-        return cls(name, lambda: files.read(name, stamp), files if files.remote is None else None)
+        return cls(name, lambda: files.read(name, stamp), files if files.remote is None else None, stamp)
 
     @classmethod
     def held(cls, name: str, data: bytes) -> "Blob":
@@ -270,6 +286,8 @@ class Blob:
         before = self.files.look(self.name)
         if before.problem:
             raise UserError(f"{self.name}: {before.problem}")
+        if self.stamp not in (None, before.stamp):
+            raise UserError(f"{self.name}: has changed since the run was planned")
         yield self.files.local(self.name)
         if self.files.look(self.name) != before:
             raise UserError(f"{self.name}: changed while it was read")

@@ -10,11 +10,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import replace
-from itertools import takewhile
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import Any
@@ -23,22 +22,26 @@ import torch
 from tqdm import tqdm
 
 from unitok.data.encode import Stop
+from unitok.data.files import first_line
 from unitok.data.plan import Plan, Run, write_whole
 from unitok.data.worker import Worker, threads
 from unitok.errors import UserError
 
+ERROR_RATE = 0.1  # share of bad documents over which a run stops, where nothing else is said
 JUDGED_AFTER = 100  # documents, before the share of bad ones is looked at
 WORTH_A_PROCESS = 1000  # documents; another process takes seconds to start
-COUNTS = ("documents", "files", "bytes", "failed", "ids", "stop")  # what workers tell while they work
+RETRIES = 3  # of an actor that dies, and of the shard that it had
+COUNTS = ("documents", "files", "bytes", "failed", "ids")  # what workers tell while they work
 MORE = "Start again with a higher --max-error-rate to go on, or mend them and start with a new folder"
 
 
 def launch(run: Run, todo: list[int], workers: int, engine: str, progress: "Progress") -> None:
-    """Make the shards `todo`. workers: 0 for one on each core (or GPU), fewer where there is little to do.
+    """Make the shards `todo`. workers: 0 for one on each core (or GPU), fewer where there is little to do; Ray: the cluster's.
 
     Errors: `Stop` for too many bad documents; `UserError` for what else a user can mend.
     """
-    workers = workers or min(_devices(run.plan.device), -(-progress.total // WORTH_A_PROCESS))
+    most = 1 << 30 if engine == "ray" else _devices(run.plan.device)
+    workers = workers or min(most, -(-progress.total // WORTH_A_PROCESS))
     workers = max(1, min(workers, len(todo)))
     if engine not in ("local", "ray"):
         raise UserError(f"--engine {engine}: choose local or ray")
@@ -51,16 +54,20 @@ def launch(run: Run, todo: list[int], workers: int, engine: str, progress: "Prog
 
 
 def _devices(device: str) -> int:
-    return torch.cuda.device_count() if device == "cuda" else os.cpu_count() or 1 if device == "cpu" else 1
+    if device == "cuda":
+        return torch.cuda.device_count()
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return allowed if device == "cpu" else 1
 
 
 class Progress:
     """A bar with files, ids and bytes a second, failures and time left; stops a run with too many bad documents."""
 
-    def __init__(self, total: int, max_error_rate: float, run: Run, log: Path):
+    def __init__(self, total: int, max_error_rate: float | None, run: Run, log: Path):
         self.total = total
         self.bar = tqdm(total=total, desc="tokenize", unit="document", mininterval=1.0, smoothing=0.05)
-        self.max_error_rate, self.run, self.log = max_error_rate, run, log
+        self.max_error_rate = ERROR_RATE if max_error_rate is None else max_error_rate
+        self.run, self.log = run, log
         self.counts = dict.fromkeys(COUNTS, 0)
         self.before = dict.fromkeys(COUNTS, 0)
         self.began = self.told = time.monotonic()
@@ -74,15 +81,15 @@ class Progress:
         self._write(f"stopped: {error}" if error else f"done: {self._rates()}")
         if isinstance(error, Stop):
             records = [r for i in range(len(self.run.shards)) if (r := self.run.record(i)).exists()]
-            errors = [e for record in records for e in json.loads(record.read_text())[1]] + list(error.errors)
+            errors = [e for record in records for e in json.loads(record.read_text(encoding="utf-8"))[1]] + list(error.errors)
             text = "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in errors)
             write_whole(self.run.out / "errors.jsonl", text, self.run.work)
 
     def had(self, entry: dict[str, Any]) -> None:
         """A shard that was there before."""
-        self.before["documents"] += entry["documents"] + entry.get("skipped", 0)
-        self.before["failed"] += entry.get("skipped", 0)
-        self.bar.update(entry["documents"] + entry.get("skipped", 0))
+        self.before["documents"] += entry["items"]
+        self.before["failed"] += entry["skipped"]
+        self.bar.update(entry["items"])
 
     def add(self, **more: int) -> None:
         """What came since the last call; errors: `Stop` for too many bad documents."""
@@ -107,7 +114,7 @@ class Progress:
         return f"{files:.0f} files/s, {ids:.0f} ids/s, {size / 1e6:.1f} MB/s, {self.counts['failed'] + self.before['failed']} failed"
 
     def _write(self, line: str) -> None:
-        with open(self.log, "a") as file:
+        with suppress(OSError), open(self.log, "a") as file:  # a full disk has been told, or will be
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
 
 
@@ -123,20 +130,23 @@ def _run_here(run: Run, todo: list[int], progress: Progress) -> None:
 
 
 def _run_local(run: Run, todo: list[int], workers: int, progress: Progress) -> None:
-    """Processes of this machine, each of which takes the next shard when it has encoded one."""
+    """Processes of this machine; the k-th of n makes every n-th shard.
+
+    They tell what they have done in shared memory, each in a row of its own and without locks: a process that is killed holds
+    none.
+    """
     context = get_context("spawn")
-    counts, begun, taken = context.Array("q", len(COUNTS)), context.Value("q", 0), context.Value("q", 0)
+    told, stop = context.RawArray("q", workers * len(COUNTS)), context.RawValue("b", 0)
     seen = [0] * len(COUNTS)
 
     def tell() -> None:
-        now = [counts[i] for i in range(len(COUNTS))]
+        now = [sum(told[i :: len(COUNTS)]) for i in range(len(COUNTS))]
         more = dict(zip(COUNTS, (a - b for a, b in zip(now, seen, strict=True)), strict=True))
         seen[:] = now
         progress.add(**more)
 
-    given = (run.plan, todo, counts, begun, taken)
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=given) as pool:
-        running = {pool.submit(_serve) for _ in range(workers)}
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(run.plan, told, stop)) as pool:
+        running = {pool.submit(_make_shards, number, todo[number::workers]) for number in range(workers)}
         try:
             while running:
                 done, running = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
@@ -144,7 +154,7 @@ def _run_local(run: Run, todo: list[int], workers: int, progress: Progress) -> N
                     future.result()
                 tell()
         except BaseException as error:
-            counts[COUNTS.index("stop")] = 1
+            stop.value = 1
             if isinstance(error, BrokenProcessPool):
                 raise UserError(
                     f"{run.out}: a worker process died (out of memory?); start again to go on, with fewer --workers if it "
@@ -153,52 +163,41 @@ def _run_local(run: Run, todo: list[int], workers: int, progress: Progress) -> N
             if isinstance(error, Stop):
                 wait(running, timeout=60)
                 stopped = [future.exception() for future in running if future.done()]
-                errors = [e for stop in stopped if isinstance(stop, Stop) for e in stop.errors]
+                errors = [e for each in stopped if isinstance(each, Stop) for e in each.errors]
                 raise Stop(str(error), tuple(errors)) from None
             raise
 
 
-_work: Callable[[], None] | None = None  # what a process of `_run_local` does
+_plan: Plan  # what a process of `_run_local` knows
+_told: Any
+_stop: Any
 
 
-def _serve() -> None:
-    assert _work is not None
-    _work()
-
-
-def _start_worker(plan: Plan, todo: list[int], counts: Any, begun: Any, taken: Any) -> None:
-    """A process of `_run_local` begins: it ends with its parent, and keeps its tokenizers."""
-    global _work
+def _start(plan: Plan, told: Any, stop: Any) -> None:
+    """A process of `_run_local` begins; it ends with its parent."""
+    global _plan, _told, _stop
+    _plan, _told, _stop = plan, told, stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     parent = parent_process()
     assert parent is not None
     threading.Thread(target=lambda: (connection.wait([parent.sentinel]), os._exit(1)), daemon=True).start()
-    device = f"cuda:{_next(begun) % torch.cuda.device_count()}" if plan.device == "cuda" else plan.device
 
-    def add(*more: int) -> None:
+
+def _make_shards(number: int, todo: list[int]) -> None:
+    """The `number`-th process makes its shards."""
+
+    def tell(*more: int) -> None:
         """Documents, files, bytes, failures, ids that came."""
-        with counts:
-            for i, count in enumerate(more):
-                counts[i] += count
-            if counts[COUNTS.index("stop")]:
-                raise Stop("stopped")
+        for i, count in enumerate(more):
+            _told[number * len(COUNTS) + i] += count
+        if _stop.value:
+            raise Stop("stopped")
 
-    worker = Worker(plan, device, add)
-
-    def work() -> None:
-        mine = takewhile(lambda i: i < len(todo), iter(lambda: _next(taken), -1))
-        with threads(worker.run.plan.threads):
-            for entry in worker.process_all(todo[i] for i in mine):
-                add(0, 0, 0, 0, entry["ids"])
-
-    _work = work
-
-
-def _next(counter: Any) -> int:
-    """The next number; no other process gets it."""
-    with counter:
-        counter.value += 1
-        return counter.value - 1
+    device = f"cuda:{number % torch.cuda.device_count()}" if _plan.device == "cuda" else _plan.device
+    worker = Worker(_plan, device, tell)
+    with threads(worker.run.plan.threads):
+        for entry in worker.process_all(todo):
+            tell(0, 0, 0, 0, entry["ids"])
 
 
 def _run_ray(run: Run, todo: list[int], workers: int, progress: Progress) -> None:
@@ -207,37 +206,41 @@ def _run_ray(run: Run, todo: list[int], workers: int, progress: Progress) -> Non
         import ray
     except ImportError:
         raise UserError("--engine ray: Ray is not installed; `pip install 'unitok[ray]'`") from None
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
 
     class Actor:
         def __init__(self, plan: Plan):
             self.worker = Worker(plan)
 
+        def ready(self) -> None:
+            """Answers when the tokenizers are loaded."""
+
         def process(self, index: int) -> dict[str, Any]:
             with threads(self.worker.run.plan.threads):
                 return self.worker.process(index)
 
-    gpus = 1 if run.plan.device == "cuda" else 0
-    remote: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=-1, max_task_retries=-1)(Actor)
-    absolute = replace(run.plan, out=str(run.out.absolute()), bundle=str(Path(run.plan.bundle).absolute()))
-    actors: list[Any] = [remote.remote(_absolute(absolute)) for _ in range(workers)]
-    left, busy = iter(todo), dict[Any, Any]()
+    actors: list[Any] = []
     try:
-        for actor in actors:
-            if (index := next(left, None)) is not None:
-                busy[actor.process.remote(index)] = actor
+        if not ray.is_initialized():
+            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        kind = "GPU" if run.plan.device == "cuda" else "CPU"
+        there = int(ray.cluster_resources().get(kind, 0))
+        if not there:
+            raise UserError(f"--engine ray: the cluster has no {kind}")
+        remote: Any = ray.remote(num_cpus=1, num_gpus=kind == "GPU", max_restarts=RETRIES, max_task_retries=RETRIES)(Actor)
+        actors += [remote.remote(_absolute(run.plan)) for _ in range(min(workers, there))]
+        left = iter(todo)
+        busy = {actor.ready.remote(): actor for actor in actors}  # only who is ready gets a shard
         while busy:
             (done,), _ = ray.wait(list(busy), num_returns=1)
             actor = busy.pop(done)
-            try:
-                entry = ray.get(done)
-            except ray.exceptions.RayTaskError as error:
-                raise (error.cause if isinstance(error.cause, UserError) else error) from None
-            skipped = entry.get("skipped", 0)
-            progress.add(documents=entry["documents"] + skipped, failed=skipped, ids=entry["ids"], bytes=entry["bytes"])
+            if (entry := ray.get(done)) is not None:
+                progress.add(documents=entry["items"], failed=entry["skipped"], ids=entry["ids"])
             if (index := next(left, None)) is not None:
                 busy[actor.process.remote(index)] = actor
+    except ray.exceptions.RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, UserError) else error) from None
+    except (ray.exceptions.RayError, ConnectionError) as error:
+        raise UserError(f"--engine ray: {first_line(error)}; start again to go on") from None
     finally:
         for actor in actors:
             ray.kill(actor)
@@ -249,4 +252,6 @@ def _absolute(plan: Plan) -> Plan:
     def full(path: str) -> str:
         return path if not path or "://" in path else str(Path(path).absolute())
 
-    return replace(plan, source=full(plan.source), recipe=full(plan.recipe))
+    spec = replace(plan.spec, root=full(plan.spec.root))
+    here = replace(plan, spec=spec, source=full(plan.source), recipe=full(plan.recipe))
+    return replace(here, out=full(plan.out), bundle=full(plan.bundle))

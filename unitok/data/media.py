@@ -10,6 +10,7 @@ Imports nothing of ours but the error; anyone may import this.
 import io
 import warnings
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,14 @@ from unitok.errors import UserError
 
 #: Larger pictures are refused before they are decompressed (a 20 kB PNG can hold gigabytes).
 MAX_PIXELS = 200_000_000
+
+#: Samples of a sound that are decoded at once, at most: 2 GB.
+MAX_SAMPLES = 500_000_000
+#: Longest sound, hours.
+MAX_HOURS = 12
+
+#: Formats that Pillow opens by running another program, or that are not pictures.
+_REFUSED_FORMATS = {"EPS", "PDF", "WMF", "FPX", "MIC", "MPEG", "HDF5", "GRIB", "BUFR"}
 
 _AUDIO_MAGIC = (b"RIFF", b"fLaC", b"OggS", b"ID3", b"FORM", b".snd", b"RF64", b"caff")
 _IMAGE_MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\x00", b"MM\x00*", b"P5", b"P6", b"\x00\x00\x01\x00")
@@ -75,6 +84,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+@cache
+def _formats() -> list[str]:
+    """What Pillow may take a file for."""
+    Image.init()
+    return [name for name in Image.ID if name not in _REFUSED_FORMATS]
+
+
 def open_image(path: Path, data: bytes | None = None) -> Image.Image:
     """A file as an upright RGB picture; errors: `UserError` naming the file and what is wrong with it.
 
@@ -83,7 +99,7 @@ def open_image(path: Path, data: bytes | None = None) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's notes on odd metadata and sizes: the checks here decide
-            with Image.open(path if data is None else io.BytesIO(data)) as image:
+            with Image.open(path if data is None else io.BytesIO(data), formats=_formats()) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise UserError(f"{path}: {image.width} x {image.height} pixels are too many (limit {MAX_PIXELS})")
                 image.load()
@@ -152,6 +168,9 @@ def open_audio(path: Path, data: bytes | None = None) -> soundfile.SoundFile:
     if file.frames == 0:
         file.close()
         raise UserError(f"{path}: a sound of zero length; replace it or leave it out")
+    if file.frames > MAX_HOURS * 3600 * file.samplerate:
+        file.close()
+        raise UserError(f"{path}: a sound of more than {MAX_HOURS} hours; cut it")
     return file
 
 
@@ -178,6 +197,8 @@ def load_audio(path: Path) -> tuple[Tensor, int]:
 def read_clip(file: soundfile.SoundFile, name: str, clip: tuple[float, float] | None = None) -> Tensor:
     """All of an open file, or what lies from one second to another, float [C, T]; errors as `load_audio`'s."""
     start, stop = (0, file.frames) if clip is None else (round(seconds * file.samplerate) for seconds in clip)
+    if (stop - start) * file.channels > MAX_SAMPLES:
+        raise UserError(f"{name}: {stop - start} samples of {file.channels} channels are too many to be read at once")
     samples = read_samples(file, -1 if clip is None else stop - start, start or None, name)
     if not samples.shape[-1]:
         raise UserError(f"{name}: a sound of zero length; replace it or leave it out")

@@ -9,6 +9,7 @@ many processes, reads the listing and not the sources' folders, so it makes what
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -198,6 +199,8 @@ def make_plan(plan: Plan, vocab: Vocab) -> None:
     work = out / ".work"
     mine = told(plan, vocab)
     old = read_json(out / "plan.json", "") if (out / "plan.json").exists() else None
+    if old is not None and old.get("device") != plan.device.partition(":")[0]:
+        raise UserError(f"{out}: was begun on {old.get('device')}; go on there, or choose another folder: codes may differ")
     if old is not None and (work / "told.json").exists() and read_json(work / "told.json", "") == mine:
         return  # as it was listed then: what has changed since is found when it is read
     digest = _Digest(plan, plan.specs(), vocab)
@@ -218,6 +221,7 @@ def make_plan(plan: Plan, vocab: Vocab) -> None:
         "options": plan.options() | {"seed": plan.seed},
         "shard_size": old["shard_size"] if old else size,
         "threads": old["threads"] if old else plan.threads,
+        "device": plan.device.partition(":")[0],
         "batch": {"pictures": BATCH, "seconds": BATCH, "long_sound": LONG_SOUND, "waiting_bytes": WAITING_BYTES},
         "documents": counts if plan.validation else {"train": counts["train"]},
     }
@@ -291,8 +295,8 @@ def sample_items(plan: Plan, sources: list[Source], count: int) -> tuple[int, li
 
 def write_whole(path: Path, text: str, work: Path) -> None:
     """Write a file beside its place (in `work`, on the same disk) and rename it."""
-    partial = work / f"{path.name}.{os.getpid()}.partial"
-    with open(partial, "w") as file:
+    partial = work / f"{path.name}.{uuid.uuid4().hex}.partial"
+    with open(partial, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

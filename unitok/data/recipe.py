@@ -13,6 +13,7 @@ Without one, a row's texts come first, then its pictures, then its sounds.
 """
 
 import hashlib
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -140,11 +141,15 @@ def check_template(template: Sequence[Any], where: str) -> None:
             raise UserError(f"{here}: {', '.join(sorted(map(str, unknown)))}; it may say type, {key}, role, loss, optional")
         if part.get("role", "none") not in ROLES:
             raise UserError(f"{here}: role {part['role']!r}; choose one of {', '.join(ROLES)}")
+        for key in ("loss", "optional"):
+            if not isinstance(part.get(key, True), bool):
+                raise UserError(f"{here}: {key} {part[key]!r}; it is true or false")
 
 
 def parse_template(text: str) -> tuple[dict[str, Any], ...]:
     """A template as YAML or JSON text, or the name of a file that holds it."""
-    read = _load_yaml(Path(text).read_text(), text) if Path(text).is_file() else _load_yaml(text, "--template")
+    inline = any(mark in text for mark in "\n{[")
+    read = _load_yaml(text, "--template") if inline or not Path(text).is_file() else _load_yaml(Path(text).read_text(), text)
     if not isinstance(read, list):
         raise UserError(f"--template {text[:60]}: a list of parts, or a YAML file that holds one")
     check_template(read, "--template")
@@ -188,13 +193,27 @@ def _read_spec(entry: Any, where: str, folder: Path) -> SourceSpec:
     if not isinstance(limits, dict) or set(limits) - {f.name for f in fields(Filters)}:
         raise UserError(f"{where}: filters may say {', '.join(f.name for f in fields(Filters))}")
     for key, value in (*entry.items(), *limits.items()):
-        if isinstance(kinds.get(key, 0.0), int | float) and not isinstance(value, int | float):
-            raise UserError(f"{where}: {key} {value!r} is not a number")
+        default = kinds.get(key, 0.0)
+        if isinstance(default, bool):
+            if not isinstance(value, bool):
+                raise UserError(f"{where}: {key} {value!r}; it is true or false")
+        elif isinstance(default, int | float):
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                raise UserError(f"{where}: {key} {value!r} is not a number")
+            if key == "crops" and value != int(value):
+                raise UserError(f"{where}: crops {value!r}; it is a whole number")
+        elif isinstance(default, str) and not isinstance(value, str):
+            raise UserError(f"{where}: {key} {value!r} is not a text")
+    for key, kind, said in (("roles", str, "a role"), ("loss", bool, "true or false")):
+        given = entry.get(key, {})
+        if not isinstance(given, dict) or not all(isinstance(v, kind) for v in given.values()):
+            raise UserError(f"{where}: {key} names {said} for each type, such as {{text: …}}")
+    if not all(isinstance(kind, str) for kind in entry.get("order", ())):
+        raise UserError(f"{where}: order lists types, or is [random]")
     for key in ("path", "root"):
         if entry.get(key) and not is_remote(entry[key]):
             entry[key] = str(folder / entry[key])
-    if not is_remote(entry["path"]):
-        entry.setdefault("name", Path(entry["path"]).name)
+    entry.setdefault("name", entry["path"].rstrip("/").rpartition("/")[2])
     return SourceSpec(**entry | {"filters": Filters(**limits)})
 
 
@@ -217,12 +236,14 @@ def fill_template(spec: SourceSpec, row: Fields, open_path: Callable[[str], Blob
         kind = entry["type"]
         said = {k: entry[k] for k in ("role", "loss") if k in entry}
         contents: Sequence[Any]
+        optional = entry.get("optional", False)
         if kind == "text":
-            contents = _fill_text(entry["text"], row)
+            contents = _fill_text(entry["text"], row, optional)
         else:
-            contents = _files_of(_find(entry["path"].strip().removeprefix("{").removesuffix("}"), row), open_path)
+            name = entry["path"].strip().removeprefix("{").removesuffix("}")
+            contents = _files_of(_find(name, row, optional), open_path)
         if not contents or any(c is None or c == "" for c in contents):
-            if entry.get("optional"):
+            if optional:
                 continue
             raise UserError(f"nothing in {entry['text' if kind == 'text' else 'path']}; say `optional: true` if that may be")
         for content in contents:
@@ -230,20 +251,20 @@ def fill_template(spec: SourceSpec, row: Fields, open_path: Callable[[str], Blob
     return parts
 
 
-def _fill_text(pattern: str, row: Fields) -> list[str | None]:
+def _fill_text(pattern: str, row: Fields, optional: bool) -> list[str | None]:
     """A text with its fields filled in; a text that is one field, and that field a list, gives several."""
     alone = re.fullmatch(r"\{([^{}]+)\}", pattern)
-    value = _find(alone[1], row) if alone else None
+    value = _find(alone[1], row, optional) if alone else None
     if isinstance(value, list):
         return [_text_of(v) for v in value]
-    found = {name: _text_of(_find(name, row)) for name in re.findall(r"\{([^{}]+)\}", pattern)}
+    found = {name: _text_of(_find(name, row, optional)) for name in re.findall(r"\{([^{}]+)\}", pattern)}
     if any(v is None for v in found.values()):
         return [None]
     return [re.sub(r"\{([^{}]+)\}", lambda m: found[m[1]] or "", pattern)]
 
 
-def _find(name: str, row: Any) -> Any:
-    """A field by its name, `json.caption` for one inside another; errors: `UserError` when there is none."""
+def _find(name: str, row: Any, optional: bool = False) -> Any:
+    """A field by its name, `json.caption` for one inside another; errors: `UserError` when there is none (optional: None)."""
     if isinstance(row, Blob):
         row = _json_of(row)
     if isinstance(row, Mapping):
@@ -251,7 +272,9 @@ def _find(name: str, row: Any) -> Any:
             return row[name]
         for cut in (i for i, c in enumerate(name) if c == "."):
             if name[:cut] in row:
-                return _find(name[cut + 1 :], row[name[:cut]])
+                return _find(name[cut + 1 :], row[name[:cut]], optional)
+    if optional:
+        return None
     known = ", ".join(sorted(map(str, row))) if isinstance(row, Mapping) else "no fields"
     raise UserError(f"no field {name!r}; there are {known}")
 

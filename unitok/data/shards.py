@@ -12,6 +12,8 @@ A data set may lie where fsspec reaches it: a shard is copied to a local cache w
 import hashlib
 import json
 import os
+import re
+import uuid
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -71,7 +73,7 @@ def write_shard(path: Path, documents: Iterable[Document], vocab: Vocab, work: P
         for p in placed:
             modalities[p.modality] = modalities.get(p.modality, 0) + p.length
     table = pa.table(rows, schema=SCHEMA)
-    partial = (work or path.parent) / f"{path.name}.{os.getpid()}.partial"
+    partial = (work or path.parent) / f"{path.name}.{uuid.uuid4().hex}.partial"
     try:
         with open(partial, "wb") as file:
             with pa.ipc.new_file(file, SCHEMA) as writer:  # one batch: read without a copy
@@ -111,7 +113,10 @@ def write_dataset_json(folder: Path, vocab: Vocab, shards: list[dict], options: 
         "vocab": vocab.to_manifest(),
     }
     partial = (work or folder) / "dataset.json.partial"
-    partial.write_text(json.dumps(content, indent=1) + "\n")
+    with open(partial, "w", encoding="utf-8") as file:
+        file.write(json.dumps(content, indent=1) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
     partial.replace(folder / "dataset.json")
     return content
 
@@ -136,6 +141,9 @@ class TokenDataset:
         self.info = self.remote.info if self.remote else read_json(Path(path), "make a data set with `unitok tokenize`")
         if self.info.get("version") != VERSION:
             raise UserError(f"{path}: version {self.info.get('version')}; this unitok reads version {VERSION}")
+        for shard in self.info["shards"]:  # a name from elsewhere must not lead anywhere else
+            if not re.fullmatch(r"shard-\d{5,}\.arrow", str(shard.get("file"))):
+                raise UserError(f"{path}: {str(shard.get('file'))[:80]!r} is no shard's name")
         self.vocab = Vocab.from_manifest(self.info["vocab"])
         self.shards: list[dict] = [s for s in self.info["shards"] if not split or s.get("split", "train") == split]
         if split and not self.shards:
@@ -276,8 +284,8 @@ class _Remote:
             self.info = json.loads(text)
         except FileNotFoundError:
             raise UserError(f"{url}/dataset.json: no such file; make a data set with `unitok tokenize`") from None
-        except (ImportError, OSError, ValueError) as error:
-            raise UserError(f"{url}: cannot be read ({str(error).splitlines()[0][:120]})") from None
+        except Exception as error:  # every file system of fsspec has its own
+            raise UserError(f"{url}: cannot be read ({(str(error).splitlines() or ['?'])[0][:120]})") from None
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unitok"
         self.cache = Path(cache or home) / hashlib.sha256(text).hexdigest()[:16]  # of its content, wherever it lies
 
@@ -286,7 +294,7 @@ class _Remote:
         path = self.cache / shard["file"]
         if not path.exists():
             self.cache.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+            partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
             self.fs.get_file(f"{self.folder}/{shard['file']}", str(partial))
             with open(partial, "rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != shard["sha256"]:

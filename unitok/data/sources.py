@@ -14,15 +14,12 @@ Content decides what a file is, not its suffix; suffixes only say which files ho
 agree. What cannot be used is listed with the reason, never passed over; hidden files (`.name`) alone are.
 """
 
-import bz2
-import gzip
 import json
-import lzma
 import os
-import tarfile
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import partial
@@ -31,9 +28,9 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from unitok.data.files import MAX_BYTES, Blob, Files, Found, is_remote, printable
+from unitok.data.containers import DAMAGE, Table, damage, list_members, unpacked
+from unitok.data.files import Blob, Files, Found, first_line, is_remote, printable
 from unitok.data.media import load_text
 from unitok.data.recipe import SourceSpec, arrange, default_parts, fill_template
 from unitok.document import Part, RawDocument, parse_raw_document, read_raw_documents
@@ -41,6 +38,9 @@ from unitok.errors import UserError
 
 #: Longest line of a JSON Lines file, bytes.
 MAX_LINE = 64 << 20
+
+#: Fields of a line that name files, where no template says which do.
+FILES = ("image", "images", "image_path", "audio", "audios", "audio_path", "sound", "file_name", "path")
 
 Make = Callable[[], list[RawDocument]]
 
@@ -97,6 +97,7 @@ class Source:
         elif not there:
             raise UserError(f"{folder}: no such file or folder")
         self.files, self.alone = Files(folder, spec.root), alone
+        self._containers: dict[str, tuple[IO[bytes], IO[bytes], int]] = {}
 
     # ---- Listing -------------------------------------------------------------------------------------------------
 
@@ -105,17 +106,30 @@ class Source:
         if self.alone:
             yield from self._items_of([self.files.look(self.alone)])
         elif self.pattern:
-            yield from self._items_of(f for f in self.files.walk() if fnmatch(f.name, self.pattern))
+            yield from self._items_of(f for f in self.files.walk() if fnmatch(f.name, self.pattern) or f.problem)
         elif self.files.exists("documents.jsonl"):
             yield from self._items_of([self.files.look("documents.jsonl")])
         elif self.files.exists("dataset_dict.json"):
-            splits = ", ".join(json.loads(self.files.read("dataset_dict.json")).get("splits", []))
+            splits = ", ".join(self._json("dataset_dict.json", "splits"))
             raise UserError(f"{self.spec.path}: a data set of several splits: name one of the folders {splits}")
         elif self.files.exists("state.json") and self.files.exists("dataset_info.json"):
-            state = json.loads(self.files.read("state.json"))
-            yield from self._items_of(self.files.look(d["filename"]) for d in state.get("_data_files", []))
+            names = [d.get("filename", "") for d in self._json("state.json", "_data_files") if isinstance(d, dict)]
+            yield from self._items_of(map(self.files.look, names))
         else:
             yield from self._items_of(self.files.walk())
+
+    def holds(self, path: Path) -> bool:
+        """Whether a local path would be found when this source is listed."""
+        if self.alone or self.files.remote is not None or self.files.exists("documents.jsonl"):
+            return False
+        return Path(os.path.realpath(path)).is_relative_to(self.files.folder)
+
+    def _json(self, name: str, key: str) -> list[Any]:
+        """A list in one of the small files beside a data set of Hugging Face's."""
+        try:
+            return list(json.loads(self.files.read(name))[key])
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{self.spec.path}/{name}: no list {key!r} in it: not as `save_to_disk` writes it") from None
 
     def _items_of(self, found: Iterable[Found]) -> Iterator[Item]:
         for _, group in groupby(found, key=lambda f: os.path.dirname(f.name)):
@@ -144,9 +158,9 @@ class Source:
 
     def _head(self, name: str) -> bytes:
         try:
-            with closing(_unpacked(self.files.open(name))) as file:
-                return file.read(512)
-        except (UserError, OSError, EOFError, lzma.LZMAError):
+            with closing(self.files.open(name)) as packed:
+                return unpacked(packed).read(512)
+        except (UserError, *DAMAGE):
             return b""
 
     def _files_items(self, waiting: dict[str, list[Found]]) -> Iterator[Item]:
@@ -161,26 +175,24 @@ class Source:
 
     def _line_items(self, f: Found) -> Iterator[Item]:
         name = PurePosixPath(f.name)
-        with closing(_unpacked(self.files.open(f.name))) as file:
-            at = number = 0
-            while True:
-                try:
-                    line = file.readline(MAX_LINE)
-                except (OSError, EOFError, lzma.LZMAError, gzip.BadGzipFile) as error:
-                    yield _refused(f"{name}, after line {number}", f"damaged ({str(error)[:80]})")
-                    return
-                if not line:
-                    return
-                number += 1
-                where, start = f"{f.name}, line {number}", at
-                at += len(line)
-                if len(line) == MAX_LINE and not line.endswith(b"\n"):
-                    while line and not line.endswith(b"\n"):
-                        line = file.readline(MAX_LINE)
-                        at += len(line)
-                    yield _refused(where, f"longer than {MAX_LINE} bytes")
-                elif line.strip():
-                    yield Item(_line_id(line, f"{name.stem}-{number}"), where, "line", f.name, f.stamp, start, len(line))
+        at = number = 0
+        try:
+            with closing(self.files.open(f.name)) as packed, closing(unpacked(packed)) as file:
+                while line := file.readline(MAX_LINE):
+                    number += 1
+                    where, start = f"{f.name}, line {number}", at
+                    at += len(line)
+                    if len(line) == MAX_LINE and not line.endswith(b"\n"):
+                        while line and not line.endswith(b"\n"):
+                            line = file.readline(MAX_LINE)
+                            at += len(line)
+                        yield _refused(where, f"longer than {MAX_LINE} bytes")
+                    elif line.strip():
+                        yield Item(_line_id(line, f"{name.stem}-{number}"), where, "line", f.name, f.stamp, start, len(line))
+        except UserError as error:
+            yield Item("", f.name, "error", error=str(error))
+        except DAMAGE as error:
+            yield _refused(f"{name}, after line {number}", f"damaged: the rest cannot be read ({damage(error, f.name)})")
 
     def _archive_items(self, f: Found) -> Iterator[Item]:
         key, last = "", "its beginning"
@@ -192,42 +204,35 @@ class Source:
                 members.clear()
 
         try:
-            packed = self.files.open(f.name)
-            file = _unpacked(packed)
-            with closing(packed), closing(file), tarfile.open(fileobj=file, mode="r:", errors="surrogateescape") as archive:
-                while member := archive.next():
-                    archive.members.clear()  # type: ignore[attr-defined]  # or all of them would be kept
-                    name = member.name.removeprefix("./")
-                    last, where = printable(name), f"{f.name}, {printable(name)}"
-                    base = name.rsplit("/", 1)[-1]
-                    if why := _member_problem(member, name):
-                        yield _refused(where, why)
-                        if member.size > MAX_BYTES and file is not packed:
-                            raise tarfile.ReadError("what is after it would have to be unpacked first")
-                    elif member.isdir() or base.startswith("."):
+            with closing(self.files.open(f.name)) as packed, closing(unpacked(packed)) as file:
+                for member in list_members(file, compressed=file is not packed):
+                    last = member.name or last
+                    if member.problem:
+                        yield _refused(f"{f.name}, {member.name or f'after {last}'}", member.problem)
                         continue
-                    else:
-                        mine = name[: len(name) - len(base)] + base.split(".", 1)[0]
-                        if mine != key:
-                            yield from sample()
-                            key = mine
-                        members.append((name, member.offset_data, member.size))
-                file.seek(archive.offset)
-                if any(file.read(512)):
-                    raise tarfile.ReadError("a damaged header")
+                    inside, slash, base = member.name.rpartition("/")
+                    mine = inside + slash + base.split(".", 1)[0]
+                    if mine != key:
+                        yield from sample()
+                        key = mine
+                    members.append((member.name, member.start, member.length))
             yield from sample()
-        except (tarfile.TarError, OSError, EOFError, ValueError, lzma.LZMAError) as error:
+        except UserError as error:
+            yield Item("", f.name, "error", error=str(error))
+        except DAMAGE as error:
             yield from sample()
-            yield _refused(f"{f.name}, after {last}", f"damaged: the rest cannot be read ({str(error)[:80]})")
+            yield _refused(f"{f.name}, after {last}", f"damaged: the rest cannot be read ({damage(error, f.name)})")
 
     def _table_items(self, f: Found) -> Iterator[Item]:
         try:
             table = Table(self.files, f.name)
             ids = table.ids()
             for row in range(table.rows):
-                yield Item(next(ids), f"{f.name}, row {row}", "row", f.name, f.stamp, row)
-        except (pa.ArrowException, OSError) as error:
-            yield _refused(f.name, f"not a readable table ({str(error).splitlines()[0][:100]})")
+                yield Item(printable(next(ids)), f"{f.name}, row {row}", "row", f.name, f.stamp, row)
+        except UserError as error:
+            yield Item("", f.name, "error", error=str(error))
+        except DAMAGE as error:
+            yield _refused(f.name, f"not a readable table ({damage(error, f.name)})")
 
     # ---- Reading -------------------------------------------------------------------------------------------------
 
@@ -278,19 +283,31 @@ class Source:
                 raise UserError(
                     f"{item.where}: not UTF-8 text (byte {error.start}); convert it, for example with iconv"
                 ) from None
-            if self.spec.template:
-                row = _json_row(text, item.where)
-                return self._from_fields(item, row, strict=False)
+            if self.spec.template or '"content"' not in text:
+                return self._from_fields(item, self._with_files(_json_row(text, item.where), item), strict=False)
             raw = parse_raw_document(text, Path(""), item.where, item.id)
             folder = os.path.dirname(item.file)
             parts = [self._with_file(part, folder) for part in raw.content]
             return self._made(item, parts)
 
-        with self._opened(items[0]) as file:
-            for item in items:
+        file = self._container_of(items[0])
+        last, line = -1, b""
+        for item in items:
+            if item.start != last:  # a document that is taken twice follows itself
                 file.seek(item.start)
-                line = file.read(item.length)
-                yield partial(make, item, line)
+                last, line = item.start, file.read(item.length)
+            yield partial(make, item, line)
+
+    def _with_files(self, row: dict[str, Any], item: Item) -> dict[str, Any]:
+        """A line's fields, those that are called as files are with what reads them; for lines without a template."""
+        if self.spec.template:
+            return row  # it says which are files
+
+        def opened(value: Any) -> Any:
+            name = os.path.join(os.path.dirname(item.file), value) if isinstance(value, str) else ""
+            return [opened(v) for v in value] if isinstance(value, list) else Blob.of(self.files, name) if name else value
+
+        return {key: opened(value) if key in FILES else value for key, value in row.items()}
 
     def _with_file(self, part: Part, folder: str) -> Part:
         role = self.spec.roles.get(part.type, "none") if part.role == "none" else part.role
@@ -301,94 +318,85 @@ class Source:
         return replace(part, role=role, loss=loss, path=Path(name), file=Blob.of(self.files, name))
 
     def _read_members(self, items: list[Item]) -> Iterator[Make]:
-        lock = threading.Lock()
-        with self._opened(items[0]) as file:
+        lock, file = threading.Lock(), self._container_of(items[0])
 
-            def content(item: Item, start: int, length: int) -> bytes:
-                with lock:
-                    file.seek(start)
-                    data = file.read(length)
+        def make(item: Item) -> list[RawDocument]:
+            row: dict[str, Any] = {}
+            for name, start, length in item.members:
+                try:
+                    with lock:
+                        file.seek(start)
+                        data = file.read(length)
+                except DAMAGE as error:
+                    raise UserError(f"{item.where}: cannot be read ({damage(error, item.where)})") from None
                 if len(data) != length:
                     raise UserError(f"{item.where}: cut off")
-                return data
+                suffix = PurePosixPath(name).name.partition(".")[2] or "txt"
+                blob = replace(Blob.held(f"{item.file}/{name}", data), place=start)
+                row[suffix] = [*row[suffix], blob] if suffix in row else [blob]
+            return self._from_fields(item, {k: v if len(v) > 1 else v[0] for k, v in row.items()}, strict=False)
 
-            def make(item: Item, contents: list[tuple[str, bytes]]) -> list[RawDocument]:
-                row: dict[str, Any] = {}
-                for name, data in contents:
-                    suffix = PurePosixPath(name).name.partition(".")[2] or "txt"
-                    row[suffix] = Blob.held(f"{item.file}/{name}", data)
-                return self._from_fields(item, row, strict=False)
-
-            for item in items:
-                try:
-                    contents = [(name, content(item, start, length)) for name, start, length in item.members]
-                except (UserError, OSError, EOFError, lzma.LZMAError) as error:
-                    yield partial(_raise, f"{item.where}: cannot be read ({error})")
-                    continue
-                yield partial(make, item, contents)
+        for item in items:
+            yield partial(make, item)
 
     def _read_rows(self, items: list[Item]) -> Iterator[Make]:
+        self._container_of(items[0])
         table = Table(self.files, items[0].file)
-        if table.stamp != items[0].stamp:
-            raise UserError(f"{items[0].file}: has changed since the run was planned; start with a new folder")
 
         def make(item: Item, batch: pa.RecordBatch, row: int) -> list[RawDocument]:
             return self._from_fields(item, table.fields(batch, row, f"{item.file}/{item.start}"), strict=False)
 
-        wanted = iter(items)
-        item = next(wanted, None)
-        for first, batch in table.batches(items[0].start, items[-1].start + 1):
-            while item is not None and item.start < first + batch.num_rows:
-                yield partial(make, item, batch, item.start - first)
-                item = next(wanted, None)
+        wanted = deque(items)
+        for at, count, batches in table.stretches(items[0].start, items[-1].start + 1):
+            first, end = at, at + count
+            try:
+                for batch in batches():
+                    while wanted and wanted[0].start < first + batch.num_rows:
+                        item = wanted.popleft()
+                        yield partial(make, item, batch, item.start - first)
+                    first += batch.num_rows
+            except DAMAGE as error:
+                why = damage(error, items[0].file)
+                while wanted and wanted[0].start < end:
+                    yield partial(_raise, f"{wanted.popleft().where}: damaged ({why})")
+        for item in wanted:
+            yield partial(_raise, f"{item.where}: not there")
 
-    @contextmanager
-    def _opened(self, item: Item) -> Iterator[IO[bytes]]:
-        """The container of an item; errors: `UserError` when it is not as it was listed, or changes: the run cannot go on."""
-        with closing(self.files.open(item.file)) as file:
-            if self.files.stamp_of(file, item.file)[1] != item.stamp:
+    def _container_of(self, item: Item) -> IO[bytes]:
+        """The container of an item, unpacked; open until `close`. Errors: `UserError` when it is not as it was listed."""
+        if item.file not in self._containers:
+            packed = self.files.open(item.file)
+            self._containers[item.file] = (packed, unpacked(packed), item.stamp)
+            if self.files.stamp_of(packed, item.file)[1] != item.stamp:
                 raise UserError(f"{item.file}: has changed since the run was planned; start with a new folder")
-            yield _unpacked(file)
-        if self.files.look(item.file).stamp != item.stamp:
-            raise UserError(f"{item.file}: changed while it was read; start with a new folder")
+        return self._containers[item.file][1]
+
+    def close(self) -> None:
+        """After all that `read` gave was called; errors: `UserError` for a container that changed meanwhile: start anew."""
+        opened, self._containers = self._containers, {}
+        for packed, file, _ in opened.values():
+            file.close()
+            packed.close()
+        for name, (_, _, stamp) in opened.items():
+            if self.files.look(name).stamp != stamp:
+                raise UserError(f"{name}: changed while it was read; start with a new folder")
 
 
 def _whats_there(path: str) -> str:
     """`file`, `folder` or "" for nothing."""
     if not is_remote(path):
         return "folder" if Path(path).is_dir() else "file" if Path(path).exists() else ""
-    files = Files(path)
     try:
+        files = Files(path)
         return "file" if files.remote.isfile(files.folder) else "folder" if files.remote.exists(files.folder) else ""
+    except UserError:
+        raise
     except Exception as error:  # every file system of fsspec has its own
-        raise UserError(f"{path}: cannot be reached ({str(error).splitlines()[0][:120]})") from None
+        raise UserError(f"{path}: cannot be reached ({first_line(error)})") from None
 
 
 def _raise(message: str) -> list[RawDocument]:
     raise UserError(message)
-
-
-def _unpacked(file: IO[bytes]) -> IO[bytes]:
-    """A file, decompressed if its first bytes say that it is compressed."""
-    head = file.read(6)
-    file.seek(0)
-    if head.startswith(b"\x1f\x8b"):
-        return gzip.GzipFile(fileobj=file)  # type: ignore[return-value]
-    if head.startswith(b"BZh"):
-        return bz2.BZ2File(file)  # type: ignore[return-value]
-    return lzma.LZMAFile(file) if head.startswith(b"\xfd7zXZ\x00") else file  # type: ignore[return-value]
-
-
-def _member_problem(member: tarfile.TarInfo, name: str) -> str:
-    if printable(name) != name:
-        return "its name is not UTF-8: refused"
-    if name.startswith("/") or ".." in name.split("/"):
-        return "leaves the archive: refused"
-    if member.issym() or member.islnk():
-        return "a link: not followed"
-    if not member.isdir() and (not member.isfile() or member.issparse()):
-        return "neither a file nor a folder"
-    return f"{member.size} bytes are too many (limit {MAX_BYTES})" if member.size > MAX_BYTES else ""
 
 
 def _line_id(line: bytes, default: str) -> str:
@@ -411,90 +419,6 @@ def _json_row(text: str, where: str) -> dict[str, Any]:
     return row
 
 
-class Table:
-    """A Parquet file, or an Arrow file as Hugging Face `datasets` saves it: rows of named columns."""
-
-    BATCH = 32  # rows held at once
-
-    def __init__(self, files: Files, name: str):
-        self.files, self.name = files, name
-        file = files.open(name)
-        self.stamp = files.stamp_of(file, name)[1]
-        self._parquet = pq.ParquetFile(file) if name.lower().endswith(".parquet") else None
-        if self._parquet is not None:
-            self.rows, self.schema = self._parquet.metadata.num_rows, self._parquet.schema_arrow
-        else:
-            source = pa.memory_map(str(files.local(name))) if files.remote is None else pa.PythonFile(file, mode="r")
-            try:
-                self._table = pa.ipc.open_stream(source).read_all()
-            except pa.ArrowInvalid:
-                source.seek(0)
-                self._table = pa.ipc.open_file(source).read_all()
-            self.rows, self.schema = self._table.num_rows, self._table.schema
-        told = json.loads((self.schema.metadata or {}).get(b"huggingface", b"{}"))
-        self.features: dict[str, Any] = (told.get("info") or {}).get("features") or {}
-
-    def ids(self) -> Iterator[str]:
-        """The documents' ids: a column `id`, `key` or `__key__`, or else file and row."""
-        named = [n for n in ("id", "__key__", "key") if n in self.schema.names]
-        kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer)
-        named = [n for n in named if any(of(self.schema.field(n).type) for of in kinds)]
-        if not named:
-            yield from (f"{self.name}/{row}" for row in range(self.rows))
-            return
-        row = 0
-        for _, batch in self.batches(0, self.rows, named[:1]):
-            for value in batch.column(0).to_pylist():
-                yield f"{self.name}/{row}" if value is None else str(value)
-                row += 1
-
-    def batches(self, start: int, stop: int, columns: list[str] | None = None) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """Rows `start` to `stop` and their neighbours: number of the first, and a few of them, after one another."""
-        if self._parquet is None:
-            part = self._table.slice(start, stop - start)
-            batches = (part.select(columns) if columns else part).to_batches(max_chunksize=self.BATCH)
-            first = start
-        else:
-            groups: list[int] = []
-            first = at = 0
-            for group in range(self._parquet.metadata.num_row_groups):
-                count = self._parquet.metadata.row_group(group).num_rows
-                if at < stop and at + count > start:
-                    first = first if groups else at
-                    groups.append(group)
-                at += count
-            size = self.BATCH if columns is None else 8192
-            batches = self._parquet.iter_batches(size, groups, columns, use_threads=False)
-        for batch in batches:
-            yield first, batch
-            first += batch.num_rows
-
-    def fields(self, batch: pa.RecordBatch, row: int, where: str) -> dict[str, Any]:
-        """A row as named fields: pictures and sounds as blobs, class labels by their names."""
-        return {
-            name: self._value(batch.column(i)[row].as_py(), f"{where}/{name}", self.features.get(name))
-            for i, name in enumerate(batch.schema.names)
-        }
-
-    def _value(self, value: Any, where: str, feature: Any) -> Any:
-        if isinstance(value, bytes):
-            return Blob.held(where, value)
-        if isinstance(value, list):
-            inner = feature[0] if isinstance(feature, list) and feature else (feature or {}).get("feature") if feature else None
-            return [self._value(v, f"{where}/{i}", inner) for i, v in enumerate(value)]
-        if isinstance(value, dict):
-            if set(value) == {"bytes", "path"}:
-                if value["bytes"] is not None:
-                    return Blob.held(where, value["bytes"])
-                if value["path"]:
-                    return Blob.of(self.files, os.path.join(os.path.dirname(self.name), value["path"]))
-                return None
-            return {k: self._value(v, f"{where}/{k}", None) for k, v in value.items()}
-        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and isinstance(value, int) and value >= 0:
-            return feature["names"][value] if feature.get("names") else value
-        return value
-
-
 # ---- Whole sources, for the library ----------------------------------------------------------------------------------
 
 
@@ -507,6 +431,7 @@ def read_source(path: Path) -> Iterator[RawDocument | UserError]:
                 yield from make()
             except UserError as error:
                 yield error
+    source.close()
 
 
 def read_texts(path: Path) -> Iterator[str]:

@@ -11,7 +11,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from unitok.bundle import TOKENIZERS, Unitok
 from unitok.data.encode import Encoder
-from unitok.data.launch import MORE, Progress, launch
+from unitok.data.launch import ERROR_RATE, JUDGED_AFTER, MORE, Progress, launch
 from unitok.data.plan import Plan, Run, drop, fingerprint, locked, make_plan, open_sources, sample_items
 from unitok.data.shards import TokenDataset, write_dataset_json, write_shard
 from unitok.data.sources import Source
@@ -32,7 +32,7 @@ from unitok.errors import UserError
 def tokenize(
     plan: Plan,
     workers: int = 1,
-    max_error_rate: float = 1.0,
+    max_error_rate: float | None = None,
     engine: str = "local",
     part: tuple[int, int] | None = None,
 ) -> dict[str, Any] | None:
@@ -40,7 +40,8 @@ def tokenize(
 
     Args:
         workers: processes (or Ray actors); 0: one for each core, or each GPU, but not for a handful of documents.
-        max_error_rate: share of bad documents, over which it stops; looked at after the first hundred.
+        max_error_rate: share of bad documents, over which it stops; looked at after the first hundred, and at the end.
+            None: a tenth, and fewer than a hundred documents are not judged.
         engine: `local` or `ray`.
         part: (i, n) for the i-th of n runs that share the work, on one machine or many: shards i, i + n, i + 2n, …
 
@@ -53,11 +54,18 @@ def tokenize(
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; give a folder")
     sources = open_sources(plan)
+    for source in sources:
+        if source.holds(out):
+            raise UserError(f"{out}: lies in the source {source.spec.path}, which would be read with it; choose another folder")
     unitok = Unitok.from_pretrained(plan.bundle, parts=TOKENIZERS)
     if (out / "dataset.json").exists():
         return _complete_already(plan, unitok)
     planned = (out / "plan.json").exists()
-    if out.exists() and not planned and any(f.name != ".work" and f.suffix != ".log" for f in out.iterdir()):
+    if (
+        out.exists()
+        and not planned
+        and any(f.name not in (".work", "errors.jsonl") and f.suffix != ".log" for f in out.iterdir())
+    ):
         raise UserError(f"{out}: not empty and no data set; choose another folder")
     _check_parts(sources, unitok)
     created = not out.exists()
@@ -74,13 +82,17 @@ def tokenize(
                 drop((out / ".work").glob("*.partial"))
             return _work(Run(plan), unitok, workers, max_error_rate, engine, part, log)
     except UserError:
-        if created and not any((out / ".work").glob("*.json")):
+        if created and not (out / "plan.json").exists() and not (out / "errors.jsonl").exists():
             shutil.rmtree(out, ignore_errors=True)
+        raise
+    except FileNotFoundError:
+        if (out / "dataset.json").exists():  # another part did the last of it, and cleaned up
+            return TokenDataset(out).info
         raise
 
 
 def _work(
-    run: Run, unitok: Unitok, workers: int, max_error_rate: float, engine: str, part: tuple[int, int] | None, log: Path
+    run: Run, unitok: Unitok, workers: int, max_error_rate: float | None, engine: str, part: tuple[int, int] | None, log: Path
 ) -> dict[str, Any] | None:
     mine = range(len(run.shards)) if part is None else range(part[0], len(run.shards), part[1])
     total = sum(run.shards[i][2] - run.shards[i][1] for i in mine)
@@ -102,37 +114,41 @@ def _work(
         return _close(run, unitok, max_error_rate)
 
 
-def _close(run: Run, unitok: Unitok, max_error_rate: float) -> dict[str, Any]:
+def _close(run: Run, unitok: Unitok, max_error_rate: float | None) -> dict[str, Any]:
     """All shards are there: write what closes the data set, and clean up."""
-    entries, bad = [], 0
+    entries = []
     try:
         partial = run.work / "errors.jsonl"
-        with open(partial, "w") as file:
+        with open(partial, "w", encoding="utf-8") as file:
             for i in range(len(run.shards)):
-                entry, errors = json.loads(run.record(i).read_text())
+                entry, errors = json.loads(run.record(i).read_text(encoding="utf-8"))
                 entries.append(entry)
-                bad += len(errors)
                 file.writelines(json.dumps(e, ensure_ascii=False) + "\n" for e in errors)
         partial.replace(run.out / "errors.jsonl")
     except OSError as error:
         raise full_disk(error, run.out) from None
-    usable = sum(e["documents"] for e in entries)
-    tried = usable + bad
-    if usable == 0 or bad > max_error_rate * tried:
-        first = open(run.out / "errors.jsonl").readline()
+    usable, tried, bad = (sum(e[name] for e in entries) for name in ("documents", "items", "skipped"))
+    too_many = tried >= JUDGED_AFTER or max_error_rate is not None
+    if usable == 0 or (too_many and bad > (ERROR_RATE if max_error_rate is None else max_error_rate) * tried):
+        with open(run.out / "errors.jsonl", encoding="utf-8") as file:
+            first = file.readline()
         said = f"; the first: {json.loads(first)['error']}" if first else ""
         what = "all were filtered out" if not bad else f"{bad} of {tried} documents could not be used{said}"
         if usable == 0:
-            shutil.rmtree(run.out)
-            raise UserError(f"{run.plan.name()}: {what}")
+            drop([run.out / e["file"] for e in entries] + [run.out / "plan.json"])
+            shutil.rmtree(run.work, ignore_errors=True)
+            raise UserError(f"{run.plan.name()}: {what}" + (f"; all are in {run.out / 'errors.jsonl'}" if bad else ""))
         raise UserError(f"{run.plan.name()}: {what}; see {run.out / 'errors.jsonl'}. {MORE}")
     if bad:
         print(f"{bad} of {tried} documents were skipped; see {run.out / 'errors.jsonl'}")
     else:
         (run.out / "errors.jsonl").unlink()
     options = {"shard_size": run.plan.shard_size} | run.plan.options()
-    info = write_dataset_json(run.out, unitok.vocab, entries, options, run.work)
-    shutil.rmtree(run.work)
+    try:
+        info = write_dataset_json(run.out, unitok.vocab, entries, options, run.work)
+    except OSError as error:
+        raise full_disk(error, run.out) from None
+    shutil.rmtree(run.work, ignore_errors=True)
     by = ", ".join(f"{n} {m}" for m, n in info["ids_by_modality"].items())
     print(f"{run.out}: {info['documents']} documents, {info['ids']} ids ({by}), {len(entries)} shards")
     return info
@@ -166,12 +182,10 @@ def _check_parts(sources: list[Source], unitok: Unitok) -> None:
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """One of several processes at a time; the others wait."""
-    try:
-        with open(path, "a") as file:
+    """One of several processes at a time; the others wait. Errors: `FileNotFoundError` when the folder is gone."""
+    with open(path, "a") as file:
+        with suppress(OSError):  # a file system without locks: what is written is whole or not there
             fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-    except FileNotFoundError:  # the folder is gone: another process closed the data set
         yield
 
 
@@ -201,7 +215,7 @@ def estimate(plan: Plan, sample: int = 200) -> dict[str, float]:
         "sample": len(items),
         "documents": entry["documents"] * more,
         "ids": entry["ids"] * more,
-        "bad": len(encoded.errors) / len(items),
+        "bad": encoded.skipped / len(items),
         "filtered": sum(encoded.filtered.values()) / len(items),
         "hours": seconds * more / 3600,
         "gigabytes": entry["bytes"] * more / 1e9,
@@ -234,7 +248,7 @@ def detokenize(data: Path, out: Path, bundle: Path, device: str = "cpu", limit: 
         raise UserError(f"{out}: not empty; choose another folder")
     out.mkdir(parents=True, exist_ok=True)
     count = min(len(dataset), limit or len(dataset))
-    with open(out / "documents.jsonl.partial", "w") as file:
+    with open(out / "documents.jsonl.partial", "w", encoding="utf-8") as file:
         for i in tqdm(range(count), desc="detokenize", unit="document", mininterval=1.0):
             raw = unitok.write_document(dataset.document(i), out, f"{i:06d}")
             file.write(format_raw_document(raw, out) + "\n")

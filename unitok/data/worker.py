@@ -23,7 +23,6 @@ from unitok.data.shards import shard_name, write_shard
 from unitok.data.sources import Item, Source
 from unitok.errors import UserError
 
-
 #: Seconds after which a thread must let another have the interpreter. At Python's own 5 ms, each of a network's many operations
 #: may wait so long for a thread that decodes: an encoder of pictures took 3.5 times as long (docs/notes.md).
 SWITCH = 5e-4
@@ -68,7 +67,7 @@ class Worker:
         try:
             entry = write_shard(run.out / shard_name(index), encoded.documents, self.unitok.vocab, run.work)
             entry |= {"split": run.shards[index][0]} if len(run.splits) > 1 else {}
-            entry |= {"skipped": len(encoded.errors)} if encoded.errors else {}
+            entry |= {"items": encoded.items, "skipped": encoded.skipped}
             entry |= {"filtered": encoded.filtered} if encoded.filtered else {}
             write_whole(run.record(index), json.dumps([entry, encoded.errors], ensure_ascii=False), run.work)
         except OSError as error:
@@ -85,7 +84,10 @@ def encode_items(encoder: Encoder, sources: list[Source], items: Sequence[tuple[
             for item, make in zip(run, source.read(run), strict=True):
                 yield item.id, source.prefix + item.where, source.spec, make
 
-    return encoder.run(makes())
+    encoded = encoder.run(makes())
+    for source in sources:
+        source.close()
+    return encoded
 
 
 def full_disk(error: OSError, out: Path) -> Exception:
