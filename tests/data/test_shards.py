@@ -63,6 +63,16 @@ def test_a_remote_data_set_is_read_through_a_cache(split_tokens, remote_tokens, 
         TokenDataset("memory://nowhere")
 
 
+def test_shards_names_lead_nowhere_else(split_tokens, tmp_path):
+    shutil.copytree(split_tokens, tmp_path / "evil")
+    info = json.loads((tmp_path / "evil" / "dataset.json").read_text())
+    for name in ("../../etc/passwd", "/etc/passwd", "shard-1.arrow/../x"):
+        info["shards"][0]["file"] = name
+        (tmp_path / "evil" / "dataset.json").write_text(json.dumps(info))
+        with pytest.raises(UserError, match="is no shard's name"):
+            TokenDataset(tmp_path / "evil")
+
+
 def test_shuffled_reading_goes_on_where_it_was_and_is_split_over_processes(split_tokens):
     data = TokenDataset(split_tokens)
     shares = [list(data.shuffled(seed=3, epoch=1, rank=rank, world=3)) for rank in range(3)]

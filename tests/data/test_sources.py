@@ -394,6 +394,80 @@ def test_damaged_containers_give_what_comes_before_the_damage(tmp_path):
             assert "are no member" in bad[0]
 
 
+def test_archives_put_one_after_another_are_read_to_the_last_one(tmp_path):
+    parts = [tar_of([(f"{n}{i}.txt", b"x") for i in range(5)]) for n in "ab"]
+    (tmp_path / "both.tar").write_bytes(b"".join(parts))
+    (tmp_path / "both.tar.gz").write_bytes(gzip.compress(parts[0]) + gzip.compress(parts[1]))
+    good, bad = found_in(tmp_path)
+    assert [raw.id for raw in good] == [f"{n}{i}" for n in "ab" for i in range(5)] * 2
+    assert not bad
+
+
+def test_a_name_that_an_archive_holds_twice_is_two_files(bundle_folder, tmp_path):
+    (tmp_path / "a.tar").write_bytes(tar_of([("x.png", png(1)), ("y.png", png(2)), ("x.png", png(3)), ("x.png", png(4))]))
+    found = tokens_of(tmp_path / "a.tar", tmp_path / "out", bundle_folder)
+    assert list(found) == ["x", "y"]  # documents of one id: the last is kept by this dictionary
+    data = TokenDataset(tmp_path / "out")
+    assert [len(data.document(i).segments) for i in range(3)] == [1, 1, 2]
+    codes = [s.codes.tolist() for i in (0, 2) for s in data.document(i).segments]
+    assert codes[0] != codes[1] != codes[2]
+
+
+def test_damaged_pages_of_a_table_cost_their_rows_alone(bundle_folder, tmp_path):
+    rows = [{"caption": f"number {i} " * 40, "image": {"bytes": png(i), "path": None}} for i in range(40)]
+    pq.write_table(table_of(rows), tmp_path / "t.parquet", row_group_size=10, compression="zstd")
+    content = bytearray((tmp_path / "t.parquet").read_bytes())
+    column = pq.ParquetFile(tmp_path / "t.parquet").metadata.row_group(1).column(1)
+    start = column.dictionary_page_offset or column.data_page_offset
+    for at in range(start + 40, start + 400):
+        content[at] ^= 0xFF
+    (tmp_path / "t.parquet").write_bytes(content)
+    tokenize(Plan(str(tmp_path / "t.parquet"), str(tmp_path / "out"), str(bundle_folder)))
+    data = TokenDataset(tmp_path / "out")
+    made = {data.document(i).id for i in range(len(data))}
+    bad = errors_of(tmp_path / "out")
+    assert {f"t.parquet/{i}" for i in (*range(10), *range(20, 40))} <= made
+    assert bad
+    assert len(made) + len(bad) == 40
+
+
+def test_compressed_files_with_flipped_bits_are_listed(tmp_path):
+    lines = b"".join(b'{"content": [{"type": "text", "text": "%d"}]}\n' % i for i in range(5000))
+    for name, data in (("a.jsonl.gz", lines), ("b.tar.gz", tar_of([(f"{i}.txt", b"%d" % i) for i in range(500)]))):
+        packed = bytearray(gzip.compress(data))
+        packed[len(packed) // 2] ^= 0xFF
+        (tmp_path / name).write_bytes(packed)
+        _, bad = found_in(tmp_path / name)
+        assert any(name in line for line in bad)
+
+
+def test_lines_without_content_are_rows_of_fields(bundle_folder, tiny, tmp_path):
+    (tmp_path / "p.png").write_bytes(png())
+    lines = ['{"text": "plain"}', '{"caption": "seen", "image": "p.png", "score": 3}', '{"score": 3}', '{"id": "\\ud800"}']
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    tokenize(Plan(str(tmp_path / "rows.jsonl"), str(tmp_path / "out"), str(bundle_folder)))
+    data = TokenDataset(tmp_path / "out")
+    assert [[s.modality for s in data.document(i).segments] for i in range(len(data))] == [["text"], ["text", "image"]]
+    assert len(errors_of(tmp_path / "out")) == 2
+
+
+def test_optional_parts_may_be_absent(bundle_folder, tmp_path):
+    (tmp_path / "a.tar").write_bytes(tar_of([("1.png", png()), ("1.wav", wav()), ("2.png", png(1)), ("3.wav", wav())]))
+    template = ({"type": "image", "path": "{png}"}, {"type": "audio", "path": "{wav}", "optional": True})
+    spec = SourceSpec("", template=template)
+    tokenize(Plan(str(tmp_path / "a.tar"), str(tmp_path / "out"), str(bundle_folder), spec=spec))
+    data = TokenDataset(tmp_path / "out")
+    assert [[s.modality for s in data.document(i).segments] for i in range(len(data))] == [["image", "audio"], ["image"]]
+    assert errors_of(tmp_path / "out") == ["a.tar, 3: no field 'png'; there are wav"]
+
+
+def test_an_output_in_its_own_source_is_refused(bundle_folder, tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    with pytest.raises(UserError, match="lies in the source"):
+        tokenize(Plan(str(tmp_path), str(tmp_path / "tokens"), str(bundle_folder)))
+    assert not (tmp_path / "tokens").exists()
+
+
 def test_what_cannot_be_used_is_listed_never_passed_over(tmp_path):
     cases = {
         "empty.png": (b"", "an empty file"),
@@ -442,6 +516,11 @@ def test_recipes_that_cannot_be_say_why(tmp_path):
         ("sources: [{path: a, template: [{type: image}]}]", "template, part 1: an empty or missing 'path'"),
         ("sources: [{path: a}, {path: b/a}]", "two sources are called 'a'"),
         ("seed: 1\nsources: [{path: a}]", "seed: unknown"),
+        ("sources: [{path: a, loss: false}]", "loss names true or false for each type"),
+        ("sources: [{path: a, roles: [user]}]", "roles names a role for each type"),
+        ("sources: [{path: a, weight: .nan}]", "is not a number"),
+        ("sources: [{path: a, crops: 2.5}]", "whole number"),
+        ("sources: [{path: a, template: [{type: text, text: x, loss: 0}]}]", "loss 0; it is true or false"),
         ("{", "not YAML"),
     ):
         (tmp_path / "r.yaml").write_text(content)

@@ -18,6 +18,7 @@ import soundfile
 from PIL import Image
 
 from unitok.data.plan import Plan, locked
+from unitok.data.recipe import SourceSpec
 from unitok.data.scenes import write_scenes
 from unitok.data.shards import TokenDataset
 from unitok.data.tokenize import estimate, tokenize
@@ -200,6 +201,26 @@ def test_too_many_bad_files_stop_the_run_early(bundle_folder, tmp_path):
     assert listed == [f"{i:03d}.txt" for i in range(0, 100, 2)]
     assert tokenize(plan, max_error_rate=0.6)["documents"] == 200
     assert len((out / "errors.jsonl").read_text().splitlines()) == 200
+
+
+def test_few_documents_are_judged_only_when_a_rate_is_asked_for(bundle_folder, tmp_path):
+    for i in range(4):
+        (tmp_path / f"{i}.txt").write_bytes(b"good" if i else b"\xff\xfe\x00")
+    out = tmp_path.with_name(f"{tmp_path.name}-out")
+    plan = Plan(str(tmp_path), str(out), str(bundle_folder))
+    with pytest.raises(UserError, match="1 of 4 documents could not be used"):
+        tokenize(plan, max_error_rate=0.1)
+    assert tokenize(plan)["documents"] == 3
+
+
+def test_a_bad_picture_with_crops_is_one_bad_document(bundle_folder, tmp_path):
+    (tmp_path / "in").mkdir()
+    for i in range(10):
+        Image.new("RGB", (40, 40), (i * 20, 0, 0)).save(tmp_path / "in" / f"{i}.png")
+    (tmp_path / "in" / "bad.png").write_bytes((tmp_path / "in" / "0.png").read_bytes()[:60])
+    plan = Plan(str(tmp_path / "in"), str(tmp_path / "out"), str(bundle_folder), spec=SourceSpec("", crops=4, flip=True))
+    info = tokenize(plan, max_error_rate=0.1)
+    assert (info["documents"], info["shards"][0]["items"], info["shards"][0]["skipped"]) == (60, 11, 1)
 
 
 def test_an_estimate_is_near_the_truth(scenes_folder, bundle_folder, tmp_path):
