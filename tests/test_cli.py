@@ -131,6 +131,51 @@ def test_mistakes_in_data_preparation_are_one_line_and_leave_nothing(bundle_fold
     assert not out.exists()
 
 
+def test_mistakes_in_tokenizing_are_one_line_and_leave_nothing(bundle_folder, scenes_folder, tmp_path):
+    out = tmp_path / "out"
+    bundle = ("--bundle", bundle_folder)
+    (tmp_path / "r.yaml").write_text("sources: [{path: nowhere}]")
+    (tmp_path / "empty").mkdir()
+    for words, telling in (
+        ((tmp_path / "nowhere", out), ["nowhere", "no such file"]),
+        ((tmp_path / "empty", out), ["empty", "no documents"]),
+        ((out,), ["--recipe"]),
+        ((scenes_folder, out, "--recipe", tmp_path / "r.yaml"), ["not both"]),
+        ((out, "--recipe", tmp_path / "r.yaml"), ["nowhere", "no such file"]),
+        ((out, "--recipe", tmp_path / "no.yaml"), ["no.yaml", "no such file"]),
+        ((out, "--recipe", tmp_path / "r.yaml", "--flip"), ["--flip", "for each source"]),
+        ((scenes_folder, out, "--template", "[{type: smell}]"), ["--template", "part 1"]),
+        ((scenes_folder, out, "--template", "{"), ["--template", "YAML"]),
+        ((scenes_folder, out, "--order", "image,smell"), ["order", "smell"]),
+        ((scenes_folder, out, "--shard-index", "1"), ["--num-shards"]),
+        ((scenes_folder, out, "--shard-index", "4", "--num-shards", "4"), ["--shard-index 4"]),
+        ((scenes_folder, out, "--validation", "1"), ["--validation"]),
+        ((scenes_folder, out, "--max-error-rate", "2"), ["--max-error-rate"]),
+        ((scenes_folder, out, "--audio-segment", "-1"), ["audio_segment"]),
+        (("nosuchprotocol://x/y", out), ["nosuchprotocol"]),
+        (("memory://nothing/here", out), ["no such file"]),
+    ):
+        assert_one_line(here("tokenize", *words, *bundle), *telling)
+        assert not out.exists(), words
+    assert_one_line(here("inspect", scenes_folder, "--page", out), "--bundle")
+
+
+def test_a_dry_run_tells_how_much_it_will_be_and_a_recipe_does_it(bundle_folder, scenes_folder, tmp_path, capsys):
+    recipe = {"sources": [{"path": str(scenes_folder), "weight": 0.5}, {"path": str(scenes_folder / "images"), "crops": 1}]}
+    (tmp_path / "r.yaml").write_text(json.dumps(recipe))
+    words = [str(tmp_path / "out"), "--bundle", str(bundle_folder), "--recipe", str(tmp_path / "r.yaml")]
+    main(["tokenize", *words, "--dry-run"])
+    told = capsys.readouterr().out
+    for word in ("documents listed", "ids", "GB", "time"):
+        assert word in told
+    assert not (tmp_path / "out").exists()
+    main(["tokenize", *words])
+    assert "complete" not in capsys.readouterr().out
+    assert (tmp_path / "out" / "dataset.json").exists()
+    main(["tokenize", *words])
+    assert "complete already" in capsys.readouterr().out
+
+
 def test_mistakes_in_training_are_one_line_and_leave_nothing(tmp_path, scenes_folder, bundle_folder):
     out, config = tmp_path / "run", ROOT / "configs" / "scenes" / "image.yaml"
     (tmp_path / "typo.yaml").write_text(config.read_text().replace("learning_rate", "lerning_rate"))
