@@ -138,11 +138,11 @@ def in_memory(bundle: Path, folder: Path, count: int, kind: str) -> float:
     return min(both, time.perf_counter() - began)
 
 
-def verb(bundle: Path, source: Path, workers: int, engine: str = "local", device: str = "cpu") -> float:
-    """Wall time of the whole command, seconds."""
+def verb(bundle: Path, source: Path, shard: int, workers: int, engine: str = "local", device: str = "cpu") -> float:
+    """Wall time of the whole command, seconds. shard: documents; the same, and even in number, for all files and half of them."""
     with tempfile.TemporaryDirectory() as out:
         words = [str(source), f"{out}/tokens", "--bundle", str(bundle), "--workers", str(workers), "--device", device]
-        words += ["--image-area", "65536"]  # the pictures as they are
+        words += ["--image-area", "65536", "--shard-size", str(shard)]  # the pictures as they are
         began = time.perf_counter()
         command = [sys.executable, "-m", "unitok", "tokenize", *words, "--engine", engine]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -191,7 +191,7 @@ def measure(name: str, work: Path, rounds: int, quick: bool, ray: bool, device: 
         ):
             engine = "ray" if "actor" in way else "local"
             source = half if "half" in way else folder
-            ways.setdefault(way, []).append(verb(place / "bundle", source, 1 if "1" in way else 2, engine, device))
+            ways.setdefault(way, []).append(verb(place / "bundle", source, count // 8, 1 if "1" in way else 2, engine, device))
         for way in ("memory", "loop"):
             found = in_a_process(__file__, "--only", way, str(place / "bundle"), str(folder), str(some), kind)
             ways.setdefault(way, []).append(found["seconds"])

@@ -17,6 +17,7 @@ import pytest
 import soundfile
 from PIL import Image
 
+from unitok.data import encode
 from unitok.data.plan import Plan, locked
 from unitok.data.recipe import SourceSpec
 from unitok.data.scenes import write_scenes
@@ -231,6 +232,21 @@ def test_an_estimate_is_near_the_truth(scenes_folder, bundle_folder, tmp_path):
     assert found["listed"] == info["documents"]
     assert found["ids"] == pytest.approx(info["ids"], rel=0.25)
     assert found["gigabytes"] * 1e9 == pytest.approx(sum(s["bytes"] for s in info["shards"]), rel=0.4)
+
+
+def test_little_room_slows_it_down_and_changes_nothing(scenes_folder, bundle_folder, tmp_path, monkeypatch):
+    plans = [Plan(str(scenes_folder), str(tmp_path / name), str(bundle_folder)) for name in ("wide", "tight", "stopped")]
+    tokenize(plans[0])
+    monkeypatch.setattr(encode, "HELD_BYTES", 1)
+    tokenize(plans[1])
+    assert files_of(tmp_path / "wide") == files_of(tmp_path / "tight")
+
+    def no_network(*_: object) -> None:
+        raise RuntimeError("the network failed")
+
+    monkeypatch.setattr(encode._Work, "_flush", no_network)
+    with pytest.raises(RuntimeError, match="the network failed"):  # and its threads do not wait forever
+        tokenize(plans[2])
 
 
 # ---- Damaged files --------------------------------------------------------------------------------------------------

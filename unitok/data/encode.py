@@ -137,14 +137,17 @@ class Encoder:
             try:
                 for id, where, future in _ahead(pool, makes, work):
                     work.take(id, where, future)
-            except Stop as stop:
+            except BaseException as error:
+                work.stop()  # or its threads would wait for room
                 pool.shutdown(cancel_futures=True)
-                raise Stop(str(stop), tuple(r for r in work.results if isinstance(r, dict))) from None
+                if isinstance(error, Stop):
+                    raise Stop(str(error), tuple(r for r in work.results if isinstance(r, dict))) from None
+                raise
         return work.finish()
 
 
 def _ahead(pool: ThreadPoolExecutor, makes: Iterable[Any], work: "_Work") -> Iterator[tuple[str, str, Future]]:
-    """Futures in order, `AHEAD` of them under way, fewer where what they hold is large."""
+    """Futures in order, `AHEAD` of them under way."""
     waiting: deque[tuple[str, str, Future]] = deque()
     for number, (id, where, spec, make) in enumerate(makes):
         waiting.append((id, where, pool.submit(work.prepare, number, spec, make)))
@@ -167,6 +170,7 @@ class _Work:
         self.waiting_bytes = 0
         self.held = 0  # bytes of pixels and samples that are decoded and not yet taken
         self.room = threading.Condition(self.lock)
+        self.stopped = False
         self.items = self.skipped = 0  # taken so far, and those of them of which something could not be used
 
     # ---- In threads: read, decode --------------------------------------------------------------------------------
@@ -177,7 +181,9 @@ class _Work:
         While much is held that was decoded already, only the item that is to be taken next goes on.
         """
         with self.room:
-            self.room.wait_for(lambda: self.held < HELD_BYTES or number <= self.items)
+            self.room.wait_for(lambda: self.held < HELD_BYTES or number <= self.items or self.stopped)
+            if self.stopped:
+                raise Stop("stopped")
         pending: list[Pending] = []
         grabbed: list[Medium] = []
         try:
@@ -186,6 +192,12 @@ class _Work:
             self._release(grabbed)
             raise
         return pending
+
+    def stop(self) -> None:
+        """Nothing more is to be prepared."""
+        with self.room:
+            self.stopped = True
+            self.room.notify_all()
 
     def _prepare(self, spec: SourceSpec, make: Make, pending: list[Pending], grabbed: list[Medium]) -> None:
         for raw in make():
@@ -218,9 +230,8 @@ class _Work:
                 self._decode_sound(medium, part.file)
         except UserError as error:
             medium.error = str(error)
-        except BaseException as bug:  # it is raised where the document is taken
-            medium.error = f"{part.path}: {type(bug).__name__}: {bug}"
-            raise
+        except Exception as bug:  # what no one thought of: every document that it belongs to says the same
+            medium.error = printable(f"{part.path}: {type(bug).__name__}: {bug}")
         finally:
             with self.lock:
                 self.held += medium.nbytes
