@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unitok.errors import UserError
+from unitok.errors import UserError, first_line
 
 
 def load_checkpoint(path: Path, trust: bool = False) -> Any:
@@ -33,16 +33,16 @@ def load_checkpoint(path: Path, trust: bool = False) -> Any:
         return torch.load(path, map_location="cpu", weights_only=not trust)
     except Exception as error:  # a torn file raises almost anything
         if trust:
-            raise UserError(f"{path}: not a checkpoint that can be read ({_first_line(error)})") from None
+            raise UserError(f"{path}: not a checkpoint that can be read ({first_line(error)})") from None
         first = error
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except Exception:  # not a zip archive, or a torn one
-        raise UserError(f"{path}: not a checkpoint that can be read ({_first_line(first)})") from None
+        raise UserError(f"{path}: not a checkpoint that can be read ({first_line(first)})") from None
     if not foreign:
-        raise UserError(f"{path}: not a checkpoint that can be read ({_first_line(first)})")
+        raise UserError(f"{path}: not a checkpoint that can be read ({first_line(first)})")
     try:
         with torch.serialization.safe_globals([(_stand_in(name), name) for name in foreign]):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -67,7 +67,7 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     except (OSError, RuntimeError) as error:  # torch's writer raises a RuntimeError of its own where the disk is full
         partial.unlink(missing_ok=True)
         raise UserError(
-            f"{path}: could not be written ({_first_line(error)}); the checkpoint before it is whole: make room and go on with "
+            f"{path}: could not be written ({first_line(error)}); the checkpoint before it is whole: make room and go on with "
             "--resume auto"
         ) from None
 
@@ -124,7 +124,7 @@ def check_checkpoint(path: Path) -> None:
             if type(index.state_dict_metadata[entry.fqn]).__name__ == "BytesStorageMetadata":
                 torch.load(io.BytesIO(data), weights_only=True)  # PyTorch itself would unpickle it
     except Exception as error:  # a torn pickle raises almost anything
-        raise UserError(f"{path}: not a sharded checkpoint that can be read ({_first_line(error)})") from None
+        raise UserError(f"{path}: not a sharded checkpoint that can be read ({first_line(error)})") from None
 
 
 def _load_sharded(path: Path) -> dict[str, Any]:
@@ -191,11 +191,6 @@ def load_weights(path: Path, trust: bool = False) -> dict[str, Tensor]:
     if not isinstance(found, dict) or not any(isinstance(v, Tensor) for v in found.values()):
         raise UserError(f"{path}: no weights in it")
     return {k: v for k, v in found.items() if isinstance(v, Tensor)}
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:120] if lines else type(error).__name__
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

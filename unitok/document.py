@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from unitok.errors import UserError
+from unitok.errors import UserError, first_line
 
 ROLES = ("none", "system", "user", "assistant")
 PART_TYPES = ("text", "image", "audio")
@@ -110,14 +110,25 @@ class RawDocument:
     where: str = ""
 
 
-def parse_raw_document(line: str, folder: Path, where: str, default_id: str) -> RawDocument:
-    """One line of an interleaved JSON Lines file; paths are taken relative to `folder`; errors: `UserError` with `where`."""
+def parse_line(line: str, where: str) -> Any:
+    """One line of a JSON Lines file; errors: `UserError` with `where`."""
     try:
-        row = json.loads(line)
+        return json.loads(line)
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno}); mend or remove the line") from None
+    except ValueError as error:  # a number of too many digits
+        raise UserError(f"{where}: not JSON ({first_line(error)}); mend or remove the line") from None
     except RecursionError:
         raise UserError(f"{where}: JSON in too many brackets; mend or remove the line") from None
+
+
+def parse_raw_document(line: str, folder: Path, where: str, default_id: str) -> RawDocument:
+    """One line of an interleaved JSON Lines file; paths are taken relative to `folder`; errors: `UserError` with `where`."""
+    return raw_document(parse_line(line, where), folder, where, default_id)
+
+
+def raw_document(row: Any, folder: Path, where: str, default_id: str) -> RawDocument:
+    """A document from what a line holds; as `parse_raw_document`."""
     if not isinstance(row, dict) or not isinstance(row.get("content"), list) or not row["content"]:
         raise UserError(f'{where}: a document is {{"id": …, "content": [parts]}} with at least one part')
     parts = []
@@ -135,7 +146,7 @@ def parse_raw_document(line: str, folder: Path, where: str, default_id: str) -> 
         value = part.get(key)
         if not isinstance(value, str) or not value:
             raise UserError(f"{here}: an empty or missing {key!r}; fill it or remove the part")
-        if not _is_utf8(value):
+        if not is_utf8(value):
             raise UserError(f"{here}: {key!r} is not UTF-8 text (half of a surrogate pair); mend it")
         if kind == "text":
             parts.append(Part(kind, text=value, role=role, loss=loss))
@@ -144,7 +155,8 @@ def parse_raw_document(line: str, folder: Path, where: str, default_id: str) -> 
     return RawDocument(str(row.get("id", default_id)), tuple(parts), where)
 
 
-def _is_utf8(text: str) -> bool:
+def is_utf8(text: str) -> bool:
+    """Whether a text can be written as UTF-8: half of a surrogate pair cannot."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

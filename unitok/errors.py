@@ -12,6 +12,11 @@ class UserError(ValueError):
     """Something the user can mend: the message says what is wrong, where, and what to do."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, short."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:120]
+
+
 def read_json(path: Path, absent: str) -> Any:
     """What a JSON file holds; errors: `UserError` naming the file, `absent` says what to do where there is none."""
     try:

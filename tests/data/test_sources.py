@@ -443,7 +443,7 @@ def test_compressed_files_with_flipped_bits_are_listed(tmp_path):
 
 def test_lines_without_content_are_rows_of_fields(bundle_folder, tiny, tmp_path):
     (tmp_path / "p.png").write_bytes(png())
-    lines = ['{"text": "plain"}', '{"caption": "seen", "image": "p.png", "score": 3}', '{"score": 3}', '{"id": "\\ud800"}']
+    lines = ['{"text": "content"}', '{"caption": "seen", "image": "p.png", "score": 3}', '{"score": 3}', '{"id": "\\ud800"}']
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
     tokenize(Plan(str(tmp_path / "rows.jsonl"), str(tmp_path / "out"), str(bundle_folder)))
     data = TokenDataset(tmp_path / "out")

@@ -19,8 +19,8 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from unitok.data.files import MAX_BYTES, Blob, Files, first_line, printable
-from unitok.errors import UserError
+from unitok.data.files import MAX_BYTES, Blob, Files, printable
+from unitok.errors import UserError, first_line
 
 #: What reading a damaged file raises.
 DAMAGE = (

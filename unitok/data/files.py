@@ -16,7 +16,8 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import IO, Any
 
-from unitok.errors import UserError
+from unitok.document import is_utf8
+from unitok.errors import UserError, first_line
 
 #: Larger files are not read into memory at once: sounds are read in pieces, all else is refused.
 MAX_BYTES = 2 << 30
@@ -47,11 +48,6 @@ def printable(name: str) -> str:
         return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:  # halves of surrogate pairs, which no file's name can give
         return name.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, short."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:120]
 
 
 class Files:
@@ -109,7 +105,7 @@ class Files:
                 yield self.look(os.path.join(inside, entry.name))
         for entry in filter(lambda e: e.is_dir(follow_symlinks=False), entries):
             name = os.path.join(inside, entry.name)
-            if _is_utf8(entry.name):
+            if is_utf8(entry.name):
                 yield from self.walk(name)
             else:
                 yield Found(printable(name), problem="its name is not UTF-8; rename it")
@@ -148,7 +144,7 @@ class Files:
 
     def _resolve(self, name: str) -> str:
         """The true local path of a name; errors: `UserError` when it leaves the root."""
-        if not _is_utf8(name):
+        if not is_utf8(name):
             raise UserError("its name is not UTF-8; rename it")
         inside, _, base = name.rpartition("/")
         path = os.path.join(self._true_folder(inside), base)
@@ -223,14 +219,6 @@ def _remote_stamp(info: dict[str, Any]) -> int:
     told = [str(info[key]) for key in ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "updated") if info.get(key)]
     digest = hashlib.sha256("\0".join([str(info.get("size")), *told[:1]]).encode()).digest()
     return int.from_bytes(digest[:7], "big")
-
-
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _held(data: bytes) -> bytes:

@@ -22,10 +22,9 @@ import torch
 from tqdm import tqdm
 
 from unitok.data.encode import Stop
-from unitok.data.files import first_line
 from unitok.data.plan import Plan, Run, write_whole
 from unitok.data.worker import Worker, threads
-from unitok.errors import UserError
+from unitok.errors import UserError, first_line
 
 ERROR_RATE = 0.1  # share of bad documents over which a run stops, where nothing else is said
 JUDGED_AFTER = 100  # documents, before the share of bad ones is looked at

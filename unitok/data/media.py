@@ -20,7 +20,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from unitok.errors import UserError
+from unitok.errors import UserError, first_line
 
 #: Larger pictures are refused before they are decompressed (a 20 kB PNG can hold gigabytes).
 MAX_PIXELS = 200_000_000
@@ -109,7 +109,7 @@ def open_image(path: Path, data: bytes | None = None) -> Image.Image:
     except UserError:
         raise
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and others for bad files
-        raise UserError(f"{path}: not a readable image ({_first_line(error)}); replace it or leave it out") from None
+        raise UserError(f"{path}: not a readable image ({first_line(error)}); replace it or leave it out") from None
 
 
 def image_to_tensor(image: Image.Image) -> Tensor:
@@ -164,7 +164,7 @@ def open_audio(path: Path, data: bytes | None = None) -> soundfile.SoundFile:
     except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
         if isinstance(path, str | Path) and data is None and not Path(path).exists():
             raise UserError(f"{path}: no such file") from None
-        raise UserError(f"{path}: not a readable sound ({_first_line(error)}); replace it or leave it out") from None
+        raise UserError(f"{path}: not a readable sound ({first_line(error)}); replace it or leave it out") from None
     if file.frames == 0:
         file.close()
         raise UserError(f"{path}: a sound of zero length; replace it or leave it out")
@@ -182,7 +182,7 @@ def read_samples(file: soundfile.SoundFile, frames: int = -1, start: int | None 
             file.seek(start)
         samples = file.read(frames, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise UserError(f"{name or file.name}: damaged sound ({_first_line(error)}); replace it or leave it out") from None
+        raise UserError(f"{name or file.name}: damaged sound ({first_line(error)}); replace it or leave it out") from None
     if not np.isfinite(samples).all():
         raise UserError(f"{name or file.name}: samples that are not finite numbers; replace it or leave it out")
     return torch.from_numpy(np.ascontiguousarray(samples.T))
@@ -321,7 +321,3 @@ def encode_png(pixels: Tensor) -> bytes:
     buffer = io.BytesIO()
     tensor_to_image(pixels).save(buffer, format="PNG")
     return buffer.getvalue()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__

@@ -30,11 +30,11 @@ from typing import IO, Any
 import pyarrow as pa
 
 from unitok.data.containers import DAMAGE, Table, damage, list_members, unpacked
-from unitok.data.files import Blob, Files, Found, first_line, is_remote, printable
+from unitok.data.files import Blob, Files, Found, is_remote, printable
 from unitok.data.media import load_text
 from unitok.data.recipe import SourceSpec, arrange, default_parts, fill_template
-from unitok.document import Part, RawDocument, parse_raw_document, read_raw_documents
-from unitok.errors import UserError
+from unitok.document import Part, RawDocument, is_utf8, parse_line, raw_document, read_raw_documents
+from unitok.errors import UserError, first_line
 
 #: Longest line of a JSON Lines file, bytes.
 MAX_LINE = 64 << 20
@@ -283,9 +283,10 @@ class Source:
                 raise UserError(
                     f"{item.where}: not UTF-8 text (byte {error.start}); convert it, for example with iconv"
                 ) from None
-            if self.spec.template or '"content"' not in text:
-                return self._from_fields(item, self._with_files(_json_row(text, item.where), item), strict=False)
-            raw = parse_raw_document(text, Path(""), item.where, item.id)
+            row = parse_line(text, item.where)
+            if isinstance(row, dict) and (self.spec.template or "content" not in row):
+                return self._from_fields(item, self._with_files(row, item), strict=False)
+            raw = raw_document(row, Path(""), item.where, item.id)
             folder = os.path.dirname(item.file)
             parts = [self._with_file(part, folder) for part in raw.content]
             return self._made(item, parts)
@@ -406,17 +407,7 @@ def _line_id(line: bytes, default: str) -> str:
     except (ValueError, RecursionError):
         return default
     found = str(row.get("id", default)) if isinstance(row, dict) else default
-    return found if printable(found) == found else default
-
-
-def _json_row(text: str, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not JSON ({str(error)[:80]}); mend or remove the line") from None
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: a line is a record of named fields")
-    return row
+    return found if is_utf8(found) else default
 
 
 # ---- Whole sources, for the library ----------------------------------------------------------------------------------
