@@ -18,7 +18,8 @@ import soundfile
 from PIL import Image
 
 from unitok.data import encode
-from unitok.data.plan import Plan, locked
+from unitok.data.output import locked
+from unitok.data.plan import Plan
 from unitok.data.recipe import SourceSpec
 from unitok.data.scenes import write_scenes
 from unitok.data.shards import TokenDataset

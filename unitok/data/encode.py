@@ -21,8 +21,9 @@ from PIL import Image
 from torch import Tensor
 
 from unitok.bundle import Unitok
+from unitok.data.augment import clip, random_crop, versions
 from unitok.data.files import Blob, Files, printable
-from unitok.data.media import audio_seconds, open_audio, open_image, read_clip
+from unitok.data.media import open_audio, open_image, read_clip
 from unitok.data.recipe import SourceSpec, share
 from unitok.document import Document, Part, RawDocument, Segment
 from unitok.errors import UserError
@@ -201,7 +202,7 @@ class _Work:
 
     def _prepare(self, spec: SourceSpec, make: Make, pending: list[Pending], grabbed: list[Medium]) -> None:
         for raw in make():
-            for version in _versions(spec, raw):
+            for version in versions(spec, raw):
                 rejected = spec.filters.of_texts(sum(len(p.text) for p in version.content if p.type == "text"))
                 parts = () if rejected else tuple(self._part(spec, part, version.id, grabbed) for part in version.content)
                 slim = tuple(replace(part, file=None, text="") for part in version.content)  # or all of it would stay
@@ -243,7 +244,7 @@ class _Work:
         image = open_image(Path(blob.name), data)
         medium.bytes, medium.shape = len(data), image.size
         if medium.view.startswith("crop"):
-            image, medium.view = _crop(image, spec, share(self.encoder.seed, own, blob.name))
+            image, medium.view = random_crop(image, spec, share(self.encoder.seed, own, blob.name))
         elif medium.view == "flip":
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         image = self.unitok.need("image").fit(image, self.encoder.image_area or None, self.encoder.image_fit)
@@ -251,17 +252,17 @@ class _Work:
 
     def _decode_sound(self, medium: Medium, blob: Blob) -> None:
         tokenizer = self.unitok.need("audio")
-        clip = _clip(medium.view)
+        piece = clip(medium.view)
         with blob.local() as path:  # without a path, the bytes are in memory
             data = None if path else blob.read()
-            medium.bytes = (path.stat().st_size if path else len(data or b"")) if clip is None else 0
+            medium.bytes = (path.stat().st_size if path else len(data or b"")) if piece is None else 0
             try:
                 with open_audio(path or Path(blob.name), data) as file:
-                    medium.seconds = file.frames / file.samplerate if clip is None else clip[1] - clip[0]
-                    if medium.seconds > LONG_SOUND and clip is None:
+                    medium.seconds = file.frames / file.samplerate if piece is None else piece[1] - piece[0]
+                    if medium.seconds > LONG_SOUND and piece is None:
                         medium.content = blob
                         return
-                    samples = tokenizer.prepare(read_clip(file, blob.name, clip), file.samplerate, blob.name)
+                    samples = tokenizer.prepare(read_clip(file, blob.name, piece), file.samplerate, blob.name)
             except UserError as error:
                 raise UserError(str(error).replace(str(path), blob.name) if path else str(error)) from None
         medium.content, medium.size = samples, tokenizer.size(samples)
@@ -329,11 +330,10 @@ class _Work:
             medium.content = np.pad(medium.content, ((0, -h % stride), (0, -w % stride), (0, 0)), mode="edge")
             key: tuple = ("image", *medium.content.shape[:2])
             full = len(self.waiting[key]) + 1 >= BATCH
-            self.waiting_bytes += medium.content.nbytes
         else:
             key = ("audio", medium.content.shape[-1])
             full = (len(self.waiting[key]) + 1) * key[1] >= BATCH * self.unitok.need("audio").sample_rate
-            self.waiting_bytes += medium.content.nbytes
+        self.waiting_bytes += medium.content.nbytes
         self.waiting[key].append(medium)
         if full:
             self._flush(key)
@@ -423,59 +423,3 @@ def _filtered(pending: Pending) -> str:
             if name:
                 return name
     return ""
-
-
-# ---- Several documents of one ---------------------------------------------------------------------------------------
-
-
-def _versions(spec: SourceSpec, raw: RawDocument) -> Iterator[RawDocument]:
-    """A document, and what augmentation and segments of sound make of it: each with an id of its own."""
-    for piece in _pieces(spec, raw):
-        yield piece
-        if not any(p.type == "image" for p in piece.content):
-            continue
-        for view in (["flip"] if spec.flip else []) + [f"crop={n}" for n in range(1, spec.crops + 1)]:
-            content = tuple(replace(p, view=view) if p.type == "image" else p for p in piece.content)
-            yield replace(piece, id=f"{piece.id}#{view}", content=content)
-
-
-def _pieces(spec: SourceSpec, raw: RawDocument) -> Iterator[RawDocument]:
-    """A document with one long sound as one for each piece of it; any other as it is."""
-    sounds = [p for p in raw.content if p.type == "audio"]
-    if not spec.audio_segment or len(sounds) != 1:
-        yield raw
-        return
-    blob: Blob = sounds[0].file
-    with blob.local() as path:
-        data = None if path else blob.read()
-        seconds = audio_seconds(path or Path(blob.name), data)
-    if seconds <= spec.audio_segment:
-        yield raw
-        return
-    kept = blob if data is None else Blob.held(blob.name, data)
-    for number in range(-int(-seconds // spec.audio_segment)):
-        start = number * spec.audio_segment
-        view = f"t={start:.10g},{min(start + spec.audio_segment, seconds):.10g}"
-        content = tuple(replace(p, view=view, file=kept) if p.type == "audio" else p for p in raw.content)
-        yield replace(raw, id=f"{raw.id}#{view}", content=content)
-
-
-def _clip(view: str) -> tuple[float, float] | None:
-    """`t=10,20` as seconds."""
-    if not view:
-        return None
-    start, stop = view.removeprefix("t=").split(",")
-    return float(start), float(stop)
-
-
-def _crop(image: Image.Image, spec: SourceSpec, chance: float) -> tuple[Image.Image, str]:
-    """A random part of a picture, of its own aspect; -> it, and where it was, as a media fragment."""
-    rng = np.random.default_rng(int(chance * 2**56))
-    scale = rng.uniform(spec.crop_scale, 1)
-    width, height = (max(1, round(side * scale)) for side in image.size)
-    x, y = int(rng.integers(image.width - width + 1)), int(rng.integers(image.height - height + 1))
-    view = f"xywh={x},{y},{width},{height}"
-    image = image.crop((x, y, x + width, y + height))
-    if spec.flip and rng.random() < 0.5:
-        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), f"{view}&flip"
-    return image, view

@@ -22,7 +22,8 @@ import torch
 from tqdm import tqdm
 
 from unitok.data.encode import Stop
-from unitok.data.plan import Plan, Run, write_whole
+from unitok.data.output import write_whole
+from unitok.data.plan import Plan, Run
 from unitok.data.worker import Worker, threads
 from unitok.errors import UserError, first_line
 

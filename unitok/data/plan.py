@@ -9,9 +9,7 @@ many processes, reads the listing and not the sources' folders, so it makes what
 import hashlib
 import json
 import os
-import uuid
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
@@ -22,6 +20,7 @@ from typing import Any
 import pyarrow as pa
 
 from unitok.data.encode import BATCH, LONG_SOUND, WAITING_BYTES
+from unitok.data.output import write_whole
 from unitok.data.recipe import SourceSpec, load_recipe, share
 from unitok.data.sources import Item, Source
 from unitok.errors import UserError, read_json
@@ -102,7 +101,8 @@ class Run:
 
     Attributes:
         plan: with the threads and the shard size that were written down.
-        total: rows of the listing. shards: of each split, its name and its first and last row (exclusive).
+        splits: their names, and how many rows of the listing each has.
+        shards: of each, the split, and its first and last row (exclusive).
     """
 
     def __init__(self, plan: Plan):
@@ -110,9 +110,7 @@ class Run:
         self.work = self.out / ".work"
         content = read_json(self.out / "plan.json", "nothing was planned")
         self.plan = replace(plan, threads=content["threads"], shard_size=content["shard_size"])
-        self.fingerprint: str = content["fingerprint"]
         self.splits: dict[str, int] = content["documents"]
-        self.total = sum(self.splits.values())
         self.shards = [
             (split, start, min(start + self.plan.shard_size, count))
             for split, count in self.splits.items()
@@ -162,9 +160,9 @@ def list_sources(plan: Plan, sources: list[Source]) -> Iterator[tuple[int, str, 
 class _Digest:
     """The fingerprint of a listing and of what is done with it."""
 
-    def __init__(self, plan: Plan, specs: list[SourceSpec], vocab: Vocab):
+    def __init__(self, plan: Plan, sources: list[Source], vocab: Vocab):
         options = [plan.shard_size, plan.image_area, plan.image_fit, plan.validation, plan.seed]
-        told = [options, [spec.told() for spec in specs], vocab.to_manifest(), BATCH, LONG_SOUND, WAITING_BYTES]
+        told = [options, [source.spec.told() for source in sources], vocab.to_manifest(), BATCH, LONG_SOUND, WAITING_BYTES]
         self._hash = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
 
     def add(self, number: int, split: str, item: Item) -> None:
@@ -177,36 +175,35 @@ class _Digest:
         return self._hash.hexdigest()
 
 
-def fingerprint(plan: Plan, vocab: Vocab) -> str:
+def fingerprint(plan: Plan, sources: list[Source], vocab: Vocab) -> str:
     """Of everything that the result depends on: the listing, the options, the vocabulary with its tokenizers."""
-    sources = open_sources(plan)
-    digest = _Digest(plan, [s.spec for s in sources], vocab)
+    digest = _Digest(plan, sources, vocab)
     for row in list_sources(plan, sources):
         digest.add(*row)
     return digest.value()
 
 
-def told(plan: Plan, vocab: Vocab) -> dict[str, Any]:
+def told(plan: Plan, sources: list[Source], vocab: Vocab) -> dict[str, Any]:
     """What a run is asked for, as far as it can be said without listing the sources: to go on with what was begun."""
-    paths = [os.path.realpath(s.path) if "://" not in s.path else s.path for s in plan.specs()]
-    digest = _Digest(plan, plan.specs(), vocab).value()
-    return {"paths": paths, "options": digest}
+    paths = [source.spec.path for source in sources]
+    digest = _Digest(plan, sources, vocab).value()
+    return {"paths": [path if "://" in path else os.path.realpath(path) for path in paths], "options": digest}
 
 
-def make_plan(plan: Plan, vocab: Vocab) -> None:
-    """List the sources and write the plan; errors: `UserError` when there is nothing in them, and for another plan's folder."""
+def make_plan(plan: Plan, sources: list[Source], vocab: Vocab) -> None:
+    """List the sources, opened, and write the plan; errors: `UserError` when there is nothing in them, and for another plan's folder."""
     out = Path(plan.out)
     work = out / ".work"
-    mine = told(plan, vocab)
+    mine = told(plan, sources, vocab)
     old = read_json(out / "plan.json", "") if (out / "plan.json").exists() else None
     if old is not None and old.get("device") != plan.device.partition(":")[0]:
         raise UserError(f"{out}: was begun on {old.get('device')}; go on there, or choose another folder: codes may differ")
     if old is not None and (work / "told.json").exists() and read_json(work / "told.json", "") == mine:
         return  # as it was listed then: what has changed since is found when it is read
-    digest = _Digest(plan, plan.specs(), vocab)
+    digest = _Digest(plan, sources, vocab)
     work.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=work, prefix="listing") as folder:
-        counts = _write_listing(Path(folder), plan, digest)
+        counts = _write_listing(Path(folder), plan, sources, digest)
         if not sum(counts.values()):
             raise UserError(f"{plan.name()}: no documents in it")
         if old is not None and old.get("fingerprint") != digest.value():
@@ -217,7 +214,7 @@ def make_plan(plan: Plan, vocab: Vocab) -> None:
     content = {
         "version": VERSION,
         "fingerprint": digest.value(),
-        "sources": [{"path": s.path} | s.told() for s in plan.specs()],
+        "sources": [{"path": source.spec.path} | source.spec.told() for source in sources],
         "options": plan.options() | {"seed": plan.seed},
         "shard_size": old["shard_size"] if old else size,
         "threads": old["threads"] if old else plan.threads,
@@ -229,11 +226,11 @@ def make_plan(plan: Plan, vocab: Vocab) -> None:
     write_whole(work / "told.json", json.dumps(mine), work)
 
 
-def _write_listing(folder: Path, plan: Plan, digest: _Digest) -> dict[str, int]:
+def _write_listing(folder: Path, plan: Plan, sources: list[Source], digest: _Digest) -> dict[str, int]:
     """List the sources into a file for each split; -> how many documents each has."""
     counts = {"train": 0, "validation": 0}
     writers = {split: _Listing(folder / split) for split in counts}
-    for number, split, item in list_sources(plan, open_sources(plan)):
+    for number, split, item in list_sources(plan, sources):
         digest.add(number, split, item)
         writers[split].add(number, item)
         counts[split] += 1
@@ -288,51 +285,3 @@ def sample_items(plan: Plan, sources: list[Source], count: int) -> tuple[int, li
     if not kept:
         raise UserError(f"{plan.name()}: no documents in it")
     return total, list(islice(kept, 0, None, max(1, len(kept) // count)))
-
-
-# ---- Files that are whole or not there ------------------------------------------------------------------------------
-
-
-def write_whole(path: Path, text: str, work: Path) -> None:
-    """Write a file beside its place (in `work`, on the same disk) and rename it."""
-    partial = work / f"{path.name}.{uuid.uuid4().hex}.partial"
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-@contextmanager
-def locked(out: Path, part: tuple[int, int] | None = None) -> Iterator[Path]:
-    """Keep a second run off; -> the log. `part`: (i, n) for the i-th of n runs that share the work, which may overlap.
-
-    Errors: `UserError` when another run is at work. The lock goes with the process, however it ends.
-    """
-    import fcntl
-
-    names = ["tokenize.log"] + ([f"tokenize-{part[0]:05d}-of-{part[1]:05d}.log"] if part else [])
-    files = []
-    try:
-        for number, name in enumerate(names):
-            file = open(out / name, "a")
-            files.append(file)
-            kind = fcntl.LOCK_SH if part and number == 0 else fcntl.LOCK_EX
-            try:
-                fcntl.flock(file, kind | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"{out}: another `unitok tokenize` is at work on it; wait for it or choose another folder"
-                ) from None
-            except OSError:
-                pass  # a file system without locks: shards are renamed into place, so nothing breaks
-        yield out / names[-1]
-    finally:
-        for file in files:
-            file.close()
-
-
-def drop(paths: Iterable[Path]) -> None:
-    """Remove files that may be gone already."""
-    for path in paths:
-        path.unlink(missing_ok=True)

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from unitok.data.output import whole, write_whole
 from unitok.document import Document
 from unitok.errors import UserError, read_json
 from unitok.vocab import Placed, Vocab
@@ -73,26 +74,16 @@ def write_shard(path: Path, documents: Iterable[Document], vocab: Vocab, work: P
         for p in placed:
             modalities[p.modality] = modalities.get(p.modality, 0) + p.length
     table = pa.table(rows, schema=SCHEMA)
-    partial = (work or path.parent) / f"{path.name}.{uuid.uuid4().hex}.partial"
-    try:
-        with open(partial, "wb") as file:
-            with pa.ipc.new_file(file, SCHEMA) as writer:  # one batch: read without a copy
-                writer.write_table(table.combine_chunks(), max_chunksize=max(1, table.num_rows))
-            file.flush()
-            os.fsync(file.fileno())
-        with open(partial, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        size = partial.stat().st_size
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with whole(path, work, binary=True) as file, pa.ipc.new_file(file, SCHEMA) as writer:  # one batch: read without a copy
+        writer.write_table(table.combine_chunks(), max_chunksize=max(1, table.num_rows))
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {
         "file": path.name,
         "documents": table.num_rows,
         "ids": int(sum(rows["length"])),
         "ids_by_modality": dict(sorted(modalities.items())),
-        "bytes": size,
+        "bytes": path.stat().st_size,
         "sha256": digest,
     }
 
@@ -112,12 +103,7 @@ def write_dataset_json(folder: Path, vocab: Vocab, shards: list[dict], options: 
         "shards": shards,
         "vocab": vocab.to_manifest(),
     }
-    partial = (work or folder) / "dataset.json.partial"
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(json.dumps(content, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(folder / "dataset.json")
+    write_whole(folder / "dataset.json", json.dumps(content, indent=1) + "\n", work)
     return content
 
 

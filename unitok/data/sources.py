@@ -265,39 +265,36 @@ class Source:
         return self._made(item, parts)
 
     def _read_files(self, items: list[Item]) -> Iterator[Make]:
-        def make(item: Item) -> list[RawDocument]:
-            row = {
-                os.path.splitext(name)[1].removeprefix(".") or name: Blob.of(self.files, name, stamp)
-                for name, stamp, _ in item.members
-            }
-            return self._from_fields(item, row, strict=True)
-
         for item in items:
-            yield partial(make, item)
+            yield partial(self._make_of_files, item)
+
+    def _make_of_files(self, item: Item) -> list[RawDocument]:
+        row = {
+            os.path.splitext(name)[1].removeprefix(".") or name: Blob.of(self.files, name, stamp)
+            for name, stamp, _ in item.members
+        }
+        return self._from_fields(item, row, strict=True)
 
     def _read_lines(self, items: list[Item]) -> Iterator[Make]:
-        def make(item: Item, line: bytes) -> list[RawDocument]:
-            try:
-                text = line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise UserError(
-                    f"{item.where}: not UTF-8 text (byte {error.start}); convert it, for example with iconv"
-                ) from None
-            row = parse_line(text, item.where)
-            if isinstance(row, dict) and (self.spec.template or "content" not in row):
-                return self._from_fields(item, self._with_files(row, item), strict=False)
-            raw = raw_document(row, Path(""), item.where, item.id)
-            folder = os.path.dirname(item.file)
-            parts = [self._with_file(part, folder) for part in raw.content]
-            return self._made(item, parts)
-
         file = self._container_of(items[0])
         last, line = -1, b""
         for item in items:
             if item.start != last:  # a document that is taken twice follows itself
                 file.seek(item.start)
                 last, line = item.start, file.read(item.length)
-            yield partial(make, item, line)
+            yield partial(self._make_of_line, item, line)
+
+    def _make_of_line(self, item: Item, line: bytes) -> list[RawDocument]:
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{item.where}: not UTF-8 text (byte {error.start}); convert it, for example with iconv") from None
+        row = parse_line(text, item.where)
+        if isinstance(row, dict) and (self.spec.template or "content" not in row):
+            return self._from_fields(item, self._with_files(row, item), strict=False)
+        raw = raw_document(row, Path(""), item.where, item.id)
+        folder = os.path.dirname(item.file)
+        return self._made(item, [self._with_file(part, folder) for part in raw.content])
 
     def _with_files(self, row: dict[str, Any], item: Item) -> dict[str, Any]:
         """A line's fields, those that are called as files are with what reads them; for lines without a template."""
@@ -320,33 +317,28 @@ class Source:
 
     def _read_members(self, items: list[Item]) -> Iterator[Make]:
         lock, file = threading.Lock(), self._container_of(items[0])
-
-        def make(item: Item) -> list[RawDocument]:
-            row: dict[str, Any] = {}
-            for name, start, length in item.members:
-                try:
-                    with lock:
-                        file.seek(start)
-                        data = file.read(length)
-                except DAMAGE as error:
-                    raise UserError(f"{item.where}: cannot be read ({damage(error, item.where)})") from None
-                if len(data) != length:
-                    raise UserError(f"{item.where}: cut off")
-                suffix = PurePosixPath(name).name.partition(".")[2] or "txt"
-                blob = replace(Blob.held(f"{item.file}/{name}", data), place=start)
-                row[suffix] = [*row[suffix], blob] if suffix in row else [blob]
-            return self._from_fields(item, {k: v if len(v) > 1 else v[0] for k, v in row.items()}, strict=False)
-
         for item in items:
-            yield partial(make, item)
+            yield partial(self._make_of_members, item, file, lock)
+
+    def _make_of_members(self, item: Item, file: IO[bytes], lock: threading.Lock) -> list[RawDocument]:
+        row: dict[str, Any] = {}
+        for name, start, length in item.members:
+            try:
+                with lock:
+                    file.seek(start)
+                    data = file.read(length)
+            except DAMAGE as error:
+                raise UserError(f"{item.where}: cannot be read ({damage(error, item.where)})") from None
+            if len(data) != length:
+                raise UserError(f"{item.where}: cut off")
+            suffix = PurePosixPath(name).name.partition(".")[2] or "txt"
+            blob = replace(Blob.held(f"{item.file}/{name}", data), place=start)
+            row[suffix] = [*row[suffix], blob] if suffix in row else [blob]
+        return self._from_fields(item, {k: v if len(v) > 1 else v[0] for k, v in row.items()}, strict=False)
 
     def _read_rows(self, items: list[Item]) -> Iterator[Make]:
         self._container_of(items[0])
         table = Table(self.files, items[0].file)
-
-        def make(item: Item, batch: pa.RecordBatch, row: int) -> list[RawDocument]:
-            return self._from_fields(item, table.fields(batch, row, f"{item.file}/{item.start}"), strict=False)
-
         wanted = deque(items)
         for at, count, batches in table.stretches(items[0].start, items[-1].start + 1):
             first, end = at, at + count
@@ -354,7 +346,7 @@ class Source:
                 for batch in batches():
                     while wanted and wanted[0].start < first + batch.num_rows:
                         item = wanted.popleft()
-                        yield partial(make, item, batch, item.start - first)
+                        yield partial(self._make_of_row, item, table, batch, item.start - first)
                     first += batch.num_rows
             except DAMAGE as error:
                 why = damage(error, items[0].file)
@@ -362,6 +354,9 @@ class Source:
                     yield partial(_raise, f"{wanted.popleft().where}: damaged ({why})")
         for item in wanted:
             yield partial(_raise, f"{item.where}: not there")
+
+    def _make_of_row(self, item: Item, table: Table, batch: pa.RecordBatch, row: int) -> list[RawDocument]:
+        return self._from_fields(item, table.fields(batch, row, f"{item.file}/{item.start}"), strict=False)
 
     def _container_of(self, item: Item) -> IO[bytes]:
         """The container of an item, unpacked; open until `close`. Errors: `UserError` when it is not as it was listed."""

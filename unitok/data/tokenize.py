@@ -6,12 +6,9 @@ how often they were killed: shards that are there whole are kept, and `dataset.j
 a SLURM array or of a Ray cluster (`launch`) share one function. Bad files are skipped, counted and listed in `errors.jsonl`.
 """
 
-import fcntl
 import json
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,10 +18,11 @@ from tqdm import tqdm
 from unitok.bundle import TOKENIZERS, Unitok
 from unitok.data.encode import Encoder
 from unitok.data.launch import ERROR_RATE, JUDGED_AFTER, MORE, Progress, launch
-from unitok.data.plan import Plan, Run, drop, fingerprint, locked, make_plan, open_sources, sample_items
+from unitok.data.output import drop, full_disk, locked, one_at_a_time, whole
+from unitok.data.plan import Plan, Run, fingerprint, make_plan, open_sources, sample_items
 from unitok.data.shards import TokenDataset, write_dataset_json, write_shard
 from unitok.data.sources import Source
-from unitok.data.worker import encode_items, full_disk, made, threads
+from unitok.data.worker import encode_items, made, threads
 from unitok.document import format_raw_document
 from unitok.errors import UserError
 
@@ -59,7 +57,7 @@ def tokenize(
             raise UserError(f"{out}: lies in the source {source.spec.path}, which would be read with it; choose another folder")
     unitok = Unitok.from_pretrained(plan.bundle, parts=TOKENIZERS)
     if (out / "dataset.json").exists():
-        return _complete_already(plan, unitok)
+        return _complete_already(plan, sources, unitok)
     planned = (out / "plan.json").exists()
     if (
         out.exists()
@@ -74,8 +72,8 @@ def tokenize(
         with locked(out, part) as log:
             try:
                 (out / ".work").mkdir(exist_ok=True)
-                with _alone(out / ".work" / "planning"):
-                    make_plan(plan, unitok.vocab)
+                with one_at_a_time(out / ".work" / "planning"):
+                    make_plan(plan, sources, unitok.vocab)
             except OSError as error:
                 raise full_disk(error, out) from None
             if part is None:
@@ -108,7 +106,7 @@ def _work(
     if any(made(run, i) is None for i in range(len(run.shards))):
         print(f"{run.out}: part {part[0] if part else 0} done; the others have yet to finish")
         return None
-    with _alone(run.work / "planning"):
+    with one_at_a_time(run.work / "planning"):
         if (run.out / "dataset.json").exists():  # another part closed it meanwhile
             return TokenDataset(run.out).info
         return _close(run, unitok, max_error_rate)
@@ -118,13 +116,11 @@ def _close(run: Run, unitok: Unitok, max_error_rate: float | None) -> dict[str, 
     """All shards are there: write what closes the data set, and clean up."""
     entries = []
     try:
-        partial = run.work / "errors.jsonl"
-        with open(partial, "w", encoding="utf-8") as file:
+        with whole(run.out / "errors.jsonl", run.work) as file:
             for i in range(len(run.shards)):
                 entry, errors = json.loads(run.record(i).read_text(encoding="utf-8"))
                 entries.append(entry)
                 file.writelines(json.dumps(e, ensure_ascii=False) + "\n" for e in errors)
-        partial.replace(run.out / "errors.jsonl")
     except OSError as error:
         raise full_disk(error, run.out) from None
     usable, tried, bad = (sum(e[name] for e in entries) for name in ("documents", "items", "skipped"))
@@ -154,11 +150,11 @@ def _close(run: Run, unitok: Unitok, max_error_rate: float | None) -> dict[str, 
     return info
 
 
-def _complete_already(plan: Plan, unitok: Unitok) -> dict[str, Any]:
+def _complete_already(plan: Plan, sources: list[Source], unitok: Unitok) -> dict[str, Any]:
     out = Path(plan.out)
     info = TokenDataset(out).info
     known = json.loads((out / "plan.json").read_text()) if (out / "plan.json").exists() else {}
-    if known.get("fingerprint") != fingerprint(plan, unitok.vocab):
+    if known.get("fingerprint") != fingerprint(plan, sources, unitok.vocab):
         raise UserError(f"{out}: holds a data set made from another source, bundle or options; choose another folder")
     shutil.rmtree(out / ".work", ignore_errors=True)  # of a run that was killed at its very end
     print(f"{out}: complete already, {info['documents']} documents")
@@ -178,15 +174,6 @@ def _check_parts(sources: list[Source], unitok: Unitok) -> None:
                     continue
                 for kind in kinds:
                     unitok.need(kind)
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """One of several processes at a time; the others wait. Errors: `FileNotFoundError` when the folder is gone."""
-    with open(path, "a") as file:
-        with suppress(OSError):  # a file system without locks: what is written is whole or not there
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 # ---- Before: how much will it be? -----------------------------------------------------------------------------------
@@ -248,9 +235,8 @@ def detokenize(data: Path, out: Path, bundle: Path, device: str = "cpu", limit: 
         raise UserError(f"{out}: not empty; choose another folder")
     out.mkdir(parents=True, exist_ok=True)
     count = min(len(dataset), limit or len(dataset))
-    with open(out / "documents.jsonl.partial", "w", encoding="utf-8") as file:
+    with whole(out / "documents.jsonl") as file:
         for i in tqdm(range(count), desc="detokenize", unit="document", mininterval=1.0):
             raw = unitok.write_document(dataset.document(i), out, f"{i:06d}")
             file.write(format_raw_document(raw, out) + "\n")
-    (out / "documents.jsonl.partial").replace(out / "documents.jsonl")
     return count

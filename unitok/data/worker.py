@@ -4,24 +4,22 @@ Everything that runs a tokenization (`unitok.data.launch`) is a way of calling `
 there yet.
 """
 
-import errno
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from unitok.bundle import TOKENIZERS, Unitok
 from unitok.data.encode import Encoded, Encoder
-from unitok.data.plan import Plan, Run, write_whole
+from unitok.data.output import full_disk, write_whole
+from unitok.data.plan import Plan, Run
 from unitok.data.shards import shard_name, write_shard
 from unitok.data.sources import Item, Source
-from unitok.errors import UserError
 
 #: Seconds after which a thread must let another have the interpreter. At Python's own 5 ms, each of a network's many operations
 #: may wait so long for a thread that decodes: an encoder of pictures took 3.5 times as long (docs/notes.md).
@@ -88,13 +86,6 @@ def encode_items(encoder: Encoder, sources: list[Source], items: Sequence[tuple[
     for source in sources:
         source.close()
     return encoded
-
-
-def full_disk(error: OSError, out: Path) -> Exception:
-    """A full disk in words; any other error as it is."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return UserError(f"{out}: {error.strerror}; make room and start again: what is done is kept")
-    return error
 
 
 def made(run: Run, index: int) -> dict[str, Any] | None:

@@ -1,0 +1,83 @@
+"""The output folder of a run: files that are whole or not there, and locks that keep runs apart."""
+
+import errno
+import fcntl
+import os
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from unitok.errors import UserError
+
+
+@contextmanager
+def whole(path: Path, work: Path | None = None, binary: bool = False) -> Iterator[IO[Any]]:
+    """A file to write beside its place (in `work`, on the same disk), that is renamed when it is whole and on the disk."""
+    partial = (work or path.parent) / f"{path.name}.{uuid.uuid4().hex}.partial"
+    try:
+        with open(partial, "wb") if binary else open(partial, "w", encoding="utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_whole(path: Path, text: str, work: Path | None = None) -> None:
+    """Write a text; see `whole`."""
+    with whole(path, work) as file:
+        file.write(text)
+
+
+def drop(paths: Iterable[Path]) -> None:
+    """Remove files that may be gone already."""
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(out: Path, part: tuple[int, int] | None = None) -> Iterator[Path]:
+    """Keep a second run off; -> the log. `part`: (i, n) for the i-th of n runs that share the work, which may overlap.
+
+    Errors: `UserError` when another run is at work. The lock goes with the process, however it ends. On a file system without
+    locks there is none: what is written is whole or not there, so nothing breaks.
+    """
+    names = ["tokenize.log"] + ([f"tokenize-{part[0]:05d}-of-{part[1]:05d}.log"] if part else [])
+    files = []
+    try:
+        for number, name in enumerate(names):
+            file = open(out / name, "a")
+            files.append(file)
+            kind = fcntl.LOCK_SH if part and number == 0 else fcntl.LOCK_EX
+            try:
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"{out}: another `unitok tokenize` is at work on it; wait for it or choose another folder"
+                ) from None
+            except OSError:
+                pass
+        yield out / names[-1]
+    finally:
+        for file in files:
+            file.close()
+
+
+@contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """One of several processes; the others wait. Errors: `FileNotFoundError` when the file's folder is gone."""
+    with open(path, "a") as file:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def full_disk(error: OSError, out: Path) -> Exception:
+    """A full disk in words; any other error as it is."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return UserError(f"{out}: {error.strerror}; make room and start again: what is done is kept")
+    return error
