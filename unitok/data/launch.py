@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -130,13 +131,14 @@ def _run_here(run: Run, todo: list[int], progress: Progress) -> None:
 
 
 def _run_local(run: Run, todo: list[int], workers: int, progress: Progress) -> None:
-    """Processes of this machine; the k-th of n makes every n-th shard.
+    """Processes of this machine; each takes the next shard when it is done with one.
 
-    They tell what they have done in shared memory, each in a row of its own and without locks: a process that is killed holds
-    none.
+    They tell what they have done in shared memory, each in a row of its own. The lock of `given`, the shards that were given
+    out, is theirs alone: when one of them dies with it, all are stopped.
     """
     context = get_context("spawn")
-    told, stop = context.RawArray("q", workers * len(COUNTS)), context.RawValue("b", 0)
+    given, stop = context.Value("q", 0), context.RawValue("b", 0)
+    told = context.RawArray("q", workers * len(COUNTS))
     seen = [0] * len(COUNTS)
 
     def tell() -> None:
@@ -145,8 +147,8 @@ def _run_local(run: Run, todo: list[int], workers: int, progress: Progress) -> N
         seen[:] = now
         progress.add(**more)
 
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(run.plan, told, stop)) as pool:
-        running = {pool.submit(_make_shards, number, todo[number::workers]) for number in range(workers)}
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(run.plan, told, stop, given)) as pool:
+        running = {pool.submit(_make_shards, number, todo) for number in range(workers)}
         try:
             while running:
                 done, running = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
@@ -171,12 +173,13 @@ def _run_local(run: Run, todo: list[int], workers: int, progress: Progress) -> N
 _plan: Plan  # what a process of `_run_local` knows
 _told: Any
 _stop: Any
+_given: Any
 
 
-def _start(plan: Plan, told: Any, stop: Any) -> None:
+def _start(plan: Plan, told: Any, stop: Any, given: Any) -> None:
     """A process of `_run_local` begins; it ends with its parent."""
-    global _plan, _told, _stop
-    _plan, _told, _stop = plan, told, stop
+    global _plan, _told, _stop, _given
+    _plan, _told, _stop, _given = plan, told, stop, given
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     parent = parent_process()
     assert parent is not None
@@ -184,7 +187,15 @@ def _start(plan: Plan, told: Any, stop: Any) -> None:
 
 
 def _make_shards(number: int, todo: list[int]) -> None:
-    """The `number`-th process makes its shards."""
+    """The `number`-th process makes shards while there are any left of all."""
+
+    def taken() -> Iterator[int]:
+        while True:
+            with _given.get_lock():
+                next_one, _given.value = _given.value, _given.value + 1
+            if next_one >= len(todo):
+                return
+            yield todo[next_one]
 
     def tell(*more: int) -> None:
         """Documents, files, bytes, failures, ids that came."""
@@ -196,7 +207,7 @@ def _make_shards(number: int, todo: list[int]) -> None:
     device = f"cuda:{number % torch.cuda.device_count()}" if _plan.device == "cuda" else _plan.device
     worker = Worker(_plan, device, tell)
     with threads(worker.run.plan.threads):
-        for entry in worker.process_all(todo):
+        for entry in worker.process_all(taken()):
             tell(0, 0, 0, 0, entry["ids"])
 
 

@@ -86,9 +86,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 @cache
 def _formats() -> list[str]:
-    """What Pillow may take a file for."""
+    """What Pillow may take a file for: it tries one after the other, so the usual ones come first."""
     Image.init()
-    return [name for name in Image.ID if name not in _REFUSED_FORMATS]
+    usual = [name for name in ("JPEG", "PNG", "WEBP", "GIF", "TIFF") if name in Image.ID]
+    return [*usual, *(name for name in Image.ID if name not in _REFUSED_FORMATS.union(usual))]
 
 
 def open_image(path: Path, data: bytes | None = None) -> Image.Image:
