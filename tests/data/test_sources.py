@@ -1,115 +1,19 @@
-"""Promises of the sources: every format gives the same documents; content decides; nothing is followed out of its folder."""
+"""What `tokenize` reads: every format, templates, recipes, augmentation."""
 
-import bz2
 import gzip
-import io
 import json
-import os
-import tarfile
-from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import soundfile
-from PIL import Image
+from raw_data import errors_of, found_in, png, table_of, tar_of, tokens_of, wav, write_in_every_format
 
 from unitok.data.plan import Plan
 from unitok.data.recipe import SourceSpec, load_recipe
-from unitok.data.scenes import read_scenes
 from unitok.data.shards import TokenDataset
-from unitok.data.sources import Source, read_source
+from unitok.data.sources import read_source
 from unitok.data.tokenize import tokenize
 from unitok.document import RawDocument
 from unitok.errors import UserError
-
-FEATURES = {
-    "caption": {"dtype": "string", "_type": "Value"},
-    "image": {"_type": "Image"},
-    "audio": {"_type": "Audio"},
-    "kind": {"names": ["cat", "dog"], "_type": "ClassLabel"},
-}
-
-
-def tar_of(members: list[tuple[str, bytes]], mode: str = "w") -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode=mode) as archive:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return buffer.getvalue()
-
-
-def png(seed: int = 0, size: tuple[int, int] = (40, 32)) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (*size, 3), dtype=np.uint8)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def wav(seed: int = 0, seconds: float = 0.3) -> bytes:
-    buffer = io.BytesIO()
-    samples = np.random.default_rng(seed).uniform(-0.5, 0.5, round(8000 * seconds))
-    soundfile.write(buffer, samples, 8000, format="WAV")
-    return buffer.getvalue()
-
-
-def table_of(rows: list[dict], features: dict = FEATURES) -> pa.Table:
-    """A table as Hugging Face `datasets` writes it."""
-    file = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    kinds = {"caption": pa.string(), "image": file, "audio": file, "kind": pa.int64()}
-    told = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
-    return pa.Table.from_pylist(rows, pa.schema([(name, kinds[name]) for name in rows[0]], metadata=told))
-
-
-def write_in_every_format(scenes: Path, out: Path) -> dict[str, Path]:
-    """Scenes with their captions, pictures and sounds as a folder, JSON Lines, archives, Parquet and a data set on disk."""
-    contents = []
-    for row in read_scenes(scenes):
-        contents.append((row["id"], row["caption"], scenes / row["image"], scenes / row["audio"]))
-    for name in ("folder", "lines", "archives", "tables", "dataset"):
-        (out / name).mkdir(parents=True)
-    lines, members, rows = [], [], []
-    for id, caption, image, audio in contents:
-        for file in (image, audio):
-            os.link(file, out / "folder" / f"{id}{file.suffix}")
-            os.link(file, out / "lines" / f"{id}{file.suffix}")
-            members.append((f"{id}{file.suffix}", file.read_bytes()))
-        (out / "folder" / f"{id}.txt").write_text(caption + "\n")
-        members.append((f"{id}.json", json.dumps({"caption": caption, "url": "http://example.org"}).encode()))
-        parts = [
-            {"type": "text", "text": caption},
-            {"type": "image", "path": f"{id}.png"},
-            {"type": "audio", "path": f"{id}.wav"},
-        ]
-        lines.append(json.dumps({"id": id, "content": parts}))
-        media = {name: {"bytes": file.read_bytes(), "path": None} for name, file in (("image", image), ("audio", audio))}
-        rows.append({"caption": caption} | media)
-    (out / "lines" / "documents.jsonl").write_text("\n".join(lines) + "\n")
-    cut = len(members) // 6 * 3
-    (out / "archives" / "a-000.tar").write_bytes(tar_of(members[:cut]))
-    (out / "archives" / "a-001.tar.gz").write_bytes(tar_of(members[cut:], "w:gz"))
-    pq.write_table(table_of(rows), out / "tables" / "part-0.parquet", row_group_size=7)
-    with pa.OSFile(str(out / "dataset" / "data-00000-of-00001.arrow"), "wb") as file:
-        table = table_of(rows)
-        with pa.ipc.new_stream(file, table.schema) as stream:
-            stream.write_table(table, max_chunksize=5)
-    (out / "dataset" / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}))
-    (out / "dataset" / "dataset_info.json").write_text("{}")
-    return {f.name: f for f in sorted(out.iterdir())}
-
-
-def tokens_of(source: Path | str, out: Path, bundle: Path, **options) -> dict[str, list[int]]:
-    """Ids by document, after `tokenize`."""
-    tokenize(Plan(str(source), str(out), str(bundle), **options))
-    data = TokenDataset(out)
-    assert data.verify() == []
-    return {data.document(i).id: data.ids(i).tolist() for i in range(len(data))}
-
-
-def errors_of(out: Path) -> list[str]:
-    return [json.loads(line)["error"] for line in (out / "errors.jsonl").read_text().splitlines()]
 
 
 def test_every_format_gives_the_same_documents(scenes_folder, bundle_folder, tmp_path):
@@ -279,121 +183,6 @@ def test_augmentation_makes_documents_of_their_own(bundle_folder, tmp_path):
 # ---- Trust ----------------------------------------------------------------------------------------------------------
 
 
-def found_in(source: Path, root: str = "") -> tuple[list[RawDocument], list[str]]:
-    """Documents (whose files are read) and refusals."""
-    opened = Source(SourceSpec(str(source), root=root))
-    good, bad = [], []
-    for item in opened.items():
-        for make in opened.read([item]):
-            try:
-                raws = make()
-                for part in (part for raw in raws for part in raw.content if part.file):
-                    part.file.read()
-                good += raws
-            except UserError as error:
-                bad.append(str(error))
-    return good, bad
-
-
-def test_paths_that_leave_the_folder_are_refused(tmp_path):
-    (tmp_path / "outside").mkdir()
-    (tmp_path / "outside" / "secret.png").write_bytes(png())
-    inside = tmp_path / "in"
-    (inside / "sub").mkdir(parents=True)
-    (inside / "ok.png").write_bytes(png())
-    (inside / "link.png").symlink_to(tmp_path / "outside" / "secret.png")
-    (inside / "alias.png").symlink_to("ok.png")
-    (inside / "folder").symlink_to(tmp_path / "outside")
-    (inside / "loop").symlink_to(inside)
-    os.mkfifo(inside / "pipe.png")
-    good, bad = found_in(inside)
-    assert [raw.id for raw in good] == ["alias.png", "ok.png"]
-    for name, why in (("folder:", "leaves"), ("link.png", "leaves"), ("loop", "not followed"), ("pipe.png", "a pipe")):
-        assert sum(name in line and why in line for line in bad) == 1, (name, bad)
-    paths = ["../outside/secret.png", str(tmp_path / "outside" / "secret.png"), "link.png", "sub/../ok.png", "pipe.png"]
-    lines = [json.dumps({"content": [{"type": "image", "path": path}]}) for path in paths]
-    (inside / "documents.jsonl").write_text("\n".join(lines))
-    good, bad = found_in(inside)
-    assert [raw.where for raw in good] == ["documents.jsonl, line 4"]
-    assert len(bad) == 4
-    good, bad = found_in(inside, root=str(tmp_path))
-    assert len(good) == 4
-    assert len(bad) == 1
-
-
-def test_members_of_archives_that_lead_elsewhere_are_refused(tmp_path):
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", errors="surrogateescape") as archive:
-        for name in ("../up.png", "/abs.png", "bad\udcff.png", "good.png"):
-            info = tarfile.TarInfo(name)
-            info.size = len(png())
-            archive.addfile(info, io.BytesIO(png()))
-        link = tarfile.TarInfo("link.png")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        archive.addfile(link)
-        device = tarfile.TarInfo("device.png")
-        device.type = tarfile.CHRTYPE
-        archive.addfile(device)
-    (tmp_path / "a.tar").write_bytes(buffer.getvalue())
-    good, bad = found_in(tmp_path / "a.tar")
-    assert [raw.id for raw in good] == ["good"]
-    assert len(bad) == 5
-    assert all("a.tar" in line for line in bad)
-
-
-def test_names_that_are_not_utf8_are_listed(tmp_path):
-    with open(os.fsencode(tmp_path) + b"/bad\xff.png", "wb") as file:
-        file.write(png())
-    (tmp_path / "é.png").write_bytes(png())
-    good, bad = found_in(tmp_path)
-    assert [raw.id for raw in good] == ["é.png"]
-    assert bad == ["bad\\xff.png: its name is not UTF-8; rename it"]
-    json.dumps(bad).encode("utf-8")
-
-
-def test_files_that_change_are_not_used(tmp_path):
-    for name in ("a.png", "b.png"):
-        (tmp_path / name).write_bytes(png())
-    source = Source(SourceSpec(str(tmp_path)))
-    items = list(source.items())
-    (tmp_path / "a.png").write_bytes(png(1) + b"more")
-    first, second = source.read(items)
-    with pytest.raises(UserError, match=r"a.png: has changed since the run was planned"):
-        first()[0].content[0].file.read()
-    assert second()[0].content[0].file.read() == png()
-    (tmp_path / "documents.jsonl").write_text('{"content": [{"type": "text", "text": "a"}]}\n')
-    source = Source(SourceSpec(str(tmp_path)))
-    items = list(source.items())
-    (tmp_path / "documents.jsonl").write_text('{"content": [{"type": "text", "text": "another"}]}\n')
-    with pytest.raises(UserError, match="documents.jsonl: has changed"):
-        list(source.read(items))
-
-
-def test_damaged_containers_give_what_comes_before_the_damage(tmp_path):
-    members = [(f"{i:03d}.txt", b"text %d" % i) for i in range(50)]
-    whole = tar_of(members)
-    cases = {
-        "cut.tar": whole[: 512 * 51 + 100],
-        "torn.tar": whole[: 512 * 40] + b"\xa7" * 512 + whole[512 * 41 :],
-        "cut.tar.gz": gzip.compress(whole)[:-200],
-        "no.tar": b"no archive at all",
-        "no.parquet": b"PAR1 but no table",
-        "no.arrow": b"ARROW?",
-        "lines.jsonl.bz2": bz2.compress(b'{"content": [{"type": "text", "text": "ok"}]}\n' * 3)[:-9],
-    }
-    for name, data in cases.items():
-        (tmp_path / name).write_bytes(data)
-        good, bad = found_in(tmp_path / name)
-        assert bad or name == "no.tar", name  # which is text, and read as that
-        assert all(name in line for line in bad)
-        if name == "cut.tar":
-            assert 15 < len(good) < 50
-            assert "the rest cannot be read" in bad[-1]
-        if name == "torn.tar":  # it goes on after the damage
-            assert len(good) == 49
-            assert "are no member" in bad[0]
-
-
 def test_archives_put_one_after_another_are_read_to_the_last_one(tmp_path):
     parts = [tar_of([(f"{n}{i}.txt", b"x") for i in range(5)]) for n in "ab"]
     (tmp_path / "both.tar").write_bytes(b"".join(parts))
@@ -411,34 +200,6 @@ def test_a_name_that_an_archive_holds_twice_is_two_files(bundle_folder, tmp_path
     assert [len(data.document(i).segments) for i in range(3)] == [1, 1, 2]
     codes = [s.codes.tolist() for i in (0, 2) for s in data.document(i).segments]
     assert codes[0] != codes[1] != codes[2]
-
-
-def test_damaged_pages_of_a_table_cost_their_rows_alone(bundle_folder, tmp_path):
-    rows = [{"caption": f"number {i} " * 40, "image": {"bytes": png(i), "path": None}} for i in range(40)]
-    pq.write_table(table_of(rows), tmp_path / "t.parquet", row_group_size=10, compression="zstd")
-    content = bytearray((tmp_path / "t.parquet").read_bytes())
-    column = pq.ParquetFile(tmp_path / "t.parquet").metadata.row_group(1).column(1)
-    start = column.dictionary_page_offset or column.data_page_offset
-    for at in range(start + 40, start + 400):
-        content[at] ^= 0xFF
-    (tmp_path / "t.parquet").write_bytes(content)
-    tokenize(Plan(str(tmp_path / "t.parquet"), str(tmp_path / "out"), str(bundle_folder)))
-    data = TokenDataset(tmp_path / "out")
-    made = {data.document(i).id for i in range(len(data))}
-    bad = errors_of(tmp_path / "out")
-    assert {f"t.parquet/{i}" for i in (*range(10), *range(20, 40))} <= made
-    assert bad
-    assert len(made) + len(bad) == 40
-
-
-def test_compressed_files_with_flipped_bits_are_listed(tmp_path):
-    lines = b"".join(b'{"content": [{"type": "text", "text": "%d"}]}\n' % i for i in range(5000))
-    for name, data in (("a.jsonl.gz", lines), ("b.tar.gz", tar_of([(f"{i}.txt", b"%d" % i) for i in range(500)]))):
-        packed = bytearray(gzip.compress(data))
-        packed[len(packed) // 2] ^= 0xFF
-        (tmp_path / name).write_bytes(packed)
-        _, bad = found_in(tmp_path / name)
-        assert any(name in line for line in bad)
 
 
 def test_lines_without_content_are_rows_of_fields(bundle_folder, tiny, tmp_path):
@@ -461,28 +222,6 @@ def test_optional_parts_may_be_absent(bundle_folder, tmp_path):
     assert errors_of(tmp_path / "out") == ["a.tar, 3: no field 'png'; there are wav"]
 
 
-def test_an_output_in_its_own_source_is_refused(bundle_folder, tmp_path):
-    (tmp_path / "a.txt").write_text("a")
-    with pytest.raises(UserError, match="lies in the source"):
-        tokenize(Plan(str(tmp_path), str(tmp_path / "tokens"), str(bundle_folder)))
-    assert not (tmp_path / "tokens").exists()
-
-
-def test_what_cannot_be_used_is_listed_never_passed_over(tmp_path):
-    cases = {
-        "empty.png": (b"", "an empty file"),
-        "hidden_tar.bin": (tar_of([("a.txt", b"a")]), "name it .tar"),
-        "table.dat": (b"PAR1\x00\x00", "name it .parquet"),
-        "zeros.raw": (bytes(100), "neither an image nor a sound nor UTF-8 text"),
-    }
-    for name, (data, _) in cases.items():
-        (tmp_path / name).write_bytes(data)
-    good, bad = found_in(tmp_path)
-    assert not good
-    for name, (_, why) in cases.items():
-        assert sum(name in line and why in line for line in bad) == 1, (name, bad)
-
-
 def test_a_folder_between_two_of_one_base_name_does_not_part_them(tmp_path):
     (tmp_path / "cat.k").mkdir()
     for name in ("cat.jpg", "cat.k/other.png", "dog.png"):
@@ -491,17 +230,6 @@ def test_a_folder_between_two_of_one_base_name_does_not_part_them(tmp_path):
     good, bad = found_in(tmp_path)
     assert [(raw.id, len(raw.content)) for raw in good] == [("cat.jpg", 2), ("dog.png", 1), ("cat.k/other.png", 1)]
     assert not bad
-
-
-def test_what_no_one_thought_of_is_listed_too(bundle_folder, tmp_path):
-    lines = ['{"content": [{"type": "text", "text": "good"}]}', '{"content": ' + "[" * 200_000, '{"id": "x", "content": 7}']
-    (tmp_path / "documents.jsonl").write_text("\n".join(lines))
-    info = tokenize(Plan(str(tmp_path / "documents.jsonl"), str(tmp_path / "out"), str(bundle_folder)))
-    assert info is not None
-    assert info["documents"] == 1
-    found = errors_of(tmp_path / "out")
-    assert len(found) == 2
-    assert all(f"line {n}" in line for n, line in zip((2, 3), found, strict=True))
 
 
 def test_recipes_that_cannot_be_say_why(tmp_path):

@@ -110,6 +110,8 @@ class Encoder:
     Args:
         image_area, image_fit: see `ImageTokenizer.prepare`; 0 is the tokenizer's resolution squared.
         seed: of random crops. decoders: threads that read and decode.
+        overlap: decode while the networks run; without, they take turns, which is faster where no core is to spare: threads
+            of one interpreter get in one another's way.
         progress: told of documents, files, bytes and failures as they come.
     """
 
@@ -120,10 +122,11 @@ class Encoder:
         image_fit: Fit = "keep",
         seed: int = 0,
         decoders: int = 2,
+        overlap: bool = True,
         progress: Progress | None = None,
     ):
         self.unitok, self.image_area, self.image_fit, self.seed = unitok, image_area, image_fit, seed
-        self.decoders, self.progress = decoders, progress or (lambda *_: None)
+        self.decoders, self.overlap, self.progress = decoders, overlap, progress or (lambda *_: None)
 
     def encode(self, raws: list[RawDocument], folder: Path | None = None) -> tuple[list[Document], list[dict[str, str]]]:
         """-> documents, and for each that could not be made, where and why. Sources are named relative to `folder`, if any."""
@@ -172,6 +175,8 @@ class _Work:
         self.held = 0  # bytes of pixels and samples that are decoded and not yet taken
         self.room = threading.Condition(self.lock)
         self.stopped = False
+        self.quiet = threading.Event()  # cleared while the networks run and nothing is to be decoded
+        self.quiet.set()
         self.items = self.skipped = 0  # taken so far, and those of them of which something could not be used
 
     # ---- In threads: read, decode --------------------------------------------------------------------------------
@@ -181,6 +186,7 @@ class _Work:
 
         While much is held that was decoded already, only the item that is to be taken next goes on.
         """
+        self.quiet.wait()
         with self.room:
             self.room.wait_for(lambda: self.held < HELD_BYTES or number <= self.items or self.stopped)
             if self.stopped:
@@ -196,6 +202,7 @@ class _Work:
 
     def stop(self) -> None:
         """Nothing more is to be prepared."""
+        self.quiet.set()
         with self.room:
             self.stopped = True
             self.room.notify_all()
@@ -343,6 +350,8 @@ class _Work:
     def _flush(self, key: tuple) -> None:
         batch = self.waiting.pop(key)
         self.waiting_bytes -= sum(m.content.nbytes for m in batch)
+        if not self.encoder.overlap:
+            self.quiet.clear()
         if key[0] == "image":
             pixels = torch.from_numpy(np.stack([m.content for m in batch])).permute(0, 3, 1, 2)
             codes = self.unitok.need("image").encode(pixels.contiguous().float().div_(127.5).sub_(1)).cpu()
@@ -350,6 +359,7 @@ class _Work:
             codes = self.unitok.need("audio").encode(torch.stack([m.content for m in batch])).cpu()
         for medium, one in zip(batch, codes, strict=True):
             medium.content, medium.codes = None, one
+        self.quiet.set()
 
     def _encode_long(self, medium: Medium) -> None:
         blob: Blob = medium.content
