@@ -39,9 +39,9 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 #: name: kind, config, files of a run of the verb (the two others take some of them), pixels a side or seconds, unit
 CASES = {
     "pictures of 64 px, small network": ("image", "image/laptop-f8-64.yaml", 8000, 64, "images/s"),
-    "pictures of 256 px, small network": ("image", "image/laptop-f8-64.yaml", 400, 256, "images/s"),
+    "pictures of 256 px, small network": ("image", "image/laptop-f8-64.yaml", 1200, 256, "images/s"),
     "sounds of 1 s at 8 kHz, small network": ("audio", "audio/laptop-8khz.yaml", 16000, 1, "s of sound/s"),
-    "sounds of 2 s at 24 kHz, EnCodec's network": ("audio", "audio/encodec-24khz.yaml", 128, 2, "s of sound/s"),
+    "sounds of 2 s at 24 kHz, EnCodec's network": ("audio", "audio/encodec-24khz.yaml", 320, 2, "s of sound/s"),
 }
 
 
@@ -180,7 +180,7 @@ def measure(name: str, work: Path, rounds: int, quick: bool, ray: bool, device: 
     write_files(place / "files", kind, count, size, rate)
     folder, half = place / "files", half_of(place / "files")
     ways: dict[str, list[float]] = {}
-    some = min(count, max(32, count // 8))
+    some = min(count, max(32, count // 4))
     for _ in range(rounds):
         for way in (
             "verb",

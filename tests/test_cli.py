@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from unitok.cli import main
 
@@ -102,6 +103,8 @@ def test_mistakes_in_prompts_and_flags_are_one_line(bundle_folder, tmp_path):
     assert_one_line(unitok("sample", "--bundle", tmp_path / "gone", "--text", "x"), "gone", "unitok bundle")
     assert_one_line(here(*base, "--image", tmp_path / "gone.png"), "gone.png", "no such file")
     assert_one_line(here(*base, "--image", tmp_path / "notes.png"), "notes.png", "neither an image")
+    Image.new("RGB", (8, 8)).save(tmp_path / "seen.png")
+    assert_one_line(here(*base, "--audio", tmp_path / "seen.png"), "seen.png", "give it with --image")
     assert_one_line(here(*base, "--text", ""), "empty text")
     assert_one_line(here(*base, "--text", "x", "--want", "smell"), "smell", "text, image, audio")
     assert_one_line(here(*base, "--text", "x", "--top-p", "7"), "--top-p")
@@ -139,7 +142,7 @@ def test_mistakes_in_tokenizing_are_one_line_and_leave_nothing(bundle_folder, sc
     for words, telling in (
         ((tmp_path / "nowhere", out), ["nowhere", "no such file"]),
         ((tmp_path / "empty", out), ["empty", "no documents"]),
-        ((out,), ["--recipe"]),
+        ((out,), ["SOURCE and OUT", "--recipe"]),
         ((scenes_folder, out, "--recipe", tmp_path / "r.yaml"), ["not both"]),
         ((out, "--recipe", tmp_path / "r.yaml"), ["nowhere", "no such file"]),
         ((out, "--recipe", tmp_path / "no.yaml"), ["no.yaml", "no such file"]),
@@ -150,6 +153,10 @@ def test_mistakes_in_tokenizing_are_one_line_and_leave_nothing(bundle_folder, sc
         ((scenes_folder, out, "--shard-index", "1"), ["--num-shards"]),
         ((scenes_folder, out, "--shard-index", "4", "--num-shards", "4"), ["--shard-index 4"]),
         ((scenes_folder, out, "--validation", "1"), ["--validation"]),
+        ((scenes_folder, out, "--shard-size", "-3"), ["--shard-size -3"]),
+        ((scenes_folder, out, "--root", tmp_path / "nowhere"), ["--root", "no such folder"]),
+        ((scenes_folder, out, "--template", "[]"), ["--template", "a list of parts"]),
+        ((scenes_folder, "memory://out"), ["memory://out", "local folder"]),
         ((scenes_folder, out, "--max-error-rate", "2"), ["--max-error-rate"]),
         ((scenes_folder, out, "--audio-segment", "-1"), ["audio_segment"]),
         (("nosuchprotocol://x/y", out), ["nosuchprotocol"]),
@@ -166,7 +173,7 @@ def test_a_dry_run_tells_how_much_it_will_be_and_a_recipe_does_it(bundle_folder,
     words = [str(tmp_path / "out"), "--bundle", str(bundle_folder), "--recipe", str(tmp_path / "r.yaml")]
     main(["tokenize", *words, "--dry-run"])
     told = capsys.readouterr().out
-    for word in ("documents listed", "ids", "GB", "time"):
+    for word in ("documents listed", "ids", "kB", "time"):
         assert word in told
     assert not (tmp_path / "out").exists()
     main(["tokenize", *words])

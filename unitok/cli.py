@@ -4,8 +4,10 @@ A user's mistake is a `UserError`: one line on stderr, exit code 2, no traceback
 """
 
 import argparse
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -41,10 +43,30 @@ class _ArgumentParser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Defaults where there are any, and where the text does not tell them itself."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        told = action.default in (None, "", False) or "(default" in (action.help or "")
+        return action.help if told else super()._get_help_string(action)
+
+
 def _parser(verb: str, description: str | None) -> argparse.ArgumentParser:
-    return _ArgumentParser(
-        prog=f"unitok {verb}", description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    return _ArgumentParser(prog=f"unitok {verb}", description=description, formatter_class=_Help)
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """A cluster that takes its machine back (SIGTERM) ends a run as Ctrl-C does."""
+
+    def end(*_: Any) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _device(parser: argparse.ArgumentParser) -> None:
@@ -320,6 +342,7 @@ def _sample_parser() -> argparse.ArgumentParser:
     class InOrder(argparse.Action):
         def __call__(self, parser: Any, space: Any, value: Any, flag: str | None = None) -> None:
             space.parts = [*(getattr(space, "parts", None) or []), value if flag == "--text" else Path(value)]
+            space.flags = [*(getattr(space, "flags", None) or []), flag]
 
     p.add_argument("--bundle", type=Path, required=True, help="bundle with tokenizers and a decoder")
     p.add_argument("--text", action=InOrder, default=argparse.SUPPRESS, help="a text of the prompt")
@@ -368,6 +391,7 @@ def sample(arguments: list[str]) -> None:
     """Continue prompts. --text, --image and --audio may be repeated and mixed; their order is the prompt's order."""
     o = _sample_parser().parse_args(arguments)
     from unitok.bundle import Unitok
+    from unitok.data.media import sniff
     from unitok.sample.render import read_prompts, save_outputs, settings_from
 
     if o.out.exists() and not o.out.is_dir():
@@ -381,9 +405,12 @@ def sample(arguments: list[str]) -> None:
     if o.live and (o.best_of > 1 or o.jacobi):
         raise UserError("--live shows one output as it is drawn: leave out --best-of and --jacobi")
     raws = read_prompts(o.prompts) if o.prompts else []
-    for part in parts:
+    for part, flag in zip(parts, getattr(o, "flags", None) or [], strict=True):
         if isinstance(part, Path) and not part.exists():
             raise UserError(f"{part}: no such file")
+        other = "image" if flag == "--audio" else "audio"
+        if isinstance(part, Path) and sniff(part) == other:
+            raise UserError(f"{flag} {part}: holds an {other}; give it with --{other}")
     u = Unitok.from_pretrained(o.bundle, device=_check_device(o.device))
     if o.score:
         _score(u, [u.read_raw(raw) for raw in raws], o.out)
@@ -559,7 +586,8 @@ def main(arguments: list[str] | None = None) -> None:
 
             run_lightning(arguments)
         elif verb in VERBS:
-            VERBS[verb](given[1:])
+            with _ended_by_sigterm():
+                VERBS[verb](given[1:])
         else:
             raise UserError(f"no verb {verb!r}; choose one of {', '.join((*VERBS, *LIGHTNING_VERBS))}")
     except UserError as error:

@@ -143,9 +143,13 @@ def raw_document(row: Any, folder: Path, where: str, default_id: str) -> RawDocu
         if not isinstance(loss, bool):
             raise UserError(f"{here}: loss {loss!r}; it is true or false")
         key = "text" if kind == "text" else "path"
+        if unknown := set(part) - {"type", key, "role", "loss"}:
+            raise UserError(f"{here}: {', '.join(sorted(unknown))}: unknown; it may say type, {key}, role, loss")
         value = part.get(key)
         if not isinstance(value, str) or not value:
             raise UserError(f"{here}: an empty or missing {key!r}; fill it or remove the part")
+        if kind != "text" and "://" in value:
+            raise UserError(f"{here}: {value[:80]} is a URL, which is not followed: download it, and name the file")
         if not is_utf8(value):
             raise UserError(f"{here}: {key!r} is not UTF-8 text (half of a surrogate pair); mend it")
         if kind == "text":

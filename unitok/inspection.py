@@ -69,6 +69,8 @@ def inspect(what: Path | str, verify: bool = False, budget: Budget | None = None
         print_costs(PRESETS[str(what)], budget)
     elif not what.exists():
         raise UserError(f"{what}: no such file or folder, and no preset; presets are {', '.join(PRESETS)}")
+    elif (what / "plan.json").exists():
+        raise UserError(f"{what}: a data set that is not whole yet; start its `unitok tokenize` again to finish it")
     else:
         raise UserError(f"{what}: neither a data set (dataset.json) nor a bundle (bundle.json) nor a YAML config")
 
@@ -95,6 +97,8 @@ def _inspect_dataset(folder: Path | str, verify: bool, page: Page | None) -> Non
         print("  splits: " + ", ".join(f"{name} {count}" for name, count in splits.items()))
     for modality, count in info["ids_by_modality"].items():
         print(f"  {modality:<8}{count:>12} ids  {count / info['ids']:6.1%}")
+    between = info["ids"] - sum(info["ids_by_modality"].values())
+    print(f"  {'between':<8}{between:>12} ids  {between / info['ids']:6.1%} (begin and end of documents, roles)")
     skipped = sum(s.get("skipped", 0) for s in info["shards"])
     left_out = sorted({name for s in info["shards"] for name in s.get("filtered", {})})
     told = [f"{name} {sum(s.get('filtered', {}).get(name, 0) for s in info['shards'])}" for name in left_out]
@@ -108,6 +112,8 @@ def _inspect_dataset(folder: Path | str, verify: bool, page: Page | None) -> Non
     if verify:
         problems = dataset.verify()
         if problems:
+            for problem in problems[:20]:
+                print(f"  {problem}")
             raise UserError(f"{folder}: {len(problems)} problems; the first: {problems[0]}")
         print("  verified: checksums, counts, ranges, grammar and spans")
 
@@ -115,7 +121,7 @@ def _inspect_dataset(folder: Path | str, verify: bool, page: Page | None) -> Non
 def histogram(lengths: np.ndarray, bars: int = 12, width: int = 50) -> str:
     """Lengths as lines of a bar chart; the bars double in width where the longest is much longer than most."""
     low, high = int(lengths.min()), int(lengths.max()) + 1
-    logarithmic = high > 20 * max(1, int(np.median(lengths)))
+    logarithmic = high > 5 * max(1, int(np.median(lengths)))
     edges = np.geomspace(max(1, low), high, bars + 1) if logarithmic else np.linspace(low, high, bars + 1)
     edges = np.unique(np.round(edges).astype(int))
     counts, _ = np.histogram(lengths, edges)

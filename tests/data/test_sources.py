@@ -249,6 +249,9 @@ def test_recipes_that_cannot_be_say_why(tmp_path):
         ("sources: [{path: a, weight: .nan}]", "is not a number"),
         ("sources: [{path: a, crops: 2.5}]", "whole number"),
         ("sources: [{path: a, template: [{type: text, text: x, loss: 0}]}]", "loss 0; it is true or false"),
+        ("sources: [{path: a, template: [{type: text, text: '{x'}]}]", "a brace without its other one"),
+        ("sources: [{path: a, template: [{type: text, text: x}]}]", "no {field} in it"),
+        ("sources: [{path: a, order: [text, text]}]", "each once"),
         ("{", "not YAML"),
     ):
         (tmp_path / "r.yaml").write_text(content)

@@ -10,6 +10,7 @@ from PIL import Image
 
 from unitok.bundle import Unitok
 from unitok.data.plan import Plan, make_plan, open_sources
+from unitok.data.recipe import SourceSpec
 from unitok.data.shards import TokenDataset
 from unitok.data.tokenize import detokenize, tokenize
 from unitok.data.worker import Worker
@@ -91,8 +92,26 @@ def test_a_finished_output_says_so_and_another_source_is_refused(scenes_folder, 
     tokenize(Plan(str(scenes_folder), str(out), str(bundle_folder)))
     tokenize(Plan(str(scenes_folder), str(out), str(bundle_folder)))
     assert "complete already" in capsys.readouterr().out
-    with pytest.raises(UserError, match="made from another source"):
+    with pytest.raises(UserError, match="made with other files in its source"):
         tokenize(Plan(str(mixed_folder), str(out), str(bundle_folder)))
+
+
+def test_another_plan_for_a_folder_is_told_by_what_differs(scenes_folder, bundle_folder, tmp_path):
+    out = str(tmp_path / "out")
+    tokenize(Plan(str(scenes_folder), out, str(bundle_folder), validation=0.25, spec=SourceSpec("", order=("image", "text"))))
+    for plan, why in (
+        (
+            Plan(str(scenes_folder), out, str(bundle_folder), seed=3),
+            "made with --validation 0.25, not 0.0; --seed 0, not 3; another order",
+        ),
+        (
+            Plan(str(scenes_folder), out, str(bundle_folder), validation=0.25, shard_size=7),
+            "--shard-size 64, not 7; another order of",
+        ),
+    ):
+        with pytest.raises(UserError) as caught:
+            tokenize(plan)
+        assert why in str(caught.value)
 
 
 def test_roles_and_loss_of_the_file_reach_the_shard(bundle_folder, tmp_path):

@@ -190,6 +190,24 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on(scenes_folder, bundle_folde
     assert TokenDataset(out).verify() == []
 
 
+@pytest.mark.parametrize(
+    ("reached", "sent"), [("", signal.SIGTERM), ("plan.json", signal.SIGINT)]
+)  # it, its workers are loaded
+def test_a_run_that_is_asked_to_stop_says_one_line(scenes_folder, bundle_folder, tmp_path, reached, sent):
+    (tmp_path / "r.yaml").write_text(json.dumps({"sources": [{"path": str(scenes_folder), "weight": 100}]}))
+    words = (tmp_path / "out", "--recipe", tmp_path / "r.yaml", "--bundle", bundle_folder, "--workers", 2)
+    command = [sys.executable, "-m", "unitok", "tokenize", *map(str, words)]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while reached and not (tmp_path / "out" / reached).exists() and run.poll() is None:
+        time.sleep(0.1)
+    time.sleep(1)
+    os.killpg(run.pid, sent) if sent == signal.SIGINT else run.send_signal(sent)  # Ctrl-C reaches all, SIGTERM the parent
+    said = run.communicate(timeout=120)[1]
+    assert run.returncode == 130
+    assert "Traceback" not in said
+    assert said.strip().splitlines()[-1] == "stopped; start it again to go on"
+
+
 def test_too_many_bad_files_stop_the_run_early(bundle_folder, tmp_path):
     source, out = tmp_path / "in", tmp_path / "out"
     source.mkdir()
@@ -199,6 +217,7 @@ def test_too_many_bad_files_stop_the_run_early(bundle_folder, tmp_path):
     with pytest.raises(UserError, match=r"of 100 documents could not be used, over --max-error-rate 0.1") as caught:
         tokenize(plan, max_error_rate=0.1)
     assert "\n" not in str(caught.value)
+    assert "; the first: 000.txt: neither an image nor a sound nor UTF-8 text; all are in" in str(caught.value)
     listed = [json.loads(line)["id"] for line in (out / "errors.jsonl").read_text().splitlines()]
     assert listed == [f"{i:03d}.txt" for i in range(0, 100, 2)]
     assert tokenize(plan, max_error_rate=0.6)["documents"] == 200

@@ -9,8 +9,9 @@ import tarfile
 
 import pyarrow.parquet as pq
 import pytest
-from raw_data import errors_of, found_in, png, table_of, tar_of
+from raw_data import errors_of, found_in, png, table_of, tar_of, wav
 
+from unitok.data.media import open_audio
 from unitok.data.plan import Plan
 from unitok.data.recipe import SourceSpec
 from unitok.data.shards import TokenDataset
@@ -158,7 +159,8 @@ def test_what_cannot_be_used_is_listed_never_passed_over(tmp_path):
         "empty.png": (b"", "an empty file"),
         "hidden_tar.bin": (tar_of([("a.txt", b"a")]), "name it .tar"),
         "table.dat": (b"PAR1\x00\x00", "name it .parquet"),
-        "zeros.raw": (bytes(100), "neither an image nor a sound nor UTF-8 text"),
+        "zeros.raw": (bytes(100), "nothing but zeros"),
+        "noise.raw": (b"\x00\xfe\x01", "neither an image nor a sound nor UTF-8 text"),
     }
     for name, (data, _) in cases.items():
         (tmp_path / name).write_bytes(data)
@@ -177,3 +179,58 @@ def test_what_no_one_thought_of_is_listed_too(bundle_folder, tmp_path):
     found = errors_of(tmp_path / "out")
     assert len(found) == 2
     assert all(f"line {n}" in line for n, line in zip((2, 3), found, strict=True))
+
+
+def test_text_where_a_picture_or_sound_should_be_is_listed(tmp_path):
+    page = b"<html>404 not found</html>"
+    (tmp_path / "folder").mkdir()
+    for name, data in {
+        "a.jpg": page,
+        "a.txt": b"a dog",
+        "b.WAV": b"version https://git-lfs",
+        "c.tar": b"prose",
+        "d.pdf": b"%PDF",
+    }.items():
+        (tmp_path / "folder" / name).write_bytes(data)
+    (tmp_path / "a.tar").write_bytes(tar_of([("1.jpg", page), ("1.txt", b"a dog"), ("2.cls", b"7"), ("2.txt", b"kept")]))
+    table = table_of([{"caption": "a dog", "image": {"bytes": page, "path": None}}])
+    pq.write_table(table, tmp_path / "a.parquet")
+    (tmp_path / "a.jsonl").write_text('{"text": "a dog", "image": "folder/a.jpg"}')
+    for source, count in (("folder", 4), ("a.tar", 1), ("a.parquet", 1), ("a.jsonl", 1)):
+        good, bad = found_in(tmp_path / source)
+        assert [[part.text for part in raw.content] for raw in good] == ([["kept"]] if source == "a.tar" else [])
+        assert len(bad) == count
+        assert all(": text, where a" in line and "should be" in line for line in bad), bad
+
+
+def test_a_byte_order_mark_is_no_text_and_a_caption_is_told_from_its_record(tmp_path):
+    (tmp_path / "bom.txt").write_bytes(b"\xef\xbb\xbfmarked")
+    (tmp_path / "caption.json").write_text('{"caption": "seen"}')
+    (tmp_path / "other.json").write_text('{"size": 3}')
+    (tmp_path / "x.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "first line"}')
+    good, bad = found_in(tmp_path)
+    assert [raw.content[0].text for raw in good] == ["marked", "seen", '{"size": 3}', "first line"]
+    assert not bad
+
+
+def test_parts_that_say_what_no_part_says_are_refused(tmp_path):
+    lines = ['{"type": "text", "text": "x", "los": false}', '{"type": "image", "path": "https://there/a.png"}']
+    (tmp_path / "x.jsonl").write_text("\n".join(f'{{"content": [{line}]}}' for line in lines))
+    good, bad = found_in(tmp_path)
+    assert not good
+    assert "line 1, part 1: los: unknown; it may say type, text, role, loss" in bad[0]
+    assert "line 2, part 1: https://there/a.png is a URL, which is not followed" in bad[1]
+
+
+def test_a_sound_that_is_cut_off_is_listed_and_one_of_a_stream_is_not(tmp_path):
+    sound = wav(seconds=1.0)
+    (tmp_path / "cut.wav").write_bytes(sound[: len(sound) // 2])
+    (tmp_path / "stream.wav").write_bytes(sound[:4] + b"\xff\xff\xff\xff" + sound[8:])
+    for name, fails in (("cut.wav", True), ("stream.wav", False)):
+        for data in (None, (tmp_path / name).read_bytes()):
+            if fails:
+                with pytest.raises(UserError, match=f"{name}: a sound that is cut off: .* bytes of it are missing"):
+                    open_audio(tmp_path / name, data)
+            else:
+                with open_audio(tmp_path / name, data) as file:
+                    assert file.frames == file.samplerate

@@ -145,7 +145,7 @@ class Encoder:
                 work.stop()  # or its threads would wait for room
                 pool.shutdown(cancel_futures=True)
                 if isinstance(error, Stop):
-                    raise Stop(str(error), tuple(r for r in work.results if isinstance(r, dict))) from None
+                    raise type(error)(str(error), tuple(r for r in work.results if isinstance(r, dict))) from None
                 raise
         return work.finish()
 

@@ -71,6 +71,8 @@ class Files:
             return
         self.folder = os.path.realpath(folder.removeprefix("file://"))
         self.root = os.path.realpath(root) if root else self.folder
+        if not os.path.isdir(self.root):
+            raise UserError(f"--root {root}: no such folder")
 
     # ---- What is there -------------------------------------------------------------------------------------------
 
@@ -146,6 +148,8 @@ class Files:
         """The true local path of a name; errors: `UserError` when it leaves the root."""
         if not is_utf8(name):
             raise UserError("its name is not UTF-8; rename it")
+        if "://" in name:
+            raise UserError("a URL is not followed: download it, and name the file")
         inside, _, base = name.rpartition("/")
         path = os.path.join(self._true_folder(inside), base)
         if base in ("", ".", "..") or os.path.islink(path):
@@ -166,8 +170,9 @@ class Files:
                 return self.remote.open(self._join(name), "rb")
             handle = os.open(self._resolve(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             if not stat.S_ISREG(os.fstat(handle).st_mode):
+                kind = "a folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "a pipe, a socket or a device"
                 os.close(handle)
-                raise UserError("neither a file nor a folder (a pipe, a socket or a device)")
+                raise UserError(f"{kind}, not a file")
             return os.fdopen(handle, "rb")
         except (UserError, OSError) as error:
             raise UserError(f"{printable(name)}: {_reason(error)}") from None

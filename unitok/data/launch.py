@@ -4,7 +4,6 @@ A launcher calls `Worker.process` for a list of shards, in any order, as often a
 shard.
 """
 
-import json
 import logging
 import os
 import signal
@@ -13,7 +12,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
@@ -23,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 from unitok.data.encode import Stop
-from unitok.data.output import write_whole
+from unitok.data.files import is_remote
 from unitok.data.plan import Plan, Run
 from unitok.data.worker import Worker, threads
 from unitok.errors import UserError, first_line
@@ -36,22 +35,27 @@ COUNTS = ("documents", "files", "bytes", "failed", "ids")  # what workers tell w
 MORE = "Start again with a higher --max-error-rate to go on, or mend them and start with a new folder"
 
 
+class TooManyBad(Stop):
+    """More documents than --max-error-rate allows could not be used."""
+
+
 def launch(run: Run, todo: list[int], workers: int, engine: str, progress: "Progress") -> None:
     """Make the shards `todo`. workers: 0 for one on each core (or GPU), fewer where there is little to do; Ray: the cluster's.
 
-    Errors: `Stop` for too many bad documents; `UserError` for what else a user can mend.
+    Errors: `TooManyBad`; `UserError` for what else a user can mend.
     """
     most = 1 << 30 if engine == "ray" else _devices(run.plan.device)
     workers = workers or min(most, -(-progress.total // WORTH_A_PROCESS))
     workers = max(1, min(workers, len(todo)))
+    overlap = run.plan.device != "cpu" or any(is_remote(spec.path) for spec in run.plan.specs())
     if engine not in ("local", "ray"):
         raise UserError(f"--engine {engine}: choose local or ray")
     if engine == "ray":
-        _run_ray(run, todo, workers, progress)
+        _run_ray(run, todo, workers, overlap, progress)
     elif workers == 1:
-        _run_here(run, todo, progress)
+        _run_here(run, todo, overlap or most > 1, progress)
     else:
-        _run_local(run, todo, workers, progress)
+        _run_local(run, todo, workers, overlap or workers < most, progress)
 
 
 def _devices(device: str) -> int:
@@ -79,12 +83,7 @@ class Progress:
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         self.bar.close()
-        self._write(f"stopped: {error}" if error else f"done: {self._rates()}")
-        if isinstance(error, Stop):
-            records = [r for i in range(len(self.run.shards)) if (r := self.run.record(i)).exists()]
-            errors = [e for record in records for e in json.loads(record.read_text(encoding="utf-8"))[1]] + list(error.errors)
-            text = "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in errors)
-            write_whole(self.run.out / "errors.jsonl", text, self.run.work)
+        self._write(f"stopped: {str(error) or kind.__name__}" if kind else f"done: {self._rates()}")
 
     def had(self, entry: dict[str, Any]) -> None:
         """A shard that was there before."""
@@ -93,7 +92,7 @@ class Progress:
         self.bar.update(entry["items"])
 
     def add(self, **more: int) -> None:
-        """What came since the last call; errors: `Stop` for too many bad documents."""
+        """What came since the last call; errors: `TooManyBad`."""
         for name, count in more.items():
             self.counts[name] += count
         self.bar.update(more.get("documents", 0))
@@ -104,9 +103,9 @@ class Progress:
             self.told = time.monotonic()
         bad, tried = (self.counts[name] + self.before[name] for name in ("failed", "documents"))
         if tried >= JUDGED_AFTER and bad > self.max_error_rate * tried:
-            raise Stop(
+            raise TooManyBad(
                 f"{self.run.plan.name()}: {bad} of {tried} documents could not be used, over --max-error-rate "
-                f"{self.max_error_rate:g}; see {self.run.out / 'errors.jsonl'}. {MORE}"
+                f"{self.max_error_rate:g}"
             )
 
     def _rates(self) -> str:
@@ -122,15 +121,15 @@ class Progress:
 # ---- Launchers ------------------------------------------------------------------------------------------------------
 
 
-def _run_here(run: Run, todo: list[int], progress: Progress) -> None:
+def _run_here(run: Run, todo: list[int], overlap: bool, progress: Progress) -> None:
     """One shard after another, in this process."""
     with threads(run.plan.threads):
-        worker = Worker(run.plan, progress=lambda d, f, b, e: progress.add(documents=d, files=f, bytes=b, failed=e))
+        worker = Worker(run.plan, "", lambda d, f, b, e: progress.add(documents=d, files=f, bytes=b, failed=e), overlap)
         for entry in worker.process_all(todo):
             progress.add(ids=entry["ids"])
 
 
-def _run_local(run: Run, todo: list[int], workers: int, progress: Progress) -> None:
+def _run_local(run: Run, todo: list[int], workers: int, overlap: bool, progress: Progress) -> None:
     """Processes of this machine; each takes the next shard when it is done with one.
 
     They tell what they have done in shared memory, each in a row of its own. The lock of `given`, the shards that were given
@@ -148,7 +147,8 @@ def _run_local(run: Run, todo: list[int], workers: int, progress: Progress) -> N
         progress.add(**more)
 
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(run.plan, told, stop, given)) as pool:
-        running = {pool.submit(_make_shards, number, todo) for number in range(workers)}
+        with _interrupts_ignored():  # Ctrl-C is for this process
+            running = {pool.submit(_make_shards, number, todo, overlap) for number in range(workers)}
         try:
             while running:
                 done, running = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
@@ -166,8 +166,21 @@ def _run_local(run: Run, todo: list[int], workers: int, progress: Progress) -> N
                 wait(running, timeout=60)
                 stopped = [future.exception() for future in running if future.done()]
                 errors = [e for each in stopped if isinstance(each, Stop) for e in each.errors]
-                raise Stop(str(error), tuple(errors)) from None
+                raise type(error)(str(error), tuple(errors)) from None
             raise
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Processes that are started here ignore Ctrl-C from their first moment on."""
+    if threading.current_thread() is not threading.main_thread():  # nor does Ctrl-C reach it
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 _plan: Plan  # what a process of `_run_local` knows
@@ -180,13 +193,12 @@ def _start(plan: Plan, told: Any, stop: Any, given: Any) -> None:
     """A process of `_run_local` begins; it ends with its parent."""
     global _plan, _told, _stop, _given
     _plan, _told, _stop, _given = plan, told, stop, given
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     parent = parent_process()
     assert parent is not None
     threading.Thread(target=lambda: (connection.wait([parent.sentinel]), os._exit(1)), daemon=True).start()
 
 
-def _make_shards(number: int, todo: list[int]) -> None:
+def _make_shards(number: int, todo: list[int], overlap: bool) -> None:
     """The `number`-th process makes shards while there are any left of all."""
 
     def taken() -> Iterator[int]:
@@ -205,13 +217,13 @@ def _make_shards(number: int, todo: list[int]) -> None:
             raise Stop("stopped")
 
     device = f"cuda:{number % torch.cuda.device_count()}" if _plan.device == "cuda" else _plan.device
-    worker = Worker(_plan, device, tell)
+    worker = Worker(_plan, device, tell, overlap)
     with threads(worker.run.plan.threads):
         for entry in worker.process_all(taken()):
             tell(0, 0, 0, 0, entry["ids"])
 
 
-def _run_ray(run: Run, todo: list[int], workers: int, progress: Progress) -> None:
+def _run_ray(run: Run, todo: list[int], workers: int, overlap: bool, progress: Progress) -> None:
     """Actors of a Ray cluster that keep the tokenizers loaded; one that dies is started again, and its shard made again."""
     try:
         import ray
@@ -220,7 +232,7 @@ def _run_ray(run: Run, todo: list[int], workers: int, progress: Progress) -> Non
 
     class Actor:
         def __init__(self, plan: Plan):
-            self.worker = Worker(plan)
+            self.worker = Worker(plan, overlap=overlap)  # an actor on a CPU has one core
 
         def ready(self) -> None:
             """Answers when the tokenizers are loaded."""

@@ -8,6 +8,7 @@ Imports nothing of ours but the error; anyone may import this.
 """
 
 import io
+import os
 import warnings
 from collections.abc import Iterable, Iterator
 from functools import cache
@@ -17,7 +18,7 @@ import numpy as np
 import soundfile
 import soxr
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from unitok.errors import UserError, first_line
@@ -27,6 +28,8 @@ MAX_PIXELS = 200_000_000
 
 #: Samples of a sound that are decoded at once, at most: 2 GB.
 MAX_SAMPLES = 500_000_000
+#: Bytes by which a sound's header may be wrong: some programs count themselves, or the padding.
+_HEADER = 64
 #: Longest sound, hours.
 MAX_HOURS = 12
 
@@ -59,6 +62,23 @@ def sniff_bytes(head: bytes) -> str | None:
         if error.start < len(head) - 3:  # not merely a character cut off at the end of what was read
             return None
     return "text"
+
+
+#: Suffixes of files that hold something else than text.
+_PROMISES = {
+    "a picture": "jpg jpeg jpe jfif png gif webp bmp tif tiff heic heif avif ico svg",
+    "a sound": "wav flac ogg oga opus mp3 m4a aac aif aiff au caf",
+    "a video": "mp4 m4v mkv mov avi webm mpg mpeg",
+    "an archive or a table": "tar tgz zip gz bz2 xz zst 7z rar parquet arrow",
+    "a document": "pdf doc docx ppt pptx xls xlsx epub",
+}
+_PROMISED = {suffix: what for what, suffixes in _PROMISES.items() for suffix in suffixes.split()}
+
+
+def promised(name: str) -> str:
+    """What a file's name says that is in it, where that is not text: `a picture`, `a sound`; or ""."""
+    _, dot, suffix = name.rpartition("/")[2].rpartition(".")
+    return _PROMISED.get(suffix.lower(), "") if dot else ""
 
 
 def find_media(folder: Path, kind: str) -> tuple[list[Path], list[Path]]:
@@ -110,7 +130,8 @@ def open_image(path: Path, data: bytes | None = None) -> Image.Image:
     except UserError:
         raise
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and others for bad files
-        raise UserError(f"{path}: not a readable image ({first_line(error)}); replace it or leave it out") from None
+        why = "damaged, or of an unknown format" if isinstance(error, UnidentifiedImageError) else first_line(error)
+        raise UserError(f"{path}: not a readable image ({why}); replace it or leave it out") from None
 
 
 def image_to_tensor(image: Image.Image) -> Tensor:
@@ -172,7 +193,26 @@ def open_audio(path: Path, data: bytes | None = None) -> soundfile.SoundFile:
     if file.frames > MAX_HOURS * 3600 * file.samplerate:
         file.close()
         raise UserError(f"{path}: a sound of more than {MAX_HOURS} hours; cut it")
+    if missing := _cut_off(path, data):
+        file.close()
+        raise UserError(f"{path}: a sound that is cut off: {missing} bytes of it are missing; replace it or leave it out")
     return file
+
+
+def _cut_off(path: Path, data: bytes | None) -> int:
+    """Bytes that a WAV or AIFF file lacks of what its header promises: libsndfile reads the rest without a word."""
+    if data is None:
+        with open(path, "rb") as file:
+            head, there = file.read(8), os.fstat(file.fileno()).st_size
+    else:
+        head, there = data[:8], len(data)
+    if head[:4] not in (b"RIFF", b"FORM"):
+        return 0
+    size = int.from_bytes(head[4:], "little" if head[:4] == b"RIFF" else "big")
+    if size >= 0x7FFFF000:  # of a stream: unknown when the header was written
+        return 0
+    missing = size + 8 - there
+    return missing if missing > _HEADER else 0
 
 
 def read_samples(file: soundfile.SoundFile, frames: int = -1, start: int | None = None, name: str = "") -> Tensor:
@@ -300,9 +340,12 @@ def draw_spectrogram(samples: Tensor, rate: int, height: int = 96) -> Tensor:
 
 
 def load_text(path: Path) -> str:
-    """A UTF-8 file as it is (line ends kept); errors: `UserError` for no file, another encoding, nothing in it."""
+    """A UTF-8 file as it is (line ends kept, a byte order mark left out).
+
+    Errors: `UserError` for no file, another encoding, nothing in it.
+    """
     try:
-        text = Path(path).read_bytes().decode("utf-8")
+        text = Path(path).read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:

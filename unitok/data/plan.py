@@ -20,6 +20,7 @@ from typing import Any
 import pyarrow as pa
 
 from unitok.data.encode import BATCH, LONG_SOUND, WAITING_BYTES
+from unitok.data.files import is_remote
 from unitok.data.output import write_whole
 from unitok.data.recipe import SourceSpec, load_recipe, share
 from unitok.data.sources import Item, Source
@@ -76,9 +77,17 @@ class Plan:
 
     def __post_init__(self) -> None:
         if bool(self.source) == bool(self.recipe):
-            raise UserError("give a source or --recipe FILE, not both")
-        if self.shard_size < 0 or self.threads < 1 or self.image_area < 0:
-            raise UserError("--shard-size, --image-area must be at least 0 and --threads at least 1")
+            both = "a source or --recipe FILE, not both" if self.source else "SOURCE and OUT, or OUT and --recipe FILE"
+            raise UserError(f"give {both}")
+        if is_remote(self.out):
+            raise UserError(f"{self.out}: shards are written to a local folder (or one that is mounted); copy them from there")
+        for flag, given, least in (
+            ("--shard-size", self.shard_size, 0),
+            ("--image-area", self.image_area, 0),
+            ("--threads", self.threads, 1),
+        ):
+            if given < least:
+                raise UserError(f"{flag} {given}: at least {least}")
         if not 0 <= self.validation < 1:
             raise UserError(f"--validation {self.validation:g}: a share of the documents, at least 0 and under 1")
 
@@ -190,6 +199,23 @@ def told(plan: Plan, sources: list[Source], vocab: Vocab) -> dict[str, Any]:
     return {"paths": [path if "://" in path else os.path.realpath(path) for path in paths], "options": digest}
 
 
+def difference(known: dict[str, Any], plan: Plan, sources: list[Source]) -> str:
+    """What the plan in a folder has that another for it has not, in words."""
+    mine: dict[str, Any] = {"validation": 0.0} | plan.options() | {"seed": plan.seed}
+    theirs: dict[str, Any] = {"validation": 0.0} | known.get("options", {})
+    if plan.shard_size:
+        mine, theirs = mine | {"shard_size": plan.shard_size}, theirs | {"shard_size": known.get("shard_size")}
+    told = [f"--{k.replace('_', '-')} {v}, not {mine.get(k)}" for k, v in theirs.items() if v != mine.get(k)]
+    before, now = known.get("sources", []), json.loads(json.dumps([source.spec.told() for source in sources]))
+    if len(before) != len(now):
+        told.append(f"{len(before)} sources, not {len(now)}")
+    else:
+        told += [
+            f"another {k} of {old['path']}" for old, new in zip(before, now, strict=True) for k in new if old.get(k) != new[k]
+        ]
+    return "; ".join(told) or "other files in its source, or another bundle"
+
+
 def make_plan(plan: Plan, sources: list[Source], vocab: Vocab) -> None:
     """List the sources, opened, and write the plan; errors: `UserError` when there is nothing in them, and for another plan's folder."""
     out = Path(plan.out)
@@ -207,7 +233,7 @@ def make_plan(plan: Plan, sources: list[Source], vocab: Vocab) -> None:
         if not sum(counts.values()):
             raise UserError(f"{plan.name()}: no documents in it")
         if old is not None and old.get("fingerprint") != digest.value():
-            raise UserError(f"{out}: was begun with another source, bundle or options; remove it or choose another folder")
+            raise UserError(f"{out}: was begun with {difference(old, plan, sources)}; remove it or choose another folder")
         for split in counts:
             (Path(folder) / split).replace(work / f"{split}.listing")
     size = plan.shard_size or min(4096, max(64, -(-sum(counts.values()) // 32)))

@@ -23,12 +23,17 @@ from typing import Any
 import yaml
 
 from unitok.data.files import MAX_TEXT, Blob, is_remote
-from unitok.data.media import sniff_bytes
+from unitok.data.media import promised, sniff_bytes
 from unitok.document import PART_TYPES, ROLES, Part
 from unitok.errors import UserError
 
 #: Fields that hold a caption, where nothing says which does.
 CAPTIONS = ("txt", "text", "caption", "sentence", "transcription", "transcript", "prompt")
+
+#: Fields that hold pictures or sounds; those of a line name their files, where no template says which do.
+FILES = ("image", "images", "image_path", "audio", "audios", "audio_path", "sound", "file_name", "path")
+
+FIELD = r"\{([^{}]+)\}"  # of a template
 
 
 @dataclass(frozen=True)
@@ -119,8 +124,9 @@ class SourceSpec:
         for role in self.roles.values():
             if role not in ROLES:
                 raise UserError(f"{said}: role {role!r}; choose one of {', '.join(ROLES)}")
-        if self.order and self.order != ("random",) and set(self.order) - set(PART_TYPES):
-            raise UserError(f"{said}: order {list(self.order)}; it lists {', '.join(PART_TYPES)}, or is [random]")
+        twice = len(set(self.order)) < len(self.order)
+        if self.order != ("random",) and (twice or set(self.order) - set(PART_TYPES)):
+            raise UserError(f"{said}: order {list(self.order)}; it lists {', '.join(PART_TYPES)}, each once, or is [random]")
         check_template(self.template, said)
 
     def told(self) -> dict[str, Any]:
@@ -139,18 +145,22 @@ def check_template(template: Sequence[Any], where: str) -> None:
             raise UserError(f"{here}: an empty or missing {key!r}")
         if unknown := set(part) - {"type", key, "role", "loss", "optional"}:
             raise UserError(f"{here}: {', '.join(sorted(map(str, unknown)))}; it may say type, {key}, role, loss, optional")
+        if "{" in re.sub(FIELD, "", part[key]) or "}" in re.sub(FIELD, "", part[key]):
+            raise UserError(f"{here}: {part[key]!r}: a brace without its other one, or without a field between them")
         if part.get("role", "none") not in ROLES:
             raise UserError(f"{here}: role {part['role']!r}; choose one of {', '.join(ROLES)}")
         for key in ("loss", "optional"):
             if not isinstance(part.get(key, True), bool):
                 raise UserError(f"{here}: {key} {part[key]!r}; it is true or false")
+    if template and not any(part["type"] != "text" or re.search(FIELD, part["text"]) for part in template):
+        raise UserError(f"{where}: template: no {{field}} in it, so that all documents would be the same")
 
 
 def parse_template(text: str) -> tuple[dict[str, Any], ...]:
     """A template as YAML or JSON text, or the name of a file that holds it."""
     inline = any(mark in text for mark in "\n{[")
     read = _load_yaml(text, "--template") if inline or not Path(text).is_file() else _load_yaml(Path(text).read_text(), text)
-    if not isinstance(read, list):
+    if not isinstance(read, list) or not read:
         raise UserError(f"--template {text[:60]}: a list of parts, or a YAML file that holds one")
     check_template(read, "--template")
     return tuple(read)
@@ -253,14 +263,14 @@ def fill_template(spec: SourceSpec, row: Fields, open_path: Callable[[str], Blob
 
 def _fill_text(pattern: str, row: Fields, optional: bool) -> list[str | None]:
     """A text with its fields filled in; a text that is one field, and that field a list, gives several."""
-    alone = re.fullmatch(r"\{([^{}]+)\}", pattern)
+    alone = re.fullmatch(FIELD, pattern)
     value = _find(alone[1], row, optional) if alone else None
     if isinstance(value, list):
-        return [_text_of(v) for v in value]
-    found = {name: _text_of(_find(name, row, optional)) for name in re.findall(r"\{([^{}]+)\}", pattern)}
+        return [_text_of(v, f"{alone[1]}, one of a list" if alone else "") for v in value]
+    found = {name: _text_of(_find(name, row, optional), name) for name in re.findall(FIELD, pattern)}
     if any(v is None for v in found.values()):
         return [None]
-    return [re.sub(r"\{([^{}]+)\}", lambda m: found[m[1]] or "", pattern)]
+    return [re.sub(FIELD, lambda m: found[m[1]] or "", pattern)]
 
 
 def _find(name: str, row: Any, optional: bool = False) -> Any:
@@ -294,16 +304,17 @@ def text_of(blob: Blob) -> str:
     if len(data) > MAX_TEXT:
         raise UserError(f"{blob.name}: {len(data)} bytes are too many for one text (limit {MAX_TEXT}); split it")
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{blob.name}: not UTF-8 text (byte {error.start}); convert it, for example with iconv") from None
 
 
-def _text_of(value: Any) -> str | None:
+def _text_of(value: Any, name: str) -> str | None:
     if isinstance(value, Blob):
         return text_of(value).strip()
     if isinstance(value, Mapping | list):
-        raise UserError("a field that is a list or a record cannot be put into a text; name one of its fields")
+        more = "a list; a part whose text is this field alone gives a text for each" if isinstance(value, list) else "a record"
+        raise UserError(f"{{{name}}} is {more}{'' if isinstance(value, list) else ': name one of its fields with a dot'}")
     return None if value is None else str(value)
 
 
@@ -330,8 +341,11 @@ def default_parts(spec: SourceSpec, row: Fields, strict: bool) -> list[Part]:
     media: dict[str, list[Part]] = {"image": [], "audio": []}
     records = []
     for name, value in row.items():
+        suffix = name.rsplit(".", 1)[-1].lower()
         for content in value if isinstance(value, list) else [value]:
             if isinstance(content, str) and (strict or name in CAPTIONS):
+                if not content.strip():
+                    raise UserError(f"{name}: no text in it; fill it or leave it out")
                 texts.append(_part(spec, "text", content))
             elif isinstance(content, Blob):
                 content = content.loaded()
@@ -341,9 +355,13 @@ def default_parts(spec: SourceSpec, row: Fields, strict: bool) -> list[Part]:
                     media[kind].append(_part(spec, kind, content))
                 elif kind != "text":
                     raise UserError(f"{content.name}: {unrecognised(head)}")
-                elif name.rsplit(".", 1)[-1] == "json":
+                elif (
+                    what := promised(content.name) or promised(f".{name}") or ("a picture or a sound" if name in FILES else "")
+                ):
+                    raise UserError(f"{content.name}: text, where {what} should be; replace it or leave it out")
+                elif suffix == "json":
                     records.append(content)
-                elif strict or name.rsplit(".", 1)[-1] in CAPTIONS:
+                elif strict or suffix in CAPTIONS:
                     text = text_of(content)
                     if not text.strip():
                         raise UserError(f"{content.name}: no text in it; fill it or leave it out")
@@ -354,9 +372,17 @@ def default_parts(spec: SourceSpec, row: Fields, strict: bool) -> list[Part]:
         texts = [_part(spec, "text", caption) for caption in captions if caption]
     if found:
         texts = [replace(t, text=t.text.strip()) for t in texts]
-    if not found and not texts:  # metadata alone is what there is to read
-        texts = [_part(spec, "text", text_of(record)) for record in records]
+    if not found and not texts:  # metadata alone is what there is to read: its caption, or all of it
+        texts = [_part(spec, "text", _caption_of(record) or text_of(record)) for record in records]
     return [*texts, *found]
+
+
+def _caption_of(record: Blob) -> str:
+    """The caption in metadata, or "" where there is none."""
+    try:
+        return _caption(_json_of(record))
+    except UserError:
+        return ""
 
 
 def _caption(record: Any) -> str:
@@ -370,6 +396,8 @@ def unrecognised(data: bytes) -> str:
         return "an empty file"
     if data[257:262] == b"ustar":
         return "a tar archive: name it .tar to read what is in it"
+    if not data.strip(b"\0"):
+        return "nothing but zeros"
     if data[:4] == b"PAR1":
         return "a Parquet file: name it .parquet to read what is in it"
     return "neither an image nor a sound nor UTF-8 text"

@@ -32,15 +32,12 @@ import pyarrow as pa
 from unitok.data.containers import DAMAGE, Table, damage, list_members, unpacked
 from unitok.data.files import Blob, Files, Found, is_remote, printable
 from unitok.data.media import load_text
-from unitok.data.recipe import SourceSpec, arrange, default_parts, fill_template
+from unitok.data.recipe import FILES, SourceSpec, arrange, default_parts, fill_template
 from unitok.document import Part, RawDocument, is_utf8, parse_line, raw_document, read_raw_documents
 from unitok.errors import UserError, first_line
 
 #: Longest line of a JSON Lines file, bytes.
 MAX_LINE = 64 << 20
-
-#: Fields of a line that name files, where no template says which do.
-FILES = ("image", "images", "image_path", "audio", "audios", "audio_path", "sound", "file_name", "path")
 
 Make = Callable[[], list[RawDocument]]
 
@@ -107,7 +104,7 @@ class Source:
             yield from self._items_of([self.files.look(self.alone)])
         elif self.pattern:
             yield from self._items_of(f for f in self.files.walk() if fnmatch(f.name, self.pattern) or f.problem)
-        elif self.files.exists("documents.jsonl"):
+        elif self.through_lines():
             yield from self._items_of([self.files.look("documents.jsonl")])
         elif self.files.exists("dataset_dict.json"):
             splits = ", ".join(self._json("dataset_dict.json", "splits"))
@@ -117,6 +114,10 @@ class Source:
             yield from self._items_of(map(self.files.look, names))
         else:
             yield from self._items_of(self.files.walk())
+
+    def through_lines(self) -> bool:
+        """Whether its `documents.jsonl` alone says what is in it."""
+        return not self.alone and not self.pattern and self.files.exists("documents.jsonl")
 
     def holds(self, path: Path) -> bool:
         """Whether a local path would be found when this source is listed."""
@@ -165,7 +166,7 @@ class Source:
 
     def _files_items(self, waiting: dict[str, list[Found]]) -> Iterator[Item]:
         for stem, found in waiting.items():
-            media = [f for f in found if not f.name.endswith((".txt", ".json"))]
+            media = [f for f in found if not f.name.lower().endswith((".txt", ".json"))]
             groups = [found] if media else [[f] for f in found]  # without media, each text is a document
             for group in groups:
                 first = next((f for f in group if f in media), group[0])
@@ -286,7 +287,7 @@ class Source:
 
     def _make_of_line(self, item: Item, line: bytes) -> list[RawDocument]:
         try:
-            text = line.decode("utf-8")
+            text = line.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise UserError(f"{item.where}: not UTF-8 text (byte {error.start}); convert it, for example with iconv") from None
         row = parse_line(text, item.where)

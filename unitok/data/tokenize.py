@@ -16,15 +16,17 @@ from typing import Any
 from tqdm import tqdm
 
 from unitok.bundle import TOKENIZERS, Unitok
-from unitok.data.encode import Encoder
-from unitok.data.launch import ERROR_RATE, JUDGED_AFTER, MORE, Progress, launch
-from unitok.data.output import drop, full_disk, locked, one_at_a_time, whole
-from unitok.data.plan import Plan, Run, fingerprint, make_plan, open_sources, sample_items
+from unitok.data.encode import Encoder, Stop
+from unitok.data.launch import ERROR_RATE, JUDGED_AFTER, MORE, Progress, TooManyBad, launch
+from unitok.data.output import drop, full_disk, locked, one_at_a_time, whole, write_whole
+from unitok.data.plan import Plan, Run, difference, fingerprint, make_plan, open_sources, sample_items
 from unitok.data.shards import TokenDataset, write_dataset_json, write_shard
 from unitok.data.sources import Source
 from unitok.data.worker import encode_items, made, threads
 from unitok.document import format_raw_document
 from unitok.errors import UserError
+
+SIZES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "bytes"))
 
 
 def tokenize(
@@ -55,6 +57,8 @@ def tokenize(
     for source in sources:
         if source.holds(out):
             raise UserError(f"{out}: lies in the source {source.spec.path}, which would be read with it; choose another folder")
+        if source.through_lines():
+            print(f"{source.spec.path}: read through its documents.jsonl alone")
     unitok = Unitok.from_pretrained(plan.bundle, parts=TOKENIZERS)
     if (out / "dataset.json").exists():
         return _complete_already(plan, sources, unitok)
@@ -101,8 +105,13 @@ def _work(
                 progress.had(entry)
             else:
                 todo.append(i)
-        if todo:
-            launch(run, todo, workers, engine, progress)
+        try:
+            if todo:
+                launch(run, todo, workers, engine, progress)
+        except Stop as error:
+            errors = _list_errors(run, error)
+            more = f"; the first: {errors[0]['error']}; all are in {run.out / 'errors.jsonl'}. {MORE}"
+            raise UserError(f"{error}{more if errors and isinstance(error, TooManyBad) else ''}") from None
     if any(made(run, i) is None for i in range(len(run.shards))):
         print(f"{run.out}: part {part[0] if part else 0} done; the others have yet to finish")
         return None
@@ -110,6 +119,15 @@ def _work(
         if (run.out / "dataset.json").exists():  # another part closed it meanwhile
             return TokenDataset(run.out).info
         return _close(run, unitok, max_error_rate)
+
+
+def _list_errors(run: Run, stop: Stop) -> list[dict[str, str]]:
+    """Write down what could not be used of the shards that are there, and of those at which a run stopped; -> all of it."""
+    records = [json.loads(r.read_text(encoding="utf-8")) for i in range(len(run.shards)) if (r := run.record(i)).exists()]
+    errors = [error for _, errors in records for error in errors] + list(stop.errors)
+    text = "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in errors)
+    write_whole(run.out / "errors.jsonl", text, run.work)
+    return errors
 
 
 def _close(run: Run, unitok: Unitok, max_error_rate: float | None) -> dict[str, Any]:
@@ -129,7 +147,9 @@ def _close(run: Run, unitok: Unitok, max_error_rate: float | None) -> dict[str, 
         with open(run.out / "errors.jsonl", encoding="utf-8") as file:
             first = file.readline()
         said = f"; the first: {json.loads(first)['error']}" if first else ""
-        what = "all were filtered out" if not bad else f"{bad} of {tried} documents could not be used{said}"
+        left_out = sum(sum(e.get("filtered", {}).values()) for e in entries)
+        filtered = f", {left_out} were filtered out" if left_out else ""
+        what = "all were filtered out" if not bad else f"{bad} of {tried} documents could not be used{filtered}{said}"
         if usable == 0:
             drop([run.out / e["file"] for e in entries] + [run.out / "plan.json"])
             shutil.rmtree(run.work, ignore_errors=True)
@@ -155,7 +175,7 @@ def _complete_already(plan: Plan, sources: list[Source], unitok: Unitok) -> dict
     info = TokenDataset(out).info
     known = json.loads((out / "plan.json").read_text()) if (out / "plan.json").exists() else {}
     if known.get("fingerprint") != fingerprint(plan, sources, unitok.vocab):
-        raise UserError(f"{out}: holds a data set made from another source, bundle or options; choose another folder")
+        raise UserError(f"{out}: holds a data set made with {difference(known, plan, sources)}; choose another folder")
     shutil.rmtree(out / ".work", ignore_errors=True)  # of a run that was killed at its very end
     print(f"{out}: complete already, {info['documents']} documents")
     return info
@@ -179,11 +199,11 @@ def _check_parts(sources: list[Source], unitok: Unitok) -> None:
 # ---- Before: how much will it be? -----------------------------------------------------------------------------------
 
 
-def estimate(plan: Plan, sample: int = 200) -> dict[str, float]:
+def estimate(plan: Plan, sample: int = 200) -> dict[str, Any]:
     """What a run would give, from a sample of its documents spread over the sources; nothing is written.
 
     -> `listed` documents, `documents` that they become, `ids`, `bad` and `filtered` (shares of the listed), `hours` of one
-    process, `gigabytes` of shards.
+    process, `gigabytes` of shards, and `errors`: what is wrong with some of the bad ones.
     """
     sources = open_sources(plan)
     unitok = Unitok.from_pretrained(plan.bundle, device=plan.device, parts=TOKENIZERS)
@@ -206,10 +226,11 @@ def estimate(plan: Plan, sample: int = 200) -> dict[str, float]:
         "filtered": sum(encoded.filtered.values()) / len(items),
         "hours": seconds * more / 3600,
         "gigabytes": entry["bytes"] * more / 1e9,
+        "errors": [error["error"] for error in encoded.errors[:3]],
     } | {f"{modality}_ids": count * more for modality, count in entry["ids_by_modality"].items()}
 
 
-def print_estimate(plan: Plan, found: dict[str, float]) -> None:
+def print_estimate(plan: Plan, found: dict[str, Any]) -> None:
     """An estimate in words."""
     by = ", ".join(f"{n:,.0f} {name.removesuffix('_ids')}" for name, n in found.items() if name.endswith("_ids"))
     hours = found["hours"]
@@ -218,8 +239,11 @@ def print_estimate(plan: Plan, found: dict[str, float]) -> None:
     )
     print(f"{plan.name()}: {found['listed']:,.0f} documents listed; from {found['sample']:.0f} of them, about:")
     print(f"  documents   {found['documents']:,.0f} ({found['bad']:.1%} bad, {found['filtered']:.1%} filtered out)")
+    for error in found["errors"]:
+        print(f"    bad       {error}")
     print(f"  ids         {found['ids']:,.0f} ({by})")
-    print(f"  disk        {found['gigabytes']:.3g} GB")
+    size, unit = next((found["gigabytes"] * 1e9 / s, u) for s, u in SIZES if found["gigabytes"] * 1e9 >= s or s == 1)
+    print(f"  disk        {size:.3g} {unit}")
     print(f"  time        {time_needed} of one process with {plan.threads} threads on {plan.device}")
 
 
@@ -233,10 +257,15 @@ def detokenize(data: Path, out: Path, bundle: Path, device: str = "cpu", limit: 
     unitok.vocab.check_covers(dataset.vocab, str(bundle), str(data))
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out}: not empty; choose another folder")
+    if limit < 0:
+        raise UserError(f"--limit {limit}: at least 1, or 0 for all")
     out.mkdir(parents=True, exist_ok=True)
     count = min(len(dataset), limit or len(dataset))
     with whole(out / "documents.jsonl") as file:
         for i in tqdm(range(count), desc="detokenize", unit="document", mininterval=1.0):
-            raw = unitok.write_document(dataset.document(i), out, f"{i:06d}")
+            try:
+                raw = unitok.write_document(dataset.document(i), out, f"{i:06d}")
+            except ValueError as error:
+                raise UserError(f"{data}: document {i}: {error}; `unitok inspect {data} --verify` checks all of it") from None
             file.write(format_raw_document(raw, out) + "\n")
     return count

@@ -32,12 +32,19 @@ class Worker:
     Args:
         plan: as it lies in its output folder. device: where its tokenizers run.
         progress: told of documents, files, bytes and failures as they come.
+        overlap: see `Encoder`.
     """
 
-    def __init__(self, plan: Plan, device: str = "", progress: Callable[[int, int, int, int], None] | None = None):
+    def __init__(
+        self,
+        plan: Plan,
+        device: str = "",
+        progress: Callable[[int, int, int, int], None] | None = None,
+        overlap: bool = True,
+    ):
         self.run = Run(plan)
         self.unitok = Unitok.from_pretrained(plan.bundle, device=device or plan.device, parts=TOKENIZERS)
-        self.encoder = Encoder(self.unitok, plan.image_area, plan.image_fit, plan.seed, progress=progress)
+        self.encoder = Encoder(self.unitok, plan.image_area, plan.image_fit, plan.seed, overlap=overlap, progress=progress)
 
     def process(self, index: int) -> dict[str, Any]:
         """Make shard `index`; -> its entry for `dataset.json`. Deterministic; safe to repeat, and at the same time elsewhere."""
