@@ -154,6 +154,7 @@ def test_mistakes_in_tokenizing_are_one_line_and_leave_nothing(bundle_folder, sc
         ((scenes_folder, out, "--shard-index", "4", "--num-shards", "4"), ["--shard-index 4"]),
         ((scenes_folder, out, "--validation", "1"), ["--validation"]),
         ((scenes_folder, out, "--shard-size", "-3"), ["--shard-size -3"]),
+        ((scenes_folder, out, "--bundel", "x"), ["--bundel", "did you mean --bundle?"]),
         ((scenes_folder, out, "--root", tmp_path / "nowhere"), ["--root", "no such folder"]),
         ((scenes_folder, out, "--template", "[]"), ["--template", "a list of parts"]),
         ((scenes_folder, "memory://out"), ["memory://out", "local folder"]),

@@ -6,8 +6,10 @@ A user's mistake is a `UserError`: one line on stderr, exit code 2, no traceback
 import argparse
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -38,6 +40,19 @@ LIGHTNING_VERBS = ("fit", "validate", "test")
 
 
 class _ArgumentParser(argparse.ArgumentParser):
+    def parse_args(self, args: Sequence[str], namespace: Any = None) -> Any:  # type: ignore[override]
+        """As argparse, but a misspelt option is told before one that is missing for it."""
+        for word in takewhile(lambda word: word != "--", args):
+            name = word.partition("=")[0]
+            if (
+                name.startswith("--")
+                and " " not in name
+                and not any(flag.startswith(name) for flag in self._option_string_actions)
+            ):
+                near = get_close_matches(name, self._option_string_actions, 1)
+                self.error(f"unknown option {name}" + (f"; did you mean {near[0]}?" if near else ""))
+        return super().parse_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         print(f"error: {message} (see {self.prog} --help)", file=sys.stderr)
         raise SystemExit(2)
