@@ -46,7 +46,7 @@ def load_checkpoint(path: Path, trust: bool = False) -> Any:
     try:
         with torch.serialization.safe_globals([(_stand_in(name), name) for name in foreign]):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:
+    except Exception:  # what a stand-in cannot do raises almost anything
         names = ", ".join(sorted(foreign)[:4])
         raise UserError(
             f"{path}: holds objects that would have to be run to be read ({names}); "

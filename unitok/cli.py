@@ -356,8 +356,7 @@ def _sample_parser() -> argparse.ArgumentParser:
 
     class InOrder(argparse.Action):
         def __call__(self, parser: Any, space: Any, value: Any, flag: str | None = None) -> None:
-            space.parts = [*(getattr(space, "parts", None) or []), value if flag == "--text" else Path(value)]
-            space.flags = [*(getattr(space, "flags", None) or []), flag]
+            space.prompt = [*getattr(space, "prompt", []), (flag, value if flag == "--text" else Path(value))]
 
     p.add_argument("--bundle", type=Path, required=True, help="bundle with tokenizers and a decoder")
     p.add_argument("--text", action=InOrder, default=argparse.SUPPRESS, help="a text of the prompt")
@@ -412,25 +411,27 @@ def sample(arguments: list[str]) -> None:
     if o.out.exists() and not o.out.is_dir():
         raise UserError(f"--out {o.out}: is a file; give a folder")
     settings = settings_from(vars(o))
-    parts = getattr(o, "parts", None) or []
-    if o.prompts and parts:
+    prompt = getattr(o, "prompt", [])
+    if o.prompts and prompt:
         raise UserError("give either --prompts or --text, --image and --audio")
     if o.score and not o.prompts:
         raise UserError("--score needs --prompts FILE.jsonl, the documents to score")
     if o.live and (o.best_of > 1 or o.jacobi):
         raise UserError("--live shows one output as it is drawn: leave out --best-of and --jacobi")
     raws = read_prompts(o.prompts) if o.prompts else []
-    for part, flag in zip(parts, getattr(o, "flags", None) or [], strict=True):
-        if isinstance(part, Path) and not part.exists():
+    for flag, part in prompt:
+        if flag == "--text":
+            continue
+        if not part.exists():
             raise UserError(f"{part}: no such file")
         other = "image" if flag == "--audio" else "audio"
-        if isinstance(part, Path) and sniff(part) == other:
+        if sniff(part) == other:
             raise UserError(f"{flag} {part}: holds an {other}; give it with --{other}")
     u = Unitok.from_pretrained(o.bundle, device=_check_device(o.device))
     if o.score:
         _score(u, [u.read_raw(raw) for raw in raws], o.out)
         return
-    prompts = [[u.read_raw(raw)] for raw in raws] or [parts]
+    prompts = [[u.read_raw(raw)] for raw in raws] or [[part for _, part in prompt]]
     task = {"want": o.want, "n": o.n, "seed": o.seed, "max_ids": o.max_ids, "settings": settings, "keep": o.keep}
     negative = [o.negative] if o.negative else None
     if o.live:
