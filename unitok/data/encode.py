@@ -5,7 +5,6 @@ and sounds of equal length go through the networks together. Each file is encode
 is batched with what depends on the documents and their order alone, never on timing, so the codes do not either.
 """
 
-import io
 import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -366,10 +365,11 @@ class _Work:
         medium.content = None
         try:
             with blob.local() as path:
-                codes, medium.size = self.unitok.need("audio").encode_file(path or _Named(blob))
+                data = None if path else blob.read()
+                codes, medium.size = self.unitok.need("audio").encode_file(path or Path(blob.name), data=data)
             medium.codes = codes.cpu()
         except UserError as error:
-            medium.error = str(error)
+            medium.error = str(error).replace(str(path), blob.name) if path else str(error)
 
     def finish(self) -> Encoded:
         """Encode what still waits; -> all documents."""
@@ -388,17 +388,6 @@ class _Work:
                 self.skipped += 1
         done.items, done.skipped = self.items, min(self.skipped, self.items)
         return done
-
-
-class _Named(io.BytesIO):
-    """Bytes with a name, for messages."""
-
-    def __init__(self, blob: Blob):
-        super().__init__(blob.read())
-        self.name = blob.name
-
-    def __str__(self) -> str:
-        return self.name
 
 
 def _named(raw: RawDocument, folder: Path | None) -> list[RawDocument]:

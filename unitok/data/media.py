@@ -246,17 +246,20 @@ def read_clip(file: soundfile.SoundFile, name: str, clip: tuple[float, float] | 
     return samples
 
 
-def read_audio_blocks(path: Path, to_rate: int, channels: int, seconds: float) -> Iterator[Tensor]:
+def read_audio_blocks(
+    path: Path, to_rate: int, channels: int, seconds: float, data: bytes | None = None
+) -> Iterator[Tensor]:
     """A file in pieces of about `seconds`, [channels, t] at `to_rate` Hz: what `load_audio` and `convert_audio` give at once.
 
-    Memory does not grow with the file. Errors as `load_audio`'s.
+    Memory does not grow with the file. data: its bytes, where they are at hand already; `path` is then only its name.
+    Errors as `load_audio`'s.
     """
-    with open_audio(path) as file:
+    with open_audio(path, data) as file:
         rate = int(file.samplerate)
         resampler = soxr.ResampleStream(rate, to_rate, channels, dtype="float32") if rate != to_rate else None
         read = written = 0
         while True:
-            block = read_samples(file, max(1, round(seconds * rate)))
+            block = read_samples(file, max(1, round(seconds * rate)), name=str(path))
             read += block.shape[-1]
             last = not block.shape[-1]
             if last and not read:

@@ -390,16 +390,19 @@ class AudioTokenizer(nn.Module):
             raise UserError(f"{name}: silence; replace it or leave it out")
         return converted
 
-    def encode_file(self, path: Path, num_codebooks: int | None = None) -> tuple[Tensor, tuple[int, ...]]:
+    def encode_file(
+        self, path: Path, num_codebooks: int | None = None, data: bytes | None = None
+    ) -> tuple[Tensor, tuple[int, ...]]:
         """A sound of any rate, length and channel count -> int64 [K, N] and its `Segment.size`.
 
-        The file is read, resampled and encoded piece by piece. Errors: `UserError` for a file that is none, or silence.
+        The file is read, resampled and encoded piece by piece. data: its bytes, where they are at hand already; `path` is
+        then only its name. Errors: `UserError` for a file that is none, or silence.
         """
         length, peak = 0, 0.0
 
         def blocks() -> Iterator[Tensor]:
             nonlocal length, peak
-            for block in read_audio_blocks(path, self.sample_rate, self.config.channels, CHUNK_SECONDS):
+            for block in read_audio_blocks(path, self.sample_rate, self.config.channels, CHUNK_SECONDS, data):
                 length, peak = length + block.shape[-1], max(peak, float(block.abs().max()))
                 yield block[None]
 
