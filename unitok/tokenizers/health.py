@@ -53,14 +53,16 @@ class CodebookHealth:
             return []
         return [codebook_statistics(level, self.size) for level in torch.cat(self.recent).unbind(-1)]
 
-    def check(self, step: int) -> None:
-        """Warn, once, when two windows are full and a level uses too little of its codebook."""
-        if self.warned or self.seen < 2 * self.window:
+    def check(self, step: int, last: bool = False) -> None:
+        """Warn, once, when two windows are full and a level uses too little of its codebook. At the `last` step of a run that was
+        too short for it, two codes of every kind will do, and half as much is too little."""
+        short = last and self.seen < 2 * self.window
+        if self.warned or self.seen < (2 * self.size if short else 2 * self.window):
             return
         for level, found in enumerate(self.statistics()):
-            if found["use"] < self.alarm_below:
+            if found["use"] < (self.alarm_below / 2 if short else self.alarm_below):
                 self.warned = True
                 log.warning(
-                    "step %d: only %.0f %% of codebook %d is in use (perplexity %.0f of %d); what helps: %s",
+                    "step %d: only %.0f %% of codebook %d is in use (perplexity %.0f of %d); what helps: data that is less alike, %s",
                     *(step, 100 * found["use"], level, found["perplexity"], self.size, REMEDIES[self.quantizer]),
                 )
