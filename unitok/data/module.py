@@ -321,6 +321,7 @@ class TokenShards(_Module):
         self.level_weights = audio_level_weights or []
         self.weights |= {f"audio_{level}": w for level, w in enumerate(self.level_weights)}
         self._train: PackedDataset | None = None
+        self._val: PackedDataset | None = None
 
     def _data(
         self, sets: list[TokenDataset], shares: list[float] | None, drop_condition: float, vocab: Vocab | None = None
@@ -344,11 +345,14 @@ class TokenShards(_Module):
         return self._train
 
     def validation_data(self) -> PackedDataset | None:
+        if self._val is not None:
+            return self._val
         folders = [self.val_path] if self.val_path else list(self.path if isinstance(self.path, dict) else [self.path])
         whole = [TokenDataset(folder) for folder in folders]
         split = [TokenDataset(f, "validation") for f, d in zip(folders, whole, strict=True) if d.has("validation")]
         sets = split or (whole if self.val_path else [])
-        return self._data(sets, None, 0.0, self.vocab) if sets else None
+        self._val = self._data(sets, None, 0.0, self.vocab) if sets else None
+        return self._val
 
     @property
     def vocab(self) -> Vocab:
