@@ -238,6 +238,9 @@ class TrainingShell(L.LightningModule):
         self._measured = {}
         for number, (name, value) in enumerate(self.means(sums).items()):
             self.log(f"val_{name}", float(value), prog_bar=number == 0)
+        for name, count in getattr(self.data, "check_files", dict)().items():
+            if name.startswith("val_"):
+                self.log(name, count)
 
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end
