@@ -180,7 +180,7 @@ class DecoderTraining(TrainingShell):
                 if (self.optimizer_name, start) == ("muon", "weights")
                 else ""
             )
-            log.info("learning rates from %s: AdamW %.2g (usual: %.2g)%s", start, self.rate, usual[0], muon)
+            log.info("learning rates for a start from %s: AdamW %.2g (usual: %.2g)%s", start, self.rate, usual[0], muon)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         decay = 0.0 if self.only_new_ids else self.weight_decay  # it would move the old rows, too
@@ -267,11 +267,11 @@ class DecoderTraining(TrainingShell):
         sums: Sums = {}
         for number in range(self.accumulate):
             piece = {key: value[number :: self.accumulate] for key, value in batch.items()}
-            total, found = self.losses(piece, measure)
+            loss, found = self.losses(piece, measure)
             if number < self.accumulate - 1:
-                (total / weight).backward()  # kept in this process: DDP hears of the last one only
+                (loss / weight).backward()  # kept in this process: DDP hears of the last one only
             else:
-                self.manual_backward(total / weight)
+                self.manual_backward(loss / weight)
             add_sums(sums, found)
         total, _ = sums.pop("loss")
         return {"loss": total / weight} | self.means(sums)
