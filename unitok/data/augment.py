@@ -37,7 +37,7 @@ def _pieces(spec: SourceSpec, raw: RawDocument) -> Iterator[RawDocument]:
     if seconds <= spec.audio_segment:
         yield raw
         return
-    kept = blob if data is None else Blob.held(blob.name, data)
+    kept = blob if data is None else replace(blob, data=data)
     for number in range(-int(-seconds // spec.audio_segment)):
         start = number * spec.audio_segment
         view = f"t={start:.10g},{min(start + spec.audio_segment, seconds):.10g}"

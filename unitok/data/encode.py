@@ -398,7 +398,7 @@ def _named(raw: RawDocument, folder: Path | None) -> list[RawDocument]:
             return part
         path = part.path.absolute()
         name = path.relative_to(folder.absolute()) if folder and path.is_relative_to(folder.absolute()) else part.path
-        return replace(part, path=name, file=Blob(name.as_posix(), lambda: Files("/").read(str(path))))
+        return replace(part, path=name, file=Blob(name.as_posix(), fetch=lambda: Files("/").read(str(path))))
 
     return [replace(raw, content=tuple(map(opened, raw.content)))]
 
