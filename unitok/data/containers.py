@@ -218,10 +218,10 @@ class Table:
             )
             return [self._value(v, f"{where}/{i}", inner) for i, v in enumerate(value)]
         if isinstance(value, dict):
-            if set(value) == {"bytes", "path"}:
+            if {"bytes"} < set(value) <= {"bytes", "path", "sampling_rate"}:
                 if value["bytes"] is not None:
                     return Blob(where, value["bytes"])
-                return self.beside(value["path"]) if value["path"] else None
+                return self.beside(value["path"]) if value.get("path") else None
             return {k: self._value(v, f"{where}/{k}", None) for k, v in value.items()}
         if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and isinstance(value, int) and value >= 0:
             return feature["names"][value] if feature.get("names") else value

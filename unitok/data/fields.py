@@ -62,7 +62,7 @@ def read_fields(spec: SourceSpec, row: Fields, open_path: Open, files: bool = Fa
     files: the row is files of one base name: where it holds no media, any text in it is a document.
     """
     if spec.template:
-        return Parts(_fill_template(spec, row, open_path))
+        return Parts(_fill_template(spec, row, open_path), [_unused(name) for name in _not_in_template(spec, row)])
     return _Reader(spec, open_path, files).read(row)
 
 
@@ -106,6 +106,7 @@ class _Reader:
         self.other_texts: list[tuple[str, Blob]] = []  # text that is no caption by its name
         self.left: list[tuple[str, str]] = []  # fields that hold something else, and what is wrong with it
         self.empty: list[str] = []  # fields for media or captions that hold nothing
+        self.unread: list[str] = []  # fields of text that are called neither as captions nor as media are
 
     def read(self, row: Fields) -> Parts:
         flat = list(_flat(row))
@@ -133,7 +134,9 @@ class _Reader:
             self._take_blob(name, content.loaded(), role)
         elif role == "caption" and isinstance(content, str):
             self._take_text(name, content)
-        elif _MEDIA.fullmatch(name.rsplit(".", 1)[-1].lower()) and content is not None and not isinstance(content, str):
+        elif isinstance(content, str):
+            self.unread.append(name)
+        elif content is not None and any(map(_MEDIA.fullmatch, name.lower().split("."))) and not _is_number(name, content):
             raise UserError(f"{name}: {_kind(content)}; bytes, the path of a file, or a data URL are read as media")
 
     def _take_text(self, name: str, text: str) -> None:
@@ -193,6 +196,8 @@ class _Reader:
         if found and not self.texts:
             captions = [_caption(_json_of(record)) for record in self.records]
             self.texts = [_part(self.spec, "text", caption) for caption in captions if caption]
+            unused += ["json"] * bool(self.records and not self.texts)
+            unused += [name for name in self.unread if not names_media(name.rsplit(".", 1)[-1]) and not self.texts]
         if found:
             self.texts = [replace(t, text=t.text.strip()) for t in self.texts]
             unused += [name for name, _ in self.other_texts]
@@ -201,9 +206,13 @@ class _Reader:
                 self._take_text(blob.name, text_of(blob))
         if not found and not self.texts:  # metadata alone is what there is to read: its caption, or all of it
             self.texts = [_part(self.spec, "text", _caption_of(record) or text_of(record)) for record in self.records]
-        notes = [f"field {name!r} is not used" for name in unused]
+        notes = [_unused(name) for name in dict.fromkeys(unused)]
         notes += [f"field {name!r} is empty" for name in dict.fromkeys(self.empty)]
         return Parts([*self.texts, *found], notes)
+
+
+def _unused(name: str) -> str:
+    return f"field {name!r} is not used"
 
 
 def _flat(row: Fields, depth: int = 3) -> Iterator[tuple[str, Any]]:
@@ -217,6 +226,11 @@ def _flat(row: Fields, depth: int = 3) -> Iterator[tuple[str, Any]]:
 
 def _is_numbers(value: list[Any]) -> bool:
     return bool(value) and isinstance(value[0], int | float | list)
+
+
+def _is_number(name: str, content: Any) -> bool:
+    """A number that is said of media (`image.width`), not in its place."""
+    return "." in name and isinstance(content, int | float)
 
 
 def _kind(content: Any) -> str:
@@ -254,6 +268,18 @@ def _caption(record: Any) -> str:
 
 
 # ---- By a template ----------------------------------------------------------------------------------------------------
+
+
+def _not_in_template(spec: SourceSpec, row: Fields) -> list[str]:
+    """Fields that hold content which no part of the template names."""
+    patterns = (entry["text"] if entry["type"] == "text" else entry["path"] for entry in spec.template)
+    named = [name.lower() for pattern in patterns for name in re.findall(FIELD, pattern)]
+    return [
+        name
+        for name, value in row.items()
+        if isinstance(value[0] if isinstance(value, list) and value else value, Blob)
+        and not any(used == name.lower() or used.startswith(f"{name.lower()}.") for used in named)
+    ]
 
 
 def _fill_template(spec: SourceSpec, row: Fields, open_path: Open) -> list[Part]:

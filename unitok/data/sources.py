@@ -252,7 +252,10 @@ class Source:
             suffix = PurePosixPath(name).name.partition(".")[2].lower() or "txt"
             blob = Blob(f"{item.file}/{name}", data, place=start)
             row[suffix] = [*row[suffix], blob] if suffix in row else [blob]
-        return self._from_fields(item, {k: v if len(v) > 1 else v[0] for k, v in row.items()})
+        found = self._from_fields(item, {k: v if len(v) > 1 else v[0] for k, v in row.items()})
+        kinds = Counter(PurePosixPath(name).suffix.lower() for name, _, _ in item.members)
+        several = tuple(f"one key holds several {kind} (it ends at the first dot)" for kind, n in kinds.items() if n > 1)
+        return [replace(raw, notes=raw.notes + several) for raw in found]
 
     def _read_rows(self, items: list[Item]) -> Iterator[Make]:
         self._container_of(items[0])

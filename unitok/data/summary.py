@@ -7,6 +7,8 @@ from typing import Any
 from unitok.bundle import Unitok
 from unitok.document import Document
 
+_PLURAL = {"image": "images", "text": "texts"}
+
 #: Reasons that are told, of many.
 MOST = 5
 
@@ -33,7 +35,8 @@ def summary(
         by_type.setdefault(kind, []).append(f"{form or 'text'} {count:,}")
     if counts:
         told = (
-            f"{count:,} {kind}" + (f" ({', '.join(by_type[kind])})" if kind != "text" else "") for kind, count in counts.items()
+            f"{count:,} {_PLURAL.get(kind, kind)}" + (f" ({', '.join(by_type[kind])})" if kind != "text" else "")
+            for kind, count in counts.items()
         )
         yield f"  read        {'; '.join(told)}"
     if filtered or left_out:
@@ -42,7 +45,7 @@ def summary(
     if notes:
         yield f"  of rows     {most(notes)}"
     if renamed:
-        yield f"  same ids    {renamed:,} documents had the id of another one: ~2, ~3, … was added"
+        yield f"  same ids    {renamed:,} documents have the id of another one, and ~2, ~3, … after it"
 
 
 def reason(error: str) -> str:

@@ -177,9 +177,7 @@ def _close(run: Run, unitok: Unitok, max_error_rate: float | None) -> dict[str, 
     for line in summary(formats, filtered, run.left_out, notes, run.renamed):
         print(line)
     if why:
-        print(
-            f"  bad         {bad:,} of {tried:,}, {sum(why.values()):,} errors listed in {run.out / 'errors.jsonl'}: {most(why)}"
-        )
+        print(f"  bad         {bad:,} of {tried:,}, all listed in {run.out / 'errors.jsonl'}: {most(why)}")
     return info
 
 
