@@ -291,13 +291,17 @@ class Source:
                 raise UserError(f"{item.file}: has changed since the run was planned; start with a new folder")
         return self._containers[item.file][1]
 
-    def close(self) -> None:
-        """After all that `read` gave was called; errors: `UserError` for a container that changed meanwhile: start anew."""
+    def drop(self) -> dict[str, tuple[IO[bytes], IO[bytes], int]]:
+        """Close what is open, without a look at whether it changed; -> what was open."""
         opened, self._containers = self._containers, {}
         for packed, file, _ in opened.values():
             file.close()
             packed.close()
-        for name, (_, _, stamp) in opened.items():
+        return opened
+
+    def close(self) -> None:
+        """After all that `read` gave was called; errors: `UserError` for a container that changed meanwhile: start anew."""
+        for name, (_, _, stamp) in self.drop().items():
             if self.files.look(name).stamp != stamp:
                 raise UserError(f"{name}: changed while it was read; start with a new folder")
 
