@@ -37,7 +37,7 @@ _MEDIA = re.compile(r"(image|img|picture|photo|audio|sound|wav)s?")
 _FILES = re.compile(rf"({_MEDIA.pattern}_?)?(file_?names?|file_?paths?|paths?|files?)|(\w+_)?file_names?|{_MEDIA.pattern}")
 
 #: Fields that hold a conversation.
-_CONVERSATIONS = ("conversations", "conversation", "messages")
+_CONVERSATIONS = ("conversations", "conversation", "messages", "dialogue", "dialog", "turns")
 
 Fields = Mapping[str, Any]  # str, number, bool, None, Blob, or lists and dictionaries of them
 Open = Callable[[str], Blob]  # the file that a text names
@@ -178,7 +178,7 @@ class _Reader:
             for text in values:
                 if not text.strip():
                     self.empty.append(name)
-                elif data := _data_url(text, name):
+                elif data := data_url(text, name):
                     self._take_blob(name, data, "media")
                 elif not held:
                     names.setdefault(text, name)
@@ -205,9 +205,9 @@ class _Reader:
             for _, blob in self.other_texts:
                 self._take_text(blob.name, text_of(blob))
         if not found and not self.texts:  # metadata alone is what there is to read: its caption, or all of it
-            self.texts = [_part(self.spec, "text", _caption_of(record) or text_of(record)) for record in self.records]
+            self.texts = [_part(self.spec, "text", _caption_of(record) or _text_of_record(record)) for record in self.records]
         notes = [_unused(name) for name in dict.fromkeys(unused)]
-        notes += [f"field {name!r} is empty" for name in dict.fromkeys(self.empty)]
+        notes += [f"field {name!r} is empty" for name in dict.fromkeys(self.empty) if not found or "." not in name]
         return Parts([*self.texts, *found], notes)
 
 
@@ -239,7 +239,7 @@ def _kind(content: Any) -> str:
     )
 
 
-def _data_url(text: str, name: str) -> Blob | None:
+def data_url(text: str, name: str) -> Blob | None:
     """The content of a data URL, or of base64 alone; None where a text is neither. Errors: `UserError` for a broken one."""
     told, _, coded = text.partition(";base64,") if text.startswith("data:") else ("", "", text)
     if not told and (len(text) < 64 or not re.fullmatch(r"[A-Za-z0-9+/\s]+={0,2}\s*", text)):
@@ -260,6 +260,25 @@ def _caption_of(record: Blob) -> str:
         return _caption(_json_of(record))
     except UserError:
         return ""
+
+
+def _text_of_record(record: Blob) -> str:
+    """JSON that stands alone, as text; errors: `UserError` for lists of records, such as COCO's, which speak of other files."""
+    text = text_of(record)
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    lists = (
+        [k for k, v in content.items() if isinstance(v, list) and v and isinstance(v[0], dict)]
+        if isinstance(content, dict)
+        else []
+    )
+    if lists:
+        raise UserError(
+            f"{record.name}: lists of records ({', '.join(lists[:4])}), which are not read; convert it to JSON Lines"
+        )
+    return text
 
 
 def _caption(record: Any) -> str:
