@@ -288,13 +288,20 @@ def import_(arguments: list[str]) -> None:
     p.add_argument("kind", choices=KINDS, help="; ".join(f"{kind}: {what}" for kind, what in KINDS.items()))
     p.add_argument("source", type=Path, help="the checkpoint's file or folder")
     p.add_argument("out", type=Path, help="folder to write")
-    p.add_argument("--config", type=Path, help="the YAML that belongs to it, if it does not lie beside it")
+    p.add_argument(
+        "--config",
+        type=Path,
+        help="the YAML or JSON that belongs to it, if it does not lie beside it; for encodec also a published model's name: "
+        "encodec_24khz, encodec_48khz, encodec_32khz (MusicGen's), audiogen_16khz",
+    )
+    p.add_argument("--sample-rate", type=int, metavar="HZ", help="of an EnCodec, where no configuration says it")
+    p.add_argument("--causal", action=argparse.BooleanOptionalAction, help="of an EnCodec, where no configuration says it")
     p.add_argument("--trust-checkpoint", action="store_true", help="allow unpickling: only for files from people you trust")
     o = p.parse_args(arguments)
     from unitok.pretrained import check_replaceable
 
     check_replaceable(o.out)
-    part = import_checkpoint(o.kind, o.source, o.config, o.trust_checkpoint)
+    part = import_checkpoint(o.kind, o.source, o.config, o.trust_checkpoint, o.sample_rate, o.causal)
     part.save_pretrained(o.out)
     print(f"{o.out}: {describe(part)}")
 

@@ -66,7 +66,9 @@ def decoder_config(given: dict[str, Any], where: str) -> DecoderConfig:
         if is_so:
             raise UserError(f"{where}: {name} {given[name]!r} cannot be imported")
     if given.get("quantization_config"):
-        raise UserError(f"{where}: quantized weights (quantization_config), which cannot be imported; give the model's plain ones")
+        raise UserError(
+            f"{where}: quantized weights (quantization_config), which cannot be imported; give the model's plain ones"
+        )
     missing = [n for n in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers") if n not in given]
     if missing:
         raise UserError(f"{where}: no {missing[0]} in it")
@@ -139,7 +141,9 @@ def _decoder_state(raw: State, tied: bool, where: str) -> State:
     if embedding is None:
         return state
     if head is None and not tied:
-        raise UserError(f"{where}: no lm_head.weight in it, and its config.json does not say tie_word_embeddings: it cannot predict")
+        raise UserError(
+            f"{where}: no lm_head.weight in it, and its config.json does not say tie_word_embeddings: it cannot predict"
+        )
     if head is None:
         state["lm_head.weight"] = embedding.clone()
     elif tied and not torch.equal(head, embedding):

@@ -32,7 +32,9 @@ def import_image_tokenizer(kind: str, source: Path, config: Path | None = None, 
     ddconfig = _ddconfig(source, config)
     default = 512 if kind == "chameleon-vqgan" else 256
     if not ddconfig:
-        log.warning("%s: no YAML beside it: its architecture is read from the weights, its resolution taken as %d", where, default)
+        log.warning(
+            "%s: no YAML beside it: its architecture is read from the weights, its resolution taken as %d", where, default
+        )
     return _build(state, others, int(ddconfig.get("resolution", default)), ddconfig, normalise=False, where=where)
 
 
@@ -83,7 +85,9 @@ def infer_config(state: State, resolution: int, normalise: bool, where: str) -> 
     blocks = {int(m[1]) for k in state if (m := re.match(r"encoder\.down\.0\.block\.(\d+)\.", k))}
     first = [f"encoder.down.{i}.block.0.conv1.weight" for i in range(levels)]
     if not levels or (lost := [name for name in first if name not in state]):
-        raise UserError(f"{where}: not a VQ-GAN of this kind: it has no {lost[0] if levels else 'encoder.down.0.block.0.conv1.weight'}")
+        raise UserError(
+            f"{where}: not a VQ-GAN of this kind: it has no {lost[0] if levels else 'encoder.down.0.block.0.conv1.weight'}"
+        )
     attention = [i for i in range(levels) if f"encoder.down.{i}.attn.0.q.weight" in state]
     size, dim = state["quantize.embedding.weight"].shape
     return ImageTokenizerConfig(
@@ -111,7 +115,7 @@ def _ddconfig(source: Path, config: Path | None) -> dict[str, Any]:
         return {}
     if not path.exists():
         raise UserError(f"--config {path}: no such file")
-    found = _find(read_yaml(path), "ddconfig")
+    found = _find(read_yaml(str(path), path.read_text(encoding="utf-8-sig", errors="replace")), "ddconfig")
     ddconfig = found if isinstance(found, dict) else {}
     if ddconfig.get("double_z"):
         raise UserError(f"{path}: double_z is true: a KL autoencoder, not a VQ-GAN")

@@ -56,7 +56,9 @@ def read_folder(folder: Path) -> State:
                 raise UserError(f"{folder}: several files could be its weights ({names}) and no index; keep the one you mean")
             chosen = chosen or next(iter(found), None)
     if chosen is None:
-        other = next((f"; {f.name} cannot be read" for f in sorted(folder.iterdir()) if f.suffix in (".gguf", ".h5", ".msgpack")), "")
+        other = next(
+            (f"; {f.name} cannot be read" for f in sorted(folder.iterdir()) if f.suffix in (".gguf", ".h5", ".msgpack")), ""
+        )
         raise UserError(f"{folder}: no .safetensors or .bin file in it{other}")
     if beside := [f.name for f in files if f != chosen]:
         log.warning("%s: read %s; not read: %s", folder, chosen.name, ", ".join(beside))
@@ -116,7 +118,7 @@ def _merge(files: Iterable[Path]) -> State:
 def strip_prefix(state: State, wanted: Sequence[str], where: str) -> tuple[State, State]:
     """Take off the prefix under which all of `wanted` stand: a wrapper's, an enclosing model's, a dictionary's.
 
-    Of several, one with `ema` in it is taken, then the first that a checkpoint usually means; the log says which.
+    Of several, a run's `best_state` or one with `ema` in it is taken, then what a checkpoint usually means; the log says which.
 
     Returns:
         The tensors under that prefix by their plain names, and all others. Without such a prefix all of `state`, and none.
@@ -137,22 +139,25 @@ def strip_prefix(state: State, wanted: Sequence[str], where: str) -> tuple[State
 
 
 def _preference(prefix: str) -> tuple[bool, int, int]:
-    """Moving averages first; then by the dictionary that holds them; then what lies highest."""
+    """The best of a run first, then moving averages; then by the dictionary that holds them; then what lies highest."""
     first = prefix.partition(".")[0]
-    usual = ("state_dict", "model", "best_state")
-    return not _EMA.search(prefix), usual.index(first) if first in usual else -1 if not first else len(usual), len(prefix)
+    usual = ("", "state_dict", "model")
+    average = first == "best_state" or _EMA.search(prefix) is not None
+    return not average, usual.index(first) if first in usual else len(usual), len(prefix)
 
 
 def tell_unused(where: str, unused: Iterable[str]) -> None:
     """Say in the log how many tensors an import leaves unused, and the first of them."""
     names = list(unused)
     if names:
-        log.warning("%s: %d tensors are not used: %s", where, len(names), ", ".join(names[:3]) + (", …" if len(names) > 3 else ""))
+        log.warning(
+            "%s: %d tensors are not used: %s", where, len(names), ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+        )
 
 
-def read_yaml(path: Path) -> Any:
-    """What a YAML or JSON file holds, as plain types; errors: `UserError` naming the file."""
+def read_yaml(where: str, text: str) -> Any:
+    """What a YAML or JSON text holds, as plain types; errors: `UserError` naming `where` it is from."""
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML ({first_line(error)})") from None
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{where}: not YAML ({first_line(error)})") from None
