@@ -218,9 +218,8 @@ def _tensors(node: Any, name: str) -> Iterator[tuple[str, Tensor]]:
 def _is_safetensors(path: Path) -> bool:
     with open(path, "rb") as file:
         head = file.read(9)
-    pickled = head[:2] == b"PK" or head[:1] == b"\x80"
     header = head[8:] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32  # its length, then JSON
-    return header or (path.suffix == ".safetensors" and not pickled)
+    return header or path.suffix == ".safetensors"
 
 
 #: How files begin that people take for weights, and what to tell them.
@@ -253,7 +252,7 @@ def _foreign(path: Path) -> str:
             return "NumPy arrays (.npz), not a checkpoint"
         if not any(name.endswith("data.pkl") for name in names):
             return "a zip archive; unpack it first"
-        return ""
+        return "a checkpoint of PyTorch's, not safetensors; rename it to .ckpt" if path.suffix == ".safetensors" else ""
     text = head.decode("utf-8", "ignore")
     if len(text.encode()) > len(head) - 4 and all(c.isprintable() or c.isspace() for c in text):
         return f"a text file, not weights; it begins {text[:40]!r}"

@@ -30,12 +30,13 @@ def import_image_tokenizer(kind: str, source: Path, config: Path | None = None, 
     if kind == "llamagen":
         return _build(_from_llamagen(state), others, 256, {}, normalise=True, where=where)
     ddconfig = _ddconfig(source, config)
-    default = 512 if kind == "chameleon-vqgan" else 256
+    resolution = int(ddconfig.get("resolution", 512 if kind == "chameleon-vqgan" else 256))
+    made = _build(state, others, resolution, ddconfig, normalise=False, where=where)
     if not ddconfig:
         log.warning(
-            "%s: no YAML beside it: its architecture is read from the weights, its resolution taken as %d", where, default
+            "%s: no YAML says what it is: taken as its weights are, of resolution %d; it cannot be verified", where, resolution
         )
-    return _build(state, others, int(ddconfig.get("resolution", default)), ddconfig, normalise=False, where=where)
+    return made
 
 
 def from_chameleon(state: State, given: dict[str, Any], where: str) -> ImageTokenizer:
