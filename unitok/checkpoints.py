@@ -32,7 +32,9 @@ def load_checkpoint(path: Path, trust: bool = False) -> Any:
     if is_sharded(path):
         return _load_sharded(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=not trust)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a TorchScript archive, which is refused below
+            return torch.load(path, map_location="cpu", weights_only=not trust)
     except Exception as error:  # a torn file raises almost anything
         if trust:
             raise _unreadable(path, error) from None

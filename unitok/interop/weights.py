@@ -42,14 +42,13 @@ def read_folder(folder: Path) -> State:
             state = _read_index(folder, name)
             if state is not None:
                 return state
-    files = sorted(f for f in folder.iterdir() if f.suffix in (".safetensors", ".bin") and f.is_file())
-    files = [f for f in files if f.name not in ("training_args.bin", "optimizer.bin", "scheduler.bin")]
+    files = _candidates(folder)
     chosen = next((folder / name for name in STANDARD if folder / name in files), None)
     if chosen is None:
         for suffix in (".safetensors", ".bin"):
             found = [f for f in files if f.suffix == suffix]
             if shards := _numbered(found):
-                log.warning("%s: no index; read %s to %s", folder, shards[0].name, shards[-1].name)
+                _tell_read(folder, shards, files)
                 return _merge(shards)
             if len(found) > 1:
                 names = ", ".join(f.name for f in found[:4])
@@ -60,9 +59,20 @@ def read_folder(folder: Path) -> State:
             (f"; {f.name} cannot be read" for f in sorted(folder.iterdir()) if f.suffix in (".gguf", ".h5", ".msgpack")), ""
         )
         raise UserError(f"{folder}: no .safetensors or .bin file in it{other}")
-    if beside := [f.name for f in files if f != chosen]:
-        log.warning("%s: read %s; not read: %s", folder, chosen.name, ", ".join(beside))
+    _tell_read(folder, [chosen], files)
     return load_weights(chosen)
+
+
+def _candidates(folder: Path) -> list[Path]:
+    """Files that could be a folder's weights; a trainer's own are none."""
+    files = sorted(f for f in folder.iterdir() if f.suffix in (".safetensors", ".bin") and f.is_file())
+    return [f for f in files if f.name not in ("training_args.bin", "optimizer.bin", "scheduler.bin")]
+
+
+def _tell_read(folder: Path, read: list[Path], files: list[Path]) -> None:
+    """Say in the log which of a folder's files are its weights, where there are others that could be."""
+    if others := [f.name for f in files if f not in read]:
+        log.warning("%s: read %s; not read: %s", folder, ", ".join(f.name for f in read), ", ".join(others))
 
 
 def _read_index(folder: Path, name: str) -> State | None:
@@ -85,9 +95,7 @@ def _read_index(folder: Path, name: str) -> State | None:
             if key not in held:
                 raise UserError(f"{folder / file}: no {key} in it, though {name} says so")
             state[key] = held[key]
-    others = [f.name for f in sorted(folder.iterdir()) if f.suffix == Path(files[0]).suffix and f.name not in files]
-    if others:
-        log.warning("%s: read what %s names; not read: %s", folder, name, ", ".join(others))
+    _tell_read(folder, [folder / file for file in files], _candidates(folder))
     return state
 
 
