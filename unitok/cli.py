@@ -482,12 +482,12 @@ def _sampling_flags(p: argparse.ArgumentParser) -> None:
 
 def _score(u: Any, documents: list[Any], out: Path) -> None:
     """Write and print log-probabilities."""
-    import json
+    from unitok.document import json_line
 
     scores = u.score(documents)
     out.mkdir(parents=True, exist_ok=True)
     partial = out / "scores.jsonl.partial"
-    partial.write_text("".join(json.dumps(score.row()) + "\n" for score in scores))
+    partial.write_text("".join(json_line(score.row()) + "\n" for score in scores), encoding="utf-8")
     partial.replace(out / "scores.jsonl")
     for score in scores[:20]:
         row = score.row()
