@@ -152,7 +152,8 @@ def train_text(arguments: list[str]) -> None:
     check_replaceable(o.out)
     tokenizer = TextTokenizer.train((t for path in o.source for t in read_texts(path)), o.size, o.sample)
     tokenizer.save_pretrained(o.out)
-    print(f"{o.out}: {tokenizer.size} pieces")
+    fewer = "" if tokenizer.size == o.size else f" of the {o.size} asked for: the text gives no more"
+    print(f"{o.out}: {tokenizer.size} pieces{fewer}")
 
 
 def bundle(arguments: list[str]) -> None:

@@ -121,7 +121,7 @@ class TextTokenizer:
             long += len(text) * 4 > MAX_LINE and any(len(line.encode()) > MAX_LINE for line in _OWN.split(text))
             lines += [piece for piece in pieces if piece.strip()]
         if not lines:
-            raise UserError("no text to train on: nothing but white space")
+            raise UserError("no text to train on: only white space, or characters that are always written as bytes")
         if long:
             log.warning("%d texts of more than %d bytes were cut, at spaces where there are any", long, MAX_LINE)
         while True:
