@@ -136,8 +136,10 @@ def check_declarations(ranges: list[Range], specials: dict[str, int], spans: dic
         _check_ends(modality, span, specials)
     users: dict[str, str] = {}
     for modality, span in spans.items():
-        for name in {*span.body, span.begin, span.end} - {None}:
-            if name in users:
+        for name in (*span.body, span.begin, span.end):
+            if name is None:
+                continue
+            if users.get(name, modality) != modality:
                 raise UserError(f"{users[name]} and {modality} share {name}: an id could not tell which of the two it is of")
             users[name] = modality
 

@@ -199,9 +199,10 @@ class Vocab:
             header = [int(self.range(n).to_ids(np.array(side - 1))) for n, side in zip(span.header, codes.shape, strict=True)]
             ids = body[0].to_ids(codes.reshape(-1))
         else:
-            levels = codes[None] if codes.ndim == 1 else codes  # [K, N]
+            # [K, N]; one level in reading order: ids without a header keep no shape (Chameleon's images are square)
+            levels = codes.reshape(1, -1) if len(body) == 1 else codes
             if levels.ndim != 2 or len(levels) != len(body):
-                raise UserError(f"{segment.modality} codes need {len(body)} levels, got {len(levels)} in {codes.shape}")
+                raise UserError(f"{segment.modality} codes need {len(body)} levels, got {codes.shape}")
             header = []
             ids = np.stack([r.to_ids(level) for r, level in zip(body, levels, strict=True)], axis=1).reshape(-1)
         begin = [self.specials[span.begin]] if span.begin else []
