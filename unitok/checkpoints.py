@@ -9,6 +9,7 @@ it be unpickled. Sharded checkpoints (a folder each) have one pickle of PyTorch'
 import io
 import os
 import pickle
+import re
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -39,17 +40,11 @@ def load_checkpoint(path: Path, trust: bool = False) -> Any:
         if trust:
             raise _unreadable(path, error) from None
         first = error
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # not a zip archive, or a torn one
-        raise _unreadable(path, first) from None
+    foreign = _foreign_names(path, first)
     if not foreign:
         raise _unreadable(path, first)
     try:
-        with torch.serialization.safe_globals([(_stand_in(name), name) for name in foreign]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        return _load_with(foreign, path)
     except Exception:  # what a stand-in cannot do raises almost anything
         names = ", ".join(sorted(foreign)[:4])
         raise UserError(
@@ -58,8 +53,33 @@ def load_checkpoint(path: Path, trust: bool = False) -> Any:
         ) from None
 
 
+def _load_with(foreign: list[str], path: Path) -> Any:
+    """The checkpoint with stand-ins for the objects of these classes."""
+    with torch.serialization.safe_globals([(_stand_in(name), name) for name in foreign]):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _foreign_names(path: Path, error: Exception) -> list[str]:
+    """The classes of other programs that a checkpoint names; `error` is what torch said of the file."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # not a zip archive: PyTorch's format of before 2020, which tells one at a time, or a torn file
+        names: list[str] = []
+    while (named := re.search(r"GLOBAL (\S+) was not an allowed global", str(error))) and named[1] not in names:
+        names.append(named[1])
+        try:
+            _load_with(names, path)
+        except Exception as next_error:
+            error = next_error
+    return names
+
+
 def _unreadable(path: Path, error: BaseException) -> UserError:
-    return UserError(f"{path}: {_foreign(path) or f'not a checkpoint that can be read ({first_line(error)})'}")
+    said = str(error).rpartition("WeightsUnpickler error: ")[2].strip()  # torch puts advice before it, and after it
+    reason = first_line(ValueError(said or str(error)))
+    return UserError(f"{path}: {_foreign(path) or f'not a checkpoint that can be read ({reason})'}")
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
@@ -200,7 +220,7 @@ def load_weights(path: Path, trust: bool = False) -> dict[str, Tensor]:
 
 def weights_in(checkpoint: Any, path: Path) -> dict[str, Tensor]:
     """The tensors of what `load_checkpoint` gave, by name as in `load_weights`; errors: `UserError` where there are none."""
-    found = dict(_tensors(checkpoint, ""))
+    found = {name: tensor for name, tensor in _tensors(checkpoint, "") if name}
     if not found:
         raise UserError(f"{path}: no weights in it")
     return found

@@ -256,7 +256,7 @@ def _config(seen: AudioTokenizerConfig, told: dict[str, Any], named: str, where:
         del guessed["dilation_base"]  # of the first block it is 1 anyway
     if guessed:
         said = ", ".join(f"{name} {value}" for name, value in guessed.items())
-        log.warning("%s: no configuration says %s: taken as EnCodec's own, which cannot be verified", where, said)
+        log.warning("%s: no configuration says %s: taken as is usual for such weights; it cannot be verified", where, said)
     return replace(seen, **{name: told[name] for name in UNSEEN if name in told})
 
 
@@ -272,7 +272,7 @@ def _check_hash(path: Path) -> None:
 
 
 def infer_config(state: State, where: str) -> AudioTokenizerConfig:
-    """The architecture of weights with EnCodec's names; what they cannot say (`UNSEEN`) is as in EnCodec's 24 kHz model."""
+    """The architecture of weights with EnCodec's names; what they cannot say (`UNSEEN`) is as usual for such weights."""
     if missing := [name for name in NEEDED if name not in state]:
         hf = any("encoder.layers." in name for name in state)
         told = (
@@ -293,6 +293,7 @@ def infer_config(state: State, where: str) -> AudioTokenizerConfig:
     ratios = tuple(w.shape[-1] // 2 for w in reversed(convolutions[1:-1]))
     lstm = [int(m[1]) for k in state if (m := re.match(r"encoder\.model\.\d+\.lstm\.weight_ih_l(\d+)", k))]
     plain = "encoder.model.0.conv.conv.weight" in state
+    true_skip = _weight(state, f"encoder.model.{blocks[0]}.shortcut.conv.conv") is None
     return replace(
         _ENCODEC,
         channels=channels,
@@ -306,7 +307,8 @@ def infer_config(state: State, where: str) -> AudioTokenizerConfig:
         compress=n_filters // inner.shape[0],
         lstm=max(lstm, default=-1) + 1,
         norm="time_group_norm" if "encoder.model.0.conv.norm.weight" in state else "none" if plain else "weight_norm",
-        true_skip=_weight(state, f"encoder.model.{blocks[0]}.shortcut.conv.conv") is None,
+        true_skip=true_skip,
+        pad_mode="constant" if true_skip else "reflect",  # audiocraft's default, and EnCodec's
         num_codebooks=1 + max(int(m[1]) for k in state if (m := re.match(r"quantizer\.vq\.layers\.(\d+)\.", k))),
         codebook_size=state[NEEDED[1]].shape[0],
     )
@@ -360,9 +362,12 @@ def _read_transformers(folder: Path) -> AudioTokenizer:
     if not told:
         found = given.get("model_type") if isinstance(given, dict) else None
         raise UserError(f"{path}: model_type {found!r}, not encodec")
-    raw, others = strip_prefix(
-        read_folder(folder), ("encoder.layers.0.conv.bias", "quantizer.layers.0.codebook.embed"), str(folder)
-    )
+    theirs = ("encoder.layers.0.conv.bias", "quantizer.layers.0.codebook.embed")
+    raw, others = strip_prefix(read_folder(folder), theirs, str(folder))
+    if missing := [name for name in theirs if name not in raw]:
+        raise UserError(
+            f"{folder}: not an EnCodec model: it has no {missing[0]}; its first keys are {', '.join(list(raw)[:3])}"
+        )
     tell_unused(str(folder), others)
     state = {_encodec_name(name, raw): tensor for name, tensor in raw.items()}
     return _build(state, _config(infer_config(state, str(folder)), told, "config.json", str(folder)), str(folder))

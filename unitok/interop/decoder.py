@@ -135,8 +135,10 @@ def _decoder_state(raw: State, tied: bool, where: str) -> State:
         state, others = strip_prefix(named, bare, where)
         state = {f"model.{name}": tensor for name, tensor in state.items()} if bare[0] in state else state
     named.clear()
+    if f"model.{bare[0]}" in state:
+        others |= {name: state.pop(name) for name in list(state) if not name.startswith(("model.", "lm_head."))}
     tell_unused(where, others)
-    state = {name: state.pop(name).float() for name in list(state) if not name.endswith("rotary_emb.inv_freq")}
+    state = {name: state.pop(name).float() for name in list(state) if "rotary_emb." not in name}
     embedding, head = state.get(f"model.{bare[0]}"), state.get("lm_head.weight")
     if embedding is None:
         return state
