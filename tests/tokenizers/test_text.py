@@ -46,6 +46,7 @@ def test_every_string_comes_back_whatever_the_tokenizer_was_trained_on():
             assert tokenizer.decode(codes) == text, (name, text)
             illegal += len(set(codes) & set(tokenizer.illegal))
         assert illegal == 0
+        assert len(tokenizer) == tokenizer.vocab_size == tokenizer.size
     long = "".join(rng.choice("abc漢é") for _ in range(200_000))
     assert tokenizer.decode(tokenizer.encode(long)) == long
 
@@ -87,13 +88,13 @@ def test_what_cannot_be_trained_on_is_one_line(tmp_path, capsys):
     assert TextTokenizer.train([characters], enough).size == enough  # the number is right
     with pytest.raises(UserError, match="at least"):
         TextTokenizer.train([characters], enough - 1)
-    with pytest.raises(UserError, match=r"half of a surrogate pair \(U\+D800\)"):
+    with pytest.raises(UserError, match="half of a surrogate pair"):
         TextTokenizer.train(["a\ud800"])
     for empty in ([], [""], [" \n"], ["▁▅\0"]):
         with pytest.raises(UserError, match="no text to train on"):
             TextTokenizer.train(empty)
     tokenizer = TextTokenizer.train(["a b"], 300)
-    with pytest.raises(UserError, match="character 2 of the text is half of a surrogate pair"):
+    with pytest.raises(UserError, match="half of a surrogate pair"):
         tokenizer.encode("ok\udfff")
     (tmp_path / "corpus.txt").write_bytes(b"\xef\xbb\xbffirst line\r\nsecond \xe2\x80\xa8 line\r\n\r\n")
     assert list(read_texts(tmp_path / "corpus.txt")) == ["first line", "second \u2028 line"]

@@ -55,6 +55,14 @@ class TextTokenizer:
         return self._processor.vocab_size()
 
     @property
+    def vocab_size(self) -> int:
+        """`size`, as transformers' tokenizers call it."""
+        return self.size
+
+    def __len__(self) -> int:
+        return self.size
+
+    @property
     def illegal(self) -> tuple[int, ...]:
         """Pieces that no text is made of."""
         p = self._processor
@@ -161,10 +169,10 @@ class TextTokenizer:
 
 def check_text(text: str) -> str:
     """The text; errors: `UserError` for half of a surrogate pair, which no UTF-8 file can hold."""
-    if half := re.search("[\ud800-\udfff]", text):
-        raise UserError(
-            f"character {half.start()} of the text is half of a surrogate pair (U+{ord(half[0]):04X}), not UTF-8: mend it"
-        )
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(f"text: not UTF-8 (half of a surrogate pair at character {error.start}); mend it") from None
     return text
 
 
