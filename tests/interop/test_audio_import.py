@@ -1,6 +1,7 @@
 """EnCodec's and transformers' audio tokenizers as ours: equal codes, waveforms within 1e-5, random weights and codebooks."""
 
 import hashlib
+import json
 import sys
 import types
 
@@ -112,6 +113,12 @@ def test_a_folder_saved_by_transformers(stereo, style, tmp_path):
     assert len(codes.unique()) > 20
     assert torch.equal(found, codes)
     torch.testing.assert_close(ours.decode(found, 3801, ours.scales(x)), wanted[..., :3801].clamp(-1, 1), atol=1e-5, rtol=0)
+    state = load_file(tmp_path / "hf" / "model.safetensors")  # the same inside a MusicGen
+    inside = {f"audio_encoder.{name}": tensor for name, tensor in state.items()} | {"decoder.lm_heads.0.weight": torch.ones(2)}
+    save_file(inside, tmp_path / "hf" / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    (tmp_path / "hf" / "config.json").write_text(json.dumps({"model_type": "musicgen", "audio_encoder": config}))
+    assert torch.equal(import_checkpoint("hf-encodec", tmp_path / "hf").encode(x), codes)
 
 
 # ---- Others than the published two ------------------------------------------------------------------------------------

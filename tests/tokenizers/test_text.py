@@ -58,7 +58,7 @@ def test_a_cut_corpus_teaches_what_the_whole_one_does(caplog):
         TextTokenizer.train([words[0], *(f" {w}" for w in words[1:])], 600),
     )
     assert whole.model == apart.model
-    assert "1 texts of more than 4192 bytes were cut" in caplog.text
+    assert "texts of more than 4192 bytes were cut, at spaces where there are any: 1 of them" in caplog.text
     rng = random.Random(1)
     for text in [
         " " * 10_000,
@@ -90,6 +90,9 @@ def test_what_cannot_be_trained_on_is_one_line(tmp_path, capsys):
         TextTokenizer.train([characters], enough - 1)
     with pytest.raises(UserError, match="half of a surrogate pair"):
         TextTokenizer.train(["a\ud800"])
+    for size in (299, -1, 1 << 31):
+        with pytest.raises(UserError, match="at least 300 pieces"):
+            TextTokenizer.train(["a b"], size)
     for empty in ([], [""], [" \n"], ["▁▅\0"]):
         with pytest.raises(UserError, match="no text to train on"):
             TextTokenizer.train(empty)

@@ -47,6 +47,8 @@ def import_checkpoint(
         raise UserError(f"{source}: no such file or folder")
     if kind != "encodec" and (sample_rate is not None or causal is not None):
         raise UserError(f"sample_rate and causal are for kind encodec, not {kind}, which says them itself")
+    if config is not None and kind not in (described := ("taming", "chameleon-vqgan", "encodec")):
+        raise UserError(f"config is for {', '.join(described)}; {kind} is described by its own folder or weights")
     if kind in ("encodec", "hf-encodec"):
         from unitok.interop import audio
 

@@ -105,6 +105,8 @@ def import_audio_tokenizer(
     if kind == "hf-encodec":
         return _read_transformers(source)
     if source.is_dir():
+        if (source / "config.json").exists() and not (source / "compression_state_dict.bin").exists():
+            raise UserError(f"{where}: a folder saved by transformers: import it as hf-encodec")
         source = source / "compression_state_dict.bin"  # a folder of MusicGen or AudioGen
     _check_hash(source)
     state, told, named = _read_file(source, config, trust)

@@ -120,8 +120,10 @@ class TextTokenizer:
 
         Errors: `UserError` where there is no text, or where it has more distinct characters than `size` holds.
         """
-        if size < 300:
-            raise UserError(f"size {size}: at least 300 pieces are needed, 256 of them are bytes")
+        if not 300 <= size < 1 << 31 or sample < 1:
+            raise UserError(
+                f"size {size}, sample {sample}: at least 300 pieces, 256 of them bytes, and under 2^31, of one text or more"
+            )
         lines: list[str] = []
         long = 0
         for _, text in zip(range(sample), texts, strict=False):
@@ -131,7 +133,7 @@ class TextTokenizer:
         if not lines:
             raise UserError("no text to train on: only white space, or characters that are always written as bytes")
         if long:
-            log.warning("%d texts of more than %d bytes were cut, at spaces where there are any", long, MAX_LINE)
+            log.warning("texts of more than %d bytes were cut, at spaces where there are any: %d of them", MAX_LINE, long)
         while True:
             out = io.BytesIO()
             try:
