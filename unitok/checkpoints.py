@@ -208,7 +208,7 @@ def load_weights(path: Path, trust: bool = False) -> dict[str, Tensor]:
         raise UserError(f"{path}: no such file")
     if path.is_dir() and not is_sharded(path):
         raise UserError(f"{path}: a folder; give the file of the weights in it")
-    if not path.is_dir() and _is_safetensors(path):
+    if not path.is_dir() and is_safetensors(path):
         from safetensors.torch import load_file
 
         try:
@@ -237,7 +237,8 @@ def _tensors(node: Any, name: str) -> Iterator[tuple[str, Tensor]]:
             yield from _tensors(child, f"{name}.{key}" if name else str(key))
 
 
-def _is_safetensors(path: Path) -> bool:
+def is_safetensors(path: Path) -> bool:
+    """Whether a file is safetensors by its first bytes, or is at least called so."""
     with open(path, "rb") as file:
         head = file.read(9)
     header = head[8:] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32  # its length, then JSON

@@ -169,7 +169,7 @@ def is_utf8(text: str) -> bool:
     return True
 
 
-#: Where `str.splitlines`, and programs that use it, end a line although JSON does not; and halves of surrogate pairs, which UTF-8 has not.
+#: Where `str.splitlines` ends a line although JSON does not; and halves of surrogate pairs, which UTF-8 cannot hold.
 _UNSAFE = re.compile("[\x85\u2028\u2029\ud800-\udfff]")
 
 

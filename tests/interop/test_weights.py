@@ -1,4 +1,4 @@
-"""Promises of weights on a disk: what an index names is read and nothing else, and a file that is no weights says what it is."""
+"""Promises of weights on a disk: what an index names is read and nothing else; files that are no weights say what they are."""
 
 import argparse
 import json

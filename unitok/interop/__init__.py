@@ -11,7 +11,7 @@ KINDS = {
     "llamagen": "LlamaGen's image tokenizer: vq_ds16_c2i.pt and the like",
     "chameleon-vqgan": "Meta's vqgan.ckpt, with vqgan.yaml beside it",
     "hf-chameleon-vqvae": "a folder saved by transformers' ChameleonVQVAE or Chameleon (encodes only)",
-    "encodec": "EnCodec's published encodec_24khz-….th or encodec_48khz-….th, or audiocraft's (MusicGen's) compression_state_dict.bin",
+    "encodec": "EnCodec's published encodec_24khz-….th or encodec_48khz-….th; audiocraft's compression_state_dict.bin",
     "hf-encodec": "a folder saved by transformers' EncodecModel, or by its MusicGen",
     "hf-chameleon": "a folder saved by transformers' Chameleon: decoder and image encoder",
     "hf-llama": "a folder saved by transformers' LlamaForCausalLM",
@@ -68,7 +68,8 @@ def describe(part: Any) -> str:
 
     if isinstance(part, AudioTokenizer):
         levels = f"{part.num_codebooks} levels of {part.codebook_size} codes"
-        return f"{part.sample_rate} Hz, {'' if part.config.causal else 'not '}causal, {part.frame_rate:g} frames a second, {levels}, {part.bitrate / 1000:g} kbit/s"
+        rates = f"{part.frame_rate:g} frames a second, {levels}, {part.bitrate / 1000:g} kbit/s"
+        return f"{part.sample_rate} Hz, {'' if part.config.causal else 'not '}causal, {rates}"
     if isinstance(part, ImageTokenizer):
         only = "" if part.config.decodes else "; it encodes only"
         return f"{part.codebook_size} codes of {part.config.codebook_dim} dimensions, {part.stride} pixels a code{only}"

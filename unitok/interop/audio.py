@@ -1,9 +1,10 @@
-"""Audio tokenizers of other projects as ours: EnCodec's published files, audiocraft's compression models, transformers' EnCodec.
+"""Audio tokenizers of other projects as ours: EnCodec's files, audiocraft's compression models, transformers' EnCodec.
 
 All are SEANet around a Euclidean residual quantizer. Shapes are read from the weights; what weights cannot say (sample rate,
 causality, padding, dilation) is read from the configuration that belongs to them: audiocraft's `xp.cfg` in the file, a YAML or
-JSON beside it or in --config, a published model's name, or the published model whose shapes they have. Without any of these it
-is asked for, never guessed. transformers names the same layers differently. Weight norm, in either style of keys, becomes plain weights.
+JSON beside it or given, a published model's name, or the published model whose shapes they have. Without any of these it
+is asked for, never guessed. transformers names the same layers differently. Weight norm, in either style of keys, becomes
+plain weights.
 """
 
 import hashlib
@@ -14,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from unitok.checkpoints import Inert, load_checkpoint, load_weights, weights_in
+from unitok.checkpoints import Inert, is_safetensors, load_checkpoint, load_weights, weights_in
 from unitok.errors import UserError, read_json
 from unitok.interop.weights import State, log, read_folder, read_yaml, strip_prefix, tell_unused
 from unitok.pretrained import load_state
@@ -25,7 +26,8 @@ _ENCODEC = AudioTokenizerConfig(
     norm="weight_norm", causal=True, true_skip=False, pad_mode="reflect", num_codebooks=32, codebook_size=1024, codebook_dim=0,
 )  # fmt: skip
 _MUSICGEN = replace(
-    _ENCODEC, sample_rate=32_000, n_filters=64, ratios=(8, 5, 4, 4), causal=False, true_skip=True, num_codebooks=4, codebook_size=2048
+    _ENCODEC, sample_rate=32_000, n_filters=64, ratios=(8, 5, 4, 4), causal=False, true_skip=True,
+    num_codebooks=4, codebook_size=2048,
 )  # fmt: skip
 
 #: Published models by the names that their files and folders have (encodec:model.py; transformers' facebook/encodec_32khz;
@@ -118,12 +120,10 @@ def import_audio_tokenizer(
 
 
 def _read_file(source: Path, config: Path | None, trust: bool) -> tuple[State, dict[str, Any], str]:
-    """The weights of a file by EnCodec's names; what the configuration in it (else `config`, else one beside it) says, and the name
-    of that."""
-    if source.suffix == ".safetensors":
-        checkpoint: Any = load_weights(source)
-    else:
-        checkpoint = load_checkpoint(source, trust)
+    """The weights of a file by EnCodec's names; what the configuration in it, else `config`, else one beside it says; the name of
+    that configuration."""
+    whole = source.is_file() and is_safetensors(source)
+    checkpoint: Any = load_weights(source) if whole else load_checkpoint(source, trust)
     if isinstance(checkpoint, dict) and isinstance(checkpoint.get("pretrained"), str):
         name = checkpoint["pretrained"]
         raise UserError(f"{source}: no weights, only the name of others, {name!r}: get those, and import them (hf-encodec)")
@@ -165,7 +165,7 @@ def _named_config(config: Path) -> tuple[dict[str, Any], str]:
         del said["num_codebooks"]  # a file may hold the first levels alone
         return said, config.name
     if not config.is_file():
-        raise UserError(f"--config {config}: no such file, nor a published model ({', '.join(PUBLISHED)})")
+        raise UserError(f"config {config}: no such file, nor a published model ({', '.join(PUBLISHED)})")
     if told := _told(_read_config(config), str(config)):
         return told, config.name
     raise UserError(f"{config}: says nothing of an EnCodec: give audiocraft's, transformers' or ours")
@@ -178,20 +178,24 @@ def _told(given: Any, where: str) -> dict[str, Any]:
     """
     if not isinstance(given, dict):
         return {}
-    if given.get("model_type") == "encodec" or isinstance(given.get("audio_encoder"), dict):
-        told = _from_transformers(given.get("audio_encoder") or given, where)
+    theirs = given["audio_encoder"] if isinstance(given.get("audio_encoder"), dict) else given  # of a MusicGen
+    if theirs.get("model_type") == "encodec":
+        told = _from_transformers(theirs, where)
     elif "model_type" in given:
         told = {}
     elif any(isinstance(given.get(name), dict) for name in ("encodec", "seanet", "rvq")):
         told = _from_audiocraft(given, where)
     else:
-        model = given.get("model")
-        own = model.get("init_args", {}).get("tokenizer") if isinstance(model, dict) else given  # `unitok fit`'s, or its part
+        own: Any = given
+        for key in ("model", "init_args", "tokenizer") if "model" in given else ():  # of `unitok fit`
+            own = own.get(key) if isinstance(own, dict) else None
         known = asdict(AudioTokenizerConfig())
-        told = {name: value for name, value in (own or {}).items() if name in known}
-    rate, causal = told.get("sample_rate"), told.get("causal")
+        told = {name: value for name, value in own.items() if name in known} if isinstance(own, dict) else {}
+    rate, causal, pad_mode = (told.get(name) for name in ("sample_rate", "causal", "pad_mode"))
     if not (rate is None or (type(rate) is int and rate > 0)) or not (causal is None or isinstance(causal, bool)):
         raise UserError(f"{where}: sample_rate {rate!r} and causal {causal!r}; they are Hz, and true or false")
+    if pad_mode not in (None, "reflect", "constant", "replicate"):
+        raise UserError(f"{where}: pad_mode {pad_mode!r} cannot be imported")
     return {name: tuple(value) if isinstance(value, list) else value for name, value in told.items() if value is not None}
 
 
@@ -214,12 +218,11 @@ def _from_audiocraft(given: dict[str, Any], where: str) -> dict[str, Any]:
         return {key: resolved(value) for key, value in found.items()} if isinstance(found, dict) else {}
 
     encodec, seanet, rvq = section("encodec"), section("seanet"), section("rvq")
-    ours = {key: seanet.pop(key) for key in ("encoder", "decoder") if key in seanet}
-    for half in ours.values():  # what is said of one half alone: nothing, or what holds for both
-        seanet |= {key: resolved(v) for key, v in (half or {}).items() if v != seanet.get(key)}
+    for half in [seanet.pop(key, None) for key in ("encoder", "decoder")]:  # what is said of one half alone must hold for both
+        seanet |= {key: resolved(value) for key, value in (half or {}).items()}
     computed = {
-        "autoencoder": "seanet", "quantizer": "rvq", "activation": "ELU", "activation_params": {"alpha": 1.0}, "norm_params": {},
-        "final_activation": None, "trim_right_ratio": 1.0, "disable_norm_outer_blocks": 0,
+        "autoencoder": "seanet", "quantizer": "rvq", "activation": "ELU", "activation_params": {"alpha": 1.0},
+        "norm_params": {}, "final_activation": None, "trim_right_ratio": 1.0, "disable_norm_outer_blocks": 0,
     }  # fmt: skip
     for name, only in computed.items():
         if (value := (encodec | seanet).get(name, only)) != only:
@@ -247,11 +250,11 @@ def _config(seen: AudioTokenizerConfig, told: dict[str, Any], named: str, where:
         if told.get(name, value) != value and not folded:
             raise UserError(f"{where}: {named} says {name} {told[name]}, its weights have {value}: they do not belong together")
     if missing := [name for name in ("sample_rate", "causal") if name not in told]:
-        flags = {"sample_rate": "--sample-rate HZ", "causal": "--causal or --no-causal"}
+        flags = {"sample_rate": "sample_rate (--sample-rate HZ)", "causal": "causal (--causal or --no-causal)"}
         asked = " and ".join(flags[name] for name in missing)
         raise UserError(
             f"{where}: neither its weights nor {named or 'a configuration'} say its {' and '.join(missing)}: give {asked}, "
-            "or its configuration (or a published model's name) in --config"
+            "or its configuration (or a published model's name) as config"
         )
     guessed = {name: getattr(seen, name) for name in ("pad_mode", "dilation_base") if name not in told}
     if guessed.get("dilation_base") and seen.n_residual_layers == 1:

@@ -125,7 +125,7 @@ def import_decoder(kind: str, folder: Path) -> "Decoder | ImportedDecoder":
 
 
 def _decoder_state(raw: State, tied: bool, where: str) -> State:
-    """The tensors, in fp32, by the names that `LlamaForCausalLM` gives them, whatever class or wrapper saved them; empties `raw`."""
+    """The tensors in fp32 by the names of `LlamaForCausalLM`, whatever class or wrapper saved them; empties `raw`."""
     # transformers 5 saves a Chameleon's decoder under `model.language_model.` in some versions, without it in others.
     named = {re.sub(r"(^|\.)model\.language_model\.", r"\1model.", name): tensor for name, tensor in raw.items()}
     raw.clear()
@@ -302,7 +302,8 @@ def describe(part: Any) -> str:
     if isinstance(part, ImportedDecoder):
         parts = ", ".join(name for name in ("text", "image") if getattr(part, name) is not None)
         rest = f"a bundle with {f'{parts} and decoder' if parts else 'the decoder and what its ids mean'}"
-        return f"{_describe_decoder(part.model)}; {rest if part.vocab else 'ids stay plain: no names of image ids, or no image encoder'}"
+        rest = rest if part.vocab else "ids stay plain: no names of image ids, or no image encoder"
+        return f"{_describe_decoder(part.model)}; {rest}"
     return f"{_describe_decoder(part)}; it brings no vocabulary, so nothing says what its ids mean"
 
 

@@ -115,7 +115,7 @@ def _ddconfig(source: Path, config: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     if not path.exists():
-        raise UserError(f"--config {path}: no such file")
+        raise UserError(f"config {path}: no such file")
     found = _find(read_yaml(str(path), path.read_text(encoding="utf-8-sig", errors="replace")), "ddconfig")
     ddconfig = found if isinstance(found, dict) else {}
     if ddconfig.get("double_z"):

@@ -48,8 +48,8 @@ def known_vocabulary(path: Path) -> Path:
             return folder / "vocab.json"
     part_folder(path, "model")  # says so where there is nothing at all
     raise UserError(
-        f"{path}: a decoder without a vocabulary (no vocab.json beside it): what its ids mean is not known, so it cannot be used "
-        "with the ids of other tokenizers; give a bundle, whose decoder was trained on its ids"
+        f"{path}: a decoder without a vocabulary (no vocab.json beside it): what its ids mean is not known, so it cannot be "
+        "used with the ids of other tokenizers; give a bundle, whose decoder was trained on its ids"
     )
 
 

@@ -5,7 +5,8 @@ no added or removed spaces); the one character that it cannot tell from a space,
 bytes of its UTF-8 form. Control pieces (`unk`) are never produced and are illegal in every sequence. Only half of a
 surrogate pair, which UTF-8 cannot hold, is refused.
 
-In training SentencePiece passes in silence over lines that are too long or hold characters of its own; they are cut there first.
+In training SentencePiece passes in silence over lines that are too long or hold characters of its own; they are cut there
+first.
 
 `ImportedTextTokenizer` is another model's own, as Hugging Face's `tokenizers` reads it.
 """
@@ -41,7 +42,7 @@ class TextTokenizer:
     def __init__(self, model: bytes):
         self.model = model
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        #: Codes of what SentencePiece would confuse: its mark for a space and, where no piece is one (a corpus with few), the space.
+        #: Codes of what SentencePiece would confuse: its mark for a space and, where no piece is one (few in the corpus), the space.
         spaces = self._processor.piece_to_id(_SPACE_MARK) == self._processor.unk_id()
         self._bytes = {
             character: [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in character.encode()]
@@ -114,7 +115,7 @@ class TextTokenizer:
         """Train BPE with byte fallback.
 
         Args:
-            texts: the corpus, any number of strings. Strings of more than `MAX_LINE` bytes are cut at spaces, longer words anywhere.
+            texts: the corpus, any number of strings. Those of more than `MAX_LINE` bytes are cut at spaces, longer words anywhere.
             size: pieces wanted, at least 300 (256 of them bytes); a small corpus may give fewer.
             sample: strings that are used at most, the first ones.
 
@@ -161,7 +162,8 @@ class TextTokenizer:
             except RuntimeError as error:
                 if needed := re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error)):
                     raise UserError(
-                        f"size {size}: this text has more distinct characters than so many pieces hold; it takes at least {needed[1]}"
+                        f"size {size}: this text has more distinct characters than so many pieces hold; it takes at least "
+                        f"{needed[1]}"
                     ) from None
                 most = re.search(r"value <= (\d+)", str(error))  # a corpus too small for `size` says which it would allow
                 if not most or int(most[1]) >= size:
@@ -181,7 +183,7 @@ def check_text(text: str) -> str:
 def cut_line(line: str) -> list[str]:
     """A line of a corpus in pieces of at most `MAX_LINE` bytes, which joined are the line.
 
-    They begin with the spaces before a word, as SentencePiece's words do, so that cutting there changes nothing that is learned.
+    They begin with the spaces before a word, as SentencePiece's words do: cutting there changes nothing that is learned.
     """
     data, start, pieces = line.encode(), 0, []
     while len(data) - start > MAX_LINE:
