@@ -345,8 +345,10 @@ def read_source(path: Path) -> Iterator[RawDocument | UserError]:
 def read_texts(path: Path) -> Iterator[str]:
     """The strings of a corpus: the lines of a text file, or every text of an interleaved JSON Lines file."""
     path = Path(path)
-    if path.suffix != ".jsonl":
-        yield from (line for line in load_text(path).split("\n") if line.strip())
+    if path.is_dir():
+        raise UserError(f"{path}: a folder; give the text and .jsonl files in it")
+    if path.suffix.lower() not in (".jsonl", ".ndjson"):
+        yield from (line.removesuffix("\r") for line in load_text(path).split("\n") if line.strip())
         return
     for document in read_raw_documents(path):
         if isinstance(document, UserError):
