@@ -1,12 +1,14 @@
 """The map holds: imports point one way, and codes become ids in one place. Everything is read from the source, nothing is run."""
 
 import ast
+import functools
 import graphlib
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "unitok"
+parse = functools.cache(ast.parse)
 
 #: The house from the ground up. A room, a file or a folder, may import the rooms that stand before it, except those
 #: named behind it. What stands in no room is an error, so that a new file gets its place here.
@@ -56,15 +58,18 @@ def sources() -> dict[str, str]:
     """The source of each module by its name; a package is its `__init__.py`."""
     found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
-        found[".".join(("unitok", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")] = path.read_text()
+        found[".".join(("unitok", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")] = (
+            path.read_text()
+        )
     return found
 
 
-def imports(name: str, source: str, modules: set[str]) -> set[str]:
+@functools.cache
+def imports(name: str, source: str, modules: frozenset[str]) -> set[str]:
     """Which of `modules` a module imports anywhere in it: in functions, under TYPE_CHECKING, relatively, or by a string."""
     package = name if any(module.startswith(f"{name}.") for module in modules) else name.rpartition(".")[0]
     found = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parse(source)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -93,7 +98,7 @@ def violations(modules: dict[str, str]) -> list[str]:
             wrong.append(f"{name} stands in no room: give it one in HOUSE")
             continue
         within[name] = set()
-        for other in sorted(imports(name, source, set(modules))):
+        for other in sorted(imports(name, source, frozenset(modules))):
             seen.add((name, other))
             there = "unitok" if other == "unitok" else room_of(other)
             if (name, other) in CIRCLES:
@@ -173,7 +178,7 @@ def arithmetic_of_ids(modules: dict[str, str]) -> set[str]:
 
     for name, source in modules.items():
         if name != "unitok.vocab":
-            visit(ast.parse(source), "", name)
+            visit(parse(source), "", name)
     return found
 
 
@@ -199,7 +204,7 @@ def test_codes_that_become_ids_elsewhere_are_found(line):
 def test_public_functions_say_what_they_do():
     silent = []
     for name, source in sources().items():
-        tree = ast.parse(source)
+        tree = parse(source)
         assert ast.get_docstring(tree), name
         for node in tree.body:
             public = isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
