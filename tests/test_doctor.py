@@ -40,7 +40,7 @@ def test_what_it_says_of_this_machine_is_so(few, capsys):
     for name in ("numpy", "pillow", "einops"):
         assert ["ok", name, version(name)] in lines
     assert torch.cuda.is_available() == any(line[1].startswith("cuda:") for line in lines)
-    assert lines[-1] == "everything that unitok needs works".split()
+    assert lines[-1] == ["everything", "that", "unitok", "needs", "works"]
 
 
 def test_a_package_that_is_missing_or_broken_is_said_with_what_to_do(few, broken, monkeypatch, capsys):
