@@ -196,6 +196,9 @@ def test_the_pace_is_logged_with_what_is_left(tmp_path, tokens):
     assert float(row["minutes_left"]) == 0
 
 
+# ---- LoRA --------------------------------------------------------------------------------------------------------------
+
+
 def test_checkpoints_are_written_by_the_clock_but_not_while_batches_are_skipped(tmp_path, tokens, monkeypatch):
     Poisoned(monkeypatch, set(range(4, 99)))
     with pytest.raises(UserError, match="5 batches in a row"):
