@@ -20,9 +20,9 @@ from unitok.tokenizers import AudioTokenizer
 @pytest.fixture(scope="module")
 def encodec_model():
     """encodec's model class; its import of torchaudio, which it does not use here, is met by an empty stand-in."""
-    if "torchaudio" not in sys.modules:
-        sys.modules["torchaudio"] = types.ModuleType("torchaudio")
-    return pytest.importorskip("encodec.model", reason="pip install --no-deps encodec==0.1.1").EncodecModel
+    with pytest.MonkeyPatch.context() as patch:  # only while it is imported: transformers would ask what it is
+        patch.setitem(sys.modules, "torchaudio", sys.modules.get("torchaudio") or types.ModuleType("torchaudio"))
+        return pytest.importorskip("encodec.model", reason="pip install --no-deps encodec==0.1.1").EncodecModel
 
 
 def sound(channels: int, length: int) -> torch.Tensor:
