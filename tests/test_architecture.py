@@ -19,7 +19,12 @@ FREE = {
 #: What each room may import of ours, besides FREE. Rooms not listed sit on top.
 MAY = {
     "unitok.errors": set(),
-    "unitok.data.media": {"unitok.errors"},
+    "unitok.data.mpeg": set(),
+    "unitok.data.formats": {"unitok.data.mpeg", "unitok.errors"},
+    "unitok.data.image_files": {"unitok.data.formats", "unitok.errors"},
+    "unitok.data.audio_streams": {"unitok.data.mpeg"},
+    "unitok.data.audio_files": {"unitok.data.audio_streams", "unitok.data.formats", "unitok.errors"},
+    "unitok.data.media": {"unitok.data.formats", "unitok.data.image_files", "unitok.data.audio_files", "unitok.errors"},
     "unitok.document": {"unitok.errors"},
     "unitok.vocab": {"unitok.document", "unitok.errors"},
     "unitok.grammar": {"unitok.vocab", "unitok.document", "unitok.errors"},

@@ -1,0 +1,434 @@
+"""Where the audio of a file lies: its streams, and whether all that its headers promise is there.
+
+libsndfile decodes what it finds, and says nothing of what is missing: of half a file it gives half, of two files one after
+another the first, of a variable MP3 without a header what a constant one of its size would last. So containers are looked
+at here first: chunk sizes, Ogg pages, MPEG frames, FLAC's last frame. Each stream that is found can be opened as a file of
+its own (`Stretch`), with a header that is mended where it was written before its length was known.
+"""
+
+import io
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from unitok.data.mpeg import begins_stream, find_mpeg, mpeg_frames, promise, tag_size, walk_frames, xing_header
+
+#: Bytes by which a header may be wrong: some programs count themselves, or the padding.
+SLACK = 64
+#: Sizes that mean "unknown" in 32 bits: all ones, and what sox and others write to a pipe.
+_UNKNOWN = 0x7FFFF000
+_BLOCK = 1 << 20
+
+
+class Source:
+    """The bytes of a file, on disk or in memory, read at any place."""
+
+    def __init__(self, path: Path, data: bytes | None = None):
+        self.file = open(path, "rb", buffering=0) if data is None else io.BytesIO(data)
+        self.size = self.file.seek(0, io.SEEK_END)
+
+    def read(self, start: int, size: int) -> bytes:
+        self.file.seek(start)
+        return self.file.read(max(0, size))
+
+    def number(self, start: int, size: int, order: str = "little") -> int:
+        return int.from_bytes(self.read(start, size), "big" if order == "big" else "little")
+
+    def find(self, what: bytes, start: int, stop: int) -> int:
+        """Where `what` first begins in a stretch, or -1."""
+        while start < stop:
+            block = self.read(start, min(_BLOCK, stop - start))
+            if (at := block.find(what)) >= 0:
+                return start + at
+            start += max(1, len(block) - len(what) + 1)
+        return -1
+
+
+class Stretch(io.RawIOBase):
+    """Part of a source as a file of its own, behind a header that is not in it."""
+
+    def __init__(self, source: Source, head: bytes, start: int, stop: int):
+        self.source, self.head, self.start = source, head, start
+        self.size = len(head) + stop - start
+        self.at = self.farthest = 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self.at = offset + (0, self.at, self.size)[whence]
+        return self.at
+
+    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def, override]
+        size = min(len(buffer), self.size - self.at)
+        behind = max(0, self.at - len(self.head))
+        data = self.head[self.at : self.at + size]
+        data += self.source.read(self.start + behind, size - len(data))
+        buffer[: len(data)] = data
+        self.at += len(data)
+        self.farthest = max(self.farthest, self.at)
+        return len(data)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A stream in a source: bytes [start, stop) behind `head`; frames: samples per channel, where libsndfile cannot tell."""
+
+    start: int
+    stop: int
+    head: bytes = b""
+    frames: int = 0
+
+
+class CutOff(Exception):
+    """A file ends before its audio does. promised, there: seconds; 0 for what is not known."""
+
+    def __init__(self, promised: float = 0.0, there: float = 0.0, share: float = 0.0):
+        self.promised, self.there, self.share = promised, there, share
+
+
+def streams_of(source: Source) -> list[Stream]:
+    """The streams of a file in their order; none: libsndfile reads the file as it is. Errors: `CutOff`, `UserError`."""
+    head = source.read(0, 32)
+    if head[:4] == b"OggS":
+        return _ogg(source)
+    if head[:4] == b"fLaC":
+        return _flac(source, 0)
+    for magic, extent in _EXTENTS.items():
+        if head.startswith(magic):
+            return _chunks(source, extent)
+    at = find_mpeg(source.read(0, 4096))
+    if at is None:
+        return []
+    while size := tag_size(source.read(at, 32)):
+        at += size
+    return _flac(source, at) if source.read(at, 4) == b"fLaC" else _mpeg(source, at, source.size)
+
+
+# ---- Chunks with sizes: WAV, AIFF, CAF, AU and others ---------------------------------------------------------------
+
+
+@dataclass
+class Extent:
+    """Where the samples of a container begin, their bytes, and where the container ends (0: with them).
+
+    head: its header up to the samples, mended where it does not say how many there are. mpeg: the samples are an MP3 stream.
+    """
+
+    start: int
+    size: int
+    end: int = 0
+    head: bytes = b""
+    mpeg: bool = False
+
+
+def _chunks(source: Source, describe: Callable[[Source, int], Extent | None]) -> list[Stream]:
+    at, magic = 0, source.read(0, 4)
+    streams: list[Stream] = []
+    while extent := describe(source, at):
+        missing = extent.start + extent.size - source.size
+        if missing > SLACK:
+            raise CutOff(share=max(0, extent.size - missing) / extent.size)
+        stop = min(source.size, max(extent.end, extent.start + extent.size))
+        if extent.mpeg:
+            streams += _mpeg(source, extent.start, min(stop, extent.start + extent.size))
+        elif magic == b"BW64":  # RF64 under its later name
+            streams.append(Stream(at + 4, stop, b"RF64"))
+        else:
+            streams.append(Stream(at + len(extent.head), stop, extent.head))
+        more = source.read(stop, 5)  # perhaps behind a byte of padding
+        if magic not in (more[:4], more[1:]):
+            break
+        at = stop + (more[:4] != magic)
+    whole = len(streams) == 1 and streams[0].start == 0
+    return [] if whole else streams
+
+
+def _riff(source: Source, at: int) -> Extent | None:
+    order = "big" if source.read(at, 4) == b"RIFX" else "little"
+    form, wide, tag = source.number(at + 4, 4, order), 0, 0
+    place = at + 12
+    while len(chunk := source.read(place, 8)) == 8:
+        size = int.from_bytes(chunk[4:], "big" if order == "big" else "little")
+        if chunk[:4] == b"ds64":
+            form, wide = source.number(place + 8, 8), source.number(place + 16, 8)
+        elif chunk[:4] == b"fmt ":
+            tag = source.number(place + 8, 2, order)
+        elif chunk[:4] == b"data":
+            start, end = place + 8, at + 8 + form if 0 < form < _UNKNOWN or wide else 0
+            size = wide if wide and size == 0xFFFFFFFF else size
+            head = b""
+            if not size and source.size > start and not re.match(rb"[ -~]{4}", source.read(start, 4)):  # no chunk follows
+                head = source.read(at, 4) + b"\xff" * 4 + source.read(at + 8, place - at - 4) + b"\xff" * 4
+            if head or (size >= _UNKNOWN and not wide):
+                size, end = source.size - start, source.size
+            return Extent(start, size, end, head, tag in (0x50, 0x55))
+        place += 8 + size + size % 2
+    return None
+
+
+def _iff(source: Source, at: int) -> Extent | None:
+    form, place = source.number(at + 4, 4, "big"), at + 12
+    while len(chunk := source.read(place, 8)) == 8:
+        size = int.from_bytes(chunk[4:], "big")
+        if chunk[:4] in (b"SSND", b"BODY"):
+            skip = 8 if chunk[:4] == b"SSND" else 0
+            if not 0 < form < _UNKNOWN:  # libsndfile reads to the end
+                return Extent(place + 8 + skip, source.size - place - 8 - skip, source.size)
+            return Extent(place + 8 + skip, max(0, size - skip), at + 8 + form)
+        place += 8 + size + size % 2
+    return None
+
+
+def _caf(source: Source, at: int) -> Extent | None:
+    place, found = at + 8, None
+    while len(chunk := source.read(place, 12)) == 12 and chunk[:4] != b"caff":
+        size = int.from_bytes(chunk[4:], "big", signed=True)
+        if chunk[:4] == b"data":
+            if size < 0:
+                size = source.size - place - 12
+                return Extent(place + 16, size - 4, head=source.read(at, place + 4 - at) + size.to_bytes(8, "big") + bytes(4))
+            found = Extent(place + 16, size - 4)
+        elif size < 0:
+            break
+        place += 12 + size
+        if found:
+            found.end = place
+    return found
+
+
+def _w64(source: Source, at: int) -> Extent | None:
+    form, place = source.number(at + 16, 8), at + 40
+    while len(chunk := source.read(place, 24)) == 24:
+        size = int.from_bytes(chunk[16:], "little")
+        if chunk[:4] == b"data":
+            known = size - 24 if size < 1 << 62 else source.size - place - 24
+            return Extent(place + 24, known, at + form if form < 1 << 62 else source.size)
+        place += max(24, -(-size // 8) * 8)
+    return None
+
+
+def _au(source: Source, at: int) -> Extent | None:
+    order = "big" if source.read(at, 1) == b"." else "little"
+    start, size = at + source.number(at + 4, 4, order), source.number(at + 8, 4, order)
+    return Extent(start, source.size - start if size >= _UNKNOWN else size)
+
+
+def _nist(source: Source, at: int) -> Extent | None:
+    head = source.read(at, 1024)
+    found = [re.search(rb"%b -i (\d+)" % name, head) for name in (b"sample_count", b"channel_count", b"sample_n_bytes")]
+    count, channels, width = (int(m[1]) if m else 1 for m in found)
+    return Extent(at + int(head[8:16].strip() or 0), count * channels * width) if found[0] else None
+
+
+def _voc(source: Source, at: int) -> Extent | None:
+    place = start = at + source.number(at + 20, 2)
+    while (kind := source.read(place, 1)) not in (b"", b"\0"):
+        place += 4 + source.number(place + 1, 3)
+    return Extent(start, place - start, place + len(kind))
+
+
+def _fixed(header: int, size: Callable[[Source, int], int]) -> Callable[[Source, int], Extent | None]:
+    return lambda source, at: Extent(at + header, size(source, at))
+
+
+_EXTENTS: dict[bytes, Callable[[Source, int], Extent | None]] = {
+    **dict.fromkeys((b"RIFF", b"RIFX", b"RF64", b"BW64"), _riff),
+    b"FORM": _iff,
+    b"caff": _caf,
+    b"riff": _w64,
+    b".snd": _au,
+    b"dns.": _au,
+    b"NIST_1A": _nist,
+    b"Creative Voice File": _voc,
+    b"ALawSoundFile": _fixed(32, lambda s, at: s.number(at + 18, 4, "big")),
+    b"2BIT": _fixed(
+        128, lambda s, at: s.number(at + 26, 4, "big") * (s.number(at + 14, 2, "big") // 8) * (1 + (s.read(at + 12, 1) > b"\0"))
+    ),
+}
+
+
+# ---- Ogg ------------------------------------------------------------------------------------------------------------
+
+
+def _ogg(source: Source) -> list[Stream]:
+    """A chain of Ogg streams as one for each link (RFC 3533). Each must have its last page, and all of it."""
+    links: list[int] = []
+    unfinished: set[bytes] = set()
+    at, rate, seconds, granule, headers = 0, 0, 0.0, 0, False
+    while at < source.size:
+        page = source.read(at, 282)
+        if page[:4] != b"OggS" or len(page) < 27:
+            following = source.find(b"OggS\0", at + 1, source.size)
+            if following < 0:
+                break
+            at = following
+            continue
+        count = page[26]
+        stop = at + 27 + count + sum(page[27 : 27 + count])
+        serial, flags = page[14:18], page[5]
+        if flags & 2:  # the first page of a stream
+            if not headers:
+                if unfinished:
+                    break
+                links.append(at)
+                seconds, granule = seconds + (granule / rate if rate else 0), 0
+            packet = page[27 + count :]
+            rate = 48_000 if packet[:8] == b"OpusHead" else 0
+            rate = int.from_bytes(packet[12:16], "little") if packet[1:7] == b"vorbis" else rate
+            unfinished.add(serial)
+        headers = bool(flags & 2)
+        if stop > source.size:
+            unfinished.add(serial)
+            break
+        position = int.from_bytes(page[6:14], "little", signed=True)
+        granule = max(granule, position)
+        if flags & 4:
+            unfinished.discard(serial)
+        at = stop
+    if unfinished:
+        raise CutOff(there=seconds + (granule / rate if rate else 0))
+    if len(links) < 2:
+        return []
+    return [Stream(start, stop) for start, stop in zip(links, [*links[1:], source.size])]
+
+
+# ---- FLAC -----------------------------------------------------------------------------------------------------------
+
+
+def _flac(source: Source, at: int) -> list[Stream]:
+    """FLAC streams one after another; of one that was written to a pipe the length comes from its last frame (RFC 9639)."""
+    info = source.read(at + 8, 34)
+    rate = int.from_bytes(info[10:13], "big") >> 4
+    total = int.from_bytes(info[13:18], "big") & (1 << 36) - 1
+    following = source.find(b"fLaC\0\0\0\x22", at + 42, source.size)
+    stop = source.size if following < 0 else following
+    there = _flac_length(source, at + 42, stop, int.from_bytes(info[:2], "big"))
+    if total and there < total:
+        raise CutOff(total / max(1, rate), there / max(1, rate))
+    if not total and not there:
+        raise CutOff()
+    head = b""
+    if not total:
+        bits = int.from_bytes(info[13:18], "big") | there
+        head = source.read(at, 21) + bits.to_bytes(5, "big")
+    stream = Stream(at + len(head), stop, head)
+    if following >= 0:
+        return [stream, *_flac(source, following)]
+    return [stream] if head or at else []
+
+
+def _flac_length(source: Source, start: int, stop: int, block: int) -> int:
+    """Samples up to the end of the last frame that begins in a stretch; 0 where there is none."""
+    first = source.find(b"\xff", _flac_frames_at(source, start), stop)
+    sync = source.read(first, 2)
+    reach = 1 << 16
+    while True:
+        data = source.read(max(first, stop - reach), min(reach, stop - first))
+        at = len(data)
+        while (at := data.rfind(sync, 0, at)) >= 0:
+            if end := _flac_frame_end(data[at : at + 16], block):
+                return end
+        if reach >= stop - first:
+            return 0
+        reach *= 16
+
+
+def _flac_frames_at(source: Source, place: int) -> int:
+    """Where the metadata blocks end that follow STREAMINFO."""
+    last = source.read(place - 38, 1)[:1] >= b"\x80"
+    while not last and len(block := source.read(place, 4)) == 4:
+        last = block[0] >= 0x80
+        place += 4 + int.from_bytes(block[1:], "big")
+    return place
+
+
+def _flac_frame_end(header: bytes, block: int) -> int:
+    """First sample behind a frame, by its header; 0 where none begins, or its checksum is wrong."""
+    if len(header) < 6 or header[0] != 0xFF or header[1] & 0xFC != 0xF8:
+        return 0
+    lead = header[4]
+    extra = 0 if lead < 0x80 else 8 - (lead ^ 0xFF).bit_length() - 1
+    if extra < 0 or extra > 6:
+        return 0
+    number = lead & (1 << 6 - extra) - 1 if extra else lead
+    for byte in header[5 : 5 + extra]:
+        number = number << 6 | byte & 0x3F
+    at, size = 5 + extra, header[2] >> 4
+    if size == 6:
+        length, at = header[at] + 1, at + 1
+    elif size == 7:
+        length, at = int.from_bytes(header[at : at + 2], "big") + 1, at + 2
+    else:
+        length = 192 if size == 1 else 576 << size - 2 if size < 6 else 1 << size
+    at += {12: 1, 13: 2, 14: 2}.get(header[2] & 15, 0)
+    if size == 0 or _crc8(header[:at]) != header[at]:
+        return 0
+    return (number if header[1] & 1 else number * block) + length
+
+
+def _crc8(data: bytes) -> int:
+    crc = 0
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc << 1 ^ (0x107 if crc & 0x80 else 0)
+    return crc
+
+
+# ---- MPEG -----------------------------------------------------------------------------------------------------------
+
+
+def _mpeg(source: Source, start: int, stop: int) -> list[Stream]:
+    """MPEG audio streams one after another, each with a header that says how long it is.
+
+    With a Xing, Info or VBRI header that fits the file, that is the file as it is. Else its frames are counted.
+    """
+    at = start
+    while size := tag_size(source.read(at, 32)):
+        at += size
+    found = find_mpeg(source.read(at, _BLOCK >> 4))
+    if found is None:
+        return []
+    at += found
+    end = _without_tags(source, at, stop)
+    frame = source.read(at, 192)
+    size, samples, rate = mpeg_frames()[frame[1] << 8 | frame[2]]
+    frames, length = promise(frame)
+    if frames and length and at + length <= end:
+        rest = at + length
+        if not begins_stream(source.read(rest, min(8192, end - rest))):
+            return [] if start == 0 and stop == source.size else [Stream(at, rest)]
+        return [Stream(at, rest), *_mpeg(source, rest, stop)]
+    last, count, complete = walk_frames(source.read, at, end)
+    count -= bool(frames)  # the header's own frame has no audio
+    if frames > count + 1 or not complete:
+        raise CutOff(frames * samples / rate, (count - (not complete)) * samples / rate)
+    following = _mpeg(source, last, stop) if end - last > 4 else []
+    if frames and count <= frames + 1:
+        return [Stream(at, last), *following]
+    if frame[1] & 6 != 2:  # layers I and II
+        return [Stream(at, last, frames=count * samples), *following]
+    at += size if frames else 0
+    return [Stream(at, last, xing_header(source.read(at, 4), count, last - at)), *following]
+
+
+def _without_tags(source: Source, start: int, stop: int) -> int:
+    """Where audio ends before tags at the end of a file: ID3v1, APEv2, Lyrics3."""
+    while True:
+        tail = source.read(max(start, stop - 160), min(160, stop - start))
+        if tail[-128:-125] == b"TAG":
+            stop -= 128
+        elif tail[-32:-24] == b"APETAGEX":
+            stop -= int.from_bytes(tail[-20:-16], "little") + 32 * (tail[-9] >> 7)
+        elif tail[-9:] == b"LYRICS200" and tail[-15:-9].isdigit():
+            stop -= int(tail[-15:-9]) + 15
+        else:
+            return max(start, stop)
