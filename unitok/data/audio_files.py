@@ -24,6 +24,13 @@ _FRAMES_LOST = 2 * 1152
 REMEDY = "replace it or leave it out"
 
 
+class _Decoder(soundfile.SoundFile):
+    """A sound file that is only read on: soundfile seeks after each read, where MP3 and Opus lose what they build upon."""
+
+    def seekable(self) -> bool:
+        return False
+
+
 class AudioFile:
     """An open audio file: one stream, or several that follow one another, as one.
 
@@ -45,12 +52,16 @@ class AudioFile:
                     f"Hz, {file.channels}); convert it, for example with ffmpeg -i {Path(name).name} {Path(name).stem}.wav"
                 )
 
-    def _open(self, stream: Stream) -> soundfile.SoundFile:
-        if stream == Stream(0, self._source.size):  # by its descriptor: the suffix says nothing, and reading is fastest
+    def _open(self, stream: Stream) -> _Decoder:
+        if (stream.start, stream.stop, stream.head) == (
+            0,
+            self._source.size,
+            b"",
+        ):  # by its descriptor: the suffix says nothing, and reading is fastest
             file = self._source.file
             file.seek(0)
-            return soundfile.SoundFile(file if isinstance(file, io.BytesIO) else file.fileno(), closefd=False)
-        return soundfile.SoundFile(io.BufferedReader(Stretch(self._source, stream.head, stream.start, stream.stop), 1 << 16))
+            return _Decoder(file if isinstance(file, io.BytesIO) else file.fileno(), closefd=False)
+        return _Decoder(io.BufferedReader(Stretch(self._source, stream.head, stream.start, stream.stop), 1 << 16))
 
     def __enter__(self) -> "AudioFile":
         return self
@@ -97,15 +108,11 @@ class AudioFile:
     def _read(self, number: int, start: int, wanted: int) -> np.ndarray:
         """Samples [start, start + wanted) of one stream."""
         try:
-            file = self._files[number]
             if self._tells[number] != start:
-                if file.seekable():
-                    file.seek(start)
-                else:  # GSM and others
-                    self._rewind(number, start)
+                self._seek(number, start)
             samples = self._files[number].read(wanted, dtype="float32", always_2d=True)
         except (soundfile.LibsndfileError, RuntimeError) as error:
-            raise UserError(f"{self.name}: damaged sound ({first_line(error)}); {REMEDY}") from None
+            raise UserError(f"{self.name}: damaged sound ({_reason(error)}); {REMEDY}") from None
         self._tells[number] = start + len(samples)
         if (lost := wanted - len(samples)) == 0:
             return samples
@@ -114,22 +121,33 @@ class AudioFile:
         self._tells[number] = -1
         return np.concatenate([samples, np.zeros((lost, self.channels), np.float32)])
 
-    def _rewind(self, number: int, start: int) -> None:
-        """Decode up to `start`, from the beginning where it lies behind."""
-        if self._tells[number] > start:
-            self._files[number].close()
-            self._files[number], self._tells[number] = self._open(self._streams[number]), 0
-        while (left := start - self._tells[number]) > 0:
-            self._tells[number] += len(self._files[number].read(min(left, 1 << 16), dtype="float32")) or left
+    def _seek(self, number: int, start: int) -> None:
+        """Go to a sample of one stream; where libsndfile's seeks are not exact, decode up to it from before."""
+        stream, file, at = self._streams[number], self._files[number], self._tells[number]
+        can_seek = soundfile.SoundFile.seekable(file)
+        before = max(0, min(start - stream.preroll, self._lengths[number] - stream.tail)) if can_seek else 0
+        if not before <= at <= start:
+            if stream.tail or not can_seek:
+                file.close()
+                file = self._files[number] = self._open(stream)
+            if before:
+                file.seek(before)
+            elif not stream.tail and can_seek:
+                file.seek(0)
+            at = before
+        while (left := start - at) > 0:
+            at += len(file.read(min(left, 1 << 16), dtype="float32")) or left
+        self._tells[number] = start
+
+
+def _reason(error: BaseException) -> str:
+    return error.error_string if isinstance(error, soundfile.LibsndfileError) else first_line(error)
 
 
 def _cut_off(name: str, promised: float, there: float) -> str:
     """The message for a file that ends before its audio does; seconds, 0 for what is not known."""
-    says = (
-        f"it promises {promised:.2f} s, {there:.2f} s of it decode"
-        if promised
-        else f"it ends after {there:.2f} s, within its audio"
-    )
+    says = f"it promises {promised:.2f} s, {there:.2f} s of it decode" if promised else "its end is missing"
+    says += f", {there:.2f} s of it decode" if there and not promised else ""
     return f"{name}: a sound that is cut off: {says}; {REMEDY}"
 
 
@@ -146,7 +164,7 @@ def open_audio(path: Path, data: bytes | None = None) -> AudioFile:
     except OSError as error:
         raise UserError(f"{name}: cannot be read ({error.strerror})") from None
     try:
-        file = AudioFile(name, source, streams_of(source) or [Stream(0, source.size)])
+        file = AudioFile(name, source, streams_of(source))
         if file.frames == 0:
             raise UserError(f"{name}: a sound of zero length; {REMEDY}")
         if file.frames > MAX_HOURS * 3600 * file.samplerate:
@@ -175,5 +193,5 @@ def _why(name: str, source: Source, error: BaseException) -> str:
         return _cut_off(name, promised, there)
     if isinstance(error, unreadable):
         what = unread(source.read(0, HEAD), name)
-        return f"{name}: {what}" if what else f"{name}: not a readable sound ({first_line(error)}); {REMEDY}"
+        return f"{name}: {what}" if what else f"{name}: not a readable sound ({_reason(error)}); {REMEDY}"
     return ""

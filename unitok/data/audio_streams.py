@@ -19,6 +19,10 @@ SLACK = 64
 #: Sizes that mean "unknown" in 32 bits: all ones, and what sox and others write to a pipe.
 _UNKNOWN = 0x7FFFF000
 _BLOCK = 1 << 20
+#: Samples of the longest two blocks of Vorbis.
+_VORBIS_BLOCKS = 2 * 8192
+#: Samples until Opus and MP3 are right: half a second; frames that the smallest need to fill a bit reservoir of 511 bytes.
+_OPUS_PREROLL, _MPEG_PREROLL = 24_000, 32 * 1152
 
 
 class Source:
@@ -79,12 +83,19 @@ class Stretch(io.RawIOBase):
 
 @dataclass(frozen=True)
 class Stream:
-    """A stream in a source: bytes [start, stop) behind `head`; frames: samples per channel, where libsndfile cannot tell."""
+    """A stream in a source: bytes [start, stop) behind `head`.
+
+    frames: samples per channel, where libsndfile cannot tell. What libsndfile 1.2.2 cannot seek exactly, in samples per
+    channel: preroll: to be decoded before a place until it is right (MP3's bit reservoir, Opus' prediction); tail: at a
+    stream's end, and after the first seek of all, its places are wrong (Vorbis).
+    """
 
     start: int
     stop: int
     head: bytes = b""
     frames: int = 0
+    preroll: int = 0
+    tail: int = 0
 
 
 class CutOff(Exception):
@@ -95,7 +106,7 @@ class CutOff(Exception):
 
 
 def streams_of(source: Source) -> list[Stream]:
-    """The streams of a file in their order; none: libsndfile reads the file as it is. Errors: `CutOff`, `UserError`."""
+    """The streams of a file in their order, at least one; errors: `CutOff`."""
     head = source.read(0, 32)
     if head[:4] == b"OggS":
         return _ogg(source)
@@ -103,10 +114,9 @@ def streams_of(source: Source) -> list[Stream]:
         return _flac(source, 0)
     for magic, extent in _EXTENTS.items():
         if head.startswith(magic):
-            return _chunks(source, extent)
-    at = find_mpeg(source.read(0, 4096))
-    if at is None:
-        return []
+            return _chunks(source, extent) or [Stream(0, source.size)]
+    if (at := find_mpeg(source.read(0, 4096))) is None:
+        return [Stream(0, source.size)]
     while size := tag_size(source.read(at, 32)):
         at += size
     return _flac(source, at) if source.read(at, 4) == b"fLaC" else _mpeg(source, at, source.size)
@@ -119,24 +129,33 @@ def streams_of(source: Source) -> list[Stream]:
 class Extent:
     """Where the samples of a container begin, their bytes, and where the container ends (0: with them).
 
-    head: its header up to the samples, mended where it does not say how many there are. mpeg: the samples are an MP3 stream.
+    open: it was written to a pipe and does not say how long it is; head: its header up to the samples, mended where libsndfile
+    would take that for none. mpeg: the samples are an MP3 stream.
     """
 
     start: int
     size: int
     end: int = 0
+    open: bool = False
     head: bytes = b""
     mpeg: bool = False
 
 
-def _chunks(source: Source, describe: Callable[[Source, int], Extent | None]) -> list[Stream]:
-    at, magic = 0, source.read(0, 4)
+#: A source, where a container begins and where it must end at the latest -> its extent; None: it has no samples.
+Describe = Callable[[Source, int, int], Extent | None]
+
+
+def _chunks(source: Source, describe: Describe) -> list[Stream]:
+    at, end, magic = 0, source.size, source.read(0, 4)
     streams: list[Stream] = []
-    while extent := describe(source, at):
-        missing = extent.start + extent.size - source.size
+    while extent := describe(source, at, end):
+        missing = extent.start + extent.size - end
         if missing > SLACK:
             raise CutOff(share=max(0, extent.size - missing) / extent.size)
-        stop = min(source.size, max(extent.end, extent.start + extent.size))
+        stop = min(end, max(extent.end, extent.start + extent.size))
+        if extent.open and (again := source.find(source.read(at, 12), extent.start, end)) > 0:  # the next begins alike
+            end = again
+            continue
         if extent.mpeg:
             streams += _mpeg(source, extent.start, min(stop, extent.start + extent.size))
         elif magic == b"BW64":  # RF64 under its later name
@@ -146,12 +165,11 @@ def _chunks(source: Source, describe: Callable[[Source, int], Extent | None]) ->
         more = source.read(stop, 5)  # perhaps behind a byte of padding
         if magic not in (more[:4], more[1:]):
             break
-        at = stop + (more[:4] != magic)
-    whole = len(streams) == 1 and streams[0].start == 0
-    return [] if whole else streams
+        at, end = stop + (more[:4] != magic), source.size
+    return [Stream(0, source.size)] if len(streams) == 1 and streams[0].start == 0 else streams
 
 
-def _riff(source: Source, at: int) -> Extent | None:
+def _riff(source: Source, at: int, stop: int) -> Extent | None:
     order = "big" if source.read(at, 4) == b"RIFX" else "little"
     form, wide, tag = source.number(at + 4, 4, order), 0, 0
     place = at + 12
@@ -165,36 +183,39 @@ def _riff(source: Source, at: int) -> Extent | None:
             start, end = place + 8, at + 8 + form if 0 < form < _UNKNOWN or wide else 0
             size = wide if wide and size == 0xFFFFFFFF else size
             head = b""
-            if not size and source.size > start and not re.match(rb"[ -~]{4}", source.read(start, 4)):  # no chunk follows
+            if not size and stop > start and not re.match(rb"[ -~]{4}", source.read(start, 4)):  # no chunk follows
                 head = source.read(at, 4) + b"\xff" * 4 + source.read(at + 8, place - at - 4) + b"\xff" * 4
-            if head or (size >= _UNKNOWN and not wide):
-                size, end = source.size - start, source.size
-            return Extent(start, size, end, head, tag in (0x50, 0x55))
+            unknown = bool(head) or (size >= _UNKNOWN and not wide)
+            if unknown:
+                size, end = stop - start, stop
+            return Extent(start, size, end, unknown, head, tag in (0x50, 0x55))
         place += 8 + size + size % 2
     return None
 
 
-def _iff(source: Source, at: int) -> Extent | None:
+def _iff(source: Source, at: int, stop: int) -> Extent | None:
     form, place = source.number(at + 4, 4, "big"), at + 12
     while len(chunk := source.read(place, 8)) == 8:
         size = int.from_bytes(chunk[4:], "big")
         if chunk[:4] in (b"SSND", b"BODY"):
             skip = 8 if chunk[:4] == b"SSND" else 0
             if not 0 < form < _UNKNOWN:  # libsndfile reads to the end
-                return Extent(place + 8 + skip, source.size - place - 8 - skip, source.size)
+                return Extent(place + 8 + skip, stop - place - 8 - skip, stop, open=True)
             return Extent(place + 8 + skip, max(0, size - skip), at + 8 + form)
         place += 8 + size + size % 2
     return None
 
 
-def _caf(source: Source, at: int) -> Extent | None:
+def _caf(source: Source, at: int, stop: int) -> Extent | None:
     place, found = at + 8, None
     while len(chunk := source.read(place, 12)) == 12 and chunk[:4] != b"caff":
         size = int.from_bytes(chunk[4:], "big", signed=True)
         if chunk[:4] == b"data":
             if size < 0:
-                size = source.size - place - 12
-                return Extent(place + 16, size - 4, head=source.read(at, place + 4 - at) + size.to_bytes(8, "big") + bytes(4))
+                size = stop - place - 12
+                return Extent(
+                    place + 16, size - 4, open=True, head=source.read(at, place + 4 - at) + size.to_bytes(8, "big") + bytes(4)
+                )
             found = Extent(place + 16, size - 4)
         elif size < 0:
             break
@@ -204,42 +225,45 @@ def _caf(source: Source, at: int) -> Extent | None:
     return found
 
 
-def _w64(source: Source, at: int) -> Extent | None:
+def _w64(source: Source, at: int, stop: int) -> Extent | None:
     form, place = source.number(at + 16, 8), at + 40
     while len(chunk := source.read(place, 24)) == 24:
         size = int.from_bytes(chunk[16:], "little")
+        if chunk[:4] == b"data" and size < 1 << 62:
+            return Extent(place + 24, size - 24, at + form)
         if chunk[:4] == b"data":
-            known = size - 24 if size < 1 << 62 else source.size - place - 24
-            return Extent(place + 24, known, at + form if form < 1 << 62 else source.size)
+            size = stop - place
+            head = source.read(at, 16) + (stop - at).to_bytes(8, "little") + source.read(at + 24, place - at - 8)
+            return Extent(place + 24, size - 24, open=True, head=head + size.to_bytes(8, "little"))
         place += max(24, -(-size // 8) * 8)
     return None
 
 
-def _au(source: Source, at: int) -> Extent | None:
+def _au(source: Source, at: int, stop: int) -> Extent | None:
     order = "big" if source.read(at, 1) == b"." else "little"
     start, size = at + source.number(at + 4, 4, order), source.number(at + 8, 4, order)
-    return Extent(start, source.size - start if size >= _UNKNOWN else size)
+    return Extent(start, stop - start if size >= _UNKNOWN else size, open=size >= _UNKNOWN)
 
 
-def _nist(source: Source, at: int) -> Extent | None:
+def _nist(source: Source, at: int, stop: int) -> Extent | None:
     head = source.read(at, 1024)
     found = [re.search(rb"%b -i (\d+)" % name, head) for name in (b"sample_count", b"channel_count", b"sample_n_bytes")]
     count, channels, width = (int(m[1]) if m else 1 for m in found)
     return Extent(at + int(head[8:16].strip() or 0), count * channels * width) if found[0] else None
 
 
-def _voc(source: Source, at: int) -> Extent | None:
+def _voc(source: Source, at: int, stop: int) -> Extent | None:
     place = start = at + source.number(at + 20, 2)
     while (kind := source.read(place, 1)) not in (b"", b"\0"):
         place += 4 + source.number(place + 1, 3)
     return Extent(start, place - start, place + len(kind))
 
 
-def _fixed(header: int, size: Callable[[Source, int], int]) -> Callable[[Source, int], Extent | None]:
-    return lambda source, at: Extent(at + header, size(source, at))
+def _fixed(header: int, size: Callable[[Source, int], int]) -> Describe:
+    return lambda source, at, stop: Extent(at + header, size(source, at))
 
 
-_EXTENTS: dict[bytes, Callable[[Source, int], Extent | None]] = {
+_EXTENTS: dict[bytes, Describe] = {
     **dict.fromkeys((b"RIFF", b"RIFX", b"RF64", b"BW64"), _riff),
     b"FORM": _iff,
     b"caff": _caf,
@@ -258,46 +282,57 @@ _EXTENTS: dict[bytes, Callable[[Source, int], Extent | None]] = {
 # ---- Ogg ------------------------------------------------------------------------------------------------------------
 
 
+@dataclass
+class _Link:
+    """One of a chain of Ogg streams: where it begins; its rate in Hz; samples up to its last page and the one before."""
+
+    start: int
+    rate: int
+    vorbis: bool
+    before: int = 0
+    length: int = 0
+
+
 def _ogg(source: Source) -> list[Stream]:
-    """A chain of Ogg streams as one for each link (RFC 3533). Each must have its last page, and all of it."""
-    links: list[int] = []
+    """A chain of Ogg streams, one for each link (RFC 3533). Each must have its last page, and all of it."""
+    links: list[_Link] = []
     unfinished: set[bytes] = set()
-    at, rate, seconds, granule, headers = 0, 0, 0.0, 0, False
+    at, first = 0, False
     while at < source.size:
         page = source.read(at, 282)
         if page[:4] != b"OggS" or len(page) < 27:
-            following = source.find(b"OggS\0", at + 1, source.size)
-            if following < 0:
+            if (at := source.find(b"OggS\0", at + 1, source.size)) < 0:  # junk at the end
                 break
-            at = following
             continue
-        count = page[26]
-        stop = at + 27 + count + sum(page[27 : 27 + count])
-        serial, flags = page[14:18], page[5]
-        if flags & 2:  # the first page of a stream
-            if not headers:
+        stop = at + 27 + page[26] + sum(page[27 : 27 + page[26]])
+        serial, flags, position = page[14:18], page[5], int.from_bytes(page[6:14], "little", signed=True)
+        if flags & 2:  # the first page of a stream; of several at once they stand together
+            packet = page[27 + page[26] :]
+            vorbis = packet[:7] == b"\x01vorbis"
+            if not first:
                 if unfinished:
                     break
-                links.append(at)
-                seconds, granule = seconds + (granule / rate if rate else 0), 0
-            packet = page[27 + count :]
-            rate = 48_000 if packet[:8] == b"OpusHead" else 0
-            rate = int.from_bytes(packet[12:16], "little") if packet[1:7] == b"vorbis" else rate
+                rate = int.from_bytes(packet[12:16], "little") if vorbis else 48_000 if packet[:8] == b"OpusHead" else 0
+                links.append(_Link(at, rate, vorbis))
             unfinished.add(serial)
-        headers = bool(flags & 2)
+        first = bool(flags & 2)
         if stop > source.size:
             unfinished.add(serial)
             break
-        position = int.from_bytes(page[6:14], "little", signed=True)
-        granule = max(granule, position)
+        if position > links[-1].length:
+            links[-1].before, links[-1].length = links[-1].length, position
         if flags & 4:
             unfinished.discard(serial)
         at = stop
     if unfinished:
-        raise CutOff(there=seconds + (granule / rate if rate else 0))
-    if len(links) < 2:
-        return []
-    return [Stream(start, stop) for start, stop in zip(links, [*links[1:], source.size])]
+        raise CutOff(there=sum(link.length / link.rate for link in links if link.rate))
+    stops = [*(link.start for link in links[1:]), source.size]
+    return [
+        Stream(link.start, stop, tail=_VORBIS_BLOCKS + link.length - link.before)
+        if link.vorbis
+        else Stream(link.start, stop, preroll=_OPUS_PREROLL)
+        for link, stop in zip(links, stops)
+    ]
 
 
 # ---- FLAC -----------------------------------------------------------------------------------------------------------
@@ -322,7 +357,7 @@ def _flac(source: Source, at: int) -> list[Stream]:
     stream = Stream(at + len(head), stop, head)
     if following >= 0:
         return [stream, *_flac(source, following)]
-    return [stream] if head or at else []
+    return [stream]
 
 
 def _flac_length(source: Source, start: int, stop: int, block: int) -> int:
@@ -405,19 +440,20 @@ def _mpeg(source: Source, start: int, stop: int) -> list[Stream]:
     if frames and length and at + length <= end:
         rest = at + length
         if not begins_stream(source.read(rest, min(8192, end - rest))):
-            return [] if start == 0 and stop == source.size else [Stream(at, rest)]
-        return [Stream(at, rest), *_mpeg(source, rest, stop)]
+            return [Stream(*((0, stop) if start == 0 else (at, rest)), preroll=_MPEG_PREROLL)]
+        return [Stream(at, rest, preroll=_MPEG_PREROLL), *_mpeg(source, rest, stop)]
     last, count, complete = walk_frames(source.read, at, end)
     count -= bool(frames)  # the header's own frame has no audio
     if frames > count + 1 or not complete:
         raise CutOff(frames * samples / rate, (count - (not complete)) * samples / rate)
     following = _mpeg(source, last, stop) if end - last > 4 else []
     if frames and count <= frames + 1:
-        return [Stream(at, last), *following]
+        return [Stream(at, last, preroll=_MPEG_PREROLL), *following]
     if frame[1] & 6 != 2:  # layers I and II
-        return [Stream(at, last, frames=count * samples), *following]
+        return [Stream(at, last, frames=count * samples, preroll=_MPEG_PREROLL), *following]
     at += size if frames else 0
-    return [Stream(at, last, xing_header(source.read(at, 4), count, last - at)), *following]
+    head = xing_header(source.read(at, 4), count, last - at)
+    return [Stream(at, last, head, preroll=_MPEG_PREROLL), *following]
 
 
 def _without_tags(source: Source, start: int, stop: int) -> int:

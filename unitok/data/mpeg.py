@@ -127,10 +127,12 @@ def walk_frames(read: Callable[[int, int], bytes], start: int, stop: int) -> tup
     frames, at, count, base, block = mpeg_frames(), start, 0, 0, b""
     first: tuple[int, int] | None = None
     frame: tuple[int, int, int] | None = None
+    marked = False
     while at < stop - 4:
         place = at - base
         if place + 192 > len(block) and base + len(block) < stop:
             base, block, place = at, read(at, min(_BLOCK, stop - at)), 0
+            marked = b"Xing" in block or b"Info" in block
         second, third = block[place + 1], block[place + 2]
         frame = frames.get(second << 8 | third) if block[place] == 0xFF else None
         first = first or (second & 0xFE, third & 0x0C)
@@ -140,9 +142,8 @@ def walk_frames(read: Callable[[int, int], bytes], start: int, stop: int) -> tup
             found = find_mpeg(read(at + 1, min(_BLOCK >> 4, stop - at - 1)))  # junk between frames
             at += _BLOCK >> 4 if found is None else 1 + found
             continue
-        if count and (b"Xing" in block[place : place + 40] or b"Info" in block[place : place + 40]):
-            if promise(block[place : place + 192])[0]:
-                return at, count, True
+        if marked and count and promise(block[place : place + 192])[0]:
+            return at, count, True
         at += frame[0]
         count += 1
     return min(at, stop), count, frame is None or at <= stop
