@@ -171,7 +171,7 @@ def image_format(head: bytes, name: str = "") -> str:
         return "AVIF" if brands & _AVIF else "HEIF" if brands & _HEIF and head[8:11] not in (b"mp4", b"iso") else ""
     if head[4:6] in (b"\x11\xaf", b"\x12\xaf") and head[14:16] in (b"\0\0", b"\3\0"):
         return "FLI"
-    if head[20:24] == b"GIMP":
+    if head[20:24] == b"GIMP" or (suffix == "gbr" and head[4:8] == b"\0\0\0\1"):
         return "GBR"
     if head[2048:2052] == b"PCD_":
         return "PCD"
@@ -264,7 +264,7 @@ def unread(head: bytes, name: str = "") -> str:
 #: Suffixes of files that hold something else than text.
 _PROMISES = {
     "a picture": "jpg jpeg jpe jfif png apng gif webp bmp dib tif tiff heic heif hif avif avifs ico cur svg svgz jp2 j2k jpx j2c "
-    "jpc jpf mpo psd qoi tga dds icns pcx dcx sgi pbm pgm ppm pnm pfm jxl",
+    "jpc jpf mpo psd eps qoi tga dds icns pcx dcx sgi pbm pgm ppm pnm pfm jxl",
     "a sound": "wav wave flac ogg oga opus spx mp2 mp3 mpga m4a m4b aac wma amr aif aiff aifc au caf w64 rf64 voc sph svx ape wv",
     "a video": "mp4 m4v mkv mov avi webm mpg mpeg ogv wmv flv 3gp",
     "an archive or a table": "tar tgz zip gz bz2 xz zst 7z rar parquet arrow",

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 from xml.etree import ElementTree
 
 import numpy as np
@@ -67,7 +67,7 @@ def open_image(path: Path, data: bytes | None = None) -> Image.Image:
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and others for bad files
-        if what := unread(head, str(path)):
+        if not image_format(head, str(path)) and (what := unread(head, str(path))):
             raise UserError(f"{path}: {what}") from None
         why = "damaged, or of an unknown format" if isinstance(error, UnidentifiedImageError) else first_line(error)
         raise UserError(f"{path}: not a readable image ({why}); replace it or leave it out") from None
@@ -210,6 +210,8 @@ def _mend_png(data: bytes) -> Mended:
         at += 12 + size
         if name == b"IDAT":
             pixels += body
+        elif name == b"tRNS" and size < {0: 2, 2: 6}.get(kept[0][1][9] if kept else 0, 1):
+            continue
         elif name in (b"IHDR", b"PLTE", b"tRNS"):
             if int.from_bytes(checksum, "big") != zlib.crc32(name + body):
                 return
@@ -252,7 +254,7 @@ def _png_bytes(header: bytes) -> int:
 def _mend_jpeg(data: bytes) -> Mended:
     """Without the segments that make no pixels, and with an end marker where all pixels are there without it.
 
-    Pixels that are missing come from what follows: two different endings decode alike only where none is.
+    Pixels that are missing come from what follows: different endings decode alike only where none is.
     """
     at, kept, scans, whole = 2, [data[:2]], set(), set()
     while (marker := _MARKER.search(data, at)) and marker[0] != b"\xff\xd9":
@@ -271,17 +273,21 @@ def _mend_jpeg(data: bytes) -> Mended:
             scans |= {(c, k) for c in body[1:-3:2] for k in range(first, last + 1) if not low}
             kept.append(data[start:end])
             at = end
-        elif (name not in range(0xE1, 0xF0) and name != 0xFE) or body[:6] in (b"Exif\0\0", b"Adobe\0", b"ICC_PR"):
+        elif name not in (*range(0xE0, 0xF0), 0xFE) or (body[:5] in _JPEG_SEGMENTS and size > _JPEG_SEGMENTS[body[:5]]):
             kept.append(data[start:at])
     plain = b"".join(kept)
     if marker:
         yield plain + b"\xff\xd9", None
     elif whole and whole <= scans:
         plain = plain.rstrip(b"\xff")
-        ends = [plain + end + b"\xff\xd9" for end in (b"", bytes(range(1, 254)) * 8)]
-        first_end, other = (np.asarray(Image.open(io.BytesIO(end), formats=["JPEG"])) for end in ends)
-        if np.array_equal(first_end, other):
+        ends = [plain + end * 1024 + b"\xff\xd9" for end in (b"", b"\xaa", b"\x55", b"\xfe\x01")]
+        decoded = [np.asarray(Image.open(io.BytesIO(end), formats=["JPEG"])) for end in ends]
+        if all(np.array_equal(decoded[0], other) for other in decoded[1:]):
             yield ends[0], None
+
+
+#: Segments that matter for how pixels are shown, and the bytes that they have at least.
+_JPEG_SEGMENTS = {b"JFIF\0": 15, b"Exif\0": 15, b"ICC_P": 15, b"Adobe": 13}
 
 
 def _mend_webp(data: bytes) -> Mended:
@@ -306,11 +312,35 @@ def _mend_webp(data: bytes) -> Mended:
 def _mend_avif(data: bytes) -> Mended:
     """With the EXIF item under a name that nobody reads."""
     before, name, after = data.partition(b"iinf")
-    yield before + name + after.replace(b"Exif\0", b"skip\0", 1), None
+    yield before + name + after.replace(b"Exif", b"skip", 1), None
 
 
+def _mend_tiff(data: bytes) -> Mended:
+    """With a directory of the tags that make pixels (TIFF 6.0), at the end of the file."""
+    order: Literal["little", "big"] = "little" if data[:1] == b"I" else "big"
+    big = 0x2B in data[2:4]
+    place, width, count_size, entry = (8, 8, 8, 20) if big else (4, 4, 2, 12)
+    at = int.from_bytes(data[place : place + width], order)
+    count = int.from_bytes(data[at : at + count_size], order)
+    first = at + count_size
+    entries = [data[i : i + entry] for i in range(first, min(len(data), first + entry * count), entry)]
+    kept = [e for e in entries if len(e) == entry and int.from_bytes(e[:2], order) in _TIFF_TAGS]
+    directory = len(kept).to_bytes(count_size, order) + b"".join(kept) + bytes(width)
+    data += bytes(len(data) % 2)
+    yield data[:place] + len(data).to_bytes(width, order) + data[place + width :] + directory, None
+
+
+#: Size, compression, color, strips and tiles, planes, predictor, palette, alpha, sample format, JPEG's and YCbCr's.
+_TIFF_TAGS = {254, *range(256, 260), 262, 266, 273, 274, *range(277, 280), 284, 292, 293, 317, 320, *range(322, 326), 332}
+_TIFF_TAGS |= {*range(338, 342), 347, *range(512, 522), *range(529, 533), 34675}
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd8]")
-_MENDS: dict[str, Callable[[bytes], Mended]] = {"PNG": _mend_png, "JPEG": _mend_jpeg, "WEBP": _mend_webp, "AVIF": _mend_avif}
+_MENDS: dict[str, Callable[[bytes], Mended]] = {
+    "PNG": _mend_png,
+    "JPEG": _mend_jpeg,
+    "WEBP": _mend_webp,
+    "AVIF": _mend_avif,
+    "TIFF": _mend_tiff,
+}
 
 
 # ---- Extras ---------------------------------------------------------------------------------------------------------

@@ -71,7 +71,7 @@ def tag_size(head: bytes) -> int:
 def find_mpeg(data: bytes) -> int | None:
     """Where MPEG audio begins in data, behind tags and junk; None for what is none. FLAC behind a tag counts, too.
 
-    A frame right at the beginning must be followed by another, or reach beyond the data; one behind junk by three.
+    A frame at the beginning must be followed by another or be all there is; one behind junk by three.
     """
     at = 0
     while len(data) > at + 10 and (size := tag_size(data[at:])):
@@ -79,7 +79,7 @@ def find_mpeg(data: bytes) -> int | None:
     if at >= len(data) or data[at : at + 4] == b"fLaC":
         return at if at and data else None
     count, end = mpeg_chain(data, at, 3)
-    if count > 1 or (count == 1 and end >= len(data) - 4):
+    if count > 1 or (count == 1 and end == len(data)) or (at and count and end > len(data) - 4):
         return at
     while 0 <= (at := data.find(b"\xff", at + 1)) < len(data) - 4:
         count, end = mpeg_chain(data, at, 4)
