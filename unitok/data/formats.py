@@ -62,7 +62,7 @@ _IMAGES = (
 _NETPBM = re.compile(rb"P(?:[1-6f]|0CMYK|yP|yRGBA|yCMYK)(?:\s+|#[^\n]*\n)+\d+(?:\s+|#[^\n]*\n)+\d+\s")
 #: Formats that are text: suffix -> Pillow's name (SVG is not Pillow's), and what must be in the text.
 _WRITTEN = {
-    "svg": ("SVG", re.compile(rb"<\??(xml|!|(\w+:)?svg)")),
+    "svg": ("SVG", re.compile(rb"(?s)<(?:[\w-]+:)?svg[\s>/]|<!DOCTYPE\s+svg|\A\s*<\?xml.{4000}")),
     "xpm": ("XPM", re.compile(rb"^/\* XPM \*/")),
     "xbm": ("XBM", re.compile(rb"#define\s+\S+\s+\d+")),
     **dict.fromkeys(("pbm", "pgm", "ppm", "pnm", "pfm"), ("PPM", _NETPBM)),

@@ -25,7 +25,7 @@ from unitok.errors import UserError, first_line
 #: Larger images are refused before they are decompressed (a 20 kB PNG can hold gigabytes).
 MAX_PIXELS = 200_000_000
 #: Longest side of a rendered SVG, which has no pixels of its own.
-MAX_SVG_SIDE = 2048
+MAX_SVG_SIDE = 1024
 #: Bytes of an ICC profile, of an unpacked SVG.
 _MAX_PROFILE, _MAX_SVG = 64 << 20, 64 << 20
 
@@ -388,23 +388,25 @@ def _render_svg(data: bytes, packed: bool) -> Image.Image:
 
 
 def _check_svg(root: ElementTree.Element) -> None:
-    """Refuse what refers to other files or is nested without end; names without a namespace become SVG's."""
-    level, depth = [root], 0
-    while level:
+    """Refuse what shows other files or is nested without end; names without a namespace become SVG's."""
+    level, depth = [(root, False)], 0
+    while level and depth <= _MAX_DEPTH:
         depth += 1
-        for element in level:
+        following = []
+        for element, hidden in level:
             if isinstance(element.tag, str) and not element.tag.startswith("{"):
                 element.tag = _SVG + element.tag
-            for key, value in element.attrib.items():
-                if (
-                    key.rpartition("}")[2] == "href"
-                    and element.tag != f"{_SVG}a"
-                    and not value.strip().startswith(("#", "data:"))
-                ):
-                    raise UserError(f"an SVG that refers to another file ({value.strip()[:60]}), which is not read; embed it")
-        level = [child for element in level for child in element]
-    if depth > _MAX_DEPTH:
-        raise UserError(f"an SVG nested {depth} deep (limit {_MAX_DEPTH}); render it to PNG")
+            hidden = hidden or element.get("display") == "none" or "display:none" in element.get("style", "").replace(" ", "")
+            for key, value in list(element.attrib.items()):
+                outside = key.rpartition("}")[2] == "href" and not value.strip().startswith(("#", "data:"))
+                if outside and not hidden and element.tag != f"{_SVG}a":
+                    raise UserError(f"an SVG that shows another file ({value.strip()[:60]}), which is not read; embed it")
+                if outside:
+                    del element.attrib[key]
+            following += [(child, hidden) for child in element]
+        level = following
+    if level:
+        raise UserError(f"an SVG nested over {_MAX_DEPTH} deep; render it to PNG")
 
 
 def _svg_size(root: ElementTree.Element) -> tuple[float, float]:
