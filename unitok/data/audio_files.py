@@ -34,7 +34,7 @@ class _Decoder(soundfile.SoundFile):
 class AudioFile:
     """An open audio file: one stream, or several that follow one another, as one.
 
-    frames: samples per channel; samplerate: Hz; channels; name: what it is called in messages.
+    frames: samples per channel; samplerate: Hz; channels; format: as soundfile calls it; name: what it is called in messages.
     """
 
     def __init__(self, name: str, source: Source, streams: list[Stream]):
@@ -43,6 +43,7 @@ class AudioFile:
         self._lengths = [s.frames or f.frames for s, f in zip(streams, self._files)]
         self.frames = sum(self._lengths)
         self.samplerate, self.channels = int(self._files[0].samplerate), self._files[0].channels
+        self.format = self._files[0].format
         self._at = 0
         self._tells = [0] * len(streams)
         for file in self._files[1:]:
@@ -74,6 +75,10 @@ class AudioFile:
         for file in self._files:
             file.close()
         self._source.file.close()
+
+    def seekable(self) -> bool:
+        """Whether any sample can be gone to: in every format."""
+        return True
 
     def seek(self, frame: int) -> None:
         """Make `frame` the next one that is read."""

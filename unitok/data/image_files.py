@@ -122,7 +122,9 @@ def _load_within(file: IO[bytes], formats: list[str], profile: bytes | None) -> 
     with Image.open(file, formats=formats) as image:
         _check_size(image.size)
         image.load()
-        return to_rgb(image, profile)
+        rgb = to_rgb(image, profile)
+        rgb.format = image.format  # which is lost on the way
+        return rgb
 
 
 def _check_size(size: tuple[int, int]) -> None:
@@ -360,7 +362,9 @@ def _open_heif(file: IO[bytes]) -> Image.Image:
     image = heif.to_pillow()
     image.info.pop("exif", None)  # it is upright already
     image.info.pop("xmp", None)
-    return to_rgb(image)
+    rgb = to_rgb(image)
+    rgb.format = "HEIF"
+    return rgb
 
 
 def _render_svg(data: bytes, packed: bool) -> Image.Image:
@@ -384,7 +388,9 @@ def _render_svg(data: bytes, packed: bool) -> Image.Image:
     root.set("height", f"{height:g}")
     has_text = any(element.tag == f"{_SVG}text" for element in root.iter())
     png = resvg_py.svg_to_bytes(svg_string=ElementTree.tostring(root, "unicode"), skip_system_fonts=not has_text)
-    return _load(io.BytesIO(bytes(png)), ["PNG"])
+    image = _load(io.BytesIO(bytes(png)), ["PNG"])
+    image.format = "SVG"
+    return image
 
 
 def _check_svg(root: ElementTree.Element) -> None:
