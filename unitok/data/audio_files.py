@@ -186,6 +186,8 @@ def open_audio(path: Path, data: bytes | None = None) -> AudioFile:
 def _why(name: str, source: Source, error: BaseException) -> str:
     """What is wrong with a file that does not open; "" for an error that says so itself."""
     unreadable = (soundfile.LibsndfileError, RuntimeError, TypeError)
+    if isinstance(error, (CutOff, *unreadable)) and (what := unread(source.read(0, HEAD), name)):
+        return f"{name}: {what}"
     if isinstance(error, CutOff):
         promised, there = error.promised, error.there
         if error.share:
@@ -196,7 +198,4 @@ def _why(name: str, source: Source, error: BaseException) -> str:
                 there = 0.0
             promised = there / error.share
         return _cut_off(name, promised, there)
-    if isinstance(error, unreadable):
-        what = unread(source.read(0, HEAD), name)
-        return f"{name}: {what}" if what else f"{name}: not a readable sound ({_reason(error)}); {REMEDY}"
-    return ""
+    return f"{name}: not a readable sound ({_reason(error)}); {REMEDY}" if isinstance(error, unreadable) else ""

@@ -272,6 +272,7 @@ _EXTENTS: dict[bytes, Describe] = {
     b"dns.": _au,
     b"NIST_1A": _nist,
     b"Creative Voice File": _voc,
+    b"\x01\x04": _fixed(42, lambda s, at: 2 * s.number(at + 30, 4) * (1 + s.number(at + 21, 1))),  # MPC2K
     b"ALawSoundFile": _fixed(32, lambda s, at: s.number(at + 18, 4, "big")),
     b"2BIT": _fixed(
         128, lambda s, at: s.number(at + 26, 4, "big") * (s.number(at + 14, 2, "big") // 8) * (1 + (s.read(at + 12, 1) > b"\0"))

@@ -99,7 +99,7 @@ _AUDIO = re.compile(
 )
 
 #: Formats that neither library reads: how a file begins, what it is, and what to do about it.
-_CONVERT = "convert it, for example with ffmpeg -i {0} {0}.wav"
+_CONVERT = "convert it, for example with ffmpeg -i {0} {1}"
 _UNREAD = (
     (rb"(?s).{4}ftyp(?:M4A|M4B)", "audio in an MPEG-4 file (M4A)", _CONVERT),
     (rb"(?s).{4}(?:ftyp|moov|mdat|wide|free)", "an MPEG-4 or QuickTime file (video, or AAC audio)", _CONVERT),
@@ -127,7 +127,7 @@ _UNREAD = (
     (rb"%PDF", "a PDF document", "convert its pages to PNG"),
     (rb"%!PS|\xc5\xd0\xd3\xc6", "a PostScript file", "convert it to PNG"),
     (rb"\xd7\xcd\xc6\x9a|\x01\x00\x00\x00.{36} EMF", "a Windows metafile", "convert it to PNG"),
-    (rb"\xff\xfe|\xfe\xff", "text in UTF-16", "convert it to UTF-8, for example with iconv -f UTF-16 -t UTF-8"),
+    (rb"\xff\xfe|\xfe\xff", "UTF-16 text", "convert it to UTF-8, for example with iconv"),
 )
 
 
@@ -253,9 +253,10 @@ def is_text(head: bytes) -> bool:
 def unread(head: bytes, name: str = "") -> str:
     """What a file is that is neither image, audio nor UTF-8 text, and what to do about it; "" where nobody knows."""
     base = name.rpartition("/")[2] or "FILE"
+    wav = f"{base.rpartition('.')[0] or base}.wav"
     for magic, what, remedy in _UNREAD:
         if re.match(magic, head):
-            return f"{what}, which is not read; {remedy.format(base)}"
+            return f"{what}, which is not read; {remedy.format(base, wav)}"
     return ""
 
 

@@ -185,7 +185,8 @@ def _transform(profile: bytes, mode: str) -> tuple[str, ImageCms.ImageCmsTransfo
         fitting = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}.get(source.profile.xcolor_space.strip(), "")
         if fitting != mode and (fitting, mode) != ("RGB", "L"):
             return "", None
-        transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), fitting, "RGB")
+        exact = ImageCms.Flags.NOOPTIMIZE if fitting == "L" else ImageCms.Flags.NONE  # lcms' table of a grey curve is coarse
+        transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), fitting, "RGB", flags=exact)
     except Exception:  # lcms has errors of several kinds for what is no profile
         return "", None
     if fitting == "RGB":
