@@ -174,6 +174,8 @@ def open_audio(path: Path, data: bytes | None = None) -> AudioFile:
             raise UserError(f"{name}: a sound of zero length; {REMEDY}")
         if file.frames > MAX_HOURS * 3600 * file.samplerate:
             raise UserError(f"{name}: a sound of more than {MAX_HOURS} hours; cut it")
+        if file.format == "FLAC":
+            _check_end(file)
         return file
     except BaseException as error:
         message = _why(name, source, error)
@@ -181,6 +183,16 @@ def open_audio(path: Path, data: bytes | None = None) -> AudioFile:
         if message:
             raise UserError(message) from None
         raise
+
+
+def _check_end(file: AudioFile) -> None:
+    """Errors: `CutOff` for FLAC whose last frame is there in part."""
+    file.seek(file.frames - 1)
+    try:
+        file.read(1)
+    except UserError:
+        raise CutOff from None
+    file.seek(0)
 
 
 def _why(name: str, source: Source, error: BaseException) -> str:

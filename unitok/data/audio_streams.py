@@ -263,6 +263,12 @@ def _fixed(header: int, size: Callable[[Source, int], int]) -> Describe:
     return lambda source, at, stop: Extent(at + header, size(source, at))
 
 
+def _sds(source: Source, at: int, stop: int) -> Extent | None:
+    """MIDI sample dump: packets of 120 bytes of samples in 127, seven bits in each."""
+    bits, length = source.number(at + 6, 1), sum(b << 7 * i for i, b in enumerate(source.read(at + 10, 3)))
+    return Extent(at + 21, -(-length // (120 // -(-bits // 7))) * 127) if 0 < bits <= 28 else None
+
+
 _EXTENTS: dict[bytes, Describe] = {
     **dict.fromkeys((b"RIFF", b"RIFX", b"RF64", b"BW64"), _riff),
     b"FORM": _iff,
@@ -272,6 +278,7 @@ _EXTENTS: dict[bytes, Describe] = {
     b"dns.": _au,
     b"NIST_1A": _nist,
     b"Creative Voice File": _voc,
+    b"\xf0\x7e": _sds,
     b"\x01\x04": _fixed(42, lambda s, at: 2 * s.number(at + 30, 4) * (1 + s.number(at + 21, 1))),  # MPC2K
     b"ALawSoundFile": _fixed(32, lambda s, at: s.number(at + 18, 4, "big")),
     b"2BIT": _fixed(

@@ -104,7 +104,11 @@ _UNREAD = (
     (rb"(?s).{4}ftyp(?:M4A|M4B)", "audio in an MPEG-4 file (M4A)", _CONVERT),
     (rb"(?s).{4}(?:ftyp|moov|mdat|wide|free)", "an MPEG-4 or QuickTime file (video, or AAC audio)", _CONVERT),
     (rb"(?s)OggS.{24}\x80theora", "an Ogg video", _CONVERT),
-    (rb"OggS", "an Ogg file of another kind than Vorbis and Opus (FLAC, Speex)", _CONVERT),
+    (
+        rb"(?s)OggS(?!\x00.{21}\x01.(?:\x01vorbis|OpusHead))",
+        "an Ogg file of another kind than Vorbis and Opus (FLAC, Speex)",
+        _CONVERT,
+    ),
     (rb"\xff[\xf0\xf1\xf8\xf9]|ADIF", "AAC audio", _CONVERT),
     (rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "a Windows Media file (WMA, WMV)", _CONVERT),
     (rb"#!AMR", "AMR audio", _CONVERT),
