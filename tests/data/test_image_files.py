@@ -15,6 +15,9 @@ from unitok.data import image_files
 from unitok.data.media import open_image, to_rgb
 from unitok.errors import UserError
 
+#: Pillow's notes on metadata.
+pytestmark = pytest.mark.filterwarnings(r"ignore::UserWarning:PIL\..*", "ignore::PIL.Image.DecompressionBombWarning")
+
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from unitok.data.audio_streams import CutOff, Source, Stream, Stretch, streams_of
+from unitok.data.audio_streams import CutOff, Stream, streams_of
+from unitok.data.byte_source import ByteSource, Stretch
 from unitok.data.formats import HEAD, unread
 from unitok.errors import UserError, first_line
 
@@ -37,7 +38,7 @@ class AudioFile:
     frames: samples per channel; samplerate: Hz; channels; format: as soundfile calls it; name: what it is called in messages.
     """
 
-    def __init__(self, name: str, source: Source, streams: list[Stream]):
+    def __init__(self, name: str, source: ByteSource, streams: list[Stream]):
         self.name, self._source, self._streams = name, source, streams
         self._files = [self._open(stream) for stream in streams]
         self._lengths = [s.frames or f.frames for s, f in zip(streams, self._files)]
@@ -163,7 +164,7 @@ def open_audio(path: Path, data: bytes | None = None) -> AudioFile:
     """
     name = str(path)
     try:
-        source = Source(path, data)
+        source = ByteSource(path, data)
     except FileNotFoundError:
         raise UserError(f"{name}: no such file") from None
     except OSError as error:
@@ -195,7 +196,7 @@ def _check_end(file: AudioFile) -> None:
     file.seek(0)
 
 
-def _why(name: str, source: Source, error: BaseException) -> str:
+def _why(name: str, source: ByteSource, error: BaseException) -> str:
     """What is wrong with a file that does not open; "" for an error that says so itself."""
     unreadable = (soundfile.LibsndfileError, RuntimeError, TypeError)
     if isinstance(error, (CutOff, *unreadable)) and (what := unread(source.read(0, HEAD), name)):

@@ -6,79 +6,22 @@ at here first: chunk sizes, Ogg pages, MPEG frames, FLAC's last frame. Each stre
 its own (`Stretch`), with a header that is mended where it was written before its length was known.
 """
 
-import io
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
+from unitok.data.byte_source import BLOCK, ByteSource
+from unitok.data.flac import flac_length
 from unitok.data.mpeg import begins_stream, find_mpeg, mpeg_frames, promise, tag_size, walk_frames, xing_header
 
 #: Bytes by which a header may be wrong: some programs count themselves, or the padding.
 SLACK = 64
 #: Sizes that mean "unknown" in 32 bits: all ones, and what sox and others write to a pipe.
 _UNKNOWN = 0x7FFFF000
-_BLOCK = 1 << 20
 #: Samples of the longest two blocks of Vorbis.
-_VORBIS_BLOCKS = 2 * 8192
+_VORBIS_TAIL = 2 * 8192
 #: Samples until Opus and MP3 are right: half a second; frames that the smallest need to fill a bit reservoir of 511 bytes.
 _OPUS_PREROLL, _MPEG_PREROLL = 24_000, 32 * 1152
-
-
-class Source:
-    """The bytes of a file, on disk or in memory, read at any place."""
-
-    def __init__(self, path: Path, data: bytes | None = None):
-        self.file = open(path, "rb", buffering=0) if data is None else io.BytesIO(data)
-        self.size = self.file.seek(0, io.SEEK_END)
-
-    def read(self, start: int, size: int) -> bytes:
-        self.file.seek(start)
-        return self.file.read(max(0, size))
-
-    def number(self, start: int, size: int, order: str = "little") -> int:
-        return int.from_bytes(self.read(start, size), "big" if order == "big" else "little")
-
-    def find(self, what: bytes, start: int, stop: int) -> int:
-        """Where `what` first begins in a stretch, or -1."""
-        while start < stop:
-            block = self.read(start, min(_BLOCK, stop - start))
-            if (at := block.find(what)) >= 0:
-                return start + at
-            start += max(1, len(block) - len(what) + 1)
-        return -1
-
-
-class Stretch(io.RawIOBase):
-    """Part of a source as a file of its own, behind a header that is not in it."""
-
-    def __init__(self, source: Source, head: bytes, start: int, stop: int):
-        self.source, self.head, self.start = source, head, start
-        self.size = len(head) + stop - start
-        self.at = self.farthest = 0
-
-    def seekable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self.at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self.at = offset + (0, self.at, self.size)[whence]
-        return self.at
-
-    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def, override]
-        size = min(len(buffer), self.size - self.at)
-        behind = max(0, self.at - len(self.head))
-        data = self.head[self.at : self.at + size]
-        data += self.source.read(self.start + behind, size - len(data))
-        buffer[: len(data)] = data
-        self.at += len(data)
-        self.farthest = max(self.farthest, self.at)
-        return len(data)
 
 
 @dataclass(frozen=True)
@@ -105,7 +48,7 @@ class CutOff(Exception):
         self.promised, self.there, self.share = promised, there, share
 
 
-def streams_of(source: Source) -> list[Stream]:
+def streams_of(source: ByteSource) -> list[Stream]:
     """The streams of a file in their order, at least one; errors: `CutOff`."""
     head = source.read(0, 32)
     if head[:4] == b"OggS":
@@ -142,10 +85,10 @@ class Extent:
 
 
 #: A source, where a container begins and where it must end at the latest -> its extent; None: it has no samples.
-Describe = Callable[[Source, int, int], Extent | None]
+Describe = Callable[[ByteSource, int, int], Extent | None]
 
 
-def _chunks(source: Source, describe: Describe) -> list[Stream]:
+def _chunks(source: ByteSource, describe: Describe) -> list[Stream]:
     at, end, magic = 0, source.size, source.read(0, 4)
     streams: list[Stream] = []
     while extent := describe(source, at, end):
@@ -169,7 +112,7 @@ def _chunks(source: Source, describe: Describe) -> list[Stream]:
     return [Stream(0, source.size)] if len(streams) == 1 and streams[0].start == 0 else streams
 
 
-def _riff(source: Source, at: int, stop: int) -> Extent | None:
+def _riff(source: ByteSource, at: int, stop: int) -> Extent | None:
     order = "big" if source.read(at, 4) == b"RIFX" else "little"
     form, wide, tag = source.number(at + 4, 4, order), 0, 0
     place = at + 12
@@ -193,7 +136,7 @@ def _riff(source: Source, at: int, stop: int) -> Extent | None:
     return None
 
 
-def _iff(source: Source, at: int, stop: int) -> Extent | None:
+def _iff(source: ByteSource, at: int, stop: int) -> Extent | None:
     form, place = source.number(at + 4, 4, "big"), at + 12
     while len(chunk := source.read(place, 8)) == 8:
         size = int.from_bytes(chunk[4:], "big")
@@ -206,7 +149,7 @@ def _iff(source: Source, at: int, stop: int) -> Extent | None:
     return None
 
 
-def _caf(source: Source, at: int, stop: int) -> Extent | None:
+def _caf(source: ByteSource, at: int, stop: int) -> Extent | None:
     place, found = at + 8, None
     while len(chunk := source.read(place, 12)) == 12 and chunk[:4] != b"caff":
         size = int.from_bytes(chunk[4:], "big", signed=True)
@@ -225,7 +168,7 @@ def _caf(source: Source, at: int, stop: int) -> Extent | None:
     return found
 
 
-def _w64(source: Source, at: int, stop: int) -> Extent | None:
+def _w64(source: ByteSource, at: int, stop: int) -> Extent | None:
     form, place = source.number(at + 16, 8), at + 40
     while len(chunk := source.read(place, 24)) == 24:
         size = int.from_bytes(chunk[16:], "little")
@@ -239,31 +182,31 @@ def _w64(source: Source, at: int, stop: int) -> Extent | None:
     return None
 
 
-def _au(source: Source, at: int, stop: int) -> Extent | None:
+def _au(source: ByteSource, at: int, stop: int) -> Extent | None:
     order = "big" if source.read(at, 1) == b"." else "little"
     start, size = at + source.number(at + 4, 4, order), source.number(at + 8, 4, order)
     return Extent(start, stop - start if size >= _UNKNOWN else size, open=size >= _UNKNOWN)
 
 
-def _nist(source: Source, at: int, stop: int) -> Extent | None:
+def _nist(source: ByteSource, at: int, stop: int) -> Extent | None:
     head = source.read(at, 1024)
     found = [re.search(rb"%b -i (\d+)" % name, head) for name in (b"sample_count", b"channel_count", b"sample_n_bytes")]
     count, channels, width = (int(m[1]) if m else 1 for m in found)
     return Extent(at + int(head[8:16].strip() or 0), count * channels * width) if found[0] else None
 
 
-def _voc(source: Source, at: int, stop: int) -> Extent | None:
+def _voc(source: ByteSource, at: int, stop: int) -> Extent | None:
     place = start = at + source.number(at + 20, 2)
     while (kind := source.read(place, 1)) not in (b"", b"\0"):
         place += 4 + source.number(place + 1, 3)
     return Extent(start, place - start, place + len(kind))
 
 
-def _fixed(header: int, size: Callable[[Source, int], int]) -> Describe:
+def _fixed(header: int, size: Callable[[ByteSource, int], int]) -> Describe:
     return lambda source, at, stop: Extent(at + header, size(source, at))
 
 
-def _sds(source: Source, at: int, stop: int) -> Extent | None:
+def _sds(source: ByteSource, at: int, stop: int) -> Extent | None:
     """MIDI sample dump: packets of 120 bytes of samples in 127, seven bits in each."""
     bits, length = source.number(at + 6, 1), sum(b << 7 * i for i, b in enumerate(source.read(at + 10, 3)))
     return Extent(at + 21, -(-length // (120 // -(-bits // 7))) * 127) if 0 < bits <= 28 else None
@@ -301,7 +244,7 @@ class _Link:
     length: int = 0
 
 
-def _ogg(source: Source) -> list[Stream]:
+def _ogg(source: ByteSource) -> list[Stream]:
     """A chain of Ogg streams, one for each link (RFC 3533). Each must have its last page, and all of it."""
     links: list[_Link] = []
     unfinished: set[bytes] = set()
@@ -336,7 +279,7 @@ def _ogg(source: Source) -> list[Stream]:
         raise CutOff(there=sum(link.length / link.rate for link in links if link.rate))
     stops = [*(link.start for link in links[1:]), source.size]
     return [
-        Stream(link.start, stop, tail=_VORBIS_BLOCKS + link.length - link.before)
+        Stream(link.start, stop, tail=_VORBIS_TAIL + link.length - link.before)
         if link.vorbis
         else Stream(link.start, stop, preroll=_OPUS_PREROLL)
         for link, stop in zip(links, stops)
@@ -346,14 +289,14 @@ def _ogg(source: Source) -> list[Stream]:
 # ---- FLAC -----------------------------------------------------------------------------------------------------------
 
 
-def _flac(source: Source, at: int) -> list[Stream]:
+def _flac(source: ByteSource, at: int) -> list[Stream]:
     """FLAC streams one after another; of one that was written to a pipe the length comes from its last frame (RFC 9639)."""
     info = source.read(at + 8, 34)
     rate = int.from_bytes(info[10:13], "big") >> 4
     total = int.from_bytes(info[13:18], "big") & (1 << 36) - 1
     following = source.find(b"fLaC\0\0\0\x22", at + 42, source.size)
     stop = source.size if following < 0 else following
-    there = _flac_length(source, at + 42, stop, int.from_bytes(info[:2], "big"))
+    there = flac_length(source, at + 42, stop, int.from_bytes(info[:2], "big"))
     if total and there < total:
         raise CutOff(total / max(1, rate), there / max(1, rate))
     if not total and not there:
@@ -368,68 +311,10 @@ def _flac(source: Source, at: int) -> list[Stream]:
     return [stream]
 
 
-def _flac_length(source: Source, start: int, stop: int, block: int) -> int:
-    """Samples up to the end of the last frame that begins in a stretch; 0 where there is none."""
-    first = source.find(b"\xff", _flac_frames_at(source, start), stop)
-    sync = source.read(first, 2)
-    reach = 1 << 16
-    while True:
-        data = source.read(max(first, stop - reach), min(reach, stop - first))
-        at = len(data)
-        while (at := data.rfind(sync, 0, at)) >= 0:
-            if end := _flac_frame_end(data[at : at + 16], block):
-                return end
-        if reach >= stop - first:
-            return 0
-        reach *= 16
-
-
-def _flac_frames_at(source: Source, place: int) -> int:
-    """Where the metadata blocks end that follow STREAMINFO."""
-    last = source.read(place - 38, 1)[:1] >= b"\x80"
-    while not last and len(block := source.read(place, 4)) == 4:
-        last = block[0] >= 0x80
-        place += 4 + int.from_bytes(block[1:], "big")
-    return place
-
-
-def _flac_frame_end(header: bytes, block: int) -> int:
-    """First sample behind a frame, by its header; 0 where none begins, or its checksum is wrong."""
-    if len(header) < 6 or header[0] != 0xFF or header[1] & 0xFC != 0xF8:
-        return 0
-    lead = header[4]
-    extra = 0 if lead < 0x80 else 8 - (lead ^ 0xFF).bit_length() - 1
-    if extra < 0 or extra > 6:
-        return 0
-    number = lead & (1 << 6 - extra) - 1 if extra else lead
-    for byte in header[5 : 5 + extra]:
-        number = number << 6 | byte & 0x3F
-    at, size = 5 + extra, header[2] >> 4
-    if size == 6:
-        length, at = header[at] + 1, at + 1
-    elif size == 7:
-        length, at = int.from_bytes(header[at : at + 2], "big") + 1, at + 2
-    else:
-        length = 192 if size == 1 else 576 << size - 2 if size < 6 else 1 << size
-    at += {12: 1, 13: 2, 14: 2}.get(header[2] & 15, 0)
-    if size == 0 or _crc8(header[:at]) != header[at]:
-        return 0
-    return (number if header[1] & 1 else number * block) + length
-
-
-def _crc8(data: bytes) -> int:
-    crc = 0
-    for byte in data:
-        crc ^= byte
-        for _ in range(8):
-            crc = crc << 1 ^ (0x107 if crc & 0x80 else 0)
-    return crc
-
-
 # ---- MPEG -----------------------------------------------------------------------------------------------------------
 
 
-def _mpeg(source: Source, start: int, stop: int) -> list[Stream]:
+def _mpeg(source: ByteSource, start: int, stop: int) -> list[Stream]:
     """MPEG audio streams one after another, each with a header that says how long it is.
 
     With a Xing, Info or VBRI header that fits the file, that is the file as it is. Else its frames are counted.
@@ -437,7 +322,7 @@ def _mpeg(source: Source, start: int, stop: int) -> list[Stream]:
     at = start
     while size := tag_size(source.read(at, 32)):
         at += size
-    found = find_mpeg(source.read(at, _BLOCK >> 4))
+    found = find_mpeg(source.read(at, BLOCK >> 4))
     if found is None:
         return []
     at += found
@@ -464,7 +349,7 @@ def _mpeg(source: Source, start: int, stop: int) -> list[Stream]:
     return [Stream(at, last, head, preroll=_MPEG_PREROLL), *following]
 
 
-def _without_tags(source: Source, start: int, stop: int) -> int:
+def _without_tags(source: ByteSource, start: int, stop: int) -> int:
     """Where audio ends before tags at the end of a file: ID3v1, APEv2, Lyrics3."""
     while True:
         tail = source.read(max(start, stop - 160), min(160, stop - start))
