@@ -6,6 +6,7 @@ A user's mistake is a `UserError`: one line on stderr, exit code 2, no traceback
 import argparse
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -606,6 +607,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     verb = given[0]
     bound_waiting()
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # Pillow's notes on odd metadata: they name no file, and cost no image
     try:
         if verb in LIGHTNING_VERBS:
             from unitok.fit import run_lightning

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from unitok.data.files import MAX_TEXT, Blob
-from unitok.data.media import promised, sniff_bytes
+from unitok.data.media import promised, sniff_bytes, unread
 from unitok.data.recipe import FIELD, SourceSpec
 from unitok.document import Part
 from unitok.errors import UserError
@@ -77,7 +77,7 @@ def text_of(blob: Blob) -> str:
         raise UserError(f"{blob.name}: not UTF-8 text (byte {error.start}); convert it, for example with iconv") from None
 
 
-def unrecognized(data: bytes) -> str:
+def unrecognized(data: bytes, name: str) -> str:
     """What is wrong with content that is neither image nor audio nor text."""
     if not data:
         return "an empty file"
@@ -87,9 +87,7 @@ def unrecognized(data: bytes) -> str:
         return "nothing but zeros"
     if data[:4] == b"PAR1":
         return "a Parquet file: name it .parquet to read what is in it"
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return "UTF-16 text; convert it to UTF-8, for example with iconv"
-    return "neither an image nor a sound nor UTF-8 text"
+    return unread(data, name) or "neither an image nor a sound nor UTF-8 text"
 
 
 # ---- By what fields are called and hold -------------------------------------------------------------------------------
@@ -147,10 +145,12 @@ class _Reader:
     def _take_blob(self, name: str, blob: Blob, role: str) -> None:
         head = blob.head()
         suffix = name.rsplit(".", 1)[-1].lower()
-        kind = "text" if role == "caption" else sniff_bytes(head)
+        kind = "text" if role == "caption" else sniff_bytes(head, blob.name)
+        if kind == "text" and role == "media":  # no suffix is needed to tell SVG from words here
+            kind = sniff_bytes(head, "svg")
         what = promised(blob.name) or promised(f".{name}") or ("an image or audio" if role == "media" else "")
         if role == "caption" and (not head or b"\0" in head):
-            raise UserError(f"{blob.name}: {unrecognized(head)}")
+            raise UserError(f"{blob.name}: {unrecognized(head, blob.name)}")
         if role == "caption":
             self._take_text(blob.name, text_of(blob))
         elif kind in self.media:
@@ -162,7 +162,7 @@ class _Reader:
         elif kind == "text":
             self.other_texts.append((name, blob))
         else:
-            why = f"{blob.name}: {unrecognized(head)}"
+            why = f"{blob.name}: {unrecognized(head, blob.name)}"
             if role == "media":
                 raise UserError(why)
             self.left.append((name, why))
