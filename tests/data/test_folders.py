@@ -42,7 +42,10 @@ def write_bad(folder: Path, kind: str) -> list[str]:
         names += ["nan", "nothing"]
     for name in ("gone", "text", "swapped"):
         shutil.copy(good, folder / f"{name}.{suffix}")
-    (folder / "caption.txt").write_text("")  # no file of the kind, and none that was to be one
+    (folder / ".kept").mkdir()  # none of these was to be one of the files
+    shutil.copy(good, folder / ".kept" / good.name)
+    (folder / "caption.txt").write_text("")
+    (folder / "film.mp4").write_bytes(b"\x00" * 99)
     return [*names, "gone", "text", "swapped"]
 
 

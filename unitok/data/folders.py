@@ -50,13 +50,7 @@ class FileDataset(Dataset):
             raise UserError(f"{folder}: no {kind} files in it")
         self.folder, self.kind, self.seed = folder, kind, seed
         self.state = torch.zeros(len(self.files), dtype=torch.uint8).share_memory_()
-        named = Counter(filter(None, (promised(f.name) for f in self.files))).most_common(1)
-        usable = set(self.files)
-        self.unusable = [
-            f
-            for f in sorted(folder.rglob("*"))
-            if named and promised(f.name) == named[0][0] and f not in usable and not f.name.startswith(".") and f.is_file()
-        ]
+        self.unusable = _unusable(folder, self.files)
         for number, file in enumerate(self.unusable):
             _say_bad(number, f"{file}: {'an empty file' if file in empty else f'no {kind}, though its name says so'}")
         self._kept: dict[int, Any] = {}
@@ -107,6 +101,15 @@ class FileDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self.files)
+
+
+def _unusable(folder: Path, files: list[Path]) -> list[Path]:
+    """What is called as most of the `files` of a folder are, but is none of them; hidden ones left out."""
+    promises = Counter(filter(None, (promised(f.name) for f in files)))
+    usual = max(promises, key=promises.__getitem__, default="")
+    suffixes, usable = {f.suffix.lower() for f in files if usual and promised(f.name) == usual}, set(files)
+    called = [f for f in sorted(folder.rglob("*")) if f.suffix.lower() in suffixes and f not in usable and f.is_file()]
+    return [f for f in called if not any(part.startswith(".") for part in f.relative_to(folder).parts)]
 
 
 def _say_bad(before: int, message: str) -> None:
