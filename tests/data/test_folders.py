@@ -1,5 +1,7 @@
 """Promises of training on folders: a bad file is named once, counted and replaced, always by the same; too many end the run."""
 
+import builtins
+import errno
 import shutil
 from pathlib import Path
 
@@ -100,6 +102,25 @@ def test_each_bad_file_is_named_once_and_after_a_few_they_are_only_counted(tmp_p
     assert said[5:] == ["left out: more files, which are counted (bad_files)"]
     assert not any("\n" in line for line in said)
     assert data.share_bad()[0] == 6
+
+
+@pytest.mark.parametrize("kind", ["image", "audio"])
+def test_a_file_that_may_not_be_read_is_a_bad_one(kind, tmp_path, monkeypatch, caplog):
+    write_good(tmp_path / "in", kind)
+    secret, real = {"image": "03.png", "audio": "03.wav"}[kind], builtins.open
+
+    def refuse(path, *more, **how):
+        if str(path).endswith(secret):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, *more, **how)
+
+    monkeypatch.setattr(builtins, "open", refuse)  # as root is never refused
+    data = dataset(tmp_path / "in", kind)
+    assert all(data[0, i] is not None for i in data.order(0))
+    assert data.share_bad()[0] == 1
+    (said,) = (r.getMessage() for r in caplog.records)
+    assert secret in said
+    assert "Permission denied" in said
 
 
 def test_processes_that_decode_share_what_they_find_and_validation_leaves_bad_files_out(tmp_path):
