@@ -38,6 +38,9 @@ def write_bad(folder: Path, kind: str) -> list[str]:
     (folder / f"page.{suffix}").write_text("<html>404</html>")
     (folder / f"header.{suffix}").write_bytes(whole[:40] + b"\x00" * 60)
     names = ["cut", "empty", "page", "header"]
+    if kind == "image":
+        Image.fromarray(np.full((40, 40), np.nan, np.float32)).save(folder / "nan.png", format="TIFF")
+        names.append("nan")
     if kind == "audio":
         soundfile.write(folder / "nan.wav", np.r_[np.zeros(500), np.nan, np.zeros(399)], 8000, subtype="FLOAT")
         soundfile.write(folder / "nothing.wav", np.zeros(0), 8000)

@@ -81,7 +81,8 @@ class FileDataset(Dataset):
             if self.state[number] != BAD:
                 before = len(self.unusable) + int((self.state == BAD).sum())
                 self.state[number] = BAD
-                _say_bad(before, str(error).splitlines()[0])
+                file, said = str(self.files[number]), str(error).splitlines()[0]
+                _say_bad(before, said if file in said else f"{file}: {said}")
             return None
         if not self.state[number]:
             self.state[number] = READ

@@ -145,6 +145,8 @@ def to_rgb(image: Image.Image, profile: bytes | None = None) -> Image.Image:
     image = _upright(image)
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         values = np.asarray(image, np.float32)
+        if not np.isfinite(values).all():
+            raise ValueError("values that are not finite numbers")
         top = 65535.0 if image.mode != "F" or values.max(initial=0) > 255 else (255.0 if values.max(initial=0) > 1 else 1.0)
         image = Image.fromarray(np.clip(values / top * 255 + 0.5, 0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
