@@ -180,7 +180,8 @@ class DecoderTraining(TrainingShell):
                 if (self.optimizer_name, start) == ("muon", "weights")
                 else ""
             )
-            log.info("learning rates for a start from %s: AdamW %.2g (usual: %.2g)%s", start, self.rate, usual[0], muon)
+            what = {"weights": "a start from weights", "new ids": "new ids alone", "lora": "low-rank differences"}[start]
+            log.info("learning rates for %s: AdamW %.2g (usual: %.2g)%s", what, self.rate, usual[0], muon)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         decay = 0.0 if self.only_new_ids else self.weight_decay  # it would move the old rows, too
