@@ -76,10 +76,10 @@ def open_image(path: Path, data: bytes | None = None) -> Image.Image:
 def _decode(file: IO[bytes], format: str) -> Image.Image:
     if format in ("SVG", "SVGZ") or (not format and b"<svg" in file.read(HEAD)):
         file.seek(0)
-        return _render_svg(file.read(_MAX_SVG + 1), format == "SVGZ")
+        return _named(_render_svg(file.read(_MAX_SVG + 1), format == "SVGZ"), "SVG")
     file.seek(0)
     if format == "HEIF":
-        return _open_heif(file)
+        return _named(_open_heif(file), "HEIF")
     formats = [format] if format else _formats()
     try:
         return _load(file, formats)
@@ -94,6 +94,11 @@ def _decode(file: IO[bytes], format: str) -> Image.Image:
             except Exception:
                 continue
         raise
+
+
+def _named(image: Image.Image, format: str) -> Image.Image:
+    image.format = format
+    return image
 
 
 def _all_of(file: IO[bytes]) -> bytes:
