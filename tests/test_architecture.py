@@ -18,14 +18,22 @@ HOUSE: dict[str, tuple[str, ...]] = {
     "unitok.hardware": (),
     "unitok.checkpoints": (),
     "unitok.pretrained": (),
+    "unitok.data.mpeg": (),
+    "unitok.data.formats": (),
+    "unitok.data.image_files": (),
+    "unitok.data.byte_source": (),
+    "unitok.data.flac": (),
+    "unitok.data.audio_streams": (),
+    "unitok.data.audio_files": (),
     "unitok.data.media": (),
     "unitok.training": (),
     "unitok.document": (),
     "unitok.data.files": (),
+    "unitok.ranges": (),
     "unitok.vocab": (),
     "unitok.grammar": (),
-    "unitok.tokenizers": ("unitok.document", "unitok.vocab", "unitok.grammar"),  # networks know codes, not documents
-    "unitok.model": ("unitok.document", "unitok.vocab", "unitok.grammar", "unitok.tokenizers", "unitok.data.media"),
+    "unitok.tokenizers": ("unitok.document", "unitok.ranges", "unitok.vocab", "unitok.grammar"),  # networks know codes, not documents
+    "unitok.model": ("unitok.document", "unitok.ranges", "unitok.vocab", "unitok.grammar", "unitok.tokenizers", "unitok.data.media"),
     "unitok.sample": (),
     "unitok.bundle": (),
     "unitok.data": ("unitok.sample",),
@@ -49,7 +57,7 @@ CIRCLES = {
 }
 
 #: Where codes become ids.
-VOCABULARY = ("unitok.vocab",)
+VOCABULARY = ("unitok.ranges", "unitok.vocab")
 
 #: Where the offset of a range is used in arithmetic elsewhere, with the reason.
 OFFSETS = {
