@@ -68,7 +68,7 @@ def test_help_imports_neither_torch_nor_lightning():
 
 #: The last word of an option's name -> what its help must say it is measured in or counts.
 UNITS = {"minutes": "minutes", "seconds": "seconds", "segment": "seconds", "size": "pixels|pieces|documents|outputs|of equal size",
-         "area": "pixels", "workers": "processes", "threads": "threads", "ids": "ids", "validation": "share", "rate": "share",
+         "area": "pixels", "workers": "processes", "threads": "threads", "ids": "ids", "validation": "share", "rate": "share|HZ",
          "keep": "share", "mfu": "share", "jacobi": "ids", "count": "number|scenes", "context": "ids", "batch": "ids"}  # fmt: skip
 
 
@@ -88,7 +88,8 @@ def test_every_option_of_every_verb_says_what_it_is_its_unit_and_its_default(ver
         assert action.help, f"{verb} {name}"
         assert name.split("/")[0] in told or action.choices
         unit = UNITS.get(name.rpartition("-")[2], "") if action.type in (int, float) else ""
-        assert re.search(unit, action.help), f"{verb} {name}: {action.help!r} says nothing of {unit}"
+        told_of = f"{action.help} {action.metavar}"
+        assert re.search(unit, told_of), f"{verb} {name}: {told_of!r} says nothing of {unit}"
         if action.default not in (None, "", False, argparse.SUPPRESS):
             said = f"(default: {action.default})" in told or "(default" in action.help or f"{action.default}: " in action.help
             assert said, f"{verb} {name}: its default {action.default} is not said"

@@ -248,7 +248,7 @@ BLOCKS: dict[str, list[Callable[[str], None]]] = {
     "docs/design.md": [tree],
     "docs/fine-tuning.md": [shell],
     "docs/generation.md": [shell, python, in_transformers],
-    "docs/tokenizers.md": [imports, imports],
+    "docs/tokenizers.md": [imports, imports, shell],
     "docs/training.md": [shell, shell, shell, shell],
 }
 
@@ -264,7 +264,8 @@ def names(tmp_path, monkeypatch, scenes_folder, bundle_folder) -> Path:
         (tmp_path / name).symlink_to(scenes_folder / inside)
     (tmp_path / "BUNDLE").symlink_to(bundle_folder)
     line = {"id": "a", "content": [{"type": "text", "text": "a large red circle"}]}
-    (tmp_path / "prompts.jsonl").write_text(json.dumps(line) + "\n")
+    for name in ("prompts.jsonl", "more.jsonl"):
+        (tmp_path / name).write_text(json.dumps(line) + "\n")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
