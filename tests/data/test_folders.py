@@ -168,3 +168,15 @@ def test_a_run_ends_where_more_files_are_bad_than_max_bad_fraction(tmp_path):
         look()
     with pytest.raises(UserError, match=r"max_bad_fraction 2: it must be in \[0, 1\]"):
         look(max_bad_fraction=2)
+
+
+def test_images_of_a_test_split_are_not_trained_on(tmp_path):
+    for name in ("train/a", "train/b", "test/c", "val/d"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (32, 32), (9, 9, 9)).save(tmp_path / f"{name}.png")
+    named = [f.name for f in ImageDataset(tmp_path, 32, False, 0).files]
+    assert named == ["a.png", "b.png"]
+    assert len(ImageDataset(tmp_path / "test", 32, False, 0).files) == 1
+    (tmp_path / "train" / "a.png").rename(tmp_path / "a.png")
+    (tmp_path / "train" / "b.png").unlink()
+    assert len(ImageDataset(tmp_path, 32, False, 0).files) == 3  # no split is called train: these are words

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from unitok.data.listing import folder_split_of
 from unitok.data.media import convert_audio, crop_square, find_media, open_audio, open_image, promised, read_clip, read_samples
 from unitok.errors import UserError
 
@@ -45,12 +46,13 @@ class FileDataset(Dataset):
         folder = Path(folder)
         if not folder.exists():
             raise UserError(f"{folder}: no such folder")
-        self.files, empty = find_media(folder, kind)
+        found, empty = find_media(folder, kind)
+        self.files = _of_training(folder, found)
         if not self.files:
             raise UserError(f"{folder}: no {kind} files in it")
         self.folder, self.kind, self.seed = folder, kind, seed
         self.state = torch.zeros(len(self.files), dtype=torch.uint8).share_memory_()
-        self.unusable = _unusable(folder, self.files)
+        self.unusable = _unusable(folder, found)
         for number, file in enumerate(self.unusable):
             _say_bad(number, f"{file}: {'an empty file' if file in empty else f'no {kind}, though its name says so'}")
         self._kept: dict[int, Any] = {}
@@ -102,6 +104,19 @@ class FileDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self.files)
+
+
+def _of_training(folder: Path, files: list[Path]) -> list[Path]:
+    """The files without those of the splits `validation` and `test`, where folders are called so and one is called `train`."""
+    splits = [folder_split_of(f.relative_to(folder).as_posix()) for f in files]
+    left_out = Counter(split for split in splits if split in ("validation", "test"))
+    if "train" not in splits or not left_out:
+        return files
+    log.warning(
+        "left out: %s; name such a folder itself to use it",
+        ", ".join(f"{n} files of the split {s}" for s, n in left_out.items()),
+    )
+    return [f for f, split in zip(files, splits) if split not in left_out]
 
 
 def _unusable(folder: Path, files: list[Path]) -> list[Path]:

@@ -213,7 +213,8 @@ Mended = Iterator[tuple[bytes, bytes | None]]
 
 def _mend_png(data: bytes) -> Mended:
     """Only the chunks that make pixels (ISO 15948), the image data decompressed to see that all of it is there."""
-    kept, pixels, profile, at = [], b"", None, 8
+    kept: list[tuple[bytes, bytes]] = []
+    pixels, profile, at = b"", None, 8
     while len(data) >= at + 8 and (name := data[at + 4 : at + 8]).isalpha() and name != b"IEND":
         size = int.from_bytes(data[at : at + 4], "big")
         body, checksum = data[at + 8 : at + 8 + size], data[at + 8 + size : at + 12 + size]

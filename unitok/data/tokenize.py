@@ -173,8 +173,8 @@ def _close(run: Run, unitok: Unitok, max_error_rate: float | None) -> dict[str, 
         f", {sum(e['documents'] for e in entries if e['split'] == s)} {s}" for s in run.splits if len(run.splits) > 1
     )
     print(f"{run.out}: {info['documents']} documents{splits}, {info['ids']} ids ({by}), {len(entries)} shards")
-    formats, filtered, notes = (total(entries, name) for name in ("formats", "filtered", "notes"))
-    for line in summary(formats, filtered, run.left_out, notes, run.renamed):
+    read = {name: total(entries, name) for name in ("formats", "filtered", "notes")}
+    for line in summary(read["formats"], read["filtered"], run.left_out, read["notes"], run.renamed):
         print(line)
     if why:
         print(f"  bad         {bad:,} of {tried:,}, all listed in {run.out / 'errors.jsonl'}: {most(why)}")
