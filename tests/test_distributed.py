@@ -6,12 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed.checkpoint
+from fitting import weights
 from launch import run_processes
 
 from unitok.bundle import Unitok, make_bundle
 from unitok.checkpoints import is_sharded, load_checkpoint, newest_checkpoint
-from unitok.data.plan import Plan
-from unitok.data.tokenize import tokenize
 from unitok.errors import UserError
 from unitok.fit import run_lightning
 
@@ -24,13 +23,6 @@ SHARDED = [
 ]
 
 
-@pytest.fixture(scope="module")
-def tokens(tmp_path_factory, scenes_folder, bundle_folder) -> Path:
-    out = tmp_path_factory.mktemp("data") / "tokens"
-    tokenize(Plan(str(scenes_folder), str(out), str(bundle_folder)))
-    return out
-
-
 def arguments(out: Path, data: Path, steps: int, *more: str) -> list[str]:
     return [
         *("fit", "--config", str(CONFIG), "--out", str(out), "--data.init_args.path", str(data)),
@@ -41,19 +33,19 @@ def arguments(out: Path, data: Path, steps: int, *more: str) -> list[str]:
     ]
 
 
-def weights(out: Path) -> dict[str, torch.Tensor]:
-    return load_checkpoint(newest_checkpoint(out))["state_dict"]
-
-
-def losses(out: Path) -> list[float]:
-    return [float(row["loss"]) for row in csv.DictReader(open(out / "metrics" / "metrics.csv"))]
+def losses(out: Path, name: str = "loss") -> list[float]:
+    return [float(row[name]) for row in csv.DictReader(open(out / "metrics" / "metrics.csv")) if row.get(name)]
 
 
 def test_two_processes_train_like_one_with_the_double_batch_and_one_goes_on_where_two_stopped(tmp_path, tokens):
-    run_lightning(arguments(tmp_path / "one", tokens, 8))
-    run_processes(arguments(tmp_path / "two", tokens, 8, *DDP, "--trainer.max_steps", "5"))
+    watched = ["--data.init_args.val_path", str(tokens), "--data.init_args.validations", "2"]
+    watched += ["--data.init_args.val_samples", "5"]
+    run_lightning(arguments(tmp_path / "one", tokens, 8, *watched))
+    run_processes(arguments(tmp_path / "two", tokens, 8, *DDP, *watched, "--trainer.max_steps", "5"))
     assert load_checkpoint(newest_checkpoint(tmp_path / "two"))["unitok"]["samples_seen"] == 20
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one")[:5], rel=1e-4)
+    (one, _), (two,) = losses(tmp_path / "one", "val_loss"), losses(tmp_path / "two", "val_loss")
+    assert two == pytest.approx(one, rel=1e-4)  # five rows: in the second batch one of the processes has none
     run_lightning(arguments(tmp_path / "two", tokens, 8, "--resume", "auto"))
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert one.keys() == two.keys()

@@ -37,7 +37,7 @@ _MEDIA = re.compile(r"(image|img|picture|photo|audio|sound|wav)s?")
 _FILES = re.compile(rf"({_MEDIA.pattern}_?)?(file_?names?|file_?paths?|paths?|files?)|(\w+_)?file_names?|{_MEDIA.pattern}")
 
 #: Fields that hold a conversation.
-_CONVERSATIONS = ("conversations", "conversation", "messages")
+_CONVERSATIONS = ("conversations", "conversation", "messages", "dialogue", "dialog", "turns")
 
 Fields = Mapping[str, Any]  # str, number, bool, None, Blob, or lists and dictionaries of them
 Open = Callable[[str], Blob]  # the file that a text names
@@ -62,7 +62,7 @@ def read_fields(spec: SourceSpec, row: Fields, open_path: Open, files: bool = Fa
     files: the row is files of one base name: where it holds no media, any text in it is a document.
     """
     if spec.template:
-        return Parts(_fill_template(spec, row, open_path))
+        return Parts(_fill_template(spec, row, open_path), [_unused(name) for name in _not_in_template(spec, row)])
     return _Reader(spec, open_path, files).read(row)
 
 
@@ -104,6 +104,7 @@ class _Reader:
         self.other_texts: list[tuple[str, Blob]] = []  # text that is no caption by its name
         self.left: list[tuple[str, str]] = []  # fields that hold something else, and what is wrong with it
         self.empty: list[str] = []  # fields for media or captions that hold nothing
+        self.unread: list[str] = []  # fields of text that are called neither as captions nor as media are
 
     def read(self, row: Fields) -> Parts:
         flat = list(_flat(row))
@@ -131,7 +132,9 @@ class _Reader:
             self._take_blob(name, content.loaded(), role)
         elif role == "caption" and isinstance(content, str):
             self._take_text(name, content)
-        elif _MEDIA.fullmatch(name.rsplit(".", 1)[-1].lower()) and content is not None and not isinstance(content, str):
+        elif isinstance(content, str):
+            self.unread.append(name)
+        elif content is not None and any(map(_MEDIA.fullmatch, name.lower().split("."))) and not _is_number(name, content):
             raise UserError(f"{name}: {_kind(content)}; bytes, the path of a file, or a data URL are read as media")
 
     def _take_text(self, name: str, text: str) -> None:
@@ -175,7 +178,7 @@ class _Reader:
             for text in values:
                 if not text.strip():
                     self.empty.append(name)
-                elif data := _data_url(text, name):
+                elif data := data_url(text, name):
                     self._take_blob(name, data, "media")
                 elif not held:
                     names.setdefault(text, name)
@@ -193,6 +196,8 @@ class _Reader:
         if found and not self.texts:
             captions = [_caption(_json_of(record)) for record in self.records]
             self.texts = [_part(self.spec, "text", caption) for caption in captions if caption]
+            unused += ["json"] * bool(self.records and not self.texts)
+            unused += [name for name in self.unread if not names_media(name.rsplit(".", 1)[-1]) and not self.texts]
         if found:
             self.texts = [replace(t, text=t.text.strip()) for t in self.texts]
             unused += [name for name, _ in self.other_texts]
@@ -200,10 +205,14 @@ class _Reader:
             for _, blob in self.other_texts:
                 self._take_text(blob.name, text_of(blob))
         if not found and not self.texts:  # metadata alone is what there is to read: its caption, or all of it
-            self.texts = [_part(self.spec, "text", _caption_of(record) or text_of(record)) for record in self.records]
-        notes = [f"field {name!r} is not used" for name in unused]
-        notes += [f"field {name!r} is empty" for name in dict.fromkeys(self.empty)]
+            self.texts = [_part(self.spec, "text", _caption_of(record) or _text_of_record(record)) for record in self.records]
+        notes = [_unused(name) for name in dict.fromkeys(unused)]
+        notes += [f"field {name!r} is empty" for name in dict.fromkeys(self.empty) if not found or "." not in name]
         return Parts([*self.texts, *found], notes)
+
+
+def _unused(name: str) -> str:
+    return f"field {name!r} is not used"
 
 
 def _flat(row: Fields, depth: int = 3) -> Iterator[tuple[str, Any]]:
@@ -219,13 +228,18 @@ def _is_numbers(value: list[Any]) -> bool:
     return bool(value) and isinstance(value[0], int | float | list)
 
 
+def _is_number(name: str, content: Any) -> bool:
+    """A number that is said of media (`image.width`), not in its place."""
+    return "." in name and isinstance(content, int | float)
+
+
 def _kind(content: Any) -> str:
     return (
         "a list of numbers" if isinstance(content, list) else "a record" if isinstance(content, Mapping) else repr(content)[:40]
     )
 
 
-def _data_url(text: str, name: str) -> Blob | None:
+def data_url(text: str, name: str) -> Blob | None:
     """The content of a data URL, or of base64 alone; None where a text is neither. Errors: `UserError` for a broken one."""
     told, _, coded = text.partition(";base64,") if text.startswith("data:") else ("", "", text)
     if not told and (len(text) < 64 or not re.fullmatch(r"[A-Za-z0-9+/\s]+={0,2}\s*", text)):
@@ -248,12 +262,43 @@ def _caption_of(record: Blob) -> str:
         return ""
 
 
+def _text_of_record(record: Blob) -> str:
+    """JSON that stands alone, as text; errors: `UserError` for lists of records, such as COCO's, which speak of other files."""
+    text = text_of(record)
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    lists = (
+        [k for k, v in content.items() if isinstance(v, list) and v and isinstance(v[0], dict)]
+        if isinstance(content, dict)
+        else []
+    )
+    if lists:
+        raise UserError(
+            f"{record.name}: lists of records ({', '.join(lists[:4])}), which are not read; convert it to JSON Lines"
+        )
+    return text
+
+
 def _caption(record: Any) -> str:
     found = [record[name] for name in CAPTIONS if isinstance(record, dict) and isinstance(record.get(name), str)]
     return next((text for text in found if text.strip()), "")
 
 
 # ---- By a template ----------------------------------------------------------------------------------------------------
+
+
+def _not_in_template(spec: SourceSpec, row: Fields) -> list[str]:
+    """Fields that hold content which no part of the template names."""
+    patterns = (entry["text"] if entry["type"] == "text" else entry["path"] for entry in spec.template)
+    named = [name.lower() for pattern in patterns for name in re.findall(FIELD, pattern)]
+    return [
+        name
+        for name, value in row.items()
+        if isinstance(value[0] if isinstance(value, list) and value else value, Blob)
+        and not any(used == name.lower() or used.startswith(f"{name.lower()}.") for used in named)
+    ]
 
 
 def _fill_template(spec: SourceSpec, row: Fields, open_path: Open) -> list[Part]:

@@ -1,11 +1,14 @@
 """What a tokenization read, left out and could not use, in words; and documents as lines of text."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from unitok.bundle import Unitok
 from unitok.document import Document
+
+_PLURAL = {"image": "images", "text": "texts"}
 
 #: Reasons that are told, of many.
 MOST = 5
@@ -33,7 +36,8 @@ def summary(
         by_type.setdefault(kind, []).append(f"{form or 'text'} {count:,}")
     if counts:
         told = (
-            f"{count:,} {kind}" + (f" ({', '.join(by_type[kind])})" if kind != "text" else "") for kind, count in counts.items()
+            f"{count:,} {_PLURAL.get(kind, kind)}" + (f" ({', '.join(by_type[kind])})" if kind != "text" else "")
+            for kind, count in counts.items()
         )
         yield f"  read        {'; '.join(told)}"
     if filtered or left_out:
@@ -42,12 +46,12 @@ def summary(
     if notes:
         yield f"  of rows     {most(notes)}"
     if renamed:
-        yield f"  same ids    {renamed:,} documents had the id of another one: ~2, ~3, … was added"
+        yield f"  same ids    {renamed:,} documents have the id of another one, and ~2, ~3, … after it"
 
 
 def reason(error: str) -> str:
     """What an error says of a file, without the file's name and what to do."""
-    return error.rsplit(": ", 1)[-1].partition(";")[0]
+    return re.sub(r"^([^:]*[./,][^:]*: )+", "", error).partition(";")[0]
 
 
 def most(counts: Mapping[str, int]) -> str:

@@ -93,7 +93,12 @@ def encode_items(encoder: Encoder, sources: list[Source], items: Sequence[tuple[
             for item, make in zip(run, source.read(run), strict=True):
                 yield item.id, source.prefix + item.where, source.spec, make
 
-    encoded = encoder.run(makes())
+    try:
+        encoded = encoder.run(makes())
+    except BaseException:
+        for source in sources:
+            source.drop()
+        raise
     for source in sources:
         source.close()
     return encoded
