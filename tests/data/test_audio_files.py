@@ -107,6 +107,29 @@ def test_a_cut_file_is_told_before_it_is_cut_into_segments():
             audio_seconds("a", data[: len(data) // 2])
 
 
+def test_damage_ends_in_samples_or_in_one_line():
+    files = [encoded(name) for name in ("WAV", "AIFF", "AU", "CAF", "W64", "RF64", "VOC", "NIST", "FLAC", "OGG", "SVX")]
+    files += [variable_mp3(), without_header(variable_mp3()), encoded("AU", endian="LITTLE")]
+    rng, whole, refused = np.random.default_rng(0), 0, []
+    for data in files:
+        for at in (*range(0, 60, 4), *rng.integers(60, len(data), 4)):
+            noise = rng.integers(0, 256, 40, dtype=np.uint8).tobytes()
+            for broken in (
+                data[:at],
+                data[:at] + noise + data[at + 40 :],
+                data[:at] + bytes(8) + data[at + 8 :],
+                data[:at] + data[at + 7 :],
+            ):
+                try:
+                    decoded(broken)
+                    whole += 1
+                except UserError as error:
+                    refused.append(str(error))
+    assert whole > 100
+    assert len(refused) > 100
+    assert not any("\n" in line for line in refused)
+
+
 # ---- One after another ----------------------------------------------------------------------------------------------
 
 COVER = bytes(range(256)) * 40  # holds no frame

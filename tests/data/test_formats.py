@@ -196,6 +196,22 @@ def test_formats_that_nobody_here_reads_are_named_with_what_to_do(name, tmp_path
 # ---- Folders --------------------------------------------------------------------------------------------------------
 
 
+def test_files_that_cannot_be_opened_are_left_to_who_reads_them(tmp_path, monkeypatch):
+    for name in ("a.png", "a.txt", "b.png"):
+        Image.fromarray(gradient()).save(tmp_path / name, "PNG")
+    really = builtins.open
+
+    def refuse(file, *a, **k):
+        if str(file).endswith(("a.png", "a.txt")):
+            raise PermissionError(13, "Permission denied")
+        return really(file, *a, **k)
+
+    monkeypatch.setattr(builtins, "open", refuse)
+    found = find_media(tmp_path, "image")
+    monkeypatch.undo()
+    assert found == ([tmp_path / "a.png", tmp_path / "b.png"], [])
+
+
 def test_a_folder_is_searched_with_one_open_per_file(tmp_path, monkeypatch):
     for folder in ("b", "a", ".cache"):
         (tmp_path / folder).mkdir()

@@ -63,7 +63,7 @@ class AudioFile:
             file = self._source.file
             file.seek(0)
             return _Decoder(file if isinstance(file, io.BytesIO) else file.fileno(), closefd=False)
-        return _Decoder(io.BufferedReader(Stretch(self._source, stream.head, stream.start, stream.stop), 1 << 16))
+        return _Decoder(Stretch(self._source, stream.head, stream.start, stream.stop))
 
     def __enter__(self) -> "AudioFile":
         return self

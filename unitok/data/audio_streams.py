@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from unitok.data.byte_source import BLOCK, ByteSource
-from unitok.data.flac import flac_length
+from unitok.data.flac import last_sample, rises
 from unitok.data.mpeg import begins_stream, find_mpeg, mpeg_frames, promise, tag_size, walk_frames, xing_header
 
 #: Bytes by which a header may be wrong: some programs count themselves, or the padding.
@@ -49,17 +49,20 @@ class CutOff(Exception):
 
 
 def streams_of(source: ByteSource) -> list[Stream]:
-    """The streams of a file in their order, at least one; errors: `CutOff`."""
-    head = source.read(0, 32)
+    """The streams of a file in their order; where none is found, all of it, for libsndfile to judge. Errors: `CutOff`."""
+    return _found(source, source.read(0, 4096)) or [Stream(0, source.size)]
+
+
+def _found(source: ByteSource, head: bytes) -> list[Stream]:
     if head[:4] == b"OggS":
         return _ogg(source)
     if head[:4] == b"fLaC":
         return _flac(source, 0)
     for magic, extent in _EXTENTS.items():
         if head.startswith(magic):
-            return _chunks(source, extent) or [Stream(0, source.size)]
-    if (at := find_mpeg(source.read(0, 4096))) is None:
-        return [Stream(0, source.size)]
+            return _chunks(source, extent)
+    if (at := find_mpeg(head)) is None:
+        return []
     while size := tag_size(source.read(at, 32)):
         at += size
     return _flac(source, at) if source.read(at, 4) == b"fLaC" else _mpeg(source, at, source.size)
@@ -91,22 +94,22 @@ Describe = Callable[[ByteSource, int, int], Extent | None]
 def _chunks(source: ByteSource, describe: Describe) -> list[Stream]:
     at, end, magic = 0, source.size, source.read(0, 4)
     streams: list[Stream] = []
-    while extent := describe(source, at, end):
-        missing = extent.start + extent.size - end
-        if missing > SLACK:
-            raise CutOff(share=max(0, extent.size - missing) / extent.size)
-        stop = min(end, max(extent.end, extent.start + extent.size))
+    while (extent := describe(source, at, end)) and extent.start > at:
+        size = max(0, extent.size)
+        if (missing := extent.start + size - end) > SLACK:
+            raise CutOff(share=max(0, size - missing) / max(1, size))
+        stop = min(end, max(extent.end, extent.start + size))
         if extent.open and (again := source.find(source.read(at, 12), extent.start, end)) > 0:  # the next begins alike
             end = again
             continue
         if extent.mpeg:
-            streams += _mpeg(source, extent.start, min(stop, extent.start + extent.size))
+            streams += _mpeg(source, extent.start, min(stop, extent.start + size))
         elif magic == b"BW64":  # RF64 under its later name
             streams.append(Stream(at + 4, stop, b"RF64"))
         else:
             streams.append(Stream(at + len(extent.head), stop, extent.head))
         more = source.read(stop, 5)  # perhaps behind a byte of padding
-        if magic not in (more[:4], more[1:]):
+        if magic not in (more[:4], more[1:]) or stop < extent.start:
             break
         at, end = stop + (more[:4] != magic), source.size
     return [Stream(0, source.size)] if len(streams) == 1 and streams[0].start == 0 else streams
@@ -192,7 +195,8 @@ def _nist(source: ByteSource, at: int, stop: int) -> Extent | None:
     head = source.read(at, 1024)
     found = [re.search(rb"%b -i (\d+)" % name, head) for name in (b"sample_count", b"channel_count", b"sample_n_bytes")]
     count, channels, width = (int(m[1]) if m else 1 for m in found)
-    return Extent(at + int(head[8:16].strip() or 0), count * channels * width) if found[0] else None
+    size = re.match(rb"NIST_1A\n *(\d+)\n", head)
+    return Extent(at + int(size[1]), count * channels * width) if size and found[0] else None
 
 
 def _voc(source: ByteSource, at: int, stop: int) -> Extent | None:
@@ -270,7 +274,7 @@ def _ogg(source: ByteSource) -> list[Stream]:
         if stop > source.size:
             unfinished.add(serial)
             break
-        if position > links[-1].length:
+        if links and position > links[-1].length:
             links[-1].before, links[-1].length = links[-1].length, position
         if flags & 4:
             unfinished.discard(serial)
@@ -294,9 +298,12 @@ def _flac(source: ByteSource, at: int) -> list[Stream]:
     info = source.read(at + 8, 34)
     rate = int.from_bytes(info[10:13], "big") >> 4
     total = int.from_bytes(info[13:18], "big") & (1 << 36) - 1
-    following = source.find(b"fLaC\0\0\0\x22", at + 42, source.size)
+    block, following = int.from_bytes(info[:2], "big"), -1
+    there = last_sample(source, at + 42, source.size, block)
+    if there != total or not rises(source, at + 42, source.size, block):  # perhaps because another stream follows
+        following = source.find(b"fLaC\0\0\0\x22", at + 42, source.size)
     stop = source.size if following < 0 else following
-    there = flac_length(source, at + 42, stop, int.from_bytes(info[:2], "big"))
+    there = there if following < 0 else last_sample(source, at + 42, stop, block)
     if total and there < total:
         raise CutOff(total / max(1, rate), there / max(1, rate))
     if not total and not there:
@@ -330,7 +337,7 @@ def _mpeg(source: ByteSource, start: int, stop: int) -> list[Stream]:
     frame = source.read(at, 192)
     size, samples, rate = mpeg_frames()[frame[1] << 8 | frame[2]]
     frames, length = promise(frame)
-    if frames and length and at + length <= end:
+    if frames and length > size and at + length <= end:
         rest = at + length
         if not begins_stream(source.read(rest, min(8192, end - rest))):
             return [Stream(*((0, stop) if start == 0 else (at, rest)), preroll=_MPEG_PREROLL)]
@@ -356,7 +363,7 @@ def _without_tags(source: ByteSource, start: int, stop: int) -> int:
         if tail[-128:-125] == b"TAG":
             stop -= 128
         elif tail[-32:-24] == b"APETAGEX":
-            stop -= int.from_bytes(tail[-20:-16], "little") + 32 * (tail[-9] >> 7)
+            stop -= max(32, int.from_bytes(tail[-20:-16], "little")) + 32 * (tail[-9] >> 7)
         elif tail[-9:] == b"LYRICS200" and tail[-15:-9].isdigit():
             stop -= int(tail[-15:-9]) + 15
         else:

@@ -11,12 +11,14 @@ class ByteSource:
     """The bytes of a file, on disk or in memory, read at any place."""
 
     def __init__(self, path: Path, data: bytes | None = None):
-        self.file = open(path, "rb", buffering=0) if data is None else io.BytesIO(data)
+        self.file = open(path, "rb", buffering=0) if data is None else _Memory(data)
         self.size = self.file.seek(0, io.SEEK_END)
 
     def read(self, start: int, size: int) -> bytes:
+        if start >= self.size or size <= 0:
+            return b""
         self.file.seek(start)
-        return self.file.read(max(0, size))
+        return self.file.read(size)
 
     def number(self, start: int, size: int, order: str = "little") -> int:
         return int.from_bytes(self.read(start, size), "big" if order == "big" else "little")
@@ -27,8 +29,18 @@ class ByteSource:
             block = self.read(start, min(BLOCK, stop - start))
             if (at := block.find(what)) >= 0:
                 return start + at
-            start += max(1, len(block) - len(what) + 1)
+            if len(block) < len(what):
+                break
+            start += len(block) - len(what) + 1
         return -1
+
+
+class _Memory(io.BytesIO):
+    """Bytes in memory that can be sent, as a file can, to places that they do not have: damaged headers name such places."""
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        place = offset + (0, self.tell(), len(self.getbuffer()))[whence]
+        return super().seek(min(max(0, place), 1 << 62))
 
 
 class Stretch(io.RawIOBase):
@@ -49,11 +61,11 @@ class Stretch(io.RawIOBase):
         return self.at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self.at = offset + (0, self.at, self.size)[whence]
+        self.at = max(0, offset + (0, self.at, self.size)[whence])
         return self.at
 
     def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def, override]
-        size = min(len(buffer), self.size - self.at)
+        size = max(0, min(len(buffer), self.size - self.at))
         behind = max(0, self.at - len(self.head))
         data = self.head[self.at : self.at + size]
         data += self.source.read(self.start + behind, size - len(data))

@@ -4,7 +4,7 @@ Text comes first: UTF-8 without control characters is text, whatever letters it 
 of images and audio are then told by a magic number and a second look at the header behind it. Formats that are written in
 letters (SVG, XPM, plain netpbm) or that have no magic number (TGA) need the suffix as well.
 
-Folders, archives, tables and training all ask here, so that they see the same files. Imports nothing of ours but the error.
+Folders, archives, tables and training all ask here, so that they see the same files. Imports nothing of ours but `mpeg`.
 """
 
 import codecs
@@ -285,7 +285,8 @@ def promised(name: str) -> str:
 def find_media(folder: Path, kind: str) -> tuple[list[Path], list[Path]]:
     """The files of one kind under a folder, sorted; and those that are empty, of which nothing says what they were to be.
 
-    Each is opened once; one that may not be read is what its name says, and who opens it hears why. Hidden ones (`.name`), and what lies in hidden folders, are left out.
+    Each is opened once; one that may not be read is what its name says, and who opens it hears why. Hidden ones (`.name`),
+    and what lies in hidden folders, are left out.
     """
     found, empty = [], []
     for where, folders, names in os.walk(folder):
