@@ -4,41 +4,61 @@ import dataclasses
 import difflib
 import inspect
 import logging
+import os
 import re
 import shutil
 import sys
 import time
+import traceback
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, NoReturn, get_args, get_type_hints
 
 import lightning as L
-from lightning.pytorch.callbacks import Checkpoint, TQDMProgressBar
+import torch
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import ModelParallelStrategy
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from unitok.checkpoints import check_checkpoint, is_sharded, newest_checkpoint, write_checkpoint
+from unitok.checkpoints import check_checkpoint, is_sharded, is_written_by_run, newest_checkpoint, write_checkpoint
 from unitok.errors import UserError
+from unitok.interruption import Interruption
+from unitok.run_folder import check_unused, is_first_process, old_files, run_folder
+from unitok.trainer_flags import check_trainer_flags
 from unitok.training import TrainingShell
 
 CHECKPOINT_SECONDS = 30
-PRECISIONS = ("32-true", "bf16-mixed", "32", "bf16", "None")
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "max_epochs": -1,
+    "use_distributed_sampler": False,
+    "log_every_n_steps": 1,
+    "num_sanity_val_steps": 0,
+    "enable_model_summary": False,
+}
+
+log = logging.getLogger(__name__)
 
 
 class Checkpoints(Checkpoint):
     """Writes `step=N.ckpt` every so many seconds and keeps the newest; at the end `final.ckpt`, or `stopped.ckpt` when a limit
-    of the Trainer ended the training before.
+    of the Trainer or a signal ended the training before.
+
+    Args:
+        seconds: between two checkpoints. interruption: which signal came. replaced: files of an old run, which go when the
+            first checkpoint is there. epochs: passes over the data (or over `limit_train_batches` batches) after which to stop.
 
     Lightning's ModelCheckpoint cannot: with manual optimization it pays no heed to `train_time_interval` (2.6). A checkpoint is
     written beside its place and renamed, and the old one goes when the new one is there. (Lightning's own writing stages in
     the system's temporary folder, which may be another file system: moving the file is then no renaming.)
     """
 
-    def __init__(self, seconds: float):
-        self.seconds = seconds
+    def __init__(self, seconds: float, interruption: Interruption, replaced: list[Path], epochs: int | None = None):
+        self.seconds, self.interruption, self.replaced, self.epochs = seconds, interruption, replaced, epochs
         self.files = WholeFiles()
+        self.last: Path | None = None  # that was written
         self._written = 0.0
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
@@ -47,27 +67,49 @@ class Checkpoints(Checkpoint):
             trainer.strategy.checkpoint_io = self.files
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Start the clock."""
+        """Start the clock; signals wait for the end of a step from now on."""
         self._written = time.monotonic()
+        self.interruption.makes_steps = isinstance(module, TrainingShell)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *batch: Any) -> None:
-        """Write one if it is time, and the run is healthy."""
+        """Write one if it is time, and the run is healthy; end the run if a signal came or its epochs are over."""
         if not isinstance(module, TrainingShell):
             return
-        due = time.monotonic() - self._written >= self.seconds
-        if trainer.world_size > 1:
-            due = trainer.strategy.broadcast(due)  # clocks differ
+        asked = torch.tensor([time.monotonic() - self._written >= self.seconds, self.interruption.signal > 0]).int()
+        if trainer.world_size > 1:  # clocks differ, and a signal may have reached one process alone
+            asked = trainer.strategy.reduce(asked.to(trainer.strategy.root_device), reduce_op="max")
+        due, stop = asked.bool().tolist()
+        if stop:
+            self._stop(trainer, module)
         if due and module.healthy:
             self._save(trainer, f"step={module.steps_done}.ckpt")
             self._written = time.monotonic()
+        if self.epochs is not None and self._epochs_done(trainer, module) >= self.epochs:
+            trainer.should_stop = True
+
+    def _epochs_done(self, trainer: L.Trainer, module: TrainingShell) -> float:
+        if isinstance(trainer.limit_train_batches, int):
+            return module.steps_done / trainer.limit_train_batches
+        return module.samples_seen / len(trainer.train_dataloader.dataset)  # type: ignore[union-attr]
+
+    def _stop(self, trainer: L.Trainer, module: TrainingShell) -> NoReturn:
+        told = f"stopped at step {module.steps_done}"
+        if module.healthy:
+            self._save(trainer, _last_name(module))
+        else:
+            told += ", whose batch was skipped, so that the checkpoint before it is the newest"
+        self.interruption.end(f"{told}; go on with --resume auto")
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """The last one, in place of all others."""
         if isinstance(module, TrainingShell):
-            self._save(trainer, "final.ckpt" if module.budget.over(module.steps_done) else "stopped.ckpt")
+            self._save(trainer, _last_name(module))
 
     def _save(self, trainer: L.Trainer, name: str) -> None:
+        if trainer.fast_dev_run:
+            return
         folder = Path(trainer.default_root_dir) / "checkpoints"
+        self.last = folder / name
         if isinstance(trainer.strategy, ModelParallelStrategy):
             self._save_sharded(trainer, folder / name)
         else:
@@ -77,8 +119,13 @@ class Checkpoints(Checkpoint):
                 raise UserError(problem)
         if trainer.is_global_zero:
             for old in folder.glob("*.ckpt"):
-                if old.name != name and (old.name.startswith("step=") or (old.name, name) == ("stopped.ckpt", "final.ckpt")):
+                passing = is_written_by_run(old) and old.name not in ("final.ckpt", "stopped.ckpt")
+                if old.name != name and (passing or (old.name, name) == ("stopped.ckpt", "final.ckpt") or old in self.replaced):
                     _remove(old)
+            for old in self.replaced:
+                if old.parent != folder:
+                    _remove(old)
+            self.replaced = []
 
     def _save_sharded(self, trainer: L.Trainer, path: Path) -> None:
         """Every process writes its part into a folder beside `path`, which the first then renames."""
@@ -104,6 +151,10 @@ class WholeFiles(TorchCheckpointIO):
             write_checkpoint(checkpoint, Path(path))
         except UserError as error:
             self.problem = str(error)
+
+
+def _last_name(module: TrainingShell) -> str:
+    return "final.ckpt" if module.budget.over(module.steps_done) else "stopped.ckpt"
 
 
 def _remove(path: Path) -> None:
@@ -173,25 +224,26 @@ def _option_names() -> list[str]:
 
 
 class UnitokCLI(LightningCLI):
-    """LightningCLI with `--out` and `--resume`, and with loggers, checkpoints and a progress bar in place."""
+    """LightningCLI with `--out`, `--resume` and `--overwrite`, and with loggers, checkpoints and a progress bar in place."""
 
-    fresh_out: Path | None = None  # the run's folder, if this run makes it
+    def __init__(self, *arguments: Any, **options: Any):
+        self.interruption, self.checkpoint = Interruption(), None  # the checkpoint to go on from
+        with ExitStack() as self.held, self.interruption.handled():
+            super().__init__(*arguments, **options)
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """A run that fails on a user's mistake before its first checkpoint leaves nothing behind."""
+        """What Lightning finds wrong with its flags, and a process that died, are one line."""
         try:
             super()._run_subcommand(subcommand)
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
-                raise
+                raise _one_line(error) from None
             raise UserError(
                 f"a process that reads data died ({str(error).splitlines()[0][:120]}); it may have run out of memory: lower "
                 "data.workers or row_length, and go on with --resume auto"
             ) from None
-        except UserError:
-            if self.fresh_out and not any(self.fresh_out.glob("checkpoints/*.ckpt")):
-                shutil.rmtree(self.fresh_out, ignore_errors=True)
-            raise
+        except (MisconfigurationException, ValueError) as error:
+            raise _one_line(error) from None
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--out", type=str, default="runs/default", help="folder for everything that the run writes")
@@ -201,6 +253,7 @@ class UnitokCLI(LightningCLI):
         parser.add_argument(
             "--checkpoint_seconds", type=float, default=CHECKPOINT_SECONDS, help="seconds between two checkpoints"
         )
+        parser.add_argument("--overwrite", action="store_true", help="replace the run that --out holds")
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would let the checkpoint's hyperparameters override the command line; ours has none."""
@@ -208,27 +261,47 @@ class UnitokCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Find the checkpoint to go on from, and refuse what cannot work before anything is built."""
         config = self.config[self.subcommand]
-        out = Path(config.out)
-        self.fresh_out = out if not out.exists() else None
+        out, fits = Path(config.out), self.subcommand == "fit"
+        self.own_data = not str(config.data.class_path if config.data else "").startswith("unitok.")
+        check_trainer_flags(config.trainer, TRAINER_DEFAULTS, self.own_data)
         config.trainer.default_root_dir = str(out)
-        if str(config.trainer.precision) not in PRECISIONS:
-            raise UserError(
-                f"trainer.precision {config.trainer.precision}: choose one of {', '.join(PRECISIONS)}; weights and averages stay "
-                "in fp32, and bf16 needs no scaling of gradients"
-            )
-        if config.resume == "auto":
-            newest = newest_checkpoint(out)
-            if newest is None and (there := sorted(out.glob("checkpoints/*.ckpt"))):
-                raise UserError(
-                    f"{there[-1]}: no checkpoint of this run reads; remove them to start again, or choose another --out"
-                )
-            config.ckpt_path = str(newest) if newest else None
-        elif config.resume:
-            check_checkpoint(Path(config.resume))
-            config.ckpt_path = config.resume
+        if config.ckpt_path:
+            raise UserError(f"ckpt_path {config.ckpt_path}: give it as --resume")
+        self.writes = fits and not config.trainer.fast_dev_run
+        if not fits:
+            self.save_config_callback = None
+        if self.writes and is_first_process():
+            self.held.enter_context(run_folder(out, self._has_begun))
+            check_unused(out, config.resume, config.overwrite)
+        self.checkpoint = self._find_checkpoint(out, config.resume)
+        self.overwrites, config.overwrite = config.overwrite, False  # the config that is kept must not replace anything
         self._check_strategy(config)
-        if self.subcommand in ("validate", "test") and not config.ckpt_path:
+        if not fits and not self.checkpoint:
             raise UserError(f"nothing to {self.subcommand}: give --resume with a checkpoint, or auto and the --out of a run")
+
+    def _find_checkpoint(self, out: Path, resume: str | None) -> str | None:
+        if resume is None:
+            return None
+        if resume != "auto":
+            check_checkpoint(Path(resume))
+            return resume
+        newest = newest_checkpoint(out)
+        if newest is None and (there := sorted(out.glob("checkpoints/*.ckpt"))):
+            raise UserError(
+                f"{there[-1]}: no checkpoint of this run reads; remove them to start again, or choose another --out"
+            )
+        if newest is None and self.writes:
+            log.info("%s: no checkpoint to go on from; a new run starts", out)
+        return str(newest) if newest else None
+
+    def _has_begun(self) -> bool:
+        """Whether there is anything of the run to keep."""
+        trainer = getattr(self, "trainer", None)
+        return any(Path(self.config[self.subcommand].out).glob("checkpoints/*.ckpt")) or bool(trainer and trainer.global_step)
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """The checkpoint goes past the config, whose copy is for new runs, too."""
+        return super()._prepare_subcommand_kwargs(subcommand) | {"ckpt_path": self.checkpoint}
 
     def _check_strategy(self, config: Any) -> None:
         """Only those that were made to work; a checkpoint must be of the same kind."""
@@ -239,43 +312,82 @@ class UnitokCLI(LightningCLI):
             raise UserError(f"trainer.strategy {name}: choose auto, ddp or lightning.pytorch.strategies.ModelParallelStrategy")
         if sharded and not str(config.model.class_path).endswith("DecoderTraining"):
             raise UserError("trainer.strategy: only decoders are sharded; train tokenizers with ddp")
-        if config.ckpt_path and sharded != is_sharded(Path(config.ckpt_path)):
+        if self.checkpoint and sharded != is_sharded(Path(self.checkpoint)):
             how = (
                 "with ModelParallelStrategy" if not sharded else "without it: make a bundle of it, and give that as start_from"
             )
-            raise UserError(f"{config.ckpt_path}: go on {how}, as it was written")
+            raise UserError(f"{self.checkpoint}: go on {how}, as it was written")
 
     def instantiate_classes(self) -> None:
         """A `UserError` of a constructor comes out as it is: jsonargparse wraps it in what it tried."""
         try:
             super().instantiate_classes()
-        except ValueError as error:
+        except (MisconfigurationException, ValueError) as error:
             cause: BaseException | None = error
             while cause is not None and not isinstance(cause, UserError):
                 cause = cause.__cause__
-            raise (cause or error) from None
+            raise (cause or _one_line(error)) from None
+        if isinstance(self.model, TrainingShell):
+            self.model.settings = _plain_settings(self.config[self.subcommand])
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """With our loggers, checkpoints and progress bar beside the callbacks of the config."""
         config = self.config[self.subcommand]
         out = Path(config.out)
-        if config.trainer.logger is None:
+        if not self.writes:
+            kwargs["logger"] = config.trainer.logger or False  # measuring a run leaves its folder as it is
+        elif config.trainer.logger in (None, True):
             _keep_metrics(out / "metrics" / "metrics.csv")
             kwargs["logger"] = [
                 CSVLogger(out, name="", version="metrics"),
                 TensorBoardLogger(out, name="", version="tensorboard"),
             ]
-        extra: list[L.Callback] = [Checkpoints(config.checkpoint_seconds)]
-        if config.trainer.enable_progress_bar is not False:
-            extra.append(ShareBar(refresh_rate=10))
+        epochs = None
+        if config.trainer.max_epochs not in (None, -1) and not self.own_data:
+            epochs, kwargs["max_epochs"] = config.trainer.max_epochs, -1  # Lightning's epoch has no end here
+        replaced = old_files(out) if self.overwrites else []
         given = self._get(self.config_init, "trainer").get("callbacks") or []
         given = given if isinstance(given, list) else [given]
-        return super().instantiate_trainer(callbacks=[*given, *extra], **kwargs)
+        self.checkpoints = Checkpoints(config.checkpoint_seconds, self.interruption, replaced, epochs)
+        extra: list[L.Callback] = [self.checkpoints]
+        if config.trainer.enable_progress_bar is not False and not any(isinstance(each, ProgressBar) for each in given):
+            extra.append(ShareBar(refresh_rate=10))
+        trainer = super().instantiate_trainer(callbacks=[*given, *extra], **kwargs)
+        self.interruption.watch(trainer)
+        return trainer
+
+    def after_fit(self) -> None:
+        """Say where the result is and what comes next."""
+        last, model = self.checkpoints.last, self.model
+        if not (isinstance(model, TrainingShell) and last and self.trainer.is_global_zero):
+            return
+        bundle = f"unitok bundle BUNDLE --{model.kind.split()[0]} {last.parent.parent}"
+        then = f"next: {bundle}" if last.name == "final.ckpt" else f"go on with --resume auto"
+        print(f"{last}: {model.steps_done} steps; {then}")
+
+
+def _plain_settings(config: Any) -> dict[str, Any]:
+    """What a run was asked for, of model and data, by name, as plain values."""
+    plain: dict[str, Any] = {"precision": str(config.trainer.precision), "seed_everything": config.seed_everything}
+    for name in ("model", "data"):
+        for key, value in (config[name] or {}).items():
+            key = f"{name}.{key.removeprefix('init_args.')}"
+            plain[key] = value if isinstance(value, bool | int | float | str | None) else str(value)
+    return plain
+
+
+def _one_line(error: Exception) -> Exception:
+    """What Lightning itself says is wrong, as a `UserError`; any other error as it is."""
+    if isinstance(error, UserError):
+        return error
+    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+    ours = not isinstance(error, MisconfigurationException) and f"{Path(L.__file__).parent}/" not in raised_in
+    return error if ours else UserError(f"trainer: {' '.join(str(error).split())[:300]}")
 
 
 def _keep_metrics(path: Path) -> None:
     """Lightning's logger removes the file of an earlier part of the run: it gets a number."""
-    if path.exists() and getattr(rank_zero_only, "rank", 0) == 0:
+    if path.exists() and is_first_process():
         number = 1 + len(list(path.parent.glob("metrics-*.csv")))
         path.rename(path.with_name(f"metrics-{number}.csv"))
 
@@ -293,7 +405,9 @@ def run_lightning(arguments: list[str] | None = None) -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.basicConfig(format="%(message)s")
-    logging.getLogger("unitok").setLevel(logging.INFO)
+    logging.getLogger("unitok").setLevel(logging.INFO if is_first_process() else logging.ERROR)
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # where data modules of one's own lie
     UnitokCLI(
         L.LightningModule,
         L.LightningDataModule,
@@ -303,12 +417,6 @@ def run_lightning(arguments: list[str] | None = None) -> None:
         seed_everything_default=0,
         save_config_kwargs={"overwrite": True},
         parser_class=_Parser,
-        trainer_defaults={
-            "max_epochs": -1,
-            "use_distributed_sampler": False,
-            "log_every_n_steps": 1,
-            "num_sanity_val_steps": 0,
-            "enable_model_summary": False,
-        },
+        trainer_defaults=TRAINER_DEFAULTS,
         args=arguments,
     )

@@ -3,14 +3,15 @@
 Networks know nothing of this; a `TrainingShell` is a thin LightningModule around one. Choices:
 
 - Optimisation is manual, with a counter of our own, because Lightning's `global_step` counts every optimizer's step.
-- A budget in minutes becomes a number of steps after a short probe and is corrected at each tenth; the plan is kept in
-  the checkpoint.
+- A budget in minutes becomes a number of steps after a short probe and is corrected at each tenth; it is a bound, with half as
+  much again for a machine that slows down; the plan is kept in the checkpoint.
 - A checkpoint holds plain types and tensors only (it loads with `weights_only=True`): weights, optimizers, counters,
   random state, and the position in the data as a count of samples.
 - What the command line and YAML say wins over what a checkpoint remembers: checkpoints carry no hyperparameters.
 """
 
 import copy
+import logging
 import math
 import random
 import time
@@ -25,52 +26,102 @@ from torch import Tensor
 from unitok.errors import UserError
 
 PROBE_SHARE = 0.06  # of the minutes, before the number of steps is fixed
-REPLANS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)  # shares of the run at which it is fixed anew, from the last
+REPLANS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.25)  # shares of the run, or of the minutes, at which it is fixed anew
+LATEST = 1.5  # times the minutes: by then the run is in the tail of its schedule
+TAIL_STEPS = 5  # of which it then has at most
+STRIDE = 0.1  # most of the schedule that a step may pass over: the last one always has a low learning rate
 RESERVE_SECONDS = 2.0  # for the last checkpoint
+
+log = logging.getLogger(__name__)
 
 
 class Budget:
     """How long to train: a number of steps; minutes that become one after a probe; or ids, which do when a step's are known.
 
     Machines do not keep their pace, and a loss that begins in the middle changes it, so the plan for minutes is made again,
-    from the pace of the last stretch, at each tenth of the run. The share of the run that is over never goes back. What was planned is kept in checkpoints.
+    from the pace of the last stretch, at each tenth of the run or of the minutes, whichever comes first. Where a run is late, the
+    rest of its schedule is fitted into half the minutes more; when those are gone, a few steps of the schedule's tail end it.
+    The share of the run that is over never goes back. What was planned is kept in checkpoints.
     """
 
     def __init__(self, steps: int | None, minutes: float | None, ids: float | None = None):
         if sum(length is not None for length in (steps, minutes, ids)) != 1:
             raise UserError("give the length of the training as either steps, minutes or (for a decoder) ids")
+        if min(length for length in (steps, minutes, ids) if length is not None) <= 0:
+            raise UserError("the length of the training (steps, minutes or ids) must be above 0")
         self.total, self.minutes, self.ids = steps, minutes, ids
-        self.spent = 0.0  # seconds before this process
-        self.floor = 0.0  # the share never falls below this
-        self.replans = list(REPLANS)  # shares at which the plan is still to be made again
+        self.elapsed = 0.0  # seconds at the end of the last step, those of earlier processes included
+        self.planned = (0, 0.0)  # step and share at which the plan was made
+        self.next = REPLANS[0]  # when the plan is to be made again; LATEST: it is not
+        self.ends = False  # whether the tail has begun because the minutes are over
         self._began = 0.0
-        self._mark: tuple[int, float] | None = None  # step and time at which the stretch began
+        self._mark: tuple[int, float] | None = None  # step and seconds at which the stretch began
 
     def begin(self) -> None:
         """Start the clock."""
-        self._began = time.monotonic()
+        self._began = time.monotonic() - self.elapsed
 
-    def tick(self, done: int) -> None:
-        """After step `done`: make the plan when the probe has seen enough, and again at each tenth."""
-        if self.minutes is None:
+    def clock(self) -> float:
+        """Seconds that were spent, those of earlier processes included."""
+        return time.monotonic() - self._began
+
+    def tick(self, done: int, elapsed: float) -> None:
+        """After step `done`, with `elapsed` seconds spent: make the plan when the probe has seen enough, and when it is due anew."""
+        self.elapsed = elapsed
+        if self.minutes is None or self.ends or self.over(done):
             return
-        now, seconds = time.monotonic(), self.minutes * 60
-        if self._mark is None or done <= 3:  # the first steps are slow: caches, k-means, lazy initialisation
-            self._mark = (done, now)
+        late = elapsed / (self.minutes * 60)
+        if late >= LATEST:
+            self._end(done)
             return
-        elapsed, steps = self.spent + now - self._began, done - self._mark[0]
+        if self._mark is None or (
+            done <= 3 and late < self.next
+        ):  # the first steps are slow: caches, k-means, lazy initialisation
+            self._mark = (done, elapsed)
+            return
         if self.total is None:
-            due = elapsed >= PROBE_SHARE * seconds
+            due = late >= PROBE_SHARE and (done - self._mark[0] >= 5 or late >= self.next)
         else:
-            due = bool(self.replans) and done >= self.replans[-1] * self.total
-        if due and steps >= 5:
-            if self.total is not None:
-                self.floor = self.share(done)
-                while self.replans and self.replans[-1] <= self.floor:
-                    self.replans.pop()
-            pace = (now - self._mark[1]) / steps
-            self.total = done + max(1, int((seconds - RESERVE_SECONDS - elapsed) / pace))
-            self._mark = (done, now)
+            due = max(late, self.share(done)) >= self.next
+        if due:
+            self._plan(done)
+
+    def _pace(self, done: int) -> float:
+        """Seconds per step: of the last stretch, if it has any steps."""
+        step, then = self._mark or (done, 0.0)
+        return (self.elapsed - then) / (done - step) if done > step else self.elapsed / done
+
+    def _plan(self, done: int) -> None:
+        """Fit what is left of the schedule into the time that is left."""
+        seconds = (self.minutes or 0.0) * 60
+        in_time = self.elapsed < seconds
+        left = max(1, int(((seconds - RESERVE_SECONDS if in_time else LATEST * seconds) - self.elapsed) / self._pace(done)))
+        if self.total is None:
+            self._set(done, left, max(self.share(done), done / (done + left)))
+        else:
+            if not in_time and left < self.total - done and self.next <= 1.0:
+                log.warning(
+                    "step %d: %.3g minutes are over: the rest of the schedule is cut to half as much again", done, self.minutes
+                )
+            self._set(done, left if in_time else min(left, self.total - done), self.share(done))
+        now = max(self.elapsed / seconds, self.planned[1])
+        self.next = next((share for share in REPLANS if share > now), LATEST)
+
+    def _end(self, done: int) -> None:
+        """The last few steps, at the end of the schedule; they take about a tenth of the minutes at most."""
+        steps = max(1, min(TAIL_STEPS, int(6 * (self.minutes or 0.0) / self._pace(done))))
+        if self.total is not None:
+            steps = min(steps, self.total - done)
+        self.ends = True
+        self._set(done, steps, self.share(done))
+        log.warning(
+            "step %d: %.3g minutes are over and half as much again: the run ends with %d %s of its schedule's tail",
+            *(done, self.minutes, steps, "step" if steps == 1 else "steps"),
+        )
+
+    def _set(self, done: int, steps: int, share: float) -> None:
+        self.total, self._mark = done + steps, (done, self.elapsed)
+        self.planned = (done, max(share, 1 - STRIDE * steps))
 
     def set_ids(self, done: int, seen: int, a_step: int) -> None:
         """Where the length was given in ids: the steps that are left, after `done` of them and `seen` ids."""
@@ -82,26 +133,36 @@ class Budget:
         return None if self.total is None else max(0, self.total - done) * seconds_a_step / 60
 
     def share(self, done: int) -> float:
-        """Share of the run that is over, in [0, 1]; while the total is unknown, by the clock."""
-        if self.total is not None:
-            return max(self.floor, min(1.0, done / self.total))
-        elapsed = self.spent + (time.monotonic() - self._began if self._began else 0.0)
-        return min(PROBE_SHARE, elapsed / ((self.minutes or 1.0) * 60))
+        """Share of the run that is over, in [0, 1]: from where the plan was made in a line to its end; before, by the clock."""
+        begun, share = self.planned
+        if self.total is None:
+            return max(share, min(PROBE_SHARE, self.elapsed / ((self.minutes or 1.0) * 60)))
+        if self.over(done):
+            return 1.0
+        return share + (1 - share) * (done - begun) / (self.total - begun)
 
     def over(self, done: int) -> bool:
         return self.total is not None and done >= self.total
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
-        spent = self.spent + (time.monotonic() - self._began if self._began else 0.0)
-        plan = {"total": self.total, "floor": self.floor, "replans": list(self.replans)}
-        return plan | {"spent": spent, "minutes": self.minutes}
+        plan = {"total": self.total, "planned": list(self.planned), "next": self.next, "ends": self.ends}
+        return plan | {"spent": self.elapsed, "minutes": self.minutes}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """From a checkpoint; steps that were asked for now win over what it remembers."""
-        self.spent = float(state["spent"])
-        if self.minutes is not None and self.minutes == state["minutes"]:
-            self.total, self.floor, self.replans = state["total"], state["floor"], list(state["replans"])
+    def restore(self, state: dict[str, Any], done: int) -> None:
+        """From a checkpoint of step `done`; a length that was asked for now wins over what it remembers."""
+        self.elapsed = float(state["spent"])
+        if self.minutes is None:
+            return
+        if self.minutes != state["minutes"]:
+            self.planned = (done, min(1.0, self.elapsed / (self.minutes * 60)))
+            return
+        self.total = state["total"]
+        if "planned" in state:
+            self.planned, self.next, self.ends = (*state["planned"],), state["next"], state["ends"]
+        elif self.total:  # of an earlier version: a line from the start of the run, that never fell below its `floor`
+            self.planned = (done, max(state["floor"], min(1.0, done / self.total)))
+            self.next = next((share for share in REPLANS if share > self.planned[1]), LATEST)
 
 
 def warmup_linear(step: int, share: float, warmup_steps: int, hold: float = 0.0, final: float = 0.02) -> float:
@@ -151,6 +212,8 @@ class TrainingShell(L.LightningModule):
         self.log_every = log_every
         self.share = 0.0  # of the run that is over, when the step began
         self._last_loss: Tensor | float = 0.0
+        self.settings: dict[str, Any] = {}  # what the run was asked for, by name, as plain values; kept in every checkpoint
+        self._settings_before: dict[str, Any] = {}  # those of the checkpoint it goes on from
         self._restored: list[dict[str, Any]] | None = None  # random states, by process
         self._timed = (0, 0.0)  # step and time at which the pace was last looked at
 
@@ -174,14 +237,14 @@ class TrainingShell(L.LightningModule):
 
     def training_step(self, batch: Any, batch_index: int) -> None:
         """One step of the subclass, with what all share around it: counting, planning, logging, stopping."""
-        self.share = self._agreed(self.budget.share(self.steps_done))
+        self.share = self.budget.share(self.steps_done)
         logged = self.optimize(batch)
         self._last_loss = next(iter(logged.values()))
         self.steps_done += 1
         first = batch if isinstance(batch, Tensor) else next(iter(batch.values()))
         self.samples_seen += first.shape[0] * self.trainer.world_size
-        self.budget.tick(self.steps_done)
-        over = self._agreed(self.budget.over(self.steps_done))
+        self.budget.tick(self.steps_done, self._agreed(self.budget.clock()))
+        over = self.budget.over(self.steps_done)
         if self.steps_done % self.log_every == 0 or over:
             values = {name: float(value) for name, value in logged.items()}
             loss, *rest = values
@@ -231,7 +294,11 @@ class TrainingShell(L.LightningModule):
         self.budget.begin()
         self._timed = (self.steps_done, time.monotonic())
         rank, processes = self.trainer.global_rank, self.trainer.world_size
+        data = getattr(self.trainer.train_dataloader, "dataset", None)
+        found = {"content of data.path": data.content()} if hasattr(data, "content") else {}
+        self.settings |= {"processes": processes} | found
         if self._restored is not None:
+            log.info("resumed from %s at step %d%s", self.trainer.ckpt_path, self.steps_done, self._changes())
             self._assert_settings()
             if len(self._restored) == processes:
                 _set_random_state(self._restored[rank])
@@ -240,6 +307,13 @@ class TrainingShell(L.LightningModule):
             self._restored = None
         if self.budget.over(self.steps_done):
             self.trainer.should_stop = True
+
+    def _changes(self) -> str:
+        """What is asked for now that was not when the checkpoint was written, for people."""
+        both = self._settings_before.keys() & self.settings.keys()
+        changed = [k for k in self.settings if k in both and self._settings_before[k] != self.settings[k]]
+        told = [f"{name} {self._settings_before[name]} -> {self.settings[name]}" for name in changed]
+        return f"; changed: {', '.join(told)}" if told else ""
 
     def _assert_settings(self) -> None:
         """Give the optimizers the settings asked for now, in place of those that came with their state."""
@@ -262,6 +336,7 @@ class TrainingShell(L.LightningModule):
             "steps_done": self.steps_done,
             "samples_seen": self.samples_seen,
             "budget": self.budget.state(),
+            "settings": self.settings,
             "random": self._random_states(),
             "extra": self.extra(),
         }
@@ -277,9 +352,9 @@ class TrainingShell(L.LightningModule):
         if self.trainer.state.fn == "fit":
             check_same(state["structure"], self.structure(), "model")
         self.steps_done, self.samples_seen = state["steps_done"], state["samples_seen"]
+        self.budget.restore(state["budget"], self.steps_done)
         self.share = self.budget.share(self.steps_done)
-        self.budget.restore(state["budget"])
-        self._restored = state["random"]
+        self._restored, self._settings_before = state["random"], state.get("settings") or {}
         self.restore_extra(state.get("extra") or {})
 
     def _random_states(self) -> list[dict[str, Any]]:

@@ -246,9 +246,7 @@ def read_clip(file: soundfile.SoundFile, name: str, clip: tuple[float, float] | 
     return samples
 
 
-def read_audio_blocks(
-    path: Path, to_rate: int, channels: int, seconds: float, data: bytes | None = None
-) -> Iterator[Tensor]:
+def read_audio_blocks(path: Path, to_rate: int, channels: int, seconds: float, data: bytes | None = None) -> Iterator[Tensor]:
     """A file in pieces of about `seconds`, [channels, t] at `to_rate` Hz: what `load_audio` and `convert_audio` give at once.
 
     Memory does not grow with the file. data: its bytes, where they are at hand already; `path` is then only its name.

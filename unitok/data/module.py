@@ -5,6 +5,8 @@ a count of samples, kept in checkpoints, so a resumed run, with any number of wo
 the next sample. Nothing here draws from global random state.
 """
 
+import hashlib
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -66,6 +68,7 @@ class FileDataset(Dataset):
         folder = Path(folder)
         if not folder.exists():
             raise UserError(f"{folder}: no such folder")
+        self.folder = folder
         self.files, _ = find_media(folder, kind)
         if not self.files:
             raise UserError(f"{folder}: no {kind} files in it")
@@ -84,6 +87,11 @@ class FileDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def content(self) -> str:
+        """What is there: a number, and a digest of names and sizes."""
+        sizes = [(file.relative_to(self.folder).as_posix(), file.stat().st_size) for file in self.files]
+        return f"{len(sizes)} files ({hashlib.sha256(repr(sizes).encode()).hexdigest()[:8]})"
 
 
 class ImageDataset(FileDataset):
@@ -179,6 +187,12 @@ class SoundDataset(FileDataset):
         return samples[:, start : start + self.length]
 
 
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    """Ctrl-C and SIGTERM of a whole process group: the trainer ends its step with the batches of living workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+
+
 class _Module(L.LightningDataModule):
     """What the three share: an endless loader for training that starts where the checkpoint says, a plain one to validate."""
 
@@ -221,6 +235,7 @@ class _Module(L.LightningDataModule):
             collate_fn=self.collate,
             pin_memory=pinned,
             persistent_workers=self.workers > 0,
+            worker_init_fn=_leave_signals_to_the_trainer,
             **how,
         )
 

@@ -1,0 +1,85 @@
+"""Flags of Lightning's Trainer that mean nothing to a run with optimization of its own on endless data, and what to use instead.
+
+Each is refused by name before anything is built. What is not listed does what Lightning says.
+"""
+
+import inspect
+from typing import Any
+
+import lightning as L
+
+from unitok.errors import UserError
+
+#: Flags, and what does their job here.
+INSTEAD = {
+    "gradient_clip_val": "model.clip is the largest norm of a gradient",
+    "gradient_clip_algorithm": "model.clip is the largest norm of a gradient",
+    "accumulate_grad_batches": "model.accumulate cuts each batch into pieces that are added up; raise data.batch_size with it",
+    "min_steps": "model.steps, minutes or ids is the length of a run",
+    "min_epochs": "model.steps, minutes or ids is the length of a run",
+    "overfit_batches": "give data.path a folder with the few files to learn by heart",
+    "reload_dataloaders_every_n_epochs": "data has no epochs that end; stop, and go on with --resume auto",
+    "barebones": "turn off what you do not want: trainer.logger, enable_progress_bar",
+    "default_root_dir": "--out is the folder of a run",
+}
+
+#: Callbacks, and what does their job here.
+CALLBACKS_INSTEAD = {
+    "StochasticWeightAveraging": "model.ema_decay averages weights",
+    "WeightAveraging": "model.ema_decay averages weights",
+    "EMAWeightAveraging": "model.ema_decay averages weights",
+    "GradientAccumulationScheduler": "model.accumulate cuts each batch into pieces that are added up",
+    "BatchSizeFinder": "data.batch_size",
+    "LearningRateFinder": "model.learning_rate",
+}
+
+PRECISIONS = ("32-true", "bf16-mixed", "32", "bf16", "None")
+
+
+def check_trainer_flags(trainer: Any, defaults: dict[str, Any], own_data: bool) -> None:
+    """Raise `UserError` for a flag that cannot do what it says.
+
+    trainer: the values of all flags. defaults: those that differ from Lightning's. own_data: the data module is not unitok's.
+    """
+    usual = {name: p.default for name, p in inspect.signature(L.Trainer).parameters.items()} | defaults
+    for name, instead in INSTEAD.items():
+        if trainer[name] not in (None, usual[name], False) and not (own_data and name.startswith("reload")):
+            raise UserError(f"trainer.{name}: not here; {instead}")
+    if str(trainer.precision) not in PRECISIONS:
+        raise UserError(
+            f"trainer.precision {trainer.precision}: choose one of {', '.join(PRECISIONS)}; weights and averages stay "
+            "in fp32, and bf16 needs no scaling of gradients"
+        )
+    if trainer.enable_checkpointing is False:
+        raise UserError(
+            "trainer.enable_checkpointing false: a run leaves its last checkpoint; trainer.fast_dev_run tries a step and writes "
+            "nothing"
+        )
+    if not own_data:
+        _check_shares(trainer)
+    given = trainer.callbacks or []
+    for callback in given if isinstance(given, list) else [given]:
+        path = str(callback.get("class_path", ""))
+        if instead := CALLBACKS_INSTEAD.get(path.rpartition(".")[2]):
+            raise UserError(f"trainer.callbacks {path}: not here; {instead}")
+
+
+def _check_shares(trainer: Any) -> None:
+    """What asks for a share of the training data, which has no end."""
+    if isinstance(trainer.val_check_interval, float) and trainer.val_check_interval != 1.0:
+        raise UserError(
+            f"trainer.val_check_interval {trainer.val_check_interval}: data has no end that this could be a share of; "
+            "give a number of steps"
+        )
+    limit = trainer.limit_train_batches
+    if limit is not None and limit != 1.0 and (isinstance(limit, float) or limit < 1):
+        raise UserError(
+            f"trainer.limit_train_batches {limit}: data has no end that this could be a share of; give a number of steps"
+        )
+    if (trainer.check_val_every_n_epoch or 1) != 1 and not isinstance(limit, int):
+        raise UserError(
+            f"trainer.check_val_every_n_epoch {trainer.check_val_every_n_epoch}: data has no end; give trainer.val_check_interval "
+            "a number of steps"
+        )
+    if trainer.use_distributed_sampler:
+        raise UserError("trainer.use_distributed_sampler: not here; processes share each batch already")
