@@ -81,8 +81,9 @@ class Checkpoints(Checkpoint):
         due, stop = asked.bool().tolist()
         if stop:
             self._stop(trainer, module)
-        if due and module.healthy:
-            self._save(trainer, f"step={module.steps_done}.ckpt")
+        over = module.budget.over(module.steps_done)
+        if (due or over) and module.healthy:
+            self._save(trainer, "final.ckpt" if over else f"step={module.steps_done}.ckpt")
             self._written = time.monotonic()
         if self.epochs is not None and self._epochs_done(trainer, module) >= self.epochs:
             trainer.should_stop = True
@@ -102,7 +103,7 @@ class Checkpoints(Checkpoint):
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """The last one, in place of all others."""
-        if isinstance(module, TrainingShell):
+        if isinstance(module, TrainingShell) and (self.last is None or self.last.name != "final.ckpt"):
             self._save(trainer, _last_name(module))
 
     def _save(self, trainer: L.Trainer, name: str) -> None:
@@ -195,15 +196,23 @@ class _Parser(LightningArgumentParser):
     """Says what is wrong in one line."""
 
     def error(self, message: Any, ex: Exception | None = None) -> Any:
-        """Of what jsonargparse tells the line that helps, with the nearest key where one does not exist."""
+        """Of what jsonargparse tells the line that helps and its key, with the nearest key where one does not exist."""
         text = str(message if message is not None else ex)
-        lines = [line.strip(" -") for line in text.splitlines() if line.strip()]
-        telling = [line for line in lines if not line.startswith(("Problem", "Parser key", "Did not", "Union"))]
-        unknown = re.search(r"(?:[Oo]ption '|unrecognized arguments: -*)([\w.]+)", text)
+        lines = dict.fromkeys(line.strip(" -") for line in text.splitlines() if line.strip())
+        telling = [line for line in lines if not line.startswith(_FRAMES)] or list(lines)
+        key = re.search(r'Parser key "([\w.]+)":', text)
+        where = f"{key[1]}: " if key and telling[0][:10] != "Parser key" else ""
+        told = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", "; ".join(telling[:3])).replace("a typing.Literal", "one of ")
+        unknown = re.search(r"(?:[Oo]ption '|unrecognized arguments: --)([\w.]+)", text)
         near = difflib.get_close_matches(unknown[1].rpartition(".")[2], _option_names(), 1) if unknown else []
         hint = f"; did you mean {near[0]}?" if near else ""
-        print(f"error: {'; '.join((telling or lines)[:3])[:400]}{hint}", file=sys.stderr)
+        print(f"error: {where}{told[:400]}{hint}", file=sys.stderr)
         raise SystemExit(2)
+
+
+#: How lines begin in which jsonargparse says what it tried, and not what is wrong.
+_FRAMES = ("Problem with", "Parser key", "Did not", "Union", "Does not validate", "Subtypes:", "Errors:", "Given value type:")
+_FRAMES += ("Given value: NestedArg", "Expected a path but", "Expected a <class 'NoneType'>")
 
 
 def _option_names() -> list[str]:
@@ -212,7 +221,7 @@ def _option_names() -> list[str]:
     from unitok.model.training import DecoderTraining
     from unitok.tokenizers.training import AudioTokenizerTraining, ImageTokenizerTraining
 
-    names = {"out", "resume", "checkpoint_seconds", "model", "data", "trainer", "seed_everything", "init_args"}
+    names = {"out", "resume", "overwrite", "checkpoint_seconds", "model", "data", "trainer", "seed_everything", "init_args"}
     trainings = (DecoderTraining, ImageTokenizerTraining, AudioTokenizerTraining)
     waiting: list[Any] = [*trainings, data.TokenShards, data.ImageFiles, data.AudioFiles, L.Trainer]
     for cls in waiting:
@@ -242,7 +251,7 @@ class UnitokCLI(LightningCLI):
                 f"a process that reads data died ({str(error).splitlines()[0][:120]}); it may have run out of memory: lower "
                 "data.workers or row_length, and go on with --resume auto"
             ) from None
-        except (MisconfigurationException, ValueError) as error:
+        except (MisconfigurationException, ValueError, ImportError) as error:
             raise _one_line(error) from None
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -308,7 +317,8 @@ class UnitokCLI(LightningCLI):
         strategy = config.trainer.strategy
         name = strategy if isinstance(strategy, str) else str(getattr(strategy, "class_path", "auto"))
         sharded = name.endswith("ModelParallelStrategy")
-        if not (sharded or name == "auto" or "ddp" in name.lower()):
+        copies = any(way in name for way in ("spawn", "fork", "notebook"))  # of a process that has begun
+        if copies or not (sharded or name == "auto" or "ddp" in name.lower()):
             raise UserError(f"trainer.strategy {name}: choose auto, ddp or lightning.pytorch.strategies.ModelParallelStrategy")
         if sharded and not str(config.model.class_path).endswith("DecoderTraining"):
             raise UserError("trainer.strategy: only decoders are sharded; train tokenizers with ddp")
@@ -322,7 +332,7 @@ class UnitokCLI(LightningCLI):
         """A `UserError` of a constructor comes out as it is: jsonargparse wraps it in what it tried."""
         try:
             super().instantiate_classes()
-        except (MisconfigurationException, ValueError) as error:
+        except (MisconfigurationException, ValueError, ImportError) as error:
             cause: BaseException | None = error
             while cause is not None and not isinstance(cause, UserError):
                 cause = cause.__cause__
@@ -359,10 +369,12 @@ class UnitokCLI(LightningCLI):
     def after_fit(self) -> None:
         """Say where the result is and what comes next."""
         last, model = self.checkpoints.last, self.model
+        if self.trainer.fast_dev_run:
+            log.info("it works; nothing was written")
         if not (isinstance(model, TrainingShell) and last and self.trainer.is_global_zero):
             return
         bundle = f"unitok bundle BUNDLE --{model.kind.split()[0]} {last.parent.parent}"
-        then = f"next: {bundle}" if last.name == "final.ckpt" else f"go on with --resume auto"
+        then = f"next: {bundle}" if last.name == "final.ckpt" else "go on with --resume auto"
         print(f"{last}: {model.steps_done} steps; {then}")
 
 

@@ -12,25 +12,25 @@ from unitok.errors import UserError
 
 #: Flags, and what does their job here.
 INSTEAD = {
-    "gradient_clip_val": "model.clip is the largest norm of a gradient",
-    "gradient_clip_algorithm": "model.clip is the largest norm of a gradient",
-    "accumulate_grad_batches": "model.accumulate cuts each batch into pieces that are added up; raise data.batch_size with it",
-    "min_steps": "model.steps, minutes or ids is the length of a run",
-    "min_epochs": "model.steps, minutes or ids is the length of a run",
+    "gradient_clip_val": "set model.clip, the largest norm of a gradient",
+    "gradient_clip_algorithm": "set model.clip, the largest norm of a gradient",
+    "accumulate_grad_batches": "set model.accumulate, the pieces that a batch is cut into, and a larger data.batch_size",
+    "min_steps": "the length of a run is model.steps, minutes or ids",
+    "min_epochs": "the length of a run is model.steps, minutes or ids",
     "overfit_batches": "give data.path a folder with the few files to learn by heart",
-    "reload_dataloaders_every_n_epochs": "data has no epochs that end; stop, and go on with --resume auto",
-    "barebones": "turn off what you do not want: trainer.logger, enable_progress_bar",
+    "reload_dataloaders_every_n_epochs": "stop the run and go on with --resume auto",
+    "barebones": "turn off trainer.logger and trainer.enable_progress_bar",
     "default_root_dir": "--out is the folder of a run",
 }
 
 #: Callbacks, and what does their job here.
 CALLBACKS_INSTEAD = {
-    "StochasticWeightAveraging": "model.ema_decay averages weights",
-    "WeightAveraging": "model.ema_decay averages weights",
-    "EMAWeightAveraging": "model.ema_decay averages weights",
-    "GradientAccumulationScheduler": "model.accumulate cuts each batch into pieces that are added up",
-    "BatchSizeFinder": "data.batch_size",
-    "LearningRateFinder": "model.learning_rate",
+    "StochasticWeightAveraging": "set model.ema_decay",
+    "WeightAveraging": "set model.ema_decay",
+    "EMAWeightAveraging": "set model.ema_decay",
+    "GradientAccumulationScheduler": "set model.accumulate, the pieces that a batch is cut into",
+    "BatchSizeFinder": "set data.batch_size",
+    "LearningRateFinder": "set model.learning_rate",
 }
 
 PRECISIONS = ("32-true", "bf16-mixed", "32", "bf16", "None")
@@ -44,7 +44,7 @@ def check_trainer_flags(trainer: Any, defaults: dict[str, Any], own_data: bool) 
     usual = {name: p.default for name, p in inspect.signature(L.Trainer).parameters.items()} | defaults
     for name, instead in INSTEAD.items():
         if trainer[name] not in (None, usual[name], False) and not (own_data and name.startswith("reload")):
-            raise UserError(f"trainer.{name}: not here; {instead}")
+            raise UserError(f"trainer.{name} does not work with this training; {instead}")
     if str(trainer.precision) not in PRECISIONS:
         raise UserError(
             f"trainer.precision {trainer.precision}: choose one of {', '.join(PRECISIONS)}; weights and averages stay "
@@ -55,13 +55,16 @@ def check_trainer_flags(trainer: Any, defaults: dict[str, Any], own_data: bool) 
             "trainer.enable_checkpointing false: a run leaves its last checkpoint; trainer.fast_dev_run tries a step and writes "
             "nothing"
         )
+    for name in ("max_steps", "max_epochs"):
+        if (value := trainer[name]) is not None and value != -1 and value < 1:
+            raise UserError(f"trainer.{name} {value}: it must be at least 1, or -1 for no limit")
     if not own_data:
         _check_shares(trainer)
     given = trainer.callbacks or []
     for callback in given if isinstance(given, list) else [given]:
         path = str(callback.get("class_path", ""))
         if instead := CALLBACKS_INSTEAD.get(path.rpartition(".")[2]):
-            raise UserError(f"trainer.callbacks {path}: not here; {instead}")
+            raise UserError(f"trainer.callbacks {path} does not work with this training; {instead}")
 
 
 def _check_shares(trainer: Any) -> None:
@@ -82,4 +85,4 @@ def _check_shares(trainer: Any) -> None:
             "a number of steps"
         )
     if trainer.use_distributed_sampler:
-        raise UserError("trainer.use_distributed_sampler: not here; processes share each batch already")
+        raise UserError("trainer.use_distributed_sampler: processes share each batch already; leave it out")
