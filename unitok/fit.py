@@ -88,6 +88,11 @@ class Checkpoints(Checkpoint):
         if self.epochs is not None and self._epochs_done(trainer, module) >= self.epochs:
             trainer.should_stop = True
 
+    def on_validation_batch_start(self, trainer: L.Trainer, module: L.LightningModule, *batch: Any) -> None:
+        """A signal ends a validation, too; that of several processes, which may have different numbers of batches, ends first."""
+        if self.interruption.signal and trainer.world_size == 1 and isinstance(module, TrainingShell):
+            self._stop(trainer, module)
+
     def _epochs_done(self, trainer: L.Trainer, module: TrainingShell) -> float:
         if isinstance(trainer.limit_train_batches, int):
             return module.steps_done / trainer.limit_train_batches
