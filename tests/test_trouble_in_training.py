@@ -181,7 +181,7 @@ def test_limits_of_the_trainer_count_batches_and_epochs_of_the_data_and_a_dry_ru
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--data", "stamps.Stamps"], "error: data: No module named 'stamps'"),
+        (["--data", "stamps.Stamps"], "error: data: No module named 'stamps'; Given value: stamps.Stamps"),
         (["--data.init_args.crop", "middle"], "error: crop: Expected one of ['centre', 'random']. Got value: middle"),
         (["--model.init_args.steps", "many"], "error: steps: Expected a int; Given value: many"),
     ],

@@ -59,6 +59,7 @@ class Checkpoints(Checkpoint):
         self.seconds, self.interruption, self.replaced, self.epochs = seconds, interruption, replaced, epochs
         self.files = WholeFiles()
         self.last: Path | None = None  # that was written
+        self.steps = 0  # of this process
         self._written = 0.0
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
@@ -73,6 +74,7 @@ class Checkpoints(Checkpoint):
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *batch: Any) -> None:
         """Write one if it is time, and the run is healthy; end the run if a signal came or its epochs are over."""
+        self.steps += 1
         if not isinstance(module, TrainingShell):
             return
         asked = torch.tensor([time.monotonic() - self._written >= self.seconds, self.interruption.signal > 0]).int()
@@ -241,7 +243,9 @@ class UnitokCLI(LightningCLI):
     """LightningCLI with `--out`, `--resume` and `--overwrite`, and with loggers, checkpoints and a progress bar in place."""
 
     def __init__(self, *arguments: Any, **options: Any):
-        self.interruption, self.checkpoint = Interruption(), None  # the checkpoint to go on from
+        self.interruption = Interruption()
+        self.checkpoint: str | None = None  # to go on from
+        self.checkpoints: Checkpoints | None = None  # that writes new ones
         with ExitStack() as self.held, self.interruption.handled():
             super().__init__(*arguments, **options)
 
@@ -285,7 +289,7 @@ class UnitokCLI(LightningCLI):
         if not fits:
             self.save_config_callback = None
         if self.writes and is_first_process():
-            self.held.enter_context(run_folder(out, self._has_begun))
+            self.held.enter_context(run_folder(out, lambda: self.checkpoints is not None and self.checkpoints.steps > 0))
             check_unused(out, config.resume, config.overwrite)
         self.checkpoint = self._find_checkpoint(out, config.resume)
         self.overwrites, config.overwrite = config.overwrite, False  # the config that is kept must not replace anything
@@ -307,11 +311,6 @@ class UnitokCLI(LightningCLI):
         if newest is None and self.writes:
             log.info("%s: no checkpoint to go on from; a new run starts", out)
         return str(newest) if newest else None
-
-    def _has_begun(self) -> bool:
-        """Whether there is anything of the run to keep."""
-        trainer = getattr(self, "trainer", None)
-        return any(Path(self.config[self.subcommand].out).glob("checkpoints/*.ckpt")) or bool(trainer and trainer.global_step)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """The checkpoint goes past the config, whose copy is for new runs, too."""
@@ -373,7 +372,7 @@ class UnitokCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Say where the result is and what comes next."""
-        last, model = self.checkpoints.last, self.model
+        last, model = self.checkpoints and self.checkpoints.last, self.model
         if self.trainer.fast_dev_run:
             log.info("it works; nothing was written")
         if not (isinstance(model, TrainingShell) and last and self.trainer.is_global_zero):

@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from shutil import rmtree
 
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -27,12 +26,13 @@ def is_first_process() -> bool:
 
 @contextmanager
 def run_folder(out: Path, has_begun: Callable[[], bool]) -> Iterator[None]:
-    """Hold a run's folder, which is made if need be; where nothing came of the run, what it wrote goes with it.
+    """Hold a run's folder, which is made if need be; where nothing came of the run, it is left as it was found.
 
-    has_begun: says whether there is anything to keep. Errors: `UserError` when another run is at work on the folder.
+    has_begun: says whether anything came of it. Errors: `UserError` when another run is at work on the folder.
     """
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
-    before = set(os.listdir(out)) if out.exists() else set()
+    before = {file.stat().st_ino: file for file in _written(out)}
+    configs = {file: file.read_bytes() for file in before.values() if file.name == "config.yaml"}
     try:
         out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -42,10 +42,15 @@ def run_folder(out: Path, has_begun: Callable[[], bool]) -> Iterator[None]:
             yield
         except BaseException:
             if not has_begun():
-                for name in set(WRITTEN) - before:
-                    _remove(out / name)
-                for folder in (out / "checkpoints", *made):
-                    with suppress(OSError):  # not empty, or not there
+                for file in _written(out):
+                    if (there := before.get(file.stat().st_ino)) is None:
+                        file.unlink()
+                    else:
+                        file.rename(there)
+                for file, content in configs.items():
+                    file.write_bytes(content)
+                for folder in (*(out / name for name in WRITTEN), out / "checkpoints", *made):
+                    with suppress(OSError):  # not empty, not there, or a file
                         folder.rmdir()
             raise
 
@@ -83,8 +88,7 @@ def old_files(out: Path) -> list[Path]:
     return [*checkpoints, *out.glob("metrics/metrics*.csv"), *out.glob("tensorboard/events.out.tfevents.*")]
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def _written(out: Path) -> list[Path]:
+    """Files of a run beside its checkpoints, new ones first."""
+    found = [file for name in WRITTEN for file in (out / name, *(out / name).rglob("*")) if file.is_file()]
+    return sorted(found, key=lambda file: file.stat().st_ctime_ns, reverse=True)

@@ -67,12 +67,12 @@ class Budget:
 
     def tick(self, done: int, elapsed: float) -> None:
         """After step `done`, with `elapsed` seconds spent: make the plan when the probe has seen enough, and when it is due anew."""
-        self.elapsed = elapsed
+        step, self.elapsed = elapsed - self.elapsed, elapsed
         if self.minutes is None or self.ends or self.over(done):
             return
         late = elapsed / (self.minutes * 60)
         if late >= LATEST:
-            self._end(done)
+            self._end(done, step)
             return
         if self._mark is None or (
             done <= 3 and late < self.next
@@ -107,9 +107,9 @@ class Budget:
         now = max(self.elapsed / seconds, self.planned[1])
         self.next = next((share for share in REPLANS if share > now), LATEST)
 
-    def _end(self, done: int) -> None:
-        """The last few steps, at the end of the schedule; they take about a tenth of the minutes at most."""
-        steps = max(1, min(TAIL_STEPS, int(6 * (self.minutes or 0.0) / self._pace(done))))
+    def _end(self, done: int, pace: float) -> None:
+        """The last few steps, at the end of the schedule; at `pace` seconds per step they take a tenth of the minutes at most."""
+        steps = max(1, min(TAIL_STEPS, int(6 * (self.minutes or 0.0) / pace)))
         if self.total is not None:
             steps = min(steps, self.total - done)
         self.ends = True
