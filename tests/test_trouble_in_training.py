@@ -137,7 +137,7 @@ CALLBACKS = "--trainer.callbacks+=lightning.pytorch.callbacks."
         (["--trainer.max_steps", "0"], "at least 1"),
         (["--trainer.max_epochs", "-3"], "at least 1"),
         (["--trainer.min_steps", "9"], "model.steps"),
-        (["--trainer.overfit_batches", "2"], "data.path"),
+        (["--trainer.overfit_batches", "0.5"], "give a number of steps"),
         (["--trainer.use_distributed_sampler", "true"], "processes share each batch already"),
         (["--trainer.enable_checkpointing", "false"], "fast_dev_run"),
         (["--trainer.default_root_dir", "elsewhere"], "--out"),

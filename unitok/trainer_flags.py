@@ -17,7 +17,6 @@ INSTEAD = {
     "accumulate_grad_batches": "set model.accumulate, the pieces that a batch is cut into, and a larger data.batch_size",
     "min_steps": "the length of a run is model.steps, minutes or ids",
     "min_epochs": "the length of a run is model.steps, minutes or ids",
-    "overfit_batches": "give data.path a folder with the few files to learn by heart",
     "reload_dataloaders_every_n_epochs": "stop the run and go on with --resume auto",
     "barebones": "turn off trainer.logger and trainer.enable_progress_bar",
     "default_root_dir": "--out is the folder of a run",
@@ -74,12 +73,11 @@ def _check_shares(trainer: Any) -> None:
             f"trainer.val_check_interval {trainer.val_check_interval}: data has no end that this could be a share of; "
             "give a number of steps"
         )
-    limit = trainer.limit_train_batches
-    if limit is not None and limit != 1.0 and (isinstance(limit, float) or limit < 1):
-        raise UserError(
-            f"trainer.limit_train_batches {limit}: data has no end that this could be a share of; give a number of steps"
-        )
-    if (trainer.check_val_every_n_epoch or 1) != 1 and not isinstance(limit, int):
+    for name, none in (("limit_train_batches", 1.0), ("overfit_batches", 0.0)):
+        value = none if trainer[name] is None else trainer[name]
+        if value != none and (isinstance(value, float) or value < 1):
+            raise UserError(f"trainer.{name} {value}: data has no end that this could be a share of; give a number of steps")
+    if (trainer.check_val_every_n_epoch or 1) != 1 and not isinstance(trainer.limit_train_batches, int):
         raise UserError(
             f"trainer.check_val_every_n_epoch {trainer.check_val_every_n_epoch}: data has no end; give trainer.val_check_interval "
             "a number of steps"

@@ -1,13 +1,16 @@
 """Promises of the image tokenizer's training: exact resume with everything on, whole batches, a quiet discriminator."""
 
+import csv
 import logging
 import socket
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from launch import run_processes
+from PIL import Image
 
 from unitok.bundle import load_trained_part
 from unitok.checkpoints import load_checkpoint, newest_checkpoint
@@ -151,6 +154,24 @@ def test_grids_of_originals_over_reconstructions_are_written(tmp_path, scenes_fo
 
 
 # ---- Health ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [1, 8])
+def test_equal_images_train_to_finite_numbers_a_word_and_a_tokenizer(tmp_path, caplog, number):
+    (tmp_path / "grey").mkdir()
+    for i in range(number):
+        Image.new("RGB", (32, 32), (128, 128, 128)).save(tmp_path / "grey" / f"{i}.png")
+    options = {"quantize_from": "0.2", "gan.start": "0.4", "gan.ahead": "0.1", "gan.lecam": "0.01", "tokenizer.ch": "32"}
+    run = arguments(tmp_path / "run", tmp_path, 10, ("--data.init_args.path", str(tmp_path / "grey")), **options)
+    with caplog.at_level(logging.WARNING, logger="unitok"):
+        run_lightning(run)
+    assert caplog.text.count("of codebook 0 is in use") == 1
+    rows = list(csv.DictReader(open(tmp_path / "run" / "metrics" / "metrics.csv")))
+    numbers = [float(value) for row in rows for value in row.values() if value]
+    assert len(rows) == 10
+    assert np.isfinite(numbers).all()
+    tokenizer, _ = load_trained_part("image", tmp_path / "run")
+    assert all(tensor.isfinite().all() for tensor in tokenizer.state_dict().values())
 
 
 def test_statistics_of_a_codebook():

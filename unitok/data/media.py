@@ -124,7 +124,9 @@ def open_image(path: Path, data: bytes | None = None) -> Image.Image:
                 if image.width * image.height > MAX_PIXELS:
                     raise UserError(f"{path}: {image.width} x {image.height} pixels are too many (limit {MAX_PIXELS})")
                 image.load()
-                return to_rgb(image)
+                rgb = to_rgb(image)
+                rgb.format = image.format  # which is lost on the way
+                return rgb
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except UserError:

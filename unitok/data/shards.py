@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from unitok.data.output import whole, write_whole
 from unitok.document import Document
-from unitok.errors import UserError, read_json
+from unitok.errors import UserError, first_line, read_json
 from unitok.vocab import Placed, Vocab
 
 VERSION = 1
@@ -177,17 +177,23 @@ class TokenDataset:
     def lengths(self) -> np.ndarray:
         """int64 [documents]: number of ids of each. Of a remote data set this column alone is read."""
         found = [np.zeros(0, np.int64)]
-        for number, shard in enumerate(self.shards):
-            column = self.remote.lengths(shard) if self.remote and number not in self._open else None
-            if column is None:
-                table = self._table(number)
-                column = table.column("length") if "length" in table.column_names else None
-                if column is None:  # of a data set made before there was such a column
-                    offsets = [c.offsets.to_numpy() for c in table.column("tokens").chunks]
-                    found += [np.diff(o).astype(np.int64) for o in offsets]
-                    continue
+        for number in range(len(self.shards)):
+            column = self._column(number, "length")
+            if column is None:  # of a data set made before there was such a column
+                offsets = [c.offsets.to_numpy() for c in self._table(number).column("tokens").chunks]
+                found += [np.diff(o).astype(np.int64) for o in offsets]
+                continue
             found.append(column.to_numpy().astype(np.int64))
         return np.concatenate(found)
+
+    def _column(self, number: int, name: str) -> pa.ChunkedArray | None:
+        """A column of a shard, or None where it has no such; of a remote data set's the rest is not read."""
+        if self.remote and number not in self._open:
+            column = self.remote.column(self.shards[number], name)
+            if column is not None:
+                return column
+        table = self._table(number)
+        return table.column(name) if name in table.column_names else None
 
     def ids(self, index: int) -> np.ndarray:
         """int64 [L]: the ids of a document, bos to eos."""
@@ -197,7 +203,20 @@ class TokenDataset:
     def placed(self, index: int) -> list[Placed]:
         """Where the segments of a document stand."""
         table, row = self._place(index)
-        return [Placed(**(s | {"size": tuple(s["size"])})) for s in table.column("spans")[row].as_py()]
+        return _placed(table.column("spans")[row].as_py())
+
+    def placed_of(self, indices: np.ndarray) -> list[list[Placed]]:
+        """`placed` of several documents; of a remote data set nothing else is read."""
+        shards = np.searchsorted(self._starts, indices, side="right") - 1
+        found: list[list[Placed]] = [[]] * len(indices)
+        for number in np.unique(shards).tolist():
+            where = np.flatnonzero(shards == number)
+            column = self._column(number, "spans")
+            assert column is not None
+            rows = column.take(pa.array(indices[where] - self._starts[number])).to_pylist()
+            for at, spans in zip(where.tolist(), rows, strict=True):
+                found[at] = _placed(spans)
+        return found
 
     def document(self, index: int) -> Document:
         """A document with its codes. Inverse of what `write_shard` wrote."""
@@ -257,6 +276,10 @@ class TokenDataset:
             yield f"document {index}: its spans do not say what its ids do"
 
 
+def _placed(spans: list[dict]) -> list[Placed]:
+    return [Placed(**(s | {"size": tuple(s["size"])})) for s in spans]
+
+
 class _Remote:
     """A data set's folder on a server, and a local cache of its shards."""
 
@@ -271,7 +294,7 @@ class _Remote:
         except FileNotFoundError:
             raise UserError(f"{url}/dataset.json: no such file; make a data set with `unitok tokenize`") from None
         except Exception as error:  # every file system of fsspec has its own
-            raise UserError(f"{url}: cannot be read ({(str(error).splitlines() or ['?'])[0][:120]})") from None
+            raise UserError(f"{url}: cannot be read ({first_line(error)})") from None
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unitok"
         self.cache = Path(cache or home) / hashlib.sha256(text).hexdigest()[:16]  # of its content, wherever it lies
 
@@ -281,24 +304,31 @@ class _Remote:
         if not path.exists():
             self.cache.mkdir(parents=True, exist_ok=True)
             partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-            self.fs.get_file(f"{self.folder}/{shard['file']}", str(partial))
-            with open(partial, "rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != shard["sha256"]:
-                    partial.unlink()
-                    raise UserError(
-                        f"{self.url}/{shard['file']}: came damaged: its checksum differs from dataset.json; try again"
-                    )
-            partial.replace(path)
+            try:
+                self._download(shard, partial)
+                partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)
         return path
 
-    def lengths(self, shard: dict) -> pa.ChunkedArray | None:
-        """The column of lengths, without the rest; None where the shard is at hand, or has none."""
+    def _download(self, shard: dict, to: Path) -> None:
+        where = f"{self.url}/{shard['file']}"
+        try:
+            self.fs.get_file(f"{self.folder}/{shard['file']}", str(to))
+        except Exception as error:  # every file system of fsspec has its own
+            raise UserError(f"{where}: cannot be read ({first_line(error)}); try again") from None
+        with open(to, "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != shard["sha256"]:
+                raise UserError(f"{where}: came damaged: its checksum differs from dataset.json; try again")
+
+    def column(self, shard: dict, name: str) -> pa.ChunkedArray | None:
+        """One column, without the rest; None where the shard is at hand, or has none."""
         if (self.cache / shard["file"]).exists():
             return None
         with self.fs.open(f"{self.folder}/{shard['file']}", "rb") as file:
             reader = pa.ipc.open_file(pa.PythonFile(file, mode="r"))
-            if "length" not in reader.schema.names:
+            if name not in reader.schema.names:
                 return None
-            field = reader.schema.get_field_index("length")
+            field = reader.schema.get_field_index(name)
             options = pa.ipc.IpcReadOptions(included_fields=[field])
-            return pa.ipc.open_file(pa.PythonFile(file, mode="r"), options=options).read_all().column("length")
+            return pa.ipc.open_file(pa.PythonFile(file, mode="r"), options=options).read_all().column(name)
