@@ -282,7 +282,6 @@ class UnitokCLI(LightningCLI):
         out, fits = Path(config.out), self.subcommand == "fit"
         self.own_data = not str(config.data.class_path if config.data else "").startswith("unitok.")
         check_trainer_flags(config.trainer, TRAINER_DEFAULTS, self.own_data)
-        config.trainer.default_root_dir = str(out)
         if config.ckpt_path:
             raise UserError(f"ckpt_path {config.ckpt_path}: give it as --resume")
         self.writes = fits and not config.trainer.fast_dev_run
@@ -366,7 +365,7 @@ class UnitokCLI(LightningCLI):
         extra: list[L.Callback] = [self.checkpoints]
         if config.trainer.enable_progress_bar is not False and not any(isinstance(each, ProgressBar) for each in given):
             extra.append(ShareBar(refresh_rate=10))
-        trainer = super().instantiate_trainer(callbacks=[*given, *extra], **kwargs)
+        trainer = super().instantiate_trainer(callbacks=[*given, *extra], default_root_dir=str(out), **kwargs)
         self.interruption.watch(trainer)
         return trainer
 
