@@ -368,7 +368,7 @@ class TrainingShell(L.LightningModule):
         both = self._settings_before.keys() & self.settings.keys()
         changed = [k for k in self.settings if k in both and self._settings_before[k] != self.settings[k]]
         told = [f"{name} {self._settings_before[name]} -> {self.settings[name]}" for name in changed]
-        return f"; changed: {', '.join(told)}" if told else ""
+        return f"; changed: {', '.join(told).replace(' None', ' unset')}" if told else ""
 
     def _assert_settings(self) -> None:
         """Give the optimizers the settings asked for now, in place of those that came with their state."""
