@@ -229,8 +229,8 @@ def newest_checkpoint(folder: Path) -> Path | None:
             found.append((is_written_by_run(file), steps, last, file))
         if found:
             break
-    for error in torn:
-        log.warning("%s: passed over", error)
+    for problem in torn:
+        log.warning("%s: passed over", problem)
     return max(found)[-1] if found else None
 
 

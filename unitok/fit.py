@@ -48,15 +48,17 @@ class Checkpoints(Checkpoint):
 
     Args:
         seconds: between two checkpoints. interruption: which signal came. replaced: files of an old run, which go when the
-            first checkpoint is there. epochs: passes over the data (or over `limit_train_batches` batches) after which to stop.
+            first checkpoint is there. epochs: passes over the data (or over `limit_train_batches` batches) after which to stop. tries: write none.
 
     Lightning's ModelCheckpoint cannot: with manual optimization it pays no heed to `train_time_interval` (2.6). A checkpoint is
     written beside its place and renamed, and the old one goes when the new one is there. (Lightning's own writing stages in
     the system's temporary folder, which may be another file system: moving the file is then no renaming.)
     """
 
-    def __init__(self, seconds: float, interruption: Interruption, replaced: list[Path], epochs: int | None = None):
-        self.seconds, self.interruption, self.replaced, self.epochs = seconds, interruption, replaced, epochs
+    def __init__(
+        self, seconds: float, interruption: Interruption, replaced: list[Path], epochs: int | None = None, tries: bool = False
+    ):
+        self.seconds, self.interruption, self.replaced, self.epochs, self.tries = seconds, interruption, replaced, epochs, tries
         self.files = WholeFiles()
         self.last: Path | None = None  # that was written
         self.steps = 0  # of this process
@@ -114,7 +116,7 @@ class Checkpoints(Checkpoint):
             self._save(trainer, _last_name(module))
 
     def _save(self, trainer: L.Trainer, name: str) -> None:
-        if trainer.fast_dev_run:
+        if self.tries:
             return
         folder = Path(trainer.default_root_dir) / "checkpoints"
         self.last = folder / name
@@ -218,7 +220,16 @@ class _Parser(LightningArgumentParser):
 
 
 #: How lines begin in which jsonargparse says what it tried, and not what is wrong.
-_FRAMES = ("Problem with", "Parser key", "Did not", "Union", "Does not validate", "Subtypes:", "Errors:", "Given value type:")
+_FRAMES: tuple[str, ...] = (
+    "Problem with",
+    "Parser key",
+    "Did not",
+    "Union",
+    "Does not validate",
+    "Subtypes:",
+    "Errors:",
+    "Given value type:",
+)
 _FRAMES += ("Given value: NestedArg", "Expected a path but", "Expected a <class 'NoneType'>")
 
 
@@ -284,10 +295,10 @@ class UnitokCLI(LightningCLI):
         check_trainer_flags(config.trainer, TRAINER_DEFAULTS, self.own_data)
         if config.ckpt_path:
             raise UserError(f"ckpt_path {config.ckpt_path}: give it as --resume")
-        self.writes = fits and not config.trainer.fast_dev_run
+        self.tries = bool(config.trainer.fast_dev_run)  # whether it works, and writes nothing
         if not fits:
             self.save_config_callback = None
-        if self.writes and is_first_process():
+        if fits and not self.tries and is_first_process():
             self.held.enter_context(run_folder(out, lambda: self.checkpoints is not None and self.checkpoints.steps > 0))
             check_unused(out, config.resume, config.overwrite)
         self.checkpoint = self._find_checkpoint(out, config.resume)
@@ -307,7 +318,7 @@ class UnitokCLI(LightningCLI):
             raise UserError(
                 f"{there[-1]}: no checkpoint of this run reads; remove them to start again, or choose another --out"
             )
-        if newest is None and self.writes:
+        if newest is None and self.subcommand == "fit":
             log.info("%s: no checkpoint to go on from; a new run starts", out)
         return str(newest) if newest else None
 
@@ -347,21 +358,19 @@ class UnitokCLI(LightningCLI):
         """With our loggers, checkpoints and progress bar beside the callbacks of the config."""
         config = self.config[self.subcommand]
         out = Path(config.out)
-        if not self.writes:
-            kwargs["logger"] = config.trainer.logger or False  # measuring a run leaves its folder as it is
-        elif config.trainer.logger in (None, True):
-            _keep_metrics(out / "metrics" / "metrics.csv")
-            kwargs["logger"] = [
-                CSVLogger(out, name="", version="metrics"),
-                TensorBoardLogger(out, name="", version="tensorboard"),
-            ]
+        if config.trainer.logger in (None, True) and not self.tries:
+            folder = "metrics" if self.subcommand == "fit" else str(self.subcommand)  # the run that is measured may go on
+            _keep_metrics(out / folder / "metrics.csv")
+            kwargs["logger"] = [CSVLogger(out, name="", version=folder)]
+            if self.subcommand == "fit":
+                kwargs["logger"].append(TensorBoardLogger(out, name="", version="tensorboard"))
         epochs = None
         if config.trainer.max_epochs not in (None, -1) and not self.own_data:
             epochs, kwargs["max_epochs"] = config.trainer.max_epochs, -1  # Lightning's epoch has no end here
         replaced = old_files(out) if self.overwrites else []
         given = self._get(self.config_init, "trainer").get("callbacks") or []
         given = given if isinstance(given, list) else [given]
-        self.checkpoints = Checkpoints(config.checkpoint_seconds, self.interruption, replaced, epochs)
+        self.checkpoints = Checkpoints(config.checkpoint_seconds, self.interruption, replaced, epochs, self.tries)
         extra: list[L.Callback] = [self.checkpoints]
         if config.trainer.enable_progress_bar is not False and not any(isinstance(each, ProgressBar) for each in given):
             extra.append(ShareBar(refresh_rate=10))
@@ -372,7 +381,7 @@ class UnitokCLI(LightningCLI):
     def after_fit(self) -> None:
         """Say where the result is and what comes next."""
         last, model = self.checkpoints and self.checkpoints.last, self.model
-        if self.trainer.fast_dev_run:
+        if self.tries:
             log.info("it works; nothing was written")
         if not (isinstance(model, TrainingShell) and last and self.trainer.is_global_zero):
             return

@@ -39,7 +39,8 @@ class Interruption:
     def watch(self, trainer: L.Trainer) -> None:
         """Keep Lightning's answer to SIGTERM off."""
         self.trainer = trainer
-        trainer._signal_connector._sigterm_notifier_fn = lambda *_: None  # it then calls the handler it found, ours
+        lightnings: Any = trainer._signal_connector
+        lightnings._sigterm_notifier_fn = lambda *_: None  # it then calls the handler that it found, ours
 
     def _take(self, number: int, frame: Any) -> None:
         if self.signal:

@@ -62,8 +62,9 @@ def check_trainer_flags(trainer: Any, defaults: dict[str, Any], own_data: bool) 
     given = trainer.callbacks or []
     for callback in given if isinstance(given, list) else [given]:
         path = str(callback.get("class_path", ""))
-        if instead := CALLBACKS_INSTEAD.get(path.rpartition(".")[2]):
-            raise UserError(f"trainer.callbacks {path} does not work with this training; {instead}")
+        name = path.rpartition(".")[2]
+        if name in CALLBACKS_INSTEAD:
+            raise UserError(f"trainer.callbacks {path} does not work with this training; {CALLBACKS_INSTEAD[name]}")
 
 
 def _check_shares(trainer: Any) -> None:

@@ -347,7 +347,7 @@ class TrainingShell(L.LightningModule):
         self.budget.begin()
         self._timed = (self.steps_done, time.monotonic())
         rank, processes = self.trainer.global_rank, self.trainer.world_size
-        data = getattr(self.trainer.train_dataloader, "dataset", None)
+        data: Any = getattr(self.trainer.train_dataloader, "dataset", None)
         found = {"content of data.path": data.content()} if hasattr(data, "content") else {}
         self.settings |= {"processes": processes} | found
         if self._restored is not None:
