@@ -19,6 +19,7 @@ from unitok.data.tokenize import tokenize
 from unitok.errors import UserError
 from unitok.fit import run_lightning
 from unitok.model.decoder import Decoder
+from unitok.run_folder import check_unused
 from unitok.training import Budget, warmup_linear
 
 
@@ -382,6 +383,9 @@ def test_the_newest_checkpoint_is_the_one_with_the_most_steps(tmp_path, caplog):
     assert newest_checkpoint(tmp_path).name == "stopped.ckpt"
     final = write("final.ckpt", 100, 1)
     assert newest_checkpoint(tmp_path).name == "final.ckpt"
+    with pytest.raises(UserError, match=r"final.ckpt: of step 100, .*kept.ckpt is of step 40; choose another --out"):
+        check_unused(tmp_path, str(folder / "kept.ckpt"), overwrite=False)  # the later steps would be overwritten
+    check_unused(tmp_path, str(final), overwrite=False)
     final.write_bytes(final.read_bytes()[:3000])
     assert newest_checkpoint(tmp_path).name == "stopped.ckpt"
     assert "final.ckpt: not a checkpoint that can be read" in caplog.text

@@ -423,6 +423,7 @@ def run_lightning(arguments: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # what is logged is of all processes already
     warnings.filterwarnings("ignore", message=".*args parameter is intended.*")
     warnings.filterwarnings("ignore", message=".*Total length of.*is zero.*")
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # averages, frozen parts
