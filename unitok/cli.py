@@ -6,6 +6,7 @@ A user's mistake is a `UserError`: one line on stderr, exit code 2, no traceback
 import argparse
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -153,7 +154,8 @@ def train_text(arguments: list[str]) -> None:
     check_replaceable(o.out)
     tokenizer = TextTokenizer.train((t for path in o.source for t in read_texts(path)), o.size, o.sample)
     tokenizer.save_pretrained(o.out)
-    print(f"{o.out}: {tokenizer.size} pieces")
+    fewer = "" if tokenizer.size == o.size else f" of the {o.size} asked for: the text gives no more"
+    print(f"{o.out}: {tokenizer.size} pieces{fewer}")
 
 
 def bundle(arguments: list[str]) -> None:
@@ -289,13 +291,20 @@ def import_(arguments: list[str]) -> None:
     p.add_argument("kind", choices=KINDS, help="; ".join(f"{kind}: {what}" for kind, what in KINDS.items()))
     p.add_argument("source", type=Path, help="the checkpoint's file or folder")
     p.add_argument("out", type=Path, help="folder to write")
-    p.add_argument("--config", type=Path, help="the YAML that belongs to it, if it does not lie beside it")
+    p.add_argument(
+        "--config",
+        type=Path,
+        help="the YAML or JSON that belongs to it, if it does not lie beside it; for encodec also a published model's name: "
+        "encodec_24khz, encodec_48khz, encodec_32khz (MusicGen's), audiogen_16khz",
+    )
+    p.add_argument("--sample-rate", type=int, metavar="HZ", help="of an EnCodec, where no configuration says it")
+    p.add_argument("--causal", action=argparse.BooleanOptionalAction, help="of an EnCodec, where no configuration says it")
     p.add_argument("--trust-checkpoint", action="store_true", help="allow unpickling: only for files from people you trust")
     o = p.parse_args(arguments)
     from unitok.pretrained import check_replaceable
 
     check_replaceable(o.out)
-    part = import_checkpoint(o.kind, o.source, o.config, o.trust_checkpoint)
+    part = import_checkpoint(o.kind, o.source, o.config, o.trust_checkpoint, o.sample_rate, o.causal)
     part.save_pretrained(o.out)
     print(f"{o.out}: {describe(part)}")
 
@@ -476,12 +485,12 @@ def _sampling_flags(p: argparse.ArgumentParser) -> None:
 
 def _score(u: Any, documents: list[Any], out: Path) -> None:
     """Write and print log-probabilities."""
-    import json
+    from unitok.document import json_line
 
     scores = u.score(documents)
     out.mkdir(parents=True, exist_ok=True)
     partial = out / "scores.jsonl.partial"
-    partial.write_text("".join(json.dumps(score.row()) + "\n" for score in scores))
+    partial.write_text("".join(json_line(score.row()) + "\n" for score in scores), encoding="utf-8")
     partial.replace(out / "scores.jsonl")
     for score in scores[:20]:
         row = score.row()
@@ -598,6 +607,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     verb = given[0]
     bound_waiting()
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # Pillow's notes on odd metadata: they name no file, and cost no image
     try:
         if verb in LIGHTNING_VERBS:
             from unitok.fit import run_lightning

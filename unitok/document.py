@@ -9,6 +9,7 @@ with an optional `role` and `loss` on each part and paths relative to the file. 
 """
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -174,6 +175,15 @@ def is_utf8(text: str) -> bool:
     return True
 
 
+#: Where `str.splitlines` ends a line although JSON does not; and halves of surrogate pairs, which UTF-8 cannot hold.
+_UNSAFE = re.compile("[\x85\u2028\u2029\ud800-\udfff]")
+
+
+def json_line(value: Any) -> str:
+    """A line of a JSON Lines file, without its end: readable text, and one line for every reader. Inverse of `json.loads`."""
+    return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False))
+
+
 def format_raw_document(document: RawDocument, folder: Path) -> str:
     """One line of an interleaved JSON Lines file in `folder`, without a line end. Inverse of `parse_raw_document`."""
     content = []
@@ -186,13 +196,13 @@ def format_raw_document(document: RawDocument, folder: Path) -> str:
         row |= {} if part.role == "none" else {"role": part.role}
         row |= {} if part.loss else {"loss": False}
         content.append(row)
-    return json.dumps({"id": document.id, "content": content}, ensure_ascii=False)
+    return json_line({"id": document.id, "content": content})
 
 
 def read_raw_documents(path: Path) -> Iterator[RawDocument | UserError]:
     """The documents of an interleaved JSON Lines file in order; a bad line comes as the `UserError` that says why."""
     try:
-        file = open(path, encoding="utf-8", errors="strict")
+        file = open(path, encoding="utf-8-sig", errors="strict")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     with file:

@@ -20,7 +20,7 @@ def first_line(error: BaseException) -> str:
 def read_json(path: Path, absent: str) -> Any:
     """What a JSON file holds; errors: `UserError` naming the file, `absent` says what to do where there is none."""
     try:
-        return json.loads(Path(path).read_text())
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: no such file; {absent}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

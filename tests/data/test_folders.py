@@ -1,5 +1,7 @@
 """Promises of training on folders: a bad file is named once, counted and replaced, always by the same; too many end the run."""
 
+import builtins
+import errno
 import shutil
 from pathlib import Path
 
@@ -36,13 +38,19 @@ def write_bad(folder: Path, kind: str) -> list[str]:
     (folder / f"page.{suffix}").write_text("<html>404</html>")
     (folder / f"header.{suffix}").write_bytes(whole[:40] + b"\x00" * 60)
     names = ["cut", "empty", "page", "header"]
+    if kind == "image":
+        Image.fromarray(np.full((40, 40), np.nan, np.float32)).save(folder / "nan.png", format="TIFF")
+        names.append("nan")
     if kind == "audio":
         soundfile.write(folder / "nan.wav", np.r_[np.zeros(500), np.nan, np.zeros(399)], 8000, subtype="FLOAT")
         soundfile.write(folder / "nothing.wav", np.zeros(0), 8000)
         names += ["nan", "nothing"]
     for name in ("gone", "text", "swapped"):
         shutil.copy(good, folder / f"{name}.{suffix}")
-    (folder / "caption.txt").write_text("")  # no file of the kind, and none that was to be one
+    (folder / ".kept").mkdir()  # none of these was to be one of the files
+    shutil.copy(good, folder / ".kept" / good.name)
+    (folder / "caption.txt").write_text("")
+    (folder / "film.mp4").write_bytes(b"\x00" * 99)
     return [*names, "gone", "text", "swapped"]
 
 
@@ -99,6 +107,25 @@ def test_each_bad_file_is_named_once_and_after_a_few_they_are_only_counted(tmp_p
     assert data.share_bad()[0] == 6
 
 
+@pytest.mark.parametrize("kind", ["image", "audio"])
+def test_a_file_that_may_not_be_read_is_a_bad_one(kind, tmp_path, monkeypatch, caplog):
+    write_good(tmp_path / "in", kind)
+    secret, real = {"image": "03.png", "audio": "03.wav"}[kind], builtins.open
+
+    def refuse(path, *more, **how):
+        if str(path).endswith(secret):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, *more, **how)
+
+    monkeypatch.setattr(builtins, "open", refuse)  # as root is never refused
+    data = dataset(tmp_path / "in", kind)
+    assert all(data[0, i] is not None for i in data.order(0))
+    assert data.share_bad()[0] == 1
+    (said,) = (r.getMessage() for r in caplog.records)
+    assert secret in said
+    assert "Permission denied" in said
+
+
 def test_processes_that_decode_share_what_they_find_and_validation_leaves_bad_files_out(tmp_path):
     write_good(tmp_path / "in", "audio")
     bad = write_bad(tmp_path / "in", "audio")[:-3]
@@ -141,3 +168,15 @@ def test_a_run_ends_where_more_files_are_bad_than_max_bad_fraction(tmp_path):
         look()
     with pytest.raises(UserError, match=r"max_bad_fraction 2: it must be in \[0, 1\]"):
         look(max_bad_fraction=2)
+
+
+def test_images_of_a_test_split_are_not_trained_on(tmp_path):
+    for name in ("train/a", "train/b", "test/c", "val/d"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (32, 32), (9, 9, 9)).save(tmp_path / f"{name}.png")
+    named = [f.name for f in ImageDataset(tmp_path, 32, False, 0).files]
+    assert named == ["a.png", "b.png"]
+    assert len(ImageDataset(tmp_path / "test", 32, False, 0).files) == 1
+    (tmp_path / "train" / "a.png").rename(tmp_path / "a.png")
+    (tmp_path / "train" / "b.png").unlink()
+    assert len(ImageDataset(tmp_path, 32, False, 0).files) == 3  # no split is called train: these are words

@@ -24,6 +24,7 @@ from unitok.tokenizers.health import CodebookHealth, codebook_statistics
 from unitok.tokenizers.image_training import Adversary, ImageLosses, ImageTokenizerTraining
 from unitok.tokenizers.losses import adaptive_weight, lecam_loss, structure_loss
 from unitok.tokenizers.perceptual import LPIPS, choose_perceptual, find_lpips
+from unitok.tokenizers.quantize import VectorQuantizer
 
 CONFIG = Path(__file__).parent.parent.parent / "configs" / "scenes" / "image.yaml"
 
@@ -172,6 +173,26 @@ def test_equal_images_train_to_finite_numbers_a_word_and_a_tokenizer(tmp_path, c
     assert np.isfinite(numbers).all()
     tokenizer, _ = load_trained_part("image", tmp_path / "run")
     assert all(tensor.isfinite().all() for tensor in tokenizer.state_dict().values())
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_a_codebook_draws_by_its_seed_alone_and_revives_what_is_dead(normalise):
+    made = []
+    for other in (1, 2):
+        torch.manual_seed(0)
+        codebook, vectors = VectorQuantizer(8, size=32, dim=4, normalise=normalise), torch.randn(200, 4)
+        torch.manual_seed(other)  # what the model draws meanwhile
+        before = torch.get_rng_state()
+        codebook.start(vectors, seed=3)
+        batch = vectors[:1].repeat(40, 1) + 0.01 * vectors[:40]  # so near one another that most codes lie idle
+        revived = [codebook.update(batch, seed=step) for step in range(120)]
+        assert torch.equal(torch.get_rng_state(), before)
+        assert sum(revived) > 20
+        made.append(codebook.codebook.clone())
+    assert torch.equal(*made)
+    assert len(made[0].unique(dim=0)) == 32
+    near = torch.nn.functional.normalize(batch, dim=-1) if normalise else batch
+    assert torch.cdist(made[0], near).min(1).values.max() < 0.5
 
 
 def test_statistics_of_a_codebook():

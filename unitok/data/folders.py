@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from unitok.data.listing import folder_split_of
 from unitok.data.media import convert_audio, crop_square, find_media, open_audio, open_image, promised, read_clip, read_samples
 from unitok.errors import UserError
 
@@ -46,18 +47,13 @@ class FileDataset(Dataset):
         folder = Path(folder)
         if not folder.exists():
             raise UserError(f"{folder}: no such folder")
-        self.files, empty = find_media(folder, kind)
+        found, empty = find_media(folder, kind)
+        self.files = _of_training(folder, found)
         if not self.files:
             raise UserError(f"{folder}: no {kind} files in it")
         self.folder, self.kind, self.seed = folder, kind, seed
         self.state = torch.zeros(len(self.files), dtype=torch.uint8).share_memory_()
-        named = Counter(filter(None, (promised(f.name) for f in self.files))).most_common(1)
-        usable = set(self.files)
-        self.unusable = [
-            f
-            for f in sorted(folder.rglob("*"))
-            if named and promised(f.name) == named[0][0] and f not in usable and not f.name.startswith(".") and f.is_file()
-        ]
+        self.unusable = _unusable(folder, found)
         for number, file in enumerate(self.unusable):
             _say_bad(number, f"{file}: {'an empty file' if file in empty else f'no {kind}, though its name says so'}")
         self._kept: dict[int, Any] = {}
@@ -88,7 +84,8 @@ class FileDataset(Dataset):
             if self.state[number] != BAD:
                 before = len(self.unusable) + int((self.state == BAD).sum())
                 self.state[number] = BAD
-                _say_bad(before, str(error).splitlines()[0])
+                file, said = str(self.files[number]), str(error).splitlines()[0]
+                _say_bad(before, said if file in said else f"{file}: {said}")
             return None
         if not self.state[number]:
             self.state[number] = READ
@@ -113,6 +110,28 @@ class FileDataset(Dataset):
         """What is there: a number, and a digest of names and sizes."""
         sizes = [(file.relative_to(self.folder).as_posix(), file.stat().st_size) for file in self.files]
         return f"{len(sizes)} files ({hashlib.sha256(repr(sizes).encode()).hexdigest()[:8]})"
+
+
+def _of_training(folder: Path, files: list[Path]) -> list[Path]:
+    """The files without those of the splits `validation` and `test`, where folders are called so and one is called `train`."""
+    splits = [folder_split_of(f.relative_to(folder).as_posix()) for f in files]
+    left_out = Counter(split for split in splits if split in ("validation", "test"))
+    if "train" not in splits or not left_out:
+        return files
+    log.warning(
+        "left out: %s; name such a folder itself to use it",
+        ", ".join(f"{n} files of the split {s}" for s, n in left_out.items()),
+    )
+    return [f for f, split in zip(files, splits) if split not in left_out]
+
+
+def _unusable(folder: Path, files: list[Path]) -> list[Path]:
+    """What is called as most of the `files` of a folder are, but is none of them; hidden ones left out."""
+    promises = Counter(filter(None, (promised(f.name) for f in files)))
+    usual = max(promises, key=promises.__getitem__, default="")
+    suffixes, usable = {f.suffix.lower() for f in files if usual and promised(f.name) == usual}, set(files)
+    called = [f for f in sorted(folder.rglob("*")) if f.suffix.lower() in suffixes and f not in usable and f.is_file()]
+    return [f for f in called if not any(part.startswith(".") for part in f.relative_to(folder).parts)]
 
 
 def _say_bad(before: int, message: str) -> None:

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from unitok.bundle import load_trained_part
 from unitok.data.media import draw_spectrogram, encode_png, encode_wav, find_media, load_audio
+from unitok.document import json_line
 from unitok.errors import UserError
 from unitok.evaluate.image_tokenizer import format_number, timed
 from unitok.tokenizers.audio import AudioTokenizer
@@ -130,7 +131,7 @@ def _write(out: Path, scores: dict[str, Any], rows: list[dict[str, Any]], skippe
     out.mkdir(parents=True, exist_ok=True)
     shown = [row for row in rows if "_sounds" in row][:SHOWN]
     kept = [{k: v for k, v in row.items() if k != "_sounds"} for row in rows]
-    (out / "sounds.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*kept, *skipped]))
+    (out / "sounds.jsonl").write_text("".join(json_line(row) + "\n" for row in [*kept, *skipped]), encoding="utf-8")
     (out / "index.html").write_text(_page(scores, shown, rate))
     (out / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
 

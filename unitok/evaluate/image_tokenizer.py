@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from unitok.bundle import load_trained_part
 from unitok.data.media import encode_png, find_media, open_image
+from unitok.document import json_line
 from unitok.errors import UserError
 from unitok.tokenizers.health import codebook_statistics
 from unitok.tokenizers.image import ImageTokenizer
@@ -190,7 +191,7 @@ def _write(out: Path, scores: dict[str, Any], rows: list[dict[str, Any]], skippe
     out.mkdir(parents=True, exist_ok=True)
     pairs = [(row, row["_pair"]) for row in rows if "_pair" in row][:SHOWN]
     kept = [{k: v for k, v in row.items() if k != "_pair"} for row in rows]
-    (out / "images.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*kept, *skipped]))
+    (out / "images.jsonl").write_text("".join(json_line(row) + "\n" for row in [*kept, *skipped]), encoding="utf-8")
     (out / "index.html").write_text(_page(scores, pairs))
     (out / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
 

@@ -56,7 +56,7 @@ class DecoderTraining(TrainingShell):
         ema_decay: of the moving average of the weights, which is what a bundle takes then; 0 for none.
         skip_above: a batch whose gradient's norm is not finite, or more than this many times the usual, is skipped and
             counted; after five in a row the run stops, with the last good checkpoint in place.
-        start_from: a bundle or a decoder's folder, imported ones too, to take architecture and weights from. Its vocabulary
+        start_from: a bundle, or a decoder's folder with its vocab.json, to take architecture and weights from. Its vocabulary
             must be the data's, or the beginning of it: rows of new ids are then added.
         freeze: patterns of parameter names that are not trained, as in `model.layers.*`.
         only_new_ids: train only the rows of embedding and head that were added (Chern et al. 2024, "ANOLE").
@@ -180,7 +180,8 @@ class DecoderTraining(TrainingShell):
                 if (self.optimizer_name, start) == ("muon", "weights")
                 else ""
             )
-            log.info("learning rates for a start from %s: AdamW %.2g (usual: %.2g)%s", start, self.rate, usual[0], muon)
+            what = {"weights": "a start from weights", "new ids": "new ids alone", "lora": "low-rank differences"}[start]
+            log.info("learning rates for %s: AdamW %.2g (usual: %.2g)%s", what, self.rate, usual[0], muon)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         decay = 0.0 if self.only_new_ids else self.weight_decay  # it would move the old rows, too

@@ -274,7 +274,7 @@ def save_outputs(outputs: list[Output], folder: Path, title: str = "unitok sampl
     raws = [output.save(folder) for output in outputs]
     (folder / "index.html").write_text(_page(raws, folder, title))
     partial = folder / "outputs.jsonl.partial"
-    partial.write_text("".join(format_raw_document(raw, folder) + "\n" for raw in raws))
+    partial.write_text("".join(format_raw_document(raw, folder) + "\n" for raw in raws), encoding="utf-8")
     partial.replace(folder / "outputs.jsonl")
 
 
