@@ -10,6 +10,7 @@ import pytest
 import torch
 from fitting import Poisoned, arguments, weights
 
+from unitok.budget import Budget
 from unitok.bundle import Unitok, make_bundle, make_untrained
 from unitok.checkpoints import load_checkpoint, newest_checkpoint
 from unitok.data.module import TokenShards
@@ -20,7 +21,7 @@ from unitok.errors import UserError
 from unitok.fit import run_lightning
 from unitok.model.decoder import Decoder
 from unitok.run_folder import check_unused
-from unitok.training import Budget, warmup_linear
+from unitok.training import warmup_linear
 
 
 @pytest.mark.parametrize("kind", ["image", "audio", "decoder"])
@@ -139,7 +140,7 @@ def test_validate_measures_a_run_on_data_of_the_same_vocabulary_only(tmp_path, t
 def train_by_the_clock(monkeypatch, minutes: float, seconds, resume_at: int = 0) -> tuple[float, list[float], Budget]:
     """A run under a clock of our own; `seconds(step, elapsed)` is what a step takes. -> seconds spent, shares, the budget."""
     clock = [100.0]
-    monkeypatch.setattr("unitok.training.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("unitok.budget.time.monotonic", lambda: clock[0])
     budget = Budget(None, minutes)
     budget.begin()
     shares, done = [], 0
