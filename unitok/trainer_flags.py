@@ -72,7 +72,7 @@ def _check_shares(trainer: Any) -> None:
     if isinstance(trainer.val_check_interval, float) and trainer.val_check_interval != 1.0:
         raise UserError(
             f"trainer.val_check_interval {trainer.val_check_interval}: data has no end that this could be a share of; "
-            "give a number of steps"
+            "give a number of steps, or set data.validations, how often in a run"
         )
     for name, none in (("limit_train_batches", 1.0), ("overfit_batches", 0.0)):
         value = none if trainer[name] is None else trainer[name]
