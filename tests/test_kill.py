@@ -1,4 +1,4 @@
-"""A run that is killed (SIGKILL) at random moments and started again has bit for bit the weights of the uncut run."""
+"""A run that is ended (SIGKILL, SIGTERM, SIGINT) at random moments and started again has bit for bit the weights of the uncut run."""
 
 import itertools
 import os
@@ -50,11 +50,16 @@ def written(out: Path) -> float:
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("kind", "workers", "processes"),
-    [*itertools.product(("image", "audio", "decoder"), (0, 2), (1,)), ("decoder", 0, 2)],
+    ("kind", "workers", "processes", "number"),
+    [
+        *itertools.product(("image", "audio", "decoder"), (0, 2), (1,), (signal.SIGKILL,)),
+        ("decoder", 0, 2, signal.SIGKILL),
+        ("decoder", 2, 1, signal.SIGINT),
+        ("decoder", 2, 2, signal.SIGTERM),
+    ],
 )
 def test_a_run_killed_at_random_moments_ends_with_the_weights_of_the_uncut_run(
-    kind, workers, processes, tmp_path, scenes_folder, bundle_folder, monkeypatch
+    kind, workers, processes, number, tmp_path, scenes_folder, bundle_folder, monkeypatch
 ):
     if processes > 1:
         monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -77,8 +82,8 @@ def test_a_run_killed_at_random_moments_ends_with_the_weights_of_the_uncut_run(
         if process.poll() is not None:
             assert process.returncode == 0
             break
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        os.killpg(process.pid, number)
+        assert process.wait(timeout=60) == (-number if number == signal.SIGKILL else 128 + number)
         kills += 1
         seen.append(steps_done(out))
     print(f"{kind}, {workers} workers, {processes} processes: killed {kills} times, newest checkpoints at steps {seen}")

@@ -1,19 +1,27 @@
 """Promises of training: stopping and resuming is bit for bit the uncut run; what the user says now wins."""
 
 import csv
+import logging
+import os
+import signal
+from pathlib import Path
 
 import pytest
 import torch
 from fitting import Poisoned, arguments, weights
 
+from unitok.budget import Budget
 from unitok.bundle import Unitok, make_bundle, make_untrained
 from unitok.checkpoints import load_checkpoint, newest_checkpoint
 from unitok.data.module import TokenShards
+from unitok.data.output import lock
 from unitok.data.plan import Plan
 from unitok.data.tokenize import tokenize
 from unitok.errors import UserError
 from unitok.fit import run_lightning
-from unitok.training import Budget, warmup_linear
+from unitok.model.decoder import Decoder
+from unitok.run_folder import check_unused
+from unitok.training import warmup_linear
 
 
 @pytest.mark.parametrize("kind", ["image", "audio", "decoder"])
@@ -129,27 +137,64 @@ def test_validate_measures_a_run_on_data_of_the_same_vocabulary_only(tmp_path, t
         run_lightning([*check, str(tmp_path / "tokens")])
 
 
-@pytest.mark.parametrize("slower", [1.0, 1.3, 0.7])
-def test_minutes_are_kept_to_also_when_the_pace_changes_and_shares_never_go_back(monkeypatch, slower):
+def train_by_the_clock(monkeypatch, minutes: float, seconds, resume_at: int = 0) -> tuple[float, list[float], Budget]:
+    """A run under a clock of our own; `seconds(step, elapsed)` is what a step takes. -> seconds spent, shares, the budget."""
     clock = [100.0]
-    monkeypatch.setattr("unitok.training.time.monotonic", lambda: clock[0])
-    budget = Budget(None, minutes=2.0)
+    monkeypatch.setattr("unitok.budget.time.monotonic", lambda: clock[0])
+    budget = Budget(None, minutes)
     budget.begin()
     shares, done = [], 0
     while not budget.over(done):
-        clock[0] += 0.1 if done < 300 else 0.1 * slower
-        done += 1
-        budget.tick(done)
         shares.append(budget.share(done))
-        if done == 500:  # stopped and resumed here
-            state, budget = budget.state(), Budget(None, minutes=2.0)
-            budget.restore(state)
+        clock[0] += seconds(done, clock[0] - 100.0)
+        done += 1
+        budget.tick(done, budget.clock())
+        if done == resume_at:
+            state, budget = budget.state(), Budget(None, minutes)
+            budget.restore(state, done)
+            assert budget.share(done) >= shares[-1]
             budget.begin()
-    assert 114 <= clock[0] - 100.0 <= 121
     assert shares == sorted(shares)
-    assert shares[-1] == 1.0
+    assert budget.share(done) == 1.0
+    return clock[0] - 100.0, shares, budget
+
+
+@pytest.mark.parametrize("slower", [1.0, 1.3, 0.7, 5.0])
+def test_minutes_are_kept_to_also_when_the_pace_changes_and_shares_never_go_back(monkeypatch, slower):
+    spent, shares, _ = train_by_the_clock(monkeypatch, 2.0, lambda step, _: 0.1 if step < 300 else 0.1 * slower, resume_at=500)
+    assert 114 <= spent <= 121
+    assert shares[-1] > 0.95
     with pytest.raises(UserError, match="either steps, minutes or"):
         Budget(3, 1.0)
+
+
+@pytest.mark.parametrize("stalls_at", [5, 60, 100, 112, 119])
+def test_a_machine_that_slows_down_ends_by_half_as_much_again_at_the_low_end_of_its_schedule(monkeypatch, stalls_at):
+    spent, shares, _ = train_by_the_clock(monkeypatch, 2.0, lambda _, elapsed: 0.1 if elapsed < stalls_at else 3.0)
+    assert spent <= 1.5 * 120 + 0.1 * 120
+    assert shares[-1] >= 0.9
+    assert warmup_linear(99, shares[-1], 10, hold=0.3) < 0.2
+
+
+def test_a_run_that_hangs_at_its_end_is_cut_to_a_few_steps_and_says_so(monkeypatch, caplog):
+    # the plan of the last tenth is made at full pace; then each step takes 90 s
+    spent, shares, budget = train_by_the_clock(monkeypatch, 2.0, lambda _, elapsed: 0.1 if elapsed < 110 else 90.0)
+    assert budget.ends
+    assert spent == pytest.approx(110 + 2 * 90, abs=2)  # the first passes 180 s; one more ends the schedule
+    assert shares[-1] >= 0.9
+    assert "2 minutes are over and half as much again: the run ends with 1 step of its schedule's tail" in caplog.text
+
+
+def test_minutes_that_are_less_than_a_step_give_two(monkeypatch):
+    spent, shares, _ = train_by_the_clock(monkeypatch, 0.001, lambda *_: 7.0)
+    assert (spent, len(shares)) == (14.0, 2)
+    assert shares[-1] >= 0.9
+
+
+def test_the_plan_of_a_checkpoint_of_an_earlier_version_goes_on_where_it_was():
+    budget = Budget(None, 2.0)
+    budget.restore({"spent": 60.0, "minutes": 2.0, "total": 1000, "floor": 0.3, "replans": [0.9, 0.8, 0.7, 0.6]}, 500)
+    assert (budget.share(500), budget.share(750), budget.over(1000)) == (0.5, 0.75, True)
 
 
 def test_the_schedule_warms_up_and_falls_to_a_fiftieth():
@@ -196,7 +241,156 @@ def test_the_pace_is_logged_with_what_is_left(tmp_path, tokens):
     assert float(row["minutes_left"]) == 0
 
 
-# ---- LoRA --------------------------------------------------------------------------------------------------------------
+# ---- Stopping, starting again ------------------------------------------------------------------------------------------
+
+
+class SignalAt:
+    """Sends this process a signal in the middle of the n-th forward pass of a decoder."""
+
+    def __init__(self, monkeypatch, n: int, number: int):
+        self.calls, real = 0, Decoder.hidden
+
+        def hidden(decoder, *arguments, **more):
+            self.calls += 1
+            if self.calls == n:
+                signal.raise_signal(number)
+            return real(decoder, *arguments, **more)
+
+        monkeypatch.setattr(Decoder, "hidden", hidden)
+
+
+@pytest.mark.parametrize(
+    ("number", "passes", "step"), [(signal.SIGINT, 4, 4), (signal.SIGTERM, 5, 3)], ids=["in a step", "in a validation"]
+)
+def test_a_signal_leaves_a_checkpoint_from_which_the_run_ends_bit_for_bit_as_the_uncut_one(
+    number, passes, step, tmp_path, tokens, monkeypatch, capsys
+):
+    watched = [] if step == passes else ["--data.init_args.val_path", str(tokens), "--trainer.val_check_interval", "3"]
+    watched += ["--trainer.limit_val_batches", "3"] if watched else []
+    run_lightning(arguments("decoder", tmp_path / "uncut", tokens, 7, *watched))
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patched:
+        SignalAt(patched, passes, number)
+        with pytest.raises(SystemExit) as ended:
+            run_lightning(arguments("decoder", tmp_path / "cut", tokens, 7, *watched))
+    assert ended.value.code == 128 + number
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert f"stopped at step {step}; go on with --resume auto" in capsys.readouterr().err.splitlines()
+    assert [f.name for f in (tmp_path / "cut" / "checkpoints").iterdir()] == ["stopped.ckpt"]
+    run_lightning(arguments("decoder", tmp_path / "cut", tokens, 7, *watched, "--resume", "auto"))
+    uncut, cut = weights(tmp_path / "uncut"), weights(tmp_path / "cut")
+    assert all(torch.equal(tensor, cut[name]) for name, tensor in uncut.items())
+
+
+def test_a_signal_before_the_first_step_leaves_nothing(tmp_path, tokens, monkeypatch, capsys):
+    monkeypatch.setattr(TokenShards, "training_data", lambda _: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(SystemExit) as ended:
+        run_lightning(arguments("decoder", tmp_path / "runs" / "new", tokens, 3))
+    assert ended.value.code == 143
+    assert capsys.readouterr().err.splitlines()[-1] == "stopped before the first step"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_is_never_overwritten_unless_that_is_asked_for(tmp_path, tokens, capsys):
+    out = tmp_path / "run"
+    run_lightning(arguments("decoder", out, tokens, 3))
+    mine = out / "checkpoints" / "mine.ckpt"
+    mine.write_bytes((out / "checkpoints" / "final.ckpt").read_bytes())
+    (out / "notes.txt").write_text("a good run")
+
+    def content() -> dict[str, bytes]:
+        return {str(f.relative_to(out)): f.read_bytes() for f in out.rglob("*") if f.is_file()}
+
+    before = content()
+    other = tmp_path / "other" / "checkpoints" / "final.ckpt"
+    run_lightning(arguments("decoder", tmp_path / "other", tokens, 1))
+    for more, said in [
+        ([], "holds a run .final.ckpt, mine.ckpt.; go on with --resume auto, choose another --out, or replace it"),
+        (["--resume", str(other)], "holds another run than .*choose another --out"),
+        (["--resume", "auto", "--overwrite"], "removes the run in .* goes on with it: choose one"),
+        (["--overwrite", "--data.init_args.path", str(tmp_path / "nowhere")], "no such file; make a data set"),
+    ]:
+        with pytest.raises(UserError, match=said):
+            run_lightning(arguments("decoder", out, tokens, 3, *more))
+        assert content() == before, more
+    run_lightning(arguments("decoder", out, tokens, 2, "--overwrite", "--data.init_args.seed", "1"))
+    after = content()
+    assert after.keys() - before.keys() <= {f for f in after if f.startswith("tensorboard/")}
+    kept = {name for name in before if after.get(name) == before[name]} - {".lock", "tensorboard/hparams.yaml"}  # empty both
+    assert kept == {"checkpoints/mine.ckpt", "notes.txt"}
+    assert load_checkpoint(newest_checkpoint(out))["unitok"]["steps_done"] == 2  # not the user's copy of step 3
+    assert "overwrite: false" in (out / "metrics" / "config.yaml").read_text()
+
+
+def test_a_second_run_in_one_folder_stops_and_measuring_the_first_leaves_it_alone(tmp_path, tokens):
+    out = tmp_path / "run"
+    run_lightning(arguments("decoder", out, tokens, 1))
+    before = {f: f.stat().st_mtime_ns for f in out.rglob("*")}
+    with lock(out / ".lock", "fit"):
+        for more in ([], ["--resume", "auto"], ["--overwrite"]):
+            with pytest.raises(UserError, match="another `unitok fit` is at work on it"):
+                run_lightning(arguments("decoder", out, tokens, 2, *more))
+        measure = arguments("decoder", out, tokens, 2, "--resume", "auto", "--data.init_args.val_path", str(tokens))
+        run_lightning(["validate", *measure[1:], "--trainer.limit_val_batches", "1"])
+        begun, begins = os.pipe()
+        child = os.fork()
+        if child == 0:  # a process that reads data: it must not hold the lock when its run is gone
+            os.write(begins, b"!")
+            signal.pause()
+        os.read(begun, 1)
+    try:
+        with lock(out / ".lock", "fit"):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert (out / "validate" / "metrics.csv").exists()
+    assert all(f.stat().st_mtime_ns == when for f, when in before.items() if f.name != ".lock")
+    assert {f.name for f in out.iterdir()} - {f.name for f in before} == {"validate"}
+
+
+def test_a_resumed_run_says_from_where_and_what_is_different(tmp_path, tokens, caplog):
+    out = tmp_path / "run"
+    caplog.set_level(logging.INFO)
+    run_lightning(arguments("decoder", out, tokens, 2, "--resume", "auto"))
+    assert f"{out}: no checkpoint to go on from; a new run starts" in caplog.text
+    caplog.clear()
+    more = ["--data.init_args.batch_size", "2", "--model.init_args.learning_rate", "0.001", "--resume", "auto"]
+    run_lightning(arguments("decoder", out, tokens, 3, *more))
+    said = next(line for line in caplog.messages if line.startswith("resumed"))
+    assert said.startswith(f"resumed from {out}/checkpoints/final.ckpt at step 2; changed: ")
+    assert set(said.partition("changed: ")[2].split(", ")) == {
+        "model.steps 2 -> 3",
+        "model.learning_rate unset -> 0.001",
+        "data.batch_size 4 -> 2",
+    }
+
+
+def test_the_newest_checkpoint_is_the_one_with_the_most_steps(tmp_path, caplog):
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+
+    def write(name: str, steps: int, mtime: int) -> Path:
+        torch.save({"unitok": {"steps_done": steps}, "state_dict": {"w": torch.zeros(1000)}}, folder / name)
+        os.utime(folder / name, (mtime, mtime))
+        return folder / name
+
+    write("step=90.ckpt", 90, 10)
+    write("kept.ckpt", 40, 50)  # copied later
+    write("of another run.ckpt", 900, 60)
+    assert newest_checkpoint(tmp_path).name == "step=90.ckpt"
+    write("stopped.ckpt", 100, 5)
+    write("step=100.ckpt", 100, 40)
+    assert newest_checkpoint(tmp_path).name == "stopped.ckpt"
+    final = write("final.ckpt", 100, 1)
+    assert newest_checkpoint(tmp_path).name == "final.ckpt"
+    with pytest.raises(UserError, match=r"final.ckpt: of step 100, .*kept.ckpt is of step 40; choose another --out"):
+        check_unused(tmp_path, str(folder / "kept.ckpt"), overwrite=False)  # the later steps would be overwritten
+    check_unused(tmp_path, str(final), overwrite=False)
+    final.write_bytes(final.read_bytes()[:3000])
+    assert newest_checkpoint(tmp_path).name == "stopped.ckpt"
+    assert "final.ckpt: not a checkpoint that can be read" in caplog.text
+    assert "passed over" in caplog.text
 
 
 def test_checkpoints_are_written_by_the_clock_but_not_while_batches_are_skipped(tmp_path, tokens, monkeypatch):

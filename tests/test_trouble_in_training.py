@@ -119,3 +119,75 @@ def test_a_key_that_does_not_exist_is_told_with_the_nearest(wrong, right, tmp_pa
     assert len(said) == 1
     assert wrong.rpartition(".")[2] in said[0]
     assert f"did you mean {right}?" in said[0]
+
+
+# ---- Flags of Lightning's Trainer ---------------------------------------------------------------------------------------
+
+CALLBACKS = "--trainer.callbacks+=lightning.pytorch.callbacks."
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--trainer.gradient_clip_val", "1.0"], "model.clip"),
+        (["--trainer.accumulate_grad_batches", "2"], "model.accumulate"),
+        (["--trainer.val_check_interval", "0.5"], "give a number of steps"),
+        (["--trainer.check_val_every_n_epoch", "2"], "val_check_interval"),
+        (["--trainer.limit_train_batches", "0.5"], "give a number of steps"),
+        (["--trainer.max_steps", "0"], "at least 1"),
+        (["--trainer.max_epochs", "-3"], "at least 1"),
+        (["--trainer.min_steps", "9"], "model.steps"),
+        (["--trainer.overfit_batches", "0.5"], "give a number of steps"),
+        (["--trainer.use_distributed_sampler", "true"], "processes share each batch already"),
+        (["--trainer.enable_checkpointing", "false"], "fast_dev_run"),
+        (["--trainer.default_root_dir", "elsewhere"], "--out"),
+        (["--trainer.strategy", "ddp_spawn"], "choose auto, ddp or"),
+        (["--ckpt_path", "final.ckpt"], "--resume"),
+        ([f"{CALLBACKS}StochasticWeightAveraging", "--trainer.callbacks.swa_lrs=0.1"], "model.ema_decay"),
+        ([f"{CALLBACKS}GradientAccumulationScheduler", "--trainer.callbacks.scheduling={0: 2}"], "model.accumulate"),
+        (["--trainer.max_time", "soon"], "not a valid duration"),  # what Lightning itself refuses
+        (["--trainer.accelerator", "tpu"], "torch_xla"),
+        (["--trainer.num_nodes", "0"], "positive integer"),
+    ],
+    ids=lambda value: value[0].rpartition(".")[2] if isinstance(value, list) else "",
+)
+def test_a_flag_that_cannot_work_is_one_line_that_names_what_does_and_leaves_nothing(flags, said, tmp_path, tokens):
+    with pytest.raises(UserError) as raised:
+        run_lightning(arguments("decoder", tmp_path / "run", tokens, 3, *flags))
+    assert said in str(raised.value)
+    assert flags[0].removeprefix("--").split("=")[0].rstrip("+") in str(raised.value) or str(raised.value).startswith(
+        "trainer: "
+    )
+    assert "\n" not in str(raised.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_limits_of_the_trainer_count_batches_and_epochs_of_the_data_and_a_dry_run_writes_nothing(tmp_path, scenes_folder):
+    data = scenes_folder / "images"  # 24 of them: 6 batches of 4
+    both = ["--model.init_args.gan.start", "0", "--model.init_args.gan.ahead", "0"]  # two optimizers from the first step
+
+    def steps(*limit: str) -> int:
+        run_lightning(arguments("image", tmp_path / "run", data, 50, *both, *limit, "--resume", "auto"))
+        assert [f.name for f in (tmp_path / "run" / "checkpoints").iterdir()] == ["stopped.ckpt"]
+        return load_checkpoint(newest_checkpoint(tmp_path / "run"))["unitok"]["steps_done"]
+
+    assert steps("--trainer.max_steps", "3") == 3
+    assert steps("--trainer.max_epochs", "1") == 6
+    assert steps("--trainer.max_epochs", "2", "--trainer.limit_train_batches", "4") == 8
+    run_lightning(arguments("image", tmp_path / "dry", data, 50, "--trainer.fast_dev_run", "true"))
+    assert not (tmp_path / "dry").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--data", "stamps.Stamps"], "error: data: No module named 'stamps'; Given value: stamps.Stamps"),
+        (["--data.init_args.crop", "middle"], "error: crop: Expected one of ['centre', 'random']. Got value: middle"),
+        (["--model.init_args.steps", "many"], "error: steps: Expected a int; Given value: many"),
+    ],
+)
+def test_a_wrong_value_is_told_with_its_key_and_the_last_cause(flags, said, tmp_path, scenes_folder, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run_lightning(arguments("image", tmp_path / "run", scenes_folder / "images", 3, *flags))
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.strip() == said

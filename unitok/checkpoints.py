@@ -7,6 +7,7 @@ it be unpickled. Sharded checkpoints (a folder each) have one pickle of PyTorch'
 """
 
 import io
+import logging
 import os
 import pickle
 import re
@@ -20,6 +21,8 @@ import torch
 from torch import Tensor
 
 from unitok.errors import UserError, first_line
+
+log = logging.getLogger(__name__)
 
 
 def load_checkpoint(path: Path, trust: bool = False) -> Any:
@@ -132,11 +135,25 @@ class _IndexReader(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def check_checkpoint(path: Path) -> None:
-    """Raise `UserError` unless a checkpoint reads; of a sharded one the index, and what it holds beside tensors, is read."""
-    if not is_sharded(path):
-        load_checkpoint(path)
-        return
+def check_checkpoint(path: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself (its `unitok` entry), the tensors left on the disk; {} for one of another program.
+
+    Of a sharded one the index, and what it holds beside tensors, is read. Errors: `UserError` unless it reads.
+    """
+    if is_sharded(path):
+        _check_index(path)
+        found = load_checkpoint(path / _REST)
+    else:
+        try:
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except Exception:  # torn, gone, or of another program
+            found = load_checkpoint(path)
+    described = found.get("unitok") if isinstance(found, dict) else None
+    return described if isinstance(described, dict) else {}
+
+
+def _check_index(path: Path) -> None:
+    """Raise `UserError` unless the parts of a sharded checkpoint are there, and none would run anything."""
     try:
         with open(path / _INDEX, "rb") as file:
             index = _IndexReader(file).load()
@@ -161,7 +178,7 @@ def _load_sharded(path: Path) -> dict[str, Any]:
     from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
     from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
-    check_checkpoint(path)
+    _check_index(path)
     state: dict[str, Any] = {}
     planner = _EmptyStateDictLoadPlanner(keys={"state_dict"})
     _load_state_dict(state, storage_reader=FileSystemReader(path), planner=planner, no_dist=True)
@@ -283,21 +300,28 @@ def _foreign(path: Path) -> str:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint of a run that reads whole, or None."""
+    """The checkpoint of a run with the most steps, of those that read, or None. What does not read is told.
+
+    Copies under names of the user's come after those that the run wrote.
+    """
+    torn: list[UserError] = []
     for _ in range(2):  # a run that is going on may remove what was listed
-        files = list((folder / "checkpoints").glob("*.ckpt"))
-        for file in sorted(files, key=_written, reverse=True):
+        torn, found = [], []
+        for file in (folder / "checkpoints").glob("*.ckpt"):
             try:
-                check_checkpoint(file)
-            except UserError:
+                steps = int(check_checkpoint(file).get("steps_done", 0))
+            except UserError as error:
+                torn += [error] if file.exists() else []
                 continue
-            return file
-    return None
+            last = ("stopped.ckpt", "final.ckpt").index(file.name) if file.name in ("stopped.ckpt", "final.ckpt") else -1
+            found.append((is_written_by_run(file), steps, last, file))
+        if found:
+            break
+    for problem in torn:
+        log.warning("%s: passed over", problem)
+    return max(found)[-1] if found else None
 
 
-def _written(file: Path) -> float:
-    """When; 0 if it is gone."""
-    try:
-        return file.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
+def is_written_by_run(file: Path) -> bool:
+    """Whether a checkpoint's name is one that a run gives, and not one of the user's."""
+    return file.name in ("final.ckpt", "stopped.ckpt") or re.fullmatch(r"step=\d+\.ckpt", file.name) is not None

@@ -3,14 +3,14 @@
 Networks know nothing of this; a `TrainingShell` is a thin LightningModule around one. Choices:
 
 - Optimisation is manual, with a counter of our own, because Lightning's `global_step` counts every optimizer's step.
-- A budget in minutes becomes a number of steps after a short probe and is corrected at each tenth; the plan is kept in
-  the checkpoint.
+- The plan of a budget in minutes (`budget.py`) is kept in the checkpoint.
 - A checkpoint holds plain types and tensors only (it loads with `weights_only=True`): weights, optimizers, counters,
   random state, and the position in the data as a count of samples.
 - What the command line and YAML say wins over what a checkpoint remembers: checkpoints carry no hyperparameters.
 """
 
 import copy
+import logging
 import math
 import random
 import time
@@ -22,86 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unitok.budget import Budget
 from unitok.errors import UserError
 
-PROBE_SHARE = 0.06  # of the minutes, before the number of steps is fixed
-REPLANS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)  # shares of the run at which it is fixed anew, from the last
-RESERVE_SECONDS = 2.0  # for the last checkpoint
-
-
-class Budget:
-    """How long to train: a number of steps; minutes that become one after a probe; or ids, which do when a step's are known.
-
-    Machines do not keep their pace, and a loss that begins in the middle changes it, so the plan for minutes is made again,
-    from the pace of the last stretch, at each tenth of the run. The share of the run that is over never goes back. What was planned is kept in checkpoints.
-    """
-
-    def __init__(self, steps: int | None, minutes: float | None, ids: float | None = None):
-        if sum(length is not None for length in (steps, minutes, ids)) != 1:
-            raise UserError("give the length of the training as either steps, minutes or (for a decoder) ids")
-        self.total, self.minutes, self.ids = steps, minutes, ids
-        self.spent = 0.0  # seconds before this process
-        self.floor = 0.0  # the share never falls below this
-        self.replans = list(REPLANS)  # shares at which the plan is still to be made again
-        self._began = 0.0
-        self._mark: tuple[int, float] | None = None  # step and time at which the stretch began
-
-    def begin(self) -> None:
-        """Start the clock."""
-        self._began = time.monotonic()
-
-    def tick(self, done: int) -> None:
-        """After step `done`: make the plan when the probe has seen enough, and again at each tenth."""
-        if self.minutes is None:
-            return
-        now, seconds = time.monotonic(), self.minutes * 60
-        if self._mark is None or done <= 3:  # the first steps are slow: caches, k-means, lazy initialisation
-            self._mark = (done, now)
-            return
-        elapsed, steps = self.spent + now - self._began, done - self._mark[0]
-        if self.total is None:
-            due = elapsed >= PROBE_SHARE * seconds
-        else:
-            due = bool(self.replans) and done >= self.replans[-1] * self.total
-        if due and steps >= 5:
-            if self.total is not None:
-                self.floor = self.share(done)
-                while self.replans and self.replans[-1] <= self.floor:
-                    self.replans.pop()
-            pace = (now - self._mark[1]) / steps
-            self.total = done + max(1, int((seconds - RESERVE_SECONDS - elapsed) / pace))
-            self._mark = (done, now)
-
-    def set_ids(self, done: int, seen: int, a_step: int) -> None:
-        """Where the length was given in ids: the steps that are left, after `done` of them and `seen` ids."""
-        if self.ids is not None:
-            self.total = done + max(0, math.ceil((self.ids - seen) / a_step))
-
-    def minutes_left(self, done: int, seconds_a_step: float) -> float | None:
-        """At the present pace; None while the number of steps is not known."""
-        return None if self.total is None else max(0, self.total - done) * seconds_a_step / 60
-
-    def share(self, done: int) -> float:
-        """Share of the run that is over, in [0, 1]; while the total is unknown, by the clock."""
-        if self.total is not None:
-            return max(self.floor, min(1.0, done / self.total))
-        elapsed = self.spent + (time.monotonic() - self._began if self._began else 0.0)
-        return min(PROBE_SHARE, elapsed / ((self.minutes or 1.0) * 60))
-
-    def over(self, done: int) -> bool:
-        return self.total is not None and done >= self.total
-
-    def state(self) -> dict[str, Any]:
-        """For a checkpoint."""
-        spent = self.spent + (time.monotonic() - self._began if self._began else 0.0)
-        plan = {"total": self.total, "floor": self.floor, "replans": list(self.replans)}
-        return plan | {"spent": spent, "minutes": self.minutes}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """From a checkpoint; steps that were asked for now win over what it remembers."""
-        self.spent = float(state["spent"])
-        if self.minutes is not None and self.minutes == state["minutes"]:
-            self.total, self.floor, self.replans = state["total"], state["floor"], list(state["replans"])
+log = logging.getLogger(__name__)
 
 
 def warmup_linear(step: int, share: float, warmup_steps: int, hold: float = 0.0, final: float = 0.02) -> float:
@@ -163,6 +87,8 @@ class TrainingShell(L.LightningModule):
         self.log_every = log_every
         self.share = 0.0  # of the run that is over, when the step began
         self._last_loss: Tensor | float = 0.0
+        self.settings: dict[str, Any] = {}  # what the run was asked for, by name, as plain values; kept in every checkpoint
+        self._settings_before: dict[str, Any] = {}  # those of the checkpoint it goes on from
         self._restored: list[dict[str, Any]] | None = None  # random states, by process
         self._timed = (0, 0.0)  # step and time at which the pace was last looked at
         self._validates = 0  # how often in the run, unless the Trainer has an interval of its own
@@ -188,14 +114,14 @@ class TrainingShell(L.LightningModule):
 
     def training_step(self, batch: Any, batch_index: int) -> None:
         """One step of the subclass, with what all share around it: counting, planning, logging, stopping."""
-        self.share = self._agreed(self.budget.share(self.steps_done))
+        self.share = self.budget.share(self.steps_done)
         logged = self.optimize(batch)
         self._last_loss = next(iter(logged.values()))
         self.steps_done += 1
         first = batch if isinstance(batch, Tensor) else next(iter(batch.values()))
         self.samples_seen += first.shape[0] * self.trainer.world_size
-        self.budget.tick(self.steps_done)
-        over, share = self._agreed((self.budget.over(self.steps_done), self.budget.share(self.steps_done)))
+        self.budget.tick(self.steps_done, self._agreed(self.budget.clock()))
+        over, share = self.budget.over(self.steps_done), self.budget.share(self.steps_done)
         if self._validates:
             due = over or int(share * self._validates + 1e-9) > int(self.share * self._validates + 1e-9)
             self.trainer.val_check_batch = 1 if due else math.inf  # Lightning looks at it after each batch
@@ -284,7 +210,11 @@ class TrainingShell(L.LightningModule):
         self.budget.begin()
         self._timed = (self.steps_done, time.monotonic())
         rank, processes = self.trainer.global_rank, self.trainer.world_size
+        data: Any = getattr(self.trainer.train_dataloader, "dataset", None)
+        found = {"content of data.path": data.content()} if hasattr(data, "content") else {}
+        self.settings |= {"processes": processes} | found
         if self._restored is not None:
+            log.info("resumed from %s at step %d%s", self.trainer.ckpt_path, self.steps_done, self._changes())
             self._assert_settings()
             if len(self._restored) == processes:
                 _set_random_state(self._restored[rank])
@@ -295,6 +225,13 @@ class TrainingShell(L.LightningModule):
             self.trainer.should_stop = True
         given = self.trainer.val_check_batch != math.inf  # by val_check_interval, or by what makes epochs of the endless data
         self._validates = 0 if given else getattr(self.data, "validations", 0)
+
+    def _changes(self) -> str:
+        """What is asked for now that was not when the checkpoint was written, for people."""
+        both = self._settings_before.keys() & self.settings.keys()
+        changed = [k for k in self.settings if k in both and self._settings_before[k] != self.settings[k]]
+        told = [f"{name} {self._settings_before[name]} -> {self.settings[name]}" for name in changed]
+        return f"; changed: {', '.join(told).replace(' None', ' unset')}" if told else ""
 
     def _assert_settings(self) -> None:
         """Give the optimizers the settings asked for now, in place of those that came with their state."""
@@ -317,6 +254,7 @@ class TrainingShell(L.LightningModule):
             "steps_done": self.steps_done,
             "samples_seen": self.samples_seen,
             "budget": self.budget.state(),
+            "settings": self.settings,
             "random": self._random_states(),
             "extra": self.extra(),
         }
@@ -332,9 +270,9 @@ class TrainingShell(L.LightningModule):
         if self.trainer.state.fn == "fit":
             check_same(state["structure"], self.structure(), "model")
         self.steps_done, self.samples_seen = state["steps_done"], state["samples_seen"]
+        self.budget.restore(state["budget"], self.steps_done)
         self.share = self.budget.share(self.steps_done)
-        self.budget.restore(state["budget"])
-        self._restored = state["random"]
+        self._restored, self._settings_before = state["random"], state.get("settings") or {}
         self.restore_extra(state.get("extra") or {})
 
     def _random_states(self) -> list[dict[str, Any]]:

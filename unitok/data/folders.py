@@ -4,6 +4,7 @@ A file that cannot be read does not end a run: it is named and counted, and anot
 (seed, epoch, index) and the files alone, never from what was found before, so that a resumed run draws the same.
 """
 
+import hashlib
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -104,6 +105,11 @@ class FileDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def content(self) -> str:
+        """What is there: a number, and a digest of names and sizes."""
+        sizes = [(file.relative_to(self.folder).as_posix(), file.stat().st_size) for file in self.files]
+        return f"{len(sizes)} files ({hashlib.sha256(repr(sizes).encode()).hexdigest()[:8]})"
 
 
 def _of_training(folder: Path, files: list[Path]) -> list[Path]:

@@ -6,6 +6,7 @@ the next sample. Nothing here draws from global random state, and neither does t
 """
 
 import logging
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -63,6 +64,12 @@ class EndlessBatches:
         while True:
             batch = [next(places) for _ in range(self.batch_size * self.processes)]
             yield batch[self.rank :: self.processes]
+
+
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    """Ctrl-C and SIGTERM of a whole process group: the trainer ends its step with the batches of living workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 class _Module(L.LightningDataModule):
@@ -131,6 +138,7 @@ class _Module(L.LightningDataModule):
             collate_fn=self.collate,
             pin_memory=pinned,
             persistent_workers=self.workers > 0,
+            worker_init_fn=_leave_signals_to_the_trainer,
             generator=torch.Generator().manual_seed(self.seed),  # for the workers' seeds: else the model's draws would shift
             **how,
         )

@@ -5,7 +5,7 @@ import fcntl
 import os
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -47,24 +47,29 @@ def locked(out: Path, part: tuple[int, int] | None = None) -> Iterator[Path]:
     locks there is none: what is written is whole or not there, so nothing breaks.
     """
     names = ["tokenize.log"] + ([f"tokenize-{part[0]:05d}-of-{part[1]:05d}.log"] if part else [])
-    files = []
-    try:
+    with ExitStack() as files:
         for number, name in enumerate(names):
-            file = open(out / name, "a")
-            files.append(file)
-            kind = fcntl.LOCK_SH if part and number == 0 else fcntl.LOCK_EX
-            try:
-                fcntl.flock(file, kind | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"{out}: another `unitok tokenize` is at work on it; wait for it or choose another folder"
-                ) from None
-            except OSError:
-                pass
+            files.enter_context(lock(out / name, "tokenize", shared=bool(part) and number == 0))
         yield out / names[-1]
-    finally:
-        for file in files:
-            file.close()
+
+
+@contextmanager
+def lock(path: Path, verb: str, shared: bool = False) -> Iterator[None]:
+    """Hold a file's lock, which goes with this process, however it ends; `shared`: with others that share it.
+
+    Errors: `UserError` when another process of the verb holds it. On a file system without locks there is none.
+    """
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{path.parent}: another `unitok {verb}` is at work on it; wait for it or choose another folder"
+            ) from None
+        except OSError:
+            pass
+        os.register_at_fork(after_in_child=file.close)  # processes that read data must not hold it when this one is gone
+        yield
 
 
 @contextmanager

@@ -12,6 +12,7 @@ A batch holds, for every position: the id, the target (the next id), its positio
 or sound, the document's number in the row, the target's loss weight, and the target's kind (an index into the grammar's legal sets).
 """
 
+import hashlib
 import logging
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Mapping, Sequence
@@ -313,6 +314,11 @@ class PackedDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         """Rows of the first epoch; other epochs may have a few more or less."""
         return len(self.order(0))
+
+    def content(self) -> str:
+        """What is there: a number, and a digest of the data sets' shards."""
+        shards = [shard["sha256"] for dataset in self.datasets for shard in dataset.shards]
+        return f"{sum(map(len, self.datasets))} documents ({hashlib.sha256(repr(shards).encode()).hexdigest()[:8]})"
 
     def __getitem__(self, place: tuple[int, int]) -> dict[str, np.ndarray]:
         return self.row(*place)

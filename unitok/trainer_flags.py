@@ -1,0 +1,87 @@
+"""Flags of Lightning's Trainer that mean nothing to a run with optimization of its own on endless data, and what to use instead.
+
+Each is refused by name before anything is built. What is not listed does what Lightning says.
+"""
+
+import inspect
+from typing import Any
+
+import lightning as L
+
+from unitok.errors import UserError
+
+#: Flags, and what does their job here.
+INSTEAD = {
+    "gradient_clip_val": "set model.clip, the largest norm of a gradient",
+    "gradient_clip_algorithm": "set model.clip, the largest norm of a gradient",
+    "accumulate_grad_batches": "set model.accumulate, the pieces that a batch is cut into, and a larger data.batch_size",
+    "min_steps": "the length of a run is model.steps, minutes or ids",
+    "min_epochs": "the length of a run is model.steps, minutes or ids",
+    "reload_dataloaders_every_n_epochs": "stop the run and go on with --resume auto",
+    "barebones": "turn off trainer.logger and trainer.enable_progress_bar",
+    "default_root_dir": "--out is the folder of a run",
+}
+
+#: Callbacks, and what does their job here.
+CALLBACKS_INSTEAD = {
+    "StochasticWeightAveraging": "set model.ema_decay",
+    "WeightAveraging": "set model.ema_decay",
+    "EMAWeightAveraging": "set model.ema_decay",
+    "GradientAccumulationScheduler": "set model.accumulate, the pieces that a batch is cut into",
+    "BatchSizeFinder": "set data.batch_size",
+    "LearningRateFinder": "set model.learning_rate",
+}
+
+PRECISIONS = ("32-true", "bf16-mixed", "32", "bf16", "None")
+
+
+def check_trainer_flags(trainer: Any, defaults: dict[str, Any], own_data: bool) -> None:
+    """Raise `UserError` for a flag that cannot do what it says.
+
+    trainer: the values of all flags. defaults: those that differ from Lightning's. own_data: the data module is not unitok's.
+    """
+    usual = {name: p.default for name, p in inspect.signature(L.Trainer).parameters.items()} | defaults
+    for name, instead in INSTEAD.items():
+        if trainer[name] not in (None, usual[name], False) and not (own_data and name.startswith("reload")):
+            raise UserError(f"trainer.{name} does not work with this training; {instead}")
+    if str(trainer.precision) not in PRECISIONS:
+        raise UserError(
+            f"trainer.precision {trainer.precision}: choose one of {', '.join(PRECISIONS)}; weights and averages stay "
+            "in fp32, and bf16 needs no scaling of gradients"
+        )
+    if trainer.enable_checkpointing is False:
+        raise UserError(
+            "trainer.enable_checkpointing false: a run leaves its last checkpoint; trainer.fast_dev_run tries a step and writes "
+            "nothing"
+        )
+    for name in ("max_steps", "max_epochs"):
+        if (value := trainer[name]) is not None and value != -1 and value < 1:
+            raise UserError(f"trainer.{name} {value}: it must be at least 1, or -1 for no limit")
+    if not own_data:
+        _check_shares(trainer)
+    given = trainer.callbacks or []
+    for callback in given if isinstance(given, list) else [given]:
+        path = str(callback.get("class_path", ""))
+        name = path.rpartition(".")[2]
+        if name in CALLBACKS_INSTEAD:
+            raise UserError(f"trainer.callbacks {path} does not work with this training; {CALLBACKS_INSTEAD[name]}")
+
+
+def _check_shares(trainer: Any) -> None:
+    """What asks for a share of the training data, which has no end."""
+    if isinstance(trainer.val_check_interval, float) and trainer.val_check_interval != 1.0:
+        raise UserError(
+            f"trainer.val_check_interval {trainer.val_check_interval}: data has no end that this could be a share of; "
+            "give a number of steps, or set data.validations, how often in a run"
+        )
+    for name, none in (("limit_train_batches", 1.0), ("overfit_batches", 0.0)):
+        value = none if trainer[name] is None else trainer[name]
+        if value != none and (isinstance(value, float) or value < 1):
+            raise UserError(f"trainer.{name} {value}: data has no end that this could be a share of; give a number of steps")
+    if (trainer.check_val_every_n_epoch or 1) != 1 and not isinstance(trainer.limit_train_batches, int):
+        raise UserError(
+            f"trainer.check_val_every_n_epoch {trainer.check_val_every_n_epoch}: data has no end; give trainer.val_check_interval "
+            "a number of steps"
+        )
+    if trainer.use_distributed_sampler:
+        raise UserError("trainer.use_distributed_sampler: processes share each batch already; leave it out")
