@@ -16,7 +16,8 @@ from pathlib import Path
 import sentencepiece
 
 from unitok.errors import UserError, read_json
-from unitok.pretrained import VERSION, begin_folder, part_folder, replace_folder
+from unitok.pretrained import VERSION, part_folder, whole_folder
+from unitok.tokenizers.arguments import check_text, check_text_codes
 
 _SPACE_MARK = "\u2581"
 _MARK = re.compile(
@@ -44,27 +45,26 @@ class TextTokenizer:
         return tuple(i for i in range(self.size) if p.is_control(i) or p.is_unknown(i) or p.is_unused(i))
 
     def encode(self, text: str) -> list[int]:
-        """str -> codes."""
+        """str -> codes; errors: `UserError` for what is no str or cannot be written as UTF-8."""
         codes: list[int] = []
-        for i, stretch in enumerate(text.split(_SPACE_MARK)):
+        for i, stretch in enumerate(check_text(text).split(_SPACE_MARK)):
             codes += (self._mark if i else []) + self._processor.encode(stretch)
         return codes
 
     def decode(self, codes: list[int]) -> str:
-        """Codes -> str. Inverse of `encode`; bytes that are not UTF-8 become U+FFFD."""
-        return self._processor.decode([int(c) for c in codes])
+        """Codes -> str. Inverse of `encode`; bytes that are not UTF-8 become U+FFFD. Errors: `UserError` for one out of range."""
+        return self._processor.decode(check_text_codes(codes, self.size))
 
     def fingerprint(self) -> str:
         """Changes when the codes do."""
         return hashlib.sha256(self.model).hexdigest()
 
-    def save_pretrained(self, folder: Path) -> None:
+    def save_pretrained(self, folder: Path, overwrite: bool = False) -> None:
         """Write `config.json` and `tokenizer.model` (SentencePiece's own format)."""
-        folder = Path(folder)
-        partial = begin_folder(folder)
-        (partial / "tokenizer.model").write_bytes(self.model)
-        (partial / "config.json").write_text(json.dumps({"unitok": VERSION, "kind": "text tokenizer"}) + "\n")
-        replace_folder(partial, folder)
+        with whole_folder(folder, "text tokenizer", overwrite) as partial:
+            (partial / "tokenizer.model").write_bytes(self.model)
+            config = {"unitok": VERSION, "kind": "text tokenizer"}
+            (partial / "config.json").write_text(json.dumps(config) + "\n", encoding="utf-8")
 
     @classmethod
     def from_pretrained(cls, path: Path, device: str = "cpu") -> "TextTokenizer":
@@ -164,7 +164,7 @@ class ImportedTextTokenizer(TextTokenizer):
 
     def encode(self, text: str) -> list[int]:
         """str -> codes; errors: `UserError` for a character that it does not know."""
-        codes = [id - self.first for id in self._json.encode(text, add_special_tokens=False).ids]
+        codes = [id - self.first for id in self._json.encode(check_text(text), add_special_tokens=False).ids]
         if unknown := [code for code in codes if code not in self._legal]:
             raise UserError(
                 f"the text tokenizer makes id {unknown[0] + self.first} of this text, which is none of its text ids"
@@ -173,20 +173,19 @@ class ImportedTextTokenizer(TextTokenizer):
 
     def decode(self, codes: list[int]) -> str:
         """Codes -> str. Inverse of `encode`."""
-        return self._json.decode([int(code) + self.first for code in codes], skip_special_tokens=False)
+        ids = [code + self.first for code in check_text_codes(codes, self.size)]
+        return self._json.decode(ids, skip_special_tokens=False)
 
-    def save_pretrained(self, folder: Path) -> None:
+    def save_pretrained(self, folder: Path, overwrite: bool = False) -> None:
         """Write `config.json` and `tokenizer.json`."""
-        folder = Path(folder)
-        partial = begin_folder(folder)
-        (partial / "tokenizer.json").write_bytes(self.model)
-        config = {"unitok": VERSION, "kind": "text tokenizer", "first": self.first, "size": self.size}
-        (partial / "config.json").write_text(json.dumps(config) + "\n")
-        replace_folder(partial, folder)
+        with whole_folder(folder, "imported text tokenizer", overwrite) as partial:
+            (partial / "tokenizer.json").write_bytes(self.model)
+            config = {"unitok": VERSION, "kind": "text tokenizer", "first": self.first, "size": self.size}
+            (partial / "config.json").write_text(json.dumps(config) + "\n", encoding="utf-8")
 
     @classmethod
     def _load(cls, folder: Path) -> "ImportedTextTokenizer":
         config = read_json(folder / "config.json", "import it again")
-        if config.get("kind") != "text tokenizer" or "first" not in config:
+        if config.get("kind") != "text tokenizer" or not {"first", "size"} <= set(config):
             raise UserError(f"{folder}: another program's tokenizer; `unitok import hf-chameleon` takes a Chameleon's along")
         return cls((folder / "tokenizer.json").read_bytes(), config["first"], config["size"])
