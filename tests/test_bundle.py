@@ -26,12 +26,12 @@ def test_a_decoder_does_not_outlive_the_tokenizers_it_was_trained_for(bundle_fol
     with torch.no_grad():
         other.image.encoder.conv_in.weight += 1
     other.image.save_pretrained(tmp_path / "image")
-    with pytest.raises(UserError, match="the vocabularies differ in image"):
+    with pytest.raises(UserError, match="trained with another image tokenizer"):
         make_bundle(tmp_path / "b", {"image": tmp_path / "image"})
     larger = ImageTokenizer(replace(other.image.config, codebook_size=128))
     larger.quantizer.set_codebook(torch.randn(128, 8))
     larger.save_pretrained(tmp_path / "larger")
-    with pytest.raises(UserError, match=r"the decoder has \d+ ids, the vocabulary \d+"):
+    with pytest.raises(UserError, match="trained with another image tokenizer"):
         make_bundle(tmp_path / "b", {"image": tmp_path / "larger"})
     Unitok.from_pretrained(tmp_path / "b")  # as it was
     with pytest.raises(UserError, match="the vocabularies differ in image"):

@@ -122,6 +122,12 @@ def parse_line(line: str, where: str) -> Any:
         raise UserError(f"{where}: JSON in too many brackets; mend or remove the line") from None
 
 
+def json_line(obj: Any) -> str:
+    """An object as one line of JSON, which `str.splitlines` does not cut: what it takes for line ends is escaped."""
+    line = json.dumps(obj, ensure_ascii=False)
+    return line.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029").replace("\x85", "\\u0085")
+
+
 def parse_raw_document(line: str, folder: Path, where: str, default_id: str) -> RawDocument:
     """One line of an interleaved JSON Lines file; paths are taken relative to `folder`; errors: `UserError` with `where`."""
     return raw_document(parse_line(line, where), folder, where, default_id)
@@ -180,7 +186,7 @@ def format_raw_document(document: RawDocument, folder: Path) -> str:
         row |= {} if part.role == "none" else {"role": part.role}
         row |= {} if part.loss else {"loss": False}
         content.append(row)
-    return json.dumps({"id": document.id, "content": content}, ensure_ascii=False)
+    return json_line({"id": document.id, "content": content})
 
 
 def read_raw_documents(path: Path) -> Iterator[RawDocument | UserError]:
