@@ -156,7 +156,10 @@ class Unitok:
         batch = batch_of(parts)
         if len(batch) != 1:
             raise UserError(f"prompt: {len(batch)} lists of parts; read one after the other")
-        return Document(tuple(segment for part in batch[0] for segment in self.read_part(part)))
+        return self._document(batch[0])
+
+    def _document(self, parts: list[PromptPart]) -> Document:
+        return Document(tuple(segment for part in parts for segment in self.read_part(part)))
 
     def read_raw(self, raw: RawDocument) -> Document:
         """A raw document (its files are read now) -> a Document. Errors: `UserError` for a file of another type than its part's."""
@@ -269,7 +272,7 @@ class Unitok:
         names = [f.name for f in fields(Task)]
         check_names(more, ["prompt", *names, "batch_size", "progress"], "generate")
         task = Task(settings=settings_of(settings, self.vocab.spans), **more)
-        documents = [self.read_prompt(parts) for parts in batch_of(prompt)]
+        documents = [self._document(parts) for parts in batch_of(prompt)]
         return documents, task if negative is None else replace(task, negative=self.read_prompt(negative))
 
     def score(self, documents: "Sequence[Document | PromptPart | Sequence[PromptPart]]") -> "list[Score]":
