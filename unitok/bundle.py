@@ -124,13 +124,13 @@ class Unitok:
         from unitok.data.media import sniff
         from unitok.sample.prompts import ReadFile
 
-        if not path.exists():
-            raise UserError(f"{path}: no such file")
+        if not path.is_file():
+            raise UserError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
         found = sniff(path)
         if found not in ("image", "audio"):
             raise UserError(f"{path}: neither an image nor a sound")
         if found != (kind or found):
-            raise UserError(f"{path}: holds an {found}, and is to be of type {kind}; give the type that it has")
+            raise UserError(f"{path}: the part's type is {kind}, the file is {found}; give the type that it has")
         codes, size = self.need(found).encode_file(path)
         return Segment(found, codes.cpu().numpy(), role, loss, ReadFile(path), size)
 
@@ -270,7 +270,7 @@ class Unitok:
         from unitok.sample.render import Task
 
         names = [f.name for f in fields(Task)]
-        check_names(more, ["prompt", *names, "batch_size", "progress"], "generate")
+        check_names(more, ["prompt", *names, "batch_size"], "generate")
         task = Task(settings=settings_of(settings, self.vocab.spans), **more)
         documents = [self._document(parts) for parts in batch_of(prompt)]
         return documents, task if negative is None else replace(task, negative=self.read_prompt(negative))

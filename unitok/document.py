@@ -9,6 +9,7 @@ with an optional `role` and `loss` on each part and paths relative to the file. 
 """
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,12 +123,6 @@ def parse_line(line: str, where: str) -> Any:
         raise UserError(f"{where}: JSON in too many brackets; mend or remove the line") from None
 
 
-def json_line(obj: Any) -> str:
-    """An object as one line of JSON, which `str.splitlines` does not cut: what it takes for line ends is escaped."""
-    line = json.dumps(obj, ensure_ascii=False)
-    return line.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029").replace("\x85", "\\u0085")
-
-
 def parse_raw_document(line: str, folder: Path, where: str, default_id: str) -> RawDocument:
     """One line of an interleaved JSON Lines file; paths are taken relative to `folder`; errors: `UserError` with `where`."""
     return raw_document(parse_line(line, where), folder, where, default_id)
@@ -172,6 +167,15 @@ def is_utf8(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+#: Where `str.splitlines` ends a line although JSON does not; and halves of surrogate pairs, which UTF-8 cannot hold.
+_UNSAFE = re.compile("[\x85\u2028\u2029\ud800-\udfff]")
+
+
+def json_line(value: Any) -> str:
+    """A line of a JSON Lines file, without its end: readable text, and one line for every reader. Inverse of `json.loads`."""
+    return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False))
 
 
 def format_raw_document(document: RawDocument, folder: Path) -> str:

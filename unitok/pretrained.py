@@ -193,7 +193,9 @@ def _holds(folder: Path) -> UserError:
             "state.json": "a demo",
         }
         names = sorted(f.name for f in folder.iterdir())
-        what = next((what for mark, what in marks.items() if mark in names), f"files that unitok did not make ({names[0]}, …)")
+        what = next(
+            (what for mark, what in marks.items() if mark in names), f"files that unitok did not make, such as {names[0]}"
+        )
     return UserError(f"{folder}: holds {what}; choose another folder, or overwrite to replace it")
 
 

@@ -1,6 +1,7 @@
 """Promises of prompts: a part alone is a prompt, mistakes are one line, files obey their folder and their declared type."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -79,7 +80,10 @@ def test_settings_of_every_form_are_the_same(tiny):
         ({"prompt": ("a", "b", "c"), "want": 3}, "want is a int"),
         ({"prompt": [("a", "b")]}, "its rate is a str"),
         ({"prompt": Image.new("RGB", (0, 5))}, "0 x 5 pixels"),
-        ({"temperature": 0.5}, r"no 'temperature'; it is one of the settings: settings=\{'image': Settings\(temperature=…\)\}"),
+        (
+            {"temperature": 0.5},
+            r"no 'temperature'; it is one of the settings: settings=\{'image': Settings\(temperature=VALUE\)\}",
+        ),
         ({"max_idz": 5}, "no 'max_idz'; did you mean max_ids"),
         ({"num_return_sequences": 5}, "no 'num_return_sequences'; there are prompt, want, n, "),
         ({"settings": {"images": Settings()}}, "settings: 'images' is none of text, image, audio"),
@@ -90,6 +94,8 @@ def test_settings_of_every_form_are_the_same(tiny):
         ({"n": "2"}, "n is '2'"),
         ({"n": 1.5}, r"n is 1\.5"),
         ({"keep": "half"}, "keep is 'half'"),
+        ({"batch_size": "2"}, "batch size is '2'"),
+        ({"prompt": Path()}, "not a file"),
         ({"want": ["image", "smell"]}, "smell"),
     ],
     ids=str,
@@ -125,5 +131,5 @@ def test_files_of_prompts_stay_in_their_folder_and_are_what_they_are_declared(ti
     wide = read_prompts(prompts(inside, {"type": "image", "path": "link.png"}), root=str(tmp_path.parent.parent))
     assert tiny.read_raw(wide[0]).segments[0].codes.tolist() == document.segments[0].codes.tolist()
     for kind, name in (("image", "sound.wav"), ("audio", "picture.png")):
-        with pytest.raises(UserError, match=rf"{name}: holds an .*, and is to be of type {kind}"):
+        with pytest.raises(UserError, match=rf"{name}: the part's type is {kind}, the file is "):
             tiny.read_raw(RawDocument("1", (Part(kind, path=media / name),)))

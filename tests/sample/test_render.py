@@ -2,11 +2,11 @@
 
 import io
 import json
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 import torch
+from test_page import Elements, only_utf8
 
 from unitok.bundle import Unitok
 from unitok.cli import main
@@ -161,19 +161,8 @@ def test_what_a_text_says_does_not_reach_the_terminal_as_a_command():
     assert screen.getvalue() == "a\\x1b[2J\\x9b1m\\r\\u202eb\\x07\nc\td é\n"
 
 
-class Elements(HTMLParser):
-    """The elements of a page, with their attributes."""
-
-    def __init__(self, page):
-        super().__init__()
-        self.found = []
-        self.feed(page.read_text(encoding="utf-8"))
-
-    def handle_starttag(self, tag, attributes):
-        self.found.append((tag, dict(attributes)))
-
-
-def test_files_of_a_prompt_keep_nothing_of_their_names_and_pages_quote_the_rest(tiny, tmp_path, scenes_folder):
+def test_files_of_a_prompt_keep_nothing_of_their_names_and_pages_quote_the_rest(tiny, tmp_path, scenes_folder, monkeypatch):
+    written = only_utf8(monkeypatch)
     hostile = tmp_path / 'a.png" onerror="alert(1)'
     hostile.write_bytes((scenes_folder / "images" / "000000.png").read_bytes())
     sound = tmp_path / "b.png?#%41"
@@ -181,7 +170,7 @@ def test_files_of_a_prompt_keep_nothing_of_their_names_and_pages_quote_the_rest(
     prompt = [hostile, sound, "<script>alert(2)</script>\x1b\u202e"]
     out = tmp_path / "out"
     save_outputs(tiny.generate(prompt, "image:1x1,audio:1", n=2), out, '<b>"title"')
-    elements = Elements(out / "index.html").found
+    elements = Elements((out / "index.html").read_text(encoding="utf-8")).found
     assert {tag for tag, _ in elements} <= {
         "html",
         "head",
@@ -202,6 +191,7 @@ def test_files_of_a_prompt_keep_nothing_of_their_names_and_pages_quote_the_rest(
     assert all((out / source).is_file() for source in sources)
     assert (out / "000000-prompt-0.png").read_bytes() == hostile.read_bytes()
     assert (out / "000000-prompt-1.wav").read_bytes() == sound.read_bytes()
+    assert {"index.html", "outputs.jsonl"} <= written
     (out / "mine.txt").write_text("mine")
     save_outputs(tiny.generate("a text", "image:1x1"), out)
     assert sorted(f.name for f in out.iterdir()) == ["000000-0.png", "index.html", "mine.txt", "outputs.jsonl"]

@@ -48,7 +48,7 @@ def is_part(value: Any) -> bool:
 def _is_array(value: Any) -> bool:
     """Also a list of numbers, and a PIL image."""
     plain = isinstance(value, list) and bool(value) and isinstance(value[0], Real)
-    return plain or hasattr(value, "__array__") or hasattr(value, "__array_interface__")
+    return plain or hasattr(type(value), "__array__") or hasattr(type(value), "__array_interface__")
 
 
 def refuse(part: Any) -> UserError:
@@ -95,7 +95,7 @@ def check_names(given: Iterable[str], names: list[str], where: str) -> None:
         if name in names:
             continue
         if name in (f.name for f in fields(Settings)):
-            told = f"it is one of the settings: settings={{'image': Settings({name}=…)}}, from unitok.sample.sampling"
+            told = f"it is one of the settings: settings={{'image': Settings({name}=VALUE)}}, from unitok.sample.sampling"
         else:
             near = get_close_matches(str(name), names, 1, 0.4)
             told = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"

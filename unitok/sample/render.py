@@ -119,6 +119,12 @@ def _suffix(path: str, modality: str) -> str:
     return {"JPEG": "jpg", "WAVEX": "wav"}.get(name, re.sub(r"\W", "", name).lower())
 
 
+def check_count(name: str, value: Any, least: int) -> None:
+    """Raise `UserError` for what is no integer of at least that."""
+    if not isinstance(value, int | np.integer) or value < least:
+        raise UserError(f"{name} is {value!r}: it must be an integer of at least {least}")
+
+
 @dataclass
 class Task:
     """What to make of each prompt.
@@ -147,9 +153,7 @@ class Task:
 
     def __post_init__(self) -> None:
         for name, least in (("n", 1), ("best_of", 1), ("seed", 0), ("max_ids", 1), ("jacobi", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int | np.integer) or value < least:
-                raise UserError(f"{name.replace('_', ' ')} is {value!r}: it must be an integer of at least {least}")
+            check_count(name.replace("_", " "), getattr(self, name), least)
         if isinstance(self.want, list | tuple):
             self.want = ",".join(map(str, self.want))
         if not isinstance(self.want, str):
@@ -222,8 +226,7 @@ def generate_outputs(
     unitok: "Unitok", prompts: list[Document], task: Task, batch_size: int = 64, progress: bool = False
 ) -> list[Output]:
     """`Unitok.generate` on documents."""
-    if batch_size < 1:
-        raise UserError(f"batch size is {batch_size}: it must be at least 1")
+    check_count("batch size", batch_size, 1)
     decoder, grammar = unitok.need("model"), Grammar(unitok.vocab)
     pending = begin(unitok, prompts, replace(task, n=task.n * task.best_of))
     with tqdm(total=len(pending), desc="sample", unit="output", disable=not progress, mininterval=1.0, delay=0.3) as bar:

@@ -26,7 +26,8 @@ def as_tensor(name: str, given: Any, wanted: str) -> Tensor:
         return given
     if isinstance(given, np.ndarray) and given.dtype.kind in "iufb" and given.dtype.itemsize <= 8:
         return torch.from_numpy(np.array(given, given.dtype.newbyteorder("=")))
-    raise UserError(f"{name}: a {type(given).__name__}; give a tensor or NumPy array, {wanted}")
+    what = f"an array of {given.dtype}" if isinstance(given, np.ndarray) else f"a {type(given).__name__}"
+    raise UserError(f"{name}: {what}; give a tensor or NumPy array, {wanted}")
 
 
 def check_images(images: Any, weights: torch.dtype) -> Tensor:
@@ -38,7 +39,7 @@ def check_images(images: Any, weights: torch.dtype) -> Tensor:
     if images.dtype == torch.uint8:
         images = images.float().div_(127.5).sub_(1)
     images = _as_float("images", images, wanted, weights)
-    _check_range(images, 1.001, "images are in [-1, 1]")
+    check_range(images, 1.001, "images are in [-1, 1]")
     return images
 
 
@@ -50,7 +51,7 @@ def check_samples(samples: Any, channels: int, weights: torch.dtype, empty: bool
         raise UserError(f"sounds are [B, {channels}, T], got {tuple(samples.shape)}")
     samples = _as_float("sounds", _scaled("sounds", samples), wanted, weights)
     if samples.numel():
-        _check_range(samples, LOUDEST, "sounds are in [-1, 1]")
+        check_range(samples, LOUDEST, "sounds are in [-1, 1]")
     return samples
 
 
@@ -116,7 +117,7 @@ def check_waveform(samples: Any, rate: Any, name: str) -> tuple[Tensor, int]:
     if not samples.numel():
         raise UserError(f"{name}: zero length, {tuple(samples.shape)}; replace it or leave it out")
     samples = _as_float(name, _scaled(name, samples), "float [C, T] in [-1, 1]", torch.float32)
-    _check_range(samples, LOUDEST, f"{name}: samples are in [-1, 1]")
+    check_range(samples, LOUDEST, f"{name}: samples are in [-1, 1]")
     return samples, round(float(rate))
 
 
@@ -144,7 +145,8 @@ def _as_float(name: str, values: Tensor, wanted: str, weights: torch.dtype) -> T
     return values.float()
 
 
-def _check_range(values: Tensor, most: float, expected: str) -> None:
+def check_range(values: Tensor, most: float, expected: str) -> None:
+    """Raise `UserError` that begins with what is expected, where a value is not finite or its size is over `most`."""
     low, high = (float(x) for x in values.detach().aminmax())
     if not (math.isfinite(low) and math.isfinite(high)):
         raise UserError(f"{expected}, got values that are not finite numbers")
