@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from unitok import __version__
 from unitok.errors import UserError, visible
+from unitok.hardware import bound_waiting
 
 OVERVIEW = f"""unitok {__version__}: one model that reads and writes text, pictures and sound
 
@@ -623,6 +624,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(__version__)
         return
     verb = given[0]
+    bound_waiting()
     try:
         if verb in LIGHTNING_VERBS:
             from unitok.fit import run_lightning

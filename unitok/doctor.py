@@ -8,6 +8,8 @@ import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
+from unitok.hardware import bound_waiting
+
 CORE = (
     "torch",
     "lightning",
@@ -87,6 +89,7 @@ def _devices() -> bool:
             print(f"  ok cuda:{i} {torch.cuda.get_device_name(i)}")
     else:
         print(f"  -  no CUDA device; training and sampling run on {torch.get_num_threads()} CPU threads")
+    print(f"  -  OpenMP: {bound_waiting()}")
     print(f"  -  bfloat16 on this CPU: {'fast' if fast_bfloat16() else 'slow: keep trainer.precision at 32-true'}")
     if not shutil.which("g++"):
         print("  -  no g++: torch.compile on CPU needs it; nothing in unitok requires it")

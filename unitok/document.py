@@ -104,11 +104,17 @@ class Part:
 
 @dataclass(frozen=True)
 class RawDocument:
-    """Parts in reading order; `where` names the file (and line) that it was read from, for messages."""
+    """Parts in reading order.
+
+    Args:
+        where: the file (and line) that it was read from, for messages.
+        notes: what of that was not used, in words that are counted.
+    """
 
     id: str
     content: tuple[Part, ...] = field(default_factory=tuple)
     where: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def parse_line(line: str, where: str) -> Any:

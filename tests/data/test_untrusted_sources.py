@@ -209,7 +209,12 @@ def test_a_byte_order_mark_is_no_text_and_a_caption_is_told_from_its_record(tmp_
     (tmp_path / "other.json").write_text('{"size": 3}')
     (tmp_path / "x.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "first line"}')
     good, bad = found_in(tmp_path)
-    assert [raw.content[0].text for raw in good] == ["marked", "seen", '{"size": 3}', "first line"]
+    assert [raw.content[0].text for raw in good] == [
+        "first line",
+        "marked",
+        "seen",
+        '{"size": 3}',
+    ]  # files that hold many come first
     assert not bad
 
 

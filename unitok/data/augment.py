@@ -13,9 +13,12 @@ from unitok.data.recipe import SourceSpec
 from unitok.document import RawDocument
 
 
-def versions(spec: SourceSpec, raw: RawDocument) -> Iterator[RawDocument]:
-    """A document, and what augmentation and segments of sound make of it: each with an id of its own."""
-    for piece in _pieces(spec, raw):
+def versions(spec: SourceSpec, raw: RawDocument, frame: float = 0.0) -> Iterator[RawDocument]:
+    """A document, and what augmentation and segments of audio make of it: each with an id of its own.
+
+    frame: seconds of one frame of audio codes; a last segment that is shorter is left out.
+    """
+    for piece in _pieces(spec, raw, frame):
         yield piece
         if not any(p.type == "image" for p in piece.content):
             continue
@@ -24,7 +27,7 @@ def versions(spec: SourceSpec, raw: RawDocument) -> Iterator[RawDocument]:
             yield replace(piece, id=f"{piece.id}#{view}", content=content)
 
 
-def _pieces(spec: SourceSpec, raw: RawDocument) -> Iterator[RawDocument]:
+def _pieces(spec: SourceSpec, raw: RawDocument, frame: float) -> Iterator[RawDocument]:
     """A document with one long sound as one for each piece of it; any other as it is."""
     sounds = [p for p in raw.content if p.type == "audio"]
     if not spec.audio_segment or len(sounds) != 1:
@@ -37,8 +40,12 @@ def _pieces(spec: SourceSpec, raw: RawDocument) -> Iterator[RawDocument]:
     if seconds <= spec.audio_segment:
         yield raw
         return
-    kept = blob if data is None else Blob.held(blob.name, data)
-    for number in range(-int(-seconds // spec.audio_segment)):
+    kept = blob if data is None else replace(blob, data=data)
+    count = -int(-seconds // spec.audio_segment)
+    if seconds - (count - 1) * spec.audio_segment < frame:
+        count -= 1
+        raw = replace(raw, notes=(*raw.notes, "the rest of the audio is shorter than a frame"))
+    for number in range(count):
         start = number * spec.audio_segment
         view = f"t={start:.10g},{min(start + spec.audio_segment, seconds):.10g}"
         content = tuple(replace(p, view=view, file=kept) if p.type == "audio" else p for p in raw.content)

@@ -17,6 +17,7 @@ from functools import partial
 from typing import IO, Any
 
 import pyarrow as pa
+import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from unitok.data.files import MAX_BYTES, Blob, Files, printable
@@ -41,6 +42,15 @@ def damage(error: BaseException, where: str) -> str:
     if isinstance(error, OSError) and error.errno is not None and not isinstance(error, gzip.BadGzipFile):
         raise UserError(f"{where}: cannot be read to its end ({error.strerror}); try again, or leave it out") from None
     return first_line(error)
+
+
+def is_tar(head: bytes) -> bool:
+    """Whether a file's first 512 bytes are the header of an archive's member, of any age of the format (its checksum holds)."""
+    try:
+        tarfile.TarInfo.frombuf(head[: tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    return True
 
 
 def unpacked(file: IO[bytes]) -> IO[bytes]:
@@ -119,43 +129,56 @@ def _problem(member: tarfile.TarInfo, name: str) -> str:
 
 
 class Table:
-    """A Parquet file, or an Arrow file as Hugging Face `datasets` saves it: rows of named columns."""
+    """A Parquet file, an Arrow file as Hugging Face `datasets` saves it, or CSV (a header, then text): rows of named columns."""
 
     BATCH = 32  # rows held at once
 
     def __init__(self, files: Files, name: str):
         self.files, self.name = files, name
-        file = files.open(name)
+        self._file = file = files.open(name)
         self.stamp = files.stamp_of(file, name)[1]
-        self._parquet = pq.ParquetFile(file) if name.lower().endswith(".parquet") else None
+        plain = name.lower()
+        self._parquet = pq.ParquetFile(file) if plain.endswith(".parquet") else None
         if self._parquet is not None:
             self.rows, self.schema = self._parquet.metadata.num_rows, self._parquet.schema_arrow
         else:
-            source = pa.memory_map(str(files.local(name))) if files.remote is None else pa.PythonFile(file, mode="r")
-            try:
-                self._table = pa.ipc.open_stream(source).read_all()
-            except pa.ArrowInvalid:
-                source.seek(0)
-                self._table = pa.ipc.open_file(source).read_all()
+            self._table = self._read_arrow() if plain.endswith(".arrow") else read_csv(file)
             self.rows, self.schema = self._table.num_rows, self._table.schema
         self.features = _features((self.schema.metadata or {}).get(b"huggingface", b"{}"))
 
-    def ids(self) -> Iterator[str]:
-        """The documents' ids: a column `id`, `key` or `__key__`, or else file and row."""
-        named = [n for n in ("id", "__key__", "key") if n in self.schema.names]
+    def _read_arrow(self) -> pa.Table:
+        local = self.files.remote is None
+        source = pa.memory_map(str(self.files.local(self.name))) if local else pa.PythonFile(self._file, mode="r")
+        try:
+            return pa.ipc.open_stream(source).read_all()
+        except pa.ArrowInvalid:
+            source.seek(0)
+            return pa.ipc.open_file(source).read_all()
+
+    def close(self) -> None:
+        """Rows that were given stay good."""
+        self._file.close()
+
+    def listed(self, names_media: Callable[[str], bool]) -> Iterator[tuple[str, dict[str, Any]]]:
+        """For each row the document's id (a column `id`, `key` or `__key__`, or else file and row), and the columns of text
+        that name files."""
         kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer)
-        named = [n for n in named if any(of(self.schema.field(n).type) for of in kinds)]
-        if not named:
-            yield from (f"{self.name}/{row}" for row in range(self.rows))
+        ids = [n for n in ("id", "__key__", "key") if n in self.schema.names]
+        ids = [n for n in ids if any(of(self.schema.field(n).type) for of in kinds)][:1]
+        named = [f.name for f in self.schema if names_media(f.name) and any(of(f.type) for of in kinds[:2])]
+        columns = [*dict.fromkeys(ids + named)]
+        if not columns:
+            yield from ((f"{self.name}/{row}", {}) for row in range(self.rows))
             return
         if self._parquet is not None:
-            batches = self._parquet.iter_batches(8192, columns=named[:1], use_threads=False)
+            batches = self._parquet.iter_batches(8192, columns=columns, use_threads=False)
         else:
-            batches = self._table.select(named[:1]).to_batches()
+            batches = self._table.select(columns).to_batches()
         row = 0
         for batch in batches:
-            for value in batch.column(0).to_pylist():
-                yield f"{self.name}/{row}" if value is None else str(value)
+            for cells in batch.to_pylist():
+                id = cells[ids[0]] if ids else None
+                yield f"{self.name}/{row}" if id is None else str(id), {name: cells[name] for name in named}
                 row += 1
 
     def stretches(self, start: int, stop: int) -> Iterator[tuple[int, int, Callable[[], Iterator[pa.RecordBatch]]]]:
@@ -178,9 +201,13 @@ class Table:
             for i, name in enumerate(batch.schema.names)
         }
 
+    def beside(self, name: str) -> Blob:
+        """A file that a cell names, relative to the table."""
+        return Blob.of(self.files, os.path.normpath(os.path.join(os.path.dirname(self.name), name)))
+
     def _value(self, value: Any, where: str, feature: Any) -> Any:
         if isinstance(value, bytes):
-            return Blob.held(where, value)
+            return Blob(where, value)
         if isinstance(value, list):
             inner = (
                 feature[0]
@@ -191,16 +218,30 @@ class Table:
             )
             return [self._value(v, f"{where}/{i}", inner) for i, v in enumerate(value)]
         if isinstance(value, dict):
-            if set(value) == {"bytes", "path"}:
+            if {"bytes"} < set(value) <= {"bytes", "path", "sampling_rate"}:
                 if value["bytes"] is not None:
-                    return Blob.held(where, value["bytes"])
-                if value["path"]:
-                    return Blob.of(self.files, os.path.join(os.path.dirname(self.name), value["path"]))
-                return None
+                    return Blob(where, value["bytes"])
+                return self.beside(value["path"]) if value.get("path") else None
             return {k: self._value(v, f"{where}/{k}", None) for k, v in value.items()}
         if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and isinstance(value, int) and value >= 0:
             return feature["names"][value] if feature.get("names") else value
         return value
+
+
+def read_csv(file: IO[bytes]) -> pa.Table:
+    """CSV or TSV with a header -> a table of text; the separator is the header's most frequent of comma, tab, semicolon, bar.
+
+    Errors: `pa.ArrowException` for rows that do not fit the header.
+    """
+    head = file.readline(1 << 20)
+    file.seek(0)
+    separator = max(",", "\t", ";", "|", key=lambda c: head.count(c.encode()))
+    how = pa_csv.ParseOptions(delimiter=separator, newlines_in_values=True)
+    with pa_csv.open_csv(pa.py_buffer(file.read()), parse_options=how) as reader:
+        kinds = {name: pa.string() for name in reader.schema.names}
+    file.seek(0)
+    convert = pa_csv.ConvertOptions(column_types=kinds, strings_can_be_null=False)
+    return pa_csv.read_csv(file, parse_options=how, convert_options=convert)
 
 
 def _validated(batches: list[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

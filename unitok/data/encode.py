@@ -6,7 +6,7 @@ is batched with what depends on the documents and their order alone, never on ti
 """
 
 import threading
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -26,6 +26,7 @@ from unitok.data.media import open_audio, open_image, read_clip
 from unitok.data.recipe import SourceSpec, share
 from unitok.document import Document, Part, RawDocument, Segment
 from unitok.errors import UserError
+from unitok.tokenizers.audio import SILENCE
 from unitok.tokenizers.image import Fit
 
 BATCH = 64  # pictures, or seconds of sound, encoded at once
@@ -60,6 +61,8 @@ class Medium:
     size: tuple[int, ...] = ()  # as `Segment.size`
     shape: tuple[int, int] = (0, 0)  # width and height in pixels as it came
     seconds: float = 0.0
+    format: str = ""
+    rejected: str = ""  # why it is left out and counted, where that is no fault of the file
     view: str = ""
     bytes: int = 0
     key: tuple[str, ...] = ()
@@ -93,12 +96,14 @@ class Encoded:
     """Documents in order; what could not be used, and why; how many each filter left out.
 
     One item of a source may become several documents: `items` and `skipped` count items, those tried and those of which
-    something could not be used.
+    nothing could be used. `formats` counts the documents' parts by type and file format, `notes` what items hold and was not used.
     """
 
     documents: list[Document] = field(default_factory=list)
     errors: list[dict[str, str]] = field(default_factory=list)
     filtered: dict[str, int] = field(default_factory=dict)
+    formats: dict[str, int] = field(default_factory=dict)
+    notes: dict[str, int] = field(default_factory=dict)
     items: int = 0
     skipped: int = 0
 
@@ -169,6 +174,7 @@ class _Work:
         self.lock = threading.Lock()
         self.results: list[Pending | dict[str, str]] = []
         self.filtered: dict[str, int] = defaultdict(int)
+        self.notes: dict[str, int] = defaultdict(int)
         self.waiting: dict[tuple, list[Medium]] = defaultdict(list)
         self.waiting_bytes = 0
         self.held = 0  # bytes of pixels and samples that are decoded and not yet taken
@@ -176,7 +182,7 @@ class _Work:
         self.stopped = False
         self.quiet = threading.Event()  # cleared while the networks run and nothing is to be decoded
         self.quiet.set()
-        self.items = self.skipped = 0  # taken so far, and those of them of which something could not be used
+        self.items = self.skipped = 0  # taken so far, and those of them of which nothing could be used
 
     # ---- In threads: read, decode --------------------------------------------------------------------------------
 
@@ -207,8 +213,10 @@ class _Work:
             self.room.notify_all()
 
     def _prepare(self, spec: SourceSpec, make: Make, pending: list[Pending], grabbed: list[Medium]) -> None:
+        audio = self.unitok.audio
+        frame = 0.0 if audio is None else audio.hop_length / audio.sample_rate
         for raw in make():
-            for version in versions(spec, raw):
+            for version in versions(spec, raw, frame):
                 rejected = spec.filters.of_texts(sum(len(p.text) for p in version.content if p.type == "text"))
                 parts = () if rejected else tuple(self._part(spec, part, version.id, grabbed) for part in version.content)
                 slim = tuple(replace(part, file=None, text="") for part in version.content)  # or all of it would stay
@@ -248,7 +256,7 @@ class _Work:
     def _decode_image(self, medium: Medium, blob: Blob, spec: SourceSpec, own: str) -> None:
         data = blob.read()
         image = open_image(Path(blob.name), data)
-        medium.bytes, medium.shape = len(data), image.size
+        medium.bytes, medium.shape, medium.format = len(data), image.size, image.format or ""
         if medium.view.startswith("crop"):
             image, medium.view = random_crop(image, spec, share(self.encoder.seed, own, blob.name))
         elif medium.view == "flip":
@@ -264,11 +272,16 @@ class _Work:
             medium.bytes = (path.stat().st_size if path else len(data or b"")) if piece is None else 0
             try:
                 with open_audio(path or Path(blob.name), data) as file:
+                    medium.format = file.format
                     medium.seconds = file.frames / file.samplerate if piece is None else piece[1] - piece[0]
                     if medium.seconds > LONG_SOUND and piece is None:
                         medium.content = blob
                         return
-                    samples = tokenizer.prepare(read_clip(file, blob.name, piece), file.samplerate, blob.name)
+                    samples = read_clip(file, blob.name, piece)
+                    if piece is not None and samples.abs().max() < SILENCE:  # of a recording that is not silent as a whole
+                        medium.rejected = "silent_segments"
+                        return
+                    samples = tokenizer.prepare(samples, file.samplerate, blob.name)
             except UserError as error:
                 raise UserError(str(error).replace(str(path), blob.name) if path else str(error)) from None
         medium.content, medium.size = samples, tokenizer.size(samples)
@@ -286,13 +299,15 @@ class _Work:
             self.results.append({"id": printable(id), "where": where, "error": printable(said)})
             self._taken(0, 0, 1)
             return
-        files = size = failed = 0
+        files = size = bad = 0
+        for note in {note for pending in found for note in pending.raw.notes}:
+            self.notes[note] += 1
         for pending in found:
             for medium in pending.media:
                 medium.ready.wait()
             if why := next((medium.error for medium in pending.media if medium.error), ""):
                 self.results.append({"id": pending.raw.id, "where": pending.raw.where, "error": why})
-                failed = 1
+                bad += 1
             elif name := pending.rejected or _filtered(pending):
                 self.filtered[name] += 1
             else:
@@ -301,7 +316,7 @@ class _Work:
                     self._queue(medium)
                 self.results.append(pending)
             self._release(pending.media)
-        self._taken(files, size, failed)
+        self._taken(files, size, int(0 < bad == len(found)))
 
     def _taken(self, files: int, size: int, failed: int) -> None:
         """An item more is done with."""
@@ -375,7 +390,8 @@ class _Work:
         """Encode what still waits; -> all documents."""
         for key in list(self.waiting):
             self._flush(key)
-        done = Encoded(filtered=dict(sorted(self.filtered.items())))
+        done = Encoded(filtered=dict(sorted(self.filtered.items())), notes=dict(sorted(self.notes.items())))
+        formats: Counter[str] = Counter()
         for result in self.results:
             if isinstance(result, dict):
                 done.errors.append(result)
@@ -383,10 +399,12 @@ class _Work:
             try:
                 segments = tuple(map(_segment, result.raw.content, result.parts))
                 done.documents.append(Document(segments, result.raw.id, result.raw.where))
+                formats.update(map(_format, result.raw.content, result.parts))
             except UserError as error:
                 done.errors.append({"id": result.raw.id, "where": result.raw.where, "error": printable(str(error))})
                 self.skipped += 1
         done.items, done.skipped = self.items, min(self.skipped, self.items)
+        done.formats = dict(sorted(formats.items()))
         return done
 
 
@@ -398,7 +416,7 @@ def _named(raw: RawDocument, folder: Path | None) -> list[RawDocument]:
             return part
         path = part.path.absolute()
         name = path.relative_to(folder.absolute()) if folder and path.is_relative_to(folder.absolute()) else part.path
-        return replace(part, path=name, file=Blob(name.as_posix(), lambda: Files("/").read(str(path))))
+        return replace(part, path=name, file=Blob(name.as_posix(), fetch=lambda: Files("/").read(str(path))))
 
     return [replace(raw, content=tuple(map(opened, raw.content)))]
 
@@ -413,8 +431,14 @@ def _segment(part: Part, found: np.ndarray | Medium) -> Segment:
     return Segment(part.type, found.codes.numpy(), part.role, part.loss, source, found.size)
 
 
+def _format(part: Part, found: np.ndarray | Medium) -> str:
+    return f"{part.type} {found.format}" if isinstance(found, Medium) else part.type
+
+
 def _filtered(pending: Pending) -> str:
-    """The name of the filter that a picture or sound of a document fails, or ""."""
+    """The name of the filter that an image or audio of a document fails, or ""."""
+    if why := next((m.rejected for m in pending.media if m.rejected), ""):
+        return why
     filters = pending.spec.filters
     for part, found in zip(pending.raw.content, pending.parts, strict=True):
         if isinstance(found, Medium):

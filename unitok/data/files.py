@@ -12,7 +12,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -39,7 +39,7 @@ class Found:
 
 def is_remote(path: str) -> bool:
     """Whether a path is a URL for fsspec, such as `s3://bucket/folder`; `file://` is a local path."""
-    return ("://" in path or "::" in path) and not path.startswith("file://")
+    return "://" in path and not path.startswith("file://")
 
 
 def printable(name: str) -> str:
@@ -60,6 +60,7 @@ class Files:
 
     def __init__(self, folder: str, root: str = ""):
         self.remote: Any = None
+        self._true_folder = lru_cache(maxsize=1024)(self._find_true_folder)
         if is_remote(folder):
             import fsspec
 
@@ -87,40 +88,49 @@ class Files:
                 raise UserError(f"{name}: cannot be reached ({first_line(error)})") from None
         return os.path.isfile(os.path.join(self.folder, name))
 
-    def walk(self, inside: str = "") -> Iterator[Found]:
+    def walk(self) -> Iterator[Found]:
         """All files: those of a folder in order of their names, then those of its folders. Hidden ones (`.name`) are left out.
 
         Memory holds the names of one folder, and of those that it lies in.
         """
+        for _, names, infos in self.folders():
+            for name in names:
+                yield infos[name] if name in infos else self.look(name)
+
+    def folders(self, inside: str = "") -> Iterator[tuple[str, list[str], dict[str, Found]]]:
+        """Each folder with the names of its files, in the order of `walk`; and what is known of a file without looking at it."""
         if self.remote is not None:
-            yield from self._walk_remote()
+            yield from self._remote_folders()
             return
-        where = os.path.join(self.folder, inside)
         try:
-            with os.scandir(where) as listing:
+            with os.scandir(os.path.join(self.folder, inside)) as listing:
                 entries = sorted((e for e in listing if not e.name.startswith(".")), key=lambda e: os.fsencode(e.name))
         except OSError as error:
-            yield Found(inside, problem=f"cannot be read ({error.strerror})")
+            yield inside, [inside], {inside: Found(inside, problem=f"cannot be read ({error.strerror})")}
             return
-        for entry in entries:
-            if not entry.is_dir(follow_symlinks=False):
-                yield self.look(os.path.join(inside, entry.name))
-        for entry in filter(lambda e: e.is_dir(follow_symlinks=False), entries):
-            name = os.path.join(inside, entry.name)
-            if is_utf8(entry.name):
-                yield from self.walk(name)
-            else:
-                yield Found(printable(name), problem="its name is not UTF-8; rename it")
+        inner = [e.name for e in entries if e.is_dir(follow_symlinks=False)]
+        bad = {
+            os.path.join(inside, name): Found(printable(os.path.join(inside, name)), problem="its name is not UTF-8; rename it")
+            for name in inner
+            if not is_utf8(name)
+        }
+        names = [os.path.join(inside, e.name) for e in entries if not e.is_dir(follow_symlinks=False)]
+        yield inside, [*names, *bad], bad
+        for name in filter(is_utf8, inner):
+            yield from self.folders(os.path.join(inside, name))
 
-    def _walk_remote(self) -> Iterator[Found]:
+    def _remote_folders(self) -> Iterator[tuple[str, list[str], dict[str, Found]]]:
         for folder, folders, files in self.remote.walk(self.folder, detail=True, on_error="raise"):
             in_order = sorted(folders.items())
             folders.clear()  # fsspec goes into them in the order that it finds here
             folders.update(in_order)
+            inside = folder[len(self.folder) :].lstrip("/")
+            infos = {}
             for base, info in sorted(files.items()):
                 if base and not base.startswith("."):
-                    name = f"{folder}/{base}"[len(self.folder) :].lstrip("/")
-                    yield Found(name, int(info.get("size") or 0), _remote_stamp(info))
+                    name = f"{inside}/{base}".lstrip("/")
+                    infos[name] = Found(name, int(info.get("size") or 0), _remote_stamp(info))
+            yield inside, list(infos), infos
 
     def look(self, name: str) -> Found:
         """One file, or why it is refused."""
@@ -158,8 +168,7 @@ class Files:
             raise UserError(f"leaves {self.root}: refused (--root names a wider folder)")
         return path
 
-    @lru_cache(maxsize=1024)  # noqa: B019  # as long as its source
-    def _true_folder(self, inside: str) -> str:
+    def _find_true_folder(self, inside: str) -> str:
         """Where a folder truly lies; looked up once, not for each of its files."""
         return os.path.realpath(os.path.join(self.folder, inside))
 
@@ -226,23 +235,20 @@ def _remote_stamp(info: dict[str, Any]) -> int:
     return int.from_bytes(digest[:7], "big")
 
 
-def _held(data: bytes) -> bytes:
-    return data
-
-
 @dataclass(frozen=True)
 class Blob:
-    """The content of a file, an archive's member or a table's cell: bytes that are read when they are asked for.
+    """The content of a file, an archive's member or a table's cell: bytes at hand, or read when they are asked for.
 
     Args:
         name: what it is called in messages and in shards, relative to its source.
-        read: gives the bytes; errors: `UserError`.
-        files: where the name is a local file of its own: what opens it, so that a long sound is read in pieces.
+        data: its bytes, if they are at hand. fetch: gives them where they are not; errors: `UserError`.
+        files: where the name is a local file of its own: what opens it, so that long audio is read in pieces.
         stamp: what that file had when it was listed, if it was. place: where it begins in an archive, which may hold a name twice.
     """
 
     name: str
-    read: Callable[[], bytes]
+    data: bytes | None = None
+    fetch: Callable[[], bytes] | None = None
     files: Files | None = None
     stamp: int | None = None
     place: int = 0
@@ -250,22 +256,24 @@ class Blob:
     @classmethod
     def of(cls, files: Files, name: str, stamp: int | None = None) -> "Blob":
         """A file of a source."""
-        return cls(name, lambda: files.read(name, stamp), files if files.remote is None else None, stamp)
+        return cls(name, None, lambda: files.read(name, stamp), files if files.remote is None else None, stamp)
 
-    @classmethod
-    def held(cls, name: str, data: bytes) -> "Blob":
-        """Bytes that are at hand."""
-        return cls(name, partial(_held, data))
+    def read(self) -> bytes:
+        """All of it; errors: `UserError`."""
+        if self.data is not None:
+            return self.data
+        assert self.fetch is not None
+        return self.fetch()
 
     def loaded(self) -> "Blob":
         """Itself, with the bytes at hand if they are few; so that a file is opened once."""
-        if self.files is not None and self.files.look(self.name).size > SMALL:
+        if self.data is not None or (self.files is not None and self.files.look(self.name).size > SMALL):
             return self
-        return replace(self, read=partial(_held, self.read()))
+        return replace(self, data=self.read())
 
     def head(self) -> bytes:
         """The first 4096 bytes, which say what it is."""
-        if self.files is None or isinstance(self.read, partial):
+        if self.files is None or self.data is not None:
             return self.read()[:4096]
         with self.files.open(self.name) as file:
             return file.read(4096)
@@ -273,7 +281,7 @@ class Blob:
     @contextmanager
     def local(self) -> Iterator[Path | None]:
         """The path of a local file of its own, to be read in pieces, or None; errors: `UserError` if it changes meanwhile."""
-        if self.files is None or isinstance(self.read, partial):
+        if self.files is None or self.data is not None:
             yield None
             return
         before = self.files.look(self.name)

@@ -172,15 +172,12 @@ def _run_local(run: Run, todo: list[int], workers: int, overlap: bool, progress:
 
 @contextmanager
 def _interrupts_ignored() -> Iterator[None]:
-    """Processes that are started here ignore Ctrl-C from their first moment on."""
-    if threading.current_thread() is not threading.main_thread():  # nor does Ctrl-C reach it
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Processes that are started here never see Ctrl-C; one that comes meanwhile reaches this process afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _plan: Plan  # what a process of `_run_local` knows

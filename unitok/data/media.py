@@ -124,7 +124,9 @@ def open_image(path: Path, data: bytes | None = None) -> Image.Image:
                 if image.width * image.height > MAX_PIXELS:
                     raise UserError(f"{path}: {image.width} x {image.height} pixels are too many (limit {MAX_PIXELS})")
                 image.load()
-                return to_rgb(image)
+                rgb = to_rgb(image)
+                rgb.format = image.format  # which is lost on the way
+                return rgb
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except UserError:
@@ -246,9 +248,7 @@ def read_clip(file: soundfile.SoundFile, name: str, clip: tuple[float, float] | 
     return samples
 
 
-def read_audio_blocks(
-    path: Path, to_rate: int, channels: int, seconds: float, data: bytes | None = None
-) -> Iterator[Tensor]:
+def read_audio_blocks(path: Path, to_rate: int, channels: int, seconds: float, data: bytes | None = None) -> Iterator[Tensor]:
     """A file in pieces of about `seconds`, [channels, t] at `to_rate` Hz: what `load_audio` and `convert_audio` give at once.
 
     Memory does not grow with the file. data: its bytes, where they are at hand already; `path` is then only its name.

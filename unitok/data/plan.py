@@ -9,6 +9,7 @@ many processes, reads the listing and not the sources' folders, so it makes what
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -21,14 +22,15 @@ import pyarrow as pa
 
 from unitok.data.encode import BATCH, LONG_SOUND, WAITING_BYTES
 from unitok.data.files import is_remote
+from unitok.data.listing import Item
 from unitok.data.output import write_whole
 from unitok.data.recipe import SourceSpec, load_recipe, share
-from unitok.data.sources import Item, Source
+from unitok.data.sources import Source
 from unitok.errors import UserError, read_json
 from unitok.tokenizers.image import Fit
 from unitok.vocab import Vocab
 
-VERSION = 2
+VERSION = 3
 LISTED_AT_ONCE = 8192  # rows of the listing held in memory
 LISTING = pa.schema(
     [
@@ -42,6 +44,7 @@ LISTING = pa.schema(
         ("length", pa.int64()),
         ("members", pa.list_(pa.struct([("name", pa.string()), ("start", pa.int64()), ("length", pa.int64())]))),
         ("error", pa.string()),
+        ("split", pa.string()),
     ]
 )
 
@@ -112,12 +115,21 @@ class Run:
         plan: with the threads and the shard size that were written down.
         splits: their names, and how many rows of the listing each has.
         shards: of each, the split, and its first and last row (exclusive).
+        left_out: what the listing left out, by what it is; `renamed`: documents whose id another has.
+
+    Errors: `UserError` for a plan of another version.
     """
 
     def __init__(self, plan: Plan):
         self.out = Path(plan.out)
         self.work = self.out / ".work"
         content = read_json(self.out / "plan.json", "nothing was planned")
+        if content.get("version") != VERSION:
+            raise UserError(
+                f"{self.out}: was begun by another version of unitok; finish it with that, or choose another folder"
+            )
+        self.left_out: dict[str, int] = content["left_out"]
+        self.renamed: int = content["renamed"]
         self.plan = replace(plan, threads=content["threads"], shard_size=content["shard_size"])
         self.splits: dict[str, int] = content["documents"]
         self.shards = [
@@ -162,6 +174,7 @@ def list_sources(plan: Plan, sources: list[Source]) -> Iterator[tuple[int, str, 
         for item in source.items():
             copies = int(weight) + (share(plan.seed, "weight", item.id or item.where) < weight % 1)
             split = "validation" if share("validation", item.id or item.where) < plan.validation else "train"
+            split = item.split or split
             for copy in range(1 if item.error else copies):
                 yield number, split, replace(item, id=f"{item.id}#{copy + 1}") if copy else item
 
@@ -229,7 +242,7 @@ def make_plan(plan: Plan, sources: list[Source], vocab: Vocab) -> None:
     digest = _Digest(plan, sources, vocab)
     work.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=work, prefix="listing") as folder:
-        counts = _write_listing(Path(folder), plan, sources, digest)
+        counts, renamed = _write_listing(Path(folder), plan, sources, digest)
         if not sum(counts.values()):
             raise UserError(f"{plan.name()}: no documents in it")
         if old is not None and old.get("fingerprint") != digest.value():
@@ -246,23 +259,56 @@ def make_plan(plan: Plan, sources: list[Source], vocab: Vocab) -> None:
         "threads": old["threads"] if old else plan.threads,
         "device": plan.device.partition(":")[0],
         "batch": {"pictures": BATCH, "seconds": BATCH, "long_sound": LONG_SOUND, "waiting_bytes": WAITING_BYTES},
-        "documents": counts if plan.validation else {"train": counts["train"]},
+        "documents": counts,
+        "left_out": _left_out(sources),
+        "renamed": renamed,
     }
     write_whole(out / "plan.json", json.dumps(content, indent=1) + "\n", work)
     write_whole(work / "told.json", json.dumps(mine), work)
 
 
-def _write_listing(folder: Path, plan: Plan, sources: list[Source], digest: _Digest) -> dict[str, int]:
-    """List the sources into a file for each split; -> how many documents each has."""
-    counts = {"train": 0, "validation": 0}
-    writers = {split: _Listing(folder / split) for split in counts}
+def _write_listing(folder: Path, plan: Plan, sources: list[Source], digest: _Digest) -> tuple[dict[str, int], int]:
+    """List the sources into a file for each split; -> how many documents each has, and how many got another id."""
+    known = {"train": 0, "validation": 0} if plan.validation else {"train": 0}
+    writers = {split: _Listing(folder / split) for split in known}
+    ids = _Ids(several=len(sources) > 1)
     for number, split, item in list_sources(plan, sources):
         digest.add(number, split, item)
-        writers[split].add(number, item)
-        counts[split] += 1
+        if split not in writers:
+            writers[split], known[split] = _Listing(folder / split), 0
+        writers[split].add(number, ids.unique(item))
+        known[split] += 1
     for writer in writers.values():
         writer.close()
-    return counts
+    return known, ids.renamed
+
+
+def _left_out(sources: list[Source]) -> dict[str, int]:
+    """What the listing of the sources left out, by what it is."""
+    return dict(sum((source.left_out for source in sources), Counter()))
+
+
+class _Ids:
+    """Ids that no two documents share: the second of one gets `~2`.
+
+    Memory holds eight bytes of a hash for each id that a file gives; names of files are unique within one source.
+    """
+
+    def __init__(self, several: bool):
+        self.several, self.renamed = several, 0
+        self._seen: set[bytes] = set()
+
+    def unique(self, item: Item) -> Item:
+        """An item, by another id if its own is taken."""
+        if item.error or (item.kind == "files" and not self.several):
+            return item
+        id, number = item.id, 1
+        while (key := hashlib.blake2b(id.encode("utf-8", "surrogateescape"), digest_size=8).digest()) in self._seen:
+            number += 1
+            id = f"{item.id}~{number}"
+        self._seen.add(key)
+        self.renamed += number > 1
+        return replace(item, id=id)
 
 
 class _Listing:

@@ -1,37 +1,18 @@
-"""What `unitok tokenize` is told about its sources: recipes, and how named fields become a document.
-
-A source gives either whole documents (interleaved JSON Lines) or rows of named fields: the members of a WebDataset sample
-by their suffix, the columns of a table, the files of one base name. A template says which of them make the document, in the
-words of the JSON Lines format with fields in braces:
-
-    template:
-      - {type: text, text: "Describe it.", role: user, loss: false}
-      - {type: image, path: "{jpg}", role: user, loss: false}
-      - {type: text, text: "{json.caption}", role: assistant}
-
-Without one, a row's texts come first, then its pictures, then its sounds.
-"""
+"""What `unitok tokenize` is told about its sources: recipes, and what each source of one may say."""
 
 import hashlib
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from unitok.data.files import MAX_TEXT, Blob, is_remote
-from unitok.data.media import promised, sniff_bytes
+from unitok.data.files import is_remote
 from unitok.document import PART_TYPES, ROLES, Part
 from unitok.errors import UserError
-
-#: Fields that hold a caption, where nothing says which does.
-CAPTIONS = ("txt", "text", "caption", "sentence", "transcription", "transcript", "prompt")
-
-#: Fields that hold pictures or sounds; those of a line name their files, where no template says which do.
-FILES = ("image", "images", "image_path", "audio", "audios", "audio_path", "sound", "file_name", "path")
 
 FIELD = r"\{([^{}]+)\}"  # of a template
 
@@ -85,7 +66,7 @@ class SourceSpec:
         path: folder, file, or a pattern with `*`; local (relative to the recipe) or a URL that fsspec opens.
         name: how it is called in the shards' `source` column; needed where two sources hold files of equal names.
         weight: how often each document is taken: 0.1 takes a tenth of them, 2.5 all of them twice and half of them again.
-        template: parts with fields in braces, see this file's head; none: texts, pictures, sounds.
+        template: parts with fields in braces, see `unitok.data.fields`; none: texts, images, audio.
         roles, loss: role and loss by type (`text`, `image`, `audio`) for parts that do not say theirs.
         order: types in the order in which they are to come, or `[random]`: each document's parts shuffled.
         filters: which documents are taken.
@@ -232,175 +213,6 @@ def _load_yaml(text: str, where: str) -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"{where}: not YAML ({' '.join(str(error).split())[:120]})") from None
-
-
-# ---- Fields -> parts ------------------------------------------------------------------------------------------------
-
-Fields = Mapping[str, Any]  # str, number, bool, None, Blob, or lists and dictionaries of them
-
-
-def fill_template(spec: SourceSpec, row: Fields, open_path: Callable[[str], Blob]) -> list[Part]:
-    """The parts that a source's template makes of a row; `open_path`: the file that a text names."""
-    parts = []
-    for entry in spec.template:
-        kind = entry["type"]
-        said = {k: entry[k] for k in ("role", "loss") if k in entry}
-        contents: Sequence[Any]
-        optional = entry.get("optional", False)
-        if kind == "text":
-            contents = _fill_text(entry["text"], row, optional)
-        else:
-            name = entry["path"].strip().removeprefix("{").removesuffix("}")
-            contents = _files_of(_find(name, row, optional), open_path)
-        if not contents or any(c is None or c == "" for c in contents):
-            if optional:
-                continue
-            raise UserError(f"nothing in {entry['text' if kind == 'text' else 'path']}; say `optional: true` if that may be")
-        for content in contents:
-            parts.append(_part(spec, kind, content, **said))
-    return parts
-
-
-def _fill_text(pattern: str, row: Fields, optional: bool) -> list[str | None]:
-    """A text with its fields filled in; a text that is one field, and that field a list, gives several."""
-    alone = re.fullmatch(FIELD, pattern)
-    value = _find(alone[1], row, optional) if alone else None
-    if isinstance(value, list):
-        return [_text_of(v, f"{alone[1]}, one of a list" if alone else "") for v in value]
-    found = {name: _text_of(_find(name, row, optional), name) for name in re.findall(FIELD, pattern)}
-    if any(v is None for v in found.values()):
-        return [None]
-    return [re.sub(FIELD, lambda m: found[m[1]] or "", pattern)]
-
-
-def _find(name: str, row: Any, optional: bool = False) -> Any:
-    """A field by its name, `json.caption` for one inside another; errors: `UserError` when there is none (optional: None)."""
-    if isinstance(row, Blob):
-        row = _json_of(row)
-    if isinstance(row, Mapping):
-        if name in row:
-            return row[name]
-        for cut in (i for i, c in enumerate(name) if c == "."):
-            if name[:cut] in row:
-                return _find(name[cut + 1 :], row[name[:cut]], optional)
-    if optional:
-        return None
-    known = ", ".join(sorted(map(str, row))) if isinstance(row, Mapping) else "no fields"
-    raise UserError(f"no field {name!r}; there are {known}")
-
-
-def _json_of(blob: Blob) -> Any:
-    import json
-
-    try:
-        return json.loads(blob.read())
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
-        raise UserError(f"{blob.name}: not JSON") from None
-
-
-def text_of(blob: Blob) -> str:
-    """A blob as UTF-8 text; errors: `UserError`."""
-    data = blob.read()
-    if len(data) > MAX_TEXT:
-        raise UserError(f"{blob.name}: {len(data)} bytes are too many for one text (limit {MAX_TEXT}); split it")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{blob.name}: not UTF-8 text (byte {error.start}); convert it, for example with iconv") from None
-
-
-def _text_of(value: Any, name: str) -> str | None:
-    if isinstance(value, Blob):
-        return text_of(value).strip()
-    if isinstance(value, Mapping | list):
-        more = "a list; a part whose text is this field alone gives a text for each" if isinstance(value, list) else "a record"
-        raise UserError(f"{{{name}}} is {more}{'' if isinstance(value, list) else ': name one of its fields with a dot'}")
-    return None if value is None else str(value)
-
-
-def _files_of(value: Any, open_path: Callable[[str], Blob]) -> list[Blob | None]:
-    values = value if isinstance(value, list) else [value]
-    return [open_path(v) if isinstance(v, str) and v else v if isinstance(v, Blob) else None for v in values]
-
-
-def _part(spec: SourceSpec, kind: str, content: Any, role: str | None = None, loss: bool | None = None) -> Part:
-    role = spec.roles.get(kind, "none") if role is None else role
-    loss = spec.loss.get(kind, True) if loss is None else loss
-    if kind == "text":
-        return Part(kind, text=content, role=role, loss=loss)
-    return Part(kind, path=Path(content.name), role=role, loss=loss, file=content)
-
-
-def default_parts(spec: SourceSpec, row: Fields, strict: bool) -> list[Part]:
-    """Texts first, then pictures, then sounds, each told by its content.
-
-    Texts are the fields called as captions are, or else JSON metadata's. strict: any other text, too (files of one base name).
-    Errors: `UserError` for content that is neither picture nor sound nor text.
-    """
-    texts: list[Part] = []
-    media: dict[str, list[Part]] = {"image": [], "audio": []}
-    records = []
-    for name, value in row.items():
-        suffix = name.rsplit(".", 1)[-1].lower()
-        for content in value if isinstance(value, list) else [value]:
-            if isinstance(content, str) and (strict or name in CAPTIONS):
-                if not content.strip():
-                    raise UserError(f"{name}: no text in it; fill it or leave it out")
-                texts.append(_part(spec, "text", content))
-            elif isinstance(content, Blob):
-                content = content.loaded()
-                head = content.head()
-                kind = sniff_bytes(head)
-                if kind in media:
-                    media[kind].append(_part(spec, kind, content))
-                elif kind != "text":
-                    raise UserError(f"{content.name}: {unrecognised(head)}")
-                elif (
-                    what := promised(content.name) or promised(f".{name}") or ("a picture or a sound" if name in FILES else "")
-                ):
-                    raise UserError(f"{content.name}: text, where {what} should be; replace it or leave it out")
-                elif suffix == "json":
-                    records.append(content)
-                elif strict or suffix in CAPTIONS:
-                    text = text_of(content)
-                    if not text.strip():
-                        raise UserError(f"{content.name}: no text in it; fill it or leave it out")
-                    texts.append(_part(spec, "text", text))
-    found = [*media["image"], *media["audio"]]
-    if found and not texts:
-        captions = [_caption(_json_of(record)) for record in records]
-        texts = [_part(spec, "text", caption) for caption in captions if caption]
-    if found:
-        texts = [replace(t, text=t.text.strip()) for t in texts]
-    if not found and not texts:  # metadata alone is what there is to read: its caption, or all of it
-        texts = [_part(spec, "text", _caption_of(record) or text_of(record)) for record in records]
-    return [*texts, *found]
-
-
-def _caption_of(record: Blob) -> str:
-    """The caption in metadata, or "" where there is none."""
-    try:
-        return _caption(_json_of(record))
-    except UserError:
-        return ""
-
-
-def _caption(record: Any) -> str:
-    found = [record[name] for name in CAPTIONS if isinstance(record, dict) and isinstance(record.get(name), str)]
-    return next((text for text in found if text.strip()), "")
-
-
-def unrecognised(data: bytes) -> str:
-    """What is wrong with content that is neither picture nor sound nor text."""
-    if not data:
-        return "an empty file"
-    if data[257:262] == b"ustar":
-        return "a tar archive: name it .tar to read what is in it"
-    if not data.strip(b"\0"):
-        return "nothing but zeros"
-    if data[:4] == b"PAR1":
-        return "a Parquet file: name it .parquet to read what is in it"
-    return "neither an image nor a sound nor UTF-8 text"
 
 
 def arrange(spec: SourceSpec, parts: Sequence[Part], id: str, seed: int) -> tuple[Part, ...]:

@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from unitok.data.output import whole, write_whole
 from unitok.document import Document
-from unitok.errors import UserError, read_json
+from unitok.errors import UserError, first_line, read_json
 from unitok.vocab import Placed, Vocab
 
 VERSION = 1
@@ -271,7 +271,7 @@ class _Remote:
         except FileNotFoundError:
             raise UserError(f"{url}/dataset.json: no such file; make a data set with `unitok tokenize`") from None
         except Exception as error:  # every file system of fsspec has its own
-            raise UserError(f"{url}: cannot be read ({(str(error).splitlines() or ['?'])[0][:120]})") from None
+            raise UserError(f"{url}: cannot be read ({first_line(error)})") from None
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unitok"
         self.cache = Path(cache or home) / hashlib.sha256(text).hexdigest()[:16]  # of its content, wherever it lies
 
@@ -281,15 +281,22 @@ class _Remote:
         if not path.exists():
             self.cache.mkdir(parents=True, exist_ok=True)
             partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-            self.fs.get_file(f"{self.folder}/{shard['file']}", str(partial))
-            with open(partial, "rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != shard["sha256"]:
-                    partial.unlink()
-                    raise UserError(
-                        f"{self.url}/{shard['file']}: came damaged: its checksum differs from dataset.json; try again"
-                    )
-            partial.replace(path)
+            try:
+                self._download(shard, partial)
+                partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)
         return path
+
+    def _download(self, shard: dict, to: Path) -> None:
+        where = f"{self.url}/{shard['file']}"
+        try:
+            self.fs.get_file(f"{self.folder}/{shard['file']}", str(to))
+        except Exception as error:  # every file system of fsspec has its own
+            raise UserError(f"{where}: cannot be read ({first_line(error)}); try again") from None
+        with open(to, "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != shard["sha256"]:
+                raise UserError(f"{where}: came damaged: its checksum differs from dataset.json; try again")
 
     def lengths(self, shard: dict) -> pa.ChunkedArray | None:
         """The column of lengths, without the rest; None where the shard is at hand, or has none."""

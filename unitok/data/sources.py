@@ -1,26 +1,28 @@
 """Sources -> raw documents: what `unitok tokenize` can read, in two steps.
 
-`Source.items()` lists what is there, in a fixed order and without reading more than it must: an `Item` says where one
-document lies. `Source.read(items)` gives, for a stretch of that list, a function each that reads one item and makes the raw
-documents; readers may call these in any thread. What a source holds:
+`Source.items()` lists what is there, in a fixed order and without reading more than it must (`unitok.data.listing`).
+`Source.read(items)` gives, for a stretch of that list, a function each that reads one item and makes the raw documents; readers
+may call these in any thread. What a source holds:
 
-- interleaved JSON Lines (`.jsonl`), a line a document (`unitok.document`); with a template, lines of named fields;
+- interleaved JSON Lines (`.jsonl`), a line a document (`unitok.document`), or lines of named fields; a `.json` list of the same;
 - a folder that holds `documents.jsonl`: read through it alone;
-- any other folder: files of one base name (`cat.jpg`, `cat.txt`, `cat.json`) are one document;
+- any other folder: first its files that hold many documents, then files of one base name (`cat.jpg`, `cat.txt`, `cat.json`),
+  which are one document. A file that a line or a row names is no document of its own (ImageFolder, AudioFolder);
 - WebDataset archives (`.tar`, also compressed): members of one base name, up to the first dot, are one document;
-- Parquet files (`.parquet`) and Hugging Face data sets on disk, a row a document.
+- Parquet and CSV files and Hugging Face data sets on disk, a row a document.
 
-Content decides what a file is, not its suffix; suffixes only say which files hold many documents, and their content must
-agree. What cannot be used is listed with the reason, never passed over; hidden files (`.name`) alone are.
+What a file is follows from its content and its role (`unitok.data.fields`); suffixes only say which files hold many documents, and
+their content must agree. What cannot be used is listed with the reason, what is left out is counted; hidden files (`.name`) alone
+are passed over.
 """
 
 import json
 import os
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatch
 from functools import partial
 from itertools import groupby
@@ -29,45 +31,30 @@ from typing import IO, Any
 
 import pyarrow as pa
 
-from unitok.data.containers import DAMAGE, Table, damage, list_members, unpacked
-from unitok.data.files import Blob, Files, Found, is_remote, printable
+from unitok.data.containers import DAMAGE, Table, damage, unpacked
+from unitok.data.fields import Parts, read_fields
+from unitok.data.files import Blob, Files, Found, is_remote
+from unitok.data.listing import (
+    Item,
+    describes,
+    files_items,
+    folder_split_of,
+    lister,
+    may_hold_many,
+    refused,
+    split_of,
+    stems_of_media,
+    unused_table,
+)
 from unitok.data.media import load_text
-from unitok.data.recipe import FILES, SourceSpec, arrange, default_parts, fill_template
-from unitok.document import Part, RawDocument, is_utf8, parse_line, raw_document, read_raw_documents
+from unitok.data.recipe import SourceSpec, arrange
+from unitok.document import Part, RawDocument, parse_line, raw_document, read_raw_documents
 from unitok.errors import UserError, first_line
-
-#: Longest line of a JSON Lines file, bytes.
-MAX_LINE = 64 << 20
 
 Make = Callable[[], list[RawDocument]]
 
 
-@dataclass(frozen=True)
-class Item:
-    """Where one document lies.
-
-    Args:
-        id: the document's. where: for people: file and line, member or row.
-        kind: `files`, `line`, `member`, `row`, or `error` for what cannot be used.
-        file: the container, relative to the source. stamp: the container's.
-        start, length: bytes of a line; number of a row.
-        members: files of one base name, or an archive's members: name, start (in a folder, the stamp) and length in bytes.
-        error: why it cannot be used.
-    """
-
-    id: str
-    where: str
-    kind: str
-    file: str = ""
-    stamp: int = 0
-    start: int = 0
-    length: int = 0
-    members: tuple[tuple[str, int, int], ...] = ()
-    error: str = ""
-
-
-def _refused(where: str, why: str) -> Item:
-    return Item("", where, "error", error=f"{where}: {why}")
+_Folder = tuple[str, list[str], dict[str, Found]]  # as `Files.folders` gives them
 
 
 class Source:
@@ -82,11 +69,12 @@ class Source:
         path = spec.path
         folder, alone, self.pattern = path, "", ""
         steps = path.split("/")
-        if "*" in path:
+        there = "" if "*" in path and is_remote(path) else _whats_there(path)
+        if not there and "*" in path:  # a name may hold one, too
             fixed = next(i for i, step in enumerate(steps) if "*" in step)
             folder = "/".join(steps[:fixed]) or ("/" if path.startswith("/") else ".")
             self.pattern = "/".join(steps[fixed:])
-        there = _whats_there(folder)
+            there = _whats_there(folder)
         if there == "file":
             folder, alone = (
                 (folder.rpartition("/")[0], steps[-1]) if is_remote(path) else (str(Path(path).parent), Path(path).name)
@@ -94,26 +82,32 @@ class Source:
         elif not there:
             raise UserError(f"{folder}: no such file or folder")
         self.files, self.alone = Files(folder, spec.root), alone
+        self.left_out: Counter[str] = Counter()  # by what it is, after `items`
         self._containers: dict[str, tuple[IO[bytes], IO[bytes], int]] = {}
 
     # ---- Listing -------------------------------------------------------------------------------------------------
 
     def items(self) -> Iterator[Item]:
-        """What is there, in a fixed order; memory holds the names of one folder."""
+        """What is there, in a fixed order; memory holds the names of one folder, and of the files that lines and rows name."""
+        self.left_out.clear()
         if self.alone:
-            yield from self._items_of([self.files.look(self.alone)])
+            yield from self._items_of(lambda: [("", [self.alone], {})])
         elif self.pattern:
-            yield from self._items_of(f for f in self.files.walk() if fnmatch(f.name, self.pattern) or f.problem)
+            yield from self._items_of(self._matching)
         elif self.through_lines():
-            yield from self._items_of([self.files.look("documents.jsonl")])
+            yield from self._items_of(lambda: [("", ["documents.jsonl"], {})])
         elif self.files.exists("dataset_dict.json"):
             splits = ", ".join(self._json("dataset_dict.json", "splits"))
             raise UserError(f"{self.spec.path}: a data set of several splits: name one of the folders {splits}")
         elif self.files.exists("state.json") and self.files.exists("dataset_info.json"):
             names = [d.get("filename", "") for d in self._json("state.json", "_data_files") if isinstance(d, dict)]
-            yield from self._items_of(map(self.files.look, names))
+            yield from self._items_of(lambda: [("", names, {})])
         else:
-            yield from self._items_of(self.files.walk())
+            yield from self._items_of(self.files.folders)
+
+    def _matching(self) -> Iterator[_Folder]:
+        for folder, names, infos in self.files.folders():
+            yield folder, [n for n in names if fnmatch(n, self.pattern) or (n in infos and infos[n].problem)], infos
 
     def through_lines(self) -> bool:
         """Whether its `documents.jsonl` alone says what is in it."""
@@ -132,108 +126,44 @@ class Source:
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{self.spec.path}/{name}: no list {key!r} in it: not as `save_to_disk` writes it") from None
 
-    def _items_of(self, found: Iterable[Found]) -> Iterator[Item]:
-        for _, group in groupby(found, key=lambda f: os.path.dirname(f.name)):
-            waiting: dict[str, list[Found]] = {}  # a folder's files by base name, in order
-            for f in group:
-                if f.problem:
-                    yield _refused(f.name, f.problem)
-                elif lister := self._container(f):
-                    yield from self._files_items(waiting)
-                    yield from lister(f)
-                else:
-                    waiting.setdefault(os.path.splitext(f.name)[0], []).append(f)
-            yield from self._files_items(waiting)
-
-    def _container(self, f: Found) -> Callable[[Found], Iterator[Item]] | None:
-        """How to list a file that holds many documents; None for one that holds a piece of content."""
-        name = f.name.lower()
-        plain = name.removesuffix(".gz").removesuffix(".bz2").removesuffix(".xz")
-        if plain.endswith((".tar", ".tgz")):
-            return self._archive_items if self._head(f.name)[257:262] == b"ustar" else None
-        if name.endswith(".parquet"):
-            return self._table_items if self._head(f.name)[:4] == b"PAR1" else None
-        if name.endswith(".arrow"):
-            return self._table_items
-        return self._line_items if plain.endswith((".jsonl", ".ndjson")) else None
-
-    def _head(self, name: str) -> bytes:
-        try:
-            with closing(self.files.open(name)) as packed:
-                return unpacked(packed).read(512)
-        except (UserError, *DAMAGE):
-            return b""
-
-    def _files_items(self, waiting: dict[str, list[Found]]) -> Iterator[Item]:
-        for stem, found in waiting.items():
-            media = [f for f in found if not f.name.lower().endswith((".txt", ".json"))]
-            groups = [found] if media else [[f] for f in found]  # without media, each text is a document
-            for group in groups:
-                first = next((f for f in group if f in media), group[0])
-                name = first.name if len(media) < 2 else stem
-                yield Item(name, name, "files", members=tuple((f.name, f.stamp, f.size) for f in group))
-        waiting.clear()
-
-    def _line_items(self, f: Found) -> Iterator[Item]:
-        name = PurePosixPath(f.name)
-        at = number = 0
-        try:
-            with closing(self.files.open(f.name)) as packed, closing(unpacked(packed)) as file:
-                while line := file.readline(MAX_LINE):
-                    number += 1
-                    where, start = f"{f.name}, line {number}", at
-                    at += len(line)
-                    if len(line) == MAX_LINE and not line.endswith(b"\n"):
-                        while line and not line.endswith(b"\n"):
-                            line = file.readline(MAX_LINE)
-                            at += len(line)
-                        yield _refused(where, f"longer than {MAX_LINE} bytes")
-                    elif line.strip():
-                        yield Item(_line_id(line, f"{name.stem}-{number}"), where, "line", f.name, f.stamp, start, len(line))
-        except UserError as error:
-            yield Item("", f.name, "error", error=str(error))
-        except DAMAGE as error:
-            yield _refused(f"{name}, after line {number}", f"damaged: the rest cannot be read ({damage(error, f.name)})")
-
-    def _archive_items(self, f: Found) -> Iterator[Item]:
-        key, last = "", "its beginning"
-        members: list[tuple[str, int, int]] = []
-
-        def sample() -> Iterator[Item]:
-            if members:
-                yield Item(key, f"{f.name}, {key}", "member", f.name, f.stamp, members=tuple(members))
-                members.clear()
-
-        try:
-            with closing(self.files.open(f.name)) as packed, closing(unpacked(packed)) as file:
-                for member in list_members(file, compressed=file is not packed):
-                    last = member.name or last
-                    if member.problem:
-                        yield _refused(f"{f.name}, {member.name or f'after {last}'}", member.problem)
-                        continue
-                    inside, slash, base = member.name.rpartition("/")
-                    mine = inside + slash + base.split(".", 1)[0]
-                    if mine != key:
-                        yield from sample()
-                        key = mine
-                    members.append((member.name, member.start, member.length))
-            yield from sample()
-        except UserError as error:
-            yield Item("", f.name, "error", error=str(error))
-        except DAMAGE as error:
-            yield from sample()
-            yield _refused(f"{f.name}, after {last}", f"damaged: the rest cannot be read ({damage(error, f.name)})")
-
-    def _table_items(self, f: Found) -> Iterator[Item]:
-        try:
-            table = Table(self.files, f.name)
-            ids = table.ids()
-            for row in range(table.rows):
-                yield Item(printable(next(ids)), f"{f.name}, row {row}", "row", f.name, f.stamp, row)
-        except UserError as error:
-            yield Item("", f.name, "error", error=str(error))
-        except DAMAGE as error:
-            yield _refused(f.name, f"not a readable table ({damage(error, f.name)})")
+    def _items_of(self, folders: Callable[[], Iterable[_Folder]]) -> Iterator[Item]:
+        """Files that hold many documents, then the others; twice over the names, so that those that a line names are known."""
+        claimed: set[int] = set()
+        splits: set[str] = set()
+        many: list[Found] = []
+        for _, names, infos in folders():
+            stems = stems_of_media(names)
+            splits.update(folder_split_of(name) for name in names[:1])
+            for name in names:
+                if not may_hold_many(name, stems) or (infos.get(name) or self.files.look(name)).problem:
+                    continue
+                many.append(infos.get(name) or self.files.look(name))
+                splits.add(split_of(name))
+        has_splits = len(splits - {""}) > 1 and "train" in splits
+        listed = set()
+        for f in many:
+            if list_it := lister(self.files, f.name):
+                listed.add(f.name)
+                if not self.spec.template and unused_table(self.files, f.name):
+                    self.left_out["tables without a column that is read"] += 1
+                    continue
+                for item in list_it(self.files, f, lambda name: claimed.add(hash(name))):
+                    yield replace(item, split=split_of(f.name) if has_splits else "")
+        for _, names, infos in folders():
+            loose = []
+            for name in names:
+                if name in listed:
+                    continue
+                if describes(name) and not self.alone:
+                    self.left_out["files that describe a data set"] += 1
+                elif hash(os.path.normpath(name)) not in claimed:
+                    f = infos.get(name) or self.files.look(name)
+                    if f.problem:
+                        yield refused(f.name, f.problem)
+                    else:
+                        loose.append(f)
+            for item in files_items(loose):
+                yield item if has_splits else replace(item, split="")
 
     # ---- Reading -------------------------------------------------------------------------------------------------
 
@@ -247,23 +177,21 @@ class Source:
             else:
                 yield from readers[kind](list(run))
 
-    def _made(self, item: Item, parts: Sequence[Part]) -> list[RawDocument]:
-        if not parts:
+    def _made(self, item: Item, made: Parts) -> list[RawDocument]:
+        if not made.parts:
             raise UserError(f"{item.where}: nothing in it that a document is made of; a template says what is")
-        return [RawDocument(item.id, arrange(self.spec, parts, item.id, self.seed), self.prefix + item.where)]
+        parts = arrange(self.spec, made.parts, item.id, self.seed)
+        return [RawDocument(item.id, parts, self.prefix + item.where, tuple(made.notes))]
 
-    def _from_fields(self, item: Item, row: dict[str, Any], strict: bool) -> list[RawDocument]:
+    def _from_fields(self, item: Item, row: dict[str, Any], files: bool = False) -> list[RawDocument]:
         """The document that a row of named fields makes, by the template or without one."""
         folder = os.path.dirname(item.file)
         try:
-            if self.spec.template:
-                parts = fill_template(self.spec, row, lambda name: Blob.of(self.files, os.path.join(folder, name)))
-            else:
-                parts = default_parts(self.spec, row, strict)
+            made = read_fields(self.spec, row, lambda name: Blob.of(self.files, os.path.join(folder, name)), files)
         except UserError as error:
             said = str(error)
             raise UserError(said if said.startswith(item.where) else f"{item.where}: {said}") from None
-        return self._made(item, parts)
+        return self._made(item, made)
 
     def _read_files(self, items: list[Item]) -> Iterator[Make]:
         for item in items:
@@ -274,7 +202,7 @@ class Source:
             os.path.splitext(name)[1].removeprefix(".") or name: Blob.of(self.files, name, stamp)
             for name, stamp, _ in item.members
         }
-        return self._from_fields(item, row, strict=True)
+        return self._from_fields(item, row, files=True)
 
     def _read_lines(self, items: list[Item]) -> Iterator[Make]:
         file = self._container_of(items[0])
@@ -292,21 +220,10 @@ class Source:
             raise UserError(f"{item.where}: not UTF-8 text (byte {error.start}); convert it, for example with iconv") from None
         row = parse_line(text, item.where)
         if isinstance(row, dict) and (self.spec.template or "content" not in row):
-            return self._from_fields(item, self._with_files(row, item), strict=False)
+            return self._from_fields(item, row)
         raw = raw_document(row, Path(""), item.where, item.id)
         folder = os.path.dirname(item.file)
-        return self._made(item, [self._with_file(part, folder) for part in raw.content])
-
-    def _with_files(self, row: dict[str, Any], item: Item) -> dict[str, Any]:
-        """A line's fields, those that are called as files are with what reads them; for lines without a template."""
-        if self.spec.template:
-            return row  # it says which are files
-
-        def opened(value: Any) -> Any:
-            name = os.path.join(os.path.dirname(item.file), value) if isinstance(value, str) else ""
-            return [opened(v) for v in value] if isinstance(value, list) else Blob.of(self.files, name) if name else value
-
-        return {key: opened(value) if key in FILES else value for key, value in row.items()}
+        return self._made(item, Parts([self._with_file(part, folder) for part in raw.content]))
 
     def _with_file(self, part: Part, folder: str) -> Part:
         role = self.spec.roles.get(part.type, "none") if part.role == "none" else part.role
@@ -332,14 +249,20 @@ class Source:
                 raise UserError(f"{item.where}: cannot be read ({damage(error, item.where)})") from None
             if len(data) != length:
                 raise UserError(f"{item.where}: cut off")
-            suffix = PurePosixPath(name).name.partition(".")[2] or "txt"
-            blob = replace(Blob.held(f"{item.file}/{name}", data), place=start)
+            suffix = PurePosixPath(name).name.partition(".")[2].lower() or "txt"
+            blob = Blob(f"{item.file}/{name}", data, place=start)
             row[suffix] = [*row[suffix], blob] if suffix in row else [blob]
-        return self._from_fields(item, {k: v if len(v) > 1 else v[0] for k, v in row.items()}, strict=False)
+        found = self._from_fields(item, {k: v if len(v) > 1 else v[0] for k, v in row.items()})
+        kinds = Counter(PurePosixPath(name).suffix.lower() for name, _, _ in item.members)
+        several = tuple(f"one key holds several {kind} (it ends at the first dot)" for kind, n in kinds.items() if n > 1)
+        return [replace(raw, notes=raw.notes + several) for raw in found]
 
     def _read_rows(self, items: list[Item]) -> Iterator[Make]:
         self._container_of(items[0])
-        table = Table(self.files, items[0].file)
+        with closing(Table(self.files, items[0].file)) as table:
+            yield from self._rows_of(table, items)
+
+    def _rows_of(self, table: Table, items: list[Item]) -> Iterator[Make]:
         wanted = deque(items)
         for at, count, batches in table.stretches(items[0].start, items[-1].start + 1):
             first, end = at, at + count
@@ -357,7 +280,7 @@ class Source:
             yield partial(_raise, f"{item.where}: not there")
 
     def _make_of_row(self, item: Item, table: Table, batch: pa.RecordBatch, row: int) -> list[RawDocument]:
-        return self._from_fields(item, table.fields(batch, row, f"{item.file}/{item.start}"), strict=False)
+        return self._from_fields(item, table.fields(batch, row, f"{item.file}/{item.start}"))
 
     def _container_of(self, item: Item) -> IO[bytes]:
         """The container of an item, unpacked; open until `close`. Errors: `UserError` when it is not as it was listed."""
@@ -368,13 +291,17 @@ class Source:
                 raise UserError(f"{item.file}: has changed since the run was planned; start with a new folder")
         return self._containers[item.file][1]
 
-    def close(self) -> None:
-        """After all that `read` gave was called; errors: `UserError` for a container that changed meanwhile: start anew."""
+    def drop(self) -> dict[str, tuple[IO[bytes], IO[bytes], int]]:
+        """Close what is open, without a look at whether it changed; -> what was open."""
         opened, self._containers = self._containers, {}
         for packed, file, _ in opened.values():
             file.close()
             packed.close()
-        for name, (_, _, stamp) in opened.items():
+        return opened
+
+    def close(self) -> None:
+        """After all that `read` gave was called; errors: `UserError` for a container that changed meanwhile: start anew."""
+        for name, (_, _, stamp) in self.drop().items():
             if self.files.look(name).stamp != stamp:
                 raise UserError(f"{name}: changed while it was read; start with a new folder")
 
@@ -394,16 +321,6 @@ def _whats_there(path: str) -> str:
 
 def _raise(message: str) -> list[RawDocument]:
     raise UserError(message)
-
-
-def _line_id(line: bytes, default: str) -> str:
-    """The `id` of a line; whether the line is good is seen when it is read."""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return default
-    found = str(row.get("id", default)) if isinstance(row, dict) else default
-    return found if is_utf8(found) else default
 
 
 # ---- Whole sources, for the library ----------------------------------------------------------------------------------

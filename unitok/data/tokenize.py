@@ -9,6 +9,7 @@ a SLURM array or of a Ray cluster (`launch`) share one function. Bad files are s
 import json
 import shutil
 import time
+from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,10 +23,12 @@ from unitok.data.output import drop, full_disk, locked, one_at_a_time, whole, wr
 from unitok.data.plan import Plan, Run, difference, fingerprint, make_plan, open_sources, sample_items
 from unitok.data.shards import TokenDataset, write_dataset_json, write_shard
 from unitok.data.sources import Source
+from unitok.data.summary import most, reason, show_document, summary, total
 from unitok.data.worker import encode_items, made, threads
 from unitok.document import format_raw_document
 from unitok.errors import UserError
 
+EXAMPLES = 3  # documents that a dry run shows
 SIZES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "bytes"))
 
 
@@ -133,11 +136,13 @@ def _list_errors(run: Run, stop: Stop) -> list[dict[str, str]]:
 def _close(run: Run, unitok: Unitok, max_error_rate: float | None) -> dict[str, Any]:
     """All shards are there: write what closes the data set, and clean up."""
     entries = []
+    why: Counter[str] = Counter()
     try:
         with whole(run.out / "errors.jsonl", run.work) as file:
             for i in range(len(run.shards)):
                 entry, errors = json.loads(run.record(i).read_text(encoding="utf-8"))
                 entries.append(entry)
+                why.update(reason(e["error"]) for e in errors)
                 file.writelines(json.dumps(e, ensure_ascii=False) + "\n" for e in errors)
     except OSError as error:
         raise full_disk(error, run.out) from None
@@ -155,9 +160,7 @@ def _close(run: Run, unitok: Unitok, max_error_rate: float | None) -> dict[str, 
             shutil.rmtree(run.work, ignore_errors=True)
             raise UserError(f"{run.plan.name()}: {what}" + (f"; all are in {run.out / 'errors.jsonl'}" if bad else ""))
         raise UserError(f"{run.plan.name()}: {what}; see {run.out / 'errors.jsonl'}. {MORE}")
-    if bad:
-        print(f"{bad} of {tried} documents were skipped; see {run.out / 'errors.jsonl'}")
-    else:
+    if not why:
         (run.out / "errors.jsonl").unlink()
     options = {"shard_size": run.plan.shard_size} | run.plan.options()
     try:
@@ -166,7 +169,15 @@ def _close(run: Run, unitok: Unitok, max_error_rate: float | None) -> dict[str, 
         raise full_disk(error, run.out) from None
     shutil.rmtree(run.work, ignore_errors=True)
     by = ", ".join(f"{n} {m}" for m, n in info["ids_by_modality"].items())
-    print(f"{run.out}: {info['documents']} documents, {info['ids']} ids ({by}), {len(entries)} shards")
+    splits = "".join(
+        f", {sum(e['documents'] for e in entries if e['split'] == s)} {s}" for s in run.splits if len(run.splits) > 1
+    )
+    print(f"{run.out}: {info['documents']} documents{splits}, {info['ids']} ids ({by}), {len(entries)} shards")
+    formats, filtered, notes = (total(entries, name) for name in ("formats", "filtered", "notes"))
+    for line in summary(formats, filtered, run.left_out, notes, run.renamed):
+        print(line)
+    if why:
+        print(f"  bad         {bad:,} of {tried:,}, all listed in {run.out / 'errors.jsonl'}: {most(why)}")
     return info
 
 
@@ -203,7 +214,8 @@ def estimate(plan: Plan, sample: int = 200) -> dict[str, Any]:
     """What a run would give, from a sample of its documents spread over the sources; nothing is written.
 
     -> `listed` documents, `documents` that they become, `ids`, `bad` and `filtered` (shares of the listed), `hours` of one
-    process, `gigabytes` of shards, and `errors`: what is wrong with some of the bad ones.
+    process, `gigabytes` of shards, `errors`: what is wrong with some of the bad ones, `examples`: some documents decoded, and
+    `summary`: what was read of the sample.
     """
     sources = open_sources(plan)
     unitok = Unitok.from_pretrained(plan.bundle, device=plan.device, parts=TOKENIZERS)
@@ -227,6 +239,10 @@ def estimate(plan: Plan, sample: int = 200) -> dict[str, Any]:
         "hours": seconds * more / 3600,
         "gigabytes": entry["bytes"] * more / 1e9,
         "errors": [error["error"] for error in encoded.errors[:3]],
+        "examples": [show_document(unitok, document) for document in encoded.documents[:EXAMPLES]],
+        "summary": [
+            *summary(encoded.formats, encoded.filtered, sum((s.left_out for s in sources), Counter()), encoded.notes, 0)
+        ],
     } | {f"{modality}_ids": count * more for modality, count in entry["ids_by_modality"].items()}
 
 
@@ -241,6 +257,10 @@ def print_estimate(plan: Plan, found: dict[str, Any]) -> None:
     print(f"  documents   {found['documents']:,.0f} ({found['bad']:.1%} bad, {found['filtered']:.1%} filtered out)")
     for error in found["errors"]:
         print(f"    bad       {error}")
+    for line in found["summary"]:
+        print(f"{line} (of the sample)")
+    for example in found["examples"]:
+        print(f"  decoded     {example}")
     print(f"  ids         {found['ids']:,.0f} ({by})")
     size, unit = next((found["gigabytes"] * 1e9 / s, u) for s, u in SIZES if found["gigabytes"] * 1e9 >= s or s == 1)
     print(f"  disk        {size:.3g} {unit}")

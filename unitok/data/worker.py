@@ -16,14 +16,18 @@ import torch
 
 from unitok.bundle import TOKENIZERS, Unitok
 from unitok.data.encode import Encoded, Encoder
+from unitok.data.listing import Item
 from unitok.data.output import full_disk, write_whole
 from unitok.data.plan import Plan, Run
 from unitok.data.shards import shard_name, write_shard
-from unitok.data.sources import Item, Source
+from unitok.data.sources import Source
 
 #: Seconds after which a thread must let another have the interpreter. At Python's own 5 ms, each of a network's many operations
 #: may wait so long for a thread that decodes: an encoder of pictures took 3.5 times as long (docs/notes.md).
 SWITCH = 5e-4
+
+#: Counts of `Encoded` by name that a shard's entry holds, where there are any.
+COUNTED = ("filtered", "formats", "notes")
 
 
 class Worker:
@@ -73,7 +77,7 @@ class Worker:
             entry = write_shard(run.out / shard_name(index), encoded.documents, self.unitok.vocab, run.work)
             entry |= {"split": run.shards[index][0]} if len(run.splits) > 1 else {}
             entry |= {"items": encoded.items, "skipped": encoded.skipped}
-            entry |= {"filtered": encoded.filtered} if encoded.filtered else {}
+            entry |= {key: counts for key in COUNTED if (counts := getattr(encoded, key))}
             write_whole(run.record(index), json.dumps([entry, encoded.errors], ensure_ascii=False), run.work)
         except OSError as error:
             raise full_disk(error, run.out) from None
@@ -89,7 +93,12 @@ def encode_items(encoder: Encoder, sources: list[Source], items: Sequence[tuple[
             for item, make in zip(run, source.read(run), strict=True):
                 yield item.id, source.prefix + item.where, source.spec, make
 
-    encoded = encoder.run(makes())
+    try:
+        encoded = encoder.run(makes())
+    except BaseException:
+        for source in sources:
+            source.drop()
+        raise
     for source in sources:
         source.close()
     return encoded
