@@ -1,5 +1,6 @@
 """Promises of bundles: parts join and are added, old ids never move, what does not belong together is refused, nothing is lost."""
 
+import errno
 import json
 import os
 import shutil
@@ -229,6 +230,19 @@ def test_a_kill_at_any_moment_of_replacing_a_folder_is_mended_by_who_looks_next(
         assert not killed_at(0)  # and the next writer
         assert sorted(f.name for f in tmp_path.iterdir()) == ["b"]
     assert moments == 6
+
+
+def test_two_commands_never_write_one_folder_at_once_and_a_full_disk_changes_nothing(tmp_path):
+    with whole_folder(tmp_path / "b", "decoder") as new:
+        (new / "config.json").write_text("{}")
+        with pytest.raises(UserError, match="another command is writing it"), whole_folder(tmp_path / "b", "decoder"):
+            pass
+    assert contents(tmp_path / "b") == {"config.json": b"{}"}
+    full = pytest.raises(UserError, match="No space left on device; it is as it was")
+    with full, whole_folder(tmp_path / "b", "decoder", overwrite=True) as new:
+        (new / "config.json").write_text("half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert contents(tmp_path) == {"b/config.json": b"{}"}
 
 
 @pytest.mark.parametrize("content", ["[]", "3", "{}", '{"version": 9, "parts": []}', '{"version": 1, "parts": ["smell"]}', "[" * 100_000, '{"version": 1, "parts": 3}'])  # fmt: skip

@@ -52,8 +52,7 @@ def whole_folder(folder: str | Path, kind: str, overwrite: bool = False) -> Iter
     check_replaceable(folder, kind, overwrite)
     target = settle(folder)
     partial = _beside(target, "new")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    handle = _hold(partial, folder)
     try:
         yield partial
         if target.is_dir():
@@ -62,10 +61,36 @@ def whole_folder(folder: str | Path, kind: str, overwrite: bool = False) -> Iter
                 raise _holds(Path(folder))
         _sync(partial)
         _swap(partial, target)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         settle(target)
+        if isinstance(error, SafetensorError) or (isinstance(error, OSError) and error.filename is None):  # a full disk
+            raise UserError(f"{folder}: {getattr(error, 'strerror', None) or error}; it is as it was") from None
         raise
+    finally:
+        os.close(handle)
+
+
+def _hold(partial: Path, folder: str | Path) -> int:
+    """Make an empty folder that no other process fills; -> a handle that is to be closed. Errors: `UserError` where one does."""
+    import fcntl  # not on Windows, where folders are read
+
+    while True:
+        partial.mkdir(parents=True, exist_ok=True)
+        handle = os.open(partial, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            raise UserError(f"{folder}: another command is writing it; wait for it, or choose another folder") from None
+        except OSError:
+            pass  # a file system without locks
+        if partial.exists() and os.path.samestat(os.fstat(handle), partial.stat()):
+            break
+        os.close(handle)  # the other one has just put it in its place
+    for path in partial.iterdir():  # of a command that was killed
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    return handle
 
 
 def settle(folder: str | Path) -> Path:
@@ -84,16 +109,17 @@ def _beside(folder: Path, what: str) -> Path:
 
 def _swap(partial: Path, folder: Path) -> None:
     """Put `partial` in the place of `folder`. At each moment one of the two is whole, and `settle` finds it."""
-    old = _beside(folder, "old")
-    if old.exists():  # of a run that was killed later than its second renaming
+    old, gone = _beside(folder, "old"), _beside(folder, "gone")
+    if old.exists():  # of a command that was killed later than its second renaming
         shutil.rmtree(old)
     if folder.exists():
         os.rename(folder, old)
     os.rename(partial, folder)
     _sync_one(folder.parent)
-    if old.exists():
-        os.rename(old, partial)  # what is half removed must not be taken for what was there
-        shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(gone, ignore_errors=True)
+    with suppress(OSError):
+        os.rename(old, gone)  # so that what is half removed is never taken for what was there
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def _sync(folder: Path) -> None:
