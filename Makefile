@@ -1,5 +1,5 @@
 # make demo       everything on built-in data, in about 13 minutes on 2 cores; open runs/demo/report.html
-# make test       the tests
+# make test       the tests, a process a core (at most 4)
 # make check      lint and types
 # make check-long heavier proofs: kills, longer trainings
 # make env        the environment that all of them share: .venv, pinned by constraints.txt
@@ -19,7 +19,7 @@ demo: env
 	$(VENV)/bin/unitok demo --minutes $(MINUTES)
 
 test: env
-	$(VENV)/bin/python -m pytest -m "not long"
+	$(VENV)/bin/python -m pytest -m "not long" --numprocesses logical --maxprocesses 4 --dist loadfile
 
 check: env
 	$(VENV)/bin/ruff check .

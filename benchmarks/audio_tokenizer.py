@@ -2,8 +2,9 @@
 
     python benchmarks/audio_tokenizer.py [--quick] [--device cuda] [--hour]
 
-Claim: on CPU in fp32, with equal codes, at least 1.3 times their seconds of sound a second. The model is EnCodec's 24 kHz
-one with 8 levels, with random weights and codebooks. Medians; each peer is a process of its own, and they take
+Measured on a CPU in fp32, with equal codes: 1.04 to 3.29 times encodec's seconds of audio per second and 1.38 to 3.42 times
+transformers'; least for one second alone, most for 30 seconds in batches of 8. The model is EnCodec's 24 kHz one with 8 levels,
+with random weights and codebooks. Medians; each peer is a process of its own, and they take
 turns; peak memory is theirs, over what the networks hold. With --hour, also the peak memory of an hour of sound, from a file to codes and to a file again.
 """
 

@@ -2,8 +2,9 @@
 
     python benchmarks/photos.py [--minutes 15] [--quick]
 
-Claim: after 15 minutes on 2 cores, at 64 codes of 10 bits for 64 x 64 pixels, at least 2 dB more than taming's Encoder,
-VectorQuantizer and Decoder trained for the same time with its own loss weights (perceptual loss and GAN off for both).
+Measured after 15 minutes on 2 cores, at 64 codes of 10 bits for 64 x 64 pixels: 8.6 dB more than taming's Encoder,
+VectorQuantizer and Decoder trained for the same time with its own loss weights (perceptual loss and GAN off for both), and 0.3 dB
+less than JPEG.
 The photographs are those that scikit-image and scikit-learn ship; four are kept for the test, cut into 256 x 256 windows.
 Ours is `unitok fit --config configs/image/laptop-f8-64.yaml`. taming's network is the smallest that its group norm allows
 (ch 32) at the same stride and codebook size, and its learning rate is the best of three in short runs, because its own is

@@ -2,8 +2,9 @@
 
     python benchmarks/scenes.py [--minutes 4] [--seeds 0 1] [--quick]
 
-Claims: codebook use of at least 95 %, PSNR of at least 28 dB, and every attribute readable by the oracle in 90 % of the
-reconstructions; with the GAN on, edges nearer to the originals' sharpness at no more than 1 dB less. There is no peer: the
+Measured, two seeds: PSNR of 29.1 and 29.2 dB, 100 % of the codebook in use, and every attribute read right by the oracle in 98 and
+99 % of the reconstructions; with the GAN on, 65 and 63 % of the originals' sharpness at edges instead of 62 and 63 %, at 1.0 and
+0.4 dB less. There is no peer: the
 numbers stand beside the originals'. Sharpness is the share of the originals' steps between neighbouring pixels that is left
 at their edges. Also writes a sheet of crops: originals, without GAN, with GAN.
 """

@@ -2,8 +2,8 @@
 
     python benchmarks/speech.py [--minutes 20] [--quick]
 
-Claim: after 20 minutes on 2 cores, with 50 frames a second of 8 x 256 codes, every level is alive where theirs are not,
-and SI-SDR is at least 1.5 dB higher. Speech is espeak-ng's, six voices; the sentences of the test are in no clip of the
+Measured after 20 minutes on 2 cores, with 50 frames per second of 8 x 256 codes: SI-SDR is 1.6 dB higher with one level and
+5.2 dB higher with all; all levels are alive in both, with 98.8 to 100 % of the codes in use here and 99.6 to 100 % there. Speech is espeak-ng's, six voices; the sentences of the test are in no clip of the
 training. Ours is `unitok fit --config configs/audio/laptop-speech-16khz.yaml`. Theirs is SEANetEncoder, SEANetDecoder and
 ResidualVectorQuantizer of the package with their defaults (k-means start, EMA 0.99, dead codes replaced), at the same frame
 rate and codes, with the same reconstruction losses at the same times and the commitment loss that the quantizer gives.

@@ -32,7 +32,7 @@ def caption(scene: Scene) -> str:
 def write(scenes: Path, out: Path, count: int, prompts: bool) -> None:
     """Interleaved JSON Lines: picture, request, and (but for prompts) the caption, which alone is learnt."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("w") as file:
+    with out.open("w", encoding="utf-8") as file:
         for row in read_scenes(scenes)[:count]:
             picture = Path(os.path.relpath(scenes / row["image"], out.parent))
             content = [Part("image", path=out.parent / picture, loss=False), Part("text", text=ASKED, loss=False)]

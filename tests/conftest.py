@@ -4,6 +4,11 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")  # with `-n 2` a core each
+
+from unitok.hardware import bound_waiting
+
+bound_waiting()  # before PyTorch loads, as the command line does
 
 import numpy as np
 import pytest
@@ -16,7 +21,7 @@ from unitok.data.tokenize import tokenize
 from unitok.document import Document, Segment
 from unitok.vocab import Vocab
 
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 @pytest.fixture(scope="session")

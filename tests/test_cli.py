@@ -1,32 +1,52 @@
 """Promises of the command line: quick help, one line and exit code 2 for mistakes, nothing half-written."""
 
+import argparse
 import contextlib
 import io
 import json
 import os
+import re
+import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+import yaml
 from PIL import Image
 
-from unitok.cli import main
+from unitok import cli
+from unitok.cli import LIGHTNING_VERBS, VERBS, main
+from unitok.model import Decoder
+from unitok.model.decoder import DecoderConfig
+from unitok.tokenizers import AudioTokenizer, AudioTokenizerConfig, ImageTokenizer, ImageTokenizerConfig
 
 ROOT = Path(__file__).parent.parent
 
 
-def unitok(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess:
+def unitok(*arguments: object) -> subprocess.CompletedProcess:
+    """`unitok …` in a process of its own, as a user starts it."""
     command = [sys.executable, "-m", "unitok", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
 
 
 def here(*arguments: object) -> subprocess.CompletedProcess:
-    """The same in this process, which has imported everything: most mistakes need no other."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as stop:
-        main([str(argument) for argument in arguments])
-    return subprocess.CompletedProcess(arguments, stop.value.code, out.getvalue(), err.getvalue())
+    """The same in this process, which has imported everything."""
+    return captured(lambda: main([str(argument) for argument in arguments]))
+
+
+def captured(run: Callable[[], object]) -> subprocess.CompletedProcess:
+    """How a function ends, as a process."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            run()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+    return subprocess.CompletedProcess([], code, out.getvalue(), err.getvalue())
 
 
 def assert_one_line(done: subprocess.CompletedProcess, *telling: str) -> None:
@@ -46,51 +66,68 @@ def test_help_imports_neither_torch_nor_lightning():
     assert "tokenize" in done.stdout
 
 
-@pytest.mark.parametrize(
-    "verb",
-    [
-        "scenes",
-        "train-text",
-        "bundle",
-        "tokenize",
-        "detokenize",
-        "import",
-        "export",
-        "inspect",
-        "sample",
-        "eval",
-        "demo",
-        "doctor",
-    ],
-)
-def test_every_verb_has_help(verb):
-    done = unitok(verb, "--help")
+#: The last word of an option's name -> what its help must say it is measured in or counts.
+UNITS = {"minutes": "minutes", "seconds": "seconds", "segment": "seconds", "size": "pixels|pieces|documents|outputs|of equal size",
+         "area": "pixels", "workers": "processes", "threads": "threads", "ids": "ids", "validation": "share", "rate": "share",
+         "keep": "share", "mfu": "share", "jacobi": "ids", "count": "number|scenes", "context": "ids", "batch": "ids"}  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", [*VERBS, "eval image-tokenizer", "eval audio-tokenizer"])
+def test_every_option_of_every_verb_says_what_it_is_its_unit_and_its_default(verb, monkeypatch):
+    parsers = []
+    real = cli._ArgumentParser.print_help
+    monkeypatch.setattr(cli._ArgumentParser, "print_help", lambda self, *more: (parsers.append(self), real(self, *more)))
+    done = here(*verb.split(), "--help")
     assert done.returncode == 0
-    assert f"usage: unitok {verb}" in done.stdout
+    assert done.stdout.startswith(f"usage: unitok {verb} ")
+    (parser,) = parsers
+    assert parser.description
+    told = " ".join(done.stdout.split())
+    for action in parser._actions:
+        name = "/".join(action.option_strings) or action.dest
+        assert action.help, f"{verb} {name}"
+        assert name.split("/")[0] in told or action.choices
+        unit = UNITS.get(name.rpartition("-")[2], "") if action.type in (int, float) else ""
+        assert re.search(unit, action.help), f"{verb} {name}: {action.help!r} says nothing of {unit}"
+        if action.default not in (None, "", False, argparse.SUPPRESS):
+            said = f"(default: {action.default})" in told or "(default" in action.help or f"{action.default}: " in action.help
+            assert said, f"{verb} {name}: its default {action.default} is not said"
 
 
-def test_a_whole_round_on_the_command_line(scenes_folder, bundle_folder, tmp_path):
-    done = unitok("tokenize", scenes_folder, tmp_path / "tokens", "--bundle", bundle_folder)
+@pytest.mark.parametrize("verb", LIGHTNING_VERBS)
+def test_lightnings_verbs_have_help(verb):
+    done = here(verb, "--help")
+    assert done.returncode == 0
+    assert f"{verb} [" in done.stdout
+    for option in ("--out", "--resume", "--checkpoint_seconds", "--config", "--print_config"):
+        assert option in done.stdout
+
+
+def test_the_overview_names_every_verb():
+    done = here("--help")
+    assert done.returncode == 0
+    named = set(re.findall(r"^  ([a-z-]+)  ", done.stdout, flags=re.M)) | set(re.findall(r"; (\w+) is the same", done.stdout))
+    assert named == {*VERBS, *LIGHTNING_VERBS}
+
+
+def test_a_whole_round_on_the_command_line(scenes_folder, bundle_folder, tmp_path, monkeypatch):
+    done = here("tokenize", scenes_folder, tmp_path / "tokens", "--bundle", bundle_folder)
     assert done.returncode == 0, done.stderr
-    assert unitok("inspect", tmp_path / "tokens", "--verify").stdout.strip().endswith("spans")
+    assert here("inspect", tmp_path / "tokens", "--verify").stdout.strip().endswith("spans")
     out = tmp_path / "out"
     sample = [
         *("--bundle", bundle_folder, "--text", "a picture", "--image", scenes_folder / "images" / "000003.png"),
         *("--want", "text,image:2x2,audio:0.3s", "--n", 2, "--seed", 7, "--image-guidance", 2, "--temperature", 0.9),
     ]
-    first = subprocess.run(
-        [sys.executable, str(ROOT / "sample.py"), *map(str, sample), "--out", str(out)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    monkeypatch.setattr(sys, "argv", ["sample.py", *map(str, sample), "--out", str(out)])
+    first = captured(lambda: runpy.run_path(str(ROOT / "sample.py"), run_name="__main__"))
     assert first.returncode == 0, first.stderr
     rows = [json.loads(line) for line in (out / "outputs.jsonl").read_text().splitlines()]
     assert [[p["type"] for p in r["content"]] for r in rows] == [["text", "image", "text", "image", "audio"]] * 2
     assert all((out / p["path"]).exists() for r in rows for p in r["content"] if "path" in p)
     assert "<audio" in (out / "index.html").read_text()
-    again = unitok("sample", *sample, "--out", tmp_path / "again")
-    assert again.returncode == 0
+    again = unitok("sample", *sample, "--out", tmp_path / "again")  # in another process, too
+    assert again.returncode == 0, again.stderr
     for name in sorted(os.listdir(out)):
         assert (out / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
@@ -100,7 +137,7 @@ def test_mistakes_in_prompts_and_flags_are_one_line(bundle_folder, tmp_path):
     (tmp_path / "notes.png").write_text("no picture")
     (tmp_path / "bad.jsonl").write_text("{\n")
     base = ("sample", "--bundle", bundle_folder, "--out", out)
-    assert_one_line(unitok("sample", "--bundle", tmp_path / "gone", "--text", "x"), "gone", "unitok bundle")
+    assert_one_line(here("sample", "--bundle", tmp_path / "gone", "--text", "x"), "gone", "unitok bundle")
     assert_one_line(here(*base, "--image", tmp_path / "gone.png"), "gone.png", "no such file")
     assert_one_line(here(*base, "--image", tmp_path / "notes.png"), "notes.png", "neither an image")
     Image.new("RGB", (8, 8)).save(tmp_path / "seen.png")
@@ -200,18 +237,57 @@ def test_mistakes_in_training_are_one_line_and_leave_nothing(tmp_path, scenes_fo
     assert not out.exists()
 
 
-def test_every_config_parses_and_says_its_command(capsys):
-    from unitok.fit import run_lightning
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 
-    paths = sorted((ROOT / "configs").rglob("*.yaml"))
-    assert len(paths) >= 7
-    for path in paths:
-        with pytest.raises(SystemExit) as stop:
-            run_lightning(["fit", "--config", str(path), "--print_config"])
-        assert stop.value.code == 0, f"{path}: {capsys.readouterr().err}"
-        header = [line for line in path.read_text().splitlines() if line.startswith("#")]
-        assert any("unitok fit" in line and path.name in line for line in header)
-        assert any("Hardware" in line for line in header)
+
+def leaves(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested keys, joined by dots -> values."""
+    found = {}
+    for key, value in tree.items():
+        found |= leaves(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
+    return found
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_configs_header_says_a_command_that_takes_it_as_it_is_and_how_large_it_is(path):
+    header = " ".join(line.lstrip("# ") for line in path.read_text().splitlines() if line.startswith("#"))
+    assert "Hardware: " in header
+    command = re.search(r"Command: +unitok (fit --config \S+ --out \S+(?: --data\S+ \S+)?)", header)[1].split()
+    command[2] = str(ROOT / command[2])
+    assert Path(command[2]) == path
+    done = here(*command, "--print_config")
+    assert done.returncode == 0, done.stderr
+    mine, whole = leaves(yaml.safe_load(path.read_text())), leaves(yaml.safe_load(done.stdout))
+    if len(command) > 5:
+        assert command[5:6] == ["--data.init_args.path"]
+        assert mine.pop("data.init_args.path", command[6])
+        assert whole["data.init_args.path"] == command[6]
+    assert {name: whole[name] for name in mine} == mine  # every line of it counts
+    said = re.search(r"([\d.]+)([MB]) parameters( in its blocks)?", header)
+    assert said or "/decoder/" not in str(path)
+    if said:
+        shown, unit = float(said[1]), {"M": 1e6, "B": 1e9}[said[2]]
+        digits = 10.0 ** -len(said[1].partition(".")[2])
+        assert shown == pytest.approx(parameters(whole, bool(said[3])) / unit, abs=0.5 * digits + 1e-6)
+
+
+def parameters(whole: dict[str, Any], in_blocks: bool) -> int:
+    """Counted in the network that a config describes, built without memory."""
+    inner = {name: value for key, value in whole.items() for head, _, name in [key.partition("init_args.")] if head == "model."}
+
+    def options(part: str) -> dict[str, Any]:
+        fields = {name.removeprefix(f"{part}."): value for name, value in inner.items() if name.startswith(f"{part}.")}
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+
+    with torch.device("meta"):
+        if "decoder.hidden_size" in inner:
+            fields = {name: value for name, value in options("decoder").items() if "." not in name}
+            network: torch.nn.Module = Decoder(DecoderConfig(**fields | {"vocab_size": 1000}))
+        elif "tokenizer.sample_rate" in inner:
+            network = AudioTokenizer(AudioTokenizerConfig(**options("tokenizer")))
+        else:
+            network = ImageTokenizer(ImageTokenizerConfig(**options("tokenizer")))
+    return sum(p.numel() for name, p in network.named_parameters() if not in_blocks or ".layers." in name)
 
 
 def test_a_silent_sound_in_a_prompt_is_one_line(bundle_folder, tmp_path):
@@ -219,7 +295,7 @@ def test_a_silent_sound_in_a_prompt_is_one_line(bundle_folder, tmp_path):
     import soundfile
 
     soundfile.write(tmp_path / "silent.wav", np.zeros(4000), 8000)
-    done = unitok("sample", "--bundle", bundle_folder, "--audio", tmp_path / "silent.wav", "--out", tmp_path / "out")
+    done = here("sample", "--bundle", bundle_folder, "--audio", tmp_path / "silent.wav", "--out", tmp_path / "out")
     assert_one_line(done, "silent.wav", "silence")
 
 

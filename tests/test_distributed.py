@@ -6,12 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed.checkpoint
+from fitting import weights
 from launch import run_processes
 
 from unitok.bundle import Unitok, make_bundle
 from unitok.checkpoints import is_sharded, load_checkpoint, newest_checkpoint
-from unitok.data.plan import Plan
-from unitok.data.tokenize import tokenize
 from unitok.errors import UserError
 from unitok.fit import run_lightning
 
@@ -24,13 +23,6 @@ SHARDED = [
 ]
 
 
-@pytest.fixture(scope="module")
-def tokens(tmp_path_factory, scenes_folder, bundle_folder) -> Path:
-    out = tmp_path_factory.mktemp("data") / "tokens"
-    tokenize(Plan(str(scenes_folder), str(out), str(bundle_folder)))
-    return out
-
-
 def arguments(out: Path, data: Path, steps: int, *more: str) -> list[str]:
     return [
         *("fit", "--config", str(CONFIG), "--out", str(out), "--data.init_args.path", str(data)),
@@ -39,10 +31,6 @@ def arguments(out: Path, data: Path, steps: int, *more: str) -> list[str]:
         *("--data.init_args.row_length", "192", "--trainer.enable_progress_bar", "false", "--model.init_args.log_every", "1"),
         *more,
     ]
-
-
-def weights(out: Path) -> dict[str, torch.Tensor]:
-    return load_checkpoint(newest_checkpoint(out))["state_dict"]
 
 
 def losses(out: Path) -> list[float]:

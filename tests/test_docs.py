@@ -1,35 +1,353 @@
-"""Every snippet of the README that is marked bash or python runs, in order, in one empty folder; then that of generation."""
+"""Every code block of the README and of docs/ is run or checked, in order, each page in a folder of its own.
 
-import os
+A command line runs in this process, through `unitok.cli.main`, as `python -m unitok` would. Of `unitok fit` the length alone is
+changed (`--model.init_args.steps`); a line with an ellipsis, or for several machines, is parsed to its end. What else is not run
+is checked for what can be known without it: a target of the Makefile, an extra of pyproject.toml, a file in the tree.
+"""
+
+import contextlib
+import io
+import json
 import re
+import runpy
+import shlex
+import shutil
 import subprocess
 import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from raw_data import FEATURES, png, tar_of, wav
+
+from unitok.bundle import Unitok
+from unitok.cli import main
+from unitok.data.shards import TokenDataset
+from unitok.document import read_raw_documents
+from unitok.model import Decoder
+
 ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+FEW_STEPS = ("--model.init_args.minutes", "null", "--model.init_args.steps", "6", "--trainer.enable_progress_bar", "false")
 
 
-def test_the_readme_runs_from_top_to_bottom(tmp_path):
-    snippets = re.findall(r"```(bash|python)\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
-    assert [language for language, _ in snippets] == ["bash", "bash", "bash", "python"]
-    for name in ("configs", "sample.py"):
+def blocks_of(page: Path) -> list[str]:
+    """What stands between fences, whatever the fence says."""
+    return re.findall(r"^```[^\n]*\n(.*?)^```$", page.read_text(), flags=re.S | re.M)
+
+
+# ---- Running --------------------------------------------------------------------------------------------------------
+
+
+def command_lines(block: str) -> Iterator[list[str]]:
+    """The words of each command: lines that end with a backslash or within quotes go on; comments are left out."""
+    waiting = ""
+    for line in block.splitlines():
+        waiting += line
+        if waiting.endswith("\\"):
+            waiting = waiting[:-1]
+            continue
+        try:
+            words = shlex.split(waiting, comments=True)
+        except ValueError:  # within quotes
+            waiting += "\n"
+            continue
+        waiting = ""
+        if words:
+            yield words
+    assert not waiting, waiting
+
+
+def ends(action: Callable[[], object]) -> tuple[int, str]:
+    """The exit code of an action, and what it writes to stderr."""
+    errors = io.StringIO()
+    with contextlib.redirect_stderr(errors):
+        try:
+            action()
+        except SystemExit as stop:
+            return int(stop.code or 0), errors.getvalue()
+    return 0, errors.getvalue()
+
+
+def run_command(words: list[str]) -> None:
+    """One command line, in this process."""
+    if "unitok" in words[1:] or "…" in words:  # torchrun or srun before it, or the rest left to the reader
+        verb, *rest = (word for word in words[words.index("unitok") + 1 :] if word != "…")
+        assert verb == "fit"
+        words = ["unitok", "fit", "--config", "configs/scenes/decoder.yaml", *rest, "--print_config"]
+    if words[0] == "make":
+        done = subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, text=True, check=False)
+        code, said = done.returncode, done.stderr
+    elif words[0] == "python":
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", words[1:])
+            code, said = ends(lambda: runpy.run_path(words[1], run_name="__main__"))
+    elif words[0] == "unitok":
+        short = FEW_STEPS if words[1] == "fit" and "--print_config" not in words else ()
+        code, said = ends(lambda: main([*words[1:], *short]))
+    else:
+        raise AssertionError(f"no way to run {words}")
+    assert code == 0, f"{shlex.join(words)}\n{said[-2000:]}"
+
+
+def shell(block: str) -> None:
+    for words in command_lines(block):
+        if words[:2] != ["source", ".venv/bin/activate"]:
+            run_command(words)
+
+
+def python(block: str) -> None:
+    exec(compile(block, "block", "exec"), {"__name__": "block"})
+
+
+# ---- Checking what is not run ---------------------------------------------------------------------------------------
+
+
+def installs(block: str) -> None:
+    """Not run: it fetches. Its extras are those of pyproject.toml."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    lines = list(command_lines(block))
+    assert all(words[:2] == ["pip", "install"] for words in lines)
+    assert {name for words in lines for name in re.findall(r"\.\[(.+)\]", " ".join(words))} <= set(extras)
+
+
+def imports(block: str) -> None:
+    """Not run: it needs published weights. Only their files are missing, which is the last thing that is looked at."""
+    for words in command_lines(block):
+        code, said = ends(lambda words=words: main(words[1:]))
+        assert (code, said.count("\n")) == (2, 1), said
+        assert f"error: {words[3]}: no such file or folder" in said
+
+
+def tree(block: str) -> None:
+    """Not code: names of files, each in the folder that its line or a line above it names."""
+    seen, top, folder = set(), ROOT, ROOT
+    for line in block.splitlines():
+        head = re.match(r"( *)(\w+)/", line)
+        if head:
+            top, folder = (ROOT / head[2],) * 2 if not head[1] else (top, top / head[2])
+        elif re.match(r"  \w+\.py", line):
+            folder = top
+        seen |= {folder, *(folder / name for name in re.findall(r"\b\w+\.py\b", line))}
+    assert len(seen) > 10
+    for path in seen:
+        assert path.exists(), path
+    if "__init__" not in block and "pretrained.py" in block:  # the whole map: nothing is missing in it
+        files = {f for f in (ROOT / "unitok").rglob("*.py") if not f.name.startswith("__")}
+        assert files <= seen, files - seen
+
+
+# ---- Data -----------------------------------------------------------------------------------------------------------
+
+
+def one_document(block: str) -> None:
+    """A document in the interleaved format, which a file has on one line."""
+    Path("photos").mkdir()
+    Path("photos/dog.jpg").write_bytes(png())
+    Path("documents.jsonl").write_text(json.dumps(json.loads(block)) + "\n")
+    (raw,) = read_raw_documents(Path("documents.jsonl"))
+    assert [(part.type, part.role, part.loss) for part in raw.content] == [
+        *(("text", "user", False), ("image", "none", False), ("text", "assistant", True))
+    ]
+    run_command(["unitok", "tokenize", "documents.jsonl", "one", "--bundle", "BUNDLE"])
+    assert TokenDataset("one").document(0).id == "7"
+
+
+def with_a_template(block: str) -> None:
+    """On a table of twelve rows, one of them bad, so that all files of a data set are there."""
+    rows = [{"image": {"bytes": png(i), "path": None}, "label": i % 2, "json": {"meta": {"colour": "grey"}}} for i in range(12)]
+    rows = [row | {"sound": {"bytes": wav(i), "path": None} if i % 3 else None} for i, row in enumerate(rows)]
+    rows[5]["image"]["bytes"] = b"no picture"
+    file = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    features = {"image": FEATURES["image"], "sound": FEATURES["audio"], "label": FEATURES["kind"]}
+    told = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    meta = pa.struct([("meta", pa.struct([("colour", pa.string())]))])
+    kinds = {"image": file, "label": pa.int64(), "json": meta, "sound": file}
+    pq.write_table(pa.Table.from_pylist(rows, pa.schema(kinds.items(), metadata=told)), "cats.parquet")
+    shell(block)
+    data = TokenDataset("OUT")
+    assert [s.modality for s in data.document(0).segments] == ["text", "image", "text"]
+    assert [s.modality for s in data.document(1).segments] == ["text", "image", "text", "audio"]
+    text = data.document(1).segments[2]
+    assert (text.role, len(data)) == ("assistant", 11)
+
+
+def recipe(block: str) -> None:
+    Path("photos").mkdir(exist_ok=True)
+    for i in range(8):
+        Path(f"photos/{i}.png").write_bytes(png(i, (160, 140)))
+    Path("speech").mkdir()
+    members = [(f"{i}.{kind}", data) for i in range(4) for kind, data in (("wav", wav(i, 0.8)), ("txt", b"a word or two"))]
+    Path("speech/a.tar").write_bytes(tar_of(members))
+    chats = [{"question": "what?", "image": {"bytes": png(), "path": None}, "answer": "a cat"}, {"question": "why?", "image": None, "answer": "so"}]  # fmt: skip
+    told = {b"huggingface": json.dumps({"info": {"features": {"image": FEATURES["image"]}}}).encode()}
+    pq.write_table(pa.Table.from_pylist(chats).replace_schema_metadata(told), "chats.parquet")
+    Path("mix.yaml").write_text(block)
+    run_command(["unitok", "tokenize", "mixed", "--bundle", "BUNDLE", "--recipe", "mix.yaml"])
+    data = TokenDataset("mixed")
+    kinds = [tuple((s.modality, s.role, s.loss) for s in data.document(i).segments) for i in range(len(data))]
+    assert kinds.count((("audio", "user", False), ("text", "assistant", True))) == 4
+    assert (("text", "user", False), ("image", "user", False), ("text", "assistant", True)) in kinds
+    assert (("text", "user", False), ("text", "assistant", True)) in kinds
+
+
+def what_a_data_set_holds(block: str) -> None:
+    """Not code: names of files, all of which the data set before it has."""
+    folder, *names = (line.split()[0] for line in block.splitlines())
+    assert {*names} == {f.name for f in Path(folder).iterdir() if not f.name.startswith(".")}
+
+
+def with_other_programs(block: str) -> None:
+    datasets, polars = pytest.importorskip("datasets"), pytest.importorskip("polars")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", Path("cache").absolute())
+        read, frame = (eval(line, {"datasets": datasets, "polars": polars}) for line in block.splitlines())
+    assert read["train"].num_rows == frame.height == len(TokenDataset("OUT"))
+
+
+def from_a_bucket(block: str) -> None:
+    """The bucket is a file system in memory."""
+    memory = fsspec.filesystem("memory")
+    memory.put("OUT", "/bucket/tokens", recursive=True)
+    try:
+        python(block.replace("s3://", "memory://"))
+    finally:
+        memory.rm("/bucket", recursive=True)
+
+
+def in_transformers(block: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    import torch
+
+    bundle = Unitok.from_pretrained("BUNDLE")
+    bundle.model = Decoder(replace(bundle.model.config, places=0))  # which Qwen3 has not
+    bundle.save_pretrained("plain")
+    run_command(["unitok", "export", "hf-qwen3", "plain", "OUT"])
+    found = {"model": transformers.AutoModelForCausalLM.from_pretrained("OUT").eval(), "prompt": torch.tensor([[0]])}
+    exec(compile(block, "block", "exec"), found)
+    ids = found["ids"][0, 1:].tolist()
+    vocab = json.loads(Path("OUT/unitok_ids.json").read_text())
+    first, count = (vocab["ranges"]["image"][name] for name in ("first", "count"))
+    assert sum(first <= id < first + count for id in ids) == 64  # 8 x 8 codes of one image
+
+
+# ---- Pages ----------------------------------------------------------------------------------------------------------
+
+#: What is done with each block of each page, in order.
+BLOCKS: dict[str, list[Callable[[str], None]]] = {
+    "README.md": [shell, shell, installs, shell, shell, shell, python, tree],
+    "docs/data-formats.md": [
+        *(one_document, with_a_template, recipe, what_a_data_set_holds, with_other_programs, from_a_bucket)
+    ],
+    "docs/decoder.md": [shell],
+    "docs/design.md": [tree],
+    "docs/fine-tuning.md": [shell],
+    "docs/generation.md": [shell, python, python, in_transformers],
+    "docs/tokenizers.md": [imports, imports],
+    "docs/training.md": [shell, shell, shell, shell],
+}
+
+
+@pytest.fixture
+def names(tmp_path, monkeypatch, scenes_folder, bundle_folder) -> Path:
+    """An empty folder with what the blocks of any page name."""
+    for name in ("configs", "examples", "sample.py"):
         (tmp_path / name).symlink_to(ROOT / name)
-    path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    for language, code in snippets:
-        program = ["bash", "-euo", "pipefail", "-c", code] if language == "bash" else [sys.executable, "-c", code]
-        done = subprocess.run(
-            program, cwd=tmp_path, env=os.environ | path, capture_output=True, text=True, check=False, timeout=600
-        )
-        assert done.returncode == 0, f"{code}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
-    (tmp_path / "runs" / "demo").mkdir()
-    (tmp_path / "runs" / "demo" / "bundle").symlink_to(tmp_path / "runs" / "bundle")
-    (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "generation.md").read_text(), flags=re.S)
-    subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, check=True)
-    assert (tmp_path / "one" / "000000-0.png").exists()
-    assert (tmp_path / "samples" / "index.html").exists()
+    for name in ("RAW", "SCENES"):
+        (tmp_path / name).symlink_to(scenes_folder)
+    for name, inside in (("PICTURES", "images"), ("SOUNDS", "sounds"), ("corpus.txt", "text.txt"), ("photo.png", "images/000003.png")):  # fmt: skip
+        (tmp_path / name).symlink_to(scenes_folder / inside)
+    (tmp_path / "BUNDLE").symlink_to(bundle_folder)
+    line = {"id": "a", "content": [{"type": "text", "text": "a large red circle"}]}
+    (tmp_path / "prompts.jsonl").write_text(json.dumps(line) + "\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def demo_folder(names, scenes_folder, bundle_folder) -> Path:
+    """The same with a demo's scenes and bundle, and another bundle of that name."""
+    (names / "runs" / "demo" / "scenes").mkdir(parents=True)
+    for inside in ("demo/scenes/train", "demo/scenes/test"):
+        shutil.copytree(scenes_folder, names / "runs" / inside)
+    for inside in ("demo/bundle", "bundle"):
+        shutil.copytree(bundle_folder, names / "runs" / inside)
+    return names
+
+
+def run_page(name: str) -> None:
+    blocks = blocks_of(ROOT / name)
+    assert len(blocks) == len(BLOCKS[name]), f"{name} has {len(blocks)} code blocks: say in BLOCKS what is done with each"
+    for block, action in zip(blocks, BLOCKS[name], strict=True):
+        action(block)
+
+
+def test_every_page_with_code_is_run():
+    assert {str(page.relative_to(ROOT)) for page in PAGES if "```" in page.read_text()} == set(BLOCKS)
+
+
+def test_blocks_and_commands_are_found_in_full():
+    for page in PAGES:
+        assert 2 * len(blocks_of(page)) == len(re.findall(r"^ *(```|~~~)", page.read_text(), flags=re.M)), page
+    block = "unitok a --b 'c\n  d' \\\n  --e   # it's a note\n\n# only this\npip install x\n"
+    assert list(command_lines(block)) == [["unitok", "a", "--b", "c\n  d", "--e"], ["pip", "install", "x"]]
+
+
+def test_the_readme_runs_from_top_to_bottom(names):
+    run_page("README.md")
+    assert (names / "one" / "000000-0.png").exists()
+    assert (names / "samples" / "index.html").exists()
+    assert (names / "files" / "documents.jsonl").exists()
+    assert (names / "runs" / "bundle" / "model" / "model.safetensors").exists()
+
+
+def test_the_page_on_data_formats_runs(names):
+    run_page("docs/data-formats.md")
+
+
+@pytest.mark.parametrize("page", ["decoder", "design", "generation", "tokenizers"])
+def test_the_pages_on_models_run(page, demo_folder):
+    run_page(f"docs/{page}.md")
+
+
+def test_the_page_on_training_runs(names):
+    run_page("docs/training.md")
+    assert (names / "runs" / "bundle" / "model" / "model.safetensors").exists()
+
+
+def test_the_page_on_fine_tuning_runs_and_the_example_scores_what_it_writes(demo_folder, capsys):
+    run_page("docs/fine-tuning.md")
+    assert re.search(r"\d+ of 24 right", capsys.readouterr().out)
+    written = [json.loads(line)["content"] for line in Path("runs/esperanto.jsonl").read_text().splitlines()]
+    assert len(written) == 24
+    assert all(content[-1].get("loss", True) and not content[0]["loss"] and not content[1]["loss"] for content in written)
+    run_command(["python", "examples/esperanto.py", "score", "SCENES", "runs/esperanto.jsonl"])
+    assert "24 of 24 right (100%)" in capsys.readouterr().out
+    run_command(
+        ["python", "examples/esperanto.py", "score", "SCENES", "runs/esperanto-test.jsonl"]
+    )  # the question is no answer
+    assert "0 of 24 right (0%)" in capsys.readouterr().out
+
+
+def test_esperanto_says_what_a_scene_shows():
+    from unitok.data.scenes import Scene, Thing
+
+    caption = runpy.run_path(str(ROOT / "examples" / "esperanto.py"))["caption"]
+    things = (Thing("red", "circle", "large"), Thing("blue", "square", "small"))
+    row, one = Scene("white", "row", things), Scene("black", "one", things[1:])
+    assert caption(row) == "granda ruĝa cirklo maldekstre de malgranda blua kvadrato sur blanka fono"
+    assert caption(one) == "malgranda blua kvadrato sur nigra fono"
 
 
 def test_every_file_that_the_docs_link_to_is_there():
-    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]:
+    found = 0
+    for page in PAGES:
         for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+            found += 1
+    assert found > 20

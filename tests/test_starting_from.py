@@ -33,6 +33,9 @@ def test_a_run_starts_from_a_bundle_with_some_parameters_frozen(tmp_path, tokens
     Decoder(
         DecoderConfig(Unitok.from_pretrained(bundle_folder).vocab.size, 16, 1, 16, 1, 1, 16, max_position_embeddings=20)
     ).save_pretrained(tmp_path / "short")
+    with pytest.raises(UserError, match=r"short: a decoder without a vocabulary \(no vocab.json beside it\)"):
+        run_lightning(arguments("decoder", tmp_path / "no", tokens, 3, *short))
+    Unitok.from_pretrained(bundle_folder, parts=()).vocab.save(tmp_path / "short" / "vocab.json")
     with pytest.raises(UserError, match="max_position_embeddings is 20: raise it"):
         run_lightning(arguments("decoder", tmp_path / "no", tokens, 3, *short))
     with pytest.raises(UserError, match="only_new_ids needs start_from"):

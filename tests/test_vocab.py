@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from unitok.document import Document, Segment
+from unitok.document import ROLES, Document, Segment
 from unitok.errors import UserError
+from unitok.grammar import Grammar
 from unitok.vocab import Range, Span, Vocab
 
 
@@ -100,3 +101,164 @@ def test_the_manifest_survives_json_and_a_mismatch_names_both_sides(vocab, tmp_p
 def test_no_span_is_empty():
     with pytest.raises(UserError, match="empty text segment"):
         Segment("text", [])
+
+
+# ---- Declarations: exact, or refused --------------------------------------------------------------------------------
+
+
+def random_vocab(rng: np.random.Generator) -> Vocab:
+    """Ranges, specials and spans of a few ids each, so that they often collide, and are often fine."""
+
+    def some(*choices):
+        return choices[rng.integers(len(choices))]
+
+    roles = [f"<{role}>" for role in ROLES[: some(0, 4, 4, 4, 2)]]
+    ends = ["<bos>", "<eos>", "<pad>", "<a>", "</a>", "<b>", "</b>"][: some(7, 7, 7, 7, 5)]
+    specials = {name: int(id) for name, id in zip(roles + ends, rng.permutation(12), strict=False)}
+    if rng.random() < 0.1:
+        specials[some(*ends)] = some(3, 12, 14, 99, -1)
+    ranges, at = [Range("special", "special", 0, 12)], 12
+    for name in ("text", "grid", "x", "y", "y2")[: some(4, 5, 5)]:
+        size = some(1, 3, 5, 7) if rng.random() < 0.95 else 0
+        kind = name if name in ("text", "grid") else "codes"
+        illegal = (int(rng.integers(size)),) if size > 1 and name != "grid" and rng.random() < 0.3 else ()
+        order = tuple(int(i) for i in rng.permutation(size)) if kind == "codes" and rng.random() < 0.3 else None
+        ranges.append(Range(some(*[name] * 40, "x"), kind, at - (rng.random() < 0.02), size, int(name == "y2"), illegal, order))
+        at += size + some(0, 0, 2)
+    spans = {"text": Span("text", some(*[("text",)] * 9, ("x",)), *some(*[(None, None)] * 9, ("<a>", "</a>")))}
+    spans["x"] = Span(
+        "x",
+        some(*[("x",)] * 9, ("grid",)),
+        "<a>",
+        some(*["</a>"] * 9, None),
+        some((), ("grid",), ("grid", "grid"), (), ("grid", "grid"), ("x",)),
+    )
+    body = some(*[("y", "y2")] * 6, ("y",), ("y",), ("y2", "y"), ("x",), ("y", "y"), ())
+    spans["y"] = Span(
+        "y", body, *some(*[("<b>", "</b>")] * 9, ("<b>", "<b>"), ("<a>", "</a>"), (None, None), ("<bos>", "</b>"))
+    )
+    return Vocab(ranges, specials, {m: spans[m] for m in ("text", "x", "y") if rng.random() < 0.9})
+
+
+def document_of(vocab: Vocab, rng: np.random.Generator) -> Document:
+    """A random document of all that the vocabulary declares; its shapes are those that `decode` gives back."""
+
+    def codes(name, *shape):
+        r = vocab.range(name)
+        return rng.choice([c for c in range(r.size) if c not in r.illegal], shape)
+
+    roles = ROLES if vocab.roles else ROLES[:1]
+    segments = []
+    for _ in range(int(rng.integers(1, 5))):
+        span = list(vocab.spans.values())[rng.integers(len(vocab.spans))]
+        length = int(rng.integers(1, 4))
+        shape = [int(rng.integers(1, vocab.range(name).size + 1)) for name in span.header]
+        rows = [codes(name, *(shape or [length])) for name in span.body]
+        content = rows[0] if span.header or not span.begin else np.stack(rows)
+        segments.append(Segment(span.modality, content, str(rng.choice(roles))))
+    return Document(tuple(segments))
+
+
+def test_declarations_are_exact_or_refused():
+    rng, accepted, refused = np.random.default_rng(8), 0, set()
+    for _ in range(1200):
+        try:
+            vocab = random_vocab(rng)
+        except UserError as error:
+            refused.add(" ".join(w for w in str(error).split() if w.isalpha())[:40])
+            continue
+        if not vocab.spans:
+            continue
+        accepted += 1
+        grammar = Grammar(vocab)
+        assert Vocab.from_manifest(json.loads(json.dumps(vocab.to_manifest()))) == vocab
+        for _ in range(3):
+            document = document_of(vocab, rng)
+            ids = vocab.encode(document)
+            assert vocab.decode(ids).segments == document.merged().segments
+            grammar.check(ids)
+            row, naive = grammar.row(), []
+            for id in ids[1:].tolist():
+                naive.append(row.allowed())
+                row.advance(id)
+            assert [grammar.kinds[k] for k in grammar.targets(ids)] == naive
+    assert accepted > 100
+    assert len(refused) > 12
+
+
+@pytest.mark.parametrize(
+    ("span", "sizes", "says"),
+    [
+        (Span("image", ("image2",), "<image2>", "</image2>"), [9], "declared already"),
+        (Span("image2", ("image",), "<image2>", "</image2>"), [9], "range 'image' is declared twice"),
+        (Span("rq", ("a", "b"), "<rq>", "</rq>", ("grid", "grid")), [9, 9], "a header and 2 levels"),
+        (Span("bins", ("bins",)), [9], "text alone stands bare"),
+        (Span("box", ("box",), "<box>", "<box>"), [9], "two different ones"),
+        (Span("box", ("box",), "<box>"), [9], "a begin and an end id"),
+        (Span("box", ("box",), "<image>", "</box>"), [9], "image and box share <image>"),
+        (Span("box", ("box",), "<bos>", "</box>"), [9], "<bos> means something else"),
+        (Span("box", ("box",), "<box>", "</box>", ("rows",)), [9], "no range 'rows'; there are special, text"),
+        (Span("box", ("box",), "<box>", "</box>", ("image",)), [9], "no sides of a grid"),
+        (Span("box", ("box",), "<box>", "</box>"), [0], "0 ids at"),
+        (Span("box", ("box",), "<box>", "</box>"), [-3], "-3 ids at"),
+        (Span("box", ("box",), "<box>", "</box>"), [2.5], "whole numbers"),
+        (Span("box", ("box",), "<box>", "</box>"), [9, 9], "1 ranges in its body, but 2 sizes"),
+        (Span("box", (), "<box>", "</box>"), [], "at least one"),
+        (Span("", ("box",), "<box>", "</box>"), [9], "modality ''"),
+    ],
+)
+def test_a_declaration_that_is_refused_leaves_the_vocabulary_as_it_was(vocab, span, sizes, says):
+    before = vocab.to_manifest()
+    with pytest.raises(UserError, match=says):
+        vocab.add(span, sizes)
+    assert vocab.to_manifest() == before
+
+
+def test_special_ids_never_land_on_anothers():
+    """Onto an imported layout, whose special ids are few and whose markers lie among its text."""
+    ranges = [Range("special", "special", 0, 4), Range("text", "text", 4, 20, illegal=(3, 4))]
+    specials = {"<bos>": 0, "<eos>": 1, "<pad>": 2, "<x>": 7, "</x>": 8}
+    imported = Vocab(ranges, specials, {"text": Span("text", ("text",))})
+    with pytest.raises(UserError, match="no special id is free for </audio>"):
+        imported.extend(audio=(2, 8))
+    ids = imported.encode(Document((Segment("text", [1, 2, 5]),)))
+    assert np.array_equal(imported.decode(ids).segments[0].codes, [1, 2, 5])
+    with pytest.raises(UserError, match="role 'user': this vocabulary has no ids for roles"):
+        imported.encode(Document((Segment("text", [1], "user"),)))
+    with pytest.raises(UserError, match="special <x> is id 9, which is also a legal one of 'text'"):
+        Vocab(ranges, specials | {"<x>": 9})
+
+
+def test_codes_of_another_shape_are_refused(vocab):
+    for modality, codes, says in (
+        ("image", np.zeros((65, 2)), r"\(65, 2\): the largest grid is 64 x 64"),
+        ("image", np.zeros(4), "need 2 dimensions"),
+        ("audio", np.zeros((2, 4)), r"need 3 levels, got \(2, 4\)"),
+        ("audio", np.zeros(3), r"need 3 levels, got \(3,\)"),
+    ):
+        with pytest.raises(UserError, match=says):
+            vocab.encode(Document((Segment(modality, codes),)))
+
+
+def test_a_broken_vocabulary_file_is_one_line(vocab, tmp_path):
+    whole, file = vocab.to_manifest(), tmp_path / "vocab.json"
+    broken = [[], "text", 3, None, {}, whole | {"version": 2}, {"version": 1}, whole | {"ranges": 3}, whole | {"spans": {}}]
+    broken += [whole | {"specials": [1]}, whole | {"specials": {"<bos>": "0"}}, whole | {"ranges": [{"name": "x"}]}]
+    broken += [
+        whole | {"ranges": [whole["ranges"][0] | {"offset": "0"}]},
+        whole | {"ranges": [*whole["ranges"], whole["ranges"][1]]},
+    ]
+    broken += [
+        whole | {"spans": [*whole["spans"], whole["spans"][0]]},
+        whole | {"spans": [whole["spans"][0] | {"body": "text"}]},
+    ]
+    for manifest in broken:
+        file.write_text(json.dumps(manifest))
+        with pytest.raises(UserError, match="vocab.json: ") as told:
+            Vocab.load(file)
+        assert "\n" not in str(told.value)
+    file.write_text("{")
+    with pytest.raises(UserError, match="vocab.json: not JSON"):
+        Vocab.load(file)
+    with pytest.raises(UserError, match="no such file"):
+        Vocab.load(tmp_path / "none.json")

@@ -313,8 +313,12 @@ def load_trained_part(name: str, path: Path, trust: bool = False) -> tuple[Any, 
             raise UserError(f"{path / 'checkpoints'}: no checkpoint there")
         path = newest
     if path.is_dir() and not is_sharded(path):
-        known = {"vocab": Vocab.load(path / "vocab.json").to_manifest()} if (path / "vocab.json").exists() else {}
-        return _part_class(name).from_pretrained(path), known
+        if name != "model":
+            return _part_class(name).from_pretrained(path), {}
+        from unitok.model.finetuning import known_vocabulary
+
+        known = Vocab.load(known_vocabulary(path)).to_manifest()
+        return _part_class(name).from_pretrained(path), {"vocab": known}
     checkpoint = load_checkpoint(path, trust)
     described = checkpoint.get("unitok", {}) if isinstance(checkpoint, dict) else {}
     kind = "decoder" if name == "model" else f"{name} tokenizer"

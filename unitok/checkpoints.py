@@ -9,7 +9,10 @@ it be unpickled. Sharded checkpoints (a folder each) have one pickle of PyTorch'
 import io
 import os
 import pickle
+import re
 import warnings
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,28 +33,53 @@ def load_checkpoint(path: Path, trust: bool = False) -> Any:
     if is_sharded(path):
         return _load_sharded(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=not trust)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a TorchScript archive, which is refused below
+            return torch.load(path, map_location="cpu", weights_only=not trust)
     except Exception as error:  # a torn file raises almost anything
         if trust:
-            raise UserError(f"{path}: not a checkpoint that can be read ({first_line(error)})") from None
+            raise _unreadable(path, error) from None
         first = error
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # not a zip archive, or a torn one
-        raise UserError(f"{path}: not a checkpoint that can be read ({first_line(first)})") from None
+    foreign = _foreign_names(path, first)
     if not foreign:
-        raise UserError(f"{path}: not a checkpoint that can be read ({first_line(first)})")
+        raise _unreadable(path, first)
     try:
-        with torch.serialization.safe_globals([(_stand_in(name), name) for name in foreign]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        return _load_with(foreign, path)
     except Exception:  # what a stand-in cannot do raises almost anything
         names = ", ".join(sorted(foreign)[:4])
         raise UserError(
             f"{path}: holds objects that would have to be run to be read ({names}); "
             "if you trust its author, pass --trust-checkpoint"
         ) from None
+
+
+def _load_with(foreign: list[str], path: Path) -> Any:
+    """The checkpoint with stand-ins for the objects of these classes."""
+    with torch.serialization.safe_globals([(_stand_in(name), name) for name in foreign]):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _foreign_names(path: Path, error: Exception) -> list[str]:
+    """The classes of other programs that a checkpoint names; `error` is what torch said of the file."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # not a zip archive: PyTorch's format of before 2020, which tells one at a time, or a torn file
+        names: list[str] = []
+    while (named := re.search(r"GLOBAL (\S+) was not an allowed global", str(error))) and named[1] not in names:
+        names.append(named[1])
+        try:
+            _load_with(names, path)
+        except Exception as next_error:
+            error = next_error
+    return names
+
+
+def _unreadable(path: Path, error: BaseException) -> UserError:
+    said = str(error).rpartition("WeightsUnpickler error: ")[2].strip()  # torch puts advice before it, and after it
+    reason = first_line(ValueError(said or str(error)))
+    return UserError(f"{path}: {_foreign(path) or f'not a checkpoint that can be read ({reason})'}")
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
@@ -141,7 +169,9 @@ def _load_sharded(path: Path) -> dict[str, Any]:
 
 
 class Inert:
-    """Stands where a checkpoint held an object of another program: takes any arguments and any state, and does nothing."""
+    """Stands where a checkpoint held an object of another program: takes any arguments, keeps its state, and does nothing."""
+
+    state: Any = None
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "Inert":
         return object.__new__(cls)
@@ -150,7 +180,7 @@ class Inert:
         pass
 
     def __setstate__(self, state: Any) -> None:
-        pass
+        self.state = state
 
     def __setitem__(self, key: Any, value: Any) -> None:
         pass
@@ -168,29 +198,88 @@ def _stand_in(name: str) -> type:
 
 
 def load_weights(path: Path, trust: bool = False) -> dict[str, Tensor]:
-    """The tensors by name of a .safetensors file or of a checkpoint.
+    """The tensors of a safetensors file or of a checkpoint, by name; its content decides which of the two it is.
 
-    Of a checkpoint with several state dicts the first of `ema`, `state_dict`, `model`, `best_state` that it has.
+    A dictionary inside a dictionary, or a module inside a module, puts its name and a dot before the names it holds:
+    `{"state_dict": {"w": …}}` gives `state_dict.w`. Errors: `UserError` saying what the file is instead.
     """
     path = Path(path)
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
+    if not path.exists():
+        raise UserError(f"{path}: no such file")
+    if path.is_dir() and not is_sharded(path):
+        raise UserError(f"{path}: a folder; give the file of the weights in it")
+    if not path.is_dir() and is_safetensors(path):
         from safetensors.torch import load_file
 
-        if not path.exists():
-            raise UserError(f"{path}: no such file")
         try:
             return load_file(path)
-        except SafetensorError as error:
-            raise UserError(f"{path}: not a whole safetensors file ({error})") from None
-    found = load_checkpoint(path, trust)
-    for name in ("ema", "state_dict", "model", "best_state"):
-        if isinstance(found, dict) and isinstance(found.get(name), dict):
-            found = found[name]
-            break
-    if not isinstance(found, dict) or not any(isinstance(v, Tensor) for v in found.values()):
+        except Exception as error:  # a torn file raises almost anything
+            raise UserError(f"{path}: {_foreign(path) or f'not a whole safetensors file ({first_line(error)})'}") from None
+    return weights_in(load_checkpoint(path, trust), path)
+
+
+def weights_in(checkpoint: Any, path: Path) -> dict[str, Tensor]:
+    """The tensors of what `load_checkpoint` gave, by name as in `load_weights`; errors: `UserError` where there are none."""
+    found = {name: tensor for name, tensor in _tensors(checkpoint, "") if name}
+    if not found:
         raise UserError(f"{path}: no weights in it")
-    return {k: v for k, v in found.items() if isinstance(v, Tensor)}
+    return found
+
+
+def _tensors(node: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(node, Tensor):
+        yield name, node
+    elif isinstance(node, Inert) and isinstance(node.state, dict):  # a whole module, as `torch.save(model)` writes it
+        for kind in ("_parameters", "_buffers", "_modules"):
+            yield from _tensors(node.state.get(kind), name)
+    elif isinstance(node, dict):
+        for key, child in node.items():
+            yield from _tensors(child, f"{name}.{key}" if name else str(key))
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file is safetensors by its first bytes, or is at least called so."""
+    with open(path, "rb") as file:
+        head = file.read(9)
+    header = head[8:] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32  # its length, then JSON
+    return header or path.suffix == ".safetensors"
+
+
+#: How files begin that people take for weights, and what to tell them.
+_HEADS = {
+    b"": "an empty file; get it again",
+    b"version https://git-lfs": "a Git LFS pointer, not the weights themselves; get them with `git lfs pull`",
+    b"<": "a web page, not weights; download the file itself",
+    b"GGUF": "a GGUF file, whose weights are quantized; give the model's safetensors or checkpoint",
+    b"\x93NUMPY": "a NumPy array (.npy), not a checkpoint",
+    b"\x89HDF": "an HDF5 file (Keras or TensorFlow), not a checkpoint of PyTorch",
+    b"\x1f\x8b": "a gzip archive; unpack it first",
+    b"7z\xbc\xaf": "a 7z archive; unpack it first",
+}
+
+
+def _foreign(path: Path) -> str:
+    """What a file is that holds no weights that can be read, and what to do; "" where nothing can be told of it."""
+    if not path.is_file():
+        return ""
+    with open(path, "rb") as file:
+        head = file.read(200)
+    for magic, told in _HEADS.items():
+        if head.lstrip().startswith(magic) if magic else not head:
+            return told
+    if zipfile.is_zipfile(path):
+        names = zipfile.ZipFile(path).namelist()
+        if any(name.endswith("/constants.pkl") for name in names):
+            return "a TorchScript archive (code and weights); save the model's state_dict() instead"
+        if names and all(name.endswith(".npy") for name in names):
+            return "NumPy arrays (.npz), not a checkpoint"
+        if not any(name.endswith("data.pkl") for name in names):
+            return "a zip archive; unpack it first"
+        return "a checkpoint of PyTorch's, not safetensors; rename it to .ckpt" if path.suffix == ".safetensors" else ""
+    text = head.decode("utf-8", "ignore")
+    if len(text.encode()) > len(head) - 4 and all(c.isprintable() or c.isspace() for c in text):
+        return f"a text file, not weights; it begins {text[:40]!r}"
+    return ""
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

@@ -7,6 +7,7 @@ import argparse
 import io
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -161,7 +162,8 @@ def train_text(arguments: list[str]) -> None:
     check_replaceable(o.out, "text tokenizer", o.overwrite)
     tokenizer = TextTokenizer.train((t for path in o.source for t in read_texts(path)), o.size, o.sample)
     tokenizer.save_pretrained(o.out, o.overwrite)
-    print(f"{o.out}: {tokenizer.size} pieces")
+    fewer = "" if tokenizer.size == o.size else f" of the {o.size} asked for: the text gives no more"
+    print(f"{o.out}: {tokenizer.size} pieces{fewer}")
 
 
 def bundle(arguments: list[str]) -> None:
@@ -298,14 +300,21 @@ def import_(arguments: list[str]) -> None:
     p.add_argument("kind", choices=KINDS, help="; ".join(f"{kind}: {what}" for kind, what in KINDS.items()))
     p.add_argument("source", type=Path, help="the checkpoint's file or folder")
     p.add_argument("out", type=Path, help="folder to write")
-    p.add_argument("--config", type=Path, help="the YAML that belongs to it, if it does not lie beside it")
+    p.add_argument(
+        "--config",
+        type=Path,
+        help="the YAML or JSON that belongs to it, if it does not lie beside it; for encodec also a published model's name: "
+        "encodec_24khz, encodec_48khz, encodec_32khz (MusicGen's), audiogen_16khz",
+    )
+    p.add_argument("--sample-rate", type=int, metavar="HZ", help="of an EnCodec, where no configuration says it")
+    p.add_argument("--causal", action=argparse.BooleanOptionalAction, help="of an EnCodec, where no configuration says it")
     p.add_argument("--trust-checkpoint", action="store_true", help="allow unpickling: only for files from people you trust")
     _overwrite(p)
     o = p.parse_args(arguments)
     from unitok.pretrained import check_replaceable
 
     check_replaceable(o.out, overwrite=o.overwrite)
-    part = import_checkpoint(o.kind, o.source, o.config, o.trust_checkpoint)
+    part = import_checkpoint(o.kind, o.source, o.config, o.trust_checkpoint, o.sample_rate, o.causal)
     part.save_pretrained(o.out, o.overwrite)
     print(f"{o.out}: {describe(part)}")
 
@@ -625,6 +634,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     verb = given[0]
     bound_waiting()
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # Pillow's notes on odd metadata: they name no file, and cost no image
     try:
         if verb in LIGHTNING_VERBS:
             from unitok.fit import run_lightning

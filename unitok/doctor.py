@@ -26,8 +26,12 @@ CORE = (
     "soxr",
     "scipy",
     "tensorboard",
+    "torchmetrics",
+    "pyyaml",
+    "tqdm",
+    "fsspec",
 )
-_MODULES = {"pillow": "PIL", "vector-quantize-pytorch": "vector_quantize_pytorch"}
+_MODULES = {"pillow": "PIL", "vector-quantize-pytorch": "vector_quantize_pytorch", "pyyaml": "yaml"}
 EXTRAS = {
     "xformers": ("xformers.ops", "attention on CUDA", "pip install 'unitok[xformers]' (only of use on CUDA)"),
     "taming-transformers": (

@@ -202,7 +202,7 @@ def format_raw_document(document: RawDocument, folder: Path) -> str:
 def read_raw_documents(path: Path) -> Iterator[RawDocument | UserError]:
     """The documents of an interleaved JSON Lines file in order; a bad line comes as the `UserError` that says why."""
     try:
-        file = open(path, encoding="utf-8", errors="strict")
+        file = open(path, encoding="utf-8-sig", errors="strict")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     with file:

@@ -40,7 +40,7 @@ def visible(text: object, lines: bool = False) -> str:
 def read_json(path: Path, absent: str, *keys: str) -> dict[str, Any]:
     """The JSON object in a file, which must have `keys`; errors: `UserError` naming the file. absent: what to do where there is none."""
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        found = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: no such file; {absent}") from None
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a number of too many digits

@@ -17,110 +17,20 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from unitok.document import ROLES, Document, Segment
-from unitok.errors import UserError
+from unitok.errors import UserError, read_json
+from unitok.ranges import Range, Span, check_declarations
 
 SPECIAL_COUNT = 256
 _FIXED = ("<bos>", "<eos>", "<pad>", *(f"<{role}>" for role in ROLES))
 _FILLS = tuple(f"<fill_{i}>" for i in range(16))  # sentinels for infilling
 GRID_SIZES = 64  # largest side of a grid, in codes
 VERSION = 1
-
-
-@dataclass(frozen=True)
-class Range:
-    """A stretch of ids `[offset, offset + size)` of one kind.
-
-    Args:
-        kind: `special`, `text`, `grid` (value n stands at offset n - 1) or `codes`.
-        level: of a residual codebook.
-        illegal: codes that no sequence may hold (SentencePiece's control pieces).
-        permutation: code c stands at `offset + permutation[c]`; None is the identity.
-    """
-
-    name: str
-    kind: str
-    offset: int
-    size: int
-    level: int = 0
-    illegal: tuple[int, ...] = ()
-    permutation: tuple[int, ...] | None = None
-
-    @property
-    def stop(self) -> int:
-        return self.offset + self.size
-
-    def intervals(self) -> tuple[tuple[int, int], ...]:
-        """The legal ids as half-open intervals."""
-        holes = sorted(self.offset + (self.permutation[c] if self.permutation else c) for c in self.illegal)
-        edges = [self.offset, *(edge for hole in holes for edge in (hole, hole + 1)), self.stop]
-        return tuple((a, b) for a, b in zip(edges[::2], edges[1::2], strict=True) if a < b)
-
-    def holds(self, ids: np.ndarray) -> np.ndarray:
-        """bool, of the same shape: which ids are legal here."""
-        inside = np.zeros(np.shape(ids), bool)
-        for a, b in self.intervals():
-            inside |= (ids >= a) & (ids < b)
-        return inside
-
-    @cached_property
-    def _places(self) -> np.ndarray:
-        """Code -> place in the range, where there is a permutation."""
-        return np.asarray(self.permutation)
-
-    def _illegal(self, codes: np.ndarray) -> np.ndarray:
-        """bool, of the same shape: which codes no sequence may hold."""
-        if len(self.illegal) > 8:
-            return np.isin(codes, self.illegal)
-        found = np.zeros(codes.shape, bool)
-        for code in self.illegal:  # a few: faster than a search
-            found |= codes == code
-        return found
-
-    def to_ids(self, codes: np.ndarray) -> np.ndarray:
-        """Codes -> ids of the same shape; errors: `UserError` for a code outside `[0, size)` or illegal."""
-        codes = np.asarray(codes, np.int64)
-        if codes.size and (codes.min() < 0 or codes.max() >= self.size or (self.illegal and self._illegal(codes).any())):
-            bad = codes[(codes < 0) | (codes >= self.size) | self._illegal(codes)].flat[0]
-            raise UserError(f"code {bad} is not a legal code of {self.name!r} (size {self.size})")
-        return self.offset + (self._places[codes] if self.permutation else codes)
-
-    def to_codes(self, ids: np.ndarray) -> np.ndarray:
-        """Ids -> codes of the same shape. Inverse of `to_ids`, with the same errors."""
-        places = np.asarray(ids, np.int64) - self.offset
-        if places.size and (places.min() < 0 or places.max() >= self.size):
-            raise UserError(f"id {np.asarray(ids)[(places < 0) | (places >= self.size)].flat[0]} is not in {self.name!r}")
-        codes = np.argsort(self._places)[places] if self.permutation else places
-        if self.illegal and self._illegal(codes).any():
-            raise UserError(f"id {np.asarray(ids)[self._illegal(codes)].flat[0]} is a control piece of {self.name!r}")
-        return codes
-
-
-@dataclass(frozen=True)
-class Span:
-    """How a modality lays out its ids.
-
-    Args:
-        modality: its name.
-        body: names of the ranges that repeat.
-        begin, end: names of special ids, or None where there is none.
-        header: names of grid ranges; with a header, the body repeats exactly product-of-the-header times, without one
-            any whole number of times, at least once.
-        fingerprint: of the tokenizer whose codes these are.
-    """
-
-    modality: str
-    body: tuple[str, ...]
-    begin: str | None = None
-    end: str | None = None
-    header: tuple[str, ...] = ()
-    fingerprint: str = ""
 
 
 @dataclass(frozen=True)
@@ -138,11 +48,17 @@ class Placed:
 
 @dataclass
 class Vocab:
-    """Ranges, special names and span declarations. Make one with `Vocab.build`, read one with `Vocab.load`."""
+    """Ranges, special names and span declarations. Make one with `Vocab.build`, read one with `Vocab.load`.
+
+    Errors: `UserError` for a declaration by which some Document would not come back from its ids as it was.
+    """
 
     ranges: list[Range] = field(default_factory=list)
     specials: dict[str, int] = field(default_factory=dict)
     spans: dict[str, Span] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_declarations(self.ranges, self.specials, self.spans)
 
     # ---- Making --------------------------------------------------------------------------------------------------
 
@@ -179,7 +95,8 @@ class Vocab:
         if text is not None:
             self.add(Span("text", ("text",), fingerprint=prints.get("text", "")), [text], illegal_text)
         if image is not None:
-            self.ranges.append(Range("grid", "grid", self.size, GRID_SIZES))
+            if all(r.name != "grid" for r in self.ranges):
+                self.ranges.append(Range("grid", "grid", self.size, GRID_SIZES))
             self.add(Span("image", ("image",), "<image>", "</image>", ("grid", "grid"), prints.get("image", "")), [image])
         if audio is not None:
             levels = tuple(f"audio.{k}" for k in range(audio[0]))
@@ -188,14 +105,28 @@ class Vocab:
         return self
 
     def add(self, span: Span, sizes: list[int], illegal: tuple[int, ...] = ()) -> None:
-        """Append a modality: one new range for each name in its body, of `sizes` codes; new special names are numbered on."""
+        """Append a modality: one new range for each name in its body, of `sizes` codes; new special names get free special ids.
+
+        Errors: `UserError` for what cannot be encoded and decoded exactly; the vocabulary stays as it was.
+        """
+        if span.modality in self.spans:
+            raise UserError(f"modality {span.modality!r} is declared already; an old one never changes")
+        if len(span.body) != len(sizes):
+            raise UserError(f"{span.modality}: {len(span.body)} ranges in its body, but {len(sizes)} sizes")
+        ranges, specials = list(self.ranges), dict(self.specials)
+        kind = "text" if span.modality == "text" else "codes"
         for level, (name, size) in enumerate(zip(span.body, sizes, strict=True)):
-            kind = "text" if span.modality == "text" else "codes"
-            self.ranges.append(Range(name, kind, self.size, size, level, illegal))
-        for special in (span.begin, span.end):
-            if special and special not in self.specials:
-                self.specials[special] = max(self.specials.values()) + 1
-        self.spans[span.modality] = span
+            ranges.append(Range(name, kind, max((r.stop for r in ranges), default=0), size, level, illegal))
+        new = [name for name in (span.begin, span.end) if name and name not in specials]
+        taken = set(specials.values())
+        free = [id for r in self.ranges if r.kind == "special" for id in range(r.offset, r.stop) if id not in taken]
+        if len(free) < len(new):
+            raise UserError(
+                f"{span.modality}: no special id is free for {new[len(free)]}: the vocabulary has {len(taken)} in use"
+            )
+        specials |= dict(zip(new, free, strict=False))
+        grown = Vocab(ranges, specials, self.spans | {span.modality: span})
+        self.ranges, self.specials, self.spans = grown.ranges, grown.specials, grown.spans
 
     # ---- Asking --------------------------------------------------------------------------------------------------
 
@@ -262,12 +193,16 @@ class Vocab:
         if span.header:
             if codes.ndim != len(span.header):
                 raise UserError(f"{segment.modality} codes need {len(span.header)} dimensions, got {codes.shape}")
+            most = [self.range(name).size for name in span.header]
+            if any(side > limit for side, limit in zip(codes.shape, most, strict=True)):
+                raise UserError(f"{segment.modality} codes of {codes.shape}: the largest grid is {' x '.join(map(str, most))}")
             header = [int(self.range(n).to_ids(np.array(side - 1))) for n, side in zip(span.header, codes.shape, strict=True)]
             ids = body[0].to_ids(codes.reshape(-1))
         else:
-            levels = codes.reshape(1, -1) if len(body) == 1 else codes  # [K, N]
-            if levels.shape[0] != len(body):
-                raise UserError(f"{segment.modality} codes need {len(body)} levels, got {levels.shape[0]}")
+            # [K, N]; one level in reading order: ids without a header keep no shape (Chameleon's images are square)
+            levels = codes.reshape(1, -1) if len(body) == 1 else codes
+            if levels.ndim != 2 or len(levels) != len(body):
+                raise UserError(f"{segment.modality} codes need {len(body)} levels, got {codes.shape}")
             header = []
             ids = np.stack([r.to_ids(level) for r, level in zip(body, levels, strict=True)], axis=1).reshape(-1)
         begin = [self.specials[span.begin]] if span.begin else []
@@ -283,6 +218,8 @@ class Vocab:
             ids = self._span_ids(segment)
             if segment.role != role:
                 role = segment.role
+                if f"<{role}>" not in self.specials:
+                    raise UserError(f"role {role!r}: this vocabulary has no ids for roles")
                 ids = np.concatenate([[self.specials[f"<{role}>"]], ids])
             pieces.append(ids)
             placed.append(Placed(segment.modality, at, len(ids), role, segment.loss, segment.source, tuple(segment.size)))
@@ -381,14 +318,26 @@ class Vocab:
     @classmethod
     def from_manifest(cls, manifest: dict) -> "Vocab":
         """Inverse of `to_manifest`."""
+        if not isinstance(manifest, dict):
+            raise UserError(f"a {type(manifest).__name__} where a vocabulary's ranges, specials and spans should be")
         if manifest.get("version") != VERSION:
             raise UserError(f"a vocabulary of version {manifest.get('version')}; this unitok reads version {VERSION}")
 
         def tuples(row: dict) -> dict:
             return {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
 
-        spans = [Span(**tuples(s)) for s in manifest["spans"]]
-        return cls([Range(**tuples(r)) for r in manifest["ranges"]], dict(manifest["specials"]), {s.modality: s for s in spans})
+        try:
+            spans = [Span(**tuples(s)) for s in manifest["spans"]]
+            ranges, specials = [Range(**tuples(r)) for r in manifest["ranges"]], dict(manifest["specials"])
+            if not isinstance(manifest["spans"], list) or not isinstance(manifest["ranges"], list):
+                raise UserError("not a vocabulary manifest: its ranges and spans are lists")
+            if len({s.modality for s in spans}) < len(spans):
+                raise UserError("a modality is declared twice")
+            return cls(ranges, specials, {s.modality: s for s in spans})
+        except UserError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"not a vocabulary manifest ({type(error).__name__}: {error})") from None
 
     def save(self, path: Path) -> None:
         """Write `vocab.json`."""
@@ -398,11 +347,9 @@ class Vocab:
     def load(cls, path: Path) -> "Vocab":
         """Read `vocab.json`. Inverse of `save`."""
         try:
-            return cls.from_manifest(json.loads(Path(path).read_text()))
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such file") from None
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: not a vocabulary manifest ({error})") from None
+            return cls.from_manifest(read_json(path, "a vocabulary is made with its bundle"))
+        except UserError as error:
+            raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
 
     def check_covers(self, older: "Vocab", mine: str, theirs: str) -> None:
         """Raise unless every id of `older` means the same here; `mine` and `theirs` name the two sides in the message."""

@@ -1,5 +1,6 @@
 """Promises of scenes and their oracle: files are read right, words are inverses, what is kept out stays out."""
 
+import itertools
 import json
 
 import numpy as np
@@ -9,9 +10,7 @@ from unitok.data.scenes import (
     BACKGROUNDS,
     COLOURS,
     HELD_OUT,
-    LAYOUTS,
     SHAPES,
-    SIZES,
     Scene,
     Thing,
     caption,
@@ -97,9 +96,21 @@ def test_a_tenth_of_the_pairs_is_kept_out_and_every_colour_and_shape_is_still_se
         assert draw_scene(rng, 2, held_out=True).held_out
 
 
-def test_the_world_is_as_rich_as_promised():
-    assert (len(COLOURS), len(SHAPES), len(SIZES), len(BACKGROUNDS)) == (8, 5, 2, 3)
-    assert {"row", "column"} <= set(LAYOUTS)
+def test_scenes_show_every_attribute_and_every_thing_sounds_like_itself_alone():
+    rng = np.random.default_rng(0)
+    scenes = [draw_scene(rng, 3) for _ in range(600)] + [draw_scene(rng, 3, held_out=True) for _ in range(200)]
+    assert {scene.background for scene in scenes} == {"white", "grey", "black"}
+    assert {(scene.layout, len(scene.things)) for scene in scenes} == {
+        *(("one", 1), ("row", 2), ("column", 2), ("two over one", 3), ("one over two", 3))
+    }
+    things = {thing for scene in scenes for thing in scene.things}
+    assert len(things) == 8 * 5 * 2  # colours, shapes, sizes
+    assert len({thing.note() for thing in things}) == len(things)
+    for one, other in itertools.combinations(things, 2):  # colour is pitch, shape timbre, size loudness
+        mine, theirs = one.note(), other.note()
+        assert (one.colour == other.colour) == (mine.pitch == theirs.pitch)
+        assert (one.shape == other.shape) == (mine.timbre == theirs.timbre)
+        assert (one.size == other.size) == (mine.loudness == theirs.loudness)
 
 
 def test_the_same_seed_writes_the_same_bytes_and_another_does_not(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from unitok.bundle import Unitok, make_untrained
+from unitok.bundle import Unitok, make_bundle, make_untrained
 from unitok.cli import main
 from unitok.document import Document, Segment
 from unitok.errors import UserError
@@ -16,6 +16,7 @@ from unitok.grammar import Grammar, parse_plan
 from unitok.interop import import_checkpoint
 from unitok.interop.decoder import export_decoder
 from unitok.model import Decoder, DecoderConfig
+from unitok.model.finetuning import start_decoder
 from unitok.sample.engine import Request, generate
 from unitok.sample.sampling import Settings
 from unitok.tokenizers import ImageTokenizer
@@ -208,6 +209,35 @@ def test_an_exported_bundle_says_what_its_ids_mean(tmp_path):
     ids = torch.randint(0, vocab.size, (1, 9))
     with torch.no_grad():
         torch.testing.assert_close(bundle.model(ids), theirs(ids).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_ids_of_unknown_meaning_are_refused_and_an_export_keeps_what_its_own_mean(tiny, bundle_folder, tmp_path):
+    """A Llama of as many ids as the data has would train without a word, its text on other rows."""
+    shape = SHAPE | {"vocab_size": tiny.vocab.size, "num_key_value_heads": 2, "head_dim": 12}
+    filled(transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape))).save_pretrained(tmp_path / "llama")
+    main(["import", "hf-llama", str(tmp_path / "llama"), str(tmp_path / "foreign")])
+    config = tiny.model.config
+    with pytest.raises(UserError, match=r"foreign: a decoder without a vocabulary \(no vocab.json"):
+        start_decoder(tmp_path / "foreign", config, tiny.vocab, "the data")
+    tokenizers = dict.fromkeys(("text", "image", "audio"), bundle_folder)
+    with pytest.raises(UserError, match="foreign: a decoder without a vocabulary"):
+        make_bundle(tmp_path / "bundle", tokenizers | {"model": tmp_path / "foreign"})
+    assert not (tmp_path / "bundle").exists()
+    assert start_decoder(bundle_folder, config, tiny.vocab, "the data")[1] == tiny.vocab.size
+    assert start_decoder(bundle_folder / "model", config, tiny.vocab, "the data")[1] == tiny.vocab.size
+
+    decoder = filled(Decoder(replace(config, places=0)))
+    export_decoder("hf-qwen3", decoder, tiny.vocab, tmp_path / "out")
+    main(["import", "hf-qwen3", str(tmp_path / "out"), str(tmp_path / "back")])
+    made = make_bundle(tmp_path / "bundle", tokenizers | {"model": tmp_path / "back"})
+    assert made.vocab == tiny.vocab
+    assert all(torch.equal(tensor, decoder.state_dict()[name]) for name, tensor in made.model.state_dict().items())
+    known = json.loads((tmp_path / "out" / "unitok_ids.json").read_text())
+    known["manifest"]["ranges"].pop()
+    known["manifest"]["spans"].pop()
+    (tmp_path / "out" / "unitok_ids.json").write_text(json.dumps(known))
+    with pytest.raises(UserError, match=r"unitok_ids.json: \d+ ids, the weights have"):
+        import_checkpoint("hf-qwen3", tmp_path / "out")
 
 
 def test_what_does_not_fit_is_refused_by_name(tmp_path, capsys):

@@ -185,6 +185,41 @@ def test_transformers_chameleon_gives_equal_codes_and_decoding_says_why_not(tmp_
         ours.decode(theirs)
 
 
+def test_weights_are_found_in_whatever_they_were_saved(tmp_path, images, caplog):
+    """Wrappers, enclosing models, nested dictionaries, a whole module; of two sets the averaged one; the rest is named."""
+    torch.manual_seed(0)
+    theirs = TamingVQ((), dim=8).eval()
+    plain = theirs.state_dict()
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in plain.items()}
+
+    def under(prefix: str, state: dict = plain) -> dict:
+        return {prefix + name: tensor for name, tensor in state.items()}
+
+    saved = {
+        "ddp": {"state_dict": under("module.")},
+        "compiled": {"model": under("_orig_mod.")},
+        "both": {"state_dict": under("module._orig_mod.")},
+        "half compiled": {k.replace("encoder.", "encoder._orig_mod.", 1): v for k, v in plain.items()},
+        "ldm": {"state_dict": under("first_stage_model.") | {"model.diffusion_model.out.weight": torch.ones(1)}},
+        "nested": {"best_state": {"model": plain}, "model": zeros, "optimizer": {"state": {0: {"exp_avg": torch.ones(1)}}}},
+        "ema": {"model": zeros, "model_ema": plain},
+        "ema inside": {"state_dict": under("vqgan.", zeros) | under("ema.vqgan.")},
+        "half": {"state_dict": {k: v.bfloat16() for k, v in plain.items()}},
+        "module": theirs,
+    }
+    for name, checkpoint in saved.items():
+        caplog.clear()
+        torch.save(checkpoint, tmp_path / "vq.ckpt")
+        ours = import_checkpoint("taming", tmp_path / "vq.ckpt")
+        same = (ours.encode(images) == theirs.codes(images)).float().mean()
+        assert same == 1 or (name == "half" and same > 0.8), name
+        assert ("are not used" in caplog.text) == (name in ("ldm", "nested", "ema", "ema inside")), name
+        assert ("read the weights under" in caplog.text) == (name in ("nested", "ema", "ema inside")), name
+    (tmp_path / "vq.yaml").write_text("model: {params: {ddconfig: {ch: 64, resolution: 32}}}")
+    with pytest.raises(UserError, match="its YAML says ch 64, its weights have 32: they do not belong together"):
+        import_checkpoint("taming", tmp_path / "vq.ckpt")
+
+
 # ---- What cannot be read --------------------------------------------------------------------------------------------
 
 
@@ -224,7 +259,9 @@ def test_checkpoints_that_do_not_fit_say_so_with_the_first_keys_that_differ(tmp_
     with pytest.raises(UserError, match=told):
         import_checkpoint("taming", tmp_path / "a.ckpt")
     torch.save({"state_dict": {"transformer.wte.weight": torch.ones(2, 2)}}, tmp_path / "gpt.ckpt")
-    with pytest.raises(UserError, match=r"it has no encoder\.conv_in\.weight; its first keys are transformer\.wte\.weight"):
+    with pytest.raises(
+        UserError, match=r"it has no encoder\.conv_in\.weight; its first keys are state_dict\.transformer\.wte\.weight"
+    ):
         import_checkpoint("taming", tmp_path / "gpt.ckpt")
     (tmp_path / "torn.ckpt").write_bytes((tmp_path / "a.ckpt").read_bytes()[:5000])
     with pytest.raises(SystemExit) as stop:

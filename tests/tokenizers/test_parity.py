@@ -18,9 +18,9 @@ taming_model = pytest.importorskip("taming.modules.diffusionmodules.model", reas
 @pytest.fixture(scope="module")
 def encodec_seanet():
     """encodec's networks; its import of torchaudio, which they do not use, is met by an empty stand-in."""
-    if "torchaudio" not in sys.modules:
-        sys.modules["torchaudio"] = types.ModuleType("torchaudio")
-    return pytest.importorskip("encodec.modules.seanet", reason="pip install --no-deps encodec==0.1.1")
+    with pytest.MonkeyPatch.context() as patch:  # only while it is imported: transformers would ask what it is
+        patch.setitem(sys.modules, "torchaudio", sys.modules.get("torchaudio") or types.ModuleType("torchaudio"))
+        return pytest.importorskip("encodec.modules.seanet", reason="pip install --no-deps encodec==0.1.1")
 
 
 TAMING = {"ch": 32, "ch_mult": (1, 2), "num_res_blocks": 1, "attn_resolutions": (8,), "z_channels": 8, "resolution": 16}
@@ -92,7 +92,7 @@ class Spectrogram(torch.nn.Module):
 @pytest.mark.parametrize("channels", [1, 2])
 def test_stft_discriminator_equals_encodecs(encodec_seanet, channels, monkeypatch):
     transforms = types.SimpleNamespace(Spectrogram=Spectrogram)
-    monkeypatch.setattr(sys.modules["torchaudio"], "transforms", transforms, raising=False)
+    monkeypatch.setitem(sys.modules, "torchaudio", types.SimpleNamespace(transforms=transforms))
     from encodec.msstftd import MultiScaleSTFTDiscriminator
 
     torch.manual_seed(0)

@@ -12,6 +12,7 @@ import os
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import IO, Any
@@ -135,6 +136,7 @@ class Table:
 
     def __init__(self, files: Files, name: str):
         self.files, self.name = files, name
+        self.bad_rows: list[str] = []  # of CSV: where each is, and why it is none
         self._file = file = files.open(name)
         self.stamp = files.stamp_of(file, name)[1]
         plain = name.lower()
@@ -142,7 +144,7 @@ class Table:
         if self._parquet is not None:
             self.rows, self.schema = self._parquet.metadata.num_rows, self._parquet.schema_arrow
         else:
-            self._table = self._read_arrow() if plain.endswith(".arrow") else read_csv(file)
+            self._table = self._read_arrow() if plain.endswith(".arrow") else self._read_csv()
             self.rows, self.schema = self._table.num_rows, self._table.schema
         self.features = _features((self.schema.metadata or {}).get(b"huggingface", b"{}"))
 
@@ -154,6 +156,26 @@ class Table:
         except pa.ArrowInvalid:
             source.seek(0)
             return pa.ipc.open_file(source).read_all()
+
+    def _read_csv(self) -> pa.Table:
+        """A header, then text; the separator is the header's most frequent of comma, tab, semicolon, bar."""
+        with closing(unpacked(self._file)) as file:
+            data = file.read()
+
+        def note(row: pa_csv.InvalidRow) -> str:
+            self.bad_rows.append(
+                f"{row.actual_columns} columns, where the header has {row.expected_columns}: {row.text[:80]!r}"
+            )
+            return "skip"
+
+        head = data.partition(b"\n")[0]
+        separator = max(",", "\t", ";", "|", key=lambda c: head.count(c.encode()))
+        how = pa_csv.ParseOptions(delimiter=separator, newlines_in_values=True, invalid_row_handler=note)
+        with pa_csv.open_csv(pa.py_buffer(data), parse_options=how) as reader:
+            kinds = {name: pa.string() for name in reader.schema.names}
+        self.bad_rows.clear()
+        convert = pa_csv.ConvertOptions(column_types=kinds, strings_can_be_null=False)
+        return pa_csv.read_csv(pa.py_buffer(data), parse_options=how, convert_options=convert)
 
     def close(self) -> None:
         """Rows that were given stay good."""
@@ -226,22 +248,6 @@ class Table:
         if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and isinstance(value, int) and value >= 0:
             return feature["names"][value] if feature.get("names") else value
         return value
-
-
-def read_csv(file: IO[bytes]) -> pa.Table:
-    """CSV or TSV with a header -> a table of text; the separator is the header's most frequent of comma, tab, semicolon, bar.
-
-    Errors: `pa.ArrowException` for rows that do not fit the header.
-    """
-    head = file.readline(1 << 20)
-    file.seek(0)
-    separator = max(",", "\t", ";", "|", key=lambda c: head.count(c.encode()))
-    how = pa_csv.ParseOptions(delimiter=separator, newlines_in_values=True)
-    with pa_csv.open_csv(pa.py_buffer(file.read()), parse_options=how) as reader:
-        kinds = {name: pa.string() for name in reader.schema.names}
-    file.seek(0)
-    convert = pa_csv.ConvertOptions(column_types=kinds, strings_can_be_null=False)
-    return pa_csv.read_csv(file, parse_options=how, convert_options=convert)
 
 
 def _validated(batches: list[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

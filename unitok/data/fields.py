@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from unitok.data.files import MAX_TEXT, Blob
-from unitok.data.media import promised, sniff_bytes
+from unitok.data.media import promised, sniff_bytes, unread
 from unitok.data.recipe import FIELD, SourceSpec
 from unitok.document import Part
 from unitok.errors import UserError
@@ -37,7 +37,7 @@ _MEDIA = re.compile(r"(image|img|picture|photo|audio|sound|wav)s?")
 _FILES = re.compile(rf"({_MEDIA.pattern}_?)?(file_?names?|file_?paths?|paths?|files?)|(\w+_)?file_names?|{_MEDIA.pattern}")
 
 #: Fields that hold a conversation.
-_CONVERSATIONS = ("conversations", "conversation", "messages")
+_CONVERSATIONS = ("conversations", "conversation", "messages", "dialogue", "dialog", "turns")
 
 Fields = Mapping[str, Any]  # str, number, bool, None, Blob, or lists and dictionaries of them
 Open = Callable[[str], Blob]  # the file that a text names
@@ -77,7 +77,7 @@ def text_of(blob: Blob) -> str:
         raise UserError(f"{blob.name}: not UTF-8 text (byte {error.start}); convert it, for example with iconv") from None
 
 
-def unrecognized(data: bytes) -> str:
+def unrecognized(data: bytes, name: str) -> str:
     """What is wrong with content that is neither image nor audio nor text."""
     if not data:
         return "an empty file"
@@ -87,9 +87,7 @@ def unrecognized(data: bytes) -> str:
         return "nothing but zeros"
     if data[:4] == b"PAR1":
         return "a Parquet file: name it .parquet to read what is in it"
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return "UTF-16 text; convert it to UTF-8, for example with iconv"
-    return "neither an image nor a sound nor UTF-8 text"
+    return unread(data, name) or "neither an image nor a sound nor UTF-8 text"
 
 
 # ---- By what fields are called and hold -------------------------------------------------------------------------------
@@ -147,10 +145,12 @@ class _Reader:
     def _take_blob(self, name: str, blob: Blob, role: str) -> None:
         head = blob.head()
         suffix = name.rsplit(".", 1)[-1].lower()
-        kind = "text" if role == "caption" else sniff_bytes(head)
+        kind = "text" if role == "caption" else sniff_bytes(head, blob.name)
+        if kind == "text" and role == "media":  # no suffix is needed to tell SVG from words here
+            kind = sniff_bytes(head, "svg")
         what = promised(blob.name) or promised(f".{name}") or ("an image or audio" if role == "media" else "")
         if role == "caption" and (not head or b"\0" in head):
-            raise UserError(f"{blob.name}: {unrecognized(head)}")
+            raise UserError(f"{blob.name}: {unrecognized(head, blob.name)}")
         if role == "caption":
             self._take_text(blob.name, text_of(blob))
         elif kind in self.media:
@@ -162,7 +162,7 @@ class _Reader:
         elif kind == "text":
             self.other_texts.append((name, blob))
         else:
-            why = f"{blob.name}: {unrecognized(head)}"
+            why = f"{blob.name}: {unrecognized(head, blob.name)}"
             if role == "media":
                 raise UserError(why)
             self.left.append((name, why))
@@ -178,7 +178,7 @@ class _Reader:
             for text in values:
                 if not text.strip():
                     self.empty.append(name)
-                elif data := _data_url(text, name):
+                elif data := data_url(text, name):
                     self._take_blob(name, data, "media")
                 elif not held:
                     names.setdefault(text, name)
@@ -205,9 +205,9 @@ class _Reader:
             for _, blob in self.other_texts:
                 self._take_text(blob.name, text_of(blob))
         if not found and not self.texts:  # metadata alone is what there is to read: its caption, or all of it
-            self.texts = [_part(self.spec, "text", _caption_of(record) or text_of(record)) for record in self.records]
+            self.texts = [_part(self.spec, "text", _caption_of(record) or _text_of_record(record)) for record in self.records]
         notes = [_unused(name) for name in dict.fromkeys(unused)]
-        notes += [f"field {name!r} is empty" for name in dict.fromkeys(self.empty)]
+        notes += [f"field {name!r} is empty" for name in dict.fromkeys(self.empty) if not found or "." not in name]
         return Parts([*self.texts, *found], notes)
 
 
@@ -239,7 +239,7 @@ def _kind(content: Any) -> str:
     )
 
 
-def _data_url(text: str, name: str) -> Blob | None:
+def data_url(text: str, name: str) -> Blob | None:
     """The content of a data URL, or of base64 alone; None where a text is neither. Errors: `UserError` for a broken one."""
     told, _, coded = text.partition(";base64,") if text.startswith("data:") else ("", "", text)
     if not told and (len(text) < 64 or not re.fullmatch(r"[A-Za-z0-9+/\s]+={0,2}\s*", text)):
@@ -260,6 +260,25 @@ def _caption_of(record: Blob) -> str:
         return _caption(_json_of(record))
     except UserError:
         return ""
+
+
+def _text_of_record(record: Blob) -> str:
+    """JSON that stands alone, as text; errors: `UserError` for lists of records, such as COCO's, which speak of other files."""
+    text = text_of(record)
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    lists = (
+        [k for k, v in content.items() if isinstance(v, list) and v and isinstance(v[0], dict)]
+        if isinstance(content, dict)
+        else []
+    )
+    if lists:
+        raise UserError(
+            f"{record.name}: lists of records ({', '.join(lists[:4])}), which are not read; convert it to JSON Lines"
+        )
+    return text
 
 
 def _caption(record: Any) -> str:

@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -190,6 +191,7 @@ def _start(plan: Plan, told: Any, stop: Any, given: Any) -> None:
     """A process of `_run_local` begins; it ends with its parent."""
     global _plan, _told, _stop, _given
     _plan, _told, _stop, _given = plan, told, stop, given
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # as `cli.main` does
     parent = parent_process()
     assert parent is not None
     threading.Thread(target=lambda: (connection.wait([parent.sentinel]), os._exit(1)), daemon=True).start()

@@ -95,10 +95,10 @@ Lister = Callable[[Files, Found, Claim], Iterator[Item]]
 
 def may_hold_many(name: str, beside: set[str]) -> bool:
     """Whether a file's name says that it holds many documents. beside: base names of the media files of its folder."""
-    plain = re.sub(r"\.(gz|bz2|xz)$", "", name.lower())
-    if plain.endswith(".json"):
-        return os.path.splitext(name)[0] not in beside and not describes(name)
-    return plain.endswith((".tar", ".tgz", ".parquet", ".arrow", ".jsonl", ".ndjson", ".csv", ".tsv"))
+    plain = re.sub(r"\.(gz|bz2|xz)$", "", name, flags=re.IGNORECASE)
+    if plain.lower().endswith(".json"):
+        return os.path.splitext(plain)[0] not in beside and not describes(name)
+    return plain.lower().endswith((".tar", ".tgz", ".parquet", ".arrow", ".jsonl", ".ndjson", ".csv", ".tsv"))
 
 
 def lister(files: Files, name: str) -> Lister | None:
@@ -232,6 +232,8 @@ def _table_items(files: Files, f: Found, claim: Claim) -> Iterator[Item]:
                 for name in _files_in(named):
                     claim(os.path.normpath(os.path.join(os.path.dirname(f.name), name)))
                 yield Item(printable(id), f"{f.name}, row {row}", "row", f.name, f.stamp, row)
+            for why in table.bad_rows:
+                yield refused(f"{f.name}, a row", why)
     except UserError as error:
         yield Item("", f.name, "error", error=str(error))
     except DAMAGE as error:

@@ -1,139 +1,34 @@
-"""Files <-> tensors: any image, any sound, any text, and one clear line for a file that is not what it should be.
+"""Files <-> tensors: any image, any audio, any text, and one clear line for a file that is not what it should be.
 
-Content decides what a file is, not its suffix. Images come out as float [3, H, W] in [-1, 1], sRGB, upright; sounds as
-float [C, T] in [-1, 1] with their rate in Hz; text as str. Pillow and soundfile do the reading; what is ours is the care
-around them: EXIF rotation, transparency over white, 16-bit and CMYK, truncated and empty files.
+Images come out as float [3, H, W] in [-1, 1], sRGB, upright; audio as float [C, T] in [-1, 1] with its rate in Hz; text as
+str. What a file is, `formats` tells; `image_files` and `audio_files` open it. This is their front door.
 
-Imports nothing of ours but the error; anyone may import this.
+Imports nothing of ours but those and the error; anyone may import this.
 """
 
 import io
-import os
-import warnings
 from collections.abc import Iterable, Iterator
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import soxr
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
-from unitok.errors import UserError, first_line
+from unitok.data.audio_files import AudioFile, open_audio
+from unitok.data.formats import find_media, promised, sniff, sniff_bytes, unread
+from unitok.data.image_files import open_image, to_rgb
+from unitok.errors import UserError
 
-#: Larger pictures are refused before they are decompressed (a 20 kB PNG can hold gigabytes).
-MAX_PIXELS = 200_000_000
+__all__ = ["AudioFile", "find_media", "open_audio", "open_image", "promised", "sniff", "sniff_bytes", "to_rgb", "unread"]
 
 #: Samples of a sound that are decoded at once, at most: 2 GB.
 MAX_SAMPLES = 500_000_000
-#: Bytes by which a sound's header may be wrong: some programs count themselves, or the padding.
-_HEADER = 64
-#: Longest sound, hours.
-MAX_HOURS = 12
-
-#: Formats that Pillow opens by running another program, or that are not pictures.
-_REFUSED_FORMATS = {"EPS", "PDF", "WMF", "FPX", "MIC", "MPEG", "HDF5", "GRIB", "BUFR"}
-
-_AUDIO_MAGIC = (b"RIFF", b"fLaC", b"OggS", b"ID3", b"FORM", b".snd", b"RF64", b"caff")
-_IMAGE_MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\x00", b"MM\x00*", b"P5", b"P6", b"\x00\x00\x01\x00")
-
-
-def sniff(path: Path) -> str | None:
-    """`"image"`, `"audio"`, `"text"` or None for what a file's first bytes say it is; errors: a file that cannot be read."""
-    with open(path, "rb") as file:
-        return sniff_bytes(file.read(4096))
-
-
-def sniff_bytes(head: bytes) -> str | None:
-    """What a file is, as `sniff`, from its first 4096 bytes."""
-    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
-        return "image"
-    if head.startswith(_AUDIO_MAGIC) or (len(head) > 1 and head[0] == 0xFF and head[1] & 0xE6 == 0xE2):  # MPEG layer 3
-        return "audio"
-    if head.startswith(_IMAGE_MAGIC) or head[4:12] in (b"ftypavif", b"ftypheic"):
-        return "image"
-    if not head or b"\x00" in head:
-        return None
-    try:
-        head.decode("utf-8")
-    except UnicodeDecodeError as error:
-        if error.start < len(head) - 3:  # not merely a character cut off at the end of what was read
-            return None
-    return "text"
-
-
-#: Suffixes of files that hold something else than text.
-_PROMISES = {
-    "a picture": "jpg jpeg jpe jfif png gif webp bmp tif tiff heic heif avif ico svg",
-    "a sound": "wav flac ogg oga opus mp3 m4a aac aif aiff au caf",
-    "a video": "mp4 m4v mkv mov avi webm mpg mpeg",
-    "an archive or a table": "tar tgz zip gz bz2 xz zst 7z rar parquet arrow",
-    "a document": "pdf doc docx ppt pptx xls xlsx epub",
-}
-_PROMISED = {suffix: what for what, suffixes in _PROMISES.items() for suffix in suffixes.split()}
-
-
-def promised(name: str) -> str:
-    """What a file's name says that is in it, where that is not text: `a picture`, `a sound`; or ""."""
-    _, dot, suffix = name.rpartition("/")[2].rpartition(".")
-    return _PROMISED.get(suffix.lower(), "") if dot else ""
-
-
-def find_media(folder: Path, kind: str) -> tuple[list[Path], list[Path]]:
-    """The files of one kind under a folder, sorted; and those that are empty, of which nothing says what they were to be."""
-    files = [f for f in sorted(folder.rglob("*")) if f.is_file() and not f.name.startswith(".")]
-    return [f for f in files if sniff(f) == kind], [f for f in files if f.stat().st_size == 0]
 
 
 # ---- Images ---------------------------------------------------------------------------------------------------------
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode to RGB, upright: EXIF rotation applied, transparency over white, 16-bit and float scaled to 8 bits."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        values = np.asarray(image, np.float32)
-        top = 65535.0 if image.mode != "F" or values.max(initial=0) > 255 else (255.0 if values.max(initial=0) > 1 else 1.0)
-        image = Image.fromarray(np.clip(values / top * 255 + 0.5, 0, 255).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
-
-
-@cache
-def _formats() -> list[str]:
-    """What Pillow may take a file for: it tries one after the other, so the usual ones come first."""
-    Image.init()
-    usual = [name for name in ("JPEG", "PNG", "WEBP", "GIF", "TIFF") if name in Image.ID]
-    return [*usual, *(name for name in Image.ID if name not in _REFUSED_FORMATS.union(usual))]
-
-
-def open_image(path: Path, data: bytes | None = None) -> Image.Image:
-    """A file as an upright RGB picture; errors: `UserError` naming the file and what is wrong with it.
-
-    data: its bytes, where they are at hand already.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's notes on odd metadata and sizes: the checks here decide
-            with Image.open(path if data is None else io.BytesIO(data), formats=_formats()) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise UserError(f"{path}: {image.width} x {image.height} pixels are too many (limit {MAX_PIXELS})")
-                image.load()
-                rgb = to_rgb(image)
-                rgb.format = image.format  # which is lost on the way
-                return rgb
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except UserError:
-        raise
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and others for bad files
-        why = "damaged, or of an unknown format" if isinstance(error, UnidentifiedImageError) else first_line(error)
-        raise UserError(f"{path}: not a readable image ({why}); replace it or leave it out") from None
 
 
 def image_to_tensor(image: Image.Image) -> Tensor:
@@ -181,54 +76,12 @@ def stretch_image(image: Image.Image, side: int) -> Image.Image:
 # ---- Sounds ---------------------------------------------------------------------------------------------------------
 
 
-def open_audio(path: Path, data: bytes | None = None) -> soundfile.SoundFile:
-    """A sound file (or its bytes), open to be read in pieces; errors: `UserError` for no file, no sound, no samples."""
-    try:
-        file = soundfile.SoundFile(path if data is None else io.BytesIO(data))
-    except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
-        if isinstance(path, str | Path) and data is None and not Path(path).exists():
-            raise UserError(f"{path}: no such file") from None
-        raise UserError(f"{path}: not a readable sound ({first_line(error)}); replace it or leave it out") from None
-    if file.frames == 0:
-        file.close()
-        raise UserError(f"{path}: a sound of zero length; replace it or leave it out")
-    if file.frames > MAX_HOURS * 3600 * file.samplerate:
-        file.close()
-        raise UserError(f"{path}: a sound of more than {MAX_HOURS} hours; cut it")
-    if missing := _cut_off(path, data):
-        file.close()
-        raise UserError(f"{path}: a sound that is cut off: {missing} bytes of it are missing; replace it or leave it out")
-    return file
-
-
-def _cut_off(path: Path, data: bytes | None) -> int:
-    """Bytes that a WAV or AIFF file lacks of what its header promises: libsndfile reads the rest without a word."""
-    if data is None:
-        with open(path, "rb") as file:
-            head, there = file.read(8), os.fstat(file.fileno()).st_size
-    else:
-        head, there = data[:8], len(data)
-    if head[:4] not in (b"RIFF", b"FORM"):
-        return 0
-    size = int.from_bytes(head[4:], "little" if head[:4] == b"RIFF" else "big")
-    if size >= 0x7FFFF000:  # of a stream: unknown when the header was written
-        return 0
-    missing = size + 8 - there
-    return missing if missing > _HEADER else 0
-
-
-def read_samples(file: soundfile.SoundFile, frames: int = -1, start: int | None = None, name: str = "") -> Tensor:
-    """The next samples of an open file, or those from `start` on, float [C, t]; errors: `UserError` for damaged or not
-    finite samples. name: what the file is called in them."""
-    try:
-        if start is not None:
-            file.seek(start)
-        samples = file.read(frames, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise UserError(f"{name or file.name}: damaged sound ({first_line(error)}); replace it or leave it out") from None
-    if not np.isfinite(samples).all():
-        raise UserError(f"{name or file.name}: samples that are not finite numbers; replace it or leave it out")
-    return torch.from_numpy(np.ascontiguousarray(samples.T))
+def read_samples(file: AudioFile, frames: int = -1, start: int | None = None) -> Tensor:
+    """The next samples of an open file, or those from `start` on, float [C, t]; errors: `UserError` for damaged samples, and
+    such as are no audio."""
+    if start is not None:
+        file.seek(start)
+    return torch.from_numpy(np.ascontiguousarray(file.read(frames).T))
 
 
 def load_audio(path: Path) -> tuple[Tensor, int]:
@@ -237,12 +90,13 @@ def load_audio(path: Path) -> tuple[Tensor, int]:
         return read_clip(file, str(path)), int(file.samplerate)
 
 
-def read_clip(file: soundfile.SoundFile, name: str, clip: tuple[float, float] | None = None) -> Tensor:
+def read_clip(file: AudioFile, name: str, clip: tuple[float, float] | None = None) -> Tensor:
     """All of an open file, or what lies from one second to another, float [C, T]; errors as `load_audio`'s."""
     start, stop = (0, file.frames) if clip is None else (round(seconds * file.samplerate) for seconds in clip)
     if (stop - start) * file.channels > MAX_SAMPLES:
         raise UserError(f"{name}: {stop - start} samples of {file.channels} channels are too many to be read at once")
-    samples = read_samples(file, -1 if clip is None else stop - start, start or None, name)
+    file.name = name
+    samples = read_samples(file, stop - start, start)
     if not samples.shape[-1]:
         raise UserError(f"{name}: a sound of zero length; replace it or leave it out")
     return samples
@@ -259,7 +113,7 @@ def read_audio_blocks(path: Path, to_rate: int, channels: int, seconds: float, d
         resampler = soxr.ResampleStream(rate, to_rate, channels, dtype="float32") if rate != to_rate else None
         read = written = 0
         while True:
-            block = read_samples(file, max(1, round(seconds * rate)), name=str(path))
+            block = read_samples(file, max(1, round(seconds * rate)))
             read += block.shape[-1]
             last = not block.shape[-1]
             if last and not read:

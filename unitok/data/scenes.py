@@ -24,6 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from unitok.data.media import save_audio, save_image
+from unitok.document import json_line
 from unitok.errors import UserError
 
 COLOURS: dict[str, tuple[int, int, int]] = {
@@ -364,13 +365,13 @@ def write_scenes(
     scenes = [draw_scene(rng, most, held_out) for _ in range(count)]
     texts: dict[str, None] = {}
     documents = []
-    with open(out / "scenes.jsonl", "w") as file:
+    with open(out / "scenes.jsonl", "w", encoding="utf-8") as file:
         for i, scene in enumerate(scenes):
             line: dict = {"id": f"{i:06d}", "caption": caption(scene, rng), "sound_caption": sound_caption(scene)}
             line |= {"image": f"images/{i:06d}.png", "audio": f"sounds/{i:06d}.wav", "questions": questions(scene)}
-            file.write(json.dumps(line | asdict(scene)) + "\n")
+            file.write(json_line(line | asdict(scene)) + "\n")
             for kind, content in scene_documents(scenes, i, rng):
-                documents.append(json.dumps({"id": f"{i:06d}-{kind}", "content": content}) + "\n")
+                documents.append(json_line({"id": f"{i:06d}-{kind}", "content": content}) + "\n")
                 texts |= {part["text"]: None for part in content if part["type"] == "text"}
     (out / "text.txt").write_text("\n".join(texts) + "\n")
     for name in ("images", "sounds"):
@@ -388,7 +389,7 @@ def write_scenes(
         for job in tqdm(jobs, **bar):
             _write_media(job)
     partial = out / "documents.jsonl.partial"
-    partial.write_text("".join(documents))
+    partial.write_text("".join(documents), encoding="utf-8")
     partial.replace(out / "documents.jsonl")
 
 
@@ -407,7 +408,8 @@ def _is_other(out: Path) -> bool:
 
 def read_scenes(folder: Path) -> list[dict]:
     """The lines of `scenes.jsonl`, each with its `Scene` under the key "scene"."""
-    rows = [json.loads(line) for line in (Path(folder) / "scenes.jsonl").read_text().splitlines()]
+    with open(Path(folder) / "scenes.jsonl", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
     for row in rows:
         things = tuple(Thing(**thing) for thing in row.pop("things"))
         row["scene"] = Scene(row.pop("background"), row.pop("layout"), things)

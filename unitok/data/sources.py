@@ -32,7 +32,7 @@ from typing import IO, Any
 import pyarrow as pa
 
 from unitok.data.containers import DAMAGE, Table, damage, unpacked
-from unitok.data.fields import Parts, read_fields
+from unitok.data.fields import Parts, data_url, read_fields
 from unitok.data.files import Blob, Files, Found, is_remote
 from unitok.data.listing import (
     Item,
@@ -148,6 +148,8 @@ class Source:
                     self.left_out["tables without a column that is read"] += 1
                     continue
                 for item in list_it(self.files, f, lambda name: claimed.add(hash(name))):
+                    if item.error and os.path.basename(f.name).startswith("metadata.") and item.where == f.name:
+                        raise UserError(f"{item.error}; mend it: what it says of the files beside it would be lost")
                     yield replace(item, split=split_of(f.name) if has_splits else "")
         for _, names, infos in folders():
             loose = []
@@ -223,13 +225,15 @@ class Source:
             return self._from_fields(item, row)
         raw = raw_document(row, Path(""), item.where, item.id)
         folder = os.path.dirname(item.file)
-        return self._made(item, Parts([self._with_file(part, folder) for part in raw.content]))
+        return self._made(item, Parts([self._with_file(part, folder, item.where) for part in raw.content]))
 
-    def _with_file(self, part: Part, folder: str) -> Part:
+    def _with_file(self, part: Part, folder: str, where: str) -> Part:
         role = self.spec.roles.get(part.type, "none") if part.role == "none" else part.role
         loss = part.loss and self.spec.loss.get(part.type, True)
         if part.path is None:
             return replace(part, role=role, loss=loss)
+        if held := data_url(str(part.path), where):
+            return replace(part, role=role, loss=loss, path=Path(where), file=held)
         name = os.path.normpath(os.path.join(folder, part.path)) if not part.path.is_absolute() else str(part.path)
         return replace(part, role=role, loss=loss, path=Path(name), file=Blob.of(self.files, name))
 
@@ -341,8 +345,10 @@ def read_source(path: Path) -> Iterator[RawDocument | UserError]:
 def read_texts(path: Path) -> Iterator[str]:
     """The strings of a corpus: the lines of a text file, or every text of an interleaved JSON Lines file."""
     path = Path(path)
-    if path.suffix != ".jsonl":
-        yield from (line for line in load_text(path).split("\n") if line.strip())
+    if path.is_dir():
+        raise UserError(f"{path}: a folder; give the text and .jsonl files in it")
+    if path.suffix.lower() not in (".jsonl", ".ndjson"):
+        yield from (line.removesuffix("\r") for line in load_text(path).split("\n") if line.strip())
         return
     for document in read_raw_documents(path):
         if isinstance(document, UserError):

@@ -1,5 +1,6 @@
 """What a tokenization read, left out and could not use, in words; and documents as lines of text."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -50,7 +51,7 @@ def summary(
 
 def reason(error: str) -> str:
     """What an error says of a file, without the file's name and what to do."""
-    return error.rsplit(": ", 1)[-1].partition(";")[0]
+    return re.sub(r"^([^:]*[./,][^:]*: )+", "", error).partition(";")[0]
 
 
 def most(counts: Mapping[str, int]) -> str:

@@ -25,7 +25,7 @@ from unitok.data.shards import TokenDataset, write_dataset_json, write_shard
 from unitok.data.sources import Source
 from unitok.data.summary import most, reason, show_document, summary, total
 from unitok.data.worker import encode_items, made, threads
-from unitok.document import format_raw_document
+from unitok.document import format_raw_document, json_line
 from unitok.errors import UserError
 
 EXAMPLES = 3  # documents that a dry run shows
@@ -128,7 +128,7 @@ def _list_errors(run: Run, stop: Stop) -> list[dict[str, str]]:
     """Write down what could not be used of the shards that are there, and of those at which a run stopped; -> all of it."""
     records = [json.loads(r.read_text(encoding="utf-8")) for i in range(len(run.shards)) if (r := run.record(i)).exists()]
     errors = [error for _, errors in records for error in errors] + list(stop.errors)
-    text = "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in errors)
+    text = "".join(json_line(e) + "\n" for e in errors)
     write_whole(run.out / "errors.jsonl", text, run.work)
     return errors
 
@@ -143,7 +143,7 @@ def _close(run: Run, unitok: Unitok, max_error_rate: float | None) -> dict[str, 
                 entry, errors = json.loads(run.record(i).read_text(encoding="utf-8"))
                 entries.append(entry)
                 why.update(reason(e["error"]) for e in errors)
-                file.writelines(json.dumps(e, ensure_ascii=False) + "\n" for e in errors)
+                file.writelines(json_line(e) + "\n" for e in errors)
     except OSError as error:
         raise full_disk(error, run.out) from None
     usable, tried, bad = (sum(e[name] for e in entries) for name in ("documents", "items", "skipped"))

@@ -83,8 +83,8 @@ def _samples(folder: Path) -> str:
     """The cards of one direction: what was given, what was generated, whether the oracle finds it right."""
     rights = json.loads((folder / "right.json").read_text())
     cards = []
-    lines = (folder / "outputs.jsonl").read_text(encoding="utf-8").split("\n")
-    for line, right in zip(filter(None, lines), rights, strict=True):
+    lines = [line for line in (folder / "outputs.jsonl").read_text(encoding="utf-8").split("\n") if line]
+    for line, right in zip(lines, rights, strict=True):
         given: list[str] = []
         new: list[str] = []
         for part in json.loads(line)["content"]:

@@ -1,28 +1,52 @@
-"""Audio tokenizers of other projects as ours: EnCodec's published files and transformers' EnCodec.
+"""Audio tokenizers of other projects as ours: EnCodec's files, audiocraft's compression models, transformers' EnCodec.
 
-Both are SEANet around a Euclidean residual quantizer; the architecture is read from the weights, or from the folder's
-config.json. transformers names the same layers differently. Weight norm, in either style of keys, becomes plain weights.
+All are SEANet around a Euclidean residual quantizer. Shapes are read from the weights; what weights cannot say (sample rate,
+causality, padding, dilation) is read from the configuration that belongs to them: audiocraft's `xp.cfg` in the file, a YAML or
+JSON beside it or given, a published model's name, or the published model whose shapes they have. Without any of these it
+is asked for, never guessed. transformers names the same layers differently. Weight norm, in either style of keys, becomes
+plain weights.
 """
 
 import hashlib
 import re
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from unitok.checkpoints import load_weights
+from unitok.checkpoints import Inert, is_safetensors, load_checkpoint, load_weights, weights_in
 from unitok.errors import UserError, read_json
+from unitok.interop.weights import State, log, read_folder, read_yaml, strip_prefix, tell_unused
 from unitok.pretrained import load_state
 from unitok.tokenizers.audio import AudioTokenizer, AudioTokenizerConfig
 
-State = dict[str, Tensor]
+_ENCODEC = AudioTokenizerConfig(
+    sample_rate=24_000, n_filters=32, dimension=128, ratios=(8, 5, 4, 2), patch=1, kernel_size=7, last_kernel_size=7, lstm=2,
+    norm="weight_norm", causal=True, true_skip=False, pad_mode="reflect", num_codebooks=32, codebook_size=1024, codebook_dim=0,
+)  # fmt: skip
+_MUSICGEN = replace(
+    _ENCODEC, sample_rate=32_000, n_filters=64, ratios=(8, 5, 4, 4), causal=False, true_skip=True,
+    num_codebooks=4, codebook_size=2048,
+)  # fmt: skip
 
-#: What EnCodec's two published models have that their weights do not tell, by the channels of their waveform.
-PUBLISHED: dict[int, dict[str, Any]] = {
-    1: {"sample_rate": 24_000, "causal": True},
-    2: {"sample_rate": 48_000, "causal": False, "normalise": True, "segment": 1.0, "overlap": 0.01},
-}
+#: Published models by the names that their files and folders have (encodec:model.py; transformers' facebook/encodec_32khz;
+#: audiocraft:config/solver/compression/encodec_audiogen_16khz.yaml).
+PUBLISHED = {
+    "encodec_24khz": _ENCODEC,
+    "encodec_48khz": replace(
+        _ENCODEC, sample_rate=48_000, channels=2, norm="time_group_norm", causal=False, num_codebooks=16,
+        normalise=True, segment=1.0, overlap=0.01,
+    ),
+    "encodec_32khz": _MUSICGEN,
+    "audiogen_16khz": replace(_MUSICGEN, sample_rate=16_000, ratios=(8, 5, 4, 2), pad_mode="constant"),
+}  # fmt: skip
+
+#: What weights cannot say; the first two are never guessed.
+UNSEEN = ("sample_rate", "causal", "pad_mode", "dilation_base", "normalise", "segment", "overlap")
+
+#: Names that every EnCodec has, in whatever wrapper it was saved.
+NEEDED = ("encoder.model.0.conv.conv.bias", "quantizer.vq.layers.0._codebook.embed")
 
 #: What a config.json of transformers leaves out where it is so (EncodecConfig's defaults).
 HF_DEFAULTS: dict[str, Any] = {
@@ -48,16 +72,197 @@ HF_DEFAULTS: dict[str, Any] = {
     "trim_right_ratio": 1.0,
 }
 
+#: Our names of what EncodecConfig calls otherwise.
+HF_NAMES = {
+    "sample_rate": "sampling_rate",
+    "channels": "audio_channels",
+    "n_filters": "num_filters",
+    "dimension": "hidden_size",
+    "ratios": "upsampling_ratios",
+    "n_residual_layers": "num_residual_layers",
+    "kernel_size": "kernel_size",
+    "last_kernel_size": "last_kernel_size",
+    "residual_kernel_size": "residual_kernel_size",
+    "dilation_base": "dilation_growth_rate",
+    "compress": "compress",
+    "lstm": "num_lstm_layers",
+    "norm": "norm_type",
+    "causal": "use_causal_conv",
+    "pad_mode": "pad_mode",
+    "codebook_size": "codebook_size",
+    "normalise": "normalize",
+}
 
-def import_audio_tokenizer(kind: str, source: Path, trust: bool = False) -> AudioTokenizer:
-    """A checkpoint of one of `unitok.interop.KINDS` -> an `AudioTokenizer` with equal codes, in eval mode."""
+
+def import_audio_tokenizer(
+    kind: str, source: Path, config: Path | None = None, trust: bool = False, **given: int | bool | None
+) -> AudioTokenizer:
+    """A checkpoint of one of `unitok.interop.KINDS` -> an `AudioTokenizer` with equal codes, in eval mode.
+
+    Args:
+        config: for `encodec`: a YAML or JSON file (audiocraft's, transformers', ours), or a name of `PUBLISHED`.
+        given: `sample_rate` (Hz) and `causal`, where no configuration says them; they must agree with one that does.
+    """
+    where = str(source)
     if kind == "hf-encodec":
-        state, config = _read_transformers(source)
+        return _read_transformers(source)
+    if source.is_dir():
+        if (source / "config.json").exists() and not (source / "compression_state_dict.bin").exists():
+            raise UserError(f"{where}: a folder saved by transformers: import it as hf-encodec")
+        source = source / "compression_state_dict.bin"  # a folder of MusicGen or AudioGen
+    _check_hash(source)
+    state, told, named = _read_file(source, config, trust)
+    asked = _named_config(config)[0] if config else {}
+    for name, value in (asked | {k: v for k, v in given.items() if v is not None}).items():
+        if told.setdefault(name, value) != value:
+            raise UserError(f"{where}: {name} {value} is asked for, but {named} says {told[name]}")
+    return _build(state, _config(infer_config(state, where), told, named, where), where)
+
+
+def _read_file(source: Path, config: Path | None, trust: bool) -> tuple[State, dict[str, Any], str]:
+    """The weights of a file by EnCodec's names; what the configuration in it, else `config`, else one beside it says; the name of
+    that configuration."""
+    whole = source.is_file() and is_safetensors(source)
+    checkpoint: Any = load_weights(source) if whole else load_checkpoint(source, trust)
+    if isinstance(checkpoint, dict) and isinstance(checkpoint.get("pretrained"), str):
+        name = checkpoint["pretrained"]
+        raise UserError(f"{source}: no weights, only the name of others, {name!r}: get those, and import them (hf-encodec)")
+    state, others = strip_prefix(weights_in(checkpoint, source), NEEDED, str(source))
+    tell_unused(str(source), others)
+    inside = _plain(checkpoint.get("xp.cfg")) if isinstance(checkpoint, dict) else None
+    if isinstance(inside, str):
+        inside = read_yaml(f"{source}, xp.cfg", inside)
+    if isinstance(inside, dict):
+        return state, _told(inside, f"{source}, xp.cfg"), "its xp.cfg"
+    if config is not None:
+        return state, *_named_config(config)
+    for name in (f"{source.stem}.yaml", f"{source.stem}.json", "config.yaml", "config.json"):
+        beside = source.parent / name
+        if beside.is_file() and (told := _told(_read_config(beside), str(beside))):
+            return state, told, name
+    published = re.fullmatch(rf"({'|'.join(PUBLISHED)})(-[0-9a-f]{{8}})?", source.stem)
+    return state, *(_named_config(Path(published[1])) if published else ({}, ""))
+
+
+def _plain(node: Any) -> Any:
+    """A configuration of OmegaConf's as plain types: its objects come as stand-ins that keep their state."""
+    if isinstance(node, Inert):
+        state = node.state if isinstance(node.state, dict) else {}
+        return _plain(state.get("_content", state.get("_val")))
+    if isinstance(node, dict):
+        return {str(key): _plain(value) for key, value in node.items()}
+    return [_plain(value) for value in node] if isinstance(node, list | tuple) else node
+
+
+def _read_config(path: Path) -> Any:
+    return read_yaml(str(path), path.read_text(encoding="utf-8-sig", errors="replace"))
+
+
+def _named_config(config: Path) -> tuple[dict[str, Any], str]:
+    """What a configuration's file, or a published model, says; and its name. Errors: `UserError` for neither."""
+    if config.name in PUBLISHED and not config.is_file():
+        said = asdict(PUBLISHED[config.name])
+        del said["num_codebooks"]  # a file may hold the first levels alone
+        return said, config.name
+    if not config.is_file():
+        raise UserError(f"config {config}: no such file, nor a published model ({', '.join(PUBLISHED)})")
+    if told := _told(_read_config(config), str(config)):
+        return told, config.name
+    raise UserError(f"{config}: says nothing of an EnCodec: give audiocraft's, transformers' or ours")
+
+
+def _told(given: Any, where: str) -> dict[str, Any]:
+    """What audiocraft's, transformers' or our own configuration says of an EnCodec, by our names; nothing if it is another's.
+
+    Errors: `UserError` for what we do not compute.
+    """
+    if not isinstance(given, dict):
+        return {}
+    theirs = given["audio_encoder"] if isinstance(given.get("audio_encoder"), dict) else given  # of a MusicGen
+    if theirs.get("model_type") == "encodec":
+        told = _from_transformers(theirs, where)
+    elif "model_type" in given:
+        told = {}
+    elif any(isinstance(given.get(name), dict) for name in ("encodec", "seanet", "rvq")):
+        told = _from_audiocraft(given, where)
     else:
-        _check_hash(source)
-        state = load_weights(source, trust)
-        config = infer_config(state, str(source))
-    return _build(state, config, str(source))
+        own: Any = given
+        for key in ("model", "init_args", "tokenizer") if "model" in given else ():  # of `unitok fit`
+            own = own.get(key) if isinstance(own, dict) else None
+        known = asdict(AudioTokenizerConfig())
+        told = {name: value for name, value in own.items() if name in known} if isinstance(own, dict) else {}
+    rate, causal, pad_mode = (told.get(name) for name in ("sample_rate", "causal", "pad_mode"))
+    if not (rate is None or (type(rate) is int and rate > 0)) or not (causal is None or isinstance(causal, bool)):
+        raise UserError(f"{where}: sample_rate {rate!r} and causal {causal!r}; they are Hz, and true or false")
+    if pad_mode not in (None, "reflect", "constant", "replicate"):
+        raise UserError(f"{where}: pad_mode {pad_mode!r} cannot be imported")
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in told.items() if value is not None}
+
+
+def _from_audiocraft(given: dict[str, Any], where: str) -> dict[str, Any]:
+    """audiocraft's `xp.cfg` (audiocraft:config/model/encodec/default.yaml) by our names."""
+
+    def resolved(value: Any) -> Any:
+        """A value, where `${a.b}` stands for another's."""
+        for _ in range(8):
+            named = re.fullmatch(r"\$\{([\w.]+)\}", value) if isinstance(value, str) else None
+            if not named:
+                return value
+            value = given
+            for key in named[1].split("."):
+                value = value.get(key) if isinstance(value, dict) else None
+        raise UserError(f"{where}: values that stand for one another in a circle")
+
+    def section(name: str) -> dict[str, Any]:
+        found = given.get(name)
+        return {key: resolved(value) for key, value in found.items()} if isinstance(found, dict) else {}
+
+    encodec, seanet, rvq = section("encodec"), section("seanet"), section("rvq")
+    for half in [seanet.pop(key, None) for key in ("encoder", "decoder")]:  # what is said of one half alone must hold for both
+        seanet |= {key: resolved(value) for key, value in (half or {}).items()}
+    computed = {
+        "autoencoder": "seanet", "quantizer": "rvq", "activation": "ELU", "activation_params": {"alpha": 1.0},
+        "norm_params": {}, "final_activation": None, "trim_right_ratio": 1.0, "disable_norm_outer_blocks": 0,
+    }  # fmt: skip
+    for name, only in computed.items():
+        if (value := (encodec | seanet).get(name, only)) != only:
+            raise UserError(f"{where}: {name} {value!r}; only {only!r} can be imported")
+    told = {name: seanet[name] for name in asdict(AudioTokenizerConfig()) if name in seanet}
+    told |= {"num_codebooks": rvq.get("n_q"), "codebook_size": rvq.get("bins"), "normalise": encodec.get("renormalize")}
+    for name in ("sample_rate", "channels", "causal"):
+        told[name] = encodec.get(name, told.get(name, resolved(given.get(name))))
+    return told
+
+
+def _config(seen: AudioTokenizerConfig, told: dict[str, Any], named: str, where: str) -> AudioTokenizerConfig:
+    """The configuration of weights of which `seen` is what they say, and `told` what else is known.
+
+    Errors: `UserError` where the two do not belong together, or where neither says how the sounds are taken.
+    """
+    shapes = {name: value for name, value in asdict(seen).items() if name not in UNSEEN}
+    if not told:
+        published = [name for name, c in PUBLISHED.items() if all(getattr(c, k) == v for k, v in shapes.items())]
+        if published:
+            told, named = asdict(PUBLISHED[published[0]]), published[0]
+            log.warning("%s: no configuration beside it; its shapes are those of %s, so it is taken as that", where, named)
+    for name, value in shapes.items():
+        folded = name == "norm" and (value, told.get(name)) == ("none", "weight_norm")  # into plain weights of the same values
+        if told.get(name, value) != value and not folded:
+            raise UserError(f"{where}: {named} says {name} {told[name]}, its weights have {value}: they do not belong together")
+    if missing := [name for name in ("sample_rate", "causal") if name not in told]:
+        flags = {"sample_rate": "sample_rate (--sample-rate HZ)", "causal": "causal (--causal or --no-causal)"}
+        asked = " and ".join(flags[name] for name in missing)
+        raise UserError(
+            f"{where}: neither its weights nor {named or 'a configuration'} say its {' and '.join(missing)}: give {asked}, "
+            "or its configuration (or a published model's name) as config"
+        )
+    guessed = {name: getattr(seen, name) for name in ("pad_mode", "dilation_base") if name not in told}
+    if guessed.get("dilation_base") and seen.n_residual_layers == 1:
+        del guessed["dilation_base"]  # of the first block it is 1 anyway
+    if guessed:
+        said = ", ".join(f"{name} {value}" for name, value in guessed.items())
+        log.warning("%s: no configuration says %s: taken as is usual for such weights; it cannot be verified", where, said)
+    return replace(seen, **{name: told[name] for name in UNSEEN if name in told})
 
 
 def _check_hash(path: Path) -> None:
@@ -72,49 +277,45 @@ def _check_hash(path: Path) -> None:
 
 
 def infer_config(state: State, where: str) -> AudioTokenizerConfig:
-    """The architecture of weights with EnCodec's names."""
-    first, last = "encoder.model.0.conv.conv", _last_convolution(state, "encoder")
-    if _weight(state, first) is None or last is None or "quantizer.vq.layers.0._codebook.embed" not in state:
-        raise UserError(f"{where}: not an EnCodec model: its first keys are {', '.join(list(state)[:3])}")
-    weight = _weight(state, first)
-    assert weight is not None
-    n_filters, channels, kernel = weight.shape
-    if channels not in PUBLISHED:
-        raise UserError(f"{where}: {channels} channels; EnCodec's models have 1 or 2")
-    # Strided convolutions, from the waveform's side: kernels of twice their stride, after the residual blocks.
-    indices = sorted({int(m[1]) for k in state if (m := re.match(r"encoder\.model\.(\d+)\.conv\.conv\.", k))})[1:-1]
-    strided = [_weight(state, f"encoder.model.{i}.conv.conv") for i in indices]
-    ratios = tuple(w.shape[-1] // 2 for w in reversed(strided) if w is not None)
-    blocks = {int(m[1]) for k in state if (m := re.match(r"encoder\.model\.(\d+)\.block\.", k))}
-    block = f"encoder.model.{min(blocks)}"
-    inner = _weight(state, f"{block}.block.1.conv.conv")
+    """The architecture of weights with EnCodec's names; what they cannot say (`UNSEEN`) is as usual for such weights."""
+    if missing := [name for name in NEEDED if name not in state]:
+        hf = any("encoder.layers." in name for name in state)
+        told = (
+            "transformers' names: import its folder as hf-encodec" if hf else f"its first keys are {', '.join(list(state)[:3])}"
+        )
+        raise UserError(f"{where}: not an EnCodec model: it has no {missing[0]}; {told}")
+    # Convolutions outside of blocks, from the waveform's side: first, strided ones of kernels of twice their stride, last.
+    outer = sorted({int(m[1]) for k in state if (m := re.match(r"encoder\.model\.(\d+)\.conv\.conv\.", k))})
+    weights = [_weight(state, f"encoder.model.{i}.conv.conv") for i in outer]
+    blocks = sorted({int(m[1]) for k in state if (m := re.match(r"encoder\.model\.(\d+)\.block\.", k))})
+    inner = _weight(state, f"encoder.model.{blocks[0]}.block.1.conv.conv") if blocks else None
+    convolutions = [w for w in weights if w is not None]
+    if len(convolutions) < 3 or len(convolutions) < len(weights) or inner is None:
+        raise UserError(
+            f"{where}: not an EnCodec model: its encoder has {len(convolutions)} convolutions and {len(blocks)} blocks"
+        )
+    n_filters, channels, kernel = convolutions[0].shape
+    ratios = tuple(w.shape[-1] // 2 for w in reversed(convolutions[1:-1]))
     lstm = [int(m[1]) for k in state if (m := re.match(r"encoder\.model\.\d+\.lstm\.weight_ih_l(\d+)", k))]
-    final = _weight(state, last)
-    assert inner is not None and final is not None  # noqa: PT018
-    size, _ = state["quantizer.vq.layers.0._codebook.embed"].shape
-    return AudioTokenizerConfig(
+    plain = "encoder.model.0.conv.conv.weight" in state
+    true_skip = _weight(state, f"encoder.model.{blocks[0]}.shortcut.conv.conv") is None
+    return replace(
+        _ENCODEC,
         channels=channels,
         n_filters=n_filters,
-        dimension=final.shape[0],
+        dimension=convolutions[-1].shape[0],
         ratios=ratios,
-        patch=1,
         n_residual_layers=len(blocks) // len(ratios),
         kernel_size=kernel,
-        last_kernel_size=final.shape[-1],
+        last_kernel_size=convolutions[-1].shape[-1],
         residual_kernel_size=inner.shape[-1],
         compress=n_filters // inner.shape[0],
         lstm=max(lstm, default=-1) + 1,
-        norm="time_group_norm"
-        if "encoder.model.0.conv.norm.weight" in state
-        else "none"
-        if f"{first}.weight" in state
-        else "weight_norm",
-        true_skip=_weight(state, f"{block}.shortcut.conv.conv") is None,
-        pad_mode="reflect",
-        num_codebooks=_levels(state),
-        codebook_size=size,
-        codebook_dim=0,
-        **PUBLISHED[channels],
+        norm="time_group_norm" if "encoder.model.0.conv.norm.weight" in state else "none" if plain else "weight_norm",
+        true_skip=true_skip,
+        pad_mode="constant" if true_skip else "reflect",  # audiocraft's default, and EnCodec's
+        num_codebooks=1 + max(int(m[1]) for k in state if (m := re.match(r"quantizer\.vq\.layers\.(\d+)\.", k))),
+        codebook_size=state[NEEDED[1]].shape[0],
     )
 
 
@@ -126,15 +327,6 @@ def _weight(state: State, name: str) -> Tensor | None:
     return None
 
 
-def _last_convolution(state: State, network: str) -> str | None:
-    found = [int(m[1]) for k in state if (m := re.match(rf"{network}\.model\.(\d+)\.conv\.conv\.", k))]
-    return f"{network}.model.{max(found)}.conv.conv" if found else None
-
-
-def _levels(state: State) -> int:
-    return 1 + max(int(m[1]) for k in state if (m := re.match(r"quantizer\.vq\.layers\.(\d+)\.", k)))
-
-
 def _build(state: State, config: AudioTokenizerConfig, where: str) -> AudioTokenizer:
     """`state` has EnCodec's names."""
     model = AudioTokenizer(config)
@@ -143,64 +335,59 @@ def _build(state: State, config: AudioTokenizerConfig, where: str) -> AudioToken
         if name.startswith(("encoder.", "decoder.")):
             name = name.replace(".weight_g", ".parametrizations.weight.original0")
             wanted[name.replace(".weight_v", ".parametrizations.weight.original1")] = tensor.float()
+    if config.norm == "none":
+        wanted = {name: tensor for name, tensor in wanted.items() if ".conv.norm." not in name}
+    rest = {name for name in state if not name.startswith(("encoder.", "decoder."))}
     for level in range(config.num_codebooks):
         theirs, ours = f"quantizer.vq.layers.{level}._codebook", f"quantizer.layers.{level}._codebook"
+        rest -= {f"{theirs}.{name}" for name in ("embed", "cluster_size", "embed_avg", "inited")}
+        if f"{theirs}.embed" not in state:
+            raise UserError(f"{where}: it lacks {theirs}.embed, though it has later levels")
         embed = state[f"{theirs}.embed"].float()
         counts = state.get(f"{theirs}.cluster_size")
         counts = embed.new_ones(len(embed)) if counts is None else counts.float()
         wanted[f"{ours}.embed"] = embed[None]
         wanted[f"{ours}.cluster_size"] = counts[None]
         wanted[f"{ours}.embed_avg"] = (embed * counts[:, None])[None]
+    if strange := sorted(name for name in rest if name.startswith("quantizer.")):
+        raise UserError(f"{where}: its quantizer has {strange[0]}, which EnCodec's has not: it cannot be imported")
     for name, buffer in model.state_dict().items():
         if name.endswith("initted"):
             wanted[name] = buffer.new_ones(buffer.shape)
     load_state(model, wanted, where)
+    tell_unused(where, sorted(rest))
     return model.for_use()
 
 
-def _read_transformers(folder: Path) -> tuple[State, AudioTokenizerConfig]:
-    """A folder saved by transformers' EncodecModel -> EnCodec's names, and the architecture."""
+def _read_transformers(folder: Path) -> AudioTokenizer:
+    """A folder saved by transformers' EncodecModel, or by a model that holds one, such as MusicGen."""
     path = folder / "config.json"
     given = read_json(path, "give a folder saved by transformers")
-    if given.get("model_type") != "encodec":
-        raise UserError(f"{path}: model_type {given.get('model_type')!r}, not encodec")
+    told = _told(given, str(path))
+    if not told:
+        found = given.get("model_type") if isinstance(given, dict) else None
+        raise UserError(f"{path}: model_type {found!r}, not encodec")
+    theirs = ("encoder.layers.0.conv.bias", "quantizer.layers.0.codebook.embed")
+    raw, others = strip_prefix(read_folder(folder), theirs, str(folder))
+    if missing := [name for name in theirs if name not in raw]:
+        raise UserError(
+            f"{folder}: not an EnCodec model: it has no {missing[0]}; its first keys are {', '.join(list(raw)[:3])}"
+        )
+    tell_unused(str(folder), others)
+    state = {_encodec_name(name, raw): tensor for name, tensor in raw.items()}
+    return _build(state, _config(infer_config(state, str(folder)), told, "config.json", str(folder)), str(folder))
+
+
+def _from_transformers(given: dict[str, Any], where: str) -> dict[str, Any]:
+    """transformers' EncodecConfig by our names."""
     theirs = HF_DEFAULTS | given
     if theirs["trim_right_ratio"] != 1.0:
-        raise UserError(f"{path}: trim_right_ratio {theirs['trim_right_ratio']:g}; only 1 can be imported")
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise UserError(f"{folder}: no .safetensors file in it")
-    raw = {k: v for file in files for k, v in load_weights(file).items()}
-    state = {_encodec_name(name, raw): tensor for name, tensor in raw.items()}
-    if not all(any(name.startswith(part) for name in state) for part in ("encoder.model.0.", "quantizer.vq.layers.0.")):
-        raise UserError(f"{folder}: not an EnCodec model: its first keys are {', '.join(list(raw)[:3])}")
-    segment = theirs.get("chunk_length_s") or 0.0
-    config = AudioTokenizerConfig(
-        sample_rate=theirs["sampling_rate"],
-        channels=theirs["audio_channels"],
-        n_filters=theirs["num_filters"],
-        dimension=theirs["hidden_size"],
-        ratios=tuple(theirs["upsampling_ratios"]),
-        patch=1,
-        n_residual_layers=theirs["num_residual_layers"],
-        kernel_size=theirs["kernel_size"],
-        last_kernel_size=theirs["last_kernel_size"],
-        residual_kernel_size=theirs["residual_kernel_size"],
-        dilation_base=theirs["dilation_growth_rate"],
-        compress=theirs["compress"],
-        lstm=theirs["num_lstm_layers"],
-        norm=theirs["norm_type"],
-        causal=theirs["use_causal_conv"],
-        true_skip=not any(".shortcut." in name for name in state),
-        pad_mode=theirs["pad_mode"],
-        num_codebooks=_levels(state),
-        codebook_size=theirs["codebook_size"],
-        codebook_dim=0,
-        normalise=theirs["normalize"],
-        segment=segment,
-        overlap=(theirs.get("overlap") or 0.0) if segment else 0.0,
-    )
-    return state, config
+        raise UserError(f"{where}: trim_right_ratio {theirs['trim_right_ratio']:g}; only 1 can be imported")
+    segment = theirs["chunk_length_s"] or 0.0
+    return {ours: theirs[name] for ours, name in HF_NAMES.items()} | {
+        "segment": segment,
+        "overlap": (theirs["overlap"] or 0.0) if segment else 0.0,
+    }
 
 
 def _encodec_name(name: str, state: State) -> str:

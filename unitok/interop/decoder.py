@@ -1,30 +1,29 @@
 """Decoders of transformers as ours, and ours as transformers': renaming, because the layouts are the same.
 
-`hf-llama`, `hf-qwen3` and `hf-chameleon` are folders saved by transformers, config.json and .safetensors in one file or
+`hf-llama`, `hf-qwen3` and `hf-chameleon` are folders saved by transformers, config.json and weights in one file or
 several. A head tied to the embedding becomes a matrix of its own. What our decoder does not compute is refused by name.
 """
 
 import json
 import re
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from unitok.bundle import Unitok
-from unitok.checkpoints import load_weights
 from unitok.errors import UserError, read_json
 from unitok.interop import DECODER_KINDS, EXPORTS
+from unitok.interop.weights import State, log, read_folder, strip_prefix, tell_unused
 from unitok.model.decoder import Decoder, DecoderConfig
 from unitok.pretrained import whole_folder
 from unitok.tokenizers.image import ImageTokenizer
 from unitok.tokenizers.text import ImportedTextTokenizer
 from unitok.vocab import Range, Span, Vocab
 
-State = dict[str, Tensor]
 MODEL_TYPES = {kind: kind.removeprefix("hf-") for kind in DECODER_KINDS}
 
 #: Fields that our configuration and transformers' share by name.
@@ -56,19 +55,6 @@ def read_config(folder: Path, model_type: str) -> dict[str, Any]:
     return given
 
 
-def read_state(folder: Path) -> State:
-    """All tensors of the folder's .safetensors files."""
-    files = sorted(folder.glob("*.safetensors"))
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        named = set(json.loads(index.read_text()).get("weight_map", {}).values())
-        if missing := sorted(named - {file.name for file in files}):
-            raise UserError(f"{folder / missing[0]}: no such file, though {index.name} lists it")
-    if not files:
-        raise UserError(f"{folder}: no .safetensors file in it")
-    return {name: tensor for file in files for name, tensor in load_weights(file).items()}
-
-
 def decoder_config(given: dict[str, Any], where: str) -> DecoderConfig:
     """A config.json of transformers' Llama, Qwen3 or Chameleon -> ours; errors: `UserError` for what we do not compute."""
     kind = given["model_type"]
@@ -79,6 +65,10 @@ def decoder_config(given: dict[str, Any], where: str) -> DecoderConfig:
     for name, is_so in refused.items():
         if is_so:
             raise UserError(f"{where}: {name} {given[name]!r} cannot be imported")
+    if given.get("quantization_config"):
+        raise UserError(
+            f"{where}: quantized weights (quantization_config), which cannot be imported; give the model's plain ones"
+        )
     missing = [n for n in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers") if n not in given]
     if missing:
         raise UserError(f"{where}: no {missing[0]} in it")
@@ -110,34 +100,68 @@ def decoder_config(given: dict[str, Any], where: str) -> DecoderConfig:
     )
 
 
-def import_decoder(kind: str, folder: Path) -> "Decoder | ImportedChameleon":
-    """A folder of one of `MODEL_TYPES` -> our decoder with equal logits, in eval mode; Chameleon's with its image encoder."""
-    given = read_config(folder, MODEL_TYPES[kind])
-    config = decoder_config(given, str(folder / "config.json"))
-    raw = read_state(folder)
-    # transformers 5 saves a Chameleon's decoder under `model.language_model.` in some versions, without it in others.
-    has_image = any("vqmodel" in k for k in raw)
-    state = {}
-    for name in list(raw):
-        tensor = raw.pop(name)  # one at a time: a large model is not held twice
-        if "vqmodel" not in name and not name.endswith("rotary_emb.inv_freq"):
-            state[re.sub(r"^model\.language_model\.", "model.", name)] = tensor.float()
-    if given.get("tie_word_embeddings") and "model.embed_tokens.weight" in state:
-        state["lm_head.weight"] = state["model.embed_tokens.weight"].clone()
-    decoder = Decoder.from_state(config, state, str(folder))
-    if kind != "hf-chameleon":
-        return decoder
-    from unitok.interop.image import import_image_tokenizer
+def import_decoder(kind: str, folder: Path) -> "Decoder | ImportedDecoder":
+    """A folder of one of `MODEL_TYPES` -> our decoder with equal logits, in eval mode.
 
-    image = import_image_tokenizer("hf-chameleon-vqvae", folder) if has_image else None
+    Where the folder says what its ids mean, an `ImportedDecoder` with that: names of Chameleon's image ids, or the
+    `unitok_ids.json` of our own exports.
+    """
+    given = read_config(folder, MODEL_TYPES[kind])
+    where = str(folder)
+    config = decoder_config(given, str(folder / "config.json"))
+    raw = read_folder(folder)
+    vision = {name: raw.pop(name) for name in list(raw) if "vqmodel" in name}
+    decoder = Decoder.from_state(config, _decoder_state(raw, bool(given.get("tie_word_embeddings")), where), where)
+    if kind != "hf-chameleon":
+        tell_unused(where, vision)
+        known = folder / "unitok_ids.json"
+        return ImportedDecoder(decoder, vocab=_exported_vocab(known, config.vocab_size)) if known.exists() else decoder
+    from unitok.interop.image import from_chameleon
+
+    image = from_chameleon(vision, given, where) if vision else None
     names = given.get("vocabulary_map") or _tokenizer_names(folder)
-    vocab, text = _chameleon_vocab(names, config.vocab_size, image), None
-    if vocab is not None and (folder / "tokenizer.json").exists():
-        pieces = vocab.range("text")
-        text = ImportedTextTokenizer((folder / "tokenizer.json").read_bytes(), pieces.offset, pieces.size)
-        vocab.ranges[-1] = replace(pieces, illegal=tuple(sorted({*pieces.illegal, *text.illegal})))
-        vocab.spans["text"] = replace(vocab.span("text"), fingerprint=text.fingerprint())
-    return ImportedChameleon(decoder, image, vocab, text)
+    vocab, text = _chameleon_vocab(names, config.vocab_size, image, folder / "tokenizer.json")
+    return ImportedDecoder(decoder, image, vocab, text)
+
+
+def _decoder_state(raw: State, tied: bool, where: str) -> State:
+    """The tensors in fp32 by the names of `LlamaForCausalLM`, whatever class or wrapper saved them; empties `raw`."""
+    # transformers 5 saves a Chameleon's decoder under `model.language_model.` in some versions, without it in others.
+    named = {re.sub(r"(^|\.)model\.language_model\.", r"\1model.", name): tensor for name, tensor in raw.items()}
+    raw.clear()
+    bare = ("embed_tokens.weight", "layers.0.self_attn.q_proj.weight", "norm.weight")
+    state, others = strip_prefix(named, [f"model.{name}" for name in bare], where)
+    if f"model.{bare[0]}" not in state:  # saved without its head, or no decoder: loading says what it lacks
+        state, others = strip_prefix(named, bare, where)
+        state = {f"model.{name}": tensor for name, tensor in state.items()} if bare[0] in state else state
+    named.clear()
+    if f"model.{bare[0]}" in state:
+        others |= {name: state.pop(name) for name in list(state) if not name.startswith(("model.", "lm_head."))}
+    tell_unused(where, others)
+    state = {name: state.pop(name).float() for name in list(state) if "rotary_emb." not in name}
+    embedding, head = state.get(f"model.{bare[0]}"), state.get("lm_head.weight")
+    if embedding is None:
+        return state
+    if head is None and not tied:
+        raise UserError(
+            f"{where}: no lm_head.weight in it, and its config.json does not say tie_word_embeddings: it cannot predict"
+        )
+    if head is None:
+        state["lm_head.weight"] = embedding.clone()
+    elif tied and not torch.equal(head, embedding):
+        log.warning("%s: config.json ties the head to the embedding, but the file has another head, which is kept", where)
+    return state
+
+
+def _exported_vocab(path: Path, size: int) -> Vocab:
+    """The vocabulary that an export of ours kept; errors: `UserError` where it is not that of a decoder of `size` ids."""
+    known = read_json(path, "")
+    if not isinstance(known, dict) or "manifest" not in known:
+        raise UserError(f"{path}: not what `unitok export` wrote: it has no manifest; export again, or remove it")
+    vocab = Vocab.from_manifest(known["manifest"])
+    if vocab.size != size:
+        raise UserError(f"{path}: {vocab.size} ids, the weights have {size}: remove it if they are no longer the exported ones")
+    return vocab
 
 
 def _tokenizer_names(folder: Path) -> dict[str, int]:
@@ -155,12 +179,15 @@ def image_codes(names: dict[str, int]) -> dict[int, int]:
     return found
 
 
-def _chameleon_vocab(names: dict[str, int], size: int, image: ImageTokenizer | None) -> Vocab | None:
-    """The vocabulary that the names say: image codes where they stand, ids after them as text; or None."""
+def _chameleon_vocab(
+    names: dict[str, int], size: int, image: ImageTokenizer | None, tokenizer: Path
+) -> tuple[Vocab | None, ImportedTextTokenizer | None]:
+    """The vocabulary that the names say: image codes where they stand, ids after them as text; with its text tokenizer if the
+    file is there. (None, None) without names or image tokenizer."""
     codes = image_codes(names)
     ids = sorted(codes.values())
     if not ids or image is None:
-        return None
+        return None, None
     if sorted(codes) != list(range(len(ids))) or ids != list(range(ids[0], ids[0] + len(ids))):
         raise UserError(
             f"the vocabulary's image names give {len(ids)} codes that are not 0 to {len(ids) - 1}, or not in one stretch"
@@ -174,30 +201,33 @@ def _chameleon_vocab(names: dict[str, int], size: int, image: ImageTokenizer | N
         "<image>": names.get("<racm3:break>", CHAMELEON["<image>"]),
         "</image>": names.get("<eoss>", CHAMELEON["</image>"]),
     }
-    taken, after = set(specials.values()), ids[-1] + 1
+    after = ids[-1] + 1
     permutation = tuple(int(p) for p in np.array([codes[c] for c in range(len(ids))]) - ids[0])
-    return Vocab(
-        [
-            Range("special", "special", 0, ids[0]),
-            Range("image", "codes", ids[0], len(ids), permutation=permutation),
-            Range("text", "text", after, size - after, illegal=tuple(sorted(id - after for id in taken if after <= id < size))),
-        ],
-        specials,
-        {"text": Span("text", ("text",)), "image": Span("image", ("image",), "<image>", "</image>", (), image.fingerprint())},
-    )
+    text = ImportedTextTokenizer(tokenizer.read_bytes(), after, size - after) if tokenizer.exists() else None
+    illegal = {id - after for id in specials.values() if after <= id < size} | set(text.illegal if text else ())
+    ranges = [
+        Range("special", "special", 0, ids[0]),
+        Range("image", "codes", ids[0], len(ids), permutation=permutation),
+        Range("text", "text", after, size - after, illegal=tuple(sorted(illegal))),
+    ]
+    spans = {
+        "text": Span("text", ("text",), fingerprint=text.fingerprint() if text else ""),
+        "image": Span("image", ("image",), "<image>", "</image>", (), image.fingerprint()),
+    }
+    return Vocab(ranges, specials, spans), text
 
 
 @dataclass
-class ImportedChameleon:
-    """Decoder, image encoder, vocabulary and text tokenizer of a Chameleon, as far as its folder has them."""
+class ImportedDecoder:
+    """A decoder with what its folder says of its ids: vocabulary, image encoder and text tokenizer, as far as there are any."""
 
     model: Decoder
-    image: ImageTokenizer | None
-    vocab: Vocab | None
+    image: ImageTokenizer | None = None
+    vocab: Vocab | None = None
     text: ImportedTextTokenizer | None = None
 
     def save_pretrained(self, out: Path, overwrite: bool = False) -> None:
-        """Write `model/` and `tokenizers/image/`; with names of image ids a whole bundle."""
+        """Write `model/` and `tokenizers/image/`; with a vocabulary a whole bundle."""
         if self.vocab is not None:
             Unitok(self.vocab, self.text, self.image, None, self.model).save_pretrained(out, overwrite)
             return
@@ -267,10 +297,15 @@ def id_map(vocab: Vocab) -> dict[str, Any]:
 
 def describe(part: Any) -> str:
     """One line on an imported part."""
-    if isinstance(part, ImportedChameleon):
-        parts = "text, image and decoder" if part.text else "image and decoder"
-        rest = f"a bundle with {parts}" if part.vocab else "ids stay plain: no names of image ids, or no image encoder"
-        return f"{describe(part.model)}; {rest}"
-    c = part.config
-    count = sum(p.numel() for p in part.parameters())
+    if isinstance(part, ImportedDecoder):
+        parts = ", ".join(name for name in ("text", "image") if getattr(part, name) is not None)
+        rest = f"a bundle with {f'{parts} and decoder' if parts else 'the decoder and what its ids mean'}"
+        rest = rest if part.vocab else "ids stay plain: no names of image ids, or no image encoder"
+        return f"{_describe_decoder(part.model)}; {rest}"
+    return f"{_describe_decoder(part)}; it brings no vocabulary, so nothing says what its ids mean"
+
+
+def _describe_decoder(decoder: Decoder) -> str:
+    c = decoder.config
+    count = sum(p.numel() for p in decoder.parameters())
     return f"a decoder of {count / 1e6:.1f}M parameters, {c.num_hidden_layers} layers, {c.vocab_size} ids"

@@ -10,20 +10,21 @@ import torch
 
 from unitok.errors import UserError
 from unitok.model.decoder import Decoder, DecoderConfig
+from unitok.pretrained import part_folder
 
 
 def start_decoder(path: Path, wanted: DecoderConfig, vocab: Any, where: str) -> tuple[Decoder, int]:
     """A decoder to go on from, grown to `wanted.vocab_size` ids; -> it, and the first of its new ids.
 
     Its architecture stays; dropout, back end and checkpointed activations are the wanted ones. New ids begin with the mean of
-    the embeddings and zeros in the head. Errors: `UserError` where what its ids mean is not what `vocab`'s mean, which is that of
-    the data at `where`.
+    the embeddings and zeros in the head. Errors: `UserError` where nothing says what its ids mean, or where they mean something
+    else than those of `vocab`, the vocabulary of the data at `where`.
     """
+    known = known_vocabulary(path)
+    vocab.check_covers(type(vocab).load(known), where, str(path))
     old = Decoder.from_pretrained(path)
-    known, size = path / "vocab.json", old.config.vocab_size
-    if known.exists():
-        vocab.check_covers(type(vocab).load(known), where, str(path))
-    if size > wanted.vocab_size or (size < wanted.vocab_size and not known.exists()):
+    size = old.config.vocab_size
+    if size > wanted.vocab_size:
         raise UserError(
             f"{path}: a decoder of {size} ids, the data has {wanted.vocab_size}: tokenize with the bundle it belongs to"
         )
@@ -35,6 +36,21 @@ def start_decoder(path: Path, wanted: DecoderConfig, vocab: Any, where: str) -> 
         state[name] = torch.cat([state[name], new if start is None else new + start.detach()])
     decoder.load_state_dict(state)
     return decoder, size
+
+
+def known_vocabulary(path: Path) -> Path:
+    """The vocab.json that says what a decoder's ids mean: beside it, or of the bundle that `path` is the `model` folder of.
+
+    Errors: `UserError` where there is none, as for an imported decoder: that its ids are as many as others says nothing.
+    """
+    for folder in (path, *([path.parent] if (path.parent / "bundle.json").exists() else [])):
+        if (folder / "vocab.json").exists():
+            return folder / "vocab.json"
+    part_folder(path, "model")  # says so where there is nothing at all
+    raise UserError(
+        f"{path}: a decoder without a vocabulary (no vocab.json beside it): what its ids mean is not known, so it cannot be "
+        "used with the ids of other tokenizers; give a bundle, whose decoder was trained on its ids"
+    )
 
 
 def choose_trained(decoder: Decoder, freeze: list[str], new_ids_from: int | None = None) -> None:

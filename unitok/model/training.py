@@ -55,7 +55,7 @@ class DecoderTraining(TrainingShell):
         ema_decay: of the moving average of the weights, which is what a bundle takes then; 0 for none.
         skip_above: a batch whose gradient's norm is not finite, or more than this many times the usual, is skipped and
             counted; after five in a row the run stops, with the last good checkpoint in place.
-        start_from: a bundle or a decoder's folder, imported ones too, to take architecture and weights from. Its vocabulary
+        start_from: a bundle, or a decoder's folder with its vocab.json, to take architecture and weights from. Its vocabulary
             must be the data's, or the beginning of it: rows of new ids are then added.
         freeze: patterns of parameter names that are not trained, as in `model.layers.*`.
         only_new_ids: train only the rows of embedding and head that were added (Chern et al. 2024, "ANOLE").

@@ -19,7 +19,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from unitok.data.media import convert_audio, read_audio_blocks, write_audio_blocks
+from unitok.data.media import convert_audio, open_audio, read_audio_blocks, read_samples, write_audio_blocks
 from unitok.errors import UserError
 from unitok.memory import keep_large_blocks
 from unitok.pretrained import load_part, load_state, part_folder, save_part, state_fingerprint
@@ -421,7 +421,7 @@ class AudioTokenizer(nn.Module):
 
         parts = list(self._encode_blocks(blocks(), num_codebooks))
         if peak < SILENCE:
-            raise UserError(f"{path}: silence; replace it or leave it out")
+            raise UserError(f"{path}: {_why_silent(path, data)}")
         scales = torch.cat([scales[0] for _, scales in parts]).cpu()
         return torch.cat([codes[0] for codes, _ in parts], -1), (
             length,
@@ -514,6 +514,15 @@ class DecodeStream:
         if self._shape is None:
             raise ValueError("nothing was pushed")
         return self.push(torch.zeros(*self._shape, 0, dtype=torch.long), last=True)
+
+
+def _why_silent(path: Path, data: bytes | None) -> str:
+    """What is wrong with a file that is silent once it is mixed to the model's channels."""
+    with open_audio(path, data) as file:
+        while (samples := read_samples(file, round(CHUNK_SECONDS * file.samplerate))).shape[-1]:
+            if samples.abs().max() >= SILENCE:
+                return "its channels, of opposite phase, cancel to silence when they are mixed; give one of them"
+    return "silence; replace it or leave it out"
 
 
 def _check_streams(tokenizer: AudioTokenizer) -> None:

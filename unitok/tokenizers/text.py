@@ -1,25 +1,37 @@
 """The text tokenizer: SentencePiece BPE with byte fallback, exact for every string.
 
-str -> list of codes -> the same str, whatever the string. SentencePiece is set up to change nothing (no normalisation,
+str -> list of codes -> the same str, whatever the string. SentencePiece is set up to change nothing (no normalization,
 no added or removed spaces); the one character that it cannot tell from a space, its own U+2581, is written as the three
-bytes of its UTF-8 form. Control pieces (`unk`) are never produced and are illegal in every sequence.
+bytes of its UTF-8 form. Control pieces (`unk`) are never produced and are illegal in every sequence. Only half of a
+surrogate pair, which UTF-8 cannot hold, is refused.
+
+In training SentencePiece passes in silence over lines that are too long or hold characters of its own; they are cut there
+first.
 
 `ImportedTextTokenizer` is another model's own, as Hugging Face's `tokenizers` reads it.
 """
 
 import hashlib
+import io
 import json
+import logging
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
 import sentencepiece
 
-from unitok.errors import UserError, read_json
+from unitok.errors import UserError, first_line, read_json
 from unitok.pretrained import VERSION, part_folder, whole_folder
 from unitok.tokenizers.arguments import check_text, check_text_codes
 
+log = logging.getLogger("unitok")
+
 _SPACE_MARK = "\u2581"
+#: Lines of the corpus with one of these are passed over by SentencePiece: space, unknown piece, end of a string.
+_OWN = re.compile(f"[{_SPACE_MARK}\u2585\0]")
+MAX_LINE = 4_192  # bytes of a line of the corpus: SentencePiece's own default, far below what a word of it may have
+_PROBE = "A ﬁ  Ｂ\té\u0301\n 𝒳\u00a0 end "  # what normalization would change
 _MARK = re.compile(
     r"<(reserved\d+|racm3:\w+|eoss|/?s|pad|unk|mask|image)>$|IMGIMG[A-J]+Z$"
 )  # names of ids that stand for something else than text
@@ -31,12 +43,26 @@ class TextTokenizer:
     def __init__(self, model: bytes):
         self.model = model
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        self._mark = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE_MARK.encode()]
+        #: Codes of what SentencePiece would confuse: its mark for a space and, where no piece is one (few in the corpus), the space.
+        spaces = self._processor.piece_to_id(_SPACE_MARK) == self._processor.unk_id()
+        self._bytes = {
+            character: [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in character.encode()]
+            for character in (_SPACE_MARK, " ")[: 1 + spaces]
+        }
+        self._confused = re.compile(f"([{''.join(self._bytes)}])")
 
     @property
     def size(self) -> int:
         """Number of pieces, control pieces and bytes included."""
         return self._processor.vocab_size()
+
+    @property
+    def vocab_size(self) -> int:
+        """`size`, as transformers' tokenizers call it."""
+        return self.size
+
+    def __len__(self) -> int:
+        return self.size
 
     @property
     def illegal(self) -> tuple[int, ...]:
@@ -46,9 +72,10 @@ class TextTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """str -> codes; errors: `UserError` for what is no str or cannot be written as UTF-8."""
+        check_text(text)
         codes: list[int] = []
-        for i, stretch in enumerate(check_text(text).split(_SPACE_MARK)):
-            codes += (self._mark if i else []) + self._processor.encode(stretch)
+        for stretch in self._confused.split(text):
+            codes += self._bytes.get(stretch) or self._processor.encode(stretch)
         return codes
 
     def decode(self, codes: list[int]) -> str:
@@ -75,24 +102,39 @@ class TextTokenizer:
         file = folder / "tokenizer.model"
         if not file.exists():
             raise UserError(f"{file}: no such file; make one with `unitok train-text`")
-        return cls(file.read_bytes())
+        try:
+            found = cls(file.read_bytes())
+        except RuntimeError:
+            raise UserError(f"{file}: not a SentencePiece model, or cut off; get it again") from None
+        if found.decode(found.encode(_PROBE)) != _PROBE:
+            log.warning("%s: another program's model that normalizes: text does not come back exactly as it was", file)
+        return found
 
     @classmethod
     def train(cls, texts: Iterable[str], size: int = 8_000, sample: int = 5_000_000) -> "TextTokenizer":
         """Train BPE with byte fallback.
 
         Args:
-            texts: the corpus, any number of strings.
+            texts: the corpus, any number of strings. Those of more than `MAX_LINE` bytes are cut at spaces, longer words anywhere.
             size: pieces wanted, at least 300 (256 of them bytes); a small corpus may give fewer.
             sample: strings that are used at most, the first ones.
-        """
-        import io
 
-        if size < 300:
-            raise UserError(f"--size {size}: at least 300 pieces are needed, 256 of them are bytes")
-        lines = [text.replace(_SPACE_MARK, " ") for _, text in zip(range(sample), texts, strict=False) if text.strip()]
+        Errors: `UserError` where there is no text, or where it has more distinct characters than `size` holds.
+        """
+        if not 300 <= size < 1 << 31 or sample < 1:
+            raise UserError(
+                f"size {size}, sample {sample}: at least 300 pieces, 256 of them bytes, and under 2^31, of one text or more"
+            )
+        lines: list[str] = []
+        long = 0
+        for _, text in zip(range(sample), texts, strict=False):
+            pieces = [piece for line in _OWN.split(text) for piece in cut_line(check_text(line))]
+            long += len(text) * 4 > MAX_LINE and any(len(line.encode()) > MAX_LINE for line in _OWN.split(text))
+            lines += [piece for piece in pieces if piece.strip()]
         if not lines:
-            raise UserError("no text to train on")
+            raise UserError("no text to train on: only white space, or characters that are always written as bytes")
+        if long:
+            log.warning("texts of more than %d bytes were cut, at spaces where there are any: %d of them", MAX_LINE, long)
         while True:
             out = io.BytesIO()
             try:
@@ -112,16 +154,40 @@ class TextTokenizer:
                     bos_id=-1,
                     eos_id=-1,
                     pad_id=-1,
-                    max_sentence_length=1_000_000,
+                    max_sentence_length=MAX_LINE,
                     num_threads=1,  # so that the result does not depend on the machine
                     minloglevel=2,
                 )
                 return cls(out.getvalue())
-            except RuntimeError as error:  # a corpus too small for `size` says which size it would allow
-                most = re.search(r"value <= (\d+)", str(error))
+            except RuntimeError as error:
+                if needed := re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error)):
+                    raise UserError(
+                        f"size {size}: this text has more distinct characters than so many pieces hold; it takes at least "
+                        f"{needed[1]}"
+                    ) from None
+                most = re.search(r"value <= (\d+)", str(error))  # a corpus too small for `size` says which it would allow
                 if not most or int(most[1]) >= size:
-                    raise UserError(f"SentencePiece could not train on this text: {error}") from None
+                    raise UserError(f"SentencePiece could not train on this text: {first_line(error)}") from None
                 size = int(most[1])
+
+
+def cut_line(line: str) -> list[str]:
+    """A line of a corpus in pieces of at most `MAX_LINE` bytes, which joined are the line.
+
+    They begin with the spaces before a word, as SentencePiece's words do: cutting there changes nothing that is learned.
+    """
+    data, start, pieces = line.encode(), 0, []
+    while len(data) - start > MAX_LINE:
+        end = data.rfind(b" ", start + 1, start + MAX_LINE + 1)
+        while end > start and data[end - 1 : end] == b" ":
+            end -= 1
+        if end <= start:  # one word, or all spaces: between two characters
+            end = start + MAX_LINE
+            while data[end] & 0xC0 == 0x80:
+                end -= 1
+        pieces.append(data[start:end].decode())
+        start = end
+    return [*pieces, data[start:].decode()]
 
 
 class ImportedTextTokenizer(TextTokenizer):

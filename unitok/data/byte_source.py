@@ -1,0 +1,63 @@
+"""The bytes of a file, on disk or in memory, read at any place; and part of them as a file of its own."""
+
+import io
+from pathlib import Path
+
+#: Bytes that are looked through at once.
+BLOCK = 1 << 20
+
+
+class ByteSource:
+    """The bytes of a file, on disk or in memory, read at any place."""
+
+    def __init__(self, path: Path, data: bytes | None = None):
+        self.file = open(path, "rb", buffering=0) if data is None else io.BytesIO(data)
+        self.size = self.file.seek(0, io.SEEK_END)
+
+    def read(self, start: int, size: int) -> bytes:
+        self.file.seek(start)
+        return self.file.read(max(0, size))
+
+    def number(self, start: int, size: int, order: str = "little") -> int:
+        return int.from_bytes(self.read(start, size), "big" if order == "big" else "little")
+
+    def find(self, what: bytes, start: int, stop: int) -> int:
+        """Where `what` first begins in a stretch, or -1."""
+        while start < stop:
+            block = self.read(start, min(BLOCK, stop - start))
+            if (at := block.find(what)) >= 0:
+                return start + at
+            start += max(1, len(block) - len(what) + 1)
+        return -1
+
+
+class Stretch(io.RawIOBase):
+    """Part of a source as a file of its own, behind a header that is not in it."""
+
+    def __init__(self, source: ByteSource, head: bytes, start: int, stop: int):
+        self.source, self.head, self.start = source, head, start
+        self.size = len(head) + stop - start
+        self.at = self.farthest = 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self.at = offset + (0, self.at, self.size)[whence]
+        return self.at
+
+    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def, override]
+        size = min(len(buffer), self.size - self.at)
+        behind = max(0, self.at - len(self.head))
+        data = self.head[self.at : self.at + size]
+        data += self.source.read(self.start + behind, size - len(data))
+        buffer[: len(data)] = data
+        self.at += len(data)
+        self.farthest = max(self.farthest, self.at)
+        return len(data)

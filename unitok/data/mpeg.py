@@ -1,0 +1,149 @@
+"""MPEG audio (MP1, MP2, MP3): its frames, the tags around them, and the header that says how many there are.
+
+A stream is nothing but frames; their headers hold what is needed to follow them (ISO 11172-3 2.4.1.3, ISO 13818-3, and the
+"version 2.5" of Fraunhofer for low rates). Works on bytes alone.
+"""
+
+from collections.abc import Callable
+from functools import cache
+
+_BLOCK = 1 << 20
+
+
+@cache
+def mpeg_frames() -> dict[int, tuple[int, int, int]]:
+    """The second and third byte of a frame's header -> its bytes, samples per channel and rate in Hz.
+
+    Layers I to III of versions 1, 2 and 2.5 (ISO 11172-3 2.4.2.3, ISO 13818-3 2.4.2.3); not the free format.
+    """
+    low = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
+    kbps = {
+        (True, 1): tuple(range(32, 449, 32)),
+        (True, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
+        (True, 3): (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+        (False, 1): (32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
+        (False, 2): low,
+        (False, 3): low,
+    }
+    frames = {}
+    for second in range(0xE0, 0x100):
+        version, layer = second >> 3 & 3, 4 - (second >> 1 & 3)
+        if version == 1 or layer == 4:  # reserved
+            continue
+        samples = 384 if layer == 1 else 1152 if layer == 2 or version == 3 else 576
+        for third in range(256):
+            index, place, padding = third >> 4, third >> 2 & 3, third >> 1 & 1
+            if index in (0, 15) or place == 3:
+                continue
+            rate = (44_100, 48_000, 32_000)[place] >> {3: 0, 2: 1, 0: 2}[version]
+            bits = 1000 * kbps[version == 3, layer][index - 1]
+            size = (12 * bits // rate + padding) * 4 if layer == 1 else samples // 8 * bits // rate + padding
+            frames[second << 8 | third] = (size, samples, rate)
+    return frames
+
+
+def mpeg_chain(data: bytes, at: int, most: int) -> tuple[int, int]:
+    """How many frames of one layer and rate, at most `most`, follow one another from `at` on; -> that, and where they end.
+
+    The last may reach beyond the data.
+    """
+    frames, count, first = mpeg_frames(), 0, None
+    while count < most and at + 4 <= len(data) and data[at] == 0xFF:
+        second, third = data[at + 1], data[at + 2]
+        frame = frames.get(second << 8 | third)
+        same = (second & 0xFE, third & 0x0C)
+        if frame is None or (first is not None and same != first):
+            break
+        first, at, count = same, at + frame[0], count + 1
+    return count, at
+
+
+def tag_size(head: bytes) -> int:
+    """Bytes of an ID3v2 or APEv2 tag that data begins with, or 0."""
+    if head[:3] == b"ID3" and 2 <= head[3] <= 4 and head[4] < 0xFF and max(head[6:10]) < 0x80:
+        size = head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9]
+        return 10 + size + (10 if head[5] & 0x10 else 0)
+    if head[:8] == b"APETAGEX" and len(head) >= 32:
+        return 32 + int.from_bytes(head[12:16], "little")
+    return 0
+
+
+def find_mpeg(data: bytes) -> int | None:
+    """Where MPEG audio begins in data, behind tags and junk; None for what is none. FLAC behind a tag counts, too.
+
+    A frame at the beginning must be followed by another or be all there is; one behind junk by three.
+    """
+    at = 0
+    while len(data) > at + 10 and (size := tag_size(data[at:])):
+        at += size
+    if at >= len(data) or data[at : at + 4] == b"fLaC":
+        return at if at and data else None
+    count, end = mpeg_chain(data, at, 3)
+    if count > 1 or (count == 1 and end == len(data)) or (at and count and end > len(data) - 4):
+        return at
+    while 0 <= (at := data.find(b"\xff", at + 1)) < len(data) - 4:
+        count, end = mpeg_chain(data, at, 4)
+        if count > 3 or (count > 2 and end >= len(data) - 4):
+            return at
+    return None
+
+
+def promise(frame: bytes) -> tuple[int, int]:
+    """Frames and bytes that the header in a first frame promises; 0 for what it does not."""
+    if frame[36:40] == b"VBRI":
+        return int.from_bytes(frame[50:54], "big"), int.from_bytes(frame[46:50], "big")
+    mono, old = frame[3] >> 6 == 3, not frame[1] & 8
+    at = 4 + ((9 if old else 17) if mono else (17 if old else 32))
+    if frame[at : at + 4] not in (b"Xing", b"Info"):
+        return 0, 0
+    flags, at = frame[at + 7], at + 8
+    frames = int.from_bytes(frame[at : at + 4], "big") if flags & 1 else 0
+    at += 4 * (flags & 1)
+    return frames, int.from_bytes(frame[at : at + 4], "big") if flags & 2 else 0
+
+
+def begins_stream(data: bytes) -> bool:
+    """Whether another stream begins in what follows one, and not only a tag or the last frame of a header that forgot it."""
+    found = find_mpeg(data)
+    if found is None:
+        return False
+    return found >= len(data) or promise(data[found : found + 192])[0] > 0 or mpeg_chain(data, found, 3)[0] > 2
+
+
+def xing_header(frame: bytes, count: int, length: int) -> bytes:
+    """A Xing header for `count` frames like `frame` of `length` bytes in all: a silent frame of its own."""
+    frames = mpeg_frames()
+    second, third = frame[1] | 1, frame[2] & 0x0C  # without a checksum
+    third = next(t | third for t in range(0x10, 0xF0, 0x10) if frames[second << 8 | t | third][0] >= 64)
+    size = frames[second << 8 | third][0]
+    mono, old = frame[3] >> 6 == 3, not frame[1] & 8
+    side = (9 if old else 17) if mono else (17 if old else 32)
+    head = bytes([0xFF, second, third, frame[3]]) + bytes(side) + b"Xing\0\0\0\3"
+    return (head + count.to_bytes(4, "big") + (length + size).to_bytes(4, "big")).ljust(size, b"\0")
+
+
+def walk_frames(read: Callable[[int, int], bytes], start: int, stop: int) -> tuple[int, int, bool]:
+    """Follow frames until another stream, or the end; -> where that is, how many they are, and whether the last is whole."""
+    frames, at, count, base, block = mpeg_frames(), start, 0, 0, b""
+    first: tuple[int, int] | None = None
+    frame: tuple[int, int, int] | None = None
+    marked = False
+    while at < stop - 4:
+        place = at - base
+        if place + 192 > len(block) and base + len(block) < stop:
+            base, block, place = at, read(at, min(_BLOCK, stop - at)), 0
+            marked = b"Xing" in block or b"Info" in block
+        second, third = block[place + 1], block[place + 2]
+        frame = frames.get(second << 8 | third) if block[place] == 0xFF else None
+        first = first or (second & 0xFE, third & 0x0C)
+        if frame is None or (second & 0xFE, third & 0x0C) != first:
+            if tag_size(block[place : place + 32]) or mpeg_chain(block, place, 3)[0] > 2:
+                return at, count, True
+            found = find_mpeg(read(at + 1, min(_BLOCK >> 4, stop - at - 1)))  # junk between frames
+            at += _BLOCK >> 4 if found is None else 1 + found
+            continue
+        if marked and count and promise(block[place : place + 192])[0]:
+            return at, count, True
+        at += frame[0]
+        count += 1
+    return min(at, stop), count, frame is None or at <= stop
