@@ -369,6 +369,11 @@ def test_waveforms_of_every_usual_form_are_one_sound(tiny):
                   ints, ints[None], stereo, stereo.T, stereo / 32768.0, stereo.astype(np.int32) * 65536):  # fmt: skip
         assert torch.equal(tiny.audio.prepare(given, 8000), wanted)
         assert torch.equal(tiny.audio.prepare(8000, given), wanted)
+    over = samples[None] / samples.abs().max() * 1.2  # as a lossy codec gives it
+    assert torch.equal(tiny.audio.prepare(over, 8000), over.clamp(-1, 1))
+    clipped = torch.randn(1, 16_000).sign()  # swings out when it is resampled
+    assert 1.5 < tiny.audio.prepare(clipped, 16_000).abs().max() < 4
+    tiny.audio.encode(tiny.audio.prepare(clipped, 16_000)[None])
     eight = np.round(ints / 256 + 128).astype(np.uint8)
     torch.testing.assert_close(tiny.audio.prepare(eight, np.float64(8000)), wanted, atol=0.02, rtol=0)
 

@@ -15,8 +15,10 @@ from unitok.errors import UserError
 
 #: Integers that hold samples, and what they mean by their range (8 bits have no sign in WAV files).
 _FULL_SCALE = {torch.uint8: 128.0, torch.int8: 128.0, torch.int16: 32768.0, torch.int32: 2147483648.0}
-#: Largest sample: lossy codecs and resampling go a little over 1, by less than 3 dB; what is beyond has another scale.
+#: Largest sample of a waveform: lossy codecs go a little over 1, which is clipped as in files; what is beyond has another scale.
 LOUDEST = 1.5
+#: Largest sample that goes to the networks: resampling a signal that is clipped throughout swings out so far.
+LOUDEST_RESAMPLED = 4.0
 MOST_CHANNELS = 8  # of an array that stands the other way round
 
 
@@ -51,7 +53,7 @@ def check_samples(samples: Any, channels: int, weights: torch.dtype, empty: bool
         raise UserError(f"sounds are [B, {channels}, T], got {tuple(samples.shape)}")
     samples = _as_float("sounds", _scaled("sounds", samples), wanted, weights)
     if samples.numel():
-        check_range(samples, LOUDEST, "sounds are in [-1, 1]")
+        check_range(samples, LOUDEST_RESAMPLED, "sounds are in [-1, 1]")
     return samples
 
 
@@ -118,7 +120,7 @@ def check_waveform(samples: Any, rate: Any, name: str) -> tuple[Tensor, int]:
         raise UserError(f"{name}: zero length, {tuple(samples.shape)}; replace it or leave it out")
     samples = _as_float(name, _scaled(name, samples), "float [C, T] in [-1, 1]", torch.float32)
     check_range(samples, LOUDEST, f"{name}: samples are in [-1, 1]")
-    return samples, round(float(rate))
+    return samples.clamp(-1, 1), round(float(rate))
 
 
 def _is_number(value: Any) -> bool:
