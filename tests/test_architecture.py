@@ -10,6 +10,9 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "unitok"
 parse = functools.cache(ast.parse)
 
+#: Documents and their ids.
+LANGUAGE = ("unitok.document", "unitok.ranges", "unitok.vocab", "unitok.grammar")
+
 #: The house from the ground up. A room, a file or a folder, may import the rooms that stand before it, except those
 #: named behind it. What stands in no room is an error, so that a new file gets its place here.
 HOUSE: dict[str, tuple[str, ...]] = {
@@ -33,8 +36,8 @@ HOUSE: dict[str, tuple[str, ...]] = {
     "unitok.ranges": (),
     "unitok.vocab": (),
     "unitok.grammar": (),
-    "unitok.tokenizers": ("unitok.document", "unitok.ranges", "unitok.vocab", "unitok.grammar"),  # networks know codes, not documents
-    "unitok.model": ("unitok.document", "unitok.ranges", "unitok.vocab", "unitok.grammar", "unitok.tokenizers", "unitok.data.media"),
+    "unitok.tokenizers": LANGUAGE,  # networks know codes, not documents
+    "unitok.model": (*LANGUAGE, "unitok.tokenizers", "unitok.data.media"),
     "unitok.sample": (),
     "unitok.bundle": (),
     "unitok.data": ("unitok.sample",),

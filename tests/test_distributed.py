@@ -33,15 +33,19 @@ def arguments(out: Path, data: Path, steps: int, *more: str) -> list[str]:
     ]
 
 
-def losses(out: Path) -> list[float]:
-    return [float(row["loss"]) for row in csv.DictReader(open(out / "metrics" / "metrics.csv"))]
+def losses(out: Path, name: str = "loss") -> list[float]:
+    return [float(row[name]) for row in csv.DictReader(open(out / "metrics" / "metrics.csv")) if row.get(name)]
 
 
 def test_two_processes_train_like_one_with_the_double_batch_and_one_goes_on_where_two_stopped(tmp_path, tokens):
-    run_lightning(arguments(tmp_path / "one", tokens, 8))
-    run_processes(arguments(tmp_path / "two", tokens, 8, *DDP, "--trainer.max_steps", "5"))
+    watched = ["--data.init_args.val_path", str(tokens), "--data.init_args.validations", "2"]
+    watched += ["--data.init_args.val_samples", "5"]
+    run_lightning(arguments(tmp_path / "one", tokens, 8, *watched))
+    run_processes(arguments(tmp_path / "two", tokens, 8, *DDP, *watched, "--trainer.max_steps", "5"))
     assert load_checkpoint(newest_checkpoint(tmp_path / "two"))["unitok"]["samples_seen"] == 20
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one")[:5], rel=1e-4)
+    (one, _), (two,) = losses(tmp_path / "one", "val_loss"), losses(tmp_path / "two", "val_loss")
+    assert two == pytest.approx(one, rel=1e-4)  # five rows: in the second batch one of the processes has none
     run_lightning(arguments(tmp_path / "two", tokens, 8, "--resume", "auto"))
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert one.keys() == two.keys()

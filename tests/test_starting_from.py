@@ -1,21 +1,46 @@
 """Promises of starting from a bundle: parts frozen, new rows alone, low-rank differences."""
 
+import logging
+
 import pytest
 import torch
 from fitting import arguments, weights
 
 from unitok.bundle import Unitok, make_bundle, make_untrained
+from unitok.checkpoints import load_checkpoint, newest_checkpoint
 from unitok.data.plan import Plan
 from unitok.data.tokenize import tokenize
 from unitok.errors import UserError
 from unitok.fit import run_lightning
 from unitok.model import Decoder, DecoderConfig
+from unitok.model.optim import default_rates
+from unitok.training import warmup_linear
 
 
-def test_a_run_starts_from_a_bundle_with_some_parameters_frozen(tmp_path, tokens, bundle_folder):
+def last_rates(out):
+    """Of each optimizer, at the last of 3 or 4 steps, over the schedule's factor there."""
+    saved = load_checkpoint(newest_checkpoint(out))
+    done = saved["unitok"]["steps_done"]
+    factor = warmup_linear(done - 1, (done - 1) / done, 30, hold=0.3)
+    return [state["param_groups"][0]["lr"] / factor for state in saved["optimizer_states"]]
+
+
+def test_learning_rates_fit_what_training_starts_from():
+    assert default_rates(64, "scratch") == default_rates(4096, "scratch") == (1e-2, 0.02)
+    assert default_rates(64, "weights") == default_rates(128, "weights") == pytest.approx((1e-3, 0.002))
+    assert default_rates(4096, "weights")[0] == pytest.approx(3e-5, rel=0.1)
+    assert default_rates(4096, "lora")[0] == pytest.approx(3e-4, rel=0.1)
+    assert default_rates(64, "lora")[0] == 1e-3
+    assert default_rates(4096, "new ids")[0] == pytest.approx(3e-4, rel=0.1)
+
+
+def test_a_run_starts_from_a_bundle_with_some_parameters_frozen(tmp_path, tokens, bundle_folder, caplog):
     start = ["--model.init_args.start_from", str(bundle_folder), "--model.init_args.decoder.max_position_embeddings", "1024"]
     freeze = ["--model.init_args.freeze", '["model.layers.0.*", "model.embed_tokens.*"]']
-    run_lightning(arguments("decoder", tmp_path / "run", tokens, 3, *start, *freeze))
+    with caplog.at_level(logging.INFO, logger="unitok"):
+        run_lightning(arguments("decoder", tmp_path / "run", tokens, 3, *start, *freeze))
+    assert "a start from weights: AdamW 0.001 (usual: 0.001), Muon 0.002 (usual: 0.002)" in caplog.text
+    assert last_rates(tmp_path / "run") == pytest.approx([1e-3, 0.002])
     old = Unitok.from_pretrained(bundle_folder).model.state_dict()
     new = {name.removeprefix("decoder."): t for name, t in weights(tmp_path / "run").items()}
     moved = {name for name in old if not torch.equal(old[name], new[name])}
@@ -76,6 +101,7 @@ def test_lora_trains_differences_alone_and_a_bundle_takes_the_sums(tmp_path, tok
     run_lightning(arguments("decoder", tmp_path / "uncut", tokens, 4, *start))
     run_lightning(arguments("decoder", tmp_path / "run", tokens, 4, *start, "--trainer.max_steps", "2"))
     run_lightning(arguments("decoder", tmp_path / "run", tokens, 4, *start, "--resume", "auto"))
+    assert last_rates(tmp_path / "run") == pytest.approx([1e-3])  # AdamW alone
     trained, uncut = weights(tmp_path / "run"), weights(tmp_path / "uncut")
     assert all(torch.equal(tensor, uncut[name]) for name, tensor in trained.items())
     old = Unitok.from_pretrained(bundle_folder).model.state_dict()

@@ -20,7 +20,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
 from unitok.checkpoints import check_checkpoint, is_sharded, newest_checkpoint, write_checkpoint
-from unitok.errors import UserError
+from unitok.errors import UserError, visible
 from unitok.training import TrainingShell
 
 CHECKPOINT_SECONDS = 30
@@ -151,7 +151,7 @@ class _Parser(LightningArgumentParser):
         unknown = re.search(r"(?:[Oo]ption '|unrecognized arguments: -*)([\w.]+)", text)
         near = difflib.get_close_matches(unknown[1].rpartition(".")[2], _option_names(), 1) if unknown else []
         hint = f"; did you mean {near[0]}?" if near else ""
-        print(f"error: {'; '.join((telling or lines)[:3])[:400]}{hint}", file=sys.stderr)
+        print(f"error: {visible('; '.join((telling or lines)[:3])[:400])}{hint}", file=sys.stderr)
         raise SystemExit(2)
 
 

@@ -132,14 +132,26 @@ class WeightAverage(torch.nn.Module):
             to.copy_(of)
 
 
+#: By name, sums of what is to be averaged and of the weights that this has: means of parts of any size come out right.
+Sums = dict[str, tuple[Tensor | float, Tensor | float]]
+
+
+def add_sums(sums: Sums, more: Sums) -> None:
+    """Add `more` to `sums`, in place."""
+    for name, (total, weight) in more.items():
+        before = sums.get(name, (0.0, 0.0))
+        sums[name] = before[0] + total, before[1] + weight
+
+
 class TrainingShell(L.LightningModule):
     """Base of all training modules.
 
     A subclass gives `optimize(batch) -> dict of named numbers to log`, does its own backward and optimizer steps there,
-    and describes itself in `part()`.
+    measures what validation is to say in `measure(batch)`, and describes itself in `part()`.
     """
 
     kind = ""
+    roots: tuple[str, ...] = ()  # how the names of metrics begin that are roots of means
     shown: tuple[str, ...] = ()  # what the progress bar shows beside the loss
 
     def __init__(self, steps: int | None, minutes: float | None, log_every: int = 20, ids: float | None = None):
@@ -153,6 +165,8 @@ class TrainingShell(L.LightningModule):
         self._last_loss: Tensor | float = 0.0
         self._restored: list[dict[str, Any]] | None = None  # random states, by process
         self._timed = (0, 0.0)  # step and time at which the pace was last looked at
+        self._validates = 0  # how often in the run, unless the Trainer has an interval of its own
+        self._measured: Sums = {}  # in the validation that goes on
 
     def optimize(self, batch: Any) -> dict[str, Tensor | float]:
         """One step on a batch; -> what to log, the first of which the progress bar shows."""
@@ -181,7 +195,10 @@ class TrainingShell(L.LightningModule):
         first = batch if isinstance(batch, Tensor) else next(iter(batch.values()))
         self.samples_seen += first.shape[0] * self.trainer.world_size
         self.budget.tick(self.steps_done)
-        over = self._agreed(self.budget.over(self.steps_done))
+        over, share = self._agreed((self.budget.over(self.steps_done), self.budget.share(self.steps_done)))
+        if self._validates:
+            due = over or int(share * self._validates + 1e-9) > int(self.share * self._validates + 1e-9)
+            self.trainer.val_check_batch = 1 if due else math.inf  # Lightning looks at it after each batch
         if self.steps_done % self.log_every == 0 or over:
             values = {name: float(value) for name, value in logged.items()}
             loss, *rest = values
@@ -190,12 +207,48 @@ class TrainingShell(L.LightningModule):
             for name in rest:
                 self.log(name, values[name], prog_bar=name in self.shown)
             self.log("learning_progress", self.share)
+            for name, count in getattr(self.data, "check_files", dict)().items():
+                self.log(name, count)
             for name, value in self._pace().items():
                 self.log(name, value, prog_bar=name in self.shown)
             if not np.isfinite(values[loss]):
                 raise UserError(f"step {self.steps_done}: the {loss} is {values[loss]}; lower the learning rate")
         if over:
             self.trainer.should_stop = True
+
+    def measure(self, batch: Any, show: bool) -> Sums:
+        """What validation says of a batch; `show`: whether to leave something to look at, too."""
+        raise NotImplementedError
+
+    def validation_step(self, batch: Any, batch_index: int) -> None:
+        """Add a batch to what is measured. There is none where none of its files could be read."""
+        if batch is not None:
+            found = self.measure(batch, show=batch_index == 0 and self.trainer.is_global_zero)
+            add_sums(self._measured, {name: (float(total), float(weight)) for name, (total, weight) in found.items()})
+
+    def on_validation_epoch_end(self) -> None:
+        """Log means over all that was measured, by all processes, under names that begin with `val_`."""
+        parts: list[Any] = [self._measured]
+        if self.trainer.world_size > 1:
+            parts = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(parts, self._measured)
+        sums: Sums = {}
+        for part in parts:
+            add_sums(sums, part)
+        self._measured = {}
+        for number, (name, value) in enumerate(self.means(sums).items()):
+            self.log(f"val_{name}", float(value), prog_bar=number == 0)
+        for name, count in getattr(self.data, "check_files", dict)().items():
+            if name.startswith("val_"):
+                self.log(name, count)
+
+    test_step = validation_step
+    on_test_epoch_end = on_validation_epoch_end
+
+    def means(self, sums: Sums) -> dict[str, Tensor | float]:
+        """Of sums that have a weight; of those in `roots` the roots of it."""
+        found = {name: total / weight for name, (total, weight) in sums.items() if weight}
+        return {name: mean**0.5 if name.startswith(self.roots or "\0") else mean for name, mean in found.items()}
 
     def _mean_everywhere(self, value: float) -> float:
         """The mean over all processes."""
@@ -240,6 +293,8 @@ class TrainingShell(L.LightningModule):
             self._restored = None
         if self.budget.over(self.steps_done):
             self.trainer.should_stop = True
+        given = self.trainer.val_check_batch != math.inf  # by val_check_interval, or by what makes epochs of the endless data
+        self._validates = 0 if given else getattr(self.data, "validations", 0)
 
     def _assert_settings(self) -> None:
         """Give the optimizers the settings asked for now, in place of those that came with their state."""

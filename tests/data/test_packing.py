@@ -111,12 +111,63 @@ def test_a_dropped_condition_is_bos_the_target_span_and_eos(token_folder):
     vocab = data.vocab
     for unit in itertools.chain(*data.rows(0)):
         ids, weights = data.document(unit)
+        assert len(ids) == unit.length  # the room that it was packed into
         (segment,) = vocab.decode(ids).segments
         assert segment.modality in ("image", "audio")
         assert ids[0] == vocab.bos
         assert ids[-1] == vocab.eos
         assert weights[1:-1].min() == 1
         data.grammar.check(ids)
+
+
+def test_rows_waste_less_than_a_hundredth_also_where_conditions_are_dropped(tmp_path, vocab):
+    """With roles, whose ids go with the condition; a share of the documents, other ones in each epoch, one segment of them."""
+    rng, documents = np.random.default_rng(0), []
+    for _ in range(3000):
+        asked = Segment("text", rng.integers(1, 300, int(rng.integers(4, 50))), "user", False)
+        answers = [Segment("image", rng.integers(0, 64, rng.integers(2, 7, 2)), "assistant")]
+        answers += [Segment("audio", rng.integers(0, 16, (3, int(rng.integers(1, 12)))), "assistant")] * int(rng.integers(2))
+        documents.append(Document((asked, *answers)))
+    write_dataset_json(tmp_path, vocab, [write_shard(tmp_path / "shard-00000.arrow", documents, vocab)], {})
+    data = PackedDataset(TokenDataset(tmp_path), 1024, drop_condition=0.1)
+    shortened = []
+    for epoch in (0, 1):
+        rows = data.rows(epoch)
+        assert 1 - sum(unit.length for row in rows for unit in row) / (1024 * len(rows)) < 0.01
+        assert np.mean([len(row) for row in rows]) > 8
+        for index in (0, 7):
+            row = data[epoch, index]
+            assert (row["documents"] >= 0).sum() == sum(unit.length for unit in rows[index])
+        units = list(itertools.chain(*rows))
+        assert sorted(u.document for u in units) == list(range(3000))
+        shortened.append({u.document for u in units if u.span >= 0})
+        for unit in units[:300]:
+            left = data.vocab.decode(data.document(unit)[0]).segments
+            wanted = documents[unit.document].segments if unit.span < 0 else [documents[unit.document].segments[unit.span]]
+            assert [s.codes.tolist() for s in left] == [s.codes.tolist() for s in wanted]
+            assert unit.span != 0  # what carries no loss is a condition
+    assert all(250 < len(each) < 350 for each in shortened)
+    assert 10 < len(shortened[0] & shortened[1]) < 60
+
+
+def test_a_damaged_document_is_named_in_one_line(tmp_path, vocab):
+    documents = [Document((Segment("image", np.full((3, 3), 5)),)) for _ in range(4)]
+    shard = write_shard(tmp_path / "shard-00000.arrow", documents, vocab)
+    write_dataset_json(tmp_path, vocab, [shard], {})
+    good = (tmp_path / "shard-00000.arrow").read_bytes()
+    code = np.int32(vocab.range("image").offset + 5).tobytes()
+    for damage in (vocab.pad, 10**6, -(2**31)):
+        content = good.replace(code, np.int32(damage).tobytes(), 1)
+        assert content != good
+        (tmp_path / "shard-00000.arrow").write_bytes(content)
+        data = PackedDataset(TokenDataset(tmp_path), 64)
+        with pytest.raises(UserError, match=rf"{tmp_path}: document 0 is damaged \(.*\); look with") as told:
+            [data[0, index] for index in data.order(0)]
+        assert "\n" not in str(told.value)
+    (tmp_path / "shard-00000.arrow").write_bytes(good)
+    write_dataset_json(tmp_path, vocab, [shard | {"documents": 5}], {})
+    with pytest.raises(UserError, match="its shards are not what dataset.json says"):
+        PackedDataset(TokenDataset(tmp_path), 64)
 
 
 def test_the_order_is_a_pure_function_of_seed_and_epoch(token_folder):

@@ -210,7 +210,7 @@ def test_a_run_that_is_asked_to_stop_says_one_line(scenes_folder, bundle_folder,
         time.sleep(0.01)
     os.killpg(run.pid, sent) if sent == signal.SIGINT else run.send_signal(sent)  # Ctrl-C reaches all, SIGTERM the parent
     said = run.communicate(timeout=120)[1]
-    assert run.returncode == 130
+    assert run.returncode == 130, said
     assert "Traceback" not in said
     assert said.strip().splitlines()[-1] == "stopped; start it again to go on"
 
@@ -224,7 +224,7 @@ def test_too_many_bad_files_stop_the_run_early(bundle_folder, tmp_path):
     with pytest.raises(UserError, match=r"of 100 documents could not be used, over --max-error-rate 0.1") as caught:
         tokenize(plan, max_error_rate=0.1)
     assert "\n" not in str(caught.value)
-    assert "; the first: 000.txt: neither an image nor a sound nor UTF-8 text; all are in" in str(caught.value)
+    assert re.search(r"; the first: 000\.txt: .*UTF-8.*; all are in ", str(caught.value))
     listed = [json.loads(line)["id"] for line in (out / "errors.jsonl").read_text().splitlines()]
     assert listed == [f"{i:03d}.txt" for i in range(0, 100, 2)]
     assert tokenize(plan, max_error_rate=0.6)["documents"] == 200

@@ -8,6 +8,7 @@ import torch
 from unitok.model import Decoder, DecoderConfig
 from unitok.model.inference import CudaGraphs, InferenceDecoder, arrange
 from unitok.model.lora import LowRank, add_lora
+from unitok.model.optim import build_optimizers
 
 SMALL = DecoderConfig(97, 48, 3, 80, 4, 2, head_dim=16, max_position_embeddings=64)
 KINDS = {
@@ -90,21 +91,37 @@ def test_contexts_are_rewound_moved_and_kept_when_the_cache_grows():
     assert_close(found[0, 0], whole[1, 8])
 
 
-def test_a_decoder_that_learnt_is_arranged_anew_and_one_that_did_not_is_not():
+@pytest.mark.parametrize("optimizer", ["fused AdamW", "Muon and AdamW", "SGD"])
+def test_a_decoder_that_learnt_is_arranged_anew_and_one_that_did_not_is_not(optimizer):
     decoder = filled(Decoder(SMALL))
-    first = arrange(decoder)
-    assert arrange(decoder) is first
+    optimizers = {
+        "fused AdamW": [torch.optim.AdamW(decoder.parameters(), lr=0.1, fused=True)],  # it leaves parameters' versions
+        "Muon and AdamW": build_optimizers(decoder, "muon", 0.1, 0.1, (0.9, 0.95), 0.0),
+        "SGD": [torch.optim.SGD(decoder.parameters(), lr=0.1)],
+    }[optimizer]
+    ids = torch.randint(0, 97, (1, 5))
+    decoder.train()  # and stays so: nothing but the steps says that it learns
+    for _ in range(3):
+        decoder(ids).logsumexp(-1).sum().backward()
+        before = arrange(decoder)  # between the gradients and the step
+        assert arrange(decoder) is before
+        for each in optimizers:
+            each.step()
+        after = arrange(decoder)
+        assert not torch.equal(before.head, decoder.lm_head.weight)
+        with torch.no_grad():
+            step = after.step(ids, torch.arange(5)[None], after.new_cache(1, 8), 5, at=0)
+            assert_close(step, decoder.hidden(ids))
     with torch.no_grad():
         decoder.lm_head.weight += 1
-    second = arrange(decoder)
-    assert torch.equal(second.head, decoder.lm_head.weight)
-    optimizer = torch.optim.AdamW(decoder.parameters(), fused=True)  # it leaves the versions of parameters as they were
-    decoder.train()
-    decoder(torch.randint(0, 97, (1, 5))).logsumexp(-1).sum().backward()
-    optimizer.step()
-    decoder.eval()
-    assert not torch.equal(second.head, decoder.lm_head.weight)
     assert torch.equal(arrange(decoder).head, decoder.lm_head.weight)
+    decoder.load_state_dict({name: tensor + 1 for name, tensor in decoder.state_dict().items()}, assign=True)
+    assert torch.equal(arrange(decoder).head, decoder.lm_head.weight)
+    with torch.inference_mode():
+        unversioned = filled(Decoder(SMALL))
+        arrange(unversioned)
+        unversioned.lm_head.weight += 1
+        assert torch.equal(arrange(unversioned).head, unversioned.lm_head.weight)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")

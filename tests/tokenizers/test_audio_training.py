@@ -1,5 +1,7 @@
 """Promises of the audio tokenizer's training: exact resume with everything on, whole batches, levels that live, no NaN."""
 
+import csv
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +109,19 @@ def test_training_leaves_sounds_spectrograms_and_scores_by_level(tmp_path, scene
     kept = state(tmp_path)
     name = "encoder.model.0.conv.conv.weight"
     assert torch.equal(part.state_dict()[name], kept[f"average.model.{name}"])
+
+
+def test_silence_trains_to_finite_numbers_a_word_and_a_tokenizer(tmp_path, caplog):
+    for i in range(8):
+        write_tone(tmp_path / "silence" / f"{i}.wav", 1.0, amplitude=0.0)
+    run = arguments(tmp_path / "run", tmp_path, 10, ("--data.init_args.path", str(tmp_path / "silence")), **EVERYTHING)
+    with caplog.at_level(logging.WARNING, logger="unitok"):
+        run_lightning(run)
+    assert caplog.text.count("is in use") == 1
+    rows = list(csv.DictReader(open(tmp_path / "run" / "metrics" / "metrics.csv")))
+    assert np.isfinite([float(value) for row in rows for value in row.values() if value]).all()
+    tokenizer, _ = load_trained_part("audio", tmp_path / "run")
+    assert all(tensor.isfinite().all() for tensor in tokenizer.state_dict().values())
 
 
 @pytest.mark.parametrize("kind", ["hinge", "least-squares", "non-saturating"])

@@ -1,13 +1,16 @@
 """Promises of the image tokenizer's training: exact resume with everything on, whole batches, a quiet discriminator."""
 
+import csv
 import logging
 import socket
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from launch import run_processes
+from PIL import Image
 
 from unitok.bundle import load_trained_part
 from unitok.checkpoints import load_checkpoint, newest_checkpoint
@@ -21,6 +24,7 @@ from unitok.tokenizers.health import CodebookHealth, codebook_statistics
 from unitok.tokenizers.image_training import Adversary, ImageLosses, ImageTokenizerTraining
 from unitok.tokenizers.losses import adaptive_weight, lecam_loss, structure_loss
 from unitok.tokenizers.perceptual import LPIPS, choose_perceptual, find_lpips
+from unitok.tokenizers.quantize import VectorQuantizer
 
 CONFIG = Path(__file__).parent.parent.parent / "configs" / "scenes" / "image.yaml"
 
@@ -151,6 +155,44 @@ def test_grids_of_originals_over_reconstructions_are_written(tmp_path, scenes_fo
 
 
 # ---- Health ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [1, 8])
+def test_equal_images_train_to_finite_numbers_a_word_and_a_tokenizer(tmp_path, caplog, number):
+    (tmp_path / "grey").mkdir()
+    for i in range(number):
+        Image.new("RGB", (32, 32), (128, 128, 128)).save(tmp_path / "grey" / f"{i}.png")
+    options = {"quantize_from": "0.2", "gan.start": "0.4", "gan.ahead": "0.1", "gan.lecam": "0.01", "tokenizer.ch": "32"}
+    run = arguments(tmp_path / "run", tmp_path, 10, ("--data.init_args.path", str(tmp_path / "grey")), **options)
+    with caplog.at_level(logging.WARNING, logger="unitok"):
+        run_lightning(run)
+    assert caplog.text.count("of codebook 0 is in use") == 1
+    rows = list(csv.DictReader(open(tmp_path / "run" / "metrics" / "metrics.csv")))
+    numbers = [float(value) for row in rows for value in row.values() if value]
+    assert len(rows) == 10
+    assert np.isfinite(numbers).all()
+    tokenizer, _ = load_trained_part("image", tmp_path / "run")
+    assert all(tensor.isfinite().all() for tensor in tokenizer.state_dict().values())
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_a_codebook_draws_by_its_seed_alone_and_revives_what_is_dead(normalise):
+    made = []
+    for other in (1, 2):
+        torch.manual_seed(0)
+        codebook, vectors = VectorQuantizer(8, size=32, dim=4, normalise=normalise), torch.randn(200, 4)
+        torch.manual_seed(other)  # what the model draws meanwhile
+        before = torch.get_rng_state()
+        codebook.start(vectors, seed=3)
+        batch = vectors[:1].repeat(40, 1) + 0.01 * vectors[:40]  # so near one another that most codes lie idle
+        revived = [codebook.update(batch, seed=step) for step in range(120)]
+        assert torch.equal(torch.get_rng_state(), before)
+        assert sum(revived) > 20
+        made.append(codebook.codebook.clone())
+    assert torch.equal(*made)
+    assert len(made[0].unique(dim=0)) == 32
+    near = torch.nn.functional.normalize(batch, dim=-1) if normalise else batch
+    assert torch.cdist(made[0], near).min(1).values.max() < 0.5
 
 
 def test_statistics_of_a_codebook():

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from unitok.tokenizers.discriminators import PatchDiscriminator, STFTDiscriminator
-from unitok.tokenizers.seanet import SEANetDecoder, SEANetEncoder, fold_weight_norm
+from unitok.tokenizers.seanet import SEANetDecoder, SEANetEncoder, fold_for_use
+from unitok.tokenizers.training_step import adamw
 from unitok.tokenizers.vqgan import Decoder, Encoder
 
 taming_model = pytest.importorskip("taming.modules.diffusionmodules.model", reason="pip install --no-deps taming-transformers")
@@ -57,19 +58,23 @@ def test_discriminator_equals_tamings():
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("true_skip", [True, False])
 @pytest.mark.parametrize("length", [320, 333, 7])
-@pytest.mark.parametrize("gradients", [True, False])  # without, other kernels do the work
-def test_seanet_equals_encodecs(encodec_seanet, causal, true_skip, length, gradients):
+@pytest.mark.parametrize(("gradients", "folded"), [(True, False), (False, False), (False, True)])  # each by other kernels
+def test_seanet_equals_encodecs(encodec_seanet, causal, true_skip, length, gradients, folded):
     shared = {"dimension": 8, "n_filters": 4, "ratios": (4, 2), "causal": causal, "true_skip": true_skip, "norm": "none"}
     torch.manual_seed(0)
     theirs = encodec_seanet.SEANetEncoder(**(shared | {"ratios": [4, 2]})).eval()
     ours = SEANetEncoder(**shared).eval()
     ours.load_state_dict(theirs.state_dict())
+    if folded:
+        fold_for_use(ours)
     x = torch.randn(2, 1, length)
     with torch.set_grad_enabled(gradients):
         torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=1e-5)
     theirs = encodec_seanet.SEANetDecoder(**(shared | {"ratios": [4, 2]})).eval()
     ours = SEANetDecoder(**shared).eval()
     ours.load_state_dict(theirs.state_dict())
+    if folded:
+        fold_for_use(ours)
     z = torch.randn(2, 8, 11)
     with torch.set_grad_enabled(gradients):
         torch.testing.assert_close(ours(z), theirs(z), atol=1e-5, rtol=1e-5)
@@ -107,28 +112,48 @@ def test_stft_discriminator_equals_encodecs(encodec_seanet, channels, monkeypatc
     torch.testing.assert_close(seen, [f for scale in features for f in scale], atol=1e-5, rtol=1e-5)
 
 
-def test_inference_follows_weights_that_change():
+@pytest.mark.parametrize("norm", ["weight_norm", "none"])
+@pytest.mark.parametrize("folded", [False, True])
+def test_inference_follows_weights_that_change(norm, folded):
+    """With the optimizer that trains tokenizers, which leaves parameters' versions as they were; validated again and again."""
     torch.manual_seed(0)
-    model = SEANetDecoder(dimension=8, n_filters=4, ratios=(4, 2), norm="weight_norm", causal=True, lstm=0)
-    z = torch.randn(2, 8, 11)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model = SEANetDecoder(dimension=8, n_filters=4, ratios=(4, 2), norm=norm, causal=True, lstm=0)
+    if folded:
+        fold_for_use(model)
+    optimizer, z, seen = adamw(model.parameters(), 0.1, (0.9, 0.95), 0.0), torch.randn(2, 8, 11), []
     for _ in range(3):
         with torch.no_grad():
-            fast = model(z)
+            seen.append(model(z))
+            state = {}
+            pieces = [model.stream(z[..., :5], state), model.stream(z[..., 5:], state, last=True)]
         slow = model(z)
-        torch.testing.assert_close(fast, slow, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(seen[-1], slow, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(torch.cat(pieces, -1), slow, atol=1e-5, rtol=1e-5)
+        optimizer.zero_grad()
         slow.square().mean().backward()
-        optimizer.step()
-    assert not torch.allclose(fast, model(z), atol=1e-4)
-    fold_weight_norm(model)
-    for _ in range(2):
         with torch.no_grad():
-            fast = model(z)
-            for parameter in model.parameters():
-                parameter.mul_(1.1)
-            changed = model(z)
-        torch.testing.assert_close(changed, model(z).detach(), atol=1e-5, rtol=1e-5)
-        assert not torch.allclose(fast, changed, atol=1e-4)
+            model(z)  # between the gradients and the step
+        optimizer.step()
+    assert not any(torch.allclose(a, b, atol=1e-4) for a, b in zip(seen, seen[1:], strict=False))
+
+
+def test_folded_weights_are_saved_and_read_as_they_were():
+    torch.manual_seed(0)
+    network = {"dimension": 8, "n_filters": 4, "ratios": (4, 2), "norm": "none", "lstm": 0}
+    model, other, z = SEANetDecoder(**network), SEANetDecoder(**network), torch.randn(2, 8, 11)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    fold_for_use(model)
+    assert list(model.state_dict()) == list(state)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    fold_for_use(other)
+    other.load_state_dict(state)
+    with torch.no_grad():
+        assert torch.equal(other(z), model(z))
+        for parameter in model.parameters():
+            parameter.data.mul_(1.1)  # written behind PyTorch's back
+        assert not torch.allclose(other(z), model(z), atol=1e-4)
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        other.load_state_dict(state | {"model.0.conv.conv.kernel": state["model.0.conv.conv.weight"]})
 
 
 @pytest.mark.parametrize("gradients", [True, False])

@@ -13,7 +13,6 @@ import re
 from pathlib import Path
 
 from unitok.data.mpeg import find_mpeg
-from unitok.errors import UserError
 
 #: Bytes of a file's beginning that are looked at.
 HEAD = 4096
@@ -286,7 +285,7 @@ def promised(name: str) -> str:
 def find_media(folder: Path, kind: str) -> tuple[list[Path], list[Path]]:
     """The files of one kind under a folder, sorted; and those that are empty, of which nothing says what they were to be.
 
-    Each is opened once. Hidden ones (`.name`), and what lies in hidden folders, are left out.
+    Each is opened once; one that may not be read is what its name says, and who opens it hears why. Hidden ones (`.name`), and what lies in hidden folders, are left out.
     """
     found, empty = [], []
     for where, folders, names in os.walk(folder):
@@ -297,8 +296,10 @@ def find_media(folder: Path, kind: str) -> tuple[list[Path], list[Path]]:
                     continue
                 with open(path, "rb", buffering=0) as file:
                     head = file.read(HEAD)
-            except OSError as error:
-                raise UserError(f"{path}: cannot be read ({error.strerror}); mend it or take it away") from None
+            except OSError:
+                if promised(path) == {"image": "a picture", "audio": "a sound"}.get(kind):
+                    found.append(Path(path))
+                continue
             if not head:
                 empty.append(Path(path))
             elif sniff_bytes(head, path) == kind:

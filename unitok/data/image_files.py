@@ -150,6 +150,8 @@ def to_rgb(image: Image.Image, profile: bytes | None = None) -> Image.Image:
     image = _upright(image)
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         values = np.asarray(image, np.float32)
+        if not np.isfinite(values).all():
+            raise ValueError("values that are not finite numbers")
         top = 65535.0 if image.mode != "F" or values.max(initial=0) > 255 else (255.0 if values.max(initial=0) > 1 else 1.0)
         image = Image.fromarray(np.clip(values / top * 255 + 0.5, 0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
@@ -211,7 +213,8 @@ Mended = Iterator[tuple[bytes, bytes | None]]
 
 def _mend_png(data: bytes) -> Mended:
     """Only the chunks that make pixels (ISO 15948), the image data decompressed to see that all of it is there."""
-    kept, pixels, profile, at = [], b"", None, 8
+    kept: list[tuple[bytes, bytes]] = []
+    pixels, profile, at = b"", None, 8
     while len(data) >= at + 8 and (name := data[at + 4 : at + 8]).isalpha() and name != b"IEND":
         size = int.from_bytes(data[at : at + 4], "big")
         body, checksum = data[at + 8 : at + 8 + size], data[at + 8 + size : at + 12 + size]

@@ -1,31 +1,28 @@
-"""Lightning data modules: folders of images, folders of sounds, token shards.
+"""Lightning data modules: folders of images, folders of audio, token shards.
 
 All three serve an endless stream of samples whose order is a pure function of (seed, epoch, index); a position in it is
 a count of samples, kept in checkpoints, so a resumed run, with any number of workers or processes, goes on with exactly
-the next sample. Nothing here draws from global random state.
+the next sample. Nothing here draws from global random state, and neither does the making of a loader.
 """
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import lightning as L
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from unitok.data.media import convert_audio, crop_square, find_media, open_audio, open_image, read_samples
+from unitok.data.folders import NAMED, Crop, FileDataset, ImageDataset, SoundDataset
 from unitok.data.packing import LongDocuments, PackedDataset
 from unitok.data.shards import TokenDataset
 from unitok.errors import UserError
 from unitok.vocab import Vocab
 
-Crop = Literal["centre", "random"]
-
-CACHE_BYTES = 1 << 30  # decoded files are kept in memory up to this, in each process
-WHOLE_SECONDS = 60  # sounds up to this long are decoded whole and kept
+log = logging.getLogger("unitok")
 
 
 class Ordered(Protocol):
@@ -37,19 +34,28 @@ class Ordered(Protocol):
 
 
 class EndlessBatches:
-    """Batch sampler over all epochs of a data set, from sample number `start` on; one process's share of each batch."""
+    """Batch sampler over all epochs of a data set; one process's share of each batch.
 
-    def __init__(self, dataset: Ordered, batch_size: int, start: int = 0, rank: int = 0, processes: int = 1):
+    start: the number of the first sample, or what tells it whenever the sampler is begun: Lightning begins it again for each
+    epoch of its own (`limit_train_batches`).
+    """
+
+    def __init__(
+        self, dataset: Ordered, batch_size: int, start: int | Callable[[], int] = 0, rank: int = 0, processes: int = 1
+    ):
         self.dataset, self.batch_size, self.start = dataset, batch_size, start
         self.rank, self.processes = rank, processes
+        self._lengths: list[int] = []  # of the epochs that were begun
 
     def _places(self) -> Iterator[tuple[int, int]]:
-        skip, epoch = self.start, 0
+        skip, epoch = self.start() if callable(self.start) else self.start, 0
         while True:
-            order = self.dataset.order(epoch)
-            for i in range(min(skip, len(order)), len(order)):
-                yield epoch, int(order[i])
-            skip = max(0, skip - len(order))
+            if epoch == len(self._lengths) or skip < self._lengths[epoch]:
+                order = self.dataset.order(epoch)
+                self._lengths[epoch:] = [len(order)]
+                for i in range(skip, len(order)):
+                    yield epoch, int(order[i])
+            skip = max(0, skip - self._lengths[epoch])
             epoch += 1
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
@@ -59,133 +65,16 @@ class EndlessBatches:
             yield batch[self.rank :: self.processes]
 
 
-class FileDataset(Dataset):
-    """Files of one kind under a folder, decoded when first asked for and kept in memory while there is room."""
-
-    def __init__(self, folder: Path, kind: str, seed: int):
-        folder = Path(folder)
-        if not folder.exists():
-            raise UserError(f"{folder}: no such folder")
-        self.files, _ = find_media(folder, kind)
-        if not self.files:
-            raise UserError(f"{folder}: no {kind} files in it")
-        self.seed = seed
-        self._kept: dict[int, Any] = {}
-        self._bytes = 0
-
-    def order(self, epoch: int) -> Sequence[int]:
-        return np.random.default_rng((self.seed, epoch)).permutation(len(self.files)).tolist()
-
-    def _keep(self, index: int, value: Any, size: int) -> Any:
-        if self._bytes + size <= CACHE_BYTES:
-            self._kept[index] = value
-            self._bytes += size
-        return value
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-
-class ImageDataset(FileDataset):
-    """[3, S, S] float in [-1, 1]: a square of each picture, mirrored by chance if `flip`; see `ImageFiles`."""
-
-    def __init__(self, folder: Path, size: int, flip: bool, seed: int, crop: Crop = "centre", shrink: float = 1.0):
-        super().__init__(folder, "image", seed)
-        self.size, self.flip, self.crop, self.shrink = size, flip, crop, shrink
-
-    def __getitem__(self, place: tuple[int, int]) -> Tensor:
-        epoch, index = place
-        rng = np.random.default_rng((self.seed, epoch, index))
-        kept = self._kept.get(index)
-        if kept is None:
-            image = open_image(self.files[index])
-            image = crop_square(image, self.size) if self.crop == "centre" else image
-            kept = self._keep(index, np.asarray(image), 3 * image.width * image.height)
-        mirrored = self.flip and rng.random() < 0.5
-        pixels = kept if self.crop == "centre" else self._random_square(kept, rng)
-        pixels = pixels[:, ::-1] if mirrored else pixels
-        return torch.from_numpy(pixels.transpose(2, 0, 1).copy()).float().div_(127.5).sub_(1)
-
-    def _random_square(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        height, width = pixels.shape[:2]
-        side = min(height, width, round(self.size * self.shrink ** rng.random()))
-        top, left = (int(rng.integers(length - side + 1)) for length in (height, width))
-        square = pixels[top : top + side, left : left + side]
-        return square if side == self.size else np.asarray(crop_square(Image.fromarray(square), self.size))
-
-
-class SoundDataset(FileDataset):
-    """[C, T] float in [-1, 1]: a stretch of each sound at a random place, zeros after sounds that are shorter; `AudioFiles`.
-
-    Of files of more than `WHOLE_SECONDS` only the stretch is read.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        rate: int,
-        channels: int,
-        length: int,
-        seed: int,
-        gain: tuple[float, float] = (0.0, 0.0),
-        flip_polarity: bool = False,
-        balance: bool = False,
-    ):
-        super().__init__(folder, "audio", seed)
-        self.rate, self.channels, self.length = rate, channels, length
-        self.gain, self.flip_polarity, self.balance = gain, flip_polarity, balance
-
-    def order(self, epoch: int) -> Sequence[int]:
-        """Files by index; the k-th time in an epoch that a file comes, its index has k times their number added."""
-        if not self.balance:
-            return super().order(epoch)
-        rng = np.random.default_rng((self.seed, epoch))
-        folders: dict[Path, list[int]] = {}
-        for index, file in enumerate(self.files):
-            folders.setdefault(file.parent, []).append(index)
-        groups = list(folders.values())
-        decks: list[list[int]] = [[] for _ in groups]
-        times = [0] * len(self.files)
-        out = []
-        for choice in rng.integers(len(groups), size=len(self.files)):
-            deck = decks[choice] = decks[choice] or rng.permutation(groups[choice]).tolist()
-            index = deck.pop()
-            out.append(index + times[index] * len(self.files))
-            times[index] += 1
-        return out
-
-    def __getitem__(self, place: tuple[int, int]) -> Tensor:
-        epoch, index = place
-        rng = np.random.default_rng((self.seed, epoch, index))
-        piece = self._stretch(index % len(self.files), rng)
-        piece = torch.nn.functional.pad(piece, (0, self.length - piece.shape[-1]))
-        if any(self.gain):
-            piece = (piece * 10 ** (rng.uniform(*self.gain) / 20)).clamp(-1, 1)
-        return -piece if self.flip_polarity and rng.random() < 0.5 else piece
-
-    def _stretch(self, index: int, rng: np.random.Generator) -> Tensor:
-        samples = self._kept.get(index)
-        if samples is None:
-            with open_audio(self.files[index]) as file:
-                rate = int(file.samplerate)
-                wanted = -(-self.length * rate // self.rate)
-                if file.frames > max(WHOLE_SECONDS * rate, wanted) and file.seekable():
-                    piece = read_samples(file, wanted, int(rng.integers(file.frames - wanted + 1)))
-                    return convert_audio(piece, rate, self.rate, self.channels)[:, : self.length]
-                samples = convert_audio(read_samples(file), rate, self.rate, self.channels)
-            self._keep(index, samples, samples.numel() * 4)
-        spare = samples.shape[-1] - self.length
-        start = int(rng.integers(spare + 1)) if spare > 0 else 0
-        return samples[:, start : start + self.length]
-
-
 class _Module(L.LightningDataModule):
-    """What the three share: an endless loader for training that starts where the checkpoint says, a plain one to validate."""
+    """What all data modules share: an endless loader for training that goes on where the model is, a plain one to validate."""
 
-    def __init__(self, batch_size: int, workers: int, seed: int):
+    def __init__(self, batch_size: int, workers: int, seed: int, validations: int, val_samples: int):
         super().__init__()
+        if validations < 0 or val_samples < 1:
+            raise UserError(f"validations {validations} must be at least 0, val_samples {val_samples} at least 1")
         self.batch_size, self.workers, self.seed = batch_size, workers, seed
-        self.start = 0  # samples already seen
+        self.validations, self.val_samples = validations, val_samples
+        self.start = 0  # samples already seen, in the checkpoint
 
     def training_data(self) -> Ordered:
         raise NotImplementedError
@@ -193,23 +82,44 @@ class _Module(L.LightningDataModule):
     def validation_data(self) -> Ordered | None:
         return None
 
+    def check_files(self) -> dict[str, float]:
+        """What to log of files that could not be read; errors: `UserError` where they are too many. Of all processes, which all
+        must call it."""
+        return {}
+
     def collate(self, items: list[Any]) -> Any:
-        return torch.stack(items)
+        """A batch of what could be read; None of nothing."""
+        found = [item for item in items if item is not None]
+        return torch.stack(found) if found else None
+
+    def _seen(self) -> int:
+        """The number of the next sample: of those that the model has seen, not of those that were fetched for it."""
+        trainer: Any = self.trainer
+        seen = int(getattr(trainer.lightning_module, "samples_seen", self.start)) if trainer else self.start
+        if trainer and trainer.overfit_batches:  # Lightning's flag for the same batches again and again
+            seen %= int(trainer.overfit_batches) * self.batch_size * trainer.world_size
+        return seen
+
+    def _processes(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def train_dataloader(self) -> DataLoader:
         data = self.training_data()
-        trainer = self.trainer
-        rank, processes = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-        batches = EndlessBatches(data, self.batch_size, self.start, rank, processes)
-        return self._loader(data, batch_sampler=batches)
+        return self._loader(data, batch_sampler=EndlessBatches(data, self.batch_size, self._seen, *self._processes()))
 
     def val_dataloader(self) -> DataLoader | list:
+        """Each process's share of the samples, in as many batches in each; in a run, of the first `val_samples`."""
         data = self.validation_data()
         if data is None:
             return []
         order = [(0, int(i)) for i in data.order(0)]
-        cut = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
-        return self._loader(data, batch_sampler=cut)
+        rank, processes = self._processes()
+        if self.trainer and self.trainer.state.fn == "fit":
+            if rank == 0:
+                log.info("validation: %d of %d samples", min(len(order), self.val_samples), len(order))
+            order = order[: self.val_samples]
+        size = self.batch_size * processes
+        return self._loader(data, batch_sampler=[order[i : i + size][rank::processes] for i in range(0, len(order), size)])
 
     test_dataloader = val_dataloader
 
@@ -221,6 +131,7 @@ class _Module(L.LightningDataModule):
             collate_fn=self.collate,
             pin_memory=pinned,
             persistent_workers=self.workers > 0,
+            generator=torch.Generator().manual_seed(self.seed),  # for the workers' seeds: else the model's draws would shift
             **how,
         )
 
@@ -233,15 +144,69 @@ class _Module(L.LightningDataModule):
         self.start = int(state.get("samples", 0))
 
 
-class ImageFiles(_Module):
-    """Pictures under a folder, of any format and size.
+class _Files(_Module):
+    """Folders of files: what images and audio share."""
+
+    def __init__(self, path: str, val_path: str | None, max_bad_fraction: float, **loading: int):
+        super().__init__(**loading)
+        if not 0 <= max_bad_fraction <= 1:
+            raise UserError(f"max_bad_fraction {max_bad_fraction}: it must be in [0, 1]")
+        self.path, self.val_path, self.max_bad_fraction = path, val_path, max_bad_fraction
+        self._train: FileDataset | None = None
+        self._val: FileDataset | None = None
+
+    def _open(self, path: str, training: bool) -> FileDataset:
+        raise NotImplementedError
+
+    def training_data(self) -> FileDataset:
+        if self._train is None:
+            self._train = self._open(self.path, True)
+        return self._train
+
+    def validation_data(self) -> FileDataset | None:
+        if self._val is None and self.val_path:
+            self._val = self._open(self.val_path, False)
+            self._val.replaces = False
+        return self._val
+
+    def check_files(self) -> dict[str, float]:
+        counts = {}
+        for name, data in (("bad_files", self._train), ("val_bad_files", self._val)):
+            if data is None:
+                continue
+            if self.trainer and self.trainer.world_size > 1:
+                state = data.state.to(self.trainer.strategy.root_device)
+                torch.distributed.all_reduce(state, torch.distributed.ReduceOp.MAX)
+                data.state.copy_(torch.maximum(data.state, state.cpu()))
+            bad, share = data.share_bad()
+            if share > self.max_bad_fraction:
+                raise UserError(
+                    f"{data.folder}: {bad} files cannot be read, more than max_bad_fraction {self.max_bad_fraction:g} of those "
+                    "that were tried: mend or remove them, or raise it"
+                )
+            counts[name] = float(bad)
+        return counts
+
+    def teardown(self, stage: str) -> None:
+        """Say how many bad files there were, where not all were named."""
+        for data in (self._train, self._val):
+            if data is not None and data.share_bad()[0] > NAMED and self._processes()[0] == 0:
+                log.warning("%s: %d files could not be read and were left out", data.folder, data.share_bad()[0])
+
+
+class ImageFiles(_Files):
+    """Images under a folder, of any format and size.
 
     Args:
-        path: folder with the training pictures. val_path: folder to validate on, or none.
-        size: side of the squares, pixels. batch_size: pictures a step and process. flip: mirror half of them by chance.
-        crop: `centre` cuts the middle of each picture, scaled to fit; `random` a window anywhere, of `size` pixels or up
-            to `shrink` times as many a side, then scaled down. Validation always takes the centre.
+        path: folder with the training images. val_path: folder to validate on, or none.
+        size: side of the squares, pixels. batch_size: images per step and process. flip: mirror half of them by chance.
+        crop: `centre` cuts the middle of each image, scaled to fit; `random` a window anywhere, of `size` pixels or up
+            to `shrink` times as many per side, then scaled down. Validation always takes the centre.
         workers: processes that decode; 0 decodes in the training process. seed: of the order.
+        validations: how often a run validates: after each such share of it, the last time at its end; 0: not. An interval of the
+            Trainer's own (val_check_interval, limit_train_batches) takes its place.
+        val_samples: images of val_path that a run validates on, at most; `unitok validate` takes all.
+        max_bad_fraction: share of the files (counted of at least 100) that may be unreadable; with more the run ends.
     """
 
     def __init__(
@@ -255,28 +220,30 @@ class ImageFiles(_Module):
         shrink: float = 1.0,
         workers: int = 0,
         seed: int = 0,
+        validations: int = 10,
+        val_samples: int = 1000,
+        max_bad_fraction: float = 0.1,
     ):
-        super().__init__(batch_size, workers, seed)
-        self.path, self.val_path, self.size, self.flip = path, val_path, size, flip
-        self.crop, self.shrink = crop, shrink
+        loading = {"batch_size": batch_size, "workers": workers, "seed": seed}
+        super().__init__(path, val_path, max_bad_fraction, validations=validations, val_samples=val_samples, **loading)
+        self.size, self.flip, self.crop, self.shrink = size, flip, crop, shrink
 
-    def training_data(self) -> Ordered:
-        return ImageDataset(Path(self.path), self.size, self.flip, self.seed, self.crop, self.shrink)
-
-    def validation_data(self) -> Ordered | None:
-        return ImageDataset(Path(self.val_path), self.size, False, self.seed) if self.val_path else None
+    def _open(self, path: str, training: bool) -> FileDataset:
+        augment: Any = (self.flip, self.seed, self.crop, self.shrink) if training else (False, self.seed)
+        return ImageDataset(Path(path), self.size, *augment)
 
 
-class AudioFiles(_Module):
-    """Sounds under a folder, of any format, rate and length.
+class AudioFiles(_Files):
+    """Audio under a folder, of any format, rate and length.
 
     Args:
-        path: folder with the training sounds. val_path: folder to validate on, or none.
+        path: folder with the training audio. val_path: folder to validate on, or none.
         sample_rate: Hz to convert to. channels: 1 mono, 2 stereo. seconds: length of the stretches.
-        batch_size: stretches a step and process.
+        batch_size: stretches per step and process.
         gain: loudness is changed by a random number of decibels between these two. flip_polarity: turn half of them over.
         balance: draw folders alike, whatever the number of files in each. Validation has none of these three.
         workers: processes that decode; 0 decodes in the training process. seed: of the order.
+        validations, val_samples, max_bad_fraction: as for `ImageFiles`.
     """
 
     def __init__(
@@ -292,22 +259,20 @@ class AudioFiles(_Module):
         balance: bool = False,
         workers: int = 0,
         seed: int = 0,
+        validations: int = 10,
+        val_samples: int = 1000,
+        max_bad_fraction: float = 0.1,
     ):
-        super().__init__(batch_size, workers, seed)
+        loading = {"batch_size": batch_size, "workers": workers, "seed": seed}
+        super().__init__(path, val_path, max_bad_fraction, validations=validations, val_samples=val_samples, **loading)
         if gain[0] > gain[1]:
             raise UserError(f"gain {list(gain)}: the first is the lowest number of decibels")
-        self.path, self.val_path = path, val_path
         self.gain, self.flip_polarity, self.balance = (gain[0], gain[1]), flip_polarity, balance
         self.sample_rate, self.channels, self.length = sample_rate, channels, round(seconds * sample_rate)
 
-    def _data(self, path: str, *augment: Any) -> Ordered:
+    def _open(self, path: str, training: bool) -> FileDataset:
+        augment: Any = (self.gain, self.flip_polarity, self.balance) if training else ()
         return SoundDataset(Path(path), self.sample_rate, self.channels, self.length, self.seed, *augment)
-
-    def training_data(self) -> Ordered:
-        return self._data(self.path, self.gain, self.flip_polarity, self.balance)
-
-    def validation_data(self) -> Ordered | None:
-        return self._data(self.val_path) if self.val_path else None
 
 
 class TokenShards(_Module):
@@ -324,6 +289,7 @@ class TokenShards(_Module):
         text_weight, image_weight, audio_weight: factors on the loss of each modality.
         audio_level_weights: factors on the loss of each level of sounds, or none.
         workers: processes that pack; 0 packs in the training process. seed: of the order.
+        validations: as for `ImageFiles`. val_samples: rows that a run validates on, at most; `unitok validate` takes all.
     """
 
     def __init__(
@@ -341,8 +307,10 @@ class TokenShards(_Module):
         audio_level_weights: list[float] | None = None,
         workers: int = 0,
         seed: int = 0,
+        validations: int = 10,
+        val_samples: int = 1000,
     ):
-        super().__init__(batch_size, workers, seed)
+        super().__init__(batch_size, workers, seed, validations, val_samples)
         if row_length < 2:
             raise UserError(f"row_length {row_length}: it must be at least 2 ids")
         if max_length is not None and max_length < 2:
@@ -353,6 +321,7 @@ class TokenShards(_Module):
         self.level_weights = audio_level_weights or []
         self.weights |= {f"audio_{level}": w for level, w in enumerate(self.level_weights)}
         self._train: PackedDataset | None = None
+        self._val: PackedDataset | None = None
 
     def _data(
         self, sets: list[TokenDataset], shares: list[float] | None, drop_condition: float, vocab: Vocab | None = None
@@ -376,15 +345,20 @@ class TokenShards(_Module):
         return self._train
 
     def validation_data(self) -> PackedDataset | None:
+        if self._val is not None:
+            return self._val
         folders = [self.val_path] if self.val_path else list(self.path if isinstance(self.path, dict) else [self.path])
         whole = [TokenDataset(folder) for folder in folders]
         split = [TokenDataset(f, "validation") for f, d in zip(folders, whole, strict=True) if d.has("validation")]
         sets = split or (whole if self.val_path else [])
-        return self._data(sets, None, 0.0, self.vocab) if sets else None
+        self._val = self._data(sets, None, 0.0, self.vocab) if sets else None
+        return self._val
 
     @property
     def vocab(self) -> Vocab:
         return self.training_data().vocab
 
     def collate(self, items: list[dict[str, np.ndarray]]) -> dict[str, Tensor]:
+        """A batch; of nothing, a row of padding: processes that share parameters must make as many passes each."""
+        items = items or [self.training_data().padding()]
         return {key: torch.from_numpy(np.stack([item[key] for item in items])) for key in items[0]}

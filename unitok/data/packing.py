@@ -1,8 +1,9 @@
 """Packing: documents into rows of a fixed length, from one data set or a mixture of several.
 
-The order is a pure function of (seed, epoch): the documents of an epoch are shuffled, packed best-fit in groups, and the
-rows shuffled again; so any process can make any batch, and a position in the data is a count of rows. Rows of at least
-eight documents waste less than 1 %; attention costs no more in long rows, because documents do not see one another.
+The order is a pure function of (seed, epoch): the documents of an epoch are shuffled, some by chance lose their condition,
+what is left is packed best-fit in groups, and the rows are shuffled again; so any process can make any batch, and a position
+in the data is a count of rows. Rows of at least eight documents waste less than 1 %; attention costs no more in long rows,
+because documents do not see one another.
 
 An epoch of a mixture holds as many ids as its data sets together, shared out by weight; each data set is drawn from an
 endless order of its own, in which every document comes once before any comes twice.
@@ -13,7 +14,7 @@ or sound, the document's number in the row, the target's loss weight, and the ta
 
 import logging
 from bisect import bisect_left, insort
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,9 +22,9 @@ import numpy as np
 import torch
 
 from unitok.data.shards import TokenDataset
-from unitok.errors import UserError
+from unitok.errors import UserError, first_line
 from unitok.grammar import Grammar
-from unitok.vocab import Vocab
+from unitok.vocab import Placed, Vocab
 
 GROUP = 2048  # documents that are packed together: enough for tight rows, few enough to keep the shuffle
 CARRY = 256  # documents of the emptiest rows that are packed again with the next group, at most
@@ -70,6 +71,11 @@ def pack_in_order(lengths: np.ndarray, row_length: int) -> list[np.ndarray]:
     return rows
 
 
+def _says_role(segments: Sequence[Placed], number: int) -> bool:
+    """Whether a segment's ids begin with that of its role, because it is another than the one before."""
+    return segments[number].role != (segments[number - 1].role if number else "none")
+
+
 @dataclass(frozen=True)
 class Unit:
     """What is packed: a document, or one piece of a long one.
@@ -77,7 +83,8 @@ class Unit:
     Args:
         source: which data set. document: its index there.
         draw: how many documents of the data set were drawn before it, over all epochs; random choices follow from it.
-        start, length: which of its ids.
+        start, length: which of its ids; of a document without its condition, of those that are left.
+        span: the only segment that is left of a document without its condition, by number; -1: all are.
     """
 
     source: int
@@ -85,6 +92,7 @@ class Unit:
     draw: int
     start: int
     length: int
+    span: int = -1
 
 
 class PackedDataset(torch.utils.data.Dataset):
@@ -123,6 +131,11 @@ class PackedDataset(torch.utils.data.Dataset):
         self.row_length, self.seed, self.drop_condition = row_length, seed, drop_condition
         self.max_length = min(max_length or row_length, row_length)
         self._factors = self._factor_table(weights or {})
+        self._legal = np.zeros((len(self.grammar.kinds), self.vocab.size), bool)  # which ids each kind allows
+        for kind, intervals in enumerate(self.grammar.kinds):
+            for a, b in intervals:
+                self._legal[kind, a:b] = True
+        self._long: list[np.ndarray] = []  # bool [documents] each
         self._pieces = [self._split(d, long_documents) for d in self.datasets]
         self.longest = max(int(lengths.max()) for _, _, lengths in self._pieces)
         every = np.concatenate([lengths for _, _, lengths in self._pieces]).astype(np.int64)
@@ -141,7 +154,10 @@ class PackedDataset(torch.utils.data.Dataset):
     def _split(self, dataset: TokenDataset, how: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """int64 each: first piece of every document [documents + 1], and each piece's start and length [pieces]."""
         lengths, most = dataset.lengths(), self.max_length
+        if len(lengths) != len(dataset) or (lengths < 2).any():
+            raise UserError(f"{dataset.folder}: its shards are not what dataset.json says; make the data set again")
         long = lengths > most
+        self._long.append(long)
         if long.any():
             number, said = int(long.sum()), f"{dataset.folder}: {int(long.sum())} of {len(lengths)} documents have"
             if how == "refuse":
@@ -171,18 +187,33 @@ class PackedDataset(torch.utils.data.Dataset):
         return [max(1, round(w * size / n)) for w, size, n in zip(wanted, sizes, ids, strict=True)]
 
     def _draw(self, source: int, epoch: int) -> np.ndarray:
-        """The units of one data set in an epoch, [n, 5] as in `Unit`."""
+        """The units of one data set in an epoch, [n, 6] as in `Unit`."""
         size, count = len(self.datasets[source]), self._counts[source]
         draws = np.arange(epoch * count, (epoch + 1) * count)
-        documents = np.empty(count, np.int64)
+        documents, chances = np.empty(count, np.int64), np.empty((count, 2))
         for turn in np.unique(draws // size):
-            here = draws // size == turn
-            documents[here] = np.random.default_rng((self.seed, source, int(turn))).permutation(size)[draws[here] % size]
+            here, places = draws // size == turn, draws[draws // size == turn] % size
+            documents[here] = np.random.default_rng((self.seed, source, int(turn))).permutation(size)[places]
+            chances[here] = np.random.default_rng((self.seed, source, int(turn), 1)).random((size, 2))[places]
         first, start, length = self._pieces[source]
         counts = first[documents + 1] - first[documents]
         document, draw = np.repeat(documents, counts), np.repeat(draws, counts)
         piece = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts) + first[document]
-        return np.stack([np.full(len(draw), source), document, draw, start[piece], length[piece]], axis=1)
+        columns = (np.full_like(draw, source), document, draw, start[piece], length[piece], np.full_like(draw, -1))
+        units = np.stack(columns, axis=1)
+        self._drop_conditions(source, units, np.repeat(chances, counts, axis=0))
+        return units
+
+    def _drop_conditions(self, source: int, units: np.ndarray, chances: np.ndarray) -> None:
+        """Leave, in a share of the units [n, 6], one trained segment; `chances`: [n, 2] in [0, 1), whether and which. Documents
+        that are too long, or without a trained segment, stay as they are."""
+        dropped = np.flatnonzero((chances[:, 0] < self.drop_condition) & ~self._long[source][units[:, 1]])
+        for at, segments in zip(dropped.tolist(), self.datasets[source].placed_of(units[dropped, 1]), strict=True):
+            trained = [number for number, p in enumerate(segments) if p.loss]
+            if trained:
+                number = trained[int(chances[at, 1] * len(trained))]
+                units[at, 4] = 2 + segments[number].length - _says_role(segments, number)  # and bos, eos
+                units[at, 5] = number
 
     def rows(self, epoch: int) -> list[list[Unit]]:
         """The rows of an epoch in order: a pure function of the arguments."""
@@ -202,7 +233,7 @@ class PackedDataset(torch.utils.data.Dataset):
         return self._epochs[epoch]
 
     def document(self, unit: Unit) -> tuple[np.ndarray, np.ndarray]:
-        """All ids [L] of a unit's document and the loss weight of each [L], the condition dropped for some by chance."""
+        """All ids [L] of a unit's document, or what is left of it, and the loss weight of each [L]."""
         dataset = self.datasets[unit.source]
         ids, placed = dataset.ids(unit.document), dataset.placed(unit.document)
         weights = np.zeros(len(ids), np.float32)
@@ -210,19 +241,47 @@ class PackedDataset(torch.utils.data.Dataset):
             weights[p.start : p.start + p.length] = p.loss
         weights[-1] = placed[-1].loss  # eos
         weights *= self._factors[ids]
-        rng = np.random.default_rng((self.seed, unit.source, unit.draw, 1))
-        if rng.random() < self.drop_condition and len(ids) <= self.max_length:
-            trained = [p for p in placed if p.loss]
-            if trained:
-                p = trained[int(rng.integers(len(trained)))]
-                said = int(ids[p.start] in self.vocab.roles)  # a change of role belongs to the condition
-                span = slice(p.start + said, p.start + p.length)
-                ids = np.append(self.vocab.unconditional(ids[span]), self.vocab.eos)
-                weights = np.concatenate([[0], weights[span], [0]]).astype(np.float32)
-        return ids, weights
+        if unit.span < 0:
+            return ids, weights
+        p = placed[unit.span]
+        span = slice(p.start + _says_role(placed, unit.span), p.start + p.length)  # a change of role belongs to the condition
+        ids = np.append(self.vocab.unconditional(ids[span]), self.vocab.eos)
+        return ids, np.concatenate([[0], weights[span], [0]]).astype(np.float32)
+
+    def _annotated(self, unit: Unit) -> tuple[np.ndarray, ...]:
+        """Of a unit's ids: ids, loss weights, places, [length] each, and the kinds of all targets but the first, [length - 1].
+
+        Errors: `UserError` for a document that nothing encodes to.
+        """
+        dataset, piece = self.datasets[unit.source], slice(unit.start, unit.start + unit.length)
+        problem = "its length is not what the shard says"
+        try:
+            ids, weights = self.document(unit)
+            places, kinds = self.grammar.places(ids), self.grammar.targets(ids)
+            wrong = np.flatnonzero(~self._legal[kinds, ids[1:]])
+            if len(wrong):
+                problem = f"position {wrong[0] + 1}: {self.vocab.name_of(int(ids[wrong[0] + 1]))} cannot stand here"
+            elif len(ids[piece]) == unit.length:
+                return ids[piece], weights[piece], places[piece], kinds[piece][: unit.length - 1]
+        except UserError:
+            raise
+        except (ValueError, IndexError, KeyError, TypeError) as error:  # what reading damaged ids and spans may end in
+            problem = first_line(error)
+        raise UserError(
+            f"{dataset.folder}: document {unit.document} is damaged ({problem}); look with `unitok inspect --verify`, and make the "
+            "data set again"
+        )
 
     def row(self, epoch: int, index: int) -> dict[str, np.ndarray]:
-        """One row of a batch; what is over is padding: document number -1, weight 0."""
+        """One row of a batch; what is over is padding: document number -1, weight 0. Errors: `UserError` for damaged documents."""
+        units, rows = self._packed(epoch)
+        return self._fill(Unit(*unit) for unit in units[rows[index]].tolist())
+
+    def padding(self) -> dict[str, np.ndarray]:
+        """A row without documents."""
+        return self._fill(())
+
+    def _fill(self, units: Iterable[Unit]) -> dict[str, np.ndarray]:
         t = self.row_length
         out: dict[str, np.ndarray] = {
             "ids": np.full(t, self.vocab.pad, np.int64),
@@ -233,22 +292,18 @@ class PackedDataset(torch.utils.data.Dataset):
             "weights": np.zeros(t, np.float32),
             "kinds": np.zeros(t, np.int64),
         }
-        units, rows = self._packed(epoch)
         at = 0
-        for number, unit in enumerate(Unit(*unit) for unit in units[rows[index]].tolist()):
-            ids, weights = self.document(unit)
-            piece = slice(unit.start, unit.start + unit.length)
-            n = len(ids[piece])
-            here = slice(at, at + n)
-            out["ids"][here] = ids[piece]
-            out["positions"][here] = np.arange(n)
-            out["places"][here] = self.grammar.places(ids)[piece]
+        for number, unit in enumerate(units):
+            ids, weights, places, kinds = self._annotated(unit)
+            here, targets = slice(at, at + unit.length), slice(at, at + unit.length - 1)
+            out["ids"][here] = ids
+            out["positions"][here] = np.arange(unit.length)
+            out["places"][here] = places
             out["documents"][here] = number
-            targets = slice(at, at + n - 1)  # the last of a piece has none: across documents nothing is learnt
-            out["targets"][targets] = ids[piece][1:]
-            out["weights"][targets] = weights[piece][1:]
-            out["kinds"][targets] = self.grammar.targets(ids)[piece][: n - 1]
-            at += n
+            out["targets"][targets] = ids[1:]  # the last of a piece has none: across documents nothing is learnt
+            out["weights"][targets] = weights[1:]
+            out["kinds"][targets] = kinds
+            at += unit.length
         return out
 
     def order(self, epoch: int) -> range:

@@ -178,17 +178,23 @@ class TokenDataset:
     def lengths(self) -> np.ndarray:
         """int64 [documents]: number of ids of each. Of a remote data set this column alone is read."""
         found = [np.zeros(0, np.int64)]
-        for number, shard in enumerate(self.shards):
-            column = self.remote.lengths(shard) if self.remote and number not in self._open else None
-            if column is None:
-                table = self._table(number)
-                column = table.column("length") if "length" in table.column_names else None
-                if column is None:  # of a data set made before there was such a column
-                    offsets = [c.offsets.to_numpy() for c in table.column("tokens").chunks]
-                    found += [np.diff(o).astype(np.int64) for o in offsets]
-                    continue
+        for number in range(len(self.shards)):
+            column = self._column(number, "length")
+            if column is None:  # of a data set made before there was such a column
+                offsets = [c.offsets.to_numpy() for c in self._table(number).column("tokens").chunks]
+                found += [np.diff(o).astype(np.int64) for o in offsets]
+                continue
             found.append(column.to_numpy().astype(np.int64))
         return np.concatenate(found)
+
+    def _column(self, number: int, name: str) -> pa.ChunkedArray | None:
+        """A column of a shard, or None where it has no such; of a remote data set's the rest is not read."""
+        if self.remote and number not in self._open:
+            column = self.remote.column(self.shards[number], name)
+            if column is not None:
+                return column
+        table = self._table(number)
+        return table.column(name) if name in table.column_names else None
 
     def ids(self, index: int) -> np.ndarray:
         """int64 [L]: the ids of a document, bos to eos."""
@@ -198,7 +204,20 @@ class TokenDataset:
     def placed(self, index: int) -> list[Placed]:
         """Where the segments of a document stand."""
         table, row = self._place(index)
-        return [Placed(**(s | {"size": tuple(s["size"])})) for s in table.column("spans")[row].as_py()]
+        return _placed(table.column("spans")[row].as_py())
+
+    def placed_of(self, indices: np.ndarray) -> list[list[Placed]]:
+        """`placed` of several documents; of a remote data set nothing else is read."""
+        shards = np.searchsorted(self._starts, indices, side="right") - 1
+        found: list[list[Placed]] = [[]] * len(indices)
+        for number in np.unique(shards).tolist():
+            where = np.flatnonzero(shards == number)
+            column = self._column(number, "spans")
+            assert column is not None
+            rows = column.take(pa.array(indices[where] - self._starts[number])).to_pylist()
+            for at, spans in zip(where.tolist(), rows, strict=True):
+                found[at] = _placed(spans)
+        return found
 
     def document(self, index: int) -> Document:
         """A document with its codes. Inverse of what `write_shard` wrote."""
@@ -258,6 +277,10 @@ class TokenDataset:
             yield f"document {index}: its spans do not say what its ids do"
 
 
+def _placed(spans: list[dict]) -> list[Placed]:
+    return [Placed(**(s | {"size": tuple(s["size"])})) for s in spans]
+
+
 class _Remote:
     """A data set's folder on a server, and a local cache of its shards."""
 
@@ -299,14 +322,14 @@ class _Remote:
             if hashlib.file_digest(file, "sha256").hexdigest() != shard["sha256"]:
                 raise UserError(f"{where}: came damaged: its checksum differs from dataset.json; try again")
 
-    def lengths(self, shard: dict) -> pa.ChunkedArray | None:
-        """The column of lengths, without the rest; None where the shard is at hand, or has none."""
+    def column(self, shard: dict, name: str) -> pa.ChunkedArray | None:
+        """One column, without the rest; None where the shard is at hand, or has none."""
         if (self.cache / shard["file"]).exists():
             return None
         with self.fs.open(f"{self.folder}/{shard['file']}", "rb") as file:
             reader = pa.ipc.open_file(pa.PythonFile(file, mode="r"))
-            if "length" not in reader.schema.names:
+            if name not in reader.schema.names:
                 return None
-            field = reader.schema.get_field_index("length")
+            field = reader.schema.get_field_index(name)
             options = pa.ipc.IpcReadOptions(included_fields=[field])
-            return pa.ipc.open_file(pa.PythonFile(file, mode="r"), options=options).read_all().column("length")
+            return pa.ipc.open_file(pa.PythonFile(file, mode="r"), options=options).read_all().column(name)

@@ -253,7 +253,7 @@ class Decoder(nn.Module):
         super().__init__()
         if config.vocab_size < 1:
             raise UserError("vocab_size must be set: it is the size of the vocabulary that the ids belong to")
-        self.config, self.times_trained = config, 0
+        self.config = config
         self.model = Trunk(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self._initialise()
@@ -274,11 +274,6 @@ class Decoder(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.lm_head.weight.device
-
-    def train(self, mode: bool = True) -> "Decoder":
-        """As every module's; how often it was to learn is counted, for what keeps copies of its weights."""
-        self.times_trained += int(mode)
-        return super().train(mode)
 
     def hidden(
         self,

@@ -5,8 +5,8 @@ values are one product, gains of norms that stand before a product are multiplie
 product itself, and dimensions of each head are reordered so that a rotation is one complex multiplication (the order does not
 matter to their dot products, only that queries and keys have the same). The cache is allocated once and written in place.
 On a CPU matrices are kept in oneDNN's blocked order, which for 2 to 32 rows takes 0.5 to 0.7 of the time of MKL's product
-(docs/notes.md), and what follows a product is fused into it. The price: weights are copied, so memory holds them twice, and a decoder that was trained on needs a new one of these (`arrange`
-sees to it).
+(docs/notes.md), and what follows a product is fused into it. The price: weights are copied, so memory holds them twice, and a decoder whose weights were changed needs a new one of these
+(`arrange` sees to it).
 
 Letters as in `decoder.py`; L positions of the cache.
 """
@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from unitok.memory import keep_large_blocks
 from unitok.model.decoder import Block, Decoder, DecoderConfig, rotary_frequencies
@@ -352,20 +353,33 @@ class CudaGraphs:
         return graph, inputs, output
 
 
-_arranged: "WeakKeyDictionary[Decoder, tuple[tuple, InferenceDecoder]]" = WeakKeyDictionary()
+#: What the parameters were, these parameters' memory (so that nothing else comes to lie there), and what was made of them.
+_arranged: "WeakKeyDictionary[Decoder, tuple[tuple, list[Tensor], InferenceDecoder]]" = WeakKeyDictionary()
+_optimized = 0  # steps of all optimizers of this process
+
+
+def _count_step(*step: Any) -> None:
+    global _optimized
+    _optimized += 1
+
+
+register_optimizer_step_post_hook(_count_step)
 
 
 def arrange(decoder: Decoder) -> InferenceDecoder:
-    """The decoder for generation; the one of the call before, if it was not put to learning and no parameter was changed.
+    """The decoder for generation: the one of the call before if no parameter was written since, else a new one.
 
-    Versions of parameters alone do not tell: fused optimizers leave them as they were.
+    PyTorch counts every write in a parameter's version but those of fused optimizers; so any optimizer's step counts as one,
+    and a decoder whose parameters have no versions (made in inference mode) is arranged anew each time.
     """
-    versions = tuple((p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype) for p in decoder.parameters())
-    state = (decoder.times_trained, versions)
+    parameters = list(decoder.parameters())
+    if any(p.is_inference() for p in parameters):
+        return InferenceDecoder(decoder)
+    state = (_optimized, tuple((p.data_ptr(), p._version, p.dtype) for p in parameters))
     known = _arranged.get(decoder)
     if known is None or known[0] != state:
-        known = _arranged[decoder] = state, InferenceDecoder(decoder)
-    return known[1]
+        known = _arranged[decoder] = state, [p.detach() for p in parameters], InferenceDecoder(decoder)
+    return known[2]
 
 
 def forget(decoder: Decoder) -> None:

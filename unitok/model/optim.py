@@ -7,7 +7,7 @@ tens of times slower. Of sharded matrices (FSDP2) every process orthogonalises t
 """
 
 from collections import defaultdict
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -82,6 +82,24 @@ def _like(tensor: Tensor, model: Tensor) -> Tensor:
     return distribute_tensor(tensor, model.device_mesh, model.placements, src_data_rank=None)
 
 
+#: What training starts from.
+Start = Literal["scratch", "weights", "new ids", "lora"]
+
+
+def default_rates(hidden_size: int, start: Start) -> tuple[float, float]:
+    """Peaks of AdamW's and Muon's learning rates where none are given.
+
+    From scratch those that docs/notes.md found for a few million parameters. From weights a tenth, and AdamW's falls with the
+    width: 1e-3 to a width of 128, 3e-5 at 4096 (Touvron et al. 2023, "Llama 2", fine-tune with 2e-5). Where the weights
+    themselves stay as they are, ten times that: rows of new ids; and low-rank differences, up to 1e-3 (Hu et al. 2021, "LoRA",
+    take 2e-4; Schulman et al. 2025, "LoRA without regret", ten times the rate of whole matrices).
+    """
+    if start == "scratch":
+        return 1e-2, 0.02
+    widest = 1e-2 * min(1.0, 128 / hidden_size)
+    return {"weights": widest / 10, "new ids": widest, "lora": min(1e-3, widest)}[start], 0.002
+
+
 def build_optimizers(
     decoder: nn.Module,
     name: str,
@@ -91,14 +109,15 @@ def build_optimizers(
     weight_decay: float,
     muon_iterations: int = 5,
 ) -> list[torch.optim.Optimizer]:
-    """`muon`: Muon for the blocks' matrices and AdamW for embedding, head and norms; `adamw`: AdamW for all. Frozen ones are left out."""
+    """`muon`: Muon for the blocks' matrices and AdamW for embedding, head, norms and low-rank differences; `adamw`: AdamW for all.
+    Frozen ones are left out."""
     matrices, embeddings, vectors = [], [], []
     for full_name, p in decoder.named_parameters():
         if not p.requires_grad:
             continue
         if p.ndim < 2 or "norm" in full_name:  # the gains of each head's own norm are a matrix by shape only
             vectors.append(p)
-        elif "embed_" in full_name or "lm_head" in full_name or name == "adamw":
+        elif any(part in full_name for part in ("embed_", "lm_head", "lora_")) or name == "adamw":
             embeddings.append(p)
         else:
             matrices.append(p)

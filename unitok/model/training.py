@@ -22,9 +22,9 @@ from unitok.model.finetuning import choose_trained, start_decoder
 from unitok.model.health import NormWatch
 from unitok.model.lora import LowRank, add_lora
 from unitok.model.loss import Loss, next_id_loss
-from unitok.model.optim import build_optimizers
+from unitok.model.optim import Start, build_optimizers, default_rates
 from unitok.model.sharding import reshard, shard
-from unitok.training import TrainingShell, WeightAverage, check_same, warmup_linear
+from unitok.training import Sums, TrainingShell, WeightAverage, add_sums, check_same, warmup_linear
 
 log = logging.getLogger("unitok")
 SETTLED = 50  # steps after which the gradient's norm is known well enough to tell what is unusual
@@ -41,8 +41,9 @@ class DecoderTraining(TrainingShell):
         ids: its length in ids.
         optimizer: `muon` (Muon for the blocks' matrices, AdamW for the rest) or `adamw`.
         learning_rate: peak of AdamW. muon_rate: peak of Muon. Both are reached after `warmup_steps`, held for `hold` of
-            the run, and fall linearly to a fiftieth; the defaults are for a few million parameters and minutes (docs/notes.md),
-            larger presets have smaller ones. betas: AdamW's. weight_decay: on matrices.
+            the run, and fall linearly to a fiftieth. By default 1e-2 and 0.02, for a few million parameters and minutes
+            (docs/notes.md); larger presets have smaller ones. Where training starts from weights, a tenth and less
+            (`default_rates`). betas: AdamW's. weight_decay: on matrices.
         muon_iterations: of Newton-Schulz; where steps are small, as on a CPU, 3 of them pay.
         half_life: ids after which AdamW's second moment has forgotten half; sets the second of `betas` by the size of the
             batch (Marek et al. 2025, "Small batch size training for language models").
@@ -59,11 +60,12 @@ class DecoderTraining(TrainingShell):
             must be the data's, or the beginning of it: rows of new ids are then added.
         freeze: patterns of parameter names that are not trained, as in `model.layers.*`.
         only_new_ids: train only the rows of embedding and head that were added (Chern et al. 2024, "ANOLE").
-        lora: train low-rank differences of matrices alone (needs peft); a bundle takes the sums.
+        lora: train low-rank differences of matrices alone, with AdamW (needs peft); a bundle takes the sums.
         log_every: steps between two lines of the log.
     """
 
     kind = "decoder"
+    roots = ("log_normaliser",)
 
     def __init__(
         self,
@@ -72,8 +74,8 @@ class DecoderTraining(TrainingShell):
         minutes: float | None = None,
         ids: float | None = None,
         optimizer: Literal["muon", "adamw"] = "muon",
-        learning_rate: float = 1e-2,
-        muon_rate: float = 0.02,
+        learning_rate: float | None = None,
+        muon_rate: float | None = None,
         muon_iterations: int = 5,
         warmup_steps: int = 30,
         hold: float = 0.3,
@@ -95,7 +97,7 @@ class DecoderTraining(TrainingShell):
     ):
         super().__init__(steps, minutes, log_every, ids)
         self.config = decoder
-        self.optimizer_name, self.rate, self.muon_rate = optimizer, learning_rate, muon_rate
+        self.optimizer_name, self.given_rates = optimizer, (learning_rate, muon_rate)
         self.muon_iterations = muon_iterations
         self.warmup_steps, self.hold, self.betas = warmup_steps, hold, (betas[0], betas[1])
         self.weight_decay, self.clip, self.z_loss, self.loss_over = weight_decay, clip, z_loss, loss_over
@@ -149,6 +151,7 @@ class DecoderTraining(TrainingShell):
                 f"documents of up to {longest} ids, model.decoder.max_position_embeddings is {most}: raise it, or set "
                 f"data.max_length to {most} or less"
             )
+        self._set_rates()
         if self.lora is not None:
             add_lora(self.decoder, self.lora)
         choose_trained(self.decoder, self.frozen, new if self.only_new_ids else None)
@@ -163,6 +166,22 @@ class DecoderTraining(TrainingShell):
             for decoder in (self.decoder, self.average.model) if self.average else (self.decoder,):
                 shard(decoder, self.device_mesh)
         self.flops_an_id = count(self.config, training.mean_context).flops
+
+    def _set_rates(self) -> None:
+        """The learning rates that were given, or those that fit what training starts from."""
+        start: Start = "scratch" if not self.start_from else "new ids" if self.only_new_ids else "weights"
+        start = "lora" if self.lora is not None else start
+        usual = default_rates(self.config.hidden_size, start)
+        rates = [default if given is None else given for given, default in zip(self.given_rates, usual, strict=True)]
+        self.rate, self.muon_rate = rates
+        if start != "scratch" and self.trainer.is_global_zero:
+            muon = (
+                f", Muon {self.muon_rate:g} (usual: {usual[1]:g})"
+                if (self.optimizer_name, start) == ("muon", "weights")
+                else ""
+            )
+            what = {"weights": "a start from weights", "new ids": "new ids alone", "lora": "low-rank differences"}[start]
+            log.info("learning rates for %s: AdamW %.2g (usual: %.2g)%s", what, self.rate, usual[0], muon)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         decay = 0.0 if self.only_new_ids else self.weight_decay  # it would move the old rows, too
@@ -245,18 +264,18 @@ class DecoderTraining(TrainingShell):
         weight = batch["weights"].sum()
         if self.trainer.world_size > 1:
             weight = self.trainer.strategy.reduce(weight, reduce_op="mean")  # gradients are averaged over processes
-        found: dict[str, list[Tensor | float]] = {}
+        weight = weight.clamp_min(1.0)
+        sums: Sums = {}
         for number in range(self.accumulate):
             piece = {key: value[number :: self.accumulate] for key, value in batch.items()}
-            loss, logged = self.losses(piece, measure, weight)
+            loss, found = self.losses(piece, measure)
             if number < self.accumulate - 1:
-                loss.backward()  # kept in this process: DDP hears of the last one only
+                (loss / weight).backward()  # kept in this process: DDP hears of the last one only
             else:
-                self.manual_backward(loss)
-            for name, value in logged.items():
-                found.setdefault(name, []).append(value)
-        means = {name: sum(values) / len(values) for name, values in found.items()}
-        return means | {"loss": sum(found["loss"])}
+                self.manual_backward(loss / weight)
+            add_sums(sums, found)
+        total, _ = sums.pop("loss")
+        return {"loss": total / weight} | self.means(sums)
 
     def _accept(self, norm: float) -> bool:
         """Whether to learn from a batch with a gradient of that norm, which is the same in all processes."""
@@ -292,40 +311,37 @@ class DecoderTraining(TrainingShell):
     def restore_extra(self, extra: dict[str, Any]) -> None:
         self.usual_norm, self.skipped = extra.get("usual_norm", 0.0), extra.get("skipped", 0)
 
-    def losses(
-        self, batch: dict[str, Tensor], measure: bool = True, weight: Tensor | None = None
-    ) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """The loss, the mean over all positions that count (their sum over `weight`, if it is given); and what to log: with
-        `measure`, bits and accuracy by modality."""
+    def losses(self, batch: dict[str, Tensor], measure: bool = True) -> tuple[Tensor, Sums]:
+        """The sum of the losses of all positions, with the gradient; and sums of what to log: `loss`, of which forced ids are a
+        part (they are right for nothing), and with `measure` bits and accuracy by modality."""
         decoder = self.decoder if self.average is None or self.training else self.average.model
         with NormWatch(decoder, on=measure and self.training and not self.compiles) as watch:
             hidden = decoder.hidden(batch["ids"], batch["positions"], batch["documents"], batch["places"])
         kinds = None if self.loss_over == "all" else self.legal_sets
         found = next_id_loss(hidden, decoder.lm_head.weight, batch, kinds, self.z_loss, measure)
-        weight = batch["weights"].sum() if weight is None else weight  # forced ids count: they are right for nothing
-        loss = found.total / weight.clamp_min(1.0)
-        logged: dict[str, Tensor | float] = {"loss": loss.detach()}
-        return loss, logged | (self._by_modality(batch, found) | watch.found if measure else {})
+        sums: Sums = {"loss": (found.total.detach(), batch["weights"].sum())}
+        if measure:
+            sums |= self._by_modality(batch, found) | {name: (norm, 1.0) for name, norm in watch.found.items()}
+        return found.total, sums
 
-    def _by_modality(self, batch: dict[str, Tensor], found: Loss) -> dict[str, Tensor | float]:
-        """By modality and level bits an id, accuracy and root mean square of the log-normaliser; and the share of padding."""
-        out: dict[str, Tensor | float] = {}
+    def _by_modality(self, batch: dict[str, Tensor], found: Loss) -> Sums:
+        """By modality and level bits per id, accuracy and root mean square of the log-normaliser; and the share of padding."""
+        out: Sums = {}
         targets = batch["targets"].flatten()[found.index]
         for name, ranges in self.names.items():
             inside = torch.zeros_like(targets, dtype=torch.bool)
             for a, b in ranges:
                 inside |= (targets >= a) & (targets < b)
-            if inside.any():
-                out[f"bits_{name}"] = found.nll[inside].mean() / math.log(2)
-                out[f"accuracy_{name}"] = found.right[inside].float().mean()
-                out[f"log_normaliser_{name}"] = found.log_normaliser[inside].square().mean().sqrt()
-        return out | {"padding": (batch["documents"] < 0).float().mean()}
+            if count := int(inside.sum()):
+                out[f"bits_{name}"] = found.nll[inside].sum() / math.log(2), count
+                out[f"accuracy_{name}"] = found.right[inside].sum(), count
+                out[f"log_normaliser_{name}"] = found.log_normaliser[inside].square().sum(), count
+        empty = batch["documents"] < 0
+        rows = ~empty.all(1)  # a row without documents was made to have one
+        return out | {"padding": (empty[rows].sum(), empty[rows].numel())}
 
-    def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
-        """Loss, bits and accuracy, as in training, under names that begin with `val_`."""
-        _, logged = self.losses(batch)
+    def measure(self, batch: dict[str, Tensor], show: bool) -> Sums:
+        """Loss, bits and accuracy, as in training."""
+        _, sums = self.losses(batch)
         reshard(self.average.model if self.average else self.decoder)
-        for name, value in logged.items():
-            self.log(f"val_{name}", float(value), prog_bar=name == "loss", batch_size=batch["ids"].shape[0])
-
-    test_step = validation_step
+        return sums

@@ -25,7 +25,7 @@ from unitok.memory import keep_large_blocks
 from unitok.pretrained import load_part, load_state, part_folder, save_part, state_fingerprint
 from unitok.tokenizers.arguments import check_codes, check_samples, check_waveform
 from unitok.tokenizers.quantize import ResidualQuantizer
-from unitok.tokenizers.seanet import Conv, ConvTranspose, SEANetDecoder, SEANetEncoder, State, fold_weight_norm
+from unitok.tokenizers.seanet import Conv, ConvTranspose, SEANetDecoder, SEANetEncoder, State, fold_for_use
 
 #: A sound whose samples all stay below this (-80 dB) holds nothing.
 SILENCE = 1e-4
@@ -436,8 +436,8 @@ class AudioTokenizer(nn.Module):
     # ---- Folders -------------------------------------------------------------------------------------------------
 
     def for_use(self) -> "AudioTokenizer":
-        """Itself in eval mode, with weight norm folded into plain weights: the same codes, sooner."""
-        fold_weight_norm(self)
+        """Itself in eval mode, its weights plain and laid out for inference (`fold_for_use`): the same codes, sooner."""
+        fold_for_use(self)
         if self.config.norm == "weight_norm":
             self.config = replace(self.config, norm="none")
         return self.eval()

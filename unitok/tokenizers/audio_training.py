@@ -21,6 +21,7 @@ from unitok.tokenizers.discriminators import STFTDiscriminator
 from unitok.tokenizers.health import CodebookHealth
 from unitok.tokenizers.losses import mel_loss, spectral_loss
 from unitok.tokenizers.training_step import Losses, TokenizerTraining
+from unitok.training import Sums
 
 SHOWN_SOUNDS = 4
 
@@ -224,21 +225,21 @@ class AudioTokenizerTraining(TokenizerTraining):
                 logger.experiment.add_audio(name, heard.mean(0, keepdim=True), step, sample_rate=rate)
                 logger.experiment.add_image(f"{name}-spectrograms", (seen + 1) / 2, step)
 
-    def validation_step(self, samples: Tensor, batch_index: int) -> None:
-        """SI-SDR by number of levels."""
+    def measure(self, samples: Tensor, show: bool) -> Sums:
+        """SI-SDR of [B, C, T] by number of levels, and with all of them."""
         tokenizer = self.average.model if self.average else self.tokenizer
         if not self.quantizes_to_validate():
-            found = {"val_si_sdr_db": tokenizer(samples, quantize=False).samples}
+            found = {"si_sdr_db": tokenizer(samples, quantize=False).samples}
         else:
             codes = tokenizer.encode(samples)
             scales = tokenizer.scales(samples)
             levels = range(1, codes.shape[1] + 1)
-            found = {f"val_si_sdr_db_{k}": tokenizer.decode(codes[:, :k], samples.shape[-1], scales) for k in levels}
-            found["val_si_sdr_db"] = found[f"val_si_sdr_db_{levels[-1]}"]
-        for name, out in found.items():
-            value = scale_invariant_signal_distortion_ratio(out.float(), samples, zero_mean=True).clamp(-50, 100).mean()
-            self.log(name, value, prog_bar=name == "val_si_sdr_db", batch_size=len(samples), sync_dist=True)
-        if batch_index == 0 and self.trainer.is_global_zero:
-            self.show("validation", samples, found["val_si_sdr_db"], self.steps_done)
-
-    test_step = validation_step
+            by_level = {f"si_sdr_db_{k}": tokenizer.decode(codes[:, :k], samples.shape[-1], scales) for k in levels}
+            found = {"si_sdr_db": by_level[f"si_sdr_db_{levels[-1]}"]} | by_level
+        if show:
+            self.show("validation", samples, found["si_sdr_db"], self.steps_done)
+        quality = {
+            name: scale_invariant_signal_distortion_ratio(out.float(), samples, zero_mean=True).clamp(-50, 100)
+            for name, out in found.items()
+        }
+        return {name: (value.sum(), value.numel()) for name, value in quality.items()}

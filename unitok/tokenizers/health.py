@@ -53,14 +53,20 @@ class CodebookHealth:
             return []
         return [codebook_statistics(level, self.size) for level in torch.cat(self.recent).unbind(-1)]
 
-    def check(self, step: int) -> None:
-        """Warn, once, when two windows are full and a level uses too little of its codebook."""
-        if self.warned or self.seen < 2 * self.window:
+    def check(self, step: int, last: bool = False) -> None:
+        """Warn, once, when two windows are full and a level uses too little of its codebook. At the `last` step of a run that was
+        too short for it: when a batch uses less than half of that of what it could use."""
+        full = self.seen >= 2 * self.window
+        if self.warned or not self.recent or not (full or last):
             return
-        for level, found in enumerate(self.statistics()):
-            if found["use"] < self.alarm_below:
+        codes = torch.cat(self.recent) if full else self.recent[-1]
+        enough = self.alarm_below if full else self.alarm_below / 2 * min(1.0, len(codes) / self.size)
+        for level, row in enumerate(codes.unbind(-1)):
+            found = codebook_statistics(row, self.size)
+            if found["use"] < enough:
                 self.warned = True
                 log.warning(
-                    "step %d: only %.0f %% of codebook %d is in use (perplexity %.0f of %d); what helps: %s",
+                    "step %d: only %.0f %% of codebook %d is in use (perplexity %.0f of %d); what helps: data that is less alike, %s",
                     *(step, 100 * found["use"], level, found["perplexity"], self.size, REMEDIES[self.quantizer]),
                 )
+                return

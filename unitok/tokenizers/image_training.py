@@ -17,6 +17,7 @@ from unitok.tokenizers.image import ImageTokenizer, ImageTokenizerConfig
 from unitok.tokenizers.losses import adaptive_weight, gradient_loss
 from unitok.tokenizers.perceptual import Perceptual, PerceptualLoss, choose_perceptual
 from unitok.tokenizers.training_step import Losses, TokenizerTraining
+from unitok.training import Sums
 
 GRID_IMAGES = 8  # pictures in a grid of reconstructions
 
@@ -178,7 +179,7 @@ class ImageTokenizerTraining(TokenizerTraining):
         return {k: weights.get(k, 1.0) * v for k, v in losses.items() if weights.get(k, 1.0)}
 
     def quality(self, out: Tensor, target: Tensor) -> dict[str, Tensor]:
-        return {"psnr": -10 * torch.log10((out - target).square().mean() / 4)}
+        return {"psnr": _psnr((out - target).square().mean())}
 
     def adversarial_weight(self, losses: Losses, adversarial: Tensor) -> Tensor | float:
         if not self.gan.adaptive:
@@ -200,13 +201,15 @@ class ImageTokenizerTraining(TokenizerTraining):
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image(name, (grid + 1) / 2, step)
 
-    def validation_step(self, images: Tensor, batch_index: int) -> None:
+    def measure(self, images: Tensor, show: bool) -> Sums:
         """PSNR of [B, 3, H, W]."""
         tokenizer = self.average.model if self.average else self.tokenizer
-        out = tokenizer(images, quantize=self.quantizes_to_validate())
-        mse = (out.pixels.float() - images).square().mean(dim=(1, 2, 3)) / 4
-        self.log("val_psnr", (-10 * torch.log10(mse)).mean(), prog_bar=True, batch_size=len(images), sync_dist=True)
-        if batch_index == 0 and self.trainer.is_global_zero:
-            self.show("validation", images, out.pixels, self.steps_done)
+        pixels = tokenizer(images, quantize=self.quantizes_to_validate()).pixels.float()
+        if show:
+            self.show("validation", images, pixels, self.steps_done)
+        return {"psnr": (_psnr((pixels - images).square().mean(dim=(1, 2, 3))).sum(), len(images))}
 
-    test_step = validation_step
+
+def _psnr(error: Tensor) -> Tensor:
+    """Mean squared errors of values in [-1, 1] -> dB, 100 at most."""
+    return -10 * torch.log10((error / 4).clamp_min(1e-10))

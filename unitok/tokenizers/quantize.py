@@ -100,12 +100,11 @@ def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
     return torch.cat(parts).reshape(vectors.shape[:-1])
 
 
-def kmeans(vectors: Tensor, size: int, iterations: int = 10, normalise: bool = False) -> tuple[Tensor, Tensor]:
+def kmeans(
+    vectors: Tensor, size: int, generator: torch.Generator | None = None, iterations: int = 10, normalise: bool = False
+) -> tuple[Tensor, Tensor]:
     """Lloyd's algorithm: vectors [N, d] -> centres [size, d] and how many vectors each has. Draws the first centres at random."""
-    chosen = torch.randperm(len(vectors), device=vectors.device)[:size]
-    if len(vectors) < size:
-        chosen = torch.randint(len(vectors), (size,), device=vectors.device)
-    centres = vectors[chosen]
+    centres = _draw(vectors, size, generator)
     counts = centres.new_ones(size)
     for _ in range(iterations):
         sums, counts = _sums(vectors, nearest(vectors, centres), size)
@@ -113,6 +112,19 @@ def kmeans(vectors: Tensor, size: int, iterations: int = 10, normalise: bool = F
         means = F.normalize(means, dim=-1) if normalise else means
         centres = torch.where(counts[:, None] > 0, means, centres)
     return centres, counts
+
+
+def _draw(vectors: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
+    """Some of the vectors [N, d] at random, [count, d]; no one twice, unless there are fewer."""
+    n = len(vectors)
+    chosen = torch.randperm(n, generator=generator, device=vectors.device)[:count]
+    if n < count:
+        chosen = torch.randint(n, (count,), generator=generator, device=vectors.device)
+    return vectors[chosen]
+
+
+def _generator(seed: int, device: torch.device) -> torch.Generator:
+    return torch.Generator(device).manual_seed(seed)
 
 
 def _sums(vectors: Tensor, codes: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -128,7 +140,7 @@ def make_codebook(dim: int, size: int, normalise: bool) -> VectorQuantize:
         codebook_size=size,
         use_cosine_sim=normalise,
         kmeans_init=True,
-        threshold_ema_dead_code=1,  # set by every update
+        threshold_ema_dead_code=0,  # `update_codebook` revives
         rotation_trick=False,
         sync_codebook=False,
     )
@@ -146,9 +158,8 @@ def set_codebook(quantize: VectorQuantize, codes: Tensor, counts: Tensor | None 
 
 def start_codebook(quantize: VectorQuantize, vectors: Tensor, seed: int) -> None:
     """Begin a codebook, by k-means, from vectors [N, dim]."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        centres, counts = kmeans(vectors, quantize.codebook_size, normalise=quantize.use_cosine_sim)
+    generator = _generator(seed, vectors.device)
+    centres, counts = kmeans(vectors, quantize.codebook_size, generator, normalise=quantize.use_cosine_sim)
     set_codebook(quantize, centres, counts)
 
 
@@ -160,14 +171,15 @@ def update_codebook(quantize: VectorQuantize, vectors: Tensor, codes: Tensor, de
     book.cluster_size.lerp_(counts[None], 1 - decay)
     book.embed_avg.lerp_(sums[None], 1 - decay)
     book.update_ema()
-    # A revived code starts at uniform use; with the library's default it would be dead again on the next step.
-    book.reset_cluster_size = len(vectors) / size
-    book.threshold_ema_dead_code = DEAD_BELOW * book.reset_cluster_size
-    dead = int((book.cluster_size < book.threshold_ema_dead_code).sum())
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        book.expire_codes_(vectors[None])
-    return min(dead, len(vectors))
+    uniform = len(vectors) / size  # where a revived code starts: with less it would be dead again on the next step
+    dead = (book.cluster_size[0] < DEAD_BELOW * uniform).nonzero().flatten()
+    generator = _generator(seed, vectors.device)
+    if len(dead) > len(vectors):  # the others' turn comes: a code twice would help nobody
+        dead = dead[torch.randperm(len(dead), generator=generator, device=dead.device)[: len(vectors)]]
+    drawn = _draw(vectors, len(dead), generator)
+    drawn = F.normalize(drawn, dim=-1) if quantize.use_cosine_sim else drawn
+    book.embed[0, dead], book.cluster_size[0, dead], book.embed_avg[0, dead] = drawn, uniform, drawn * uniform
+    return len(dead)
 
 
 class VectorQuantizer(Quantizer):

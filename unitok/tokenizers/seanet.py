@@ -9,8 +9,8 @@ At full rate SEANet spends nearly all its time on few channels; behind the stem 
 rates, which is what lets a codec learn in minutes on two cores (docs/notes.md).
 
 Causal networks also run piece by piece (`stream`): each layer keeps the end of what it has heard in a `State`, and the
-pieces' outputs, one after the other, are the whole's output. Weight norm is a matter of training: `fold_weight_norm`
-turns it into plain weights.
+pieces' outputs, one after the other, are the whole's output. Weight norm is a matter of training: `fold_for_use` turns it
+into plain weights, and every weight into the layout that inference wants. There is one copy of each, so none can be stale.
 Source: Defossez et al. 2022, "High Fidelity Neural Audio Compression"; encodec:encodec/modules/seanet.py.
 """
 
@@ -28,14 +28,17 @@ from torch.nn.utils.parametrizations import weight_norm
 State: TypeAlias = dict[nn.Module, Any]
 
 
-def fold_weight_norm(network: nn.Module) -> None:
-    """Replace normed weights by plain ones of the same values, in place, laid out as `_channels_last` wants them."""
-    for module in network.modules():
+def fold_for_use(network: nn.Module) -> None:
+    """Replace the layers' weights, in place, by plain ones of the same values that are laid out for inference: weight norm is
+    multiplied in, kernels lie as `_channels_last` wants them, transposed convolutions become `FrameConvolution`s."""
+    for module in list(network.modules()):
         if parametrize.is_parametrized(module):
             for name in list(module.parametrizations):  # type: ignore[arg-type]
                 parametrize.remove_parametrizations(module, name, leave_parametrized=True)
         if isinstance(module, nn.Conv1d):
             module.weight.data = _last(module.weight.data)
+        elif isinstance(module, ConvTranspose) and isinstance(module.convtr.convtr, nn.ConvTranspose1d):
+            module.convtr.convtr = FrameConvolution(module.convtr.convtr)
 
 
 def _last(x: Tensor) -> Tensor:
@@ -123,25 +126,65 @@ def _pad(x: Tensor, left: int, right: int, mode: str) -> Tensor:
     return padded[..., : padded.shape[-1] - short]
 
 
+class FrameConvolution(nn.Module):
+    """A transposed convolution whose kernel is twice its stride, as an ordinary one over two frames that gives `stride` samples
+    at once, which saves the adding up of overlaps.
+
+    Under its own layout [stride * o, i, 1, 2] it holds the weights of `layer`, [i, o, 2 * stride]; `state_dict` and
+    `load_state_dict` speak of those, under their names.
+    """
+
+    def __init__(self, layer: nn.ConvTranspose1d):
+        super().__init__()
+        assert layer.bias is not None
+        self.stride = layer.stride[0]
+        self.kernel, self.bias = nn.Parameter(_as_frames(layer.weight.detach())), nn.Parameter(layer.bias.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, i, 1 + n] -> the samples of the last n frames, [B, o, n * stride]."""
+        return _over_frames(x, self.kernel, self.bias, self.stride)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        weight = rearrange(self.kernel.flip(-1), "(s o) i 1 tap -> i o (tap s)", s=self.stride).contiguous()
+        destination[f"{prefix}weight"] = weight if keep_vars else weight.detach()
+        destination[f"{prefix}bias"] = self.bias if keep_vars else self.bias.detach()
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
+        own = dict(state_dict)
+        if f"{prefix}weight" in own:
+            own[f"{prefix}kernel"] = _as_frames(own.pop(f"{prefix}weight"))
+        super()._load_from_state_dict(own, prefix, *others)
+
+
+def _as_frames(weight: Tensor) -> Tensor:
+    """[i, o, 2 * stride] of a transposed convolution -> [stride * o, i, 1, 2] of an ordinary one over two frames."""
+    taps = rearrange(weight, "i o (tap s) -> (s o) i 1 tap", tap=2).flip(-1)
+    return taps.contiguous(memory_format=torch.channels_last)
+
+
+def _over_frames(x: Tensor, kernel: Tensor, bias: Tensor, stride: int) -> Tensor:
+    """[B, i, 1 + n] -> the samples of the last n frames, [B, o, n * stride]."""
+    y = F.conv2d(x.unsqueeze(2), kernel, bias.repeat(stride)).squeeze(2)
+    return rearrange(y, "b (s o) n -> b o (n s)", s=stride)
+
+
 class ConvTranspose(nn.Module):
     """Transposed convolution, of a kernel of twice its stride, that gives exactly T * stride samples.
 
-    Each frame's samples come from it and the frame before it alone. Without gradients that is how they are computed: by
-    an ordinary convolution over two frames that gives `stride` samples at once, which saves the adding up of overlaps.
+    Each frame's samples come from it and the frame before it alone, which is how a stream, and `FrameConvolution`, makes them.
     """
 
     def __init__(self, i: int, o: int, stride: int, causal: bool, norm: str):
         super().__init__()
         self.convtr = _Wrapped("convtr", nn.ConvTranspose1d(i, o, 2 * stride, stride=stride), o, norm)
         self.channels, self.stride, self.causal = o, stride, causal
-        self._ready: tuple[Any, Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         right = self.stride if self.causal else self.stride // 2  # samples that are cut there
-        if torch.is_grad_enabled():
-            y: Tensor = self.convtr.norm(self.convtr.convtr(x))  # type: ignore[operator]
-        else:
-            y = self.convtr.norm(self._frames(_pad(x, 1, 1, "constant")))  # type: ignore[operator]
+        layer: Any = self.convtr.convtr
+        y: Tensor = self.convtr.norm(  # type: ignore[operator]
+            layer(_pad(x, 1, 1, "constant") if isinstance(layer, FrameConvolution) else x)
+        )
         return y[..., self.stride - right : y.shape[-1] - right]
 
     def stream(self, x: Tensor, state: State, last: bool) -> Tensor:
@@ -150,24 +193,10 @@ class ConvTranspose(nn.Module):
             return x.new_zeros(x.shape[0], self.channels, 0)
         x = torch.cat([state[self], x], -1) if self in state else _pad(x, 1, 0, "constant")
         state[self] = x[..., -1:].clone()
-        return self._frames(x)
-
-    def _frames(self, x: Tensor) -> Tensor:
-        """[B, i, 1 + n] -> the samples of the last n frames, [B, o, n * stride]."""
-        kernel, bias = self._kernel()
-        y = F.conv2d(x.unsqueeze(2), kernel, bias).squeeze(2)
-        return rearrange(y, "b (s o) n -> b o (n s)", s=self.stride)
-
-    def _kernel(self) -> tuple[Tensor, Tensor]:
-        """The weights as those of an ordinary convolution, [stride * o, i, 1, 2]; kept until they change."""
         layer: Any = self.convtr.convtr
-        weight = layer.weight
-        mark = (weight.data_ptr(), weight._version, weight.device, weight.dtype)
-        if self._ready is None or self._ready[0] != mark or not isinstance(weight, nn.Parameter):
-            taps = rearrange(weight.detach(), "i o (tap s) -> (s o) i 1 tap", tap=2).flip(-1)
-            kernel = taps.contiguous(memory_format=torch.channels_last)
-            self._ready = (mark, kernel, layer.bias.detach().repeat(self.stride))
-        return self._ready[1], self._ready[2]
+        if isinstance(layer, FrameConvolution):
+            return layer(x)
+        return _over_frames(x, _as_frames(layer.weight), layer.bias, self.stride)
 
 
 class ResnetBlock(nn.Module):
