@@ -62,7 +62,7 @@ def write_bundle(folder: Path, kind: str, config: str) -> None:
     part = tokenizer_of(kind, config)
     part.save_pretrained(folder.with_name("part"))  # and read again: a saved codec has its weight norm folded in
     parts = {"text": text, kind: type(part).from_pretrained(folder.with_name("part"))}
-    Unitok(build_vocab(**parts), **parts).save_pretrained(folder)
+    Unitok(build_vocab(**parts), **parts).save_pretrained(folder, overwrite=True)
 
 
 def write_files(folder: Path, kind: str, count: int, size: int, rate: int) -> None:

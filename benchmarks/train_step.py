@@ -63,7 +63,7 @@ def make_tokens(work: Path) -> Path:
         width = part.config.z_channels if name == "image" else part.config.dimension
         part.quantizer.start(part.quantizer.pass_through(torch.randn(4, 512, width)).low)
         parts[name] = part.eval()
-    Unitok(build_vocab(**parts), **parts).save_pretrained(work / "bundle")
+    Unitok(build_vocab(**parts), **parts).save_pretrained(work / "bundle", overwrite=True)
     unitok("tokenize", str(work / "scenes"), str(tokens), "--bundle", str(work / "bundle"))
     return tokens
 

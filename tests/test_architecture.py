@@ -17,6 +17,7 @@ LANGUAGE = ("unitok.document", "unitok.ranges", "unitok.vocab", "unitok.grammar"
 #: named behind it. What stands in no room is an error, so that a new file gets its place here.
 HOUSE: dict[str, tuple[str, ...]] = {
     "unitok.errors": (),
+    "unitok.page": (),
     "unitok.memory": (),
     "unitok.hardware": (),
     "unitok.checkpoints": (),

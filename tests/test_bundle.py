@@ -1,14 +1,21 @@
-"""Promises of bundles: parts join and are added, old ids never move, what does not belong together is refused."""
+"""Promises of bundles: parts join and are added, old ids never move, what does not belong together is refused, nothing is lost."""
 
+import errno
+import json
+import os
 import shutil
+import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from unitok.bundle import Unitok, make_bundle
+from unitok.bundle import Unitok, make_bundle, make_untrained
+from unitok.cli import main
 from unitok.errors import UserError
-from unitok.tokenizers import ImageTokenizer
+from unitok.pretrained import kind_of, settle, whole_folder
+from unitok.tokenizers import ImageTokenizer, TextTokenizer
 
 
 def test_parts_are_added_without_moving_an_old_id(bundle_folder, tmp_path):
@@ -26,12 +33,12 @@ def test_a_decoder_does_not_outlive_the_tokenizers_it_was_trained_for(bundle_fol
     with torch.no_grad():
         other.image.encoder.conv_in.weight += 1
     other.image.save_pretrained(tmp_path / "image")
-    with pytest.raises(UserError, match="the vocabularies differ in image"):
+    with pytest.raises(UserError, match="trained with another image tokenizer"):
         make_bundle(tmp_path / "b", {"image": tmp_path / "image"})
     larger = ImageTokenizer(replace(other.image.config, codebook_size=128))
     larger.quantizer.set_codebook(torch.randn(128, 8))
     larger.save_pretrained(tmp_path / "larger")
-    with pytest.raises(UserError, match=r"the decoder has \d+ ids, the vocabulary \d+"):
+    with pytest.raises(UserError, match="trained with another image tokenizer"):
         make_bundle(tmp_path / "b", {"image": tmp_path / "larger"})
     Unitok.from_pretrained(tmp_path / "b")  # as it was
     with pytest.raises(UserError, match="the vocabularies differ in image"):
@@ -69,3 +76,180 @@ def test_names_of_files_with_dots_keep_their_captions(bundle_folder, tmp_path):
     (tmp_path / "photo.txt").write_text("another text")
     found = {raw.id: [p.text for p in raw.content if p.type == "text"] for raw in read_source(tmp_path)}
     assert found == {"photo.v1.png": ["this is photo.v1"], "photo.v2.png": ["this is photo.v2"], "photo.txt": ["another text"]}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {f.relative_to(folder).as_posix(): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+def refused(capsys, *arguments: object) -> str:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2
+    return line
+
+
+@pytest.fixture
+def owned(bundle_folder, tmp_path):
+    """A bundle with files of its user's, and neighbours with names that a program might take for its own."""
+    shutil.copytree(bundle_folder, tmp_path / "b")
+    for name in (
+        "b/README.md",
+        "b/.card",
+        "b/model/notes.txt",
+        "b/samples/1.png",
+        "b/tokenizers/text/corpus.txt",
+        "b.old/x",
+        "b.partial/x",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "b" / "link").symlink_to("samples")
+    (tmp_path / "corpus.txt").write_text("a small text\n" * 9)
+    return tmp_path
+
+
+def test_no_command_replaces_what_another_made(owned, tiny, monkeypatch, capsys):
+    monkeypatch.setattr("unitok.interop.import_checkpoint", lambda *_: tiny.model)
+    monkeypatch.setattr("unitok.interop.describe", lambda _: "a decoder")
+    monkeypatch.chdir(owned)
+    u = Unitok.from_pretrained("b")
+    with torch.no_grad():
+        u.model.lm_head.weight += 1  # it has been trained
+    with pytest.raises(UserError, match=r"holds a bundle \(text, image, audio, model\)"):
+        u.save_pretrained("b")
+    u.save_pretrained("b", overwrite=True)
+    before = contents(owned)
+    bundle = "b: holds a bundle (text, image, audio, model)"
+    assert bundle in refused(capsys, "train-text", "corpus.txt", "--out", "b")
+    assert bundle in refused(capsys, "import", "hf-llama", "corpus.txt", "b")
+    assert bundle in refused(capsys, "export", "hf-qwen3", "b", "b")
+    assert bundle in refused(capsys, "bundle", "b", "--untrained", "tiny")
+    assert bundle in refused(capsys, "sample", "--bundle", "b", "--text", "x", "--out", "b")
+    assert bundle in refused(capsys, "eval", "image-tokenizer", "b", "b/samples", "--out", "b")
+    assert "no scenes" in refused(capsys, "scenes", "b", "--count", "1")
+    assert "a text tokenizer of the bundle" in refused(capsys, "train-text", "corpus.txt", "--out", "b/tokenizers/text")
+    assert "a decoder of the bundle" in refused(capsys, "import", "hf-llama", "corpus.txt", "b/model")
+    (owned / "theirs").mkdir()
+    for name, text in {"bundle.json": '{"version": 1, "entry": "a.js"}', "config.json": '{"model_type": "unitok"}'}.items():
+        (owned / "theirs" / name).write_text(text)
+        before[f"theirs/{name}"] = text.encode()
+    assert "files that unitok did not make" in refused(capsys, "bundle", "theirs", "--untrained", "tiny")
+    assert "files that unitok did not make" in refused(capsys, "train-text", "corpus.txt", "--out", "theirs")
+    assert contents(owned) == before
+
+
+def test_a_command_replaces_its_own_and_with_overwrite_anything(owned, capsys):
+    out, corpus = owned / "text", owned / "corpus.txt"
+    main(["train-text", str(corpus), "--out", str(out), "--size", "300"])
+    (out / "mine.txt").write_text("mine")
+    first = TextTokenizer.from_pretrained(out).fingerprint()
+    corpus.write_text("other words than those\n" * 9)
+    main(["train-text", str(corpus), "--out", str(out), "--size", "300"])
+    assert TextTokenizer.from_pretrained(out).fingerprint() != first
+    assert (out / "mine.txt").read_text() == "mine"
+    main(["train-text", str(corpus), "--out", str(owned / "b"), "--size", "300", "--overwrite"])
+    assert kind_of(owned / "b") == "text tokenizer"
+    assert not (owned / "b" / "README.md").exists()
+    (out / "config.json").write_text(
+        json.dumps({"unitok": 1, "architectures": ["Qwen3ForCausalLM"], "transformers_version": "5"})
+    )
+    assert kind_of(out) == ""  # trained on in another program since it was exported
+    assert "files that unitok did not make" in refused(capsys, "train-text", corpus, "--out", out)
+
+
+def test_adding_to_a_bundle_keeps_the_files_of_others_in_it(owned, bundle_folder):
+    theirs = {name: data for name, data in contents(owned / "b").items() if name not in contents(bundle_folder)}
+    assert len(theirs) == 5
+    make_bundle(owned / "b", {"model": bundle_folder})
+    made = contents(owned / "b")
+    assert {name: made[name] for name in theirs} == theirs
+    assert made.keys() - theirs.keys() == contents(bundle_folder).keys()
+    assert os.readlink(owned / "b" / "link") == "samples"
+    make_untrained(owned / "b")  # the same again: nothing is lost
+    assert contents(owned / "b") == made
+    assert sorted(f.name for f in owned.iterdir()) == ["b", "b.old", "b.partial", "corpus.txt"]
+
+
+def test_overwriting_leaves_out_a_decoder_that_lost_its_tokenizer(owned):
+    u = Unitok.from_pretrained(owned / "b")
+    with torch.no_grad():
+        u.image.encoder.conv_in.weight += 1
+    u.image.save_pretrained(owned / "image")
+    with pytest.raises(UserError, match="trained with another image tokenizer; choose another folder, or overwrite"):
+        make_bundle(owned / "b", {"image": owned / "image"})
+    made = make_bundle(owned / "b", {"image": owned / "image"}, overwrite=True)
+    assert made.model is None
+    assert made.text is not None
+    assert (owned / "b" / "README.md").exists()
+
+
+def test_a_kill_at_any_moment_of_replacing_a_folder_is_mended_by_who_looks_next(bundle_folder, tmp_path):
+    here, more = tmp_path / "b", contents(bundle_folder)
+
+    def killed_at(moment: int) -> bool:
+        """Replace the bundle in a process that ends without a word before or after its n-th renaming."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the child runs nothing that threads could hold
+            child = os.fork()
+        if child:
+            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+        calls, rename = [], os.rename
+
+        def dying(*names):
+            calls.append(names)
+            if moment == 2 * len(calls) - 1:
+                os._exit(9)
+            rename(*names)
+            if moment == 2 * len(calls):
+                os._exit(9)
+
+        os.rename = dying
+        with whole_folder(here, "bundle", overwrite=True) as new:
+            shutil.copytree(bundle_folder, new, dirs_exist_ok=True)
+            (new / "vocab.json").write_bytes(more["vocab.json"] + b" ")
+        os._exit(0)
+
+    moments = 0
+    while True:
+        shutil.rmtree(here, ignore_errors=True)
+        shutil.copytree(bundle_folder, here)
+        (here / "mine.txt").write_text("mine")
+        if not killed_at(moments + 1):
+            break
+        moments += 1
+        if moments % 2:
+            Unitok.from_pretrained(here, parts=("text",))  # a reader
+        else:
+            settle(here)
+        found = contents(here)
+        assert found.pop("mine.txt") == b"mine"
+        assert found in (more, more | {"vocab.json": more["vocab.json"] + b" "})
+        assert not killed_at(0)  # and the next writer
+        assert sorted(f.name for f in tmp_path.iterdir()) == ["b"]
+    assert moments == 6
+
+
+def test_two_commands_never_write_one_folder_at_once_and_a_full_disk_changes_nothing(tmp_path):
+    with whole_folder(tmp_path / "b", "decoder") as new:
+        (new / "config.json").write_text("{}")
+        with pytest.raises(UserError, match="another command is writing it"), whole_folder(tmp_path / "b", "decoder"):
+            pass
+    assert contents(tmp_path / "b") == {"config.json": b"{}"}
+    full = pytest.raises(UserError, match="No space left on device; it is as it was")
+    with full, whole_folder(tmp_path / "b", "decoder", overwrite=True) as new:
+        (new / "config.json").write_text("half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert contents(tmp_path) == {"b/config.json": b"{}"}
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "{}", '{"version": 9, "parts": []}', '{"version": 1, "parts": ["smell"]}', "[" * 100_000, '{"version": 1, "parts": 3}'])  # fmt: skip
+def test_a_bundle_json_that_is_none_is_one_line(owned, capsys, content):
+    (owned / "b" / "bundle.json").write_text(content)
+    line = refused(capsys, "sample", "--bundle", owned / "b", "--text", "x", "--out", owned / "out")
+    assert str(owned / "b") in line
+    (owned / "b" / "tokenizers" / "image" / "config.json").write_text(content)
+    with pytest.raises(UserError, match="config.json"):
+        ImageTokenizer.from_pretrained(owned / "b" / "tokenizers" / "image")

@@ -247,7 +247,7 @@ BLOCKS: dict[str, list[Callable[[str], None]]] = {
     "docs/decoder.md": [shell],
     "docs/design.md": [tree],
     "docs/fine-tuning.md": [shell],
-    "docs/generation.md": [shell, python, in_transformers],
+    "docs/generation.md": [shell, python, python, in_transformers],
     "docs/tokenizers.md": [imports, imports, shell],
     "docs/training.md": [shell, shell, shell, shell],
 }

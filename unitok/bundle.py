@@ -7,13 +7,13 @@ Any part may be missing: with tokenizers alone a bundle tokenizes, with a decode
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unitok.document import Document, Part, RawDocument, Segment
-from unitok.errors import UserError, read_json
-from unitok.pretrained import begin_folder, check_replaceable, load_state, make_config, replace_folder
+from unitok.errors import UserError, first_line, read_json
+from unitok.pretrained import check_replaceable, kind_of, load_state, make_config, settle, whole_folder
 from unitok.vocab import Vocab
 
 if TYPE_CHECKING:
@@ -59,23 +59,32 @@ class Unitok:
     def from_pretrained(cls, path: str | Path, device: str = "cpu", parts: Sequence[str] = (*TOKENIZERS, "model")) -> "Unitok":
         """Read a bundle, in eval mode; `parts` limits what is loaded. Errors: `UserError` naming what is wrong."""
         path = Path(path)
-        info = read_json(path / "bundle.json", "make a bundle with `unitok bundle`")
-        if info.get("version") != VERSION:
-            raise UserError(f"{path}: a bundle of version {info.get('version')}; this unitok reads version {VERSION}")
+        settle(path)
+        info = read_json(path / "bundle.json", "make a bundle with `unitok bundle`", "version", "parts")
+        if info["version"] != VERSION:
+            raise UserError(f"{path}: a bundle of version {info['version']}; this unitok reads version {VERSION}")
+        for where, names in (
+            ("parts", [parts] if isinstance(parts, str) else parts),
+            (f"{path / 'bundle.json'}", info["parts"]),
+        ):
+            if not isinstance(names, list | tuple) or any(name not in (*TOKENIZERS, "model") for name in names):
+                raise UserError(f"{where}: {names!r}; parts are text, image, audio and model")
         wanted = [name for name in info["parts"] if name in parts]
         loaded = {name: _part_class(name).from_pretrained(path, device=device) for name in wanted}
         return cls(Vocab.load(path / "vocab.json"), **loaded)
 
-    def save_pretrained(self, path: str | Path) -> None:
-        """Write a bundle, whole or not at all. Inverse of `from_pretrained`."""
-        path = Path(path)
-        partial = begin_folder(path)
+    def save_pretrained(self, path: str | Path, overwrite: bool = False) -> None:
+        """Write a bundle, whole or not at all. Inverse of `from_pretrained`.
+
+        Another bundle, or anything else, that lies at `path` is replaced only with `overwrite`; files in a bundle that unitok did
+        not write stay. Errors: `UserError` that names what lies there.
+        """
         present = [name for name in (*TOKENIZERS, "model") if getattr(self, name) is not None]
-        for name in present:
-            getattr(self, name).save_pretrained(partial / ("model" if name == "model" else f"tokenizers/{name}"))
-        self.vocab.save(partial / "vocab.json")
-        (partial / "bundle.json").write_text(json.dumps({"version": VERSION, "parts": present}, indent=1) + "\n")
-        replace_folder(partial, path)
+        with whole_folder(path, "bundle", overwrite) as partial:
+            for name in present:
+                getattr(self, name).save_pretrained(partial / ("model" if name == "model" else f"tokenizers/{name}"))
+            self.vocab.save(partial / "vocab.json")
+            (partial / "bundle.json").write_text(json.dumps({"version": VERSION, "parts": present}, indent=1) + "\n")
 
     def need(self, name: str) -> Any:
         """A part that must be there; errors: `UserError` saying how to add it."""
@@ -89,56 +98,77 @@ class Unitok:
 
     def read_part(self, part: PromptPart, role: str = "none", loss: bool = True) -> list[Segment]:
         """One piece of a prompt -> its segments (a Document may hold several)."""
-        from unitok.data.media import sniff
+        from PIL.Image import Image as PILImage
+
+        from unitok.sample import prompts
 
         if isinstance(part, Document):
             return list(part.segments)
+        if isinstance(part, RawDocument):
+            return list(self.read_raw(part).segments)
         if isinstance(part, str):
             if not part:
                 raise UserError("an empty text in the prompt; leave it out")
+            prompts.hint_at_file(part)
             return [Segment("text", self.need("text").encode(part), role, loss)]
         if isinstance(part, Path):
-            if not part.exists():
-                raise UserError(f"{part}: no such file")
-            kind = sniff(part)
-            if kind not in ("image", "audio"):
-                raise UserError(f"{part}: neither an image nor a sound")
-            codes, size = self.need(kind).encode_file(part)
-            return [Segment(kind, codes.cpu().numpy(), role, loss, str(part), size)]
-        if isinstance(part, tuple):
-            samples, rate = part
-            return [self._read_sound(samples, rate, role, loss)]
-        return [self._read_picture(part, role, loss)]
+            return [self._read_file(part, role, loss)]
+        if isinstance(part, PILImage):
+            return [self._read_picture(part, role, loss)]
+        if isinstance(part, tuple) and len(part) == 2:
+            return [self._read_sound(*part, role, loss)]
+        raise prompts.refuse(part)
+
+    def _read_file(self, path: Path, role: str, loss: bool, kind: str = "") -> Segment:
+        """An image or sound; kind: which of them it is to be, where that was said. Errors: `UserError`."""
+        from unitok.data.media import sniff
+        from unitok.sample.prompts import ReadFile
+
+        if not path.is_file():
+            raise UserError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
+        found = sniff(path)
+        if found not in ("image", "audio"):
+            raise UserError(f"{path}: neither an image nor a sound")
+        if found != (kind or found):
+            raise UserError(f"{path}: the part's type is {kind}, the file is {found}; give the type that it has")
+        codes, size = self.need(found).encode_file(path)
+        return Segment(found, codes.cpu().numpy(), role, loss, ReadFile(path), size)
 
     def _read_picture(self, image: "Image", role: str, loss: bool) -> Segment:
-        from PIL.Image import Image as PILImage
-
-        if not isinstance(image, PILImage):
-            raise UserError(
-                f"a prompt's part is str, Path, PIL.Image, (waveform [C, T], Hz) or Document, not {type(image).__name__}"
-            )
         tokenizer = self.need("image")
-        pixels = tokenizer.prepare(image)
+        try:
+            pixels = tokenizer.prepare(image)
+        except (OSError, SyntaxError) as error:  # Pillow reads a file's pixels only now
+            raise UserError(f"a prompt's image: cannot be read ({first_line(error)}); replace it or leave it out") from None
         codes = tokenizer.encode(pixels[None])[0].cpu().numpy()
         return Segment("image", codes, role, loss, size=(pixels.shape[1], pixels.shape[2]))
 
     def _read_sound(self, samples: "Tensor", rate: int, role: str, loss: bool) -> Segment:
-        import torch
-
         tokenizer = self.need("audio")
-        wave = tokenizer.prepare(torch.as_tensor(samples).float(), rate)
+        wave = tokenizer.prepare(samples, rate, "a prompt's sound")
         codes = tokenizer.encode(wave[None])[0].cpu().numpy()
         return Segment("audio", codes, role, loss, size=tokenizer.size(wave))
 
-    def read_prompt(self, parts: Sequence[PromptPart]) -> Document:
-        """A prompt's parts -> a Document."""
+    def read_prompt(self, parts: PromptPart | Sequence[PromptPart]) -> Document:
+        """A prompt's part, or its parts -> a Document."""
+        from unitok.sample.prompts import batch_of
+
+        batch = batch_of(parts)
+        if len(batch) != 1:
+            raise UserError(f"prompt: {len(batch)} lists of parts; read one after the other")
+        return self._document(batch[0])
+
+    def _document(self, parts: list[PromptPart]) -> Document:
         return Document(tuple(segment for part in parts for segment in self.read_part(part)))
 
     def read_raw(self, raw: RawDocument) -> Document:
-        """A raw document (its files are read now) -> a Document."""
+        """A raw document (its files are read now) -> a Document. Errors: `UserError` for a file of another type than its part's."""
         segments: list[Segment] = []
         for part in raw.content:
-            segments += self.read_part(part.text if part.path is None else part.path, part.role, part.loss)
+            if part.path is None:
+                segments += self.read_part(part.text, part.role, part.loss)
+            else:
+                segments.append(self._read_file(part.path, part.role, part.loss, part.type))
         return Document(tuple(segments), raw.id)
 
     def decode_segment(self, segment: Segment) -> Any:
@@ -154,13 +184,16 @@ class Unitok:
             return pixels[:, :height, :width]
         return self.need("audio").restore(codes, segment.size).cpu()
 
-    def write_document(self, document: Document, folder: Path, name: str) -> RawDocument:
-        """Decode a Document into files `folder/NAME-0.png`, …; -> the raw document that names them."""
+    def write_document(self, document: Document, folder: Path, name: str, contents: list[Any] | None = None) -> RawDocument:
+        """Decode a Document into files `folder/NAME-0.png`, …; -> the raw document that names them.
+
+        contents: its segments, where they have been decoded already.
+        """
         from unitok.data.media import save_audio, save_image
 
         parts = []
         for i, segment in enumerate(document.segments):
-            content = self.decode_segment(segment)
+            content = self.decode_segment(segment) if contents is None else contents[i]
             if segment.modality == "text":
                 parts.append(Part("text", text=content, role=segment.role, loss=segment.loss))
                 continue
@@ -176,32 +209,36 @@ class Unitok:
 
     def generate(
         self,
-        prompt: Sequence[PromptPart] | Sequence[Sequence[PromptPart]],
-        want: str = "free",
+        prompt: PromptPart | Sequence[PromptPart] | Sequence[Sequence[PromptPart]],
+        want: str | Sequence[str] = "free",
         n: int = 1,
         seed: int = 0,
         max_ids: int = 512,
-        settings: dict[str, Any] | None = None,
+        settings: Any = None,
         batch_size: int = 64,
         progress: bool = False,
-        negative: Sequence[PromptPart] | None = None,
+        negative: PromptPart | Sequence[PromptPart] | None = None,
         **more: Any,
     ) -> "list[Output]":
         """Continue prompts.
 
         Args:
-            prompt: the parts of one prompt, or a list of such lists for a batch. A part is str (text), Path (a file),
-                PIL.Image, (waveform [C, T], Hz) or Document.
-            want: `free`, or a plan such as `text,image:8x12,audio:2s` (rows x columns of codes).
+            prompt: a part, the parts of one prompt in a list, or a list of such lists for a batch. A part is str (text),
+                Path (a file), PIL.Image, (waveform [C, T], Hz) or Document. So `["A frog.", "A dog."]` is one prompt of two
+                texts, and `[["A frog."], ["A dog."]]` are two prompts.
+            want: `free`, or a plan such as `text,image:8x12,audio:2s` (rows x columns of codes), also as a list.
             n: outputs for each prompt. seed: the same seed gives the same outputs.
             max_ids: most new ids of each output.
-            settings: by modality, `unitok.sample.sampling.Settings`; default: temperature 1 and no filters.
+            settings: `unitok.sample.sampling.Settings` for all, or by modality: `{"image": Settings(temperature=0.5)}`, where a
+                dict may stand for them; default: temperature 1 and no filters.
             batch_size: outputs that are generated together.
             negative: parts of what guidance leads away from.
             more: `keep`, `best_of`, `best_by`, `jacobi` as in `unitok.sample.render.Task`.
 
         Returns:
             n Outputs for each prompt, in order.
+
+        Errors: `UserError` that names the argument.
         """
         from unitok.sample.render import generate_outputs
 
@@ -210,9 +247,9 @@ class Unitok:
 
     def stream(
         self,
-        prompt: Sequence[PromptPart] | Sequence[Sequence[PromptPart]],
-        want: str = "free",
-        negative: Sequence[PromptPart] | None = None,
+        prompt: PromptPart | Sequence[PromptPart] | Sequence[Sequence[PromptPart]],
+        want: str | Sequence[str] = "free",
+        negative: PromptPart | Sequence[PromptPart] | None = None,
         batch_size: int = 64,
         **more: Any,
     ) -> "Iterator[Piece | Output]":
@@ -227,22 +264,25 @@ class Unitok:
             raise UserError("a stream cannot choose the best of several, nor guess ahead; leave out best_of and jacobi")
         return stream(self, begin(self, documents, task), task.settings, batch_size)
 
-    def _task(
-        self, prompt: Any, negative: Any, settings: dict[str, Any] | None = None, **more: Any
-    ) -> "tuple[list[Document], Task]":
+    def _task(self, prompt: Any, negative: Any, settings: Any = None, **more: Any) -> "tuple[list[Document], Task]":
         """Prompts as documents, and what to do with them."""
+        from unitok.sample.prompts import batch_of, check_names, settings_of
         from unitok.sample.render import Task
 
-        batch = [list(p) for p in prompt] if prompt and isinstance(prompt[0], list) else [list(prompt)]
-        documents = [self.read_prompt(parts) for parts in batch]
-        against = None if negative is None else self.read_prompt(negative)
-        return documents, Task(settings=settings or {}, negative=against, **more)
+        names = [f.name for f in fields(Task)]
+        check_names(more, ["prompt", *names, "batch_size"], "generate")
+        task = Task(settings=settings_of(settings, self.vocab.spans), **more)
+        documents = [self._document(parts) for parts in batch_of(prompt)]
+        return documents, task if negative is None else replace(task, negative=self.read_prompt(negative))
 
-    def score(self, documents: Sequence[Document]) -> "list[Score]":
-        """How likely documents are, segment by segment: `unitok.sample.render.Score`."""
+    def score(self, documents: "Sequence[Document | PromptPart | Sequence[PromptPart]]") -> "list[Score]":
+        """How likely documents are, segment by segment: `unitok.sample.render.Score`. A part, or a list of parts, stands for the
+        document of them."""
+        from unitok.sample.prompts import is_part
         from unitok.sample.render import score_documents
 
-        return score_documents(self, list(documents))
+        several = [documents] if is_part(documents) else list(documents)
+        return score_documents(self, [d if isinstance(d, Document) else self.read_prompt(d) for d in several])
 
 
 def _part_class(name: str) -> Any:
@@ -264,6 +304,7 @@ def load_trained_part(name: str, path: Path, trust: bool = False) -> tuple[Any, 
     from unitok.checkpoints import is_sharded, load_checkpoint, newest_checkpoint
 
     path = Path(path)
+    settle(path)
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
     if path.is_dir() and (path / "checkpoints").is_dir():
@@ -321,44 +362,55 @@ def build_vocab(text: Any = None, image: Any = None, audio: Any = None, onto: Vo
     )
 
 
-def make_bundle(out: Path, paths: dict[str, Path], trust: bool = False) -> Unitok:
+def make_bundle(out: Path, paths: dict[str, Path], trust: bool = False, overwrite: bool = False) -> Unitok:
     """Put parts into a bundle, or add them to one that is there; -> it. `paths`: by `text`, `image`, `audio`, `model`.
 
-    New tokenizers make a new vocabulary; a decoder must have been trained on exactly the bundle's.
+    New tokenizers make a new vocabulary; a decoder must have been trained on exactly the bundle's. Files in the bundle that unitok
+    did not write stay. Errors: `UserError` where something else lies at `out`, or where a decoder would lose a tokenizer that it
+    was trained with; with `overwrite` the one is replaced, and the other left out.
     """
     out = Path(out)
-    check_replaceable(out)
-    old = Unitok.from_pretrained(out) if (out / "bundle.json").exists() else None
+    check_replaceable(out, "bundle", overwrite)
+    old = Unitok.from_pretrained(out) if kind_of(out) == "bundle" else None
     parts: dict[str, Any] = {name: getattr(old, name) if old else None for name in (*TOKENIZERS, "model")}
     described: dict[str, Any] = {}
     for name, path in paths.items():
         parts[name], described[name] = load_trained_part(name, path, trust)
     if all(part is None for part in parts.values()):
         raise UserError("nothing to put into the bundle: give --text, --image, --audio or --decoder")
-    vocab = _vocab_for(parts, old)
+    vocab, changed = _vocab_for(parts, old), _changed(parts, old)
+    if old and old.model is not None and (changed or ("model" not in paths and vocab.size != old.vocab.size)):
+        if not overwrite:
+            without = f"another {changed[0]} tokenizer" if changed else f"{old.vocab.size} ids, not {vocab.size}"
+            raise UserError(
+                f"{out}: holds a decoder that was trained with {without}; choose another folder, or overwrite to leave it out"
+            )
+        parts["model"] = parts["model"] if "model" in paths else None
     trained_on = described.get("model", {}).get("vocab")
     if trained_on:
         vocab.check_covers(Vocab.from_manifest(trained_on), "the bundle", str(paths["model"]))
-    elif old and old.model is not None and "model" not in paths and vocab.size == old.vocab.size:
-        vocab.check_covers(old.vocab, "the bundle with its new tokenizers", "the bundle's decoder")
     bundle = Unitok(vocab, **parts)
-    bundle.save_pretrained(out)
+    bundle.save_pretrained(out, overwrite=True)
     return bundle
+
+
+def _changed(parts: dict[str, Any], old: Unitok | None) -> list[str]:
+    """The tokenizers that are others than those that the old vocabulary was made for."""
+    spans = old.vocab.spans if old else {}
+    given = {name: parts[name] for name in TOKENIZERS if parts[name] is not None and name in spans}
+    return [name for name, part in given.items() if spans[name].fingerprint not in ("", part.fingerprint())]
 
 
 def _vocab_for(parts: dict[str, Any], old: Unitok | None) -> Vocab:
     """The old vocabulary, extended, where all of its tokenizers are still the same; else a new one."""
     tokenizers = {name: parts[name] for name in TOKENIZERS if parts[name] is not None}
-    if old is None:
+    if old is None or _changed(parts, old):
         return build_vocab(**tokenizers)
-    kept = [name for name in TOKENIZERS if name in old.vocab.spans]
-    if any(name not in tokenizers or tokenizers[name].fingerprint() != old.vocab.span(name).fingerprint for name in kept):
-        return build_vocab(**tokenizers)
-    return build_vocab(**{n: part for n, part in tokenizers.items() if n not in kept}, onto=old.vocab)
+    return build_vocab(**{n: part for n, part in tokenizers.items() if n not in old.vocab.spans}, onto=old.vocab)
 
 
-def make_untrained(out: Path, preset: str = "tiny", seed: int = 0) -> Unitok:
-    """A whole bundle with random weights, for trials and tests."""
+def make_untrained(out: Path, preset: str = "tiny", seed: int = 0, overwrite: bool = False) -> Unitok:
+    """A whole bundle with random weights, for trials and tests. Errors: as `Unitok.save_pretrained`'s."""
     import torch
 
     from unitok.model.decoder import Decoder, DecoderConfig
@@ -366,6 +418,7 @@ def make_untrained(out: Path, preset: str = "tiny", seed: int = 0) -> Unitok:
 
     if preset != "tiny":
         raise UserError(f"--untrained {preset}: choose tiny")
+    check_replaceable(out, "bundle", overwrite)
     torch.manual_seed(seed)
     text = TextTokenizer.train(["a small text about nothing much, to have a few pieces"], size=300)
     image = ImageTokenizer(ImageTokenizerConfig(ch=64, ch_mult=(1,), z_channels=16, resolution=32, codebook_size=64))
@@ -390,7 +443,7 @@ def make_untrained(out: Path, preset: str = "tiny", seed: int = 0) -> Unitok:
         if name.endswith(("lm_head.weight", "o_proj.weight", "down_proj.weight")):
             torch.nn.init.normal_(weight, std=0.1)
     bundle = Unitok(vocab, text, image, audio, decoder)
-    bundle.save_pretrained(out)
+    bundle.save_pretrained(out, overwrite)
     return bundle
 
 

@@ -4,6 +4,7 @@ A user's mistake is a `UserError`: one line on stderr, exit code 2, no traceback
 """
 
 import argparse
+import io
 import signal
 import sys
 import warnings
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from unitok import __version__
-from unitok.errors import UserError
+from unitok.errors import UserError, visible
 from unitok.hardware import bound_waiting
 
 OVERVIEW = f"""unitok {__version__}: one model that reads and writes text, pictures and sound
@@ -56,7 +57,7 @@ class _ArgumentParser(argparse.ArgumentParser):
         return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        print(f"error: {message} (see {self.prog} --help)", file=sys.stderr)
+        print(f"error: {visible(message)} (see {self.prog} --help)", file=sys.stderr)
         raise SystemExit(2)
 
 
@@ -84,6 +85,13 @@ def _ended_by_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _overwrite(parser: argparse.ArgumentParser) -> None:
+    """What unitok made itself, of the same kind, is replaced without it; nothing else is."""
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace what lies in the folder, also where it is something else"
+    )
 
 
 def _device(parser: argparse.ArgumentParser) -> None:
@@ -126,16 +134,15 @@ def scenes(arguments: list[str]) -> None:
     p.add_argument("--held-out", action="store_true", help="only scenes with colour-shape pairs that training never shows")
     p.add_argument("--size", type=int, default=32, help="side of the pictures, pixels")
     p.add_argument("--workers", type=int, default=2, help="processes that draw")
+    _overwrite(p)
     o = p.parse_args(arguments)
     if o.seed < 0:
         raise UserError(f"--seed {o.seed}: it must be 0 or more")
-    if o.out.exists() and (not o.out.is_dir() or (any(o.out.iterdir()) and not (o.out / "scenes.jsonl").exists())):
-        raise UserError(f"{o.out}: not empty and no scenes; choose another folder")
     if o.size < 32:
         raise UserError(f"--size {o.size}: shapes need at least 32 pixels a side to be told apart")
     from unitok.data.scenes import write_scenes
 
-    write_scenes(o.out, o.count, o.seed, o.most, o.held_out, o.size, o.workers)
+    write_scenes(o.out, o.count, o.seed, o.most, o.held_out, o.size, o.workers, o.overwrite)
     print(f"{o.out}: {o.count} scenes")
 
 
@@ -146,14 +153,15 @@ def train_text(arguments: list[str]) -> None:
     p.add_argument("--out", type=Path, required=True, help="folder to write the tokenizer to")
     p.add_argument("--size", type=int, default=8000, help="pieces, 256 of them bytes; a small corpus gives fewer")
     p.add_argument("--sample", type=int, default=5_000_000, help="strings that are used at most")
+    _overwrite(p)
     o = p.parse_args(arguments)
     from unitok.data.sources import read_texts
     from unitok.pretrained import check_replaceable
     from unitok.tokenizers import TextTokenizer
 
-    check_replaceable(o.out)
+    check_replaceable(o.out, "text tokenizer", o.overwrite)
     tokenizer = TextTokenizer.train((t for path in o.source for t in read_texts(path)), o.size, o.sample)
-    tokenizer.save_pretrained(o.out)
+    tokenizer.save_pretrained(o.out, o.overwrite)
     fewer = "" if tokenizer.size == o.size else f" of the {o.size} asked for: the text gives no more"
     print(f"{o.out}: {tokenizer.size} pieces{fewer}")
 
@@ -166,6 +174,7 @@ def bundle(arguments: list[str]) -> None:
         p.add_argument(f"--{name}", type=Path, help=f"the {name} part: a run's folder, a checkpoint, or a part's own folder")
     p.add_argument("--untrained", metavar="PRESET", help="a whole bundle with random weights instead; PRESET is tiny")
     p.add_argument("--trust-checkpoint", action="store_true", help="allow unpickling: only for files from people you trust")
+    _overwrite(p)
     o = p.parse_args(arguments)
     from unitok.bundle import make_bundle, make_untrained
 
@@ -174,9 +183,9 @@ def bundle(arguments: list[str]) -> None:
     if o.untrained:
         if paths:
             raise UserError("--untrained makes all parts itself: leave out the others")
-        made = make_untrained(o.out, o.untrained)
+        made = make_untrained(o.out, o.untrained, overwrite=o.overwrite)
     else:
-        made = make_bundle(o.out, paths, o.trust_checkpoint)
+        made = make_bundle(o.out, paths, o.trust_checkpoint, o.overwrite)
     parts = [name for name in ("text", "image", "audio", "model") if getattr(made, name) is not None]
     print(f"{o.out}: {', '.join(parts)}; {made.vocab.size} ids")
 
@@ -300,12 +309,13 @@ def import_(arguments: list[str]) -> None:
     p.add_argument("--sample-rate", type=int, metavar="HZ", help="of an EnCodec, where no configuration says it")
     p.add_argument("--causal", action=argparse.BooleanOptionalAction, help="of an EnCodec, where no configuration says it")
     p.add_argument("--trust-checkpoint", action="store_true", help="allow unpickling: only for files from people you trust")
+    _overwrite(p)
     o = p.parse_args(arguments)
     from unitok.pretrained import check_replaceable
 
-    check_replaceable(o.out)
+    check_replaceable(o.out, overwrite=o.overwrite)
     part = import_checkpoint(o.kind, o.source, o.config, o.trust_checkpoint, o.sample_rate, o.causal)
-    part.save_pretrained(o.out)
+    part.save_pretrained(o.out, o.overwrite)
     print(f"{o.out}: {describe(part)}")
 
 
@@ -317,15 +327,16 @@ def export(arguments: list[str]) -> None:
     p.add_argument("kind", choices=EXPORTS, help="; ".join(f"{kind}: {what}" for kind, what in EXPORTS.items()))
     p.add_argument("source", type=Path, help="a bundle, or a decoder's own folder")
     p.add_argument("out", type=Path, help="folder to write")
+    _overwrite(p)
     o = p.parse_args(arguments)
     from unitok.interop.decoder import export_decoder
     from unitok.model import Decoder
     from unitok.pretrained import check_replaceable
     from unitok.vocab import Vocab
 
-    check_replaceable(o.out)
-    known = o.source / "vocab.json"
-    export_decoder(o.kind, Decoder.from_pretrained(o.source), Vocab.load(known) if known.exists() else None, o.out)
+    check_replaceable(o.out, "exported decoder", o.overwrite)
+    decoder, known = Decoder.from_pretrained(o.source), o.source / "vocab.json"
+    export_decoder(o.kind, decoder, Vocab.load(known) if known.exists() else None, o.out, o.overwrite)
     print(f"{o.out}: load it with transformers' AutoModelForCausalLM.from_pretrained")
 
 
@@ -373,6 +384,9 @@ def _sample_parser() -> argparse.ArgumentParser:
     p.add_argument("--image", action=InOrder, metavar="FILE", default=argparse.SUPPRESS, help="a picture of the prompt")
     p.add_argument("--audio", action=InOrder, metavar="FILE", default=argparse.SUPPRESS, help="a sound of the prompt")
     p.add_argument("--prompts", type=Path, help="interleaved .jsonl file with a prompt a line, instead of the above")
+    p.add_argument(
+        "--root", default="", metavar="DIR", help="folder that paths in --prompts must not leave (default: the file's)"
+    )
     p.add_argument("--want", default="free", help="free, or a plan such as text,image:8x12,audio:2s (rows x columns of codes)")
     p.add_argument("--n", type=int, default=1, help="outputs a prompt")
     p.add_argument("--seed", type=int, default=0, help="the same seed gives the same outputs")
@@ -407,6 +421,7 @@ def _sample_parser() -> argparse.ArgumentParser:
         help="generate nothing: log-probabilities of the documents in --prompts, to scores.jsonl",
     )
     _sampling_flags(p)
+    _overwrite(p)
     _device(p)
     return p
 
@@ -416,10 +431,12 @@ def sample(arguments: list[str]) -> None:
     o = _sample_parser().parse_args(arguments)
     from unitok.bundle import Unitok
     from unitok.data.media import sniff
-    from unitok.sample.render import read_prompts, save_outputs, settings_from
+    from unitok.pretrained import check_replaceable
+    from unitok.sample.prompts import read_prompts
+    from unitok.sample.render import save_outputs, settings_from
 
-    if o.out.exists() and not o.out.is_dir():
-        raise UserError(f"--out {o.out}: is a file; give a folder")
+    if not o.score:
+        check_replaceable(o.out, "sample output", o.overwrite)
     settings = settings_from(vars(o))
     prompt = getattr(o, "prompt", [])
     if o.prompts and prompt:
@@ -428,7 +445,7 @@ def sample(arguments: list[str]) -> None:
         raise UserError("--score needs --prompts FILE.jsonl, the documents to score")
     if o.live and (o.best_of > 1 or o.jacobi):
         raise UserError("--live shows one output as it is drawn: leave out --best-of and --jacobi")
-    raws = read_prompts(o.prompts) if o.prompts else []
+    raws = read_prompts(o.prompts, o.root) if o.prompts else []
     for flag, part in prompt:
         if flag == "--text":
             continue
@@ -452,7 +469,7 @@ def sample(arguments: list[str]) -> None:
     else:
         choice = {"best_of": o.best_of, "best_by": o.best_by, "jacobi": o.jacobi}
         outputs = u.generate(prompts, batch_size=o.batch_size, progress=True, negative=negative, **task, **choice)
-    save_outputs(outputs, o.out)
+    save_outputs(outputs, o.out, overwrite=o.overwrite)
     for output in [] if o.live else outputs[:8]:
         kinds = ", ".join(s.modality for s in output.new.segments) or "nothing"
         print(f"{output.index:06d}: {kinds}{f': {output.text!r}' if output.text else ''}")
@@ -487,15 +504,19 @@ def _score(u: Any, documents: list[Any], out: Path) -> None:
     """Write and print log-probabilities."""
     from unitok.document import json_line
 
+    file = out / "scores.jsonl"
+    if file.exists() and b'"log_probability"' not in file.read_bytes()[:1000]:
+        raise UserError(f"{file}: holds something else than scores; choose another folder, or remove it")
     scores = u.score(documents)
     out.mkdir(parents=True, exist_ok=True)
-    partial = out / "scores.jsonl.partial"
+    partial = file.with_name("scores.jsonl.partial")
     partial.write_text("".join(json_line(score.row()) + "\n" for score in scores), encoding="utf-8")
-    partial.replace(out / "scores.jsonl")
+    partial.replace(file)
     for score in scores[:20]:
         row = score.row()
-        print(f"{row['id']}: {row['log_probability']:.2f} nats, {row['ids']} ids, {row['bits_an_id']:.2f} bits an id")
-    print(f"{out / 'scores.jsonl'}: {len(scores)} documents")
+        name, bits = visible(row["id"]), row["bits_an_id"]
+        print(f"{name}: {row['log_probability']:.2f} nats, {row['ids']} ids, {bits:.2f} bits an id")
+    print(f"{file}: {len(scores)} documents")
 
 
 def evaluate_image_tokenizer(arguments: list[str]) -> None:
@@ -512,13 +533,15 @@ def evaluate_image_tokenizer(arguments: list[str]) -> None:
         "--lpips", type=Path, help="folder with LPIPS's weights (vgg16-397923af.pth and vgg.pth): also measure LPIPS"
     )
     p.add_argument("--inception", type=Path, help="NVIDIA's inception-2015-12-05.pt: also measure rFID")
+    _overwrite(p)
     _device(p)
     o = p.parse_args(arguments)
     from unitok.evaluate.image_tokenizer import evaluate_image_tokenizer as run
     from unitok.evaluate.image_tokenizer import print_table
 
     scores = run(
-        *(o.tokenizer, o.images, o.out, o.size, o.area, o.limit, o.batch_size, o.lpips, o.inception, _check_device(o.device))
+        *(o.tokenizer, o.images, o.out, o.size, o.area, o.limit, o.batch_size, o.lpips, o.inception),
+        *(_check_device(o.device), o.overwrite),
     )
     print_table(scores)
     print(f"open {o.out / 'index.html'}")
@@ -532,12 +555,13 @@ def evaluate_audio_tokenizer(arguments: list[str]) -> None:
     p.add_argument("--out", type=Path, default=Path("runs/eval-audio"), help="folder for scores.json, sounds.jsonl, index.html")
     p.add_argument("--seconds", type=float, default=0.0, help="measure the first seconds of each sound; 0: all of it")
     p.add_argument("--limit", type=int, default=0, help="sounds to measure, the first by name; 0: all")
+    _overwrite(p)
     _device(p)
     o = p.parse_args(arguments)
     from unitok.evaluate.audio_tokenizer import evaluate_audio_tokenizer as run
     from unitok.evaluate.audio_tokenizer import print_table
 
-    print_table(run(o.tokenizer, o.sounds, o.out, o.seconds, o.limit, _check_device(o.device)))
+    print_table(run(o.tokenizer, o.sounds, o.out, o.seconds, o.limit, _check_device(o.device), o.overwrite))
     print(f"open {o.out / 'index.html'}")
 
 
@@ -598,6 +622,9 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; exits with 0, or 2 for a user's mistake."""
+    for stream in (sys.stdout, sys.stderr):  # whatever a terminal's encoding lacks
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     given = sys.argv[1:] if arguments is None else arguments
     if not given or given[0] in ("-h", "--help", "help"):
         print(OVERVIEW)
@@ -619,14 +646,14 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             raise UserError(f"no verb {verb!r}; choose one of {', '.join((*VERBS, *LIGHTNING_VERBS))}")
     except UserError as error:
-        # From a worker process the message comes with that process's traceback: the last line is the message.
-        told = str(error).strip().splitlines()[-1].removeprefix("unitok.errors.UserError: ")
-        print(f"error: {told}", file=sys.stderr)
+        # From a worker of a DataLoader the message comes behind that process's traceback.
+        told = str(error).strip().rpartition("\nunitok.errors.UserError: ")[2]
+        print(f"error: {visible(told)}", file=sys.stderr)
         raise SystemExit(2) from None
     except OSError as error:
         if error.filename is None:
             raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"error: {visible(error.filename)}: {error.strerror}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("stopped; start it again to go on", file=sys.stderr)

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from unitok.errors import UserError
+from unitok.errors import UserError, read_json
 
 IMAGE_SHARE, AUDIO_SHARE, SCORING_SHARE = 0.185, 0.06, 0.125
 SCENES_A_MINUTE = 950
@@ -45,7 +45,7 @@ class Demo:
         options = {"minutes": minutes, "eval_scenes": eval_scenes, "seed": seed}
         self.state: dict[str, Any] = {"options": options, "done": [], "seconds": {}, "peak_memory_gb": 0.0, "minutes": {}}
         if self.file.exists():
-            self.state = json.loads(self.file.read_text())
+            self.state = read_json(self.file, "", *self.state)
             if self.state["options"] != options:
                 raise UserError(f"{out}: a demo with {self.state['options']} lies there; choose another --out or remove it")
         elif out.exists() and any(out.iterdir()):

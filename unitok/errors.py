@@ -4,6 +4,7 @@ The command line prints a `UserError` as one line and exits with code 2; everyth
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,35 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:120]
 
 
-def read_json(path: Path, absent: str) -> Any:
-    """What a JSON file holds; errors: `UserError` naming the file, `absent` says what to do where there is none."""
+#: What a terminal obeys, what turns the direction of a line or ends it, and what is no UTF-8.
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def visible(text: object, lines: bool = False) -> str:
+    """A name or content as a terminal or a page may show it: what would act there becomes an escape such as `\\x1b`.
+
+    lines: keep line feeds and tabs.
+    """
+
+    def escape(match: re.Match[str]) -> str:
+        if lines and match[0] in "\n\t":
+            return match[0]
+        surrogate = "\udc80" <= match[0] <= "\udcff"  # a byte of a file's name that is no UTF-8
+        return f"\\x{ord(match[0]) - 0xDC00:02x}" if surrogate else match[0].encode("unicode_escape").decode()
+
+    return _UNSEEN.sub(escape, str(text))
+
+
+def read_json(path: Path, absent: str, *keys: str) -> dict[str, Any]:
+    """The JSON object in a file, which must have `keys`; errors: `UserError` naming the file. absent: what to do where there is none."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        found = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: no such file; {absent}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a number of too many digits
+        raise UserError(f"{path}: not JSON ({first_line(error)})") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: a JSON {type(found).__name__}, not an object; it is damaged, or another program's")
+    if missing := [key for key in keys if key not in found]:
+        raise UserError(f"{path}: has no {', '.join(missing)}; it is damaged, or another program's")
+    return found

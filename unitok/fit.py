@@ -24,7 +24,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from unitok.checkpoints import check_checkpoint, is_sharded, is_written_by_run, newest_checkpoint, write_checkpoint
-from unitok.errors import UserError
+from unitok.errors import UserError, visible
 from unitok.interruption import Interruption
 from unitok.run_folder import check_unused, is_first_process, old_files, run_folder
 from unitok.trainer_flags import check_trainer_flags
@@ -215,7 +215,7 @@ class _Parser(LightningArgumentParser):
         unknown = re.search(r"(?:[Oo]ption '|unrecognized arguments: --)([\w.]+)", text)
         near = difflib.get_close_matches(unknown[1].rpartition(".")[2], _option_names(), 1) if unknown else []
         hint = f"; did you mean {near[0]}?" if near else ""
-        print(f"error: {where}{told[:400]}{hint}", file=sys.stderr)
+        print(f"error: {where}{visible(told[:400])}{hint}", file=sys.stderr)
         raise SystemExit(2)
 
 

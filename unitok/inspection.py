@@ -1,16 +1,16 @@
 """`unitok inspect`: a summary of a data set (with a page of samples) or bundle; what a decoder costs; `--verify`."""
 
-import html
 import json
-from base64 import b64encode
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from unitok.errors import UserError
+from unitok import page as pages
+from unitok.errors import UserError, read_json, visible
 from unitok.hardware import HARDWARE
+from unitok.pretrained import settle
 
 if TYPE_CHECKING:
     from unitok.bundle import Unitok
@@ -51,6 +51,7 @@ def inspect(what: Path | str, verify: bool = False, budget: Budget | None = None
         _inspect_dataset(str(what), verify, page)
         return
     what = Path(what)
+    settle(what)
     if (what / "dataset.json").exists():
         _inspect_dataset(what, verify, page)
     elif page is not None:
@@ -79,7 +80,7 @@ def _decoder_folder(what: Path) -> Path | None:
     """A decoder's own folder, or an import's with a decoder in `model/`."""
     for folder in (what, what / "model"):
         config = folder / "config.json"
-        if config.exists() and '"kind": "decoder"' in config.read_text():
+        if config.exists() and read_json(config, "").get("kind") == "decoder":
             return folder
     return None
 
@@ -89,19 +90,19 @@ def _inspect_dataset(folder: Path | str, verify: bool, page: Page | None) -> Non
 
     dataset = TokenDataset(folder)
     info, lengths = dataset.info, dataset.lengths()
-    print(f"{folder}: {info['documents']} documents, {info['ids']} ids, {len(info['shards'])} shards")
+    print(f"{visible(folder)}: {info['documents']} documents, {info['ids']} ids, {len(info['shards'])} shards")
     splits: dict[str, int] = {}
     for shard in info["shards"]:
         splits[shard.get("split", "train")] = splits.get(shard.get("split", "train"), 0) + shard["documents"]
     if len(splits) > 1:
-        print("  splits: " + ", ".join(f"{name} {count}" for name, count in splits.items()))
+        print("  splits: " + ", ".join(f"{visible(name)} {count}" for name, count in splits.items()))
     for modality, count in info["ids_by_modality"].items():
-        print(f"  {modality:<8}{count:>12} ids  {count / info['ids']:6.1%}")
+        print(f"  {visible(modality):<8}{count:>12} ids  {count / info['ids']:6.1%}")
     between = info["ids"] - sum(info["ids_by_modality"].values())
     print(f"  {'between':<8}{between:>12} ids  {between / info['ids']:6.1%} (begin and end of documents, roles)")
     skipped = sum(s.get("skipped", 0) for s in info["shards"])
     left_out = sorted({name for s in info["shards"] for name in s.get("filtered", {})})
-    told = [f"{name} {sum(s.get('filtered', {}).get(name, 0) for s in info['shards'])}" for name in left_out]
+    told = [f"{visible(name)} {sum(s.get('filtered', {}).get(name, 0) for s in info['shards'])}" for name in left_out]
     if skipped or told:
         print(f"  left out: {skipped} bad" + "".join(f", {t}" for t in told))
     print(f"  lengths: shortest {lengths.min()}, median {int(np.median(lengths))}, longest {lengths.max()} ids")
@@ -113,7 +114,7 @@ def _inspect_dataset(folder: Path | str, verify: bool, page: Page | None) -> Non
         problems = dataset.verify()
         if problems:
             for problem in problems[:20]:
-                print(f"  {problem}")
+                print(f"  {visible(problem)}")
             raise UserError(f"{folder}: {len(problems)} problems; the first: {problems[0]}")
         print("  verified: checksums, counts, ranges, grammar and spans")
 
@@ -137,6 +138,7 @@ def write_page(dataset: "TokenDataset", page: Page) -> None:
     """One self-contained HTML file with documents from all over a data set, decoded."""
     from unitok.bundle import Unitok
 
+    pages.check_page(page.path)
     unitok = Unitok.from_pretrained(page.bundle, parts=("text", "image", "audio"))
     unitok.vocab.check_covers(dataset.vocab, str(page.bundle), str(dataset.folder))
     chosen = np.unique(np.linspace(0, len(dataset) - 1, min(page.samples, len(dataset))).round().astype(int))
@@ -144,15 +146,11 @@ def write_page(dataset: "TokenDataset", page: Page) -> None:
     for index in map(int, chosen):
         document = dataset.document(index)
         pieces = [_piece(unitok, segment) for segment in document.segments]
-        where = html.escape(f"{index}: {document.id}" + (f" ({document.source})" if document.source != document.id else ""))
-        articles.append(f"<article><h2>{where}, {len(dataset.ids(index))} ids</h2>{''.join(pieces)}</article>")
-    title = html.escape(f"{dataset.folder.name}: {len(articles)} of {len(dataset)} documents")
-    text = (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
-        f"<h1>{title}</h1><p>As they come back from their ids. Grey: read, not learnt.</p>{''.join(articles)}</html>\n"
-    )
-    page.path.parent.mkdir(parents=True, exist_ok=True)
-    page.path.write_text(text, encoding="utf-8")
+        where = f"{index}: {document.id}" + (f" ({document.source})" if document.source != document.id else "")
+        articles.append(f"<article><h2>{pages.text(where)}, {len(dataset.ids(index))} ids</h2>{''.join(pieces)}</article>")
+    title = f"{dataset.folder.name}: {len(articles)} of {len(dataset)} documents"
+    lead = "<p>As they come back from their ids. Grey: read, not learnt.</p>"
+    pages.write_page(page.path, title, _STYLE, lead + "".join(articles))
 
 
 _STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#222}
@@ -166,15 +164,14 @@ def _piece(unitok: "Unitok", segment: "Segment") -> str:
     from unitok.data.media import encode_png, encode_wav
 
     content = unitok.decode_segment(segment)
-    said = html.escape(" ".join(filter(None, [segment.role if segment.role != "none" else "", segment.source])))
+    said = " ".join(filter(None, [segment.role if segment.role != "none" else "", segment.source]))
     if segment.modality == "text":
-        inner = f"<p>{html.escape(content)}</p>"
+        inner = f"<p>{pages.text(content)}</p>"
     elif segment.modality == "image":
-        inner = f'<img alt="picture" src="data:image/png;base64,{b64encode(encode_png(content)).decode()}">'
+        inner = pages.image(encode_png(content))
     else:
-        wav = b64encode(encode_wav(content, unitok.need("audio").sample_rate)).decode()
-        inner = f'<audio controls src="data:audio/wav;base64,{wav}"></audio>'
-    return f'<figure class="{"" if segment.loss else "read"}">{inner}<figcaption>{said}</figcaption></figure>'
+        inner = pages.audio(encode_wav(content, unitok.need("audio").sample_rate))
+    return f'<figure class="{"" if segment.loss else "read"}">{inner}<figcaption>{pages.text(said)}</figcaption></figure>'
 
 
 def _inspect_bundle(folder: Path, budget: Budget) -> None:
@@ -205,10 +202,10 @@ def _inspect_config(path: Path, budget: Budget) -> None:
     from unitok.pretrained import make_config
 
     try:
-        config = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
+        config = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not YAML ({' '.join(str(error).split())[:120]})") from None
-    print("\n".join(line for line in path.read_text().splitlines() if line.startswith("#")))
+    print("\n".join(visible(line) for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")))
     model = config.get("model", {})
     if model.get("class_path", "").endswith("DecoderTraining"):
         decoder = make_config(DecoderConfig, model.get("init_args", {}).get("decoder", {}), str(path))

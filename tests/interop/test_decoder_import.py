@@ -196,7 +196,7 @@ def test_an_exported_bundle_says_what_its_ids_mean(tmp_path):
     bundle = make_untrained(tmp_path / "bundle")
     torch.manual_seed(1)
     bundle.model = filled(Decoder(replace(bundle.model.config, places=0)))
-    bundle.save_pretrained(tmp_path / "bundle")
+    bundle.save_pretrained(tmp_path / "bundle", overwrite=True)
     for _ in range(2):  # an export may be written again
         main(["export", "hf-qwen3", str(tmp_path / "bundle"), str(tmp_path / "out")])
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()

@@ -6,14 +6,15 @@ import json
 import numpy as np
 import pytest
 import torch
+from test_page import Elements, only_utf8
 
 from unitok.bundle import Unitok
 from unitok.cli import main
 from unitok.document import Document, Segment
-from unitok.errors import UserError
+from unitok.errors import UserError, visible
 from unitok.grammar import Grammar
 from unitok.sample.live import half_blocks, show
-from unitok.sample.render import Output, score_documents
+from unitok.sample.render import Output, save_outputs, score_documents
 from unitok.sample.sampling import Settings
 from unitok.sample.stream import Piece
 from unitok.tokenizers import AudioTokenizer, AudioTokenizerConfig
@@ -145,13 +146,79 @@ def test_the_live_view_shows_text_pictures_and_sound_as_they_grow(tiny):
     screen = Terminal()
     outputs = show(tiny.stream(["a small text"], want="text,image:4x4,audio:3", max_ids=120), 8000, screen)
     told = screen.getvalue()
-    assert outputs[0].text in told
+    assert visible(outputs[0].text, lines=True) in told
     assert told.count("\N{UPPER HALF BLOCK}") >= 16 * 8
     assert "\N{EIGHTH NOTE}" in told
     paper = io.StringIO()
     show(tiny.stream(["a small text"], want="image:4x4", max_ids=120), 8000, paper)
     assert paper.getvalue() == "\n[picture, 16 x 16 pixels]\n\n"
     assert len(half_blocks(torch.zeros(3, 64, 32))) == 32
+
+
+def test_what_a_text_says_does_not_reach_the_terminal_as_a_command():
+    screen = io.StringIO()
+    show([Piece(0, 0, "text", "a\x1b[2J\x9b1m\r\u202eb\x07\nc\td é", False)], 8000, screen)
+    assert screen.getvalue() == "a\\x1b[2J\\x9b1m\\r\\u202eb\\x07\nc\td é\n"
+
+
+def test_files_of_a_prompt_keep_nothing_of_their_names_and_pages_quote_the_rest(tiny, tmp_path, scenes_folder, monkeypatch):
+    written = only_utf8(monkeypatch)
+    hostile = tmp_path / 'a.png" onerror="alert(1)'
+    hostile.write_bytes((scenes_folder / "images" / "000000.png").read_bytes())
+    sound = tmp_path / "b.png?#%41"
+    sound.write_bytes((scenes_folder / "sounds" / "000000.wav").read_bytes())
+    prompt = [hostile, sound, "<script>alert(2)</script>\x1b\u202e"]
+    out = tmp_path / "out"
+    save_outputs(tiny.generate(prompt, "image:1x1,audio:1", n=2), out, '<b>"title"')
+    elements = Elements((out / "index.html").read_text(encoding="utf-8")).found
+    assert {tag for tag, _ in elements} <= {
+        "html",
+        "head",
+        "meta",
+        "title",
+        "style",
+        "body",
+        "h1",
+        "p",
+        "article",
+        "div",
+        "img",
+        "audio",
+    }
+    assert all(set(a) <= {"src", "alt", "controls"} for tag, a in elements if tag in ("img", "audio"))
+    sources = [a["src"] for tag, a in elements if tag in ("img", "audio")]
+    assert len(sources) == 8
+    assert all((out / source).is_file() for source in sources)
+    assert (out / "000000-prompt-0.png").read_bytes() == hostile.read_bytes()
+    assert (out / "000000-prompt-1.wav").read_bytes() == sound.read_bytes()
+    assert {"index.html", "outputs.jsonl"} <= written
+    (out / "mine.txt").write_text("mine")
+    save_outputs(tiny.generate("a text", "image:1x1"), out)
+    assert sorted(f.name for f in out.iterdir()) == ["000000-0.png", "index.html", "mine.txt", "outputs.jsonl"]
+    with pytest.raises(UserError, match="holds files that unitok did not make"):
+        save_outputs([], scenes_folder / "images")
+
+
+def test_a_file_that_a_document_names_is_never_copied(tiny, tmp_path, scenes_folder):
+    secret = scenes_folder / "images" / "000000.png"
+    prompt = Document((Segment("image", picture().codes, source=str(secret)), Segment("text", [270], source=str(secret))))
+    (output,) = tiny.generate(prompt, "image:1x1")
+    assert output.prompt.segments[0].source == str(secret)
+    output.save(tmp_path)
+    made = [file.read_bytes() for file in tmp_path.glob("*.png")]
+    assert len(made) == 2
+    assert secret.read_bytes() not in made
+
+
+def test_an_output_is_decoded_once(tiny, tmp_path, monkeypatch):
+    (output,) = tiny.generate("a text", "image:1x1,audio:1")
+    calls = []
+    for name in ("image", "audio"):
+        part = getattr(tiny, name)
+        monkeypatch.setattr(part, "decode", lambda *a, real=part.decode, name=name: (calls.append(name), real(*a))[1])
+    assert len(output.images) == len(output.audios) == 1
+    output.save(tmp_path)
+    assert sorted(calls) == ["audio", "image"]
 
 
 def test_scores_on_the_command_line_choose_among_answers(tiny, bundle_folder, tmp_path, capsys):

@@ -3,6 +3,7 @@
 import copy
 import random
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -282,9 +283,128 @@ def test_codes_do_not_depend_on_the_other_pictures_of_a_batch(tiny):
     assert torch.equal(first[3], second[3])
 
 
-def test_values_outside_the_range_are_refused(tiny):
-    with pytest.raises(ValueError, match=r"images are in \[-1, 1\], got up to 255"):
-        tiny.image.encode(torch.full((1, 3, 32, 32), 255.0))
+def test_other_types_of_one_meaning_give_the_same_codes(tiny):
+    torch.manual_seed(0)
+    pixels = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
+    images = pixels / 127.5 - 1
+    codes = tiny.image.encode(images)
+    for same in (images.numpy(), images.double(), pixels, pixels.numpy(), images.numpy()[..., ::-1].copy()[..., ::-1]):
+        assert torch.equal(tiny.image.encode(same), codes)
+    for same in (codes.int(), codes.numpy(), codes.numpy().astype(np.uint16)):
+        assert torch.equal(tiny.image.decode(same), tiny.image.decode(codes))
+    ints = torch.randint(-9000, 9000, (1, 1, 3000), dtype=torch.int16)
+    samples = ints / 32768
+    codes = tiny.audio.encode(samples)
+    for same in (samples.numpy(), samples.double(), ints, ints.numpy().astype(">i2"), ints.int() * 65536):
+        assert torch.equal(tiny.audio.encode(same), codes)
+    assert torch.equal(tiny.audio.decode(codes.numpy()), tiny.audio.decode(codes))
+    assert tiny.text.decode(np.array(tiny.text.encode("a text"))) == "a text"
+
+
+GRID, FRAMES = torch.zeros(1, 2, 2, dtype=torch.long), torch.zeros(1, 3, 2, dtype=torch.long)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "told"),
+    [
+        ("image.encode", torch.full((1, 3, 32, 32), 255.0), r"images are in \[-1, 1\], got up to 255"),
+        ("image.encode", torch.full((1, 3, 8, 8), -1.5), r"images are in \[-1, 1\], got up to -1.5"),
+        ("image.encode", torch.full((1, 3, 8, 8), torch.nan), "not finite"),
+        ("image.encode", torch.full((1, 3, 8, 8), torch.inf), "not finite"),
+        ("image.encode", torch.zeros(3, 8, 8), r"images are \[B, 3, H, W\], got \(3, 8, 8\)"),
+        ("image.encode", torch.zeros(1, 8, 8, 3), r"images are \[B, 3, H, W\], got \(1, 8, 8, 3\)"),
+        ("image.encode", torch.zeros(0, 3, 8, 8), r"images are \[B, 3, H, W\], got \(0, 3, 8, 8\)"),
+        ("image.encode", torch.zeros(1, 3, 8, 8, dtype=torch.long), "images: int64; give float"),
+        ("image.encode", Image.new("RGB", (8, 8)), r"images: a Image; .*prepare\(image\)"),
+        ("image.encode", [[0.0]], "images: a list; "),
+        ("image.encode", Path("a.png"), "images: a .*Path; .*encode_file"),
+        ("image.decode", GRID - 1, r"codes are in \[0, 64\), got -1"),
+        ("image.decode", GRID + 64, r"codes are in \[0, 64\), got 64"),
+        ("image.decode", GRID.float(), r"codes are integers, int64 \[B, h, w\], got float32"),
+        ("image.decode", GRID[0], r"codes are \[B, h, w\], got \(2, 2\)"),
+        ("image.decode", GRID[:, :0], r"codes are \[B, h, w\], got \(1, 0, 2\)"),
+        ("audio.encode", torch.randn(1, 1, 800) * 3000, r"sounds are in \[-1, 1\], got up to"),
+        ("audio.encode", torch.full((1, 1, 8), torch.nan), "not finite"),
+        ("audio.encode", torch.zeros(1, 2, 8), r"sounds are \[B, 1, T\], got \(1, 2, 8\)"),
+        ("audio.encode", torch.zeros(1, 8), r"sounds are \[B, 1, T\], got \(1, 8\)"),
+        ("audio.encode", torch.zeros(1, 1, 0), r"sounds are \[B, 1, T\], got \(1, 1, 0\)"),
+        ("audio.encode", "a.wav", "sounds: a str; .*encode_file"),
+        ("audio.decode", FRAMES + 32, r"codes are in \[0, 32\), got 32"),
+        ("audio.decode", torch.cat([FRAMES, FRAMES], 1), "num_codebooks 6: this tokenizer has 1 to 3 levels"),
+        ("audio.decode", FRAMES[0], r"codes are \[B, k, N\], got \(3, 2\)"),
+        ("audio.decode", FRAMES.double(), "got float64"),
+        ("text.encode", ["a"], "text: a list; give one str"),
+        ("text.encode", b"a", "text: a bytes; give one str"),
+        ("text.encode", "a\ud800", "half of a surrogate pair at character 1"),
+        ("text.decode", [3, 10_000], r"codes are in \[0, \d+\), got 10000"),
+        ("text.decode", [-1], r"codes are in \[0, \d+\), got -1"),
+        ("text.decode", [0.5], "codes are integers"),
+        ("text.decode", [[1], [2, 3]], "codes are one list of integers"),
+        ("text.decode", "abc", "codes: a str"),
+    ],
+    ids=str,
+)
+def test_wrong_arguments_are_one_line_that_names_them(tiny, name, given, told):
+    part, method = name.split(".")
+    with pytest.raises(UserError, match=told) as error:
+        getattr(getattr(tiny, part), method)(given)
+    assert "\n" not in str(error.value)
+
+
+def test_codes_of_half_precision_are_refused(tiny):
+    for part, given in (("image", torch.zeros(1, 3, 8, 8)), ("audio", torch.zeros(1, 1, 800))):
+        half = copy.deepcopy(getattr(tiny, part)).bfloat16()
+        with pytest.raises(UserError, match=r"weights are bfloat16: .*call \.float\(\)"):
+            half.encode(given)
+
+
+def test_waveforms_of_every_usual_form_are_one_sound(tiny):
+    rng = np.random.default_rng(0)
+    ints = rng.integers(-9000, 9000, 4000).astype(np.int16)
+    samples = torch.from_numpy(ints / 32768.0).float()
+    wanted = tiny.audio.prepare(samples[None], 8000)
+    assert wanted.shape == (1, 4000)
+    stereo = np.stack([ints, ints], 1)
+    for given in (samples, samples.numpy(), samples.tolist(), samples[None].double(), samples[None].half().float() * 0 + samples,
+                  ints, ints[None], stereo, stereo.T, stereo / 32768.0, stereo.astype(np.int32) * 65536):  # fmt: skip
+        assert torch.equal(tiny.audio.prepare(given, 8000), wanted)
+        assert torch.equal(tiny.audio.prepare(8000, given), wanted)
+    over = samples[None] / samples.abs().max() * 1.2  # as a lossy codec gives it
+    assert torch.equal(tiny.audio.prepare(over, 8000), over.clamp(-1, 1))
+    clipped = torch.randn(1, 16_000).sign()  # swings out when it is resampled
+    assert 1.5 < tiny.audio.prepare(clipped, 16_000).abs().max() < 4
+    tiny.audio.encode(tiny.audio.prepare(clipped, 16_000)[None])
+    eight = np.round(ints / 256 + 128).astype(np.uint8)
+    torch.testing.assert_close(tiny.audio.prepare(eight, np.float64(8000)), wanted, atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("samples", "rate", "told"),
+    [
+        (torch.zeros(1, 1, 800), 8000, r"a waveform is \[C, T\], channels first, got \(1, 1, 800\)"),
+        (torch.zeros(100, 50), 8000, r"channels first, got \(100, 50\)"),
+        (torch.zeros(1, 0), 8000, r"zero length, \(1, 0\)"),
+        ([], 8000, "zero length"),
+        (torch.ones(1, 800) * 16384, 8000, r"samples are in \[-1, 1\], got up to 16384"),
+        (torch.ones(1, 800) * -2, 8000, "got up to -2"),
+        (torch.full((1, 800), torch.nan), 8000, "not finite"),
+        (torch.ones(1, 800), 0, "its rate is 0"),
+        (torch.ones(1, 800), -8000, "its rate is -8000"),
+        (torch.ones(1, 800), torch.nan, "its rate is nan"),
+        (torch.ones(1, 800), "8000", "its rate is a str"),
+        (torch.ones(1, 800), None, "its rate is a NoneType"),
+        (torch.ones(1, 800, dtype=torch.long), 8000, "int64; give float"),
+        (torch.ones(1, 800, dtype=torch.bool), 8000, "bool; give float"),
+        ("a.wav", 8000, "a str; "),
+        ([[1.0], [1.0, 2.0]], 8000, "unequal rows"),
+        (torch.zeros(1, 800), 8000, "silence"),
+        (torch.stack([torch.ones(800), -torch.ones(800)]) / 2, 8000, "opposite phase"),
+    ],
+    ids=str,
+)
+def test_waveforms_without_one_meaning_are_one_line(tiny, samples, rate, told):
+    with pytest.raises(UserError, match=told):
+        tiny.audio.prepare(samples, rate)
 
 
 def test_large_pictures_go_through_in_tiles_without_seams():

@@ -336,17 +336,29 @@ def _write_media(job: tuple[Path, int, Scene, int, int]) -> None:
 
 
 def write_scenes(
-    out: Path, count: int, seed: int = 0, most: int = 3, held_out: bool = False, size: int = 32, workers: int = 2
+    out: Path,
+    count: int,
+    seed: int = 0,
+    most: int = 3,
+    held_out: bool = False,
+    size: int = 32,
+    workers: int = 2,
+    overwrite: bool = False,
 ) -> None:
     """Write `count` scenes as real files.
 
     `images/N.png`, `sounds/N.wav`; `scenes.jsonl` (a line each: what it shows, its captions and questions);
     `documents.jsonl` (interleaved documents in every direction); `text.txt` (every text once, a line each, to train a
     text tokenizer). `documents.jsonl` comes last: without it the folder is not whole. The bytes depend only on the
-    arguments other than `workers`.
+    arguments other than `workers`. Earlier scenes are replaced, other files in the folder stay; errors: `UserError` where
+    something else lies there, unless `overwrite` is set, which removes it.
     """
     if count < 1:
         raise UserError(f"--count {count}: at least 1 scene is needed")
+    if _is_other(out):
+        if not overwrite:
+            raise UserError(f"{out}: not empty and no scenes; choose another folder, or overwrite to replace all of it")
+        shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "documents.jsonl").unlink(missing_ok=True)
     rng = np.random.default_rng(seed)
@@ -363,8 +375,10 @@ def write_scenes(
                 texts |= {part["text"]: None for part in content if part["type"] == "text"}
     (out / "text.txt").write_text("\n".join(texts) + "\n")
     for name in ("images", "sounds"):
-        shutil.rmtree(out / name, ignore_errors=True)  # of a run that was stopped, or of another count
-        (out / name).mkdir()
+        (out / name).mkdir(exist_ok=True)
+        for path in (out / name).iterdir():  # of a run that was stopped, or of another count
+            if re.fullmatch(r"\d{6,}\.(png|wav)", path.name):
+                path.unlink()
     jobs = [(out, i, scene, seed, size) for i, scene in enumerate(scenes)]
     bar = {"total": count, "desc": "scenes", "unit": "scene", "mininterval": 1.0}
     if workers > 1 and count >= 1000:
@@ -377,6 +391,19 @@ def write_scenes(
     partial = out / "documents.jsonl.partial"
     partial.write_text("".join(documents), encoding="utf-8")
     partial.replace(out / "documents.jsonl")
+
+
+def _is_other(out: Path) -> bool:
+    """Whether a folder holds something else than scenes."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file; give a folder")
+    if not out.exists() or not any(out.iterdir()):
+        return False
+    try:
+        with open(out / "scenes.jsonl", "rb") as file:  # written first, so it may be empty after a kill
+            return file.read(28) not in (b"", b'{"id": "000000", "caption": ')
+    except OSError:
+        return True
 
 
 def read_scenes(folder: Path) -> list[dict]:

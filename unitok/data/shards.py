@@ -124,7 +124,8 @@ class TokenDataset:
         self.remote = _Remote(str(folder), cache) if "://" in str(folder) else None
         self.folder = Path(folder)
         path = f"{folder}/dataset.json"
-        self.info = self.remote.info if self.remote else read_json(Path(path), "make a data set with `unitok tokenize`")
+        keys = ("version", "vocab", "shards", "documents", "ids", "ids_by_modality")
+        self.info = self.remote.info if self.remote else read_json(Path(path), "make a data set with `unitok tokenize`", *keys)
         if self.info.get("version") != VERSION:
             raise UserError(f"{path}: version {self.info.get('version')}; this unitok reads version {VERSION}")
         for shard in self.info["shards"]:  # a name from elsewhere must not lead anywhere else

@@ -26,7 +26,7 @@ from unitok.data.sources import Source
 from unitok.data.summary import most, reason, show_document, summary, total
 from unitok.data.worker import encode_items, made, threads
 from unitok.document import format_raw_document, json_line
-from unitok.errors import UserError
+from unitok.errors import UserError, visible
 
 EXAMPLES = 3  # documents that a dry run shows
 SIZES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "bytes"))
@@ -61,7 +61,7 @@ def tokenize(
         if source.holds(out):
             raise UserError(f"{out}: lies in the source {source.spec.path}, which would be read with it; choose another folder")
         if source.through_lines():
-            print(f"{source.spec.path}: read through its documents.jsonl alone")
+            print(f"{visible(source.spec.path)}: read through its documents.jsonl alone")
     unitok = Unitok.from_pretrained(plan.bundle, parts=TOKENIZERS)
     if (out / "dataset.json").exists():
         return _complete_already(plan, sources, unitok)
@@ -175,9 +175,9 @@ def _close(run: Run, unitok: Unitok, max_error_rate: float | None) -> dict[str, 
     print(f"{run.out}: {info['documents']} documents{splits}, {info['ids']} ids ({by}), {len(entries)} shards")
     read = {name: total(entries, name) for name in ("formats", "filtered", "notes")}
     for line in summary(read["formats"], read["filtered"], run.left_out, read["notes"], run.renamed):
-        print(line)
+        print(visible(line))
     if why:
-        print(f"  bad         {bad:,} of {tried:,}, all listed in {run.out / 'errors.jsonl'}: {most(why)}")
+        print(f"  bad         {bad:,} of {tried:,}, all listed in {run.out / 'errors.jsonl'}: {visible(most(why))}")
     return info
 
 
@@ -253,12 +253,12 @@ def print_estimate(plan: Plan, found: dict[str, Any]) -> None:
     time_needed = (
         f"{hours:.1f} hours" if hours >= 1 else f"{hours * 60:.1f} minutes" if hours * 60 >= 1 else f"{hours * 3600:.0f} s"
     )
-    print(f"{plan.name()}: {found['listed']:,.0f} documents listed; from {found['sample']:.0f} of them, about:")
+    print(f"{visible(plan.name())}: {found['listed']:,.0f} documents listed; from {found['sample']:.0f} of them, about:")
     print(f"  documents   {found['documents']:,.0f} ({found['bad']:.1%} bad, {found['filtered']:.1%} filtered out)")
     for error in found["errors"]:
-        print(f"    bad       {error}")
+        print(f"    bad       {visible(error)}")
     for line in found["summary"]:
-        print(f"{line} (of the sample)")
+        print(f"{visible(line)} (of the sample)")
     for example in found["examples"]:
         print(f"  decoded     {example}")
     print(f"  ids         {found['ids']:,.0f} ({by})")

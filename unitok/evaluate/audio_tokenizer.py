@@ -8,8 +8,6 @@ pystoi, for sounds of at least `STOI_SECONDS`. Codebook use is the share of a le
 measured. The real-time factor is seconds of sound a second of work.
 """
 
-import base64
-import html
 import json
 import math
 from pathlib import Path
@@ -21,11 +19,14 @@ from torch import Tensor
 from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio
 from tqdm import tqdm
 
+from unitok import page
 from unitok.bundle import load_trained_part
+from unitok.data.files import printable
 from unitok.data.media import draw_spectrogram, encode_png, encode_wav, find_media, load_audio
 from unitok.document import json_line
 from unitok.errors import UserError
 from unitok.evaluate.image_tokenizer import format_number, timed
+from unitok.pretrained import check_replaceable, whole_folder
 from unitok.tokenizers.audio import AudioTokenizer
 from unitok.tokenizers.health import codebook_statistics
 from unitok.tokenizers.losses import mel_loss, spectral_loss
@@ -58,9 +59,13 @@ def _stoi(out: Tensor, target: Tensor, rate: int) -> float | None:
 
 
 def evaluate_audio_tokenizer(
-    tokenizer: Path, sounds: Path, out: Path, seconds: float = 0.0, limit: int = 0, device: str = "cpu"
+    tokenizer: Path, sounds: Path, out: Path, seconds: float = 0.0, limit: int = 0, device: str = "cpu", overwrite: bool = False
 ) -> dict[str, Any]:
-    """Measure; writes `scores.json`, `sounds.jsonl` (a line a sound) and `index.html`; -> the scores."""
+    """Measure; writes `scores.json`, `sounds.jsonl` (a line a sound) and `index.html`; -> the scores.
+
+    Errors: `UserError` where something else lies in `out`, unless `overwrite` is set.
+    """
+    check_replaceable(out, "audio evaluation", overwrite)
     part, _ = load_trained_part("audio", tokenizer)
     model: AudioTokenizer = part.to(device)
     if not sounds.is_dir():
@@ -72,13 +77,13 @@ def evaluate_audio_tokenizer(
     spent = {"encode": 0.0, "decode": 0.0}
     heard = 0.0
     rows: list[dict[str, Any]] = []
-    skipped = [{"file": str(path), "error": f"{path}: an empty file"} for path in empty]
+    skipped = [{"file": printable(str(path)), "error": printable(f"{path}: an empty file")} for path in empty]
     codes: list[Tensor] = []
     for path in tqdm(files, desc="reconstruct", unit="sound"):
         try:
             samples = model.prepare(*load_audio(path), str(path))
         except UserError as error:
-            skipped.append({"file": str(path), "error": str(error)})
+            skipped.append({"file": printable(str(path)), "error": printable(str(error))})
             continue
         samples = samples[:, : round(seconds * model.sample_rate) or None]
         length = samples.shape[-1]
@@ -88,7 +93,7 @@ def evaluate_audio_tokenizer(
         heard += length / model.sample_rate
         again = timed(spent, "decode", lambda: model.restore(found[0], size)).cpu()  # noqa: B023
         levels = [model.restore(found[0, :k], size).cpu() for k in range(1, model.num_codebooks)] + [again]
-        row: dict[str, Any] = {"file": path.relative_to(sounds).as_posix(), "seconds": length / model.sample_rate}
+        row: dict[str, Any] = {"file": printable(path.relative_to(sounds).as_posix()), "seconds": length / model.sample_rate}
         row["levels"] = [sound_scores(level, samples, model.sample_rate) for level in levels]
         rows.append(row | {"_sounds": [samples, *levels]})
         if len(rows) > 2 * SHOWN:  # only the worst are kept to be heard
@@ -128,23 +133,26 @@ def _worst_first(row: dict[str, Any]) -> float:
 
 
 def _write(out: Path, scores: dict[str, Any], rows: list[dict[str, Any]], skipped: list[dict[str, str]], rate: int) -> None:
-    out.mkdir(parents=True, exist_ok=True)
     shown = [row for row in rows if "_sounds" in row][:SHOWN]
     kept = [{k: v for k, v in row.items() if k != "_sounds"} for row in rows]
-    (out / "sounds.jsonl").write_text("".join(json_line(row) + "\n" for row in [*kept, *skipped]), encoding="utf-8")
-    (out / "index.html").write_text(_page(scores, shown, rate))
-    (out / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
+    with whole_folder(out, "audio evaluation", overwrite=True) as new:
+        lines = "".join(json_line(row) + "\n" for row in [*kept, *skipped])
+        (new / "sounds.jsonl").write_text(lines, encoding="utf-8")
+        page.write_page(new / "index.html", "Audio tokenizer", _STYLE, _body(scores, shown, rate))
+        (new / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
 
 
-def _page(scores: dict[str, Any], rows: list[dict[str, Any]], rate: int) -> str:
+_STYLE = (
+    "body{font:15px sans-serif;margin:2em}figure{display:inline-block;margin:8px}td,th{padding:2px 12px 2px 0;text-align:left}"
+)
+
+
+def _body(scores: dict[str, Any], rows: list[dict[str, Any]], rate: int) -> str:
     def player(samples: Tensor, title: str) -> str:
         samples = samples[:, : round(SHOWN_SECONDS * rate)]
-        picture = base64.b64encode(encode_png(draw_spectrogram(samples, rate))).decode()
-        sound = base64.b64encode(encode_wav(samples, rate)).decode()
-        return (
-            f'<figure><img height=96 src="data:image/png;base64,{picture}"><br>'
-            f'<audio controls src="data:audio/wav;base64,{sound}"></audio><figcaption>{html.escape(title)}</figcaption></figure>'
-        )
+        picture = page.image(encode_png(draw_spectrogram(samples, rate)), 'height="96" alt="spectrogram"')
+        sound = page.audio(encode_wav(samples, rate))
+        return f"<figure>{picture}<br>{sound}<figcaption>{page.text(title)}</figcaption></figure>"
 
     def section(row: dict[str, Any]) -> str:
         last = len(row["levels"])
@@ -153,17 +161,15 @@ def _page(scores: dict[str, Any], rows: list[dict[str, Any]], rate: int) -> str:
         for k in levels:
             title = f"{k} level{'s' if k > 1 else ''}: {row['levels'][k - 1]['si_sdr_db']:.1f} dB"
             figures.append(player(row["_sounds"][k], title))
-        return f"<h3>{html.escape(row['file'])}</h3>{''.join(figures)}"
+        return f"<h3>{page.text(row['file'])}</h3>{''.join(figures)}"
 
     plain = "".join(f"<tr><td>{name}<td>{format_number(value)}" for name, value in scores.items() if name != "by_levels")
     columns = list(scores["by_levels"][0])
     head = "".join(f"<th>{name.replace('_', ' ')}" for name in columns)
     body = "".join("<tr>" + "".join(f"<td>{format_number(row.get(name))}" for name in columns) for row in scores["by_levels"])
-    style = "body{font:15px sans-serif;margin:2em}figure{display:inline-block;margin:8px}td,th{padding:2px 12px 2px 0;text-align:left}"
     return (
-        f"<!doctype html><meta charset=utf-8><title>Audio tokenizer</title><style>{style}</style><h1>Audio tokenizer</h1>"
         f"<table>{plain}</table><h2>By number of levels</h2><table><tr>{head}{body}</table>"
-        f"<h2>Originals and reconstructions, the worst first</h2>\n" + "\n".join(section(row) for row in rows) + "\n"
+        f"<h2>Originals and reconstructions, the worst first</h2>\n" + "\n".join(section(row) for row in rows)
     )
 
 

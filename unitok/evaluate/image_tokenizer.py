@@ -8,8 +8,6 @@ that occurs at all in the pictures measured; perplexity and entropy are of the c
 appear only where their networks' own weights were given.
 """
 
-import base64
-import html
 import json
 import math
 import time
@@ -25,10 +23,13 @@ from torchmetrics.functional.image import (
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 from tqdm import tqdm
 
+from unitok import page
 from unitok.bundle import load_trained_part
+from unitok.data.files import printable
 from unitok.data.media import encode_png, find_media, open_image
 from unitok.document import json_line
 from unitok.errors import UserError
+from unitok.pretrained import check_replaceable, whole_folder
 from unitok.tokenizers.health import codebook_statistics
 from unitok.tokenizers.image import ImageTokenizer
 from unitok.tokenizers.perceptual import LPIPS, find_lpips
@@ -89,8 +90,13 @@ def evaluate_image_tokenizer(
     lpips: Path | None = None,
     inception: Path | None = None,
     device: str = "cpu",
+    overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Measure; writes `scores.json`, `images.jsonl` (a line a picture) and `index.html`; -> the scores."""
+    """Measure; writes `scores.json`, `images.jsonl` (a line a picture) and `index.html`; -> the scores.
+
+    Errors: `UserError` where something else lies in `out`, unless `overwrite` is set.
+    """
+    check_replaceable(out, "image evaluation", overwrite)
     part, _ = load_trained_part("image", tokenizer)
     model: ImageTokenizer = part.to(device)
     if not images.is_dir():
@@ -103,13 +109,13 @@ def evaluate_image_tokenizer(
         raise UserError(f"--lpips {lpips}: no vgg16-397923af.pth and vgg.pth there")
     distance = LPIPS.from_files(*find_lpips(lpips)).to(device) if lpips else None  # type: ignore[misc]
     measured = _Measured(model, images, distance, Fid(inception, device) if inception else None)
-    skipped = [{"file": str(path), "error": f"{path}: an empty file"} for path in empty]
+    skipped = [{"file": printable(str(path)), "error": printable(f"{path}: an empty file")} for path in empty]
     waiting: dict[tuple[int, ...], list[tuple[Path, Tensor]]] = {}
     for path in tqdm(files, desc="reconstruct", unit="image"):
         try:
             pixels = model.prepare(open_image(path), size**2 or area or None, "crop" if size else "keep")
         except UserError as error:
-            skipped.append({"file": str(path), "error": str(error)})
+            skipped.append({"file": printable(str(path)), "error": printable(str(error))})
             continue
         batch = waiting.setdefault(tuple(pixels.shape), [])
         batch.append((path, pixels))
@@ -142,7 +148,8 @@ class _Measured:
         again = again[..., : originals.shape[-2], : originals.shape[-1]]
         again, originals = (((x + 1) / 2).mul(255).round().div(255) for x in (again, originals))
         for (path, _), a, o, grid in zip(batch, again, originals, grids, strict=True):
-            row: dict[str, Any] = {"file": path.relative_to(self.images).as_posix(), "pixels": [o.shape[1], o.shape[2]]}
+            file = printable(path.relative_to(self.images).as_posix())
+            row: dict[str, Any] = {"file": file, "pixels": [o.shape[1], o.shape[2]]}
             row |= picture_scores(a, o) | {"codes": grid.numel()}
             if self.distance is not None:
                 with torch.no_grad():
@@ -188,30 +195,29 @@ def timed(seconds: dict[str, float], name: str, run: Any) -> Tensor:
 
 
 def _write(out: Path, scores: dict[str, Any], rows: list[dict[str, Any]], skipped: list[dict[str, str]]) -> None:
-    out.mkdir(parents=True, exist_ok=True)
     pairs = [(row, row["_pair"]) for row in rows if "_pair" in row][:SHOWN]
     kept = [{k: v for k, v in row.items() if k != "_pair"} for row in rows]
-    (out / "images.jsonl").write_text("".join(json_line(row) + "\n" for row in [*kept, *skipped]), encoding="utf-8")
-    (out / "index.html").write_text(_page(scores, pairs))
-    (out / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
+    with whole_folder(out, "image evaluation", overwrite=True) as new:
+        lines = "".join(json_line(row) + "\n" for row in [*kept, *skipped])
+        (new / "images.jsonl").write_text(lines, encoding="utf-8")
+        page.write_page(new / "index.html", "Image tokenizer", _STYLE, _body(scores, pairs))
+        (new / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
 
 
-def _page(scores: dict[str, Any], pairs: list[tuple[dict[str, Any], tuple[Tensor, Tensor]]]) -> str:
+_STYLE = """body{font:15px sans-serif;margin:2em}img{image-rendering:pixelated;margin-right:4px}
+figure{display:inline-block;margin:8px}td{padding:2px 12px 2px 0}"""
+
+
+def _body(scores: dict[str, Any], pairs: list[tuple[dict[str, Any], tuple[Tensor, Tensor]]]) -> str:
     def figure(row: dict[str, Any], pair: tuple[Tensor, Tensor]) -> str:
         width = max(160, row["pixels"][1])
-        tags = "".join(
-            f'<img width={width} src="data:image/png;base64,{base64.b64encode(encode_png(2 * x - 1)).decode()}">' for x in pair
-        )
+        tags = "".join(page.image(encode_png(2 * x - 1), f'width="{width}" alt="picture"') for x in pair)
         ssim = "" if row["ssim"] is None else f", SSIM {row['ssim']:.3f}"
-        return f"<figure>{tags}<figcaption>{html.escape(row['file'])}: {row['psnr_db']:.2f} dB{ssim}</figcaption></figure>"
+        return f"<figure>{tags}<figcaption>{page.text(row['file'])}: {row['psnr_db']:.2f} dB{ssim}</figcaption></figure>"
 
     table = "".join(f"<tr><td>{name}<td>{format_number(value)}" for name, value in scores.items())
     figures = "\n".join(figure(row, pair) for row, pair in pairs)
-    style = "body{font:15px sans-serif;margin:2em}img{image-rendering:pixelated;margin-right:4px}figure{display:inline-block;margin:8px}td{padding:2px 12px 2px 0}"
-    return (
-        f"<!doctype html><meta charset=utf-8><title>Image tokenizer</title><style>{style}</style>"
-        f"<h1>Image tokenizer</h1><table>{table}</table><h2>Originals and reconstructions, the worst first</h2>\n{figures}\n"
-    )
+    return f"<table>{table}</table><h2>Originals and reconstructions, the worst first</h2>\n{figures}"
 
 
 def format_number(value: Any) -> str:

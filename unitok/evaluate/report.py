@@ -1,11 +1,11 @@
 """The demo's report: one self-contained HTML file. Pictures and sounds are inside it; nothing is fetched."""
 
-import base64
 import csv
-import html
 import json
 from pathlib import Path
 from typing import Any
+
+from unitok import page
 
 _STYLE = """
 :root{--ink:#1c2126;--soft:#667;--line:#dde1e6;--good:#1a7f4b;--bad:#b3412e;--wash:#f6f7f9}
@@ -34,15 +34,8 @@ _TITLES = {
 }
 
 
-def _data(path: Path) -> str:
-    kind = "image/png" if path.suffix == ".png" else "audio/wav"
-    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
-
-
 def _media(path: Path) -> str:
-    if path.suffix == ".png":
-        return f'<img src="{_data(path)}" alt="picture">'
-    return f'<audio controls preload="none" src="{_data(path)}"></audio>'
+    return page.image(path.read_bytes()) if path.suffix == ".png" else page.audio(path.read_bytes(), 'preload="none"')
 
 
 def _percent(value: float) -> str:
@@ -65,7 +58,7 @@ def _score_table(scores: dict[str, Any]) -> str:
         else:
             shown, bar = _percent(value), f'<span class="bar" style="width:{100 * value:.0f}px"></span>'
         other = _percent(held) if held is not None else ""
-        rows.append(f'<tr><td>{name}</td><td class="n">{shown}</td><td>{bar}</td><td class="n">{other}</td></tr>')
+        rows.append(f'<tr><td>{page.text(name)}</td><td class="n">{shown}</td><td>{bar}</td><td class="n">{other}</td></tr>')
     return (
         '<table><tr><th>measure</th><th class="n">score</th><th></th><th class="n">combinations never trained on</th></tr>'
         + "".join(rows)
@@ -95,7 +88,7 @@ def _samples(folder: Path) -> str:
         given: list[str] = []
         new: list[str] = []
         for part in json.loads(line)["content"]:
-            piece = html.escape(part["text"]) if part["type"] == "text" else _media(folder / part["path"])
+            piece = page.text(part["text"]) if part["type"] == "text" else _media(folder / Path(part["path"]).name)
             (new if part.get("loss", True) else given).append(f"<div>{piece}</div>")
         mark = "right" if right else "wrong"
         cards.append(
@@ -146,11 +139,9 @@ def write_report(run: Path, scores: dict[str, Any], seconds: dict[str, float], m
             if folder.exists():
                 value = next(v for n, v in scores.items() if n.startswith(f"generation.{key}.") and n.endswith(".held_out") == bool(suffix))  # fmt: skip
                 sections.append(f"<h3>{title}{note} <span class='soft'>{_percent(value)} right</span></h3>{_samples(folder)}")
-    times = "".join(f'<tr><td>{name}</td><td class="n">{value:.0f} s</td></tr>' for name, value in seconds.items())
+    times = "".join(f'<tr><td>{page.text(name)}</td><td class="n">{value:.0f} s</td></tr>' for name, value in seconds.items())
     total = sum(seconds.values())
-    page = f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>unitok demo</title>
-<meta name="viewport" content="width=device-width,initial-scale=1"><style>{_STYLE}</style></head><body>
-<h1>unitok demo</h1>
+    body = f"""
 <p class="soft">One model that reads and writes text, pictures and sound, trained from raw files in {total / 60:.1f} minutes
 (budget {minutes:g}), at most {scores.get("peak_memory_gb", 0):.1f} GB of memory.</p>
 <h2>Scores</h2><p>Shares of files in which everything named is right, read back from pixels and waveforms by an oracle that
@@ -159,10 +150,7 @@ never sees the model. Scenes are new; the last column has colour-shape pairs tha
 <h2>Generations</h2><p>Grey: what was given. Below it: what the model wrote. Green edge: the oracle finds it right.</p>{"".join(sections)}
 <h2>Training</h2><div class="pairs">{"".join(curves)}</div>
 <h2>Times</h2><table>{times}<tr><th>all</th><th class="n">{total:.0f} s</th></tr></table>
-</body></html>
 """
     path = run / "report.html"
-    partial = path.with_name("report.html.partial")
-    partial.write_text(page)
-    partial.replace(path)
+    page.write_page(path, "unitok demo", _STYLE, body)
     return path

@@ -19,7 +19,8 @@ from unitok.model import Decoder
 from unitok.model.inference import forget
 from unitok.model.lora import merge_lora
 from unitok.model.training import DecoderTraining
-from unitok.sample.render import Output, Task, generate_outputs, read_prompts, save_outputs
+from unitok.sample.prompts import read_prompts
+from unitok.sample.render import Output, Task, generate_outputs, save_outputs
 from unitok.sample.sampling import Settings
 from unitok.vocab import Vocab
 

@@ -19,7 +19,7 @@ from unitok.errors import UserError, read_json
 from unitok.interop import DECODER_KINDS, EXPORTS
 from unitok.interop.weights import State, log, read_folder, strip_prefix, tell_unused
 from unitok.model.decoder import Decoder, DecoderConfig
-from unitok.pretrained import begin_folder, replace_folder
+from unitok.pretrained import whole_folder
 from unitok.tokenizers.image import ImageTokenizer
 from unitok.tokenizers.text import ImportedTextTokenizer
 from unitok.vocab import Range, Span, Vocab
@@ -226,22 +226,21 @@ class ImportedDecoder:
     vocab: Vocab | None = None
     text: ImportedTextTokenizer | None = None
 
-    def save_pretrained(self, out: Path) -> None:
+    def save_pretrained(self, out: Path, overwrite: bool = False) -> None:
         """Write `model/` and `tokenizers/image/`; with a vocabulary a whole bundle."""
         if self.vocab is not None:
-            Unitok(self.vocab, self.text, self.image, None, self.model).save_pretrained(out)
+            Unitok(self.vocab, self.text, self.image, None, self.model).save_pretrained(out, overwrite)
             return
-        partial = begin_folder(Path(out))
-        self.model.save_pretrained(partial / "model")
-        if self.image is not None:
-            self.image.save_pretrained(partial / "tokenizers" / "image")
-        replace_folder(partial, Path(out))
+        with whole_folder(out, "imported model", overwrite) as partial:
+            self.model.save_pretrained(partial / "model")
+            if self.image is not None:
+                self.image.save_pretrained(partial / "tokenizers" / "image")
 
 
 # ---- Export ---------------------------------------------------------------------------------------------------------
 
 
-def export_decoder(kind: str, decoder: Decoder, vocab: Vocab | None, out: Path) -> None:
+def export_decoder(kind: str, decoder: Decoder, vocab: Vocab | None, out: Path, overwrite: bool = False) -> None:
     """Write a decoder as `kind`, with `unitok_ids.json` to tell what ids mean. Errors: `UserError` where it does not fit."""
     if kind not in EXPORTS:
         raise UserError(f"no kind {kind!r}; choose one of {', '.join(EXPORTS)}")
@@ -274,14 +273,13 @@ def export_decoder(kind: str, decoder: Decoder, vocab: Vocab | None, out: Path) 
         **specials,
     }
     generation = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, **specials}
-    partial = begin_folder(out)
-    (partial / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-    (partial / "generation_config.json").write_text(json.dumps(generation, indent=1) + "\n")
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in decoder.state_dict().items()}
-    save_file(state, partial / "model.safetensors", metadata={"format": "pt"})
-    if vocab:
-        (partial / "unitok_ids.json").write_text(json.dumps(id_map(vocab), indent=1) + "\n")
-    replace_folder(partial, out)
+    with whole_folder(out, "exported decoder", overwrite) as partial:
+        (partial / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+        (partial / "generation_config.json").write_text(json.dumps(generation, indent=1) + "\n")
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in decoder.state_dict().items()}
+        save_file(state, partial / "model.safetensors", metadata={"format": "pt"})
+        if vocab:
+            (partial / "unitok_ids.json").write_text(json.dumps(id_map(vocab), indent=1) + "\n")
 
 
 def id_map(vocab: Vocab) -> dict[str, Any]:

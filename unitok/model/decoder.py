@@ -323,9 +323,9 @@ class Decoder(nn.Module):
         """ids [B, T] -> logits [B, T, V]; arguments as for `hidden`."""
         return self.lm_head(self.hidden(ids, positions, documents, places))
 
-    def save_pretrained(self, folder: Path) -> None:
+    def save_pretrained(self, folder: Path, overwrite: bool = False) -> None:
         """Write `config.json` and `model.safetensors`."""
-        save_part(folder, "decoder", self.config, self.state_dict())
+        save_part(folder, "decoder", self.config, self.state_dict(), overwrite)
 
     @classmethod
     def from_pretrained(cls, path: Path, device: str = "cpu") -> "Decoder":

@@ -7,6 +7,7 @@ from typing import TextIO
 import torch.nn.functional as F
 from torch import Tensor
 
+from unitok.errors import visible
 from unitok.sample.render import Output
 from unitok.sample.stream import Piece
 
@@ -25,7 +26,7 @@ def show(pieces: Iterable[Piece | Output], sample_rate: int, file: TextIO | None
         if piece.index != 0:
             continue
         if piece.modality == "text":
-            file.write(piece.content)
+            file.write(visible(piece.content, lines=True))
         elif piece.modality == "image" and not file.isatty():
             if piece.done:
                 height, width = piece.content.shape[1:]

@@ -1,7 +1,8 @@
 """From prompts to outputs, and outputs to files: text, PNG, WAV, `outputs.jsonl` and one page to look at."""
 
-import html
 import math
+import re
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -10,12 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import PIL.Image
+import soundfile
 from tqdm import tqdm
 
+from unitok import page
 from unitok.document import ROLES, Document, Part, RawDocument, format_raw_document
 from unitok.errors import UserError
 from unitok.grammar import Grammar, parse_plan
+from unitok.pretrained import whole_folder
 from unitok.sample.engine import Request, generate
+from unitok.sample.prompts import ReadFile
 from unitok.sample.sampling import Settings
 from unitok.sample.score import log_probabilities
 from unitok.vocab import Vocab
@@ -48,39 +54,75 @@ class Output:
         return Document(self.prompt.segments + self.new.segments, f"{self.index:06d}")
 
     @cached_property
+    def _decoded(self) -> dict[int, Any]:
+        return {}
+
+    def content(self, i: int) -> Any:
+        """The i-th generated segment, decoded (once): str, picture or sound, as `Unitok.decode_segment` gives it."""
+        if i not in self._decoded:
+            self._decoded[i] = self.unitok.decode_segment(self.new.segments[i])
+        return self._decoded[i]
+
+    def _of(self, modality: str) -> list[Any]:
+        return [self.content(i) for i, segment in enumerate(self.new.segments) if segment.modality == modality]
+
+    @property
     def text(self) -> str:
         """All generated text."""
-        return "".join(self.unitok.decode_segment(s) for s in self.new.segments if s.modality == "text")
+        return "".join(self._of("text"))
 
-    @cached_property
+    @property
     def images(self) -> "list[Tensor]":
         """Generated pictures, float [3, H, W] in [-1, 1]."""
-        return [self.unitok.decode_segment(s) for s in self.new.segments if s.modality == "image"]
+        return self._of("image")
 
-    @cached_property
+    @property
     def audios(self) -> "list[Tensor]":
         """Generated sounds, float [C, T] in [-1, 1] at the audio tokenizer's rate."""
-        return [self.unitok.decode_segment(s) for s in self.new.segments if s.modality == "audio"]
+        return self._of("audio")
 
     def save(self, folder: str | Path) -> RawDocument:
-        """Write the whole document's files into a folder, generated text as .txt; files of the prompt are copied as they are."""
+        """Write the whole document's files into a folder, generated text as .txt.
+
+        Files that the prompt gave as a Path are copied as they are; all else of it is decoded.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         name = f"{self.index:06d}"
         parts: list[Part] = []
         for i, segment in enumerate(self.prompt.segments):
-            source = Path(segment.source) if segment.source else None
-            if source is not None and source.is_file():
-                copy = folder / f"{name}-prompt-{i}{source.suffix}"
-                copy.write_bytes(source.read_bytes())
+            if isinstance(segment.source, ReadFile) and (suffix := _suffix(segment.source, segment.modality)):
+                copy = folder / f"{name}-prompt-{i}.{suffix}"
+                shutil.copyfile(segment.source, copy)
                 parts.append(Part(segment.modality, path=copy, role=segment.role, loss=False))
             else:
                 one = self.unitok.write_document(Document((segment,)), folder, f"{name}-prompt-{i}")
                 parts += [Part(p.type, p.text, p.path, p.role, False) for p in one.content]
-        parts += self.unitok.write_document(self.new, folder, name).content
+        parts += self.unitok.write_document(
+            self.new, folder, name, [self.content(i) for i in range(len(self.new.segments))]
+        ).content
         if self.text:
             (folder / f"{name}.txt").write_text(self.text, encoding="utf-8")
         return RawDocument(name, tuple(parts))
+
+
+def _suffix(path: str, modality: str) -> str:
+    """For the copy of a file, by what is in it, whatever its name: `png`, `wav`; "" where it cannot be opened any more."""
+    try:
+        if modality == "image":
+            with PIL.Image.open(path) as image:
+                name = image.format or ""
+        else:
+            name = soundfile.info(path).format
+    except (OSError, soundfile.LibsndfileError):
+        return ""
+    return {"JPEG": "jpg", "WAVEX": "wav"}.get(name, re.sub(r"\W", "", name).lower())
+
+
+def check_count(name: str, value: Any, least: int) -> None:
+    """Raise `UserError` for what is no integer of at least that."""
+    if not isinstance(value, int | np.integer) or value < least:
+        raise UserError(f"{name} is {value!r}: it must be an integer of at least {least}")
 
 
 @dataclass
@@ -88,7 +130,7 @@ class Task:
     """What to make of each prompt.
 
     Args:
-        want: `free`, or a plan such as `text,image:8x12,audio:2s` (rows x columns of codes).
+        want: `free`, or a plan such as `text,image:8x12,audio:2s` (rows x columns of codes), also as a list.
         n: outputs for each prompt. max_ids: most new ids of each. seed: the same gives the same outputs.
         settings: by modality; a missing one has the defaults.
         negative: what guidance leads away from; without it, from no prompt at all.
@@ -98,7 +140,7 @@ class Task:
         jacobi: places of an image that are guessed and read at once; outputs are then made one by one. 0: one place.
     """
 
-    want: str = "free"
+    want: str | Sequence[str] = "free"
     n: int = 1
     seed: int = 0
     max_ids: int = 512
@@ -111,12 +153,15 @@ class Task:
 
     def __post_init__(self) -> None:
         for name, least in (("n", 1), ("best_of", 1), ("seed", 0), ("max_ids", 1), ("jacobi", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name.replace('_', ' ')} is {getattr(self, name)}: it must be at least {least}")
+            check_count(name.replace("_", " "), getattr(self, name), least)
+        if isinstance(self.want, list | tuple):
+            self.want = ",".join(map(str, self.want))
+        if not isinstance(self.want, str):
+            raise UserError(f"want is a {type(self.want).__name__}: write free, or a plan such as text,image:8x12,audio:2s")
         if self.best_by not in ("likelihood", "relevance"):
             raise UserError(f"best by {self.best_by!r}: choose one of likelihood, relevance")
-        if self.keep is not None and not 0 < self.keep <= 1:
-            raise UserError(f"keep is {self.keep}: it is a share, above 0 and at most 1")
+        if self.keep is not None and not (isinstance(self.keep, int | float) and 0 < self.keep <= 1):
+            raise UserError(f"keep is {self.keep!r}: it is a share, above 0 and at most 1")
 
 
 @dataclass
@@ -144,7 +189,7 @@ class Pending:
 def begin(unitok: "Unitok", prompts: list[Document], task: Task) -> list[Pending]:
     """n outputs for each prompt, still to be made."""
     vocab = unitok.vocab
-    plan = parse_plan(task.want, vocab, unitok.audio.frame_rate if unitok.audio else None)
+    plan = parse_plan(str(task.want), vocab, unitok.audio.frame_rate if unitok.audio else None)
     negative = None if task.negative is None else vocab.encode(task.negative, eos=False)
     pending: list[Pending] = []
     repeated: Counter[bytes] = Counter()
@@ -181,8 +226,7 @@ def generate_outputs(
     unitok: "Unitok", prompts: list[Document], task: Task, batch_size: int = 64, progress: bool = False
 ) -> list[Output]:
     """`Unitok.generate` on documents."""
-    if batch_size < 1:
-        raise UserError(f"batch size is {batch_size}: it must be at least 1")
+    check_count("batch size", batch_size, 1)
     decoder, grammar = unitok.need("model"), Grammar(unitok.vocab)
     pending = begin(unitok, prompts, replace(task, n=task.n * task.best_of))
     with tqdm(total=len(pending), desc="sample", unit="output", disable=not progress, mininterval=1.0, delay=0.3) as bar:
@@ -268,14 +312,16 @@ def _begins(vocab: Vocab, one: Pending, ids: np.ndarray) -> tuple[np.ndarray, np
     return np.array([] if name == "none" else [vocab.specials[f"<{name}>"]], np.int64), ids[start:]
 
 
-def save_outputs(outputs: list[Output], folder: Path, title: str = "unitok sample") -> None:
-    """Write all outputs into a folder: their files, `outputs.jsonl` (a line is the whole document) and `index.html`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    raws = [output.save(folder) for output in outputs]
-    (folder / "index.html").write_text(_page(raws, folder, title))
-    partial = folder / "outputs.jsonl.partial"
-    partial.write_text("".join(format_raw_document(raw, folder) + "\n" for raw in raws), encoding="utf-8")
-    partial.replace(folder / "outputs.jsonl")
+def save_outputs(outputs: list[Output], folder: Path, title: str = "unitok sample", overwrite: bool = False) -> None:
+    """Write all outputs into a folder: their files, `outputs.jsonl` (a line is the whole document) and `index.html`.
+
+    Earlier outputs in it go, other files stay. Errors: `UserError` where something else lies there, unless `overwrite` is set.
+    """
+    with whole_folder(folder, "sample output", overwrite) as new:
+        raws = [output.save(new) for output in outputs]
+        page.write_page(new / "index.html", title, _STYLE, _articles(raws, new))
+        lines = "".join(format_raw_document(raw, new) + "\n" for raw in raws)
+        (new / "outputs.jsonl").write_text(lines, encoding="utf-8")
 
 
 _STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
@@ -284,24 +330,19 @@ img{width:160px;border-radius:4px;image-rendering:auto;background:#eee}.given{op
 .new{border-left:4px solid #2a7;padding-left:.6rem}"""
 
 
-def _page(raws: list[RawDocument], folder: Path, title: str) -> str:
-    """One page with every document: what was given is grey, what was generated green."""
+def _articles(raws: list[RawDocument], folder: Path) -> str:
+    """Every document: what was given is grey, what was generated green."""
     articles = []
     for raw in raws:
         pieces = []
         for part in raw.content:
-            name = part.path.relative_to(folder).as_posix() if part.path else ""
-            inner = {
-                "text": lambda part=part: html.escape(part.text),
-                "image": lambda name=name: f'<img src="{name}" alt="picture">',
-                "audio": lambda name=name: f'<audio controls src="{name}"></audio>',
-            }[part.type]()
+            if part.path is None:
+                inner = page.text(part.text)
+            else:
+                inner = {"image": page.image, "audio": page.audio}[part.type](part.path.relative_to(folder).as_posix())
             pieces.append(f'<div class="{"new" if part.loss else "given"}">{inner}</div>')
         articles.append(f"<article>{''.join(pieces)}</article>")
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style>'
-        f"<h1>{html.escape(title)}</h1><p>Grey: given. Green: generated.</p>{''.join(articles)}</html>\n"
-    )
+    return f"<p>Grey: given. Green: generated.</p>{''.join(articles)}"
 
 
 def settings_from(options: dict[str, Any]) -> dict[str, Settings]:
@@ -317,17 +358,3 @@ def settings_from(options: dict[str, Any]) -> dict[str, Settings]:
         except UserError as error:
             raise UserError(str(error).replace("--", f"--{modality}-", 1)) from None
     return out
-
-
-def read_prompts(path: Path) -> list[RawDocument]:
-    """Prompts of an interleaved JSON Lines file; a bad line is an error."""
-    from unitok.document import read_raw_documents
-
-    raws = []
-    for raw in read_raw_documents(path):
-        if isinstance(raw, UserError):
-            raise raw
-        raws.append(raw)
-    if not raws:
-        raise UserError(f"{path}: no prompts in it")
-    return raws

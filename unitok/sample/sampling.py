@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal
 
 import torch
@@ -46,6 +47,10 @@ class Settings:
     guidance_schedule: Literal["constant", "linear", "cosine"] = "constant"
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            number = isinstance(value, Real) or (value is None and name in ("guidance_media", "guidance_stop"))
+            if name != "guidance_schedule" and not number:
+                raise UserError(f"--{name.replace('_', '-')} {value!r}: it must be a number")
         for name, good, must in (
             ("temperature", 0 <= self.temperature < math.inf, "it must be 0 or more"),
             ("top_k", self.top_k >= 0, "it must be 0 (all) or more"),

@@ -4,13 +4,11 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from unitok.errors import UserError
 from unitok.grammar import Grammar
 from unitok.model.decoder import Decoder
-
-CHUNK = 1024  # positions whose logits exist at once
+from unitok.model.loss import next_id_loss
 
 
 @torch.inference_mode()
@@ -27,35 +25,27 @@ def log_probabilities(
         if len(ids) > most:
             raise UserError(f"document {i + 1} has {len(ids)} ids, the decoder takes {most}")
         grammar.follow(ids, complete=False)
-    kinds = [grammar.targets(ids) for ids in documents]
     found: list[np.ndarray] = [np.zeros(0)] * len(documents)
     for batch in _batches([len(ids) for ids in documents], batch_ids):
         length = max(len(documents[i]) for i in batch)
         padded = torch.full((len(batch), length), grammar.vocab.pad)
-        places = torch.zeros_like(padded)
+        places, kinds = torch.zeros_like(padded), torch.zeros_like(padded)[:, 1:]
+        counts = torch.zeros(len(batch), length - 1)
         for row, i in enumerate(batch):
-            padded[row, : len(documents[i])] = torch.from_numpy(documents[i])
-            places[row, : len(documents[i])] = torch.from_numpy(grammar.places(documents[i]))
-        hidden = decoder.hidden(padded.to(decoder.device), places=places.to(decoder.device))
+            ids = documents[i]
+            padded[row, : len(ids)] = torch.from_numpy(ids)
+            places[row, : len(ids)] = torch.from_numpy(grammar.places(ids))
+            kinds[row, : len(ids) - 1] = torch.from_numpy(grammar.targets(ids))
+            counts[row, : len(ids) - 1] = 1
+        device = decoder.device
+        hidden = decoder.hidden(padded.to(device), places=places.to(device))[:, :-1]
+        targets = {"targets": padded[:, 1:].to(device), "kinds": kinds.to(device), "weights": counts.to(device)}
+        loss = next_id_loss(hidden, decoder.lm_head.weight, targets, grammar.kinds)
+        nats = torch.zeros(counts.numel(), dtype=torch.float64)
+        nats[loss.index.cpu()] = -loss.nll.double().cpu()
         for row, i in enumerate(batch):
-            targets = torch.from_numpy(documents[i][1:]).to(decoder.device)
-            found[i] = _of_targets(decoder, grammar, hidden[row, : len(targets)], targets, kinds[i])
+            found[i] = nats.view(counts.shape)[row, : len(documents[i]) - 1].numpy()
     return found
-
-
-def _of_targets(decoder: Decoder, grammar: Grammar, hidden: Tensor, targets: Tensor, kinds: np.ndarray) -> np.ndarray:
-    """hidden [L - 1, C], targets [L - 1] and the kinds of their legal sets -> [L - 1]."""
-    out = torch.zeros(len(targets), dtype=torch.float64, device=hidden.device)
-    for kind in np.unique(kinds):
-        ids = torch.cat([torch.arange(a, b) for a, b in grammar.kinds[kind]]).to(hidden.device)
-        if len(ids) == 1:
-            continue
-        head = decoder.lm_head.weight[ids]
-        where = torch.from_numpy(np.flatnonzero(kinds == kind)).to(hidden.device)
-        for some in where.split(CHUNK):
-            logits = (hidden[some] @ head.T).double().log_softmax(-1)
-            out[some] = logits.gather(-1, torch.searchsorted(ids, targets[some])[:, None])[:, 0]
-    return out.cpu().numpy()
 
 
 def _batches(lengths: list[int], batch_ids: int) -> Iterator[list[int]]:

@@ -46,8 +46,9 @@ def stream(
 
     Errors: `UserError` as for `Unitok.generate`, before any work.
     """
-    if batch_size < 1:
-        raise UserError(f"batch size is {batch_size}: it must be at least 1")
+    from unitok.sample.render import check_count
+
+    check_count("batch size", batch_size, 1)
     session = Session(unitok.need("model"), Grammar(unitok.vocab), settings, ahead=AHEAD)
     check_requests(session, (one.request for one in pending))
     return _stream(unitok, session, pending, batch_size)

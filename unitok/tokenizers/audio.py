@@ -23,6 +23,7 @@ from unitok.data.media import convert_audio, open_audio, read_audio_blocks, read
 from unitok.errors import UserError
 from unitok.memory import keep_large_blocks
 from unitok.pretrained import load_part, load_state, part_folder, save_part, state_fingerprint
+from unitok.tokenizers.arguments import check_codes, check_samples, check_waveform
 from unitok.tokenizers.quantize import ResidualQuantizer
 from unitok.tokenizers.seanet import Conv, ConvTranspose, SEANetDecoder, SEANetEncoder, State, fold_for_use
 
@@ -168,9 +169,11 @@ class AudioTokenizer(nn.Module):
     # ---- Encoding ------------------------------------------------------------------------------------------------
 
     def encode(self, samples: Tensor, num_codebooks: int | None = None) -> Tensor:
-        """[B, C, T] in [-1, 1] at `sample_rate` -> int64 [B, K or num_codebooks, N]; N is ceil(T / hop_length), of each segment."""
-        if samples.ndim != 3 or samples.shape[1] != self.config.channels or not samples.shape[-1]:
-            raise ValueError(f"sounds are [B, {self.config.channels}, T], got {tuple(samples.shape)}")
+        """[B, C, T] in [-1, 1] at `sample_rate` -> int64 [B, K or num_codebooks, N]; N is ceil(T / hop_length), of each segment.
+
+        NumPy arrays and integers are taken, too. Errors: `UserError` for other shapes, types and ranges.
+        """
+        samples = check_samples(samples, self.config.channels, next(self.parameters()).dtype)
         return torch.cat([codes for codes, _ in self._encode_blocks([samples], num_codebooks)], -1)
 
     def scales(self, samples: Tensor) -> Tensor:
@@ -279,15 +282,17 @@ class AudioTokenizer(nn.Module):
 
     def _check_levels(self, levels: int | None) -> None:
         if levels is not None and not 1 <= levels <= self.num_codebooks:
-            raise ValueError(f"num_codebooks {levels}: this tokenizer has 1 to {self.num_codebooks} levels")
+            raise UserError(f"num_codebooks {levels}: this tokenizer has 1 to {self.num_codebooks} levels")
 
     # ---- Decoding ------------------------------------------------------------------------------------------------
 
     def decode(self, codes: Tensor, length: int | None = None, scales: Tensor | None = None) -> Tensor:
         """int64 [B, k, N] (the first k <= K levels) -> [B, C, length or all that the codes hold] in [-1, 1].
 
-        scales: [B, segments], as `scales` gave them; for models that normalise, 1 if left out.
+        scales: [B, segments], as `scales` gave them; for models that normalise, 1 if left out. Errors: `UserError` for codes that
+        are none.
         """
+        codes = check_codes(codes, "[B, k, N]", self.codebook_size)
         self._check_levels(codes.shape[1])
         return torch.cat(list(self._decode_blocks(codes, scales, length)), -1)[..., :length]
 
@@ -384,11 +389,18 @@ class AudioTokenizer(nn.Module):
     # ---- Files ---------------------------------------------------------------------------------------------------
 
     def prepare(self, samples: Tensor, rate: int, name: str = "a sound") -> Tensor:
-        """[C, T] at `rate` Hz -> [channels, T'] at `sample_rate`, ready for `encode`; errors: `UserError` for silence."""
+        """[C, T] at `rate` Hz -> [channels, T'] at `sample_rate`, ready for `encode`.
+
+        Also [T] and [T, C] as soundfile gives them, NumPy arrays, lists, and integers of 8, 16 and 32 bits. Errors: `UserError`
+        with `name` for another shape or range, nothing in it, silence.
+        """
+        samples, rate = check_waveform(samples, rate, name)
         converted = convert_audio(samples, rate, self.sample_rate, self.config.channels)
-        if converted.abs().max() < SILENCE:
+        if converted.abs().max() >= SILENCE:
+            return converted
+        if samples.abs().max() < SILENCE:
             raise UserError(f"{name}: silence; replace it or leave it out")
-        return converted
+        raise UserError(f"{name}: its channels, of opposite phase, cancel to silence when they are mixed; give one of them")
 
     def encode_file(
         self, path: Path, num_codebooks: int | None = None, data: bytes | None = None
@@ -434,9 +446,9 @@ class AudioTokenizer(nn.Module):
         """Changes when the codes do: a hash of configuration and weights."""
         return state_fingerprint(self.config, self.state_dict())
 
-    def save_pretrained(self, folder: Path) -> None:
+    def save_pretrained(self, folder: Path, overwrite: bool = False) -> None:
         """Write `config.json` and `model.safetensors`."""
-        save_part(folder, "audio tokenizer", self.config, self.state_dict())
+        save_part(folder, "audio tokenizer", self.config, self.state_dict(), overwrite)
 
     @classmethod
     def from_pretrained(cls, path: Path, device: str = "cpu") -> "AudioTokenizer":
@@ -463,8 +475,7 @@ class EncodeStream:
     def push(self, samples: Tensor, last: bool = False) -> Tensor:
         """[B, C, t] -> the codes that are complete with them, int64 [B, K, n], n may be 0."""
         t = self.tokenizer
-        if samples.ndim != 3 or samples.shape[1] != t.config.channels:
-            raise ValueError(f"sounds are [B, {t.config.channels}, T], got {tuple(samples.shape)}")
+        samples = check_samples(samples, t.config.channels, next(t.parameters()).dtype, empty=True)
         self._shape = (samples.shape[0], samples.shape[1])
         with torch.no_grad():
             z = t.encoder.stream(samples.to(t.device), self._state, last)
@@ -492,6 +503,7 @@ class DecodeStream:
     def push(self, codes: Tensor, last: bool = False) -> Tensor:
         """int64 [B, k, n] -> [B, C, t] in [-1, 1]."""
         t = self.tokenizer
+        codes = check_codes(codes, "[B, k, n]", t.codebook_size, empty=True)
         self._shape = (codes.shape[0], codes.shape[1])
         with torch.no_grad():
             return t.decoder.stream(t._look_up(codes.to(t.device)), self._state, last).clamp(-1, 1)

@@ -20,6 +20,7 @@ from unitok.data.media import crop_square, fit_image, image_to_tensor, open_imag
 from unitok.errors import UserError
 from unitok.memory import keep_large_blocks
 from unitok.pretrained import load_part, load_state, part_folder, save_part, state_fingerprint
+from unitok.tokenizers.arguments import check_codes, check_images
 from unitok.tokenizers.quantize import (
     FiniteScalarQuantizer,
     LookupFreeQuantizer,
@@ -167,11 +168,11 @@ class ImageTokenizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] in [-1, 1] -> int64 [B, ceil(H / stride), ceil(W / stride)]. Deterministic."""
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images are [B, 3, H, W], got {tuple(images.shape)}")
-        if images.numel() and images.abs().max() > 1.001:
-            raise ValueError(f"images are in [-1, 1], got up to {float(images.abs().max()):g}")
+        """[B, 3, H, W] in [-1, 1] -> int64 [B, ceil(H / stride), ceil(W / stride)]. Deterministic.
+
+        NumPy arrays and uint8 in [0, 255] are taken, too. Errors: `UserError` for other shapes, types and ranges.
+        """
+        images = check_images(images, next(self.parameters()).dtype)
         keep_large_blocks()
         if max(images.shape[-2:]) > self.tile:
             return torch.cat([self._encode_tiles(image[None]) for image in images])
@@ -206,9 +207,8 @@ class ImageTokenizer(nn.Module):
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
-        """int64 [B, h, w] -> [B, 3, h * stride, w * stride] in [-1, 1]."""
-        if codes.ndim != 3:
-            raise ValueError(f"codes are [B, h, w], got {tuple(codes.shape)}")
+        """int64 [B, h, w] -> [B, 3, h * stride, w * stride] in [-1, 1]. Errors: `UserError` for codes that are none."""
+        codes = check_codes(codes, "[B, h, w]", self.codebook_size)
         keep_large_blocks()
         h, w = codes.shape[-2:]
         if max(h, w) * self.stride > self.tile:
@@ -253,6 +253,8 @@ class ImageTokenizer(nn.Module):
         square of `area` pixels.
         """
         area = area or self.config.resolution**2
+        if 0 in image.size:
+            raise UserError(f"a picture of {image.width} x {image.height} pixels; replace it or leave it out")
         image = to_rgb(image) if image.mode != "RGB" else image
         if fit == "keep":
             return fit_image(image, area, LONGEST_SIDE * self.stride)
@@ -278,9 +280,9 @@ class ImageTokenizer(nn.Module):
         """Changes when the codes do: a hash of configuration and weights."""
         return state_fingerprint(self.config, self.state_dict())
 
-    def save_pretrained(self, folder: Path) -> None:
+    def save_pretrained(self, folder: Path, overwrite: bool = False) -> None:
         """Write `config.json` and `model.safetensors`."""
-        save_part(folder, "image tokenizer", self.config, self.state_dict())
+        save_part(folder, "image tokenizer", self.config, self.state_dict(), overwrite)
 
     @classmethod
     def from_pretrained(cls, path: Path, device: str = "cpu") -> "ImageTokenizer":

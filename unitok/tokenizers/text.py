@@ -22,7 +22,8 @@ from pathlib import Path
 import sentencepiece
 
 from unitok.errors import UserError, first_line, read_json
-from unitok.pretrained import VERSION, begin_folder, part_folder, replace_folder
+from unitok.pretrained import VERSION, part_folder, whole_folder
+from unitok.tokenizers.arguments import check_text, check_text_codes
 
 log = logging.getLogger("unitok")
 
@@ -70,7 +71,7 @@ class TextTokenizer:
         return tuple(i for i in range(self.size) if p.is_control(i) or p.is_unknown(i) or p.is_unused(i))
 
     def encode(self, text: str) -> list[int]:
-        """str -> codes."""
+        """str -> codes; errors: `UserError` for what is no str or cannot be written as UTF-8."""
         check_text(text)
         codes: list[int] = []
         for stretch in self._confused.split(text):
@@ -78,20 +79,19 @@ class TextTokenizer:
         return codes
 
     def decode(self, codes: list[int]) -> str:
-        """Codes -> str. Inverse of `encode`; bytes that are not UTF-8 become U+FFFD."""
-        return self._processor.decode([int(c) for c in codes])
+        """Codes -> str. Inverse of `encode`; bytes that are not UTF-8 become U+FFFD. Errors: `UserError` for one out of range."""
+        return self._processor.decode(check_text_codes(codes, self.size))
 
     def fingerprint(self) -> str:
         """Changes when the codes do."""
         return hashlib.sha256(self.model).hexdigest()
 
-    def save_pretrained(self, folder: Path) -> None:
+    def save_pretrained(self, folder: Path, overwrite: bool = False) -> None:
         """Write `config.json` and `tokenizer.model` (SentencePiece's own format)."""
-        folder = Path(folder)
-        partial = begin_folder(folder)
-        (partial / "tokenizer.model").write_bytes(self.model)
-        (partial / "config.json").write_text(json.dumps({"unitok": VERSION, "kind": "text tokenizer"}) + "\n")
-        replace_folder(partial, folder)
+        with whole_folder(folder, "text tokenizer", overwrite) as partial:
+            (partial / "tokenizer.model").write_bytes(self.model)
+            config = {"unitok": VERSION, "kind": "text tokenizer"}
+            (partial / "config.json").write_text(json.dumps(config) + "\n", encoding="utf-8")
 
     @classmethod
     def from_pretrained(cls, path: Path, device: str = "cpu") -> "TextTokenizer":
@@ -171,15 +171,6 @@ class TextTokenizer:
                 size = int(most[1])
 
 
-def check_text(text: str) -> str:
-    """The text; errors: `UserError` for half of a surrogate pair, which no UTF-8 file can hold."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UserError(f"text: not UTF-8 (half of a surrogate pair at character {error.start}); mend it") from None
-    return text
-
-
 def cut_line(line: str) -> list[str]:
     """A line of a corpus in pieces of at most `MAX_LINE` bytes, which joined are the line.
 
@@ -248,20 +239,19 @@ class ImportedTextTokenizer(TextTokenizer):
 
     def decode(self, codes: list[int]) -> str:
         """Codes -> str. Inverse of `encode`."""
-        return self._json.decode([int(code) + self.first for code in codes], skip_special_tokens=False)
+        ids = [code + self.first for code in check_text_codes(codes, self.size)]
+        return self._json.decode(ids, skip_special_tokens=False)
 
-    def save_pretrained(self, folder: Path) -> None:
+    def save_pretrained(self, folder: Path, overwrite: bool = False) -> None:
         """Write `config.json` and `tokenizer.json`."""
-        folder = Path(folder)
-        partial = begin_folder(folder)
-        (partial / "tokenizer.json").write_bytes(self.model)
-        config = {"unitok": VERSION, "kind": "text tokenizer", "first": self.first, "size": self.size}
-        (partial / "config.json").write_text(json.dumps(config) + "\n")
-        replace_folder(partial, folder)
+        with whole_folder(folder, "imported text tokenizer", overwrite) as partial:
+            (partial / "tokenizer.json").write_bytes(self.model)
+            config = {"unitok": VERSION, "kind": "text tokenizer", "first": self.first, "size": self.size}
+            (partial / "config.json").write_text(json.dumps(config) + "\n", encoding="utf-8")
 
     @classmethod
     def _load(cls, folder: Path) -> "ImportedTextTokenizer":
         config = read_json(folder / "config.json", "import it again")
-        if config.get("kind") != "text tokenizer" or "first" not in config:
+        if config.get("kind") != "text tokenizer" or not {"first", "size"} <= set(config):
             raise UserError(f"{folder}: another program's tokenizer; `unitok import hf-chameleon` takes a Chameleon's along")
         return cls((folder / "tokenizer.json").read_bytes(), config["first"], config["size"])

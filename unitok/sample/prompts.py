@@ -1,0 +1,126 @@
+"""What people hand to `Unitok.generate` and its like, made into batches of lists of parts, settings and names that exist."""
+
+import os
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, replace
+from difflib import get_close_matches
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+from unitok.data.files import Files
+from unitok.data.media import sniff
+from unitok.document import Document, Part, RawDocument, Segment, read_raw_documents
+from unitok.errors import UserError, visible
+from unitok.sample.sampling import Settings
+
+
+class ReadFile(str):
+    """A `Segment.source` whose file this process was given as a Path and read: such a file may be copied. A name that came
+    with a document, from a shard or from JSON, is a plain str."""
+
+    __slots__ = ()
+
+
+def batch_of(prompt: Any) -> list[list[Any]]:
+    """A part alone, the parts of a prompt, or a list of such lists -> lists of parts. Errors: `UserError`."""
+    if is_part(prompt):
+        return [[prompt]]
+    if isinstance(prompt, Mapping) or not isinstance(prompt, Iterable):
+        raise UserError(f"prompt: a {type(prompt).__name__}; give a part, a list of parts, or a list of such lists for a batch")
+    parts = list(prompt)
+    nested = [isinstance(part, list) for part in parts]
+    if any(nested) and not all(nested):
+        raise UserError("prompt: parts and lists of parts are mixed; a batch is a list of lists of parts")
+    return parts if parts and nested[0] else [parts]
+
+
+def is_part(value: Any) -> bool:
+    """Whether it is one piece of a prompt, not a list of them; an array counts as one, so that it is told what it lacks."""
+    if isinstance(value, tuple):
+        number = [isinstance(v, Real) for v in value]
+        waveform = value[number.index(False)] if len(value) == 2 and sum(number) == 1 else None
+        return isinstance(waveform, list) or _is_array(waveform)
+    return isinstance(value, str | bytes | os.PathLike | Document | RawDocument | Segment) or _is_array(value)
+
+
+def _is_array(value: Any) -> bool:
+    """Also a list of numbers, and a PIL image."""
+    plain = isinstance(value, list) and bool(value) and isinstance(value[0], Real)
+    return plain or hasattr(type(value), "__array__") or hasattr(type(value), "__array_interface__")
+
+
+def refuse(part: Any) -> UserError:
+    """The error for what is no part of a prompt."""
+    array = "; of an array: PIL.Image.fromarray(array), or (array, Hz)" if _is_array(part) else ""
+    taken = "a str, a Path, a PIL.Image, (waveform [C, T], Hz) or a Document"
+    return UserError(f"a prompt's part is {taken}, not {type(part).__name__}{array}")
+
+
+def hint_at_file(text: str) -> None:
+    """Warn where a text is the name of an image or a sound."""
+    if len(text) < 1024 and "\0" not in text and os.path.isfile(text) and (kind := sniff(Path(text))) in ("image", "audio"):
+        warnings.warn(
+            f"the text {visible(text)!r} of the prompt names an {kind} file; Path({visible(text)!r}) reads it", stacklevel=2
+        )
+
+
+def settings_of(given: Any, modalities: Iterable[str]) -> dict[str, Settings]:
+    """`Settings` for all modalities, or by modality, each as `Settings` or as a dict of its fields. Errors: `UserError`."""
+    form = "settings={'image': Settings(temperature=0.5)}, from unitok.sample.sampling"
+    if given is None:
+        return {}
+    modalities = list(modalities)
+    if isinstance(given, Settings):
+        return dict.fromkeys(modalities, given)
+    if not isinstance(given, Mapping):
+        raise UserError(f"settings: a {type(given).__name__}; give {form}")
+    made = {}
+    for name, value in given.items():
+        if name not in modalities:
+            raise UserError(f"settings: {name!r} is none of {', '.join(modalities)}; give {form}")
+        if isinstance(value, Mapping):
+            check_names(value, [f.name for f in fields(Settings)], f"settings[{name!r}]")
+            value = Settings(**value)
+        if not isinstance(value, Settings):
+            raise UserError(f"settings[{name!r}]: a {type(value).__name__}; give {form}")
+        made[name] = value
+    return made
+
+
+def check_names(given: Iterable[str], names: list[str], where: str) -> None:
+    """Raise `UserError` for a name that does not exist, with the nearest that does and where settings go."""
+    for name in given:
+        if name in names:
+            continue
+        if name in (f.name for f in fields(Settings)):
+            told = f"it is one of the settings: settings={{'image': Settings({name}=VALUE)}}, from unitok.sample.sampling"
+        else:
+            near = get_close_matches(str(name), names, 1, 0.4)
+            told = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+        raise UserError(f"{where}: no {name!r}; {told}")
+
+
+def read_prompts(path: Path, root: str = "") -> list[RawDocument]:
+    """Prompts of an interleaved JSON Lines file; a bad line is an error, and so is a file that leaves the folder of `path`, or `root`."""
+    raws = []
+    files: Files | None = None
+    for raw in read_raw_documents(path):
+        if isinstance(raw, UserError):
+            raise raw
+        files = files or Files(str(path.parent), root)
+        raws.append(replace(raw, content=tuple(_inside(part, raw.where, path.parent, files) for part in raw.content)))
+    if not raws:
+        raise UserError(f"{path}: no prompts in it")
+    return raws
+
+
+def _inside(part: Part, where: str, folder: Path, files: Files) -> Part:
+    """The part with the true path of its file. Errors: `UserError` for one that sources refuse, too."""
+    if part.path is None:
+        return part
+    name = str(part.path.relative_to(folder) if part.path.is_relative_to(folder) else part.path)
+    if problem := files.look(name).problem:
+        raise UserError(f"{where}: {name}: {problem}")
+    return replace(part, path=files.local(name))
