@@ -55,15 +55,11 @@ class AudioFile:
                 )
 
     def _open(self, stream: Stream) -> _Decoder:
-        if (stream.start, stream.stop, stream.head) == (
-            0,
-            self._source.size,
-            b"",
-        ):  # by its descriptor: the suffix says nothing, and reading is fastest
-            file = self._source.file
-            file.seek(0)
-            return _Decoder(file if isinstance(file, io.BytesIO) else file.fileno(), closefd=False)
-        return _Decoder(Stretch(self._source, stream.head, stream.start, stream.stop))
+        file, whole = self._source.file, (stream.start, stream.stop, stream.head) == (0, self._source.size, b"")
+        if not whole:
+            return _Decoder(Stretch(self._source, stream.head, stream.start, stream.stop))
+        file.seek(0)  # by its descriptor: that is fastest, and the suffix says nothing
+        return _Decoder(file if isinstance(file, io.BytesIO) else file.fileno(), closefd=False)
 
     def __enter__(self) -> "AudioFile":
         return self
@@ -92,7 +88,7 @@ class AudioFile:
         left = left if frames < 0 else min(frames, left)
         blocks = list(self._blocks(left))
         samples = blocks[0] if len(blocks) == 1 else np.concatenate([np.zeros((0, self.channels), np.float32), *blocks])
-        level = float(np.abs(samples).max(initial=0.0))
+        level = max(float(samples.max(initial=0.0)), -float(samples.min(initial=0.0)))
         if not np.isfinite(level):
             raise UserError(f"{self.name}: samples that are not finite numbers; {REMEDY}")
         if level > MAX_LEVEL:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from unitok.data.byte_source import BLOCK, ByteSource
+from unitok.data.byte_source import BLOCK, ByteSource, Order
 from unitok.data.flac import last_sample, rises
 from unitok.data.mpeg import begins_stream, find_mpeg, mpeg_frames, promise, tag_size, walk_frames, xing_header
 
@@ -116,11 +116,11 @@ def _chunks(source: ByteSource, describe: Describe) -> list[Stream]:
 
 
 def _riff(source: ByteSource, at: int, stop: int) -> Extent | None:
-    order = "big" if source.read(at, 4) == b"RIFX" else "little"
+    order: Order = "big" if source.read(at, 4) == b"RIFX" else "little"
     form, wide, tag = source.number(at + 4, 4, order), 0, 0
     place = at + 12
     while len(chunk := source.read(place, 8)) == 8:
-        size = int.from_bytes(chunk[4:], "big" if order == "big" else "little")
+        size = int.from_bytes(chunk[4:], order)
         if chunk[:4] == b"ds64":
             form, wide = source.number(place + 8, 8), source.number(place + 16, 8)
         elif chunk[:4] == b"fmt ":
@@ -186,7 +186,7 @@ def _w64(source: ByteSource, at: int, stop: int) -> Extent | None:
 
 
 def _au(source: ByteSource, at: int, stop: int) -> Extent | None:
-    order = "big" if source.read(at, 1) == b"." else "little"
+    order: Order = "big" if source.read(at, 1) == b"." else "little"
     start, size = at + source.number(at + 4, 4, order), source.number(at + 8, 4, order)
     return Extent(start, stop - start if size >= _UNKNOWN else size, open=size >= _UNKNOWN)
 

@@ -2,6 +2,9 @@
 
 import io
 from pathlib import Path
+from typing import Literal
+
+Order = Literal["little", "big"]
 
 #: Bytes that are looked through at once.
 BLOCK = 1 << 20
@@ -20,8 +23,8 @@ class ByteSource:
         self.file.seek(start)
         return self.file.read(size)
 
-    def number(self, start: int, size: int, order: str = "little") -> int:
-        return int.from_bytes(self.read(start, size), "big" if order == "big" else "little")
+    def number(self, start: int, size: int, order: Order = "little") -> int:
+        return int.from_bytes(self.read(start, size), order)
 
     def find(self, what: bytes, start: int, stop: int) -> int:
         """Where `what` first begins in a stretch, or -1."""
