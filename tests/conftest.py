@@ -76,3 +76,8 @@ def random_document(vocab: Vocab):
         return Document(tuple(segments))
 
     return make
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Ids of tests that do not change from process to process: values that print an address or random numbers by their type."""
+    return None if val is None or isinstance(val, str | bytes | int | float | type) or callable(val) else type(val).__name__

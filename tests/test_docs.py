@@ -105,6 +105,13 @@ def python(block: str) -> None:
     exec(compile(block, "block", "exec"), {"__name__": "block"})
 
 
+def data_module(block: str) -> None:
+    """A data module of one's own, in the current folder, trains an image tokenizer."""
+    Path("my_module.py").write_text(block)
+    run_command(["unitok", "fit", "--config", "configs/scenes/image.yaml", "--data", "my_module.Noise", "--out", "runs/noise"])
+    assert list(Path("runs/noise/checkpoints").glob("*.ckpt"))
+
+
 # ---- Checking what is not run ---------------------------------------------------------------------------------------
 
 
@@ -249,7 +256,7 @@ BLOCKS: dict[str, list[Callable[[str], None]]] = {
     "docs/fine-tuning.md": [shell],
     "docs/generation.md": [shell, python, python, in_transformers],
     "docs/tokenizers.md": [imports, imports, shell],
-    "docs/training.md": [shell, shell, shell, shell],
+    "docs/training.md": [shell, data_module, shell, shell, shell],
 }
 
 

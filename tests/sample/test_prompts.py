@@ -98,7 +98,6 @@ def test_settings_of_every_form_are_the_same(tiny):
         ({"prompt": Path()}, "not a file"),
         ({"want": ["image", "smell"]}, "smell"),
     ],
-    ids=str,
 )
 def test_wrong_calls_are_one_line_that_names_the_argument(tiny, arguments, told):
     with pytest.raises(UserError, match=told) as error:

@@ -342,7 +342,6 @@ GRID, FRAMES = torch.zeros(1, 2, 2, dtype=torch.long), torch.zeros(1, 3, 2, dtyp
         ("text.decode", [[1], [2, 3]], "codes are one list of integers"),
         ("text.decode", "abc", "codes: a str"),
     ],
-    ids=str,
 )
 def test_wrong_arguments_are_one_line_that_names_them(tiny, name, given, told):
     part, method = name.split(".")
@@ -400,7 +399,6 @@ def test_waveforms_of_every_usual_form_are_one_sound(tiny):
         (torch.zeros(1, 800), 8000, "silence"),
         (torch.stack([torch.ones(800), -torch.ones(800)]) / 2, 8000, "opposite phase"),
     ],
-    ids=str,
 )
 def test_waveforms_without_one_meaning_are_one_line(tiny, samples, rate, told):
     with pytest.raises(UserError, match=told):
