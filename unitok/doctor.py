@@ -33,7 +33,7 @@ CORE = (
 )
 _MODULES = {"pillow": "PIL", "vector-quantize-pytorch": "vector_quantize_pytorch", "pyyaml": "yaml"}
 EXTRAS = {
-    "xformers": ("xformers.ops", "attention on CUDA", "pip install 'unitok[xformers]' (only of use on CUDA)"),
+    "xformers": ("xformers.ops", "attention on CUDA", "pip install '.[xformers]' in a checkout (only of use on CUDA)"),
     "taming-transformers": (
         "taming.modules.diffusionmodules.model",
         "reference networks",
@@ -41,8 +41,8 @@ EXTRAS = {
     ),
     "encodec": ("encodec.modules.seanet", "reference networks", "pip install --no-deps encodec==0.1.1 (licence CC-BY-NC)"),
     "transformers": ("transformers", "export and import", "pip install 'transformers>=5'"),
-    "tokenizers": ("tokenizers", "imported text tokenizers", "pip install 'unitok[transformers]'"),
-    "peft": ("peft", "LoRA", "pip install 'unitok[lora]'"),
+    "tokenizers": ("tokenizers", "imported text tokenizers", "pip install '.[transformers]' in a checkout"),
+    "peft": ("peft", "LoRA", "pip install '.[lora]' in a checkout"),
     "torchvision": ("torchvision", "not needed", "pip uninstall torchvision, or install the build that fits your torch"),
     "torchaudio": ("torchaudio", "not needed", "pip uninstall torchaudio, or install the build that fits your torch"),
 }

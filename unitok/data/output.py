@@ -1,7 +1,6 @@
 """The output folder of a run: files that are whole or not there, and locks that keep runs apart."""
 
 import errno
-import fcntl
 import os
 import uuid
 from collections.abc import Iterable, Iterator
@@ -59,6 +58,8 @@ def lock(path: Path, verb: str, shared: bool = False) -> Iterator[None]:
 
     Errors: `UserError` when another process of the verb holds it. On a file system without locks there is none.
     """
+    import fcntl  # not on Windows, where data sets are read
+
     with open(path, "a") as file:
         try:
             fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
@@ -75,6 +76,8 @@ def lock(path: Path, verb: str, shared: bool = False) -> Iterator[None]:
 @contextmanager
 def one_at_a_time(path: Path) -> Iterator[None]:
     """One of several processes; the others wait. Errors: `FileNotFoundError` when the file's folder is gone."""
+    import fcntl
+
     with open(path, "a") as file:
         with suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)

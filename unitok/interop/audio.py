@@ -253,7 +253,7 @@ def _config(seen: AudioTokenizerConfig, told: dict[str, Any], named: str, where:
         flags = {"sample_rate": "sample_rate (--sample-rate HZ)", "causal": "causal (--causal or --no-causal)"}
         asked = " and ".join(flags[name] for name in missing)
         raise UserError(
-            f"{where}: neither its weights nor {named or 'a configuration'} say its {' and '.join(missing)}: give {asked}, "
+            f"{where}: neither its weights nor {named or 'a configuration'} say {' and '.join(missing)}: give {asked}, "
             "or its configuration (or a published model's name) as config"
         )
     guessed = {name: getattr(seen, name) for name in ("pad_mode", "dilation_base") if name not in told}

@@ -19,7 +19,7 @@ from unitok.vocab import Vocab
 try:
     from transformers import LogitsProcessor
 except ImportError:
-    raise UserError("this needs the package transformers: pip install 'unitok[transformers]'") from None
+    raise UserError("this needs the package transformers: pip install '.[transformers]' in a checkout") from None
 
 
 class GrammarLogitsProcessor(LogitsProcessor):
