@@ -205,7 +205,9 @@ class ImportedTextTokenizer(TextTokenizer):
         try:
             from tokenizers import Tokenizer
         except ImportError:
-            raise UserError("this text tokenizer needs the package tokenizers: pip install '.[transformers]' in a checkout") from None
+            raise UserError(
+                "this text tokenizer needs the package tokenizers: pip install '.[transformers]' in a checkout"
+            ) from None
         self.model, self.first, self._size = data, first, size
         given = json.loads(data)
         marks = {token["content"] for token in given.get("added_tokens", [])}
