@@ -120,7 +120,7 @@ class Unitok:
         raise prompts.refuse(part)
 
     def _read_file(self, path: Path, role: str, loss: bool, kind: str = "") -> Segment:
-        """An image or sound; kind: which of them it is to be, where that was said. Errors: `UserError`."""
+        """An image or sound; kind: which of them it is to be, where a document said that. Errors: `UserError`."""
         from unitok.data.media import sniff
         from unitok.sample.prompts import ReadFile
 
@@ -132,7 +132,7 @@ class Unitok:
         if found != (kind or found):
             raise UserError(f"{path}: the part's type is {kind}, the file is {found}; give the type that it has")
         codes, size = self.need(found).encode_file(path)
-        return Segment(found, codes.cpu().numpy(), role, loss, ReadFile(path), size)
+        return Segment(found, codes.cpu().numpy(), role, loss, str(path) if kind else ReadFile(path), size)
 
     def _read_picture(self, image: "Image", role: str, loss: bool) -> Segment:
         tokenizer = self.need("image")

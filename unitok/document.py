@@ -163,7 +163,7 @@ def raw_document(row: Any, folder: Path, where: str, default_id: str) -> RawDocu
             parts.append(Part(kind, text=value, role=role, loss=loss))
         else:
             parts.append(Part(kind, path=folder / value, role=role, loss=loss))
-    return RawDocument(str(row.get("id", default_id)), tuple(parts), where)
+    return RawDocument(default_id if row.get("id") is None else str(row["id"]), tuple(parts), where)
 
 
 def is_utf8(text: str) -> bool:

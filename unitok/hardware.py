@@ -26,7 +26,7 @@ def bound_waiting() -> str:
     It counts for libraries that load later, and for processes that are started.
     """
     said = [name for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT") if name in os.environ]
-    if not said:
+    if not said or (said == ["GOMP_SPINCOUNT"] and os.environ["GOMP_SPINCOUNT"] == str(SPIN_COUNT)):
         os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
         return f"threads look for work {SPIN_COUNT} times, then sleep (GOMP_SPINCOUNT, OMP_WAIT_POLICY change that)"
     return ", ".join(f"{name}={os.environ[name]}" for name in said)

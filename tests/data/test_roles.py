@@ -267,3 +267,58 @@ def test_a_dry_run_shows_decoded_documents(read, tmp_path, bundle_folder):
     found = estimate(Plan(str(tmp_path / "in"), str(tmp_path / "out"), str(bundle_folder)))
     assert found["examples"] == ["'0.png': 'a caption\\x1b[31m', image 29 x 36"]
     assert not (tmp_path / "out").exists()
+
+
+def test_images_in_fields_of_one_name_are_told_apart_by_their_content(read, tmp_path, bundle_folder):
+    """Also where base64 holds `//`, which is no part of a path."""
+    images = [png(i) for i in range(4)]
+    urls = [f"data:image/png;base64,{base64.b64encode(data).decode()}" for data in images]
+    assert any("//" in url[5:] for url in urls)
+    lines = [{"image": url, "text": str(i)} for i, url in enumerate(urls)]
+    (tmp_path / "in" / "fields.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    parts = [{"type": "image", "path": url} for url in urls]
+    (tmp_path / "in" / "content.jsonl").write_text(json.dumps({"content": parts}))
+    for i, data in enumerate(images):
+        (tmp_path / "in" / f"{i}.png").write_bytes(data)
+    out = tmp_path / "tokens"
+    tokenize(Plan(str(tmp_path / "in"), str(out), str(bundle_folder)))
+    data = TokenDataset(out)
+    documents = [[s.codes.tolist() for s in data.document(i).segments if s.modality == "image"] for i in range(len(data))]
+    content, fields, files = documents[0], documents[1:5], documents[5:]
+    assert [[codes] for codes in content] == fields == files
+    assert len({str(codes) for codes in content}) == 4
+
+
+def test_names_of_files_that_are_no_media_leave_texts_alone(read, tmp_path):
+    rows = {"text": ["def f(): pass", "x = 1"], "path": ["src/a.py", "src/b.py"]}
+    pq.write_table(pa.table(rows), tmp_path / "in" / "code.parquet")
+    (tmp_path / "in" / "notes.jsonl").write_text(json.dumps({"text": "a note", "filename": "notice.txt"}))
+    (tmp_path / "in" / "notice.png").write_bytes(png())
+    (tmp_path / "in" / "notice.txt").write_text("a notice on a wall")
+    documents, errors, _ = read()
+    assert list(documents.values()) == [["def f(): pass"], ["x = 1"], ["a note"], ["image"]]  # notice.txt describes a data set
+    assert not errors
+
+
+def test_samples_of_an_archive_with_gaps_are_read_whole_by_several_threads(read, tmp_path):
+    """Refused ones between them part the list in pieces, which are read at the same time."""
+    members = []
+    for i in range(40):
+        members += [(f"{i:02}.png", png(i)), (f"{i:02}.txt", b"%d" % i)]
+        members += [("apart.txt", b"x")] * (i % 2)
+    (tmp_path / "a.tar").write_bytes(tar_of(members))
+    documents, errors, _ = read("a.tar")
+    assert documents == {f"{i:02}": [str(i), "image"] for i in range(40)}
+    assert len(errors) == 1
+
+
+def test_many_documents_of_one_id_are_named_in_one_go(read, tmp_path):
+    from unitok.data.listing import Item
+    from unitok.data.plan import _Ids
+
+    ids = _Ids(several=False)
+    named = [ids.unique(Item("a", "", "line")).id for _ in range(20_000)]
+    assert named[:3] == ["a", "a~2", "a~3"]
+    assert len(set(named)) == len(named)
+    (tmp_path / "in" / "x.jsonl").write_text('{"id": null, "text": "1"}\n{"id": null, "text": "2"}')
+    assert list(read()[0]) == ["x-1", "x-2"]

@@ -5,6 +5,7 @@ clipped as a player does; numbers of the size of integers are an error.
 """
 
 import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,10 @@ MAX_LEVEL = 16.0
 #: Samples per channel that an MP3 may lack at its end: what its encoder and decoder count differently.
 _FRAMES_LOST = 2 * 1152
 REMEDY = "replace it or leave it out"
+
+#: Files whose streams are remembered, by device, inode, size and time of change.
+KNOWN = 4096
+_known: dict[tuple[int, int, int, int], list[Stream]] = {}
 
 
 class _Decoder(soundfile.SoundFile):
@@ -166,7 +171,7 @@ def open_audio(path: Path, data: bytes | None = None) -> AudioFile:
     except OSError as error:
         raise UserError(f"{name}: cannot be read ({error.strerror})") from None
     try:
-        file = AudioFile(name, source, streams_of(source))
+        file = AudioFile(name, source, _streams_of(source, data is None))
         if file.frames == 0:
             raise UserError(f"{name}: a sound of zero length; {REMEDY}")
         if file.frames > MAX_HOURS * 3600 * file.samplerate:
@@ -180,6 +185,21 @@ def open_audio(path: Path, data: bytes | None = None) -> AudioFile:
         if message:
             raise UserError(message) from None
         raise
+
+
+def _streams_of(source: ByteSource, on_disk: bool) -> list[Stream]:
+    """The streams of a file, which segments and samples of training open again and again; remembered for files on disk."""
+    if not on_disk:
+        return streams_of(source)
+    stat = os.fstat(source.file.fileno())
+    key = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    found = _known.get(key)
+    if found is None:
+        found = streams_of(source)
+        if len(_known) >= KNOWN:
+            _known.clear()
+        _known[key] = found
+    return found
 
 
 def _check_end(file: AudioFile) -> None:

@@ -131,7 +131,7 @@ def _riff(source: ByteSource, at: int, stop: int) -> Extent | None:
             head = b""
             if not size and stop > start and not re.match(rb"[ -~]{4}", source.read(start, 4)):  # no chunk follows
                 head = source.read(at, 4) + b"\xff" * 4 + source.read(at + 8, place - at - 4) + b"\xff" * 4
-            unknown = bool(head) or (size >= _UNKNOWN and not wide)
+            unknown = bool(head) or (size >= _UNKNOWN and not wide and start + size > stop + SLACK)
             if unknown:
                 size, end = stop - start, stop
             return Extent(start, size, end, unknown, head, tag in (0x50, 0x55))

@@ -41,8 +41,12 @@ class ByteSource:
 class _Memory(io.BytesIO):
     """Bytes in memory that can be sent, as a file can, to places that they do not have: damaged headers name such places."""
 
+    def __init__(self, data: bytes):
+        super().__init__(data)
+        self._size = len(data)
+
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        place = offset + (0, self.tell(), len(self.getbuffer()))[whence]
+        place = offset + (0, self.tell(), self._size)[whence]
         return super().seek(min(max(0, place), 1 << 62))
 
 

@@ -378,6 +378,7 @@ class _Work:
     def _encode_long(self, medium: Medium) -> None:
         blob: Blob = medium.content
         medium.content = None
+        path: Path | None = None
         try:
             with blob.local() as path:
                 data = None if path else blob.read()

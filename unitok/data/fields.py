@@ -16,6 +16,7 @@ row a bad one. What is not used is named in `Parts.notes`, never passed over.
 
 import base64
 import binascii
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,13 +40,22 @@ _FILES = re.compile(rf"({_MEDIA.pattern}_?)?(file_?names?|file_?paths?|paths?|fi
 #: Fields that hold a conversation.
 _CONVERSATIONS = ("conversations", "conversation", "messages", "dialogue", "dialog", "turns")
 
+#: What `promised` says of the suffixes of media.
+MEDIA_SUFFIXES = ("a picture", "a sound")
+
 Fields = Mapping[str, Any]  # str, number, bool, None, Blob, or lists and dictionaries of them
 Open = Callable[[str], Blob]  # the file that a text names
 
 
 def names_media(name: str) -> bool:
     """Whether a field is called as those that hold images or audio, or name their files, are."""
-    return _FILES.fullmatch(name.lower()) is not None or promised(f".{name}") in ("a picture", "a sound")
+    return _FILES.fullmatch(name.lower()) is not None or promised(f".{name}") in MEDIA_SUFFIXES
+
+
+def names_file(name: str, text: str) -> bool:
+    """Whether the text of a field names a file of media: `image_path` names one, `path` where the suffix says so."""
+    says = _MEDIA.match(name.lower()) is not None or promised(f".{name}") in MEDIA_SUFFIXES
+    return names_media(name) and (says or promised(text) in MEDIA_SUFFIXES)
 
 
 @dataclass
@@ -180,7 +190,7 @@ class _Reader:
                     self.empty.append(name)
                 elif data := data_url(text, name):
                     self._take_blob(name, data, "media")
-                elif not held:
+                elif not held and names_file(name.rsplit(".", 1)[-1], text):
                     names.setdefault(text, name)
         for text, name in names.items():
             if "://" in text:
@@ -251,7 +261,8 @@ def data_url(text: str, name: str) -> Blob | None:
     if told and not data:
         raise UserError(f"{name}: a data URL that is not base64; mend it")
     known = data and sniff_bytes(data[:4096]) in ("image", "audio")
-    return Blob(name, data) if told or known else None
+    place = int.from_bytes(hashlib.sha256(data).digest()[:7], "big")  # tells it from another one in a field of the same name
+    return Blob(name, data, place=place) if told or known else None
 
 
 def _caption_of(record: Blob) -> str:
@@ -269,11 +280,8 @@ def _text_of_record(record: Blob) -> str:
         content = json.loads(text)
     except (ValueError, RecursionError):
         return text
-    lists = (
-        [k for k, v in content.items() if isinstance(v, list) and v and isinstance(v[0], dict)]
-        if isinstance(content, dict)
-        else []
-    )
+    fields = content if isinstance(content, dict) else {"its entries": content}
+    lists = [k for k, v in fields.items() if isinstance(v, list) and v and isinstance(v[0], dict)]
     if lists:
         raise UserError(
             f"{record.name}: lists of records ({', '.join(lists[:4])}), which are not read; convert it to JSON Lines"

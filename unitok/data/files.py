@@ -88,17 +88,11 @@ class Files:
                 raise UserError(f"{name}: cannot be reached ({first_line(error)})") from None
         return os.path.isfile(os.path.join(self.folder, name))
 
-    def walk(self) -> Iterator[Found]:
-        """All files: those of a folder in order of their names, then those of its folders. Hidden ones (`.name`) are left out.
-
-        Memory holds the names of one folder, and of those that it lies in.
-        """
-        for _, names, infos in self.folders():
-            for name in names:
-                yield infos[name] if name in infos else self.look(name)
-
     def folders(self, inside: str = "") -> Iterator[tuple[str, list[str], dict[str, Found]]]:
-        """Each folder with the names of its files, in the order of `walk`; and what is known of a file without looking at it."""
+        """Each folder with the names of its files, in order, then the folders in it; and what is known of a file without a look.
+
+        Hidden ones (`.name`) are left out. Memory holds the names of one folder, and of those that it lies in.
+        """
         if self.remote is not None:
             yield from self._remote_folders()
             return

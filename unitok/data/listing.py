@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from unitok.data.containers import DAMAGE, Table, damage, is_tar, list_members, unpacked
-from unitok.data.fields import CAPTIONS, names_media
+from unitok.data.fields import CAPTIONS, names_file, names_media
 from unitok.data.files import MAX_BYTES, Files, Found, printable
 from unitok.document import is_utf8
 from unitok.errors import UserError
@@ -33,7 +33,7 @@ _SPLIT_OF = {word: split for split, words in _SPLITS.items() for word in words}
 
 #: Files that describe a data set, and are no documents of it.
 _DESCRIBES = re.compile(
-    r"(readme|licen[cs]e|copying|notice|citation)(\.\w+)?|(dataset_infos?|dataset_dict|state|croissant)\.json|thumbs\.db|desktop\.ini",
+    r"(readme|licen[cs]e|copying|notice|citation)(\.(md|txt|rst|html?|pdf|bib|cff))?|(dataset_infos?|dataset_dict|state|croissant)\.json|thumbs\.db|desktop\.ini",
     re.IGNORECASE,
 )
 
@@ -105,7 +105,8 @@ def lister(files: Files, name: str) -> Lister | None:
     """How to list a file that may hold many documents; None for one whose content says that it does not."""
     plain = re.sub(r"\.(gz|bz2|xz)$", "", name.lower())
     if plain.endswith((".tar", ".tgz")):
-        return _archive_items if is_tar(_head(files, name)) else None
+        head = _head(files, name)
+        return _archive_items if is_tar(head) or head[257:262] == b"ustar" else None
     if name.lower().endswith(".parquet"):
         return _table_items if _head(files, name)[:4] == b"PAR1" else None
     if plain.endswith(".json"):
@@ -117,7 +118,10 @@ def _head(files: Files, name: str) -> bytes:
     try:
         with closing(files.open(name)) as packed:
             return unpacked(packed).read(512)
-    except (UserError, *DAMAGE):
+    except UserError:
+        return b""
+    except DAMAGE as error:
+        damage(error, name)  # a disk or server that fails stops the run
         return b""
 
 
@@ -178,7 +182,7 @@ def _line_id(line: bytes, default: str, file: str, claim: Claim) -> str:
         return default
     for name in _files_in(row):
         claim(os.path.normpath(os.path.join(os.path.dirname(file), name)))
-    found = str(row.get("id", default))
+    found = default if row.get("id") is None else str(row["id"])
     return found if is_utf8(found) else default
 
 
@@ -189,7 +193,7 @@ def _files_in(row: dict[str, Any]) -> Iterator[str]:
         if name == "content":
             yield from (v["path"] for v in values if isinstance(v, dict) and isinstance(v.get("path"), str))
         elif names_media(name):
-            yield from (v for v in values if isinstance(v, str) and len(v) < 4096)
+            yield from (v for v in values if isinstance(v, str) and len(v) < 4096 and names_file(name, v))
             yield from (v["path"] for v in values if isinstance(v, dict) and isinstance(v.get("path"), str))
 
 
@@ -256,7 +260,7 @@ def unused_table(files: Files, name: str) -> bool:
 
 def stems_of_media(names: Iterable[str]) -> set[str]:
     """Base names of the files of a folder that are no text or metadata by their suffix."""
-    return {os.path.splitext(n)[0] for n in names if not n.lower().endswith((".txt", ".json"))}
+    return {os.path.splitext(n)[0] for n in names if not (n.lower().endswith((".txt", ".json")) or may_hold_many(n, set()))}
 
 
 def files_items(found: list[Found]) -> Iterator[Item]:

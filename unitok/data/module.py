@@ -211,7 +211,7 @@ class ImageFiles(_Files):
         crop: `centre` cuts the middle of each image, scaled to fit; `random` a window anywhere, of `size` pixels or up
             to `shrink` times as many per side, then scaled down. Validation always takes the centre.
         workers: processes that decode; 0 decodes in the training process. seed: of the order.
-        validations: how often a run validates: after each such share of it, the last time at its end; 0: not. An interval of the
+        validations: how often a run validates: after each such share of it, the last time at its end; 0: at its end alone. An interval of the
             Trainer's own (val_check_interval, limit_train_batches) takes its place.
         val_samples: images of val_path that a run validates on, at most; `unitok validate` takes all.
         max_bad_fraction: share of the files (counted of at least 100) that may be unreadable; with more the run ends.

@@ -297,16 +297,20 @@ class _Ids:
     def __init__(self, several: bool):
         self.several, self.renamed = several, 0
         self._seen: set[bytes] = set()
+        self._next: dict[str, int] = {}  # of ids that came twice: the number to try next
 
     def unique(self, item: Item) -> Item:
         """An item, by another id if its own is taken."""
         if item.error or (item.kind == "files" and not self.several):
             return item
-        id, number = item.id, 1
+        number = self._next.get(item.id, 1)
+        id = item.id if number == 1 else f"{item.id}~{number}"
         while (key := hashlib.blake2b(id.encode("utf-8", "surrogateescape"), digest_size=8).digest()) in self._seen:
             number += 1
             id = f"{item.id}~{number}"
         self._seen.add(key)
+        if number > 1:
+            self._next[item.id] = number + 1
         self.renamed += number > 1
         return replace(item, id=id)
 

@@ -19,7 +19,7 @@ are passed over.
 import json
 import os
 import threading
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -83,6 +83,7 @@ class Source:
             raise UserError(f"{folder}: no such file or folder")
         self.files, self.alone = Files(folder, spec.root), alone
         self.left_out: Counter[str] = Counter()  # by what it is, after `items`
+        self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)  # of containers, which all threads read
         self._containers: dict[str, tuple[IO[bytes], IO[bytes], int]] = {}
 
     # ---- Listing -------------------------------------------------------------------------------------------------
@@ -225,20 +226,21 @@ class Source:
             return self._from_fields(item, row)
         raw = raw_document(row, Path(""), item.where, item.id)
         folder = os.path.dirname(item.file)
-        return self._made(item, Parts([self._with_file(part, folder, item.where) for part in raw.content]))
+        named = [str(part.get("path", "")) for part in row["content"]]
+        return self._made(item, Parts([self._with_file(*pair, folder, item.where) for pair in zip(raw.content, named)]))
 
-    def _with_file(self, part: Part, folder: str, where: str) -> Part:
+    def _with_file(self, part: Part, named: str, folder: str, where: str) -> Part:
         role = self.spec.roles.get(part.type, "none") if part.role == "none" else part.role
         loss = part.loss and self.spec.loss.get(part.type, True)
         if part.path is None:
             return replace(part, role=role, loss=loss)
-        if held := data_url(str(part.path), where):
+        if held := data_url(named, where):
             return replace(part, role=role, loss=loss, path=Path(where), file=held)
         name = os.path.normpath(os.path.join(folder, part.path)) if not part.path.is_absolute() else str(part.path)
         return replace(part, role=role, loss=loss, path=Path(name), file=Blob.of(self.files, name))
 
     def _read_members(self, items: list[Item]) -> Iterator[Make]:
-        lock, file = threading.Lock(), self._container_of(items[0])
+        lock, file = self._locks[items[0].file], self._container_of(items[0])
         for item in items:
             yield partial(self._make_of_members, item, file, lock)
 

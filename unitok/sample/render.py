@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import PIL.Image
 import soundfile
 from tqdm import tqdm
 
 from unitok import page
+from unitok.data.formats import HEAD, image_format
 from unitok.document import ROLES, Document, Part, RawDocument, format_raw_document
 from unitok.errors import UserError
 from unitok.grammar import Grammar, parse_plan
@@ -110,8 +110,8 @@ def _suffix(path: str, modality: str) -> str:
     """For the copy of a file, by what is in it, whatever its name: `png`, `wav`; "" where it cannot be opened any more."""
     try:
         if modality == "image":
-            with PIL.Image.open(path) as image:
-                name = image.format or ""
+            with open(path, "rb") as file:
+                name = image_format(file.read(HEAD), path)
         else:
             name = soundfile.info(path).format
     except (OSError, soundfile.LibsndfileError):
