@@ -6,8 +6,8 @@ Imports nothing, so that it may be asked before PyTorch loads.
 import os
 
 #: Rounds for which a thread of GNU OpenMP looks for work before it sleeps. At the library's own 300,000 (no OMP_WAIT_POLICY) a
-#: thread that waits takes the core of one that works: with one other program on 2 cores a training made 1/50 of its steps. Sleeping at
-#: once (OMP_WAIT_POLICY=passive) costs half of the speed on a quiet machine, where waits are short. See benchmarks/waiting.py.
+#: thread that waits takes the core of one that works: beside other programs a training lost from a third to nearly all of its steps.
+#: Sleeping at once (OMP_WAIT_POLICY=passive) costs up to half of a quiet machine's speed. See benchmarks/waiting.py, docs/notes.md.
 SPIN_COUNT = 3000
 
 #: Peak FLOPs a second in bf16, dense, by the part of the device's name that tells it.
