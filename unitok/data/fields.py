@@ -40,6 +40,9 @@ _FILES = re.compile(rf"({_MEDIA.pattern}_?)?(file_?names?|file_?paths?|paths?|fi
 #: Fields that hold a conversation.
 _CONVERSATIONS = ("conversations", "conversation", "messages", "dialogue", "dialog", "turns")
 
+#: Longest name of a file, characters.
+MAX_NAME = 4096
+
 #: What `promised` says of the suffixes of media.
 MEDIA_SUFFIXES = ("a picture", "a sound")
 
@@ -195,7 +198,7 @@ class _Reader:
         for text, name in names.items():
             if "://" in text:
                 raise UserError(f"{name}: {text[:80]} is a URL, which is not followed: download it, and name the file")
-            blob = self.open_path(text).loaded()
+            blob = _file(text, name, self.open_path).loaded()
             self._take_blob(f"{name}.{text.rpartition('.')[2]}" if "." in text else name, blob, "media")
 
     def _made(self) -> Parts:
@@ -321,7 +324,7 @@ def _fill_template(spec: SourceSpec, row: Fields, open_path: Open) -> list[Part]
             contents = _fill_text(entry["text"], row, optional)
         else:
             name = entry["path"].strip().removeprefix("{").removesuffix("}")
-            contents = _files_of(_find(name, row, optional), open_path)
+            contents = _files_of(_find(name, row, optional), name, open_path)
         if not contents or any(c is None or c == "" for c in contents):
             if optional:
                 continue
@@ -375,9 +378,18 @@ def _text_of(value: Any, name: str) -> str | None:
     return None if value is None else str(value)
 
 
-def _files_of(value: Any, open_path: Open) -> list[Blob | None]:
+def _files_of(value: Any, name: str, open_path: Open) -> list[Blob | None]:
     values = value if isinstance(value, list) else [value]
-    return [open_path(v) if isinstance(v, str) and v else v if isinstance(v, Blob) else None for v in values]
+    return [_file(v, name, open_path) if isinstance(v, str) and v else v if isinstance(v, Blob) else None for v in values]
+
+
+def _file(text: str, name: str, open_path: Open) -> Blob:
+    """What the text of a field gives: a data URL's content, or the file of that name."""
+    if held := data_url(text, name):
+        return held
+    if len(text) > MAX_NAME:
+        raise UserError(f"{name}: {len(text)} characters, which name no file and are no data URL of an image or audio")
+    return open_path(text)
 
 
 def _part(spec: SourceSpec, kind: str, content: Any, role: str | None = None, loss: bool | None = None) -> Part:
