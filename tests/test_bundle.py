@@ -14,7 +14,7 @@ import torch
 from unitok.bundle import Unitok, make_bundle, make_untrained
 from unitok.cli import main
 from unitok.errors import UserError
-from unitok.pretrained import kind_of, settle, whole_folder
+from unitok.pretrained import check_inputs, kind_of, settle, whole_folder
 from unitok.tokenizers import ImageTokenizer, TextTokenizer
 
 
@@ -253,3 +253,18 @@ def test_a_bundle_json_that_is_none_is_one_line(owned, capsys, content):
     (owned / "b" / "tokenizers" / "image" / "config.json").write_text(content)
     with pytest.raises(UserError, match="config.json"):
         ImageTokenizer.from_pretrained(owned / "b" / "tokenizers" / "image")
+
+
+def test_the_current_folder_and_what_is_read_are_never_replaced(bundle_folder, tmp_path, monkeypatch):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis").write_text("mine")
+    monkeypatch.chdir(tmp_path / "home")
+    for folder in (".", "..", str(tmp_path)):
+        with pytest.raises(UserError, match="the current folder, or one that holds it"), whole_folder(folder, "bundle", True):
+            pass
+    (tmp_path / "link").symlink_to(bundle_folder)
+    for folder in (bundle_folder, bundle_folder.parent, tmp_path / "link"):
+        with pytest.raises(UserError, match="which is read; choose another folder"):
+            check_inputs(folder, ["x", bundle_folder])
+    check_inputs(tmp_path / "new", [bundle_folder])
+    assert (tmp_path / "home" / "thesis").read_text() == "mine"

@@ -156,10 +156,11 @@ def train_text(arguments: list[str]) -> None:
     _overwrite(p)
     o = p.parse_args(arguments)
     from unitok.data.sources import read_texts
-    from unitok.pretrained import check_replaceable
+    from unitok.pretrained import check_inputs, check_replaceable
     from unitok.tokenizers import TextTokenizer
 
     check_replaceable(o.out, "text tokenizer", o.overwrite)
+    check_inputs(o.out, o.source)
     tokenizer = TextTokenizer.train((t for path in o.source for t in read_texts(path)), o.size, o.sample)
     tokenizer.save_pretrained(o.out, o.overwrite)
     fewer = "" if tokenizer.size == o.size else f" of the {o.size} asked for: the text gives no more"
@@ -311,9 +312,10 @@ def import_(arguments: list[str]) -> None:
     p.add_argument("--trust-checkpoint", action="store_true", help="allow unpickling: only for files from people you trust")
     _overwrite(p)
     o = p.parse_args(arguments)
-    from unitok.pretrained import check_replaceable
+    from unitok.pretrained import check_inputs, check_replaceable
 
     check_replaceable(o.out, overwrite=o.overwrite)
+    check_inputs(o.out, [o.source])
     part = import_checkpoint(o.kind, o.source, o.config, o.trust_checkpoint, o.sample_rate, o.causal)
     part.save_pretrained(o.out, o.overwrite)
     print(f"{o.out}: {describe(part)}")
@@ -331,10 +333,11 @@ def export(arguments: list[str]) -> None:
     o = p.parse_args(arguments)
     from unitok.interop.decoder import export_decoder
     from unitok.model import Decoder
-    from unitok.pretrained import check_replaceable
+    from unitok.pretrained import check_inputs, check_replaceable
     from unitok.vocab import Vocab
 
     check_replaceable(o.out, "exported decoder", o.overwrite)
+    check_inputs(o.out, [o.source])
     decoder, known = Decoder.from_pretrained(o.source), o.source / "vocab.json"
     export_decoder(o.kind, decoder, Vocab.load(known) if known.exists() else None, o.out, o.overwrite)
     print(f"{o.out}: load it with transformers' AutoModelForCausalLM.from_pretrained")
@@ -431,7 +434,7 @@ def sample(arguments: list[str]) -> None:
     o = _sample_parser().parse_args(arguments)
     from unitok.bundle import Unitok
     from unitok.data.media import sniff
-    from unitok.pretrained import check_replaceable
+    from unitok.pretrained import check_inputs, check_replaceable
     from unitok.sample.prompts import read_prompts
     from unitok.sample.render import save_outputs, settings_from
 
@@ -446,6 +449,11 @@ def sample(arguments: list[str]) -> None:
     if o.live and (o.best_of > 1 or o.jacobi):
         raise UserError("--live shows one output as it is drawn: leave out --best-of and --jacobi")
     raws = read_prompts(o.prompts, o.root) if o.prompts else []
+    if not o.score:
+        named = [part.path for raw in raws for part in raw.content if part.path]
+        check_inputs(
+            o.out, [o.bundle, *filter(None, [o.prompts]), *named, *(part for flag, part in prompt if flag != "--text")]
+        )
     for flag, part in prompt:
         if flag == "--text":
             continue

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -51,6 +51,9 @@ def whole_folder(folder: str | Path, kind: str, overwrite: bool = False) -> Iter
     """
     check_replaceable(folder, kind, overwrite)
     target = settle(folder)
+    here = Path(os.path.realpath("."))
+    if target.is_dir() and (target == here or target in here.parents) and kind_of(target) != kind:
+        raise UserError(f"{folder}: the current folder, or one that holds it, with files of others; choose another folder")
     partial = _beside(target, "new")
     handle = _hold(partial, folder)
     try:
@@ -69,6 +72,15 @@ def whole_folder(folder: str | Path, kind: str, overwrite: bool = False) -> Iter
         raise
     finally:
         os.close(handle)
+
+
+def check_inputs(folder: str | Path, inputs: Iterable[str | Path]) -> None:
+    """Errors: `UserError` where a folder that is to be replaced is, or holds, something that is read."""
+    target = Path(os.path.realpath(folder))
+    for path in inputs:
+        real = Path(os.path.realpath(path))
+        if target == real or target in real.parents:
+            raise UserError(f"{folder}: holds {path}, which is read; choose another folder")
 
 
 def _hold(partial: Path, folder: str | Path) -> int:
@@ -222,7 +234,7 @@ def _holds(folder: Path) -> UserError:
         what = next(
             (what for mark, what in marks.items() if mark in names), f"files that unitok did not make, such as {names[0]}"
         )
-    return UserError(f"{folder}: holds {what}; choose another folder, or overwrite to replace it")
+    return UserError(f"{folder}: holds {what}; choose another folder, or overwrite to replace all of it")
 
 
 def save_part(folder: Path, kind: str, config: Any, state: dict[str, Tensor], overwrite: bool = False) -> None:

@@ -322,3 +322,46 @@ def test_many_documents_of_one_id_are_named_in_one_go(read, tmp_path):
     assert len(set(named)) == len(named)
     (tmp_path / "in" / "x.jsonl").write_text('{"id": null, "text": "1"}\n{"id": null, "text": "2"}')
     assert list(read()[0]) == ["x-1", "x-2"]
+
+
+def test_splits_are_told_by_words_in_names_of_folders_by_fields_and_by_what_rows_name(read, tmp_path):
+    for folder in ("train2017", "test-clean", "imgs_val"):
+        (tmp_path / "in" / folder).mkdir()
+        (tmp_path / "in" / folder / "0.png").write_bytes(png())
+    (tmp_path / "in" / "test-clean" / "named.png").write_bytes(png(1))
+    lines = [{"file_name": str(tmp_path / "in" / "test-clean" / "named.png"), "text": "named"}, {"text": "x", "split": "val"}]
+    (tmp_path / "in" / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "in" / "test-clean" / "named.txt").write_text("beside")
+    documents, errors, printed = read()
+    assert sorted(documents.values()) == [["image"], ["image"], ["image"], ["named", "image"], ["x"]]
+    assert "1 train, 2 test, 2 validation" in printed or "1 train, 2 validation, 2 test" in printed
+    assert "1 files beside one of their name that a line or row names" in printed
+    assert not errors
+
+
+def test_json_lines_in_a_file_called_json_are_lines(read, tmp_path):
+    (tmp_path / "in" / "a.png").write_bytes(png())
+    (tmp_path / "in" / "train.json").write_text('{"file_name": "a.png", "caption": "A"}\n{"text": "two"}\n')
+    (tmp_path / "in" / "one.json").write_text('{\n "caption": "alone"\n}')
+    assert list(read()[0].values()) == [["A", "image"], ["two"], ["alone"]]
+
+
+def test_several_captions_of_a_row_are_told_apart(read, tmp_path):
+    rows = {"caption": [["one", " two"]], "text": ["three"], "prompt": [""], "image": [png()]}
+    pq.write_table(pa.table(rows), tmp_path / "in" / "a.parquet")
+    documents, errors, printed = read()
+    assert list(documents.values()) == [["one\ntwo\nthree", "image"]]
+    assert not errors
+    assert "'prompt' is empty (1)" in printed
+
+
+def test_images_of_a_bad_row_are_not_taken_without_their_caption(read, tmp_path):
+    for name in "ab":
+        (tmp_path / "in" / f"{name}.png").write_bytes(png())
+    (tmp_path / "in" / "captions.csv").write_text("image,caption\na.png,one, two\nb.png,three\n")
+    documents, errors, _ = read()
+    assert list(documents.values()) == [["three", "image"]]
+    assert len(errors) == 1
+    (tmp_path / "in" / "captions.csv").write_bytes("image,caption\na.png,\xe9\n".encode("latin-1"))
+    with pytest.raises(UserError, match="captions.csv: not a readable table .*mend it"):
+        read()

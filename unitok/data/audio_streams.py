@@ -199,13 +199,6 @@ def _nist(source: ByteSource, at: int, stop: int) -> Extent | None:
     return Extent(at + int(size[1]), count * channels * width) if size and found[0] else None
 
 
-def _voc(source: ByteSource, at: int, stop: int) -> Extent | None:
-    place = start = at + source.number(at + 20, 2)
-    while (kind := source.read(place, 1)) not in (b"", b"\0"):
-        place += 4 + source.number(place + 1, 3)
-    return Extent(start, place - start, place + len(kind))
-
-
 def _fixed(header: int, size: Callable[[ByteSource, int], int]) -> Describe:
     return lambda source, at, stop: Extent(at + header, size(source, at))
 
@@ -224,7 +217,6 @@ _EXTENTS: dict[bytes, Describe] = {
     b".snd": _au,
     b"dns.": _au,
     b"NIST_1A": _nist,
-    b"Creative Voice File": _voc,
     b"\xf0\x7e": _sds,
     b"\x01\x04": _fixed(42, lambda s, at: 2 * s.number(at + 30, 4) * (1 + s.number(at + 21, 1))),  # MPC2K
     b"ALawSoundFile": _fixed(32, lambda s, at: s.number(at + 18, 4, "big")),

@@ -136,7 +136,7 @@ class Table:
 
     def __init__(self, files: Files, name: str):
         self.files, self.name = files, name
-        self.bad_rows: list[str] = []  # of CSV: where each is, and why it is none
+        self.bad_rows: list[tuple[str, str]] = []  # of CSV: why each is none, and its text
         self._file = file = files.open(name)
         self.stamp = files.stamp_of(file, name)[1]
         plain = name.lower()
@@ -163,9 +163,8 @@ class Table:
             data = file.read()
 
         def note(row: pa_csv.InvalidRow) -> str:
-            self.bad_rows.append(
-                f"{row.actual_columns} columns, where the header has {row.expected_columns}: {row.text[:80]!r}"
-            )
+            why = f"{row.actual_columns} columns where the header has {row.expected_columns}"
+            self.bad_rows.append((f"{why} ({row.text[:80]!r})", row.text))
             return "skip"
 
         head = data.partition(b"\n")[0]

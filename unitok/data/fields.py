@@ -117,6 +117,7 @@ class _Reader:
         self.other_texts: list[tuple[str, Blob]] = []  # text that is no caption by its name
         self.left: list[tuple[str, str]] = []  # fields that hold something else, and what is wrong with it
         self.empty: list[str] = []  # fields for media or captions that hold nothing
+        self.blank: list[str] = []  # captions that hold nothing but white space
         self.unread: list[str] = []  # fields of text that are called neither as captions nor as media are
 
     def read(self, row: Fields) -> Parts:
@@ -152,7 +153,8 @@ class _Reader:
 
     def _take_text(self, name: str, text: str) -> None:
         if not text.strip():
-            raise UserError(f"{name}: no text in it; fill it or leave it out")
+            self.blank.append(name)
+            return
         self.texts.append(_part(self.spec, "text", text))
 
     def _take_blob(self, name: str, blob: Blob, role: str) -> None:
@@ -205,12 +207,16 @@ class _Reader:
         found = [*self.media["image"], *self.media["audio"]]
         if self.left and not found:  # nobody knows what a caption alone belongs to
             raise UserError(self.left[0][1])
+        if self.blank and not self.texts:
+            raise UserError(f"{self.blank[0]}: no text in it; fill it or leave it out")
         unused = [name for name, _ in self.left]
         if found and not self.texts:
             captions = [_caption(_json_of(record)) for record in self.records]
             self.texts = [_part(self.spec, "text", caption) for caption in captions if caption]
             unused += ["json"] * bool(self.records and not self.texts)
             unused += [name for name in self.unread if not names_media(name.rsplit(".", 1)[-1]) and not self.texts]
+        if len(self.texts) > 1:  # captions are told apart
+            self.texts = [replace(self.texts[0], text="\n".join(t.text.strip() for t in self.texts))]
         if found:
             self.texts = [replace(t, text=t.text.strip()) for t in self.texts]
             unused += [name for name, _ in self.other_texts]
@@ -220,7 +226,7 @@ class _Reader:
         if not found and not self.texts:  # metadata alone is what there is to read: its caption, or all of it
             self.texts = [_part(self.spec, "text", _caption_of(record) or _text_of_record(record)) for record in self.records]
         notes = [_unused(name) for name in dict.fromkeys(unused)]
-        notes += [f"field {name!r} is empty" for name in dict.fromkeys(self.empty) if not found or "." not in name]
+        notes += [f"field {name!r} is empty" for name in dict.fromkeys(self.empty + self.blank) if not found or "." not in name]
         return Parts([*self.texts, *found], notes)
 
 

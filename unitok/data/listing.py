@@ -7,10 +7,12 @@ name are one document. Damage is an item of its own, with the reason.
 import json
 import os
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -77,19 +79,54 @@ def describes(name: str) -> bool:
 def split_of(name: str) -> str:
     """The split that the name of a file that holds many documents, or one of its folders, says; or ""."""
     *folders, base = name.lower().split("/")
-    found = [_SPLIT_OF[folder] for folder in folders if folder in _SPLIT_OF]
-    found += [_SPLIT_OF[word] for word in re.split(r"[-_. ]+", base)[:-1] if word in _SPLIT_OF]
-    return found[-1] if found else ""
+    words = [word for step in (*folders, base.rpartition(".")[0]) for word in re.split(r"[^a-z]+", step)]
+    return next((_SPLIT_OF[word] for word in reversed(words) if word in _SPLIT_OF), "")
 
 
 def folder_split_of(name: str) -> str:
     """As `split_of`, by the folders alone: `train.png` may show a train."""
-    return split_of(os.path.join(os.path.dirname(name), "x"))
+    return split_of(os.path.join(os.path.dirname(name), ""))
 
 
 # ---- Files that hold many documents -----------------------------------------------------------------------------------
 
-Claim = Callable[[str], None]  # told the name of each file that a line or row names
+Claim = Callable[[str], None]  # told the name of each file that a line or row names, and its field `split`
+_ROW_SPLIT = "\0split="
+
+
+class Claims:
+    """What lines and rows say of files: those that they name, and the split of the last one that was listed.
+
+    Args:
+        folder: the source's, for names that are absolute. has_splits: whether names of folders are those of splits.
+    """
+
+    def __init__(self, folder: str, has_splits: bool):
+        self.folder, self.has_splits = folder, has_splits
+        self._names: set[int] = set()
+        self._split, self._named = "", set[str]()
+
+    def __call__(self, name: str) -> None:
+        if name.startswith(_ROW_SPLIT):
+            self._split = _SPLIT_OF.get(name.removeprefix(_ROW_SPLIT).lower(), "")
+            return
+        if name.startswith(self.folder + "/"):
+            name = name[len(self.folder) + 1 :]
+        self._names.add(hash(unicodedata.normalize("NFC", name)))
+        self._named.add(folder_split_of(name))
+
+    def split(self, file: str) -> str:
+        """The split of the line or row that was just listed: its own field, that of the files it names, or its file's."""
+        own, of_files = self._split, self._named
+        self._split, self._named = "", set()
+        if own or not self.has_splits:
+            return own
+        return next(iter(of_files)) if len(of_files) == 1 and "" not in of_files else split_of(file)
+
+    def __contains__(self, name: str) -> bool:
+        return hash(unicodedata.normalize("NFC", os.path.normpath(name))) in self._names
+
+
 Lister = Callable[[Files, Found, Claim], Iterator[Item]]
 
 
@@ -110,7 +147,10 @@ def lister(files: Files, name: str) -> Lister | None:
     if name.lower().endswith(".parquet"):
         return _table_items if _head(files, name)[:4] == b"PAR1" else None
     if plain.endswith(".json"):
-        return _list_items if re.match(rb"(\xef\xbb\xbf)?\s*\[\s*\{", _head(files, name)) else None
+        head = _head(files, name)
+        if re.match(rb"(\xef\xbb\xbf)?\s*\[\s*\{", head):
+            return _list_items
+        return _line_items if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{") and _is_lines(files, name) else None
     return _line_items if plain.endswith((".jsonl", ".ndjson")) else _table_items
 
 
@@ -123,6 +163,17 @@ def _head(files: Files, name: str) -> bytes:
     except DAMAGE as error:
         damage(error, name)  # a disk or server that fails stops the run
         return b""
+
+
+def _is_lines(files: Files, name: str) -> bool:
+    """Whether a JSON file is an object on each of its first two lines, as `datasets` reads them."""
+    try:
+        with closing(files.open(name)) as packed, closing(unpacked(packed)) as file:
+            lines = (line for line in iter(partial(file.readline, MAX_LINE), b"") if line.strip())
+            first = [json.loads(line) for line, _ in zip(lines, range(2))]
+    except (UserError, RecursionError, *DAMAGE):
+        return False
+    return len(first) == 2 and all(isinstance(row, dict) for row in first)
 
 
 def _line_items(files: Files, f: Found, claim: Claim) -> Iterator[Item]:
@@ -182,6 +233,7 @@ def _line_id(line: bytes, default: str, file: str, claim: Claim) -> str:
         return default
     for name in _files_in(row):
         claim(os.path.normpath(os.path.join(os.path.dirname(file), name)))
+    claim(_ROW_SPLIT + str(row.get("split", "")))
     found = default if row.get("id") is None else str(row["id"])
     return found if is_utf8(found) else default
 
@@ -232,11 +284,14 @@ def _archive_items(files: Files, f: Found, claim: Claim) -> Iterator[Item]:
 def _table_items(files: Files, f: Found, claim: Claim) -> Iterator[Item]:
     try:
         with closing(Table(files, f.name)) as table:
-            for row, (id, named) in enumerate(table.listed(names_media)):
+            for row, (id, named) in enumerate(table.listed(lambda name: names_media(name) or name == "split")):
+                claim(_ROW_SPLIT + str(named.get("split") or ""))
                 for name in _files_in(named):
                     claim(os.path.normpath(os.path.join(os.path.dirname(f.name), name)))
                 yield Item(printable(id), f"{f.name}, row {row}", "row", f.name, f.stamp, row)
-            for why in table.bad_rows:
+            for why, text in table.bad_rows:
+                for cell in re.split(r"[,;|\t]", text):
+                    claim(os.path.normpath(os.path.join(os.path.dirname(f.name), cell.strip(' "'))))
                 yield refused(f"{f.name}, a row", why)
     except UserError as error:
         yield Item("", f.name, "error", error=str(error))
@@ -269,7 +324,8 @@ def files_items(found: list[Found]) -> Iterator[Item]:
     groups: dict[str, list[Found]] = defaultdict(list)
     for f in found:
         stem = os.path.splitext(f.name)[0]
-        groups[os.path.splitext(stem)[0] if stem in names else stem].append(f)
+        stem = os.path.splitext(stem)[0] if stem in names else stem
+        groups[unicodedata.normalize("NFC", stem)].append(f)
     for stem, of_stem in groups.items():
         media = [f for f in of_stem if not f.name.lower().endswith((".txt", ".json"))]
         for group in [of_stem] if media else [[f] for f in of_stem]:  # without media, each text is a document

@@ -44,6 +44,8 @@ class EndlessBatches:
     def __init__(
         self, dataset: Ordered, batch_size: int, start: int | Callable[[], int] = 0, rank: int = 0, processes: int = 1
     ):
+        if batch_size < 1:
+            raise UserError(f"batch_size {batch_size}: at least 1")
         self.dataset, self.batch_size, self.start = dataset, batch_size, start
         self.rank, self.processes = rank, processes
         self._lengths: list[int] = []  # of the epochs that were begun

@@ -18,6 +18,7 @@ are passed over.
 
 import json
 import os
+import re
 import threading
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,6 +36,7 @@ from unitok.data.containers import DAMAGE, Table, damage, unpacked
 from unitok.data.fields import Parts, data_url, read_fields
 from unitok.data.files import Blob, Files, Found, is_remote
 from unitok.data.listing import (
+    Claims,
     Item,
     describes,
     files_items,
@@ -66,7 +68,7 @@ class Source:
 
     def __init__(self, spec: SourceSpec, seed: int = 0, prefix: str = ""):
         self.spec, self.seed, self.prefix = spec, seed, prefix
-        path = spec.path
+        path = spec.path.removeprefix("file://")
         folder, alone, self.pattern = path, "", ""
         steps = path.split("/")
         there = "" if "*" in path and is_remote(path) else _whats_there(path)
@@ -129,7 +131,6 @@ class Source:
 
     def _items_of(self, folders: Callable[[], Iterable[_Folder]]) -> Iterator[Item]:
         """Files that hold many documents, then the others; twice over the names, so that those that a line names are known."""
-        claimed: set[int] = set()
         splits: set[str] = set()
         many: list[Found] = []
         for _, names, infos in folders():
@@ -141,6 +142,7 @@ class Source:
                 many.append(infos.get(name) or self.files.look(name))
                 splits.add(split_of(name))
         has_splits = len(splits - {""}) > 1 and "train" in splits
+        claims = Claims("" if self.files.remote else self.files.folder, has_splits)
         listed = set()
         for f in many:
             if list_it := lister(self.files, f.name):
@@ -148,18 +150,21 @@ class Source:
                 if not self.spec.template and unused_table(self.files, f.name):
                     self.left_out["tables without a column that is read"] += 1
                     continue
-                for item in list_it(self.files, f, lambda name: claimed.add(hash(name))):
-                    if item.error and os.path.basename(f.name).startswith("metadata.") and item.where == f.name:
+                for item in list_it(self.files, f, claims):
+                    if item.error and item.where == f.name and re.search(r"(^|/)metadata\.|\.[ct]sv(\.|$)", f.name.lower()):
                         raise UserError(f"{item.error}; mend it: what it says of the files beside it would be lost")
-                    yield replace(item, split=split_of(f.name) if has_splits else "")
+                    yield replace(item, split=claims.split(f.name))
         for _, names, infos in folders():
             loose = []
+            named = {os.path.splitext(name)[0] for name in names if name in claims}
             for name in names:
                 if name in listed:
                     continue
                 if describes(name) and not self.alone:
                     self.left_out["files that describe a data set"] += 1
-                elif hash(os.path.normpath(name)) not in claimed:
+                elif name not in claims and os.path.splitext(name)[0] in named:
+                    self.left_out["files beside one of their name that a line or row names"] += 1
+                elif name not in claims:
                     f = infos.get(name) or self.files.look(name)
                     if f.problem:
                         yield refused(f.name, f.problem)
@@ -260,7 +265,7 @@ class Source:
             row[suffix] = [*row[suffix], blob] if suffix in row else [blob]
         found = self._from_fields(item, {k: v if len(v) > 1 else v[0] for k, v in row.items()})
         kinds = Counter(PurePosixPath(name).suffix.lower() for name, _, _ in item.members)
-        several = tuple(f"one key holds several {kind} (it ends at the first dot)" for kind, n in kinds.items() if n > 1)
+        several = tuple(f"one key holds several {kind}" for kind, n in kinds.items() if n > 1)
         return [replace(raw, notes=raw.notes + several) for raw in found]
 
     def _read_rows(self, items: list[Item]) -> Iterator[Make]:
