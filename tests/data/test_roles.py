@@ -365,3 +365,14 @@ def test_images_of_a_bad_row_are_not_taken_without_their_caption(read, tmp_path)
     (tmp_path / "in" / "captions.csv").write_bytes("image,caption\na.png,\xe9\n".encode("latin-1"))
     with pytest.raises(UserError, match="captions.csv: not a readable table .*mend it"):
         read()
+
+
+def test_a_saved_dictionary_of_data_sets_keeps_its_splits(read, tmp_path):
+    from datasets import Dataset, DatasetDict
+
+    splits = {name: Dataset.from_dict({"text": [f"{name} {i}" for i in range(2)]}) for name in ("train", "test")}
+    DatasetDict(splits).save_to_disk(str(tmp_path / "in" / "saved"))
+    documents, errors, printed = read("in/saved")
+    assert sorted(text for [text] in documents.values()) == ["test 0", "test 1", "train 0", "train 1"]
+    assert "2 train, 2 test" in printed
+    assert not errors

@@ -100,10 +100,10 @@ class Source:
         elif self.through_lines():
             yield from self._items_of(lambda: [("", ["documents.jsonl"], {})])
         elif self.files.exists("dataset_dict.json"):
-            splits = ", ".join(self._json("dataset_dict.json", "splits"))
-            raise UserError(f"{self.spec.path}: a data set of several splits: name one of the folders {splits}")
+            names = [name for split in self._json("dataset_dict.json", "splits") for name in self._saved(f"{split}/")]
+            yield from self._items_of(lambda: [("", names, {})])
         elif self.files.exists("state.json") and self.files.exists("dataset_info.json"):
-            names = [d.get("filename", "") for d in self._json("state.json", "_data_files") if isinstance(d, dict)]
+            names = self._saved()
             yield from self._items_of(lambda: [("", names, {})])
         else:
             yield from self._items_of(self.files.folders)
@@ -121,6 +121,11 @@ class Source:
         if self.alone or self.files.remote is not None or self.files.exists("documents.jsonl"):
             return False
         return Path(os.path.realpath(path)).is_relative_to(self.files.folder)
+
+    def _saved(self, inside: str = "") -> list[str]:
+        """The files of a data set that `save_to_disk` wrote, in a folder of the source or in its top."""
+        files = self._json(f"{inside}state.json", "_data_files")
+        return [inside + f["filename"] for f in files if isinstance(f, dict) and isinstance(f.get("filename"), str)]
 
     def _json(self, name: str, key: str) -> list[Any]:
         """A list in one of the small files beside a data set of Hugging Face's."""
