@@ -90,9 +90,6 @@ def folder_split_of(name: str) -> str:
 
 # ---- Files that hold many documents -----------------------------------------------------------------------------------
 
-Claim = Callable[[str], None]  # told the name of each file that a line or row names, and its field `split`
-_ROW_SPLIT = "\0split="
-
 
 class Claims:
     """What lines and rows say of files: those that they name, and the split of the last one that was listed.
@@ -106,10 +103,13 @@ class Claims:
         self._names: set[int] = set()
         self._split, self._named = "", set[str]()
 
-    def __call__(self, name: str) -> None:
-        if name.startswith(_ROW_SPLIT):
-            self._split = _SPLIT_OF.get(name.removeprefix(_ROW_SPLIT).lower(), "")
-            return
+    def read(self, split: Any, names: Iterable[str], file: str) -> None:
+        """A line or row of a file, with its field `split` and the files that it names, relative to that file."""
+        self._split = _SPLIT_OF.get(str(split).lower(), "")
+        for name in names:
+            self._add(os.path.normpath(os.path.join(os.path.dirname(file), name)))
+
+    def _add(self, name: str) -> None:
         if name.startswith(self.folder + "/"):
             name = name[len(self.folder) + 1 :]
         self._names.add(hash(unicodedata.normalize("NFC", name)))
@@ -127,7 +127,7 @@ class Claims:
         return hash(unicodedata.normalize("NFC", os.path.normpath(name))) in self._names
 
 
-Lister = Callable[[Files, Found, Claim], Iterator[Item]]
+Lister = Callable[[Files, Found, Claims], Iterator[Item]]
 
 
 def may_hold_many(name: str, beside: set[str]) -> bool:
@@ -176,7 +176,7 @@ def _is_lines(files: Files, name: str) -> bool:
     return len(first) == 2 and all(isinstance(row, dict) for row in first)
 
 
-def _line_items(files: Files, f: Found, claim: Claim) -> Iterator[Item]:
+def _line_items(files: Files, f: Found, claims: Claims) -> Iterator[Item]:
     stem = PurePosixPath(f.name).stem
     at = number = 0
     try:
@@ -191,7 +191,7 @@ def _line_items(files: Files, f: Found, claim: Claim) -> Iterator[Item]:
                         at += len(line)
                     yield refused(where, f"longer than {MAX_LINE} bytes")
                 elif line.strip():
-                    id = _line_id(line, f"{stem}-{number}", f.name, claim)
+                    id = _line_id(line, f"{stem}-{number}", f.name, claims)
                     yield Item(id, where, "line", f.name, f.stamp, start, len(line))
     except UserError as error:
         yield Item("", f.name, "error", error=str(error))
@@ -199,7 +199,7 @@ def _line_items(files: Files, f: Found, claim: Claim) -> Iterator[Item]:
         yield refused(f"{f.name}, after line {number}", f"damaged: the rest cannot be read ({damage(error, f.name)})")
 
 
-def _list_items(files: Files, f: Found, claim: Claim) -> Iterator[Item]:
+def _list_items(files: Files, f: Found, claims: Claims) -> Iterator[Item]:
     """The objects of a JSON file that is a list of them, each as a line is."""
     stem, decoder = PurePosixPath(f.name).stem, json.JSONDecoder()
     at = number = 0
@@ -214,7 +214,7 @@ def _list_items(files: Files, f: Found, claim: Claim) -> Iterator[Item]:
             number += 1
             _, end = decoder.raw_decode(text, at)
             line = text[at:end].encode("latin-1")
-            id = _line_id(line, f"{stem}-{number}", f.name, claim)
+            id = _line_id(line, f"{stem}-{number}", f.name, claims)
             yield Item(id, f"{f.name}, entry {number}", "line", f.name, f.stamp, at, end - at)
             at = end
     except UserError as error:
@@ -223,7 +223,7 @@ def _list_items(files: Files, f: Found, claim: Claim) -> Iterator[Item]:
         yield refused(f"{f.name}, entry {number}", f"not JSON: the rest cannot be read ({damage(error, f.name)})")
 
 
-def _line_id(line: bytes, default: str, file: str, claim: Claim) -> str:
+def _line_id(line: bytes, default: str, file: str, claims: Claims) -> str:
     """The `id` of a line, whose files are claimed; whether the line is good is seen when it is read."""
     try:
         row = json.loads(line)
@@ -231,9 +231,7 @@ def _line_id(line: bytes, default: str, file: str, claim: Claim) -> str:
         return default
     if not isinstance(row, dict):
         return default
-    for name in _files_in(row):
-        claim(os.path.normpath(os.path.join(os.path.dirname(file), name)))
-    claim(_ROW_SPLIT + str(row.get("split", "")))
+    claims.read(row.get("split"), _files_in(row), file)
     found = default if row.get("id") is None else str(row["id"])
     return found if is_utf8(found) else default
 
@@ -249,7 +247,7 @@ def _files_in(row: dict[str, Any]) -> Iterator[str]:
             yield from (v["path"] for v in values if isinstance(v, dict) and isinstance(v.get("path"), str))
 
 
-def _archive_items(files: Files, f: Found, claim: Claim) -> Iterator[Item]:
+def _archive_items(files: Files, f: Found, claims: Claims) -> Iterator[Item]:
     """The samples of an archive. All of it is listed before the first is given: a key may come back at its end."""
     samples: dict[str, list[tuple[str, int, int]]] = {}
     apart: set[str] = set()
@@ -281,17 +279,14 @@ def _archive_items(files: Files, f: Found, claim: Claim) -> Iterator[Item]:
     yield from bad
 
 
-def _table_items(files: Files, f: Found, claim: Claim) -> Iterator[Item]:
+def _table_items(files: Files, f: Found, claims: Claims) -> Iterator[Item]:
     try:
         with closing(Table(files, f.name)) as table:
             for row, (id, named) in enumerate(table.listed(lambda name: names_media(name) or name == "split")):
-                claim(_ROW_SPLIT + str(named.get("split") or ""))
-                for name in _files_in(named):
-                    claim(os.path.normpath(os.path.join(os.path.dirname(f.name), name)))
+                claims.read(named.get("split"), _files_in(named), f.name)
                 yield Item(printable(id), f"{f.name}, row {row}", "row", f.name, f.stamp, row)
             for why, text in table.bad_rows:
-                for cell in re.split(r"[,;|\t]", text):
-                    claim(os.path.normpath(os.path.join(os.path.dirname(f.name), cell.strip(' "'))))
+                claims.read(None, (cell.strip(' "') for cell in re.split(r"[,;|\t]", text)), f.name)
                 yield refused(f"{f.name}, a row", why)
     except UserError as error:
         yield Item("", f.name, "error", error=str(error))
