@@ -97,7 +97,7 @@ def _case(case: str, unit: str, peer: str, ours: float, theirs: float, more_is_b
 def agreement(trained: Path, folder: Path, device: str) -> dict[str, Any]:
     """Share of codes that bfloat16 leaves as fp32 has them, on trained weights and real pictures."""
     from unitok.bundle import load_trained_part
-    from unitok.data.media import open_image, sniff
+    from unitok.media import open_image, sniff
 
     model: ImageTokenizer = load_trained_part("image", trained)[0].to(device)
     same = total = 0

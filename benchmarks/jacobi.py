@@ -18,10 +18,10 @@ import torch
 from common import write_results
 
 from unitok.bundle import Unitok
-from unitok.data.scenes import caption, draw_scene
 from unitok.grammar import Grammar, Want
 from unitok.sample.engine import Request, Session, generate
 from unitok.sample.sampling import Settings
+from unitok.scenes.world import caption, draw_scene
 
 SETTINGS = {
     "temperature 0.4, guidance 1.5 (the demo's)": Settings(0.4, top_p=0.95, guidance=1.5),

@@ -28,14 +28,14 @@ import torch.nn.functional as F
 from common import write_results
 from train_step import theirs
 
-from unitok.data.module import EndlessBatches
+from unitok.data.modules import EndlessBatches
 from unitok.data.packing import PackedDataset
 from unitok.data.shards import TokenDataset
 from unitok.model import Decoder, DecoderConfig
 from unitok.model.loss import next_id_loss
-from unitok.model.optim import build_optimizers
 from unitok.model.presets import PRESETS
-from unitok.training import WeightAverage, warmup_linear
+from unitok.training.optim import build_optimizers
+from unitok.training.shell import WeightAverage, warmup_linear
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "scenes"
 RATES, BATCHES = (1e-3, 3e-3, 1e-2), (4, 8)  # of AdamW, and documents a batch

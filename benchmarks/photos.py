@@ -29,10 +29,10 @@ from common import RESULTS, write_results
 from PIL import Image
 from torch import nn
 
-from unitok.data.media import image_to_tensor, save_image
-from unitok.data.module import EndlessBatches, ImageDataset
-from unitok.evaluate.image_tokenizer import picture_scores
-from unitok.tokenizers.health import codebook_statistics
+from unitok.data.modules import EndlessBatches, ImageDataset
+from unitok.evaluate.image import picture_scores
+from unitok.media import image_to_tensor, save_image
+from unitok.training.codebook_usage import codebook_statistics
 
 TRAIN = (
     *("brick", "camera", "cell", "clock_motion", "coins", "grass", "gravel", "hubble_deep_field", "ihc", "moon"),

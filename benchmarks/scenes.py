@@ -19,11 +19,11 @@ from common import RESULTS, make_scenes, train, write_results
 from torch import Tensor
 
 from unitok.bundle import load_trained_part
-from unitok.data.media import load_image, save_image
-from unitok.data.scenes import read_scenes
-from unitok.evaluate.metrics import same_colours, to_bytes
-from unitok.evaluate.oracle import read_picture
-from unitok.tokenizers.health import codebook_statistics
+from unitok.media import load_image, save_image
+from unitok.scenes.evaluate import same_colours, to_bytes
+from unitok.scenes.oracle import read_picture
+from unitok.scenes.world import read_scenes
+from unitok.training.codebook_usage import codebook_statistics
 
 CONFIG = Path(__file__).parent.parent / "configs" / "scenes" / "image.yaml"
 GAN = {

@@ -15,12 +15,12 @@ import torch
 from common import make_scenes, train, write_results
 
 from unitok.bundle import load_trained_part
-from unitok.data.media import load_audio
-from unitok.data.scenes import read_scenes
-from unitok.evaluate.audio_tokenizer import sound_scores
-from unitok.evaluate.metrics import same_notes
-from unitok.evaluate.oracle import read_sound
-from unitok.tokenizers.health import codebook_statistics
+from unitok.evaluate.audio import sound_scores
+from unitok.media import load_audio
+from unitok.scenes.evaluate import same_notes
+from unitok.scenes.oracle import read_sound
+from unitok.scenes.world import read_scenes
+from unitok.training.codebook_usage import codebook_statistics
 
 CONFIG = Path(__file__).parent.parent / "configs" / "scenes" / "audio.yaml"
 

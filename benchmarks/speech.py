@@ -28,12 +28,12 @@ from common import write_results
 from torch import nn
 
 from unitok.bundle import load_trained_part
-from unitok.data.media import convert_audio, load_audio, save_audio
-from unitok.data.module import EndlessBatches, SoundDataset
-from unitok.evaluate.audio_tokenizer import sound_scores
-from unitok.tokenizers.health import codebook_statistics
-from unitok.tokenizers.losses import spectral_loss
-from unitok.training import warmup_linear
+from unitok.data.modules import EndlessBatches, SoundDataset
+from unitok.evaluate.audio import sound_scores
+from unitok.media import convert_audio, load_audio, save_audio
+from unitok.training.codebook_usage import codebook_statistics
+from unitok.training.losses import spectral_loss
+from unitok.training.shell import warmup_linear
 
 CONFIG = Path(__file__).parent.parent / "configs" / "audio" / "laptop-speech-16khz.yaml"
 RATE, LEVELS, CODES, BATCH = 16_000, 8, 256, 16

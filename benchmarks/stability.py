@@ -18,15 +18,15 @@ import torch
 from common import RESULTS, machine, versions
 from loss_race import Measure, make_tokens, on_all_ids, race
 
-from unitok.data.module import EndlessBatches
+from unitok.data.modules import EndlessBatches
 from unitok.data.packing import PackedDataset
 from unitok.data.shards import TokenDataset
 from unitok.model import Decoder
-from unitok.model.health import NormWatch
 from unitok.model.loss import next_id_loss
-from unitok.model.optim import build_optimizers
 from unitok.model.presets import PRESETS
-from unitok.training import warmup_linear
+from unitok.training.monitor import NormWatch
+from unitok.training.optim import build_optimizers
+from unitok.training.shell import warmup_linear
 
 RATES = (3e-3, 1e-2, 3e-2)
 COLOURS = {"QK-norm, z-loss": "#1b7f4d", "QK-norm": "#7fc8a0", "z-loss": "#d98a2b", "neither": "#b3261e"}

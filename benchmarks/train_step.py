@@ -30,7 +30,7 @@ from unitok.data.shards import TokenDataset
 from unitok.hardware import HARDWARE
 from unitok.interop.decoder import QWEN3_FIELDS
 from unitok.model import Decoder, DecoderConfig
-from unitok.model.accounting import count
+from unitok.model.costs import count
 from unitok.model.loss import next_id_loss
 from unitok.model.presets import PRESETS
 from unitok.tokenizers import AudioTokenizer, AudioTokenizerConfig, ImageTokenizer, ImageTokenizerConfig, TextTokenizer

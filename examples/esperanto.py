@@ -8,8 +8,8 @@ import argparse
 import os
 from pathlib import Path
 
-from unitok.data.scenes import Scene, Thing, read_scenes
 from unitok.document import Part, RawDocument, format_raw_document, read_raw_documents
+from unitok.scenes.world import Scene, Thing, read_scenes
 
 WORDS = {
     "red": "ruĝa", "green": "verda", "blue": "blua", "yellow": "flava", "purple": "purpura", "cyan": "cejana",

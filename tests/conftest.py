@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from unitok.bundle import Unitok, make_untrained
-from unitok.data.plan import Plan
-from unitok.data.scenes import write_scenes
-from unitok.data.tokenize import tokenize
+from unitok.data.prepare.plan import Plan
+from unitok.data.prepare.tokenize import tokenize
 from unitok.document import Document, Segment
+from unitok.scenes.world import write_scenes
 from unitok.vocab import Vocab
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))

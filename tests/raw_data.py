@@ -12,14 +12,14 @@ import pyarrow.parquet as pq
 import soundfile
 from PIL import Image
 
-from unitok.data.plan import Plan
-from unitok.data.recipe import SourceSpec
-from unitok.data.scenes import read_scenes
+from unitok.data.prepare.plan import Plan
+from unitok.data.prepare.recipe import SourceSpec
+from unitok.data.prepare.sources import Source
+from unitok.data.prepare.tokenize import tokenize
 from unitok.data.shards import TokenDataset
-from unitok.data.sources import Source
-from unitok.data.tokenize import tokenize
 from unitok.document import RawDocument
 from unitok.errors import UserError
+from unitok.scenes.world import read_scenes
 
 FEATURES = {
     "caption": {"dtype": "string", "_type": "Value"},

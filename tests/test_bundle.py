@@ -68,7 +68,7 @@ def test_a_bundle_written_over_itself_is_whole(bundle_folder, tmp_path):
 def test_names_of_files_with_dots_keep_their_captions(bundle_folder, tmp_path):
     from PIL import Image
 
-    from unitok.data.sources import read_source
+    from unitok.data.prepare.sources import read_source
 
     for name in ("photo.v1", "photo.v2"):
         Image.new("RGB", (9, 9)).save(tmp_path / f"{name}.png")

@@ -343,7 +343,7 @@ def test_the_page_on_fine_tuning_runs_and_the_example_scores_what_it_writes(demo
 
 
 def test_esperanto_says_what_a_scene_shows():
-    from unitok.data.scenes import Scene, Thing
+    from unitok.scenes.world import Scene, Thing
 
     caption = runpy.run_path(str(ROOT / "examples" / "esperanto.py"))["caption"]
     things = (Thing("red", "circle", "large"), Thing("blue", "square", "small"))

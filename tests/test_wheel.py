@@ -40,7 +40,7 @@ def test_a_wheel_has_all_modules_and_configs_and_nothing_else(installed):
 
 
 def test_the_installed_demo_finds_its_configs(installed, tmp_path):
-    code = "import unitok, unitok.demo as d; print(unitok.__file__); print(*sorted((d.configs_folder() / 'scenes').glob('*.yaml')))"
+    code = "import unitok, unitok.scenes.demo as d; print(unitok.__file__); print(*sorted((d.configs_folder() / 'scenes').glob('*.yaml')))"
     environment = os.environ | {"PYTHONPATH": str(installed)}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path, env=environment

@@ -121,7 +121,7 @@ class Unitok:
 
     def _read_file(self, path: Path, role: str, loss: bool, kind: str = "") -> Segment:
         """An image or sound; kind: which of them it is to be, where a document said that. Errors: `UserError`."""
-        from unitok.data.media import sniff
+        from unitok.media import sniff
         from unitok.sample.prompts import ReadFile
 
         if not path.is_file():
@@ -189,7 +189,7 @@ class Unitok:
 
         contents: its segments, where they have been decoded already.
         """
-        from unitok.data.media import save_audio, save_image
+        from unitok.media import save_audio, save_image
 
         parts = []
         for i, segment in enumerate(document.segments):
@@ -315,7 +315,7 @@ def load_trained_part(name: str, path: Path, trust: bool = False) -> tuple[Any, 
     if path.is_dir() and not is_sharded(path):
         if name != "model":
             return _part_class(name).from_pretrained(path), {}
-        from unitok.model.finetuning import known_vocabulary
+        from unitok.training.finetune import known_vocabulary
 
         known = Vocab.load(known_vocabulary(path)).to_manifest()
         return _part_class(name).from_pretrained(path), {"vocab": known}
@@ -330,7 +330,7 @@ def load_trained_part(name: str, path: Path, trust: bool = False) -> tuple[Any, 
         prefix = "average.model."
     state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
     if "lora_scale" in described["part"]:
-        from unitok.model.lora import merge_lora
+        from unitok.training.lora import merge_lora
 
         state = merge_lora(state, described["part"]["lora_scale"])
     load_state(part, state, str(path))

@@ -89,7 +89,7 @@ class Part:
 
     Args:
         file: what gives the content where `path` is only its name: in an archive, a table, on a server
-            (`unitok.data.files.Blob`).
+            (`unitok.data.storage.Blob`).
         view: which part of it, in the words of W3C's media fragments: `t=10,20` (seconds), `crop=1` (a random one), `flip`.
     """
 

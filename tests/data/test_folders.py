@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from unitok.data.folders import ImageDataset, SoundDataset
-from unitok.data.module import AudioFiles, ImageFiles
+from unitok.data.modules import AudioFiles, ImageFiles
 from unitok.errors import UserError
 
 GOOD = 12

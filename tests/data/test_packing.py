@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from unitok.data.module import EndlessBatches
+from unitok.data.modules import EndlessBatches
 from unitok.data.packing import PackedDataset, pack, pack_in_order
 from unitok.data.shards import TokenDataset, write_dataset_json, write_shard
 from unitok.document import Document, Segment

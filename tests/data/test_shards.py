@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from unitok.data.module import TokenShards
-from unitok.data.plan import Plan
+from unitok.cli.inspect import Page, histogram, inspect
+from unitok.data.modules import TokenShards
+from unitok.data.prepare.plan import Plan
+from unitok.data.prepare.tokenize import tokenize
 from unitok.data.shards import TokenDataset
-from unitok.data.tokenize import tokenize
 from unitok.errors import UserError
-from unitok.inspection import Page, histogram, inspect
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import torch
 
 from unitok.errors import UserError
 from unitok.model import Decoder, DecoderConfig
-from unitok.model.optim import Muon, orthogonalise
+from unitok.training.optim import Muon, orthogonalise
 
 CONFIG = DecoderConfig(97, 48, 2, 96, num_attention_heads=4, num_key_value_heads=2, head_dim=12)
 

@@ -7,8 +7,8 @@ import torch
 
 from unitok.model import Decoder, DecoderConfig
 from unitok.model.inference import CudaGraphs, InferenceDecoder, arrange
-from unitok.model.lora import LowRank, add_lora
-from unitok.model.optim import build_optimizers
+from unitok.training.lora import LowRank, add_lora
+from unitok.training.optim import build_optimizers
 
 SMALL = DecoderConfig(97, 48, 3, 80, 4, 2, head_dim=16, max_position_embeddings=64)
 KINDS = {

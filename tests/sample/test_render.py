@@ -10,10 +10,10 @@ from test_page import Elements, only_utf8
 
 from unitok.bundle import Unitok
 from unitok.cli import main
+from unitok.cli.terminal import half_blocks, show
 from unitok.document import Document, Segment
 from unitok.errors import UserError, visible
 from unitok.grammar import Grammar
-from unitok.sample.live import half_blocks, show
 from unitok.sample.render import Output, save_outputs, score_documents
 from unitok.sample.sampling import Settings
 from unitok.sample.stream import Piece

@@ -8,8 +8,8 @@ import soundfile
 import torch
 import yaml
 
-from unitok.data.media import convert_audio, load_audio, read_audio_blocks
 from unitok.errors import UserError
+from unitok.media import convert_audio, load_audio, read_audio_blocks
 from unitok.pretrained import make_config
 from unitok.tokenizers import AudioTokenizer, AudioTokenizerConfig
 from unitok.tokenizers import audio as module

@@ -8,10 +8,10 @@ import types
 import pytest
 import torch
 
-from unitok.tokenizers.discriminators import PatchDiscriminator, STFTDiscriminator
 from unitok.tokenizers.seanet import SEANetDecoder, SEANetEncoder, fold_for_use
-from unitok.tokenizers.training_step import adamw
 from unitok.tokenizers.vqgan import Decoder, Encoder
+from unitok.training.discriminators import PatchDiscriminator, STFTDiscriminator
+from unitok.training.tokenizer import adamw
 
 taming_model = pytest.importorskip("taming.modules.diffusionmodules.model", reason="pip install --no-deps taming-transformers")
 

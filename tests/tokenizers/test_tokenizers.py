@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from unitok.data.media import load_audio, load_image, save_audio
 from unitok.errors import UserError
+from unitok.media import load_audio, load_image, save_audio
 from unitok.tokenizers import AudioTokenizer, ImageTokenizer, ImageTokenizerConfig, TextTokenizer
 from unitok.tokenizers.quantize import (
     FiniteScalarQuantizer,

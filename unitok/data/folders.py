@@ -17,9 +17,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from unitok.data.listing import folder_split_of
-from unitok.data.media import convert_audio, crop_square, find_media, open_audio, open_image, promised, read_clip, read_samples
+from unitok.data.prepare.listing import folder_split_of
 from unitok.errors import UserError
+from unitok.media import convert_audio, crop_square, find_media, open_audio, open_image, promised, read_clip, read_samples
 
 Crop = Literal["centre", "random"]
 log = logging.getLogger("unitok")

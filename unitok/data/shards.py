@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from unitok.data.output import whole, write_whole
 from unitok.document import Document
 from unitok.errors import UserError, first_line, read_json
+from unitok.files import whole, write_whole
 from unitok.vocab import Placed, Vocab
 
 VERSION = 1

@@ -1,13 +1,11 @@
 """The decoder. It imports neither the tokenizers nor the vocabulary: ids in, logits out."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
-__all__ = ["Decoder", "DecoderConfig"]
+from unitok.lazy import attach
 
+if TYPE_CHECKING:
+    from unitok.model.decoder import Decoder as Decoder
+    from unitok.model.decoder import DecoderConfig as DecoderConfig
 
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from unitok.model import decoder
-
-    return getattr(decoder, name)
+__getattr__, __all__ = attach(__name__, {"Decoder": "decoder", "DecoderConfig": "decoder"})

@@ -9,10 +9,10 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from unitok.data.files import Files
-from unitok.data.media import sniff
+from unitok.data.storage import Files
 from unitok.document import Document, Part, RawDocument, Segment, read_raw_documents
 from unitok.errors import UserError, visible
+from unitok.media import sniff
 from unitok.sample.sampling import Settings
 
 

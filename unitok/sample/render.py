@@ -15,10 +15,10 @@ import soundfile
 from tqdm import tqdm
 
 from unitok import page
-from unitok.data.formats import HEAD, image_format
 from unitok.document import ROLES, Document, Part, RawDocument, format_raw_document
 from unitok.errors import UserError
 from unitok.grammar import Grammar, parse_plan
+from unitok.media.formats import HEAD, image_format
 from unitok.pretrained import whole_folder
 from unitok.sample.engine import Request, generate
 from unitok.sample.prompts import ReadFile

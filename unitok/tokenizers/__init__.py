@@ -1,25 +1,23 @@
-"""Tokenizers: text, images and sounds to codes and back. Networks here know nothing of training or of the vocabulary."""
+"""Tokenizers: text, images and audio to codes and back. Networks here know nothing of training or of the vocabulary."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from unitok.lazy import attach
 
 if TYPE_CHECKING:
-    from unitok.tokenizers.audio import AudioTokenizer, AudioTokenizerConfig
-    from unitok.tokenizers.image import ImageTokenizer, ImageTokenizerConfig
-    from unitok.tokenizers.text import TextTokenizer
+    from unitok.tokenizers.audio import AudioTokenizer as AudioTokenizer
+    from unitok.tokenizers.audio import AudioTokenizerConfig as AudioTokenizerConfig
+    from unitok.tokenizers.image import ImageTokenizer as ImageTokenizer
+    from unitok.tokenizers.image import ImageTokenizerConfig as ImageTokenizerConfig
+    from unitok.tokenizers.text import TextTokenizer as TextTokenizer
 
-_HOMES = {
-    "TextTokenizer": "text",
-    "ImageTokenizer": "image",
-    "ImageTokenizerConfig": "image",
-    "AudioTokenizer": "audio",
-    "AudioTokenizerConfig": "audio",
-}
-__all__ = ["AudioTokenizer", "AudioTokenizerConfig", "ImageTokenizer", "ImageTokenizerConfig", "TextTokenizer"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__, __all__ = attach(
+    __name__,
+    {
+        "TextTokenizer": "text",
+        "ImageTokenizer": "image",
+        "ImageTokenizerConfig": "image",
+        "AudioTokenizer": "audio",
+        "AudioTokenizerConfig": "audio",
+    },
+)

@@ -19,8 +19,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from unitok.data.media import convert_audio, open_audio, read_audio_blocks, read_samples, write_audio_blocks
 from unitok.errors import UserError
+from unitok.media import convert_audio, open_audio, read_audio_blocks, read_samples, write_audio_blocks
 from unitok.memory import keep_large_blocks
 from unitok.pretrained import load_part, load_state, part_folder, save_part, state_fingerprint
 from unitok.tokenizers.arguments import check_codes, check_samples, check_waveform

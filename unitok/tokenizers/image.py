@@ -16,8 +16,8 @@ from einops import rearrange
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from unitok.data.media import crop_square, fit_image, image_to_tensor, open_image, save_image, stretch_image, to_rgb
 from unitok.errors import UserError
+from unitok.media import crop_square, fit_image, image_to_tensor, open_image, save_image, stretch_image, to_rgb
 from unitok.memory import keep_large_blocks
 from unitok.pretrained import load_part, load_state, part_folder, save_part, state_fingerprint
 from unitok.tokenizers.arguments import check_codes, check_images

@@ -1,0 +1,324 @@
+"""Promises of the command line: quick help, one line and exit code 2 for mistakes, nothing half-written."""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import re
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from unitok import cli
+from unitok.cli import LIGHTNING_VERBS, VERBS, main
+from unitok.model import Decoder
+from unitok.model.decoder import DecoderConfig
+from unitok.tokenizers import AudioTokenizer, AudioTokenizerConfig, ImageTokenizer, ImageTokenizerConfig
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def unitok(*arguments: object) -> subprocess.CompletedProcess:
+    """`unitok …` in a process of its own, as a user starts it."""
+    command = [sys.executable, "-m", "unitok", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+
+
+def here(*arguments: object) -> subprocess.CompletedProcess:
+    """The same in this process, which has imported everything."""
+    return captured(lambda: main([str(argument) for argument in arguments]))
+
+
+def captured(run: Callable[[], object]) -> subprocess.CompletedProcess:
+    """How a function ends, as a process."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            run()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+    return subprocess.CompletedProcess([], code, out.getvalue(), err.getvalue())
+
+
+def assert_one_line(done: subprocess.CompletedProcess, *telling: str) -> None:
+    assert done.returncode == 2, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    for word in telling:
+        assert word in lines[0], (word, lines[0])
+
+
+def test_help_imports_neither_torch_nor_lightning():
+    code = "import sys\ntry:\n from unitok.cli import main; main(['--help'])\nexcept SystemExit: pass\n"
+    code += "import unitok\nbad = {'torch', 'lightning', 'numpy', 'pyarrow'} & set(sys.modules)\nassert not bad, bad"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "tokenize" in done.stdout
+
+
+#: The last word of an option's name -> what its help must say it is measured in or counts.
+UNITS = {"minutes": "minutes", "seconds": "seconds", "segment": "seconds", "size": "pixels|pieces|documents|outputs|of equal size",
+         "area": "pixels", "workers": "processes", "threads": "threads", "ids": "ids", "validation": "share", "rate": "share|HZ",
+         "keep": "share", "mfu": "share", "jacobi": "ids", "count": "number|scenes", "context": "ids", "batch": "ids"}  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", [*VERBS, "eval image-tokenizer", "eval audio-tokenizer"])
+def test_every_option_of_every_verb_says_what_it_is_its_unit_and_its_default(verb, monkeypatch):
+    parsers = []
+    real = cli._ArgumentParser.print_help
+    monkeypatch.setattr(cli._ArgumentParser, "print_help", lambda self, *more: (parsers.append(self), real(self, *more)))
+    done = here(*verb.split(), "--help")
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"usage: unitok {verb} ")
+    (parser,) = parsers
+    assert parser.description
+    told = " ".join(done.stdout.split())
+    for action in parser._actions:
+        name = "/".join(action.option_strings) or action.dest
+        assert action.help, f"{verb} {name}"
+        assert name.split("/")[0] in told or action.choices
+        unit = UNITS.get(name.rpartition("-")[2], "") if action.type in (int, float) else ""
+        told_of = f"{action.help} {action.metavar}"
+        assert re.search(unit, told_of), f"{verb} {name}: {told_of!r} says nothing of {unit}"
+        if action.default not in (None, "", False, argparse.SUPPRESS):
+            said = f"(default: {action.default})" in told or "(default" in action.help or f"{action.default}: " in action.help
+            assert said, f"{verb} {name}: its default {action.default} is not said"
+
+
+@pytest.mark.parametrize("verb", LIGHTNING_VERBS)
+def test_lightnings_verbs_have_help(verb):
+    done = here(verb, "--help")
+    assert done.returncode == 0
+    assert f"{verb} [" in done.stdout
+    for option in ("--out", "--resume", "--checkpoint_seconds", "--config", "--print_config"):
+        assert option in done.stdout
+
+
+def test_the_overview_names_every_verb():
+    done = here("--help")
+    assert done.returncode == 0
+    named = set(re.findall(r"^  ([a-z-]+)  ", done.stdout, flags=re.M)) | set(re.findall(r"; (\w+) is the same", done.stdout))
+    assert named == {*VERBS, *LIGHTNING_VERBS}
+
+
+def test_a_whole_round_on_the_command_line(scenes_folder, bundle_folder, tmp_path, monkeypatch):
+    done = here("tokenize", scenes_folder, tmp_path / "tokens", "--bundle", bundle_folder)
+    assert done.returncode == 0, done.stderr
+    assert here("inspect", tmp_path / "tokens", "--verify").stdout.strip().endswith("spans")
+    out = tmp_path / "out"
+    sample = [
+        *("--bundle", bundle_folder, "--text", "a picture", "--image", scenes_folder / "images" / "000003.png"),
+        *("--want", "text,image:2x2,audio:0.3s", "--n", 2, "--seed", 7, "--image-guidance", 2, "--temperature", 0.9),
+    ]
+    monkeypatch.setattr(sys, "argv", ["sample.py", *map(str, sample), "--out", str(out)])
+    first = captured(lambda: runpy.run_path(str(ROOT / "sample.py"), run_name="__main__"))
+    assert first.returncode == 0, first.stderr
+    rows = [json.loads(line) for line in (out / "outputs.jsonl").read_text().splitlines()]
+    assert [[p["type"] for p in r["content"]] for r in rows] == [["text", "image", "text", "image", "audio"]] * 2
+    assert all((out / p["path"]).exists() for r in rows for p in r["content"] if "path" in p)
+    assert "<audio" in (out / "index.html").read_text()
+    again = unitok("sample", *sample, "--out", tmp_path / "again")  # in another process, too
+    assert again.returncode == 0, again.stderr
+    for name in sorted(os.listdir(out)):
+        assert (out / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+def test_mistakes_in_prompts_and_flags_are_one_line(bundle_folder, tmp_path):
+    out = tmp_path / "out"
+    (tmp_path / "notes.png").write_text("no picture")
+    (tmp_path / "bad.jsonl").write_text("{\n")
+    base = ("sample", "--bundle", bundle_folder, "--out", out)
+    assert_one_line(here("sample", "--bundle", tmp_path / "gone", "--text", "x"), "gone", "unitok bundle")
+    assert_one_line(here(*base, "--image", tmp_path / "gone.png"), "gone.png", "no such file")
+    assert_one_line(here(*base, "--image", tmp_path / "notes.png"), "notes.png", "neither an image")
+    Image.new("RGB", (8, 8)).save(tmp_path / "seen.png")
+    assert_one_line(here(*base, "--audio", tmp_path / "seen.png"), "seen.png", "give it with --image")
+    assert_one_line(here(*base, "--text", ""), "empty text")
+    assert_one_line(here(*base, "--text", "x", "--want", "smell"), "smell", "text, image, audio")
+    assert_one_line(here(*base, "--text", "x", "--top-p", "7"), "--top-p")
+    assert_one_line(here(*base, "--prompts", tmp_path / "bad.jsonl"), "line 1", "not JSON")
+    assert_one_line(here(*base, "--text", "x", "--device", "cuda:9"), "--device", "cpu")
+    assert_one_line(here(*base, "--txet", "x"), "--txet")
+    assert_one_line(here(*base, "--text", "x", "--audio-top-p", "0"), "--audio-top-p 0.0", "above 0")
+    assert_one_line(here(*base, "--text", "x", "--want", "image:8x8", "--max-ids", "40"), "40 ids", "at least 69", "--max-ids")
+    assert_one_line(here(*base, "--text", "x " * 1100, "--want", "text"), "a prompt of 2", "the decoder takes 1024")
+    assert_one_line(here(*base, "--text", "x", "--score"), "--score", "--prompts")
+    assert_one_line(here(*base, "--text", "x", "--live", "--best-of", "3"), "--live", "--best-of")
+    assert_one_line(here(*base, "--text", "x", "--keep", "2"), "keep", "share")
+    assert_one_line(unitok("paint"), "paint", "sample")
+    assert not out.exists()
+
+
+def test_mistakes_in_data_preparation_are_one_line_and_leave_nothing(bundle_folder, scenes_folder, tmp_path):
+    out = tmp_path / "out"
+    (tmp_path / "empty").mkdir()
+    assert_one_line(here("tokenize", tmp_path / "gone", out, "--bundle", bundle_folder), "gone", "no such file or folder")
+    assert_one_line(here("tokenize", tmp_path / "empty", out, "--bundle", bundle_folder), "no documents")
+    assert_one_line(here("tokenize", scenes_folder, out, "--bundle", tmp_path / "empty"), "bundle.json")
+    assert_one_line(here("detokenize", tmp_path / "empty", out, "--bundle", bundle_folder), "dataset.json")
+    assert_one_line(here("train-text", tmp_path / "gone.txt", "--out", out), "gone.txt")
+    assert_one_line(here("bundle", out), "--text")
+    assert_one_line(here("inspect", tmp_path / "empty"), "neither a data set")
+    assert not out.exists()
+
+
+def test_mistakes_in_tokenizing_are_one_line_and_leave_nothing(bundle_folder, scenes_folder, tmp_path):
+    out = tmp_path / "out"
+    bundle = ("--bundle", bundle_folder)
+    (tmp_path / "r.yaml").write_text("sources: [{path: nowhere}]")
+    (tmp_path / "empty").mkdir()
+    for words, telling in (
+        ((tmp_path / "nowhere", out), ["nowhere", "no such file"]),
+        ((tmp_path / "empty", out), ["empty", "no documents"]),
+        ((out,), ["SOURCE and OUT", "--recipe"]),
+        ((scenes_folder, out, "--recipe", tmp_path / "r.yaml"), ["not both"]),
+        ((out, "--recipe", tmp_path / "r.yaml"), ["nowhere", "no such file"]),
+        ((out, "--recipe", tmp_path / "no.yaml"), ["no.yaml", "no such file"]),
+        ((out, "--recipe", tmp_path / "r.yaml", "--flip"), ["--flip", "for each source"]),
+        ((scenes_folder, out, "--template", "[{type: smell}]"), ["--template", "part 1"]),
+        ((scenes_folder, out, "--template", "{"), ["--template", "YAML"]),
+        ((scenes_folder, out, "--order", "image,smell"), ["order", "smell"]),
+        ((scenes_folder, out, "--shard-index", "1"), ["--num-shards"]),
+        ((scenes_folder, out, "--shard-index", "4", "--num-shards", "4"), ["--shard-index 4"]),
+        ((scenes_folder, out, "--validation", "1"), ["--validation"]),
+        ((scenes_folder, out, "--shard-size", "-3"), ["--shard-size -3"]),
+        ((scenes_folder, out, "--bundel", "x"), ["--bundel", "did you mean --bundle?"]),
+        ((scenes_folder, out, "--root", tmp_path / "nowhere"), ["--root", "no such folder"]),
+        ((scenes_folder, out, "--template", "[]"), ["--template", "a list of parts"]),
+        ((scenes_folder, "memory://out"), ["memory://out", "local folder"]),
+        ((scenes_folder, out, "--max-error-rate", "2"), ["--max-error-rate"]),
+        ((scenes_folder, out, "--audio-segment", "-1"), ["audio_segment"]),
+        (("nosuchprotocol://x/y", out), ["nosuchprotocol"]),
+        (("memory://nothing/here", out), ["no such file"]),
+    ):
+        assert_one_line(here("tokenize", *words, *bundle), *telling)
+        assert not out.exists(), words
+    assert_one_line(here("inspect", scenes_folder, "--page", out), "--bundle")
+
+
+def test_a_dry_run_tells_how_much_it_will_be_and_a_recipe_does_it(bundle_folder, scenes_folder, tmp_path, capsys):
+    recipe = {"sources": [{"path": str(scenes_folder), "weight": 0.5}, {"path": str(scenes_folder / "images"), "crops": 1}]}
+    (tmp_path / "r.yaml").write_text(json.dumps(recipe))
+    words = [str(tmp_path / "out"), "--bundle", str(bundle_folder), "--recipe", str(tmp_path / "r.yaml")]
+    main(["tokenize", *words, "--dry-run"])
+    told = capsys.readouterr().out
+    for word in ("documents listed", "ids", "kB", "time"):
+        assert word in told
+    assert not (tmp_path / "out").exists()
+    main(["tokenize", *words])
+    assert "complete" not in capsys.readouterr().out
+    assert (tmp_path / "out" / "dataset.json").exists()
+    main(["tokenize", *words])
+    assert "complete already" in capsys.readouterr().out
+
+
+def test_mistakes_in_training_are_one_line_and_leave_nothing(tmp_path, scenes_folder, bundle_folder):
+    out, config = tmp_path / "run", ROOT / "configs" / "scenes" / "image.yaml"
+    (tmp_path / "typo.yaml").write_text(config.read_text().replace("learning_rate", "lerning_rate"))
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words" / "a.txt").write_text("no pictures here")
+    fit = ("fit", "--out", out, "--trainer.enable_progress_bar", "false")
+    assert_one_line(here(*fit, "--config", tmp_path / "typo.yaml"), "lerning_rate")
+    assert_one_line(here(*fit, "--config", tmp_path / "gone.yaml"), "gone.yaml")
+    assert_one_line(here(*fit, "--config", config, "--data.init_args.path", tmp_path / "gone"), "gone", "no such folder")
+    assert_one_line(here(*fit, "--config", config, "--data.init_args.path", tmp_path / "words"), "no image files")
+    assert_one_line(here(*fit, "--config", config, "--resume", tmp_path / "gone.ckpt"), "gone.ckpt")
+    decoder = ROOT / "configs" / "scenes" / "decoder.yaml"
+    assert_one_line(here(*fit, "--config", decoder, "--data.init_args.path", tmp_path / "words"), "dataset.json")
+    assert not out.exists()
+
+
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+
+
+def leaves(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested keys, joined by dots -> values."""
+    found = {}
+    for key, value in tree.items():
+        found |= leaves(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
+    return found
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_configs_header_says_a_command_that_takes_it_as_it_is_and_how_large_it_is(path):
+    header = " ".join(line.lstrip("# ") for line in path.read_text().splitlines() if line.startswith("#"))
+    assert "Hardware: " in header
+    command = re.search(r"Command: +unitok (fit --config \S+ --out \S+(?: --data\S+ \S+)?)", header)[1].split()
+    command[2] = str(ROOT / command[2])
+    assert Path(command[2]) == path
+    done = here(*command, "--print_config")
+    assert done.returncode == 0, done.stderr
+    mine, whole = leaves(yaml.safe_load(path.read_text())), leaves(yaml.safe_load(done.stdout))
+    if len(command) > 5:
+        assert command[5:6] == ["--data.init_args.path"]
+        assert mine.pop("data.init_args.path", command[6])
+        assert whole["data.init_args.path"] == command[6]
+    assert {name: whole[name] for name in mine} == mine  # every line of it counts
+    said = re.search(r"([\d.]+)([MB]) parameters( in its blocks)?", header)
+    assert said or "/decoder/" not in str(path)
+    if said:
+        shown, unit = float(said[1]), {"M": 1e6, "B": 1e9}[said[2]]
+        digits = 10.0 ** -len(said[1].partition(".")[2])
+        assert shown == pytest.approx(parameters(whole, bool(said[3])) / unit, abs=0.5 * digits + 1e-6)
+
+
+def parameters(whole: dict[str, Any], in_blocks: bool) -> int:
+    """Counted in the network that a config describes, built without memory."""
+    inner = {name: value for key, value in whole.items() for head, _, name in [key.partition("init_args.")] if head == "model."}
+
+    def options(part: str) -> dict[str, Any]:
+        fields = {name.removeprefix(f"{part}."): value for name, value in inner.items() if name.startswith(f"{part}.")}
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+
+    with torch.device("meta"):
+        if "decoder.hidden_size" in inner:
+            fields = {name: value for name, value in options("decoder").items() if "." not in name}
+            network: torch.nn.Module = Decoder(DecoderConfig(**fields | {"vocab_size": 1000}))
+        elif "tokenizer.sample_rate" in inner:
+            network = AudioTokenizer(AudioTokenizerConfig(**options("tokenizer")))
+        else:
+            network = ImageTokenizer(ImageTokenizerConfig(**options("tokenizer")))
+    return sum(p.numel() for name, p in network.named_parameters() if not in_blocks or ".layers." in name)
+
+
+def test_a_silent_sound_in_a_prompt_is_one_line(bundle_folder, tmp_path):
+    import numpy as np
+    import soundfile
+
+    soundfile.write(tmp_path / "silent.wav", np.zeros(4000), 8000)
+    done = here("sample", "--bundle", bundle_folder, "--audio", tmp_path / "silent.wav", "--out", tmp_path / "out")
+    assert_one_line(done, "silent.wav", "silence")
+
+
+def test_nothing_that_unitok_did_not_make_is_ever_replaced(tmp_path, scenes_folder, bundle_folder):
+    import shutil
+
+    mine = tmp_path / "mine"
+    shutil.copytree(scenes_folder, mine)
+    before = sorted(mine.rglob("*"))
+    assert_one_line(here("train-text", mine / "text.txt", "--out", mine), "mine", "another folder")
+    assert_one_line(here("bundle", mine, "--text", bundle_folder), "mine", "another folder")
+    assert_one_line(here("scenes", mine / "text.txt"), "text.txt")
+    assert_one_line(here("tokenize", mine, mine / "text.txt", "--bundle", bundle_folder), "text.txt")
+    assert sorted(mine.rglob("*")) == before
+
+
+def test_files_where_folders_belong_are_one_line(tmp_path, bundle_folder):
+    file = tmp_path / "file"
+    file.write_text("x")
+    assert_one_line(here("sample", "--bundle", file, "--text", "x"), "file")
+    assert_one_line(here("sample", "--bundle", bundle_folder, "--text", "x", "--out", file), "file")
+    assert_one_line(here("sample", "--bundle", bundle_folder, "--image", tmp_path, "--out", tmp_path / "o"), str(tmp_path))
+    assert_one_line(here("sample", "--bundle", bundle_folder, "--text", "x", "--batch-size", "0"), "batch size")
+    assert_one_line(here("inspect", file), "neither")
+    assert_one_line(here("validate", "--config", ROOT / "configs/scenes/image.yaml", "--out", tmp_path / "o"), "--resume")

@@ -1,0 +1,120 @@
+"""Promises of the accounting: parameters exact, activations near what autograd keeps, published sizes, presets = YAML."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from unitok.cli import main
+from unitok.cli.inspect import inspect
+from unitok.errors import UserError
+from unitok.hardware import peak_flops
+from unitok.model import Decoder, DecoderConfig
+from unitok.model.costs import activation_floats, count, hours, memory_bytes
+from unitok.model.inference import InferenceDecoder
+from unitok.model.presets import PRESETS, preset
+from unitok.pretrained import make_config
+
+CONFIGS = Path(__file__).parent.parent.parent / "configs" / "decoder"
+SMALL = DecoderConfig(300, 64, 3, 160, num_attention_heads=4, num_key_value_heads=2, head_dim=16, max_position_embeddings=512)
+
+
+@pytest.mark.parametrize("config", [SMALL, replace(SMALL, qk_norm="layer", attention_bias=True, norm_placement="after")])
+def test_parameters_are_those_of_the_decoder_itself(config):
+    model = Decoder(config)
+    costs = count(config)
+    assert costs.parameters == sum(p.numel() for p in model.parameters())
+    linear = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    assert costs.in_matrices == sum(m.weight.numel() for m in linear)
+
+
+def test_flops_are_what_torch_counts():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config, t = replace(SMALL, num_key_value_heads=4), 128
+    model = Decoder(config)
+    with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        model(torch.randint(0, 300, (1, t)))
+    costs = count(config, t)
+    attention = 2 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * t  # torch counts the whole square
+    assert counter.get_total_flops() == (costs.flops_forward + attention) * t
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_activations_are_about_what_autograd_keeps(checkpointed):
+    config = replace(SMALL, checkpoint_activations=checkpointed)
+    model, t = Decoder(config), 256
+    own = {p.data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(x: torch.Tensor) -> torch.Tensor:
+        if x.data_ptr() not in own and x.numel() >= t * 16:
+            kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes() // 4
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        model.hidden(torch.randint(0, 300, (1, t)))
+    assert activation_floats(config) * t == pytest.approx(sum(kept.values()), rel=0.25)
+
+
+def test_published_sizes():
+    parameters = {
+        name: count(replace(p.config, vocab_size=p.config.vocab_size or 10_000)).parameters for name, p in PRESETS.items()
+    }
+    # Chameleon Team 2024 say 7B and 34B; transformers' Llama-2-7B has 6,738,415,616 with 32,000 ids.
+    assert parameters["chameleon-7b"] == pytest.approx(7.04e9, rel=0.01)
+    assert parameters["chameleon-34b"] == pytest.approx(34.3e9, rel=0.01)
+    assert parameters["anygpt-7b"] - 2 * (49_418 - 32_000) * 4096 == 6_738_415_616
+    for name, wanted in {"10m": 10e6, "25m": 25e6, "100m": 100e6, "350m": 350e6, "1b": 1e9}.items():
+        assert count(replace(PRESETS[name].config, vocab_size=1)).in_blocks == pytest.approx(wanted, rel=0.08)
+
+
+def test_memory_and_hours_follow_from_them():
+    memory = memory_bytes(SMALL, positions=1000, rows=2, context=100)
+    n = count(SMALL).parameters
+    assert memory["weights"] == 4 * n
+    assert memory["optimizer"] == 8 * n
+    assert memory_bytes(SMALL, 1000, 2, 100, "muon")["optimizer"] == 8 * n - 4 * count(SMALL).in_blocks
+    cache = InferenceDecoder(Decoder(SMALL)).new_cache(2, 100)
+    assert memory["kv_cache"] == 2 * (cache.keys.numel() + cache.values.numel())
+    assert hours(SMALL, 1e9, 1e12, 0.5, 2, 512) == pytest.approx(count(SMALL, 512).flops * 1e9 / 1e12 / 3600)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_yaml_of_a_preset_is_the_preset(name):
+    content = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    found = asdict(make_config(DecoderConfig, content["model"]["init_args"]["decoder"], name))
+    wanted = asdict(PRESETS[name].config)
+    for free in ("vocab_size", "checkpoint_activations"):
+        found.pop(free), wanted.pop(free)
+    assert found == wanted
+    assert content["data"]["init_args"]["max_length"] <= PRESETS[name].config.max_position_embeddings
+
+
+def test_inspect_says_what_a_decoder_costs_without_allocating_it(capsys, tmp_path):
+    inspect(Path("chameleon-34b"))
+    out = capsys.readouterr().out
+    for wanted in ("34.3B: 33.2B in blocks", "65,536 ids", "1,026 ids", "48 layers, 8192 wide", "hours for"):
+        assert wanted in out
+    inspect(CONFIGS / "tiny.yaml")
+    assert "1.77M in blocks" in capsys.readouterr().out
+    Decoder(SMALL).save_pretrained(tmp_path / "model")
+    inspect(tmp_path / "model")
+    assert "300 ids" in capsys.readouterr().out
+    main(["inspect", "100m", "--ids", "1e9", "--devices", "8", "--hardware", "a100", "--mfu", "0.5"])
+    assert "1B ids on 8 x a100 at 50% MFU" in capsys.readouterr().out
+    with pytest.raises(UserError, match="choose one of tiny"):
+        preset("101m")
+    with pytest.raises(SystemExit) as stopped:
+        main(["inspect", "101m"])
+    assert stopped.value.code == 2
+    assert "no such file or folder, and no preset; presets are tiny" in capsys.readouterr().err
+
+
+def test_the_peak_of_a_device_is_found_by_its_drivers_name():
+    assert peak_flops("NVIDIA H200") == 989e12
+    assert peak_flops("NVIDIA A100-SXM4-80GB") == 312e12
+    assert peak_flops("NVIDIA GeForce RTX 4090") == 165e12
+    assert peak_flops("Tesla T4") is None

@@ -1,0 +1,136 @@
+"""Promises of scenes and their oracle: files are read right, words are inverses, what is kept out stays out."""
+
+import itertools
+import json
+
+import numpy as np
+
+from unitok.media import load_audio, load_image
+from unitok.scenes.oracle import read_picture, read_sound
+from unitok.scenes.world import (
+    BACKGROUNDS,
+    COLOURS,
+    HELD_OUT,
+    SHAPES,
+    Scene,
+    Thing,
+    caption,
+    draw_scene,
+    parse_caption,
+    parse_sound_caption,
+    questions,
+    read_scenes,
+    render_picture,
+    render_sound,
+    sound_caption,
+    write_scenes,
+)
+
+
+def test_the_oracle_reads_at_least_99_of_100_written_files_right(tmp_path):
+    write_scenes(tmp_path, 150, seed=11, most=3, workers=1)
+    right = []
+    for row in read_scenes(tmp_path):
+        pixels = (load_image(tmp_path / row["image"]).permute(1, 2, 0).numpy() + 1) * 127.5
+        samples, rate = load_audio(tmp_path / row["audio"])
+        right += [read_picture(pixels) == row["scene"], read_sound(samples.numpy(), rate) == row["scene"].notes()]
+    assert np.mean(right) >= 0.99
+
+
+def test_the_oracle_sees_every_single_change():
+    rng = np.random.default_rng(0)
+    base = Scene("white", "row", (Thing("red", "circle", "large"), Thing("blue", "cross", "small")))
+    changes = [Scene(b, base.layout, base.things) for b in BACKGROUNDS if b != "white"] + [
+        Scene("white", "column", base.things)
+    ]
+    changes += [Scene("white", "row", (Thing(c, "circle", "large"), base.things[1])) for c in COLOURS if c != "red"]
+    changes += [Scene("white", "row", (Thing("red", s, "large"), base.things[1])) for s in SHAPES if s != "circle"]
+    changes += [
+        Scene("white", "row", (Thing("red", "circle", "small"), base.things[1])),
+        Scene("white", "row", base.things[::-1]),
+    ]
+    for other in changes:
+        assert read_picture(render_picture(other, rng)) == other != base
+
+
+def test_nothing_to_see_or_hear_is_not_read_as_something():
+    assert read_picture(np.full((32, 32, 3), 128)) is None
+    assert read_sound(np.zeros(6400, np.float32), 8000) == ()
+
+
+def test_half_a_note_more_is_a_wrong_number():
+    rng = np.random.default_rng(0)
+    scene = draw_scene(rng, 1)
+    wave = render_sound(scene, rng)
+    assert read_sound(wave, 8000) == scene.notes()
+    assert read_sound(np.concatenate([wave, wave[:, :1600]], 1), 8000) != scene.notes()
+
+
+def test_captions_parse_back_and_other_texts_do_not():
+    rng = np.random.default_rng(1)
+    for _ in range(300):
+        scene = draw_scene(rng, 3)
+        assert parse_caption(caption(scene, rng)) == scene
+        assert parse_sound_caption(sound_caption(scene)) == scene.notes()
+    for text in ("", "a red circle", "a small red circle a small red ring on a white background", "a loud C4"):
+        assert parse_caption(text) is None
+        assert parse_sound_caption(text) is None
+
+
+def test_questions_have_one_answer_each():
+    rng = np.random.default_rng(2)
+    for _ in range(100):
+        asked = questions(draw_scene(rng, 2))
+        assert len({q for q, _ in asked}) == len(asked) >= 4
+
+
+def test_a_tenth_of_the_pairs_is_kept_out_and_every_colour_and_shape_is_still_seen():
+    assert len(HELD_OUT) == len(COLOURS) * len(SHAPES) // 10
+    seen = {(c, s) for c in COLOURS for s in SHAPES} - HELD_OUT
+    assert {c for c, _ in seen} == set(COLOURS)
+    assert {s for _, s in seen} == set(SHAPES)
+    rng = np.random.default_rng(3)
+    for _ in range(200):
+        scene = draw_scene(rng, 3)
+        assert not {(t.colour, t.shape) for t in scene.things} & HELD_OUT
+        assert draw_scene(rng, 2, held_out=True).held_out
+
+
+def test_scenes_show_every_attribute_and_every_thing_sounds_like_itself_alone():
+    rng = np.random.default_rng(0)
+    scenes = [draw_scene(rng, 3) for _ in range(600)] + [draw_scene(rng, 3, held_out=True) for _ in range(200)]
+    assert {scene.background for scene in scenes} == {"white", "grey", "black"}
+    assert {(scene.layout, len(scene.things)) for scene in scenes} == {
+        *(("one", 1), ("row", 2), ("column", 2), ("two over one", 3), ("one over two", 3))
+    }
+    things = {thing for scene in scenes for thing in scene.things}
+    assert len(things) == 8 * 5 * 2  # colours, shapes, sizes
+    assert len({thing.note() for thing in things}) == len(things)
+    for one, other in itertools.combinations(things, 2):  # colour is pitch, shape timbre, size loudness
+        mine, theirs = one.note(), other.note()
+        assert (one.colour == other.colour) == (mine.pitch == theirs.pitch)
+        assert (one.shape == other.shape) == (mine.timbre == theirs.timbre)
+        assert (one.size == other.size) == (mine.loudness == theirs.loudness)
+
+
+def test_the_same_seed_writes_the_same_bytes_and_another_does_not(tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        write_scenes(tmp_path / name, 8, seed=seed, most=2, workers=1)
+    a, b, c = (
+        {f.relative_to(tmp_path / n).as_posix(): f.read_bytes() for f in sorted((tmp_path / n).rglob("*.*"))} for n in "abc"
+    )
+    assert a == b != c
+
+
+def test_documents_go_in_every_direction_and_losses_fall_on_what_follows(tmp_path):
+    write_scenes(tmp_path, 60, seed=4, most=2, workers=1)
+    shapes = set()
+    for line in (tmp_path / "documents.jsonl").read_text().splitlines():
+        content = json.loads(line)["content"]
+        assert content[0].get("loss") is False  # what is given
+        assert content[-1].get("loss", True)
+        shapes.add(tuple(part["type"] for part in content))
+        assert all((tmp_path / part["path"]).exists() for part in content if "path" in part)
+    for wanted in (("text", "image"), ("image", "text"), ("text", "audio"), ("audio", "text"), ("image", "audio"),
+                   ("text", "image", "text", "image"), ("text", "image", "audio")):  # fmt: skip
+        assert wanted in shapes

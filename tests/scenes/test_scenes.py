@@ -1,0 +1,237 @@
+"""Promises of `unitok eval` on scenes and of the report: what is right counts, what is wrong does not, everything is on one page."""
+
+import json
+import re
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from unitok.cli import main
+from unitok.document import Document, Segment
+from unitok.errors import UserError
+from unitok.media import load_audio, load_image
+from unitok.sample.render import Output
+from unitok.scenes.evaluate import Evaluation, directions, evaluate_bundle, print_scores
+from unitok.scenes.report import write_report
+from unitok.scenes.world import read_scenes, write_scenes
+
+DIRECTIONS = {
+    "text_to_image": "attributes",
+    "image_to_text": "exact",
+    "text_to_audio": "notes",
+    "audio_to_text": "exact",
+    "image_to_audio": "notes",
+    "questions": "exact",
+    "interleaved": "attributes",
+}
+SCORES = {
+    *("oracle.originals", "malformed", "codebook.image.use", "codebook.audio.use"),
+    *(
+        f"reconstruction.{name}"
+        for name in ("image.colours", "image.attributes", "image.psnr_db", "audio.notes", "audio.snr_db")
+    ),
+    *(f"generation.{name}.{score}{suffix}" for name, score in DIRECTIONS.items() for suffix in ("", ".held_out")),
+}
+
+
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("held_out")
+    write_scenes(folder, 3, seed=6, most=2, held_out=True, workers=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory, bundle_folder, scenes_folder, held_out):
+    """`unitok eval` with an untrained bundle, on two scenes."""
+    out = tmp_path_factory.mktemp("evaluated") / "eval"
+    main(
+        ["eval", "--bundle", str(bundle_folder), "--scenes", str(scenes_folder), "--held-out", str(held_out)]
+        + ["--count", "2", "--out", str(out)]
+    )
+    return out
+
+
+def test_a_bundle_is_measured_in_every_direction(evaluated, scenes_folder):
+    scores = json.loads((evaluated / "scores.json").read_text())
+    assert set(scores) == SCORES
+    assert scores["oracle.originals"] >= 0.95  # of all scenes of the folder
+    assert scores["malformed"] == 0  # whatever the weights
+    assert len(scores["codebook.audio.use"]) == 3
+    shares = [scores[name] for name in SCORES if not name.endswith(("_db", "malformed", "audio.use"))]
+    assert all(0 <= share <= 1 for share in shares)
+    for name in DIRECTIONS:
+        for suffix in ("", ".held_out"):
+            folder = evaluated / "samples" / f"{name}{suffix}"
+            assert (
+                len((folder / "outputs.jsonl").read_text().splitlines())
+                == len(json.loads((folder / "right.json").read_text()))
+                == 2
+            )
+    first = json.loads((evaluated / "samples" / "image_to_text" / "outputs.jsonl").read_text().splitlines()[0])
+    assert [part["type"] for part in first["content"]][:2] == ["image", "text"]
+    pairs = [f.name for f in (evaluated / "reconstructions").iterdir()]
+    assert len(pairs) == 12 * 4  # of twelve scenes: pictures and sounds, before and after
+
+
+def test_too_few_scenes_or_none_are_one_line(bundle_folder, scenes_folder, tmp_path):
+    more = (tmp_path / "out", 25, 0, 1.5, 0.7)
+    with pytest.raises(UserError, match="24 scenes, --count 25 asks for more"):
+        evaluate_bundle(bundle_folder, scenes_folder, None, *more)
+    with pytest.raises(UserError, match="no scenes there"):
+        evaluate_bundle(bundle_folder, bundle_folder, None, *more)
+    assert not (tmp_path / "out").exists()
+
+
+def test_each_direction_counts_the_truth_as_right_and_another_scene_as_wrong(tiny, scenes_folder):
+    rows = read_scenes(scenes_folder)
+    row = rows[0]
+    other = next(r for r in rows if r["scene"].notes() != row["scene"].notes() and len(r["scene"].things) == 1)
+    other |= {"questions": [("", "nothing")]}
+
+    def truth(of: dict, name: str) -> SimpleNamespace:
+        text = {"image_to_text": of["caption"], "audio_to_text": of["sound_caption"]}
+        asked = of["questions"][int(row["id"]) % len(of["questions"])][1]
+        return SimpleNamespace(
+            images=[load_image(scenes_folder / of["image"])],
+            audios=[load_audio(scenes_folder / of["audio"])[0]],
+            text=text.get(name, f" {asked}."),
+        )
+
+    assert tiny.audio.sample_rate == load_audio(scenes_folder / row["audio"])[1]
+    found = directions(tiny, scenes_folder)
+    assert {d.name: d.score for d in found} == {name: score for name, score in DIRECTIONS.items() if name != "interleaved"}
+    for direction in found:
+        assert direction.right(truth(row, direction.name), row), direction.name
+        assert not direction.right(truth(other, direction.name), row), direction.name
+        kinds = [part.type for part in direction.prompt(row)]
+        assert direction.want not in kinds or direction.name == "questions"
+
+
+def test_interleaved_pictures_must_each_fit_the_text_before_them(tiny, scenes_folder, tmp_path, monkeypatch):
+    """With pictures that show the right scene of the first prompt alone."""
+    rows = read_scenes(scenes_folder)[:2]
+    assert rows[0]["scene"] != rows[1]["scene"]
+    evaluation = Evaluation(tiny, tmp_path, 2, 0, {})
+    monkeypatch.setattr(evaluation, "_keep", lambda *_: None)
+    seen = []
+
+    def draw(prompts, want, what, seed=0):
+        seen.append(prompts)
+        picture = load_image(scenes_folder / rows[0]["image"])
+        return [SimpleNamespace(images=[picture], document=Document(p.segments)) for p in prompts]
+
+    monkeypatch.setattr(evaluation, "_continue", draw)
+    evaluation._interleaved(scenes_folder, rows, "")
+    assert evaluation.scores["generation.interleaved.attributes"] == 0.5  # one of two first ones, one of two second ones
+    texts = [[tiny.decode_segment(s) for s in p.segments if s.modality == "text"][-1] for p in seen[1]]
+    assert texts == [rows[1]["caption"], rows[0]["caption"]]
+
+
+def test_an_output_that_the_grammar_refuses_is_counted_as_malformed(tiny, tmp_path):
+    evaluation = Evaluation(tiny, tmp_path, 1, 0, {})
+    vocab = tiny.vocab
+    new = Document((Segment("image", np.zeros((2, 2), np.int64)),))
+    ids = vocab.encode(new, bos=False)
+    prompt = Document((Segment("text", tiny.text.encode("a")),))
+    good = Output(tiny, prompt, new, ids)
+    assert evaluation._well_formed(good)
+    assert evaluation._well_formed(replace(good, ids=ids[:-1]))  # stopped by its budget just before its end
+    assert not evaluation._well_formed(replace(good, ids=np.delete(ids, 4)))  # a code is missing
+    assert not evaluation._well_formed(replace(good, new=Document((Segment("image", np.ones((2, 2), np.int64)),))))
+
+
+def test_scores_are_printed_one_a_line(capsys):
+    print_scores({"b": 0.25, "a": [1.0, 0.5], "malformed": 0})
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["a", "1.000,", "0.500"],
+        ["b", "0.250"],
+        ["malformed", "0.000"],
+    ]
+
+
+# ---- The report -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def page(evaluated, tmp_path) -> str:
+    """The report of a run whose decoder alone has a curve, with one caption that looks like HTML."""
+    (tmp_path / "eval").symlink_to(evaluated)
+    (tmp_path / "decoder" / "metrics").mkdir(parents=True)
+    lines = ["step,loss,bits_text", "0,4.0,8.0", "5,2.0,", "10,1.25,3.5"]
+    (tmp_path / "decoder" / "metrics" / "metrics.csv").write_text("\n".join(lines) + "\n")
+    scores = json.loads((evaluated / "scores.json").read_text()) | {"seconds": 90.0, "peak_memory_gb": 1.5}
+    path = write_report(tmp_path, scores, {"scenes": 30.0, "image": 60.0}, 2)
+    assert path == tmp_path / "report.html"
+    assert [f.name for f in tmp_path.glob("report.html*")] == ["report.html"]
+    return path.read_text()
+
+
+def test_the_report_has_every_score_sample_pair_curve_and_time(page, evaluated):
+    scores = json.loads((evaluated / "scores.json").read_text())
+    for name, value in scores.items():
+        if not name.endswith(".held_out"):
+            (row,) = re.findall(rf"<tr><td>{re.escape(name)}</td>.*?</tr>", page)
+            if isinstance(value, float) and not name.endswith("_db"):
+                assert f">{100 * value:.1f} %<" in row
+    assert page.count('class="card right"') + page.count('class="card wrong"') == 2 * 7 * 2
+    marks = [json.loads(f.read_text()) for f in evaluated.glob("samples/*/right.json")]
+    assert page.count('class="card right"') == sum(sum(each) for each in marks)
+    assert page.count('<div class="pairs"><div>') >= 1
+    assert "loss 1.25 (top 4)" in page
+    assert "bits_text 3.5 (top 8)" in page
+    assert "in 1.5 minutes\n(budget 2), at most 1.5 GB" in page
+    assert '<tr><td>image</td><td class="n">60 s</td></tr>' in page
+
+
+def test_the_report_needs_no_other_file_and_is_well_formed(page, evaluated):
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    samples = [json.loads(line) for f in evaluated.glob("samples/*/outputs.jsonl") for line in f.read_text().splitlines()]
+    kinds = [part["type"] for sample in samples for part in sample["content"]]
+    assert page.count("data:image/png") == kinds.count("image") + 2 * 12
+    assert page.count("data:audio/wav") == kinds.count("audio") + 2 * 4
+    for tag in ("div", "table", "tr", "td", "th", "svg", "span", "h1", "h2", "h3", "p", "audio"):
+        assert len(re.findall(rf"<{tag}[\s>]", page)) == page.count(f"</{tag}>"), tag
+
+
+def test_text_in_the_report_is_escaped(evaluated, tmp_path):
+    folder = tmp_path / "eval" / "samples" / "image_to_text"
+    folder.mkdir(parents=True)
+    content = [{"type": "text", "text": '<script>alert("x")</script> & more'}]
+    (folder / "outputs.jsonl").write_text(json.dumps({"content": content}) + "\n")
+    (folder / "right.json").write_text("[true]\n")
+    page = write_report(tmp_path, {"generation.image_to_text.exact": 1.0}, {}, 1).read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt; &amp; more" in page
+    assert "100.0 % right" in page
+
+
+def test_a_right_answer_is_green_and_a_wrong_one_red(evaluated, tmp_path):
+    folder = tmp_path / "eval" / "samples" / "questions.held_out"
+    folder.mkdir(parents=True)
+    lines = [
+        {"content": [{"type": "text", "text": f"given {i}", "loss": False}, {"type": "text", "text": f"new {i}"}]}
+        for i in (0, 1)
+    ]
+    (folder / "outputs.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    (folder / "right.json").write_text("[false, true]\n")
+    page = write_report(
+        tmp_path, {"generation.questions.exact": 1.0, "generation.questions.exact.held_out": 0.5}, {}, 1
+    ).read_text()
+    assert "Questions about a picture: combinations never trained on <span class='soft'>50.0 % right" in page
+    for i, mark in enumerate(("wrong", "right")):
+        assert (
+            f'<div class="card {mark}" title="{mark}"><div class="given"><div>given {i}</div></div><div class="new"><div>new {i}</div>'
+            in page
+        )
+
+
+def test_a_decoded_picture_reaches_the_oracle_as_bytes():
+    from unitok.scenes.evaluate import to_bytes
+
+    pixels = to_bytes(torch.tensor([[[-1.0]], [[0.0]], [[2.0]]]))
+    assert pixels.shape == (1, 1, 3)
+    assert pixels.tolist() == [[[0.0, 127.5, 255.0]]]

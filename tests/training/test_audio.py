@@ -1,0 +1,257 @@
+"""Promises of the audio tokenizer's training: exact resume with everything on, whole batches, levels that live, no NaN."""
+
+import csv
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from launch import run_processes
+
+from unitok.bundle import load_trained_part
+from unitok.checkpoints import load_checkpoint, newest_checkpoint
+from unitok.data.modules import SoundDataset
+from unitok.errors import UserError
+from unitok.tokenizers.quantize import ResidualQuantizer
+from unitok.training.audio import AudioAdversary, AudioLosses, AudioTokenizerTraining
+from unitok.training.fit import run_lightning
+from unitok.training.losses import discriminator_loss, generator_loss, mel_filters, mel_loss, spectral_loss
+
+CONFIG = Path(__file__).parent.parent.parent / "configs" / "scenes" / "audio.yaml"
+
+#: Everything that has a state: two optimizers, averages of weights, logits, codes and gradients, dropout of levels.
+EVERYTHING = {
+    "quantize_from": "0.3",
+    "ema_decay": "0.9",
+    "accumulate": "2",
+    "losses.mel": "1.0",
+    "losses.l1": "0.1",
+    "losses.balance": "true",
+    "tokenizer.quantizer_dropout": "0.5",
+    "gan.weight": "1",
+    "gan.start": "0.4",
+    "gan.ahead": "0.1",
+    "gan.ramp": "0.3",
+    "gan.lecam": "0.01",
+    "gan.filters": "4",
+    "gan.windows": "[128, 256]",
+}
+
+
+def arguments(out: Path, scenes: Path, steps: int = 10, trainer: tuple[str, ...] = (), **options: str) -> list[str]:
+    named = {
+        "minutes": "null",
+        "steps": str(steps),
+        "log_every": "1",
+        "sounds_every": "0",
+        "tokenizer.n_filters": "16",
+    } | options
+    flags = [word for name, value in named.items() for word in (f"--model.init_args.{name}", value)]
+    return [
+        *("fit", "--config", str(CONFIG), "--out", str(out), "--data.init_args.path", str(scenes / "sounds")),
+        *("--data.init_args.batch_size", "4", "--trainer.enable_progress_bar", "false", *flags, *trainer),
+    ]
+
+
+def state(out: Path) -> dict[str, torch.Tensor]:
+    newest = newest_checkpoint(out)
+    assert newest is not None
+    return load_checkpoint(newest)["state_dict"]
+
+
+@pytest.mark.parametrize("stop", [1, 3, 5, 8])
+def test_stopping_after_any_batch_and_resuming_is_bit_for_bit_the_uncut_run(stop, tmp_path, scenes_folder, tmp_path_factory):
+    uncut = tmp_path_factory.getbasetemp() / "uncut-audio"
+    if not uncut.exists():
+        run_lightning(arguments(uncut, scenes_folder, **EVERYTHING))
+    run_lightning(arguments(tmp_path / "cut", scenes_folder, trainer=("--trainer.max_steps", str(stop)), **EVERYTHING))
+    run_lightning(arguments(tmp_path / "cut", scenes_folder, trainer=("--resume", "auto"), **EVERYTHING))
+    wanted, found = state(uncut), state(tmp_path / "cut")
+    assert wanted.keys() == found.keys()
+    assert any(k.startswith("discriminator.") for k in wanted)
+    for name, tensor in wanted.items():
+        assert torch.equal(tensor, found[name]), name
+
+
+@pytest.mark.parametrize("balance", ["false", "true"])
+def test_a_batch_in_parts_trains_like_the_whole(tmp_path, scenes_folder, balance):
+    options = {"quantize_from": "0.3", "losses.spectral_from": "0", "tokenizer.codebook_size": "8", "losses.balance": balance}
+    for parts in ("1", "4"):
+        run_lightning(arguments(tmp_path / parts, scenes_folder, steps=4, accumulate=parts, **options))
+    whole, parts = state(tmp_path / "1"), state(tmp_path / "4")
+    for network in ("tokenizer.encoder", "tokenizer.decoder", "tokenizer.quantizer"):
+        one, four = (torch.cat([v.float().flatten() for k, v in s.items() if k.startswith(network)]) for s in (whole, parts))
+        assert (four - one).norm() < 5e-3 * one.norm(), network
+
+
+@pytest.mark.long  # tests/test_distributed.py has two processes on every run
+def test_two_processes_train_like_one_with_the_double_batch(tmp_path, scenes_folder):
+    options = {"quantize_from": "0.3", "tokenizer.codebook_size": "8"}
+    run_lightning(arguments(tmp_path / "one", scenes_folder, steps=6, **options))
+    two = ("--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.init_args.batch_size", "2")
+    run_processes(arguments(tmp_path / "two", scenes_folder, steps=6, trainer=two, **options))
+    one, both = state(tmp_path / "one"), state(tmp_path / "two")
+    for network in ("tokenizer.encoder", "tokenizer.decoder", "tokenizer.quantizer"):
+        a, b = (torch.cat([v.float().flatten() for k, v in s.items() if k.startswith(network)]) for s in (one, both))
+        assert (a - b).norm() < 5e-3 * a.norm(), network
+
+
+def test_training_leaves_sounds_spectrograms_and_scores_by_level(tmp_path, scenes_folder):
+    more = ("--data.init_args.val_path", str(scenes_folder / "sounds"), "--trainer.val_check_interval", "3")
+    run_lightning(arguments(tmp_path, scenes_folder, 6, more, quantize_from="0.3", sounds_every="3", ema_decay="0.5"))
+    assert {f.name for f in (tmp_path / "reconstructions").iterdir()} >= {"step-0000003.wav", "step-0000003.png"}
+    metrics = (tmp_path / "metrics" / "metrics.csv").read_text()
+    for column in ("val_si_sdr_db_1", "val_si_sdr_db_2", "codebook_use_1", "codebook_entropy_0", "codebook_revived", "snr_db"):
+        assert column in metrics
+    part, _ = load_trained_part("audio", tmp_path)
+    kept = state(tmp_path)
+    name = "encoder.model.0.conv.conv.weight"
+    assert torch.equal(part.state_dict()[name], kept[f"average.model.{name}"])
+
+
+def test_silence_trains_to_finite_numbers_a_word_and_a_tokenizer(tmp_path, caplog):
+    for i in range(8):
+        write_tone(tmp_path / "silence" / f"{i}.wav", 1.0, amplitude=0.0)
+    run = arguments(tmp_path / "run", tmp_path, 10, ("--data.init_args.path", str(tmp_path / "silence")), **EVERYTHING)
+    with caplog.at_level(logging.WARNING, logger="unitok"):
+        run_lightning(run)
+    assert caplog.text.count("is in use") == 1
+    rows = list(csv.DictReader(open(tmp_path / "run" / "metrics" / "metrics.csv")))
+    assert np.isfinite([float(value) for row in rows for value in row.values() if value]).all()
+    tokenizer, _ = load_trained_part("audio", tmp_path / "run")
+    assert all(tensor.isfinite().all() for tensor in tokenizer.state_dict().values())
+
+
+@pytest.mark.parametrize("kind", ["hinge", "least-squares", "non-saturating"])
+def test_adversarial_losses_are_least_where_each_side_wins(kind):
+    real, fake = [torch.full((2, 1, 3, 3), 1.0)] * 2, [torch.full((2, 1, 3, 3), -1.0)] * 2
+    assert discriminator_loss(real, fake, kind) < discriminator_loss(fake, real, kind)
+    assert generator_loss(real, kind) < generator_loss(fake, kind)
+    torch.testing.assert_close(discriminator_loss(real[0], fake[0], kind), discriminator_loss(real, fake, kind))
+
+
+def test_silence_and_clipping_give_finite_losses_and_gradients():
+    for target in (torch.zeros(2, 1, 4000), torch.ones(2, 1, 4000), torch.rand(2, 1, 5)):
+        out = torch.zeros_like(target).requires_grad_()
+        loss = mel_loss(out, target, 8000) + spectral_loss(out, target)
+        (gradient,) = torch.autograd.grad(loss, out)
+        assert loss.isfinite()
+        assert gradient.isfinite().all()
+    assert mel_loss(torch.zeros(1, 1, 4000), torch.zeros(1, 1, 4000), 8000) == 0
+
+
+def test_mel_filters_cover_every_band_once():
+    for window, bands in ((64, 10), (2048, 320)):
+        filters = mel_filters(16_000, window, bands)
+        torch.testing.assert_close(filters.sum(-1), torch.ones(bands))
+        peaks = filters.argmax(-1)
+        assert (peaks.diff() >= 0).all()
+
+
+def test_the_balancer_makes_weights_shares_of_the_gradient_whatever_the_losses_scale():
+    module = AudioTokenizerTraining.__new__(AudioTokenizerTraining)
+    torch.nn.Module.__init__(module)
+    module.weights = AudioLosses(l1=3.0, l2=1.0, mel=0.0, balance=True)
+    module.gan = AudioAdversary()
+    module._norms, module._seen, module.heard = {}, {}, 0.0
+    module._mean = lambda value: value
+    found = []
+    for scale in (1.0, 1000.0):
+        torch.manual_seed(0)
+        source = torch.randn(4, 1, 50, requires_grad=True)
+        out = source * 1.0
+        module._norms = {}
+        losses = {"l1": out.abs().mean(), "l2": scale * out.square().mean(), "commitment": 0 * out.sum()}
+        module.backward_of(losses, out, 1.0)
+        found.append(source.grad.clone())
+    torch.testing.assert_close(*found)
+    (g1,) = torch.autograd.grad(source.abs().mean(), source)
+    one = g1 / g1.flatten(1).norm(dim=1).mean() / 4  # the mean over 4 items of gradients of length 1
+    (g2,) = torch.autograd.grad(source.square().mean(), source)
+    two = g2 / g2.flatten(1).norm(dim=1).mean() / 4
+    torch.testing.assert_close(found[0], 0.75 * one + 0.25 * two, atol=1e-5, rtol=1e-4)
+
+
+def test_all_levels_live_and_each_lowers_the_error():
+    """EnCodec's quantizer forgets its k-means start at the first update; ours does not."""
+    torch.manual_seed(0)
+    rvq = ResidualQuantizer(16, levels=4, size=64, dim=0)
+    data = torch.randn(4096, 16)
+    rvq.start(data)
+    error = [(rvq.lookup(rvq.search(data[None])[..., :k]) - data).square().mean().item() for k in (1, 2, 3, 4)]
+    assert error == sorted(error, reverse=True)
+    rvq.train()
+    for step in range(20):
+        rvq.update(rvq(data[None, step * 200 : (step + 1) * 200]).low, seed=step)
+    codes = rvq.search(data[None])[0]
+    for level in codes.unbind(-1):
+        assert len(level.unique()) == 64
+    after = (rvq.lookup(codes[None]) - data).square().mean().item()
+    assert after < 1.1 * error[-1]
+
+
+def test_quantizer_dropout_trains_items_with_fewer_levels():
+    torch.manual_seed(0)
+    rvq = ResidualQuantizer(8, levels=4, size=32, dim=0, dropout=1.0)
+    z = torch.randn(32, 20, 8)
+    rvq.start(z)
+    out = rvq.train()(z)
+    by_level = torch.stack([rvq.lookup(out.codes[..., :k]) for k in (1, 2, 3, 4)])
+    matches = (by_level - out.latents).abs().amax(dim=(2, 3)) < 1e-5  # [4, items]
+    assert (matches.sum(0) == 1).all()
+    assert (matches.sum(1) > 0).all()
+    torch.testing.assert_close(rvq.eval()(z).latents, rvq.lookup(rvq.search(z)))
+
+
+# ---- Data -----------------------------------------------------------------------------------------------------------
+
+
+def write_tone(path: Path, seconds: float, rate: int = 8000, channels: int = 1, amplitude: float = 0.25) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ramp = np.linspace(-amplitude, amplitude, round(seconds * rate))
+    soundfile.write(path, np.repeat(ramp[:, None], channels, 1), rate, subtype="FLOAT")
+
+
+def test_of_a_long_file_only_the_stretch_is_read(tmp_path, monkeypatch):
+    write_tone(tmp_path / "long.wav", 600, 8000)
+    data = SoundDataset(tmp_path, 8000, 1, 4000, seed=0)
+    read = []
+    original = soundfile.SoundFile.read
+    monkeypatch.setattr(soundfile.SoundFile, "read", lambda self, n=-1, **k: read.append(n) or original(self, n, **k))
+    stretches = [data[epoch, 0] for epoch in range(4)]
+    assert read == [4000] * 4
+    assert all(s.shape == (1, 4000) for s in stretches)
+    assert len({round(float(s[0, 0]), 4) for s in stretches}) == 4
+    assert torch.equal(data[2, 0], stretches[2])
+
+
+def test_folders_are_drawn_alike_and_reproducibly(tmp_path):
+    for i in range(30):
+        write_tone(tmp_path / "many" / f"{i}.wav", 0.1)
+    for i in range(2):
+        write_tone(tmp_path / "few" / f"{i}.wav", 0.1)
+    data = SoundDataset(tmp_path, 8000, 1, 400, seed=0, balance=True)
+    order = data.order(0)
+    assert order == data.order(0) != data.order(1)
+    assert len(order) == len(set(order)) == 32
+    few = sum("few" in str(data.files[i % 32]) for i in order)
+    assert 10 <= few <= 22
+    twice = [i for i in order if i >= 32]
+    assert twice
+    assert not torch.equal(data[0, twice[0]], data[0, twice[0] % 32])  # another stretch of the same file
+
+
+def test_loudness_and_polarity_vary_within_bounds(tmp_path):
+    write_tone(tmp_path / "a.wav", 1.0)
+    data = SoundDataset(tmp_path, 8000, 1, 8000, seed=0, gain=(-12, 6), flip_polarity=True)
+    ends = [float(data[epoch, 0][0, -1]) for epoch in range(40)]
+    assert min(abs(e) for e in ends) >= 0.25 * 10 ** (-12 / 20) - 1e-4
+    assert max(abs(e) for e in ends) <= 0.25 * 10 ** (6 / 20) + 1e-4
+    assert 8 < sum(e < 0 for e in ends) < 32
+
+
+def test_data_of_another_rate_is_refused(tmp_path, scenes_folder):
+    with pytest.raises(UserError, match="sample_rate 16000, the tokenizer 8000"):
+        run_lightning(arguments(tmp_path, scenes_folder, trainer=("--data.init_args.sample_rate", "16000")))

@@ -1,0 +1,113 @@
+"""Promises of several processes: two train like one, go on as one or two, and sharded parameters change nothing."""
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed.checkpoint
+from fitting import weights
+from launch import run_processes
+
+from unitok.bundle import Unitok, make_bundle
+from unitok.checkpoints import is_sharded, load_checkpoint, newest_checkpoint
+from unitok.errors import UserError
+from unitok.training.fit import run_lightning
+
+CONFIG = Path(__file__).parent.parent.parent / "configs" / "scenes" / "decoder.yaml"
+DDP = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.init_args.batch_size", "2"]
+SHARDED = [
+    *("--trainer.devices", "2", "--data.init_args.batch_size", "2"),
+    *("--trainer.strategy", "lightning.pytorch.strategies.ModelParallelStrategy"),
+    *("--trainer.strategy.init_args.data_parallel_size", "2", "--trainer.strategy.init_args.tensor_parallel_size", "1"),
+]
+
+
+def arguments(out: Path, data: Path, steps: int, *more: str) -> list[str]:
+    return [
+        *("fit", "--config", str(CONFIG), "--out", str(out), "--data.init_args.path", str(data)),
+        *("--model.init_args.minutes", "null", "--model.init_args.steps", str(steps), "--data.init_args.batch_size", "4"),
+        *("--model.init_args.decoder.hidden_size", "32", "--model.init_args.decoder.num_hidden_layers", "2"),
+        *("--data.init_args.row_length", "192", "--trainer.enable_progress_bar", "false", "--model.init_args.log_every", "1"),
+        *more,
+    ]
+
+
+def losses(out: Path, name: str = "loss") -> list[float]:
+    return [float(row[name]) for row in csv.DictReader(open(out / "metrics" / "metrics.csv")) if row.get(name)]
+
+
+def test_two_processes_train_like_one_with_the_double_batch_and_one_goes_on_where_two_stopped(tmp_path, tokens):
+    watched = ["--data.init_args.val_path", str(tokens), "--data.init_args.validations", "2"]
+    watched += ["--data.init_args.val_samples", "5"]
+    run_lightning(arguments(tmp_path / "one", tokens, 8, *watched))
+    run_processes(arguments(tmp_path / "two", tokens, 8, *DDP, *watched, "--trainer.max_steps", "5"))
+    assert load_checkpoint(newest_checkpoint(tmp_path / "two"))["unitok"]["samples_seen"] == 20
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one")[:5], rel=1e-4)
+    (one, _), (two,) = losses(tmp_path / "one", "val_loss"), losses(tmp_path / "two", "val_loss")
+    assert two == pytest.approx(one, rel=1e-4)  # five rows: in the second batch one of the processes has none
+    run_lightning(arguments(tmp_path / "two", tokens, 8, "--resume", "auto"))
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, atol=2e-4, rtol=1e-3, msg=name)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("more", [[], ["--model.init_args.ema_decay", "0.8", "--model.init_args.accumulate", "2"]])
+def test_sharded_parameters_train_like_whole_ones_resume_and_become_a_bundle(more, tmp_path, tokens, bundle_folder):
+    import shutil
+
+    run_processes(arguments(tmp_path / "whole", tokens, 8, *DDP, *more))
+    run_processes(arguments(tmp_path / "sharded", tokens, 8, *SHARDED, *more, "--trainer.max_steps", "5"))
+    assert is_sharded(newest_checkpoint(tmp_path / "sharded"))
+    run_processes(arguments(tmp_path / "sharded", tokens, 8, *SHARDED, *more, "--resume", "auto"))
+    assert [f.name for f in (tmp_path / "sharded" / "checkpoints").iterdir()] == ["final.ckpt"]
+    whole, sharded = weights(tmp_path / "whole"), weights(tmp_path / "sharded")
+    assert whole.keys() == sharded.keys()
+    print("largest difference:", max(float((whole[name] - sharded[name]).abs().max()) for name in whole))
+    for name, tensor in whole.items():
+        torch.testing.assert_close(sharded[name], tensor, atol=2e-4, rtol=1e-3, msg=name)
+    shutil.copytree(bundle_folder, tmp_path / "bundle")
+    make_bundle(tmp_path / "bundle", {"model": tmp_path / "sharded"})
+    state = Unitok.from_pretrained(tmp_path / "bundle").model.state_dict()
+    prefix = "average.model." if more else "decoder."
+    assert all(torch.equal(tensor, sharded[f"{prefix}{name}"]) for name, tensor in state.items())
+
+
+@pytest.mark.long
+def test_two_processes_with_dropout_resume_bit_for_bit(tmp_path, tokens):
+    drop = ["--model.init_args.decoder.dropout", "0.2"]
+    run_processes(arguments(tmp_path / "uncut", tokens, 8, *DDP, *drop))
+    run_processes(arguments(tmp_path / "cut", tokens, 8, *DDP, *drop, "--trainer.max_steps", "5"))
+    run_processes(arguments(tmp_path / "cut", tokens, 8, *DDP, *drop, "--resume", "auto"))
+    uncut, cut = weights(tmp_path / "uncut"), weights(tmp_path / "cut")
+    for name, tensor in uncut.items():
+        assert torch.equal(cut[name], tensor), name
+
+
+def test_an_index_that_names_something_else_is_refused_without_running_it(tmp_path):
+    import pickle
+
+    class Harm:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "harm",))
+
+    folder = tmp_path / "run" / "checkpoints" / "final.ckpt"
+    folder.mkdir(parents=True)
+    torch.save({}, folder / "meta.pt")
+    (folder / ".metadata").write_bytes(pickle.dumps(Harm()))
+    with pytest.raises(UserError, match="not a sharded checkpoint that can be read .it names"):
+        load_checkpoint(folder)
+    assert newest_checkpoint(tmp_path / "run") is None
+    (folder / ".metadata").unlink()
+    torch.distributed.checkpoint.save(  # PyTorch's own loading would unpickle what is no tensor
+        {"state_dict": {"x": torch.zeros(2)}, "optimizer_0": {"lr": Harm()}}, checkpoint_id=folder, no_dist=True
+    )
+    with pytest.raises(UserError, match="not a sharded checkpoint that can be read"):
+        load_checkpoint(folder)
+    assert not (tmp_path / "harm").exists()
+    torch.distributed.checkpoint.save(
+        {"state_dict": {"x": torch.ones(2)}, "optimizer_0": {"lr": 0.5}}, checkpoint_id=folder, no_dist=True
+    )
+    assert torch.equal(load_checkpoint(folder)["state_dict"]["x"], torch.ones(2))

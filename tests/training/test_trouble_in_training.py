@@ -1,0 +1,193 @@
+"""Promises of training where something is wrong: said by name, in one line, with the last good checkpoint in place."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from fitting import Poisoned, arguments, weights
+
+from unitok.checkpoints import load_checkpoint, newest_checkpoint
+from unitok.data.packing import PackedDataset
+from unitok.errors import UserError
+from unitok.training.fit import run_lightning
+
+
+def test_a_checkpoint_of_another_architecture_or_vocabulary_is_refused_by_name(tmp_path, tokens):
+    run_lightning(arguments("decoder", tmp_path / "run", tokens, 1))
+    with pytest.raises(UserError, match="decoder.intermediate_size is 64, the checkpoint has 384"):
+        run_lightning(
+            arguments(
+                "decoder", tmp_path / "run", tokens, 3, "--resume", "auto", "--model.init_args.decoder.intermediate_size", "64"
+            )
+        )
+
+
+def test_documents_longer_than_the_decoder_takes_are_an_error_before_training(tmp_path, tokens):
+    with pytest.raises(UserError, match=r"documents of up to \d+ ids, model.decoder.max_position_embeddings is 16: raise it"):
+        run_lightning(
+            arguments("decoder", tmp_path / "run", tokens, 2, "--model.init_args.decoder.max_position_embeddings", "16")
+        )
+    assert not (tmp_path / "run").exists()
+
+
+# ---- Skipped batches, averages, starting from something ---------------------------------------------------------------
+
+
+def test_a_batch_that_gives_nan_is_skipped_and_said(tmp_path, tokens, monkeypatch, caplog):
+    Poisoned(monkeypatch, {3, 5})
+    run_lightning(arguments("decoder", tmp_path / "run", tokens, 8))
+    assert "step 3: skipped a batch, its gradient's norm is nan" in caplog.text
+    saved = load_checkpoint(newest_checkpoint(tmp_path / "run"))
+    assert saved["unitok"]["extra"]["skipped"] == 2
+    assert saved["unitok"]["steps_done"] == 8
+    assert all(t.isfinite().all() for t in saved["state_dict"].values())
+
+
+def test_five_bad_batches_in_a_row_stop_the_run_with_its_checkpoint_in_place(tmp_path, tokens, monkeypatch):
+    run_lightning(arguments("decoder", tmp_path / "run", tokens, 2))
+    before = weights(tmp_path / "run")
+    Poisoned(monkeypatch, set(range(1, 20)))
+    with pytest.raises(UserError, match="step 7: 5 batches in a row with gradients of norm nan"):
+        run_lightning(arguments("decoder", tmp_path / "run", tokens, 20, "--resume", "auto"))
+    for name, tensor in weights(tmp_path / "run").items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_where_there_is_no_room_the_old_checkpoint_stays(tmp_path, tokens):
+    """A limit on the size of files stands for a full disk: writing fails in the middle."""
+    run_lightning(arguments("decoder", tmp_path / "run", tokens, 2))
+    size = (tmp_path / "run" / "checkpoints" / "final.ckpt").stat().st_size
+    before = weights(tmp_path / "run")
+    command = [sys.executable, "-m", "unitok", *arguments("decoder", tmp_path / "run", tokens, 4, "--resume", "auto")]
+    done = subprocess.run(
+        ["bash", "-c", f'ulimit -f {size // 2048} && exec "$@"', "bash", *command], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr[-800:]
+    assert "final.ckpt: could not be written" in done.stderr.splitlines()[-1]
+    assert "make room and go on with --resume auto" in done.stderr.splitlines()[-1]
+    assert [f.name for f in (tmp_path / "run" / "checkpoints").iterdir()] == ["final.ckpt"]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(tmp_path / "run").items())
+
+
+def test_a_worker_that_dies_is_one_line(tmp_path, tokens, monkeypatch):
+    real = PackedDataset.row
+
+    def row(self, epoch, index):
+        if torch.utils.data.get_worker_info() is not None and index >= 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(self, epoch, index)
+
+    monkeypatch.setattr(PackedDataset, "row", row)
+    with pytest.raises(UserError, match=r"a process that reads data died \(DataLoader worker .* go on with --resume auto"):
+        run_lightning(arguments("decoder", tmp_path / "run", tokens, 8, "--data.init_args.workers", "1"))
+
+
+def test_what_a_run_cannot_go_on_with_is_refused_by_name(tmp_path, tokens):
+    run_lightning(arguments("decoder", tmp_path / "run", tokens, 1))
+    again = arguments("decoder", tmp_path / "run", tokens, 3, "--resume", "auto")
+    with pytest.raises(UserError, match="model.averages is True, the checkpoint has False"):
+        run_lightning([*again, "--model.init_args.ema_decay", "0.9"])
+    with pytest.raises(UserError, match="model.optimizer is adamw, the checkpoint has muon"):
+        run_lightning([*again, "--model.init_args.optimizer", "adamw"])
+    with pytest.raises(UserError, match="trainer.precision 16-mixed: choose one of 32-true, bf16-mixed"):
+        run_lightning([*again, "--trainer.precision", "16-mixed"])
+    with pytest.raises(UserError, match="trainer.strategy fsdp: choose auto, ddp or"):
+        run_lightning([*again, "--trainer.strategy", "fsdp"])
+    with pytest.raises(UserError, match="accumulate 0 must be at least 1"):
+        run_lightning([*again, "--model.init_args.accumulate", "0"])
+    with pytest.raises(UserError, match="audio_level_weights: 8 numbers, the vocabulary has 3 levels"):
+        run_lightning([*again, "--data.init_args.audio_level_weights", "[1, 1, 1, 1, 1, 1, 1, 1]"])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("--model.init_args.lerning_rate", "learning_rate"),
+        ("--model.init_args.decoder.hiden_size", "hidden_size"),
+        ("--data.init_args.rowlength", "row_length"),
+        ("--trainer.maxsteps", "max_steps"),
+    ],
+)
+def test_a_key_that_does_not_exist_is_told_with_the_nearest(wrong, right, tmp_path, tokens, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run_lightning(arguments("decoder", tmp_path / "run", tokens, 3, wrong, "3"))
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1
+    assert wrong.rpartition(".")[2] in said[0]
+    assert f"did you mean {right}?" in said[0]
+
+
+# ---- Flags of Lightning's Trainer ---------------------------------------------------------------------------------------
+
+CALLBACKS = "--trainer.callbacks+=lightning.pytorch.callbacks."
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--trainer.gradient_clip_val", "1.0"], "model.clip"),
+        (["--trainer.accumulate_grad_batches", "2"], "model.accumulate"),
+        (["--trainer.val_check_interval", "0.5"], "give a number of steps"),
+        (["--trainer.check_val_every_n_epoch", "2"], "val_check_interval"),
+        (["--trainer.limit_train_batches", "0.5"], "give a number of steps"),
+        (["--trainer.max_steps", "0"], "at least 1"),
+        (["--trainer.max_epochs", "-3"], "at least 1"),
+        (["--trainer.min_steps", "9"], "model.steps"),
+        (["--trainer.overfit_batches", "0.5"], "give a number of steps"),
+        (["--trainer.use_distributed_sampler", "true"], "processes share each batch already"),
+        (["--trainer.enable_checkpointing", "false"], "fast_dev_run"),
+        (["--trainer.default_root_dir", "elsewhere"], "--out"),
+        (["--trainer.strategy", "ddp_spawn"], "choose auto, ddp or"),
+        (["--ckpt_path", "final.ckpt"], "--resume"),
+        ([f"{CALLBACKS}StochasticWeightAveraging", "--trainer.callbacks.swa_lrs=0.1"], "model.ema_decay"),
+        ([f"{CALLBACKS}GradientAccumulationScheduler", "--trainer.callbacks.scheduling={0: 2}"], "model.accumulate"),
+        (["--trainer.max_time", "soon"], "not a valid duration"),  # what Lightning itself refuses
+        (["--trainer.accelerator", "tpu"], "torch_xla"),
+        (["--trainer.num_nodes", "0"], "positive integer"),
+    ],
+    ids=lambda value: value[0].rpartition(".")[2] if isinstance(value, list) else "",
+)
+def test_a_flag_that_cannot_work_is_one_line_that_names_what_does_and_leaves_nothing(flags, said, tmp_path, tokens):
+    with pytest.raises(UserError) as raised:
+        run_lightning(arguments("decoder", tmp_path / "run", tokens, 3, *flags))
+    assert said in str(raised.value)
+    assert flags[0].removeprefix("--").split("=")[0].rstrip("+") in str(raised.value) or str(raised.value).startswith(
+        "trainer: "
+    )
+    assert "\n" not in str(raised.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_limits_of_the_trainer_count_batches_and_epochs_of_the_data_and_a_dry_run_writes_nothing(tmp_path, scenes_folder):
+    data = scenes_folder / "images"  # 24 of them: 6 batches of 4
+    both = ["--model.init_args.gan.start", "0", "--model.init_args.gan.ahead", "0"]  # two optimizers from the first step
+
+    def steps(*limit: str) -> int:
+        run_lightning(arguments("image", tmp_path / "run", data, 50, *both, *limit, "--resume", "auto"))
+        assert [f.name for f in (tmp_path / "run" / "checkpoints").iterdir()] == ["stopped.ckpt"]
+        return load_checkpoint(newest_checkpoint(tmp_path / "run"))["unitok"]["steps_done"]
+
+    assert steps("--trainer.max_steps", "3") == 3
+    assert steps("--trainer.max_epochs", "1") == 6
+    assert steps("--trainer.max_epochs", "2", "--trainer.limit_train_batches", "4") == 8
+    run_lightning(arguments("image", tmp_path / "dry", data, 50, "--trainer.fast_dev_run", "true"))
+    assert not (tmp_path / "dry").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--data", "stamps.Stamps"], "error: data: No module named 'stamps'; Given value: stamps.Stamps"),
+        (["--data.init_args.crop", "middle"], "error: crop: Expected one of ['centre', 'random']. Got value: middle"),
+        (["--model.init_args.steps", "many"], "error: steps: Expected a int; Given value: many"),
+    ],
+)
+def test_a_wrong_value_is_told_with_its_key_and_the_last_cause(flags, said, tmp_path, scenes_folder, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run_lightning(arguments("image", tmp_path / "run", scenes_folder / "images", 3, *flags))
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.strip() == said

@@ -1,0 +1,1 @@
+"""`unitok tokenize`: raw files, archives and tables to token shards."""

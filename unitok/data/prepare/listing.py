@@ -1,0 +1,330 @@
+"""What lies in a source, without reading more than it must: `Item`s say where one document lies.
+
+Files that hold many documents (JSON Lines, JSON lists, archives, tables) are listed one by one, each item by item; files of one base
+name are one document. Damage is an item of its own, with the reason.
+"""
+
+import json
+import os
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import PurePosixPath
+from typing import Any
+
+from unitok.data.prepare.containers import DAMAGE, Table, damage, is_tar, list_members, unpacked
+from unitok.data.prepare.fields import CAPTIONS, names_file, names_media
+from unitok.data.storage import MAX_BYTES, Files, Found, printable
+from unitok.document import is_utf8
+from unitok.errors import UserError
+
+#: Longest line of a JSON Lines file, bytes.
+MAX_LINE = 64 << 20
+
+#: Parts of names that say to which split of a data set a file belongs, as Hugging Face `datasets` reads them.
+_SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+_SPLIT_OF = {word: split for split, words in _SPLITS.items() for word in words}
+
+#: Files that describe a data set, and are no documents of it.
+_DESCRIBES = re.compile(
+    r"(readme|licen[cs]e|copying|notice|citation)(\.(md|txt|rst|html?|pdf|bib|cff))?|(dataset_infos?|dataset_dict|state|croissant)\.json|thumbs\.db|desktop\.ini",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Item:
+    """Where one document lies.
+
+    Args:
+        id: the document's. where: for people: file and line, member or row.
+        kind: `files`, `line`, `member`, `row`, or `error` for what cannot be used.
+        file: the container, relative to the source. stamp: the container's.
+        start, length: bytes of a line; number of a row.
+        members: files of one base name, or an archive's members: name, start (in a folder, the stamp) and length in bytes.
+        error: why it cannot be used.
+        split: `train`, `validation` or `test`, where its file's name says so.
+    """
+
+    id: str
+    where: str
+    kind: str
+    file: str = ""
+    stamp: int = 0
+    start: int = 0
+    length: int = 0
+    members: tuple[tuple[str, int, int], ...] = ()
+    error: str = ""
+    split: str = ""
+
+
+def refused(where: str, why: str) -> Item:
+    """An item that cannot be used."""
+    return Item("", where, "error", error=f"{where}: {why}")
+
+
+def describes(name: str) -> bool:
+    """Whether a file describes a data set (README, LICENSE, …)."""
+    return _DESCRIBES.fullmatch(name.rpartition("/")[2]) is not None
+
+
+def split_of(name: str) -> str:
+    """The split that the name of a file that holds many documents, or one of its folders, says; or ""."""
+    *folders, base = name.lower().split("/")
+    words = [word for step in (*folders, base.rpartition(".")[0]) for word in re.split(r"[^a-z]+", step)]
+    return next((_SPLIT_OF[word] for word in reversed(words) if word in _SPLIT_OF), "")
+
+
+def folder_split_of(name: str) -> str:
+    """As `split_of`, by the folders alone: `train.png` may show a train."""
+    return split_of(os.path.join(os.path.dirname(name), ""))
+
+
+# ---- Files that hold many documents -----------------------------------------------------------------------------------
+
+
+class Claims:
+    """What lines and rows say of files: those that they name, and the split of the last one that was listed.
+
+    Args:
+        folder: the source's, for names that are absolute. has_splits: whether names of folders are those of splits.
+    """
+
+    def __init__(self, folder: str, has_splits: bool):
+        self.folder, self.has_splits = folder, has_splits
+        self._names: set[int] = set()
+        self._split, self._named = "", set[str]()
+
+    def read(self, split: Any, names: Iterable[str], file: str) -> None:
+        """A line or row of a file, with its field `split` and the files that it names, relative to that file."""
+        self._split = _SPLIT_OF.get(str(split).lower(), "")
+        for name in names:
+            self._add(os.path.normpath(os.path.join(os.path.dirname(file), name)))
+
+    def _add(self, name: str) -> None:
+        if name.startswith(self.folder + "/"):
+            name = name[len(self.folder) + 1 :]
+        self._names.add(hash(unicodedata.normalize("NFC", name)))
+        self._named.add(folder_split_of(name))
+
+    def split(self, file: str) -> str:
+        """The split of the line or row that was just listed: its own field, that of the files it names, or its file's."""
+        own, of_files = self._split, self._named
+        self._split, self._named = "", set()
+        if own or not self.has_splits:
+            return own
+        return next(iter(of_files)) if len(of_files) == 1 and "" not in of_files else split_of(file)
+
+    def __contains__(self, name: str) -> bool:
+        return hash(unicodedata.normalize("NFC", os.path.normpath(name))) in self._names
+
+
+Lister = Callable[[Files, Found, Claims], Iterator[Item]]
+
+
+def may_hold_many(name: str, beside: set[str]) -> bool:
+    """Whether a file's name says that it holds many documents. beside: base names of the media files of its folder."""
+    plain = re.sub(r"\.(gz|bz2|xz)$", "", name, flags=re.IGNORECASE)
+    if plain.lower().endswith(".json"):
+        return os.path.splitext(plain)[0] not in beside and not describes(name)
+    return plain.lower().endswith((".tar", ".tgz", ".parquet", ".arrow", ".jsonl", ".ndjson", ".csv", ".tsv"))
+
+
+def lister(files: Files, name: str) -> Lister | None:
+    """How to list a file that may hold many documents; None for one whose content says that it does not."""
+    plain = re.sub(r"\.(gz|bz2|xz)$", "", name.lower())
+    if plain.endswith((".tar", ".tgz")):
+        head = _head(files, name)
+        return _archive_items if is_tar(head) or head[257:262] == b"ustar" else None
+    if name.lower().endswith(".parquet"):
+        return _table_items if _head(files, name)[:4] == b"PAR1" else None
+    if plain.endswith(".json"):
+        head = _head(files, name)
+        if re.match(rb"(\xef\xbb\xbf)?\s*\[\s*\{", head):
+            return _list_items
+        return _line_items if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{") and _is_lines(files, name) else None
+    return _line_items if plain.endswith((".jsonl", ".ndjson")) else _table_items
+
+
+def _head(files: Files, name: str) -> bytes:
+    try:
+        with closing(files.open(name)) as packed:
+            return unpacked(packed).read(512)
+    except UserError:
+        return b""
+    except DAMAGE as error:
+        damage(error, name)  # a disk or server that fails stops the run
+        return b""
+
+
+def _is_lines(files: Files, name: str) -> bool:
+    """Whether a JSON file is an object on each of its first two lines, as `datasets` reads them."""
+    try:
+        with closing(files.open(name)) as packed, closing(unpacked(packed)) as file:
+            lines = (line for line in iter(partial(file.readline, MAX_LINE), b"") if line.strip())
+            first = [json.loads(line) for line, _ in zip(lines, range(2))]
+    except (UserError, RecursionError, *DAMAGE):
+        return False
+    return len(first) == 2 and all(isinstance(row, dict) for row in first)
+
+
+def _line_items(files: Files, f: Found, claims: Claims) -> Iterator[Item]:
+    stem = PurePosixPath(f.name).stem
+    at = number = 0
+    try:
+        with closing(files.open(f.name)) as packed, closing(unpacked(packed)) as file:
+            while line := file.readline(MAX_LINE):
+                number += 1
+                where, start = f"{f.name}, line {number}", at
+                at += len(line)
+                if len(line) == MAX_LINE and not line.endswith(b"\n"):
+                    while line and not line.endswith(b"\n"):
+                        line = file.readline(MAX_LINE)
+                        at += len(line)
+                    yield refused(where, f"longer than {MAX_LINE} bytes")
+                elif line.strip():
+                    id = _line_id(line, f"{stem}-{number}", f.name, claims)
+                    yield Item(id, where, "line", f.name, f.stamp, start, len(line))
+    except UserError as error:
+        yield Item("", f.name, "error", error=str(error))
+    except DAMAGE as error:
+        yield refused(f"{f.name}, after line {number}", f"damaged: the rest cannot be read ({damage(error, f.name)})")
+
+
+def _list_items(files: Files, f: Found, claims: Claims) -> Iterator[Item]:
+    """The objects of a JSON file that is a list of them, each as a line is."""
+    stem, decoder = PurePosixPath(f.name).stem, json.JSONDecoder()
+    at = number = 0
+    try:
+        with closing(files.open(f.name)) as packed, closing(unpacked(packed)) as file:
+            text = file.read(MAX_BYTES).decode("latin-1")  # a character is a byte: places of its syntax are the file's
+        at = text.index("[") + 1
+        while True:
+            at = re.compile(r"[\s,]*").match(text, at).end()  # type: ignore[union-attr]
+            if text.startswith("]", at):
+                return
+            number += 1
+            _, end = decoder.raw_decode(text, at)
+            line = text[at:end].encode("latin-1")
+            id = _line_id(line, f"{stem}-{number}", f.name, claims)
+            yield Item(id, f"{f.name}, entry {number}", "line", f.name, f.stamp, at, end - at)
+            at = end
+    except UserError as error:
+        yield Item("", f.name, "error", error=str(error))
+    except (*DAMAGE, RecursionError) as error:
+        yield refused(f"{f.name}, entry {number}", f"not JSON: the rest cannot be read ({damage(error, f.name)})")
+
+
+def _line_id(line: bytes, default: str, file: str, claims: Claims) -> str:
+    """The `id` of a line, whose files are claimed; whether the line is good is seen when it is read."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return default
+    if not isinstance(row, dict):
+        return default
+    claims.read(row.get("split"), _files_in(row), file)
+    found = default if row.get("id") is None else str(row["id"])
+    return found if is_utf8(found) else default
+
+
+def _files_in(row: dict[str, Any]) -> Iterator[str]:
+    """The files that a line or row names."""
+    for name, value in row.items():
+        values = value if isinstance(value, list) else [value]
+        if name == "content":
+            yield from (v["path"] for v in values if isinstance(v, dict) and isinstance(v.get("path"), str))
+        elif names_media(name):
+            yield from (v for v in values if isinstance(v, str) and len(v) < 4096 and names_file(name, v))
+            yield from (v["path"] for v in values if isinstance(v, dict) and isinstance(v.get("path"), str))
+
+
+def _archive_items(files: Files, f: Found, claims: Claims) -> Iterator[Item]:
+    """The samples of an archive. All of it is listed before the first is given: a key may come back at its end."""
+    samples: dict[str, list[tuple[str, int, int]]] = {}
+    apart: set[str] = set()
+    bad: list[Item] = []
+    key, last = None, "its beginning"
+    try:
+        with closing(files.open(f.name)) as packed, closing(unpacked(packed)) as file:
+            for member in list_members(file, compressed=file is not packed):
+                last = member.name or last
+                if member.problem:
+                    bad.append(refused(f"{f.name}, {member.name or f'after {last}'}", member.problem))
+                    continue
+                inside, slash, base = member.name.rpartition("/")
+                mine = inside + slash + base.split(".", 1)[0]
+                if mine != key and mine in samples:
+                    apart.add(mine)
+                key = mine
+                samples.setdefault(mine, []).append((member.name, member.start, member.length))
+    except UserError as error:
+        bad.append(Item("", f.name, "error", error=str(error)))
+    except DAMAGE as error:
+        bad.append(refused(f"{f.name}, after {last}", f"damaged: the rest cannot be read ({damage(error, f.name)})"))
+    for key, members in samples.items():
+        where = f"{f.name}, {key}"
+        if key in apart:
+            yield refused(where, "its members are apart: other keys come between them; sort the archive (tar --sort=name)")
+        else:
+            yield Item(key, where, "member", f.name, f.stamp, members=tuple(members))
+    yield from bad
+
+
+def _table_items(files: Files, f: Found, claims: Claims) -> Iterator[Item]:
+    try:
+        with closing(Table(files, f.name)) as table:
+            for row, (id, named) in enumerate(table.listed(lambda name: names_media(name) or name == "split")):
+                claims.read(named.get("split"), _files_in(named), f.name)
+                yield Item(printable(id), f"{f.name}, row {row}", "row", f.name, f.stamp, row)
+            for why, text in table.bad_rows:
+                claims.read(None, (cell.strip(' "') for cell in re.split(r"[,;|\t]", text)), f.name)
+                yield refused(f"{f.name}, a row", why)
+    except UserError as error:
+        yield Item("", f.name, "error", error=str(error))
+    except DAMAGE as error:
+        yield refused(f.name, f"not a readable table ({damage(error, f.name)})")
+
+
+def unused_table(files: Files, name: str) -> bool:
+    """Whether a CSV file has no column that is read, such as one of statistics. Errors are left to who lists it."""
+    if not re.search(r"\.(csv|tsv)(\.(gz|bz2|xz))?$", name.lower()):
+        return False
+    try:
+        with closing(Table(files, name)) as table:
+            return not any(column.lower() in CAPTIONS or names_media(column) for column in table.schema.names)
+    except (UserError, *DAMAGE):
+        return False
+
+
+# ---- Files of one base name -------------------------------------------------------------------------------------------
+
+
+def stems_of_media(names: Iterable[str]) -> set[str]:
+    """Base names of the files of a folder that are no text or metadata by their suffix."""
+    return {os.path.splitext(n)[0] for n in names if not (n.lower().endswith((".txt", ".json")) or may_hold_many(n, set()))}
+
+
+def files_items(found: list[Found]) -> Iterator[Item]:
+    """The files of one folder as items: those of one base name are one, `cat.jpg` and `cat.jpg.txt` too."""
+    names = {f.name for f in found}
+    groups: dict[str, list[Found]] = defaultdict(list)
+    for f in found:
+        stem = os.path.splitext(f.name)[0]
+        stem = os.path.splitext(stem)[0] if stem in names else stem
+        groups[unicodedata.normalize("NFC", stem)].append(f)
+    for stem, of_stem in groups.items():
+        media = [f for f in of_stem if not f.name.lower().endswith((".txt", ".json"))]
+        for group in [of_stem] if media else [[f] for f in of_stem]:  # without media, each text is a document
+            first = next((f for f in group if f in media), group[0])
+            name = first.name if len(media) < 2 else stem
+            members = tuple((f.name, f.stamp, f.size) for f in group)
+            yield Item(name, name, "files", members=members, split=folder_split_of(name))

@@ -1,0 +1,363 @@
+"""The plan of `unitok tokenize`: everything that its result depends on, written down before any work is done.
+
+`OUT/plan.json` holds options, fingerprints and the number of documents; `OUT/.work/` holds the listing of the sources, an
+Arrow table with a row a document, cut into shards of equal count, and what is under way. A run that goes on, with however
+many processes, reads the listing and not the sources' folders, so it makes what the first one would have made.
+`.work` is gone when the data set is whole; `tokenize.log` stays, and is the lock that keeps two runs apart.
+"""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pyarrow as pa
+
+from unitok.data.prepare.encode import BATCH, LONG_SOUND, WAITING_BYTES
+from unitok.data.prepare.listing import Item
+from unitok.data.prepare.recipe import SourceSpec, load_recipe, share
+from unitok.data.prepare.sources import Source
+from unitok.data.storage import is_remote
+from unitok.errors import UserError, read_json
+from unitok.files import write_whole
+from unitok.tokenizers.image import Fit
+from unitok.vocab import Vocab
+
+VERSION = 3
+LISTED_AT_ONCE = 8192  # rows of the listing held in memory
+LISTING = pa.schema(
+    [
+        ("source", pa.int16()),
+        ("id", pa.string()),
+        ("where", pa.string()),
+        ("kind", pa.string()),
+        ("file", pa.string()),
+        ("stamp", pa.int64()),
+        ("start", pa.int64()),
+        ("length", pa.int64()),
+        ("members", pa.list_(pa.struct([("name", pa.string()), ("start", pa.int64()), ("length", pa.int64())]))),
+        ("error", pa.string()),
+        ("split", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be tokenized, and how. The first seven are enough for a single source.
+
+    Args:
+        source: a folder, file, pattern or URL; "" with a recipe. out: the data set's folder. bundle: the tokenizers'.
+        shard_size: documents a shard; 0: 4096, fewer for a small source, so that there is something to share out.
+        image_area: pixels that pictures are shrunk to; 0: the image tokenizer's resolution squared.
+        image_fit: see `ImageTokenizer.fit`.
+        recipe: a YAML file with several sources, see `unitok.data.prepare.recipe`.
+        spec: template, filters, augmentation and the like of a single source; its path is `source`.
+        validation: share of the documents, chosen by a hash of their ids, that make the split `validation`.
+        threads: of the tokenizers in each process; the codes may depend on it in near ties, so a plan keeps it.
+        seed: of random orders, crops and choices.
+    """
+
+    source: str
+    out: str
+    bundle: str
+    shard_size: int = 0
+    image_area: int = 0
+    device: str = "cpu"
+    image_fit: Fit = "keep"
+    recipe: str = ""
+    spec: SourceSpec = field(default_factory=lambda: SourceSpec(""))
+    validation: float = 0.0
+    threads: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if bool(self.source) == bool(self.recipe):
+            both = "a source or --recipe FILE, not both" if self.source else "SOURCE and OUT, or OUT and --recipe FILE"
+            raise UserError(f"give {both}")
+        if is_remote(self.out):
+            raise UserError(f"{self.out}: shards are written to a local folder (or one that is mounted); copy them from there")
+        for flag, given, least in (
+            ("--shard-size", self.shard_size, 0),
+            ("--image-area", self.image_area, 0),
+            ("--threads", self.threads, 1),
+        ):
+            if given < least:
+                raise UserError(f"{flag} {given}: at least {least}")
+        if not 0 <= self.validation < 1:
+            raise UserError(f"--validation {self.validation:g}: a share of the documents, at least 0 and under 1")
+
+    def specs(self) -> list[SourceSpec]:
+        """The sources with their options."""
+        return load_recipe(Path(self.recipe)) if self.recipe else [replace(self.spec, path=self.source)]
+
+    def name(self) -> str:
+        """What messages call the source."""
+        return self.recipe or self.source
+
+    def options(self) -> dict[str, Any]:
+        """What `dataset.json` says of them."""
+        options: dict[str, Any] = {"image_area": self.image_area, "image_fit": self.image_fit}
+        return options | ({"validation": self.validation} if self.validation else {})
+
+
+class Run:
+    """A plan that lies in its output folder, open to be worked at.
+
+    Attributes:
+        plan: with the threads and the shard size that were written down.
+        splits: their names, and how many rows of the listing each has.
+        shards: of each, the split, and its first and last row (exclusive).
+        left_out: what the listing left out, by what it is; `renamed`: documents whose id another has.
+
+    Errors: `UserError` for a plan of another version.
+    """
+
+    def __init__(self, plan: Plan):
+        self.out = Path(plan.out)
+        self.work = self.out / ".work"
+        content = read_json(self.out / "plan.json", "nothing was planned")
+        if content.get("version") != VERSION:
+            raise UserError(
+                f"{self.out}: was begun by another version of unitok; finish it with that, or choose another folder"
+            )
+        self.left_out: dict[str, int] = content["left_out"]
+        self.renamed: int = content["renamed"]
+        self.plan = replace(plan, threads=content["threads"], shard_size=content["shard_size"])
+        self.splits: dict[str, int] = content["documents"]
+        self.shards = [
+            (split, start, min(start + self.plan.shard_size, count))
+            for split, count in self.splits.items()
+            for start in range(0, count, self.plan.shard_size)
+        ]
+
+    @cached_property
+    def sources(self) -> list[Source]:
+        """The sources, opened."""
+        return open_sources(self.plan)
+
+    @cached_property
+    def _tables(self) -> dict[str, pa.Table]:
+        paths = {split: self.work / f"{split}.listing" for split in self.splits}
+        return {split: pa.ipc.open_file(pa.memory_map(str(path))).read_all() for split, path in paths.items()}
+
+    def items(self, index: int) -> list[tuple[int, Item]]:
+        """The items of a shard, each with the number of its source."""
+        split, start, stop = self.shards[index]
+        return _from_table(self._tables[split].slice(start, stop - start))
+
+    def record(self, index: int) -> Path:
+        """Where a shard that is whole is written down: its entry for `dataset.json`, and what was skipped."""
+        return self.work / f"{index:05d}.json"
+
+
+def open_sources(plan: Plan) -> list[Source]:
+    """The sources of a plan; with several, their names come before what is in them."""
+    specs = plan.specs()
+    return [Source(spec, plan.seed, f"{spec.name}/" if len(specs) > 1 else "") for spec in specs]
+
+
+# ---- Planning -------------------------------------------------------------------------------------------------------
+
+
+def list_sources(plan: Plan, sources: list[Source]) -> Iterator[tuple[int, str, Item]]:
+    """Number of the source, split, item: all of every source in order, as often as its weight says."""
+    for number, source in enumerate(sources):
+        weight = source.spec.weight
+        for item in source.items():
+            copies = int(weight) + (share(plan.seed, "weight", item.id or item.where) < weight % 1)
+            split = "validation" if share("validation", item.id or item.where) < plan.validation else "train"
+            split = item.split or split
+            for copy in range(1 if item.error else copies):
+                yield number, split, replace(item, id=f"{item.id}#{copy + 1}") if copy else item
+
+
+class _Digest:
+    """The fingerprint of a listing and of what is done with it."""
+
+    def __init__(self, plan: Plan, sources: list[Source], vocab: Vocab):
+        options = [plan.shard_size, plan.image_area, plan.image_fit, plan.validation, plan.seed]
+        told = [options, [source.spec.told() for source in sources], vocab.to_manifest(), BATCH, LONG_SOUND, WAITING_BYTES]
+        self._hash = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+
+    def add(self, number: int, split: str, item: Item) -> None:
+        """A row; stamps do not count, so that a copied folder is the same source."""
+        members = [(name, start * (item.kind != "files"), length) for name, start, length in item.members]
+        place = (item.id, item.where, item.kind, item.file, item.start, item.length, item.error)
+        self._hash.update(repr((number, split, place, members)).encode("utf-8", "surrogateescape"))
+
+    def value(self) -> str:
+        return self._hash.hexdigest()
+
+
+def fingerprint(plan: Plan, sources: list[Source], vocab: Vocab) -> str:
+    """Of everything that the result depends on: the listing, the options, the vocabulary with its tokenizers."""
+    digest = _Digest(plan, sources, vocab)
+    for row in list_sources(plan, sources):
+        digest.add(*row)
+    return digest.value()
+
+
+def told(plan: Plan, sources: list[Source], vocab: Vocab) -> dict[str, Any]:
+    """What a run is asked for, as far as it can be said without listing the sources: to go on with what was begun."""
+    paths = [source.spec.path for source in sources]
+    digest = _Digest(plan, sources, vocab).value()
+    return {"paths": [path if "://" in path else os.path.realpath(path) for path in paths], "options": digest}
+
+
+def difference(known: dict[str, Any], plan: Plan, sources: list[Source]) -> str:
+    """What the plan in a folder has that another for it has not, in words."""
+    mine: dict[str, Any] = {"validation": 0.0} | plan.options() | {"seed": plan.seed}
+    theirs: dict[str, Any] = {"validation": 0.0} | known.get("options", {})
+    if plan.shard_size:
+        mine, theirs = mine | {"shard_size": plan.shard_size}, theirs | {"shard_size": known.get("shard_size")}
+    told = [f"--{k.replace('_', '-')} {v}, not {mine.get(k)}" for k, v in theirs.items() if v != mine.get(k)]
+    before, now = known.get("sources", []), json.loads(json.dumps([source.spec.told() for source in sources]))
+    if len(before) != len(now):
+        told.append(f"{len(before)} sources, not {len(now)}")
+    else:
+        told += [
+            f"another {k} of {old['path']}" for old, new in zip(before, now, strict=True) for k in new if old.get(k) != new[k]
+        ]
+    return "; ".join(told) or "other files in its source, or another bundle"
+
+
+def make_plan(plan: Plan, sources: list[Source], vocab: Vocab) -> None:
+    """List the sources, opened, and write the plan; errors: `UserError` when there is nothing in them, and for another plan's folder."""
+    out = Path(plan.out)
+    work = out / ".work"
+    mine = told(plan, sources, vocab)
+    old = read_json(out / "plan.json", "") if (out / "plan.json").exists() else None
+    if old is not None and old.get("device") != plan.device.partition(":")[0]:
+        raise UserError(f"{out}: was begun on {old.get('device')}; go on there, or choose another folder: codes may differ")
+    if old is not None and (work / "told.json").exists() and read_json(work / "told.json", "") == mine:
+        return  # as it was listed then: what has changed since is found when it is read
+    digest = _Digest(plan, sources, vocab)
+    work.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=work, prefix="listing") as folder:
+        counts, renamed = _write_listing(Path(folder), plan, sources, digest)
+        if not sum(counts.values()):
+            raise UserError(f"{plan.name()}: no documents in it")
+        if old is not None and old.get("fingerprint") != digest.value():
+            raise UserError(f"{out}: was begun with {difference(old, plan, sources)}; remove it or choose another folder")
+        for split in counts:
+            (Path(folder) / split).replace(work / f"{split}.listing")
+    size = plan.shard_size or min(4096, max(64, -(-sum(counts.values()) // 32)))
+    content = {
+        "version": VERSION,
+        "fingerprint": digest.value(),
+        "sources": [{"path": source.spec.path} | source.spec.told() for source in sources],
+        "options": plan.options() | {"seed": plan.seed},
+        "shard_size": old["shard_size"] if old else size,
+        "threads": old["threads"] if old else plan.threads,
+        "device": plan.device.partition(":")[0],
+        "batch": {"pictures": BATCH, "seconds": BATCH, "long_sound": LONG_SOUND, "waiting_bytes": WAITING_BYTES},
+        "documents": counts,
+        "left_out": _left_out(sources),
+        "renamed": renamed,
+    }
+    write_whole(out / "plan.json", json.dumps(content, indent=1) + "\n", work)
+    write_whole(work / "told.json", json.dumps(mine), work)
+
+
+def _write_listing(folder: Path, plan: Plan, sources: list[Source], digest: _Digest) -> tuple[dict[str, int], int]:
+    """List the sources into a file for each split; -> how many documents each has, and how many got another id."""
+    known = {"train": 0, "validation": 0} if plan.validation else {"train": 0}
+    writers = {split: _Listing(folder / split) for split in known}
+    ids = _Ids(several=len(sources) > 1)
+    for number, split, item in list_sources(plan, sources):
+        digest.add(number, split, item)
+        if split not in writers:
+            writers[split], known[split] = _Listing(folder / split), 0
+        writers[split].add(number, ids.unique(item))
+        known[split] += 1
+    for writer in writers.values():
+        writer.close()
+    return known, ids.renamed
+
+
+def _left_out(sources: list[Source]) -> dict[str, int]:
+    """What the listing of the sources left out, by what it is."""
+    return dict(sum((source.left_out for source in sources), Counter()))
+
+
+class _Ids:
+    """Ids that no two documents share: the second of one gets `~2`.
+
+    Memory holds eight bytes of a hash for each id that a file gives; names of files are unique within one source.
+    """
+
+    def __init__(self, several: bool):
+        self.several, self.renamed = several, 0
+        self._seen: set[bytes] = set()
+        self._next: dict[str, int] = {}  # of ids that came twice: the number to try next
+
+    def unique(self, item: Item) -> Item:
+        """An item, by another id if its own is taken."""
+        if item.error or (item.kind == "files" and not self.several):
+            return item
+        number = self._next.get(item.id, 1)
+        id = item.id if number == 1 else f"{item.id}~{number}"
+        while (key := hashlib.blake2b(id.encode("utf-8", "surrogateescape"), digest_size=8).digest()) in self._seen:
+            number += 1
+            id = f"{item.id}~{number}"
+        self._seen.add(key)
+        if number > 1:
+            self._next[item.id] = number + 1
+        self.renamed += number > 1
+        return replace(item, id=id)
+
+
+class _Listing:
+    """Writes items to an Arrow file, a few thousand at a time."""
+
+    def __init__(self, path: Path):
+        self._writer = pa.ipc.new_file(str(path), LISTING)
+        self._rows: list[dict[str, Any]] = []
+
+    def add(self, number: int, item: Item) -> None:
+        members = [{"name": n, "start": s, "length": c} for n, s, c in item.members]
+        self._rows.append({"source": number} | vars(item) | {"members": members})
+        if len(self._rows) == LISTED_AT_ONCE:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._writer.write_batch(pa.RecordBatch.from_pylist(self._rows, schema=LISTING))
+        self._rows.clear()
+
+    def close(self) -> None:
+        if self._rows:
+            self._flush()
+        self._writer.close()
+
+
+def _from_table(table: pa.Table) -> list[tuple[int, Item]]:
+    rows = table.to_pylist()
+    return [
+        (
+            row.pop("source"),
+            Item(**row | {"members": tuple((m["name"], m["start"], m["length"]) for m in row["members"])}),
+        )
+        for row in rows
+    ]
+
+
+def sample_items(plan: Plan, sources: list[Source], count: int) -> tuple[int, list[tuple[int, Item]]]:
+    """Number of documents, and `count` of them (in order) spread evenly over the sources."""
+    kept: list[tuple[int, Item]] = []
+    every = total = 1
+    for total, (number, _, item) in enumerate(list_sources(plan, sources), 1):
+        if (total - 1) % every == 0:
+            kept.append((number, item))
+            if len(kept) == 2 * count:
+                kept, every = kept[::2], 2 * every
+    if not kept:
+        raise UserError(f"{plan.name()}: no documents in it")
+    return total, list(islice(kept, 0, None, max(1, len(kept) // count)))

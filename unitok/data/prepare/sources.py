@@ -1,0 +1,368 @@
+"""Sources -> raw documents: what `unitok tokenize` can read, in two steps.
+
+`Source.items()` lists what is there, in a fixed order and without reading more than it must (`unitok.data.prepare.listing`).
+`Source.read(items)` gives, for a stretch of that list, a function each that reads one item and makes the raw documents; readers
+may call these in any thread. What a source holds:
+
+- interleaved JSON Lines (`.jsonl`), a line a document (`unitok.document`), or lines of named fields; a `.json` list of the same;
+- a folder that holds `documents.jsonl`: read through it alone;
+- any other folder: first its files that hold many documents, then files of one base name (`cat.jpg`, `cat.txt`, `cat.json`),
+  which are one document. A file that a line or a row names is no document of its own (ImageFolder, AudioFolder);
+- WebDataset archives (`.tar`, also compressed): members of one base name, up to the first dot, are one document;
+- Parquet and CSV files and Hugging Face data sets on disk, a row a document.
+
+What a file is follows from its content and its role (`unitok.data.prepare.fields`); suffixes only say which files hold many documents, and
+their content must agree. What cannot be used is listed with the reason, what is left out is counted; hidden files (`.name`) alone
+are passed over.
+"""
+
+import json
+import os
+import re
+import threading
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from fnmatch import fnmatch
+from functools import partial
+from itertools import groupby
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+import pyarrow as pa
+
+from unitok.data.prepare.containers import DAMAGE, Table, damage, unpacked
+from unitok.data.prepare.fields import Parts, data_url, read_fields
+from unitok.data.prepare.listing import (
+    Claims,
+    Item,
+    describes,
+    files_items,
+    folder_split_of,
+    lister,
+    may_hold_many,
+    refused,
+    split_of,
+    stems_of_media,
+    unused_table,
+)
+from unitok.data.prepare.recipe import SourceSpec, arrange
+from unitok.data.storage import Blob, Files, Found, is_remote
+from unitok.document import Part, RawDocument, parse_line, raw_document, read_raw_documents
+from unitok.errors import UserError, first_line
+from unitok.media import load_text
+
+Make = Callable[[], list[RawDocument]]
+
+
+_Folder = tuple[str, list[str], dict[str, Found]]  # as `Files.folders` gives them
+
+
+class Source:
+    """What a spec names, opened. Errors: `UserError` when there is no such path.
+
+    Args:
+        seed: of random orders. prefix: what comes before the places of its documents, where there are several sources.
+    """
+
+    def __init__(self, spec: SourceSpec, seed: int = 0, prefix: str = ""):
+        self.spec, self.seed, self.prefix = spec, seed, prefix
+        path = spec.path.removeprefix("file://")
+        folder, alone, self.pattern = path, "", ""
+        steps = path.split("/")
+        there = "" if "*" in path and is_remote(path) else _whats_there(path)
+        if not there and "*" in path:  # a name may hold one, too
+            fixed = next(i for i, step in enumerate(steps) if "*" in step)
+            folder = "/".join(steps[:fixed]) or ("/" if path.startswith("/") else ".")
+            self.pattern = "/".join(steps[fixed:])
+            there = _whats_there(folder)
+        if there == "file":
+            folder, alone = (
+                (folder.rpartition("/")[0], steps[-1]) if is_remote(path) else (str(Path(path).parent), Path(path).name)
+            )
+        elif not there:
+            raise UserError(f"{folder}: no such file or folder")
+        self.files, self.alone = Files(folder, spec.root), alone
+        self.left_out: Counter[str] = Counter()  # by what it is, after `items`
+        self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)  # of containers, which all threads read
+        self._containers: dict[str, tuple[IO[bytes], IO[bytes], int]] = {}
+
+    # ---- Listing -------------------------------------------------------------------------------------------------
+
+    def items(self) -> Iterator[Item]:
+        """What is there, in a fixed order; memory holds the names of one folder, and of the files that lines and rows name."""
+        self.left_out.clear()
+        if self.alone:
+            yield from self._items_of(lambda: [("", [self.alone], {})])
+        elif self.pattern:
+            yield from self._items_of(self._matching)
+        elif self.through_lines():
+            yield from self._items_of(lambda: [("", ["documents.jsonl"], {})])
+        elif self.files.exists("dataset_dict.json"):
+            names = [name for split in self._json("dataset_dict.json", "splits") for name in self._saved(f"{split}/")]
+            yield from self._items_of(lambda: [("", names, {})])
+        elif self.files.exists("state.json") and self.files.exists("dataset_info.json"):
+            names = self._saved()
+            yield from self._items_of(lambda: [("", names, {})])
+        else:
+            yield from self._items_of(self.files.folders)
+
+    def _matching(self) -> Iterator[_Folder]:
+        for folder, names, infos in self.files.folders():
+            yield folder, [n for n in names if fnmatch(n, self.pattern) or (n in infos and infos[n].problem)], infos
+
+    def through_lines(self) -> bool:
+        """Whether its `documents.jsonl` alone says what is in it."""
+        return not self.alone and not self.pattern and self.files.exists("documents.jsonl")
+
+    def holds(self, path: Path) -> bool:
+        """Whether a local path would be found when this source is listed."""
+        if self.alone or self.files.remote is not None or self.files.exists("documents.jsonl"):
+            return False
+        return Path(os.path.realpath(path)).is_relative_to(self.files.folder)
+
+    def _saved(self, inside: str = "") -> list[str]:
+        """The files of a data set that `save_to_disk` wrote, in a folder of the source or in its top."""
+        files = self._json(f"{inside}state.json", "_data_files")
+        return [inside + f["filename"] for f in files if isinstance(f, dict) and isinstance(f.get("filename"), str)]
+
+    def _json(self, name: str, key: str) -> list[Any]:
+        """A list in one of the small files beside a data set of Hugging Face's."""
+        try:
+            return list(json.loads(self.files.read(name))[key])
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{self.spec.path}/{name}: no list {key!r} in it: not as `save_to_disk` writes it") from None
+
+    def _items_of(self, folders: Callable[[], Iterable[_Folder]]) -> Iterator[Item]:
+        """Files that hold many documents, then the others; twice over the names, so that those that a line names are known."""
+        splits: set[str] = set()
+        many: list[Found] = []
+        for _, names, infos in folders():
+            stems = stems_of_media(names)
+            splits.update(folder_split_of(name) for name in names[:1])
+            for name in names:
+                if not may_hold_many(name, stems) or (infos.get(name) or self.files.look(name)).problem:
+                    continue
+                many.append(infos.get(name) or self.files.look(name))
+                splits.add(split_of(name))
+        has_splits = len(splits - {""}) > 1 and "train" in splits
+        claims = Claims("" if self.files.remote else self.files.folder, has_splits)
+        listed = set()
+        for f in many:
+            if list_it := lister(self.files, f.name):
+                listed.add(f.name)
+                if not self.spec.template and unused_table(self.files, f.name):
+                    self.left_out["tables without a column that is read"] += 1
+                    continue
+                for item in list_it(self.files, f, claims):
+                    if item.error and item.where == f.name and re.search(r"(^|/)metadata\.|\.[ct]sv(\.|$)", f.name.lower()):
+                        raise UserError(f"{item.error}; mend it: what it says of the files beside it would be lost")
+                    yield replace(item, split=claims.split(f.name))
+        for _, names, infos in folders():
+            loose = []
+            named = {os.path.splitext(name)[0] for name in names if name in claims}
+            for name in names:
+                if name in listed:
+                    continue
+                if describes(name) and not self.alone:
+                    self.left_out["files that describe a data set"] += 1
+                elif name not in claims and os.path.splitext(name)[0] in named:
+                    self.left_out["files beside one of their name that a line or row names"] += 1
+                elif name not in claims:
+                    f = infos.get(name) or self.files.look(name)
+                    if f.problem:
+                        yield refused(f.name, f.problem)
+                    else:
+                        loose.append(f)
+            for item in files_items(loose):
+                yield item if has_splits else replace(item, split="")
+
+    # ---- Reading -------------------------------------------------------------------------------------------------
+
+    def read(self, items: Sequence[Item]) -> Iterator[Make]:
+        """For each item in order a function that makes its raw documents; it raises `UserError` for what cannot be used."""
+        readers = {"files": self._read_files, "line": self._read_lines, "member": self._read_members, "row": self._read_rows}
+        for (kind, _), run in groupby(items, key=lambda item: (item.kind, item.file)):
+            if kind == "error":
+                for item in run:
+                    yield partial(_raise, item.error)
+            else:
+                yield from readers[kind](list(run))
+
+    def _made(self, item: Item, made: Parts) -> list[RawDocument]:
+        if not made.parts:
+            raise UserError(f"{item.where}: nothing in it that a document is made of; a template says what is")
+        parts = arrange(self.spec, made.parts, item.id, self.seed)
+        return [RawDocument(item.id, parts, self.prefix + item.where, tuple(made.notes))]
+
+    def _from_fields(self, item: Item, row: dict[str, Any], files: bool = False) -> list[RawDocument]:
+        """The document that a row of named fields makes, by the template or without one."""
+        folder = os.path.dirname(item.file)
+        try:
+            made = read_fields(self.spec, row, lambda name: Blob.of(self.files, os.path.join(folder, name)), files)
+        except UserError as error:
+            said = str(error)
+            raise UserError(said if said.startswith(item.where) else f"{item.where}: {said}") from None
+        return self._made(item, made)
+
+    def _read_files(self, items: list[Item]) -> Iterator[Make]:
+        for item in items:
+            yield partial(self._make_of_files, item)
+
+    def _make_of_files(self, item: Item) -> list[RawDocument]:
+        row = {
+            os.path.splitext(name)[1].removeprefix(".") or name: Blob.of(self.files, name, stamp)
+            for name, stamp, _ in item.members
+        }
+        return self._from_fields(item, row, files=True)
+
+    def _read_lines(self, items: list[Item]) -> Iterator[Make]:
+        file = self._container_of(items[0])
+        last, line = -1, b""
+        for item in items:
+            if item.start != last:  # a document that is taken twice follows itself
+                file.seek(item.start)
+                last, line = item.start, file.read(item.length)
+            yield partial(self._make_of_line, item, line)
+
+    def _make_of_line(self, item: Item, line: bytes) -> list[RawDocument]:
+        try:
+            text = line.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{item.where}: not UTF-8 text (byte {error.start}); convert it, for example with iconv") from None
+        row = parse_line(text, item.where)
+        if isinstance(row, dict) and (self.spec.template or "content" not in row):
+            return self._from_fields(item, row)
+        raw = raw_document(row, Path(""), item.where, item.id)
+        folder = os.path.dirname(item.file)
+        named = [str(part.get("path", "")) for part in row["content"]]
+        return self._made(item, Parts([self._with_file(*pair, folder, item.where) for pair in zip(raw.content, named)]))
+
+    def _with_file(self, part: Part, named: str, folder: str, where: str) -> Part:
+        role = self.spec.roles.get(part.type, "none") if part.role == "none" else part.role
+        loss = part.loss and self.spec.loss.get(part.type, True)
+        if part.path is None:
+            return replace(part, role=role, loss=loss)
+        if held := data_url(named, where):
+            return replace(part, role=role, loss=loss, path=Path(where), file=held)
+        name = os.path.normpath(os.path.join(folder, part.path)) if not part.path.is_absolute() else str(part.path)
+        return replace(part, role=role, loss=loss, path=Path(name), file=Blob.of(self.files, name))
+
+    def _read_members(self, items: list[Item]) -> Iterator[Make]:
+        lock, file = self._locks[items[0].file], self._container_of(items[0])
+        for item in items:
+            yield partial(self._make_of_members, item, file, lock)
+
+    def _make_of_members(self, item: Item, file: IO[bytes], lock: threading.Lock) -> list[RawDocument]:
+        row: dict[str, Any] = {}
+        for name, start, length in item.members:
+            try:
+                with lock:
+                    file.seek(start)
+                    data = file.read(length)
+            except DAMAGE as error:
+                raise UserError(f"{item.where}: cannot be read ({damage(error, item.where)})") from None
+            if len(data) != length:
+                raise UserError(f"{item.where}: cut off")
+            suffix = PurePosixPath(name).name.partition(".")[2].lower() or "txt"
+            blob = Blob(f"{item.file}/{name}", data, place=start)
+            row[suffix] = [*row[suffix], blob] if suffix in row else [blob]
+        found = self._from_fields(item, {k: v if len(v) > 1 else v[0] for k, v in row.items()})
+        kinds = Counter(PurePosixPath(name).suffix.lower() for name, _, _ in item.members)
+        several = tuple(f"one key holds several {kind}" for kind, n in kinds.items() if n > 1)
+        return [replace(raw, notes=raw.notes + several) for raw in found]
+
+    def _read_rows(self, items: list[Item]) -> Iterator[Make]:
+        self._container_of(items[0])
+        with closing(Table(self.files, items[0].file)) as table:
+            yield from self._rows_of(table, items)
+
+    def _rows_of(self, table: Table, items: list[Item]) -> Iterator[Make]:
+        wanted = deque(items)
+        for at, count, batches in table.stretches(items[0].start, items[-1].start + 1):
+            first, end = at, at + count
+            try:
+                for batch in batches():
+                    while wanted and wanted[0].start < first + batch.num_rows:
+                        item = wanted.popleft()
+                        yield partial(self._make_of_row, item, table, batch, item.start - first)
+                    first += batch.num_rows
+            except DAMAGE as error:
+                why = damage(error, items[0].file)
+                while wanted and wanted[0].start < end:
+                    yield partial(_raise, f"{wanted.popleft().where}: damaged ({why})")
+        for item in wanted:
+            yield partial(_raise, f"{item.where}: not there")
+
+    def _make_of_row(self, item: Item, table: Table, batch: pa.RecordBatch, row: int) -> list[RawDocument]:
+        return self._from_fields(item, table.fields(batch, row, f"{item.file}/{item.start}"))
+
+    def _container_of(self, item: Item) -> IO[bytes]:
+        """The container of an item, unpacked; open until `close`. Errors: `UserError` when it is not as it was listed."""
+        if item.file not in self._containers:
+            packed = self.files.open(item.file)
+            self._containers[item.file] = (packed, unpacked(packed), item.stamp)
+            if self.files.stamp_of(packed, item.file)[1] != item.stamp:
+                raise UserError(f"{item.file}: has changed since the run was planned; start with a new folder")
+        return self._containers[item.file][1]
+
+    def drop(self) -> dict[str, tuple[IO[bytes], IO[bytes], int]]:
+        """Close what is open, without a look at whether it changed; -> what was open."""
+        opened, self._containers = self._containers, {}
+        for packed, file, _ in opened.values():
+            file.close()
+            packed.close()
+        return opened
+
+    def close(self) -> None:
+        """After all that `read` gave was called; errors: `UserError` for a container that changed meanwhile: start anew."""
+        for name, (_, _, stamp) in self.drop().items():
+            if self.files.look(name).stamp != stamp:
+                raise UserError(f"{name}: changed while it was read; start with a new folder")
+
+
+def _whats_there(path: str) -> str:
+    """`file`, `folder` or "" for nothing."""
+    if not is_remote(path):
+        return "folder" if Path(path).is_dir() else "file" if Path(path).exists() else ""
+    try:
+        files = Files(path)
+        return "file" if files.remote.isfile(files.folder) else "folder" if files.remote.exists(files.folder) else ""
+    except UserError:
+        raise
+    except Exception as error:  # every file system of fsspec has its own
+        raise UserError(f"{path}: cannot be reached ({first_line(error)})") from None
+
+
+def _raise(message: str) -> list[RawDocument]:
+    raise UserError(message)
+
+
+# ---- Whole sources, for the library ----------------------------------------------------------------------------------
+
+
+def read_source(path: Path) -> Iterator[RawDocument | UserError]:
+    """The documents of a file or folder in a fixed order; what cannot be used comes as the `UserError` that says why."""
+    source = Source(SourceSpec(str(path)))
+    for item in source.items():
+        for make in source.read([item]):
+            try:
+                yield from make()
+            except UserError as error:
+                yield error
+    source.close()
+
+
+def read_texts(path: Path) -> Iterator[str]:
+    """The strings of a corpus: the lines of a text file, or every text of an interleaved JSON Lines file."""
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path}: a folder; give the text and .jsonl files in it")
+    if path.suffix.lower() not in (".jsonl", ".ndjson"):
+        yield from (line.removesuffix("\r") for line in load_text(path).split("\n") if line.strip())
+        return
+    for document in read_raw_documents(path):
+        if isinstance(document, UserError):
+            raise document
+        yield from (part.text for part in document.content if part.type == "text")

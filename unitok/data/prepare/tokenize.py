@@ -1,0 +1,291 @@
+"""`unitok tokenize`: raw files -> token shards. And back: `unitok detokenize`.
+
+The shard is the unit. The sources are listed once, in a fixed order (`plan`); `Worker.process(i)` reads the items of shard i,
+encodes them and writes the shard beside its place (`worker`). So the result does not depend on the number of processes, nor on
+how often they were killed: shards that are there whole are kept, and `dataset.json` comes last. Processes of this machine, of
+a SLURM array or of a Ray cluster (`launch`) share one function. Bad files are skipped, counted and listed in `errors.jsonl`.
+"""
+
+import json
+import shutil
+import time
+from collections import Counter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from tqdm import tqdm
+
+from unitok.bundle import TOKENIZERS, Unitok
+from unitok.data.prepare.encode import Encoder, Stop
+from unitok.data.prepare.launch import ERROR_RATE, JUDGED_AFTER, MORE, Progress, TooManyBad, launch
+from unitok.data.prepare.plan import Plan, Run, difference, fingerprint, make_plan, open_sources, sample_items
+from unitok.data.prepare.sources import Source
+from unitok.data.prepare.summary import most, reason, show_document, summary, total
+from unitok.data.prepare.worker import encode_items, made, threads
+from unitok.data.shards import TokenDataset, write_dataset_json, write_shard
+from unitok.document import format_raw_document, json_line
+from unitok.errors import UserError, visible
+from unitok.files import drop, full_disk, locked, one_at_a_time, whole, write_whole
+
+EXAMPLES = 3  # documents that a dry run shows
+SIZES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "bytes"))
+
+
+def tokenize(
+    plan: Plan,
+    workers: int = 1,
+    max_error_rate: float | None = None,
+    engine: str = "local",
+    part: tuple[int, int] | None = None,
+) -> dict[str, Any] | None:
+    """Run a plan; -> the content of `dataset.json`, or None where other runs have yet to finish their parts.
+
+    Args:
+        workers: processes (or Ray actors); 0: one for each core, or each GPU, but not for a handful of documents.
+        max_error_rate: share of bad documents, over which it stops; looked at after the first hundred, and at the end.
+            None: a tenth, and fewer than a hundred documents are not judged.
+        engine: `local` or `ray`.
+        part: (i, n) for the i-th of n runs that share the work, on one machine or many: shards i, i + n, i + 2n, …
+
+    Errors: `UserError` for a source without a usable document, too many bad ones, an output folder that holds something
+    else or that another run works at, and a full disk.
+    """
+    out = Path(plan.out)
+    if part is not None and not 0 <= part[0] < part[1]:
+        raise UserError(f"--shard-index {part[0]} of --num-shards {part[1]}: it counts from 0 and stays below")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file; give a folder")
+    sources = open_sources(plan)
+    for source in sources:
+        if source.holds(out):
+            raise UserError(f"{out}: lies in the source {source.spec.path}, which would be read with it; choose another folder")
+        if source.through_lines():
+            print(f"{visible(source.spec.path)}: read through its documents.jsonl alone")
+    unitok = Unitok.from_pretrained(plan.bundle, parts=TOKENIZERS)
+    if (out / "dataset.json").exists():
+        return _complete_already(plan, sources, unitok)
+    planned = (out / "plan.json").exists()
+    if (
+        out.exists()
+        and not planned
+        and any(f.name not in (".work", "errors.jsonl") and f.suffix != ".log" for f in out.iterdir())
+    ):
+        raise UserError(f"{out}: not empty and no data set; choose another folder")
+    _check_parts(sources, unitok)
+    created = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(out, part) as log:
+            try:
+                (out / ".work").mkdir(exist_ok=True)
+                with one_at_a_time(out / ".work" / "planning"):
+                    make_plan(plan, sources, unitok.vocab)
+            except OSError as error:
+                raise full_disk(error, out) from None
+            if part is None:
+                drop((out / ".work").glob("*.partial"))
+            return _work(Run(plan), unitok, workers, max_error_rate, engine, part, log)
+    except UserError:
+        if created and not (out / "plan.json").exists() and not (out / "errors.jsonl").exists():
+            shutil.rmtree(out, ignore_errors=True)
+        raise
+    except FileNotFoundError:
+        if (out / "dataset.json").exists():  # another part did the last of it, and cleaned up
+            return TokenDataset(out).info
+        raise
+
+
+def _work(
+    run: Run, unitok: Unitok, workers: int, max_error_rate: float | None, engine: str, part: tuple[int, int] | None, log: Path
+) -> dict[str, Any] | None:
+    mine = range(len(run.shards)) if part is None else range(part[0], len(run.shards), part[1])
+    total = sum(run.shards[i][2] - run.shards[i][1] for i in mine)
+    with Progress(total, max_error_rate, run, log) as progress:
+        todo = []
+        for i in mine:
+            if entry := made(run, i):
+                progress.had(entry)
+            else:
+                todo.append(i)
+        try:
+            if todo:
+                launch(run, todo, workers, engine, progress)
+        except Stop as error:
+            errors = _list_errors(run, error)
+            more = f"; the first: {errors[0]['error']}; all are in {run.out / 'errors.jsonl'}. {MORE}"
+            raise UserError(f"{error}{more if errors and isinstance(error, TooManyBad) else ''}") from None
+    if any(made(run, i) is None for i in range(len(run.shards))):
+        print(f"{run.out}: part {part[0] if part else 0} done; the others have yet to finish")
+        return None
+    with one_at_a_time(run.work / "planning"):
+        if (run.out / "dataset.json").exists():  # another part closed it meanwhile
+            return TokenDataset(run.out).info
+        return _close(run, unitok, max_error_rate)
+
+
+def _list_errors(run: Run, stop: Stop) -> list[dict[str, str]]:
+    """Write down what could not be used of the shards that are there, and of those at which a run stopped; -> all of it."""
+    records = [json.loads(r.read_text(encoding="utf-8")) for i in range(len(run.shards)) if (r := run.record(i)).exists()]
+    errors = [error for _, errors in records for error in errors] + list(stop.errors)
+    text = "".join(json_line(e) + "\n" for e in errors)
+    write_whole(run.out / "errors.jsonl", text, run.work)
+    return errors
+
+
+def _close(run: Run, unitok: Unitok, max_error_rate: float | None) -> dict[str, Any]:
+    """All shards are there: write what closes the data set, and clean up."""
+    entries = []
+    why: Counter[str] = Counter()
+    try:
+        with whole(run.out / "errors.jsonl", run.work) as file:
+            for i in range(len(run.shards)):
+                entry, errors = json.loads(run.record(i).read_text(encoding="utf-8"))
+                entries.append(entry)
+                why.update(reason(e["error"]) for e in errors)
+                file.writelines(json_line(e) + "\n" for e in errors)
+    except OSError as error:
+        raise full_disk(error, run.out) from None
+    usable, tried, bad = (sum(e[name] for e in entries) for name in ("documents", "items", "skipped"))
+    too_many = tried >= JUDGED_AFTER or max_error_rate is not None
+    if usable == 0 or (too_many and bad > (ERROR_RATE if max_error_rate is None else max_error_rate) * tried):
+        with open(run.out / "errors.jsonl", encoding="utf-8") as file:
+            first = file.readline()
+        said = f"; the first: {json.loads(first)['error']}" if first else ""
+        left_out = sum(sum(e.get("filtered", {}).values()) for e in entries)
+        filtered = f", {left_out} were filtered out" if left_out else ""
+        what = "all were filtered out" if not bad else f"{bad} of {tried} documents could not be used{filtered}{said}"
+        if usable == 0:
+            drop([run.out / e["file"] for e in entries] + [run.out / "plan.json"])
+            shutil.rmtree(run.work, ignore_errors=True)
+            raise UserError(f"{run.plan.name()}: {what}" + (f"; all are in {run.out / 'errors.jsonl'}" if bad else ""))
+        raise UserError(f"{run.plan.name()}: {what}; see {run.out / 'errors.jsonl'}. {MORE}")
+    if not why:
+        (run.out / "errors.jsonl").unlink()
+    options = {"shard_size": run.plan.shard_size} | run.plan.options()
+    try:
+        info = write_dataset_json(run.out, unitok.vocab, entries, options, run.work)
+    except OSError as error:
+        raise full_disk(error, run.out) from None
+    shutil.rmtree(run.work, ignore_errors=True)
+    by = ", ".join(f"{n} {m}" for m, n in info["ids_by_modality"].items())
+    splits = "".join(
+        f", {sum(e['documents'] for e in entries if e['split'] == s)} {s}" for s in run.splits if len(run.splits) > 1
+    )
+    print(f"{run.out}: {info['documents']} documents{splits}, {info['ids']} ids ({by}), {len(entries)} shards")
+    read = {name: total(entries, name) for name in ("formats", "filtered", "notes")}
+    for line in summary(read["formats"], read["filtered"], run.left_out, read["notes"], run.renamed):
+        print(visible(line))
+    if why:
+        print(f"  bad         {bad:,} of {tried:,}, all listed in {run.out / 'errors.jsonl'}: {visible(most(why))}")
+    return info
+
+
+def _complete_already(plan: Plan, sources: list[Source], unitok: Unitok) -> dict[str, Any]:
+    out = Path(plan.out)
+    info = TokenDataset(out).info
+    known = json.loads((out / "plan.json").read_text()) if (out / "plan.json").exists() else {}
+    if known.get("fingerprint") != fingerprint(plan, sources, unitok.vocab):
+        raise UserError(f"{out}: holds a data set made with {difference(known, plan, sources)}; choose another folder")
+    shutil.rmtree(out / ".work", ignore_errors=True)  # of a run that was killed at its very end
+    print(f"{out}: complete already, {info['documents']} documents")
+    return info
+
+
+def _check_parts(sources: list[Source], unitok: Unitok) -> None:
+    """What the bundle lacks for the first documents is said before anything is written."""
+    for source in sources:
+        for item, _ in zip(source.items(), range(8)):
+            if item.kind == "error":
+                continue
+            for make in source.read([item]):
+                try:
+                    kinds = sorted({part.type for raw in make() for part in raw.content})
+                except Exception:  # told when it is read in its turn
+                    continue
+                for kind in kinds:
+                    unitok.need(kind)
+
+
+# ---- Before: how much will it be? -----------------------------------------------------------------------------------
+
+
+def estimate(plan: Plan, sample: int = 200) -> dict[str, Any]:
+    """What a run would give, from a sample of its documents spread over the sources; nothing is written.
+
+    -> `listed` documents, `documents` that they become, `ids`, `bad` and `filtered` (shares of the listed), `hours` of one
+    process, `gigabytes` of shards, `errors`: what is wrong with some of the bad ones, `examples`: some documents decoded, and
+    `summary`: what was read of the sample.
+    """
+    sources = open_sources(plan)
+    unitok = Unitok.from_pretrained(plan.bundle, device=plan.device, parts=TOKENIZERS)
+    _check_parts(sources, unitok)
+    listed, items = sample_items(plan, sources, sample)
+    encoder = Encoder(unitok, plan.image_area, plan.image_fit, plan.seed)
+    encode_items(encoder, sources, items[:1])  # for warming up
+    with threads(plan.threads), TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        encoded = encode_items(encoder, sources, items)
+        entry = write_shard(Path(folder) / "sample.arrow", encoded.documents, unitok.vocab)
+        seconds = time.perf_counter() - began
+    more = listed / len(items)
+    return {
+        "listed": listed,
+        "sample": len(items),
+        "documents": entry["documents"] * more,
+        "ids": entry["ids"] * more,
+        "bad": encoded.skipped / len(items),
+        "filtered": sum(encoded.filtered.values()) / len(items),
+        "hours": seconds * more / 3600,
+        "gigabytes": entry["bytes"] * more / 1e9,
+        "errors": [error["error"] for error in encoded.errors[:3]],
+        "examples": [show_document(unitok, document) for document in encoded.documents[:EXAMPLES]],
+        "summary": [
+            *summary(encoded.formats, encoded.filtered, sum((s.left_out for s in sources), Counter()), encoded.notes, 0)
+        ],
+    } | {f"{modality}_ids": count * more for modality, count in entry["ids_by_modality"].items()}
+
+
+def print_estimate(plan: Plan, found: dict[str, Any]) -> None:
+    """An estimate in words."""
+    by = ", ".join(f"{n:,.0f} {name.removesuffix('_ids')}" for name, n in found.items() if name.endswith("_ids"))
+    hours = found["hours"]
+    time_needed = (
+        f"{hours:.1f} hours" if hours >= 1 else f"{hours * 60:.1f} minutes" if hours * 60 >= 1 else f"{hours * 3600:.0f} s"
+    )
+    print(f"{visible(plan.name())}: {found['listed']:,.0f} documents listed; from {found['sample']:.0f} of them, about:")
+    print(f"  documents   {found['documents']:,.0f} ({found['bad']:.1%} bad, {found['filtered']:.1%} filtered out)")
+    for error in found["errors"]:
+        print(f"    bad       {visible(error)}")
+    for line in found["summary"]:
+        print(f"{visible(line)} (of the sample)")
+    for example in found["examples"]:
+        print(f"  decoded     {example}")
+    print(f"  ids         {found['ids']:,.0f} ({by})")
+    size, unit = next((found["gigabytes"] * 1e9 / s, u) for s, u in SIZES if found["gigabytes"] * 1e9 >= s or s == 1)
+    print(f"  disk        {size:.3g} {unit}")
+    print(f"  time        {time_needed} of one process with {plan.threads} threads on {plan.device}")
+
+
+# ---- Back -----------------------------------------------------------------------------------------------------------
+
+
+def detokenize(data: Path, out: Path, bundle: Path, device: str = "cpu", limit: int = 0) -> int:
+    """Shards -> files: `documents.jsonl` with its images and sounds in `out`; -> number of documents. Inverse of `tokenize`."""
+    dataset = TokenDataset(data)
+    unitok = Unitok.from_pretrained(bundle, device=device, parts=("text", "image", "audio"))
+    unitok.vocab.check_covers(dataset.vocab, str(bundle), str(data))
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out}: not empty; choose another folder")
+    if limit < 0:
+        raise UserError(f"--limit {limit}: at least 1, or 0 for all")
+    out.mkdir(parents=True, exist_ok=True)
+    count = min(len(dataset), limit or len(dataset))
+    with whole(out / "documents.jsonl") as file:
+        for i in tqdm(range(count), desc="detokenize", unit="document", mininterval=1.0):
+            try:
+                raw = unitok.write_document(dataset.document(i), out, f"{i:06d}")
+            except ValueError as error:
+                raise UserError(f"{data}: document {i}: {error}; `unitok inspect {data} --verify` checks all of it") from None
+            file.write(format_raw_document(raw, out) + "\n")
+    return count

@@ -1,0 +1,127 @@
+"""One shard: a stretch of a plan's listing, read, encoded, written beside its place and renamed.
+
+Everything that runs a tokenization (`unitok.data.prepare.launch`) is a way of calling `Worker.process(i)` for the shards that are not
+there yet.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import groupby
+from typing import Any
+
+import torch
+
+from unitok.bundle import TOKENIZERS, Unitok
+from unitok.data.prepare.encode import Encoded, Encoder
+from unitok.data.prepare.listing import Item
+from unitok.data.prepare.plan import Plan, Run
+from unitok.data.prepare.sources import Source
+from unitok.data.shards import shard_name, write_shard
+from unitok.files import full_disk, write_whole
+
+#: Seconds after which a thread must let another have the interpreter. At Python's own 5 ms, each of a network's many operations
+#: may wait so long for a thread that decodes: an encoder of pictures took 3.5 times as long (docs/notes.md).
+SWITCH = 5e-4
+
+#: Counts of `Encoded` by name that a shard's entry holds, where there are any.
+COUNTED = ("filtered", "formats", "notes")
+
+
+class Worker:
+    """Keeps a bundle's tokenizers loaded and makes one shard after another of a planned run.
+
+    Args:
+        plan: as it lies in its output folder. device: where its tokenizers run.
+        progress: told of documents, files, bytes and failures as they come.
+        overlap: see `Encoder`.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        device: str = "",
+        progress: Callable[[int, int, int, int], None] | None = None,
+        overlap: bool = True,
+    ):
+        self.run = Run(plan)
+        self.unitok = Unitok.from_pretrained(plan.bundle, device=device or plan.device, parts=TOKENIZERS)
+        self.encoder = Encoder(self.unitok, plan.image_area, plan.image_fit, plan.seed, overlap=overlap, progress=progress)
+
+    def process(self, index: int) -> dict[str, Any]:
+        """Make shard `index`; -> its entry for `dataset.json`. Deterministic; safe to repeat, and at the same time elsewhere."""
+        return made(self.run, index) or self.write(index, self.encode(index))
+
+    def process_all(self, indices: Iterable[int]) -> Iterator[dict[str, Any]]:
+        """Make one shard after another; each is written while the next one is read and encoded."""
+        writing: Future | None = None
+        with ThreadPoolExecutor(1) as writer:
+            for index in indices:
+                encoded = self.encode(index)
+                if writing is not None:
+                    yield writing.result()
+                writing = writer.submit(self.write, index, encoded)
+            if writing is not None:
+                yield writing.result()
+
+    def encode(self, index: int) -> Encoded:
+        """The documents of a shard."""
+        return encode_items(self.encoder, self.run.sources, self.run.items(index))
+
+    def write(self, index: int, encoded: Encoded) -> dict[str, Any]:
+        """Write a shard, then its record; errors: `UserError` for a full disk."""
+        run = self.run
+        try:
+            entry = write_shard(run.out / shard_name(index), encoded.documents, self.unitok.vocab, run.work)
+            entry |= {"split": run.shards[index][0]} if len(run.splits) > 1 else {}
+            entry |= {"items": encoded.items, "skipped": encoded.skipped}
+            entry |= {key: counts for key in COUNTED if (counts := getattr(encoded, key))}
+            write_whole(run.record(index), json.dumps([entry, encoded.errors], ensure_ascii=False), run.work)
+        except OSError as error:
+            raise full_disk(error, run.out) from None
+        return entry
+
+
+def encode_items(encoder: Encoder, sources: list[Source], items: Sequence[tuple[int, Item]]) -> Encoded:
+    """Items of a listing, each with the number of its source -> documents."""
+
+    def makes() -> Iterator[tuple]:
+        for number, group in groupby(items, key=lambda numbered: numbered[0]):
+            source, run = sources[number], [item for _, item in group]
+            for item, make in zip(run, source.read(run), strict=True):
+                yield item.id, source.prefix + item.where, source.spec, make
+
+    try:
+        encoded = encoder.run(makes())
+    except BaseException:
+        for source in sources:
+            source.drop()
+        raise
+    for source in sources:
+        source.close()
+    return encoded
+
+
+def made(run: Run, index: int) -> dict[str, Any] | None:
+    """The entry of a shard that an earlier run finished."""
+    try:
+        entry = json.loads(run.record(index).read_text())[0]
+        same = (run.out / entry["file"]).stat().st_size == entry["bytes"]
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    return entry if same else None
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """The networks use so many threads inside, and wait little for those that decode files."""
+    before = torch.get_num_threads(), sys.getswitchinterval()
+    torch.set_num_threads(count)
+    sys.setswitchinterval(SWITCH)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        sys.setswitchinterval(before[1])

@@ -1,0 +1,224 @@
+"""Files <-> tensors: any image, any audio, any text, and one clear line for a file that is not what it should be.
+
+Images come out as float [3, H, W] in [-1, 1], sRGB, upright; audio as float [C, T] in [-1, 1] with its rate in Hz; text as
+str. What a file is, `formats` tells; `image_files` and `audio_files` open it. This is their front door.
+
+Imports nothing of ours but those and the error; anyone may import this.
+"""
+
+import io
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from unitok.errors import UserError
+from unitok.media.audio_files import AudioFile, open_audio
+from unitok.media.formats import find_media, promised, sniff, sniff_bytes, unread
+from unitok.media.image_files import open_image, to_rgb
+
+__all__ = ["AudioFile", "find_media", "open_audio", "open_image", "promised", "sniff", "sniff_bytes", "to_rgb", "unread"]
+
+#: Samples of a sound that are decoded at once, at most: 2 GB.
+MAX_SAMPLES = 500_000_000
+
+
+# ---- Images ---------------------------------------------------------------------------------------------------------
+
+
+def image_to_tensor(image: Image.Image) -> Tensor:
+    """RGB picture -> float [3, H, W] in [-1, 1]."""
+    array = np.asarray(to_rgb(image) if image.mode != "RGB" else image)
+    return torch.from_numpy(array.copy()).permute(2, 0, 1).float().div_(127.5).sub_(1)
+
+
+def tensor_to_image(pixels: Tensor) -> Image.Image:
+    """float [3, H, W] in [-1, 1] -> RGB picture. Inverse of `image_to_tensor`, to the nearest of 256 levels."""
+    array = pixels.detach().float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+    return Image.fromarray(array.permute(1, 2, 0).cpu().numpy())
+
+
+def load_image(path: Path) -> Tensor:
+    """float [3, H, W] in [-1, 1]."""
+    return image_to_tensor(open_image(path))
+
+
+def save_image(path: Path, pixels: Tensor | np.ndarray) -> None:
+    """Write float [3, H, W] in [-1, 1], or uint8 [H, W, 3], as PNG. Inverse of `load_image`."""
+    image = Image.fromarray(pixels) if isinstance(pixels, np.ndarray) else tensor_to_image(pixels)
+    image.save(path, format="PNG", compress_level=4)
+
+
+def fit_image(image: Image.Image, area: int, longest: int) -> Image.Image:
+    """Shrink a picture, keeping its aspect, until it has at most `area` pixels and no side over `longest`; never enlarge."""
+    scale = min(1.0, (area / (image.width * image.height)) ** 0.5, longest / max(image.size))
+    if scale == 1.0:
+        return image
+    width, height = (max(1, min(longest, round(side * scale))) for side in image.size)
+    return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def crop_square(image: Image.Image, side: int) -> Image.Image:
+    """The centre of a picture, scaled so that its shorter side is `side` pixels."""
+    return image if image.size == (side, side) else ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
+
+
+def stretch_image(image: Image.Image, side: int) -> Image.Image:
+    """The whole picture as a square of `side` pixels, whatever its aspect."""
+    return image if image.size == (side, side) else image.resize((side, side), Image.Resampling.LANCZOS)
+
+
+# ---- Sounds ---------------------------------------------------------------------------------------------------------
+
+
+def read_samples(file: AudioFile, frames: int = -1, start: int | None = None) -> Tensor:
+    """The next samples of an open file, or those from `start` on, float [C, t]; errors: `UserError` for damaged samples, and
+    such as are no audio."""
+    if start is not None:
+        file.seek(start)
+    return torch.from_numpy(np.ascontiguousarray(file.read(frames).T))
+
+
+def load_audio(path: Path) -> tuple[Tensor, int]:
+    """float [C, T] in [-1, 1] and its rate in Hz; errors: `UserError` for no file, no sound, no samples, not finite."""
+    with open_audio(path) as file:
+        return read_clip(file, str(path)), int(file.samplerate)
+
+
+def read_clip(file: AudioFile, name: str, clip: tuple[float, float] | None = None) -> Tensor:
+    """All of an open file, or what lies from one second to another, float [C, T]; errors as `load_audio`'s."""
+    start, stop = (0, file.frames) if clip is None else (round(seconds * file.samplerate) for seconds in clip)
+    if (stop - start) * file.channels > MAX_SAMPLES:
+        raise UserError(f"{name}: {stop - start} samples of {file.channels} channels are too many to be read at once")
+    file.name = name
+    samples = read_samples(file, stop - start, start)
+    if not samples.shape[-1]:
+        raise UserError(f"{name}: a sound of zero length; replace it or leave it out")
+    return samples
+
+
+def read_audio_blocks(path: Path, to_rate: int, channels: int, seconds: float, data: bytes | None = None) -> Iterator[Tensor]:
+    """A file in pieces of about `seconds`, [channels, t] at `to_rate` Hz: what `load_audio` and `convert_audio` give at once.
+
+    Memory does not grow with the file. data: its bytes, where they are at hand already; `path` is then only its name.
+    Errors as `load_audio`'s.
+    """
+    with open_audio(path, data) as file:
+        rate = int(file.samplerate)
+        resampler = soxr.ResampleStream(rate, to_rate, channels, dtype="float32") if rate != to_rate else None
+        read = written = 0
+        while True:
+            block = read_samples(file, max(1, round(seconds * rate)))
+            read += block.shape[-1]
+            last = not block.shape[-1]
+            if last and not read:
+                raise UserError(f"{path}: a sound of zero length; replace it or leave it out")
+            if resampler is not None:
+                mixed = mix_channels(block, channels) if not last else block.new_zeros(channels, 0)
+                block = torch.from_numpy(resampler.resample_chunk(mixed.T.contiguous().numpy(), last=last).T.copy())
+                if last:
+                    length = max(1, round(read * to_rate / rate))
+                    block = torch.nn.functional.pad(block, (0, max(0, length - written - block.shape[-1])))
+                    block = block[:, : length - written]
+            elif not last:
+                block = mix_channels(block, channels)
+            written += block.shape[-1]
+            if block.shape[-1]:
+                yield block.contiguous()
+            if last:
+                return
+
+
+def mix_channels(samples: Tensor, channels: int) -> Tensor:
+    """[C, T] -> [channels, T]: mono is the mean of the channels, more are repeated; equal counts stay."""
+    if samples.shape[0] == channels:
+        return samples
+    return samples.mean(0, keepdim=True).expand(channels, -1)
+
+
+def convert_audio(samples: Tensor, rate: int, to_rate: int, channels: int) -> Tensor:
+    """[C, T] at `rate` Hz -> [channels, T'] at `to_rate` Hz; mono is the mean of the channels, more are repeated."""
+    samples = mix_channels(samples, channels)
+    if rate != to_rate and not samples.shape[-1]:
+        return samples
+    if rate != to_rate:
+        length = max(1, round(samples.shape[-1] * to_rate / rate))
+        resampled = torch.from_numpy(soxr.resample(samples.T.numpy(), rate, to_rate).T.copy())
+        samples = torch.nn.functional.pad(resampled, (0, max(0, length - resampled.shape[-1])))[:, :length]
+    return samples.contiguous()
+
+
+def save_audio(path: Path, samples: Tensor | np.ndarray, rate: int) -> None:
+    """Write float [C, T] in [-1, 1] at `rate` Hz as 16-bit WAV; what is beyond [-1, 1] is clipped. Inverse of `load_audio`."""
+    array = samples.detach().float().cpu().numpy() if isinstance(samples, Tensor) else samples
+    soundfile.write(path, np.clip(array.T, -1, 1), rate, subtype="PCM_16", format="WAV")
+
+
+def encode_wav(samples: Tensor, rate: int) -> bytes:
+    """float [C, T] in [-1, 1] at `rate` Hz -> the bytes of a 16-bit WAV file."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples.detach().float().cpu().clamp(-1, 1).numpy().T, rate, subtype="PCM_16", format="WAV")
+    return buffer.getvalue()
+
+
+def write_audio_blocks(path: Path, blocks: Iterable[Tensor], rate: int, channels: int, length: int | None = None) -> None:
+    """Write [channels, t] after [channels, t] as one 16-bit WAV of at most `length` samples. As `save_audio` does at once."""
+    with soundfile.SoundFile(path, "w", rate, channels, subtype="PCM_16", format="WAV") as file:
+        for block in blocks:
+            block = block if length is None else block[:, : max(0, length - file.frames)]
+            file.write(np.clip(block.detach().float().cpu().numpy().T, -1, 1))
+
+
+def audio_seconds(path: Path, data: bytes | None = None) -> float:
+    """How long a sound is; errors as `load_audio`'s."""
+    with open_audio(path, data) as file:
+        return file.frames / file.samplerate
+
+
+def draw_spectrogram(samples: Tensor, rate: int, height: int = 96) -> Tensor:
+    """[C, T] at `rate` Hz -> a picture [3, height, W] in [-1, 1], W 125 a second: low tones below, 80 dB from black to white."""
+    window, hop = 4 * height, max(1, round(rate / 125))
+    mono = samples.detach().float().cpu().mean(0)
+    mono = torch.nn.functional.pad(mono, (0, max(0, window - mono.shape[-1])))
+    spectrum = torch.stft(mono, window, hop, window=torch.hann_window(window), return_complex=True).abs()[1:]
+    bands = spectrum.reshape(height, -1, spectrum.shape[-1]).mean(1)
+    decibels = 20 * (bands / (window / 4)).clamp_min(1e-6).log10()  # 0 dB: a sine of amplitude 1
+    shade = ((decibels + 80) / 80).clamp(0, 1).flip(0)
+    colours = torch.stack([shade * 2, shade * 2 - 0.6, 1.4 * shade * (1 - shade) + shade**3]).clamp(0, 1)
+    return colours * 2 - 1
+
+
+# ---- Text -----------------------------------------------------------------------------------------------------------
+
+
+def load_text(path: Path) -> str:
+    """A UTF-8 file as it is (line ends kept, a byte order mark left out).
+
+    Errors: `UserError` for no file, another encoding, nothing in it.
+    """
+    try:
+        text = Path(path).read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); convert it, for example with iconv") from None
+    if not text.strip():
+        raise UserError(f"{path}: no text in it; fill it or leave it out")
+    return text
+
+
+def save_text(path: Path, text: str) -> None:
+    """Write UTF-8 as it is. Inverse of `load_text`."""
+    Path(path).write_bytes(text.encode("utf-8"))
+
+
+def encode_png(pixels: Tensor) -> bytes:
+    """float [3, H, W] in [-1, 1] -> the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    tensor_to_image(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()

@@ -1,0 +1,362 @@
+"""Where the audio of a file lies: its streams, and whether all that its headers promise is there.
+
+libsndfile decodes what it finds, and says nothing of what is missing: of half a file it gives half, of two files one after
+another the first, of a variable MP3 without a header what a constant one of its size would last. So containers are looked
+at here first: chunk sizes, Ogg pages, MPEG frames, FLAC's last frame. Each stream that is found can be opened as a file of
+its own (`Stretch`), with a header that is mended where it was written before its length was known.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from unitok.media.byte_source import BLOCK, ByteSource, Order
+from unitok.media.flac import last_sample, rises
+from unitok.media.mpeg import begins_stream, find_mpeg, mpeg_frames, promise, tag_size, walk_frames, xing_header
+
+#: Bytes by which a header may be wrong: some programs count themselves, or the padding.
+SLACK = 64
+#: Sizes that mean "unknown" in 32 bits: all ones, and what sox and others write to a pipe.
+_UNKNOWN = 0x7FFFF000
+#: Samples of the longest two blocks of Vorbis.
+_VORBIS_TAIL = 2 * 8192
+#: Samples until Opus and MP3 are right: half a second; frames that the smallest need to fill a bit reservoir of 511 bytes.
+_OPUS_PREROLL, _MPEG_PREROLL = 24_000, 32 * 1152
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A stream in a source: bytes [start, stop) behind `head`.
+
+    frames: samples per channel, where libsndfile cannot tell. What libsndfile 1.2.2 cannot seek exactly, in samples per
+    channel: preroll: to be decoded before a place until it is right (MP3's bit reservoir, Opus' prediction); tail: at a
+    stream's end, and after the first seek of all, its places are wrong (Vorbis).
+    """
+
+    start: int
+    stop: int
+    head: bytes = b""
+    frames: int = 0
+    preroll: int = 0
+    tail: int = 0
+
+
+class CutOff(Exception):
+    """A file ends before its audio does. promised, there: seconds; 0 for what is not known."""
+
+    def __init__(self, promised: float = 0.0, there: float = 0.0, share: float = 0.0):
+        self.promised, self.there, self.share = promised, there, share
+
+
+def streams_of(source: ByteSource) -> list[Stream]:
+    """The streams of a file in their order; where none is found, all of it, for libsndfile to judge. Errors: `CutOff`."""
+    return _found(source, source.read(0, 4096)) or [Stream(0, source.size)]
+
+
+def _found(source: ByteSource, head: bytes) -> list[Stream]:
+    if head[:4] == b"OggS":
+        return _ogg(source)
+    if head[:4] == b"fLaC":
+        return _flac(source, 0)
+    for magic, extent in _EXTENTS.items():
+        if head.startswith(magic):
+            return _chunks(source, extent)
+    if (at := find_mpeg(head)) is None:
+        return []
+    while size := tag_size(source.read(at, 32)):
+        at += size
+    return _flac(source, at) if source.read(at, 4) == b"fLaC" else _mpeg(source, at, source.size)
+
+
+# ---- Chunks with sizes: WAV, AIFF, CAF, AU and others ---------------------------------------------------------------
+
+
+@dataclass
+class Extent:
+    """Where the samples of a container begin, their bytes, and where the container ends (0: with them).
+
+    open: it was written to a pipe and does not say how long it is; head: its header up to the samples, mended where libsndfile
+    would take that for none. mpeg: the samples are an MP3 stream.
+    """
+
+    start: int
+    size: int
+    end: int = 0
+    open: bool = False
+    head: bytes = b""
+    mpeg: bool = False
+
+
+#: A source, where a container begins and where it must end at the latest -> its extent; None: it has no samples.
+Describe = Callable[[ByteSource, int, int], Extent | None]
+
+
+def _chunks(source: ByteSource, describe: Describe) -> list[Stream]:
+    at, end, magic = 0, source.size, source.read(0, 4)
+    streams: list[Stream] = []
+    while (extent := describe(source, at, end)) and extent.start > at:
+        size = max(0, extent.size)
+        if (missing := extent.start + size - end) > SLACK:
+            raise CutOff(share=max(0, size - missing) / max(1, size))
+        stop = min(end, max(extent.end, extent.start + size))
+        if extent.open and (again := source.find(source.read(at, 12), extent.start, end)) > 0:  # the next begins alike
+            end = again
+            continue
+        if extent.mpeg:
+            streams += _mpeg(source, extent.start, min(stop, extent.start + size))
+        elif magic == b"BW64":  # RF64 under its later name
+            streams.append(Stream(at + 4, stop, b"RF64"))
+        else:
+            streams.append(Stream(at + len(extent.head), stop, extent.head))
+        more = source.read(stop, 5)  # perhaps behind a byte of padding
+        if magic not in (more[:4], more[1:]) or stop < extent.start:
+            break
+        at, end = stop + (more[:4] != magic), source.size
+    return [Stream(0, source.size)] if len(streams) == 1 and streams[0].start == 0 else streams
+
+
+def _riff(source: ByteSource, at: int, stop: int) -> Extent | None:
+    order: Order = "big" if source.read(at, 4) == b"RIFX" else "little"
+    form, wide, tag = source.number(at + 4, 4, order), 0, 0
+    place = at + 12
+    while len(chunk := source.read(place, 8)) == 8:
+        size = int.from_bytes(chunk[4:], order)
+        if chunk[:4] == b"ds64":
+            form, wide = source.number(place + 8, 8), source.number(place + 16, 8)
+        elif chunk[:4] == b"fmt ":
+            tag = source.number(place + 8, 2, order)
+        elif chunk[:4] == b"data":
+            start, end = place + 8, at + 8 + form if 0 < form < _UNKNOWN or wide else 0
+            size = wide if wide and size == 0xFFFFFFFF else size
+            head = b""
+            if not size and stop > start and not re.match(rb"[ -~]{4}", source.read(start, 4)):  # no chunk follows
+                head = source.read(at, 4) + b"\xff" * 4 + source.read(at + 8, place - at - 4) + b"\xff" * 4
+            unknown = bool(head) or (size >= _UNKNOWN and not wide and start + size > stop + SLACK)
+            if unknown:
+                size, end = stop - start, stop
+            return Extent(start, size, end, unknown, head, tag in (0x50, 0x55))
+        place += 8 + size + size % 2
+    return None
+
+
+def _iff(source: ByteSource, at: int, stop: int) -> Extent | None:
+    form, place = source.number(at + 4, 4, "big"), at + 12
+    while len(chunk := source.read(place, 8)) == 8:
+        size = int.from_bytes(chunk[4:], "big")
+        if chunk[:4] in (b"SSND", b"BODY"):
+            skip = 8 if chunk[:4] == b"SSND" else 0
+            if not 0 < form < _UNKNOWN:  # libsndfile reads to the end
+                return Extent(place + 8 + skip, stop - place - 8 - skip, stop, open=True)
+            return Extent(place + 8 + skip, max(0, size - skip), at + 8 + form)
+        place += 8 + size + size % 2
+    return None
+
+
+def _caf(source: ByteSource, at: int, stop: int) -> Extent | None:
+    place, found = at + 8, None
+    while len(chunk := source.read(place, 12)) == 12 and chunk[:4] != b"caff":
+        size = int.from_bytes(chunk[4:], "big", signed=True)
+        if chunk[:4] == b"data":
+            if size < 0:
+                size = stop - place - 12
+                return Extent(
+                    place + 16, size - 4, open=True, head=source.read(at, place + 4 - at) + size.to_bytes(8, "big") + bytes(4)
+                )
+            found = Extent(place + 16, size - 4)
+        elif size < 0:
+            break
+        place += 12 + size
+        if found:
+            found.end = place
+    return found
+
+
+def _w64(source: ByteSource, at: int, stop: int) -> Extent | None:
+    form, place = source.number(at + 16, 8), at + 40
+    while len(chunk := source.read(place, 24)) == 24:
+        size = int.from_bytes(chunk[16:], "little")
+        if chunk[:4] == b"data" and size < 1 << 62:
+            return Extent(place + 24, size - 24, at + form)
+        if chunk[:4] == b"data":
+            size = stop - place
+            head = source.read(at, 16) + (stop - at).to_bytes(8, "little") + source.read(at + 24, place - at - 8)
+            return Extent(place + 24, size - 24, open=True, head=head + size.to_bytes(8, "little"))
+        place += max(24, -(-size // 8) * 8)
+    return None
+
+
+def _au(source: ByteSource, at: int, stop: int) -> Extent | None:
+    order: Order = "big" if source.read(at, 1) == b"." else "little"
+    start, size = at + source.number(at + 4, 4, order), source.number(at + 8, 4, order)
+    return Extent(start, stop - start if size >= _UNKNOWN else size, open=size >= _UNKNOWN)
+
+
+def _nist(source: ByteSource, at: int, stop: int) -> Extent | None:
+    head = source.read(at, 1024)
+    found = [re.search(rb"%b -i (\d+)" % name, head) for name in (b"sample_count", b"channel_count", b"sample_n_bytes")]
+    count, channels, width = (int(m[1]) if m else 1 for m in found)
+    size = re.match(rb"NIST_1A\n *(\d+)\n", head)
+    return Extent(at + int(size[1]), count * channels * width) if size and found[0] else None
+
+
+def _fixed(header: int, size: Callable[[ByteSource, int], int]) -> Describe:
+    return lambda source, at, stop: Extent(at + header, size(source, at))
+
+
+def _sds(source: ByteSource, at: int, stop: int) -> Extent | None:
+    """MIDI sample dump: packets of 120 bytes of samples in 127, seven bits in each."""
+    bits, length = source.number(at + 6, 1), sum(b << 7 * i for i, b in enumerate(source.read(at + 10, 3)))
+    return Extent(at + 21, -(-length // (120 // -(-bits // 7))) * 127) if 0 < bits <= 28 else None
+
+
+_EXTENTS: dict[bytes, Describe] = {
+    **dict.fromkeys((b"RIFF", b"RIFX", b"RF64", b"BW64"), _riff),
+    b"FORM": _iff,
+    b"caff": _caf,
+    b"riff": _w64,
+    b".snd": _au,
+    b"dns.": _au,
+    b"NIST_1A": _nist,
+    b"\xf0\x7e": _sds,
+    b"\x01\x04": _fixed(42, lambda s, at: 2 * s.number(at + 30, 4) * (1 + s.number(at + 21, 1))),  # MPC2K
+    b"ALawSoundFile": _fixed(32, lambda s, at: s.number(at + 18, 4, "big")),
+    b"2BIT": _fixed(
+        128, lambda s, at: s.number(at + 26, 4, "big") * (s.number(at + 14, 2, "big") // 8) * (1 + (s.read(at + 12, 1) > b"\0"))
+    ),
+}
+
+
+# ---- Ogg ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Link:
+    """One of a chain of Ogg streams: where it begins; its rate in Hz; samples up to its last page and the one before."""
+
+    start: int
+    rate: int
+    vorbis: bool
+    before: int = 0
+    length: int = 0
+
+
+def _ogg(source: ByteSource) -> list[Stream]:
+    """A chain of Ogg streams, one for each link (RFC 3533). Each must have its last page, and all of it."""
+    links: list[_Link] = []
+    unfinished: set[bytes] = set()
+    at, first = 0, False
+    while at < source.size:
+        page = source.read(at, 282)
+        if page[:4] != b"OggS" or len(page) < 27:
+            if (at := source.find(b"OggS\0", at + 1, source.size)) < 0:  # junk at the end
+                break
+            continue
+        stop = at + 27 + page[26] + sum(page[27 : 27 + page[26]])
+        serial, flags, position = page[14:18], page[5], int.from_bytes(page[6:14], "little", signed=True)
+        if flags & 2:  # the first page of a stream; of several at once they stand together
+            packet = page[27 + page[26] :]
+            vorbis = packet[:7] == b"\x01vorbis"
+            if not first:
+                if unfinished:
+                    break
+                rate = int.from_bytes(packet[12:16], "little") if vorbis else 48_000 if packet[:8] == b"OpusHead" else 0
+                links.append(_Link(at, rate, vorbis))
+            unfinished.add(serial)
+        first = bool(flags & 2)
+        if stop > source.size:
+            unfinished.add(serial)
+            break
+        if links and position > links[-1].length:
+            links[-1].before, links[-1].length = links[-1].length, position
+        if flags & 4:
+            unfinished.discard(serial)
+        at = stop
+    if unfinished:
+        raise CutOff(there=sum(link.length / link.rate for link in links if link.rate))
+    stops = [*(link.start for link in links[1:]), source.size]
+    return [
+        Stream(link.start, stop, tail=_VORBIS_TAIL + link.length - link.before)
+        if link.vorbis
+        else Stream(link.start, stop, preroll=_OPUS_PREROLL)
+        for link, stop in zip(links, stops)
+    ]
+
+
+# ---- FLAC -----------------------------------------------------------------------------------------------------------
+
+
+def _flac(source: ByteSource, at: int) -> list[Stream]:
+    """FLAC streams one after another; of one that was written to a pipe the length comes from its last frame (RFC 9639)."""
+    info = source.read(at + 8, 34)
+    rate = int.from_bytes(info[10:13], "big") >> 4
+    total = int.from_bytes(info[13:18], "big") & (1 << 36) - 1
+    block, following = int.from_bytes(info[:2], "big"), -1
+    there = last_sample(source, at + 42, source.size, block)
+    if there != total or not rises(source, at + 42, source.size, block):  # perhaps because another stream follows
+        following = source.find(b"fLaC\0\0\0\x22", at + 42, source.size)
+    stop = source.size if following < 0 else following
+    there = there if following < 0 else last_sample(source, at + 42, stop, block)
+    if total and there < total:
+        raise CutOff(total / max(1, rate), there / max(1, rate))
+    if not total and not there:
+        raise CutOff()
+    head = b""
+    if not total:
+        bits = int.from_bytes(info[13:18], "big") | there
+        head = source.read(at, 21) + bits.to_bytes(5, "big")
+    stream = Stream(at + len(head), stop, head)
+    if following >= 0:
+        return [stream, *_flac(source, following)]
+    return [stream]
+
+
+# ---- MPEG -----------------------------------------------------------------------------------------------------------
+
+
+def _mpeg(source: ByteSource, start: int, stop: int) -> list[Stream]:
+    """MPEG audio streams one after another, each with a header that says how long it is.
+
+    With a Xing, Info or VBRI header that fits the file, that is the file as it is. Else its frames are counted.
+    """
+    at = start
+    while size := tag_size(source.read(at, 32)):
+        at += size
+    found = find_mpeg(source.read(at, BLOCK >> 4))
+    if found is None:
+        return []
+    at += found
+    end = _without_tags(source, at, stop)
+    frame = source.read(at, 192)
+    size, samples, rate = mpeg_frames()[frame[1] << 8 | frame[2]]
+    frames, length = promise(frame)
+    if frames and length > size and at + length <= end:
+        rest = at + length
+        if not begins_stream(source.read(rest, min(8192, end - rest))):
+            return [Stream(*((0, stop) if start == 0 else (at, rest)), preroll=_MPEG_PREROLL)]
+        return [Stream(at, rest, preroll=_MPEG_PREROLL), *_mpeg(source, rest, stop)]
+    last, count, complete = walk_frames(source.read, at, end)
+    count -= bool(frames)  # the header's own frame has no audio
+    if frames > count + 1 or not complete:
+        raise CutOff(frames * samples / rate, (count - (not complete)) * samples / rate)
+    following = _mpeg(source, last, stop) if end - last > 4 else []
+    if frames and count <= frames + 1:
+        return [Stream(at, last, preroll=_MPEG_PREROLL), *following]
+    if frame[1] & 6 != 2:  # layers I and II
+        return [Stream(at, last, frames=count * samples, preroll=_MPEG_PREROLL), *following]
+    at += size if frames else 0
+    head = xing_header(source.read(at, 4), count, last - at)
+    return [Stream(at, last, head, preroll=_MPEG_PREROLL), *following]
+
+
+def _without_tags(source: ByteSource, start: int, stop: int) -> int:
+    """Where audio ends before tags at the end of a file: ID3v1, APEv2, Lyrics3."""
+    while True:
+        tail = source.read(max(start, stop - 160), min(160, stop - start))
+        if tail[-128:-125] == b"TAG":
+            stop -= 128
+        elif tail[-32:-24] == b"APETAGEX":
+            stop -= max(32, int.from_bytes(tail[-20:-16], "little")) + 32 * (tail[-9] >> 7)
+        elif tail[-9:] == b"LYRICS200" and tail[-15:-9].isdigit():
+            stop -= int(tail[-15:-9]) + 15
+        else:
+            return max(start, stop)

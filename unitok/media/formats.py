@@ -1,0 +1,308 @@
+"""What a file is: an image, audio or text, told from its first bytes, and where they leave it open from its name.
+
+Text comes first: UTF-8 without control characters is text, whatever letters it begins with ("BMW", "ID3", "RIFF"). Formats
+of images and audio are then told by a magic number and a second look at the header behind it. Formats that are written in
+letters (SVG, XPM, plain netpbm) or that have no magic number (TGA) need the suffix as well.
+
+Folders, archives, tables and training all ask here, so that they see the same files. Imports nothing of ours but `mpeg`.
+"""
+
+import codecs
+import os
+import re
+from pathlib import Path
+
+from unitok.media.mpeg import find_mpeg
+
+#: Bytes of a file's beginning that are looked at.
+HEAD = 4096
+
+#: C0 controls but for white space, and DEL: letters have none of them, binary headers do.
+_CONTROLS = bytes({*range(32), 127} - {9, 10, 11, 12, 13})
+
+#: Image formats by how a file begins, with Pillow's name; `_second_look` has the rest of those that are short.
+_IMAGES = (
+    (b"\x89PNG", "PNG"),
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"GIF87a", "GIF"),
+    (b"GIF89a", "GIF"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+    (b"II+\0", "TIFF"),
+    (b"MM\0+", "TIFF"),
+    (b"MM*\0", "TIFF"),  # the bytes of the magic number in the wrong order, which Pillow forgives
+    (b"II\0*", "TIFF"),
+    (b"BM", "BMP"),
+    (b"\0\0\1\0", "ICO"),
+    (b"\0\0\2\0", "CUR"),
+    (b"\xff\x4f\xff\x51", "JPEG2000"),
+    (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG2000"),
+    (b"8BPS\0\1", "PSD"),
+    (b"icns", "ICNS"),
+    (b"qoif", "QOI"),
+    (b"DDS \x7c\0\0\0", "DDS"),
+    (b"\x01\xda", "SGI"),
+    (b"\n", "PCX"),
+    (b"\xb1\x68\xde\x3a", "DCX"),
+    (b"\x59\xa6\x6a\x95", "SUN"),
+    (b"SIMPLE  =", "FITS"),
+    (b"FTEX", "FTEX"),
+    (b"BLP1", "BLP"),
+    (b"BLP2", "BLP"),
+    (b"DanM", "MSP"),
+    (b"LinS", "MSP"),
+    (b"\x80\xe8\0\0", "PIXAR"),
+    (b"P7 332", "XVTHUMB"),
+    (b"P", "PPM"),
+    (b"Image type:", "IM"),
+    (b"\0\0\0\0\0\0\0\4", "MCIDAS"),
+    (b"\x1c", "IPTC"),
+)
+_NETPBM = re.compile(rb"P(?:[1-6f]|0CMYK|yP|yRGBA|yCMYK)(?:\s+|#[^\n]*\n)+\d+(?:\s+|#[^\n]*\n)+\d+\s")
+#: Formats that are text: suffix -> Pillow's name (SVG is not Pillow's), and what must be in the text.
+_WRITTEN = {
+    "svg": ("SVG", re.compile(rb"(?s)<(?:[\w-]+:)?svg[\s>/]|<!DOCTYPE\s+svg|\A\s*<\?xml.{4000}")),
+    "xpm": ("XPM", re.compile(rb"^/\* XPM \*/")),
+    "xbm": ("XBM", re.compile(rb"#define\s+\S+\s+\d+")),
+    **dict.fromkeys(("pbm", "pgm", "ppm", "pnm", "pfm"), ("PPM", _NETPBM)),
+}
+_TARGA = ("tga", "icb", "vda", "vst")
+
+#: Brands of ISO media files (`ftyp`) that are still images.
+_AVIF = {b"avif", b"avis"}
+_HEIF = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1"}
+
+#: Audio formats that libsndfile reads, by a regular expression for how a file begins.
+_AUDIO = re.compile(
+    rb"""(?xs)
+    (?:RIFF|RIFX|RF64|BW64).{4}WAVE
+    | FORM.{4}(?:AIFF|AIFC|8SVX|16SV)
+    | riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00   # W64
+    | \.snd\x00 | dns\.[^\x00]                               # AU in either byte order
+    | caff\x00\x01
+    | fLaC[\x00\x80]
+    | OggS\x00.{21}\x01.(?:\x01vorbis|OpusHead)
+    | Creative\x20Voice\x20File\x1a
+    | NIST_1A\n
+    | PVF1\n
+    | \x20paf|fap\x20
+    | 2BIT[\x00-\xff]{8}[\x00\xff]
+    | \x64\xa3[\x00-\x07]\x00 | \x00[\x00-\x07]\xa3\x64      # IRCAM
+    | ALawSoundFile\*\*\x00
+    | Extended\x20Instrument:\x20
+    | MATLAB\x205\.0\x20MAT-file
+    | \x00\x00[\x00\x03][\x00\xe8].{14,18}samplerate\x00     # MAT4
+    | \xf0\x7e[\x00-\x7f]\x01                                # SDS
+    | \x01\x04[\x20-\x7e\x00]{17}                            # MPC2K
+    """
+)
+
+#: Formats that neither library reads: how a file begins, what it is, and what to do about it.
+_CONVERT = "convert it, for example with ffmpeg -i {0} {1}"
+_UNREAD = (
+    (rb"(?s).{4}ftyp(?:M4A|M4B)", "audio in an MPEG-4 file (M4A)", _CONVERT),
+    (rb"(?s).{4}(?:ftyp|moov|mdat|wide|free)", "an MPEG-4 or QuickTime file (video, or AAC audio)", _CONVERT),
+    (rb"(?s)OggS.{24}\x80theora", "an Ogg video", _CONVERT),
+    (
+        rb"(?s)OggS(?!\x00.{21}\x01.(?:\x01vorbis|OpusHead))",
+        "an Ogg file of another kind than Vorbis and Opus (FLAC, Speex)",
+        _CONVERT,
+    ),
+    (rb"\xff[\xf0\xf1\xf8\xf9]|ADIF", "AAC audio", _CONVERT),
+    (rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "a Windows Media file (WMA, WMV)", _CONVERT),
+    (rb"#!AMR", "AMR audio", _CONVERT),
+    (rb"\x1a\x45\xdf\xa3", "a Matroska or WebM file", _CONVERT),
+    (rb"(?s)RIFF.{4}AVI ", "an AVI video", _CONVERT),
+    (rb"FLV\x01", "a Flash video", _CONVERT),
+    (rb"\x00\x00\x01[\xb3\xba]", "an MPEG video", _CONVERT),
+    (rb"(?s)\x47.{187}\x47.{187}\x47", "an MPEG transport stream", _CONVERT),
+    (rb"\x0b\x77", "AC-3 audio", _CONVERT),
+    (rb"wvpk", "WavPack audio", _CONVERT),
+    (rb"MAC \x96|MAC .\x0f", "Monkey's Audio", _CONVERT),
+    (rb"MPCK|MP\+", "Musepack audio", _CONVERT),
+    (rb"TTA[12]", "True Audio", _CONVERT),
+    (rb"DSD |FRM8", "DSD audio", _CONVERT),
+    (rb"\.RMF|\.ra\xfd", "RealAudio", _CONVERT),
+    (rb"MThd", "MIDI, which is notes and no audio", "play it to a WAV file, or leave it out"),
+    (rb"\xff\x0a|\x00\x00\x00\x0cJXL ", "a JPEG XL image", "convert it to PNG"),
+    (rb"P7\n", "a PAM image", "convert it to PNG"),
+    (rb"\x76\x2f\x31\x01", "an OpenEXR image", "convert it to PNG"),
+    (rb"%PDF", "a PDF document", "convert its pages to PNG"),
+    (rb"%!PS|\xc5\xd0\xd3\xc6", "a PostScript file", "convert it to PNG"),
+    (rb"\xd7\xcd\xc6\x9a|\x01\x00\x00\x00.{36} EMF", "a Windows metafile", "convert it to PNG"),
+    (rb"\xff\xfe|\xfe\xff", "UTF-16 text", "convert it to UTF-8, for example with iconv"),
+)
+
+
+def sniff(path: Path) -> str | None:
+    """`"image"`, `"audio"`, `"text"` or None for what a file is, by its first bytes and its name; errors: a file that
+    cannot be read."""
+    with open(path, "rb") as file:
+        return sniff_bytes(file.read(HEAD), str(path))
+
+
+def sniff_bytes(head: bytes, name: str = "") -> str | None:
+    """What a file is, as `sniff`, from its first 4096 bytes. name: its name or suffix, which decides where content cannot."""
+    if image_format(head, name):
+        return "image"
+    if is_text(head):
+        return "audio" if head.startswith(b"NIST_1A\n") and suffix_of(name) in ("nist", "sph", "wav") else "text"
+    if _AUDIO.match(head) or find_mpeg(head) is not None or (suffix_of(name) == "htk" and head[8:12] == b"\0\2\0\0"):
+        return "audio"
+    if head and b"\0" not in head and _decodes(head):  # with control characters: a log of a terminal, form feeds
+        return "text"
+    return None
+
+
+def image_format(head: bytes, name: str = "") -> str:
+    """Pillow's name for the format of an image, from its first 4096 bytes, or SVG, SVGZ, HEIF; "" for what is no image."""
+    suffix = suffix_of(name)
+    if suffix in _WRITTEN:
+        format, sign = _WRITTEN[suffix]
+        if sign.search(head.removeprefix(codecs.BOM_UTF8)):
+            return format
+    if is_text(head):
+        return ""
+    for magic, format in _IMAGES:
+        if head.startswith(magic) and _second_look(format, head):
+            return format
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WEBP"
+    if head[4:8] == b"ftyp":
+        size = min(int.from_bytes(head[:4]), 256)
+        brands = {head[8:12], *(head[i : i + 4] for i in range(16, size, 4))}
+        return "AVIF" if brands & _AVIF else "HEIF" if brands & _HEIF and head[8:11] not in (b"mp4", b"iso") else ""
+    if head[4:6] in (b"\x11\xaf", b"\x12\xaf") and head[14:16] in (b"\0\0", b"\3\0"):
+        return "FLI"
+    if head[20:24] == b"GIMP" or (suffix == "gbr" and head[4:8] == b"\0\0\0\1"):
+        return "GBR"
+    if head[2048:2052] == b"PCD_":
+        return "PCD"
+    if suffix == "svgz" and head.startswith(b"\x1f\x8b"):
+        return "SVGZ"
+    if suffix in _TARGA and len(head) > 18 and head[1] < 2 and head[2] & 0xF7 in (1, 2, 3) and head[16] in (1, 8, 16, 24, 32):
+        return "TGA"
+    if int.from_bytes(head[:4], "little") in (12, 40, 52, 56, 64, 108, 124) and _bitmap_header(head):
+        return "DIB"
+    return "SPIDER" if _is_spider(head) else ""
+
+
+def _second_look(format: str, head: bytes) -> bool:
+    """Whether a header fits a magic number that is too short to decide alone."""
+    little = lambda start, size: int.from_bytes(head[start : start + size], "little")  # noqa: E731
+    match format:
+        case "TIFF":
+            return len(head) >= 8
+        case "BMP":
+            return _bitmap_header(head[14:])
+        case "ICO" | "CUR":
+            first = 6 + 16 * little(4, 2)
+            return first > 6 and little(14, 4) > 0 and little(18, 4) >= first
+        case "QOI":
+            return head[12:13] in (b"\3", b"\4")
+        case "SGI":
+            return head[2:3] in (b"\0", b"\1") and head[3:4] in (b"\1", b"\2") and head[4:6] in (b"\0\1", b"\0\2", b"\0\3")
+        case "PCX":
+            inside = little(8, 2) >= little(4, 2) and little(10, 2) >= little(6, 2)
+            return head[1:2] in (b"\0", b"\2", b"\3", b"\5") and head[2:3] in (b"\0", b"\1") and len(head) >= 128 and inside
+        case "PPM":
+            return _NETPBM.match(head) is not None
+        case "IM":
+            return b"\0\0\0\0" in head[:512] or b"\x1a" in head[:512]
+        case "IPTC":
+            return b"\x1c\x03\x14" in head and b"\x1c\x03\x1e" in head  # its width and height
+    return True
+
+
+def _bitmap_header(header: bytes) -> bool:
+    """Whether a Windows bitmap header begins here: its size, one plane, a depth that exists."""
+    at = 8 if header[:4] == b"\x0c\0\0\0" else 12
+    known = int.from_bytes(header[:4], "little") in (12, 16, 40, 52, 56, 64, 108, 124)
+    return (
+        known
+        and header[at : at + 2] == b"\1\0"
+        and int.from_bytes(header[at + 2 : at + 4], "little") in (1, 2, 4, 8, 16, 24, 32)
+    )
+
+
+def _is_spider(head: bytes) -> bool:
+    if len(head) < 108 or not any(head[:108]):
+        return False
+    import struct
+
+    from PIL.SpiderImagePlugin import isSpiderHeader
+
+    return any(isSpiderHeader(t) and t[4] == 1 for t in (struct.unpack(f"{order}27f", head[:108]) for order in "><"))
+
+
+def suffix_of(name: str) -> str:
+    """`jpg` of `a/b.JPG`, of `.jpg` and of `jpg`."""
+    return name.rpartition("/")[2].rpartition(".")[2].lower()
+
+
+def _decodes(head: bytes) -> bool:
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)  # the last character may be cut off
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def is_text(head: bytes) -> bool:
+    """Whether bytes are text for sure: UTF-8 without control characters other than white space."""
+    return bool(head) and len(head.translate(None, _CONTROLS)) == len(head) and _decodes(head)
+
+
+def unread(head: bytes, name: str = "") -> str:
+    """What a file is that is neither image, audio nor UTF-8 text, and what to do about it; "" where nobody knows."""
+    base = name.rpartition("/")[2] or "FILE"
+    wav = f"{base.rpartition('.')[0] or base}.wav"
+    for magic, what, remedy in _UNREAD:
+        if re.match(magic, head):
+            return f"{what}, which is not read; {remedy.format(base, wav)}"
+    return ""
+
+
+# ---- Promises of names ----------------------------------------------------------------------------------------------
+
+#: Suffixes of files that hold something else than text.
+_PROMISES = {
+    "a picture": "jpg jpeg jpe jfif png apng gif webp bmp dib tif tiff heic heif hif avif avifs ico cur svg svgz jp2 j2k jpx j2c "
+    "jpc jpf mpo psd eps qoi tga dds icns pcx dcx sgi pbm pgm ppm pnm pfm jxl",
+    "a sound": "wav wave flac ogg oga opus spx mp2 mp3 mpga m4a m4b aac wma amr aif aiff aifc au caf w64 rf64 voc sph svx ape wv",
+    "a video": "mp4 m4v mkv mov avi webm mpg mpeg ogv wmv flv 3gp",
+    "an archive or a table": "tar tgz zip gz bz2 xz zst 7z rar parquet arrow",
+    "a document": "pdf doc docx ppt pptx xls xlsx epub",
+}
+_PROMISED = {suffix: what for what, suffixes in _PROMISES.items() for suffix in suffixes.split()}
+
+
+def promised(name: str) -> str:
+    """What a file's name says that is in it, where that is not text: `a picture`, `a sound`; or ""."""
+    return _PROMISED.get(suffix_of(name), "") if "." in name.rpartition("/")[2] else ""
+
+
+def find_media(folder: Path, kind: str) -> tuple[list[Path], list[Path]]:
+    """The files of one kind under a folder, sorted; and those that are empty, of which nothing says what they were to be.
+
+    Each is opened once; one that may not be read is what its name says, and who opens it hears why. Hidden ones (`.name`),
+    and what lies in hidden folders, are left out.
+    """
+    found, empty = [], []
+    for where, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for path in (os.path.join(where, name) for name in names if not name.startswith(".")):
+            try:
+                if not os.path.isfile(path):  # a pipe would wait for ever
+                    continue
+                with open(path, "rb", buffering=0) as file:
+                    head = file.read(HEAD)
+            except OSError:
+                if promised(path) == {"image": "a picture", "audio": "a sound"}.get(kind):
+                    found.append(Path(path))
+                continue
+            if not head:
+                empty.append(Path(path))
+            elif sniff_bytes(head, path) == kind:
+                found.append(Path(path))
+    return sorted(found), sorted(empty)

@@ -1,0 +1,1 @@
+"""The built-in world: sonified scenes, an oracle that reads them back, evaluation, report and demo."""

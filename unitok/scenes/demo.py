@@ -1,0 +1,201 @@
+"""`unitok demo`: the whole job on the built-in data, each stage the command that a user would type.
+
+Every stage runs as a process of its own (`python -m unitok …`), so memory is given back in between and what is shown is
+what works on its own. Finished stages are remembered in `state.json`; a demo that is stopped and started again goes on
+with the stage it was in, and a training with its newest checkpoint. The budget: fixed shares for the tokenizers, a
+reserve for scoring, and the decoder gets what is left.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from unitok.errors import UserError, read_json
+
+IMAGE_SHARE, AUDIO_SHARE, SCORING_SHARE = 0.185, 0.06, 0.125
+SCENES_A_MINUTE = 950
+RECONSTRUCTIONS = 400  # scenes whose originals are read, reconstructed and counted for codebook use
+
+PROMPTS = [
+    ("a large red circle left of a small blue square on a white background", "image,audio"),
+    ("a large pink ring on a grey background", "image,text,image"),
+    ("a small green square on a white background", "image,text,image,audio"),  # a story that ends in sound
+]
+
+
+def configs_folder() -> Path:
+    """Where the YAML files are: inside an installed package, or beside it in a checkout."""
+    inside = Path(__file__).parent.parent / "configs"
+    return inside if inside.exists() else Path(__file__).parent.parent.parent / "configs"
+
+
+class Demo:
+    """The stages and what is remembered of them in `state.json`."""
+
+    def __init__(self, out: Path, minutes: float, eval_scenes: int, seed: int):
+        self.out, self.minutes, self.eval_scenes, self.seed = out, minutes, eval_scenes, seed
+        self.file = out / "state.json"
+        options = {"minutes": minutes, "eval_scenes": eval_scenes, "seed": seed}
+        self.state: dict[str, Any] = {"options": options, "done": [], "seconds": {}, "peak_memory_gb": 0.0, "minutes": {}}
+        if self.file.exists():
+            self.state = read_json(self.file, "", *self.state)
+            if self.state["options"] != options:
+                raise UserError(f"{out}: a demo with {self.state['options']} lies there; choose another --out or remove it")
+        elif out.exists() and any(out.iterdir()):
+            raise UserError(f"{out}: not empty and no demo; choose another --out")
+        out.mkdir(parents=True, exist_ok=True)
+        self.precision = self._precision()
+
+    def _precision(self) -> str:
+        if "precision" not in self.state:
+            from unitok.cli.doctor import fast_bfloat16
+
+            self.state["precision"] = "bf16-mixed" if fast_bfloat16() else "32-true"
+        return self.state["precision"]
+
+    def _save(self) -> None:
+        partial = self.file.with_name("state.json.partial")
+        partial.write_text(json.dumps(self.state, indent=1) + "\n")
+        partial.replace(self.file)
+
+    @property
+    def seconds(self) -> float:
+        """Spent so far, restarts added up."""
+        return sum(self.state["seconds"].values())
+
+    def stage(self, name: str, *commands: list[str] | Callable[[], None]) -> None:
+        """Run a stage unless it is done: command lines of unitok, or functions."""
+        if name in self.state["done"]:
+            print(f"== {name}: done already")
+            return
+        print(f"== {name} ({self.seconds:.0f} s of {self.minutes * 60:.0f} s spent)", flush=True)
+        began, before = time.monotonic(), self.state["seconds"].get(name, 0.0)
+
+        def note() -> None:
+            self.state["seconds"][name] = before + time.monotonic() - began
+            self._save()
+
+        for command in commands:
+            if callable(command):
+                command()
+            else:
+                self._run(command, note)
+            note()
+        self.state["done"].append(name)
+        self._save()
+
+    def _run(self, command: list[str], note: Callable[[], None]) -> None:
+        """One command as a process; memory and time are noted while it runs."""
+        process = subprocess.Popen([sys.executable, "-m", "unitok", *command], preexec_fn=_die_with_parent)
+        try:
+            ticks = 0
+            while process.poll() is None:
+                self.state["peak_memory_gb"] = max(self.state["peak_memory_gb"], _memory_gb())
+                ticks += 1
+                if ticks % 40 == 0:
+                    note()
+                time.sleep(0.05 if ticks < 40 else 0.25)
+        except KeyboardInterrupt:
+            process.wait()
+            raise
+        if process.returncode != 0:
+            raise UserError(f"the command `unitok {' '.join(command)}` failed with exit code {process.returncode}")
+
+    def minutes_for(self, name: str, minutes: float) -> str:
+        """The minutes of a training, decided once: a restart must not change its schedule."""
+        self.state["minutes"].setdefault(name, round(minutes, 3))
+        return str(self.state["minutes"][name])
+
+
+def _die_with_parent() -> None:
+    """Linux: a stage must not go on when the demo itself was killed."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def _memory_gb() -> float:
+    """Resident memory of this process and all its descendants, GB; 0 where there is no /proc."""
+    parents: dict[int, list[int]] = {}
+    pages: dict[int, int] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+            pages[int(entry.name)] = int(fields[21])
+        except (OSError, IndexError):
+            continue
+        parents.setdefault(int(fields[1]), []).append(int(entry.name))
+    waiting, total = [os.getpid()], 0
+    while waiting:
+        pid = waiting.pop()
+        total += pages.get(pid, 0)
+        waiting += parents.get(pid, [])
+    return total * os.sysconf("SC_PAGE_SIZE") / 1e9 if pages else 0.0
+
+
+def run_demo(out: Path, minutes: float = 13.0, eval_scenes: int = 200, seed: int = 0) -> None:
+    """All stages; leaves `report.html` and `scores.json` in `out`."""
+    if minutes < 1:
+        raise UserError(f"--minutes {minutes:g}: at least 1 is needed")
+    demo = Demo(out, minutes, eval_scenes, seed)
+    configs = configs_folder() / "scenes"
+    scenes, bundle = out / "scenes", out / "bundle"
+    count = max(400, int(SCENES_A_MINUTE * minutes))
+    fresh = max(RECONSTRUCTIONS, eval_scenes)
+
+    def write(folder: str, number: int, offset: int, *more: str) -> list[str]:
+        flags = ["--count", str(number), "--seed", str(1_000_000 * seed + offset), "--most", "2", *more]
+        return ["scenes", str(scenes / folder), *flags]
+
+    def fit(name: str, budget: float, data: Path) -> list[str]:
+        return [
+            *("fit", "--config", str(configs / f"{name}.yaml"), "--out", str(out / name), "--resume", "auto"),
+            *("--data.init_args.path", str(data), "--model.init_args.minutes", demo.minutes_for(name, budget)),
+            *("--trainer.precision", demo.precision, "--seed_everything", str(seed), "--data.init_args.seed", str(seed)),
+        ]
+
+    demo.stage(
+        "scenes",
+        write("train", count, 1),
+        write("test", fresh, 2),
+        write("held_out", eval_scenes, 3, "--held-out"),
+    )
+    demo.stage("text", ["train-text", str(scenes / "train" / "text.txt"), "--out", str(out / "text"), "--size", "512"])
+    demo.stage("image", fit("image", minutes * IMAGE_SHARE, scenes / "train" / "images"))
+    demo.stage("audio", fit("audio", minutes * AUDIO_SHARE, scenes / "train" / "sounds"))
+    tokenizers = ["--text", str(out / "text"), "--image", str(out / "image"), "--audio", str(out / "audio")]
+    demo.stage("tokenizers", ["bundle", str(bundle), *tokenizers])
+    tokens = out / "tokens"
+    demo.stage("tokenize", ["tokenize", str(scenes / "train"), str(tokens), "--bundle", str(bundle)])
+    left = minutes * (1 - SCORING_SHARE) - demo.seconds / 60 - 8 / 60  # 8 s to start and to build the bundle
+    demo.stage("decoder", fit("decoder", max(0.1, left), tokens))
+    demo.stage("bundle", ["bundle", str(bundle), "--decoder", str(out / "decoder")])
+    samples = [
+        ["sample", "--bundle", str(bundle), "--text", text, "--want", want, "--out", str(out / "samples" / str(i))]
+        + ["--n", "4", "--seed", str(seed), "--max-ids", "300", "--temperature", "0.4", "--image-guidance", "1.5"]
+        for i, (text, want) in enumerate(PROMPTS)
+    ]
+    demo.stage("sample", *samples)
+    flags = ["--scenes", str(scenes / "test"), "--held-out", str(scenes / "held_out"), "--count", str(eval_scenes)]
+    demo.stage("eval", ["eval", "--bundle", str(bundle), *flags, "--out", str(out / "eval"), "--seed", str(seed)])
+
+    def finish() -> None:
+        from unitok.scenes.report import write_report
+
+        scores = json.loads((out / "eval" / "scores.json").read_text())
+        scores |= {"seconds": round(demo.seconds, 1), "peak_memory_gb": round(demo.state["peak_memory_gb"], 2)}
+        (out / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
+        write_report(out, scores, demo.state["seconds"], minutes)
+
+    demo.stage("report", finish)
+    scores = json.loads((out / "scores.json").read_text())
+    from unitok.scenes.evaluate import print_scores
+
+    print_scores(scores)
+    print(f"{demo.seconds:.0f} s; open {out / 'report.html'}")

@@ -1,0 +1,416 @@
+"""The built-in data: sonified scenes, endless, seeded, written as ordinary files.
+
+A scene is one to three coloured shapes on a plain background. It has a picture, a caption, a sound, a caption of the
+sound, and questions with answers, so that every direction between text, image and sound can be learnt. Each thing is
+also a note: its colour is the pitch, its shape the timbre, its size the loudness, in reading order. The sound's own
+caption names only what can be heard.
+
+Choices: everything is drawn from signed distances (exact edges, any size, no drawing library); notes last 0.4 s and
+start at phase zero, because random phases cost a small codec most of its bits; a tenth of the colour-shape pairs is
+never in training data, so that composition can be told from memory. `unitok.scenes.oracle` reads files back without
+using any code of this module but its tables of names and colours and its two renderers (for templates).
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from unitok.document import json_line
+from unitok.errors import UserError
+from unitok.media import save_audio, save_image
+
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (225, 30, 40),
+    "green": (30, 170, 60),
+    "blue": (40, 70, 235),
+    "yellow": (245, 225, 40),
+    "purple": (140, 40, 180),
+    "cyan": (40, 215, 230),
+    "orange": (250, 130, 20),
+    "pink": (255, 150, 200),
+}
+SHAPES = ("circle", "square", "triangle", "cross", "ring")
+SIZES = {"small": 0.15, "large": 0.205}  # radius as a share of the picture's side
+BACKGROUNDS: dict[str, tuple[int, int, int]] = {"white": (245, 245, 245), "grey": (128, 128, 128), "black": (16, 16, 16)}
+LAYOUTS = ("one", "row", "column", "two over one", "one over two")
+COUNTS = ("one", "two", "three")
+
+# C major from C4 to C5, Hz, in the order of COLOURS; timbres in the order of SHAPES: (partial, amplitude) pairs.
+PITCHES = {"C4": 261.6, "D4": 293.7, "E4": 329.6, "F4": 349.2, "G4": 392.0, "A4": 440.0, "B4": 493.9, "C5": 523.3}
+TIMBRES: dict[str, tuple[tuple[float, float], ...]] = {
+    "flute": ((1, 1.0),),
+    "clarinet": ((1, 0.75), (3, 0.45), (5, 0.25)),
+    "violin": ((1, 0.6), (2, 0.5), (3, 0.3), (4, 0.25), (5, 0.15)),
+    "bell": ((1, 0.35), (2.76, 0.65), (5.4, 0.35)),
+    "organ": ((1, 0.55), (2, 0.65), (4, 0.35)),
+}
+LOUDNESSES = {"soft": 0.22, "loud": 0.7}  # amplitude, in the order of SIZES
+NOTE_SECONDS = 0.4
+SAMPLE_RATE = 8_000  # Hz
+
+_colour_names, _pitch_names, _timbre_names = list(COLOURS), list(PITCHES), list(TIMBRES)
+_size_names, _loudness_names = list(SIZES), list(LOUDNESSES)
+
+#: Colour-shape pairs that training never shows: a tenth of the 40, every colour and shape still being seen in others.
+HELD_OUT = frozenset((_colour_names[2 * i], SHAPES[(3 * i + 1) % 5]) for i in range(4))
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One coloured shape; as a note it has a pitch, a timbre and a loudness."""
+
+    colour: str
+    shape: str
+    size: str
+
+    def words(self) -> str:
+        return f"a {self.size} {self.colour} {self.shape}"
+
+    def note(self) -> "Note":
+        return Note(
+            _pitch_names[_colour_names.index(self.colour)],
+            _timbre_names[SHAPES.index(self.shape)],
+            _loudness_names[_size_names.index(self.size)],
+        )
+
+
+@dataclass(frozen=True)
+class Note:
+    """What can be heard of a thing."""
+
+    pitch: str
+    timbre: str
+    loudness: str
+
+    def words(self) -> str:
+        return f"a {self.loudness} {self.pitch} {self.timbre}"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a picture shows: things in reading order (rows from above, then from the left)."""
+
+    background: str
+    layout: str
+    things: tuple[Thing, ...]
+
+    @property
+    def held_out(self) -> bool:
+        """Whether it has a colour-shape pair that is kept out of training."""
+        return any((t.colour, t.shape) in HELD_OUT for t in self.things)
+
+    def notes(self) -> tuple[Note, ...]:
+        return tuple(t.note() for t in self.things)
+
+
+def draw_scene(rng: np.random.Generator, most: int = 3, held_out: bool = False) -> Scene:
+    """A random scene of one to `most` things, with (`held_out`) or without pairs that training must not see."""
+    while True:
+        count = int(rng.integers(1, most + 1))
+        layout = {1: ("one",), 2: ("row", "column"), 3: ("two over one", "one over two")}[count]
+        things = tuple(
+            Thing(str(rng.choice(_colour_names)), str(rng.choice(SHAPES)), str(rng.choice(_size_names))) for _ in range(count)
+        )
+        scene = Scene(str(rng.choice(list(BACKGROUNDS))), str(rng.choice(layout)), things)
+        if scene.held_out == held_out and len({(t.colour, t.shape) for t in things}) == count:
+            return scene
+
+
+# ---- Words: captions, questions, and their inverses -----------------------------------------------------------------
+
+
+def caption(scene: Scene, rng: np.random.Generator | None = None) -> str:
+    """Say what is seen, in reading order; with `rng`, two things are named in either order."""
+    a = [t.words() for t in scene.things]
+    swap = rng is not None and bool(rng.integers(2))
+    said = {
+        "one": lambda: a[0],
+        "row": lambda: f"{a[1]} right of {a[0]}" if swap else f"{a[0]} left of {a[1]}",
+        "column": lambda: f"{a[1]} below {a[0]}" if swap else f"{a[0]} above {a[1]}",
+        "two over one": lambda: f"{a[0]} left of {a[1]}, both above {a[2]}",
+        "one over two": lambda: f"{a[0]} above {a[1]} left of {a[2]}",
+    }[scene.layout]()
+    return f"{said} on a {scene.background} background"
+
+
+_THING = r"a (small|large) ({}) ({})".format("|".join(COLOURS), "|".join(SHAPES))
+_BETWEEN = {
+    "": ("one", False),
+    "left of": ("row", False),
+    "right of": ("row", True),
+    "above": ("column", False),
+    "below": ("column", True),
+    "left of|, both above": ("two over one", False),
+    "above|left of": ("one over two", False),
+}
+
+
+def parse_caption(text: str) -> Scene | None:
+    """The scene that a caption names, or None if it is no caption of a scene. Inverse of `caption`."""
+    found = re.fullmatch(rf"(.*) on a ({'|'.join(BACKGROUNDS)}) background", text.strip())
+    if not found:
+        return None
+    body, background = found.groups()
+    between = "|".join(part.strip() for part in re.sub(_THING, "\n", body).split("\n")).strip("|")
+    if between not in _BETWEEN:
+        return None
+    layout, swapped = _BETWEEN[between]
+    things = [Thing(colour, shape, size) for size, colour, shape in re.findall(_THING, body)]
+    if len(things) != len(_PLACES[layout][0]):
+        return None
+    return Scene(background, layout, tuple(reversed(things) if swapped else things))
+
+
+def sound_caption(scene: Scene) -> str:
+    """Say what is heard, and nothing that is only seen."""
+    return " then ".join(note.words() for note in scene.notes())
+
+
+_NOTE = r"a ({}) ({}) ({})".format("|".join(LOUDNESSES), "|".join(PITCHES), "|".join(TIMBRES))
+
+
+def parse_sound_caption(text: str) -> tuple[Note, ...] | None:
+    """The notes that a caption of a sound names, or None. Inverse of `sound_caption`."""
+    parts = [re.fullmatch(_NOTE, part) for part in text.strip().split(" then ")]
+    return None if None in parts else tuple(Note(p[2], p[3], p[1]) for p in parts if p)
+
+
+def questions(scene: Scene) -> list[tuple[str, str]]:
+    """All the questions about a picture that have one answer, each with it (one word)."""
+    asked = [
+        ("how many things are there?", COUNTS[len(scene.things) - 1]),
+        ("what colour is the background?", scene.background),
+    ]
+    for i, t in enumerate(scene.things):
+        others = scene.things[:i] + scene.things[i + 1 :]
+        if all(o.shape != t.shape for o in others):
+            asked.append((f"what colour is the {t.shape}?", t.colour))
+        if all(o.colour != t.colour for o in others):
+            asked.append((f"what shape is the {t.colour} thing?", t.shape))
+        asked.append((f"what size is the {t.colour} {t.shape}?", t.size))
+        if len(scene.things) == 2:
+            where = {"row": ("left", "right"), "column": ("above", "below")}[scene.layout][i]
+            asked.append((f"where is the {t.colour} {t.shape}?", where))
+    return asked
+
+
+# ---- Pictures -------------------------------------------------------------------------------------------------------
+
+
+def _inside_triangle(x: np.ndarray, y: np.ndarray, r: float) -> np.ndarray:
+    apothem = 0.55 * r  # of an equilateral triangle with its tip at (0, -1.1 r)
+    return np.maximum.reduce([y - apothem, 0.866 * x - 0.5 * y - apothem, -0.866 * x - 0.5 * y - apothem])
+
+
+_DISTANCES: dict[str, Callable[[np.ndarray, np.ndarray, float], np.ndarray]] = {
+    "circle": lambda x, y, r: np.hypot(x, y) - r,
+    "square": lambda x, y, r: np.maximum(np.abs(x), np.abs(y)) - 0.88 * r,
+    "triangle": _inside_triangle,
+    "cross": lambda x, y, r: np.minimum(
+        np.maximum(np.abs(x) - r, np.abs(y) - 0.32 * r), np.maximum(np.abs(y) - r, np.abs(x) - 0.32 * r)
+    ),
+    "ring": lambda x, y, r: np.abs(np.hypot(x, y) - 0.74 * r) - 0.26 * r,
+}
+
+
+def cover(shape: str, radius: float, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The share of each pixel that a shape at the origin covers; x, y: pixel centres relative to it, in pixels."""
+    return np.clip(0.5 - _DISTANCES[shape](x, y, radius), 0.0, 1.0)
+
+
+#: Where the centres lie by layout, as shares of the side, and how far each may move from there (x, y).
+_PLACES = {
+    "one": ([(0.5, 0.5)], (0.06, 0.06)),
+    "row": ([(0.25, 0.5), (0.75, 0.5)], (0.015, 0.03)),
+    "column": ([(0.5, 0.25), (0.5, 0.75)], (0.03, 0.015)),
+    "two over one": ([(0.25, 0.25), (0.75, 0.25), (0.5, 0.75)], (0.015, 0.015)),
+    "one over two": ([(0.5, 0.25), (0.25, 0.75), (0.75, 0.75)], (0.015, 0.015)),
+}
+
+
+def render_picture(scene: Scene, rng: np.random.Generator, size: int = 32) -> np.ndarray:
+    """uint8 [size, size, 3]: the scene with its things moved a little from their places."""
+    picture = np.empty((size, size, 3), np.float32)
+    picture[:] = BACKGROUNDS[scene.background]
+    y, x = np.mgrid[0.5:size, 0.5:size].astype(np.float32)
+    centres, (move_x, move_y) = _PLACES[scene.layout]
+    for thing, (cx, cy) in zip(scene.things, centres, strict=True):
+        cx, cy = (cx + rng.uniform(-move_x, move_x)) * size, (cy + rng.uniform(-move_y, move_y)) * size
+        alpha = cover(thing.shape, SIZES[thing.size] * size, x - cx, y - cy)[..., None]
+        picture += alpha * (np.array(COLOURS[thing.colour], np.float32) - picture)
+    return np.round(picture).astype(np.uint8)
+
+
+# ---- Sounds ---------------------------------------------------------------------------------------------------------
+
+
+def render_note(note: Note, rate: int = SAMPLE_RATE, amplitude: float | None = None, decay: float = 2.0) -> np.ndarray:
+    """float32 [NOTE_SECONDS * rate] in [-1, 1]: partials from phase zero, 5 ms attack, falling by exp(-decay t / note)."""
+    t = np.arange(round(NOTE_SECONDS * rate), dtype=np.float32) / rate
+    wave = sum(a * np.sin(2 * np.pi * PITCHES[note.pitch] * p * t) for p, a in TIMBRES[note.timbre])
+    envelope = np.minimum(t / 0.005, 1) * np.minimum((NOTE_SECONDS - t) / 0.02, 1) * np.exp(-decay * t / NOTE_SECONDS)
+    power = sum(a * a for _, a in TIMBRES[note.timbre]) ** 0.5  # so that equal loudness is equal power
+    return (wave * envelope * (LOUDNESSES[note.loudness] if amplitude is None else amplitude) / power / 1.4).astype(np.float32)
+
+
+def render_sound(scene: Scene, rng: np.random.Generator, rate: int = SAMPLE_RATE) -> np.ndarray:
+    """float32 [1, T] in [-1, 1]: one note a thing, in reading order, each a little louder or softer, longer or shorter."""
+    return np.concatenate(
+        [
+            render_note(note, rate, LOUDNESSES[note.loudness] * rng.uniform(0.85, 1.15), rng.uniform(1.5, 2.5))
+            for note in scene.notes()
+        ]
+    )[None]
+
+
+# ---- Documents and files --------------------------------------------------------------------------------------------
+
+
+def _text(text: str, loss: bool = True) -> dict:
+    return {"type": "text", "text": text} | ({} if loss else {"loss": False})
+
+
+def _file(kind: str, index: int, loss: bool = True) -> dict:
+    path = f"images/{index:06d}.png" if kind == "image" else f"sounds/{index:06d}.wav"
+    return {"type": kind, "path": path} | ({} if loss else {"loss": False})
+
+
+#: Of every scene, how many documents of each kind on average. What is given has no loss, what follows has. Captions that
+#: are given come in either order, captions that are to be learnt in reading order: an answer should be one answer.
+DOCUMENTS_PER_SCENE = {
+    "caption-image": 0.55,
+    "caption-image-sound": 0.2,
+    "image-caption": 1.0,
+    "image-questions": 0.5,
+    "image-sound": 0.2,
+    "caption-sound": 0.3,
+    "sound-caption": 0.2,
+    "story": 0.3,
+}
+QUESTIONS_PER_DOCUMENT = 4
+
+
+def scene_documents(scenes: list[Scene], index: int, rng: np.random.Generator) -> Iterator[tuple[str, list[dict]]]:
+    """The documents that begin with scene `index`: pairs of a kind and its content, in the interleaved file format."""
+    scene = scenes[index]
+    seen, heard = _text(caption(scene, rng), loss=False), _text(sound_caption(scene), loss=False)
+    given = _file("image", index, loss=False)
+    for kind, share in DOCUMENTS_PER_SCENE.items():
+        if rng.random() >= share:
+            continue
+        if kind == "caption-image":
+            content = [seen, _file("image", index)]
+        elif kind == "caption-image-sound":
+            content = [seen, _file("image", index), _file("audio", index)]
+        elif kind == "image-caption":
+            content = [given, _text(caption(scene))]
+        elif kind == "image-questions":
+            asked = questions(scene)
+            few = [asked[i] for i in rng.permutation(len(asked))[:QUESTIONS_PER_DOCUMENT]]
+            content = [given] + [part for q, a in few for part in (_text(f" {q}", loss=False), _text(f" {a}."))]
+        elif kind == "image-sound":
+            content = [given, _file("audio", index)]
+        elif kind == "caption-sound":
+            content = [heard, _file("audio", index)]
+        elif kind == "sound-caption":
+            content = [_file("audio", index, loss=False), _text(sound_caption(scene))]
+        else:  # a story
+            other = (index + 1) % len(scenes)
+            content = [seen, _file("image", index), _text(caption(scenes[other])), _file("image", other)]
+        yield kind, content
+
+
+def _write_media(job: tuple[Path, int, Scene, int, int]) -> None:
+    out, index, scene, seed, size = job
+    rng = np.random.default_rng((seed, index))
+    save_image(out / "images" / f"{index:06d}.png", render_picture(scene, rng, size))
+    save_audio(out / "sounds" / f"{index:06d}.wav", render_sound(scene, rng), SAMPLE_RATE)
+
+
+def write_scenes(
+    out: Path,
+    count: int,
+    seed: int = 0,
+    most: int = 3,
+    held_out: bool = False,
+    size: int = 32,
+    workers: int = 2,
+    overwrite: bool = False,
+) -> None:
+    """Write `count` scenes as real files.
+
+    `images/N.png`, `sounds/N.wav`; `scenes.jsonl` (a line each: what it shows, its captions and questions);
+    `documents.jsonl` (interleaved documents in every direction); `text.txt` (every text once, a line each, to train a
+    text tokenizer). `documents.jsonl` comes last: without it the folder is not whole. The bytes depend only on the
+    arguments other than `workers`. Earlier scenes are replaced, other files in the folder stay; errors: `UserError` where
+    something else lies there, unless `overwrite` is set, which removes it.
+    """
+    if count < 1:
+        raise UserError(f"--count {count}: at least 1 scene is needed")
+    if _is_other(out):
+        if not overwrite:
+            raise UserError(f"{out}: not empty and no scenes; choose another folder, or overwrite to replace all of it")
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "documents.jsonl").unlink(missing_ok=True)
+    rng = np.random.default_rng(seed)
+    scenes = [draw_scene(rng, most, held_out) for _ in range(count)]
+    texts: dict[str, None] = {}
+    documents = []
+    with open(out / "scenes.jsonl", "w", encoding="utf-8") as file:
+        for i, scene in enumerate(scenes):
+            line: dict = {"id": f"{i:06d}", "caption": caption(scene, rng), "sound_caption": sound_caption(scene)}
+            line |= {"image": f"images/{i:06d}.png", "audio": f"sounds/{i:06d}.wav", "questions": questions(scene)}
+            file.write(json_line(line | asdict(scene)) + "\n")
+            for kind, content in scene_documents(scenes, i, rng):
+                documents.append(json_line({"id": f"{i:06d}-{kind}", "content": content}) + "\n")
+                texts |= {part["text"]: None for part in content if part["type"] == "text"}
+    (out / "text.txt").write_text("\n".join(texts) + "\n")
+    for name in ("images", "sounds"):
+        (out / name).mkdir(exist_ok=True)
+        for path in (out / name).iterdir():  # of a run that was stopped, or of another count
+            if re.fullmatch(r"\d{6,}\.(png|wav)", path.name):
+                path.unlink()
+    jobs = [(out, i, scene, seed, size) for i, scene in enumerate(scenes)]
+    bar = {"total": count, "desc": "scenes", "unit": "scene", "mininterval": 1.0}
+    if workers > 1 and count >= 1000:
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            for _ in tqdm(pool.map(_write_media, jobs, chunksize=256), **bar):
+                pass
+    else:
+        for job in tqdm(jobs, **bar):
+            _write_media(job)
+    partial = out / "documents.jsonl.partial"
+    partial.write_text("".join(documents), encoding="utf-8")
+    partial.replace(out / "documents.jsonl")
+
+
+def _is_other(out: Path) -> bool:
+    """Whether a folder holds something else than scenes."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file; give a folder")
+    if not out.exists() or not any(out.iterdir()):
+        return False
+    try:
+        with open(out / "scenes.jsonl", "rb") as file:  # written first, so it may be empty after a kill
+            return file.read(28) not in (b"", b'{"id": "000000", "caption": ')
+    except OSError:
+        return True
+
+
+def read_scenes(folder: Path) -> list[dict]:
+    """The lines of `scenes.jsonl`, each with its `Scene` under the key "scene"."""
+    with open(Path(folder) / "scenes.jsonl", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    for row in rows:
+        things = tuple(Thing(**thing) for thing in row.pop("things"))
+        row["scene"] = Scene(row.pop("background"), row.pop("layout"), things)
+    return rows

@@ -1,0 +1,12 @@
+"""How all of it is trained: Lightning modules under the class paths that configurations name, and what they are made of."""
+
+from unitok.lazy import attach
+
+__getattr__, __all__ = attach(
+    __name__,
+    {
+        "ImageTokenizerTraining": "image",
+        "AudioTokenizerTraining": "audio",
+        "DecoderTraining": "decoder",
+    },
+)

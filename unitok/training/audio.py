@@ -1,0 +1,245 @@
+"""The Lightning shell that trains the audio tokenizer; its step is `TokenizerTraining`'s.
+
+Optional: EnCodec's loss balancer (`losses.balance`). Each loss's gradient at the waveform is divided by the moving
+average of its norm in the steps before, so that a weight is the share of the gradient that this loss has, whatever its
+scale. The commitment loss has no gradient there and stays outside. (Defossez et al. 2022, section 3.4.)
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio
+
+from unitok.errors import UserError
+from unitok.media import draw_spectrogram, save_audio, save_image
+from unitok.tokenizers.audio import AudioTokenizer, AudioTokenizerConfig
+from unitok.training.codebook_usage import CodebookHealth
+from unitok.training.discriminators import STFTDiscriminator
+from unitok.training.losses import mel_loss, spectral_loss
+from unitok.training.shell import Sums
+from unitok.training.tokenizer import Losses, TokenizerTraining
+
+SHOWN_SOUNDS = 4
+
+
+@dataclass
+class AudioLosses:
+    """Weights of the losses of an audio tokenizer; 0 leaves one out.
+
+    Args:
+        l1: absolute difference of samples. l2: squared difference of samples.
+        stft: multi-resolution STFT loss (`spectral_loss`). stft_windows: its windows, samples.
+        mel: multi-scale log-mel loss (`mel_loss`). mel_windows: its windows, samples.
+        spectral_from: share of the run at which `stft` and `mel` begin: from the start they can lead to silence.
+        commitment: latents stay near their codes.
+        balance: weights are shares of the gradient at the waveform (EnCodec's balancer); `commitment` stays outside.
+        balance_decay: of the moving averages of the gradients' norms.
+    """
+
+    l1: float = 0.1
+    l2: float = 0.0
+    stft: float = 0.0
+    stft_windows: tuple[int, ...] = (128, 512, 1024)
+    mel: float = 1.0
+    mel_windows: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
+    spectral_from: float = 0.0
+    commitment: float = 0.25
+    balance: bool = False
+    balance_decay: float = 0.999
+
+
+@dataclass
+class AudioAdversary:
+    """The multi-scale STFT discriminator of an audio tokenizer, and when and how the generator hears of it.
+
+    Args:
+        weight: of the adversarial loss, 0 for no discriminator. loss: `hinge`, `least-squares` or `non-saturating`.
+        feature_matching: weight of the distance of its inner features. lecam: weight of its LeCam regularisation.
+        start: share of the run at which it starts to learn. ahead: share of the run it then learns alone.
+        ramp: share of the run over which the generator's weight rises from 0.
+        learning_rate: its own. filters: its channels. windows: of its STFTs, samples.
+    """
+
+    weight: float = 0.0
+    loss: Literal["hinge", "least-squares", "non-saturating"] = "hinge"
+    feature_matching: float = 1.0
+    lecam: float = 0.0
+    start: float = 0.1
+    ahead: float = 0.02
+    ramp: float = 0.05
+    learning_rate: float = 3e-4
+    filters: int = 32
+    windows: tuple[int, ...] = (2048, 1024, 512, 256, 128)
+
+
+class AudioTokenizerTraining(TokenizerTraining):
+    """Trains an audio tokenizer on [B, C, T] in [-1, 1].
+
+    Args:
+        tokenizer: architecture. losses: weights of the losses. gan: the discriminator.
+        steps: length of the training in batches; or
+        minutes: its length in minutes, which become steps after a short probe.
+        accumulate: parts in which a batch goes through the networks, to save memory; the result is that of the whole.
+        learning_rate: peak, reached after `warmup_steps`, held to `hold` of the run, then falling linearly to a fiftieth.
+        betas, weight_decay: AdamW's. clip: largest norm of the gradient.
+        ema_decay: of a moving average of the weights, which is then what is validated and bundled; 0 for none.
+        quantize_from: share of the run after which codes are used. kmeans_batches: batches before that from whose
+            latents the codebooks start. codebook_decay: of the codebooks' moving averages, a batch.
+        sounds_every: steps between sounds and spectrograms to hear and see, on disk and in TensorBoard; 0 for none.
+    """
+
+    kind = "audio tokenizer"
+    shown = ("snr_db", "codebook_use_0", "codebook_perplexity_0", "codebook_revived", "gradient_norm")
+
+    def __init__(
+        self,
+        tokenizer: AudioTokenizerConfig,
+        losses: AudioLosses = AudioLosses(),  # noqa: B008 (jsonargparse reads the defaults from here)
+        gan: AudioAdversary = AudioAdversary(),  # noqa: B008
+        steps: int | None = None,
+        minutes: float | None = None,
+        accumulate: int = 1,
+        learning_rate: float = 1.5e-3,
+        warmup_steps: int = 30,
+        hold: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 0.01,
+        clip: float = 1.0,
+        ema_decay: float = 0.0,
+        quantize_from: float = 0.15,
+        kmeans_batches: int = 8,
+        codebook_decay: float = 0.95,
+        sounds_every: int = 500,
+        log_every: int = 20,
+    ):
+        super().__init__(
+            *(tokenizer, gan, steps, minutes, accumulate, learning_rate, warmup_steps, hold, betas, weight_decay, clip),
+            *(ema_decay, quantize_from, kmeans_batches, codebook_decay, log_every),
+        )
+        self.weights, self.show_every = losses, sounds_every
+        self._norms: dict[str, tuple[Tensor, float]] = {}  # of gradients at the waveform: weighted sum, sum of weights
+        self._seen: dict[str, Any] = {}  # the same of the step's parts so far
+
+    def configure_model(self) -> None:
+        """Build the networks."""
+        if hasattr(self, "tokenizer"):
+            return
+        for name in ("sample_rate", "channels"):
+            given, wanted = getattr(self.data, name, None), getattr(self.config, name)
+            if given not in (None, wanted):
+                raise UserError(f"the data has {name} {given}, the tokenizer {wanted}: they must agree")
+        self.tokenizer = AudioTokenizer(self.config)
+        self.health = CodebookHealth("rvq", self.tokenizer.codebook_size)
+        if self.gan.weight:
+            self.discriminator = STFTDiscriminator(self.config.channels, self.gan.filters, tuple(self.gan.windows))
+        self.configure_common()
+
+    def extra(self) -> dict[str, Any]:
+        return super().extra() | {"norms": {name: list(pair) for name, pair in self._norms.items()}}
+
+    def restore_extra(self, extra: dict[str, Any]) -> None:
+        super().restore_extra(extra)
+        self._norms = {name: (total, weight) for name, (total, weight) in extra.get("norms", {}).items()}
+
+    # ---- What a reconstruction is worth --------------------------------------------------------------------------
+
+    def signal(self, out: Any) -> Tensor:
+        return out.samples
+
+    def flat_codes(self, out: Any) -> Tensor:
+        return out.codes.transpose(1, 2).reshape(-1, out.codes.shape[1])
+
+    def reconstruction_losses(self, out: Tensor, target: Tensor) -> Losses:
+        """Waveform, log-mel and STFT losses of [B, C, T]."""
+        w, d = self.weights, out - target
+        losses: Losses = {}
+        if w.l1:
+            losses["l1"] = w.l1 * d.abs().mean()
+        if w.l2:
+            losses["l2"] = w.l2 * d.square().mean()
+        if self.share >= w.spectral_from:
+            if w.stft:
+                losses["stft"] = w.stft * spectral_loss(out, target, tuple(w.stft_windows))
+            if w.mel:
+                losses["mel"] = w.mel * mel_loss(out, target, self.config.sample_rate, tuple(w.mel_windows))
+        return losses
+
+    def quantizer_losses(self, losses: Losses) -> Losses:
+        return {name: self.weights.commitment * value for name, value in losses.items() if self.weights.commitment}
+
+    def quality(self, out: Tensor, target: Tensor) -> dict[str, Tensor]:
+        error = (out - target).square().mean().clamp_min(1e-10)
+        return {"snr_db": 10 * torch.log10(target.square().mean().clamp_min(1e-10) / error)}
+
+    def backward_of(self, losses: Losses, out: Tensor, share: float) -> None:
+        """With the balancer each item's gradient is, for each loss, of the length of its share of the weights."""
+        if not self.weights.balance:
+            super().backward_of(losses, out, share)
+            return
+        w, heard = self.weights, self.heard
+        weights = {"l1": w.l1, "l2": w.l2, "stft": w.stft, "mel": w.mel}
+        weights |= {"adversarial": heard * self.gan.weight, "features": heard * self.gan.feature_matching}
+        at_waveform = {name: value for name, value in losses.items() if name in weights}
+        total = sum(weights[name] for name in at_waveform)
+        gradient = torch.zeros_like(out)
+        for name, value in at_waveform.items():
+            (g,) = torch.autograd.grad(value, out, retain_graph=True)
+            g = g * (len(out) / weights[name])  # of one item and of weight 1, however large the part and far the ramp
+            norm = g.flatten(1).norm(dim=1).mean()
+            self._seen[name] = self._seen.get(name, 0) + share * norm
+            before = self._norms.get(name)
+            usual = before[0] / before[1] if before else norm
+            gradient += (weights[name] / total) * g / (usual + 1e-12)
+        rest = [value for name, value in losses.items() if name not in weights]
+        if rest:
+            (share * torch.stack(rest).sum()).backward(retain_graph=True)
+        out.backward(share / len(out) * gradient)
+
+    def _step(self, optimizers: list[Any], judged: bool) -> dict[str, Tensor]:
+        for name, norm in self._seen.items():
+            total, weight = self._norms.get(name, (torch.zeros_like(norm), 0.0))
+            decay = self.weights.balance_decay
+            self._norms[name] = (total.to(norm) * decay + self._mean(norm), weight * decay + 1.0)
+        self._seen = {}
+        return super()._step(optimizers, judged)
+
+    # ---- To hear and to see --------------------------------------------------------------------------------------
+
+    def show(self, name: str, target: Tensor, out: Tensor, step: int) -> None:
+        """Originals and reconstructions one after the other as WAV; their spectrograms, originals above, as PNG."""
+        pairs = list(zip(target[:SHOWN_SOUNDS].float().cpu(), out[:SHOWN_SOUNDS].float().clamp(-1, 1).cpu(), strict=True))
+        rate = self.config.sample_rate
+        heard = torch.cat([torch.cat(pair, -1) for pair in pairs], -1)
+        rows = [torch.cat([draw_spectrogram(pair[i], rate) for pair in pairs], -1) for i in (0, 1)]
+        seen = torch.cat(rows, -2)
+        folder = Path(self.trainer.default_root_dir) / name
+        folder.mkdir(parents=True, exist_ok=True)
+        save_audio(folder / f"step-{step:07d}.wav", heard, rate)
+        save_image(folder / f"step-{step:07d}.png", seen)
+        for logger in self.trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_audio(name, heard.mean(0, keepdim=True), step, sample_rate=rate)
+                logger.experiment.add_image(f"{name}-spectrograms", (seen + 1) / 2, step)
+
+    def measure(self, samples: Tensor, show: bool) -> Sums:
+        """SI-SDR of [B, C, T] by number of levels, and with all of them."""
+        tokenizer = self.average.model if self.average else self.tokenizer
+        if not self.quantizes_to_validate():
+            found = {"si_sdr_db": tokenizer(samples, quantize=False).samples}
+        else:
+            codes = tokenizer.encode(samples)
+            scales = tokenizer.scales(samples)
+            levels = range(1, codes.shape[1] + 1)
+            by_level = {f"si_sdr_db_{k}": tokenizer.decode(codes[:, :k], samples.shape[-1], scales) for k in levels}
+            found = {"si_sdr_db": by_level[f"si_sdr_db_{levels[-1]}"]} | by_level
+        if show:
+            self.show("validation", samples, found["si_sdr_db"], self.steps_done)
+        quality = {
+            name: scale_invariant_signal_distortion_ratio(out.float(), samples, zero_mean=True).clamp(-50, 100)
+            for name, out in found.items()
+        }
+        return {name: (value.sum(), value.numel()) for name, value in quality.items()}

@@ -1,0 +1,347 @@
+"""Lightning shell that trains the decoder on packed batches.
+
+The loss of a position is the cross-entropy over the ids that the grammar allows there (`loss_over="allowed"`) or over all
+ids; legal sets reach the model as data (`unitok.model.loss`).
+"""
+
+import logging
+import math
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from unitok.errors import UserError
+from unitok.hardware import peak_flops
+from unitok.model.costs import count
+from unitok.model.decoder import Decoder, DecoderConfig
+from unitok.model.loss import Loss, next_id_loss
+from unitok.training.finetune import choose_trained, start_decoder
+from unitok.training.lora import LowRank, add_lora
+from unitok.training.monitor import NormWatch
+from unitok.training.optim import Start, build_optimizers, default_rates
+from unitok.training.sharding import reshard, shard
+from unitok.training.shell import Sums, TrainingShell, WeightAverage, add_sums, check_same, warmup_linear
+
+log = logging.getLogger("unitok")
+SETTLED = 50  # steps after which the gradient's norm is known well enough to tell what is unusual
+MOST_SKIPPED = 5  # batches in a row that may be skipped
+
+
+class DecoderTraining(TrainingShell):
+    """Trains a decoder on a `TokenShards` data module, whose vocabulary it takes over.
+
+    Args:
+        decoder: architecture; `vocab_size` comes from the data.
+        steps: length of the training in batches; or
+        minutes: its length in minutes, which become steps after a short probe; or
+        ids: its length in ids.
+        optimizer: `muon` (Muon for the blocks' matrices, AdamW for the rest) or `adamw`.
+        learning_rate: peak of AdamW. muon_rate: peak of Muon. Both are reached after `warmup_steps`, held for `hold` of
+            the run, and fall linearly to a fiftieth. By default 1e-2 and 0.02, for a few million parameters and minutes
+            (docs/notes.md); larger presets have smaller ones. Where training starts from weights, a tenth and less
+            (`default_rates`). betas: AdamW's. weight_decay: on matrices.
+        muon_iterations: of Newton-Schulz; where steps are small, as on a CPU, 3 of them pay.
+        half_life: ids after which AdamW's second moment has forgotten half; sets the second of `betas` by the size of the
+            batch (Marek et al. 2025, "Small batch size training for language models").
+        accumulate: pieces a batch is cut into, each with a forward and backward pass of its own; the step is the same.
+        clip: largest norm of the gradient, 0 for none.
+        z_loss: weight of the squared log-normaliser.
+        loss_over: `allowed` (the ids that the grammar allows at each place) or `all`.
+        compile: compile the blocks (torch.compile); the first steps then take a minute or more, and the norms of queries, keys
+            and outputs are not logged.
+        ema_decay: of the moving average of the weights, which is what a bundle takes then; 0 for none.
+        skip_above: a batch whose gradient's norm is not finite, or more than this many times the usual, is skipped and
+            counted; after five in a row the run stops, with the last good checkpoint in place.
+        start_from: a bundle, or a decoder's folder with its vocab.json, to take architecture and weights from. Its vocabulary
+            must be the data's, or the beginning of it: rows of new ids are then added.
+        freeze: patterns of parameter names that are not trained, as in `model.layers.*`.
+        only_new_ids: train only the rows of embedding and head that were added (Chern et al. 2024, "ANOLE").
+        lora: train low-rank differences of matrices alone, with AdamW (needs peft); a bundle takes the sums.
+        log_every: steps between two lines of the log.
+    """
+
+    kind = "decoder"
+    roots = ("log_normaliser",)
+
+    def __init__(
+        self,
+        decoder: DecoderConfig,
+        steps: int | None = None,
+        minutes: float | None = None,
+        ids: float | None = None,
+        optimizer: Literal["muon", "adamw"] = "muon",
+        learning_rate: float | None = None,
+        muon_rate: float | None = None,
+        muon_iterations: int = 5,
+        warmup_steps: int = 30,
+        hold: float = 0.3,
+        betas: tuple[float, float] = (0.9, 0.95),
+        half_life: float | None = None,
+        weight_decay: float = 0.0,
+        clip: float = 1.0,
+        z_loss: float = 1e-5,
+        loss_over: Literal["allowed", "all"] = "allowed",
+        accumulate: int = 1,
+        compile: bool = False,
+        ema_decay: float = 0.0,
+        skip_above: float = 10.0,
+        start_from: str | None = None,
+        freeze: list[str] | None = None,
+        only_new_ids: bool = False,
+        lora: LowRank | None = None,
+        log_every: int = 20,
+    ):
+        super().__init__(steps, minutes, log_every, ids)
+        self.config = decoder
+        self.optimizer_name, self.given_rates = optimizer, (learning_rate, muon_rate)
+        self.muon_iterations = muon_iterations
+        self.warmup_steps, self.hold, self.betas = warmup_steps, hold, (betas[0], betas[1])
+        self.weight_decay, self.clip, self.z_loss, self.loss_over = weight_decay, clip, z_loss, loss_over
+        self.compiles, self.ema_decay, self.skip_above = compile, ema_decay, skip_above
+        self.half_life, self.accumulate, self.lora = half_life, accumulate, lora
+        self.start_from, self.frozen, self.only_new_ids = start_from, freeze or [], only_new_ids
+        if accumulate < 1 or (half_life is not None and half_life <= 0):
+            raise UserError(f"accumulate {accumulate} must be at least 1, half_life {half_life} above 0 ids")
+        if lora is not None and only_new_ids:
+            raise UserError("lora and only_new_ids train different parameters: choose one")
+        if only_new_ids and not start_from:
+            raise UserError("only_new_ids needs start_from: the decoder whose old ids stay as they are")
+        self.average: WeightAverage | None = None
+        self.usual_norm = 0.0  # moving average of the gradient's norm
+        self.skipped, self.skipped_in_a_row = 0, 0
+        self._good_loss: Tensor | float = 0.0
+        self.manifest: dict[str, Any] = {}
+        self._ids: Tensor | int = 0  # that were trained on since the pace was last looked at
+
+    def configure_model(self) -> None:
+        """Build the decoder for the vocabulary of the data."""
+        if hasattr(self, "decoder"):
+            return
+        data = self.data
+        if not hasattr(data, "vocab"):
+            raise UserError("the decoder trains on token shards: set data.class_path to unitok.data.modules.TokenShards")
+        training = data.training_data()
+        vocab, grammar = data.vocab, training.grammar
+        if self.config.vocab_size not in (0, vocab.size):
+            raise UserError(
+                f"model.decoder.vocab_size is {self.config.vocab_size}, the vocabulary of {data.path} has {vocab.size} ids: "
+                "leave it out"
+            )
+        self.manifest, self.legal_sets = vocab.to_manifest(), grammar.kinds
+        #: What is logged apart: each modality, and each level of those that have several.
+        self.names = {m: [(r.offset, r.stop) for r in vocab.body(m)] for m in vocab.spans}
+        for modality in vocab.spans:
+            body = vocab.body(modality)
+            if len(body) > 1:
+                self.names |= {f"{modality}_{level}": [(r.offset, r.stop)] for level, r in enumerate(body)}
+        self.config = replace(self.config, vocab_size=vocab.size)
+        if self.start_from:
+            self.decoder, new = start_decoder(Path(self.start_from), self.config, vocab, str(data.path))
+            self.config = self.decoder.config
+        else:
+            self.decoder, new = Decoder(self.config), 0
+        sets = [training, data.validation_data()]
+        longest, most = max(d.longest for d in sets if d is not None), self.config.max_position_embeddings
+        if longest > most:
+            raise UserError(
+                f"documents of up to {longest} ids, model.decoder.max_position_embeddings is {most}: raise it, or set "
+                f"data.max_length to {most} or less"
+            )
+        self._set_rates()
+        if self.lora is not None:
+            add_lora(self.decoder, self.lora)
+        choose_trained(self.decoder, self.frozen, new if self.only_new_ids else None)
+        if self.ema_decay:
+            self.average = WeightAverage(self.decoder, self.ema_decay)
+        if self.compiles:
+            for layer in self.decoder.model.layers:
+                layer.compile(dynamic=False)
+        if self.device_mesh is not None:
+            if self.only_new_ids:
+                raise UserError("only_new_ids: not with sharded parameters; train with --trainer.strategy ddp")
+            for decoder in (self.decoder, self.average.model) if self.average else (self.decoder,):
+                shard(decoder, self.device_mesh)
+        self.flops_an_id = count(self.config, training.mean_context).flops
+
+    def _set_rates(self) -> None:
+        """The learning rates that were given, or those that fit what training starts from."""
+        start: Start = "scratch" if not self.start_from else "new ids" if self.only_new_ids else "weights"
+        start = "lora" if self.lora is not None else start
+        usual = default_rates(self.config.hidden_size, start)
+        rates = [default if given is None else given for given, default in zip(self.given_rates, usual, strict=True)]
+        self.rate, self.muon_rate = rates
+        if start != "scratch" and self.trainer.is_global_zero:
+            muon = (
+                f", Muon {self.muon_rate:g} (usual: {usual[1]:g})"
+                if (self.optimizer_name, start) == ("muon", "weights")
+                else ""
+            )
+            what = {"weights": "a start from weights", "new ids": "new ids alone", "lora": "low-rank differences"}[start]
+            log.info("learning rates for %s: AdamW %.2g (usual: %.2g)%s", what, self.rate, usual[0], muon)
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        decay = 0.0 if self.only_new_ids else self.weight_decay  # it would move the old rows, too
+        betas = self.betas if self.half_life is None else (self.betas[0], 0.5 ** (self.ids_a_step / self.half_life))
+        how = (self.optimizer_name, self.rate, self.muon_rate, betas, decay, self.muon_iterations)
+        return build_optimizers(self.decoder, *how)
+
+    @property
+    def ids_a_step(self) -> int:
+        """Of all processes, padding included."""
+        return self.data.row_length * self.data.batch_size * self.trainer.world_size
+
+    def on_train_start(self) -> None:
+        """Lengths in ids become steps; each process draws dropout of its own."""
+        self.budget.set_ids(self.steps_done, self.samples_seen * self.data.row_length, self.ids_a_step)
+        if self.trainer.world_size > 1 and self._restored is None:
+            torch.manual_seed(torch.initial_seed() + self.trainer.global_rank)
+        super().on_train_start()
+
+    def speed(self, steps: int, seconds_a_step: float) -> dict[str, float]:
+        """Ids that are not padding a second, of all processes; with the hardware's peak known, its share that was used."""
+        rate = float(self._ids) * self.trainer.world_size / steps / seconds_a_step
+        self._ids = 0
+        found = {"ids_a_second": rate, "teraflops": rate * self.flops_an_id / 1e12}
+        peak = peak_flops(torch.cuda.get_device_name(self.device)) if self.device.type == "cuda" else None
+        if peak:
+            found["mfu"] = rate * self.flops_an_id / (peak * self.trainer.world_size)
+        return found
+
+    def part(self) -> dict[str, Any]:
+        lora = {"lora_scale": self.lora.alpha / self.lora.rank} if self.lora else {}
+        return {"config": asdict(self.config), "vocab": self.manifest} | lora
+
+    def check_part(self, part: dict[str, Any]) -> None:
+        """Errors: `UserError` for a checkpoint of another vocabulary."""
+        if part["vocab"] != self.manifest:
+            raise UserError(
+                f"the checkpoint was trained on another vocabulary ({part['config']['vocab_size']} ids) than "
+                f"{self.data.path} has ({self.config.vocab_size} ids): train on the data that fits, or "
+                "choose another --out"
+            )
+        check_same(
+            asdict(DecoderConfig()) | part["config"],
+            asdict(self.config),
+            "decoder",
+            free=("attention", "dropout", "checkpoint_activations"),
+        )
+
+    def optimize(self, batch: dict[str, Tensor]) -> dict[str, Tensor | float]:
+        """One step on a packed batch; a bad one changes nothing."""
+        optimizers: Any = self.optimizers()
+        optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
+        factor = warmup_linear(self.steps_done, self.share, self.warmup_steps, self.hold)
+        for o, peak in zip(optimizers, (self.rate, self.muon_rate), strict=False):
+            self.set_rate(o, peak * factor)
+        last = self.budget.over(self.steps_done + 1)
+        logged = self._gradients(batch, measure=last or (self.steps_done + 1) % self.log_every == 0)
+        norm = torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), self.clip or math.inf)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        if not self._accept(float(norm)):
+            self.decoder.zero_grad()  # a step without gradients changes nothing, and is counted
+        optimizers[0].step()
+        for o in optimizers[1:]:
+            if not self.skipped_in_a_row:
+                o.optimizer.step()  # raw, so that Lightning's global_step counts batches
+        if self.skipped_in_a_row:
+            return logged | {"loss": self._good_loss, "gradient_norm": self.usual_norm, "skipped": float(self.skipped)}
+        self._good_loss = logged["loss"]
+        if self.average is not None:
+            self.average.update(self.decoder, self.steps_done)
+        return logged | {"gradient_norm": norm, "skipped": float(self.skipped)}
+
+    def _gradients(self, batch: dict[str, Tensor], measure: bool) -> dict[str, Tensor | float]:
+        """Those of the mean loss over all positions of all processes that count; -> what to log."""
+        rows = len(batch["ids"])
+        if rows % self.accumulate:
+            raise UserError(f"accumulate {self.accumulate}: it must divide data.batch_size {rows}")
+        self.decoder.zero_grad()
+        self._ids = self._ids + (batch["documents"] >= 0).sum()
+        weight = batch["weights"].sum()
+        if self.trainer.world_size > 1:
+            weight = self.trainer.strategy.reduce(weight, reduce_op="mean")  # gradients are averaged over processes
+        weight = weight.clamp_min(1.0)
+        sums: Sums = {}
+        for number in range(self.accumulate):
+            piece = {key: value[number :: self.accumulate] for key, value in batch.items()}
+            loss, found = self.losses(piece, measure)
+            if number < self.accumulate - 1:
+                (loss / weight).backward()  # kept in this process: DDP hears of the last one only
+            else:
+                self.manual_backward(loss / weight)
+            add_sums(sums, found)
+        total, _ = sums.pop("loss")
+        return {"loss": total / weight} | self.means(sums)
+
+    def _accept(self, norm: float) -> bool:
+        """Whether to learn from a batch with a gradient of that norm, which is the same in all processes."""
+        known = self.steps_done >= SETTLED
+        if math.isfinite(norm) and not (known and self.skip_above and norm > self.skip_above * self.usual_norm):
+            share = 0.02 if known else 1 / (self.steps_done + 1)
+            self.usual_norm += share * (norm - self.usual_norm)
+            self.skipped_in_a_row = 0
+            return True
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        step, usual = self.steps_done + 1, self.usual_norm
+        log.warning("step %d: skipped a batch, its gradient's norm is %.3g (%.3g is usual)", step, norm, usual)
+        if self.skipped_in_a_row >= MOST_SKIPPED:
+            raise UserError(
+                f"step {step}: {MOST_SKIPPED} batches in a row with gradients of norm {norm:.3g} and the like, {usual:.3g} is "
+                "usual; the newest checkpoint is good: lower the learning rate and go on with --resume auto"
+            )
+        return False
+
+    @property
+    def healthy(self) -> bool:
+        return not self.skipped_in_a_row
+
+    def structure(self) -> dict[str, Any]:
+        names = ("optimizer", "freeze", "only_new_ids", "lora", "averages")
+        lora = [self.lora.rank, *sorted(self.lora.targets)] if self.lora else []
+        return dict(zip(names, (self.optimizer_name, self.frozen, self.only_new_ids, lora, bool(self.ema_decay)), strict=True))
+
+    def extra(self) -> dict[str, Any]:
+        return {"usual_norm": self.usual_norm, "skipped": self.skipped}
+
+    def restore_extra(self, extra: dict[str, Any]) -> None:
+        self.usual_norm, self.skipped = extra.get("usual_norm", 0.0), extra.get("skipped", 0)
+
+    def losses(self, batch: dict[str, Tensor], measure: bool = True) -> tuple[Tensor, Sums]:
+        """The sum of the losses of all positions, with the gradient; and sums of what to log: `loss`, of which forced ids are a
+        part (they are right for nothing), and with `measure` bits and accuracy by modality."""
+        decoder = self.decoder if self.average is None or self.training else self.average.model
+        with NormWatch(decoder, on=measure and self.training and not self.compiles) as watch:
+            hidden = decoder.hidden(batch["ids"], batch["positions"], batch["documents"], batch["places"])
+        kinds = None if self.loss_over == "all" else self.legal_sets
+        found = next_id_loss(hidden, decoder.lm_head.weight, batch, kinds, self.z_loss, measure)
+        sums: Sums = {"loss": (found.total.detach(), batch["weights"].sum())}
+        if measure:
+            sums |= self._by_modality(batch, found) | {name: (norm, 1.0) for name, norm in watch.found.items()}
+        return found.total, sums
+
+    def _by_modality(self, batch: dict[str, Tensor], found: Loss) -> Sums:
+        """By modality and level bits per id, accuracy and root mean square of the log-normaliser; and the share of padding."""
+        out: Sums = {}
+        targets = batch["targets"].flatten()[found.index]
+        for name, ranges in self.names.items():
+            inside = torch.zeros_like(targets, dtype=torch.bool)
+            for a, b in ranges:
+                inside |= (targets >= a) & (targets < b)
+            if count := int(inside.sum()):
+                out[f"bits_{name}"] = found.nll[inside].sum() / math.log(2), count
+                out[f"accuracy_{name}"] = found.right[inside].sum(), count
+                out[f"log_normaliser_{name}"] = found.log_normaliser[inside].square().sum(), count
+        empty = batch["documents"] < 0
+        rows = ~empty.all(1)  # a row without documents was made to have one
+        return out | {"padding": (empty[rows].sum(), empty[rows].numel())}
+
+    def measure(self, batch: dict[str, Tensor], show: bool) -> Sums:
+        """Loss, bits and accuracy, as in training."""
+        _, sums = self.losses(batch)
+        reshard(self.average.model if self.average else self.decoder)
+        return sums

@@ -1,0 +1,355 @@
+"""What all training runs share: the step counter, schedules, budgets in minutes, and exact resume.
+
+Networks know nothing of this; a `TrainingShell` is a thin LightningModule around one. Choices:
+
+- Optimisation is manual, with a counter of our own, because Lightning's `global_step` counts every optimizer's step.
+- The plan of a budget in minutes (`budget.py`) is kept in the checkpoint.
+- A checkpoint holds plain types and tensors only (it loads with `weights_only=True`): weights, optimizers, counters,
+  random state, and the position in the data as a count of samples.
+- What the command line and YAML say wins over what a checkpoint remembers: checkpoints carry no hyperparameters.
+"""
+
+import copy
+import logging
+import math
+import random
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+
+from unitok.errors import UserError
+from unitok.training.budget import Budget
+
+log = logging.getLogger(__name__)
+
+
+def warmup_linear(step: int, share: float, warmup_steps: int, hold: float = 0.0, final: float = 0.02) -> float:
+    """Factor on the learning rate: linear warm-up by steps, flat to `hold` of the run, then linearly down to `final`."""
+    decay = 1.0 if share <= hold else final + (1 - final) * (1 - share) / (1 - hold)
+    return min(1.0, (step + 1) / max(1, warmup_steps)) * decay
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor that is sharded over processes (a DTensor); any other as it is."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+class WeightAverage(torch.nn.Module):
+    """A moving average of a network's weights, in `model`; younger weights count more at the start."""
+
+    def __init__(self, network: torch.nn.Module, decay: float):
+        super().__init__()
+        self.model: Any = copy.deepcopy(network).requires_grad_(False).eval()
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, network: torch.nn.Module, step: int) -> None:
+        """After step number `step`; buffers, such as codebooks, are copied."""
+        mine, theirs = ([local(p.detach()) for p in each.parameters()] for each in (self.model, network))
+        torch._foreach_lerp_(mine, theirs, 1 - min(self.decay, (1 + step) / (10 + step)))
+        for to, of in zip(self.model.buffers(), network.buffers(), strict=True):
+            to.copy_(of)
+
+
+#: By name, sums of what is to be averaged and of the weights that this has: means of parts of any size come out right.
+Sums = dict[str, tuple[Tensor | float, Tensor | float]]
+
+
+def add_sums(sums: Sums, more: Sums) -> None:
+    """Add `more` to `sums`, in place."""
+    for name, (total, weight) in more.items():
+        before = sums.get(name, (0.0, 0.0))
+        sums[name] = before[0] + total, before[1] + weight
+
+
+class TrainingShell(L.LightningModule):
+    """Base of all training modules.
+
+    A subclass gives `optimize(batch) -> dict of named numbers to log`, does its own backward and optimizer steps there,
+    measures what validation is to say in `measure(batch)`, and describes itself in `part()`.
+    """
+
+    kind = ""
+    roots: tuple[str, ...] = ()  # how the names of metrics begin that are roots of means
+    shown: tuple[str, ...] = ()  # what the progress bar shows beside the loss
+
+    def __init__(self, steps: int | None, minutes: float | None, log_every: int = 20, ids: float | None = None):
+        super().__init__()
+        self.automatic_optimization = False
+        self.budget = Budget(steps, minutes, ids)
+        self.steps_done = 0
+        self.samples_seen = 0
+        self.log_every = log_every
+        self.share = 0.0  # of the run that is over, when the step began
+        self._last_loss: Tensor | float = 0.0
+        self.settings: dict[str, Any] = {}  # what the run was asked for, by name, as plain values; kept in every checkpoint
+        self._settings_before: dict[str, Any] = {}  # those of the checkpoint it goes on from
+        self._restored: list[dict[str, Any]] | None = None  # random states, by process
+        self._timed = (0, 0.0)  # step and time at which the pace was last looked at
+        self._validates = 0  # how often in the run, unless the Trainer has an interval of its own
+        self._measured: Sums = {}  # in the validation that goes on
+
+    def optimize(self, batch: Any) -> dict[str, Tensor | float]:
+        """One step on a batch; -> what to log, the first of which the progress bar shows."""
+        raise NotImplementedError
+
+    def part(self) -> dict[str, Any]:
+        """`kind`, `config` and whatever else is needed to use the weights, as plain values; kept in every checkpoint."""
+        raise NotImplementedError
+
+    @property
+    def data(self) -> Any:
+        """The data module of the run."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    def _agreed(self, value: Any) -> Any:
+        """The first process's value, where clocks decide: all processes must do the same."""
+        by_clock = self.budget.minutes is not None and self.trainer.world_size > 1
+        return self.trainer.strategy.broadcast(value) if by_clock else value
+
+    def training_step(self, batch: Any, batch_index: int) -> None:
+        """One step of the subclass, with what all share around it: counting, planning, logging, stopping."""
+        self.share = self.budget.share(self.steps_done)
+        logged = self.optimize(batch)
+        self._last_loss = next(iter(logged.values()))
+        self.steps_done += 1
+        first = batch if isinstance(batch, Tensor) else next(iter(batch.values()))
+        self.samples_seen += first.shape[0] * self.trainer.world_size
+        self.budget.tick(self.steps_done, self._agreed(self.budget.clock()))
+        over, share = self.budget.over(self.steps_done), self.budget.share(self.steps_done)
+        if self._validates:
+            due = over or int(share * self._validates + 1e-9) > int(self.share * self._validates + 1e-9)
+            self.trainer.val_check_batch = 1 if due else math.inf  # Lightning looks at it after each batch
+        if self.steps_done % self.log_every == 0 or over:
+            values = {name: float(value) for name, value in logged.items()}
+            loss, *rest = values
+            values[loss] = self._mean_everywhere(values[loss])
+            self.log(loss, values[loss], prog_bar=True)
+            for name in rest:
+                self.log(name, values[name], prog_bar=name in self.shown)
+            self.log("learning_progress", self.share)
+            for name, count in getattr(self.data, "check_files", dict)().items():
+                self.log(name, count)
+            for name, value in self._pace().items():
+                self.log(name, value, prog_bar=name in self.shown)
+            if not np.isfinite(values[loss]):
+                raise UserError(f"step {self.steps_done}: the {loss} is {values[loss]}; lower the learning rate")
+        if over:
+            self.trainer.should_stop = True
+
+    def measure(self, batch: Any, show: bool) -> Sums:
+        """What validation says of a batch; `show`: whether to leave something to look at, too."""
+        raise NotImplementedError
+
+    def validation_step(self, batch: Any, batch_index: int) -> None:
+        """Add a batch to what is measured. There is none where none of its files could be read."""
+        if batch is not None:
+            found = self.measure(batch, show=batch_index == 0 and self.trainer.is_global_zero)
+            add_sums(self._measured, {name: (float(total), float(weight)) for name, (total, weight) in found.items()})
+
+    def on_validation_epoch_end(self) -> None:
+        """Log means over all that was measured, by all processes, under names that begin with `val_`."""
+        parts: list[Any] = [self._measured]
+        if self.trainer.world_size > 1:
+            parts = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(parts, self._measured)
+        sums: Sums = {}
+        for part in parts:
+            add_sums(sums, part)
+        self._measured = {}
+        for number, (name, value) in enumerate(self.means(sums).items()):
+            self.log(f"val_{name}", float(value), prog_bar=number == 0)
+        for name, count in getattr(self.data, "check_files", dict)().items():
+            if name.startswith("val_"):
+                self.log(name, count)
+
+    test_step = validation_step
+    on_test_epoch_end = on_validation_epoch_end
+
+    def means(self, sums: Sums) -> dict[str, Tensor | float]:
+        """Of sums that have a weight; of those in `roots` the roots of it."""
+        found = {name: total / weight for name, (total, weight) in sums.items() if weight}
+        return {name: mean**0.5 if name.startswith(self.roots or "\0") else mean for name, mean in found.items()}
+
+    def _mean_everywhere(self, value: float) -> float:
+        """The mean over all processes."""
+        if self.trainer.world_size == 1:
+            return value
+        return float(self.trainer.strategy.reduce(torch.tensor(value, device=self.device), reduce_op="mean"))
+
+    def _pace(self) -> dict[str, float]:
+        """Since it was last asked: seconds a step, what `speed` makes of them, and the minutes that are left."""
+        (step, then), now = self._timed, time.monotonic()
+        self._timed = (self.steps_done, now)
+        if self.steps_done <= step:
+            return {}
+        seconds = (now - then) / (self.steps_done - step)
+        left = self.budget.minutes_left(self.steps_done, seconds)
+        return (
+            {"seconds_a_step": seconds}
+            | self.speed(self.steps_done - step, seconds)
+            | ({} if left is None else {"minutes_left": left})
+        )
+
+    def speed(self, steps: int, seconds_a_step: float) -> dict[str, float]:
+        """What else to log of the pace of the last `steps` steps."""
+        return {}
+
+    def set_rate(self, optimizer: Any, rate: float) -> None:
+        """Set the learning rate of every group; never taken from a checkpoint, so that what the user says now wins."""
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+
+    def on_train_start(self) -> None:
+        """Start the clock; on resume, make settings and random numbers what they should be."""
+        self.budget.begin()
+        self._timed = (self.steps_done, time.monotonic())
+        rank, processes = self.trainer.global_rank, self.trainer.world_size
+        data: Any = getattr(self.trainer.train_dataloader, "dataset", None)
+        found = {"content of data.path": data.content()} if hasattr(data, "content") else {}
+        self.settings |= {"processes": processes} | found
+        if self._restored is not None:
+            log.info("resumed from %s at step %d%s", self.trainer.ckpt_path, self.steps_done, self._changes())
+            self._assert_settings()
+            if len(self._restored) == processes:
+                _set_random_state(self._restored[rank])
+            else:  # another number of processes: the data goes on in order, random numbers start anew
+                torch.manual_seed(self.samples_seen + rank)
+            self._restored = None
+        if self.budget.over(self.steps_done):
+            self.trainer.should_stop = True
+        given = self.trainer.val_check_batch != math.inf  # by val_check_interval, or by what makes epochs of the endless data
+        self._validates = 0 if given else getattr(self.data, "validations", 0)
+
+    def _changes(self) -> str:
+        """What is asked for now that was not when the checkpoint was written, for people."""
+        both = self._settings_before.keys() & self.settings.keys()
+        changed = [k for k in self.settings if k in both and self._settings_before[k] != self.settings[k]]
+        told = [f"{name} {self._settings_before[name]} -> {self.settings[name]}" for name in changed]
+        return f"; changed: {', '.join(told).replace(' None', ' unset')}" if told else ""
+
+    def _assert_settings(self) -> None:
+        """Give the optimizers the settings asked for now, in place of those that came with their state."""
+        asked: Any = self.configure_optimizers()
+        asked = asked if isinstance(asked, list) else [asked]
+        actual: Any = self.optimizers(use_pl_optimizer=False)
+        actual = actual if isinstance(actual, list) else [actual]
+        for mine, wanted in zip(actual, asked, strict=True):
+            for group, fresh in zip(mine.param_groups, wanted.param_groups, strict=True):
+                group.update({key: value for key, value in fresh.items() if key != "params"})
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what an exact resume needs; errors: `UserError` where the loss is no number, so that no such weights are kept."""
+        if not np.isfinite(float(self._last_loss)):
+            raise UserError(f"step {self.steps_done}: the loss is {float(self._last_loss)}; lower the learning rate")
+        checkpoint["unitok"] = {
+            "kind": self.kind,
+            "part": self.part(),
+            "structure": self.structure(),
+            "steps_done": self.steps_done,
+            "samples_seen": self.samples_seen,
+            "budget": self.budget.state(),
+            "settings": self.settings,
+            "random": self._random_states(),
+            "extra": self.extra(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it back; errors: `UserError` for a checkpoint of another kind, part or structure."""
+        state = checkpoint.get("unitok") or {}
+        if state.get("kind") != self.kind:
+            raise UserError(f"the checkpoint is of {state.get('kind') or 'another program'}, this run trains {self.kind}")
+        if "structure" not in state:
+            raise UserError("the checkpoint was written by an earlier version of unitok: start again with another --out")
+        self.check_part(state["part"])
+        if self.trainer.state.fn == "fit":
+            check_same(state["structure"], self.structure(), "model")
+        self.steps_done, self.samples_seen = state["steps_done"], state["samples_seen"]
+        self.budget.restore(state["budget"], self.steps_done)
+        self.share = self.budget.share(self.steps_done)
+        self._restored, self._settings_before = state["random"], state.get("settings") or {}
+        self.restore_extra(state.get("extra") or {})
+
+    def _random_states(self) -> list[dict[str, Any]]:
+        """Of all processes: each draws random numbers of its own."""
+        states: list[Any] = [_random_state()]
+        if self.trainer.world_size > 1:
+            mine, states = states[0], [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(states, mine)
+        return states
+
+    @property
+    def healthy(self) -> bool:
+        """Whether a checkpoint of this moment is worth keeping."""
+        return True
+
+    def structure(self) -> dict[str, Any]:
+        """Settings that decide which tensors a checkpoint has; a run cannot go on with others."""
+        return {}
+
+    def extra(self) -> dict[str, Any]:
+        """What else a run that goes on needs, as plain values and tensors."""
+        return {}
+
+    def restore_extra(self, extra: dict[str, Any]) -> None:
+        """Inverse of `extra`."""
+
+    def average_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Make gradients the mean over all processes.
+
+        For steps with several backwards. They call `loss.backward()`: `manual_backward` would wake DDP's hooks, which
+        know one backward a step.
+        """
+        if self.trainer.world_size == 1:
+            return
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        flat = torch.cat([g.reshape(-1) for g in gradients])
+        torch.distributed.all_reduce(flat)
+        flat /= self.trainer.world_size
+        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    def check_part(self, part: dict[str, Any]) -> None:
+        """Raise `UserError` where a checkpoint's part cannot be gone on with."""
+
+
+def check_same(saved: dict[str, Any], asked: dict[str, Any], what: str, free: tuple[str, ...] = ()) -> None:
+    """Raise `UserError` naming the first field in which a checkpoint's configuration differs from the one asked for.
+
+    `free`: fields that may differ.
+    """
+    for key, value in asked.items():
+        if key in free:
+            continue
+        old = saved.get(key)
+        same = list(old) == list(value) if isinstance(value, list | tuple) and isinstance(old, list | tuple) else old == value
+        if not same:
+            raise UserError(f"{what}.{key} is {value}, the checkpoint has {old}: choose another --out or the same value")
+
+
+def _random_state() -> dict[str, Any]:
+    kind, keys, place, has_gauss, cached = np.random.get_state()  # noqa: NPY002 (Lightning seeds it)
+    state: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "numpy": [str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), int(place), int(has_gauss), float(cached)],
+        "python": repr(random.getstate()),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    import ast
+
+    torch.set_rng_state(state["torch"])
+    kind, keys, place, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), place, has_gauss, cached))  # noqa: NPY002
+    random.setstate(ast.literal_eval(state["python"]))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

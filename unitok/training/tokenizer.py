@@ -1,0 +1,298 @@
+"""What the trainings of the image and the audio tokenizer share: one step, the codebook's life, the discriminator's.
+
+Both warm up without quantisation (the codebook then starts, by k-means, from an encoder that already says something),
+quantise from `quantize_from` of the run on, and sum their losses by name; every term logged is a term optimised.
+
+A step may go through its batch in parts (`accumulate`), and processes share it; the codebook learns from the whole
+batch, once. Gradients are averaged over processes here and not by DDP, whose hooks know one backward pass a step.
+The discriminator costs nothing before `gan.start`; then it learns alone for `gan.ahead` of the run, and the generator
+hears of it by a weight that ramps up over `gan.ramp`.
+"""
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from unitok.errors import UserError
+from unitok.training.codebook_usage import CodebookHealth
+from unitok.training.discriminators import LogitAverages
+from unitok.training.losses import discriminator_loss, feature_loss, generator_loss, lecam_loss
+from unitok.training.shell import TrainingShell, WeightAverage, check_same, warmup_linear
+
+Losses = dict[str, Tensor]
+
+
+def adamw(parameters: Iterable[torch.nn.Parameter], rate: float, betas: tuple[float, float], decay: float) -> torch.optim.AdamW:
+    """AdamW, fused, with decay on matrices and kernels only."""
+    kept = [p for p in parameters if p.requires_grad]
+    groups = [
+        {"params": [p for p in kept if p.ndim >= 2], "weight_decay": decay},
+        {"params": [p for p in kept if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=rate, betas=betas, fused=True)
+
+
+class TokenizerTraining(TrainingShell):
+    """A tokenizer's training; a subclass builds `tokenizer`, `health`, `average` and `discriminator` in `configure_model`
+    and says what a reconstruction's losses and quality are.
+
+    Args: see the subclasses. `gan`: when and how the generator hears of the discriminator.
+    """
+
+    tokenizer: Any
+    health: CodebookHealth
+    average: WeightAverage | None
+    discriminator: Any
+
+    def __init__(
+        self,
+        config: Any,
+        gan: Any,
+        steps: int | None,
+        minutes: float | None,
+        accumulate: int,
+        learning_rate: float,
+        warmup_steps: int,
+        hold: float,
+        betas: tuple[float, float],
+        weight_decay: float,
+        clip: float,
+        ema_decay: float,
+        quantize_from: float,
+        kmeans_batches: int,
+        codebook_decay: float,
+        log_every: int,
+    ):
+        super().__init__(steps, minutes, log_every)
+        self.config, self.gan = config, gan
+        self.accumulate, self.rate, self.warmup_steps, self.hold = accumulate, learning_rate, warmup_steps, hold
+        self.betas, self.weight_decay, self.clip = (betas[0], betas[1]), weight_decay, clip
+        self.ema_decay, self.quantize_from, self.kmeans_batches = ema_decay, quantize_from, kmeans_batches
+        self.codebook_decay = codebook_decay
+        self.heard = 0.0  # how much of its weight the adversarial loss has by now
+        self._recent: list[Tensor] = []  # latents of the last batches before the codebook starts
+
+    # ---- What a subclass says ------------------------------------------------------------------------------------
+
+    def signal(self, out: Any) -> Tensor:
+        """The reconstruction in what the tokenizer's forward gave."""
+        raise NotImplementedError
+
+    def reconstruction_losses(self, out: Tensor, target: Tensor) -> Losses:
+        """Losses of a reconstruction, weighted, by name; what weighs nothing is left out. In fp32."""
+        raise NotImplementedError
+
+    def quantizer_losses(self, losses: Losses) -> Losses:
+        """The quantizer's own, weighted."""
+        raise NotImplementedError
+
+    def quality(self, out: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """How good a reconstruction is, for people."""
+        raise NotImplementedError
+
+    def flat_codes(self, out: Any) -> Tensor:
+        """int64 [N, levels] of what the tokenizer's forward gave."""
+        raise NotImplementedError
+
+    def show(self, name: str, target: Tensor, out: Tensor, step: int) -> None:
+        """Put a few reconstructions beside their originals, under `name`, on the disk and into TensorBoard."""
+        raise NotImplementedError
+
+    def adversarial_weight(self, losses: Losses, adversarial: Tensor) -> Tensor | float:
+        """A factor on `gan.weight`."""
+        return 1.0
+
+    def backward_of(self, losses: Losses, out: Tensor, share: float) -> None:
+        """Gradients of the losses of a part of the batch, which is `share` of it."""
+        (share * torch.stack(list(losses.values())).sum()).backward()
+
+    # ---- Set-up --------------------------------------------------------------------------------------------------
+
+    def configure_common(self) -> None:
+        """The parts beside the tokenizer, when it is there."""
+        if self.tokenizer.quantizer.learns_by_update:
+            self.tokenizer.quantizer.decay = self.codebook_decay
+        self.average = WeightAverage(self.tokenizer, self.ema_decay) if self.ema_decay else None
+        if self.gan.weight:
+            self.usual = LogitAverages()
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        optimizers: list[torch.optim.Optimizer] = [adamw(self.tokenizer.parameters(), self.rate, self.betas, self.weight_decay)]
+        if self.gan.weight:
+            optimizers.append(adamw(self.discriminator.parameters(), self.gan.learning_rate, (0.5, 0.9), 0.0))
+        return optimizers
+
+    def part(self) -> dict[str, Any]:
+        return {"config": asdict(self.config)}
+
+    def check_part(self, part: dict[str, Any]) -> None:
+        check_same(part["config"], asdict(self.config), "tokenizer")
+
+    def structure(self) -> dict[str, Any]:
+        return {"averages": bool(self.ema_decay), "discriminator": bool(self.gan.weight)}
+
+    def extra(self) -> dict[str, Any]:
+        return {"recent": self._recent}
+
+    def restore_extra(self, extra: dict[str, Any]) -> None:
+        self._recent = list(extra["recent"])
+
+    def quantizes_to_validate(self) -> bool:
+        """Not before training does: until then there is no codebook."""
+        return self.trainer.state.fn != "fit" or self.share >= self.quantize_from
+
+    # ---- One step ------------------------------------------------------------------------------------------------
+
+    def optimize(self, batch: Tensor) -> dict[str, Tensor | float]:
+        """One batch: the tokenizer's step, the codebook's, and the discriminator's where there is one."""
+        optimizers = self.optimizers()
+        optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
+        self.set_rate(optimizers[0], self.rate * warmup_linear(self.steps_done, self.share, self.warmup_steps, self.hold))
+        quantize = self.share >= self.quantize_from
+        if quantize and not self.tokenizer.quantizer.started:
+            self._start_codebook(batch)
+        judged = bool(self.gan.weight) and self.share >= self.gan.start
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        terms: Losses = {}
+        pieces, outs = batch.chunk(self.accumulate), []
+        for piece in pieces:
+            share = len(piece) / len(batch)
+            out = self.tokenizer(piece, quantize=quantize)
+            signal = self.signal(out).float()
+            with torch.autocast(batch.device.type, enabled=False):
+                losses = self.reconstruction_losses(signal, piece) | self.quantizer_losses(out.losses)
+                if judged:
+                    losses |= self._adversarial_losses(signal, piece, losses)
+            self._check_finite(losses)
+            self.backward_of(losses, signal, share)
+            if judged:
+                judgement = self._judge(piece, signal.detach())
+                (share * judgement["discriminator"]).backward()
+                losses |= judgement
+            for name, value in losses.items():
+                terms[name] = terms.get(name, 0) + share * value.detach()
+            outs.append(out)
+        norms = self._step(optimizers, judged)
+        logged: dict[str, Tensor | float] = dict(norms)
+        if judged:
+            self.usual.update(self._mean(terms.pop("real")), self._mean(terms.pop("fake")))
+        signal = torch.cat([self.signal(out).detach().float() for out in outs])
+        if outs[0].low is not None:
+            logged |= self._learn_codebook(torch.cat([out.low for out in outs]), quantize)
+        if quantize:
+            self.health.add(torch.cat([self.flat_codes(out) for out in outs]))
+        if self._logs_next():
+            logged |= self._health()
+        if self.average:
+            self.average.update(self.tokenizer, self.steps_done)
+        self._maybe_show(batch, signal)
+        of_generator = [value for name, value in terms.items() if name != "discriminator"]
+        return {"loss": torch.stack(of_generator).sum(), **self.quality(signal, batch), **terms, **logged}
+
+    def _adversarial_losses(self, out: Tensor, target: Tensor, losses: Losses) -> Losses:
+        """What the discriminator says to the generator, ramping in; nothing while it learns alone."""
+        self.heard = min(1.0, (self.share - self.gan.start - self.gan.ahead) / max(self.gan.ramp, 1e-6))
+        if self.heard <= 0:
+            return {}
+        self.discriminator.requires_grad_(False)
+        logits, features = self.discriminator.with_features(out)
+        adversarial = generator_loss(logits, self.gan.loss)
+        weight = self.gan.weight * self.heard * self.adversarial_weight(losses, adversarial)
+        found = {"adversarial": weight * adversarial}
+        if self.gan.feature_matching:
+            with torch.no_grad():
+                real = self.discriminator.with_features(target)[1]
+            found["features"] = self.gan.feature_matching * self.heard * feature_loss(features, real)
+        self.discriminator.requires_grad_(True)
+        return found
+
+    def _judge(self, real: Tensor, fake: Tensor) -> Losses:
+        """The discriminator's loss; and the means of its logits, for LeCam."""
+        on_real, on_fake = self.discriminator(real), self.discriminator(fake)
+        with torch.autocast(real.device.type, enabled=False):
+            loss = discriminator_loss(on_real, on_fake, self.gan.loss)
+            if self.gan.lecam:
+                loss = loss + self.gan.lecam * lecam_loss(on_real, on_fake, self.usual.real, self.usual.fake)
+        self._check_finite({"discriminator": loss})
+        return {"discriminator": loss, "real": _mean_logit(on_real), "fake": _mean_logit(on_fake)}
+
+    def _step(self, optimizers: list[Any], judged: bool) -> dict[str, Tensor]:
+        """Clip and step the generator and, if it judged, the discriminator; -> norms of their gradients."""
+        networks: list[tuple[str, torch.nn.Module]] = [("gradient_norm", self.tokenizer)]
+        if judged:
+            networks.append(("gradient_norm_discriminator", self.discriminator))
+        norms = {}
+        for name, network in networks:
+            self.average_gradients(network.parameters())
+            norms[name] = torch.nn.utils.clip_grad_norm_(network.parameters(), self.clip)
+        self._check_finite(norms)
+        optimizers[0].step()
+        if judged:
+            optimizers[1].optimizer.step()  # the raw one, so that Lightning's `global_step` counts batches
+        return norms
+
+    def _check_finite(self, losses: Losses) -> None:
+        bad = [name for name, value in losses.items() if not torch.isfinite(value)]
+        if bad:
+            raise UserError(
+                f"step {self.steps_done + 1}: not a finite number: {', '.join(bad)}; the weights of the step before are in the "
+                "last checkpoint; lower the learning rate or the weight of that loss"
+            )
+
+    # ---- Codebook ------------------------------------------------------------------------------------------------
+
+    def _gather(self, low: Tensor) -> Tensor:
+        """[B, N, d] of every process -> [all of them, d], the same everywhere, in the order that one process would have."""
+        everywhere: Any = self.all_gather(low.float())
+        return rearrange(everywhere.reshape(-1, *low.shape), "p b n d -> (b p n) d")
+
+    def _mean(self, value: Tensor) -> Tensor:
+        everywhere: Any = self.all_gather(value)
+        return everywhere.mean()
+
+    def _start_codebook(self, batch: Tensor) -> None:
+        if not self._recent:  # no warm-up
+            with torch.no_grad():
+                lows = [self.tokenizer(piece, quantize=False).low for piece in batch.chunk(self.accumulate)]
+            self._recent = [self._gather(torch.cat(lows))]
+        self.tokenizer.quantizer.start(torch.cat([low.to(batch.device) for low in self._recent]), seed=self.steps_done)
+        self._recent = []
+
+    def _learn_codebook(self, low: Tensor, quantized: bool) -> dict[str, float]:
+        """Once a batch, from all of it."""
+        if not self.tokenizer.quantizer.learns_by_update:
+            return {}
+        vectors = self._gather(low)
+        if quantized:
+            return {"codebook_revived": float(self.tokenizer.quantizer.update(vectors, seed=self.steps_done))}
+        self._recent = [*self._recent[-self.kmeans_batches + 1 :], vectors] if self.kmeans_batches > 1 else [vectors]
+        return {}
+
+    def _logs_next(self) -> bool:
+        return (self.steps_done + 1) % self.log_every == 0 or self.budget.over(self.steps_done + 1)
+
+    def _health(self) -> dict[str, float]:
+        """What there is to log of the codebooks, one number a level; sounds the alarm."""
+        self.health.check(self.steps_done + 1, last=self.budget.over(self.steps_done + 1))
+        found = enumerate(self.health.statistics())
+        return {f"codebook_{name}_{level}": value for level, row in found for name, value in row.items()}
+
+    # ---- To look at and to listen to -----------------------------------------------------------------------------
+
+    show_every = 0
+
+    def _maybe_show(self, batch: Tensor, signal: Tensor) -> None:
+        over = self.budget.over(self.steps_done + 1)
+        due = bool(self.show_every) and ((self.steps_done + 1) % self.show_every == 0 or over)
+        if due and self.trainer.is_global_zero:
+            self.show("reconstructions", batch, signal, self.steps_done + 1)
+
+
+def _mean_logit(logits: Tensor | list[Tensor]) -> Tensor:
+    logits = logits if isinstance(logits, list) else [logits]
+    return torch.stack([each.detach().float().mean() for each in logits]).mean()
