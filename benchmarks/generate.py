@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from common import in_turns, serve, write_results
 
 from unitok.grammar import Grammar, parse_plan
 from unitok.interop.decoder import export_decoder
+from unitok.modalities import build_vocab
 from unitok.model import Decoder
 from unitok.model.decoder import DecoderConfig
 from unitok.model.inference import InferenceDecoder
@@ -39,7 +41,10 @@ TEMPERATURE, TOP_K, SCALE = 0.9, 100, 2.0
 
 def vocabulary() -> Vocab:
     """4,096 text pieces, 1,024 image codes, four levels of 256 codes of sound."""
-    return Vocab.build(text=4096, image=1024, audio=(4, 256))
+    sizes = SimpleNamespace(size=4096, illegal=(), codebook_size=1024, fingerprint=str)
+    return build_vocab(
+        {"text": sizes, "image": sizes, "audio": SimpleNamespace(num_codebooks=4, codebook_size=256, fingerprint=str)}
+    )
 
 
 def make_models(work: Path, size: str) -> Path:

@@ -13,6 +13,7 @@ bound_waiting()  # before PyTorch loads, as the command line does
 import numpy as np
 import pytest
 import torch
+from vocabularies import make_vocab
 
 from unitok.bundle import Unitok, make_untrained
 from unitok.data.prepare.plan import Plan
@@ -53,7 +54,7 @@ def tiny(bundle_folder: Path) -> Unitok:
 
 @pytest.fixture(scope="session")
 def vocab() -> Vocab:
-    return Vocab.build(text=300, image=64, audio=(3, 16), illegal_text=(0,))
+    return make_vocab(text=300, image=64, audio=(3, 16), illegal_text=(0,))
 
 
 @pytest.fixture

@@ -135,7 +135,7 @@ def tree(block: str) -> None:
     """Not code: names of files, each in the folder that its line or a line above it names."""
     seen, top, folder = set(), ROOT, ROOT
     for line in block.splitlines():
-        head = re.match(r"( *)(\w+)/", line)
+        head = re.match(r"( *)([\w/]+)/ ", line)
         if head:
             top, folder = (ROOT / head[2],) * 2 if not head[1] else (top, top / head[2])
         elif re.match(r"  \w+\.py", line):

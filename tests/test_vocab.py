@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from vocabularies import make_vocab
 
 from unitok.document import ROLES, Document, Segment
 from unitok.errors import UserError
@@ -90,7 +91,7 @@ def test_ids_that_no_document_encodes_to_are_refused_with_their_position(vocab, 
 def test_the_manifest_survives_json_and_a_mismatch_names_both_sides(vocab, tmp_path):
     vocab.save(tmp_path / "vocab.json")
     assert Vocab.load(tmp_path / "vocab.json") == vocab
-    other = Vocab.build(text=300, image=128, audio=(3, 16), illegal_text=(0,))
+    other = make_vocab(text=300, image=128, audio=(3, 16), illegal_text=(0,))
     with pytest.raises(UserError, match=r"data has range 'image' of 64 ids at 620, the bundle has 'image' of 128"):
         other.check_covers(vocab, "the bundle", "data")
     (tmp_path / "vocab.json").write_text(json.dumps({"version": 99}))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from unitok.document import Document, Part, RawDocument, Segment
 from unitok.errors import UserError, first_line, read_json
+from unitok.modalities import build_vocab
 from unitok.pretrained import check_replaceable, kind_of, load_state, make_config, settle, whole_folder
 from unitok.vocab import Vocab
 
@@ -350,18 +351,6 @@ def _build_part(name: str, config: dict[str, Any]) -> Any:
     return AudioTokenizer(make_config(AudioTokenizerConfig, config, "the checkpoint"))
 
 
-def build_vocab(text: Any = None, image: Any = None, audio: Any = None, onto: Vocab | None = None) -> Vocab:
-    """The standard vocabulary for some tokenizers; or `onto`, with ranges for them appended, so that no old id moves."""
-    parts = {"text": text, "image": image, "audio": audio}
-    return (Vocab.from_manifest(onto.to_manifest()) if onto else Vocab.start()).extend(
-        text=text.size if text else None,
-        image=image.codebook_size if image else None,
-        audio=(audio.num_codebooks, audio.codebook_size) if audio else None,
-        illegal_text=text.illegal if text else (),
-        fingerprints={name: part.fingerprint() for name, part in parts.items() if part},
-    )
-
-
 def make_bundle(out: Path, paths: dict[str, Path], trust: bool = False, overwrite: bool = False) -> Unitok:
     """Put parts into a bundle, or add them to one that is there; -> it. `paths`: by `text`, `image`, `audio`, `model`.
 
@@ -405,8 +394,8 @@ def _vocab_for(parts: dict[str, Any], old: Unitok | None) -> Vocab:
     """The old vocabulary, extended, where all of its tokenizers are still the same; else a new one."""
     tokenizers = {name: parts[name] for name in TOKENIZERS if parts[name] is not None}
     if old is None or _changed(parts, old):
-        return build_vocab(**tokenizers)
-    return build_vocab(**{n: part for n, part in tokenizers.items() if n not in old.vocab.spans}, onto=old.vocab)
+        return build_vocab(tokenizers)
+    return build_vocab({n: part for n, part in tokenizers.items() if n not in old.vocab.spans}, onto=old.vocab)
 
 
 def make_untrained(out: Path, preset: str = "tiny", seed: int = 0, overwrite: bool = False) -> Unitok:
@@ -435,7 +424,7 @@ def make_untrained(out: Path, preset: str = "tiny", seed: int = 0, overwrite: bo
         assert low is not None
         tokenizer.quantizer.start(low)
         tokenizer.eval()
-    vocab = build_vocab(text, image, audio)
+    vocab = build_vocab({"text": text, "image": image, "audio": audio})
     decoder = Decoder(
         DecoderConfig(vocab.size, 64, 2, 128, num_attention_heads=2, num_key_value_heads=1, head_dim=32, places=32)
     ).eval()

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from unitok.errors import UserError, first_line
+from unitok.errors import UserError, first_line, is_utf8
 
 ROLES = ("none", "system", "user", "assistant")
 PART_TYPES = ("text", "image", "audio")
@@ -89,7 +89,7 @@ class Part:
 
     Args:
         file: what gives the content where `path` is only its name: in an archive, a table, on a server
-            (`unitok.data.storage.Blob`).
+            (`unitok.storage.Blob`).
         view: which part of it, in the words of W3C's media fragments: `t=10,20` (seconds), `crop=1` (a random one), `flip`.
     """
 
@@ -164,15 +164,6 @@ def raw_document(row: Any, folder: Path, where: str, default_id: str) -> RawDocu
         else:
             parts.append(Part(kind, path=folder / value, role=role, loss=loss))
     return RawDocument(default_id if row.get("id") is None else str(row["id"]), tuple(parts), where)
-
-
-def is_utf8(text: str) -> bool:
-    """Whether a text can be written as UTF-8: half of a surrogate pair cannot."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 #: Where `str.splitlines` ends a line although JSON does not; and halves of surrogate pairs, which UTF-8 cannot hold.

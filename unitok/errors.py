@@ -37,6 +37,15 @@ def visible(text: object, lines: bool = False) -> str:
     return _UNSEEN.sub(escape, str(text))
 
 
+def is_utf8(text: str) -> bool:
+    """Whether a text can be written as UTF-8: half of a surrogate pair cannot."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def read_json(path: Path, absent: str, *keys: str) -> dict[str, Any]:
     """The JSON object in a file, which must have `keys`; errors: `UserError` naming the file. absent: what to do where there is none."""
     try:

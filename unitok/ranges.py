@@ -111,6 +111,7 @@ class Span:
         header: names of grid ranges; with a header, the body repeats exactly product-of-the-header times, without one
             any whole number of times, at least once.
         fingerprint: of the tokenizer whose codes these are.
+        kind: which modality it is an instance of (`unitok.modalities`); "" for one of its own name.
     """
 
     modality: str
@@ -119,10 +120,12 @@ class Span:
     end: str | None = None
     header: tuple[str, ...] = ()
     fingerprint: str = ""
+    kind: str = ""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "kind", self.kind or self.modality)
         ends = [name for name in (self.begin, self.end) if name is not None]
-        names = (self.modality, self.fingerprint, *self.body, *self.header, *ends)
+        names = (self.modality, self.kind, self.fingerprint, *self.body, *self.header, *ends)
         if not (isinstance(self.body, tuple) and isinstance(self.header, tuple) and all(isinstance(n, str) for n in names)):
             raise UserError(f"modality {self.modality!r}: body and header are tuples of names, and all names are strings")
 
@@ -180,7 +183,7 @@ def _check_body(modality: str, span: Span, ranges: dict[str, Range]) -> None:
     if strange := [name for name in span.header if ranges[name].kind != "grid"]:
         raise UserError(f"{modality}: its header names {strange[0]!r}, whose values are no sides of a grid")
     body = [ranges[name] for name in span.body]
-    kind = "text" if modality == "text" else "codes"
+    kind = "codes" if span.begin else "text"
     if not body or any(r.kind != kind for r in body):
         raise UserError(f"{modality}: its body is one range of kind {kind!r} for each level, and at least one")
     if [r.level for r in body] != list(range(len(body))):
@@ -190,9 +193,9 @@ def _check_body(modality: str, span: Span, ranges: dict[str, Range]) -> None:
 
 
 def _check_ends(modality: str, span: Span, specials: dict[str, int]) -> None:
-    if modality == "text":
-        if span.begin or span.end or span.header or len(span.body) > 1:
-            raise UserError("text: a bare stretch of one range, without begin, end, header and levels")
+    if not span.begin and not span.end:
+        if span.header or len(span.body) > 1:
+            raise UserError(f"{modality}: a bare stretch of one range, without begin, end, header and levels")
         return
     if not span.begin or not span.end or span.begin == span.end:
         raise UserError(f"{modality}: needs a begin and an end id, two different ones: text alone stands bare")

@@ -63,18 +63,6 @@ class Vocab:
     # ---- Making --------------------------------------------------------------------------------------------------
 
     @classmethod
-    def build(
-        cls,
-        text: int | None = None,
-        image: int | None = None,
-        audio: tuple[int, int] | None = None,
-        illegal_text: tuple[int, ...] = (),
-        fingerprints: dict[str, str] | None = None,
-    ) -> "Vocab":
-        """The standard layout for `text` pieces, `image` codes and `audio` = (levels, codes a level); None leaves one out."""
-        return cls.start().extend(text, image, audio, illegal_text, fingerprints)
-
-    @classmethod
     def start(cls) -> "Vocab":
         """The special ids alone."""
         vocab = cls([Range("special", "special", 0, SPECIAL_COUNT)])
@@ -82,41 +70,24 @@ class Vocab:
             vocab.specials[name] = len(vocab.specials)
         return vocab
 
-    def extend(
-        self,
-        text: int | None = None,
-        image: int | None = None,
-        audio: tuple[int, int] | None = None,
-        illegal_text: tuple[int, ...] = (),
-        fingerprints: dict[str, str] | None = None,
-    ) -> "Vocab":
-        """Append the standard modalities that are given, arguments as for `build`; -> itself."""
-        prints = fingerprints or {}
-        if text is not None:
-            self.add(Span("text", ("text",), fingerprint=prints.get("text", "")), [text], illegal_text)
-        if image is not None:
-            if all(r.name != "grid" for r in self.ranges):
-                self.ranges.append(Range("grid", "grid", self.size, GRID_SIZES))
-            self.add(Span("image", ("image",), "<image>", "</image>", ("grid", "grid"), prints.get("image", "")), [image])
-        if audio is not None:
-            levels = tuple(f"audio.{k}" for k in range(audio[0]))
-            span = Span("audio", levels, "<audio>", "</audio>", fingerprint=prints.get("audio", ""))
-            self.add(span, [audio[1]] * audio[0])
-        return self
+    def add(self, span: Span, sizes: dict[str, int], illegal: tuple[int, ...] = ()) -> None:
+        """Append a modality: a new range for each name in `sizes`; new special names get free special ids.
 
-    def add(self, span: Span, sizes: list[int], illegal: tuple[int, ...] = ()) -> None:
-        """Append a modality: one new range for each name in its body, of `sizes` codes; new special names get free special ids.
-
-        Errors: `UserError` for what cannot be encoded and decoded exactly; the vocabulary stays as it was.
+        sizes: codes of the ranges that its header and body name. Sides of a grid are shared: a range of theirs that exists stays.
+        illegal: codes of its body that no sequence may hold. Errors: `UserError` for what cannot be encoded and decoded exactly;
+        the vocabulary stays as it was.
         """
         if span.modality in self.spans:
             raise UserError(f"modality {span.modality!r} is declared already; an old one never changes")
-        if len(span.body) != len(sizes):
-            raise UserError(f"{span.modality}: {len(span.body)} ranges in its body, but {len(sizes)} sizes")
         ranges, specials = list(self.ranges), dict(self.specials)
-        kind = "text" if span.modality == "text" else "codes"
-        for level, (name, size) in enumerate(zip(span.body, sizes, strict=True)):
-            ranges.append(Range(name, kind, max((r.stop for r in ranges), default=0), size, level, illegal))
+        for name, size in sizes.items():
+            known = next((r for r in ranges if r.name == name), None)
+            if name in span.header and known and known.size == size:
+                continue
+            kind = "grid" if name in span.header else "codes" if span.begin else "text"
+            level = span.body.index(name) if name in span.body else 0
+            stop = max((r.stop for r in ranges), default=0)
+            ranges.append(Range(name, kind, stop, size, level, illegal if name in span.body else ()))
         new = [name for name in (span.begin, span.end) if name and name not in specials]
         taken = set(specials.values())
         free = [id for r in self.ranges if r.kind == "special" for id in range(r.offset, r.stop) if id not in taken]

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from vocabularies import make_vocab
 
 from unitok.data.modules import EndlessBatches
 from unitok.data.packing import PackedDataset, pack, pack_in_order
@@ -56,9 +57,8 @@ def test_any_number_of_processes_from_any_sample_sees_the_same_stream(processes,
 
 @pytest.fixture(scope="module")
 def token_folder(tmp_path_factory):
-    from unitok.vocab import Vocab
 
-    vocab, rng = Vocab.build(text=300, image=64, audio=(3, 16), illegal_text=(0,)), np.random.default_rng(7)
+    vocab, rng = make_vocab(text=300, image=64, audio=(3, 16), illegal_text=(0,)), np.random.default_rng(7)
     documents = []
     for i in range(40):
         prompt = Segment("text", rng.integers(1, 300, int(rng.integers(2, 9))), loss=False)
@@ -280,9 +280,8 @@ def test_mistakes_are_told(token_folder, other_folder, tmp_path):
     write_dataset_json(tmp_path, dataset.vocab, [write_shard(tmp_path / "shard-00000.arrow", [], dataset.vocab)], {})
     with pytest.raises(UserError, match=f"{tmp_path}: no documents to train on"):
         PackedDataset(TokenDataset(tmp_path), 256)
-    from unitok.vocab import Vocab
 
-    foreign, folder = Vocab.build(text=300, image=32), tmp_path / "foreign"
+    foreign, folder = make_vocab(text=300, image=32), tmp_path / "foreign"
     folder.mkdir()
     shard = write_shard(folder / "shard-00000.arrow", [Document((Segment("text", np.arange(1, 9)),))], foreign)
     write_dataset_json(folder, foreign, [shard], {})

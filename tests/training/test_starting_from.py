@@ -71,13 +71,13 @@ def test_a_run_starts_from_a_bundle_with_some_parameters_frozen(tmp_path, tokens
 def test_a_grown_vocabulary_trains_its_new_rows_alone(tmp_path, scenes_folder):
     """A bundle that knows text and images learns sounds; nothing of the old ids moves (as in Anole)."""
     whole = make_untrained(tmp_path / "whole")
-    from unitok.bundle import build_vocab
+    from unitok.modalities import build_vocab
 
-    small = build_vocab(whole.text, whole.image)
+    small = build_vocab({"text": whole.text, "image": whole.image})
     old = Decoder(DecoderConfig(small.size, 32, 1, 64, 1, 1, head_dim=32))
     torch.nn.init.normal_(old.lm_head.weight, std=0.1)
     Unitok(small, whole.text, whole.image, None, old).save_pretrained(tmp_path / "small")
-    whole.vocab = build_vocab(audio=whole.audio, onto=small)
+    whole.vocab = build_vocab({"audio": whole.audio}, onto=small)
     whole.model = None
     whole.save_pretrained(tmp_path / "grown")
     tokenize(Plan(str(scenes_folder), str(tmp_path / "tokens"), str(tmp_path / "grown")))

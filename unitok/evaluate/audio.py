@@ -21,12 +21,12 @@ from tqdm import tqdm
 
 from unitok import page
 from unitok.bundle import load_trained_part
-from unitok.data.storage import printable
 from unitok.document import json_line
 from unitok.errors import UserError
 from unitok.evaluate.image import format_number, timed
 from unitok.media import draw_spectrogram, encode_png, encode_wav, find_media, load_audio
 from unitok.pretrained import check_replaceable, whole_folder
+from unitok.storage import printable
 from unitok.tokenizers.audio import AudioTokenizer
 from unitok.training.codebook_usage import codebook_statistics
 from unitok.training.losses import mel_loss, spectral_loss

@@ -25,11 +25,11 @@ from tqdm import tqdm
 
 from unitok import page
 from unitok.bundle import load_trained_part
-from unitok.data.storage import printable
 from unitok.document import json_line
 from unitok.errors import UserError
 from unitok.media import encode_png, find_media, open_image
 from unitok.pretrained import check_replaceable, whole_folder
+from unitok.storage import printable
 from unitok.tokenizers.image import ImageTokenizer
 from unitok.training.codebook_usage import codebook_statistics
 from unitok.training.perceptual import LPIPS, find_lpips

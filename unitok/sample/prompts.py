@@ -9,11 +9,11 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from unitok.data.storage import Files
 from unitok.document import Document, Part, RawDocument, Segment, read_raw_documents
 from unitok.errors import UserError, visible
 from unitok.media import sniff
 from unitok.sample.sampling import Settings
+from unitok.storage import Files
 
 
 class ReadFile(str):

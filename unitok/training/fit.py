@@ -237,8 +237,8 @@ def _option_names() -> list[str]:
     """Of all trainings, data modules, what they are made of, and the Trainer."""
     from unitok.data import modules as data
     from unitok.training.audio import AudioTokenizerTraining
-    from unitok.training.image import ImageTokenizerTraining
     from unitok.training.decoder import DecoderTraining
+    from unitok.training.image import ImageTokenizerTraining
 
     names = {"out", "resume", "overwrite", "checkpoint_seconds", "model", "data", "trainer", "seed_everything", "init_args"}
     trainings = (DecoderTraining, ImageTokenizerTraining, AudioTokenizerTraining)

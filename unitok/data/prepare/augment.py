@@ -8,9 +8,9 @@ import numpy as np
 from PIL import Image
 
 from unitok.data.prepare.recipe import SourceSpec
-from unitok.data.storage import Blob
 from unitok.document import RawDocument
 from unitok.media import audio_seconds
+from unitok.storage import Blob
 
 
 def versions(spec: SourceSpec, raw: RawDocument, frame: float = 0.0) -> Iterator[RawDocument]:

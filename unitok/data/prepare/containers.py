@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from unitok.data.storage import MAX_BYTES, Blob, Files, printable
 from unitok.errors import UserError, first_line
+from unitok.storage import MAX_BYTES, Blob, Files, printable
 
 #: What reading a damaged file raises.
 DAMAGE = (

@@ -22,10 +22,10 @@ from torch import Tensor
 from unitok.bundle import Unitok
 from unitok.data.prepare.augment import clip, random_crop, versions
 from unitok.data.prepare.recipe import SourceSpec, share
-from unitok.data.storage import Blob, Files, printable
 from unitok.document import Document, Part, RawDocument, Segment
 from unitok.errors import UserError
 from unitok.media import open_audio, open_image, read_clip
+from unitok.storage import Blob, Files, printable
 from unitok.tokenizers.audio import SILENCE
 from unitok.tokenizers.image import Fit
 

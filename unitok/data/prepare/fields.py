@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from unitok.data.prepare.recipe import FIELD, SourceSpec
-from unitok.data.storage import MAX_TEXT, Blob
 from unitok.document import Part
 from unitok.errors import UserError
 from unitok.media import promised, sniff_bytes, unread
+from unitok.storage import MAX_TEXT, Blob
 
 #: Fields that hold a caption, where no template says which do.
 CAPTIONS = ["txt", "text", "texts", "caption", "captions", "sentence", "transcription", "transcript", "prompt", "description"]

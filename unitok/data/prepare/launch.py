@@ -25,8 +25,8 @@ from tqdm import tqdm
 from unitok.data.prepare.encode import Stop
 from unitok.data.prepare.plan import Plan, Run
 from unitok.data.prepare.worker import Worker, threads
-from unitok.data.storage import is_remote
 from unitok.errors import UserError, first_line
+from unitok.storage import is_remote
 
 ERROR_RATE = 0.1  # share of bad documents over which a run stops, where nothing else is said
 JUDGED_AFTER = 100  # documents, before the share of bad ones is looked at

@@ -18,9 +18,8 @@ from typing import Any
 
 from unitok.data.prepare.containers import DAMAGE, Table, damage, is_tar, list_members, unpacked
 from unitok.data.prepare.fields import CAPTIONS, names_file, names_media
-from unitok.data.storage import MAX_BYTES, Files, Found, printable
-from unitok.document import is_utf8
-from unitok.errors import UserError
+from unitok.errors import UserError, is_utf8
+from unitok.storage import MAX_BYTES, Files, Found, printable
 
 #: Longest line of a JSON Lines file, bytes.
 MAX_LINE = 64 << 20

@@ -24,9 +24,9 @@ from unitok.data.prepare.encode import BATCH, LONG_SOUND, WAITING_BYTES
 from unitok.data.prepare.listing import Item
 from unitok.data.prepare.recipe import SourceSpec, load_recipe, share
 from unitok.data.prepare.sources import Source
-from unitok.data.storage import is_remote
 from unitok.errors import UserError, read_json
 from unitok.files import write_whole
+from unitok.storage import is_remote
 from unitok.tokenizers.image import Fit
 from unitok.vocab import Vocab
 

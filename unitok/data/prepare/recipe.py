@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from unitok.data.storage import is_remote
 from unitok.document import PART_TYPES, ROLES, Part
 from unitok.errors import UserError
+from unitok.storage import is_remote
 
 FIELD = r"\{([^{}]+)\}"  # of a template
 

@@ -48,10 +48,10 @@ from unitok.data.prepare.listing import (
     unused_table,
 )
 from unitok.data.prepare.recipe import SourceSpec, arrange
-from unitok.data.storage import Blob, Files, Found, is_remote
 from unitok.document import Part, RawDocument, parse_line, raw_document, read_raw_documents
 from unitok.errors import UserError, first_line
 from unitok.media import load_text
+from unitok.storage import Blob, Files, Found, is_remote
 
 Make = Callable[[], list[RawDocument]]
 

@@ -16,8 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
-from unitok.document import is_utf8
-from unitok.errors import UserError, first_line
+from unitok.errors import UserError, first_line, is_utf8
 
 #: Larger files are not read into memory at once: sounds are read in pieces, all else is refused.
 MAX_BYTES = 2 << 30

@@ -1,0 +1,172 @@
+"""Audio: frames of RVQ codes, all levels of a frame one after the other."""
+
+from dataclasses import dataclass
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unitok.document import Segment
+from unitok.errors import UserError
+from unitok.media import audio_seconds, encode_wav, open_audio, read_clip, save_audio
+from unitok.modalities import Loaded, Modality, Stream, register
+from unitok.ranges import Span
+from unitok.storage import Blob
+from unitok.tokenizers.audio import SILENCE
+
+LONG = 60.0  # seconds; longer audio is read and encoded piece by piece
+CHUNK_SECONDS = 0.25  # of a stream, at least, per chunk
+
+
+@dataclass(frozen=True)
+class AudioOptions:
+    """How audio is read.
+
+    Args:
+        segment: seconds; a document with one longer audio becomes one per segment of that length. 0: whole.
+    """
+
+    segment: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.segment < 0:
+            raise UserError(f"audio: segment {self.segment:g}; it is seconds, 0 for whole audio")
+
+
+@register
+class Audio(Modality):
+    """float [C, T] in [-1, 1] at the tokenizer's rate; read from files that libsndfile opens and from (waveform, Hz)."""
+
+    kind = "audio"
+    plural = "audio"
+    Options = AudioOptions
+
+    def tokenizer_class(self) -> Any:
+        from unitok.tokenizers import AudioTokenizer
+
+        return AudioTokenizer
+
+    def declare(self, name: str, tokenizer: Any) -> tuple[Span, dict[str, int], tuple[int, ...]]:
+        levels = tuple(f"{name}.{k}" for k in range(tokenizer.num_codebooks))
+        span = Span(name, levels, f"<{name}>", f"</{name}>", fingerprint=tokenizer.fingerprint(), kind=self.kind)
+        return span, dict.fromkeys(levels, tokenizer.codebook_size), ()
+
+    def rate(self, tokenizer: Any) -> float:
+        return tokenizer.frame_rate
+
+    def describe(self, tokenizer: Any) -> dict[str, Any]:
+        return tokenizer.describe()
+
+    # ---- Reading -------------------------------------------------------------------------------------------------
+
+    def accepts(self, content: Any) -> bool:
+        return isinstance(content, tuple) and len(content) == 2 and sum(isinstance(v, Real) for v in content) == 1
+
+    def pieces(self, tokenizer: Any, content: Blob, options: AudioOptions) -> tuple[list[str], str]:
+        if not options.segment:
+            return [], ""
+        with content.local() as path:
+            seconds = audio_seconds(path or Path(content.name), None if path else content.read())
+        if seconds <= options.segment:
+            return [], ""
+        starts = [number * options.segment for number in range(-int(-seconds // options.segment))]
+        left_out = ""
+        if seconds - starts[-1] < 1 / tokenizer.frame_rate:
+            starts, left_out = starts[:-1], "the rest of the audio is shorter than a frame"
+        return [f"t={start:.10g},{min(start + options.segment, seconds):.10g}" for start in starts], left_out
+
+    def load(self, tokenizer: Any, content: Any, options: Any, name: str, view: str = "", chance: float = 0.0) -> Loaded:
+        if isinstance(content, tuple):
+            samples = tokenizer.prepare(*content, name)
+            return Loaded(samples, tokenizer.size(samples), facts={"seconds": samples.shape[-1] / tokenizer.sample_rate})
+        piece = tuple(map(float, view.removeprefix("t=").split(","))) if view else None
+        with content.local() as path:  # without a path, the bytes are in memory
+            data = None if path else content.read()
+            size = (path.stat().st_size if path else len(data or b"")) if piece is None else 0
+            try:
+                with open_audio(path or Path(name), data) as file:
+                    seconds = file.frames / file.samplerate if piece is None else piece[1] - piece[0]
+                    loaded = Loaded(content, (), view, file.format, {"seconds": seconds}, bytes=size)
+                    if seconds > LONG and piece is None:
+                        return loaded
+                    samples = read_clip(file, name, piece)
+                    if piece is not None and samples.abs().max() < SILENCE:  # of a recording that is not silent as a whole
+                        loaded.content, loaded.rejected = None, "silent_segments"
+                        return loaded
+                    loaded.content = tokenizer.prepare(samples, file.samplerate, name)
+            except UserError as error:
+                raise UserError(str(error).replace(str(path), name) if path else str(error)) from None
+        loaded.size = tokenizer.size(loaded.content)
+        return loaded
+
+    def batch_key(self, tokenizer: Any, loaded: Loaded) -> tuple[int, ...]:
+        return (-1 if isinstance(loaded.content, Blob) else loaded.content.shape[-1],)
+
+    def cost(self, tokenizer: Any, loaded: Loaded) -> float:
+        return self.BATCH if isinstance(loaded.content, Blob) else loaded.content.shape[-1] / tokenizer.sample_rate
+
+    def encode(self, tokenizer: Any, batch: list[Loaded]) -> list[np.ndarray]:
+        if isinstance(batch[0].content, Blob):
+            return [_encode_long(tokenizer, one) for one in batch]
+        return list(tokenizer.encode(torch.stack([one.content for one in batch])).cpu().numpy())
+
+    # ---- Writing -------------------------------------------------------------------------------------------------
+
+    def decode(self, tokenizer: Any, segment: Segment) -> Tensor:
+        return tokenizer.restore(torch.from_numpy(segment.codes), segment.size).cpu()
+
+    def save(self, tokenizer: Any, content: Tensor, path: Path) -> Path:
+        path = path.with_name(f"{path.name}.wav")
+        save_audio(path, content, tokenizer.sample_rate)
+        return path
+
+    def stream(self, tokenizer: Any) -> Stream:
+        return _AudioStream(self, tokenizer) if tokenizer.can_stream else Stream(self, tokenizer)
+
+    def html(self, tokenizer: Any, content: Tensor) -> str:
+        from unitok import page
+
+        return page.audio(encode_wav(content, tokenizer.sample_rate))
+
+    def html_of_file(self, name: str) -> str:
+        from unitok import page
+
+        return page.audio(name)
+
+    def line(self, tokenizer: Any, segment: Segment) -> str:
+        return f"{segment.modality} {segment.size[0] / tokenizer.sample_rate:.2f} s"
+
+    def terminal(self, tokenizer: Any, content: Tensor, done: bool, colors: bool) -> tuple[str, bool]:
+        return f"\N{EIGHTH NOTE} {content.shape[-1] / tokenizer.sample_rate:.2f} s ", False
+
+    def log(self, board: Any, tag: str, tokenizer: Any, content: Tensor, step: int) -> None:
+        board.add_audio(tag, content.mean(0).clamp(-1, 1).cpu(), step, tokenizer.sample_rate)
+
+
+class _AudioStream(Stream):
+    """The new samples, a chunk at a time, of a tokenizer that is causal."""
+
+    def __init__(self, modality: Modality, tokenizer: Any):
+        super().__init__(modality, tokenizer)
+        self.frames, self.decoder = 0, tokenizer.decode_stream()
+
+    def push(self, codes: np.ndarray, done: bool) -> Tensor | None:
+        new = torch.from_numpy(codes[:, self.frames :])
+        if not done and new.shape[1] < CHUNK_SECONDS * self.tokenizer.frame_rate:
+            return None
+        self.frames = codes.shape[1]
+        return self.decoder.push(new[None], done)[0].cpu()
+
+
+def _encode_long(tokenizer: Any, loaded: Loaded) -> np.ndarray:
+    """Encode a file piece by piece, and set its size."""
+    blob: Blob = loaded.content
+    with blob.local() as path:
+        try:
+            codes, loaded.size = tokenizer.encode_file(path or Path(blob.name), data=None if path else blob.read())
+        except UserError as error:
+            raise UserError(str(error).replace(str(path), blob.name) if path else str(error)) from None
+    return codes.cpu().numpy()

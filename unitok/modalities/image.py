@@ -1,0 +1,180 @@
+"""Images: a grid of VQ-GAN codes in raster order, behind its numbers of rows and columns."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image as Pillow
+from torch import Tensor
+
+from unitok.document import Segment
+from unitok.errors import UserError, first_line
+from unitok.media import encode_png, open_image, save_image
+from unitok.modalities import Loaded, Modality, Stream, register
+from unitok.ranges import Span
+from unitok.tokenizers.image import LONGEST_SIDE, Fit
+
+COLUMNS = 48  # characters that an image is wide in a terminal, at most
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """How images are read.
+
+    Args:
+        area: pixels that an image is shrunk to, at most; 0: the tokenizer's resolution squared.
+        fit: `keep` all of each image in its aspect, `crop` its center square, or `resize` it to a distorted square.
+        crops: additional documents per document with images, of random crops.
+        crop_scale: least fraction of a side that a random crop has.
+        flip: one additional document per document with images, mirrored; half of the random crops are mirrored, too.
+    """
+
+    area: int = 0
+    fit: Fit = "keep"
+    crops: int = 0
+    crop_scale: float = 0.5
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        if self.area < 0 or self.crops < 0 or not 0 < self.crop_scale <= 1:
+            raise UserError("image: area and crops are at least 0, and crop_scale is in (0, 1]")
+        if self.fit not in ("keep", "crop", "resize"):
+            raise UserError(f"image: fit {self.fit!r}; choose keep, crop or resize")
+
+
+@register
+class Image(Modality):
+    """float [3, H, W] in [-1, 1]; read from files that Pillow opens and from `PIL.Image`."""
+
+    kind = "image"
+    Options = ImageOptions
+
+    def tokenizer_class(self) -> Any:
+        from unitok.tokenizers import ImageTokenizer
+
+        return ImageTokenizer
+
+    def declare(self, name: str, tokenizer: Any) -> tuple[Span, dict[str, int], tuple[int, ...]]:
+        span = Span(name, (name,), f"<{name}>", f"</{name}>", ("grid", "grid"), tokenizer.fingerprint(), self.kind)
+        return span, {"grid": LONGEST_SIDE, name: tokenizer.codebook_size}, ()
+
+    def describe(self, tokenizer: Any) -> dict[str, Any]:
+        return tokenizer.describe()
+
+    # ---- Reading -------------------------------------------------------------------------------------------------
+
+    def accepts(self, content: Any) -> bool:
+        return isinstance(content, Pillow.Image)
+
+    def views(self, options: ImageOptions) -> list[str]:
+        return (["flip"] if options.flip else []) + [f"crop={n}" for n in range(1, options.crops + 1)]
+
+    def load(self, tokenizer: Any, content: Any, options: Any, name: str, view: str = "", chance: float = 0.0) -> Loaded:
+        if isinstance(content, Pillow.Image):
+            image, size = content, 0
+        else:
+            data = content.read()
+            image, size = open_image(Path(name), data), len(data)
+        try:
+            format, facts = image.format or "", {"width": image.width, "height": image.height}
+            if view.startswith("crop"):
+                image, view = _random_crop(image, options, chance)
+            elif view == "flip":
+                image = image.transpose(Pillow.Transpose.FLIP_LEFT_RIGHT)
+            image = tokenizer.fit(image, options.area or None, options.fit)
+        except (OSError, SyntaxError) as error:  # Pillow reads the pixels of an open file only now
+            raise UserError(f"{name}: cannot be read ({first_line(error)}); replace it or leave it out") from None
+        return Loaded(np.asarray(image), (image.height, image.width), view, format, facts, bytes=size)
+
+    def batch_key(self, tokenizer: Any, loaded: Loaded) -> tuple[int, ...]:
+        return tuple(-(-side // tokenizer.stride) for side in loaded.size)
+
+    def encode(self, tokenizer: Any, batch: list[Loaded]) -> list[np.ndarray]:
+        height, width = (side * tokenizer.stride for side in self.batch_key(tokenizer, batch[0]))
+        padded = [
+            np.pad(one.content, ((0, height - one.size[0]), (0, width - one.size[1]), (0, 0)), mode="edge") for one in batch
+        ]
+        pixels = torch.from_numpy(np.stack(padded)).permute(0, 3, 1, 2)
+        return list(tokenizer.encode(pixels.contiguous().float().div_(127.5).sub_(1)).cpu().numpy())
+
+    # ---- Writing -------------------------------------------------------------------------------------------------
+
+    def decode(self, tokenizer: Any, segment: Segment) -> Tensor:
+        pixels = tokenizer.decode(torch.from_numpy(segment.codes)[None])[0].cpu()
+        height, width = segment.size or pixels.shape[-2:]
+        return pixels[:, :height, :width]
+
+    def save(self, tokenizer: Any, content: Tensor, path: Path) -> Path:
+        path = path.with_name(f"{path.name}.png")
+        save_image(path, content)
+        return path
+
+    def stream(self, tokenizer: Any) -> Stream:
+        return _ImageStream(self, tokenizer)
+
+    def html(self, tokenizer: Any, content: Tensor) -> str:
+        from unitok import page
+
+        return page.image(encode_png(content))
+
+    def html_of_file(self, name: str) -> str:
+        from unitok import page
+
+        return page.image(name)
+
+    def line(self, tokenizer: Any, segment: Segment) -> str:
+        return f"{segment.modality} {segment.size[1]} x {segment.size[0]}"
+
+    def terminal(self, tokenizer: Any, content: Tensor, done: bool, colors: bool) -> tuple[str, bool]:
+        if colors:
+            return "".join(f"{line}\n" for line in half_blocks(content)), True
+        height, width = content.shape[1:]
+        return (f"[{self.kind}, {height} x {width} pixels]\n" if done else ""), False
+
+    def log(self, board: Any, tag: str, tokenizer: Any, content: Tensor, step: int) -> None:
+        board.add_image(tag, ((content.clamp(-1, 1) + 1) / 2).cpu(), step)
+
+
+class _ImageStream(Stream):
+    """All rows so far, whenever there are new ones."""
+
+    rows = 0
+
+    def push(self, codes: np.ndarray, done: bool) -> Tensor | None:
+        if not done and (codes.ndim < 2 or len(codes) <= self.rows):
+            return None
+        self.rows = len(codes)
+        return self.modality.decode(self.tokenizer, Segment(self.modality.kind, codes))
+
+
+def _random_crop(image: Pillow.Image, options: ImageOptions, chance: float) -> tuple[Pillow.Image, str]:
+    """A random part of an image, in its aspect, and where it was, as a media fragment."""
+    rng = np.random.default_rng(int(chance * 2**56))
+    scale = rng.uniform(options.crop_scale, 1)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    x, y = int(rng.integers(image.width - width + 1)), int(rng.integers(image.height - height + 1))
+    view = f"xywh={x},{y},{width},{height}"
+    image = image.crop((x, y, x + width, y + height))
+    if options.flip and rng.random() < 0.5:
+        return image.transpose(Pillow.Transpose.FLIP_LEFT_RIGHT), f"{view}&flip"
+    return image, view
+
+
+def half_blocks(pixels: Tensor) -> list[str]:
+    """float [3, h, w] in [-1, 1] -> lines of characters of which each shows two pixels, one above the other."""
+    h, w = pixels.shape[1:]
+    columns = min(COLUMNS, w)
+    rows = max(2, 2 * round(columns * h / w / 2))
+    small = F.interpolate(pixels[None].float(), (rows, columns), mode="bilinear", antialias=True)[0]
+    values = ((small.clamp(-1, 1) + 1) * 127.5).round().int().permute(1, 2, 0).tolist()
+    lines = []
+    for above, below in zip(values[::2], values[1::2], strict=True):
+        cells = (
+            f"\x1b[38;2;{a[0]};{a[1]};{a[2]}m\x1b[48;2;{b[0]};{b[1]};{b[2]}m\N{UPPER HALF BLOCK}"
+            for a, b in zip(above, below, strict=True)
+        )
+        lines.append("".join(cells) + "\x1b[0m")
+    return lines
