@@ -25,7 +25,6 @@ HOUSE: dict[str, tuple[str, ...]] = {
     "unitok.pretrained": (),
     "unitok.media": (),
     "unitok.document": (),
-    "unitok.storage": (),
     "unitok.ranges": (),
     "unitok.vocab": (),
     "unitok.grammar": (),

@@ -82,7 +82,8 @@ class Audio(Modality):
         if isinstance(content, tuple):
             samples = tokenizer.prepare(*content, name)
             return Loaded(samples, tokenizer.size(samples), facts={"seconds": samples.shape[-1] / tokenizer.sample_rate})
-        piece = tuple(map(float, view.removeprefix("t=").split(","))) if view else None
+        start, _, stop = view.removeprefix("t=").partition(",")
+        piece = (float(start), float(stop)) if view else None
         with content.local() as path:  # without a path, the bytes are in memory
             data = None if path else content.read()
             size = (path.stat().st_size if path else len(data or b"")) if piece is None else 0

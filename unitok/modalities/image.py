@@ -79,7 +79,7 @@ class Image(Modality):
             data = content.read()
             image, size = open_image(Path(name), data), len(data)
         try:
-            format, facts = image.format or "", {"width": image.width, "height": image.height}
+            format, facts = image.format or "", {"width": float(image.width), "height": float(image.height)}
             if view.startswith("crop"):
                 image, view = _random_crop(image, options, chance)
             elif view == "flip":
