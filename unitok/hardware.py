@@ -30,3 +30,16 @@ def bound_waiting() -> str:
         os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
         return f"threads look for work {SPIN_COUNT} times, then sleep (GOMP_SPINCOUNT, OMP_WAIT_POLICY change that)"
     return ", ".join(f"{name}={os.environ[name]}" for name in said)
+
+
+def check_device(device: str) -> str:
+    """A device's name, if PyTorch can compute there; imports PyTorch. Errors: `UserError`."""
+    import torch
+
+    from unitok.errors import UserError, first_line
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"device {device!r}: not available here ({first_line(error)}); try cpu") from None
+    return device

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import inspect
 import io
 import json
 import os
@@ -18,8 +19,7 @@ import torch
 import yaml
 from PIL import Image
 
-from unitok import cli
-from unitok.cli import LIGHTNING_VERBS, VERBS, main
+from unitok.cli import LIGHTNING_VERBS, VERBS, flags, function_of, main
 from unitok.model import Decoder
 from unitok.model.decoder import DecoderConfig
 from unitok.tokenizers import AudioTokenizer, AudioTokenizerConfig, ImageTokenizer, ImageTokenizerConfig
@@ -72,15 +72,12 @@ UNITS = {"minutes": "minutes", "seconds": "seconds", "segment": "seconds", "size
          "keep": "share", "mfu": "share", "jacobi": "ids", "count": "number|scenes", "context": "ids", "batch": "ids"}  # fmt: skip
 
 
-@pytest.mark.parametrize("verb", [*VERBS, "eval image-tokenizer", "eval audio-tokenizer"])
-def test_every_option_of_every_verb_says_what_it_is_its_unit_and_its_default(verb, monkeypatch):
-    parsers = []
-    real = cli._ArgumentParser.print_help
-    monkeypatch.setattr(cli._ArgumentParser, "print_help", lambda self, *more: (parsers.append(self), real(self, *more)))
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_option_of_every_verb_says_what_it_is_its_unit_and_its_default(verb):
     done = here(*verb.split(), "--help")
     assert done.returncode == 0
     assert done.stdout.startswith(f"usage: unitok {verb} ")
-    (parser,) = parsers
+    parser = flags.make_parser(function_of(verb), f"unitok {verb}")
     assert parser.description
     told = " ".join(done.stdout.split())
     for action in parser._actions:
@@ -90,9 +87,74 @@ def test_every_option_of_every_verb_says_what_it_is_its_unit_and_its_default(ver
         unit = UNITS.get(name.rpartition("-")[2], "") if action.type in (int, float) else ""
         told_of = f"{action.help} {action.metavar}"
         assert re.search(unit, told_of), f"{verb} {name}: {told_of!r} says nothing of {unit}"
-        if action.default not in (None, "", False, argparse.SUPPRESS):
+        if not (action.default is False or action.default in (None, "", [], argparse.SUPPRESS)):
             said = f"(default: {action.default})" in told or "(default" in action.help or f"{action.default}: " in action.help
             assert said, f"{verb} {name}: its default {action.default} is not said"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_docstring_of_every_verb_documents_each_argument(verb):
+    function = function_of(verb)
+    documented = [name for entries in flags.read_docstring(function)[1].values() for name in entries]
+    assert sorted(documented) == sorted(inspect.signature(function).parameters)
+
+
+def test_help_and_mistakes_that_need_no_torch_do_not_import_it(bundle_folder, tmp_path):
+    """In one process, one after the other: what one imports would be seen after it."""
+    bundle = ("--bundle", str(bundle_folder))
+    (tmp_path / "file.txt").write_text("x")
+    given = [[*verb.split(), "--help"] for verb in VERBS] + [[*verb.split(), "--tyop"] for verb in VERBS]
+    given += [
+        ["tokenize", str(tmp_path / "gone"), str(tmp_path / "out"), *bundle],
+        ["tokenize", str(tmp_path), str(tmp_path / "out"), "--bundle", str(tmp_path / "gone")],
+        ["tokenize", str(tmp_path / "out"), *bundle],
+        ["tokenize", str(tmp_path), str(tmp_path / "out"), *bundle, "--image-fit", "squeeze"],
+        ["tokenize", str(tmp_path), str(tmp_path / "out"), *bundle, "--image-area", "-1"],
+        ["tokenize", str(tmp_path), str(tmp_path / "out"), *bundle, "--template", "{"],
+        ["detokenize", str(tmp_path / "gone"), str(tmp_path / "out"), *bundle],
+        ["sample", "--bundle", str(tmp_path / "gone"), "--text", "x"],
+        ["sample", *bundle, "--image", str(tmp_path / "gone.png")],
+        ["sample", *bundle, "--prompts", str(tmp_path / "gone.jsonl")],
+        ["sample", *bundle, "--text", "x", "--image-top-p", "7"],
+        ["train-text", str(tmp_path / "gone.txt"), "--out", str(tmp_path / "out")],
+        ["inspect", str(tmp_path / "gone")],
+        ["bundle", str(tmp_path / "out"), "--image", str(tmp_path / "gone")],
+        ["import", "encodec", str(tmp_path / "gone"), str(tmp_path / "out")],
+        ["export", "hf-qwen3", str(tmp_path / "gone"), str(tmp_path / "out")],
+        ["eval", *bundle, "--scenes", str(tmp_path / "gone")],
+        ["eval", "image-tokenizer", str(bundle_folder), str(tmp_path / "gone")],
+        ["eval", "audio-tokenizer", str(tmp_path / "gone"), str(tmp_path)],
+    ]
+    code = """
+import json, sys
+from unitok.cli import main
+for words in json.loads(sys.argv[1]):
+    try:
+        main(words)
+    except SystemExit as stop:
+        assert stop.code == (0 if "--help" in words else 2), words
+    else:
+        raise AssertionError(words)
+    bad = {"torch", "lightning", "scipy", "soundfile", "pyarrow"} & set(sys.modules)
+    assert not bad, (words, bad)
+"""
+    done = subprocess.run([sys.executable, "-c", code, json.dumps(given)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_the_library_says_of_an_argument_names_its_flag():
+    known = ["--max-ids", "--keep", "--image-area", "--audio-top-p", "--top-p", "--out"]
+    for said, shown in (
+        ("max_ids is 0: at least 1", "--max-ids is 0: at least 1"),
+        ("40 ids are too few; raise max_ids", "40 ids are too few; raise --max-ids"),
+        ("keep is 2: a share", "--keep is 2: a share"),
+        ("image: area is -1", "--image-area is -1"),
+        ("audio top_p 0.0: above 0", "--audio-top-p 0.0: above 0"),
+        ("top_p 7.0: at most 1", "--top-p 7.0: at most 1"),
+        ("/a/max_ids: no such file, and keep is no flag in here", "/a/max_ids: no such file, and keep is no flag in here"),
+    ):
+        assert flags.name_flags(said, known) == shown
 
 
 @pytest.mark.parametrize("verb", LIGHTNING_VERBS)
@@ -107,7 +169,7 @@ def test_lightnings_verbs_have_help(verb):
 def test_the_overview_names_every_verb():
     done = here("--help")
     assert done.returncode == 0
-    named = set(re.findall(r"^  ([a-z-]+)  ", done.stdout, flags=re.M)) | set(re.findall(r"; (\w+) is the same", done.stdout))
+    named = set(re.findall(r"^  ([a-z-]+(?: [a-z-]+)?)  ", done.stdout, flags=re.M))
     assert named == {*VERBS, *LIGHTNING_VERBS}
 
 

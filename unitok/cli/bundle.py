@@ -1,0 +1,44 @@
+"""`unitok bundle`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from unitok.cli.arguments import PerKind
+from unitok.errors import UserError
+
+
+def bundle(
+    out: Path,
+    *,
+    parts: Annotated[list[tuple[str, str]], PerKind("[NAME=]PATH")],
+    decoder: Path | None = None,
+    untrained: Literal["tiny"] | None = None,
+    trust_checkpoint: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Put vocabulary, tokenizers and a decoder into one folder, or add parts to one.
+
+    Args:
+        out: the bundle's folder
+        parts: the {kind} tokenizer: a run's folder, a checkpoint, or a part's own folder; may be repeated with NAMEs that differ
+        decoder: the decoder: a run's folder, a checkpoint, or its own folder
+        untrained: a whole bundle with random weights instead
+        trust_checkpoint: allow unpickling: only for files from people you trust
+        overwrite: replace what lies in the folder, also where it is something else
+    """
+    from unitok.bundle import make_bundle, make_untrained
+
+    paths: dict[str, Path] = {}
+    kinds: dict[str, str] = {}
+    for kind, given in parts:
+        name, equals, path = given.partition("=")
+        name, path = (name, path) if equals and name.isidentifier() else (kind, given)
+        if name in paths:
+            raise UserError(f"{kind}: {name!r} is given twice; name the second one, as in NAME=PATH")
+        paths[name], kinds[name] = Path(path), kind
+    if decoder:
+        paths["model"] = decoder
+    if untrained and paths:
+        raise UserError("untrained: all parts are made; leave out the others")
+    made = make_untrained(out, untrained, overwrite) if untrained else make_bundle(out, paths, trust_checkpoint, overwrite)
+    print(f"{out}: {', '.join(paths)}; {made.vocab.size} ids")

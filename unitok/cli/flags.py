@@ -1,0 +1,161 @@
+"""Flags from typed, documented functions: a verb's signature and docstring are its command line.
+
+Positional parameters are positional arguments: one that may be None may be left out, a list takes one or more. Keyword-only
+parameters are flags: a `bool` is a switch, `bool | None` a pair of them, a list may be repeated, a `Literal` is a choice, and
+so is `Annotated[str, TABLE]`, whose texts stand in the help; a function in `Annotated` checks the value; what has `flags` there
+(`unitok.cli.arguments`) makes several. The docstring's `Args:` describes the parameters; every other section with entries is a group of the help.
+
+jsonargparse can read signatures, too, and serves LightningCLI. It is not used here: it writes flags with underscores, makes
+all that is required positional, keeps no order between flags, and takes 0.12 s to import where argparse takes 0.01.
+"""
+
+import argparse
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from itertools import takewhile
+from types import NoneType
+from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+
+from unitok.errors import UserError, visible
+
+Flag = tuple[str, dict[str, Any]]  # what `add_argument` takes
+
+
+def run(function: Callable[..., None], prog: str, arguments: Sequence[str]) -> None:
+    """Call a function with what a command line gives it. Errors: `UserError`; exit code 2 where the flags do not fit."""
+    parser = make_parser(function, prog)
+    values: dict[str, Any] = {name: {} for name in inspect.signature(function).parameters}
+    for name, value in vars(parser.parse_args(arguments)).items():
+        parameter, *path = name.split(".")
+        if not path:
+            values[parameter] = value
+        elif value is not None:
+            values[parameter].setdefault(path[0], {})[path[1]] = value
+    try:
+        for name, hint in get_type_hints(function, include_extras=True).items():
+            for check in filter(callable, _marks(hint)):
+                for value in values[name] if isinstance(values[name], list) else filter(None, [values[name]]):
+                    check(value)
+        function(**values)
+    except UserError as error:
+        raise UserError(name_flags(str(error), parser._option_string_actions)) from None
+
+
+def make_parser(function: Callable[..., None], prog: str) -> argparse.ArgumentParser:
+    """The parser of a function's arguments."""
+    description, sections = read_docstring(function)
+    parser = _Parser(prog=prog, description=description, formatter_class=_Help)
+    hints, parameters = get_type_hints(function, include_extras=True), inspect.signature(function).parameters
+    for title, entries in sections.items():
+        group: Any = parser if title == "Args" else parser.add_argument_group(title)
+        for name, text in entries.items():
+            for flag, options in _flags(parameters[name], hints[name], text.replace("%", "%%")):
+                group.add_argument(flag, **options)
+    shown = [prog]
+    for action in parser._actions:
+        name = str(action.metavar or action.dest.upper())
+        if not action.option_strings:
+            shown.append({"?": f"[{name}]", "+": f"{name} [{name} ...]"}.get(str(action.nargs), name))
+        elif action.required:
+            shown.append(f"{action.option_strings[0]} {name}")
+    parser.usage = " ".join([*shown, "[options]"])
+    return parser
+
+
+def read_docstring(owner: Any) -> tuple[str, dict[str, dict[str, str]]]:
+    """What stands before the first section, and the entries `name: text` of each section; `a, b: text` is two entries."""
+    lines: list[str] = []
+    description, sections = lines, {}
+    entries: dict[str, list[str]] = {}
+    for line in (inspect.getdoc(owner) or "").splitlines():
+        if heading := re.fullmatch(r"(\S.*):", line):
+            entries = sections[heading[1]] = {}
+        elif sections and (entry := re.fullmatch(r" {4}(\w+(?:, \w+)*): (.*)", line)):
+            lines = [entry[2]]
+            entries |= dict.fromkeys(entry[1].split(", "), lines)
+        elif sections and line[:1].strip():
+            break
+        else:
+            lines.append(line.strip())
+    joined = {title: {name: " ".join(text).strip() for name, text in x.items()} for title, x in sections.items()}
+    return " ".join(description).strip(), joined
+
+
+def flag_of(*words: str) -> str:
+    """The flag of a name."""
+    return "--" + "-".join(words).replace("_", "-")
+
+
+def of_type(hint: Any) -> dict[str, Any]:
+    """What `add_argument` takes for a type."""
+    origin, inner = get_origin(hint), [kind for kind in get_args(hint) if kind is not NoneType]
+    if hint is bool or inner == [bool]:
+        return {"action": "store_true" if hint is bool else argparse.BooleanOptionalAction}
+    if origin is Literal:
+        return {"type": str, "choices": tuple(inner)}
+    if origin is Annotated and not callable(inner[1]):
+        return of_type(inner[0]) | {"choices": tuple(inner[1])}
+    if origin is list:
+        return of_type(inner[0]) | {"action": "append"}
+    return of_type(inner[0]) if origin else {"type": hint}
+
+
+def _marks(hint: Any) -> list[Any]:
+    """What `Annotated` adds to a type, or to one in it."""
+    own = list(get_args(hint)[1:]) if get_origin(hint) is Annotated else []
+    return own + [mark for inner in get_args(hint) for mark in _marks(inner)]
+
+
+def _flags(parameter: inspect.Parameter, hint: Any, text: str) -> Iterator[Flag]:
+    """The flags of a parameter."""
+    for mark in _marks(hint):
+        if hasattr(mark, "flags"):
+            yield from mark.flags(parameter.name, text)
+            return
+        if isinstance(mark, Mapping):
+            text = f"{text} {'; '.join(f'{choice}: {meaning}' for choice, meaning in mark.items())}"
+    options = of_type(hint) | {"help": text}
+    if parameter.kind is parameter.KEYWORD_ONLY:
+        needed = parameter.default is parameter.empty
+        yield flag_of(parameter.name), options | ({"required": True} if needed else {"default": parameter.default})
+    else:
+        nargs = "+" if options.pop("action", None) else "?" if NoneType in get_args(hint) else None
+        yield parameter.name, options | {"nargs": nargs}
+
+
+def name_flags(message: str, flags: Iterable[str]) -> str:
+    """A library's message with flags in place of its arguments: `max_ids` anywhere, `keep is 2` and `image: area 0` where it begins."""
+    for flag in sorted(flags, key=len, reverse=True):
+        words = flag.lstrip("-").split("-")
+        if len(words) > 1:
+            message = re.sub(rf"(?<![\w/.'\"-]){'_'.join(words)}(?![\w/'\"-])", flag, message)
+        message = re.sub(rf"(?:^|(?<=: )){'(?:_|: |[. ])'.join(words)}(?=:| is | [-\d'\"\[])", flag, message)
+    return message
+
+
+class _Parser(argparse.ArgumentParser):
+    def parse_args(self, args: Sequence[str], namespace: Any = None) -> Any:  # type: ignore[override]
+        """Reports an unknown option, with the nearest one, before a required one that is missing for it."""
+        for word in takewhile(lambda word: word != "--", args):
+            name = word.partition("=")[0]
+            known = any(flag.startswith(name) for flag in self._option_string_actions)
+            if name.startswith("--") and " " not in name and not known:
+                near = get_close_matches(name, self._option_string_actions, 1)
+                self.error(f"unknown option {name}" + (f"; did you mean {near[0]}?" if near else ""))
+        return super().parse_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {visible(message)} (see {self.prog} --help)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Defaults where there are any, and where the text does not say them itself."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text, default = action.help or "", action.default
+        said = default is None or default is False or default in ("", []) or "(default" in text or f"{default}: " in text
+        return text if said else super()._get_help_string(action)

@@ -1,0 +1,177 @@
+"""`unitok sample`."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from unitok.cli.arguments import Fields, PerKind
+from unitok.errors import UserError, visible
+from unitok.hardware import check_device
+
+if TYPE_CHECKING:
+    from unitok.api import Unitok
+    from unitok.document import Document
+
+Given = dict[str, dict[str, Any]]
+
+
+def _sampling() -> dict[str, type]:
+    """Settings for all kinds of content, and for each alone."""
+    from unitok.modalities import modalities
+    from unitok.sample.settings import Settings
+
+    return dict.fromkeys(["", *modalities()], Settings)
+
+
+def sample(
+    *,
+    bundle: Path,
+    prompt: Annotated[list[tuple[str, str]], PerKind()],
+    prompts: Path | None = None,
+    root: str = "",
+    negative: str | None = None,
+    want: str = "free",
+    n: int = 1,
+    seed: int = 0,
+    max_ids: int = 512,
+    keep: float | None = None,
+    best_of: int = 1,
+    best_by: Literal["likelihood", "relevance"] = "likelihood",
+    score: bool = False,
+    sampling: Annotated[Given, Fields(_sampling, "the bundle's")],
+    settings: str = "",
+    out: Path = Path("runs/sample"),
+    overwrite: bool = False,
+    live: bool = False,
+    batch_size: int = 64,
+    jacobi: int = 0,
+    device: str = "cpu",
+) -> None:
+    """Continue prompts. --text, --image and --audio may be repeated and mixed; their order is the prompt's order.
+
+    Args:
+        bundle: bundle with tokenizers and a decoder
+
+    prompt:
+        prompt: {kind} of the prompt; may be repeated
+        prompts: interleaved .jsonl file with a prompt per line, instead of the above
+        root: folder that paths in --prompts must not leave (default: the file's)
+        negative: a text that guidance leads away from
+
+    outputs:
+        want: free, or a plan such as text,image:8x12,audio:2s (rows x columns of codes)
+        n: outputs per prompt
+        seed: the same seed gives the same outputs
+        max_ids: most new ids per output
+        keep: the prompt's last image or audio is a beginning: keep this share of its rows or frames and go on from there
+        best_of: make so many for each output and keep the best of all
+        best_by: the mean log-probability of an output, or how much likelier the prompt makes it
+        score: generate nothing: log-probabilities of the documents in --prompts, to scores.jsonl
+        out: folder for files, outputs.jsonl and index.html
+        overwrite: replace what lies in the folder, also where it is something else
+        live: show the first output while it grows
+
+    computation:
+        batch_size: outputs generated together
+        jacobi: one output at a time: guess and read so many ids of an image at once; 0: off
+        device: where to run: cpu, cuda, cuda:1, mps
+
+    sampling:
+        sampling: of {kind}
+        settings: of tokenizers by name, where several are of a kind, as JSON: {"speech": {"temperature": 0.7}}
+    """
+    if prompts and prompt:
+        raise UserError("give either --prompts or --text, --image and --audio")
+    if score and not prompts:
+        raise UserError("--score needs --prompts FILE.jsonl, the documents to score")
+    if live and (best_of > 1 or jacobi):
+        raise UserError("--live shows one output as it is drawn: leave out --best-of and --jacobi")
+    parts = _contents(prompt)
+    _check_settings(sampling)
+    read_json(bundle / "bundle.json", "make a bundle with `unitok bundle`")
+
+    from unitok.api import Unitok
+    from unitok.pretrained import check_inputs, check_replaceable
+    from unitok.sample.outputs import save_outputs
+    from unitok.sample.prompts import read_prompts
+
+    if not score:
+        check_replaceable(out, "sample output", overwrite)
+    unitok = Unitok.from_pretrained(bundle, device=check_device(device))
+    raws = read_prompts(prompts, root, unitok.types) if prompts else []
+    files = [part for part in parts if isinstance(part, Path)] + [part.path for raw in raws for part in raw.content if part.path]
+    check_inputs(out, [bundle, *([prompts] if prompts else []), *files])
+    if score:
+        _write_scores(unitok, [unitok.read_raw(raw) for raw in raws], out)
+        return
+    documents = [[raw] for raw in raws] or [parts]
+    options = {"want": want, "n": n, "seed": seed, "max_ids": max_ids, "keep": keep, "batch_size": batch_size}
+    options |= {"negative": [negative] if negative else None, "settings": _settings(unitok, sampling, settings)}
+    if live:
+        from unitok.cli.terminal import show
+
+        outputs = show(unitok.stream(documents, **options), unitok)
+    else:
+        outputs = unitok.generate(documents, **options, best_of=best_of, best_by=best_by, jacobi=jacobi, progress=True)
+    save_outputs(outputs, out, overwrite=overwrite)
+    for output in [] if live else outputs[:8]:
+        kinds = ", ".join(segment.modality for segment in output.new.segments) or "nothing"
+        print(f"{output.index:06d}: {kinds}{f': {output.text!r}' if output.text else ''}")
+    print(f"{out}: {len(outputs)} outputs; open {out / 'index.html'}")
+
+
+def _contents(prompt: list[tuple[str, str]]) -> list[str | Path]:
+    """The parts of a prompt as `Unitok.generate` takes them. Errors: `UserError` for a file that is not there, or of another kind."""
+    from unitok.modalities import modality_of
+
+    parts = [value if modality_of(kind).inline else Path(value) for kind, value in prompt]
+    for path in parts:
+        if isinstance(path, Path) and not path.exists():
+            raise UserError(f"{path}: no such file")
+    for (kind, _), path in zip(prompt, parts):
+        if isinstance(path, Path):
+            from unitok.media import sniff
+
+            if (found := sniff(path)) not in (None, kind):
+                raise UserError(f"--{kind} {path}: holds {found}; give it with --{found}")
+    return parts
+
+
+def _check_settings(sampling: Given) -> None:
+    """Raise `UserError` for a flag whose value makes no sense."""
+    from unitok.sample.settings import Settings
+
+    for kind, given in sampling.items():
+        try:
+            Settings(**given)
+        except UserError as error:
+            raise UserError(f"{kind} {error}".strip()) from None
+
+
+def _settings(unitok: "Unitok", sampling: Given, by_name: str) -> Given:
+    """What flags say of each tokenizer's content: for all, for its kind, for its name."""
+    try:
+        named = json.loads(by_name or "{}")
+    except ValueError:
+        named = None
+    if not isinstance(named, dict):
+        raise UserError('--settings: not JSON such as {"speech": {"temperature": 0.7}}')
+    spans = unitok.vocab.spans
+    made = {name: sampling.get("", {}) | sampling.get(span.kind, {}) | named.pop(name, {}) for name, span in spans.items()}
+    return made | named  # a name that is not there is refused where settings are read
+
+
+def _write_scores(unitok: "Unitok", documents: "list[Document]", out: Path) -> None:
+    """Write and print log-probabilities."""
+    from unitok.files import json_line
+
+    file = out / "scores.jsonl"
+    if file.exists() and b'"log_probability"' not in file.read_bytes()[:1000]:
+        raise UserError(f"{file}: holds something else than scores; choose another folder, or remove it")
+    rows = [score.row() for score in unitok.score(documents)]
+    out.mkdir(parents=True, exist_ok=True)
+    write_whole(file, "".join(json_line(row) + "\n" for row in rows), out)
+    for row in rows[:20]:
+        counts = f"{row['ids']} ids, {row['bits_an_id']:.2f} bits an id"
+        print(f"{visible(row['id'])}: {row['log_probability']:.2f} nats, {counts}")
+    print(f"{file}: {len(rows)} documents")
