@@ -68,8 +68,8 @@ def test_help_imports_neither_torch_nor_lightning():
 
 #: The last word of an option's name -> what its help must say it is measured in or counts.
 UNITS = {"minutes": "minutes", "seconds": "seconds", "segment": "seconds", "size": "pixels|pieces|documents|outputs|of equal size",
-         "area": "pixels", "workers": "processes", "threads": "threads", "ids": "ids", "validation": "share", "rate": "share|HZ",
-         "keep": "share", "mfu": "share", "jacobi": "ids", "count": "number|scenes", "context": "ids", "batch": "ids"}  # fmt: skip
+         "area": "pixels", "workers": "processes", "threads": "threads", "ids": "ids", "validation": "fraction", "rate": "fraction|Hz",
+         "keep": "share", "mfu": "fraction", "jacobi": "ids", "count": "number|scenes", "context": "ids", "batch": "ids"}  # fmt: skip
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -88,7 +88,8 @@ def test_every_option_of_every_verb_says_what_it_is_its_unit_and_its_default(ver
         told_of = f"{action.help} {action.metavar}"
         assert re.search(unit, told_of), f"{verb} {name}: {told_of!r} says nothing of {unit}"
         if not (action.default is False or action.default in (None, "", [], argparse.SUPPRESS)):
-            said = f"(default: {action.default})" in told or "(default" in action.help or f"{action.default}: " in action.help
+            meaning = f"{str(action.default).removesuffix('.0')}: "  # as in `0: all`
+            said = f"(default: {action.default})" in told or "(default" in action.help or meaning in action.help
             assert said, f"{verb} {name}: its default {action.default} is not said"
 
 
@@ -246,7 +247,7 @@ def test_mistakes_in_tokenizing_are_one_line_and_leave_nothing(bundle_folder, sc
         ((scenes_folder, out, "--recipe", tmp_path / "r.yaml"), ["not both"]),
         ((out, "--recipe", tmp_path / "r.yaml"), ["nowhere", "no such file"]),
         ((out, "--recipe", tmp_path / "no.yaml"), ["no.yaml", "no such file"]),
-        ((out, "--recipe", tmp_path / "r.yaml", "--flip"), ["--flip", "for each source"]),
+        ((out, "--recipe", tmp_path / "r.yaml", "--order", "random"), ["--order", "for each source"]),
         ((scenes_folder, out, "--template", "[{type: smell}]"), ["--template", "part 1"]),
         ((scenes_folder, out, "--template", "{"), ["--template", "YAML"]),
         ((scenes_folder, out, "--order", "image,smell"), ["order", "smell"]),
@@ -259,7 +260,7 @@ def test_mistakes_in_tokenizing_are_one_line_and_leave_nothing(bundle_folder, sc
         ((scenes_folder, out, "--template", "[]"), ["--template", "a list of parts"]),
         ((scenes_folder, "memory://out"), ["memory://out", "local folder"]),
         ((scenes_folder, out, "--max-error-rate", "2"), ["--max-error-rate"]),
-        ((scenes_folder, out, "--audio-segment", "-1"), ["audio_segment"]),
+        ((scenes_folder, out, "--audio-segment", "-1"), ["--audio-segment -1"]),
         (("nosuchprotocol://x/y", out), ["nosuchprotocol"]),
         (("memory://nothing/here", out), ["no such file"]),
     ):
@@ -381,6 +382,6 @@ def test_files_where_folders_belong_are_one_line(tmp_path, bundle_folder):
     assert_one_line(here("sample", "--bundle", file, "--text", "x"), "file")
     assert_one_line(here("sample", "--bundle", bundle_folder, "--text", "x", "--out", file), "file")
     assert_one_line(here("sample", "--bundle", bundle_folder, "--image", tmp_path, "--out", tmp_path / "o"), str(tmp_path))
-    assert_one_line(here("sample", "--bundle", bundle_folder, "--text", "x", "--batch-size", "0"), "batch size")
+    assert_one_line(here("sample", "--bundle", bundle_folder, "--text", "x", "--batch-size", "0"), "--batch-size is 0")
     assert_one_line(here("inspect", file), "neither")
     assert_one_line(here("validate", "--config", ROOT / "configs/scenes/image.yaml", "--out", tmp_path / "o"), "--resume")

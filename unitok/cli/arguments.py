@@ -1,22 +1,28 @@
-"""Types of arguments: paths that are read, and flags that follow from what is registered."""
+"""Types of arguments: paths that are read, and flags that follow from the registered kinds of content."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
-from unitok.cli.flags import Flag, flag_of, of_type, read_docstring
+from unitok.cli.flags import flag_of, of_type, read_docstring, says_default
 from unitok.errors import UserError
+
+Flags = Iterator[tuple[str, dict[str, Any]]]
 
 
 def check_input(path: Path) -> None:
     """Raise `UserError` for a path that is not there."""
+    from unitok.pretrained import settle
+
     if not settle(path).exists():
         raise UserError(f"{path}: no such file or folder")
 
 
 def check_bundle(path: Path) -> None:
     """Raise `UserError` for a path where no bundle is."""
+    from unitok.pretrained import settle
+
     if not (settle(path) / "bundle.json").exists():
         raise UserError(f"{path}: no bundle (bundle.json) there; make one with `unitok bundle`")
 
@@ -31,7 +37,8 @@ class PerKind:
 
     metavar: str = ""
 
-    def flags(self, name: str, text: str) -> Iterator[Flag]:
+    def flags(self, name: str, text: str) -> Flags:
+        """One per kind; `{kind}` stands for it in the text."""
         from unitok.modalities import modalities
 
         for kind, modality in modalities().items():
@@ -45,14 +52,15 @@ class Fields:
     """Marks a dict: a flag per field of dataclasses by prefix; the dict holds {prefix: {field: value}} of what was given.
 
     Args:
-        classes: gives the dataclasses by prefix.
-        default: stands in the help for that of each field.
+        classes: gives the dataclasses by prefix; those of the prefix "" hold for all.
+        default: stands in the help for the default of each field.
     """
 
     classes: Callable[[], Mapping[str, type]]
     default: str = ""
 
-    def flags(self, name: str, text: str) -> Iterator[Flag]:
+    def flags(self, name: str, text: str) -> Flags:
+        """One per field, described by its class."""
         classes = self.classes()
         for prefix, owner in classes.items():
             texts, hints = read_docstring(owner)[1].get("Args", {}), get_type_hints(owner)
@@ -60,10 +68,17 @@ class Fields:
                 options = of_type(hints[field.name]) | {"dest": f"{name}.{prefix}.{field.name}", "default": None}
                 if "type" in options and "choices" not in options:
                     options["metavar"] = field.name.upper()
-                of, meaning = text.replace("{kind}", prefix), texts[field.name].replace("%", "%%")
-                if prefix:
-                    meaning = f"{of}: as {flag_of(field.name)}" if "" in classes else f"{of}: {meaning}"
-                default = self.default or field.default
-                said = default is False or default in (None, "") or f"{default}: " in meaning
-                shown = "" if said else f" (default: {default})"
-                yield flag_of(*filter(None, [prefix, field.name])), options | {"help": meaning + shown}
+                meaning, default = texts[field.name].rstrip("."), self.default or field.default
+                if prefix and "" in classes:
+                    meaning, default = f"the same of {prefix} alone", None
+                shown = "" if says_default(meaning, default) else f" (default: {default})"
+                yield flag_of(*filter(None, [prefix, field.name])), options | {"help": meaning.replace("%", "%%") + shown}
+
+    def __call__(self, given: dict[str, dict[str, Any]]) -> None:
+        """Raise `UserError` for a value that a class does not take."""
+        classes = self.classes()
+        for prefix, values in given.items():
+            try:
+                classes[prefix](**values)
+            except UserError as error:
+                raise UserError(str(error) if str(error).startswith(prefix) else f"{prefix} {error}") from None

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from unitok.cli.arguments import PerKind
+from unitok.cli.arguments import PerKind, check_input
 from unitok.errors import UserError
 
 
@@ -26,7 +26,7 @@ def bundle(
         trust_checkpoint: allow unpickling: only for files from people you trust
         overwrite: replace what lies in the folder, also where it is something else
     """
-    from unitok.bundle import make_bundle, make_untrained
+    from unitok.modalities import modalities
 
     paths: dict[str, Path] = {}
     kinds: dict[str, str] = {}
@@ -39,6 +39,16 @@ def bundle(
     if decoder:
         paths["model"] = decoder
     if untrained and paths:
-        raise UserError("untrained: all parts are made; leave out the others")
-    made = make_untrained(out, untrained, overwrite) if untrained else make_bundle(out, paths, trust_checkpoint, overwrite)
-    print(f"{out}: {', '.join(paths)}; {made.vocab.size} ids")
+        raise UserError("--untrained makes all parts itself: leave out the others")
+    if not untrained and not paths:
+        flags = ", ".join(f"--{kind}" for kind in modalities())
+        raise UserError(f"nothing to put into the bundle: give {flags}, --decoder or --untrained")
+    for path in paths.values():
+        check_input(path)
+    from unitok.bundle import make_bundle, make_untrained
+
+    if untrained:
+        made = make_untrained(out, untrained, overwrite=overwrite)
+    else:
+        made = make_bundle(out, paths, trust_checkpoint, overwrite, kinds)
+    print(f"{out}: {', '.join(made.parts)}; {made.vocab.size} ids")

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+from unitok.cli.arguments import BundleFolder, Input
 from unitok.hardware import check_device
 
 
-def detokenize(data: Path, out: Path, *, bundle: Path, limit: int = 0, device: str = "cpu") -> None:
+def detokenize(data: Input, out: Path, *, bundle: BundleFolder, limit: int = 0, device: str = "cpu") -> None:
     """Token shards -> files: documents.jsonl with its images and audio.
 
     Args:

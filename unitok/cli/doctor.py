@@ -48,6 +48,11 @@ EXTRAS = {
 }
 
 
+def doctor() -> None:
+    """What is installed, what works, and what to do about the rest."""
+    raise SystemExit(report())
+
+
 def report() -> int:
     """Print the report; -> 0 if everything that unitok needs works, else 1."""
     print(f"python {platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores")

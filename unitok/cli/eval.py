@@ -2,14 +2,15 @@
 
 from pathlib import Path
 
+from unitok.cli.arguments import BundleFolder, Input
 from unitok.hardware import check_device
 
 
-def eval(  # noqa: A001
+def eval(
     *,
-    bundle: Path,
-    scenes: Path,
-    held_out: Path | None = None,
+    bundle: BundleFolder,
+    scenes: Input,
+    held_out: Input | None = None,
     out: Path = Path("runs/eval"),
     count: int = 200,
     seed: int = 0,
@@ -38,16 +39,16 @@ def eval(  # noqa: A001
 
 
 def image_tokenizer(
-    tokenizer: Path,
-    images: Path,
+    tokenizer: Input,
+    images: Input,
     *,
     out: Path = Path("runs/eval-image"),
     size: int = 0,
     area: int = 0,
     limit: int = 0,
     batch_size: int = 16,
-    lpips: Path | None = None,
-    inception: Path | None = None,
+    lpips: Input | None = None,
+    inception: Input | None = None,
     overwrite: bool = False,
     device: str = "cpu",
 ) -> None:
@@ -76,8 +77,8 @@ def image_tokenizer(
 
 
 def audio_tokenizer(
-    tokenizer: Path,
-    sounds: Path,
+    tokenizer: Input,
+    sounds: Input,
     *,
     out: Path = Path("runs/eval-audio"),
     seconds: float = 0.0,

@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Annotated
 
+from unitok.cli.arguments import Input
 from unitok.interop import EXPORTS
 
 
-def export(kind: Annotated[str, EXPORTS], source: Path, out: Path, *, overwrite: bool = False) -> None:
+def export(kind: Annotated[str, EXPORTS], source: Input, out: Path, *, overwrite: bool = False) -> None:
     """A bundle's decoder -> another program's folder, with unitok_ids.json to say what ids mean.
 
     Args:

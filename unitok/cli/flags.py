@@ -1,12 +1,13 @@
 """Flags from typed, documented functions: a verb's signature and docstring are its command line.
 
 Positional parameters are positional arguments: one that may be None may be left out, a list takes one or more. Keyword-only
-parameters are flags: a `bool` is a switch, `bool | None` a pair of them, a list may be repeated, a `Literal` is a choice, and
-so is `Annotated[str, TABLE]`, whose texts stand in the help; a function in `Annotated` checks the value; what has `flags` there
-(`unitok.cli.arguments`) makes several. The docstring's `Args:` describes the parameters; every other section with entries is a group of the help.
+parameters are flags: a `bool` is a switch, `bool | None` a pair of them, a list may be repeated, a `Literal` is a choice. What
+`Annotated` adds to a type may be the choices, with their meanings in a dict; a function that checks the value; or something
+with `flags`, which makes several (`unitok.cli.arguments`). The docstring's `Args:` describes the parameters, and every other
+section with entries is a group of the help.
 
-jsonargparse can read signatures, too, and serves LightningCLI. It is not used here: it writes flags with underscores, makes
-all that is required positional, keeps no order between flags, and takes 0.12 s to import where argparse takes 0.01.
+jsonargparse reads signatures, too, and serves LightningCLI. It is not used here: it writes flags with underscores, makes all
+that is required positional, keeps no order between flags, and takes 0.12 s to import where argparse takes 0.01.
 """
 
 import argparse
@@ -21,12 +22,11 @@ from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin, get_
 
 from unitok.errors import UserError, visible
 
-Flag = tuple[str, dict[str, Any]]  # what `add_argument` takes
-
 
 def run(function: Callable[..., None], prog: str, arguments: Sequence[str]) -> None:
     """Call a function with what a command line gives it. Errors: `UserError`; exit code 2 where the flags do not fit."""
     parser = make_parser(function, prog)
+    hints = get_type_hints(function, include_extras=True)
     values: dict[str, Any] = {name: {} for name in inspect.signature(function).parameters}
     for name, value in vars(parser.parse_args(arguments)).items():
         parameter, *path = name.split(".")
@@ -35,10 +35,10 @@ def run(function: Callable[..., None], prog: str, arguments: Sequence[str]) -> N
         elif value is not None:
             values[parameter].setdefault(path[0], {})[path[1]] = value
     try:
-        for name, hint in get_type_hints(function, include_extras=True).items():
-            for check in filter(callable, _marks(hint)):
-                for value in values[name] if isinstance(values[name], list) else filter(None, [values[name]]):
-                    check(value)
+        for name, value in values.items():
+            for check in filter(callable, _marks(hints[name])):
+                for one in value if isinstance(value, list) else [value] if value else []:
+                    check(one)
         function(**values)
     except UserError as error:
         raise UserError(name_flags(str(error), parser._option_string_actions)) from None
@@ -52,7 +52,7 @@ def make_parser(function: Callable[..., None], prog: str) -> argparse.ArgumentPa
     for title, entries in sections.items():
         group: Any = parser if title == "Args" else parser.add_argument_group(title)
         for name, text in entries.items():
-            for flag, options in _flags(parameters[name], hints[name], text.replace("%", "%%")):
+            for flag, options in _flags(parameters[name], hints[name], text):
                 group.add_argument(flag, **options)
     shown = [prog]
     for action in parser._actions:
@@ -67,9 +67,9 @@ def make_parser(function: Callable[..., None], prog: str) -> argparse.ArgumentPa
 
 def read_docstring(owner: Any) -> tuple[str, dict[str, dict[str, str]]]:
     """What stands before the first section, and the entries `name: text` of each section; `a, b: text` is two entries."""
-    lines: list[str] = []
-    description, sections = lines, {}
-    entries: dict[str, list[str]] = {}
+    description: list[str] = []
+    sections: dict[str, dict[str, list[str]]] = {}
+    lines, entries = description, {}
     for line in (inspect.getdoc(owner) or "").splitlines():
         if heading := re.fullmatch(r"(\S.*):", line):
             entries = sections[heading[1]] = {}
@@ -80,7 +80,7 @@ def read_docstring(owner: Any) -> tuple[str, dict[str, dict[str, str]]]:
             break
         else:
             lines.append(line.strip())
-    joined = {title: {name: " ".join(text).strip() for name, text in x.items()} for title, x in sections.items()}
+    joined = {title: {name: " ".join(text).strip() for name, text in entries.items()} for title, entries in sections.items()}
     return " ".join(description).strip(), joined
 
 
@@ -96,34 +96,17 @@ def of_type(hint: Any) -> dict[str, Any]:
         return {"action": "store_true" if hint is bool else argparse.BooleanOptionalAction}
     if origin is Literal:
         return {"type": str, "choices": tuple(inner)}
-    if origin is Annotated and not callable(inner[1]):
+    if origin is Annotated and isinstance(inner[1], Iterable):
         return of_type(inner[0]) | {"choices": tuple(inner[1])}
     if origin is list:
         return of_type(inner[0]) | {"action": "append"}
     return of_type(inner[0]) if origin else {"type": hint}
 
 
-def _marks(hint: Any) -> list[Any]:
-    """What `Annotated` adds to a type, or to one in it."""
-    own = list(get_args(hint)[1:]) if get_origin(hint) is Annotated else []
-    return own + [mark for inner in get_args(hint) for mark in _marks(inner)]
-
-
-def _flags(parameter: inspect.Parameter, hint: Any, text: str) -> Iterator[Flag]:
-    """The flags of a parameter."""
-    for mark in _marks(hint):
-        if hasattr(mark, "flags"):
-            yield from mark.flags(parameter.name, text)
-            return
-        if isinstance(mark, Mapping):
-            text = f"{text} {'; '.join(f'{choice}: {meaning}' for choice, meaning in mark.items())}"
-    options = of_type(hint) | {"help": text}
-    if parameter.kind is parameter.KEYWORD_ONLY:
-        needed = parameter.default is parameter.empty
-        yield flag_of(parameter.name), options | ({"required": True} if needed else {"default": parameter.default})
-    else:
-        nargs = "+" if options.pop("action", None) else "?" if NoneType in get_args(hint) else None
-        yield parameter.name, options | {"nargs": nargs}
+def says_default(text: str, default: Any) -> bool:
+    """Whether a help text needs no default behind it: there is none, or it says what happens there, as in `0: all`."""
+    none = default is None or default is False or default in ("", [])
+    return none or "(default" in text or f"{str(default).removesuffix('.0')}: " in text
 
 
 def name_flags(message: str, flags: Iterable[str]) -> str:
@@ -134,6 +117,29 @@ def name_flags(message: str, flags: Iterable[str]) -> str:
             message = re.sub(rf"(?<![\w/.'\"-]){'_'.join(words)}(?![\w/'\"-])", flag, message)
         message = re.sub(rf"(?:^|(?<=: )){'(?:_|: |[. ])'.join(words)}(?=:| is | [-\d'\"\[])", flag, message)
     return message
+
+
+def _marks(hint: Any) -> list[Any]:
+    """What `Annotated` adds to a type, or to one in it."""
+    own = list(get_args(hint)[1:]) if get_origin(hint) is Annotated else []
+    return own + [mark for inner in get_args(hint) for mark in _marks(inner)]
+
+
+def _flags(parameter: inspect.Parameter, hint: Any, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What `add_argument` takes for a parameter, per flag."""
+    for mark in _marks(hint):
+        if hasattr(mark, "flags"):
+            yield from mark.flags(parameter.name, text)
+            return
+        if isinstance(mark, Mapping):
+            text = f"{text} {'; '.join(f'{choice}: {meaning}' for choice, meaning in mark.items())}"
+    options = of_type(hint) | {"help": text.replace("%", "%%")}
+    if parameter.kind is parameter.KEYWORD_ONLY:
+        needed = parameter.default is parameter.empty
+        yield flag_of(parameter.name), options | ({"required": True} if needed else {"default": parameter.default})
+    else:
+        nargs = "+" if options.pop("action", None) else "?" if NoneType in get_args(hint) else None
+        yield parameter.name, options | {"nargs": nargs}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -153,9 +159,5 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Defaults where there are any, and where the text does not say them itself."""
-
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        text, default = action.help or "", action.default
-        said = default is None or default is False or default in ("", []) or "(default" in text or f"{default}: " in text
-        return text if said else super()._get_help_string(action)
+        return action.help if says_default(action.help or "", action.default) else super()._get_help_string(action)

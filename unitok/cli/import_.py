@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Annotated
 
+from unitok.cli.arguments import Input
 from unitok.interop import KINDS
 
 
 def import_(
     kind: Annotated[str, KINDS],
-    source: Path,
+    source: Input,
     out: Path,
     *,
     config: Path | None = None,

@@ -3,14 +3,13 @@
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
 from unitok import page as pages
 from unitok.errors import UserError, read_json, visible
 from unitok.hardware import HARDWARE
-from unitok.pretrained import settle
 
 if TYPE_CHECKING:
     from unitok.api import Unitok
@@ -20,14 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Budget:
-    """What hours and memory are estimated for; see `unitok inspect --help`."""
+    """What hours and memory are estimated for, as `inspect` takes it."""
 
-    ids: float = 0
-    hardware: str = "h200"
-    devices: int = 1
-    mfu: float = 0.4
-    context: int = 0
-    batch: int = 65_536
+    ids: float
+    hardware: str
+    devices: int
+    mfu: float
+    context: int
+    batch: int
 
 
 @dataclass(frozen=True)
@@ -36,17 +35,59 @@ class Page:
 
     path: Path
     bundle: Path
-    samples: int = 24
+    samples: int
 
 
-def inspect(what: Path | str, verify: bool = False, budget: Budget | None = None, page: Page | None = None) -> None:
-    """Print what is there; errors: `UserError` for something else, and for a data set that does not verify.
+def inspect(
+    what: str,
+    *,
+    verify: bool = False,
+    page: Path | None = None,
+    bundle: Path | None = None,
+    samples: int = 24,
+    ids: float = 0,
+    hardware: Annotated[str, tuple(HARDWARE)] = "h200",
+    devices: int = 1,
+    mfu: float = 0.4,
+    context: int = 0,
+    batch: int = 65_536,
+) -> None:
+    """What is in a data set, a bundle or a config, and what a decoder costs; --verify checks a data set.
 
-    `what` may be the URL of a data set.
+    Args:
+        what: a data set (also a URL), a bundle, a decoder's folder, a YAML config, or a preset such as 100m, chameleon-34b
+
+    data sets:
+        verify: check checksums, counts, grammar and ranges of a data set
+        page: HTML file to write: a page of decoded samples of a data set
+        bundle: the tokenizers for --page
+        samples: documents on the page
+
+    costs of a decoder:
+        ids: ids to train on, for the hours; 0: 20 per parameter
+        hardware: what it trains on
+        devices: how many of them
+        mfu: fraction of the hardware's peak that is reached
+        context: ids per document; 0: the longest that the decoder takes
+        batch: ids of a training batch on one device, for the activations
     """
-    from unitok.model.presets import PRESETS, Preset
+    if not 0 < mfu <= 1 or devices < 1 or ids < 0 or batch < 1 or context < 0:
+        raise UserError("--mfu is in (0, 1], --devices and --batch at least 1, --ids and --context at least 0")
+    if (page is None) != (bundle is None) or samples < 1:
+        raise UserError("--page needs a --bundle to decode with, --samples at least 1")
+    look_at(
+        what,
+        verify,
+        Budget(ids, hardware, devices, mfu, context, batch),
+        Page(page, bundle, samples) if page and bundle else None,
+    )
 
-    budget = budget or Budget()
+
+def look_at(what: Path | str, verify: bool, budget: Budget, page: Page | None) -> None:
+    """Print what is there; errors: `UserError` for something else, and for a data set that does not verify."""
+    from unitok.model.presets import PRESETS, Preset
+    from unitok.pretrained import settle
+
     if "://" in str(what):
         _inspect_dataset(str(what), verify, page)
         return

@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from unitok.cli.arguments import Fields, PerKind
+from unitok.cli.arguments import BundleFolder, Fields, Input, PerKind
 from unitok.errors import UserError, visible
+from unitok.files import json_line, write_whole
 from unitok.hardware import check_device
 
 if TYPE_CHECKING:
@@ -25,9 +26,9 @@ def _sampling() -> dict[str, type]:
 
 def sample(
     *,
-    bundle: Path,
+    bundle: BundleFolder,
     prompt: Annotated[list[tuple[str, str]], PerKind()],
-    prompts: Path | None = None,
+    prompts: Input | None = None,
     root: str = "",
     negative: str | None = None,
     want: str = "free",
@@ -77,7 +78,7 @@ def sample(
         device: where to run: cpu, cuda, cuda:1, mps
 
     sampling:
-        sampling: of {kind}
+        sampling: settings for all content, and for each kind alone
         settings: of tokenizers by name, where several are of a kind, as JSON: {"speech": {"temperature": 0.7}}
     """
     if prompts and prompt:
@@ -87,8 +88,6 @@ def sample(
     if live and (best_of > 1 or jacobi):
         raise UserError("--live shows one output as it is drawn: leave out --best-of and --jacobi")
     parts = _contents(prompt)
-    _check_settings(sampling)
-    read_json(bundle / "bundle.json", "make a bundle with `unitok bundle`")
 
     from unitok.api import Unitok
     from unitok.pretrained import check_inputs, check_replaceable
@@ -99,7 +98,9 @@ def sample(
         check_replaceable(out, "sample output", overwrite)
     unitok = Unitok.from_pretrained(bundle, device=check_device(device))
     raws = read_prompts(prompts, root, unitok.types) if prompts else []
-    files = [part for part in parts if isinstance(part, Path)] + [part.path for raw in raws for part in raw.content if part.path]
+    files = [part for part in parts if isinstance(part, Path)] + [
+        part.path for raw in raws for part in raw.content if part.path
+    ]
     check_inputs(out, [bundle, *([prompts] if prompts else []), *files])
     if score:
         _write_scores(unitok, [unitok.read_raw(raw) for raw in raws], out)
@@ -125,27 +126,17 @@ def _contents(prompt: list[tuple[str, str]]) -> list[str | Path]:
     from unitok.modalities import modality_of
 
     parts = [value if modality_of(kind).inline else Path(value) for kind, value in prompt]
-    for path in parts:
-        if isinstance(path, Path) and not path.exists():
+    paths = {part: kind for (kind, _), part in zip(prompt, parts) if isinstance(part, Path)}
+    for path in paths:
+        if not path.exists():
             raise UserError(f"{path}: no such file")
-    for (kind, _), path in zip(prompt, parts):
-        if isinstance(path, Path):
-            from unitok.media import sniff
+    for path, kind in paths.items():
+        from unitok.media import sniff
 
-            if (found := sniff(path)) not in (None, kind):
-                raise UserError(f"--{kind} {path}: holds {found}; give it with --{found}")
+        found = sniff(path)
+        if found not in (None, kind) and not modality_of(found).inline:
+            raise UserError(f"--{kind} {path}: holds {found}; give it with --{found}")
     return parts
-
-
-def _check_settings(sampling: Given) -> None:
-    """Raise `UserError` for a flag whose value makes no sense."""
-    from unitok.sample.settings import Settings
-
-    for kind, given in sampling.items():
-        try:
-            Settings(**given)
-        except UserError as error:
-            raise UserError(f"{kind} {error}".strip()) from None
 
 
 def _settings(unitok: "Unitok", sampling: Given, by_name: str) -> Given:
@@ -163,8 +154,6 @@ def _settings(unitok: "Unitok", sampling: Given, by_name: str) -> Given:
 
 def _write_scores(unitok: "Unitok", documents: "list[Document]", out: Path) -> None:
     """Write and print log-probabilities."""
-    from unitok.files import json_line
-
     file = out / "scores.jsonl"
     if file.exists() and b'"log_probability"' not in file.read_bytes()[:1000]:
         raise UserError(f"{file}: holds something else than scores; choose another folder, or remove it")

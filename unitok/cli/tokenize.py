@@ -1,10 +1,9 @@
 """`unitok tokenize`."""
 
 import os
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from unitok.cli.arguments import Fields
+from unitok.cli.arguments import BundleFolder, Fields, Input
 from unitok.errors import UserError
 from unitok.hardware import check_device
 
@@ -20,8 +19,8 @@ def tokenize(
     source: str | None,
     out: str,
     *,
-    bundle: str,
-    recipe: str = "",
+    bundle: BundleFolder,
+    recipe: Input | None = None,
     template: str = "",
     root: str = "",
     order: str = "",
@@ -48,14 +47,14 @@ def tokenize(
         bundle: bundle with the tokenizers
         recipe: YAML file of several sources, each with its own options, instead of one
 
-    what becomes a document (a recipe says these of each of its sources):
+    documents (a recipe says these of each of its sources):
         template: YAML or a file of it: the parts of a document, with {fields} of a row
         root: folder that paths must not leave (default: the source's)
         order: types in order, such as image,text; random: each document its own
         instance: KIND=NAME, which of the bundle's tokenizers of a kind files go to, such as audio=speech; may be repeated
 
-    how content is read (a recipe's sources may say otherwise):
-        options: of {kind}
+    content (a recipe's sources may say otherwise):
+        options: by its kind
 
     data set:
         validation: fraction of the documents that make the split `validation`
@@ -84,37 +83,33 @@ def tokenize(
     if part and not 0 <= part[0] < part[1]:
         raise UserError(f"--shard-index {part[0]} of --num-shards {part[1]}: it counts from 0 and stays below")
     from unitok.data.prepare.recipe import SourceSpec, load_recipe, parse_template
-    from unitok.files import read_json
     from unitok.storage import is_remote
 
     instances = dict(pair.partition("=")[::2] for pair in instance or [])
     if not all(instances.values()):
         raise UserError("--instance: KIND=NAME, such as audio=speech")
     types = tuple(order.split(",")) if order else ()
-    spec = SourceSpec(source or "", template=parse_template(template) if template else (), order=types, root=root, instances=instances)
-    for path in [spec.path for spec in load_recipe(Path(recipe))] if recipe else [spec.path]:
+    more = {k: v for k, v in options.get("image", {}).items() if k not in ("area", "fit")}
+    spec = SourceSpec(
+        *(source or "", "", 1.0, parse_template(template) if template else ()),
+        order=types,
+        root=root,
+        audio_segment=options.get("audio", {}).get("segment", 0.0),
+        **more,
+    )
+    for path in [spec.path for spec in load_recipe(recipe)] if recipe else [spec.path]:
         if not is_remote(path) and "*" not in path and not os.path.exists(path.removeprefix("file://")):
             raise UserError(f"{path}: no such file or folder")
-    read_json(Path(bundle) / "bundle.json", "make a bundle with `unitok bundle`")
 
     from unitok.data.prepare.plan import Plan
     from unitok.data.prepare.tokenize import estimate, print_estimate
     from unitok.data.prepare.tokenize import tokenize as run
 
     plan = Plan(
-        source or "",
-        out,
-        bundle,
-        shard_size,
-        check_device(device),
-        recipe,
-        spec,
-        options=options,
-        validation=validation,
-        threads=threads,
-        seed=seed,
+        *(source or "", out, str(bundle), shard_size, options.get("image", {}).get("area", 0), check_device(device)),
+        *(options.get("image", {}).get("fit", "keep"), str(recipe or ""), spec, validation, threads, seed),
     )
     if dry_run:
         print_estimate(plan, estimate(plan))
     else:
-        run(plan, workers, max_error_rate, engine, part, progress=True)
+        run(plan, workers, max_error_rate, engine, part)

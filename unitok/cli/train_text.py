@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+from unitok.cli.arguments import Input
 
-def train_text(source: list[Path], *, out: Path, size: int = 8000, sample: int = 5_000_000, overwrite: bool = False) -> None:
+
+def train_text(source: list[Input], *, out: Path, size: int = 8000, sample: int = 5_000_000, overwrite: bool = False) -> None:
     """Train a SentencePiece BPE tokenizer with byte fallback from raw text.
 
     Args:

@@ -15,17 +15,18 @@ class Settings:
     """How the ids of one modality are drawn.
 
     Args:
-        temperature: 0 takes the likeliest id; below 1 sharpens.
+        temperature: 0 takes the likeliest id; below 1 sharpens; 1 samples as is.
         top_k: only the k likeliest ids; 0 for all.
         top_p: only the likeliest ids that together have this probability; 1 for all.
         min_p: only ids of at least this share of the likeliest one's probability; 0 for all.
         repetition_penalty: log-probabilities of ids that have come, in the prompt or since, are multiplied by it (after
             Keskar et al. 2019, "CTRL"); 1 is none.
-        guidance: s in u + s (c - u), between log-probabilities without (u) and with the condition (c); 1 is none.
-        guidance_media: with it, guidance has three ways (Brooks et al. 2023, "InstructPix2Pix", as Chameleon does it):
-            u + guidance_media (m - u) + guidance (c - m), where m sees of the prompt only pictures and sounds.
-        guidance_start, guidance_stop: guidance holds from this id of a span's body up to before that one, where 0 is the first
-            after begin and header; None is the end.
+        guidance: scale s of classifier-free guidance, u + s (c - u), between log-probabilities without (u) and with the
+            condition (c); 1 is none.
+        guidance_media: scale of the prompt's images and audio in three-way guidance (Brooks et al. 2023, "InstructPix2Pix", as
+            Chameleon does it), u + guidance_media (m - u) + guidance (c - m), where m sees only these of the prompt.
+        guidance_start: guidance holds from this id of a span's body on; 0 is the first after begin and header.
+        guidance_stop: guidance holds up to before this id of a span's body; without it, to the end.
         guidance_schedule: `constant`, or growing from 1 at the start to the full scale at the end of that interval, `linear`
             or like a `cosine`; in a span whose length is not known it is constant.
 
@@ -58,7 +59,11 @@ class Settings:
             ("guidance_media", math.isfinite(self.guidance_media or 0), "it must be a number"),
             ("guidance_start", self.guidance_start >= 0, "it must be 0 or more"),
             ("guidance_stop", self.guidance_stop is None or self.guidance_stop > 0, "it must be above 0"),
-            ("guidance_schedule", self.guidance_schedule in get_args(Schedule), f"choose one of {', '.join(get_args(Schedule))}"),
+            (
+                "guidance_schedule",
+                self.guidance_schedule in get_args(Schedule),
+                f"choose one of {', '.join(get_args(Schedule))}",
+            ),
         ):
             if not good:
                 raise UserError(f"{name} {getattr(self, name)}: {must}")
