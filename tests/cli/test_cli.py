@@ -19,6 +19,7 @@ import torch
 import yaml
 from PIL import Image
 
+from unitok.api import Unitok
 from unitok.cli import LIGHTNING_VERBS, VERBS, flags, function_of, main
 from unitok.model import Decoder
 from unitok.model.decoder import DecoderConfig
@@ -194,6 +195,39 @@ def test_a_whole_round_on_the_command_line(scenes_folder, bundle_folder, tmp_pat
     assert again.returncode == 0, again.stderr
     for name in sorted(os.listdir(out)):
         assert (out / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+def test_two_tokenizers_of_a_kind_are_told_apart_by_names(bundle_folder, scenes_folder, tmp_path):
+    out = tmp_path / "bundle"
+    parts = [
+        f"--{kind}={name}{bundle_folder}"
+        for kind, name in (("text", ""), ("image", ""), ("audio", "speech="), ("audio", "music="))
+    ]
+    done = here("bundle", out, *parts)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{out}: text, image, speech, music; ")
+    assert_one_line(here("bundle", tmp_path / "b", *parts, f"--audio=music={bundle_folder}"), "--audio", "'music'", "NAME=PATH")
+    torch.manual_seed(0)
+    whole = Unitok.from_pretrained(out)
+    whole.model = Decoder(DecoderConfig(whole.vocab.size, 32, 64, 1, 2, 2)).eval()
+    whole.save_pretrained(out, overwrite=True)
+    drawn = []
+    for seed, temperature in ((1, 0), (2, 0), (2, 5)):
+        words = [
+            "--want",
+            "speech:3,music:3",
+            "--seed",
+            seed,
+            "--settings",
+            json.dumps({"speech": {"temperature": temperature}}),
+        ]
+        done = here("sample", "--bundle", out, "--text", "x", *words, "--out", tmp_path / "out")
+        assert done.returncode == 0, done.stderr
+        assert "000000: speech, music" in done.stdout
+        drawn.append([(tmp_path / "out" / f"000000-{i}.wav").read_bytes() for i in range(2)])
+    assert drawn[0][0] == drawn[1][0] != drawn[2][0]
+    assert drawn[0][1] != drawn[1][1]
+    assert_one_line(here("sample", "--bundle", out, "--text", "x", "--settings", "{"), "--settings", "JSON")
 
 
 def test_mistakes_in_prompts_and_flags_are_one_line(bundle_folder, tmp_path):
