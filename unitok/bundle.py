@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from unitok.document import Document, Part, RawDocument, Segment
 from unitok.errors import UserError, first_line, read_json
 from unitok.modalities import build_vocab
-from unitok.pretrained import check_replaceable, kind_of, load_state, make_config, settle, whole_folder
+from unitok.pretrained import check_replaceable, kind_of, known_vocabulary, load_state, make_config, settle, whole_folder
 from unitok.vocab import Vocab
 
 if TYPE_CHECKING:
@@ -302,7 +302,7 @@ def _part_class(name: str) -> Any:
 def load_trained_part(name: str, path: Path, trust: bool = False) -> tuple[Any, dict[str, Any]]:
     """A part from its own folder, a bundle, a run's folder (its newest checkpoint) or a checkpoint; and the checkpoint's
     description of it. Errors: `UserError` naming the path."""
-    from unitok.checkpoints import is_sharded, load_checkpoint, newest_checkpoint
+    from unitok.checkpoints import is_sharded, load_checkpoint, merge_lora, newest_checkpoint
 
     path = Path(path)
     settle(path)
@@ -316,8 +316,6 @@ def load_trained_part(name: str, path: Path, trust: bool = False) -> tuple[Any, 
     if path.is_dir() and not is_sharded(path):
         if name != "model":
             return _part_class(name).from_pretrained(path), {}
-        from unitok.training.finetune import known_vocabulary
-
         known = Vocab.load(known_vocabulary(path)).to_manifest()
         return _part_class(name).from_pretrained(path), {"vocab": known}
     checkpoint = load_checkpoint(path, trust)
@@ -331,8 +329,6 @@ def load_trained_part(name: str, path: Path, trust: bool = False) -> tuple[Any, 
         prefix = "average.model."
     state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
     if "lora_scale" in described["part"]:
-        from unitok.training.lora import merge_lora
-
         state = merge_lora(state, described["part"]["lora_scale"])
     load_state(part, state, str(path))
     if any(name.endswith("initted") and not bool(value) for name, value in part.state_dict().items()):
