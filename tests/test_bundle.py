@@ -36,7 +36,7 @@ def test_a_decoder_does_not_outlive_the_tokenizers_it_was_trained_for(bundle_fol
     with pytest.raises(UserError, match="trained with another image tokenizer"):
         make_bundle(tmp_path / "b", {"image": tmp_path / "image"})
     larger = ImageTokenizer(replace(other.image.config, codebook_size=128))
-    larger.quantizer.set_codebook(torch.randn(128, 8))
+    larger.quantizer.codebook.set(torch.randn(128, 8))
     larger.save_pretrained(tmp_path / "larger")
     with pytest.raises(UserError, match="trained with another image tokenizer"):
         make_bundle(tmp_path / "b", {"image": tmp_path / "larger"})
