@@ -15,7 +15,7 @@ from unitok.document import Document, Part, RawDocument, Segment
 from unitok.errors import UserError, read_json
 from unitok.media import sniff
 from unitok.modalities import Modality, build_vocab, kind_accepting, modalities, modality_of
-from unitok.pretrained import check_replaceable, kind_of, load_state, settle, whole_folder
+from unitok.pretrained import check_replaceable, kind_of, known_vocabulary, load_state, settle, whole_folder
 from unitok.storage import Blob, Files
 from unitok.vocab import Vocab
 
@@ -233,10 +233,8 @@ def load_trained_part(kind: str, path: Path, trust: bool = False) -> tuple[Any, 
 
     kind: of a tokenizer, or `model`. Errors: `UserError` naming the path.
     """
-    from unitok.checkpoints import is_sharded, load_checkpoint, newest_checkpoint
+    from unitok.checkpoints import is_sharded, load_checkpoint, merge_lora, newest_checkpoint
     from unitok.model import Decoder
-    from unitok.training.finetune import known_vocabulary
-    from unitok.training.lora import merge_lora
 
     path = Path(path)
     settle(path)
@@ -294,7 +292,7 @@ def make_bundle(
     ordered = {name: tokenizers[name] for name in sorted(tokenizers, key=lambda name: order.index(kinds.get(name) or name))}
     model = loaded["model"][0] if "model" in loaded else old.model if old else None
     if not ordered and model is None:
-        raise UserError("nothing to put into the bundle: give a tokenizer or a decoder")
+        raise UserError("nothing to put into the bundle: give --text, --image, --audio or --decoder")
     vocab, changed = _vocab_for(ordered, kinds, old)
     if old and old.model is not None and (changed or ("model" not in paths and vocab.size != old.vocab.size)):
         if not overwrite:
