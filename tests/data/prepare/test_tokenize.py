@@ -8,14 +8,14 @@ import pytest
 import soundfile
 from PIL import Image
 
-from unitok.bundle import Unitok
+from unitok.api import Unitok
 from unitok.data.prepare.plan import Plan, make_plan, open_sources
 from unitok.data.prepare.recipe import SourceSpec
 from unitok.data.prepare.tokenize import detokenize, tokenize
 from unitok.data.prepare.worker import Worker
 from unitok.data.shards import TokenDataset
-from unitok.document import read_raw_documents
 from unitok.errors import UserError
+from unitok.interleaved import read_raw_documents
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
