@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.distributed.tensor import DTensor
 
 from unitok.api import Unitok
+from unitok.checkpoints import merge_lora
 from unitok.errors import UserError
 from unitok.model import Decoder
 from unitok.model.inference import forget
@@ -22,7 +23,6 @@ from unitok.sample.sampling import Settings
 from unitok.scenes.evaluate import Evaluation
 from unitok.scenes.world import read_scenes
 from unitok.training.decoder import DecoderTraining
-from unitok.training.lora import merge_lora
 from unitok.vocab import Vocab
 
 
