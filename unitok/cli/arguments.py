@@ -1,5 +1,6 @@
-"""Types of arguments: paths that are read, and flags that follow from the registered kinds of content."""
+"""Types of arguments: paths that are read, flags that follow from the registered kinds of content, and what such flags give."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -82,3 +83,36 @@ class Fields:
                 classes[prefix](**values)
             except UserError as error:
                 raise UserError(str(error) if str(error).startswith(prefix) else f"{prefix} {error}") from None
+
+
+def content_of(kind: str, value: str) -> Any:
+    """A part of a prompt as `Unitok.generate` takes it. Errors: `UserError` for a file that is not there, and for bad JSON."""
+    from unitok.document import Part, RawDocument
+    from unitok.modalities import modality_of
+
+    modality = modality_of(kind)
+    if not modality.inline:
+        check_input(Path(value))
+        return Path(value)
+    if modality.accepts(value):
+        return value
+    return RawDocument(kind, (Part(kind, modality.check(read_json_flag(value, kind), f"--{kind}")),))
+
+
+def check_kinds(prompt: list[tuple[str, str]], parts: list[Any]) -> None:
+    """Raise `UserError` for a file under the flag of another kind."""
+    from unitok.media import sniff
+    from unitok.modalities import modality_of
+
+    for (kind, _), part in zip(prompt, parts):
+        found = sniff(part) if isinstance(part, Path) else None
+        if found not in (None, kind) and not modality_of(found).inline:
+            raise UserError(f"--{kind} {part}: holds {found}; give it with --{found}")
+
+
+def read_json_flag(text: str, name: str) -> Any:
+    """A value given as JSON. Errors: `UserError` that names the flag."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise UserError(f"--{name}: {text[:60]!r} is not JSON") from None

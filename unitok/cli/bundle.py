@@ -11,6 +11,7 @@ def bundle(
     out: Path,
     *,
     parts: Annotated[list[tuple[str, str]], PerKind("[NAME=]PATH")],
+    add: list[str] | None = None,
     decoder: Path | None = None,
     untrained: Literal["tiny"] | None = None,
     trust_checkpoint: bool = False,
@@ -21,6 +22,7 @@ def bundle(
     Args:
         out: the bundle's folder
         parts: the {kind} tokenizer: a run's folder, a checkpoint, or a part's own folder; may be repeated with NAMEs that differ
+        add: a kind of content whose tokenizer has no weights; may be repeated
         decoder: the decoder: a run's folder, a checkpoint, or its own folder
         untrained: a whole bundle with random weights instead
         trust_checkpoint: allow unpickling: only for files from people you trust
@@ -38,11 +40,11 @@ def bundle(
         paths[name], kinds[name] = Path(path), kind
     if decoder:
         paths["model"] = decoder
-    if untrained and paths:
+    if untrained and (paths or add):
         raise UserError("--untrained makes all parts itself: leave out the others")
-    if not untrained and not paths:
+    if not (untrained or paths or add):
         flags = ", ".join(f"--{kind}" for kind in modalities())
-        raise UserError(f"nothing to put into the bundle: give {flags}, --decoder or --untrained")
+        raise UserError(f"nothing to put into the bundle: give {flags}, --add, --decoder or --untrained")
     for path in paths.values():
         check_input(path)
     from unitok.bundle import make_bundle, make_untrained
@@ -50,5 +52,5 @@ def bundle(
     if untrained:
         made = make_untrained(out, untrained, overwrite=overwrite)
     else:
-        made = make_bundle(out, paths, trust_checkpoint, overwrite, kinds)
+        made = make_bundle(out, paths, trust_checkpoint, overwrite, kinds, add or ())
     print(f"{out}: {', '.join(made.parts)}; {made.vocab.size} ids")

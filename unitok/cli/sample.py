@@ -1,10 +1,9 @@
 """`unitok sample`."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from unitok.cli.arguments import BundleFolder, Fields, Input, PerKind
+from unitok.cli.arguments import BundleFolder, Fields, Input, PerKind, check_kinds, content_of, read_json_flag
 from unitok.errors import UserError, visible
 from unitok.files import json_line, write_whole
 from unitok.hardware import check_device
@@ -87,13 +86,14 @@ def sample(
         raise UserError("--score needs --prompts FILE.jsonl, the documents to score")
     if live and (best_of > 1 or jacobi):
         raise UserError("--live shows one output as it is drawn: leave out --best-of and --jacobi")
-    parts = _contents(prompt)
+    parts = [content_of(kind, value) for kind, value in prompt]
 
     from unitok.api import Unitok
     from unitok.pretrained import check_inputs, check_replaceable
     from unitok.sample.outputs import save_outputs
     from unitok.sample.prompts import read_prompts
 
+    check_kinds(prompt, parts)
     if not score:
         check_replaceable(out, "sample output", overwrite)
     unitok = Unitok.from_pretrained(bundle, device=check_device(device))
@@ -121,35 +121,13 @@ def sample(
     print(f"{out}: {len(outputs)} outputs; open {out / 'index.html'}")
 
 
-def _contents(prompt: list[tuple[str, str]]) -> list[str | Path]:
-    """The parts of a prompt as `Unitok.generate` takes them. Errors: `UserError` for a file that is not there, or of another kind."""
-    from unitok.modalities import modality_of
-
-    parts = [value if modality_of(kind).inline else Path(value) for kind, value in prompt]
-    paths = {part: kind for (kind, _), part in zip(prompt, parts) if isinstance(part, Path)}
-    for path in paths:
-        if not path.exists():
-            raise UserError(f"{path}: no such file")
-    for path, kind in paths.items():
-        from unitok.media import sniff
-
-        found = sniff(path)
-        if found not in (None, kind) and not modality_of(found).inline:
-            raise UserError(f"--{kind} {path}: holds {found}; give it with --{found}")
-    return parts
-
-
 def _settings(unitok: "Unitok", sampling: Given, by_name: str) -> Given:
     """What flags say of each tokenizer's content: for all, for its kind, for its name."""
-    try:
-        named = json.loads(by_name or "{}")
-    except ValueError:
-        named = None
-    if not isinstance(named, dict):
-        raise UserError('--settings: not JSON such as {"speech": {"temperature": 0.7}}')
-    spans = unitok.vocab.spans
-    made = {name: sampling.get("", {}) | sampling.get(span.kind, {}) | named.pop(name, {}) for name, span in spans.items()}
-    return made | named  # a name that is not there is refused where settings are read
+    made = {name: sampling.get("", {}) | sampling.get(span.kind, {}) for name, span in unitok.vocab.spans.items()}
+    named = read_json_flag(by_name or "{}", "settings")
+    if not isinstance(named, dict) or not all(isinstance(given, dict) for given in named.values()):
+        raise UserError('--settings: JSON such as {"speech": {"temperature": 0.7}}')
+    return made | {name: made.get(name, {}) | given for name, given in named.items()}
 
 
 def _write_scores(unitok: "Unitok", documents: "list[Document]", out: Path) -> None:

@@ -52,6 +52,8 @@ class Audio(Modality):
         return AudioTokenizer
 
     def untrained(self) -> Any:
+        import torch
+
         from unitok.tokenizers import AudioTokenizer, AudioTokenizerConfig
 
         model = AudioTokenizer(AudioTokenizerConfig(n_filters=16, dimension=32, codebook_size=32, codebook_dim=8))

@@ -64,6 +64,8 @@ class Image(Modality):
         return ImageTokenizer
 
     def untrained(self) -> Any:
+        import torch
+
         from unitok.tokenizers import ImageTokenizer, ImageTokenizerConfig
 
         model = ImageTokenizer(ImageTokenizerConfig(ch=64, ch_mult=(1,), z_channels=16, resolution=32, codebook_size=64))
