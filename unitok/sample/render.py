@@ -20,8 +20,9 @@ from unitok.errors import UserError
 from unitok.grammar import Grammar, parse_plan
 from unitok.media.formats import HEAD, image_format
 from unitok.pretrained import whole_folder
-from unitok.sample.engine import Request, generate
+from unitok.sample.engine import generate
 from unitok.sample.prompts import ReadFile
+from unitok.sample.running import Request
 from unitok.sample.sampling import Settings
 from unitok.sample.score import log_probabilities
 from unitok.vocab import Vocab

@@ -10,7 +10,7 @@ import torch
 from unitok.document import Segment
 from unitok.errors import UserError
 from unitok.grammar import Grammar
-from unitok.sample.engine import Session, check_requests
+from unitok.sample.engine import Session
 
 if TYPE_CHECKING:
     from unitok.bundle import Unitok
@@ -50,7 +50,7 @@ def stream(
 
     check_count("batch size", batch_size, 1)
     session = Session(unitok.need("model"), Grammar(unitok.vocab), settings, ahead=AHEAD)
-    check_requests(session, (one.request for one in pending))
+    session.check(one.request for one in pending)
     return _stream(unitok, session, pending, batch_size)
 
 
