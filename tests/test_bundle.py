@@ -14,7 +14,7 @@ import torch
 from unitok.bundle import Unitok, make_bundle, make_untrained
 from unitok.cli import main
 from unitok.errors import UserError
-from unitok.pretrained import check_inputs, kind_of, settle, whole_folder
+from unitok.files import check_inputs, kind_of, settle, whole_folder
 from unitok.tokenizers import ImageTokenizer, TextTokenizer
 
 

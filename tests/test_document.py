@@ -5,8 +5,9 @@ import sys
 
 import pytest
 
-from unitok.document import Part, RawDocument, format_raw_document, json_line, read_raw_documents
+from unitok.document import Part, RawDocument, format_raw_document, read_raw_documents
 from unitok.errors import UserError
+from unitok.files import json_line
 
 SEPARATORS = [c for c in map(chr, range(sys.maxunicode + 1)) if len(f"a{c}b".splitlines()) > 1]
 

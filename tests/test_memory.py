@@ -9,7 +9,7 @@ import pytest
 
 SCRIPT = """
 import resource
-from unitok.memory import keep_large_blocks
+from unitok.hardware import keep_large_blocks
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

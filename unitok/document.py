@@ -5,11 +5,9 @@ A `Document` is a list of `Segment`s, each one piece of content as codes. Before
 
     {"id": "7", "content": [{"type": "text", "text": "a dog"}, {"type": "image", "path": "dog.png", "loss": true}]}
 
-with an optional `role` and `loss` on each part and paths relative to the file. Imports nothing of ours but the error.
+with an optional `role` and `loss` on each part and paths relative to the file. Knows nothing of ours but errors and files.
 """
 
-import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from unitok.errors import UserError, first_line, is_utf8
+from unitok.errors import UserError, is_utf8
+from unitok.files import json_line, read_json_lines
 
 ROLES = ("none", "system", "user", "assistant")
 PART_TYPES = ("text", "image", "audio")
@@ -117,25 +116,8 @@ class RawDocument:
     notes: tuple[str, ...] = ()
 
 
-def parse_line(line: str, where: str) -> Any:
-    """One line of a JSON Lines file; errors: `UserError` with `where`."""
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno}); mend or remove the line") from None
-    except ValueError as error:  # a number of too many digits
-        raise UserError(f"{where}: not JSON ({first_line(error)}); mend or remove the line") from None
-    except RecursionError:
-        raise UserError(f"{where}: JSON in too many brackets; mend or remove the line") from None
-
-
-def parse_raw_document(line: str, folder: Path, where: str, default_id: str) -> RawDocument:
-    """One line of an interleaved JSON Lines file; paths are taken relative to `folder`; errors: `UserError` with `where`."""
-    return raw_document(parse_line(line, where), folder, where, default_id)
-
-
 def raw_document(row: Any, folder: Path, where: str, default_id: str) -> RawDocument:
-    """A document from what a line holds; as `parse_raw_document`."""
+    """A document from what a line of an interleaved file holds; paths are taken relative to `folder`; errors: `UserError` with `where`."""
     if not isinstance(row, dict) or not isinstance(row.get("content"), list) or not row["content"]:
         raise UserError(f'{where}: a document is {{"id": …, "content": [parts]}} with at least one part')
     parts = []
@@ -166,17 +148,8 @@ def raw_document(row: Any, folder: Path, where: str, default_id: str) -> RawDocu
     return RawDocument(default_id if row.get("id") is None else str(row["id"]), tuple(parts), where)
 
 
-#: Where `str.splitlines` ends a line although JSON does not; and halves of surrogate pairs, which UTF-8 cannot hold.
-_UNSAFE = re.compile("[\x85\u2028\u2029\ud800-\udfff]")
-
-
-def json_line(value: Any) -> str:
-    """A line of a JSON Lines file, without its end: readable text, and one line for every reader. Inverse of `json.loads`."""
-    return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False))
-
-
 def format_raw_document(document: RawDocument, folder: Path) -> str:
-    """One line of an interleaved JSON Lines file in `folder`, without a line end. Inverse of `parse_raw_document`."""
+    """One line of an interleaved JSON Lines file in `folder`, without a line end. Inverse of `raw_document`."""
     content = []
     for part in document.content:
         row: dict = {"type": part.type}
@@ -192,18 +165,10 @@ def format_raw_document(document: RawDocument, folder: Path) -> str:
 
 def read_raw_documents(path: Path) -> Iterator[RawDocument | UserError]:
     """The documents of an interleaved JSON Lines file in order; a bad line comes as the `UserError` that says why."""
-    try:
-        file = open(path, encoding="utf-8-sig", errors="strict")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    with file:
+    for number, row in read_json_lines(path):
         try:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                try:
-                    yield parse_raw_document(line, path.parent, f"{path.name}, line {number}", f"{path.stem}-{number}")
-                except UserError as error:
-                    yield error
-        except UnicodeDecodeError:
-            raise UserError(f"{path}: not UTF-8 text; convert it, for example with iconv") from None
+            if isinstance(row, UserError):
+                raise row
+            yield raw_document(row, path.parent, f"{path.name}, line {number}", f"{path.stem}-{number}")
+        except UserError as error:
+            yield error

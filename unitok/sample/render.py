@@ -17,9 +17,9 @@ from tqdm import tqdm
 from unitok import page
 from unitok.document import ROLES, Document, Part, RawDocument, format_raw_document
 from unitok.errors import UserError
+from unitok.files import whole_folder, write_text
 from unitok.grammar import Grammar, parse_plan
 from unitok.media.formats import HEAD, image_format
-from unitok.pretrained import whole_folder
 from unitok.sample.engine import Request, generate
 from unitok.sample.prompts import ReadFile
 from unitok.sample.sampling import Settings
@@ -320,8 +320,7 @@ def save_outputs(outputs: list[Output], folder: Path, title: str = "unitok sampl
     with whole_folder(folder, "sample output", overwrite) as new:
         raws = [output.save(new) for output in outputs]
         page.write_page(new / "index.html", title, _STYLE, _articles(raws, new))
-        lines = "".join(format_raw_document(raw, new) + "\n" for raw in raws)
-        (new / "outputs.jsonl").write_text(lines, encoding="utf-8")
+        write_text(new / "outputs.jsonl", "".join(format_raw_document(raw, new) + "\n" for raw in raws))
 
 
 _STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}

@@ -7,7 +7,6 @@ reserve for scoring, and the decoder gets what is left.
 """
 
 import ctypes
-import json
 import os
 import signal
 import subprocess
@@ -17,7 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from unitok.errors import UserError, read_json
+from unitok.errors import UserError
+from unitok.files import read_json, write_json
 
 IMAGE_SHARE, AUDIO_SHARE, SCORING_SHARE = 0.185, 0.06, 0.125
 SCENES_A_MINUTE = 950
@@ -61,9 +61,7 @@ class Demo:
         return self.state["precision"]
 
     def _save(self) -> None:
-        partial = self.file.with_name("state.json.partial")
-        partial.write_text(json.dumps(self.state, indent=1) + "\n")
-        partial.replace(self.file)
+        write_json(self.file, self.state)
 
     @property
     def seconds(self) -> float:
@@ -188,13 +186,13 @@ def run_demo(out: Path, minutes: float = 13.0, eval_scenes: int = 200, seed: int
     def finish() -> None:
         from unitok.scenes.report import write_report
 
-        scores = json.loads((out / "eval" / "scores.json").read_text())
+        scores = read_json(out / "eval" / "scores.json", "")
         scores |= {"seconds": round(demo.seconds, 1), "peak_memory_gb": round(demo.state["peak_memory_gb"], 2)}
-        (out / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
+        write_json(out / "scores.json", scores)
         write_report(out, scores, demo.state["seconds"], minutes)
 
     demo.stage("report", finish)
-    scores = json.loads((out / "scores.json").read_text())
+    scores = read_json(out / "scores.json", "")
     from unitok.scenes.evaluate import print_scores
 
     print_scores(scores)

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from unitok.errors import UserError
 from unitok.media import convert_audio, open_audio, read_audio_blocks, read_samples, write_audio_blocks
-from unitok.memory import keep_large_blocks
 from unitok.pretrained import load_part, load_state, part_folder, save_part, state_fingerprint
 from unitok.tokenizers.arguments import check_codes, check_samples, check_waveform
 from unitok.tokenizers.quantize import ResidualQuantizer
@@ -193,7 +192,6 @@ class AudioTokenizer(nn.Module):
     def _encode_blocks(self, blocks: Iterable[Tensor], levels: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """A sound [B, C, t] after [B, C, t] -> codes [B, K, n] and scales [B, segments] after one another."""
         self._check_levels(levels)
-        keep_large_blocks()
         for latents, scales in self._latents(blocks):
             codes = self.quantizer.search(rearrange(latents, "b d n -> b n d"), levels)
             yield rearrange(codes, "b n k -> b k n"), scales
@@ -306,7 +304,6 @@ class AudioTokenizer(nn.Module):
     @torch.no_grad()
     def _decode_blocks(self, codes: Tensor, scales: Tensor | None = None, length: int | None = None) -> Iterator[Tensor]:
         """-> [B, C, t] after [B, C, t], in [-1, 1]."""
-        keep_large_blocks()
         if scales is not None and scales.numel():
             scales = scales.to(self.device)
         else:

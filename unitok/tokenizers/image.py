@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from unitok.errors import UserError
 from unitok.media import crop_square, fit_image, image_to_tensor, open_image, save_image, stretch_image, to_rgb
-from unitok.memory import keep_large_blocks
 from unitok.pretrained import load_part, load_state, part_folder, save_part, state_fingerprint
 from unitok.tokenizers.arguments import check_codes, check_images
 from unitok.tokenizers.quantize import (
@@ -173,7 +172,6 @@ class ImageTokenizer(nn.Module):
         NumPy arrays and uint8 in [0, 255] are taken, too. Errors: `UserError` for other shapes, types and ranges.
         """
         images = check_images(images, next(self.parameters()).dtype)
-        keep_large_blocks()
         if max(images.shape[-2:]) > self.tile:
             return torch.cat([self._encode_tiles(image[None]) for image in images])
         at_once = max(1, self.tile**2 // (images.shape[-2] * images.shape[-1]))
@@ -209,7 +207,6 @@ class ImageTokenizer(nn.Module):
     def decode(self, codes: Tensor) -> Tensor:
         """int64 [B, h, w] -> [B, 3, h * stride, w * stride] in [-1, 1]. Errors: `UserError` for codes that are none."""
         codes = check_codes(codes, "[B, h, w]", self.codebook_size)
-        keep_large_blocks()
         h, w = codes.shape[-2:]
         if max(h, w) * self.stride > self.tile:
             return torch.cat([self._decode_tiles(grid[None]) for grid in codes])

@@ -21,8 +21,9 @@ from pathlib import Path
 
 import sentencepiece
 
-from unitok.errors import UserError, first_line, read_json
-from unitok.pretrained import VERSION, part_folder, whole_folder
+from unitok.errors import UserError, first_line
+from unitok.files import read_json, whole_folder, write_json
+from unitok.pretrained import VERSION, part_folder
 from unitok.tokenizers.arguments import check_text, check_text_codes
 
 log = logging.getLogger("unitok")
@@ -90,8 +91,7 @@ class TextTokenizer:
         """Write `config.json` and `tokenizer.model` (SentencePiece's own format)."""
         with whole_folder(folder, "text tokenizer", overwrite) as partial:
             (partial / "tokenizer.model").write_bytes(self.model)
-            config = {"unitok": VERSION, "kind": "text tokenizer"}
-            (partial / "config.json").write_text(json.dumps(config) + "\n", encoding="utf-8")
+            write_json(partial / "config.json", {"unitok": VERSION, "kind": "text tokenizer"})
 
     @classmethod
     def from_pretrained(cls, path: Path, device: str = "cpu") -> "TextTokenizer":
@@ -249,7 +249,7 @@ class ImportedTextTokenizer(TextTokenizer):
         with whole_folder(folder, "imported text tokenizer", overwrite) as partial:
             (partial / "tokenizer.json").write_bytes(self.model)
             config = {"unitok": VERSION, "kind": "text tokenizer", "first": self.first, "size": self.size}
-            (partial / "config.json").write_text(json.dumps(config) + "\n", encoding="utf-8")
+            write_json(partial / "config.json", config)
 
     @classmethod
     def _load(cls, folder: Path) -> "ImportedTextTokenizer":

@@ -24,7 +24,6 @@ from unitok.data.prepare.recipe import SourceSpec
 from unitok.data.prepare.tokenize import estimate, tokenize
 from unitok.data.shards import TokenDataset
 from unitok.errors import UserError
-from unitok.files import locked
 from unitok.scenes.world import write_scenes
 
 
