@@ -143,7 +143,7 @@ def write_report(run: Path, scores: dict[str, Any], seconds: dict[str, float], m
     total = sum(seconds.values())
     body = f"""
 <p class="soft">One model that reads and writes text, pictures and sound, trained from raw files in {total / 60:.1f} minutes
-(budget {minutes:g}), at most {scores.get("peak_memory_gb", 0):.1f} GB of memory.</p>
+(budget {minutes:g}); the largest process took {scores.get("peak_memory_gb", 0):.1f} GB of memory.</p>
 <h2>Scores</h2><p>Shares of files in which everything named is right, read back from pixels and waveforms by an oracle that
 never sees the model. Scenes are new; the last column has colour-shape pairs that training never showed.</p>{_score_table(scores)}
 <h2>Reconstructions</h2><p>Originals above, what the tokenizers make of them below.</p>{_reconstructions(evaluation / "reconstructions")}
