@@ -35,6 +35,7 @@ from common import in_a_process, peak_memory_gb, write_results
 from PIL import Image
 
 from unitok.bundle import Unitok, build_vocab
+from unitok.hardware import keep_large_blocks
 from unitok.tokenizers import AudioTokenizer, AudioTokenizerConfig, ImageTokenizer, ImageTokenizerConfig, TextTokenizer
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -233,6 +234,7 @@ def measure_memory(work: Path) -> dict[str, Any]:
 
 
 def main() -> None:
+    keep_large_blocks()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="half the files, one round")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each")

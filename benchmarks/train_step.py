@@ -27,7 +27,7 @@ from common import in_turns, serve, write_results
 from unitok.bundle import Unitok, build_vocab
 from unitok.data.packing import PackedDataset
 from unitok.data.shards import TokenDataset
-from unitok.hardware import HARDWARE
+from unitok.hardware import HARDWARE, keep_large_blocks
 from unitok.interop.decoder import QWEN3_FIELDS
 from unitok.model import Decoder, DecoderConfig
 from unitok.model.costs import count
@@ -180,6 +180,8 @@ def main() -> None:
     tokens = make_tokens(o.work)
     if o.only:
         which, size = o.only
+        if which in ("all", "allowed"):
+            keep_large_blocks()
         serve(steps(which, size, tokens, o)[0], o.device)
         return
     cases = []
