@@ -13,7 +13,6 @@ A document is `<bos>`, its spans, `<eos>`; a change of role puts that role's id 
 numpy: workers that prepare data need no torch.
 """
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -23,7 +22,8 @@ from typing import Any
 import numpy as np
 
 from unitok.document import ROLES, Document, Segment
-from unitok.errors import UserError, read_json
+from unitok.errors import UserError
+from unitok.files import read_json, write_json
 from unitok.ranges import Range, Span, check_declarations
 
 SPECIAL_COUNT = 256
@@ -312,7 +312,7 @@ class Vocab:
 
     def save(self, path: Path) -> None:
         """Write `vocab.json`."""
-        Path(path).write_text(json.dumps(self.to_manifest(), indent=1) + "\n")
+        write_json(path, self.to_manifest())
 
     @classmethod
     def load(cls, path: Path) -> "Vocab":
