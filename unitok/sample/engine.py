@@ -107,27 +107,27 @@ class _Running:
 
     def take(self, ids: list[int]) -> None:
         """Advance by ids that were drawn, and by all after them that have no choice."""
-        self.state.take(ids)
+        place = self.state.take(ids)
         self.new += ids
         last = ids[-1:]
         for context in self.contexts:
-            context.ids, context.places = list(last), [self.state.place]
+            context.ids, context.places = list(last), [place]
         self._force()
 
     def _force(self) -> None:
         while (id := self.state.forced()) is not None:
-            self.state.advance(id)
+            place = self.state.advance(id)
             self.new.append(id)
             for context in self.contexts:
                 context.ids.append(id)
-                context.places.append(self.state.place)
+                context.places.append(place)
 
     @property
     def how(self) -> Settings:
-        """The settings of what comes next: those of the span that we are in, else of the plan's next, else text's."""
+        """The settings of what comes next: of the span that we are in, else of the plan's next, else of what stands bare."""
         state = self.state
-        modality = state.modality or (state.plan[0].modality if state.plan else "text")
-        return self.settings.get(modality, Settings())
+        modality = state.modality or (state.plan[0].modality if state.plan else state.vocab.bare)
+        return self.settings.get(modality or "", Settings())
 
     @property
     def span_start(self) -> int:
@@ -139,11 +139,11 @@ class _Running:
         how = self.how
         if not how.guides(self.state.count):
             return {}
-        bos = np.array([grammar.vocab.bos])
-        none = bos if self.request.negative is None else np.asarray(self.request.negative)
+        alone = grammar.vocab.unconditional()
+        none = alone if self.request.negative is None else np.asarray(self.request.negative)
         if how.guidance_media is None:
             return {"none": none}
-        return {"media": bos if self.request.media is None else np.asarray(self.request.media), "none": none}
+        return {"media": alone if self.request.media is None else np.asarray(self.request.media), "none": none}
 
     def stretch(self, most: int) -> list[Intervals]:
         """The legal sets of the next ids that need not be read in between, while guidance is as it is now."""

@@ -41,7 +41,7 @@ class _Jacobi:
         rng = np.random.default_rng((*running.key, len(running.new)))
         noise = rng.gumbel(size=(count, self.menu.size)) if self.how.temperature else np.zeros((count, self.menu.size))
         self.noise = torch.from_numpy(noise.astype(np.float32)).to(device)
-        self.columns = self.state.sides[-1] if self.state.sides else 1
+        self.columns = self.state.span.order.period(tuple(self.state.sides))
         #: What the draws of each place are made of, and the draws: final up to `done`, guesses up to `known`.
         self.scores = torch.zeros(count, self.menu.size, device=device)
         self.found = torch.zeros(count, dtype=torch.int64, device=device)

@@ -86,7 +86,7 @@ class _Watcher:
         if self.state.span is not None:  # a begun picture or sound
             self._open()
             self.body = one.lead[1 + len(self.state.span.header) :].tolist()
-            self.told = len(self.body) // self.state.sides[-1] if self.state.sides else 0
+            self.told = len(self._codes(self.state.span.modality)) if self.state.sides else 0
 
     def _open(self) -> None:
         self.span += 1
@@ -114,32 +114,31 @@ class _Watcher:
 
     def _tell(self, modality: str, done: bool) -> Iterator[Piece]:
         """What the codes so far add to what was told."""
-        codes = self.unitok.vocab.body_codes(modality, self.body)
+        codes = self._codes(modality)
         content = {"text": self._text, "image": self._picture, "audio": self._sound}[modality](codes, done)
         if content is not None:
             yield Piece(self.index, self.span, modality, content, done)
 
-    def _text(self, codes: list[int], done: bool) -> str | None:
-        whole = self.unitok.need("text").decode(codes)
+    def _codes(self, modality: str) -> np.ndarray:
+        """The whole frames or rows so far."""
+        return self.unitok.vocab.body_codes(modality, self.body, tuple(self.state.sides), whole=False)
+
+    def _text(self, codes: np.ndarray, done: bool) -> str | None:
+        whole = self.unitok.need("text").decode(codes.tolist())
         whole = whole if done else whole.rstrip("\ufffd")  # half a character
         new, self.said = whole[len(self.said) :], whole
         return new if new or done else None
 
-    def _picture(self, codes: list[int], done: bool) -> torch.Tensor | None:
+    def _picture(self, codes: np.ndarray, done: bool) -> torch.Tensor | None:
         if not self.state.sides:  # a vocabulary whose pictures do not tell their size: whole or not at all
-            return self.unitok.decode_segment(Segment("image", np.array([codes]))) if done else None
-        columns = self.state.sides[-1]
-        rows = len(codes) // columns
-        if not done and rows <= self.told:
+            return self.unitok.decode_segment(Segment("image", codes)) if done else None
+        if not done and len(codes) <= self.told:
             return None
-        self.told = rows
-        grid = torch.tensor(codes[: rows * columns]).view(1, rows, columns)
-        return self.unitok.need("image").decode(grid)[0].cpu()
+        self.told = len(codes)
+        return self.unitok.need("image").decode(torch.from_numpy(codes)[None])[0].cpu()
 
-    def _sound(self, codes: list[int], done: bool) -> torch.Tensor | None:
-        tokenizer = self.unitok.need("audio")
-        levels = tokenizer.num_codebooks
-        frames = torch.tensor(codes[: len(codes) // levels * levels]).view(-1, levels).T
+    def _sound(self, codes: np.ndarray, done: bool) -> torch.Tensor | None:
+        tokenizer, frames = self.unitok.need("audio"), torch.from_numpy(codes)
         if self.sound is None:
             try:
                 self.sound = tokenizer.decode_stream()
