@@ -182,19 +182,15 @@ class Row:
             return ((self.vocab.pad, self.vocab.pad + 1),)
         return join_intervals(self._allowed_inside(self.span) if self.span else self._allowed_open())
 
-    def _fits(self, cost: int) -> bool:
-        return self.left is None or cost <= self.left
-
     def _allowed_open(self) -> list[tuple[int, int]]:
         """Between spans."""
         ids: list[tuple[int, int]] = []
-        free = self.plan is None
-        for want in [Want(m) for m in self.vocab.spans] if self.plan is None else self.plan[:1]:
-            if self._fits(self.grammar.cost(want) + self._after()):
+        for want in self.grammar.free if self.plan is None else self.plan[:1]:
+            if self.left is None or self.grammar.cost(want) + self._after() <= self.left:
                 ids += self.grammar.openings[want.modality]
-        if free and self.state in ("start", "open") and self._fits(self.grammar.least_span + 2):
+        if self.plan is None and self.state != "told" and (self.left is None or self.grammar.least_span + 2 <= self.left):
             ids += [(id, id + 1) for i, id in enumerate(self.vocab.roles) if i != self.role]
-        if free and self.state == "open":
+        if self.plan is None and self.state == "open":
             ids.append((self.vocab.eos, self.vocab.eos + 1))
         return ids
 
@@ -202,9 +198,10 @@ class Row:
         if len(self.sides) < len(span.header):
             return self._allowed_side(span)
         ids: list[tuple[int, int]] = []
-        units, after = self.units, bool(span.end) + self._after()
+        units = self.units
         for level, known in span.order.choices(self.count, units).items():
-            if self._fits(1 + span.order.least(self.count + 1, known) + after):  # one more unit must fit whole
+            whole = 1 + span.order.least(self.count + 1, known) + bool(span.end)
+            if self.left is None or whole + self._after() <= self.left:
                 ids += self.grammar.bodies[span.modality][level]
         if span.order.least(self.count, units) == 0:
             ids += self._allowed_leaving(span)
@@ -325,8 +322,8 @@ class Grammar:
         self.bodies = {m: [r.intervals() for r in vocab.body(m)] for m in vocab.spans}
         self.openings = {m: self._special(s.begin) or self.bodies[m][0] for m, s in vocab.spans.items()}
         self.closings = {m: self._special(s.end) for m, s in vocab.spans.items()}
-        #: Ids of the shortest span that there is.
-        self.least_span = min((self.cost(Want(m)) for m in vocab.spans), default=0)
+        self.free = [Want(m) for m in vocab.spans]
+        self.least_span = min(map(self.cost, self.free), default=0)
         #: By id: the number of the role that it is, of the span that it begins, of the one that it ends; else -1.
         self._roles, self._begins, self._ends = np.full((3, vocab.size), -1)
         self._roles[list(vocab.roles)] = np.arange(len(vocab.roles))
@@ -357,10 +354,15 @@ class Grammar:
         row = self.row()
         if len(ids) == 0 or ids[0] != self.vocab.bos:
             raise UserError("position 0: a document begins with <bos>")
-        for position, id in enumerate(ids[1:].tolist(), 1):
-            if row.state == "done" or not _contains(row.allowed(), id):
-                raise UserError(f"position {position}: {self.vocab.name_of(id)} cannot stand here")
-            row.advance(id)
+        position, known = 1, np.asarray(ids).tolist()
+        while position < len(known):
+            sets = row.ahead(len(known) - position)
+            coming = known[position : position + len(sets)]
+            for id, allowed in zip(coming, sets, strict=True):
+                if row.state == "done" or not _contains(allowed, id):
+                    raise UserError(f"position {position}: {self.vocab.name_of(id)} cannot stand here")
+                position += 1
+            row.take(coming)
         if complete and row.state != "done":
             raise UserError(f"position {len(ids)}: the document ends too early")
         return row

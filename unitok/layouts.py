@@ -99,8 +99,9 @@ class Interleaved:
 
     def is_choice(self, counts: np.ndarray) -> np.ndarray:
         """bool, of the same shape: whether another unit may begin there or not, where N is open."""
-        late = counts - self._steps[-1]
-        return np.isin(counts, self._steps[1:]) | ((late > 0) & (late % self.levels == 0))
+        first = self._steps[-1]
+        starts = np.isin(np.arange(first + self.levels), self._steps)
+        return (counts > 0) & starts[np.minimum(counts, first) + np.maximum(counts - first, 0) % self.levels]
 
 
 class Raster(Interleaved):
