@@ -24,7 +24,7 @@ import pyarrow as pa
 from unitok.document import Document
 from unitok.errors import UserError, first_line
 from unitok.files import atomic_write, read_json, write_json
-from unitok.vocab import Placed, Vocab
+from unitok.vocab import SegmentSpan, Vocab
 
 VERSION = 1
 SCHEMA = pa.schema(
@@ -203,15 +203,15 @@ class TokenDataset:
         table, row = self._place(index)
         return table.column("tokens")[row].values.to_numpy().astype(np.int64)
 
-    def placed(self, index: int) -> list[Placed]:
+    def placed(self, index: int) -> list[SegmentSpan]:
         """Where the segments of a document stand."""
         table, row = self._place(index)
         return _placed(table.column("spans")[row].as_py())
 
-    def placed_of(self, indices: np.ndarray) -> list[list[Placed]]:
+    def placed_of(self, indices: np.ndarray) -> list[list[SegmentSpan]]:
         """`placed` of several documents; of a remote data set nothing else is read."""
         shards = np.searchsorted(self._starts, indices, side="right") - 1
-        found: list[list[Placed]] = [[]] * len(indices)
+        found: list[list[SegmentSpan]] = [[]] * len(indices)
         for number in np.unique(shards).tolist():
             where = np.flatnonzero(shards == number)
             column = self._column(number, "spans")
@@ -279,8 +279,8 @@ class TokenDataset:
             yield f"document {index}: its spans do not say what its ids do"
 
 
-def _placed(spans: list[dict]) -> list[Placed]:
-    return [Placed(**(s | {"size": tuple(s["size"])})) for s in spans]
+def _placed(spans: list[dict]) -> list[SegmentSpan]:
+    return [SegmentSpan(**(s | {"size": tuple(s["size"])})) for s in spans]
 
 
 class _Remote:
