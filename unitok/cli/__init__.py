@@ -84,8 +84,7 @@ def _run(given: list[str]) -> None:
     verb = " ".join(given[:2]) if " ".join(given[:2]) in VERBS else given[0]
     if verb not in VERBS | LIGHTNING_VERBS:
         raise UserError(f"no verb {verb!r}; choose one of {', '.join(VERBS | LIGHTNING_VERBS)}")
-    from unitok.hardware import bound_waiting
-    from unitok.memory import keep_large_blocks
+    from unitok.hardware import bound_waiting, keep_large_blocks
 
     bound_waiting()
     keep_large_blocks()

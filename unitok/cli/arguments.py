@@ -8,22 +8,19 @@ from typing import Annotated, Any, get_type_hints
 
 from unitok.cli.flags import flag_of, of_type, read_docstring, says_default
 from unitok.errors import UserError
+from unitok.files import settle
 
 Flags = Iterator[tuple[str, dict[str, Any]]]
 
 
 def check_input(path: Path) -> None:
     """Raise `UserError` for a path that is not there."""
-    from unitok.pretrained import settle
-
     if not settle(path).exists():
         raise UserError(f"{path}: no such file or folder")
 
 
 def check_bundle(path: Path) -> None:
     """Raise `UserError` for a path where no bundle is."""
-    from unitok.pretrained import settle
-
     if not (settle(path) / "bundle.json").exists():
         raise UserError(f"{path}: no bundle (bundle.json) there; make one with `unitok bundle`")
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 from unitok.cli.arguments import Input
+from unitok.files import check_inputs, check_replaceable
 from unitok.interop import EXPORTS
 
 
@@ -18,7 +19,6 @@ def export(kind: Annotated[str, EXPORTS], source: Input, out: Path, *, overwrite
     """
     from unitok.interop.decoder import export_decoder
     from unitok.model import Decoder
-    from unitok.pretrained import check_inputs, check_replaceable
     from unitok.vocab import Vocab
 
     check_replaceable(out, "exported decoder", overwrite)

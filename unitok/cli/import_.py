@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 from unitok.cli.arguments import Input
+from unitok.files import check_inputs, check_replaceable
 from unitok.interop import KINDS
 
 
@@ -32,7 +33,6 @@ def import_(
         overwrite: replace what lies in the folder, also where it is something else
     """
     from unitok.interop import describe, import_checkpoint
-    from unitok.pretrained import check_inputs, check_replaceable
 
     check_replaceable(out, overwrite=overwrite)
     check_inputs(out, [source])

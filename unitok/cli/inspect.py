@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 
 from unitok import page as pages
-from unitok.errors import UserError, read_json, visible
+from unitok.errors import UserError, visible
+from unitok.files import read_json
 from unitok.hardware import HARDWARE
 
 if TYPE_CHECKING:

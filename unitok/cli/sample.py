@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from unitok.cli.arguments import BundleFolder, Fields, Input, PerKind, check_kinds, content_of, read_json_flag
 from unitok.errors import UserError, visible
-from unitok.files import json_line, write_whole
+from unitok.files import check_inputs, check_replaceable, write_json_lines
 from unitok.hardware import check_device
 
 if TYPE_CHECKING:
@@ -89,7 +89,6 @@ def sample(
     parts = [content_of(kind, value) for kind, value in prompt]
 
     from unitok.api import Unitok
-    from unitok.pretrained import check_inputs, check_replaceable
     from unitok.sample.outputs import save_outputs
     from unitok.sample.prompts import read_prompts
 
@@ -137,7 +136,7 @@ def _write_scores(unitok: "Unitok", documents: "list[Document]", out: Path) -> N
         raise UserError(f"{file}: holds something else than scores; choose another folder, or remove it")
     rows = [score.row() for score in unitok.score(documents)]
     out.mkdir(parents=True, exist_ok=True)
-    write_whole(file, "".join(json_line(row) + "\n" for row in rows), out)
+    write_json_lines(file, rows)
     for row in rows[:20]:
         counts = f"{row['ids']} ids, {row['bits_an_id']:.2f} bits an id"
         print(f"{visible(row['id'])}: {row['log_probability']:.2f} nats, {counts}")

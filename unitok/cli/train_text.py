@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from unitok.cli.arguments import Input
+from unitok.files import check_inputs, check_replaceable
 
 
 def train_text(source: list[Input], *, out: Path, size: int = 8000, sample: int = 5_000_000, overwrite: bool = False) -> None:
@@ -16,7 +17,6 @@ def train_text(source: list[Input], *, out: Path, size: int = 8000, sample: int 
         overwrite: replace what lies in the folder, also where it is something else
     """
     from unitok.data.prepare.sources import read_texts
-    from unitok.pretrained import check_inputs, check_replaceable
     from unitok.tokenizers import TextTokenizer
 
     check_replaceable(out, "text tokenizer", overwrite)

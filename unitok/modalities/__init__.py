@@ -21,7 +21,8 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 
 from unitok.document import Segment
-from unitok.errors import UserError, read_json
+from unitok.errors import UserError
+from unitok.files import read_json
 from unitok.ranges import Span
 from unitok.storage import Blob
 from unitok.vocab import Vocab

@@ -13,9 +13,9 @@ import soundfile
 from unitok import page
 from unitok.bundle import Bundle, ReadFile
 from unitok.document import Document, Part, RawDocument
+from unitok.files import whole_folder
 from unitok.interleaved import Types, format_raw_document
 from unitok.media.formats import HEAD, image_format
-from unitok.pretrained import whole_folder
 
 if TYPE_CHECKING:
     from torch import Tensor

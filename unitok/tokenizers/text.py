@@ -22,8 +22,9 @@ from typing import Self
 
 import sentencepiece
 
-from unitok.errors import UserError, first_line, read_json
-from unitok.pretrained import VERSION, part_folder, whole_folder
+from unitok.errors import UserError, first_line
+from unitok.files import read_json, whole_folder
+from unitok.pretrained import VERSION, part_folder
 from unitok.tokenizers.arguments import check_text, check_text_codes
 
 log = logging.getLogger("unitok")
