@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 
 from unitok import page as pages
+from unitok.cli.arguments import check_input
 from unitok.errors import UserError, visible
-from unitok.files import read_json
+from unitok.files import read_json, settle
 from unitok.hardware import HARDWARE
 
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ def inspect(
         raise UserError("--mfu is in (0, 1], --devices and --batch at least 1, --ids and --context at least 0")
     if (page is None) != (bundle is None) or samples < 1:
         raise UserError("--page needs a --bundle to decode with, --samples at least 1")
+    if "/" in what and "://" not in what:  # no preset
+        check_input(Path(what))
     look_at(
         what,
         verify,
@@ -87,7 +90,6 @@ def inspect(
 def look_at(what: Path | str, verify: bool, budget: Budget, page: Page | None) -> None:
     """Print what is there; errors: `UserError` for something else, and for a data set that does not verify."""
     from unitok.model.presets import PRESETS, Preset
-    from unitok.pretrained import settle
 
     if "://" in str(what):
         _inspect_dataset(str(what), verify, page)
