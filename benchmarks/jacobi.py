@@ -19,7 +19,8 @@ from common import write_results
 
 from unitok.api import Unitok
 from unitok.grammar import Grammar, Want
-from unitok.sample.engine import Request, Session, generate
+from unitok.sample.engine import Session, generate
+from unitok.sample.running import Request
 from unitok.sample.sampling import Settings
 from unitok.scenes.world import caption, draw_scene
 

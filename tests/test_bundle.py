@@ -50,7 +50,8 @@ def test_a_decoder_does_not_outlive_the_tokenizers_it_was_trained_for(bundle_fol
 
 
 def test_a_bundle_missing_a_part_says_how_to_add_it(bundle_folder, tmp_path):
-    u = make_bundle(tmp_path / "b", {"text": bundle_folder})
+    make_bundle(tmp_path / "b", {"text": bundle_folder})
+    u = Unitok.from_pretrained(tmp_path / "b")
     with pytest.raises(UserError, match=r"no image; add one with `unitok bundle BUNDLE --image PATH`"):
         u.require("image")
     with pytest.raises(UserError, match="no decoder"):

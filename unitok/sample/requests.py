@@ -13,9 +13,10 @@ from unitok.bundle import Bundle
 from unitok.document import ROLES, Document
 from unitok.errors import UserError
 from unitok.grammar import Grammar, parse_plan
-from unitok.sample.engine import Request, generate
+from unitok.sample.engine import generate
 from unitok.sample.outputs import Output
 from unitok.sample.prompts import check_names, settings_of
+from unitok.sample.running import Request
 from unitok.sample.sampling import Settings
 from unitok.sample.score import log_probabilities
 from unitok.vocab import Vocab

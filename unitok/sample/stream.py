@@ -7,7 +7,7 @@ from typing import Any
 from unitok.bundle import Bundle
 from unitok.grammar import Grammar
 from unitok.modalities import Stream
-from unitok.sample.engine import Session, check_requests
+from unitok.sample.engine import Session
 from unitok.sample.outputs import Output
 from unitok.sample.requests import Draft, check_count
 
@@ -39,7 +39,7 @@ def stream(bundle: Bundle, drafts: list[Draft], settings: dict[str, Any], batch_
     """
     check_count("batch size", batch_size, 1)
     session = Session(bundle.require("model"), Grammar(bundle.vocab), settings, ahead=AHEAD)
-    check_requests(session, (one.request for one in drafts))
+    session.check(one.request for one in drafts)
     return _stream(bundle, session, drafts, batch_size)
 
 

@@ -15,7 +15,6 @@ from unitok.api import Unitok
 from unitok.checkpoints import merge_lora
 from unitok.errors import UserError
 from unitok.model import Decoder
-from unitok.model.inference import forget
 from unitok.sample.outputs import Output, save_outputs
 from unitok.sample.prompts import read_prompts
 from unitok.sample.requests import Task, generate_outputs
@@ -121,7 +120,6 @@ class Samples(L.Callback):
                 if isinstance(logger, TensorBoardLogger):
                     show(logger.experiment, outputs, step, self._unitok)
             self._unitok.model = None
-            forget(decoder)  # it goes on learning
 
     def _score(self, out: Path) -> tuple[dict[str, float], dict[str, list[Output]]]:
         assert self._unitok is not None

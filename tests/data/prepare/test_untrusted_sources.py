@@ -209,7 +209,7 @@ def test_a_byte_order_mark_is_no_text_and_a_caption_is_told_from_its_record(tmp_
     (tmp_path / "other.json").write_text('{"size": 3}')
     (tmp_path / "x.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "first line"}')
     good, bad = found_in(tmp_path)
-    assert [raw.content[0].text for raw in good] == [
+    assert [raw.content[0].value for raw in good] == [
         "first line",
         "marked",
         "seen",
