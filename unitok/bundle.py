@@ -257,8 +257,8 @@ def load_trained_part(kind: str, path: Path, trust: bool = False) -> tuple[Any, 
         raise UserError(f"{path}: a checkpoint of {described.get('kind') or 'another program'}, not of a {called}")
     part = part_class.from_config(described["part"]["config"], "the checkpoint")
     prefix = "decoder." if kind == "model" else "tokenizer."
-    if any(k.startswith("average.model.") for k in checkpoint["state_dict"]):
-        prefix = "average.model."
+    if any(k.startswith("average.module.") for k in checkpoint["state_dict"]):
+        prefix = "average.module."
     state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
     if "lora_scale" in described["part"]:
         state = merge_lora(state, described["part"]["lora_scale"])

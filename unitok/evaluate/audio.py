@@ -26,8 +26,8 @@ from unitok.files import check_replaceable, whole_folder, write_json, write_json
 from unitok.media import draw_spectrogram, encode_png, encode_wav, find_media, load_audio
 from unitok.storage import printable
 from unitok.tokenizers.audio import AudioTokenizer
-from unitok.training.codebook_usage import codebook_statistics
 from unitok.training.losses import mel_loss, spectral_loss
+from unitok.training.monitor import codebook_statistics
 
 SHOWN = 20  # sounds on the page
 SHOWN_SECONDS = 10.0

@@ -29,7 +29,7 @@ from unitok.files import check_replaceable, whole_folder, write_json, write_json
 from unitok.media import encode_png, find_media, open_image
 from unitok.storage import printable
 from unitok.tokenizers.image import ImageTokenizer
-from unitok.training.codebook_usage import codebook_statistics
+from unitok.training.monitor import codebook_statistics
 from unitok.training.perceptual import LPIPS, find_lpips
 
 SHOWN = 40  # pairs on the page

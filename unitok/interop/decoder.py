@@ -4,7 +4,6 @@
 several. A head tied to the embedding becomes a matrix of its own. What our decoder does not compute is refused by name.
 """
 
-import json
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -167,7 +166,7 @@ def _exported_vocab(path: Path, size: int) -> Vocab:
 def _tokenizer_names(folder: Path) -> dict[str, int]:
     """The names of ids in a tokenizer.json that lies beside the weights, or none."""
     path = folder / "tokenizer.json"
-    return json.loads(path.read_text()).get("model", {}).get("vocab", {}) if path.exists() else {}
+    return read_json(path, "").get("model", {}).get("vocab", {}) if path.exists() else {}
 
 
 def image_codes(names: dict[str, int]) -> dict[int, int]:

@@ -7,14 +7,12 @@ import logging
 import os
 import re
 import sys
-import time
 import traceback
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -79,24 +77,21 @@ class Checkpoints(Checkpoint):
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Start the clock; signals wait for the end of a step from now on."""
-        self._written = time.monotonic()
-        self.interruption.makes_steps = isinstance(module, TrainingShell)
+        if isinstance(module, TrainingShell):
+            self._written = module.budget.elapsed
+            self.interruption.makes_steps = True
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *batch: Any) -> None:
         """Write one if it is time, and the run is healthy; end the run if a signal came or its epochs are over."""
         self.steps += 1
         if not isinstance(module, TrainingShell):
             return
-        asked = torch.tensor([time.monotonic() - self._written >= self.seconds, self.interruption.signal > 0]).int()
-        if trainer.world_size > 1:  # clocks differ, and a signal may have reached one process alone
-            asked = trainer.strategy.reduce(asked.to(trainer.strategy.root_device), reduce_op="max")
-        due, stop = asked.bool().tolist()
-        if stop:
+        if module.looked and module.anywhere(self.interruption.signal > 0):  # it may have reached one process alone
             self._stop(trainer, module)
-        over = module.budget.over(module.steps_done)
+        due, over = module.now - self._written >= self.seconds, module.budget.over(module.steps_done)
         if (due or over) and module.healthy:
             self._save(trainer, "final.ckpt" if over else f"step={module.steps_done}.ckpt")
-            self._written = time.monotonic()
+            self._written = module.now
         if self.epochs is not None and self._epochs_done(trainer, module) >= self.epochs:
             trainer.should_stop = True
 

@@ -27,7 +27,7 @@ from unitok.data.prepare.summary import most, reason, show_document, summary, to
 from unitok.data.prepare.worker import encode_items, full_disk, made, threads
 from unitok.data.shards import TokenDataset, write_dataset_json, write_shard
 from unitok.errors import UserError, visible
-from unitok.files import atomic_write, json_line, lock, remove, remove_partials, write_json_lines
+from unitok.files import atomic_write, json_line, lock, read_json, remove, remove_partials, write_json_lines
 from unitok.interleaved import format_raw_document
 
 EXAMPLES = 3  # documents that a dry run shows
@@ -196,7 +196,7 @@ def _close(run: Run, unitok: Bundle, max_error_rate: float | None) -> dict[str, 
 def _complete_already(plan: Plan, sources: list[Source], unitok: Bundle) -> dict[str, Any]:
     out = Path(plan.out)
     info = TokenDataset(out).info
-    known = json.loads((out / "plan.json").read_text()) if (out / "plan.json").exists() else {}
+    known = read_json(out / "plan.json", "") if (out / "plan.json").exists() else {}
     if known.get("fingerprint") != fingerprint(plan, sources, unitok.vocab):
         raise UserError(f"{out}: holds a data set made with {difference(known, plan, sources)}; choose another folder")
     shutil.rmtree(out / ".work", ignore_errors=True)  # of a run that was killed at its very end
