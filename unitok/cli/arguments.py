@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
-from unitok.cli.flags import flag_of, of_type, read_docstring, says_default
+from unitok.cli.flags import described, flag_of, of_type, read_docstring
 from unitok.errors import UserError
 from unitok.files import settle
 
@@ -69,8 +69,8 @@ class Fields:
                 meaning, default = texts[field.name].rstrip("."), self.default or field.default
                 if prefix and "" in classes:
                     meaning, default = f"the same of {prefix} alone", None
-                shown = "" if says_default(meaning, default) else f" (default: {default})"
-                yield flag_of(*filter(None, [prefix, field.name])), options | {"help": meaning.replace("%", "%%") + shown}
+                help = described(meaning, default)
+                yield flag_of(*filter(None, [prefix, field.name])), options | {"help": help}
 
     def __call__(self, given: dict[str, dict[str, Any]]) -> None:
         """Raise `UserError` for a value that a class does not take."""

@@ -46,7 +46,7 @@ def run(function: Callable[..., None], prog: str, arguments: Sequence[str]) -> N
 def make_parser(function: Callable[..., None], prog: str) -> argparse.ArgumentParser:
     """The parser of a function's arguments."""
     description, sections = read_docstring(function)
-    parser = _Parser(prog=prog, description=description, formatter_class=_Help)
+    parser = _Parser(prog=prog, description=description)
     hints, parameters = get_type_hints(function, include_extras=True), inspect.signature(function).parameters
     for title, entries in sections.items():
         group: Any = parser if title == "Args" else parser.add_argument_group(title)
@@ -95,10 +95,11 @@ def of_type(hint: Any) -> dict[str, Any]:
     return of_type(inner[0]) if origin else {"type": hint}
 
 
-def says_default(text: str, default: Any) -> bool:
-    """Whether a help text needs no default behind it: there is none, or it says what happens there, as in `0: all`."""
+def described(text: str, default: Any) -> str:
+    """A help text with the default behind it, unless there is none, or the text says what happens there, as in `0: all`."""
     none = default is None or default is False or default in ("", [])
-    return none or "(default" in text or f"{str(default).removesuffix('.0')}: " in text
+    said = none or "(default" in text or f"{str(default).removesuffix('.0')}: " in text
+    return (text if said else f"{text} (default: {default})").replace("%", "%%")
 
 
 def name_flags(message: str, flags: Iterable[str]) -> str:
@@ -125,13 +126,14 @@ def _flags(parameter: inspect.Parameter, hint: Any, text: str) -> Iterator[tuple
             return
         if isinstance(mark, Mapping):
             text = f"{text} {'; '.join(f'{choice}: {meaning}' for choice, meaning in mark.items())}"
-    options = of_type(hint) | {"help": text.replace("%", "%%")}
+    options, default = of_type(hint), parameter.default
     if parameter.kind is parameter.KEYWORD_ONLY:
-        needed = parameter.default is parameter.empty
-        yield flag_of(parameter.name), options | ({"required": True} if needed else {"default": parameter.default})
+        needed = default is parameter.empty
+        options |= {"required": True, "help": text} if needed else {"default": default, "help": described(text, default)}
+        yield flag_of(parameter.name), options
     else:
         nargs = "+" if options.pop("action", None) else "?" if NoneType in get_args(hint) else None
-        yield parameter.name, options | {"nargs": nargs}
+        yield parameter.name, options | {"nargs": nargs, "help": text}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -148,8 +150,3 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         print(f"error: {visible(message)} (see {self.prog} --help)", file=sys.stderr)
         raise SystemExit(2)
-
-
-class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if says_default(action.help or "", action.default) else super()._get_help_string(action)
