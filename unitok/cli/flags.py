@@ -126,14 +126,13 @@ def _flags(parameter: inspect.Parameter, hint: Any, text: str) -> Iterator[tuple
             return
         if isinstance(mark, Mapping):
             text = f"{text} {'; '.join(f'{choice}: {meaning}' for choice, meaning in mark.items())}"
-    options, default = of_type(hint), parameter.default
+    needed = parameter.default is parameter.empty
+    options = of_type(hint) | {"help": described(text, None if needed else parameter.default)}
     if parameter.kind is parameter.KEYWORD_ONLY:
-        needed = default is parameter.empty
-        options |= {"required": True, "help": text} if needed else {"default": default, "help": described(text, default)}
-        yield flag_of(parameter.name), options
+        yield flag_of(parameter.name), options | ({"required": True} if needed else {"default": parameter.default})
     else:
         nargs = "+" if options.pop("action", None) else "?" if NoneType in get_args(hint) else None
-        yield parameter.name, options | {"nargs": nargs, "help": text}
+        yield parameter.name, options | {"nargs": nargs}
 
 
 class _Parser(argparse.ArgumentParser):
