@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from unitok.bundle import Unitok
+from unitok.api import Unitok
 from unitok.errors import UserError
 from unitok.files import (
     atomic_write,
