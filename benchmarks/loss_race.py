@@ -31,6 +31,7 @@ from train_step import theirs
 from unitok.data.modules import EndlessBatches
 from unitok.data.packing import PackedDataset
 from unitok.data.shards import TokenDataset
+from unitok.hardware import keep_large_blocks
 from unitok.model import Decoder, DecoderConfig
 from unitok.model.loss import next_id_loss
 from unitok.model.presets import PRESETS
@@ -191,6 +192,7 @@ def race_theirs(
 
 
 def main() -> None:
+    keep_large_blocks()
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--quick", action="store_true", help="one seed")
     p.add_argument("--seconds", type=float, default=90.0, help="of each run of theirs; ours has shares of it")

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from unitok.document import Document, Part, RawDocument, Segment
-from unitok.errors import UserError, read_json
+from unitok.errors import UserError
+from unitok.files import check_replaceable, kind_of, read_json, settle, whole_folder
 from unitok.media import sniff
 from unitok.modalities import Modality, Plain, build_vocab, kind_accepting, modalities, modality_of
-from unitok.pretrained import check_replaceable, kind_of, known_vocabulary, load_state, settle, whole_folder
+from unitok.pretrained import known_vocabulary, load_state
 from unitok.storage import Blob, Files
 from unitok.vocab import Vocab
 

@@ -4,7 +4,6 @@ import csv
 import logging
 import os
 import signal
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,7 +20,6 @@ from unitok.files import lock
 from unitok.model.decoder import Decoder
 from unitok.training.budget import Budget
 from unitok.training.fit import run_lightning
-from unitok.training.run_folder import check_unused
 from unitok.training.shell import warmup_linear
 
 
@@ -361,35 +359,10 @@ def test_a_resumed_run_says_from_where_and_what_is_different(tmp_path, tokens, c
     }
 
 
-def test_the_newest_checkpoint_is_the_one_with_the_most_steps(tmp_path, caplog):
-    folder = tmp_path / "checkpoints"
-    folder.mkdir()
-
-    def write(name: str, steps: int, mtime: int) -> Path:
-        torch.save({"unitok": {"steps_done": steps}, "state_dict": {"w": torch.zeros(1000)}}, folder / name)
-        os.utime(folder / name, (mtime, mtime))
-        return folder / name
-
-    write("step=90.ckpt", 90, 10)
-    write("kept.ckpt", 40, 50)  # copied later
-    write("of another run.ckpt", 900, 60)
-    assert newest_checkpoint(tmp_path).name == "step=90.ckpt"
-    write("stopped.ckpt", 100, 5)
-    write("step=100.ckpt", 100, 40)
-    assert newest_checkpoint(tmp_path).name == "stopped.ckpt"
-    final = write("final.ckpt", 100, 1)
-    assert newest_checkpoint(tmp_path).name == "final.ckpt"
-    with pytest.raises(UserError, match=r"final.ckpt: of step 100, .*kept.ckpt is of step 40; choose another --out"):
-        check_unused(tmp_path, str(folder / "kept.ckpt"), overwrite=False)  # the later steps would be overwritten
-    check_unused(tmp_path, str(final), overwrite=False)
-    final.write_bytes(final.read_bytes()[:3000])
-    assert newest_checkpoint(tmp_path).name == "stopped.ckpt"
-    assert "final.ckpt: not a checkpoint that can be read" in caplog.text
-    assert "passed over" in caplog.text
-
-
 def test_checkpoints_are_written_by_the_clock_but_not_while_batches_are_skipped(tmp_path, tokens, monkeypatch):
     Poisoned(monkeypatch, set(range(4, 99)))
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / ".step=9.ckpt.partial").write_bytes(b"of a run that was killed")
     with pytest.raises(UserError, match="5 batches in a row"):
         run_lightning(arguments("decoder", tmp_path / "run", tokens, 20, "--checkpoint_seconds", "0"))
     assert [f.name for f in (tmp_path / "run" / "checkpoints").iterdir()] == ["step=3.ckpt"]

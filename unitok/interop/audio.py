@@ -16,7 +16,8 @@ from typing import Any
 from torch import Tensor
 
 from unitok.checkpoints import Inert, is_safetensors, load_checkpoint, load_weights, weights_in
-from unitok.errors import UserError, read_json
+from unitok.errors import UserError
+from unitok.files import read_json
 from unitok.interop.weights import State, log, read_folder, read_yaml, strip_prefix, tell_unused
 from unitok.pretrained import load_state
 from unitok.tokenizers import AudioTokenizer, AudioTokenizerConfig

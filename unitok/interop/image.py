@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from unitok.checkpoints import load_weights
-from unitok.errors import UserError, read_json
+from unitok.errors import UserError
+from unitok.files import read_json
 from unitok.interop.weights import State, log, read_folder, read_yaml, strip_prefix, tell_unused
 from unitok.pretrained import load_state
 from unitok.tokenizers import ImageTokenizer, ImageTokenizerConfig

@@ -4,7 +4,6 @@ import difflib
 import logging
 import os
 import re
-import shutil
 import sys
 import traceback
 from contextlib import ExitStack
@@ -20,8 +19,17 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from unitok.checkpoints import check_checkpoint, is_sharded, is_written_by_run, newest_checkpoint, write_checkpoint
+from unitok.checkpoints import (
+    check_checkpoint,
+    is_sharded,
+    is_written_by_run,
+    load_checkpoint,
+    newest_checkpoint,
+    write_checkpoint,
+)
 from unitok.errors import UserError, visible
+from unitok.files import remove, remove_partials, replace_folder
+from unitok.hardware import keep_large_blocks
 from unitok.training.interruption import Interruption
 from unitok.training.run_folder import check_unused, is_first_process, old_files, run_folder
 from unitok.training.shell import TrainingShell
@@ -125,23 +133,23 @@ class Checkpoints(Checkpoint):
             for old in folder.glob("*.ckpt"):
                 passing = is_written_by_run(old) and old.name not in ("final.ckpt", "stopped.ckpt")
                 if old.name != name and (passing or (old.name, name) == ("stopped.ckpt", "final.ckpt") or old in self.replaced):
-                    _remove(old)
+                    remove(old)
             for old in self.replaced:
                 if old.parent != folder:
-                    _remove(old)
+                    remove(old)
             self.replaced = []
+            remove_partials(folder)
 
     def _save_sharded(self, trainer: L.Trainer, path: Path) -> None:
         """Every process writes its part into a folder beside `path`, which the first then renames."""
         partial = path.with_name(f"{path.name}.partial")
         if trainer.is_global_zero:
-            _remove(partial)
+            remove(partial)
         trainer.strategy.barrier()
         trainer.save_checkpoint(partial)
         trainer.strategy.barrier()
         if trainer.is_global_zero:
-            _remove(path)
-            partial.rename(path)
+            replace_folder(partial, path)
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -156,16 +164,13 @@ class WholeFiles(TorchCheckpointIO):
         except UserError as error:
             self.problem = str(error)
 
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read it; processes of one machine share what they read."""
+        return load_checkpoint(Path(path))
+
 
 def _last_name(module: TrainingShell) -> str:
     return "final.ckpt" if module.budget.over(module.steps_done) else "stopped.ckpt"
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 class ShareBar(TQDMProgressBar):
@@ -412,6 +417,7 @@ def run_lightning(arguments: list[str] | None = None) -> None:
     """`unitok fit | validate | test`: LightningCLI on the rest of the command line."""
     import warnings
 
+    keep_large_blocks()
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
