@@ -24,6 +24,7 @@ from unitok.media import load_audio, load_image, open_image, save_audio, save_im
 from unitok.sample.outputs import Output, save_outputs
 from unitok.sample.requests import Task, generate_outputs
 from unitok.sample.sampling import Settings
+from unitok.scenes import SAMPLING
 from unitok.scenes.oracle import read_picture, read_sound
 from unitok.scenes.world import Note, Scene, parse_caption, parse_sound_caption, read_scenes
 
@@ -103,6 +104,13 @@ def directions(unitok: Unitok, folder: Path) -> list[Direction]:
             lambda o, r: o.text.strip().rstrip(".").strip() == question(r)[1],
         ),
     ]
+
+
+def sampling_of_scenes(temperature: float | None = None, guidance: float | None = None) -> dict[str, Settings]:
+    """`SAMPLING`, with another temperature of images and audio, or guidance of images, where they are given."""
+    given = {"image": {"temperature": temperature, "guidance": guidance}, "audio": {"temperature": temperature}}
+    named = {kind: {k: v for k, v in each.items() if v is not None} for kind, each in given.items()}
+    return {kind: Settings(**(own | named.get(kind, {}))) for kind, own in SAMPLING.items()}
 
 
 class Evaluation:
@@ -239,11 +247,7 @@ def evaluate_bundle(
 ) -> dict[str, Any]:
     """Measure a bundle; writes and returns the flat scores. Reconstructions and codebooks use all scenes of the folder."""
     unitok = Unitok.from_pretrained(bundle, device=device)
-    settings = {
-        "text": Settings(temperature=0.0),
-        "image": Settings(temperature=temperature, top_p=0.95, guidance=guidance),
-        "audio": Settings(temperature=temperature, top_p=0.95),
-    }
+    settings = sampling_of_scenes(temperature, guidance)
     rows = _rows(scenes, count)
     evaluation = Evaluation(unitok, Path(out), count, seed, settings)
     evaluation.reconstruct(scenes, rows)

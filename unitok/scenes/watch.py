@@ -18,8 +18,7 @@ from unitok.model import Decoder
 from unitok.sample.outputs import Output, save_outputs
 from unitok.sample.prompts import read_prompts
 from unitok.sample.requests import Task, generate_outputs
-from unitok.sample.sampling import Settings
-from unitok.scenes.evaluate import Evaluation
+from unitok.scenes.evaluate import Evaluation, sampling_of_scenes
 from unitok.scenes.world import read_scenes
 from unitok.training.decoder import DecoderTraining
 from unitok.vocab import Vocab
@@ -36,7 +35,7 @@ class Samples(L.Callback):
         scenes: folder made by `unitok scenes`: samples in every direction, with the oracle's scores; or
         prompts: interleaved JSON Lines; each is continued by a text, a picture and a sound, as far as the bundle has them.
         every_minutes: of training, between two times. number: scenes or prompts. seed: of sampling.
-        temperature: of pictures and sounds; text takes the likeliest. guidance: of pictures.
+        temperature: of images and audio; text takes the likeliest. guidance: of images. Default: as the demo's bundle.
         max_ids: most new ids an output.
     """
 
@@ -48,8 +47,8 @@ class Samples(L.Callback):
         every_minutes: float = 1.0,
         number: int = 16,
         seed: int = 0,
-        temperature: float = 0.4,
-        guidance: float = 1.5,
+        temperature: float | None = None,
+        guidance: float | None = None,
         max_ids: int = 512,
     ):
         if (scenes is None) == (prompts is None):
@@ -58,11 +57,7 @@ class Samples(L.Callback):
             raise UserError("Samples: every_minutes must be above 0 and number at least 1")
         self.bundle, self.scenes, self.prompts = bundle, scenes, prompts
         self.every_minutes, self.number, self.seed, self.max_ids = every_minutes, number, seed, max_ids
-        self.settings = {
-            "text": Settings(temperature=0.0),
-            "image": Settings(temperature, top_p=0.95, guidance=guidance),
-            "audio": Settings(temperature, top_p=0.95),
-        }
+        self.settings = sampling_of_scenes(temperature, guidance)
         self._unitok: Unitok | None = None
         self._last = 0.0
         self._sampled = 0  # step
@@ -112,14 +107,15 @@ class Samples(L.Callback):
         with weights_of(module) as decoder:
             if self._unitok is None or decoder is None:
                 return  # another process does it
-            self._unitok.model = decoder
+            tokens = self._unitok  # and of the decoder's weights a copy as they are now
+            self._unitok = Unitok(tokens.vocab, tokens.tokenizers, decoder)
             step, out = module.steps_done, Path(trainer.default_root_dir) / "samples" / f"step={module.steps_done}"
             scores, outputs = self._score(out) if self.scenes else ({}, self._continue(out))
             for logger in trainer.loggers:
                 logger.log_metrics({f"sample.{name}": value for name, value in scores.items()}, step=step)
                 if isinstance(logger, TensorBoardLogger):
                     show(logger.experiment, outputs, step, self._unitok)
-            self._unitok.model = None
+            self._unitok = tokens
 
     def _score(self, out: Path) -> tuple[dict[str, float], dict[str, list[Output]]]:
         assert self._unitok is not None
