@@ -7,7 +7,6 @@ of their kinds (`text`, `image`, `audio`), and others where there are several of
 """
 
 from collections.abc import Iterable, Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -53,6 +52,7 @@ class Bundle:
     ):
         self.vocab, self.tokenizers, self.model = vocab, dict(tokenizers or {}), model
         self.defaults = dict(defaults or {})
+        self._inference: tuple[Decoder, InferenceDecoder] | None = None
         for name, part in self.tokenizers.items():
             if vocab.span(name).fingerprint not in ("", part.fingerprint()):
                 raise UserError(f"the {name} tokenizer is not the one that the vocabulary was made for; build the bundle again")
@@ -125,12 +125,16 @@ class Bundle:
         found = {name: self.modality(name).describe(tokenizer) for name, tokenizer in self.tokenizers.items()}
         return {"ids": self.vocab.size} | found | ({"model": self.model.describe()} if self.model is not None else {})
 
-    @cached_property
+    @property
     def inference(self) -> "InferenceDecoder":
-        """The decoder, arranged for generation once: a copy of its weights. Who changes those makes another Bundle."""
+        """A copy of the decoder's weights, arranged for generation, made once for each `model`. Whoever changes weights in place
+        makes another Bundle."""
         from unitok.model.inference import InferenceDecoder
 
-        return InferenceDecoder(self.require("model"))
+        model = self.require("model")
+        if self._inference is None or self._inference[0] is not model:
+            self._inference = model, InferenceDecoder(model)
+        return self._inference[1]
 
     # ---- Names ---------------------------------------------------------------------------------------------------
 

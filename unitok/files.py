@@ -116,7 +116,7 @@ def atomic_write(path: Path, staging: Path | None = None, binary: bool = False) 
             os.replace(partial, path)
         except BaseException as error:
             partial.unlink(missing_ok=True)
-            if isinstance(error, OSError) and error.filename in (None, str(partial)):
+            if isinstance(error, OSError) and error.errno and error.filename in (None, str(partial)):
                 error.filename = str(path)
             raise
     _sync(path.parent)

@@ -2,6 +2,10 @@
 
 from typing import Any
 
+from unitok.lazy import attach
+
+__getattr__, __all__ = attach(__name__, {"SceneSamples": "watch"})
+
 #: How models of scenes are sampled (docs/notes.md); the demo writes it into its bundle.
 SAMPLING: dict[str, dict[str, Any]] = {
     "text": {"temperature": 0.0},

@@ -21,6 +21,7 @@ from unitok.errors import UserError
 from unitok.files import write_json
 from unitok.grammar import Grammar
 from unitok.media import load_audio, load_image, open_image, save_audio, save_image
+from unitok.sample.defaults import settings_of
 from unitok.sample.outputs import Output, save_outputs
 from unitok.sample.requests import Task, generate_outputs
 from unitok.sample.sampling import Settings
@@ -104,13 +105,6 @@ def directions(unitok: Unitok, folder: Path) -> list[Direction]:
             lambda o, r: o.text.strip().rstrip(".").strip() == question(r)[1],
         ),
     ]
-
-
-def sampling_of_scenes(temperature: float | None = None, guidance: float | None = None) -> dict[str, Settings]:
-    """`SAMPLING`, with another temperature of images and audio, or guidance of images, where they are given."""
-    given = {"image": {"temperature": temperature, "guidance": guidance}, "audio": {"temperature": temperature}}
-    named = {kind: {k: v for k, v in each.items() if v is not None} for kind, each in given.items()}
-    return {kind: Settings(**(own | named.get(kind, {}))) for kind, own in SAMPLING.items()}
 
 
 class Evaluation:
@@ -247,7 +241,8 @@ def evaluate_bundle(
 ) -> dict[str, Any]:
     """Measure a bundle; writes and returns the flat scores. Reconstructions and codebooks use all scenes of the folder."""
     unitok = Unitok.from_pretrained(bundle, device=device)
-    settings = sampling_of_scenes(temperature, guidance)
+    image = SAMPLING["image"] | {"temperature": temperature, "guidance": guidance}
+    settings = settings_of(unitok, SAMPLING | {"image": image, "audio": SAMPLING["audio"] | {"temperature": temperature}})
     rows = _rows(scenes, count)
     evaluation = Evaluation(unitok, Path(out), count, seed, settings)
     evaluation.reconstruct(scenes, rows)

@@ -72,19 +72,53 @@ class TrainingShell(L.LightningModule):
 
     A subclass gives `optimize(batch) -> dict of named numbers to log`, does its own backward and optimizer steps there,
     measures what validation is to say in `measure(batch)`, and describes itself in `part()`.
+
+    Args:
+        steps: length of the training in batches; or
+        minutes: its length in minutes, which become steps after a short probe; or
+        ids: its length in ids.
+        accumulate: parts in which a batch goes through the networks, to save memory; the result is that of the whole.
+        learning_rate: peak, reached after `warmup_steps`, held to `hold` of the run, then falling linearly to a fiftieth.
+        warmup_steps: steps until the learning rate has its peak.
+        hold: share of the run until which it stays there.
+        betas: AdamW's.
+        weight_decay: AdamW's, on matrices and kernels.
+        clip: largest norm of the gradient, 0 for none.
+        ema_decay: of a moving average of the weights, which is then what is validated and bundled; 0 for none.
+        log_every: steps between two lines of the log.
     """
 
     kind = ""
     roots: tuple[str, ...] = ()  # how the names of metrics begin that are roots of means
     shown: tuple[str, ...] = ()  # what the progress bar shows beside the loss
 
-    def __init__(self, steps: int | None, minutes: float | None, log_every: int = 20, ids: float | None = None):
+    def __init__(
+        self,
+        *,
+        steps: int | None = None,
+        minutes: float | None = None,
+        ids: float | None = None,
+        accumulate: int = 1,
+        learning_rate: float | None = None,
+        warmup_steps: int = 30,
+        hold: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 0.01,
+        clip: float = 1.0,
+        ema_decay: float = 0.0,
+        log_every: int = 20,
+    ):
         super().__init__()
         self.automatic_optimization = False
         self.budget = Budget(steps, minutes, ids)
+        if accumulate < 1:
+            raise UserError(f"accumulate {accumulate} must be at least 1")
+        self.rate: Any = learning_rate
+        self.accumulate, self.warmup_steps, self.hold = accumulate, warmup_steps, hold
+        self.betas, self.weight_decay, self.clip, self.ema_decay = (betas[0], betas[1]), weight_decay, clip, ema_decay
+        self.log_every = log_every
         self.steps_done = 0
         self.samples_seen = 0
-        self.log_every = log_every
         self.share = 0.0  # of the run that is over, when the step began
         self._last_loss: Tensor | float = 0.0
         self.settings: dict[str, Any] = {}  # what the run was asked for, by name, as plain values; kept in every checkpoint
@@ -160,7 +194,7 @@ class TrainingShell(L.LightningModule):
         if self.steps_done % self.log_every == 0 or over:
             values = {name: float(value) for name, value in logged.items()}
             loss, *rest = values
-            values[loss] = self._mean_everywhere(values[loss])
+            values[loss] = float(self.mean_everywhere(torch.as_tensor(logged[loss], device=self.device)))
             self.log(loss, values[loss], prog_bar=True)
             for name in rest:
                 self.log(name, values[name], prog_bar=name in self.shown)
@@ -208,11 +242,9 @@ class TrainingShell(L.LightningModule):
         found = {name: total / weight for name, (total, weight) in sums.items() if weight}
         return {name: mean**0.5 if name.startswith(self.roots or "\0") else mean for name, mean in found.items()}
 
-    def _mean_everywhere(self, value: float) -> float:
+    def mean_everywhere(self, value: Tensor) -> Tensor:
         """The mean over all processes."""
-        if self.trainer.world_size == 1:
-            return value
-        return float(self.trainer.strategy.reduce(torch.tensor(value, device=self.device), reduce_op="mean"))
+        return value if self.trainer.world_size == 1 else self.all_gather(value).mean()  # type: ignore[union-attr]
 
     def _pace(self) -> dict[str, float]:
         """Since it was last asked: seconds a step, what `speed` makes of them, and the minutes that are left."""
@@ -232,10 +264,10 @@ class TrainingShell(L.LightningModule):
         """What else to log of the pace of the last `steps` steps."""
         return {}
 
-    def set_rate(self, optimizer: Any, rate: float) -> None:
+    def set_rate(self, optimizer: Any, peak: float) -> None:
         """Set the learning rate of every group; never taken from a checkpoint, so that what the user says now wins."""
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = peak * warmup_linear(self.steps_done, self.share, self.warmup_steps, self.hold)
 
     def on_train_start(self) -> None:
         """Start the clock; on resume, make settings and random numbers what they should be."""
