@@ -30,6 +30,7 @@ CORE = (
     "pyyaml",
     "tqdm",
     "fsspec",
+    "jinja2",
 )
 _MODULES = {"pillow": "PIL", "vector-quantize-pytorch": "vector_quantize_pytorch", "pyyaml": "yaml"}
 EXTRAS = {

@@ -14,11 +14,12 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from unitok import page
+from unitok import pages
 from unitok.document import ROLES, Document, Part, RawDocument, format_raw_document
 from unitok.errors import UserError
 from unitok.grammar import Grammar, parse_plan
 from unitok.media.formats import HEAD, image_format
+from unitok.modalities import modality_of
 from unitok.pretrained import whole_folder
 from unitok.sample.engine import Request, generate
 from unitok.sample.prompts import ReadFile
@@ -319,30 +320,19 @@ def save_outputs(outputs: list[Output], folder: Path, title: str = "unitok sampl
     """
     with whole_folder(folder, "sample output", overwrite) as new:
         raws = [output.save(new) for output in outputs]
-        page.write_page(new / "index.html", title, _STYLE, _articles(raws, new))
+        lead, articles = "Gray: given. Blue: generated.", [_article(raw) for raw in raws]
+        pages.write_page(new / "index.html", "articles.html", title=title, lead=lead, articles=articles)
         lines = "".join(format_raw_document(raw, new) + "\n" for raw in raws)
         (new / "outputs.jsonl").write_text(lines, encoding="utf-8")
 
 
-_STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
-article{border:1px solid #ddd;border-radius:8px;padding:.8rem 1rem;margin:1rem 0;display:flex;flex-wrap:wrap;gap:1rem;align-items:center}
-img{width:160px;border-radius:4px;image-rendering:auto;background:#eee}.given{opacity:.75;border-left:4px solid #bbb;padding-left:.6rem}
-.new{border-left:4px solid #2a7;padding-left:.6rem}"""
-
-
-def _articles(raws: list[RawDocument], folder: Path) -> str:
-    """Every document: what was given is grey, what was generated green."""
-    articles = []
-    for raw in raws:
-        pieces = []
-        for part in raw.content:
-            if part.path is None:
-                inner = page.text(part.text)
-            else:
-                inner = {"image": page.image, "audio": page.audio}[part.type](part.path.relative_to(folder).as_posix())
-            pieces.append(f'<div class="{"new" if part.loss else "given"}">{inner}</div>')
-        articles.append(f"<article>{''.join(pieces)}</article>")
-    return f"<p>Grey: given. Green: generated.</p>{''.join(articles)}"
+def _article(raw: RawDocument) -> pages.Article:
+    figures = []
+    for part in raw.content:
+        modality = modality_of(part.type)
+        element = modality.html(None, part.text) if part.path is None else modality.html_of_file(part.path)
+        figures.append(pages.Figure(element, kind="new" if part.loss else "given"))
+    return pages.Article(figures)
 
 
 def settings_from(options: dict[str, Any]) -> dict[str, Settings]:
