@@ -1,60 +1,109 @@
 """Promises of pages: no name or text becomes an element, and nothing but a page is replaced by one."""
 
-from html.parser import HTMLParser
+import ast
+import re
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
+import torch
+from elements import Elements, only_utf8
 from PIL import Image
 
-from unitok import page
+from unitok import pages
 from unitok.cli import main
 from unitok.errors import UserError, visible
+from unitok.media import encode_png
 
+TEMPLATES = Path(pages.__file__).parent
 HOSTILE = "<img src=x onerror=alert(1)>\"'&\x1b[2J\u202e"
 
 
-class Elements(HTMLParser):
-    """The elements of a page, with their attributes, and its text."""
-
-    def __init__(self, html: str):
-        super().__init__()
-        self.found, self.text = [], ""
-        self.feed(html)
-
-    def handle_starttag(self, tag, attributes):
-        self.found.append((tag, dict(attributes)))
-
-    def handle_data(self, data):
-        self.text += data
-
-
-def only_utf8(monkeypatch) -> set[str]:
-    """Texts that are not ASCII must say their encoding, so that no locale decides; -> the names of files that do."""
-    names, write = set(), Path.write_text
-
-    def writes(path, text, encoding=None):
-        assert encoding == "utf-8" or text.isascii(), path
-        names.update({path.name.removeprefix(".").removesuffix(".partial")} if encoding else {})
-        return write(path, text, encoding)
-
-    monkeypatch.setattr(Path, "write_text", writes)
-    return names
+def hostile_page(path: Path, template: str) -> Elements:
+    """A page that shows a hostile text wherever the template takes one, and media whose files have hostile names."""
+    image, audio = path.parent / HOSTILE, path.parent / "javascript:a#?%"
+    for file in (image, audio):
+        file.write_bytes(b"")
+    figure = pages.Figure(pages.text(HOSTILE) + pages.image(image) + pages.audio(audio), HOSTILE, HOSTILE)
+    articles = [pages.Article([figure, pages.Figure(HOSTILE)], HOSTILE, HOSTILE)]
+    score = {"name": HOSTILE, "shown": HOSTILE, "share": HOSTILE, "held_out": HOSTILE}
+    pages.write_page(
+        path,
+        template,
+        title=HOSTILE,
+        lead=HOSTILE,
+        tables=[pages.Table([(HOSTILE, HOSTILE)], (HOSTILE, HOSTILE), HOSTILE)],
+        articles=articles,
+        budget=1,
+        memory=1,
+        scores=[score],
+        reconstructions=articles,
+        seconds={HOSTILE: 1},
+        generations=[{"title": HOSTILE, "right": HOSTILE, "articles": articles}],
+        charts={HOSTILE: [{"points": HOSTILE, "label": HOSTILE}]},
+    )
+    return Elements(path.read_text(encoding="utf-8"))
 
 
-def test_every_text_and_name_is_escaped_where_it_is_put(tmp_path):
-    page.write_page(tmp_path / "a.html", HOSTILE, "", page.text(HOSTILE) + page.image(HOSTILE) + page.audio("javascript:a#?%"))
-    elements = Elements((tmp_path / "a.html").read_text(encoding="utf-8"))
-    assert elements.text.count(visible(HOSTILE)) == 3
+@pytest.mark.parametrize(
+    "template", sorted(f.name for f in TEMPLATES.glob("*.html") if f.name not in ("base.html", "macros.html"))
+)
+def test_every_text_and_name_is_escaped_where_it_is_put(template, tmp_path):
+    elements = hostile_page(tmp_path / "a.html", template)
+    assert elements.text.count(visible(HOSTILE)) >= 8
     assert "\x1b" not in elements.text
-    assert [(tag, set(a)) for tag, a in elements.found[-2:]] == [("img", {"alt", "src"}), ("audio", {"controls", "src"})]
-    assert elements.found[-1][1]["src"] == "javascript%3Aa%23%3F%25"
-    page.write_page(tmp_path / "a.html", "again", "", "")  # its own
+    media = {tag: attributes for tag, attributes in elements.found if tag in ("img", "audio")}
+    assert {tag: set(attributes) for tag, attributes in media.items()} == {"img": {"alt", "src"}, "audio": {"controls", "src"}}
+    assert media["audio"]["src"] == "javascript%3Aa%23%3F%25"  # no scheme, no fragment, no query
+    assert unquote(media["img"]["src"]) == HOSTILE
+    written = "".join(f.read_text().lower() for f in TEMPLATES.glob("*.html"))
+    assert all(f"<{tag}" in written for tag, _ in elements.found)
+    assert all(name in ("controls", "alt") or f"{name}=" in written for _, found in elements.found for name in found)
+    assert not any("\x1b" in (value or "") for _, found in elements.found for value in found.values())
+
+
+def test_only_pages_of_ours_are_replaced(tmp_path):
+    hostile_page(tmp_path / "a.html", "articles.html")
+    hostile_page(tmp_path / "a.html", "articles.html")  # its own
     (tmp_path / "notes.html").write_text("mine")
     for taken in (tmp_path / "notes.html", tmp_path):
         with pytest.raises(UserError, match="no page of unitok's"):
-            page.write_page(taken, "x", "", "")
+            hostile_page(taken, "articles.html")
     assert (tmp_path / "notes.html").read_text() == "mine"
+
+
+def test_a_page_is_one_file_without_scripts_that_fetches_nothing():
+    sources = "".join(f.read_text() for f in TEMPLATES.iterdir() if f.suffix in (".html", ".css"))
+    assert "://" not in sources
+    assert "url(" not in sources
+    assert "@import" not in sources
+    assert "<script" not in sources
+    assert "script-src 'none'" in (TEMPLATES / "base.html").read_text()
+
+
+def test_small_images_are_enlarged_to_whole_pixels_and_large_ones_are_not():
+    shown = {side: Elements(pages.image(encode_png(torch.zeros(3, 2, side)))).found[0][1] for side in (20, 64, 65, 300)}
+    assert {side: image.get("width") for side, image in shown.items()} == {20: "120", 64: "128", 65: None, 300: None}
+    assert {side for side, image in shown.items() if image.get("class") == "small"} == {20, 64}
+
+
+def tags(source: str) -> set[str]:
+    """HTML in the strings of a Python file, its docstrings too."""
+    known = "html|head|body|meta|title|style|script|div|span|p|h[1-6]|a|br|img|figure|figcaption|article|section|table|tr|td|th|ul|li|svg|path"
+    pattern = re.compile(rf"</?(?:{known})(?:\s[^<>]*)?/?>|<(?:{known}|audio|video)\s+[\w-]+=")
+    strings = [
+        node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    return {found[0] for string in strings for found in pattern.finditer(string)}
+
+
+def test_html_is_written_in_templates_alone():
+    package = TEMPLATES.parent
+    assert {f.relative_to(package).as_posix() for f in package.rglob("*.py") if tags(f.read_text())} == set()
+    assert tags('f"<td>{x}</td>"') == {"<td>", "</td>"}
+    assert tags("'<audio controls=1 src=' + name") == {"<audio controls="}
+    assert tags("f'<{name}>'; '<audio>'; '</image>'") == set()  # special tokens
 
 
 def test_measuring_files_with_hostile_names_shows_them_as_text(bundle_folder, tmp_path, monkeypatch, capsys):
