@@ -9,7 +9,6 @@ import soundfile
 import torch
 from PIL import Image
 
-from unitok.bundle import PromptPart
 from unitok.document import Document, Part, RawDocument, Segment
 from unitok.errors import UserError
 from unitok.sample.prompts import read_prompts
@@ -25,7 +24,7 @@ def media(tmp_path_factory):
     return folder
 
 
-def parts(tiny, media) -> list[PromptPart]:
+def parts(tiny, media) -> list:
     samples, rate = soundfile.read(media / "sound.wav")
     picture = Image.open(media / "picture.png")
     document = Document((Segment("text", tiny.text.encode("a text")),))

@@ -432,11 +432,12 @@ def _sample_parser() -> argparse.ArgumentParser:
 def sample(arguments: list[str]) -> None:
     """Continue prompts. --text, --image and --audio may be repeated and mixed; their order is the prompt's order."""
     o = _sample_parser().parse_args(arguments)
-    from unitok.bundle import Unitok
+    from unitok.api import Unitok
+    from unitok.cli.flags import settings_from
     from unitok.media import sniff
     from unitok.pretrained import check_inputs, check_replaceable
+    from unitok.sample.outputs import save_outputs
     from unitok.sample.prompts import read_prompts
-    from unitok.sample.render import save_outputs, settings_from
 
     if not o.score:
         check_replaceable(o.out, "sample output", o.overwrite)
@@ -510,7 +511,7 @@ def _sampling_flags(p: argparse.ArgumentParser) -> None:
 
 def _score(u: Any, documents: list[Any], out: Path) -> None:
     """Write and print log-probabilities."""
-    from unitok.document import json_line
+    from unitok.files import json_line
 
     file = out / "scores.jsonl"
     if file.exists() and b'"log_probability"' not in file.read_bytes()[:1000]:

@@ -134,38 +134,33 @@ def histogram(lengths: np.ndarray, bars: int = 12, width: int = 50) -> str:
 
 def write_page(dataset: "TokenDataset", page: Page) -> None:
     """Write one self-contained HTML file with documents from all over a data set, decoded."""
-    from unitok.bundle import Unitok
-    from unitok.modalities import modality_of
+    from unitok.bundle import Bundle
 
     pages.check_page(page.path)
-    unitok = Unitok.from_pretrained(page.bundle, parts=("text", "image", "audio"))
-    unitok.vocab.check_covers(dataset.vocab, str(page.bundle), str(dataset.folder))
+    bundle = Bundle.from_pretrained(page.bundle, parts="tokenizers")
+    bundle.vocab.check_covers(dataset.vocab, str(page.bundle), str(dataset.folder))
     chosen = np.unique(np.linspace(0, len(dataset) - 1, min(page.samples, len(dataset))).round().astype(int))
     articles = []
     for index in map(int, chosen):
         document = dataset.document(index)
         figures = []
         for segment in document.segments:
-            element = modality_of(segment.modality).html(unitok.need(segment.modality), unitok.decode_segment(segment))
+            element = bundle.modality(segment.modality).html(bundle.require(segment.modality), bundle.decode(segment))
             role = "" if segment.role == "none" else segment.role
             figures.append(pages.Figure(element, f"{role} {segment.source}".strip(), "" if segment.loss else "given"))
         source = "" if document.source == document.id else f" ({document.source})"
         articles.append(pages.Article(figures, f"{index}: {document.id}{source}, {len(dataset.ids(index))} ids"))
-    pages.write_page(
-        page.path,
-        "articles.html",
-        title=f"{dataset.folder.name}: {len(articles)} of {len(dataset)} documents",
-        lead="As they come back from their ids. Gray: read, not learned.",
-        articles=articles,
-    )
+    title = f"{dataset.folder.name}: {len(articles)} of {len(dataset)} documents"
+    lead = "As they come back from their ids. Gray: read, not learned."
+    pages.write_page(page.path, "articles.html", title=title, lead=lead, articles=articles)
 
 
 def _inspect_bundle(folder: Path, budget: Budget) -> None:
-    from unitok.bundle import Unitok, describe
+    from unitok.api import Unitok
     from unitok.model.presets import Preset
 
     bundle = Unitok.from_pretrained(folder)
-    print(json.dumps(describe(bundle), indent=1))
+    print(json.dumps(bundle.describe(), indent=1))
     if bundle.model is None:
         return
     preset = Preset(bundle.model.config, ids_an_image=0, ids_a_second=0)

@@ -17,7 +17,8 @@ from torch import Tensor
 from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio
 
 from unitok import pages
-from unitok.evaluate.tokenizer import Measure, evaluate_tokenizer, means
+from unitok.bundle import load_trained_part
+from unitok.evaluate.tokenizer import Measured, evaluate_tokenizer, means, timed
 from unitok.media import draw_spectrogram, encode_png, encode_wav, load_audio
 from unitok.training.codebook_usage import codebook_statistics
 from unitok.training.losses import mel_loss, spectral_loss
@@ -62,40 +63,46 @@ def evaluate_audio_tokenizer(
 
     seconds: of each file, from its beginning; 0: all. Errors: `UserError` as `evaluate_tokenizer`'s.
     """
-    return evaluate_tokenizer(
-        lambda model: _AudioMeasure(model, seconds),
-        *("audio", tokenizer, sounds, out, limit, 1, device, overwrite, progress),
-    )
+    measure = _AudioMeasure(load_trained_part("audio", tokenizer)[0].to(device), seconds)
+    return evaluate_tokenizer(measure, sounds, out, limit, 1, overwrite, progress)
 
 
-class _AudioMeasure(Measure):
+class _AudioMeasure:
+    kind = "audio"
     listing = "sounds.jsonl"
     shown = 20
 
     def __init__(self, model: Any, seconds: float):
-        super().__init__(model)
+        self.model = model
         self.length = round(seconds * model.sample_rate) or None
+        self.codes: list[Tensor] = []
+        self.seconds: dict[str, float] = {}
 
     def read(self, path: Path) -> Tensor:
         return self.model.prepare(*load_audio(path), str(path))[:, : self.length]
 
-    def measure(self, batch: Tensor) -> list[tuple[dict[str, Any], Any]]:
+    def measure(self, batch: Tensor) -> list[Measured]:
         (samples,), model = batch, self.model
-        with self.timed("encode"):
+        with timed(self.seconds, "encode"):
             codes = model.encode(batch)[0]
         size = model.size(samples)
-        with self.timed("decode"):
+        with timed(self.seconds, "decode"):
             again = model.restore(codes, size)
         self.codes.append(codes.cpu())
-        levels = [*(model.restore(codes[:k], size).cpu() for k in range(1, model.num_codebooks)), again.cpu()]
-        row = {
-            "seconds": samples.shape[-1] / model.sample_rate,
-            "levels": [sound_scores(level, samples, model.sample_rate) for level in levels],
-        }
-        return [(row, [samples, *levels])]
+        audio = [samples, *(model.restore(codes[:k], size).cpu() for k in range(1, model.num_codebooks)), again.cpu()]
+        levels = [sound_scores(level, samples, model.sample_rate) for level in audio[1:]]
+        row = {"seconds": samples.shape[-1] / model.sample_rate, "levels": levels}
+        return [Measured(row, levels[-1]["si_sdr_db"] or 0.0, lambda: self._figures(audio, levels))]
 
-    def quality(self, row: dict[str, Any]) -> float:
-        return row["levels"][-1]["si_sdr_db"]
+    def _figures(self, audio: list[Tensor], levels: list[dict[str, Any]]) -> list[pages.Figure]:
+        rate, last = self.model.sample_rate, len(levels)
+        figures = []
+        for k in sorted({0, 1, math.ceil(last / 2), last}):
+            samples = audio[k][:, : round(SHOWN_SECONDS * rate)]
+            element = pages.image(encode_png(draw_spectrogram(samples, rate))) + pages.audio(encode_wav(samples, rate))
+            decibels = f"{k} level{'s' if k > 1 else ''}: {levels[k - 1]['si_sdr_db']:.1f} dB"
+            figures.append(pages.Figure(element, decibels if k else "original"))
+        return figures
 
     def scores(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         model, codes = self.model, torch.cat(self.codes, -1)
@@ -118,15 +125,3 @@ class _AudioMeasure(Measure):
             "real_time_factor_decode": seconds / self.seconds["decode"],
             "by_levels": by_levels,
         }
-
-    def figures(self, row: dict[str, Any], contents: Any) -> list[pages.Figure]:
-        rate, last = self.model.sample_rate, len(row["levels"])
-        titles = {0: "original"}
-        for k in sorted({1, math.ceil(last / 2), last}):
-            titles[k] = f"{k} level{'s' if k > 1 else ''}: {row['levels'][k - 1]['si_sdr_db']:.1f} dB"
-        figures = []
-        for k, title in titles.items():
-            samples = contents[k][:, : round(SHOWN_SECONDS * rate)]
-            spectrogram = pages.image(encode_png(draw_spectrogram(samples, rate)))
-            figures.append(pages.Figure(spectrogram + pages.audio(encode_wav(samples, rate)), title))
-        return figures

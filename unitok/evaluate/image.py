@@ -19,8 +19,9 @@ from torchmetrics.functional.image import structural_similarity_index_measure as
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from unitok import pages
+from unitok.bundle import load_trained_part
 from unitok.errors import UserError, first_line
-from unitok.evaluate.tokenizer import Measure, evaluate_tokenizer, means
+from unitok.evaluate.tokenizer import Measured, evaluate_tokenizer, means, timed
 from unitok.media import encode_png, open_image
 from unitok.training.codebook_usage import codebook_statistics
 from unitok.training.perceptual import LPIPS, find_lpips
@@ -84,48 +85,56 @@ def evaluate_image_tokenizer(
     """
     if lpips and not find_lpips(lpips):
         raise UserError(f"lpips {lpips}: no vgg16-397923af.pth and vgg.pth there")
-    distance = LPIPS.from_files(*find_lpips(lpips)).to(device) if lpips else None  # type: ignore[misc]
-    fid = load_fid(inception, device) if inception else None
-    return evaluate_tokenizer(
-        lambda model: _ImageMeasure(model, size, area, distance, fid),
-        *("image", tokenizer, images, out, limit, batch_size, device, overwrite, progress),
-    )
+    model = load_trained_part("image", tokenizer)[0].to(device)
+    measure = _ImageMeasure(model, size, area)
+    measure.lpips = LPIPS.from_files(*find_lpips(lpips)).to(device) if lpips else None  # type: ignore[misc]
+    measure.fid = load_fid(inception, device) if inception else None
+    return evaluate_tokenizer(measure, images, out, limit, batch_size, overwrite, progress)
 
 
-class _ImageMeasure(Measure):
+class _ImageMeasure:
+    kind = "image"
     listing = "images.jsonl"
     shown = 40
 
-    def __init__(self, model: Any, size: int, area: int, lpips: LPIPS | None, fid: FrechetInceptionDistance | None):
-        super().__init__(model)
+    lpips: LPIPS | None = None
+    fid: FrechetInceptionDistance | None = None
+
+    def __init__(self, model: Any, size: int, area: int):
+        self.model = model
         self.area, self.fit = size**2 or area or None, "crop" if size else "keep"
-        self.lpips, self.fid = lpips, fid
+        self.codes: list[Tensor] = []
+        self.seconds: dict[str, float] = {}
 
     def read(self, path: Path) -> Tensor:
         return self.model.prepare(open_image(path), self.area, self.fit)
 
     @torch.no_grad()
-    def measure(self, batch: Tensor) -> list[tuple[dict[str, Any], Any]]:
-        with self.timed("encode"):
+    def measure(self, batch: Tensor) -> list[Measured]:
+        with timed(self.seconds, "encode"):
             grids = self.model.encode(batch)
-        with self.timed("decode"):
+        with timed(self.seconds, "decode"):
             again = self.model.decode(grids)
+        self.codes.append(grids.flatten().cpu())
         again = again[..., : batch.shape[-2], : batch.shape[-1]].cpu()
         pixels = [((x + 1) / 2).mul(255).round().to(torch.uint8) for x in (batch, again)]
         if self.fid is not None:
             for real, images in zip((True, False), pixels, strict=True):
                 self.fid.update(images.to(self.model.device), real=real)
-        measured = []
-        for grid, original, out in zip(grids.cpu(), *(images / 255 for images in pixels), strict=True):
-            self.codes.append(grid.flatten())
-            row = {"pixels": list(original.shape[1:])} | picture_scores(out, original) | {"codes": grid.numel()}
-            if self.lpips is not None:
-                row["lpips"] = float(self.lpips(*(2 * x[None].to(self.model.device) - 1 for x in (out, original))))
-            measured.append((row, (original, out)))
-        return measured
+        return [self._measured(grid.numel(), a / 255, b / 255) for grid, a, b in zip(grids, *pixels, strict=True)]
 
-    def quality(self, row: dict[str, Any]) -> float:
-        return row["psnr_db"]
+    def _measured(self, codes: int, original: Tensor, out: Tensor) -> Measured:
+        scores = picture_scores(out, original)
+        row = {"pixels": list(original.shape[1:])} | scores | {"codes": codes}
+        if self.lpips is not None:
+            row["lpips"] = float(self.lpips(*(2 * x[None].to(self.model.device) - 1 for x in (out, original))))
+        similarity = "" if scores["ssim"] is None else f", SSIM {scores['ssim']:.3f}"
+        captions = {"original": original, f"{scores['psnr_db']:.2f} dB{similarity}": out}
+        return Measured(
+            row,
+            row["psnr_db"],
+            lambda: [pages.Figure(pages.image(encode_png(2 * x - 1)), caption) for caption, x in captions.items()],
+        )
 
     def scores(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         codes, size = torch.cat(self.codes), self.model.codebook_size
@@ -142,8 +151,3 @@ class _ImageMeasure(Measure):
             "encode_images_per_second": len(rows) / self.seconds["encode"],
             "decode_images_per_second": len(rows) / self.seconds["decode"],
         }
-
-    def figures(self, row: dict[str, Any], contents: Any) -> list[pages.Figure]:
-        original, out = (pages.image(encode_png(2 * x - 1)) for x in contents)
-        similarity = "" if row["ssim"] is None else f", SSIM {row['ssim']:.3f}"
-        return [pages.Figure(original, "original"), pages.Figure(out, f"{row['psnr_db']:.2f} dB{similarity}")]

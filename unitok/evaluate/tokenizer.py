@@ -1,11 +1,13 @@
 """Measuring a tokenizer on a folder of files: reading, batches, rows and their page. What is measured is in `image.py`, `audio.py`."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,93 +15,67 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unitok import pages
-from unitok.bundle import load_trained_part
-from unitok.document import json_line
 from unitok.errors import UserError
+from unitok.files import json_line
 from unitok.media import find_media
 from unitok.pretrained import check_replaceable, whole_folder
 from unitok.storage import printable
 
 
-class Measure:
-    """What is measured of one kind of content. A row is what is known of one file: plain values by name."""
+@dataclass
+class Measured:
+    """One file: what is known of it, by what the worst come first, and what makes its part of the page."""
 
-    listing: str  # the file of rows
-    shown: int  # of the worst, on the page
+    row: dict[str, Any]
+    quality: float
+    figures: Callable[[], list[pages.Figure]]
 
-    def __init__(self, model: Any):
-        self.model = model
-        self.codes: list[Tensor] = []
-        self.seconds = {"encode": 0.0, "decode": 0.0}
+
+class Measure(Protocol):
+    """What differs between kinds. `listing`: the file of rows. `shown`: files on the page."""
+
+    kind: str
+    listing: str
+    shown: int
 
     def read(self, path: Path) -> Tensor:
         """A file's content as the tokenizer takes it. Errors: `UserError`."""
-        raise NotImplementedError
 
-    def measure(self, batch: Tensor) -> list[tuple[dict[str, Any], Any]]:
-        """Rows of contents of equal shape, each with what `figures` needs. Adds to `codes` and `seconds`."""
-        raise NotImplementedError
-
-    def quality(self, row: dict[str, Any]) -> float:
-        """By which the worst come first."""
-        raise NotImplementedError
+    def measure(self, batch: Tensor) -> list[Measured]:
+        """Reconstruct contents of equal shape."""
 
     def scores(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """Scores of all files together: numbers, and lists of rows."""
-        raise NotImplementedError
-
-    def figures(self, row: dict[str, Any], contents: Any) -> list[pages.Figure]:
-        """Original and reconstructions."""
-        raise NotImplementedError
-
-    @contextmanager
-    def timed(self, name: str) -> Iterator[None]:
-        """Add the seconds of a block to `seconds[name]`."""
-        wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
-        wait()
-        began = time.perf_counter()
-        yield
-        wait()
-        self.seconds[name] += time.perf_counter() - began
+        """Scores of all files together."""
 
 
 def evaluate_tokenizer(
-    measure_of: Callable[[Any], Measure],
-    kind: str,
-    tokenizer: Path,
-    folder: Path,
-    out: Path,
-    limit: int = 0,
-    batch_size: int = 1,
-    device: str = "cpu",
-    overwrite: bool = False,
-    progress: bool = False,
+    measure: Measure, folder: Path, out: Path, limit: int, batch_size: int, overwrite: bool, progress: bool
 ) -> dict[str, Any]:
-    """Measure a tokenizer of a kind; write `scores.json`, the rows and `index.html`; returns the scores.
+    """Measure files; write `scores.json`, the rows and `index.html`; returns the scores.
 
     Errors: `UserError` where something else lies in `out`, unless `overwrite` is set, and where no file can be read.
     """
+    kind = measure.kind
     check_replaceable(out, f"{kind} evaluation", overwrite)
-    part, _ = load_trained_part(kind, tokenizer)
-    measure = measure_of(part.to(device))
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     everything, empty = find_media(folder, kind)
     files = everything[: limit or None]
     if not files:
         raise UserError(f"{folder}: no {kind} files in it")
-    rows: list[dict[str, Any]] = []
-    shown: list[tuple[dict[str, Any], Any]] = []
+    measured: list[tuple[float, dict[str, Any]]] = []
+    worst: list[Measured] = []
     skipped = [_skip(path, f"{path}: an empty file") for path in empty]
     waiting: dict[torch.Size, list[tuple[Path, Tensor]]] = {}
 
     def finish(shape: torch.Size) -> None:
         paths, contents = zip(*waiting.pop(shape), strict=True)
-        for path, (row, reconstructed) in zip(paths, measure.measure(torch.stack(contents)), strict=True):
-            rows.append({"file": printable(path.relative_to(folder).as_posix())} | row)
-            shown.append((rows[-1], reconstructed))
-        shown.sort(key=lambda each: measure.quality(each[0]))
-        del shown[measure.shown :]
+        for path, one in zip(paths, measure.measure(torch.stack(contents)), strict=True):
+            one.row = {"file": printable(path.relative_to(folder).as_posix())} | one.row
+            measured.append((one.quality, one.row))
+            worst.append(one)
+        worst.sort(key=lambda one: one.quality)
+        del worst[measure.shown :]
 
     for path in tqdm(files, desc="reconstruct", unit=kind, disable=not progress):
         try:
@@ -112,21 +88,16 @@ def evaluate_tokenizer(
             finish(content.shape)
     for shape in list(waiting):
         finish(shape)
-    if not rows:
+    if not measured:
         raise UserError(f"{folder}: none of its {len(files)} {kind} files can be read; the first: {skipped[0]['error']}")
+    rows = [row for _, row in sorted(measured, key=lambda each: each[0])]
     scores = measure.scores(rows) | {"skipped": len(skipped)}
-    rows.sort(key=measure.quality)
+    articles = [pages.Article(one.figures(), one.row["file"]) for one in worst]
     with whole_folder(out, f"{kind} evaluation", overwrite=True) as new:
         lines = "".join(json_line(row) + "\n" for row in [*rows, *skipped])
         (new / measure.listing).write_text(lines, encoding="utf-8")
-        pages.write_page(
-            new / "index.html",
-            "articles.html",
-            title=f"{kind.capitalize()} tokenizer",
-            tables=tables(scores),
-            lead="Originals and reconstructions, the worst first",
-            articles=[pages.Article(measure.figures(row, reconstructed), row["file"]) for row, reconstructed in shown],
-        )
+        title = f"{kind.capitalize()} tokenizer"
+        pages.write_page(new / "index.html", "evaluation.html", title=title, scores=scores, articles=articles)
         (new / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
     return scores
 
@@ -135,31 +106,30 @@ def _skip(path: Path, error: str) -> dict[str, str]:
     return {"file": printable(str(path)), "error": printable(error)}
 
 
+@contextmanager
+def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Add the seconds that a block takes to `seconds[name]`."""
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    wait()
+    began = time.perf_counter()
+    yield
+    wait()
+    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - began
+
+
 def means(rows: list[dict[str, Any]], names: Iterable[str]) -> dict[str, float]:
     """Mean over rows of each name that some row has a value of."""
     values = {name: [row[name] for row in rows if row.get(name) is not None] for name in names}
     return {name: float(np.mean(found)) for name, found in values.items() if found}
 
 
-def tables(scores: dict[str, Any]) -> list[pages.Table]:
-    """Scores for people, four digits each: first the numbers, then each list of rows."""
-    plain = pages.Table([(name, _format(value)) for name, value in scores.items() if not isinstance(value, list)])
-    lists = {name: rows for name, rows in scores.items() if isinstance(rows, list)}
-    return [plain] + [
-        pages.Table([[_format(row.get(name)) for name in rows[0]] for row in rows], list(rows[0]), title.replace("_", " "))
-        for title, rows in lists.items()
-    ]
-
-
-def _format(value: Any) -> str:
-    return "" if value is None else str(value) if isinstance(value, int) else f"{value:.4g}"
-
-
 def print_table(scores: dict[str, Any]) -> None:
-    """Print scores as tables."""
-    for table in tables(scores):
-        lines = [*([table.columns] if table.columns else []), *table.rows]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        for first, *others in lines:
-            cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
-            print("  ".join([first.ljust(widths[0]), *cells]))
+    """Print scores, four digits each; those by level as a table."""
+    levels = scores.get("by_levels", [])
+    for name, value in scores.items():
+        if value is not levels:
+            print(f"{name:<32}{value:>12.4g}")
+    for names in [list(level) for level in levels[:1]]:
+        print("".join(f"{name:>{len(name) + 2}}" for name in names))
+        for level in levels:
+            print("".join(f"{level.get(name, math.nan):>{len(name) + 2}.4g}" for name in names))

@@ -65,8 +65,8 @@ def _build(
         used |= {f"{theirs}.weight", f"{theirs}.bias"}
     wanted = {k: v.float() for k, v in wanted.items()}
     assert isinstance(model.quantizer, VectorQuantizer)
-    model.quantizer.set_codebook(state["quantize.embedding.weight"].float())
-    wanted |= {k: v for k, v in model.state_dict().items() if "_codebook" in k}
+    model.quantizer.codebook.set(state["quantize.embedding.weight"].float())
+    wanted |= {k: v for k, v in model.state_dict().items() if ".codebook." in k}
     load_state(model, wanted, where)
     tell_unused(where, [*(name for name in state if name not in used), *others])
     return model.eval()

@@ -39,18 +39,11 @@ class Article:
     kind: str = ""
 
 
-@dataclass(frozen=True)
-class Table:
-    """Rows of cells under the names of their columns, which may be missing."""
-
-    rows: Sequence[Sequence[str]]
-    columns: Sequence[str] = ()
-    title: str = ""
-
-
 def _finalize(value: Any) -> Any:
-    """What templates do to each value before they escape it."""
-    return value if hasattr(value, "__html__") else visible(value, lines=True)
+    """What templates do to each value before they escape it; numbers get four digits."""
+    if value is None or hasattr(value, "__html__"):
+        return value or ""
+    return f"{value:.4g}" if isinstance(value, float) else visible(value, lines=True)
 
 
 @cache

@@ -35,7 +35,7 @@ def _percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
-def _score_rows(scores: dict[str, Any]) -> list[dict[str, Any]]:
+def _measures(scores: dict[str, Any]) -> list[dict[str, Any]]:
     """Measures with their scores; a share, which a bar shows, is a float in [0, 1]."""
     rows = []
     for name, value in scores.items():
@@ -113,7 +113,7 @@ def write_report(run: Path, scores: dict[str, Any], seconds: dict[str, float], m
         title="unitok demo",
         budget=minutes,
         memory=scores.get("peak_memory_gb", 0),
-        scores=_score_rows(scores),
+        measures=_measures(scores),
         reconstructions=_reconstructions(reconstructions, "*-original.png")
         + _reconstructions(reconstructions, "*-original.wav")[:4],
         generations=_generations(run / "eval" / "samples", scores),
