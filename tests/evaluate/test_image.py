@@ -71,9 +71,10 @@ def test_a_folder_is_measured_and_bad_files_are_counted(bundle_folder, scenes_fo
     assert (tmp_path / "out" / "index.html").read_text().count("<article>") == 5
 
 
-def test_equal_squares_have_the_bits_that_codes_and_pixels_say(bundle_folder, scenes_folder, tmp_path):
+def test_equal_squares_have_the_bits_that_codes_and_pixels_say(bundle_folder, scenes_folder, tmp_path, capfd):
     out = evaluate_image_tokenizer(bundle_folder, scenes_folder / "images", tmp_path, size=32, limit=6)
     assert out["codes"] == 6 * 64
     assert out["bits_per_pixel"] == pytest.approx(64 * 6 / 1024)  # 64 codes of 6 bits
+    assert capfd.readouterr() == ("", "")  # the library is silent; the command asks for a bar
     with pytest.raises(UserError, match="no image files in it"):
         evaluate_image_tokenizer(bundle_folder, bundle_folder, tmp_path / "none")
