@@ -1,6 +1,5 @@
 """Reads pages: their elements and text, and which files said their encoding."""
 
-import builtins
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -22,19 +21,17 @@ class Elements(HTMLParser):
 
 def only_utf8(monkeypatch) -> set[str]:
     """Texts that are not ASCII must say their encoding, so that no locale decides; -> the names of files that do."""
-    names, write, opens = set(), Path.write_text, builtins.open
+    names, write = set(), Path.write_text
 
     def writes(path, text, encoding=None):
         assert encoding == "utf-8" or text.isascii(), path
-        names.update({path.name} if encoding else {})
         return write(path, text, encoding)
 
-    def opened(file, mode="r", *rest, encoding=None, **more):
-        if "w" in mode and encoding == "utf-8":
-            name = Path(file).name.removesuffix(".partial")
-            names.update({name, name.rpartition(".")[0]})  # a file that is whole when it is renamed has a random name
-        return opens(file, mode, *rest, encoding=encoding, **more)
+    def opens(path, mode="r", encoding=None):
+        assert "b" in mode or encoding in ("utf-8", "utf-8-sig"), path
+        names.update({path.name.removeprefix(".").removesuffix(".partial")} if mode == "w" else {})
+        return open(path, mode, encoding=encoding)
 
     monkeypatch.setattr(Path, "write_text", writes)
-    monkeypatch.setattr(builtins, "open", opened)
+    monkeypatch.setattr("unitok.files.open", opens, raising=False)
     return names

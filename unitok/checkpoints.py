@@ -8,7 +8,6 @@ it be unpickled. Sharded checkpoints (a folder each) have one pickle of PyTorch'
 
 import io
 import logging
-import os
 import pickle
 import re
 import warnings
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from unitok.errors import UserError, first_line
+from unitok.files import atomic_write, settle
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 def load_checkpoint(path: Path, trust: bool = False) -> Any:
     """What a checkpoint holds; objects of other programs as `Inert`. Errors: `UserError` naming the file.
 
+    Its tensors are read from the disk when they are used, where the format allows that: what is not used costs nothing.
     trust: unpickle everything, which runs whatever code the file's author put there.
     """
     path = Path(path)
@@ -35,48 +36,31 @@ def load_checkpoint(path: Path, trust: bool = False) -> Any:
         raise UserError(f"{path}: no such file")
     if is_sharded(path):
         return _load_sharded(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a TorchScript archive, which is refused below
-            return torch.load(path, map_location="cpu", weights_only=not trust)
-    except Exception as error:  # a torn file raises almost anything
-        if trust:
-            raise _unreadable(path, error) from None
-        first = error
-    foreign = _foreign_names(path, first)
-    if not foreign:
-        raise _unreadable(path, first)
-    try:
-        return _load_with(foreign, path)
-    except Exception:  # what a stand-in cannot do raises almost anything
-        names = ", ".join(sorted(foreign)[:4])
-        raise UserError(
-            f"{path}: holds objects that would have to be run to be read ({names}); "
-            "if you trust its author, pass --trust-checkpoint"
-        ) from None
-
-
-def _load_with(foreign: list[str], path: Path) -> Any:
-    """The checkpoint with stand-ins for the objects of these classes."""
-    with torch.serialization.safe_globals([(_stand_in(name), name) for name in foreign]):
-        return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _foreign_names(path: Path, error: Exception) -> list[str]:
-    """The classes of other programs that a checkpoint names; `error` is what torch said of the file."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # not a zip archive: PyTorch's format of before 2020, which tells one at a time, or a torn file
-        names: list[str] = []
-    while (named := re.search(r"GLOBAL (\S+) was not an allowed global", str(error))) and named[1] not in names:
-        names.append(named[1])
+    foreign: list[str] = []
+    while True:
         try:
-            _load_with(names, path)
-        except Exception as next_error:
-            error = next_error
-    return names
+            return _load(path, trust, foreign)
+        except Exception as error:  # a torn file, and what a stand-in cannot do, raise almost anything
+            named = re.search(r"GLOBAL (\S+) (?:was not an allowed global|whose module)", str(error))  # torch names the first
+            if trust or not (named or foreign):
+                raise _unreadable(path, error) from None
+            if named is None or named[1] in foreign:
+                names = ", ".join(sorted(foreign)[:4])
+                raise UserError(
+                    f"{path}: holds objects that would have to be run to be read ({names}); "
+                    "if you trust its author, pass --trust-checkpoint"
+                ) from None
+            foreign.append(named[1])
+
+
+def _load(path: Path, trust: bool, foreign: list[str]) -> Any:
+    """The checkpoint in a file, with stand-ins for the objects of the classes `foreign`."""
+    with warnings.catch_warnings(), torch.serialization.safe_globals([(_stand_in(name), name) for name in foreign]):
+        warnings.simplefilter("ignore")  # of a TorchScript archive, which is refused
+        try:
+            return torch.load(path, map_location="cpu", weights_only=not trust, mmap=True)
+        except RuntimeError:  # PyTorch's format of before 2020, or a file system that maps nothing
+            return torch.load(path, map_location="cpu", weights_only=not trust)
 
 
 def _unreadable(path: Path, error: BaseException) -> UserError:
@@ -86,17 +70,12 @@ def _unreadable(path: Path, error: BaseException) -> UserError:
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write beside `path`, to the disk, and rename: the file is whole or not there. Errors: `UserError` where there is no room."""
-    partial = path.with_name(f"{path.name}.partial")
+    """Write a checkpoint, whole or not at all. Errors: `UserError` where there is no room."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as file:
+        with atomic_write(path, binary=True) as file:
             torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
     except (OSError, RuntimeError) as error:  # torch's writer raises a RuntimeError of its own where the disk is full
-        partial.unlink(missing_ok=True)
         raise UserError(
             f"{path}: could not be written ({first_line(error)}); the checkpoint before it is whole: make room and go on with "
             "--resume auto"
@@ -106,17 +85,14 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
 # ---- Sharded checkpoints (FSDP2): a folder with a part for each process ------------------------------------------------
 
 _INDEX, _REST = ".metadata", "meta.pt"
+_DCP = "torch.distributed.checkpoint"
 #: What an index names, module by module: plain records and nothing that acts.
 _OF_AN_INDEX = {
-    "torch": {"Size"},
-    "torch.serialization": {"_get_layout"},
-    "torch.distributed.checkpoint.metadata": {
-        *("Metadata", "TensorProperties", "BytesStorageMetadata", "ChunkStorageMetadata", "StorageMeta", "MetadataIndex"),
-        *("TensorStorageMetadata", "_MEM_FORMAT_ENCODING"),
-    },
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
-    "pathlib": {"PosixPath", "WindowsPath"},
-    "pathlib._local": {"PosixPath", "WindowsPath"},  # where Python 3.13 has them
+    *("torch.Size", "torch.serialization._get_layout", f"{_DCP}.filesystem._StorageInfo"),
+    *(f"{_DCP}.metadata.{name}StorageMetadata" for name in ("Bytes", "Chunk", "Tensor")),
+    *(f"{_DCP}.metadata.{name}" for name in ("Metadata", "MetadataIndex", "StorageMeta", "TensorProperties")),
+    f"{_DCP}.metadata._MEM_FORMAT_ENCODING",
+    *(f"pathlib{where}.{kind}Path" for where in ("", "._local") for kind in ("Posix", "Windows")),  # Python 3.13: _local
 }
 
 
@@ -130,24 +106,20 @@ class _IndexReader(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if not dtype and name not in _OF_AN_INDEX.get(module, ()):
+        if not dtype and f"{module}.{name}" not in _OF_AN_INDEX:
             raise pickle.UnpicklingError(f"it names {module}.{name}")
         return super().find_class(module, name)
 
 
 def check_checkpoint(path: Path) -> dict[str, Any]:
-    """What a checkpoint says of itself (its `unitok` entry), the tensors left on the disk; {} for one of another program.
+    """What a checkpoint says of itself (its `unitok` entry); {} for one of another program. Errors: `UserError` unless it reads.
 
-    Of a sharded one the index, and what it holds beside tensors, is read. Errors: `UserError` unless it reads.
+    Weights stay on the disk; of a sharded one the index, and what it holds beside tensors, is read.
     """
     if is_sharded(path):
         _check_index(path)
-        found = load_checkpoint(path / _REST)
-    else:
-        try:
-            found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except Exception:  # torn, gone, or of another program
-            found = load_checkpoint(path)
+        path = path / _REST
+    found = load_checkpoint(path)
     described = found.get("unitok") if isinstance(found, dict) else None
     return described if isinstance(described, dict) else {}
 
@@ -161,12 +133,12 @@ def _check_index(path: Path) -> None:
             part = (path / where.relative_path).resolve()
             if not part.is_relative_to(path.resolve()):
                 raise ValueError(f"{where.relative_path} lies elsewhere")
-            with open(part, "rb") as file:
-                file.seek(where.offset)
-                data = file.read(where.length)
-            if len(data) < where.length:
+            if part.stat().st_size < where.offset + where.length:
                 raise ValueError(f"{where.relative_path} is cut off")
             if type(index.state_dict_metadata[entry.fqn]).__name__ == "BytesStorageMetadata":
+                with open(part, "rb") as file:
+                    file.seek(where.offset)
+                    data = file.read(where.length)
                 torch.load(io.BytesIO(data), weights_only=True)  # PyTorch itself would unpickle it
     except Exception as error:  # a torn pickle raises almost anything
         raise UserError(f"{path}: not a sharded checkpoint that can be read ({first_line(error)})") from None
@@ -199,14 +171,7 @@ class Inert:
     def __setstate__(self, state: Any) -> None:
         self.state = state
 
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
-
-    def append(self, value: Any) -> None:
-        pass
-
-    def extend(self, values: Any) -> None:
-        pass
+    __setitem__ = append = extend = __init__
 
 
 def _stand_in(name: str) -> type:
@@ -221,11 +186,9 @@ def load_weights(path: Path, trust: bool = False) -> dict[str, Tensor]:
     `{"state_dict": {"w": …}}` gives `state_dict.w`. Errors: `UserError` saying what the file is instead.
     """
     path = Path(path)
-    if not path.exists():
-        raise UserError(f"{path}: no such file")
     if path.is_dir() and not is_sharded(path):
         raise UserError(f"{path}: a folder; give the file of the weights in it")
-    if not path.is_dir() and is_safetensors(path):
+    if path.is_file() and is_safetensors(path):
         from safetensors.torch import load_file
 
         try:
@@ -310,11 +273,16 @@ def _foreign(path: Path) -> str:
     return ""
 
 
+_LAST = ("stopped.ckpt", "final.ckpt")  # of a run, the later one last
+
+
 def newest_checkpoint(folder: Path) -> Path | None:
     """The checkpoint of a run with the most steps, of those that read, or None. What does not read is told.
 
-    Copies under names of the user's come after those that the run wrote.
+    Copies under names of the user's come after those that the run wrote. Times of files do not count: a backup may be younger.
     """
+    for old in (folder / "checkpoints").glob(".*.ckpt.unitok-old"):  # a sharded one that was being replaced
+        settle(old.with_name(old.name[1:].removesuffix(".unitok-old")))
     torn: list[UserError] = []
     for _ in range(2):  # a run that is going on may remove what was listed
         torn, found = [], []
@@ -324,8 +292,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
             except UserError as error:
                 torn += [error] if file.exists() else []
                 continue
-            last = ("stopped.ckpt", "final.ckpt").index(file.name) if file.name in ("stopped.ckpt", "final.ckpt") else -1
-            found.append((is_written_by_run(file), steps, last, file))
+            found.append((is_written_by_run(file), steps, _LAST.index(file.name) if file.name in _LAST else -1, file))
         if found:
             break
     for problem in torn:
@@ -335,4 +302,4 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 def is_written_by_run(file: Path) -> bool:
     """Whether a checkpoint's name is one that a run gives, and not one of the user's."""
-    return file.name in ("final.ckpt", "stopped.ckpt") or re.fullmatch(r"step=\d+\.ckpt", file.name) is not None
+    return file.name in _LAST or re.fullmatch(r"step=\d+\.ckpt", file.name) is not None

@@ -89,7 +89,7 @@ def test_settings_of_every_form_are_the_same(tiny):
         ({"settings": {"image": {"temprature": 1}}}, r"settings\['image'\]: no 'temprature'; did you mean temperature"),
         ({"settings": {"image": 0.5}}, r"settings\['image'\]: a float; give settings="),
         ({"settings": 0.5}, "settings: a float; give settings="),
-        ({"settings": {"image": {"temperature": "hot"}}}, "--temperature 'hot'"),
+        ({"settings": {"image": {"temperature": "hot"}}}, "temperature 'hot'"),
         ({"n": "2"}, "n is '2'"),
         ({"n": 1.5}, r"n is 1\.5"),
         ({"keep": "half"}, "keep is 'half'"),

@@ -20,8 +20,8 @@ from unitok import pages
 from unitok.bundle import load_trained_part
 from unitok.evaluate.tokenizer import Measured, evaluate_tokenizer, means, timed
 from unitok.media import draw_spectrogram, encode_png, encode_wav, load_audio
-from unitok.training.codebook_usage import codebook_statistics
 from unitok.training.losses import mel_loss, spectral_loss
+from unitok.training.monitor import codebook_statistics
 
 SHOWN_SECONDS = 10.0
 STOI_SECONDS = 0.5

@@ -23,7 +23,7 @@ from unitok.bundle import load_trained_part
 from unitok.errors import UserError, first_line
 from unitok.evaluate.tokenizer import Measured, evaluate_tokenizer, means, timed
 from unitok.media import encode_png, open_image
-from unitok.training.codebook_usage import codebook_statistics
+from unitok.training.monitor import codebook_statistics
 from unitok.training.perceptual import LPIPS, find_lpips
 
 SSIM_SIDE, MS_SSIM_SIDE = 11, 161  # pixels a side that the measures need

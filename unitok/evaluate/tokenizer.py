@@ -1,6 +1,5 @@
 """Measuring a tokenizer on a folder of files: reading, batches, rows and their page. What is measured is in `image.py`, `audio.py`."""
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -16,9 +15,8 @@ from tqdm import tqdm
 
 from unitok import pages
 from unitok.errors import UserError
-from unitok.files import json_line
+from unitok.files import check_replaceable, whole_folder, write_json, write_json_lines
 from unitok.media import find_media
-from unitok.pretrained import check_replaceable, whole_folder
 from unitok.storage import printable
 
 
@@ -94,11 +92,10 @@ def evaluate_tokenizer(
     scores = measure.scores(rows) | {"skipped": len(skipped)}
     articles = [pages.Article(one.figures(), one.row["file"]) for one in worst]
     with whole_folder(out, f"{kind} evaluation", overwrite=True) as new:
-        lines = "".join(json_line(row) + "\n" for row in [*rows, *skipped])
-        (new / measure.listing).write_text(lines, encoding="utf-8")
+        write_json_lines(new / measure.listing, [*rows, *skipped])
         title = f"{kind.capitalize()} tokenizer"
         pages.write_page(new / "index.html", "evaluation.html", title=title, scores=scores, articles=articles)
-        (new / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
+        write_json(new / "scores.json", scores)
     return scores
 
 

@@ -16,10 +16,11 @@ from typing import Any
 from torch import Tensor
 
 from unitok.checkpoints import Inert, is_safetensors, load_checkpoint, load_weights, weights_in
-from unitok.errors import UserError, read_json
+from unitok.errors import UserError
+from unitok.files import read_json
 from unitok.interop.weights import State, log, read_folder, read_yaml, strip_prefix, tell_unused
 from unitok.pretrained import load_state
-from unitok.tokenizers.audio import AudioTokenizer, AudioTokenizerConfig
+from unitok.tokenizers import AudioTokenizer, AudioTokenizerConfig
 
 _ENCODEC = AudioTokenizerConfig(
     sample_rate=24_000, n_filters=32, dimension=128, ratios=(8, 5, 4, 2), patch=1, kernel_size=7, last_kernel_size=7, lstm=2,

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from unitok.checkpoints import load_weights
-from unitok.errors import UserError, read_json
+from unitok.errors import UserError
+from unitok.files import read_json
 from unitok.interop.weights import State, log, read_folder, read_yaml, strip_prefix, tell_unused
 from unitok.pretrained import load_state
-from unitok.tokenizers.image import ImageTokenizer, ImageTokenizerConfig
+from unitok.tokenizers import ImageTokenizer, ImageTokenizerConfig
 from unitok.tokenizers.quantize import VectorQuantizer
 
 #: Names that every VQ-GAN of this family has, in whatever wrapper it was saved.

@@ -13,8 +13,8 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
-from unitok import files
 from unitok.errors import UserError, visible
+from unitok.files import write_text
 
 _MARK = b'name="generator" content="unitok"'  # as base.html has it
 _SMALL = 128  # pixels; images of at most half of it are shown enlarged
@@ -90,7 +90,7 @@ def write_page(path: Path, template: str, **values: Any) -> None:
     """Write a page whole; `values` are those that the template names. Errors: `UserError` as `check_page`'s."""
     check_page(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_whole(path, _environment().get_template(template).render(values))
+    write_text(path, _environment().get_template(template).render(values))
 
 
 def check_page(path: Path) -> None:

@@ -13,9 +13,9 @@ import soundfile
 from unitok import pages
 from unitok.bundle import Bundle, ReadFile
 from unitok.document import Document, Part, RawDocument
+from unitok.files import whole_folder, write_text
 from unitok.interleaved import Types, format_raw_document
 from unitok.media.formats import HEAD, image_format
-from unitok.pretrained import whole_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -116,8 +116,7 @@ def save_outputs(outputs: list[Output], folder: Path, title: str = "unitok sampl
         raws, types = [output.save(new) for output in outputs], outputs[0].bundle.types if outputs else {}
         lead, articles = "Gray: given. Blue: generated.", [_article(raw, types) for raw in raws]
         pages.write_page(new / "index.html", "articles.html", title=title, lead=lead, articles=articles)
-        lines = "".join(format_raw_document(raw, new, types) + "\n" for raw in raws)
-        (new / "outputs.jsonl").write_text(lines, encoding="utf-8")
+        write_text(new / "outputs.jsonl", "".join(format_raw_document(raw, new, types) + "\n" for raw in raws))
 
 
 def _article(raw: RawDocument, types: Types) -> pages.Article:

@@ -8,6 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from unitok import pages
+from unitok.files import read_json_lines
 from unitok.pages import Article, Figure
 
 _TITLES = {
@@ -62,11 +63,10 @@ def _reconstructions(folder: Path, pattern: str) -> list[Article]:
 def _samples(folder: Path) -> list[Article]:
     """One direction: what was given, what was generated, whether the oracle finds it right."""
     rights = json.loads((folder / "right.json").read_text())
-    lines = [line for line in (folder / "outputs.jsonl").read_text(encoding="utf-8").split("\n") if line]
     articles = []
-    for line, right in zip(lines, rights, strict=True):
+    for (_, row), right in zip(read_json_lines(folder / "outputs.jsonl"), rights, strict=True):
         figures = []
-        for part in json.loads(line)["content"]:
+        for part in row["content"]:
             content = pages.text(part["text"]) if part["type"] == "text" else _media(folder / Path(part["path"]).name)
             figures.append(Figure(content, kind="new" if part.get("loss", True) else "given"))
         articles.append(Article(figures, kind="right" if right else "wrong"))

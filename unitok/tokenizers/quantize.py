@@ -222,7 +222,7 @@ class ResidualQuantizer(Quantizer):
     """`levels` codebooks of `size` codes of `dim` dimensions, each quantizing what the ones before left over.
 
     Not normalised, the levels share a space of `dim` dimensions (0: the latents' own, without projections, as EnCodec).
-    Normalised, each level has projections of its own into one where latents and codes have length 1, as DAC has.
+    Normalised, each level has projections of its own (dim > 0) into one where latents and codes have length 1, as DAC has.
 
     Args:
         dropout: share of the training items that are decoded from a random number of the first levels, so that fewer
@@ -236,8 +236,6 @@ class ResidualQuantizer(Quantizer):
     ):
         nn.Module.__init__(self)
         self.size, self.levels, self.normalise, self.dropout = size, levels, normalise, float(dropout)
-        if normalise and not dim:
-            raise ValueError("normalised levels need dimensions of their own: dim > 0")
         spaces = levels if normalise else 1
         self.project_in = nn.ModuleList([nn.Linear(channels, dim) if dim else nn.Identity() for _ in range(spaces)])
         self.project_out = nn.ModuleList([nn.Linear(dim, channels) if dim else nn.Identity() for _ in range(spaces)])

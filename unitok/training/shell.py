@@ -9,10 +9,8 @@ Networks know nothing of this; a `TrainingShell` is a thin LightningModule aroun
 - What the command line and YAML say wins over what a checkpoint remembers: checkpoints carry no hyperparameters.
 """
 
-import copy
 import logging
 import math
-import random
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -20,12 +18,18 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from unitok.errors import UserError
 from unitok.training.budget import Budget
 
 log = logging.getLogger(__name__)
+
+#: Seconds after which several processes agree on the time again, and most steps between: each time holds all of them up.
+LOOK_SECONDS, LOOK_STEPS = 2.0, 50
 
 
 def warmup_linear(step: int, share: float, warmup_steps: int, hold: float = 0.0, final: float = 0.02) -> float:
@@ -39,21 +43,17 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
-class WeightAverage(torch.nn.Module):
-    """A moving average of a network's weights, in `model`; younger weights count more at the start."""
+def weight_average(network: torch.nn.Module, decay: float) -> AveragedModel:
+    """A moving average of a network's weights, in `module`; younger weights count more at the start. Buffers, such as codebooks, are
+    copied."""
 
-    def __init__(self, network: torch.nn.Module, decay: float):
-        super().__init__()
-        self.model: Any = copy.deepcopy(network).requires_grad_(False).eval()
-        self.decay = decay
+    def move(average: Any, weights: Any, count: Any) -> None:
+        share = 1 - min(decay, (1 + int(count)) / (10 + int(count)))
+        torch._foreach_lerp_([local(p) for p in average], [local(p) for p in weights], share)
 
-    @torch.no_grad()
-    def update(self, network: torch.nn.Module, step: int) -> None:
-        """After step number `step`; buffers, such as codebooks, are copied."""
-        mine, theirs = ([local(p.detach()) for p in each.parameters()] for each in (self.model, network))
-        torch._foreach_lerp_(mine, theirs, 1 - min(self.decay, (1 + step) / (10 + step)))
-        for to, of in zip(self.model.buffers(), network.buffers(), strict=True):
-            to.copy_(of)
+    average = AveragedModel(network, multi_avg_fn=move)
+    average.requires_grad_(False).eval()
+    return average
 
 
 #: By name, sums of what is to be averaged and of the weights that this has: means of parts of any size come out right.
@@ -72,24 +72,62 @@ class TrainingShell(L.LightningModule):
 
     A subclass gives `optimize(batch) -> dict of named numbers to log`, does its own backward and optimizer steps there,
     measures what validation is to say in `measure(batch)`, and describes itself in `part()`.
+
+    Args:
+        steps: length of the training in batches; or
+        minutes: its length in minutes, which become steps after a short probe; or
+        ids: its length in ids.
+        accumulate: parts in which a batch goes through the networks, to save memory; the result is that of the whole.
+        learning_rate: peak, reached after `warmup_steps`, held to `hold` of the run, then falling linearly to a fiftieth.
+        warmup_steps: steps until the learning rate has its peak.
+        hold: share of the run until which it stays there.
+        betas: AdamW's.
+        weight_decay: AdamW's, on matrices and kernels.
+        clip: largest norm of the gradient, 0 for none.
+        ema_decay: of a moving average of the weights, which is then what is validated and bundled; 0 for none.
+        log_every: steps between two lines of the log.
     """
 
     kind = ""
     roots: tuple[str, ...] = ()  # how the names of metrics begin that are roots of means
     shown: tuple[str, ...] = ()  # what the progress bar shows beside the loss
 
-    def __init__(self, steps: int | None, minutes: float | None, log_every: int = 20, ids: float | None = None):
+    def __init__(
+        self,
+        *,
+        steps: int | None = None,
+        minutes: float | None = None,
+        ids: float | None = None,
+        accumulate: int = 1,
+        learning_rate: float | None = None,
+        warmup_steps: int = 30,
+        hold: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 0.01,
+        clip: float = 1.0,
+        ema_decay: float = 0.0,
+        log_every: int = 20,
+    ):
         super().__init__()
         self.automatic_optimization = False
         self.budget = Budget(steps, minutes, ids)
+        if accumulate < 1:
+            raise UserError(f"accumulate {accumulate} must be at least 1")
+        self.rate: Any = learning_rate
+        self.accumulate, self.warmup_steps, self.hold = accumulate, warmup_steps, hold
+        self.betas, self.weight_decay, self.clip, self.ema_decay = (betas[0], betas[1]), weight_decay, clip, ema_decay
+        self.log_every = log_every
         self.steps_done = 0
         self.samples_seen = 0
-        self.log_every = log_every
         self.share = 0.0  # of the run that is over, when the step began
         self._last_loss: Tensor | float = 0.0
         self.settings: dict[str, Any] = {}  # what the run was asked for, by name, as plain values; kept in every checkpoint
         self._settings_before: dict[str, Any] = {}  # those of the checkpoint it goes on from
         self._restored: list[dict[str, Any]] | None = None  # random states, by process
+        self.average: AveragedModel | None = None  # of the weights
+        self.now = 0.0  # seconds spent, those of earlier processes included, as all processes know it
+        self.looked = True  # whether `now` is of the step that has just ended
+        self._looks = (0, 0)  # step at which it was last agreed on, and is the next time
         self._timed = (0, 0.0)  # step and time at which the pace was last looked at
         self._validates = 0  # how often in the run, unless the Trainer has an interval of its own
         self._measured: Sums = {}  # in the validation that goes on
@@ -107,10 +145,38 @@ class TrainingShell(L.LightningModule):
         """The data module of the run."""
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
-    def _agreed(self, value: Any) -> Any:
-        """The first process's value, where clocks decide: all processes must do the same."""
-        by_clock = self.budget.minutes is not None and self.trainer.world_size > 1
-        return self.trainer.strategy.broadcast(value) if by_clock else value
+    @property
+    def boards(self) -> list[Any]:
+        """The run's TensorBoard writers."""
+        return [logger.experiment for logger in self.trainer.loggers if isinstance(logger, TensorBoardLogger)]
+
+    def averaged(self, network: torch.nn.Module) -> Any:
+        """A network whose weights are averaged, with the average; any other as it is."""
+        return network if self.average is None else self.average.module
+
+    def optimizer_list(self, raw: bool = False) -> list[Any]:
+        """The optimizers; `raw`: not as Lightning wraps them, which counts their steps."""
+        found: Any = self.optimizers(use_pl_optimizer=not raw)
+        return found if isinstance(found, list) else [found]
+
+    def anywhere(self, value: bool) -> bool:
+        """Whether something holds in any process."""
+        if self.trainer.world_size == 1:
+            return value
+        return bool(self.trainer.strategy.reduce(torch.tensor(int(value), device=self.device), reduce_op="max"))
+
+    def _look(self) -> None:
+        """Agree on the time: one process after each step, several every few steps."""
+        several, (last, due) = self.trainer.world_size > 1, self._looks
+        self.looked = not several or self.steps_done >= due
+        if not self.looked:
+            return
+        before, self.now = self.now, self.budget.clock()
+        if several:  # clocks differ, and all processes must do the same
+            self.now = self.trainer.strategy.broadcast(self.now)
+            steps = int(LOOK_SECONDS * (self.steps_done - last) / max(self.now - before, 1e-3))
+            self._looks = (self.steps_done, self.steps_done + max(1, min(LOOK_STEPS, steps)))
+        self.budget.tick(self.steps_done, self.now)
 
     def training_step(self, batch: Any, batch_index: int) -> None:
         """One step of the subclass, with what all share around it: counting, planning, logging, stopping."""
@@ -120,7 +186,7 @@ class TrainingShell(L.LightningModule):
         self.steps_done += 1
         first = batch if isinstance(batch, Tensor) else next(iter(batch.values()))
         self.samples_seen += first.shape[0] * self.trainer.world_size
-        self.budget.tick(self.steps_done, self._agreed(self.budget.clock()))
+        self._look()
         over, share = self.budget.over(self.steps_done), self.budget.share(self.steps_done)
         if self._validates:
             due = over or int(share * self._validates + 1e-9) > int(self.share * self._validates + 1e-9)
@@ -128,7 +194,7 @@ class TrainingShell(L.LightningModule):
         if self.steps_done % self.log_every == 0 or over:
             values = {name: float(value) for name, value in logged.items()}
             loss, *rest = values
-            values[loss] = self._mean_everywhere(values[loss])
+            values[loss] = float(self.mean_everywhere(torch.as_tensor(logged[loss], device=self.device)))
             self.log(loss, values[loss], prog_bar=True)
             for name in rest:
                 self.log(name, values[name], prog_bar=name in self.shown)
@@ -176,11 +242,9 @@ class TrainingShell(L.LightningModule):
         found = {name: total / weight for name, (total, weight) in sums.items() if weight}
         return {name: mean**0.5 if name.startswith(self.roots or "\0") else mean for name, mean in found.items()}
 
-    def _mean_everywhere(self, value: float) -> float:
+    def mean_everywhere(self, value: Tensor) -> Tensor:
         """The mean over all processes."""
-        if self.trainer.world_size == 1:
-            return value
-        return float(self.trainer.strategy.reduce(torch.tensor(value, device=self.device), reduce_op="mean"))
+        return value if self.trainer.world_size == 1 else self.all_gather(value).mean()  # type: ignore[union-attr]
 
     def _pace(self) -> dict[str, float]:
         """Since it was last asked: seconds a step, what `speed` makes of them, and the minutes that are left."""
@@ -200,14 +264,15 @@ class TrainingShell(L.LightningModule):
         """What else to log of the pace of the last `steps` steps."""
         return {}
 
-    def set_rate(self, optimizer: Any, rate: float) -> None:
+    def set_rate(self, optimizer: Any, peak: float) -> None:
         """Set the learning rate of every group; never taken from a checkpoint, so that what the user says now wins."""
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = peak * warmup_linear(self.steps_done, self.share, self.warmup_steps, self.hold)
 
     def on_train_start(self) -> None:
         """Start the clock; on resume, make settings and random numbers what they should be."""
         self.budget.begin()
+        self.now, self._looks = self.budget.elapsed, (self.steps_done, self.steps_done)
         self._timed = (self.steps_done, time.monotonic())
         rank, processes = self.trainer.global_rank, self.trainer.world_size
         data: Any = getattr(self.trainer.train_dataloader, "dataset", None)
@@ -236,10 +301,7 @@ class TrainingShell(L.LightningModule):
     def _assert_settings(self) -> None:
         """Give the optimizers the settings asked for now, in place of those that came with their state."""
         asked: Any = self.configure_optimizers()
-        asked = asked if isinstance(asked, list) else [asked]
-        actual: Any = self.optimizers(use_pl_optimizer=False)
-        actual = actual if isinstance(actual, list) else [actual]
-        for mine, wanted in zip(actual, asked, strict=True):
+        for mine, wanted in zip(self.optimizer_list(raw=True), asked, strict=True):
             for group, fresh in zip(mine.param_groups, wanted.param_groups, strict=True):
                 group.update({key: value for key, value in fresh.items() if key != "params"})
 
@@ -333,23 +395,12 @@ def check_same(saved: dict[str, Any], asked: dict[str, Any], what: str, free: tu
 
 
 def _random_state() -> dict[str, Any]:
-    kind, keys, place, has_gauss, cached = np.random.get_state()  # noqa: NPY002 (Lightning seeds it)
-    state: dict[str, Any] = {
-        "torch": torch.get_rng_state(),
-        "numpy": [str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), int(place), int(has_gauss), float(cached)],
-        "python": repr(random.getstate()),
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
+    """Of this process's generators, as plain values and tensors."""
+    state = _collect_rng_states()
+    name, keys, *rest = state["numpy"]
+    return state | {"numpy": [name, torch.from_numpy(keys.astype(np.int64)), *rest]}
 
 
 def _set_random_state(state: dict[str, Any]) -> None:
-    import ast
-
-    torch.set_rng_state(state["torch"])
-    kind, keys, place, has_gauss, cached = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), place, has_gauss, cached))  # noqa: NPY002
-    random.setstate(ast.literal_eval(state["python"]))
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+    name, keys, *rest = state["numpy"]
+    _set_rng_states(state | {"numpy": (name, keys.numpy().astype(np.uint32), *rest)})
