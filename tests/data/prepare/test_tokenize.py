@@ -60,10 +60,10 @@ def test_a_mixed_folder_goes_to_shards_and_back_with_the_bad_files_listed(mixed_
     assert [s.modality for s in by_id["sub/a.wav"].segments] == ["text", "audio"]
     assert detokenize(tmp_path / "out", tmp_path / "files", bundle_folder) == 7
     back = {raw.id: raw for raw in read_raw_documents(tmp_path / "files" / "documents.jsonl")}
-    assert back["photo0.png"].content[0].text == "a noisy photograph"
+    assert back["photo0.png"].content[0].value == "a noisy photograph"
     assert Image.open(back["photo2.png"].content[0].path).size == (7, 5)
     assert soundfile.info(back["sub/b.flac"].content[0].path).frames == 2000  # a quarter second at 8 kHz
-    assert back["story.md"].content[0].text == "only text, but UTF-8 ✓"
+    assert back["story.md"].content[0].value == "only text, but UTF-8 ✓"
 
 
 def test_bytes_do_not_depend_on_workers(scenes_folder, bundle_folder, tmp_path):
@@ -90,7 +90,7 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(scenes_folder, bundl
 def test_a_finished_output_says_so_and_another_source_is_refused(scenes_folder, mixed_folder, bundle_folder, tmp_path, capsys):
     out = tmp_path / "out"
     tokenize(Plan(str(scenes_folder), str(out), str(bundle_folder)))
-    tokenize(Plan(str(scenes_folder), str(out), str(bundle_folder)))
+    tokenize(Plan(str(scenes_folder), str(out), str(bundle_folder)), progress=True)
     assert "complete already" in capsys.readouterr().out
     with pytest.raises(UserError, match="made with other files in its source"):
         tokenize(Plan(str(mixed_folder), str(out), str(bundle_folder)))
@@ -102,11 +102,11 @@ def test_another_plan_for_a_folder_is_told_by_what_differs(scenes_folder, bundle
     for plan, why in (
         (
             Plan(str(scenes_folder), out, str(bundle_folder), seed=3),
-            "made with --validation 0.25, not 0.0; --seed 0, not 3; another order",
+            "made with validation 0.25, not 0.0; seed 0, not 3; order ['image', 'text'], not []",
         ),
         (
             Plan(str(scenes_folder), out, str(bundle_folder), validation=0.25, shard_size=7),
-            "--shard-size 64, not 7; another order of",
+            "shard size 64, not 7; order",
         ),
     ):
         with pytest.raises(UserError) as caught:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from unitok.bundle import TOKENIZERS, Unitok
+from unitok.bundle import Bundle
 from unitok.data.prepare.encode import Encoded, Encoder
 from unitok.data.prepare.listing import Item
 from unitok.data.prepare.plan import Plan, Run
@@ -47,8 +47,8 @@ class Worker:
         overlap: bool = True,
     ):
         self.run = Run(plan)
-        self.unitok = Unitok.from_pretrained(plan.bundle, device=device or plan.device, parts=TOKENIZERS)
-        self.encoder = Encoder(self.unitok, plan.image_area, plan.image_fit, plan.seed, overlap=overlap, progress=progress)
+        self.bundle = Bundle.from_pretrained(plan.bundle, device=device or plan.device, parts="tokenizers")
+        self.encoder = Encoder(self.bundle, plan.options, plan.seed, overlap=overlap, progress=progress)
 
     def process(self, index: int) -> dict[str, Any]:
         """Make shard `index`; -> its entry for `dataset.json`. Deterministic; safe to repeat, and at the same time elsewhere."""
@@ -74,7 +74,7 @@ class Worker:
         """Write a shard, then its record; errors: `UserError` for a full disk."""
         run = self.run
         try:
-            entry = write_shard(run.out / shard_name(index), encoded.documents, self.unitok.vocab, run.work)
+            entry = write_shard(run.out / shard_name(index), encoded.documents, self.bundle.vocab, run.work)
             entry |= {"split": run.shards[index][0]} if len(run.splits) > 1 else {}
             entry |= {"items": encoded.items, "skipped": encoded.skipped}
             entry |= {key: counts for key in COUNTED if (counts := getattr(encoded, key))}
