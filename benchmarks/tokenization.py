@@ -34,7 +34,8 @@ import yaml
 from common import in_a_process, peak_memory_gb, write_results
 from PIL import Image
 
-from unitok.bundle import Unitok, build_vocab
+from unitok.api import Unitok
+from unitok.bundle import build_vocab
 from unitok.tokenizers import AudioTokenizer, AudioTokenizerConfig, ImageTokenizer, ImageTokenizerConfig, TextTokenizer
 
 CONFIGS = Path(__file__).parent.parent / "configs"

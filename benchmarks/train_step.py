@@ -24,7 +24,8 @@ import torch
 import yaml
 from common import in_turns, serve, write_results
 
-from unitok.bundle import Unitok, build_vocab
+from unitok.api import Unitok
+from unitok.bundle import build_vocab
 from unitok.data.packing import PackedDataset
 from unitok.data.shards import TokenDataset
 from unitok.hardware import HARDWARE

@@ -25,10 +25,10 @@ import pyarrow.parquet as pq
 import pytest
 from raw_data import FEATURES, png, tar_of, wav
 
-from unitok.bundle import Unitok
+from unitok.api import Unitok
 from unitok.cli import main
 from unitok.data.shards import TokenDataset
-from unitok.document import read_raw_documents
+from unitok.interleaved import read_raw_documents
 from unitok.model import Decoder
 
 ROOT = Path(__file__).parent.parent

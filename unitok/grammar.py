@@ -11,7 +11,7 @@ A row is free (any legal document) or follows a plan, a list of `Want`s. The mac
 import copy
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,10 +32,10 @@ class Want:
     repeats: int | None = None
 
 
-def parse_plan(text: str, vocab: Vocab, frame_rate: float | None = None) -> list[Want] | None:
+def parse_plan(text: str, vocab: Vocab, rates: Mapping[str, float] | None = None) -> list[Want] | None:
     """`free` -> None; `text,image:8x12,audio:2s` -> Wants; errors: `UserError` that shows the form.
 
-    `frame_rate` (Hz) turns seconds of audio into frames.
+    rates: frames per second, by modality, of those whose length may be said in seconds.
     """
     if text.strip() == "free":
         return None
@@ -51,8 +51,8 @@ def parse_plan(text: str, vocab: Vocab, frame_rate: float | None = None) -> list
             if max(grid) > most:
                 raise UserError(f"want {item!r}: no side may be over {most} codes")
             wants.append(Want(modality, grid))
-        elif modality == "audio" and frame_rate and re.fullmatch(r"\d+(\.\d+)?s", length):
-            wants.append(Want(modality, repeats=max(1, round(float(length[:-1]) * frame_rate))))
+        elif modality in (rates or {}) and re.fullmatch(r"\d+(\.\d+)?s", length):
+            wants.append(Want(modality, repeats=max(1, round(float(length[:-1]) * (rates or {})[modality]))))
         elif not span.header and re.fullmatch(r"[1-9]\d*", length):
             wants.append(Want(modality, repeats=int(length)))
         else:

@@ -8,14 +8,15 @@ import pytest
 import torch
 from test_page import Elements, only_utf8
 
-from unitok.bundle import Unitok
+from unitok.api import Unitok
 from unitok.cli import main
 from unitok.cli.terminal import half_blocks, show
 from unitok.document import Document, Segment
 from unitok.errors import UserError, visible
 from unitok.grammar import Grammar
-from unitok.sample.render import Output, save_outputs, score_documents
+from unitok.sample.outputs import Output, save_outputs
 from unitok.sample.sampling import Settings
+from unitok.sample.score import score_documents
 from unitok.sample.stream import Piece
 from unitok.tokenizers import AudioTokenizer, AudioTokenizerConfig
 

@@ -94,7 +94,7 @@ def prompts_of(tiny):
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_with_random_weights_nothing_is_ever_malformed(tiny, want, guidance):
     grammar, vocab = Grammar(tiny.vocab), tiny.vocab
-    plan = parse_plan(want, vocab, tiny.audio.frame_rate)
+    plan = parse_plan(want, vocab, tiny.rates)
     settings = {m: Settings(1.0, guidance=guidance if m != "text" else 1.0) for m in ("text", "image", "audio")}
     prompts = [vocab.encode(p, eos=False) for p in prompts_of(tiny)]
     requests = [Request(p, plan, 24 + 3 * i + j, 1, 10 * i + j) for i, p in enumerate(prompts) for j in range(6)]
@@ -270,7 +270,7 @@ def test_greedy_ids_equal_a_naive_loop_over_whole_sequences(tiny, way):
     """Four prompts of different lengths in one batch, against one at a time without any of the engine."""
     vocab = tiny.vocab
     settings = {m: Settings(0.0, **WAYS[way].get(m, {})) for m in ("text", "image", "audio")}
-    plan = parse_plan("image:2x3,audio:2,text,image:2x2", vocab, 12.5)
+    plan = parse_plan("image:2x3,audio:2,text,image:2x2", vocab, {"audio": 12.5})
     negative = vocab.encode(Document((Segment("text", tiny.text.encode("nothing")),)), eos=False)
     requests = []
     for i, prompt in enumerate(prompts_of(tiny)):
@@ -307,7 +307,7 @@ def test_rows_that_need_no_guidance_have_no_second_context(tiny):
     prompt = vocab.encode(prompts_of(tiny)[0], eos=False)
     session = Session(tiny.model, grammar, {"image": Settings(guidance=2.0, guidance_stop=3)}, ahead=1)
     session.add(Request(prompt, parse_plan("image:2x3", vocab), 20, row=0))
-    session.add(Request(prompt, parse_plan("audio:4", vocab, 12.5), 20, row=1))
+    session.add(Request(prompt, parse_plan("audio:4", vocab, {"audio": 12.5}), 20, row=1))
     counts = []
     while session.waiting:
         session.step()

@@ -13,7 +13,7 @@ from unitok.hardware import HARDWARE
 from unitok.pretrained import settle
 
 if TYPE_CHECKING:
-    from unitok.bundle import Unitok
+    from unitok.api import Unitok
     from unitok.data.shards import TokenDataset
     from unitok.document import Segment
 
@@ -136,10 +136,10 @@ def histogram(lengths: np.ndarray, bars: int = 12, width: int = 50) -> str:
 
 def write_page(dataset: "TokenDataset", page: Page) -> None:
     """One self-contained HTML file with documents from all over a data set, decoded."""
-    from unitok.bundle import Unitok
+    from unitok.api import Unitok
 
     pages.check_page(page.path)
-    unitok = Unitok.from_pretrained(page.bundle, parts=("text", "image", "audio"))
+    unitok = Unitok.from_pretrained(page.bundle, parts="tokenizers")
     unitok.vocab.check_covers(dataset.vocab, str(page.bundle), str(dataset.folder))
     chosen = np.unique(np.linspace(0, len(dataset) - 1, min(page.samples, len(dataset))).round().astype(int))
     articles = []
@@ -163,23 +163,23 @@ figure{margin:0;max-width:100%}figcaption{font-size:.75rem;color:#777;overflow-w
 def _piece(unitok: "Unitok", segment: "Segment") -> str:
     from unitok.media import encode_png, encode_wav
 
-    content = unitok.decode_segment(segment)
+    content = unitok.decode(segment)
     said = " ".join(filter(None, [segment.role if segment.role != "none" else "", segment.source]))
     if segment.modality == "text":
         inner = f"<p>{pages.text(content)}</p>"
     elif segment.modality == "image":
         inner = pages.image(encode_png(content))
     else:
-        inner = pages.audio(encode_wav(content, unitok.need("audio").sample_rate))
+        inner = pages.audio(encode_wav(content, unitok.require("audio").sample_rate))
     return f'<figure class="{"" if segment.loss else "read"}">{inner}<figcaption>{pages.text(said)}</figcaption></figure>'
 
 
 def _inspect_bundle(folder: Path, budget: Budget) -> None:
-    from unitok.bundle import Unitok, describe
+    from unitok.api import Unitok
     from unitok.model.presets import Preset
 
     bundle = Unitok.from_pretrained(folder)
-    print(json.dumps(describe(bundle), indent=1))
+    print(json.dumps(bundle.describe(), indent=1))
     if bundle.model is None:
         return
     preset = Preset(bundle.model.config, ids_an_image=0, ids_a_second=0)

@@ -154,7 +154,9 @@ class PackedDataset(torch.utils.data.Dataset):
                 table[r.offset : r.stop] = math.prod(weights.get(n, 1.0) for n in sorted(names))
                 known |= names
         if unknown := set(weights) - known:
-            raise UserError(f"loss_weights: no {', '.join(sorted(unknown))} in the vocabulary; there is {', '.join(sorted(known))}")
+            raise UserError(
+                f"loss_weights: no {', '.join(sorted(unknown))} in the vocabulary; there is {', '.join(sorted(known))}"
+            )
         return table
 
     def _split(self, dataset: TokenDataset, how: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

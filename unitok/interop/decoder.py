@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from unitok.bundle import Unitok
+from unitok.bundle import Bundle
 from unitok.errors import UserError, read_json
 from unitok.interop import DECODER_KINDS, EXPORTS
 from unitok.interop.weights import State, log, read_folder, strip_prefix, tell_unused
@@ -229,7 +229,9 @@ class ImportedDecoder:
     def save_pretrained(self, out: Path, overwrite: bool = False) -> None:
         """Write `model/` and `tokenizers/image/`; with a vocabulary a whole bundle."""
         if self.vocab is not None:
-            Unitok(self.vocab, self.text, self.image, None, self.model).save_pretrained(out, overwrite)
+            parts = {"text": self.text, "image": self.image}
+            tokenizers = {name: part for name, part in parts.items() if part is not None}
+            Bundle(self.vocab, tokenizers, self.model).save_pretrained(out, overwrite)
             return
         with whole_folder(out, "imported model", overwrite) as partial:
             self.model.save_pretrained(partial / "model")

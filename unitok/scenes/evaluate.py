@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from unitok.bundle import Unitok
+from unitok.api import Unitok
 from unitok.data.prepare.encode import Encoder
 from unitok.document import Document, Part, RawDocument
 from unitok.errors import UserError
 from unitok.grammar import Grammar
 from unitok.media import load_audio, load_image, open_image, save_audio, save_image
-from unitok.sample.render import Output, Task, generate_outputs, save_outputs
+from unitok.sample.outputs import Output, save_outputs
+from unitok.sample.requests import Task, generate_outputs
 from unitok.sample.sampling import Settings
 from unitok.scenes.oracle import read_picture, read_sound
 from unitok.scenes.world import Note, Scene, parse_caption, parse_sound_caption, read_scenes
@@ -56,7 +57,7 @@ class Direction:
 
 
 def _text(text: str) -> Part:
-    return Part("text", text=text)
+    return Part("text", text)
 
 
 def _picture_right(output: Output, row: dict) -> bool:
@@ -65,7 +66,7 @@ def _picture_right(output: Output, row: dict) -> bool:
 
 def _sound_right(unitok: Unitok) -> Callable[[Output, dict], bool]:
     return lambda output, row: same_notes(
-        read_sound(output.audios[0].cpu().numpy(), unitok.need("audio").sample_rate), row["scene"]
+        read_sound(output.audios[0].cpu().numpy(), unitok.require("audio").sample_rate), row["scene"]
     )
 
 
@@ -126,7 +127,7 @@ class Evaluation:
         documents, errors = self.encoder.encode(raws)
         if errors:
             raise UserError(f"{folder}: {errors[0]['error']}")
-        image, audio = self.unitok.need("image"), self.unitok.need("audio")
+        image, audio = self.unitok.require("image"), self.unitok.require("audio")
         hits: dict[str, list[bool]] = {name: [] for name in ("originals", "colours", "attributes", "notes")}
         psnr, snr = [], []
         pairs = self.out / "reconstructions"
@@ -138,7 +139,7 @@ class Evaluation:
                 read_picture(to_bytes(picture)) == scene,
                 read_sound(sound.numpy(), rate) == scene.notes(),
             ]
-            again, heard = (self.unitok.decode_segment(s) for s in document.segments)
+            again, heard = (self.unitok.decode(s) for s in document.segments)
             read = read_picture(to_bytes(again))
             hits["colours"].append(same_colours(read, scene))
             hits["attributes"].append(read == scene)

@@ -11,7 +11,7 @@ Long sounds go through piece by piece, in memory that does not grow with them bu
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from unitok.errors import UserError
 from unitok.media import convert_audio, open_audio, read_audio_blocks, read_samples, write_audio_blocks
 from unitok.memory import keep_large_blocks
-from unitok.pretrained import load_part, load_state, part_folder, save_part, state_fingerprint
+from unitok.pretrained import load_part, load_state, make_config, part_folder, save_part, state_fingerprint
 from unitok.tokenizers.arguments import check_codes, check_samples, check_waveform
 from unitok.tokenizers.quantize import ResidualQuantizer
 from unitok.tokenizers.seanet import Conv, ConvTranspose, SEANetDecoder, SEANetEncoder, State, fold_for_use
@@ -377,6 +377,11 @@ class AudioTokenizer(nn.Module):
 
     # ---- Streams -------------------------------------------------------------------------------------------------
 
+    @property
+    def can_stream(self) -> bool:
+        """Whether audio comes out while codes come in: it is causal, and not coded in segments."""
+        return self.config.causal and not self.config.segment
+
     def encode_stream(self, num_codebooks: int | None = None) -> "EncodeStream":
         """Codes while sound comes in (causal models); see `EncodeStream`."""
         self._check_levels(num_codebooks)
@@ -442,6 +447,10 @@ class AudioTokenizer(nn.Module):
             self.config = replace(self.config, norm="none")
         return self.eval()
 
+    def describe(self) -> dict[str, Any]:
+        """Number of parameters, and the configuration."""
+        return {"parameters": sum(p.numel() for p in self.parameters())} | asdict(self.config)
+
     def fingerprint(self) -> str:
         """Changes when the codes do: a hash of configuration and weights."""
         return state_fingerprint(self.config, self.state_dict())
@@ -449,6 +458,11 @@ class AudioTokenizer(nn.Module):
     def save_pretrained(self, folder: Path, overwrite: bool = False) -> None:
         """Write `config.json` and `model.safetensors`."""
         save_part(folder, "audio tokenizer", self.config, self.state_dict(), overwrite)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], where: str) -> "AudioTokenizer":
+        """An untrained one of a configuration in plain types. Errors: `UserError` that begins with `where`."""
+        return cls(make_config(AudioTokenizerConfig, config, where))
 
     @classmethod
     def from_pretrained(cls, path: Path, device: str = "cpu") -> "AudioTokenizer":

@@ -6,7 +6,7 @@ Choice: what is larger than `ImageTokenizer.tile` goes through in overlapping ti
 from the middle of their tile; pixels of neighbouring tiles are blended over the overlap, so there are no seams.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from unitok.errors import UserError
 from unitok.media import crop_square, fit_image, image_to_tensor, open_image, save_image, stretch_image, to_rgb
 from unitok.memory import keep_large_blocks
-from unitok.pretrained import load_part, load_state, part_folder, save_part, state_fingerprint
+from unitok.pretrained import load_part, load_state, make_config, part_folder, save_part, state_fingerprint
 from unitok.tokenizers.arguments import check_codes, check_images
 from unitok.tokenizers.quantize import (
     FiniteScalarQuantizer,
@@ -276,6 +276,14 @@ class ImageTokenizer(nn.Module):
         height, width = size or pixels.shape[-2:]
         save_image(path, pixels[:, :height, :width])
 
+    def for_use(self) -> "ImageTokenizer":
+        """Itself in eval mode."""
+        return self.eval()
+
+    def describe(self) -> dict[str, Any]:
+        """Number of parameters, and the configuration."""
+        return {"parameters": sum(p.numel() for p in self.parameters())} | asdict(self.config)
+
     def fingerprint(self) -> str:
         """Changes when the codes do: a hash of configuration and weights."""
         return state_fingerprint(self.config, self.state_dict())
@@ -283,6 +291,11 @@ class ImageTokenizer(nn.Module):
     def save_pretrained(self, folder: Path, overwrite: bool = False) -> None:
         """Write `config.json` and `model.safetensors`."""
         save_part(folder, "image tokenizer", self.config, self.state_dict(), overwrite)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], where: str) -> "ImageTokenizer":
+        """An untrained one of a configuration in plain types. Errors: `UserError` that begins with `where`."""
+        return cls(make_config(ImageTokenizerConfig, config, where))
 
     @classmethod
     def from_pretrained(cls, path: Path, device: str = "cpu") -> "ImageTokenizer":

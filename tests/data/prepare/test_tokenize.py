@@ -8,14 +8,14 @@ import pytest
 import soundfile
 from PIL import Image
 
-from unitok.bundle import Unitok
+from unitok.bundle import Bundle
 from unitok.data.prepare.plan import Plan, make_plan, open_sources
 from unitok.data.prepare.recipe import SourceSpec
 from unitok.data.prepare.tokenize import detokenize, tokenize
 from unitok.data.prepare.worker import Worker
 from unitok.data.shards import TokenDataset
-from unitok.document import read_raw_documents
 from unitok.errors import UserError
+from unitok.interleaved import read_raw_documents
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -78,7 +78,7 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(scenes_folder, bundl
     tokenize(Plan(str(scenes_folder), str(whole), str(bundle_folder), shard_size=30))
     plan = Plan(str(scenes_folder), str(stopped), str(bundle_folder), shard_size=30)
     stopped.mkdir()
-    make_plan(plan, open_sources(plan), Unitok.from_pretrained(bundle_folder).vocab)
+    make_plan(plan, open_sources(plan), Bundle.from_pretrained(bundle_folder).vocab)
     entry = Worker(plan).process(1)  # as a run that was killed after this shard would have left it
     before = (stopped / entry["file"]).stat().st_mtime_ns
     (stopped / ".work" / "shard-00000.arrow.7.partial").write_bytes(b"torn")

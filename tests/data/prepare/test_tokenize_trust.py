@@ -246,7 +246,12 @@ def test_a_bad_picture_with_crops_is_one_bad_document(bundle_folder, tmp_path):
     for i in range(10):
         Image.new("RGB", (40, 40), (i * 20, 0, 0)).save(tmp_path / "in" / f"{i}.png")
     (tmp_path / "in" / "bad.png").write_bytes((tmp_path / "in" / "0.png").read_bytes()[:60])
-    plan = Plan(str(tmp_path / "in"), str(tmp_path / "out"), str(bundle_folder), spec=SourceSpec("", options={"image": {"crops": 4, "flip": True}}))
+    plan = Plan(
+        str(tmp_path / "in"),
+        str(tmp_path / "out"),
+        str(bundle_folder),
+        spec=SourceSpec("", options={"image": {"crops": 4, "flip": True}}),
+    )
     info = tokenize(plan, max_error_rate=0.1)
     assert (info["documents"], info["shards"][0]["items"], info["shards"][0]["skipped"]) == (60, 11, 1)
 

@@ -207,7 +207,7 @@ class _Work:
             raise Stop(str(error)) from None
 
         def options(name: str) -> Any:
-            kind = self.bundle.kind(name)
+            kind = self.bundle.modality(name).kind
             said = {**self.encoder.options.get(kind, {}), **spec.options.get(kind, {})}
             return make_options(kind, said, f"source {spec.name}")
 
@@ -223,7 +223,7 @@ class _Work:
             for at, part in enumerate(() if rejected else version.content):
                 if part.file is not None:
                     media[at] = self._medium_of(spec, part, version.id, options(part.type), grabbed)
-            slim = tuple(replace(part, file=None, value=None) for part in version.content)  # or all of it would stay
+            slim = tuple(replace(part, file=None, value="") for part in version.content)  # or all of it would stay
             parts = tuple(media[at] for at in sorted(media)) if not rejected else ()
             yield Waiting(replace(version, content=slim), parts, spec, rejected)
 

@@ -402,4 +402,8 @@ def _file(text: str, name: str, open_path: Open) -> Blob:
 
 def _part(spec: SourceSpec, type: str, content: Any, **said: Any) -> Part:
     said = spec.says(type) | said
-    return Part(type, path=Path(content.name), file=content, **said) if isinstance(content, Blob) else Part(type, value=content, **said)
+    return (
+        Part(type, path=Path(content.name), file=content, **said)
+        if isinstance(content, Blob)
+        else Part(type, value=content, **said)
+    )

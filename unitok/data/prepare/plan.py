@@ -26,6 +26,7 @@ from unitok.data.prepare.recipe import SourceSpec, load_recipe, share
 from unitok.data.prepare.sources import Source
 from unitok.errors import UserError, read_json
 from unitok.files import write_whole
+from unitok.interleaved import Types
 from unitok.modalities import make_options, modalities
 from unitok.storage import is_remote
 from unitok.vocab import Vocab
@@ -119,11 +120,6 @@ class Run:
         ]
 
     @cached_property
-    def sources(self) -> list[Source]:
-        """The sources, opened."""
-        return open_sources(self.plan)
-
-    @cached_property
     def _tables(self) -> dict[str, pa.Table]:
         paths = {split: self.work / f"{split}.listing" for split in self.splits}
         return {split: pa.ipc.open_file(pa.memory_map(str(path))).read_all() for split, path in paths.items()}
@@ -138,10 +134,10 @@ class Run:
         return self.work / f"{index:05d}.json"
 
 
-def open_sources(plan: Plan) -> list[Source]:
-    """The sources of a plan; with several, their names come before what is in them."""
+def open_sources(plan: Plan, types: Types | None = None) -> list[Source]:
+    """The sources of a plan; with several, their names come before what is in them. types: as `Bundle.types`."""
     specs = plan.specs()
-    return [Source(spec, plan.seed, f"{spec.name}/" if len(specs) > 1 else "") for spec in specs]
+    return [Source(spec, plan.seed, f"{spec.name}/" if len(specs) > 1 else "", types) for spec in specs]
 
 
 # ---- Planning -------------------------------------------------------------------------------------------------------
@@ -204,7 +200,7 @@ def _row_bytes(number: int, split: str, item: Item) -> bytes:
 
 
 def check_same(out: Path, plan: Plan, sources: list[Source], vocab: Vocab, digest: str = "") -> None:
-    """Errors: `UserError` where the plan in a folder is another one, with what differs. digest: of the listing, made if "". """
+    """Errors: `UserError` where the plan in a folder is another one, with what differs. digest: of the listing, made if ""."""
     known = read_json(out / "plan.json", "nothing was planned", "options", "listing")
     mine = options_of(plan, sources, vocab, plan.shard_size or known["options"].get("shard_size", 0))
     why = difference(known["options"], mine)

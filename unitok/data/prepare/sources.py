@@ -50,7 +50,8 @@ from unitok.data.prepare.listing import (
 from unitok.data.prepare.recipe import SourceSpec, arrange
 from unitok.document import Part, RawDocument
 from unitok.errors import UserError
-from unitok.interleaved import parse_line, raw_document, read_raw_documents
+from unitok.files import parse_line
+from unitok.interleaved import Types, raw_document, read_raw_documents
 from unitok.media import load_text
 from unitok.storage import Blob, Found, is_remote, kind_of_path, open_files
 
@@ -63,10 +64,11 @@ class Source:
 
     Args:
         seed: of random orders. prefix: what comes before the places of its documents, where there are several sources.
+        types: what parts may be, as `Bundle.types`; by default all kinds.
     """
 
-    def __init__(self, spec: SourceSpec, seed: int = 0, prefix: str = ""):
-        self.spec, self.seed, self.prefix = spec, seed, prefix
+    def __init__(self, spec: SourceSpec, seed: int = 0, prefix: str = "", types: Types | None = None):
+        self.spec, self.seed, self.prefix, self.types = spec, seed, prefix, types
         path = spec.path.removeprefix("file://")
         folder, alone, self.pattern = path, "", ""
         steps = path.split("/")
@@ -231,7 +233,7 @@ class Source:
         row = parse_line(text, item.where)
         if isinstance(row, dict) and (self.spec.template or "content" not in row):
             return self._from_fields(item, row)
-        raw = raw_document(row, Path(""), item.where, item.id)
+        raw = raw_document(row, Path(""), item.where, item.id, self.types)
         folder = os.path.dirname(item.file)
         named = [str(part.get("path", "")) for part in row["content"]]
         return self._made(item, Parts([self._with_file(*pair, folder, item.where) for pair in zip(raw.content, named)]))

@@ -27,9 +27,8 @@ from unitok.data.prepare.sources import Source
 from unitok.data.prepare.summary import most, reason, show_document, summary, total
 from unitok.data.prepare.worker import encode_items, made, threads
 from unitok.data.shards import TokenDataset, write_dataset_json, write_shard
-from unitok.document import json_line
 from unitok.errors import UserError, visible
-from unitok.files import drop, full_disk, locked, one_at_a_time, whole
+from unitok.files import drop, full_disk, json_line, locked, one_at_a_time, whole
 from unitok.interleaved import format_raw_document
 
 log = logging.getLogger("unitok")
@@ -62,12 +61,12 @@ def tokenize(
     out, say = Path(plan.out), print if progress else log.info
     if part is not None and not 0 <= part[0] < part[1]:
         raise UserError(f"part {part[0]} of {part[1]}: it counts from 0 and stays below")
-    sources = open_sources(plan)
+    bundle = Bundle.from_pretrained(plan.bundle, parts="tokenizers")
+    sources = open_sources(plan, bundle.types)
     _check_folder(out, sources)
     for source in sources:
         if source.through_lines():
             say(f"{visible(source.spec.path)}: read through its documents.jsonl alone")
-    bundle = Bundle.from_pretrained(plan.bundle, parts="tokenizers")
     if (out / "dataset.json").exists():
         check_same(out, plan, sources, bundle.vocab)
         shutil.rmtree(out / ".work", ignore_errors=True)  # of a run that was killed at its very end
@@ -110,7 +109,9 @@ def _check_folder(out: Path, sources: list[Source]) -> None:
         if source.holds(out):
             raise UserError(f"{out}: lies in the source {source.spec.path}, which would be read with it; choose another folder")
     begun = any((out / name).exists() for name in ("dataset.json", "plan.json"))
-    others = [f for f in out.iterdir() if f.name not in (".work", "errors.jsonl") and f.suffix != ".log"] if out.exists() else []
+    others = (
+        [f for f in out.iterdir() if f.name not in (".work", "errors.jsonl") and f.suffix != ".log"] if out.exists() else []
+    )
     if others and not begun:
         raise UserError(f"{out}: not empty and no data set; choose another folder")
 
@@ -118,9 +119,13 @@ def _check_folder(out: Path, sources: list[Source]) -> None:
 def _check_types(sources: list[Source], bundle: Bundle) -> None:
     """What the bundle lacks for what sources name, and for their first documents, is said before anything is written."""
     for source in sources:
-        spec = source.spec
-        for name in spec.types():
-            bundle.instance(name)
+        spec, where = source.spec, f"source {source.spec.name or source.spec.path}"
+        if unknown := spec.types() - set(bundle.types):
+            raise UserError(f"{where}: type {min(unknown)!r}; choose of {', '.join(bundle.types)}")
+        for part in spec.template:
+            bundle.require(bundle.instance(spec.instances.get(part["type"], part["type"])))
+            if (key := bundle.types[part["type"]].key) not in part:
+                raise UserError(f"{where}: template: a part of type {part['type']} needs a {key!r}")
         for item, _ in zip(source.items(), range(8)):
             if item.kind == "error":
                 continue
@@ -213,8 +218,8 @@ def estimate(plan: Plan, sample: int = 200) -> dict[str, Any]:
     process, `gigabytes` of shards, `errors`: what is wrong with some of the bad ones, `examples`: some documents decoded, and
     `summary`: what was read of the sample.
     """
-    sources = open_sources(plan)
     bundle = Bundle.from_pretrained(plan.bundle, device=plan.device, parts="tokenizers")
+    sources = open_sources(plan, bundle.types)
     _check_types(sources, bundle)
     listed, items = sample_items(plan, sources, sample)
     encoder = Encoder(bundle, plan.options, plan.seed)
@@ -266,9 +271,7 @@ def print_estimate(plan: Plan, found: dict[str, Any]) -> None:
 # ---- Back -----------------------------------------------------------------------------------------------------------
 
 
-def detokenize(
-    data: Path, out: Path, bundle: Path, device: str = "cpu", limit: int = 0, progress: bool = False
-) -> int:
+def detokenize(data: Path, out: Path, bundle: Path, device: str = "cpu", limit: int = 0, progress: bool = False) -> int:
     """Shards -> files: `documents.jsonl` with its images and audio in `out`; -> number of documents. Inverse of `tokenize`.
 
     limit: documents, at most; 0: all. progress: show a bar.
@@ -288,5 +291,5 @@ def detokenize(
                 raw = parts.write_document(dataset.document(i), out, f"{i:06d}")
             except ValueError as error:
                 raise UserError(f"{data}: document {i}: {error}; `unitok inspect {data} --verify` checks all of it") from None
-            file.write(format_raw_document(raw, out) + "\n")
+            file.write(format_raw_document(raw, out, parts.types) + "\n")
     return count

@@ -17,7 +17,7 @@ import torch
 from unitok.bundle import Bundle
 from unitok.data.prepare.encode import Encoded, Encoder
 from unitok.data.prepare.listing import Item
-from unitok.data.prepare.plan import Plan, Run
+from unitok.data.prepare.plan import Plan, Run, open_sources
 from unitok.data.prepare.sources import Source
 from unitok.data.shards import shard_name, write_shard
 from unitok.files import full_disk, write_whole
@@ -48,6 +48,7 @@ class Worker:
     ):
         self.run = Run(plan)
         self.bundle = Bundle.from_pretrained(plan.bundle, device=device or plan.device, parts="tokenizers")
+        self.sources = open_sources(plan, self.bundle.types)
         self.encoder = Encoder(self.bundle, plan.options, plan.seed, overlap=overlap, progress=progress)
 
     def process(self, index: int) -> dict[str, Any]:
@@ -68,7 +69,7 @@ class Worker:
 
     def encode(self, index: int) -> Encoded:
         """The documents of a shard."""
-        return encode_items(self.encoder, self.run.sources, self.run.items(index))
+        return encode_items(self.encoder, self.sources, self.run.items(index))
 
     def write(self, index: int, encoded: Encoded) -> dict[str, Any]:
         """Write a shard, then its record; errors: `UserError` for a full disk."""
