@@ -25,13 +25,15 @@ import torch
 from common import in_turns, serve, write_results
 
 from unitok.grammar import Grammar, parse_plan
+from unitok.hardware import keep_large_blocks
 from unitok.interop.decoder import export_decoder
 from unitok.modalities import build_vocab
 from unitok.model import Decoder
 from unitok.model.decoder import DecoderConfig
 from unitok.model.inference import InferenceDecoder
 from unitok.model.presets import PRESETS
-from unitok.sample.engine import Request, generate
+from unitok.sample.engine import generate
+from unitok.sample.running import Request
 from unitok.sample.sampling import Settings
 from unitok.vocab import Vocab
 
@@ -206,6 +208,7 @@ def serve_one(case: dict[str, Any]) -> None:
     if case["peer"]:
         run = run_theirs(Path(folder), batch, guidance, case["peer"] == "static", device)
     else:
+        keep_large_blocks()
         run = run_ours(Path(folder), batch, bool(guidance), device)
     began = time.perf_counter()
     run()  # compiles, where it does

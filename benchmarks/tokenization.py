@@ -35,7 +35,9 @@ from common import in_a_process, peak_memory_gb, write_results
 from PIL import Image
 
 from unitok.api import Unitok
-from unitok.bundle import build_vocab
+from unitok.bundle import Bundle
+from unitok.hardware import keep_large_blocks
+from unitok.modalities import build_vocab
 from unitok.tokenizers import AudioTokenizer, AudioTokenizerConfig, ImageTokenizer, ImageTokenizerConfig, TextTokenizer
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -63,7 +65,7 @@ def write_bundle(folder: Path, kind: str, config: str) -> None:
     part = tokenizer_of(kind, config)
     part.save_pretrained(folder.with_name("part"))  # and read again: a saved codec has its weight norm folded in
     parts = {"text": text, kind: type(part).from_pretrained(folder.with_name("part"))}
-    Unitok(build_vocab(**parts), **parts).save_pretrained(folder, overwrite=True)
+    Bundle(build_vocab(parts), parts).save_pretrained(folder, overwrite=True)
 
 
 def write_files(folder: Path, kind: str, count: int, size: int, rate: int) -> None:
@@ -234,6 +236,7 @@ def measure_memory(work: Path) -> dict[str, Any]:
 
 
 def main() -> None:
+    keep_large_blocks()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="half the files, one round")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each")

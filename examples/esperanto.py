@@ -44,7 +44,7 @@ def write(scenes: Path, out: Path, count: int, prompts: bool) -> None:
 
 def score(scenes: Path, outputs: Path) -> None:
     """The share of captions that are right to the letter."""
-    said = [raw.content[-1].text.strip() for raw in read_raw_documents(outputs)]
+    said = [raw.content[-1].value.strip() for raw in read_raw_documents(outputs)]
     wanted = [caption(row["scene"]) for row in read_scenes(scenes)[: len(said)]]
     right = sum(a == b for a, b in zip(said, wanted, strict=True))
     for a, b in list(zip(said, wanted, strict=True))[:5]:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from unitok.document import Document, Part, RawDocument, Segment
-from unitok.errors import UserError, read_json
+from unitok.errors import UserError
+from unitok.files import check_replaceable, kind_of, read_json, settle, whole_folder
 from unitok.media import sniff
-from unitok.modalities import Modality, build_vocab, kind_accepting, modalities, modality_of
-from unitok.pretrained import check_replaceable, kind_of, load_state, settle, whole_folder
+from unitok.modalities import Modality, Plain, build_vocab, kind_accepting, modalities, modality_of
+from unitok.pretrained import known_vocabulary, load_state
 from unitok.storage import Blob, Files
 from unitok.vocab import Vocab
 
@@ -233,10 +234,8 @@ def load_trained_part(kind: str, path: Path, trust: bool = False) -> tuple[Any, 
 
     kind: of a tokenizer, or `model`. Errors: `UserError` naming the path.
     """
-    from unitok.checkpoints import is_sharded, load_checkpoint, newest_checkpoint
+    from unitok.checkpoints import is_sharded, load_checkpoint, merge_lora, newest_checkpoint
     from unitok.model import Decoder
-    from unitok.training.finetune import known_vocabulary
-    from unitok.training.lora import merge_lora
 
     path = Path(path)
     settle(path)
@@ -258,8 +257,8 @@ def load_trained_part(kind: str, path: Path, trust: bool = False) -> tuple[Any, 
         raise UserError(f"{path}: a checkpoint of {described.get('kind') or 'another program'}, not of a {called}")
     part = part_class.from_config(described["part"]["config"], "the checkpoint")
     prefix = "decoder." if kind == "model" else "tokenizer."
-    if any(k.startswith("average.model.") for k in checkpoint["state_dict"]):
-        prefix = "average.model."
+    if any(k.startswith("average.module.") for k in checkpoint["state_dict"]):
+        prefix = "average.module."
     state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
     if "lora_scale" in described["part"]:
         state = merge_lora(state, described["part"]["lora_scale"])
@@ -270,7 +269,12 @@ def load_trained_part(kind: str, path: Path, trust: bool = False) -> tuple[Any, 
 
 
 def make_bundle(
-    out: Path, paths: Mapping[str, Path], trust: bool = False, overwrite: bool = False, kinds: Mapping[str, str] | None = None
+    out: Path,
+    paths: Mapping[str, Path],
+    trust: bool = False,
+    overwrite: bool = False,
+    kinds: Mapping[str, str] | None = None,
+    add: Iterable[str] = (),
 ) -> Bundle:
     """Put parts into a bundle, or add them to one that is there, and return it.
 
@@ -279,6 +283,7 @@ def make_bundle(
 
     Args:
         paths: of parts by name: a tokenizer's, or `model`. kinds: of the tokenizers whose names are not their kinds.
+        add: kinds whose tokenizers have no weights, to be added.
 
     Errors: `UserError` where something else lies at `out`, or where a decoder would lose a tokenizer that it was trained with; with
     `overwrite` the one is replaced, and the other left out.
@@ -290,11 +295,12 @@ def make_bundle(
         kinds = {name: span.kind for name, span in old.vocab.spans.items()} | kinds
     loaded = {name: load_trained_part(kinds.get(name, name), path, trust) for name, path in paths.items()}
     tokenizers = (old.tokenizers if old else {}) | {name: part for name, (part, _) in loaded.items() if name != "model"}
+    tokenizers |= {kind: Plain(kind) for kind in add if modality_of(kind).tokenizer_class() is Plain}
     order = list(modalities())
     ordered = {name: tokenizers[name] for name in sorted(tokenizers, key=lambda name: order.index(kinds.get(name) or name))}
     model = loaded["model"][0] if "model" in loaded else old.model if old else None
     if not ordered and model is None:
-        raise UserError("nothing to put into the bundle: give a tokenizer or a decoder")
+        raise UserError("nothing to put into the bundle: give --text, --image, --audio or --decoder")
     vocab, changed = _vocab_for(ordered, kinds, old)
     if old and old.model is not None and (changed or ("model" not in paths and vocab.size != old.vocab.size)):
         if not overwrite:
@@ -324,34 +330,19 @@ def make_untrained(out: Path, preset: str = "tiny", seed: int = 0, overwrite: bo
     import torch
 
     from unitok.model.decoder import Decoder, DecoderConfig
-    from unitok.tokenizers import AudioTokenizer, AudioTokenizerConfig, ImageTokenizer, ImageTokenizerConfig, TextTokenizer
 
     if preset != "tiny":
         raise UserError(f"preset {preset!r}: choose tiny")
     check_replaceable(out, "bundle", overwrite)
     torch.manual_seed(seed)
-    text = TextTokenizer.train(["a small text about nothing much, to have a few pieces"], size=300)
-    image = ImageTokenizer(ImageTokenizerConfig(ch=64, ch_mult=(1,), z_channels=16, resolution=32, codebook_size=64))
-    audio = AudioTokenizer(AudioTokenizerConfig(n_filters=16, dimension=32, codebook_size=32, codebook_dim=8))
-    with torch.no_grad():  # codebooks begin with what the networks give for noise, so that many codes occur
-        pixels, samples = torch.randn(16, 3, 32, 32).clamp(-1, 1), torch.randn(16, 1, 8000).clamp(-1, 1)
-        seen: dict[Any, Any] = {
-            image: image.encoder(pixels).movedim(1, -1).flatten(1, 2),
-            audio: audio.encoder(samples).movedim(1, -1),
-        }
-    for tokenizer, latents in seen.items():
-        tokenizer.train()
-        low = tokenizer.quantizer.pass_through(latents).low
-        assert low is not None
-        tokenizer.quantizer.start(low)
-        tokenizer.eval()
-    vocab = build_vocab({"text": text, "image": image, "audio": audio})
+    tokenizers = {kind: modality.untrained() for kind, modality in modalities().items()}
+    vocab = build_vocab(tokenizers)
     decoder = Decoder(
         DecoderConfig(vocab.size, 64, 2, 128, num_attention_heads=2, num_key_value_heads=1, head_dim=32, places=32)
     ).eval()
     for name, weight in decoder.named_parameters():  # what training begins with at zero: the head, and what blocks add
         if name.endswith(("lm_head.weight", "o_proj.weight", "down_proj.weight")):
             torch.nn.init.normal_(weight, std=0.1)
-    bundle = Bundle(vocab, {"text": text, "image": image, "audio": audio}, decoder)
+    bundle = Bundle(vocab, tokenizers, decoder)
     bundle.save_pretrained(out, overwrite)
     return bundle

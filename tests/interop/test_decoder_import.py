@@ -17,7 +17,8 @@ from unitok.grammar import Grammar, parse_plan
 from unitok.interop import import_checkpoint
 from unitok.interop.decoder import export_decoder
 from unitok.model import Decoder, DecoderConfig
-from unitok.sample.engine import Request, generate
+from unitok.sample.engine import generate
+from unitok.sample.running import Request
 from unitok.sample.sampling import Settings
 from unitok.tokenizers import ImageTokenizer
 from unitok.training.finetune import start_decoder

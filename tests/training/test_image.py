@@ -19,12 +19,13 @@ from unitok.media import load_image
 from unitok.pretrained import make_config
 from unitok.tokenizers import ImageTokenizer, ImageTokenizerConfig
 from unitok.tokenizers.quantize import VectorQuantizer
-from unitok.training.codebook_usage import CodebookHealth, codebook_statistics
 from unitok.training.discriminators import PatchDiscriminator
 from unitok.training.fit import run_lightning
-from unitok.training.image import Adversary, ImageLosses, ImageTokenizerTraining
+from unitok.training.image import ImageLosses, ImageTokenizerTraining
 from unitok.training.losses import adaptive_weight, lecam_loss, structure_loss
+from unitok.training.monitor import CodebookHealth, codebook_statistics
 from unitok.training.perceptual import LPIPS, choose_perceptual, find_lpips
+from unitok.training.tokenizer import Adversary
 
 CONFIG = Path(__file__).parent.parent.parent / "configs" / "scenes" / "image.yaml"
 
@@ -80,8 +81,8 @@ def test_the_average_of_the_weights_is_what_a_bundle_takes(tmp_path, scenes_fold
     part, _ = load_trained_part("image", tmp_path)
     kept = state(tmp_path)
     name = "encoder.conv_in.weight"
-    assert torch.equal(part.state_dict()[name], kept[f"average.model.{name}"])
-    assert not torch.equal(kept[f"tokenizer.{name}"], kept[f"average.model.{name}"])
+    assert torch.equal(part.state_dict()[name], kept[f"average.module.{name}"])
+    assert not torch.equal(kept[f"tokenizer.{name}"], kept[f"average.module.{name}"])
 
 
 @pytest.mark.parametrize("quantize_from", ["0", "0.3"])
@@ -95,7 +96,7 @@ def test_a_batch_in_parts_trains_like_the_whole(tmp_path, scenes_folder, quantiz
         # Adam makes steps of noise where a gradient is nearly nothing, so all weights of a network are compared at once
         one, four = (torch.cat([v.float().flatten() for k, v in s.items() if k.startswith(network)]) for s in (whole, parts))
         assert (four - one).norm() < 2e-3 * one.norm(), network
-    name = "tokenizer.quantizer.quantize._codebook.cluster_size"
+    name = "tokenizer.quantizer.codebook.cluster_size"
     torch.testing.assert_close(parts[name], whole[name], atol=0.2, rtol=0)
 
 
@@ -188,7 +189,7 @@ def test_a_codebook_draws_by_its_seed_alone_and_revives_what_is_dead(normalise):
         revived = [codebook.update(batch, seed=step) for step in range(120)]
         assert torch.equal(torch.get_rng_state(), before)
         assert sum(revived) > 20
-        made.append(codebook.codebook.clone())
+        made.append(codebook.codebook.embed.clone())
     assert torch.equal(*made)
     assert len(made[0].unique(dim=0)) == 32
     near = torch.nn.functional.normalize(batch, dim=-1) if normalise else batch

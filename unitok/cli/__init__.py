@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from unitok import __version__
 from unitok.errors import UserError, visible
-from unitok.hardware import bound_waiting
+from unitok.hardware import bound_waiting, keep_large_blocks
 
 OVERVIEW = f"""unitok {__version__}: one model that reads and writes text, pictures and sound
 
@@ -156,7 +156,7 @@ def train_text(arguments: list[str]) -> None:
     _overwrite(p)
     o = p.parse_args(arguments)
     from unitok.data.prepare.sources import read_texts
-    from unitok.pretrained import check_inputs, check_replaceable
+    from unitok.files import check_inputs, check_replaceable
     from unitok.tokenizers import TextTokenizer
 
     check_replaceable(o.out, "text tokenizer", o.overwrite)
@@ -173,6 +173,7 @@ def bundle(arguments: list[str]) -> None:
     p.add_argument("out", type=Path, help="the bundle's folder")
     for name in ("text", "image", "audio", "decoder"):
         p.add_argument(f"--{name}", type=Path, help=f"the {name} part: a run's folder, a checkpoint, or a part's own folder")
+    p.add_argument("--add", nargs="+", default=(), metavar="KIND", help="kinds of content whose tokenizers have no weights")
     p.add_argument("--untrained", metavar="PRESET", help="a whole bundle with random weights instead; PRESET is tiny")
     p.add_argument("--trust-checkpoint", action="store_true", help="allow unpickling: only for files from people you trust")
     _overwrite(p)
@@ -186,9 +187,8 @@ def bundle(arguments: list[str]) -> None:
             raise UserError("--untrained makes all parts itself: leave out the others")
         made = make_untrained(o.out, o.untrained, overwrite=o.overwrite)
     else:
-        made = make_bundle(o.out, paths, o.trust_checkpoint, o.overwrite)
-    parts = [name for name in ("text", "image", "audio", "model") if getattr(made, name) is not None]
-    print(f"{o.out}: {', '.join(parts)}; {made.vocab.size} ids")
+        made = make_bundle(o.out, paths, o.trust_checkpoint, o.overwrite, add=o.add)
+    print(f"{o.out}: {', '.join(made.parts)}; {made.vocab.size} ids")
 
 
 #: How content is read: the fields of `Modality.Options` of each kind, with their types.
@@ -323,7 +323,7 @@ def import_(arguments: list[str]) -> None:
     p.add_argument("--trust-checkpoint", action="store_true", help="allow unpickling: only for files from people you trust")
     _overwrite(p)
     o = p.parse_args(arguments)
-    from unitok.pretrained import check_inputs, check_replaceable
+    from unitok.files import check_inputs, check_replaceable
 
     check_replaceable(o.out, overwrite=o.overwrite)
     check_inputs(o.out, [o.source])
@@ -342,9 +342,9 @@ def export(arguments: list[str]) -> None:
     p.add_argument("out", type=Path, help="folder to write")
     _overwrite(p)
     o = p.parse_args(arguments)
+    from unitok.files import check_inputs, check_replaceable
     from unitok.interop.decoder import export_decoder
     from unitok.model import Decoder
-    from unitok.pretrained import check_inputs, check_replaceable
     from unitok.vocab import Vocab
 
     check_replaceable(o.out, "exported decoder", o.overwrite)
@@ -445,8 +445,8 @@ def sample(arguments: list[str]) -> None:
     o = _sample_parser().parse_args(arguments)
     from unitok.api import Unitok
     from unitok.cli.flags import settings_from
+    from unitok.files import check_inputs, check_replaceable
     from unitok.media import sniff
-    from unitok.pretrained import check_inputs, check_replaceable
     from unitok.sample.outputs import save_outputs
     from unitok.sample.prompts import read_prompts
 
@@ -522,16 +522,14 @@ def _sampling_flags(p: argparse.ArgumentParser) -> None:
 
 def _score(u: Any, documents: list[Any], out: Path) -> None:
     """Write and print log-probabilities."""
-    from unitok.files import json_line
+    from unitok.files import write_json_lines
 
     file = out / "scores.jsonl"
     if file.exists() and b'"log_probability"' not in file.read_bytes()[:1000]:
         raise UserError(f"{file}: holds something else than scores; choose another folder, or remove it")
     scores = u.score(documents)
     out.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name("scores.jsonl.partial")
-    partial.write_text("".join(json_line(score.row()) + "\n" for score in scores), encoding="utf-8")
-    partial.replace(file)
+    write_json_lines(file, (score.row() for score in scores))
     for score in scores[:20]:
         row = score.row()
         name, bits = visible(row["id"]), row["bits_an_id"]
@@ -654,6 +652,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     verb = given[0]
     bound_waiting()
+    keep_large_blocks()
     warnings.filterwarnings("ignore", module=r"PIL\.")  # Pillow's notes on odd metadata: they name no file, and cost no image
     try:
         if verb in LIGHTNING_VERBS:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unitok import page as pages
-from unitok.errors import UserError, read_json, visible
+from unitok.errors import UserError, visible
+from unitok.files import read_json, settle
 from unitok.hardware import HARDWARE
-from unitok.pretrained import settle
 
 if TYPE_CHECKING:
     from unitok.api import Unitok

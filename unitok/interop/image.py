@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from unitok.checkpoints import load_weights
-from unitok.errors import UserError, read_json
+from unitok.errors import UserError
+from unitok.files import read_json
 from unitok.interop.weights import State, log, read_folder, read_yaml, strip_prefix, tell_unused
 from unitok.pretrained import load_state
-from unitok.tokenizers.image import ImageTokenizer, ImageTokenizerConfig
+from unitok.tokenizers import ImageTokenizer, ImageTokenizerConfig
 from unitok.tokenizers.quantize import VectorQuantizer
 
 #: Names that every VQ-GAN of this family has, in whatever wrapper it was saved.
@@ -65,8 +66,8 @@ def _build(
         used |= {f"{theirs}.weight", f"{theirs}.bias"}
     wanted = {k: v.float() for k, v in wanted.items()}
     assert isinstance(model.quantizer, VectorQuantizer)
-    model.quantizer.set_codebook(state["quantize.embedding.weight"].float())
-    wanted |= {k: v for k, v in model.state_dict().items() if "_codebook" in k}
+    model.quantizer.codebook.set(state["quantize.embedding.weight"].float())
+    wanted |= {k: v for k, v in model.state_dict().items() if ".codebook." in k}
     load_state(model, wanted, where)
     tell_unused(where, [*(name for name in state if name not in used), *others])
     return model.eval()

@@ -7,7 +7,7 @@ from typing import Any
 from unitok.bundle import Bundle
 from unitok.grammar import Grammar
 from unitok.modalities import Stream
-from unitok.sample.engine import Session, check_requests
+from unitok.sample.engine import Session
 from unitok.sample.outputs import Output
 from unitok.sample.requests import Draft, check_count
 
@@ -39,7 +39,7 @@ def stream(bundle: Bundle, drafts: list[Draft], settings: dict[str, Any], batch_
     """
     check_count("batch size", batch_size, 1)
     session = Session(bundle.require("model"), Grammar(bundle.vocab), settings, ahead=AHEAD)
-    check_requests(session, (one.request for one in drafts))
+    session.check(one.request for one in drafts)
     return _stream(bundle, session, drafts, batch_size)
 
 
@@ -101,7 +101,7 @@ class _Watcher:
 
     def _tell(self, modality: str, sides: tuple[int, ...], done: bool) -> Iterator[Piece]:
         """What the codes so far add to what was given."""
-        codes = self.bundle.vocab.partial(modality, self.body, sides)
+        codes = self.bundle.vocab.body_codes(modality, self.body, sides, whole=False)
         content = self.stream.push(codes, done) if self.stream is not None and (codes.size or done) else None
         if content is not None:
             yield Piece(self.index, self.span, modality, content, done)

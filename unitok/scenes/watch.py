@@ -12,9 +12,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.distributed.tensor import DTensor
 
 from unitok.api import Unitok
+from unitok.checkpoints import merge_lora
 from unitok.errors import UserError
 from unitok.model import Decoder
-from unitok.model.inference import forget
 from unitok.sample.outputs import Output, save_outputs
 from unitok.sample.prompts import read_prompts
 from unitok.sample.requests import Task, generate_outputs
@@ -22,7 +22,6 @@ from unitok.sample.sampling import Settings
 from unitok.scenes.evaluate import Evaluation
 from unitok.scenes.world import read_scenes
 from unitok.training.decoder import DecoderTraining
-from unitok.training.lora import merge_lora
 from unitok.vocab import Vocab
 
 
@@ -121,7 +120,6 @@ class Samples(L.Callback):
                 if isinstance(logger, TensorBoardLogger):
                     show(logger.experiment, outputs, step, self._unitok)
             self._unitok.model = None
-            forget(decoder)  # it goes on learning
 
     def _score(self, out: Path) -> tuple[dict[str, float], dict[str, list[Output]]]:
         assert self._unitok is not None
@@ -144,7 +142,7 @@ class Samples(L.Callback):
 @contextlib.contextmanager
 def weights_of(module: DecoderTraining) -> Iterator[Decoder | None]:
     """The decoder to sample from, in eval mode; of a sharded one a whole copy in the first process, None in the others."""
-    decoder = module.decoder if module.average is None else module.average.model
+    decoder = module.averaged(module.decoder)
     training = decoder.training
     if any(isinstance(p, DTensor) for p in decoder.parameters()):
         state = {}

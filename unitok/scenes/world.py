@@ -11,7 +11,6 @@ never in training data, so that composition can be told from memory. `unitok.sce
 using any code of this module but its tables of names and colours and its two renderers (for templates).
 """
 
-import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from unitok.errors import UserError
-from unitok.files import json_line
+from unitok.files import atomic_write, json_line, read_json_lines
 from unitok.media import save_audio, save_image
 
 COLOURS: dict[str, tuple[int, int, int]] = {
@@ -388,9 +387,8 @@ def write_scenes(
     else:
         for job in tqdm(jobs, **bar):
             _write_media(job)
-    partial = out / "documents.jsonl.partial"
-    partial.write_text("".join(documents), encoding="utf-8")
-    partial.replace(out / "documents.jsonl")
+    with atomic_write(out / "documents.jsonl") as file:
+        file.writelines(documents)
 
 
 def _is_other(out: Path) -> bool:
@@ -408,9 +406,11 @@ def _is_other(out: Path) -> bool:
 
 def read_scenes(folder: Path) -> list[dict]:
     """The lines of `scenes.jsonl`, each with its `Scene` under the key "scene"."""
-    with open(Path(folder) / "scenes.jsonl", encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    for row in rows:
+    rows = []
+    for _, row in read_json_lines(Path(folder) / "scenes.jsonl"):
+        if isinstance(row, UserError):
+            raise row
         things = tuple(Thing(**thing) for thing in row.pop("things"))
         row["scene"] = Scene(row.pop("background"), row.pop("layout"), things)
+        rows.append(row)
     return rows

@@ -24,6 +24,7 @@ from unitok.data.prepare.encode import Stop
 from unitok.data.prepare.plan import Plan, Run
 from unitok.data.prepare.worker import Worker, threads
 from unitok.errors import UserError, first_line
+from unitok.hardware import keep_large_blocks
 from unitok.storage import is_remote
 
 ERROR_RATE = 0.1  # fraction of bad documents over which a run stops, where nothing else is said
@@ -191,6 +192,7 @@ def _interrupts_ignored() -> Iterator[None]:
 def _serve(pipe: connection.Connection, plan: Plan, number: int, overlap: bool) -> None:
     """A worker of `_run_local`: makes the shards that its parent names, and ends with it."""
     warnings.filterwarnings("ignore", module=r"PIL\.")  # as the command line does
+    keep_large_blocks()
     parent = parent_process()
     assert parent is not None
     threading.Thread(target=lambda: (connection.wait([parent.sentinel]), os._exit(1)), daemon=True).start()
@@ -234,6 +236,7 @@ def _run_ray(run: Run, todo: list[int], workers: int, overlap: bool, progress: P
 
     class Actor:
         def __init__(self, plan: Plan):
+            keep_large_blocks()
             self.worker = Worker(plan, overlap=overlap)  # an actor on a CPU has one core
 
         def ready(self) -> None:

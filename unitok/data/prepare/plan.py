@@ -24,8 +24,8 @@ from unitok.data.prepare.encode import WAITING_BYTES
 from unitok.data.prepare.listing import Item
 from unitok.data.prepare.recipe import SourceSpec, load_recipe, share
 from unitok.data.prepare.sources import Source
-from unitok.errors import UserError, read_json
-from unitok.files import write_whole
+from unitok.errors import UserError
+from unitok.files import read_json, write_json
 from unitok.interleaved import Types
 from unitok.modalities import make_options, modalities
 from unitok.storage import is_remote
@@ -248,7 +248,7 @@ def make_plan(plan: Plan, sources: list[Source], vocab: Vocab) -> None:
         "left_out": dict(sum((source.left_out for source in sources), Counter())),
         "renamed": renamed,
     }
-    write_whole(out / "plan.json", json.dumps(content, indent=1) + "\n", work)
+    write_json(out / "plan.json", content, work)
 
 
 def _write_listing(folder: Path, plan: Plan, sources: list[Source], digest: Any) -> tuple[dict[str, int], int]:

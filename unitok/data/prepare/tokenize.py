@@ -11,7 +11,8 @@ import logging
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,10 +26,10 @@ from unitok.data.prepare.launch import ERROR_RATE, JUDGED_AFTER, Progress, TooMa
 from unitok.data.prepare.plan import Plan, Run, check_same, make_plan, open_sources, sample_items
 from unitok.data.prepare.sources import Source
 from unitok.data.prepare.summary import most, reason, show_document, summary, total
-from unitok.data.prepare.worker import encode_items, made, threads
+from unitok.data.prepare.worker import encode_items, full_disk, made, threads
 from unitok.data.shards import TokenDataset, write_dataset_json, write_shard
 from unitok.errors import UserError, visible
-from unitok.files import drop, full_disk, json_line, locked, one_at_a_time, whole
+from unitok.files import atomic_write, json_line, lock, remove, remove_partials
 from unitok.interleaved import format_raw_document
 
 log = logging.getLogger("unitok")
@@ -79,17 +80,17 @@ def tokenize(
     try:
         with locked(out, part) as log_file:
             (out / ".work").mkdir(exist_ok=True)
-            with one_at_a_time(out / ".work" / "planning"):
+            with lock(out / ".work" / "planning"):
                 make_plan(plan, sources, bundle.vocab)
             if part is None:
-                drop((out / ".work").glob("*.partial"))
+                remove_partials(out / ".work")
             run = Run(plan)
             mine = range(len(run.shards)) if part is None else range(part[0], len(run.shards), part[1])
             _make_shards(run, mine, workers, max_error_rate, engine, log_file, progress)
             if any(made(run, i) is None for i in range(len(run.shards))):
                 say(f"{out}: part {part[0] if part else 0} done; the others have yet to finish")
                 return None
-            with one_at_a_time(run.work / "planning"):
+            with lock(run.work / "planning"):
                 return _close(run, bundle, max_error_rate, say)
     except UserError:
         if created and not (out / "plan.json").exists() and not (out / "errors.jsonl").exists():
@@ -99,6 +100,23 @@ def tokenize(
         if isinstance(error, FileNotFoundError) and (out / "dataset.json").exists():  # another part did the last of it
             return TokenDataset(out).info
         raise full_disk(error, out) from None
+
+
+@contextmanager
+def locked(out: Path, part: tuple[int, int] | None = None) -> Iterator[Path]:
+    """Keep a second run off; -> the log. `part`: (i, n) for the i-th of n runs that share the work, which may overlap.
+
+    Errors: `UserError` when another run is at work. On a file system without locks there is none: what is written is whole or
+    not there, so nothing breaks.
+    """
+    busy = f"{out}: another `unitok tokenize` is at work on it; wait for it or choose another folder"
+    with lock(out / "tokenize.log", busy, shared=part is not None):
+        if part is None:
+            yield out / "tokenize.log"
+            return
+        log = out / f"tokenize-{part[0]:05d}-of-{part[1]:05d}.log"
+        with lock(log, busy):
+            yield log
 
 
 def _check_folder(out: Path, sources: list[Source]) -> None:
@@ -163,7 +181,7 @@ def _write_errors(run: Run, more: tuple[dict[str, str], ...] = ()) -> tuple[Coun
     """Write down what could not be used of the shards that are there, and `more`; -> how often for which reason, and the first."""
     why: Counter[str] = Counter()
     first = ""
-    with whole(run.out / "errors.jsonl", run.work) as file:
+    with atomic_write(run.out / "errors.jsonl", run.work) as file:
         records = (run.record(i) for i in range(len(run.shards)))
         listed = (json.loads(record.read_text(encoding="utf-8"))[1] for record in records if record.exists())
         for error in chain(*listed, more):
@@ -188,7 +206,8 @@ def _close(run: Run, bundle: Bundle, max_error_rate: float | None, say: Callable
         listed = f"; all are in {run.out / 'errors.jsonl'}" if bad else ""
         if usable:
             raise UserError(f"{run.plan.name()}: {said}{listed}. {MORE}")
-        drop([run.out / e["file"] for e in entries] + [run.out / "plan.json"])
+        for path in [run.out / e["file"] for e in entries] + [run.out / "plan.json"]:
+            remove(path)
         shutil.rmtree(run.work, ignore_errors=True)
         raise UserError(f"{run.plan.name()}: {said if bad else 'all were filtered out'}{listed}")
     if not why:
@@ -285,7 +304,7 @@ def detokenize(data: Path, out: Path, bundle: Path, device: str = "cpu", limit: 
         raise UserError(f"{out}: not empty; choose another folder")
     out.mkdir(parents=True, exist_ok=True)
     count = min(len(dataset), limit or len(dataset))
-    with whole(out / "documents.jsonl") as file:
+    with atomic_write(out / "documents.jsonl") as file:
         for i in tqdm(range(count), desc="detokenize", unit="document", mininterval=1.0, disable=not progress):
             try:
                 raw = parts.write_document(dataset.document(i), out, f"{i:06d}")

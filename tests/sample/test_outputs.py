@@ -104,13 +104,13 @@ def causal(tiny):
     audio = AudioTokenizer(config)
     audio.train()
     audio.quantizer.start(audio.quantizer.pass_through(torch.randn(4, 64, config.dimension)).low)
-    return Unitok(tiny.vocab, tiny.text, tiny.image, None, tiny.model), audio.eval()
+    return Unitok(tiny.vocab, {"text": tiny.text, "image": tiny.image}, tiny.model), audio.eval()
 
 
 @pytest.mark.parametrize("streams", [True, False])
 def test_a_streams_pieces_add_up_to_its_outputs(tiny, causal, streams):
     u, audio = causal
-    u.audio = audio if streams else tiny.audio
+    u.tokenizers["audio"] = audio if streams else tiny.audio
     want, prompt = "text,image:8x6,audio:40", [["a small text"], ["text", "small"]]
     settings = {"image": Settings(guidance=2.0)}
     outputs, pieces = [], []
