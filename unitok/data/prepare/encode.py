@@ -20,6 +20,7 @@ from unitok.data.prepare.augment import versions
 from unitok.data.prepare.recipe import SourceSpec, share
 from unitok.document import Document, Part, RawDocument, Segment
 from unitok.errors import UserError
+from unitok.media import sniff_bytes
 from unitok.modalities import Loaded, make_options
 from unitok.storage import Blob, Files, printable
 
@@ -249,6 +250,9 @@ class _Work:
         """Decode content, and encode it if it is encoded alone; what goes wrong is said by all documents that it belongs to."""
         modality, tokenizer = self.bundle.modality(medium.name), self.bundle.require(medium.name)
         try:
+            found = sniff_bytes(content.head(), name) if isinstance(content, Blob) else None
+            if found not in (None, modality.kind):
+                raise UserError(f"{name}: the part's type is {medium.name}, the file is {found}; give the type that it has")
             medium.loaded = modality.load(tokenizer, content, options, name, view, chance)
             if not medium.loaded.rejected and modality.batch_key(tokenizer, medium.loaded) is None:
                 [medium.codes] = modality.encode(tokenizer, [medium.loaded])

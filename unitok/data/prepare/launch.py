@@ -144,7 +144,8 @@ def _run_local(run: Run, todo: list[int], workers: int, overlap: bool, progress:
                 its.close()
         pipes = set(running)
         while pipes:
-            for pipe in connection.wait(pipes):
+            ready: list[Any] = connection.wait(pipes)
+            for pipe in ready:
                 if (message := pipe.recv()) == "next":
                     pipe.send(next(left, None))
                 elif message == "done":

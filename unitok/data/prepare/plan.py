@@ -34,7 +34,8 @@ from unitok.vocab import Vocab
 VERSION = 4
 LISTED_AT_ONCE = 8192  # rows of the listing held in memory
 _MEMBER = pa.struct([("name", pa.string()), ("start", pa.int64()), ("length", pa.int64())])
-_COLUMNS = {f.name: {str: pa.string(), int: pa.int64()}.get(f.type, pa.list_(_MEMBER)) for f in fields(Item)}  # type: ignore[call-overload]
+_PLAIN: dict[Any, pa.DataType] = {str: pa.string(), int: pa.int64()}
+_COLUMNS = {f.name: _PLAIN.get(f.type, pa.list_(_MEMBER)) for f in fields(Item)}
 LISTING = pa.schema({"source": pa.int16()} | _COLUMNS)
 
 

@@ -218,7 +218,7 @@ def read_typed(kind: Any, value: Any, where: str) -> Any:
         if unknown := set(value) - set(known):
             raise UserError(f"{where}: {', '.join(sorted(map(str, unknown)))}: unknown; it may say {', '.join(known)}")
         hints = get_type_hints(outer)
-        return outer(**{name: read_typed(hints[name], one, f"{where}: {name}") for name, one in value.items()})
+        return kind(**{name: read_typed(hints[name], one, f"{where}: {name}") for name, one in value.items()})
     number = outer is float and type(value) is int
     if number or (type(value) is outer and not (outer is float and not math.isfinite(value))):
         return value
