@@ -18,4 +18,4 @@ def detokenize(data: Input, out: Path, *, bundle: BundleFolder, limit: int = 0, 
     """
     from unitok.data.prepare.tokenize import detokenize as run
 
-    print(f"{out}: {run(data, out, bundle, check_device(device), limit)} documents")
+    print(f"{out}: {run(data, out, bundle, check_device(device), limit, progress=True)} documents")

@@ -67,11 +67,14 @@ def image_tokenizer(
         overwrite: replace what lies in the folder, also where it is something else
         device: where to run: cpu, cuda, cuda:1, mps
     """
-    from unitok.evaluate.image import evaluate_image_tokenizer, print_table
+    from unitok.evaluate.image import evaluate_image_tokenizer
+    from unitok.evaluate.tokenizer import print_table
 
     device = check_device(device)
     print_table(
-        evaluate_image_tokenizer(tokenizer, images, out, size, area, limit, batch_size, lpips, inception, device, overwrite)
+        evaluate_image_tokenizer(
+            tokenizer, images, out, size, area, limit, batch_size, lpips, inception, device, overwrite, progress=True
+        )
     )
     print(f"open {out / 'index.html'}")
 
@@ -97,7 +100,10 @@ def audio_tokenizer(
         overwrite: replace what lies in the folder, also where it is something else
         device: where to run: cpu, cuda, cuda:1, mps
     """
-    from unitok.evaluate.audio import evaluate_audio_tokenizer, print_table
+    from unitok.evaluate.audio import evaluate_audio_tokenizer
+    from unitok.evaluate.tokenizer import print_table
 
-    print_table(evaluate_audio_tokenizer(tokenizer, sounds, out, seconds, limit, check_device(device), overwrite))
+    print_table(
+        evaluate_audio_tokenizer(tokenizer, sounds, out, seconds, limit, check_device(device), overwrite, progress=True)
+    )
     print(f"open {out / 'index.html'}")

@@ -89,13 +89,8 @@ def tokenize(
     if not all(instances.values()):
         raise UserError("--instance: KIND=NAME, such as audio=speech")
     types = tuple(order.split(",")) if order else ()
-    more = {k: v for k, v in options.get("image", {}).items() if k not in ("area", "fit")}
     spec = SourceSpec(
-        *(source or "", "", 1.0, parse_template(template) if template else ()),
-        order=types,
-        root=root,
-        audio_segment=options.get("audio", {}).get("segment", 0.0),
-        **more,
+        source or "", template=parse_template(template) if template else (), order=types, root=root, instances=instances
     )
     for path in [spec.path for spec in load_recipe(recipe)] if recipe else [spec.path]:
         if not is_remote(path) and "*" not in path and not os.path.exists(path.removeprefix("file://")):
@@ -105,11 +100,9 @@ def tokenize(
     from unitok.data.prepare.tokenize import estimate, print_estimate
     from unitok.data.prepare.tokenize import tokenize as run
 
-    plan = Plan(
-        *(source or "", out, str(bundle), shard_size, options.get("image", {}).get("area", 0), check_device(device)),
-        *(options.get("image", {}).get("fit", "keep"), str(recipe or ""), spec, validation, threads, seed),
-    )
+    device = check_device(device)
+    plan = Plan(source or "", out, str(bundle), shard_size, device, str(recipe or ""), spec, options, validation, threads, seed)
     if dry_run:
         print_estimate(plan, estimate(plan))
     else:
-        run(plan, workers, max_error_rate, engine, part)
+        run(plan, workers, max_error_rate, engine, part, progress=True)

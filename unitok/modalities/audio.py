@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from markupsafe import Markup
 
+from unitok import pages
 from unitok.document import Segment
 from unitok.errors import UserError
 from unitok.modalities import Loaded, Modality, Stream, register
@@ -150,16 +152,13 @@ class Audio(Modality):
     def stream(self, tokenizer: Any) -> Stream:
         return _AudioStream(self, tokenizer) if tokenizer.can_stream else Stream(self, tokenizer)
 
-    def html(self, tokenizer: Any, content: "Tensor") -> str:
-        from unitok import page
+    def html(self, tokenizer: Any, content: "Tensor") -> Markup:
         from unitok.media import encode_wav
 
-        return page.audio(encode_wav(content, tokenizer.sample_rate))
+        return pages.audio(encode_wav(content, tokenizer.sample_rate))
 
-    def html_of_file(self, name: str) -> str:
-        from unitok import page
-
-        return page.audio(name)
+    def html_of_file(self, file: Path) -> Markup:
+        return pages.audio(file)
 
     def line(self, tokenizer: Any, segment: Segment) -> str:
         return f"{segment.modality} {segment.size[0] / tokenizer.sample_rate:.2f} s"

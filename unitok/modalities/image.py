@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from markupsafe import Markup
 from PIL import Image as Pillow
 
+from unitok import pages
 from unitok.document import Segment
 from unitok.errors import UserError, first_line
 from unitok.modalities import Loaded, Modality, Stream, register
@@ -141,16 +143,13 @@ class Image(Modality):
     def stream(self, tokenizer: Any) -> Stream:
         return _ImageStream(self, tokenizer)
 
-    def html(self, tokenizer: Any, content: "Tensor") -> str:
-        from unitok import page
+    def html(self, tokenizer: Any, content: "Tensor") -> Markup:
         from unitok.media import encode_png
 
-        return page.image(encode_png(content))
+        return pages.image(encode_png(content))
 
-    def html_of_file(self, name: str) -> str:
-        from unitok import page
-
-        return page.image(name)
+    def html_of_file(self, file: Path) -> Markup:
+        return pages.image(file)
 
     def line(self, tokenizer: Any, segment: Segment) -> str:
         return f"{segment.modality} {segment.size[1]} x {segment.size[0]}"
