@@ -21,6 +21,7 @@ from PIL import Image
 
 from unitok.api import Unitok
 from unitok.cli import LIGHTNING_VERBS, VERBS, flags, function_of, main
+from unitok.data.shards import TokenDataset
 from unitok.model import Decoder
 from unitok.model.decoder import DecoderConfig
 from unitok.tokenizers import AudioTokenizer, AudioTokenizerConfig, ImageTokenizer, ImageTokenizerConfig
@@ -152,6 +153,7 @@ def test_what_the_library_says_of_an_argument_names_its_flag():
         ("40 ids are too few; raise max_ids", "40 ids are too few; raise --max-ids"),
         ("keep is 2: a share", "--keep is 2: a share"),
         ("image: area is -1", "--image-area is -1"),
+        ("out /gone: no such folder", "--out /gone: no such folder"),
         ("audio top_p 0.0: above 0", "--audio-top-p 0.0: above 0"),
         ("top_p 7.0: at most 1", "--top-p 7.0: at most 1"),
         ("/a/max_ids: no such file, and keep is no flag in here", "/a/max_ids: no such file, and keep is no flag in here"),
@@ -208,6 +210,11 @@ def test_two_tokenizers_of_a_kind_are_told_apart_by_names(bundle_folder, scenes_
     assert done.stdout.startswith(f"{out}: text, image, speech, music; ")
     assert_one_line(here("bundle", tmp_path / "b", *parts, f"--audio=music={bundle_folder}"), "--audio", "'music'", "NAME=PATH")
     torch.manual_seed(0)
+    tokens = ("tokenize", scenes_folder / "sounds", tmp_path / "tokens", "--bundle", out)
+    assert_one_line(here(*tokens), "audio", "speech, music")
+    done = here(*tokens, "--instance", "audio=music")
+    assert done.returncode == 0, done.stderr
+    assert TokenDataset(tmp_path / "tokens").document(0).segments[0].modality == "music"
     whole = Unitok.from_pretrained(out)
     whole.model = Decoder(DecoderConfig(whole.vocab.size, 32, 64, 1, 2, 2)).eval()
     whole.save_pretrained(out, overwrite=True)
@@ -284,7 +291,8 @@ def test_mistakes_in_tokenizing_are_one_line_and_leave_nothing(bundle_folder, sc
         ((out, "--recipe", tmp_path / "r.yaml", "--order", "random"), ["--order", "for each source"]),
         ((scenes_folder, out, "--template", "[{type: smell}]"), ["--template", "part 1"]),
         ((scenes_folder, out, "--template", "{"), ["--template", "YAML"]),
-        ((scenes_folder, out, "--order", "image,smell"), ["order", "smell"]),
+        ((scenes_folder, out, "--order", "image,smell"), ["type 'smell'", "choose"]),
+        ((scenes_folder, out, "--instance", "audio"), ["--instance", "KIND=NAME"]),
         ((scenes_folder, out, "--shard-index", "1"), ["--num-shards"]),
         ((scenes_folder, out, "--shard-index", "4", "--num-shards", "4"), ["--shard-index 4"]),
         ((scenes_folder, out, "--validation", "1"), ["--validation"]),
@@ -304,7 +312,9 @@ def test_mistakes_in_tokenizing_are_one_line_and_leave_nothing(bundle_folder, sc
 
 
 def test_a_dry_run_tells_how_much_it_will_be_and_a_recipe_does_it(bundle_folder, scenes_folder, tmp_path, capsys):
-    recipe = {"sources": [{"path": str(scenes_folder), "weight": 0.5}, {"path": str(scenes_folder / "images"), "crops": 1}]}
+    recipe = {
+        "sources": [{"path": str(scenes_folder), "weight": 0.5}, {"path": str(scenes_folder / "images"), "image": {"crops": 1}}]
+    }
     (tmp_path / "r.yaml").write_text(json.dumps(recipe))
     words = [str(tmp_path / "out"), "--bundle", str(bundle_folder), "--recipe", str(tmp_path / "r.yaml")]
     main(["tokenize", *words, "--dry-run"])

@@ -108,7 +108,7 @@ def name_flags(message: str, flags: Iterable[str]) -> str:
         words = flag.lstrip("-").split("-")
         if len(words) > 1:
             message = re.sub(rf"(?<![\w/.'\"-]){'_'.join(words)}(?![\w/'\"-])", flag, message)
-        message = re.sub(rf"(?:^|(?<=: )){'(?:_|: |[. ])'.join(words)}(?=:| is | [-\d'\"\[])", flag, message)
+        message = re.sub(rf"(?:^|(?<=: )){'(?:_|: |[. ])'.join(words)}(?=:| is | [-./\d'\"\[])", flag, message)
     return message
 
 
