@@ -33,10 +33,10 @@ def bundle(
     paths: dict[str, Path] = {}
     kinds: dict[str, str] = {}
     for kind, given in parts:
-        name, equals, path = given.partition("=")
-        name, path = (name, path) if equals and name.isidentifier() else (kind, given)
+        before, equals, behind = given.partition("=")
+        name, path = (before, behind) if equals and before.isidentifier() else (kind, given)
         if name in paths:
-            raise UserError(f"{kind}: {name!r} is given twice; name the second one, as in NAME=PATH")
+            raise UserError(f"--{kind}: {name!r} is given twice; name the second one, as in NAME=PATH")
         paths[name], kinds[name] = Path(path), kind
     if decoder:
         paths["model"] = decoder
@@ -45,8 +45,8 @@ def bundle(
     if not (untrained or paths or add):
         flags = ", ".join(f"--{kind}" for kind in modalities())
         raise UserError(f"nothing to put into the bundle: give {flags}, --add, --decoder or --untrained")
-    for path in paths.values():
-        check_input(path)
+    for source in paths.values():
+        check_input(source)
     from unitok.bundle import make_bundle, make_untrained
 
     if untrained:

@@ -105,7 +105,7 @@ def sample(
         _write_scores(unitok, [unitok.read_raw(raw) for raw in raws], out)
         return
     documents = [[raw] for raw in raws] or [parts]
-    options = {"want": want, "n": n, "seed": seed, "max_ids": max_ids, "keep": keep, "batch_size": batch_size}
+    options: dict[str, Any] = {"want": want, "n": n, "seed": seed, "max_ids": max_ids, "keep": keep, "batch_size": batch_size}
     options |= {"negative": [negative] if negative else None, "settings": _settings(unitok, sampling, settings)}
     if live:
         from unitok.cli.terminal import show
