@@ -19,6 +19,7 @@ from typing import Any
 
 from unitok.errors import UserError
 from unitok.files import read_json, write_json
+from unitok.hardware import fast_bfloat16
 from unitok.scenes import SAMPLING
 
 IMAGE_SHARE, AUDIO_SHARE, SCORING_SHARE = 0.185, 0.06, 0.125
@@ -58,8 +59,6 @@ class Demo:
 
     def _precision(self) -> str:
         if "precision" not in self.state:
-            from unitok.cli.doctor import fast_bfloat16
-
             self.state["precision"] = "bf16-mixed" if fast_bfloat16() else "32-true"
         return self.state["precision"]
 
