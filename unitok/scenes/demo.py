@@ -151,11 +151,13 @@ def run_demo(out: Path, minutes: float = 13.0, eval_scenes: int = 200, seed: int
     demo.stage("tokenize", ["tokenize", str(scenes / "train"), str(tokens), "--bundle", str(bundle)])
     left = minutes * (1 - SCORING_SHARE) - demo.seconds / 60 - 8 / 60  # 8 s to start and to build the bundle
     demo.stage("decoder", fit("decoder", max(0.1, left), tokens))
-    demo.stage("bundle", ["bundle", str(bundle), "--decoder", str(out / "decoder")])
-    if "sample" not in demo.state["done"]:
+
+    def keep_sampling() -> None:
         from unitok.bundle import write_generation_config
 
         write_generation_config(bundle, SAMPLING)
+
+    demo.stage("bundle", ["bundle", str(bundle), "--decoder", str(out / "decoder")], keep_sampling)
     samples = [
         ["sample", "--bundle", str(bundle), "--text", text, "--want", want, "--out", str(out / "samples" / str(i))]
         + ["--n", "4", "--seed", str(seed), "--max-ids", "300"]
