@@ -65,7 +65,7 @@ def test_validation_happens_by_itself_in_a_run_and_at_its_end_and_changes_nothin
 
 
 def test_a_decoders_validation_is_the_mean_over_positions_whatever_the_batch(tmp_path, tokens, measured):
-    weighted = ["--data.init_args.text_weight", "3", "--data.init_args.val_path", str(tokens)]
+    weighted = ["--data.init_args.loss_weights", "{text: 3}", "--data.init_args.val_path", str(tokens)]
     weighted += ["--data.init_args.row_length", "512", "--data.init_args.max_length", "512"]  # no document in pieces
     weighted += ["--model.init_args.decoder.max_position_embeddings", "512"]
     run_lightning(arguments("decoder", tmp_path / "run", tokens, 3, *weighted))

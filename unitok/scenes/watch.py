@@ -6,6 +6,8 @@ from typing import Any
 from unitok.api import Unitok
 from unitok.bundle import Bundle
 from unitok.errors import UserError
+from unitok.sample.defaults import settings_of
+from unitok.scenes import SAMPLING
 from unitok.scenes.evaluate import Evaluation
 from unitok.scenes.world import read_scenes
 from unitok.training.callbacks import Made, Samples
@@ -19,10 +21,11 @@ class SceneSamples(Samples):
     Args:
         bundle: folder with the tokenizers that the data was made with.
         scenes: folder made by `unitok scenes`.
+        settings: of sampling; the demo's.
     """
 
-    def __init__(self, bundle: str, scenes: str, **how: Any):
-        super().__init__(bundle=bundle, prompts=scenes, **how)
+    def __init__(self, bundle: str, scenes: str, *, settings: dict[str, dict[str, Any]] | None = None, **how: Any):
+        super().__init__(bundle=bundle, prompts=scenes, settings=SAMPLING if settings is None else settings, **how)
 
     def read(self) -> None:
         """Read the scenes. Errors: `UserError`."""
@@ -33,7 +36,7 @@ class SceneSamples(Samples):
     def make(self, bundle: Bundle, out: Path) -> Made:
         """Sample in every direction."""
         unitok = Unitok(bundle.vocab, bundle.tokenizers, bundle.model)
-        evaluation = Evaluation(unitok, out, len(self._rows), self.seed, self.settings(bundle))
+        evaluation = Evaluation(unitok, out, len(self._rows), self.seed, settings_of(bundle, self.settings))
         evaluation.budget = self.max_ids
         evaluation.generate(self.prompts, self._rows, "")
         return evaluation.kept, evaluation.scores

@@ -13,10 +13,10 @@ from unitok.bundle import Bundle
 from unitok.checkpoints import merge_lora
 from unitok.errors import UserError
 from unitok.model import Decoder
+from unitok.sample.defaults import settings_of
 from unitok.sample.outputs import Output, save_outputs
 from unitok.sample.prompts import read_prompts
 from unitok.sample.requests import Task, generate_outputs
-from unitok.sample.sampling import Settings
 from unitok.training.decoder import DecoderTraining
 from unitok.vocab import Vocab
 
@@ -38,8 +38,7 @@ class Samples(L.Callback):
         every_minutes: minutes of training between two times.
         number: prompts that are used, the first ones.
         seed: of sampling.
-        temperature: of images and audio; text takes the likeliest.
-        guidance: of images.
+        settings: of sampling, over the bundle's own: fields of `unitok.sample.sampling.Settings` by kind or tokenizer's name.
         max_ids: most new ids per output.
     """
 
@@ -51,15 +50,14 @@ class Samples(L.Callback):
         every_minutes: float = 1.0,
         number: int = 16,
         seed: int = 0,
-        temperature: float = 0.4,
-        guidance: float = 1.5,
+        settings: dict[str, dict[str, Any]] | None = None,
         max_ids: int = 512,
     ):
         if every_minutes <= 0 or number < 1:
             raise UserError(f"{type(self).__name__}: every_minutes must be above 0 and number at least 1")
         self.folder, self.prompts = Path(bundle), Path(prompts)
         self.every_minutes, self.number, self.seed, self.max_ids = every_minutes, number, seed, max_ids
-        self.temperature, self.guidance = temperature, guidance
+        self.settings = settings
         self._bundle: Bundle | None = None  # of the first process
         self._last = 0.0
         self._sampled = 0  # step
@@ -72,20 +70,11 @@ class Samples(L.Callback):
 
     def make(self, bundle: Bundle, out: Path) -> Made:
         """Sample from a bundle and write pages into a folder."""
-        made, prompts = {}, [bundle.read_raw(raw) for raw in self._raws]
+        made, prompts, settings = {}, [bundle.read_raw(raw) for raw in self._raws], settings_of(bundle, self.settings)
         for want in bundle.vocab.spans:
-            made[want] = generate_outputs(bundle, prompts, Task(want, 1, self.seed, self.max_ids, self.settings(bundle)))
+            made[want] = generate_outputs(bundle, prompts, Task(want, 1, self.seed, self.max_ids, settings))
             save_outputs(made[want], out / want, want)
         return made, {}
-
-    def settings(self, bundle: Bundle) -> dict[str, Settings]:
-        """By modality: what is as a document has it takes the likeliest ids; guidance is for what takes no time."""
-        found = {}
-        for name in bundle.vocab.spans:
-            guidance = 1.0 if name in bundle.rates else self.guidance
-            media = Settings(self.temperature, top_p=0.95, guidance=guidance)
-            found[name] = Settings(temperature=0.0) if bundle.modality(name).inline else media
-        return found
 
     # ---- When ----------------------------------------------------------------------------------------------------
 
@@ -103,6 +92,7 @@ class Samples(L.Callback):
         if trainer.is_global_zero:
             with torch.random.fork_rng(devices=[]):  # new networks draw their weights before they read them
                 self._bundle = Bundle.from_pretrained(self.folder, str(module.device), parts="tokenizers")
+            settings_of(self._bundle, self.settings)
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Start the clock."""
@@ -127,15 +117,14 @@ class Samples(L.Callback):
         with weights_of(module) as decoder:
             if self._bundle is None or decoder is None:
                 return  # another process does it
-            self._bundle.model = decoder
-            made, scores = self.make(self._bundle, Path(trainer.default_root_dir) / "samples" / f"step={step}")
+            bundle = Bundle(self._bundle.vocab, self._bundle.tokenizers, decoder, self._bundle.defaults)
+            made, scores = self.make(bundle, Path(trainer.default_root_dir) / "samples" / f"step={step}")
             for logger in trainer.loggers:
                 logger.log_metrics({f"sample.{name}": value for name, value in scores.items()}, step=step)
             for board in module.boards:
                 for name, outputs in made.items():
                     for i, output in enumerate(outputs[:SHOWN]):
                         _show(board, f"{name}/{i}", output, step)
-            self._bundle.model = None
 
 
 @contextlib.contextmanager

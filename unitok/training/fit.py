@@ -85,7 +85,7 @@ class Checkpoints(Checkpoint):
         self.steps += 1
         if not isinstance(module, TrainingShell):
             return
-        if module.looked and module.anywhere(self.interruption.signal > 0):  # it may have reached one process alone
+        if module.looked and any(module.everywhere(self.interruption.signal > 0)):  # it may have reached one process alone
             self._stop(trainer, module)
         due, over = module.now - self._written >= self.seconds, module.budget.over(module.steps_done)
         if (due or over) and module.healthy:

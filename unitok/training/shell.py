@@ -159,11 +159,13 @@ class TrainingShell(L.LightningModule):
         found: Any = self.optimizers(use_pl_optimizer=not raw)
         return found if isinstance(found, list) else [found]
 
-    def anywhere(self, value: bool) -> bool:
-        """Whether something holds in any process."""
+    def everywhere(self, value: Any) -> list[Any]:
+        """A plain value of each process, in their order."""
         if self.trainer.world_size == 1:
-            return value
-        return bool(self.trainer.strategy.reduce(torch.tensor(int(value), device=self.device), reduce_op="max"))
+            return [value]
+        values: list[Any] = [None] * self.trainer.world_size
+        torch.distributed.all_gather_object(values, value)
+        return values
 
     def _look(self) -> None:
         """Agree on the time: one process after each step, several every few steps."""
@@ -173,7 +175,7 @@ class TrainingShell(L.LightningModule):
             return
         before, self.now = self.now, self.budget.clock()
         if several:  # clocks differ, and all processes must do the same
-            self.now = self.trainer.strategy.broadcast(self.now)
+            self.now = self.everywhere(self.now)[0]
             steps = int(LOOK_SECONDS * (self.steps_done - last) / max(self.now - before, 1e-3))
             self._looks = (self.steps_done, self.steps_done + max(1, min(LOOK_STEPS, steps)))
         self.budget.tick(self.steps_done, self.now)
@@ -220,12 +222,8 @@ class TrainingShell(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log means over all that was measured, by all processes, under names that begin with `val_`."""
-        parts: list[Any] = [self._measured]
-        if self.trainer.world_size > 1:
-            parts = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(parts, self._measured)
         sums: Sums = {}
-        for part in parts:
+        for part in self.everywhere(self._measured):
             add_sums(sums, part)
         self._measured = {}
         for number, (name, value) in enumerate(self.means(sums).items()):
@@ -317,7 +315,7 @@ class TrainingShell(L.LightningModule):
             "samples_seen": self.samples_seen,
             "budget": self.budget.state(),
             "settings": self.settings,
-            "random": self._random_states(),
+            "random": self.everywhere(_random_state()),  # each draws numbers of its own
             "extra": self.extra(),
         }
 
@@ -326,8 +324,6 @@ class TrainingShell(L.LightningModule):
         state = checkpoint.get("unitok") or {}
         if state.get("kind") != self.kind:
             raise UserError(f"the checkpoint is of {state.get('kind') or 'another program'}, this run trains {self.kind}")
-        if "structure" not in state:
-            raise UserError("the checkpoint was written by an earlier version of unitok: start again with another --out")
         self.check_part(state["part"])
         if self.trainer.state.fn == "fit":
             check_same(state["structure"], self.structure(), "model")
@@ -336,14 +332,6 @@ class TrainingShell(L.LightningModule):
         self.share = self.budget.share(self.steps_done)
         self._restored, self._settings_before = state["random"], state.get("settings") or {}
         self.restore_extra(state.get("extra") or {})
-
-    def _random_states(self) -> list[dict[str, Any]]:
-        """Of all processes: each draws random numbers of its own."""
-        states: list[Any] = [_random_state()]
-        if self.trainer.world_size > 1:
-            mine, states = states[0], [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(states, mine)
-        return states
 
     @property
     def healthy(self) -> bool:
