@@ -121,5 +121,5 @@ def test_a_tokenizers_validation_is_the_mean_over_samples_whatever_the_batch(kin
         tokenizer, _ = load_trained_part("image", tmp_path / "run")
         with torch.no_grad():
             images = [load_image(file)[None] for file in sorted(data.iterdir())]
-            errors = [float((tokenizer(image).pixels - image).square().mean() / 4) for image in images]
+            errors = [float((tokenizer(image).signal - image).square().mean() / 4) for image in images]
         assert found[0]["val_psnr"] == pytest.approx(np.mean([-10 * math.log10(e) for e in errors]), rel=1e-4)

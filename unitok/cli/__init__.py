@@ -557,11 +557,12 @@ def evaluate_image_tokenizer(arguments: list[str]) -> None:
     _device(p)
     o = p.parse_args(arguments)
     from unitok.evaluate.image import evaluate_image_tokenizer as run
-    from unitok.evaluate.image import print_table
+    from unitok.evaluate.tokenizer import print_table
 
     scores = run(
         *(o.tokenizer, o.images, o.out, o.size, o.area, o.limit, o.batch_size, o.lpips, o.inception),
         *(_check_device(o.device), o.overwrite),
+        progress=True,
     )
     print_table(scores)
     print(f"open {o.out / 'index.html'}")
@@ -579,9 +580,9 @@ def evaluate_audio_tokenizer(arguments: list[str]) -> None:
     _device(p)
     o = p.parse_args(arguments)
     from unitok.evaluate.audio import evaluate_audio_tokenizer as run
-    from unitok.evaluate.audio import print_table
+    from unitok.evaluate.tokenizer import print_table
 
-    print_table(run(o.tokenizer, o.sounds, o.out, o.seconds, o.limit, _check_device(o.device), o.overwrite))
+    print_table(run(o.tokenizer, o.sounds, o.out, o.seconds, o.limit, _check_device(o.device), o.overwrite, progress=True))
     print(f"open {o.out / 'index.html'}")
 
 

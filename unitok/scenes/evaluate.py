@@ -21,9 +21,11 @@ from unitok.errors import UserError
 from unitok.files import write_json
 from unitok.grammar import Grammar
 from unitok.media import load_audio, load_image, open_image, save_audio, save_image
+from unitok.sample.defaults import settings_of
 from unitok.sample.outputs import Output, save_outputs
 from unitok.sample.requests import Task, generate_outputs
 from unitok.sample.sampling import Settings
+from unitok.scenes import SAMPLING
 from unitok.scenes.oracle import read_picture, read_sound
 from unitok.scenes.world import Note, Scene, parse_caption, parse_sound_caption, read_scenes
 
@@ -239,11 +241,8 @@ def evaluate_bundle(
 ) -> dict[str, Any]:
     """Measure a bundle; writes and returns the flat scores. Reconstructions and codebooks use all scenes of the folder."""
     unitok = Unitok.from_pretrained(bundle, device=device)
-    settings = {
-        "text": Settings(temperature=0.0),
-        "image": Settings(temperature=temperature, top_p=0.95, guidance=guidance),
-        "audio": Settings(temperature=temperature, top_p=0.95),
-    }
+    image = SAMPLING["image"] | {"temperature": temperature, "guidance": guidance}
+    settings = settings_of(unitok, SAMPLING | {"image": image, "audio": SAMPLING["audio"] | {"temperature": temperature}})
     rows = _rows(scenes, count)
     evaluation = Evaluation(unitok, Path(out), count, seed, settings)
     evaluation.reconstruct(scenes, rows)

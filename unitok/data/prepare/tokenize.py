@@ -12,7 +12,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -95,27 +95,30 @@ def tokenize(
         if created and not (out / "plan.json").exists() and not (out / "errors.jsonl").exists():
             shutil.rmtree(out, ignore_errors=True)
         raise
-    except OSError as error:
-        if isinstance(error, FileNotFoundError) and (out / "dataset.json").exists():  # another part did the last of it
+    except FileNotFoundError:
+        if (out / "dataset.json").exists():  # another part did the last of it, and cleaned up
             return TokenDataset(out).info
-        raise full_disk(error, out) from None
+        raise
 
 
 @contextmanager
 def locked(out: Path, part: tuple[int, int] | None = None) -> Iterator[Path]:
     """Keep a second run off; -> the log. `part`: (i, n) for the i-th of n runs that share the work, which may overlap.
 
-    Errors: `UserError` when another run is at work. On a file system without locks there is none: what is written is whole or
-    not there, so nothing breaks.
+    Errors: `UserError` when another run is at work, and for a full disk. On a file system without locks there is none: what is
+    written is whole or not there, so nothing breaks.
     """
     busy = f"{out}: another `unitok tokenize` is at work on it; wait for it or choose another folder"
-    with lock(out / "tokenize.log", busy, shared=part is not None):
-        if part is None:
-            yield out / "tokenize.log"
-            return
-        log = out / f"tokenize-{part[0]:05d}-of-{part[1]:05d}.log"
-        with lock(log, busy):
+    with ExitStack() as held:
+        log = out / "tokenize.log"
+        held.enter_context(lock(log, busy, shared=part is not None))
+        if part is not None:
+            log = out / f"tokenize-{part[0]:05d}-of-{part[1]:05d}.log"
+            held.enter_context(lock(log, busy))
+        try:
             yield log
+        except OSError as error:
+            raise full_disk(error, out) from None
 
 
 def _check_folder(out: Path, sources: list[Source]) -> None:
