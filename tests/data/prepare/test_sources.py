@@ -238,7 +238,7 @@ def test_recipes_that_cannot_be_say_why(tmp_path):
         ("sources: [{path: a, order: [7]}]", "order [1] 7; it is a text"),
         ("sources: [{path: a, template: [{type: image}]}]", "template, part 1: an empty or missing 'path'"),
         ("sources: [{path: a}, {path: b/a}]", "two sources are called 'a'"),
-        ("seed: 1\nsources: [{path: a}]", "seed: unknown"),
+        ("seed: 1\nsources: [{path: a}]", "and nothing else"),
         ("sources: [{path: a, loss: false}]", "loss False; it is a value by name"),
         ("sources: [{path: a, roles: [user]}]", "roles ['user']; it is a value by name"),
         ("sources: [{path: a, weight: .nan}]", "weight nan; it is a number"),
