@@ -45,7 +45,7 @@ _CONVERSATIONS = ("conversations", "conversation", "messages", "dialogue", "dial
 MAX_NAME = 4096
 
 #: What `promised` says of the suffixes of media.
-MEDIA_SUFFIXES = ("a picture", "a sound")
+MEDIA_SUFFIXES = ("an image", "audio")
 
 #: The kind of captions, and the key of their parts.
 TEXT = "text"
