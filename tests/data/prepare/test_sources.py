@@ -9,10 +9,8 @@ from raw_data import errors_of, found_in, png, table_of, tar_of, tokens_of, wav,
 
 from unitok.data.prepare.plan import Plan
 from unitok.data.prepare.recipe import SourceSpec, load_recipe
-from unitok.data.prepare.sources import read_source
 from unitok.data.prepare.tokenize import tokenize
 from unitok.data.shards import TokenDataset
-from unitok.document import RawDocument
 from unitok.errors import UserError
 
 
@@ -256,8 +254,9 @@ def test_recipes_that_cannot_be_say_why(tmp_path):
         assert why in str(caught.value), content
 
 
-def test_read_source_gives_documents_and_errors(tmp_path):
+def test_a_source_gives_documents_and_errors(tmp_path):
     (tmp_path / "a.txt").write_text("a")
     (tmp_path / "b.bin").write_bytes(bytes(9))
-    found = list(read_source(tmp_path))
-    assert [type(f) for f in found] == [RawDocument, UserError]
+    good, bad = found_in(tmp_path)
+    assert [raw.id for raw in good] == ["a.txt"]
+    assert len(bad) == 1
