@@ -282,5 +282,5 @@ def _absolute(plan: Plan) -> Plan:
     def full(path: str) -> str:
         return path if not path or "://" in path else str(Path(path).absolute())
 
-    paths = {name: full(getattr(plan, name)) for name in ("source", "recipe", "out", "bundle")}
+    paths: dict[str, Any] = {name: full(getattr(plan, name)) for name in ("source", "recipe", "out", "bundle")}
     return replace(plan, spec=replace(plan.spec, root=full(plan.spec.root)), **paths)
