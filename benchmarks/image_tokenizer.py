@@ -20,7 +20,7 @@ import torch
 from common import in_turns, serve, write_results
 from torch import nn
 
-from unitok.interop.image import _build
+from unitok.interop.image import from_taming
 from unitok.tokenizers import ImageTokenizer
 
 #: Name -> taming's ddconfig, codes, their dimensions.
@@ -61,7 +61,7 @@ def build(name: str, device: str) -> dict[str, Any]:
     """The peers, with the same random weights."""
     torch.manual_seed(0)
     taming = Taming(name).eval().to(device)
-    ours = _build(taming.state_dict(), MODELS[name][0]["resolution"], False, name).to(device)
+    ours = from_taming(taming.state_dict(), MODELS[name][0]["resolution"], name).to(device)
     peers = {"unitok": ours, "taming": taming}
     if name == "chameleon":
         from transformers import ChameleonVQVAE, ChameleonVQVAEConfig
