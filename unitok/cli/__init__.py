@@ -362,16 +362,9 @@ def inspect(arguments: list[str]) -> None:
     p.add_argument("--context", type=int, default=0, help="ids a document; 0: the longest that the decoder takes")
     p.add_argument("--batch", type=int, default=65_536, help="ids of a training batch on one device, for the activations")
     o = p.parse_args(arguments)
-    if not 0 < o.mfu <= 1 or o.devices < 1 or o.ids < 0 or o.batch < 1 or o.context < 0:
-        raise UserError("--mfu is in (0, 1], --devices and --batch at least 1, --ids and --context at least 0")
-    if (o.page is None) != (o.bundle is None) or o.samples < 1:
-        raise UserError("--page needs a --bundle to decode with, --samples at least 1")
-    from unitok.cli.inspect import Budget, Page
     from unitok.cli.inspect import inspect as run
 
-    page = Page(o.page, o.bundle, o.samples) if o.page else None
-    what = o.what if "://" in o.what else Path(o.what)
-    run(what, o.verify, Budget(o.ids, o.hardware, o.devices, o.mfu, o.context, o.batch), page)
+    run(**vars(o))
 
 
 def _sample_parser() -> argparse.ArgumentParser:

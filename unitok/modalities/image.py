@@ -64,6 +64,11 @@ class Image(Modality):
     def describe(self, tokenizer: Any) -> dict[str, Any]:
         return tokenizer.describe()
 
+    def usage(self, name: str, tokenizer: Any) -> dict[str, str]:
+        side = tokenizer.config.resolution
+        tokens = (side // tokenizer.stride) ** 2 + 4  # begin, rows, columns, end
+        return {"an image" if name == self.kind else f"an {name}": f"{tokens:,} ids ({side} x {side} pixels)"}
+
     # ---- Reading -------------------------------------------------------------------------------------------------
 
     def accepts(self, content: Any) -> bool:

@@ -55,7 +55,7 @@ class Demo:
 
     def _precision(self) -> str:
         if "precision" not in self.state:
-            from unitok.cli.doctor import fast_bfloat16
+            from unitok.hardware import fast_bfloat16
 
             self.state["precision"] = "bf16-mixed" if fast_bfloat16() else "32-true"
         return self.state["precision"]
