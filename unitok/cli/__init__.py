@@ -142,7 +142,7 @@ def scenes(arguments: list[str]) -> None:
         raise UserError(f"--size {o.size}: shapes need at least 32 pixels a side to be told apart")
     from unitok.scenes.world import write_scenes
 
-    write_scenes(o.out, o.count, o.seed, o.most, o.held_out, o.size, o.workers, o.overwrite)
+    write_scenes(o.out, o.count, o.seed, o.most, o.held_out, o.size, o.workers, o.overwrite, progress=True)
     print(f"{o.out}: {o.count} scenes")
 
 
@@ -591,7 +591,7 @@ def evaluate(arguments: list[str]) -> None:
     from unitok.scenes.evaluate import evaluate_bundle, print_scores
 
     scores = evaluate_bundle(
-        o.bundle, o.scenes, o.held_out, o.out, o.count, o.seed, o.guidance, o.temperature, _check_device(o.device)
+        o.bundle, o.scenes, o.held_out, o.out, o.count, o.seed, o.guidance, o.temperature, _check_device(o.device), True
     )
     print_scores(scores)
 

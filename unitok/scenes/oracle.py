@@ -35,7 +35,6 @@ def read_picture(pixels: np.ndarray) -> Scene | None:
         return None
     side = image.shape[0]
     border = np.concatenate([image[:2].reshape(-1, 3), image[-2:].reshape(-1, 3), *image[:, [0, -1]].swapaxes(0, 1)])
-    background = _nearest(np.median(border, axis=0), BACKGROUNDS)
     plain = np.median(border, axis=0)
     difference = np.linalg.norm(image - plain, axis=-1)
     regions, count = ndimage.label(difference > 60)
@@ -45,7 +44,7 @@ def read_picture(pixels: np.ndarray) -> Scene | None:
         inside = regions == region
         if inside.sum() >= smallest:
             found.append(_read_thing(image, inside, plain))
-    return _arrange(background, found, side)
+    return _arrange(_nearest(plain, BACKGROUNDS), found)
 
 
 def _read_thing(image: np.ndarray, inside: np.ndarray, plain: np.ndarray) -> tuple[float, float, Thing]:
@@ -67,7 +66,7 @@ def _read_thing(image: np.ndarray, inside: np.ndarray, plain: np.ndarray) -> tup
     return cx, cy, Thing(colour, best[1], best[2])
 
 
-def _arrange(background: str, found: list[tuple[float, float, Thing]], side: int) -> Scene | None:
+def _arrange(background: str, found: list[tuple[float, float, Thing]]) -> Scene | None:
     """Things with their centres -> a scene in reading order."""
     found = sorted(found, key=lambda f: f[1])  # from above
     things = tuple(f[2] for f in found)

@@ -102,10 +102,7 @@ class Samples(L.Callback):
         if self.prompts:
             self._raws = read_prompts(Path(self.prompts))[: self.number]
             return
-        folder = Path(self.scenes or "")
-        if not (folder / "scenes.jsonl").exists():
-            raise UserError(f"{folder}: no scenes there (no scenes.jsonl); make some with `unitok scenes`")
-        self._rows = read_scenes(folder)[: self.number]
+        self._rows = read_scenes(Path(self.scenes or ""))[: self.number]
 
     def _sample(self, trainer: L.Trainer, module: DecoderTraining) -> None:
         self._sampled = module.steps_done
@@ -125,9 +122,9 @@ class Samples(L.Callback):
     def _score(self, out: Path) -> tuple[dict[str, float], dict[str, list[Output]]]:
         assert self._unitok is not None
         assert self.scenes is not None
-        evaluation = Evaluation(self._unitok, out, len(self._rows), self.seed, self.settings)
+        evaluation = Evaluation(self._unitok, out, self.seed, self.settings)
         evaluation.budget = self.max_ids
-        evaluation.generate(Path(self.scenes), self._rows, "")
+        evaluation.generate(Path(self.scenes), self._rows)
         return evaluation.scores, evaluation.kept
 
     def _continue(self, out: Path) -> dict[str, list[Output]]:
