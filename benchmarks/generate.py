@@ -31,7 +31,8 @@ from unitok.model import Decoder
 from unitok.model.decoder import DecoderConfig
 from unitok.model.inference import InferenceDecoder
 from unitok.model.presets import PRESETS
-from unitok.sample.engine import Request, generate
+from unitok.sample.engine import generate
+from unitok.sample.running import Request
 from unitok.sample.sampling import Settings
 from unitok.vocab import Vocab
 

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from common import write_results
 
-from unitok.bundle import Unitok
+from unitok.api import Unitok
 from unitok.grammar import Grammar, Want
-from unitok.sample.engine import Request, Session, generate
+from unitok.sample.engine import Session, generate
+from unitok.sample.running import Request
 from unitok.sample.sampling import Settings
 from unitok.scenes.world import caption, draw_scene
 
@@ -53,12 +54,12 @@ class _Bench:
         rng = np.random.default_rng(0)
         captions = [caption(draw_scene(rng, 2)) for _ in range(pictures)]
         self.prompts = [unitok.vocab.encode(unitok.read_prompt([text]), eos=False) for text in captions]
-        side = unitok.need("image").config.resolution // unitok.need("image").config.stride
+        side = unitok.require("image").config.resolution // unitok.require("image").config.stride
         self.plan = [Want("image", (side, side))]
         self.codes = side * side
 
     def make(self, requests: list[Request], how: Settings, window: int) -> list[np.ndarray]:
-        return generate(self.unitok.need("model"), self.grammar, requests, {"image": how}, jacobi=window)
+        return generate(self.unitok.require("model"), self.grammar, requests, {"image": how}, jacobi=window)
 
     def speed(self, name: str, how: Settings, window: int) -> dict[str, Any]:
         """Seconds a picture, one at a time, in turns."""
@@ -66,7 +67,7 @@ class _Bench:
         passes = []
         for i, prompt in enumerate(self.prompts):
             for which in seconds:
-                session = Session(self.unitok.need("model"), self.grammar, {"image": how}, jacobi=which)
+                session = Session(self.unitok.require("model"), self.grammar, {"image": how}, jacobi=which)
                 began = time.perf_counter()
                 session.add(Request(prompt, self.plan, self.codes + 8, 1, i))
                 while session.waiting:

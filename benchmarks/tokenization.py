@@ -34,7 +34,9 @@ import yaml
 from common import in_a_process, peak_memory_gb, write_results
 from PIL import Image
 
-from unitok.bundle import Unitok, build_vocab
+from unitok.api import Unitok
+from unitok.bundle import Bundle
+from unitok.modalities import build_vocab
 from unitok.tokenizers import AudioTokenizer, AudioTokenizerConfig, ImageTokenizer, ImageTokenizerConfig, TextTokenizer
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -62,7 +64,7 @@ def write_bundle(folder: Path, kind: str, config: str) -> None:
     part = tokenizer_of(kind, config)
     part.save_pretrained(folder.with_name("part"))  # and read again: a saved codec has its weight norm folded in
     parts = {"text": text, kind: type(part).from_pretrained(folder.with_name("part"))}
-    Unitok(build_vocab(**parts), **parts).save_pretrained(folder, overwrite=True)
+    Bundle(build_vocab(parts), parts).save_pretrained(folder, overwrite=True)
 
 
 def write_files(folder: Path, kind: str, count: int, size: int, rate: int) -> None:

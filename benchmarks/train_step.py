@@ -24,11 +24,12 @@ import torch
 import yaml
 from common import in_turns, serve, write_results
 
-from unitok.bundle import Unitok, build_vocab
+from unitok.bundle import Bundle
 from unitok.data.packing import PackedDataset
 from unitok.data.shards import TokenDataset
 from unitok.hardware import HARDWARE
 from unitok.interop.decoder import QWEN3_FIELDS
+from unitok.modalities import build_vocab
 from unitok.model import Decoder, DecoderConfig
 from unitok.model.costs import count
 from unitok.model.loss import next_id_loss
@@ -63,7 +64,7 @@ def make_tokens(work: Path) -> Path:
         width = part.config.z_channels if name == "image" else part.config.dimension
         part.quantizer.start(part.quantizer.pass_through(torch.randn(4, 512, width)).low)
         parts[name] = part.eval()
-    Unitok(build_vocab(**parts), **parts).save_pretrained(work / "bundle", overwrite=True)
+    Bundle(build_vocab(parts), parts).save_pretrained(work / "bundle", overwrite=True)
     unitok("tokenize", str(work / "scenes"), str(tokens), "--bundle", str(work / "bundle"))
     return tokens
 

@@ -8,7 +8,8 @@ import argparse
 import os
 from pathlib import Path
 
-from unitok.document import Part, RawDocument, format_raw_document, read_raw_documents
+from unitok.document import Part, RawDocument
+from unitok.interleaved import format_raw_document, read_raw_documents
 from unitok.scenes.world import Scene, Thing, read_scenes
 
 WORDS = {
@@ -35,15 +36,15 @@ def write(scenes: Path, out: Path, count: int, prompts: bool) -> None:
     with out.open("w", encoding="utf-8") as file:
         for row in read_scenes(scenes)[:count]:
             picture = Path(os.path.relpath(scenes / row["image"], out.parent))
-            content = [Part("image", path=out.parent / picture, loss=False), Part("text", text=ASKED, loss=False)]
+            content = [Part("image", path=out.parent / picture, loss=False), Part("text", ASKED, loss=False)]
             if not prompts:
-                content.append(Part("text", text=caption(row["scene"])))
+                content.append(Part("text", caption(row["scene"])))
             file.write(format_raw_document(RawDocument(row["id"], tuple(content)), out.parent) + "\n")
 
 
 def score(scenes: Path, outputs: Path) -> None:
     """The share of captions that are right to the letter."""
-    said = [raw.content[-1].text.strip() for raw in read_raw_documents(outputs)]
+    said = [raw.content[-1].value.strip() for raw in read_raw_documents(outputs)]
     wanted = [caption(row["scene"]) for row in read_scenes(scenes)[: len(said)]]
     right = sum(a == b for a, b in zip(said, wanted, strict=True))
     for a, b in list(zip(said, wanted, strict=True))[:5]:

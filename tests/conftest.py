@@ -15,7 +15,8 @@ import pytest
 import torch
 from vocabularies import make_vocab
 
-from unitok.bundle import Unitok, make_untrained
+from unitok.api import Unitok
+from unitok.bundle import make_untrained
 from unitok.data.prepare.plan import Plan
 from unitok.data.prepare.tokenize import tokenize
 from unitok.document import Document, Segment

@@ -129,6 +129,6 @@ def documents_of(out: Path, unitok) -> dict[str, list[str]]:
     """The documents of a data set by id: their texts, and of images and audio the modality."""
     data = TokenDataset(out)
     return {
-        d.id: [unitok.decode_segment(s) if s.modality == "text" else s.modality for s in d.segments]
+        d.id: [unitok.decode(s) if s.modality == "text" else s.modality for s in d.segments]
         for d in map(data.document, range(len(data)))
     }

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from unitok.bundle import Unitok, make_bundle, make_untrained
+from unitok.api import Unitok
+from unitok.bundle import make_bundle, make_untrained
 from unitok.cli import main
 from unitok.errors import UserError
 from unitok.pretrained import check_inputs, kind_of, settle, whole_folder
@@ -36,7 +37,7 @@ def test_a_decoder_does_not_outlive_the_tokenizers_it_was_trained_for(bundle_fol
     with pytest.raises(UserError, match="trained with another image tokenizer"):
         make_bundle(tmp_path / "b", {"image": tmp_path / "image"})
     larger = ImageTokenizer(replace(other.image.config, codebook_size=128))
-    larger.quantizer.set_codebook(torch.randn(128, 8))
+    larger.quantizer.codebook.set(torch.randn(128, 8))
     larger.save_pretrained(tmp_path / "larger")
     with pytest.raises(UserError, match="trained with another image tokenizer"):
         make_bundle(tmp_path / "b", {"image": tmp_path / "larger"})
@@ -49,9 +50,10 @@ def test_a_decoder_does_not_outlive_the_tokenizers_it_was_trained_for(bundle_fol
 
 
 def test_a_bundle_missing_a_part_says_how_to_add_it(bundle_folder, tmp_path):
-    u = make_bundle(tmp_path / "b", {"text": bundle_folder})
+    make_bundle(tmp_path / "b", {"text": bundle_folder})
+    u = Unitok.from_pretrained(tmp_path / "b")
     with pytest.raises(UserError, match=r"no image; add one with `unitok bundle BUNDLE --image PATH`"):
-        u.need("image")
+        u.require("image")
     with pytest.raises(UserError, match="no decoder"):
         u.generate(["x"])
 
@@ -74,7 +76,7 @@ def test_names_of_files_with_dots_keep_their_captions(bundle_folder, tmp_path):
         Image.new("RGB", (9, 9)).save(tmp_path / f"{name}.png")
         (tmp_path / f"{name}.txt").write_text(f"this is {name}")
     (tmp_path / "photo.txt").write_text("another text")
-    found = {raw.id: [p.text for p in raw.content if p.type == "text"] for raw in read_source(tmp_path)}
+    found = {raw.id: [p.value for p in raw.content if p.type == "text"] for raw in read_source(tmp_path)}
     assert found == {"photo.v1.png": ["this is photo.v1"], "photo.v2.png": ["this is photo.v2"], "photo.txt": ["another text"]}
 
 

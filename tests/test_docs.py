@@ -20,15 +20,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from raw_data import FEATURES, png, tar_of, wav
 
-from unitok.bundle import Unitok
+from unitok.api import Unitok
 from unitok.cli import main
 from unitok.data.shards import TokenDataset
-from unitok.document import read_raw_documents
+from unitok.interleaved import read_raw_documents
+from unitok.modalities import modalities
 from unitok.model import Decoder
 
 ROOT = Path(__file__).parent.parent
@@ -245,8 +247,27 @@ def in_transformers(block: str) -> None:
 
 # ---- Pages ----------------------------------------------------------------------------------------------------------
 
+
 #: What is done with each block of each page, in order.
+def a_modality(block: str) -> None:
+    """A file of `unitok/modalities/`."""
+    exec(compile(block, "dice.py", "exec"), {"__name__": "dice"})
+
+
+def documents_with_dice(block: str) -> None:
+    """One document of many."""
+    (text, dice), rng = json.loads(block)["content"], np.random.default_rng(0)
+    lines = []
+    for i in range(40):
+        low = i % 2 == 0
+        throws = rng.integers(1, 4, 5) if low else rng.integers(4, 7, 5)
+        content = [{**text, "text": "low throws" if low else "high throws"}, {**dice, "dice": throws.tolist()}]
+        lines.append(json.dumps({"id": str(i), "content": content}) + "\n")
+    Path("documents.jsonl").write_text("".join(lines))
+
+
 BLOCKS: dict[str, list[Callable[[str], None]]] = {
+    "docs/add-a-modality.md": [a_modality, documents_with_dice, shell, python],
     "README.md": [shell, shell, installs, shell, shell, shell, python, tree],
     "docs/data-formats.md": [
         *(one_document, with_a_template, recipe, what_a_data_set_holds, with_other_programs, from_a_bucket)
@@ -340,6 +361,13 @@ def test_the_page_on_fine_tuning_runs_and_the_example_scores_what_it_writes(demo
         ["python", "examples/esperanto.py", "score", "SCENES", "runs/esperanto-test.jsonl"]
     )  # the question is no answer
     assert "0 of 24 right (0%)" in capsys.readouterr().out
+
+
+def test_a_new_modality_goes_from_json_lines_to_generated_files(names, monkeypatch):
+    monkeypatch.setattr("unitok.modalities._REGISTRY", dict(modalities()))
+    run_page("docs/add-a-modality.md")
+    throws = json.loads(Path("runs/samples/outputs.jsonl").read_text().splitlines()[0])["content"][-1]["dice"]
+    assert json.dumps(throws) in Path("runs/samples/index.html").read_text()
 
 
 def test_esperanto_says_what_a_scene_shows():

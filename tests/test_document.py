@@ -5,8 +5,10 @@ import sys
 
 import pytest
 
-from unitok.document import Part, RawDocument, format_raw_document, json_line, read_raw_documents
+from unitok.document import Part, RawDocument
 from unitok.errors import UserError
+from unitok.files import json_line
+from unitok.interleaved import format_raw_document, read_raw_documents
 
 SEPARATORS = [c for c in map(chr, range(sys.maxunicode + 1)) if len(f"a{c}b".splitlines()) > 1]
 
@@ -19,7 +21,7 @@ def test_what_is_written_is_one_line_for_every_reader(tmp_path):
     assert "漢" in line
     assert json.loads(line) == {"text": text, "key\u2028": [1, None]}
     assert json.loads(json_line("\ud800").encode()) == "\ud800"  # a name that is not UTF-8 can be written down
-    document = RawDocument("7", (Part("text", text=text), Part("text", text="two", role="user", loss=False)))
+    document = RawDocument("7", (Part("text", text), Part("text", "two", role="user", loss=False)))
     written = format_raw_document(document, tmp_path)
     (tmp_path / "d.jsonl").write_bytes(b"\xef\xbb\xbf" + f"{written}\r\n\n{written}\n".encode())
     read = list(read_raw_documents(tmp_path / "d.jsonl"))

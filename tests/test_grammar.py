@@ -95,11 +95,11 @@ def test_an_image_without_a_size_fits_what_the_rest_of_the_plan_leaves(vocab):
 @pytest.mark.parametrize("bad", ["picture", "image:0x3", "image:3", "image:99x1", "audio:zero", "text,text", "image:2x3x4"])
 def test_a_plan_that_makes_no_sense_is_one_clear_line(vocab, bad):
     with pytest.raises(UserError, match="want|modality"):
-        parse_plan(bad, vocab, 12.5)
+        parse_plan(bad, vocab, {"audio": 12.5})
 
 
 def test_seconds_become_frames(vocab):
-    assert parse_plan("audio:2s", vocab, 12.5)[0].repeats == 25
+    assert parse_plan("audio:2s", vocab, {"audio": 12.5})[0].repeats == 25
 
 
 def test_places_count_from_the_begin_of_each_image_and_sound(vocab, random_document):

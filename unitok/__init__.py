@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unitok.bundle import Unitok
+    from unitok.api import Unitok
     from unitok.document import Document, Segment
 
 __version__ = "0.1.0"
@@ -12,7 +12,7 @@ __all__ = ["Document", "Segment", "Unitok", "__version__"]
 
 def __getattr__(name: str) -> Any:
     if name == "Unitok":
-        from unitok.bundle import Unitok
+        from unitok.api import Unitok
 
         return Unitok
     if name in ("Document", "Segment"):

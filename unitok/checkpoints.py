@@ -254,6 +254,17 @@ def _tensors(node: Any, name: str) -> Iterator[tuple[str, Tensor]]:
             yield from _tensors(child, f"{name}.{key}" if name else str(key))
 
 
+def merge_lora(state: dict[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """Weights with peft's layers -> plain ones: W + scale x B A. `scale` is alpha / rank."""
+    plain = {name.replace(".base_layer.", "."): tensor for name, tensor in state.items() if ".lora_" not in name}
+    for name, a in state.items():
+        if found := re.fullmatch(r"(.*)\.lora_A\.default\.weight", name):
+            b = state[f"{found[1]}.lora_B.default.weight"]
+            weight = plain[f"{found[1]}.weight"]
+            plain[f"{found[1]}.weight"] = (weight.float() + scale * b.float() @ a.float()).to(weight.dtype)
+    return plain
+
+
 def is_safetensors(path: Path) -> bool:
     """Whether a file is safetensors by its first bytes, or is at least called so."""
     with open(path, "rb") as file:

@@ -1,14 +1,16 @@
 """The output folder of a run: files that are whole or not there, and locks that keep runs apart."""
 
 import errno
+import json
 import os
+import re
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from unitok.errors import UserError
+from unitok.errors import UserError, first_line
 
 
 @contextmanager
@@ -89,3 +91,24 @@ def full_disk(error: OSError, out: Path) -> Exception:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return UserError(f"{out}: {error.strerror}; make room and start again: what is done is kept")
     return error
+
+
+def parse_line(line: str, where: str) -> Any:
+    """One line of a JSON Lines file; errors: `UserError` with `where`."""
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno}); mend or remove the line") from None
+    except ValueError as error:  # a number of too many digits
+        raise UserError(f"{where}: not JSON ({first_line(error)}); mend or remove the line") from None
+    except RecursionError:
+        raise UserError(f"{where}: JSON in too many brackets; mend or remove the line") from None
+
+
+#: Where `str.splitlines` ends a line although JSON does not; and halves of surrogate pairs, which UTF-8 cannot hold.
+_UNSAFE = re.compile("[\x85\u2028\u2029\ud800-\udfff]")
+
+
+def json_line(value: Any) -> str:
+    """A line of a JSON Lines file, without its end: readable text, and one line for every reader. Inverse of `json.loads`."""
+    return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False))

@@ -11,16 +11,15 @@ A row is free (any legal document) or follows a plan, a list of `Want`s. The mac
 import copy
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from unitok.document import ROLES
 from unitok.errors import UserError
+from unitok.intervals import Intervals, holds, join_intervals
 from unitok.vocab import Span, Vocab
-
-Intervals = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -32,10 +31,10 @@ class Want:
     repeats: int | None = None
 
 
-def parse_plan(text: str, vocab: Vocab, frame_rate: float | None = None) -> list[Want] | None:
+def parse_plan(text: str, vocab: Vocab, rates: Mapping[str, float] | None = None) -> list[Want] | None:
     """`free` -> None; `text,image:8x12,audio:2s` -> Wants; errors: `UserError` that shows the form.
 
-    `frame_rate` (Hz) turns seconds of audio into frames.
+    rates: frames per second, by modality, of those whose length may be said in seconds.
     """
     if text.strip() == "free":
         return None
@@ -51,8 +50,8 @@ def parse_plan(text: str, vocab: Vocab, frame_rate: float | None = None) -> list
             if max(grid) > most:
                 raise UserError(f"want {item!r}: no side may be over {most} codes")
             wants.append(Want(modality, grid))
-        elif modality == "audio" and frame_rate and re.fullmatch(r"\d+(\.\d+)?s", length):
-            wants.append(Want(modality, repeats=max(1, round(float(length[:-1]) * frame_rate))))
+        elif modality in (rates or {}) and re.fullmatch(r"\d+(\.\d+)?s", length):
+            wants.append(Want(modality, repeats=max(1, round(float(length[:-1]) * (rates or {})[modality]))))
         elif not span.header and re.fullmatch(r"[1-9]\d*", length):
             wants.append(Want(modality, repeats=int(length)))
         else:
@@ -317,7 +316,7 @@ class Row:
             if span.end and id == vocab.specials[span.end]:
                 self._leave()
                 return
-            if _contains(self.grammar.bodies[span.modality][self.count % len(span.body)], id):
+            if holds(self.grammar.bodies[span.modality][self.count % len(span.body)], id):
                 self.count += 1
                 return
             self._leave()  # a bare span, ended by what comes now
@@ -332,7 +331,7 @@ class Row:
 
     def _enter(self, id: int) -> None:
         for modality, intervals in self.grammar.openings.items():
-            if _contains(intervals, id):
+            if holds(intervals, id):
                 self.span, self.state, self.sides = self.vocab.spans[modality], "in", []
                 self.count = 0 if self.span.begin else 1
                 return
@@ -390,7 +389,7 @@ class Grammar:
         if len(ids) == 0 or ids[0] != self.vocab.bos:
             raise UserError("position 0: a document begins with <bos>")
         for position, id in enumerate(ids[1:].tolist(), 1):
-            if row.state == "done" or not _contains(row.allowed(), id):
+            if row.state == "done" or not holds(row.allowed(), id):
                 raise UserError(f"position {position}: {self.vocab.name_of(id)} cannot stand here")
             row.advance(id)
         if complete and row.state != "done":
@@ -480,18 +479,3 @@ class Grammar:
         end = np.maximum.accumulate(np.where(ends, index, -1))
         end_before = np.concatenate([[-1], end[:-1]])  # the end itself still belongs to its span
         return np.where(begin > end_before, index - begin + 1, 0)
-
-
-def join_intervals(intervals: Iterable[tuple[int, int]]) -> Intervals:
-    """Sorted, with touching intervals joined, so that equal sets are equal tuples."""
-    out: list[tuple[int, int]] = []
-    for a, b in sorted(intervals):
-        if out and a <= out[-1][1]:
-            out[-1] = (out[-1][0], max(b, out[-1][1]))
-        else:
-            out.append((a, b))
-    return tuple(out)
-
-
-def _contains(intervals: Intervals | list[tuple[int, int]], id: int) -> bool:
-    return any(a <= id < b for a, b in intervals)

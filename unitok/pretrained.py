@@ -302,6 +302,21 @@ def part_folder(path: Path, name: str) -> Path:
     return path / name if (path / "bundle.json").exists() or (path / name / "config.json").exists() else path
 
 
+def known_vocabulary(path: Path) -> Path:
+    """The vocab.json that says what a decoder's ids mean: beside it, or of the bundle that `path` is the `model` folder of.
+
+    Errors: `UserError` where there is none, as for an imported decoder: that its ids are as many as others says nothing.
+    """
+    for folder in (path, *([path.parent] if (path.parent / "bundle.json").exists() else [])):
+        if (folder / "vocab.json").exists():
+            return folder / "vocab.json"
+    part_folder(path, "model")  # says so where there is nothing at all
+    raise UserError(
+        f"{path}: a decoder without a vocabulary (no vocab.json beside it): what its ids mean is not known, so it cannot be "
+        "used with the ids of other tokenizers; give a bundle, whose decoder was trained on its ids"
+    )
+
+
 def state_fingerprint(config: Any, state: dict[str, Tensor]) -> str:
     """sha256 of configuration and weights: two tokenizers with the same fingerprint make the same codes."""
     digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())

@@ -114,13 +114,13 @@ class Vocab:
         """The ranges that repeat in a span of that modality."""
         return tuple(self.range(name) for name in self.span(modality).body)
 
-    def body_codes(self, modality: str, ids: list[int]) -> list[int]:
-        """The first ids of a span's body -> codes, in the same order."""
-        body = self.body(modality)
-        codes = np.zeros(len(ids), np.int64)
-        for k, r in enumerate(body):
-            codes[k :: len(body)] = r.to_codes(np.array(ids[k :: len(body)], np.int64))
-        return codes.tolist()
+    def partial(self, modality: str, ids: list[int], sides: tuple[int, ...]) -> np.ndarray:
+        """Codes of the whole units (rows, frames, pieces) that the first ids of a span's body hold, in `Segment.codes`' shape."""
+        body, span = self.body(modality), self.span(modality)
+        unit = sides[-1] if span.header else len(body)
+        whole = np.array(ids[: len(ids) // unit * unit], np.int64)
+        codes = np.stack([r.to_codes(whole[k :: len(body)]) for k, r in enumerate(body)])
+        return codes.reshape(-1, unit) if span.header else codes if span.begin else codes[0]
 
     def span(self, modality: str) -> Span:
         """The declaration of a modality; errors: `UserError` with those that there are."""

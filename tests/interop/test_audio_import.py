@@ -10,7 +10,8 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from unitok.bundle import Unitok, make_bundle
+from unitok.api import Unitok
+from unitok.bundle import make_bundle
 from unitok.cli import main
 from unitok.errors import UserError
 from unitok.interop import import_checkpoint
@@ -237,7 +238,7 @@ def test_an_import_works_wherever_an_audio_tokenizer_does(encodec_model, tmp_pat
     x = sound(1, 2500)[0]
     document = Unitok.from_pretrained(tmp_path / "bundle").read_prompt([(x, 24_000)])
     assert bundle.vocab.decode(bundle.vocab.encode(document)).segments[0].codes.shape == (4, 8)
-    assert bundle.decode_segment(document.segments[0]).shape == (1, 2500)
+    assert bundle.decode(document.segments[0]).shape == (1, 2500)
 
 
 def test_damaged_and_foreign_files_are_refused_in_one_line(tmp_path):

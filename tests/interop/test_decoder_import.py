@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from unitok.bundle import Unitok, make_bundle, make_untrained
+from unitok.api import Unitok
+from unitok.bundle import make_bundle, make_untrained
 from unitok.cli import main
 from unitok.document import Document, Segment
 from unitok.errors import UserError
@@ -16,7 +17,8 @@ from unitok.grammar import Grammar, parse_plan
 from unitok.interop import import_checkpoint
 from unitok.interop.decoder import export_decoder
 from unitok.model import Decoder, DecoderConfig
-from unitok.sample.engine import Request, generate
+from unitok.sample.engine import generate
+from unitok.sample.running import Request
 from unitok.sample.sampling import Settings
 from unitok.tokenizers import ImageTokenizer
 from unitok.training.finetune import start_decoder
@@ -282,7 +284,7 @@ def test_an_exported_decoder_writes_pictures_in_transformers_too(tiny, tmp_path)
     decoder = filled(Decoder(replace(tiny.model.config, places=0)))
     export_decoder("hf-qwen3", decoder, tiny.vocab, tmp_path / "out")
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
-    vocab, plan = tiny.vocab, parse_plan("text,image:2x3,audio:2", tiny.vocab, 12.5)
+    vocab, plan = tiny.vocab, parse_plan("text,image:2x3,audio:2", tiny.vocab, {"audio": 12.5})
     prompts = [vocab.encode(Document((Segment("text", tiny.text.encode(t)),)), eos=False) for t in ("a text", "nothing small")]
     longest = max(map(len, prompts))
     padded = torch.tensor([[vocab.pad] * (longest - len(p)) + p.tolist() for p in prompts])

@@ -9,7 +9,6 @@ import soundfile
 import torch
 from PIL import Image
 
-from unitok.bundle import PromptPart
 from unitok.document import Document, Part, RawDocument, Segment
 from unitok.errors import UserError
 from unitok.sample.prompts import read_prompts
@@ -25,7 +24,7 @@ def media(tmp_path_factory):
     return folder
 
 
-def parts(tiny, media) -> list[PromptPart]:
+def parts(tiny, media) -> list:
     samples, rate = soundfile.read(media / "sound.wav")
     picture = Image.open(media / "picture.png")
     document = Document((Segment("text", tiny.text.encode("a text")),))
@@ -90,7 +89,7 @@ def test_settings_of_every_form_are_the_same(tiny):
         ({"settings": {"image": {"temprature": 1}}}, r"settings\['image'\]: no 'temprature'; did you mean temperature"),
         ({"settings": {"image": 0.5}}, r"settings\['image'\]: a float; give settings="),
         ({"settings": 0.5}, "settings: a float; give settings="),
-        ({"settings": {"image": {"temperature": "hot"}}}, "--temperature 'hot'"),
+        ({"settings": {"image": {"temperature": "hot"}}}, "temperature 'hot'"),
         ({"n": "2"}, "n is '2'"),
         ({"n": 1.5}, r"n is 1\.5"),
         ({"keep": "half"}, "keep is 'half'"),

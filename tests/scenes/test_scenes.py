@@ -13,7 +13,7 @@ from unitok.cli import main
 from unitok.document import Document, Segment
 from unitok.errors import UserError
 from unitok.media import load_audio, load_image
-from unitok.sample.render import Output
+from unitok.sample.outputs import Output
 from unitok.scenes.evaluate import DIRECTIONS as WAYS
 from unitok.scenes.evaluate import Evaluation, evaluate_bundle, print_scores
 from unitok.scenes.report import write_report
@@ -127,7 +127,7 @@ def test_interleaved_pictures_must_each_fit_the_text_before_them(tiny, scenes_fo
     monkeypatch.setattr(evaluation, "_continue", draw)
     evaluation._interleaved(scenes_folder, rows, "")
     assert evaluation.scores["generation.interleaved.attributes"] == 0.5  # one of two first ones, one of two second ones
-    texts = [[tiny.decode_segment(s) for s in p.segments if s.modality == "text"][-1] for p in seen[1]]
+    texts = [[tiny.decode(s) for s in p.segments if s.modality == "text"][-1] for p in seen[1]]
     assert texts == [rows[1]["caption"], rows[0]["caption"]]
 
 

@@ -8,6 +8,8 @@ import types
 import pytest
 import torch
 
+from unitok.tokenizers import AudioTokenizerConfig, ImageTokenizerConfig
+from unitok.tokenizers.codebook import Codebook
 from unitok.tokenizers.seanet import SEANetDecoder, SEANetEncoder, fold_for_use
 from unitok.tokenizers.vqgan import Decoder, Encoder
 from unitok.training.discriminators import PatchDiscriminator, STFTDiscriminator
@@ -35,11 +37,11 @@ def build_taming(name):
 @pytest.mark.parametrize("shape", [(16, 16), (24, 32)])
 def test_encoder_and_decoder_equal_tamings(shape):
     torch.manual_seed(0)
-    theirs, ours = build_taming("Encoder").eval(), Encoder(**TAMING).eval()
+    theirs, ours = build_taming("Encoder").eval(), Encoder(ImageTokenizerConfig(**TAMING, patch=1)).eval()
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(2, 3, *shape)
     torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=1e-5)
-    theirs, ours = build_taming("Decoder").eval(), Decoder(**TAMING).eval()
+    theirs, ours = build_taming("Decoder").eval(), Decoder(ImageTokenizerConfig(**TAMING, patch=1)).eval()
     ours.load_state_dict(theirs.state_dict())
     z = torch.randn(2, 8, shape[0] // 2, shape[1] // 2)
     torch.testing.assert_close(ours(z), theirs(z), atol=1e-5, rtol=1e-5)
@@ -55,6 +57,13 @@ def test_discriminator_equals_tamings():
     torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=1e-5)
 
 
+def encodec_config(**shared) -> AudioTokenizerConfig:
+    """The configuration of a network as encodec's classes have it by default."""
+    theirs = {"n_filters": 32, "ratios": (8, 5, 4, 2), "patch": 1, "kernel_size": 7, "last_kernel_size": 7}
+    theirs |= {"true_skip": False, "lstm": 2, "norm": "weight_norm", "pad_mode": "reflect"}
+    return AudioTokenizerConfig(**(theirs | shared))
+
+
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("true_skip", [True, False])
 @pytest.mark.parametrize("length", [320, 333, 7])
@@ -63,7 +72,7 @@ def test_seanet_equals_encodecs(encodec_seanet, causal, true_skip, length, gradi
     shared = {"dimension": 8, "n_filters": 4, "ratios": (4, 2), "causal": causal, "true_skip": true_skip, "norm": "none"}
     torch.manual_seed(0)
     theirs = encodec_seanet.SEANetEncoder(**(shared | {"ratios": [4, 2]})).eval()
-    ours = SEANetEncoder(**shared).eval()
+    ours = SEANetEncoder(encodec_config(**shared)).eval()
     ours.load_state_dict(theirs.state_dict())
     if folded:
         fold_for_use(ours)
@@ -71,7 +80,7 @@ def test_seanet_equals_encodecs(encodec_seanet, causal, true_skip, length, gradi
     with torch.set_grad_enabled(gradients):
         torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=1e-5)
     theirs = encodec_seanet.SEANetDecoder(**(shared | {"ratios": [4, 2]})).eval()
-    ours = SEANetDecoder(**shared).eval()
+    ours = SEANetDecoder(encodec_config(**shared)).eval()
     ours.load_state_dict(theirs.state_dict())
     if folded:
         fold_for_use(ours)
@@ -117,7 +126,7 @@ def test_stft_discriminator_equals_encodecs(encodec_seanet, channels, monkeypatc
 def test_inference_follows_weights_that_change(norm, folded):
     """With the optimizer that trains tokenizers, which leaves parameters' versions as they were; validated again and again."""
     torch.manual_seed(0)
-    model = SEANetDecoder(dimension=8, n_filters=4, ratios=(4, 2), norm=norm, causal=True, lstm=0)
+    model = SEANetDecoder(encodec_config(dimension=8, n_filters=4, ratios=(4, 2), norm=norm, causal=True, lstm=0))
     if folded:
         fold_for_use(model)
     optimizer, z, seen = adamw(model.parameters(), 0.1, (0.9, 0.95), 0.0), torch.randn(2, 8, 11), []
@@ -139,8 +148,8 @@ def test_inference_follows_weights_that_change(norm, folded):
 
 def test_folded_weights_are_saved_and_read_as_they_were():
     torch.manual_seed(0)
-    network = {"dimension": 8, "n_filters": 4, "ratios": (4, 2), "norm": "none", "lstm": 0}
-    model, other, z = SEANetDecoder(**network), SEANetDecoder(**network), torch.randn(2, 8, 11)
+    network = encodec_config(dimension=8, n_filters=4, ratios=(4, 2), norm="none", lstm=0)
+    model, other, z = SEANetDecoder(network), SEANetDecoder(network), torch.randn(2, 8, 11)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     fold_for_use(model)
     assert list(model.state_dict()) == list(state)
@@ -163,7 +172,9 @@ def test_normed_seanet_equals_encodecs(encodec_seanet, norm, gradients):
     torch.manual_seed(0)
     for name, given in (("SEANetEncoder", torch.randn(2, 2, 640)), ("SEANetDecoder", torch.randn(2, 8, 5))):
         theirs = getattr(encodec_seanet, name)(**shared, ratios=[4, 2]).eval()
-        ours = {"SEANetEncoder": SEANetEncoder, "SEANetDecoder": SEANetDecoder}[name](**shared, ratios=(4, 2)).eval()
+        ours = {"SEANetEncoder": SEANetEncoder, "SEANetDecoder": SEANetDecoder}[name](
+            encodec_config(**shared, ratios=(4, 2))
+        ).eval()
         ours.load_state_dict(theirs.state_dict())  # weight norm's older keys are understood
         with torch.set_grad_enabled(gradients):
             torch.testing.assert_close(ours(given), theirs(given), atol=1e-5, rtol=1e-5)
@@ -173,11 +184,34 @@ def test_normed_seanet_equals_encodecs(encodec_seanet, norm, gradients):
 def test_inference_and_training_paths_agree(patch):
     """Without gradients doubling is merged with its convolution, and activations are overwritten."""
     torch.manual_seed(0)
-    network = {"ch": 64, "ch_mult": (1, 2), "num_res_blocks": 1, "z_channels": 8, "resolution": 64, "patch": patch}
+    network = ImageTokenizerConfig(ch=64, ch_mult=(1, 2), num_res_blocks=1, z_channels=8, resolution=64, patch=patch)
     x, z = torch.randn(2, 3, 64, 48), torch.randn(2, 8, 32 // patch, 24 // patch)
-    for model, given in ((Encoder(**network), x), (Decoder(**network), z)):
+    for model, given in ((Encoder(network), x), (Decoder(network), z)):
         kept = given.clone()
         with torch.no_grad():
             fast = model(given)
         torch.testing.assert_close(fast, model(given), atol=1e-5, rtol=1e-5)
         assert torch.equal(given, kept)
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_a_codebook_learns_what_the_librarys_learns(normalise, monkeypatch):
+    """Three batches of moving averages, from the same codes, without revival."""
+    monkeypatch.setattr("unitok.tokenizers.codebook.DEAD_BELOW", 0.0)
+    from vector_quantize_pytorch import VectorQuantize
+
+    torch.manual_seed(0)
+    theirs = VectorQuantize(4, codebook_size=16, use_cosine_sim=normalise, decay=0.7, rotation_trick=False).train()
+    ours, codes = Codebook(16, 4, normalise), torch.randn(16, 4)
+    ours.set(codes)
+    book = theirs._codebook
+    for name in ("embed", "cluster_size", "embed_avg"):
+        getattr(book, name).copy_(getattr(ours, name)[None])
+    for _ in range(3):
+        vectors = torch.randn(1, 200, 4)
+        vectors = torch.nn.functional.normalize(vectors, dim=-1) if normalise else vectors
+        assert torch.equal(ours.nearest(vectors), theirs(vectors)[1])
+        ours.update(vectors[0], decay=0.7)
+        torch.testing.assert_close(ours.embed, book.embed[0], atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(ours.cluster_size, book.cluster_size[0], atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(ours.embed, codes, atol=0.1)

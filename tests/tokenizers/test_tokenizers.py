@@ -13,13 +13,13 @@ from PIL import Image
 from unitok.errors import UserError
 from unitok.media import load_audio, load_image, save_audio
 from unitok.tokenizers import AudioTokenizer, ImageTokenizer, ImageTokenizerConfig, TextTokenizer
+from unitok.tokenizers.codebook import nearest
 from unitok.tokenizers.quantize import (
     FiniteScalarQuantizer,
     LookupFreeQuantizer,
     ResidualQuantizer,
     SimVectorQuantizer,
     VectorQuantizer,
-    nearest,
 )
 
 
@@ -109,11 +109,11 @@ def test_dead_codes_are_revived_relative_to_the_batch_and_survive_the_next_step(
     vq = VectorQuantizer(8, size=16, dim=4)
     vq.decay = 0.5
     vq.update(vq.train()(torch.randn(8, 32, 8)).low)
-    codebook = vq.quantize._codebook
+    codebook = vq.codebook
     with torch.no_grad():  # kill half of the codes
-        codebook.cluster_size[:, 8:] = 0
-        codebook.embed[:, 8:] = torch.nn.functional.normalize(-10 * torch.ones(8, 4) + torch.randn(8, 4) * 0.01, dim=-1)
-        codebook.embed_avg[:, 8:] = 0
+        codebook.cluster_size[8:] = 0
+        codebook.embed[8:] = torch.nn.functional.normalize(-10 * torch.ones(8, 4) + torch.randn(8, 4) * 0.01, dim=-1)
+        codebook.embed_avg[8:] = 0
     revived = []
     for _ in range(10):
         out = vq(torch.randn(8, 32, 8))
@@ -135,8 +135,8 @@ def test_forward_leaves_the_codebook_alone_and_update_learns_it_from_a_whole_bat
     vq.update(torch.cat(lows), seed=7)
     torch.manual_seed(2)
     twin.update(torch.cat(lows), seed=7)
-    assert not torch.equal(vq.codebook, before["quantize._codebook.embed"][0])
-    assert torch.equal(vq.codebook, twin.codebook)
+    assert not torch.equal(vq.codebook.embed, before["codebook.embed"])
+    assert torch.equal(vq.codebook.embed, twin.codebook.embed)
 
 
 def test_kmeans_starts_every_code_inside_the_data_and_the_first_update_keeps_them():
@@ -145,10 +145,10 @@ def test_kmeans_starts_every_code_inside_the_data_and_the_first_update_keeps_the
     data = torch.nn.functional.normalize(centres.repeat(200, 1) + 0.01 * torch.randn(1600, 4), dim=-1)
     vq = VectorQuantizer(4, size=64, dim=4)
     vq.start(data)
-    assert nearest(data, vq.codebook).unique().numel() >= 48
-    assert (vq.codebook @ centres.T).max(-1).values.min() > 0.99
+    assert nearest(data, vq.codebook.embed).unique().numel() >= 48
+    assert (vq.codebook.embed @ centres.T).max(-1).values.min() > 0.99
     vq.update(data)
-    assert (vq.codebook @ centres.T).max(-1).values.min() > 0.99
+    assert (vq.codebook.embed @ centres.T).max(-1).values.min() > 0.99
 
 
 def test_the_nearest_code_is_found_in_any_number_of_parts(monkeypatch):
@@ -156,7 +156,7 @@ def test_the_nearest_code_is_found_in_any_number_of_parts(monkeypatch):
     vectors, codebook = torch.randn(7, 11, 3), torch.randn(50, 3)
     wanted = torch.cdist(vectors.reshape(-1, 3), codebook).argmin(-1).reshape(7, 11)
     assert torch.equal(nearest(vectors, codebook), wanted)
-    monkeypatch.setattr("unitok.tokenizers.quantize.CHUNK", 150)
+    monkeypatch.setattr("unitok.tokenizers.codebook.CHUNK", 150)
     assert torch.equal(nearest(vectors, codebook), wanted)
 
 
@@ -433,7 +433,7 @@ def test_large_pictures_go_through_in_tiles_without_seams():
 
 def test_memory_of_a_large_picture_is_that_of_its_tiles(monkeypatch):
     model = ImageTokenizer(ImageTokenizerConfig(ch=32, ch_mult=(1, 2), patch=2, z_channels=8, codebook_size=64)).eval()
-    model.quantizer.set_codebook(torch.randn(64, 8))
+    model.quantizer.codebook.set(torch.randn(64, 8))
     sides = []
     forward = model.encoder.forward
     monkeypatch.setattr(model.encoder, "forward", lambda x: (sides.append(x.shape), forward(x))[1])

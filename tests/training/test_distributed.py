@@ -9,7 +9,8 @@ import torch.distributed.checkpoint
 from fitting import weights
 from launch import run_processes
 
-from unitok.bundle import Unitok, make_bundle
+from unitok.api import Unitok
+from unitok.bundle import make_bundle
 from unitok.checkpoints import is_sharded, load_checkpoint, newest_checkpoint
 from unitok.errors import UserError
 from unitok.training.fit import run_lightning

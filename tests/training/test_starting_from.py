@@ -6,7 +6,8 @@ import pytest
 import torch
 from fitting import arguments, weights
 
-from unitok.bundle import Unitok, make_bundle, make_untrained
+from unitok.api import Unitok
+from unitok.bundle import Bundle, make_bundle, make_untrained
 from unitok.checkpoints import load_checkpoint, newest_checkpoint
 from unitok.data.prepare.plan import Plan
 from unitok.data.prepare.tokenize import tokenize
@@ -76,7 +77,7 @@ def test_a_grown_vocabulary_trains_its_new_rows_alone(tmp_path, scenes_folder):
     small = build_vocab({"text": whole.text, "image": whole.image})
     old = Decoder(DecoderConfig(small.size, 32, 1, 64, 1, 1, head_dim=32))
     torch.nn.init.normal_(old.lm_head.weight, std=0.1)
-    Unitok(small, whole.text, whole.image, None, old).save_pretrained(tmp_path / "small")
+    Bundle(small, {"text": whole.text, "image": whole.image}, old).save_pretrained(tmp_path / "small")
     whole.vocab = build_vocab({"audio": whole.audio}, onto=small)
     whole.model = None
     whole.save_pretrained(tmp_path / "grown")

@@ -10,7 +10,8 @@ import pytest
 import torch
 from fitting import Poisoned, arguments, weights
 
-from unitok.bundle import Unitok, make_bundle, make_untrained
+from unitok.api import Unitok
+from unitok.bundle import make_bundle, make_untrained
 from unitok.checkpoints import load_checkpoint, newest_checkpoint
 from unitok.data.modules import TokenShards
 from unitok.data.prepare.plan import Plan

@@ -173,6 +173,7 @@ def bundle(arguments: list[str]) -> None:
     p.add_argument("out", type=Path, help="the bundle's folder")
     for name in ("text", "image", "audio", "decoder"):
         p.add_argument(f"--{name}", type=Path, help=f"the {name} part: a run's folder, a checkpoint, or a part's own folder")
+    p.add_argument("--add", nargs="+", default=(), metavar="KIND", help="kinds of content whose tokenizers have no weights")
     p.add_argument("--untrained", metavar="PRESET", help="a whole bundle with random weights instead; PRESET is tiny")
     p.add_argument("--trust-checkpoint", action="store_true", help="allow unpickling: only for files from people you trust")
     _overwrite(p)
@@ -186,9 +187,8 @@ def bundle(arguments: list[str]) -> None:
             raise UserError("--untrained makes all parts itself: leave out the others")
         made = make_untrained(o.out, o.untrained, overwrite=o.overwrite)
     else:
-        made = make_bundle(o.out, paths, o.trust_checkpoint, o.overwrite)
-    parts = [name for name in ("text", "image", "audio", "model") if getattr(made, name) is not None]
-    print(f"{o.out}: {', '.join(parts)}; {made.vocab.size} ids")
+        made = make_bundle(o.out, paths, o.trust_checkpoint, o.overwrite, add=o.add)
+    print(f"{o.out}: {', '.join(made.parts)}; {made.vocab.size} ids")
 
 
 def _tokenize_parser() -> argparse.ArgumentParser:
@@ -425,11 +425,12 @@ def _sample_parser() -> argparse.ArgumentParser:
 def sample(arguments: list[str]) -> None:
     """Continue prompts. --text, --image and --audio may be repeated and mixed; their order is the prompt's order."""
     o = _sample_parser().parse_args(arguments)
-    from unitok.bundle import Unitok
+    from unitok.api import Unitok
+    from unitok.cli.flags import settings_from
     from unitok.media import sniff
     from unitok.pretrained import check_inputs, check_replaceable
+    from unitok.sample.outputs import save_outputs
     from unitok.sample.prompts import read_prompts
-    from unitok.sample.render import save_outputs, settings_from
 
     if not o.score:
         check_replaceable(o.out, "sample output", o.overwrite)
@@ -503,7 +504,7 @@ def _sampling_flags(p: argparse.ArgumentParser) -> None:
 
 def _score(u: Any, documents: list[Any], out: Path) -> None:
     """Write and print log-probabilities."""
-    from unitok.document import json_line
+    from unitok.files import json_line
 
     file = out / "scores.jsonl"
     if file.exists() and b'"log_probability"' not in file.read_bytes()[:1000]:

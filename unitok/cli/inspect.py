@@ -15,7 +15,7 @@ from unitok.hardware import HARDWARE
 from unitok.pretrained import load_config, make_config, settle
 
 if TYPE_CHECKING:
-    from unitok.bundle import Unitok
+    from unitok.api import Unitok
     from unitok.data.shards import TokenDataset
     from unitok.document import Segment
     from unitok.model import DecoderConfig
@@ -150,10 +150,10 @@ def histogram(lengths: np.ndarray, bars: int = 12, width: int = 50) -> str:
 
 def write_page(dataset: "TokenDataset", page: Page) -> None:
     """One self-contained HTML file with documents from all over a data set, decoded."""
-    from unitok.bundle import Unitok
+    from unitok.api import Unitok
 
     pages.check_page(page.path)
-    unitok = Unitok.from_pretrained(page.bundle, parts=("text", "image", "audio"))
+    unitok = Unitok.from_pretrained(page.bundle, parts="tokenizers")
     unitok.vocab.check_covers(dataset.vocab, str(page.bundle), str(dataset.folder))
     chosen = np.unique(np.linspace(0, len(dataset) - 1, min(page.samples, len(dataset))).round().astype(int))
     articles = []
@@ -177,27 +177,25 @@ figure{margin:0;max-width:100%}figcaption{font-size:.75rem;color:#777;overflow-w
 def _piece(unitok: "Unitok", segment: "Segment") -> str:
     from unitok.media import encode_png, encode_wav
 
-    content = unitok.decode_segment(segment)
+    content = unitok.decode(segment)
     said = " ".join(filter(None, [segment.role if segment.role != "none" else "", segment.source]))
     if segment.modality == "text":
         inner = f"<p>{pages.text(content)}</p>"
     elif segment.modality == "image":
         inner = pages.image(encode_png(content))
     else:
-        inner = pages.audio(encode_wav(content, unitok.need("audio").sample_rate))
+        inner = pages.audio(encode_wav(content, unitok.require("audio").sample_rate))
     return f'<figure class="{"" if segment.loss else "read"}">{inner}<figcaption>{pages.text(said)}</figcaption></figure>'
 
 
 def _inspect_bundle(folder: Path, plan: dict[str, Any]) -> None:
-    from unitok.bundle import TOKENIZERS, Unitok, describe
-    from unitok.modalities import modality_of
+    from unitok.bundle import Bundle
 
-    bundle = Unitok.from_pretrained(folder)
-    print(json.dumps(describe(bundle), indent=1))
+    bundle = Bundle.from_pretrained(folder)
+    print(json.dumps(bundle.describe(), indent=1))
     content: dict[str, str] = {}
-    for name in TOKENIZERS:
-        if getattr(bundle, name) is not None:
-            content |= modality_of(name).usage(name, getattr(bundle, name))
+    for name, tokenizer in bundle.tokenizers.items():
+        content |= bundle.modality(name).usage(name, tokenizer)
     if bundle.model is not None:
         _print_costs(bundle.model.config, content, plan)
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unitok.errors import visible
-from unitok.sample.render import Output
+from unitok.sample.outputs import Output
 from unitok.sample.stream import Piece
 
 COLUMNS = 48  # characters that a picture is wide, at most

@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from unitok import page
 from unitok.bundle import load_trained_part
-from unitok.document import json_line
 from unitok.errors import UserError
 from unitok.evaluate.image import format_number, timed
+from unitok.files import json_line
 from unitok.media import draw_spectrogram, encode_png, encode_wav, find_media, load_audio
 from unitok.pretrained import check_replaceable, whole_folder
 from unitok.storage import printable

@@ -25,8 +25,8 @@ from tqdm import tqdm
 
 from unitok import page
 from unitok.bundle import load_trained_part
-from unitok.document import json_line
 from unitok.errors import UserError
+from unitok.files import json_line
 from unitok.media import encode_png, find_media, open_image
 from unitok.pretrained import check_replaceable, whole_folder
 from unitok.storage import printable

@@ -19,7 +19,7 @@ from unitok.checkpoints import Inert, is_safetensors, load_checkpoint, load_weig
 from unitok.errors import UserError
 from unitok.interop.weights import State, log, read_config, read_folder, read_yaml, require_names, strip_prefix, tell_unused
 from unitok.pretrained import load_state
-from unitok.tokenizers.audio import AudioTokenizer, AudioTokenizerConfig
+from unitok.tokenizers import AudioTokenizer, AudioTokenizerConfig
 
 _ENCODEC = AudioTokenizerConfig(
     sample_rate=24_000, n_filters=32, dimension=128, ratios=(8, 5, 4, 2), patch=1, kernel_size=7, last_kernel_size=7, lstm=2,
@@ -302,16 +302,16 @@ def from_encodec(state: State, config: AudioTokenizerConfig, where: str) -> Audi
         wanted = {name: tensor for name, tensor in wanted.items() if ".conv.norm." not in name}
     rest = {name for name in state if not name.startswith(("encoder.", "decoder."))}
     for level in range(config.num_codebooks):
-        theirs, ours = f"quantizer.vq.layers.{level}._codebook", f"quantizer.layers.{level}._codebook"
+        theirs, ours = f"quantizer.vq.layers.{level}._codebook", f"quantizer.layers.{level}"
         rest -= {f"{theirs}.{name}" for name in ("embed", "cluster_size", "embed_avg", "inited")}
         if f"{theirs}.embed" not in state:
             raise UserError(f"{where}: it lacks {theirs}.embed, though it has later levels")
         embed = state[f"{theirs}.embed"].float()
         counts = state.get(f"{theirs}.cluster_size")
         counts = embed.new_ones(len(embed)) if counts is None else counts.float()
-        wanted[f"{ours}.embed"] = embed[None]
-        wanted[f"{ours}.cluster_size"] = counts[None]
-        wanted[f"{ours}.embed_avg"] = (embed * counts[:, None])[None]
+        wanted[f"{ours}.embed"] = embed
+        wanted[f"{ours}.cluster_size"] = counts
+        wanted[f"{ours}.embed_avg"] = embed * counts[:, None]
     if strange := sorted(name for name in rest if name.startswith("quantizer.")):
         raise UserError(f"{where}: its quantizer has {strange[0]}, which EnCodec's has not: it cannot be imported")
     for name, buffer in model.state_dict().items():

@@ -7,6 +7,7 @@
 Prompts are ids, bos first, padded on the left; what is generated decodes with `Vocab.decode`.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -30,23 +31,23 @@ class GrammarLogitsProcessor(LogitsProcessor):
 
     Args:
         vocab: the vocabulary that the model was trained on.
-        want: `free`, or a plan such as `text,image:8x12`. frame_rate: of the audio tokenizer, Hz, for `audio:2s`.
+        want: `free`, or a plan such as `text,image:8x12`. rates: frames per second of the audio tokenizer, for `audio:2s`: `{"audio": 50.0}`.
         max_ids: most new ids; `generate`'s max_new_tokens. Nothing is opened that they cannot close.
     """
 
-    def __init__(self, vocab: Vocab, want: str = "free", max_ids: int = 512, frame_rate: float | None = None):
-        self.grammar, self.plan, self.max_ids = Grammar(vocab), parse_plan(want, vocab, frame_rate), max_ids
+    def __init__(self, vocab: Vocab, want: str = "free", max_ids: int = 512, rates: Mapping[str, float] | None = None):
+        self.grammar, self.plan, self.max_ids = Grammar(vocab), parse_plan(want, vocab, rates), max_ids
         self._rows: dict[tuple[int, ...], Row] = {}
         self._length = 0
 
     @classmethod
     def from_pretrained(
-        cls, folder: Path | str, want: str = "free", max_ids: int = 512, frame_rate: float | None = None
+        cls, folder: Path | str, want: str = "free", max_ids: int = 512, rates: Mapping[str, float] | None = None
     ) -> "GrammarLogitsProcessor":
         """For what `unitok export` wrote: the vocabulary is in its `unitok_ids.json`."""
         path = Path(folder) / "unitok_ids.json"
         known = read_json(path, "export the bundle again; a decoder's folder alone has no vocabulary")
-        return cls(Vocab.from_manifest(known["manifest"]), want, max_ids, frame_rate)
+        return cls(Vocab.from_manifest(known["manifest"]), want, max_ids, rates)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """ids [B, T] so far, scores [B, V] -> scores."""

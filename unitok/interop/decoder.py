@@ -14,10 +14,9 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from unitok.bundle import Unitok
+from unitok.bundle import Bundle
 from unitok.errors import UserError, read_json
 from unitok.interop.image import from_chameleon
-from unitok.interop.registry import EXPORTS
 from unitok.interop.weights import State, log, read_config, read_folder, strip_prefix, tell_unused
 from unitok.model.decoder import Decoder, DecoderConfig
 from unitok.pretrained import whole_folder
@@ -213,7 +212,7 @@ class ImportedDecoder:
     def save_pretrained(self, out: Path, overwrite: bool = False) -> None:
         """Write a bundle; without a vocabulary only its folders `model/` and `tokenizers/NAME/`."""
         if self.vocab is not None:
-            Unitok(self.vocab, **self.tokenizers, model=self.model).save_pretrained(out, overwrite)
+            Bundle(self.vocab, self.tokenizers, self.model).save_pretrained(out, overwrite)
             return
         with whole_folder(out, "imported model", overwrite) as partial:
             self.model.save_pretrained(partial / "model")
@@ -226,8 +225,8 @@ class ImportedDecoder:
 
 def export_decoder(kind: str, decoder: Decoder, vocab: Vocab | None, out: Path, overwrite: bool = False) -> None:
     """Write a decoder as `kind`, with `unitok_ids.json` to tell what ids mean. Errors: `UserError` where it does not fit."""
-    if kind not in EXPORTS:
-        raise UserError(f"no kind {kind!r}; choose one of {', '.join(EXPORTS)}")
+    if kind != "hf-qwen3":
+        raise UserError(f"no kind {kind!r}; choose hf-qwen3")
     c = decoder.config
     fits = {"places": 0, "qk_norm": "rms", "norm_placement": "before", "mlp_bias": False, "attention_bias": False}
     for name, value in fits.items():  # servers know no bias on the output projection

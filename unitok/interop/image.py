@@ -14,7 +14,7 @@ from unitok.checkpoints import load_weights
 from unitok.errors import UserError
 from unitok.interop.weights import State, log, read_config, read_folder, read_yaml, require_names, strip_prefix, tell_unused
 from unitok.pretrained import load_state
-from unitok.tokenizers.image import ImageTokenizer, ImageTokenizerConfig
+from unitok.tokenizers import ImageTokenizer, ImageTokenizerConfig
 from unitok.tokenizers.quantize import VectorQuantizer
 
 #: Names that every VQ-GAN of this family has, in whatever wrapper it was saved.
@@ -73,8 +73,8 @@ def from_taming(
         used |= {*names}
     wanted = {k: v.float() for k, v in wanted.items()}
     assert isinstance(model.quantizer, VectorQuantizer)
-    model.quantizer.set_codebook(state["quantize.embedding.weight"].float())
-    wanted |= {k: v for k, v in model.state_dict().items() if "_codebook" in k}
+    model.quantizer.codebook.set(state["quantize.embedding.weight"].float())
+    wanted |= {k: v for k, v in model.state_dict().items() if ".codebook." in k}
     load_state(model, wanted, where)
     tell_unused(where, [*(name for name in state if name not in used), *others])
     return model.eval()

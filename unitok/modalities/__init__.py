@@ -21,7 +21,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 
 from unitok.document import Segment
-from unitok.errors import UserError
+from unitok.errors import UserError, read_json
 from unitok.ranges import Span
 from unitok.storage import Blob
 from unitok.vocab import Vocab
@@ -55,6 +55,33 @@ class Loaded:
         return getattr(self.content, "nbytes", 0)
 
 
+class Plain:
+    """A tokenizer without weights: what a kind needs whose codes follow from its values. `config`: of that, as JSON can say it."""
+
+    def __init__(self, kind: str, **config: Any):
+        self.kind, self.config = kind, config
+
+    def fingerprint(self) -> str:
+        """Changes when the codes do."""
+        return json.dumps([self.kind, self.config], sort_keys=True)
+
+    def save_pretrained(self, folder: Path, overwrite: bool = False) -> None:
+        """Write `config.json`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"unitok": 1, "kind": f"{self.kind} tokenizer", "config": self.config}, indent=1)
+        (folder / "config.json").write_text(f"{text}\n", encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, folder: Path, device: str = "cpu") -> "Plain":
+        """Read its folder. Errors: `UserError`."""
+        found = read_json(folder / "config.json", "build the bundle again", "kind", "config")
+        return cls(found["kind"].removesuffix(" tokenizer"), **found["config"])
+
+    def describe(self) -> dict[str, Any]:
+        """Its configuration."""
+        return self.config
+
+
 @dataclass(frozen=True)
 class NoOptions:
     """A modality whose content is read in one way."""
@@ -63,7 +90,7 @@ class NoOptions:
 class Modality:
     """One kind of content. A subclass sets `kind` and overrides what differs from plain values in a document.
 
-    `tokenizer` is an instance's tokenizer throughout: an object of `tokenizer_class()`, or None where that gives None.
+    `tokenizer` is an instance's tokenizer throughout, an object of `tokenizer_class()`.
     """
 
     kind: ClassVar[str]
@@ -87,8 +114,12 @@ class Modality:
     # ---- Declaring -----------------------------------------------------------------------------------------------
 
     def tokenizer_class(self) -> Any:
-        """The class of its tokenizers; None where codes need none."""
-        return None
+        """The class of its tokenizers."""
+        return Plain
+
+    def untrained(self) -> Any:
+        """A tiny tokenizer with random weights, for trials and tests; of kinds without weights the tokenizer as it is."""
+        return Plain(self.kind)
 
     def declare(self, name: str, tokenizer: Any) -> tuple[Span, dict[str, int], tuple[int, ...]]:
         """The span of an instance, the sizes of its ranges by name, and the codes that may not occur."""
@@ -100,7 +131,7 @@ class Modality:
 
     def describe(self, tokenizer: Any) -> dict[str, Any]:
         """What `unitok inspect` says of a tokenizer."""
-        return {}
+        return tokenizer.describe()
 
     def usage(self, name: str, tokenizer: Any) -> dict[str, str]:
         """How many tokens content of an instance takes, in words, by what content it is."""

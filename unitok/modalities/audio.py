@@ -49,6 +49,17 @@ class Audio(Modality):
 
         return AudioTokenizer
 
+    def untrained(self) -> Any:
+        from unitok.tokenizers import AudioTokenizer, AudioTokenizerConfig
+
+        model = AudioTokenizer(AudioTokenizerConfig(n_filters=16, dimension=32, codebook_size=32, codebook_dim=8))
+        with torch.no_grad():
+            latents = model.encoder(torch.randn(16, 1, 8000).clamp(-1, 1)).movedim(1, -1)
+            low = model.quantizer.pass_through(latents).low
+        assert low is not None
+        model.quantizer.start(low)  # of noise, so that many codes occur
+        return model.eval()
+
     def declare(self, name: str, tokenizer: Any) -> tuple[Span, dict[str, int], tuple[int, ...]]:
         levels = tuple(f"{name}.{k}" for k in range(tokenizer.num_codebooks))
         span = Span(name, levels, f"<{name}>", f"</{name}>", fingerprint=tokenizer.fingerprint(), kind=self.kind)
@@ -56,9 +67,6 @@ class Audio(Modality):
 
     def rate(self, tokenizer: Any) -> float:
         return tokenizer.frame_rate
-
-    def describe(self, tokenizer: Any) -> dict[str, Any]:
-        return tokenizer.describe()
 
     def usage(self, name: str, tokenizer: Any) -> dict[str, str]:
         rate, levels = tokenizer.frame_rate, tokenizer.num_codebooks

@@ -57,12 +57,20 @@ class Image(Modality):
 
         return ImageTokenizer
 
+    def untrained(self) -> Any:
+        from unitok.tokenizers import ImageTokenizer, ImageTokenizerConfig
+
+        model = ImageTokenizer(ImageTokenizerConfig(ch=64, ch_mult=(1,), z_channels=16, resolution=32, codebook_size=64))
+        with torch.no_grad():
+            latents = model.encoder(torch.randn(16, 3, 32, 32).clamp(-1, 1)).movedim(1, -1).flatten(1, 2)
+            low = model.quantizer.pass_through(latents).low
+        assert low is not None
+        model.quantizer.start(low)  # of noise, so that many codes occur
+        return model.eval()
+
     def declare(self, name: str, tokenizer: Any) -> tuple[Span, dict[str, int], tuple[int, ...]]:
         span = Span(name, (name,), f"<{name}>", f"</{name}>", ("grid", "grid"), tokenizer.fingerprint(), self.kind)
         return span, {"grid": LONGEST_SIDE, name: tokenizer.codebook_size}, ()
-
-    def describe(self, tokenizer: Any) -> dict[str, Any]:
-        return tokenizer.describe()
 
     def usage(self, name: str, tokenizer: Any) -> dict[str, str]:
         side = tokenizer.config.resolution

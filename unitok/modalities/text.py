@@ -22,6 +22,9 @@ class Text(Modality):
 
         return TextTokenizer
 
+    def untrained(self) -> Any:
+        return self.tokenizer_class().train(["a small text about nothing much, to have a few pieces"], size=300)
+
     def declare(self, name: str, tokenizer: Any) -> tuple[Span, dict[str, int], tuple[int, ...]]:
         return (
             Span(name, (name,), fingerprint=tokenizer.fingerprint(), kind=self.kind),

@@ -9,12 +9,11 @@ mask, and none spends time on pairs of positions in different documents:
 - `xformers`: `memory_efficient_attention` with `BlockDiagonalCausalMask` over the flattened batch; CUDA only.
 - `varlen`: torch's `varlen_attn`, FlashAttention over the flattened batch; CUDA only, in half precision.
 
-`auto` probes once for each device and kind of number, takes xformers where it runs and is not slower than the others,
-says so in the log, and never fails; a back end that was asked for and cannot run is an error that says why.
+`auto` is the first of xformers, varlen and sdpa that runs a toy pass on the device in the model's numbers; a back end that was
+asked for and cannot run is an error that says why.
 """
 
 import logging
-import time
 from collections.abc import Callable
 from functools import cache
 from typing import Any, Protocol
@@ -25,8 +24,6 @@ from torch import Tensor
 
 from unitok.errors import UserError
 
-BACKENDS = ("auto", "sdpa", "xformers", "varlen")
-FASTER = 0.95  # `auto` leaves xformers for another back end that takes less than this share of its time
 log = logging.getLogger("unitok")
 
 
@@ -138,67 +135,40 @@ class VarlenPacking:
         return attend(*flat, *ends, window_size=(-1, 0), enable_gqa=grouped).view_as(q)
 
 
+#: By name, in the order in which `auto` tries them.
 _PACKINGS: dict[str, Callable[[list[int], torch.device], Packing]] = {
-    "sdpa": Buckets,
     "xformers": XformersPacking,
     "varlen": VarlenPacking,
+    "sdpa": Buckets,
 }
 
 
 def choose_backend(wanted: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
-    """The back end to use; errors: `UserError` for an unknown one and for one that was asked for and cannot run."""
-    if wanted not in BACKENDS:
-        raise UserError(f"attention {wanted!r}: choose one of {', '.join(BACKENDS)}")
+    """The back end to use. Errors: `UserError` for an unknown one and for one that was asked for and cannot run."""
     if wanted == "auto":
-        return _best(device.type, dtype, head_dim)
+        return next(name for name in _PACKINGS if not _problem(name, device.type, dtype, head_dim))
+    if wanted not in _PACKINGS:
+        raise UserError(f"attention {wanted!r}: choose one of {', '.join(('auto', *_PACKINGS))}")
     if problem := _problem(wanted, device.type, dtype, head_dim):
         raise UserError(f"attention {wanted!r} cannot run here: {problem}; use auto or sdpa")
     return wanted
 
 
 @cache
-def _best(device: str, dtype: torch.dtype, head_dim: int) -> str:
-    """The first of xformers, varlen and sdpa that runs, unless another takes less than `FASTER` of its time."""
-    problems = {name: _problem(name, device, dtype, head_dim) for name in ("xformers", "varlen", "sdpa")}
-    able = [name for name, problem in problems.items() if not problem]
-    seconds = {name: _seconds(name, device, dtype, head_dim) for name in able} if len(able) > 1 else {able[0]: 0.0}
-    fastest = min(seconds, key=lambda name: seconds[name])
-    chosen = able[0] if seconds[fastest] >= FASTER * seconds[able[0]] else fastest
-    reasons = [f"{name}: {problem}" for name, problem in problems.items() if problem]
-    reasons += [f"{name}: {1000 * seconds[name]:.2f} ms" for name in able if len(able) > 1]
-    log.info("attention: %s (%s)", chosen, "; ".join(reasons))
-    return chosen
-
-
-def _seconds(backend: str, device: str, dtype: torch.dtype, head_dim: int) -> float:
-    """Best of five forward and backward passes on 32 documents of 256 ids with 8 heads."""
-    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[torch.cuda.current_device()]):
-        shape = (1, 32 * 256, 8, head_dim)
-        q, k, v = (torch.randn(shape, device=device, dtype=dtype, requires_grad=True) for _ in range(3))
-        packing = build_packing(torch.arange(32, device=device).repeat_interleave(256)[None], backend)
-        best = float("inf")
-        for _ in range(6):  # the first is for warming up
-            torch.cuda.synchronize()
-            began = time.perf_counter()
-            torch.autograd.grad(packing.attend(q, k, v).sum(), (q, k, v))
-            torch.cuda.synchronize()
-            best = min(best, time.perf_counter() - began)
-        return best
-
-
-@cache
 def _problem(backend: str, device: str, dtype: torch.dtype, head_dim: int) -> str:
-    """Why a back end cannot run, or "" if a toy forward and backward pass went through."""
+    """Why a back end cannot run, or "" if a toy forward and backward pass went through. Found out, and logged, once."""
     if backend == "sdpa":
         return ""
     if device != "cuda":
         return f"it needs CUDA, the model is on {device}"
     logging.getLogger("xformers").setLevel(logging.ERROR)
     try:
-        with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[torch.cuda.current_device()]):
-            q, k, v = (torch.randn(1, 4, 1, head_dim, device=device, dtype=dtype, requires_grad=True) for _ in range(3))
+        with torch.inference_mode(False), torch.enable_grad():
+            q, k, v = (torch.ones(1, 4, 1, head_dim, device=device, dtype=dtype, requires_grad=True) for _ in range(3))
             packing = build_packing(torch.tensor([[0, 0, 1, 1]], device=device), backend)
             packing.attend(q, k, v).sum().backward()
     except Exception as error:  # a back end built for other versions raises almost anything; all of it is reported
-        return " ".join(str(error).split())[:200] or type(error).__name__
+        problem = " ".join(str(error).split())[:200] or type(error).__name__
+        log.info("attention: %s cannot run here: %s", backend, problem)
+        return problem
     return ""

@@ -10,7 +10,7 @@ Letters: B rows, T positions, V ids, C = hidden_size, H query heads, G key-value
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from unitok.errors import UserError
 from unitok.memory import keep_large_blocks
 from unitok.model.attention import Packing, WholeRows, build_packing, choose_backend
-from unitok.pretrained import load_part, load_state, part_folder, save_part
+from unitok.pretrained import load_part, load_state, make_config, part_folder, save_part
 
 
 @dataclass
@@ -326,6 +326,19 @@ class Decoder(nn.Module):
     def save_pretrained(self, folder: Path, overwrite: bool = False) -> None:
         """Write `config.json` and `model.safetensors`."""
         save_part(folder, "decoder", self.config, self.state_dict(), overwrite)
+
+    def describe(self) -> dict[str, Any]:
+        """Number of parameters, and the configuration."""
+        return {"parameters": sum(p.numel() for p in self.parameters())} | asdict(self.config)
+
+    def for_use(self) -> "Decoder":
+        """Itself in eval mode."""
+        return self.eval()
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], where: str) -> "Decoder":
+        """An untrained one of a configuration in plain types. Errors: `UserError` that begins with `where`."""
+        return cls(make_config(DecoderConfig, config, where))
 
     @classmethod
     def from_pretrained(cls, path: Path, device: str = "cpu") -> "Decoder":

@@ -5,34 +5,34 @@ values are one product, gains of norms that stand before a product are multiplie
 product itself, and dimensions of each head are reordered so that a rotation is one complex multiplication (the order does not
 matter to their dot products, only that queries and keys have the same). The cache is allocated once and written in place.
 On a CPU matrices are kept in oneDNN's blocked order, which for 2 to 32 rows takes 0.5 to 0.7 of the time of MKL's product
-(docs/notes.md), and what follows a product is fused into it. The price: weights are copied, so memory holds them twice, and a decoder whose weights were changed needs a new one of these
-(`arrange` sees to it).
+(docs/notes.md), and what follows a product is fused into it. The price: weights are copied, so memory holds them twice, and
+whoever changes a decoder's weights makes a new one of these.
 
 Letters as in `decoder.py`; L positions of the cache.
 """
 
 from dataclasses import dataclass
 from typing import Any, cast
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from unitok.intervals import Intervals
 from unitok.memory import keep_large_blocks
 from unitok.model.decoder import Block, Decoder, DecoderConfig, rotary_frequencies
+from unitok.model.heads import rows_of
 
 
 class Cache:
-    """Keys and values of past positions, [layers, B, G, L, D] each, written in place. The B contexts may stand at different
-    positions: what lies beyond a context's own is never looked at, so it is rewound by writing again from an earlier one."""
+    """Keys and values of past positions, [layers, B, G, L, D] each, written in place. The B slots may stand at different
+    positions: what lies beyond a slot's own is never looked at, so it is rewound by writing again from an earlier one."""
 
     def __init__(self, keys: Tensor, values: Tensor):
         self.keys, self.values = keys, values
 
     @property
-    def contexts(self) -> int:
+    def slots(self) -> int:
         """How many there is room for."""
         return self.keys.shape[1]
 
@@ -42,18 +42,18 @@ class Cache:
         return self.keys.shape[3]
 
     def part(self, start: int, stop: int) -> "Cache":
-        """Some of the contexts, in the same memory."""
+        """Some of the slots, in the same memory."""
         return Cache(self.keys[:, start:stop], self.values[:, start:stop])
 
     def take(self, other: "Cache", source: int, target: int, length: int) -> None:
-        """Write the first `length` positions of a context of `other`, which may be this one, over one of its own."""
+        """Write the first `length` positions of a slot of `other`, which may be this one, over one of its own."""
         for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):
             mine[:, target, :, :length] = theirs[:, source, :, :length]
 
-    def grown(self, contexts: int, length: int) -> "Cache":
+    def grown(self, slots: int, length: int) -> "Cache":
         """A larger one with the same content."""
         old = (self.keys, self.values)
-        new = [torch.zeros((k.shape[0], contexts, k.shape[2], length, k.shape[4]), dtype=k.dtype, device=k.device) for k in old]
+        new = [torch.zeros((k.shape[0], slots, k.shape[2], length, k.shape[4]), dtype=k.dtype, device=k.device) for k in old]
         for a, b in zip(old, new, strict=True):
             b[:, : a.shape[1], :, : a.shape[3]] = a
         return Cache(*new)
@@ -152,12 +152,12 @@ class _Where:
     turns: Tensor  # complex [(B,) T, 1, D / 2]
     extent: int  # positions below this are looked at
     seen: Tensor | None  # added to the scores, [B, 1, T, extent]; None: all are seen
-    at: int | None  # where all contexts write
+    at: int | None  # where all slots write
     flat: Tensor | None  # int64 [B G T], where each writes among the B G L rows
 
 
 class InferenceDecoder:
-    """A decoder's weights, arranged for generation; it never learns. `arrange(decoder)` makes one."""
+    """A copy of a decoder's weights as they are now, arranged for generation. It never learns."""
 
     @torch.no_grad()
     def __init__(self, decoder: Decoder):
@@ -171,15 +171,15 @@ class InferenceDecoder:
         angles = torch.arange(c.max_position_embeddings)[:, None].float() * rotary_frequencies(c)
         self.turns = torch.polar(torch.ones_like(angles), angles).to(self.device)  # complex [positions, D / 2]
 
-    def new_cache(self, contexts: int, length: int) -> Cache:
-        """An empty cache for so many contexts of at most `length` positions."""
+    def new_cache(self, slots: int, length: int) -> Cache:
+        """An empty cache for so many slots of at most `length` positions."""
         c = self.config
-        shape = (c.num_hidden_layers, contexts, c.num_key_value_heads, length, c.head_dim)
+        shape = (c.num_hidden_layers, slots, c.num_key_value_heads, length, c.head_dim)
         return Cache(*(torch.zeros(shape, device=self.device, dtype=self.dtype) for _ in range(2)))
 
-    def head_of(self, rows: slice | Tensor) -> Matrix:
-        """The head for some ids alone."""
-        weight = self.head[rows]
+    def head_of(self, intervals: Intervals) -> Matrix:
+        """The head for a set of tokens alone."""
+        weight = rows_of(self.head, intervals)
         return BlockedMatrix(weight) if can_block(weight) else Matrix(weight)
 
     @torch.inference_mode()
@@ -192,10 +192,10 @@ class InferenceDecoder:
         places: Tensor | None = None,
         at: int | None = None,
     ) -> Tensor:
-        """ids [B, T] at positions [B, T] -> hidden states [B, T, C]; reads and writes the cache's first B contexts.
+        """ids [B, T] at positions [B, T] -> hidden states [B, T, C]; reads and writes the cache's first B slots.
 
         extent: more than every position; how much of the cache to look at. places: [B, T], `Grammar.places`. at: the first
-        position, where all contexts stand at the same T ones in a row: that saves the indices and, for T = 1, the mask.
+        position, where all slots stand at the same T ones in a row: that saves the indices and, for T = 1, the mask.
         """
         keep_large_blocks()
         c, (b, t) = self.config, ids.shape
@@ -314,7 +314,7 @@ class CudaGraphs:
     """Steps of one id as CUDA graphs: a replay launches all kernels of a step at once, which eagerly are launched one by one
     and bound a small model.
 
-    A graph is recorded the first time that so many contexts look at so many positions of a cache, both rounded up. Positions
+    A graph is recorded the first time that so many slots look at so many positions of a cache, both rounded up. Positions
     are read on the device. Only on CUDA; not measured yet, and tested only where there is a GPU.
     """
 
@@ -351,37 +351,3 @@ class CudaGraphs:
         with torch.cuda.graph(graph):
             output = self.decoder.step(ids, positions, cache, extent, places)
         return graph, inputs, output
-
-
-#: What the parameters were, these parameters' memory (so that nothing else comes to lie there), and what was made of them.
-_arranged: "WeakKeyDictionary[Decoder, tuple[tuple, list[Tensor], InferenceDecoder]]" = WeakKeyDictionary()
-_optimized = 0  # steps of all optimizers of this process
-
-
-def _count_step(*step: Any) -> None:
-    global _optimized
-    _optimized += 1
-
-
-register_optimizer_step_post_hook(_count_step)
-
-
-def arrange(decoder: Decoder) -> InferenceDecoder:
-    """The decoder for generation: the one of the call before if no parameter was written since, else a new one.
-
-    PyTorch counts every write in a parameter's version but those of fused optimizers; so any optimizer's step counts as one,
-    and a decoder whose parameters have no versions (made in inference mode) is arranged anew each time.
-    """
-    parameters = list(decoder.parameters())
-    if any(p.is_inference() for p in parameters):
-        return InferenceDecoder(decoder)
-    state = (_optimized, tuple((p.data_ptr(), p._version, p.dtype) for p in parameters))
-    known = _arranged.get(decoder)
-    if known is None or known[0] != state:
-        known = _arranged[decoder] = state, [p.detach() for p in parameters], InferenceDecoder(decoder)
-    return known[2]
-
-
-def forget(decoder: Decoder) -> None:
-    """Give back the memory that `arrange` took for it."""
-    _arranged.pop(decoder, None)

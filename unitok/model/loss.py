@@ -1,7 +1,7 @@
 """The loss of next ids: cross-entropy over the ids that may come, with a z-loss, and never all logits at once.
 
-Positions of one kind share a legal set (`unitok.grammar`): only its rows of the head are multiplied, a forced id costs
-nothing. Logits are made for some positions at a time, and the gradient with them, in the forward pass; a batch of any
+Positions of one kind share a legal set (`unitok.grammar`): only its rows of the head are multiplied (`heads.py`), a forced id
+costs nothing. Logits are made for some positions at a time, and the gradient with them, in the forward pass; a batch of any
 length needs memory for one piece of logits (cf. Hsu et al. 2024, "Liger Kernel"; Wijmans et al. 2024, "Cut your losses").
 The z-loss keeps the log of each softmax's normaliser near 0 (Chowdhery et al. 2022, "PaLM"; 1e-5 as in Chameleon).
 """
@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Intervals = tuple[tuple[int, int], ...]
+from unitok.intervals import Intervals, size_of
+from unitok.model.heads import index_in, rows_of
 
 #: Logits that are held at once: what stays in a CPU's cache, and what fills a GPU.
 PIECE = {"cpu": 1 << 20}
@@ -58,7 +59,7 @@ def next_id_loss(
     counts = flat["weights"] > 0
     groups = []
     for kind, intervals in enumerate([((0, weight.shape[0]),)] if kinds is None else kinds):
-        if sum(b - a for a, b in intervals) < 2:
+        if size_of(intervals) < 2:
             continue  # nothing to choose
         where = (counts if kinds is None else counts & (flat["kinds"] == kind)).nonzero().flatten()
         if len(where):
@@ -79,7 +80,8 @@ def next_id_loss(
 
 
 class _Pieces(torch.autograd.Function):
-    """states [N, C] sorted by group, head [V, C] -> total, and for each position its nll, log-normaliser and rightness."""
+    """states [N, C] by group, each (legal ids, how many states), and head [V, C] -> total, and for each position its nll,
+    log-normaliser and rightness; with gradients, if `learns`, in the same pass."""
 
     @staticmethod
     def forward(
@@ -93,44 +95,40 @@ class _Pieces(torch.autograd.Function):
         measure: bool,
         learns: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """states [N, C] by group, each (legal ids, how many states); with gradients, if `learns`, in the same pass."""
         n = len(states)
         nll, normaliser = states.new_zeros(n, dtype=torch.float32), states.new_zeros(n, dtype=torch.float32)
         right = torch.zeros(n if measure else 0, dtype=torch.bool, device=states.device)
-        wanted = learns and (ctx.needs_input_grad[0] or ctx.needs_input_grad[1])
-        d_states = torch.empty_like(states) if wanted else None
-        d_weight = torch.zeros_like(weight, dtype=torch.float32) if wanted else None
+        differentiate = learns and (ctx.needs_input_grad[0] or ctx.needs_input_grad[1])
+        d_states = torch.empty_like(states) if differentiate else None
+        d_weight = torch.zeros_like(weight, dtype=torch.float32) if differentiate else None
         dtype = torch.get_autocast_dtype(states.device.type) if torch.is_autocast_enabled(states.device.type) else states.dtype
         start = 0
         for intervals, count in groups:
-            rows = torch.cat([weight[a:b] for a, b in intervals]) if len(intervals) > 1 else weight[slice(*intervals[0])]
-            rows = rows.to(dtype)
-            d_rows = torch.zeros_like(rows, dtype=torch.float32) if wanted else None
+            rows = rows_of(weight, intervals).to(dtype)
+            d_rows = torch.zeros_like(rows, dtype=torch.float32) if differentiate else None
             length = max(1, PIECE.get(states.device.type, PIECE_ELSEWHERE) // len(rows))
             for a in range(start, start + count, length):
                 piece = slice(a, min(a + length, start + count))
                 x = states[piece].to(dtype)
                 logits = (x @ rows.T).float()
-                place = _places(targets[piece], intervals)[:, None]
+                index = index_in(targets[piece], intervals)[:, None]
                 normaliser[piece] = z = logits.logsumexp(-1)
-                nll[piece] = z - logits.gather(1, place).squeeze(1)
+                nll[piece] = z - logits.gather(1, index).squeeze(1)
                 if measure:
-                    right[piece] = logits.argmax(-1) == place.squeeze(1)
+                    right[piece] = logits.argmax(-1) == index.squeeze(1)
                 if d_states is not None and d_rows is not None:
                     # d/dlogits of weight x (nll + z_loss x z^2): weight x (softmax x (1 + 2 z_loss z) - onehot)
                     w = factors[piece].float()
                     d_logits = logits.sub_(z[:, None]).exp_().mul_((w * (1 + 2 * z_loss * z))[:, None])
-                    d_logits.scatter_add_(1, place, -w[:, None])
+                    d_logits.scatter_add_(1, index, -w[:, None])
                     d_logits = d_logits.to(dtype)
                     d_states[piece] = d_logits @ rows
                     d_rows += d_logits.T @ x
             if d_weight is not None and d_rows is not None:
-                before = 0
-                for a, b in intervals:
-                    d_weight[a:b] += d_rows[before : before + b - a]
-                    before += b - a
+                for (a, b), part in zip(intervals, d_rows.split([b - a for a, b in intervals]), strict=True):
+                    d_weight[a:b] += part
             start += count
-        if wanted:
+        if differentiate:
             ctx.save_for_backward(d_states, d_weight.to(weight.dtype) if d_weight is not None else None)
         total = ((nll + z_loss * normaliser.square()) * factors).sum()
         ctx.mark_non_differentiable(nll, normaliser, right)
@@ -140,13 +138,3 @@ class _Pieces(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, *others: Any) -> Any:  # type: ignore[override]
         d_states, d_weight = ctx.saved_tensors
         return d_states * grad.to(d_states.dtype), d_weight * grad.to(d_weight.dtype), None, None, None, None, None, None
-
-
-def _places(targets: Tensor, intervals: Intervals) -> Tensor:
-    """Ids -> their places among the ids of `intervals`, in ascending order."""
-    out = targets - intervals[0][0]
-    before = intervals[0][1] - intervals[0][0]
-    for a, b in intervals[1:]:
-        out = torch.where(targets >= a, targets - a + before, out)
-        before += b - a
-    return out

@@ -1,58 +1,34 @@
 """The next-id loop: requests on one cache, each at its own place in its own plan.
 
-Every request has a state machine (`unitok.grammar.Row`) that says which ids may come, and one or more *contexts* in the cache:
+Every request has a state machine (`unitok.grammar.Row`) that says which ids may come, and one or more *slots* of the cache:
 its own and, while guidance holds, those that it is compared with (without condition or with a negative prompt, and in
-three-way guidance with the prompt's pictures and sounds alone), each followed by the span's ids. Contexts come and go with
+three-way guidance with the prompt's images and audio alone), each followed by the span's ids. Slots come and go with
 guidance, so a request that needs none costs nothing; all go through the model as one batch.
 
 Where what may come next does not depend on what is drawn (the codes of an image whose grid is known, the levels within a
-frame of sound), a whole stretch runs on the device, and ids are read once at its end; ids without a choice are not drawn
-at all. Only rows of the head that some request may choose are multiplied. Random numbers belong to (seed, row, prompt), so
+frame of audio), a whole stretch runs on the device, and ids are read once at its end; ids without a choice are not drawn
+at all. Logits are computed only for tokens that some request may sample. Random numbers belong to (seed, row, prompt), so
 that an output does not depend on how many others there are.
 """
 
-import zlib
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from unitok.errors import UserError
-from unitok.grammar import Grammar, Intervals, Want
+from unitok.grammar import Grammar
+from unitok.intervals import Intervals
 from unitok.model.decoder import Decoder
-from unitok.model.inference import Cache, CudaGraphs, InferenceDecoder, arrange
+from unitok.model.inference import Cache, CudaGraphs, InferenceDecoder
+from unitok.sample.allowed import AllowedLogits, allowed_logits
 from unitok.sample.jacobi import draw_ahead
-from unitok.sample.menus import Menu, Menus
-from unitok.sample.sampling import Knobs, Settings, guide, guide_three_ways, penalise_repetition
+from unitok.sample.running import Request, Running, Slot
+from unitok.sample.sampling import BatchedSamplingParams, Settings, guide, penalise_repetition
 
-SHORT = 8  # contexts with at most so many unread ids go through the model together; prompts go apart
-
-
-@dataclass
-class Request:
-    """What to go on from, and to what end.
-
-    Args:
-        prompt: ids, bos first, without a final eos.
-        plan: what is wanted, or None for free.
-        max_ids: most new ids, the closing eos included.
-        seed, row: with the prompt, decide all of its random numbers.
-        settings: by modality; a missing one has those of the session.
-        negative: ids, bos first, that guidance leads away from; without it, bos alone.
-        media: the prompt's pictures and sounds alone, for three-way guidance.
-    """
-
-    prompt: np.ndarray
-    plan: list[Want] | None
-    max_ids: int
-    seed: int = 0
-    row: int = 0
-    settings: dict[str, Settings] = field(default_factory=dict)
-    negative: np.ndarray | None = None
-    media: np.ndarray | None = None
+SHORT = 8  # slots with at most so many unread ids go through the model together; prompts go apart
 
 
 class Event(NamedTuple):
@@ -63,105 +39,13 @@ class Event(NamedTuple):
     done: bool
 
 
-class _Context:
-    """A sequence in the cache: what has been read of it, and what has not."""
-
-    def __init__(self, running: "_Running", kind: str, ids: np.ndarray, places: np.ndarray, start: int):
-        self.running, self.kind, self.start = running, kind, start
-        self.read = 0
-        self.ids, self.places = ids.tolist(), places.tolist()  # not yet read
-
-
-class _Running:
-    """A request on its way."""
-
-    def __init__(self, grammar: Grammar, request: Request, settings: dict[str, Settings], context: int):
-        self.request, self.settings = request, settings | request.settings
-        self.prompt = np.asarray(request.prompt)
-        room = context - len(self.prompt)
-        known = grammar.follow(self.prompt, complete=False)
-        try:
-            self.state = known.copy_for(min(request.max_ids, room), request.plan)
-        except UserError as error:
-            if room >= request.max_ids:
-                raise
-            raise UserError(f"a prompt of {len(self.prompt)} ids: the decoder takes {context} in all; {error}") from None
-        self.state.bound()
-        left = self.state.left or 0
-        for name, ids in (("negative prompt", request.negative), ("prompt's pictures and sounds", request.media)):
-            guided = any(s.guided if name[0] == "n" else s.guidance_media is not None for s in self.settings.values())
-            if guided and ids is not None and len(ids) + self.state.into + left > context:
-                less = "shorten it" if left == self.state.least else "shorten it, or lower --max-ids"
-                after = left + self.state.into
-                raise UserError(f"the {name}: {len(ids)} ids and up to {after} after them, the decoder takes {context}; {less}")
-        self.new: list[int] = []
-        self.reported = 0
-        #: What its random numbers come from.
-        self.key = (request.seed, request.row, zlib.crc32(self.prompt.astype("<i8").tobytes()))
-        self.randoms = np.random.default_rng(self.key).random(left)
-        self.own = _Context(self, "own", self.prompt, grammar.places(self.prompt), 0)
-        self.contexts = [self.own]
-        self.seen: Tensor | None = None  # bool [V], where there is a repetition penalty: ids that have come,
-        self.noted = 0  # of the new ones so many
-        self._force()
-
-    def take(self, ids: list[int]) -> None:
-        """Advance by ids that were drawn, and by all after them that have no choice."""
-        self.state.take(ids)
-        self.new += ids
-        last = ids[-1:]
-        for context in self.contexts:
-            context.ids, context.places = list(last), [self.state.place]
-        self._force()
-
-    def _force(self) -> None:
-        while (id := self.state.forced()) is not None:
-            self.state.advance(id)
-            self.new.append(id)
-            for context in self.contexts:
-                context.ids.append(id)
-                context.places.append(self.state.place)
-
-    @property
-    def how(self) -> Settings:
-        """The settings of what comes next: those of the span that we are in, else of the plan's next, else text's."""
-        state = self.state
-        modality = state.modality or (state.plan[0].modality if state.plan else "text")
-        return self.settings.get(modality, Settings())
-
-    @property
-    def span_start(self) -> int:
-        """Where in the whole sequence the span that we are in began; the next position, between spans."""
-        return len(self.prompt) + len(self.new) - self.state.into
-
-    def wanted(self, grammar: Grammar) -> dict[str, np.ndarray]:
-        """The contexts that guidance needs now, by kind: their ids before the span."""
-        how = self.how
-        if not how.guides(self.state.count):
-            return {}
-        bos = np.array([grammar.vocab.bos])
-        none = bos if self.request.negative is None else np.asarray(self.request.negative)
-        if how.guidance_media is None:
-            return {"none": none}
-        return {"media": bos if self.request.media is None else np.asarray(self.request.media), "none": none}
-
-    def stretch(self, most: int) -> list[Intervals]:
-        """The legal sets of the next ids that need not be read in between, while guidance is as it is now."""
-        how, count = self.how, self.state.count
-        sets = self.state.ahead(most)
-        if how.guided:
-            now = how.guides(count)
-            changes = (i for i in range(1, len(sets)) if how.guides(count + i) != now)
-            sets = sets[: next(changes, len(sets))]
-        return sets
-
-
 class Session:
     """Requests that are generated together; new ones may join at any time.
 
     `step` draws at least one id for each that is running, and up to `ahead` where that needs no look in between: a server
-    calls it in a loop, a viewer with a small `ahead`. jacobi: in an image of a request that runs alone, that many places are
-    guessed and read in one pass (`unitok.sample.jacobi`); 0: one.
+    calls it in a loop, a viewer with a small `ahead`. decoder: a `Decoder` is copied as it is now (`InferenceDecoder`).
+    jacobi: in an image of a request that runs alone, that many places are guessed and read in one pass
+    (`unitok.sample.jacobi`); 0: one.
     """
 
     def __init__(
@@ -172,258 +56,264 @@ class Session:
         ahead: int = 256,
         jacobi: int = 0,
     ):
-        self.decoder = arrange(decoder) if isinstance(decoder, Decoder) else decoder
+        self.decoder = InferenceDecoder(decoder) if isinstance(decoder, Decoder) else decoder
         self.grammar, self.settings, self.ahead, self.jacobi = grammar, settings or {}, ahead, jacobi
         self.passes = 0  # of the model, to draw ids
-        self.running: list[_Running] = []
-        self.contexts: list[_Context] = []  # by their place in the cache
+        self.running: list[Running] = []
+        self.slots: list[Slot] = []  # by their place in the cache
         self.cache = self.decoder.new_cache(0, 0)
         self.hidden = torch.zeros(0, self.decoder.config.hidden_size, device=self.decoder.device, dtype=self.decoder.dtype)
-        self.menus = Menus(self.decoder)
-        self._finished: list[_Running] = []  # as they came: nothing was to be drawn
+        self._allowed: dict[tuple[Intervals, ...], AllowedLogits] = {}
         self._wide = np.float32 if self.decoder.device.type == "mps" else np.float64  # which knows no float64
         self._graphs = CudaGraphs(self.decoder) if self.decoder.device.type == "cuda" else None
 
     def add(self, request: Request) -> None:
         """Let a request join. Errors: `UserError` for a prompt that is no beginning of a document or longer than the decoder
         takes, or a budget too small for the plan."""
-        most = self.decoder.config.max_position_embeddings
-        new = _Running(self.grammar, request, self.settings, most)
-        if new.state.state == "done":
-            self._finished.append(new)
-            return
+        new = Running(self.grammar, request, self.settings, self.decoder.config.max_position_embeddings)
         self.running.append(new)
-        self._enter(new.own)
+        if not new.done:
+            self.slots += new.slots
+
+    def check(self, requests: Iterable[Request]) -> None:
+        """Raise the `UserError` that `add` would, for requests that join later."""
+        for request in requests:
+            Running(self.grammar, request, self.settings, self.decoder.config.max_position_embeddings)
+
+    def run(self, requests: list[Request], batch_size: int = 0) -> Iterator[list[Event]]:
+        """What each step gives until all requests are done. So many run together (0: all), the next joins when one is done.
+
+        Errors: as for `add`, before any work."""
+        self.check(requests[batch_size:] if batch_size else [])  # the others join before the first step
+        waiting = iter(requests)
+        while True:
+            while len(self.running) < (batch_size or len(requests)) and (following := next(waiting, None)) is not None:
+                self.add(following)
+            if not self.running:
+                return
+            yield self.step()
 
     # ---- One step ------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
         """Draw ids for all that are running; -> what is new, request by request."""
-        if self.running:
-            self._enter_and_leave()
+        active = [r for r in self.running if not r.done]
+        if active:
+            self._update_slots(active)
             self._make_room()
             self._read_waiting()
-            sets = [r.stretch(self.ahead) for r in self.running]
-            count = min(len(s) for s in sets)
+            sets = [r.stretch(self.ahead) for r in active]
+            count = min(map(len, sets))
             if self.jacobi and self._suits_jacobi(sets):
-                ids, passes = draw_ahead(self, sets[0][0], count, self.jacobi)
-                drawn = [ids]
+                sampled, passes = self._draw_ahead(active[0], sets[0][0], count)
             else:
-                drawn, passes = self._draw([s[:count] for s in sets], count), count - 1
+                sampled, passes = self._draw(active, [s[:count] for s in sets], count), count - 1
             self.passes += passes
-            for r, ids in zip(self.running, drawn, strict=True):
-                for context in r.contexts:
-                    context.read += count - 1  # the last has yet to be read
+            for slot in self.slots:
+                slot.read += count - 1  # the last has yet to be read
+            for r, ids in zip(active, sampled, strict=True):
                 r.take(ids)
-        ended = [r for r in self.running if r.state.state == "done"]
         events = []
-        for r in [*self.running, *self._finished]:
-            events.append(Event(r.request, r.new[r.reported :], r.state.state == "done"))
+        for r in self.running:
+            events.append(Event(r.request, r.new[r.reported :], r.done))
             r.reported = len(r.new)
-        self.running = [r for r in self.running if r not in ended]
-        self._finished = []
-        for r in ended:
-            for context in r.contexts:
-                self._leave(context)
+        for slot in [slot for slot in self.slots if slot.running.done]:
+            self._leave(slot)
+        self.running = [r for r in self.running if not r.done]
         return events
 
     @property
     def waiting(self) -> bool:
         """Whether `step` has anything to do or to tell."""
-        return bool(self.running or self._finished)
+        return bool(self.running)
 
     def _suits_jacobi(self, sets: list[list[Intervals]]) -> bool:
         """One request, in a body whose ids are all of one kind, and nothing that depends on what came."""
         alone = len(sets) == 1 and len(sets[0]) > 1 and len(set(sets[0])) == 1
-        return alone and self.running[0].how.repetition_penalty == 1
+        return alone and self.slots[0].running.params.repetition_penalty == 1
 
-    def _enter_and_leave(self) -> None:
-        """See to it that each request has the contexts that guidance needs now."""
-        for r in self.running:
-            wanted, start = r.wanted(self.grammar), r.span_start
-            for context in r.contexts[1:]:
-                if context.kind not in wanted or context.start != start:
-                    self._leave(context)
-                    r.contexts.remove(context)
-            known = {context.kind for context in r.contexts}
-            for kind, before in wanted.items():
+    def _update_slots(self, active: list[Running]) -> None:
+        """See to it that each request has the slots that guidance needs now."""
+        for r in active:
+            prompts, start = r.guidance_prompts(), len(r.prompt) + len(r.new) - r.state.into
+            for slot in r.slots[1:]:
+                if slot.kind not in prompts or slot.start != start:
+                    self._leave(slot)
+            known = {slot.kind for slot in r.slots}
+            for kind, before in prompts.items():
                 if kind not in known:
                     span = np.concatenate([r.prompt, np.array(r.new, np.int64)])[start:]
-                    inside = r.state.place if len(span) else 0
-                    places = np.arange(1, len(span) + 1) if inside else np.zeros(len(span), np.int64)
-                    ids = np.concatenate([before, span])
-                    context = _Context(r, kind, ids, np.concatenate([self.grammar.places(before), places]), start)
-                    r.contexts.append(context)
-                    self._enter(context)
+                    ids = self.grammar.vocab.unconditional(span) if before is None else np.concatenate([before, span])
+                    r.slots.append(Slot(r, kind, ids, start))
+                    self.slots.append(r.slots[-1])
 
-    def _enter(self, context: _Context) -> None:
-        """The next place in the cache, so that contexts stand without gaps."""
-        self.contexts.append(context)
-
-    def _leave(self, context: _Context) -> None:
-        """Its place is taken by the last context."""
-        place, last = self.contexts.index(context), len(self.contexts) - 1
-        moved = self.contexts.pop()
-        if place != last:
-            self.contexts[place] = moved
-        if place != last and moved.read:
-            self.cache.take(self.cache, last, place, moved.read)
+    def _leave(self, slot: Slot) -> None:
+        """Its place in the cache is taken by the last slot, so that they stand without gaps."""
+        slot.running.slots.remove(slot)
+        place, moved = self.slots.index(slot), self.slots.pop()
+        if moved is not slot:
+            self.slots[place] = moved
+            if moved.read:
+                self.cache.take(self.cache, len(self.slots), place, moved.read)
 
     def _make_room(self) -> None:
-        """A cache that holds all contexts to their ends."""
-        length = max(c.read + len(c.ids) + (c.running.state.left or 0) for c in self.contexts) + SHORT
-        contexts = len(self.contexts)
-        if contexts > self.cache.contexts or length > self.cache.length:
-            self.cache = self.cache.grown(max(contexts, self.cache.contexts), max(length, self.cache.length))
-            self.hidden = torch.cat(
-                [self.hidden, self.hidden.new_zeros(self.cache.contexts - len(self.hidden), *self.hidden.shape[1:])]
-            )
+        """A cache that holds all slots to their ends."""
+        length = max(slot.read + len(slot.ids) + (slot.running.state.left or 0) for slot in self.slots) + SHORT
+        if len(self.slots) > self.cache.slots or length > self.cache.length:
+            self.cache = self.cache.grown(max(len(self.slots), self.cache.slots), max(length, self.cache.length))
+            more = self.hidden.new_zeros(self.cache.slots - len(self.hidden), self.hidden.shape[1])
+            self.hidden = torch.cat([self.hidden, more])
 
     # ---- Reading -------------------------------------------------------------------------------------------------
 
     def _read_waiting(self) -> None:
         """Run the model on all ids that were not read; those of long prompts stand last."""
-        lengths = [len(context.ids) for context in self.contexts]
+        lengths = [len(slot.ids) for slot in self.slots]
         first_long = next((i for i, n in enumerate(lengths) if n > SHORT), len(lengths))
-        short, long = self.contexts[:first_long], self.contexts[first_long:]
+        short, long = self.slots[:first_long], self.slots[first_long:]
         if short:
             self.hidden[:first_long] = self._read(short, self.cache.part(0, first_long))
-        same: dict[tuple[int, ...], list[_Context]] = {}
-        for context in long:
-            same.setdefault(tuple(context.ids), []).append(context)
-        if len(same) < len(long) and not any(context.read for context in long):
+        same: dict[tuple[int, ...], list[Slot]] = {}
+        for slot in long:
+            same.setdefault(tuple(slot.ids), []).append(slot)
+        if len(same) < len(long) and not any(slot.read for slot in long):
             self._read_once(list(same.values()))
         elif long:
             self.hidden[first_long : len(lengths)] = self._read(long, self.cache.part(first_long, len(lengths)))
 
-    def _read_once(self, groups: list[list[_Context]]) -> None:
-        """Contexts of one prompt each: it is read for the first of them and copied to the others."""
+    def _read_once(self, groups: list[list[Slot]]) -> None:
+        """Slots of one prompt each: it is read for the first of them and copied to the others."""
         cache = self.decoder.new_cache(len(groups), max(len(group[0].ids) for group in groups))
-        places = {id(context): place for place, context in enumerate(self.contexts)}
         hidden = self._read([group[0] for group in groups], cache)
+        places = {id(slot): place for place, slot in enumerate(self.slots)}
         for i, group in enumerate(groups):
-            length = group[0].read
-            for context in group:
-                context.read, context.ids, context.places = length, [], []
-                self.cache.take(cache, i, places[id(context)], length)
-                self.hidden[places[id(context)]] = hidden[i]
+            for slot in group:
+                slot.take_unread()
+                slot.read = group[0].read
+                self.cache.take(cache, i, places[id(slot)], slot.read)
+                self.hidden[places[id(slot)]] = hidden[i]
 
-    def _read(self, part: list[_Context], cache: Cache) -> Tensor:
-        """Hidden states [contexts, C] after all ids of contexts that stand in `cache`. They are padded on the right: what the
-        padding writes is written over before it is looked at."""
-        lengths = [len(context.ids) for context in part]
-        longest = max(lengths)
-        ids = np.full((len(part), longest), self.grammar.vocab.pad)
-        places = np.zeros((len(part), longest), np.int64)
-        positions = np.array([context.read for context in part])[:, None] + np.arange(longest)
-        for i, context in enumerate(part):
-            ids[i, : lengths[i]], places[i, : lengths[i]] = context.ids, context.places
-            context.read += lengths[i]
-            context.ids, context.places = [], []
-        at = self._common([int(p) for p in positions[:, 0]], longest, cache)
+    def _read(self, slots: list[Slot], cache: Cache) -> Tensor:
+        """Hidden states [slots, C] after all ids of slots that stand in `cache`. They are padded on the right: what the padding
+        writes is written over before it is looked at."""
+        lengths = np.array([len(slot.ids) for slot in slots])
+        positions = np.array([slot.read for slot in slots])[:, None] + np.arange(lengths.max())
+        ids, places = np.full(positions.shape, self.grammar.vocab.pad), np.zeros(positions.shape, np.int64)
+        for i, slot in enumerate(slots):
+            ids[i, : lengths[i]], places[i, : lengths[i]] = slot.take_unread()
+        at = _common(positions, cache)
         extent = min(int(positions.max()) + 1, cache.length)
-        given = (self._send(x) for x in (ids, positions.clip(max=cache.length - 1), places))
-        hidden = self.decoder.step(next(given), next(given), cache, extent, next(given), at)
-        return hidden[torch.arange(len(part), device=hidden.device), self._send(np.array(lengths) - 1)]
-
-    def _common(self, positions: list[int], longest: int, cache: Cache) -> int | None:
-        """The position where all of them are, if it is one and the cache has room for the padding, too."""
-        first = positions[0]
-        return first if all(p == first for p in positions) and first + longest <= cache.length else None
+        sent = [self._send(x) for x in (ids, positions.clip(max=cache.length - 1), places, lengths - 1)]
+        hidden = self.decoder.step(sent[0], sent[1], cache, extent, sent[2], at)
+        return hidden[torch.arange(len(slots), device=hidden.device), sent[3]]
 
     def _send(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.decoder.device, non_blocking=True)
 
     # ---- Drawing -------------------------------------------------------------------------------------------------
 
-    def _draw(self, sets: list[list[Intervals]], count: int) -> list[list[int]]:
-        """`count` ids for each running request, of its legal sets; the model runs on all but the last of them."""
-        running, n = self.running, len(self.contexts)
-        numbers = {id(r): i for i, r in enumerate(running)}
-        owners = [numbers[id(context.running)] for context in self.contexts]
-        in_order = owners == list(range(len(running)))
-        owner = None if in_order else self._send(np.array(owners))
-        own = None if in_order else self._send(np.array([self.contexts.index(r.own) for r in running]))
-        guidance = self._guidance(count)
-        knobs = Knobs([r.how for r in running], self.decoder.device)
-        seen = self._seen() if knobs.penalises else None
-        uniform = self._send(np.stack([r.randoms[len(r.new) : len(r.new) + count] for r in running], 1).astype(self._wide))
-        read = np.array([context.read for context in self.contexts])
-        at, extent, positions = self._common(read.tolist(), count, self.cache), int(read.max()), self._send(read[:, None])
-        into = np.array([r.state.place for r in running])[owners]  # in text 0, which stays
-        places = self._send(np.where(into > 0, into + 1 + np.arange(count)[:, None], 0)[:, :, None])
-        chosen = torch.zeros((count, len(running)), dtype=torch.int64, device=self.decoder.device)
+    def _draw(self, active: list[Running], sets: list[list[Intervals]], count: int) -> list[list[int]]:
+        """`count` ids for each active request, of its legal sets; the model runs on all but the last of them."""
+        numbers = {id(r): i for i, r in enumerate(active)}
+        owner = self._send(np.array([numbers[id(slot.running)] for slot in self.slots]))
+        compared, scales = self._guidance(active, count)
+        params = BatchedSamplingParams([r.params for r in active], self.decoder.device)
+        seen = self._seen(active) if params.penalises else None
+        uniform = self._send(np.stack([r.randoms[len(r.new) : len(r.new) + count] for r in active], 1).astype(self._wide))
+        run = self._runner(count)
+        sampled = torch.zeros((count, len(active)), dtype=torch.int64, device=self.decoder.device)
         for i in range(count):
-            menu = self.menus.of_batch(tuple(s[i] for s in sets))
-            hidden = self.hidden[:n]
-            logits = menu.logits(hidden if own is None else hidden[own])
-            if guidance is not None:
-                logits = guidance.mix(logits, hidden, menu, i)
+            allowed = allowed_logits(self.decoder, tuple(s[i] for s in sets), self._allowed)
+            logits = _guided_logits(allowed, self.hidden, compared, scales[i])
             if seen is not None:
-                logits = penalise_repetition(logits, menu.among(seen), knobs.penalty[:, None])
-            ids = chosen[i] = menu.name(knobs.choose(logits, uniform[i]))
+                logits = penalise_repetition(logits, seen[:, allowed.ids], params.repetition_penalty[:, None])
+            ids = sampled[i] = allowed.ids[params.sample(logits, uniform[i])]
             if seen is not None:
                 seen.scatter_(1, ids[:, None], True)
             if i + 1 < count:
-                given = (ids if owner is None else ids[owner])[:, None]
-                self.hidden[:n] = self._step(given, positions + i, extent + i + 1, places[i], None if at is None else at + i)
-        return chosen.T.tolist()
+                self.hidden[: len(owner)] = run(ids[owner, None], i)[:, 0]
+        return sampled.T.tolist()
 
-    def _step(self, ids: Tensor, positions: Tensor, extent: int, places: Tensor, at: int | None) -> Tensor:
-        """One id of each context -> hidden states [contexts, C]."""
-        if self._graphs is not None:
-            return self._graphs.step(ids, positions, self.cache, extent, places)[:, 0]
-        return self.decoder.step(ids, positions, self.cache, extent, places, at)[:, 0]
+    def _draw_ahead(self, r: Running, allowed_set: Intervals, count: int) -> tuple[list[list[int]], int]:
+        """`count` ids of the one active request, all of one legal set, by Jacobi iteration; and the passes that it took."""
+        allowed, params = allowed_logits(self.decoder, (allowed_set,), self._allowed), r.params
+        compared, scales = self._guidance([r], count)
+        run = self._runner(count)
 
-    def _seen(self) -> Tensor:
+        def scores(hidden: Tensor, start: int) -> Tensor:
+            """Hidden states [slots, W, C] before the places from `start` on -> [W, n]."""
+            width = hidden.shape[1]
+            rows = [index * width + torch.arange(width, device=index.device) for index in compared]
+            logits = _guided_logits(allowed, hidden.flatten(0, 1), rows, scales[start : start + width, 0])
+            if params.temperature == 0:
+                return logits
+            return BatchedSamplingParams([params] * width, logits.device).filter(logits) / params.temperature
+
+        def predict(choices: Tensor, start: int) -> Tensor:
+            return scores(run(allowed.ids[choices].expand(len(self.slots), -1), start), start + 1)
+
+        size = (count, len(allowed.ids))
+        noise = np.random.default_rng((*r.key, len(r.new))).gumbel(size=size) if params.temperature else np.zeros(size)
+        columns = r.state.sides[-1] if r.state.sides else 1
+        first = scores(self.hidden[: len(self.slots), None], 0)
+        choices, passes = draw_ahead(predict, first, self._send(noise.astype(np.float32)), columns, self.jacobi)
+        return [allowed.ids[choices].tolist()], passes
+
+    def _runner(self, count: int) -> Callable[[Tensor, int], Tensor]:
+        """What runs the model on ids [slots, W], the i-th and those after it of a stretch of `count`; -> [slots, W, C]."""
+        positions = np.array([slot.read for slot in self.slots])[:, None] + np.arange(count)
+        place = np.array([slot.running.state.place for slot in self.slots])[:, None]  # in text 0, which stays
+        at, extent = _common(positions, self.cache), int(positions[:, 0].max())
+        all_places = self._send(np.where(place > 0, place + 1 + np.arange(count), 0))
+        all_positions = self._send(positions)
+
+        def run(ids: Tensor, i: int) -> Tensor:
+            stop = i + ids.shape[1]
+            where, places = all_positions[:, i:stop], all_places[:, i:stop]
+            if self._graphs is not None and ids.shape[1] == 1:
+                return self._graphs.step(ids, where, self.cache, extent + stop, places)
+            return self.decoder.step(ids, where, self.cache, extent + stop, places, None if at is None else at + i)
+
+        return run
+
+    def _seen(self, active: list[Running]) -> Tensor:
         """bool [B, V]: ids that have come."""
-        for r in self.running:
-            if r.seen is None:
-                r.seen = torch.zeros(self.grammar.vocab.size, dtype=torch.bool, device=self.decoder.device)
-                r.seen[self._send(r.prompt)] = True
-            r.seen[self._send(np.array(r.new[r.noted :], np.int64))] = True
-            r.noted = len(r.new)
-        return torch.stack([r.seen for r in self.running if r.seen is not None])
+        seen = torch.zeros(len(active), self.grammar.vocab.size, dtype=torch.bool, device=self.decoder.device)
+        for row, r in zip(seen, active, strict=True):
+            row[self._send(np.concatenate([r.prompt, np.array(r.new, np.int64)]))] = True
+        return seen
 
-    def _guidance(self, count: int) -> "_Guidance | None":
-        """The contexts that requests are compared with, and the scales of `count` ids; None where none has any."""
-        if len(self.contexts) == len(self.running):
-            return None
-        place = {id(context): i for i, context in enumerate(self.contexts)}
-        rows: dict[str, list[int]] = {"media": [], "none": []}
-        scales = np.ones((2, count, len(self.running), 1), np.float32)
-        for i, r in enumerate(self.running):
-            mine = {context.kind: place[id(context)] for context in r.contexts}
-            rows["none"].append(mine.get("none", mine["own"]))  # compared with itself, which changes nothing
-            rows["media"].append(mine.get("media", mine.get("none", mine["own"])))
-            if "none" in mine:
-                for j in range(count):
-                    scales[:, j, i, 0] = r.how.scales(r.state.count + j, r.state.total)
-        three = any(context.kind == "media" for context in self.contexts)
-        none, media = (self._send(np.array(rows[kind])) for kind in ("none", "media"))
-        return _Guidance(none, media if three else None, self._send(scales))
+    def _guidance(self, active: list[Running], count: int) -> tuple[list[Tensor], Tensor]:
+        """Slots [B] of the requests themselves and of those that they are compared with, none and media, as far as there are
+        any; and the scales of `count` ids, [count, B, 2]."""
+        place = {id(slot): i for i, slot in enumerate(self.slots)}
+        rows: dict[str, list[int]] = {"own": [], "none": [], "media": []}
+        scales = np.ones((count, len(active), 2), np.float32)
+        for i, r in enumerate(active):
+            own = {slot.kind: place[id(slot)] for slot in r.slots}
+            none = own.get("none", own["own"])  # compared with itself, which changes nothing
+            for kind, index in (("own", own["own"]), ("none", none), ("media", own.get("media", none))):
+                rows[kind].append(index)
+            if "none" in own:
+                scales[:, i] = [r.params.scales(r.state.count + j, r.state.total) for j in range(count)]
+        kinds = {slot.kind for slot in self.slots}
+        return [self._send(np.array(index)) for kind, index in rows.items() if kind in kinds], self._send(scales)
 
 
-class _Guidance(NamedTuple):
-    """What each request is compared with: places of contexts [B], and scales [2, count, B, 1]."""
-
-    none: Tensor
-    media: Tensor | None
-    scales: Tensor
-
-    def mix(self, own: Tensor, hidden: Tensor, menu: Menu, i: int) -> Tensor:
-        """Logits [B, n] of the requests themselves -> guided ones."""
-        without = menu.logits(hidden[self.none])
-        if self.media is None:
-            return guide(own, without, self.scales[0, i])
-        return guide_three_ways(own, menu.logits(hidden[self.media]), without, self.scales[0, i], self.scales[1, i])
+def _guided_logits(allowed: AllowedLogits, hidden: Tensor, compared: list[Tensor], scales: Tensor) -> Tensor:
+    """Hidden states [slots, C] -> logits [B, n] after guidance; scales [B, 2], the others as `Session._guidance` gives them."""
+    own, *others = (allowed.logits(hidden[index]) for index in compared)
+    if not others:
+        return own
+    scale, media_scale = scales[:, :1], scales[:, 1:]
+    return guide(own, others[0], scale, others[1] if len(others) > 1 else None, media_scale)
 
 
-def check_requests(session: Session, requests: Iterable[Request]) -> None:
-    """Raise the `UserError` that `Session.add` would, for requests that join later."""
-    for request in requests:
-        _Running(session.grammar, request, session.settings, session.decoder.config.max_position_embeddings)
+def _common(positions: np.ndarray, cache: Cache) -> int | None:
+    """The first of positions [slots, T] if it is one for all and the cache has room for all T."""
+    first = int(positions[0, 0])
+    return first if (positions[:, 0] == first).all() and first + positions.shape[1] <= cache.length else None
 
 
 def generate(
@@ -437,25 +327,15 @@ def generate(
 ) -> list[np.ndarray]:
     """New ids of each request (without its prompt; a closing eos is kept), always well-formed.
 
-    `settings` by modality; a missing one has the defaults. batch_size: how many run together, the next joins when one is
-    done; 0: all. jacobi: as for `Session`. `progress` is called with the numbers of new ids and of finished requests.
+    `settings` by modality; a missing one has the defaults. batch_size: as for `Session.run`. jacobi: as for `Session`.
+    `progress` is called with the numbers of new ids and of finished requests.
     Errors: `UserError` for a prompt that is no beginning of a document, or a budget too small for its plan, before any work.
     """
     requests = [replace(request) for request in requests]  # each its own, also where one is given twice
-    session = Session(decoder, grammar, settings, jacobi=jacobi)
-    check_requests(session, requests[batch_size:] if batch_size else [])
     new: dict[int, list[int]] = {id(request): [] for request in requests}
-    waiting = iter(requests)
-    unfinished, running = len(requests), 0
-    while unfinished:
-        while running < (batch_size or len(requests)) and (following := next(waiting, None)) is not None:
-            session.add(following)
-            running += 1
-        events = session.step()
+    for events in Session(decoder, grammar, settings, jacobi=jacobi).run(requests, batch_size):
         for event in events:
             new[id(event.request)] += event.ids
-            running -= event.done
-            unfinished -= event.done
         if progress:
             progress(sum(len(event.ids) for event in events), sum(event.done for event in events))
-    return [np.array(new[id(request)], np.int64) for request in requests]
+    return [np.array(ids, np.int64) for ids in new.values()]

@@ -11,99 +11,41 @@ It pays for one image at a time, where a pass of 16 ids costs little more than o
 what random weights say changes with every id.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from unitok.sample.sampling import Knobs, guide, guide_three_ways
 
-if TYPE_CHECKING:
-    from unitok.grammar import Intervals
-    from unitok.sample.engine import Session
+def draw_ahead(
+    predict: Callable[[Tensor, int], Tensor], scores: Tensor, noise: Tensor, columns: int, window: int
+) -> tuple[Tensor, int]:
+    """A choice among n for each of N places, and how many passes it took.
 
-
-def draw_ahead(session: "Session", allowed: "Intervals", count: int, window: int) -> tuple[list[int], int]:
-    """The next `count` ids of the one request that is running, each of them from the same legal set; and the passes it took.
-
-    The contexts' caches hold all of them but the last afterwards.
+    Args:
+        predict: choices [W] at places from a first one on, and that place -> scores [W, n] of the places after each, given
+            all before; scores are logits after guidance, filters and temperature. It runs once a pass.
+        scores: [1, n], of the first place.
+        noise: [N, n]. columns: of the image, so many places apart are neighbors. window: most places in a pass.
     """
-    return _Jacobi(session, allowed, count, window).run()
-
-
-class _Jacobi:
-    def __init__(self, session: "Session", allowed: "Intervals", count: int, window: int):
-        (running,) = session.running
-        self.session, self.running, self.count, self.window = session, running, count, window
-        self.menu, self.how, self.state = session.menus.of(allowed), running.how, running.state
-        device = session.decoder.device
-        rng = np.random.default_rng((*running.key, len(running.new)))
-        noise = rng.gumbel(size=(count, self.menu.size)) if self.how.temperature else np.zeros((count, self.menu.size))
-        self.noise = torch.from_numpy(noise.astype(np.float32)).to(device)
-        self.columns = self.state.sides[-1] if self.state.sides else 1
-        #: What the draws of each place are made of, and the draws: final up to `done`, guesses up to `known`.
-        self.scores = torch.zeros(count, self.menu.size, device=device)
-        self.found = torch.zeros(count, dtype=torch.int64, device=device)
-        self.done = self.known = 0
-
-    def run(self) -> tuple[list[int], int]:
-        """Passes until every place is final; -> the ids, and how many passes."""
-        contexts = len(self.session.contexts)
-        self._see(self.session.hidden[:contexts, None])
-        passes = 0
-        while self.done < self.count:
-            width = min(self.window, self.count - self.done)
-            self._guess(self.done + width - 1)
-            self._see(self._read(self.done - 1, width))
-            passes += 1
-        return self.menu.name(self.found).tolist(), passes
-
-    def _guess(self, stop: int) -> None:
-        """Places up to `stop` that were never read: as if the code above stood there, or the one before."""
-        while self.known < stop:
-            back = self.columns if self.known >= self.columns else 1
-            end = min(stop, self.known + back)
-            new = slice(self.known, end)
-            self.scores[new] = self.scores[self.known - back : end - back]
-            self.found[new] = (self.scores[new] + self.noise[new]).argmax(-1)
-            self.known = end
-
-    def _read(self, start: int, width: int) -> Tensor:
-        """Hidden states [contexts, width, C] after the ids from `start` on."""
-        session, n = self.session, len(self.session.contexts)
-        device = session.decoder.device
-        ids = self.menu.name(self.found[start : start + width]).expand(n, -1)
-        read = torch.tensor([context.read + start for context in session.contexts], device=device)
-        positions = read[:, None] + torch.arange(width, device=device)
-        place = self.state.place + 1 + start if self.state.place else 0
-        places = (torch.arange(width, device=device) + place if place else torch.zeros(width, dtype=torch.int64)).expand(n, -1)
-        at = int(read[0]) if n == 1 else None
-        return session.decoder.step(ids, positions, session.cache, int(read.max()) + width, places.to(device), at)
-
-    def _see(self, hidden: Tensor) -> None:
-        """New draws for the places from `done` on, of hidden states [contexts, width, C] before them."""
-        width = hidden.shape[1]
-        scores = self._scores(hidden)
-        here = slice(self.done, self.done + width)
-        new = (scores + self.noise[here]).argmax(-1)
-        right = int((new == self.found[here]).cumprod(0).sum()) if self.done else 0
-        self.scores[here], self.found[here] = scores, new
-        self.known = max(self.known, self.done + width)
-        self.done += min(right + 1, width)  # the first wrong one was drawn after right ones: it is final, too
-
-    def _scores(self, hidden: Tensor) -> Tensor:
-        """[contexts, width, C] -> [width, n]: logits after guidance, filters and temperature."""
-        place = {context.kind: i for i, context in enumerate(self.session.contexts)}
-        logits = {kind: self.menu.logits(hidden[i]) for kind, i in place.items()}
-        mixed, how = logits["own"], self.how
-        if "none" in place:
-            scales = [how.scales(self.state.count + self.done + j, self.state.total) for j in range(len(mixed))]
-            scale, media_scale = torch.tensor(scales, device=mixed.device)[:, :, None].unbind(1)
-            if "media" in place:
-                mixed = guide_three_ways(mixed, logits["media"], logits["none"], scale, media_scale)
-            else:
-                mixed = guide(mixed, logits["none"], scale)
-        if how.temperature == 0:
-            return mixed
-        return Knobs([how] * len(mixed), mixed.device).narrow(mixed) / how.temperature
+    count = len(noise)
+    seen, choices = torch.zeros_like(noise), torch.zeros(count, dtype=torch.int64, device=noise.device)
+    final = known = passes = 0  # choices are final up to the one, guesses up to the other
+    while True:
+        here = slice(final, final + len(scores))
+        drawn = (scores + noise[here]).argmax(-1)
+        right = int((drawn == choices[here]).cumprod(0).sum()) if final else 0
+        seen[here], choices[here] = scores, drawn
+        known = max(known, here.stop)
+        final += min(right + 1, len(scores))  # the first wrong one was drawn after right ones: it is final, too
+        if final == count:
+            return choices, passes
+        width = min(window, count - final)
+        while known < final + width - 1:  # never read: as if the code above stood there, or the one before
+            back = columns if known >= columns else 1
+            new = slice(known, min(final + width - 1, known + back))
+            seen[new] = seen[known - back : new.stop - back]
+            choices[new] = (seen[new] + noise[new]).argmax(-1)
+            known = new.stop
+        scores = predict(choices[final - 1 : final - 1 + width], final - 1)
+        passes += 1

@@ -9,18 +9,17 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from unitok.document import Document, Part, RawDocument, Segment, read_raw_documents
+from unitok.bundle import Bundle
+from unitok.document import Document, Part, RawDocument, Segment
 from unitok.errors import UserError, visible
+from unitok.interleaved import Types, read_raw_documents
 from unitok.media import sniff
+from unitok.modalities import modality_of
 from unitok.sample.sampling import Settings
 from unitok.storage import Files
 
-
-class ReadFile(str):
-    """A `Segment.source` whose file this process was given as a Path and read: such a file may be copied. A name that came
-    with a document, from a shard or from JSON, is a plain str."""
-
-    __slots__ = ()
+#: One piece of a prompt: str (text), Path (a file), PIL.Image, (waveform [C, T], Hz), or a Document; or a list of pieces.
+Prompt = Any
 
 
 def batch_of(prompt: Any) -> list[list[Any]]:
@@ -51,16 +50,30 @@ def _is_array(value: Any) -> bool:
     return plain or hasattr(type(value), "__array__") or hasattr(type(value), "__array_interface__")
 
 
-def refuse(part: Any) -> UserError:
-    """The error for what is no part of a prompt."""
-    array = "; of an array: PIL.Image.fromarray(array), or (array, Hz)" if _is_array(part) else ""
-    taken = "a str, a Path, a PIL.Image, (waveform [C, T], Hz) or a Document"
-    return UserError(f"a prompt's part is {taken}, not {type(part).__name__}{array}")
+def read_prompts_of(bundle: Bundle, prompt: Prompt) -> list[Document]:
+    """The Documents of a part, of the parts of a prompt, or of a batch of such lists."""
+    return [_read_all(bundle, parts) for parts in batch_of(prompt)]
 
 
-def hint_at_file(text: str) -> None:
-    """Warn where a text is the name of an image or a sound."""
-    if len(text) < 1024 and "\0" not in text and os.path.isfile(text) and (kind := sniff(Path(text))) in ("image", "audio"):
+def read_one(bundle: Bundle, prompt: Prompt) -> Document:
+    """The Document of one prompt."""
+    batch = batch_of(prompt)
+    if len(batch) != 1:
+        raise UserError(f"prompt: {len(batch)} lists of parts; read one after the other")
+    return _read_all(bundle, batch[0])
+
+
+def _read_all(bundle: Bundle, parts: list[Any]) -> Document:
+    for part in parts:
+        hint_at_file(part)
+    return Document(tuple(segment for part in parts for segment in bundle.read(part)))
+
+
+def hint_at_file(text: Any) -> None:
+    """Warn where a text is the name of an image or audio file."""
+    if not isinstance(text, str) or len(text) >= 1024 or "\0" in text or not os.path.isfile(text):
+        return
+    if (kind := sniff(Path(text))) is not None and not modality_of(kind).inline:
         warnings.warn(
             f"the text {visible(text)!r} of the prompt names an {kind} file; Path({visible(text)!r}) reads it", stacklevel=2
         )
@@ -102,11 +115,11 @@ def check_names(given: Iterable[str], names: list[str], where: str) -> None:
         raise UserError(f"{where}: no {name!r}; {told}")
 
 
-def read_prompts(path: Path, root: str = "") -> list[RawDocument]:
+def read_prompts(path: Path, root: str = "", types: Types | None = None) -> list[RawDocument]:
     """Prompts of an interleaved JSON Lines file; a bad line is an error, and so is a file that leaves the folder of `path`, or `root`."""
     raws = []
     files: Files | None = None
-    for raw in read_raw_documents(path):
+    for raw in read_raw_documents(path, types):
         if isinstance(raw, UserError):
             raise raw
         files = files or Files(str(path.parent), root)

@@ -32,7 +32,7 @@ class Settings:
         guidance_schedule: `constant`, or growing from 1 at the start to the full scale at the end of that interval, `linear`
             or like a `cosine`; in a span whose length is not known it is constant.
 
-    Errors: `UserError` for values that make no sense, named as on the command line.
+    Errors: `UserError` for values that make no sense, which begins with the field's name.
     """
 
     temperature: float = 1.0
@@ -50,7 +50,7 @@ class Settings:
         for name, value in vars(self).items():
             number = isinstance(value, Real) or (value is None and name in ("guidance_media", "guidance_stop"))
             if name != "guidance_schedule" and not number:
-                raise UserError(f"--{name.replace('_', '-')} {value!r}: it must be a number")
+                raise UserError(f"{name} {value!r}: it must be a number")
         for name, good, must in (
             ("temperature", 0 <= self.temperature < math.inf, "it must be 0 or more"),
             ("top_k", self.top_k >= 0, "it must be 0 (all) or more"),
@@ -64,7 +64,7 @@ class Settings:
             ("guidance_schedule", self.guidance_schedule in SCHEDULES, f"choose one of {', '.join(SCHEDULES)}"),
         ):
             if not good:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: {must}")
+                raise UserError(f"{name} {getattr(self, name)}: {must}")
 
     @property
     def guided(self) -> bool:
@@ -90,20 +90,20 @@ class Settings:
         return share if self.guidance_schedule == "linear" else (1 - math.cos(math.pi * share)) / 2
 
 
-def guide(conditional: Tensor, unconditional: Tensor, scale: Tensor) -> Tensor:
-    """Classifier-free guidance (Ho & Salimans 2022) on log-probabilities; scale [B, 1]. Ids at -inf stay there.
+def guide(
+    conditional: Tensor, unconditional: Tensor, scale: Tensor, media: Tensor | None = None, media_scale: Tensor | None = None
+) -> Tensor:
+    """u + scale (c - u), or with `media` u + media_scale (m - u) + scale (c - m), of log-probabilities [B, n]; scales [B, 1].
 
-    On log-probabilities rather than logits, so that the shift of each softmax does not matter.
+    Classifier-free guidance (Ho & Salimans 2022), on log-probabilities rather than logits, so that the shift of each softmax
+    does not matter. Ids at -inf stay there.
     """
     c, u = conditional.log_softmax(-1), unconditional.log_softmax(-1)
-    mixed = u + scale * (c - u)
-    return torch.where(conditional.isinf(), conditional, torch.where(scale == 1, c, mixed))
-
-
-def guide_three_ways(conditional: Tensor, media: Tensor, unconditional: Tensor, scale: Tensor, media_scale: Tensor) -> Tensor:
-    """u + media_scale (m - u) + scale (c - m) on log-probabilities; scales [B, 1]. Ids at -inf stay there."""
-    c, m, u = (x.log_softmax(-1) for x in (conditional, media, unconditional))
-    mixed = u + media_scale * (m - u) + scale * (c - m)
+    if media is None or media_scale is None:
+        mixed = torch.where(scale == 1, c, u + scale * (c - u))
+    else:
+        m = media.log_softmax(-1)
+        mixed = u + media_scale * (m - u) + scale * (c - m)
     return torch.where(conditional.isinf(), conditional, mixed)
 
 
@@ -151,35 +151,34 @@ def draw(logits: Tensor, temperature: Tensor, uniform: Tensor) -> Tensor:
     return torch.where(temperature == 0, likeliest, ids)
 
 
-class Knobs:
+class BatchedSamplingParams:
     """The settings of a batch of rows as tensors [B], and which of them do anything."""
 
     def __init__(self, rows: list[Settings], device: torch.device):
         def column(name: str, dtype: torch.dtype = torch.float32) -> Tensor:
-            return torch.tensor([getattr(s, name) for s in rows], dtype=dtype, device=device)
+            return torch.tensor([getattr(row, name) for row in rows], dtype=dtype, device=device)
 
-        self.greedy = all(s.temperature == 0 for s in rows)
-        self.most = max(s.top_k for s in rows)
-        self.filters = not self.greedy and any(s.top_p < 1 or s.min_p > 0 for s in rows)
-        self.penalises = any(s.repetition_penalty != 1 for s in rows)
         self.temperature, self.top_k = column("temperature"), column("top_k", torch.int64)
         self.top_p, self.min_p = column("top_p"), column("min_p")
-        self.by_p, self.by_min_p = any(s.top_p < 1 for s in rows), any(s.min_p > 0 for s in rows)
-        self.penalty = column("repetition_penalty")
+        self.repetition_penalty = column("repetition_penalty")
+        self.penalises = any(row.repetition_penalty != 1 for row in rows)
+        self._greedy = all(row.temperature == 0 for row in rows)
+        self._largest_k = max(row.top_k for row in rows)
+        self._any_p, self._any_min_p = any(row.top_p < 1 for row in rows), any(row.min_p > 0 for row in rows)
 
-    def narrow(self, logits: Tensor) -> Tensor:
-        """All ids that the filters take away to -inf; [B, V]. top-k looks at the logits, the others at what is drawn from."""
-        if self.most:
-            logits = keep_top_k(logits, self.top_k, self.most)
-        if self.filters:
-            warm = logits / self.temperature.clamp_min(1e-6)[:, None]
-            kept = keep_top_p(warm, self.top_p) if self.by_p else warm
-            kept = keep_min_p(kept, self.min_p) if self.by_min_p else kept
+    def filter(self, logits: Tensor) -> Tensor:
+        """All ids that the filters take away to -inf; [B, n]. top-k looks at the logits, the others at what is drawn from."""
+        if self._largest_k:
+            logits = keep_top_k(logits, self.top_k, self._largest_k)
+        if self._any_p or self._any_min_p:
+            kept = logits / self.temperature.clamp_min(1e-6)[:, None]
+            kept = keep_top_p(kept, self.top_p) if self._any_p else kept
+            kept = keep_min_p(kept, self.min_p) if self._any_min_p else kept
             logits = logits.masked_fill(kept.isinf(), -torch.inf)
         return logits
 
-    def choose(self, logits: Tensor, uniform: Tensor) -> Tensor:
+    def sample(self, logits: Tensor, uniform: Tensor) -> Tensor:
         """One id a row, by all settings but guidance and penalty; `uniform` float64 [B] in [0, 1)."""
-        if self.greedy:
+        if self._greedy:
             return logits.argmax(-1)
-        return draw(self.narrow(logits), self.temperature, uniform)
+        return draw(self.filter(logits), self.temperature, uniform)

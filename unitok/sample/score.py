@@ -1,10 +1,15 @@
 """How likely documents are: log-probabilities of their ids, over what the grammar allows at each place."""
 
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
+from unitok.bundle import Bundle
+from unitok.document import Document
 from unitok.errors import UserError
 from unitok.grammar import Grammar
 from unitok.model.decoder import Decoder
@@ -58,3 +63,47 @@ def _batches(lengths: list[int], batch_ids: int) -> Iterator[list[int]]:
         batch.append(i)
     if batch:
         yield batch
+
+
+@dataclass
+class Score:
+    """How likely a document is: for each segment its modality, ids (markers included) and log-probability in nats, given
+    all that stands before it; `loss` says which of them count."""
+
+    document: Document
+    parts: list[dict[str, Any]]
+
+    @property
+    def log_probability(self) -> float:
+        """Nats, of all segments that count."""
+        return sum(part["log_probability"] for part in self.parts if part["loss"])
+
+    @property
+    def ids(self) -> int:
+        """How many ids these have."""
+        return sum(part["ids"] for part in self.parts if part["loss"])
+
+    def row(self) -> dict[str, Any]:
+        """Plain types, for a line of `scores.jsonl`."""
+        bits = -self.log_probability / math.log(2) / max(1, self.ids)
+        total = {"log_probability": self.log_probability, "ids": self.ids, "bits_an_id": bits}
+        return {"id": self.document.id} | total | {"parts": self.parts}
+
+
+def score_documents(bundle: Bundle, documents: list[Document]) -> list[Score]:
+    """Log-probabilities of documents, without their ends. Errors: `UserError` for one longer than the decoder takes."""
+    encoded = [bundle.vocab.encode_placed(document, eos=False) for document in documents]
+    found = log_probabilities(bundle.require("model"), Grammar(bundle.vocab), [ids for ids, _ in encoded])
+    scores = []
+    for document, (_, placed), nats in zip(documents, encoded, found, strict=True):
+        parts = [
+            {
+                "type": p.modality,
+                "loss": p.loss,
+                "ids": p.length,
+                "log_probability": float(nats[p.start - 1 : p.start - 1 + p.length].sum()),
+            }
+            for p in placed
+        ]
+        scores.append(Score(document, parts))
+    return scores

@@ -1,23 +1,17 @@
-"""Outputs while they grow: text as it is written, a picture row by row, sound in chunks."""
+"""Outputs while they grow: text as it is written, an image row by row, audio in chunks."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-import torch
-
-from unitok.document import Segment
-from unitok.errors import UserError
+from unitok.bundle import Bundle
 from unitok.grammar import Grammar
-from unitok.sample.engine import Session, check_requests
-
-if TYPE_CHECKING:
-    from unitok.bundle import Unitok
-    from unitok.sample.render import Output, Pending
+from unitok.modalities import Stream
+from unitok.sample.engine import Session
+from unitok.sample.outputs import Output
+from unitok.sample.requests import Draft, check_count
 
 AHEAD = 16  # ids that are drawn before anyone looks
-CHUNK_SECONDS = 0.25  # of sound, at least, in one piece
 
 
 @dataclass
@@ -26,9 +20,8 @@ class Piece:
 
     Args:
         index: which output. span: which of its segments, from 0. modality: of that segment.
-        content: text: the new characters, str. Picture: all of its rows so far, float [3, h, w] in [-1, 1], when there are new
-            ones. Sound: the new
-            samples, float [C, t] in [-1, 1]; one chunk at its end where the tokenizer cannot stream (`causal: false`).
+        content: what `unitok.modalities` gives for its modality: the new characters of a text; all rows of an image so far, float
+            [3, h, w] in [-1, 1]; the new samples of audio, float [C, t] in [-1, 1], in one chunk where the tokenizer cannot stream.
         done: whether the segment is complete.
     """
 
@@ -39,28 +32,24 @@ class Piece:
     done: bool
 
 
-def stream(
-    unitok: "Unitok", pending: "list[Pending]", settings: dict[str, Any], batch_size: int = 64
-) -> "Iterator[Piece | Output]":
+def stream(bundle: Bundle, drafts: list[Draft], settings: dict[str, Any], batch_size: int = 64) -> Iterator[Piece | Output]:
     """Pieces of all outputs as they come; after the last one of each the whole `Output`. So many are made together.
 
     Errors: `UserError` as for `Unitok.generate`, before any work.
     """
-    from unitok.sample.render import check_count
-
     check_count("batch size", batch_size, 1)
-    session = Session(unitok.need("model"), Grammar(unitok.vocab), settings, ahead=AHEAD)
-    check_requests(session, (one.request for one in pending))
-    return _stream(unitok, session, pending, batch_size)
+    session = Session(bundle.require("model"), Grammar(bundle.vocab), settings, ahead=AHEAD)
+    session.check(one.request for one in drafts)
+    return _stream(bundle, session, drafts, batch_size)
 
 
-def _stream(unitok: "Unitok", session: Session, pending: "list[Pending]", batch_size: int) -> "Iterator[Piece | Output]":
-    watchers: dict[int, tuple[Pending, _Watcher]] = {}
-    waiting = iter(pending)
+def _stream(bundle: Bundle, session: Session, drafts: list[Draft], batch_size: int) -> Iterator[Piece | Output]:
+    watchers: dict[int, tuple[Draft, _Watcher]] = {}
+    waiting = iter(drafts)
     while True:
         while len(watchers) < batch_size and (one := next(waiting, None)) is not None:
             session.add(one.request)
-            watchers[id(one.request)] = (one, _Watcher(unitok, session.grammar, one))
+            watchers[id(one.request)] = (one, _Watcher(bundle, session.grammar, one))
         if not session.waiting:
             return
         for event in session.step():
@@ -72,25 +61,22 @@ def _stream(unitok: "Unitok", session: Session, pending: "list[Pending]", batch_
 
 
 class _Watcher:
-    """Follows the ids of one output and tells what they add."""
+    """Follows the ids of one output, and gives the content that they add."""
 
-    def __init__(self, unitok: "Unitok", grammar: Grammar, one: "Pending"):
-        self.unitok, self.index = unitok, one.index
+    def __init__(self, bundle: Bundle, grammar: Grammar, one: Draft):
+        self.bundle, self.index = bundle, one.index
         self.state = grammar.follow(one.request.prompt, complete=False).copy_for(None, one.request.plan)
         self.ids: list[int] = []
         self.span = -1
         self.body: list[int] = []  # ids of the segment, without those that begin and end it
-        self.said = ""
-        self.sound: Any = None
-        self.told = 0  # rows of a picture, frames of a sound
-        if self.state.span is not None:  # a begun picture or sound
-            self._open()
+        self.stream: Stream | None = None
+        if self.state.span is not None:  # a begun image or audio
+            self._open(self.state.span.modality)
             self.body = one.lead[1 + len(self.state.span.header) :].tolist()
-            self.told = len(self.body) // self.state.sides[-1] if self.state.sides else 0
 
-    def _open(self) -> None:
-        self.span += 1
-        self.body, self.said, self.sound, self.told = [], "", None, 0
+    def _open(self, modality: str) -> None:
+        self.span, self.body = self.span + 1, []
+        self.stream = self.bundle.modality(modality).stream(self.bundle.require(modality))
 
     def see(self, ids: list[int]) -> Iterator[Piece]:
         """Take new ids."""
@@ -98,57 +84,24 @@ class _Watcher:
         for id in ids:
             self.ids.append(id)
             before, modality, count = self.state.span, self.state.modality, self.state.count
+            sides = tuple(self.state.sides)
             self.state.advance(id)
             after = self.state.span
             if before is not None and after is not before:
-                yield from self._tell(modality or "", True)
+                yield from self._tell(modality or "", sides, True)
                 grown = False
             if after is not None and after is not before:
-                self._open()
+                self._open(after.modality)
                 count = 0
             if after is not None and self.state.count > count:
                 self.body.append(id)
                 grown = True
         if self.state.span is not None and grown:
-            yield from self._tell(self.state.span.modality, False)
+            yield from self._tell(self.state.span.modality, tuple(self.state.sides), False)
 
-    def _tell(self, modality: str, done: bool) -> Iterator[Piece]:
-        """What the codes so far add to what was told."""
-        codes = self.unitok.vocab.body_codes(modality, self.body)
-        content = {"text": self._text, "image": self._picture, "audio": self._sound}[modality](codes, done)
+    def _tell(self, modality: str, sides: tuple[int, ...], done: bool) -> Iterator[Piece]:
+        """What the codes so far add to what was given."""
+        codes = self.bundle.vocab.partial(modality, self.body, sides)
+        content = self.stream.push(codes, done) if self.stream is not None and (codes.size or done) else None
         if content is not None:
             yield Piece(self.index, self.span, modality, content, done)
-
-    def _text(self, codes: list[int], done: bool) -> str | None:
-        whole = self.unitok.need("text").decode(codes)
-        whole = whole if done else whole.rstrip("\ufffd")  # half a character
-        new, self.said = whole[len(self.said) :], whole
-        return new if new or done else None
-
-    def _picture(self, codes: list[int], done: bool) -> torch.Tensor | None:
-        if not self.state.sides:  # a vocabulary whose pictures do not tell their size: whole or not at all
-            return self.unitok.decode_segment(Segment("image", np.array([codes]))) if done else None
-        columns = self.state.sides[-1]
-        rows = len(codes) // columns
-        if not done and rows <= self.told:
-            return None
-        self.told = rows
-        grid = torch.tensor(codes[: rows * columns]).view(1, rows, columns)
-        return self.unitok.need("image").decode(grid)[0].cpu()
-
-    def _sound(self, codes: list[int], done: bool) -> torch.Tensor | None:
-        tokenizer = self.unitok.need("audio")
-        levels = tokenizer.num_codebooks
-        frames = torch.tensor(codes[: len(codes) // levels * levels]).view(-1, levels).T
-        if self.sound is None:
-            try:
-                self.sound = tokenizer.decode_stream()
-            except UserError:
-                self.sound = False
-        if self.sound is False:
-            return tokenizer.decode(frames[None])[0].cpu() if done else None
-        new = frames[:, self.told :]
-        if not done and new.shape[1] < CHUNK_SECONDS * tokenizer.frame_rate:
-            return None
-        self.told = frames.shape[1]
-        return self.sound.push(new[None], done)[0].cpu()

@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from unitok.bundle import Unitok
+from unitok.api import Unitok
 from unitok.data.prepare.encode import Encoder
 from unitok.document import Document, Part, RawDocument
 from unitok.errors import UserError
 from unitok.grammar import Grammar
 from unitok.media import load_audio, load_image, open_image, save_audio, save_image
-from unitok.sample.render import Output, Task, generate_outputs, save_outputs
+from unitok.sample.outputs import Output, save_outputs
+from unitok.sample.requests import Task, generate_outputs
 from unitok.sample.sampling import Settings
 from unitok.scenes.oracle import read_picture, read_sound
 from unitok.scenes.world import Note, Scene, parse_caption, parse_sound_caption, read_scenes
@@ -102,14 +103,14 @@ class Evaluation:
     def reconstruct(self, folder: Path, rows: list[dict]) -> None:
         """Oracle on the originals and on their reconstructions; use of the codebooks; a few pairs as files."""
         documents = self._documents(folder, rows, ("image", "audio"))
-        image, audio = self.unitok.need("image"), self.unitok.need("audio")
+        image, audio = self.unitok.require("image"), self.unitok.require("audio")
         measures: list[dict[str, float]] = []
         pairs = self.out / "reconstructions"
         pairs.mkdir(parents=True, exist_ok=True)
         bar = tqdm(zip(rows, documents, strict=True), "reconstruct", len(rows), unit="scene", disable=not self.progress)
         for i, (row, document) in enumerate(bar):
             scene, picture, (sound, rate) = row["scene"], load_image(folder / row["image"]), load_audio(folder / row["audio"])
-            again, heard = (self.unitok.decode_segment(s) for s in document.segments)
+            again, heard = (self.unitok.decode(s) for s in document.segments)
             target = image.prepare(open_image(folder / row["image"]))  # as the tokenizers saw them
             wave = audio.prepare(sound, rate)
             read = read_picture(to_bytes(again))
@@ -141,7 +142,7 @@ class Evaluation:
 
     def generate(self, folder: Path, rows: list[dict], suffix: str = "") -> None:
         """Every direction on `rows`; `suffix` is added to the names of the scores."""
-        rate = self.unitok.need("audio").sample_rate
+        rate = self.unitok.require("audio").sample_rate
         for direction in DIRECTIONS:
             name = f"{direction.name}{suffix}"
             outputs = self._continue(self._documents(folder, rows, direction.given), direction.want, name)
@@ -164,11 +165,11 @@ class Evaluation:
 
     def _documents(self, folder: Path, rows: list[dict], keys: Sequence[str]) -> list[Document]:
         """A document per row, of what stands under the keys: files of the folder, or texts."""
-        raws = []
-        for i, row in enumerate(rows):
-            files = {key: folder / row[key] for key in keys if key in ("image", "audio")}
-            parts = [Part(key, path=files[key]) if key in files else Part("text", text=row[key]) for key in keys]
-            raws.append(RawDocument(f"{i:06d}", tuple(parts)))
+
+        def part(row: dict, key: str) -> Part:
+            return Part(key, path=folder / row[key]) if key in ("image", "audio") else Part("text", row[key])
+
+        raws = [RawDocument(row["id"], tuple(part(row, key) for key in keys)) for row in rows]
         documents, errors = self.encoder.encode(raws)
         if errors:
             raise UserError(f"{folder}: {errors[0]['error']}")

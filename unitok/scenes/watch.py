@@ -11,17 +11,17 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.distributed.tensor import DTensor
 
-from unitok.bundle import TOKENIZERS, Unitok
+from unitok.api import Unitok
+from unitok.checkpoints import merge_lora
 from unitok.errors import UserError
 from unitok.model import Decoder
-from unitok.model.inference import forget
+from unitok.sample.outputs import Output, save_outputs
 from unitok.sample.prompts import read_prompts
-from unitok.sample.render import Output, Task, generate_outputs, save_outputs
+from unitok.sample.requests import Task, generate_outputs
 from unitok.sample.sampling import Settings
 from unitok.scenes.evaluate import Evaluation
 from unitok.scenes.world import read_scenes
 from unitok.training.decoder import DecoderTraining
-from unitok.training.lora import merge_lora
 from unitok.vocab import Vocab
 
 
@@ -80,7 +80,7 @@ class Samples(L.Callback):
         self._read()
         if trainer.is_global_zero:
             with torch.random.fork_rng(devices=[]):  # new networks draw their weights before they read them
-                self._unitok = Unitok.from_pretrained(self.bundle, str(module.device), parts=TOKENIZERS)
+                self._unitok = Unitok.from_pretrained(self.bundle, str(module.device), parts="tokenizers")
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Start the clock."""
@@ -117,7 +117,6 @@ class Samples(L.Callback):
                 if isinstance(logger, TensorBoardLogger):
                     show(logger.experiment, outputs, step, self._unitok)
             self._unitok.model = None
-            forget(decoder)  # it goes on learning
 
     def _score(self, out: Path) -> tuple[dict[str, float], dict[str, list[Output]]]:
         assert self._unitok is not None
@@ -171,4 +170,4 @@ def show(board: Any, outputs: dict[str, list[Output]], step: int, unitok: Unitok
             for pixels in output.images[:1]:
                 board.add_image(tag, ((pixels.clamp(-1, 1) + 1) / 2).cpu(), step)
             for samples in output.audios[:1]:
-                board.add_audio(tag, samples.mean(0).clamp(-1, 1).cpu(), step, unitok.need("audio").sample_rate)
+                board.add_audio(tag, samples.mean(0).clamp(-1, 1).cpu(), step, unitok.require("audio").sample_rate)

@@ -25,8 +25,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from unitok.document import json_line
 from unitok.errors import UserError
+from unitok.files import json_line
 from unitok.media import save_audio, save_image
 
 COLOURS: dict[str, tuple[int, int, int]] = {

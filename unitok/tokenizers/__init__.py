@@ -6,9 +6,9 @@ from unitok.lazy import attach
 
 if TYPE_CHECKING:
     from unitok.tokenizers.audio import AudioTokenizer as AudioTokenizer
-    from unitok.tokenizers.audio import AudioTokenizerConfig as AudioTokenizerConfig
+    from unitok.tokenizers.config import AudioTokenizerConfig as AudioTokenizerConfig
+    from unitok.tokenizers.config import ImageTokenizerConfig as ImageTokenizerConfig
     from unitok.tokenizers.image import ImageTokenizer as ImageTokenizer
-    from unitok.tokenizers.image import ImageTokenizerConfig as ImageTokenizerConfig
     from unitok.tokenizers.text import TextTokenizer as TextTokenizer
 
 __getattr__, __all__ = attach(
@@ -16,8 +16,8 @@ __getattr__, __all__ = attach(
     {
         "TextTokenizer": "text",
         "ImageTokenizer": "image",
-        "ImageTokenizerConfig": "image",
+        "ImageTokenizerConfig": "config",
         "AudioTokenizer": "audio",
-        "AudioTokenizerConfig": "audio",
+        "AudioTokenizerConfig": "config",
     },
 )

@@ -8,19 +8,19 @@ from the middle of their tile; pixels of neighbouring tiles are blended over the
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from PIL.Image import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from unitok.errors import UserError
 from unitok.media import crop_square, fit_image, image_to_tensor, open_image, save_image, stretch_image, to_rgb
-from unitok.memory import keep_large_blocks
-from unitok.pretrained import load_part, load_state, part_folder, save_part, state_fingerprint
 from unitok.tokenizers.arguments import check_codes, check_images
+from unitok.tokenizers.base import Tokenizer
+from unitok.tokenizers.config import ImageTokenizerConfig
 from unitok.tokenizers.quantize import (
     FiniteScalarQuantizer,
     LookupFreeQuantizer,
@@ -28,7 +28,7 @@ from unitok.tokenizers.quantize import (
     SimVectorQuantizer,
     VectorQuantizer,
 )
-from unitok.tokenizers.vqgan import Decoder, Encoder, downsampling
+from unitok.tokenizers.vqgan import Decoder, Encoder
 
 #: Longest side of a picture in codes; the vocabulary has as many grid sizes.
 LONGEST_SIDE = 64
@@ -36,55 +36,6 @@ LONGEST_SIDE = 64
 #: How a picture is made to fit: `keep` all of it (shrunk to an area, never enlarged), `crop` the centre square, or
 #: `resize` to a square whatever its aspect.
 Fit = Literal["keep", "crop", "resize"]
-
-
-@dataclass
-class ImageTokenizerConfig:
-    """Architecture of an image tokenizer; the first group has taming-transformers' names and meaning.
-
-    Args:
-        ch: channels of the first stage, a multiple of 32.
-        ch_mult: width of each resolution as a multiple of `ch`; each but the last is followed by a halving.
-        num_res_blocks: residual blocks a resolution.
-        attn_resolutions: resolutions (pixels after the patch stem, for an input of `resolution`) with attention.
-        z_channels: channels of the latents.
-        resolution: side of the pictures it is trained on, pixels.
-        patch: side of the pixel patches that the stem folds into channels (1: taming's network as it is).
-        quantizer: `vq` (one codebook, learned by moving averages), `fsq` (finite scalars), `lfq` (signs) or `simvq`
-            (a frozen codebook behind a learned matrix).
-        codebook_size: codes, for all but `fsq`; for `lfq` a power of two.
-        codebook_dim: dimensions of a code, for `vq` and `simvq`; low, so that the codebook stays in use.
-        codebook_normalise: for `vq`, latents and codes of length 1.
-        scales: values of each dimension, for `fsq`; the number of codes is their product.
-        decodes: whether there is a decoder; some published tokenizers come without.
-    """
-
-    ch: int = 64
-    ch_mult: tuple[int, ...] = (1, 2)
-    num_res_blocks: int = 1
-    attn_resolutions: tuple[int, ...] = ()
-    z_channels: int = 64
-    resolution: int = 64
-    patch: int = 4
-    quantizer: Literal["vq", "fsq", "lfq", "simvq"] = "vq"
-    codebook_size: int = 512
-    codebook_dim: int = 8
-    codebook_normalise: bool = True
-    scales: tuple[int, ...] = (8, 8, 8)
-    decodes: bool = True
-
-    def __post_init__(self) -> None:
-        if self.ch % 32:
-            raise UserError(f"ch is {self.ch}: it must be a multiple of 32, the groups of group norm")
-        if self.quantizer not in ("vq", "fsq", "lfq", "simvq"):
-            raise UserError(f"quantizer is {self.quantizer}: choose vq, fsq, lfq or simvq")
-        if self.quantizer == "lfq" and self.codebook_size & (self.codebook_size - 1):
-            raise UserError(f"codebook_size is {self.codebook_size}: for lfq it must be a power of two")
-
-    @property
-    def stride(self) -> int:
-        """Pixels a code along each side."""
-        return downsampling(tuple(self.ch_mult), self.patch)
 
 
 @dataclass
@@ -110,7 +61,7 @@ def build_quantizer(config: ImageTokenizerConfig) -> Quantizer:
     return VectorQuantizer(c.z_channels, c.codebook_size, c.codebook_dim, c.codebook_normalise)
 
 
-class ImageTokenizer(nn.Module):
+class ImageTokenizer(Tokenizer):
     """A VQ-GAN's encoder, quantizer and decoder.
 
     Attributes:
@@ -118,20 +69,14 @@ class ImageTokenizer(nn.Module):
         overlap: codes that neighbouring tiles share.
     """
 
+    kind = "image"
+    Config = ImageTokenizerConfig
+
     def __init__(self, config: ImageTokenizerConfig | None = None):
         super().__init__()
         self.config = c = config or ImageTokenizerConfig()
-        network: dict[str, Any] = {
-            "ch": c.ch,
-            "ch_mult": tuple(c.ch_mult),
-            "num_res_blocks": c.num_res_blocks,
-            "attn_resolutions": tuple(c.attn_resolutions),
-            "z_channels": c.z_channels,
-            "resolution": c.resolution,
-            "patch": c.patch,
-        }
-        self.encoder = Encoder(**network)
-        self.decoder = Decoder(**network) if c.decodes else None
+        self.encoder = Encoder(c)
+        self.decoder = Decoder(c) if c.decodes else None
         self.quantizer = build_quantizer(c)
         self.stride = c.stride
         self.tile, self.overlap = 1024, 8
@@ -140,10 +85,6 @@ class ImageTokenizer(nn.Module):
     def codebook_size(self) -> int:
         """Number of codes."""
         return self.quantizer.size
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.parameters()).device
 
     def _latents(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, h, w, z_channels]."""
@@ -172,8 +113,7 @@ class ImageTokenizer(nn.Module):
 
         NumPy arrays and uint8 in [0, 255] are taken, too. Errors: `UserError` for other shapes, types and ranges.
         """
-        images = check_images(images, next(self.parameters()).dtype)
-        keep_large_blocks()
+        images = check_images(images, self.dtype)
         if max(images.shape[-2:]) > self.tile:
             return torch.cat([self._encode_tiles(image[None]) for image in images])
         at_once = max(1, self.tile**2 // (images.shape[-2] * images.shape[-1]))
@@ -209,7 +149,6 @@ class ImageTokenizer(nn.Module):
     def decode(self, codes: Tensor) -> Tensor:
         """int64 [B, h, w] -> [B, 3, h * stride, w * stride] in [-1, 1]. Errors: `UserError` for codes that are none."""
         codes = check_codes(codes, "[B, h, w]", self.codebook_size)
-        keep_large_blocks()
         h, w = codes.shape[-2:]
         if max(h, w) * self.stride > self.tile:
             return torch.cat([self._decode_tiles(grid[None]) for grid in codes])
@@ -275,20 +214,3 @@ class ImageTokenizer(nn.Module):
         pixels = self.decode(codes[None])[0]
         height, width = size or pixels.shape[-2:]
         save_image(path, pixels[:, :height, :width])
-
-    def fingerprint(self) -> str:
-        """Changes when the codes do: a hash of configuration and weights."""
-        return state_fingerprint(self.config, self.state_dict())
-
-    def save_pretrained(self, folder: Path, overwrite: bool = False) -> None:
-        """Write `config.json` and `model.safetensors`."""
-        save_part(folder, "image tokenizer", self.config, self.state_dict(), overwrite)
-
-    @classmethod
-    def from_pretrained(cls, path: Path, device: str = "cpu") -> "ImageTokenizer":
-        """Read its own folder or a bundle's; in eval mode."""
-        folder = part_folder(path, "tokenizers/image")
-        config, state = load_part(folder, "image tokenizer", ImageTokenizerConfig)
-        model = cls(config)
-        load_state(model, state, str(folder))
-        return model.eval().to(device)

@@ -1,7 +1,7 @@
-"""SEANet, EnCodec's convolutional encoder and decoder for sound, with a patch stem; whole sounds, or piece by piece.
+"""SEANet, EnCodec's convolutional encoder and decoder for audio, with a patch stem; whole, or piece by piece.
 
 [B, C, T] -> encoder -> [B, dimension, N] -> (quantizer) -> decoder -> [B, C, N * hop], hop = patch * prod(ratios).
-Arguments and module names are EnCodec's (`model.0.conv.conv`, ...), so that its weights load by name; with `patch = 1`
+The configuration's words and module names are EnCodec's (`model.0.conv.conv`, ...), so that its weights load by name; with `patch = 1`
 the outputs are equal (tests/tokenizers/test_parity.py).
 
 Choices: the stem folds `patch` samples into channels before the first convolution and unfolds them after the last.
@@ -23,6 +23,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
+
+from unitok.tokenizers.config import AudioTokenizerConfig
 
 #: What each layer remembers of a sound that comes in pieces.
 State: TypeAlias = dict[nn.Module, Any]
@@ -65,11 +67,11 @@ class _Wrapped(nn.Module):
 class Conv(nn.Module):
     """Convolution over [B, C, T] that gives ceil(T / stride) frames: padded on the left only if `causal`."""
 
-    def __init__(self, i: int, o: int, kernel: int, stride: int, dilation: int, causal: bool, norm: str, pad_mode: str):
+    def __init__(self, config: AudioTokenizerConfig, i: int, o: int, kernel: int, stride: int = 1, dilation: int = 1):
         super().__init__()
         layer = nn.Conv1d(i, o, kernel, stride=stride, dilation=dilation)
-        self.conv = _Wrapped("conv", layer, o, norm)
-        self.channels, self.stride, self.causal, self.pad_mode = o, stride, causal, pad_mode
+        self.conv = _Wrapped("conv", layer, o, config.norm)
+        self.channels, self.stride, self.causal, self.pad_mode = o, stride, config.causal, config.pad_mode
         self.extent = (kernel - 1) * dilation + 1
         self.reach = self.extent - stride  # samples of the past that the first frame looks at
 
@@ -174,10 +176,10 @@ class ConvTranspose(nn.Module):
     Each frame's samples come from it and the frame before it alone, which is how a stream, and `FrameConvolution`, makes them.
     """
 
-    def __init__(self, i: int, o: int, stride: int, causal: bool, norm: str):
+    def __init__(self, config: AudioTokenizerConfig, i: int, o: int, stride: int):
         super().__init__()
-        self.convtr = _Wrapped("convtr", nn.ConvTranspose1d(i, o, 2 * stride, stride=stride), o, norm)
-        self.channels, self.stride, self.causal = o, stride, causal
+        self.convtr = _Wrapped("convtr", nn.ConvTranspose1d(i, o, 2 * stride, stride=stride), o, config.norm)
+        self.channels, self.stride, self.causal = o, stride, config.causal
 
     def forward(self, x: Tensor) -> Tensor:
         right = self.stride if self.causal else self.stride // 2  # samples that are cut there
@@ -202,16 +204,16 @@ class ConvTranspose(nn.Module):
 class ResnetBlock(nn.Module):
     """ELU, dilated convolution to half the width, ELU, 1x1 back, around a shortcut (1x1, or the identity: `true_skip`)."""
 
-    def __init__(self, dim: int, kernel: int, dilation: int, compress: int, true_skip: bool, **conv):
+    def __init__(self, config: AudioTokenizerConfig, width: int, dilation: int):
         super().__init__()
-        hidden = dim // compress
+        hidden = width // config.compress
         self.block = nn.Sequential(
             nn.ELU(),
-            Conv(dim, hidden, kernel, 1, dilation, **conv),
+            Conv(config, width, hidden, config.residual_kernel_size, dilation=dilation),
             Elu(),
-            Conv(hidden, dim, 1, 1, 1, **conv),
+            Conv(config, hidden, width, 1),
         )
-        self.shortcut = nn.Identity() if true_skip else Conv(dim, dim, 1, 1, 1, **conv)
+        self.shortcut = nn.Identity() if config.true_skip else Conv(config, width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return _add(self.block(x), self.shortcut(x))
@@ -255,54 +257,25 @@ def run(layers: nn.Sequential, x: Tensor, state: State, last: bool) -> Tensor:
     return x
 
 
+def _residual(config: AudioTokenizerConfig, width: int) -> list[nn.Module]:
+    """The residual blocks of a stage."""
+    return [ResnetBlock(config, width, config.dilation_base**j) for j in range(config.n_residual_layers)]
+
+
 class SEANetEncoder(nn.Module):
-    """Waveform to latents.
+    """Waveform to latents."""
 
-    Args:
-        channels: of the waveform. dimension: channels of the latents. n_filters: channels of the first stage.
-        ratios: how much each stage shortens, listed as in EnCodec from the latents' side; width doubles each time.
-        n_residual_layers: residual blocks a stage, dilated by powers of `dilation_base`.
-        kernel_size, last_kernel_size, residual_kernel_size: of the first, the last and the residual convolutions.
-        norm: `weight_norm`, `time_group_norm` or `none`. causal: pad on the left only, so that codes can stream.
-        true_skip: identity shortcuts. compress: by how much residual blocks narrow. lstm: LSTM layers at frame rate.
-        patch: samples that the stem folds into channels. pad_mode: `reflect`, `constant` or `replicate`.
-    """
-
-    def __init__(
-        self,
-        *,
-        channels: int = 1,
-        dimension: int = 128,
-        n_filters: int = 32,
-        n_residual_layers: int = 1,
-        ratios: tuple[int, ...] = (8, 5, 4, 2),
-        kernel_size: int = 7,
-        last_kernel_size: int = 7,
-        residual_kernel_size: int = 3,
-        dilation_base: int = 2,
-        causal: bool = False,
-        true_skip: bool = False,
-        compress: int = 2,
-        lstm: int = 2,
-        norm: str = "weight_norm",
-        pad_mode: str = "reflect",
-        patch: int = 1,
-    ):
+    def __init__(self, config: AudioTokenizerConfig):
         super().__init__()
-        self.patch, self.hop = patch, patch * math.prod(ratios)
-        conv: dict[str, Any] = {"causal": causal, "norm": norm, "pad_mode": pad_mode}
-        width = n_filters
-        layers: list[nn.Module] = [Conv(channels * patch, width, kernel_size, 1, 1, **conv)]
-        for ratio in reversed(ratios):
-            layers += [
-                ResnetBlock(width, residual_kernel_size, dilation_base**j, compress, true_skip, **conv)
-                for j in range(n_residual_layers)
-            ]
-            layers += [Elu(), Conv(width, width * 2, ratio * 2, ratio, 1, **conv)]
+        c, width = config, config.n_filters
+        self.patch, self.hop = c.patch, c.patch * math.prod(c.ratios)
+        layers: list[nn.Module] = [Conv(c, c.channels * c.patch, width, c.kernel_size)]
+        for ratio in reversed(c.ratios):
+            layers += [*_residual(c, width), Elu(), Conv(c, width, width * 2, ratio * 2, ratio)]
             width *= 2
-        if lstm:
-            layers.append(SLSTM(width, lstm))
-        layers += [Elu(), Conv(width, dimension, last_kernel_size, 1, 1, **conv)]
+        if c.lstm:
+            layers.append(SLSTM(width, c.lstm))
+        layers += [Elu(), Conv(c, width, c.dimension, c.last_kernel_size)]
         self.model = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -320,43 +293,19 @@ class SEANetEncoder(nn.Module):
 
 
 class SEANetDecoder(nn.Module):
-    """Latents to waveform: the encoder mirrored. Arguments as for `SEANetEncoder`."""
+    """Latents to waveform: the encoder mirrored."""
 
-    def __init__(
-        self,
-        *,
-        channels: int = 1,
-        dimension: int = 128,
-        n_filters: int = 32,
-        n_residual_layers: int = 1,
-        ratios: tuple[int, ...] = (8, 5, 4, 2),
-        kernel_size: int = 7,
-        last_kernel_size: int = 7,
-        residual_kernel_size: int = 3,
-        dilation_base: int = 2,
-        causal: bool = False,
-        true_skip: bool = False,
-        compress: int = 2,
-        lstm: int = 2,
-        norm: str = "weight_norm",
-        pad_mode: str = "reflect",
-        patch: int = 1,
-    ):
+    def __init__(self, config: AudioTokenizerConfig):
         super().__init__()
-        self.patch = patch
-        conv: dict[str, Any] = {"causal": causal, "norm": norm, "pad_mode": pad_mode}
-        width = n_filters * 2 ** len(ratios)
-        layers: list[nn.Module] = [Conv(dimension, width, kernel_size, 1, 1, **conv)]
-        if lstm:
-            layers.append(SLSTM(width, lstm))
-        for ratio in ratios:
-            layers += [Elu(), ConvTranspose(width, width // 2, ratio, causal, norm)]
+        c, self.patch = config, config.patch
+        width = c.n_filters * 2 ** len(c.ratios)
+        layers: list[nn.Module] = [Conv(c, c.dimension, width, c.kernel_size)]
+        if c.lstm:
+            layers.append(SLSTM(width, c.lstm))
+        for ratio in c.ratios:
+            layers += [Elu(), ConvTranspose(c, width, width // 2, ratio), *_residual(c, width // 2)]
             width //= 2
-            layers += [
-                ResnetBlock(width, residual_kernel_size, dilation_base**j, compress, true_skip, **conv)
-                for j in range(n_residual_layers)
-            ]
-        layers += [Elu(), Conv(width, channels * patch, last_kernel_size, 1, 1, **conv)]
+        layers += [Elu(), Conv(c, width, c.channels * c.patch, c.last_kernel_size)]
         self.model = nn.Sequential(*layers)
 
     def forward(self, z: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ import logging
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Self
 
 import sentencepiece
 
@@ -40,8 +41,11 @@ _MARK = re.compile(
 class TextTokenizer:
     """A SentencePiece model. `model`: its serialized bytes."""
 
+    _file = "tokenizer.model"
+
     def __init__(self, model: bytes):
         self.model = model
+        self._config: dict[str, int] = {}  # what its config.json holds of its own
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         #: Codes of what SentencePiece would confuse: its mark for a space and, where no piece is one (few in the corpus), the space.
         spaces = self._processor.piece_to_id(_SPACE_MARK) == self._processor.unk_id()
@@ -86,29 +90,34 @@ class TextTokenizer:
         """Changes when the codes do."""
         return hashlib.sha256(self.model).hexdigest()
 
+    def for_use(self) -> Self:
+        """Itself, as it is."""
+        return self
+
     def save_pretrained(self, folder: Path, overwrite: bool = False) -> None:
-        """Write `config.json` and `tokenizer.model` (SentencePiece's own format)."""
-        with whole_folder(folder, "text tokenizer", overwrite) as partial:
-            (partial / "tokenizer.model").write_bytes(self.model)
-            config = {"unitok": VERSION, "kind": "text tokenizer"}
+        """Write `config.json` and the file of the model (SentencePiece's own format, or that of `tokenizers`)."""
+        kind = "imported text tokenizer" if self._config else "text tokenizer"
+        with whole_folder(folder, kind, overwrite) as partial:
+            (partial / self._file).write_bytes(self.model)
+            config = {"unitok": VERSION, "kind": "text tokenizer"} | self._config
             (partial / "config.json").write_text(json.dumps(config) + "\n", encoding="utf-8")
 
     @classmethod
-    def from_pretrained(cls, path: Path, device: str = "cpu") -> "TextTokenizer":
-        """Read its own folder or a bundle's, an imported one too; `device` is there for symmetry."""
-        folder = part_folder(path, "tokenizers/text")
-        if (folder / "tokenizer.json").exists():
+    def from_pretrained(cls, path: Path, device: str = "cpu", name: str = "text") -> "TextTokenizer":
+        """Read its own folder or, by the name that it has there, a bundle's, an imported one too; `device` is there for symmetry."""
+        folder = part_folder(path, f"tokenizers/{name}")
+        if (folder / ImportedTextTokenizer._file).exists():
             return ImportedTextTokenizer._load(folder)
-        file = folder / "tokenizer.model"
+        file = folder / cls._file
         if not file.exists():
             raise UserError(f"{file}: no such file; make one with `unitok train-text`")
         try:
-            found = cls(file.read_bytes())
+            tokenizer = cls(file.read_bytes())
         except RuntimeError:
             raise UserError(f"{file}: not a SentencePiece model, or cut off; get it again") from None
-        if found.decode(found.encode(_PROBE)) != _PROBE:
+        if tokenizer.decode(tokenizer.encode(_PROBE)) != _PROBE:
             log.warning("%s: another program's model that normalizes: text does not come back exactly as it was", file)
-        return found
+        return tokenizer
 
     @classmethod
     def train(cls, texts: Iterable[str], size: int = 8_000, sample: int = 5_000_000) -> "TextTokenizer":
@@ -201,6 +210,8 @@ class ImportedTextTokenizer(TextTokenizer):
         data: the tokenizer.json. first: id of code 0. size: number of codes.
     """
 
+    _file = "tokenizer.json"
+
     def __init__(self, data: bytes, first: int, size: int):
         try:
             from tokenizers import Tokenizer
@@ -209,6 +220,7 @@ class ImportedTextTokenizer(TextTokenizer):
                 "this text tokenizer needs the package tokenizers: pip install '.[transformers]' in a checkout"
             ) from None
         self.model, self.first, self._size = data, first, size
+        self._config = {"first": first, "size": size}
         given = json.loads(data)
         marks = {token["content"] for token in given.get("added_tokens", [])}
         try:
@@ -244,16 +256,9 @@ class ImportedTextTokenizer(TextTokenizer):
         ids = [code + self.first for code in check_text_codes(codes, self.size)]
         return self._json.decode(ids, skip_special_tokens=False)
 
-    def save_pretrained(self, folder: Path, overwrite: bool = False) -> None:
-        """Write `config.json` and `tokenizer.json`."""
-        with whole_folder(folder, "imported text tokenizer", overwrite) as partial:
-            (partial / "tokenizer.json").write_bytes(self.model)
-            config = {"unitok": VERSION, "kind": "text tokenizer", "first": self.first, "size": self.size}
-            (partial / "config.json").write_text(json.dumps(config) + "\n", encoding="utf-8")
-
     @classmethod
     def _load(cls, folder: Path) -> "ImportedTextTokenizer":
         config = read_json(folder / "config.json", "import it again")
         if config.get("kind") != "text tokenizer" or not {"first", "size"} <= set(config):
             raise UserError(f"{folder}: another program's tokenizer; `unitok import hf-chameleon` takes a Chameleon's along")
-        return cls((folder / "tokenizer.json").read_bytes(), config["first"], config["size"])
+        return cls((folder / cls._file).read_bytes(), config["first"], config["size"])

@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from unitok.tokenizers.config import ImageTokenizerConfig
+
 
 def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(32, channels, eps=1e-6)
@@ -35,19 +37,18 @@ def _for_convolutions(x: Tensor) -> Tensor:
 class ResnetBlock(nn.Module):
     """Two 3x3 convolutions around a shortcut: [B, in, H, W] -> [B, out, H, W]."""
 
-    def __init__(self, in_channels: int, out_channels: int, dropout: float = 0.0):
+    def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
         self.norm1 = _norm(in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.norm2 = _norm(out_channels)
-        self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         if in_channels != out_channels:
             self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(_silu(self.norm1(x)))
-        h = self.conv2(self.dropout(_silu(self.norm2(h))))
+        h = self.conv2(_silu(self.norm2(h)))
         shortcut = self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x
         return shortcut + h if torch.is_grad_enabled() else h.add_(shortcut)
 
@@ -110,10 +111,10 @@ class Upsample(nn.Module):
 class _Level(nn.Module):
     """One resolution: `block` and `attn` lists of equal length (or no attention), then `downsample` or `upsample`."""
 
-    def __init__(self, widths: list[int], attention: bool, dropout: float):
+    def __init__(self, widths: list[int], attention: bool):
         super().__init__()
         pairs = zip(widths[:-1], widths[1:], strict=True)
-        self.block = nn.ModuleList(ResnetBlock(i, o, dropout) for i, o in pairs)
+        self.block = nn.ModuleList(ResnetBlock(i, o) for i, o in pairs)
         self.attn = nn.ModuleList(AttnBlock(w) for w in widths[1:] if attention)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -125,60 +126,38 @@ class _Level(nn.Module):
 
 
 class _Middle(nn.Module):
-    def __init__(self, channels: int, dropout: float):
+    def __init__(self, channels: int):
         super().__init__()
-        self.block_1 = ResnetBlock(channels, channels, dropout)
+        self.block_1 = ResnetBlock(channels, channels)
         self.attn_1 = AttnBlock(channels)
-        self.block_2 = ResnetBlock(channels, channels, dropout)
+        self.block_2 = ResnetBlock(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.block_2(self.attn_1(self.block_1(x)))
 
 
 class Encoder(nn.Module):
-    """Pixels to latents.
+    """Pixels to latents. The nominal `resolution` of the inputs only decides where attention sits."""
 
-    Args:
-        ch: channels of the first stage, a multiple of 32.
-        ch_mult: width of each resolution as a multiple of `ch`; each but the last is followed by a halving.
-        num_res_blocks: residual blocks a resolution.
-        attn_resolutions: resolutions, in pixels after the stem for an input of `resolution`, that also have attention.
-        z_channels: channels of the latents.
-        resolution: nominal side of an input, pixels; only decides where attention sits.
-        patch: side of the pixel patches that the stem folds into channels.
-    """
-
-    def __init__(
-        self,
-        *,
-        ch: int,
-        ch_mult: tuple[int, ...],
-        num_res_blocks: int,
-        attn_resolutions: tuple[int, ...] = (),
-        z_channels: int,
-        resolution: int,
-        patch: int = 1,
-        in_channels: int = 3,
-        dropout: float = 0.0,
-    ):
+    def __init__(self, config: ImageTokenizerConfig):
         super().__init__()
-        self.patch = patch
-        self.conv_in = nn.Conv2d(in_channels * patch**2, ch, 3, padding=1)
+        c, self.patch = config, config.patch
+        self.conv_in = nn.Conv2d(3 * c.patch**2, c.ch, 3, padding=1)
         self.down = nn.ModuleList()
-        width, side = ch, resolution // patch
-        for i, mult in enumerate(ch_mult):
-            level = _Level([width] + [ch * mult] * num_res_blocks, side in attn_resolutions, dropout)
-            width = ch * mult
-            if i < len(ch_mult) - 1:
+        width, side = c.ch, c.resolution // c.patch
+        for i, mult in enumerate(c.ch_mult):
+            level = _Level([width] + [c.ch * mult] * c.num_res_blocks, side in c.attn_resolutions)
+            width = c.ch * mult
+            if i < len(c.ch_mult) - 1:
                 level.downsample = Downsample(width)
                 side //= 2
             self.down.append(level)
-        self.mid = _Middle(width, dropout)
+        self.mid = _Middle(width)
         self.norm_out = _norm(width)
-        self.conv_out = nn.Conv2d(width, z_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(width, c.z_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, in_channels, H, W] -> [B, z_channels, H / f, W / f]."""
+        """[B, 3, H, W] -> [B, z_channels, H / f, W / f]."""
         x = self.conv_in(_for_convolutions(F.pixel_unshuffle(x, self.patch)))
         for level in self.down:
             x = level(x)
@@ -187,47 +166,30 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents to pixels: the encoder mirrored, with one residual block more a resolution. Arguments as for `Encoder`."""
+    """Latents to pixels: the encoder mirrored, with one residual block more per resolution."""
 
-    def __init__(
-        self,
-        *,
-        ch: int,
-        ch_mult: tuple[int, ...],
-        num_res_blocks: int,
-        attn_resolutions: tuple[int, ...] = (),
-        z_channels: int,
-        resolution: int,
-        patch: int = 1,
-        out_channels: int = 3,
-        dropout: float = 0.0,
-    ):
+    def __init__(self, config: ImageTokenizerConfig):
         super().__init__()
-        self.patch = patch
-        width, side = ch * ch_mult[-1], resolution // patch // 2 ** (len(ch_mult) - 1)
-        self.conv_in = nn.Conv2d(z_channels, width, 3, padding=1)
-        self.mid = _Middle(width, dropout)
+        c, self.patch = config, config.patch
+        width, side = c.ch * c.ch_mult[-1], c.resolution // c.patch // 2 ** (len(c.ch_mult) - 1)
+        self.conv_in = nn.Conv2d(c.z_channels, width, 3, padding=1)
+        self.mid = _Middle(width)
         levels: list[nn.Module] = []
-        for i, mult in reversed(list(enumerate(ch_mult))):
-            level = _Level([width] + [ch * mult] * (num_res_blocks + 1), side in attn_resolutions, dropout)
-            width = ch * mult
+        for i, mult in reversed(list(enumerate(c.ch_mult))):
+            level = _Level([width] + [c.ch * mult] * (c.num_res_blocks + 1), side in c.attn_resolutions)
+            width = c.ch * mult
             if i > 0:
                 level.upsample = Upsample(width)
                 side *= 2
             levels.insert(0, level)
         self.up = nn.ModuleList(levels)  # up.0 is the finest, as in taming
         self.norm_out = _norm(width)
-        self.conv_out = nn.Conv2d(width, out_channels * patch**2, 3, padding=1)
+        self.conv_out = nn.Conv2d(width, 3 * c.patch**2, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
-        """[B, z_channels, h, w] -> [B, out_channels, h * f, w * f]."""
+        """[B, z_channels, h, w] -> [B, 3, h * f, w * f]."""
         x = self.mid(self.conv_in(_for_convolutions(z)))
         for level in reversed(self.up):
             x = level(x)
             x = level.upsample(x) if hasattr(level, "upsample") else x  # type: ignore[operator]
         return F.pixel_shuffle(self.conv_out(_silu(self.norm_out(x))), self.patch)
-
-
-def downsampling(ch_mult: tuple[int, ...], patch: int) -> int:
-    """Pixels a code along each side."""
-    return patch * 2 ** (len(ch_mult) - 1)

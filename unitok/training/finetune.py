@@ -10,7 +10,7 @@ import torch
 
 from unitok.errors import UserError
 from unitok.model.decoder import Decoder, DecoderConfig
-from unitok.pretrained import part_folder
+from unitok.pretrained import known_vocabulary
 
 
 def start_decoder(path: Path, wanted: DecoderConfig, vocab: Any, where: str) -> tuple[Decoder, int]:
@@ -36,21 +36,6 @@ def start_decoder(path: Path, wanted: DecoderConfig, vocab: Any, where: str) -> 
         state[name] = torch.cat([state[name], new if start is None else new + start.detach()])
     decoder.load_state_dict(state)
     return decoder, size
-
-
-def known_vocabulary(path: Path) -> Path:
-    """The vocab.json that says what a decoder's ids mean: beside it, or of the bundle that `path` is the `model` folder of.
-
-    Errors: `UserError` where there is none, as for an imported decoder: that its ids are as many as others says nothing.
-    """
-    for folder in (path, *([path.parent] if (path.parent / "bundle.json").exists() else [])):
-        if (folder / "vocab.json").exists():
-            return folder / "vocab.json"
-    part_folder(path, "model")  # says so where there is nothing at all
-    raise UserError(
-        f"{path}: a decoder without a vocabulary (no vocab.json beside it): what its ids mean is not known, so it cannot be "
-        "used with the ids of other tokenizers; give a bundle, whose decoder was trained on its ids"
-    )
 
 
 def choose_trained(decoder: Decoder, freeze: list[str], new_ids_from: int | None = None) -> None:

@@ -1,14 +1,13 @@
 """Low-rank adaptation through peft (Hu et al. 2021, "LoRA"): a fixed matrix W learns a difference B A of low rank.
 
-`add_lora` puts peft's layers into a decoder. Checkpoints hold W, A and B under peft's names; `merge_lora` makes a plain
-decoder's weights of them, so that bundles know nothing of it.
+`add_lora` puts peft's layers into a decoder. Checkpoints hold W, A and B under peft's names; `checkpoints.merge_lora` makes a
+plain decoder's weights of them, so that bundles know nothing of it.
 """
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from unitok.errors import UserError
 from unitok.model.decoder import Decoder
@@ -44,14 +43,3 @@ def add_lora(decoder: Decoder, lora: LowRank) -> None:
     alpha: Any = lora.alpha
     settings = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=list(lora.targets), lora_dropout=lora.dropout)
     inject_adapter_in_model(settings, decoder)
-
-
-def merge_lora(state: dict[str, Tensor], scale: float) -> dict[str, Tensor]:
-    """Weights with peft's layers -> plain ones: W + scale x B A. `scale` is alpha / rank."""
-    plain = {name.replace(".base_layer.", "."): tensor for name, tensor in state.items() if ".lora_" not in name}
-    for name, a in state.items():
-        if found := re.fullmatch(r"(.*)\.lora_A\.default\.weight", name):
-            b = state[f"{found[1]}.lora_B.default.weight"]
-            weight = plain[f"{found[1]}.weight"]
-            plain[f"{found[1]}.weight"] = (weight.float() + scale * b.float() @ a.float()).to(weight.dtype)
-    return plain

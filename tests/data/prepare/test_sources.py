@@ -66,10 +66,7 @@ def test_a_template_says_what_becomes_a_document(bundle_folder, tiny, tmp_path):
     tokenize(Plan(str(tmp_path / "t.parquet"), str(tmp_path / "out"), str(bundle_folder), spec=spec))
     data = TokenDataset(tmp_path / "out")
     told = [
-        [
-            (s.modality, s.role, s.loss, tiny.decode_segment(s) if s.modality == "text" else "")
-            for s in data.document(i).segments
-        ]
+        [(s.modality, s.role, s.loss, tiny.decode(s) if s.modality == "text" else "") for s in data.document(i).segments]
         for i in range(len(data))
     ]
     question = ("text", "user", False, "What is it?")
@@ -90,7 +87,7 @@ def test_fields_of_records_lines_and_lists_reach_templates(bundle_folder, tiny, 
     tokenize(Plan(str(tmp_path / "rows.jsonl"), str(tmp_path / "out"), str(bundle_folder), spec=spec))
     document = TokenDataset(tmp_path / "out").document(0)
     assert [s.modality for s in document.segments] == ["image", "image", "text"]
-    assert tiny.decode_segment(document.segments[2]) == "onetwo"
+    assert tiny.decode(document.segments[2]) == "onetwo"
 
 
 def test_several_of_one_kind_and_metadata_of_archives(bundle_folder, tmp_path):

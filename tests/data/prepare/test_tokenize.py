@@ -8,14 +8,14 @@ import pytest
 import soundfile
 from PIL import Image
 
-from unitok.bundle import Unitok
+from unitok.api import Unitok
 from unitok.data.prepare.plan import Plan, make_plan, open_sources
 from unitok.data.prepare.recipe import SourceSpec
 from unitok.data.prepare.tokenize import detokenize, tokenize
 from unitok.data.prepare.worker import Worker
 from unitok.data.shards import TokenDataset
-from unitok.document import read_raw_documents
 from unitok.errors import UserError
+from unitok.interleaved import read_raw_documents
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -60,10 +60,10 @@ def test_a_mixed_folder_goes_to_shards_and_back_with_the_bad_files_listed(mixed_
     assert [s.modality for s in by_id["sub/a.wav"].segments] == ["text", "audio"]
     assert detokenize(tmp_path / "out", tmp_path / "files", bundle_folder) == 7
     back = {raw.id: raw for raw in read_raw_documents(tmp_path / "files" / "documents.jsonl")}
-    assert back["photo0.png"].content[0].text == "a noisy photograph"
+    assert back["photo0.png"].content[0].value == "a noisy photograph"
     assert Image.open(back["photo2.png"].content[0].path).size == (7, 5)
     assert soundfile.info(back["sub/b.flac"].content[0].path).frames == 2000  # a quarter second at 8 kHz
-    assert back["story.md"].content[0].text == "only text, but UTF-8 ✓"
+    assert back["story.md"].content[0].value == "only text, but UTF-8 ✓"
 
 
 def test_bytes_do_not_depend_on_workers(scenes_folder, bundle_folder, tmp_path):

@@ -198,7 +198,7 @@ def test_text_where_a_picture_or_sound_should_be_is_listed(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "a dog", "image": "folder/a.jpg"}')
     for source, count in (("folder", 4), ("a.tar", 1), ("a.parquet", 1), ("a.jsonl", 1)):
         good, bad = found_in(tmp_path / source)
-        assert [[part.text for part in raw.content] for raw in good] == ([["kept"]] if source == "a.tar" else [])
+        assert [[part.value for part in raw.content] for raw in good] == ([["kept"]] if source == "a.tar" else [])
         assert len(bad) == count
         assert all(": text, where a" in line and "should be" in line for line in bad), bad
 
@@ -209,7 +209,7 @@ def test_a_byte_order_mark_is_no_text_and_a_caption_is_told_from_its_record(tmp_
     (tmp_path / "other.json").write_text('{"size": 3}')
     (tmp_path / "x.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "first line"}')
     good, bad = found_in(tmp_path)
-    assert [raw.content[0].text for raw in good] == [
+    assert [raw.content[0].value for raw in good] == [
         "first line",
         "marked",
         "seen",

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unitok.bundle import Unitok
+from unitok.bundle import Bundle
 from unitok.data.prepare.augment import clip, random_crop, versions
 from unitok.data.prepare.recipe import SourceSpec, share
 from unitok.document import Document, Part, RawDocument, Segment
@@ -121,7 +121,7 @@ class Encoder:
 
     def __init__(
         self,
-        unitok: Unitok,
+        unitok: Bundle,
         image_area: int = 0,
         image_fit: Fit = "keep",
         seed: int = 0,
@@ -217,18 +217,18 @@ class _Work:
         frame = 0.0 if audio is None else audio.hop_length / audio.sample_rate
         for raw in make():
             for version in versions(spec, raw, frame):
-                rejected = spec.filters.of_texts(sum(len(p.text) for p in version.content if p.type == "text"))
+                rejected = spec.filters.of_texts(sum(len(p.value) for p in version.content if p.type == "text"))
                 parts = () if rejected else tuple(self._part(spec, part, version.id, grabbed) for part in version.content)
-                slim = tuple(replace(part, file=None, text="") for part in version.content)  # or all of it would stay
+                slim = tuple(replace(part, file=None, value="") for part in version.content)  # or all of it would stay
                 pending.append(Pending(replace(version, content=slim), parts, spec, rejected))
 
     def _part(self, spec: SourceSpec, part: Part, document: str, grabbed: list[Medium]) -> np.ndarray | Medium:
         try:
-            tokenizer = self.unitok.need(part.type)
+            tokenizer = self.unitok.require(part.type)
         except UserError as error:
             raise Stop(str(error)) from None
         if part.type == "text":
-            return np.asarray(tokenizer.encode(part.text), np.int32)
+            return np.asarray(tokenizer.encode(part.value), np.int32)
         own = document if part.view.startswith("crop") else ""  # no two documents share a random crop
         key = (str(id(spec)), part.type, part.file.name, str(part.file.place), part.view, own)
         with self.lock:
@@ -261,11 +261,11 @@ class _Work:
             image, medium.view = random_crop(image, spec, share(self.encoder.seed, own, blob.name))
         elif medium.view == "flip":
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        image = self.unitok.need("image").fit(image, self.encoder.image_area or None, self.encoder.image_fit)
+        image = self.unitok.require("image").fit(image, self.encoder.image_area or None, self.encoder.image_fit)
         medium.content, medium.size = np.asarray(image), (image.height, image.width)
 
     def _decode_sound(self, medium: Medium, blob: Blob) -> None:
-        tokenizer = self.unitok.need("audio")
+        tokenizer = self.unitok.require("audio")
         piece = clip(medium.view)
         with blob.local() as path:  # without a path, the bytes are in memory
             data = None if path else blob.read()
@@ -346,14 +346,14 @@ class _Work:
             self._encode_long(medium)
             return
         if isinstance(medium.content, np.ndarray):
-            stride = self.unitok.need("image").stride
+            stride = self.unitok.require("image").stride
             h, w = medium.size
             medium.content = np.pad(medium.content, ((0, -h % stride), (0, -w % stride), (0, 0)), mode="edge")
             key: tuple = ("image", *medium.content.shape[:2])
             full = len(self.waiting[key]) + 1 >= BATCH
         else:
             key = ("audio", medium.content.shape[-1])
-            full = (len(self.waiting[key]) + 1) * key[1] >= BATCH * self.unitok.need("audio").sample_rate
+            full = (len(self.waiting[key]) + 1) * key[1] >= BATCH * self.unitok.require("audio").sample_rate
         self.waiting_bytes += medium.content.nbytes
         self.waiting[key].append(medium)
         if full:
@@ -368,9 +368,9 @@ class _Work:
             self.quiet.clear()
         if key[0] == "image":
             pixels = torch.from_numpy(np.stack([m.content for m in batch])).permute(0, 3, 1, 2)
-            codes = self.unitok.need("image").encode(pixels.contiguous().float().div_(127.5).sub_(1)).cpu()
+            codes = self.unitok.require("image").encode(pixels.contiguous().float().div_(127.5).sub_(1)).cpu()
         else:
-            codes = self.unitok.need("audio").encode(torch.stack([m.content for m in batch])).cpu()
+            codes = self.unitok.require("audio").encode(torch.stack([m.content for m in batch])).cpu()
         for medium, one in zip(batch, codes, strict=True):
             medium.content, medium.codes = None, one
         self.quiet.set()
@@ -382,7 +382,7 @@ class _Work:
         try:
             with blob.local() as path:
                 data = None if path else blob.read()
-                codes, medium.size = self.unitok.need("audio").encode_file(path or Path(blob.name), data=data)
+                codes, medium.size = self.unitok.require("audio").encode_file(path or Path(blob.name), data=data)
             medium.codes = codes.cpu()
         except UserError as error:
             medium.error = str(error).replace(str(path), blob.name) if path else str(error)

@@ -216,9 +216,9 @@ class _Reader:
             unused += ["json"] * bool(self.records and not self.texts)
             unused += [name for name in self.unread if not names_media(name.rsplit(".", 1)[-1]) and not self.texts]
         if len(self.texts) > 1:  # captions are told apart
-            self.texts = [replace(self.texts[0], text="\n".join(t.text.strip() for t in self.texts))]
+            self.texts = [replace(self.texts[0], value="\n".join(t.value.strip() for t in self.texts))]
         if found:
-            self.texts = [replace(t, text=t.text.strip()) for t in self.texts]
+            self.texts = [replace(t, value=t.value.strip()) for t in self.texts]
             unused += [name for name, _ in self.other_texts]
         elif self.files:
             for _, blob in self.other_texts:
@@ -402,5 +402,5 @@ def _part(spec: SourceSpec, kind: str, content: Any, role: str | None = None, lo
     role = spec.roles.get(kind, "none") if role is None else role
     loss = spec.loss.get(kind, True) if loss is None else loss
     if kind == "text":
-        return Part(kind, text=content, role=role, loss=loss)
+        return Part(kind, content, role=role, loss=loss)
     return Part(kind, path=Path(content.name), role=role, loss=loss, file=content)

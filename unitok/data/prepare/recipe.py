@@ -10,10 +10,12 @@ from typing import Any
 
 import yaml
 
-from unitok.document import PART_TYPES, ROLES, Part
+from unitok.document import ROLES, Part
 from unitok.errors import UserError
+from unitok.modalities import modalities
 from unitok.storage import is_remote
 
+PART_TYPES = tuple(modalities())
 FIELD = r"\{([^{}]+)\}"  # of a template
 
 

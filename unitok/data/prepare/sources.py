@@ -48,8 +48,10 @@ from unitok.data.prepare.listing import (
     unused_table,
 )
 from unitok.data.prepare.recipe import SourceSpec, arrange
-from unitok.document import Part, RawDocument, parse_line, raw_document, read_raw_documents
+from unitok.document import Part, RawDocument
 from unitok.errors import UserError, first_line
+from unitok.files import parse_line
+from unitok.interleaved import raw_document, read_raw_documents
 from unitok.media import load_text
 from unitok.storage import Blob, Files, Found, is_remote
 
@@ -365,4 +367,4 @@ def read_texts(path: Path) -> Iterator[str]:
     for document in read_raw_documents(path):
         if isinstance(document, UserError):
             raise document
-        yield from (part.text for part in document.content if part.type == "text")
+        yield from (part.value for part in document.content if part.type == "text")

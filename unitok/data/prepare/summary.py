@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from unitok.bundle import Unitok
+from unitok.bundle import Bundle
 from unitok.document import Document
 
 _PLURAL = {"image": "images", "text": "texts"}
@@ -61,16 +61,16 @@ def most(counts: Mapping[str, int]) -> str:
     return "; ".join(f"{name} ({count:,})" for name, count in frequent) + more
 
 
-def show_document(unitok: Unitok, document: Document) -> str:
+def show_document(unitok: Bundle, document: Document) -> str:
     """A document as one line: what its codes decode to, for a person to see that it was read right."""
     parts = []
     for segment in document.segments:
         role = "" if segment.role == "none" else f"{segment.role}: "
         if segment.modality == "text":
-            text = unitok.decode_segment(segment)
+            text = unitok.decode(segment)
             parts.append(role + repr(text if len(text) <= 100 else f"{text[:100]}…"))
         elif segment.modality == "image":
             parts.append(f"{role}image {segment.size[1]} x {segment.size[0]}")
         else:
-            parts.append(f"{role}{segment.modality} {segment.size[0] / unitok.need('audio').sample_rate:.2f} s")
+            parts.append(f"{role}{segment.modality} {segment.size[0] / unitok.require('audio').sample_rate:.2f} s")
     return f"{document.source!r}: {', '.join(parts)}"

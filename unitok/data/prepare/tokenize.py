@@ -16,7 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from unitok.bundle import TOKENIZERS, Unitok
+from unitok.bundle import Bundle
 from unitok.data.prepare.encode import Encoder, Stop
 from unitok.data.prepare.launch import ERROR_RATE, JUDGED_AFTER, MORE, Progress, TooManyBad, launch
 from unitok.data.prepare.plan import Plan, Run, difference, fingerprint, make_plan, open_sources, sample_items
@@ -24,9 +24,9 @@ from unitok.data.prepare.sources import Source
 from unitok.data.prepare.summary import most, reason, show_document, summary, total
 from unitok.data.prepare.worker import encode_items, made, threads
 from unitok.data.shards import TokenDataset, write_dataset_json, write_shard
-from unitok.document import format_raw_document, json_line
 from unitok.errors import UserError, visible
-from unitok.files import drop, full_disk, locked, one_at_a_time, whole, write_whole
+from unitok.files import drop, full_disk, json_line, locked, one_at_a_time, whole, write_whole
+from unitok.interleaved import format_raw_document
 
 EXAMPLES = 3  # documents that a dry run shows
 SIZES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "bytes"))
@@ -62,7 +62,7 @@ def tokenize(
             raise UserError(f"{out}: lies in the source {source.spec.path}, which would be read with it; choose another folder")
         if source.through_lines():
             print(f"{visible(source.spec.path)}: read through its documents.jsonl alone")
-    unitok = Unitok.from_pretrained(plan.bundle, parts=TOKENIZERS)
+    unitok = Bundle.from_pretrained(plan.bundle, parts="tokenizers")
     if (out / "dataset.json").exists():
         return _complete_already(plan, sources, unitok)
     planned = (out / "plan.json").exists()
@@ -97,7 +97,7 @@ def tokenize(
 
 
 def _work(
-    run: Run, unitok: Unitok, workers: int, max_error_rate: float | None, engine: str, part: tuple[int, int] | None, log: Path
+    run: Run, unitok: Bundle, workers: int, max_error_rate: float | None, engine: str, part: tuple[int, int] | None, log: Path
 ) -> dict[str, Any] | None:
     mine = range(len(run.shards)) if part is None else range(part[0], len(run.shards), part[1])
     total = sum(run.shards[i][2] - run.shards[i][1] for i in mine)
@@ -133,7 +133,7 @@ def _list_errors(run: Run, stop: Stop) -> list[dict[str, str]]:
     return errors
 
 
-def _close(run: Run, unitok: Unitok, max_error_rate: float | None) -> dict[str, Any]:
+def _close(run: Run, unitok: Bundle, max_error_rate: float | None) -> dict[str, Any]:
     """All shards are there: write what closes the data set, and clean up."""
     entries = []
     why: Counter[str] = Counter()
@@ -181,7 +181,7 @@ def _close(run: Run, unitok: Unitok, max_error_rate: float | None) -> dict[str, 
     return info
 
 
-def _complete_already(plan: Plan, sources: list[Source], unitok: Unitok) -> dict[str, Any]:
+def _complete_already(plan: Plan, sources: list[Source], unitok: Bundle) -> dict[str, Any]:
     out = Path(plan.out)
     info = TokenDataset(out).info
     known = json.loads((out / "plan.json").read_text()) if (out / "plan.json").exists() else {}
@@ -192,7 +192,7 @@ def _complete_already(plan: Plan, sources: list[Source], unitok: Unitok) -> dict
     return info
 
 
-def _check_parts(sources: list[Source], unitok: Unitok) -> None:
+def _check_parts(sources: list[Source], unitok: Bundle) -> None:
     """What the bundle lacks for the first documents is said before anything is written."""
     for source in sources:
         for item, _ in zip(source.items(), range(8)):
@@ -204,7 +204,7 @@ def _check_parts(sources: list[Source], unitok: Unitok) -> None:
                 except Exception:  # told when it is read in its turn
                     continue
                 for kind in kinds:
-                    unitok.need(kind)
+                    unitok.require(kind)
 
 
 # ---- Before: how much will it be? -----------------------------------------------------------------------------------
@@ -218,7 +218,7 @@ def estimate(plan: Plan, sample: int = 200) -> dict[str, Any]:
     `summary`: what was read of the sample.
     """
     sources = open_sources(plan)
-    unitok = Unitok.from_pretrained(plan.bundle, device=plan.device, parts=TOKENIZERS)
+    unitok = Bundle.from_pretrained(plan.bundle, device=plan.device, parts="tokenizers")
     _check_parts(sources, unitok)
     listed, items = sample_items(plan, sources, sample)
     encoder = Encoder(unitok, plan.image_area, plan.image_fit, plan.seed)
@@ -273,7 +273,7 @@ def print_estimate(plan: Plan, found: dict[str, Any]) -> None:
 def detokenize(data: Path, out: Path, bundle: Path, device: str = "cpu", limit: int = 0) -> int:
     """Shards -> files: `documents.jsonl` with its images and sounds in `out`; -> number of documents. Inverse of `tokenize`."""
     dataset = TokenDataset(data)
-    unitok = Unitok.from_pretrained(bundle, device=device, parts=("text", "image", "audio"))
+    unitok = Bundle.from_pretrained(bundle, device=device, parts="tokenizers")
     unitok.vocab.check_covers(dataset.vocab, str(bundle), str(data))
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out}: not empty; choose another folder")

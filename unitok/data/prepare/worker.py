@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from unitok.bundle import TOKENIZERS, Unitok
+from unitok.bundle import Bundle
 from unitok.data.prepare.encode import Encoded, Encoder
 from unitok.data.prepare.listing import Item
 from unitok.data.prepare.plan import Plan, Run
@@ -47,7 +47,7 @@ class Worker:
         overlap: bool = True,
     ):
         self.run = Run(plan)
-        self.unitok = Unitok.from_pretrained(plan.bundle, device=device or plan.device, parts=TOKENIZERS)
+        self.unitok = Bundle.from_pretrained(plan.bundle, device=device or plan.device, parts="tokenizers")
         self.encoder = Encoder(self.unitok, plan.image_area, plan.image_fit, plan.seed, overlap=overlap, progress=progress)
 
     def process(self, index: int) -> dict[str, Any]:

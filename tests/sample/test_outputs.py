@@ -8,14 +8,15 @@ import pytest
 import torch
 from test_page import Elements, only_utf8
 
-from unitok.bundle import Unitok
+from unitok.api import Unitok
 from unitok.cli import main
 from unitok.cli.terminal import half_blocks, show
 from unitok.document import Document, Segment
 from unitok.errors import UserError, visible
 from unitok.grammar import Grammar
-from unitok.sample.render import Output, save_outputs, score_documents
+from unitok.sample.outputs import Output, save_outputs
 from unitok.sample.sampling import Settings
+from unitok.sample.score import score_documents
 from unitok.sample.stream import Piece
 from unitok.tokenizers import AudioTokenizer, AudioTokenizerConfig
 
@@ -103,13 +104,13 @@ def causal(tiny):
     audio = AudioTokenizer(config)
     audio.train()
     audio.quantizer.start(audio.quantizer.pass_through(torch.randn(4, 64, config.dimension)).low)
-    return Unitok(tiny.vocab, tiny.text, tiny.image, None, tiny.model), audio.eval()
+    return Unitok(tiny.vocab, {"text": tiny.text, "image": tiny.image}, tiny.model), audio.eval()
 
 
 @pytest.mark.parametrize("streams", [True, False])
 def test_a_streams_pieces_add_up_to_its_outputs(tiny, causal, streams):
     u, audio = causal
-    u.audio = audio if streams else tiny.audio
+    u.tokenizers["audio"] = audio if streams else tiny.audio
     want, prompt = "text,image:8x6,audio:40", [["a small text"], ["text", "small"]]
     settings = {"image": Settings(guidance=2.0)}
     outputs, pieces = [], []

@@ -1,0 +1,177 @@
+"""From prompts to outputs: what to make of each prompt, the requests that make it, and the best of several."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from unitok.bundle import Bundle
+from unitok.document import ROLES, Document
+from unitok.errors import UserError
+from unitok.grammar import Grammar, parse_plan
+from unitok.sample.engine import generate
+from unitok.sample.outputs import Output
+from unitok.sample.prompts import check_names, settings_of
+from unitok.sample.running import Request
+from unitok.sample.sampling import Settings
+from unitok.sample.score import log_probabilities
+from unitok.vocab import Vocab
+
+
+def check_count(name: str, value: Any, least: int) -> None:
+    """Raise `UserError` for what is no integer of at least that."""
+    if not isinstance(value, int | np.integer) or value < least:
+        raise UserError(f"{name} is {value!r}: it must be an integer of at least {least}")
+
+
+@dataclass
+class Task:
+    """What to make of each prompt.
+
+    Args:
+        want: `free`, or a plan such as `text,image:8x12,audio:2s` (rows x columns of codes), also as a list.
+        n: outputs for each prompt. max_ids: most new ids of each. seed: the same gives the same outputs.
+        settings: by modality; a missing one has the defaults.
+        negative: what guidance leads away from; without it, from no prompt at all.
+        keep: the prompt's last picture or sound is a beginning: this share of its rows or frames stays, and it is continued.
+        best_of: so many are made for each output, and of all of a prompt's the n best kept. best_by: `likelihood`, the mean
+            log-probability of its ids, or `relevance`, how much likelier the prompt makes them.
+        jacobi: places of an image that are guessed and read at once; outputs are then made one by one. 0: one place.
+    """
+
+    want: str | Sequence[str] = "free"
+    n: int = 1
+    seed: int = 0
+    max_ids: int = 512
+    settings: dict[str, Settings] = field(default_factory=dict)
+    negative: Document | None = None
+    keep: float | None = None
+    best_of: int = 1
+    best_by: str = "likelihood"
+    jacobi: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("n", 1), ("best_of", 1), ("seed", 0), ("max_ids", 1), ("jacobi", 0)):
+            check_count(name.replace("_", " "), getattr(self, name), least)
+        if isinstance(self.want, list | tuple):
+            self.want = ",".join(map(str, self.want))
+        if not isinstance(self.want, str):
+            raise UserError(f"want is a {type(self.want).__name__}: write free, or a plan such as text,image:8x12,audio:2s")
+        if self.best_by not in ("likelihood", "relevance"):
+            raise UserError(f"best by {self.best_by!r}: choose one of likelihood, relevance")
+        if self.keep is not None and not (isinstance(self.keep, int | float) and 0 < self.keep <= 1):
+            raise UserError(f"keep is {self.keep!r}: it is a share, above 0 and at most 1")
+
+
+def make_task(bundle: Bundle, options: Mapping[str, Any]) -> Task:
+    """A Task from arguments by name. Errors: `UserError` for a name that does not exist, with the nearest."""
+    check_names(options, ["prompt", *(f.name for f in fields(Task)), "batch_size"], "generate")
+    return Task(**{**options, "settings": settings_of(options.get("settings"), bundle.vocab.spans)})
+
+
+@dataclass
+class Draft:
+    """One output to be made: its request, and what turns the ids into it.
+
+    Args:
+        index: number of the output. prompt: what stands before it. lead: ids of the begun picture or sound that belong to it.
+    """
+
+    index: int
+    bundle: Bundle
+    request: Request
+    prompt: Document
+    lead: np.ndarray
+    role: str
+
+    def finish(self, ids: Sequence[int] | np.ndarray) -> Output:
+        """New ids -> the output."""
+        ids = np.asarray(ids, np.int64)
+        new = self.bundle.vocab.decode(np.concatenate([self.lead, ids]), role=self.role)
+        return Output(self.bundle, self.prompt, new, ids, self.index)
+
+
+def begin(bundle: Bundle, prompts: list[Document], task: Task) -> list[Draft]:
+    """n outputs for each prompt, still to be made."""
+    vocab = bundle.vocab
+    plan = parse_plan(str(task.want), vocab, bundle.rates)
+    negative = None if task.negative is None else vocab.encode(task.negative, eos=False)
+    drafts: list[Draft] = []
+    repeated: Counter[bytes] = Counter()
+    for prompt in prompts:
+        ids, lead = vocab.encode(prompt, eos=False), np.zeros(0, np.int64)
+        before, role = prompt, prompt.segments[-1].role if prompt.segments else "none"
+        if task.keep is not None:
+            before, ids, lead = _begun(bundle, prompt, task.keep)
+        media = vocab.encode(Document(tuple(s for s in before.segments if vocab.span(s.modality).begin)), eos=False)
+        for _ in range(task.n):
+            row = repeated[ids.tobytes()]  # so that a prompt's outputs do not depend on what else is asked
+            repeated[ids.tobytes()] += 1
+            request = Request(ids, plan, task.max_ids, task.seed, row, negative=negative, media=media)
+            drafts.append(Draft(len(drafts), bundle, request, before, lead, role))
+    return drafts
+
+
+def _begun(bundle: Bundle, prompt: Document, share: float) -> tuple[Document, np.ndarray, np.ndarray]:
+    """-> what stands before the last picture or sound, all ids up to where it goes on, and those of them that are its own."""
+    last = prompt.segments[-1] if prompt.segments else None
+    span = bundle.vocab.spans.get(last.modality) if last else None
+    if last is None or span is None or not span.begin:
+        raise UserError("keep: the prompt must end with a picture or a sound, which is then continued")
+    units = last.codes.shape[0] if span.header else last.codes.shape[-1]
+    unit = last.codes.size // units
+    ids, placed = bundle.vocab.encode_placed(prompt, eos=False)
+    head = 1 + len(span.header)
+    start = placed[-1].start + placed[-1].length - head - last.codes.size - bool(span.end)  # a role's id may stand first
+    stop = start + head + max(1, round(share * units)) * unit
+    return Document(prompt.segments[:-1], prompt.id), ids[:stop], ids[start:stop]
+
+
+def generate_outputs(
+    bundle: Bundle, prompts: list[Document], task: Task, batch_size: int = 64, progress: bool = False
+) -> list[Output]:
+    """Outputs for documents, as `Unitok.generate` gives them for prompts."""
+    check_count("batch size", batch_size, 1)
+    decoder, grammar = bundle.require("model"), Grammar(bundle.vocab)
+    drafts = begin(bundle, prompts, replace(task, n=task.n * task.best_of))
+    with tqdm(total=len(drafts), desc="sample", unit="output", disable=not progress, mininterval=1.0, delay=0.3) as bar:
+        together = 1 if task.jacobi else batch_size
+        made = generate(
+            *(decoder, grammar, [one.request for one in drafts], task.settings, together, task.jacobi),
+            progress=lambda ids, done: bar.update(done),
+        )
+    outputs = [one.finish(ids) for one, ids in zip(drafts, made, strict=True)]
+    return outputs if task.best_of == 1 else _best(bundle, grammar, drafts, outputs, task)
+
+
+def _best(bundle: Bundle, grammar: Grammar, drafts: list[Draft], outputs: list[Output], task: Task) -> list[Output]:
+    """The n best of each prompt's outputs, the best first, numbered anew."""
+    vocab, decoder = bundle.vocab, bundle.require("model")
+    wholes, alone, counts = [], [], []
+    for one, output in zip(drafts, outputs, strict=True):
+        ids = output.ids[: len(output.ids) - int(len(output.ids) > 0 and output.ids[-1] == vocab.eos)]
+        role, body = _begins(vocab, one, np.concatenate([one.lead, ids]))
+        wholes.append(np.concatenate([one.request.prompt, ids]))
+        alone.append(vocab.unconditional(np.concatenate([role, body])))
+        counts.append(len(body))
+    likely = log_probabilities(decoder, grammar, wholes)
+    without = log_probabilities(decoder, grammar, alone) if task.best_by == "relevance" else [np.zeros(len(a)) for a in alone]
+    for output, count, given, none in zip(outputs, counts, likely, without, strict=True):
+        gain = given[len(given) - count :].sum() - none[len(none) - count :].sum()
+        output.score = float(gain) / count if count else -math.inf
+    kept = []
+    for start in range(0, len(outputs), task.n * task.best_of):
+        group = sorted(outputs[start : start + task.n * task.best_of], key=lambda output: -(output.score or 0.0))
+        kept += group[: task.n]
+    return [replace(output, index=i) for i, output in enumerate(kept)]
+
+
+def _begins(vocab: Vocab, one: Draft, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """An output's ids -> the id of the role that holds where its first span begins (none has no id), and the ids from there on."""
+    start = next((i for i, id in enumerate(ids.tolist()) if id not in vocab.roles), len(ids))
+    name = ROLES[vocab.roles.index(int(ids[start - 1]))] if start else one.role
+    return np.array([] if name == "none" else [vocab.specials[f"<{name}>"]], np.int64), ids[start:]

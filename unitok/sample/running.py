@@ -1,0 +1,131 @@
+"""A request on its way: its place in its plan, its random numbers, and its slots in the cache."""
+
+import zlib
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from unitok.errors import UserError
+from unitok.grammar import Grammar, Row, Want
+from unitok.intervals import Intervals
+from unitok.sample.sampling import Settings
+
+
+@dataclass
+class Request:
+    """What to go on from, and to what end.
+
+    Args:
+        prompt: ids, bos first, without a final eos.
+        plan: what is wanted, or None for free.
+        max_ids: most new ids, the closing eos included.
+        seed, row: with the prompt, decide all of its random numbers.
+        settings: by modality; a missing one has those of the session.
+        negative: ids, bos first, that guidance leads away from; without it, bos alone.
+        media: the prompt's images and audio alone, for three-way guidance.
+    """
+
+    prompt: np.ndarray
+    plan: list[Want] | None
+    max_ids: int
+    seed: int = 0
+    row: int = 0
+    settings: dict[str, Settings] = field(default_factory=dict)
+    negative: np.ndarray | None = None
+    media: np.ndarray | None = None
+
+
+class Slot:
+    """A sequence in the cache: how many of its ids have been read, and which have not. `start`: of the span that follows."""
+
+    def __init__(self, running: "Running", kind: str, ids: np.ndarray, start: int):
+        self.running, self.kind, self.start, self.read = running, kind, start, 0
+        self.ids, self.places = ids.tolist(), running.grammar.places(ids).tolist()
+
+    def take_unread(self) -> tuple[list[int], list[int]]:
+        """Its unread ids with their places, which count as read from now on."""
+        unread = self.ids, self.places
+        self.read += len(self.ids)
+        self.ids, self.places = [], []
+        return unread
+
+
+class Running:
+    """A request on its way."""
+
+    def __init__(self, grammar: Grammar, request: Request, settings: dict[str, Settings], longest: int):
+        self.grammar, self.request, self.settings = grammar, request, settings | request.settings
+        self.prompt = np.asarray(request.prompt)
+        self.state = self._begin(longest)
+        self.new: list[int] = []
+        self.reported = 0
+        #: What its random numbers come from.
+        self.key = (request.seed, request.row, zlib.crc32(self.prompt.astype("<i8").tobytes()))
+        self.randoms = np.random.default_rng(self.key).random(self.state.left or 0)
+        self.slots = [Slot(self, "own", self.prompt, 0)]
+        self._force()
+
+    def _begin(self, longest: int) -> Row:
+        """The state after the prompt; errors: `UserError` where it and what is wanted are longer than the decoder takes."""
+        request, room = self.request, longest - len(self.prompt)
+        known = self.grammar.follow(self.prompt, complete=False)
+        try:
+            state = known.copy_for(min(request.max_ids, room), request.plan)
+        except UserError as error:
+            if room >= request.max_ids:
+                raise
+            raise UserError(f"a prompt of {len(self.prompt)} ids: the decoder takes {longest} in all; {error}") from None
+        state.bound()
+        after = (state.left or 0) + state.into
+        guided = any(each.guided for each in self.settings.values())
+        for name, ids in (("negative prompt", request.negative), ("prompt's images and audio", request.media)):
+            if guided and ids is not None and len(ids) + after > longest:
+                less = "shorten it" if state.left == state.least else "shorten it, or lower max_ids"
+                raise UserError(f"the {name}: {len(ids)} ids and up to {after} after them, the decoder takes {longest}; {less}")
+        return state
+
+    def take(self, ids: list[int]) -> None:
+        """Advance by ids that were drawn, and by all after them that have no choice."""
+        self.state.take(ids)
+        self.new += ids
+        for slot in self.slots:
+            slot.ids, slot.places = ids[-1:], [self.state.place]
+        self._force()
+
+    def _force(self) -> None:
+        while (id := self.state.forced()) is not None:
+            self.state.advance(id)
+            self.new.append(id)
+            for slot in self.slots:
+                slot.ids.append(id)
+                slot.places.append(self.state.place)
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing comes any more."""
+        return self.state.state == "done"
+
+    @property
+    def params(self) -> Settings:
+        """The settings of what comes next: those of the span that we are in, else of the plan's next, else of the bare span."""
+        modality = self.state.modality or (self.state.plan[0].modality if self.state.plan else None)
+        if modality is None:
+            modality = next((name for name, span in self.grammar.vocab.spans.items() if not span.begin), "")
+        return self.settings.get(modality, Settings())
+
+    def guidance_prompts(self) -> dict[str, np.ndarray | None]:
+        """What stands before the span in the slots that guidance needs now, by their kind; None is bos alone."""
+        if not self.params.guides(self.state.count):
+            return {}
+        none = {"none": self.request.negative}
+        return none if self.params.guidance_media is None else {"media": self.request.media} | none
+
+    def stretch(self, most: int) -> list[Intervals]:
+        """The legal sets of the next ids that need not be read in between, while guidance is as it is now."""
+        params, count = self.params, self.state.count
+        sets = self.state.ahead(most)
+        if params.guided:
+            now = params.guides(count)
+            changes = (i for i in range(1, len(sets)) if params.guides(count + i) != now)
+            sets = sets[: next(changes, len(sets))]
+        return sets

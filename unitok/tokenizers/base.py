@@ -1,0 +1,56 @@
+"""What image and audio tokenizers have in common: a configuration, a folder, a fingerprint."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import nn
+
+from unitok.pretrained import load_part, load_state, make_config, part_folder, save_part, state_fingerprint
+
+
+class Tokenizer(nn.Module):
+    """A tokenizer that is a network. A subclass says its `kind` and the dataclass of its configuration."""
+
+    kind: ClassVar[str]
+    Config: ClassVar[Any]
+    config: Any
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], where: str) -> Self:
+        """An untrained one from plain values. Errors: `UserError` that begins with `where`."""
+        return cls(make_config(cls.Config, config, where))
+
+    @classmethod
+    def from_pretrained(cls, path: Path, device: str = "cpu", name: str = "") -> Self:
+        """Read its own folder or, by the name that it has there, a bundle's; ready `for_use`. name: its kind's by default."""
+        folder = part_folder(path, f"tokenizers/{name or cls.kind}")
+        config, state = load_part(folder, f"{cls.kind} tokenizer", cls.Config)
+        model = cls(config)
+        load_state(model, state, str(folder))
+        return model.for_use().to(device)
+
+    def save_pretrained(self, folder: Path, overwrite: bool = False) -> None:
+        """Write `config.json` and `model.safetensors`."""
+        save_part(folder, f"{self.kind} tokenizer", self.config, self.state_dict(), overwrite)
+
+    def for_use(self) -> Self:
+        """Itself, ready for inference."""
+        return self.eval()
+
+    def fingerprint(self) -> str:
+        """Changes when the codes do: a hash of configuration and weights."""
+        return state_fingerprint(self.config, self.state_dict())
+
+    def describe(self) -> dict[str, Any]:
+        """Its number of parameters, and its configuration."""
+        return {"parameters": sum(p.numel() for p in self.parameters())} | asdict(self.config)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
