@@ -166,27 +166,28 @@ def _told(given: Any, where: str) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in told.items() if value is not None}
 
 
+def _resolved(node: Any, root: Any, where: str, depth: int = 8) -> Any:
+    """A configuration in which what `${a.b}` stands for is in its place."""
+    if isinstance(node, dict):
+        return {key: _resolved(value, root, where, depth) for key, value in node.items()}
+    named = re.fullmatch(r"\$\{([\w.]+)\}", node) if isinstance(node, str) else None
+    if named is None:
+        return node
+    if not depth:
+        raise UserError(f"{where}: values that stand for one another in a circle")
+    value = root
+    for key in named[1].split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return _resolved(value, root, where, depth - 1)
+
+
 def _from_audiocraft(given: dict[str, Any], where: str) -> dict[str, Any]:
     """audiocraft's `xp.cfg` (audiocraft:config/model/encodec/default.yaml) by our names."""
-
-    def resolved(value: Any) -> Any:
-        """A value, where `${a.b}` stands for another's."""
-        for _ in range(8):
-            named = re.fullmatch(r"\$\{([\w.]+)\}", value) if isinstance(value, str) else None
-            if not named:
-                return value
-            value = given
-            for key in named[1].split("."):
-                value = value.get(key) if isinstance(value, dict) else None
-        raise UserError(f"{where}: values that stand for one another in a circle")
-
-    def section(name: str) -> dict[str, Any]:
-        found = given.get(name)
-        return {key: resolved(value) for key, value in found.items()} if isinstance(found, dict) else {}
-
-    encodec, seanet, rvq = section("encodec"), section("seanet"), section("rvq")
+    used = {name: given.get(name) for name in ("encodec", "seanet", "rvq", "sample_rate", "channels", "causal")}
+    given = _resolved(used, given, where)
+    encodec, seanet, rvq = (given[name] or {} for name in ("encodec", "seanet", "rvq"))
     for half in [seanet.pop(key, None) for key in ("encoder", "decoder")]:  # what is said of one half alone must hold for both
-        seanet |= {key: resolved(value) for key, value in (half or {}).items()}
+        seanet |= half or {}
     computed = {
         "autoencoder": "seanet", "quantizer": "rvq", "activation": "ELU", "activation_params": {"alpha": 1.0},
         "norm_params": {}, "final_activation": None, "trim_right_ratio": 1.0, "disable_norm_outer_blocks": 0,
@@ -197,7 +198,7 @@ def _from_audiocraft(given: dict[str, Any], where: str) -> dict[str, Any]:
     told = {name: seanet[name] for name in asdict(AudioTokenizerConfig()) if name in seanet}
     told |= {"num_codebooks": rvq.get("n_q"), "codebook_size": rvq.get("bins"), "normalise": encodec.get("renormalize")}
     for name in ("sample_rate", "channels", "causal"):
-        told[name] = encodec.get(name, told.get(name, resolved(given.get(name))))
+        told[name] = encodec.get(name, told.get(name, given[name]))
     return told
 
 
@@ -295,28 +296,19 @@ def from_encodec(state: State, config: AudioTokenizerConfig, where: str) -> Audi
     model = AudioTokenizer(config)
     wanted: State = {}
     for name, tensor in state.items():
-        if name.startswith(("encoder.", "decoder.")):
+        if name.startswith(("encoder.", "decoder.")) and not (config.norm == "none" and ".conv.norm." in name):
             name = name.replace(".weight_g", ".parametrizations.weight.original0")
             wanted[name.replace(".weight_v", ".parametrizations.weight.original1")] = tensor.float()
-    if config.norm == "none":
-        wanted = {name: tensor for name, tensor in wanted.items() if ".conv.norm." not in name}
     rest = {name for name in state if not name.startswith(("encoder.", "decoder."))}
-    for level in range(config.num_codebooks):
-        theirs, ours = f"quantizer.vq.layers.{level}._codebook", f"quantizer.layers.{level}"
-        rest -= {f"{theirs}.{name}" for name in ("embed", "cluster_size", "embed_avg", "inited")}
+    for level, codebook in enumerate(model.quantizer.layers):
+        theirs = f"quantizer.vq.layers.{level}._codebook"
         if f"{theirs}.embed" not in state:
             raise UserError(f"{where}: it lacks {theirs}.embed, though it has later levels")
-        embed = state[f"{theirs}.embed"].float()
-        counts = state.get(f"{theirs}.cluster_size")
-        counts = embed.new_ones(len(embed)) if counts is None else counts.float()
-        wanted[f"{ours}.embed"] = embed
-        wanted[f"{ours}.cluster_size"] = counts
-        wanted[f"{ours}.embed_avg"] = embed * counts[:, None]
+        codebook.set(state[f"{theirs}.embed"].float(), state.get(f"{theirs}.cluster_size"))
+        rest -= {f"{theirs}.{name}" for name in ("embed", "cluster_size", "embed_avg", "inited")}
     if strange := sorted(name for name in rest if name.startswith("quantizer.")):
         raise UserError(f"{where}: its quantizer has {strange[0]}, which EnCodec's has not: it cannot be imported")
-    for name, buffer in model.state_dict().items():
-        if name.endswith("initted"):
-            wanted[name] = buffer.new_ones(buffer.shape)
+    wanted |= {name: tensor for name, tensor in model.state_dict().items() if name.startswith("quantizer.")}
     load_state(model, wanted, where)
     tell_unused(where, sorted(rest))
     return model.for_use()
