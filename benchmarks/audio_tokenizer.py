@@ -23,6 +23,7 @@ import soundfile
 import torch
 from common import RESULTS, in_a_process, in_turns, peak_memory_gb, serve, write_results
 
+from unitok.hardware import keep_large_blocks
 from unitok.interop.audio import from_encodec, infer_config
 from unitok.tokenizers import AudioTokenizer
 
@@ -98,6 +99,8 @@ def decode(peer: Any, codes: torch.Tensor) -> torch.Tensor:
 
 def only(which: str, what: str, seconds: float, batch: int, device: str) -> None:
     """One peer, one job, at each line of the input."""
+    if which == "unitok":
+        keep_large_blocks()
     peer = build_one(which).to(device)
     samples = noise(batch, seconds).to(device)
     codes = torch.zeros(batch, LEVELS, round(seconds * RATE / 320), dtype=torch.long, device=device)
@@ -106,6 +109,7 @@ def only(which: str, what: str, seconds: float, batch: int, device: str) -> None
 
 def one_hour(device: str) -> None:
     """From a file of an hour to codes and to a file again; prints peak memory and seconds."""
+    keep_large_blocks()
     model = build_one("unitok").to(device)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "hour.wav"

@@ -38,7 +38,7 @@ def peak_memory_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-#: Makes glibc keep large blocks, as `unitok.memory` does, in a process that does not ask for it itself.
+#: Makes glibc keep large blocks, as `unitok.hardware.keep_large_blocks` does, in a process that does not ask for it itself.
 KEEPING = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
 
 

@@ -25,6 +25,7 @@ import torch
 from common import in_turns, serve, write_results
 
 from unitok.grammar import Grammar, parse_plan
+from unitok.hardware import keep_large_blocks
 from unitok.interop.decoder import export_decoder
 from unitok.modalities import build_vocab
 from unitok.model import Decoder
@@ -207,6 +208,7 @@ def serve_one(case: dict[str, Any]) -> None:
     if case["peer"]:
         run = run_theirs(Path(folder), batch, guidance, case["peer"] == "static", device)
     else:
+        keep_large_blocks()
         run = run_ours(Path(folder), batch, bool(guidance), device)
     began = time.perf_counter()
     run()  # compiles, where it does

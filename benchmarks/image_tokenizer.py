@@ -5,7 +5,7 @@
 Measured on a CPU in fp32, with equal codes: 1.32 to 1.96 times taming's images per second. The peers are what their users run:
 taming's Encoder, quant_conv, VectorQuantizer, post_quant_conv and Decoder as in its VQModel; ChameleonVQVAE.encode (it
 has no decoder). Medians; each peer is a process of its own, and they take turns; peak memory is theirs, over what the networks hold.
-Ours tells glibc to keep large blocks (unitok/memory.py); --keep-for-all shows what is left when the peers are given that too.
+Ours tells glibc to keep large blocks (`unitok.hardware.keep_large_blocks`, as its commands do); --keep-for-all shows what is left when the peers are given that too.
 With --trained, also the share of codes that agree between fp32 and bfloat16 autocast on real pictures.
 """
 
@@ -20,6 +20,7 @@ import torch
 from common import in_turns, serve, write_results
 from torch import nn
 
+from unitok.hardware import keep_large_blocks
 from unitok.interop.image import from_taming
 from unitok.tokenizers import ImageTokenizer
 
@@ -83,6 +84,8 @@ def encode(peer: Any, images: torch.Tensor) -> torch.Tensor:
 
 def only(which: str, name: str, what: str, side: int, batch: int, device: str) -> None:
     """One peer, one job, at each line of the input."""
+    if which == "unitok":
+        keep_large_blocks()
     peer = build(name, device).pop(which)
     images = torch.rand(batch, 3, side, side, device=device) * 2 - 1
     codes = torch.zeros(batch, side // 16, side // 16, dtype=torch.long, device=device)

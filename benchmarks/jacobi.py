@@ -19,6 +19,7 @@ from common import write_results
 
 from unitok.api import Unitok
 from unitok.grammar import Grammar, Want
+from unitok.hardware import keep_large_blocks
 from unitok.sample.engine import Session, generate
 from unitok.sample.running import Request
 from unitok.sample.sampling import Settings
@@ -31,6 +32,7 @@ SETTINGS = {
 
 
 def main() -> None:
+    keep_large_blocks()
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--quick", action="store_true", help="fewer pictures: about 3 minutes")
     p.add_argument("--bundle", type=Path, default=Path("runs/demo/bundle"))

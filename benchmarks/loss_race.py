@@ -31,11 +31,12 @@ from train_step import theirs
 from unitok.data.modules import EndlessBatches
 from unitok.data.packing import PackedDataset
 from unitok.data.shards import TokenDataset
+from unitok.hardware import keep_large_blocks
 from unitok.model import Decoder, DecoderConfig
 from unitok.model.loss import next_id_loss
 from unitok.model.presets import PRESETS
 from unitok.training.optim import build_optimizers
-from unitok.training.shell import WeightAverage, warmup_linear
+from unitok.training.shell import warmup_linear, weight_average
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "scenes"
 RATES, BATCHES = (1e-3, 3e-3, 1e-2), (4, 8)  # of AdamW, and documents a batch
@@ -126,7 +127,7 @@ def race_ours(data: Path, config: DecoderConfig, measure: Measure, seconds: floa
     """Train ours by a recipe for so many seconds; -> its loss."""
     torch.manual_seed(seed)
     decoder = Decoder(config)
-    average = WeightAverage(decoder, recipe.average) if recipe.average else None
+    average = weight_average(decoder, recipe.average) if recipe.average else None
     packed = PackedDataset(TokenDataset(data), recipe.ids, seed, drop_condition=0.0)
     batches = iter(EndlessBatches(packed, 1))
     peaks = (recipe.rate, recipe.muon_rate)
@@ -148,10 +149,10 @@ def race_ours(data: Path, config: DecoderConfig, measure: Measure, seconds: floa
         for optimizer in optimizers:
             optimizer.step()
         if average is not None:
-            average.update(decoder, done)
+            average.update_parameters(decoder)
         done += 1
 
-    loss = race(step, lambda: measure(average.model if average else decoder), seconds)
+    loss = race(step, lambda: measure(average.module if average else decoder), seconds)
     print(f"ours, {seconds:g} s, seed {seed}: {done} steps, {loss:.4f}", flush=True)
     return loss
 
@@ -191,6 +192,7 @@ def race_theirs(
 
 
 def main() -> None:
+    keep_large_blocks()
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--quick", action="store_true", help="one seed")
     p.add_argument("--seconds", type=float, default=90.0, help="of each run of theirs; ours has shares of it")

@@ -32,7 +32,7 @@ from torch import nn
 from unitok.data.modules import EndlessBatches, ImageDataset
 from unitok.evaluate.image import picture_scores
 from unitok.media import image_to_tensor, save_image
-from unitok.training.codebook_usage import codebook_statistics
+from unitok.training.monitor import codebook_statistics
 
 TRAIN = (
     *("brick", "camera", "cell", "clock_motion", "coins", "grass", "gravel", "hubble_deep_field", "ihc", "moon"),

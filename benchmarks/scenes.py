@@ -23,7 +23,7 @@ from unitok.media import load_image, save_image
 from unitok.scenes.evaluate import same_colours, to_bytes
 from unitok.scenes.oracle import read_picture
 from unitok.scenes.world import read_scenes
-from unitok.training.codebook_usage import codebook_statistics
+from unitok.training.monitor import codebook_statistics
 
 CONFIG = Path(__file__).parent.parent / "configs" / "scenes" / "image.yaml"
 GAN = {

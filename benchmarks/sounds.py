@@ -20,7 +20,7 @@ from unitok.media import load_audio
 from unitok.scenes.evaluate import same_notes
 from unitok.scenes.oracle import read_sound
 from unitok.scenes.world import read_scenes
-from unitok.training.codebook_usage import codebook_statistics
+from unitok.training.monitor import codebook_statistics
 
 CONFIG = Path(__file__).parent.parent / "configs" / "scenes" / "audio.yaml"
 

@@ -31,8 +31,8 @@ from unitok.bundle import load_trained_part
 from unitok.data.modules import EndlessBatches, SoundDataset
 from unitok.evaluate.audio import sound_scores
 from unitok.media import convert_audio, load_audio, save_audio
-from unitok.training.codebook_usage import codebook_statistics
 from unitok.training.losses import spectral_loss
+from unitok.training.monitor import codebook_statistics
 from unitok.training.shell import warmup_linear
 
 CONFIG = Path(__file__).parent.parent / "configs" / "audio" / "laptop-speech-16khz.yaml"

@@ -21,6 +21,7 @@ from loss_race import Measure, make_tokens, on_all_ids, race
 from unitok.data.modules import EndlessBatches
 from unitok.data.packing import PackedDataset
 from unitok.data.shards import TokenDataset
+from unitok.hardware import keep_large_blocks
 from unitok.model import Decoder
 from unitok.model.loss import next_id_loss
 from unitok.model.presets import PRESETS
@@ -95,6 +96,7 @@ def draw(runs: dict[str, dict[str, Any]], title: str) -> str:
 
 
 def main() -> None:
+    keep_large_blocks()
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--seconds", type=float, default=30.0, help="of each run")
     p.add_argument("--z-loss", type=float, default=1e-4, help="its weight, where it is on")

@@ -36,6 +36,7 @@ from PIL import Image
 
 from unitok.api import Unitok
 from unitok.bundle import Bundle
+from unitok.hardware import keep_large_blocks
 from unitok.modalities import build_vocab
 from unitok.tokenizers import AudioTokenizer, AudioTokenizerConfig, ImageTokenizer, ImageTokenizerConfig, TextTokenizer
 
@@ -235,6 +236,7 @@ def measure_memory(work: Path) -> dict[str, Any]:
 
 
 def main() -> None:
+    keep_large_blocks()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="half the files, one round")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each")

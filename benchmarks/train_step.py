@@ -27,7 +27,7 @@ from common import in_turns, serve, write_results
 from unitok.bundle import Bundle
 from unitok.data.packing import PackedDataset
 from unitok.data.shards import TokenDataset
-from unitok.hardware import HARDWARE
+from unitok.hardware import HARDWARE, keep_large_blocks
 from unitok.interop.decoder import QWEN3_FIELDS
 from unitok.modalities import build_vocab
 from unitok.model import Decoder, DecoderConfig
@@ -181,6 +181,8 @@ def main() -> None:
     tokens = make_tokens(o.work)
     if o.only:
         which, size = o.only
+        if which in ("all", "allowed"):
+            keep_large_blocks()
         serve(steps(which, size, tokens, o)[0], o.device)
         return
     cases = []

@@ -12,12 +12,11 @@ parse = functools.cache(ast.parse)
 
 #: The house from the ground up. A room, a file or a folder, may import the rooms that stand before it, except those
 #: named behind it. What stands in no room is an error, so that a new file gets its place here.
-LANGUAGE = ("unitok.document", "unitok.ranges", "unitok.vocab", "unitok.grammar")
+LANGUAGE = ("unitok.document", "unitok.layouts", "unitok.ranges", "unitok.vocab", "unitok.grammar")
 HOUSE: dict[str, tuple[str, ...]] = {
     "unitok.errors": (),
     "unitok.lazy": (),
     "unitok.hardware": (),
-    "unitok.memory": (),
     "unitok.files": (),
     "unitok.storage": (),
     "unitok.page": (),
@@ -25,6 +24,8 @@ HOUSE: dict[str, tuple[str, ...]] = {
     "unitok.pretrained": (),
     "unitok.media": (),
     "unitok.document": (),
+    "unitok.intervals": (),
+    "unitok.layouts": (),
     "unitok.ranges": (),
     "unitok.vocab": (),
     "unitok.grammar": (),
@@ -44,6 +45,9 @@ HOUSE: dict[str, tuple[str, ...]] = {
     "unitok.cli": (),
     "unitok.__main__": (),
 }
+
+#: Kinds of content, those to come too.
+KINDS = ("text", "image", "audio", "box", "video", "speech", "music")
 
 #: Where codes become ids.
 VOCABULARY = ("unitok.ranges", "unitok.vocab")
@@ -195,6 +199,64 @@ def test_only_the_vocabulary_turns_codes_into_ids():
 def test_codes_that_become_ids_elsewhere_are_found(line):
     body = f"class Reader:\n    def read(self, codes):\n        {line}\n"
     assert arithmetic_of_ids({"unitok.data.planted": body, "unitok.vocab": body}) == {"unitok.data.planted:Reader.read"}
+
+
+#: Rooms that may know a modality by its name.
+KNOWING = ("unitok.modalities", "unitok.interop", "unitok.scenes")
+
+
+def comparisons(source: str) -> list[int]:
+    """Lines that do something else for one modality than for another: compare its name, match it, or look it up in a dict."""
+
+    def names(node: ast.AST | None) -> bool:
+        if isinstance(node, ast.Tuple | ast.List | ast.Set):
+            return any(map(names, node.elts))
+        return isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in KINDS
+
+    found = []
+    for node in ast.walk(parse(source)):
+        compared = isinstance(node, ast.Compare) and any(map(names, (node.left, *node.comparators)))
+        matched = isinstance(node, ast.MatchValue) and names(node.value)
+        looked_up = (isinstance(node, ast.Subscript) and names(node.slice)) or (
+            isinstance(node, ast.Dict) and any(map(names, node.keys))
+        )
+        if compared or matched or looked_up:
+            found.append(node.value.lineno if isinstance(node, ast.MatchValue) else node.lineno)
+    return found
+
+
+def test_a_modality_is_known_by_name_in_its_own_room_alone():
+    elsewhere = {name: source for name, source in sources().items() if not name.startswith(KNOWING)}
+    assert [f"{name}:{line}" for name, source in elsewhere.items() for line in comparisons(source)] == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "if segment.modality == 'image': ...",
+        "return 'audio' != kind",
+        "if kind in ('image', 'audio'): ...",
+        "x = 1 if kind not in {'text'} else 2",
+        "decoders = {'text': f, 'image': g}",
+        "sizes['audio'] = 3",
+        "match kind:\n        case 'text': ...",
+        "match kind:\n        case 'box' | 'video': ...",
+    ],
+)
+def test_a_comparison_with_a_modality_is_found_in_every_form(line):
+    assert comparisons(f"def f(kind, segment):\n    {line}\n")
+    assert not comparisons("def f(kind):\n    return modality_of(kind).encode('image', [kind])\n")
+
+
+def test_files_and_functions_can_be_read_in_one_sitting():
+    long = []
+    for name, source in sources().items():
+        if len(source.splitlines()) > 450:
+            long.append(f"{name}: {len(source.splitlines())} lines")
+        for node in ast.walk(parse(source)):
+            if isinstance(node, ast.FunctionDef) and (lines := (node.end_lineno or 0) - node.lineno + 1) > 70:
+                long.append(f"{name}.{node.name}: {lines} lines")
+    assert long == []
 
 
 def test_public_functions_say_what_they_do():

@@ -1,10 +1,8 @@
 """Promises of bundles: parts join and are added, old ids never move, what does not belong together is refused, nothing is lost."""
 
-import errno
 import json
 import os
 import shutil
-import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +13,7 @@ from unitok.api import Unitok
 from unitok.bundle import make_bundle, make_untrained
 from unitok.cli import main
 from unitok.errors import UserError
-from unitok.pretrained import check_inputs, kind_of, settle, whole_folder
+from unitok.files import kind_of
 from unitok.tokenizers import ImageTokenizer, TextTokenizer
 
 
@@ -188,65 +186,6 @@ def test_overwriting_leaves_out_a_decoder_that_lost_its_tokenizer(owned):
     assert (owned / "b" / "README.md").exists()
 
 
-def test_a_kill_at_any_moment_of_replacing_a_folder_is_mended_by_who_looks_next(bundle_folder, tmp_path):
-    here, more = tmp_path / "b", contents(bundle_folder)
-
-    def killed_at(moment: int) -> bool:
-        """Replace the bundle in a process that ends without a word before or after its n-th renaming."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the child runs nothing that threads could hold
-            child = os.fork()
-        if child:
-            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
-        calls, rename = [], os.rename
-
-        def dying(*names):
-            calls.append(names)
-            if moment == 2 * len(calls) - 1:
-                os._exit(9)
-            rename(*names)
-            if moment == 2 * len(calls):
-                os._exit(9)
-
-        os.rename = dying
-        with whole_folder(here, "bundle", overwrite=True) as new:
-            shutil.copytree(bundle_folder, new, dirs_exist_ok=True)
-            (new / "vocab.json").write_bytes(more["vocab.json"] + b" ")
-        os._exit(0)
-
-    moments = 0
-    while True:
-        shutil.rmtree(here, ignore_errors=True)
-        shutil.copytree(bundle_folder, here)
-        (here / "mine.txt").write_text("mine")
-        if not killed_at(moments + 1):
-            break
-        moments += 1
-        if moments % 2:
-            Unitok.from_pretrained(here, parts=("text",))  # a reader
-        else:
-            settle(here)
-        found = contents(here)
-        assert found.pop("mine.txt") == b"mine"
-        assert found in (more, more | {"vocab.json": more["vocab.json"] + b" "})
-        assert not killed_at(0)  # and the next writer
-        assert sorted(f.name for f in tmp_path.iterdir()) == ["b"]
-    assert moments == 6
-
-
-def test_two_commands_never_write_one_folder_at_once_and_a_full_disk_changes_nothing(tmp_path):
-    with whole_folder(tmp_path / "b", "decoder") as new:
-        (new / "config.json").write_text("{}")
-        with pytest.raises(UserError, match="another command is writing it"), whole_folder(tmp_path / "b", "decoder"):
-            pass
-    assert contents(tmp_path / "b") == {"config.json": b"{}"}
-    full = pytest.raises(UserError, match="No space left on device; it is as it was")
-    with full, whole_folder(tmp_path / "b", "decoder", overwrite=True) as new:
-        (new / "config.json").write_text("half")
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    assert contents(tmp_path) == {"b/config.json": b"{}"}
-
-
 @pytest.mark.parametrize("content", ["[]", "3", "{}", '{"version": 9, "parts": []}', '{"version": 1, "parts": ["smell"]}', "[" * 100_000, '{"version": 1, "parts": 3}'])  # fmt: skip
 def test_a_bundle_json_that_is_none_is_one_line(owned, capsys, content):
     (owned / "b" / "bundle.json").write_text(content)
@@ -255,18 +194,3 @@ def test_a_bundle_json_that_is_none_is_one_line(owned, capsys, content):
     (owned / "b" / "tokenizers" / "image" / "config.json").write_text(content)
     with pytest.raises(UserError, match="config.json"):
         ImageTokenizer.from_pretrained(owned / "b" / "tokenizers" / "image")
-
-
-def test_the_current_folder_and_what_is_read_are_never_replaced(bundle_folder, tmp_path, monkeypatch):
-    (tmp_path / "home").mkdir()
-    (tmp_path / "home" / "thesis").write_text("mine")
-    monkeypatch.chdir(tmp_path / "home")
-    for folder in (".", "..", str(tmp_path)):
-        with pytest.raises(UserError, match="the current folder, or one that holds it"), whole_folder(folder, "bundle", True):
-            pass
-    (tmp_path / "link").symlink_to(bundle_folder)
-    for folder in (bundle_folder, bundle_folder.parent, tmp_path / "link"):
-        with pytest.raises(UserError, match="which is read; choose another folder"):
-            check_inputs(folder, ["x", bundle_folder])
-    check_inputs(tmp_path / "new", [bundle_folder])
-    assert (tmp_path / "home" / "thesis").read_text() == "mine"

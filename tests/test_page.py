@@ -35,10 +35,15 @@ def only_utf8(monkeypatch) -> set[str]:
 
     def writes(path, text, encoding=None):
         assert encoding == "utf-8" or text.isascii(), path
-        names.update({path.name.removeprefix(".").removesuffix(".partial")} if encoding else {})
         return write(path, text, encoding)
 
+    def opens(path, mode="r", encoding=None):
+        assert "b" in mode or encoding in ("utf-8", "utf-8-sig"), path
+        names.update({path.name.removeprefix(".").removesuffix(".partial")} if mode == "w" else {})
+        return open(path, mode, encoding=encoding)
+
     monkeypatch.setattr(Path, "write_text", writes)
+    monkeypatch.setattr("unitok.files.open", opens, raising=False)
     return names
 
 

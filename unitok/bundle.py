@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from unitok.document import Document, Part, RawDocument, Segment
-from unitok.errors import UserError, read_json
+from unitok.errors import UserError
+from unitok.files import check_replaceable, kind_of, read_json, settle, whole_folder
 from unitok.media import sniff
 from unitok.modalities import Modality, Plain, build_vocab, kind_accepting, modalities, modality_of
-from unitok.pretrained import check_replaceable, kind_of, known_vocabulary, load_state, settle, whole_folder
+from unitok.pretrained import known_vocabulary, load_state
 from unitok.storage import Blob, Files
 from unitok.vocab import Vocab
 
@@ -256,8 +257,8 @@ def load_trained_part(kind: str, path: Path, trust: bool = False) -> tuple[Any, 
         raise UserError(f"{path}: a checkpoint of {described.get('kind') or 'another program'}, not of a {called}")
     part = part_class.from_config(described["part"]["config"], "the checkpoint")
     prefix = "decoder." if kind == "model" else "tokenizer."
-    if any(k.startswith("average.model.") for k in checkpoint["state_dict"]):
-        prefix = "average.model."
+    if any(k.startswith("average.module.") for k in checkpoint["state_dict"]):
+        prefix = "average.module."
     state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
     if "lora_scale" in described["part"]:
         state = merge_lora(state, described["part"]["lora_scale"])

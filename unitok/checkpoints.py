@@ -8,12 +8,11 @@ it be unpickled. Sharded checkpoints (a folder each) have one pickle of PyTorch'
 
 import io
 import logging
-import os
 import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from unitok.errors import UserError, first_line
+from unitok.files import atomic_write, settle
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 def load_checkpoint(path: Path, trust: bool = False) -> Any:
     """What a checkpoint holds; objects of other programs as `Inert`. Errors: `UserError` naming the file.
 
+    Its tensors are read from the disk when they are used, where the format allows that: what is not used costs nothing.
     trust: unpickle everything, which runs whatever code the file's author put there.
     """
     path = Path(path)
@@ -36,18 +37,13 @@ def load_checkpoint(path: Path, trust: bool = False) -> Any:
     if is_sharded(path):
         return _load_sharded(path)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a TorchScript archive, which is refused below
-            return torch.load(path, map_location="cpu", weights_only=not trust)
+        return _load(path, trust)
     except Exception as error:  # a torn file raises almost anything
-        if trust:
+        foreign = [] if trust else _foreign_names(path, error)
+        if not foreign:
             raise _unreadable(path, error) from None
-        first = error
-    foreign = _foreign_names(path, first)
-    if not foreign:
-        raise _unreadable(path, first)
     try:
-        return _load_with(foreign, path)
+        return _load(path, foreign=foreign)
     except Exception:  # what a stand-in cannot do raises almost anything
         names = ", ".join(sorted(foreign)[:4])
         raise UserError(
@@ -56,10 +52,14 @@ def load_checkpoint(path: Path, trust: bool = False) -> Any:
         ) from None
 
 
-def _load_with(foreign: list[str], path: Path) -> Any:
-    """The checkpoint with stand-ins for the objects of these classes."""
-    with torch.serialization.safe_globals([(_stand_in(name), name) for name in foreign]):
-        return torch.load(path, map_location="cpu", weights_only=True)
+def _load(path: Path, trust: bool = False, foreign: Iterable[str] = ()) -> Any:
+    """The checkpoint in a file, with stand-ins for the objects of the classes `foreign`."""
+    with warnings.catch_warnings(), torch.serialization.safe_globals([(_stand_in(name), name) for name in foreign]):
+        warnings.simplefilter("ignore")  # of a TorchScript archive, which is refused
+        try:
+            return torch.load(path, map_location="cpu", weights_only=not trust, mmap=True)
+        except RuntimeError:  # PyTorch's format of before 2020, or a file system that maps nothing
+            return torch.load(path, map_location="cpu", weights_only=not trust)
 
 
 def _foreign_names(path: Path, error: Exception) -> list[str]:
@@ -73,7 +73,7 @@ def _foreign_names(path: Path, error: Exception) -> list[str]:
     while (named := re.search(r"GLOBAL (\S+) was not an allowed global", str(error))) and named[1] not in names:
         names.append(named[1])
         try:
-            _load_with(names, path)
+            _load(path, foreign=names)
         except Exception as next_error:
             error = next_error
     return names
@@ -86,17 +86,12 @@ def _unreadable(path: Path, error: BaseException) -> UserError:
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write beside `path`, to the disk, and rename: the file is whole or not there. Errors: `UserError` where there is no room."""
-    partial = path.with_name(f"{path.name}.partial")
+    """Write a checkpoint, whole or not at all. Errors: `UserError` where there is no room."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as file:
+        with atomic_write(path, binary=True) as file:
             torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
     except (OSError, RuntimeError) as error:  # torch's writer raises a RuntimeError of its own where the disk is full
-        partial.unlink(missing_ok=True)
         raise UserError(
             f"{path}: could not be written ({first_line(error)}); the checkpoint before it is whole: make room and go on with "
             "--resume auto"
@@ -106,17 +101,14 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
 # ---- Sharded checkpoints (FSDP2): a folder with a part for each process ------------------------------------------------
 
 _INDEX, _REST = ".metadata", "meta.pt"
+_DCP = "torch.distributed.checkpoint"
 #: What an index names, module by module: plain records and nothing that acts.
 _OF_AN_INDEX = {
-    "torch": {"Size"},
-    "torch.serialization": {"_get_layout"},
-    "torch.distributed.checkpoint.metadata": {
-        *("Metadata", "TensorProperties", "BytesStorageMetadata", "ChunkStorageMetadata", "StorageMeta", "MetadataIndex"),
-        *("TensorStorageMetadata", "_MEM_FORMAT_ENCODING"),
-    },
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
-    "pathlib": {"PosixPath", "WindowsPath"},
-    "pathlib._local": {"PosixPath", "WindowsPath"},  # where Python 3.13 has them
+    *("torch.Size", "torch.serialization._get_layout", f"{_DCP}.filesystem._StorageInfo"),
+    *(f"{_DCP}.metadata.{name}StorageMetadata" for name in ("Bytes", "Chunk", "Tensor")),
+    *(f"{_DCP}.metadata.{name}" for name in ("Metadata", "MetadataIndex", "StorageMeta", "TensorProperties")),
+    f"{_DCP}.metadata._MEM_FORMAT_ENCODING",
+    *(f"pathlib{where}.{kind}Path" for where in ("", "._local") for kind in ("Posix", "Windows")),  # Python 3.13: _local
 }
 
 
@@ -130,24 +122,20 @@ class _IndexReader(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if not dtype and name not in _OF_AN_INDEX.get(module, ()):
+        if not dtype and f"{module}.{name}" not in _OF_AN_INDEX:
             raise pickle.UnpicklingError(f"it names {module}.{name}")
         return super().find_class(module, name)
 
 
 def check_checkpoint(path: Path) -> dict[str, Any]:
-    """What a checkpoint says of itself (its `unitok` entry), the tensors left on the disk; {} for one of another program.
+    """What a checkpoint says of itself (its `unitok` entry); {} for one of another program. Errors: `UserError` unless it reads.
 
-    Of a sharded one the index, and what it holds beside tensors, is read. Errors: `UserError` unless it reads.
+    Weights stay on the disk; of a sharded one the index, and what it holds beside tensors, is read.
     """
     if is_sharded(path):
         _check_index(path)
-        found = load_checkpoint(path / _REST)
-    else:
-        try:
-            found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except Exception:  # torn, gone, or of another program
-            found = load_checkpoint(path)
+        path = path / _REST
+    found = load_checkpoint(path)
     described = found.get("unitok") if isinstance(found, dict) else None
     return described if isinstance(described, dict) else {}
 
@@ -161,12 +149,12 @@ def _check_index(path: Path) -> None:
             part = (path / where.relative_path).resolve()
             if not part.is_relative_to(path.resolve()):
                 raise ValueError(f"{where.relative_path} lies elsewhere")
-            with open(part, "rb") as file:
-                file.seek(where.offset)
-                data = file.read(where.length)
-            if len(data) < where.length:
+            if part.stat().st_size < where.offset + where.length:
                 raise ValueError(f"{where.relative_path} is cut off")
             if type(index.state_dict_metadata[entry.fqn]).__name__ == "BytesStorageMetadata":
+                with open(part, "rb") as file:
+                    file.seek(where.offset)
+                    data = file.read(where.length)
                 torch.load(io.BytesIO(data), weights_only=True)  # PyTorch itself would unpickle it
     except Exception as error:  # a torn pickle raises almost anything
         raise UserError(f"{path}: not a sharded checkpoint that can be read ({first_line(error)})") from None
@@ -199,14 +187,7 @@ class Inert:
     def __setstate__(self, state: Any) -> None:
         self.state = state
 
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
-
-    def append(self, value: Any) -> None:
-        pass
-
-    def extend(self, values: Any) -> None:
-        pass
+    __setitem__ = append = extend = __init__
 
 
 def _stand_in(name: str) -> type:
@@ -310,11 +291,16 @@ def _foreign(path: Path) -> str:
     return ""
 
 
+_LAST = ("stopped.ckpt", "final.ckpt")  # of a run, the later one last
+
+
 def newest_checkpoint(folder: Path) -> Path | None:
     """The checkpoint of a run with the most steps, of those that read, or None. What does not read is told.
 
-    Copies under names of the user's come after those that the run wrote.
+    Copies under names of the user's come after those that the run wrote. Times of files do not count: a backup may be younger.
     """
+    for old in (folder / "checkpoints").glob(".*.ckpt.unitok-old"):  # a sharded one that was being replaced
+        settle(old.with_name(old.name[1:].removesuffix(".unitok-old")))
     torn: list[UserError] = []
     for _ in range(2):  # a run that is going on may remove what was listed
         torn, found = [], []
@@ -324,8 +310,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
             except UserError as error:
                 torn += [error] if file.exists() else []
                 continue
-            last = ("stopped.ckpt", "final.ckpt").index(file.name) if file.name in ("stopped.ckpt", "final.ckpt") else -1
-            found.append((is_written_by_run(file), steps, last, file))
+            found.append((is_written_by_run(file), steps, _LAST.index(file.name) if file.name in _LAST else -1, file))
         if found:
             break
     for problem in torn:
@@ -335,4 +320,4 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 def is_written_by_run(file: Path) -> bool:
     """Whether a checkpoint's name is one that a run gives, and not one of the user's."""
-    return file.name in ("final.ckpt", "stopped.ckpt") or re.fullmatch(r"step=\d+\.ckpt", file.name) is not None
+    return file.name in _LAST or re.fullmatch(r"step=\d+\.ckpt", file.name) is not None

@@ -63,17 +63,6 @@ class Document:
     def __post_init__(self) -> None:
         object.__setattr__(self, "segments", tuple(self.segments))
 
-    def merged(self) -> "Document":
-        """The same with neighbouring text of equal role and loss as one segment: what ids alone can tell apart."""
-        out: list[Segment] = []
-        for s in self.segments:
-            last = out[-1] if out else None
-            if last and last.modality == s.modality == "text" and (last.role, last.loss) == (s.role, s.loss):
-                s = Segment("text", np.concatenate([last.codes, s.codes]), s.role, s.loss, last.source)
-                out.pop()
-            out.append(s)
-        return Document(tuple(out), self.id, self.source)
-
 
 @dataclass(frozen=True)
 class Part:

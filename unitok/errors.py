@@ -1,12 +1,9 @@
-"""Mistakes that their user can mend: the exception that says so, and reading JSON, where they often are.
+"""Mistakes that their user can mend: the exception that says so, and text as a terminal or a page may show it.
 
 The command line prints a `UserError` as one line and exits with code 2; everything else is a bug and keeps its traceback.
 """
 
-import json
 import re
-from pathlib import Path
-from typing import Any
 
 
 class UserError(ValueError):
@@ -44,18 +41,3 @@ def is_utf8(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def read_json(path: Path, absent: str, *keys: str) -> dict[str, Any]:
-    """The JSON object in a file, which must have `keys`; errors: `UserError` naming the file. absent: what to do where there is none."""
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{path}: no such file; {absent}") from None
-    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a number of too many digits
-        raise UserError(f"{path}: not JSON ({first_line(error)})") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: a JSON {type(found).__name__}, not an object; it is damaged, or another program's")
-    if missing := [key for key in keys if key not in found]:
-        raise UserError(f"{path}: has no {', '.join(missing)}; it is damaged, or another program's")
-    return found

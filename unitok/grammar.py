@@ -5,14 +5,15 @@ target, so that the loss is over legal ids only), and budgets (nothing is opened
 A legal set is a tuple of half-open intervals of ids; it is small and hashable, so a batch of rows shares few masks.
 
 A row is free (any legal document) or follows a plan, a list of `Want`s. The machine accepts exactly what
-`Vocab.encode` gives: whatever it let through, `encode(decode(ids)) == ids`.
+`Vocab.encode` gives: whatever it let through, `encode(decode(ids)) == ids`. Which level comes at which place of a span, and
+where that may end, is known to its layout (`unitok.layouts`).
 """
 
 import copy
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
@@ -34,14 +35,14 @@ class Want:
 def parse_plan(text: str, vocab: Vocab, rates: Mapping[str, float] | None = None) -> list[Want] | None:
     """`free` -> None; `text,image:8x12,audio:2s` -> Wants; errors: `UserError` that shows the form.
 
-    rates: frames per second, by modality, of those whose length may be said in seconds.
+    `rates` (frames per second), by modality, turn seconds into frames.
     """
     if text.strip() == "free":
         return None
     wants = []
     for item in text.split(","):
         modality, _, length = item.strip().partition(":")
-        span = vocab.span(modality)
+        span, rate = vocab.span(modality), (rates or {}).get(modality)
         if not length:
             wants.append(Want(modality))
         elif span.header and re.fullmatch("x".join([r"[1-9]\d*"] * len(span.header)), length):
@@ -50,14 +51,14 @@ def parse_plan(text: str, vocab: Vocab, rates: Mapping[str, float] | None = None
             if max(grid) > most:
                 raise UserError(f"want {item!r}: no side may be over {most} codes")
             wants.append(Want(modality, grid))
-        elif modality in (rates or {}) and re.fullmatch(r"\d+(\.\d+)?s", length):
-            wants.append(Want(modality, repeats=max(1, round(float(length[:-1]) * (rates or {})[modality]))))
+        elif rate and not span.header and re.fullmatch(r"\d+(\.\d+)?s", length):
+            wants.append(Want(modality, repeats=max(1, round(float(length[:-1]) * rate))))
         elif not span.header and re.fullmatch(r"[1-9]\d*", length):
             wants.append(Want(modality, repeats=int(length)))
         else:
             raise UserError(f"want {item!r}: write free, or a plan such as text,image:8x12,audio:2s")
     for before, after in zip(wants, wants[1:], strict=False):
-        if before.modality == after.modality and not vocab.span(after.modality).begin:
+        if before.modality == after.modality == vocab.bare:
             raise UserError(f"want {text!r}: two {after.modality}s in a row are one; write it once")
     return wants
 
@@ -69,18 +70,21 @@ class Row:
     """
 
     def __init__(self, grammar: "Grammar", left: int | None = None, plan: list[Want] | None = None):
-        self.grammar, self.vocab, self.left = grammar, grammar.vocab, left
-        self.plan = None if plan is None else list(plan)
+        self.grammar, self.vocab = grammar, grammar.vocab
         self.role = 0  # index in ROLES
         self.state = "start"  # start (after bos), told (after a role), open (between spans), in (inside one), done
         self.span: Span | None = None  # the one we are in
         self.sides: list[int] = []  # header values read
         self.count = 0  # ids of the body so far
-        self.place = 0  # how far into its image or sound the last id stands, as `Grammar.places` says
-        if left is not None and left < self.least:
-            raise UserError(f"a budget of {left} ids is too small: the plan needs at least {self.least}")
+        self.frames: int | None = None  # of the body, where its codes have told
+        self._bind(left, plan)
+
+    def _bind(self, left: int | None, plan: list[Want] | None) -> None:
+        self.left, self.plan = left, None if plan is None else list(plan)
         if self.plan == []:
             self.state = "done"
+        if left is not None and left < self.least:
+            raise UserError(f"a budget of {left} ids is too small: at least {self.least} are needed; raise --max-ids")
 
     def copy(self) -> "Row":
         """The same, to go on with apart."""
@@ -94,255 +98,29 @@ class Row:
         Text that stands here is taken as finished. A begun image or sound is what a plan of that modality begins with; it is
         finished first where the plan begins with something else.
         """
-        row = Row(self.grammar)
-        row.role, row.state, row.span = self.role, self.state, self.span
-        row.sides, row.count, row.place = list(self.sides), self.count, self.place
-        row.left, row.plan = left, None if plan is None else list(plan)
+        row = self.copy()
         if row.span and not row.span.begin:
             row.state, row.span, row.count = "open", None, 0
-        elif row.span and row.plan is not None:
-            row._plan_begun(row.span, row.plan)
-        if row.plan == []:
-            row.state = "done"
-        if left is not None and left < row.least:
-            raise UserError(f"a budget of {left} ids is too small: at least {row.least} are needed; raise --max-ids")
+        elif row.span and row.units and row.count > row.span.order.prefix(row.units):
+            row.frames = row.units  # its codes say so, too
+        row._bind(left, plan if plan is None or row.span is None else row._plan_begun(row.span, plan))
         return row
 
-    def _plan_begun(self, span: Span, plan: list[Want]) -> None:
-        """Put the begun span first; errors: `UserError` where the plan wants it otherwise than it was begun."""
+    def _plan_begun(self, span: Span, plan: list[Want]) -> list[Want]:
+        """A plan with the begun span first; errors: `UserError` where the plan wants it otherwise than it was begun."""
         if not plan or plan[0].modality != span.modality:
-            plan.insert(0, Want(span.modality))
-        want = plan[0]
-        begun = "x".join(str(side) for side in self.sides)
+            plan = [Want(span.modality), *plan]
+        want, there = plan[0], self.frames or span.order.fewest(self.count)
         if want.grid and tuple(self.sides) != want.grid[: len(self.sides)]:
-            raise UserError(f"the plan wants {'x'.join(map(str, want.grid))} codes, the {span.modality} was begun with {begun}")
-        if want.repeats and self.count > want.repeats * len(span.body):
-            so_far = -(-self.count // len(span.body))
+            wanted, begun = ("x".join(map(str, sides)) for sides in (want.grid, self.sides))
+            raise UserError(f"the plan wants {wanted} codes, the {span.modality} was begun with {begun}")
+        if want.repeats and (want.repeats != there if self.frames else want.repeats < there):
             raise UserError(
-                f"the plan wants {want.repeats} frames of {span.modality}, {so_far} are there already; ask for more"
+                f"the plan wants {want.repeats} frames of {span.modality}, {there} are there already; ask for others"
             )
+        return plan
 
-    # ---- Costs: the least number of ids to a legal end -----------------------------------------------------------
-
-    def _span_cost(self, want: Want) -> int:
-        span = self.vocab.span(want.modality)
-        frame = {"begin": bool(span.begin), "header": len(span.header), "end": bool(span.end)}
-        repeats = math.prod(want.grid) if want.grid else (want.repeats or 1)
-        return sum(frame.values()) + repeats * len(span.body)
-
-    @property
-    def least(self) -> int:
-        """Ids from here to the end, at least."""
-        if self.state == "done":
-            return 0
-        if self.state == "in" and self.span:
-            return self._body_left() + self._after()
-        if self.plan is None:
-            return (0 if self.state == "open" else self.grammar.least_span) + 1  # content where it is due, and eos
-        return sum(self._span_cost(w) for w in self.plan) + 1
-
-    def _after(self) -> int:
-        """After the span that we are in: the rest of the plan, and eos."""
-        return 1 + sum(self._span_cost(w) for w in (self.plan or [])[1:])
-
-    def _body_left(self) -> int:
-        """Ids to the end of the span that we are in, at least."""
-        span = self.span
-        assert span is not None
-        want, body = self._want(), len(span.body)
-        if span.header:
-            missing = len(span.header) - len(self.sides)
-            sides = want.grid if want.grid else (*self.sides, *[1] * missing)
-            return missing + math.prod(sides) * body - self.count + bool(span.end)
-        whole = (want.repeats or 1) * body
-        return max(whole - self.count, -self.count % body) + bool(span.end)
-
-    def _want(self) -> Want:
-        return self.plan[0] if self.plan else Want(self.span.modality if self.span else "")
-
-    # ---- The legal set -------------------------------------------------------------------------------------------
-
-    def allowed(self) -> Intervals:
-        """Which ids may come next; (pad,) alone once the row is done."""
-        pad = self.vocab.pad
-        if self.state == "done":
-            return ((pad, pad + 1),)
-        if self.state == "in" and self.span:
-            return self._allowed_inside()
-        return self._allowed_open()
-
-    def _fits(self, cost: int) -> bool:
-        return self.left is None or cost <= self.left
-
-    def _allowed_open(self) -> Intervals:
-        """Between spans."""
-        ids: list[tuple[int, int]] = []
-        free = self.plan is None
-        items = [Want(m) for m in self.vocab.spans] if self.plan is None else self.plan[:1]
-        rest = 1 if free else 1 + sum(self._span_cost(w) for w in (self.plan or [])[1:])
-        for want in items:
-            if self._fits(self._span_cost(want) + rest):
-                ids += self.grammar.openings[want.modality]
-        if free and self.state in ("start", "open") and self._fits(self.grammar.least_span + 2):
-            roles = self.vocab.roles
-            ids += [(id, id + 1) for i, id in enumerate(roles) if i != self.role]
-        if free and self.state == "open":
-            ids.append((self.vocab.eos, self.vocab.eos + 1))
-        return join_intervals(ids)
-
-    def _allowed_inside(self) -> Intervals:
-        span, want = self.span, self._want()
-        assert span is not None
-        if span.header and len(self.sides) < len(span.header):
-            return self._allowed_side(span, want)
-        body, total = len(span.body), self.total
-        if self.count == total and span.end:
-            id = self.vocab.specials[span.end]
-            return ((id, id + 1),)
-        ids: list[tuple[int, int]] = []
-        more = total is None or self.count < total
-        at_edge = (self.count % body == 0 and self.count > 0 and total is None) or self.count == total
-        # At an edge one more repetition must fit whole; inside one it always does, that was seen to at its start.
-        if more and (not at_edge or self._fits(body + bool(span.end) + self._after())):
-            ids += self.grammar.bodies[span.modality][self.count % body]
-        if at_edge:
-            ids += self._allowed_leaving(span)
-        return join_intervals(ids)
-
-    @property
-    def total(self) -> int | None:
-        """Ids of the body of the span that we are in; None where that is open, and between spans."""
-        span = self.span
-        if self.state != "in" or span is None or len(self.sides) < len(span.header):
-            return None
-        if span.header:
-            return math.prod(self.sides) * len(span.body)
-        repeats = self._want().repeats
-        return repeats * len(span.body) if repeats else None
-
-    def forced(self) -> int | None:
-        """The one id that may come, or None where there is a choice or nothing comes any more."""
-        allowed = self.allowed()
-        alone = self.state != "done" and len(allowed) == 1 and allowed[0][1] - allowed[0][0] == 1
-        return allowed[0][0] if alone else None
-
-    def bound(self) -> None:
-        """Where the plan leaves nothing open, let `left` be just what it takes."""
-        known = self.plan is not None and all(want.grid or want.repeats for want in self.plan[bool(self.total) :])
-        if known and self.left is not None:
-            self.left = min(self.left, self.least)
-
-    def ahead(self, most: int) -> list[Intervals]:
-        """The legal sets of the next ids, at most `most`: up to and with the first on which what follows depends.
-
-        In an image of known size, for one, all codes that are left, whichever will be drawn.
-        """
-        allowed, known = self.allowed(), self._known_body(most)
-        if not known or self.span is None:
-            return [allowed]
-        sets = self.grammar.sets[self.span.modality]
-        return [sets[(self.count + i) % len(sets)] for i in range(known)]
-
-    def _known_body(self, most: int) -> int:
-        """How many of the next ids are of the body whatever they are, at most `most`."""
-        span = self.span
-        if self.state != "in" or span is None or (span.header and len(self.sides) < len(span.header)):
-            return 0
-        total = self.total
-        if total is not None:
-            return min(total - self.count, most)
-        if self.count % len(span.body):  # within a frame
-            return min(-self.count % len(span.body), most)
-        return 0
-
-    def _allowed_side(self, span: Span, want: Want) -> Intervals:
-        number = len(self.sides)
-        r = self.vocab.range(span.header[number])
-        if want.grid:
-            return ((r.offset + want.grid[number] - 1, r.offset + want.grid[number]),)
-        most = r.size
-        if self.left is not None:
-            fixed = (len(span.header) - number) + bool(span.end) + self._after()
-            most = min(most, (self.left - fixed) // (math.prod(self.sides) * len(span.body)))
-        return ((r.offset, r.offset + most),)
-
-    def _allowed_leaving(self, span: Span) -> list[tuple[int, int]]:
-        """What ends a span whose end may come here."""
-        if span.end:
-            id = self.vocab.specials[span.end]
-            return [(id, id + 1)]
-        # A bare span ends by what follows it: the next item of the plan, or anything when free.
-        if self.plan is None:
-            after = Row(self.grammar)
-            after.state, after.role, after.left = "open", self.role, self.left
-            return [i for i in after.allowed() if i not in self.grammar.bodies[span.modality][0]]
-        if len(self.plan) > 1:
-            return list(self.grammar.openings[self.plan[1].modality])
-        return [(self.vocab.eos, self.vocab.eos + 1)]
-
-    # ---- Taking ids ----------------------------------------------------------------------------------------------
-
-    def take(self, ids: list[int]) -> None:
-        """`advance` by each of some ids; at once where they are codes of a body that is known."""
-        if len(ids) > 1 and self._known_body(len(ids)) == len(ids):
-            self.count += len(ids)
-            self.place += len(ids) if self.span and self.span.begin else 0
-            if self.left is not None:
-                self.left -= len(ids)
-            return
-        for id in ids:
-            self.advance(id)
-
-    def advance(self, id: int) -> None:
-        """Take `id`, which must be in `allowed()`."""
-        if self.state == "done":
-            return
-        inside = self.span is not None and self.span.begin is not None
-        self._advance(id)
-        if inside:
-            self.place += 1  # its end, too, belongs to a span
-        else:
-            self.place = int(self.span is not None and self.span.begin is not None)
-
-    def _advance(self, id: int) -> None:
-        vocab = self.vocab
-        if self.left is not None:
-            self.left -= 1
-        if self.state == "in" and self.span:
-            span = self.span
-            if span.header and len(self.sides) < len(span.header):
-                self.sides.append(id - vocab.range(span.header[len(self.sides)]).offset + 1)
-                return
-            if span.end and id == vocab.specials[span.end]:
-                self._leave()
-                return
-            if holds(self.grammar.bodies[span.modality][self.count % len(span.body)], id):
-                self.count += 1
-                return
-            self._leave()  # a bare span, ended by what comes now
-            if self.state == "done":
-                return
-        if id == vocab.eos:
-            self.state = "done"
-        elif id in vocab.roles:
-            self.role, self.state = vocab.roles.index(id), "told"
-        else:
-            self._enter(id)
-
-    def _enter(self, id: int) -> None:
-        for modality, intervals in self.grammar.openings.items():
-            if holds(intervals, id):
-                self.span, self.state, self.sides = self.vocab.spans[modality], "in", []
-                self.count = 0 if self.span.begin else 1
-                return
-        raise AssertionError(f"id {id} ({self.vocab.name_of(id)}) opens nothing")
-
-    def _leave(self) -> None:
-        self.span, self.state, self.count = None, "open", 0
-        if self.plan is not None:
-            self.plan.pop(0)
-            if not self.plan:
-                self.state = "done"
+    # ---- Where we are --------------------------------------------------------------------------------------------
 
     @property
     def modality(self) -> str | None:
@@ -352,9 +130,188 @@ class Row:
     @property
     def into(self) -> int:
         """Ids of the span that we are in, so far."""
-        if self.span is None:
+        return bool(self.span.begin) + len(self.sides) + self.count if self.span else 0
+
+    @property
+    def place(self) -> int:
+        """The same in an image or sound, as `Grammar.places` says of the last id; 0 in text and between spans."""
+        return self.into if self.span and self.span.begin else 0
+
+    @property
+    def units(self) -> int | None:
+        """Frames, or cells of the grid, of the span that we are in; None where that is open, and between spans."""
+        if self.span is None or len(self.sides) < len(self.span.header):
+            return None
+        return prod(self.sides) if self.sides else self._want().repeats or self.frames
+
+    @property
+    def total(self) -> int | None:
+        """Ids of the body of the span that we are in; None where that is open, and between spans."""
+        return None if self.span is None or self.units is None else self.span.order.length(self.units)
+
+    # ---- Costs: the least number of ids to a legal end -----------------------------------------------------------
+
+    @property
+    def least(self) -> int:
+        """Ids from here to the end, at least."""
+        if self.state == "done":
             return 0
-        return self.place if self.span.begin else self.count
+        if self.span:
+            return self._span_left(self.span) + self._after()
+        if self.plan is None:
+            return (0 if self.state == "open" else self.grammar.least_span) + 1  # content where it is due, and eos
+        return sum(self.grammar.cost(want) for want in self.plan) + 1
+
+    def _after(self) -> int:
+        """Ids after the span that we are in or that comes, at least: the rest of the plan, and eos."""
+        return 1 + sum(self.grammar.cost(want) for want in (self.plan or [])[1:])
+
+    def _span_left(self, span: Span) -> int:
+        """Ids to the end of the span that we are in, at least."""
+        missing = len(span.header) - len(self.sides)
+        units = prod(self._want().grid or (*self.sides, *[1] * missing)) if span.header else self.units
+        return missing + span.order.least(self.count, units) + bool(span.end)
+
+    def _want(self) -> Want:
+        return self.plan[0] if self.plan else Want("")
+
+    # ---- The legal set -------------------------------------------------------------------------------------------
+
+    def allowed(self) -> Intervals:
+        """Which ids may come next; (pad,) alone once the row is done."""
+        if self.state == "done":
+            return ((self.vocab.pad, self.vocab.pad + 1),)
+        return join_intervals(self._allowed_inside(self.span) if self.span else self._allowed_open())
+
+    def _allowed_open(self) -> list[tuple[int, int]]:
+        """Between spans."""
+        ids: list[tuple[int, int]] = []
+        for want in self.grammar.free if self.plan is None else self.plan[:1]:
+            if self.left is None or self.grammar.cost(want) + self._after() <= self.left:
+                ids += self.grammar.openings[want.modality]
+        if self.plan is None and self.state != "told" and (self.left is None or self.grammar.least_span + 2 <= self.left):
+            ids += [(id, id + 1) for i, id in enumerate(self.vocab.roles) if i != self.role]
+        if self.plan is None and self.state == "open":
+            ids.append((self.vocab.eos, self.vocab.eos + 1))
+        return ids
+
+    def _allowed_inside(self, span: Span) -> list[tuple[int, int]]:
+        if len(self.sides) < len(span.header):
+            return self._allowed_side(span)
+        ids: list[tuple[int, int]] = []
+        units = self.units
+        for level, known in span.order.choices(self.count, units).items():
+            whole = 1 + span.order.least(self.count + 1, known) + bool(span.end)
+            if self.left is None or whole + self._after() <= self.left:
+                ids += self.grammar.bodies[span.modality][level]
+        if span.order.least(self.count, units) == 0:
+            ids += self._allowed_leaving(span)
+        return ids
+
+    def _allowed_side(self, span: Span) -> list[tuple[int, int]]:
+        number, grid = len(self.sides), self._want().grid
+        r = self.vocab.range(span.header[number])
+        if grid:
+            return list(r.interval(grid[number], grid[number]))
+        most = r.size
+        if self.left is not None:
+            fixed = len(span.header) - number + bool(span.end) + self._after()
+            most = min(most, (self.left - fixed) // span.order.length(prod(self.sides)))
+        return list(r.interval(1, most))
+
+    def _allowed_leaving(self, span: Span) -> list[tuple[int, int]]:
+        """What ends a span whose end may come here: its end id, a bare span what comes after it."""
+        if span.end:
+            return list(self.grammar.closings[span.modality])
+        after = self.copy()
+        after._leave()
+        return [(self.vocab.eos, self.vocab.eos + 1)] if after.state == "done" else after._allowed_open()
+
+    def forced(self) -> int | None:
+        """The one id that may come, or None where there is a choice or nothing comes any more."""
+        allowed = self.allowed()
+        alone = self.state != "done" and len(allowed) == 1 and allowed[0][1] - allowed[0][0] == 1
+        return allowed[0][0] if alone else None
+
+    def bound(self) -> None:
+        """Where the plan leaves nothing open, let `left` be just what it takes."""
+        known = self.plan is not None and all(want.grid or want.repeats for want in self.plan[bool(self.units) :])
+        if known and self.left is not None:
+            self.left = min(self.left, self.least)
+
+    def ahead(self, most: int) -> list[Intervals]:
+        """The legal sets of the next ids, at most `most`: up to and with the first on which what follows depends.
+
+        In an image of known size, for one, all codes that are left, whichever will be drawn.
+        """
+        known = self._known_body(most)
+        if not known or self.span is None:
+            return [self.allowed()]
+        body, order, units = self.grammar.bodies[self.span.modality], self.span.order, self.units
+        return [body[level] for i in range(known) for level in order.choices(self.count + i, units)]
+
+    def _known_body(self, most: int) -> int:
+        """How many of the next ids are of the body whatever they are, at most `most`."""
+        if self.span is None or len(self.sides) < len(self.span.header):
+            return 0
+        total = self.total
+        return min(self.span.order.until_choice(self.count) if total is None else total - self.count, most)
+
+    # ---- Taking ids ----------------------------------------------------------------------------------------------
+
+    def take(self, ids: list[int]) -> int:
+        """`advance` by each of some ids, at least one; at once where they are codes of a body that is known."""
+        if len(ids) > 1 and self._known_body(len(ids)) == len(ids):
+            self.count += len(ids)
+            if self.left is not None:
+                self.left -= len(ids)
+            return self.place
+        return [self.advance(id) for id in ids][-1]
+
+    def advance(self, id: int) -> int:
+        """Take `id`, which must be in `allowed()`. Returns its place, as `Grammar.places` says."""
+        if self.state == "done":
+            return 0
+        if self.left is not None:
+            self.left -= 1
+        place = self.place
+        self._advance(id)
+        return place + 1 if place else self.place
+
+    def _advance(self, id: int) -> None:
+        span, units = self.span, self.units
+        if span:
+            if len(self.sides) < len(span.header):
+                self.sides.append(self.vocab.range(span.header[len(self.sides)]).value(id))
+                return
+            for level, known in span.order.choices(self.count, units).items():
+                if holds(self.grammar.bodies[span.modality][level], id):
+                    self.count += 1
+                    if units is None:
+                        self.frames = known
+                    return
+            self._leave()
+            if span.end or self.state == "done":
+                return  # else a bare span, ended by what comes now
+        if id == self.vocab.eos:
+            self.state = "done"
+        elif id in self.vocab.roles:
+            self.role, self.state = self.vocab.roles.index(id), "told"
+        else:
+            self._enter(id)
+
+    def _enter(self, id: int) -> None:
+        modality = next((m for m, intervals in self.grammar.openings.items() if holds(intervals, id)), None)
+        assert modality is not None, f"id {id} ({self.vocab.name_of(id)}) opens nothing"
+        self.span, self.state, self.sides, self.frames = self.vocab.spans[modality], "in", [], None
+        self.count = 0 if self.span.begin else 1
+
+    def _leave(self) -> None:
+        self.span, self.state, self.count = None, "open", 0
+        if self.plan is not None:
+            self.plan.pop(0)
+            if not self.plan:
+                self.state = "done"
 
 
 class Grammar:
@@ -362,19 +319,29 @@ class Grammar:
 
     def __init__(self, vocab: Vocab):
         self.vocab = vocab
-        #: By modality: the legal ids of each place of its repeating body, also as legal sets; and what opens a span of it.
-        self.bodies = {m: [list(r.intervals()) for r in vocab.body(m)] for m in vocab.spans}
-        self.sets = {m: [join_intervals(intervals) for intervals in body] for m, body in self.bodies.items()}
-        self.openings = {
-            m: [(vocab.specials[s.begin], vocab.specials[s.begin] + 1)] if s.begin else self.bodies[m][0]
-            for m, s in vocab.spans.items()
-        }
-        #: Ids of the shortest span that there is.
-        self.least_span = min(
-            (bool(s.begin) + len(s.header) + len(s.body) + bool(s.end) for s in vocab.spans.values()), default=0
-        )
+        #: By modality: the legal ids of each level of its body, what opens a span of it, and what closes it.
+        self.bodies = {m: [r.intervals() for r in vocab.body(m)] for m in vocab.spans}
+        self.openings = {m: self._special(s.begin) or self.bodies[m][0] for m, s in vocab.spans.items()}
+        self.closings = {m: self._special(s.end) for m, s in vocab.spans.items()}
+        self.free = [Want(m) for m in vocab.spans]
+        self.least_span = min(map(self.cost, self.free), default=0)
+        #: By id: the number of the role that it is, of the span that it begins, of the one that it ends; else -1.
+        self._roles, self._begins, self._ends = np.full((3, vocab.size), -1)
+        self._roles[list(vocab.roles)] = np.arange(len(vocab.roles))
+        for number, span in enumerate(vocab.spans.values()):
+            for marks, name in ((self._begins, span.begin), (self._ends, span.end)):
+                marks[[a for a, _ in self._special(name)]] = number
         self._kinds: dict[Intervals, int] = {}
         self._table = self._compile()
+
+    def _special(self, name: str | None) -> Intervals:
+        return ((self.vocab.specials[name], self.vocab.specials[name] + 1),) if name else ()
+
+    def cost(self, want: Want) -> int:
+        """Ids of a span, at least."""
+        span = self.vocab.span(want.modality)
+        units = prod(want.grid) if want.grid else want.repeats or 1
+        return bool(span.begin) + len(span.header) + span.order.length(units) + bool(span.end)
 
     def row(self, left: int | None = None, plan: list[Want] | None = None) -> Row:
         """A row that stands after bos."""
@@ -388,10 +355,15 @@ class Grammar:
         row = self.row()
         if len(ids) == 0 or ids[0] != self.vocab.bos:
             raise UserError("position 0: a document begins with <bos>")
-        for position, id in enumerate(ids[1:].tolist(), 1):
-            if row.state == "done" or not holds(row.allowed(), id):
-                raise UserError(f"position {position}: {self.vocab.name_of(id)} cannot stand here")
-            row.advance(id)
+        position, known = 1, np.asarray(ids).tolist()
+        while position < len(known):
+            sets = row.ahead(len(known) - position)
+            coming = known[position : position + len(sets)]
+            for id, allowed in zip(coming, sets, strict=True):
+                if row.state == "done" or not holds(allowed, id):
+                    raise UserError(f"position {position}: {self.vocab.name_of(id)} cannot stand here")
+                position += 1
+            row.take(coming)
         if complete and row.state != "done":
             raise UserError(f"position {len(ids)}: the document ends too early")
         return row
@@ -411,71 +383,57 @@ class Grammar:
         return self._kinds.setdefault(intervals, len(self._kinds))
 
     def _compile(self) -> np.ndarray:
-        """[3 + modalities + 1 edges, roles, V]: the kind of a target, by what came before it.
+        """[3 x roles + 2 x modalities, V]: the kind of a target.
 
-        Axis 0: 0 after bos, 1 after a role, 2 elsewhere, 3+ right after the begin id of modality m (whose first
-        repetition cannot yet end). Targets in a body or header have the same kind wherever they stand.
+        Axis 0: between spans after bos, after a role and elsewhere, for each role; then in each span, first for where its
+        layout leaves no choice, then for where another unit may begin or not.
         """
-        vocab = self.vocab
-        table = np.zeros((3 + len(vocab.spans), len(ROLES), vocab.size), np.int16)
+        spans, between = list(self.vocab.spans.values()), 3 * len(ROLES)
+        table = np.zeros((between + 2 * len(spans), self.vocab.size), np.int16)
         for role in range(len(ROLES)):
             row = Row(self)
             row.role = role
-            for axis, state in enumerate(("start", "told", "open")):
+            for number, state in enumerate(("start", "told", "open")):
                 row.state = state
-                table[axis, role, :] = self._kind(row.allowed())
-            for m, (modality, span) in enumerate(vocab.spans.items()):
-                for axis in (0, 1, 2, 3 + m):
-                    self._compile_span(table[axis, role], row, modality, span, first=axis == 3 + m)
+                table[3 * role + number] = self._kind(row.allowed())
+            for number, span in enumerate(spans if role == 0 else []):  # no role changes what stands in them
+                self._compile_span(table[between + 2 * number :], span)
         return table
 
-    def _compile_span(self, table: np.ndarray, row: Row, modality: str, span: Span, first: bool) -> None:
+    def _compile_span(self, table: np.ndarray, span: Span) -> None:
+        """Fill a span's two rows. An id that never stands in it gets a kind that does not allow it."""
         if not span.begin:
             return  # bare spans open and go on like anything between spans
-        row.state, row.span, row.sides = "in", span, []
-        for name in span.header:
-            r = self.vocab.range(name)
-            table[r.offset : r.stop] = self._kind(row.allowed())
-            row.sides.append(1)
-        row.sides = [2] * len(span.header)  # a grid in the middle, with codes to come
-        for place, intervals in enumerate(self.bodies[modality]):
-            row.count = place if first or place else len(span.body)
-            if span.header:
-                row.count = 1
-            kind = self._kind(row.allowed())
+        row = Row(self)
+        row.span, row.count = span, span.order.prefix(1)
+        table[:2] = self._kind(self.closings[span.modality])
+        header = [self.vocab.range(name).intervals() for name in span.header]
+        filled = [(table[:2], intervals) for intervals in (*header, *self.bodies[span.modality])]
+        for rows, intervals in filled if span.header else [*filled, (table[1:2], row.allowed())]:
             for a, b in intervals:
-                table[a:b] = kind
-        if span.end:
-            row.sides, row.count = [1] * len(span.header), len(span.body)
-            table[self.vocab.specials[span.end]] = self._kind(row.allowed())
-        row.span, row.state, row.count = None, "open", 0
+                rows[:, a:b] = self._kind(intervals)
 
     def targets(self, ids: np.ndarray) -> np.ndarray:
         """A document's ids [L], bos first -> int16 [L - 1]: the kind of each target ids[1:], in one vectorised pass."""
-        vocab = self.vocab
-        before, after = np.asarray(ids[:-1]), np.asarray(ids[1:])
-        axis = np.full(len(before), 2)
-        axis[before == vocab.bos] = 0
-        role = np.zeros(len(before), np.int64)
-        roles = np.isin(before, vocab.roles)
-        if roles.any():
-            axis[roles] = 1
-            where = np.maximum.accumulate(np.where(roles, np.arange(len(before)), -1))
-            index = {id: i for i, id in enumerate(vocab.roles)}
-            role = np.array([index[int(before[w])] if w >= 0 else 0 for w in where])
-        for m, span in enumerate(vocab.spans.values()):
-            if span.begin:
-                axis[before == vocab.specials[span.begin]] = 3 + m
-        return self._table[axis, role, after]
+        ids = np.asarray(ids)
+        before, after = ids[:-1], ids[1:]
+        roles = self._roles[before]
+        last = np.maximum.accumulate(np.where(roles >= 0, np.arange(len(before)), 0))
+        axis = np.where(before == self.vocab.bos, 0, np.where(roles >= 0, 1, 2)) + 3 * np.maximum(roles[last], 0)
+        numbers, places = (x[1:] for x in self._inside(ids))
+        for number, span in enumerate(self.vocab.spans.values()):
+            here = np.flatnonzero((numbers == number) & (places > 1))  # its begin stands between spans
+            counts = places[here] - 2 - len(span.header)
+            axis[here] = 3 * len(ROLES) + 2 * number + (span.order.is_choice(counts) if not span.header else 0)
+        return self._table[axis, after]
+
+    def _inside(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """A document's ids [L] -> int64 [L] each: the number of the image or sound's span, and `places`."""
+        index = np.arange(len(ids))
+        begin, end = (np.maximum.accumulate(np.where(m[ids] >= 0, index, -1)) for m in (self._begins, self._ends))
+        inside = begin > np.concatenate([[-1], end[:-1]])  # the end itself still belongs to its span
+        return self._begins[ids[begin]], np.where(inside, index - begin + 1, 0)
 
     def places(self, ids: np.ndarray) -> np.ndarray:
         """A document's ids [L] -> int64 [L]: how far into its image or sound each stands (its begin is 1), 0 elsewhere."""
-        ids = np.asarray(ids)
-        specials, spans = self.vocab.specials, [s for s in self.vocab.spans.values() if s.begin]
-        index = np.arange(len(ids))
-        begins = np.isin(ids, [specials[s.begin] for s in spans if s.begin])
-        ends = np.isin(ids, [specials[s.end] for s in spans if s.end])
-        begin = np.maximum.accumulate(np.where(begins, index, -1))
-        end = np.maximum.accumulate(np.where(ends, index, -1))
-        end_before = np.concatenate([[-1], end[:-1]])  # the end itself still belongs to its span
-        return np.where(begin > end_before, index - begin + 1, 0)
+        return self._inside(np.asarray(ids))[1]

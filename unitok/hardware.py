@@ -1,17 +1,27 @@
-"""What accelerators can do, by their makers' data sheets; what this CPU can, and how its threads wait for one another.
+"""What accelerators and this CPU can do; how CPU threads wait for one another, and what the allocator keeps.
 
-Importing it imports nothing, so that it may be asked before PyTorch loads.
+The last two change the process: commands and trainings ask for them, the library never does. Importing this imports nothing of
+PyTorch, so that they may be asked for before it loads.
 """
 
+import ctypes
 import os
+import sys
 import time
+from functools import cache
 
 #: Rounds for which a thread of GNU OpenMP looks for work before it sleeps. At the library's own 300,000 (no OMP_WAIT_POLICY) a
 #: thread that waits takes the core of one that works: beside other programs a training lost from a third to nearly all of its steps.
 #: Sleeping at once (OMP_WAIT_POLICY=passive) costs up to half of a quiet machine's speed. See benchmarks/waiting.py, docs/notes.md.
 SPIN_COUNT = 3000
 
-#: Peak FLOPs a second in bf16, dense, by the part of the device's name that tells it.
+#: What glibc keeps. It maps blocks of more than 32 MB anew at each use and gives them back at once, so that every such tensor costs a
+#: page fault for each 4 kB of it: 16 ms for the 33 MB of 128 channels of 256 x 256 pixels, where the convolution takes 144
+#: (docs/notes.md). Kept, they cost nothing; the process then holds on to up to this much that it no longer uses.
+KEPT_BYTES = 1 << 30
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
+
+#: Peak FLOPs per second in bf16, dense, by the part of the device's name that tells it; from their makers' data sheets.
 HARDWARE = {"a100": 312e12, "h100": 989e12, "h200": 989e12, "b200": 2250e12, "l40s": 362e12, "rtx4090": 165e12}
 
 
@@ -47,3 +57,15 @@ def bound_waiting() -> str:
         os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
         return f"threads look for work {SPIN_COUNT} times, then sleep (GOMP_SPINCOUNT, OMP_WAIT_POLICY change that)"
     return ", ".join(f"{name}={os.environ[name]}" for name in said)
+
+
+@cache
+def keep_large_blocks() -> bool:
+    """Let glibc's allocator keep large blocks; -> whether it does. Not other C libraries or allocators, nor with UNITOK_KEEP_MEMORY=0."""
+    if not sys.platform.startswith("linux") or os.environ.get("UNITOK_KEEP_MEMORY") == "0":
+        return False
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False
+    return bool(mallopt(_MMAP_THRESHOLD, KEPT_BYTES)) and bool(mallopt(_TRIM_THRESHOLD, KEPT_BYTES))

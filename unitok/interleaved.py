@@ -13,14 +13,14 @@ from typing import Any
 
 from unitok.document import ROLES, Part, RawDocument
 from unitok.errors import UserError, is_utf8
-from unitok.files import json_line, parse_line
+from unitok.files import json_line, read_json_lines
 from unitok.modalities import Modality, modalities
 
 Types = Mapping[str, Modality]
 
 
-def parse_raw_document(line: str, folder: Path, where: str, default_id: str, types: Types | None = None) -> RawDocument:
-    """Read one line of an interleaved JSON Lines file.
+def raw_document(row: Any, folder: Path, where: str, default_id: str, types: Types | None = None) -> RawDocument:
+    """The document that a line's object describes.
 
     Args:
         folder: that paths are relative to. where: for messages. default_id: of a document that names none.
@@ -28,11 +28,6 @@ def parse_raw_document(line: str, folder: Path, where: str, default_id: str, typ
 
     Errors: `UserError` that says what is wrong, and in which part.
     """
-    return raw_document(parse_line(line, where), folder, where, default_id, types)
-
-
-def raw_document(row: Any, folder: Path, where: str, default_id: str, types: Types | None = None) -> RawDocument:
-    """The document that a line's object describes; as `parse_raw_document`."""
     if not isinstance(row, dict) or not isinstance(row.get("content"), list) or not row["content"]:
         raise UserError(f'{where}: a document is {{"id": …, "content": [parts]}} with at least one part')
     known = modalities() if types is None else types
@@ -64,7 +59,7 @@ def _part(part: Any, folder: Path, where: str, types: Types) -> Part:
 
 
 def format_raw_document(document: RawDocument, folder: Path, types: Types | None = None) -> str:
-    """One line of an interleaved JSON Lines file in `folder`, without a line end. Inverse of `parse_raw_document`."""
+    """One line of an interleaved JSON Lines file in `folder`, without a line end. Inverse of `raw_document`."""
     known, content = modalities() if types is None else types, []
     for part in document.content:
         name = part.path and str(part.path.relative_to(folder) if part.path.is_relative_to(folder) else part.path)
@@ -77,18 +72,10 @@ def format_raw_document(document: RawDocument, folder: Path, types: Types | None
 
 def read_raw_documents(path: Path, types: Types | None = None) -> Iterator[RawDocument | UserError]:
     """The documents of an interleaved JSON Lines file in order; a bad line comes as the `UserError` that says why."""
-    try:
-        file = open(path, encoding="utf-8-sig", errors="strict")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    with file:
+    for number, row in read_json_lines(path):
         try:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                try:
-                    yield parse_raw_document(line, path.parent, f"{path.name}, line {number}", f"{path.stem}-{number}", types)
-                except UserError as error:
-                    yield error
-        except UnicodeDecodeError:
-            raise UserError(f"{path}: not UTF-8 text; convert it, for example with iconv") from None
+            if isinstance(row, UserError):
+                raise row
+            yield raw_document(row, path.parent, f"{path.name}, line {number}", f"{path.stem}-{number}", types)
+        except UserError as error:
+            yield error

@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from unitok.errors import UserError, visible
+from unitok.files import write_text
 
 _MARK = '<meta name="generator" content="unitok">'
 
@@ -35,14 +36,12 @@ def write_page(path: Path, title: str, style: str, body: str) -> None:
     """Write a page, whole; `body` is HTML. Errors: `UserError` as `check_page`'s."""
     check_page(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(
+    write_text(
+        path,
         f'<!doctype html><html lang="en"><head><meta charset="utf-8">{_MARK}<title>{text(title)}</title>'
         f'<meta name="viewport" content="width=device-width,initial-scale=1"><style>{style}</style></head><body>'
         f"<h1>{text(title)}</h1>{body}</body></html>\n",
-        encoding="utf-8",
     )
-    partial.replace(path)
 
 
 def check_page(path: Path) -> None:

@@ -1,7 +1,7 @@
 """What a vocabulary is declared with: ranges of ids, and how each modality lays out its span; and what is refused.
 
 A declaration is refused where it is made unless every Document comes back from its ids exactly: a wrong one would be trained on
-for days before anybody sees it. So only text stands bare, ids have one meaning each, and a grid has one level.
+for days before anybody sees it. So one modality at most stands bare, and what ids mean follows from the begin id before them.
 """
 
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ import numpy as np
 
 from unitok.document import ROLES
 from unitok.errors import UserError
+from unitok.layouts import LAYOUTS, Interleaved
 
 KINDS = ("special", "text", "grid", "codes")
 ENDS = ("<bos>", "<eos>", "<pad>")
@@ -67,6 +68,14 @@ class Range:
             inside |= (ids >= a) & (ids < b)
         return inside
 
+    def interval(self, first: int, last: int) -> tuple[tuple[int, int], ...]:
+        """The ids of a grid's values from `first` to `last`, as half-open intervals."""
+        return ((self.offset + first - 1, self.offset + last),)
+
+    def value(self, id: int) -> int:
+        """The grid's value that an id says. Errors: `UserError` for another id."""
+        return int(self.to_codes(np.array(id))) + 1
+
     @cached_property
     def _places(self) -> np.ndarray:
         """Code -> place in the range, where there is a permutation."""
@@ -106,12 +115,12 @@ class Span:
 
     Args:
         modality: its name.
-        body: names of the ranges that repeat, one for each level.
-        begin, end: names of special ids; text alone has none.
-        header: names of grid ranges; with a header, the body repeats exactly product-of-the-header times, without one
-            any whole number of times, at least once.
+        body: names of the ranges of its levels, in order; spans may share them, where none of them is bare.
+        begin, end: names of special ids; one span may have none, text's.
+        header: names of grid ranges, one for each side; without a header the body holds any number of units, at least one.
         fingerprint: of the tokenizer whose codes these are.
         kind: which modality it is an instance of (`unitok.modalities`); "" for one of its own name.
+        layout: order of the codes (`unitok.layouts`); "" for `raster` with a header, `interleaved` without one.
     """
 
     modality: str
@@ -121,30 +130,39 @@ class Span:
     header: tuple[str, ...] = ()
     fingerprint: str = ""
     kind: str = ""
+    layout: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kind", self.kind or self.modality)
+        object.__setattr__(self, "layout", self.layout or ("raster" if self.header else "interleaved"))
         ends = [name for name in (self.begin, self.end) if name is not None]
-        names = (self.modality, self.kind, self.fingerprint, *self.body, *self.header, *ends)
+        names = (self.modality, self.kind, self.layout, self.fingerprint, *self.body, *self.header, *ends)
         if not (isinstance(self.body, tuple) and isinstance(self.header, tuple) and all(isinstance(n, str) for n in names)):
             raise UserError(f"modality {self.modality!r}: body and header are tuples of names, and all names are strings")
+        if self.layout not in LAYOUTS or (self.layout == "raster") != bool(self.header):
+            raise UserError(
+                f"modality {self.modality!r}: layout {self.layout!r}; choose raster with a header, interleaved or delayed without"
+            )
+
+    @cached_property
+    def order(self) -> Interleaved:
+        """The layout of its codes."""
+        return LAYOUTS[self.layout](len(self.body), len(self.header))
 
 
 def check_declarations(ranges: list[Range], specials: dict[str, int], spans: dict[str, Span]) -> None:
     """Raise `UserError` for a vocabulary by which some Document would not come back from its ids as it was."""
     _check_ranges(ranges)
     _check_specials(ranges, specials, bool(spans))
+    users: dict[str | None, Span] = {}
     for modality, span in spans.items():
         _check_body(modality, span, {r.name: r for r in ranges})
         _check_ends(modality, span, specials)
-    users: dict[str, str] = {}
-    for modality, span in spans.items():
         for name in (*span.body, span.begin, span.end):
-            if name is None:
-                continue
-            if users.get(name, modality) != modality:
-                raise UserError(f"{users[name]} and {modality} share {name}: an id could not tell which of the two it is of")
-            users[name] = modality
+            other = users.setdefault(name, span)
+            if other is not span and not (name in span.body and span.begin and other.begin):
+                what = f"share {name}" if name else "both stand bare"
+                raise UserError(f"{other.modality} and {modality} {what}: an id could not tell which of the two it is of")
 
 
 def _check_ranges(ranges: list[Range]) -> None:
@@ -188,17 +206,15 @@ def _check_body(modality: str, span: Span, ranges: dict[str, Range]) -> None:
         raise UserError(f"{modality}: its body is one range of kind {kind!r} for each level, and at least one")
     if [r.level for r in body] != list(range(len(body))):
         raise UserError(f"{modality}: its body has the levels {[r.level for r in body]}, not 0 to {len(body) - 1} in order")
-    if span.header and len(body) > 1:
-        raise UserError(f"{modality}: a header and {len(body)} levels: a grid of codes has one level")
 
 
 def _check_ends(modality: str, span: Span, specials: dict[str, int]) -> None:
-    if not span.begin and not span.end:
-        if span.header or len(span.body) > 1:
-            raise UserError(f"{modality}: a bare stretch of one range, without begin, end, header and levels")
+    if not span.begin and not span.end and not span.header and len(span.body) == 1:
         return
     if not span.begin or not span.end or span.begin == span.end:
-        raise UserError(f"{modality}: needs a begin and an end id, two different ones: text alone stands bare")
+        raise UserError(
+            f"{modality}: needs a begin and an end id, two different ones; one range without a header may stand bare"
+        )
     for name in (span.begin, span.end):
         if name not in specials:
             raise UserError(f"{modality}: {name} has no special id")

@@ -2,10 +2,10 @@
 
 The only place where codes become ids and ids become codes. Ranges stand in this order and are append-only, so that a
 modality can be added without moving an old id: 256 special ids, text pieces, image grid sizes, image codes, one range
-for each level of audio codes, then whatever comes later. A modality declares its span once (begin, header, a repeating
-body, end); grammar, data validation, loss masks, sampling and decoding all read that declaration:
+for each level of audio codes, then whatever comes later. A modality declares its span once (begin, header, the levels of its
+body and their layout, end); grammar, data validation, loss masks, sampling and decoding all read that declaration:
 
-    text   piece piece …                                     (bare; neighbours of equal role and loss merge)
+    text   piece piece …                                     (bare; neighbors of equal role and loss merge)
     image  <image> rows columns code … </image>              (rows x columns codes, raster order)
     audio  <audio> (level 0 … level K-1) per frame … </audio>
 
@@ -14,16 +14,17 @@ numpy: workers that prepare data need no torch.
 """
 
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from unitok.document import ROLES, Document, Segment
-from unitok.errors import UserError, read_json
+from unitok.errors import UserError
+from unitok.files import read_json
 from unitok.ranges import Range, Span, check_declarations
 
 SPECIAL_COUNT = 256
@@ -34,7 +35,7 @@ VERSION = 1
 
 
 @dataclass(frozen=True)
-class Placed:
+class SegmentSpan:
     """Where a segment stands in a sequence of ids: `[start, start + length)`, with what the file said of it."""
 
     modality: str
@@ -48,7 +49,7 @@ class Placed:
 
 @dataclass
 class Vocab:
-    """Ranges, special names and span declarations. Make one with `Vocab.build`, read one with `Vocab.load`.
+    """Ranges, special names and span declarations. Make one with `unitok.modalities.build_vocab`, read one with `Vocab.load`.
 
     Errors: `UserError` for a declaration by which some Document would not come back from its ids as it was.
     """
@@ -114,19 +115,16 @@ class Vocab:
         """The ranges that repeat in a span of that modality."""
         return tuple(self.range(name) for name in self.span(modality).body)
 
-    def partial(self, modality: str, ids: list[int], sides: tuple[int, ...]) -> np.ndarray:
-        """Codes of the whole units (rows, frames, pieces) that the first ids of a span's body hold, in `Segment.codes`' shape."""
-        body, span = self.body(modality), self.span(modality)
-        unit = sides[-1] if span.header else len(body)
-        whole = np.array(ids[: len(ids) // unit * unit], np.int64)
-        codes = np.stack([r.to_codes(whole[k :: len(body)]) for k, r in enumerate(body)])
-        return codes.reshape(-1, unit) if span.header else codes if span.begin else codes[0]
-
     def span(self, modality: str) -> Span:
         """The declaration of a modality; errors: `UserError` with those that there are."""
         if modality not in self.spans:
             raise UserError(f"no modality {modality!r} in this vocabulary; it has {', '.join(self.spans) or 'none'}")
         return self.spans[modality]
+
+    @property
+    def bare(self) -> str | None:
+        """The modality whose span has no begin and end; None where each has."""
+        return next((m for m, span in self.spans.items() if not span.begin), None)
 
     @property
     def bos(self) -> int:
@@ -157,35 +155,59 @@ class Vocab:
 
     # ---- Documents <-> ids ---------------------------------------------------------------------------------------
 
+    def merged(self, document: Document) -> Document:
+        """The same with neighboring bare segments of equal role and loss as one: what ids alone can tell apart."""
+        out: list[Segment] = []
+        bare = self.bare
+        for s in document.segments:
+            last = out[-1] if out else None
+            if last and last.modality == s.modality == bare and (last.role, last.loss) == (s.role, s.loss):
+                s = Segment(s.modality, np.concatenate([last.codes, s.codes]), s.role, s.loss, last.source)
+                out.pop()
+            out.append(s)
+        return Document(tuple(out), document.id, document.source)
+
     def _span_ids(self, segment: Segment) -> np.ndarray:
         """A segment -> the ids of its span, complete."""
         span, body = self.span(segment.modality), self.body(segment.modality)
-        codes = segment.codes
-        if span.header:
-            if codes.ndim != len(span.header):
-                raise UserError(f"{segment.modality} codes need {len(span.header)} dimensions, got {codes.shape}")
-            most = [self.range(name).size for name in span.header]
-            if any(side > limit for side, limit in zip(codes.shape, most, strict=True)):
-                raise UserError(f"{segment.modality} codes of {codes.shape}: the largest grid is {' x '.join(map(str, most))}")
-            header = [int(self.range(n).to_ids(np.array(side - 1))) for n, side in zip(span.header, codes.shape, strict=True)]
-            ids = body[0].to_ids(codes.reshape(-1))
-        else:
-            # [K, N]; one level in reading order: ids without a header keep no shape (Chameleon's images are square)
-            levels = codes.reshape(1, -1) if len(body) == 1 else codes
-            if levels.ndim != 2 or len(levels) != len(body):
-                raise UserError(f"{segment.modality} codes need {len(body)} levels, got {codes.shape}")
-            header = []
-            ids = np.stack([r.to_ids(level) for r, level in zip(body, levels, strict=True)], axis=1).reshape(-1)
-        begin = [self.specials[span.begin]] if span.begin else []
-        end = [self.specials[span.end]] if span.end else []
+        try:
+            sides = span.order.by_level(segment.codes)[1]
+        except UserError as error:
+            raise UserError(f"{segment.modality} {error}") from None
+        grid = [self.range(name) for name in span.header]
+        if any(side > r.size for side, r in zip(sides, grid, strict=True)):
+            most = " x ".join(str(r.size) for r in grid)
+            raise UserError(f"{segment.modality} codes of {segment.codes.shape}: the largest grid is {most}")
+        codes, levels = span.order.flatten(segment.codes)
+        ids = np.empty_like(codes)
+        for level, r in enumerate(body):
+            here = levels == level
+            ids[here] = r.to_ids(codes[here])
+        header = [r.interval(side, side)[0][0] for side, r in zip(sides, grid, strict=True)]
+        begin, end = ([self.specials[name]] if name else [] for name in (span.begin, span.end))
         return np.concatenate([np.array(begin + header, np.int64), ids, np.array(end, np.int64)])
 
-    def encode_placed(self, document: Document, bos: bool = True, eos: bool = True) -> tuple[np.ndarray, list[Placed]]:
+    def body_codes(
+        self, modality: str, ids: np.ndarray | list[int], sides: tuple[int, ...] = (), whole: bool = True
+    ) -> np.ndarray:
+        """The ids of a span's body -> its codes, as a Segment has them. sides: what its header says.
+
+        whole: whether it is complete; else its whole units, in a grid its whole rows. Errors: `UserError` for ids of no such body.
+        """
+        span, ids = self.span(modality), np.asarray(ids, np.int64)
+        codes, levels = np.zeros(len(ids), np.int64), np.full(len(ids), -1)
+        for level, r in enumerate(self.body(modality)):
+            here = (ids >= r.offset) & (ids < r.stop)
+            codes[here], levels[here] = r.to_codes(ids[here]), level
+        read = (span.order.unflatten if whole else span.order.partial)(codes, levels, sides)
+        return read if span.begin else read[0]
+
+    def encode_placed(self, document: Document, bos: bool = True, eos: bool = True) -> tuple[np.ndarray, list[SegmentSpan]]:
         """Document -> int64 [L] and where each of its (merged) segments stands; a role's id belongs to the next span."""
         pieces: list[Any] = [[self.bos]] if bos else []
-        placed: list[Placed] = []
+        placed: list[SegmentSpan] = []
         at, role = len(pieces), "none"
-        for segment in document.merged().segments:
+        for segment in self.merged(document).segments:
             ids = self._span_ids(segment)
             if segment.role != role:
                 role = segment.role
@@ -193,7 +215,7 @@ class Vocab:
                     raise UserError(f"role {role!r}: this vocabulary has no ids for roles")
                 ids = np.concatenate([[self.specials[f"<{role}>"]], ids])
             pieces.append(ids)
-            placed.append(Placed(segment.modality, at, len(ids), role, segment.loss, segment.source, tuple(segment.size)))
+            placed.append(SegmentSpan(segment.modality, at, len(ids), role, segment.loss, segment.source, tuple(segment.size)))
             at += len(ids)
         if eos:
             pieces.append([self.eos])
@@ -203,7 +225,7 @@ class Vocab:
         """Document -> int64 [L], spans complete with begin, header and end."""
         return self.encode_placed(document, bos, eos)[0]
 
-    def decode(self, ids: np.ndarray, placed: list[Placed] | None = None, role: str = "none") -> Document:
+    def decode(self, ids: np.ndarray, placed: list[SegmentSpan] | None = None, role: str = "none") -> Document:
         """int64 [L] -> Document. Inverse of `encode`; `placed` gives back what ids cannot say (loss, source, size).
 
         `role`: the role that holds where the ids begin, when they are the continuation of others.
@@ -212,7 +234,7 @@ class Vocab:
         """
         ids = np.asarray(ids, np.int64)
         if placed is None:
-            return Document(tuple(self._read(ids, 0, len(ids), role))).merged()
+            return self.merged(Document(tuple(self._read(ids, 0, len(ids), role))))
         segments = []
         for p in placed:
             (read,) = self._read(ids, p.start, p.start + p.length)
@@ -222,8 +244,8 @@ class Vocab:
     def _read(self, ids: np.ndarray, start: int, stop: int, role: str = "none") -> Iterator[Segment]:
         """Walk over ids from span to span."""
         begins = {self.specials[s.begin]: s for s in self.spans.values() if s.begin}
-        bare = next((s for s in self.spans.values() if not s.begin), None)
-        text = self.range(bare.body[0]) if bare else None
+        bare = self.bare
+        text = self.body(bare)[0] if bare else None
         roles = dict(zip(self.roles, ROLES, strict=False))
         at = start
         while at < stop:
@@ -236,42 +258,31 @@ class Vocab:
             elif id in begins:
                 segment, at = self._read_span(ids, at, stop, begins[id], role)
                 yield segment
-            elif text and text.holds(ids[at]):
+            elif bare and text and text.holds(ids[at]):
                 others = np.flatnonzero(~text.holds(ids[at:stop]))
                 end = at + int(others[0]) if len(others) else stop
-                assert bare is not None
-                yield Segment(bare.modality, text.to_codes(ids[at:end]), role)
+                yield Segment(bare, self.body_codes(bare, ids[at:end]), role)
                 at = end
             else:
                 raise UserError(f"position {at}: {self.name_of(id)} cannot stand here")
 
     def _read_span(self, ids: np.ndarray, at: int, stop: int, span: Span, role: str) -> tuple[Segment, int]:
         """The span with a begin id that starts at `at`, and the position after it."""
-        body = self.body(span.modality)
         first = at + 1 + len(span.header)
-        if span.header:
-            if first > stop:
-                raise UserError(f"position {at}: a {span.modality} span without its header")
-            shape = tuple(int(self.range(n).to_codes(ids[at + 1 + i])) + 1 for i, n in enumerate(span.header))
-            last = first + math.prod(shape)
-        else:
-            ends = np.flatnonzero(ids[first:stop] == self.specials[span.end]) if span.end else np.array([stop - first])
-            if len(ends) == 0:
-                raise UserError(f"position {at}: a {span.modality} span without its end")
-            last = first + int(ends[0])
-            shape = (-1, len(body))
-        if last >= stop + (span.end is None) or (span.end and ids[last] != self.specials[span.end]):
+        if first > stop:
+            raise UserError(f"position {at}: a {span.modality} span without its header")
+        sides = tuple(self.range(name).value(id) for name, id in zip(span.header, ids[at + 1 : first], strict=True))
+        most = first + span.order.length(prod(sides)) + 1 if sides else stop
+        ends = np.flatnonzero(ids[first : min(most, stop)] == self.specials[span.end or ""])
+        if len(ends) == 0:
             raise UserError(f"position {at}: a {span.modality} span that does not end where it must")
-        if last == first or (last - first) % len(body):
-            raise UserError(f"position {at}: a {span.modality} span of {last - first} codes, not whole repetitions")
-        if span.header:
-            codes = body[0].to_codes(ids[first:last]).reshape(shape)
-        else:
-            frames = ids[first:last].reshape(shape)
-            codes = np.stack([r.to_codes(frames[:, k]) for k, r in enumerate(body)])
-        return Segment(span.modality, codes, role), last + (span.end is not None)
+        last = first + int(ends[0])
+        try:
+            return Segment(span.modality, self.body_codes(span.modality, ids[first:last], sides), role), last + 1
+        except UserError as error:
+            raise UserError(f"position {at}: a {span.modality} span of {error}") from None
 
-    def unconditional(self, span_ids: np.ndarray) -> np.ndarray:
+    def unconditional(self, span_ids: np.ndarray | tuple[int, ...] = ()) -> np.ndarray:
         """The document without its condition: bos and the target span. In sampling, guidance's twins grow the same id by id."""
         return np.concatenate([[self.bos], np.asarray(span_ids, np.int64)])
 

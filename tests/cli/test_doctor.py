@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from unitok.cli import main
+from unitok.errors import UserError
 
 doctor = importlib.import_module("unitok.cli.doctor")
 
@@ -20,7 +21,7 @@ DEPENDENCIES = tomllib.loads((Path(__file__).parent.parent.parent / "pyproject.t
 @pytest.fixture
 def few(monkeypatch):
     """Packages that are quick to load, in place of all; the others are loaded by every other test."""
-    monkeypatch.setattr(doctor, "CORE", ("numpy", "pillow"))
+    monkeypatch.setattr(doctor, "core", lambda: ["numpy", "pillow"])
     monkeypatch.setattr(doctor, "EXTRAS", {"einops": ("einops", "shapes", "pip install einops")})
 
 
@@ -46,8 +47,7 @@ def test_what_it_says_of_this_machine_is_so(few, capsys):
 
 
 def test_a_package_that_is_missing_or_broken_is_said_with_what_to_do(few, broken, monkeypatch, capsys):
-    monkeypatch.setattr(doctor, "CORE", ("numpy", "no-such-package", "broken-one"))
-    monkeypatch.setattr(doctor, "_MODULES", {"broken-one": "broken_one"})
+    monkeypatch.setattr(doctor, "core", lambda: ["numpy", "no-such-package", "broken-one"])
     monkeypatch.setattr(doctor, "EXTRAS", {"no-such-extra": ("nothing", "something else", "pip install 'unitok[x]'")})
     with pytest.raises(SystemExit) as stop:
         main(["doctor"])
@@ -65,7 +65,14 @@ def test_an_extra_that_does_not_load_is_no_problem_of_what_is_needed(few, broken
     assert re.search(r"!! broken-one +3\.2 +does not load: .*; pip uninstall broken-one", capsys.readouterr().out)
 
 
-def test_every_package_that_unitok_needs_is_looked_at():
-    needed = {re.match(r"[\w-]+", dependency)[0].lower() for dependency in DEPENDENCIES}
+def test_every_package_that_unitok_needs_is_looked_at(monkeypatch):
+    needed = [re.match(r"[\w-]+", dependency)[0].lower() for dependency in DEPENDENCIES]
     assert len(needed) > 10
-    assert set(doctor.CORE) == needed
+    assert len(doctor.core()) > 10
+    monkeypatch.setattr(
+        doctor, "requires", lambda _: [*DEPENDENCIES, "xformers>=0.0.35; (sys_platform == 'linux') and extra == 'xformers'"]
+    )
+    assert doctor.core() == needed
+    monkeypatch.setattr(doctor, "requires", lambda _: version("no-such-package"))
+    with pytest.raises(UserError, match="unitok is not installed"):
+        doctor.core()

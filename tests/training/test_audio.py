@@ -15,9 +15,10 @@ from unitok.checkpoints import load_checkpoint, newest_checkpoint
 from unitok.data.modules import SoundDataset
 from unitok.errors import UserError
 from unitok.tokenizers.quantize import ResidualQuantizer
-from unitok.training.audio import AudioAdversary, AudioLosses, AudioTokenizerTraining
+from unitok.training.audio import AudioLosses, AudioTokenizerTraining
 from unitok.training.fit import run_lightning
 from unitok.training.losses import discriminator_loss, generator_loss, mel_filters, mel_loss, spectral_loss
+from unitok.training.tokenizer import Adversary
 
 CONFIG = Path(__file__).parent.parent.parent / "configs" / "scenes" / "audio.yaml"
 
@@ -108,7 +109,7 @@ def test_training_leaves_sounds_spectrograms_and_scores_by_level(tmp_path, scene
     part, _ = load_trained_part("audio", tmp_path)
     kept = state(tmp_path)
     name = "encoder.model.0.conv.conv.weight"
-    assert torch.equal(part.state_dict()[name], kept[f"average.model.{name}"])
+    assert torch.equal(part.state_dict()[name], kept[f"average.module.{name}"])
 
 
 def test_silence_trains_to_finite_numbers_a_word_and_a_tokenizer(tmp_path, caplog):
@@ -154,7 +155,7 @@ def test_the_balancer_makes_weights_shares_of_the_gradient_whatever_the_losses_s
     module = AudioTokenizerTraining.__new__(AudioTokenizerTraining)
     torch.nn.Module.__init__(module)
     module.weights = AudioLosses(l1=3.0, l2=1.0, mel=0.0, balance=True)
-    module.gan = AudioAdversary()
+    module.gan = Adversary()
     module._norms, module._seen, module.heard = {}, {}, 0.0
     module._mean = lambda value: value
     found = []

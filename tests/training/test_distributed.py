@@ -72,7 +72,7 @@ def test_sharded_parameters_train_like_whole_ones_resume_and_become_a_bundle(mor
     shutil.copytree(bundle_folder, tmp_path / "bundle")
     make_bundle(tmp_path / "bundle", {"model": tmp_path / "sharded"})
     state = Unitok.from_pretrained(tmp_path / "bundle").model.state_dict()
-    prefix = "average.model." if more else "decoder."
+    prefix = "average.module." if more else "decoder."
     assert all(torch.equal(tensor, sharded[f"{prefix}{name}"]) for name, tensor in state.items())
 
 

@@ -19,12 +19,13 @@ from unitok.media import load_image
 from unitok.pretrained import make_config
 from unitok.tokenizers import ImageTokenizer, ImageTokenizerConfig
 from unitok.tokenizers.quantize import VectorQuantizer
-from unitok.training.codebook_usage import CodebookHealth, codebook_statistics
 from unitok.training.discriminators import PatchDiscriminator
 from unitok.training.fit import run_lightning
-from unitok.training.image import Adversary, ImageLosses, ImageTokenizerTraining
+from unitok.training.image import ImageLosses, ImageTokenizerTraining
 from unitok.training.losses import adaptive_weight, lecam_loss, structure_loss
+from unitok.training.monitor import CodebookHealth, codebook_statistics
 from unitok.training.perceptual import LPIPS, choose_perceptual, find_lpips
+from unitok.training.tokenizer import Adversary
 
 CONFIG = Path(__file__).parent.parent.parent / "configs" / "scenes" / "image.yaml"
 
@@ -80,8 +81,8 @@ def test_the_average_of_the_weights_is_what_a_bundle_takes(tmp_path, scenes_fold
     part, _ = load_trained_part("image", tmp_path)
     kept = state(tmp_path)
     name = "encoder.conv_in.weight"
-    assert torch.equal(part.state_dict()[name], kept[f"average.model.{name}"])
-    assert not torch.equal(kept[f"tokenizer.{name}"], kept[f"average.model.{name}"])
+    assert torch.equal(part.state_dict()[name], kept[f"average.module.{name}"])
+    assert not torch.equal(kept[f"tokenizer.{name}"], kept[f"average.module.{name}"])
 
 
 @pytest.mark.parametrize("quantize_from", ["0", "0.3"])

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from unitok import __version__
 from unitok.errors import UserError, visible
-from unitok.hardware import bound_waiting
+from unitok.hardware import bound_waiting, keep_large_blocks
 
 OVERVIEW = f"""unitok {__version__}: one model that reads and writes text, pictures and sound
 
@@ -156,7 +156,7 @@ def train_text(arguments: list[str]) -> None:
     _overwrite(p)
     o = p.parse_args(arguments)
     from unitok.data.prepare.sources import read_texts
-    from unitok.pretrained import check_inputs, check_replaceable
+    from unitok.files import check_inputs, check_replaceable
     from unitok.tokenizers import TextTokenizer
 
     check_replaceable(o.out, "text tokenizer", o.overwrite)
@@ -312,7 +312,7 @@ def import_(arguments: list[str]) -> None:
     p.add_argument("--trust-checkpoint", action="store_true", help="allow unpickling: only for files from people you trust")
     _overwrite(p)
     o = p.parse_args(arguments)
-    from unitok.pretrained import check_inputs, check_replaceable
+    from unitok.files import check_inputs, check_replaceable
 
     check_replaceable(o.out, overwrite=o.overwrite)
     check_inputs(o.out, [o.source])
@@ -331,9 +331,9 @@ def export(arguments: list[str]) -> None:
     p.add_argument("out", type=Path, help="folder to write")
     _overwrite(p)
     o = p.parse_args(arguments)
+    from unitok.files import check_inputs, check_replaceable
     from unitok.interop.decoder import export_decoder
     from unitok.model import Decoder
-    from unitok.pretrained import check_inputs, check_replaceable
     from unitok.vocab import Vocab
 
     check_replaceable(o.out, "exported decoder", o.overwrite)
@@ -427,8 +427,8 @@ def sample(arguments: list[str]) -> None:
     o = _sample_parser().parse_args(arguments)
     from unitok.api import Unitok
     from unitok.cli.flags import settings_from
+    from unitok.files import check_inputs, check_replaceable
     from unitok.media import sniff
-    from unitok.pretrained import check_inputs, check_replaceable
     from unitok.sample.outputs import save_outputs
     from unitok.sample.prompts import read_prompts
 
@@ -504,16 +504,14 @@ def _sampling_flags(p: argparse.ArgumentParser) -> None:
 
 def _score(u: Any, documents: list[Any], out: Path) -> None:
     """Write and print log-probabilities."""
-    from unitok.files import json_line
+    from unitok.files import write_json_lines
 
     file = out / "scores.jsonl"
     if file.exists() and b'"log_probability"' not in file.read_bytes()[:1000]:
         raise UserError(f"{file}: holds something else than scores; choose another folder, or remove it")
     scores = u.score(documents)
     out.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name("scores.jsonl.partial")
-    partial.write_text("".join(json_line(score.row()) + "\n" for score in scores), encoding="utf-8")
-    partial.replace(file)
+    write_json_lines(file, (score.row() for score in scores))
     for score in scores[:20]:
         row = score.row()
         name, bits = visible(row["id"]), row["bits_an_id"]
@@ -636,6 +634,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     verb = given[0]
     bound_waiting()
+    keep_large_blocks()
     warnings.filterwarnings("ignore", module=r"PIL\.")  # Pillow's notes on odd metadata: they name no file, and cost no image
     try:
         if verb in LIGHTNING_VERBS:

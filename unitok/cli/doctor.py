@@ -3,35 +3,16 @@
 import importlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 
+from unitok.errors import UserError
 from unitok.hardware import bound_waiting, fast_bfloat16
 
-CORE = (
-    "torch",
-    "lightning",
-    "jsonargparse",
-    "numpy",
-    "einops",
-    "sentencepiece",
-    "vector-quantize-pytorch",
-    "pyarrow",
-    "safetensors",
-    "huggingface_hub",
-    "pillow",
-    "soundfile",
-    "soxr",
-    "scipy",
-    "tensorboard",
-    "torchmetrics",
-    "pyyaml",
-    "tqdm",
-    "fsspec",
-)
-_MODULES = {"pillow": "PIL", "vector-quantize-pytorch": "vector_quantize_pytorch", "pyyaml": "yaml"}
+_MODULES = {"pillow": "PIL", "pyyaml": "yaml"}  # where the name differs from the package's
 EXTRAS = {
     "xformers": ("xformers.ops", "attention on CUDA", "pip install '.[xformers]' in a checkout (only of use on CUDA)"),
     "taming-transformers": (
@@ -48,12 +29,21 @@ EXTRAS = {
 }
 
 
+def core() -> list[str]:
+    """The packages that unitok needs, by what its installer was told. Errors: `UserError` where it was not installed."""
+    try:
+        needed = requires("unitok") or []
+    except PackageNotFoundError:
+        raise UserError("unitok is not installed: pip install -e . in its checkout") from None
+    return [re.split(r"[^\w-]", line)[0] for line in needed if "extra ==" not in line]
+
+
 def report() -> int:
     """Print the report; -> 0 if everything that unitok needs works, else 1."""
     print(f"python {platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores")
     problems = 0
-    for name in CORE:
-        problems += not _line(name, _MODULES.get(name, name), f"pip install '{name}'")
+    for name in core():
+        problems += not _line(name, _MODULES.get(name, name.replace("-", "_")), f"pip install '{name}'")
     for name, (module, purpose, remedy) in EXTRAS.items():
         try:
             version(name)

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 
 from unitok import page as pages
-from unitok.errors import UserError, first_line, read_json, visible
+from unitok.errors import UserError, first_line, visible
+from unitok.files import read_json, settle
 from unitok.hardware import HARDWARE
-from unitok.pretrained import load_config, make_config, settle
+from unitok.pretrained import load_config, make_config
 
 if TYPE_CHECKING:
     from unitok.api import Unitok

@@ -25,7 +25,7 @@ import torch
 from unitok.data.shards import TokenDataset
 from unitok.errors import UserError, first_line
 from unitok.grammar import Grammar
-from unitok.vocab import Placed, Vocab
+from unitok.vocab import SegmentSpan, Vocab
 
 GROUP = 2048  # documents that are packed together: enough for tight rows, few enough to keep the shuffle
 CARRY = 256  # documents of the emptiest rows that are packed again with the next group, at most
@@ -72,7 +72,7 @@ def pack_in_order(lengths: np.ndarray, row_length: int) -> list[np.ndarray]:
     return rows
 
 
-def _says_role(segments: Sequence[Placed], number: int) -> bool:
+def _says_role(segments: Sequence[SegmentSpan], number: int) -> bool:
     """Whether a segment's ids begin with that of its role, because it is another than the one before."""
     return segments[number].role != (segments[number - 1].role if number else "none")
 

@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import re
-import uuid
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -23,9 +22,9 @@ import numpy as np
 import pyarrow as pa
 
 from unitok.document import Document
-from unitok.errors import UserError, first_line, read_json
-from unitok.files import whole, write_whole
-from unitok.vocab import Placed, Vocab
+from unitok.errors import UserError, first_line
+from unitok.files import atomic_write, read_json, write_json
+from unitok.vocab import SegmentSpan, Vocab
 
 VERSION = 1
 SCHEMA = pa.schema(
@@ -74,7 +73,10 @@ def write_shard(path: Path, documents: Iterable[Document], vocab: Vocab, work: P
         for p in placed:
             modalities[p.modality] = modalities.get(p.modality, 0) + p.length
     table = pa.table(rows, schema=SCHEMA)
-    with whole(path, work, binary=True) as file, pa.ipc.new_file(file, SCHEMA) as writer:  # one batch: read without a copy
+    with (
+        atomic_write(path, work, binary=True) as file,
+        pa.ipc.new_file(file, SCHEMA) as writer,
+    ):  # one batch: read without a copy
         writer.write_table(table.combine_chunks(), max_chunksize=max(1, table.num_rows))
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -103,7 +105,7 @@ def write_dataset_json(folder: Path, vocab: Vocab, shards: list[dict], options: 
         "shards": shards,
         "vocab": vocab.to_manifest(),
     }
-    write_whole(folder / "dataset.json", json.dumps(content, indent=1) + "\n", work)
+    write_json(folder / "dataset.json", content, work)
     return content
 
 
@@ -201,15 +203,15 @@ class TokenDataset:
         table, row = self._place(index)
         return table.column("tokens")[row].values.to_numpy().astype(np.int64)
 
-    def placed(self, index: int) -> list[Placed]:
+    def placed(self, index: int) -> list[SegmentSpan]:
         """Where the segments of a document stand."""
         table, row = self._place(index)
         return _placed(table.column("spans")[row].as_py())
 
-    def placed_of(self, indices: np.ndarray) -> list[list[Placed]]:
+    def placed_of(self, indices: np.ndarray) -> list[list[SegmentSpan]]:
         """`placed` of several documents; of a remote data set nothing else is read."""
         shards = np.searchsorted(self._starts, indices, side="right") - 1
-        found: list[list[Placed]] = [[]] * len(indices)
+        found: list[list[SegmentSpan]] = [[]] * len(indices)
         for number in np.unique(shards).tolist():
             where = np.flatnonzero(shards == number)
             column = self._column(number, "spans")
@@ -277,8 +279,8 @@ class TokenDataset:
             yield f"document {index}: its spans do not say what its ids do"
 
 
-def _placed(spans: list[dict]) -> list[Placed]:
-    return [Placed(**(s | {"size": tuple(s["size"])})) for s in spans]
+def _placed(spans: list[dict]) -> list[SegmentSpan]:
+    return [SegmentSpan(**(s | {"size": tuple(s["size"])})) for s in spans]
 
 
 class _Remote:
@@ -304,12 +306,8 @@ class _Remote:
         path = self.cache / shard["file"]
         if not path.exists():
             self.cache.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-            try:
-                self._download(shard, partial)
-                partial.replace(path)
-            finally:
-                partial.unlink(missing_ok=True)
+            with atomic_write(path, staging=self.cache, binary=True) as file:
+                self._download(shard, Path(file.name))
         return path
 
     def _download(self, shard: dict, to: Path) -> None:

@@ -8,7 +8,6 @@ pystoi, for sounds of at least `STOI_SECONDS`. Codebook use is the share of a le
 measured. The real-time factor is seconds of sound a second of work.
 """
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -23,13 +22,12 @@ from unitok import page
 from unitok.bundle import load_trained_part
 from unitok.errors import UserError
 from unitok.evaluate.image import format_number, timed
-from unitok.files import json_line
+from unitok.files import check_replaceable, whole_folder, write_json, write_json_lines
 from unitok.media import draw_spectrogram, encode_png, encode_wav, find_media, load_audio
-from unitok.pretrained import check_replaceable, whole_folder
 from unitok.storage import printable
 from unitok.tokenizers.audio import AudioTokenizer
-from unitok.training.codebook_usage import codebook_statistics
 from unitok.training.losses import mel_loss, spectral_loss
+from unitok.training.monitor import codebook_statistics
 
 SHOWN = 20  # sounds on the page
 SHOWN_SECONDS = 10.0
@@ -136,10 +134,9 @@ def _write(out: Path, scores: dict[str, Any], rows: list[dict[str, Any]], skippe
     shown = [row for row in rows if "_sounds" in row][:SHOWN]
     kept = [{k: v for k, v in row.items() if k != "_sounds"} for row in rows]
     with whole_folder(out, "audio evaluation", overwrite=True) as new:
-        lines = "".join(json_line(row) + "\n" for row in [*kept, *skipped])
-        (new / "sounds.jsonl").write_text(lines, encoding="utf-8")
+        write_json_lines(new / "sounds.jsonl", [*kept, *skipped])
         page.write_page(new / "index.html", "Audio tokenizer", _STYLE, _body(scores, shown, rate))
-        (new / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
+        write_json(new / "scores.json", scores)
 
 
 _STYLE = (

@@ -8,7 +8,6 @@ that occurs at all in the pictures measured; perplexity and entropy are of the c
 appear only where their networks' own weights were given.
 """
 
-import json
 import math
 import time
 from pathlib import Path
@@ -26,12 +25,11 @@ from tqdm import tqdm
 from unitok import page
 from unitok.bundle import load_trained_part
 from unitok.errors import UserError
-from unitok.files import json_line
+from unitok.files import check_replaceable, whole_folder, write_json, write_json_lines
 from unitok.media import encode_png, find_media, open_image
-from unitok.pretrained import check_replaceable, whole_folder
 from unitok.storage import printable
 from unitok.tokenizers.image import ImageTokenizer
-from unitok.training.codebook_usage import codebook_statistics
+from unitok.training.monitor import codebook_statistics
 from unitok.training.perceptual import LPIPS, find_lpips
 
 SHOWN = 40  # pairs on the page
@@ -198,10 +196,9 @@ def _write(out: Path, scores: dict[str, Any], rows: list[dict[str, Any]], skippe
     pairs = [(row, row["_pair"]) for row in rows if "_pair" in row][:SHOWN]
     kept = [{k: v for k, v in row.items() if k != "_pair"} for row in rows]
     with whole_folder(out, "image evaluation", overwrite=True) as new:
-        lines = "".join(json_line(row) + "\n" for row in [*kept, *skipped])
-        (new / "images.jsonl").write_text(lines, encoding="utf-8")
+        write_json_lines(new / "images.jsonl", [*kept, *skipped])
         page.write_page(new / "index.html", "Image tokenizer", _STYLE, _body(scores, pairs))
-        (new / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
+        write_json(new / "scores.json", scores)
 
 
 _STYLE = """body{font:15px sans-serif;margin:2em}img{image-rendering:pixelated;margin-right:4px}

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unitok.errors import UserError, read_json
+from unitok.errors import UserError
+from unitok.files import read_json
 from unitok.grammar import Grammar, Row, parse_plan
 from unitok.vocab import Vocab
 

@@ -4,7 +4,6 @@
 several. A head tied to the embedding becomes a matrix of its own. What our decoder does not compute is refused by name.
 """
 
-import json
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,14 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
 from unitok.bundle import Bundle
-from unitok.errors import UserError, read_json
+from unitok.errors import UserError
+from unitok.files import read_json, whole_folder, write_json
 from unitok.interop.image import from_chameleon
 from unitok.interop.weights import State, log, read_config, read_folder, strip_prefix, tell_unused
 from unitok.model.decoder import Decoder, DecoderConfig
-from unitok.pretrained import whole_folder
+from unitok.pretrained import save_weights
 from unitok.tokenizers.image import ImageTokenizer
 from unitok.tokenizers.text import ImportedTextTokenizer
 from unitok.vocab import Range, Span, Vocab
@@ -155,7 +154,7 @@ def _exported_vocab(path: Path, size: int) -> Vocab:
 def _tokenizer_names(folder: Path) -> dict[str, int]:
     """The names of ids in a tokenizer.json that lies beside the weights, or none."""
     path = folder / "tokenizer.json"
-    return json.loads(path.read_text()).get("model", {}).get("vocab", {}) if path.exists() else {}
+    return read_json(path, "").get("model", {}).get("vocab", {}) if path.exists() else {}
 
 
 def image_codes(names: dict[str, int]) -> dict[int, int]:
@@ -250,12 +249,11 @@ def export_decoder(kind: str, decoder: Decoder, vocab: Vocab | None, out: Path, 
     }
     generation = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, **specials}
     with whole_folder(out, "exported decoder", overwrite) as partial:
-        (partial / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-        (partial / "generation_config.json").write_text(json.dumps(generation, indent=1) + "\n")
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in decoder.state_dict().items()}
-        save_file(state, partial / "model.safetensors", metadata={"format": "pt"})
+        write_json(partial / "config.json", config)
+        write_json(partial / "generation_config.json", generation)
+        save_weights(partial / "model.safetensors", decoder.state_dict(), {"format": "pt"})
         if vocab:
-            (partial / "unitok_ids.json").write_text(json.dumps(id_map(vocab), indent=1) + "\n")
+            write_json(partial / "unitok_ids.json", id_map(vocab))
 
 
 def id_map(vocab: Vocab) -> dict[str, Any]:

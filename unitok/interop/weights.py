@@ -15,7 +15,8 @@ import yaml
 from torch import Tensor
 
 from unitok.checkpoints import load_weights
-from unitok.errors import UserError, first_line, read_json
+from unitok.errors import UserError, first_line
+from unitok.files import read_json
 
 log = logging.getLogger("unitok")
 

@@ -21,7 +21,8 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 
 from unitok.document import Segment
-from unitok.errors import UserError, read_json
+from unitok.errors import UserError
+from unitok.files import read_json, write_json
 from unitok.ranges import Span
 from unitok.storage import Blob
 from unitok.vocab import Vocab
@@ -68,8 +69,7 @@ class Plain:
     def save_pretrained(self, folder: Path, overwrite: bool = False) -> None:
         """Write `config.json`."""
         folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"unitok": 1, "kind": f"{self.kind} tokenizer", "config": self.config}, indent=1)
-        (folder / "config.json").write_text(f"{text}\n", encoding="utf-8")
+        write_json(folder / "config.json", {"unitok": 1, "kind": f"{self.kind} tokenizer", "config": self.config})
 
     @classmethod
     def from_pretrained(cls, folder: Path, device: str = "cpu") -> "Plain":

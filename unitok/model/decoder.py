@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from unitok.errors import UserError
-from unitok.memory import keep_large_blocks
 from unitok.model.attention import Packing, WholeRows, build_packing, choose_backend
 from unitok.pretrained import load_part, load_state, make_config, part_folder, save_part
 
@@ -289,7 +288,6 @@ class Decoder(nn.Module):
         how far into its span each id stands (`Grammar.places`); only for decoders with place embeddings.
         """
         self._check(ids, positions)
-        keep_large_blocks()
         if positions is None:
             positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         if documents is None:

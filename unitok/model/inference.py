@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unitok.intervals import Intervals
-from unitok.memory import keep_large_blocks
 from unitok.model.decoder import Block, Decoder, DecoderConfig, rotary_frequencies
 from unitok.model.heads import rows_of
 
@@ -197,7 +196,6 @@ class InferenceDecoder:
         extent: more than every position; how much of the cache to look at. places: [B, T], `Grammar.places`. at: the first
         position, where all slots stand at the same T ones in a row: that saves the indices and, for T = 1, the mask.
         """
-        keep_large_blocks()
         c, (b, t) = self.config, ids.shape
         x = F.embedding(ids, self.embedding)
         if self.places is not None:

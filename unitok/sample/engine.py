@@ -255,7 +255,7 @@ class Session:
 
         size = (count, len(allowed.ids))
         noise = np.random.default_rng((*r.key, len(r.new))).gumbel(size=size) if params.temperature else np.zeros(size)
-        columns = r.state.sides[-1] if r.state.sides else 1
+        columns = r.state.span.order.period(tuple(r.state.sides)) if r.state.span else 1
         first = scores(self.hidden[: len(self.slots), None], 0)
         choices, passes = draw_ahead(predict, first, self._send(noise.astype(np.float32)), columns, self.jacobi)
         return [allowed.ids[choices].tolist()], passes

@@ -13,9 +13,9 @@ import soundfile
 from unitok import page
 from unitok.bundle import Bundle, ReadFile
 from unitok.document import Document, Part, RawDocument
+from unitok.files import whole_folder, write_text
 from unitok.interleaved import Types, format_raw_document
 from unitok.media.formats import HEAD, image_format
-from unitok.pretrained import whole_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -115,8 +115,7 @@ def save_outputs(outputs: list[Output], folder: Path, title: str = "unitok sampl
     with whole_folder(folder, "sample output", overwrite) as new:
         raws, types = [output.save(new) for output in outputs], outputs[0].bundle.types if outputs else {}
         page.write_page(new / "index.html", title, _STYLE, _articles(raws, new, types))
-        lines = "".join(format_raw_document(raw, new, types) + "\n" for raw in raws)
-        (new / "outputs.jsonl").write_text(lines, encoding="utf-8")
+        write_text(new / "outputs.jsonl", "".join(format_raw_document(raw, new, types) + "\n" for raw in raws))
 
 
 _STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}

@@ -122,12 +122,9 @@ def _begun(bundle: Bundle, prompt: Document, share: float) -> tuple[Document, np
     span = bundle.vocab.spans.get(last.modality) if last else None
     if last is None or span is None or not span.begin:
         raise UserError("keep: the prompt must end with a picture or a sound, which is then continued")
-    units = last.codes.shape[0] if span.header else last.codes.shape[-1]
-    unit = last.codes.size // units
-    ids, placed = bundle.vocab.encode_placed(prompt, eos=False)
-    head = 1 + len(span.header)
-    start = placed[-1].start + placed[-1].length - head - last.codes.size - bool(span.end)  # a role's id may stand first
-    stop = start + head + max(1, round(share * units)) * unit
+    ids = bundle.vocab.encode(prompt, eos=False)
+    body = len(ids) - 1 - last.codes.size  # where it begins: its end id stands last
+    start, stop = body - len(span.header) - 1, body + span.order.begun(last.codes, share)
     return Document(prompt.segments[:-1], prompt.id), ids[:stop], ids[start:stop]
 
 

@@ -86,19 +86,19 @@ class Running:
 
     def take(self, ids: list[int]) -> None:
         """Advance by ids that were drawn, and by all after them that have no choice."""
-        self.state.take(ids)
+        place = self.state.take(ids)
         self.new += ids
         for slot in self.slots:
-            slot.ids, slot.places = ids[-1:], [self.state.place]
+            slot.ids, slot.places = ids[-1:], [place]
         self._force()
 
     def _force(self) -> None:
         while (id := self.state.forced()) is not None:
-            self.state.advance(id)
+            place = self.state.advance(id)
             self.new.append(id)
             for slot in self.slots:
                 slot.ids.append(id)
-                slot.places.append(self.state.place)
+                slot.places.append(place)
 
     @property
     def done(self) -> bool:
@@ -108,10 +108,8 @@ class Running:
     @property
     def params(self) -> Settings:
         """The settings of what comes next: those of the span that we are in, else of the plan's next, else of the bare span."""
-        modality = self.state.modality or (self.state.plan[0].modality if self.state.plan else None)
-        if modality is None:
-            modality = next((name for name, span in self.grammar.vocab.spans.items() if not span.begin), "")
-        return self.settings.get(modality, Settings())
+        coming = self.state.plan[0].modality if self.state.plan else self.grammar.vocab.bare
+        return self.settings.get(self.state.modality or coming or "", Settings())
 
     def guidance_prompts(self) -> dict[str, np.ndarray | None]:
         """What stands before the span in the slots that guidance needs now, by their kind; None is bos alone."""

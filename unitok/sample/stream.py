@@ -101,7 +101,7 @@ class _Watcher:
 
     def _tell(self, modality: str, sides: tuple[int, ...], done: bool) -> Iterator[Piece]:
         """What the codes so far add to what was given."""
-        codes = self.bundle.vocab.partial(modality, self.body, sides)
+        codes = self.bundle.vocab.body_codes(modality, self.body, sides, whole=False)
         content = self.stream.push(codes, done) if self.stream is not None and (codes.size or done) else None
         if content is not None:
             yield Piece(self.index, self.span, modality, content, done)

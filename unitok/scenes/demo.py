@@ -7,20 +7,22 @@ reserve for scoring, and the decoder gets what is left.
 """
 
 import ctypes
-import json
-import os
+import resource
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from unitok.errors import UserError, read_json
+from unitok.errors import UserError
+from unitok.files import read_json, write_json
 
 IMAGE_SHARE, AUDIO_SHARE, SCORING_SHARE = 0.185, 0.06, 0.125
 SCENES_A_MINUTE = 950
+NOTED_AFTER = 10  # seconds of a stage: what a demo that is killed forgets at most
 RECONSTRUCTIONS = 400  # scenes whose originals are read, reconstructed and counted for codebook use
 
 PROMPTS = [
@@ -47,9 +49,9 @@ class Demo:
         if self.file.exists():
             self.state = read_json(self.file, "", *self.state)
             if self.state["options"] != options:
-                raise UserError(f"{out}: a demo with {self.state['options']} lies there; choose another --out or remove it")
+                raise UserError(f"{out}: a demo with {self.state['options']} lies there; choose another folder or remove it")
         elif out.exists() and any(out.iterdir()):
-            raise UserError(f"{out}: not empty and no demo; choose another --out")
+            raise UserError(f"{out}: not empty and no demo; choose another folder")
         out.mkdir(parents=True, exist_ok=True)
         self.precision = self._precision()
 
@@ -61,9 +63,7 @@ class Demo:
         return self.state["precision"]
 
     def _save(self) -> None:
-        partial = self.file.with_name("state.json.partial")
-        partial.write_text(json.dumps(self.state, indent=1) + "\n")
-        partial.replace(self.file)
+        write_json(self.file, self.state)
 
     @property
     def seconds(self) -> float:
@@ -92,19 +92,14 @@ class Demo:
         self._save()
 
     def _run(self, command: list[str], note: Callable[[], None]) -> None:
-        """One command as a process; memory and time are noted while it runs."""
+        """One command as a process; time is noted while it runs, and then the memory that the largest process so far took."""
         process = subprocess.Popen([sys.executable, "-m", "unitok", *command], preexec_fn=_die_with_parent)
-        try:
-            ticks = 0
-            while process.poll() is None:
-                self.state["peak_memory_gb"] = max(self.state["peak_memory_gb"], _memory_gb())
-                ticks += 1
-                if ticks % 40 == 0:
-                    note()
-                time.sleep(0.05 if ticks < 40 else 0.25)
-        except KeyboardInterrupt:
-            process.wait()
-            raise
+        while process.returncode is None:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(NOTED_AFTER)
+            note()
+        largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+        self.state["peak_memory_gb"] = max(self.state["peak_memory_gb"], largest)
         if process.returncode != 0:
             raise UserError(f"the command `unitok {' '.join(command)}` failed with exit code {process.returncode}")
 
@@ -120,29 +115,10 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
-def _memory_gb() -> float:
-    """Resident memory of this process and all its descendants, GB; 0 where there is no /proc."""
-    parents: dict[int, list[int]] = {}
-    pages: dict[int, int] = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
-            pages[int(entry.name)] = int(fields[21])
-        except (OSError, IndexError):
-            continue
-        parents.setdefault(int(fields[1]), []).append(int(entry.name))
-    waiting, total = [os.getpid()], 0
-    while waiting:
-        pid = waiting.pop()
-        total += pages.get(pid, 0)
-        waiting += parents.get(pid, [])
-    return total * os.sysconf("SC_PAGE_SIZE") / 1e9 if pages else 0.0
-
-
 def run_demo(out: Path, minutes: float = 13.0, eval_scenes: int = 200, seed: int = 0) -> None:
     """All stages; leaves `report.html` and `scores.json` in `out`."""
     if minutes < 1:
-        raise UserError(f"--minutes {minutes:g}: at least 1 is needed")
+        raise UserError(f"minutes {minutes:g}: at least 1 is needed")
     demo = Demo(out, minutes, eval_scenes, seed)
     configs = configs_folder() / "scenes"
     scenes, bundle = out / "scenes", out / "bundle"
@@ -188,13 +164,13 @@ def run_demo(out: Path, minutes: float = 13.0, eval_scenes: int = 200, seed: int
     def finish() -> None:
         from unitok.scenes.report import write_report
 
-        scores = json.loads((out / "eval" / "scores.json").read_text())
+        scores = read_json(out / "eval" / "scores.json", "")
         scores |= {"seconds": round(demo.seconds, 1), "peak_memory_gb": round(demo.state["peak_memory_gb"], 2)}
-        (out / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
+        write_json(out / "scores.json", scores)
         write_report(out, scores, demo.state["seconds"], minutes)
 
     demo.stage("report", finish)
-    scores = json.loads((out / "scores.json").read_text())
+    scores = read_json(out / "scores.json", "")
     from unitok.scenes.evaluate import print_scores
 
     print_scores(scores)

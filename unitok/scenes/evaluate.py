@@ -5,7 +5,6 @@ every thing's colour, shape and size; `colours` the things' colours in order; `n
 all notes; `exact` compares parsed attributes, not spelling.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from unitok.api import Unitok
 from unitok.data.prepare.encode import Encoder
 from unitok.document import Document, Part, RawDocument
 from unitok.errors import UserError
+from unitok.files import write_json
 from unitok.grammar import Grammar
 from unitok.media import load_audio, load_image, open_image, save_audio, save_image
 from unitok.sample.outputs import Output, save_outputs
@@ -198,7 +198,7 @@ class Evaluation:
         folder = self.out / "samples" / name
         self.kept[name] = outputs[:SHOWN]
         save_outputs(outputs[:SHOWN], folder, name.replace("_", " "))
-        (folder / "right.json").write_text(json.dumps([bool(r) for r in right[:SHOWN]]) + "\n")
+        write_json(folder / "right.json", [bool(r) for r in right[:SHOWN]])
 
 
 def evaluate_bundle(
@@ -227,7 +227,7 @@ def evaluate_bundle(
     if held_out:
         evaluation.generate(held_out, read_scenes(held_out, count)[:count], ".held_out")
     Path(out).mkdir(parents=True, exist_ok=True)
-    (Path(out) / "scores.json").write_text(json.dumps(evaluation.scores, indent=1) + "\n")
+    write_json(Path(out) / "scores.json", evaluation.scores)
     return evaluation.scores
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from unitok import page
+from unitok.files import read_json_lines
 
 _STYLE = """
 :root{--ink:#1c2126;--soft:#667;--line:#dde1e6;--good:#1a7f4b;--bad:#b3412e;--wash:#f6f7f9}
@@ -83,11 +84,10 @@ def _samples(folder: Path) -> str:
     """The cards of one direction: what was given, what was generated, whether the oracle finds it right."""
     rights = json.loads((folder / "right.json").read_text())
     cards = []
-    lines = [line for line in (folder / "outputs.jsonl").read_text(encoding="utf-8").split("\n") if line]
-    for line, right in zip(lines, rights, strict=True):
+    for (_, row), right in zip(read_json_lines(folder / "outputs.jsonl"), rights, strict=True):
         given: list[str] = []
         new: list[str] = []
-        for part in json.loads(line)["content"]:
+        for part in row["content"]:
             piece = page.text(part["text"]) if part["type"] == "text" else _media(folder / Path(part["path"]).name)
             (new if part.get("loss", True) else given).append(f"<div>{piece}</div>")
         mark = "right" if right else "wrong"
@@ -143,7 +143,7 @@ def write_report(run: Path, scores: dict[str, Any], seconds: dict[str, float], m
     total = sum(seconds.values())
     body = f"""
 <p class="soft">One model that reads and writes text, pictures and sound, trained from raw files in {total / 60:.1f} minutes
-(budget {minutes:g}), at most {scores.get("peak_memory_gb", 0):.1f} GB of memory.</p>
+(budget {minutes:g}); the largest process took {scores.get("peak_memory_gb", 0):.1f} GB of memory.</p>
 <h2>Scores</h2><p>Shares of files in which everything named is right, read back from pixels and waveforms by an oracle that
 never sees the model. Scenes are new; the last column has colour-shape pairs that training never showed.</p>{_score_table(scores)}
 <h2>Reconstructions</h2><p>Originals above, what the tokenizers make of them below.</p>{_reconstructions(evaluation / "reconstructions")}

@@ -139,7 +139,7 @@ class Samples(L.Callback):
 @contextlib.contextmanager
 def weights_of(module: DecoderTraining) -> Iterator[Decoder | None]:
     """The decoder to sample from, in eval mode; of a sharded one a whole copy in the first process, None in the others."""
-    decoder = module.decoder if module.average is None else module.average.model
+    decoder = module.averaged(module.decoder)
     training = decoder.training
     if any(isinstance(p, DTensor) for p in decoder.parameters()):
         state = {}

@@ -12,7 +12,6 @@ using any code of this module but its tables of names and colours and its two re
 """
 
 import itertools
-import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -26,7 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from unitok.errors import UserError
-from unitok.files import json_line
+from unitok.files import read_json_lines, write_json_lines, write_text
 from unitok.media import save_audio, save_image
 
 COLOURS: dict[str, tuple[int, int, int]] = {
@@ -344,17 +343,15 @@ def write_scenes(
     (out / "documents.jsonl").unlink(missing_ok=True)
     rng = np.random.default_rng(seed)
     scenes = [draw_scene(rng, most, held_out) for _ in range(count)]
-    texts: dict[str, None] = {}
-    documents = []
-    with open(out / "scenes.jsonl", "w", encoding="utf-8") as file:
-        for i, scene in enumerate(scenes):
-            line: dict = {"id": f"{i:06d}", "caption": caption(scene, rng), "sound_caption": sound_caption(scene)}
-            line |= {"image": f"images/{i:06d}.png", "audio": f"sounds/{i:06d}.wav", "questions": questions(scene)}
-            file.write(json_line(line | asdict(scene)) + "\n")
-            for kind, content in scene_documents(scenes, i, rng):
-                documents.append(json_line({"id": f"{i:06d}-{kind}", "content": content}) + "\n")
-                texts |= {part["text"]: None for part in content if part["type"] == "text"}
-    (out / "text.txt").write_text("\n".join(texts) + "\n")
+    rows, documents = [], []
+    for i, scene in enumerate(scenes):
+        row = {"id": f"{i:06d}", "caption": caption(scene, rng), "sound_caption": sound_caption(scene)}
+        media = {"image": f"images/{i:06d}.png", "audio": f"sounds/{i:06d}.wav", "questions": questions(scene)}
+        rows.append(row | media | asdict(scene))
+        documents += [{"id": f"{i:06d}-{kind}", "content": content} for kind, content in scene_documents(scenes, i, rng)]
+    write_json_lines(out / "scenes.jsonl", rows)
+    texts = dict.fromkeys(part["text"] for d in documents for part in d["content"] if part["type"] == "text")
+    write_text(out / "text.txt", "\n".join(texts) + "\n")
     for name in ("images", "sounds"):
         (out / name).mkdir(exist_ok=True)
         for path in (out / name).iterdir():  # of a run that was stopped, or of another count
@@ -366,20 +363,18 @@ def write_scenes(
     with pool or nullcontext():
         for _ in tqdm(pool.map(_write_media, jobs, chunksize=256) if pool else map(_write_media, jobs), **bar):
             pass
-    partial = out / "documents.jsonl.partial"
-    partial.write_text("".join(documents), encoding="utf-8")
-    partial.replace(out / "documents.jsonl")
+    write_json_lines(out / "documents.jsonl", documents)
 
 
 def _is_other(out: Path) -> bool:
     """Whether a folder holds something else than scenes."""
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; give a folder")
-    if not out.exists() or not any(out.iterdir()):
+    if not out.exists() or {f.name for f in out.iterdir()} <= {".scenes.jsonl.partial"}:  # written first; of a kill
         return False
     try:
-        with open(out / "scenes.jsonl", "rb") as file:  # written first, so it may be empty after a kill
-            return file.read(28) not in (b"", b'{"id": "000000", "caption": ')
+        with open(out / "scenes.jsonl", "rb") as file:
+            return file.read(28) != b'{"id": "000000", "caption": '
     except OSError:
         return True
 
@@ -392,10 +387,12 @@ def read_scenes(folder: Path, count: int = 0) -> list[dict]:
     path = Path(folder) / "scenes.jsonl"
     if not path.exists():
         raise UserError(f"{folder}: no scenes there (no scenes.jsonl); make some with `unitok scenes`")
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = [row for _, row in read_json_lines(path)]
     if len(rows) < count:
         raise UserError(f"{folder}: {len(rows)} scenes, count {count} asks for more")
     for i, row in enumerate(rows):
+        if isinstance(row, UserError):
+            raise row
         things = tuple(Thing(**thing) for thing in row.pop("things"))
         row["scene"] = Scene(row.pop("background"), row.pop("layout"), things)
         question, row["answer"] = row["questions"][i % len(row["questions"])]

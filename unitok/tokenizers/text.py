@@ -22,8 +22,9 @@ from typing import Self
 
 import sentencepiece
 
-from unitok.errors import UserError, first_line, read_json
-from unitok.pretrained import VERSION, part_folder, whole_folder
+from unitok.errors import UserError, first_line
+from unitok.files import read_json, whole_folder, write_json
+from unitok.pretrained import VERSION, part_folder
 from unitok.tokenizers.arguments import check_text, check_text_codes
 
 log = logging.getLogger("unitok")
@@ -99,8 +100,7 @@ class TextTokenizer:
         kind = "imported text tokenizer" if self._config else "text tokenizer"
         with whole_folder(folder, kind, overwrite) as partial:
             (partial / self._file).write_bytes(self.model)
-            config = {"unitok": VERSION, "kind": "text tokenizer"} | self._config
-            (partial / "config.json").write_text(json.dumps(config) + "\n", encoding="utf-8")
+            write_json(partial / "config.json", {"unitok": VERSION, "kind": "text tokenizer"} | self._config)
 
     @classmethod
     def from_pretrained(cls, path: Path, device: str = "cpu", name: str = "text") -> "TextTokenizer":

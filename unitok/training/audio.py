@@ -6,22 +6,20 @@ scale. The commitment loss has no gradient there and stays outside. (Defossez et
 """
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio
 
 from unitok.errors import UserError
 from unitok.media import draw_spectrogram, save_audio, save_image
-from unitok.tokenizers.audio import AudioTokenizer, AudioTokenizerConfig
-from unitok.training.codebook_usage import CodebookHealth
+from unitok.tokenizers import AudioTokenizer, AudioTokenizerConfig
 from unitok.training.discriminators import STFTDiscriminator
 from unitok.training.losses import mel_loss, spectral_loss
+from unitok.training.monitor import CodebookHealth
 from unitok.training.shell import Sums
-from unitok.training.tokenizer import Losses, TokenizerTraining
+from unitok.training.tokenizer import Adversary, Losses, TokenizerTraining
 
 SHOWN_SOUNDS = 4
 
@@ -52,44 +50,18 @@ class AudioLosses:
     balance_decay: float = 0.999
 
 
-@dataclass
-class AudioAdversary:
-    """The multi-scale STFT discriminator of an audio tokenizer, and when and how the generator hears of it.
-
-    Args:
-        weight: of the adversarial loss, 0 for no discriminator. loss: `hinge`, `least-squares` or `non-saturating`.
-        feature_matching: weight of the distance of its inner features. lecam: weight of its LeCam regularisation.
-        start: share of the run at which it starts to learn. ahead: share of the run it then learns alone.
-        ramp: share of the run over which the generator's weight rises from 0.
-        learning_rate: its own. filters: its channels. windows: of its STFTs, samples.
-    """
-
-    weight: float = 0.0
-    loss: Literal["hinge", "least-squares", "non-saturating"] = "hinge"
-    feature_matching: float = 1.0
-    lecam: float = 0.0
-    start: float = 0.1
-    ahead: float = 0.02
-    ramp: float = 0.05
-    learning_rate: float = 3e-4
-    filters: int = 32
-    windows: tuple[int, ...] = (2048, 1024, 512, 256, 128)
+#: The discriminator of audio, off unless it is given a weight.
+QUIET = Adversary(weight=0.0, feature_matching=1.0, start=0.1, ahead=0.02, learning_rate=3e-4)
 
 
 class AudioTokenizerTraining(TokenizerTraining):
     """Trains an audio tokenizer on [B, C, T] in [-1, 1].
 
     Args:
-        tokenizer: architecture. losses: weights of the losses. gan: the discriminator.
-        steps: length of the training in batches; or
-        minutes: its length in minutes, which become steps after a short probe.
-        accumulate: parts in which a batch goes through the networks, to save memory; the result is that of the whole.
-        learning_rate: peak, reached after `warmup_steps`, held to `hold` of the run, then falling linearly to a fiftieth.
-        betas, weight_decay: AdamW's. clip: largest norm of the gradient.
-        ema_decay: of a moving average of the weights, which is then what is validated and bundled; 0 for none.
-        quantize_from: share of the run after which codes are used. kmeans_batches: batches before that from whose
-            latents the codebooks start. codebook_decay: of the codebooks' moving averages, a batch.
-        sounds_every: steps between sounds and spectrograms to hear and see, on disk and in TensorBoard; 0 for none.
+        tokenizer: architecture.
+        losses: weights of the losses.
+        gan: the discriminator.
+        sounds_every: steps between reconstructions and their spectrograms, on disk and in TensorBoard; 0 for none.
     """
 
     kind = "audio tokenizer"
@@ -99,28 +71,14 @@ class AudioTokenizerTraining(TokenizerTraining):
         self,
         tokenizer: AudioTokenizerConfig,
         losses: AudioLosses = AudioLosses(),  # noqa: B008 (jsonargparse reads the defaults from here)
-        gan: AudioAdversary = AudioAdversary(),  # noqa: B008
-        steps: int | None = None,
-        minutes: float | None = None,
-        accumulate: int = 1,
-        learning_rate: float = 1.5e-3,
-        warmup_steps: int = 30,
-        hold: float = 0.0,
-        betas: tuple[float, float] = (0.9, 0.95),
-        weight_decay: float = 0.01,
-        clip: float = 1.0,
-        ema_decay: float = 0.0,
+        gan: Adversary = QUIET,
+        *,
         quantize_from: float = 0.15,
-        kmeans_batches: int = 8,
-        codebook_decay: float = 0.95,
         sounds_every: int = 500,
-        log_every: int = 20,
+        **shared: Any,
     ):
-        super().__init__(
-            *(tokenizer, gan, steps, minutes, accumulate, learning_rate, warmup_steps, hold, betas, weight_decay, clip),
-            *(ema_decay, quantize_from, kmeans_batches, codebook_decay, log_every),
-        )
-        self.weights, self.show_every = losses, sounds_every
+        super().__init__(config=tokenizer, gan=gan, quantize_from=quantize_from, show_every=sounds_every, **shared)
+        self.weights = losses
         self._norms: dict[str, tuple[Tensor, float]] = {}  # of gradients at the waveform: weighted sum, sum of weights
         self._seen: dict[str, Any] = {}  # the same of the step's parts so far
 
@@ -155,21 +113,13 @@ class AudioTokenizerTraining(TokenizerTraining):
 
     def reconstruction_losses(self, out: Tensor, target: Tensor) -> Losses:
         """Waveform, log-mel and STFT losses of [B, C, T]."""
-        w, d = self.weights, out - target
-        losses: Losses = {}
-        if w.l1:
-            losses["l1"] = w.l1 * d.abs().mean()
-        if w.l2:
-            losses["l2"] = w.l2 * d.square().mean()
+        w, losses = self.weights, super().reconstruction_losses(out, target)
         if self.share >= w.spectral_from:
             if w.stft:
                 losses["stft"] = w.stft * spectral_loss(out, target, tuple(w.stft_windows))
             if w.mel:
                 losses["mel"] = w.mel * mel_loss(out, target, self.config.sample_rate, tuple(w.mel_windows))
         return losses
-
-    def quantizer_losses(self, losses: Losses) -> Losses:
-        return {name: self.weights.commitment * value for name, value in losses.items() if self.weights.commitment}
 
     def quality(self, out: Tensor, target: Tensor) -> dict[str, Tensor]:
         error = (out - target).square().mean().clamp_min(1e-10)
@@ -216,18 +166,16 @@ class AudioTokenizerTraining(TokenizerTraining):
         heard = torch.cat([torch.cat(pair, -1) for pair in pairs], -1)
         rows = [torch.cat([draw_spectrogram(pair[i], rate) for pair in pairs], -1) for i in (0, 1)]
         seen = torch.cat(rows, -2)
-        folder = Path(self.trainer.default_root_dir) / name
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = self.folder(name)
         save_audio(folder / f"step-{step:07d}.wav", heard, rate)
         save_image(folder / f"step-{step:07d}.png", seen)
-        for logger in self.trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_audio(name, heard.mean(0, keepdim=True), step, sample_rate=rate)
-                logger.experiment.add_image(f"{name}-spectrograms", (seen + 1) / 2, step)
+        for board in self.boards:
+            board.add_audio(name, heard.mean(0, keepdim=True), step, sample_rate=rate)
+            board.add_image(f"{name}-spectrograms", (seen + 1) / 2, step)
 
     def measure(self, samples: Tensor, show: bool) -> Sums:
         """SI-SDR of [B, C, T] by number of levels, and with all of them."""
-        tokenizer = self.average.model if self.average else self.tokenizer
+        tokenizer = self.averaged(self.tokenizer)
         if not self.quantizes_to_validate():
             found = {"si_sdr_db": tokenizer(samples, quantize=False).samples}
         else:

@@ -37,7 +37,8 @@ class Budget:
         if min(length for length in (steps, minutes, ids) if length is not None) <= 0:
             raise UserError("the length of the training (steps, minutes or ids) must be above 0")
         self.total, self.minutes, self.ids = steps, minutes, ids
-        self.elapsed = 0.0  # seconds at the end of the last step, those of earlier processes included
+        self.elapsed = 0.0  # seconds when the clock was last looked at, those of earlier processes included
+        self._done = 0  # steps by then
         self.planned = (0, 0.0)  # step and share at which the plan was made
         self.next = REPLANS[0]  # when the plan is to be made again; LATEST: it is not
         self.ends = False  # whether the tail has begun because the minutes are over
@@ -54,7 +55,8 @@ class Budget:
 
     def tick(self, done: int, elapsed: float) -> None:
         """After step `done`, with `elapsed` seconds spent: make the plan when the probe has seen enough, and when it is due anew."""
-        step, self.elapsed = elapsed - self.elapsed, elapsed
+        step, self.elapsed = (elapsed - self.elapsed) / max(1, done - self._done), elapsed
+        self._done = done
         if self.minutes is None or self.ends or self.over(done):
             return
         late = elapsed / (self.minutes * 60)
@@ -138,15 +140,11 @@ class Budget:
 
     def restore(self, state: dict[str, Any], done: int) -> None:
         """From a checkpoint of step `done`; a length that was asked for now wins over what it remembers."""
-        self.elapsed = float(state["spent"])
+        self.elapsed, self._done = float(state["spent"]), done
         if self.minutes is None:
             return
         if self.minutes != state["minutes"]:
             self.planned = (done, min(1.0, self.elapsed / (self.minutes * 60)))
             return
-        self.total = state["total"]
-        if "planned" in state:
-            self.planned, self.next, self.ends = (*state["planned"],), state["next"], state["ends"]
-        elif self.total:  # of an earlier version: a line from the start of the run, that never fell below its `floor`
-            self.planned = (done, max(state["floor"], min(1.0, done / self.total)))
-            self.next = next((share for share in REPLANS if share > self.planned[1]), LATEST)
+        self.total, self.planned = state["total"], (*state["planned"],)
+        self.next, self.ends = state["next"], state["ends"]

@@ -24,7 +24,7 @@ from unitok.training.lora import LowRank, add_lora
 from unitok.training.monitor import NormWatch
 from unitok.training.optim import Start, build_optimizers, default_rates
 from unitok.training.sharding import reshard, shard
-from unitok.training.shell import Sums, TrainingShell, WeightAverage, add_sums, check_same, warmup_linear
+from unitok.training.shell import Sums, TrainingShell, add_sums, check_same, warmup_linear, weight_average
 
 log = logging.getLogger("unitok")
 SETTLED = 50  # steps after which the gradient's norm is known well enough to tell what is unusual
@@ -95,7 +95,7 @@ class DecoderTraining(TrainingShell):
         lora: LowRank | None = None,
         log_every: int = 20,
     ):
-        super().__init__(steps, minutes, log_every, ids)
+        super().__init__(steps=steps, minutes=minutes, ids=ids, log_every=log_every)
         self.config = decoder
         self.optimizer_name, self.given_rates = optimizer, (learning_rate, muon_rate)
         self.muon_iterations = muon_iterations
@@ -110,7 +110,6 @@ class DecoderTraining(TrainingShell):
             raise UserError("lora and only_new_ids train different parameters: choose one")
         if only_new_ids and not start_from:
             raise UserError("only_new_ids needs start_from: the decoder whose old ids stay as they are")
-        self.average: WeightAverage | None = None
         self.usual_norm = 0.0  # moving average of the gradient's norm
         self.skipped, self.skipped_in_a_row = 0, 0
         self._good_loss: Tensor | float = 0.0
@@ -156,14 +155,14 @@ class DecoderTraining(TrainingShell):
             add_lora(self.decoder, self.lora)
         choose_trained(self.decoder, self.frozen, new if self.only_new_ids else None)
         if self.ema_decay:
-            self.average = WeightAverage(self.decoder, self.ema_decay)
+            self.average = weight_average(self.decoder, self.ema_decay)
         if self.compiles:
             for layer in self.decoder.model.layers:
                 layer.compile(dynamic=False)
         if self.device_mesh is not None:
             if self.only_new_ids:
                 raise UserError("only_new_ids: not with sharded parameters; train with --trainer.strategy ddp")
-            for decoder in (self.decoder, self.average.model) if self.average else (self.decoder,):
+            for decoder in dict.fromkeys((self.decoder, self.averaged(self.decoder))):
                 shard(decoder, self.device_mesh)
         self.flops_an_id = count(self.config, training.mean_context).flops
 
@@ -186,8 +185,15 @@ class DecoderTraining(TrainingShell):
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         decay = 0.0 if self.only_new_ids else self.weight_decay  # it would move the old rows, too
         betas = self.betas if self.half_life is None else (self.betas[0], 0.5 ** (self.ids_a_step / self.half_life))
-        how = (self.optimizer_name, self.rate, self.muon_rate, betas, decay, self.muon_iterations)
-        return build_optimizers(self.decoder, *how)
+        return build_optimizers(
+            self.decoder,
+            name=self.optimizer_name,
+            rate=self.rate,
+            muon_rate=self.muon_rate,
+            betas=betas,
+            weight_decay=decay,
+            muon_iterations=self.muon_iterations,
+        )
 
     @property
     def ids_a_step(self) -> int:
@@ -232,8 +238,7 @@ class DecoderTraining(TrainingShell):
 
     def optimize(self, batch: dict[str, Tensor]) -> dict[str, Tensor | float]:
         """One step on a packed batch; a bad one changes nothing."""
-        optimizers: Any = self.optimizers()
-        optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
+        optimizers = self.optimizer_list()
         factor = warmup_linear(self.steps_done, self.share, self.warmup_steps, self.hold)
         for o, peak in zip(optimizers, (self.rate, self.muon_rate), strict=False):
             self.set_rate(o, peak * factor)
@@ -251,7 +256,7 @@ class DecoderTraining(TrainingShell):
             return logged | {"loss": self._good_loss, "gradient_norm": self.usual_norm, "skipped": float(self.skipped)}
         self._good_loss = logged["loss"]
         if self.average is not None:
-            self.average.update(self.decoder, self.steps_done)
+            self.average.update_parameters(self.decoder)
         return logged | {"gradient_norm": norm, "skipped": float(self.skipped)}
 
     def _gradients(self, batch: dict[str, Tensor], measure: bool) -> dict[str, Tensor | float]:
@@ -301,9 +306,13 @@ class DecoderTraining(TrainingShell):
         return not self.skipped_in_a_row
 
     def structure(self) -> dict[str, Any]:
-        names = ("optimizer", "freeze", "only_new_ids", "lora", "averages")
-        lora = [self.lora.rank, *sorted(self.lora.targets)] if self.lora else []
-        return dict(zip(names, (self.optimizer_name, self.frozen, self.only_new_ids, lora, bool(self.ema_decay)), strict=True))
+        return {
+            "optimizer": self.optimizer_name,
+            "freeze": self.frozen,
+            "only_new_ids": self.only_new_ids,
+            "lora": [self.lora.rank, *sorted(self.lora.targets)] if self.lora else [],
+            "averages": bool(self.ema_decay),
+        }
 
     def extra(self) -> dict[str, Any]:
         return {"usual_norm": self.usual_norm, "skipped": self.skipped}
@@ -314,7 +323,7 @@ class DecoderTraining(TrainingShell):
     def losses(self, batch: dict[str, Tensor], measure: bool = True) -> tuple[Tensor, Sums]:
         """The sum of the losses of all positions, with the gradient; and sums of what to log: `loss`, of which forced ids are a
         part (they are right for nothing), and with `measure` bits and accuracy by modality."""
-        decoder = self.decoder if self.average is None or self.training else self.average.model
+        decoder = self.decoder if self.training else self.averaged(self.decoder)
         with NormWatch(decoder, on=measure and self.training and not self.compiles) as watch:
             hidden = decoder.hidden(batch["ids"], batch["positions"], batch["documents"], batch["places"])
         kinds = None if self.loss_over == "all" else self.legal_sets
@@ -343,5 +352,5 @@ class DecoderTraining(TrainingShell):
     def measure(self, batch: dict[str, Tensor], show: bool) -> Sums:
         """Loss, bits and accuracy, as in training."""
         _, sums = self.losses(batch)
-        reshard(self.average.model if self.average else self.decoder)
+        reshard(self.averaged(self.decoder))
         return sums

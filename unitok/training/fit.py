@@ -6,16 +6,13 @@ import inspect
 import logging
 import os
 import re
-import shutil
 import sys
-import time
 import traceback
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -23,8 +20,17 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from unitok.checkpoints import check_checkpoint, is_sharded, is_written_by_run, newest_checkpoint, write_checkpoint
+from unitok.checkpoints import (
+    check_checkpoint,
+    is_sharded,
+    is_written_by_run,
+    load_checkpoint,
+    newest_checkpoint,
+    write_checkpoint,
+)
 from unitok.errors import UserError, visible
+from unitok.files import remove, remove_partials, replace_folder
+from unitok.hardware import keep_large_blocks
 from unitok.training.interruption import Interruption
 from unitok.training.run_folder import check_unused, is_first_process, old_files, run_folder
 from unitok.training.shell import TrainingShell
@@ -71,24 +77,21 @@ class Checkpoints(Checkpoint):
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Start the clock; signals wait for the end of a step from now on."""
-        self._written = time.monotonic()
-        self.interruption.makes_steps = isinstance(module, TrainingShell)
+        if isinstance(module, TrainingShell):
+            self._written = module.budget.elapsed
+            self.interruption.makes_steps = True
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *batch: Any) -> None:
         """Write one if it is time, and the run is healthy; end the run if a signal came or its epochs are over."""
         self.steps += 1
         if not isinstance(module, TrainingShell):
             return
-        asked = torch.tensor([time.monotonic() - self._written >= self.seconds, self.interruption.signal > 0]).int()
-        if trainer.world_size > 1:  # clocks differ, and a signal may have reached one process alone
-            asked = trainer.strategy.reduce(asked.to(trainer.strategy.root_device), reduce_op="max")
-        due, stop = asked.bool().tolist()
-        if stop:
+        if module.looked and module.anywhere(self.interruption.signal > 0):  # it may have reached one process alone
             self._stop(trainer, module)
-        over = module.budget.over(module.steps_done)
+        due, over = module.now - self._written >= self.seconds, module.budget.over(module.steps_done)
         if (due or over) and module.healthy:
             self._save(trainer, "final.ckpt" if over else f"step={module.steps_done}.ckpt")
-            self._written = time.monotonic()
+            self._written = module.now
         if self.epochs is not None and self._epochs_done(trainer, module) >= self.epochs:
             trainer.should_stop = True
 
@@ -131,23 +134,23 @@ class Checkpoints(Checkpoint):
             for old in folder.glob("*.ckpt"):
                 passing = is_written_by_run(old) and old.name not in ("final.ckpt", "stopped.ckpt")
                 if old.name != name and (passing or (old.name, name) == ("stopped.ckpt", "final.ckpt") or old in self.replaced):
-                    _remove(old)
+                    remove(old)
             for old in self.replaced:
                 if old.parent != folder:
-                    _remove(old)
+                    remove(old)
             self.replaced = []
+            remove_partials(folder)
 
     def _save_sharded(self, trainer: L.Trainer, path: Path) -> None:
         """Every process writes its part into a folder beside `path`, which the first then renames."""
         partial = path.with_name(f"{path.name}.partial")
         if trainer.is_global_zero:
-            _remove(partial)
+            remove(partial)
         trainer.strategy.barrier()
         trainer.save_checkpoint(partial)
         trainer.strategy.barrier()
         if trainer.is_global_zero:
-            _remove(path)
-            partial.rename(path)
+            replace_folder(partial, path)
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -162,16 +165,13 @@ class WholeFiles(TorchCheckpointIO):
         except UserError as error:
             self.problem = str(error)
 
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read it; processes of one machine share what they read."""
+        return load_checkpoint(Path(path))
+
 
 def _last_name(module: TrainingShell) -> str:
     return "final.ckpt" if module.budget.over(module.steps_done) else "stopped.ckpt"
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 class ShareBar(TQDMProgressBar):
@@ -421,6 +421,7 @@ def run_lightning(arguments: list[str] | None = None) -> None:
     """`unitok fit | validate | test`: LightningCLI on the rest of the command line."""
     import warnings
 
+    keep_large_blocks()
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")

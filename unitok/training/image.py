@@ -2,24 +2,23 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from einops import rearrange
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from unitok.errors import UserError
 from unitok.media import save_image
-from unitok.tokenizers.image import ImageTokenizer, ImageTokenizerConfig
-from unitok.training.codebook_usage import CodebookHealth
+from unitok.tokenizers import ImageTokenizer, ImageTokenizerConfig
 from unitok.training.discriminators import PatchDiscriminator
 from unitok.training.losses import adaptive_weight, gradient_loss
+from unitok.training.monitor import CodebookHealth
 from unitok.training.perceptual import Perceptual, PerceptualLoss, choose_perceptual
 from unitok.training.shell import Sums
-from unitok.training.tokenizer import Losses, TokenizerTraining
+from unitok.training.tokenizer import Adversary, Losses, TokenizerTraining
 
-GRID_IMAGES = 8  # pictures in a grid of reconstructions
+GRID_IMAGES = 8  # images in a grid of reconstructions
 
 
 @dataclass
@@ -46,46 +45,13 @@ class ImageLosses:
     entropy_temperature: float = 0.01
 
 
-@dataclass
-class Adversary:
-    """The discriminator of an image tokenizer, and when and how the generator hears of it.
-
-    Args:
-        weight: of the adversarial loss, 0 for no discriminator. loss: `hinge` or `non-saturating`.
-        adaptive: multiply the weight by taming's ratio of gradients at the decoder's last layer.
-        feature_matching: weight of the distance of its inner features. lecam: weight of its LeCam regularisation.
-        start: share of the run at which it starts to learn. ahead: share of the run it then learns alone.
-        ramp: share of the run over which the generator's weight rises from 0.
-        learning_rate: its own. width, layers, norm (`group` or `batch`): its network.
-    """
-
-    weight: float = 0.02
-    loss: Literal["hinge", "non-saturating"] = "hinge"
-    adaptive: bool = False
-    feature_matching: float = 0.0
-    lecam: float = 0.0
-    start: float = 0.85
-    ahead: float = 0.05
-    ramp: float = 0.05
-    learning_rate: float = 5e-4
-    width: int = 32
-    layers: int = 2
-    norm: Literal["group", "batch"] = "group"
-
-
 class ImageTokenizerTraining(TokenizerTraining):
     """Trains an image tokenizer on [B, 3, S, S] in [-1, 1].
 
     Args:
-        tokenizer: architecture. losses: weights of the losses. gan: the discriminator.
-        steps: length of the training in batches; or
-        minutes: its length in minutes, which become steps after a short probe.
-        accumulate: parts in which a batch goes through the networks, to save memory; the result is that of the whole.
-        learning_rate: peak, reached after `warmup_steps`, held to `hold` of the run, then falling linearly to a fiftieth.
-        betas, weight_decay: AdamW's. clip: largest norm of the gradient.
-        ema_decay: of a moving average of the weights, which is then what is validated and bundled; 0 for none.
-        quantize_from: share of the run after which codes are used. kmeans_batches: batches before that from whose
-            latents the codebook starts. codebook_decay: of the codebook's moving averages, a batch.
+        tokenizer: architecture.
+        losses: weights of the losses.
+        gan: the discriminator.
         images_every: steps between grids of reconstructions, on disk and in TensorBoard; 0 for none.
     """
 
@@ -100,27 +66,13 @@ class ImageTokenizerTraining(TokenizerTraining):
         tokenizer: ImageTokenizerConfig,
         losses: ImageLosses = ImageLosses(),  # noqa: B008 (jsonargparse reads the defaults from here)
         gan: Adversary = Adversary(),  # noqa: B008
-        steps: int | None = None,
-        minutes: float | None = None,
-        accumulate: int = 1,
-        learning_rate: float = 1.5e-3,
-        warmup_steps: int = 30,
-        hold: float = 0.0,
-        betas: tuple[float, float] = (0.9, 0.95),
-        weight_decay: float = 0.01,
-        clip: float = 1.0,
-        ema_decay: float = 0.0,
+        *,
         quantize_from: float = 0.08,
-        kmeans_batches: int = 8,
-        codebook_decay: float = 0.95,
         images_every: int = 500,
-        log_every: int = 20,
+        **shared: Any,
     ):
-        super().__init__(
-            *(tokenizer, gan, steps, minutes, accumulate, learning_rate, warmup_steps, hold, betas, weight_decay, clip),
-            *(ema_decay, quantize_from, kmeans_batches, codebook_decay, log_every),
-        )
-        self.weights, self.show_every = losses, images_every
+        super().__init__(config=tokenizer, gan=gan, quantize_from=quantize_from, show_every=images_every, **shared)
+        self.weights = losses
 
     def configure_model(self) -> None:
         """Build the networks."""
@@ -131,7 +83,7 @@ class ImageTokenizerTraining(TokenizerTraining):
             raise UserError("decodes is false: a tokenizer without a decoder cannot be trained")
         quantizer = self.tokenizer.quantizer
         if self.config.quantizer == "vq":
-            quantizer.entropy_temperature = self.weights.entropy_temperature if self.weights.entropy else 0.0  # type: ignore[assignment]
+            quantizer.entropy_temperature = self.weights.entropy_temperature if self.weights.entropy else 0.0
         self.health = CodebookHealth(self.config.quantizer, quantizer.size)
         self._set_perceptual(self.weights.perceptual if self.weights.perceptual_weight else "none")
         if self.gan.weight:
@@ -162,21 +114,12 @@ class ImageTokenizerTraining(TokenizerTraining):
 
     def reconstruction_losses(self, out: Tensor, target: Tensor) -> Losses:
         """L1, L2, losses of neighbours' differences and perceptual ones of [B, 3, H, W]."""
-        w, d = self.weights, out - target
-        losses: Losses = {}
-        if w.l1:
-            losses["l1"] = w.l1 * d.abs().mean()
-        if w.l2:
-            losses["l2"] = w.l2 * d.square().mean()
+        w, losses = self.weights, super().reconstruction_losses(out, target)
         if w.gradient:
             losses["gradient"] = w.gradient * gradient_loss(out, target)
         if self.perceptual is not None:
             losses["perceptual"] = w.perceptual_weight * self.perceptual(out, target)
         return losses
-
-    def quantizer_losses(self, losses: Losses) -> Losses:
-        weights = {"commitment": self.weights.commitment, "entropy": self.weights.entropy}
-        return {k: weights.get(k, 1.0) * v for k, v in losses.items() if weights.get(k, 1.0)}
 
     def quality(self, out: Tensor, target: Tensor) -> dict[str, Tensor]:
         return {"psnr": _psnr((out - target).square().mean())}
@@ -194,17 +137,13 @@ class ImageTokenizerTraining(TokenizerTraining):
         """Originals above reconstructions, as a PNG in the run's folder and in TensorBoard."""
         rows = torch.stack([images[:GRID_IMAGES].float(), pixels[:GRID_IMAGES].float().clamp(-1, 1)])
         grid = rearrange(rows, "r n c h w -> c (r h) (n w)").cpu()
-        folder = Path(self.trainer.default_root_dir) / name
-        folder.mkdir(parents=True, exist_ok=True)
-        save_image(folder / f"step-{step:07d}.png", grid)
-        for logger in self.trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image(name, (grid + 1) / 2, step)
+        save_image(self.folder(name) / f"step-{step:07d}.png", grid)
+        for board in self.boards:
+            board.add_image(name, (grid + 1) / 2, step)
 
     def measure(self, images: Tensor, show: bool) -> Sums:
         """PSNR of [B, 3, H, W]."""
-        tokenizer = self.average.model if self.average else self.tokenizer
-        pixels = tokenizer(images, quantize=self.quantizes_to_validate()).pixels.float()
+        pixels = self.averaged(self.tokenizer)(images, quantize=self.quantizes_to_validate()).pixels.float()
         if show:
             self.show("validation", images, pixels, self.steps_done)
         return {"psnr": (_psnr((pixels - images).square().mean(dim=(1, 2, 3))).sum(), len(images))}

@@ -1,15 +1,87 @@
-"""What tells early that a decoder will diverge: the size of what goes into attention and of what comes out of the last layer.
+"""What tells early that a training goes wrong: codebooks that lie idle, norms that grow.
 
 Chameleon diverged late in training, when modalities that share a softmax had pushed one another's norms up; the norm of the
 last layer's output grew long before (Chameleon Team 2024, section 2.3).
 """
 
+import logging
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from unitok.model.decoder import Decoder
+
+log = logging.getLogger(__name__)
+
+# ---- Codebooks ------------------------------------------------------------------------------------------------------
+
+REMEDIES = {
+    "vq": "a longer warm-up without quantisation (quantize_from), a lower codebook_dim (8), a smaller codebook_size "
+    "or larger batches",
+    "fsq": "fewer scales",
+    "lfq": "a larger entropy weight (losses.entropy)",
+    "simvq": "a lower learning rate or a lower codebook_dim",
+    "rvq": "a longer warm-up without quantisation (quantize_from), a smaller codebook_size or larger batches",
+}
+
+
+def codebook_statistics(codes: Tensor, size: int) -> dict[str, float]:
+    """int64 codes of one level -> `use` (share of the codebook), `perplexity` (codes), `entropy` (bits a code)."""
+    counts = torch.bincount(codes.reshape(-1), minlength=size).double()
+    p = counts / counts.sum().clamp_min(1)
+    entropy = -float((p * p.clamp_min(1e-12).log2()).sum())
+    return {"use": float((counts > 0).sum()) / size, "perplexity": 2.0**entropy, "entropy": entropy}
+
+
+class CodebookHealth:
+    """Statistics of each level over the last `window` codes, and an alarm, once, when use stays under `alarm_below`.
+
+    Args:
+        quantizer: `vq`, `fsq`, …; decides which remedy the alarm names.
+        size: codes a level. window: 20 codes of every kind by default: fewer could not show that all are used.
+    """
+
+    def __init__(self, quantizer: str, size: int, window: int | None = None, alarm_below: float = 0.5):
+        self.quantizer, self.size, self.alarm_below = quantizer, size, alarm_below
+        self.window = window or 20 * size
+        self.recent: list[Tensor] = []
+        self.seen = 0
+        self.warned = False
+
+    def add(self, codes: Tensor) -> None:
+        """codes: int64 [N, K] of one batch."""
+        self.recent.append(codes.detach())
+        self.seen += len(codes)
+        while len(self.recent) > 1 and sum(len(c) for c in self.recent[1:]) >= self.window:
+            self.recent.pop(0)
+
+    def statistics(self) -> list[dict[str, float]]:
+        """For each level what `codebook_statistics` says; empty before any codes were seen."""
+        if not self.recent:
+            return []
+        return [codebook_statistics(level, self.size) for level in torch.cat(self.recent).unbind(-1)]
+
+    def check(self, step: int, last: bool = False) -> None:
+        """Warn, once, when two windows are full and a level uses too little of its codebook. At the `last` step of a run that was
+        too short for it: when a batch uses less than half of that of what it could use."""
+        full = self.seen >= 2 * self.window
+        if self.warned or not self.recent or not (full or last):
+            return
+        codes = torch.cat(self.recent) if full else self.recent[-1]
+        enough = self.alarm_below if full else self.alarm_below / 2 * min(1.0, len(codes) / self.size)
+        for level, row in enumerate(codes.unbind(-1)):
+            found = codebook_statistics(row, self.size)
+            if found["use"] < enough:
+                self.warned = True
+                log.warning(
+                    "step %d: only %.0f %% of codebook %d is in use (perplexity %.0f of %d); what helps: data that is less alike, %s",
+                    *(step, 100 * found["use"], level, found["perplexity"], self.size, REMEDIES[self.quantizer]),
+                )
+                return
+
+
+# ---- Norms ----------------------------------------------------------------------------------------------------------
 
 
 class NormWatch:

@@ -37,7 +37,7 @@ def run_folder(out: Path, has_begun: Callable[[], bool]) -> Iterator[None]:
         out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise UserError(f"{out}: not a folder, or not in one; choose another --out") from None
-    with lock(out / ".lock", "fit"):
+    with lock(out / ".lock", f"{out}: another `unitok fit` is at work on it; wait for it or choose another folder"):
         try:
             yield
         except BaseException:

@@ -9,10 +9,8 @@ Networks know nothing of this; a `TrainingShell` is a thin LightningModule aroun
 - What the command line and YAML say wins over what a checkpoint remembers: checkpoints carry no hyperparameters.
 """
 
-import copy
 import logging
 import math
-import random
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -20,12 +18,18 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from unitok.errors import UserError
 from unitok.training.budget import Budget
 
 log = logging.getLogger(__name__)
+
+#: Seconds after which several processes agree on the time again, and most steps between: each time holds all of them up.
+LOOK_SECONDS, LOOK_STEPS = 2.0, 50
 
 
 def warmup_linear(step: int, share: float, warmup_steps: int, hold: float = 0.0, final: float = 0.02) -> float:
@@ -39,21 +43,17 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
-class WeightAverage(torch.nn.Module):
-    """A moving average of a network's weights, in `model`; younger weights count more at the start."""
+def weight_average(network: torch.nn.Module, decay: float) -> AveragedModel:
+    """A moving average of a network's weights, in `module`; younger weights count more at the start. Buffers, such as codebooks, are
+    copied."""
 
-    def __init__(self, network: torch.nn.Module, decay: float):
-        super().__init__()
-        self.model: Any = copy.deepcopy(network).requires_grad_(False).eval()
-        self.decay = decay
+    def move(average: Any, weights: Any, count: Any) -> None:
+        share = 1 - min(decay, (1 + int(count)) / (10 + int(count)))
+        torch._foreach_lerp_([local(p) for p in average], [local(p) for p in weights], share)
 
-    @torch.no_grad()
-    def update(self, network: torch.nn.Module, step: int) -> None:
-        """After step number `step`; buffers, such as codebooks, are copied."""
-        mine, theirs = ([local(p.detach()) for p in each.parameters()] for each in (self.model, network))
-        torch._foreach_lerp_(mine, theirs, 1 - min(self.decay, (1 + step) / (10 + step)))
-        for to, of in zip(self.model.buffers(), network.buffers(), strict=True):
-            to.copy_(of)
+    average = AveragedModel(network, multi_avg_fn=move)
+    average.requires_grad_(False).eval()
+    return average
 
 
 #: By name, sums of what is to be averaged and of the weights that this has: means of parts of any size come out right.
@@ -90,6 +90,10 @@ class TrainingShell(L.LightningModule):
         self.settings: dict[str, Any] = {}  # what the run was asked for, by name, as plain values; kept in every checkpoint
         self._settings_before: dict[str, Any] = {}  # those of the checkpoint it goes on from
         self._restored: list[dict[str, Any]] | None = None  # random states, by process
+        self.average: AveragedModel | None = None  # of the weights
+        self.now = 0.0  # seconds spent, those of earlier processes included, as all processes know it
+        self.looked = True  # whether `now` is of the step that has just ended
+        self._looks = (0, 0)  # step at which it was last agreed on, and is the next time
         self._timed = (0, 0.0)  # step and time at which the pace was last looked at
         self._validates = 0  # how often in the run, unless the Trainer has an interval of its own
         self._measured: Sums = {}  # in the validation that goes on
@@ -107,10 +111,38 @@ class TrainingShell(L.LightningModule):
         """The data module of the run."""
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
-    def _agreed(self, value: Any) -> Any:
-        """The first process's value, where clocks decide: all processes must do the same."""
-        by_clock = self.budget.minutes is not None and self.trainer.world_size > 1
-        return self.trainer.strategy.broadcast(value) if by_clock else value
+    @property
+    def boards(self) -> list[Any]:
+        """The run's TensorBoard writers."""
+        return [logger.experiment for logger in self.trainer.loggers if isinstance(logger, TensorBoardLogger)]
+
+    def averaged(self, network: torch.nn.Module) -> Any:
+        """A network whose weights are averaged, with the average; any other as it is."""
+        return network if self.average is None else self.average.module
+
+    def optimizer_list(self, raw: bool = False) -> list[Any]:
+        """The optimizers; `raw`: not as Lightning wraps them, which counts their steps."""
+        found: Any = self.optimizers(use_pl_optimizer=not raw)
+        return found if isinstance(found, list) else [found]
+
+    def anywhere(self, value: bool) -> bool:
+        """Whether something holds in any process."""
+        if self.trainer.world_size == 1:
+            return value
+        return bool(self.trainer.strategy.reduce(torch.tensor(int(value), device=self.device), reduce_op="max"))
+
+    def _look(self) -> None:
+        """Agree on the time: one process after each step, several every few steps."""
+        several, (last, due) = self.trainer.world_size > 1, self._looks
+        self.looked = not several or self.steps_done >= due
+        if not self.looked:
+            return
+        before, self.now = self.now, self.budget.clock()
+        if several:  # clocks differ, and all processes must do the same
+            self.now = self.trainer.strategy.broadcast(self.now)
+            steps = int(LOOK_SECONDS * (self.steps_done - last) / max(self.now - before, 1e-3))
+            self._looks = (self.steps_done, self.steps_done + max(1, min(LOOK_STEPS, steps)))
+        self.budget.tick(self.steps_done, self.now)
 
     def training_step(self, batch: Any, batch_index: int) -> None:
         """One step of the subclass, with what all share around it: counting, planning, logging, stopping."""
@@ -120,7 +152,7 @@ class TrainingShell(L.LightningModule):
         self.steps_done += 1
         first = batch if isinstance(batch, Tensor) else next(iter(batch.values()))
         self.samples_seen += first.shape[0] * self.trainer.world_size
-        self.budget.tick(self.steps_done, self._agreed(self.budget.clock()))
+        self._look()
         over, share = self.budget.over(self.steps_done), self.budget.share(self.steps_done)
         if self._validates:
             due = over or int(share * self._validates + 1e-9) > int(self.share * self._validates + 1e-9)
@@ -208,6 +240,7 @@ class TrainingShell(L.LightningModule):
     def on_train_start(self) -> None:
         """Start the clock; on resume, make settings and random numbers what they should be."""
         self.budget.begin()
+        self.now, self._looks = self.budget.elapsed, (self.steps_done, self.steps_done)
         self._timed = (self.steps_done, time.monotonic())
         rank, processes = self.trainer.global_rank, self.trainer.world_size
         data: Any = getattr(self.trainer.train_dataloader, "dataset", None)
@@ -236,10 +269,7 @@ class TrainingShell(L.LightningModule):
     def _assert_settings(self) -> None:
         """Give the optimizers the settings asked for now, in place of those that came with their state."""
         asked: Any = self.configure_optimizers()
-        asked = asked if isinstance(asked, list) else [asked]
-        actual: Any = self.optimizers(use_pl_optimizer=False)
-        actual = actual if isinstance(actual, list) else [actual]
-        for mine, wanted in zip(actual, asked, strict=True):
+        for mine, wanted in zip(self.optimizer_list(raw=True), asked, strict=True):
             for group, fresh in zip(mine.param_groups, wanted.param_groups, strict=True):
                 group.update({key: value for key, value in fresh.items() if key != "params"})
 
@@ -333,23 +363,12 @@ def check_same(saved: dict[str, Any], asked: dict[str, Any], what: str, free: tu
 
 
 def _random_state() -> dict[str, Any]:
-    kind, keys, place, has_gauss, cached = np.random.get_state()  # noqa: NPY002 (Lightning seeds it)
-    state: dict[str, Any] = {
-        "torch": torch.get_rng_state(),
-        "numpy": [str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), int(place), int(has_gauss), float(cached)],
-        "python": repr(random.getstate()),
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
+    """Of this process's generators, as plain values and tensors."""
+    state = _collect_rng_states()
+    name, keys, *rest = state["numpy"]
+    return state | {"numpy": [name, torch.from_numpy(keys.astype(np.int64)), *rest]}
 
 
 def _set_random_state(state: dict[str, Any]) -> None:
-    import ast
-
-    torch.set_rng_state(state["torch"])
-    kind, keys, place, has_gauss, cached = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), place, has_gauss, cached))  # noqa: NPY002
-    random.setstate(ast.literal_eval(state["python"]))
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+    name, keys, *rest = state["numpy"]
+    _set_rng_states(state | {"numpy": (name, keys.numpy().astype(np.uint32), *rest)})

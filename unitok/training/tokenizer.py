@@ -10,18 +10,19 @@ hears of it by a weight that ramps up over `gan.ramp`.
 """
 
 from collections.abc import Iterable
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
 from unitok.errors import UserError
-from unitok.training.codebook_usage import CodebookHealth
 from unitok.training.discriminators import LogitAverages
 from unitok.training.losses import discriminator_loss, feature_loss, generator_loss, lecam_loss
-from unitok.training.shell import TrainingShell, WeightAverage, check_same, warmup_linear
+from unitok.training.monitor import CodebookHealth
+from unitok.training.shell import TrainingShell, check_same, warmup_linear, weight_average
 
 Losses = dict[str, Tensor]
 
@@ -36,43 +37,99 @@ def adamw(parameters: Iterable[torch.nn.Parameter], rate: float, betas: tuple[fl
     return torch.optim.AdamW(groups, lr=rate, betas=betas, fused=True)
 
 
-class TokenizerTraining(TrainingShell):
-    """A tokenizer's training; a subclass builds `tokenizer`, `health`, `average` and `discriminator` in `configure_model`
-    and says what a reconstruction's losses and quality are.
+@dataclass
+class Adversary:
+    """A tokenizer's discriminator, and when and how the generator hears of it.
 
-    Args: see the subclasses. `gan`: when and how the generator hears of the discriminator.
+    Args:
+        weight: of the adversarial loss, 0 for no discriminator.
+        loss: `hinge`, `least-squares` or `non-saturating`.
+        adaptive: of an image tokenizer, multiply the weight by taming's ratio of gradients at the decoder's last layer.
+        feature_matching: weight of the distance of the discriminator's inner features.
+        lecam: weight of its LeCam regularisation.
+        start: share of the run at which it starts to learn.
+        ahead: share of the run it then learns alone.
+        ramp: share of the run over which the generator's weight rises from 0.
+        learning_rate: its own.
+        width: channels of the first layer, of images' (PatchGAN).
+        layers: its strided layers after the first.
+        norm: its `group` or `batch` norm.
+        filters: channels of audio's (multi-scale STFT).
+        windows: of its STFTs, samples.
+    """
+
+    weight: float = 0.02
+    loss: Literal["hinge", "least-squares", "non-saturating"] = "hinge"
+    adaptive: bool = False
+    feature_matching: float = 0.0
+    lecam: float = 0.0
+    start: float = 0.85
+    ahead: float = 0.05
+    ramp: float = 0.05
+    learning_rate: float = 5e-4
+    width: int = 32
+    layers: int = 2
+    norm: Literal["group", "batch"] = "group"
+    filters: int = 32
+    windows: tuple[int, ...] = (2048, 1024, 512, 256, 128)
+
+
+class TokenizerTraining(TrainingShell):
+    """A tokenizer's training; a subclass builds `tokenizer`, `health` and `discriminator` in `configure_model` and says what a
+    reconstruction's losses and quality are.
+
+    Args:
+        config: architecture.
+        gan: the discriminator.
+        steps: length of the training in batches; or
+        minutes: its length in minutes, which become steps after a short probe.
+        accumulate: parts in which a batch goes through the networks, to save memory; the result is that of the whole.
+        learning_rate: peak, reached after `warmup_steps`, held to `hold` of the run, then falling linearly to a fiftieth.
+        warmup_steps: steps until the learning rate has its peak.
+        hold: share of the run until which it stays there.
+        betas: AdamW's.
+        weight_decay: AdamW's, on matrices and kernels.
+        clip: largest norm of the gradient.
+        ema_decay: of a moving average of the weights, which is then what is validated and bundled; 0 for none.
+        quantize_from: share of the run after which codes are used.
+        kmeans_batches: batches before that from whose latents the codebook starts.
+        codebook_decay: of the codebook's moving averages, per batch.
+        show_every: steps between reconstructions to look at or listen to, on disk and in TensorBoard; 0 for none.
+        log_every: steps between two lines of the log.
     """
 
     tokenizer: Any
+    weights: Any  # of the losses
     health: CodebookHealth
-    average: WeightAverage | None
     discriminator: Any
 
     def __init__(
         self,
         config: Any,
-        gan: Any,
-        steps: int | None,
-        minutes: float | None,
-        accumulate: int,
-        learning_rate: float,
-        warmup_steps: int,
-        hold: float,
-        betas: tuple[float, float],
-        weight_decay: float,
-        clip: float,
-        ema_decay: float,
-        quantize_from: float,
-        kmeans_batches: int,
-        codebook_decay: float,
-        log_every: int,
+        gan: Adversary,
+        *,
+        steps: int | None = None,
+        minutes: float | None = None,
+        accumulate: int = 1,
+        learning_rate: float = 1.5e-3,
+        warmup_steps: int = 30,
+        hold: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 0.01,
+        clip: float = 1.0,
+        ema_decay: float = 0.0,
+        quantize_from: float = 0.1,
+        kmeans_batches: int = 8,
+        codebook_decay: float = 0.95,
+        show_every: int = 500,
+        log_every: int = 20,
     ):
-        super().__init__(steps, minutes, log_every)
-        self.config, self.gan = config, gan
-        self.accumulate, self.rate, self.warmup_steps, self.hold = accumulate, learning_rate, warmup_steps, hold
-        self.betas, self.weight_decay, self.clip = (betas[0], betas[1]), weight_decay, clip
-        self.ema_decay, self.quantize_from, self.kmeans_batches = ema_decay, quantize_from, kmeans_batches
-        self.codebook_decay = codebook_decay
+        super().__init__(steps=steps, minutes=minutes, log_every=log_every)
+        self.config, self.gan, self.accumulate = config, gan, accumulate
+        self.rate, self.warmup_steps, self.hold = learning_rate, warmup_steps, hold
+        self.betas, self.weight_decay, self.clip, self.ema_decay = (betas[0], betas[1]), weight_decay, clip, ema_decay
+        self.quantize_from, self.kmeans_batches, self.codebook_decay = quantize_from, kmeans_batches, codebook_decay
+        self.show_every = show_every
         self.heard = 0.0  # how much of its weight the adversarial loss has by now
         self._recent: list[Tensor] = []  # latents of the last batches before the codebook starts
 
@@ -84,11 +141,18 @@ class TokenizerTraining(TrainingShell):
 
     def reconstruction_losses(self, out: Tensor, target: Tensor) -> Losses:
         """Losses of a reconstruction, weighted, by name; what weighs nothing is left out. In fp32."""
-        raise NotImplementedError
+        w, d = self.weights, out - target
+        losses: Losses = {}
+        if w.l1:
+            losses["l1"] = w.l1 * d.abs().mean()
+        if w.l2:
+            losses["l2"] = w.l2 * d.square().mean()
+        return losses
 
     def quantizer_losses(self, losses: Losses) -> Losses:
         """The quantizer's own, weighted."""
-        raise NotImplementedError
+        weights = {name: getattr(self.weights, name, 1.0) for name in losses}
+        return {name: weights[name] * loss for name, loss in losses.items() if weights[name]}
 
     def quality(self, out: Tensor, target: Tensor) -> dict[str, Tensor]:
         """How good a reconstruction is, for people."""
@@ -116,7 +180,8 @@ class TokenizerTraining(TrainingShell):
         """The parts beside the tokenizer, when it is there."""
         if self.tokenizer.quantizer.learns_by_update:
             self.tokenizer.quantizer.decay = self.codebook_decay
-        self.average = WeightAverage(self.tokenizer, self.ema_decay) if self.ema_decay else None
+        if self.ema_decay:
+            self.average = weight_average(self.tokenizer, self.ema_decay)
         if self.gan.weight:
             self.usual = LogitAverages()
 
@@ -149,8 +214,7 @@ class TokenizerTraining(TrainingShell):
 
     def optimize(self, batch: Tensor) -> dict[str, Tensor | float]:
         """One batch: the tokenizer's step, the codebook's, and the discriminator's where there is one."""
-        optimizers = self.optimizers()
-        optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
+        optimizers = self.optimizer_list()
         self.set_rate(optimizers[0], self.rate * warmup_linear(self.steps_done, self.share, self.warmup_steps, self.hold))
         quantize = self.share >= self.quantize_from
         if quantize and not self.tokenizer.quantizer.started:
@@ -189,7 +253,7 @@ class TokenizerTraining(TrainingShell):
         if self._logs_next():
             logged |= self._health()
         if self.average:
-            self.average.update(self.tokenizer, self.steps_done)
+            self.average.update_parameters(self.tokenizer)
         self._maybe_show(batch, signal)
         of_generator = [value for name, value in terms.items() if name != "discriminator"]
         return {"loss": torch.stack(of_generator).sum(), **self.quality(signal, batch), **terms, **logged}
@@ -237,7 +301,8 @@ class TokenizerTraining(TrainingShell):
         return norms
 
     def _check_finite(self, losses: Losses) -> None:
-        bad = [name for name, value in losses.items() if not torch.isfinite(value)]
+        finite = torch.stack([value.detach().float() for value in losses.values()]).isfinite().tolist()
+        bad = [name for name, good in zip(losses, finite, strict=True) if not good]
         if bad:
             raise UserError(
                 f"step {self.steps_done + 1}: not a finite number: {', '.join(bad)}; the weights of the step before are in the "
@@ -284,7 +349,11 @@ class TokenizerTraining(TrainingShell):
 
     # ---- To look at and to listen to -----------------------------------------------------------------------------
 
-    show_every = 0
+    def folder(self, name: str) -> Path:
+        """A folder of the run."""
+        folder = Path(self.trainer.default_root_dir) / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
 
     def _maybe_show(self, batch: Tensor, signal: Tensor) -> None:
         over = self.budget.over(self.steps_done + 1)

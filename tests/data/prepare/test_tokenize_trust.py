@@ -21,10 +21,9 @@ from PIL import Image
 from unitok.data.prepare import encode
 from unitok.data.prepare.plan import Plan
 from unitok.data.prepare.recipe import SourceSpec
-from unitok.data.prepare.tokenize import estimate, tokenize
+from unitok.data.prepare.tokenize import estimate, locked, tokenize
 from unitok.data.shards import TokenDataset
 from unitok.errors import UserError
-from unitok.files import locked
 from unitok.scenes.world import write_scenes
 
 

@@ -26,6 +26,7 @@ from unitok.data.prepare.encode import Stop
 from unitok.data.prepare.plan import Plan, Run
 from unitok.data.prepare.worker import Worker, threads
 from unitok.errors import UserError, first_line
+from unitok.hardware import keep_large_blocks
 from unitok.storage import is_remote
 
 ERROR_RATE = 0.1  # share of bad documents over which a run stops, where nothing else is said
@@ -192,6 +193,7 @@ def _start(plan: Plan, told: Any, stop: Any, given: Any) -> None:
     global _plan, _told, _stop, _given
     _plan, _told, _stop, _given = plan, told, stop, given
     warnings.filterwarnings("ignore", module=r"PIL\.")  # as `cli.main` does
+    keep_large_blocks()
     parent = parent_process()
     assert parent is not None
     threading.Thread(target=lambda: (connection.wait([parent.sentinel]), os._exit(1)), daemon=True).start()
@@ -231,6 +233,7 @@ def _run_ray(run: Run, todo: list[int], workers: int, overlap: bool, progress: P
 
     class Actor:
         def __init__(self, plan: Plan):
+            keep_large_blocks()
             self.worker = Worker(plan, overlap=overlap)  # an actor on a CPU has one core
 
         def ready(self) -> None:

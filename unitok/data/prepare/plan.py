@@ -24,8 +24,8 @@ from unitok.data.prepare.encode import BATCH, LONG_SOUND, WAITING_BYTES
 from unitok.data.prepare.listing import Item
 from unitok.data.prepare.recipe import SourceSpec, load_recipe, share
 from unitok.data.prepare.sources import Source
-from unitok.errors import UserError, read_json
-from unitok.files import write_whole
+from unitok.errors import UserError
+from unitok.files import read_json, write_json
 from unitok.storage import is_remote
 from unitok.tokenizers.image import Fit
 from unitok.vocab import Vocab
@@ -263,8 +263,8 @@ def make_plan(plan: Plan, sources: list[Source], vocab: Vocab) -> None:
         "left_out": _left_out(sources),
         "renamed": renamed,
     }
-    write_whole(out / "plan.json", json.dumps(content, indent=1) + "\n", work)
-    write_whole(work / "told.json", json.dumps(mine), work)
+    write_json(out / "plan.json", content, work)
+    write_json(work / "told.json", mine, work)
 
 
 def _write_listing(folder: Path, plan: Plan, sources: list[Source], digest: _Digest) -> tuple[dict[str, int], int]:

@@ -50,7 +50,7 @@ from unitok.data.prepare.listing import (
 from unitok.data.prepare.recipe import SourceSpec, arrange
 from unitok.document import Part, RawDocument
 from unitok.errors import UserError, first_line
-from unitok.files import parse_line
+from unitok.files import parse_json_line
 from unitok.interleaved import raw_document, read_raw_documents
 from unitok.media import load_text
 from unitok.storage import Blob, Files, Found, is_remote
@@ -233,7 +233,7 @@ class Source:
             text = line.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise UserError(f"{item.where}: not UTF-8 text (byte {error.start}); convert it, for example with iconv") from None
-        row = parse_line(text, item.where)
+        row = parse_json_line(text, item.where)
         if isinstance(row, dict) and (self.spec.template or "content" not in row):
             return self._from_fields(item, row)
         raw = raw_document(row, Path(""), item.where, item.id)

@@ -10,6 +10,8 @@ import json
 import shutil
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,10 +24,10 @@ from unitok.data.prepare.launch import ERROR_RATE, JUDGED_AFTER, MORE, Progress,
 from unitok.data.prepare.plan import Plan, Run, difference, fingerprint, make_plan, open_sources, sample_items
 from unitok.data.prepare.sources import Source
 from unitok.data.prepare.summary import most, reason, show_document, summary, total
-from unitok.data.prepare.worker import encode_items, made, threads
+from unitok.data.prepare.worker import encode_items, full_disk, made, threads
 from unitok.data.shards import TokenDataset, write_dataset_json, write_shard
 from unitok.errors import UserError, visible
-from unitok.files import drop, full_disk, json_line, locked, one_at_a_time, whole, write_whole
+from unitok.files import atomic_write, json_line, lock, read_json, remove, remove_partials, write_json_lines
 from unitok.interleaved import format_raw_document
 
 EXAMPLES = 3  # documents that a dry run shows
@@ -77,14 +79,11 @@ def tokenize(
     out.mkdir(parents=True, exist_ok=True)
     try:
         with locked(out, part) as log:
-            try:
-                (out / ".work").mkdir(exist_ok=True)
-                with one_at_a_time(out / ".work" / "planning"):
-                    make_plan(plan, sources, unitok.vocab)
-            except OSError as error:
-                raise full_disk(error, out) from None
+            (out / ".work").mkdir(exist_ok=True)
+            with lock(out / ".work" / "planning"):
+                make_plan(plan, sources, unitok.vocab)
             if part is None:
-                drop((out / ".work").glob("*.partial"))
+                remove_partials(out / ".work")
             return _work(Run(plan), unitok, workers, max_error_rate, engine, part, log)
     except UserError:
         if created and not (out / "plan.json").exists() and not (out / "errors.jsonl").exists():
@@ -94,6 +93,25 @@ def tokenize(
         if (out / "dataset.json").exists():  # another part did the last of it, and cleaned up
             return TokenDataset(out).info
         raise
+    except OSError as error:
+        raise full_disk(error, out) from None
+
+
+@contextmanager
+def locked(out: Path, part: tuple[int, int] | None = None) -> Iterator[Path]:
+    """Keep a second run off; -> the log. `part`: (i, n) for the i-th of n runs that share the work, which may overlap.
+
+    Errors: `UserError` when another run is at work. On a file system without locks there is none: what is written is whole or
+    not there, so nothing breaks.
+    """
+    busy = f"{out}: another `unitok tokenize` is at work on it; wait for it or choose another folder"
+    with lock(out / "tokenize.log", busy, shared=part is not None):
+        if part is None:
+            yield out / "tokenize.log"
+            return
+        log = out / f"tokenize-{part[0]:05d}-of-{part[1]:05d}.log"
+        with lock(log, busy):
+            yield log
 
 
 def _work(
@@ -118,7 +136,7 @@ def _work(
     if any(made(run, i) is None for i in range(len(run.shards))):
         print(f"{run.out}: part {part[0] if part else 0} done; the others have yet to finish")
         return None
-    with one_at_a_time(run.work / "planning"):
+    with lock(run.work / "planning"):
         if (run.out / "dataset.json").exists():  # another part closed it meanwhile
             return TokenDataset(run.out).info
         return _close(run, unitok, max_error_rate)
@@ -128,8 +146,7 @@ def _list_errors(run: Run, stop: Stop) -> list[dict[str, str]]:
     """Write down what could not be used of the shards that are there, and of those at which a run stopped; -> all of it."""
     records = [json.loads(r.read_text(encoding="utf-8")) for i in range(len(run.shards)) if (r := run.record(i)).exists()]
     errors = [error for _, errors in records for error in errors] + list(stop.errors)
-    text = "".join(json_line(e) + "\n" for e in errors)
-    write_whole(run.out / "errors.jsonl", text, run.work)
+    write_json_lines(run.out / "errors.jsonl", errors, run.work)
     return errors
 
 
@@ -137,15 +154,12 @@ def _close(run: Run, unitok: Bundle, max_error_rate: float | None) -> dict[str, 
     """All shards are there: write what closes the data set, and clean up."""
     entries = []
     why: Counter[str] = Counter()
-    try:
-        with whole(run.out / "errors.jsonl", run.work) as file:
-            for i in range(len(run.shards)):
-                entry, errors = json.loads(run.record(i).read_text(encoding="utf-8"))
-                entries.append(entry)
-                why.update(reason(e["error"]) for e in errors)
-                file.writelines(json_line(e) + "\n" for e in errors)
-    except OSError as error:
-        raise full_disk(error, run.out) from None
+    with atomic_write(run.out / "errors.jsonl", run.work) as file:
+        for i in range(len(run.shards)):
+            entry, errors = json.loads(run.record(i).read_text(encoding="utf-8"))
+            entries.append(entry)
+            why.update(reason(e["error"]) for e in errors)
+            file.writelines(json_line(e) + "\n" for e in errors)
     usable, tried, bad = (sum(e[name] for e in entries) for name in ("documents", "items", "skipped"))
     too_many = tried >= JUDGED_AFTER or max_error_rate is not None
     if usable == 0 or (too_many and bad > (ERROR_RATE if max_error_rate is None else max_error_rate) * tried):
@@ -156,17 +170,15 @@ def _close(run: Run, unitok: Bundle, max_error_rate: float | None) -> dict[str, 
         filtered = f", {left_out} were filtered out" if left_out else ""
         what = "all were filtered out" if not bad else f"{bad} of {tried} documents could not be used{filtered}{said}"
         if usable == 0:
-            drop([run.out / e["file"] for e in entries] + [run.out / "plan.json"])
+            for name in [*(e["file"] for e in entries), "plan.json"]:
+                remove(run.out / name)
             shutil.rmtree(run.work, ignore_errors=True)
             raise UserError(f"{run.plan.name()}: {what}" + (f"; all are in {run.out / 'errors.jsonl'}" if bad else ""))
         raise UserError(f"{run.plan.name()}: {what}; see {run.out / 'errors.jsonl'}. {MORE}")
     if not why:
         (run.out / "errors.jsonl").unlink()
     options = {"shard_size": run.plan.shard_size} | run.plan.options()
-    try:
-        info = write_dataset_json(run.out, unitok.vocab, entries, options, run.work)
-    except OSError as error:
-        raise full_disk(error, run.out) from None
+    info = write_dataset_json(run.out, unitok.vocab, entries, options, run.work)
     shutil.rmtree(run.work, ignore_errors=True)
     by = ", ".join(f"{n} {m}" for m, n in info["ids_by_modality"].items())
     splits = "".join(
@@ -184,7 +196,7 @@ def _close(run: Run, unitok: Bundle, max_error_rate: float | None) -> dict[str, 
 def _complete_already(plan: Plan, sources: list[Source], unitok: Bundle) -> dict[str, Any]:
     out = Path(plan.out)
     info = TokenDataset(out).info
-    known = json.loads((out / "plan.json").read_text()) if (out / "plan.json").exists() else {}
+    known = read_json(out / "plan.json", "") if (out / "plan.json").exists() else {}
     if known.get("fingerprint") != fingerprint(plan, sources, unitok.vocab):
         raise UserError(f"{out}: holds a data set made with {difference(known, plan, sources)}; choose another folder")
     shutil.rmtree(out / ".work", ignore_errors=True)  # of a run that was killed at its very end
@@ -281,7 +293,7 @@ def detokenize(data: Path, out: Path, bundle: Path, device: str = "cpu", limit: 
         raise UserError(f"--limit {limit}: at least 1, or 0 for all")
     out.mkdir(parents=True, exist_ok=True)
     count = min(len(dataset), limit or len(dataset))
-    with whole(out / "documents.jsonl") as file:
+    with atomic_write(out / "documents.jsonl") as file:
         for i in tqdm(range(count), desc="detokenize", unit="document", mininterval=1.0):
             try:
                 raw = unitok.write_document(dataset.document(i), out, f"{i:06d}")

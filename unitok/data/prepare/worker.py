@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +21,8 @@ from unitok.data.prepare.listing import Item
 from unitok.data.prepare.plan import Plan, Run
 from unitok.data.prepare.sources import Source
 from unitok.data.shards import shard_name, write_shard
-from unitok.files import full_disk, write_whole
+from unitok.errors import UserError
+from unitok.files import is_full_disk, write_json
 
 #: Seconds after which a thread must let another have the interpreter. At Python's own 5 ms, each of a network's many operations
 #: may wait so long for a thread that decodes: an encoder of pictures took 3.5 times as long (docs/notes.md).
@@ -78,7 +80,7 @@ class Worker:
             entry |= {"split": run.shards[index][0]} if len(run.splits) > 1 else {}
             entry |= {"items": encoded.items, "skipped": encoded.skipped}
             entry |= {key: counts for key in COUNTED if (counts := getattr(encoded, key))}
-            write_whole(run.record(index), json.dumps([entry, encoded.errors], ensure_ascii=False), run.work)
+            write_json(run.record(index), [entry, encoded.errors], run.work)
         except OSError as error:
             raise full_disk(error, run.out) from None
         return entry
@@ -112,6 +114,13 @@ def made(run: Run, index: int) -> dict[str, Any] | None:
     except (FileNotFoundError, json.JSONDecodeError):
         return None
     return entry if same else None
+
+
+def full_disk(error: OSError, out: Path) -> Exception:
+    """A full disk in words; any other error as it is."""
+    return (
+        UserError(f"{out}: {error.strerror}; make room and start again: what is done is kept") if is_full_disk(error) else error
+    )
 
 
 @contextmanager

@@ -1,15 +1,16 @@
-"""Large blocks do not fault their pages in anew at each use, once the allocator was told to keep them."""
+"""Large blocks do not fault their pages in anew at each use, once the allocator was told to keep them: by commands, not the library."""
 
 import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 SCRIPT = """
 import resource
-from unitok.memory import keep_large_blocks
+from unitok.hardware import keep_large_blocks
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -38,3 +39,9 @@ def test_large_blocks_keep_their_pages(keep):
     assert int(before) > 3 * (36 << 20) // 65_536  # there was something to save, also with pages of 64 kB
     assert (told == "True") == (keep == "1")
     assert (int(after) < int(before) / 10) == (keep == "1")
+
+
+def test_only_commands_and_trainings_tell_the_allocator():
+    package = Path(__file__).parent.parent / "unitok"
+    tell = {f.relative_to(package).as_posix() for f in package.rglob("*.py") if "    keep_large_blocks()" in f.read_text()}
+    assert tell == {"cli/__init__.py", "training/fit.py", "data/prepare/launch.py"}  # the last starts processes of a command
