@@ -183,7 +183,7 @@ def test_the_report_has_every_score_sample_pair_curve_and_time(page, evaluated):
     assert page.count('<div class="pairs"><div>') >= 1
     assert "loss 1.25 (top 4)" in page
     assert "bits_text 3.5 (top 8)" in page
-    assert "in 1.5 minutes\n(budget 2), at most 1.5 GB" in page
+    assert "in 1.5 minutes\n(budget 2); the largest process took 1.5 GB of memory" in page
     assert '<tr><td>image</td><td class="n">60 s</td></tr>' in page
 
 
