@@ -25,16 +25,9 @@ from unitok.vocab import Range, Span, Vocab
 
 #: Fields that our configuration and transformers' share by name.
 QWEN3_FIELDS = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "intermediate_size",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "rms_norm_eps",
-    "max_position_embeddings",
-)
+    "vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "num_key_value_heads",
+    "head_dim", "rms_norm_eps", "max_position_embeddings",
+)  # fmt: skip
 
 #: Of transformers' configurations, where the folder's does not say.
 DEFAULT_LENGTHS = {"llama": 2048, "qwen3": 32_768, "chameleon": 4096}

@@ -30,39 +30,34 @@ def import_image_tokenizer(kind: str, source: Path, config: Path | None = None, 
         return from_chameleon(read_folder(source), given, where)
     state, others = strip_prefix(load_weights(source, trust), NEEDED, where)
     if kind == "llamagen":
-        return from_taming(_from_llamagen(state), 256, where, others, normalise=True)
+        state = _from_llamagen(state)
+        return from_taming(state, infer_config(state, 256, True, where), where, others)
     ddconfig = _ddconfig(source, config)
     resolution = int(ddconfig.get("resolution", 512 if kind == "chameleon-vqgan" else 256))
-    made = from_taming(state, resolution, where, others, ddconfig)
+    found = infer_config(state, resolution, False, where)
+    for name in ("ch", "ch_mult", "num_res_blocks", "z_channels"):
+        said, has = ddconfig.get(name), getattr(found, name)
+        if said is not None and (tuple(said) if isinstance(said, list) else said) != has:
+            raise UserError(f"{where}: its YAML says {name} {said}, its weights have {has}: they do not belong together")
     if not ddconfig:
         log.warning("%s: no YAML says its resolution: taken as %d; it cannot be verified", where, resolution)
-    return made
+    return from_taming(state, found, where, others)
 
 
 def from_chameleon(state: State, vq_config: dict[str, Any], where: str) -> ImageTokenizer:
     """Weights and configuration of transformers' ChameleonVQVAE, the weights under whatever prefix."""
     state, others = strip_prefix(state, NEEDED, where)
-    return from_taming(state, int(vq_config.get("resolution", 512)), where, others)
+    return from_taming(state, infer_config(state, int(vq_config.get("resolution", 512)), False, where), where, others)
 
 
 # ---- taming's names -> ours -----------------------------------------------------------------------------------------
 
 
-def from_taming(
-    state: State,
-    resolution: int,
-    where: str,
-    others: Iterable[str] = (),
-    ddconfig: dict[str, Any] | None = None,
-    normalise: bool = False,
-) -> ImageTokenizer:
+def from_taming(state: State, config: ImageTokenizerConfig, where: str, others: Iterable[str] = ()) -> ImageTokenizer:
     """Weights with taming's names as an `ImageTokenizer`; whatever belongs to the loss is left out.
 
-    resolution: nominal, pixels a side. others: names of what else the checkpoint holds, for the log. ddconfig: what must fit
-    them. normalise: codes have length 1.
+    others: names of what else the checkpoint holds, for the log.
     """
-    config = infer_config(state, resolution, normalise, where)
-    _check_ddconfig(config, ddconfig or {}, where)
     model = ImageTokenizer(config)
     wanted = {k: v for k, v in state.items() if k.startswith(("encoder.", "decoder."))}
     used = {*wanted, "quantize.embedding.weight"}
@@ -124,14 +119,6 @@ def _ddconfig(source: Path, config: Path | None) -> dict[str, Any]:
     if ddconfig.get("double_z"):
         raise UserError(f"{path}: double_z is true: a KL autoencoder, not a VQ-GAN")
     return ddconfig
-
-
-def _check_ddconfig(config: ImageTokenizerConfig, ddconfig: dict[str, Any], where: str) -> None:
-    """Raise where the YAML describes another network than the weights are."""
-    for name in ("ch", "ch_mult", "num_res_blocks", "z_channels"):
-        told, found = ddconfig.get(name), getattr(config, name)
-        if told is not None and (tuple(told) if isinstance(told, list) else told) != found:
-            raise UserError(f"{where}: its YAML says {name} {told}, its weights have {found}: they do not belong together")
 
 
 def _find(node: Any, key: str) -> Any:
