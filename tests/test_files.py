@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from unitok.api import Unitok
+from unitok.bundle import Bundle
 from unitok.errors import UserError
 from unitok.files import (
     atomic_write,
@@ -223,7 +223,7 @@ def test_a_kill_at_any_moment_of_replacing_a_folder_is_mended_by_who_looks_next(
             break
         moments += 1
         if moments % 2:
-            Unitok.from_pretrained(here, parts=("text",))  # a reader
+            Bundle.from_pretrained(here, parts=("text",))  # a reader
         else:
             settle(here)
         found = contents(here)

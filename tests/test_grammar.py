@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from unitok.errors import UserError
-from unitok.grammar import Grammar, parse_plan
+from unitok.grammar import Grammar, Want, parse_plan
+from unitok.vocab import Span, Vocab
 
 PLANS = ["free", "image", "audio", "text", "text,image:2x3,audio:2", "image,text,image", "audio:4,text", "audio,audio"]
 
@@ -98,8 +99,19 @@ def test_a_plan_that_makes_no_sense_is_one_clear_line(vocab, bad):
         parse_plan(bad, vocab, {"audio": 12.5})
 
 
-def test_seconds_become_frames(vocab):
+def test_seconds_become_frames_of_whatever_has_a_rate(vocab):
     assert parse_plan("audio:2s", vocab, {"audio": 12.5})[0].repeats == 25
+    vocab = Vocab.start()
+    for name in ("speech", "music"):
+        vocab.add(Span(name, (name,), f"<{name}>", f"</{name}>", kind="audio"), {name: 8})
+    rates = {"speech": 12.5, "music": 25.0}
+    plan = parse_plan("speech:2s,music:1s", vocab, rates)
+    assert plan == [Want("speech", repeats=25), Want("music", repeats=25)]
+    ids = np.array([vocab.bos, *sample(Grammar(vocab).row(60, plan), np.random.default_rng(0), False), vocab.eos])
+    assert [(s.modality, s.codes.shape) for s in vocab.decode(ids).segments] == [("speech", (1, 25)), ("music", (1, 25))]
+    for item in ("speech:2s", "music:s"):
+        with pytest.raises(UserError, match="write free, or a plan"):
+            parse_plan(item, vocab, {"music": 25.0})
 
 
 def test_places_count_from_the_begin_of_each_image_and_sound(vocab, random_document):

@@ -1,4 +1,4 @@
-"""What is installed is whole: a wheel holds every module and every config, and the package in it finds them."""
+"""What is installed is whole: a wheel holds every module, template and config, and the package in it finds them."""
 
 import os
 import subprocess
@@ -27,11 +27,12 @@ def installed(tmp_path_factory) -> Path:
     return folder / "site"
 
 
-def test_a_wheel_has_all_modules_and_configs_and_nothing_else(installed):
+def test_a_wheel_has_all_modules_templates_and_configs_and_nothing_else(installed):
     def files(folder: Path, suffix: str) -> dict[str, bytes]:
         return {f.relative_to(folder).as_posix(): f.read_bytes() for f in folder.rglob(f"*{suffix}")}
 
-    assert files(installed / "unitok", ".py") == files(ROOT / "unitok", ".py")
+    for suffix in (".py", ".html", ".css"):
+        assert files(installed / "unitok", suffix) == files(ROOT / "unitok", suffix) != {}
     assert files(installed / "unitok" / "configs", ".yaml") == files(ROOT / "configs", ".yaml")
     assert len(files(ROOT / "configs", ".yaml")) > 20
     assert {f.name.split("-")[0] for f in installed.iterdir()} == {"unitok"}  # no tests, no benchmarks

@@ -39,8 +39,9 @@ class Unitok(Bundle):
             want: `free`, or a plan such as `text,image:8x12,audio:2s` (rows x columns of codes), also as a list.
             n: outputs per prompt. seed: the same seed gives the same outputs.
             max_ids: most new ids of each output.
-            settings: `unitok.sample.sampling.Settings` for all, or by modality: `{"image": Settings(temperature=0.5)}`, where a
-                dict may stand for them; default: temperature 1 and no filters.
+            settings: `unitok.sample.sampling.Settings` for all, or by kind of content or name of a tokenizer:
+                `{"image": Settings(temperature=0.5)}`; a dict changes only what it names. Default: the bundle's own
+                (`defaults`), else temperature 1 and no filters.
             batch_size: outputs that are generated together.
             negative: parts of what guidance leads away from.
             more: `keep`, `best_of`, `best_by`, `jacobi` as in `unitok.sample.requests.Task`.

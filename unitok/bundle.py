@@ -1,19 +1,18 @@
 """A bundle: a folder with what is needed to use a model.
 
-    bundle.json   vocab.json   tokenizers/NAME/   model/
+    bundle.json   vocab.json   tokenizers/NAME/   model/   generation_config.json
 
 Any part may be missing: with tokenizers alone a bundle tokenizes, with a decoder it generates. Tokenizers have names: usually those
 of their kinds (`text`, `image`, `audio`), and others where there are several of a kind (`speech`, `music`).
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from unitok.document import Document, Part, RawDocument, Segment
 from unitok.errors import UserError
-from unitok.files import check_replaceable, kind_of, read_json, settle, whole_folder
+from unitok.files import check_replaceable, kind_of, read_json, settle, whole_folder, write_json
 from unitok.media import sniff
 from unitok.modalities import Modality, Plain, build_vocab, kind_accepting, modalities, modality_of
 from unitok.pretrained import known_vocabulary, load_state
@@ -22,8 +21,10 @@ from unitok.vocab import Vocab
 
 if TYPE_CHECKING:
     from unitok.model import Decoder
+    from unitok.model.inference import InferenceDecoder
 
 VERSION = 1
+GENERATION_CONFIG = "generation_config.json"
 B = TypeVar("B", bound="Bundle")
 
 
@@ -39,10 +40,19 @@ class Bundle:
 
     Args:
         tokenizers: by name. Each is an attribute, too: `bundle.image`, None where there is none.
+        defaults: its own settings of sampling, by kind or name, as fields of `unitok.sample.sampling.Settings`.
     """
 
-    def __init__(self, vocab: Vocab, tokenizers: Mapping[str, Any] | None = None, model: "Decoder | None" = None):
+    def __init__(
+        self,
+        vocab: Vocab,
+        tokenizers: Mapping[str, Any] | None = None,
+        model: "Decoder | None" = None,
+        defaults: Mapping[str, dict[str, Any]] | None = None,
+    ):
         self.vocab, self.tokenizers, self.model = vocab, dict(tokenizers or {}), model
+        self.defaults = dict(defaults or {})
+        self._inference: tuple[Decoder, InferenceDecoder] | None = None
         for name, part in self.tokenizers.items():
             if vocab.span(name).fingerprint not in ("", part.fingerprint()):
                 raise UserError(f"the {name} tokenizer is not the one that the vocabulary was made for; build the bundle again")
@@ -86,7 +96,8 @@ class Bundle:
             for name in info["parts"]
             if name in wanted and name in vocab.spans
         }
-        return cls(vocab, tokenizers, _decoder_at(path, device) if {"model"} & {*wanted} & {*info["parts"]} else None)
+        model = _decoder_at(path, device) if {"model"} & {*wanted} & {*info["parts"]} else None
+        return cls(vocab, tokenizers, model, read_generation_config(path))
 
     def save_pretrained(self, path: str | Path, overwrite: bool = False) -> None:
         """Write a bundle, whole or not at all. Inverse of `from_pretrained`.
@@ -100,7 +111,9 @@ class Bundle:
             if self.model is not None:
                 self.model.save_pretrained(partial / "model")
             self.vocab.save(partial / "vocab.json")
-            (partial / "bundle.json").write_text(json.dumps({"version": VERSION, "parts": self.parts}, indent=1) + "\n")
+            if self.defaults:
+                write_generation_config(partial, self.defaults)
+            write_json(partial / "bundle.json", {"version": VERSION, "parts": self.parts})
 
     @property
     def parts(self) -> list[str]:
@@ -111,6 +124,17 @@ class Bundle:
         """What it holds, as plain types, for `unitok inspect`."""
         found = {name: self.modality(name).describe(tokenizer) for name, tokenizer in self.tokenizers.items()}
         return {"ids": self.vocab.size} | found | ({"model": self.model.describe()} if self.model is not None else {})
+
+    @property
+    def inference(self) -> "InferenceDecoder":
+        """A copy of the decoder's weights, arranged for generation, made once for each `model`. Whoever changes weights in place
+        makes another Bundle."""
+        from unitok.model.inference import InferenceDecoder
+
+        model = self.require("model")
+        if self._inference is None or self._inference[0] is not model:
+            self._inference = model, InferenceDecoder(model)
+        return self._inference[1]
 
     # ---- Names ---------------------------------------------------------------------------------------------------
 
@@ -214,6 +238,24 @@ class Bundle:
         return RawDocument(document.id or name, tuple(parts))
 
 
+def write_generation_config(folder: Path, settings: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write a bundle's own settings of sampling, by kind or name: `{"image": {"temperature": 0.4}}`."""
+    write_json(folder / GENERATION_CONFIG, {"version": VERSION, "settings": settings})
+
+
+def read_generation_config(folder: Path) -> dict[str, dict[str, Any]]:
+    """A bundle's own settings of sampling; none where it has none. Inverse of `write_generation_config`."""
+    path = folder / GENERATION_CONFIG
+    if not path.exists():
+        return {}
+    found = read_json(path, "", "version", "settings")
+    if found["version"] != VERSION:
+        raise UserError(f"{path}: version {found['version']}; this unitok reads version {VERSION}")
+    if not isinstance(found["settings"], dict):
+        raise UserError(f"{path}: settings are an object, by kind of content or name of a tokenizer")
+    return found["settings"]
+
+
 def _named(content: Any) -> str:
     array = hasattr(content, "__array__") or hasattr(content, "__array_interface__") or isinstance(content, list)
     return type(content).__name__ + ("; of an array: PIL.Image.fromarray(array), or (array, Hz)" if array else "")
@@ -311,7 +353,7 @@ def make_bundle(
         model = model if "model" in paths else None
     if "model" in loaded and (trained_on := loaded["model"][1].get("vocab")):
         vocab.check_covers(Vocab.from_manifest(trained_on), "the bundle", str(paths["model"]))
-    bundle = Bundle(vocab, ordered, model)
+    bundle = Bundle(vocab, ordered, model, old.defaults if old else None)
     bundle.save_pretrained(out, overwrite=True)
     return bundle
 

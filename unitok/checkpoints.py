@@ -12,7 +12,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,23 +36,24 @@ def load_checkpoint(path: Path, trust: bool = False) -> Any:
         raise UserError(f"{path}: no such file")
     if is_sharded(path):
         return _load_sharded(path)
-    try:
-        return _load(path, trust)
-    except Exception as error:  # a torn file raises almost anything
-        foreign = [] if trust else _foreign_names(path, error)
-        if not foreign:
-            raise _unreadable(path, error) from None
-    try:
-        return _load(path, foreign=foreign)
-    except Exception:  # what a stand-in cannot do raises almost anything
-        names = ", ".join(sorted(foreign)[:4])
-        raise UserError(
-            f"{path}: holds objects that would have to be run to be read ({names}); "
-            "if you trust its author, pass --trust-checkpoint"
-        ) from None
+    foreign: list[str] = []
+    while True:
+        try:
+            return _load(path, trust, foreign)
+        except Exception as error:  # a torn file, and what a stand-in cannot do, raise almost anything
+            named = re.search(r"GLOBAL (\S+) (?:was not an allowed global|whose module)", str(error))  # torch names the first
+            if trust or not (named or foreign):
+                raise _unreadable(path, error) from None
+            if named is None or named[1] in foreign:
+                names = ", ".join(sorted(foreign)[:4])
+                raise UserError(
+                    f"{path}: holds objects that would have to be run to be read ({names}); "
+                    "if you trust its author, pass --trust-checkpoint"
+                ) from None
+            foreign.append(named[1])
 
 
-def _load(path: Path, trust: bool = False, foreign: Iterable[str] = ()) -> Any:
+def _load(path: Path, trust: bool, foreign: list[str]) -> Any:
     """The checkpoint in a file, with stand-ins for the objects of the classes `foreign`."""
     with warnings.catch_warnings(), torch.serialization.safe_globals([(_stand_in(name), name) for name in foreign]):
         warnings.simplefilter("ignore")  # of a TorchScript archive, which is refused
@@ -60,23 +61,6 @@ def _load(path: Path, trust: bool = False, foreign: Iterable[str] = ()) -> Any:
             return torch.load(path, map_location="cpu", weights_only=not trust, mmap=True)
         except RuntimeError:  # PyTorch's format of before 2020, or a file system that maps nothing
             return torch.load(path, map_location="cpu", weights_only=not trust)
-
-
-def _foreign_names(path: Path, error: Exception) -> list[str]:
-    """The classes of other programs that a checkpoint names; `error` is what torch said of the file."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # not a zip archive: PyTorch's format of before 2020, which tells one at a time, or a torn file
-        names: list[str] = []
-    while (named := re.search(r"GLOBAL (\S+) was not an allowed global", str(error))) and named[1] not in names:
-        names.append(named[1])
-        try:
-            _load(path, foreign=names)
-        except Exception as next_error:
-            error = next_error
-    return names
 
 
 def _unreadable(path: Path, error: BaseException) -> UserError:
@@ -202,11 +186,9 @@ def load_weights(path: Path, trust: bool = False) -> dict[str, Tensor]:
     `{"state_dict": {"w": …}}` gives `state_dict.w`. Errors: `UserError` saying what the file is instead.
     """
     path = Path(path)
-    if not path.exists():
-        raise UserError(f"{path}: no such file")
     if path.is_dir() and not is_sharded(path):
         raise UserError(f"{path}: a folder; give the file of the weights in it")
-    if not path.is_dir() and is_safetensors(path):
+    if path.is_file() and is_safetensors(path):
         from safetensors.torch import load_file
 
         try:

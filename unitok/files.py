@@ -116,7 +116,7 @@ def atomic_write(path: Path, staging: Path | None = None, binary: bool = False) 
             os.replace(partial, path)
         except BaseException as error:
             partial.unlink(missing_ok=True)
-            if isinstance(error, OSError) and error.filename in (None, str(partial)):
+            if isinstance(error, OSError) and error.errno and error.filename in (None, str(partial)):
                 error.filename = str(path)
             raise
     _sync(path.parent)
@@ -215,7 +215,7 @@ _PART = r"config\.json|model\.safetensors|tokenizer\.(model|json)"
 _PARTS = rf"(model|tokenizers/[^/]+)/({_PART})"
 _PAGE = r"index\.html|scores\.json"
 _OWN = {
-    "bundle": rf"bundle\.json|vocab\.json|{_PARTS}",
+    "bundle": rf"bundle\.json|vocab\.json|generation_config\.json|{_PARTS}",
     "imported model": _PARTS,
     "exported decoder": r"(generation_)?config\.json|model\.safetensors|unitok_ids\.json",
     "sample output": r"outputs\.jsonl|index\.html|\d{6}\.txt|\d{6}(-prompt-\d+)?-\d+\.\w+|\d{6}-prompt-\d+\.\w+",

@@ -19,7 +19,7 @@ import numpy as np
 
 from unitok.document import ROLES
 from unitok.errors import UserError
-from unitok.intervals import Intervals, holds, join_intervals
+from unitok.intervals import Intervals, holds, join_intervals, size_of
 from unitok.vocab import Span, Vocab
 
 
@@ -76,7 +76,7 @@ class Row:
         self.span: Span | None = None  # the one we are in
         self.sides: list[int] = []  # header values read
         self.count = 0  # ids of the body so far
-        self.frames: int | None = None  # of the body, where its codes have told
+        self.frames: int | None = None  # of the body, once its codes tell
         self._bind(left, plan)
 
     def _bind(self, left: int | None, plan: list[Want] | None) -> None:
@@ -84,7 +84,7 @@ class Row:
         if self.plan == []:
             self.state = "done"
         if left is not None and left < self.least:
-            raise UserError(f"a budget of {left} ids is too small: at least {self.least} are needed; raise --max-ids")
+            raise UserError(f"a budget of {left} ids is too small: at least {self.least} are needed; raise max_ids")
 
     def copy(self) -> "Row":
         """The same, to go on with apart."""
@@ -115,9 +115,7 @@ class Row:
             wanted, begun = ("x".join(map(str, sides)) for sides in (want.grid, self.sides))
             raise UserError(f"the plan wants {wanted} codes, the {span.modality} was begun with {begun}")
         if want.repeats and (want.repeats != there if self.frames else want.repeats < there):
-            raise UserError(
-                f"the plan wants {want.repeats} frames of {span.modality}, {there} are there already; ask for others"
-            )
+            raise UserError(f"the plan wants {want.repeats} frames of {span.modality}, {there} are there already; change it")
         return plan
 
     # ---- Where we are --------------------------------------------------------------------------------------------
@@ -211,13 +209,11 @@ class Row:
     def _allowed_side(self, span: Span) -> list[tuple[int, int]]:
         number, grid = len(self.sides), self._want().grid
         r = self.vocab.range(span.header[number])
-        if grid:
-            return list(r.interval(grid[number], grid[number]))
-        most = r.size
+        least, most = (grid[number], grid[number]) if grid else (1, r.size)
         if self.left is not None:
             fixed = len(span.header) - number + bool(span.end) + self._after()
             most = min(most, (self.left - fixed) // span.order.length(prod(self.sides)))
-        return list(r.interval(1, most))
+        return list(r.interval(least, most))
 
     def _allowed_leaving(self, span: Span) -> list[tuple[int, int]]:
         """What ends a span whose end may come here: its end id, a bare span what comes after it."""
@@ -230,8 +226,7 @@ class Row:
     def forced(self) -> int | None:
         """The one id that may come, or None where there is a choice or nothing comes any more."""
         allowed = self.allowed()
-        alone = self.state != "done" and len(allowed) == 1 and allowed[0][1] - allowed[0][0] == 1
-        return allowed[0][0] if alone else None
+        return allowed[0][0] if self.state != "done" and size_of(allowed) == 1 else None
 
     def bound(self) -> None:
         """Where the plan leaves nothing open, let `left` be just what it takes."""
@@ -298,13 +293,9 @@ class Row:
         elif id in self.vocab.roles:
             self.role, self.state = self.vocab.roles.index(id), "told"
         else:
-            self._enter(id)
-
-    def _enter(self, id: int) -> None:
-        modality = next((m for m, intervals in self.grammar.openings.items() if holds(intervals, id)), None)
-        assert modality is not None, f"id {id} ({self.vocab.name_of(id)}) opens nothing"
-        self.span, self.state, self.sides, self.frames = self.vocab.spans[modality], "in", [], None
-        self.count = 0 if self.span.begin else 1
+            modality = next(m for m, intervals in self.grammar.openings.items() if holds(intervals, id))
+            self.span, self.state, self.sides, self.frames = self.vocab.spans[modality], "in", [], None
+            self.count = 0 if self.span.begin else 1
 
     def _leave(self) -> None:
         self.span, self.state, self.count = None, "open", 0

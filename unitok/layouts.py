@@ -1,7 +1,7 @@
 """Layouts: the order in which the codes of a span's body stand, one token each. No other file computes with levels.
 
-K is the number of levels (codebooks), N the number of *units* with one code per level: frames, cells of a grid, pieces of text.
-A *count* is how many codes of the body have come. `units` is N, or None while it is open: then the body may end, or begin to,
+K is the number of levels (codebooks), N that of *units*, which have a code per level: frames, cells of a grid, pieces of text.
+`count` is how many codes of the body have come. `units` is N, or None while it is open: then the body may end, or begin to end,
 wherever another unit may begin. `sides` are those of a grid, from its header; () without one.
 """
 
@@ -95,7 +95,8 @@ class Interleaved:
 
     def until_choice(self, count: int) -> int:
         """Codes until another unit may begin or not, where N is open."""
-        return next(n for n in range(self.levels + 1) if count + n > 0 and self._at(count + n)[1] == 0)
+        step, level = self._at(count)
+        return self.prefix(step + 1) - count if level or not count else 0
 
     def is_choice(self, counts: np.ndarray) -> np.ndarray:
         """bool, of the same shape: whether another unit may begin there or not, where N is open."""
@@ -116,10 +117,9 @@ class Raster(Interleaved):
 
 
 class Delayed(Interleaved):
-    """Level k is k steps late, without padding: codes [K, N] (Copet et al. 2023, "MusicGen", section 2.2).
+    """Level k is k steps late (Copet et al. 2023, "MusicGen", section 2.2), without padding: codes [K, N].
 
-    At step t stand the levels k with 0 <= t - k < N in their order. When the last unit has begun, level 1 comes in place of
-    level 0, which tells N; what is left has no choice.
+    At step t stand the levels k with 0 <= t - k < N in order. At step N level 1 stands in place of level 0, which tells N.
     """
 
     delay = 1
@@ -133,5 +133,4 @@ def _order(levels: int, units: int, delay: int) -> tuple[np.ndarray, np.ndarray]
     return level[order], unit[order]
 
 
-#: By the name that a `Span` gives.
 LAYOUTS: dict[str, type[Interleaved]] = {"raster": Raster, "interleaved": Interleaved, "delayed": Delayed}

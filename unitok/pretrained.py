@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from unitok.checkpoints import load_weights
 from unitok.errors import UserError, first_line
 from unitok.files import read_json, settle, whole_folder, write_json
 
@@ -43,14 +44,7 @@ def load_config(folder: Path, kind: str, config_class: type) -> Any:
 
 def load_part(folder: Path, kind: str, config_class: type) -> tuple[Any, dict[str, Tensor]]:
     """Read a part's folder -> its config and state; errors: `UserError` naming the file. Inverse of `save_part`."""
-    config = load_config(folder, kind, config_class)
-    weights = Path(folder) / "model.safetensors"
-    if not weights.exists():
-        raise UserError(f"{weights}: no such file")
-    try:
-        return config, load_file(weights)
-    except SafetensorError as error:
-        raise UserError(f"{weights}: not a whole safetensors file ({error})") from None
+    return load_config(folder, kind, config_class), load_weights(Path(folder) / "model.safetensors")
 
 
 def make_config(config_class: type, row: dict, where: str) -> Any:

@@ -9,9 +9,9 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
@@ -24,6 +24,7 @@ MAX_BYTES = 2 << 30
 MAX_TEXT = 64 << 20
 #: Smaller files are read as soon as they are opened; of larger ones first the beginning.
 SMALL = 32 << 20
+NOT_UTF8 = "its name is not UTF-8; rename it"
 
 
 @dataclass(frozen=True)
@@ -50,41 +51,26 @@ def printable(name: str) -> str:
 
 
 class Files:
-    """The files under a folder.
+    """The files under a local folder; `open_files` gives those of a server by the same methods.
 
     Args:
-        folder: a local folder, or a URL that fsspec opens.
+        folder: the folder.
         root: the folder that paths must not leave; by default `folder`.
     """
 
-    def __init__(self, folder: str, root: str = ""):
-        self.remote: Any = None
-        self._true_folder = lru_cache(maxsize=1024)(self._find_true_folder)
-        if is_remote(folder):
-            import fsspec
+    remote: Any = None
 
-            try:
-                self.remote, path = fsspec.core.url_to_fs(folder, use_listings_cache=False, skip_instance_cache=True)
-            except Exception as error:  # every file system of fsspec has its own
-                raise UserError(f"{folder}: fsspec cannot open it ({first_line(error)})") from None
-            self.folder = path.rstrip("/")
-            return
+    def __init__(self, folder: str, root: str = ""):
         self.folder = os.path.realpath(folder.removeprefix("file://"))
         self.root = os.path.realpath(root) if root else self.folder
         if not os.path.isdir(self.root):
-            raise UserError(f"--root {root}: no such folder")
+            raise UserError(f"root {root or folder}: no such folder")
+        self._true_folder = lru_cache(maxsize=1024)(lambda inside: os.path.realpath(os.path.join(self.folder, inside)))
 
     # ---- What is there -------------------------------------------------------------------------------------------
 
     def exists(self, name: str) -> bool:
         """Whether there is such a file; errors: `UserError` for a server that does not answer."""
-        if self.remote is not None:
-            try:
-                return self.remote.info(self._join(name))["type"] == "file"
-            except FileNotFoundError:
-                return False
-            except Exception as error:  # every file system of fsspec has its own
-                raise UserError(f"{name}: cannot be reached ({first_line(error)})") from None
         return os.path.isfile(os.path.join(self.folder, name))
 
     def folders(self, inside: str = "") -> Iterator[tuple[str, list[str], dict[str, Found]]]:
@@ -92,27 +78,111 @@ class Files:
 
         Hidden ones (`.name`) are left out. Memory holds the names of one folder, and of those that it lies in.
         """
-        if self.remote is not None:
-            yield from self._remote_folders()
-            return
         try:
             with os.scandir(os.path.join(self.folder, inside)) as listing:
                 entries = sorted((e for e in listing if not e.name.startswith(".")), key=lambda e: os.fsencode(e.name))
         except OSError as error:
             yield inside, [inside], {inside: Found(inside, problem=f"cannot be read ({error.strerror})")}
             return
-        inner = [e.name for e in entries if e.is_dir(follow_symlinks=False)]
-        bad = {
-            os.path.join(inside, name): Found(printable(os.path.join(inside, name)), problem="its name is not UTF-8; rename it")
-            for name in inner
-            if not is_utf8(name)
-        }
+        inner = [os.path.join(inside, e.name) for e in entries if e.is_dir(follow_symlinks=False)]
+        bad = {name: Found(printable(name), problem=NOT_UTF8) for name in inner if not is_utf8(name)}
         names = [os.path.join(inside, e.name) for e in entries if not e.is_dir(follow_symlinks=False)]
         yield inside, [*names, *bad], bad
-        for name in filter(is_utf8, inner):
-            yield from self.folders(os.path.join(inside, name))
+        for name in inner:
+            if name not in bad:
+                yield from self.folders(name)
 
-    def _remote_folders(self) -> Iterator[tuple[str, list[str], dict[str, Found]]]:
+    def look(self, name: str) -> Found:
+        """One file, or why it is refused."""
+        try:
+            return self._stat(name)
+        except (UserError, OSError) as error:
+            return Found(printable(name), problem=_reason(error))
+
+    def _stat(self, name: str) -> Found:
+        found = os.stat(self._resolve(name), follow_symlinks=False)
+        if stat.S_ISDIR(found.st_mode):
+            return Found(name, problem="a link to a folder: not followed")
+        if not stat.S_ISREG(found.st_mode):
+            return Found(name, problem="neither a file nor a folder (a pipe, a socket or a device)")
+        return Found(name, found.st_size, found.st_mtime_ns)
+
+    # ---- Reading -------------------------------------------------------------------------------------------------
+
+    def _resolve(self, name: str) -> str:
+        """The true local path of a name; errors: `UserError` when it leaves the root."""
+        if not is_utf8(name):
+            raise UserError(NOT_UTF8)
+        if "://" in name:
+            raise UserError("a URL is not followed: download it, and name the file")
+        inside, _, base = name.rpartition("/")
+        path = os.path.join(self._true_folder(inside), base)
+        if base in ("", ".", "..") or os.path.islink(path):
+            path = os.path.realpath(path)
+        if path != self.root and not path.startswith(self.root.rstrip("/") + "/"):
+            raise UserError(f"leaves {self.root}: refused (`root` names a wider folder)")
+        return path
+
+    def open(self, name: str) -> IO[bytes]:
+        """A file to read from, that may seek; errors: `UserError` for one that is refused or not there."""
+        try:
+            return self._open(name)
+        except (UserError, OSError) as error:
+            raise UserError(f"{printable(name)}: {_reason(error)}") from None
+
+    def _open(self, name: str) -> IO[bytes]:
+        handle = os.open(self._resolve(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            kind = "a folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "a pipe, a socket or a device"
+            os.close(handle)
+            raise UserError(f"{kind}, not a file")
+        return os.fdopen(handle, "rb")
+
+    def read(self, name: str, stamp: int | None = None) -> bytes:
+        """All of a file; errors: `UserError` for one that is refused, absent, too large, or that changes meanwhile.
+
+        stamp: what it had when it was listed, if it was.
+        """
+        with self.open(name) as file:
+            size, before = self.stamp_of(file, name)
+            if stamp not in (None, before):
+                raise UserError(f"{name}: has changed since the run was planned")
+            if size > MAX_BYTES:
+                raise UserError(f"{name}: {size} bytes are too many (limit {MAX_BYTES})")
+            try:
+                data = file.read(size + 1)
+            except OSError as error:
+                raise UserError(f"{name}: {_reason(error)}") from None
+            if len(data) != size or self.stamp_of(file, name) != (size, before):
+                raise UserError(f"{name}: changed while it was read")
+            return data
+
+    def stamp_of(self, file: IO[bytes], name: str) -> tuple[int, int]:
+        """(bytes, stamp) of an open file."""
+        now = os.fstat(file.fileno())
+        return now.st_size, now.st_mtime_ns
+
+    def local(self, name: str) -> Path | None:
+        """A local file's true path, to be read in pieces; None for a remote one."""
+        return Path(self._resolve(name))
+
+
+class _RemoteFiles(Files):
+    """The files under a URL that fsspec opens."""
+
+    def __init__(self, folder: str):
+        import fsspec
+
+        with _asking(folder):
+            self.remote, path = fsspec.core.url_to_fs(folder, use_listings_cache=False, skip_instance_cache=True)
+        self.folder = path.rstrip("/")
+
+    def exists(self, name: str) -> bool:
+        with _asking(name):
+            path = self._join(name)
+            return self.remote.exists(path) and self.remote.info(path)["type"] == "file"
+
+    def folders(self, inside: str = "") -> Iterator[tuple[str, list[str], dict[str, Found]]]:
         for folder, folders, files in self.remote.walk(self.folder, detail=True, on_error="raise"):
             in_order = sorted(folders.items())
             folders.clear()  # fsspec goes into them in the order that it finds here
@@ -125,90 +195,49 @@ class Files:
                     infos[name] = Found(name, int(info.get("size") or 0), _remote_stamp(info))
             yield inside, list(infos), infos
 
-    def look(self, name: str) -> Found:
-        """One file, or why it is refused."""
-        try:
-            if self.remote is not None:
-                info = self.remote.info(self._join(name))
-                return Found(name, int(info.get("size") or 0), _remote_stamp(info))
-            found = os.stat(self._resolve(name), follow_symlinks=False)
-        except (UserError, OSError) as error:
-            return Found(printable(name), problem=_reason(error))
-        if stat.S_ISDIR(found.st_mode):
-            return Found(name, problem="a link to a folder: not followed")
-        if not stat.S_ISREG(found.st_mode):
-            return Found(name, problem="neither a file nor a folder (a pipe, a socket or a device)")
-        return Found(name, found.st_size, found.st_mtime_ns)
+    def _stat(self, name: str) -> Found:
+        info = self.remote.info(self._join(name))
+        return Found(name, int(info.get("size") or 0), _remote_stamp(info))
 
-    # ---- Reading -------------------------------------------------------------------------------------------------
+    def _open(self, name: str) -> IO[bytes]:
+        return self.remote.open(self._join(name), "rb")
 
     def _join(self, name: str) -> str:
         if is_remote(name) or name.startswith("/") or ".." in name.split("/"):
             raise UserError("leaves its source's folder: refused")
         return f"{self.folder}/{name}" if name else self.folder
 
-    def _resolve(self, name: str) -> str:
-        """The true local path of a name; errors: `UserError` when it leaves the root."""
-        if not is_utf8(name):
-            raise UserError("its name is not UTF-8; rename it")
-        if "://" in name:
-            raise UserError("a URL is not followed: download it, and name the file")
-        inside, _, base = name.rpartition("/")
-        path = os.path.join(self._true_folder(inside), base)
-        if base in ("", ".", "..") or os.path.islink(path):
-            path = os.path.realpath(path)
-        if path != self.root and not path.startswith(self.root.rstrip("/") + "/"):
-            raise UserError(f"leaves {self.root}: refused (--root names a wider folder)")
-        return path
-
-    def _find_true_folder(self, inside: str) -> str:
-        """Where a folder truly lies; looked up once, not for each of its files."""
-        return os.path.realpath(os.path.join(self.folder, inside))
-
-    def open(self, name: str) -> IO[bytes]:
-        """A file to read from, that may seek; errors: `UserError` for one that is refused or not there."""
-        try:
-            if self.remote is not None:
-                return self.remote.open(self._join(name), "rb")
-            handle = os.open(self._resolve(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
-                kind = "a folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "a pipe, a socket or a device"
-                os.close(handle)
-                raise UserError(f"{kind}, not a file")
-            return os.fdopen(handle, "rb")
-        except (UserError, OSError) as error:
-            raise UserError(f"{printable(name)}: {_reason(error)}") from None
-
-    def read(self, name: str, stamp: int | None = None) -> bytes:
-        """All of a file; errors: `UserError` for one that is refused, absent, too large, or that changes meanwhile.
-
-        stamp: what it had when it was listed, if it was.
-        """
-        with self.open(name) as file:
-            before = self.stamp_of(file, name)
-            if stamp is not None and before[1] != stamp:
-                raise UserError(f"{name}: has changed since the run was planned")
-            if before[0] > MAX_BYTES:
-                raise UserError(f"{name}: {before[0]} bytes are too many (limit {MAX_BYTES})")
-            try:
-                data = file.read(before[0] + 1)
-            except OSError as error:
-                raise UserError(f"{name}: {_reason(error)}") from None
-            if len(data) != before[0] or self.stamp_of(file, name) != before:
-                raise UserError(f"{name}: changed while it was read")
-            return data
-
     def stamp_of(self, file: IO[bytes], name: str) -> tuple[int, int]:
-        """(bytes, stamp) of an open file."""
-        if self.remote is not None:
-            found = self.look(name)
-            return found.size, found.stamp
-        now = os.fstat(file.fileno())
-        return now.st_size, now.st_mtime_ns
+        found = self.look(name)
+        return found.size, found.stamp
 
     def local(self, name: str) -> Path | None:
-        """A local file's true path, to be read in pieces; None for a remote one."""
-        return None if self.remote is not None else Path(self._resolve(name))
+        return None
+
+
+def open_files(folder: str, root: str = "") -> Files:
+    """The files under a local folder or a URL. Errors: `UserError` for one that cannot be opened."""
+    return _RemoteFiles(folder) if is_remote(folder) else Files(folder, root)
+
+
+def kind_of_path(path: str) -> str:
+    """What lies at a local path or a URL: `file`, `folder`, or "" for nothing."""
+    if not is_remote(path):
+        return "folder" if Path(path).is_dir() else "file" if Path(path).exists() else ""
+    files = open_files(path)
+    with _asking(path):
+        return "file" if files.remote.isfile(files.folder) else "folder" if files.remote.exists(files.folder) else ""
+
+
+@contextmanager
+def _asking(name: str) -> Iterator[None]:
+    """What a server, or fsspec in its place, answers with an error is a `UserError` that names what was asked for."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # every file system of fsspec has its own
+        raise UserError(f"{name}: cannot be reached ({first_line(error)})") from None
 
 
 def _reason(error: Exception) -> str:
@@ -230,51 +259,61 @@ def _remote_stamp(info: dict[str, Any]) -> int:
 
 @dataclass(frozen=True)
 class Blob:
-    """The content of a file, an archive's member or a table's cell: bytes at hand, or read when they are asked for.
+    """Content of an archive's member, a table's cell or a file, whose bytes are at hand.
 
     Args:
         name: what it is called in messages and in shards, relative to its source.
-        data: its bytes, if they are at hand. fetch: gives them where they are not; errors: `UserError`.
-        files: where the name is a local file of its own: what opens it, so that long audio is read in pieces.
-        stamp: what that file had when it was listed, if it was. place: where it begins in an archive, which may hold a name twice.
+        place: where it begins in an archive, which may hold a name twice.
     """
 
     name: str
-    data: bytes | None = None
-    fetch: Callable[[], bytes] | None = None
-    files: Files | None = None
-    stamp: int | None = None
+    data: bytes = field(default=b"", repr=False)
     place: int = 0
 
-    @classmethod
-    def of(cls, files: Files, name: str, stamp: int | None = None) -> "Blob":
-        """A file of a source."""
-        return cls(name, None, lambda: files.read(name, stamp), files if files.remote is None else None, stamp)
+    @staticmethod
+    def of(files: Files, name: str, stamp: int | None = None) -> "Blob":
+        """The content of a file, which is read when it is asked for. stamp: what it had when it was listed, if it was."""
+        return _FileBlob(name, files=files, stamp=stamp)
 
     def read(self) -> bytes:
         """All of it; errors: `UserError`."""
-        if self.data is not None:
-            return self.data
-        assert self.fetch is not None
-        return self.fetch()
-
-    def loaded(self) -> "Blob":
-        """Itself, with the bytes at hand if they are few; so that a file is opened once."""
-        if self.data is not None or (self.files is not None and self.files.look(self.name).size > SMALL):
-            return self
-        return replace(self, data=self.read())
+        return self.data
 
     def head(self) -> bytes:
         """The first 4096 bytes, which say what it is."""
-        if self.files is None or self.data is not None:
-            return self.read()[:4096]
-        with self.files.open(self.name) as file:
-            return file.read(4096)
+        return self.data[:4096]
+
+    def loaded(self) -> "Blob":
+        """Itself, with the bytes at hand where they are few; so that a file is opened once."""
+        return self
 
     @contextmanager
     def local(self) -> Iterator[Path | None]:
         """The path of a local file of its own, to be read in pieces, or None; errors: `UserError` if it changes meanwhile."""
-        if self.files is None or self.data is not None:
+        yield None
+
+
+@dataclass(frozen=True)
+class _FileBlob(Blob):
+    """The content of a file of a source."""
+
+    files: Any = None
+    stamp: int | None = None
+
+    def read(self) -> bytes:
+        return self.files.read(self.name, self.stamp)
+
+    def head(self) -> bytes:
+        with self.files.open(self.name) as file:
+            return file.read(4096)
+
+    def loaded(self) -> Blob:
+        large = self.files.remote is None and self.files.look(self.name).size > SMALL
+        return self if large else Blob(self.name, self.read())
+
+    @contextmanager
+    def local(self) -> Iterator[Path | None]:
+        if self.files.remote is not None:
             yield None
             return
         before = self.files.look(self.name)

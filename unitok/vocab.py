@@ -80,6 +80,8 @@ class Vocab:
         """
         if span.modality in self.spans:
             raise UserError(f"modality {span.modality!r} is declared already; an old one never changes")
+        if strange := [name for name in sizes if name not in (*span.header, *span.body)]:
+            raise UserError(f"{span.modality}: neither its header nor its body names {strange[0]!r}")
         ranges, specials = list(self.ranges), dict(self.specials)
         for name, size in sizes.items():
             known = next((r for r in ranges if r.name == name), None)

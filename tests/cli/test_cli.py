@@ -184,7 +184,7 @@ def test_mistakes_in_tokenizing_are_one_line_and_leave_nothing(bundle_folder, sc
         ((scenes_folder, out, "--recipe", tmp_path / "r.yaml"), ["not both"]),
         ((out, "--recipe", tmp_path / "r.yaml"), ["nowhere", "no such file"]),
         ((out, "--recipe", tmp_path / "no.yaml"), ["no.yaml", "no such file"]),
-        ((out, "--recipe", tmp_path / "r.yaml", "--flip"), ["--flip", "for each source"]),
+        ((out, "--recipe", tmp_path / "r.yaml", "--order", "image"), ["--order", "for each source"]),
         ((scenes_folder, out, "--template", "[{type: smell}]"), ["--template", "part 1"]),
         ((scenes_folder, out, "--template", "{"), ["--template", "YAML"]),
         ((scenes_folder, out, "--order", "image,smell"), ["order", "smell"]),
@@ -197,7 +197,7 @@ def test_mistakes_in_tokenizing_are_one_line_and_leave_nothing(bundle_folder, sc
         ((scenes_folder, out, "--template", "[]"), ["--template", "a list of parts"]),
         ((scenes_folder, "memory://out"), ["memory://out", "local folder"]),
         ((scenes_folder, out, "--max-error-rate", "2"), ["--max-error-rate"]),
-        ((scenes_folder, out, "--audio-segment", "-1"), ["audio_segment"]),
+        ((scenes_folder, out, "--audio-segment", "-1"), ["audio: segment"]),
         (("nosuchprotocol://x/y", out), ["nosuchprotocol"]),
         (("memory://nothing/here", out), ["no such file"]),
     ):

@@ -184,7 +184,7 @@ def test_the_order_is_a_pure_function_of_seed_and_epoch(token_folder):
 
 
 def test_weights_by_modality_and_level_reach_the_positions(token_folder):
-    weights = {"image": 0.5, "audio": 2.0, "audio_1": 0.25}
+    weights = {"image": 0.5, "audio": 2.0, "audio.1": 0.25}
     data = PackedDataset(TokenDataset(token_folder[0]), 96, seed=3, drop_condition=0.0, weights=weights)
     seen = set()
     for unit in itertools.chain(*data.rows(0)):

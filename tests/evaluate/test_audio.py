@@ -63,5 +63,5 @@ def test_nothing_to_measure_is_one_line(bundle_folder, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["eval", "audio-tokenizer", str(bundle_folder), str(tmp_path), "--out", str(tmp_path / "out")])
     assert stop.value.code == 2
-    assert "no sounds in it" in capsys.readouterr().err
+    assert "no audio files in it" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

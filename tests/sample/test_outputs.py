@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from test_page import Elements, only_utf8
+from elements import Elements, only_utf8
 
 from unitok.api import Unitok
 from unitok.cli import main
@@ -182,11 +182,12 @@ def test_files_of_a_prompt_keep_nothing_of_their_names_and_pages_quote_the_rest(
         "h1",
         "p",
         "article",
+        "figure",
         "div",
         "img",
         "audio",
     }
-    assert all(set(a) <= {"src", "alt", "controls"} for tag, a in elements if tag in ("img", "audio"))
+    assert all(set(a) <= {"src", "alt", "controls", "class", "width"} for tag, a in elements if tag in ("img", "audio"))
     sources = [a["src"] for tag, a in elements if tag in ("img", "audio")]
     assert len(sources) == 8
     assert all((out / source).is_file() for source in sources)

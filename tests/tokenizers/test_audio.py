@@ -97,7 +97,7 @@ def test_segments_fade_into_one_another_and_keep_their_loudness(seconds):
     assert again.shape == sound.shape
     assert again.isfinite().all()
     with torch.no_grad():
-        first = model(sound[..., :length]).samples.clamp(-1, 1)
+        first = model(sound[..., :length]).signal.clamp(-1, 1)
     alone = min(stride, sound.shape[-1]) if count == 1 else stride
     torch.testing.assert_close(again[..., :alone], first[..., :alone], atol=1e-5, rtol=0)
     size = model.size(sound[0])
@@ -125,7 +125,7 @@ def test_weight_norm_is_folded_without_a_change(tmp_path):
         after = model(sound)
     assert model.config.norm == "none"
     assert torch.equal(before.codes, after.codes)
-    torch.testing.assert_close(before.samples, after.samples, atol=1e-6, rtol=0)
+    torch.testing.assert_close(before.signal, after.signal, atol=1e-6, rtol=0)
     model.save_pretrained(tmp_path / "audio")
     again = AudioTokenizer.from_pretrained(tmp_path / "audio")
     assert again.fingerprint() == model.fingerprint()

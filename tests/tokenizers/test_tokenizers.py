@@ -247,7 +247,7 @@ def test_the_decoder_of_a_patched_vqgan_is_exact_about_shape():
         ImageTokenizerConfig(ch=32, ch_mult=(1, 1, 2), patch=3, z_channels=8, resolution=24, codebook_size=8)
     )
     assert model.stride == 12
-    assert model(torch.zeros(1, 3, 25, 13), quantize=False).pixels.shape == (1, 3, 25, 13)
+    assert model(torch.zeros(1, 3, 25, 13), quantize=False).signal.shape == (1, 3, 25, 13)
 
 
 def test_audio_properties_say_the_rates(tiny):

@@ -379,10 +379,11 @@ def test_checkpoints_are_written_by_the_clock_but_not_while_batches_are_skipped(
         run_lightning(arguments("decoder", tmp_path / "torn", tokens, 20, "--resume", "auto"))
 
 
-def test_samples_are_taken_while_it_trains_and_change_nothing(tmp_path, tokens, bundle_folder, scenes_folder):
+def test_samples_are_taken_while_it_trains_and_change_nothing(tmp_path, tokens, bundle_folder, scenes_folder, capsys):
     longer = ["--model.init_args.decoder.max_position_embeddings", "1024"]
     run_lightning(arguments("decoder", tmp_path / "without", tokens, 3, *longer))
-    watch = ["--trainer.callbacks+=unitok.scenes.watch.Samples", f"--trainer.callbacks.bundle={bundle_folder}"]
+    bundle = f"--trainer.callbacks.bundle={bundle_folder}"
+    watch = ["--trainer.callbacks+=unitok.scenes.SceneSamples", bundle]
     often = ["--trainer.callbacks.every_minutes=1e-6", "--trainer.callbacks.number=2"]
     run_lightning(
         arguments(
@@ -402,7 +403,12 @@ def test_samples_are_taken_while_it_trains_and_change_nothing(tmp_path, tokens, 
     assert b"text_to_audio/0" in events
     prompts = tmp_path / "run" / "samples" / "step=3" / "samples" / "image_to_text" / "outputs.jsonl"
     mine = [f"--trainer.callbacks.prompts={prompts}", *often, "--trainer.callbacks.max_ids=300"]
-    run_lightning(arguments("decoder", tmp_path / "mine", tokens, 1, *longer, *watch, *mine))
+    run_lightning(
+        arguments(
+            "decoder", tmp_path / "mine", tokens, 1, *longer, "--trainer.callbacks+=unitok.training.Samples", bundle, *mine
+        )
+    )
     assert (tmp_path / "mine" / "samples" / "step=1" / "audio" / "outputs.jsonl").exists()
-    with pytest.raises(UserError, match="Samples: give either scenes or prompts"):
+    with pytest.raises(SystemExit):  # no scenes are given
         run_lightning(arguments("decoder", tmp_path / "no", tokens, 1, *watch))
+    assert "scenes" in capsys.readouterr().err

@@ -65,7 +65,7 @@ def test_validation_happens_by_itself_in_a_run_and_at_its_end_and_changes_nothin
 
 
 def test_a_decoders_validation_is_the_mean_over_positions_whatever_the_batch(tmp_path, tokens, measured):
-    weighted = ["--data.init_args.text_weight", "3", "--data.init_args.val_path", str(tokens)]
+    weighted = ["--data.init_args.loss_weights", "{text: 3}", "--data.init_args.val_path", str(tokens)]
     weighted += ["--data.init_args.row_length", "512", "--data.init_args.max_length", "512"]  # no document in pieces
     weighted += ["--model.init_args.decoder.max_position_embeddings", "512"]
     run_lightning(arguments("decoder", tmp_path / "run", tokens, 3, *weighted))
@@ -121,5 +121,5 @@ def test_a_tokenizers_validation_is_the_mean_over_samples_whatever_the_batch(kin
         tokenizer, _ = load_trained_part("image", tmp_path / "run")
         with torch.no_grad():
             images = [load_image(file)[None] for file in sorted(data.iterdir())]
-            errors = [float((tokenizer(image).pixels - image).square().mean() / 4) for image in images]
+            errors = [float((tokenizer(image).signal - image).square().mean() / 4) for image in images]
         assert found[0]["val_psnr"] == pytest.approx(np.mean([-10 * math.log10(e) for e in errors]), rel=1e-4)

@@ -191,6 +191,17 @@ def bundle(arguments: list[str]) -> None:
     print(f"{o.out}: {', '.join(made.parts)}; {made.vocab.size} ids")
 
 
+#: How content is read: the fields of `Modality.Options` of each kind, with their types.
+OPTIONS = (
+    ("image-area", int, "most pixels of an image; 0: the tokenizer's resolution squared"),
+    ("image-fit", str, "keep all of each image, crop its center square, or resize it to a distorted square"),
+    ("image-crops", int, "additional documents per document with images, of random crops"),
+    ("image-crop-scale", float, "least fraction of a side that a random crop has (default: 0.5)"),
+    ("image-flip", bool, "one additional document per document with images, mirrored"),
+    ("audio-segment", float, "cut audio into documents of this many seconds; 0: whole"),
+)
+
+
 def _tokenize_parser() -> argparse.ArgumentParser:
     """The flags of `unitok tokenize`."""
     p = _parser("tokenize", tokenize.__doc__)
@@ -210,20 +221,16 @@ def _tokenize_parser() -> argparse.ArgumentParser:
     what.add_argument("--template", default="", help="YAML or a file of it: the parts of a document, with {fields} of a row")
     what.add_argument("--root", default="", metavar="DIR", help="folder that paths must not leave (default: the source's)")
     what.add_argument("--order", default="", help="types in order, such as image,text; random: each document its own")
-    what.add_argument("--crops", type=int, default=0, help="more documents of each one with pictures, of random crops")
-    what.add_argument("--flip", action="store_true", help="one more document of each one with pictures, mirrored")
     what.add_argument(
-        "--audio-segment", type=float, default=0.0, help="cut sounds into documents of this many seconds; 0: whole"
+        "--instance",
+        action="append",
+        default=[],
+        metavar="KIND=NAME",
+        help="which tokenizer files of a kind go to: audio=speech",
     )
-    what.add_argument(
-        "--image-area", type=int, default=0, help="most pixels of a picture; 0: the tokenizer's resolution squared"
-    )
-    what.add_argument(
-        "--image-fit",
-        choices=("keep", "crop", "resize"),
-        default="keep",
-        help="all of each picture, its centre square, or a distorted square",
-    )
+    for flag, given, told in OPTIONS:
+        kind = {"action": "store_true"} if given is bool else {"type": given, "metavar": given.__name__.upper()}
+        what.add_argument(f"--{flag}", default=None, help=told, **kind)
     what.add_argument("--validation", type=float, default=0.0, help="share of the documents that make the split `validation`")
     what.add_argument("--shard-size", type=int, default=0, help="documents a shard; 0: 4096, fewer for a small source")
     what.add_argument("--seed", type=int, default=0, help="of random orders, crops and choices")
@@ -252,8 +259,8 @@ def tokenize(arguments: list[str]) -> None:
         raise UserError("--workers must be at least 0 and --max-error-rate in [0, 1]")
     if (o.shard_index is None) != (o.num_shards is None):
         raise UserError("--shard-index and --num-shards belong together")
-    if o.recipe and (o.template or o.root or o.order or o.crops or o.flip or o.audio_segment):
-        raise UserError("--recipe: say --template, --root, --order, --crops, --flip and --audio-segment in it, for each source")
+    if o.recipe and (o.template or o.root or o.order or o.instance):
+        raise UserError("--recipe: say --template, --root, --order and --instance in it, for each source")
     from unitok.data.prepare.plan import Plan
     from unitok.data.prepare.recipe import SourceSpec, parse_template
     from unitok.data.prepare.tokenize import estimate, print_estimate
@@ -264,18 +271,22 @@ def tokenize(arguments: list[str]) -> None:
         template=parse_template(o.template) if o.template else (),
         order=tuple(o.order.split(",")) if o.order else (),
         root=o.root,
-        crops=o.crops,
-        flip=o.flip,
-        audio_segment=o.audio_segment,
+        instances=dict(pair.split("=", 1) if "=" in pair else (pair, "") for pair in o.instance),
     )
+    options: dict[str, dict[str, Any]] = {}
+    for flag, _, _ in OPTIONS:
+        kind, _, name = flag.replace("-", "_").partition("_")
+        if (given := getattr(o, flag.replace("-", "_"))) not in (None, False):
+            options.setdefault(kind, {})[name] = given
     plan = Plan(
-        *(o.source, o.out, o.bundle, o.shard_size, o.image_area, _check_device(o.device), o.image_fit, o.recipe),
-        *(spec, o.validation, o.threads, o.seed),
+        *(o.source, o.out, o.bundle, o.shard_size, _check_device(o.device), o.recipe),
+        *(spec, options, o.validation, o.threads, o.seed),
     )
     if o.dry_run:
         print_estimate(plan, estimate(plan))
     else:
-        run(plan, o.workers, o.max_error_rate, o.engine, None if o.shard_index is None else (o.shard_index, o.num_shards))
+        part = None if o.shard_index is None else (o.shard_index, o.num_shards)
+        run(plan, o.workers, o.max_error_rate, o.engine, part, progress=True)
 
 
 def detokenize(arguments: list[str]) -> None:
@@ -289,7 +300,7 @@ def detokenize(arguments: list[str]) -> None:
     o = p.parse_args(arguments)
     from unitok.data.prepare.tokenize import detokenize as run
 
-    count = run(o.data, o.out, o.bundle, _check_device(o.device), o.limit)
+    count = run(o.data, o.out, o.bundle, _check_device(o.device), o.limit, progress=True)
     print(f"{o.out}: {count} documents")
 
 
@@ -537,11 +548,12 @@ def evaluate_image_tokenizer(arguments: list[str]) -> None:
     _device(p)
     o = p.parse_args(arguments)
     from unitok.evaluate.image import evaluate_image_tokenizer as run
-    from unitok.evaluate.image import print_table
+    from unitok.evaluate.tokenizer import print_table
 
     scores = run(
         *(o.tokenizer, o.images, o.out, o.size, o.area, o.limit, o.batch_size, o.lpips, o.inception),
         *(_check_device(o.device), o.overwrite),
+        progress=True,
     )
     print_table(scores)
     print(f"open {o.out / 'index.html'}")
@@ -559,9 +571,9 @@ def evaluate_audio_tokenizer(arguments: list[str]) -> None:
     _device(p)
     o = p.parse_args(arguments)
     from unitok.evaluate.audio import evaluate_audio_tokenizer as run
-    from unitok.evaluate.audio import print_table
+    from unitok.evaluate.tokenizer import print_table
 
-    print_table(run(o.tokenizer, o.sounds, o.out, o.seconds, o.limit, _check_device(o.device), o.overwrite))
+    print_table(run(o.tokenizer, o.sounds, o.out, o.seconds, o.limit, _check_device(o.device), o.overwrite, progress=True))
     print(f"open {o.out / 'index.html'}")
 
 
@@ -581,10 +593,8 @@ def evaluate(arguments: list[str]) -> None:
     p.add_argument("--out", type=Path, default=Path("runs/eval"), help="folder for scores.json and the samples")
     p.add_argument("--count", type=int, default=200, help="scenes that each direction is scored on")
     p.add_argument("--seed", type=int, default=0, help="of sampling")
-    p.add_argument("--guidance", type=float, default=1.5, help="guidance of pictures")
-    p.add_argument(
-        "--temperature", type=float, default=0.7, help="temperature of pictures and sounds; text takes the likeliest"
-    )
+    p.add_argument("--guidance", type=float, help="guidance of images; default: the bundle's own")
+    p.add_argument("--temperature", type=float, help="temperature of images and audio; default: the bundle's own")
     _device(p)
     o = p.parse_args(arguments)
     from unitok.scenes.evaluate import evaluate_bundle, print_scores

@@ -8,16 +8,17 @@ from unitok.modalities import modalities
 from unitok.sample.sampling import Settings
 
 
-def settings_from(options: dict[str, Any]) -> dict[str, Settings]:
-    """Flags -> settings: `temperature` holds for all modalities, `image_temperature` for one; errors name the flag."""
+def settings_from(options: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Flags -> fields of settings: `temperature` holds for all modalities, `image_temperature` for one; errors name the flag."""
     names = [f.name for f in fields(Settings)]
-    common = {name: options[name] for name in names if options.get(name) is not None}
-    Settings(**common)
-    out = {}
-    for modality in modalities():
-        own = {name: value for name in names if (value := options.get(f"{modality}_{name}")) is not None}
+    given = {
+        prefix: {name: value for name in names if (value := options.get(f"{prefix}{name}")) is not None}
+        for prefix in ("", *(f"{modality}_" for modality in modalities()))
+    }
+    for prefix, own in given.items():
         try:
-            out[modality] = Settings(**common | own)
+            Settings(**own)
         except UserError as error:
-            raise UserError(str(error).replace("--", f"--{modality}-", 1)) from None
-    return out
+            name, _, problem = str(error).partition(" ")
+            raise UserError(f"--{f'{prefix}{name}'.replace('_', '-')} {problem}") from None
+    return {modality: given[""] | given[f"{modality}_"] for modality in modalities()}

@@ -3,32 +3,20 @@
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
-from unitok import page as pages
+from unitok import pages
 from unitok.errors import UserError, first_line, visible
 from unitok.files import read_json, settle
 from unitok.hardware import HARDWARE
 from unitok.pretrained import load_config, make_config
 
 if TYPE_CHECKING:
-    from unitok.api import Unitok
     from unitok.data.shards import TokenDataset
-    from unitok.document import Segment
     from unitok.model import DecoderConfig
-
-
-@dataclass(frozen=True)
-class Page:
-    """A page of decoded samples of a data set, to look at and listen to: its file, the tokenizers, how many."""
-
-    path: Path
-    bundle: Path
-    samples: int = 24
 
 
 def inspect(
@@ -69,7 +57,7 @@ def inspect(
     known = presets.PRESETS.get(what)
     settle(folder)
     if "://" in what or (folder / "dataset.json").exists():
-        _inspect_dataset(what, verify, Page(page, bundle, samples) if page and bundle else None)
+        _inspect_dataset(what, verify, page, bundle, samples)
     elif page is not None:
         raise UserError(f"{what}: no data set (dataset.json), so there are no samples for --page")
     elif (folder / "bundle.json").exists():
@@ -99,7 +87,7 @@ def _decoder_config(folder: Path) -> "DecoderConfig | None":
     return None
 
 
-def _inspect_dataset(folder: str, verify: bool, page: Page | None) -> None:
+def _inspect_dataset(folder: str, verify: bool, page: Path | None, bundle: Path | None, samples: int) -> None:
     from unitok.data.shards import TokenDataset
 
     dataset = TokenDataset(folder if "://" in folder else Path(folder))
@@ -122,9 +110,9 @@ def _inspect_dataset(folder: str, verify: bool, page: Page | None) -> None:
         print(f"  left out: {skipped} bad{filtered}")
     print(f"  lengths: shortest {lengths.min()}, median {int(np.median(lengths))}, longest {lengths.max()} ids")
     print(histogram(lengths))
-    if page is not None:
-        write_page(dataset, page)
-        print(f"  samples: {page.path}")
+    if page and bundle:
+        write_page(dataset, page, bundle, samples)
+        print(f"  samples: {page}")
     if verify:
         problems = dataset.verify()
         if problems:
@@ -149,44 +137,27 @@ def histogram(lengths: np.ndarray, bars: int = 12, width: int = 50) -> str:
     return "\n".join(lines)
 
 
-def write_page(dataset: "TokenDataset", page: Page) -> None:
-    """One self-contained HTML file with documents from all over a data set, decoded."""
-    from unitok.api import Unitok
+def write_page(dataset: "TokenDataset", page: Path, tokenizers: Path, samples: int) -> None:
+    """Write one self-contained HTML file with documents from all over a data set, decoded by a bundle's tokenizers."""
+    from unitok.bundle import Bundle
 
-    pages.check_page(page.path)
-    unitok = Unitok.from_pretrained(page.bundle, parts="tokenizers")
-    unitok.vocab.check_covers(dataset.vocab, str(page.bundle), str(dataset.folder))
-    chosen = np.unique(np.linspace(0, len(dataset) - 1, min(page.samples, len(dataset))).round().astype(int))
+    pages.check_page(page)
+    bundle = Bundle.from_pretrained(tokenizers, parts="tokenizers")
+    bundle.vocab.check_covers(dataset.vocab, str(tokenizers), str(dataset.folder))
+    chosen = np.unique(np.linspace(0, len(dataset) - 1, min(samples, len(dataset))).round().astype(int))
     articles = []
     for index in map(int, chosen):
         document = dataset.document(index)
-        pieces = [_piece(unitok, segment) for segment in document.segments]
-        where = f"{index}: {document.id}" + (f" ({document.source})" if document.source != document.id else "")
-        articles.append(f"<article><h2>{pages.text(where)}, {len(dataset.ids(index))} ids</h2>{''.join(pieces)}</article>")
+        figures = []
+        for segment in document.segments:
+            element = bundle.modality(segment.modality).html(bundle.require(segment.modality), bundle.decode(segment))
+            role = "" if segment.role == "none" else segment.role
+            figures.append(pages.Figure(element, f"{role} {segment.source}".strip(), "" if segment.loss else "given"))
+        source = "" if document.source == document.id else f" ({document.source})"
+        articles.append(pages.Article(figures, f"{index}: {document.id}{source}, {len(dataset.ids(index))} ids"))
     title = f"{dataset.folder.name}: {len(articles)} of {len(dataset)} documents"
-    lead = "<p>As they come back from their ids. Grey: read, not learnt.</p>"
-    pages.write_page(page.path, title, _STYLE, lead + "".join(articles))
-
-
-_STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#222}
-h2{flex-basis:100%;font-size:.85rem;font-weight:500;margin:0;color:#666;overflow-wrap:anywhere}
-article{border:1px solid #ddd;border-radius:8px;padding:.8rem 1rem;margin:1rem 0;display:flex;flex-wrap:wrap;gap:1rem;align-items:center}
-figure{margin:0;max-width:100%}figcaption{font-size:.75rem;color:#777;overflow-wrap:anywhere}img{min-width:96px;max-width:320px;background:#eee}
-.read{opacity:.6}p{margin:0;white-space:pre-wrap}"""
-
-
-def _piece(unitok: "Unitok", segment: "Segment") -> str:
-    from unitok.media import encode_png, encode_wav
-
-    content = unitok.decode(segment)
-    said = " ".join(filter(None, [segment.role if segment.role != "none" else "", segment.source]))
-    if segment.modality == "text":
-        inner = f"<p>{pages.text(content)}</p>"
-    elif segment.modality == "image":
-        inner = pages.image(encode_png(content))
-    else:
-        inner = pages.audio(encode_wav(content, unitok.require("audio").sample_rate))
-    return f'<figure class="{"" if segment.loss else "read"}">{inner}<figcaption>{pages.text(said)}</figcaption></figure>'
+    lead = "As they come back from their ids. Gray: read, not learned."
+    pages.write_page(page, "articles.html", title=title, lead=lead, articles=articles)
 
 
 def _inspect_bundle(folder: Path, plan: dict[str, Any]) -> None:

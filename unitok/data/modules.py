@@ -296,8 +296,8 @@ class TokenShards(_Module):
         max_length: most ids of a document (default: a row's).
         long_documents: what to do with longer ones: `split` them into pieces, `cut` off the rest, `drop` or `refuse` them.
         drop_condition: share of documents trained without their condition, for guidance in sampling.
-        text_weight, image_weight, audio_weight: factors on the loss of each modality.
-        audio_level_weights: factors on the loss of each level of sounds, or none.
+        loss_weights: factors on the loss by kind, instance or range: `{text: 3, speech: 0.5, audio.0: 2}`, the last of them of
+            the first level of audio. Those that fit a token are multiplied.
         workers: processes that pack; 0 packs in the training process. seed: of the order.
         validations: as for `ImageFiles`. val_samples: rows that a run validates on, at most; `unitok validate` takes all.
     """
@@ -311,10 +311,7 @@ class TokenShards(_Module):
         max_length: int | None = None,
         long_documents: LongDocuments = "split",
         drop_condition: float = 0.1,
-        text_weight: float = 1.0,
-        image_weight: float = 1.0,
-        audio_weight: float = 1.0,
-        audio_level_weights: list[float] | None = None,
+        loss_weights: dict[str, float] | None = None,
         workers: int = 0,
         seed: int = 0,
         validations: int = 10,
@@ -327,23 +324,15 @@ class TokenShards(_Module):
             raise UserError(f"max_length {max_length}: it must be at least 2 ids")
         self.path, self.val_path, self.row_length = path, val_path, row_length
         self.max_length, self.long_documents, self.drop_condition = max_length, long_documents, drop_condition
-        self.weights = {"text": text_weight, "image": image_weight, "audio": audio_weight}
-        self.level_weights = audio_level_weights or []
-        self.weights |= {f"audio_{level}": w for level, w in enumerate(self.level_weights)}
+        self.loss_weights = loss_weights or {}
         self._train: PackedDataset | None = None
         self._val: PackedDataset | None = None
 
     def _data(
         self, sets: list[TokenDataset], shares: list[float] | None, drop_condition: float, vocab: Vocab | None = None
     ) -> PackedDataset:
-        how = (self.row_length, self.seed, drop_condition, self.weights, shares, self.max_length, self.long_documents)
-        data = PackedDataset(sets, *how, vocab=vocab)
-        levels = len(data.vocab.body("audio")) if "audio" in data.vocab.spans else 0
-        if self.level_weights and len(self.level_weights) != levels:
-            raise UserError(
-                f"audio_level_weights: {len(self.level_weights)} numbers, the vocabulary has {levels} levels of sounds"
-            )
-        return data
+        how = (self.row_length, self.seed, drop_condition, self.loss_weights, shares, self.max_length, self.long_documents)
+        return PackedDataset(sets, *how, vocab=vocab)
 
     def training_data(self) -> PackedDataset:
         if self._train is None:

@@ -14,6 +14,7 @@ or sound, the document's number in the row, the target's loss weight, and the ta
 
 import hashlib
 import logging
+import math
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -104,7 +105,7 @@ class PackedDataset(torch.utils.data.Dataset):
         row_length: ids a row, T.
         seed: of the order and of condition dropping.
         drop_condition: share of documents that are replaced by their unconditional form, bos and one trained span.
-        weights: by modality, or by modality and level as in `audio_0`, factors on the loss.
+        weights: factors on the loss by kind, instance or range (`audio.0`); see `TokenShards`.
         shares: of the ids of an epoch, for each data set, in any unit; default: what there is, each document once.
         max_length: most ids of a document, at most (and by default) a row's.
         long_documents: what to do with longer ones: `split` them into pieces, `cut` off the rest, `drop` or `refuse` them.
@@ -145,11 +146,17 @@ class PackedDataset(torch.utils.data.Dataset):
         self._epochs: dict[int, tuple[np.ndarray, list[np.ndarray]]] = {}
 
     def _factor_table(self, weights: Mapping[str, float]) -> np.ndarray:
-        """float32 [V]: the factor on the loss of each code's id."""
-        table = np.ones(self.vocab.size, np.float32)
-        for modality in self.vocab.spans:
-            for level, r in enumerate(self.vocab.body(modality)):
-                table[r.offset : r.stop] = weights.get(modality, 1.0) * weights.get(f"{modality}_{level}", 1.0)
+        """float32 [V]: the factor on the loss of each code's id. Errors: `UserError` for a weight of what there is not."""
+        table, known = np.ones(self.vocab.size, np.float32), set[str]()
+        for name, span in self.vocab.spans.items():
+            for r in self.vocab.body(name):
+                names = {span.kind or name, name, r.name}
+                table[r.offset : r.stop] = math.prod(weights.get(n, 1.0) for n in sorted(names))
+                known |= names
+        if unknown := set(weights) - known:
+            raise UserError(
+                f"loss_weights: no {', '.join(sorted(unknown))} in the vocabulary; there is {', '.join(sorted(known))}"
+            )
         return table
 
     def _split(self, dataset: TokenDataset, how: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

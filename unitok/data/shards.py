@@ -158,11 +158,14 @@ class TokenDataset:
             name = self.shards[number]["file"]
             path = self.remote.fetch(self.shards[number]) if self.remote else self.folder / name
             try:
-                self._open[number] = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+                table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
             except FileNotFoundError:
                 raise UserError(f"{path}: no such file, though dataset.json lists it; make the data set again") from None
             except pa.ArrowInvalid:
                 raise UserError(f"{path}: not an Arrow file; make the data set again") from None
+            if table.column_names != SCHEMA.names:
+                raise UserError(f"{path}: not a shard of version {VERSION}; make the data set again")
+            self._open[number] = table
             while len(self._open) > self.OPEN:
                 self._open.popitem(last=False)
         self._open.move_to_end(number)
@@ -179,24 +182,13 @@ class TokenDataset:
 
     def lengths(self) -> np.ndarray:
         """int64 [documents]: number of ids of each. Of a remote data set this column alone is read."""
-        found = [np.zeros(0, np.int64)]
-        for number in range(len(self.shards)):
-            column = self._column(number, "length")
-            if column is None:  # of a data set made before there was such a column
-                offsets = [c.offsets.to_numpy() for c in self._table(number).column("tokens").chunks]
-                found += [np.diff(o).astype(np.int64) for o in offsets]
-                continue
-            found.append(column.to_numpy().astype(np.int64))
-        return np.concatenate(found)
+        columns = [self._column(number, "length").to_numpy() for number in range(len(self.shards))]
+        return np.concatenate([np.zeros(0, np.int64), *columns], dtype=np.int64)
 
-    def _column(self, number: int, name: str) -> pa.ChunkedArray | None:
-        """A column of a shard, or None where it has no such; of a remote data set's the rest is not read."""
-        if self.remote and number not in self._open:
-            column = self.remote.column(self.shards[number], name)
-            if column is not None:
-                return column
-        table = self._table(number)
-        return table.column(name) if name in table.column_names else None
+    def _column(self, number: int, name: str) -> pa.ChunkedArray:
+        """A column of a shard; of a remote data set's the rest is not read."""
+        column = self.remote.column(self.shards[number], name) if self.remote and number not in self._open else None
+        return self._table(number).column(name) if column is None else column
 
     def ids(self, index: int) -> np.ndarray:
         """int64 [L]: the ids of a document, bos to eos."""
@@ -214,9 +206,7 @@ class TokenDataset:
         found: list[list[SegmentSpan]] = [[]] * len(indices)
         for number in np.unique(shards).tolist():
             where = np.flatnonzero(shards == number)
-            column = self._column(number, "spans")
-            assert column is not None
-            rows = column.take(pa.array(indices[where] - self._starts[number])).to_pylist()
+            rows = self._column(number, "spans").take(pa.array(indices[where] - self._starts[number])).to_pylist()
             for at, spans in zip(where.tolist(), rows, strict=True):
                 found[at] = _placed(spans)
         return found
@@ -225,8 +215,7 @@ class TokenDataset:
         """A document with its codes. Inverse of what `write_shard` wrote."""
         table, row = self._place(index)
         read = self.vocab.decode(self.ids(index), self.placed(index))
-        source = table.column("source")[row].as_py() if "source" in table.column_names else ""
-        return Document(read.segments, table.column("id")[row].as_py(), source)
+        return Document(read.segments, table.column("id")[row].as_py(), table.column("source")[row].as_py())
 
     def shuffled(self, seed: int = 0, epoch: int = 0, rank: int = 0, world: int = 1, start: int = 0) -> Iterator[int]:
         """Indices of an epoch in random order, for one of `world` processes: each document once, at most one process has one more.
@@ -321,13 +310,9 @@ class _Remote:
                 raise UserError(f"{where}: came damaged: its checksum differs from dataset.json; try again")
 
     def column(self, shard: dict, name: str) -> pa.ChunkedArray | None:
-        """One column, without the rest; None where the shard is at hand, or has none."""
+        """One column, without the rest; None where the shard is at hand."""
         if (self.cache / shard["file"]).exists():
             return None
         with self.fs.open(f"{self.folder}/{shard['file']}", "rb") as file:
-            reader = pa.ipc.open_file(pa.PythonFile(file, mode="r"))
-            if name not in reader.schema.names:
-                return None
-            field = reader.schema.get_field_index(name)
-            options = pa.ipc.IpcReadOptions(included_fields=[field])
+            options = pa.ipc.IpcReadOptions(included_fields=[SCHEMA.get_field_index(name)])
             return pa.ipc.open_file(pa.PythonFile(file, mode="r"), options=options).read_all().column(name)

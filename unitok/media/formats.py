@@ -267,9 +267,9 @@ def unread(head: bytes, name: str = "") -> str:
 
 #: Suffixes of files that hold something else than text.
 _PROMISES = {
-    "a picture": "jpg jpeg jpe jfif png apng gif webp bmp dib tif tiff heic heif hif avif avifs ico cur svg svgz jp2 j2k jpx j2c "
+    "an image": "jpg jpeg jpe jfif png apng gif webp bmp dib tif tiff heic heif hif avif avifs ico cur svg svgz jp2 j2k jpx j2c "
     "jpc jpf mpo psd eps qoi tga dds icns pcx dcx sgi pbm pgm ppm pnm pfm jxl",
-    "a sound": "wav wave flac ogg oga opus spx mp2 mp3 mpga m4a m4b aac wma amr aif aiff aifc au caf w64 rf64 voc sph svx ape wv",
+    "audio": "wav wave flac ogg oga opus spx mp2 mp3 mpga m4a m4b aac wma amr aif aiff aifc au caf w64 rf64 voc sph svx ape wv",
     "a video": "mp4 m4v mkv mov avi webm mpg mpeg ogv wmv flv 3gp",
     "an archive or a table": "tar tgz zip gz bz2 xz zst 7z rar parquet arrow",
     "a document": "pdf doc docx ppt pptx xls xlsx epub",
@@ -278,7 +278,7 @@ _PROMISED = {suffix: what for what, suffixes in _PROMISES.items() for suffix in 
 
 
 def promised(name: str) -> str:
-    """What a file's name says that is in it, where that is not text: `a picture`, `a sound`; or ""."""
+    """What a file's name says that is in it, where that is not text: `an image`, `audio`; or ""."""
     return _PROMISED.get(suffix_of(name), "") if "." in name.rpartition("/")[2] else ""
 
 
@@ -298,7 +298,7 @@ def find_media(folder: Path, kind: str) -> tuple[list[Path], list[Path]]:
                 with open(path, "rb", buffering=0) as file:
                     head = file.read(HEAD)
             except OSError:
-                if promised(path) == {"image": "a picture", "audio": "a sound"}.get(kind):
+                if promised(path).removeprefix("an ") == kind:
                     found.append(Path(path))
                 continue
             if not head:

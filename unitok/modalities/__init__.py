@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
+from markupsafe import Markup
 
+from unitok import pages
 from unitok.document import Segment
 from unitok.errors import UserError
 from unitok.files import read_json, write_json
@@ -188,14 +190,12 @@ class Modality:
         """What gives the content while its codes come in."""
         return Stream(self, tokenizer)
 
-    def html(self, tokenizer: Any, content: Any) -> str:
+    def html(self, tokenizer: Any, content: Any) -> Markup:
         """Content as an HTML element."""
-        from unitok import page
+        return pages.text(json.dumps(content))
 
-        return page.text(json.dumps(content))
-
-    def html_of_file(self, name: str) -> str:
-        """The HTML element for a file that `save` wrote, by its name relative to the page."""
+    def html_of_file(self, file: Path) -> Markup:
+        """The HTML element for a file that `save` wrote beside the page."""
         raise NotImplementedError
 
     def line(self, tokenizer: Any, segment: Segment) -> str:

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from markupsafe import Markup
 from torch import Tensor
 
+from unitok import pages
 from unitok.document import Segment
 from unitok.errors import UserError
 from unitok.media import audio_seconds, encode_wav, open_audio, read_clip, save_audio
@@ -140,15 +142,11 @@ class Audio(Modality):
     def stream(self, tokenizer: Any) -> Stream:
         return _AudioStream(self, tokenizer) if tokenizer.can_stream else Stream(self, tokenizer)
 
-    def html(self, tokenizer: Any, content: Tensor) -> str:
-        from unitok import page
+    def html(self, tokenizer: Any, content: Tensor) -> Markup:
+        return pages.audio(encode_wav(content, tokenizer.sample_rate))
 
-        return page.audio(encode_wav(content, tokenizer.sample_rate))
-
-    def html_of_file(self, name: str) -> str:
-        from unitok import page
-
-        return page.audio(name)
+    def html_of_file(self, file: Path) -> Markup:
+        return pages.audio(file)
 
     def line(self, tokenizer: Any, segment: Segment) -> str:
         return f"{segment.modality} {segment.size[0] / tokenizer.sample_rate:.2f} s"

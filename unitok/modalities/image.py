@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from markupsafe import Markup
 from PIL import Image as Pillow
 from torch import Tensor
 
+from unitok import pages
 from unitok.document import Segment
 from unitok.errors import UserError, first_line
 from unitok.media import encode_png, open_image, save_image
@@ -128,15 +130,11 @@ class Image(Modality):
     def stream(self, tokenizer: Any) -> Stream:
         return _ImageStream(self, tokenizer)
 
-    def html(self, tokenizer: Any, content: Tensor) -> str:
-        from unitok import page
+    def html(self, tokenizer: Any, content: Tensor) -> Markup:
+        return pages.image(encode_png(content))
 
-        return page.image(encode_png(content))
-
-    def html_of_file(self, name: str) -> str:
-        from unitok import page
-
-        return page.image(name)
+    def html_of_file(self, file: Path) -> Markup:
+        return pages.image(file)
 
     def line(self, tokenizer: Any, segment: Segment) -> str:
         return f"{segment.modality} {segment.size[1]} x {segment.size[0]}"

@@ -3,7 +3,9 @@
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
+from unitok import pages
 from unitok.document import Segment
 from unitok.errors import UserError, is_utf8, visible
 from unitok.modalities import Loaded, Modality, Stream, register
@@ -57,10 +59,8 @@ class Text(Modality):
     def stream(self, tokenizer: Any) -> Stream:
         return _TextStream(self, tokenizer)
 
-    def html(self, tokenizer: Any, content: str) -> str:
-        from unitok import page
-
-        return page.text(content)
+    def html(self, tokenizer: Any, content: str) -> Markup:
+        return pages.text(content)
 
     def line(self, tokenizer: Any, segment: Segment) -> str:
         text = self.decode(tokenizer, segment)

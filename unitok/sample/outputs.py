@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import soundfile
 
-from unitok import page
+from unitok import pages
 from unitok.bundle import Bundle, ReadFile
 from unitok.document import Document, Part, RawDocument
 from unitok.files import whole_folder, write_text
@@ -114,25 +114,15 @@ def save_outputs(outputs: list[Output], folder: Path, title: str = "unitok sampl
     """
     with whole_folder(folder, "sample output", overwrite) as new:
         raws, types = [output.save(new) for output in outputs], outputs[0].bundle.types if outputs else {}
-        page.write_page(new / "index.html", title, _STYLE, _articles(raws, new, types))
+        lead, articles = "Gray: given. Blue: generated.", [_article(raw, types) for raw in raws]
+        pages.write_page(new / "index.html", "articles.html", title=title, lead=lead, articles=articles)
         write_text(new / "outputs.jsonl", "".join(format_raw_document(raw, new, types) + "\n" for raw in raws))
 
 
-_STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
-article{border:1px solid #ddd;border-radius:8px;padding:.8rem 1rem;margin:1rem 0;display:flex;flex-wrap:wrap;gap:1rem;align-items:center}
-img{width:160px;border-radius:4px;image-rendering:auto;background:#eee}.given{opacity:.75;border-left:4px solid #bbb;padding-left:.6rem}
-.new{border-left:4px solid #2a7;padding-left:.6rem}"""
-
-
-def _articles(raws: list[RawDocument], folder: Path, types: Types) -> str:
-    """Every document: what was given is grey, what was generated green."""
-    articles = []
-    for raw in raws:
-        pieces = []
-        for part in raw.content:
-            modality = types[part.type]
-            name = None if part.path is None else part.path.relative_to(folder).as_posix()
-            inner = modality.html(None, part.value) if name is None else modality.html_of_file(name)
-            pieces.append(f'<div class="{"new" if part.loss else "given"}">{inner}</div>')
-        articles.append(f"<article>{''.join(pieces)}</article>")
-    return f"<p>Grey: given. Green: generated.</p>{''.join(articles)}"
+def _article(raw: RawDocument, types: Types) -> pages.Article:
+    figures = []
+    for part in raw.content:
+        modality = types[part.type]
+        element = modality.html(None, part.value) if part.path is None else modality.html_of_file(part.path)
+        figures.append(pages.Figure(element, kind="new" if part.loss else "given"))
+    return pages.Article(figures)

@@ -79,29 +79,6 @@ def hint_at_file(text: Any) -> None:
         )
 
 
-def settings_of(given: Any, modalities: Iterable[str]) -> dict[str, Settings]:
-    """`Settings` for all modalities, or by modality, each as `Settings` or as a dict of its fields. Errors: `UserError`."""
-    form = "settings={'image': Settings(temperature=0.5)}, from unitok.sample.sampling"
-    if given is None:
-        return {}
-    modalities = list(modalities)
-    if isinstance(given, Settings):
-        return dict.fromkeys(modalities, given)
-    if not isinstance(given, Mapping):
-        raise UserError(f"settings: a {type(given).__name__}; give {form}")
-    made = {}
-    for name, value in given.items():
-        if name not in modalities:
-            raise UserError(f"settings: {name!r} is none of {', '.join(modalities)}; give {form}")
-        if isinstance(value, Mapping):
-            check_names(value, [f.name for f in fields(Settings)], f"settings[{name!r}]")
-            value = Settings(**value)
-        if not isinstance(value, Settings):
-            raise UserError(f"settings[{name!r}]: a {type(value).__name__}; give {form}")
-        made[name] = value
-    return made
-
-
 def check_names(given: Iterable[str], names: list[str], where: str) -> None:
     """Raise `UserError` for a name that does not exist, with the nearest that does and where settings go."""
     for name in given:

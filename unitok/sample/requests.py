@@ -13,9 +13,10 @@ from unitok.bundle import Bundle
 from unitok.document import ROLES, Document
 from unitok.errors import UserError
 from unitok.grammar import Grammar, parse_plan
+from unitok.sample.defaults import settings_of
 from unitok.sample.engine import generate
 from unitok.sample.outputs import Output
-from unitok.sample.prompts import check_names, settings_of
+from unitok.sample.prompts import check_names
 from unitok.sample.running import Request
 from unitok.sample.sampling import Settings
 from unitok.sample.score import log_probabilities
@@ -70,7 +71,7 @@ class Task:
 def make_task(bundle: Bundle, options: Mapping[str, Any]) -> Task:
     """A Task from arguments by name. Errors: `UserError` for a name that does not exist, with the nearest."""
     check_names(options, ["prompt", *(f.name for f in fields(Task)), "batch_size"], "generate")
-    return Task(**{**options, "settings": settings_of(options.get("settings"), bundle.vocab.spans)})
+    return Task(**{**options, "settings": settings_of(bundle, options.get("settings"))})
 
 
 @dataclass
@@ -133,12 +134,12 @@ def generate_outputs(
 ) -> list[Output]:
     """Outputs for documents, as `Unitok.generate` gives them for prompts."""
     check_count("batch size", batch_size, 1)
-    decoder, grammar = bundle.require("model"), Grammar(bundle.vocab)
+    grammar = Grammar(bundle.vocab)
     drafts = begin(bundle, prompts, replace(task, n=task.n * task.best_of))
     with tqdm(total=len(drafts), desc="sample", unit="output", disable=not progress, mininterval=1.0, delay=0.3) as bar:
         together = 1 if task.jacobi else batch_size
         made = generate(
-            *(decoder, grammar, [one.request for one in drafts], task.settings, together, task.jacobi),
+            *(bundle.inference, grammar, [one.request for one in drafts], task.settings, together, task.jacobi),
             progress=lambda ids, done: bar.update(done),
         )
     outputs = [one.finish(ids) for one, ids in zip(drafts, made, strict=True)]

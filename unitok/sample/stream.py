@@ -38,7 +38,7 @@ def stream(bundle: Bundle, drafts: list[Draft], settings: dict[str, Any], batch_
     Errors: `UserError` as for `Unitok.generate`, before any work.
     """
     check_count("batch size", batch_size, 1)
-    session = Session(bundle.require("model"), Grammar(bundle.vocab), settings, ahead=AHEAD)
+    session = Session(bundle.inference, Grammar(bundle.vocab), settings, ahead=AHEAD)
     session.check(one.request for one in drafts)
     return _stream(bundle, session, drafts, batch_size)
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from unitok.errors import UserError
 from unitok.files import read_json, write_json
+from unitok.scenes import SAMPLING
 
 IMAGE_SHARE, AUDIO_SHARE, SCORING_SHARE = 0.185, 0.06, 0.125
 SCENES_A_MINUTE = 950
@@ -152,9 +153,13 @@ def run_demo(out: Path, minutes: float = 13.0, eval_scenes: int = 200, seed: int
     left = minutes * (1 - SCORING_SHARE) - demo.seconds / 60 - 8 / 60  # 8 s to start and to build the bundle
     demo.stage("decoder", fit("decoder", max(0.1, left), tokens))
     demo.stage("bundle", ["bundle", str(bundle), "--decoder", str(out / "decoder")])
+    if "sample" not in demo.state["done"]:
+        from unitok.bundle import write_generation_config
+
+        write_generation_config(bundle, SAMPLING)
     samples = [
         ["sample", "--bundle", str(bundle), "--text", text, "--want", want, "--out", str(out / "samples" / str(i))]
-        + ["--n", "4", "--seed", str(seed), "--max-ids", "300", "--temperature", "0.4", "--image-guidance", "1.5"]
+        + ["--n", "4", "--seed", str(seed), "--max-ids", "300"]
         for i, (text, want) in enumerate(PROMPTS)
     ]
     demo.stage("sample", *samples)

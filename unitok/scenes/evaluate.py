@@ -21,9 +21,11 @@ from unitok.errors import UserError
 from unitok.files import write_json
 from unitok.grammar import Grammar
 from unitok.media import load_audio, load_image, open_image, save_audio, save_image
+from unitok.sample.defaults import settings_of
 from unitok.sample.outputs import Output, save_outputs
 from unitok.sample.requests import Task, generate_outputs
 from unitok.sample.sampling import Settings
+from unitok.scenes import SAMPLING
 from unitok.scenes.oracle import read_picture, read_sound
 from unitok.scenes.world import Note, Scene, parse_caption, parse_sound_caption, read_scenes
 
@@ -208,20 +210,21 @@ def evaluate_bundle(
     out: Path,
     count: int,
     seed: int,
-    guidance: float,
-    temperature: float,
+    guidance: float | None = None,
+    temperature: float | None = None,
     device: str = "cpu",
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Measure a bundle; writes and returns the flat scores. Reconstructions and codebooks use all scenes of the folder."""
+    """Measure a bundle; writes and returns the flat scores. Reconstructions and codebooks use all scenes of the folder.
+
+    guidance, temperature: of images, and of images and audio; None: the bundle's own, and in a bundle without any, the demo's.
+    """
     unitok = Unitok.from_pretrained(bundle, device=device)
-    settings = {
-        "text": Settings(temperature=0.0),
-        "image": Settings(temperature=temperature, top_p=0.95, guidance=guidance),
-        "audio": Settings(temperature=temperature, top_p=0.95),
-    }
+    own = unitok.defaults or SAMPLING
+    given = {"image": {"temperature": temperature, "guidance": guidance}, "audio": {"temperature": temperature}}
+    media = {name: own.get(name, {}) | {k: v for k, v in x.items() if v is not None} for name, x in given.items()}
     rows = read_scenes(scenes, count)
-    evaluation = Evaluation(unitok, Path(out), seed, settings, progress)
+    evaluation = Evaluation(unitok, Path(out), seed, settings_of(unitok, own | media), progress)
     evaluation.reconstruct(scenes, rows)
     evaluation.generate(scenes, rows[:count])
     if held_out:

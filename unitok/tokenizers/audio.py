@@ -11,7 +11,7 @@ Long sounds go through piece by piece, in memory that does not grow with them bu
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from unitok.errors import UserError
 from unitok.media import convert_audio, open_audio, read_audio_blocks, read_samples, write_audio_blocks
 from unitok.tokenizers.arguments import check_codes, check_samples, check_waveform
-from unitok.tokenizers.base import Tokenizer
+from unitok.tokenizers.base import Reconstruction, Tokenizer
 from unitok.tokenizers.config import AudioTokenizerConfig
 from unitok.tokenizers.pieces import batches, cut, windows
 from unitok.tokenizers.quantize import ResidualQuantizer
@@ -34,17 +34,6 @@ CHUNK_SECONDS = 8.0  # of sound that go through the networks at once
 WARM_SECONDS = 1.0  # heard more on each side of a window where an LSTM is not causal
 SEGMENTS = 8  # that go through the networks at once
 SCALE_UNIT = 1e-6  # of a scale kept in `Segment.size`
-
-
-@dataclass
-class AudioReconstruction:
-    """What a forward pass gives: `samples` [B, C, T], `codes` [B, K, N] (None without quantisation), the quantizer's `losses`
-    and the vectors `low` that it learns from."""
-
-    samples: Tensor
-    codes: Tensor | None
-    losses: dict[str, Tensor]
-    low: Tensor | None = None
 
 
 class AudioTokenizer(Tokenizer):
@@ -107,13 +96,13 @@ class AudioTokenizer(Tokenizer):
         """Whether it encodes and decodes while content comes in: it is causal and has no segments."""
         return self.config.causal and not self.config.segment
 
-    def forward(self, samples: Tensor, quantize: bool = True) -> AudioReconstruction:
+    def forward(self, samples: Tensor, quantize: bool = True) -> Reconstruction:
         """[B, C, T] in [-1, 1] -> reconstruction; without `quantize` the latents pass as they are (warm-up)."""
         x, scales = self._normalised(samples)
         z = rearrange(self.encoder(x), "b d n -> b n d")
         q = self.quantizer(z) if quantize else self.quantizer.pass_through(z)
         out = _loud(self.decoder(rearrange(q.latents, "b n d -> b d n"))[..., : samples.shape[-1]], scales)
-        return AudioReconstruction(out, None if q.codes is None else rearrange(q.codes, "b n k -> b k n"), q.losses, q.low)
+        return Reconstruction(out, None if q.codes is None else rearrange(q.codes, "b n k -> b k n"), q.losses, q.low)
 
     # ---- Encoding ------------------------------------------------------------------------------------------------
 

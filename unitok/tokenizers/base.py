@@ -1,13 +1,27 @@
 """What image and audio tokenizers have in common: a configuration, a folder, a fingerprint."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unitok.pretrained import load_part, load_state, make_config, part_folder, save_part, state_fingerprint
+
+
+@dataclass
+class Reconstruction:
+    """What a forward pass gives.
+
+    signal: [B, 3, H, W] or [B, C, T]. codes: [B, h, w] or [B, K, N], None without quantisation. losses: the quantizer's, by name.
+    low: the vectors that it learns from.
+    """
+
+    signal: Tensor
+    codes: Tensor | None
+    losses: dict[str, Tensor]
+    low: Tensor | None
 
 
 class Tokenizer(nn.Module):

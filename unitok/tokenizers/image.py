@@ -6,7 +6,6 @@ Choice: what is larger than `ImageTokenizer.tile` goes through in overlapping ti
 from the middle of their tile; pixels of neighbouring tiles are blended over the overlap, so there are no seams.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +18,7 @@ from torch import Tensor
 from unitok.errors import UserError
 from unitok.media import crop_square, fit_image, image_to_tensor, open_image, save_image, stretch_image, to_rgb
 from unitok.tokenizers.arguments import check_codes, check_images
-from unitok.tokenizers.base import Tokenizer
+from unitok.tokenizers.base import Reconstruction, Tokenizer
 from unitok.tokenizers.config import ImageTokenizerConfig
 from unitok.tokenizers.quantize import (
     FiniteScalarQuantizer,
@@ -36,17 +35,6 @@ LONGEST_SIDE = 64
 #: How a picture is made to fit: `keep` all of it (shrunk to an area, never enlarged), `crop` the centre square, or
 #: `resize` to a square whatever its aspect.
 Fit = Literal["keep", "crop", "resize"]
-
-
-@dataclass
-class ImageReconstruction:
-    """What a forward pass gives: `pixels` [B, 3, H, W]; `codes` [B, h, w], None without quantisation; the quantizer's
-    `losses` by name; `low` [B, h * w, d], the vectors that were quantized."""
-
-    pixels: Tensor
-    codes: Tensor | None
-    losses: dict[str, Tensor]
-    low: Tensor | None
 
 
 def build_quantizer(config: ImageTokenizerConfig) -> Quantizer:
@@ -97,7 +85,7 @@ class ImageTokenizer(Tokenizer):
             raise UserError("this image tokenizer only encodes: its checkpoint came without a decoder")
         return self.decoder(rearrange(latents, "b h w c -> b c h w"))
 
-    def forward(self, images: Tensor, quantize: bool = True) -> ImageReconstruction:
+    def forward(self, images: Tensor, quantize: bool = True) -> Reconstruction:
         """[B, 3, H, W] in [-1, 1] -> reconstruction; without `quantize` the latents pass as they are (warm-up)."""
         z = self._latents(images)
         h = z.shape[1]
@@ -105,7 +93,7 @@ class ImageTokenizer(Tokenizer):
         q = self.quantizer(flat) if quantize else self.quantizer.pass_through(flat)
         pixels = self._pixels(rearrange(q.latents, "b (h w) c -> b h w c", h=h))[..., : images.shape[2], : images.shape[3]]
         codes = None if q.codes is None else rearrange(q.codes, "b (h w) -> b h w", h=h)
-        return ImageReconstruction(pixels, codes, q.losses, q.low)
+        return Reconstruction(pixels, codes, q.losses, q.low)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:

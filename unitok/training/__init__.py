@@ -8,5 +8,6 @@ __getattr__, __all__ = attach(
         "ImageTokenizerTraining": "image",
         "AudioTokenizerTraining": "audio",
         "DecoderTraining": "decoder",
+        "Samples": "callbacks",
     },
 )

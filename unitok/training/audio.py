@@ -105,12 +105,6 @@ class AudioTokenizerTraining(TokenizerTraining):
 
     # ---- What a reconstruction is worth --------------------------------------------------------------------------
 
-    def signal(self, out: Any) -> Tensor:
-        return out.samples
-
-    def flat_codes(self, out: Any) -> Tensor:
-        return out.codes.transpose(1, 2).reshape(-1, out.codes.shape[1])
-
     def reconstruction_losses(self, out: Tensor, target: Tensor) -> Losses:
         """Waveform, log-mel and STFT losses of [B, C, T]."""
         w, losses = self.weights, super().reconstruction_losses(out, target)
@@ -153,7 +147,7 @@ class AudioTokenizerTraining(TokenizerTraining):
         for name, norm in self._seen.items():
             total, weight = self._norms.get(name, (torch.zeros_like(norm), 0.0))
             decay = self.weights.balance_decay
-            self._norms[name] = (total.to(norm) * decay + self._mean(norm), weight * decay + 1.0)
+            self._norms[name] = (total.to(norm) * decay + self.mean_everywhere(norm), weight * decay + 1.0)
         self._seen = {}
         return super()._step(optimizers, judged)
 
@@ -177,7 +171,7 @@ class AudioTokenizerTraining(TokenizerTraining):
         """SI-SDR of [B, C, T] by number of levels, and with all of them."""
         tokenizer = self.averaged(self.tokenizer)
         if not self.quantizes_to_validate():
-            found = {"si_sdr_db": tokenizer(samples, quantize=False).samples}
+            found = {"si_sdr_db": tokenizer(samples, quantize=False).signal}
         else:
             codes = tokenizer.encode(samples)
             scales = tokenizer.scales(samples)

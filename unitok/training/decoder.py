@@ -24,7 +24,7 @@ from unitok.training.lora import LowRank, add_lora
 from unitok.training.monitor import NormWatch
 from unitok.training.optim import Start, build_optimizers, default_rates
 from unitok.training.sharding import reshard, shard
-from unitok.training.shell import Sums, TrainingShell, add_sums, check_same, warmup_linear, weight_average
+from unitok.training.shell import Sums, TrainingShell, add_sums, check_same, weight_average
 
 log = logging.getLogger("unitok")
 SETTLED = 50  # steps after which the gradient's norm is known well enough to tell what is unusual
@@ -36,24 +36,17 @@ class DecoderTraining(TrainingShell):
 
     Args:
         decoder: architecture; `vocab_size` comes from the data.
-        steps: length of the training in batches; or
-        minutes: its length in minutes, which become steps after a short probe; or
-        ids: its length in ids.
         optimizer: `muon` (Muon for the blocks' matrices, AdamW for the rest) or `adamw`.
-        learning_rate: peak of AdamW. muon_rate: peak of Muon. Both are reached after `warmup_steps`, held for `hold` of
-            the run, and fall linearly to a fiftieth. By default 1e-2 and 0.02, for a few million parameters and minutes
-            (docs/notes.md); larger presets have smaller ones. Where training starts from weights, a tenth and less
-            (`default_rates`). betas: AdamW's. weight_decay: on matrices.
+        learning_rate: peak of AdamW, by default 1e-2, for a few million parameters and minutes (docs/notes.md); larger presets have
+            smaller ones. Where training starts from weights, a tenth and less (`default_rates`).
+        muon_rate: peak of Muon, by default 0.02, or a tenth where training starts from weights.
         muon_iterations: of Newton-Schulz; where steps are small, as on a CPU, 3 of them pay.
         half_life: ids after which AdamW's second moment has forgotten half; sets the second of `betas` by the size of the
             batch (Marek et al. 2025, "Small batch size training for language models").
-        accumulate: pieces a batch is cut into, each with a forward and backward pass of its own; the step is the same.
-        clip: largest norm of the gradient, 0 for none.
         z_loss: weight of the squared log-normaliser.
         loss_over: `allowed` (the ids that the grammar allows at each place) or `all`.
         compile: compile the blocks (torch.compile); the first steps then take a minute or more, and the norms of queries, keys
             and outputs are not logged.
-        ema_decay: of the moving average of the weights, which is what a bundle takes then; 0 for none.
         skip_above: a batch whose gradient's norm is not finite, or more than this many times the usual, is skipped and
             counted; after five in a row the run stops, with the last good checkpoint in place.
         start_from: a bundle, or a decoder's folder with its vocab.json, to take architecture and weights from. Its vocabulary
@@ -61,7 +54,6 @@ class DecoderTraining(TrainingShell):
         freeze: patterns of parameter names that are not trained, as in `model.layers.*`.
         only_new_ids: train only the rows of embedding and head that were added (Chern et al. 2024, "ANOLE").
         lora: train low-rank differences of matrices alone, with AdamW (needs peft); a bundle takes the sums.
-        log_every: steps between two lines of the log.
     """
 
     kind = "decoder"
@@ -70,42 +62,31 @@ class DecoderTraining(TrainingShell):
     def __init__(
         self,
         decoder: DecoderConfig,
-        steps: int | None = None,
-        minutes: float | None = None,
-        ids: float | None = None,
+        *,
         optimizer: Literal["muon", "adamw"] = "muon",
         learning_rate: float | None = None,
         muon_rate: float | None = None,
         muon_iterations: int = 5,
-        warmup_steps: int = 30,
         hold: float = 0.3,
-        betas: tuple[float, float] = (0.9, 0.95),
         half_life: float | None = None,
         weight_decay: float = 0.0,
-        clip: float = 1.0,
         z_loss: float = 1e-5,
         loss_over: Literal["allowed", "all"] = "allowed",
-        accumulate: int = 1,
         compile: bool = False,
-        ema_decay: float = 0.0,
         skip_above: float = 10.0,
         start_from: str | None = None,
         freeze: list[str] | None = None,
         only_new_ids: bool = False,
         lora: LowRank | None = None,
-        log_every: int = 20,
+        **shared: Any,
     ):
-        super().__init__(steps=steps, minutes=minutes, ids=ids, log_every=log_every)
-        self.config = decoder
-        self.optimizer_name, self.given_rates = optimizer, (learning_rate, muon_rate)
-        self.muon_iterations = muon_iterations
-        self.warmup_steps, self.hold, self.betas = warmup_steps, hold, (betas[0], betas[1])
-        self.weight_decay, self.clip, self.z_loss, self.loss_over = weight_decay, clip, z_loss, loss_over
-        self.compiles, self.ema_decay, self.skip_above = compile, ema_decay, skip_above
-        self.half_life, self.accumulate, self.lora = half_life, accumulate, lora
+        super().__init__(learning_rate=learning_rate, hold=hold, weight_decay=weight_decay, **shared)
+        self.config, self.lora, self.half_life, self.skip_above = decoder, lora, half_life, skip_above
+        self.optimizer_name, self.muon_rate, self.muon_iterations = optimizer, muon_rate, muon_iterations
+        self.z_loss, self.loss_over, self.compiles = z_loss, loss_over, compile
         self.start_from, self.frozen, self.only_new_ids = start_from, freeze or [], only_new_ids
-        if accumulate < 1 or (half_life is not None and half_life <= 0):
-            raise UserError(f"accumulate {accumulate} must be at least 1, half_life {half_life} above 0 ids")
+        if half_life is not None and half_life <= 0:
+            raise UserError(f"half_life {half_life}: it must be above 0 ids")
         if lora is not None and only_new_ids:
             raise UserError("lora and only_new_ids train different parameters: choose one")
         if only_new_ids and not start_from:
@@ -171,8 +152,8 @@ class DecoderTraining(TrainingShell):
         start: Start = "scratch" if not self.start_from else "new ids" if self.only_new_ids else "weights"
         start = "lora" if self.lora is not None else start
         usual = default_rates(self.config.hidden_size, start)
-        rates = [default if given is None else given for given, default in zip(self.given_rates, usual, strict=True)]
-        self.rate, self.muon_rate = rates
+        self.rate = usual[0] if self.rate is None else self.rate
+        self.muon_rate = usual[1] if self.muon_rate is None else self.muon_rate
         if start != "scratch" and self.trainer.is_global_zero:
             muon = (
                 f", Muon {self.muon_rate:g} (usual: {usual[1]:g})"
@@ -239,9 +220,8 @@ class DecoderTraining(TrainingShell):
     def optimize(self, batch: dict[str, Tensor]) -> dict[str, Tensor | float]:
         """One step on a packed batch; a bad one changes nothing."""
         optimizers = self.optimizer_list()
-        factor = warmup_linear(self.steps_done, self.share, self.warmup_steps, self.hold)
-        for o, peak in zip(optimizers, (self.rate, self.muon_rate), strict=False):
-            self.set_rate(o, peak * factor)
+        for optimizer, peak in zip(optimizers, (self.rate, self.muon_rate), strict=False):
+            self.set_rate(optimizer, peak)
         last = self.budget.over(self.steps_done + 1)
         logged = self._gradients(batch, measure=last or (self.steps_done + 1) % self.log_every == 0)
         norm = torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), self.clip or math.inf)

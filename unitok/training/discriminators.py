@@ -1,4 +1,4 @@
-"""Discriminators: PatchGAN for pictures, multi-scale STFT for sounds; and what training keeps about them.
+"""Discriminators: PatchGAN for images, multi-scale STFT for audio.
 
 PatchGAN judges overlapping patches of a picture and not the whole. Names and layout are taming-transformers' `NLayerDiscriminator`, so that its weights load by name. Choice: group norm
 in place of batch norm by default, because batches on small machines are small; `norm="batch"` is taming's network.
@@ -111,22 +111,3 @@ class STFTDiscriminator(nn.Module):
         """Logits by scale, and what each activation gave, for feature matching."""
         judged = [discriminator(samples) for discriminator in self.discriminators]
         return [logits for logits, _ in judged], [feature for _, features in judged for feature in features]
-
-
-class LogitAverages(nn.Module):
-    """Moving averages of a discriminator's logits on originals and fakes, for LeCam: scalars `real` and `fake`."""
-
-    real: Tensor
-    fake: Tensor
-
-    def __init__(self, decay: float = 0.99):
-        super().__init__()
-        self.decay = decay
-        self.register_buffer("real", torch.zeros(()))
-        self.register_buffer("fake", torch.zeros(()))
-
-    @torch.no_grad()
-    def update(self, real: Tensor, fake: Tensor) -> None:
-        """Move towards the means of one batch, scalars."""
-        self.real.lerp_(real, 1 - self.decay)
-        self.fake.lerp_(fake, 1 - self.decay)

@@ -1,8 +1,6 @@
 """`unitok fit`: LightningCLI with what a run needs in place: checkpoints by the clock, loggers, a progress bar, one-line errors."""
 
-import dataclasses
 import difflib
-import inspect
 import logging
 import os
 import re
@@ -10,9 +8,10 @@ import sys
 import traceback
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NoReturn, get_args, get_type_hints
+from typing import Any, NoReturn
 
 import lightning as L
+from jsonargparse import ArgumentParser
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -86,7 +85,7 @@ class Checkpoints(Checkpoint):
         self.steps += 1
         if not isinstance(module, TrainingShell):
             return
-        if module.looked and module.anywhere(self.interruption.signal > 0):  # it may have reached one process alone
+        if module.looked and any(module.everywhere(self.interruption.signal > 0)):  # it may have reached one process alone
             self._stop(trainer, module)
         due, over = module.now - self._written >= self.seconds, module.budget.over(module.steps_done)
         if (due or over) and module.healthy:
@@ -240,15 +239,12 @@ def _option_names() -> list[str]:
     from unitok.training.decoder import DecoderTraining
     from unitok.training.image import ImageTokenizerTraining
 
-    names = {"out", "resume", "overwrite", "checkpoint_seconds", "model", "data", "trainer", "seed_everything", "init_args"}
+    parser = ArgumentParser()
     trainings = (DecoderTraining, ImageTokenizerTraining, AudioTokenizerTraining)
-    waiting: list[Any] = [*trainings, data.TokenShards, data.ImageFiles, data.AudioFiles, L.Trainer]
-    for cls in waiting:
-        names |= set(inspect.signature(cls).parameters)
-        hints = get_type_hints(cls.__init__) if cls is not L.Trainer else {}
-        inner = [kind for hint in hints.values() for kind in (hint, *get_args(hint))]
-        waiting += [kind for kind in inner if dataclasses.is_dataclass(kind) and kind not in waiting]
-    return sorted(names)
+    for cls in (*trainings, data.TokenShards, data.ImageFiles, data.AudioFiles, L.Trainer):
+        parser.add_class_arguments(cls, cls.__name__)
+    names = {"out", "resume", "overwrite", "checkpoint_seconds", "model", "data", "trainer", "seed_everything", "init_args"}
+    return sorted(names.union(*(key.split(".")[1:] for key, _ in parser.get_defaults().items())))
 
 
 class UnitokCLI(LightningCLI):

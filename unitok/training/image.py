@@ -106,12 +106,6 @@ class ImageTokenizerTraining(TokenizerTraining):
 
     # ---- What a reconstruction is worth --------------------------------------------------------------------------
 
-    def signal(self, out: Any) -> Tensor:
-        return out.pixels
-
-    def flat_codes(self, out: Any) -> Tensor:
-        return out.codes.reshape(-1, 1)
-
     def reconstruction_losses(self, out: Tensor, target: Tensor) -> Losses:
         """L1, L2, losses of neighbours' differences and perceptual ones of [B, 3, H, W]."""
         w, losses = self.weights, super().reconstruction_losses(out, target)
@@ -143,7 +137,7 @@ class ImageTokenizerTraining(TokenizerTraining):
 
     def measure(self, images: Tensor, show: bool) -> Sums:
         """PSNR of [B, 3, H, W]."""
-        pixels = self.averaged(self.tokenizer)(images, quantize=self.quantizes_to_validate()).pixels.float()
+        pixels = self.averaged(self.tokenizer)(images, quantize=self.quantizes_to_validate()).signal.float()
         if show:
             self.show("validation", images, pixels, self.steps_done)
         return {"psnr": (_psnr((pixels - images).square().mean(dim=(1, 2, 3))).sum(), len(images))}

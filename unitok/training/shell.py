@@ -72,19 +72,53 @@ class TrainingShell(L.LightningModule):
 
     A subclass gives `optimize(batch) -> dict of named numbers to log`, does its own backward and optimizer steps there,
     measures what validation is to say in `measure(batch)`, and describes itself in `part()`.
+
+    Args:
+        steps: length of the training in batches; or
+        minutes: its length in minutes, which become steps after a short probe; or
+        ids: its length in ids.
+        accumulate: parts in which a batch goes through the networks, to save memory; the result is that of the whole.
+        learning_rate: peak, reached after `warmup_steps`, held to `hold` of the run, then falling linearly to a fiftieth.
+        warmup_steps: steps until the learning rate has its peak.
+        hold: share of the run until which it stays there.
+        betas: AdamW's.
+        weight_decay: AdamW's, on matrices and kernels.
+        clip: largest norm of the gradient, 0 for none.
+        ema_decay: of a moving average of the weights, which is then what is validated and bundled; 0 for none.
+        log_every: steps between two lines of the log.
     """
 
     kind = ""
     roots: tuple[str, ...] = ()  # how the names of metrics begin that are roots of means
     shown: tuple[str, ...] = ()  # what the progress bar shows beside the loss
 
-    def __init__(self, steps: int | None, minutes: float | None, log_every: int = 20, ids: float | None = None):
+    def __init__(
+        self,
+        *,
+        steps: int | None = None,
+        minutes: float | None = None,
+        ids: float | None = None,
+        accumulate: int = 1,
+        learning_rate: float | None = None,
+        warmup_steps: int = 30,
+        hold: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 0.01,
+        clip: float = 1.0,
+        ema_decay: float = 0.0,
+        log_every: int = 20,
+    ):
         super().__init__()
         self.automatic_optimization = False
         self.budget = Budget(steps, minutes, ids)
+        if accumulate < 1:
+            raise UserError(f"accumulate {accumulate} must be at least 1")
+        self.rate: Any = learning_rate
+        self.accumulate, self.warmup_steps, self.hold = accumulate, warmup_steps, hold
+        self.betas, self.weight_decay, self.clip, self.ema_decay = (betas[0], betas[1]), weight_decay, clip, ema_decay
+        self.log_every = log_every
         self.steps_done = 0
         self.samples_seen = 0
-        self.log_every = log_every
         self.share = 0.0  # of the run that is over, when the step began
         self._last_loss: Tensor | float = 0.0
         self.settings: dict[str, Any] = {}  # what the run was asked for, by name, as plain values; kept in every checkpoint
@@ -125,11 +159,13 @@ class TrainingShell(L.LightningModule):
         found: Any = self.optimizers(use_pl_optimizer=not raw)
         return found if isinstance(found, list) else [found]
 
-    def anywhere(self, value: bool) -> bool:
-        """Whether something holds in any process."""
+    def everywhere(self, value: Any) -> list[Any]:
+        """A plain value of each process, in their order."""
         if self.trainer.world_size == 1:
-            return value
-        return bool(self.trainer.strategy.reduce(torch.tensor(int(value), device=self.device), reduce_op="max"))
+            return [value]
+        values: list[Any] = [None] * self.trainer.world_size
+        torch.distributed.all_gather_object(values, value)
+        return values
 
     def _look(self) -> None:
         """Agree on the time: one process after each step, several every few steps."""
@@ -139,7 +175,7 @@ class TrainingShell(L.LightningModule):
             return
         before, self.now = self.now, self.budget.clock()
         if several:  # clocks differ, and all processes must do the same
-            self.now = self.trainer.strategy.broadcast(self.now)
+            self.now = self.everywhere(self.now)[0]
             steps = int(LOOK_SECONDS * (self.steps_done - last) / max(self.now - before, 1e-3))
             self._looks = (self.steps_done, self.steps_done + max(1, min(LOOK_STEPS, steps)))
         self.budget.tick(self.steps_done, self.now)
@@ -160,7 +196,7 @@ class TrainingShell(L.LightningModule):
         if self.steps_done % self.log_every == 0 or over:
             values = {name: float(value) for name, value in logged.items()}
             loss, *rest = values
-            values[loss] = self._mean_everywhere(values[loss])
+            values[loss] = float(self.mean_everywhere(torch.as_tensor(logged[loss], device=self.device)))
             self.log(loss, values[loss], prog_bar=True)
             for name in rest:
                 self.log(name, values[name], prog_bar=name in self.shown)
@@ -186,12 +222,8 @@ class TrainingShell(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log means over all that was measured, by all processes, under names that begin with `val_`."""
-        parts: list[Any] = [self._measured]
-        if self.trainer.world_size > 1:
-            parts = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(parts, self._measured)
         sums: Sums = {}
-        for part in parts:
+        for part in self.everywhere(self._measured):
             add_sums(sums, part)
         self._measured = {}
         for number, (name, value) in enumerate(self.means(sums).items()):
@@ -208,11 +240,9 @@ class TrainingShell(L.LightningModule):
         found = {name: total / weight for name, (total, weight) in sums.items() if weight}
         return {name: mean**0.5 if name.startswith(self.roots or "\0") else mean for name, mean in found.items()}
 
-    def _mean_everywhere(self, value: float) -> float:
+    def mean_everywhere(self, value: Tensor) -> Tensor:
         """The mean over all processes."""
-        if self.trainer.world_size == 1:
-            return value
-        return float(self.trainer.strategy.reduce(torch.tensor(value, device=self.device), reduce_op="mean"))
+        return value if self.trainer.world_size == 1 else self.all_gather(value).mean()  # type: ignore[union-attr]
 
     def _pace(self) -> dict[str, float]:
         """Since it was last asked: seconds a step, what `speed` makes of them, and the minutes that are left."""
@@ -232,10 +262,10 @@ class TrainingShell(L.LightningModule):
         """What else to log of the pace of the last `steps` steps."""
         return {}
 
-    def set_rate(self, optimizer: Any, rate: float) -> None:
+    def set_rate(self, optimizer: Any, peak: float) -> None:
         """Set the learning rate of every group; never taken from a checkpoint, so that what the user says now wins."""
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = peak * warmup_linear(self.steps_done, self.share, self.warmup_steps, self.hold)
 
     def on_train_start(self) -> None:
         """Start the clock; on resume, make settings and random numbers what they should be."""
@@ -285,7 +315,7 @@ class TrainingShell(L.LightningModule):
             "samples_seen": self.samples_seen,
             "budget": self.budget.state(),
             "settings": self.settings,
-            "random": self._random_states(),
+            "random": self.everywhere(_random_state()),  # each draws numbers of its own
             "extra": self.extra(),
         }
 
@@ -294,8 +324,6 @@ class TrainingShell(L.LightningModule):
         state = checkpoint.get("unitok") or {}
         if state.get("kind") != self.kind:
             raise UserError(f"the checkpoint is of {state.get('kind') or 'another program'}, this run trains {self.kind}")
-        if "structure" not in state:
-            raise UserError("the checkpoint was written by an earlier version of unitok: start again with another --out")
         self.check_part(state["part"])
         if self.trainer.state.fn == "fit":
             check_same(state["structure"], self.structure(), "model")
@@ -304,14 +332,6 @@ class TrainingShell(L.LightningModule):
         self.share = self.budget.share(self.steps_done)
         self._restored, self._settings_before = state["random"], state.get("settings") or {}
         self.restore_extra(state.get("extra") or {})
-
-    def _random_states(self) -> list[dict[str, Any]]:
-        """Of all processes: each draws random numbers of its own."""
-        states: list[Any] = [_random_state()]
-        if self.trainer.world_size > 1:
-            mine, states = states[0], [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(states, mine)
-        return states
 
     @property
     def healthy(self) -> bool:

@@ -9,6 +9,7 @@ The discriminator costs nothing before `gan.start`; then it learns alone for `ga
 hears of it by a weight that ramps up over `gan.ramp`.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,10 +20,9 @@ from einops import rearrange
 from torch import Tensor
 
 from unitok.errors import UserError
-from unitok.training.discriminators import LogitAverages
 from unitok.training.losses import discriminator_loss, feature_loss, generator_loss, lecam_loss
 from unitok.training.monitor import CodebookHealth
-from unitok.training.shell import TrainingShell, check_same, warmup_linear, weight_average
+from unitok.training.shell import TrainingShell, check_same, weight_average
 
 Losses = dict[str, Tensor]
 
@@ -81,26 +81,16 @@ class TokenizerTraining(TrainingShell):
     Args:
         config: architecture.
         gan: the discriminator.
-        steps: length of the training in batches; or
-        minutes: its length in minutes, which become steps after a short probe.
-        accumulate: parts in which a batch goes through the networks, to save memory; the result is that of the whole.
-        learning_rate: peak, reached after `warmup_steps`, held to `hold` of the run, then falling linearly to a fiftieth.
-        warmup_steps: steps until the learning rate has its peak.
-        hold: share of the run until which it stays there.
-        betas: AdamW's.
-        weight_decay: AdamW's, on matrices and kernels.
-        clip: largest norm of the gradient.
-        ema_decay: of a moving average of the weights, which is then what is validated and bundled; 0 for none.
         quantize_from: share of the run after which codes are used.
         kmeans_batches: batches before that from whose latents the codebook starts.
         codebook_decay: of the codebook's moving averages, per batch.
         show_every: steps between reconstructions to look at or listen to, on disk and in TensorBoard; 0 for none.
-        log_every: steps between two lines of the log.
     """
 
     tokenizer: Any
     weights: Any  # of the losses
     health: CodebookHealth
+    usual: Tensor  # moving averages of the discriminator's logits on originals and on reconstructions, for LeCam
     discriminator: Any
 
     def __init__(
@@ -108,36 +98,20 @@ class TokenizerTraining(TrainingShell):
         config: Any,
         gan: Adversary,
         *,
-        steps: int | None = None,
-        minutes: float | None = None,
-        accumulate: int = 1,
         learning_rate: float = 1.5e-3,
-        warmup_steps: int = 30,
-        hold: float = 0.0,
-        betas: tuple[float, float] = (0.9, 0.95),
-        weight_decay: float = 0.01,
-        clip: float = 1.0,
-        ema_decay: float = 0.0,
         quantize_from: float = 0.1,
         kmeans_batches: int = 8,
         codebook_decay: float = 0.95,
         show_every: int = 500,
-        log_every: int = 20,
+        **shared: Any,
     ):
-        super().__init__(steps=steps, minutes=minutes, log_every=log_every)
-        self.config, self.gan, self.accumulate = config, gan, accumulate
-        self.rate, self.warmup_steps, self.hold = learning_rate, warmup_steps, hold
-        self.betas, self.weight_decay, self.clip, self.ema_decay = (betas[0], betas[1]), weight_decay, clip, ema_decay
+        super().__init__(learning_rate=learning_rate, ids=None, **shared)
+        self.config, self.gan, self.show_every = config, gan, show_every
         self.quantize_from, self.kmeans_batches, self.codebook_decay = quantize_from, kmeans_batches, codebook_decay
-        self.show_every = show_every
         self.heard = 0.0  # how much of its weight the adversarial loss has by now
         self._recent: list[Tensor] = []  # latents of the last batches before the codebook starts
 
     # ---- What a subclass says ------------------------------------------------------------------------------------
-
-    def signal(self, out: Any) -> Tensor:
-        """The reconstruction in what the tokenizer's forward gave."""
-        raise NotImplementedError
 
     def reconstruction_losses(self, out: Tensor, target: Tensor) -> Losses:
         """Losses of a reconstruction, weighted, by name; what weighs nothing is left out. In fp32."""
@@ -156,10 +130,6 @@ class TokenizerTraining(TrainingShell):
 
     def quality(self, out: Tensor, target: Tensor) -> dict[str, Tensor]:
         """How good a reconstruction is, for people."""
-        raise NotImplementedError
-
-    def flat_codes(self, out: Any) -> Tensor:
-        """int64 [N, levels] of what the tokenizer's forward gave."""
         raise NotImplementedError
 
     def show(self, name: str, target: Tensor, out: Tensor, step: int) -> None:
@@ -183,7 +153,7 @@ class TokenizerTraining(TrainingShell):
         if self.ema_decay:
             self.average = weight_average(self.tokenizer, self.ema_decay)
         if self.gan.weight:
-            self.usual = LogitAverages()
+            self.register_buffer("usual", torch.zeros(2))
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         optimizers: list[torch.optim.Optimizer] = [adamw(self.tokenizer.parameters(), self.rate, self.betas, self.weight_decay)]
@@ -215,7 +185,7 @@ class TokenizerTraining(TrainingShell):
     def optimize(self, batch: Tensor) -> dict[str, Tensor | float]:
         """One batch: the tokenizer's step, the codebook's, and the discriminator's where there is one."""
         optimizers = self.optimizer_list()
-        self.set_rate(optimizers[0], self.rate * warmup_linear(self.steps_done, self.share, self.warmup_steps, self.hold))
+        self.set_rate(optimizers[0], self.rate)
         quantize = self.share >= self.quantize_from
         if quantize and not self.tokenizer.quantizer.started:
             self._start_codebook(batch)
@@ -227,7 +197,7 @@ class TokenizerTraining(TrainingShell):
         for piece in pieces:
             share = len(piece) / len(batch)
             out = self.tokenizer(piece, quantize=quantize)
-            signal = self.signal(out).float()
+            signal = out.signal.float()
             with torch.autocast(batch.device.type, enabled=False):
                 losses = self.reconstruction_losses(signal, piece) | self.quantizer_losses(out.losses)
                 if judged:
@@ -244,12 +214,13 @@ class TokenizerTraining(TrainingShell):
         norms = self._step(optimizers, judged)
         logged: dict[str, Tensor | float] = dict(norms)
         if judged:
-            self.usual.update(self._mean(terms.pop("real")), self._mean(terms.pop("fake")))
-        signal = torch.cat([self.signal(out).detach().float() for out in outs])
+            self.usual.lerp_(torch.stack([self.mean_everywhere(terms.pop(side)) for side in ("real", "fake")]), 0.01)
+        signal = torch.cat([out.signal.detach().float() for out in outs])
         if outs[0].low is not None:
             logged |= self._learn_codebook(torch.cat([out.low for out in outs]), quantize)
         if quantize:
-            self.health.add(torch.cat([self.flat_codes(out) for out in outs]))
+            codes = torch.cat([out.codes for out in outs])
+            self.health.add(rearrange(codes.reshape(len(codes), self.tokenizer.quantizer.levels, -1), "b k n -> (b n) k"))
         if self._logs_next():
             logged |= self._health()
         if self.average:
@@ -281,7 +252,7 @@ class TokenizerTraining(TrainingShell):
         with torch.autocast(real.device.type, enabled=False):
             loss = discriminator_loss(on_real, on_fake, self.gan.loss)
             if self.gan.lecam:
-                loss = loss + self.gan.lecam * lecam_loss(on_real, on_fake, self.usual.real, self.usual.fake)
+                loss = loss + self.gan.lecam * lecam_loss(on_real, on_fake, self.usual[0], self.usual[1])
         self._check_finite({"discriminator": loss})
         return {"discriminator": loss, "real": _mean_logit(on_real), "fake": _mean_logit(on_fake)}
 
@@ -293,7 +264,7 @@ class TokenizerTraining(TrainingShell):
         norms = {}
         for name, network in networks:
             self.average_gradients(network.parameters())
-            norms[name] = torch.nn.utils.clip_grad_norm_(network.parameters(), self.clip)
+            norms[name] = torch.nn.utils.clip_grad_norm_(network.parameters(), self.clip or math.inf)
         self._check_finite(norms)
         optimizers[0].step()
         if judged:
@@ -315,10 +286,6 @@ class TokenizerTraining(TrainingShell):
         """[B, N, d] of every process -> [all of them, d], the same everywhere, in the order that one process would have."""
         everywhere: Any = self.all_gather(low.float())
         return rearrange(everywhere.reshape(-1, *low.shape), "p b n d -> (b p n) d")
-
-    def _mean(self, value: Tensor) -> Tensor:
-        everywhere: Any = self.all_gather(value)
-        return everywhere.mean()
 
     def _start_codebook(self, batch: Tensor) -> None:
         if not self._recent:  # no warm-up

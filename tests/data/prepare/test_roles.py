@@ -28,7 +28,7 @@ def read(tmp_path, bundle_folder, tiny, capsys):
     def run(source="in", **options):
         out = tmp_path / f"out-{len(list(tmp_path.iterdir()))}"
         capsys.readouterr()
-        tokenize(Plan(str(tmp_path / source), str(out), str(bundle_folder), **options))
+        tokenize(Plan(str(tmp_path / source), str(out), str(bundle_folder), **options), progress=True)
         printed = capsys.readouterr().out
         errors = errors_of(out) if (out / "errors.jsonl").exists() else []
         return documents_of(out, tiny), errors, printed
@@ -211,7 +211,7 @@ def test_silent_segments_and_short_tails_are_left_out_and_counted(read, tmp_path
     for i in range(110):
         samples = np.concatenate([np.zeros(800), rng.uniform(-0.3, 0.3, 804)])
         soundfile.write(tmp_path / "in" / f"{i}.wav", samples, 8000)
-    documents, errors, printed = read(spec=SourceSpec("", audio_segment=0.1))
+    documents, errors, printed = read(spec=SourceSpec("", options={"audio": {"segment": 0.1}}))
     assert len(documents) == 110
     assert all(id.endswith("#t=0.1,0.2") for id in documents)
     assert not errors
@@ -223,7 +223,7 @@ def test_one_bad_segment_costs_that_segment(read, tmp_path):
     samples = np.random.default_rng(0).uniform(-0.3, 0.3, 2400).astype(np.float32)
     samples[1000] = np.nan
     soundfile.write(tmp_path / "in" / "a.wav", samples, 8000, subtype="FLOAT")
-    documents, errors, printed = read(spec=SourceSpec("", audio_segment=0.1), shard_size=8)
+    documents, errors, printed = read(spec=SourceSpec("", options={"audio": {"segment": 0.1}}), shard_size=8)
     assert list(documents) == ["a.wav#t=0,0.1", "a.wav#t=0.2,0.3"]
     assert len(errors) == 1
     assert "bad         0 of 1" in printed
@@ -246,7 +246,7 @@ def test_audio_of_more_than_a_minute_is_read_from_every_source(bundle_folder, tm
     for source in ("in", "a.tar", "a.parquet", "a.jsonl", "memory://long"):
         out = tmp_path / f"o{len(lengths)}"
         path = source if "://" in source else str(tmp_path / source)
-        tokenize(Plan(path, str(out), str(bundle_folder), spec=SourceSpec("", audio_segment=segment)))
+        tokenize(Plan(path, str(out), str(bundle_folder), spec=SourceSpec("", options={"audio": {"segment": segment}})))
         data_set = TokenDataset(out)
         lengths.append([data_set.ids(i).tolist() for i in range(len(data_set))])
     memory.rm("/long", recursive=True)

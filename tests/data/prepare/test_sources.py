@@ -161,7 +161,7 @@ def test_augmentation_makes_documents_of_their_own(bundle_folder, tmp_path):
     (tmp_path / "in" / "a.png").write_bytes(png(3, (64, 64)))
     (tmp_path / "in" / "b.wav").write_bytes(wav(seconds=0.75))
     (tmp_path / "in" / "b.txt").write_text("noise")
-    spec = SourceSpec("", crops=2, flip=True, audio_segment=0.3)
+    spec = SourceSpec("", options={"image": {"crops": 2, "flip": True}, "audio": {"segment": 0.3}})
     tokenize(Plan(str(tmp_path / "in"), str(tmp_path / "out"), str(bundle_folder), spec=spec))
     data = TokenDataset(tmp_path / "out")
     documents = {d.id: d for d in map(data.document, range(len(data)))}
@@ -233,16 +233,17 @@ def test_recipes_that_cannot_be_say_why(tmp_path):
         ("sources: [{weight: 1}]", "source 1: it needs a `path`"),
         ("sources: [{path: a, wieght: 1}]", "wieght: unknown"),
         ("sources: [{path: a, weight: 0}]", "weight 0; it must be above 0"),
-        ("sources: [{path: a, weight: heavy}]", "weight 'heavy' is not a number"),
-        ("sources: [{path: a, filters: {min_size: 3}}]", "filters may say min_side"),
-        ("sources: [{path: a, order: [smell]}]", "order"),
+        ("sources: [{path: a, weight: heavy}]", "weight 'heavy'; it is a number"),
+        ("sources: [{path: a, filters: {min_size: 3}}]", "filters: min_size: unknown; it may say min_side"),
+        ("sources: [{path: a, order: [7]}]", "order [1] 7; it is a text"),
         ("sources: [{path: a, template: [{type: image}]}]", "template, part 1: an empty or missing 'path'"),
         ("sources: [{path: a}, {path: b/a}]", "two sources are called 'a'"),
         ("seed: 1\nsources: [{path: a}]", "seed: unknown"),
-        ("sources: [{path: a, loss: false}]", "loss names true or false for each type"),
-        ("sources: [{path: a, roles: [user]}]", "roles names a role for each type"),
-        ("sources: [{path: a, weight: .nan}]", "is not a number"),
-        ("sources: [{path: a, crops: 2.5}]", "whole number"),
+        ("sources: [{path: a, loss: false}]", "loss False; it is a value by name"),
+        ("sources: [{path: a, roles: [user]}]", "roles ['user']; it is a value by name"),
+        ("sources: [{path: a, weight: .nan}]", "weight nan; it is a number"),
+        ("sources: [{path: a, image: {crops: 2.5}}]", "image crops is 2.5; it is a int"),
+        ("sources: [{path: a, image: {crop: 2}}]", "image has no option 'crop'"),
         ("sources: [{path: a, template: [{type: text, text: x, loss: 0}]}]", "loss 0; it is true or false"),
         ("sources: [{path: a, template: [{type: text, text: '{x'}]}]", "a brace without its other one"),
         ("sources: [{path: a, template: [{type: text, text: x}]}]", "no {field} in it"),

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from unitok.api import Unitok
+from unitok.bundle import Bundle
 from unitok.data.prepare.plan import Plan, make_plan, open_sources
 from unitok.data.prepare.recipe import SourceSpec
 from unitok.data.prepare.tokenize import detokenize, tokenize
@@ -78,7 +78,7 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(scenes_folder, bundl
     tokenize(Plan(str(scenes_folder), str(whole), str(bundle_folder), shard_size=30))
     plan = Plan(str(scenes_folder), str(stopped), str(bundle_folder), shard_size=30)
     stopped.mkdir()
-    make_plan(plan, open_sources(plan), Unitok.from_pretrained(bundle_folder).vocab)
+    make_plan(plan, open_sources(plan), Bundle.from_pretrained(bundle_folder).vocab)
     entry = Worker(plan).process(1)  # as a run that was killed after this shard would have left it
     before = (stopped / entry["file"]).stat().st_mtime_ns
     (stopped / ".work" / "shard-00000.arrow.7.partial").write_bytes(b"torn")
@@ -90,7 +90,7 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(scenes_folder, bundl
 def test_a_finished_output_says_so_and_another_source_is_refused(scenes_folder, mixed_folder, bundle_folder, tmp_path, capsys):
     out = tmp_path / "out"
     tokenize(Plan(str(scenes_folder), str(out), str(bundle_folder)))
-    tokenize(Plan(str(scenes_folder), str(out), str(bundle_folder)))
+    tokenize(Plan(str(scenes_folder), str(out), str(bundle_folder)), progress=True)
     assert "complete already" in capsys.readouterr().out
     with pytest.raises(UserError, match="made with other files in its source"):
         tokenize(Plan(str(mixed_folder), str(out), str(bundle_folder)))
@@ -102,11 +102,11 @@ def test_another_plan_for_a_folder_is_told_by_what_differs(scenes_folder, bundle
     for plan, why in (
         (
             Plan(str(scenes_folder), out, str(bundle_folder), seed=3),
-            "made with --validation 0.25, not 0.0; --seed 0, not 3; another order",
+            "made with validation 0.25, not 0.0; seed 0, not 3; order ['image', 'text'], not []",
         ),
         (
             Plan(str(scenes_folder), out, str(bundle_folder), validation=0.25, shard_size=7),
-            "--shard-size 64, not 7; another order of",
+            "shard size 64, not 7; order",
         ),
     ):
         with pytest.raises(UserError) as caught:

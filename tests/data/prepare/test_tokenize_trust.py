@@ -161,7 +161,7 @@ def test_the_work_can_be_shared_out(scenes_folder, bundle_folder, tmp_path):
     tokenize(whole)
     assert [tokenize(parts, part=(i, 3)) is None for i in (2, 0, 1)] == [True, True, False]
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
-    with pytest.raises(UserError, match="--shard-index 3 of --num-shards 3"):
+    with pytest.raises(UserError, match="part 3 of 3"):
         tokenize(parts, part=(3, 3))
 
 
@@ -220,7 +220,7 @@ def test_too_many_bad_files_stop_the_run_early(bundle_folder, tmp_path):
     for i in range(400):
         (source / f"{i:03d}.txt").write_bytes(b"good" if i % 2 else b"\xff\xfe\x00")
     plan = Plan(str(source), str(out), str(bundle_folder), shard_size=50)
-    with pytest.raises(UserError, match=r"of 100 documents could not be used, over --max-error-rate 0.1") as caught:
+    with pytest.raises(UserError, match=r"of 100 documents could not be used, over max_error_rate 0.1") as caught:
         tokenize(plan, max_error_rate=0.1)
     assert "\n" not in str(caught.value)
     assert re.search(r"; the first: 000\.txt: .*UTF-8.*; all are in ", str(caught.value))
@@ -245,7 +245,12 @@ def test_a_bad_picture_with_crops_is_one_bad_document(bundle_folder, tmp_path):
     for i in range(10):
         Image.new("RGB", (40, 40), (i * 20, 0, 0)).save(tmp_path / "in" / f"{i}.png")
     (tmp_path / "in" / "bad.png").write_bytes((tmp_path / "in" / "0.png").read_bytes()[:60])
-    plan = Plan(str(tmp_path / "in"), str(tmp_path / "out"), str(bundle_folder), spec=SourceSpec("", crops=4, flip=True))
+    plan = Plan(
+        str(tmp_path / "in"),
+        str(tmp_path / "out"),
+        str(bundle_folder),
+        spec=SourceSpec("", options={"image": {"crops": 4, "flip": True}}),
+    )
     info = tokenize(plan, max_error_rate=0.1)
     assert (info["documents"], info["shards"][0]["items"], info["shards"][0]["skipped"]) == (60, 11, 1)
 

@@ -9,10 +9,11 @@ import gzip
 import json
 import lzma
 import os
+import re
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import IO, Any
@@ -63,6 +64,18 @@ def unpacked(file: IO[bytes]) -> IO[bytes]:
     if head.startswith(b"BZh"):
         return bz2.BZ2File(file)  # type: ignore[return-value]
     return lzma.LZMAFile(file) if head.startswith(b"\xfd7zXZ\x00") else file  # type: ignore[return-value]
+
+
+def plain_name(name: str) -> str:
+    """A file's name without the suffix that says how it is compressed."""
+    return re.sub(r"\.(gz|bz2|xz)$", "", name, flags=re.IGNORECASE)
+
+
+@contextmanager
+def opened(files: Files, name: str) -> Iterator[tuple[IO[bytes], bool]]:
+    """A file of a source, unpacked, and whether it was compressed."""
+    with closing(files.open(name)) as packed, closing(unpacked(packed)) as file:
+        yield file, file is not packed
 
 
 # ---- Archives -------------------------------------------------------------------------------------------------------
@@ -222,27 +235,19 @@ class Table:
             for i, name in enumerate(batch.schema.names)
         }
 
-    def beside(self, name: str) -> Blob:
-        """A file that a cell names, relative to the table."""
-        return Blob.of(self.files, os.path.normpath(os.path.join(os.path.dirname(self.name), name)))
-
     def _value(self, value: Any, where: str, feature: Any) -> Any:
         if isinstance(value, bytes):
             return Blob(where, value)
         if isinstance(value, list):
-            inner = (
-                feature[0]
-                if isinstance(feature, list) and feature
-                else feature.get("feature")
-                if isinstance(feature, dict)
-                else None
-            )
+            several = feature if isinstance(feature, list) else [feature.get("feature")] if isinstance(feature, dict) else []
+            inner = several[0] if several else None
             return [self._value(v, f"{where}/{i}", inner) for i, v in enumerate(value)]
         if isinstance(value, dict):
             if {"bytes"} < set(value) <= {"bytes", "path", "sampling_rate"}:
                 if value["bytes"] is not None:
                     return Blob(where, value["bytes"])
-                return self.beside(value["path"]) if value.get("path") else None
+                beside = os.path.normpath(os.path.join(os.path.dirname(self.name), value.get("path") or ""))
+                return Blob.of(self.files, beside) if value.get("path") else None
             return {k: self._value(v, f"{where}/{k}", None) for k, v in value.items()}
         if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and isinstance(value, int) and value >= 0:
             return feature["names"][value] if feature.get("names") else value

@@ -1,39 +1,32 @@
 """Raw documents -> documents, with the tokenizers of a bundle.
 
-Threads read files and decode them to pixels and samples, a little ahead of the tokenizers; pictures of equal size (in codes)
-and sounds of equal length go through the networks together. Each file is encoded once, however many documents use it. What
-is batched with what depends on the documents and their order alone, never on timing, so the codes do not either.
+Threads read and decode the parts of documents (`Modality.load`), a little ahead of the tokenizers; what has equal batch keys goes
+through the networks together. Each file is encoded once, however many documents use it. What is batched with what depends on the
+documents and their order alone, never on timing, so the codes do not either.
 """
 
 import threading
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
 
 from unitok.bundle import Bundle
-from unitok.data.prepare.augment import clip, random_crop, versions
+from unitok.data.prepare.augment import versions
 from unitok.data.prepare.recipe import SourceSpec, share
 from unitok.document import Document, Part, RawDocument, Segment
 from unitok.errors import UserError
-from unitok.media import open_audio, open_image, read_clip
+from unitok.media import sniff_bytes
+from unitok.modalities import Loaded, make_options
 from unitok.storage import Blob, Files, printable
-from unitok.tokenizers.audio import SILENCE
-from unitok.tokenizers.image import Fit
 
-BATCH = 64  # pictures, or seconds of sound, encoded at once
-LONG_SOUND = 60.0  # seconds; longer sounds are read and encoded piece by piece
-WAITING_BYTES = 256 << 20  # pixels and samples that wait for a full batch
-AHEAD = 2 * BATCH  # documents that are read and decoded ahead of the networks
-HELD_BYTES = 256 << 20  # pixels and samples that they may hold
+WAITING_BYTES = 256 << 20  # decoded content that waits for a full batch
+AHEAD = 128  # documents that are read and decoded ahead of the networks
+HELD_BYTES = 256 << 20  # decoded content that they may hold
 
 
 class Stop(UserError):
@@ -53,42 +46,31 @@ Progress = Callable[[int, int, int, int], None]  # documents, files, bytes, fail
 
 @dataclass
 class Medium:
-    """A picture or sound on its way: decoded in a thread, encoded in a batch."""
+    """The content of a part on its way: decoded in a thread, encoded alone there or in a batch.
 
-    ready: threading.Event = field(default_factory=threading.Event)
-    error: str = ""
-    content: Any = None  # uint8 [H, W, 3], float [C, T], or the Blob of a long sound
-    size: tuple[int, ...] = ()  # as `Segment.size`
-    shape: tuple[int, int] = (0, 0)  # width and height in pixels as it came
-    seconds: float = 0.0
-    format: str = ""
-    rejected: str = ""  # why it is left out and counted, where that is no fault of the file
-    view: str = ""
-    bytes: int = 0
+    Args:
+        name: the instance that it goes to. key: of a file, which many documents may use; () for content of the document itself.
+        users: documents on their way that it belongs to.
+    """
+
+    name: str
     key: tuple[str, ...] = ()
-    users: int = 0  # documents on their way that it belongs to
+    users: int = 0
+    ready: threading.Event = field(default_factory=threading.Event)
+    loaded: Loaded = field(default_factory=lambda: Loaded(None))
+    error: str = ""
     queued: bool = False
-    codes: Tensor | None = None
-
-    @property
-    def nbytes(self) -> int:
-        """Of what was decoded."""
-        return 0 if self.content is None or isinstance(self.content, Blob) else self.content.nbytes
+    codes: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
-class Pending:
-    """A document whose pictures and sounds are on their way: for each part its text's codes, or its medium."""
+class Waiting:
+    """A document whose parts are on their way."""
 
     raw: RawDocument
-    parts: tuple[np.ndarray | Medium, ...]
+    media: tuple[Medium, ...]
     spec: SourceSpec
     rejected: str = ""  # the filter that its texts fail
-
-    @property
-    def media(self) -> list[Medium]:
-        """Its pictures and sounds."""
-        return [p for p in self.parts if isinstance(p, Medium)]
 
 
 @dataclass
@@ -96,7 +78,8 @@ class Encoded:
     """Documents in order; what could not be used, and why; how many each filter left out.
 
     One item of a source may become several documents: `items` and `skipped` count items, those tried and those of which
-    nothing could be used. `formats` counts the documents' parts by type and file format, `notes` what items hold and was not used.
+    nothing could be used. `formats` counts the documents' parts by instance and file format, `notes` what items hold and was not
+    used.
     """
 
     documents: list[Document] = field(default_factory=list)
@@ -112,30 +95,28 @@ class Encoder:
     """Reads, decodes, batches and encodes.
 
     Args:
-        image_area, image_fit: see `ImageTokenizer.prepare`; 0 is the tokenizer's resolution squared.
+        options: how content is read, by kind, where a source does not say it: the fields of `Modality.Options`.
         seed: of random crops. decoders: threads that read and decode.
         overlap: decode while the networks run; without, they take turns, which is faster where no core is to spare: threads
             of one interpreter get in one another's way.
-        progress: told of documents, files, bytes and failures as they come.
+        progress: is given documents, files, bytes and failures as they come.
     """
 
     def __init__(
         self,
-        unitok: Bundle,
-        image_area: int = 0,
-        image_fit: Fit = "keep",
+        bundle: Bundle,
+        options: Mapping[str, Mapping[str, Any]] | None = None,
         seed: int = 0,
         decoders: int = 2,
         overlap: bool = True,
         progress: Progress | None = None,
     ):
-        self.unitok, self.image_area, self.image_fit, self.seed = unitok, image_area, image_fit, seed
+        self.bundle, self.options, self.seed = bundle, options or {}, seed
         self.decoders, self.overlap, self.progress = decoders, overlap, progress or (lambda *_: None)
 
-    def encode(self, raws: list[RawDocument], folder: Path | None = None) -> tuple[list[Document], list[dict[str, str]]]:
-        """-> documents, and for each that could not be made, where and why. Sources are named relative to `folder`, if any."""
-        spec = SourceSpec(str(folder or ""))
-        done = self.run((raw.id, raw.where, spec, partial(_named, raw, folder)) for raw in raws)
+    def encode(self, raws: list[RawDocument]) -> tuple[list[Document], list[dict[str, str]]]:
+        """Documents, and for each that could not be made, where and why. Paths are files of this machine."""
+        done = self.run((raw.id, raw.where, SourceSpec(""), partial(_opened, raw)) for raw in raws)
         return done.documents, done.errors
 
     def run(self, makes: Iterable[tuple[str, str, SourceSpec, Make]]) -> Encoded:
@@ -154,6 +135,13 @@ class Encoder:
         return work.finish()
 
 
+def _opened(raw: RawDocument) -> list[RawDocument]:
+    """A document whose paths are files of this machine, with what reads them."""
+    files = Files("/")
+    opened = (p if p.path is None else replace(p, file=Blob.of(files, str(p.path.absolute()))) for p in raw.content)
+    return [replace(raw, content=tuple(opened))]
+
+
 def _ahead(pool: ThreadPoolExecutor, makes: Iterable[Any], work: "_Work") -> Iterator[tuple[str, str, Future]]:
     """Futures in order, `AHEAD` of them under way."""
     waiting: deque[tuple[str, str, Future]] = deque()
@@ -169,15 +157,15 @@ class _Work:
     """The documents of one call of `Encoder.run`."""
 
     def __init__(self, encoder: Encoder):
-        self.encoder, self.unitok = encoder, encoder.unitok
+        self.encoder, self.bundle = encoder, encoder.bundle
         self.media: dict[tuple[str, ...], Medium] = {}
         self.lock = threading.Lock()
-        self.results: list[Pending | dict[str, str]] = []
-        self.filtered: dict[str, int] = defaultdict(int)
-        self.notes: dict[str, int] = defaultdict(int)
-        self.waiting: dict[tuple, list[Medium]] = defaultdict(list)
-        self.waiting_bytes = 0
-        self.held = 0  # bytes of pixels and samples that are decoded and not yet taken
+        self.results: list[Waiting | dict[str, str]] = []
+        self.filtered: Counter[str] = Counter()
+        self.notes: Counter[str] = Counter()
+        self.batches: dict[tuple, list[Medium]] = defaultdict(list)
+        self.waiting_bytes = 0  # of what is in the batches
+        self.held = 0  # bytes that are decoded and not yet taken
         self.room = threading.Condition(self.lock)
         self.stopped = False
         self.quiet = threading.Event()  # cleared while the networks run and nothing is to be decoded
@@ -186,8 +174,8 @@ class _Work:
 
     # ---- In threads: read, decode --------------------------------------------------------------------------------
 
-    def prepare(self, number: int, spec: SourceSpec, make: Make) -> list[Pending]:
-        """Read item `number`, and decode its pictures and sounds; errors: `UserError` for an item that cannot be used.
+    def prepare(self, number: int, spec: SourceSpec, make: Make) -> list[Waiting]:
+        """Read item `number`, and decode its content; errors: `UserError` for an item that cannot be used.
 
         While much is held that was decoded already, only the item that is to be taken next goes on.
         """
@@ -196,14 +184,12 @@ class _Work:
             self.room.wait_for(lambda: self.held < HELD_BYTES or number <= self.items or self.stopped)
             if self.stopped:
                 raise Stop("stopped")
-        pending: list[Pending] = []
         grabbed: list[Medium] = []
         try:
-            self._prepare(spec, make, pending, grabbed)
+            return [waiting for raw in make() for waiting in self._prepare(spec, raw, grabbed)]
         except BaseException:
             self._release(grabbed)
             raise
-        return pending
 
     def stop(self) -> None:
         """Nothing more is to be prepared."""
@@ -212,110 +198,101 @@ class _Work:
             self.stopped = True
             self.room.notify_all()
 
-    def _prepare(self, spec: SourceSpec, make: Make, pending: list[Pending], grabbed: list[Medium]) -> None:
-        audio = self.unitok.audio
-        frame = 0.0 if audio is None else audio.hop_length / audio.sample_rate
-        for raw in make():
-            for version in versions(spec, raw, frame):
-                rejected = spec.filters.of_texts(sum(len(p.value) for p in version.content if p.type == "text"))
-                parts = () if rejected else tuple(self._part(spec, part, version.id, grabbed) for part in version.content)
-                slim = tuple(replace(part, file=None, value="") for part in version.content)  # or all of it would stay
-                pending.append(Pending(replace(version, content=slim), parts, spec, rejected))
-
-    def _part(self, spec: SourceSpec, part: Part, document: str, grabbed: list[Medium]) -> np.ndarray | Medium:
+    def _prepare(self, spec: SourceSpec, raw: RawDocument, grabbed: list[Medium]) -> Iterator[Waiting]:
+        """The versions of a document: what stands in it is read first, and its files only where that passes the filters."""
         try:
-            tokenizer = self.unitok.require(part.type)
+            named = tuple(replace(p, type=self.bundle.instance(spec.instances.get(p.type, p.type))) for p in raw.content)
+            for name in {part.type for part in named}:
+                self.bundle.require(name)
         except UserError as error:
             raise Stop(str(error)) from None
-        if part.type == "text":
-            return np.asarray(tokenizer.encode(part.value), np.int32)
-        own = document if part.view.startswith("crop") else ""  # no two documents share a random crop
+
+        def options(name: str) -> Any:
+            kind = self.bundle.modality(name).kind
+            said = {**self.encoder.options.get(kind, {}), **spec.options.get(kind, {})}
+            return make_options(kind, said, f"source {spec.name}")
+
+        for version in versions(self.bundle, replace(raw, content=named), options):
+            media: dict[int, Medium] = {}
+            facts = Counter({"characters": 0.0})
+            for at, part in enumerate(version.content):
+                if part.file is None:
+                    media[at] = Medium(part.type)
+                    self._load(media[at], part.value, options(part.type), version.where, part.view)
+                    facts.update(media[at].loaded.facts)
+            rejected = spec.filters.reject(facts)
+            for at, part in enumerate(() if rejected else version.content):
+                if part.file is not None:
+                    media[at] = self._medium_of(spec, part, version.id, options(part.type), grabbed)
+            slim = tuple(replace(part, file=None, value="") for part in version.content)  # or all of it would stay
+            parts = tuple(media[at] for at in sorted(media)) if not rejected else ()
+            yield Waiting(replace(version, content=slim), parts, spec, rejected)
+
+    def _medium_of(self, spec: SourceSpec, part: Part, document: str, options: Any, grabbed: list[Medium]) -> Medium:
+        """The content of a file, decoded unless another document had it decoded."""
+        variant = part.view in self.bundle.modality(part.type).views(options)
+        own = document if variant else ""  # what is random in a variant is its document's own
         key = (str(id(spec)), part.type, part.file.name, str(part.file.place), part.view, own)
         with self.lock:
             known = self.media.get(key)
-            medium = known or self.media.setdefault(key, Medium(view=part.view, key=key))
+            medium = known or self.media.setdefault(key, Medium(part.type, key))
             medium.users += 1
             grabbed.append(medium)
-        if known is not None:
-            return known
-        try:
-            if part.type == "image":
-                self._decode_image(medium, part.file, spec, own)
-            else:
-                self._decode_sound(medium, part.file)
-        except UserError as error:
-            medium.error = str(error)
-        except Exception as bug:  # what no one thought of: every document that it belongs to says the same
-            medium.error = printable(f"{part.path}: {type(bug).__name__}: {bug}")
-        finally:
+        if known is None:
+            chance = share(self.encoder.seed, own, part.file.name)
+            self._load(medium, part.file, options, part.file.name, part.view, chance)
             with self.lock:
-                self.held += medium.nbytes
+                self.held += medium.loaded.nbytes
             medium.ready.set()
         return medium
 
-    def _decode_image(self, medium: Medium, blob: Blob, spec: SourceSpec, own: str) -> None:
-        data = blob.read()
-        image = open_image(Path(blob.name), data)
-        medium.bytes, medium.shape, medium.format = len(data), image.size, image.format or ""
-        if medium.view.startswith("crop"):
-            image, medium.view = random_crop(image, spec, share(self.encoder.seed, own, blob.name))
-        elif medium.view == "flip":
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        image = self.unitok.require("image").fit(image, self.encoder.image_area or None, self.encoder.image_fit)
-        medium.content, medium.size = np.asarray(image), (image.height, image.width)
-
-    def _decode_sound(self, medium: Medium, blob: Blob) -> None:
-        tokenizer = self.unitok.require("audio")
-        piece = clip(medium.view)
-        with blob.local() as path:  # without a path, the bytes are in memory
-            data = None if path else blob.read()
-            medium.bytes = (path.stat().st_size if path else len(data or b"")) if piece is None else 0
-            try:
-                with open_audio(path or Path(blob.name), data) as file:
-                    medium.format = file.format
-                    medium.seconds = file.frames / file.samplerate if piece is None else piece[1] - piece[0]
-                    if medium.seconds > LONG_SOUND and piece is None:
-                        medium.content = blob
-                        return
-                    samples = read_clip(file, blob.name, piece)
-                    if piece is not None and samples.abs().max() < SILENCE:  # of a recording that is not silent as a whole
-                        medium.rejected = "silent_segments"
-                        return
-                    samples = tokenizer.prepare(samples, file.samplerate, blob.name)
-            except UserError as error:
-                raise UserError(str(error).replace(str(path), blob.name) if path else str(error)) from None
-        medium.content, medium.size = samples, tokenizer.size(samples)
+    def _load(self, medium: Medium, content: Any, options: Any, name: str, view: str = "", chance: float = 0.0) -> None:
+        """Decode content, and encode it if it is encoded alone; what goes wrong is said by all documents that it belongs to."""
+        modality, tokenizer = self.bundle.modality(medium.name), self.bundle.require(medium.name)
+        try:
+            found = sniff_bytes(content.head(), name) if isinstance(content, Blob) else None
+            if found not in (None, modality.kind):
+                raise UserError(f"{name}: the part's type is {medium.name}, the file is {found}; give the type that it has")
+            medium.loaded = modality.load(tokenizer, content, options, name, view, chance)
+            if not medium.loaded.rejected and modality.batch_key(tokenizer, medium.loaded) is None:
+                [medium.codes] = modality.encode(tokenizer, [medium.loaded])
+                medium.loaded.content = None
+        except UserError as error:
+            medium.error = str(error)
+        except Exception as bug:  # what no one thought of
+            medium.error = printable(f"{name}: {type(bug).__name__}: {bug}")
 
     # ---- In order: filter, batch, encode -------------------------------------------------------------------------
 
     def take(self, id: str, where: str, future: Future) -> None:
         """The next item: its documents wait for their codes."""
         try:
-            found = future.result()
+            found: list[Waiting] = future.result()
         except Stop:
             raise
         except Exception as error:  # a UserError; or what no one thought of, which must not end a run of a billion files
-            said = str(error) if isinstance(error, UserError) else f"{where}: {type(error).__name__}: {error}"
-            self.results.append({"id": printable(id), "where": where, "error": printable(said)})
+            message = str(error) if isinstance(error, UserError) else f"{where}: {type(error).__name__}: {error}"
+            self.results.append({"id": printable(id), "where": where, "error": printable(message)})
             self._taken(0, 0, 1)
             return
         files = size = bad = 0
-        for note in {note for pending in found for note in pending.raw.notes}:
-            self.notes[note] += 1
-        for pending in found:
-            for medium in pending.media:
+        self.notes.update({note for waiting in found for note in waiting.raw.notes})
+        for waiting in found:
+            shared = [medium for medium in waiting.media if medium.key]
+            for medium in shared:
                 medium.ready.wait()
-            if why := next((medium.error for medium in pending.media if medium.error), ""):
-                self.results.append({"id": pending.raw.id, "where": pending.raw.where, "error": why})
+            if why := next((medium.error for medium in waiting.media if medium.error), ""):
+                self.results.append({"id": waiting.raw.id, "where": waiting.raw.where, "error": why})
                 bad += 1
-            elif name := pending.rejected or _filtered(pending):
+            elif name := waiting.rejected or _filtered(waiting, shared):
                 self.filtered[name] += 1
             else:
-                for medium in (m for m in pending.media if not m.queued):
-                    files, size = files + 1, size + medium.bytes
-                    self._queue(medium)
-                self.results.append(pending)
-            self._release(pending.media)
+                for medium in waiting.media:
+                    if not medium.queued:
+                        files, size = files + bool(medium.key), size + medium.loaded.bytes
+                        self._queue(medium)
+                self.results.append(waiting)
+            self._release(shared)
         self._taken(files, size, int(0 < bad == len(found)))
 
     def _taken(self, files: int, size: int, failed: int) -> None:
@@ -333,63 +310,47 @@ class _Work:
             for medium in media:
                 medium.users -= 1
                 if not medium.users and not medium.queued:
-                    self.held -= medium.nbytes
-                    medium.content = None
+                    self.held -= medium.loaded.nbytes
+                    medium.loaded.content = None
                     self.media.pop(medium.key, None)
 
     def _queue(self, medium: Medium) -> None:
+        """Put a medium into its batch; a batch that is full is encoded, and the largest while much waits."""
         medium.queued = True
         with self.room:
-            self.held -= medium.nbytes
+            self.held -= medium.loaded.nbytes if medium.key else 0
             self.room.notify_all()
-        if isinstance(medium.content, Blob):
-            self._encode_long(medium)
+        if medium.codes is not None:
             return
-        if isinstance(medium.content, np.ndarray):
-            stride = self.unitok.require("image").stride
-            h, w = medium.size
-            medium.content = np.pad(medium.content, ((0, -h % stride), (0, -w % stride), (0, 0)), mode="edge")
-            key: tuple = ("image", *medium.content.shape[:2])
-            full = len(self.waiting[key]) + 1 >= BATCH
-        else:
-            key = ("audio", medium.content.shape[-1])
-            full = (len(self.waiting[key]) + 1) * key[1] >= BATCH * self.unitok.require("audio").sample_rate
-        self.waiting_bytes += medium.content.nbytes
-        self.waiting[key].append(medium)
-        if full:
+        modality, tokenizer = self.bundle.modality(medium.name), self.bundle.require(medium.name)
+        key = (medium.name, modality.batch_key(tokenizer, medium.loaded))
+        self.batches[key].append(medium)
+        self.waiting_bytes += medium.loaded.nbytes
+        if len(self.batches[key]) * modality.cost(tokenizer, medium.loaded) >= modality.BATCH:
             self._flush(key)
         while self.waiting_bytes > WAITING_BYTES:
-            self._flush(max(self.waiting, key=lambda k: len(self.waiting[k]) * int(np.prod(k[1:]))))
+            self._flush(max(self.batches, key=lambda k: sum(m.loaded.nbytes for m in self.batches[k])))
 
     def _flush(self, key: tuple) -> None:
-        batch = self.waiting.pop(key)
-        self.waiting_bytes -= sum(m.content.nbytes for m in batch)
+        """Encode a batch."""
+        batch = self.batches.pop(key)
+        self.waiting_bytes -= sum(medium.loaded.nbytes for medium in batch)
         if not self.encoder.overlap:
             self.quiet.clear()
-        if key[0] == "image":
-            pixels = torch.from_numpy(np.stack([m.content for m in batch])).permute(0, 3, 1, 2)
-            codes = self.unitok.require("image").encode(pixels.contiguous().float().div_(127.5).sub_(1)).cpu()
-        else:
-            codes = self.unitok.require("audio").encode(torch.stack([m.content for m in batch])).cpu()
-        for medium, one in zip(batch, codes, strict=True):
-            medium.content, medium.codes = None, one
-        self.quiet.set()
-
-    def _encode_long(self, medium: Medium) -> None:
-        blob: Blob = medium.content
-        medium.content = None
-        path: Path | None = None
         try:
-            with blob.local() as path:
-                data = None if path else blob.read()
-                codes, medium.size = self.unitok.require("audio").encode_file(path or Path(blob.name), data=data)
-            medium.codes = codes.cpu()
-        except UserError as error:
-            medium.error = str(error).replace(str(path), blob.name) if path else str(error)
+            codes = self.bundle.modality(key[0]).encode(self.bundle.require(key[0]), [medium.loaded for medium in batch])
+            for medium, one in zip(batch, codes, strict=True):
+                medium.codes = one
+        except UserError as error:  # of a file that is read while it is encoded
+            for medium in batch:
+                medium.error = str(error)
+        for medium in batch:
+            medium.loaded.content = None
+        self.quiet.set()
 
     def finish(self) -> Encoded:
         """Encode what still waits; -> all documents."""
-        for key in list(self.waiting):
+        for key in list(self.batches):
             self._flush(key)
         done = Encoded(filtered=dict(sorted(self.filtered.items())), notes=dict(sorted(self.notes.items())))
         formats: Counter[str] = Counter()
@@ -398,9 +359,9 @@ class _Work:
                 done.errors.append(result)
                 continue
             try:
-                segments = tuple(map(_segment, result.raw.content, result.parts))
+                segments = tuple(map(_segment, result.raw.content, result.media))
                 done.documents.append(Document(segments, result.raw.id, result.raw.where))
-                formats.update(map(_format, result.raw.content, result.parts))
+                formats.update(f"{medium.name} {medium.loaded.format}".strip() for medium in result.media)
             except UserError as error:
                 done.errors.append({"id": result.raw.id, "where": result.raw.where, "error": printable(str(error))})
                 self.skipped += 1
@@ -409,41 +370,15 @@ class _Work:
         return done
 
 
-def _named(raw: RawDocument, folder: Path | None) -> list[RawDocument]:
-    """A document whose paths are files of this machine, with what reads them; sources relative to `folder`."""
-
-    def opened(part: Part) -> Part:
-        if part.path is None or part.file is not None:
-            return part
-        path = part.path.absolute()
-        name = path.relative_to(folder.absolute()) if folder and path.is_relative_to(folder.absolute()) else part.path
-        return replace(part, path=name, file=Blob(name.as_posix(), fetch=lambda: Files("/").read(str(path))))
-
-    return [replace(raw, content=tuple(map(opened, raw.content)))]
-
-
-def _segment(part: Part, found: np.ndarray | Medium) -> Segment:
-    if isinstance(found, np.ndarray):
-        return Segment("text", found, part.role, part.loss)
-    if found.codes is None:
-        raise UserError(found.error)
+def _segment(part: Part, medium: Medium) -> Segment:
+    if medium.codes is None:
+        raise UserError(medium.error)
     source = part.path.as_posix() if part.path else ""
-    source = f"{source}#{found.view}" if found.view else source
-    return Segment(part.type, found.codes.numpy(), part.role, part.loss, source, found.size)
+    source = f"{source}#{medium.loaded.view}" if medium.loaded.view else source
+    return Segment(medium.name, medium.codes, part.role, part.loss, source, medium.loaded.size)
 
 
-def _format(part: Part, found: np.ndarray | Medium) -> str:
-    return f"{part.type} {found.format}" if isinstance(found, Medium) else part.type
-
-
-def _filtered(pending: Pending) -> str:
-    """The name of the filter that an image or audio of a document fails, or ""."""
-    if why := next((m.rejected for m in pending.media if m.rejected), ""):
-        return why
-    filters = pending.spec.filters
-    for part, found in zip(pending.raw.content, pending.parts, strict=True):
-        if isinstance(found, Medium):
-            name = filters.of_image(*found.shape) if part.type == "image" else filters.of_audio(found.seconds)
-            if name:
-                return name
-    return ""
+def _filtered(waiting: Waiting, files: list[Medium]) -> str:
+    """The name of the filter that a file of a document fails, or ""."""
+    why = next((medium.loaded.rejected for medium in files if medium.loaded.rejected), "")
+    return why or next(filter(None, (waiting.spec.filters.reject(medium.loaded.facts) for medium in files)), "")

@@ -24,10 +24,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from unitok.data.prepare.recipe import FIELD, SourceSpec
+from unitok.data.prepare.recipe import FIELD, SourceSpec, template_content
 from unitok.document import Part
 from unitok.errors import UserError
 from unitok.media import promised, sniff_bytes, unread
+from unitok.modalities import modalities
 from unitok.storage import MAX_TEXT, Blob
 
 #: Fields that hold a caption, where no template says which do.
@@ -44,7 +45,10 @@ _CONVERSATIONS = ("conversations", "conversation", "messages", "dialogue", "dial
 MAX_NAME = 4096
 
 #: What `promised` says of the suffixes of media.
-MEDIA_SUFFIXES = ("a picture", "a sound")
+MEDIA_SUFFIXES = ("an image", "audio")
+
+#: The kind of captions, and the key of their parts.
+TEXT = "text"
 
 Fields = Mapping[str, Any]  # str, number, bool, None, Blob, or lists and dictionaries of them
 Open = Callable[[str], Blob]  # the file that a text names
@@ -112,7 +116,7 @@ class _Reader:
     def __init__(self, spec: SourceSpec, open_path: Open, files: bool):
         self.spec, self.open_path, self.files = spec, open_path, files
         self.texts: list[Part] = []
-        self.media: dict[str, list[Part]] = {"image": [], "audio": []}
+        self.media: dict[str, list[Part]] = {kind: [] for kind, modality in modalities().items() if not modality.inline}
         self.records: list[Blob] = []
         self.other_texts: list[tuple[str, Blob]] = []  # text that is no caption by its name
         self.left: list[tuple[str, str]] = []  # fields that hold something else, and what is wrong with it
@@ -155,26 +159,26 @@ class _Reader:
         if not text.strip():
             self.blank.append(name)
             return
-        self.texts.append(_part(self.spec, "text", text))
+        self.texts.append(_part(self.spec, TEXT, text))
 
     def _take_blob(self, name: str, blob: Blob, role: str) -> None:
         head = blob.head()
-        suffix = name.rsplit(".", 1)[-1].lower()
-        kind = "text" if role == "caption" else sniff_bytes(head, blob.name)
-        if kind == "text" and role == "media":  # no suffix is needed to tell SVG from words here
+        if role == "caption":
+            if not head or b"\0" in head:
+                raise UserError(f"{blob.name}: {unrecognized(head, blob.name)}")
+            self._take_text(blob.name, text_of(blob))
+            return
+        kind = sniff_bytes(head, blob.name)
+        if role == "media" and kind and kind not in self.media:  # no suffix is needed to tell SVG from words here
             kind = sniff_bytes(head, "svg")
         what = promised(blob.name) or promised(f".{name}") or ("an image or audio" if role == "media" else "")
-        if role == "caption" and (not head or b"\0" in head):
-            raise UserError(f"{blob.name}: {unrecognized(head, blob.name)}")
-        if role == "caption":
-            self._take_text(blob.name, text_of(blob))
-        elif kind in self.media:
+        if kind in self.media:
             self.media[kind].append(_part(self.spec, kind, blob))
-        elif kind == "text" and what:
-            raise UserError(f"{blob.name}: text, where {what} should be; replace it or leave it out")
-        elif suffix == "json" and kind == "text":
+        elif kind and what:
+            raise UserError(f"{blob.name}: {kind}, where {what} should be; replace it or leave it out")
+        elif kind and name.rsplit(".", 1)[-1].lower() == "json":
             self.records.append(blob)
-        elif kind == "text":
+        elif kind:
             self.other_texts.append((name, blob))
         else:
             why = f"{blob.name}: {unrecognized(head, blob.name)}"
@@ -204,7 +208,7 @@ class _Reader:
             self._take_blob(f"{name}.{text.rpartition('.')[2]}" if "." in text else name, blob, "media")
 
     def _made(self) -> Parts:
-        found = [*self.media["image"], *self.media["audio"]]
+        found = [part for parts in self.media.values() for part in parts]
         if self.left and not found:  # nobody knows what a caption alone belongs to
             raise UserError(self.left[0][1])
         if self.blank and not self.texts:
@@ -212,7 +216,7 @@ class _Reader:
         unused = [name for name, _ in self.left]
         if found and not self.texts:
             captions = [_caption(_json_of(record)) for record in self.records]
-            self.texts = [_part(self.spec, "text", caption) for caption in captions if caption]
+            self.texts = [_part(self.spec, TEXT, caption) for caption in captions if caption]
             unused += ["json"] * bool(self.records and not self.texts)
             unused += [name for name in self.unread if not names_media(name.rsplit(".", 1)[-1]) and not self.texts]
         if len(self.texts) > 1:  # captions are told apart
@@ -224,7 +228,7 @@ class _Reader:
             for _, blob in self.other_texts:
                 self._take_text(blob.name, text_of(blob))
         if not found and not self.texts:  # metadata alone is what there is to read: its caption, or all of it
-            self.texts = [_part(self.spec, "text", _caption_of(record) or _text_of_record(record)) for record in self.records]
+            self.texts = [_part(self.spec, TEXT, _caption_of(record) or _text_of_record(record)) for record in self.records]
         notes = [_unused(name) for name in dict.fromkeys(unused)]
         notes += [f"field {name!r} is empty" for name in dict.fromkeys(self.empty + self.blank) if not found or "." not in name]
         return Parts([*self.texts, *found], notes)
@@ -269,7 +273,8 @@ def data_url(text: str, name: str) -> Blob | None:
         data = b""
     if told and not data:
         raise UserError(f"{name}: a data URL that is not base64; mend it")
-    known = data and sniff_bytes(data[:4096]) in ("image", "audio")
+    media = [kind for kind, modality in modalities().items() if not modality.inline]
+    known = data and sniff_bytes(data[:4096]) in media
     place = int.from_bytes(hashlib.sha256(data).digest()[:7], "big")  # tells it from another one in a field of the same name
     return Blob(name, data, place=place) if told or known else None
 
@@ -308,8 +313,7 @@ def _caption(record: Any) -> str:
 
 def _not_in_template(spec: SourceSpec, row: Fields) -> list[str]:
     """Fields that hold content which no part of the template names."""
-    patterns = (entry["text"] if entry["type"] == "text" else entry["path"] for entry in spec.template)
-    named = [name.lower() for pattern in patterns for name in re.findall(FIELD, pattern)]
+    named = [name.lower() for entry in spec.template for name in re.findall(FIELD, template_content(entry))]
     return [
         name
         for name, value in row.items()
@@ -322,21 +326,21 @@ def _fill_template(spec: SourceSpec, row: Fields, open_path: Open) -> list[Part]
     """The parts that a source's template makes of a row."""
     parts = []
     for entry in spec.template:
-        kind = entry["type"]
-        said = {k: entry[k] for k in ("role", "loss") if k in entry}
+        pattern, optional = template_content(entry), entry.get("optional", False)
+        alone = pattern.strip().removeprefix("{").removesuffix("}")
         contents: Sequence[Any]
-        optional = entry.get("optional", False)
-        if kind == "text":
-            contents = _fill_text(entry["text"], row, optional)
+        if TEXT in entry:
+            contents = _fill_text(pattern, row, optional)
+        elif "path" in entry:
+            contents = _files_of(_find(alone, row, optional), alone, open_path)
         else:
-            name = entry["path"].strip().removeprefix("{").removesuffix("}")
-            contents = _files_of(_find(name, row, optional), name, open_path)
+            contents = [_find(alone, row, optional)]
         if not contents or any(c is None or c == "" for c in contents):
             if optional:
                 continue
-            raise UserError(f"nothing in {entry['text' if kind == 'text' else 'path']}; say `optional: true` if that may be")
-        for content in contents:
-            parts.append(_part(spec, kind, content, **said))
+            raise UserError(f"nothing in {pattern}; say `optional: true` if that may be")
+        said = {key: entry[key] for key in ("role", "loss") if key in entry}
+        parts += [_part(spec, entry["type"], content, **said) for content in contents]
     return parts
 
 
@@ -344,12 +348,10 @@ def _fill_text(pattern: str, row: Fields, optional: bool) -> list[str | None]:
     """A text with its fields filled in; a text that is one field, and that field a list, gives several."""
     alone = re.fullmatch(FIELD, pattern)
     value = _find(alone[1], row, optional) if alone else None
-    if isinstance(value, list):
-        return [_text_of(v, f"{alone[1]}, one of a list" if alone else "") for v in value]
+    if alone and isinstance(value, list):
+        return [_text_of(v, f"{alone[1]}, one of a list") for v in value]
     found = {name: _text_of(_find(name, row, optional), name) for name in re.findall(FIELD, pattern)}
-    if any(v is None for v in found.values()):
-        return [None]
-    return [re.sub(FIELD, lambda m: found[m[1]] or "", pattern)]
+    return [None if None in found.values() else re.sub(FIELD, lambda m: found[m[1]] or "", pattern)]
 
 
 def _find(name: str, row: Any, optional: bool = False) -> Any:
@@ -398,9 +400,10 @@ def _file(text: str, name: str, open_path: Open) -> Blob:
     return open_path(text)
 
 
-def _part(spec: SourceSpec, kind: str, content: Any, role: str | None = None, loss: bool | None = None) -> Part:
-    role = spec.roles.get(kind, "none") if role is None else role
-    loss = spec.loss.get(kind, True) if loss is None else loss
-    if kind == "text":
-        return Part(kind, content, role=role, loss=loss)
-    return Part(kind, path=Path(content.name), role=role, loss=loss, file=content)
+def _part(spec: SourceSpec, type: str, content: Any, **said: Any) -> Part:
+    said = spec.says(type) | said
+    return (
+        Part(type, path=Path(content.name), file=content, **said)
+        if isinstance(content, Blob)
+        else Part(type, value=content, **said)
+    )

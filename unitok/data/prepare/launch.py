@@ -1,7 +1,6 @@
 """Processes that tokenize: this one, several of this machine, or the actors of a Ray cluster; and the progress of them all.
 
-A launcher calls `Worker.process` for a list of shards, in any order, as often as it must. Nothing here decides what is in a
-shard.
+A launcher makes each shard of a list, in any order, as often as it must. Nothing here decides what is in a shard.
 """
 
 import logging
@@ -9,10 +8,9 @@ import os
 import signal
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing import connection, get_context, parent_process
@@ -29,16 +27,16 @@ from unitok.errors import UserError, first_line
 from unitok.hardware import keep_large_blocks
 from unitok.storage import is_remote
 
-ERROR_RATE = 0.1  # share of bad documents over which a run stops, where nothing else is said
-JUDGED_AFTER = 100  # documents, before the share of bad ones is looked at
+ERROR_RATE = 0.1  # fraction of bad documents over which a run stops, where nothing else is said
+JUDGED_AFTER = 100  # documents, before the fraction of bad ones is looked at
 WORTH_A_PROCESS = 1000  # documents; another process takes seconds to start
 RETRIES = 3  # of an actor that dies, and of the shard that it had
+TELL_SECONDS = 0.5  # between two messages of a worker about its progress
 COUNTS = ("documents", "files", "bytes", "failed", "ids")  # what workers tell while they work
-MORE = "Start again with a higher --max-error-rate to go on, or mend them and start with a new folder"
 
 
 class TooManyBad(Stop):
-    """More documents than --max-error-rate allows could not be used."""
+    """More documents than `max_error_rate` allows could not be used."""
 
 
 def launch(run: Run, todo: list[int], workers: int, engine: str, progress: "Progress") -> None:
@@ -46,12 +44,12 @@ def launch(run: Run, todo: list[int], workers: int, engine: str, progress: "Prog
 
     Errors: `TooManyBad`; `UserError` for what else a user can mend.
     """
+    if engine not in ("local", "ray"):
+        raise UserError(f"engine {engine}: choose local or ray")
     most = 1 << 30 if engine == "ray" else _devices(run.plan.device)
     workers = workers or min(most, -(-progress.total // WORTH_A_PROCESS))
     workers = max(1, min(workers, len(todo)))
     overlap = run.plan.device != "cpu" or any(is_remote(spec.path) for spec in run.plan.specs())
-    if engine not in ("local", "ray"):
-        raise UserError(f"--engine {engine}: choose local or ray")
     if engine == "ray":
         _run_ray(run, todo, workers, overlap, progress)
     elif workers == 1:
@@ -68,11 +66,11 @@ def _devices(device: str) -> int:
 
 
 class Progress:
-    """A bar with files, ids and bytes a second, failures and time left; stops a run with too many bad documents."""
+    """Counts what was done, in a log and (if `shown`) a bar with rates; stops a run with too many bad documents."""
 
-    def __init__(self, total: int, max_error_rate: float | None, run: Run, log: Path):
+    def __init__(self, total: int, max_error_rate: float | None, run: Run, log: Path, shown: bool):
         self.total = total
-        self.bar = tqdm(total=total, desc="tokenize", unit="document", mininterval=1.0, smoothing=0.05)
+        self.bar = tqdm(total=total, desc="tokenize", unit="document", mininterval=1.0, smoothing=0.05, disable=not shown)
         self.max_error_rate = ERROR_RATE if max_error_rate is None else max_error_rate
         self.run, self.log = run, log
         self.counts = dict.fromkeys(COUNTS, 0)
@@ -80,7 +78,7 @@ class Progress:
         self.began = self.told = time.monotonic()
 
     def __enter__(self) -> "Progress":
-        self._write(f"{self.bar.total} documents in {len(self.run.shards)} shards")
+        self._write(f"{self.total} documents in {len(self.run.shards)} shards")
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
@@ -93,27 +91,28 @@ class Progress:
         self.before["failed"] += entry["skipped"]
         self.bar.update(entry["items"])
 
-    def add(self, **more: int) -> None:
-        """What came since the last call; errors: `TooManyBad`."""
-        for name, count in more.items():
+    def add(self, *more: int) -> None:
+        """What came since the last call, in the order of `COUNTS`; errors: `TooManyBad`."""
+        for name, count in zip(COUNTS, more):
             self.counts[name] += count
-        self.bar.update(more.get("documents", 0))
+        self.bar.update(more[0])
+        bad, tried = (self.counts[name] + self.before[name] for name in ("failed", "documents"))
         if time.monotonic() - self.told > 1:
             self.bar.set_postfix_str(self._rates())
             if int(time.monotonic() - self.began) // 60 != int(self.told - self.began) // 60:
-                self._write(f"{self.bar.n} of {self.bar.total}: {self._rates()}")
+                self._write(f"{tried} of {self.total}: {self._rates()}")
             self.told = time.monotonic()
-        bad, tried = (self.counts[name] + self.before[name] for name in ("failed", "documents"))
         if tried >= JUDGED_AFTER and bad > self.max_error_rate * tried:
             raise TooManyBad(
-                f"{self.run.plan.name()}: {bad} of {tried} documents could not be used, over --max-error-rate "
+                f"{self.run.plan.name()}: {bad} of {tried} documents could not be used, over max_error_rate "
                 f"{self.max_error_rate:g}"
             )
 
     def _rates(self) -> str:
         seconds = max(1e-3, time.monotonic() - self.began)
         files, size, ids = (self.counts[name] / seconds for name in ("files", "bytes", "ids"))
-        return f"{files:.0f} files/s, {ids:.0f} ids/s, {size / 1e6:.1f} MB/s, {self.counts['failed'] + self.before['failed']} failed"
+        failed = self.counts["failed"] + self.before["failed"]
+        return f"{files:.0f} files/s, {ids:.0f} tokens/s, {size / 1e6:.1f} MB/s, {failed} failed"
 
     def _write(self, line: str) -> None:
         with suppress(OSError), open(self.log, "a") as file:  # a full disk has been told, or will be
@@ -126,50 +125,59 @@ class Progress:
 def _run_here(run: Run, todo: list[int], overlap: bool, progress: Progress) -> None:
     """One shard after another, in this process."""
     with threads(run.plan.threads):
-        worker = Worker(run.plan, "", lambda d, f, b, e: progress.add(documents=d, files=f, bytes=b, failed=e), overlap)
-        for entry in worker.process_all(todo):
-            progress.add(ids=entry["ids"])
+        for entry in Worker(run.plan, "", progress.add, overlap).process_all(todo):
+            progress.add(0, 0, 0, 0, entry["ids"])
 
 
 def _run_local(run: Run, todo: list[int], workers: int, overlap: bool, progress: Progress) -> None:
-    """Processes of this machine; each takes the next shard when it is done with one.
-
-    They tell what they have done in shared memory, each in a row of its own. The lock of `given`, the shards that were given
-    out, is theirs alone: when one of them dies with it, all are stopped.
-    """
+    """Processes of this machine. Each asks for its next shard and tells what it did over a pipe of its own, which it shares with
+    no other; one that ends without a word ends the run."""
     context = get_context("spawn")
-    given, stop = context.Value("q", 0), context.RawValue("b", 0)
-    told = context.RawArray("q", workers * len(COUNTS))
-    seen = [0] * len(COUNTS)
-
-    def tell() -> None:
-        now = [sum(told[i :: len(COUNTS)]) for i in range(len(COUNTS))]
-        more = dict(zip(COUNTS, (a - b for a, b in zip(now, seen, strict=True)), strict=True))
-        seen[:] = now
-        progress.add(**more)
-
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(run.plan, told, stop, given)) as pool:
+    left = iter(todo)
+    running: dict[connection.Connection, Any] = {}
+    try:
         with _interrupts_ignored():  # Ctrl-C is for this process
-            running = {pool.submit(_make_shards, number, todo, overlap) for number in range(workers)}
-        try:
-            while running:
-                done, running = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
-                for future in done:
-                    future.result()
-                tell()
-        except BaseException as error:
-            stop.value = 1
-            if isinstance(error, BrokenProcessPool):
-                raise UserError(
-                    f"{run.out}: a worker process died (out of memory?); start again to go on, with fewer --workers if it "
-                    "happens again"
-                ) from None
-            if isinstance(error, Stop):
-                wait(running, timeout=60)
-                stopped = [future.exception() for future in running if future.done()]
-                errors = [e for each in stopped if isinstance(each, Stop) for e in each.errors]
-                raise type(error)(str(error), tuple(errors)) from None
-            raise
+            for number in range(workers):
+                mine, its = context.Pipe()
+                running[mine] = context.Process(target=_serve, args=(its, run.plan, number, overlap), daemon=True)
+                running[mine].start()
+                its.close()
+        pipes = set(running)
+        while pipes:
+            ready: list[Any] = connection.wait(pipes)
+            for pipe in ready:
+                if (message := pipe.recv()) == "next":
+                    pipe.send(next(left, None))
+                elif message == "done":
+                    pipes.discard(pipe)
+                elif isinstance(message, Exception):
+                    raise message
+                else:
+                    progress.add(*message)
+    except EOFError:
+        raise UserError(
+            f"{run.out}: a worker process died (out of memory?); start again to go on, with fewer workers if it happens again"
+        ) from None
+    except Stop as error:
+        raise type(error)(str(error), (*error.errors, *_errors_of(pipes))) from None
+    finally:
+        for process in running.values():
+            process.terminate()
+        for process in running.values():
+            process.join()
+
+
+def _errors_of(pipes: set[connection.Connection]) -> Iterator[dict[str, str]]:
+    """Stop the workers; -> the documents that failed in what they were at."""
+    for pipe in pipes:
+        with suppress(OSError, EOFError):
+            pipe.send(None)
+    for pipe in pipes:
+        with suppress(OSError, EOFError):
+            while pipe.poll(60) and (message := pipe.recv()) != "done":
+                if isinstance(message, Stop):
+                    yield from message.errors
+                    break
 
 
 @contextmanager
@@ -182,46 +190,42 @@ def _interrupts_ignored() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-_plan: Plan  # what a process of `_run_local` knows
-_told: Any
-_stop: Any
-_given: Any
-
-
-def _start(plan: Plan, told: Any, stop: Any, given: Any) -> None:
-    """A process of `_run_local` begins; it ends with its parent."""
-    global _plan, _told, _stop, _given
-    _plan, _told, _stop, _given = plan, told, stop, given
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # as `cli.main` does
+def _serve(pipe: connection.Connection, plan: Plan, number: int, overlap: bool) -> None:
+    """A worker of `_run_local`: makes the shards that its parent names, and ends with it."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # as the command line does
     keep_large_blocks()
     parent = parent_process()
     assert parent is not None
     threading.Thread(target=lambda: (connection.wait([parent.sentinel]), os._exit(1)), daemon=True).start()
+    counts, told = [0] * len(COUNTS), time.monotonic()
 
-
-def _make_shards(number: int, todo: list[int], overlap: bool) -> None:
-    """The `number`-th process makes shards while there are any left of all."""
-
-    def taken() -> Iterator[int]:
-        while True:
-            with _given.get_lock():
-                next_one, _given.value = _given.value, _given.value + 1
-            if next_one >= len(todo):
-                return
-            yield todo[next_one]
-
-    def tell(*more: int) -> None:
-        """Documents, files, bytes, failures, ids that came."""
+    def tell(*more: int, now: bool = False) -> None:
+        nonlocal told
         for i, count in enumerate(more):
-            _told[number * len(COUNTS) + i] += count
-        if _stop.value:
+            counts[i] += count
+        if now or time.monotonic() - told > TELL_SECONDS:
+            pipe.send(tuple(counts))
+            counts[:], told = [0] * len(COUNTS), time.monotonic()
+        if pipe.poll():  # while it works nothing but the end is said
             raise Stop("stopped")
 
-    device = f"cuda:{number % torch.cuda.device_count()}" if _plan.device == "cuda" else _plan.device
-    worker = Worker(_plan, device, tell, overlap)
-    with threads(worker.run.plan.threads):
-        for entry in worker.process_all(taken()):
-            tell(0, 0, 0, 0, entry["ids"])
+    def given() -> Iterator[int]:
+        pipe.send("next")
+        while (index := pipe.recv()) is not None:
+            yield index
+            pipe.send("next")
+
+    try:
+        device = f"cuda:{number % torch.cuda.device_count()}" if plan.device == "cuda" else plan.device
+        worker = Worker(plan, device, tell, overlap)
+        with threads(worker.run.plan.threads):
+            for entry in worker.process_all(given()):
+                tell(0, 0, 0, 0, entry["ids"], now=True)
+        pipe.send("done")
+    except Exception as error:
+        if not isinstance(error, UserError):
+            error.add_note(traceback.format_exc())  # the parent shows it
+        pipe.send(error)
 
 
 def _run_ray(run: Run, todo: list[int], workers: int, overlap: bool, progress: Progress) -> None:
@@ -229,7 +233,7 @@ def _run_ray(run: Run, todo: list[int], workers: int, overlap: bool, progress: P
     try:
         import ray
     except ImportError:
-        raise UserError("--engine ray: Ray is not installed; pip install '.[ray]' in a checkout") from None
+        raise UserError("engine ray: Ray is not installed; pip install '.[ray]' in a checkout") from None
 
     class Actor:
         def __init__(self, plan: Plan):
@@ -250,7 +254,7 @@ def _run_ray(run: Run, todo: list[int], workers: int, overlap: bool, progress: P
         kind = "GPU" if run.plan.device == "cuda" else "CPU"
         there = int(ray.cluster_resources().get(kind, 0))
         if not there:
-            raise UserError(f"--engine ray: the cluster has no {kind}")
+            raise UserError(f"engine ray: the cluster has no {kind}")
         remote: Any = ray.remote(num_cpus=1, num_gpus=kind == "GPU", max_restarts=RETRIES, max_task_retries=RETRIES)(Actor)
         actors += [remote.remote(_absolute(run.plan)) for _ in range(min(workers, there))]
         left = iter(todo)
@@ -259,13 +263,13 @@ def _run_ray(run: Run, todo: list[int], workers: int, overlap: bool, progress: P
             (done,), _ = ray.wait(list(busy), num_returns=1)
             actor = busy.pop(done)
             if (entry := ray.get(done)) is not None:
-                progress.add(documents=entry["items"], failed=entry["skipped"], ids=entry["ids"])
+                progress.add(entry["items"], 0, 0, entry["skipped"], entry["ids"])
             if (index := next(left, None)) is not None:
                 busy[actor.process.remote(index)] = actor
     except ray.exceptions.RayTaskError as error:
         raise (error.cause if isinstance(error.cause, UserError) else error) from None
     except (ray.exceptions.RayError, ConnectionError) as error:
-        raise UserError(f"--engine ray: {first_line(error)}; start again to go on") from None
+        raise UserError(f"engine ray: {first_line(error)}; start again to go on") from None
     finally:
         for actor in actors:
             ray.kill(actor)

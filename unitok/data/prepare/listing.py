@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
-from unitok.data.prepare.containers import DAMAGE, Table, damage, is_tar, list_members, unpacked
+from unitok.data.prepare.containers import DAMAGE, Table, damage, is_tar, list_members, opened, plain_name
 from unitok.data.prepare.fields import CAPTIONS, names_file, names_media
 from unitok.errors import UserError, is_utf8
 from unitok.storage import MAX_BYTES, Files, Found, printable
@@ -131,7 +131,7 @@ Lister = Callable[[Files, Found, Claims], Iterator[Item]]
 
 def may_hold_many(name: str, beside: set[str]) -> bool:
     """Whether a file's name says that it holds many documents. beside: base names of the media files of its folder."""
-    plain = re.sub(r"\.(gz|bz2|xz)$", "", name, flags=re.IGNORECASE)
+    plain = plain_name(name)
     if plain.lower().endswith(".json"):
         return os.path.splitext(plain)[0] not in beside and not describes(name)
     return plain.lower().endswith((".tar", ".tgz", ".parquet", ".arrow", ".jsonl", ".ndjson", ".csv", ".tsv"))
@@ -139,7 +139,7 @@ def may_hold_many(name: str, beside: set[str]) -> bool:
 
 def lister(files: Files, name: str) -> Lister | None:
     """How to list a file that may hold many documents; None for one whose content says that it does not."""
-    plain = re.sub(r"\.(gz|bz2|xz)$", "", name.lower())
+    plain = plain_name(name).lower()
     if plain.endswith((".tar", ".tgz")):
         head = _head(files, name)
         return _archive_items if is_tar(head) or head[257:262] == b"ustar" else None
@@ -155,8 +155,8 @@ def lister(files: Files, name: str) -> Lister | None:
 
 def _head(files: Files, name: str) -> bytes:
     try:
-        with closing(files.open(name)) as packed:
-            return unpacked(packed).read(512)
+        with opened(files, name) as (file, _):
+            return file.read(512)
     except UserError:
         return b""
     except DAMAGE as error:
@@ -167,7 +167,7 @@ def _head(files: Files, name: str) -> bytes:
 def _is_lines(files: Files, name: str) -> bool:
     """Whether a JSON file is an object on each of its first two lines, as `datasets` reads them."""
     try:
-        with closing(files.open(name)) as packed, closing(unpacked(packed)) as file:
+        with opened(files, name) as (file, _):
             lines = (line for line in iter(partial(file.readline, MAX_LINE), b"") if line.strip())
             first = [json.loads(line) for line, _ in zip(lines, range(2))]
     except (UserError, RecursionError, *DAMAGE):
@@ -179,7 +179,7 @@ def _line_items(files: Files, f: Found, claims: Claims) -> Iterator[Item]:
     stem = PurePosixPath(f.name).stem
     at = number = 0
     try:
-        with closing(files.open(f.name)) as packed, closing(unpacked(packed)) as file:
+        with opened(files, f.name) as (file, _):
             while line := file.readline(MAX_LINE):
                 number += 1
                 where, start = f"{f.name}, line {number}", at
@@ -203,7 +203,7 @@ def _list_items(files: Files, f: Found, claims: Claims) -> Iterator[Item]:
     stem, decoder = PurePosixPath(f.name).stem, json.JSONDecoder()
     at = number = 0
     try:
-        with closing(files.open(f.name)) as packed, closing(unpacked(packed)) as file:
+        with opened(files, f.name) as (file, _):
             text = file.read(MAX_BYTES).decode("latin-1")  # a character is a byte: places of its syntax are the file's
         at = text.index("[") + 1
         while True:
@@ -253,8 +253,8 @@ def _archive_items(files: Files, f: Found, claims: Claims) -> Iterator[Item]:
     bad: list[Item] = []
     key, last = None, "its beginning"
     try:
-        with closing(files.open(f.name)) as packed, closing(unpacked(packed)) as file:
-            for member in list_members(file, compressed=file is not packed):
+        with opened(files, f.name) as (file, compressed):
+            for member in list_members(file, compressed):
                 last = member.name or last
                 if member.problem:
                     bad.append(refused(f"{f.name}, {member.name or f'after {last}'}", member.problem))
@@ -295,7 +295,7 @@ def _table_items(files: Files, f: Found, claims: Claims) -> Iterator[Item]:
 
 def unused_table(files: Files, name: str) -> bool:
     """Whether a CSV file has no column that is read, such as one of statistics. Errors are left to who lists it."""
-    if not re.search(r"\.(csv|tsv)(\.(gz|bz2|xz))?$", name.lower()):
+    if not plain_name(name).lower().endswith((".csv", ".tsv")):
         return False
     try:
         with closing(Table(files, name)) as table:

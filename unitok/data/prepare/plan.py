@@ -1,8 +1,8 @@
 """The plan of `unitok tokenize`: everything that its result depends on, written down before any work is done.
 
-`OUT/plan.json` holds options, fingerprints and the number of documents; `OUT/.work/` holds the listing of the sources, an
-Arrow table with a row a document, cut into shards of equal count, and what is under way. A run that goes on, with however
-many processes, reads the listing and not the sources' folders, so it makes what the first one would have made.
+`OUT/plan.json` holds the options, a digest of the listing and the number of documents; `OUT/.work/` holds the listing of the
+sources, an Arrow table with a row per document, cut into shards of equal count, and what is under way. A run that goes on, with
+however many processes, reads the listing and not the sources' folders, so it makes what the first one would have made.
 `.work` is gone when the data set is whole; `tokenize.log` stays, and is the lock that keeps two runs apart.
 """
 
@@ -11,7 +11,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -20,47 +20,36 @@ from typing import Any
 
 import pyarrow as pa
 
-from unitok.data.prepare.encode import BATCH, LONG_SOUND, WAITING_BYTES
+from unitok.data.prepare.encode import WAITING_BYTES
 from unitok.data.prepare.listing import Item
 from unitok.data.prepare.recipe import SourceSpec, load_recipe, share
 from unitok.data.prepare.sources import Source
 from unitok.errors import UserError
 from unitok.files import read_json, write_json
+from unitok.interleaved import Types
+from unitok.modalities import make_options, modalities
 from unitok.storage import is_remote
-from unitok.tokenizers.image import Fit
 from unitok.vocab import Vocab
 
-VERSION = 3
+VERSION = 4
 LISTED_AT_ONCE = 8192  # rows of the listing held in memory
-LISTING = pa.schema(
-    [
-        ("source", pa.int16()),
-        ("id", pa.string()),
-        ("where", pa.string()),
-        ("kind", pa.string()),
-        ("file", pa.string()),
-        ("stamp", pa.int64()),
-        ("start", pa.int64()),
-        ("length", pa.int64()),
-        ("members", pa.list_(pa.struct([("name", pa.string()), ("start", pa.int64()), ("length", pa.int64())]))),
-        ("error", pa.string()),
-        ("split", pa.string()),
-    ]
-)
+_MEMBER = pa.struct([("name", pa.string()), ("start", pa.int64()), ("length", pa.int64())])
+_PLAIN: dict[Any, pa.DataType] = {str: pa.string(), int: pa.int64()}
+_COLUMNS = {f.name: _PLAIN.get(f.type, pa.list_(_MEMBER)) for f in fields(Item)}
+LISTING = pa.schema({"source": pa.int16()} | _COLUMNS)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be tokenized, and how. The first seven are enough for a single source.
+    """What is to be tokenized, and how. The first three are enough for a single source.
 
     Args:
         source: a folder, file, pattern or URL; "" with a recipe. out: the data set's folder. bundle: the tokenizers'.
-        shard_size: documents a shard; 0: 4096, fewer for a small source, so that there is something to share out.
-        image_area: pixels that pictures are shrunk to; 0: the image tokenizer's resolution squared.
-        image_fit: see `ImageTokenizer.fit`.
+        shard_size: documents per shard; 0: 4096, fewer for a small source, so that there is something to share out.
         recipe: a YAML file with several sources, see `unitok.data.prepare.recipe`.
-        spec: template, filters, augmentation and the like of a single source; its path is `source`.
-        validation: share of the documents, chosen by a hash of their ids, that make the split `validation`.
+        spec: template, filters, options and the like of a single source; its path is `source`.
+        options: how content is read, by kind, where a source does not say it, as `SourceSpec.options`.
+        validation: fraction of the documents, chosen by a hash of their ids, that make the split `validation`.
         threads: of the tokenizers in each process; the codes may depend on it in near ties, so a plan keeps it.
         seed: of random orders, crops and choices.
     """
@@ -69,30 +58,26 @@ class Plan:
     out: str
     bundle: str
     shard_size: int = 0
-    image_area: int = 0
     device: str = "cpu"
-    image_fit: Fit = "keep"
     recipe: str = ""
     spec: SourceSpec = field(default_factory=lambda: SourceSpec(""))
+    options: dict[str, dict[str, Any]] = field(default_factory=dict)
     validation: float = 0.0
     threads: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
         if bool(self.source) == bool(self.recipe):
-            both = "a source or --recipe FILE, not both" if self.source else "SOURCE and OUT, or OUT and --recipe FILE"
-            raise UserError(f"give {both}")
+            raise UserError("give a source or a recipe" + (", not both" if self.source else ""))
         if is_remote(self.out):
             raise UserError(f"{self.out}: shards are written to a local folder (or one that is mounted); copy them from there")
-        for flag, given, least in (
-            ("--shard-size", self.shard_size, 0),
-            ("--image-area", self.image_area, 0),
-            ("--threads", self.threads, 1),
-        ):
-            if given < least:
-                raise UserError(f"{flag} {given}: at least {least}")
+        for name, least in (("shard_size", 0), ("threads", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name} {getattr(self, name)}: at least {least}")
         if not 0 <= self.validation < 1:
-            raise UserError(f"--validation {self.validation:g}: a share of the documents, at least 0 and under 1")
+            raise UserError(f"validation {self.validation:g}: a fraction of the documents, at least 0 and under 1")
+        for kind, given in self.options.items():
+            make_options(kind, given, "options")
 
     def specs(self) -> list[SourceSpec]:
         """The sources with their options."""
@@ -102,16 +87,12 @@ class Plan:
         """What messages call the source."""
         return self.recipe or self.source
 
-    def options(self) -> dict[str, Any]:
-        """What `dataset.json` says of them."""
-        options: dict[str, Any] = {"image_area": self.image_area, "image_fit": self.image_fit}
-        return options | ({"validation": self.validation} if self.validation else {})
-
 
 class Run:
     """A plan that lies in its output folder, open to be worked at.
 
     Attributes:
+        options: what `dataset.json` says of them.
         plan: with the threads and the shard size that were written down.
         splits: their names, and how many rows of the listing each has.
         shards: of each, the split, and its first and last row (exclusive).
@@ -128,20 +109,16 @@ class Run:
             raise UserError(
                 f"{self.out}: was begun by another version of unitok; finish it with that, or choose another folder"
             )
+        self.options: dict[str, Any] = content["options"]
         self.left_out: dict[str, int] = content["left_out"]
         self.renamed: int = content["renamed"]
-        self.plan = replace(plan, threads=content["threads"], shard_size=content["shard_size"])
+        self.plan = replace(plan, threads=content["threads"], shard_size=content["options"]["shard_size"])
         self.splits: dict[str, int] = content["documents"]
         self.shards = [
             (split, start, min(start + self.plan.shard_size, count))
             for split, count in self.splits.items()
             for start in range(0, count, self.plan.shard_size)
         ]
-
-    @cached_property
-    def sources(self) -> list[Source]:
-        """The sources, opened."""
-        return open_sources(self.plan)
 
     @cached_property
     def _tables(self) -> dict[str, pa.Table]:
@@ -158,10 +135,10 @@ class Run:
         return self.work / f"{index:05d}.json"
 
 
-def open_sources(plan: Plan) -> list[Source]:
-    """The sources of a plan; with several, their names come before what is in them."""
+def open_sources(plan: Plan, types: Types | None = None) -> list[Source]:
+    """The sources of a plan; with several, their names come before what is in them. types: as `Bundle.types`."""
     specs = plan.specs()
-    return [Source(spec, plan.seed, f"{spec.name}/" if len(specs) > 1 else "") for spec in specs]
+    return [Source(spec, plan.seed, f"{spec.name}/" if len(specs) > 1 else "", types) for spec in specs]
 
 
 # ---- Planning -------------------------------------------------------------------------------------------------------
@@ -179,101 +156,109 @@ def list_sources(plan: Plan, sources: list[Source]) -> Iterator[tuple[int, str, 
                 yield number, split, replace(item, id=f"{item.id}#{copy + 1}") if copy else item
 
 
-class _Digest:
-    """The fingerprint of a listing and of what is done with it."""
-
-    def __init__(self, plan: Plan, sources: list[Source], vocab: Vocab):
-        options = [plan.shard_size, plan.image_area, plan.image_fit, plan.validation, plan.seed]
-        told = [options, [source.spec.told() for source in sources], vocab.to_manifest(), BATCH, LONG_SOUND, WAITING_BYTES]
-        self._hash = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
-
-    def add(self, number: int, split: str, item: Item) -> None:
-        """A row; stamps do not count, so that a copied folder is the same source."""
-        members = [(name, start * (item.kind != "files"), length) for name, start, length in item.members]
-        place = (item.id, item.where, item.kind, item.file, item.start, item.length, item.error)
-        self._hash.update(repr((number, split, place, members)).encode("utf-8", "surrogateescape"))
-
-    def value(self) -> str:
-        return self._hash.hexdigest()
-
-
-def fingerprint(plan: Plan, sources: list[Source], vocab: Vocab) -> str:
-    """Of everything that the result depends on: the listing, the options, the vocabulary with its tokenizers."""
-    digest = _Digest(plan, sources, vocab)
-    for row in list_sources(plan, sources):
-        digest.add(*row)
-    return digest.value()
+def options_of(plan: Plan, sources: list[Source], vocab: Vocab, shard_size: int) -> dict[str, Any]:
+    """Everything that the result depends on besides the listing, as plain types: two runs with equal options of the same files
+    make the same bytes."""
+    manifest = json.dumps(vocab.to_manifest(), sort_keys=True)
+    described = []
+    for source in sources:
+        spec = source.spec
+        given = {kind: plan.options.get(kind, {}) | spec.options.get(kind, {}) for kind in modalities()}
+        read = {kind: asdict(make_options(kind, said, "options")) for kind, said in given.items()}
+        described.append(spec.result_depends_on() | {"options": read})
+    options = {
+        "shard_size": shard_size,
+        "validation": plan.validation,
+        "seed": plan.seed,
+        "sources": described,
+        "batch": {kind: modality.BATCH for kind, modality in modalities().items()} | {"waiting_bytes": WAITING_BYTES},
+        "vocabulary": hashlib.sha256(manifest.encode()).hexdigest(),
+    }
+    return json.loads(json.dumps(options))
 
 
-def told(plan: Plan, sources: list[Source], vocab: Vocab) -> dict[str, Any]:
-    """What a run is asked for, as far as it can be said without listing the sources: to go on with what was begun."""
-    paths = [source.spec.path for source in sources]
-    digest = _Digest(plan, sources, vocab).value()
-    return {"paths": [path if "://" in path else os.path.realpath(path) for path in paths], "options": digest}
+def difference(before: Any, now: Any, name: str = "") -> str:
+    """What options have that others have not, in words; "" for equal ones."""
+    if before == now:
+        return ""
+    if name in ("vocabulary", "batch"):
+        return "another bundle" if name == "vocabulary" else "another version of unitok"
+    if isinstance(before, dict) and isinstance(now, dict):
+        found = (difference(before.get(key), now.get(key), key) for key in dict.fromkeys([*before, *now]))
+        return "; ".join(filter(None, found))
+    if name == "sources":
+        if len(before) != len(now):
+            return f"{len(before)} {name}, not {len(now)}"
+        return "; ".join(filter(None, (difference(*pair, name) for pair in zip(before, now))))
+    return f"{name.replace('_', ' ')} {before}, not {now}"
 
 
-def difference(known: dict[str, Any], plan: Plan, sources: list[Source]) -> str:
-    """What the plan in a folder has that another for it has not, in words."""
-    mine: dict[str, Any] = {"validation": 0.0} | plan.options() | {"seed": plan.seed}
-    theirs: dict[str, Any] = {"validation": 0.0} | known.get("options", {})
-    if plan.shard_size:
-        mine, theirs = mine | {"shard_size": plan.shard_size}, theirs | {"shard_size": known.get("shard_size")}
-    told = [f"--{k.replace('_', '-')} {v}, not {mine.get(k)}" for k, v in theirs.items() if v != mine.get(k)]
-    before, now = known.get("sources", []), json.loads(json.dumps([source.spec.told() for source in sources]))
-    if len(before) != len(now):
-        told.append(f"{len(before)} sources, not {len(now)}")
-    else:
-        told += [
-            f"another {k} of {old['path']}" for old, new in zip(before, now, strict=True) for k in new if old.get(k) != new[k]
-        ]
-    return "; ".join(told) or "other files in its source, or another bundle"
+def _row_bytes(number: int, split: str, item: Item) -> bytes:
+    """A row of a listing as bytes for its digest; stamps do not count, so that a copied folder is the same source."""
+    members = [(name, start * (item.kind != "files"), length) for name, start, length in item.members]
+    place = (item.id, item.where, item.kind, item.file, item.start, item.length, item.error)
+    return repr((number, split, place, members)).encode("utf-8", "surrogateescape")
+
+
+def check_same(out: Path, plan: Plan, sources: list[Source], vocab: Vocab, digest: str = "") -> None:
+    """Errors: `UserError` where the plan in a folder is another one, with what differs. digest: of the listing, made if ""."""
+    known = read_json(out / "plan.json", "nothing was planned", "options", "listing")
+    mine = options_of(plan, sources, vocab, plan.shard_size or known["options"].get("shard_size", 0))
+    why = difference(known["options"], mine)
+    if not why and not digest:
+        running = hashlib.sha256()
+        for row in list_sources(plan, sources):
+            running.update(_row_bytes(*row))
+        digest = running.hexdigest()
+    if why or digest != known["listing"]:
+        raise UserError(f"{out}: was made with {why or 'other files in its source'}; remove it or choose another folder")
 
 
 def make_plan(plan: Plan, sources: list[Source], vocab: Vocab) -> None:
     """List the sources, opened, and write the plan; errors: `UserError` when there is nothing in them, and for another plan's folder."""
     out = Path(plan.out)
     work = out / ".work"
-    mine = told(plan, sources, vocab)
-    old = read_json(out / "plan.json", "") if (out / "plan.json").exists() else None
-    if old is not None and old.get("device") != plan.device.partition(":")[0]:
-        raise UserError(f"{out}: was begun on {old.get('device')}; go on there, or choose another folder: codes may differ")
-    if old is not None and (work / "told.json").exists() and read_json(work / "told.json", "") == mine:
-        return  # as it was listed then: what has changed since is found when it is read
-    digest = _Digest(plan, sources, vocab)
+    paths = [source.spec.path for source in sources]
+    paths = [path if "://" in path else os.path.realpath(path) for path in paths]
+    old = read_json(out / "plan.json", "", "options", "listing", "device", "paths") if (out / "plan.json").exists() else None
+    if old is not None:
+        if old["device"] != plan.device.partition(":")[0]:
+            raise UserError(f"{out}: was begun on {old['device']}; go on there, or choose another folder: codes may differ")
+        check_same(out, plan, sources, vocab, old["listing"])
+        if old["paths"] == paths and all((work / f"{split}.listing").exists() for split in old["documents"]):
+            return  # as it was listed then: what has changed since is found when it is read
     work.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256()
     with TemporaryDirectory(dir=work, prefix="listing") as folder:
         counts, renamed = _write_listing(Path(folder), plan, sources, digest)
         if not sum(counts.values()):
             raise UserError(f"{plan.name()}: no documents in it")
-        if old is not None and old.get("fingerprint") != digest.value():
-            raise UserError(f"{out}: was begun with {difference(old, plan, sources)}; remove it or choose another folder")
+        if old is not None:
+            check_same(out, plan, sources, vocab, digest.hexdigest())
         for split in counts:
             (Path(folder) / split).replace(work / f"{split}.listing")
     size = plan.shard_size or min(4096, max(64, -(-sum(counts.values()) // 32)))
     content = {
         "version": VERSION,
-        "fingerprint": digest.value(),
-        "sources": [{"path": source.spec.path} | source.spec.told() for source in sources],
-        "options": plan.options() | {"seed": plan.seed},
-        "shard_size": old["shard_size"] if old else size,
+        "paths": paths,
+        "options": old["options"] if old else options_of(plan, sources, vocab, size),
+        "listing": digest.hexdigest(),
         "threads": old["threads"] if old else plan.threads,
         "device": plan.device.partition(":")[0],
-        "batch": {"pictures": BATCH, "seconds": BATCH, "long_sound": LONG_SOUND, "waiting_bytes": WAITING_BYTES},
         "documents": counts,
-        "left_out": _left_out(sources),
+        "left_out": dict(sum((source.left_out for source in sources), Counter())),
         "renamed": renamed,
     }
     write_json(out / "plan.json", content, work)
-    write_json(work / "told.json", mine, work)
 
 
-def _write_listing(folder: Path, plan: Plan, sources: list[Source], digest: _Digest) -> tuple[dict[str, int], int]:
+def _write_listing(folder: Path, plan: Plan, sources: list[Source], digest: Any) -> tuple[dict[str, int], int]:
     """List the sources into a file for each split; -> how many documents each has, and how many got another id."""
     known = {"train": 0, "validation": 0} if plan.validation else {"train": 0}
     writers = {split: _Listing(folder / split) for split in known}
     ids = _Ids(several=len(sources) > 1)
     for number, split, item in list_sources(plan, sources):
-        digest.add(number, split, item)
+        digest.update(_row_bytes(number, split, item))
         if split not in writers:
             writers[split], known[split] = _Listing(folder / split), 0
         writers[split].add(number, ids.unique(item))
@@ -281,11 +266,6 @@ def _write_listing(folder: Path, plan: Plan, sources: list[Source], digest: _Dig
     for writer in writers.values():
         writer.close()
     return known, ids.renamed
-
-
-def _left_out(sources: list[Source]) -> dict[str, int]:
-    """What the listing of the sources left out, by what it is."""
-    return dict(sum((source.left_out for source in sources), Counter()))
 
 
 class _Ids:
@@ -333,20 +313,13 @@ class _Listing:
         self._rows.clear()
 
     def close(self) -> None:
-        if self._rows:
-            self._flush()
+        self._flush()
         self._writer.close()
 
 
 def _from_table(table: pa.Table) -> list[tuple[int, Item]]:
     rows = table.to_pylist()
-    return [
-        (
-            row.pop("source"),
-            Item(**row | {"members": tuple((m["name"], m["start"], m["length"]) for m in row["members"])}),
-        )
-        for row in rows
-    ]
+    return [(row.pop("source"), Item(**row | {"members": tuple(tuple(m.values()) for m in row["members"])})) for row in rows]
 
 
 def sample_items(plan: Plan, sources: list[Source], count: int) -> tuple[int, list[tuple[int, Item]]]:

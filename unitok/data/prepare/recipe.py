@@ -3,19 +3,18 @@
 import hashlib
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
 from unitok.document import ROLES, Part
 from unitok.errors import UserError
-from unitok.modalities import modalities
+from unitok.modalities import make_options, modalities
 from unitok.storage import is_remote
 
-PART_TYPES = tuple(modalities())
 FIELD = r"\{([^{}]+)\}"  # of a template
 
 
@@ -24,9 +23,9 @@ class Filters:
     """Which documents are taken; 0 stands for no limit. A document of which one part fails is left out, and counted.
 
     Args:
-        min_side, max_side: shorter and longer side of every picture, pixels.
-        max_aspect: longer side by shorter side of every picture.
-        min_seconds, max_seconds: length of every sound.
+        min_side, max_side: shorter and longer side of every image, pixels.
+        max_aspect: longer side by shorter side of every image.
+        min_seconds, max_seconds: length of every audio.
         min_characters, max_characters: length of all texts together.
     """
 
@@ -38,26 +37,17 @@ class Filters:
     min_characters: int = 0
     max_characters: int = 0
 
-    def of_image(self, width: int, height: int) -> str:
-        """The name of the filter that a picture fails, or ""."""
-        short, long = min(width, height), max(width, height)
-        if short < self.min_side:
-            return "min_side"
-        if self.max_side and long > self.max_side:
-            return "max_side"
-        return "max_aspect" if self.max_aspect and long > self.max_aspect * short else ""
-
-    def of_audio(self, seconds: float) -> str:
-        """The name of the filter that a sound fails, or ""."""
-        if seconds < self.min_seconds:
-            return "min_seconds"
-        return "max_seconds" if self.max_seconds and seconds > self.max_seconds else ""
-
-    def of_texts(self, characters: int) -> str:
-        """The name of the filter that a document's texts fail, or ""."""
-        if characters < self.min_characters:
-            return "min_characters"
-        return "max_characters" if self.max_characters and characters > self.max_characters else ""
+    def reject(self, facts: Mapping[str, float]) -> str:
+        """The name of the first limit that facts (`Loaded.facts`) break, or ""."""
+        measured = {f"{bound}_{name}": value for name, value in facts.items() for bound in ("min", "max")}
+        if "width" in facts:
+            short, long = sorted((facts["width"], facts["height"]))
+            measured |= {"min_side": short, "max_side": long, "max_aspect": long / short}
+        for name, value in measured.items():
+            limit = getattr(self, name, 0)
+            if limit and (value < limit if name.startswith("min") else value > limit):
+                return name
+        return ""
 
 
 @dataclass(frozen=True)
@@ -69,84 +59,109 @@ class SourceSpec:
         name: how it is called in the shards' `source` column; needed where two sources hold files of equal names.
         weight: how often each document is taken: 0.1 takes a tenth of them, 2.5 all of them twice and half of them again.
         template: parts with fields in braces, see `unitok.data.prepare.fields`; none: texts, images, audio.
-        roles, loss: role and loss by type (`text`, `image`, `audio`) for parts that do not say theirs.
+        instances: which of a bundle's tokenizers files of a kind go to, where it has several: `{audio: speech}`.
+        roles, loss: role and loss by type, a kind or an instance, for parts that do not say theirs.
         order: types in the order in which they are to come, or `[random]`: each document's parts shuffled.
         filters: which documents are taken.
         root: the folder that paths must not leave; by default the source's own.
-        crops: documents more of each one with pictures, of random crops (`crop_scale`: their least share of a side).
-        flip: a document more of each one with pictures, mirrored; half of the crops are, too.
-        audio_segment: seconds; a document with one longer sound becomes one for each piece of that length.
+        options: how content is read, by kind: `{image: {crops: 2}}`, the fields of `unitok.modalities.Modality.Options`; in a
+            recipe each kind is a key of the source.
     """
 
     path: str
     name: str = ""
     weight: float = 1.0
     template: tuple[dict[str, Any], ...] = ()
+    instances: dict[str, str] = field(default_factory=dict)
     roles: dict[str, str] = field(default_factory=dict)
     loss: dict[str, bool] = field(default_factory=dict)
     order: tuple[str, ...] = ()
     filters: Filters = field(default_factory=Filters)
     root: str = ""
-    crops: int = 0
-    crop_scale: float = 0.5
-    flip: bool = False
-    audio_segment: float = 0.0
+    options: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        said = f"source {self.name or self.path}"
+        where = f"source {self.name or self.path}"
         if self.weight <= 0:
-            raise UserError(f"{said}: weight {self.weight:g}; it must be above 0")
-        if self.crops < 0 or not 0 < self.crop_scale <= 1:
-            raise UserError(f"{said}: crops must be at least 0, and crop_scale in (0, 1]")
-        if self.audio_segment < 0:
-            raise UserError(f"{said}: audio_segment {self.audio_segment:g}; it is seconds, 0 for whole sounds")
-        for what, given, allowed in (("roles", self.roles, PART_TYPES), ("loss", self.loss, PART_TYPES)):
-            for key in given:
-                if key not in allowed:
-                    raise UserError(f"{said}: {what} of {key!r}; choose of {', '.join(allowed)}")
+            raise UserError(f"{where}: weight {self.weight:g}; it must be above 0")
         for role in self.roles.values():
-            if role not in ROLES:
-                raise UserError(f"{said}: role {role!r}; choose one of {', '.join(ROLES)}")
-        twice = len(set(self.order)) < len(self.order)
-        if self.order != ("random",) and (twice or set(self.order) - set(PART_TYPES)):
-            raise UserError(f"{said}: order {list(self.order)}; it lists {', '.join(PART_TYPES)}, each once, or is [random]")
-        check_template(self.template, said)
+            check_role(role, where)
+        if len(set(self.order)) < len(self.order):
+            raise UserError(f"{where}: order {list(self.order)}; it lists types, each once, or is [random]")
+        for kind, given in self.options.items():
+            make_options(kind, given, where)
+        check_template(self.template, where)
 
-    def told(self) -> dict[str, Any]:
+    def types(self) -> set[str]:
+        """All types that it names: kinds and instances."""
+        named = {*self.instances, *self.instances.values(), *self.roles, *self.loss, *self.order}
+        return named - {"random"} | {part["type"] for part in self.template}
+
+    def says(self, type: str) -> dict[str, Any]:
+        """Role and loss of a type's parts that do not say theirs."""
+        names = (type, self.instances.get(type, type))
+        role = next((self.roles[name] for name in reversed(names) if name in self.roles), "none")
+        return {"role": role, "loss": all(self.loss.get(name, True) for name in names)}
+
+    def result_depends_on(self) -> dict[str, Any]:
         """All that the result depends on, as plain types; where the source lies is not part of it."""
         return {k: v for k, v in asdict(self).items() if k not in ("path", "root")}
+
+
+def check_role(role: Any, where: str) -> None:
+    """Errors: `UserError` for what is no role."""
+    if role not in ROLES:
+        raise UserError(f"{where}: role {role!r}; choose one of {', '.join(ROLES)}")
+
+
+# ---- Templates --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What a part of a template may say besides its type and content."""
+
+    role: str = "none"
+    loss: bool = True
+    optional: bool = False
+
+
+def template_content(part: Mapping[str, Any]) -> str:
+    """The content of a template's part, with fields in braces."""
+    return next(value for key, value in part.items() if key not in ("type", "role", "loss", "optional"))
 
 
 def check_template(template: Sequence[Any], where: str) -> None:
     """Errors: `UserError` for a part that is not one."""
     for number, part in enumerate(template, 1):
         here = f"{where}: template, part {number}"
-        if not isinstance(part, dict) or part.get("type") not in PART_TYPES:
-            raise UserError(f"{here}: a part is {{type: text, text: …}} or {{type: image or audio, path: …}}")
-        key = "text" if part["type"] == "text" else "path"
-        if not isinstance(part.get(key), str) or not part[key]:
+        if not isinstance(part, dict) or not isinstance(part.get("type"), str):
+            raise UserError(f"{here}: a part is {{type: text, text: …}}, {{type: image, path: …}} or the like")
+        known = modalities().get(part["type"])  # else an instance of the bundle
+        key = known.key if known else next((k for k in part if k in {m.key for m in modalities().values()}), "path")
+        content = part.get(key)
+        if not isinstance(content, str) or not content:
             raise UserError(f"{here}: an empty or missing {key!r}")
-        if unknown := set(part) - {"type", key, "role", "loss", "optional"}:
-            raise UserError(f"{here}: {', '.join(sorted(map(str, unknown)))}; it may say type, {key}, role, loss, optional")
-        if "{" in re.sub(FIELD, "", part[key]) or "}" in re.sub(FIELD, "", part[key]):
-            raise UserError(f"{here}: {part[key]!r}: a brace without its other one, or without a field between them")
-        if part.get("role", "none") not in ROLES:
-            raise UserError(f"{here}: role {part['role']!r}; choose one of {', '.join(ROLES)}")
-        for key in ("loss", "optional"):
-            if not isinstance(part.get(key, True), bool):
-                raise UserError(f"{here}: {key} {part[key]!r}; it is true or false")
-    if template and not any(part["type"] != "text" or re.search(FIELD, part["text"]) for part in template):
+        read_typed(_Said, {k: v for k, v in part.items() if k not in ("type", key)}, here)
+        check_role(part.get("role", "none"), here)
+        if "{" in re.sub(FIELD, "", content) or "}" in re.sub(FIELD, "", content):
+            raise UserError(f"{here}: {content!r}: a brace without its other one, or without a field between them")
+    if template and not any(re.search(FIELD, template_content(part)) or "path" in part for part in template):
         raise UserError(f"{where}: template: no {{field}} in it, so that all documents would be the same")
 
 
 def parse_template(text: str) -> tuple[dict[str, Any], ...]:
     """A template as YAML or JSON text, or the name of a file that holds it."""
     inline = any(mark in text for mark in "\n{[")
-    read = _load_yaml(text, "--template") if inline or not Path(text).is_file() else _load_yaml(Path(text).read_text(), text)
+    where = "template" if inline or not Path(text).is_file() else text
+    read = _load_yaml(text if where == "template" else Path(text).read_text(), where)
     if not isinstance(read, list) or not read:
-        raise UserError(f"--template {text[:60]}: a list of parts, or a YAML file that holds one")
-    check_template(read, "--template")
+        raise UserError(f"template {text[:60]}: a list of parts, or a YAML file that holds one")
+    check_template(read, "template")
     return tuple(read)
+
+
+# ---- Recipes ----------------------------------------------------------------------------------------------------------
 
 
 def load_recipe(path: Path) -> list[SourceSpec]:
@@ -161,9 +176,8 @@ def load_recipe(path: Path) -> list[SourceSpec]:
         raise UserError(f"{path}: a recipe is `sources:` and a list, each with a `path`")
     if unknown := set(content) - {"sources"}:
         raise UserError(f"{path}: {', '.join(sorted(map(str, unknown)))}: unknown; a recipe holds `sources` alone")
-    specs = [
-        _read_spec(entry, f"{path}: source {number}", Path(path).parent) for number, entry in enumerate(content["sources"], 1)
-    ]
+    entries = enumerate(content["sources"], 1)
+    specs = [_read_spec(entry, f"{path}: source {number}", Path(path).parent) for number, entry in entries]
     names = [spec.name for spec in specs]
     if len(set(names)) < len(names):
         raise UserError(f"{path}: two sources are called {next(n for n in names if names.count(n) > 1)!r}; give each a `name`")
@@ -173,41 +187,42 @@ def load_recipe(path: Path) -> list[SourceSpec]:
 def _read_spec(entry: Any, where: str, folder: Path) -> SourceSpec:
     if not isinstance(entry, dict) or not isinstance(entry.get("path"), str) or not entry["path"]:
         raise UserError(f"{where}: it needs a `path`")
-    kinds = {f.name: f.default for f in fields(SourceSpec)}
-    if unknown := set(entry) - set(kinds):
-        raise UserError(f"{where}: {', '.join(sorted(map(str, unknown)))}: unknown; it may say {', '.join(kinds)}")
     entry = dict(entry)
-    for key in ("template", "order"):
-        if key in entry:
-            if not isinstance(entry[key], list | str):
-                raise UserError(f"{where}: {key} is a list")
-            entry[key] = (entry[key],) if isinstance(entry[key], str) else tuple(entry[key])
-    limits = entry.pop("filters", {})
-    if not isinstance(limits, dict) or set(limits) - {f.name for f in fields(Filters)}:
-        raise UserError(f"{where}: filters may say {', '.join(f.name for f in fields(Filters))}")
-    for key, value in (*entry.items(), *limits.items()):
-        default = kinds.get(key, 0.0)
-        if isinstance(default, bool):
-            if not isinstance(value, bool):
-                raise UserError(f"{where}: {key} {value!r}; it is true or false")
-        elif isinstance(default, int | float):
-            if not isinstance(value, int | float) or not math.isfinite(value):
-                raise UserError(f"{where}: {key} {value!r} is not a number")
-            if key == "crops" and value != int(value):
-                raise UserError(f"{where}: crops {value!r}; it is a whole number")
-        elif isinstance(default, str) and not isinstance(value, str):
-            raise UserError(f"{where}: {key} {value!r} is not a text")
-    for key, kind, said in (("roles", str, "a role"), ("loss", bool, "true or false")):
-        given = entry.get(key, {})
-        if not isinstance(given, dict) or not all(isinstance(v, kind) for v in given.values()):
-            raise UserError(f"{where}: {key} names {said} for each type, such as {{text: …}}")
-    if not all(isinstance(kind, str) for kind in entry.get("order", ())):
-        raise UserError(f"{where}: order lists types, or is [random]")
+    options = {kind: entry.pop(kind) for kind in modalities() if kind in entry}
     for key in ("path", "root"):
-        if entry.get(key) and not is_remote(entry[key]):
+        if isinstance(entry.get(key), str) and entry[key] and not is_remote(entry[key]):
             entry[key] = str(folder / entry[key])
     entry.setdefault("name", entry["path"].rstrip("/").rpartition("/")[2])
-    return SourceSpec(**entry | {"filters": Filters(**limits)})
+    return read_typed(SourceSpec, entry | ({"options": options} if options else {}), where)
+
+
+_CALLED = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", dict: "a value by name"}
+
+
+def read_typed(kind: Any, value: Any, where: str) -> Any:
+    """A YAML value as a type: a dataclass of plain types, tuples, dictionaries and other such dataclasses, or one of these.
+
+    Errors: `UserError` that begins with `where`, for a key that there is not and for a value of another type.
+    """
+    outer = get_origin(kind) or kind
+    if outer is Any:
+        return value
+    if outer is tuple and isinstance(value, list | str):
+        values = [value] if isinstance(value, str) else value
+        return tuple(read_typed(get_args(kind)[0], one, f"{where} [{number}]") for number, one in enumerate(values, 1))
+    if outer is dict and isinstance(value, dict):
+        inner = get_args(kind)[1] if get_args(kind) else Any
+        return {str(key): read_typed(inner, one, f"{where}: {key}") for key, one in value.items()}
+    if is_dataclass(outer) and isinstance(value, dict):
+        known = [f.name for f in fields(outer)]
+        if unknown := set(value) - set(known):
+            raise UserError(f"{where}: {', '.join(sorted(map(str, unknown)))}: unknown; it may say {', '.join(known)}")
+        hints = get_type_hints(outer)
+        return kind(**{name: read_typed(hints[name], one, f"{where}: {name}") for name, one in value.items()})
+    number = outer is float and type(value) is int
+    if number or (type(value) is outer and not (outer is float and not math.isfinite(value))):
+        return value
+    raise UserError(f"{where} {value!r}; it is {_CALLED.get(outer, 'a list' if outer is tuple else 'values by name')}")
 
 
 def _load_yaml(text: str, where: str) -> Any:
@@ -215,6 +230,9 @@ def _load_yaml(text: str, where: str) -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"{where}: not YAML ({' '.join(str(error).split())[:120]})") from None
+
+
+# ---- Order and chance -------------------------------------------------------------------------------------------------
 
 
 def arrange(spec: SourceSpec, parts: Sequence[Part], id: str, seed: int) -> tuple[Part, ...]:

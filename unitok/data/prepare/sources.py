@@ -49,15 +49,13 @@ from unitok.data.prepare.listing import (
 )
 from unitok.data.prepare.recipe import SourceSpec, arrange
 from unitok.document import Part, RawDocument
-from unitok.errors import UserError, first_line
+from unitok.errors import UserError
 from unitok.files import parse_json_line
-from unitok.interleaved import raw_document, read_raw_documents
+from unitok.interleaved import Types, raw_document, read_raw_documents
 from unitok.media import load_text
-from unitok.storage import Blob, Files, Found, is_remote
+from unitok.storage import Blob, Found, is_remote, kind_of_path, open_files
 
 Make = Callable[[], list[RawDocument]]
-
-
 _Folder = tuple[str, list[str], dict[str, Found]]  # as `Files.folders` gives them
 
 
@@ -66,26 +64,25 @@ class Source:
 
     Args:
         seed: of random orders. prefix: what comes before the places of its documents, where there are several sources.
+        types: what parts may be, as `Bundle.types`; by default all kinds.
     """
 
-    def __init__(self, spec: SourceSpec, seed: int = 0, prefix: str = ""):
-        self.spec, self.seed, self.prefix = spec, seed, prefix
+    def __init__(self, spec: SourceSpec, seed: int = 0, prefix: str = "", types: Types | None = None):
+        self.spec, self.seed, self.prefix, self.types = spec, seed, prefix, types
         path = spec.path.removeprefix("file://")
         folder, alone, self.pattern = path, "", ""
         steps = path.split("/")
-        there = "" if "*" in path and is_remote(path) else _whats_there(path)
+        there = "" if "*" in path and is_remote(path) else kind_of_path(path)
         if not there and "*" in path:  # a name may hold one, too
             fixed = next(i for i, step in enumerate(steps) if "*" in step)
             folder = "/".join(steps[:fixed]) or ("/" if path.startswith("/") else ".")
             self.pattern = "/".join(steps[fixed:])
-            there = _whats_there(folder)
+            there = kind_of_path(folder)
         if there == "file":
-            folder, alone = (
-                (folder.rpartition("/")[0], steps[-1]) if is_remote(path) else (str(Path(path).parent), Path(path).name)
-            )
+            folder, alone = os.path.split(path) if is_remote(path) else (str(Path(path).parent), Path(path).name)
         elif not there:
             raise UserError(f"{folder}: no such file or folder")
-        self.files, self.alone = Files(folder, spec.root), alone
+        self.files, self.alone = open_files(folder, spec.root), alone
         self.left_out: Counter[str] = Counter()  # by what it is, after `items`
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)  # of containers, which all threads read
         self._containers: dict[str, tuple[IO[bytes], IO[bytes], int]] = {}
@@ -236,20 +233,20 @@ class Source:
         row = parse_json_line(text, item.where)
         if isinstance(row, dict) and (self.spec.template or "content" not in row):
             return self._from_fields(item, row)
-        raw = raw_document(row, Path(""), item.where, item.id)
+        raw = raw_document(row, Path(""), item.where, item.id, self.types)
         folder = os.path.dirname(item.file)
         named = [str(part.get("path", "")) for part in row["content"]]
         return self._made(item, Parts([self._with_file(*pair, folder, item.where) for pair in zip(raw.content, named)]))
 
     def _with_file(self, part: Part, named: str, folder: str, where: str) -> Part:
-        role = self.spec.roles.get(part.type, "none") if part.role == "none" else part.role
-        loss = part.loss and self.spec.loss.get(part.type, True)
+        said = self.spec.says(part.type)
+        said = {"role": said["role"] if part.role == "none" else part.role, "loss": part.loss and said["loss"]}
         if part.path is None:
-            return replace(part, role=role, loss=loss)
+            return replace(part, **said)
         if held := data_url(named, where):
-            return replace(part, role=role, loss=loss, path=Path(where), file=held)
-        name = os.path.normpath(os.path.join(folder, part.path)) if not part.path.is_absolute() else str(part.path)
-        return replace(part, role=role, loss=loss, path=Path(name), file=Blob.of(self.files, name))
+            return replace(part, path=Path(where), file=held, **said)
+        name = os.path.normpath(os.path.join(folder, part.path))
+        return replace(part, path=Path(name), file=Blob.of(self.files, name), **said)
 
     def _read_members(self, items: list[Item]) -> Iterator[Make]:
         lock, file = self._locks[items[0].file], self._container_of(items[0])
@@ -324,19 +321,6 @@ class Source:
                 raise UserError(f"{name}: changed while it was read; start with a new folder")
 
 
-def _whats_there(path: str) -> str:
-    """`file`, `folder` or "" for nothing."""
-    if not is_remote(path):
-        return "folder" if Path(path).is_dir() else "file" if Path(path).exists() else ""
-    try:
-        files = Files(path)
-        return "file" if files.remote.isfile(files.folder) else "folder" if files.remote.exists(files.folder) else ""
-    except UserError:
-        raise
-    except Exception as error:  # every file system of fsspec has its own
-        raise UserError(f"{path}: cannot be reached ({first_line(error)})") from None
-
-
 def _raise(message: str) -> list[RawDocument]:
     raise UserError(message)
 
@@ -367,4 +351,4 @@ def read_texts(path: Path) -> Iterator[str]:
     for document in read_raw_documents(path):
         if isinstance(document, UserError):
             raise document
-        yield from (part.value for part in document.content if part.type == "text")
+        yield from (part.value for part in document.content if isinstance(part.value, str))

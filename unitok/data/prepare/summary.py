@@ -7,8 +7,7 @@ from typing import Any
 
 from unitok.bundle import Bundle
 from unitok.document import Document
-
-_PLURAL = {"image": "images", "text": "texts"}
+from unitok.modalities import modalities
 
 #: Reasons that are told, of many.
 MOST = 5
@@ -28,16 +27,16 @@ def summary(
         formats: parts of documents by type and format, such as `image PNG`. filtered: documents by the filter that left them out.
         left_out: files that are no documents. notes: what rows hold and was not used. renamed: documents whose id another has.
     """
-    by_type: dict[str, list[str]] = {}
-    counts: Counter[str] = Counter()
+    by_name: dict[str, dict[str, int]] = {}
     for name, count in formats.items():
-        kind, _, form = name.partition(" ")
-        counts[kind] += count
-        by_type.setdefault(kind, []).append(f"{form or 'text'} {count:,}")
-    if counts:
+        instance, _, form = name.partition(" ")
+        by_name.setdefault(instance, {})[form] = count
+    if by_name:
+        kinds = modalities()
         told = (
-            f"{count:,} {_PLURAL.get(kind, kind)}" + (f" ({', '.join(by_type[kind])})" if kind != "text" else "")
-            for kind, count in counts.items()
+            f"{sum(forms.values()):,} {kinds[name].plural if name in kinds else name}"
+            + (f" ({', '.join(f'{form} {count:,}' for form, count in forms.items())})" if any(forms) else "")
+            for name, forms in by_name.items()
         )
         yield f"  read        {'; '.join(told)}"
     if filtered or left_out:
@@ -61,16 +60,11 @@ def most(counts: Mapping[str, int]) -> str:
     return "; ".join(f"{name} ({count:,})" for name, count in frequent) + more
 
 
-def show_document(unitok: Bundle, document: Document) -> str:
+def show_document(bundle: Bundle, document: Document) -> str:
     """A document as one line: what its codes decode to, for a person to see that it was read right."""
-    parts = []
-    for segment in document.segments:
-        role = "" if segment.role == "none" else f"{segment.role}: "
-        if segment.modality == "text":
-            text = unitok.decode(segment)
-            parts.append(role + repr(text if len(text) <= 100 else f"{text[:100]}…"))
-        elif segment.modality == "image":
-            parts.append(f"{role}image {segment.size[1]} x {segment.size[0]}")
-        else:
-            parts.append(f"{role}{segment.modality} {segment.size[0] / unitok.require('audio').sample_rate:.2f} s")
-    return f"{document.source!r}: {', '.join(parts)}"
+    lines = (
+        ("" if segment.role == "none" else f"{segment.role}: ")
+        + bundle.modality(segment.modality).line(bundle.require(segment.modality), segment)
+        for segment in document.segments
+    )
+    return f"{document.source!r}: {', '.join(lines)}"

@@ -7,11 +7,13 @@ a SLURM array or of a Ray cluster (`launch`) share one function. Bad files are s
 """
 
 import json
+import logging
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,16 +22,18 @@ from tqdm import tqdm
 
 from unitok.bundle import Bundle
 from unitok.data.prepare.encode import Encoder, Stop
-from unitok.data.prepare.launch import ERROR_RATE, JUDGED_AFTER, MORE, Progress, TooManyBad, launch
-from unitok.data.prepare.plan import Plan, Run, difference, fingerprint, make_plan, open_sources, sample_items
+from unitok.data.prepare.launch import ERROR_RATE, JUDGED_AFTER, Progress, TooManyBad, launch
+from unitok.data.prepare.plan import Plan, Run, check_same, make_plan, open_sources, sample_items
 from unitok.data.prepare.sources import Source
 from unitok.data.prepare.summary import most, reason, show_document, summary, total
 from unitok.data.prepare.worker import encode_items, full_disk, made, threads
 from unitok.data.shards import TokenDataset, write_dataset_json, write_shard
 from unitok.errors import UserError, visible
-from unitok.files import atomic_write, json_line, lock, read_json, remove, remove_partials, write_json_lines
+from unitok.files import atomic_write, json_line, lock, remove, remove_partials
 from unitok.interleaved import format_raw_document
 
+log = logging.getLogger("unitok")
+MORE = "Start again with a higher max_error_rate to go on, or mend them and start with a new folder"
 EXAMPLES = 3  # documents that a dry run shows
 SIZES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "bytes"))
 
@@ -40,51 +44,54 @@ def tokenize(
     max_error_rate: float | None = None,
     engine: str = "local",
     part: tuple[int, int] | None = None,
+    progress: bool = False,
 ) -> dict[str, Any] | None:
     """Run a plan; -> the content of `dataset.json`, or None where other runs have yet to finish their parts.
 
     Args:
         workers: processes (or Ray actors); 0: one for each core, or each GPU, but not for a handful of documents.
-        max_error_rate: share of bad documents, over which it stops; looked at after the first hundred, and at the end.
+        max_error_rate: fraction of bad documents, over which it stops; looked at after the first hundred, and at the end.
             None: a tenth, and fewer than a hundred documents are not judged.
         engine: `local` or `ray`.
         part: (i, n) for the i-th of n runs that share the work, on one machine or many: shards i, i + n, i + 2n, …
+        progress: show a bar, and print what was read; else that is logged.
 
     Errors: `UserError` for a source without a usable document, too many bad ones, an output folder that holds something
     else or that another run works at, and a full disk.
     """
-    out = Path(plan.out)
+    out, say = Path(plan.out), print if progress else log.info
     if part is not None and not 0 <= part[0] < part[1]:
-        raise UserError(f"--shard-index {part[0]} of --num-shards {part[1]}: it counts from 0 and stays below")
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: is a file; give a folder")
-    sources = open_sources(plan)
+        raise UserError(f"part {part[0]} of {part[1]}: it counts from 0 and stays below")
+    bundle = Bundle.from_pretrained(plan.bundle, parts="tokenizers")
+    sources = open_sources(plan, bundle.types)
+    _check_folder(out, sources)
     for source in sources:
-        if source.holds(out):
-            raise UserError(f"{out}: lies in the source {source.spec.path}, which would be read with it; choose another folder")
         if source.through_lines():
-            print(f"{visible(source.spec.path)}: read through its documents.jsonl alone")
-    unitok = Bundle.from_pretrained(plan.bundle, parts="tokenizers")
+            say(f"{visible(source.spec.path)}: read through its documents.jsonl alone")
     if (out / "dataset.json").exists():
-        return _complete_already(plan, sources, unitok)
-    planned = (out / "plan.json").exists()
-    if (
-        out.exists()
-        and not planned
-        and any(f.name not in (".work", "errors.jsonl") and f.suffix != ".log" for f in out.iterdir())
-    ):
-        raise UserError(f"{out}: not empty and no data set; choose another folder")
-    _check_parts(sources, unitok)
+        check_same(out, plan, sources, bundle.vocab)
+        shutil.rmtree(out / ".work", ignore_errors=True)  # of a run that was killed at its very end
+        info = TokenDataset(out).info
+        say(f"{out}: complete already, {info['documents']} documents")
+        return info
+    _check_types(sources, bundle)
     created = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     try:
-        with locked(out, part) as log:
+        with locked(out, part) as log_file:
             (out / ".work").mkdir(exist_ok=True)
             with lock(out / ".work" / "planning"):
-                make_plan(plan, sources, unitok.vocab)
+                make_plan(plan, sources, bundle.vocab)
             if part is None:
                 remove_partials(out / ".work")
-            return _work(Run(plan), unitok, workers, max_error_rate, engine, part, log)
+            run = Run(plan)
+            mine = range(len(run.shards)) if part is None else range(part[0], len(run.shards), part[1])
+            _make_shards(run, mine, workers, max_error_rate, engine, log_file, progress)
+            if any(made(run, i) is None for i in range(len(run.shards))):
+                say(f"{out}: part {part[0] if part else 0} done; the others have yet to finish")
+                return None
+            with lock(run.work / "planning"):
+                return _close(run, bundle, max_error_rate, say)
     except UserError:
         if created and not (out / "plan.json").exists() and not (out / "errors.jsonl").exists():
             shutil.rmtree(out, ignore_errors=True)
@@ -93,33 +100,71 @@ def tokenize(
         if (out / "dataset.json").exists():  # another part did the last of it, and cleaned up
             return TokenDataset(out).info
         raise
-    except OSError as error:
-        raise full_disk(error, out) from None
 
 
 @contextmanager
 def locked(out: Path, part: tuple[int, int] | None = None) -> Iterator[Path]:
     """Keep a second run off; -> the log. `part`: (i, n) for the i-th of n runs that share the work, which may overlap.
 
-    Errors: `UserError` when another run is at work. On a file system without locks there is none: what is written is whole or
-    not there, so nothing breaks.
+    Errors: `UserError` when another run is at work, and for a full disk. On a file system without locks there is none: what is
+    written is whole or not there, so nothing breaks.
     """
     busy = f"{out}: another `unitok tokenize` is at work on it; wait for it or choose another folder"
-    with lock(out / "tokenize.log", busy, shared=part is not None):
-        if part is None:
-            yield out / "tokenize.log"
-            return
-        log = out / f"tokenize-{part[0]:05d}-of-{part[1]:05d}.log"
-        with lock(log, busy):
+    with ExitStack() as held:
+        log = out / "tokenize.log"
+        held.enter_context(lock(log, busy, shared=part is not None))
+        if part is not None:
+            log = out / f"tokenize-{part[0]:05d}-of-{part[1]:05d}.log"
+            held.enter_context(lock(log, busy))
+        try:
             yield log
+        except OSError as error:
+            raise full_disk(error, out) from None
 
 
-def _work(
-    run: Run, unitok: Bundle, workers: int, max_error_rate: float | None, engine: str, part: tuple[int, int] | None, log: Path
-) -> dict[str, Any] | None:
-    mine = range(len(run.shards)) if part is None else range(part[0], len(run.shards), part[1])
+def _check_folder(out: Path, sources: list[Source]) -> None:
+    """Errors: `UserError` where an output folder is none, holds what no run left there, or lies in a source."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file; give a folder")
+    for source in sources:
+        if source.holds(out):
+            raise UserError(f"{out}: lies in the source {source.spec.path}, which would be read with it; choose another folder")
+    begun = any((out / name).exists() for name in ("dataset.json", "plan.json"))
+    others = (
+        [f for f in out.iterdir() if f.name not in (".work", "errors.jsonl") and f.suffix != ".log"] if out.exists() else []
+    )
+    if others and not begun:
+        raise UserError(f"{out}: not empty and no data set; choose another folder")
+
+
+def _check_types(sources: list[Source], bundle: Bundle) -> None:
+    """What the bundle lacks for what sources name, and for their first documents, is said before anything is written."""
+    for source in sources:
+        spec, where = source.spec, f"source {source.spec.name or source.spec.path}"
+        if unknown := spec.types() - set(bundle.types):
+            raise UserError(f"{where}: type {min(unknown)!r}; choose of {', '.join(bundle.types)}")
+        for part in spec.template:
+            bundle.require(bundle.instance(spec.instances.get(part["type"], part["type"])))
+            if (key := bundle.types[part["type"]].key) not in part:
+                raise UserError(f"{where}: template: a part of type {part['type']} needs a {key!r}")
+        for item, _ in zip(source.items(), range(8)):
+            if item.kind == "error":
+                continue
+            for make in source.read([item]):
+                try:
+                    types = sorted({part.type for raw in make() for part in raw.content})
+                except Exception:  # told when it is read in its turn
+                    continue
+                for name in types:
+                    bundle.require(bundle.instance(spec.instances.get(name, name)))
+
+
+def _make_shards(
+    run: Run, mine: range, workers: int, max_error_rate: float | None, engine: str, log_file: Path, shown: bool
+) -> None:
+    """Make the shards that are not there yet."""
     total = sum(run.shards[i][2] - run.shards[i][1] for i in mine)
-    with Progress(total, max_error_rate, run, log) as progress:
+    with Progress(total, max_error_rate, run, log_file, shown) as progress:
         todo = []
         for i in mine:
             if entry := made(run, i):
@@ -130,93 +175,59 @@ def _work(
             if todo:
                 launch(run, todo, workers, engine, progress)
         except Stop as error:
-            errors = _list_errors(run, error)
-            more = f"; the first: {errors[0]['error']}; all are in {run.out / 'errors.jsonl'}. {MORE}"
-            raise UserError(f"{error}{more if errors and isinstance(error, TooManyBad) else ''}") from None
-    if any(made(run, i) is None for i in range(len(run.shards))):
-        print(f"{run.out}: part {part[0] if part else 0} done; the others have yet to finish")
-        return None
-    with lock(run.work / "planning"):
-        if (run.out / "dataset.json").exists():  # another part closed it meanwhile
-            return TokenDataset(run.out).info
-        return _close(run, unitok, max_error_rate)
+            _, first = _write_errors(run, error.errors)
+            more = f"; the first: {first}; all are in {run.out / 'errors.jsonl'}. {MORE}"
+            raise UserError(f"{error}{more if first and isinstance(error, TooManyBad) else ''}") from None
 
 
-def _list_errors(run: Run, stop: Stop) -> list[dict[str, str]]:
-    """Write down what could not be used of the shards that are there, and of those at which a run stopped; -> all of it."""
-    records = [json.loads(r.read_text(encoding="utf-8")) for i in range(len(run.shards)) if (r := run.record(i)).exists()]
-    errors = [error for _, errors in records for error in errors] + list(stop.errors)
-    write_json_lines(run.out / "errors.jsonl", errors, run.work)
-    return errors
-
-
-def _close(run: Run, unitok: Bundle, max_error_rate: float | None) -> dict[str, Any]:
-    """All shards are there: write what closes the data set, and clean up."""
-    entries = []
+def _write_errors(run: Run, more: tuple[dict[str, str], ...] = ()) -> tuple[Counter[str], str]:
+    """Write down what could not be used of the shards that are there, and `more`; -> how often for which reason, and the first."""
     why: Counter[str] = Counter()
+    first = ""
     with atomic_write(run.out / "errors.jsonl", run.work) as file:
-        for i in range(len(run.shards)):
-            entry, errors = json.loads(run.record(i).read_text(encoding="utf-8"))
-            entries.append(entry)
-            why.update(reason(e["error"]) for e in errors)
-            file.writelines(json_line(e) + "\n" for e in errors)
+        records = (run.record(i) for i in range(len(run.shards)))
+        listed = (json.loads(record.read_text(encoding="utf-8"))[1] for record in records if record.exists())
+        for error in chain(*listed, more):
+            first = first or error["error"]
+            why[reason(error["error"])] += 1
+            file.write(json_line(error) + "\n")
+    return why, first
+
+
+def _close(run: Run, bundle: Bundle, max_error_rate: float | None, say: Callable[[str], None]) -> dict[str, Any]:
+    """All shards are there: write what closes the data set, and clean up."""
+    if (run.out / "dataset.json").exists():  # another part closed it meanwhile
+        return TokenDataset(run.out).info
+    why, first = _write_errors(run)
+    entries = [entry for i in range(len(run.shards)) if (entry := made(run, i))]
     usable, tried, bad = (sum(e[name] for e in entries) for name in ("documents", "items", "skipped"))
-    too_many = tried >= JUDGED_AFTER or max_error_rate is not None
-    if usable == 0 or (too_many and bad > (ERROR_RATE if max_error_rate is None else max_error_rate) * tried):
-        with open(run.out / "errors.jsonl", encoding="utf-8") as file:
-            first = file.readline()
-        said = f"; the first: {json.loads(first)['error']}" if first else ""
-        left_out = sum(sum(e.get("filtered", {}).values()) for e in entries)
+    judged = tried >= JUDGED_AFTER or max_error_rate is not None
+    if usable == 0 or (judged and bad > (ERROR_RATE if max_error_rate is None else max_error_rate) * tried):
+        left_out = total(entries, "filtered").total()
         filtered = f", {left_out} were filtered out" if left_out else ""
-        what = "all were filtered out" if not bad else f"{bad} of {tried} documents could not be used{filtered}{said}"
-        if usable == 0:
-            for name in [*(e["file"] for e in entries), "plan.json"]:
-                remove(run.out / name)
-            shutil.rmtree(run.work, ignore_errors=True)
-            raise UserError(f"{run.plan.name()}: {what}" + (f"; all are in {run.out / 'errors.jsonl'}" if bad else ""))
-        raise UserError(f"{run.plan.name()}: {what}; see {run.out / 'errors.jsonl'}. {MORE}")
+        said = f"{bad} of {tried} documents could not be used{filtered}{f'; the first: {first}' if first else ''}"
+        listed = f"; all are in {run.out / 'errors.jsonl'}" if bad else ""
+        if usable:
+            raise UserError(f"{run.plan.name()}: {said}{listed}. {MORE}")
+        for path in [run.out / e["file"] for e in entries] + [run.out / "plan.json"]:
+            remove(path)
+        shutil.rmtree(run.work, ignore_errors=True)
+        raise UserError(f"{run.plan.name()}: {said if bad else 'all were filtered out'}{listed}")
     if not why:
         (run.out / "errors.jsonl").unlink()
-    options = {"shard_size": run.plan.shard_size} | run.plan.options()
-    info = write_dataset_json(run.out, unitok.vocab, entries, options, run.work)
+    info = write_dataset_json(run.out, bundle.vocab, entries, run.options, run.work)
     shutil.rmtree(run.work, ignore_errors=True)
     by = ", ".join(f"{n} {m}" for m, n in info["ids_by_modality"].items())
     splits = "".join(
         f", {sum(e['documents'] for e in entries if e['split'] == s)} {s}" for s in run.splits if len(run.splits) > 1
     )
-    print(f"{run.out}: {info['documents']} documents{splits}, {info['ids']} ids ({by}), {len(entries)} shards")
+    say(f"{run.out}: {info['documents']} documents{splits}, {info['ids']} ids ({by}), {len(entries)} shards")
     read = {name: total(entries, name) for name in ("formats", "filtered", "notes")}
     for line in summary(read["formats"], read["filtered"], run.left_out, read["notes"], run.renamed):
-        print(visible(line))
+        say(visible(line))
     if why:
-        print(f"  bad         {bad:,} of {tried:,}, all listed in {run.out / 'errors.jsonl'}: {visible(most(why))}")
+        say(f"  bad         {bad:,} of {tried:,}, all listed in {run.out / 'errors.jsonl'}: {visible(most(why))}")
     return info
-
-
-def _complete_already(plan: Plan, sources: list[Source], unitok: Bundle) -> dict[str, Any]:
-    out = Path(plan.out)
-    info = TokenDataset(out).info
-    known = read_json(out / "plan.json", "") if (out / "plan.json").exists() else {}
-    if known.get("fingerprint") != fingerprint(plan, sources, unitok.vocab):
-        raise UserError(f"{out}: holds a data set made with {difference(known, plan, sources)}; choose another folder")
-    shutil.rmtree(out / ".work", ignore_errors=True)  # of a run that was killed at its very end
-    print(f"{out}: complete already, {info['documents']} documents")
-    return info
-
-
-def _check_parts(sources: list[Source], unitok: Bundle) -> None:
-    """What the bundle lacks for the first documents is said before anything is written."""
-    for source in sources:
-        for item, _ in zip(source.items(), range(8)):
-            if item.kind == "error":
-                continue
-            for make in source.read([item]):
-                try:
-                    kinds = sorted({part.type for raw in make() for part in raw.content})
-                except Exception:  # told when it is read in its turn
-                    continue
-                for kind in kinds:
-                    unitok.require(kind)
 
 
 # ---- Before: how much will it be? -----------------------------------------------------------------------------------
@@ -229,16 +240,16 @@ def estimate(plan: Plan, sample: int = 200) -> dict[str, Any]:
     process, `gigabytes` of shards, `errors`: what is wrong with some of the bad ones, `examples`: some documents decoded, and
     `summary`: what was read of the sample.
     """
-    sources = open_sources(plan)
-    unitok = Bundle.from_pretrained(plan.bundle, device=plan.device, parts="tokenizers")
-    _check_parts(sources, unitok)
+    bundle = Bundle.from_pretrained(plan.bundle, device=plan.device, parts="tokenizers")
+    sources = open_sources(plan, bundle.types)
+    _check_types(sources, bundle)
     listed, items = sample_items(plan, sources, sample)
-    encoder = Encoder(unitok, plan.image_area, plan.image_fit, plan.seed)
+    encoder = Encoder(bundle, plan.options, plan.seed)
     encode_items(encoder, sources, items[:1])  # for warming up
     with threads(plan.threads), TemporaryDirectory() as folder:
         began = time.perf_counter()
         encoded = encode_items(encoder, sources, items)
-        entry = write_shard(Path(folder) / "sample.arrow", encoded.documents, unitok.vocab)
+        entry = write_shard(Path(folder) / "sample.arrow", encoded.documents, bundle.vocab)
         seconds = time.perf_counter() - began
     more = listed / len(items)
     return {
@@ -251,7 +262,7 @@ def estimate(plan: Plan, sample: int = 200) -> dict[str, Any]:
         "hours": seconds * more / 3600,
         "gigabytes": entry["bytes"] * more / 1e9,
         "errors": [error["error"] for error in encoded.errors[:3]],
-        "examples": [show_document(unitok, document) for document in encoded.documents[:EXAMPLES]],
+        "examples": [show_document(bundle, document) for document in encoded.documents[:EXAMPLES]],
         "summary": [
             *summary(encoded.formats, encoded.filtered, sum((s.left_out for s in sources), Counter()), encoded.notes, 0)
         ],
@@ -282,22 +293,25 @@ def print_estimate(plan: Plan, found: dict[str, Any]) -> None:
 # ---- Back -----------------------------------------------------------------------------------------------------------
 
 
-def detokenize(data: Path, out: Path, bundle: Path, device: str = "cpu", limit: int = 0) -> int:
-    """Shards -> files: `documents.jsonl` with its images and sounds in `out`; -> number of documents. Inverse of `tokenize`."""
+def detokenize(data: Path, out: Path, bundle: Path, device: str = "cpu", limit: int = 0, progress: bool = False) -> int:
+    """Shards -> files: `documents.jsonl` with its images and audio in `out`; -> number of documents. Inverse of `tokenize`.
+
+    limit: documents, at most; 0: all. progress: show a bar.
+    """
+    if limit < 0:
+        raise UserError(f"limit {limit}: at least 1, or 0 for all")
     dataset = TokenDataset(data)
-    unitok = Bundle.from_pretrained(bundle, device=device, parts="tokenizers")
-    unitok.vocab.check_covers(dataset.vocab, str(bundle), str(data))
+    parts = Bundle.from_pretrained(bundle, device=device, parts="tokenizers")
+    parts.vocab.check_covers(dataset.vocab, str(bundle), str(data))
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out}: not empty; choose another folder")
-    if limit < 0:
-        raise UserError(f"--limit {limit}: at least 1, or 0 for all")
     out.mkdir(parents=True, exist_ok=True)
     count = min(len(dataset), limit or len(dataset))
     with atomic_write(out / "documents.jsonl") as file:
-        for i in tqdm(range(count), desc="detokenize", unit="document", mininterval=1.0):
+        for i in tqdm(range(count), desc="detokenize", unit="document", mininterval=1.0, disable=not progress):
             try:
-                raw = unitok.write_document(dataset.document(i), out, f"{i:06d}")
+                raw = parts.write_document(dataset.document(i), out, f"{i:06d}")
             except ValueError as error:
                 raise UserError(f"{data}: document {i}: {error}; `unitok inspect {data} --verify` checks all of it") from None
-            file.write(format_raw_document(raw, out) + "\n")
+            file.write(format_raw_document(raw, out, parts.types) + "\n")
     return count

@@ -18,7 +18,7 @@ import torch
 from unitok.bundle import Bundle
 from unitok.data.prepare.encode import Encoded, Encoder
 from unitok.data.prepare.listing import Item
-from unitok.data.prepare.plan import Plan, Run
+from unitok.data.prepare.plan import Plan, Run, open_sources
 from unitok.data.prepare.sources import Source
 from unitok.data.shards import shard_name, write_shard
 from unitok.errors import UserError
@@ -49,8 +49,9 @@ class Worker:
         overlap: bool = True,
     ):
         self.run = Run(plan)
-        self.unitok = Bundle.from_pretrained(plan.bundle, device=device or plan.device, parts="tokenizers")
-        self.encoder = Encoder(self.unitok, plan.image_area, plan.image_fit, plan.seed, overlap=overlap, progress=progress)
+        self.bundle = Bundle.from_pretrained(plan.bundle, device=device or plan.device, parts="tokenizers")
+        self.sources = open_sources(plan, self.bundle.types)
+        self.encoder = Encoder(self.bundle, plan.options, plan.seed, overlap=overlap, progress=progress)
 
     def process(self, index: int) -> dict[str, Any]:
         """Make shard `index`; -> its entry for `dataset.json`. Deterministic; safe to repeat, and at the same time elsewhere."""
@@ -70,13 +71,13 @@ class Worker:
 
     def encode(self, index: int) -> Encoded:
         """The documents of a shard."""
-        return encode_items(self.encoder, self.run.sources, self.run.items(index))
+        return encode_items(self.encoder, self.sources, self.run.items(index))
 
     def write(self, index: int, encoded: Encoded) -> dict[str, Any]:
         """Write a shard, then its record; errors: `UserError` for a full disk."""
         run = self.run
         try:
-            entry = write_shard(run.out / shard_name(index), encoded.documents, self.unitok.vocab, run.work)
+            entry = write_shard(run.out / shard_name(index), encoded.documents, self.bundle.vocab, run.work)
             entry |= {"split": run.shards[index][0]} if len(run.splits) > 1 else {}
             entry |= {"items": encoded.items, "skipped": encoded.skipped}
             entry |= {key: counts for key in COUNTED if (counts := getattr(encoded, key))}

@@ -1,0 +1,159 @@
+"""What a decoder makes while it trains, to look at and to listen to: on the disk and in TensorBoard."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch.distributed.tensor import DTensor
+
+from unitok.bundle import Bundle
+from unitok.checkpoints import merge_lora
+from unitok.errors import UserError
+from unitok.model import Decoder
+from unitok.sample.defaults import settings_of
+from unitok.sample.outputs import Output, save_outputs
+from unitok.sample.prompts import read_prompts
+from unitok.sample.requests import Task, generate_outputs
+from unitok.training.decoder import DecoderTraining
+from unitok.vocab import Vocab
+
+SHOWN = 4  # outputs of each page that go into TensorBoard
+
+#: Outputs by the name of their page, and scores by name.
+Made = tuple[dict[str, list[Output]], dict[str, float]]
+
+
+class Samples(L.Callback):
+    """Samples at intervals, and at the end, with the weights of the moment (their average, where there is one).
+
+    Given in YAML or as `--trainer.callbacks+=unitok.training.Samples --trainer.callbacks.bundle BUNDLE …`. Writes `samples/step=N/` in
+    the run's folder, with a page for each modality. Draws no random numbers of the training's.
+
+    Args:
+        bundle: folder with the tokenizers that the data was made with.
+        prompts: interleaved JSON Lines; each is continued by content of each modality that the bundle has.
+        every_minutes: minutes of training between two times.
+        number: prompts that are used, the first ones.
+        seed: of sampling.
+        settings: of sampling, over the bundle's own: fields of `unitok.sample.sampling.Settings` by kind or tokenizer's name.
+        max_ids: most new ids per output.
+    """
+
+    def __init__(
+        self,
+        bundle: str,
+        prompts: str,
+        *,
+        every_minutes: float = 1.0,
+        number: int = 16,
+        seed: int = 0,
+        settings: dict[str, dict[str, Any]] | None = None,
+        max_ids: int = 512,
+    ):
+        if every_minutes <= 0 or number < 1:
+            raise UserError(f"{type(self).__name__}: every_minutes must be above 0 and number at least 1")
+        self.folder, self.prompts = Path(bundle), Path(prompts)
+        self.every_minutes, self.number, self.seed, self.max_ids = every_minutes, number, seed, max_ids
+        self.settings = settings
+        self._bundle: Bundle | None = None  # of the first process
+        self._last = 0.0
+        self._sampled = 0  # step
+
+    # ---- What is made --------------------------------------------------------------------------------------------
+
+    def read(self) -> None:
+        """Read the prompts. Errors: `UserError`."""
+        self._raws = read_prompts(self.prompts)[: self.number]
+
+    def make(self, bundle: Bundle, out: Path) -> Made:
+        """Sample from a bundle and write pages into a folder."""
+        made, prompts, settings = {}, [bundle.read_raw(raw) for raw in self._raws], settings_of(bundle, self.settings)
+        for want in bundle.vocab.spans:
+            made[want] = generate_outputs(bundle, prompts, Task(want, 1, self.seed, self.max_ids, settings))
+            save_outputs(made[want], out / want, want)
+        return made, {}
+
+    # ---- When ----------------------------------------------------------------------------------------------------
+
+    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Read tokenizers and prompts, so that a mistake shows before the training does."""
+        if not isinstance(module, DecoderTraining):
+            raise UserError("Samples: it samples from a decoder; tokenizers show reconstructions by themselves")
+        vocab = Vocab.load(self.folder / "vocab.json")  # all processes look, so that all stop
+        vocab.check_covers(module.data.vocab, str(self.folder), str(module.data.path))
+        if vocab.size != module.data.vocab.size:
+            raise UserError(
+                f"{self.folder}: {vocab.size} ids, the data has {module.data.vocab.size}: give the bundle it was made with"
+            )
+        self.read()
+        if trainer.is_global_zero:
+            with torch.random.fork_rng(devices=[]):  # new networks draw their weights before they read them
+                self._bundle = Bundle.from_pretrained(self.folder, str(module.device), parts="tokenizers")
+            settings_of(self._bundle, self.settings)
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Start the clock."""
+        assert isinstance(module, DecoderTraining)
+        self._last = module.budget.elapsed
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *batch: Any) -> None:
+        """Sample if it is time."""
+        assert isinstance(module, DecoderTraining)
+        if module.now - self._last >= 60 * self.every_minutes:
+            self._sample(trainer, module)
+            self._last = module.now
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Sample from what was learnt."""
+        assert isinstance(module, DecoderTraining)
+        if module.steps_done != self._sampled:
+            self._sample(trainer, module)
+
+    def _sample(self, trainer: L.Trainer, module: DecoderTraining) -> None:
+        self._sampled = step = module.steps_done
+        with weights_of(module) as decoder:
+            if self._bundle is None or decoder is None:
+                return  # another process does it
+            bundle = Bundle(self._bundle.vocab, self._bundle.tokenizers, decoder, self._bundle.defaults)
+            made, scores = self.make(bundle, Path(trainer.default_root_dir) / "samples" / f"step={step}")
+            for logger in trainer.loggers:
+                logger.log_metrics({f"sample.{name}": value for name, value in scores.items()}, step=step)
+            for board in module.boards:
+                for name, outputs in made.items():
+                    for i, output in enumerate(outputs[:SHOWN]):
+                        _show(board, f"{name}/{i}", output, step)
+
+
+@contextlib.contextmanager
+def weights_of(module: DecoderTraining) -> Iterator[Decoder | None]:
+    """The decoder to sample from, in eval mode; of a sharded one a whole copy in the first process, None in the others."""
+    decoder = module.averaged(module.decoder)
+    training = decoder.training
+    if any(isinstance(p, DTensor) for p in decoder.parameters()):
+        state = {}
+        for name, tensor in decoder.state_dict().items():
+            whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor  # all processes take part
+            if module.trainer.is_global_zero:
+                state[name] = whole.cpu()
+        if module.lora is not None:
+            state = merge_lora(state, module.lora.alpha / module.lora.rank)
+        yield Decoder.from_state(module.config, state, "the run").to(module.device) if module.trainer.is_global_zero else None
+        return
+    decoder.eval()
+    stance = torch.compiler.set_stance("force_eager") if module.compiles else contextlib.nullcontext()
+    try:
+        with stance:
+            yield decoder if module.trainer.is_global_zero else None
+    finally:
+        decoder.train(training)
+
+
+def _show(board: Any, tag: str, output: Output, step: int) -> None:
+    """Put the first content of each modality into TensorBoard, as what it is."""
+    names = [segment.modality for segment in output.new.segments]
+    for name in dict.fromkeys(names):
+        content = output.content(names.index(name))
+        output.bundle.modality(name).log(board, tag, output.bundle.require(name), content, step)
