@@ -142,7 +142,7 @@ def scenes(arguments: list[str]) -> None:
         raise UserError(f"--size {o.size}: shapes need at least 32 pixels a side to be told apart")
     from unitok.scenes.world import write_scenes
 
-    write_scenes(o.out, o.count, o.seed, o.most, o.held_out, o.size, o.workers, o.overwrite)
+    write_scenes(o.out, o.count, o.seed, o.most, o.held_out, o.size, o.workers, o.overwrite, progress=True)
     print(f"{o.out}: {o.count} scenes")
 
 
@@ -375,16 +375,9 @@ def inspect(arguments: list[str]) -> None:
     p.add_argument("--context", type=int, default=0, help="ids a document; 0: the longest that the decoder takes")
     p.add_argument("--batch", type=int, default=65_536, help="ids of a training batch on one device, for the activations")
     o = p.parse_args(arguments)
-    if not 0 < o.mfu <= 1 or o.devices < 1 or o.ids < 0 or o.batch < 1 or o.context < 0:
-        raise UserError("--mfu is in (0, 1], --devices and --batch at least 1, --ids and --context at least 0")
-    if (o.page is None) != (o.bundle is None) or o.samples < 1:
-        raise UserError("--page needs a --bundle to decode with, --samples at least 1")
-    from unitok.cli.inspect import Budget, Page
     from unitok.cli.inspect import inspect as run
 
-    page = Page(o.page, o.bundle, o.samples) if o.page else None
-    what = o.what if "://" in o.what else Path(o.what)
-    run(what, o.verify, Budget(o.ids, o.hardware, o.devices, o.mfu, o.context, o.batch), page)
+    run(**vars(o))
 
 
 def _sample_parser() -> argparse.ArgumentParser:
@@ -602,16 +595,14 @@ def evaluate(arguments: list[str]) -> None:
     p.add_argument("--out", type=Path, default=Path("runs/eval"), help="folder for scores.json and the samples")
     p.add_argument("--count", type=int, default=200, help="scenes that each direction is scored on")
     p.add_argument("--seed", type=int, default=0, help="of sampling")
-    p.add_argument("--guidance", type=float, default=1.5, help="guidance of pictures")
-    p.add_argument(
-        "--temperature", type=float, default=0.7, help="temperature of pictures and sounds; text takes the likeliest"
-    )
+    p.add_argument("--guidance", type=float, help="guidance of images; default: the bundle's own")
+    p.add_argument("--temperature", type=float, help="temperature of images and audio; default: the bundle's own")
     _device(p)
     o = p.parse_args(arguments)
     from unitok.scenes.evaluate import evaluate_bundle, print_scores
 
     scores = evaluate_bundle(
-        o.bundle, o.scenes, o.held_out, o.out, o.count, o.seed, o.guidance, o.temperature, _check_device(o.device)
+        o.bundle, o.scenes, o.held_out, o.out, o.count, o.seed, o.guidance, o.temperature, _check_device(o.device), True
     )
     print_scores(scores)
 

@@ -74,6 +74,11 @@ class Image(Modality):
         span = Span(name, (name,), f"<{name}>", f"</{name}>", ("grid", "grid"), tokenizer.fingerprint(), self.kind)
         return span, {"grid": LONGEST_SIDE, name: tokenizer.codebook_size}, ()
 
+    def usage(self, name: str, tokenizer: Any) -> dict[str, str]:
+        side = tokenizer.config.resolution
+        tokens = (side // tokenizer.stride) ** 2 + 4  # begin, rows, columns, end
+        return {"an image" if name == self.kind else f"an {name}": f"{tokens:,} ids ({side} x {side} pixels)"}
+
     # ---- Reading -------------------------------------------------------------------------------------------------
 
     def accepts(self, content: Any) -> bool:
