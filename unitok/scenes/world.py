@@ -345,7 +345,7 @@ def write_scenes(
     scenes = [draw_scene(rng, most, held_out) for _ in range(count)]
     rows, documents = [], []
     for i, scene in enumerate(scenes):
-        row = {"id": f"{i:06d}", "caption": caption(scene, rng), "sound_caption": sound_caption(scene)}
+        row: dict[str, Any] = {"id": f"{i:06d}", "caption": caption(scene, rng), "sound_caption": sound_caption(scene)}
         media = {"image": f"images/{i:06d}.png", "audio": f"sounds/{i:06d}.wav", "questions": questions(scene)}
         rows.append(row | media | asdict(scene))
         documents += [{"id": f"{i:06d}-{kind}", "content": content} for kind, content in scene_documents(scenes, i, rng)]
