@@ -4,7 +4,7 @@ import os
 from typing import Annotated, Any, Literal
 
 from unitok.cli.arguments import BundleFolder, Fields, Input
-from unitok.errors import UserError
+from unitok.errors import UserError, visible
 from unitok.hardware import check_device
 
 
@@ -104,6 +104,6 @@ def tokenize(
     device = check_device(device)
     plan = Plan(source or "", out, str(bundle), shard_size, device, str(recipe or ""), spec, options, validation, threads, seed)
     if dry_run:
-        print(*estimate_lines(plan, estimate(plan)), sep="\n")
+        print(*map(visible, estimate_lines(plan, estimate(plan))), sep="\n")
     else:
         run(plan, workers, max_error_rate, engine, part, progress=True)
