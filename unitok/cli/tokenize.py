@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from unitok.cli.arguments import BundleFolder, Fields, Given, Input
-from unitok.errors import UserError
+from unitok.errors import UserError, visible
 from unitok.hardware import check_device
 
 if TYPE_CHECKING:
@@ -106,13 +106,14 @@ def tokenize(
         raise UserError("--recipe: say --template, --root, --order and --instance in it, for each source")
     spec = _source(source or "", recipe, template, root, order, instance or [])
     from unitok.data.prepare.plan import Plan
-    from unitok.data.prepare.tokenize import estimate, print_estimate
+    from unitok.data.prepare.summary import estimate_lines
+    from unitok.data.prepare.tokenize import estimate
     from unitok.data.prepare.tokenize import tokenize as run
 
     device = check_device(device)
     plan = Plan(source or "", out, str(bundle), shard_size, device, str(recipe or ""), spec, options, validation, threads, seed)
     if dry_run:
-        print_estimate(plan, estimate(plan))
+        print(*map(visible, estimate_lines(plan, estimate(plan))), sep="\n")
     else:
         w = Work(**work.get("", {}))
         run(plan, w.workers, w.max_error_rate, w.engine, w.part, progress=True)

@@ -74,6 +74,11 @@ class Audio(Modality):
     def rate(self, tokenizer: Any) -> float:
         return tokenizer.frame_rate
 
+    def usage(self, name: str, tokenizer: Any) -> dict[str, str]:
+        rate, levels = tokenizer.frame_rate, tokenizer.num_codebooks
+        what = "a second" if name == self.kind else f"1 s of {name}"
+        return {what: f"{rate * levels:g} ids ({rate:g} frames of {levels} levels)"}
+
     # ---- Reading -------------------------------------------------------------------------------------------------
 
     def accepts(self, content: Any) -> bool:

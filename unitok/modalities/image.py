@@ -84,6 +84,11 @@ class Image(Modality):
         span = Span(name, (name,), f"<{name}>", f"</{name}>", ("grid", "grid"), tokenizer.fingerprint(), self.kind)
         return span, {"grid": LONGEST_SIDE, name: tokenizer.codebook_size}, ()
 
+    def usage(self, name: str, tokenizer: Any) -> dict[str, str]:
+        side = tokenizer.config.resolution
+        tokens = (side // tokenizer.stride) ** 2 + 4  # begin, rows, columns, end
+        return {"an image" if name == self.kind else f"an {name}": f"{tokens:,} ids ({side} x {side} pixels)"}
+
     # ---- Reading -------------------------------------------------------------------------------------------------
 
     def accepts(self, content: Any) -> bool:
@@ -167,10 +172,10 @@ class Image(Modality):
 class _ImageStream(Stream):
     """All rows so far, whenever there are new ones."""
 
-    rows = 0
+    rows = 1  # which, alone, may be an image whose size its codes do not tell
 
     def push(self, codes: np.ndarray, done: bool) -> "Tensor | None":
-        if not done and (codes.ndim < 2 or len(codes) <= self.rows):
+        if not done and len(codes) <= self.rows:
             return None
         self.rows = len(codes)
         return self.modality.decode(self.tokenizer, Segment(self.modality.kind, codes))
