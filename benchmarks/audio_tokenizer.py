@@ -24,7 +24,7 @@ import torch
 from common import RESULTS, in_a_process, in_turns, peak_memory_gb, serve, write_results
 
 from unitok.hardware import keep_large_blocks
-from unitok.interop.audio import _build, infer_config
+from unitok.interop.audio import from_encodec, infer_config
 from unitok.tokenizers import AudioTokenizer
 
 RATE, LEVELS, BANDWIDTH = 24_000, 8, 6.0
@@ -64,7 +64,7 @@ def build_one(which: str) -> Any:
     if which == "encodec":
         return encodec
     if which == "unitok":
-        return _build(state, infer_config(state, "encodec"), "encodec")
+        return from_encodec(state, infer_config(state, "encodec"), "encodec")
     from transformers import EncodecConfig, EncodecModel
 
     theirs = EncodecModel(EncodecConfig(target_bandwidths=[BANDWIDTH])).eval()

@@ -21,7 +21,7 @@ from common import in_turns, serve, write_results
 from torch import nn
 
 from unitok.hardware import keep_large_blocks
-from unitok.interop.image import _build
+from unitok.interop.image import from_taming, infer_config
 from unitok.tokenizers import ImageTokenizer
 
 #: Name -> taming's ddconfig, codes, their dimensions.
@@ -62,7 +62,8 @@ def build(name: str, device: str) -> dict[str, Any]:
     """The peers, with the same random weights."""
     torch.manual_seed(0)
     taming = Taming(name).eval().to(device)
-    ours = _build(taming.state_dict(), MODELS[name][0]["resolution"], False, name).to(device)
+    state = taming.state_dict()
+    ours = from_taming(state, infer_config(state, MODELS[name][0]["resolution"], False, name), name).to(device)
     peers = {"unitok": ours, "taming": taming}
     if name == "chameleon":
         from transformers import ChameleonVQVAE, ChameleonVQVAEConfig

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from unitok.cli.inspect import Page, histogram, inspect
+from unitok.cli.inspect import histogram, inspect
 from unitok.data.modules import TokenShards
 from unitok.data.prepare.plan import Plan
 from unitok.data.prepare.tokenize import tokenize
@@ -145,7 +145,7 @@ def test_verify_finds_what_was_changed(split_tokens, tmp_path):
 
 
 def test_inspect_tells_lengths_and_shows_samples(split_tokens, bundle_folder, tmp_path, capsys):
-    inspect(split_tokens, page=Page(tmp_path / "page.html", bundle_folder, 9), verify=True)
+    inspect(str(split_tokens), page=tmp_path / "page.html", bundle=bundle_folder, samples=9, verify=True)
     told = capsys.readouterr().out
     for word in ("splits: train", "median", "####", "verified"):
         assert word in told

@@ -94,14 +94,14 @@ def test_the_yaml_of_a_preset_is_the_preset(name):
 
 
 def test_inspect_says_what_a_decoder_costs_without_allocating_it(capsys, tmp_path):
-    inspect(Path("chameleon-34b"))
+    inspect("chameleon-34b")
     out = capsys.readouterr().out
     for wanted in ("34.3B: 33.2B in blocks", "65,536 ids", "1,026 ids", "48 layers, 8192 wide", "hours for"):
         assert wanted in out
-    inspect(CONFIGS / "tiny.yaml")
+    inspect(str(CONFIGS / "tiny.yaml"))
     assert "1.77M in blocks" in capsys.readouterr().out
     Decoder(SMALL).save_pretrained(tmp_path / "model")
-    inspect(tmp_path / "model")
+    inspect(str(tmp_path / "model"))
     assert "300 ids" in capsys.readouterr().out
     main(["inspect", "100m", "--ids", "1e9", "--devices", "8", "--hardware", "a100", "--mfu", "0.5"])
     assert "1B ids on 8 x a100 at 50% MFU" in capsys.readouterr().out

@@ -14,7 +14,8 @@ from unitok.document import Document, Segment
 from unitok.errors import UserError
 from unitok.media import load_audio, load_image
 from unitok.sample.outputs import Output
-from unitok.scenes.evaluate import Evaluation, directions, evaluate_bundle, print_scores
+from unitok.scenes.evaluate import DIRECTIONS as WAYS
+from unitok.scenes.evaluate import Evaluation, evaluate_bundle, print_scores
 from unitok.scenes.report import write_report
 from unitok.scenes.world import read_scenes, write_scenes
 
@@ -79,7 +80,7 @@ def test_a_bundle_is_measured_in_every_direction(evaluated, scenes_folder):
 
 def test_too_few_scenes_or_none_are_one_line(bundle_folder, scenes_folder, tmp_path):
     more = (tmp_path / "out", 25, 0, 1.5, 0.7)
-    with pytest.raises(UserError, match="24 scenes, --count 25 asks for more"):
+    with pytest.raises(UserError, match="24 scenes, count 25 asks for more"):
         evaluate_bundle(bundle_folder, scenes_folder, None, *more)
     with pytest.raises(UserError, match="no scenes there"):
         evaluate_bundle(bundle_folder, bundle_folder, None, *more)
@@ -90,32 +91,31 @@ def test_each_direction_counts_the_truth_as_right_and_another_scene_as_wrong(tin
     rows = read_scenes(scenes_folder)
     row = rows[0]
     other = next(r for r in rows if r["scene"].notes() != row["scene"].notes() and len(r["scene"].things) == 1)
-    other |= {"questions": [("", "nothing")]}
+    other |= {"answer": "nothing"}
 
     def truth(of: dict, name: str) -> SimpleNamespace:
         text = {"image_to_text": of["caption"], "audio_to_text": of["sound_caption"]}
-        asked = of["questions"][int(row["id"]) % len(of["questions"])][1]
         return SimpleNamespace(
             images=[load_image(scenes_folder / of["image"])],
             audios=[load_audio(scenes_folder / of["audio"])[0]],
-            text=text.get(name, f" {asked}."),
+            text=text.get(name, f" {of['answer']}."),
         )
 
-    assert tiny.audio.sample_rate == load_audio(scenes_folder / row["audio"])[1]
-    found = directions(tiny, scenes_folder)
-    assert {d.name: d.score for d in found} == {name: score for name, score in DIRECTIONS.items() if name != "interleaved"}
-    for direction in found:
-        assert direction.right(truth(row, direction.name), row), direction.name
-        assert not direction.right(truth(other, direction.name), row), direction.name
-        kinds = [part.type for part in direction.prompt(row)]
-        assert direction.want not in kinds or direction.name == "questions"
+    rate = load_audio(scenes_folder / row["audio"])[1]
+    assert tiny.audio.sample_rate == rate
+    assert {d.name: d.score for d in WAYS} == {name: score for name, score in DIRECTIONS.items() if name != "interleaved"}
+    for direction in WAYS:
+        assert direction.right(truth(row, direction.name), row, rate), direction.name
+        assert not direction.right(truth(other, direction.name), row, rate), direction.name
+        assert set(direction.given) <= row.keys()
+        assert direction.want not in direction.given
 
 
 def test_interleaved_pictures_must_each_fit_the_text_before_them(tiny, scenes_folder, tmp_path, monkeypatch):
     """With pictures that show the right scene of the first prompt alone."""
     rows = read_scenes(scenes_folder)[:2]
     assert rows[0]["scene"] != rows[1]["scene"]
-    evaluation = Evaluation(tiny, tmp_path, 2, 0, {})
+    evaluation = Evaluation(tiny, tmp_path, 0, {})
     monkeypatch.setattr(evaluation, "_keep", lambda *_: None)
     seen = []
 
@@ -132,7 +132,7 @@ def test_interleaved_pictures_must_each_fit_the_text_before_them(tiny, scenes_fo
 
 
 def test_an_output_that_the_grammar_refuses_is_counted_as_malformed(tiny, tmp_path):
-    evaluation = Evaluation(tiny, tmp_path, 1, 0, {})
+    evaluation = Evaluation(tiny, tmp_path, 0, {})
     vocab = tiny.vocab
     new = Document((Segment("image", np.zeros((2, 2), np.int64)),))
     ids = vocab.encode(new, bos=False)
@@ -183,7 +183,7 @@ def test_the_report_has_every_score_sample_pair_curve_and_time(page, evaluated):
     assert page.count("<figcaption>original<") == page.count("<figcaption>reconstruction<") == 12 + 4
     assert "loss 1.25 (top 4)" in page
     assert "bits_text 3.5 (top 8)" in page
-    assert "in 1.5 minutes\n(budget 2), at most 1.5 GB" in page
+    assert "in 1.5 minutes\n(budget 2); the largest process took 1.5 GB of memory" in page
     assert "<tr><td>image</td><td>60 s</td></tr>" in page
 
 

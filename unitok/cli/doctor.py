@@ -10,7 +10,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, requires, version
 
 from unitok.errors import UserError
-from unitok.hardware import bound_waiting
+from unitok.hardware import bound_waiting, fast_bfloat16
 
 _MODULES = {"pillow": "PIL", "pyyaml": "yaml"}  # where the name differs from the package's
 EXTRAS = {
@@ -27,6 +27,11 @@ EXTRAS = {
     "torchvision": ("torchvision", "not needed", "pip uninstall torchvision, or install the build that fits your torch"),
     "torchaudio": ("torchaudio", "not needed", "pip uninstall torchaudio, or install the build that fits your torch"),
 }
+
+
+def doctor() -> None:
+    """What is installed, what works, and what to do about the rest."""
+    raise SystemExit(report())
 
 
 def core() -> list[str]:
@@ -88,21 +93,3 @@ def _devices() -> bool:
     if not shutil.which("g++"):
         print("  -  no g++: torch.compile on CPU needs it; nothing in unitok requires it")
     return True
-
-
-def fast_bfloat16() -> bool:
-    """Whether a training step in bfloat16 beats float32 on this CPU, measured on a small convolution in both."""
-    import time
-
-    import torch
-
-    x, layer = torch.randn(16, 64, 16, 16), torch.nn.Conv2d(64, 64, 3, padding=1)
-    seconds: dict[bool, float] = {}
-    for enabled in (False, True):
-        for attempt in range(3):
-            began = time.perf_counter()
-            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-                layer(x).float().square().mean().backward()
-            taken = time.perf_counter() - began
-            seconds[enabled] = taken if attempt == 0 else min(taken, seconds[enabled])
-    return seconds[True] < 0.8 * seconds[False]

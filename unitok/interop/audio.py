@@ -17,8 +17,7 @@ from torch import Tensor
 
 from unitok.checkpoints import Inert, is_safetensors, load_checkpoint, load_weights, weights_in
 from unitok.errors import UserError
-from unitok.files import read_json
-from unitok.interop.weights import State, log, read_folder, read_yaml, strip_prefix, tell_unused
+from unitok.interop.weights import State, log, read_config, read_folder, read_yaml, require_names, strip_prefix, tell_unused
 from unitok.pretrained import load_state
 from unitok.tokenizers import AudioTokenizer, AudioTokenizerConfig
 
@@ -49,31 +48,7 @@ UNSEEN = ("sample_rate", "causal", "pad_mode", "dilation_base", "normalise", "se
 #: Names that every EnCodec has, in whatever wrapper it was saved.
 NEEDED = ("encoder.model.0.conv.conv.bias", "quantizer.vq.layers.0._codebook.embed")
 
-#: What a config.json of transformers leaves out where it is so (EncodecConfig's defaults).
-HF_DEFAULTS: dict[str, Any] = {
-    "sampling_rate": 24_000,
-    "audio_channels": 1,
-    "num_filters": 32,
-    "hidden_size": 128,
-    "upsampling_ratios": [8, 5, 4, 2],
-    "num_residual_layers": 1,
-    "kernel_size": 7,
-    "last_kernel_size": 7,
-    "residual_kernel_size": 3,
-    "dilation_growth_rate": 2,
-    "compress": 2,
-    "num_lstm_layers": 2,
-    "norm_type": "weight_norm",
-    "use_causal_conv": True,
-    "pad_mode": "reflect",
-    "codebook_size": 1024,
-    "normalize": False,
-    "chunk_length_s": None,
-    "overlap": None,
-    "trim_right_ratio": 1.0,
-}
-
-#: Our names of what EncodecConfig calls otherwise.
+#: Our names of what transformers' EncodecConfig calls otherwise; its defaults are EnCodec's for 24 kHz.
 HF_NAMES = {
     "sample_rate": "sampling_rate",
     "channels": "audio_channels",
@@ -81,18 +56,13 @@ HF_NAMES = {
     "dimension": "hidden_size",
     "ratios": "upsampling_ratios",
     "n_residual_layers": "num_residual_layers",
-    "kernel_size": "kernel_size",
-    "last_kernel_size": "last_kernel_size",
-    "residual_kernel_size": "residual_kernel_size",
     "dilation_base": "dilation_growth_rate",
-    "compress": "compress",
     "lstm": "num_lstm_layers",
     "norm": "norm_type",
     "causal": "use_causal_conv",
-    "pad_mode": "pad_mode",
-    "codebook_size": "codebook_size",
     "normalise": "normalize",
 }
+HF_SAME = ("kernel_size", "last_kernel_size", "residual_kernel_size", "compress", "pad_mode", "codebook_size")
 
 
 def import_audio_tokenizer(
@@ -117,7 +87,7 @@ def import_audio_tokenizer(
     for name, value in (asked | {k: v for k, v in given.items() if v is not None}).items():
         if told.setdefault(name, value) != value:
             raise UserError(f"{where}: {name} {value} is asked for, but {named} says {told[name]}")
-    return _build(state, _config(infer_config(state, where), told, named, where), where)
+    return from_encodec(state, _config(infer_config(state, where), told, named, where), where)
 
 
 def _read_file(source: Path, config: Path | None, trust: bool) -> tuple[State, dict[str, Any], str]:
@@ -139,7 +109,7 @@ def _read_file(source: Path, config: Path | None, trust: bool) -> tuple[State, d
         return state, *_named_config(config)
     for name in (f"{source.stem}.yaml", f"{source.stem}.json", "config.yaml", "config.json"):
         beside = source.parent / name
-        if beside.is_file() and (told := _told(_read_config(beside), str(beside))):
+        if beside.is_file() and (told := _told(read_yaml(beside), str(beside))):
             return state, told, name
     published = re.fullmatch(rf"({'|'.join(PUBLISHED)})(-[0-9a-f]{{8}})?", source.stem)
     return state, *(_named_config(Path(published[1])) if published else ({}, ""))
@@ -155,10 +125,6 @@ def _plain(node: Any) -> Any:
     return [_plain(value) for value in node] if isinstance(node, list | tuple) else node
 
 
-def _read_config(path: Path) -> Any:
-    return read_yaml(str(path), path.read_text(encoding="utf-8-sig", errors="replace"))
-
-
 def _named_config(config: Path) -> tuple[dict[str, Any], str]:
     """What a configuration's file, or a published model, says; and its name. Errors: `UserError` for neither."""
     if config.name in PUBLISHED and not config.is_file():
@@ -167,7 +133,7 @@ def _named_config(config: Path) -> tuple[dict[str, Any], str]:
         return said, config.name
     if not config.is_file():
         raise UserError(f"config {config}: no such file, nor a published model ({', '.join(PUBLISHED)})")
-    if told := _told(_read_config(config), str(config)):
+    if told := _told(read_yaml(config), str(config)):
         return told, config.name
     raise UserError(f"{config}: says nothing of an EnCodec: give audiocraft's, transformers' or ours")
 
@@ -200,27 +166,28 @@ def _told(given: Any, where: str) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in told.items() if value is not None}
 
 
+def _resolved(node: Any, root: Any, where: str, depth: int = 8) -> Any:
+    """A configuration in which what `${a.b}` stands for is in its place."""
+    if isinstance(node, dict):
+        return {key: _resolved(value, root, where, depth) for key, value in node.items()}
+    named = re.fullmatch(r"\$\{([\w.]+)\}", node) if isinstance(node, str) else None
+    if named is None:
+        return node
+    if not depth:
+        raise UserError(f"{where}: values that stand for one another in a circle")
+    value = root
+    for key in named[1].split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return _resolved(value, root, where, depth - 1)
+
+
 def _from_audiocraft(given: dict[str, Any], where: str) -> dict[str, Any]:
     """audiocraft's `xp.cfg` (audiocraft:config/model/encodec/default.yaml) by our names."""
-
-    def resolved(value: Any) -> Any:
-        """A value, where `${a.b}` stands for another's."""
-        for _ in range(8):
-            named = re.fullmatch(r"\$\{([\w.]+)\}", value) if isinstance(value, str) else None
-            if not named:
-                return value
-            value = given
-            for key in named[1].split("."):
-                value = value.get(key) if isinstance(value, dict) else None
-        raise UserError(f"{where}: values that stand for one another in a circle")
-
-    def section(name: str) -> dict[str, Any]:
-        found = given.get(name)
-        return {key: resolved(value) for key, value in found.items()} if isinstance(found, dict) else {}
-
-    encodec, seanet, rvq = section("encodec"), section("seanet"), section("rvq")
+    used = {name: given.get(name) for name in ("encodec", "seanet", "rvq", "sample_rate", "channels", "causal")}
+    given = _resolved(used, given, where)
+    encodec, seanet, rvq = (given[name] or {} for name in ("encodec", "seanet", "rvq"))
     for half in [seanet.pop(key, None) for key in ("encoder", "decoder")]:  # what is said of one half alone must hold for both
-        seanet |= {key: resolved(value) for key, value in (half or {}).items()}
+        seanet |= half or {}
     computed = {
         "autoencoder": "seanet", "quantizer": "rvq", "activation": "ELU", "activation_params": {"alpha": 1.0},
         "norm_params": {}, "final_activation": None, "trim_right_ratio": 1.0, "disable_norm_outer_blocks": 0,
@@ -231,7 +198,7 @@ def _from_audiocraft(given: dict[str, Any], where: str) -> dict[str, Any]:
     told = {name: seanet[name] for name in asdict(AudioTokenizerConfig()) if name in seanet}
     told |= {"num_codebooks": rvq.get("n_q"), "codebook_size": rvq.get("bins"), "normalise": encodec.get("renormalize")}
     for name in ("sample_rate", "channels", "causal"):
-        told[name] = encodec.get(name, told.get(name, resolved(given.get(name))))
+        told[name] = encodec.get(name, told.get(name, given[name]))
     return told
 
 
@@ -251,11 +218,10 @@ def _config(seen: AudioTokenizerConfig, told: dict[str, Any], named: str, where:
         if told.get(name, value) != value and not folded:
             raise UserError(f"{where}: {named} says {name} {told[name]}, its weights have {value}: they do not belong together")
     if missing := [name for name in ("sample_rate", "causal") if name not in told]:
-        flags = {"sample_rate": "sample_rate (--sample-rate HZ)", "causal": "causal (--causal or --no-causal)"}
-        asked = " and ".join(flags[name] for name in missing)
+        asked = " and ".join(missing)
         raise UserError(
-            f"{where}: neither its weights nor {named or 'a configuration'} say {' and '.join(missing)}: give {asked}, "
-            "or its configuration (or a published model's name) as config"
+            f"{where}: neither its weights nor {named or 'a configuration'} say {asked}: give {asked}, or its configuration "
+            "(or a published model's name) as config"
         )
     guessed = {name: getattr(seen, name) for name in ("pad_mode", "dilation_base") if name not in told}
     if guessed.get("dilation_base") and seen.n_residual_layers == 1:
@@ -279,12 +245,9 @@ def _check_hash(path: Path) -> None:
 
 def infer_config(state: State, where: str) -> AudioTokenizerConfig:
     """The architecture of weights with EnCodec's names; what they cannot say (`UNSEEN`) is as usual for such weights."""
-    if missing := [name for name in NEEDED if name not in state]:
-        hf = any("encoder.layers." in name for name in state)
-        told = (
-            "transformers' names: import its folder as hf-encodec" if hf else f"its first keys are {', '.join(list(state)[:3])}"
-        )
-        raise UserError(f"{where}: not an EnCodec model: it has no {missing[0]}; {told}")
+    if NEEDED[0] not in state and any("encoder.layers." in name for name in state):
+        raise UserError(f"{where}: transformers' names: import its folder as hf-encodec")
+    require_names(state, NEEDED, "an EnCodec model", where)
     # Convolutions outside of blocks, from the waveform's side: first, strided ones of kernels of twice their stride, last.
     outer = sorted({int(m[1]) for k in state if (m := re.match(r"encoder\.model\.(\d+)\.conv\.conv\.", k))})
     weights = [_weight(state, f"encoder.model.{i}.conv.conv") for i in outer]
@@ -328,33 +291,24 @@ def _weight(state: State, name: str) -> Tensor | None:
     return None
 
 
-def _build(state: State, config: AudioTokenizerConfig, where: str) -> AudioTokenizer:
+def from_encodec(state: State, config: AudioTokenizerConfig, where: str) -> AudioTokenizer:
     """`state` has EnCodec's names."""
     model = AudioTokenizer(config)
     wanted: State = {}
     for name, tensor in state.items():
-        if name.startswith(("encoder.", "decoder.")):
+        if name.startswith(("encoder.", "decoder.")) and not (config.norm == "none" and ".conv.norm." in name):
             name = name.replace(".weight_g", ".parametrizations.weight.original0")
             wanted[name.replace(".weight_v", ".parametrizations.weight.original1")] = tensor.float()
-    if config.norm == "none":
-        wanted = {name: tensor for name, tensor in wanted.items() if ".conv.norm." not in name}
     rest = {name for name in state if not name.startswith(("encoder.", "decoder."))}
-    for level in range(config.num_codebooks):
-        theirs, ours = f"quantizer.vq.layers.{level}._codebook", f"quantizer.layers.{level}"
-        rest -= {f"{theirs}.{name}" for name in ("embed", "cluster_size", "embed_avg", "inited")}
+    for level, codebook in enumerate(model.quantizer.layers):
+        theirs = f"quantizer.vq.layers.{level}._codebook"
         if f"{theirs}.embed" not in state:
             raise UserError(f"{where}: it lacks {theirs}.embed, though it has later levels")
-        embed = state[f"{theirs}.embed"].float()
-        counts = state.get(f"{theirs}.cluster_size")
-        counts = embed.new_ones(len(embed)) if counts is None else counts.float()
-        wanted[f"{ours}.embed"] = embed
-        wanted[f"{ours}.cluster_size"] = counts
-        wanted[f"{ours}.embed_avg"] = embed * counts[:, None]
+        codebook.set(state[f"{theirs}.embed"].float(), state.get(f"{theirs}.cluster_size"))
+        rest -= {f"{theirs}.{name}" for name in ("embed", "cluster_size", "embed_avg", "inited")}
     if strange := sorted(name for name in rest if name.startswith("quantizer.")):
         raise UserError(f"{where}: its quantizer has {strange[0]}, which EnCodec's has not: it cannot be imported")
-    for name, buffer in model.state_dict().items():
-        if name.endswith("initted"):
-            wanted[name] = buffer.new_ones(buffer.shape)
+    wanted |= {name: tensor for name, tensor in model.state_dict().items() if name.startswith("quantizer.")}
     load_state(model, wanted, where)
     tell_unused(where, sorted(rest))
     return model.for_use()
@@ -362,33 +316,24 @@ def _build(state: State, config: AudioTokenizerConfig, where: str) -> AudioToken
 
 def _read_transformers(folder: Path) -> AudioTokenizer:
     """A folder saved by transformers' EncodecModel, or by a model that holds one, such as MusicGen."""
-    path = folder / "config.json"
-    given = read_json(path, "give a folder saved by transformers")
-    told = _told(given, str(path))
-    if not told:
-        found = given.get("model_type") if isinstance(given, dict) else None
-        raise UserError(f"{path}: model_type {found!r}, not encodec")
+    where = str(folder)
+    told = _told(read_config(folder, "encodec", part="audio_encoder"), str(folder / "config.json"))
     theirs = ("encoder.layers.0.conv.bias", "quantizer.layers.0.codebook.embed")
-    raw, others = strip_prefix(read_folder(folder), theirs, str(folder))
-    if missing := [name for name in theirs if name not in raw]:
-        raise UserError(
-            f"{folder}: not an EnCodec model: it has no {missing[0]}; its first keys are {', '.join(list(raw)[:3])}"
-        )
-    tell_unused(str(folder), others)
+    raw, others = strip_prefix(read_folder(folder), theirs, where)
+    require_names(raw, theirs, "an EnCodec model", where)
+    tell_unused(where, others)
     state = {_encodec_name(name, raw): tensor for name, tensor in raw.items()}
-    return _build(state, _config(infer_config(state, str(folder)), told, "config.json", str(folder)), str(folder))
+    return from_encodec(state, _config(infer_config(state, where), told, "config.json", where), where)
 
 
 def _from_transformers(given: dict[str, Any], where: str) -> dict[str, Any]:
     """transformers' EncodecConfig by our names."""
-    theirs = HF_DEFAULTS | given
-    if theirs["trim_right_ratio"] != 1.0:
-        raise UserError(f"{where}: trim_right_ratio {theirs['trim_right_ratio']:g}; only 1 can be imported")
-    segment = theirs["chunk_length_s"] or 0.0
-    return {ours: theirs[name] for ours, name in HF_NAMES.items()} | {
-        "segment": segment,
-        "overlap": (theirs["overlap"] or 0.0) if segment else 0.0,
-    }
+    if (trim := given.get("trim_right_ratio", 1.0)) != 1.0:
+        raise UserError(f"{where}: trim_right_ratio {trim:g}; only 1 can be imported")
+    names = HF_NAMES | dict(zip(HF_SAME, HF_SAME, strict=True))
+    told = {ours: given.get(theirs, getattr(_ENCODEC, ours)) for ours, theirs in names.items()}
+    segment = given.get("chunk_length_s") or 0.0
+    return told | {"segment": segment, "overlap": (given.get("overlap") or 0.0) if segment else 0.0}
 
 
 def _encodec_name(name: str, state: State) -> str:

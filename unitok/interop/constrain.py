@@ -52,20 +52,14 @@ class GrammarLogitsProcessor(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """ids [B, T] so far, scores [B, V] -> scores."""
-        mask = torch.ones_like(scores, dtype=torch.bool)
+        mask, eos = torch.ones_like(scores, dtype=torch.bool), self.grammar.vocab.eos
         rows: dict[tuple[int, ...], Row] = {}
         for b, ids in enumerate(map(tuple, input_ids.tolist())):
             row = rows[ids] = rows.get(ids) or self._follow(ids)
-            for start, stop in self._allowed(row):
+            for start, stop in [(eos, eos + 1)] if row.state == "done" else row.allowed():
                 mask[b, start:stop] = False
         self._rows, self._length = rows, input_ids.shape[1]
         return scores.masked_fill(mask, -torch.inf)
-
-    def _allowed(self, row: Row) -> tuple[tuple[int, int], ...]:
-        if row.state == "done":
-            eos = self.grammar.vocab.eos
-            return ((eos, eos + 1),)
-        return row.allowed()
 
     def _follow(self, ids: tuple[int, ...]) -> Row:
         """The state after a row's ids: that of the call before, one id on; at first the prompt's."""

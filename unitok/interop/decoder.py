@@ -15,59 +15,42 @@ import torch
 from unitok.bundle import Bundle
 from unitok.errors import UserError
 from unitok.files import read_json, whole_folder, write_json
-from unitok.interop import DECODER_KINDS, EXPORTS
-from unitok.interop.weights import State, log, read_folder, strip_prefix, tell_unused
+from unitok.interop.image import from_chameleon
+from unitok.interop.weights import State, log, read_config, read_folder, strip_prefix, tell_unused
 from unitok.model.decoder import Decoder, DecoderConfig
 from unitok.pretrained import save_weights
 from unitok.tokenizers.image import ImageTokenizer
 from unitok.tokenizers.text import ImportedTextTokenizer
 from unitok.vocab import Range, Span, Vocab
 
-MODEL_TYPES = {kind: kind.removeprefix("hf-") for kind in DECODER_KINDS}
-
 #: Fields that our configuration and transformers' share by name.
 QWEN3_FIELDS = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "intermediate_size",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "rms_norm_eps",
-    "max_position_embeddings",
-)
+    "vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "num_key_value_heads",
+    "head_dim", "rms_norm_eps", "max_position_embeddings",
+)  # fmt: skip
 
 #: Of transformers' configurations, where the folder's does not say.
 DEFAULT_LENGTHS = {"llama": 2048, "qwen3": 32_768, "chameleon": 4096}
 
-#: Of Chameleon's vocabulary, where no tokenizer says otherwise (transformers:models/chameleon/convert_chameleon_weights_to_hf.py).
-CHAMELEON = {"<bos>": 0, "<pad>": 1, "<eos>": 2, "<image>": 8197, "</image>": 8196}
-
-
-def read_config(folder: Path, model_type: str) -> dict[str, Any]:
-    """The folder's config.json; errors: `UserError` where it is not one of that type."""
-    path = folder / "config.json"
-    given = read_json(path, "give a folder saved by transformers")
-    if given.get("model_type") != model_type:
-        raise UserError(f"{path}: model_type {given.get('model_type')!r}, not {model_type}")
-    return given
+#: Chameleon's names of our special ids, and the ids where no tokenizer says otherwise
+#: (transformers:models/chameleon/convert_chameleon_weights_to_hf.py).
+CHAMELEON = {
+    "<bos>": ("<s>", 0),
+    "<pad>": ("<pad>", 1),
+    "<eos>": ("</s>", 2),
+    "<image>": ("<racm3:break>", 8197),
+    "</image>": ("<eoss>", 8196),
+}
 
 
 def decoder_config(given: dict[str, Any], where: str) -> DecoderConfig:
     """A config.json of transformers' Llama, Qwen3 or Chameleon -> ours; errors: `UserError` for what we do not compute."""
     kind = given["model_type"]
-    refused = {
-        "hidden_act": given.get("hidden_act", "silu") not in ("silu", "swish"),
-        "use_sliding_window": bool(given.get("use_sliding_window")),
-    }
-    for name, is_so in refused.items():
-        if is_so:
+    for name, known in {"hidden_act": ("silu", "swish"), "use_sliding_window": (False, None)}.items():
+        if given.get(name, known[0]) not in known:
             raise UserError(f"{where}: {name} {given[name]!r} cannot be imported")
     if given.get("quantization_config"):
-        raise UserError(
-            f"{where}: quantized weights (quantization_config), which cannot be imported; give the model's plain ones"
-        )
+        raise UserError(f"{where}: weights with a quantization_config cannot be imported; give the model's plain ones")
     missing = [n for n in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers") if n not in given]
     if missing:
         raise UserError(f"{where}: no {missing[0]} in it")
@@ -100,12 +83,12 @@ def decoder_config(given: dict[str, Any], where: str) -> DecoderConfig:
 
 
 def import_decoder(kind: str, folder: Path) -> "Decoder | ImportedDecoder":
-    """A folder of one of `MODEL_TYPES` -> our decoder with equal logits, in eval mode.
+    """A folder of transformers' Llama, Qwen3 or Chameleon -> our decoder with equal logits, in eval mode.
 
     Where the folder says what its ids mean, an `ImportedDecoder` with that: names of Chameleon's image ids, or the
     `unitok_ids.json` of our own exports.
     """
-    given = read_config(folder, MODEL_TYPES[kind])
+    given = read_config(folder, kind.removeprefix("hf-"))
     where = str(folder)
     config = decoder_config(given, str(folder / "config.json"))
     raw = read_folder(folder)
@@ -114,13 +97,11 @@ def import_decoder(kind: str, folder: Path) -> "Decoder | ImportedDecoder":
     if kind != "hf-chameleon":
         tell_unused(where, vision)
         known = folder / "unitok_ids.json"
-        return ImportedDecoder(decoder, vocab=_exported_vocab(known, config.vocab_size)) if known.exists() else decoder
-    from unitok.interop.image import from_chameleon
-
-    image = from_chameleon(vision, given, where) if vision else None
+        return ImportedDecoder(decoder, {}, _exported_vocab(known, config.vocab_size)) if known.exists() else decoder
+    image = from_chameleon(vision, read_config(folder, part="vq_config"), where) if vision else None
     names = given.get("vocabulary_map") or _tokenizer_names(folder)
-    vocab, text = _chameleon_vocab(names, config.vocab_size, image, folder / "tokenizer.json")
-    return ImportedDecoder(decoder, image, vocab, text)
+    vocab, tokenizers = _chameleon_vocab(names, config.vocab_size, image, folder / "tokenizer.json")
+    return ImportedDecoder(decoder, tokenizers, vocab)
 
 
 def _decoder_state(raw: State, tied: bool, where: str) -> State:
@@ -155,7 +136,7 @@ def _decoder_state(raw: State, tied: bool, where: str) -> State:
 def _exported_vocab(path: Path, size: int) -> Vocab:
     """The vocabulary that an export of ours kept; errors: `UserError` where it is not that of a decoder of `size` ids."""
     known = read_json(path, "")
-    if not isinstance(known, dict) or "manifest" not in known:
+    if "manifest" not in known:
         raise UserError(f"{path}: not what `unitok export` wrote: it has no manifest; export again, or remove it")
     vocab = Vocab.from_manifest(known["manifest"])
     if vocab.size != size:
@@ -180,26 +161,22 @@ def image_codes(names: dict[str, int]) -> dict[int, int]:
 
 def _chameleon_vocab(
     names: dict[str, int], size: int, image: ImageTokenizer | None, tokenizer: Path
-) -> tuple[Vocab | None, ImportedTextTokenizer | None]:
-    """The vocabulary that the names say: image codes where they stand, ids after them as text; with its text tokenizer if the
-    file is there. (None, None) without names or image tokenizer."""
+) -> tuple[Vocab | None, dict[str, Any]]:
+    """The vocabulary that the names say: image codes where they stand, ids after them as text; and the tokenizers, that of text if
+    its file is there. Without names or image tokenizer no vocabulary."""
     codes = image_codes(names)
     ids = sorted(codes.values())
-    if not ids or image is None:
-        return None, None
+    if image is None:
+        return None, {}
+    if not ids:
+        return None, {"image": image}
     if sorted(codes) != list(range(len(ids))) or ids != list(range(ids[0], ids[0] + len(ids))):
         raise UserError(
             f"the vocabulary's image names give {len(ids)} codes that are not 0 to {len(ids) - 1}, or not in one stretch"
         )
     if len(ids) != image.codebook_size:
         raise UserError(f"the vocabulary names {len(ids)} image codes, the image tokenizer has {image.codebook_size}")
-    specials = {
-        "<bos>": names.get("<s>", CHAMELEON["<bos>"]),
-        "<pad>": names.get("<pad>", CHAMELEON["<pad>"]),
-        "<eos>": names.get("</s>", CHAMELEON["<eos>"]),
-        "<image>": names.get("<racm3:break>", CHAMELEON["<image>"]),
-        "</image>": names.get("<eoss>", CHAMELEON["</image>"]),
-    }
+    specials = {ours: names.get(theirs, usual) for ours, (theirs, usual) in CHAMELEON.items()}
     after = ids[-1] + 1
     permutation = tuple(int(p) for p in np.array([codes[c] for c in range(len(ids))]) - ids[0])
     text = ImportedTextTokenizer(tokenizer.read_bytes(), after, size - after) if tokenizer.exists() else None
@@ -213,29 +190,26 @@ def _chameleon_vocab(
         "text": Span("text", ("text",), fingerprint=text.fingerprint() if text else ""),
         "image": Span("image", ("image",), "<image>", "</image>", (), image.fingerprint()),
     }
-    return Vocab(ranges, specials, spans), text
+    return Vocab(ranges, specials, spans), {"text": text, "image": image} if text else {"image": image}
 
 
 @dataclass
 class ImportedDecoder:
-    """A decoder with what its folder says of its ids: vocabulary, image encoder and text tokenizer, as far as there are any."""
+    """A decoder with what its folder says of its ids: tokenizers by name and vocabulary, as far as there are any."""
 
     model: Decoder
-    image: ImageTokenizer | None = None
+    tokenizers: dict[str, Any]
     vocab: Vocab | None = None
-    text: ImportedTextTokenizer | None = None
 
     def save_pretrained(self, out: Path, overwrite: bool = False) -> None:
-        """Write `model/` and `tokenizers/image/`; with a vocabulary a whole bundle."""
+        """Write a bundle; without a vocabulary only its folders `model/` and `tokenizers/NAME/`."""
         if self.vocab is not None:
-            parts = {"text": self.text, "image": self.image}
-            tokenizers = {name: part for name, part in parts.items() if part is not None}
-            Bundle(self.vocab, tokenizers, self.model).save_pretrained(out, overwrite)
+            Bundle(self.vocab, self.tokenizers, self.model).save_pretrained(out, overwrite)
             return
         with whole_folder(out, "imported model", overwrite) as partial:
             self.model.save_pretrained(partial / "model")
-            if self.image is not None:
-                self.image.save_pretrained(partial / "tokenizers" / "image")
+            for name, tokenizer in self.tokenizers.items():
+                tokenizer.save_pretrained(partial / "tokenizers" / name)
 
 
 # ---- Export ---------------------------------------------------------------------------------------------------------
@@ -243,22 +217,15 @@ class ImportedDecoder:
 
 def export_decoder(kind: str, decoder: Decoder, vocab: Vocab | None, out: Path, overwrite: bool = False) -> None:
     """Write a decoder as `kind`, with `unitok_ids.json` to tell what ids mean. Errors: `UserError` where it does not fit."""
-    if kind not in EXPORTS:
-        raise UserError(f"no kind {kind!r}; choose one of {', '.join(EXPORTS)}")
+    if kind != "hf-qwen3":
+        raise UserError(f"no kind {kind!r}; choose hf-qwen3")
     c = decoder.config
-    unfit = {
-        "places": c.places != 0,
-        "qk_norm": c.qk_norm != "rms",
-        "norm_placement": c.norm_placement != "before",
-        "mlp_bias": c.mlp_bias,
-        "attention_bias": c.attention_bias,  # servers know none on the output projection
-    }
-    for name, is_so in unfit.items():
-        if is_so:
+    fits = {"places": 0, "qk_norm": "rms", "norm_placement": "before", "mlp_bias": False, "attention_bias": False}
+    for name, value in fits.items():  # servers know no bias on the output projection
+        if getattr(c, name) != value:
             raise UserError(f"the decoder has {name} {getattr(c, name)!r}, which Qwen3 does not: it cannot be exported")
-    specials = (
-        {"bos_token_id": vocab.bos, "eos_token_id": vocab.eos, "pad_token_id": vocab.specials.get("<pad>")} if vocab else {}
-    )
+    named = {"bos_token_id": "<bos>", "eos_token_id": "<eos>", "pad_token_id": "<pad>"}
+    specials = {name: vocab.specials.get(special) for name, special in named.items()} if vocab else {}
     config = {
         "unitok": 1,
         "architectures": ["Qwen3ForCausalLM"],
@@ -293,19 +260,3 @@ def id_map(vocab: Vocab) -> dict[str, Any]:
         },
         "manifest": vocab.to_manifest(),
     }
-
-
-def describe(part: Any) -> str:
-    """One line on an imported part."""
-    if isinstance(part, ImportedDecoder):
-        parts = ", ".join(name for name in ("text", "image") if getattr(part, name) is not None)
-        rest = f"a bundle with {f'{parts} and decoder' if parts else 'the decoder and what its ids mean'}"
-        rest = rest if part.vocab else "ids stay plain: no names of image ids, or no image encoder"
-        return f"{_describe_decoder(part.model)}; {rest}"
-    return f"{_describe_decoder(part)}; it brings no vocabulary, so nothing says what its ids mean"
-
-
-def _describe_decoder(decoder: Decoder) -> str:
-    c = decoder.config
-    count = sum(p.numel() for p in decoder.parameters())
-    return f"a decoder of {count / 1e6:.1f}M parameters, {c.num_hidden_layers} layers, {c.vocab_size} ids"

@@ -6,64 +6,66 @@ LlamaGen names its blocks differently and orders the decoder's from low to high 
 """
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from unitok.checkpoints import load_weights
 from unitok.errors import UserError
-from unitok.files import read_json
-from unitok.interop.weights import State, log, read_folder, read_yaml, strip_prefix, tell_unused
+from unitok.interop.weights import State, log, read_config, read_folder, read_yaml, require_names, strip_prefix, tell_unused
 from unitok.pretrained import load_state
 from unitok.tokenizers import ImageTokenizer, ImageTokenizerConfig
 from unitok.tokenizers.quantize import VectorQuantizer
 
 #: Names that every VQ-GAN of this family has, in whatever wrapper it was saved.
 NEEDED = ("encoder.conv_in.weight", "encoder.conv_out.weight", "quantize.embedding.weight", "quant_conv.weight")
+FAMILY = "a VQ-GAN of this kind"
 
 
 def import_image_tokenizer(kind: str, source: Path, config: Path | None = None, trust: bool = False) -> ImageTokenizer:
     """A checkpoint of one of `unitok.interop.KINDS` -> an `ImageTokenizer` with equal codes, in eval mode."""
     where = str(source)
     if kind == "hf-chameleon-vqvae":
-        given = read_json(source / "config.json", "hf-chameleon-vqvae takes a folder saved by transformers")
+        given = read_config(source, part="vq_config")
         return from_chameleon(read_folder(source), given, where)
     state, others = strip_prefix(load_weights(source, trust), NEEDED, where)
     if kind == "llamagen":
-        return _build(_from_llamagen(state), others, 256, {}, normalise=True, where=where)
+        state = _from_llamagen(state)
+        return from_taming(state, infer_config(state, 256, True, where), where, others)
     ddconfig = _ddconfig(source, config)
     resolution = int(ddconfig.get("resolution", 512 if kind == "chameleon-vqgan" else 256))
-    made = _build(state, others, resolution, ddconfig, normalise=False, where=where)
+    found = infer_config(state, resolution, False, where)
+    for name in ("ch", "ch_mult", "num_res_blocks", "z_channels"):
+        said, has = ddconfig.get(name), getattr(found, name)
+        if said is not None and (tuple(said) if isinstance(said, list) else said) != has:
+            raise UserError(f"{where}: its YAML says {name} {said}, its weights have {has}: they do not belong together")
     if not ddconfig:
-        log.warning(
-            "%s: no YAML says what it is: taken as its weights are, of resolution %d; it cannot be verified", where, resolution
-        )
-    return made
+        log.warning("%s: no YAML says its resolution: taken as %d; it cannot be verified", where, resolution)
+    return from_taming(state, found, where, others)
 
 
-def from_chameleon(state: State, given: dict[str, Any], where: str) -> ImageTokenizer:
-    """Weights and config.json of transformers' ChameleonVQVAE, or of a whole Chameleon."""
-    given = given.get("vq_config") or given
-    return _build(*strip_prefix(state, NEEDED, where), int(given.get("resolution", 512)), {}, normalise=False, where=where)
+def from_chameleon(state: State, vq_config: dict[str, Any], where: str) -> ImageTokenizer:
+    """Weights and configuration of transformers' ChameleonVQVAE, the weights under whatever prefix."""
+    state, others = strip_prefix(state, NEEDED, where)
+    return from_taming(state, infer_config(state, int(vq_config.get("resolution", 512)), False, where), where, others)
 
 
 # ---- taming's names -> ours -----------------------------------------------------------------------------------------
 
 
-def _build(
-    state: State, others: State, resolution: int, ddconfig: dict[str, Any], normalise: bool, where: str
-) -> ImageTokenizer:
-    """`state` has taming's names; whatever belongs to the loss is left out, as `others` are. `ddconfig`: what must fit them."""
-    config = infer_config(state, resolution, normalise, where)
-    _check_ddconfig(config, ddconfig, where)
+def from_taming(state: State, config: ImageTokenizerConfig, where: str, others: Iterable[str] = ()) -> ImageTokenizer:
+    """Weights with taming's names as an `ImageTokenizer`; whatever belongs to the loss is left out.
+
+    others: names of what else the checkpoint holds, for the log.
+    """
     model = ImageTokenizer(config)
     wanted = {k: v for k, v in state.items() if k.startswith(("encoder.", "decoder."))}
     used = {*wanted, "quantize.embedding.weight"}
     for theirs, ours in (("quant_conv", "project_in"), ("post_quant_conv", "project_out")):
-        if missing := [k for k in (f"{theirs}.weight", f"{theirs}.bias") if k not in state]:
-            raise UserError(f"{where}: not a VQ-GAN of this kind: it has no {missing[0]}")
-        wanted[f"quantizer.{ours}.weight"] = state[f"{theirs}.weight"].flatten(1)
-        wanted[f"quantizer.{ours}.bias"] = state[f"{theirs}.bias"]
-        used |= {f"{theirs}.weight", f"{theirs}.bias"}
+        names = (f"{theirs}.weight", f"{theirs}.bias")
+        require_names(state, names, FAMILY, where)
+        wanted |= {f"quantizer.{ours}.weight": state[names[0]].flatten(1), f"quantizer.{ours}.bias": state[names[1]]}
+        used |= {*names}
     wanted = {k: v.float() for k, v in wanted.items()}
     assert isinstance(model.quantizer, VectorQuantizer)
     model.quantizer.codebook.set(state["quantize.embedding.weight"].float())
@@ -77,19 +79,14 @@ def infer_config(state: State, resolution: int, normalise: bool, where: str) -> 
     """The architecture that weights with taming's names have. `resolution`: nominal, pixels a side."""
     if any(name == "quantize.embed.weight" or name.endswith(".quantize.embed.weight") for name in state):
         raise UserError(f"{where}: a Gumbel VQ-GAN; only vector-quantized ones can be imported")
-    if missing := [k for k in NEEDED if k not in state]:
-        has = ", ".join(list(state)[:3])
-        raise UserError(f"{where}: not a VQ-GAN of this kind: it has no {missing[0]}; its first keys are {has}")
+    require_names(state, NEEDED, FAMILY, where)
     ch, colors = state["encoder.conv_in.weight"].shape[:2]
     if colors != 3:
         raise UserError(f"{where}: a VQ-GAN of {colors} channels; images have 3")
     levels = 1 + max((int(m[1]) for k in state if (m := re.match(r"encoder\.down\.(\d+)\.", k))), default=-1)
     blocks = {int(m[1]) for k in state if (m := re.match(r"encoder\.down\.0\.block\.(\d+)\.", k))}
-    first = [f"encoder.down.{i}.block.0.conv1.weight" for i in range(levels)]
-    if not levels or (lost := [name for name in first if name not in state]):
-        raise UserError(
-            f"{where}: not a VQ-GAN of this kind: it has no {lost[0] if levels else 'encoder.down.0.block.0.conv1.weight'}"
-        )
+    first = [f"encoder.down.{i}.block.0.conv1.weight" for i in range(max(1, levels))]
+    require_names(state, first, FAMILY, where)
     attention = [i for i in range(levels) if f"encoder.down.{i}.attn.0.q.weight" in state]
     size, dim = state["quantize.embedding.weight"].shape
     return ImageTokenizerConfig(
@@ -117,19 +114,11 @@ def _ddconfig(source: Path, config: Path | None) -> dict[str, Any]:
         return {}
     if not path.exists():
         raise UserError(f"config {path}: no such file")
-    found = _find(read_yaml(str(path), path.read_text(encoding="utf-8-sig", errors="replace")), "ddconfig")
+    found = _find(read_yaml(path), "ddconfig")
     ddconfig = found if isinstance(found, dict) else {}
     if ddconfig.get("double_z"):
         raise UserError(f"{path}: double_z is true: a KL autoencoder, not a VQ-GAN")
     return ddconfig
-
-
-def _check_ddconfig(config: ImageTokenizerConfig, ddconfig: dict[str, Any], where: str) -> None:
-    """Raise where the YAML describes another network than the weights are."""
-    for name in ("ch", "ch_mult", "num_res_blocks", "z_channels"):
-        told, found = ddconfig.get(name), getattr(config, name)
-        if told is not None and (tuple(told) if isinstance(told, list) else told) != found:
-            raise UserError(f"{where}: its YAML says {name} {told}, its weights have {found}: they do not belong together")
 
 
 def _find(node: Any, key: str) -> Any:

@@ -31,6 +31,19 @@ _WRAPPERS = re.compile(r"(?:(?<=\.)|^)(?:_orig_mod|module|_fsdp_wrapped_module|_
 _EMA = re.compile(r"(?:^|[._])ema(?:[._]|$)")
 
 
+def read_config(folder: Path, model_type: str = "", part: str = "") -> dict[str, Any]:
+    """The config.json of a folder saved by transformers; of a model that holds the one that is meant, its `part`.
+
+    Errors: `UserError` where it is not of that type; "": the weights decide.
+    """
+    path = folder / "config.json"
+    given = read_json(path, "give a folder saved by transformers")
+    given = given[part] if isinstance(given.get(part), dict) else given
+    if model_type and given.get("model_type") != model_type:
+        raise UserError(f"{path}: model_type {given.get('model_type')!r}, not {model_type}")
+    return given
+
+
 def read_folder(folder: Path) -> State:
     """The tensors of a folder's weights: those that its index names, or its one standard file.
 
@@ -39,29 +52,23 @@ def read_folder(folder: Path) -> State:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give a folder saved by transformers")
     for name in INDICES:
-        if (folder / name).exists():
-            state = _read_index(folder, name)
-            if state is not None:
-                return state
+        if (folder / name).exists() and (state := _read_index(folder, name)) is not None:
+            return state
     files = _candidates(folder)
-    chosen = next((folder / name for name in STANDARD if folder / name in files), None)
-    if chosen is None:
-        for suffix in (".safetensors", ".bin"):
+    chosen = [folder / name for name in STANDARD if folder / name in files][:1]
+    for suffix in (".safetensors", ".bin"):
+        if not chosen:
             found = [f for f in files if f.suffix == suffix]
-            if shards := _numbered(found):
-                _tell_read(folder, shards, files)
-                return _merge(shards)
-            if len(found) > 1:
+            chosen = _numbered(found) or found[:1]
+            if len(chosen) < len(found) and chosen == found[:1]:
                 names = ", ".join(f.name for f in found[:4])
                 raise UserError(f"{folder}: several files could be its weights ({names}) and no index; keep the one you mean")
-            chosen = chosen or next(iter(found), None)
-    if chosen is None:
-        other = next(
-            (f"; {f.name} cannot be read" for f in sorted(folder.iterdir()) if f.suffix in (".gguf", ".h5", ".msgpack")), ""
-        )
+    if not chosen:
+        others = [f.name for f in sorted(folder.iterdir()) if f.suffix in (".gguf", ".h5", ".msgpack")]
+        other = f"; {others[0]} cannot be read" if others else ""
         raise UserError(f"{folder}: no .safetensors or .bin file in it{other}")
-    _tell_read(folder, [chosen], files)
-    return load_weights(chosen)
+    _tell_read(folder, chosen, files)
+    return _merge(chosen)
 
 
 def _candidates(folder: Path) -> list[Path]:
@@ -155,18 +162,25 @@ def _preference(prefix: str) -> tuple[bool, int, int]:
     return not average, usual.index(first) if first in usual else len(usual), len(prefix)
 
 
+def require_names(state: State, names: Sequence[str], what: str, where: str) -> None:
+    """Errors: `UserError` with the first of `names` that weights of `what` have, and these have not."""
+    if missing := [name for name in names if name not in state]:
+        has = ", ".join(list(state)[:3])
+        raise UserError(f"{where}: not {what}: it has no {missing[0]}; its first keys are {has}")
+
+
 def tell_unused(where: str, unused: Iterable[str]) -> None:
     """Say in the log how many tensors an import leaves unused, and the first of them."""
-    names = list(unused)
-    if names:
-        log.warning(
-            "%s: %d tensors are not used: %s", where, len(names), ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-        )
+    if names := list(unused):
+        more = ", …" if len(names) > 3 else ""
+        log.warning("%s: %d tensors are not used: %s", where, len(names), ", ".join(names[:3]) + more)
 
 
-def read_yaml(where: str, text: str) -> Any:
-    """What a YAML or JSON text holds, as plain types; errors: `UserError` naming `where` it is from."""
+def read_yaml(source: Path | str, text: str | None = None) -> Any:
+    """What a YAML or JSON file, or a text that `source` names, holds, as plain types; errors: `UserError` naming `source`."""
+    if text is None:
+        text = Path(source).read_text(encoding="utf-8-sig", errors="replace")
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise UserError(f"{where}: not YAML ({first_line(error)})") from None
+        raise UserError(f"{source}: not YAML ({first_line(error)})") from None

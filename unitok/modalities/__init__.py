@@ -135,6 +135,10 @@ class Modality:
         """What `unitok inspect` says of a tokenizer."""
         return tokenizer.describe()
 
+    def usage(self, name: str, tokenizer: Any) -> dict[str, str]:
+        """How many tokens content of an instance takes, in words, by what content it is."""
+        return {}
+
     # ---- Reading -------------------------------------------------------------------------------------------------
 
     def accepts(self, content: Any) -> bool:

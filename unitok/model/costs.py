@@ -2,13 +2,16 @@
 
 FLOPs of training count a multiplication and an addition as two, the backward pass as twice the forward, and attention over
 the causal half: 6 x (matrix parameters, the head's included, the embedding's not) + 6 x layers x H x D x context for each
-id. Others count the whole square (PaLM's formula has 12): their MFU reads higher for the same speed.
+token. Others count the whole square (PaLM's formula has 12): their MFU reads higher for the same speed.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 
+from unitok.errors import UserError
+from unitok.hardware import HARDWARE
 from unitok.model.decoder import Decoder, DecoderConfig
 
 BYTES = {"fp32": 4, "bf16": 2}
@@ -19,8 +22,8 @@ class Costs:
     """Numbers of one decoder.
 
     Args:
-        parameters: all of them; in_blocks: those of the blocks; in_matrices: those multiplied for each id.
-        flops: of training, an id, at a context. flops_forward: of the forward pass alone.
+        parameters: all of them; in_blocks: those of the blocks; in_matrices: those multiplied for each token.
+        flops: of training, per token, at a context. flops_forward: of the forward pass alone.
     """
 
     parameters: int
@@ -31,7 +34,7 @@ class Costs:
 
 
 def count(config: DecoderConfig, context: int | None = None) -> Costs:
-    """Costs at `context` ids a document (default: the longest). Nothing is allocated."""
+    """Costs at `context` tokens per document (default: the longest). Nothing is allocated."""
     with torch.device("meta"):
         shapes = {name: p.shape for name, p in Decoder(config).named_parameters()}
     context = context or config.max_position_embeddings
@@ -55,20 +58,17 @@ def activation_floats(config: DecoderConfig) -> int:
     queries, keys = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
     norms = {"rms": 2, "layer": 2, "none": 0}[config.qk_norm]
     attention = (norms + 2) * (queries + keys) // 2 + 2 * (queries + 2 * keys) // 2 + 2 * queries
-    a_block = 5 * config.hidden_size + attention + 4 * config.intermediate_size
-    kept = config.num_hidden_layers * (config.hidden_size if config.checkpoint_activations else a_block)
+    per_block = 5 * config.hidden_size + attention + 4 * config.intermediate_size
+    kept = config.num_hidden_layers * (config.hidden_size if config.checkpoint_activations else per_block)
     return kept + 2 * config.hidden_size
 
 
 def memory_bytes(config: DecoderConfig, positions: int, rows: int, context: int, optimizer: str = "adamw") -> dict[str, int]:
-    """Bytes of what is in memory.
+    """Bytes by name: weights, gradients, optimizer (fp32 all three, as in mixed precision), activations and kv_cache (bf16).
 
     Args:
-        positions: ids of a training batch on one device. rows, context: of a KV cache for generation.
-        optimizer: `adamw` keeps two numbers a parameter, `muon` one for the matrices of the blocks.
-
-    Returns:
-        by name: weights, gradients, optimizer (fp32 all three, as in mixed precision), activations and KV cache (bf16).
+        positions: tokens of a training batch on one device. rows, context: of a KV cache for generation.
+        optimizer: `adamw` keeps two numbers per parameter, `muon` one for the matrices of the blocks.
     """
     n = count(config)
     states = 2 * n.parameters - (n.in_blocks if optimizer == "muon" else 0)
@@ -82,6 +82,58 @@ def memory_bytes(config: DecoderConfig, positions: int, rows: int, context: int,
     }
 
 
-def hours(config: DecoderConfig, ids: float, flops_a_second: float, mfu: float, devices: int, context: int) -> float:
-    """Hours to train on `ids` ids at a share `mfu` of the hardware's peak."""
-    return count(config, context).flops * ids / (flops_a_second * mfu * devices) / 3600
+def hours(config: DecoderConfig, ids: float, flops_per_second: float, mfu: float, devices: int, context: int) -> float:
+    """Hours to train on `ids` tokens at a fraction `mfu` of the hardware's peak."""
+    return count(config, context).flops * ids / (flops_per_second * mfu * devices) / 3600
+
+
+def cost_table(
+    config: DecoderConfig,
+    content: Mapping[str, str],
+    ids: float = 0,
+    hardware: str = "h200",
+    devices: int = 1,
+    mfu: float = 0.4,
+    context: int = 0,
+    batch: int = 65_536,
+) -> dict[str, str]:
+    """What a decoder costs, in words: the lines of `unitok inspect` by name.
+
+    Args:
+        config: a vocabulary not known yet (0) is taken as 10,000 tokens.
+        content: lines on how many tokens content takes, by name.
+        ids: tokens to train on; 0: 20 per parameter. hardware: one of `unitok.hardware.HARDWARE`. devices: how many of it.
+        mfu: fraction of its peak that is reached. context: tokens per document; 0: the longest that the decoder takes.
+        batch: tokens of a training batch on one device.
+    """
+    if not 0 < mfu <= 1 or devices < 1 or ids < 0 or batch < 1 or context < 0:
+        raise UserError("mfu is in (0, 1], devices and batch at least 1, ids and context at least 0")
+    guessed = "" if config.vocab_size else " (not known before the data: taken as 10,000)"
+    c = replace(config, vocab_size=config.vocab_size or 10_000)
+    context = context or c.max_position_embeddings
+    costs = count(c, context)
+    ids = ids or 20.0 * costs.parameters
+    memory = {name: size / 1e9 for name, size in memory_bytes(c, batch, 1, context).items()}
+    state = memory["weights"] + memory["gradients"] + memory["optimizer"]
+    time = hours(c, ids, HARDWARE[hardware], mfu, devices, context)
+    heads = f"{c.num_attention_heads} heads of {c.head_dim}, {c.num_key_value_heads} for keys and values"
+    counts = f"{_short(costs.in_blocks)} in blocks, {_short(costs.in_matrices)} multiplied an id"
+    return {
+        "shape": f"{c.num_hidden_layers} layers, {c.hidden_size} wide, SwiGLU {c.intermediate_size}, {heads}",
+        "vocabulary": f"{c.vocab_size:,} ids{guessed}",
+        "parameters": f"{_short(costs.parameters)}: {counts}",
+        "FLOPs an id": f"{_short(costs.flops)} to train, {_short(costs.flops_forward)} to read, at {context:,} ids a document",
+        "training state": f"{state:.2f} GB: weights, gradients and AdamW in fp32, on one device",
+        "activations": f"{memory['activations']:.2f} GB in bf16 for {batch:,} ids, about",
+        "inference": f"{memory['weights'] / 2:.2f} GB of weights in bf16, {memory['kv_cache']:.3f} GB of KV cache for {context:,} ids",
+        **content,
+        "time": f"{time:,.1f} hours for {_short(ids)} ids on {devices} x {hardware} at {mfu:.0%} MFU",
+    }
+
+
+def _short(number: float) -> str:
+    """1234567 -> 1.23M."""
+    for unit, size in {"E": 1e18, "P": 1e15, "T": 1e12, "B": 1e9, "M": 1e6, "k": 1e3}.items():
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.3g}"

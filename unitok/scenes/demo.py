@@ -19,6 +19,7 @@ from typing import Any
 
 from unitok.errors import UserError
 from unitok.files import read_json, write_json
+from unitok.hardware import fast_bfloat16
 from unitok.scenes import SAMPLING
 
 IMAGE_SHARE, AUDIO_SHARE, SCORING_SHARE = 0.185, 0.06, 0.125
@@ -50,16 +51,14 @@ class Demo:
         if self.file.exists():
             self.state = read_json(self.file, "", *self.state)
             if self.state["options"] != options:
-                raise UserError(f"{out}: a demo with {self.state['options']} lies there; choose another --out or remove it")
+                raise UserError(f"{out}: a demo with {self.state['options']} lies there; choose another folder or remove it")
         elif out.exists() and any(out.iterdir()):
-            raise UserError(f"{out}: not empty and no demo; choose another --out")
+            raise UserError(f"{out}: not empty and no demo; choose another folder")
         out.mkdir(parents=True, exist_ok=True)
         self.precision = self._precision()
 
     def _precision(self) -> str:
         if "precision" not in self.state:
-            from unitok.cli.doctor import fast_bfloat16
-
             self.state["precision"] = "bf16-mixed" if fast_bfloat16() else "32-true"
         return self.state["precision"]
 
@@ -119,66 +118,63 @@ def _die_with_parent() -> None:
 def run_demo(out: Path, minutes: float = 13.0, eval_scenes: int = 200, seed: int = 0) -> None:
     """All stages; leaves `report.html` and `scores.json` in `out`."""
     if minutes < 1:
-        raise UserError(f"--minutes {minutes:g}: at least 1 is needed")
+        raise UserError(f"minutes {minutes:g}: at least 1 is needed")
     demo = Demo(out, minutes, eval_scenes, seed)
-    configs = configs_folder() / "scenes"
-    scenes, bundle = out / "scenes", out / "bundle"
-    count = max(400, int(SCENES_A_MINUTE * minutes))
-    fresh = max(RECONSTRUCTIONS, eval_scenes)
+    common = {"out": out, "seed": seed, "configs": configs_folder() / "scenes", "precision": demo.precision}
 
-    def write(folder: str, number: int, offset: int, *more: str) -> list[str]:
-        flags = ["--count", str(number), "--seed", str(1_000_000 * seed + offset), "--most", "2", *more]
-        return ["scenes", str(scenes / folder), *flags]
+    def words(line: str, **values: Any) -> list[str]:
+        """The words of a command line, with values for the names in braces."""
+        return [word.format(**common, **values) for word in line.split()]
 
-    def fit(name: str, budget: float, data: Path) -> list[str]:
-        return [
-            *("fit", "--config", str(configs / f"{name}.yaml"), "--out", str(out / name), "--resume", "auto"),
-            *("--data.init_args.path", str(data), "--model.init_args.minutes", demo.minutes_for(name, budget)),
-            *("--trainer.precision", demo.precision, "--seed_everything", str(seed), "--data.init_args.seed", str(seed)),
-        ]
+    def scenes(name: str, count: int, offset: int) -> list[str]:
+        line = "scenes {out}/scenes/{name} --count {count} --seed {own_seed} --most 2"
+        return words(line, name=name, count=count, own_seed=1_000_000 * seed + offset)
+
+    def fit(name: str, budget: float, data: str) -> list[str]:
+        line = (
+            "fit --config {configs}/{name}.yaml --out {out}/{name} --resume auto --data.init_args.path {out}/{data} "
+            "--model.init_args.minutes {minutes} --trainer.precision {precision} --seed_everything {seed} "
+            "--data.init_args.seed {seed}"
+        )
+        return words(line, name=name, data=data, minutes=demo.minutes_for(name, budget))
 
     demo.stage(
         "scenes",
-        write("train", count, 1),
-        write("test", fresh, 2),
-        write("held_out", eval_scenes, 3, "--held-out"),
+        scenes("train", max(400, int(SCENES_A_MINUTE * minutes)), 1),
+        scenes("test", max(RECONSTRUCTIONS, eval_scenes), 2),
+        [*scenes("held_out", eval_scenes, 3), "--held-out"],
     )
-    demo.stage("text", ["train-text", str(scenes / "train" / "text.txt"), "--out", str(out / "text"), "--size", "512"])
-    demo.stage("image", fit("image", minutes * IMAGE_SHARE, scenes / "train" / "images"))
-    demo.stage("audio", fit("audio", minutes * AUDIO_SHARE, scenes / "train" / "sounds"))
-    tokenizers = ["--text", str(out / "text"), "--image", str(out / "image"), "--audio", str(out / "audio")]
-    demo.stage("tokenizers", ["bundle", str(bundle), *tokenizers])
-    tokens = out / "tokens"
-    demo.stage("tokenize", ["tokenize", str(scenes / "train"), str(tokens), "--bundle", str(bundle)])
+    demo.stage("text", words("train-text {out}/scenes/train/text.txt --out {out}/text --size 512"))
+    demo.stage("image", fit("image", minutes * IMAGE_SHARE, "scenes/train/images"))
+    demo.stage("audio", fit("audio", minutes * AUDIO_SHARE, "scenes/train/sounds"))
+    demo.stage("tokenizers", words("bundle {out}/bundle --text {out}/text --image {out}/image --audio {out}/audio"))
+    demo.stage("tokenize", words("tokenize {out}/scenes/train {out}/tokens --bundle {out}/bundle"))
     left = minutes * (1 - SCORING_SHARE) - demo.seconds / 60 - 8 / 60  # 8 s to start and to build the bundle
-    demo.stage("decoder", fit("decoder", max(0.1, left), tokens))
-
-    def keep_sampling() -> None:
-        from unitok.bundle import write_generation_config
-
-        write_generation_config(bundle, SAMPLING)
-
-    demo.stage("bundle", ["bundle", str(bundle), "--decoder", str(out / "decoder")], keep_sampling)
-    samples = [
-        ["sample", "--bundle", str(bundle), "--text", text, "--want", want, "--out", str(out / "samples" / str(i))]
-        + ["--n", "4", "--seed", str(seed), "--max-ids", "300"]
-        for i, (text, want) in enumerate(PROMPTS)
-    ]
-    demo.stage("sample", *samples)
-    flags = ["--scenes", str(scenes / "test"), "--held-out", str(scenes / "held_out"), "--count", str(eval_scenes)]
-    demo.stage("eval", ["eval", "--bundle", str(bundle), *flags, "--out", str(out / "eval"), "--seed", str(seed)])
-
-    def finish() -> None:
-        from unitok.scenes.report import write_report
-
-        scores = read_json(out / "eval" / "scores.json", "")
-        scores |= {"seconds": round(demo.seconds, 1), "peak_memory_gb": round(demo.state["peak_memory_gb"], 2)}
-        write_json(out / "scores.json", scores)
-        write_report(out, scores, demo.state["seconds"], minutes)
-
-    demo.stage("report", finish)
-    scores = read_json(out / "scores.json", "")
+    demo.stage("decoder", fit("decoder", max(0.1, left), "tokens"))
+    demo.stage("bundle", words("bundle {out}/bundle --decoder {out}/decoder"), lambda: _keep_sampling(out / "bundle"))
+    sample = (
+        "sample --bundle {out}/bundle --text {text} --want {want} --out {out}/samples/{i} --n 4 --seed {seed} --max-ids 300"
+    )
+    demo.stage("sample", *(words(sample, text=text, want=want, i=i) for i, (text, want) in enumerate(PROMPTS)))
+    scored = "--scenes {out}/scenes/test --held-out {out}/scenes/held_out --count {count} --out {out}/eval --seed {seed}"
+    demo.stage("eval", words("eval --bundle {out}/bundle " + scored, count=eval_scenes))
+    demo.stage("report", lambda: _report(demo))
     from unitok.scenes.evaluate import print_scores
 
-    print_scores(scores)
+    print_scores(read_json(out / "scores.json", ""))
     print(f"{demo.seconds:.0f} s; open {out / 'report.html'}")
+
+
+def _keep_sampling(bundle: Path) -> None:
+    from unitok.bundle import write_generation_config
+
+    write_generation_config(bundle, SAMPLING)
+
+
+def _report(demo: Demo) -> None:
+    from unitok.scenes.report import write_report
+
+    scores = read_json(demo.out / "eval" / "scores.json", "")
+    scores |= {"seconds": round(demo.seconds, 1), "peak_memory_gb": round(demo.state["peak_memory_gb"], 2)}
+    write_json(demo.out / "scores.json", scores)
+    write_report(demo.out, scores, demo.state["seconds"], demo.minutes)

@@ -5,7 +5,7 @@ every thing's colour, shape and size; `colours` the things' colours in order; `n
 all notes; `exact` compares parsed attributes, not spelling.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,71 +47,53 @@ def to_bytes(pixels: torch.Tensor) -> np.ndarray:
     return ((pixels.clamp(-1, 1) + 1) * 127.5).permute(1, 2, 0).cpu().numpy()
 
 
-@dataclass
-class Direction:
-    """One way between modalities: its prompt, what is wanted, and when an output is right."""
-
-    name: str
-    score: str
-    want: str
-    prompt: Callable[[dict], list[Part]]
-    right: Callable[[Output, dict], bool]
-
-
-def _text(text: str) -> Part:
-    return Part("text", text)
-
-
-def _picture_right(output: Output, row: dict) -> bool:
+def _shows_scene(output: Output, row: dict, rate: int) -> bool:
     return read_picture(to_bytes(output.images[0])) == row["scene"]
 
 
-def _sound_right(unitok: Unitok) -> Callable[[Output, dict], bool]:
-    return lambda output, row: same_notes(
-        read_sound(output.audios[0].cpu().numpy(), unitok.require("audio").sample_rate), row["scene"]
-    )
+def _sounds_as_scene(output: Output, row: dict, rate: int) -> bool:
+    return same_notes(read_sound(output.audios[0].cpu().numpy(), rate), row["scene"])
 
 
-def directions(unitok: Unitok, folder: Path) -> list[Direction]:
-    """All single-step directions over the scenes of a folder."""
+def _answers(output: Output, row: dict, rate: int) -> bool:
+    return output.text.strip().rstrip(".").strip() == row["answer"]
 
-    def image(row: dict) -> Part:
-        return Part("image", path=folder / row["image"])
 
-    def audio(row: dict) -> Part:
-        return Part("audio", path=folder / row["audio"])
+@dataclass(frozen=True)
+class Direction:
+    """One way between modalities.
 
-    def question(row: dict) -> tuple[str, str]:
-        asked = row["questions"]
-        return asked[int(row["id"]) % len(asked)]
+    Args:
+        name: of its samples and, with `score`, of its score. given: keys of a scene's row that make the prompt.
+        want: the plan of its outputs. right: whether an output is right, given its row and the rate of its audio in Hz.
+    """
 
-    return [
-        Direction("text_to_image", "attributes", "image", lambda r: [_text(r["caption"])], _picture_right),
-        Direction("image_to_text", "exact", "text", lambda r: [image(r)], lambda o, r: parse_caption(o.text) == r["scene"]),
-        Direction("text_to_audio", "notes", "audio", lambda r: [_text(r["sound_caption"])], _sound_right(unitok)),
-        Direction(
-            "audio_to_text",
-            "exact",
-            "text",
-            lambda r: [audio(r)],
-            lambda o, r: parse_sound_caption(o.text) == r["scene"].notes(),
-        ),
-        Direction("image_to_audio", "notes", "audio", lambda r: [image(r)], _sound_right(unitok)),
-        Direction(
-            "questions",
-            "exact",
-            "text",
-            lambda r: [image(r), _text(f" {question(r)[0]}")],
-            lambda o, r: o.text.strip().rstrip(".").strip() == question(r)[1],
-        ),
-    ]
+    name: str
+    score: str
+    given: tuple[str, ...]
+    want: str
+    right: Callable[[Output, dict, int], bool]
+
+
+DIRECTIONS = (
+    Direction("text_to_image", "attributes", ("caption",), "image", _shows_scene),
+    Direction("image_to_text", "exact", ("image",), "text", lambda o, r, _: parse_caption(o.text) == r["scene"]),
+    Direction("text_to_audio", "notes", ("sound_caption",), "audio", _sounds_as_scene),
+    Direction("audio_to_text", "exact", ("audio",), "text", lambda o, r, _: parse_sound_caption(o.text) == r["scene"].notes()),
+    Direction("image_to_audio", "notes", ("image",), "audio", _sounds_as_scene),
+    Direction("questions", "exact", ("image", "question"), "text", _answers),
+)
 
 
 class Evaluation:
-    """Measures one bundle; `scores` fills up as it goes."""
+    """Measures one bundle; `scores` fills up as it goes.
 
-    def __init__(self, unitok: Unitok, out: Path, count: int, seed: int, settings: dict[str, Settings]):
-        self.unitok, self.out, self.count, self.seed, self.settings = unitok, out, count, seed, settings
+    Args:
+        out: folder for samples. seed, settings: of sampling. progress: show bars.
+    """
+
+    def __init__(self, unitok: Unitok, out: Path, seed: int, settings: dict[str, Settings], progress: bool = False):
+        self.unitok, self.out, self.seed, self.settings, self.progress = unitok, out, seed, settings, progress
         self.scores: dict[str, Any] = {"malformed": 0}
         self.kept: dict[str, list[Output]] = {}  # a few outputs of each direction
         self.encoder = Encoder(unitok)
@@ -122,63 +104,52 @@ class Evaluation:
 
     def reconstruct(self, folder: Path, rows: list[dict]) -> None:
         """Oracle on the originals and on their reconstructions; use of the codebooks; a few pairs as files."""
-        raws = [
-            RawDocument(r["id"], (Part("image", path=folder / r["image"]), Part("audio", path=folder / r["audio"])))
-            for r in rows
-        ]
-        documents, errors = self.encoder.encode(raws)
-        if errors:
-            raise UserError(f"{folder}: {errors[0]['error']}")
+        documents = self._documents(folder, rows, ("image", "audio"))
         image, audio = self.unitok.require("image"), self.unitok.require("audio")
-        hits: dict[str, list[bool]] = {name: [] for name in ("originals", "colours", "attributes", "notes")}
-        psnr, snr = [], []
+        measures: list[dict[str, float]] = []
         pairs = self.out / "reconstructions"
         pairs.mkdir(parents=True, exist_ok=True)
-        for i, (row, document) in enumerate(tqdm(list(zip(rows, documents, strict=True)), desc="reconstruct", unit="scene")):
-            picture, (sound, rate) = load_image(folder / row["image"]), load_audio(folder / row["audio"])
-            scene = row["scene"]
-            hits["originals"] += [
-                read_picture(to_bytes(picture)) == scene,
-                read_sound(sound.numpy(), rate) == scene.notes(),
-            ]
+        bar = tqdm(zip(rows, documents, strict=True), "reconstruct", len(rows), unit="scene", disable=not self.progress)
+        for i, (row, document) in enumerate(bar):
+            scene, picture, (sound, rate) = row["scene"], load_image(folder / row["image"]), load_audio(folder / row["audio"])
             again, heard = (self.unitok.decode(s) for s in document.segments)
-            read = read_picture(to_bytes(again))
-            hits["colours"].append(same_colours(read, scene))
-            hits["attributes"].append(read == scene)
-            hits["notes"].append(same_notes(read_sound(heard.numpy(), audio.sample_rate), scene))
             target = image.prepare(open_image(folder / row["image"]))  # as the tokenizers saw them
-            psnr.append(-10 * float(torch.log10((again - target).square().mean() / 4 + 1e-10)))
             wave = audio.prepare(sound, rate)
-            snr.append(10 * float(torch.log10(wave.square().mean() / ((heard - wave).square().mean() + 1e-10))))
+            read = read_picture(to_bytes(again))
+            originals = read_picture(to_bytes(picture)) == scene, read_sound(sound.numpy(), rate) == scene.notes()
+            error, noise = (again - target).square().mean(), (heard - wave).square().mean()
+            measures.append(
+                {
+                    "oracle.originals": sum(originals) / 2,
+                    "reconstruction.image.colours": same_colours(read, scene),
+                    "reconstruction.image.attributes": read == scene,
+                    "reconstruction.image.psnr_db": -10 * float(torch.log10(error / 4 + 1e-10)),
+                    "reconstruction.audio.notes": same_notes(read_sound(heard.numpy(), audio.sample_rate), scene),
+                    "reconstruction.audio.snr_db": 10 * float(torch.log10(wave.square().mean() / (noise + 1e-10))),
+                }
+            )
             if i < SHOWN:
                 save_image(pairs / f"{i:02d}-original.png", picture)
                 save_image(pairs / f"{i:02d}-again.png", again)
                 save_audio(pairs / f"{i:02d}-original.wav", sound, rate)
                 save_audio(pairs / f"{i:02d}-again.wav", heard, audio.sample_rate)
         self.budget = 2 * max(len(self.unitok.vocab.encode(d)) for d in documents)
-        mean = {name: float(np.mean(values)) for name, values in hits.items()}
+        self.scores |= {name: float(np.mean([m[name] for m in measures])) for name in measures[0]}
         grids = np.concatenate([d.segments[0].codes.reshape(-1) for d in documents])
         frames = np.concatenate([d.segments[1].codes for d in documents], axis=1)
-        self.scores |= {
-            "oracle.originals": mean["originals"],
-            "reconstruction.image.colours": mean["colours"],
-            "reconstruction.image.attributes": mean["attributes"],
-            "reconstruction.image.psnr_db": float(np.mean(psnr)),
-            "reconstruction.audio.notes": mean["notes"],
-            "reconstruction.audio.snr_db": float(np.mean(snr)),
-            "codebook.image.use": len(np.unique(grids)) / image.codebook_size,
-            "codebook.audio.use": [len(np.unique(level)) / audio.codebook_size for level in frames],
-        }
+        self.scores["codebook.image.use"] = len(np.unique(grids)) / image.codebook_size
+        self.scores["codebook.audio.use"] = [len(np.unique(level)) / audio.codebook_size for level in frames]
 
     # ---- Generations ---------------------------------------------------------------------------------------------
 
-    def generate(self, folder: Path, rows: list[dict], suffix: str) -> None:
+    def generate(self, folder: Path, rows: list[dict], suffix: str = "") -> None:
         """Every direction on `rows`; `suffix` is added to the names of the scores."""
-        for direction in directions(self.unitok, folder):
-            prompts = self._prompts(folder, [direction.prompt(row) for row in rows])
-            outputs = self._continue(prompts, direction.want, f"{direction.name}{suffix}")
-            right = [direction.right(o, row) for o, row in zip(outputs, rows, strict=True)]
-            self._keep(f"{direction.name}{suffix}", outputs, right)
+        rate = self.unitok.require("audio").sample_rate
+        for direction in DIRECTIONS:
+            name = f"{direction.name}{suffix}"
+            outputs = self._continue(self._documents(folder, rows, direction.given), direction.want, name)
+            right = [direction.right(output, row, rate) for output, row in zip(outputs, rows, strict=True)]
+            self._keep(name, outputs, right)
             self.scores[f"generation.{direction.name}.{direction.score}{suffix}"] = float(np.mean(right))
         self._interleaved(folder, rows, suffix)
 
@@ -186,27 +157,31 @@ class Evaluation:
         """text -> picture, text -> picture: both pictures must fit the text right before them."""
         name = f"interleaved{suffix}"
         others = rows[1:] + rows[:1]
-        first = self._continue(self._prompts(folder, [[_text(r["caption"])] for r in rows]), "image", name, seed=1)
-        texts = self._prompts(folder, [[_text(r["caption"])] for r in others])
+        first = self._continue(self._documents(folder, rows, ("caption",)), "image", name, seed=1)
+        texts = self._documents(folder, others, ("caption",))
         prompts = [Document(o.document.segments + t.segments) for o, t in zip(first, texts, strict=True)]
         second = self._continue(prompts, "image", name, seed=2)
-        right = [_picture_right(o, r) for o, r in zip(first, rows, strict=True)]
-        right += [_picture_right(o, r) for o, r in zip(second, others, strict=True)]
+        right = [_shows_scene(o, r, 0) for o, r in zip(first + second, rows + others, strict=True)]
         self._keep(name, second, [a and b for a, b in zip(right[: len(rows)], right[len(rows) :], strict=True)])
         self.scores[f"generation.interleaved.attributes{suffix}"] = float(np.mean(right))
 
-    def _prompts(self, folder: Path, contents: list[list[Part]]) -> list[Document]:
-        raws = [RawDocument(f"{i:06d}", tuple(content)) for i, content in enumerate(contents)]
+    def _documents(self, folder: Path, rows: list[dict], keys: Sequence[str]) -> list[Document]:
+        """A document per row, of what stands under the keys: files of the folder, or texts."""
+
+        def part(row: dict, key: str) -> Part:
+            return Part(key, path=folder / row[key]) if key in ("image", "audio") else Part("text", row[key])
+
+        raws = [RawDocument(row["id"], tuple(part(row, key) for key in keys)) for row in rows]
         documents, errors = self.encoder.encode(raws)
         if errors:
             raise UserError(f"{folder}: {errors[0]['error']}")
         return documents
 
     def _continue(self, prompts: list[Document], want: str, what: str, seed: int = 0) -> list[Output]:
-        print(f"generate {what} ({len(prompts)})", flush=True)
-        outputs = generate_outputs(
-            self.unitok, prompts, Task(want, 1, self.seed + seed, self.budget, self.settings), batch_size=200
-        )
+        if self.progress:
+            print(f"generate {what} ({len(prompts)})", flush=True)
+        task = Task(want, 1, self.seed + seed, self.budget, self.settings)
+        outputs = generate_outputs(self.unitok, prompts, task, batch_size=200)
         self.scores["malformed"] += sum(not self._well_formed(o) for o in outputs)
         return outputs
 
@@ -235,32 +210,28 @@ def evaluate_bundle(
     out: Path,
     count: int,
     seed: int,
-    guidance: float,
-    temperature: float,
+    guidance: float | None = None,
+    temperature: float | None = None,
     device: str = "cpu",
+    progress: bool = False,
 ) -> dict[str, Any]:
-    """Measure a bundle; writes and returns the flat scores. Reconstructions and codebooks use all scenes of the folder."""
+    """Measure a bundle; writes and returns the flat scores. Reconstructions and codebooks use all scenes of the folder.
+
+    guidance, temperature: of images, and of images and audio; None: the bundle's own, and in a bundle without any, the demo's.
+    """
     unitok = Unitok.from_pretrained(bundle, device=device)
-    image = SAMPLING["image"] | {"temperature": temperature, "guidance": guidance}
-    settings = settings_of(unitok, SAMPLING | {"image": image, "audio": SAMPLING["audio"] | {"temperature": temperature}})
-    rows = _rows(scenes, count)
-    evaluation = Evaluation(unitok, Path(out), count, seed, settings)
+    own = unitok.defaults or SAMPLING
+    given = {"image": {"temperature": temperature, "guidance": guidance}, "audio": {"temperature": temperature}}
+    media = {name: own.get(name, {}) | {k: v for k, v in x.items() if v is not None} for name, x in given.items()}
+    rows = read_scenes(scenes, count)
+    evaluation = Evaluation(unitok, Path(out), seed, settings_of(unitok, own | media), progress)
     evaluation.reconstruct(scenes, rows)
-    evaluation.generate(scenes, rows[:count], "")
+    evaluation.generate(scenes, rows[:count])
     if held_out:
-        evaluation.generate(held_out, _rows(held_out, count)[:count], ".held_out")
+        evaluation.generate(held_out, read_scenes(held_out, count)[:count], ".held_out")
     Path(out).mkdir(parents=True, exist_ok=True)
     write_json(Path(out) / "scores.json", evaluation.scores)
     return evaluation.scores
-
-
-def _rows(folder: Path, count: int) -> list[dict]:
-    if not (folder / "scenes.jsonl").exists():
-        raise UserError(f"{folder}: no scenes there (no scenes.jsonl); make some with `unitok scenes`")
-    rows = read_scenes(folder)
-    if len(rows) < count:
-        raise UserError(f"{folder}: {len(rows)} scenes, --count {count} asks for more")
-    return rows
 
 
 def print_scores(scores: dict[str, Any]) -> None:

@@ -5,7 +5,6 @@ from typing import Any
 
 from unitok.api import Unitok
 from unitok.bundle import Bundle
-from unitok.errors import UserError
 from unitok.sample.defaults import settings_of
 from unitok.scenes import SAMPLING
 from unitok.scenes.evaluate import Evaluation
@@ -29,14 +28,12 @@ class SceneSamples(Samples):
 
     def read(self) -> None:
         """Read the scenes. Errors: `UserError`."""
-        if not (self.prompts / "scenes.jsonl").exists():
-            raise UserError(f"{self.prompts}: no scenes there (no scenes.jsonl); make some with `unitok scenes`")
         self._rows = read_scenes(self.prompts)[: self.number]
 
     def make(self, bundle: Bundle, out: Path) -> Made:
         """Sample in every direction."""
         unitok = Unitok(bundle.vocab, bundle.tokenizers, bundle.model)
-        evaluation = Evaluation(unitok, out, len(self._rows), self.seed, settings_of(bundle, self.settings))
+        evaluation = Evaluation(unitok, out, self.seed, settings_of(bundle, self.settings))
         evaluation.budget = self.max_ids
-        evaluation.generate(self.prompts, self._rows, "")
+        evaluation.generate(self.prompts, self._rows)
         return evaluation.kept, evaluation.scores

@@ -11,10 +11,12 @@ never in training data, so that composition can be told from memory. `unitok.sce
 using any code of this module but its tables of names and colours and its two renderers (for templates).
 """
 
+import itertools
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,7 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from unitok.errors import UserError
-from unitok.files import atomic_write, json_line, read_json_lines
+from unitok.files import read_json_lines, write_json_lines, write_text
 from unitok.media import save_audio, save_image
 
 COLOURS: dict[str, tuple[int, int, int]] = {
@@ -39,7 +41,6 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 SHAPES = ("circle", "square", "triangle", "cross", "ring")
 SIZES = {"small": 0.15, "large": 0.205}  # radius as a share of the picture's side
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {"white": (245, 245, 245), "grey": (128, 128, 128), "black": (16, 16, 16)}
-LAYOUTS = ("one", "row", "column", "two over one", "one over two")
 COUNTS = ("one", "two", "three")
 
 # C major from C4 to C5, Hz, in the order of COLOURS; timbres in the order of SHAPES: (partial, amplitude) pairs.
@@ -55,11 +56,13 @@ LOUDNESSES = {"soft": 0.22, "loud": 0.7}  # amplitude, in the order of SIZES
 NOTE_SECONDS = 0.4
 SAMPLE_RATE = 8_000  # Hz
 
-_colour_names, _pitch_names, _timbre_names = list(COLOURS), list(PITCHES), list(TIMBRES)
-_size_names, _loudness_names = list(SIZES), list(LOUDNESSES)
+#: How each attribute sounds.
+_PITCH = dict(zip(COLOURS, PITCHES, strict=True))
+_TIMBRE = dict(zip(SHAPES, TIMBRES, strict=True))
+_LOUDNESS = dict(zip(SIZES, LOUDNESSES, strict=True))
 
 #: Colour-shape pairs that training never shows: a tenth of the 40, every colour and shape still being seen in others.
-HELD_OUT = frozenset((_colour_names[2 * i], SHAPES[(3 * i + 1) % 5]) for i in range(4))
+HELD_OUT = frozenset((list(COLOURS)[2 * i], SHAPES[(3 * i + 1) % 5]) for i in range(4))
 
 
 @dataclass(frozen=True)
@@ -74,11 +77,7 @@ class Thing:
         return f"a {self.size} {self.colour} {self.shape}"
 
     def note(self) -> "Note":
-        return Note(
-            _pitch_names[_colour_names.index(self.colour)],
-            _timbre_names[SHAPES.index(self.shape)],
-            _loudness_names[_size_names.index(self.size)],
-        )
+        return Note(_PITCH[self.colour], _TIMBRE[self.shape], _LOUDNESS[self.size])
 
 
 @dataclass(frozen=True)
@@ -114,11 +113,9 @@ def draw_scene(rng: np.random.Generator, most: int = 3, held_out: bool = False) 
     """A random scene of one to `most` things, with (`held_out`) or without pairs that training must not see."""
     while True:
         count = int(rng.integers(1, most + 1))
-        layout = {1: ("one",), 2: ("row", "column"), 3: ("two over one", "one over two")}[count]
-        things = tuple(
-            Thing(str(rng.choice(_colour_names)), str(rng.choice(SHAPES)), str(rng.choice(_size_names))) for _ in range(count)
-        )
-        scene = Scene(str(rng.choice(list(BACKGROUNDS))), str(rng.choice(layout)), things)
+        layouts = [name for name, (centres, _) in _PLACES.items() if len(centres) == count]
+        things = tuple(Thing(*(str(rng.choice(list(x))) for x in (COLOURS, SHAPES, SIZES))) for _ in range(count))
+        scene = Scene(str(rng.choice(list(BACKGROUNDS))), str(rng.choice(layouts)), things)
         if scene.held_out == held_out and len({(t.colour, t.shape) for t in things}) == count:
             return scene
 
@@ -126,46 +123,38 @@ def draw_scene(rng: np.random.Generator, most: int = 3, held_out: bool = False) 
 # ---- Words: captions, questions, and their inverses -----------------------------------------------------------------
 
 
+#: How each layout is said, with its things by number in reading order; of two also in the other order.
+_SENTENCES = {
+    "one": ("{0}",),
+    "row": ("{0} left of {1}", "{1} right of {0}"),
+    "column": ("{0} above {1}", "{1} below {0}"),
+    "two over one": ("{0} left of {1}, both above {2}",),
+    "one over two": ("{0} above {1} left of {2}",),
+}
+
+
+def _captions(scene: Scene) -> list[str]:
+    """All captions of a scene."""
+    things = [thing.words() for thing in scene.things]
+    return [f"{said.format(*things)} on a {scene.background} background" for said in _SENTENCES[scene.layout]]
+
+
 def caption(scene: Scene, rng: np.random.Generator | None = None) -> str:
     """Say what is seen, in reading order; with `rng`, two things are named in either order."""
-    a = [t.words() for t in scene.things]
-    swap = rng is not None and bool(rng.integers(2))
-    said = {
-        "one": lambda: a[0],
-        "row": lambda: f"{a[1]} right of {a[0]}" if swap else f"{a[0]} left of {a[1]}",
-        "column": lambda: f"{a[1]} below {a[0]}" if swap else f"{a[0]} above {a[1]}",
-        "two over one": lambda: f"{a[0]} left of {a[1]}, both above {a[2]}",
-        "one over two": lambda: f"{a[0]} above {a[1]} left of {a[2]}",
-    }[scene.layout]()
-    return f"{said} on a {scene.background} background"
+    return _captions(scene)[0 if rng is None else -int(rng.integers(2))]
 
 
-_THING = r"a (small|large) ({}) ({})".format("|".join(COLOURS), "|".join(SHAPES))
-_BETWEEN = {
-    "": ("one", False),
-    "left of": ("row", False),
-    "right of": ("row", True),
-    "above": ("column", False),
-    "below": ("column", True),
-    "left of|, both above": ("two over one", False),
-    "above|left of": ("one over two", False),
-}
+_THING = r"a ({}) ({}) ({})".format("|".join(SIZES), "|".join(COLOURS), "|".join(SHAPES))
 
 
 def parse_caption(text: str) -> Scene | None:
     """The scene that a caption names, or None if it is no caption of a scene. Inverse of `caption`."""
-    found = re.fullmatch(rf"(.*) on a ({'|'.join(BACKGROUNDS)}) background", text.strip())
-    if not found:
-        return None
-    body, background = found.groups()
-    between = "|".join(part.strip() for part in re.sub(_THING, "\n", body).split("\n")).strip("|")
-    if between not in _BETWEEN:
-        return None
-    layout, swapped = _BETWEEN[between]
-    things = [Thing(colour, shape, size) for size, colour, shape in re.findall(_THING, body)]
-    if len(things) != len(_PLACES[layout][0]):
-        return None
-    return Scene(background, layout, tuple(reversed(things) if swapped else things))
+    named = tuple(Thing(colour, shape, size) for size, colour, shape in re.findall(_THING, text))
+    for layout, background, things in itertools.product(_SENTENCES, BACKGROUNDS, (named, named[::-1])):
+        scene = Scene(background, layout, things)
+        if len(things) == len(_PLACES[layout][0]) and text.strip() in _captions(scene):
+            return scene
+    return None
 
 
 def sound_caption(scene: Scene) -> str:
@@ -282,49 +271,35 @@ def _file(kind: str, index: int, loss: bool = True) -> dict:
     return {"type": kind, "path": path} | ({} if loss else {"loss": False})
 
 
-#: Of every scene, how many documents of each kind on average. What is given has no loss, what follows has. Captions that
-#: are given come in either order, captions that are to be learnt in reading order: an answer should be one answer.
-DOCUMENTS_PER_SCENE = {
-    "caption-image": 0.55,
-    "caption-image-sound": 0.2,
-    "image-caption": 1.0,
-    "image-questions": 0.5,
-    "image-sound": 0.2,
-    "caption-sound": 0.3,
-    "sound-caption": 0.2,
-    "story": 0.3,
-}
 QUESTIONS_PER_DOCUMENT = 4
 
 
 def scene_documents(scenes: list[Scene], index: int, rng: np.random.Generator) -> Iterator[tuple[str, list[dict]]]:
-    """The documents that begin with scene `index`: pairs of a kind and its content, in the interleaved file format."""
-    scene = scenes[index]
-    seen, heard = _text(caption(scene, rng), loss=False), _text(sound_caption(scene), loss=False)
-    given = _file("image", index, loss=False)
-    for kind, share in DOCUMENTS_PER_SCENE.items():
-        if rng.random() >= share:
-            continue
-        if kind == "caption-image":
-            content = [seen, _file("image", index)]
-        elif kind == "caption-image-sound":
-            content = [seen, _file("image", index), _file("audio", index)]
-        elif kind == "image-caption":
-            content = [given, _text(caption(scene))]
-        elif kind == "image-questions":
-            asked = questions(scene)
-            few = [asked[i] for i in rng.permutation(len(asked))[:QUESTIONS_PER_DOCUMENT]]
-            content = [given] + [part for q, a in few for part in (_text(f" {q}", loss=False), _text(f" {a}."))]
-        elif kind == "image-sound":
-            content = [given, _file("audio", index)]
-        elif kind == "caption-sound":
-            content = [heard, _file("audio", index)]
-        elif kind == "sound-caption":
-            content = [_file("audio", index, loss=False), _text(sound_caption(scene))]
-        else:  # a story
-            other = (index + 1) % len(scenes)
-            content = [seen, _file("image", index), _text(caption(scenes[other])), _file("image", other)]
-        yield kind, content
+    """The documents that begin with scene `index`: pairs of a kind and its content, in the interleaved file format.
+
+    What is given has no loss, what follows has. Captions that are given come in either order, captions that are to be learned
+    in reading order: an answer should be one answer.
+    """
+    scene, after = scenes[index], (index + 1) % len(scenes)
+    given_caption, given_image = _text(caption(scene, rng), loss=False), _file("image", index, loss=False)
+    image, audio = _file("image", index), _file("audio", index)
+    documents = {  # by kind: how many of every scene on average, and the content
+        "caption-image": (0.55, [given_caption, image]),
+        "caption-image-sound": (0.2, [given_caption, image, audio]),
+        "image-caption": (1.0, [given_image, _text(caption(scene))]),
+        "image-questions": (0.5, [given_image]),
+        "image-sound": (0.2, [given_image, audio]),
+        "caption-sound": (0.3, [_text(sound_caption(scene), loss=False), audio]),
+        "sound-caption": (0.2, [_file("audio", index, loss=False), _text(sound_caption(scene))]),
+        "story": (0.3, [given_caption, image, _text(caption(scenes[after])), _file("image", after)]),
+    }
+    for kind, (average, content) in documents.items():
+        if rng.random() < average:
+            if kind == "image-questions":
+                asked = questions(scene)
+                for i in rng.permutation(len(asked))[:QUESTIONS_PER_DOCUMENT]:
+                    content += [_text(f" {asked[i][0]}", loss=False), _text(f" {asked[i][1]}.")]
+            yield kind, content
 
 
 def _write_media(job: tuple[Path, int, Scene, int, int]) -> None:
@@ -343,17 +318,23 @@ def write_scenes(
     size: int = 32,
     workers: int = 2,
     overwrite: bool = False,
+    progress: bool = False,
 ) -> None:
     """Write `count` scenes as real files.
 
-    `images/N.png`, `sounds/N.wav`; `scenes.jsonl` (a line each: what it shows, its captions and questions);
-    `documents.jsonl` (interleaved documents in every direction); `text.txt` (every text once, a line each, to train a
-    text tokenizer). `documents.jsonl` comes last: without it the folder is not whole. The bytes depend only on the
-    arguments other than `workers`. Earlier scenes are replaced, other files in the folder stay; errors: `UserError` where
-    something else lies there, unless `overwrite` is set, which removes it.
+    `images/N.png`, `sounds/N.wav`; `scenes.jsonl` (a line per scene: what it shows, its captions and questions);
+    `documents.jsonl` (interleaved documents in every direction); `text.txt` (every text once, one per line, to train a
+    text tokenizer). `documents.jsonl` comes last: without it the folder is not whole. The bytes depend only on count, seed,
+    most, held_out and size. Earlier scenes are replaced, other files in the folder stay.
+
+    Args:
+        out: folder. most: things in a scene at most. held_out: only scenes with pairs that training never shows.
+        size: side of the images, pixels. workers: processes. progress: show a bar.
+
+    Errors: `UserError` where something else lies there, unless `overwrite` is set, which removes it.
     """
     if count < 1:
-        raise UserError(f"--count {count}: at least 1 scene is needed")
+        raise UserError(f"count {count}: at least 1 scene is needed")
     if _is_other(out):
         if not overwrite:
             raise UserError(f"{out}: not empty and no scenes; choose another folder, or overwrite to replace all of it")
@@ -362,55 +343,58 @@ def write_scenes(
     (out / "documents.jsonl").unlink(missing_ok=True)
     rng = np.random.default_rng(seed)
     scenes = [draw_scene(rng, most, held_out) for _ in range(count)]
-    texts: dict[str, None] = {}
-    documents = []
-    with open(out / "scenes.jsonl", "w", encoding="utf-8") as file:
-        for i, scene in enumerate(scenes):
-            line: dict = {"id": f"{i:06d}", "caption": caption(scene, rng), "sound_caption": sound_caption(scene)}
-            line |= {"image": f"images/{i:06d}.png", "audio": f"sounds/{i:06d}.wav", "questions": questions(scene)}
-            file.write(json_line(line | asdict(scene)) + "\n")
-            for kind, content in scene_documents(scenes, i, rng):
-                documents.append(json_line({"id": f"{i:06d}-{kind}", "content": content}) + "\n")
-                texts |= {part["text"]: None for part in content if part["type"] == "text"}
-    (out / "text.txt").write_text("\n".join(texts) + "\n")
+    rows, documents = [], []
+    for i, scene in enumerate(scenes):
+        row: dict[str, Any] = {"id": f"{i:06d}", "caption": caption(scene, rng), "sound_caption": sound_caption(scene)}
+        media = {"image": f"images/{i:06d}.png", "audio": f"sounds/{i:06d}.wav", "questions": questions(scene)}
+        rows.append(row | media | asdict(scene))
+        documents += [{"id": f"{i:06d}-{kind}", "content": content} for kind, content in scene_documents(scenes, i, rng)]
+    write_json_lines(out / "scenes.jsonl", rows)
+    texts = dict.fromkeys(part["text"] for d in documents for part in d["content"] if part["type"] == "text")
+    write_text(out / "text.txt", "\n".join(texts) + "\n")
     for name in ("images", "sounds"):
         (out / name).mkdir(exist_ok=True)
         for path in (out / name).iterdir():  # of a run that was stopped, or of another count
             if re.fullmatch(r"\d{6,}\.(png|wav)", path.name):
                 path.unlink()
     jobs = [(out, i, scene, seed, size) for i, scene in enumerate(scenes)]
-    bar = {"total": count, "desc": "scenes", "unit": "scene", "mininterval": 1.0}
-    if workers > 1 and count >= 1000:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            for _ in tqdm(pool.map(_write_media, jobs, chunksize=256), **bar):
-                pass
-    else:
-        for job in tqdm(jobs, **bar):
-            _write_media(job)
-    with atomic_write(out / "documents.jsonl") as file:
-        file.writelines(documents)
+    bar = {"total": count, "desc": "scenes", "unit": "scene", "mininterval": 1.0, "disable": not progress}
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn")) if workers > 1 and count >= 1000 else None
+    with pool or nullcontext():
+        for _ in tqdm(pool.map(_write_media, jobs, chunksize=256) if pool else map(_write_media, jobs), **bar):
+            pass
+    write_json_lines(out / "documents.jsonl", documents)
 
 
 def _is_other(out: Path) -> bool:
     """Whether a folder holds something else than scenes."""
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; give a folder")
-    if not out.exists() or not any(out.iterdir()):
+    if not out.exists() or {f.name for f in out.iterdir()} <= {".scenes.jsonl.partial"}:  # written first; of a kill
         return False
     try:
-        with open(out / "scenes.jsonl", "rb") as file:  # written first, so it may be empty after a kill
-            return file.read(28) not in (b"", b'{"id": "000000", "caption": ')
+        with open(out / "scenes.jsonl", "rb") as file:
+            return file.read(28) != b'{"id": "000000", "caption": '
     except OSError:
         return True
 
 
-def read_scenes(folder: Path) -> list[dict]:
-    """The lines of `scenes.jsonl`, each with its `Scene` under the key "scene"."""
-    rows = []
-    for _, row in read_json_lines(Path(folder) / "scenes.jsonl"):
+def read_scenes(folder: Path, count: int = 0) -> list[dict]:
+    """The lines of `scenes.jsonl`, each with its `Scene` as `scene`, one of its questions as `question` and the `answer` to it.
+
+    Errors: `UserError` where there are none, or fewer than `count`.
+    """
+    path = Path(folder) / "scenes.jsonl"
+    if not path.exists():
+        raise UserError(f"{folder}: no scenes there (no scenes.jsonl); make some with `unitok scenes`")
+    rows = [row for _, row in read_json_lines(path)]
+    if len(rows) < count:
+        raise UserError(f"{folder}: {len(rows)} scenes, count {count} asks for more")
+    for i, row in enumerate(rows):
         if isinstance(row, UserError):
             raise row
         things = tuple(Thing(**thing) for thing in row.pop("things"))
         row["scene"] = Scene(row.pop("background"), row.pop("layout"), things)
-        rows.append(row)
+        question, row["answer"] = row["questions"][i % len(row["questions"])]
+        row["question"] = f" {question}"
     return rows
