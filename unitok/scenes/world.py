@@ -20,6 +20,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -343,7 +344,8 @@ def write_scenes(
     (out / "documents.jsonl").unlink(missing_ok=True)
     rng = np.random.default_rng(seed)
     scenes = [draw_scene(rng, most, held_out) for _ in range(count)]
-    rows, documents = [], []
+    rows: list[dict[str, Any]] = []
+    documents: list[dict[str, Any]] = []
     for i, scene in enumerate(scenes):
         row = {"id": f"{i:06d}", "caption": caption(scene, rng), "sound_caption": sound_caption(scene)}
         media = {"image": f"images/{i:06d}.png", "audio": f"sounds/{i:06d}.wav", "questions": questions(scene)}
