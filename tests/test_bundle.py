@@ -67,14 +67,14 @@ def test_a_bundle_written_over_itself_is_whole(bundle_folder, tmp_path):
 
 def test_names_of_files_with_dots_keep_their_captions(bundle_folder, tmp_path):
     from PIL import Image
-
-    from unitok.data.prepare.sources import read_source
+    from raw_data import found_in
 
     for name in ("photo.v1", "photo.v2"):
         Image.new("RGB", (9, 9)).save(tmp_path / f"{name}.png")
         (tmp_path / f"{name}.txt").write_text(f"this is {name}")
     (tmp_path / "photo.txt").write_text("another text")
-    found = {raw.id: [p.value for p in raw.content if p.type == "text"] for raw in read_source(tmp_path)}
+    good, _ = found_in(tmp_path)
+    found = {raw.id: [p.value for p in raw.content if p.type == "text"] for raw in good}
     assert found == {"photo.v1.png": ["this is photo.v1"], "photo.v2.png": ["this is photo.v2"], "photo.txt": ["another text"]}
 
 

@@ -133,7 +133,7 @@ def _check_index(path: Path) -> None:
             part = (path / where.relative_path).resolve()
             if not part.is_relative_to(path.resolve()):
                 raise ValueError(f"{where.relative_path} lies elsewhere")
-            if part.stat().st_size < where.offset + where.length:
+            if part.stat().st_size - where.length < where.offset:
                 raise ValueError(f"{where.relative_path} is cut off")
             if type(index.state_dict_metadata[entry.fqn]).__name__ == "BytesStorageMetadata":
                 with open(part, "rb") as file:

@@ -1,7 +1,7 @@
 """What accelerators and this CPU can do; how CPU threads wait for one another, and what the allocator keeps.
 
-The last two change the process: commands and trainings ask for them, the library never does. Importing this imports nothing of
-PyTorch, so that they may be asked for before it loads.
+The last two change the process: commands and trainings ask for them, the library never does. PyTorch is not
+loaded here, so that they may be asked for before it loads.
 """
 
 import ctypes
@@ -69,3 +69,19 @@ def keep_large_blocks() -> bool:
     except (OSError, AttributeError):
         return False
     return bool(mallopt(_MMAP_THRESHOLD, KEPT_BYTES)) and bool(mallopt(_TRIM_THRESHOLD, KEPT_BYTES))
+
+
+def fast_bfloat16() -> bool:
+    """Whether a training step in bfloat16 beats float32 on this CPU, measured on a small convolution in both."""
+    import torch
+
+    x, layer = torch.randn(16, 64, 16, 16), torch.nn.Conv2d(64, 64, 3, padding=1)
+    seconds: dict[bool, float] = {}
+    for enabled in (False, True):
+        for attempt in range(3):
+            began = time.perf_counter()
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                layer(x).float().square().mean().backward()
+            taken = time.perf_counter() - began
+            seconds[enabled] = taken if attempt == 0 else min(taken, seconds[enabled])
+    return seconds[True] < 0.8 * seconds[False]

@@ -179,8 +179,10 @@ class _RemoteFiles(Files):
 
     def exists(self, name: str) -> bool:
         with _asking(name):
-            path = self._join(name)
-            return self.remote.exists(path) and self.remote.info(path)["type"] == "file"
+            try:
+                return self.remote.info(self._join(name))["type"] == "file"
+            except FileNotFoundError:
+                return False
 
     def folders(self, inside: str = "") -> Iterator[tuple[str, list[str], dict[str, Found]]]:
         for folder, folders, files in self.remote.walk(self.folder, detail=True, on_error="raise"):

@@ -139,6 +139,12 @@ def test_a_begun_picture_streams_from_its_kept_rows_on(tiny):
     torch.testing.assert_close(shown[-1], pieces[-1].images[0])
 
 
+def test_an_image_whose_codes_do_not_tell_its_size_is_shown_once_it_is_whole(tiny):
+    stream = tiny.modality("image").stream(tiny.image)
+    assert stream.push(np.ones((1, 3), np.int64), False) is None
+    assert stream.push(np.ones((1, 4), np.int64), True).shape == (3, tiny.image.stride, 4 * tiny.image.stride)
+
+
 def test_the_live_view_shows_text_pictures_and_sound_as_they_grow(tiny):
     class Terminal(io.StringIO):
         def isatty(self):

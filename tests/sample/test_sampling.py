@@ -1,12 +1,17 @@
 """Promises of sampling: filters by the book, distributions untouched by masks, rows independent, output always well-formed."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from test_layouts import every_layout, random_codes
 
 from unitok.document import Document, Segment
 from unitok.errors import UserError
 from unitok.grammar import Grammar, Want, parse_plan
+from unitok.model.decoder import Decoder
 from unitok.model.inference import InferenceDecoder
 from unitok.sample.engine import Session, generate
 from unitok.sample.running import Request
@@ -287,6 +292,30 @@ def test_greedy_ids_equal_a_naive_loop_over_whole_sequences(tiny, way):
     assert made == [naive(tiny, request, settings) for request in requests]
     if WAYS[way]:  # it does something
         assert made != [naive(tiny, request, dict.fromkeys(settings, Settings(0.0))) for request in requests]
+
+
+def test_codes_of_every_layout_are_drawn_as_a_naive_loop_draws_them(tiny):
+    """From the begin of a span, and from the middle of one; each finds its own end."""
+    vocab, rng = every_layout(), np.random.default_rng(3)
+    torch.manual_seed(1)
+    model = Decoder(replace(tiny.model.config, vocab_size=vocab.size)).eval()
+    for name, weight in model.named_parameters():
+        if name.endswith(("lm_head.weight", "o_proj.weight", "down_proj.weight")):
+            torch.nn.init.normal_(weight, std=0.1)
+    requests, settings = [], {}
+    for i, m in enumerate(["text", "raster3", "interleaved3", "delayed2", "delayed4", "clip", "strip"]):
+        settings[m] = Settings(0.0, guidance=1.0 + i % 2)
+        prompt = vocab.encode(Document((Segment(m, random_codes(vocab, m, rng)),)), eos=False)
+        cut = int(rng.integers(2 + len(vocab.span(m).header), len(prompt))) if vocab.span(m).begin else len(prompt)
+        repeats = None if vocab.span(m).header or i % 3 else 4
+        requests += [Request(prompt, [Want(m, repeats=repeats)], 18, row=0), Request(prompt[:cut], [Want(m)], 16, row=1)]
+    made = [ids.tolist() for ids in generate(model, Grammar(vocab), requests, settings)]
+    assert made == [naive(SimpleNamespace(vocab=vocab, model=model), request, settings) for request in requests]
+    for request, ids in zip(requests, made, strict=True):
+        segments = vocab.decode(np.concatenate([request.prompt, ids])).segments
+        assert segments[-1].modality == request.plan[0].modality
+        if vocab.span(segments[-1].modality).begin:  # text goes on
+            assert request.plan[0].repeats in (None, segments[-1].codes.shape[-1])
 
 
 def test_a_request_that_joins_later_gets_what_it_gets_alone(tiny):

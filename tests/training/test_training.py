@@ -384,7 +384,7 @@ def test_samples_are_taken_while_it_trains_and_change_nothing(tmp_path, tokens, 
     run_lightning(arguments("decoder", tmp_path / "without", tokens, 3, *longer))
     bundle = f"--trainer.callbacks.bundle={bundle_folder}"
     watch = ["--trainer.callbacks+=unitok.scenes.SceneSamples", bundle]
-    often = ["--trainer.callbacks.every_minutes=1e-6", "--trainer.callbacks.number=2"]
+    often = ["--trainer.callbacks.every_minutes=1e-6", "--trainer.callbacks.number=2", "--trainer.callbacks.max_ids=100"]
     run_lightning(
         arguments(
             "decoder", tmp_path / "run", tokens, 3, *longer, *watch, f"--trainer.callbacks.scenes={scenes_folder}", *often

@@ -263,7 +263,8 @@ def tokenize(arguments: list[str]) -> None:
         raise UserError("--recipe: say --template, --root, --order and --instance in it, for each source")
     from unitok.data.prepare.plan import Plan
     from unitok.data.prepare.recipe import SourceSpec, parse_template
-    from unitok.data.prepare.tokenize import estimate, print_estimate
+    from unitok.data.prepare.summary import estimate_lines
+    from unitok.data.prepare.tokenize import estimate
     from unitok.data.prepare.tokenize import tokenize as run
 
     spec = SourceSpec(
@@ -283,7 +284,8 @@ def tokenize(arguments: list[str]) -> None:
         *(spec, options, o.validation, o.threads, o.seed),
     )
     if o.dry_run:
-        print_estimate(plan, estimate(plan))
+        for line in estimate_lines(plan, estimate(plan)):
+            print(visible(line))
     else:
         part = None if o.shard_index is None else (o.shard_index, o.num_shards)
         run(plan, o.workers, o.max_error_rate, o.engine, part, progress=True)

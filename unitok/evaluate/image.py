@@ -132,7 +132,7 @@ class _ImageMeasure:
         captions = {"original": original, f"{scores['psnr_db']:.2f} dB{similarity}": out}
         return Measured(
             row,
-            row["psnr_db"],
+            scores["psnr_db"] or 0.0,
             lambda: [pages.Figure(pages.image(encode_png(2 * x - 1)), caption) for caption, x in captions.items()],
         )
 

@@ -152,10 +152,10 @@ class Image(Modality):
 class _ImageStream(Stream):
     """All rows so far, whenever there are new ones."""
 
-    rows = 0
+    rows = 1  # which, alone, may be an image whose size its codes do not tell
 
     def push(self, codes: np.ndarray, done: bool) -> Tensor | None:
-        if not done and (codes.ndim < 2 or len(codes) <= self.rows):
+        if not done and len(codes) <= self.rows:
             return None
         self.rows = len(codes)
         return self.modality.decode(self.tokenizer, Segment(self.modality.kind, codes))

@@ -92,6 +92,13 @@ class BlockedMatrix(Matrix):
         return torch.ops.mkldnn._linear_pointwise.binary(x, other, self.weight, self.bias, "mul")
 
 
+def matrix(weight: Tensor, bias: Tensor | None = None) -> Matrix:
+    """The linear layer that is fastest here: in oneDNN's order where that can be."""
+    known = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+    blocked = known and weight.device.type == "cpu" and weight.dtype == torch.float32
+    return BlockedMatrix(weight, bias) if blocked else Matrix(weight, bias)
+
+
 class Gated:
     """SwiGLU's two products, as one: x [N, in] -> silu(gate) * up [N, width]."""
 
@@ -112,12 +119,6 @@ class BlockedGated(Gated):
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.up.times(x, self.gate(x, "swish"))
-
-
-def can_block(weight: Tensor) -> bool:
-    """Whether a matrix can be kept in oneDNN's order here."""
-    known = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-    return known and weight.device.type == "cpu" and weight.dtype == torch.float32
 
 
 def unit(x: Tensor, eps: float) -> Tensor:
@@ -178,8 +179,7 @@ class InferenceDecoder:
 
     def head_of(self, intervals: Intervals) -> Matrix:
         """The head for a set of tokens alone."""
-        weight = rows_of(self.head, intervals)
-        return BlockedMatrix(weight) if can_block(weight) else Matrix(weight)
+        return matrix(rows_of(self.head, intervals))
 
     @torch.inference_mode()
     def step(
@@ -294,15 +294,14 @@ def _arrange(block: Block, c: DecoderConfig) -> _Weights:
         if c.qk_norm == "layer":
             shift = torch.cat([norm.bias for norm, _ in norms])[:, order]
     gate, up = (after_norm(layer, block.post_attention_layernorm) for layer in (m.gate_proj, m.up_proj))
-    blocked = can_block(qkv_weight)
-    kind = BlockedMatrix if blocked else Matrix
+    qkv = matrix(qkv_weight, paired(torch.cat(biases)) if biases else None)
     return _Weights(
-        qkv=kind(qkv_weight, paired(torch.cat(biases)) if biases else None),
+        qkv=qkv,
         gain=gain,
         shift=shift,
-        out=kind(*_effective(a.o_proj)),
-        gated=BlockedGated(gate, up) if blocked else Gated(gate, up),
-        down=kind(*_effective(m.down_proj)),
+        out=matrix(*_effective(a.o_proj)),
+        gated=(BlockedGated if isinstance(qkv, BlockedMatrix) else Gated)(gate, up),
+        down=matrix(*_effective(m.down_proj)),
         after_attention=None if before else block.input_layernorm.weight.detach().clone(),
         after_mlp=None if before else block.post_attention_layernorm.weight.detach().clone(),
     )

@@ -274,7 +274,8 @@ class ResidualQuantizer(Quantizer):
             shared = latents if self.normalise else self.project_in[0](latents)
             kept = self._kept(latents, levels) if quantize or self.normalise else None
             residual, total = shared, torch.zeros_like(shared)
-            codes, lows, commitment = [], [], shared.new_zeros(())
+            codes: list[Any] = []
+            lows, commitment = [], shared.new_zeros(())
             for k, layer in enumerate(self.layers[:levels]):
                 low = layer.scaled(self.project_in[k](residual)) if self.normalise else residual
                 if start is not None:

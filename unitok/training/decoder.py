@@ -82,7 +82,8 @@ class DecoderTraining(TrainingShell):
     ):
         super().__init__(learning_rate=learning_rate, hold=hold, weight_decay=weight_decay, **shared)
         self.config, self.lora, self.half_life, self.skip_above = decoder, lora, half_life, skip_above
-        self.optimizer_name, self.muon_rate, self.muon_iterations = optimizer, muon_rate, muon_iterations
+        self.muon_rate: Any = muon_rate
+        self.optimizer_name, self.muon_iterations = optimizer, muon_iterations
         self.z_loss, self.loss_over, self.compiles = z_loss, loss_over, compile
         self.start_from, self.frozen, self.only_new_ids = start_from, freeze or [], only_new_ids
         if half_life is not None and half_life <= 0:

@@ -83,7 +83,7 @@ class LPIPS(nn.Module):
 
 def lpips_folders() -> list[Path]:
     """Where weights are looked for: $UNITOK_LPIPS, then torch hub's cache."""
-    hub = Path(os.environ.get("TORCH_HOME", Path.home() / ".cache" / "torch")) / "hub" / "checkpoints"
+    hub = Path(torch.hub.get_dir()) / "checkpoints"
     named = os.environ.get("UNITOK_LPIPS")
     return [Path(named), hub] if named else [hub]
 

@@ -242,7 +242,7 @@ class TrainingShell(L.LightningModule):
 
     def mean_everywhere(self, value: Tensor) -> Tensor:
         """The mean over all processes."""
-        return value if self.trainer.world_size == 1 else self.all_gather(value).mean()  # type: ignore[union-attr]
+        return value if self.trainer.world_size == 1 else self.trainer.strategy.reduce(value.clone(), reduce_op="mean")
 
     def _pace(self) -> dict[str, float]:
         """Since it was last asked: seconds a step, what `speed` makes of them, and the minutes that are left."""

@@ -9,10 +9,8 @@ from raw_data import errors_of, found_in, png, table_of, tar_of, tokens_of, wav,
 
 from unitok.data.prepare.plan import Plan
 from unitok.data.prepare.recipe import SourceSpec, load_recipe
-from unitok.data.prepare.sources import read_source
 from unitok.data.prepare.tokenize import tokenize
 from unitok.data.shards import TokenDataset
-from unitok.document import RawDocument
 from unitok.errors import UserError
 
 
@@ -238,7 +236,7 @@ def test_recipes_that_cannot_be_say_why(tmp_path):
         ("sources: [{path: a, order: [7]}]", "order [1] 7; it is a text"),
         ("sources: [{path: a, template: [{type: image}]}]", "template, part 1: an empty or missing 'path'"),
         ("sources: [{path: a}, {path: b/a}]", "two sources are called 'a'"),
-        ("seed: 1\nsources: [{path: a}]", "seed: unknown"),
+        ("seed: 1\nsources: [{path: a}]", "and nothing else"),
         ("sources: [{path: a, loss: false}]", "loss False; it is a value by name"),
         ("sources: [{path: a, roles: [user]}]", "roles ['user']; it is a value by name"),
         ("sources: [{path: a, weight: .nan}]", "weight nan; it is a number"),
@@ -256,8 +254,9 @@ def test_recipes_that_cannot_be_say_why(tmp_path):
         assert why in str(caught.value), content
 
 
-def test_read_source_gives_documents_and_errors(tmp_path):
+def test_a_source_gives_documents_and_errors(tmp_path):
     (tmp_path / "a.txt").write_text("a")
     (tmp_path / "b.bin").write_bytes(bytes(9))
-    found = list(read_source(tmp_path))
-    assert [type(f) for f in found] == [RawDocument, UserError]
+    good, bad = found_in(tmp_path)
+    assert [raw.id for raw in good] == ["a.txt"]
+    assert len(bad) == 1

@@ -151,7 +151,6 @@ class Table:
         self.files, self.name = files, name
         self.bad_rows: list[tuple[str, str]] = []  # of CSV: why each is none, and its text
         self._file = file = files.open(name)
-        self.stamp = files.stamp_of(file, name)[1]
         plain = name.lower()
         self._parquet = pq.ParquetFile(file) if plain.endswith(".parquet") else None
         if self._parquet is not None:

@@ -20,7 +20,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,7 @@ class _Reader:
 
     def __init__(self, spec: SourceSpec, open_path: Open, files: bool):
         self.spec, self.open_path, self.files = spec, open_path, files
-        self.texts: list[Part] = []
+        self.texts: list[str] = []
         self.media: dict[str, list[Part]] = {kind: [] for kind, modality in modalities().items() if not modality.inline}
         self.records: list[Blob] = []
         self.other_texts: list[tuple[str, Blob]] = []  # text that is no caption by its name
@@ -156,10 +156,10 @@ class _Reader:
             raise UserError(f"{name}: {_kind(content)}; bytes, the path of a file, or a data URL are read as media")
 
     def _take_text(self, name: str, text: str) -> None:
-        if not text.strip():
+        if text.strip():
+            self.texts.append(text)
+        else:
             self.blank.append(name)
-            return
-        self.texts.append(_part(self.spec, TEXT, text))
 
     def _take_blob(self, name: str, blob: Blob, role: str) -> None:
         head = blob.head()
@@ -215,23 +215,22 @@ class _Reader:
             raise UserError(f"{self.blank[0]}: no text in it; fill it or leave it out")
         unused = [name for name, _ in self.left]
         if found and not self.texts:
-            captions = [_caption(_json_of(record)) for record in self.records]
-            self.texts = [_part(self.spec, TEXT, caption) for caption in captions if caption]
+            self.texts = list(filter(None, (_caption(_json_of(record)) for record in self.records)))
             unused += ["json"] * bool(self.records and not self.texts)
             unused += [name for name in self.unread if not names_media(name.rsplit(".", 1)[-1]) and not self.texts]
         if len(self.texts) > 1:  # captions are told apart
-            self.texts = [replace(self.texts[0], value="\n".join(t.value.strip() for t in self.texts))]
+            self.texts = ["\n".join(text.strip() for text in self.texts)]
         if found:
-            self.texts = [replace(t, value=t.value.strip()) for t in self.texts]
+            self.texts = [text.strip() for text in self.texts]
             unused += [name for name, _ in self.other_texts]
         elif self.files:
             for _, blob in self.other_texts:
                 self._take_text(blob.name, text_of(blob))
         if not found and not self.texts:  # metadata alone is what there is to read: its caption, or all of it
-            self.texts = [_part(self.spec, TEXT, _caption_of(record) or _text_of_record(record)) for record in self.records]
+            self.texts = [_caption_of(record) or _text_of_record(record) for record in self.records]
         notes = [_unused(name) for name in dict.fromkeys(unused)]
         notes += [f"field {name!r} is empty" for name in dict.fromkeys(self.empty + self.blank) if not found or "." not in name]
-        return Parts([*self.texts, *found], notes)
+        return Parts([*(_part(self.spec, TEXT, text) for text in self.texts), *found], notes)
 
 
 def _unused(name: str) -> str:

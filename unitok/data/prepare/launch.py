@@ -146,18 +146,19 @@ def _run_local(run: Run, todo: list[int], workers: int, overlap: bool, progress:
         while pipes:
             ready: list[Any] = connection.wait(pipes)
             for pipe in ready:
-                if (message := pipe.recv()) == "next":
-                    pipe.send(next(left, None))
-                elif message == "done":
+                try:
+                    message = pipe.recv()
+                    if message == "next":
+                        pipe.send(next(left, None))
+                except (EOFError, ConnectionError):
+                    why = "a worker process died (out of memory?); start again to go on, with fewer workers if it happens again"
+                    raise UserError(f"{run.out}: {why}") from None
+                if message == "done":
                     pipes.discard(pipe)
                 elif isinstance(message, Exception):
                     raise message
-                else:
+                elif message != "next":
                     progress.add(*message)
-    except EOFError:
-        raise UserError(
-            f"{run.out}: a worker process died (out of memory?); start again to go on, with fewer workers if it happens again"
-        ) from None
     except Stop as error:
         raise type(error)(str(error), (*error.errors, *_errors_of(pipes))) from None
     finally:
@@ -281,6 +282,5 @@ def _absolute(plan: Plan) -> Plan:
     def full(path: str) -> str:
         return path if not path or "://" in path else str(Path(path).absolute())
 
-    spec = replace(plan.spec, root=full(plan.spec.root))
-    here = replace(plan, spec=spec, source=full(plan.source), recipe=full(plan.recipe))
-    return replace(here, out=full(plan.out), bundle=full(plan.bundle))
+    paths: dict[str, Any] = {name: full(getattr(plan, name)) for name in ("source", "recipe", "out", "bundle")}
+    return replace(plan, spec=replace(plan.spec, root=full(plan.spec.root)), **paths)

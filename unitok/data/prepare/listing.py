@@ -70,6 +70,13 @@ def refused(where: str, why: str) -> Item:
     return Item("", where, "error", error=f"{where}: {why}")
 
 
+def _broken(where: str, f: Found, error: BaseException, what: str = "damaged: the rest cannot be read") -> Item:
+    """What an error (of `DAMAGE`) in a container costs: all of the container, or what comes after a place in it."""
+    if isinstance(error, UserError):
+        return Item("", f.name, "error", error=str(error))
+    return refused(where, f"{what} ({damage(error, f.name)})")
+
+
 def describes(name: str) -> bool:
     """Whether a file describes a data set (README, LICENSE, …)."""
     return _DESCRIBES.fullmatch(name.rpartition("/")[2]) is not None
@@ -192,10 +199,8 @@ def _line_items(files: Files, f: Found, claims: Claims) -> Iterator[Item]:
                 elif line.strip():
                     id = _line_id(line, f"{stem}-{number}", f.name, claims)
                     yield Item(id, where, "line", f.name, f.stamp, start, len(line))
-    except UserError as error:
-        yield Item("", f.name, "error", error=str(error))
     except DAMAGE as error:
-        yield refused(f"{f.name}, after line {number}", f"damaged: the rest cannot be read ({damage(error, f.name)})")
+        yield _broken(f"{f.name}, after line {number}", f, error)
 
 
 def _list_items(files: Files, f: Found, claims: Claims) -> Iterator[Item]:
@@ -216,10 +221,8 @@ def _list_items(files: Files, f: Found, claims: Claims) -> Iterator[Item]:
             id = _line_id(line, f"{stem}-{number}", f.name, claims)
             yield Item(id, f"{f.name}, entry {number}", "line", f.name, f.stamp, at, end - at)
             at = end
-    except UserError as error:
-        yield Item("", f.name, "error", error=str(error))
     except (*DAMAGE, RecursionError) as error:
-        yield refused(f"{f.name}, entry {number}", f"not JSON: the rest cannot be read ({damage(error, f.name)})")
+        yield _broken(f"{f.name}, entry {number}", f, error, "not JSON: the rest cannot be read")
 
 
 def _line_id(line: bytes, default: str, file: str, claims: Claims) -> str:
@@ -265,10 +268,8 @@ def _archive_items(files: Files, f: Found, claims: Claims) -> Iterator[Item]:
                     apart.add(mine)
                 key = mine
                 samples.setdefault(mine, []).append((member.name, member.start, member.length))
-    except UserError as error:
-        bad.append(Item("", f.name, "error", error=str(error)))
     except DAMAGE as error:
-        bad.append(refused(f"{f.name}, after {last}", f"damaged: the rest cannot be read ({damage(error, f.name)})"))
+        bad.append(_broken(f"{f.name}, after {last}", f, error))
     for key, members in samples.items():
         where = f"{f.name}, {key}"
         if key in apart:
@@ -287,10 +288,8 @@ def _table_items(files: Files, f: Found, claims: Claims) -> Iterator[Item]:
             for why, text in table.bad_rows:
                 claims.read(None, (cell.strip(' "') for cell in re.split(r"[,;|\t]", text)), f.name)
                 yield refused(f"{f.name}, a row", why)
-    except UserError as error:
-        yield Item("", f.name, "error", error=str(error))
     except DAMAGE as error:
-        yield refused(f.name, f"not a readable table ({damage(error, f.name)})")
+        yield _broken(f.name, f, error, "not a readable table")
 
 
 def unused_table(files: Files, name: str) -> bool:

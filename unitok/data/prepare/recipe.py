@@ -172,12 +172,10 @@ def load_recipe(path: Path) -> list[SourceSpec]:
         raise UserError(f"{path}: no such file") from None
     except (UnicodeDecodeError, IsADirectoryError):
         raise UserError(f"{path}: not YAML text") from None
-    if not isinstance(content, dict) or not isinstance(content.get("sources"), list) or not content["sources"]:
-        raise UserError(f"{path}: a recipe is `sources:` and a list, each with a `path`")
-    if unknown := set(content) - {"sources"}:
-        raise UserError(f"{path}: {', '.join(sorted(map(str, unknown)))}: unknown; a recipe holds `sources` alone")
-    entries = enumerate(content["sources"], 1)
-    specs = [_read_spec(entry, f"{path}: source {number}", Path(path).parent) for number, entry in entries]
+    sources = content.get("sources") if isinstance(content, dict) else None
+    if not isinstance(sources, list) or not sources or set(content) != {"sources"}:
+        raise UserError(f"{path}: a recipe is `sources:` and a list, each with a `path`, and nothing else")
+    specs = [_read_spec(entry, f"{path}: source {number}", Path(path).parent) for number, entry in enumerate(sources, 1)]
     names = [spec.name for spec in specs]
     if len(set(names)) < len(names):
         raise UserError(f"{path}: two sources are called {next(n for n in names if names.count(n) > 1)!r}; give each a `name`")

@@ -274,25 +274,21 @@ class Source:
 
     def _read_rows(self, items: list[Item]) -> Iterator[Make]:
         self._container_of(items[0])
-        with closing(Table(self.files, items[0].file)) as table:
-            yield from self._rows_of(table, items)
-
-    def _rows_of(self, table: Table, items: list[Item]) -> Iterator[Make]:
         wanted = deque(items)
-        for at, count, batches in table.stretches(items[0].start, items[-1].start + 1):
-            first, end = at, at + count
-            try:
-                for batch in batches():
-                    while wanted and wanted[0].start < first + batch.num_rows:
-                        item = wanted.popleft()
-                        yield partial(self._make_of_row, item, table, batch, item.start - first)
-                    first += batch.num_rows
-            except DAMAGE as error:
-                why = damage(error, items[0].file)
-                while wanted and wanted[0].start < end:
-                    yield partial(_raise, f"{wanted.popleft().where}: damaged ({why})")
-        for item in wanted:
-            yield partial(_raise, f"{item.where}: not there")
+        with closing(Table(self.files, items[0].file)) as table:
+            for at, count, batches in table.stretches(items[0].start, items[-1].start + 1):
+                first, end = at, at + count
+                try:
+                    for batch in batches():
+                        while wanted and wanted[0].start < first + batch.num_rows:
+                            item = wanted.popleft()
+                            yield partial(self._make_of_row, item, table, batch, item.start - first)
+                        first += batch.num_rows
+                except DAMAGE as error:
+                    why = damage(error, items[0].file)
+                    while wanted and wanted[0].start < end:
+                        yield partial(_raise, f"{wanted.popleft().where}: damaged ({why})")
+        yield from (partial(_raise, f"{item.where}: not there") for item in wanted)
 
     def _make_of_row(self, item: Item, table: Table, batch: pa.RecordBatch, row: int) -> list[RawDocument]:
         return self._from_fields(item, table.fields(batch, row, f"{item.file}/{item.start}"))
@@ -323,21 +319,6 @@ class Source:
 
 def _raise(message: str) -> list[RawDocument]:
     raise UserError(message)
-
-
-# ---- Whole sources, for the library ----------------------------------------------------------------------------------
-
-
-def read_source(path: Path) -> Iterator[RawDocument | UserError]:
-    """The documents of a file or folder in a fixed order; what cannot be used comes as the `UserError` that says why."""
-    source = Source(SourceSpec(str(path)))
-    for item in source.items():
-        for make in source.read([item]):
-            try:
-                yield from make()
-            except UserError as error:
-                yield error
-    source.close()
 
 
 def read_texts(path: Path) -> Iterator[str]:

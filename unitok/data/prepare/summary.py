@@ -6,11 +6,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from unitok.bundle import Bundle
+from unitok.data.prepare.plan import Plan
 from unitok.document import Document
 from unitok.modalities import modalities
 
 #: Reasons that are told, of many.
 MOST = 5
+
+SIZES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "bytes"))
+TIMES = ((3600, "hours"), (60, "minutes"), (1, "s"))
 
 
 def total(entries: Iterable[Mapping[str, Any]], name: str) -> Counter[str]:
@@ -68,3 +72,21 @@ def show_document(bundle: Bundle, document: Document) -> str:
         for segment in document.segments
     )
     return f"{document.source!r}: {', '.join(lines)}"
+
+
+def estimate_lines(plan: Plan, found: Mapping[str, Any]) -> Iterator[str]:
+    """An estimate (`unitok.data.prepare.tokenize.estimate`) in words."""
+
+    def unit(value: float, units: Iterable[tuple[float, str]]) -> str:
+        size, name = next((size, name) for size, name in units if value >= size or size == 1)
+        return f"{value / size:.3g} {name}"
+
+    by = ", ".join(f"{n:,.0f} {name.removesuffix('_ids')}" for name, n in found.items() if name.endswith("_ids"))
+    yield f"{plan.name()}: {found['listed']:,.0f} documents listed; from {found['sample']:.0f} of them, about:"
+    yield f"  documents   {found['documents']:,.0f} ({found['bad']:.1%} bad, {found['filtered']:.1%} filtered out)"
+    yield from (f"    bad       {error}" for error in found["errors"])
+    yield from (f"{line} (of the sample)" for line in found["summary"])
+    yield from (f"  decoded     {example}" for example in found["examples"])
+    yield f"  ids         {found['ids']:,.0f} ({by})"
+    yield f"  disk        {unit(found['gigabytes'] * 1e9, SIZES)}"
+    yield f"  time        {unit(found['hours'] * 3600, TIMES)} of one process with {plan.threads} threads on {plan.device}"

@@ -35,7 +35,6 @@ from unitok.interleaved import format_raw_document
 log = logging.getLogger("unitok")
 MORE = "Start again with a higher max_error_rate to go on, or mend them and start with a new folder"
 EXAMPLES = 3  # documents that a dry run shows
-SIZES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "bytes"))
 
 
 def tokenize(
@@ -267,27 +266,6 @@ def estimate(plan: Plan, sample: int = 200) -> dict[str, Any]:
             *summary(encoded.formats, encoded.filtered, sum((s.left_out for s in sources), Counter()), encoded.notes, 0)
         ],
     } | {f"{modality}_ids": count * more for modality, count in entry["ids_by_modality"].items()}
-
-
-def print_estimate(plan: Plan, found: dict[str, Any]) -> None:
-    """An estimate in words."""
-    by = ", ".join(f"{n:,.0f} {name.removesuffix('_ids')}" for name, n in found.items() if name.endswith("_ids"))
-    hours = found["hours"]
-    time_needed = (
-        f"{hours:.1f} hours" if hours >= 1 else f"{hours * 60:.1f} minutes" if hours * 60 >= 1 else f"{hours * 3600:.0f} s"
-    )
-    print(f"{visible(plan.name())}: {found['listed']:,.0f} documents listed; from {found['sample']:.0f} of them, about:")
-    print(f"  documents   {found['documents']:,.0f} ({found['bad']:.1%} bad, {found['filtered']:.1%} filtered out)")
-    for error in found["errors"]:
-        print(f"    bad       {visible(error)}")
-    for line in found["summary"]:
-        print(f"{visible(line)} (of the sample)")
-    for example in found["examples"]:
-        print(f"  decoded     {example}")
-    print(f"  ids         {found['ids']:,.0f} ({by})")
-    size, unit = next((found["gigabytes"] * 1e9 / s, u) for s, u in SIZES if found["gigabytes"] * 1e9 >= s or s == 1)
-    print(f"  disk        {size:.3g} {unit}")
-    print(f"  time        {time_needed} of one process with {plan.threads} threads on {plan.device}")
 
 
 # ---- Back -----------------------------------------------------------------------------------------------------------
