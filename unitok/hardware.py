@@ -59,6 +59,19 @@ def bound_waiting() -> str:
     return ", ".join(f"{name}={os.environ[name]}" for name in said)
 
 
+def check_device(device: str) -> str:
+    """A device's name, if PyTorch can compute there; imports PyTorch. Errors: `UserError`."""
+    import torch
+
+    from unitok.errors import UserError, first_line
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"device {device!r}: not available here ({first_line(error)}); try cpu") from None
+    return device
+
+
 @cache
 def keep_large_blocks() -> bool:
     """Let glibc's allocator keep large blocks; -> whether it does. Not other C libraries or allocators, nor with UNITOK_KEEP_MEMORY=0."""
@@ -69,19 +82,3 @@ def keep_large_blocks() -> bool:
     except (OSError, AttributeError):
         return False
     return bool(mallopt(_MMAP_THRESHOLD, KEPT_BYTES)) and bool(mallopt(_TRIM_THRESHOLD, KEPT_BYTES))
-
-
-def fast_bfloat16() -> bool:
-    """Whether a training step in bfloat16 beats float32 on this CPU, measured on a small convolution in both."""
-    import torch
-
-    x, layer = torch.randn(16, 64, 16, 16), torch.nn.Conv2d(64, 64, 3, padding=1)
-    seconds: dict[bool, float] = {}
-    for enabled in (False, True):
-        for attempt in range(3):
-            began = time.perf_counter()
-            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-                layer(x).float().square().mean().backward()
-            taken = time.perf_counter() - began
-            seconds[enabled] = taken if attempt == 0 else min(taken, seconds[enabled])
-    return seconds[True] < 0.8 * seconds[False]

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import inspect
 import io
 import json
 import os
@@ -18,8 +19,9 @@ import torch
 import yaml
 from PIL import Image
 
-from unitok import cli
-from unitok.cli import LIGHTNING_VERBS, VERBS, main
+from unitok.api import Unitok
+from unitok.cli import LIGHTNING_VERBS, VERBS, flags, function_of, main
+from unitok.data.shards import TokenDataset
 from unitok.model import Decoder
 from unitok.model.decoder import DecoderConfig
 from unitok.tokenizers import AudioTokenizer, AudioTokenizerConfig, ImageTokenizer, ImageTokenizerConfig
@@ -68,19 +70,16 @@ def test_help_imports_neither_torch_nor_lightning():
 
 #: The last word of an option's name -> what its help must say it is measured in or counts.
 UNITS = {"minutes": "minutes", "seconds": "seconds", "segment": "seconds", "size": "pixels|pieces|documents|outputs|of equal size",
-         "area": "pixels", "workers": "processes", "threads": "threads", "ids": "ids", "validation": "share", "rate": "share|HZ",
-         "keep": "share", "mfu": "share", "jacobi": "ids", "count": "number|scenes", "context": "ids", "batch": "ids"}  # fmt: skip
+         "area": "pixels", "workers": "processes", "threads": "threads", "ids": "ids", "validation": "fraction", "rate": "fraction|Hz",
+         "keep": "share", "mfu": "fraction", "jacobi": "ids", "count": "number|scenes", "context": "ids", "batch": "ids"}  # fmt: skip
 
 
-@pytest.mark.parametrize("verb", [*VERBS, "eval image-tokenizer", "eval audio-tokenizer"])
-def test_every_option_of_every_verb_says_what_it_is_its_unit_and_its_default(verb, monkeypatch):
-    parsers = []
-    real = cli._ArgumentParser.print_help
-    monkeypatch.setattr(cli._ArgumentParser, "print_help", lambda self, *more: (parsers.append(self), real(self, *more)))
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_option_of_every_verb_says_what_it_is_its_unit_and_its_default(verb):
     done = here(*verb.split(), "--help")
     assert done.returncode == 0
     assert done.stdout.startswith(f"usage: unitok {verb} ")
-    (parser,) = parsers
+    parser = flags.make_parser(function_of(verb), f"unitok {verb}")
     assert parser.description
     told = " ".join(done.stdout.split())
     for action in parser._actions:
@@ -90,9 +89,76 @@ def test_every_option_of_every_verb_says_what_it_is_its_unit_and_its_default(ver
         unit = UNITS.get(name.rpartition("-")[2], "") if action.type in (int, float) else ""
         told_of = f"{action.help} {action.metavar}"
         assert re.search(unit, told_of), f"{verb} {name}: {told_of!r} says nothing of {unit}"
-        if action.default not in (None, "", False, argparse.SUPPRESS):
-            said = f"(default: {action.default})" in told or "(default" in action.help or f"{action.default}: " in action.help
+        if not (action.default is False or action.default in (None, "", [], argparse.SUPPRESS)):
+            meaning = f"{str(action.default).removesuffix('.0')}: "  # as in `0: all`
+            said = f"(default: {action.default})" in told or "(default" in action.help or meaning in action.help
             assert said, f"{verb} {name}: its default {action.default} is not said"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_docstring_of_every_verb_documents_each_argument(verb):
+    function = function_of(verb)
+    documented = [name for entries in flags.read_docstring(function)[1].values() for name in entries]
+    assert sorted(documented) == sorted(inspect.signature(function).parameters)
+
+
+def test_help_and_mistakes_that_need_no_torch_do_not_import_it(bundle_folder, tmp_path):
+    """In one process, one after the other: what one imports would be seen after it."""
+    bundle = ("--bundle", str(bundle_folder))
+    (tmp_path / "file.txt").write_text("x")
+    given = [[*verb.split(), "--help"] for verb in VERBS] + [[*verb.split(), "--tyop"] for verb in VERBS]
+    given += [
+        ["tokenize", str(tmp_path / "gone"), str(tmp_path / "out"), *bundle],
+        ["tokenize", str(tmp_path), str(tmp_path / "out"), "--bundle", str(tmp_path / "gone")],
+        ["tokenize", str(tmp_path / "out"), *bundle],
+        ["tokenize", str(tmp_path), str(tmp_path / "out"), *bundle, "--image-fit", "squeeze"],
+        ["tokenize", str(tmp_path), str(tmp_path / "out"), *bundle, "--image-area", "-1"],
+        ["tokenize", str(tmp_path), str(tmp_path / "out"), *bundle, "--template", "{"],
+        ["detokenize", str(tmp_path / "gone"), str(tmp_path / "out"), *bundle],
+        ["sample", "--bundle", str(tmp_path / "gone"), "--text", "x"],
+        ["sample", *bundle, "--image", str(tmp_path / "gone.png")],
+        ["sample", *bundle, "--prompts", str(tmp_path / "gone.jsonl")],
+        ["sample", *bundle, "--text", "x", "--image-top-p", "7"],
+        ["train-text", str(tmp_path / "gone.txt"), "--out", str(tmp_path / "out")],
+        ["inspect", str(tmp_path / "gone")],
+        ["bundle", str(tmp_path / "out"), "--image", str(tmp_path / "gone")],
+        ["import", "encodec", str(tmp_path / "gone"), str(tmp_path / "out")],
+        ["export", "hf-qwen3", str(tmp_path / "gone"), str(tmp_path / "out")],
+        ["eval", *bundle, "--scenes", str(tmp_path / "gone")],
+        ["eval", "image-tokenizer", str(bundle_folder), str(tmp_path / "gone")],
+        ["eval", "audio-tokenizer", str(tmp_path / "gone"), str(tmp_path)],
+    ]
+    code = """
+import json, sys
+from unitok.cli import main
+for words in json.loads(sys.argv[1]):
+    try:
+        main(words)
+    except SystemExit as stop:
+        assert stop.code == (0 if "--help" in words else 2), words
+    else:
+        raise AssertionError(words)
+    bad = {"torch", "lightning", "scipy", "soundfile", "pyarrow"} & set(sys.modules)
+    assert not bad, (words, bad)
+"""
+    done = subprocess.run([sys.executable, "-c", code, json.dumps(given)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_the_library_says_of_an_argument_names_its_flag():
+    known = ["--max-ids", "--keep", "--image-area", "--audio-top-p", "--top-p", "--out"]
+    for said, shown in (
+        ("max_ids is 0: at least 1", "--max-ids is 0: at least 1"),
+        ("40 ids are too few; raise max_ids", "40 ids are too few; raise --max-ids"),
+        ("keep is 2: a share", "--keep is 2: a share"),
+        ("image: area is -1", "--image-area is -1"),
+        ("out /gone: no such folder", "--out /gone: no such folder"),
+        ("audio top_p 0.0: above 0", "--audio-top-p 0.0: above 0"),
+        ("top_p 7.0: at most 1", "--top-p 7.0: at most 1"),
+        ("/a/max_ids: no such file, and keep is no flag in here", "/a/max_ids: no such file, and keep is no flag in here"),
+    ):
+        assert flags.name_flags(said, known) == shown
 
 
 @pytest.mark.parametrize("verb", LIGHTNING_VERBS)
@@ -107,7 +173,7 @@ def test_lightnings_verbs_have_help(verb):
 def test_the_overview_names_every_verb():
     done = here("--help")
     assert done.returncode == 0
-    named = set(re.findall(r"^  ([a-z-]+)  ", done.stdout, flags=re.M)) | set(re.findall(r"; (\w+) is the same", done.stdout))
+    named = set(re.findall(r"^  ([a-z-]+(?: [a-z-]+)?)  ", done.stdout, flags=re.M))
     assert named == {*VERBS, *LIGHTNING_VERBS}
 
 
@@ -131,6 +197,44 @@ def test_a_whole_round_on_the_command_line(scenes_folder, bundle_folder, tmp_pat
     assert again.returncode == 0, again.stderr
     for name in sorted(os.listdir(out)):
         assert (out / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+def test_two_tokenizers_of_a_kind_are_told_apart_by_names(bundle_folder, scenes_folder, tmp_path):
+    out = tmp_path / "bundle"
+    parts = [
+        f"--{kind}={name}{bundle_folder}"
+        for kind, name in (("text", ""), ("image", ""), ("audio", "speech="), ("audio", "music="))
+    ]
+    done = here("bundle", out, *parts)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{out}: text, image, speech, music; ")
+    assert_one_line(here("bundle", tmp_path / "b", *parts, f"--audio=music={bundle_folder}"), "--audio", "'music'", "NAME=PATH")
+    torch.manual_seed(0)
+    tokens = ("tokenize", scenes_folder / "sounds", tmp_path / "tokens", "--bundle", out)
+    assert_one_line(here(*tokens), "audio", "speech, music")
+    done = here(*tokens, "--instance", "audio=music")
+    assert done.returncode == 0, done.stderr
+    assert TokenDataset(tmp_path / "tokens").document(0).segments[0].modality == "music"
+    whole = Unitok.from_pretrained(out)
+    whole.model = Decoder(DecoderConfig(whole.vocab.size, 32, 64, 1, 2, 2)).eval()
+    whole.save_pretrained(out, overwrite=True)
+    drawn = []
+    for seed, temperature in ((1, 0), (2, 0), (2, 5)):
+        words = [
+            "--want",
+            "speech:3,music:3",
+            "--seed",
+            seed,
+            "--settings",
+            json.dumps({"speech": {"temperature": temperature}}),
+        ]
+        done = here("sample", "--bundle", out, "--text", "x", *words, "--out", tmp_path / "out")
+        assert done.returncode == 0, done.stderr
+        assert "000000: speech, music" in done.stdout
+        drawn.append([(tmp_path / "out" / f"000000-{i}.wav").read_bytes() for i in range(2)])
+    assert drawn[0][0] == drawn[1][0] != drawn[2][0]
+    assert drawn[0][1] != drawn[1][1]
+    assert_one_line(here("sample", "--bundle", out, "--text", "x", "--settings", "{"), "--settings", "JSON")
 
 
 def test_mistakes_in_prompts_and_flags_are_one_line(bundle_folder, tmp_path):
@@ -184,10 +288,11 @@ def test_mistakes_in_tokenizing_are_one_line_and_leave_nothing(bundle_folder, sc
         ((scenes_folder, out, "--recipe", tmp_path / "r.yaml"), ["not both"]),
         ((out, "--recipe", tmp_path / "r.yaml"), ["nowhere", "no such file"]),
         ((out, "--recipe", tmp_path / "no.yaml"), ["no.yaml", "no such file"]),
-        ((out, "--recipe", tmp_path / "r.yaml", "--order", "image"), ["--order", "for each source"]),
+        ((out, "--recipe", tmp_path / "r.yaml", "--order", "random"), ["--order", "for each source"]),
         ((scenes_folder, out, "--template", "[{type: smell}]"), ["--template", "part 1"]),
         ((scenes_folder, out, "--template", "{"), ["--template", "YAML"]),
-        ((scenes_folder, out, "--order", "image,smell"), ["order", "smell"]),
+        ((scenes_folder, out, "--order", "image,smell"), ["type 'smell'", "choose"]),
+        ((scenes_folder, out, "--instance", "audio"), ["--instance", "KIND=NAME"]),
         ((scenes_folder, out, "--shard-index", "1"), ["--num-shards"]),
         ((scenes_folder, out, "--shard-index", "4", "--num-shards", "4"), ["--shard-index 4"]),
         ((scenes_folder, out, "--validation", "1"), ["--validation"]),
@@ -197,7 +302,7 @@ def test_mistakes_in_tokenizing_are_one_line_and_leave_nothing(bundle_folder, sc
         ((scenes_folder, out, "--template", "[]"), ["--template", "a list of parts"]),
         ((scenes_folder, "memory://out"), ["memory://out", "local folder"]),
         ((scenes_folder, out, "--max-error-rate", "2"), ["--max-error-rate"]),
-        ((scenes_folder, out, "--audio-segment", "-1"), ["audio: segment"]),
+        ((scenes_folder, out, "--audio-segment", "-1"), ["--audio-segment -1"]),
         (("nosuchprotocol://x/y", out), ["nosuchprotocol"]),
         (("memory://nothing/here", out), ["no such file"]),
     ):
@@ -207,7 +312,9 @@ def test_mistakes_in_tokenizing_are_one_line_and_leave_nothing(bundle_folder, sc
 
 
 def test_a_dry_run_tells_how_much_it_will_be_and_a_recipe_does_it(bundle_folder, scenes_folder, tmp_path, capsys):
-    recipe = {"sources": [{"path": str(scenes_folder), "weight": 0.5}, {"path": str(scenes_folder / "images"), "crops": 1}]}
+    recipe = {
+        "sources": [{"path": str(scenes_folder), "weight": 0.5}, {"path": str(scenes_folder / "images"), "image": {"crops": 1}}]
+    }
     (tmp_path / "r.yaml").write_text(json.dumps(recipe))
     words = [str(tmp_path / "out"), "--bundle", str(bundle_folder), "--recipe", str(tmp_path / "r.yaml")]
     main(["tokenize", *words, "--dry-run"])
@@ -319,6 +426,6 @@ def test_files_where_folders_belong_are_one_line(tmp_path, bundle_folder):
     assert_one_line(here("sample", "--bundle", file, "--text", "x"), "file")
     assert_one_line(here("sample", "--bundle", bundle_folder, "--text", "x", "--out", file), "file")
     assert_one_line(here("sample", "--bundle", bundle_folder, "--image", tmp_path, "--out", tmp_path / "o"), str(tmp_path))
-    assert_one_line(here("sample", "--bundle", bundle_folder, "--text", "x", "--batch-size", "0"), "batch size")
+    assert_one_line(here("sample", "--bundle", bundle_folder, "--text", "x", "--batch-size", "0"), "--batch-size is 0")
     assert_one_line(here("inspect", file), "neither")
     assert_one_line(here("validate", "--config", ROOT / "configs/scenes/image.yaml", "--out", tmp_path / "o"), "--resume")

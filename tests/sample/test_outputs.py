@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -10,10 +11,11 @@ from elements import Elements, only_utf8
 
 from unitok.api import Unitok
 from unitok.cli import main
-from unitok.cli.terminal import half_blocks, show
+from unitok.cli.terminal import show
 from unitok.document import Document, Segment
 from unitok.errors import UserError, visible
 from unitok.grammar import Grammar
+from unitok.modalities.image import half_blocks
 from unitok.sample.outputs import Output, save_outputs
 from unitok.sample.sampling import Settings
 from unitok.sample.score import score_documents
@@ -151,20 +153,34 @@ def test_the_live_view_shows_text_pictures_and_sound_as_they_grow(tiny):
             return True
 
     screen = Terminal()
-    outputs = show(tiny.stream(["a small text"], want="text,image:4x4,audio:3", max_ids=120), 8000, screen)
+    outputs = show(tiny.stream(["a small text"], want="text,image:4x4,audio:3", max_ids=120), tiny, screen)
     told = screen.getvalue()
     assert visible(outputs[0].text, lines=True) in told
     assert told.count("\N{UPPER HALF BLOCK}") >= 16 * 8
     assert "\N{EIGHTH NOTE}" in told
     paper = io.StringIO()
-    show(tiny.stream(["a small text"], want="image:4x4", max_ids=120), 8000, paper)
-    assert paper.getvalue() == "\n[picture, 16 x 16 pixels]\n\n"
+    show(tiny.stream(["a small text"], want="image:4x4", max_ids=120), tiny, paper)
+    assert paper.getvalue() == "[image, 16 x 16 pixels]\n"
     assert len(half_blocks(torch.zeros(3, 64, 32))) == 32
 
 
-def test_what_a_text_says_does_not_reach_the_terminal_as_a_command():
+def test_the_live_view_draws_an_image_over_the_one_before_it(tiny):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    screen = Terminal()
+    grown = [Piece(0, 1, "image", torch.zeros(3, rows, 8), rows == 8) for rows in (4, 8)]
+    show([Piece(0, 0, "text", "a", True), *grown, Piece(0, 2, "text", "b", True)], tiny, screen)
+    moves = re.findall(r"\x1b\[(\d+)A", screen.getvalue())
+    assert moves == ["2"]  # the lines of the first one
+    assert screen.getvalue().startswith("a\n\x1b[2K")
+    assert screen.getvalue().endswith("\nb\n")
+
+
+def test_what_a_text_says_does_not_reach_the_terminal_as_a_command(tiny):
     screen = io.StringIO()
-    show([Piece(0, 0, "text", "a\x1b[2J\x9b1m\r\u202eb\x07\nc\td é", False)], 8000, screen)
+    show([Piece(0, 0, "text", "a\x1b[2J\x9b1m\r\u202eb\x07\nc\td é", False)], tiny, screen)
     assert screen.getvalue() == "a\\x1b[2J\\x9b1m\\r\\u202eb\\x07\nc\td é\n"
 
 

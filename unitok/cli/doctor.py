@@ -29,6 +29,11 @@ EXTRAS = {
 }
 
 
+def doctor() -> None:
+    """What is installed, what works, and what to do about the rest."""
+    raise SystemExit(report())
+
+
 def core() -> list[str]:
     """The packages that unitok needs, by what its installer was told. Errors: `UserError` where it was not installed."""
     try:

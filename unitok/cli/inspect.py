@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 
 from unitok import pages
+from unitok.cli.arguments import check_input
 from unitok.errors import UserError, first_line, visible
 from unitok.files import read_json, settle
 from unitok.hardware import HARDWARE
@@ -33,14 +34,18 @@ def inspect(
     context: int = 0,
     batch: int = 65_536,
 ) -> None:
-    """What is in a data set, a bundle or a config, and what a decoder costs.
+    """What is in a data set, a bundle or a config, and what a decoder costs; --verify checks a data set.
 
     Args:
         what: a data set (also its URL), a bundle, a decoder's folder, a YAML config, or a preset such as 100m, chameleon-34b
+
+    data sets:
         verify: check checksums, counts, grammar and ranges of a data set
-        page: write a page of decoded samples of a data set
-        bundle: the tokenizers for the page
+        page: HTML file to write: a page of decoded samples of a data set
+        bundle: the tokenizers for --page
         samples: documents on the page
+
+    costs of a decoder:
         ids: ids to train on, for the hours; 0: 20 per parameter
         hardware: what it trains on
         devices: how many of them
@@ -50,6 +55,8 @@ def inspect(
     """
     if (page is None) != (bundle is None) or samples < 1:
         raise UserError("--page needs a --bundle to decode with, --samples at least 1")
+    if "/" in what and "://" not in what:  # no preset
+        check_input(Path(what))
     from unitok.model import presets
 
     plan = {"ids": ids, "hardware": hardware, "devices": devices, "mfu": mfu, "context": context, "batch": batch}

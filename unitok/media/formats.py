@@ -269,12 +269,12 @@ def unread(head: bytes, name: str = "") -> str:
 _PROMISES = {
     "an image": "jpg jpeg jpe jfif png apng gif webp bmp dib tif tiff heic heif hif avif avifs ico cur svg svgz jp2 j2k jpx j2c "
     "jpc jpf mpo psd eps qoi tga dds icns pcx dcx sgi pbm pgm ppm pnm pfm jxl",
-    "audio": "wav wave flac ogg oga opus spx mp2 mp3 mpga m4a m4b aac wma amr aif aiff aifc au caf w64 rf64 voc sph svx ape wv",
+    "an audio": "wav wave flac ogg oga opus spx mp2 mp3 mpga m4a m4b aac wma amr aif aiff aifc au caf w64 rf64 voc sph svx ape wv",
     "a video": "mp4 m4v mkv mov avi webm mpg mpeg ogv wmv flv 3gp",
     "an archive or a table": "tar tgz zip gz bz2 xz zst 7z rar parquet arrow",
     "a document": "pdf doc docx ppt pptx xls xlsx epub",
 }
-_PROMISED = {suffix: what for what, suffixes in _PROMISES.items() for suffix in suffixes.split()}
+_PROMISED = {suffix: what.replace("an audio", "audio") for what, suffixes in _PROMISES.items() for suffix in suffixes.split()}
 
 
 def promised(name: str) -> str:

@@ -1,23 +1,25 @@
-"""Audio: frames of RVQ codes, all levels of a frame one after the other."""
+"""Audio: frames of RVQ codes, all levels of a frame one after the other.
+
+PyTorch is imported when the first audio comes, so that the command line knows the options without it.
+"""
 
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from markupsafe import Markup
-from torch import Tensor
 
 from unitok import pages
 from unitok.document import Segment
 from unitok.errors import UserError
-from unitok.media import audio_seconds, encode_wav, open_audio, read_clip, save_audio
 from unitok.modalities import Loaded, Modality, Stream, register
 from unitok.ranges import Span
 from unitok.storage import Blob
-from unitok.tokenizers.audio import SILENCE
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LONG = 60.0  # seconds; longer audio is read and encoded piece by piece
 CHUNK_SECONDS = 0.25  # of a stream, at least, per chunk
@@ -52,6 +54,8 @@ class Audio(Modality):
         return AudioTokenizer
 
     def untrained(self) -> Any:
+        import torch
+
         from unitok.tokenizers import AudioTokenizer, AudioTokenizerConfig
 
         model = AudioTokenizer(AudioTokenizerConfig(n_filters=16, dimension=32, codebook_size=32, codebook_dim=8))
@@ -83,6 +87,8 @@ class Audio(Modality):
     def pieces(self, tokenizer: Any, content: Blob, options: AudioOptions) -> tuple[list[str], str]:
         if not options.segment:
             return [], ""
+        from unitok.media import audio_seconds
+
         with content.local() as path:
             seconds = audio_seconds(path or Path(content.name), None if path else content.read())
         if seconds <= options.segment:
@@ -94,6 +100,9 @@ class Audio(Modality):
         return [f"t={start:.10g},{min(start + options.segment, seconds):.10g}" for start in starts], left_out
 
     def load(self, tokenizer: Any, content: Any, options: Any, name: str, view: str = "", chance: float = 0.0) -> Loaded:
+        from unitok.media import open_audio, read_clip
+        from unitok.tokenizers.audio import SILENCE
+
         if isinstance(content, tuple):
             samples = tokenizer.prepare(*content, name)
             return Loaded(samples, tokenizer.size(samples), facts={"seconds": samples.shape[-1] / tokenizer.sample_rate})
@@ -125,16 +134,22 @@ class Audio(Modality):
         return self.BATCH if isinstance(loaded.content, Blob) else loaded.content.shape[-1] / tokenizer.sample_rate
 
     def encode(self, tokenizer: Any, batch: list[Loaded]) -> list[np.ndarray]:
+        import torch
+
         if isinstance(batch[0].content, Blob):
             return [_encode_long(tokenizer, one) for one in batch]
         return list(tokenizer.encode(torch.stack([one.content for one in batch])).cpu().numpy())
 
     # ---- Writing -------------------------------------------------------------------------------------------------
 
-    def decode(self, tokenizer: Any, segment: Segment) -> Tensor:
+    def decode(self, tokenizer: Any, segment: Segment) -> "Tensor":
+        import torch
+
         return tokenizer.restore(torch.from_numpy(segment.codes), segment.size).cpu()
 
-    def save(self, tokenizer: Any, content: Tensor, path: Path) -> Path:
+    def save(self, tokenizer: Any, content: "Tensor", path: Path) -> Path:
+        from unitok.media import save_audio
+
         path = path.with_name(f"{path.name}.wav")
         save_audio(path, content, tokenizer.sample_rate)
         return path
@@ -142,7 +157,9 @@ class Audio(Modality):
     def stream(self, tokenizer: Any) -> Stream:
         return _AudioStream(self, tokenizer) if tokenizer.can_stream else Stream(self, tokenizer)
 
-    def html(self, tokenizer: Any, content: Tensor) -> Markup:
+    def html(self, tokenizer: Any, content: "Tensor") -> Markup:
+        from unitok.media import encode_wav
+
         return pages.audio(encode_wav(content, tokenizer.sample_rate))
 
     def html_of_file(self, file: Path) -> Markup:
@@ -151,10 +168,10 @@ class Audio(Modality):
     def line(self, tokenizer: Any, segment: Segment) -> str:
         return f"{segment.modality} {segment.size[0] / tokenizer.sample_rate:.2f} s"
 
-    def terminal(self, tokenizer: Any, content: Tensor, done: bool, colors: bool) -> tuple[str, bool]:
+    def terminal(self, tokenizer: Any, content: "Tensor", done: bool, colors: bool) -> tuple[str, bool]:
         return f"\N{EIGHTH NOTE} {content.shape[-1] / tokenizer.sample_rate:.2f} s ", False
 
-    def log(self, board: Any, tag: str, tokenizer: Any, content: Tensor, step: int) -> None:
+    def log(self, board: Any, tag: str, tokenizer: Any, content: "Tensor", step: int) -> None:
         board.add_audio(tag, content.mean(0).clamp(-1, 1).cpu(), step, tokenizer.sample_rate)
 
 
@@ -165,7 +182,9 @@ class _AudioStream(Stream):
         super().__init__(modality, tokenizer)
         self.frames, self.decoder = 0, tokenizer.decode_stream()
 
-    def push(self, codes: np.ndarray, done: bool) -> Tensor | None:
+    def push(self, codes: np.ndarray, done: bool) -> "Tensor | None":
+        import torch
+
         new = torch.from_numpy(codes[:, self.frames :])
         if not done and new.shape[1] < CHUNK_SECONDS * self.tokenizer.frame_rate:
             return None

@@ -1,23 +1,24 @@
-"""Images: a grid of VQ-GAN codes in raster order, behind its numbers of rows and columns."""
+"""Images: a grid of VQ-GAN codes in raster order, behind its numbers of rows and columns.
+
+PyTorch is imported when the first image comes, so that the command line knows the options without it.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from markupsafe import Markup
 from PIL import Image as Pillow
-from torch import Tensor
 
 from unitok import pages
 from unitok.document import Segment
 from unitok.errors import UserError, first_line
-from unitok.media import encode_png, open_image, save_image
 from unitok.modalities import Loaded, Modality, Stream, register
 from unitok.ranges import Span
-from unitok.tokenizers.image import LONGEST_SIDE, Fit
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 COLUMNS = 48  # characters that an image is wide in a terminal, at most
 
@@ -35,14 +36,19 @@ class ImageOptions:
     """
 
     area: int = 0
-    fit: Fit = "keep"
+    fit: Literal["keep", "crop", "resize"] = "keep"
     crops: int = 0
     crop_scale: float = 0.5
     flip: bool = False
 
     def __post_init__(self) -> None:
-        if self.area < 0 or self.crops < 0 or not 0 < self.crop_scale <= 1:
-            raise UserError("image: area and crops are at least 0, and crop_scale is in (0, 1]")
+        for name, value, good, must in (
+            ("area", self.area, self.area >= 0, "at least 0"),
+            ("crops", self.crops, self.crops >= 0, "at least 0"),
+            ("crop_scale", self.crop_scale, 0 < self.crop_scale <= 1, "above 0 and at most 1"),
+        ):
+            if not good:
+                raise UserError(f"image: {name} is {value}; it must be {must}")
         if self.fit not in ("keep", "crop", "resize"):
             raise UserError(f"image: fit {self.fit!r}; choose keep, crop or resize")
 
@@ -60,6 +66,8 @@ class Image(Modality):
         return ImageTokenizer
 
     def untrained(self) -> Any:
+        import torch
+
         from unitok.tokenizers import ImageTokenizer, ImageTokenizerConfig
 
         model = ImageTokenizer(ImageTokenizerConfig(ch=64, ch_mult=(1,), z_channels=16, resolution=32, codebook_size=64))
@@ -71,6 +79,8 @@ class Image(Modality):
         return model.eval()
 
     def declare(self, name: str, tokenizer: Any) -> tuple[Span, dict[str, int], tuple[int, ...]]:
+        from unitok.tokenizers.image import LONGEST_SIDE
+
         span = Span(name, (name,), f"<{name}>", f"</{name}>", ("grid", "grid"), tokenizer.fingerprint(), self.kind)
         return span, {"grid": LONGEST_SIDE, name: tokenizer.codebook_size}, ()
 
@@ -91,6 +101,8 @@ class Image(Modality):
         if isinstance(content, Pillow.Image):
             image, size = content, 0
         else:
+            from unitok.media import open_image
+
             data = content.read()
             image, size = open_image(Path(name), data), len(data)
         try:
@@ -108,6 +120,8 @@ class Image(Modality):
         return tuple(-(-side // tokenizer.stride) for side in loaded.size)
 
     def encode(self, tokenizer: Any, batch: list[Loaded]) -> list[np.ndarray]:
+        import torch
+
         height, width = (side * tokenizer.stride for side in self.batch_key(tokenizer, batch[0]))
         padded = [
             np.pad(one.content, ((0, height - one.size[0]), (0, width - one.size[1]), (0, 0)), mode="edge") for one in batch
@@ -117,12 +131,16 @@ class Image(Modality):
 
     # ---- Writing -------------------------------------------------------------------------------------------------
 
-    def decode(self, tokenizer: Any, segment: Segment) -> Tensor:
+    def decode(self, tokenizer: Any, segment: Segment) -> "Tensor":
+        import torch
+
         pixels = tokenizer.decode(torch.from_numpy(segment.codes)[None])[0].cpu()
         height, width = segment.size or pixels.shape[-2:]
         return pixels[:, :height, :width]
 
-    def save(self, tokenizer: Any, content: Tensor, path: Path) -> Path:
+    def save(self, tokenizer: Any, content: "Tensor", path: Path) -> Path:
+        from unitok.media import save_image
+
         path = path.with_name(f"{path.name}.png")
         save_image(path, content)
         return path
@@ -130,7 +148,9 @@ class Image(Modality):
     def stream(self, tokenizer: Any) -> Stream:
         return _ImageStream(self, tokenizer)
 
-    def html(self, tokenizer: Any, content: Tensor) -> Markup:
+    def html(self, tokenizer: Any, content: "Tensor") -> Markup:
+        from unitok.media import encode_png
+
         return pages.image(encode_png(content))
 
     def html_of_file(self, file: Path) -> Markup:
@@ -139,13 +159,13 @@ class Image(Modality):
     def line(self, tokenizer: Any, segment: Segment) -> str:
         return f"{segment.modality} {segment.size[1]} x {segment.size[0]}"
 
-    def terminal(self, tokenizer: Any, content: Tensor, done: bool, colors: bool) -> tuple[str, bool]:
+    def terminal(self, tokenizer: Any, content: "Tensor", done: bool, colors: bool) -> tuple[str, bool]:
         if colors:
             return "".join(f"{line}\n" for line in half_blocks(content)), True
         height, width = content.shape[1:]
         return (f"[{self.kind}, {height} x {width} pixels]\n" if done else ""), False
 
-    def log(self, board: Any, tag: str, tokenizer: Any, content: Tensor, step: int) -> None:
+    def log(self, board: Any, tag: str, tokenizer: Any, content: "Tensor", step: int) -> None:
         board.add_image(tag, ((content.clamp(-1, 1) + 1) / 2).cpu(), step)
 
 
@@ -154,7 +174,7 @@ class _ImageStream(Stream):
 
     rows = 1  # which, alone, may be an image whose size its codes do not tell
 
-    def push(self, codes: np.ndarray, done: bool) -> Tensor | None:
+    def push(self, codes: np.ndarray, done: bool) -> "Tensor | None":
         if not done and len(codes) <= self.rows:
             return None
         self.rows = len(codes)
@@ -174,8 +194,10 @@ def _random_crop(image: Pillow.Image, options: ImageOptions, chance: float) -> t
     return image, view
 
 
-def half_blocks(pixels: Tensor) -> list[str]:
+def half_blocks(pixels: "Tensor") -> list[str]:
     """float [3, h, w] in [-1, 1] -> lines of characters of which each shows two pixels, one above the other."""
+    import torch.nn.functional as F
+
     h, w = pixels.shape[1:]
     columns = min(COLUMNS, w)
     rows = max(2, 2 * round(columns * h / w / 2))

@@ -1,93 +1,9 @@
 """Sampling as small pure functions over logits [B, V]. Ids that must not come are at -inf throughout."""
 
-import math
-from dataclasses import dataclass
-from numbers import Real
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-from unitok.errors import UserError
-
-SCHEDULES = ("constant", "linear", "cosine")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How the ids of one modality are drawn.
-
-    Args:
-        temperature: 0 takes the likeliest id; below 1 sharpens.
-        top_k: only the k likeliest ids; 0 for all.
-        top_p: only the likeliest ids that together have this probability; 1 for all.
-        min_p: only ids of at least this share of the likeliest one's probability; 0 for all.
-        repetition_penalty: log-probabilities of ids that have come, in the prompt or since, are multiplied by it (after
-            Keskar et al. 2019, "CTRL"); 1 is none.
-        guidance: s in u + s (c - u), between log-probabilities without (u) and with the condition (c); 1 is none.
-        guidance_media: with it, guidance has three ways (Brooks et al. 2023, "InstructPix2Pix", as Chameleon does it):
-            u + guidance_media (m - u) + guidance (c - m), where m sees of the prompt only pictures and sounds.
-        guidance_start, guidance_stop: guidance holds from this id of a span's body up to before that one, where 0 is the first
-            after begin and header; None is the end.
-        guidance_schedule: `constant`, or growing from 1 at the start to the full scale at the end of that interval, `linear`
-            or like a `cosine`; in a span whose length is not known it is constant.
-
-    Errors: `UserError` for values that make no sense, which begins with the field's name.
-    """
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    guidance: float = 1.0
-    guidance_media: float | None = None
-    guidance_start: int = 0
-    guidance_stop: int | None = None
-    guidance_schedule: Literal["constant", "linear", "cosine"] = "constant"
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            number = isinstance(value, Real) or (value is None and name in ("guidance_media", "guidance_stop"))
-            if name != "guidance_schedule" and not number:
-                raise UserError(f"{name} {value!r}: it must be a number")
-        for name, good, must in (
-            ("temperature", 0 <= self.temperature < math.inf, "it must be 0 or more"),
-            ("top_k", self.top_k >= 0, "it must be 0 (all) or more"),
-            ("top_p", 0 < self.top_p <= 1, "it must be above 0 and at most 1"),
-            ("min_p", 0 <= self.min_p < 1, "it must be at least 0 and below 1"),
-            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "it must be above 0; 1 is none"),
-            ("guidance", math.isfinite(self.guidance), "it must be a number; 1 is none"),
-            ("guidance_media", math.isfinite(self.guidance_media or 0), "it must be a number"),
-            ("guidance_start", self.guidance_start >= 0, "it must be 0 or more"),
-            ("guidance_stop", self.guidance_stop is None or self.guidance_stop > 0, "it must be above 0"),
-            ("guidance_schedule", self.guidance_schedule in SCHEDULES, f"choose one of {', '.join(SCHEDULES)}"),
-        ):
-            if not good:
-                raise UserError(f"{name} {getattr(self, name)}: {must}")
-
-    @property
-    def guided(self) -> bool:
-        """Whether there is any guidance."""
-        return self.guidance != 1.0 or self.guidance_media is not None
-
-    def guides(self, count: int) -> bool:
-        """Whether guidance holds for the id after `count` ones of a span's body."""
-        return self.guided and self.guidance_start <= count and (self.guidance_stop is None or count < self.guidance_stop)
-
-    def scales(self, count: int, total: int | None) -> tuple[float, float]:
-        """`guidance` and `guidance_media` as they are there, by the schedule; `total`: ids of the span's body."""
-        share = self._share(count, total)
-        media = 1.0 if self.guidance_media is None else self.guidance_media
-        return 1 + share * (self.guidance - 1), 1 + share * (media - 1)
-
-    def _share(self, count: int, total: int | None) -> float:
-        """How much of guidance holds there, 0 to 1."""
-        stop = total if self.guidance_stop is None else min(self.guidance_stop, total or self.guidance_stop)
-        if self.guidance_schedule == "constant" or stop is None or stop <= self.guidance_start + 1:
-            return 1.0
-        share = (count - self.guidance_start) / (stop - 1 - self.guidance_start)
-        return share if self.guidance_schedule == "linear" else (1 - math.cos(math.pi * share)) / 2
+from unitok.sample.settings import Settings
 
 
 def guide(

@@ -1,0 +1,115 @@
+"""Types of arguments: paths that are read, flags that follow from the registered kinds of content, and what such flags give."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+from unitok.cli.flags import described, flag_of, of_type, read_docstring
+from unitok.errors import UserError
+from unitok.files import settle
+
+Flags = Iterator[tuple[str, dict[str, Any]]]
+
+
+def check_input(path: Path) -> None:
+    """Raise `UserError` for a path that is not there."""
+    if not settle(path).exists():
+        raise UserError(f"{path}: no such file or folder")
+
+
+def check_bundle(path: Path) -> None:
+    """Raise `UserError` for a path where no bundle is."""
+    if not (settle(path) / "bundle.json").exists():
+        raise UserError(f"{path}: no bundle (bundle.json) there; make one with `unitok bundle`")
+
+
+Input = Annotated[Path, check_input]
+BundleFolder = Annotated[Path, check_bundle]
+
+
+@dataclass(frozen=True)
+class PerKind:
+    """Marks a list: a flag per kind of content, which may be repeated; the list holds (kind, value) in the order given."""
+
+    metavar: str = ""
+
+    def flags(self, name: str, text: str) -> Flags:
+        """One per kind; `{kind}` stands for it in the text."""
+        from unitok.modalities import modalities
+
+        for kind, modality in modalities().items():
+            shown = self.metavar or (kind.upper() if modality.inline else "FILE")
+            options = {"action": "append", "type": lambda value, kind=kind: (kind, value), "default": []}
+            yield flag_of(kind), options | {"dest": name, "metavar": shown, "help": text.replace("{kind}", kind)}
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Marks a dict: a flag per field of dataclasses by prefix; the dict holds {prefix: {field: value}} of what was given.
+
+    Args:
+        classes: gives the dataclasses by prefix; those of the prefix "" hold for all.
+        default: stands in the help for the default of each field.
+    """
+
+    classes: Callable[[], Mapping[str, type]]
+    default: str = ""
+
+    def flags(self, name: str, text: str) -> Flags:
+        """One per field, described by its class."""
+        classes = self.classes()
+        for prefix, owner in classes.items():
+            texts, hints = read_docstring(owner)[1].get("Args", {}), get_type_hints(owner)
+            for field in fields(owner):
+                options = of_type(hints[field.name]) | {"dest": f"{name}.{prefix}.{field.name}", "default": None}
+                if "type" in options and "choices" not in options:
+                    options["metavar"] = field.name.upper()
+                meaning, default = texts[field.name].rstrip("."), self.default or field.default
+                if prefix and "" in classes:
+                    meaning, default = f"the same of {prefix} alone", None
+                help = described(meaning, default)
+                yield flag_of(*filter(None, [prefix, field.name])), options | {"help": help}
+
+    def __call__(self, given: dict[str, dict[str, Any]]) -> None:
+        """Raise `UserError` for a value that a class does not take."""
+        classes = self.classes()
+        for prefix, values in given.items():
+            try:
+                classes[prefix](**values)
+            except UserError as error:
+                raise UserError(str(error) if str(error).startswith(prefix) else f"{prefix} {error}") from None
+
+
+def content_of(kind: str, value: str) -> Any:
+    """A part of a prompt as `Unitok.generate` takes it. Errors: `UserError` for a file that is not there, and for bad JSON."""
+    from unitok.document import Part, RawDocument
+    from unitok.modalities import modality_of
+
+    modality = modality_of(kind)
+    if not modality.inline:
+        check_input(Path(value))
+        return Path(value)
+    if modality.accepts(value):
+        return value
+    return RawDocument(kind, (Part(kind, modality.check(read_json_flag(value, kind), f"--{kind}")),))
+
+
+def check_kinds(prompt: list[tuple[str, str]], parts: list[Any]) -> None:
+    """Raise `UserError` for a file under the flag of another kind."""
+    from unitok.media import sniff
+    from unitok.modalities import modality_of
+
+    for (kind, _), part in zip(prompt, parts):
+        found = sniff(part) if isinstance(part, Path) else None
+        if found not in (None, kind) and not modality_of(found).inline:
+            raise UserError(f"--{kind} {part}: holds {found}; give it with --{found}")
+
+
+def read_json_flag(text: str, name: str) -> Any:
+    """A value given as JSON. Errors: `UserError` that names the flag."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise UserError(f"--{name}: {text[:60]!r} is not JSON") from None

@@ -1,0 +1,56 @@
+"""`unitok bundle`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from unitok.cli.arguments import PerKind, check_input
+from unitok.errors import UserError
+
+
+def bundle(
+    out: Path,
+    *,
+    parts: Annotated[list[tuple[str, str]], PerKind("[NAME=]PATH")],
+    add: list[str] | None = None,
+    decoder: Path | None = None,
+    untrained: Literal["tiny"] | None = None,
+    trust_checkpoint: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Put vocabulary, tokenizers and a decoder into one folder, or add parts to one.
+
+    Args:
+        out: the bundle's folder
+        parts: the {kind} tokenizer: a run's folder, a checkpoint, or a part's own folder; may be repeated with NAMEs that differ
+        add: a kind of content whose tokenizer has no weights; may be repeated
+        decoder: the decoder: a run's folder, a checkpoint, or its own folder
+        untrained: a whole bundle with random weights instead
+        trust_checkpoint: allow unpickling: only for files from people you trust
+        overwrite: replace what lies in the folder, also where it is something else
+    """
+    from unitok.modalities import modalities
+
+    paths: dict[str, Path] = {}
+    kinds: dict[str, str] = {}
+    for kind, given in parts:
+        before, equals, behind = given.partition("=")
+        name, path = (before, behind) if equals and before.isidentifier() else (kind, given)
+        if name in paths:
+            raise UserError(f"--{kind}: {name!r} is given twice; name the second one, as in NAME=PATH")
+        paths[name], kinds[name] = Path(path), kind
+    if decoder:
+        paths["model"] = decoder
+    if untrained and (paths or add):
+        raise UserError("--untrained makes all parts itself: leave out the others")
+    if not (untrained or paths or add):
+        flags = ", ".join(f"--{kind}" for kind in modalities())
+        raise UserError(f"nothing to put into the bundle: give {flags}, --add, --decoder or --untrained")
+    for source in paths.values():
+        check_input(source)
+    from unitok.bundle import make_bundle, make_untrained
+
+    if untrained:
+        made = make_untrained(out, untrained, overwrite=overwrite)
+    else:
+        made = make_bundle(out, paths, trust_checkpoint, overwrite, kinds, add or ())
+    print(f"{out}: {', '.join(made.parts)}; {made.vocab.size} ids")

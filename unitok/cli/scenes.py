@@ -1,0 +1,39 @@
+"""`unitok scenes`."""
+
+from pathlib import Path
+from typing import Annotated
+
+from unitok.errors import UserError
+
+
+def scenes(
+    out: Path,
+    *,
+    count: int = 1000,
+    seed: int = 0,
+    most: Annotated[int, (1, 2, 3)] = 3,
+    held_out: bool = False,
+    size: int = 32,
+    workers: int = 2,
+    overwrite: bool = False,
+) -> None:
+    """Write sonified scenes as PNG, WAV, captions and interleaved JSON Lines.
+
+    Args:
+        out: folder to write
+        count: number of scenes
+        seed: the same seed writes the same bytes
+        most: most things in a scene
+        held_out: only scenes with color-shape pairs that training never shows
+        size: side of the images, pixels
+        workers: processes that draw
+        overwrite: replace what lies in the folder, also where it is something else
+    """
+    if seed < 0:
+        raise UserError(f"--seed {seed}: it must be 0 or more")
+    if size < 32:
+        raise UserError(f"--size {size}: shapes need at least 32 pixels per side to be told apart")
+    from unitok.scenes.world import write_scenes
+
+    write_scenes(out, count, seed, most, held_out, size, workers, overwrite)
+    print(f"{out}: {count} scenes")

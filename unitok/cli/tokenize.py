@@ -1,0 +1,109 @@
+"""`unitok tokenize`."""
+
+import os
+from typing import Annotated, Any, Literal
+
+from unitok.cli.arguments import BundleFolder, Fields, Input
+from unitok.errors import UserError, visible
+from unitok.hardware import check_device
+
+
+def _options() -> dict[str, type]:
+    """Options of how content is read, by its kind."""
+    from unitok.modalities import modalities
+
+    return {kind: modality.Options for kind, modality in modalities().items()}
+
+
+def tokenize(
+    source: str | None,
+    out: str,
+    *,
+    bundle: BundleFolder,
+    recipe: Input | None = None,
+    template: str = "",
+    root: str = "",
+    order: str = "",
+    instance: list[str] | None = None,
+    options: Annotated[dict[str, dict[str, Any]], Fields(_options)],
+    validation: float = 0.0,
+    shard_size: int = 0,
+    seed: int = 0,
+    workers: int = 0,
+    threads: int = 1,
+    device: str = "cpu",
+    engine: Literal["local", "ray"] = "local",
+    shard_index: int | None = None,
+    num_shards: int | None = None,
+    max_error_rate: float | None = None,
+    dry_run: bool = False,
+) -> None:
+    """Raw files -> token shards. Bad files are skipped and listed in OUT/errors.jsonl; a run that was stopped goes on.
+
+    Args:
+        source: a folder of text, images and audio; .jsonl, .tar (WebDataset) or .parquet files, a folder or pattern (*) of them;
+            a Hugging Face data set on disk; a local path or a URL that fsspec opens
+        out: folder for the shards
+        bundle: bundle with the tokenizers
+        recipe: YAML file of several sources, each with its own options, instead of one
+
+    documents (a recipe says these of each of its sources):
+        template: YAML or a file of it: the parts of a document, with {fields} of a row
+        root: folder that paths must not leave (default: the source's)
+        order: types in order, such as image,text; random: each document its own
+        instance: KIND=NAME, which of the bundle's tokenizers of a kind files go to, such as audio=speech; may be repeated
+
+    content (a recipe's sources may say otherwise):
+        options: by its kind
+
+    data set:
+        validation: fraction of the documents that make the split `validation`
+        shard_size: documents per shard; 0: 4096, fewer for a small source
+        seed: of random orders, crops and choices
+
+    computation:
+        workers: processes or Ray actors; 0: one per core, or per GPU, fewer for little
+        threads: threads of the networks in each process
+        device: where to run: cpu, cuda, cuda:1, mps
+        engine: this machine, or a Ray cluster
+        shard_index: do this part, from 0, of --num-shards parts of the work
+        num_shards: into how many parts the work is divided, as in a SLURM array
+        max_error_rate: fraction of bad documents over which it stops, after 100 (default: 0.1; of fewer than 100 documents any)
+        dry_run: write nothing; estimate from a sample how much it will be
+    """
+    if bool(source) == bool(recipe):
+        raise UserError("give SOURCE and OUT, or OUT and --recipe FILE" + (", not both" if source else ""))
+    if recipe and (template or root or order or instance):
+        raise UserError("--recipe: say --template, --root, --order and --instance in it, for each source")
+    if workers < 0 or not 0 <= (max_error_rate or 0) <= 1:
+        raise UserError("--workers must be at least 0 and --max-error-rate in [0, 1]")
+    if (shard_index is None) != (num_shards is None):
+        raise UserError("--shard-index and --num-shards belong together")
+    part = None if shard_index is None or num_shards is None else (shard_index, num_shards)
+    if part and not 0 <= part[0] < part[1]:
+        raise UserError(f"--shard-index {part[0]} of --num-shards {part[1]}: it counts from 0 and stays below")
+    from unitok.data.prepare.recipe import SourceSpec, load_recipe, parse_template
+    from unitok.storage import is_remote
+
+    instances = dict(pair.partition("=")[::2] for pair in instance or [])
+    if not all(instances.values()):
+        raise UserError("--instance: KIND=NAME, such as audio=speech")
+    types = tuple(order.split(",")) if order else ()
+    spec = SourceSpec(
+        source or "", template=parse_template(template) if template else (), order=types, root=root, instances=instances
+    )
+    for path in [spec.path for spec in load_recipe(recipe)] if recipe else [spec.path]:
+        if not is_remote(path) and "*" not in path and not os.path.exists(path.removeprefix("file://")):
+            raise UserError(f"{path}: no such file or folder")
+
+    from unitok.data.prepare.plan import Plan
+    from unitok.data.prepare.summary import estimate_lines
+    from unitok.data.prepare.tokenize import estimate
+    from unitok.data.prepare.tokenize import tokenize as run
+
+    device = check_device(device)
+    plan = Plan(source or "", out, str(bundle), shard_size, device, str(recipe or ""), spec, options, validation, threads, seed)
+    if dry_run:
+        print(*map(visible, estimate_lines(plan, estimate(plan))), sep="\n")
+    else:
+        run(plan, workers, max_error_rate, engine, part, progress=True)
