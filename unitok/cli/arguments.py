@@ -4,12 +4,16 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 from unitok.cli.flags import described, flag_of, of_type, read_docstring
 from unitok.errors import UserError
 from unitok.files import settle
 
+if TYPE_CHECKING:
+    from unitok.vocab import Vocab
+
+Given = dict[str, dict[str, Any]]  # values of flags by prefix and field
 Flags = Iterator[tuple[str, dict[str, Any]]]
 
 
@@ -72,7 +76,7 @@ class Fields:
                 help = described(meaning, default)
                 yield flag_of(*filter(None, [prefix, field.name])), options | {"help": help}
 
-    def __call__(self, given: dict[str, dict[str, Any]]) -> None:
+    def __call__(self, given: Given) -> None:
         """Raise `UserError` for a value that a class does not take."""
         classes = self.classes()
         for prefix, values in given.items():
@@ -113,3 +117,12 @@ def read_json_flag(text: str, name: str) -> Any:
         return json.loads(text)
     except ValueError:
         raise UserError(f"--{name}: {text[:60]!r} is not JSON") from None
+
+
+def settings_by_name(vocab: "Vocab", sampling: Given, by_name: str) -> Given:
+    """What flags say of each tokenizer's content: for all, for its kind, for its name."""
+    made = {name: sampling.get("", {}) | sampling.get(span.kind, {}) for name, span in vocab.spans.items()}
+    named = read_json_flag(by_name or "{}", "settings")
+    if not isinstance(named, dict) or not all(isinstance(given, dict) for given in named.values()):
+        raise UserError('--settings: JSON such as {"speech": {"temperature": 0.7}}')
+    return made | {name: made.get(name, {}) | given for name, given in named.items()}

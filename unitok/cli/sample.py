@@ -1,9 +1,10 @@
 """`unitok sample`."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from unitok.cli.arguments import BundleFolder, Fields, Input, PerKind, check_kinds, content_of, read_json_flag
+from unitok.cli.arguments import BundleFolder, Fields, Given, Input, PerKind, check_kinds, content_of, settings_by_name
 from unitok.errors import UserError, visible
 from unitok.files import check_inputs, check_replaceable, write_json_lines
 from unitok.hardware import check_device
@@ -11,8 +12,7 @@ from unitok.hardware import check_device
 if TYPE_CHECKING:
     from unitok.api import Unitok
     from unitok.document import Document
-
-Given = dict[str, dict[str, Any]]
+    from unitok.sample.outputs import Output
 
 
 def _sampling() -> dict[str, type]:
@@ -23,6 +23,33 @@ def _sampling() -> dict[str, type]:
     return dict.fromkeys(["", *modalities()], Settings)
 
 
+@dataclass(frozen=True)
+class Outputs:
+    """What is made of each prompt, as `Unitok.generate` takes it.
+
+    Args:
+        want: free, or a plan such as text,image:8x12,audio:2s (rows x columns of codes)
+        n: outputs per prompt
+        seed: the same seed gives the same outputs
+        max_ids: most new ids per output
+        keep: the prompt's last image or audio is a beginning: keep this share of its rows or frames and go on from there
+        best_of: make so many for each output and keep the best of all
+        best_by: the mean log-probability of an output, or how much likelier the prompt makes it
+        batch_size: outputs generated together
+        jacobi: one output at a time: guess and read so many ids of an image at once; 0: off
+    """
+
+    want: str = "free"
+    n: int = 1
+    seed: int = 0
+    max_ids: int = 512
+    keep: float | None = None
+    best_of: int = 1
+    best_by: Literal["likelihood", "relevance"] = "likelihood"
+    batch_size: int = 64
+    jacobi: int = 0
+
+
 def sample(
     *,
     bundle: BundleFolder,
@@ -30,21 +57,13 @@ def sample(
     prompts: Input | None = None,
     root: str = "",
     negative: str | None = None,
-    want: str = "free",
-    n: int = 1,
-    seed: int = 0,
-    max_ids: int = 512,
-    keep: float | None = None,
-    best_of: int = 1,
-    best_by: Literal["likelihood", "relevance"] = "likelihood",
+    outputs: Annotated[Given, Fields(lambda: {"": Outputs})],
     score: bool = False,
     sampling: Annotated[Given, Fields(_sampling, "the bundle's")],
     settings: str = "",
     out: Path = Path("runs/sample"),
     overwrite: bool = False,
     live: bool = False,
-    batch_size: int = 64,
-    jacobi: int = 0,
     device: str = "cpu",
 ) -> None:
     """Continue prompts. --text, --image and --audio may be repeated and mixed; their order is the prompt's order.
@@ -59,33 +78,19 @@ def sample(
         negative: a text that guidance leads away from
 
     outputs:
-        want: free, or a plan such as text,image:8x12,audio:2s (rows x columns of codes)
-        n: outputs per prompt
-        seed: the same seed gives the same outputs
-        max_ids: most new ids per output
-        keep: the prompt's last image or audio is a beginning: keep this share of its rows or frames and go on from there
-        best_of: make so many for each output and keep the best of all
-        best_by: the mean log-probability of an output, or how much likelier the prompt makes it
+        outputs: what is made of each prompt
         score: generate nothing: log-probabilities of the documents in --prompts, to scores.jsonl
         out: folder for files, outputs.jsonl and index.html
         overwrite: replace what lies in the folder, also where it is something else
         live: show the first output while it grows
-
-    computation:
-        batch_size: outputs generated together
-        jacobi: one output at a time: guess and read so many ids of an image at once; 0: off
         device: where to run: cpu, cuda, cuda:1, mps
 
     sampling:
         sampling: settings for all content, and for each kind alone
         settings: of tokenizers by name, where several are of a kind, as JSON: {"speech": {"temperature": 0.7}}
     """
-    if prompts and prompt:
-        raise UserError("give either --prompts or --text, --image and --audio")
-    if score and not prompts:
-        raise UserError("--score needs --prompts FILE.jsonl, the documents to score")
-    if live and (best_of > 1 or jacobi):
-        raise UserError("--live shows one output as it is drawn: leave out --best-of and --jacobi")
+    made = Outputs(**outputs.get("", {}))
+    _check(prompt, prompts, score, live, made)
     parts = [content_of(kind, value) for kind, value in prompt]
 
     from unitok.api import Unitok
@@ -97,36 +102,38 @@ def sample(
         check_replaceable(out, "sample output", overwrite)
     unitok = Unitok.from_pretrained(bundle, device=check_device(device))
     raws = read_prompts(prompts, root, unitok.types) if prompts else []
-    files = [part for part in parts if isinstance(part, Path)] + [
-        part.path for raw in raws for part in raw.content if part.path
-    ]
-    check_inputs(out, [bundle, *([prompts] if prompts else []), *files])
+    named = [part.path for raw in raws for part in raw.content if part.path]
+    files = [part for part in parts if isinstance(part, Path)]
+    check_inputs(out, [bundle, *filter(None, [prompts]), *named, *files])
     if score:
         _write_scores(unitok, [unitok.read_raw(raw) for raw in raws], out)
         return
     documents = [[raw] for raw in raws] or [parts]
-    options: dict[str, Any] = {"want": want, "n": n, "seed": seed, "max_ids": max_ids, "keep": keep, "batch_size": batch_size}
-    options |= {"negative": [negative] if negative else None, "settings": _settings(unitok, sampling, settings)}
+    given = {"negative": [negative] if negative else None, "settings": settings_by_name(unitok.vocab, sampling, settings)}
     if live:
         from unitok.cli.terminal import show
 
-        outputs = show(unitok.stream(documents, **options), unitok)
+        finished = show(unitok.stream(documents, **given, **vars(made)), unitok)
     else:
-        outputs = unitok.generate(documents, **options, best_of=best_of, best_by=best_by, jacobi=jacobi, progress=True)
-    save_outputs(outputs, out, overwrite=overwrite)
-    for output in [] if live else outputs[:8]:
+        finished = unitok.generate(documents, **given, **vars(made), progress=True)
+    save_outputs(finished, out, overwrite=overwrite)
+    _print(finished[: 0 if live else 8])
+    print(f"{out}: {len(finished)} outputs; open {out / 'index.html'}")
+
+
+def _check(prompt: list[tuple[str, str]], prompts: Path | None, score: bool, live: bool, outputs: Outputs) -> None:
+    if prompts and prompt:
+        raise UserError("give either --prompts or --text, --image and --audio")
+    if score and not prompts:
+        raise UserError("--score needs --prompts FILE.jsonl, the documents to score")
+    if live and (outputs.best_of > 1 or outputs.jacobi):
+        raise UserError("--live shows one output as it is drawn: leave out --best-of and --jacobi")
+
+
+def _print(outputs: "list[Output]") -> None:
+    for output in outputs:
         kinds = ", ".join(segment.modality for segment in output.new.segments) or "nothing"
         print(f"{output.index:06d}: {kinds}{f': {output.text!r}' if output.text else ''}")
-    print(f"{out}: {len(outputs)} outputs; open {out / 'index.html'}")
-
-
-def _settings(unitok: "Unitok", sampling: Given, by_name: str) -> Given:
-    """What flags say of each tokenizer's content: for all, for its kind, for its name."""
-    made = {name: sampling.get("", {}) | sampling.get(span.kind, {}) for name, span in unitok.vocab.spans.items()}
-    named = read_json_flag(by_name or "{}", "settings")
-    if not isinstance(named, dict) or not all(isinstance(given, dict) for given in named.values()):
-        raise UserError('--settings: JSON such as {"speech": {"temperature": 0.7}}')
-    return made | {name: made.get(name, {}) | given for name, given in named.items()}
 
 
 def _write_scores(unitok: "Unitok", documents: "list[Document]", out: Path) -> None:

@@ -1,11 +1,16 @@
 """`unitok tokenize`."""
 
 import os
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from unitok.cli.arguments import BundleFolder, Fields, Input
+from unitok.cli.arguments import BundleFolder, Fields, Given, Input
 from unitok.errors import UserError, visible
 from unitok.hardware import check_device
+
+if TYPE_CHECKING:
+    from unitok.data.prepare.recipe import SourceSpec
 
 
 def _options() -> dict[str, type]:
@@ -13,6 +18,38 @@ def _options() -> dict[str, type]:
     from unitok.modalities import modalities
 
     return {kind: modality.Options for kind, modality in modalities().items()}
+
+
+@dataclass(frozen=True)
+class Work:
+    """How the work is divided.
+
+    Args:
+        workers: processes or Ray actors; 0: one per core, or per GPU, fewer for little
+        engine: this machine, or a Ray cluster
+        shard_index: do this part, from 0, of --num-shards parts of the work
+        num_shards: into how many parts the work is divided, as in a SLURM array
+        max_error_rate: fraction of bad documents over which it stops, after 100 (default: 0.1; of fewer than 100 documents any)
+    """
+
+    workers: int = 0
+    engine: Literal["local", "ray"] = "local"
+    shard_index: int | None = None
+    num_shards: int | None = None
+    max_error_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.workers < 0 or not 0 <= (self.max_error_rate or 0) <= 1:
+            raise UserError("--workers must be at least 0 and --max-error-rate in [0, 1]")
+        if (self.shard_index is None) != (self.num_shards is None):
+            raise UserError("--shard-index and --num-shards belong together")
+        if self.part and not 0 <= self.part[0] < self.part[1]:
+            raise UserError(f"--shard-index {self.part[0]} of --num-shards {self.part[1]}: it counts from 0 and stays below")
+
+    @property
+    def part(self) -> tuple[int, int] | None:
+        """Which part of how many."""
+        return None if self.shard_index is None or self.num_shards is None else (self.shard_index, self.num_shards)
 
 
 def tokenize(
@@ -25,18 +62,14 @@ def tokenize(
     root: str = "",
     order: str = "",
     instance: list[str] | None = None,
-    options: Annotated[dict[str, dict[str, Any]], Fields(_options)],
+    options: Annotated[Given, Fields(_options)],
     validation: float = 0.0,
     shard_size: int = 0,
     seed: int = 0,
-    workers: int = 0,
     threads: int = 1,
     device: str = "cpu",
-    engine: Literal["local", "ray"] = "local",
-    shard_index: int | None = None,
-    num_shards: int | None = None,
-    max_error_rate: float | None = None,
     dry_run: bool = False,
+    work: Annotated[Given, Fields(lambda: {"": Work})],
 ) -> None:
     """Raw files -> token shards. Bad files are skipped and listed in OUT/errors.jsonl; a run that was stopped goes on.
 
@@ -62,40 +95,16 @@ def tokenize(
         seed: of random orders, crops and choices
 
     computation:
-        workers: processes or Ray actors; 0: one per core, or per GPU, fewer for little
         threads: threads of the networks in each process
         device: where to run: cpu, cuda, cuda:1, mps
-        engine: this machine, or a Ray cluster
-        shard_index: do this part, from 0, of --num-shards parts of the work
-        num_shards: into how many parts the work is divided, as in a SLURM array
-        max_error_rate: fraction of bad documents over which it stops, after 100 (default: 0.1; of fewer than 100 documents any)
         dry_run: write nothing; estimate from a sample how much it will be
+        work: division of the work
     """
     if bool(source) == bool(recipe):
         raise UserError("give SOURCE and OUT, or OUT and --recipe FILE" + (", not both" if source else ""))
     if recipe and (template or root or order or instance):
         raise UserError("--recipe: say --template, --root, --order and --instance in it, for each source")
-    if workers < 0 or not 0 <= (max_error_rate or 0) <= 1:
-        raise UserError("--workers must be at least 0 and --max-error-rate in [0, 1]")
-    if (shard_index is None) != (num_shards is None):
-        raise UserError("--shard-index and --num-shards belong together")
-    part = None if shard_index is None or num_shards is None else (shard_index, num_shards)
-    if part and not 0 <= part[0] < part[1]:
-        raise UserError(f"--shard-index {part[0]} of --num-shards {part[1]}: it counts from 0 and stays below")
-    from unitok.data.prepare.recipe import SourceSpec, load_recipe, parse_template
-    from unitok.storage import is_remote
-
-    instances = dict(pair.partition("=")[::2] for pair in instance or [])
-    if not all(instances.values()):
-        raise UserError("--instance: KIND=NAME, such as audio=speech")
-    types = tuple(order.split(",")) if order else ()
-    spec = SourceSpec(
-        source or "", template=parse_template(template) if template else (), order=types, root=root, instances=instances
-    )
-    for path in [spec.path for spec in load_recipe(recipe)] if recipe else [spec.path]:
-        if not is_remote(path) and "*" not in path and not os.path.exists(path.removeprefix("file://")):
-            raise UserError(f"{path}: no such file or folder")
-
+    spec = _source(source or "", recipe, template, root, order, instance or [])
     from unitok.data.prepare.plan import Plan
     from unitok.data.prepare.summary import estimate_lines
     from unitok.data.prepare.tokenize import estimate
@@ -106,4 +115,23 @@ def tokenize(
     if dry_run:
         print(*map(visible, estimate_lines(plan, estimate(plan))), sep="\n")
     else:
-        run(plan, workers, max_error_rate, engine, part, progress=True)
+        w = Work(**work.get("", {}))
+        run(plan, w.workers, w.max_error_rate, w.engine, w.part, progress=True)
+
+
+def _source(source: str, recipe: Path | None, template: str, root: str, order: str, instance: list[str]) -> "SourceSpec":
+    """The source as flags describe it. Errors: `UserError`, also where the source, or one of a recipe's, is not there."""
+    from unitok.data.prepare.recipe import SourceSpec, load_recipe, parse_template
+    from unitok.storage import is_remote
+
+    instances = dict(pair.partition("=")[::2] for pair in instance)
+    if not all(instances.values()):
+        raise UserError("--instance: KIND=NAME, such as audio=speech")
+    types = tuple(order.split(",")) if order else ()
+    spec = SourceSpec(
+        source, template=parse_template(template) if template else (), order=types, root=root, instances=instances
+    )
+    for path in [spec.path for spec in load_recipe(recipe)] if recipe else [spec.path]:
+        if not is_remote(path) and "*" not in path and not os.path.exists(path.removeprefix("file://")):
+            raise UserError(f"{path}: no such file or folder")
+    return spec

@@ -14,6 +14,7 @@ import json
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -241,14 +242,20 @@ def register(modality: M) -> M:
     return modality
 
 
+@cache
+def _find_all() -> None:
+    """Import all kinds and put them in order, also where one of them was imported by itself before."""
+    for _, name, _ in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{name}")
+    for entry in entry_points(group=__name__):
+        entry.load()
+    for name in sorted(_REGISTRY, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER)):
+        _REGISTRY[name] = _REGISTRY.pop(name)
+
+
 def modalities() -> Mapping[str, Modality]:
     """All kinds by name: those of this package, and those that installed packages name in the entry point `unitok.modalities`."""
-    if not any(name in _REGISTRY for name in _ORDER):
-        found = [name for _, name, _ in pkgutil.iter_modules(__path__)]
-        for name in sorted(found, key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name)):
-            importlib.import_module(f"{__name__}.{name}")
-        for entry in entry_points(group=__name__):
-            entry.load()
+    _find_all()
     return _REGISTRY
 
 
