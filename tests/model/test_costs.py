@@ -93,7 +93,7 @@ def test_the_yaml_of_a_preset_is_the_preset(name):
     assert content["data"]["init_args"]["max_length"] <= PRESETS[name].config.max_position_embeddings
 
 
-def test_inspect_says_what_a_decoder_costs_without_allocating_it(capsys, tmp_path):
+def test_inspect_says_what_a_decoder_costs_without_allocating_it(bundle_folder, capsys, tmp_path):
     inspect("chameleon-34b")
     out = capsys.readouterr().out
     for wanted in ("34.3B: 33.2B in blocks", "65,536 ids", "1,026 ids", "48 layers, 8192 wide", "hours for"):
@@ -103,6 +103,12 @@ def test_inspect_says_what_a_decoder_costs_without_allocating_it(capsys, tmp_pat
     Decoder(SMALL).save_pretrained(tmp_path / "model")
     inspect(str(tmp_path / "model"))
     assert "300 ids" in capsys.readouterr().out
+    inspect(str(bundle_folder))
+    out = capsys.readouterr().out
+    assert "68 ids (32 x 32 pixels)" in out
+    assert "37.5 ids (12.5 frames of 3 levels)" in out
+    with pytest.raises(UserError, match=r"mfu is in \(0, 1\]"):
+        inspect("100m", mfu=2)
     main(["inspect", "100m", "--ids", "1e9", "--devices", "8", "--hardware", "a100", "--mfu", "0.5"])
     assert "1B ids on 8 x a100 at 50% MFU" in capsys.readouterr().out
     with pytest.raises(UserError, match="choose one of tiny"):

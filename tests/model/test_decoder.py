@@ -105,7 +105,7 @@ def test_mistakes_are_told_in_one_line(decoder):
         decoder(torch.tensor([[3, 97]]))
     with pytest.raises(UserError, match="id -100"):
         decoder(torch.tensor([[3, -100]]))
-    with pytest.raises(UserError, match="1025 ids: the decoder takes documents of at most 1024"):
+    with pytest.raises(UserError, match="a document of 1025 ids: the decoder takes at most 1024"):
         decoder(torch.zeros(1, 1025, dtype=torch.long))
     with pytest.raises(UserError, match="a document of 1030 ids"):
         decoder(torch.zeros(1, 4, dtype=torch.long), torch.tensor([[0, 1, 2, 1029]]))

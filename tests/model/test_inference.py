@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from unitok.model import Decoder, DecoderConfig
-from unitok.model.inference import CudaGraphs, InferenceDecoder
+from unitok.model.cuda_graphs import CudaGraphs
+from unitok.model.inference import InferenceDecoder
 from unitok.training.lora import LowRank, add_lora
 from unitok.training.optim import build_optimizers
 

@@ -300,16 +300,14 @@ class Decoder(nn.Module):
     def _check(self, ids: Tensor, positions: Tensor | None) -> None:
         """Errors that users can make. Values are looked at on a CPU only: a GPU would have to be waited for."""
         most, v = self.config.max_position_embeddings, self.config.vocab_size
-        if positions is None and ids.shape[1] > most:
-            raise UserError(f"{ids.shape[1]} ids: the decoder takes documents of at most {most} (max_position_embeddings)")
+        longest = ids.shape[1] if positions is None else 0
         if ids.device.type == "cpu" and ids.numel():
             low, high = (int(x) for x in torch.aminmax(ids))
             if low < 0 or high >= v:
                 raise UserError(f"id {low if low < 0 else high}: the decoder's vocabulary has ids 0 to {v - 1}")
-            if positions is not None and int(positions.max()) >= most:
-                raise UserError(
-                    f"a document of {int(positions.max()) + 1} ids: the decoder takes at most {most} (max_position_embeddings)"
-                )
+            longest = longest if positions is None else int(positions.max()) + 1
+        if longest > most:
+            raise UserError(f"a document of {longest} ids: the decoder takes at most {most} (max_position_embeddings)")
 
     def forward(
         self,

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from unitok.grammar import Grammar
 from unitok.intervals import Intervals
+from unitok.model.cuda_graphs import CudaGraphs
 from unitok.model.decoder import Decoder
-from unitok.model.inference import Cache, CudaGraphs, InferenceDecoder
+from unitok.model.inference import Cache, InferenceDecoder
 from unitok.sample.allowed import AllowedLogits, allowed_logits
 from unitok.sample.jacobi import draw_ahead
 from unitok.sample.running import Request, Running, Slot
@@ -81,10 +82,7 @@ class Session:
             Running(self.grammar, request, self.settings, self.decoder.config.max_position_embeddings)
 
     def run(self, requests: list[Request], batch_size: int = 0) -> Iterator[list[Event]]:
-        """What each step gives until all requests are done. So many run together (0: all), the next joins when one is done.
-
-        Errors: as for `add`, before any work."""
-        self.check(requests[batch_size:] if batch_size else [])  # the others join before the first step
+        """What each step gives until all requests are done. So many run together (0: all), the next joins when one is done."""
         waiting = iter(requests)
         while True:
             while len(self.running) < (batch_size or len(requests)) and (following := next(waiting, None)) is not None:
@@ -333,7 +331,9 @@ def generate(
     """
     requests = [replace(request) for request in requests]  # each its own, also where one is given twice
     new: dict[int, list[int]] = {id(request): [] for request in requests}
-    for events in Session(decoder, grammar, settings, jacobi=jacobi).run(requests, batch_size):
+    session = Session(decoder, grammar, settings, jacobi=jacobi)
+    session.check(requests[batch_size:] if batch_size else [])  # the others join before the first step
+    for events in session.run(requests, batch_size):
         for event in events:
             new[id(event.request)] += event.ids
         if progress:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from unitok.bundle import Bundle
 from unitok.document import Document
@@ -32,25 +33,25 @@ def log_probabilities(
         grammar.follow(ids, complete=False)
     found: list[np.ndarray] = [np.zeros(0)] * len(documents)
     for batch in _batches([len(ids) for ids in documents], batch_ids):
-        length = max(len(documents[i]) for i in batch)
-        padded = torch.full((len(batch), length), grammar.vocab.pad)
-        places, kinds = torch.zeros_like(padded), torch.zeros_like(padded)[:, 1:]
-        counts = torch.zeros(len(batch), length - 1)
-        for row, i in enumerate(batch):
-            ids = documents[i]
-            padded[row, : len(ids)] = torch.from_numpy(ids)
-            places[row, : len(ids)] = torch.from_numpy(grammar.places(ids))
-            kinds[row, : len(ids) - 1] = torch.from_numpy(grammar.targets(ids))
-            counts[row, : len(ids) - 1] = 1
-        device = decoder.device
-        hidden = decoder.hidden(padded.to(device), places=places.to(device))[:, :-1]
-        targets = {"targets": padded[:, 1:].to(device), "kinds": kinds.to(device), "weights": counts.to(device)}
+        chosen = [documents[i] for i in batch]
+        padded = _padded(chosen, decoder.device, grammar.vocab.pad)
+        hidden = decoder.hidden(padded, places=_padded([grammar.places(ids) for ids in chosen], decoder.device))[:, :-1]
+        targets = {
+            "targets": padded[:, 1:],
+            "kinds": _padded([grammar.targets(ids) for ids in chosen], decoder.device),
+            "weights": _padded([np.ones(len(ids) - 1, np.float32) for ids in chosen], decoder.device),
+        }
         loss = next_id_loss(hidden, decoder.lm_head.weight, targets, grammar.kinds)
-        nats = torch.zeros(counts.numel(), dtype=torch.float64)
-        nats[loss.index.cpu()] = -loss.nll.double().cpu()
-        for row, i in enumerate(batch):
-            found[i] = nats.view(counts.shape)[row, : len(documents[i]) - 1].numpy()
+        nats = torch.zeros(padded[:, 1:].shape, dtype=torch.float64)
+        nats.view(-1)[loss.index.cpu()] = -loss.nll.double().cpu()
+        for row, i in zip(nats, batch, strict=True):
+            found[i] = row[: len(documents[i]) - 1].numpy()
     return found
+
+
+def _padded(rows: list[np.ndarray], device: torch.device, value: int = 0) -> torch.Tensor:
+    """Rows [L] of several lengths -> [B, longest], filled up on the right."""
+    return pad_sequence([torch.from_numpy(row) for row in rows], batch_first=True, padding_value=value).to(device)
 
 
 def _batches(lengths: list[int], batch_ids: int) -> Iterator[list[int]]:

@@ -44,20 +44,16 @@ def stream(bundle: Bundle, drafts: list[Draft], settings: dict[str, Any], batch_
 
 
 def _stream(bundle: Bundle, session: Session, drafts: list[Draft], batch_size: int) -> Iterator[Piece | Output]:
-    watchers: dict[int, tuple[Draft, _Watcher]] = {}
-    waiting = iter(drafts)
-    while True:
-        while len(watchers) < batch_size and (one := next(waiting, None)) is not None:
-            session.add(one.request)
-            watchers[id(one.request)] = (one, _Watcher(bundle, session.grammar, one))
-        if not session.waiting:
-            return
-        for event in session.step():
-            one, watcher = watchers[id(event.request)]
-            yield from watcher.see(event.ids)
+    by_request, watchers = {id(one.request): one for one in drafts}, dict[int, _Watcher]()
+    for events in session.run([one.request for one in drafts], batch_size):
+        for event in events:
+            key = id(event.request)
+            one = by_request[key]
+            if key not in watchers:
+                watchers[key] = _Watcher(bundle, session.grammar, one)
+            yield from watchers[key].see(event.ids)
             if event.done:
-                del watchers[id(event.request)]
-                yield one.finish(watcher.ids)
+                yield one.finish(watchers.pop(key).ids)
 
 
 class _Watcher:
