@@ -109,7 +109,10 @@ def sample(
         _write_scores(unitok, [unitok.read_raw(raw) for raw in raws], out)
         return
     documents = [[raw] for raw in raws] or [parts]
-    given = {"negative": [negative] if negative else None, "settings": settings_by_name(unitok.vocab, sampling, settings)}
+    given: dict[str, Any] = {
+        "negative": [negative] if negative else None,
+        "settings": settings_by_name(unitok.vocab, sampling, settings),
+    }
     if live:
         from unitok.cli.terminal import show
 
