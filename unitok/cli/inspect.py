@@ -13,7 +13,6 @@ from unitok.cli.arguments import check_input
 from unitok.errors import UserError, first_line, visible
 from unitok.files import read_json, settle
 from unitok.hardware import HARDWARE
-from unitok.pretrained import load_config, make_config
 
 if TYPE_CHECKING:
     from unitok.data.shards import TokenDataset
@@ -87,6 +86,7 @@ def inspect(
 def _decoder_config(folder: Path) -> "DecoderConfig | None":
     """The configuration of a decoder's own folder, or of an import's with a decoder in `model/`."""
     from unitok.model import DecoderConfig
+    from unitok.pretrained import load_config
 
     for path in (folder, folder / "model"):
         if (path / "config.json").exists() and read_json(path / "config.json", "").get("kind") == "decoder":
@@ -184,6 +184,7 @@ def _inspect_config(path: Path, plan: dict[str, Any]) -> None:
 
     from unitok.model import DecoderConfig
     from unitok.model.presets import Preset
+    from unitok.pretrained import make_config
 
     text = path.read_text(encoding="utf-8", errors="replace")
     try:
