@@ -14,8 +14,8 @@ def eval(
     out: Path = Path("runs/eval"),
     count: int = 200,
     seed: int = 0,
-    guidance: float = 1.5,
-    temperature: float = 0.7,
+    guidance: float | None = None,
+    temperature: float | None = None,
     device: str = "cpu",
 ) -> None:
     """Measure a bundle on scenes: reconstructions, codebooks and generations; JSON and a table.
@@ -29,13 +29,15 @@ def eval(
         out: folder for scores.json and the samples
         count: scenes that each direction is scored on
         seed: of sampling
-        guidance: guidance of images
-        temperature: temperature of images and audio; text takes the likeliest
+        guidance: guidance of images (default: the bundle's own)
+        temperature: temperature of images and audio (default: the bundle's own)
         device: where to run: cpu, cuda, cuda:1, mps
     """
     from unitok.scenes.evaluate import evaluate_bundle, print_scores
 
-    print_scores(evaluate_bundle(bundle, scenes, held_out, out, count, seed, guidance, temperature, check_device(device)))
+    device = check_device(device)
+    scores = evaluate_bundle(bundle, scenes, held_out, out, count, seed, guidance, temperature, device, progress=True)
+    print_scores(scores)
 
 
 def image_tokenizer(

@@ -35,5 +35,5 @@ def scenes(
         raise UserError(f"--size {size}: shapes need at least 32 pixels per side to be told apart")
     from unitok.scenes.world import write_scenes
 
-    write_scenes(out, count, seed, most, held_out, size, workers, overwrite)
+    write_scenes(out, count, seed, most, held_out, size, workers, overwrite, progress=True)
     print(f"{out}: {count} scenes")
