@@ -109,16 +109,13 @@ def sample(
         _write_scores(unitok, [unitok.read_raw(raw) for raw in raws], out)
         return
     documents = [[raw] for raw in raws] or [parts]
-    given: dict[str, Any] = {
-        "negative": [negative] if negative else None,
-        "settings": settings_by_name(unitok.vocab, sampling, settings),
-    }
+    against, by_name = [negative] if negative else None, settings_by_name(unitok.vocab, sampling, settings)
     if live:
         from unitok.cli.terminal import show
 
-        finished = show(unitok.stream(documents, **given, **vars(made)), unitok)
+        finished = show(unitok.stream(documents, negative=against, settings=by_name, **vars(made)), unitok)
     else:
-        finished = unitok.generate(documents, **given, **vars(made), progress=True)
+        finished = unitok.generate(documents, negative=against, settings=by_name, **vars(made), progress=True)
     save_outputs(finished, out, overwrite=overwrite)
     _print(finished[: 0 if live else 8])
     print(f"{out}: {len(finished)} outputs; open {out / 'index.html'}")
