@@ -30,8 +30,9 @@ from unitok.api import Unitok
 from unitok.cli import main
 from unitok.data.shards import TokenDataset
 from unitok.interleaved import read_raw_documents
-from unitok.modalities import modalities
+from unitok.modalities import Modality, modalities
 from unitok.model import Decoder
+from unitok.vocab import Vocab
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -137,7 +138,7 @@ def tree(block: str) -> None:
     """Not code: names of files, each in the folder that its line or a line above it names."""
     seen, top, folder = set(), ROOT, ROOT
     for line in block.splitlines():
-        head = re.match(r"( *)([\w/]+)/ ", line)
+        head = re.match(r"( *)([\w/]+)/(?: |$)", line)
         if head:
             top, folder = (ROOT / head[2],) * 2 if not head[1] else (top, top / head[2])
         elif re.match(r"  \w+\.py", line):
@@ -149,6 +150,19 @@ def tree(block: str) -> None:
     if "__init__" not in block and "pretrained.py" in block:  # the whole map: nothing is missing in it
         files = {f for f in (ROOT / "unitok").rglob("*.py") if not f.name.startswith("__")}
         assert files <= seen, files - seen
+
+
+def diagram(block: str) -> None:
+    """Not code: what its arrows name is there."""
+    owners = {"modality": Modality, "vocab": Vocab}
+    named = [label for label in re.findall(r'"([^"]+)"', block) if re.fullmatch(r"[a-z]+(\.[a-z]+)+", label)]
+    assert len(named) > 8
+    for label in named:
+        owner, _, name = label.partition(".")
+        there = (
+            hasattr(owners[owner], name) if owner in owners else (ROOT / "unitok" / f"{label.replace('.', '/')}.py").exists()
+        )
+        assert there, label
 
 
 # ---- Data -----------------------------------------------------------------------------------------------------------
@@ -273,7 +287,7 @@ BLOCKS: dict[str, list[Callable[[str], None]]] = {
         *(one_document, with_a_template, recipe, what_a_data_set_holds, with_other_programs, from_a_bucket)
     ],
     "docs/decoder.md": [shell],
-    "docs/design.md": [tree],
+    "docs/design.md": [tree, diagram],
     "docs/fine-tuning.md": [shell],
     "docs/generation.md": [shell, python, python, in_transformers],
     "docs/tokenizers.md": [imports, imports, shell],

@@ -128,6 +128,5 @@ def test_names_in_a_terminal_send_it_nothing():
 def test_an_error_that_quotes_a_name_is_one_line(capsys):
     with pytest.raises(SystemExit):
         main(["sample", "--bundle", "gone\n\x1b[2J\udce9", "--text", "x"])
-    assert (
-        capsys.readouterr().err == "error: gone\\n\\x1b[2J\\xe9/bundle.json: no such file; make a bundle with `unitok bundle`\n"
-    )
+    said = capsys.readouterr().err
+    assert said == "error: gone\\n\\x1b[2J\\xe9: no bundle (bundle.json) there; make one with `unitok bundle`\n"

@@ -66,7 +66,7 @@ def test_a_trained_decoder_joins_the_bundle_it_was_trained_for_and_no_other(tmp_
 
 
 def test_bits_and_accuracy_are_logged_for_every_modality_and_level(tmp_path, tokens):
-    more = ["--data.init_args.audio_level_weights", "[1.0, 0.5, 0.25]", "--data.init_args.drop_condition", "0"]
+    more = ["--data.init_args.loss_weights", "{audio.1: 0.5, audio.2: 0.25}", "--data.init_args.drop_condition", "0"]
     run_lightning(arguments("decoder", tmp_path / "run", tokens, 2, *more))
     rows = list(csv.DictReader(open(tmp_path / "run" / "metrics" / "metrics.csv")))
     modalities = ["text", "image", "audio", *(f"audio_{level}" for level in range(3))]

@@ -98,8 +98,8 @@ def test_what_a_run_cannot_go_on_with_is_refused_by_name(tmp_path, tokens):
         run_lightning([*again, "--trainer.strategy", "fsdp"])
     with pytest.raises(UserError, match="accumulate 0 must be at least 1"):
         run_lightning([*again, "--model.init_args.accumulate", "0"])
-    with pytest.raises(UserError, match="audio_level_weights: 8 numbers, the vocabulary has 3 levels"):
-        run_lightning([*again, "--data.init_args.audio_level_weights", "[1, 1, 1, 1, 1, 1, 1, 1]"])
+    with pytest.raises(UserError, match=r"loss_weights: no audio\.3 in the vocabulary; there is "):
+        run_lightning([*again, "--data.init_args.loss_weights", "{audio.0: 2, audio.3: 1}"])
 
 
 @pytest.mark.parametrize(
