@@ -1,9 +1,9 @@
 """Checkpoints of any origin as plain types and tensors. Nothing in them is ever executed.
 
-`torch.load(weights_only=True)` refuses files that also hold objects of other programs, such as Lightning's callbacks or
-an argparse Namespace, which published checkpoints often do. Such objects are read as inert stand-ins, which take any
-state and do nothing, so that the tensors beside them come out. What still does not read is refused; only `trust` lets
-it be unpickled. Sharded checkpoints (a folder each) have one pickle of PyTorch's own; what it names is checked first.
+`torch.load(weights_only=True)` refuses files that also hold objects of other programs (Lightning's callbacks, an argparse
+Namespace), as published checkpoints often do. Such objects are read as inert stand-ins, so that the tensors beside them come out.
+What still does not read is refused, unless `trust` lets it be unpickled. Sharded checkpoints (a folder each) have one pickle of
+PyTorch's own; what it names is checked first.
 """
 
 import io
@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 def load_checkpoint(path: Path, trust: bool = False) -> Any:
     """What a checkpoint holds; objects of other programs as `Inert`. Errors: `UserError` naming the file.
 
-    Its tensors are read from the disk when they are used, where the format allows that: what is not used costs nothing.
-    trust: unpickle everything, which runs whatever code the file's author put there.
+    Tensors are read from the disk when they are used, where the format allows that. trust: unpickle everything, which runs
+    whatever code the file's author put there.
     """
     path = Path(path)
     if not path.exists():
@@ -43,7 +43,9 @@ def load_checkpoint(path: Path, trust: bool = False) -> Any:
         except Exception as error:  # a torn file, and what a stand-in cannot do, raise almost anything
             named = re.search(r"GLOBAL (\S+) (?:was not an allowed global|whose module)", str(error))  # torch names the first
             if trust or not (named or foreign):
-                raise _unreadable(path, error) from None
+                said = str(error).rpartition("WeightsUnpickler error: ")[2].strip()  # torch puts advice before it, and after it
+                reason = first_line(ValueError(said or str(error)))
+                raise UserError(f"{path}: {_foreign(path) or f'not a checkpoint that can be read ({reason})'}") from None
             if named is None or named[1] in foreign:
                 names = ", ".join(sorted(foreign)[:4])
                 raise UserError(
@@ -61,12 +63,6 @@ def _load(path: Path, trust: bool, foreign: list[str]) -> Any:
             return torch.load(path, map_location="cpu", weights_only=not trust, mmap=True)
         except RuntimeError:  # PyTorch's format of before 2020, or a file system that maps nothing
             return torch.load(path, map_location="cpu", weights_only=not trust)
-
-
-def _unreadable(path: Path, error: BaseException) -> UserError:
-    said = str(error).rpartition("WeightsUnpickler error: ")[2].strip()  # torch puts advice before it, and after it
-    reason = first_line(ValueError(said or str(error)))
-    return UserError(f"{path}: {_foreign(path) or f'not a checkpoint that can be read ({reason})'}")
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
@@ -114,7 +110,7 @@ class _IndexReader(pickle.Unpickler):
 def check_checkpoint(path: Path) -> dict[str, Any]:
     """What a checkpoint says of itself (its `unitok` entry); {} for one of another program. Errors: `UserError` unless it reads.
 
-    Weights stay on the disk; of a sharded one the index, and what it holds beside tensors, is read.
+    Weights stay on the disk.
     """
     if is_sharded(path):
         _check_index(path)
@@ -180,10 +176,9 @@ def _stand_in(name: str) -> type:
 
 
 def load_weights(path: Path, trust: bool = False) -> dict[str, Tensor]:
-    """The tensors of a safetensors file or of a checkpoint, by name; its content decides which of the two it is.
+    """The tensors of a safetensors file or of a checkpoint, by name: `{"state_dict": {"w": …}}` gives `state_dict.w`.
 
-    A dictionary inside a dictionary, or a module inside a module, puts its name and a dot before the names it holds:
-    `{"state_dict": {"w": …}}` gives `state_dict.w`. Errors: `UserError` saying what the file is instead.
+    Errors: `UserError` saying what the file is instead.
     """
     path = Path(path)
     if path.is_dir() and not is_sharded(path):
@@ -277,9 +272,9 @@ _LAST = ("stopped.ckpt", "final.ckpt")  # of a run, the later one last
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint of a run with the most steps, of those that read, or None. What does not read is told.
+    """The checkpoint of a run with the most steps, of those that read, or None; those that the run named come first.
 
-    Copies under names of the user's come after those that the run wrote. Times of files do not count: a backup may be younger.
+    What does not read is told. Times of files do not count: a backup may be younger.
     """
     for old in (folder / "checkpoints").glob(".*.ckpt.unitok-old"):  # a sharded one that was being replaced
         settle(old.with_name(old.name[1:].removesuffix(".unitok-old")))

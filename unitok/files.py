@@ -1,8 +1,8 @@
 """Files and folders that are whole or not there, locks, and JSON. Results are written through this file alone.
 
-A file or folder is written beside its place, brought to the disk and renamed, so that a half-written one is never seen. Between
-the two renames that replace a folder a kill may come; whoever reads or writes it next puts back what was there (`settle`). Only
-what unitok made itself, and of the same kind, is replaced; files of others in a folder are kept.
+A file or folder is written beside its place, brought to the disk and renamed, so that a half-written one is never seen. After a
+kill between the two renames that replace a folder, whoever reads or writes it next puts back what was there (`settle`). Only what
+unitok made itself, and of the same kind, is replaced; files of others in a folder are kept.
 """
 
 import errno
@@ -73,17 +73,16 @@ def parse_json_line(line: str, where: str) -> Any:
 def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     """(number, value) of each line of a JSON Lines file that is not blank; a bad line's value is the `UserError` that says why.
 
-    Errors: `UserError` where there is no such file, or it is not UTF-8 text.
+    Errors: `UserError` for no file, or another encoding.
     """
     try:
         with open(path, encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     try:
-                        value = parse_json_line(line, f"{Path(path).name}, line {number}")
+                        yield number, parse_json_line(line, f"{Path(path).name}, line {number}")
                     except UserError as error:
-                        value = error
-                    yield number, value
+                        yield number, error
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except UnicodeDecodeError:
@@ -97,11 +96,11 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
 def atomic_write(path: Path, staging: Path | None = None, binary: bool = False) -> Iterator[IO[Any]]:
     """A file to write, which takes the place of `path` when all of it is on the disk; nothing stays of a half one.
 
-    Two processes that write one file take turns, and what a killed one left is overwritten. A link is followed; a file that is
-    replaced keeps its permissions. Errors: `OSError` naming the file, of a full disk, too.
+    Processes that write one file take turns; what a killed one left is overwritten. A link is followed; a file that is replaced
+    keeps its permissions. Errors: `OSError` naming the file.
 
-    staging: a folder on the same disk to write in, under a name that no other process has, so that file systems without locks
-        will do; what killed processes left there is for its owner to remove (`remove_partials`).
+    staging: a folder on the same disk to write in, under a name that no other process has, where there are no locks; its owner
+        removes what killed processes left there (`remove_partials`).
     """
     path = Path(os.path.realpath(path))
     partial = staging / f"{path.name}.{uuid.uuid4().hex}.partial" if staging else path.with_name(f".{path.name}.partial")
@@ -176,10 +175,10 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def lock(path: Path, busy: str = "", shared: bool = False, folder: bool = False) -> Iterator[None]:
-    """Hold the lock of a file or folder, which is made if need be; it goes with this process, however it ends.
+    """Hold the lock of a file or folder, which is made if need be; it goes with this process. Some file systems have none.
 
-    busy: the error where another process holds it; "": wait for it. shared: with others that share it. On a file system
-    without locks there is none. Errors: `UserError(busy)`; `FileNotFoundError` where the folder of a file is gone.
+    busy: the error where another process holds it; "": wait for it. shared: with others that share it. Errors: `UserError(busy)`;
+    `FileNotFoundError` where the folder of a file is gone.
     """
     import fcntl  # not on Windows, where data sets are read
 
@@ -222,6 +221,7 @@ _OWN = {
     "image evaluation": rf"images\.jsonl|{_PAGE}",
     "audio evaluation": rf"sounds\.jsonl|{_PAGE}",
 }
+_LISTINGS = {"outputs.jsonl": "sample output", "images.jsonl": "image evaluation", "sounds.jsonl": "audio evaluation"}
 #: How the folders of others begin, for messages.
 _MARKS = {"dataset.json": "a data set", "checkpoints": "a training run", "scenes.jsonl": "scenes", "state.json": "a demo"}
 
@@ -235,8 +235,8 @@ def _own_names(kind: str) -> str:
 def whole_folder(folder: str | Path, kind: str, overwrite: bool = False) -> Iterator[Path]:
     """An empty folder to fill, which takes the place of `folder` when all of it is on the disk; nothing stays of a half one.
 
-    Files that unitok did not write move along from a folder of the same kind. Errors: `UserError` as `check_replaceable`'s,
-    for another bundle in the place of one, unless `overwrite` is set, and for a full disk.
+    Files of others move along from a folder of the same kind. Errors: `UserError` as `check_replaceable`'s, for a full disk, and
+    for another bundle in the place of one, unless `overwrite` is set.
     """
     target = check_replaceable(folder, kind, overwrite)
     partial = _beside(target, "new")
@@ -314,9 +314,10 @@ def kind_of(folder: Path) -> str:
     """What unitok made there, such as "bundle" or "decoder"; "" for anything else, also where another program has saved since."""
 
     def holds(name: str, *keys: str) -> dict[str, Any]:
-        with suppress(UserError, OSError):
+        try:
             return read_json(folder / name, "", *keys)
-        return {}
+        except (UserError, OSError):
+            return {}
 
     if not folder.is_dir():
         return ""
@@ -329,14 +330,13 @@ def kind_of(folder: Path) -> str:
     if {f.name for f in folder.iterdir()} <= {"model", "tokenizers"} and holds("model/config.json", "unitok"):
         return "imported model"  # without a vocabulary
     page = (folder / "index.html").exists()
-    listings = {"outputs.jsonl": "sample output", "images.jsonl": "image evaluation", "sounds.jsonl": "audio evaluation"}
-    return next((kind for name, kind in listings.items() if page and (folder / name).exists()), "")
+    return next((kind for name, kind in _LISTINGS.items() if page and (folder / name).exists()), "")
 
 
 def check_replaceable(folder: str | Path, kind: str = "", overwrite: bool = False) -> Path:
     """The true path of a folder that may be written: absent, empty, of the same kind, or anything if `overwrite` is set.
 
-    kind: "" where it is not known yet: then anything that unitok made will do. Errors: `UserError` that names what lies there.
+    kind: "" for anything that unitok made. Errors: `UserError` that names what lies there.
     """
     folder = Path(folder)
     true = settle(folder)

@@ -1,23 +1,22 @@
 """What accelerators and this CPU can do; how CPU threads wait for one another, and what the allocator keeps.
 
-The last two change the process: commands and trainings ask for them, the library never does. PyTorch is not
-loaded here, so that they may be asked for before it loads.
+The last two change the process: commands and trainings ask for them before PyTorch loads, the library never does.
 """
 
 import ctypes
+import math
 import os
 import sys
 import time
 from functools import cache
 
-#: Rounds for which a thread of GNU OpenMP looks for work before it sleeps. At the library's own 300,000 (no OMP_WAIT_POLICY) a
-#: thread that waits takes the core of one that works: beside other programs a training lost from a third to nearly all of its steps.
-#: Sleeping at once (OMP_WAIT_POLICY=passive) costs up to half of a quiet machine's speed. See benchmarks/waiting.py, docs/notes.md.
+#: Rounds for which a thread of GNU OpenMP looks for work before it sleeps. At its own 300,000 a thread that waits takes the core of
+#: one that works: beside other programs a training lost from a third to nearly all of its steps. Sleeping at once
+#: (OMP_WAIT_POLICY=passive) costs up to half of a quiet machine's speed. See benchmarks/waiting.py, docs/notes.md.
 SPIN_COUNT = 3000
 
-#: What glibc keeps. It maps blocks of more than 32 MB anew at each use and gives them back at once, so that every such tensor costs a
-#: page fault for each 4 kB of it: 16 ms for the 33 MB of 128 channels of 256 x 256 pixels, where the convolution takes 144
-#: (docs/notes.md). Kept, they cost nothing; the process then holds on to up to this much that it no longer uses.
+#: What glibc keeps. It maps blocks of more than 32 MB anew at each use, which costs a page fault for each 4 kB: 16 ms for the 33 MB
+#: of 128 channels of 256 x 256 pixels, where the convolution takes 144 (docs/notes.md). Kept, they cost nothing but this much memory.
 KEPT_BYTES = 1 << 30
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
 
@@ -36,22 +35,17 @@ def fast_bfloat16() -> bool:
     import torch
 
     x, layer = torch.randn(16, 64, 16, 16), torch.nn.Conv2d(64, 64, 3, padding=1)
-    seconds: dict[bool, float] = {}
-    for enabled in (False, True):
-        for attempt in range(3):
-            began = time.perf_counter()
-            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-                layer(x).float().square().mean().backward()
-            taken = time.perf_counter() - began
-            seconds[enabled] = taken if attempt == 0 else min(taken, seconds[enabled])
+    seconds = {False: math.inf, True: math.inf}  # the best of three
+    for enabled in [False, True] * 3:
+        began = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            layer(x).float().square().mean().backward()
+        seconds[enabled] = min(seconds[enabled], time.perf_counter() - began)
     return seconds[True] < 0.8 * seconds[False]
 
 
 def bound_waiting() -> str:
-    """Let OpenMP's threads look for work for a short time only, unless the user said how they wait; -> what holds.
-
-    It counts for libraries that load later, and for processes that are started.
-    """
+    """Let OpenMP's threads of what loads later look for work for a short time only, unless the user said how they wait; -> what holds."""
     said = [name for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT") if name in os.environ]
     if not said or (said == ["GOMP_SPINCOUNT"] and os.environ["GOMP_SPINCOUNT"] == str(SPIN_COUNT)):
         os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)

@@ -61,11 +61,8 @@ def make_config(config_class: type, row: dict, where: str) -> Any:
 def load_state(module: nn.Module, state: dict[str, Tensor], where: str, assign: bool = False) -> None:
     """`load_state_dict`, with one line that names the first keys that differ; `assign` as there."""
     own = module.state_dict()
-    shapes = [
-        f"{k} is {list(state[k].shape)}, not {list(v.shape)}"
-        for k, v in own.items()
-        if k in state and state[k].shape != v.shape
-    ]
+    other = [k for k in own if k in state and state[k].shape != own[k].shape]
+    shapes = [f"{k} is {list(state[k].shape)}, not {list(own[k].shape)}" for k in other]
     differing = [("it lacks", [k for k in own if k not in state]), ("it has", [k for k in state if k not in own]), ("", shapes)]
     told = [f"{what} {', '.join(keys[:3])}{', …' if len(keys) > 3 else ''}".strip() for what, keys in differing if keys]
     if told:
@@ -85,7 +82,7 @@ def part_folder(path: Path, name: str) -> Path:
 def known_vocabulary(path: Path) -> Path:
     """The vocab.json that says what a decoder's ids mean: beside it, or of the bundle that `path` is the `model` folder of.
 
-    Errors: `UserError` where there is none, as for an imported decoder: that its ids are as many as others says nothing.
+    Errors: `UserError` where there is none, as for an imported decoder: its ids may be as many as others and mean something else.
     """
     for folder in (path, *([path.parent] if (path.parent / "bundle.json").exists() else [])):
         if (folder / "vocab.json").exists():

@@ -221,7 +221,7 @@ class SoundDataset(FileDataset):
             with open_audio(self.files[index]) as file:
                 rate = int(file.samplerate)
                 wanted = -(-self.length * rate // self.rate)
-                if file.frames > max(WHOLE_SECONDS * rate, wanted) and file.seekable():
+                if file.frames > max(WHOLE_SECONDS * rate, wanted):
                     piece = read_samples(file, wanted, int(rng.integers(file.frames - wanted + 1)))
                     if piece.shape[-1] < wanted:
                         raise UserError(f"{self.files[index]}: cut off: it ends before its header says")

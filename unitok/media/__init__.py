@@ -2,13 +2,12 @@
 
 Images come out as float [3, H, W] in [-1, 1], sRGB, upright; audio as float [C, T] in [-1, 1] with its rate in Hz; text as
 str. What a file is, `formats` tells; `image_files` and `audio_files` open it. This is their front door.
-
-Imports nothing of ours but those and the error; anyone may import this.
 """
 
 import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import soundfile
@@ -48,10 +47,17 @@ def load_image(path: Path) -> Tensor:
     return image_to_tensor(open_image(path))
 
 
-def save_image(path: Path, pixels: Tensor | np.ndarray) -> None:
+def save_image(file: Path | IO[bytes], pixels: Tensor | np.ndarray) -> None:
     """Write float [3, H, W] in [-1, 1], or uint8 [H, W, 3], as PNG. Inverse of `load_image`."""
     image = Image.fromarray(pixels) if isinstance(pixels, np.ndarray) else tensor_to_image(pixels)
-    image.save(path, format="PNG", compress_level=4)
+    image.save(file, format="PNG", compress_level=4)
+
+
+def encode_png(pixels: Tensor) -> bytes:
+    """The bytes of the file that `save_image` writes."""
+    buffer = io.BytesIO()
+    save_image(buffer, pixels)
+    return buffer.getvalue()
 
 
 def fit_image(image: Image.Image, area: int, longest: int) -> Image.Image:
@@ -77,8 +83,7 @@ def stretch_image(image: Image.Image, side: int) -> Image.Image:
 
 
 def read_samples(file: AudioFile, frames: int = -1, start: int | None = None) -> Tensor:
-    """The next samples of an open file, or those from `start` on, float [C, t]; errors: `UserError` for damaged samples, and
-    such as are no audio."""
+    """The next samples of an open file, or those from `start` on, float [C, t]; errors as `AudioFile.read`'s."""
     if start is not None:
         file.seek(start)
     return torch.from_numpy(np.ascontiguousarray(file.read(frames).T))
@@ -87,7 +92,7 @@ def read_samples(file: AudioFile, frames: int = -1, start: int | None = None) ->
 def load_audio(path: Path) -> tuple[Tensor, int]:
     """float [C, T] in [-1, 1] and its rate in Hz; errors: `UserError` for no file, no sound, no samples, not finite."""
     with open_audio(path) as file:
-        return read_clip(file, str(path)), int(file.samplerate)
+        return read_clip(file, str(path)), file.samplerate
 
 
 def read_clip(file: AudioFile, name: str, clip: tuple[float, float] | None = None) -> Tensor:
@@ -109,29 +114,18 @@ def read_audio_blocks(path: Path, to_rate: int, channels: int, seconds: float, d
     Errors as `load_audio`'s.
     """
     with open_audio(path, data) as file:
-        rate = int(file.samplerate)
+        rate, step = file.samplerate, max(1, round(seconds * file.samplerate))
         resampler = soxr.ResampleStream(rate, to_rate, channels, dtype="float32") if rate != to_rate else None
-        read = written = 0
-        while True:
-            block = read_samples(file, max(1, round(seconds * rate)))
-            read += block.shape[-1]
-            last = not block.shape[-1]
-            if last and not read:
-                raise UserError(f"{path}: a sound of zero length; replace it or leave it out")
+        left = max(1, round(file.frames * to_rate / rate))
+        for start in range(0, file.frames, step):
+            block = mix_channels(read_samples(file, step), channels)
             if resampler is not None:
-                mixed = mix_channels(block, channels) if not last else block.new_zeros(channels, 0)
-                block = torch.from_numpy(resampler.resample_chunk(mixed.T.contiguous().numpy(), last=last).T.copy())
-                if last:
-                    length = max(1, round(read * to_rate / rate))
-                    block = torch.nn.functional.pad(block, (0, max(0, length - written - block.shape[-1])))
-                    block = block[:, : length - written]
-            elif not last:
-                block = mix_channels(block, channels)
-            written += block.shape[-1]
+                last = start + step >= file.frames
+                block = torch.from_numpy(resampler.resample_chunk(block.T.contiguous().numpy(), last=last).T.copy())
+                block = torch.nn.functional.pad(block, (0, left - block.shape[-1])) if last else block  # cuts, too
+            left -= block.shape[-1]
             if block.shape[-1]:
                 yield block.contiguous()
-            if last:
-                return
 
 
 def mix_channels(samples: Tensor, channels: int) -> Tensor:
@@ -144,25 +138,23 @@ def mix_channels(samples: Tensor, channels: int) -> Tensor:
 def convert_audio(samples: Tensor, rate: int, to_rate: int, channels: int) -> Tensor:
     """[C, T] at `rate` Hz -> [channels, T'] at `to_rate` Hz; mono is the mean of the channels, more are repeated."""
     samples = mix_channels(samples, channels)
-    if rate != to_rate and not samples.shape[-1]:
-        return samples
-    if rate != to_rate:
+    if rate != to_rate and samples.shape[-1]:
         length = max(1, round(samples.shape[-1] * to_rate / rate))
         resampled = torch.from_numpy(soxr.resample(samples.T.numpy(), rate, to_rate).T.copy())
-        samples = torch.nn.functional.pad(resampled, (0, max(0, length - resampled.shape[-1])))[:, :length]
+        samples = torch.nn.functional.pad(resampled, (0, length - resampled.shape[-1]))  # cuts, too
     return samples.contiguous()
 
 
-def save_audio(path: Path, samples: Tensor | np.ndarray, rate: int) -> None:
+def save_audio(file: Path | IO[bytes], samples: Tensor | np.ndarray, rate: int) -> None:
     """Write float [C, T] in [-1, 1] at `rate` Hz as 16-bit WAV; what is beyond [-1, 1] is clipped. Inverse of `load_audio`."""
     array = samples.detach().float().cpu().numpy() if isinstance(samples, Tensor) else samples
-    soundfile.write(path, np.clip(array.T, -1, 1), rate, subtype="PCM_16", format="WAV")
+    soundfile.write(file, np.clip(array.T, -1, 1), rate, subtype="PCM_16", format="WAV")
 
 
 def encode_wav(samples: Tensor, rate: int) -> bytes:
-    """float [C, T] in [-1, 1] at `rate` Hz -> the bytes of a 16-bit WAV file."""
+    """The bytes of the file that `save_audio` writes."""
     buffer = io.BytesIO()
-    soundfile.write(buffer, samples.detach().float().cpu().clamp(-1, 1).numpy().T, rate, subtype="PCM_16", format="WAV")
+    save_audio(buffer, samples, rate)
     return buffer.getvalue()
 
 
@@ -197,10 +189,7 @@ def draw_spectrogram(samples: Tensor, rate: int, height: int = 96) -> Tensor:
 
 
 def load_text(path: Path) -> str:
-    """A UTF-8 file as it is (line ends kept, a byte order mark left out).
-
-    Errors: `UserError` for no file, another encoding, nothing in it.
-    """
+    """A UTF-8 file as it is, without its byte order mark; errors: `UserError` for no file, another encoding, nothing in it."""
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
@@ -215,10 +204,3 @@ def load_text(path: Path) -> str:
 def save_text(path: Path, text: str) -> None:
     """Write UTF-8 as it is. Inverse of `load_text`."""
     Path(path).write_bytes(text.encode("utf-8"))
-
-
-def encode_png(pixels: Tensor) -> bytes:
-    """float [3, H, W] in [-1, 1] -> the bytes of a PNG file."""
-    buffer = io.BytesIO()
-    tensor_to_image(pixels).save(buffer, format="PNG")
-    return buffer.getvalue()

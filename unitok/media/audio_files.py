@@ -7,6 +7,7 @@ clipped as a player does; numbers of the size of integers are an error.
 import io
 import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -37,10 +38,10 @@ class _Decoder(soundfile.SoundFile):
         return False
 
 
-class AudioFile:
+class AudioFile(AbstractContextManager):
     """An open audio file: one stream, or several that follow one another, as one.
 
-    frames: samples per channel; samplerate: Hz; channels; format: as soundfile calls it; name: what it is called in messages.
+    frames: samples per channel. samplerate: Hz. format: as soundfile calls it. name: for messages.
     """
 
     def __init__(self, name: str, source: ByteSource, streams: list[Stream]):
@@ -48,10 +49,9 @@ class AudioFile:
         self._files = [self._open(stream) for stream in streams]
         self._lengths = [s.frames or f.frames for s, f in zip(streams, self._files)]
         self.frames = sum(self._lengths)
-        self.samplerate, self.channels = int(self._files[0].samplerate), self._files[0].channels
-        self.format = self._files[0].format
-        self._at = 0
-        self._tells = [0] * len(streams)
+        first = self._files[0]
+        self.samplerate, self.channels, self.format = int(first.samplerate), first.channels, first.format
+        self._at, self._tells = 0, [0] * len(streams)
         for file in self._files[1:]:
             if (file.samplerate, file.channels) != (self.samplerate, self.channels):
                 raise UserError(
@@ -66,9 +66,6 @@ class AudioFile:
         file.seek(0)  # by its descriptor: that is fastest, and the suffix says nothing
         return _Decoder(file if isinstance(file, io.BytesIO) else file.fileno(), closefd=False)
 
-    def __enter__(self) -> "AudioFile":
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
 
@@ -78,17 +75,12 @@ class AudioFile:
             file.close()
         self._source.file.close()
 
-    def seekable(self) -> bool:
-        """Whether any sample can be gone to: in every format."""
-        return True
-
     def seek(self, frame: int) -> None:
-        """Make `frame` the next one that is read."""
+        """Make `frame` the next one that is read, in any format."""
         self._at = min(max(0, frame), self.frames)
 
     def read(self, frames: int = -1) -> np.ndarray:
-        """The next samples, all that are left by default, float32 [t, C]; errors: `UserError` for damage, and for levels that
-        are no audio."""
+        """The next samples (default: all the rest), float32 [t, C]; errors: `UserError` for damage, for levels of no audio."""
         left = self.frames - self._at
         left = left if frames < 0 else min(frames, left)
         blocks = list(self._blocks(left))
@@ -152,7 +144,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _cut_off(name: str, promised: float, there: float) -> str:
-    """The message for a file that ends before its audio does; seconds, 0 for what is not known."""
+    """That a file ends before its audio does; seconds, 0 for what is not known."""
     says = f"it promises {promised:.2f} s, {there:.2f} s of it decode" if promised else "its end is missing"
     says += f", {there:.2f} s of it decode" if there and not promised else ""
     return f"{name}: a sound that is cut off: {says}; {REMEDY}"

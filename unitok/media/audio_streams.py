@@ -1,13 +1,13 @@
 """Where the audio of a file lies: its streams, and whether all that its headers promise is there.
 
-libsndfile decodes what it finds, and says nothing of what is missing: of half a file it gives half, of two files one after
-another the first, of a variable MP3 without a header what a constant one of its size would last. So containers are looked
-at here first: chunk sizes, Ogg pages, MPEG frames, FLAC's last frame. Each stream that is found can be opened as a file of
-its own (`Stretch`), with a header that is mended where it was written before its length was known.
+libsndfile says nothing of what is missing: of half a file it gives half, of two files one after another the first, of a
+variable MP3 without a header what a constant one of its size would last. So chunk sizes, Ogg pages, MPEG frames and FLAC's
+last frame are looked at here first. Each stream can be opened as a file of its own (`Stretch`), with a header that is mended
+where it was written before its length was known.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from unitok.media.byte_source import BLOCK, ByteSource, Order
@@ -26,11 +26,10 @@ _OPUS_PREROLL, _MPEG_PREROLL = 24_000, 32 * 1152
 
 @dataclass(frozen=True)
 class Stream:
-    """A stream in a source: bytes [start, stop) behind `head`.
+    """A stream in a source: bytes [start, stop) behind `head`. What else it has are samples per channel.
 
-    frames: samples per channel, where libsndfile cannot tell. What libsndfile 1.2.2 cannot seek exactly, in samples per
-    channel: preroll: to be decoded before a place until it is right (MP3's bit reservoir, Opus' prediction); tail: at a
-    stream's end, and after the first seek of all, its places are wrong (Vorbis).
+    frames: where libsndfile cannot tell. Where libsndfile 1.2.2 does not seek exactly: preroll: to be decoded before a place
+    until it is right (MP3's bit reservoir, Opus' prediction); tail: of an end where places are wrong after a seek (Vorbis).
     """
 
     start: int
@@ -75,8 +74,8 @@ def _found(source: ByteSource, head: bytes) -> list[Stream]:
 class Extent:
     """Where the samples of a container begin, their bytes, and where the container ends (0: with them).
 
-    open: it was written to a pipe and does not say how long it is; head: its header up to the samples, mended where libsndfile
-    would take that for none. mpeg: the samples are an MP3 stream.
+    open: it was written to a pipe and does not say how long it is. head: its header, mended where libsndfile would take that for
+    no samples. mpeg: the samples are an MP3 stream.
     """
 
     start: int
@@ -115,40 +114,43 @@ def _chunks(source: ByteSource, describe: Describe) -> list[Stream]:
     return [Stream(0, source.size)] if len(streams) == 1 and streams[0].start == 0 else streams
 
 
+def _chunks_of_iff(source: ByteSource, place: int, order: Order) -> Iterator[tuple[bytes, int, int]]:
+    """The name, beginning and size of each chunk from a place on, where a name and 32 bits of size stand before it."""
+    while len(chunk := source.read(place, 8)) == 8:
+        size = int.from_bytes(chunk[4:], order)
+        yield chunk[:4], place + 8, size
+        place += 8 + size + size % 2
+
+
 def _riff(source: ByteSource, at: int, stop: int) -> Extent | None:
     order: Order = "big" if source.read(at, 4) == b"RIFX" else "little"
     form, wide, tag = source.number(at + 4, 4, order), 0, 0
-    place = at + 12
-    while len(chunk := source.read(place, 8)) == 8:
-        size = int.from_bytes(chunk[4:], order)
-        if chunk[:4] == b"ds64":
-            form, wide = source.number(place + 8, 8), source.number(place + 16, 8)
-        elif chunk[:4] == b"fmt ":
-            tag = source.number(place + 8, 2, order)
-        elif chunk[:4] == b"data":
-            start, end = place + 8, at + 8 + form if 0 < form < _UNKNOWN or wide else 0
+    for name, start, size in _chunks_of_iff(source, at + 12, order):
+        if name == b"ds64":
+            form, wide = source.number(start, 8), source.number(start + 8, 8)
+        elif name == b"fmt ":
+            tag = source.number(start, 2, order)
+        elif name == b"data":
+            end = at + 8 + form if 0 < form < _UNKNOWN or wide else 0
             size = wide if wide and size == 0xFFFFFFFF else size
             head = b""
             if not size and stop > start and not re.match(rb"[ -~]{4}", source.read(start, 4)):  # no chunk follows
-                head = source.read(at, 4) + b"\xff" * 4 + source.read(at + 8, place - at - 4) + b"\xff" * 4
+                head = source.read(at, 4) + b"\xff" * 4 + source.read(at + 8, start - at - 12) + b"\xff" * 4
             unknown = bool(head) or (size >= _UNKNOWN and not wide and start + size > stop + SLACK)
             if unknown:
                 size, end = stop - start, stop
             return Extent(start, size, end, unknown, head, tag in (0x50, 0x55))
-        place += 8 + size + size % 2
     return None
 
 
 def _iff(source: ByteSource, at: int, stop: int) -> Extent | None:
-    form, place = source.number(at + 4, 4, "big"), at + 12
-    while len(chunk := source.read(place, 8)) == 8:
-        size = int.from_bytes(chunk[4:], "big")
-        if chunk[:4] in (b"SSND", b"BODY"):
-            skip = 8 if chunk[:4] == b"SSND" else 0
+    form = source.number(at + 4, 4, "big")
+    for name, start, size in _chunks_of_iff(source, at + 12, "big"):
+        if name in (b"SSND", b"BODY"):
+            skip = 8 if name == b"SSND" else 0
             if not 0 < form < _UNKNOWN:  # libsndfile reads to the end
-                return Extent(place + 8 + skip, stop - place - 8 - skip, stop, open=True)
-            return Extent(place + 8 + skip, max(0, size - skip), at + 8 + form)
-        place += 8 + size + size % 2
+                return Extent(start + skip, stop - start - skip, stop, open=True)
+            return Extent(start + skip, max(0, size - skip), at + 8 + form)
     return None
 
 
@@ -159,9 +161,8 @@ def _caf(source: ByteSource, at: int, stop: int) -> Extent | None:
         if chunk[:4] == b"data":
             if size < 0:
                 size = stop - place - 12
-                return Extent(
-                    place + 16, size - 4, open=True, head=source.read(at, place + 4 - at) + size.to_bytes(8, "big") + bytes(4)
-                )
+                head = source.read(at, place + 4 - at) + size.to_bytes(8, "big") + bytes(4)
+                return Extent(place + 16, size - 4, open=True, head=head)
             found = Extent(place + 16, size - 4)
         elif size < 0:
             break
@@ -274,11 +275,9 @@ def _ogg(source: ByteSource) -> list[Stream]:
     if unfinished:
         raise CutOff(there=sum(link.length / link.rate for link in links if link.rate))
     stops = [*(link.start for link in links[1:]), source.size]
+    tails = [_VORBIS_TAIL + link.length - link.before if link.vorbis else 0 for link in links]
     return [
-        Stream(link.start, stop, tail=_VORBIS_TAIL + link.length - link.before)
-        if link.vorbis
-        else Stream(link.start, stop, preroll=_OPUS_PREROLL)
-        for link, stop in zip(links, stops)
+        Stream(k.start, stop, preroll=0 if tail else _OPUS_PREROLL, tail=tail) for k, stop, tail in zip(links, stops, tails)
     ]
 
 
@@ -300,24 +299,16 @@ def _flac(source: ByteSource, at: int) -> list[Stream]:
         raise CutOff(total / max(1, rate), there / max(1, rate))
     if not total and not there:
         raise CutOff()
-    head = b""
-    if not total:
-        bits = int.from_bytes(info[13:18], "big") | there
-        head = source.read(at, 21) + bits.to_bytes(5, "big")
-    stream = Stream(at + len(head), stop, head)
-    if following >= 0:
-        return [stream, *_flac(source, following)]
-    return [stream]
+    bits = int.from_bytes(info[13:18], "big") | there
+    head = b"" if total else source.read(at, 21) + bits.to_bytes(5, "big")
+    return [Stream(at + len(head), stop, head), *(_flac(source, following) if following >= 0 else [])]
 
 
 # ---- MPEG -----------------------------------------------------------------------------------------------------------
 
 
 def _mpeg(source: ByteSource, start: int, stop: int) -> list[Stream]:
-    """MPEG audio streams one after another, each with a header that says how long it is.
-
-    With a Xing, Info or VBRI header that fits the file, that is the file as it is. Else its frames are counted.
-    """
+    """MPEG audio streams one after another; where no Xing, Info or VBRI header fits one, its frames are counted and it gets one."""
     at = start
     while size := tag_size(source.read(at, 32)):
         at += size
@@ -339,13 +330,14 @@ def _mpeg(source: ByteSource, start: int, stop: int) -> list[Stream]:
     if frames > count + 1 or not complete:
         raise CutOff(frames * samples / rate, (count - (not complete)) * samples / rate)
     following = _mpeg(source, last, stop) if end - last > 4 else []
-    if frames and count <= frames + 1:
-        return [Stream(at, last, preroll=_MPEG_PREROLL), *following]
-    if frame[1] & 6 != 2:  # layers I and II
-        return [Stream(at, last, frames=count * samples, preroll=_MPEG_PREROLL), *following]
-    at += size if frames else 0
-    head = xing_header(source.read(at, 4), count, last - at)
-    return [Stream(at, last, head, preroll=_MPEG_PREROLL), *following]
+    head, length = b"", 0
+    if not frames or count > frames + 1:
+        if frame[1] & 6 != 2:  # layers I and II
+            length = count * samples
+        else:
+            at += size if frames else 0
+            head = xing_header(source.read(at, 4), count, last - at)
+    return [Stream(at, last, head, length, _MPEG_PREROLL), *following]
 
 
 def _without_tags(source: ByteSource, start: int, stop: int) -> int:

@@ -11,7 +11,7 @@ BLOCK = 1 << 20
 
 
 class ByteSource:
-    """The bytes of a file, on disk or in memory, read at any place."""
+    """The bytes of a file: of `path`, or `data`."""
 
     def __init__(self, path: Path, data: bytes | None = None):
         self.file = open(path, "rb", buffering=0) if data is None else _Memory(data)
@@ -56,16 +56,7 @@ class Stretch(io.RawIOBase):
     def __init__(self, source: ByteSource, head: bytes, start: int, stop: int):
         self.source, self.head, self.start = source, head, start
         self.size = len(head) + stop - start
-        self.at = self.farthest = 0
-
-    def seekable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self.at
+        self.at = 0
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         self.at = max(0, offset + (0, self.at, self.size)[whence])
@@ -78,5 +69,4 @@ class Stretch(io.RawIOBase):
         data += self.source.read(self.start + behind, size - len(data))
         buffer[: len(data)] = data
         self.at += len(data)
-        self.farthest = max(self.farthest, self.at)
         return len(data)

@@ -3,13 +3,13 @@
 Text comes first: UTF-8 without control characters is text, whatever letters it begins with ("BMW", "ID3", "RIFF"). Formats
 of images and audio are then told by a magic number and a second look at the header behind it. Formats that are written in
 letters (SVG, XPM, plain netpbm) or that have no magic number (TGA) need the suffix as well.
-
-Folders, archives, tables and training all ask here, so that they see the same files. Imports nothing of ours but `mpeg`.
+Folders, archives, tables and training all ask here, so that they see the same files.
 """
 
 import codecs
 import os
 import re
+import struct
 from pathlib import Path
 
 from unitok.media.mpeg import find_mpeg
@@ -20,54 +20,56 @@ HEAD = 4096
 #: C0 controls but for white space, and DEL: letters have none of them, binary headers do.
 _CONTROLS = bytes({*range(32), 127} - {9, 10, 11, 12, 13})
 
-#: Image formats by how a file begins, with Pillow's name; `_second_look` has the rest of those that are short.
-_IMAGES = (
-    (b"\x89PNG", "PNG"),
-    (b"\xff\xd8\xff", "JPEG"),
-    (b"GIF87a", "GIF"),
-    (b"GIF89a", "GIF"),
-    (b"II*\0", "TIFF"),
-    (b"MM\0*", "TIFF"),
-    (b"II+\0", "TIFF"),
-    (b"MM\0+", "TIFF"),
-    (b"MM*\0", "TIFF"),  # the bytes of the magic number in the wrong order, which Pillow forgives
-    (b"II\0*", "TIFF"),
-    (b"BM", "BMP"),
-    (b"\0\0\1\0", "ICO"),
-    (b"\0\0\2\0", "CUR"),
-    (b"\xff\x4f\xff\x51", "JPEG2000"),
-    (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG2000"),
-    (b"8BPS\0\1", "PSD"),
-    (b"icns", "ICNS"),
-    (b"qoif", "QOI"),
-    (b"DDS \x7c\0\0\0", "DDS"),
-    (b"\x01\xda", "SGI"),
-    (b"\n", "PCX"),
-    (b"\xb1\x68\xde\x3a", "DCX"),
-    (b"\x59\xa6\x6a\x95", "SUN"),
-    (b"SIMPLE  =", "FITS"),
-    (b"FTEX", "FTEX"),
-    (b"BLP1", "BLP"),
-    (b"BLP2", "BLP"),
-    (b"DanM", "MSP"),
-    (b"LinS", "MSP"),
-    (b"\x80\xe8\0\0", "PIXAR"),
-    (b"P7 332", "XVTHUMB"),
-    (b"P", "PPM"),
-    (b"Image type:", "IM"),
-    (b"\0\0\0\0\0\0\0\4", "MCIDAS"),
-    (b"\x1c", "IPTC"),
-)
-_NETPBM = re.compile(rb"P(?:[1-6f]|0CMYK|yP|yRGBA|yCMYK)(?:\s+|#[^\n]*\n)+\d+(?:\s+|#[^\n]*\n)+\d+\s")
+_NETPBM = rb"P(?:[1-6f]|0CMYK|yP|yRGBA|yCMYK)(?:\s+|#[^\n]*\n)+\d+(?:\s+|#[^\n]*\n)+\d+\s"
 #: Formats that are text: suffix -> Pillow's name (SVG is not Pillow's), and what must be in the text.
 _WRITTEN = {
     "svg": ("SVG", re.compile(rb"(?s)<(?:[\w-]+:)?svg[\s>/]|<!DOCTYPE\s+svg|\A\s*<\?xml.{4000}")),
     "xpm": ("XPM", re.compile(rb"^/\* XPM \*/")),
     "xbm": ("XBM", re.compile(rb"#define\s+\S+\s+\d+")),
-    **dict.fromkeys(("pbm", "pgm", "ppm", "pnm", "pfm"), ("PPM", _NETPBM)),
+    **dict.fromkeys(("pbm", "pgm", "ppm", "pnm", "pfm"), ("PPM", re.compile(_NETPBM))),
 }
 _TARGA = ("tga", "icb", "vda", "vst")
 
+#: Image formats by Pillow's name, and a regular expression for how a file begins; `_second_look` has what none can say.
+_IMAGES = {
+    format: re.compile(b"(?s)" + begin)
+    for format, begin in {
+        "PNG": rb"\x89PNG",
+        "JPEG": rb"\xff\xd8\xff",
+        "GIF": rb"GIF8[79]a",
+        "TIFF": rb"(?:II[*+]\0|MM\0[*+]|MM\*\0|II\0\*).{4}",  # the last two in the wrong order, which Pillow forgives
+        "BMP": rb"BM",
+        "ICO": rb"\0\0\x01\0",
+        "CUR": rb"\0\0\x02\0",
+        "JPEG2000": rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  \r\n\x87\n",
+        "PSD": rb"8BPS\0\x01",
+        "ICNS": rb"icns",
+        "QOI": rb"qoif.{8}[\3\4]",
+        "DDS": rb"DDS \x7c\0\0\0",
+        "SGI": rb"\x01\xda[\0\1][\1\2]\0[\1-\3]",
+        "PCX": rb"\n[\0\2\3\5][\0\1].{125}",
+        "DCX": rb"\xb1\x68\xde\x3a",
+        "SUN": rb"\x59\xa6\x6a\x95",
+        "FITS": rb"SIMPLE  =",
+        "FTEX": rb"FTEX",
+        "BLP": rb"BLP[12]",
+        "MSP": rb"DanM|LinS",
+        "PIXAR": rb"\x80\xe8\0\0",
+        "XVTHUMB": rb"P7 332",
+        "PPM": _NETPBM,
+        "IM": rb"Image type:(?=.{0,500}(?:\0{4}|\x1a))",
+        "MCIDAS": rb"\0{7}\x04",
+        "IPTC": rb"(?=.*\x1c\x03\x14)(?=.*\x1c\x03\x1e)\x1c",  # its width and height
+        "WEBP": rb"RIFF.{4}WEBP",
+        "AVIF": rb".{4}ftyp",
+        "HEIF": rb".{4}ftyp",
+        "FLI": rb".{4}[\x11\x12]\xaf.{8}[\0\3]\0",
+        "GBR": rb".{20}GIMP",
+        "PCD": rb".{2048}PCD_",
+        "DIB": rb"[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0",
+        "SPIDER": rb".{108}",
+    }.items()
+}
 #: Brands of ISO media files (`ftyp`) that are still images.
 _AVIF = {b"avif", b"avis"}
 _HEIF = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1"}
@@ -104,7 +106,7 @@ _UNREAD = (
     (rb"(?s).{4}(?:ftyp|moov|mdat|wide|free)", "an MPEG-4 or QuickTime file (video, or AAC audio)", _CONVERT),
     (rb"(?s)OggS.{24}\x80theora", "an Ogg video", _CONVERT),
     (
-        rb"(?s)OggS(?!\x00.{21}\x01.(?:\x01vorbis|OpusHead))",
+        rb"OggS(?s:(?!\0.{21}\x01.(?:\x01vorbis|OpusHead)))",
         "an Ogg file of another kind than Vorbis and Opus (FLAC, Speex)",
         _CONVERT,
     ),
@@ -135,8 +137,7 @@ _UNREAD = (
 
 
 def sniff(path: Path) -> str | None:
-    """`"image"`, `"audio"`, `"text"` or None for what a file is, by its first bytes and its name; errors: a file that
-    cannot be read."""
+    """`"image"`, `"audio"`, `"text"` or None, by a file's first bytes and its name; errors: `OSError`."""
     with open(path, "rb") as file:
         return sniff_bytes(file.read(HEAD), str(path))
 
@@ -163,54 +164,39 @@ def image_format(head: bytes, name: str = "") -> str:
             return format
     if is_text(head):
         return ""
-    for magic, format in _IMAGES:
-        if head.startswith(magic) and _second_look(format, head):
+    for format, begin in _IMAGES.items():
+        if begin.match(head) and _second_look(format, head):
             return format
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "WEBP"
-    if head[4:8] == b"ftyp":
-        size = min(int.from_bytes(head[:4]), 256)
-        brands = {head[8:12], *(head[i : i + 4] for i in range(16, size, 4))}
-        return "AVIF" if brands & _AVIF else "HEIF" if brands & _HEIF and head[8:11] not in (b"mp4", b"iso") else ""
-    if head[4:6] in (b"\x11\xaf", b"\x12\xaf") and head[14:16] in (b"\0\0", b"\3\0"):
-        return "FLI"
-    if head[20:24] == b"GIMP" or (suffix == "gbr" and head[4:8] == b"\0\0\0\1"):
+    if suffix == "gbr" and head[4:8] == b"\0\0\0\1":
         return "GBR"
-    if head[2048:2052] == b"PCD_":
-        return "PCD"
     if suffix == "svgz" and head.startswith(b"\x1f\x8b"):
         return "SVGZ"
     if suffix in _TARGA and len(head) > 18 and head[1] < 2 and head[2] & 0xF7 in (1, 2, 3) and head[16] in (1, 8, 16, 24, 32):
         return "TGA"
-    if int.from_bytes(head[:4], "little") in (12, 40, 52, 56, 64, 108, 124) and _bitmap_header(head):
-        return "DIB"
-    return "SPIDER" if _is_spider(head) else ""
+    return ""
 
 
 def _second_look(format: str, head: bytes) -> bool:
-    """Whether a header fits a magic number that is too short to decide alone."""
+    """Whether a header fits a beginning that is too short to decide alone."""
     little = lambda start, size: int.from_bytes(head[start : start + size], "little")  # noqa: E731
     match format:
-        case "TIFF":
-            return len(head) >= 8
         case "BMP":
             return _bitmap_header(head[14:])
+        case "DIB":
+            return _bitmap_header(head)
         case "ICO" | "CUR":
             first = 6 + 16 * little(4, 2)
             return first > 6 and little(14, 4) > 0 and little(18, 4) >= first
-        case "QOI":
-            return head[12:13] in (b"\3", b"\4")
-        case "SGI":
-            return head[2:3] in (b"\0", b"\1") and head[3:4] in (b"\1", b"\2") and head[4:6] in (b"\0\1", b"\0\2", b"\0\3")
         case "PCX":
-            inside = little(8, 2) >= little(4, 2) and little(10, 2) >= little(6, 2)
-            return head[1:2] in (b"\0", b"\2", b"\3", b"\5") and head[2:3] in (b"\0", b"\1") and len(head) >= 128 and inside
-        case "PPM":
-            return _NETPBM.match(head) is not None
-        case "IM":
-            return b"\0\0\0\0" in head[:512] or b"\x1a" in head[:512]
-        case "IPTC":
-            return b"\x1c\x03\x14" in head and b"\x1c\x03\x1e" in head  # its width and height
+            return little(8, 2) >= little(4, 2) and little(10, 2) >= little(6, 2)
+        case "AVIF" | "HEIF":
+            brands = {head[8:12], *(head[i : i + 4] for i in range(16, min(int.from_bytes(head[:4]), 256), 4))}
+            return bool(brands & _AVIF if format == "AVIF" else brands & _HEIF and head[8:11] not in (b"mp4", b"iso"))
+        case "SPIDER":
+            from PIL.SpiderImagePlugin import isSpiderHeader
+
+            headers = [struct.unpack_from(f"{order}27f", head) for order in "><"]
+            return any(head[:108]) and any(isSpiderHeader(header) and header[4] == 1 for header in headers)
     return True
 
 
@@ -218,21 +204,8 @@ def _bitmap_header(header: bytes) -> bool:
     """Whether a Windows bitmap header begins here: its size, one plane, a depth that exists."""
     at = 8 if header[:4] == b"\x0c\0\0\0" else 12
     known = int.from_bytes(header[:4], "little") in (12, 16, 40, 52, 56, 64, 108, 124)
-    return (
-        known
-        and header[at : at + 2] == b"\1\0"
-        and int.from_bytes(header[at + 2 : at + 4], "little") in (1, 2, 4, 8, 16, 24, 32)
-    )
-
-
-def _is_spider(head: bytes) -> bool:
-    if len(head) < 108 or not any(head[:108]):
-        return False
-    import struct
-
-    from PIL.SpiderImagePlugin import isSpiderHeader
-
-    return any(isSpiderHeader(t) and t[4] == 1 for t in (struct.unpack(f"{order}27f", head[:108]) for order in "><"))
+    depth = int.from_bytes(header[at + 2 : at + 4], "little")
+    return known and header[at : at + 2] == b"\1\0" and depth in (1, 2, 4, 8, 16, 24, 32)
 
 
 def suffix_of(name: str) -> str:
@@ -285,8 +258,7 @@ def promised(name: str) -> str:
 def find_media(folder: Path, kind: str) -> tuple[list[Path], list[Path]]:
     """The files of one kind under a folder, sorted; and those that are empty, of which nothing says what they were to be.
 
-    Each is opened once; one that may not be read is what its name says, and who opens it hears why. Hidden ones (`.name`),
-    and what lies in hidden folders, are left out.
+    Each is opened once; one that may not be read is what its name says. What is hidden (`.name`) is left out.
     """
     found, empty = [], []
     for where, folders, names in os.walk(folder):

@@ -9,7 +9,7 @@ import io
 import re
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache, lru_cache
 from pathlib import Path
@@ -76,34 +76,26 @@ def open_image(path: Path, data: bytes | None = None) -> Image.Image:
 def _decode(file: IO[bytes], format: str) -> Image.Image:
     if format in ("SVG", "SVGZ") or (not format and b"<svg" in file.read(HEAD)):
         file.seek(0)
-        return _named(_render_svg(file.read(_MAX_SVG + 1), format == "SVGZ"), "SVG")
+        return _render_svg(file.read(_MAX_SVG + 1), format == "SVGZ")
     file.seek(0)
     if format == "HEIF":
-        return _named(_open_heif(file), "HEIF")
+        return _open_heif(file)
     formats = [format] if format else _formats()
     try:
         return _load(file, formats)
     except (UserError, MemoryError):
         raise
     except Exception:
-        for mended, profile in _MENDS.get(format, lambda data: iter(()))(_all_of(file)):
+        file.seek(0)
+        mended, profile = _MENDS.get(format, lambda data: (b"", None))(file.read())
+        if mended:
             try:
                 return _load(io.BytesIO(mended), formats, profile)
             except UserError:
                 raise
             except Exception:
-                continue
+                pass
         raise
-
-
-def _named(image: Image.Image, format: str) -> Image.Image:
-    image.format = format
-    return image
-
-
-def _all_of(file: IO[bytes]) -> bytes:
-    file.seek(0)
-    return file.read()
 
 
 def _load(file: IO[bytes], formats: list[str], profile: bytes | None = None) -> Image.Image:
@@ -141,10 +133,9 @@ def _check_size(size: tuple[int, int]) -> None:
 
 
 def to_rgb(image: Image.Image, profile: bytes | None = None) -> Image.Image:
-    """Any mode to RGB, upright, without metadata.
+    """Any mode to RGB without metadata, whose rotation (EXIF) and colors (its ICC profile, or `profile`) are applied.
 
-    EXIF rotation and the ICC profile (its own, or `profile`) applied, transparency over white, 16-bit and float scaled to 8
-    bits. What cannot be read of the metadata is left aside.
+    Transparency is put over white; 16 bits and floats become 8 bits. Metadata that cannot be read is left aside.
     """
     profile = profile or image.info.get("icc_profile")
     image = _upright(image)
@@ -205,10 +196,10 @@ def _transform(profile: bytes, mode: str) -> tuple[str, ImageCms.ImageCmsTransfo
 
 
 # ---- Mending --------------------------------------------------------------------------------------------------------
-# A damaged file's bytes -> whole files with the same pixels (and the ICC profile that was taken out); none where pixels are
-# missing.
+# A damaged file's bytes -> a whole file with the same pixels, and the ICC profile that was taken out; b"" where pixels are missing.
 
-Mended = Iterator[tuple[bytes, bytes | None]]
+Mended = tuple[bytes, bytes | None]
+NOT_MENDED: Mended = b"", None
 
 
 def _mend_png(data: bytes) -> Mended:
@@ -225,7 +216,7 @@ def _mend_png(data: bytes) -> Mended:
             continue
         elif name in (b"IHDR", b"PLTE", b"tRNS"):
             if int.from_bytes(checksum, "big") != zlib.crc32(name + body):
-                return
+                return NOT_MENDED
             kept.append((name, body))
         elif name == b"eXIf" and len(body) == size:
             kept.append((name, body))
@@ -233,18 +224,19 @@ def _mend_png(data: bytes) -> Mended:
             with suppress(zlib.error):
                 profile = zlib.decompressobj().decompress(body[body.find(b"\0") + 2 :], _MAX_PROFILE)
     if not kept or kept[0][0] != b"IHDR" or len(kept[0][1]) < 13:
-        return
-    expected = _png_bytes(kept[0][1])
-    inflate = zlib.decompressobj()
-    try:
+        return NOT_MENDED
+    expected, inflate, raw = _png_bytes(kept[0][1]), zlib.decompressobj(), b""
+    with suppress(zlib.error):
         raw = inflate.decompress(pixels, expected)
-    except zlib.error:
-        return
     if len(raw) < expected:
-        return
+        return NOT_MENDED
     chunks = [*kept, (b"IDAT", pixels if inflate.eof else zlib.compress(raw, 1)), (b"IEND", b"")]
     body = b"".join(len(b).to_bytes(4, "big") + n + b + zlib.crc32(n + b).to_bytes(4, "big") for n, b in chunks)
-    yield data[:8] + body, profile
+    return data[:8] + body, profile
+
+
+#: The passes of an interlaced PNG: first column and row, steps.
+_ADAM7 = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
 
 
 def _png_bytes(header: bytes) -> int:
@@ -252,11 +244,8 @@ def _png_bytes(header: bytes) -> int:
     width, height = int.from_bytes(header[:4], "big"), int.from_bytes(header[4:8], "big")
     _check_size((width, height))
     bits = header[8] * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(header[9], 4)
-    passes = [(0, 0, 1, 1)]
-    if header[12]:  # Adam7: first column and row, steps
-        passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
     total = 0
-    for x, y, right, down in passes:
+    for x, y, right, down in _ADAM7 if header[12] else [(0, 0, 1, 1)]:
         columns, rows = -(-(width - x) // right), -(-(height - y) // down)
         total += rows * (1 + -(-columns * bits // 8)) if columns > 0 and rows > 0 else 0
     return total
@@ -274,7 +263,7 @@ def _mend_jpeg(data: bytes) -> Mended:
         body = data[start + 4 : start + 2 + size]
         at = start + 2 + size
         if len(body) < size - 2 or size < 2:
-            return
+            return NOT_MENDED
         if name in range(0xC0, 0xD0) and name not in (0xC4, 0xC8, 0xCC):
             whole = {(c, k) for c in body[6::3] for k in range(64)}
         if name == 0xDA:
@@ -288,13 +277,14 @@ def _mend_jpeg(data: bytes) -> Mended:
             kept.append(data[start:at])
     plain = b"".join(kept)
     if marker:
-        yield plain + b"\xff\xd9", None
-    elif whole and whole <= scans:
+        return plain + b"\xff\xd9", None
+    if whole and whole <= scans:
         plain = plain.rstrip(b"\xff")
         ends = [plain + end * 1024 + b"\xff\xd9" for end in (b"", b"\xaa", b"\x55", b"\xfe\x01")]
         decoded = [np.asarray(Image.open(io.BytesIO(end), formats=["JPEG"])) for end in ends]
         if all(np.array_equal(decoded[0], other) for other in decoded[1:]):
-            yield ends[0], None
+            return ends[0], None
+    return NOT_MENDED
 
 
 #: Segments that matter for how pixels are shown, and the bytes that they have at least.
@@ -304,26 +294,28 @@ _JPEG_SEGMENTS = {b"JFIF\0": 15, b"Exif\0": 15, b"ICC_P": 15, b"Adobe": 13}
 def _mend_webp(data: bytes) -> Mended:
     """The chunks that are whole, under a size that fits them; none where the first image is not."""
     at, kept = 12, []
-    while (name := data[at : at + 4]) and len(
-        body := data[at + 8 : at + 8 + (size := int.from_bytes(data[at + 4 : at + 8], "little"))]
-    ) == size:
+    while name := data[at : at + 4]:
+        size = int.from_bytes(data[at + 4 : at + 8], "little")
+        if len(body := data[at + 8 : at + 8 + size]) < size:
+            break
         kept.append((name, body))
         at += 8 + size + size % 2
     names = {name for name, _ in kept}
     if not names & {b"VP8 ", b"VP8L", b"ANMF"}:
-        return
-    flags = sum(
-        bit for bit, name in ((0x20, b"ICCP"), (0x10, b"ALPH"), (8, b"EXIF"), (4, b"XMP "), (2, b"ANIM")) if name in names
-    )
+        return NOT_MENDED
+    flags = sum(bit for name, bit in _WEBP_FLAGS.items() if name in names)
     kept = [(n, bytes([flags | b[0] & 0x10]) + b[1:] if n == b"VP8X" else b) for n, b in kept]
     body = b"WEBP" + b"".join(n + len(b).to_bytes(4, "little") + b + bytes(len(b) % 2) for n, b in kept)
-    yield b"RIFF" + len(body).to_bytes(4, "little") + body, None
+    return b"RIFF" + len(body).to_bytes(4, "little") + body, None
+
+
+_WEBP_FLAGS = {b"ICCP": 0x20, b"ALPH": 0x10, b"EXIF": 8, b"XMP ": 4, b"ANIM": 2}  # of the chunk VP8X, which says what is there
 
 
 def _mend_avif(data: bytes) -> Mended:
     """With the EXIF item under a name that nobody reads."""
     before, name, after = data.partition(b"iinf")
-    yield before + name + after.replace(b"Exif", b"skip", 1), None
+    return before + name + after.replace(b"Exif", b"skip", 1), None
 
 
 def _mend_tiff(data: bytes) -> Mended:
@@ -338,7 +330,7 @@ def _mend_tiff(data: bytes) -> Mended:
     kept = [e for e in entries if len(e) == entry and int.from_bytes(e[:2], order) in _TIFF_TAGS]
     directory = len(kept).to_bytes(count_size, order) + b"".join(kept) + bytes(width)
     data += bytes(len(data) % 2)
-    yield data[:place] + len(data).to_bytes(width, order) + data[place + width :] + directory, None
+    return data[:place] + len(data).to_bytes(width, order) + data[place + width :] + directory, None
 
 
 #: Size, compression, color, strips and tiles, planes, predictor, palette, alpha, sample format, JPEG's and YCbCr's.
@@ -357,15 +349,15 @@ _MENDS: dict[str, Callable[[bytes], Mended]] = {
 # ---- Extras ---------------------------------------------------------------------------------------------------------
 
 
-def _missing_extra(what: str, extra: str) -> UserError:
-    return UserError(f'{what}: install unitok with the extra {extra} (pip install ".[{extra}]" in a checkout)')
+def _missing_extra(extra: str) -> UserError:
+    return UserError(f'{extra.upper()}: install unitok with the extra {extra} (pip install ".[{extra}]" in a checkout)')
 
 
 def _open_heif(file: IO[bytes]) -> Image.Image:
     try:
         import pillow_heif
     except ImportError:
-        raise _missing_extra("HEIC", "heic") from None
+        raise _missing_extra("heic") from None
     heif = pillow_heif.open_heif(file)
     _check_size(heif.size)
     image = heif.to_pillow()
@@ -377,15 +369,14 @@ def _open_heif(file: IO[bytes]) -> Image.Image:
 
 
 def _render_svg(data: bytes, packed: bool) -> Image.Image:
-    """An SVG at the size that it gives, or within `MAX_SVG_SIDE`, over white.
+    """An SVG over white, at the size that it gives, or within `MAX_SVG_SIDE`.
 
-    Nothing outside it is read: it is parsed here, and what is rendered has no references to files, no declarations and no
-    entities.
+    Nothing outside it is read: what is rendered is parsed here, and has no references to files, declarations or entities.
     """
     try:
         import resvg_py
     except ImportError:
-        raise _missing_extra("SVG", "svg") from None
+        raise _missing_extra("svg") from None
     if packed:
         data = zlib.decompressobj(31).decompress(data, _MAX_SVG + 1)
     if len(data) > (1 << 20 if b"<!ENTITY" in data else _MAX_SVG):

@@ -1,30 +1,27 @@
 """MPEG audio (MP1, MP2, MP3): its frames, the tags around them, and the header that says how many there are.
 
 A stream is nothing but frames; their headers hold what is needed to follow them (ISO 11172-3 2.4.1.3, ISO 13818-3, and the
-"version 2.5" of Fraunhofer for low rates). Works on bytes alone.
+"version 2.5" of Fraunhofer for low rates).
 """
 
 from collections.abc import Callable
 from functools import cache
 
-_BLOCK = 1 << 20
+from unitok.media.byte_source import BLOCK
+
+#: Whether a frame is of version 1, and its layer -> its rates (ISO 11172-3 2.4.2.3, ISO 13818-3 2.4.2.3).
+_KBPS = {
+    (True, 1): range(32, 449, 32),
+    (True, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
+    (True, 3): (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (False, 1): (32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
+    **dict.fromkeys(((False, 2), (False, 3)), (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)),
+}
 
 
 @cache
 def mpeg_frames() -> dict[int, tuple[int, int, int]]:
-    """The second and third byte of a frame's header -> its bytes, samples per channel and rate in Hz.
-
-    Layers I to III of versions 1, 2 and 2.5 (ISO 11172-3 2.4.2.3, ISO 13818-3 2.4.2.3); not the free format.
-    """
-    low = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
-    kbps = {
-        (True, 1): tuple(range(32, 449, 32)),
-        (True, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
-        (True, 3): (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
-        (False, 1): (32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
-        (False, 2): low,
-        (False, 3): low,
-    }
+    """The second and third byte of a frame's header -> its bytes, samples per channel and rate in Hz; not the free format."""
     frames = {}
     for second in range(0xE0, 0x100):
         version, layer = second >> 3 & 3, 4 - (second >> 1 & 3)
@@ -36,7 +33,7 @@ def mpeg_frames() -> dict[int, tuple[int, int, int]]:
             if index in (0, 15) or place == 3:
                 continue
             rate = (44_100, 48_000, 32_000)[place] >> {3: 0, 2: 1, 0: 2}[version]
-            bits = 1000 * kbps[version == 3, layer][index - 1]
+            bits = 1000 * _KBPS[version == 3, layer][index - 1]
             size = (12 * bits // rate + padding) * 4 if layer == 1 else samples // 8 * bits // rate + padding
             frames[second << 8 | third] = (size, samples, rate)
     return frames
@@ -88,12 +85,17 @@ def find_mpeg(data: bytes) -> int | None:
     return None
 
 
+def _side_bytes(frame: bytes) -> int:
+    """Bytes of side information behind a frame's header, by its channels and version."""
+    mono, old = frame[3] >> 6 == 3, not frame[1] & 8
+    return (9 if old else 17) if mono else (17 if old else 32)
+
+
 def promise(frame: bytes) -> tuple[int, int]:
     """Frames and bytes that the header in a first frame promises; 0 for what it does not."""
     if frame[36:40] == b"VBRI":
         return int.from_bytes(frame[50:54], "big"), int.from_bytes(frame[46:50], "big")
-    mono, old = frame[3] >> 6 == 3, not frame[1] & 8
-    at = 4 + ((9 if old else 17) if mono else (17 if old else 32))
+    at = 4 + _side_bytes(frame)
     if frame[at : at + 4] not in (b"Xing", b"Info"):
         return 0, 0
     flags, at = frame[at + 7], at + 8
@@ -116,9 +118,7 @@ def xing_header(frame: bytes, count: int, length: int) -> bytes:
     second, third = frame[1] | 1, frame[2] & 0x0C  # without a checksum
     third = next(t | third for t in range(0x10, 0xF0, 0x10) if frames[second << 8 | t | third][0] >= 64)
     size = frames[second << 8 | third][0]
-    mono, old = frame[3] >> 6 == 3, not frame[1] & 8
-    side = (9 if old else 17) if mono else (17 if old else 32)
-    head = bytes([0xFF, second, third, frame[3]]) + bytes(side) + b"Xing\0\0\0\3"
+    head = bytes([0xFF, second, third, frame[3]]) + bytes(_side_bytes(frame)) + b"Xing\0\0\0\3"
     return (head + count.to_bytes(4, "big") + (length + size).to_bytes(4, "big")).ljust(size, b"\0")
 
 
@@ -131,7 +131,7 @@ def walk_frames(read: Callable[[int, int], bytes], start: int, stop: int) -> tup
     while at < stop - 4:
         place = at - base
         if place + 192 > len(block) and base + len(block) < stop:
-            base, block, place = at, read(at, min(_BLOCK, stop - at)), 0
+            base, block, place = at, read(at, min(BLOCK, stop - at)), 0
             marked = b"Xing" in block or b"Info" in block
         second, third = block[place + 1], block[place + 2]
         frame = frames.get(second << 8 | third) if block[place] == 0xFF else None
@@ -139,8 +139,8 @@ def walk_frames(read: Callable[[int, int], bytes], start: int, stop: int) -> tup
         if frame is None or (second & 0xFE, third & 0x0C) != first:
             if tag_size(block[place : place + 32]) or mpeg_chain(block, place, 3)[0] > 2:
                 return at, count, True
-            found = find_mpeg(read(at + 1, min(_BLOCK >> 4, stop - at - 1)))  # junk between frames
-            at += _BLOCK >> 4 if found is None else 1 + found
+            found = find_mpeg(read(at + 1, min(BLOCK >> 4, stop - at - 1)))  # junk between frames
+            at += BLOCK >> 4 if found is None else 1 + found
             continue
         if marked and count and promise(block[place : place + 192])[0]:
             return at, count, True

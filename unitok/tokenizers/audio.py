@@ -2,15 +2,14 @@
 
 [B, C, T] in [-1, 1] at `sample_rate` Hz -> int64 [B, K, N] at `frame_rate` Hz -> [B, C, T].
 
-Long sounds go through piece by piece, in memory that does not grow with them but for the codes:
-- causal models stream: each layer keeps the end of what it has heard, and the codes are those of one piece;
-- others see windows that overlap by the reach of their convolutions, so the codes are those of one piece, unless an LSTM
-  hears further than that: then `WARM_SECONDS` more are heard on each side, and codes may differ (docs/tokenizers.md);
-- models with `segment` cut every sound into segments that know nothing of one another, as EnCodec's 48 kHz model does.
+Long sounds go through piece by piece, in memory that does not grow with them but for the codes. Causal models stream; models with
+`segment` code segments that know nothing of one another, as EnCodec's 48 kHz model does; others see windows that overlap by the
+reach of their convolutions. The codes are those of one piece, unless an LSTM hears further than its window: then `WARM_SECONDS`
+more are heard on each side, and codes may differ (docs/tokenizers.md).
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
@@ -109,7 +108,7 @@ class AudioTokenizer(Tokenizer):
     def encode(self, samples: Tensor, num_codebooks: int | None = None) -> Tensor:
         """[B, C, T] in [-1, 1] at `sample_rate` -> int64 [B, K or num_codebooks, N]; N is ceil(T / hop_length), of each segment.
 
-        NumPy arrays and integers are taken, too. Errors: `UserError` for other shapes, types and ranges.
+        Errors: `UserError` for what `check_samples` does not take.
         """
         samples = check_samples(samples, self.config.channels, self.dtype)
         return torch.cat([codes for codes, _ in self._encode_blocks([samples], num_codebooks)], -1)
@@ -183,8 +182,7 @@ class AudioTokenizer(Tokenizer):
 
     def _margin(self, network: nn.Module) -> int:
         """Samples on each side of a window that the network hears, and a second more for an LSTM."""
-        jump = 1 if network is self.encoder else self.hop_length
-        jump *= self.config.patch if network is self.encoder else 1
+        jump = self.config.patch if network is self.encoder else self.hop_length
         reach = jump
         for layer in network.modules():
             if isinstance(layer, Conv):
@@ -204,8 +202,7 @@ class AudioTokenizer(Tokenizer):
     def decode(self, codes: Tensor, length: int | None = None, scales: Tensor | None = None) -> Tensor:
         """int64 [B, k, N] (the first k <= K levels) -> [B, C, length or all that the codes hold] in [-1, 1].
 
-        scales: [B, segments], as `scales` gave them; for models that normalise, 1 if left out. Errors: `UserError` for codes that
-        are none.
+        scales: [B, segments], as `scales` gave them; 1 by default. Errors: `UserError` for codes that are none.
         """
         codes = check_codes(codes, "[B, k, N]", self.codebook_size)
         self._check_levels(codes.shape[1])
@@ -290,26 +287,22 @@ class AudioTokenizer(Tokenizer):
     # ---- Files ---------------------------------------------------------------------------------------------------
 
     def prepare(self, samples: Tensor, rate: int, name: str = "a sound") -> Tensor:
-        """[C, T] at `rate` Hz -> [channels, T'] at `sample_rate`, ready for `encode`.
+        """[C, T] at `rate` Hz, or what `check_waveform` makes that of -> [channels, T'] at `sample_rate`, ready for `encode`.
 
-        Also [T] and [T, C] as soundfile gives them, NumPy arrays, lists, and integers of 8, 16 and 32 bits. Errors: `UserError`
-        with `name` for another shape or range, nothing in it, silence.
+        Errors: `UserError` with `name` for another shape or range, nothing in it, silence.
         """
         samples, rate = check_waveform(samples, rate, name)
         converted = convert_audio(samples, rate, self.sample_rate, self.config.channels)
-        if converted.abs().max() >= SILENCE:
-            return converted
-        if samples.abs().max() < SILENCE:
-            raise UserError(f"{name}: silence; replace it or leave it out")
-        raise UserError(f"{name}: its channels, of opposite phase, cancel to silence when they are mixed; give one of them")
+        if converted.abs().max() < SILENCE:
+            raise _silent(name, [samples])
+        return converted
 
     def encode_file(
         self, path: Path, num_codebooks: int | None = None, data: bytes | None = None
     ) -> tuple[Tensor, tuple[int, ...]]:
-        """A file of any rate, length and channel count -> int64 [K, N] and its `Segment.size`.
+        """A file of any rate, length and channel count -> int64 [K, N] and its `Segment.size`, piece by piece.
 
-        It is read, resampled and encoded piece by piece. data: its bytes, where they are at hand already; `path` is then only
-        its name. Errors: `UserError` for a file that is none, or silence.
+        data: its bytes, where they are at hand; `path` is then only its name. Errors: `UserError` for no sound, or silence.
         """
         length, peak = 0, 0.0
 
@@ -321,7 +314,9 @@ class AudioTokenizer(Tokenizer):
 
         parts = list(self._encode_blocks(blocks(), num_codebooks))
         if peak < SILENCE:
-            raise UserError(f"{path}: {_why_silent(path, data)}")
+            with open_audio(path, data) as file:
+                step = round(CHUNK_SECONDS * file.samplerate)
+                raise _silent(str(path), (read_samples(file, step) for _ in range(0, file.frames, step)))
         codes, scales = (torch.cat([part[0] for part in several], -1) for several in zip(*parts, strict=True))
         return codes, _size(length, scales.cpu())
 
@@ -340,7 +335,10 @@ class AudioTokenizer(Tokenizer):
 
 
 class _Stream:
-    """Something that comes in pieces, `push` after `push`, and ends with `finish`."""
+    """Something that comes in pieces, `push` after `push`, and ends with `finish`. A subclass says how a piece is checked and run."""
+
+    _check: Callable[[Tensor], Tensor]
+    _push: Callable[[Tensor, bool], Tensor]
 
     def __init__(self, tokenizer: AudioTokenizer):
         if not tokenizer.can_stream:
@@ -362,12 +360,6 @@ class _Stream:
         if self._nothing is None:
             raise ValueError("nothing was pushed")
         return self.push(self._nothing, last=True)
-
-    def _check(self, piece: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def _push(self, piece: Tensor, last: bool) -> Tensor:
-        raise NotImplementedError
 
 
 class EncodeStream(_Stream):
@@ -417,10 +409,8 @@ def _loud(samples: Tensor, scales: Tensor) -> Tensor:
     return samples * scales[:, :1, None] if scales.numel() else samples
 
 
-def _why_silent(path: Path, data: bytes | None) -> str:
-    """What is wrong with a file that is silent once it is mixed to the model's channels."""
-    with open_audio(path, data) as file:
-        while (samples := read_samples(file, round(CHUNK_SECONDS * file.samplerate))).shape[-1]:
-            if samples.abs().max() >= SILENCE:
-                return "its channels, of opposite phase, cancel to silence when they are mixed; give one of them"
-    return "silence; replace it or leave it out"
+def _silent(name: str, blocks: Iterable[Tensor]) -> UserError:
+    """The error for a sound that is silent once it is mixed to the model's channels; `blocks` [C, t] are what it was before."""
+    if any(block.abs().max() >= SILENCE for block in blocks):
+        return UserError(f"{name}: its channels, of opposite phase, cancel to silence when they are mixed; give one of them")
+    return UserError(f"{name}: silence; replace it or leave it out")

@@ -2,10 +2,11 @@
 
 [B, 3, H, W] in [-1, 1] -> int64 [B, h, w] -> [B, 3, H, W]; any H and W (padded by repeating the edge to whole codes).
 
-Choice: what is larger than `ImageTokenizer.tile` goes through in overlapping tiles, so memory stays bounded. Codes come
-from the middle of their tile; pixels of neighbouring tiles are blended over the overlap, so there are no seams.
+What is larger than `ImageTokenizer.tile` goes through in overlapping tiles, so memory stays bounded. Codes come from the middle of
+their tile; pixels of neighbouring tiles are blended over the overlap, so there are no seams.
 """
 
+import itertools
 from pathlib import Path
 from typing import Literal
 
@@ -20,13 +21,7 @@ from unitok.media import crop_square, fit_image, image_to_tensor, open_image, sa
 from unitok.tokenizers.arguments import check_codes, check_images
 from unitok.tokenizers.base import Reconstruction, Tokenizer
 from unitok.tokenizers.config import ImageTokenizerConfig
-from unitok.tokenizers.quantize import (
-    FiniteScalarQuantizer,
-    LookupFreeQuantizer,
-    Quantizer,
-    SimVectorQuantizer,
-    VectorQuantizer,
-)
+from unitok.tokenizers.quantize import build_quantizer
 from unitok.tokenizers.vqgan import Decoder, Encoder
 
 #: Longest side of a picture in codes; the vocabulary has as many grid sizes.
@@ -35,18 +30,6 @@ LONGEST_SIDE = 64
 #: How a picture is made to fit: `keep` all of it (shrunk to an area, never enlarged), `crop` the centre square, or
 #: `resize` to a square whatever its aspect.
 Fit = Literal["keep", "crop", "resize"]
-
-
-def build_quantizer(config: ImageTokenizerConfig) -> Quantizer:
-    """The quantizer that a configuration asks for."""
-    c = config
-    if c.quantizer == "fsq":
-        return FiniteScalarQuantizer(c.z_channels, tuple(c.scales))
-    if c.quantizer == "lfq":
-        return LookupFreeQuantizer(c.z_channels, c.codebook_size)
-    if c.quantizer == "simvq":
-        return SimVectorQuantizer(c.z_channels, c.codebook_size, c.codebook_dim)
-    return VectorQuantizer(c.z_channels, c.codebook_size, c.codebook_dim, c.codebook_normalise)
 
 
 class ImageTokenizer(Tokenizer):
@@ -117,11 +100,10 @@ class ImageTokenizer(Tokenizer):
         f = self.stride
         h, w = (-(-side // f) for side in image.shape[-2:])
         codes = torch.empty(1, h, w, dtype=torch.long, device=self.device)
-        for top, bottom in self._tiles(h):
-            for left, right in self._tiles(w):
-                tile = self._encode(image[..., top * f : bottom * f, left * f : right * f].to(self.device))
-                up, back = (self.overlap // 2 if begin else 0 for begin in (top, left))
-                codes[:, top + up : bottom, left + back : right] = tile[:, up:, back:]
+        for (top, bottom), (left, right) in itertools.product(self._tiles(h), self._tiles(w)):
+            tile = self._encode(image[..., top * f : bottom * f, left * f : right * f].to(self.device))
+            up, back = (self.overlap // 2 if begin else 0 for begin in (top, left))
+            codes[:, top + up : bottom, left + back : right] = tile[:, up:, back:]
         return codes
 
     def _tiles(self, length: int) -> list[tuple[int, int]]:
@@ -153,13 +135,11 @@ class ImageTokenizer(Tokenizer):
         h, w = codes.shape[-2:]
         pixels = torch.zeros(1, 3, h * f, w * f, device=self.device)
         weights = torch.zeros(h * f, w * f, device=self.device)
-        for top, bottom in self._tiles(h):
-            for left, right in self._tiles(w):
-                tile = self._decode(codes[:, top:bottom, left:right].to(self.device))
-                ramps = (self._ramp(*span) for span in ((top, bottom, h), (left, right, w)))
-                weight = torch.outer(*ramps)
-                pixels[..., top * f : bottom * f, left * f : right * f] += tile * weight
-                weights[top * f : bottom * f, left * f : right * f] += weight
+        for (top, bottom), (left, right) in itertools.product(self._tiles(h), self._tiles(w)):
+            tile = self._decode(codes[:, top:bottom, left:right].to(self.device))
+            weight = torch.outer(self._ramp(top, bottom, h), self._ramp(left, right, w))
+            pixels[..., top * f : bottom * f, left * f : right * f] += tile * weight
+            weights[top * f : bottom * f, left * f : right * f] += weight
         return pixels / weights
 
     def _ramp(self, begin: int, end: int, length: int) -> Tensor:
@@ -175,9 +155,7 @@ class ImageTokenizer(Tokenizer):
     def fit(self, image: Image, area: int | None = None, fit: Fit = "keep") -> Image:
         """A picture of any mode and size as an RGB one that `encode` takes.
 
-        fit: `keep` shrinks it, keeping its aspect, to at most `area` pixels (default: `resolution ** 2`) and to grids of
-        at most 64 codes a side; it never enlarges. `crop` takes the centre square and `resize` distorts, both to a
-        square of `area` pixels.
+        area: pixels (default: `resolution ** 2`); for `keep` the most, as `LONGEST_SIDE` codes are for a side.
         """
         area = area or self.config.resolution**2
         if 0 in image.size:

@@ -2,17 +2,7 @@
 
 FSQ, LFQ and SimVQ are vector-quantize-pytorch's; every flag that matters is passed by name, because its defaults change between
 releases. Projections to the low dimension of the codes are ours: with `codebook_dim != dim` and image maps, release 1.32.0
-projects the wrong axis when it decodes.
-
-- `VectorQuantizer`: one learned `Codebook`; l2-normalised and low-dimensional by default (Yu et al. 2022, "Vector-quantized
-  Image Modeling with Improved VQGAN": what keeps a codebook in use).
-- `FiniteScalarQuantizer`: FSQ (Mentzer et al. 2023), no codebook to collapse.
-- `LookupFreeQuantizer`: LFQ (Yu et al. 2023, MAGVIT-v2), codes are signs; needs its entropy loss.
-- `SimVectorQuantizer`: SimVQ (Zhu et al. 2024), a frozen codebook behind one learned matrix.
-- `ResidualQuantizer`: a stack of codebooks for audio (Zeghidour et al. 2021, SoundStream), each on what the ones before left
-  over; Euclidean as in EnCodec, or l2-normalised as in DAC; quantizer dropout.
-
-All compute in fp32, also under autocast: in bfloat16 the nearest code is often another one.
+projects the wrong axis when it decodes. All compute in fp32, also under autocast: in bfloat16 the nearest code is often another.
 """
 
 from contextlib import AbstractContextManager
@@ -25,6 +15,7 @@ from torch import Tensor, nn
 from vector_quantize_pytorch import FSQ, LFQ, SimVQ
 
 from unitok.tokenizers.codebook import Codebook
+from unitok.tokenizers.config import ImageTokenizerConfig
 
 
 def _fp32(x: Tensor) -> AbstractContextManager:
@@ -40,9 +31,9 @@ def _straight_through(low: Tensor, vectors: Tensor) -> Tensor:
 class Quantized:
     """What quantizing gives.
 
-    latents: [B, N, D], straight-through. codes: int64 [B, N], or [B, N, K] with K levels; None of a pass without quantisation.
-    losses: scalars by name, not weighted: `commitment`, `entropy`, `codebook`. low: what `Quantizer.update` learns from, or, of a
-    pass without quantisation, what `Quantizer.start` begins with.
+    latents: [B, N, D], straight-through. codes: int64 [B, N], or [B, N, K] with K levels; None without quantisation. losses: scalars
+    by name, not weighted: `commitment`, `entropy`, `codebook`. low: what `update` learns from; without quantisation, what `start`
+    begins with.
     """
 
     latents: Tensor
@@ -116,14 +107,13 @@ class Quantizer(nn.Module):
 
 
 class VectorQuantizer(Quantizer):
-    """One codebook of `size` codes of `dim` dimensions for latents of `channels`.
+    """One learned `Codebook` of `size` codes of `dim` dimensions for latents of `channels`.
 
-    Args:
-        normalise: latents and codes have length 1, so that the nearest code is the one of the smallest angle.
+    Low dimensions and length 1 (`normalise`) keep it in use (Yu et al. 2022, "Vector-quantized Image Modeling with Improved VQGAN").
 
     Attributes:
-        entropy_temperature: if not 0, an entropy loss is computed, at this temperature (cf. Open-MAGVIT2, IBQ): each
-            vector should be sure of its code, and the batch should use all codes alike.
+        entropy_temperature: not 0: of an entropy loss (cf. Open-MAGVIT2, IBQ): each vector should be sure of its code, and the
+            batch should use all codes alike.
     """
 
     learns_by_update = True
@@ -168,7 +158,7 @@ class VectorQuantizer(Quantizer):
 
 
 class FiniteScalarQuantizer(Quantizer):
-    """FSQ: each of `len(scales)` dimensions is rounded to one of `scales[i]` values; the size is their product."""
+    """FSQ (Mentzer et al. 2023): dimension i is rounded to one of `scales[i]` values; there is no codebook to collapse."""
 
     bounded = True
 
@@ -183,16 +173,15 @@ class FiniteScalarQuantizer(Quantizer):
 
 
 class LookupFreeQuantizer(Quantizer):
-    """LFQ: a code is the signs of log2(`size`) dimensions."""
+    """LFQ (Yu et al. 2023, MAGVIT-v2): a code is the signs of log2(`size`) dimensions; needs its entropy loss."""
 
     bounded = True
 
     def __init__(self, channels: int, size: int = 512):
         dim = size.bit_length() - 1
         super().__init__(channels, dim, size)
-        self.quantize = LFQ(
-            dim=dim, codebook_size=size, entropy_loss_weight=1.0, commitment_loss_weight=1.0, diversity_gamma=1.0
-        )
+        weights = {"entropy_loss_weight": 1.0, "commitment_loss_weight": 1.0, "diversity_gamma": 1.0}
+        self.quantize = LFQ(dim=dim, codebook_size=size, **weights)
 
     def _quantize(self, low: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         (vectors, codes, _), parts = self.quantize(low, return_loss_breakdown=True)
@@ -201,32 +190,37 @@ class LookupFreeQuantizer(Quantizer):
 
 
 class SimVectorQuantizer(Quantizer):
-    """SimVQ: `size` random codes of `dim` dimensions that stay as they are, moved together by one learned matrix."""
+    """SimVQ (Zhu et al. 2024): `size` random codes of `dim` dimensions that stay as they are, moved together by one learned matrix."""
 
     def __init__(self, channels: int, size: int = 512, dim: int = 8):
         super().__init__(channels, dim, size)
-        self.quantize = SimVQ(
-            dim=dim,
-            codebook_size=size,
-            rotation_trick=False,
-            input_to_quantize_commit_loss_weight=0.25,
-            commitment_weight=1.0,
-        )
+        weights = {"input_to_quantize_commit_loss_weight": 0.25, "commitment_weight": 1.0}
+        self.quantize = SimVQ(dim=dim, codebook_size=size, rotation_trick=False, **weights)
 
     def _quantize(self, low: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         vectors, codes, loss = self.quantize(low)
         return vectors, codes, {"codebook": loss}
 
 
+def build_quantizer(config: ImageTokenizerConfig) -> Quantizer:
+    """The quantizer that the configuration of an image tokenizer asks for."""
+    c = config
+    if c.quantizer == "fsq":
+        return FiniteScalarQuantizer(c.z_channels, tuple(c.scales))
+    if c.quantizer == "lfq":
+        return LookupFreeQuantizer(c.z_channels, c.codebook_size)
+    if c.quantizer == "simvq":
+        return SimVectorQuantizer(c.z_channels, c.codebook_size, c.codebook_dim)
+    return VectorQuantizer(c.z_channels, c.codebook_size, c.codebook_dim, c.codebook_normalise)
+
+
 class ResidualQuantizer(Quantizer):
-    """`levels` codebooks of `size` codes of `dim` dimensions, each quantizing what the ones before left over.
+    """`levels` codebooks of `size` codes, each quantizing what the ones before left over (Zeghidour et al. 2021, SoundStream).
 
     Not normalised, the levels share a space of `dim` dimensions (0: the latents' own, without projections, as EnCodec).
     Normalised, each level has projections of its own (dim > 0) into one where latents and codes have length 1, as DAC has.
 
-    Args:
-        dropout: share of the training items that are decoded from a random number of the first levels, so that fewer
-            levels decode well. (Zeghidour et al. 2021; by item as in DAC.)
+    dropout: share of the training items, as in DAC, decoded from a random number of the first levels, so that fewer decode well.
     """
 
     learns_by_update = True
@@ -249,12 +243,12 @@ class ResidualQuantizer(Quantizer):
         """[B, N, D] -> `Quantized` by the first `levels` (default all). `low`: [B, N, levels * d], each level's vectors."""
         return self._take_apart(latents, levels)
 
+    @torch.no_grad()
     def search(self, latents: Tensor, levels: int | None = None) -> Tensor:
         """[B, N, D] -> codes alone, int64 [B, N, levels]."""
-        with torch.no_grad():
-            codes = self._take_apart(latents, levels).codes
-            assert codes is not None
-            return codes
+        codes = self._take_apart(latents, levels).codes
+        assert codes is not None
+        return codes
 
     def pass_through(self, latents: Tensor) -> Quantized:
         return self._take_apart(latents, quantize=False)
