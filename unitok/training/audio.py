@@ -1,8 +1,7 @@
-"""The Lightning shell that trains the audio tokenizer; its step is `TokenizerTraining`'s.
+"""The training of the audio tokenizer; its step is `TokenizerTraining`'s.
 
-Optional: EnCodec's loss balancer (`losses.balance`). Each loss's gradient at the waveform is divided by the moving
-average of its norm in the steps before, so that a weight is the share of the gradient that this loss has, whatever its
-scale. The commitment loss has no gradient there and stays outside. (Defossez et al. 2022, section 3.4.)
+Optional: EnCodec's loss balancer (`losses.balance`; Defossez et al. 2022, section 3.4). Each loss's gradient at the waveform
+is divided by the moving average of its norm, so that a weight is this loss's share of the gradient, whatever its scale.
 """
 
 from dataclasses import dataclass
@@ -65,6 +64,7 @@ class AudioTokenizerTraining(TokenizerTraining):
     """
 
     kind = "audio tokenizer"
+    kept = ("_recent", "_norms")
     shown = ("snr_db", "codebook_use_0", "codebook_perplexity_0", "codebook_revived", "gradient_norm")
 
     def __init__(
@@ -82,10 +82,7 @@ class AudioTokenizerTraining(TokenizerTraining):
         self._norms: dict[str, tuple[Tensor, float]] = {}  # of gradients at the waveform: weighted sum, sum of weights
         self._seen: dict[str, Any] = {}  # the same of the step's parts so far
 
-    def configure_model(self) -> None:
-        """Build the networks."""
-        if hasattr(self, "tokenizer"):
-            return
+    def build(self) -> None:
         for name in ("sample_rate", "channels"):
             given, wanted = getattr(self.data, name, None), getattr(self.config, name)
             if given not in (None, wanted):
@@ -94,14 +91,6 @@ class AudioTokenizerTraining(TokenizerTraining):
         self.health = CodebookHealth("rvq", self.tokenizer.codebook_size)
         if self.gan.weight:
             self.discriminator = STFTDiscriminator(self.config.channels, self.gan.filters, tuple(self.gan.windows))
-        self.configure_common()
-
-    def extra(self) -> dict[str, Any]:
-        return super().extra() | {"norms": {name: list(pair) for name, pair in self._norms.items()}}
-
-    def restore_extra(self, extra: dict[str, Any]) -> None:
-        super().restore_extra(extra)
-        self._norms = {name: (total, weight) for name, (total, weight) in extra.get("norms", {}).items()}
 
     # ---- What a reconstruction is worth --------------------------------------------------------------------------
 
@@ -173,11 +162,10 @@ class AudioTokenizerTraining(TokenizerTraining):
         if not self.quantizes_to_validate():
             found = {"si_sdr_db": tokenizer(samples, quantize=False).signal}
         else:
-            codes = tokenizer.encode(samples)
-            scales = tokenizer.scales(samples)
-            levels = range(1, codes.shape[1] + 1)
-            by_level = {f"si_sdr_db_{k}": tokenizer.decode(codes[:, :k], samples.shape[-1], scales) for k in levels}
-            found = {"si_sdr_db": by_level[f"si_sdr_db_{levels[-1]}"]} | by_level
+            codes, scales = tokenizer.encode(samples), tokenizer.scales(samples)
+            levels = codes.shape[1]
+            outs = [tokenizer.decode(codes[:, : k + 1], samples.shape[-1], scales) for k in range(levels)]
+            found = {"si_sdr_db": outs[-1]} | {f"si_sdr_db_{k + 1}": out for k, out in enumerate(outs)}
         if show:
             self.show("validation", samples, found["si_sdr_db"], self.steps_done)
         quality = {

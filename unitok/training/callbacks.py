@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor
 
 from unitok.bundle import Bundle
@@ -133,11 +134,8 @@ def weights_of(module: DecoderTraining) -> Iterator[Decoder | None]:
     decoder = module.averaged(module.decoder)
     training = decoder.training
     if any(isinstance(p, DTensor) for p in decoder.parameters()):
-        state = {}
-        for name, tensor in decoder.state_dict().items():
-            whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor  # all processes take part
-            if module.trainer.is_global_zero:
-                state[name] = whole.cpu()
+        whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        state = get_model_state_dict(decoder, options=whole)  # all processes take part, the first has it
         if module.lora is not None:
             state = merge_lora(state, module.lora.alpha / module.lora.rank)
         yield Decoder.from_state(module.config, state, "the run").to(module.device) if module.trainer.is_global_zero else None

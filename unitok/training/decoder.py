@@ -1,4 +1,4 @@
-"""Lightning shell that trains the decoder on packed batches.
+"""The training of the decoder on packed batches.
 
 The loss of a position is the cross-entropy over the ids that the grammar allows there (`loss_over="allowed"`) or over all
 ids; legal sets reach the model as data (`unitok.model.loss`).
@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from unitok.errors import UserError
 from unitok.hardware import peak_flops
@@ -22,7 +21,7 @@ from unitok.model.loss import Loss, next_id_loss
 from unitok.training.finetune import choose_trained, start_decoder
 from unitok.training.lora import LowRank, add_lora
 from unitok.training.monitor import NormWatch
-from unitok.training.optim import Start, build_optimizers, default_rates
+from unitok.training.optim import Start, build_optimizers, default_rates, whole
 from unitok.training.sharding import reshard, shard
 from unitok.training.shell import Sums, TrainingShell, add_sums, check_same, weight_average
 
@@ -58,6 +57,7 @@ class DecoderTraining(TrainingShell):
 
     kind = "decoder"
     roots = ("log_normaliser",)
+    kept = ("usual_norm", "skipped")
 
     def __init__(
         self,
@@ -114,11 +114,12 @@ class DecoderTraining(TrainingShell):
             )
         self.manifest, self.legal_sets = vocab.to_manifest(), grammar.kinds
         #: What is logged apart: each modality, and each level of those that have several.
-        self.names = {m: [(r.offset, r.stop) for r in vocab.body(m)] for m in vocab.spans}
+        self.names = {}
         for modality in vocab.spans:
-            body = vocab.body(modality)
+            body = [(r.offset, r.stop) for r in vocab.body(modality)]
+            self.names[modality] = body
             if len(body) > 1:
-                self.names |= {f"{modality}_{level}": [(r.offset, r.stop)] for level, r in enumerate(body)}
+                self.names |= {f"{modality}_{level}": [interval] for level, interval in enumerate(body)}
         self.config = replace(self.config, vocab_size=vocab.size)
         if self.start_from:
             self.decoder, new = start_decoder(Path(self.start_from), self.config, vocab, str(data.path))
@@ -152,30 +153,20 @@ class DecoderTraining(TrainingShell):
         """The learning rates that were given, or those that fit what training starts from."""
         start: Start = "scratch" if not self.start_from else "new ids" if self.only_new_ids else "weights"
         start = "lora" if self.lora is not None else start
-        usual = default_rates(self.config.hidden_size, start)
-        self.rate = usual[0] if self.rate is None else self.rate
-        self.muon_rate = usual[1] if self.muon_rate is None else self.muon_rate
+        usual, usual_muon = default_rates(self.config.hidden_size, start)
+        self.rate = usual if self.rate is None else self.rate
+        self.muon_rate = usual_muon if self.muon_rate is None else self.muon_rate
         if start != "scratch" and self.trainer.is_global_zero:
-            muon = (
-                f", Muon {self.muon_rate:g} (usual: {usual[1]:g})"
-                if (self.optimizer_name, start) == ("muon", "weights")
-                else ""
-            )
+            has_muon = self.optimizer_name == "muon" and start == "weights"
+            muon = f", Muon {self.muon_rate:g} (usual: {usual_muon:g})" if has_muon else ""
             what = {"weights": "a start from weights", "new ids": "new ids alone", "lora": "low-rank differences"}[start]
-            log.info("learning rates for %s: AdamW %.2g (usual: %.2g)%s", what, self.rate, usual[0], muon)
+            log.info("learning rates for %s: AdamW %.2g (usual: %.2g)%s", what, self.rate, usual, muon)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         decay = 0.0 if self.only_new_ids else self.weight_decay  # it would move the old rows, too
         betas = self.betas if self.half_life is None else (self.betas[0], 0.5 ** (self.ids_a_step / self.half_life))
-        return build_optimizers(
-            self.decoder,
-            name=self.optimizer_name,
-            rate=self.rate,
-            muon_rate=self.muon_rate,
-            betas=betas,
-            weight_decay=decay,
-            muon_iterations=self.muon_iterations,
-        )
+        rates = self.rate, self.muon_rate
+        return build_optimizers(self.decoder, self.optimizer_name, *rates, betas, decay, self.muon_iterations)
 
     @property
     def ids_a_step(self) -> int:
@@ -201,7 +192,7 @@ class DecoderTraining(TrainingShell):
 
     def part(self) -> dict[str, Any]:
         lora = {"lora_scale": self.lora.alpha / self.lora.rank} if self.lora else {}
-        return {"config": asdict(self.config), "vocab": self.manifest} | lora
+        return super().part() | {"vocab": self.manifest} | lora
 
     def check_part(self, part: dict[str, Any]) -> None:
         """Errors: `UserError` for a checkpoint of another vocabulary."""
@@ -211,22 +202,17 @@ class DecoderTraining(TrainingShell):
                 f"{self.data.path} has ({self.config.vocab_size} ids): train on the data that fits, or "
                 "choose another --out"
             )
-        check_same(
-            asdict(DecoderConfig()) | part["config"],
-            asdict(self.config),
-            "decoder",
-            free=("attention", "dropout", "checkpoint_activations"),
-        )
+        free = ("attention", "dropout", "checkpoint_activations")
+        check_same(asdict(DecoderConfig()) | part["config"], asdict(self.config), "decoder", free)
 
     def optimize(self, batch: dict[str, Tensor]) -> dict[str, Tensor | float]:
         """One step on a packed batch; a bad one changes nothing."""
         optimizers = self.optimizer_list()
         for optimizer, peak in zip(optimizers, (self.rate, self.muon_rate), strict=False):
             self.set_rate(optimizer, peak)
-        last = self.budget.over(self.steps_done + 1)
-        logged = self._gradients(batch, measure=last or (self.steps_done + 1) % self.log_every == 0)
+        logged = self._gradients(batch, measure=self.due(self.log_every))
         norm = torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), self.clip or math.inf)
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        norm = whole(norm)
         if not self._accept(float(norm)):
             self.decoder.zero_grad()  # a step without gradients changes nothing, and is counted
         optimizers[0].step()
@@ -241,16 +227,13 @@ class DecoderTraining(TrainingShell):
         return logged | {"gradient_norm": norm, "skipped": float(self.skipped)}
 
     def _gradients(self, batch: dict[str, Tensor], measure: bool) -> dict[str, Tensor | float]:
-        """Those of the mean loss over all positions of all processes that count; -> what to log."""
+        """Compute those of the mean loss over all positions of all processes that count; -> what to log."""
         rows = len(batch["ids"])
         if rows % self.accumulate:
             raise UserError(f"accumulate {self.accumulate}: it must divide data.batch_size {rows}")
         self.decoder.zero_grad()
         self._ids = self._ids + (batch["documents"] >= 0).sum()
-        weight = batch["weights"].sum()
-        if self.trainer.world_size > 1:
-            weight = self.trainer.strategy.reduce(weight, reduce_op="mean")  # gradients are averaged over processes
-        weight = weight.clamp_min(1.0)
+        weight = self.mean_everywhere(batch["weights"].sum()).clamp_min(1.0)  # gradients are averaged over processes
         sums: Sums = {}
         for number in range(self.accumulate):
             piece = {key: value[number :: self.accumulate] for key, value in batch.items()}
@@ -287,19 +270,9 @@ class DecoderTraining(TrainingShell):
         return not self.skipped_in_a_row
 
     def structure(self) -> dict[str, Any]:
-        return {
-            "optimizer": self.optimizer_name,
-            "freeze": self.frozen,
-            "only_new_ids": self.only_new_ids,
-            "lora": [self.lora.rank, *sorted(self.lora.targets)] if self.lora else [],
-            "averages": bool(self.ema_decay),
-        }
-
-    def extra(self) -> dict[str, Any]:
-        return {"usual_norm": self.usual_norm, "skipped": self.skipped}
-
-    def restore_extra(self, extra: dict[str, Any]) -> None:
-        self.usual_norm, self.skipped = extra.get("usual_norm", 0.0), extra.get("skipped", 0)
+        lora = [self.lora.rank, *sorted(self.lora.targets)] if self.lora else []
+        parts = {"freeze": self.frozen, "only_new_ids": self.only_new_ids, "lora": lora}
+        return {"optimizer": self.optimizer_name} | parts | super().structure()
 
     def losses(self, batch: dict[str, Tensor], measure: bool = True) -> tuple[Tensor, Sums]:
         """The sum of the losses of all positions, with the gradient; and sums of what to log: `loss`, of which forced ids are a

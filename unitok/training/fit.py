@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import traceback
+import warnings
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
@@ -53,7 +54,8 @@ class Checkpoints(Checkpoint):
 
     Args:
         seconds: between two checkpoints. interruption: which signal came. replaced: files of an old run, which go when the
-            first checkpoint is there. epochs: passes over the data (or over `limit_train_batches` batches) after which to stop. tries: write none.
+            first checkpoint is there. epochs: passes over the data (or over `limit_train_batches` batches) after which to
+            stop. tries: write none.
 
     Lightning's ModelCheckpoint cannot: with manual optimization it pays no heed to `train_time_interval` (2.6). A checkpoint is
     written beside its place and renamed, and the old one goes when the new one is there. (Lightning's own writing stages in
@@ -69,22 +71,19 @@ class Checkpoints(Checkpoint):
         self.steps = 0  # of this process
         self._written = 0.0
 
-    def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+    def setup(self, trainer: L.Trainer, module: Any, stage: str) -> None:
         """Files are written by `write_checkpoint`."""
         if not isinstance(trainer.strategy, ModelParallelStrategy):
             trainer.strategy.checkpoint_io = self.files
 
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
         """Start the clock; signals wait for the end of a step from now on."""
-        if isinstance(module, TrainingShell):
-            self._written = module.budget.elapsed
-            self.interruption.makes_steps = True
+        self._written = module.budget.elapsed
+        self.interruption.makes_steps = True
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *batch: Any) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, *batch: Any) -> None:
         """Write one if it is time, and the run is healthy; end the run if a signal came or its epochs are over."""
         self.steps += 1
-        if not isinstance(module, TrainingShell):
-            return
         if module.looked and any(module.everywhere(self.interruption.signal > 0)):  # it may have reached one process alone
             self._stop(trainer, module)
         due, over = module.now - self._written >= self.seconds, module.budget.over(module.steps_done)
@@ -94,9 +93,9 @@ class Checkpoints(Checkpoint):
         if self.epochs is not None and self._epochs_done(trainer, module) >= self.epochs:
             trainer.should_stop = True
 
-    def on_validation_batch_start(self, trainer: L.Trainer, module: L.LightningModule, *batch: Any) -> None:
+    def on_validation_batch_start(self, trainer: L.Trainer, module: Any, *batch: Any) -> None:
         """A signal ends a validation, too; that of several processes, which may have different numbers of batches, ends first."""
-        if self.interruption.signal and trainer.world_size == 1 and isinstance(module, TrainingShell):
+        if self.interruption.signal and trainer.world_size == 1:
             self._stop(trainer, module)
 
     def _epochs_done(self, trainer: L.Trainer, module: TrainingShell) -> float:
@@ -112,9 +111,9 @@ class Checkpoints(Checkpoint):
             told += ", whose batch was skipped, so that the checkpoint before it is the newest"
         self.interruption.end(f"{told}; go on with --resume auto")
 
-    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
         """The last one, in place of all others."""
-        if isinstance(module, TrainingShell) and (self.last is None or self.last.name != "final.ckpt"):
+        if self.last is None or self.last.name != "final.ckpt":
             self._save(trainer, _last_name(module))
 
     def _save(self, trainer: L.Trainer, name: str) -> None:
@@ -123,19 +122,16 @@ class Checkpoints(Checkpoint):
         folder = Path(trainer.default_root_dir) / "checkpoints"
         self.last = folder / name
         if isinstance(trainer.strategy, ModelParallelStrategy):
-            self._save_sharded(trainer, folder / name)
+            self._save_sharded(trainer, self.last)
         else:
-            trainer.save_checkpoint(folder / name)
+            trainer.save_checkpoint(self.last)
             problem = trainer.strategy.broadcast(self.files.problem)  # of the first process, which writes; all stop
             if problem:
                 raise UserError(problem)
         if trainer.is_global_zero:
-            for old in folder.glob("*.ckpt"):
+            for old in {*folder.glob("*.ckpt"), *self.replaced} - {self.last}:
                 passing = is_written_by_run(old) and old.name not in ("final.ckpt", "stopped.ckpt")
-                if old.name != name and (passing or (old.name, name) == ("stopped.ckpt", "final.ckpt") or old in self.replaced):
-                    remove(old)
-            for old in self.replaced:
-                if old.parent != folder:
+                if passing or (old.name, name) == ("stopped.ckpt", "final.ckpt") or old in self.replaced:
                     remove(old)
             self.replaced = []
             remove_partials(folder)
@@ -178,7 +174,7 @@ class ShareBar(TQDMProgressBar):
 
     def on_train_epoch_start(self, trainer: L.Trainer, *args: Any) -> None:
         super().on_train_epoch_start(trainer, *args)
-        self.train_progress_bar.set_description(getattr(trainer.lightning_module, "kind", "train"))
+        self.train_progress_bar.set_description(trainer.lightning_module.kind)
 
     def get_metrics(self, trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
         """Short names, so that the bar fits a terminal."""
@@ -192,7 +188,7 @@ class ShareBar(TQDMProgressBar):
         return found
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *args: Any) -> None:
-        if isinstance(module, TrainingShell) and module.budget.total is not None:
+        if module.budget.total is not None:
             self.train_progress_bar.total = module.budget.total
         super().on_train_batch_end(trainer, module, *args)
 
@@ -219,28 +215,19 @@ class _Parser(LightningArgumentParser):
 
 
 #: How lines begin in which jsonargparse says what it tried, and not what is wrong.
-_FRAMES: tuple[str, ...] = (
-    "Problem with",
-    "Parser key",
-    "Did not",
-    "Union",
-    "Does not validate",
-    "Subtypes:",
-    "Errors:",
-    "Given value type:",
+_FRAMES = (
+    *("Problem with", "Parser key", "Did not", "Union", "Does not validate", "Subtypes:", "Errors:", "Given value type:"),
+    *("Given value: NestedArg", "Expected a path but", "Expected a <class 'NoneType'>"),
 )
-_FRAMES += ("Given value: NestedArg", "Expected a path but", "Expected a <class 'NoneType'>")
 
 
 def _option_names() -> list[str]:
     """Of all trainings, data modules, what they are made of, and the Trainer."""
+    from unitok import training
     from unitok.data import modules as data
-    from unitok.training.audio import AudioTokenizerTraining
-    from unitok.training.decoder import DecoderTraining
-    from unitok.training.image import ImageTokenizerTraining
 
     parser = ArgumentParser()
-    trainings = (DecoderTraining, ImageTokenizerTraining, AudioTokenizerTraining)
+    trainings = (training.DecoderTraining, training.ImageTokenizerTraining, training.AudioTokenizerTraining)
     for cls in (*trainings, data.TokenShards, data.ImageFiles, data.AudioFiles, L.Trainer):
         parser.add_class_arguments(cls, cls.__name__)
     names = {"out", "resume", "overwrite", "checkpoint_seconds", "model", "data", "trainer", "seed_everything", "init_args"}
@@ -255,21 +242,10 @@ class UnitokCLI(LightningCLI):
         self.checkpoint: str | None = None  # to go on from
         self.checkpoints: Checkpoints | None = None  # that writes new ones
         with ExitStack() as self.held, self.interruption.handled():
-            super().__init__(*arguments, **options)
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        """What Lightning finds wrong with its flags, and a process that died, are one line."""
-        try:
-            super()._run_subcommand(subcommand)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+            try:
+                super().__init__(*arguments, **options)
+            except (MisconfigurationException, RuntimeError, ValueError, ImportError) as error:
                 raise _one_line(error) from None
-            raise UserError(
-                f"a process that reads data died ({str(error).splitlines()[0][:120]}); it may have run out of memory: lower "
-                "data.workers or row_length, and go on with --resume auto"
-            ) from None
-        except (MisconfigurationException, ValueError, ImportError) as error:
-            raise _one_line(error) from None
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--out", type=str, default="runs/default", help="folder for everything that the run writes")
@@ -310,14 +286,15 @@ class UnitokCLI(LightningCLI):
         if resume != "auto":
             check_checkpoint(Path(resume))
             return resume
-        newest = newest_checkpoint(out)
-        if newest is None and (there := sorted(out.glob("checkpoints/*.ckpt"))):
+        if newest := newest_checkpoint(out):
+            return str(newest)
+        if there := sorted(out.glob("checkpoints/*.ckpt")):
             raise UserError(
                 f"{there[-1]}: no checkpoint of this run reads; remove them to start again, or choose another --out"
             )
-        if newest is None and self.subcommand == "fit":
+        if self.subcommand == "fit":
             log.info("%s: no checkpoint to go on from; a new run starts", out)
-        return str(newest) if newest else None
+        return None
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """The checkpoint goes past the config, whose copy is for new runs, too."""
@@ -334,22 +311,13 @@ class UnitokCLI(LightningCLI):
         if sharded and not str(config.model.class_path).endswith("DecoderTraining"):
             raise UserError("trainer.strategy: only decoders are sharded; train tokenizers with ddp")
         if self.checkpoint and sharded != is_sharded(Path(self.checkpoint)):
-            how = (
-                "with ModelParallelStrategy" if not sharded else "without it: make a bundle of it, and give that as start_from"
-            )
+            how = "without it: make a bundle of it, and give that as start_from" if sharded else "with ModelParallelStrategy"
             raise UserError(f"{self.checkpoint}: go on {how}, as it was written")
 
     def instantiate_classes(self) -> None:
-        """A `UserError` of a constructor comes out as it is: jsonargparse wraps it in what it tried."""
-        try:
-            super().instantiate_classes()
-        except (MisconfigurationException, ValueError, ImportError) as error:
-            cause: BaseException | None = error
-            while cause is not None and not isinstance(cause, UserError):
-                cause = cause.__cause__
-            raise (cause or _one_line(error)) from None
-        if isinstance(self.model, TrainingShell):
-            self.model.settings = _plain_settings(self.config[self.subcommand])
+        """Let the model know what the run is asked for."""
+        super().instantiate_classes()
+        self.model.settings = _plain_settings(self.config[self.subcommand])
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """With our loggers, checkpoints and progress bar beside the callbacks of the config."""
@@ -377,14 +345,13 @@ class UnitokCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Say where the result is and what comes next."""
-        last, model = self.checkpoints and self.checkpoints.last, self.model
+        last = self.checkpoints and self.checkpoints.last
         if self.tries:
             log.info("it works; nothing was written")
-        if not (isinstance(model, TrainingShell) and last and self.trainer.is_global_zero):
-            return
-        bundle = f"unitok bundle BUNDLE --{model.kind.split()[0]} {last.parent.parent}"
-        then = f"next: {bundle}" if last.name == "final.ckpt" else "go on with --resume auto"
-        print(f"{last}: {model.steps_done} steps; {then}")
+        if last and self.trainer.is_global_zero:
+            bundle = f"unitok bundle BUNDLE --{self.model.kind.split()[0]} {last.parent.parent}"
+            then = f"next: {bundle}" if last.name == "final.ckpt" else "go on with --resume auto"
+            print(f"{last}: {self.model.steps_done} steps; {then}")
 
 
 def _plain_settings(config: Any) -> dict[str, Any]:
@@ -398,9 +365,17 @@ def _plain_settings(config: Any) -> dict[str, Any]:
 
 
 def _one_line(error: Exception) -> Exception:
-    """What Lightning itself says is wrong, as a `UserError`; any other error as it is."""
-    if isinstance(error, UserError):
-        return error
+    """A mistake of the user as a `UserError`, which jsonargparse may have wrapped in what it tried; any other error as it is."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UserError):
+            return cause
+        cause = cause.__cause__
+    if "DataLoader worker" in str(error):
+        return UserError(
+            f"a process that reads data died ({str(error).splitlines()[0][:120]}); it may have run out of memory: lower "
+            "data.workers or row_length, and go on with --resume auto"
+        )
     raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
     ours = not isinstance(error, MisconfigurationException) and f"{Path(L.__file__).parent}/" not in raised_in
     return error if ours else UserError(f"trainer: {' '.join(str(error).split())[:300]}")
@@ -413,18 +388,24 @@ def _keep_metrics(path: Path) -> None:
         path.rename(path.with_name(f"metrics-{number}.csv"))
 
 
+_EXPECTED_WARNINGS = (
+    *(
+        "does not have many workers",
+        "exists and is not empty",
+        "LeafSpec",
+        "args parameter is intended",
+        "Total length of.*is zero",
+    ),
+    "sync_dist=True",  # what is logged is of all processes already
+    "in eval mode at the start of training",  # averages, frozen parts
+)
+
+
 def run_lightning(arguments: list[str] | None = None) -> None:
     """`unitok fit | validate | test`: LightningCLI on the rest of the command line."""
-    import warnings
-
     keep_large_blocks()
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # what is logged is of all processes already
-    warnings.filterwarnings("ignore", message=".*args parameter is intended.*")
-    warnings.filterwarnings("ignore", message=".*Total length of.*is zero.*")
-    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # averages, frozen parts
+    for message in _EXPECTED_WARNINGS:
+        warnings.filterwarnings("ignore", message=f".*{message}")
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.basicConfig(format="%(message)s")
@@ -432,7 +413,7 @@ def run_lightning(arguments: list[str] | None = None) -> None:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # where data modules of one's own lie
     UnitokCLI(
-        L.LightningModule,
+        TrainingShell,
         L.LightningDataModule,
         subclass_mode_model=True,
         subclass_mode_data=True,

@@ -1,4 +1,4 @@
-"""The Lightning shell that trains the image tokenizer; its step is `TokenizerTraining`'s."""
+"""The training of the image tokenizer; its step is `TokenizerTraining`'s."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from unitok.tokenizers import ImageTokenizer, ImageTokenizerConfig
 from unitok.training.discriminators import PatchDiscriminator
 from unitok.training.losses import adaptive_weight, gradient_loss
 from unitok.training.monitor import CodebookHealth
-from unitok.training.perceptual import Perceptual, PerceptualLoss, choose_perceptual
+from unitok.training.perceptual import Perceptual, choose_perceptual, perceptual_loss
 from unitok.training.shell import Sums
 from unitok.training.tokenizer import Adversary, Losses, TokenizerTraining
 
@@ -74,10 +74,7 @@ class ImageTokenizerTraining(TokenizerTraining):
         super().__init__(config=tokenizer, gan=gan, quantize_from=quantize_from, show_every=images_every, **shared)
         self.weights = losses
 
-    def configure_model(self) -> None:
-        """Build the networks."""
-        if hasattr(self, "tokenizer"):
-            return
+    def build(self) -> None:
         self.tokenizer = ImageTokenizer(self.config)
         if not self.config.decodes:
             raise UserError("decodes is false: a tokenizer without a decoder cannot be trained")
@@ -88,21 +85,19 @@ class ImageTokenizerTraining(TokenizerTraining):
         self._set_perceptual(self.weights.perceptual if self.weights.perceptual_weight else "none")
         if self.gan.weight:
             self.discriminator = PatchDiscriminator(self.gan.width, self.gan.layers, self.gan.norm)
-        self.configure_common()
 
     def _set_perceptual(self, wanted: Perceptual) -> None:
         folder = Path(self.weights.lpips_weights) if self.weights.lpips_weights else None
-        kind = self.perceptual_kind = choose_perceptual(wanted, folder)
-        self.perceptual = None if kind == "none" else PerceptualLoss(kind, folder)
+        self.perceptual_kind = choose_perceptual(wanted, folder)
+        self.perceptual = perceptual_loss(self.perceptual_kind, folder)
 
     def part(self) -> dict[str, Any]:
         return super().part() | {"perceptual": self.perceptual_kind}
 
     def check_part(self, part: dict[str, Any]) -> None:
         super().check_part(part)
-        began = part.get("perceptual", self.perceptual_kind)
-        if self.weights.perceptual == "auto" and began != self.perceptual_kind:
-            self._set_perceptual(began)  # a run goes on with what it began with
+        if self.weights.perceptual == "auto" and part["perceptual"] != self.perceptual_kind:
+            self._set_perceptual(part["perceptual"])  # a run goes on with what it began with
 
     # ---- What a reconstruction is worth --------------------------------------------------------------------------
 

@@ -45,10 +45,8 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:  # type: ignore[override]
         """One update of all parameters that have a gradient; -> the closure's loss, if one was given."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
             for p in group["params"]:
@@ -58,11 +56,10 @@ class Muon(torch.optim.Optimizer):
                 updates = []
                 for p in parameters:
                     buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                    gradient = p.grad
-                    assert gradient is not None
+                    gradient: Any = p.grad
                     buffer.lerp_(gradient, 1 - group["momentum"])
-                    updates.append(torch.lerp(gradient, buffer, group["momentum"]))
-                directions = orthogonalise(torch.stack([_whole(u) for u in updates]), group["iterations"])
+                    updates.append(whole(torch.lerp(gradient, buffer, group["momentum"])))
+                directions = orthogonalise(torch.stack(updates), group["iterations"])
                 scale = max(1.0, shape[0] / shape[1]) ** 0.5
                 for p, direction in zip(parameters, directions, strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
@@ -70,7 +67,7 @@ class Muon(torch.optim.Optimizer):
         return loss
 
 
-def _whole(tensor: Tensor) -> Tensor:
+def whole(tensor: Tensor) -> Tensor:
     """A tensor that is sharded over processes, gathered; any other as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
@@ -121,11 +118,9 @@ def build_optimizers(
             embeddings.append(p)
         else:
             matrices.append(p)
-    groups = [
-        {"params": embeddings, "weight_decay": weight_decay if name == "adamw" else 0.0},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=rate, betas=betas, eps=1e-8, fused=True)]
+    decay = weight_decay if name == "adamw" else 0.0
+    groups = [{"params": embeddings, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=rate, betas=betas, fused=True)]
     if name == "muon" and matrices:
         optimizers.append(Muon(matrices, lr=muon_rate, weight_decay=weight_decay, iterations=muon_iterations))
     return optimizers

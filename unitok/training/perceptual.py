@@ -1,11 +1,11 @@
 """Perceptual losses: LPIPS on VGG-16 where its weights lie on the disk, else a structural loss that needs none.
 
-Nothing here reaches for the network: weights are two local files, and one that lacks a key is an error, because a
-trunk that is silently random is worse than no perceptual loss.
+Nothing is downloaded. Weights that lack a key are an error: a random trunk is worse than no perceptual loss.
 """
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -114,18 +114,14 @@ def choose_perceptual(wanted: Perceptual, folder: Path | None = None) -> Percept
     return chosen
 
 
-class PerceptualLoss(nn.Module):
-    """Pictures [B, 3, H, W] in [-1, 1] -> scalar. `kind`: what `choose_perceptual` gave, but not `none`."""
+def perceptual_loss(kind: Perceptual, folder: Path | None = None) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """The function of images [B, 3, H, W] in [-1, 1] -> scalar that `choose_perceptual` chose; None for `none`.
 
-    def __init__(self, kind: Perceptual, folder: Path | None = None):
-        super().__init__()
-        self.kind = kind
-        files = find_lpips(folder) if kind == "lpips" else None
-        # In a list, so that frozen weights do not fill every checkpoint.
-        self._lpips = [LPIPS.from_files(*files)] if files else []
-
-    def forward(self, out: Tensor, target: Tensor) -> Tensor:
-        if self.kind == "multiscale":
-            return structure_loss(out, target)
-        model = self._lpips[0] = self._lpips[0].to(out.device)
-        return model(out.float(), target.float()).mean()
+    No module of its own: frozen weights would fill every checkpoint.
+    """
+    if kind != "lpips":
+        return structure_loss if kind == "multiscale" else None
+    files = find_lpips(folder)
+    assert files is not None, "choose_perceptual found them"
+    lpips = LPIPS.from_files(*files)
+    return lambda out, target: lpips.to(out.device)(out.float(), target.float()).mean()

@@ -13,6 +13,7 @@ import logging
 import math
 import time
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any
 
 import lightning as L
@@ -44,16 +45,13 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def weight_average(network: torch.nn.Module, decay: float) -> AveragedModel:
-    """A moving average of a network's weights, in `module`; younger weights count more at the start. Buffers, such as codebooks, are
-    copied."""
+    """A moving average of a network's weights; younger ones count more at the start. Buffers, such as codebooks, are copied."""
 
     def move(average: Any, weights: Any, count: Any) -> None:
         share = 1 - min(decay, (1 + int(count)) / (10 + int(count)))
         torch._foreach_lerp_([local(p) for p in average], [local(p) for p in weights], share)
 
-    average = AveragedModel(network, multi_avg_fn=move)
-    average.requires_grad_(False).eval()
-    return average
+    return AveragedModel(network, multi_avg_fn=move).requires_grad_(False).eval()
 
 
 #: By name, sums of what is to be averaged and of the weights that this has: means of parts of any size come out right.
@@ -68,14 +66,11 @@ def add_sums(sums: Sums, more: Sums) -> None:
 
 
 class TrainingShell(L.LightningModule):
-    """Base of all training modules.
-
-    A subclass gives `optimize(batch) -> dict of named numbers to log`, does its own backward and optimizer steps there,
-    measures what validation is to say in `measure(batch)`, and describes itself in `part()`.
+    """Base of all training modules. A subclass sets `config`, steps its optimizers in `optimize`, and validates in `measure`.
 
     Args:
-        steps: length of the training in batches; or
-        minutes: its length in minutes, which become steps after a short probe; or
+        steps: length of the training in batches. Give one of the three.
+        minutes: its length in minutes, which become steps after a short probe.
         ids: its length in ids.
         accumulate: parts in which a batch goes through the networks, to save memory; the result is that of the whole.
         learning_rate: peak, reached after `warmup_steps`, held to `hold` of the run, then falling linearly to a fiftieth.
@@ -89,8 +84,10 @@ class TrainingShell(L.LightningModule):
     """
 
     kind = ""
+    config: Any  # of what is trained, a dataclass
     roots: tuple[str, ...] = ()  # how the names of metrics begin that are roots of means
     shown: tuple[str, ...] = ()  # what the progress bar shows beside the loss
+    kept: tuple[str, ...] = ()  # attributes that go into checkpoints: plain values and tensors
 
     def __init__(
         self,
@@ -133,11 +130,7 @@ class TrainingShell(L.LightningModule):
         self._measured: Sums = {}  # in the validation that goes on
 
     def optimize(self, batch: Any) -> dict[str, Tensor | float]:
-        """One step on a batch; -> what to log, the first of which the progress bar shows."""
-        raise NotImplementedError
-
-    def part(self) -> dict[str, Any]:
-        """`kind`, `config` and whatever else is needed to use the weights, as plain values; kept in every checkpoint."""
+        """One step on a batch; -> what to log, `loss` first."""
         raise NotImplementedError
 
     @property
@@ -154,10 +147,14 @@ class TrainingShell(L.LightningModule):
         """A network whose weights are averaged, with the average; any other as it is."""
         return network if self.average is None else self.average.module
 
-    def optimizer_list(self, raw: bool = False) -> list[Any]:
-        """The optimizers; `raw`: not as Lightning wraps them, which counts their steps."""
-        found: Any = self.optimizers(use_pl_optimizer=not raw)
+    def optimizer_list(self) -> list[Any]:
+        """The optimizers as Lightning wraps them, which counts their steps."""
+        found: Any = self.optimizers()
         return found if isinstance(found, list) else [found]
+
+    def due(self, every: int) -> bool:
+        """Whether the step that goes on is the last, or one of each `every`."""
+        return (self.steps_done + 1) % every == 0 or self.budget.over(self.steps_done + 1)
 
     def everywhere(self, value: Any) -> list[Any]:
         """A plain value of each process, in their order."""
@@ -184,7 +181,7 @@ class TrainingShell(L.LightningModule):
         """One step of the subclass, with what all share around it: counting, planning, logging, stopping."""
         self.share = self.budget.share(self.steps_done)
         logged = self.optimize(batch)
-        self._last_loss = next(iter(logged.values()))
+        self._last_loss = logged["loss"]
         self.steps_done += 1
         first = batch if isinstance(batch, Tensor) else next(iter(batch.values()))
         self.samples_seen += first.shape[0] * self.trainer.world_size
@@ -194,21 +191,21 @@ class TrainingShell(L.LightningModule):
             due = over or int(share * self._validates + 1e-9) > int(self.share * self._validates + 1e-9)
             self.trainer.val_check_batch = 1 if due else math.inf  # Lightning looks at it after each batch
         if self.steps_done % self.log_every == 0 or over:
-            values = {name: float(value) for name, value in logged.items()}
-            loss, *rest = values
-            values[loss] = float(self.mean_everywhere(torch.as_tensor(logged[loss], device=self.device)))
-            self.log(loss, values[loss], prog_bar=True)
-            for name in rest:
-                self.log(name, values[name], prog_bar=name in self.shown)
-            self.log("learning_progress", self.share)
-            for name, count in getattr(self.data, "check_files", dict)().items():
-                self.log(name, count)
-            for name, value in self._pace().items():
-                self.log(name, value, prog_bar=name in self.shown)
-            if not np.isfinite(values[loss]):
-                raise UserError(f"step {self.steps_done}: the {loss} is {values[loss]}; lower the learning rate")
+            logged["loss"] = self.mean_everywhere(torch.as_tensor(logged["loss"], device=self.device))
+            logged |= {"learning_progress": self.share} | self._check_files() | self._pace()
+            for name, value in logged.items():
+                self.log(name, float(value), prog_bar=name == "loss" or name in self.shown)
+            self._check_loss(logged["loss"])
         if over:
             self.trainer.should_stop = True
+
+    def _check_files(self) -> dict[str, float]:
+        """What the data module has to log of files that could not be read."""
+        return getattr(self.data, "check_files", dict)()
+
+    def _check_loss(self, loss: Tensor | float) -> None:
+        if not np.isfinite(float(loss)):
+            raise UserError(f"step {self.steps_done}: the loss is {float(loss)}; lower the learning rate")
 
     def measure(self, batch: Any, show: bool) -> Sums:
         """What validation says of a batch; `show`: whether to leave something to look at, too."""
@@ -228,7 +225,7 @@ class TrainingShell(L.LightningModule):
         self._measured = {}
         for number, (name, value) in enumerate(self.means(sums).items()):
             self.log(f"val_{name}", float(value), prog_bar=number == 0)
-        for name, count in getattr(self.data, "check_files", dict)().items():
+        for name, count in self._check_files().items():
             if name.startswith("val_"):
                 self.log(name, count)
 
@@ -242,7 +239,7 @@ class TrainingShell(L.LightningModule):
 
     def mean_everywhere(self, value: Tensor) -> Tensor:
         """The mean over all processes."""
-        return value if self.trainer.world_size == 1 else self.trainer.strategy.reduce(value.clone(), reduce_op="mean")
+        return self.trainer.strategy.reduce(value.clone(), reduce_op="mean")
 
     def _pace(self) -> dict[str, float]:
         """Since it was last asked: seconds a step, what `speed` makes of them, and the minutes that are left."""
@@ -251,12 +248,9 @@ class TrainingShell(L.LightningModule):
         if self.steps_done <= step:
             return {}
         seconds = (now - then) / (self.steps_done - step)
+        found = {"seconds_a_step": seconds} | self.speed(self.steps_done - step, seconds)
         left = self.budget.minutes_left(self.steps_done, seconds)
-        return (
-            {"seconds_a_step": seconds}
-            | self.speed(self.steps_done - step, seconds)
-            | ({} if left is None else {"minutes_left": left})
-        )
+        return found if left is None else found | {"minutes_left": left}
 
     def speed(self, steps: int, seconds_a_step: float) -> dict[str, float]:
         """What else to log of the pace of the last `steps` steps."""
@@ -291,22 +285,20 @@ class TrainingShell(L.LightningModule):
 
     def _changes(self) -> str:
         """What is asked for now that was not when the checkpoint was written, for people."""
-        both = self._settings_before.keys() & self.settings.keys()
-        changed = [k for k in self.settings if k in both and self._settings_before[k] != self.settings[k]]
-        told = [f"{name} {self._settings_before[name]} -> {self.settings[name]}" for name in changed]
+        before = self._settings_before
+        told = [f"{k} {before[k]} -> {now}" for k, now in self.settings.items() if k in before and before[k] != now]
         return f"; changed: {', '.join(told).replace(' None', ' unset')}" if told else ""
 
     def _assert_settings(self) -> None:
         """Give the optimizers the settings asked for now, in place of those that came with their state."""
         asked: Any = self.configure_optimizers()
-        for mine, wanted in zip(self.optimizer_list(raw=True), asked, strict=True):
+        for mine, wanted in zip(self.trainer.optimizers, asked, strict=True):
             for group, fresh in zip(mine.param_groups, wanted.param_groups, strict=True):
                 group.update({key: value for key, value in fresh.items() if key != "params"})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what an exact resume needs; errors: `UserError` where the loss is no number, so that no such weights are kept."""
-        if not np.isfinite(float(self._last_loss)):
-            raise UserError(f"step {self.steps_done}: the loss is {float(self._last_loss)}; lower the learning rate")
+        self._check_loss(self._last_loss)
         checkpoint["unitok"] = {
             "kind": self.kind,
             "part": self.part(),
@@ -316,7 +308,7 @@ class TrainingShell(L.LightningModule):
             "budget": self.budget.state(),
             "settings": self.settings,
             "random": self.everywhere(_random_state()),  # each draws numbers of its own
-            "extra": self.extra(),
+            "extra": {name: getattr(self, name) for name in self.kept},
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -330,31 +322,29 @@ class TrainingShell(L.LightningModule):
         self.steps_done, self.samples_seen = state["steps_done"], state["samples_seen"]
         self.budget.restore(state["budget"], self.steps_done)
         self.share = self.budget.share(self.steps_done)
-        self._restored, self._settings_before = state["random"], state.get("settings") or {}
-        self.restore_extra(state.get("extra") or {})
+        self._restored, self._settings_before = state["random"], state["settings"]
+        for name in self.kept:
+            setattr(self, name, state["extra"][name])
 
     @property
     def healthy(self) -> bool:
         """Whether a checkpoint of this moment is worth keeping."""
         return True
 
+    def part(self) -> dict[str, Any]:
+        """`config`, and what else is needed to use the weights, as plain values; kept in every checkpoint."""
+        return {"config": asdict(self.config)}
+
+    def check_part(self, part: dict[str, Any]) -> None:
+        """Raise `UserError` where a run cannot go on with a checkpoint's part."""
+        check_same(part["config"], asdict(self.config), self.kind.split()[-1])
+
     def structure(self) -> dict[str, Any]:
         """Settings that decide which tensors a checkpoint has; a run cannot go on with others."""
-        return {}
-
-    def extra(self) -> dict[str, Any]:
-        """What else a run that goes on needs, as plain values and tensors."""
-        return {}
-
-    def restore_extra(self, extra: dict[str, Any]) -> None:
-        """Inverse of `extra`."""
+        return {"averages": bool(self.ema_decay)}
 
     def average_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Make gradients the mean over all processes.
-
-        For steps with several backwards. They call `loss.backward()`: `manual_backward` would wake DDP's hooks, which
-        know one backward a step.
-        """
+        """Make gradients the mean over all processes, after several `loss.backward()`: DDP's hooks know one per step."""
         if self.trainer.world_size == 1:
             return
         gradients = [p.grad for p in parameters if p.grad is not None]
@@ -364,21 +354,13 @@ class TrainingShell(L.LightningModule):
         for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
 
-    def check_part(self, part: dict[str, Any]) -> None:
-        """Raise `UserError` where a checkpoint's part cannot be gone on with."""
-
 
 def check_same(saved: dict[str, Any], asked: dict[str, Any], what: str, free: tuple[str, ...] = ()) -> None:
-    """Raise `UserError` naming the first field in which a checkpoint's configuration differs from the one asked for.
-
-    `free`: fields that may differ.
-    """
+    """Raise `UserError` naming the first field, but for `free` ones, in which a checkpoint differs from what is asked for."""
     for key, value in asked.items():
-        if key in free:
-            continue
         old = saved.get(key)
-        same = list(old) == list(value) if isinstance(value, list | tuple) and isinstance(old, list | tuple) else old == value
-        if not same:
+        sequences = isinstance(value, list | tuple) and isinstance(old, list | tuple)
+        if key not in free and not (list(old) == list(value) if sequences else old == value):
             raise UserError(f"{what}.{key} is {value}, the checkpoint has {old}: choose another --out or the same value")
 
 

@@ -1,17 +1,13 @@
 """What the trainings of the image and the audio tokenizer share: one step, the codebook's life, the discriminator's.
 
-Both warm up without quantisation (the codebook then starts, by k-means, from an encoder that already says something),
-quantise from `quantize_from` of the run on, and sum their losses by name; every term logged is a term optimised.
-
-A step may go through its batch in parts (`accumulate`), and processes share it; the codebook learns from the whole
-batch, once. Gradients are averaged over processes here and not by DDP, whose hooks know one backward pass a step.
-The discriminator costs nothing before `gan.start`; then it learns alone for `gan.ahead` of the run, and the generator
-hears of it by a weight that ramps up over `gan.ramp`.
+Both warm up without quantization, so that the codebook starts, by k-means, from an encoder that already says something.
+Losses are summed by name; every term logged is a term optimized. A step may go through its batch in parts (`accumulate`),
+and processes share it; the codebook learns from the whole batch, once. The discriminator costs nothing before `gan.start`.
 """
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +18,7 @@ from torch import Tensor
 from unitok.errors import UserError
 from unitok.training.losses import discriminator_loss, feature_loss, generator_loss, lecam_loss
 from unitok.training.monitor import CodebookHealth
-from unitok.training.shell import TrainingShell, check_same, weight_average
+from unitok.training.shell import TrainingShell, weight_average
 
 Losses = dict[str, Tensor]
 
@@ -75,8 +71,7 @@ class Adversary:
 
 
 class TokenizerTraining(TrainingShell):
-    """A tokenizer's training; a subclass builds `tokenizer`, `health` and `discriminator` in `configure_model` and says what a
-    reconstruction's losses and quality are.
+    """A tokenizer's training; a subclass builds the networks and says what a reconstruction's losses and quality are.
 
     Args:
         config: architecture.
@@ -87,6 +82,7 @@ class TokenizerTraining(TrainingShell):
         show_every: steps between reconstructions to look at or listen to, on disk and in TensorBoard; 0 for none.
     """
 
+    kept = ("_recent",)
     tokenizer: Any
     weights: Any  # of the losses
     health: CodebookHealth
@@ -113,6 +109,10 @@ class TokenizerTraining(TrainingShell):
 
     # ---- What a subclass says ------------------------------------------------------------------------------------
 
+    def build(self) -> None:
+        """Set `tokenizer`, `health` and, where `gan` has a weight, `discriminator`."""
+        raise NotImplementedError
+
     def reconstruction_losses(self, out: Tensor, target: Tensor) -> Losses:
         """Losses of a reconstruction, weighted, by name; what weighs nothing is left out. In fp32."""
         w, d = self.weights, out - target
@@ -129,7 +129,7 @@ class TokenizerTraining(TrainingShell):
         return {name: weights[name] * loss for name, loss in losses.items() if weights[name]}
 
     def quality(self, out: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """How good a reconstruction is, for people."""
+        """How good a reconstruction is."""
         raise NotImplementedError
 
     def show(self, name: str, target: Tensor, out: Tensor, step: int) -> None:
@@ -146,8 +146,11 @@ class TokenizerTraining(TrainingShell):
 
     # ---- Set-up --------------------------------------------------------------------------------------------------
 
-    def configure_common(self) -> None:
-        """The parts beside the tokenizer, when it is there."""
+    def configure_model(self) -> None:
+        """Build everything, once: Lightning asks for each run of the Trainer."""
+        if hasattr(self, "tokenizer"):
+            return
+        self.build()
         if self.tokenizer.quantizer.learns_by_update:
             self.tokenizer.quantizer.decay = self.codebook_decay
         if self.ema_decay:
@@ -161,20 +164,8 @@ class TokenizerTraining(TrainingShell):
             optimizers.append(adamw(self.discriminator.parameters(), self.gan.learning_rate, (0.5, 0.9), 0.0))
         return optimizers
 
-    def part(self) -> dict[str, Any]:
-        return {"config": asdict(self.config)}
-
-    def check_part(self, part: dict[str, Any]) -> None:
-        check_same(part["config"], asdict(self.config), "tokenizer")
-
     def structure(self) -> dict[str, Any]:
-        return {"averages": bool(self.ema_decay), "discriminator": bool(self.gan.weight)}
-
-    def extra(self) -> dict[str, Any]:
-        return {"recent": self._recent}
-
-    def restore_extra(self, extra: dict[str, Any]) -> None:
-        self._recent = list(extra["recent"])
+        return super().structure() | {"discriminator": bool(self.gan.weight)}
 
     def quantizes_to_validate(self) -> bool:
         """Not before training does: until then there is no codebook."""
@@ -211,8 +202,7 @@ class TokenizerTraining(TrainingShell):
             for name, value in losses.items():
                 terms[name] = terms.get(name, 0) + share * value.detach()
             outs.append(out)
-        norms = self._step(optimizers, judged)
-        logged: dict[str, Tensor | float] = dict(norms)
+        logged: dict[str, Tensor | float] = {**self._step(optimizers, judged)}
         if judged:
             self.usual.lerp_(torch.stack([self.mean_everywhere(terms.pop(side)) for side in ("real", "fake")]), 0.01)
         signal = torch.cat([out.signal.detach().float() for out in outs])
@@ -221,11 +211,12 @@ class TokenizerTraining(TrainingShell):
         if quantize:
             codes = torch.cat([out.codes for out in outs])
             self.health.add(rearrange(codes.reshape(len(codes), self.tokenizer.quantizer.levels, -1), "b k n -> (b n) k"))
-        if self._logs_next():
+        if self.due(self.log_every):
             logged |= self._health()
         if self.average:
             self.average.update_parameters(self.tokenizer)
-        self._maybe_show(batch, signal)
+        if self.show_every and self.due(self.show_every) and self.trainer.is_global_zero:
+            self.show("reconstructions", batch, signal, self.steps_done + 1)
         of_generator = [value for name, value in terms.items() if name != "discriminator"]
         return {"loss": torch.stack(of_generator).sum(), **self.quality(signal, batch), **terms, **logged}
 
@@ -302,11 +293,8 @@ class TokenizerTraining(TrainingShell):
         vectors = self._gather(low)
         if quantized:
             return {"codebook_revived": float(self.tokenizer.quantizer.update(vectors, seed=self.steps_done))}
-        self._recent = [*self._recent[-self.kmeans_batches + 1 :], vectors] if self.kmeans_batches > 1 else [vectors]
+        self._recent = [*self._recent, vectors][-max(1, self.kmeans_batches) :]
         return {}
-
-    def _logs_next(self) -> bool:
-        return (self.steps_done + 1) % self.log_every == 0 or self.budget.over(self.steps_done + 1)
 
     def _health(self) -> dict[str, float]:
         """What there is to log of the codebooks, one number a level; sounds the alarm."""
@@ -314,19 +302,11 @@ class TokenizerTraining(TrainingShell):
         found = enumerate(self.health.statistics())
         return {f"codebook_{name}_{level}": value for level, row in found for name, value in row.items()}
 
-    # ---- To look at and to listen to -----------------------------------------------------------------------------
-
     def folder(self, name: str) -> Path:
         """A folder of the run."""
         folder = Path(self.trainer.default_root_dir) / name
         folder.mkdir(parents=True, exist_ok=True)
         return folder
-
-    def _maybe_show(self, batch: Tensor, signal: Tensor) -> None:
-        over = self.budget.over(self.steps_done + 1)
-        due = bool(self.show_every) and ((self.steps_done + 1) % self.show_every == 0 or over)
-        if due and self.trainer.is_global_zero:
-            self.show("reconstructions", batch, signal, self.steps_done + 1)
 
 
 def _mean_logit(logits: Tensor | list[Tensor]) -> Tensor:
