@@ -18,8 +18,8 @@ def gradient_loss(out: Tensor, target: Tensor) -> Tensor:
 def structure_loss(out: Tensor, target: Tensor, scales: int = 3, window: int = 7) -> Tensor:
     """Multi-scale structural loss between pictures [B, 3, H, W] in [-1, 1]: 1 - SSIM, a mean over scales; in [0, 2].
 
-    Each scale has half the side of the one before; windows are squares, cut to what a small picture has. A perceptual
-    loss that needs no weights. (Zhao et al. 2017, "Loss Functions for Image Restoration with Neural Networks".)
+    Each scale has half the side of the one before; windows are squares, cut to what a small picture has. (Zhao et al. 2017,
+    "Loss Functions for Image Restoration with Neural Networks".)
     """
     a, b = (out.float() + 1) / 2, (target.float() + 1) / 2
     total = a.new_zeros(())
@@ -38,7 +38,6 @@ def structure_loss(out: Tensor, target: Tensor, scales: int = 3, window: int = 7
 
 
 # ---- Adversarial ----------------------------------------------------------------------------------------------------
-
 
 Logits = Tensor | list[Tensor]  # of one discriminator, or of one at each scale
 

@@ -1,7 +1,6 @@
 """What tells early that a training goes wrong: codebooks that lie idle, norms that grow.
 
-Chameleon diverged late in training, when modalities that share a softmax had pushed one another's norms up; the norm of the
-last layer's output grew long before (Chameleon Team 2024, section 2.3).
+Chameleon diverged late in training; the norm of the last layer's output grew long before (Chameleon Team 2024, section 2.3).
 """
 
 import logging
@@ -16,13 +15,13 @@ log = logging.getLogger(__name__)
 
 # ---- Codebooks ------------------------------------------------------------------------------------------------------
 
+_WARM_UP = "a longer warm-up without quantization (quantize_from)"
 REMEDIES = {
-    "vq": "a longer warm-up without quantisation (quantize_from), a lower codebook_dim (8), a smaller codebook_size "
-    "or larger batches",
+    "vq": f"{_WARM_UP}, a lower codebook_dim (8), a smaller codebook_size or larger batches",
     "fsq": "fewer scales",
     "lfq": "a larger entropy weight (losses.entropy)",
     "simvq": "a lower learning rate or a lower codebook_dim",
-    "rvq": "a longer warm-up without quantisation (quantize_from), a smaller codebook_size or larger batches",
+    "rvq": f"{_WARM_UP}, a smaller codebook_size or larger batches",
 }
 
 
@@ -58,9 +57,8 @@ class CodebookHealth:
 
     def statistics(self) -> list[dict[str, float]]:
         """For each level what `codebook_statistics` says; empty before any codes were seen."""
-        if not self.recent:
-            return []
-        return [codebook_statistics(level, self.size) for level in torch.cat(self.recent).unbind(-1)]
+        levels = torch.cat(self.recent).unbind(-1) if self.recent else []
+        return [codebook_statistics(level, self.size) for level in levels]
 
     def check(self, step: int, last: bool = False) -> None:
         """Warn, once, when two windows are full and a level uses too little of its codebook. At the `last` step of a run that was
@@ -85,8 +83,8 @@ class CodebookHealth:
 
 
 class NormWatch:
-    """While open, notes root mean squares of a forward pass in `found`: queries and keys of each layer before their norm, and
-    the last layer's output. Costs nothing when `on` is false."""
+    """While open and `on`, notes root mean squares of a forward pass in `found`: queries and keys of each layer before their norm,
+    and the last layer's output."""
 
     def __init__(self, decoder: Decoder, on: bool):
         self.found: dict[str, Tensor | float] = {}

@@ -82,7 +82,7 @@ class TokenizerTraining(TrainingShell):
         show_every: steps between reconstructions to look at or listen to, on disk and in TensorBoard; 0 for none.
     """
 
-    kept = ("_recent",)
+    kept: tuple[str, ...] = ("_recent",)
     tokenizer: Any
     weights: Any  # of the losses
     health: CodebookHealth
