@@ -86,9 +86,8 @@ class Budget:
             self._set(done, left, max(self.share(done), done / (done + left)))
         else:
             if not in_time and left < self.total - done and self.next <= 1.0:
-                log.warning(
-                    "step %d: %.3g minutes are over: the rest of the schedule is cut to half as much again", done, self.minutes
-                )
+                told = "step %d: %.3g minutes are over: the rest of the schedule is cut to half as much again"
+                log.warning(told, done, self.minutes)
             self._set(done, left if in_time else min(left, self.total - done), self.share(done))
         now = max(self.elapsed / seconds, self.planned[1])
         self.next = next((share for share in REPLANS if share > now), LATEST)

@@ -196,9 +196,8 @@ class DecoderTraining(TrainingShell):
         """Errors: `UserError` for a checkpoint of another vocabulary."""
         if part["vocab"] != self.manifest:
             raise UserError(
-                f"the checkpoint was trained on another vocabulary ({part['config']['vocab_size']} ids) than "
-                f"{self.data.path} has ({self.config.vocab_size} ids): train on the data that fits, or "
-                "choose another --out"
+                f"the checkpoint was trained on another vocabulary ({part['config']['vocab_size']} ids) than {self.data.path} has "
+                f"({self.config.vocab_size} ids): train on the data that fits, or choose another --out"
             )
         free = ("attention", "dropout", "checkpoint_activations")
         check_same(asdict(DecoderConfig()) | part["config"], asdict(self.config), "decoder", free)
@@ -209,8 +208,7 @@ class DecoderTraining(TrainingShell):
         for optimizer, peak in zip(optimizers, (self.rate, self.muon_rate), strict=False):
             self.set_rate(optimizer, peak)
         logged = self._gradients(batch, measure=self.due(self.log_every))
-        norm = torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), self.clip or math.inf)
-        norm = whole(norm)
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), self.clip or math.inf))
         self.healthy = self._accept(float(norm))
         if not self.healthy:
             self.decoder.zero_grad()

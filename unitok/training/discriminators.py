@@ -1,7 +1,4 @@
-"""Discriminators: PatchGAN for images, multi-scale STFT for audio.
-
-Names and layouts are those of taming-transformers and EnCodec, so that their weights load by name.
-"""
+"""Discriminators under the names of taming-transformers (images) and EnCodec (audio), so that their weights load."""
 
 from collections import OrderedDict
 
@@ -14,9 +11,8 @@ from torch.nn.utils.parametrizations import weight_norm
 class PatchDiscriminator(nn.Module):
     """[B, 3, H, W] -> logits [B, 1, h, w] of overlapping patches, positive for real.
 
-    Group norm by default, because batches on small machines are small; with `norm="batch"` it is taming's network. Sources: Isola
-    et al. 2017, "Image-to-Image Translation with Conditional Adversarial Networks"; taming-transformers:taming/modules/
-    discriminator/model.py.
+    Group norm by default, because batches on small machines are small; with `norm="batch"` it is taming's network
+    (taming/modules/discriminator/model.py; Isola et al. 2017, "Image-to-Image Translation with Conditional Adversarial Networks").
 
     Args:
         width: channels of the first layer. layers: strided layers after the first; each doubles the width, up to 8 times.

@@ -34,16 +34,14 @@ def codebook_statistics(codes: Tensor, size: int) -> dict[str, float]:
 
 
 class CodebookHealth:
-    """Statistics of each level over the last `window` codes, and an alarm, once, when use stays under `alarm_below`.
+    """Statistics of each level over the last batches, and an alarm, once, when less than half of a codebook is used.
 
-    Args:
-        quantizer: `vq`, `fsq`, …; decides which remedy the alarm names.
-        size: codes a level. window: 20 codes of every kind by default: fewer could not show that all are used.
+    quantizer: `vq`, `fsq`, …; decides which remedy the alarm names. size: codes per level.
     """
 
-    def __init__(self, quantizer: str, size: int, window: int | None = None, alarm_below: float = 0.5):
-        self.quantizer, self.size, self.alarm_below = quantizer, size, alarm_below
-        self.window = window or 20 * size
+    def __init__(self, quantizer: str, size: int):
+        self.quantizer, self.size = quantizer, size
+        self.window = 20 * size  # fewer codes could not show that all are used
         self.recent: list[Tensor] = []
         self.seen = 0
         self.warned = False
@@ -61,13 +59,13 @@ class CodebookHealth:
         return [codebook_statistics(level, self.size) for level in levels]
 
     def check(self, step: int, last: bool = False) -> None:
-        """Warn, once, when two windows are full and a level uses too little of its codebook. At the `last` step of a run that was
-        too short for it: when a batch uses less than half of that of what it could use."""
+        """Warn, once, when two windows are full and a level uses less than half of its codebook; at the `last` step of a run that
+        was too short for it, when a batch uses less than a quarter of what it could use."""
         full = self.seen >= 2 * self.window
         if self.warned or not self.recent or not (full or last):
             return
         codes = torch.cat(self.recent) if full else self.recent[-1]
-        enough = self.alarm_below if full else self.alarm_below / 2 * min(1.0, len(codes) / self.size)
+        enough = 0.5 if full else 0.25 * min(1.0, len(codes) / self.size)
         for level, row in enumerate(codes.unbind(-1)):
             found = codebook_statistics(row, self.size)
             if found["use"] < enough:

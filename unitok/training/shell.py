@@ -19,6 +19,7 @@ import torch
 from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.optim.swa_utils import AveragedModel
 
@@ -37,17 +38,14 @@ def warmup_linear(step: int, share: float, warmup_steps: int, hold: float = 0.0,
     return min(1.0, (step + 1) / max(1, warmup_steps)) * decay
 
 
-def local(tensor: Tensor) -> Tensor:
-    """This process's part of a sharded tensor (a DTensor); any other as it is."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
-
-
 def weight_average(network: torch.nn.Module, decay: float) -> AveragedModel:
     """A moving average of a network's weights; younger ones count more at the start. Buffers, such as codebooks, are copied."""
 
     def move(average: Any, weights: Any, count: Any) -> None:
         share = 1 - min(decay, (1 + int(count)) / (10 + int(count)))
-        torch._foreach_lerp_([local(p) for p in average], [local(p) for p in weights], share)
+        # Of sharded tensors (DTensor) each process moves its own part.
+        old, new = ([p.to_local() if isinstance(p, DTensor) else p for p in each] for each in (average, weights))
+        torch._foreach_lerp_(old, new, share)
 
     return AveragedModel(network, multi_avg_fn=move).requires_grad_(False).eval()
 
