@@ -15,8 +15,6 @@ from unitok.training.callbacks import Made, Samples
 class SceneSamples(Samples):
     """`Samples` of scenes, with a page for each direction and the oracle's scores in the metrics.
 
-    Given in YAML or as `--trainer.callbacks+=unitok.scenes.SceneSamples --trainer.callbacks.bundle BUNDLE …`.
-
     Args:
         bundle: folder with the tokenizers that the data was made with.
         scenes: folder made by `unitok scenes`.

@@ -92,8 +92,6 @@ class AudioTokenizerTraining(TokenizerTraining):
         if self.gan.weight:
             self.discriminator = STFTDiscriminator(self.config.channels, self.gan.filters, tuple(self.gan.windows))
 
-    # ---- What a reconstruction is worth --------------------------------------------------------------------------
-
     def reconstruction_losses(self, out: Tensor, target: Tensor) -> Losses:
         """Waveform, log-mel and STFT losses of [B, C, T]."""
         w, losses = self.weights, super().reconstruction_losses(out, target)
@@ -139,8 +137,6 @@ class AudioTokenizerTraining(TokenizerTraining):
             self._norms[name] = (total.to(norm) * decay + self.mean_everywhere(norm), weight * decay + 1.0)
         self._seen = {}
         return super()._step(optimizers, judged)
-
-    # ---- To hear and to see --------------------------------------------------------------------------------------
 
     def show(self, name: str, target: Tensor, out: Tensor, step: int) -> None:
         """Originals and reconstructions one after the other as WAV; their spectrograms, originals above, as PNG."""

@@ -1,8 +1,7 @@
 """How long to train: steps, minutes or ids; and how much of the run is over, which learning rates and phases follow.
 
-A budget in minutes becomes a number of steps after a short probe and is corrected at each tenth. It is a bound, with half as much again
-for a machine that slows down: a run is always brought to the low end of its schedule, because weights at a full learning rate are
-worth little.
+Minutes are a bound, with half as much again for a machine that slows down: a run is always brought to the low end of its schedule,
+because weights at a full learning rate are worth little.
 """
 
 import logging
@@ -25,10 +24,9 @@ log = logging.getLogger(__name__)
 class Budget:
     """How long to train: a number of steps; minutes that become one after a probe; or ids, which do when a step's are known.
 
-    Machines do not keep their pace, and a loss that begins in the middle changes it, so the plan for minutes is made again,
-    from the pace of the last stretch, at each tenth of the run or of the minutes, whichever comes first. Where a run is late, the
-    rest of its schedule is fitted into half the minutes more; when those are gone, a few steps of the schedule's tail end it.
-    The share of the run that is over never goes back. What was planned is kept in checkpoints.
+    Machines do not keep their pace, so minutes are planned anew, from the pace of the last stretch, at each tenth of the run or of
+    the minutes. Where a run is late, the rest of its schedule is fitted into half the minutes more; when those are gone, a few
+    steps of the schedule's tail end it. The share of the run that is over never goes back.
     """
 
     def __init__(self, steps: int | None, minutes: float | None, ids: float | None = None):
@@ -63,9 +61,8 @@ class Budget:
         if late >= LATEST:
             self._end(done, step)
             return
-        if self._mark is None or (
-            done <= 3 and late < self.next
-        ):  # the first steps are slow: caches, k-means, lazy initialisation
+        slow = done <= 3 and late < self.next  # the first steps: caches, k-means, lazy initialization
+        if self._mark is None or slow:
             self._mark = (done, elapsed)
             return
         if self.total is None:
@@ -89,9 +86,8 @@ class Budget:
             self._set(done, left, max(self.share(done), done / (done + left)))
         else:
             if not in_time and left < self.total - done and self.next <= 1.0:
-                log.warning(
-                    "step %d: %.3g minutes are over: the rest of the schedule is cut to half as much again", done, self.minutes
-                )
+                told = "step %d: %.3g minutes are over: the rest of the schedule is cut to half as much again"
+                log.warning(told, done, self.minutes)
             self._set(done, left if in_time else min(left, self.total - done), self.share(done))
         now = max(self.elapsed / seconds, self.planned[1])
         self.next = next((share for share in REPLANS if share > now), LATEST)
@@ -135,7 +131,7 @@ class Budget:
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
-        plan = {"total": self.total, "planned": list(self.planned), "next": self.next, "ends": self.ends}
+        plan = {"total": self.total, "planned": self.planned, "next": self.next, "ends": self.ends}
         return plan | {"spent": self.elapsed, "minutes": self.minutes}
 
     def restore(self, state: dict[str, Any], done: int) -> None:
@@ -146,5 +142,4 @@ class Budget:
         if self.minutes != state["minutes"]:
             self.planned = (done, min(1.0, self.elapsed / (self.minutes * 60)))
             return
-        self.total, self.planned = state["total"], (*state["planned"],)
-        self.next, self.ends = state["next"], state["ends"]
+        self.total, self.planned, self.next, self.ends = (state[name] for name in ("total", "planned", "next", "ends"))

@@ -36,16 +36,14 @@ class DecoderTraining(TrainingShell):
     Args:
         decoder: architecture; `vocab_size` comes from the data.
         optimizer: `muon` (Muon for the blocks' matrices, AdamW for the rest) or `adamw`.
-        learning_rate: peak of AdamW, by default 1e-2, for a few million parameters and minutes (docs/notes.md); larger presets have
-            smaller ones. Where training starts from weights, a tenth and less (`default_rates`).
+        learning_rate: peak of AdamW, by default 1e-2, or a tenth and less where training starts from weights (`default_rates`).
         muon_rate: peak of Muon, by default 0.02, or a tenth where training starts from weights.
         muon_iterations: of Newton-Schulz; where steps are small, as on a CPU, 3 of them pay.
-        half_life: ids after which AdamW's second moment has forgotten half; sets the second of `betas` by the size of the
-            batch (Marek et al. 2025, "Small batch size training for language models").
+        half_life: ids after which AdamW's second moment has forgotten half, in place of the second of `betas` (Marek et al. 2025,
+            "Small batch size training for language models").
         z_loss: weight of the squared log-normaliser.
         loss_over: `allowed` (the ids that the grammar allows at each place) or `all`.
-        compile: compile the blocks (torch.compile); the first steps then take a minute or more, and the norms of queries, keys
-            and outputs are not logged.
+        compile: compile the blocks (torch.compile): the first steps take a minute or more, and norms are not logged.
         skip_above: a batch whose gradient's norm is not finite, or more than this many times the usual, is skipped and
             counted; after five in a row the run stops, with the last good checkpoint in place.
         start_from: a bundle, or a decoder's folder with its vocab.json, to take architecture and weights from. Its vocabulary
@@ -150,7 +148,7 @@ class DecoderTraining(TrainingShell):
         self.flops_an_id = count(self.config, training.mean_context).flops
 
     def _set_rates(self) -> None:
-        """The learning rates that were given, or those that fit what training starts from."""
+        """Set the learning rates that were not given to those that fit what training starts from."""
         start: Start = "scratch" if not self.start_from else "new ids" if self.only_new_ids else "weights"
         start = "lora" if self.lora is not None else start
         usual, usual_muon = default_rates(self.config.hidden_size, start)
@@ -198,9 +196,8 @@ class DecoderTraining(TrainingShell):
         """Errors: `UserError` for a checkpoint of another vocabulary."""
         if part["vocab"] != self.manifest:
             raise UserError(
-                f"the checkpoint was trained on another vocabulary ({part['config']['vocab_size']} ids) than "
-                f"{self.data.path} has ({self.config.vocab_size} ids): train on the data that fits, or "
-                "choose another --out"
+                f"the checkpoint was trained on another vocabulary ({part['config']['vocab_size']} ids) than {self.data.path} has "
+                f"({self.config.vocab_size} ids): train on the data that fits, or choose another --out"
             )
         free = ("attention", "dropout", "checkpoint_activations")
         check_same(asdict(DecoderConfig()) | part["config"], asdict(self.config), "decoder", free)
@@ -211,16 +208,15 @@ class DecoderTraining(TrainingShell):
         for optimizer, peak in zip(optimizers, (self.rate, self.muon_rate), strict=False):
             self.set_rate(optimizer, peak)
         logged = self._gradients(batch, measure=self.due(self.log_every))
-        norm = torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), self.clip or math.inf)
-        norm = whole(norm)
-        if not self._accept(float(norm)):
-            self.decoder.zero_grad()  # a step without gradients changes nothing, and is counted
-        optimizers[0].step()
-        for o in optimizers[1:]:
-            if not self.skipped_in_a_row:
-                o.optimizer.step()  # raw, so that Lightning's global_step counts batches
-        if self.skipped_in_a_row:
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), self.clip or math.inf))
+        self.healthy = self._accept(float(norm))
+        if not self.healthy:
+            self.decoder.zero_grad()
+        optimizers[0].step()  # without gradients it changes nothing, and is counted
+        if not self.healthy:
             return logged | {"loss": self._good_loss, "gradient_norm": self.usual_norm, "skipped": float(self.skipped)}
+        for o in optimizers[1:]:
+            o.optimizer.step()  # raw, so that Lightning's global_step counts batches
         self._good_loss = logged["loss"]
         if self.average is not None:
             self.average.update_parameters(self.decoder)
@@ -264,10 +260,6 @@ class DecoderTraining(TrainingShell):
                 "usual; the newest checkpoint is good: lower the learning rate and go on with --resume auto"
             )
         return False
-
-    @property
-    def healthy(self) -> bool:
-        return not self.skipped_in_a_row
 
     def structure(self) -> dict[str, Any]:
         lora = [self.lora.rank, *sorted(self.lora.targets)] if self.lora else []

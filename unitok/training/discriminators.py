@@ -1,10 +1,4 @@
-"""Discriminators: PatchGAN for images, multi-scale STFT for audio.
-
-PatchGAN judges overlapping patches of a picture and not the whole. Names and layout are taming-transformers' `NLayerDiscriminator`, so that its weights load by name. Choice: group norm
-in place of batch norm by default, because batches on small machines are small; `norm="batch"` is taming's network.
-Source: Isola et al. 2017, "Image-to-Image Translation with Conditional Adversarial Networks";
-taming-transformers:taming/modules/discriminator/model.py.
-"""
+"""Discriminators under the names of taming-transformers (images) and EnCodec (audio), so that their weights load."""
 
 from collections import OrderedDict
 
@@ -15,7 +9,10 @@ from torch.nn.utils.parametrizations import weight_norm
 
 
 class PatchDiscriminator(nn.Module):
-    """[B, 3, H, W] -> logits [B, 1, h, w], positive for real.
+    """[B, 3, H, W] -> logits [B, 1, h, w] of overlapping patches, positive for real.
+
+    Group norm by default, because batches on small machines are small; with `norm="batch"` it is taming's network
+    (taming/modules/discriminator/model.py; Isola et al. 2017, "Image-to-Image Translation with Conditional Adversarial Networks").
 
     Args:
         width: channels of the first layer. layers: strided layers after the first; each doubles the width, up to 8 times.
@@ -59,12 +56,12 @@ class _ScaleDiscriminator(nn.Module):
 
     hann: Tensor
 
-    def __init__(self, channels: int, filters: int, window: int, dilations: tuple[int, ...] = (1, 2, 4)):
+    def __init__(self, channels: int, filters: int, window: int):
         super().__init__()
         self.window = window
         self.register_buffer("hann", torch.hann_window(window), persistent=False)
         shapes = [(2 * channels, filters, (3, 9), (1, 1), 1)]
-        shapes += [(filters, filters, (3, 9), (1, 2), dilation) for dilation in dilations]
+        shapes += [(filters, filters, (3, 9), (1, 2), dilation) for dilation in (1, 2, 4)]
         shapes += [(filters, filters, (3, 3), (1, 1), 1)]
         self.convs = nn.ModuleList([_named_conv(*shape, normed=i > 0) for i, shape in enumerate(shapes)])
         self.conv_post = _named_conv(filters, 1, (3, 3), (1, 1), 1, normed=True)
@@ -93,8 +90,7 @@ def _named_conv(i: int, o: int, kernel: tuple[int, int], stride: tuple[int, int]
 class STFTDiscriminator(nn.Module):
     """EnCodec's multi-scale STFT discriminator: [B, C, T] -> a list of logits, one for each window, positive for real.
 
-    Names and layout are EnCodec's, so that its weights load by name; audiocraft's default windows are 2048, 1024, 512,
-    256, 128. Source: Defossez et al. 2022; encodec:encodec/msstftd.py.
+    audiocraft's default windows are 2048, 1024, 512, 256, 128. Source: Defossez et al. 2022; encodec:encodec/msstftd.py.
 
     Args:
         channels: of the waveform. filters: channels inside. windows: of the STFTs, in samples; hop a quarter.

@@ -36,7 +36,6 @@ from unitok.training.run_folder import check_unused, is_first_process, old_files
 from unitok.training.shell import TrainingShell
 from unitok.training.trainer_flags import check_trainer_flags
 
-CHECKPOINT_SECONDS = 30
 TRAINER_DEFAULTS: dict[str, Any] = {
     "max_epochs": -1,
     "use_distributed_sampler": False,
@@ -52,19 +51,15 @@ class Checkpoints(Checkpoint):
     """Writes `step=N.ckpt` every so many seconds and keeps the newest; at the end `final.ckpt`, or `stopped.ckpt` when a limit
     of the Trainer or a signal ended the training before.
 
-    Args:
-        seconds: between two checkpoints. interruption: which signal came. replaced: files of an old run, which go when the
-            first checkpoint is there. epochs: passes over the data (or over `limit_train_batches` batches) after which to
-            stop. tries: write none.
+    Lightning's ModelCheckpoint ignores `train_time_interval` with manual optimization (2.6), and Lightning's writing stages in the
+    system's temporary folder, which may be another file system: moving the file is then no renaming.
 
-    Lightning's ModelCheckpoint cannot: with manual optimization it pays no heed to `train_time_interval` (2.6). A checkpoint is
-    written beside its place and renamed, and the old one goes when the new one is there. (Lightning's own writing stages in
-    the system's temporary folder, which may be another file system: moving the file is then no renaming.)
+    Args:
+        seconds: between two checkpoints. interruption: which signal came. tries: write none. replaced: files of an old run, which
+            go when the first checkpoint is there. epochs: passes over the data (or `limit_train_batches`) after which to stop.
     """
 
-    def __init__(
-        self, seconds: float, interruption: Interruption, replaced: list[Path], epochs: int | None = None, tries: bool = False
-    ):
+    def __init__(self, seconds: float, interruption: Interruption, replaced: list[Path], epochs: int | None, tries: bool):
         self.seconds, self.interruption, self.replaced, self.epochs, self.tries = seconds, interruption, replaced, epochs, tries
         self.files = WholeFiles()
         self.last: Path | None = None  # that was written
@@ -88,7 +83,7 @@ class Checkpoints(Checkpoint):
             self._stop(trainer, module)
         due, over = module.now - self._written >= self.seconds, module.budget.over(module.steps_done)
         if (due or over) and module.healthy:
-            self._save(trainer, "final.ckpt" if over else f"step={module.steps_done}.ckpt")
+            self._save(trainer, module, ends=False)
             self._written = module.now
         if self.epochs is not None and self._epochs_done(trainer, module) >= self.epochs:
             trainer.should_stop = True
@@ -106,7 +101,7 @@ class Checkpoints(Checkpoint):
     def _stop(self, trainer: L.Trainer, module: TrainingShell) -> NoReturn:
         told = f"stopped at step {module.steps_done}"
         if module.healthy:
-            self._save(trainer, _last_name(module))
+            self._save(trainer, module, ends=True)
         else:
             told += ", whose batch was skipped, so that the checkpoint before it is the newest"
         self.interruption.end(f"{told}; go on with --resume auto")
@@ -114,19 +109,20 @@ class Checkpoints(Checkpoint):
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
         """The last one, in place of all others."""
         if self.last is None or self.last.name != "final.ckpt":
-            self._save(trainer, _last_name(module))
+            self._save(trainer, module, ends=True)
 
-    def _save(self, trainer: L.Trainer, name: str) -> None:
+    def _save(self, trainer: L.Trainer, module: TrainingShell, ends: bool) -> None:
         if self.tries:
             return
+        name = "stopped.ckpt" if ends else f"step={module.steps_done}.ckpt"
+        name = "final.ckpt" if module.budget.over(module.steps_done) else name
         folder = Path(trainer.default_root_dir) / "checkpoints"
         self.last = folder / name
         if isinstance(trainer.strategy, ModelParallelStrategy):
             self._save_sharded(trainer, self.last)
         else:
             trainer.save_checkpoint(self.last)
-            problem = trainer.strategy.broadcast(self.files.problem)  # of the first process, which writes; all stop
-            if problem:
+            if problem := trainer.strategy.broadcast(self.files.problem):  # of the first process, which writes; all stop
                 raise UserError(problem)
         if trainer.is_global_zero:
             for old in {*folder.glob("*.ckpt"), *self.replaced} - {self.last}:
@@ -154,7 +150,6 @@ class WholeFiles(TorchCheckpointIO):
     problem = ""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write it."""
         try:
             write_checkpoint(checkpoint, Path(path))
         except UserError as error:
@@ -163,10 +158,6 @@ class WholeFiles(TorchCheckpointIO):
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read it; processes of one machine share what they read."""
         return load_checkpoint(Path(path))
-
-
-def _last_name(module: TrainingShell) -> str:
-    return "final.ckpt" if module.budget.over(module.steps_done) else "stopped.ckpt"
 
 
 class ShareBar(TQDMProgressBar):
@@ -178,14 +169,10 @@ class ShareBar(TQDMProgressBar):
 
     def get_metrics(self, trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
         """Short names, so that the bar fits a terminal."""
-        shorter = {"codebook_": "", "gradient_norm": "grad", "discriminator": "d", "perplexity": "ppl", "_0": ""}
-        found = {}
-        for name, value in super().get_metrics(trainer, module).items():
-            for long, short in shorter.items():
-                name = name.replace(long, short)
-            found[name] = value
+        found = super().get_metrics(trainer, module)
         found.pop("v_num", None)
-        return found
+        shorter = {"codebook_": "", "gradient_norm": "grad", "discriminator": "d", "perplexity": "ppl", "_0": ""}
+        return {re.sub("|".join(shorter), lambda part: shorter[part[0]], name): value for name, value in found.items()}
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *args: Any) -> None:
         if module.budget.total is not None:
@@ -249,12 +236,9 @@ class UnitokCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--out", type=str, default="runs/default", help="folder for everything that the run writes")
-        parser.add_argument(
-            "--resume", type=str | None, default=None, help="checkpoint to go on from, or auto: the newest of --out, if any"
-        )
-        parser.add_argument(
-            "--checkpoint_seconds", type=float, default=CHECKPOINT_SECONDS, help="seconds between two checkpoints"
-        )
+        resumes = "checkpoint to go on from, or auto: the newest of --out, if any"
+        parser.add_argument("--resume", type=str | None, default=None, help=resumes)
+        parser.add_argument("--checkpoint_seconds", type=float, default=30, help="seconds between two checkpoints")
         parser.add_argument("--overwrite", action="store_true", help="replace the run that --out holds")
 
     def _parse_ckpt_path(self) -> None:
@@ -389,13 +373,8 @@ def _keep_metrics(path: Path) -> None:
 
 
 _EXPECTED_WARNINGS = (
-    *(
-        "does not have many workers",
-        "exists and is not empty",
-        "LeafSpec",
-        "args parameter is intended",
-        "Total length of.*is zero",
-    ),
+    *("does not have many workers", "exists and is not empty", "LeafSpec"),
+    *("args parameter is intended", "Total length of.*is zero"),
     "sync_dist=True",  # what is logged is of all processes already
     "in eval mode at the start of training",  # averages, frozen parts
 )

@@ -99,8 +99,6 @@ class ImageTokenizerTraining(TokenizerTraining):
         if self.weights.perceptual == "auto" and part["perceptual"] != self.perceptual_kind:
             self._set_perceptual(part["perceptual"])  # a run goes on with what it began with
 
-    # ---- What a reconstruction is worth --------------------------------------------------------------------------
-
     def reconstruction_losses(self, out: Tensor, target: Tensor) -> Losses:
         """L1, L2, losses of neighbours' differences and perceptual ones of [B, 3, H, W]."""
         w, losses = self.weights, super().reconstruction_losses(out, target)
@@ -119,8 +117,6 @@ class ImageTokenizerTraining(TokenizerTraining):
         seen = torch.stack([v for k, v in losses.items() if k not in ("commitment", "entropy", "codebook")]).sum()
         last = self.tokenizer.decoder.conv_out.weight  # type: ignore[union-attr]
         return adaptive_weight(seen, adversarial, last)  # type: ignore[arg-type]
-
-    # ---- To look at ----------------------------------------------------------------------------------------------
 
     def show(self, name: str, images: Tensor, pixels: Tensor, step: int) -> None:
         """Originals above reconstructions, as a PNG in the run's folder and in TensorBoard."""

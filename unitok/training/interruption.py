@@ -1,9 +1,9 @@
 """Ctrl-C (SIGINT) and SIGTERM during `unitok fit`: the step ends, a checkpoint is written, and a line says how to go on.
 
-The handler only takes note while steps are made; `Checkpoints` looks at the note at the end of each step, where all processes
-of a run do the same. Before the first step there is nothing to keep: the run ends at once, as it does at a second signal. The
-processes that read data leave both signals to the trainer (`data.module`). Lightning's own answers do not fit: its Ctrl-C writes no
-checkpoint, and its SIGTERM waits, inside the handler, for processes that may wait for this one.
+While steps are made the handler only takes note; `Checkpoints` looks at the note at the end of a step, in all processes. Before
+the first step, and at a second signal, the run ends at once. Processes that read data leave both signals to the trainer
+(`data.modules`). Lightning's own answers do not fit: its Ctrl-C writes no checkpoint, and its SIGTERM waits, inside the
+handler, for processes that may wait for this one.
 """
 
 import os

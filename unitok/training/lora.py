@@ -1,7 +1,6 @@
 """Low-rank adaptation through peft (Hu et al. 2021, "LoRA"): a fixed matrix W learns a difference B A of low rank.
 
-`add_lora` puts peft's layers into a decoder. Checkpoints hold W, A and B under peft's names; `checkpoints.merge_lora` makes a
-plain decoder's weights of them, so that bundles know nothing of it.
+Checkpoints hold W, A and B under peft's names; `checkpoints.merge_lora` makes a plain decoder's weights of them.
 """
 
 from dataclasses import dataclass

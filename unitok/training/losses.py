@@ -15,30 +15,29 @@ def gradient_loss(out: Tensor, target: Tensor) -> Tensor:
     return d.diff(dim=-1).abs().mean() + d.diff(dim=-2).abs().mean()
 
 
-def structure_loss(out: Tensor, target: Tensor, scales: int = 3, window: int = 7) -> Tensor:
-    """Multi-scale structural loss between pictures [B, 3, H, W] in [-1, 1]: 1 - SSIM, a mean over scales; in [0, 2].
+def structure_loss(out: Tensor, target: Tensor) -> Tensor:
+    """Multi-scale structural loss between images [B, 3, H, W] in [-1, 1]: 1 - SSIM, a mean over three scales; in [0, 2].
 
-    Each scale has half the side of the one before; windows are squares, cut to what a small picture has. A perceptual
-    loss that needs no weights. (Zhao et al. 2017, "Loss Functions for Image Restoration with Neural Networks".)
+    Each scale has half the side of the one before; windows are squares of 7 pixels, cut to what a small image has. (Zhao et al.
+    2017, "Loss Functions for Image Restoration with Neural Networks".)
     """
     a, b = (out.float() + 1) / 2, (target.float() + 1) / 2
     total = a.new_zeros(())
-    for scale in range(scales):
+    for scale in range(3):
         if scale:
             if min(a.shape[-2:]) < 4:
                 return total / scale
             a, b = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)
-        side = min(window, *a.shape[-2:])
+        side = min(7, *a.shape[-2:])
         mean_a, mean_b, aa, bb, ab = F.avg_pool2d(torch.cat([a, b, a * a, b * b, a * b], 1), side, 1).chunk(5, 1)
         variance_a, variance_b = aa - mean_a.square(), bb - mean_b.square()
         luminance = (2 * mean_a * mean_b + 0.01**2) / (mean_a.square() + mean_b.square() + 0.01**2)
         contrast = (2 * (ab - mean_a * mean_b) + 0.03**2) / (variance_a + variance_b + 0.03**2)
         total = total + 1 - (luminance * contrast).mean()
-    return total / scales
+    return total / 3
 
 
 # ---- Adversarial ----------------------------------------------------------------------------------------------------
-
 
 Logits = Tensor | list[Tensor]  # of one discriminator, or of one at each scale
 
@@ -50,10 +49,9 @@ def _scales(*logits: Logits) -> Iterator[tuple[Tensor, ...]]:
 
 
 def discriminator_loss(real: Logits, fake: Logits, kind: str = "hinge") -> Tensor:
-    """What a discriminator minimises, on logits; scalar, a mean over scales.
+    """What a discriminator minimizes, on logits; scalar, a mean over scales.
 
-    kind: `hinge` (Lim & Ye 2017, "Geometric GAN"), `non-saturating` (Goodfellow et al. 2014) or `least-squares` (Mao et
-    al. 2017).
+    kind: `hinge` (Lim & Ye 2017), `non-saturating` (Goodfellow et al. 2014) or `least-squares` (Mao et al. 2017).
     """
     terms = {
         "hinge": lambda r, f: F.relu(1 - r).mean() + F.relu(1 + f).mean(),
@@ -86,15 +84,15 @@ def feature_loss(fake: list[Tensor], real: list[Tensor]) -> Tensor:
     return torch.stack(terms).mean()
 
 
-def adaptive_weight(loss: Tensor, adversarial: Tensor, last_layer: Tensor, largest: float = 1e4) -> Tensor:
+def adaptive_weight(loss: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
     """taming's weight of the adversarial loss: as much gradient at the decoder's last layer as the other losses have.
 
-    Finite whatever the gradients are (theirs is not): not a number counts as 0. No gradient flows through it.
+    At most 1e4, where theirs may not be finite: not a number counts as 0. No gradient flows through it.
     """
     (wanted,) = torch.autograd.grad(loss, last_layer, retain_graph=True)
     (actual,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
     ratio = wanted.float().norm() / (actual.float().norm() + 1e-4)
-    return torch.nan_to_num(ratio, nan=0.0, posinf=largest).clamp(0, largest).detach()
+    return torch.nan_to_num(ratio, nan=0.0, posinf=1e4).clamp(0, 1e4).detach()
 
 
 # ---- Sound ----------------------------------------------------------------------------------------------------------

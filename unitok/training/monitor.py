@@ -1,7 +1,6 @@
 """What tells early that a training goes wrong: codebooks that lie idle, norms that grow.
 
-Chameleon diverged late in training, when modalities that share a softmax had pushed one another's norms up; the norm of the
-last layer's output grew long before (Chameleon Team 2024, section 2.3).
+Chameleon diverged late in training; the norm of the last layer's output grew long before (Chameleon Team 2024, section 2.3).
 """
 
 import logging
@@ -16,13 +15,13 @@ log = logging.getLogger(__name__)
 
 # ---- Codebooks ------------------------------------------------------------------------------------------------------
 
+_WARM_UP = "a longer warm-up without quantization (quantize_from)"
 REMEDIES = {
-    "vq": "a longer warm-up without quantisation (quantize_from), a lower codebook_dim (8), a smaller codebook_size "
-    "or larger batches",
+    "vq": f"{_WARM_UP}, a lower codebook_dim (8), a smaller codebook_size or larger batches",
     "fsq": "fewer scales",
     "lfq": "a larger entropy weight (losses.entropy)",
     "simvq": "a lower learning rate or a lower codebook_dim",
-    "rvq": "a longer warm-up without quantisation (quantize_from), a smaller codebook_size or larger batches",
+    "rvq": f"{_WARM_UP}, a smaller codebook_size or larger batches",
 }
 
 
@@ -35,16 +34,14 @@ def codebook_statistics(codes: Tensor, size: int) -> dict[str, float]:
 
 
 class CodebookHealth:
-    """Statistics of each level over the last `window` codes, and an alarm, once, when use stays under `alarm_below`.
+    """Statistics of each level over the last batches, and an alarm, once, when less than half of a codebook is used.
 
-    Args:
-        quantizer: `vq`, `fsq`, …; decides which remedy the alarm names.
-        size: codes a level. window: 20 codes of every kind by default: fewer could not show that all are used.
+    quantizer: `vq`, `fsq`, …; decides which remedy the alarm names. size: codes per level.
     """
 
-    def __init__(self, quantizer: str, size: int, window: int | None = None, alarm_below: float = 0.5):
-        self.quantizer, self.size, self.alarm_below = quantizer, size, alarm_below
-        self.window = window or 20 * size
+    def __init__(self, quantizer: str, size: int):
+        self.quantizer, self.size = quantizer, size
+        self.window = 20 * size  # fewer codes could not show that all are used
         self.recent: list[Tensor] = []
         self.seen = 0
         self.warned = False
@@ -58,18 +55,17 @@ class CodebookHealth:
 
     def statistics(self) -> list[dict[str, float]]:
         """For each level what `codebook_statistics` says; empty before any codes were seen."""
-        if not self.recent:
-            return []
-        return [codebook_statistics(level, self.size) for level in torch.cat(self.recent).unbind(-1)]
+        levels = torch.cat(self.recent).unbind(-1) if self.recent else []
+        return [codebook_statistics(level, self.size) for level in levels]
 
     def check(self, step: int, last: bool = False) -> None:
-        """Warn, once, when two windows are full and a level uses too little of its codebook. At the `last` step of a run that was
-        too short for it: when a batch uses less than half of that of what it could use."""
+        """Warn, once, when two windows are full and a level uses less than half of its codebook; at the `last` step of a run that
+        was too short for it, when a batch uses less than a quarter of what it could use."""
         full = self.seen >= 2 * self.window
         if self.warned or not self.recent or not (full or last):
             return
         codes = torch.cat(self.recent) if full else self.recent[-1]
-        enough = self.alarm_below if full else self.alarm_below / 2 * min(1.0, len(codes) / self.size)
+        enough = 0.5 if full else 0.25 * min(1.0, len(codes) / self.size)
         for level, row in enumerate(codes.unbind(-1)):
             found = codebook_statistics(row, self.size)
             if found["use"] < enough:
@@ -85,8 +81,8 @@ class CodebookHealth:
 
 
 class NormWatch:
-    """While open, notes root mean squares of a forward pass in `found`: queries and keys of each layer before their norm, and
-    the last layer's output. Costs nothing when `on` is false."""
+    """While open and `on`, notes root mean squares of a forward pass in `found`: queries and keys of each layer before their norm,
+    and the last layer's output."""
 
     def __init__(self, decoder: Decoder, on: bool):
         self.found: dict[str, Tensor | float] = {}

@@ -1,9 +1,8 @@
 """Optimizers of the decoder: Muon for the matrices of the blocks, AdamW for everything else; or AdamW for all.
 
 Muon (Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks") orthogonalises the momentum of each
-matrix by Newton-Schulz iterations. Ours differs from `torch.optim.Muon` in two ways that matter here: matrices of equal
-shape go through the iterations as one batch, and the iterations run in fp32 on a CPU, where bf16 may be emulated and
-tens of times slower. Of sharded matrices (FSDP2) every process orthogonalises the whole, and keeps its part.
+matrix. Unlike `torch.optim.Muon`, matrices of equal shape go through the iterations as one batch, and on a CPU in fp32: bf16 may
+be emulated there, tens of times slower. Of sharded matrices (FSDP2) every process orthogonalises the whole, and keeps its part.
 """
 
 from collections import defaultdict
@@ -15,10 +14,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
-    """[N, R, C] -> the nearest semi-orthogonal matrices, roughly: singular values end up between 0.7 and 1.2.
-
-    Quintic Newton-Schulz with Jordan's coefficients.
-    """
+    """[N, R, C] -> nearly semi-orthogonal matrices, of singular values 0.7 to 1.2: quintic Newton-Schulz, Jordan's coefficients."""
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrices.bfloat16() if matrices.is_cuda else matrices.float()
     tall = x.shape[-2] > x.shape[-1]

@@ -1,7 +1,6 @@
 """The folder of a training run: one run at a time, never overwritten, and left as it was where nothing came of a run.
 
-A run writes `checkpoints/`, `metrics/` and `tensorboard/` into it, and `.lock`, which it holds (flock) while it goes on. What an
-old run left is replaced only where that was asked for, and only when the first checkpoint of the new one is there.
+What an old run left is replaced only where that was asked for, and only when the first checkpoint of the new one is there.
 """
 
 import os

@@ -1,7 +1,6 @@
-"""FSDP2 for the decoder: each process keeps a part of every parameter, gradient and optimizer state.
+"""FSDP2 for the decoder, on Lightning's `ModelParallelStrategy`: each process keeps a part of every tensor of the training.
 
-Blocks are gathered one at a time; embedding and head are gathered once a step, because the loss multiplies rows of the head
-after the forward pass. On Lightning's `ModelParallelStrategy`.
+Blocks are gathered one at a time, embedding and head once per step: the loss multiplies rows of the head after the forward pass.
 """
 
 from typing import Any

@@ -1,12 +1,9 @@
-"""What all training runs share: the step counter, schedules, budgets in minutes, and exact resume.
+"""What all training runs share: the step counter, schedules, means of validation, and exact resume.
 
-Networks know nothing of this; a `TrainingShell` is a thin LightningModule around one. Choices:
-
-- Optimisation is manual, with a counter of our own, because Lightning's `global_step` counts every optimizer's step.
-- The plan of a budget in minutes (`budget.py`) is kept in the checkpoint.
-- A checkpoint holds plain types and tensors only (it loads with `weights_only=True`): weights, optimizers, counters,
-  random state, and the position in the data as a count of samples.
-- What the command line and YAML say wins over what a checkpoint remembers: checkpoints carry no hyperparameters.
+Networks know nothing of this; a `TrainingShell` is a thin LightningModule around one. Optimization is manual, with a counter
+of our own, because Lightning's `global_step` counts every optimizer's step. A checkpoint holds plain types and tensors only
+(it loads with `weights_only=True`), and the position in the data as a count of samples. It has no hyperparameters: what the
+command line and YAML say wins.
 """
 
 import logging
@@ -22,6 +19,8 @@ import torch
 from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.optim.swa_utils import AveragedModel
 
 from unitok.errors import UserError
@@ -39,17 +38,14 @@ def warmup_linear(step: int, share: float, warmup_steps: int, hold: float = 0.0,
     return min(1.0, (step + 1) / max(1, warmup_steps)) * decay
 
 
-def local(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor that is sharded over processes (a DTensor); any other as it is."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
-
-
 def weight_average(network: torch.nn.Module, decay: float) -> AveragedModel:
     """A moving average of a network's weights; younger ones count more at the start. Buffers, such as codebooks, are copied."""
 
     def move(average: Any, weights: Any, count: Any) -> None:
         share = 1 - min(decay, (1 + int(count)) / (10 + int(count)))
-        torch._foreach_lerp_([local(p) for p in average], [local(p) for p in weights], share)
+        # Of sharded tensors (DTensor) each process moves its own part.
+        old, new = ([p.to_local() if isinstance(p, DTensor) else p for p in each] for each in (average, weights))
+        torch._foreach_lerp_(old, new, share)
 
     return AveragedModel(network, multi_avg_fn=move).requires_grad_(False).eval()
 
@@ -114,13 +110,12 @@ class TrainingShell(L.LightningModule):
         self.accumulate, self.warmup_steps, self.hold = accumulate, warmup_steps, hold
         self.betas, self.weight_decay, self.clip, self.ema_decay = (betas[0], betas[1]), weight_decay, clip, ema_decay
         self.log_every = log_every
-        self.steps_done = 0
-        self.samples_seen = 0
+        self.steps_done = self.samples_seen = 0
+        self.healthy = True  # whether a checkpoint of this moment is worth keeping
         self.share = 0.0  # of the run that is over, when the step began
         self._last_loss: Tensor | float = 0.0
         self.settings: dict[str, Any] = {}  # what the run was asked for, by name, as plain values; kept in every checkpoint
-        self._settings_before: dict[str, Any] = {}  # those of the checkpoint it goes on from
-        self._restored: list[dict[str, Any]] | None = None  # random states, by process
+        self._restored: dict[str, Any] | None = None  # `settings` and `random` of the checkpoint it goes on from
         self.average: AveragedModel | None = None  # of the weights
         self.now = 0.0  # seconds spent, those of earlier processes included, as all processes know it
         self.looked = True  # whether `now` is of the step that has just ended
@@ -267,14 +262,16 @@ class TrainingShell(L.LightningModule):
         self.now, self._looks = self.budget.elapsed, (self.steps_done, self.steps_done)
         self._timed = (self.steps_done, time.monotonic())
         rank, processes = self.trainer.global_rank, self.trainer.world_size
+        self.settings["processes"] = processes
         data: Any = getattr(self.trainer.train_dataloader, "dataset", None)
-        found = {"content of data.path": data.content()} if hasattr(data, "content") else {}
-        self.settings |= {"processes": processes} | found
+        if hasattr(data, "content"):
+            self.settings["content of data.path"] = data.content()
         if self._restored is not None:
-            log.info("resumed from %s at step %d%s", self.trainer.ckpt_path, self.steps_done, self._changes())
+            told = self._changes(self._restored["settings"])
+            log.info("resumed from %s at step %d%s", self.trainer.ckpt_path, self.steps_done, told)
             self._assert_settings()
-            if len(self._restored) == processes:
-                _set_random_state(self._restored[rank])
+            if len(self._restored["random"]) == processes:
+                _set_random_state(self._restored["random"][rank])
             else:  # another number of processes: the data goes on in order, random numbers start anew
                 torch.manual_seed(self.samples_seen + rank)
             self._restored = None
@@ -283,9 +280,8 @@ class TrainingShell(L.LightningModule):
         given = self.trainer.val_check_batch != math.inf  # by val_check_interval, or by what makes epochs of the endless data
         self._validates = 0 if given else getattr(self.data, "validations", 0)
 
-    def _changes(self) -> str:
+    def _changes(self, before: dict[str, Any]) -> str:
         """What is asked for now that was not when the checkpoint was written, for people."""
-        before = self._settings_before
         told = [f"{k} {before[k]} -> {now}" for k, now in self.settings.items() if k in before and before[k] != now]
         return f"; changed: {', '.join(told).replace(' None', ' unset')}" if told else ""
 
@@ -322,14 +318,9 @@ class TrainingShell(L.LightningModule):
         self.steps_done, self.samples_seen = state["steps_done"], state["samples_seen"]
         self.budget.restore(state["budget"], self.steps_done)
         self.share = self.budget.share(self.steps_done)
-        self._restored, self._settings_before = state["random"], state["settings"]
+        self._restored = state
         for name in self.kept:
             setattr(self, name, state["extra"][name])
-
-    @property
-    def healthy(self) -> bool:
-        """Whether a checkpoint of this moment is worth keeping."""
-        return True
 
     def part(self) -> dict[str, Any]:
         """`config`, and what else is needed to use the weights, as plain values; kept in every checkpoint."""
@@ -345,22 +336,17 @@ class TrainingShell(L.LightningModule):
 
     def average_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Make gradients the mean over all processes, after several `loss.backward()`: DDP's hooks know one per step."""
-        if self.trainer.world_size == 1:
-            return
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        flat = torch.cat([g.reshape(-1) for g in gradients])
-        torch.distributed.all_reduce(flat)
-        flat /= self.trainer.world_size
-        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(part.view_as(gradient))
+        if self.trainer.world_size > 1:
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            vector_to_parameters(self.mean_everywhere(parameters_to_vector(gradients)), gradients)
 
 
 def check_same(saved: dict[str, Any], asked: dict[str, Any], what: str, free: tuple[str, ...] = ()) -> None:
     """Raise `UserError` naming the first field, but for `free` ones, in which a checkpoint differs from what is asked for."""
     for key, value in asked.items():
         old = saved.get(key)
-        sequences = isinstance(value, list | tuple) and isinstance(old, list | tuple)
-        if key not in free and not (list(old) == list(value) if sequences else old == value):
+        was, now = (list(each) if isinstance(each, tuple) else each for each in (old, value))
+        if key not in free and was != now:
             raise UserError(f"{what}.{key} is {value}, the checkpoint has {old}: choose another --out or the same value")
 
 

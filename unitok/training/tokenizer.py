@@ -82,7 +82,7 @@ class TokenizerTraining(TrainingShell):
         show_every: steps between reconstructions to look at or listen to, on disk and in TensorBoard; 0 for none.
     """
 
-    kept = ("_recent",)
+    kept: tuple[str, ...] = ("_recent",)
     tokenizer: Any
     weights: Any  # of the losses
     health: CodebookHealth
@@ -297,7 +297,7 @@ class TokenizerTraining(TrainingShell):
         return {}
 
     def _health(self) -> dict[str, float]:
-        """What there is to log of the codebooks, one number a level; sounds the alarm."""
+        """What to log of the codebooks, by level; sounds the alarm."""
         self.health.check(self.steps_done + 1, last=self.budget.over(self.steps_done + 1))
         found = enumerate(self.health.statistics())
         return {f"codebook_{name}_{level}": value for level, row in found for name, value in row.items()}

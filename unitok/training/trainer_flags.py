@@ -1,7 +1,4 @@
-"""Flags of Lightning's Trainer that mean nothing to a run with optimization of its own on endless data, and what to use instead.
-
-Each is refused by name before anything is built. What is not listed does what Lightning says.
-"""
+"""Flags of Lightning's Trainer that mean nothing to a run with optimization of its own on endless data, and what to use instead."""
 
 import inspect
 from typing import Any
@@ -10,23 +7,15 @@ import lightning as L
 
 from unitok.errors import UserError
 
-#: Flags, and what does their job here.
+#: Flags and callbacks, and what does their job here.
 INSTEAD = {
-    "gradient_clip_val": "set model.clip, the largest norm of a gradient",
-    "gradient_clip_algorithm": "set model.clip, the largest norm of a gradient",
+    **dict.fromkeys(("gradient_clip_val", "gradient_clip_algorithm"), "set model.clip, the largest norm of a gradient"),
     "accumulate_grad_batches": "set model.accumulate, the pieces that a batch is cut into, and a larger data.batch_size",
-    "min_steps": "the length of a run is model.steps, minutes or ids",
-    "min_epochs": "the length of a run is model.steps, minutes or ids",
+    **dict.fromkeys(("min_steps", "min_epochs"), "the length of a run is model.steps, minutes or ids"),
     "reload_dataloaders_every_n_epochs": "stop the run and go on with --resume auto",
     "barebones": "turn off trainer.logger and trainer.enable_progress_bar",
     "default_root_dir": "--out is the folder of a run",
-}
-
-#: Callbacks, and what does their job here.
-CALLBACKS_INSTEAD = {
-    "StochasticWeightAveraging": "set model.ema_decay",
-    "WeightAveraging": "set model.ema_decay",
-    "EMAWeightAveraging": "set model.ema_decay",
+    **dict.fromkeys(("StochasticWeightAveraging", "WeightAveraging", "EMAWeightAveraging"), "set model.ema_decay"),
     "GradientAccumulationScheduler": "set model.accumulate, the pieces that a batch is cut into",
     "BatchSizeFinder": "set data.batch_size",
     "LearningRateFinder": "set model.learning_rate",
@@ -41,9 +30,9 @@ def check_trainer_flags(trainer: Any, defaults: dict[str, Any], own_data: bool) 
     trainer: the values of all flags. defaults: those that differ from Lightning's. own_data: the data module is not unitok's.
     """
     usual = {name: p.default for name, p in inspect.signature(L.Trainer).parameters.items()} | defaults
-    for name, instead in INSTEAD.items():
+    for name in usual.keys() & INSTEAD:
         if trainer[name] not in (None, usual[name], False) and not (own_data and name.startswith("reload")):
-            raise UserError(f"trainer.{name} does not work with this training; {instead}")
+            raise UserError(f"trainer.{name} does not work with this training; {INSTEAD[name]}")
     if str(trainer.precision) not in PRECISIONS:
         raise UserError(
             f"trainer.precision {trainer.precision}: choose one of {', '.join(PRECISIONS)}; weights and averages stay "
@@ -51,8 +40,7 @@ def check_trainer_flags(trainer: Any, defaults: dict[str, Any], own_data: bool) 
         )
     if trainer.enable_checkpointing is False:
         raise UserError(
-            "trainer.enable_checkpointing false: a run leaves its last checkpoint; trainer.fast_dev_run tries a step and writes "
-            "nothing"
+            "trainer.enable_checkpointing false: a run leaves its last checkpoint; trainer.fast_dev_run writes nothing"
         )
     for name in ("max_steps", "max_epochs"):
         if (value := trainer[name]) is not None and value != -1 and value < 1:
@@ -62,9 +50,8 @@ def check_trainer_flags(trainer: Any, defaults: dict[str, Any], own_data: bool) 
     given = trainer.callbacks or []
     for callback in given if isinstance(given, list) else [given]:
         path = str(callback.get("class_path", ""))
-        name = path.rpartition(".")[2]
-        if name in CALLBACKS_INSTEAD:
-            raise UserError(f"trainer.callbacks {path} does not work with this training; {CALLBACKS_INSTEAD[name]}")
+        if instead := INSTEAD.get(path.rpartition(".")[2]):
+            raise UserError(f"trainer.callbacks {path} does not work with this training; {instead}")
 
 
 def _check_shares(trainer: Any) -> None:
