@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Self
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -251,27 +252,19 @@ class AudioTokenizer(Tokenizer):
         frames = -(-length // self.hop_length)
         ramp = torch.linspace(0, 1, frames * self.hop_length + 2, device=self.device)[1:-1]
         weight = 0.5 - (ramp - 0.5).abs()
-        total, weights = None, weight.new_zeros(0)
+        total, weights = weight.new_zeros(0), weight.new_zeros(0)
         for first in range(0, len(pieces), SEGMENTS):
             some = pieces[first : first + SEGMENTS]
             whole = [p for p in some if p.shape[-1] == frames]
             decoded = list(self.decoder(self._look_up(torch.cat(whole))).chunk(len(whole))) if whole else []
             decoded += [self.decoder(self._look_up(p)) for p in some if p.shape[-1] != frames]
-            for i, y in enumerate(decoded):
+            for i, y in enumerate(decoded, first):
                 w = weight[: y.shape[-1]]
-                y = _loud(y, scales[:, min(first + i, scales.shape[1] - 1) :]) * w
-                if total is not None:
-                    shared = min(total.shape[-1], y.shape[-1])
-                    y[..., :shared] += total[..., :shared]
-                    w = w.clone()
-                    w[:shared] += weights[:shared]
-                    y = torch.cat([y, total[..., shared:]], -1)
-                    w = torch.cat([w, weights[shared:]])
-                if first + i + 1 < len(pieces):
-                    yield y[..., :stride] / w[:stride]
-                    total, weights = y[..., stride:], w[stride:]
-                else:
-                    yield y / w
+                y = _loud(y, scales[:, min(i, scales.shape[1] - 1) :]) * w
+                total, weights = _sum(total, y), _sum(weights, w)
+                stop = stride if i + 1 < len(pieces) else total.shape[-1]
+                yield total[..., :stop] / weights[:stop]
+                total, weights = total[..., stop:], weights[stop:]
 
     # ---- Streams -------------------------------------------------------------------------------------------------
 
@@ -402,6 +395,13 @@ def _size(length: int, scales: Tensor) -> tuple[int, ...]:
 def _scales_of(size: tuple[int, ...]) -> Tensor:
     """The scales [1, segments] of a `Segment.size`."""
     return torch.tensor(size[1:])[None] * SCALE_UNIT
+
+
+def _sum(a: Tensor, b: Tensor) -> Tensor:
+    """The sum of two signals [..., t] that begin together; the shorter ends in silence."""
+    longest = max(a.shape[-1], b.shape[-1])
+    a, b = (F.pad(x, (0, longest - x.shape[-1])) for x in (a, b))
+    return a + b
 
 
 def _loud(samples: Tensor, scales: Tensor) -> Tensor:
