@@ -37,7 +37,14 @@ SCALE_UNIT = 1e-6  # of a scale kept in `Segment.size`
 
 
 class AudioTokenizer(Tokenizer):
-    """A residual-quantized codec."""
+    """A residual-quantized codec.
+
+    Attributes:
+        sample_rate: Hz. hop_length: samples a frame. frame_rate: frames a second, Hz (of a segment, where there are segments).
+        num_codebooks: levels of codes. codebook_size: codes a level. bitrate: bits a second with all levels.
+        can_stream: whether it encodes and decodes while content comes in. latency: seconds of sound that a code of a causal model
+            waits for: its own frame. For others, the whole sound.
+    """
 
     kind = "audio"
     Config = AudioTokenizerConfig
@@ -55,46 +62,12 @@ class AudioTokenizer(Tokenizer):
         self.quantizer = ResidualQuantizer(
             c.dimension, c.num_codebooks, c.codebook_size, c.codebook_dim, c.codebook_normalise, c.quantizer_dropout
         )
-
-    @property
-    def sample_rate(self) -> int:
-        """Hz."""
-        return self.config.sample_rate
-
-    @property
-    def hop_length(self) -> int:
-        """Samples a frame."""
-        return self.encoder.hop
-
-    @property
-    def frame_rate(self) -> float:
-        """Frames a second, Hz (of a segment, where there are segments)."""
-        return self.sample_rate / self.hop_length
-
-    @property
-    def num_codebooks(self) -> int:
-        """Levels of codes."""
-        return self.quantizer.levels
-
-    @property
-    def codebook_size(self) -> int:
-        """Codes a level."""
-        return self.quantizer.size
-
-    @property
-    def bitrate(self) -> float:
-        """Bits a second with all levels."""
-        return self.num_codebooks * math.log2(self.codebook_size) * self.frame_rate
-
-    @property
-    def latency(self) -> float:
-        """Seconds of sound that a code of a causal model waits for: its own frame. For others, the whole sound."""
-        return self.hop_length / self.sample_rate if self.config.causal else math.inf
-
-    @property
-    def can_stream(self) -> bool:
-        """Whether it encodes and decodes while content comes in: it is causal and has no segments."""
-        return self.config.causal and not self.config.segment
+        self.sample_rate, self.hop_length = c.sample_rate, self.encoder.hop
+        self.frame_rate = self.sample_rate / self.hop_length
+        self.num_codebooks, self.codebook_size = c.num_codebooks, c.codebook_size
+        self.bitrate = self.num_codebooks * math.log2(self.codebook_size) * self.frame_rate
+        self.latency = self.hop_length / self.sample_rate if c.causal else math.inf
+        self.can_stream = c.causal and not c.segment
 
     def forward(self, samples: Tensor, quantize: bool = True) -> Reconstruction:
         """[B, C, T] in [-1, 1] -> reconstruction; without `quantize` the latents pass as they are (warm-up)."""

@@ -34,7 +34,7 @@ _MARK = re.compile(r"<(reserved\d+|racm3:\w+|eoss|/?s|pad|unk|mask|image)>$|IMGI
 
 
 class TextTokenizer:
-    """A SentencePiece model. `model`: its serialized bytes."""
+    """A SentencePiece model. model: its serialized bytes. size: number of pieces, control pieces and bytes included."""
 
     _file = "tokenizer.model"
 
@@ -42,6 +42,7 @@ class TextTokenizer:
         self.model = model
         self._config: dict[str, int] = {}  # what its config.json holds of its own
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self.size: int = self._processor.vocab_size()
         #: Codes of what SentencePiece would confuse: its mark for a space and, where no piece is one (few in the corpus), the space.
         spaces = self._processor.piece_to_id(_SPACE_MARK) == self._processor.unk_id()
         self._bytes = {
@@ -49,11 +50,6 @@ class TextTokenizer:
             for character in (_SPACE_MARK, " ")[: 1 + spaces]
         }
         self._confused = re.compile(f"([{''.join(self._bytes)}])")
-
-    @property
-    def size(self) -> int:
-        """Number of pieces, control pieces and bytes included."""
-        return self._processor.vocab_size()
 
     @property
     def vocab_size(self) -> int:
@@ -202,7 +198,7 @@ class ImportedTextTokenizer(TextTokenizer):
         except ImportError:
             what = "this text tokenizer needs the package tokenizers"
             raise UserError(f"{what}: pip install '.[transformers]' in a checkout") from None
-        self.model, self.first, self._size = data, first, size
+        self.model, self.first, self.size = data, first, size
         self._config = {"first": first, "size": size}
         given = json.loads(data)
         marks = {token["content"] for token in given.get("added_tokens", [])}
@@ -213,10 +209,6 @@ class ImportedTextTokenizer(TextTokenizer):
         ids = self._json.get_vocab(with_added_tokens=False).items()
         legal = {id - first for name, id in ids if name not in marks and not _MARK.match(name)}
         self._legal = legal & set(range(size))
-
-    @property
-    def size(self) -> int:
-        return self._size
 
     @property
     def illegal(self) -> tuple[int, ...]:
