@@ -361,8 +361,7 @@ def _open_heif(file: IO[bytes]) -> Image.Image:
     heif = pillow_heif.open_heif(file)
     _check_size(heif.size)
     image = heif.to_pillow()
-    image.info.pop("exif", None)  # it is upright already
-    image.info.pop("xmp", None)
+    image.info = {key: value for key, value in image.info.items() if key not in ("exif", "xmp")}  # it is upright already
     rgb = to_rgb(image)
     rgb.format = "HEIF"
     return rgb
@@ -393,26 +392,21 @@ def _render_svg(data: bytes, packed: bool) -> Image.Image:
     return image
 
 
-def _check_svg(root: ElementTree.Element) -> None:
+def _check_svg(element: ElementTree.Element, hidden: bool = False, depth: int = 1) -> None:
     """Refuse what shows other files or is nested without end; names without a namespace become SVG's."""
-    level, depth = [(root, False)], 0
-    while level and depth <= _MAX_DEPTH:
-        depth += 1
-        following = []
-        for element, hidden in level:
-            if isinstance(element.tag, str) and not element.tag.startswith("{"):
-                element.tag = _SVG + element.tag
-            hidden = hidden or element.get("display") == "none" or "display:none" in element.get("style", "").replace(" ", "")
-            for key, value in list(element.attrib.items()):
-                outside = key.rpartition("}")[2] == "href" and not value.strip().startswith(("#", "data:"))
-                if outside and not hidden and element.tag != f"{_SVG}a":
-                    raise UserError(f"an SVG that shows another file ({value.strip()[:60]}), which is not read; embed it")
-                if outside:
-                    del element.attrib[key]
-            following += [(child, hidden) for child in element]
-        level = following
-    if level:
+    if depth > _MAX_DEPTH:
         raise UserError(f"an SVG nested over {_MAX_DEPTH} deep; render it to PNG")
+    if isinstance(element.tag, str) and not element.tag.startswith("{"):
+        element.tag = _SVG + element.tag
+    hidden = hidden or element.get("display") == "none" or "display:none" in element.get("style", "").replace(" ", "")
+    for key, value in list(element.attrib.items()):
+        outside = key.rpartition("}")[2] == "href" and not value.strip().startswith(("#", "data:"))
+        if outside and not hidden and element.tag != f"{_SVG}a":
+            raise UserError(f"an SVG that shows another file ({value.strip()[:60]}), which is not read; embed it")
+        if outside:
+            del element.attrib[key]
+    for child in element:
+        _check_svg(child, hidden, depth + 1)
 
 
 def _svg_size(root: ElementTree.Element) -> tuple[float, float]:

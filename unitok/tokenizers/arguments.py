@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unitok.errors import UserError
 
-#: Integers that hold samples, and what they mean by their range (8 bits have no sign in WAV files).
+#: Integers that hold samples -> the largest (8 bits have no sign in WAV files).
 _FULL_SCALE = {torch.uint8: 128.0, torch.int8: 128.0, torch.int16: 32768.0, torch.int32: 2147483648.0}
 #: Largest sample of a waveform: lossy codecs go a little over 1, which is clipped as in files; what is beyond has another scale.
 LOUDEST = 1.5
@@ -94,10 +94,10 @@ def check_text_codes(codes: Any, size: int) -> list[int]:
 
 
 def check_waveform(samples: Any, rate: Any, name: str) -> tuple[Tensor, int]:
-    """A waveform as other programs give it -> float32 [C, T] in [-1, 1] and its rate in Hz.
+    """A waveform as other programs give it -> float32 [C, T] in [-1, 1] and its rate in Hz; errors: `UserError` with `name`.
 
     [T] is mono; [T, C] of few channels, as soundfile gives it, is turned; integers are scaled by their range; samples and
-    rate may change places. Errors: `UserError` with `name`.
+    rate may change places.
     """
     if _is_number(samples) and not _is_number(rate):
         samples, rate = rate, samples

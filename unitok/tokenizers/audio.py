@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Self
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -36,7 +37,14 @@ SCALE_UNIT = 1e-6  # of a scale kept in `Segment.size`
 
 
 class AudioTokenizer(Tokenizer):
-    """A residual-quantized codec."""
+    """A residual-quantized codec.
+
+    Attributes:
+        sample_rate: Hz. hop_length: samples a frame. frame_rate: frames a second, Hz (of a segment, where there are segments).
+        num_codebooks: levels of codes. codebook_size: codes a level. bitrate: bits a second with all levels.
+        can_stream: whether it encodes and decodes while content comes in. latency: seconds of sound that a code of a causal model
+            waits for: its own frame. For others, the whole sound.
+    """
 
     kind = "audio"
     Config = AudioTokenizerConfig
@@ -54,46 +62,12 @@ class AudioTokenizer(Tokenizer):
         self.quantizer = ResidualQuantizer(
             c.dimension, c.num_codebooks, c.codebook_size, c.codebook_dim, c.codebook_normalise, c.quantizer_dropout
         )
-
-    @property
-    def sample_rate(self) -> int:
-        """Hz."""
-        return self.config.sample_rate
-
-    @property
-    def hop_length(self) -> int:
-        """Samples a frame."""
-        return self.encoder.hop
-
-    @property
-    def frame_rate(self) -> float:
-        """Frames a second, Hz (of a segment, where there are segments)."""
-        return self.sample_rate / self.hop_length
-
-    @property
-    def num_codebooks(self) -> int:
-        """Levels of codes."""
-        return self.quantizer.levels
-
-    @property
-    def codebook_size(self) -> int:
-        """Codes a level."""
-        return self.quantizer.size
-
-    @property
-    def bitrate(self) -> float:
-        """Bits a second with all levels."""
-        return self.num_codebooks * math.log2(self.codebook_size) * self.frame_rate
-
-    @property
-    def latency(self) -> float:
-        """Seconds of sound that a code of a causal model waits for: its own frame. For others, the whole sound."""
-        return self.hop_length / self.sample_rate if self.config.causal else math.inf
-
-    @property
-    def can_stream(self) -> bool:
-        """Whether it encodes and decodes while content comes in: it is causal and has no segments."""
-        return self.config.causal and not self.config.segment
+        self.sample_rate, self.hop_length = c.sample_rate, self.encoder.hop
+        self.frame_rate = self.sample_rate / self.hop_length
+        self.num_codebooks, self.codebook_size = c.num_codebooks, c.codebook_size
+        self.bitrate = self.num_codebooks * math.log2(self.codebook_size) * self.frame_rate
+        self.latency = self.hop_length / self.sample_rate if c.causal else math.inf
+        self.can_stream = c.causal and not c.segment
 
     def forward(self, samples: Tensor, quantize: bool = True) -> Reconstruction:
         """[B, C, T] in [-1, 1] -> reconstruction; without `quantize` the latents pass as they are (warm-up)."""
@@ -251,27 +225,19 @@ class AudioTokenizer(Tokenizer):
         frames = -(-length // self.hop_length)
         ramp = torch.linspace(0, 1, frames * self.hop_length + 2, device=self.device)[1:-1]
         weight = 0.5 - (ramp - 0.5).abs()
-        total, weights = None, weight.new_zeros(0)
+        total, weights = weight.new_zeros(0), weight.new_zeros(0)
         for first in range(0, len(pieces), SEGMENTS):
             some = pieces[first : first + SEGMENTS]
             whole = [p for p in some if p.shape[-1] == frames]
             decoded = list(self.decoder(self._look_up(torch.cat(whole))).chunk(len(whole))) if whole else []
             decoded += [self.decoder(self._look_up(p)) for p in some if p.shape[-1] != frames]
-            for i, y in enumerate(decoded):
+            for i, y in enumerate(decoded, first):
                 w = weight[: y.shape[-1]]
-                y = _loud(y, scales[:, min(first + i, scales.shape[1] - 1) :]) * w
-                if total is not None:
-                    shared = min(total.shape[-1], y.shape[-1])
-                    y[..., :shared] += total[..., :shared]
-                    w = w.clone()
-                    w[:shared] += weights[:shared]
-                    y = torch.cat([y, total[..., shared:]], -1)
-                    w = torch.cat([w, weights[shared:]])
-                if first + i + 1 < len(pieces):
-                    yield y[..., :stride] / w[:stride]
-                    total, weights = y[..., stride:], w[stride:]
-                else:
-                    yield y / w
+                y = _loud(y, scales[:, min(i, scales.shape[1] - 1) :]) * w
+                total, weights = _sum(total, y), _sum(weights, w)
+                stop = stride if i + 1 < len(pieces) else total.shape[-1]
+                yield total[..., :stop] / weights[:stop]
+                total, weights = total[..., stop:], weights[stop:]
 
     # ---- Streams -------------------------------------------------------------------------------------------------
 
@@ -402,6 +368,13 @@ def _size(length: int, scales: Tensor) -> tuple[int, ...]:
 def _scales_of(size: tuple[int, ...]) -> Tensor:
     """The scales [1, segments] of a `Segment.size`."""
     return torch.tensor(size[1:])[None] * SCALE_UNIT
+
+
+def _sum(a: Tensor, b: Tensor) -> Tensor:
+    """The sum of two signals [..., t] that begin together; the shorter ends in silence."""
+    longest = max(a.shape[-1], b.shape[-1])
+    a, b = (F.pad(x, (0, longest - x.shape[-1])) for x in (a, b))
+    return a + b
 
 
 def _loud(samples: Tensor, scales: Tensor) -> Tensor:

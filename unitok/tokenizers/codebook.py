@@ -1,7 +1,7 @@
 """A learned codebook: nearest codes, moving averages, a start by k-means, revival of dead codes.
 
-Ours, because vector-quantize-pytorch's can be started, taught and revived only through its private parts, and draws from the global
-random state; one step of learning gives the same codes (tests/tokenizers/test_parity.py).
+Ours, because vector-quantize-pytorch's is started, taught and revived only through its private parts, and draws from the global
+random state; a step of learning gives the same codes (tests/tokenizers/test_parity.py).
 """
 
 import torch
@@ -19,15 +19,12 @@ SMOOTHING = 1e-5
 class Codebook(nn.Module):
     """`size` codes of `dim` dimensions, learned from vectors by moving averages (van den Oord et al. 2017, appendix A.1).
 
-    Reading it never changes it: `update` is called once for each whole batch. So a step may run forward as often as it likes,
-    accumulate gradients over parts of a batch, or share a batch among processes. All that is random is drawn by a seed.
+    Only `update`, called once for each whole batch, changes it: a batch may come in parts, or be shared among processes. All that is
+    random is drawn by a seed. normalise: codes have length 1.
 
-    Args:
-        normalise: codes have length 1.
-
-    Attributes:
+    Attributes (vector-quantize-pytorch's names):
         embed: [size, dim]. cluster_size: [size], how often a code is used by a batch. embed_avg: [size, dim], sums of the vectors
-            of each code. initted: whether it was started. (vector-quantize-pytorch's names.)
+            of each code. initted: whether it was started.
     """
 
     embed: Tensor
@@ -97,11 +94,8 @@ class Codebook(nn.Module):
 
 
 def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
-    """[..., d] and [K, d] -> int64 [...]: the row of the codebook at the smallest distance. Memory is bounded by `CHUNK`.
-
-    Distances are taken from the codebook's mean: far from it the difference of large numbers would be lost to rounding.
-    """
-    centre = codebook.mean(0)
+    """[..., d] and [K, d] -> int64 [...]: the row of the codebook at the smallest distance. Memory is bounded by `CHUNK`."""
+    centre = codebook.mean(0)  # far from it the difference of large numbers would be lost to rounding
     flat, codebook = vectors.reshape(-1, vectors.shape[-1]) - centre, codebook - centre
     half = codebook.square().sum(-1) / 2
     rows = max(1, CHUNK // len(codebook))

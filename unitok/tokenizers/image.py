@@ -36,6 +36,7 @@ class ImageTokenizer(Tokenizer):
     """A VQ-GAN's encoder, quantizer and decoder.
 
     Attributes:
+        stride: pixels a code along each side. codebook_size: number of codes.
         tile: side in pixels of the largest square that goes through the networks at once; also bounds batches, by area.
         overlap: codes that neighbouring tiles share.
     """
@@ -49,13 +50,8 @@ class ImageTokenizer(Tokenizer):
         self.encoder = Encoder(c)
         self.decoder = Decoder(c) if c.decodes else None
         self.quantizer = build_quantizer(c)
-        self.stride = c.stride
+        self.stride, self.codebook_size = c.stride, self.quantizer.size
         self.tile, self.overlap = 1024, 8
-
-    @property
-    def codebook_size(self) -> int:
-        """Number of codes."""
-        return self.quantizer.size
 
     def _latents(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, h, w, z_channels]."""

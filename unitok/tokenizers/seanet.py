@@ -1,17 +1,9 @@
-"""SEANet, EnCodec's convolutional encoder and decoder for audio, with a patch stem; whole, or piece by piece.
+"""SEANet, EnCodec's convolutional encoder and decoder for audio, with a patch stem; whole, or piece by piece if causal.
 
-[B, C, T] -> encoder -> [B, dimension, N] -> (quantizer) -> decoder -> [B, C, N * hop], hop = patch * prod(ratios).
-The configuration's words and module names are EnCodec's (`model.0.conv.conv`, ...), so that its weights load by name; with `patch = 1`
-the outputs are equal (tests/tokenizers/test_parity.py).
-
-Choices: the stem folds `patch` samples into channels before the first convolution and unfolds them after the last.
-At full rate SEANet spends nearly all its time on few channels; behind the stem the same time buys wide layers at low
-rates, which is what lets a codec learn in minutes on two cores (docs/notes.md).
-
-Causal networks also run piece by piece (`stream`): each layer keeps the end of what it has heard in a `State`, and the
-pieces' outputs, one after the other, are the whole's output. Weight norm is a matter of training: `fold_for_use` turns it
-into plain weights, and every weight into the layout that inference wants. There is one copy of each, so none can be stale.
-Source: Defossez et al. 2022, "High Fidelity Neural Audio Compression"; encodec:encodec/modules/seanet.py.
+Names are EnCodec's (`model.0.conv.conv`, ...), so that its weights load; with `patch = 1` the outputs are equal
+(tests/tokenizers/test_parity.py). The stem folds `patch` samples into channels: at full rate SEANet spends nearly all its time on
+few channels; behind the stem the same time buys wide layers at low rates, which is what lets a codec learn in minutes on two cores
+(docs/notes.md). Source: Defossez et al. 2022, "High Fidelity Neural Audio Compression"; encodec:encodec/modules/seanet.py.
 """
 
 import math
@@ -26,13 +18,12 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from unitok.tokenizers.config import AudioTokenizerConfig
 
-#: What each layer remembers of a sound that comes in pieces.
+#: The end of what each layer has heard of a sound that comes in pieces.
 State: TypeAlias = dict[nn.Module, Any]
 
 
 def fold_for_use(network: nn.Module) -> None:
-    """Replace the layers' weights, in place, by plain ones of the same values that are laid out for inference: weight norm is
-    multiplied in, kernels lie as `_channels_last` wants them, transposed convolutions become `FrameConvolution`s."""
+    """Replace the layers' weights, in place, by plain ones of the same values laid out for inference: the only copy, never stale."""
     for module in list(network.modules()):
         if parametrize.is_parametrized(module):
             for name in list(module.parametrizations):  # type: ignore[arg-type]
@@ -129,11 +120,10 @@ def _pad(x: Tensor, left: int, right: int, mode: str) -> Tensor:
 
 
 class FrameConvolution(nn.Module):
-    """A transposed convolution whose kernel is twice its stride, as an ordinary one over two frames that gives `stride` samples
-    at once, which saves the adding up of overlaps.
+    """A transposed convolution whose kernel is twice its stride, as an ordinary one over two frames: no overlaps to be added up.
 
-    Under its own layout [stride * o, i, 1, 2] it holds the weights of `layer`, [i, o, 2 * stride]; `state_dict` and
-    `load_state_dict` speak of those, under their names.
+    It holds the weights of `layer`, [i, o, 2 * stride], as [stride * o, i, 1, 2]; `state_dict` and `load_state_dict` speak of those
+    of `layer`, under their names.
     """
 
     def __init__(self, layer: nn.ConvTranspose1d):
@@ -173,7 +163,7 @@ def _over_frames(x: Tensor, kernel: Tensor, bias: Tensor, stride: int) -> Tensor
 class ConvTranspose(nn.Module):
     """Transposed convolution, of a kernel of twice its stride, that gives exactly T * stride samples.
 
-    Each frame's samples come from it and the frame before it alone, which is how a stream, and `FrameConvolution`, makes them.
+    A frame's samples come from it and the frame before it alone.
     """
 
     def __init__(self, config: AudioTokenizerConfig, i: int, o: int, stride: int):
@@ -184,9 +174,8 @@ class ConvTranspose(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         right = self.stride if self.causal else self.stride // 2  # samples that are cut there
         layer: Any = self.convtr.convtr
-        y: Tensor = self.convtr.norm(  # type: ignore[operator]
-            layer(_pad(x, 1, 1, "constant") if isinstance(layer, FrameConvolution) else x)
-        )
+        x = _pad(x, 1, 1, "constant") if isinstance(layer, FrameConvolution) else x
+        y: Tensor = self.convtr.norm(layer(x))  # type: ignore[operator]
         return y[..., self.stride - right : y.shape[-1] - right]
 
     def stream(self, x: Tensor, state: State, last: bool) -> Tensor:
@@ -207,26 +196,19 @@ class ResnetBlock(nn.Module):
     def __init__(self, config: AudioTokenizerConfig, width: int, dilation: int):
         super().__init__()
         hidden = width // config.compress
-        self.block = nn.Sequential(
-            nn.ELU(),
-            Conv(config, width, hidden, config.residual_kernel_size, dilation=dilation),
-            Elu(),
-            Conv(config, hidden, width, 1),
-        )
+        wide = Conv(config, width, hidden, config.residual_kernel_size, dilation=dilation)
+        self.block = nn.Sequential(nn.ELU(), wide, Elu(), Conv(config, hidden, width, 1))
         self.shortcut = nn.Identity() if config.true_skip else Conv(config, width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return _add(self.block(x), self.shortcut(x))
+        y, shortcut = self.block(x), self.shortcut(x)
+        return y + shortcut if torch.is_grad_enabled() else y.add_(shortcut)
 
     def stream(self, x: Tensor, state: State, last: bool) -> Tensor:
         y = run(self.block, x, state, last)
         x = torch.cat([state[self], x], -1) if self in state else x
         state[self] = x[..., y.shape[-1] :].clone()  # where the first convolution still waits for more
         return y + self.shortcut(x[..., : y.shape[-1]]) if y.shape[-1] else y
-
-
-def _add(a: Tensor, b: Tensor) -> Tensor:
-    return a + b if torch.is_grad_enabled() else a.add_(b)
 
 
 class SLSTM(nn.Module):

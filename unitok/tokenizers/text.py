@@ -1,14 +1,9 @@
 """The text tokenizer: SentencePiece BPE with byte fallback, exact for every string.
 
-str -> list of codes -> the same str, whatever the string. SentencePiece is set up to change nothing (no normalization,
-no added or removed spaces); the one character that it cannot tell from a space, its own U+2581, is written as the three
-bytes of its UTF-8 form. Control pieces (`unk`) are never produced and are illegal in every sequence. Only half of a
-surrogate pair, which UTF-8 cannot hold, is refused.
-
-In training SentencePiece passes in silence over lines that are too long or hold characters of its own; they are cut there
-first.
-
-`ImportedTextTokenizer` is another model's own, as Hugging Face's `tokenizers` reads it.
+SentencePiece is set up to change nothing (no normalization, no added or removed spaces); the one character that it cannot tell from
+a space, its own U+2581, is written as bytes. Control pieces (`unk`) are never produced, and are illegal in every sequence. Only half
+of a surrogate pair, which UTF-8 cannot hold, is refused. In training SentencePiece passes in silence over lines that are too long or
+hold characters of its own; they are cut there first.
 """
 
 import hashlib
@@ -34,13 +29,12 @@ _SPACE_MARK = "\u2581"
 _OWN = re.compile(f"[{_SPACE_MARK}\u2585\0]")
 MAX_LINE = 4_192  # bytes of a line of the corpus: SentencePiece's own default, far below what a word of it may have
 _PROBE = "A ﬁ  Ｂ\té\u0301\n 𝒳\u00a0 end "  # what normalization would change
-_MARK = re.compile(
-    r"<(reserved\d+|racm3:\w+|eoss|/?s|pad|unk|mask|image)>$|IMGIMG[A-J]+Z$"
-)  # names of ids that stand for something else than text
+#: Names of ids that stand for something else than text.
+_MARK = re.compile(r"<(reserved\d+|racm3:\w+|eoss|/?s|pad|unk|mask|image)>$|IMGIMG[A-J]+Z$")
 
 
 class TextTokenizer:
-    """A SentencePiece model. `model`: its serialized bytes."""
+    """A SentencePiece model. model: its serialized bytes. size: number of pieces, control pieces and bytes included."""
 
     _file = "tokenizer.model"
 
@@ -48,6 +42,7 @@ class TextTokenizer:
         self.model = model
         self._config: dict[str, int] = {}  # what its config.json holds of its own
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self.size: int = self._processor.vocab_size()
         #: Codes of what SentencePiece would confuse: its mark for a space and, where no piece is one (few in the corpus), the space.
         spaces = self._processor.piece_to_id(_SPACE_MARK) == self._processor.unk_id()
         self._bytes = {
@@ -55,11 +50,6 @@ class TextTokenizer:
             for character in (_SPACE_MARK, " ")[: 1 + spaces]
         }
         self._confused = re.compile(f"([{''.join(self._bytes)}])")
-
-    @property
-    def size(self) -> int:
-        """Number of pieces, control pieces and bytes included."""
-        return self._processor.vocab_size()
 
     @property
     def vocab_size(self) -> int:
@@ -131,9 +121,8 @@ class TextTokenizer:
         Errors: `UserError` where there is no text, or where it has more distinct characters than `size` holds.
         """
         if not 300 <= size < 1 << 31 or sample < 1:
-            raise UserError(
-                f"size {size}, sample {sample}: at least 300 pieces, 256 of them bytes, and under 2^31, of one text or more"
-            )
+            fits = "at least 300 pieces, 256 of them bytes, and under 2^31, of one text or more"
+            raise UserError(f"size {size}, sample {sample}: {fits}")
         lines: list[str] = []
         long = 0
         for _, text in zip(range(sample), texts, strict=False):
@@ -170,10 +159,8 @@ class TextTokenizer:
                 return cls(out.getvalue())
             except RuntimeError as error:
                 if needed := re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error)):
-                    raise UserError(
-                        f"size {size}: this text has more distinct characters than so many pieces hold; it takes at least "
-                        f"{needed[1]}"
-                    ) from None
+                    what = "this text has more distinct characters than so many pieces hold"
+                    raise UserError(f"size {size}: {what}; it takes at least {needed[1]}") from None
                 most = re.search(r"value <= (\d+)", str(error))  # a corpus too small for `size` says which it would allow
                 if not most or int(most[1]) >= size:
                     raise UserError(f"SentencePiece could not train on this text: {first_line(error)}") from None
@@ -181,10 +168,7 @@ class TextTokenizer:
 
 
 def cut_line(line: str) -> list[str]:
-    """A line of a corpus in pieces of at most `MAX_LINE` bytes, which joined are the line.
-
-    They begin with the spaces before a word, as SentencePiece's words do: cutting there changes nothing that is learned.
-    """
+    """A line of a corpus in pieces of at most `MAX_LINE` bytes; they begin with spaces, as SentencePiece's words do."""
     data, start, pieces = line.encode(), 0, []
     while len(data) - start > MAX_LINE:
         end = data.rfind(b" ", start + 1, start + MAX_LINE + 1)
@@ -202,12 +186,8 @@ def cut_line(line: str) -> list[str]:
 class ImportedTextTokenizer(TextTokenizer):
     """Another model's text tokenizer, in the format of Hugging Face's `tokenizers` (needs that package).
 
-    Its ids from `first` on are the codes from 0 on. Names that mark something (added tokens, as `<s>`, and `IMGIMG…` of
-    Chameleon's images) are never made from text, and are illegal. As exact as the file says: one that normalises text
-    gives it back normalised.
-
-    Args:
-        data: the tokenizer.json. first: id of code 0. size: number of codes.
+    Names that mark something (added tokens, as `<s>`, and `IMGIMG…` of Chameleon's images) are never made from text, and are illegal.
+    One that normalises text gives it back normalised. data: the tokenizer.json. first: id of code 0. size: number of codes.
     """
 
     _file = "tokenizer.json"
@@ -216,10 +196,9 @@ class ImportedTextTokenizer(TextTokenizer):
         try:
             from tokenizers import Tokenizer
         except ImportError:
-            raise UserError(
-                "this text tokenizer needs the package tokenizers: pip install '.[transformers]' in a checkout"
-            ) from None
-        self.model, self.first, self._size = data, first, size
+            what = "this text tokenizer needs the package tokenizers"
+            raise UserError(f"{what}: pip install '.[transformers]' in a checkout") from None
+        self.model, self.first, self.size = data, first, size
         self._config = {"first": first, "size": size}
         given = json.loads(data)
         marks = {token["content"] for token in given.get("added_tokens", [])}
@@ -227,16 +206,9 @@ class ImportedTextTokenizer(TextTokenizer):
             self._json = Tokenizer.from_str(json.dumps(given | {"added_tokens": [], "post_processor": None}))
         except Exception as error:  # the package raises bare Exceptions
             raise UserError(f"tokenizer.json: not one that the package tokenizers reads ({error})") from None
-        names = {id: name for name, id in self._json.get_vocab(with_added_tokens=False).items()}
-        self._legal = {
-            id - first
-            for id, name in names.items()
-            if first <= id < first + size and name not in marks and not _MARK.match(name)
-        }
-
-    @property
-    def size(self) -> int:
-        return self._size
+        ids = self._json.get_vocab(with_added_tokens=False).items()
+        legal = {id - first for name, id in ids if name not in marks and not _MARK.match(name)}
+        self._legal = legal & set(range(size))
 
     @property
     def illegal(self) -> tuple[int, ...]:
@@ -246,9 +218,8 @@ class ImportedTextTokenizer(TextTokenizer):
         """str -> codes; errors: `UserError` for a character that it does not know."""
         codes = [id - self.first for id in self._json.encode(check_text(text), add_special_tokens=False).ids]
         if unknown := [code for code in codes if code not in self._legal]:
-            raise UserError(
-                f"the text tokenizer makes id {unknown[0] + self.first} of this text, which is none of its text ids"
-            )
+            id = unknown[0] + self.first
+            raise UserError(f"the text tokenizer makes id {id} of this text, which is none of its text ids")
         return codes
 
     def decode(self, codes: list[int]) -> str:

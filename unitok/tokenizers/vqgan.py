@@ -1,17 +1,10 @@
 """The VQ-GAN's encoder and decoder: taming-transformers' architecture and names, plus a patch stem.
 
-[B, 3, H, W] -> encoder -> [B, z_channels, h, w] -> (quantizer) -> decoder -> [B, 3, H, W], h = H / f, where
-f = patch * 2 ** (len(ch_mult) - 1). Module names are taming's (`down.0.block.0.norm1`, `mid.attn_1`, ...), so that its
-checkpoints load by name; with `patch = 1` the outputs are equal (tests/tokenizers/test_parity.py).
-
-Choices: the patch stem folds `patch x patch` pixels into channels before the first convolution and unfolds them after
-the last (pixel unshuffle; cf. the Haar patching of Cosmos-Tokenizer), which makes the full-resolution stages, most of
-the cost, `patch ** 2` times cheaper. As in taming, the middle block always has attention, group norm has 32 groups
-(so `ch` is a multiple of 32) and the down-sampling convolution pads right and below only. On CPU tensors go through with
-channels last, which oneDNN's convolutions prefer; without gradients activations are overwritten in place, and doubling is
-merged with the convolution after it. All give taming's numbers up to rounding (benchmarks/image_tokenizer.py).
-Source: Esser et al. 2021, "Taming Transformers for High-Resolution Image Synthesis";
-taming-transformers:taming/modules/diffusionmodules/model.py.
+With `patch = 1` its checkpoints load by name and the outputs are equal (tests/tokenizers/test_parity.py). The stem folds
+`patch x patch` pixels into channels (cf. the Haar patching of Cosmos-Tokenizer), which makes the full-resolution stages, most of the
+cost, `patch ** 2` times cheaper. On CPU tensors have channels last, which oneDNN's convolutions prefer; without gradients
+activations are overwritten in place, and doubling is merged with the convolution after it (benchmarks/image_tokenizer.py).
+Source: Esser et al. 2021, "Taming Transformers for High-Resolution Image Synthesis", taming/modules/diffusionmodules/model.py.
 """
 
 import torch
@@ -69,7 +62,7 @@ class AttnBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve height and width with a strided convolution."""
+    """Halve height and width with a strided convolution that pads right and below only, as in taming."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -92,8 +85,7 @@ class Upsample(nn.Module):
         return self._merged(x)
 
     def _merged(self, x: Tensor) -> Tensor:
-        """Of the 3x3 pixels that an output sees after doubling only 2x2 differ: four kernels of 2x2, one for each place
-        in a doubled pixel, do 4/9 of the work."""
+        """Of 3x3 pixels after doubling only 2x2 differ: four kernels of 2x2, for the places in a doubled pixel, do 4/9 of the work."""
         w = self.conv.weight
         w = torch.stack([w[:, :, 0], w[:, :, 1] + w[:, :, 2], w[:, :, 0] + w[:, :, 1], w[:, :, 2]], 2)
         w = torch.stack([w[..., 0], w[..., 1] + w[..., 2], w[..., 0] + w[..., 1], w[..., 2]], 3)  # [O, I, 4, 4]
@@ -102,9 +94,8 @@ class Upsample(nn.Module):
         y = F.conv2d(x, _for_convolutions(kernels), bias, padding=1).unflatten(1, (4, -1))  # [B, 4, O, H + 1, W + 1]
         height, width = x.shape[-2:]
         out = x.new_empty(len(x), y.shape[2], 2 * height, 2 * width).contiguous(memory_format=torch.channels_last)
-        for a in range(2):
-            for b in range(2):
-                out[..., a::2, b::2] = y[:, 2 * a + b, :, a : a + height, b : b + width]
+        for a, b in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            out[..., a::2, b::2] = y[:, 2 * a + b, :, a : a + height, b : b + width]
         return out
 
 
@@ -125,15 +116,12 @@ class _Level(nn.Module):
         return x
 
 
-class _Middle(nn.Module):
+class _Middle(nn.Sequential):
     def __init__(self, channels: int):
         super().__init__()
         self.block_1 = ResnetBlock(channels, channels)
         self.attn_1 = AttnBlock(channels)
         self.block_2 = ResnetBlock(channels, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.block_2(self.attn_1(self.block_1(x)))
 
 
 class Encoder(nn.Module):
