@@ -34,11 +34,13 @@ class Interleaved:
         """Codes -> the same in order, and the level of each, [K * N] both."""
         rows = self.by_level(codes)[0]
         levels, units = _order(self.levels, rows.shape[1], self.delay)
-        return rows[levels, units], levels
+        return (rows[levels, units] if self.delay else rows.T.reshape(-1)), levels
 
     def unflatten(self, codes: np.ndarray, levels: np.ndarray, sides: tuple[int, ...] = ()) -> np.ndarray:
         """Inverse of `flatten`. Errors: `UserError` for what no codes flatten to."""
         units = prod(sides) if sides else max(1, len(codes) // self.levels)
+        if self.levels == 1 and len(codes) == units:
+            return codes.reshape(sides or (1, -1))
         if not np.array_equal(levels, _order(self.levels, units, self.delay)[0]):
             raise UserError(f"{len(codes)} codes, not whole repetitions of {self.levels} in order")
         return self.partial(codes, levels, sides)
@@ -88,7 +90,9 @@ class Interleaved:
     def choices(self, count: int, units: int | None = None) -> dict[int, int | None]:
         """The levels that the next code may be of, and `units` as it is known after each."""
         if units is not None:
-            return dict.fromkeys(_order(self.levels, units, self.delay)[0][count : count + 1].tolist(), units)
+            if not self.delay:
+                return {count % self.levels: units} if count < self.length(units) else {}
+            return dict.fromkeys(_order_of_few(self.levels, units, self.delay)[0][count : count + 1].tolist(), units)
         step, level = self._at(count)
         tail = self.delay and self.levels > 1 and count and level == 0
         return {0: None, 1: step} if tail else {level: None}
@@ -125,12 +129,19 @@ class Delayed(Interleaved):
     delay = 1
 
 
-@lru_cache(64)
 def _order(levels: int, units: int, delay: int) -> tuple[np.ndarray, np.ndarray]:
     """The level and the unit of each code, int64 [K * N] both."""
+    if not delay or levels == 1:
+        return np.tile(np.arange(levels), units), np.repeat(np.arange(units), levels)
     level, unit = (x.ravel() for x in np.mgrid[:levels, :units])
     order = np.argsort(unit + delay * level, kind="stable")
     return level[order], unit[order]
+
+
+@lru_cache(16)
+def _order_of_few(levels: int, units: int, delay: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same, kept: of plans, whose positions are asked for one by one."""
+    return _order(levels, units, delay)
 
 
 LAYOUTS: dict[str, type[Interleaved]] = {"raster": Raster, "interleaved": Interleaved, "delayed": Delayed}

@@ -181,8 +181,8 @@ class Vocab:
             most = " x ".join(str(r.size) for r in grid)
             raise UserError(f"{segment.modality} codes of {segment.codes.shape}: the largest grid is {most}")
         codes, levels = span.order.flatten(segment.codes)
-        ids = np.empty_like(codes)
-        for level, r in enumerate(body):
+        ids = body[0].to_ids(codes) if len(body) == 1 else np.empty_like(codes)
+        for level, r in enumerate(body if len(body) > 1 else ()):
             here = levels == level
             ids[here] = r.to_ids(codes[here])
         header = [r.interval(side, side)[0][0] for side, r in zip(sides, grid, strict=True)]
@@ -197,8 +197,10 @@ class Vocab:
         whole: whether it is complete; else its whole units, in a grid its whole rows. Errors: `UserError` for ids of no such body.
         """
         span, ids = self.span(modality), np.asarray(ids, np.int64)
-        codes, levels = np.zeros(len(ids), np.int64), np.full(len(ids), -1)
-        for level, r in enumerate(self.body(modality)):
+        codes, levels, body = np.zeros(len(ids), np.int64), np.full(len(ids), -1), self.body(modality)
+        if len(body) == 1:
+            codes, levels = body[0].to_codes(ids), np.zeros(len(ids), np.int64)
+        for level, r in enumerate(body if len(body) > 1 else ()):
             here = (ids >= r.offset) & (ids < r.stop)
             codes[here], levels[here] = r.to_codes(ids[here]), level
         read = (span.order.unflatten if whole else span.order.partial)(codes, levels, sides)
