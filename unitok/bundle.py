@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from unitok.document import Document, Part, RawDocument, Segment
 from unitok.errors import UserError
 from unitok.files import check_replaceable, kind_of, read_json, settle, whole_folder, write_json
-from unitok.media import sniff
-from unitok.modalities import Modality, Plain, build_vocab, kind_accepting, modalities, modality_of
+from unitok.modalities import Modality, Plain, build_vocab, kind_accepting, kind_of_content, modalities, modality_of, types_of
 from unitok.pretrained import known_vocabulary, load_state
 from unitok.storage import Blob, Files
 from unitok.vocab import Vocab
@@ -23,7 +22,8 @@ if TYPE_CHECKING:
     from unitok.model import Decoder
     from unitok.model.inference import InferenceDecoder
 
-VERSION = 1
+VERSION = 2  # of bundles
+SETTINGS_VERSION = 1  # of their generation_config.json
 GENERATION_CONFIG = "generation_config.json"
 B = TypeVar("B", bound="Bundle")
 
@@ -142,8 +142,13 @@ class Bundle:
         """A part that must be there, by its name. Errors: `UserError` saying how to add it."""
         part = self.model if name == "model" else self.tokenizers.get(name)
         if part is None:
-            flag = "decoder" if name == "model" else name
-            raise UserError(f"the bundle has no {flag}; add one with `unitok bundle BUNDLE --{flag} PATH`")
+            kind = self.vocab.spans[name].kind if name in self.vocab.spans else name
+            flag = f"{kind} PATH" if name == kind else f"{kind} {name}=PATH"
+            if name == "model":
+                name, flag = "decoder", "decoder PATH"
+            elif kind in modalities() and modality_of(kind).tokenizer_class() is Plain:
+                flag = f"add {kind}"
+            raise UserError(f"the bundle has no {name}; add one with `unitok bundle BUNDLE --{flag}`")
         return part
 
     def modality(self, name: str) -> Modality:
@@ -153,19 +158,14 @@ class Bundle:
     @property
     def types(self) -> dict[str, Modality]:
         """What a part of a document may be: names of tokenizers, and kinds."""
-        return {name: self.modality(name) for name in self.vocab.spans} | dict(modalities())
+        return types_of(self.vocab)
 
     def instance(self, type: str) -> str:
         """The name of the tokenizer that content of a type goes to: its own name, or the only one of its kind.
 
         Errors: `UserError` where the bundle has none, or several.
         """
-        if type in self.vocab.spans:
-            return type
-        found = [name for name, span in self.vocab.spans.items() if span.kind == type]
-        if len(found) > 1:
-            raise UserError(f"the bundle has several tokenizers for {type}: {', '.join(found)}; say which")
-        return found[0] if found else type
+        return self.vocab.instance(type)
 
     @property
     def rates(self) -> dict[str, float]:
@@ -176,11 +176,16 @@ class Bundle:
     # ---- Content <-> documents -----------------------------------------------------------------------------------
 
     def read(self, content: Any, role: str = "none", loss: bool = True) -> list[Segment]:
-        """Segments of one piece of content: a str, Path, `PIL.Image`, (waveform [C, T], Hz), Document or RawDocument."""
+        """Segments of one piece of content: a str, Path, `PIL.Image`, (waveform [C, T], Hz), Document or RawDocument.
+
+        Where a bundle has several tokenizers of a kind, a Part says which: `Part("speech", path=Path("a.wav"))`.
+        """
         if isinstance(content, Document):
             return list(content.segments)
         if isinstance(content, RawDocument):
             return list(self.read_raw(content).segments)
+        if isinstance(content, Part):
+            return [self._read_part(content)]
         if isinstance(content, Path):
             return [self._read_file(content, role, loss)]
         kind = kind_accepting(content)
@@ -197,20 +202,25 @@ class Bundle:
     def _read_part(self, part: Part) -> Segment:
         if part.path is not None:
             return self._read_file(part.path, part.role, part.loss, part.type)
-        return self._encode(self.instance(part.type), part.value, part.type, part.role, part.loss)
+        name = self.instance(part.type)
+        self.require(name)
+        if not (self.modality(name).inline or self.modality(name).accepts(part.value)):
+            raise UserError(
+                f"a part of type {part.type} holds a {type(part.value).__name__}; give it a path or content of its kind"
+            )
+        return self._encode(name, part.value, f"a prompt's {part.type}", part.role, part.loss)
 
     def _read_file(self, path: Path, role: str, loss: bool, type: str = "") -> Segment:
         """type: what the file is to be, where a document said that."""
         if not path.is_file():
             raise UserError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
-        found = sniff(path)
-        if found is None or modality_of(found).inline:
-            raise UserError(f"{path}: neither an image nor audio")
-        name = self.instance(type or found)
-        kind = self.vocab.span(name).kind if name in self.vocab.spans else name
-        if found != kind:
-            raise UserError(f"{path}: the part's type is {type}, the file is {found}; give the type that it has")
         blob = Blob.of(Files("/"), str(path.absolute()))
+        kind = kind_of_content(blob.head(), path.name, self.types[type].kind if type in self.types else "")
+        if kind is None:
+            raise UserError(f"{path}: neither an image nor audio")
+        name = self.instance(type or kind)
+        if kind != (self.vocab.span(name).kind if name in self.vocab.spans else name):
+            raise UserError(f"{path}: the part's type is {type}, the file is {kind}; give the type that it has")
         return self._encode(name, blob, str(path), role, loss, str(path) if type else ReadFile(path))
 
     def _encode(self, name: str, content: Any, where: str, role: str, loss: bool, source: str = "") -> Segment:
@@ -240,7 +250,7 @@ class Bundle:
 
 def write_generation_config(folder: Path, settings: Mapping[str, Mapping[str, Any]]) -> None:
     """Write a bundle's own settings of sampling, by kind or name: `{"image": {"temperature": 0.4}}`."""
-    write_json(folder / GENERATION_CONFIG, {"version": VERSION, "settings": settings})
+    write_json(folder / GENERATION_CONFIG, {"version": SETTINGS_VERSION, "settings": settings})
 
 
 def read_generation_config(folder: Path) -> dict[str, dict[str, Any]]:
@@ -249,8 +259,8 @@ def read_generation_config(folder: Path) -> dict[str, dict[str, Any]]:
     if not path.exists():
         return {}
     found = read_json(path, "", "version", "settings")
-    if found["version"] != VERSION:
-        raise UserError(f"{path}: version {found['version']}; this unitok reads version {VERSION}")
+    if found["version"] != SETTINGS_VERSION:
+        raise UserError(f"{path}: version {found['version']}; this unitok reads version {SETTINGS_VERSION}")
     if not isinstance(found["settings"], dict):
         raise UserError(f"{path}: settings are an object, by kind of content or name of a tokenizer")
     return found["settings"]
@@ -270,11 +280,12 @@ def _decoder_at(path: Path, device: str) -> "Decoder":
 # ---- Making bundles -------------------------------------------------------------------------------------------------
 
 
-def load_trained_part(kind: str, path: Path, trust: bool = False) -> tuple[Any, dict[str, Any]]:
+def load_trained_part(kind: str, path: Path, trust: bool = False, name: str = "") -> tuple[Any, dict[str, Any]]:
     """A part from its own folder, a bundle, a run's folder (its newest checkpoint) or a checkpoint; and the checkpoint's
     description of it.
 
-    kind: of a tokenizer, or `model`. Errors: `UserError` naming the path.
+    kind: of a tokenizer, or `model`. name: which of a bundle's tokenizers, where it has several of the kind. Errors: `UserError`
+    naming the path.
     """
     from unitok.checkpoints import is_sharded, load_checkpoint, merge_lora, newest_checkpoint
     from unitok.model import Decoder
@@ -289,6 +300,9 @@ def load_trained_part(kind: str, path: Path, trust: bool = False) -> tuple[Any, 
             raise UserError(f"{path / 'checkpoints'}: no checkpoint there")
         path = newest
     part_class = Decoder if kind == "model" else modality_of(kind).tokenizer_class()
+    if kind != "model" and (path / "bundle.json").exists():
+        held = Vocab.load(path / "vocab.json")
+        path = path / "tokenizers" / (name if name in held.spans else held.instance(kind))
     if path.is_dir() and not is_sharded(path):
         known = {} if kind != "model" else {"vocab": Vocab.load(known_vocabulary(path)).to_manifest()}
         return part_class.from_pretrained(path), known
@@ -333,16 +347,21 @@ def make_bundle(
     out, kinds = Path(out), dict(kinds or {})
     check_replaceable(out, "bundle", overwrite)
     old = Bundle.from_pretrained(out) if kind_of(out) == "bundle" else None
+    for name, kind in kinds.items():
+        _check_name(name, kind, old)
     if old:
         kinds = {name: span.kind for name, span in old.vocab.spans.items()} | kinds
-    loaded = {name: load_trained_part(kinds.get(name, name), path, trust) for name, path in paths.items()}
+    loaded = {name: load_trained_part(kinds.get(name, name), path, trust, name) for name, path in paths.items()}
     tokenizers = (old.tokenizers if old else {}) | {name: part for name, (part, _) in loaded.items() if name != "model"}
-    tokenizers |= {kind: Plain(kind) for kind in add if modality_of(kind).tokenizer_class() is Plain}
+    for kind in add:
+        if modality_of(kind).tokenizer_class() is not Plain:
+            raise UserError(f"{kind}: its tokenizer has weights; give one, as {kind}=PATH")
+        tokenizers[kind] = Plain(kind)
     order = list(modalities())
     ordered = {name: tokenizers[name] for name in sorted(tokenizers, key=lambda name: order.index(kinds.get(name) or name))}
     model = loaded["model"][0] if "model" in loaded else old.model if old else None
     if not ordered and model is None:
-        raise UserError("nothing to put into the bundle: give --text, --image, --audio or --decoder")
+        raise UserError("nothing to put into the bundle: give a tokenizer or a decoder")
     vocab, changed = _vocab_for(ordered, kinds, old)
     if old and old.model is not None and (changed or ("model" not in paths and vocab.size != old.vocab.size)):
         if not overwrite:
@@ -356,6 +375,15 @@ def make_bundle(
     bundle = Bundle(vocab, ordered, model, old.defaults if old else None)
     bundle.save_pretrained(out, overwrite=True)
     return bundle
+
+
+def _check_name(name: str, kind: str, old: Bundle | None) -> None:
+    """Raise `UserError` for a name that a tokenizer of a kind cannot have."""
+    taken = name in ("model", "decoder", "vocab", "tokenizers", "defaults") or hasattr(Bundle, name)
+    if not name.isidentifier() or taken or (name != kind and name in modalities()):
+        raise UserError(f"{name!r} cannot be the name of a tokenizer for {kind}; choose another word")
+    if old and name in old.vocab.spans and old.vocab.spans[name].kind != kind:
+        raise UserError(f"{name!r} is a tokenizer for {old.vocab.spans[name].kind} in the bundle; choose another name")
 
 
 def _vocab_for(tokenizers: Mapping[str, Any], kinds: Mapping[str, str], old: Bundle | None) -> tuple[Vocab, list[str]]:

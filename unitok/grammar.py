@@ -42,6 +42,7 @@ def parse_plan(text: str, vocab: Vocab, rates: Mapping[str, float] | None = None
     wants = []
     for item in text.split(","):
         modality, _, length = item.strip().partition(":")
+        modality = vocab.instance(modality)
         span, rate = vocab.span(modality), (rates or {}).get(modality)
         if not length:
             wants.append(Want(modality))

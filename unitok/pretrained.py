@@ -15,7 +15,7 @@ from unitok.checkpoints import load_weights
 from unitok.errors import UserError, first_line
 from unitok.files import read_json, settle, whole_folder, write_json
 
-VERSION = 1
+VERSION = 2
 
 
 def save_part(folder: Path, kind: str, config: Any, state: dict[str, Tensor], overwrite: bool = False) -> None:

@@ -128,6 +128,16 @@ class Vocab:
         """The modality whose span has no begin and end; None where each has."""
         return next((m for m, span in self.spans.items() if not span.begin), None)
 
+    def instance(self, type: str) -> str:
+        """The name of the span that content of a type goes to: its own name, or the only one of its kind; `type` where none is.
+
+        Errors: `UserError` where there are several.
+        """
+        found = [type] if type in self.spans else [name for name, span in self.spans.items() if span.kind == type]
+        if len(found) > 1:
+            raise UserError(f"the bundle has several tokenizers for {type}: {', '.join(found)}; say which")
+        return found[0] if found else type
+
     @property
     def bos(self) -> int:
         return self.specials["<bos>"]

@@ -50,7 +50,7 @@ def test_content_goes_to_codes_and_back_and_into_a_file_alike_alone_and_in_a_bat
 @pytest.mark.parametrize("kind", CONTENT)
 def test_a_stream_ends_with_what_decoding_gives(tiny, kind):
     (segment,) = tiny.read(CONTENT[kind])
-    stream = tiny.modality(kind).stream(tiny.tokenizers[kind])
+    stream = tiny.modality(kind).stream(tiny.tokenizers[kind], tiny.vocab.span(kind))
     chunks = [stream.push(segment.codes[..., :n], n == segment.codes.shape[-1]) for n in range(1, segment.codes.shape[-1] + 1)]
     chunks = [chunk for chunk in chunks if chunk is not None]
     whole = tiny.decode(Segment(kind, segment.codes))

@@ -86,6 +86,12 @@ class Fields:
                 raise UserError(str(error) if str(error).startswith(prefix) else f"{prefix} {error}") from None
 
 
+def split_name(kind: str, value: str) -> tuple[str, str]:
+    """`NAME=PATH` as a tokenizer's name and the path; without a name that of its kind."""
+    name, equals, path = value.partition("=")
+    return (name, path) if equals and name.isidentifier() and not Path(value).exists() else (kind, value)
+
+
 def content_of(kind: str, value: str) -> Any:
     """A part of a prompt as `Unitok.generate` takes it. Errors: `UserError` for a file that is not there, and for bad JSON."""
     from unitok.document import Part, RawDocument
@@ -93,8 +99,9 @@ def content_of(kind: str, value: str) -> Any:
 
     modality = modality_of(kind)
     if not modality.inline:
-        check_input(Path(value))
-        return Path(value)
+        name, path = split_name(kind, value)
+        check_input(Path(path))
+        return Path(path) if name == kind else Part(name, path=Path(path))
     if modality.accepts(value):
         return value
     return RawDocument(kind, (Part(kind, modality.check(read_json_flag(value, kind), f"--{kind}")),))
@@ -102,12 +109,14 @@ def content_of(kind: str, value: str) -> Any:
 
 def check_kinds(prompt: list[tuple[str, str]], parts: list[Any]) -> None:
     """Raise `UserError` for a file under the flag of another kind."""
-    from unitok.media import sniff
-    from unitok.modalities import modality_of
+    from unitok.modalities import kind_of_content
 
     for (kind, _), part in zip(prompt, parts):
-        found = sniff(part) if isinstance(part, Path) else None
-        if found not in (None, kind) and not modality_of(found).inline:
+        if not isinstance(part, Path) or not part.is_file():
+            continue
+        with open(part, "rb") as file:
+            found = kind_of_content(file.read(4096), part.name, kind)
+        if found not in (None, kind):
             raise UserError(f"--{kind} {part}: holds {found}; give it with --{found}")
 
 
@@ -121,8 +130,10 @@ def read_json_flag(text: str, name: str) -> Any:
 
 def settings_by_name(vocab: "Vocab", sampling: Given, by_name: str) -> Given:
     """What flags say of each tokenizer's content: for all, for its kind, for its name."""
-    made = {name: sampling.get("", {}) | sampling.get(span.kind, {}) for name, span in vocab.spans.items()}
     named = read_json_flag(by_name or "{}", "settings")
     if not isinstance(named, dict) or not all(isinstance(given, dict) for given in named.values()):
         raise UserError('--settings: JSON such as {"speech": {"temperature": 0.7}}')
-    return made | {name: made.get(name, {}) | given for name, given in named.items()}
+    kinds = {name: span.kind for name, span in vocab.spans.items()}
+    common = sampling.get("", {})
+    made = {name: common | sampling.get(kind, {}) | named.get(kind, {}) | named.get(name, {}) for name, kind in kinds.items()}
+    return made | {name: given for name, given in named.items() if name not in (*kinds, *kinds.values())}

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from unitok.cli.arguments import PerKind, check_input
+from unitok.cli.arguments import PerKind, check_input, split_name
 from unitok.errors import UserError
 
 
@@ -33,8 +33,7 @@ def bundle(
     paths: dict[str, Path] = {}
     kinds: dict[str, str] = {}
     for kind, given in parts:
-        before, equals, behind = given.partition("=")
-        name, path = (before, behind) if equals and before.isidentifier() else (kind, given)
+        name, path = split_name(kind, given)
         if name in paths:
             raise UserError(f"--{kind}: {name!r} is given twice; name the second one, as in NAME=PATH")
         paths[name], kinds[name] = Path(path), kind

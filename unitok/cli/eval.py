@@ -29,8 +29,8 @@ def eval(
         out: folder for scores.json and the samples
         count: scenes that each direction is scored on
         seed: of sampling
-        guidance: guidance of images (default: the bundle's own)
-        temperature: temperature of images and audio (default: the bundle's own)
+        guidance: guidance of images (default: the bundle's own, else the demo's)
+        temperature: temperature of images and audio (default: the bundle's own, else the demo's)
         device: where to run: cpu, cuda, cuda:1, mps
     """
     from unitok.scenes.evaluate import evaluate_bundle, print_scores

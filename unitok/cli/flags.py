@@ -108,7 +108,8 @@ def name_flags(message: str, flags: Iterable[str]) -> str:
         words = flag.lstrip("-").split("-")
         if len(words) > 1:
             message = re.sub(rf"(?<![\w/.'\"-]){'_'.join(words)}(?![\w/'\"-])", flag, message)
-        message = re.sub(rf"(?:^|(?<=: )){'(?:_|: |[. ])'.join(words)}(?=:| is | [-./\d'\"\[])", flag, message)
+        before_colon = ":|" if len(words) > 1 else ""  # one word before a colon may be a path
+        message = re.sub(rf"(?:^|(?<=: )){'(?:_|: |[. ])'.join(words)}(?={before_colon} is | [-./\d'\"\[])", flag, message)
     return message
 
 

@@ -66,13 +66,13 @@ def sample(
     live: bool = False,
     device: str = "cpu",
 ) -> None:
-    """Continue prompts. --text, --image and --audio may be repeated and mixed; their order is the prompt's order.
+    """Continue prompts. Flags of parts may be repeated and mixed; their order is the prompt's order.
 
     Args:
         bundle: bundle with tokenizers and a decoder
 
     prompt:
-        prompt: {kind} of the prompt; may be repeated
+        prompt: {kind} of the prompt; may be repeated; NAME=FILE where the bundle has several tokenizers for it
         prompts: interleaved .jsonl file with a prompt per line, instead of the above
         root: folder that paths in --prompts must not leave (default: the file's)
         negative: a text that guidance leads away from
@@ -123,7 +123,7 @@ def sample(
 
 def _check(prompt: list[tuple[str, str]], prompts: Path | None, score: bool, live: bool, outputs: Outputs) -> None:
     if prompts and prompt:
-        raise UserError("give either --prompts or --text, --image and --audio")
+        raise UserError("give either --prompts or parts of one prompt")
     if score and not prompts:
         raise UserError("--score needs --prompts FILE.jsonl, the documents to score")
     if live and (outputs.best_of > 1 or outputs.jacobi):

@@ -28,7 +28,7 @@ def show(pieces: Iterable[Piece | Output], bundle: Bundle, file: TextIO | None =
                 file.write("".join(f"\x1b[2K{line}" for line in lines))
             else:
                 file.write(text)
-            last, end = piece.modality, text or end
+            last, end = (piece.modality, text) if text else (last, end)
             file.flush()
     file.write("" if end.endswith("\n") else "\n")
     return sorted(outputs, key=lambda output: output.index)

@@ -26,6 +26,7 @@ from unitok import pages
 from unitok.document import Segment
 from unitok.errors import UserError
 from unitok.files import read_json, write_json
+from unitok.media.formats import sniff_bytes
 from unitok.ranges import Span
 from unitok.storage import Blob
 from unitok.vocab import Vocab
@@ -146,6 +147,10 @@ class Modality:
         """Whether a Python object in a prompt is content of this kind."""
         return False
 
+    def recognizes(self, head: bytes, name: str) -> bool:
+        """Whether a file can be content of this kind, by its first 4,096 bytes and its name."""
+        return sniff_bytes(head, name) == self.kind
+
     def check(self, value: Any, where: str) -> Any:
         """A value from a document's JSON, as `load` takes it. Errors: `UserError` that begins with `where`."""
         return value
@@ -187,8 +192,8 @@ class Modality:
         """Write content into a file, `path` with a suffix of its own; its path. None where it stands in the document."""
         return None
 
-    def stream(self, tokenizer: Any) -> "Stream":
-        """What gives the content while its codes come in."""
+    def stream(self, tokenizer: Any, span: Span) -> "Stream":
+        """What gives the content of a span while its codes come in."""
         return Stream(self, tokenizer)
 
     def html(self, tokenizer: Any, content: Any) -> Markup:
@@ -220,6 +225,9 @@ class Stream:
 
     def __init__(self, modality: Modality, tokenizer: Any):
         self.modality, self.tokenizer = modality, tokenizer
+
+    def begin(self, codes: np.ndarray) -> None:
+        """Take note of codes that the prompt brought: they are no news."""
 
     def push(self, codes: np.ndarray, done: bool) -> Any:
         """New content, or None.
@@ -265,6 +273,17 @@ def modality_of(kind: str) -> Modality:
     if kind not in known:
         raise UserError(f"type {kind!r}; choose one of {', '.join(known)}")
     return known[kind]
+
+
+def types_of(vocab: Vocab) -> dict[str, Modality]:
+    """What a part of a document may be: names of a vocabulary's spans, and kinds."""
+    return {name: modality_of(span.kind) for name, span in vocab.spans.items()} | dict(modalities())
+
+
+def kind_of_content(head: bytes, name: str, wanted: str = "") -> str | None:
+    """The kind of a file by its first bytes and name: `wanted` if it can be that, else the first that it can; None for text."""
+    order = [wanted, *modalities()] if wanted else list(modalities())
+    return next((kind for kind in order if not modality_of(kind).inline and modality_of(kind).recognizes(head, name)), None)
 
 
 def kind_accepting(content: Any) -> str | None:

@@ -153,7 +153,7 @@ class Audio(Modality):
         save_audio(path, content, tokenizer.sample_rate)
         return path
 
-    def stream(self, tokenizer: Any) -> Stream:
+    def stream(self, tokenizer: Any, span: Span) -> Stream:
         return _AudioStream(self, tokenizer) if tokenizer.can_stream else Stream(self, tokenizer)
 
     def html(self, tokenizer: Any, content: "Tensor") -> Markup:

@@ -145,8 +145,8 @@ class Image(Modality):
         save_image(path, content)
         return path
 
-    def stream(self, tokenizer: Any) -> Stream:
-        return _ImageStream(self, tokenizer)
+    def stream(self, tokenizer: Any, span: Span) -> Stream:
+        return _ImageStream(self, tokenizer) if span.header else Stream(self, tokenizer)
 
     def html(self, tokenizer: Any, content: "Tensor") -> Markup:
         from unitok.media import encode_png
@@ -172,7 +172,10 @@ class Image(Modality):
 class _ImageStream(Stream):
     """All rows so far, whenever there are new ones."""
 
-    rows = 1  # which, alone, may be an image whose size its codes do not tell
+    rows = 0
+
+    def begin(self, codes: np.ndarray) -> None:
+        self.rows = len(codes)
 
     def push(self, codes: np.ndarray, done: bool) -> "Tensor | None":
         if not done and len(codes) <= self.rows:

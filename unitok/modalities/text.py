@@ -56,7 +56,7 @@ class Text(Modality):
     def decode(self, tokenizer: Any, segment: Segment) -> str:
         return tokenizer.decode(segment.codes.tolist())
 
-    def stream(self, tokenizer: Any) -> Stream:
+    def stream(self, tokenizer: Any, span: Span) -> Stream:
         return _TextStream(self, tokenizer)
 
     def html(self, tokenizer: Any, content: str) -> Markup:

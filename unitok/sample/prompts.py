@@ -41,7 +41,7 @@ def is_part(value: Any) -> bool:
         number = [isinstance(v, Real) for v in value]
         waveform = value[number.index(False)] if len(value) == 2 and sum(number) == 1 else None
         return isinstance(waveform, list) or _is_array(waveform)
-    return isinstance(value, str | bytes | os.PathLike | Document | RawDocument | Segment) or _is_array(value)
+    return isinstance(value, str | bytes | os.PathLike | Document | RawDocument | Part | Segment) or _is_array(value)
 
 
 def _is_array(value: Any) -> bool:

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from unitok.bundle import Bundle
 from unitok.grammar import Grammar
 from unitok.modalities import Stream
@@ -69,10 +71,16 @@ class _Watcher:
         if self.state.span is not None:  # a begun image or audio
             self._open(self.state.span.modality)
             self.body = one.lead[1 + len(self.state.span.header) :].tolist()
+            assert self.stream is not None
+            self.stream.begin(self._codes(self.state.span.modality, tuple(self.state.sides)))
 
     def _open(self, modality: str) -> None:
         self.span, self.body = self.span + 1, []
-        self.stream = self.bundle.modality(modality).stream(self.bundle.require(modality))
+        self.stream = self.bundle.modality(modality).stream(self.bundle.require(modality), self.bundle.vocab.span(modality))
+
+    def _codes(self, modality: str, sides: tuple[int, ...]) -> np.ndarray:
+        """The whole rows or frames so far."""
+        return self.bundle.vocab.body_codes(modality, self.body, sides, whole=False)
 
     def see(self, ids: list[int]) -> Iterator[Piece]:
         """Take new ids."""
@@ -97,7 +105,7 @@ class _Watcher:
 
     def _tell(self, modality: str, sides: tuple[int, ...], done: bool) -> Iterator[Piece]:
         """What the codes so far add to what was given."""
-        codes = self.bundle.vocab.body_codes(modality, self.body, sides, whole=False)
+        codes = self._codes(modality, sides)
         content = self.stream.push(codes, done) if self.stream is not None and (codes.size or done) else None
         if content is not None:
             yield Piece(self.index, self.span, modality, content, done)

@@ -217,12 +217,20 @@ def evaluate_bundle(
 ) -> dict[str, Any]:
     """Measure a bundle; writes and returns the flat scores. Reconstructions and codebooks use all scenes of the folder.
 
-    guidance, temperature: of images, and of images and audio; None: the bundle's own, and in a bundle without any, the demo's.
+    guidance, temperature: of images, and of images and audio; None: the bundle's own, where it says none the demo's.
     """
     unitok = Unitok.from_pretrained(bundle, device=device)
-    own = unitok.defaults or SAMPLING
+    kinds = {span.kind for span in unitok.vocab.spans.values()}
+    own = {
+        name: SAMPLING.get(name, {}) | unitok.defaults.get(name, {})
+        for name in {**SAMPLING, **unitok.defaults}
+        if name in kinds
+    }
+    own |= {name: settings for name, settings in unitok.defaults.items() if name not in kinds}
     given = {"image": {"temperature": temperature, "guidance": guidance}, "audio": {"temperature": temperature}}
-    media = {name: own.get(name, {}) | {k: v for k, v in x.items() if v is not None} for name, x in given.items()}
+    media = {
+        name: own.get(name, {}) | {k: v for k, v in x.items() if v is not None} for name, x in given.items() if name in kinds
+    }
     rows = read_scenes(scenes, count)
     evaluation = Evaluation(unitok, Path(out), seed, settings_of(unitok, own | media), progress)
     evaluation.reconstruct(scenes, rows)

@@ -10,6 +10,7 @@ from unitok.scenes import SAMPLING
 from unitok.scenes.evaluate import Evaluation
 from unitok.scenes.world import read_scenes
 from unitok.training.callbacks import Made, Samples
+from unitok.vocab import Vocab
 
 
 class SceneSamples(Samples):
@@ -24,7 +25,7 @@ class SceneSamples(Samples):
     def __init__(self, bundle: str, scenes: str, *, settings: dict[str, dict[str, Any]] | None = None, **how: Any):
         super().__init__(bundle=bundle, prompts=scenes, settings=SAMPLING if settings is None else settings, **how)
 
-    def read(self) -> None:
+    def read(self, vocab: Vocab) -> None:
         """Read the scenes. Errors: `UserError`."""
         self._rows = read_scenes(self.prompts)[: self.number]
 

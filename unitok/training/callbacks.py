@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 from unitok.bundle import Bundle
 from unitok.checkpoints import merge_lora
 from unitok.errors import UserError
+from unitok.modalities import types_of
 from unitok.model import Decoder
 from unitok.sample.defaults import settings_of
 from unitok.sample.outputs import Output, save_outputs
@@ -64,9 +65,9 @@ class Samples(L.Callback):
 
     # ---- What is made --------------------------------------------------------------------------------------------
 
-    def read(self) -> None:
+    def read(self, vocab: Vocab) -> None:
         """Read the prompts. Errors: `UserError`."""
-        self._raws = read_prompts(self.prompts)[: self.number]
+        self._raws = read_prompts(self.prompts, types=types_of(vocab))[: self.number]
 
     def make(self, bundle: Bundle, out: Path) -> Made:
         """Sample from a bundle and write pages into a folder."""
@@ -88,7 +89,7 @@ class Samples(L.Callback):
             raise UserError(
                 f"{self.folder}: {vocab.size} ids, the data has {module.data.vocab.size}: give the bundle it was made with"
             )
-        self.read()
+        self.read(vocab)
         if trainer.is_global_zero:
             with torch.random.fork_rng(devices=[]):  # new networks draw their weights before they read them
                 self._bundle = Bundle.from_pretrained(self.folder, str(module.device), parts="tokenizers")
