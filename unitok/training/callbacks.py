@@ -62,8 +62,6 @@ class Samples(L.Callback):
         self._last = 0.0
         self._sampled = 0  # step
 
-    # ---- What is made --------------------------------------------------------------------------------------------
-
     def read(self) -> None:
         """Read the prompts. Errors: `UserError`."""
         self._raws = read_prompts(self.prompts)[: self.number]
@@ -75,8 +73,6 @@ class Samples(L.Callback):
             made[want] = generate_outputs(bundle, prompts, Task(want, 1, self.seed, self.max_ids, settings))
             save_outputs(made[want], out / want, want)
         return made, {}
-
-    # ---- When ----------------------------------------------------------------------------------------------------
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Read tokenizers and prompts, so that a mistake shows before the training does."""
