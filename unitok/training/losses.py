@@ -99,10 +99,9 @@ def adaptive_weight(loss: Tensor, adversarial: Tensor, last_layer: Tensor) -> Te
 
 
 def spectral_loss(out: Tensor, target: Tensor, windows: tuple[int, ...] = (128, 512, 1024)) -> Tensor:
-    """Multi-resolution STFT loss between sounds [B, C, T]: L1 of magnitudes and of log magnitudes, a mean over windows.
+    """Multi-resolution STFT loss of audio [B, C, T]: L1 of magnitudes and of log magnitudes, a mean over windows, in samples.
 
-    Window lengths in samples, hop a quarter. (Yamamoto et al. 2020, "Parallel WaveGAN", with L1 in place of the
-    Frobenius ratio, which is undefined for silence.)
+    Yamamoto et al. 2020, "Parallel WaveGAN", with L1 in place of the Frobenius ratio, which is undefined for silence. Hop a quarter.
     """
     total = out.new_zeros((), dtype=torch.float32)
     for window in windows:
@@ -112,10 +111,10 @@ def spectral_loss(out: Tensor, target: Tensor, windows: tuple[int, ...] = (128, 
 
 
 def mel_loss(out: Tensor, target: Tensor, rate: int, windows: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)) -> Tensor:
-    """Multi-scale log-mel loss between sounds [B, C, T] at `rate` Hz: L1 of log10 mel magnitudes, a mean over windows.
+    """Multi-scale log-mel loss of audio [B, C, T] at `rate` Hz: L1 of log10 mel magnitudes, a mean over windows, in samples.
 
-    Window lengths in samples, hop a quarter, one mel band for 6.4 samples of window. (Kumar et al. 2023, "High-Fidelity
-    Audio Compression with Improved RVQGAN".) Magnitudes have a floor of 1e-4, so silence gives no infinity.
+    Hop a quarter, one mel band per 6.4 samples of window; a floor of 1e-4, so silence gives no infinity. (Kumar et al. 2023,
+    "High-Fidelity Audio Compression with Improved RVQGAN".)
     """
     total = out.new_zeros((), dtype=torch.float32)
     for window in windows:

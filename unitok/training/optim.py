@@ -30,8 +30,7 @@ class Muon(torch.optim.Optimizer):
     """Momentum, Nesterov, orthogonalised, for parameters with two dimensions.
 
     Args:
-        lr: size of a step, relative to a matrix whose singular values are 1 and that is no taller than wide; taller
-            ones are scaled by sqrt(rows / columns), as in Jordan's implementation.
+        lr: size of a step, for matrices no taller than wide; taller ones are scaled by sqrt(rows / columns), as Jordan's.
         momentum: of the gradient. weight_decay: decoupled, times lr. iterations: of Newton-Schulz.
     """
 
@@ -83,9 +82,8 @@ def default_rates(hidden_size: int, start: Start) -> tuple[float, float]:
     """Peaks of AdamW's and Muon's learning rates where none are given.
 
     From scratch those that docs/notes.md found for a few million parameters. From weights a tenth, and AdamW's falls with the
-    width: 1e-3 to a width of 128, 3e-5 at 4096 (Touvron et al. 2023, "Llama 2", fine-tune with 2e-5). Where the weights
-    themselves stay as they are, ten times that: rows of new ids; and low-rank differences, up to 1e-3 (Hu et al. 2021, "LoRA",
-    take 2e-4; Schulman et al. 2025, "LoRA without regret", ten times the rate of whole matrices).
+    width: 1e-3 to a width of 128, 3e-5 at 4096 (Touvron et al. 2023, "Llama 2", fine-tune with 2e-5). Where the weights stay, ten
+    times that: rows of new ids, and low-rank differences, up to 1e-3 (Schulman et al. 2025, "LoRA without regret").
     """
     if start == "scratch":
         return 1e-2, 0.02
@@ -102,8 +100,7 @@ def build_optimizers(
     weight_decay: float,
     muon_iterations: int = 5,
 ) -> list[torch.optim.Optimizer]:
-    """`muon`: Muon for the blocks' matrices and AdamW for embedding, head, norms and low-rank differences; `adamw`: AdamW for all.
-    Frozen ones are left out."""
+    """`muon`: Muon for the blocks' matrices, AdamW for all else; `adamw`: AdamW for all. Frozen parameters are left out."""
     matrices, embeddings, vectors = [], [], []
     for full_name, p in decoder.named_parameters():
         if not p.requires_grad:

@@ -30,10 +30,9 @@ _WIDTHS = (64, 128, 256, 512, 512)
 
 
 class LPIPS(nn.Module):
-    """Learned perceptual distance, VGG-16, version 0.1: pictures [B, 3, H, W] in [-1, 1] -> [B].
+    """Learned perceptual distance, VGG-16, version 0.1: images [B, 3, H, W] in [-1, 1] -> [B]. Weights are frozen.
 
-    Source: Zhang et al. 2018, "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric";
-    PerceptualSimilarity:lpips/lpips.py. Weights are frozen.
+    Zhang et al. 2018, "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric"; PerceptualSimilarity:lpips/lpips.py.
     """
 
     shift: Tensor

@@ -25,9 +25,9 @@ def is_first_process() -> bool:
 
 @contextmanager
 def run_folder(out: Path, has_begun: Callable[[], bool]) -> Iterator[None]:
-    """Hold a run's folder, which is made if need be; where nothing came of the run, it is left as it was found.
+    """Hold a run's folder, which is made if need be; where the run has not `has_begun`, it is left as it was found.
 
-    has_begun: says whether anything came of it. Errors: `UserError` when another run is at work on the folder.
+    Errors: `UserError` when another run is at work on the folder.
     """
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
     before = {file.stat().st_ino: file for file in _written(out)}

@@ -69,7 +69,7 @@ class TrainingShell(L.LightningModule):
         minutes: its length in minutes, which become steps after a short probe.
         ids: its length in ids.
         accumulate: parts in which a batch goes through the networks, to save memory; the result is that of the whole.
-        learning_rate: peak, reached after `warmup_steps`, held to `hold` of the run, then falling linearly to a fiftieth.
+        learning_rate: peak, which then falls linearly to a fiftieth.
         warmup_steps: steps until the learning rate has its peak.
         hold: share of the run until which it stays there.
         betas: AdamW's.

@@ -74,8 +74,6 @@ class TokenizerTraining(TrainingShell):
     """A tokenizer's training; a subclass builds the networks and says what a reconstruction's losses and quality are.
 
     Args:
-        config: architecture.
-        gan: the discriminator.
         quantize_from: share of the run after which codes are used.
         kmeans_batches: batches before that from whose latents the codebook starts.
         codebook_decay: of the codebook's moving averages, per batch.
