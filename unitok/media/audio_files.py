@@ -61,10 +61,10 @@ class AudioFile(AbstractContextManager):
 
     def _open(self, stream: Stream) -> _Decoder:
         file, whole = self._source.file, (stream.start, stream.stop, stream.head) == (0, self._source.size, b"")
-        if not whole:
+        if not whole or isinstance(file, io.BytesIO):
             return _Decoder(Stretch(self._source, stream.head, stream.start, stream.stop))
         file.seek(0)  # by its descriptor: that is fastest, and the suffix says nothing
-        return _Decoder(file if isinstance(file, io.BytesIO) else file.fileno(), closefd=False)
+        return _Decoder(file.fileno(), closefd=False)
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -180,7 +180,7 @@ def open_audio(path: Path, data: bytes | None = None) -> AudioFile:
 
 
 def _streams_of(source: ByteSource, on_disk: bool) -> list[Stream]:
-    """The streams of a file, which segments and samples of training open again and again; remembered for files on disk."""
+    """The streams of a file; remembered for files on disk, which training opens again and again."""
     if not on_disk:
         return streams_of(source)
     stat = os.fstat(source.file.fileno())
