@@ -80,7 +80,10 @@ class AudioTokenizer(Tokenizer):
     # ---- Encoding ------------------------------------------------------------------------------------------------
 
     def encode(self, samples: Tensor, num_codebooks: int | None = None) -> Tensor:
-        """[B, C, T] in [-1, 1] at `sample_rate` -> int64 [B, K or num_codebooks, N]; N is ceil(T / hop_length), of each segment."""
+        """[B, C, T] at `sample_rate` -> int64 [B, K or num_codebooks, N], N ceil(T / hop_length) of each segment.
+
+        Errors: what `check_samples` refuses.
+        """
         samples = check_samples(samples, self.config.channels, self.dtype)
         return torch.cat([codes for codes, _ in self._encode_blocks([samples], num_codebooks)], -1)
 
