@@ -47,11 +47,8 @@ def load_checkpoint(path: Path, trust: bool = False) -> Any:
                 reason = first_line(ValueError(said or str(error)))
                 raise UserError(f"{path}: {_foreign(path) or f'not a checkpoint that can be read ({reason})'}") from None
             if named is None or named[1] in foreign:
-                names = ", ".join(sorted(foreign)[:4])
-                raise UserError(
-                    f"{path}: holds objects that would have to be run to be read ({names}); "
-                    "if you trust its author, pass --trust-checkpoint"
-                ) from None
+                what = f"holds objects that would have to be run to be read ({', '.join(sorted(foreign)[:4])})"
+                raise UserError(f"{path}: {what}; if you trust its author, pass --trust-checkpoint") from None
             foreign.append(named[1])
 
 
@@ -72,10 +69,8 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
         with atomic_write(path, binary=True) as file:
             torch.save(checkpoint, file)
     except (OSError, RuntimeError) as error:  # torch's writer raises a RuntimeError of its own where the disk is full
-        raise UserError(
-            f"{path}: could not be written ({first_line(error)}); the checkpoint before it is whole: make room and go on with "
-            "--resume auto"
-        ) from None
+        remedy = "the checkpoint before it is whole: make room and go on with --resume auto"
+        raise UserError(f"{path}: could not be written ({first_line(error)}); {remedy}") from None
 
 
 # ---- Sharded checkpoints (FSDP2): a folder with a part for each process ------------------------------------------------

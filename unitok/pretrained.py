@@ -88,10 +88,9 @@ def known_vocabulary(path: Path) -> Path:
         if (folder / "vocab.json").exists():
             return folder / "vocab.json"
     part_folder(path, "model")  # says so where there is nothing at all
-    raise UserError(
-        f"{path}: a decoder without a vocabulary (no vocab.json beside it): what its ids mean is not known, so it cannot be "
-        "used with the ids of other tokenizers; give a bundle, whose decoder was trained on its ids"
-    )
+    why = "what its ids mean is not known, so it cannot be used with the ids of other tokenizers"
+    remedy = "give a bundle, whose decoder was trained on its ids"
+    raise UserError(f"{path}: a decoder without a vocabulary (no vocab.json beside it): {why}; {remedy}")
 
 
 def state_fingerprint(config: Any, state: dict[str, Tensor]) -> str:

@@ -110,8 +110,7 @@ def read_clip(file: AudioFile, name: str, clip: tuple[float, float] | None = Non
 def read_audio_blocks(path: Path, to_rate: int, channels: int, seconds: float, data: bytes | None = None) -> Iterator[Tensor]:
     """A file in pieces of about `seconds`, [channels, t] at `to_rate` Hz: what `load_audio` and `convert_audio` give at once.
 
-    Memory does not grow with the file. data: its bytes, where they are at hand already; `path` is then only its name.
-    Errors as `load_audio`'s.
+    Memory does not grow with it. data: its bytes, if at hand; `path` is then only its name. Errors as `load_audio`'s.
     """
     with open_audio(path, data) as file:
         rate, step = file.samplerate, max(1, round(seconds * file.samplerate))

@@ -18,12 +18,9 @@ from unitok.media.audio_streams import CutOff, Stream, streams_of
 from unitok.media.byte_source import ByteSource, Stretch
 from unitok.media.formats import HEAD, unread
 
-#: Longest audio, hours.
 MAX_HOURS = 12
-#: Float samples over this are integers that somebody stored as floats.
-MAX_LEVEL = 16.0
-#: Samples per channel that an MP3 may lack at its end: what its encoder and decoder count differently.
-_FRAMES_LOST = 2 * 1152
+MAX_LEVEL = 16.0  # float samples over this are integers that somebody stored as floats
+_FRAMES_LOST = 2 * 1152  # samples per channel that an MP3 may lack at its end: encoders and decoders count differently
 REMEDY = "replace it or leave it out"
 
 #: Files whose streams are remembered, by device, inode, size and time of change.
@@ -61,10 +58,10 @@ class AudioFile(AbstractContextManager):
 
     def _open(self, stream: Stream) -> _Decoder:
         file, whole = self._source.file, (stream.start, stream.stop, stream.head) == (0, self._source.size, b"")
-        if not whole:
+        if not whole or isinstance(file, io.BytesIO):
             return _Decoder(Stretch(self._source, stream.head, stream.start, stream.stop))
         file.seek(0)  # by its descriptor: that is fastest, and the suffix says nothing
-        return _Decoder(file if isinstance(file, io.BytesIO) else file.fileno(), closefd=False)
+        return _Decoder(file.fileno(), closefd=False)
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -151,10 +148,7 @@ def _cut_off(name: str, promised: float, there: float) -> str:
 
 
 def open_audio(path: Path, data: bytes | None = None) -> AudioFile:
-    """An audio file (or its bytes), open to be read in pieces.
-
-    Errors: `UserError` for no file, no audio, no samples, and for a file that ends before its audio does.
-    """
+    """An audio file, or its bytes, to be read in pieces; errors: `UserError` for no file, no audio, no samples, less than promised."""
     name = str(path)
     try:
         source = ByteSource(path, data)
@@ -180,7 +174,7 @@ def open_audio(path: Path, data: bytes | None = None) -> AudioFile:
 
 
 def _streams_of(source: ByteSource, on_disk: bool) -> list[Stream]:
-    """The streams of a file, which segments and samples of training open again and again; remembered for files on disk."""
+    """The streams of a file; remembered for files on disk, which training opens again and again."""
     if not on_disk:
         return streams_of(source)
     stat = os.fstat(source.file.fileno())

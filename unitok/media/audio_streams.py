@@ -26,18 +26,14 @@ _OPUS_PREROLL, _MPEG_PREROLL = 24_000, 32 * 1152
 
 @dataclass(frozen=True)
 class Stream:
-    """A stream in a source: bytes [start, stop) behind `head`. What else it has are samples per channel.
-
-    frames: where libsndfile cannot tell. Where libsndfile 1.2.2 does not seek exactly: preroll: to be decoded before a place
-    until it is right (MP3's bit reservoir, Opus' prediction); tail: of an end where places are wrong after a seek (Vorbis).
-    """
+    """A stream in a source: bytes [start, stop) behind `head`; then samples per channel, two for where libsndfile 1.2.2 seeks wrong."""
 
     start: int
     stop: int
     head: bytes = b""
-    frames: int = 0
-    preroll: int = 0
-    tail: int = 0
+    frames: int = 0  # where libsndfile cannot tell
+    preroll: int = 0  # to be decoded before a place until it is right (MP3's bit reservoir, Opus' prediction)
+    tail: int = 0  # at the end, and after the first seek of all, places are wrong (Vorbis)
 
 
 class CutOff(Exception):
@@ -72,18 +68,14 @@ def _found(source: ByteSource, head: bytes) -> list[Stream]:
 
 @dataclass
 class Extent:
-    """Where the samples of a container begin, their bytes, and where the container ends (0: with them).
-
-    open: it was written to a pipe and does not say how long it is. head: its header, mended where libsndfile would take that for
-    no samples. mpeg: the samples are an MP3 stream.
-    """
+    """Where the samples of a container begin, and their bytes."""
 
     start: int
     size: int
-    end: int = 0
-    open: bool = False
-    head: bytes = b""
-    mpeg: bool = False
+    end: int = 0  # of the container; 0: with them
+    open: bool = False  # it was written to a pipe and does not say how long it is
+    head: bytes = b""  # its header up to the samples, mended where libsndfile would take that for none
+    mpeg: bool = False  # the samples are an MP3 stream
 
 
 #: A source, where a container begins and where it must end at the latest -> its extent; None: it has no samples.

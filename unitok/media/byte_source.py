@@ -14,7 +14,7 @@ class ByteSource:
     """The bytes of a file: of `path`, or `data`."""
 
     def __init__(self, path: Path, data: bytes | None = None):
-        self.file = open(path, "rb", buffering=0) if data is None else _Memory(data)
+        self.file = open(path, "rb", buffering=0) if data is None else io.BytesIO(data)
         self.size = self.file.seek(0, io.SEEK_END)
 
     def read(self, start: int, size: int) -> bytes:
@@ -38,20 +38,9 @@ class ByteSource:
         return -1
 
 
-class _Memory(io.BytesIO):
-    """Bytes in memory that can be sent, as a file can, to places that they do not have: damaged headers name such places."""
-
-    def __init__(self, data: bytes):
-        super().__init__(data)
-        self._size = len(data)
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        place = offset + (0, self.tell(), self._size)[whence]
-        return super().seek(min(max(0, place), 1 << 62))
-
-
 class Stretch(io.RawIOBase):
-    """Part of a source as a file of its own, behind a header that is not in it."""
+    """Part of a source as a file of its own, behind a header that is not in it. It can be sent to places that it does not have:
+    damaged headers name such places."""
 
     def __init__(self, source: ByteSource, head: bytes, start: int, stop: int):
         self.source, self.head, self.start = source, head, start

@@ -1,8 +1,7 @@
 """Image files of any format as upright sRGB images: Pillow decodes, SVG and HEIC come by extras.
 
-What is learned are pixels, so metadata never costs an image: where a chunk of it keeps Pillow from decoding (text or a
-profile over its limits, broken EXIF, a missing end marker), the file is read again without it. Half an image stays an
-error. Colors: ICC profiles are applied (perceptual, to sRGB); one that cannot be read is left aside.
+What is learned are pixels, so metadata never costs an image: where a chunk of it keeps Pillow from decoding (text or a profile
+over its limits, broken EXIF, a missing end marker), the file is read again without it. Half an image stays an error.
 """
 
 import io
@@ -52,10 +51,7 @@ def _formats() -> list[str]:
 
 
 def open_image(path: Path, data: bytes | None = None) -> Image.Image:
-    """A file as an upright RGB image; errors: `UserError` naming the file and what is wrong with it.
-
-    data: its bytes, where they are at hand already.
-    """
+    """A file, or its bytes, as an upright RGB image; errors: `UserError` naming the file and what is wrong with it."""
     head = b""
     try:
         with open(path, "rb") if data is None else io.BytesIO(data) as file:
@@ -252,10 +248,7 @@ def _png_bytes(header: bytes) -> int:
 
 
 def _mend_jpeg(data: bytes) -> Mended:
-    """Without the segments that make no pixels, and with an end marker where all pixels are there without it.
-
-    Pixels that are missing come from what follows: different endings decode alike only where none is.
-    """
+    """Without the segments that make no pixels, and with an end marker where all pixels are there without it."""
     at, kept, scans, whole = 2, [data[:2]], set(), set()
     while (marker := _MARKER.search(data, at)) and marker[0] != b"\xff\xd9":
         start, name = marker.start(), marker[0][1]
@@ -279,6 +272,7 @@ def _mend_jpeg(data: bytes) -> Mended:
     if marker:
         return plain + b"\xff\xd9", None
     if whole and whole <= scans:
+        # Pixels that are missing come from what follows: different endings decode alike only where none is.
         plain = plain.rstrip(b"\xff")
         ends = [plain + end * 1024 + b"\xff\xd9" for end in (b"", b"\xaa", b"\x55", b"\xfe\x01")]
         decoded = [np.asarray(Image.open(io.BytesIO(end), formats=["JPEG"])) for end in ends]

@@ -80,9 +80,9 @@ class AudioTokenizer(Tokenizer):
     # ---- Encoding ------------------------------------------------------------------------------------------------
 
     def encode(self, samples: Tensor, num_codebooks: int | None = None) -> Tensor:
-        """[B, C, T] in [-1, 1] at `sample_rate` -> int64 [B, K or num_codebooks, N]; N is ceil(T / hop_length), of each segment.
+        """[B, C, T] at `sample_rate` -> int64 [B, K or num_codebooks, N], N ceil(T / hop_length) of each segment.
 
-        Errors: `UserError` for what `check_samples` does not take.
+        Errors: what `check_samples` refuses.
         """
         samples = check_samples(samples, self.config.channels, self.dtype)
         return torch.cat([codes for codes, _ in self._encode_blocks([samples], num_codebooks)], -1)
@@ -329,10 +329,7 @@ class _Stream:
 
 
 class EncodeStream(_Stream):
-    """Codes while audio comes in, the same as of the whole; latency `AudioTokenizer.latency`, one frame.
-
-    [B, C, t] -> int64 [B, K, n], n may be 0; at the end zeros, or what `pad_mode` says, complete the last frame.
-    """
+    """Codes while audio comes in, the same as of the whole: [B, C, t] -> int64 [B, K, n], n may be 0. Latency: one frame."""
 
     def __init__(self, tokenizer: AudioTokenizer, num_codebooks: int | None = None):
         super().__init__(tokenizer)
@@ -347,9 +344,9 @@ class EncodeStream(_Stream):
 
 
 class DecodeStream(_Stream):
-    """Audio while codes come in, the same as of all the codes; each frame gives its `hop_length` samples at once.
+    """Audio while codes come in, the same as of all the codes: int64 [B, k, n] -> [B, C, t] in [-1, 1], `hop_length` samples a frame.
 
-    int64 [B, k, n] -> [B, C, t] in [-1, 1]. With `pad_mode: reflect` the first few frames wait until there is enough to reflect.
+    With `pad_mode: reflect` the first few frames wait until there is enough to reflect.
     """
 
     def _check(self, piece: Tensor) -> Tensor:

@@ -12,16 +12,12 @@ from unitok.pretrained import load_part, load_state, make_config, part_folder, s
 
 @dataclass
 class Reconstruction:
-    """What a forward pass gives.
+    """What a forward pass gives."""
 
-    signal: [B, 3, H, W] or [B, C, T]. codes: [B, h, w] or [B, K, N], None without quantisation. losses: the quantizer's, by name.
-    low: the vectors that it learns from.
-    """
-
-    signal: Tensor
-    codes: Tensor | None
-    losses: dict[str, Tensor]
-    low: Tensor | None
+    signal: Tensor  # [B, 3, H, W] or [B, C, T]
+    codes: Tensor | None  # [B, h, w] or [B, K, N], None without quantisation
+    losses: dict[str, Tensor]  # the quantizer's, by name
+    low: Tensor | None  # the vectors that it learns from
 
 
 class Tokenizer(nn.Module):

@@ -8,12 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-#: Entries of a matrix of similarities that exist at once, vectors x codes.
-CHUNK = 1 << 24
-#: A code used less than this share of the uniform use, on (moving) average, is dead.
-DEAD_BELOW = 0.1
-#: Laplace smoothing of how often codes are used, so that an unused one is not divided by 0.
-SMOOTHING = 1e-5
+CHUNK = 1 << 24  # entries of a matrix of similarities that exist at once, vectors x codes
+DEAD_BELOW = 0.1  # a code used less than this share of the uniform use, on (moving) average, is dead
+SMOOTHING = 1e-5  # Laplace's, of how often codes are used, so that an unused one is not divided by 0
 
 
 class Codebook(nn.Module):

@@ -76,10 +76,7 @@ class ImageTokenizer(Tokenizer):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] in [-1, 1] -> int64 [B, ceil(H / stride), ceil(W / stride)]. Deterministic.
-
-        NumPy arrays and uint8 in [0, 255] are taken, too. Errors: `UserError` for other shapes, types and ranges.
-        """
+        """[B, 3, H, W] in [-1, 1] -> int64 [B, ceil(H / stride), ceil(W / stride)]. Errors: what `check_images` refuses."""
         images = check_images(images, self.dtype)
         if max(images.shape[-2:]) > self.tile:
             return torch.cat([self._encode_tiles(image[None]) for image in images])

@@ -29,8 +29,7 @@ def cut(blocks: Iterable[Tensor], length: int) -> Iterator[tuple[Tensor, bool]]:
 def windows(blocks: Iterable[Tensor], length: int, margin: int, unit: int) -> Iterator[tuple[Tensor, int, int]]:
     """Windows over blocks [..., t]: each with what is before its core in it, and the units its core has (0: to the end).
 
-    Cores of `length` (a multiple of `unit`) follow one another; windows reach `margin` (a multiple too) further on both
-    sides where there is more.
+    Cores of `length` follow one another; windows reach `margin` further on both sides. Both are multiples of `unit`.
     """
     held: Tensor | None = None
     left = 0

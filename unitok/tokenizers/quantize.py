@@ -6,7 +6,7 @@ projects the wrong axis when it decodes. All compute in fp32, also under autocas
 """
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,33 +29,24 @@ def _straight_through(low: Tensor, vectors: Tensor) -> Tensor:
 
 @dataclass
 class Quantized:
-    """What quantizing gives.
+    """What quantizing gives."""
 
-    latents: [B, N, D], straight-through. codes: int64 [B, N], or [B, N, K] with K levels; None without quantisation. losses: scalars
-    by name, not weighted: `commitment`, `entropy`, `codebook`. low: what `update` learns from; without quantisation, what `start`
-    begins with.
-    """
-
-    latents: Tensor
-    codes: Tensor | None
-    losses: dict[str, Tensor] = field(default_factory=dict)
-    low: Tensor | None = None
+    latents: Tensor  # [B, N, D], straight-through
+    codes: Tensor | None  # int64 [B, N], or [B, N, K] with K levels; None without quantisation
+    losses: dict[str, Tensor]  # scalars, not weighted: `commitment`, `entropy`, `codebook`
+    low: Tensor  # what `update` learns from; without quantisation, what `start` begins with
 
 
 class Quantizer(nn.Module):
     """Projections around something that quantizes, `quantize` of vector-quantize-pytorch unless a subclass has its own.
 
-    Attributes:
-        size: codes per level. levels: levels of codes (1 but for residual ones).
-        learns_by_update: whether `update` is to be called once for each batch, and `started` says something.
-        bounded: whether vectors lie in [-1, 1], where a pass without quantisation puts them, too.
-        decay: of the moving averages of a learned codebook, for each `update`.
+    size: codes per level.
     """
 
-    levels = 1
-    learns_by_update = False
-    bounded = False
-    decay = 0.95
+    levels = 1  # of codes
+    learns_by_update = False  # whether `update` is to be called once for each batch, and `started` says something
+    bounded = False  # whether vectors lie in [-1, 1], where a pass without quantisation puts them, too
+    decay = 0.95  # of the moving averages of a learned codebook, for each `update`
     project_in: Any
     project_out: Any
     quantize: Any
@@ -110,10 +101,7 @@ class VectorQuantizer(Quantizer):
     """One learned `Codebook` of `size` codes of `dim` dimensions for latents of `channels`.
 
     Low dimensions and length 1 (`normalise`) keep it in use (Yu et al. 2022, "Vector-quantized Image Modeling with Improved VQGAN").
-
-    Attributes:
-        entropy_temperature: not 0: of an entropy loss (cf. Open-MAGVIT2, IBQ): each vector should be sure of its code, and the
-            batch should use all codes alike.
+    entropy_temperature: not 0: of an entropy loss (cf. Open-MAGVIT2, IBQ): vectors should be sure of their codes, and use all alike.
     """
 
     learns_by_update = True
@@ -132,7 +120,7 @@ class VectorQuantizer(Quantizer):
 
     def _quantize(self, low: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         codes = self.codebook.nearest(low.detach())
-        vectors = self.codebook.lookup(codes)
+        vectors = self._vectors(codes)
         losses = {"commitment": F.mse_loss(low, vectors)}
         if self.entropy_temperature:
             losses["entropy"] = self._entropy(low)

@@ -111,14 +111,12 @@ class TextTokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], size: int = 8_000, sample: int = 5_000_000) -> "TextTokenizer":
-        """Train BPE with byte fallback.
+        """Train BPE with byte fallback; errors: `UserError` for no text, or more distinct characters than `size` holds.
 
         Args:
             texts: the corpus, any number of strings. Those of more than `MAX_LINE` bytes are cut at spaces, longer words anywhere.
             size: pieces wanted, at least 300 (256 of them bytes); a small corpus may give fewer.
             sample: strings that are used at most, the first ones.
-
-        Errors: `UserError` where there is no text, or where it has more distinct characters than `size` holds.
         """
         if not 300 <= size < 1 << 31 or sample < 1:
             fits = "at least 300 pieces, 256 of them bytes, and under 2^31, of one text or more"
