@@ -1,8 +1,7 @@
-"""The files of a source, read with care: local ones, and whatever fsspec opens.
+"""The files of a source, local or opened by fsspec, which are not trusted. Each refusal is a `UserError` that names the file.
 
-What comes from elsewhere is not trusted. A path (absolute, with `..`, or through a link) is followed only while it stays
-under one folder; links to folders, pipes and devices are refused, and so are names that are not UTF-8; a file that changes
-while it is read is an error, never half of one file and half of another. Each refusal is a `UserError` that names the file.
+A path (absolute, with `..`, or through a link) is followed only while it stays under one folder; links to folders, pipes,
+devices and names that are not UTF-8 are refused; a file that changes while it is read is an error.
 """
 
 import errno
@@ -37,6 +36,10 @@ class Found:
     problem: str = ""
 
 
+#: Names of the files of a folder, and what is known of some without a look.
+Folder = tuple[list[str], dict[str, Found]]
+
+
 def is_remote(path: str) -> bool:
     """Whether a path is a URL for fsspec, such as `s3://bucket/folder`; `file://` is a local path."""
     return "://" in path and not path.startswith("file://")
@@ -51,12 +54,7 @@ def printable(name: str) -> str:
 
 
 class Files:
-    """The files under a local folder; `open_files` gives those of a server by the same methods.
-
-    Args:
-        folder: the folder.
-        root: the folder that paths must not leave; by default `folder`.
-    """
+    """The files under a local folder, which paths must not leave, or not `root`; `open_files` gives those of a server."""
 
     remote: Any = None
 
@@ -73,27 +71,24 @@ class Files:
         """Whether there is such a file; errors: `UserError` for a server that does not answer."""
         return os.path.isfile(os.path.join(self.folder, name))
 
-    def folders(self, inside: str = "") -> Iterator[tuple[str, list[str], dict[str, Found]]]:
-        """Each folder with the names of its files, in order, then the folders in it; and what is known of a file without a look.
-
-        Hidden ones (`.name`) are left out. Memory holds the names of one folder, and of those that it lies in.
-        """
+    def folders(self, inside: str = "") -> Iterator[Folder]:
+        """Each folder, then the folders in it, in order; hidden names (`.name`) are left out."""
         try:
             with os.scandir(os.path.join(self.folder, inside)) as listing:
                 entries = sorted((e for e in listing if not e.name.startswith(".")), key=lambda e: os.fsencode(e.name))
         except OSError as error:
-            yield inside, [inside], {inside: Found(inside, problem=f"cannot be read ({error.strerror})")}
+            yield [inside], {inside: Found(inside, problem=_reason(error))}
             return
         inner = [os.path.join(inside, e.name) for e in entries if e.is_dir(follow_symlinks=False)]
         bad = {name: Found(printable(name), problem=NOT_UTF8) for name in inner if not is_utf8(name)}
         names = [os.path.join(inside, e.name) for e in entries if not e.is_dir(follow_symlinks=False)]
-        yield inside, [*names, *bad], bad
+        yield [*names, *bad], bad
         for name in inner:
             if name not in bad:
                 yield from self.folders(name)
 
     def look(self, name: str) -> Found:
-        """One file, or why it is refused."""
+        """A file's size and stamp, or why it is refused."""
         try:
             return self._stat(name)
         except (UserError, OSError) as error:
@@ -124,7 +119,7 @@ class Files:
         return path
 
     def open(self, name: str) -> IO[bytes]:
-        """A file to read from, that may seek; errors: `UserError` for one that is refused or not there."""
+        """A file to read from; errors: `UserError` for one that is refused or not there."""
         try:
             return self._open(name)
         except (UserError, OSError) as error:
@@ -139,14 +134,10 @@ class Files:
         return os.fdopen(handle, "rb")
 
     def read(self, name: str, stamp: int | None = None) -> bytes:
-        """All of a file; errors: `UserError` for one that is refused, absent, too large, or that changes meanwhile.
-
-        stamp: what it had when it was listed, if it was.
-        """
+        """All of a file; errors: `UserError` for one that is refused, absent, too large, or that has not the `stamp` or changes."""
         with self.open(name) as file:
             size, before = self.stamp_of(file, name)
-            if stamp not in (None, before):
-                raise UserError(f"{name}: has changed since the run was planned")
+            _check_stamp(name, before, stamp)
             if size > MAX_BYTES:
                 raise UserError(f"{name}: {size} bytes are too many (limit {MAX_BYTES})")
             try:
@@ -162,8 +153,8 @@ class Files:
         now = os.fstat(file.fileno())
         return now.st_size, now.st_mtime_ns
 
-    def local(self, name: str) -> Path | None:
-        """A local file's true path, to be read in pieces; None for a remote one."""
+    def local(self, name: str) -> Path:
+        """A local file's true path, to be read in pieces."""
         return Path(self._resolve(name))
 
 
@@ -184,7 +175,7 @@ class _RemoteFiles(Files):
             except FileNotFoundError:
                 return False
 
-    def folders(self, inside: str = "") -> Iterator[tuple[str, list[str], dict[str, Found]]]:
+    def folders(self, inside: str = "") -> Iterator[Folder]:
         for folder, folders, files in self.remote.walk(self.folder, detail=True, on_error="raise"):
             in_order = sorted(folders.items())
             folders.clear()  # fsspec goes into them in the order that it finds here
@@ -194,12 +185,11 @@ class _RemoteFiles(Files):
             for base, info in sorted(files.items()):
                 if base and not base.startswith("."):
                     name = f"{inside}/{base}".lstrip("/")
-                    infos[name] = Found(name, int(info.get("size") or 0), _remote_stamp(info))
-            yield inside, list(infos), infos
+                    infos[name] = _told(name, info)
+            yield list(infos), infos
 
     def _stat(self, name: str) -> Found:
-        info = self.remote.info(self._join(name))
-        return Found(name, int(info.get("size") or 0), _remote_stamp(info))
+        return _told(name, self.remote.info(self._join(name)))
 
     def _open(self, name: str) -> IO[bytes]:
         return self.remote.open(self._join(name), "rb")
@@ -212,9 +202,6 @@ class _RemoteFiles(Files):
     def stamp_of(self, file: IO[bytes], name: str) -> tuple[int, int]:
         found = self.look(name)
         return found.size, found.stamp
-
-    def local(self, name: str) -> Path | None:
-        return None
 
 
 def open_files(folder: str, root: str = "") -> Files:
@@ -252,19 +239,24 @@ def _reason(error: Exception) -> str:
     return first_line(error)
 
 
-def _remote_stamp(info: dict[str, Any]) -> int:
-    """Of what a server says that changes with a file, and of its size."""
+def _told(name: str, info: dict[str, Any]) -> Found:
+    """A file as a server tells of it; the stamp is made of its size and of the first word that changes with it."""
     told = [str(info[key]) for key in ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "updated") if info.get(key)]
     digest = hashlib.sha256("\0".join([str(info.get("size")), *told[:1]]).encode()).digest()
-    return int.from_bytes(digest[:7], "big")
+    return Found(name, int(info.get("size") or 0), int.from_bytes(digest[:7], "big"))
+
+
+def _check_stamp(name: str, now: int, listed: int | None) -> None:
+    if listed not in (None, now):
+        raise UserError(f"{name}: has changed since the run was planned")
 
 
 @dataclass(frozen=True)
 class Blob:
-    """Content of an archive's member, a table's cell or a file, whose bytes are at hand.
+    """Content of an archive's member, a table's cell or a file.
 
     Args:
-        name: what it is called in messages and in shards, relative to its source.
+        name: what it is called in messages and shards, relative to its source.
         place: where it begins in an archive, which may hold a name twice.
     """
 
@@ -274,7 +266,7 @@ class Blob:
 
     @staticmethod
     def of(files: Files, name: str, stamp: int | None = None) -> "Blob":
-        """The content of a file, which is read when it is asked for. stamp: what it had when it was listed, if it was."""
+        """The content of a file, read when it is asked for. stamp: what it must have, where it was listed."""
         return _FileBlob(name, files=files, stamp=stamp)
 
     def read(self) -> bytes:
@@ -286,12 +278,12 @@ class Blob:
         return self.data[:4096]
 
     def loaded(self) -> "Blob":
-        """Itself, with the bytes at hand where they are few; so that a file is opened once."""
+        """Itself, with the bytes at hand where they are few, so that a file is opened once."""
         return self
 
     @contextmanager
     def local(self) -> Iterator[Path | None]:
-        """The path of a local file of its own, to be read in pieces, or None; errors: `UserError` if it changes meanwhile."""
+        """The path of a local file, to be read in pieces, or None; errors: `UserError` if it changes meanwhile."""
         yield None
 
 
@@ -321,8 +313,7 @@ class _FileBlob(Blob):
         before = self.files.look(self.name)
         if before.problem:
             raise UserError(f"{self.name}: {before.problem}")
-        if self.stamp not in (None, before.stamp):
-            raise UserError(f"{self.name}: has changed since the run was planned")
+        _check_stamp(self.name, before.stamp, self.stamp)
         yield self.files.local(self.name)
         if self.files.look(self.name) != before:
             raise UserError(f"{self.name}: changed while it was read")

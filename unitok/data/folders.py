@@ -37,7 +37,7 @@ class FileDataset(Dataset):
 
     Attributes:
         replaces: whether another file of the folder takes the place of one that cannot be read; else a sample is None.
-        unusable: files that are empty or of another kind than their name says, found when the folder is listed.
+        unusable: files that are empty or of another kind than their name says.
         state: what is known of each file, uint8 [files], in memory that all processes that decode share.
     """
 
@@ -118,10 +118,8 @@ def _of_training(folder: Path, files: list[Path]) -> list[Path]:
     left_out = Counter(split for split in splits if split in ("validation", "test"))
     if "train" not in splits or not left_out:
         return files
-    log.warning(
-        "left out: %s; name such a folder itself to use it",
-        ", ".join(f"{n} files of the split {s}" for s, n in left_out.items()),
-    )
+    said = ", ".join(f"{n} files of the split {s}" for s, n in left_out.items())
+    log.warning("left out: %s; name such a folder itself to use it", said)
     return [f for f, split in zip(files, splits) if split not in left_out]
 
 
@@ -199,7 +197,7 @@ class SoundDataset(FileDataset):
             folders.setdefault(file.parent, []).append(index)
         groups = list(folders.values())
         decks: list[list[int]] = [[] for _ in groups]
-        times = [0] * len(self.files)
+        times: Counter[int] = Counter()
         out = []
         for choice in rng.integers(len(groups), size=len(self.files)):
             deck = decks[choice] = decks[choice] or rng.permutation(groups[choice]).tolist()

@@ -1,8 +1,8 @@
 """Lightning data modules: folders of images, folders of audio, token shards.
 
-All three serve an endless stream of samples whose order is a pure function of (seed, epoch, index); a position in it is
-a count of samples, kept in checkpoints, so a resumed run, with any number of workers or processes, goes on with exactly
-the next sample. Nothing here draws from global random state, and neither does the making of a loader.
+Each serves an endless stream of samples whose order is a pure function of (seed, epoch, index). A position in it is a count of
+samples, kept in checkpoints, so a resumed run, with any number of workers or processes, goes on with exactly the next sample.
+Nothing here draws from global random state, and neither does the making of a loader.
 """
 
 import logging
@@ -75,9 +75,18 @@ def _leave_signals_to_the_trainer(worker: int) -> None:
 
 
 class _Module(L.LightningDataModule):
-    """What all data modules share: an endless loader for training that goes on where the model is, a plain one to validate."""
+    """What all data modules share: an endless loader for training that goes on where the model is, a plain one to validate.
 
-    def __init__(self, batch_size: int, workers: int, seed: int, validations: int, val_samples: int):
+    Args:
+        batch_size: samples a step and process.
+        workers: processes that decode or pack; 0: the training process.
+        seed: of the order.
+        validations: how often a run validates: after each such share of it, the last time at its end; 0: at its end alone. An
+            interval of the Trainer's own (val_check_interval, limit_train_batches) takes its place.
+        val_samples: samples that a run validates on, at most; `unitok validate` takes all.
+    """
+
+    def __init__(self, batch_size: int, workers: int = 0, seed: int = 0, validations: int = 10, val_samples: int = 1000):
         super().__init__()
         if validations < 0 or val_samples < 1:
             raise UserError(f"validations {validations} must be at least 0, val_samples {val_samples} at least 1")
@@ -92,8 +101,7 @@ class _Module(L.LightningDataModule):
         return None
 
     def check_files(self) -> dict[str, float]:
-        """What to log of files that could not be read; errors: `UserError` where they are too many. Of all processes, which all
-        must call it."""
+        """What to log of files that no process could read, which all must call; errors: `UserError` where they are too many."""
         return {}
 
     def collate(self, items: list[Any]) -> Any:
@@ -133,12 +141,11 @@ class _Module(L.LightningDataModule):
     test_dataloader = val_dataloader
 
     def _loader(self, data: Any, **how: Any) -> DataLoader:
-        pinned = torch.cuda.is_available()
         return DataLoader(
             data,
             num_workers=self.workers,
             collate_fn=self.collate,
-            pin_memory=pinned,
+            pin_memory=torch.cuda.is_available(),
             persistent_workers=self.workers > 0,
             worker_init_fn=_leave_signals_to_the_trainer,
             generator=torch.Generator().manual_seed(self.seed),  # for the workers' seeds: else the model's draws would shift
@@ -155,9 +162,15 @@ class _Module(L.LightningDataModule):
 
 
 class _Files(_Module):
-    """Folders of files: what images and audio share."""
+    """Folders of files: what images and audio share.
 
-    def __init__(self, path: str, val_path: str | None, max_bad_fraction: float, **loading: int):
+    Args:
+        path: folder to train on.
+        val_path: folder to validate on, or none.
+        max_bad_fraction: share of the files (counted of at least 100) that may be unreadable; with more the run ends.
+    """
+
+    def __init__(self, path: str, val_path: str | None = None, max_bad_fraction: float = 0.1, **loading: Any):
         super().__init__(**loading)
         if not 0 <= max_bad_fraction <= 1:
             raise UserError(f"max_bad_fraction {max_bad_fraction}: it must be in [0, 1]")
@@ -208,15 +221,10 @@ class ImageFiles(_Files):
     """Images under a folder, of any format and size.
 
     Args:
-        path: folder with the training images. val_path: folder to validate on, or none.
-        size: side of the squares, pixels. batch_size: images per step and process. flip: mirror half of them by chance.
+        size: side of the squares, pixels. flip: mirror half of them by chance.
         crop: `centre` cuts the middle of each image, scaled to fit; `random` a window anywhere, of `size` pixels or up
             to `shrink` times as many per side, then scaled down. Validation always takes the centre.
-        workers: processes that decode; 0 decodes in the training process. seed: of the order.
-        validations: how often a run validates: after each such share of it, the last time at its end; 0: at its end alone. An interval of the
-            Trainer's own (val_check_interval, limit_train_batches) takes its place.
-        val_samples: images of val_path that a run validates on, at most; `unitok validate` takes all.
-        max_bad_fraction: share of the files (counted of at least 100) that may be unreadable; with more the run ends.
+        loading: what all folders of files take (`_Files`) and all data modules (`_Module`).
     """
 
     def __init__(
@@ -228,14 +236,9 @@ class ImageFiles(_Files):
         flip: bool = True,
         crop: Crop = "centre",
         shrink: float = 1.0,
-        workers: int = 0,
-        seed: int = 0,
-        validations: int = 10,
-        val_samples: int = 1000,
-        max_bad_fraction: float = 0.1,
+        **loading: Any,
     ):
-        loading = {"batch_size": batch_size, "workers": workers, "seed": seed}
-        super().__init__(path, val_path, max_bad_fraction, validations=validations, val_samples=val_samples, **loading)
+        super().__init__(path, val_path, batch_size=batch_size, **loading)
         self.size, self.flip, self.crop, self.shrink = size, flip, crop, shrink
 
     def _open(self, path: str, training: bool) -> FileDataset:
@@ -247,13 +250,10 @@ class AudioFiles(_Files):
     """Audio under a folder, of any format, rate and length.
 
     Args:
-        path: folder with the training audio. val_path: folder to validate on, or none.
         sample_rate: Hz to convert to. channels: 1 mono, 2 stereo. seconds: length of the stretches.
-        batch_size: stretches per step and process.
         gain: loudness is changed by a random number of decibels between these two. flip_polarity: turn half of them over.
         balance: draw folders alike, whatever the number of files in each. Validation has none of these three.
-        workers: processes that decode; 0 decodes in the training process. seed: of the order.
-        validations, val_samples, max_bad_fraction: as for `ImageFiles`.
+        loading: as for `ImageFiles`.
     """
 
     def __init__(
@@ -267,14 +267,9 @@ class AudioFiles(_Files):
         gain: tuple[float, float] = (0.0, 0.0),
         flip_polarity: bool = False,
         balance: bool = False,
-        workers: int = 0,
-        seed: int = 0,
-        validations: int = 10,
-        val_samples: int = 1000,
-        max_bad_fraction: float = 0.1,
+        **loading: Any,
     ):
-        loading = {"batch_size": batch_size, "workers": workers, "seed": seed}
-        super().__init__(path, val_path, max_bad_fraction, validations=validations, val_samples=val_samples, **loading)
+        super().__init__(path, val_path, batch_size=batch_size, **loading)
         if gain[0] > gain[1]:
             raise UserError(f"gain {list(gain)}: the first is the lowest number of decibels")
         self.gain, self.flip_polarity, self.balance = (gain[0], gain[1]), flip_polarity, balance
@@ -292,14 +287,13 @@ class TokenShards(_Module):
         path: folder made by `unitok tokenize`, or a URL of one; or several, each with its share of the ids: `{folder: share, …}`.
             Of one that was split, the split `train`.
         val_path: another to validate on (all of it, or its split `validation`); by default the split `validation` of `path`.
-        row_length: ids a packed row; rows of eight documents and more waste least. batch_size: rows a step and process.
+        row_length: ids a packed row; rows of eight documents and more waste least.
         max_length: most ids of a document (default: a row's).
         long_documents: what to do with longer ones: `split` them into pieces, `cut` off the rest, `drop` or `refuse` them.
         drop_condition: share of documents trained without their condition, for guidance in sampling.
         loss_weights: factors on the loss by kind, instance or range: `{text: 3, speech: 0.5, audio.0: 2}`, the last of them of
             the first level of audio. Those that fit a token are multiplied.
-        workers: processes that pack; 0 packs in the training process. seed: of the order.
-        validations: as for `ImageFiles`. val_samples: rows that a run validates on, at most; `unitok validate` takes all.
+        loading: what all data modules take (`_Module`).
     """
 
     def __init__(
@@ -312,26 +306,20 @@ class TokenShards(_Module):
         long_documents: LongDocuments = "split",
         drop_condition: float = 0.1,
         loss_weights: dict[str, float] | None = None,
-        workers: int = 0,
-        seed: int = 0,
-        validations: int = 10,
-        val_samples: int = 1000,
+        **loading: Any,
     ):
-        super().__init__(batch_size, workers, seed, validations, val_samples)
-        if row_length < 2:
-            raise UserError(f"row_length {row_length}: it must be at least 2 ids")
-        if max_length is not None and max_length < 2:
-            raise UserError(f"max_length {max_length}: it must be at least 2 ids")
+        super().__init__(batch_size, **loading)
+        for name, length in (("row_length", row_length), ("max_length", max_length)):
+            if length is not None and length < 2:
+                raise UserError(f"{name} {length}: it must be at least 2 ids")
         self.path, self.val_path, self.row_length = path, val_path, row_length
         self.max_length, self.long_documents, self.drop_condition = max_length, long_documents, drop_condition
         self.loss_weights = loss_weights or {}
         self._train: PackedDataset | None = None
         self._val: PackedDataset | None = None
 
-    def _data(
-        self, sets: list[TokenDataset], shares: list[float] | None, drop_condition: float, vocab: Vocab | None = None
-    ) -> PackedDataset:
-        how = (self.row_length, self.seed, drop_condition, self.loss_weights, shares, self.max_length, self.long_documents)
+    def _data(self, sets: list[TokenDataset], shares: list[float] | None, drop: float, vocab: Vocab | None) -> PackedDataset:
+        how = (self.row_length, self.seed, drop, self.loss_weights, shares, self.max_length, self.long_documents)
         return PackedDataset(sets, *how, vocab=vocab)
 
     def training_data(self) -> PackedDataset:
@@ -340,17 +328,16 @@ class TokenShards(_Module):
             if not mixture:
                 raise UserError("data.path: no data set; give a folder made by `unitok tokenize`")
             shares = list(mixture.values()) if len(mixture) > 1 else None
-            self._train = self._data([TokenDataset(f, "train") for f in mixture], shares, self.drop_condition)
+            self._train = self._data([TokenDataset(f, "train") for f in mixture], shares, self.drop_condition, None)
         return self._train
 
     def validation_data(self) -> PackedDataset | None:
-        if self._val is not None:
-            return self._val
-        folders = [self.val_path] if self.val_path else list(self.path if isinstance(self.path, dict) else [self.path])
-        whole = [TokenDataset(folder) for folder in folders]
-        split = [TokenDataset(f, "validation") for f, d in zip(folders, whole, strict=True) if d.has("validation")]
-        sets = split or (whole if self.val_path else [])
-        self._val = self._data(sets, None, 0.0, self.vocab) if sets else None
+        if self._val is None:
+            folders = [self.val_path] if self.val_path else list(self.path if isinstance(self.path, dict) else [self.path])
+            whole = [TokenDataset(folder) for folder in folders]
+            split = [TokenDataset(f, "validation") for f, d in zip(folders, whole, strict=True) if d.has("validation")]
+            sets = split or (whole if self.val_path else [])
+            self._val = self._data(sets, None, 0.0, self.vocab) if sets else None
         return self._val
 
     @property

@@ -1,15 +1,10 @@
 """Packing: documents into rows of a fixed length, from one data set or a mixture of several.
 
-The order is a pure function of (seed, epoch): the documents of an epoch are shuffled, some by chance lose their condition,
-what is left is packed best-fit in groups, and the rows are shuffled again; so any process can make any batch, and a position
-in the data is a count of rows. Rows of at least eight documents waste less than 1 %; attention costs no more in long rows,
-because documents do not see one another.
-
-An epoch of a mixture holds as many ids as its data sets together, shared out by weight; each data set is drawn from an
-endless order of its own, in which every document comes once before any comes twice.
-
-A batch holds, for every position: the id, the target (the next id), its position in its document, its place in its image
-or sound, the document's number in the row, the target's loss weight, and the target's kind (an index into the grammar's legal sets).
+The order is a pure function of (seed, epoch): the documents of an epoch are shuffled, some by chance lose their condition, what is
+left is packed best-fit in groups, and the rows are shuffled again; so any process can make any batch. Rows of at least eight
+documents waste less than 1 %; long rows cost no more attention, because documents do not see one another. An epoch of a mixture
+holds as many ids as its data sets together, shared out by weight, each drawn in an endless order in which every document comes once
+before any comes twice.
 """
 
 import hashlib
@@ -84,9 +79,9 @@ class Unit:
 
     Args:
         source: which data set. document: its index there.
-        draw: how many documents of the data set were drawn before it, over all epochs; random choices follow from it.
+        draw: how many documents of the data set were drawn before it, over all epochs.
         start, length: which of its ids; of a document without its condition, of those that are left.
-        span: the only segment that is left of a document without its condition, by number; -1: all are.
+        span: number of the only segment that is left of a document without its condition; -1: all are.
     """
 
     source: int
@@ -103,12 +98,9 @@ class PackedDataset(torch.utils.data.Dataset):
     Args:
         datasets: the documents; all must belong to one vocabulary, or to beginnings of it.
         row_length: ids a row, T.
-        seed: of the order and of condition dropping.
         drop_condition: share of documents that are replaced by their unconditional form, bos and one trained span.
-        weights: factors on the loss by kind, instance or range (`audio.0`); see `TokenShards`.
+        weights: factors on the loss (`loss_weights`), max_length, long_documents: see `TokenShards`.
         shares: of the ids of an epoch, for each data set, in any unit; default: what there is, each document once.
-        max_length: most ids of a document, at most (and by default) a row's.
-        long_documents: what to do with longer ones: `split` them into pieces, `cut` off the rest, `drop` or `refuse` them.
         vocab: whose legal sets `kinds` index; default: the largest of the data sets'.
     """
 
@@ -153,10 +145,8 @@ class PackedDataset(torch.utils.data.Dataset):
                 names = {span.kind or name, name, r.name}
                 table[r.offset : r.stop] = math.prod(weights.get(n, 1.0) for n in sorted(names))
                 known |= names
-        if unknown := set(weights) - known:
-            raise UserError(
-                f"loss_weights: no {', '.join(sorted(unknown))} in the vocabulary; there is {', '.join(sorted(known))}"
-            )
+        if unknown := ", ".join(sorted(set(weights) - known)):
+            raise UserError(f"loss_weights: no {unknown} in the vocabulary; there is {', '.join(sorted(known))}")
         return table
 
     def _split(self, dataset: TokenDataset, how: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -167,14 +157,13 @@ class PackedDataset(torch.utils.data.Dataset):
         long = lengths > most
         self._long.append(long)
         if long.any():
-            number, said = int(long.sum()), f"{dataset.folder}: {int(long.sum())} of {len(lengths)} documents have"
+            number = int(long.sum())
+            said = f"{dataset.folder}: {number} of {len(lengths)} documents have more than {most} ids"
             if how == "refuse":
-                raise UserError(
-                    f"{said} more than {most} ids, the longest {lengths.max()}: raise data.row_length (and max_length), or set "
-                    "data.long_documents to split, cut or drop"
-                )
+                mend = "raise data.row_length (and max_length), or set data.long_documents to split, cut or drop"
+                raise UserError(f"{said}, the longest {lengths.max()}: {mend}")
             does = {"split": "split into pieces", "cut": "cut off there", "drop": "left out"}[how]
-            log.warning("%s more than %d ids: %s", said, most, f"{number} {does}")
+            log.warning("%s: %d %s", said, number, does)
         counts = np.where(long & (how == "drop"), 0, np.where(long & (how == "split"), -(-lengths // most), 1))
         first = np.concatenate([[0], np.cumsum(counts)])
         if first[-1] == 0:
@@ -213,8 +202,10 @@ class PackedDataset(torch.utils.data.Dataset):
         return units
 
     def _drop_conditions(self, source: int, units: np.ndarray, chances: np.ndarray) -> None:
-        """Leave, in a share of the units [n, 6], one trained segment; `chances`: [n, 2] in [0, 1), whether and which. Documents
-        that are too long, or without a trained segment, stay as they are."""
+        """Leave one trained segment in a share of the units [n, 6], but for documents that are too long or have none.
+
+        chances: [n, 2] in [0, 1), whether and which.
+        """
         dropped = np.flatnonzero((chances[:, 0] < self.drop_condition) & ~self._long[source][units[:, 1]])
         for at, segments in zip(dropped.tolist(), self.datasets[source].placed_of(units[dropped, 1]), strict=True):
             trained = [number for number, p in enumerate(segments) if p.loss]
@@ -293,12 +284,12 @@ class PackedDataset(torch.utils.data.Dataset):
         t = self.row_length
         out: dict[str, np.ndarray] = {
             "ids": np.full(t, self.vocab.pad, np.int64),
-            "targets": np.full(t, self.vocab.pad, np.int64),
-            "positions": np.zeros(t, np.int64),
-            "places": np.zeros(t, np.int64),
-            "documents": np.full(t, -1, np.int64),
-            "weights": np.zeros(t, np.float32),
-            "kinds": np.zeros(t, np.int64),
+            "targets": np.full(t, self.vocab.pad, np.int64),  # the next ids
+            "positions": np.zeros(t, np.int64),  # in the document
+            "places": np.zeros(t, np.int64),  # in the image or sound
+            "documents": np.full(t, -1, np.int64),  # number in the row
+            "weights": np.zeros(t, np.float32),  # of the targets' loss
+            "kinds": np.zeros(t, np.int64),  # of the targets: indices of the grammar's legal sets
         }
         at = 0
         for number, unit in enumerate(units):

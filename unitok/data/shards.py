@@ -1,10 +1,8 @@
 """Token shards: a data set is a folder of Arrow files of tokenized documents, and `dataset.json`.
 
-`shard-00000.arrow` … are Arrow IPC files, a row a document: `id`, `tokens`, `spans` (modality, start, length, role, loss,
-source, size), `source` (the file, and line, member or row, that it was made from) and `length` (of tokens). They are
-memory-mapped, and polars, pandas and Hugging Face `datasets` open them as they are. `dataset.json` holds version, vocabulary manifest, counts
-and the shards with their sha256; it is written last, so a folder without it is not whole. Bytes depend only on the
-documents: no times, hosts or worker counts.
+Shards are Arrow IPC files, a row a document; `source` is the file, and line, member or row, that it was made from. They are
+memory-mapped, and polars, pandas and Hugging Face `datasets` open them as they are. `dataset.json` is written last, so a folder
+without it is not whole. Bytes depend only on the documents: no times, hosts or worker counts.
 
 A data set may lie where fsspec reaches it: a shard is copied to a local cache when it is first asked for.
 """
@@ -13,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,29 +25,11 @@ from unitok.files import atomic_write, read_json, write_json
 from unitok.vocab import SegmentSpan, Vocab
 
 VERSION = 1
+_TEXT, _INT, _INTS = pa.string(), pa.int32(), pa.list_(pa.int32())
+_PLACE = {"modality": _TEXT, "start": _INT, "length": _INT}
+_SPAN = pa.struct(_PLACE | {"role": _TEXT, "loss": pa.bool_(), "source": _TEXT, "size": _INTS})
 SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("tokens", pa.list_(pa.int32())),
-        (
-            "spans",
-            pa.list_(
-                pa.struct(
-                    [
-                        ("modality", pa.string()),
-                        ("start", pa.int32()),
-                        ("length", pa.int32()),
-                        ("role", pa.string()),
-                        ("loss", pa.bool_()),
-                        ("source", pa.string()),
-                        ("size", pa.list_(pa.int32())),
-                    ]
-                )
-            ),
-        ),
-        ("source", pa.string()),
-        ("length", pa.int32()),
-    ],
+    {"id": _TEXT, "tokens": _INTS, "spans": pa.list_(_SPAN), "source": _TEXT, "length": _INT},
     metadata={"unitok": str(VERSION)},
 )
 
@@ -62,7 +42,7 @@ def shard_name(index: int) -> str:
 def write_shard(path: Path, documents: Iterable[Document], vocab: Vocab, work: Path | None = None) -> dict:
     """Write a shard beside its place (in `work`, on the same disk) and rename it; -> its entry for `dataset.json`."""
     rows: dict[str, list] = {name: [] for name in SCHEMA.names}
-    modalities: dict[str, int] = {}
+    modalities: Counter[str] = Counter()
     for document in documents:
         ids, placed = vocab.encode_placed(document)
         rows["id"].append(document.id)
@@ -71,31 +51,23 @@ def write_shard(path: Path, documents: Iterable[Document], vocab: Vocab, work: P
         rows["tokens"].append(ids.astype(np.int32))
         rows["spans"].append([vars(p) | {"size": list(p.size)} for p in placed])
         for p in placed:
-            modalities[p.modality] = modalities.get(p.modality, 0) + p.length
+            modalities[p.modality] += p.length
     table = pa.table(rows, schema=SCHEMA)
-    with (
-        atomic_write(path, work, binary=True) as file,
-        pa.ipc.new_file(file, SCHEMA) as writer,
-    ):  # one batch: read without a copy
-        writer.write_table(table.combine_chunks(), max_chunksize=max(1, table.num_rows))
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    with atomic_write(path, work, binary=True) as file, pa.ipc.new_file(file, SCHEMA) as writer:
+        writer.write_table(table.combine_chunks(), max_chunksize=max(1, table.num_rows))  # one batch: read without a copy
     return {
         "file": path.name,
         "documents": table.num_rows,
         "ids": int(sum(rows["length"])),
         "ids_by_modality": dict(sorted(modalities.items())),
         "bytes": path.stat().st_size,
-        "sha256": digest,
+        "sha256": _sha256(path),
     }
 
 
 def write_dataset_json(folder: Path, vocab: Vocab, shards: list[dict], options: dict, work: Path | None = None) -> dict:
     """Close a data set: write `dataset.json` beside its place (in `work`) and rename it; -> what it holds."""
-    by_modality: dict[str, int] = {}
-    for shard in shards:
-        for name, count in shard["ids_by_modality"].items():
-            by_modality[name] = by_modality.get(name, 0) + count
+    by_modality = sum((Counter(shard["ids_by_modality"]) for shard in shards), Counter[str]())
     content = {
         "version": VERSION,
         "documents": sum(s["documents"] for s in shards),
@@ -107,6 +79,11 @@ def write_dataset_json(folder: Path, vocab: Vocab, shards: list[dict], options: 
     }
     write_json(folder / "dataset.json", content, work)
     return content
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class TokenDataset:
@@ -140,9 +117,7 @@ class TokenDataset:
             raise UserError(f"{folder}: no split {split!r} in it; there is {', '.join(there)}")
         if self.remote is None:
             for shard in self.shards:
-                if not (self.folder / shard["file"]).exists():
-                    where = self.folder / shard["file"]
-                    raise UserError(f"{where}: no such file, though dataset.json lists it; make the data set again")
+                self._path(shard)
         self._starts = np.cumsum([0] + [s["documents"] for s in self.shards])
         self._open: OrderedDict[int, pa.Table] = OrderedDict()
 
@@ -153,14 +128,18 @@ class TokenDataset:
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_open": OrderedDict()}  # another process maps the files itself
 
+    def _path(self, shard: dict) -> Path:
+        """A shard's file, or its local copy; errors: `UserError` where it is not there."""
+        path = self.remote.fetch(shard) if self.remote else self.folder / shard["file"]
+        if not path.exists():
+            raise UserError(f"{path}: no such file, though dataset.json lists it; make the data set again")
+        return path
+
     def _table(self, number: int) -> pa.Table:
         if number not in self._open:
-            name = self.shards[number]["file"]
-            path = self.remote.fetch(self.shards[number]) if self.remote else self.folder / name
+            path = self._path(self.shards[number])
             try:
                 table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-            except FileNotFoundError:
-                raise UserError(f"{path}: no such file, though dataset.json lists it; make the data set again") from None
             except pa.ArrowInvalid:
                 raise UserError(f"{path}: not an Arrow file; make the data set again") from None
             if table.column_names != SCHEMA.names:
@@ -231,13 +210,11 @@ class TokenDataset:
 
         problems = []
         grammar = Grammar(self.vocab)
-        counted: dict[str, int] = {}
+        counted: Counter[str] = Counter()
         for number, shard in enumerate(self.shards):
-            path = self.remote.fetch(shard) if self.remote else self.folder / shard["file"]
-            with open(path, "rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != shard["sha256"]:
-                    problems.append(f"{shard['file']}: the checksum differs from dataset.json")
             try:
+                if _sha256(self._path(shard)) != shard["sha256"]:
+                    problems.append(f"{shard['file']}: the checksum differs from dataset.json")
                 rows = self._table(number).num_rows
             except UserError as error:
                 problems.append(str(error))
@@ -254,16 +231,16 @@ class TokenDataset:
                     problems.append(f"{shard['file']}, document {i}: {error}")
             if ids != shard["ids"]:
                 problems.append(f"{shard['file']}: {ids} ids, dataset.json says {shard['ids']}")
-        listed = {m: sum(s["ids_by_modality"].get(m, 0) for s in self.shards) for m in self.info["ids_by_modality"]}
-        if not problems and counted != {m: n for m, n in listed.items() if n}:
-            problems.append(f"dataset.json: ids by modality are {counted}, it says {listed}")
+        listed = sum((Counter(shard["ids_by_modality"]) for shard in self.shards), Counter[str]())
+        if not problems and counted != listed:
+            problems.append(f"dataset.json: ids by modality are {dict(counted)}, it says {dict(listed)}")
         return problems
 
-    def _verify_document(self, index: int, grammar: Any, counted: dict[str, int]) -> Iterator[str]:
-        ids, placed = self.ids(index), self.placed(index)
+    def _verify_document(self, index: int, grammar: Any, counted: Counter[str]) -> Iterator[str]:
+        ids = self.ids(index)
         grammar.check(ids)
-        for p in placed:
-            counted[p.modality] = counted.get(p.modality, 0) + p.length
+        for p in self.placed(index):
+            counted[p.modality] += p.length
         if not np.array_equal(self.vocab.encode(self.document(index)), ids):
             yield f"document {index}: its spans do not say what its ids do"
 
@@ -292,22 +269,18 @@ class _Remote:
 
     def fetch(self, shard: dict) -> Path:
         """A shard's copy; it is whole or not there, also where several processes ask at once."""
-        path = self.cache / shard["file"]
-        if not path.exists():
-            self.cache.mkdir(parents=True, exist_ok=True)
-            with atomic_write(path, staging=self.cache, binary=True) as file:
-                self._download(shard, Path(file.name))
-        return path
-
-    def _download(self, shard: dict, to: Path) -> None:
-        where = f"{self.url}/{shard['file']}"
-        try:
-            self.fs.get_file(f"{self.folder}/{shard['file']}", str(to))
-        except Exception as error:  # every file system of fsspec has its own
-            raise UserError(f"{where}: cannot be read ({first_line(error)}); try again") from None
-        with open(to, "rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != shard["sha256"]:
+        path, where = self.cache / shard["file"], f"{self.url}/{shard['file']}"
+        if path.exists():
+            return path
+        self.cache.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path, staging=self.cache, binary=True) as file:
+            try:
+                self.fs.get_file(f"{self.folder}/{shard['file']}", file.name)
+            except Exception as error:  # every file system of fsspec has its own
+                raise UserError(f"{where}: cannot be read ({first_line(error)}); try again") from None
+            if _sha256(Path(file.name)) != shard["sha256"]:
                 raise UserError(f"{where}: came damaged: its checksum differs from dataset.json; try again")
+        return path
 
     def column(self, shard: dict, name: str) -> pa.ChunkedArray | None:
         """One column, without the rest; None where the shard is at hand."""

@@ -1,7 +1,7 @@
 """Files that hold many documents: archives and tables; and compressed files.
 
-Damage is told, never passed over: what comes before it is given, and where a container goes on after it, that too. A disk or
-server that fails is not damage: it stops the run, or a passing fault would be planned as the end of the file.
+Damage is told, and what comes before it is given, and after it where a container goes on. A disk or server that fails is not
+damage: it stops the run, or a passing fault would be planned as the end of the file.
 """
 
 import bz2
@@ -26,17 +26,8 @@ from unitok.errors import UserError, first_line
 from unitok.storage import MAX_BYTES, Blob, Files, printable
 
 #: What reading a damaged file raises.
-DAMAGE = (
-    tarfile.TarError,
-    EOFError,
-    OSError,
-    ValueError,
-    KeyError,
-    AttributeError,
-    lzma.LZMAError,
-    zlib.error,
-    pa.ArrowException,
-)
+_OF_BYTES = (EOFError, OSError, lzma.LZMAError, zlib.error)
+DAMAGE = (*_OF_BYTES, tarfile.TarError, pa.ArrowException, ValueError, KeyError, AttributeError)
 
 
 def damage(error: BaseException, where: str) -> str:
@@ -47,12 +38,11 @@ def damage(error: BaseException, where: str) -> str:
 
 
 def is_tar(head: bytes) -> bool:
-    """Whether a file's first 512 bytes are the header of an archive's member, of any age of the format (its checksum holds)."""
+    """Whether a file's first 512 bytes are the header of an archive's member, by its magic or (in old formats) its checksum."""
     try:
-        tarfile.TarInfo.frombuf(head[: tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
+        return head[257:262] == b"ustar" or bool(tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape"))
     except tarfile.HeaderError:
         return False
-    return True
 
 
 def unpacked(file: IO[bytes]) -> IO[bytes]:
@@ -195,10 +185,10 @@ class Table:
     def listed(self, names_media: Callable[[str], bool]) -> Iterator[tuple[str, dict[str, Any]]]:
         """For each row the document's id (a column `id`, `key` or `__key__`, or else file and row), and the columns of text
         that name files."""
-        kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer)
-        ids = [n for n in ("id", "__key__", "key") if n in self.schema.names]
-        ids = [n for n in ids if any(of(self.schema.field(n).type) for of in kinds)][:1]
-        named = [f.name for f in self.schema if names_media(f.name) and any(of(f.type) for of in kinds[:2])]
+        texts = {f.name for f in self.schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)}
+        whole = {f.name for f in self.schema if pa.types.is_integer(f.type)}
+        ids = [name for name in ("id", "__key__", "key") if name in texts | whole][:1]
+        named = [name for name in self.schema.names if name in texts and names_media(name)]
         columns = [*dict.fromkeys(ids + named)]
         if not columns:
             yield from ((f"{self.name}/{row}", {}) for row in range(self.rows))
@@ -207,12 +197,9 @@ class Table:
             batches = self._parquet.iter_batches(8192, columns=columns, use_threads=False)
         else:
             batches = self._table.select(columns).to_batches()
-        row = 0
-        for batch in batches:
-            for cells in batch.to_pylist():
-                id = cells[ids[0]] if ids else None
-                yield f"{self.name}/{row}" if id is None else str(id), {name: cells[name] for name in named}
-                row += 1
+        for row, cells in enumerate(cells for batch in batches for cells in batch.to_pylist()):
+            id = cells[ids[0]] if ids else None
+            yield f"{self.name}/{row}" if id is None else str(id), {name: cells[name] for name in named}
 
     def stretches(self, start: int, stop: int) -> Iterator[tuple[int, int, Callable[[], Iterator[pa.RecordBatch]]]]:
         """What holds the rows `start` to `stop`: number of the first row, how many, and what reads them a few at a time."""
@@ -261,7 +248,7 @@ def _validated(batches: list[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 
 def _features(text: bytes) -> dict[str, Any]:
     """The kinds of columns that Hugging Face `datasets` writes beside a schema."""
-    told = json.loads(text)
-    info = told.get("info") if isinstance(told, dict) else None
-    found = info.get("features") if isinstance(info, dict) else None
+    found = json.loads(text)
+    for key in ("info", "features"):
+        found = found.get(key) if isinstance(found, dict) else None
     return found if isinstance(found, dict) else {}

@@ -9,9 +9,9 @@ with fields in braces:
       - {type: image, path: "{jpg}", role: user, loss: false}
       - {type: text, text: "{json.caption}", role: assistant}
 
-Without one, a row's texts come first, then its images, then its audio. What a field holds follows from its role first: a caption
-is a caption, whatever its first letters are; a field called as media are (`image`, `audio_path`, …) holds media or makes the
-row a bad one. What is not used is named in `Parts.notes`, never passed over.
+Without one, a row's texts come first, then its images, then its audio. A caption is a caption, whatever its first letters are; a
+field called as media are (`image`, `audio_path`, …) holds media or makes the row a bad one. What is not used is told, never passed
+over.
 """
 
 import base64
@@ -20,7 +20,6 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ from unitok.storage import MAX_TEXT, Blob
 #: Fields that hold a caption, where no template says which do.
 CAPTIONS = ["txt", "text", "texts", "caption", "captions", "sentence", "transcription", "transcript", "prompt", "description"]
 
-#: Fields that hold media: content, the names of files, or data URLs.
+#: Fields that hold media (content, names of files, or data URLs), and those that name their files.
 _MEDIA = re.compile(r"(image|img|picture|photo|audio|sound|wav)s?")
 _FILES = re.compile(rf"({_MEDIA.pattern}_?)?(file_?names?|file_?paths?|paths?|files?)|(\w+_)?file_names?|{_MEDIA.pattern}")
 
@@ -52,6 +51,7 @@ TEXT = "text"
 
 Fields = Mapping[str, Any]  # str, number, bool, None, Blob, or lists and dictionaries of them
 Open = Callable[[str], Blob]  # the file that a text names
+Made = tuple[list[Part], list[str]]  # the parts of a document, and what of its row was not used, in words that are counted
 
 
 def names_media(name: str) -> bool:
@@ -65,21 +65,13 @@ def names_file(name: str, text: str) -> bool:
     return names_media(name) and (says or promised(text) in MEDIA_SUFFIXES)
 
 
-@dataclass
-class Parts:
-    """The parts of one document, and what of its row was not used, in words that are counted."""
-
-    parts: list[Part] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-
-def read_fields(spec: SourceSpec, row: Fields, open_path: Open, files: bool = False) -> Parts:
+def read_fields(spec: SourceSpec, row: Fields, open_path: Open, files: bool = False) -> Made:
     """What a row makes, by its source's template or without one; errors: `UserError` for content that is not what it should be.
 
     files: the row is files of one base name: where it holds no media, any text in it is a document.
     """
     if spec.template:
-        return Parts(_fill_template(spec, row, open_path), [_unused(name) for name in _not_in_template(spec, row)])
+        return _fill_template(spec, row, open_path), [_unused(name) for name in _not_in_template(spec, row)]
     return _Reader(spec, open_path, files).read(row)
 
 
@@ -124,7 +116,7 @@ class _Reader:
         self.blank: list[str] = []  # captions that hold nothing but white space
         self.unread: list[str] = []  # fields of text that are called neither as captions nor as media are
 
-    def read(self, row: Fields) -> Parts:
+    def read(self, row: Fields) -> Made:
         flat = list(_flat(row))
         for name, value in flat:
             if name.lower() in _CONVERSATIONS and isinstance(value, list):
@@ -132,7 +124,7 @@ class _Reader:
                     f"{name}: a conversation, which is not read yet; write it as interleaved `content`, or name fields in a template"
                 )
         for name, value in flat:
-            for content in value if isinstance(value, list) and not _is_numbers(value) else [value]:
+            for content in [value] if _is_numbers(value) else _listed(value):
                 self._take(name, content)
             if (value is None or value == []) and self._role(name):
                 self.empty.append(name)
@@ -141,7 +133,7 @@ class _Reader:
 
     def _role(self, name: str) -> str:
         """`caption`, `media`, or "" for a field whose name does not say what it holds."""
-        suffix = name.rsplit(".", 1)[-1].lower()
+        suffix = _last(name).lower()
         return "caption" if suffix in CAPTIONS else "media" if names_media(suffix) else ""
 
     def _take(self, name: str, content: Any) -> None:
@@ -152,8 +144,12 @@ class _Reader:
             self._take_text(name, content)
         elif isinstance(content, str):
             self.unread.append(name)
-        elif content is not None and any(map(_MEDIA.fullmatch, name.lower().split("."))) and not _is_number(name, content):
-            raise UserError(f"{name}: {_kind(content)}; bytes, the path of a file, or a data URL are read as media")
+        elif content is not None and any(map(_MEDIA.fullmatch, name.lower().split("."))):
+            if "." in name and isinstance(content, int | float):
+                return  # a number that is said of media (`image.width`), not in its place
+            kinds: dict[type, str] = {list: "a list of numbers", dict: "a record"}
+            what = kinds.get(type(content)) or repr(content)[:40]
+            raise UserError(f"{name}: {what}; bytes, the path of a file, or a data URL are read as media")
 
     def _take_text(self, name: str, text: str) -> None:
         if text.strip():
@@ -176,7 +172,7 @@ class _Reader:
             self.media[kind].append(_part(self.spec, kind, blob))
         elif kind and what:
             raise UserError(f"{blob.name}: {kind}, where {what} should be; replace it or leave it out")
-        elif kind and name.rsplit(".", 1)[-1].lower() == "json":
+        elif kind and _last(name).lower() == "json":
             self.records.append(blob)
         elif kind:
             self.other_texts.append((name, blob))
@@ -191,15 +187,14 @@ class _Reader:
         held = any(self.media.values())
         names: dict[str, str] = {}  # a file that two fields name is one file
         for name, value in flat:
-            values = [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, str)]
-            if not values or not names_media(name.rsplit(".", 1)[-1]):
-                continue
-            for text in values:
+            for text in _listed(value) if names_media(_last(name)) else ():
+                if not isinstance(text, str):
+                    continue
                 if not text.strip():
                     self.empty.append(name)
                 elif data := data_url(text, name):
                     self._take_blob(name, data, "media")
-                elif not held and names_file(name.rsplit(".", 1)[-1], text):
+                elif not held and names_file(_last(name), text):
                     names.setdefault(text, name)
         for text, name in names.items():
             if "://" in text:
@@ -207,7 +202,7 @@ class _Reader:
             blob = _file(text, name, self.open_path).loaded()
             self._take_blob(f"{name}.{text.rpartition('.')[2]}" if "." in text else name, blob, "media")
 
-    def _made(self) -> Parts:
+    def _made(self) -> Made:
         found = [part for parts in self.media.values() for part in parts]
         if self.left and not found:  # nobody knows what a caption alone belongs to
             raise UserError(self.left[0][1])
@@ -217,7 +212,7 @@ class _Reader:
         if found and not self.texts:
             self.texts = list(filter(None, (_caption(_json_of(record)) for record in self.records)))
             unused += ["json"] * bool(self.records and not self.texts)
-            unused += [name for name in self.unread if not names_media(name.rsplit(".", 1)[-1]) and not self.texts]
+            unused += [name for name in self.unread if not names_media(_last(name)) and not self.texts]
         if len(self.texts) > 1:  # captions are told apart
             self.texts = ["\n".join(text.strip() for text in self.texts)]
         if found:
@@ -227,10 +222,10 @@ class _Reader:
             for _, blob in self.other_texts:
                 self._take_text(blob.name, text_of(blob))
         if not found and not self.texts:  # metadata alone is what there is to read: its caption, or all of it
-            self.texts = [_caption_of(record) or _text_of_record(record) for record in self.records]
+            self.texts = [_text_of_record(record) for record in self.records]
         notes = [_unused(name) for name in dict.fromkeys(unused)]
         notes += [f"field {name!r} is empty" for name in dict.fromkeys(self.empty + self.blank) if not found or "." not in name]
-        return Parts([*(_part(self.spec, TEXT, text) for text in self.texts), *found], notes)
+        return [*(_part(self.spec, TEXT, text) for text in self.texts), *found], notes
 
 
 def _unused(name: str) -> str:
@@ -246,19 +241,18 @@ def _flat(row: Fields, depth: int = 3) -> Iterator[tuple[str, Any]]:
             yield str(name), value
 
 
-def _is_numbers(value: list[Any]) -> bool:
-    return bool(value) and isinstance(value[0], int | float | list)
+def _last(name: str) -> str:
+    """The suffix of a name with dots, such as `json.caption`, or all of another one."""
+    return name.rpartition(".")[2]
 
 
-def _is_number(name: str, content: Any) -> bool:
-    """A number that is said of media (`image.width`), not in its place."""
-    return "." in name and isinstance(content, int | float)
+def _listed(value: Any) -> list[Any]:
+    """The entries of a list, or a value that is none as the only one."""
+    return value if isinstance(value, list) else [value]
 
 
-def _kind(content: Any) -> str:
-    return (
-        "a list of numbers" if isinstance(content, list) else "a record" if isinstance(content, Mapping) else repr(content)[:40]
-    )
+def _is_numbers(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], int | float | list)
 
 
 def data_url(text: str, name: str) -> Blob | None:
@@ -278,21 +272,15 @@ def data_url(text: str, name: str) -> Blob | None:
     return Blob(name, data, place=place) if told or known else None
 
 
-def _caption_of(record: Blob) -> str:
-    """The caption in metadata, or "" where there is none."""
-    try:
-        return _caption(_json_of(record))
-    except UserError:
-        return ""
-
-
 def _text_of_record(record: Blob) -> str:
-    """JSON that stands alone, as text; errors: `UserError` for lists of records, such as COCO's, which speak of other files."""
+    """The caption of JSON that stands alone, or all of it; errors: `UserError` for lists of records, which speak of other files."""
     text = text_of(record)
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):
         return text
+    if caption := _caption(content):
+        return caption
     fields = content if isinstance(content, dict) else {"its entries": content}
     lists = [k for k, v in fields.items() if isinstance(v, list) and v and isinstance(v[0], dict)]
     if lists:
@@ -316,7 +304,7 @@ def _not_in_template(spec: SourceSpec, row: Fields) -> list[str]:
     return [
         name
         for name, value in row.items()
-        if isinstance(value[0] if isinstance(value, list) and value else value, Blob)
+        if any(isinstance(v, Blob) for v in _listed(value)[:1])
         and not any(used == name.lower() or used.startswith(f"{name.lower()}.") for used in named)
     ]
 
@@ -380,14 +368,15 @@ def _text_of(value: Any, name: str) -> str | None:
     if isinstance(value, Blob):
         return text_of(value).strip()
     if isinstance(value, Mapping | list):
-        more = "a list; a part whose text is this field alone gives a text for each" if isinstance(value, list) else "a record"
-        raise UserError(f"{{{name}}} is {more}{'' if isinstance(value, list) else ': name one of its fields with a dot'}")
+        several = "a list; a part whose text is this field alone gives a text for each"
+        what = several if isinstance(value, list) else "a record: name one of its fields with a dot"
+        raise UserError(f"{{{name}}} is {what}")
     return None if value is None else str(value)
 
 
 def _files_of(value: Any, name: str, open_path: Open) -> list[Blob | None]:
-    values = value if isinstance(value, list) else [value]
-    return [_file(v, name, open_path) if isinstance(v, str) and v else v if isinstance(v, Blob) else None for v in values]
+    read = (_file(v, name, open_path) if isinstance(v, str) and v else v for v in _listed(value))
+    return [v if isinstance(v, Blob) else None for v in read]
 
 
 def _file(text: str, name: str, open_path: Open) -> Blob:
@@ -400,9 +389,5 @@ def _file(text: str, name: str, open_path: Open) -> Blob:
 
 
 def _part(spec: SourceSpec, type: str, content: Any, **said: Any) -> Part:
-    said = spec.says(type) | said
-    return (
-        Part(type, path=Path(content.name), file=content, **said)
-        if isinstance(content, Blob)
-        else Part(type, value=content, **said)
-    )
+    held = {"path": Path(content.name), "file": content} if isinstance(content, Blob) else {"value": content}
+    return Part(type, **held, **(spec.says(type) | said))

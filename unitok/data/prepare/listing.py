@@ -1,17 +1,17 @@
-"""What lies in a source, without reading more than it must: `Item`s say where one document lies.
+"""What lies in a source, without reading more than it must: an `Item` says where one document lies.
 
-Files that hold many documents (JSON Lines, JSON lists, archives, tables) are listed one by one, each item by item; files of one base
-name are one document. Damage is an item of its own, with the reason.
+Files that hold many documents (JSON Lines, JSON lists, archives, tables) are listed item by item; files of one base name are one
+document. Damage is an item of its own, with the reason.
 """
 
 import json
 import os
 import re
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
@@ -19,18 +19,15 @@ from typing import Any
 from unitok.data.prepare.containers import DAMAGE, Table, damage, is_tar, list_members, opened, plain_name
 from unitok.data.prepare.fields import CAPTIONS, names_file, names_media
 from unitok.errors import UserError, is_utf8
-from unitok.storage import MAX_BYTES, Files, Found, printable
+from unitok.storage import MAX_BYTES, Files, Folder, Found, printable
 
 #: Longest line of a JSON Lines file, bytes.
 MAX_LINE = 64 << 20
 
 #: Parts of names that say to which split of a data set a file belongs, as Hugging Face `datasets` reads them.
-_SPLITS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing", "eval", "evaluation"),
-}
-_SPLIT_OF = {word: split for split, words in _SPLITS.items() for word in words}
+_SPLIT_OF = dict.fromkeys(("train", "training"), "train")
+_SPLIT_OF |= dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
+_SPLIT_OF |= dict.fromkeys(("test", "testing", "eval", "evaluation"), "test")
 
 #: Files that describe a data set, and are no documents of it.
 _DESCRIBES = re.compile(
@@ -44,12 +41,11 @@ class Item:
     """Where one document lies.
 
     Args:
-        id: the document's. where: for people: file and line, member or row.
+        where: for people: file and line, member or row.
         kind: `files`, `line`, `member`, `row`, or `error` for what cannot be used.
-        file: the container, relative to the source. stamp: the container's.
+        file, stamp: the container, relative to the source.
         start, length: bytes of a line; number of a row.
         members: files of one base name, or an archive's members: name, start (in a folder, the stamp) and length in bytes.
-        error: why it cannot be used.
         split: `train`, `validation` or `test`, where its file's name says so.
     """
 
@@ -65,8 +61,7 @@ class Item:
     split: str = ""
 
 
-def refused(where: str, why: str) -> Item:
-    """An item that cannot be used."""
+def _refused(where: str, why: str) -> Item:
     return Item("", where, "error", error=f"{where}: {why}")
 
 
@@ -74,15 +69,65 @@ def _broken(where: str, f: Found, error: BaseException, what: str = "damaged: th
     """What an error (of `DAMAGE`) in a container costs: all of the container, or what comes after a place in it."""
     if isinstance(error, UserError):
         return Item("", f.name, "error", error=str(error))
-    return refused(where, f"{what} ({damage(error, f.name)})")
+    return _refused(where, f"{what} ({damage(error, f.name)})")
 
 
-def describes(name: str) -> bool:
+def list_items(
+    files: Files, folders: Callable[[], Iterable[Folder]], left_out: Counter[str], alone: bool, template: bool
+) -> Iterator[Item]:
+    """Files that hold many documents, then the others; twice over the names, so that those that a line names are known.
+
+    Args:
+        left_out: counts what is left out, by what it is. alone: the source is one file. template: its source has one.
+    """
+    splits: set[str] = set()
+    many: list[Found] = []
+    for names, known in folders():
+        stems = _stems_of_media(names)
+        splits.update(folder_split_of(name) for name in names[:1])
+        for name in names:
+            if _may_hold_many(name, stems) and not (f := known.get(name) or files.look(name)).problem:
+                many.append(f)
+                splits.add(_split_of(name))
+    has_splits = len(splits - {""}) > 1 and "train" in splits
+    claims = _Claims("" if files.remote else files.folder, has_splits)
+    listed = set()
+    for f in many:
+        if list_it := _lister(files, f.name):
+            listed.add(f.name)
+            if not template and _unused_table(files, f.name):
+                left_out["tables without a column that is read"] += 1
+                continue
+            for item in list_it(files, f, claims):
+                if item.error and item.where == f.name and re.search(r"(^|/)metadata\.|\.[ct]sv(\.|$)", f.name.lower()):
+                    raise UserError(f"{item.error}; mend it: what it says of the files beside it would be lost")
+                yield replace(item, split=claims.split(f.name))
+    for names, known in folders():
+        loose = []
+        named = {os.path.splitext(name)[0] for name in names if name in claims}
+        for name in names:
+            if name in listed:
+                continue
+            if _describes(name) and not alone:
+                left_out["files that describe a data set"] += 1
+            elif name not in claims and os.path.splitext(name)[0] in named:
+                left_out["files beside one of their name that a line or row names"] += 1
+            elif name not in claims:
+                f = known.get(name) or files.look(name)
+                if f.problem:
+                    yield _refused(f.name, f.problem)
+                else:
+                    loose.append(f)
+        for item in _files_items(loose):
+            yield item if has_splits else replace(item, split="")
+
+
+def _describes(name: str) -> bool:
     """Whether a file describes a data set (README, LICENSE, …)."""
     return _DESCRIBES.fullmatch(name.rpartition("/")[2]) is not None
 
 
-def split_of(name: str) -> str:
+def _split_of(name: str) -> str:
     """The split that the name of a file that holds many documents, or one of its folders, says; or ""."""
     *folders, base = name.lower().split("/")
     words = [word for step in (*folders, base.rpartition(".")[0]) for word in re.split(r"[^a-z]+", step)]
@@ -90,14 +135,14 @@ def split_of(name: str) -> str:
 
 
 def folder_split_of(name: str) -> str:
-    """As `split_of`, by the folders alone: `train.png` may show a train."""
-    return split_of(os.path.join(os.path.dirname(name), ""))
+    """As `_split_of`, by the folders alone: `train.png` may show a train."""
+    return _split_of(os.path.join(os.path.dirname(name), ""))
 
 
 # ---- Files that hold many documents -----------------------------------------------------------------------------------
 
 
-class Claims:
+class _Claims:
     """What lines and rows say of files: those that they name, and the split of the last one that was listed.
 
     Args:
@@ -113,13 +158,9 @@ class Claims:
         """A line or row of a file, with its field `split` and the files that it names, relative to that file."""
         self._split = _SPLIT_OF.get(str(split).lower(), "")
         for name in names:
-            self._add(os.path.normpath(os.path.join(os.path.dirname(file), name)))
-
-    def _add(self, name: str) -> None:
-        if name.startswith(self.folder + "/"):
-            name = name[len(self.folder) + 1 :]
-        self._names.add(hash(unicodedata.normalize("NFC", name)))
-        self._named.add(folder_split_of(name))
+            path = os.path.normpath(os.path.join(os.path.dirname(file), name)).removeprefix(self.folder + "/")
+            self._names.add(hash(unicodedata.normalize("NFC", path)))
+            self._named.add(folder_split_of(path))
 
     def split(self, file: str) -> str:
         """The split of the line or row that was just listed: its own field, that of the files it names, or its file's."""
@@ -127,29 +168,29 @@ class Claims:
         self._split, self._named = "", set()
         if own or not self.has_splits:
             return own
-        return next(iter(of_files)) if len(of_files) == 1 and "" not in of_files else split_of(file)
+        return next(iter(of_files)) if len(of_files) == 1 and "" not in of_files else _split_of(file)
 
     def __contains__(self, name: str) -> bool:
         return hash(unicodedata.normalize("NFC", os.path.normpath(name))) in self._names
 
 
-Lister = Callable[[Files, Found, Claims], Iterator[Item]]
+_Lister = Callable[[Files, Found, _Claims], Iterator[Item]]
 
 
-def may_hold_many(name: str, beside: set[str]) -> bool:
+def _may_hold_many(name: str, beside: set[str]) -> bool:
     """Whether a file's name says that it holds many documents. beside: base names of the media files of its folder."""
     plain = plain_name(name)
     if plain.lower().endswith(".json"):
-        return os.path.splitext(plain)[0] not in beside and not describes(name)
+        return os.path.splitext(plain)[0] not in beside and not _describes(name)
     return plain.lower().endswith((".tar", ".tgz", ".parquet", ".arrow", ".jsonl", ".ndjson", ".csv", ".tsv"))
 
 
-def lister(files: Files, name: str) -> Lister | None:
+def _lister(files: Files, name: str) -> _Lister | None:
     """How to list a file that may hold many documents; None for one whose content says that it does not."""
     plain = plain_name(name).lower()
     if plain.endswith((".tar", ".tgz")):
         head = _head(files, name)
-        return _archive_items if is_tar(head) or head[257:262] == b"ustar" else None
+        return _archive_items if is_tar(head) else None
     if name.lower().endswith(".parquet"):
         return _table_items if _head(files, name)[:4] == b"PAR1" else None
     if plain.endswith(".json"):
@@ -182,7 +223,7 @@ def _is_lines(files: Files, name: str) -> bool:
     return len(first) == 2 and all(isinstance(row, dict) for row in first)
 
 
-def _line_items(files: Files, f: Found, claims: Claims) -> Iterator[Item]:
+def _line_items(files: Files, f: Found, claims: _Claims) -> Iterator[Item]:
     stem = PurePosixPath(f.name).stem
     at = number = 0
     try:
@@ -195,7 +236,7 @@ def _line_items(files: Files, f: Found, claims: Claims) -> Iterator[Item]:
                     while line and not line.endswith(b"\n"):
                         line = file.readline(MAX_LINE)
                         at += len(line)
-                    yield refused(where, f"longer than {MAX_LINE} bytes")
+                    yield _refused(where, f"longer than {MAX_LINE} bytes")
                 elif line.strip():
                     id = _line_id(line, f"{stem}-{number}", f.name, claims)
                     yield Item(id, where, "line", f.name, f.stamp, start, len(line))
@@ -203,7 +244,7 @@ def _line_items(files: Files, f: Found, claims: Claims) -> Iterator[Item]:
         yield _broken(f"{f.name}, after line {number}", f, error)
 
 
-def _list_items(files: Files, f: Found, claims: Claims) -> Iterator[Item]:
+def _list_items(files: Files, f: Found, claims: _Claims) -> Iterator[Item]:
     """The objects of a JSON file that is a list of them, each as a line is."""
     stem, decoder = PurePosixPath(f.name).stem, json.JSONDecoder()
     at = number = 0
@@ -225,7 +266,7 @@ def _list_items(files: Files, f: Found, claims: Claims) -> Iterator[Item]:
         yield _broken(f"{f.name}, entry {number}", f, error, "not JSON: the rest cannot be read")
 
 
-def _line_id(line: bytes, default: str, file: str, claims: Claims) -> str:
+def _line_id(line: bytes, default: str, file: str, claims: _Claims) -> str:
     """The `id` of a line, whose files are claimed; whether the line is good is seen when it is read."""
     try:
         row = json.loads(line)
@@ -249,7 +290,7 @@ def _files_in(row: dict[str, Any]) -> Iterator[str]:
             yield from (v["path"] for v in values if isinstance(v, dict) and isinstance(v.get("path"), str))
 
 
-def _archive_items(files: Files, f: Found, claims: Claims) -> Iterator[Item]:
+def _archive_items(files: Files, f: Found, claims: _Claims) -> Iterator[Item]:
     """The samples of an archive. All of it is listed before the first is given: a key may come back at its end."""
     samples: dict[str, list[tuple[str, int, int]]] = {}
     apart: set[str] = set()
@@ -260,7 +301,7 @@ def _archive_items(files: Files, f: Found, claims: Claims) -> Iterator[Item]:
             for member in list_members(file, compressed):
                 last = member.name or last
                 if member.problem:
-                    bad.append(refused(f"{f.name}, {member.name or f'after {last}'}", member.problem))
+                    bad.append(_refused(f"{f.name}, {member.name or f'after {last}'}", member.problem))
                     continue
                 inside, slash, base = member.name.rpartition("/")
                 mine = inside + slash + base.split(".", 1)[0]
@@ -273,13 +314,13 @@ def _archive_items(files: Files, f: Found, claims: Claims) -> Iterator[Item]:
     for key, members in samples.items():
         where = f"{f.name}, {key}"
         if key in apart:
-            yield refused(where, "its members are apart: other keys come between them; sort the archive (tar --sort=name)")
+            yield _refused(where, "its members are apart: other keys come between them; sort the archive (tar --sort=name)")
         else:
             yield Item(key, where, "member", f.name, f.stamp, members=tuple(members))
     yield from bad
 
 
-def _table_items(files: Files, f: Found, claims: Claims) -> Iterator[Item]:
+def _table_items(files: Files, f: Found, claims: _Claims) -> Iterator[Item]:
     try:
         with closing(Table(files, f.name)) as table:
             for row, (id, named) in enumerate(table.listed(lambda name: names_media(name) or name == "split")):
@@ -287,12 +328,12 @@ def _table_items(files: Files, f: Found, claims: Claims) -> Iterator[Item]:
                 yield Item(printable(id), f"{f.name}, row {row}", "row", f.name, f.stamp, row)
             for why, text in table.bad_rows:
                 claims.read(None, (cell.strip(' "') for cell in re.split(r"[,;|\t]", text)), f.name)
-                yield refused(f"{f.name}, a row", why)
+                yield _refused(f"{f.name}, a row", why)
     except DAMAGE as error:
         yield _broken(f.name, f, error, "not a readable table")
 
 
-def unused_table(files: Files, name: str) -> bool:
+def _unused_table(files: Files, name: str) -> bool:
     """Whether a CSV file has no column that is read, such as one of statistics. Errors are left to who lists it."""
     if not plain_name(name).lower().endswith((".csv", ".tsv")):
         return False
@@ -306,12 +347,12 @@ def unused_table(files: Files, name: str) -> bool:
 # ---- Files of one base name -------------------------------------------------------------------------------------------
 
 
-def stems_of_media(names: Iterable[str]) -> set[str]:
+def _stems_of_media(names: Iterable[str]) -> set[str]:
     """Base names of the files of a folder that are no text or metadata by their suffix."""
-    return {os.path.splitext(n)[0] for n in names if not (n.lower().endswith((".txt", ".json")) or may_hold_many(n, set()))}
+    return {os.path.splitext(n)[0] for n in names if not (n.lower().endswith((".txt", ".json")) or _may_hold_many(n, set()))}
 
 
-def files_items(found: list[Found]) -> Iterator[Item]:
+def _files_items(found: list[Found]) -> Iterator[Item]:
     """The files of one folder as items: those of one base name are one, `cat.jpg` and `cat.jpg.txt` too."""
     names = {f.name for f in found}
     groups: dict[str, list[Found]] = defaultdict(list)

@@ -1,9 +1,8 @@
 """The plan of `unitok tokenize`: everything that its result depends on, written down before any work is done.
 
-`OUT/plan.json` holds the options, a digest of the listing and the number of documents; `OUT/.work/` holds the listing of the
-sources, an Arrow table with a row per document, cut into shards of equal count, and what is under way. A run that goes on, with
-however many processes, reads the listing and not the sources' folders, so it makes what the first one would have made.
-`.work` is gone when the data set is whole; `tokenize.log` stays, and is the lock that keeps two runs apart.
+`OUT/plan.json` holds the options, a digest of the listing and the number of documents; `OUT/.work/` the listing, an Arrow table
+with a row per document, and what is under way. A run that goes on reads the listing and not the sources' folders, so it makes
+what the first one would have made. `.work` is gone when the data set is whole; `tokenize.log`, the lock, stays.
 """
 
 import hashlib
@@ -11,6 +10,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from itertools import islice
@@ -94,7 +94,7 @@ class Run:
     Attributes:
         options: what `dataset.json` says of them.
         plan: with the threads and the shard size that were written down.
-        splits: their names, and how many rows of the listing each has.
+        splits: rows of the listing by split.
         shards: of each, the split, and its first and last row (exclusive).
         left_out: what the listing left out, by what it is; `renamed`: documents whose id another has.
 
@@ -106,9 +106,7 @@ class Run:
         self.work = self.out / ".work"
         content = read_json(self.out / "plan.json", "nothing was planned")
         if content.get("version") != VERSION:
-            raise UserError(
-                f"{self.out}: was begun by another version of unitok; finish it with that, or choose another folder"
-            )
+            raise UserError(f"{self.out}: begun by another version of unitok; finish it with that, or choose another folder")
         self.options: dict[str, Any] = content["options"]
         self.left_out: dict[str, int] = content["left_out"]
         self.renamed: int = content["renamed"]
@@ -157,15 +155,15 @@ def list_sources(plan: Plan, sources: list[Source]) -> Iterator[tuple[int, str, 
 
 
 def options_of(plan: Plan, sources: list[Source], vocab: Vocab, shard_size: int) -> dict[str, Any]:
-    """Everything that the result depends on besides the listing, as plain types: two runs with equal options of the same files
-    make the same bytes."""
+    """Everything that the result depends on besides the listing, as plain types."""
     manifest = json.dumps(vocab.to_manifest(), sort_keys=True)
     described = []
     for source in sources:
         spec = source.spec
         given = {kind: plan.options.get(kind, {}) | spec.options.get(kind, {}) for kind in modalities()}
-        read = {kind: asdict(make_options(kind, said, "options")) for kind, said in given.items()}
-        described.append(spec.result_depends_on() | {"options": read})
+        read = {kind: asdict(make_options(kind, options, "options")) for kind, options in given.items()}
+        said = {name: value for name, value in asdict(spec).items() if name not in ("path", "root")}  # wherever it lies
+        described.append(said | {"options": read})
     options = {
         "shard_size": shard_size,
         "validation": plan.validation,
@@ -215,11 +213,10 @@ def check_same(out: Path, plan: Plan, sources: list[Source], vocab: Vocab, diges
 
 
 def make_plan(plan: Plan, sources: list[Source], vocab: Vocab) -> None:
-    """List the sources, opened, and write the plan; errors: `UserError` when there is nothing in them, and for another plan's folder."""
+    """List the sources and write the plan; errors: `UserError` when there is nothing in them, and for another plan's folder."""
     out = Path(plan.out)
     work = out / ".work"
-    paths = [source.spec.path for source in sources]
-    paths = [path if "://" in path else os.path.realpath(path) for path in paths]
+    paths = [s.spec.path if "://" in s.spec.path else os.path.realpath(s.spec.path) for s in sources]
     old = read_json(out / "plan.json", "", "options", "listing", "device", "paths") if (out / "plan.json").exists() else None
     if old is not None:
         if old["device"] != plan.device.partition(":")[0]:
@@ -254,18 +251,27 @@ def make_plan(plan: Plan, sources: list[Source], vocab: Vocab) -> None:
 
 def _write_listing(folder: Path, plan: Plan, sources: list[Source], digest: Any) -> tuple[dict[str, int], int]:
     """List the sources into a file for each split; -> how many documents each has, and how many got another id."""
-    known = {"train": 0, "validation": 0} if plan.validation else {"train": 0}
-    writers = {split: _Listing(folder / split) for split in known}
+    counts = Counter({"train": 0, "validation": 0} if plan.validation else {"train": 0})
+    rows: dict[str, list[dict[str, Any]]] = {split: [] for split in counts}
+    writers: dict[str, pa.RecordBatchFileWriter] = {}
     ids = _Ids(several=len(sources) > 1)
-    for number, split, item in list_sources(plan, sources):
-        digest.update(_row_bytes(number, split, item))
-        if split not in writers:
-            writers[split], known[split] = _Listing(folder / split), 0
-        writers[split].add(number, ids.unique(item))
-        known[split] += 1
-    for writer in writers.values():
-        writer.close()
-    return known, ids.renamed
+    with ExitStack() as opened:
+
+        def write(split: str) -> None:
+            if split not in writers:
+                writers[split] = opened.enter_context(pa.ipc.new_file(str(folder / split), LISTING))
+            writers[split].write_batch(pa.RecordBatch.from_pylist(rows[split], schema=LISTING))
+            rows[split].clear()
+
+        for number, split, item in list_sources(plan, sources):
+            digest.update(_row_bytes(number, split, item))
+            counts[split] += 1
+            rows.setdefault(split, []).append(_to_row(number, ids.unique(item)))
+            if len(rows[split]) == LISTED_AT_ONCE:
+                write(split)
+        for split in rows:
+            write(split)
+    return dict(counts), ids.renamed
 
 
 class _Ids:
@@ -295,26 +301,9 @@ class _Ids:
         return replace(item, id=id)
 
 
-class _Listing:
-    """Writes items to an Arrow file, a few thousand at a time."""
-
-    def __init__(self, path: Path):
-        self._writer = pa.ipc.new_file(str(path), LISTING)
-        self._rows: list[dict[str, Any]] = []
-
-    def add(self, number: int, item: Item) -> None:
-        members = [{"name": n, "start": s, "length": c} for n, s, c in item.members]
-        self._rows.append({"source": number} | vars(item) | {"members": members})
-        if len(self._rows) == LISTED_AT_ONCE:
-            self._flush()
-
-    def _flush(self) -> None:
-        self._writer.write_batch(pa.RecordBatch.from_pylist(self._rows, schema=LISTING))
-        self._rows.clear()
-
-    def close(self) -> None:
-        self._flush()
-        self._writer.close()
+def _to_row(number: int, item: Item) -> dict[str, Any]:
+    members = [{"name": n, "start": s, "length": c} for n, s, c in item.members]
+    return {"source": number} | vars(item) | {"members": members}
 
 
 def _from_table(table: pa.Table) -> list[tuple[int, Item]]:

@@ -1,10 +1,10 @@
-"""What `unitok tokenize` is told about its sources: recipes, and what each source of one may say."""
+"""What `unitok tokenize` is told about its sources: recipes, templates, filters, and the order of parts."""
 
 import hashlib
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -60,12 +60,10 @@ class SourceSpec:
         weight: how often each document is taken: 0.1 takes a tenth of them, 2.5 all of them twice and half of them again.
         template: parts with fields in braces, see `unitok.data.prepare.fields`; none: texts, images, audio.
         instances: which of a bundle's tokenizers files of a kind go to, where it has several: `{audio: speech}`.
-        roles, loss: role and loss by type, a kind or an instance, for parts that do not say theirs.
+        roles, loss: by type, a kind or an instance, for parts that do not say theirs.
         order: types in the order in which they are to come, or `[random]`: each document's parts shuffled.
-        filters: which documents are taken.
         root: the folder that paths must not leave; by default the source's own.
-        options: how content is read, by kind: `{image: {crops: 2}}`, the fields of `unitok.modalities.Modality.Options`; in a
-            recipe each kind is a key of the source.
+        options: how content is read, by kind: the fields of `Modality.Options`; in a recipe each kind is a key of the source.
     """
 
     path: str
@@ -85,7 +83,7 @@ class SourceSpec:
         if self.weight <= 0:
             raise UserError(f"{where}: weight {self.weight:g}; it must be above 0")
         for role in self.roles.values():
-            check_role(role, where)
+            _check_role(role, where)
         if len(set(self.order)) < len(self.order):
             raise UserError(f"{where}: order {list(self.order)}; it lists types, each once, or is [random]")
         for kind, given in self.options.items():
@@ -103,13 +101,8 @@ class SourceSpec:
         role = next((self.roles[name] for name in reversed(names) if name in self.roles), "none")
         return {"role": role, "loss": all(self.loss.get(name, True) for name in names)}
 
-    def result_depends_on(self) -> dict[str, Any]:
-        """All that the result depends on, as plain types; where the source lies is not part of it."""
-        return {k: v for k, v in asdict(self).items() if k not in ("path", "root")}
 
-
-def check_role(role: Any, where: str) -> None:
-    """Errors: `UserError` for what is no role."""
+def _check_role(role: Any, where: str) -> None:
     if role not in ROLES:
         raise UserError(f"{where}: role {role!r}; choose one of {', '.join(ROLES)}")
 
@@ -142,9 +135,9 @@ def check_template(template: Sequence[Any], where: str) -> None:
         content = part.get(key)
         if not isinstance(content, str) or not content:
             raise UserError(f"{here}: an empty or missing {key!r}")
-        read_typed(_Said, {k: v for k, v in part.items() if k not in ("type", key)}, here)
-        check_role(part.get("role", "none"), here)
-        if "{" in re.sub(FIELD, "", content) or "}" in re.sub(FIELD, "", content):
+        said = read_typed(_Said, {k: v for k, v in part.items() if k not in ("type", key)}, here)
+        _check_role(said.role, here)
+        if re.search("[{}]", re.sub(FIELD, "", content)):
             raise UserError(f"{here}: {content!r}: a brace without its other one, or without a field between them")
     if template and not any(re.search(FIELD, template_content(part)) or "path" in part for part in template):
         raise UserError(f"{where}: template: no {{field}} in it, so that all documents would be the same")
@@ -198,9 +191,9 @@ _CALLED = {bool: "true or false", int: "a whole number", float: "a number", str:
 
 
 def read_typed(kind: Any, value: Any, where: str) -> Any:
-    """A YAML value as a type: a dataclass of plain types, tuples, dictionaries and other such dataclasses, or one of these.
+    """A YAML value as a plain type, a tuple, a dictionary, or a dataclass of these and others like it.
 
-    Errors: `UserError` that begins with `where`, for a key that there is not and for a value of another type.
+    Errors: `UserError` that begins with `where`, for an unknown key and for a value of another type.
     """
     outer = get_origin(kind) or kind
     if outer is Any:

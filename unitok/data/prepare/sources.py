@@ -1,8 +1,4 @@
-"""Sources -> raw documents: what `unitok tokenize` can read, in two steps.
-
-`Source.items()` lists what is there, in a fixed order and without reading more than it must (`unitok.data.prepare.listing`).
-`Source.read(items)` gives, for a stretch of that list, a function each that reads one item and makes the raw documents; readers
-may call these in any thread. What a source holds:
+"""Sources -> raw documents. `Source.items` lists what is there (`unitok.data.prepare.listing`); `Source.read` reads it.
 
 - interleaved JSON Lines (`.jsonl`), a line a document (`unitok.document`), or lines of named fields; a `.json` list of the same;
 - a folder that holds `documents.jsonl`: read through it alone;
@@ -11,14 +7,12 @@ may call these in any thread. What a source holds:
 - WebDataset archives (`.tar`, also compressed): members of one base name, up to the first dot, are one document;
 - Parquet and CSV files and Hugging Face data sets on disk, a row a document.
 
-What a file is follows from its content and its role (`unitok.data.prepare.fields`); suffixes only say which files hold many documents, and
-their content must agree. What cannot be used is listed with the reason, what is left out is counted; hidden files (`.name`) alone
-are passed over.
+What a file is follows from its content and its role (`unitok.data.prepare.fields`); suffixes only say which files hold many
+documents, and their content must agree. Only hidden files (`.name`) are passed over in silence.
 """
 
 import json
 import os
-import re
 import threading
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,30 +27,17 @@ from typing import IO, Any
 import pyarrow as pa
 
 from unitok.data.prepare.containers import DAMAGE, Table, damage, unpacked
-from unitok.data.prepare.fields import Parts, data_url, read_fields
-from unitok.data.prepare.listing import (
-    Claims,
-    Item,
-    describes,
-    files_items,
-    folder_split_of,
-    lister,
-    may_hold_many,
-    refused,
-    split_of,
-    stems_of_media,
-    unused_table,
-)
+from unitok.data.prepare.fields import Made, data_url, read_fields
+from unitok.data.prepare.listing import Item, list_items
 from unitok.data.prepare.recipe import SourceSpec, arrange
 from unitok.document import Part, RawDocument
 from unitok.errors import UserError
 from unitok.files import parse_json_line
 from unitok.interleaved import Types, raw_document, read_raw_documents
 from unitok.media import load_text
-from unitok.storage import Blob, Found, is_remote, kind_of_path, open_files
+from unitok.storage import Blob, Folder, is_remote, kind_of_path, open_files
 
 Make = Callable[[], list[RawDocument]]
-_Folder = tuple[str, list[str], dict[str, Found]]  # as `Files.folders` gives them
 
 
 class Source:
@@ -92,24 +73,27 @@ class Source:
     def items(self) -> Iterator[Item]:
         """What is there, in a fixed order; memory holds the names of one folder, and of the files that lines and rows name."""
         self.left_out.clear()
+        return list_items(self.files, self._folders(), self.left_out, bool(self.alone), bool(self.spec.template))
+
+    def _folders(self) -> Callable[[], Iterable[Folder]]:
+        """What lists the folders or files that may hold documents."""
+        if self.pattern:
+            return self._matching
         if self.alone:
-            yield from self._items_of(lambda: [("", [self.alone], {})])
-        elif self.pattern:
-            yield from self._items_of(self._matching)
+            names = [self.alone]
         elif self.through_lines():
-            yield from self._items_of(lambda: [("", ["documents.jsonl"], {})])
+            names = ["documents.jsonl"]
         elif self.files.exists("dataset_dict.json"):
             names = [name for split in self._json("dataset_dict.json", "splits") for name in self._saved(f"{split}/")]
-            yield from self._items_of(lambda: [("", names, {})])
         elif self.files.exists("state.json") and self.files.exists("dataset_info.json"):
             names = self._saved()
-            yield from self._items_of(lambda: [("", names, {})])
         else:
-            yield from self._items_of(self.files.folders)
+            return self.files.folders
+        return lambda: [(names, {})]
 
-    def _matching(self) -> Iterator[_Folder]:
-        for folder, names, infos in self.files.folders():
-            yield folder, [n for n in names if fnmatch(n, self.pattern) or (n in infos and infos[n].problem)], infos
+    def _matching(self) -> Iterator[Folder]:
+        for names, known in self.files.folders():
+            yield [n for n in names if fnmatch(n, self.pattern) or (n in known and known[n].problem)], known
 
     def through_lines(self) -> bool:
         """Whether its `documents.jsonl` alone says what is in it."""
@@ -133,67 +117,24 @@ class Source:
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{self.spec.path}/{name}: no list {key!r} in it: not as `save_to_disk` writes it") from None
 
-    def _items_of(self, folders: Callable[[], Iterable[_Folder]]) -> Iterator[Item]:
-        """Files that hold many documents, then the others; twice over the names, so that those that a line names are known."""
-        splits: set[str] = set()
-        many: list[Found] = []
-        for _, names, infos in folders():
-            stems = stems_of_media(names)
-            splits.update(folder_split_of(name) for name in names[:1])
-            for name in names:
-                if not may_hold_many(name, stems) or (infos.get(name) or self.files.look(name)).problem:
-                    continue
-                many.append(infos.get(name) or self.files.look(name))
-                splits.add(split_of(name))
-        has_splits = len(splits - {""}) > 1 and "train" in splits
-        claims = Claims("" if self.files.remote else self.files.folder, has_splits)
-        listed = set()
-        for f in many:
-            if list_it := lister(self.files, f.name):
-                listed.add(f.name)
-                if not self.spec.template and unused_table(self.files, f.name):
-                    self.left_out["tables without a column that is read"] += 1
-                    continue
-                for item in list_it(self.files, f, claims):
-                    if item.error and item.where == f.name and re.search(r"(^|/)metadata\.|\.[ct]sv(\.|$)", f.name.lower()):
-                        raise UserError(f"{item.error}; mend it: what it says of the files beside it would be lost")
-                    yield replace(item, split=claims.split(f.name))
-        for _, names, infos in folders():
-            loose = []
-            named = {os.path.splitext(name)[0] for name in names if name in claims}
-            for name in names:
-                if name in listed:
-                    continue
-                if describes(name) and not self.alone:
-                    self.left_out["files that describe a data set"] += 1
-                elif name not in claims and os.path.splitext(name)[0] in named:
-                    self.left_out["files beside one of their name that a line or row names"] += 1
-                elif name not in claims:
-                    f = infos.get(name) or self.files.look(name)
-                    if f.problem:
-                        yield refused(f.name, f.problem)
-                    else:
-                        loose.append(f)
-            for item in files_items(loose):
-                yield item if has_splits else replace(item, split="")
-
     # ---- Reading -------------------------------------------------------------------------------------------------
 
     def read(self, items: Sequence[Item]) -> Iterator[Make]:
         """For each item in order a function that makes its raw documents; it raises `UserError` for what cannot be used."""
-        readers = {"files": self._read_files, "line": self._read_lines, "member": self._read_members, "row": self._read_rows}
+        readers = {"line": self._read_lines, "member": self._read_members, "row": self._read_rows}
         for (kind, _), run in groupby(items, key=lambda item: (item.kind, item.file)):
             if kind == "error":
-                for item in run:
-                    yield partial(_raise, item.error)
+                yield from (partial(_raise, item.error) for item in run)
+            elif kind == "files":
+                yield from (partial(self._make_of_files, item) for item in run)
             else:
                 yield from readers[kind](list(run))
 
-    def _made(self, item: Item, made: Parts) -> list[RawDocument]:
-        if not made.parts:
+    def _made(self, item: Item, made: Made) -> list[RawDocument]:
+        parts, notes = made
+        if not parts:
             raise UserError(f"{item.where}: nothing in it that a document is made of; a template says what is")
-        parts = arrange(self.spec, made.parts, item.id, self.seed)
-        return [RawDocument(item.id, parts, self.prefix + item.where, tuple(made.notes))]
+        return [RawDocument(item.id, arrange(self.spec, parts, item.id, self.seed), self.prefix + item.where, tuple(notes))]
 
     def _from_fields(self, item: Item, row: dict[str, Any], files: bool = False) -> list[RawDocument]:
         """The document that a row of named fields makes, by the template or without one."""
@@ -204,10 +145,6 @@ class Source:
             said = str(error)
             raise UserError(said if said.startswith(item.where) else f"{item.where}: {said}") from None
         return self._made(item, made)
-
-    def _read_files(self, items: list[Item]) -> Iterator[Make]:
-        for item in items:
-            yield partial(self._make_of_files, item)
 
     def _make_of_files(self, item: Item) -> list[RawDocument]:
         row = {
@@ -236,7 +173,7 @@ class Source:
         raw = raw_document(row, Path(""), item.where, item.id, self.types)
         folder = os.path.dirname(item.file)
         named = [str(part.get("path", "")) for part in row["content"]]
-        return self._made(item, Parts([self._with_file(*pair, folder, item.where) for pair in zip(raw.content, named)]))
+        return self._made(item, ([self._with_file(*pair, folder, item.where) for pair in zip(raw.content, named)], []))
 
     def _with_file(self, part: Part, named: str, folder: str, where: str) -> Part:
         said = self.spec.says(part.type)
@@ -250,8 +187,7 @@ class Source:
 
     def _read_members(self, items: list[Item]) -> Iterator[Make]:
         lock, file = self._locks[items[0].file], self._container_of(items[0])
-        for item in items:
-            yield partial(self._make_of_members, item, file, lock)
+        return (partial(self._make_of_members, item, file, lock) for item in items)
 
     def _make_of_members(self, item: Item, file: IO[bytes], lock: threading.Lock) -> list[RawDocument]:
         row: dict[str, Any] = {}
