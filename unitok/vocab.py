@@ -179,6 +179,12 @@ class Vocab:
             out.append(s)
         return Document(tuple(out), document.id, document.source)
 
+    def check_codes(self, segment: Segment) -> None:
+        """Raise `UserError` for codes that no range of the segment's body holds."""
+        size = min(r.size for r in self.body(segment.modality))
+        if segment.codes.min() < 0 or segment.codes.max() >= size:
+            self._span_ids(segment)
+
     def _span_ids(self, segment: Segment) -> np.ndarray:
         """A segment -> the ids of its span, complete."""
         span, body = self.span(segment.modality), self.body(segment.modality)

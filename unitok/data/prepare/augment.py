@@ -23,9 +23,10 @@ def versions(bundle: Bundle, raw: RawDocument, options: Callable[[str], Any]) ->
 
 
 def _pieces(bundle: Bundle, raw: RawDocument, names: dict[str, None], options: Callable[[str], Any]) -> Iterator[RawDocument]:
-    """A document with one long part of an instance as one for each piece of it; any other as it is."""
+    """A document with one long part of a kind as one for each piece of it; any other as it is."""
     for name in names:
-        parts = [p for p in raw.content if p.type == name]
+        kind, spans = bundle.vocab.span(name).kind, bundle.vocab.spans
+        parts = [p for p in raw.content if p.type in spans and spans[p.type].kind == kind]
         if len(parts) != 1:
             continue
         views, left_out = bundle.modality(name).pieces(bundle.require(name), parts[0].file, options(name))

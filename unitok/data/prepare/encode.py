@@ -21,7 +21,7 @@ from unitok.data.prepare.recipe import SourceSpec, share
 from unitok.document import Document, Part, RawDocument, Segment
 from unitok.errors import UserError
 from unitok.media import sniff_bytes
-from unitok.modalities import Loaded, make_options
+from unitok.modalities import Loaded, kind_of_content, make_options
 from unitok.storage import Blob, Files, printable
 
 WAITING_BYTES = 256 << 20  # decoded content that waits for a full batch
@@ -250,7 +250,11 @@ class _Work:
         """Decode content, and encode it if it is encoded alone; what goes wrong is said by all documents that it belongs to."""
         modality, tokenizer = self.bundle.modality(medium.name), self.bundle.require(medium.name)
         try:
-            found = sniff_bytes(content.head(), name) if isinstance(content, Blob) else None
+            found = None
+            if isinstance(content, Blob):
+                found = kind_of_content(content.head(), name, modality.kind) or sniff_bytes(content.head(), name)
+            else:
+                content = modality.check(content, name)
             if found not in (None, modality.kind):
                 raise UserError(f"{name}: the part's type is {medium.name}, the file is {found}; give the type that it has")
             medium.loaded = modality.load(tokenizer, content, options, name, view, chance)
@@ -360,6 +364,8 @@ class _Work:
                 continue
             try:
                 segments = tuple(map(_segment, result.raw.content, result.media))
+                for segment in segments:
+                    self.bundle.vocab.check_codes(segment)
                 done.documents.append(Document(segments, result.raw.id, result.raw.where))
                 formats.update(f"{medium.name} {medium.loaded.format}".strip() for medium in result.media)
             except UserError as error:

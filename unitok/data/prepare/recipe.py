@@ -207,6 +207,8 @@ def read_typed(kind: Any, value: Any, where: str) -> Any:
     if is_dataclass(outer) and isinstance(value, dict):
         known = [f.name for f in fields(outer)]
         if unknown := set(value) - set(known):
+            if "options" in known:  # are said under each kind's name
+                known = [*(name for name in known if name != "options"), *modalities()]
             raise UserError(f"{where}: {', '.join(sorted(map(str, unknown)))}: unknown; it may say {', '.join(known)}")
         hints = get_type_hints(outer)
         return kind(**{name: read_typed(hints[name], one, f"{where}: {name}") for name, one in value.items()})
@@ -233,7 +235,12 @@ def arrange(spec: SourceSpec, parts: Sequence[Part], id: str, seed: int) -> tupl
     if spec.order == ("random",):
         return tuple(sorted(parts, key=lambda part: share(seed, "order", id, str(parts.index(part)))))
     places = {kind: i for i, kind in enumerate(spec.order)}
-    return tuple(sorted(parts, key=lambda part: places.get(part.type, len(places))))
+
+    def place(part: Part) -> int:
+        names = (part.type, spec.instances.get(part.type, part.type))
+        return min(places.get(name, len(places)) for name in names)
+
+    return tuple(sorted(parts, key=place))
 
 
 def share(*words: object) -> float:

@@ -32,9 +32,10 @@ from unitok.data.prepare.listing import Item, list_items
 from unitok.data.prepare.recipe import SourceSpec, arrange
 from unitok.document import Part, RawDocument
 from unitok.errors import UserError
-from unitok.files import parse_json_line
-from unitok.interleaved import Types, raw_document, read_raw_documents
+from unitok.files import parse_json_line, read_json_lines
+from unitok.interleaved import Types, raw_document
 from unitok.media import load_text
+from unitok.modalities import modalities
 from unitok.storage import Blob, Folder, is_remote, kind_of_path, open_files
 
 Make = Callable[[], list[RawDocument]]
@@ -265,7 +266,11 @@ def read_texts(path: Path) -> Iterator[str]:
     if path.suffix.lower() not in (".jsonl", ".ndjson"):
         yield from (line.removesuffix("\r") for line in load_text(path).split("\n") if line.strip())
         return
-    for document in read_raw_documents(path):
-        if isinstance(document, UserError):
-            raise document
-        yield from (part.value for part in document.content if isinstance(part.value, str))
+    key = next(modality.key for modality in modalities().values() if modality.accepts(""))
+    for number, row in read_json_lines(path):  # whatever its other parts are: there is no bundle yet that names them
+        if isinstance(row, UserError):
+            raise row
+        parts = row.get("content") if isinstance(row, dict) else None
+        if not isinstance(parts, list):
+            raise UserError(f'{path.name}, line {number}: a document is {{"id": …, "content": [parts]}}')
+        yield from (part[key] for part in parts if isinstance(part, dict) and isinstance(part.get(key), str) and part[key])

@@ -142,6 +142,9 @@ def _check_types(sources: list[Source], bundle: Bundle) -> None:
         spec, where = source.spec, f"source {source.spec.name or source.spec.path}"
         if unknown := spec.types() - set(bundle.types):
             raise UserError(f"{where}: type {min(unknown)!r}; choose of {', '.join(bundle.types)}")
+        for kind, name in spec.instances.items():
+            if name in bundle.vocab.spans and bundle.vocab.spans[name].kind != bundle.types[kind].kind:
+                raise UserError(f"{where}: {name} is no tokenizer for {kind}; choose another")
         for part in spec.template:
             bundle.require(bundle.instance(spec.instances.get(part["type"], part["type"])))
             if (key := bundle.types[part["type"]].key) not in part:
