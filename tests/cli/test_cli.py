@@ -11,6 +11,7 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from vocabularies import make_vocab
 
 from unitok.api import Unitok
 from unitok.cli import LIGHTNING_VERBS, VERBS, flags, function_of, main
+from unitok.cli.arguments import settings_by_name
 from unitok.data.shards import TokenDataset
 from unitok.model import Decoder
 from unitok.model.decoder import DecoderConfig
@@ -235,6 +238,22 @@ def test_two_tokenizers_of_a_kind_are_told_apart_by_names(bundle_folder, scenes_
     assert drawn[0][0] == drawn[1][0] != drawn[2][0]
     assert drawn[0][1] != drawn[1][1]
     assert_one_line(here("sample", "--bundle", out, "--text", "x", "--settings", "{"), "--settings", "JSON")
+    heard = scenes_folder / "sounds" / "000000.wav"
+    sample = ("sample", "--bundle", out, "--want", "text", "--out", tmp_path / "heard")
+    assert_one_line(here(*sample, "--audio", heard), "several tokenizers for audio: speech, music")
+    assert here(*sample, f"--audio=music={heard}").returncode == 0
+    line = json.loads((tmp_path / "heard" / "outputs.jsonl").read_text())
+    assert [part["type"] for part in line["content"]] == ["music", "text"]
+
+
+def test_a_setting_of_a_kind_counts_before_that_of_all_and_a_name_before_its_kind():
+    vocab = make_vocab(300, 64, (2, 8))
+    vocab.spans["speech"] = replace(vocab.spans["audio"], modality="speech", kind="audio")
+    given = {"": {"temperature": 1, "top_k": 5}, "image": {"temperature": 2}}
+    made = settings_by_name(vocab, given, '{"audio": {"temperature": 3}, "speech": {"temperature": 4}, "smell": {}}')
+    temperatures = {name: settings.get("temperature") for name, settings in made.items()}
+    assert temperatures == {"text": 1, "image": 2, "audio": 3, "speech": 4, "smell": None}
+    assert all(made[name]["top_k"] == 5 for name in vocab.spans)
 
 
 def test_mistakes_in_prompts_and_flags_are_one_line(bundle_folder, tmp_path):

@@ -9,9 +9,20 @@ import torch
 from PIL import Image
 
 from unitok.bundle import Bundle, make_bundle
-from unitok.document import Document, Segment
+from unitok.document import Document, Part, Segment
 from unitok.errors import UserError
-from unitok.modalities import Modality, Plain, build_vocab, kind_accepting, make_options, modalities, modality_of, register
+from unitok.grammar import parse_plan
+from unitok.modalities import (
+    Loaded,
+    Modality,
+    Plain,
+    build_vocab,
+    kind_accepting,
+    make_options,
+    modalities,
+    modality_of,
+    register,
+)
 from unitok.ranges import Span
 
 CONTENT = {
@@ -113,3 +124,62 @@ def test_instances_of_a_kind_are_found_by_their_names_and_by_their_kind_where_th
     assert segment.modality == "speech"
     document = Document((dataclasses.replace(segment, size=(), source=""),))
     assert one.vocab.decode(one.vocab.encode(document)) == both.vocab.decode(both.vocab.encode(document)) == document
+
+
+def test_a_name_that_a_tokenizer_cannot_have_is_refused_and_a_part_that_lacks_says_how_to_add_it(tiny, tmp_path, monkeypatch):
+    tiny.audio.save_pretrained(tmp_path / "audio")
+    for name in ("model", "tokenizers", "read", "text", "a b"):
+        with pytest.raises(UserError, match=f"'{name}' cannot be the name of a tokenizer for audio"):
+            make_bundle(tmp_path / "b", {name: tmp_path / "audio"}, kinds={name: "audio"})
+    with pytest.raises(UserError, match="audio: its tokenizer has weights; give one, as audio=PATH"):
+        make_bundle(tmp_path / "b", {"speech": tmp_path / "audio"}, kinds={"speech": "audio"}, add=["audio"])
+    one = make_bundle(tmp_path / "b", {"speech": tmp_path / "audio"}, kinds={"speech": "audio"})
+    again = make_bundle(tmp_path / "c", {"music": tmp_path / "b"}, kinds={"music": "audio"})  # the only one of its kind there
+    assert again.music.fingerprint() == one.speech.fingerprint()
+    one.tokenizers.clear()
+    with pytest.raises(UserError, match="--audio speech=PATH"):
+        one.require("speech")
+    with pytest.raises(UserError, match="--image PATH"):
+        one.require("image")
+
+
+def test_a_part_of_a_prompt_may_say_its_tokenizer_and_a_plan_a_kind(tiny, tmp_path):
+    kinds = {"speech": "audio", "music": "audio"}
+    tiny.audio.save_pretrained(tmp_path / "audio")
+    both = make_bundle(tmp_path / "both", dict.fromkeys(kinds, tmp_path / "audio"), kinds=kinds)
+    (segment,) = both.read(Part("music", CONTENT["audio"]))
+    assert segment.modality == "music"
+    with pytest.raises(UserError, match="a part of type music holds a str"):
+        both.read(Part("music", "hello"))
+    with pytest.raises(UserError, match="several tokenizers for audio"):
+        parse_plan("audio:2s", both.vocab, both.rates)
+    one = make_bundle(tmp_path / "one", {"speech": tmp_path / "audio"}, kinds=kinds)
+    assert parse_plan("audio:2s", one.vocab, one.rates)[0].modality == "speech"
+
+
+def test_a_kind_says_which_files_are_its_own(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("unitok.modalities._REGISTRY", dict(modalities()))
+
+    @register
+    class Moves(Modality):
+        kind = "moves"
+
+        def recognizes(self, head, name):
+            return head.startswith(b"MOVES")
+
+        def declare(self, name, tokenizer):
+            return Span(name, (name,), f"<{name}>", f"</{name}>", kind=self.kind), {name: 256}, ()
+
+        def load(self, tokenizer, content, options, name, view="", chance=0.0):
+            return Loaded(np.frombuffer(content.read()[5:], np.uint8))
+
+        def encode(self, tokenizer, batch):
+            return [one.content[None] for one in batch]
+
+    bundle = Bundle(build_vocab({"moves": Plain("moves")}), {"moves": Plain("moves")})
+    (tmp_path / "a.txt").write_bytes(b"MOVES right left")
+    (segment,) = bundle.read(tmp_path / "a.txt")
+    assert bytes(segment.codes[0].astype(np.uint8)) == b" right left"
+    (tmp_path / "b.png").write_bytes(b"none of them")
+    with pytest.raises(UserError, match="neither an image nor audio"):
+        bundle.read(tmp_path / "b.png")

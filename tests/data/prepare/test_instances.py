@@ -3,18 +3,20 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from raw_data import errors_of, png, wav
 
-from unitok.bundle import Bundle
+from unitok.bundle import Bundle, make_bundle
 from unitok.data.prepare.plan import Plan
 from unitok.data.prepare.recipe import SourceSpec
 from unitok.data.prepare.tokenize import detokenize, tokenize
 from unitok.data.shards import TokenDataset
 from unitok.errors import UserError
 from unitok.interleaved import read_raw_documents
-from unitok.modalities import build_vocab, modality_of
+from unitok.modalities import Modality, build_vocab, modalities, modality_of, register
+from unitok.ranges import Span
 
 
 @pytest.fixture(scope="module")
@@ -85,3 +87,52 @@ def test_an_image_where_audio_should_be_is_listed(two_audio, tmp_path):
     tokenize(Plan(str(tmp_path / "x.jsonl"), str(tmp_path / "out"), str(two_audio)))
     [error] = errors_of(tmp_path / "out")
     assert error == "a.png: the part's type is music, the file is image; give the type that it has"
+
+
+def test_order_and_pieces_know_instances_and_kinds(two_audio, tmp_path):
+    (tmp_path / "0.wav").write_bytes(wav(1))
+    (tmp_path / "0.txt").write_text("said")
+    for order in (("speech", "text"), ("audio", "text"), ("text", "speech")):
+        spec = SourceSpec("", order=order, instances={"audio": "speech"})
+        out = tmp_path.with_name("-".join(order))
+        tokenize(Plan(str(tmp_path), str(out), str(two_audio), spec=spec))
+        assert [s.modality for s in TokenDataset(out).document(0).segments] == [{"audio": "speech"}.get(t, t) for t in order]
+    both = [{"type": "speech", "path": "0.wav"}, {"type": "music", "path": "0.wav"}]
+    (tmp_path / "documents.jsonl").write_text(json.dumps({"content": both}))
+    out = tmp_path.with_name("both")
+    tokenize(Plan(str(tmp_path / "documents.jsonl"), str(out), str(two_audio), options={"audio": {"segment": 0.2}}))
+    assert len(TokenDataset(out)) == 1  # which of the two a piece would belong to, nothing says
+    with pytest.raises(UserError, match="text is no tokenizer for audio"):
+        tokenize(Plan(str(tmp_path), str(tmp_path / "no"), str(two_audio), spec=SourceSpec("", instances={"audio": "text"})))
+
+
+def test_a_value_that_its_kind_refuses_costs_its_document_alone(two_audio, tmp_path, monkeypatch):
+    monkeypatch.setattr("unitok.modalities._REGISTRY", dict(modalities()))
+
+    @register
+    class Dice(Modality):
+        kind = "dice"
+        key = "dice"
+
+        def declare(self, name, tokenizer):
+            return Span(name, (name,), f"<{name}>", f"</{name}>", kind=self.kind), {name: 6}, ()
+
+        def check(self, value, where):
+            if not isinstance(value, list):
+                raise UserError(f"{where}: dice are a list")
+            return value
+
+        def encode(self, tokenizer, batch):
+            return [np.array([one.content]) - 1 for one in batch]
+
+    make_bundle(tmp_path / "bundle", {"text": two_audio}, add=["dice"])
+    rows = [{"t": "good", "d": [1, 6]}, {"t": "bad", "d": [0, 9]}, {"t": "worse", "d": "xy"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    template = ({"type": "text", "text": "{t}"}, {"type": "dice", "dice": "{d}"})
+    spec = SourceSpec("", template=template)
+    tokenize(Plan(str(tmp_path / "rows.jsonl"), str(tmp_path / "out"), str(tmp_path / "bundle"), spec=spec), max_error_rate=1.0)
+    assert [s.codes.tolist() for s in TokenDataset(tmp_path / "out").document(0).segments[1:]] == [[[0, 5]]]
+    bad, worse = (json.loads(line) for line in (tmp_path / "out" / "errors.jsonl").read_text().splitlines())
+    assert "code -1 is not a legal code of 'dice'" in bad["error"]
+    assert "rows.jsonl" in worse["where"]
+    assert "dice are a list" in worse["error"]
