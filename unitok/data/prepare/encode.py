@@ -1,8 +1,8 @@
 """Raw documents -> documents, with the tokenizers of a bundle.
 
-Threads read and decode the parts of documents (`Modality.load`), a little ahead of the tokenizers; what has equal batch keys goes
-through the networks together. Each file is encoded once, however many documents use it. What is batched with what depends on the
-documents and their order alone, never on timing, so the codes do not either.
+Threads read and decode the parts of documents a little ahead of the tokenizers; what has equal batch keys goes through the
+networks together. Each file is encoded once, however many documents use it. What is batched with what depends on the documents
+and their order alone, never on timing, so the codes do not either.
 """
 
 import threading
@@ -27,17 +27,13 @@ from unitok.storage import Blob, Files, printable
 WAITING_BYTES = 256 << 20  # decoded content that waits for a full batch
 AHEAD = 128  # documents that are read and decoded ahead of the networks
 HELD_BYTES = 256 << 20  # decoded content that they may hold
+DECODERS = 2  # threads that read and decode
 
 
 class Stop(UserError):
     """Not one document's fault but the run's end; `errors` are the documents that failed before it."""
 
-    def __init__(self, message: str, errors: tuple[dict[str, str], ...] = ()):
-        super().__init__(message, errors)
-        self.errors = errors
-
-    def __str__(self) -> str:
-        return str(self.args[0])
+    errors: tuple[dict[str, str], ...] = ()
 
 
 Make = Callable[[], list[RawDocument]]
@@ -49,8 +45,8 @@ class Medium:
     """The content of a part on its way: decoded in a thread, encoded alone there or in a batch.
 
     Args:
-        name: the instance that it goes to. key: of a file, which many documents may use; () for content of the document itself.
-        users: documents on their way that it belongs to.
+        name: the instance that it goes to. users: documents on their way that it belongs to.
+        key: of a file, which many documents may use; () for content of the document itself.
     """
 
     name: str
@@ -77,9 +73,8 @@ class Waiting:
 class Encoded:
     """Documents in order; what could not be used, and why; how many each filter left out.
 
-    One item of a source may become several documents: `items` and `skipped` count items, those tried and those of which
-    nothing could be used. `formats` counts the documents' parts by instance and file format, `notes` what items hold and was not
-    used.
+    `items` and `skipped` count items of a source, those tried and those that no document came of. `formats` counts the documents'
+    parts by instance and file format, `notes` what items hold and was not used.
     """
 
     documents: list[Document] = field(default_factory=list)
@@ -96,7 +91,7 @@ class Encoder:
 
     Args:
         options: how content is read, by kind, where a source does not say it: the fields of `Modality.Options`.
-        seed: of random crops. decoders: threads that read and decode.
+        seed: of random crops.
         overlap: decode while the networks run; without, they take turns, which is faster where no core is to spare: threads
             of one interpreter get in one another's way.
         progress: is given documents, files, bytes and failures as they come.
@@ -107,12 +102,11 @@ class Encoder:
         bundle: Bundle,
         options: Mapping[str, Mapping[str, Any]] | None = None,
         seed: int = 0,
-        decoders: int = 2,
         overlap: bool = True,
         progress: Progress | None = None,
     ):
         self.bundle, self.options, self.seed = bundle, options or {}, seed
-        self.decoders, self.overlap, self.progress = decoders, overlap, progress or (lambda *_: None)
+        self.overlap, self.progress = overlap, progress or (lambda *_: None)
 
     def encode(self, raws: list[RawDocument]) -> tuple[list[Document], list[dict[str, str]]]:
         """Documents, and for each that could not be made, where and why. Paths are files of this machine."""
@@ -122,7 +116,7 @@ class Encoder:
     def run(self, makes: Iterable[tuple[str, str, SourceSpec, Make]]) -> Encoded:
         """Documents from what `Source.read` gives, each with its id, its place in words and its source's spec."""
         work = _Work(self)
-        with ThreadPoolExecutor(self.decoders) as pool:
+        with ThreadPoolExecutor(DECODERS) as pool:
             try:
                 for id, where, future in _ahead(pool, makes, work):
                     work.take(id, where, future)
@@ -130,7 +124,7 @@ class Encoder:
                 work.stop()  # or its threads would wait for room
                 pool.shutdown(cancel_futures=True)
                 if isinstance(error, Stop):
-                    raise type(error)(str(error), tuple(r for r in work.results if isinstance(r, dict))) from None
+                    error.errors = tuple(r for r in work.results if isinstance(r, dict))
                 raise
         return work.finish()
 

@@ -1,7 +1,4 @@
-"""Processes that tokenize: this one, several of this machine, or the actors of a Ray cluster; and the progress of them all.
-
-A launcher makes each shard of a list, in any order, as often as it must. Nothing here decides what is in a shard.
-"""
+"""Processes that tokenize: this one, several of this machine, or actors of a Ray cluster. Nothing here decides what is in a shard."""
 
 import logging
 import os
@@ -103,10 +100,8 @@ class Progress:
                 self._write(f"{tried} of {self.total}: {self._rates()}")
             self.told = time.monotonic()
         if tried >= JUDGED_AFTER and bad > self.max_error_rate * tried:
-            raise TooManyBad(
-                f"{self.run.plan.name()}: {bad} of {tried} documents could not be used, over max_error_rate "
-                f"{self.max_error_rate:g}"
-            )
+            over = f"over max_error_rate {self.max_error_rate:g}"
+            raise TooManyBad(f"{self.run.plan.name()}: {bad} of {tried} documents could not be used, {over}")
 
     def _rates(self) -> str:
         seconds = max(1e-3, time.monotonic() - self.began)
@@ -123,15 +118,13 @@ class Progress:
 
 
 def _run_here(run: Run, todo: list[int], overlap: bool, progress: Progress) -> None:
-    """One shard after another, in this process."""
     with threads(run.plan.threads):
         for entry in Worker(run.plan, "", progress.add, overlap).process_all(todo):
             progress.add(0, 0, 0, 0, entry["ids"])
 
 
 def _run_local(run: Run, todo: list[int], workers: int, overlap: bool, progress: Progress) -> None:
-    """Processes of this machine. Each asks for its next shard and tells what it did over a pipe of its own, which it shares with
-    no other; one that ends without a word ends the run."""
+    """Processes of this machine. Each asks for shards and tells what it did over a pipe of its own; one that dies ends the run."""
     context = get_context("spawn")
     left = iter(todo)
     running: dict[connection.Connection, Any] = {}
@@ -160,7 +153,8 @@ def _run_local(run: Run, todo: list[int], workers: int, overlap: bool, progress:
                 elif message != "next":
                     progress.add(*message)
     except Stop as error:
-        raise type(error)(str(error), (*error.errors, *_errors_of(pipes))) from None
+        error.errors = (*error.errors, *_errors_of(pipes))
+        raise
     finally:
         for process in running.values():
             process.terminate()
@@ -230,7 +224,7 @@ def _serve(pipe: connection.Connection, plan: Plan, number: int, overlap: bool) 
 
 
 def _run_ray(run: Run, todo: list[int], workers: int, overlap: bool, progress: Progress) -> None:
-    """Actors of a Ray cluster that keep the tokenizers loaded; one that dies is started again, and its shard made again."""
+    """Actors of a Ray cluster; one that dies is started again, and its shard made again."""
     try:
         import ray
     except ImportError:
@@ -278,9 +272,7 @@ def _run_ray(run: Run, todo: list[int], workers: int, overlap: bool, progress: P
 
 def _absolute(plan: Plan) -> Plan:
     """The same with paths that hold in any working folder."""
-
-    def full(path: str) -> str:
-        return path if not path or "://" in path else str(Path(path).absolute())
-
-    paths: dict[str, Any] = {name: full(getattr(plan, name)) for name in ("source", "recipe", "out", "bundle")}
-    return replace(plan, spec=replace(plan.spec, root=full(plan.spec.root)), **paths)
+    paths: dict[str, Any] = {name: getattr(plan, name) for name in ("source", "recipe", "out", "bundle")}
+    paths["root"] = plan.spec.root
+    paths |= {name: str(Path(path).absolute()) for name, path in paths.items() if path and "://" not in path}
+    return replace(plan, spec=replace(plan.spec, root=paths.pop("root")), **paths)

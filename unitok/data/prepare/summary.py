@@ -22,9 +22,10 @@ def total(entries: Iterable[Mapping[str, Any]], name: str) -> Counter[str]:
     return sum((Counter(entry.get(name, {})) for entry in entries), Counter())
 
 
-def summary(
-    formats: Mapping[str, int], filtered: Mapping[str, int], left_out: Mapping[str, int], notes: Mapping[str, int], renamed: int
-) -> Iterator[str]:
+Counts = Mapping[str, int]
+
+
+def summary(formats: Counts, filtered: Counts, left_out: Counts, notes: Counts, renamed: int) -> Iterator[str]:
     """Lines that say by kind what was read and what was not.
 
     Args:

@@ -1,9 +1,9 @@
 """`unitok tokenize`: raw files -> token shards. And back: `unitok detokenize`.
 
-The shard is the unit. The sources are listed once, in a fixed order (`plan`); `Worker.process(i)` reads the items of shard i,
-encodes them and writes the shard beside its place (`worker`). So the result does not depend on the number of processes, nor on
-how often they were killed: shards that are there whole are kept, and `dataset.json` comes last. Processes of this machine, of
-a SLURM array or of a Ray cluster (`launch`) share one function. Bad files are skipped, counted and listed in `errors.jsonl`.
+The sources are listed once, in a fixed order (`plan`); `Worker.process(i)` makes shard i of its items (`worker`), called by
+processes of this machine, of a SLURM array or of a Ray cluster (`launch`). So the result does not depend on their number, nor on
+how often they were killed: shards that are there whole are kept, and `dataset.json` comes last. Bad files are skipped, counted
+and listed in `errors.jsonl`.
 """
 
 import json
@@ -105,8 +105,8 @@ def tokenize(
 def locked(out: Path, part: tuple[int, int] | None = None) -> Iterator[Path]:
     """Keep a second run off; -> the log. `part`: (i, n) for the i-th of n runs that share the work, which may overlap.
 
-    Errors: `UserError` when another run is at work, and for a full disk. On a file system without locks there is none: what is
-    written is whole or not there, so nothing breaks.
+    Errors: `UserError` when another run is at work, and for a full disk. Without locks nothing breaks, either: what is written is
+    whole or not there.
     """
     busy = f"{out}: another `unitok tokenize` is at work on it; wait for it or choose another folder"
     with ExitStack() as held:
@@ -129,15 +129,13 @@ def _check_folder(out: Path, sources: list[Source]) -> None:
         if source.holds(out):
             raise UserError(f"{out}: lies in the source {source.spec.path}, which would be read with it; choose another folder")
     begun = any((out / name).exists() for name in ("dataset.json", "plan.json"))
-    others = (
-        [f for f in out.iterdir() if f.name not in (".work", "errors.jsonl") and f.suffix != ".log"] if out.exists() else []
-    )
-    if others and not begun:
+    there = out.iterdir() if out.exists() else ()
+    if not begun and any(f.name not in (".work", "errors.jsonl") and f.suffix != ".log" for f in there):
         raise UserError(f"{out}: not empty and no data set; choose another folder")
 
 
 def _check_types(sources: list[Source], bundle: Bundle) -> None:
-    """What the bundle lacks for what sources name, and for their first documents, is said before anything is written."""
+    """Errors: `UserError` for what the bundle lacks for what sources name, and for their first documents."""
     for source in sources:
         spec, where = source.spec, f"source {source.spec.name or source.spec.path}"
         if unknown := spec.types() - set(bundle.types):
@@ -149,16 +147,14 @@ def _check_types(sources: list[Source], bundle: Bundle) -> None:
             bundle.require(bundle.instance(spec.instances.get(part["type"], part["type"])))
             if (key := bundle.types[part["type"]].key) not in part:
                 raise UserError(f"{where}: template: a part of type {part['type']} needs a {key!r}")
-        for item, _ in zip(source.items(), range(8)):
-            if item.kind == "error":
+        first = [item for item, _ in zip(source.items(), range(8))]
+        for make in source.read(first):
+            try:
+                types = sorted({part.type for raw in make() for part in raw.content})
+            except Exception:  # told when it is read in its turn
                 continue
-            for make in source.read([item]):
-                try:
-                    types = sorted({part.type for raw in make() for part in raw.content})
-                except Exception:  # told when it is read in its turn
-                    continue
-                for name in types:
-                    bundle.require(bundle.instance(spec.instances.get(name, name)))
+            for name in types:
+                bundle.require(bundle.instance(spec.instances.get(name, name)))
 
 
 def _make_shards(
@@ -183,7 +179,7 @@ def _make_shards(
 
 
 def _write_errors(run: Run, more: tuple[dict[str, str], ...] = ()) -> tuple[Counter[str], str]:
-    """Write down what could not be used of the shards that are there, and `more`; -> how often for which reason, and the first."""
+    """List what could not be used of the shards that are there, and `more`; -> how often for which reason, and the first."""
     why: Counter[str] = Counter()
     first = ""
     with atomic_write(run.out / "errors.jsonl", run.work) as file:
@@ -254,6 +250,7 @@ def estimate(plan: Plan, sample: int = 200) -> dict[str, Any]:
         entry = write_shard(Path(folder) / "sample.arrow", encoded.documents, bundle.vocab)
         seconds = time.perf_counter() - began
     more = listed / len(items)
+    left_out = sum((source.left_out for source in sources), Counter())
     return {
         "listed": listed,
         "sample": len(items),
@@ -265,9 +262,7 @@ def estimate(plan: Plan, sample: int = 200) -> dict[str, Any]:
         "gigabytes": entry["bytes"] * more / 1e9,
         "errors": [error["error"] for error in encoded.errors[:3]],
         "examples": [show_document(bundle, document) for document in encoded.documents[:EXAMPLES]],
-        "summary": [
-            *summary(encoded.formats, encoded.filtered, sum((s.left_out for s in sources), Counter()), encoded.notes, 0)
-        ],
+        "summary": list(summary(encoded.formats, encoded.filtered, left_out, encoded.notes, 0)),
     } | {f"{modality}_ids": count * more for modality, count in entry["ids_by_modality"].items()}
 
 

@@ -1,12 +1,8 @@
-"""One shard: a stretch of a plan's listing, read, encoded, written beside its place and renamed.
-
-Everything that runs a tokenization (`unitok.data.prepare.launch`) is a way of calling `Worker.process(i)` for the shards that are not
-there yet.
-"""
+"""One shard: a stretch of a plan's listing, read, encoded, written beside its place and renamed."""
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import groupby
@@ -16,7 +12,7 @@ from typing import Any
 import torch
 
 from unitok.bundle import Bundle
-from unitok.data.prepare.encode import Encoded, Encoder
+from unitok.data.prepare.encode import Encoded, Encoder, Progress
 from unitok.data.prepare.listing import Item
 from unitok.data.prepare.plan import Plan, Run, open_sources
 from unitok.data.prepare.sources import Source
@@ -35,19 +31,10 @@ COUNTED = ("filtered", "formats", "notes")
 class Worker:
     """Keeps a bundle's tokenizers loaded and makes one shard after another of a planned run.
 
-    Args:
-        plan: as it lies in its output folder. device: where its tokenizers run.
-        progress: told of documents, files, bytes and failures as they come.
-        overlap: see `Encoder`.
+    device: where its tokenizers run; by default where the plan says. progress, overlap: see `Encoder`.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        device: str = "",
-        progress: Callable[[int, int, int, int], None] | None = None,
-        overlap: bool = True,
-    ):
+    def __init__(self, plan: Plan, device: str = "", progress: Progress | None = None, overlap: bool = True):
         self.run = Run(plan)
         self.bundle = Bundle.from_pretrained(plan.bundle, device=device or plan.device, parts="tokenizers")
         self.sources = open_sources(plan, self.bundle.types)
@@ -119,9 +106,8 @@ def made(run: Run, index: int) -> dict[str, Any] | None:
 
 def full_disk(error: OSError, out: Path) -> Exception:
     """A full disk in words; any other error as it is."""
-    return (
-        UserError(f"{out}: {error.strerror}; make room and start again: what is done is kept") if is_full_disk(error) else error
-    )
+    said = f"{out}: {error.strerror}; make room and start again: what is done is kept"
+    return UserError(said) if is_full_disk(error) else error
 
 
 @contextmanager
