@@ -155,13 +155,15 @@ def test_what_the_library_says_of_an_argument_names_its_flag():
         ("max_ids is 0: at least 1", "--max-ids is 0: at least 1"),
         ("40 ids are too few; raise max_ids", "40 ids are too few; raise --max-ids"),
         ("keep is 2: a share", "--keep is 2: a share"),
+        ("keep: a prompt must end with an image", "--keep: a prompt must end with an image"),
+        ("out: not empty", "out: not empty"),  # a folder of that name
         ("image: area is -1", "--image-area is -1"),
         ("out /gone: no such folder", "--out /gone: no such folder"),
         ("audio top_p 0.0: above 0", "--audio-top-p 0.0: above 0"),
         ("top_p 7.0: at most 1", "--top-p 7.0: at most 1"),
         ("/a/max_ids: no such file, and keep is no flag in here", "/a/max_ids: no such file, and keep is no flag in here"),
     ):
-        assert flags.name_flags(said, known) == shown
+        assert flags.name_flags(said, known, paths=["--out"]) == shown
 
 
 @pytest.mark.parametrize("verb", LIGHTNING_VERBS)

@@ -13,7 +13,7 @@ import argparse
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import takewhile
 from types import NoneType
@@ -40,7 +40,9 @@ def run(function: Callable[..., None], prog: str, arguments: Sequence[str]) -> N
                     check(one)
         function(**values)
     except UserError as error:
-        raise UserError(name_flags(str(error), parser._option_string_actions)) from None
+        actions = parser._option_string_actions
+        paths = [flag for flag, action in actions.items() if action.type not in (str, int, float)]
+        raise UserError(name_flags(str(error), actions, paths)) from None
 
 
 def make_parser(function: Callable[..., None], prog: str) -> argparse.ArgumentParser:
@@ -102,14 +104,17 @@ def described(text: str, default: Any) -> str:
     return (text if said else f"{text} (default: {default})").replace("%", "%%")
 
 
-def name_flags(message: str, flags: Iterable[str]) -> str:
-    """A library's message with flags in place of its arguments: `max_ids` anywhere, `keep is 2` and `image: area 0` where it begins."""
+def name_flags(message: str, flags: Iterable[str], paths: Collection[str] = ()) -> str:
+    """A library's message with flags in place of its arguments: `max_ids` anywhere, `keep is 2` and `image: area 0` where it begins.
+
+    paths: flags whose values are paths; their name before a colon may be such a path.
+    """
     for flag in sorted(flags, key=len, reverse=True):
         words = flag.lstrip("-").split("-")
         if len(words) > 1:
             message = re.sub(rf"(?<![\w/.'\"-]){'_'.join(words)}(?![\w/'\"-])", flag, message)
-        before_colon = ":|" if len(words) > 1 else ""  # one word before a colon may be a path
-        message = re.sub(rf"(?:^|(?<=: )){'(?:_|: |[. ])'.join(words)}(?={before_colon} is | [-./\d'\"\[])", flag, message)
+        behind = r" is | [-./\d'\"\[]" + ("" if flag in paths else "|:")
+        message = re.sub(rf"(?:^|(?<=: )){'(?:_|: |[. ])'.join(words)}(?={behind})", flag, message)
     return message
 
 

@@ -26,7 +26,6 @@ from unitok import pages
 from unitok.document import Segment
 from unitok.errors import UserError
 from unitok.files import read_json, write_json
-from unitok.media.formats import sniff_bytes
 from unitok.ranges import Span
 from unitok.storage import Blob
 from unitok.vocab import Vocab
@@ -149,6 +148,8 @@ class Modality:
 
     def recognizes(self, head: bytes, name: str) -> bool:
         """Whether a file can be content of this kind, by its first 4,096 bytes and its name."""
+        from unitok.media.formats import sniff_bytes  # imports PyTorch
+
         return sniff_bytes(head, name) == self.kind
 
     def check(self, value: Any, where: str) -> Any:
