@@ -16,6 +16,7 @@ from unitok.document import Document, Segment
 from unitok.errors import UserError, visible
 from unitok.grammar import Grammar
 from unitok.modalities.image import half_blocks
+from unitok.ranges import Span
 from unitok.sample.outputs import Output, save_outputs
 from unitok.sample.sampling import Settings
 from unitok.sample.score import score_documents
@@ -142,7 +143,7 @@ def test_a_begun_picture_streams_from_its_kept_rows_on(tiny):
 
 
 def test_an_image_whose_codes_do_not_tell_its_size_is_shown_once_it_is_whole(tiny):
-    stream = tiny.modality("image").stream(tiny.image)
+    stream = tiny.modality("image").stream(tiny.image, Span("image", ("image",), "<image>", "</image>"))
     assert stream.push(np.ones((1, 3), np.int64), False) is None
     assert stream.push(np.ones((1, 4), np.int64), True).shape == (3, tiny.image.stride, 4 * tiny.image.stride)
 
