@@ -1,12 +1,9 @@
 """What may come next: one state machine for each row, driven by the span declarations of the vocabulary.
 
-Used four ways: sampling (what may be drawn), data validation (`check`), training (`targets`: the legal set of every
-target, so that the loss is over legal ids only), and budgets (nothing is opened that the remaining length cannot close).
-A legal set is a tuple of half-open intervals of ids; it is small and hashable, so a batch of rows shares few masks.
-
-A row is free (any legal document) or follows a plan, a list of `Want`s. The machine accepts exactly what
-`Vocab.encode` gives: whatever it let through, `encode(decode(ids)) == ids`. Which level comes at which place of a span, and
-where that may end, is known to its layout (`unitok.layouts`).
+Used four ways: sampling (what may be drawn), data validation (`check`), training (`targets`: the loss is over legal ids only) and
+budgets (nothing is opened that the remaining length cannot close). A legal set is a tuple of half-open intervals of ids, small and
+hashable. A row is free (any legal document) or follows a plan, a list of `Want`s. The machine accepts exactly what `Vocab.encode`
+gives: `encode(decode(ids)) == ids`. Which level comes where in a span, its layout knows (`unitok.layouts`).
 """
 
 import copy
@@ -91,7 +88,7 @@ class Row:
 
     def copy_for(self, left: int | None, plan: list[Want] | None) -> "Row":
         """The same place in the sequence, with another budget and plan from here on. Text that stands here is taken as finished;
-        a begun image or sound is a plan's first item, put before it where the plan begins with something else."""
+        a begun image or sound is what a plan of that modality begins with, and is finished first before any other."""
         row = self.copy()
         if row.span and not row.span.begin:
             row.state, row.span, row.count = "open", None, 0

@@ -73,10 +73,8 @@ class Output:
         return self.of_kind("audio")
 
     def save(self, folder: str | Path) -> RawDocument:
-        """Write the whole document's files into a folder, generated text as .txt.
-
-        Files that the prompt gave as a Path are copied as they are; all else of it is decoded.
-        """
+        """Write the whole document's files into a folder, generated text as .txt. Files that the prompt gave as a Path are copied
+        as they are; all else of it is decoded."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         name = f"{self.index:06d}"
@@ -108,10 +106,8 @@ def _suffix(path: str) -> str:
 
 
 def save_outputs(outputs: list[Output], folder: Path, title: str = "unitok sample", overwrite: bool = False) -> None:
-    """Write all outputs into a folder: their files, `outputs.jsonl` (a line is the whole document) and `index.html`.
-
-    Earlier outputs in it go, other files stay. Errors: `UserError` where something else lies there, unless `overwrite` is set.
-    """
+    """Write all outputs into a folder: their files, `outputs.jsonl` (a line is the whole document) and `index.html`. Earlier
+    outputs go, other files stay. Errors: `UserError` where something else lies there, unless `overwrite` is set."""
     with whole_folder(folder, "sample output", overwrite) as new:
         raws, types = [output.save(new) for output in outputs], outputs[0].bundle.types if outputs else {}
         lead, articles = "Gray: given. Blue: generated.", [_article(raw, types) for raw in raws]

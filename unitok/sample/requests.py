@@ -76,11 +76,8 @@ def make_task(bundle: Bundle, options: Mapping[str, Any]) -> Task:
 
 @dataclass
 class Draft:
-    """One output to be made: its request, and what turns the ids into it.
-
-    Args:
-        index: number of the output. prompt: what stands before it. lead: ids of the begun picture or sound that belong to it.
-    """
+    """One output to be made: its request, and what turns the ids into it. prompt: what stands before it. lead: ids of the begun
+    picture or sound that belong to it."""
 
     index: int
     bundle: Bundle

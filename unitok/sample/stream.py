@@ -36,9 +36,7 @@ class Piece:
 
 def stream(bundle: Bundle, drafts: list[Draft], settings: dict[str, Any], batch_size: int = 64) -> Iterator[Piece | Output]:
     """Pieces of all outputs as they come; after the last one of each the whole `Output`. So many are made together.
-
-    Errors: `UserError` as for `Unitok.generate`, before any work.
-    """
+    Errors: `UserError` as for `Unitok.generate`, before any work."""
     check_count("batch size", batch_size, 1)
     session = Session(bundle.inference, Grammar(bundle.vocab), settings, ahead=AHEAD)
     session.check(one.request for one in drafts)
