@@ -1,7 +1,7 @@
-"""What a vocabulary is declared with: ranges of ids, and how each modality lays out its span; and what is refused.
+"""What a vocabulary is declared with: ranges of ids, and how each modality lays out its span.
 
-A declaration is refused where it is made unless every Document comes back from its ids exactly: a wrong one would be trained on
-for days before anybody sees it. So one modality at most stands bare, and what ids mean follows from the begin id before them.
+A declaration is refused unless every Document comes back from its ids exactly: a wrong one would be trained on for days before
+anybody sees it. So one modality at most stands bare, and what ids mean follows from the begin id before them.
 """
 
 from dataclasses import dataclass
