@@ -36,12 +36,8 @@ class ReadFile(str):
 
 
 class Bundle:
-    """Vocabulary, tokenizers and decoder together.
-
-    Args:
-        tokenizers: by name. Each is an attribute, too: `bundle.image`, None where there is none.
-        defaults: its own settings of sampling, by kind or name, as fields of `unitok.sample.sampling.Settings`.
-    """
+    """Vocabulary, tokenizers and decoder together. A tokenizer is an attribute by its name: `bundle.image`, None where there is none.
+    defaults: its own settings of sampling, by kind or name, as fields of `unitok.sample.sampling.Settings`."""
 
     def __init__(
         self,
@@ -313,12 +309,9 @@ def make_bundle(
     """Put parts into a bundle, or add them to one that is there. New tokenizers make a new vocabulary; a decoder must have been
     trained on exactly the bundle's.
 
-    Args:
-        paths: of parts by name: a tokenizer's, or `model`. kinds: of the tokenizers whose names are not their kinds.
-        add: kinds whose tokenizers have no weights, to be added.
-
-    Errors: `UserError` where something else lies at `out`, or where a decoder would lose a tokenizer that it was trained with; with
-    `overwrite` the one is replaced, and the other left out.
+    paths: of parts by name: a tokenizer's, or `model`. kinds: of the tokenizers whose names are not their kinds. add: kinds whose
+    tokenizers have no weights. Errors: `UserError` where something else lies at `out`, or where a decoder would lose a tokenizer
+    that it was trained with; with `overwrite` the one is replaced, and the other left out.
     """
     out, kinds = Path(out), dict(kinds or {})
     check_replaceable(out, "bundle", overwrite)

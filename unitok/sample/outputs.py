@@ -23,19 +23,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class Output:
-    """One continuation.
-
-    Args:
-        prompt: the Document that it continues. new: what was generated. ids: the new ids.
-        score: by which it was the best, where there were several to choose from.
-    """
+    """One continuation."""
 
     bundle: Bundle = field(repr=False)
-    prompt: Document
+    prompt: Document  # that it continues
     new: Document
-    ids: np.ndarray
+    ids: np.ndarray  # of what is new
     index: int = 0
-    score: float | None = None
+    score: float | None = None  # by which it was the best, where there were several to choose from
 
     @property
     def document(self) -> Document:
