@@ -8,8 +8,7 @@ modality declares its span once; grammar, data validation, loss masks, sampling 
     image  <image> rows columns code … </image>              (rows x columns codes, raster order)
     audio  <audio> (level 0 … level K-1) per frame … </audio>
 
-A document is `<bos>`, its spans, `<eos>`; a change of role puts that role's id before the span. Everything here is
-numpy: workers that prepare data need no torch.
+A document is `<bos>`, its spans, `<eos>`; a change of role puts that role's id before the span. No torch: workers need none.
 """
 
 import json
@@ -48,10 +47,8 @@ class SegmentSpan:
 
 @dataclass
 class Vocab:
-    """Ranges, special names and span declarations. Make one with `unitok.modalities.build_vocab`, read one with `Vocab.load`.
-
-    Errors: `UserError` for a declaration by which some Document would not come back from its ids as it was.
-    """
+    """Ranges, special names and span declarations, made by `unitok.modalities.build_vocab`. Errors: `UserError` for a declaration
+    by which some Document would not come back from its ids as it was."""
 
     ranges: list[Range] = field(default_factory=list)
     specials: dict[str, int] = field(default_factory=dict)

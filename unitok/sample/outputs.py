@@ -3,7 +3,6 @@
 import re
 import shutil
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,15 +30,12 @@ class Output:
     ids: np.ndarray  # of what is new
     index: int = 0
     score: float | None = None  # by which it was the best, where there were several to choose from
+    _decoded: dict[int, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def document(self) -> Document:
         """Prompt and continuation together."""
         return Document(self.prompt.segments + self.new.segments, f"{self.index:06d}")
-
-    @cached_property
-    def _decoded(self) -> dict[int, Any]:
-        return {}
 
     def content(self, i: int) -> Any:
         """The i-th generated segment, decoded (once), as `Bundle.decode` gives it."""

@@ -67,7 +67,7 @@ def _batches(lengths: list[int], batch_ids: int) -> Iterator[list[int]]:
 @dataclass
 class Score:
     """How likely a document is: for each segment its modality, ids (markers included) and log-probability in nats, given
-    all that stands before it; `loss` says which of them count."""
+    all before it; `loss` says which count."""
 
     document: Document
     parts: list[dict[str, Any]]
