@@ -46,10 +46,7 @@ class Unitok(Bundle):
             negative: parts of what guidance leads away from.
             more: `keep`, `best_of`, `best_by`, `jacobi` as in `unitok.sample.requests.Task`.
 
-        Returns:
-            n Outputs for each prompt, in order.
-
-        Errors: `UserError` that names the argument.
+        Returns n Outputs for each prompt, in order. Errors: `UserError` that names the argument.
         """
         documents, task = self._task(prompt, negative, want=want, n=n, seed=seed, max_ids=max_ids, settings=settings, **more)
         return generate_outputs(self, documents, task, batch_size, progress)

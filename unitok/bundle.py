@@ -36,12 +36,8 @@ class ReadFile(str):
 
 
 class Bundle:
-    """Vocabulary, tokenizers and decoder together.
-
-    Args:
-        tokenizers: by name. Each is an attribute, too: `bundle.image`, None where there is none.
-        defaults: its own settings of sampling, by kind or name, as fields of `unitok.sample.sampling.Settings`.
-    """
+    """Vocabulary, tokenizers and decoder together. A tokenizer is an attribute by its name: `bundle.image`, None where there is none.
+    defaults: its own settings of sampling, by kind or name, as fields of `unitok.sample.sampling.Settings`."""
 
     def __init__(
         self,
@@ -72,11 +68,8 @@ class Bundle:
 
     @classmethod
     def from_pretrained(cls: type[B], path: str | Path, device: str = "cpu", parts: Iterable[str] | None = None) -> B:
-        """Read a bundle, in eval mode.
-
-        parts: limits what is loaded: names of tokenizers, `tokenizers` for all of them, and `model`. Errors: `UserError` naming
-        what is wrong.
-        """
+        """Read a bundle, in eval mode. parts: what is loaded: names of tokenizers, `tokenizers` for all of them, and `model`.
+        Errors: `UserError` naming what is wrong."""
         path = Path(path)
         settle(path)
         info = read_json(path / "bundle.json", "make a bundle with `unitok bundle`", "version", "parts")
@@ -96,15 +89,16 @@ class Bundle:
             for name in info["parts"]
             if name in wanted and name in vocab.spans
         }
-        model = _decoder_at(path, device) if {"model"} & {*wanted} & {*info["parts"]} else None
+        model = None
+        if "model" in wanted and "model" in info["parts"]:
+            from unitok.model import Decoder
+
+            model = Decoder.from_pretrained(path, device=device)
         return cls(vocab, tokenizers, model, read_generation_config(path))
 
     def save_pretrained(self, path: str | Path, overwrite: bool = False) -> None:
-        """Write a bundle, whole or not at all. Inverse of `from_pretrained`.
-
-        Another bundle, or anything else, that lies at `path` is replaced only with `overwrite`; files in a bundle that unitok did
-        not write stay. Errors: `UserError` that names what lies there.
-        """
+        """Write a bundle, whole or not at all. What lies at `path` is replaced only with `overwrite`; files in a bundle that
+        unitok did not write stay. Inverse of `from_pretrained`. Errors: `UserError` that names what lies there."""
         with whole_folder(path, "bundle", overwrite) as partial:
             for name, tokenizer in self.tokenizers.items():
                 tokenizer.save_pretrained(partial / "tokenizers" / name)
@@ -161,10 +155,7 @@ class Bundle:
         return types_of(self.vocab)
 
     def instance(self, type: str) -> str:
-        """The name of the tokenizer that content of a type goes to: its own name, or the only one of its kind.
-
-        Errors: `UserError` where the bundle has none, or several.
-        """
+        """The name of the tokenizer that content of a type goes to, as `Vocab.instance` says."""
         return self.vocab.instance(type)
 
     @property
@@ -176,10 +167,8 @@ class Bundle:
     # ---- Content <-> documents -----------------------------------------------------------------------------------
 
     def read(self, content: Any, role: str = "none", loss: bool = True) -> list[Segment]:
-        """Segments of one piece of content: a str, Path, `PIL.Image`, (waveform [C, T], Hz), Document or RawDocument.
-
-        Where a bundle has several tokenizers of a kind, a Part says which: `Part("speech", path=Path("a.wav"))`.
-        """
+        """Segments of one piece of content: a str, Path, `PIL.Image`, (waveform [C, T], Hz), Document or RawDocument; or a Part,
+        which says which of several tokenizers of a kind it is for: `Part("speech", path=Path("a.wav"))`."""
         if isinstance(content, Document):
             return list(content.segments)
         if isinstance(content, RawDocument):
@@ -190,9 +179,10 @@ class Bundle:
             return [self._read_file(content, role, loss)]
         kind = kind_accepting(content)
         if kind is None:
-            raise UserError(
-                f"a prompt's part is a str, a Path, a PIL.Image, (waveform [C, T], Hz) or a Document, not {_named(content)}"
-            )
+            array = hasattr(content, "__array__") or hasattr(content, "__array_interface__") or isinstance(content, list)
+            hint = "; of an array: PIL.Image.fromarray(array), or (array, Hz)" if array else ""
+            known = "a str, a Path, a PIL.Image, (waveform [C, T], Hz) or a Document"
+            raise UserError(f"a prompt's part is {known}, not {type(content).__name__}{hint}")
         return [self._encode(self.instance(kind), content, f"a prompt's {kind}", role, loss)]
 
     def read_raw(self, raw: RawDocument) -> Document:
@@ -235,10 +225,8 @@ class Bundle:
         return self.modality(segment.modality).decode(self.require(segment.modality), segment)
 
     def write_document(self, document: Document, folder: Path, name: str, contents: list[Any] | None = None) -> RawDocument:
-        """Decode a Document into files `folder/NAME-0.png`, …, and return the raw document that names them.
-
-        contents: its segments, where they have been decoded already.
-        """
+        """Decode a Document into files `folder/NAME-0.png`, …, and return the raw document that names them. contents: its
+        segments, where they have been decoded already."""
         parts = []
         for i, segment in enumerate(document.segments):
             content = self.decode(segment) if contents is None else contents[i]
@@ -266,27 +254,13 @@ def read_generation_config(folder: Path) -> dict[str, dict[str, Any]]:
     return found["settings"]
 
 
-def _named(content: Any) -> str:
-    array = hasattr(content, "__array__") or hasattr(content, "__array_interface__") or isinstance(content, list)
-    return type(content).__name__ + ("; of an array: PIL.Image.fromarray(array), or (array, Hz)" if array else "")
-
-
-def _decoder_at(path: Path, device: str) -> "Decoder":
-    from unitok.model import Decoder
-
-    return Decoder.from_pretrained(path, device=device)
-
-
 # ---- Making bundles -------------------------------------------------------------------------------------------------
 
 
 def load_trained_part(kind: str, path: Path, trust: bool = False, name: str = "") -> tuple[Any, dict[str, Any]]:
     """A part from its own folder, a bundle, a run's folder (its newest checkpoint) or a checkpoint; and the checkpoint's
-    description of it.
-
-    kind: of a tokenizer, or `model`. name: which of a bundle's tokenizers, where it has several of the kind. Errors: `UserError`
-    naming the path.
-    """
+    description of it. kind: of a tokenizer, or `model`. name: which of a bundle's tokenizers, where it has several of the kind.
+    Errors: `UserError` naming the path."""
     from unitok.checkpoints import is_sharded, load_checkpoint, merge_lora, newest_checkpoint
     from unitok.model import Decoder
 
@@ -332,17 +306,12 @@ def make_bundle(
     kinds: Mapping[str, str] | None = None,
     add: Iterable[str] = (),
 ) -> Bundle:
-    """Put parts into a bundle, or add them to one that is there, and return it.
+    """Put parts into a bundle, or add them to one that is there. New tokenizers make a new vocabulary; a decoder must have been
+    trained on exactly the bundle's.
 
-    New tokenizers make a new vocabulary; a decoder must have been trained on exactly the bundle's. Files in the bundle that unitok
-    did not write stay.
-
-    Args:
-        paths: of parts by name: a tokenizer's, or `model`. kinds: of the tokenizers whose names are not their kinds.
-        add: kinds whose tokenizers have no weights, to be added.
-
-    Errors: `UserError` where something else lies at `out`, or where a decoder would lose a tokenizer that it was trained with; with
-    `overwrite` the one is replaced, and the other left out.
+    paths: of parts by name: a tokenizer's, or `model`. kinds: of the tokenizers whose names are not their kinds. add: kinds whose
+    tokenizers have no weights. Errors: `UserError` where something else lies at `out`, or where a decoder would lose a tokenizer
+    that it was trained with; with `overwrite` the one is replaced, and the other left out.
     """
     out, kinds = Path(out), dict(kinds or {})
     check_replaceable(out, "bundle", overwrite)

@@ -1,12 +1,9 @@
 """What may come next: one state machine for each row, driven by the span declarations of the vocabulary.
 
-Used four ways: sampling (what may be drawn), data validation (`check`), training (`targets`: the legal set of every
-target, so that the loss is over legal ids only), and budgets (nothing is opened that the remaining length cannot close).
-A legal set is a tuple of half-open intervals of ids; it is small and hashable, so a batch of rows shares few masks.
-
-A row is free (any legal document) or follows a plan, a list of `Want`s. The machine accepts exactly what
-`Vocab.encode` gives: whatever it let through, `encode(decode(ids)) == ids`. Which level comes at which place of a span, and
-where that may end, is known to its layout (`unitok.layouts`).
+Used four ways: sampling (what may be drawn), data validation (`check`), training (`targets`: the loss is over legal ids only) and
+budgets (nothing is opened that the remaining length cannot close). A legal set is a tuple of half-open intervals of ids, small and
+hashable. A row is free (any legal document) or follows a plan, a list of `Want`s. The machine accepts exactly what `Vocab.encode`
+gives: `encode(decode(ids)) == ids`. Which level comes where in a span, its layout knows (`unitok.layouts`).
 """
 
 import copy
@@ -33,10 +30,8 @@ class Want:
 
 
 def parse_plan(text: str, vocab: Vocab, rates: Mapping[str, float] | None = None) -> list[Want] | None:
-    """`free` -> None; `text,image:8x12,audio:2s` -> Wants; errors: `UserError` that shows the form.
-
-    `rates` (frames per second), by modality, turn seconds into frames.
-    """
+    """`free` -> None; `text,image:8x12,audio:2s` -> Wants. `rates`, frames per second by modality, turn seconds into frames.
+    Errors: `UserError` that shows the form."""
     if text.strip() == "free":
         return None
     wants = []
@@ -65,10 +60,8 @@ def parse_plan(text: str, vocab: Vocab, rates: Mapping[str, float] | None = None
 
 
 class Row:
-    """The state of one row. `left` is how many ids may still come, the closing eos included.
-
-    `allowed()` gives the legal set, `advance(id)` takes one. With `left=None` there is no budget.
-    """
+    """The state of one row: `allowed()` gives the legal set, `advance(id)` takes one of it. `left` is how many ids may still come,
+    the closing eos included; None is no budget."""
 
     def __init__(self, grammar: "Grammar", left: int | None = None, plan: list[Want] | None = None):
         self.grammar, self.vocab = grammar, grammar.vocab
@@ -94,11 +87,8 @@ class Row:
         return row
 
     def copy_for(self, left: int | None, plan: list[Want] | None) -> "Row":
-        """The same place in the sequence, with another budget and plan from here on.
-
-        Text that stands here is taken as finished. A begun image or sound is what a plan of that modality begins with; it is
-        finished first where the plan begins with something else.
-        """
+        """The same place in the sequence, with another budget and plan from here on. Text that stands here is taken as finished;
+        a begun image or sound is what a plan of that modality begins with, and is finished first before any other."""
         row = self.copy()
         if row.span and not row.span.begin:
             row.state, row.span, row.count = "open", None, 0
@@ -236,10 +226,8 @@ class Row:
             self.left = min(self.left, self.least)
 
     def ahead(self, most: int) -> list[Intervals]:
-        """The legal sets of the next ids, at most `most`: up to and with the first on which what follows depends.
-
-        In an image of known size, for one, all codes that are left, whichever will be drawn.
-        """
+        """The legal sets of the next ids, at most `most`: up to and with the first on which what follows depends. In an image of
+        known size these are all codes that are left."""
         known = self._known_body(most)
         if not known or self.span is None:
             return [self.allowed()]
@@ -340,10 +328,8 @@ class Grammar:
         return Row(self, left, plan)
 
     def follow(self, ids: np.ndarray, complete: bool = True) -> Row:
-        """The state after a document's ids, bos first; errors: `UserError` at the first id that cannot stand there.
-
-        `complete`: whether the ids must end with a whole document (a final eos).
-        """
+        """The state after a document's ids, bos first. `complete`: whether they must end with a final eos. Errors: `UserError` at
+        the first id that cannot stand there."""
         row = self.row()
         if len(ids) == 0 or ids[0] != self.vocab.bos:
             raise UserError("position 0: a document begins with <bos>")
@@ -375,11 +361,8 @@ class Grammar:
         return self._kinds.setdefault(intervals, len(self._kinds))
 
     def _compile(self) -> np.ndarray:
-        """[3 x roles + 2 x modalities, V]: the kind of a target.
-
-        Axis 0: between spans after bos, after a role and elsewhere, for each role; then in each span, first for where its
-        layout leaves no choice, then for where another unit may begin or not.
-        """
+        """[3 x roles + 2 x modalities, V]: the kind of a target. Axis 0: between spans after bos, after a role and elsewhere, for
+        each role; then in each span, where its layout leaves no choice, and where another unit may begin or not."""
         spans, between = list(self.vocab.spans.values()), 3 * len(ROLES)
         table = np.zeros((between + 2 * len(spans), self.vocab.size), np.int16)
         for role in range(len(ROLES)):

@@ -20,14 +20,9 @@ Types = Mapping[str, Modality]
 
 
 def raw_document(row: Any, folder: Path, where: str, default_id: str, types: Types | None = None) -> RawDocument:
-    """The document that a line's object describes.
-
-    Args:
-        folder: that paths are relative to. where: for messages. default_id: of a document that names none.
-        types: modalities by the types that a part may have; None: all kinds.
-
-    Errors: `UserError` that says what is wrong, and in which part.
-    """
+    """The document that a line's object describes. folder: that paths are relative to. where: for messages. default_id: of a
+    document that names none. types: modalities by the types that a part may have; None: all kinds.
+    Errors: `UserError` that says what is wrong, and in which part."""
     if not isinstance(row, dict) or not isinstance(row.get("content"), list) or not row["content"]:
         raise UserError(f'{where}: a document is {{"id": …, "content": [parts]}} with at least one part')
     known = modalities() if types is None else types

@@ -1,7 +1,7 @@
-"""What a vocabulary is declared with: ranges of ids, and how each modality lays out its span; and what is refused.
+"""What a vocabulary is declared with: ranges of ids, and how each modality lays out its span.
 
-A declaration is refused where it is made unless every Document comes back from its ids exactly: a wrong one would be trained on
-for days before anybody sees it. So one modality at most stands bare, and what ids mean follows from the begin id before them.
+A declaration is refused unless every Document comes back from its ids exactly: a wrong one would be trained on for days before
+anybody sees it. So one modality at most stands bare, and what ids mean follows from the begin id before them.
 """
 
 from dataclasses import dataclass
@@ -19,22 +19,15 @@ ENDS = ("<bos>", "<eos>", "<pad>")
 
 @dataclass(frozen=True)
 class Range:
-    """A stretch of ids `[offset, offset + size)` of one kind.
-
-    Args:
-        kind: `special`, `text`, `grid` (value n stands at offset n - 1) or `codes`.
-        level: of a residual codebook.
-        illegal: codes that no sequence may hold (SentencePiece's control pieces).
-        permutation: code c stands at `offset + permutation[c]`; None is the identity.
-    """
+    """A stretch of ids `[offset, offset + size)` of one kind."""
 
     name: str
-    kind: str
+    kind: str  # `special`, `text`, `grid` (value n stands at offset + n - 1) or `codes`
     offset: int
     size: int
-    level: int = 0
-    illegal: tuple[int, ...] = ()
-    permutation: tuple[int, ...] | None = None
+    level: int = 0  # of a residual codebook
+    illegal: tuple[int, ...] = ()  # codes that no sequence may hold (SentencePiece's control pieces)
+    permutation: tuple[int, ...] | None = None  # code c stands at `offset + permutation[c]`; None is the identity
 
     def __post_init__(self) -> None:
         where, codes = f"range {self.name!r}", (*self.illegal, *(self.permutation or ()))
@@ -111,26 +104,16 @@ class Range:
 
 @dataclass(frozen=True)
 class Span:
-    """How a modality lays out its ids.
+    """How a modality lays out its ids. Without a header its body holds any number of units, at least one."""
 
-    Args:
-        modality: its name.
-        body: names of the ranges of its levels, in order; spans may share them, where none of them is bare.
-        begin, end: names of special ids; one span may have none, text's.
-        header: names of grid ranges, one for each side; without a header the body holds any number of units, at least one.
-        fingerprint: of the tokenizer whose codes these are.
-        kind: which modality it is an instance of (`unitok.modalities`); "" for one of its own name.
-        layout: order of the codes (`unitok.layouts`); "" for `raster` with a header, `interleaved` without one.
-    """
-
-    modality: str
-    body: tuple[str, ...]
-    begin: str | None = None
+    modality: str  # its name
+    body: tuple[str, ...]  # ranges of its levels, by name and in order; spans may share them, where none of them is bare
+    begin: str | None = None  # name of a special id; one span may have no begin and end, text's
     end: str | None = None
-    header: tuple[str, ...] = ()
-    fingerprint: str = ""
-    kind: str = ""
-    layout: str = ""
+    header: tuple[str, ...] = ()  # names of grid ranges, one for each side
+    fingerprint: str = ""  # of the tokenizer whose codes these are
+    kind: str = ""  # which modality it is an instance of (`unitok.modalities`); "" for one of its own name
+    layout: str = ""  # order of the codes (`unitok.layouts`); "" for `raster` with a header, `interleaved` without one
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kind", self.kind or self.modality)

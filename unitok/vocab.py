@@ -1,16 +1,14 @@
 """The shared vocabulary: ranges of ids, how each modality lays out its span, and documents <-> ids.
 
-The only place where codes become ids and ids become codes. Ranges stand in this order and are append-only, so that a
-modality can be added without moving an old id: 256 special ids, text pieces, image grid sizes, image codes, one range
-for each level of audio codes, then whatever comes later. A modality declares its span once (begin, header, the levels of its
-body and their layout, end); grammar, data validation, loss masks, sampling and decoding all read that declaration:
+The only place where codes become ids and ids become codes. Ranges are append-only, so that a modality can be added without moving
+an old id: 256 special ids, text pieces, image grid sizes, image codes, one range for each level of audio codes, then others. A
+modality declares its span once; grammar, data validation, loss masks, sampling and decoding all read that declaration:
 
     text   piece piece …                                     (bare; neighbors of equal role and loss merge)
     image  <image> rows columns code … </image>              (rows x columns codes, raster order)
     audio  <audio> (level 0 … level K-1) per frame … </audio>
 
-A document is `<bos>`, its spans, `<eos>`; a change of role puts that role's id before the span. Everything here is
-numpy: workers that prepare data need no torch.
+A document is `<bos>`, its spans, `<eos>`; a change of role puts that role's id before the span. No torch: workers need none.
 """
 
 import json
@@ -49,10 +47,8 @@ class SegmentSpan:
 
 @dataclass
 class Vocab:
-    """Ranges, special names and span declarations. Make one with `unitok.modalities.build_vocab`, read one with `Vocab.load`.
-
-    Errors: `UserError` for a declaration by which some Document would not come back from its ids as it was.
-    """
+    """Ranges, special names and span declarations, made by `unitok.modalities.build_vocab`. Errors: `UserError` for a declaration
+    by which some Document would not come back from its ids as it was."""
 
     ranges: list[Range] = field(default_factory=list)
     specials: dict[str, int] = field(default_factory=dict)
@@ -72,12 +68,9 @@ class Vocab:
         return vocab
 
     def add(self, span: Span, sizes: dict[str, int], illegal: tuple[int, ...] = ()) -> None:
-        """Append a modality: a new range for each name in `sizes`; new special names get free special ids.
-
-        sizes: codes of the ranges that its header and body name. Sides of a grid are shared: a range of theirs that exists stays.
-        illegal: codes of its body that no sequence may hold. Errors: `UserError` for what cannot be encoded and decoded exactly;
-        the vocabulary stays as it was.
-        """
+        """Append a modality; new special names get free special ids. sizes: codes of the new ranges that its header and body name;
+        those of a grid's sides are shared, one that exists stays. illegal: codes of its body that no sequence may hold.
+        Errors: `UserError` for what cannot be encoded and decoded exactly; the vocabulary stays as it was."""
         if span.modality in self.spans:
             raise UserError(f"modality {span.modality!r} is declared already; an old one never changes")
         if strange := [name for name in sizes if name not in (*span.header, *span.body)]:
@@ -130,9 +123,7 @@ class Vocab:
 
     def instance(self, type: str) -> str:
         """The name of the span that content of a type goes to: its own name, or the only one of its kind; `type` where none is.
-
-        Errors: `UserError` where there are several.
-        """
+        Errors: `UserError` where there are several."""
         found = [type] if type in self.spans else [name for name, span in self.spans.items() if span.kind == type]
         if len(found) > 1:
             raise UserError(f"the bundle has several tokenizers for {type}: {', '.join(found)}; say which")
@@ -208,10 +199,8 @@ class Vocab:
     def body_codes(
         self, modality: str, ids: np.ndarray | list[int], sides: tuple[int, ...] = (), whole: bool = True
     ) -> np.ndarray:
-        """The ids of a span's body -> its codes, as a Segment has them. sides: what its header says.
-
-        whole: whether it is complete; else its whole units, in a grid its whole rows. Errors: `UserError` for ids of no such body.
-        """
+        """The ids of a span's body -> its codes, as a Segment has them. sides: what its header says. whole: whether it is complete;
+        else its whole units, in a grid its whole rows. Errors: `UserError` for ids of no such body."""
         span, ids = self.span(modality), np.asarray(ids, np.int64)
         codes, levels, body = np.zeros(len(ids), np.int64), np.full(len(ids), -1), self.body(modality)
         if len(body) == 1:
@@ -246,12 +235,8 @@ class Vocab:
         return self.encode_placed(document, bos, eos)[0]
 
     def decode(self, ids: np.ndarray, placed: list[SegmentSpan] | None = None, role: str = "none") -> Document:
-        """int64 [L] -> Document. Inverse of `encode`; `placed` gives back what ids cannot say (loss, source, size).
-
-        `role`: the role that holds where the ids begin, when they are the continuation of others.
-
-        Errors: `UserError` with the position for ids that no document encodes to.
-        """
+        """int64 [L] -> Document. Inverse of `encode`; `placed` gives back what ids cannot say (loss, source, size). role: that
+        holds where the ids begin, as the continuation of others. Errors: `UserError` with the position of one that fits nowhere."""
         ids = np.asarray(ids, np.int64)
         if placed is None:
             return self.merged(Document(tuple(self._read(ids, 0, len(ids), role))))

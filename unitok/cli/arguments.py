@@ -51,15 +51,10 @@ class PerKind:
 
 @dataclass(frozen=True)
 class Fields:
-    """Marks a dict: a flag per field of dataclasses by prefix; the dict holds {prefix: {field: value}} of what was given.
+    """Marks a dict: a flag per field of dataclasses by prefix; the dict holds {prefix: {field: value}} of what was given."""
 
-    Args:
-        classes: gives the dataclasses by prefix; those of the prefix "" hold for all.
-        default: stands in the help for the default of each field.
-    """
-
-    classes: Callable[[], Mapping[str, type]]
-    default: str = ""
+    classes: Callable[[], Mapping[str, type]]  # gives the dataclasses by prefix; those of the prefix "" hold for all
+    default: str = ""  # stands in the help for the default of each field
 
     def flags(self, name: str, text: str) -> Flags:
         """One per field, described by its class."""

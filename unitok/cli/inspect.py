@@ -198,7 +198,6 @@ def _inspect_config(path: Path, plan: dict[str, Any]) -> None:
 
 
 def _print_costs(config: "DecoderConfig", content: Mapping[str, str], plan: dict[str, Any]) -> None:
-    """Print `cost_table`."""
     from unitok.model.costs import cost_table
 
     for name, text in cost_table(config, content, **plan).items():

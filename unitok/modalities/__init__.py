@@ -33,25 +33,15 @@ from unitok.vocab import Vocab
 
 @dataclass
 class Loaded:
-    """Content that was decoded and can be encoded.
+    """Content that was decoded and can be encoded."""
 
-    Args:
-        content: what `Modality.encode` takes, in memory, or a Blob that it reads in pieces.
-        size: as `Segment.size`; `encode` may set it.
-        view: the part of the file that it is, as a media fragment (`xywh=0,0,64,64`).
-        format: of the file, such as PNG.
-        facts: what filters look at, by name: `characters`, `width`, `height`, `seconds`.
-        rejected: the filter that leaves it out, where nothing is wrong with it.
-        bytes: of the file that were read.
-    """
-
-    content: Any
-    size: tuple[int, ...] = ()
-    view: str = ""
-    format: str = ""
-    facts: dict[str, float] = field(default_factory=dict)
-    rejected: str = ""
-    bytes: int = 0
+    content: Any  # what `Modality.encode` takes, in memory, or a Blob that it reads in pieces
+    size: tuple[int, ...] = ()  # as `Segment.size`; `encode` may set it
+    view: str = ""  # the part of the file that it is, as a media fragment (`xywh=0,0,64,64`)
+    format: str = ""  # of the file, such as PNG
+    facts: dict[str, float] = field(default_factory=dict)  # for filters: `characters`, `width`, `height`, `seconds`
+    rejected: str = ""  # the filter that leaves it out, where nothing is wrong with it
+    bytes: int = 0  # of the file that were read
 
     @property
     def nbytes(self) -> int:
@@ -91,10 +81,8 @@ class NoOptions:
 
 
 class Modality:
-    """One kind of content. A subclass sets `kind` and overrides what differs from plain values in a document.
-
-    `tokenizer` is an instance's tokenizer throughout, an object of `tokenizer_class()`.
-    """
+    """One kind of content. A subclass sets `kind` and overrides what differs from plain values in a document. `tokenizer` is an
+    instance's tokenizer throughout, an object of `tokenizer_class()`."""
 
     kind: ClassVar[str]
     #: Key of a part that holds the content: `path` names a file; any other holds the value itself.
@@ -165,10 +153,8 @@ class Modality:
         return [], ""
 
     def load(self, tokenizer: Any, content: Any, options: Any, name: str, view: str = "", chance: float = 0.0) -> Loaded:
-        """Decode content: a Blob, a value that `check` gave, or an object that it `accepts`.
-
-        name: for messages. view: the variant or part of it. chance: in [0, 1), decides what is random. Errors: `UserError`.
-        """
+        """Decode content: a Blob, a value that `check` gave, or an object that it `accepts`. name: for messages. view: the variant
+        or part of it. chance: in [0, 1), decides what is random. Errors: `UserError`."""
         return Loaded(content)
 
     def batch_key(self, tokenizer: Any, loaded: Loaded) -> tuple[int, ...] | None:
@@ -210,10 +196,7 @@ class Modality:
         return f"{segment.modality} {self.decode(tokenizer, segment)!r}"
 
     def terminal(self, tokenizer: Any, content: Any, done: bool, colors: bool) -> tuple[str, bool]:
-        """What a terminal shows of a chunk of a stream, and whether it takes the place of the last one.
-
-        colors: whether the terminal can draw.
-        """
+        """What a terminal shows of a chunk of a stream, and whether it takes the last one's place. colors: whether it can draw."""
         return (f"{content}\n" if done else ""), False
 
     def log(self, board: Any, tag: str, tokenizer: Any, content: Any, step: int) -> None:
@@ -231,10 +214,7 @@ class Stream:
         """Take note of codes that the prompt brought: they are no news."""
 
     def push(self, codes: np.ndarray, done: bool) -> Any:
-        """New content, or None.
-
-        codes: all of the span's whole units so far, in the shape of `Segment.codes`. done: whether it is complete.
-        """
+        """New content, or None. codes: all whole units so far, in the shape of `Segment.codes`. done: whether these are all."""
         return self.modality.decode(self.tokenizer, Segment(self.modality.kind, codes)) if done else None
 
 
@@ -293,10 +273,8 @@ def kind_accepting(content: Any) -> str | None:
 
 
 def build_vocab(tokenizers: Mapping[str, Any], kinds: Mapping[str, str] | None = None, onto: Vocab | None = None) -> Vocab:
-    """The vocabulary of some instances, in their order; or `onto`, with ranges for them appended, so that no old id moves.
-
-    kinds: of the instances whose names are not their kinds.
-    """
+    """The vocabulary of some instances, in their order; or `onto`, with ranges for them appended, so that no old id moves. kinds: of
+    the instances whose names are not their kinds."""
     vocab = Vocab.start() if onto is None else Vocab.from_manifest(onto.to_manifest())
     for name, tokenizer in tokenizers.items():
         vocab.add(*modality_of((kinds or {}).get(name, name)).declare(name, tokenizer))

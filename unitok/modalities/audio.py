@@ -78,8 +78,6 @@ class Audio(Modality):
         what = "a second" if name == self.kind else f"1 s of {name}"
         return {what: f"{rate * levels:g} ids ({rate:g} frames of {levels} levels)"}
 
-    # ---- Reading -------------------------------------------------------------------------------------------------
-
     def accepts(self, content: Any) -> bool:
         return isinstance(content, tuple) and len(content) == 2  # what is wrong with them, the tokenizer says
 
@@ -138,8 +136,6 @@ class Audio(Modality):
         if isinstance(batch[0].content, Blob):
             return [_encode_long(tokenizer, one) for one in batch]
         return list(tokenizer.encode(torch.stack([one.content for one in batch])).cpu().numpy())
-
-    # ---- Writing -------------------------------------------------------------------------------------------------
 
     def decode(self, tokenizer: Any, segment: Segment) -> "Tensor":
         import torch

@@ -89,8 +89,6 @@ class Image(Modality):
         tokens = (side // tokenizer.stride) ** 2 + 4  # begin, rows, columns, end
         return {"an image" if name == self.kind else f"an {name}": f"{tokens:,} ids ({side} x {side} pixels)"}
 
-    # ---- Reading -------------------------------------------------------------------------------------------------
-
     def accepts(self, content: Any) -> bool:
         return isinstance(content, Pillow.Image)
 
@@ -128,8 +126,6 @@ class Image(Modality):
         ]
         pixels = torch.from_numpy(np.stack(padded)).permute(0, 3, 1, 2)
         return list(tokenizer.encode(pixels.contiguous().float().div_(127.5).sub_(1)).cpu().numpy())
-
-    # ---- Writing -------------------------------------------------------------------------------------------------
 
     def decode(self, tokenizer: Any, segment: Segment) -> "Tensor":
         import torch

@@ -1,12 +1,11 @@
 """Attention behind one function, with equal results on every back end.
 
-A batch [B, T] holds documents that must not see one another. What separates them is a packing, made once a batch and
-shared by all layers; no other file knows a mask, a cumulative length or an xformers type. No back end ever makes a T x T
-mask, and none spends time on pairs of positions in different documents:
+A batch [B, T] holds documents that must not see one another. What separates them is a packing, made once a batch and shared by all
+layers. No back end makes a T x T mask or spends time on pairs of positions in different documents:
 
 - `sdpa`: torch's scaled-dot-product attention, everywhere, and the reference. Documents of similar length are gathered
   into one causal call. Padding on the right needs no mask: a causal query never looks at what comes after it.
-- `xformers`: `memory_efficient_attention` with `BlockDiagonalCausalMask` over the flattened batch; CUDA only.
+- `xformers`: `memory_efficient_attention` over the flattened batch; CUDA only.
 - `varlen`: torch's `varlen_attn`, FlashAttention over the flattened batch; CUDA only, in half precision.
 
 `auto` is the first of xformers, varlen and sdpa that runs a toy pass on the device in the model's numbers; a back end that was

@@ -19,18 +19,13 @@ BYTES = {"fp32": 4, "bf16": 2}
 
 @dataclass(frozen=True)
 class Costs:
-    """Numbers of one decoder.
-
-    Args:
-        parameters: all of them; in_blocks: those of the blocks; in_matrices: those multiplied for each token.
-        flops: of training, per token, at a context. flops_forward: of the forward pass alone.
-    """
+    """Numbers of one decoder."""
 
     parameters: int
-    in_blocks: int
-    in_matrices: int
-    flops: float
-    flops_forward: float
+    in_blocks: int  # of these
+    in_matrices: int  # multiplied for each token
+    flops: float  # of training, per token, at a context
+    flops_forward: float  # of the forward pass alone
 
 
 def count(config: DecoderConfig, context: int | None = None) -> Costs:
@@ -51,10 +46,8 @@ def count(config: DecoderConfig, context: int | None = None) -> Costs:
 
 
 def activation_floats(config: DecoderConfig) -> int:
-    """Numbers that one position keeps for the backward pass, about: inputs of norms, matrices, rotations and attention.
-
-    With checkpointed activations one block's, computed again in the backward pass, come on top for a while.
-    """
+    """Numbers that one position keeps for the backward pass, about: inputs of norms, matrices, rotations and attention. With
+    checkpointed activations one block's come on top for a while."""
     queries, keys = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
     norms = {"rms": 2, "layer": 2, "none": 0}[config.qk_norm]
     attention = (norms + 2) * (queries + keys) // 2 + 2 * (queries + 2 * keys) // 2 + 2 * queries
@@ -65,11 +58,8 @@ def activation_floats(config: DecoderConfig) -> int:
 
 def memory_bytes(config: DecoderConfig, positions: int, rows: int, context: int, optimizer: str = "adamw") -> dict[str, int]:
     """Bytes by name: weights, gradients, optimizer (fp32 all three, as in mixed precision), activations and kv_cache (bf16).
-
-    Args:
-        positions: tokens of a training batch on one device. rows, context: of a KV cache for generation.
-        optimizer: `adamw` keeps two numbers per parameter, `muon` one for the matrices of the blocks.
-    """
+    positions: tokens of a training batch on one device. rows, context: of a KV cache for generation.
+    optimizer: `adamw` keeps two numbers per parameter, `muon` one for the matrices of the blocks."""
     n = count(config)
     states = 2 * n.parameters - (n.in_blocks if optimizer == "muon" else 0)
     cache = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * rows * context
@@ -97,15 +87,9 @@ def cost_table(
     context: int = 0,
     batch: int = 65_536,
 ) -> dict[str, str]:
-    """What a decoder costs, in words: the lines of `unitok inspect` by name.
-
-    Args:
-        config: a vocabulary not known yet (0) is taken as 10,000 tokens.
-        content: lines on how many tokens content takes, by name.
-        ids: tokens to train on; 0: 20 per parameter. hardware: one of `unitok.hardware.HARDWARE`. devices: how many of it.
-        mfu: fraction of its peak that is reached. context: tokens per document; 0: the longest that the decoder takes.
-        batch: tokens of a training batch on one device.
-    """
+    """What a decoder costs, in words: the lines of `unitok inspect` by name. content: lines on how many tokens content takes, by name.
+    ids: tokens to train on; 0: 20 per parameter. hardware: one of `HARDWARE`. devices: how many of it. mfu: fraction of its peak.
+    context: tokens per document; 0: the longest that the decoder takes. batch: tokens of a training batch on one device."""
     if not 0 < mfu <= 1 or devices < 1 or ids < 0 or batch < 1 or context < 0:
         raise UserError("mfu is in (0, 1], devices and batch at least 1, ids and context at least 0")
     guessed = "" if config.vocab_size else " (not known before the data: taken as 10,000)"

@@ -1,8 +1,7 @@
-"""Steps of one id as CUDA graphs: a replay launches all kernels of a step at once, which eagerly are launched one by one and bound
-a small model.
+"""Steps of one id as CUDA graphs: a replay launches all kernels of a step at once, which one by one bound a small model.
 
-A graph is recorded the first time that so many slots look at so many positions of a cache, rounded up. Positions are read on the
-device. Only on CUDA; not measured yet, and tested only where there is a GPU.
+A graph is recorded the first time that so many slots look at so many positions of a cache, rounded up. Not measured yet, and
+tested only where there is a GPU.
 """
 
 import torch

@@ -86,11 +86,8 @@ class DecoderConfig:
 
 
 class RotaryPositions(nn.Module):
-    """Cosines and sines by position: [B, T] -> two of [B, T, 1, D / 2].
-
-    Frequencies are fp32, also in a decoder of half precision: in thousands of positions its rounding is radians. So they
-    are no buffer, which `.bfloat16()` would turn.
-    """
+    """Cosines and sines by position: [B, T] -> two of [B, T, 1, D / 2]. Frequencies are fp32, also in half precision, whose
+    rounding is radians at thousands of positions; so they are no buffer, which `.bfloat16()` would turn."""
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
@@ -281,12 +278,9 @@ class Decoder(nn.Module):
         documents: Tensor | None = None,
         places: Tensor | None = None,
     ) -> Tensor:
-        """ids [B, T] -> final hidden states [B, T, C], before the head.
-
-        positions: [B, T], counted from each document's start (default: from the row's). documents: numbers [B, T] that
-        differ between neighbouring documents, which then cannot see one another (default: one a row). places: [B, T],
-        how far into its span each id stands (`Grammar.places`); only for decoders with place embeddings.
-        """
+        """ids [B, T] -> final hidden states [B, T, C], before the head. positions: [B, T], from each document's start (default: the
+        row's). documents: numbers [B, T] that differ between neighbours, which then cannot see one another (default: one a row).
+        places: [B, T], how far into its span each id stands (`Grammar.places`); only for decoders with place embeddings."""
         self._check(ids, positions)
         if positions is None:
             positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)

@@ -1,14 +1,10 @@
 """The decoder for generation: the same function of the same weights, with a cache, in fewer and larger operations.
 
-A step of one id is bound by reading the weights and, in small models, by how many operations it has. So queries, keys and
-values are one product, gains of norms that stand before a product are multiplied into it, residuals are added by the
-product itself, and dimensions of each head are reordered so that a rotation is one complex multiplication (the order does not
-matter to their dot products, only that queries and keys have the same). The cache is allocated once and written in place.
-On a CPU matrices are kept in oneDNN's blocked order, which for 2 to 32 rows takes 0.5 to 0.7 of the time of MKL's product
-(docs/notes.md), and what follows a product is fused into it. The price: weights are copied, so memory holds them twice, and
-whoever changes a decoder's weights makes a new one of these.
-
-Letters as in `decoder.py`; L positions of the cache.
+A step of one id is bound by reading the weights and, in small models, by how many operations it has. So queries, keys and values
+are one product, gains of norms before a product are multiplied into it, residuals are added by it, and dimensions of each head are
+reordered so that a rotation is one complex multiplication. The cache is allocated once and written in place. On a CPU matrices are
+kept in oneDNN's blocked order, which for 2 to 32 rows takes 0.5 to 0.7 of the time of MKL's product (docs/notes.md). The price:
+memory holds weights twice, and whoever changes a decoder's makes a new one of these. Letters as in `decoder.py`; L cache positions.
 """
 
 from dataclasses import dataclass
@@ -191,11 +187,9 @@ class InferenceDecoder:
         places: Tensor | None = None,
         at: int | None = None,
     ) -> Tensor:
-        """ids [B, T] at positions [B, T] -> hidden states [B, T, C]; reads and writes the cache's first B slots.
-
-        extent: more than every position; how much of the cache to look at. places: [B, T], `Grammar.places`. at: the first
-        position, where all slots stand at the same T ones in a row: that saves the indices and, for T = 1, the mask.
-        """
+        """ids [B, T] at positions [B, T] -> hidden states [B, T, C]; reads and writes the cache's first B slots. extent: more than
+        every position; how much of the cache to look at. places: [B, T], `Grammar.places`. at: the first position, where all
+        slots stand at the same T ones in a row: that saves the indices and, for T = 1, the mask."""
         c, (b, t) = self.config, ids.shape
         x = F.embedding(ids, self.embedding)
         if self.places is not None:

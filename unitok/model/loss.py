@@ -1,9 +1,9 @@
 """The loss of next ids: cross-entropy over the ids that may come, with a z-loss, and never all logits at once.
 
-Positions of one kind share a legal set (`unitok.grammar`): only its rows of the head are multiplied (`heads.py`), a forced id
-costs nothing. Logits are made for some positions at a time, and the gradient with them, in the forward pass; a batch of any
-length needs memory for one piece of logits (cf. Hsu et al. 2024, "Liger Kernel"; Wijmans et al. 2024, "Cut your losses").
-The z-loss keeps the log of each softmax's normaliser near 0 (Chowdhery et al. 2022, "PaLM"; 1e-5 as in Chameleon).
+Positions of one kind share a legal set (`unitok.grammar`): only its rows of the head are multiplied, a forced id costs nothing. Logits
+and their gradient are made for some positions at a time, in the forward pass, so memory holds one piece of logits (cf. Hsu et al.
+2024, "Liger Kernel"; Wijmans et al. 2024, "Cut your losses"). The z-loss keeps the log of each softmax's normaliser near 0
+(Chowdhery et al. 2022, "PaLM"; 1e-5 as in Chameleon).
 """
 
 from dataclasses import dataclass
@@ -22,21 +22,15 @@ PIECE_ELSEWHERE = 1 << 26
 
 @dataclass
 class Loss:
-    """What `next_id_loss` gives.
+    """What `next_id_loss` gives. The N positions are those that had a choice and a weight."""
 
-    Args:
-        total: sum over all positions of weight x (cross-entropy + z_loss x squared log-normaliser), in nats; it has the
-            gradient. The others have none.
-        index: int64 [N], where in the flattened batch the positions stand that had a choice and a weight.
-        nll: [N], their cross-entropies, nats. log_normaliser: [N]. right: bool [N], whether the likeliest id came, or
-            nothing if `measure` was not asked for.
-    """
-
-    total: Tensor
-    index: Tensor
-    nll: Tensor
-    log_normaliser: Tensor
-    right: Tensor
+    total: (
+        Tensor  # over all positions weight x (cross-entropy + z_loss x squared log-normaliser), nats; it alone has a gradient
+    )
+    index: Tensor  # int64 [N], where the positions stand in the flattened batch
+    nll: Tensor  # [N], their cross-entropies, nats
+    log_normaliser: Tensor  # [N]
+    right: Tensor  # bool [N], whether the likeliest id came; empty unless measured
 
 
 def next_id_loss(
@@ -47,14 +41,9 @@ def next_id_loss(
     z_loss: float = 0.0,
     measure: bool = False,
 ) -> Loss:
-    """The loss of a batch.
-
-    Args:
-        hidden: [B, T, C]. weight: the head, [V, C].
-        batch: `targets`, `weights` and `kinds`, each [B, T]; positions of weight 0 do not count.
-        kinds: legal sets, indexed by `batch["kinds"]`; None: every id may come everywhere.
-        z_loss: weight of the squared log-normaliser. measure: whether to find out which positions were right.
-    """
+    """The loss of a batch. hidden: [B, T, C]. weight: the head, [V, C]. batch: `targets`, `weights` and `kinds`, each [B, T]; positions
+    of weight 0 do not count. kinds: legal sets, indexed by `batch["kinds"]`; None: every id may come everywhere. z_loss: weight of
+    the squared log-normaliser. measure: whether to find out which positions were right."""
     flat = {key: batch[key].flatten() for key in ("targets", "weights", "kinds")}
     counts = flat["weights"] > 0
     groups = []

@@ -13,15 +13,10 @@ from unitok.model.decoder import DecoderConfig
 
 @dataclass(frozen=True)
 class Preset:
-    """An architecture, and how many tokens its system makes of content.
-
-    Args:
-        config: the decoder. source: where its numbers come from.
-        content: tokens, in words, by what content they are of; none: it does not know it.
-    """
+    """An architecture, and how many tokens its system makes of content, in words, by what content they are of."""
 
     config: DecoderConfig
-    source: str = "unitok"
+    source: str = "unitok"  # of its numbers
     content: dict[str, str] = field(
         default_factory=lambda: {
             "an image": "1,028 ids (512 x 512 pixels, 16 a code)",

@@ -13,12 +13,9 @@ FORM = "settings={'image': Settings(temperature=0.5)}, from unitok.sample.sampli
 
 
 def settings_of(bundle: Bundle, given: Any = None) -> dict[str, Settings]:
-    """The settings of each of a bundle's tokenizers, by its name.
-
-    given: `Settings` for all, or by kind or name; what is given for a name counts before what is given for its kind. `Settings`
-    are taken whole, a dict of some fields changes these. The bundle's own (`Bundle.defaults`) have the same form, of dicts.
-    Errors: `UserError` that says where a name or value is wrong.
-    """
+    """The settings of each of a bundle's tokenizers, by its name. given: `Settings` for all, or by kind or name, which counts
+    first. `Settings` are taken whole, a dict of some fields changes these; the bundle's own (`Bundle.defaults`) are such dicts.
+    Errors: `UserError` that says where a name or value is wrong."""
     if given is not None and not isinstance(given, Settings | Mapping):
         raise UserError(f"settings: a {type(given).__name__}; give {FORM}")
     spans = bundle.vocab.spans

@@ -1,14 +1,12 @@
 """The next-id loop: requests on one cache, each at its own place in its own plan.
 
-Every request has a state machine (`unitok.grammar.Row`) that says which ids may come, and one or more *slots* of the cache:
-its own and, while guidance holds, those that it is compared with (without condition or with a negative prompt, and in
-three-way guidance with the prompt's images and audio alone), each followed by the span's ids. Slots come and go with
-guidance, so a request that needs none costs nothing; all go through the model as one batch.
+Every request has a state machine (`unitok.grammar.Row`) and one or more *slots* of the cache: its own and, while guidance holds,
+those that it is compared with (no condition or a negative prompt, in three-way guidance also the prompt's images and audio alone),
+each followed by the span's ids. All go through the model as one batch.
 
-Where what may come next does not depend on what is drawn (the codes of an image whose grid is known, the levels within a
-frame of audio), a whole stretch runs on the device, and ids are read once at its end; ids without a choice are not drawn
-at all. Logits are computed only for tokens that some request may sample. Random numbers belong to (seed, row, prompt), so
-that an output does not depend on how many others there are.
+Where what may come next does not depend on what is drawn (the codes of an image of known grid, the levels of a frame), a whole
+stretch runs on the device, and ids are read once at its end; ids without a choice are not drawn. Random numbers belong to
+(seed, row, prompt), so that an output does not depend on how many others there are.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -41,13 +39,9 @@ class Event(NamedTuple):
 
 
 class Session:
-    """Requests that are generated together; new ones may join at any time.
-
-    `step` draws at least one id for each that is running, and up to `ahead` where that needs no look in between: a server
-    calls it in a loop, a viewer with a small `ahead`. decoder: a `Decoder` is copied as it is now (`InferenceDecoder`).
-    jacobi: in an image of a request that runs alone, that many places are guessed and read in one pass
-    (`unitok.sample.jacobi`); 0: one.
-    """
+    """Requests that are generated together; new ones may join at any time. `step` draws at least one id for each that is running,
+    and up to `ahead` where that needs no look in between. decoder: a `Decoder` is copied as it is now (`InferenceDecoder`).
+    jacobi: so many places of an image of a request that runs alone are guessed and read in one pass; 0: one."""
 
     def __init__(
         self,
@@ -323,12 +317,9 @@ def generate(
     jacobi: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[np.ndarray]:
-    """New ids of each request (without its prompt; a closing eos is kept), always well-formed.
-
-    `settings` by modality; a missing one has the defaults. batch_size: as for `Session.run`. jacobi: as for `Session`.
-    `progress` is called with the numbers of new ids and of finished requests.
-    Errors: `UserError` for a prompt that is no beginning of a document, or a budget too small for its plan, before any work.
-    """
+    """New ids of each request (without its prompt; a closing eos is kept), always well-formed. settings: by modality. batch_size:
+    as for `Session.run`. jacobi: as for `Session`. `progress` is called with the numbers of new ids and of finished requests.
+    Errors: `UserError` as `Session.add`'s, before any work."""
     requests = [replace(request) for request in requests]  # each its own, also where one is given twice
     new: dict[int, list[int]] = {id(request): [] for request in requests}
     session = Session(decoder, grammar, settings, jacobi=jacobi)

@@ -3,7 +3,6 @@
 import re
 import shutil
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,28 +22,20 @@ if TYPE_CHECKING:
 
 @dataclass
 class Output:
-    """One continuation.
-
-    Args:
-        prompt: the Document that it continues. new: what was generated. ids: the new ids.
-        score: by which it was the best, where there were several to choose from.
-    """
+    """One continuation."""
 
     bundle: Bundle = field(repr=False)
-    prompt: Document
+    prompt: Document  # that it continues
     new: Document
-    ids: np.ndarray
+    ids: np.ndarray  # of what is new
     index: int = 0
-    score: float | None = None
+    score: float | None = None  # by which it was the best, where there were several to choose from
+    _decoded: dict[int, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def document(self) -> Document:
         """Prompt and continuation together."""
         return Document(self.prompt.segments + self.new.segments, f"{self.index:06d}")
-
-    @cached_property
-    def _decoded(self) -> dict[int, Any]:
-        return {}
 
     def content(self, i: int) -> Any:
         """The i-th generated segment, decoded (once), as `Bundle.decode` gives it."""
@@ -73,10 +64,8 @@ class Output:
         return self.of_kind("audio")
 
     def save(self, folder: str | Path) -> RawDocument:
-        """Write the whole document's files into a folder, generated text as .txt.
-
-        Files that the prompt gave as a Path are copied as they are; all else of it is decoded.
-        """
+        """Write the whole document's files into a folder, generated text as .txt. Files that the prompt gave as a Path are copied
+        as they are; all else of it is decoded."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         name = f"{self.index:06d}"
@@ -108,10 +97,8 @@ def _suffix(path: str) -> str:
 
 
 def save_outputs(outputs: list[Output], folder: Path, title: str = "unitok sample", overwrite: bool = False) -> None:
-    """Write all outputs into a folder: their files, `outputs.jsonl` (a line is the whole document) and `index.html`.
-
-    Earlier outputs in it go, other files stay. Errors: `UserError` where something else lies there, unless `overwrite` is set.
-    """
+    """Write all outputs into a folder: their files, `outputs.jsonl` (a line is the whole document) and `index.html`. Earlier
+    outputs go, other files stay. Errors: `UserError` where something else lies there, unless `overwrite` is set."""
     with whole_folder(folder, "sample output", overwrite) as new:
         raws, types = [output.save(new) for output in outputs], outputs[0].bundle.types if outputs else {}
         lead, articles = "Gray: given. Blue: generated.", [_article(raw, types) for raw in raws]

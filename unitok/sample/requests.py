@@ -34,9 +34,7 @@ class Task:
     """What to make of each prompt.
 
     Args:
-        want: `free`, or a plan such as `text,image:8x12,audio:2s` (rows x columns of codes), also as a list.
-        n: outputs for each prompt. max_ids: most new ids of each. seed: the same gives the same outputs.
-        settings: by modality; a missing one has the defaults.
+        want, n, seed, max_ids: as for `Unitok.generate`. settings: by modality; a missing one has the defaults.
         negative: what guidance leads away from; without it, from no prompt at all.
         keep: the prompt's last picture or sound is a beginning: this share of its rows or frames stays, and it is continued.
         best_of: so many are made for each output, and of all of a prompt's the n best kept. best_by: `likelihood`, the mean
@@ -76,11 +74,8 @@ def make_task(bundle: Bundle, options: Mapping[str, Any]) -> Task:
 
 @dataclass
 class Draft:
-    """One output to be made: its request, and what turns the ids into it.
-
-    Args:
-        index: number of the output. prompt: what stands before it. lead: ids of the begun picture or sound that belong to it.
-    """
+    """One output to be made: its request, and what turns the ids into it. prompt: what stands before it. lead: ids of the begun
+    picture or sound that belong to it."""
 
     index: int
     bundle: Bundle

@@ -13,26 +13,16 @@ from unitok.sample.sampling import Settings
 
 @dataclass
 class Request:
-    """What to go on from, and to what end.
+    """What to go on from, and to what end. Prompt, seed and row decide all of its random numbers."""
 
-    Args:
-        prompt: ids, bos first, without a final eos.
-        plan: what is wanted, or None for free.
-        max_ids: most new ids, the closing eos included.
-        seed, row: with the prompt, decide all of its random numbers.
-        settings: by modality; a missing one has those of the session.
-        negative: ids, bos first, that guidance leads away from; without it, bos alone.
-        media: the prompt's images and audio alone, for three-way guidance.
-    """
-
-    prompt: np.ndarray
-    plan: list[Want] | None
-    max_ids: int
+    prompt: np.ndarray  # ids, bos first, without a final eos
+    plan: list[Want] | None  # None: free
+    max_ids: int  # most new ids, the closing eos included
     seed: int = 0
     row: int = 0
-    settings: dict[str, Settings] = field(default_factory=dict)
-    negative: np.ndarray | None = None
-    media: np.ndarray | None = None
+    settings: dict[str, Settings] = field(default_factory=dict)  # by modality; a missing one has those of the session
+    negative: np.ndarray | None = None  # ids, bos first, that guidance leads away from; without it, bos alone
+    media: np.ndarray | None = None  # the prompt's images and audio alone, for three-way guidance
 
 
 class Slot:

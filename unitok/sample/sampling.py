@@ -10,10 +10,7 @@ def guide(
     conditional: Tensor, unconditional: Tensor, scale: Tensor, media: Tensor | None = None, media_scale: Tensor | None = None
 ) -> Tensor:
     """u + scale (c - u), or with `media` u + media_scale (m - u) + scale (c - m), of log-probabilities [B, n]; scales [B, 1].
-
-    Classifier-free guidance (Ho & Salimans 2022), on log-probabilities rather than logits, so that the shift of each softmax
-    does not matter. Ids at -inf stay there.
-    """
+    Classifier-free guidance (Ho & Salimans 2022), of log-probabilities so that no softmax's shift matters; -inf stays."""
     c, u = conditional.log_softmax(-1), unconditional.log_softmax(-1)
     if media is None or media_scale is None:
         mixed = torch.where(scale == 1, c, u + scale * (c - u))
@@ -54,10 +51,8 @@ def keep_min_p(logits: Tensor, share: Tensor) -> Tensor:
 
 
 def draw(logits: Tensor, temperature: Tensor, uniform: Tensor) -> Tensor:
-    """One id a row by inverting the cumulative distribution at `uniform` [B] in [0, 1); temperature [B], 0 is argmax.
-
-    In the precision of `uniform`: float64, where the device knows it.
-    """
+    """One id a row by inverting the cumulative distribution at `uniform` [B] in [0, 1), in its precision: float64, where the device
+    knows it. temperature [B], 0 is argmax."""
     likeliest = logits.argmax(-1)
     probabilities = (logits.to(uniform.dtype) / temperature.clamp_min(1e-6)[:, None]).softmax(-1)
     cumulative = probabilities.cumsum(-1)

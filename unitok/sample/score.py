@@ -21,11 +21,9 @@ from unitok.model.loss import next_id_loss
 def log_probabilities(
     decoder: Decoder, grammar: Grammar, documents: list[np.ndarray], batch_ids: int = 8192
 ) -> list[np.ndarray]:
-    """Documents' ids, bos first -> for each float64 [L - 1], nats: of every id but bos, given all before it.
-
-    The softmax is over the ids that may stand there, so an id without a choice has 0. batch_ids: padding included, how
-    many go through the model together. Errors: `UserError` for one that is malformed or longer than the decoder takes.
-    """
+    """Documents' ids, bos first -> for each float64 [L - 1], nats: of every id but bos, given all before it. An id without a
+    choice has 0. batch_ids: how many go through the model together, padding included. Errors: `UserError` for a document that is
+    malformed or longer than the decoder takes."""
     most = decoder.config.max_position_embeddings
     for i, ids in enumerate(documents):
         if len(ids) > most:
@@ -69,7 +67,7 @@ def _batches(lengths: list[int], batch_ids: int) -> Iterator[list[int]]:
 @dataclass
 class Score:
     """How likely a document is: for each segment its modality, ids (markers included) and log-probability in nats, given
-    all that stands before it; `loss` says which of them count."""
+    all before it; `loss` says which count."""
 
     document: Document
     parts: list[dict[str, Any]]
@@ -97,14 +95,10 @@ def score_documents(bundle: Bundle, documents: list[Document]) -> list[Score]:
     found = log_probabilities(bundle.require("model"), Grammar(bundle.vocab), [ids for ids, _ in encoded])
     scores = []
     for document, (_, placed), nats in zip(documents, encoded, found, strict=True):
+        sums = [float(nats[p.start - 1 : p.start - 1 + p.length].sum()) for p in placed]
         parts = [
-            {
-                "type": p.modality,
-                "loss": p.loss,
-                "ids": p.length,
-                "log_probability": float(nats[p.start - 1 : p.start - 1 + p.length].sum()),
-            }
-            for p in placed
+            {"type": p.modality, "loss": p.loss, "ids": p.length, "log_probability": total}
+            for p, total in zip(placed, sums, strict=True)
         ]
         scores.append(Score(document, parts))
     return scores

@@ -79,14 +79,10 @@ class Settings:
 
     def scales(self, count: int, total: int | None) -> tuple[float, float]:
         """`guidance` and `guidance_media` as they are there, by the schedule; `total`: ids of the span's body."""
-        share = self._share(count, total)
+        stop = total if self.guidance_stop is None else min(self.guidance_stop, total or self.guidance_stop)
+        share = 1.0  # of guidance that holds there
+        if self.guidance_schedule != "constant" and stop is not None and stop > self.guidance_start + 1:
+            share = (count - self.guidance_start) / (stop - 1 - self.guidance_start)
+            share = share if self.guidance_schedule == "linear" else (1 - math.cos(math.pi * share)) / 2
         media = 1.0 if self.guidance_media is None else self.guidance_media
         return 1 + share * (self.guidance - 1), 1 + share * (media - 1)
-
-    def _share(self, count: int, total: int | None) -> float:
-        """How much of guidance holds there, 0 to 1."""
-        stop = total if self.guidance_stop is None else min(self.guidance_stop, total or self.guidance_stop)
-        if self.guidance_schedule == "constant" or stop is None or stop <= self.guidance_start + 1:
-            return 1.0
-        share = (count - self.guidance_start) / (stop - 1 - self.guidance_start)
-        return share if self.guidance_schedule == "linear" else (1 - math.cos(math.pi * share)) / 2

@@ -18,27 +18,19 @@ AHEAD = 16  # ids that are drawn before anyone looks
 
 @dataclass
 class Piece:
-    """Something new of an output.
+    """Something new of an output. `content` is what its modality gives: the new characters of a text; all rows of an image so far,
+    float [3, h, w] in [-1, 1]; the new samples of audio, float [C, t] in [-1, 1], in one chunk where the tokenizer cannot stream."""
 
-    Args:
-        index: which output. span: which of its segments, from 0. modality: of that segment.
-        content: what `unitok.modalities` gives for its modality: the new characters of a text; all rows of an image so far, float
-            [3, h, w] in [-1, 1]; the new samples of audio, float [C, t] in [-1, 1], in one chunk where the tokenizer cannot stream.
-        done: whether the segment is complete.
-    """
-
-    index: int
-    span: int
-    modality: str
+    index: int  # which output
+    span: int  # which of its segments, from 0
+    modality: str  # of the segment
     content: Any
-    done: bool
+    done: bool  # whether the segment is complete
 
 
 def stream(bundle: Bundle, drafts: list[Draft], settings: dict[str, Any], batch_size: int = 64) -> Iterator[Piece | Output]:
     """Pieces of all outputs as they come; after the last one of each the whole `Output`. So many are made together.
-
-    Errors: `UserError` as for `Unitok.generate`, before any work.
-    """
+    Errors: `UserError` as for `Unitok.generate`, before any work."""
     check_count("batch size", batch_size, 1)
     session = Session(bundle.inference, Grammar(bundle.vocab), settings, ahead=AHEAD)
     session.check(one.request for one in drafts)
