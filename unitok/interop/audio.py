@@ -17,7 +17,8 @@ from torch import Tensor
 
 from unitok.checkpoints import Inert, is_safetensors, load_checkpoint, load_weights, weights_in
 from unitok.errors import UserError
-from unitok.interop.weights import State, log, read_config, read_folder, read_yaml, require_names, strip_prefix, tell_unused
+from unitok.files import read_yaml
+from unitok.interop.weights import State, log, read_config, read_folder, require_names, strip_prefix, tell_unused
 from unitok.pretrained import load_state
 from unitok.tokenizers import AudioTokenizer, AudioTokenizerConfig
 

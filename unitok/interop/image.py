@@ -12,7 +12,8 @@ from typing import Any
 
 from unitok.checkpoints import load_weights
 from unitok.errors import UserError
-from unitok.interop.weights import State, log, read_config, read_folder, read_yaml, require_names, strip_prefix, tell_unused
+from unitok.files import read_yaml
+from unitok.interop.weights import State, log, read_config, read_folder, require_names, strip_prefix, tell_unused
 from unitok.pretrained import load_state
 from unitok.tokenizers import ImageTokenizer, ImageTokenizerConfig
 from unitok.tokenizers.quantize import VectorQuantizer

@@ -11,11 +11,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import Tensor
 
 from unitok.checkpoints import load_weights
-from unitok.errors import UserError, first_line
+from unitok.errors import UserError
 from unitok.files import read_json
 
 log = logging.getLogger("unitok")
@@ -174,13 +173,3 @@ def tell_unused(where: str, unused: Iterable[str]) -> None:
     if names := list(unused):
         more = ", …" if len(names) > 3 else ""
         log.warning("%s: %d tensors are not used: %s", where, len(names), ", ".join(names[:3]) + more)
-
-
-def read_yaml(source: Path | str, text: str | None = None) -> Any:
-    """What a YAML or JSON file, or a text that `source` names, holds, as plain types; errors: `UserError` naming `source`."""
-    if text is None:
-        text = Path(source).read_text(encoding="utf-8-sig", errors="replace")
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{source}: not YAML ({first_line(error)})") from None
