@@ -273,7 +273,7 @@ QUESTIONS_PER_DOCUMENT = 4
 def scene_documents(scenes: list[Scene], index: int, rng: np.random.Generator) -> Iterator[tuple[str, list[dict]]]:
     """The documents that begin with scene `index`: pairs of a kind and its content, in the interleaved file format.
 
-    What is given has no loss. Captions that are given come in either order, those to be learned in one: an answer is one answer.
+    What is given has no loss; given captions come in either order, those to be learned in one: an answer is one answer.
     """
     scene, after = scenes[index], (index + 1) % len(scenes)
     given_caption, given_image = _text(caption(scene, rng), loss=False), _file("image", index, loss=False)
@@ -318,7 +318,7 @@ def write_scenes(
     """Write `count` scenes as real files. Errors: `UserError` where something else lies there; `overwrite` removes that.
 
     `images/N.png`, `sounds/N.wav`; `scenes.jsonl` (what each shows, its captions and questions); `text.txt` (every text once, a
-    line each, to train a tokenizer); last `documents.jsonl` (in every direction), without which the folder is not whole. The bytes
+    line each, to train a tokenizer); last `documents.jsonl` (in every direction), without which the folder is not whole. Bytes
     depend only on count, seed, most (things in a scene), held_out (only scenes with pairs that training never shows) and size
     (pixels a side). Earlier scenes are replaced, other files stay.
     """
@@ -370,7 +370,7 @@ def _is_other(out: Path) -> bool:
 
 
 def read_scenes(folder: Path, count: int = 0) -> list[dict]:
-    """The lines of `scenes.jsonl`, each with its `scene`, `question` and `answer`; errors: `UserError` for none, or fewer than `count`."""
+    """Lines of `scenes.jsonl`, with `scene`, `question` and `answer`; errors: `UserError` for none, or fewer than `count`."""
     path = Path(folder) / "scenes.jsonl"
     if not path.exists():
         raise UserError(f"{folder}: no scenes there (no scenes.jsonl); make some with `unitok scenes`")
