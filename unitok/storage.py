@@ -249,7 +249,7 @@ def _check_stamp(name: str, now: int, listed: int | None) -> None:
 
 @dataclass(frozen=True)
 class Blob:
-    """Content of an archive's member, a table's cell or a file. name: in messages and shards, relative to its source.
+    """Content of an archive's member, a table's cell or a file. name: relative to its source, in messages and shards.
 
     place: where it begins in an archive, which may hold a name twice.
     """

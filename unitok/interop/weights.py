@@ -42,10 +42,8 @@ def read_config(folder: Path, model_type: str = "", part: str = "") -> dict[str,
 def read_folder(folder: Path) -> State:
     """The tensors of a folder's weights: those that its index names, or its one standard file.
 
-    Errors: `UserError` where a shard is missing, or where several files could be meant.
+    Errors: `UserError` where a shard is missing, or where several files could be meant. `read_config` has found the folder.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give a folder saved by transformers")
     for name in INDICES:
         if (folder / name).exists() and (state := _read_index(folder, name)) is not None:
             return state

@@ -147,7 +147,10 @@ def run_demo(out: Path, minutes: float = 13.0, eval_scenes: int = 200, seed: int
     demo.stage("tokenize", words("tokenize {out}/scenes/train {out}/tokens --bundle {out}/bundle"))
     left = minutes * (1 - SCORING_SHARE) - demo.seconds / 60 - 8 / 60  # 8 s to start and to build the bundle
     demo.stage("decoder", fit("decoder", max(0.1, left), "tokens"))
-    demo.stage("bundle", words("bundle {out}/bundle --decoder {out}/decoder"), lambda: _keep_sampling(out / "bundle"))
+    from unitok.bundle import write_generation_config  # heavy, so not before the trainings are over
+
+    line = words("bundle {out}/bundle --decoder {out}/decoder")
+    demo.stage("bundle", line, lambda: write_generation_config(out / "bundle", SAMPLING))
     sample = (
         "sample --bundle {out}/bundle --text {text} --want {want} --out {out}/samples/{i} --n 4 --seed {seed} --max-ids 300"
     )
@@ -159,12 +162,6 @@ def run_demo(out: Path, minutes: float = 13.0, eval_scenes: int = 200, seed: int
 
     print_scores(read_json(out / "scores.json", ""))
     print(f"{demo.seconds:.0f} s; open {out / 'report.html'}")
-
-
-def _keep_sampling(bundle: Path) -> None:
-    from unitok.bundle import write_generation_config
-
-    write_generation_config(bundle, SAMPLING)
 
 
 def _report(demo: Demo) -> None:
