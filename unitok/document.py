@@ -22,8 +22,7 @@ class Segment:
     Args:
         modality: `text`, `image`, `audio`, or another that the vocabulary declares.
         codes: int64; text [N], image [h, w], audio [K, N].
-        role: who says it, one of `ROLES`.
-        loss: whether training learns to write it, or only to read it.
+        role: who says it, one of `ROLES`. loss: whether training learns to write it, or only to read it.
         source: the file it came from, relative to the data set, or "".
         size: pixels (height, width) or samples (length,) before padding, so that decoding gives back exactly that.
     """
@@ -70,8 +69,7 @@ class Part:
 
     Args:
         type: a kind of content, or the name of one of a bundle's tokenizers. value: the content of a part without a file.
-        file: what gives the content where `path` is only its name: in an archive, a table, on a server
-            (`unitok.storage.Blob`).
+        file: a `unitok.storage.Blob` of the content where `path` is only its name: in an archive, a table, on a server.
         view: which part of it, in the words of W3C's media fragments: `t=10,20` (seconds), `crop=1` (a random one), `flip`.
     """
 
@@ -86,12 +84,7 @@ class Part:
 
 @dataclass(frozen=True)
 class RawDocument:
-    """Parts in reading order.
-
-    Args:
-        where: the file (and line) that it was read from, for messages.
-        notes: what of that was not used, in words that are counted.
-    """
+    """Parts in reading order. where: the file (and line) it was read from; notes: what of it was not used, in words counted."""
 
     id: str
     content: tuple[Part, ...] = field(default_factory=tuple)

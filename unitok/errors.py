@@ -20,10 +20,7 @@ _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff
 
 
 def visible(text: object, lines: bool = False) -> str:
-    """A name or content as a terminal or a page may show it: what would act there becomes an escape such as `\\x1b`.
-
-    lines: keep line feeds and tabs.
-    """
+    """What a terminal or a page may show: what would act there becomes an escape such as `\\x1b`. lines: keep line feeds, tabs."""
 
     def escape(match: re.Match[str]) -> str:
         if lines and match[0] in "\n\t":

@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there, locks, and JSON. Results are written through this file alone.
+"""Files and folders that are whole or not there, locks, JSON and YAML. Results are written through this file alone.
 
 A file or folder is written beside its place, brought to the disk and renamed, so that a half-written one is never seen. After a
 kill between the two renames that replace a folder, whoever reads or writes it next puts back what was there (`settle`). Only what
@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from unitok.errors import UserError, first_line
 
-# ---- JSON -----------------------------------------------------------------------------------------------------------
+# ---- JSON and YAML --------------------------------------------------------------------------------------------------
 
 
 def read_json(path: Path, absent: str, *keys: str) -> dict[str, Any]:
@@ -87,6 +87,18 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
         raise UserError(f"{path}: no such file") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8 text; convert it, for example with iconv") from None
+
+
+def read_yaml(source: Path | str, text: str | None = None) -> Any:
+    """What a YAML or JSON file, or a text that `source` names, holds, as plain types; errors: `UserError` naming `source`."""
+    import yaml  # not before there is some to read
+
+    if text is None:
+        text = Path(source).read_text(encoding="utf-8-sig", errors="replace")
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{source}: not YAML ({' '.join(str(error).split())[:120]})") from None
 
 
 # ---- One file -------------------------------------------------------------------------------------------------------

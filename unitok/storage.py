@@ -65,8 +65,6 @@ class Files:
             raise UserError(f"root {root or folder}: no such folder")
         self._true_folder = lru_cache(maxsize=1024)(lambda inside: os.path.realpath(os.path.join(self.folder, inside)))
 
-    # ---- What is there -------------------------------------------------------------------------------------------
-
     def exists(self, name: str) -> bool:
         """Whether there is such a file; errors: `UserError` for a server that does not answer."""
         return os.path.isfile(os.path.join(self.folder, name))
@@ -101,8 +99,6 @@ class Files:
         if not stat.S_ISREG(found.st_mode):
             return Found(name, problem="neither a file nor a folder (a pipe, a socket or a device)")
         return Found(name, found.st_size, found.st_mtime_ns)
-
-    # ---- Reading -------------------------------------------------------------------------------------------------
 
     def _resolve(self, name: str) -> str:
         """The true local path of a name; errors: `UserError` when it leaves the root."""
@@ -253,11 +249,9 @@ def _check_stamp(name: str, now: int, listed: int | None) -> None:
 
 @dataclass(frozen=True)
 class Blob:
-    """Content of an archive's member, a table's cell or a file.
+    """Content of an archive's member, a table's cell or a file. name: relative to its source, in messages and shards.
 
-    Args:
-        name: what it is called in messages and shards, relative to its source.
-        place: where it begins in an archive, which may hold a name twice.
+    place: where it begins in an archive, which may hold a name twice.
     """
 
     name: str

@@ -25,7 +25,7 @@ Crop = Literal["centre", "random"]
 log = logging.getLogger("unitok")
 
 CACHE_BYTES = 1 << 30  # decoded files are kept in memory up to this, in each process
-WHOLE_SECONDS = 60  # audio up to this long is decoded whole and kept
+WHOLE_SECONDS = 60  # audio up to this long is decoded whole and kept; of longer files only the stretch is read
 NAMED = 5  # bad files that are named; more are counted
 TRIES = 100  # files one after the other that cannot be read, until a sample is given up
 JUDGED = 100  # files, at least, of which the share of bad ones is taken
@@ -167,10 +167,7 @@ class ImageDataset(FileDataset):
 
 
 class SoundDataset(FileDataset):
-    """[C, T] float in [-1, 1]: a stretch of each sound at a random place, zeros after sounds that are shorter; `AudioFiles`.
-
-    Of files of more than `WHOLE_SECONDS` only the stretch is read.
-    """
+    """[C, T] float in [-1, 1]: a stretch of each sound at a random place, zeros after shorter ones; see `AudioFiles`."""
 
     def __init__(
         self,

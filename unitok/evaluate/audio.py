@@ -1,11 +1,10 @@
 """`unitok eval audio-tokenizer`: how well audio comes back, by number of levels, and what the codebooks do.
 
-Definitions, because published numbers differ by theirs: everything is measured at the tokenizer's rate, against the audio
-as the tokenizer got it (mixed and resampled), over its whole length; a number is the mean over files. SI-SDR is in dB
-with the mean removed, positive is better (audiocraft and DAC print its negative). The log-mel distance is `mel_loss` and
-the STFT distance `spectral_loss` with their default windows. STOI (Taal et al. 2011, not extended) is of the package
-pystoi, for audio of at least `STOI_SECONDS`. Codebook use is the share of a level's codes that occurs at all in the files
-measured. The real-time factor is seconds of audio per second of work.
+Published numbers differ by their definitions: here audio is compared at the tokenizer's rate with what the tokenizer got (mixed
+and resampled), over its whole length, and a number is the mean over files. SI-SDR is in dB with the mean removed, positive is
+better (audiocraft and DAC print its negative). The log-mel distance is `mel_loss`, the STFT distance `spectral_loss`, with their
+default windows. STOI (Taal et al. 2011, not extended) is pystoi's, from `STOI_SECONDS` on. Codebook use is the share of a
+level's codes that occurs at all. The real-time factor is seconds of audio per second of work.
 """
 
 import math

@@ -1,11 +1,10 @@
 """`unitok eval image-tokenizer`: how well images come back, and what the codebook does.
 
-Definitions, because published numbers differ by theirs: everything is measured on values in [0, 1], reconstructions
-rounded to 8 bits, against the image as the tokenizer got it (after cropping or shrinking); a number is the mean over
-images, not over batches. PSNR is of the mean squared error over an image. SSIM has a Gaussian window of 11 (sigma 1.5)
-and data range 1; MS-SSIM five scales, for images of more than 160 pixels a side. Codebook use is the share of codes
-that occurs at all in the images measured; perplexity and entropy are of the codes' frequencies. LPIPS (VGG) and rFID
-appear only where their networks' own weights were given.
+Published numbers differ by their definitions: here values in [0, 1], reconstructions rounded to 8 bits, are compared with the
+image as the tokenizer got it (cropped or shrunk), and a number is the mean over images. PSNR is of an image's mean squared
+error. SSIM has a Gaussian window of 11 (sigma 1.5) and data range 1; MS-SSIM five scales, for images of more than 160 pixels a
+side. Codebook use is the share of codes that occurs at all; perplexity and entropy are of the codes' frequencies. LPIPS (VGG)
+and rFID appear only where their networks' own weights were given.
 """
 
 import math
@@ -83,11 +82,12 @@ def evaluate_image_tokenizer(
     size: pixels a side of the center square that is cut. area: pixels to shrink to, without `size`; 0: the resolution
     squared. lpips, inception: weights. Errors: `UserError` as `evaluate_tokenizer`'s.
     """
-    if lpips and not find_lpips(lpips):
+    networks = find_lpips(lpips) if lpips else None
+    if lpips and not networks:
         raise UserError(f"lpips {lpips}: no vgg16-397923af.pth and vgg.pth there")
     model = load_trained_part("image", tokenizer)[0].to(device)
     measure = _ImageMeasure(model, size, area)
-    measure.lpips = LPIPS.from_files(*find_lpips(lpips)).to(device) if lpips else None  # type: ignore[misc]
+    measure.lpips = LPIPS.from_files(*networks).to(device) if networks else None
     measure.fid = load_fid(inception, device) if inception else None
     return evaluate_tokenizer(measure, images, out, limit, batch_size, overwrite, progress)
 

@@ -1,10 +1,8 @@
 """Audio tokenizers of other projects as ours: EnCodec's files, audiocraft's compression models, transformers' EnCodec.
 
-All are SEANet around a Euclidean residual quantizer. Shapes are read from the weights; what weights cannot say (sample rate,
-causality, padding, dilation) is read from the configuration that belongs to them: audiocraft's `xp.cfg` in the file, a YAML or
-JSON beside it or given, a published model's name, or the published model whose shapes they have. Without any of these it
-is asked for, never guessed. transformers names the same layers differently. Weight norm, in either style of keys, becomes
-plain weights.
+All are SEANet around a Euclidean residual quantizer. Shapes are read from the weights. What weights cannot say (sample rate,
+causality, padding, dilation) is read from audiocraft's `xp.cfg` in the file, a YAML or JSON beside it or given, a published
+model's name, or the published model of equal shapes; without these it is asked for, never guessed.
 """
 
 import hashlib
@@ -17,7 +15,8 @@ from torch import Tensor
 
 from unitok.checkpoints import Inert, is_safetensors, load_checkpoint, load_weights, weights_in
 from unitok.errors import UserError
-from unitok.interop.weights import State, log, read_config, read_folder, read_yaml, require_names, strip_prefix, tell_unused
+from unitok.files import read_yaml
+from unitok.interop.weights import State, log, read_config, read_folder, require_names, strip_prefix, tell_unused
 from unitok.pretrained import load_state
 from unitok.tokenizers import AudioTokenizer, AudioTokenizerConfig
 
@@ -91,8 +90,7 @@ def import_audio_tokenizer(
 
 
 def _read_file(source: Path, config: Path | None, trust: bool) -> tuple[State, dict[str, Any], str]:
-    """The weights of a file by EnCodec's names; what the configuration in it, else `config`, else one beside it says; the name of
-    that configuration."""
+    """The weights of a file by EnCodec's names; what the configuration in it, else `config`, else one beside it says; its name."""
     whole = source.is_file() and is_safetensors(source)
     checkpoint: Any = load_weights(source) if whole else load_checkpoint(source, trust)
     if isinstance(checkpoint, dict) and isinstance(checkpoint.get("pretrained"), str):
@@ -255,9 +253,8 @@ def infer_config(state: State, where: str) -> AudioTokenizerConfig:
     inner = _weight(state, f"encoder.model.{blocks[0]}.block.1.conv.conv") if blocks else None
     convolutions = [w for w in weights if w is not None]
     if len(convolutions) < 3 or len(convolutions) < len(weights) or inner is None:
-        raise UserError(
-            f"{where}: not an EnCodec model: its encoder has {len(convolutions)} convolutions and {len(blocks)} blocks"
-        )
+        has = f"{len(convolutions)} convolutions and {len(blocks)} blocks"
+        raise UserError(f"{where}: not an EnCodec model: its encoder has {has}")
     n_filters, channels, kernel = convolutions[0].shape
     ratios = tuple(w.shape[-1] // 2 for w in reversed(convolutions[1:-1]))
     lstm = [int(m[1]) for k in state if (m := re.match(r"encoder\.model\.\d+\.lstm\.weight_ih_l(\d+)", k))]
@@ -340,13 +337,8 @@ def _encodec_name(name: str, state: State) -> str:
     """transformers' name of a tensor as EnCodec's."""
     name = re.sub(r"^(encoder|decoder)\.layers\.", r"\1.model.", name)
     name = name.replace("quantizer.layers.", "quantizer.vq.layers.").replace(".codebook.", "._codebook.")
-    outer = re.match(r"^(decoder\.model\.\d+)\.(conv|norm)\.", name)
-    if outer and _is_transposed(outer[1], state):
+    outer = re.match(r"^(decoder\.model\.(\d+))\.(conv|norm)\.", name)
+    numbers = [int(m[1]) for k in state if (m := re.match(r"decoder\.layers\.(\d+)\.conv\.", k))]
+    if outer and int(outer[2]) not in (min(numbers), max(numbers)):  # all but the first and the last are transposed
         return name.replace(f"{outer[1]}.", f"{outer[1]}.convtr.", 1).replace(".convtr.conv.", ".convtr.convtr.", 1)
     return re.sub(r"\.(conv|norm)\.(?=[a-z]+[a-z_0-9.]*$)", lambda m: ".conv." + m[0][1:], name, count=1)
-
-
-def _is_transposed(layer: str, state: State) -> bool:
-    """Of the decoder's outer convolutions only the first and the last are not transposed."""
-    outer = [int(m[1]) for k in state if (m := re.match(r"decoder\.layers\.(\d+)\.conv\.", k))]
-    return int(layer.rsplit(".", 1)[1]) not in (min(outer), max(outer))

@@ -25,21 +25,18 @@ except ImportError:
 
 
 class GrammarLogitsProcessor(LogitsProcessor):
-    """Ids that cannot stand in a row get logits of -inf; one for each call of `generate`.
-
-    Each row has a state machine of its own, which follows it also where beam search exchanges rows. A plan that is
-    fulfilled ends with eos.
+    """Ids that cannot stand in a row get logits of -inf, also where beam search exchanges rows; one for each call of `generate`.
 
     Args:
         vocab: the vocabulary that the model was trained on.
-        want: `free`, or a plan such as `text,image:8x12`. rates: frames per second of the audio tokenizer, for `audio:2s`: `{"audio": 50.0}`.
+        want: `free`, or a plan such as `text,image:8x12`, after which comes eos.
+        rates: frames per second of the audio tokenizer, for `audio:2s`: `{"audio": 50.0}`.
         max_ids: most new ids; `generate`'s max_new_tokens. Nothing is opened that they cannot close.
     """
 
     def __init__(self, vocab: Vocab, want: str = "free", max_ids: int = 512, rates: Mapping[str, float] | None = None):
         self.grammar, self.plan, self.max_ids = Grammar(vocab), parse_plan(want, vocab, rates), max_ids
         self._rows: dict[tuple[int, ...], Row] = {}
-        self._length = 0
 
     @classmethod
     def from_pretrained(
@@ -58,14 +55,14 @@ class GrammarLogitsProcessor(LogitsProcessor):
             row = rows[ids] = rows.get(ids) or self._follow(ids)
             for start, stop in [(eos, eos + 1)] if row.state == "done" else row.allowed():
                 mask[b, start:stop] = False
-        self._rows, self._length = rows, input_ids.shape[1]
+        self._rows = rows
         return scores.masked_fill(mask, -torch.inf)
 
     def _follow(self, ids: tuple[int, ...]) -> Row:
         """The state after a row's ids: that of the call before, one id on; at first the prompt's."""
         vocab = self.grammar.vocab
         before = self._rows.get(ids[:-1])
-        if before is not None and len(ids) == self._length + 1:
+        if before is not None:
             row = before.copy()
             if row.state != "done":
                 row.advance(ids[-1])

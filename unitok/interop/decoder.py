@@ -51,12 +51,11 @@ def decoder_config(given: dict[str, Any], where: str) -> DecoderConfig:
             raise UserError(f"{where}: {name} {given[name]!r} cannot be imported")
     if given.get("quantization_config"):
         raise UserError(f"{where}: weights with a quantization_config cannot be imported; give the model's plain ones")
-    missing = [n for n in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers") if n not in given]
-    if missing:
+    needed = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
+    if missing := [name for name in needed if name not in given]:
         raise UserError(f"{where}: no {missing[0]} in it")
     rope = given.get("rope_scaling") or given.get("rope_parameters") or {}
-    scaling = {k: v for k, v in rope.items() if k not in ("rope_theta", "type")}
-    scaling = {"rope_type": rope.get("type", "default")} | scaling
+    scaling = {"rope_type": rope.get("type", "default")} | {k: v for k, v in rope.items() if k not in ("rope_theta", "type")}
     longest = given.get("max_position_embeddings", DEFAULT_LENGTHS[kind])
     if scaling["rope_type"] == "llama3":
         scaling.setdefault("original_max_position_embeddings", given.get("original_max_position_embeddings", longest))
@@ -64,10 +63,7 @@ def decoder_config(given: dict[str, Any], where: str) -> DecoderConfig:
     groups = given.get("num_key_value_heads") or (heads if kind == "llama" or "num_key_value_heads" in given else 32)
     head_dim = None if kind == "chameleon" else given.get("head_dim")
     return DecoderConfig(
-        vocab_size=given["vocab_size"],
-        hidden_size=given["hidden_size"],
-        num_hidden_layers=given["num_hidden_layers"],
-        intermediate_size=given["intermediate_size"],
+        **{name: given[name] for name in needed},
         num_attention_heads=heads,
         num_key_value_heads=groups,
         head_dim=head_dim or (128 if kind == "qwen3" else given["hidden_size"] // heads),
@@ -85,8 +81,7 @@ def decoder_config(given: dict[str, Any], where: str) -> DecoderConfig:
 def import_decoder(kind: str, folder: Path) -> "Decoder | ImportedDecoder":
     """A folder of transformers' Llama, Qwen3 or Chameleon -> our decoder with equal logits, in eval mode.
 
-    Where the folder says what its ids mean, an `ImportedDecoder` with that: names of Chameleon's image ids, or the
-    `unitok_ids.json` of our own exports.
+    Where it names Chameleon's image ids, or has the `unitok_ids.json` of our exports: an `ImportedDecoder` with their meaning.
     """
     given = read_config(folder, kind.removeprefix("hf-"))
     where = str(folder)
@@ -99,8 +94,11 @@ def import_decoder(kind: str, folder: Path) -> "Decoder | ImportedDecoder":
         known = folder / "unitok_ids.json"
         return ImportedDecoder(decoder, {}, _exported_vocab(known, config.vocab_size)) if known.exists() else decoder
     image = from_chameleon(vision, read_config(folder, part="vq_config"), where) if vision else None
-    names = given.get("vocabulary_map") or _tokenizer_names(folder)
-    vocab, tokenizers = _chameleon_vocab(names, config.vocab_size, image, folder / "tokenizer.json")
+    tokenizer = folder / "tokenizer.json"
+    names = given.get("vocabulary_map")
+    if not names:
+        names = read_json(tokenizer, "").get("model", {}).get("vocab", {}) if tokenizer.exists() else {}
+    vocab, tokenizers = _chameleon_vocab(names, config.vocab_size, image, tokenizer)
     return ImportedDecoder(decoder, tokenizers, vocab)
 
 
@@ -144,12 +142,6 @@ def _exported_vocab(path: Path, size: int) -> Vocab:
     return vocab
 
 
-def _tokenizer_names(folder: Path) -> dict[str, int]:
-    """The names of ids in a tokenizer.json that lies beside the weights, or none."""
-    path = folder / "tokenizer.json"
-    return read_json(path, "").get("model", {}).get("vocab", {}) if path.exists() else {}
-
-
 def image_codes(names: dict[str, int]) -> dict[int, int]:
     """Names of ids -> code of each image id. An image id's name is IMGIMG, its code with A to J for digits, and Z."""
     found = {}
@@ -162,8 +154,7 @@ def image_codes(names: dict[str, int]) -> dict[int, int]:
 def _chameleon_vocab(
     names: dict[str, int], size: int, image: ImageTokenizer | None, tokenizer: Path
 ) -> tuple[Vocab | None, dict[str, Any]]:
-    """The vocabulary that the names say: image codes where they stand, ids after them as text; and the tokenizers, that of text if
-    its file is there. Without names or image tokenizer no vocabulary."""
+    """The vocabulary that the names say, ids after the image codes as text, or None without names or image tokenizer; tokenizers."""
     codes = image_codes(names)
     ids = sorted(codes.values())
     if image is None:

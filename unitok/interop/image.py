@@ -1,8 +1,8 @@
 """Image tokenizers of other projects as ours: taming-transformers, LlamaGen, Chameleon (Meta's file, transformers' folder).
 
-All four are taming's network. The architecture is read from the weights themselves; a YAML or config.json only adds the
-resolution. taming's `quant_conv` and `post_quant_conv` are our quantizer's two projections (1x1 convolutions are linear).
-LlamaGen names its blocks differently and orders the decoder's from low to high resolution; its codes have length 1.
+All four are taming's network, its architecture read from the weights; a YAML or config.json only adds the resolution.
+taming's `quant_conv` and `post_quant_conv` are our quantizer's two projections (1x1 convolutions are linear). LlamaGen orders
+the decoder's blocks from low to high resolution; its codes have length 1.
 """
 
 import re
@@ -12,7 +12,8 @@ from typing import Any
 
 from unitok.checkpoints import load_weights
 from unitok.errors import UserError
-from unitok.interop.weights import State, log, read_config, read_folder, read_yaml, require_names, strip_prefix, tell_unused
+from unitok.files import read_yaml
+from unitok.interop.weights import State, log, read_config, read_folder, require_names, strip_prefix, tell_unused
 from unitok.pretrained import load_state
 from unitok.tokenizers import ImageTokenizer, ImageTokenizerConfig
 from unitok.tokenizers.quantize import VectorQuantizer
@@ -54,10 +55,7 @@ def from_chameleon(state: State, vq_config: dict[str, Any], where: str) -> Image
 
 
 def from_taming(state: State, config: ImageTokenizerConfig, where: str, others: Iterable[str] = ()) -> ImageTokenizer:
-    """Weights with taming's names as an `ImageTokenizer`; whatever belongs to the loss is left out.
-
-    others: names of what else the checkpoint holds, for the log.
-    """
+    """Weights with taming's names as an `ImageTokenizer`, without those of the loss. others: what else it holds, for the log."""
     model = ImageTokenizer(config)
     wanted = {k: v for k, v in state.items() if k.startswith(("encoder.", "decoder."))}
     used = {*wanted, "quantize.embedding.weight"}

@@ -1,8 +1,7 @@
 """Weights on a disk as people leave them: shards with an index, stale files, names behind prefixes.
 
-What decides, in this order: an index is followed to the letter; without one the standard file is read; the prefix that is
-taken off is the one under which every name that must be there stands. What is passed over is named in the log, because
-weights that are silently not the ones meant give a model that is silently wrong.
+An index is followed to the letter; without one the standard file is read; the prefix under which every needed name stands is
+taken off. What is passed over is logged: weights that are silently not the ones meant give a model that is silently wrong.
 """
 
 import logging
@@ -11,11 +10,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import Tensor
 
 from unitok.checkpoints import load_weights
-from unitok.errors import UserError, first_line
+from unitok.errors import UserError
 from unitok.files import read_json
 
 log = logging.getLogger("unitok")
@@ -32,10 +30,7 @@ _EMA = re.compile(r"(?:^|[._])ema(?:[._]|$)")
 
 
 def read_config(folder: Path, model_type: str = "", part: str = "") -> dict[str, Any]:
-    """The config.json of a folder saved by transformers; of a model that holds the one that is meant, its `part`.
-
-    Errors: `UserError` where it is not of that type; "": the weights decide.
-    """
+    """The config.json of a folder saved by transformers, or its `part`. Errors: `UserError` for another type; "" allows any."""
     path = folder / "config.json"
     given = read_json(path, "give a folder saved by transformers")
     given = given[part] if isinstance(given.get(part), dict) else given
@@ -47,10 +42,8 @@ def read_config(folder: Path, model_type: str = "", part: str = "") -> dict[str,
 def read_folder(folder: Path) -> State:
     """The tensors of a folder's weights: those that its index names, or its one standard file.
 
-    Errors: `UserError` where a shard is missing, or where several files could be meant.
+    Errors: `UserError` where a shard is missing, or where several files could be meant. `read_config` has found the folder.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give a folder saved by transformers")
     for name in INDICES:
         if (folder / name).exists() and (state := _read_index(folder, name)) is not None:
             return state
@@ -68,7 +61,13 @@ def read_folder(folder: Path) -> State:
         other = f"; {others[0]} cannot be read" if others else ""
         raise UserError(f"{folder}: no .safetensors or .bin file in it{other}")
     _tell_read(folder, chosen, files)
-    return _merge(chosen)
+    state: State = {}
+    for file in chosen:
+        held = load_weights(file)
+        if twice := next((name for name in held if name in state), None):
+            raise UserError(f"{file}: {twice} is in another file, too, and no index says which one counts")
+        state |= held
+    return state
 
 
 def _candidates(folder: Path) -> list[Path]:
@@ -86,8 +85,7 @@ def _tell_read(folder: Path, read: list[Path], files: list[Path]) -> None:
 def _read_index(folder: Path, name: str) -> State | None:
     """The tensors that an index names, from the files it says; None where it is a leftover beside a whole file."""
     path = folder / name
-    given = read_json(path, "")
-    named = given.get("weight_map") if isinstance(given, dict) else None
+    named = read_json(path, "").get("weight_map")
     if not isinstance(named, dict) or not named or not all(isinstance(v, str) and Path(v).name == v for v in named.values()):
         raise UserError(f'{path}: not an index of weights: it has no "weight_map" from names to files of this folder')
     files = sorted(set(named.values()))
@@ -121,23 +119,10 @@ def _numbered(files: list[Path]) -> list[Path]:
     return shards
 
 
-def _merge(files: Iterable[Path]) -> State:
-    state: State = {}
-    for file in files:
-        held = load_weights(file)
-        if twice := next((name for name in held if name in state), None):
-            raise UserError(f"{file}: {twice} is in another file, too, and no index says which one counts")
-        state |= held
-    return state
-
-
 def strip_prefix(state: State, wanted: Sequence[str], where: str) -> tuple[State, State]:
-    """Take off the prefix under which all of `wanted` stand: a wrapper's, an enclosing model's, a dictionary's.
+    """The tensors under the prefix under which all of `wanted` stand, by their plain names, and the others; without one all, and none.
 
     Of several, a run's `best_state` or one with `ema` in it is taken, then what a checkpoint usually means; the log says which.
-
-    Returns:
-        The tensors under that prefix by their plain names, and all others. Without such a prefix all of `state`, and none.
     """
     plain = {_WRAPPERS.sub("", name): name for name in state}
     if len(plain) == len(state):  # else a wrapped and a plain copy lie side by side: both stay what they are called
@@ -174,13 +159,3 @@ def tell_unused(where: str, unused: Iterable[str]) -> None:
     if names := list(unused):
         more = ", …" if len(names) > 3 else ""
         log.warning("%s: %d tensors are not used: %s", where, len(names), ", ".join(names[:3]) + more)
-
-
-def read_yaml(source: Path | str, text: str | None = None) -> Any:
-    """What a YAML or JSON file, or a text that `source` names, holds, as plain types; errors: `UserError` naming `source`."""
-    if text is None:
-        text = Path(source).read_text(encoding="utf-8-sig", errors="replace")
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{source}: not YAML ({first_line(error)})") from None

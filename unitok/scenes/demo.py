@@ -1,9 +1,8 @@
 """`unitok demo`: the whole job on the built-in data, each stage the command that a user would type.
 
-Every stage runs as a process of its own (`python -m unitok …`), so memory is given back in between and what is shown is
-what works on its own. Finished stages are remembered in `state.json`; a demo that is stopped and started again goes on
-with the stage it was in, and a training with its newest checkpoint. The budget: fixed shares for the tokenizers, a
-reserve for scoring, and the decoder gets what is left.
+Every stage is a process of its own, so memory is given back in between and what is shown works on its own. Finished stages are
+remembered in `state.json`: a demo started again goes on with the stage it was in, a training with its newest checkpoint. The
+budget: fixed shares for the tokenizers, a reserve for scoring, and the decoder gets what is left.
 """
 
 import ctypes
@@ -62,9 +61,6 @@ class Demo:
             self.state["precision"] = "bf16-mixed" if fast_bfloat16() else "32-true"
         return self.state["precision"]
 
-    def _save(self) -> None:
-        write_json(self.file, self.state)
-
     @property
     def seconds(self) -> float:
         """Spent so far, restarts added up."""
@@ -80,7 +76,7 @@ class Demo:
 
         def note() -> None:
             self.state["seconds"][name] = before + time.monotonic() - began
-            self._save()
+            write_json(self.file, self.state)
 
         for command in commands:
             if callable(command):
@@ -89,7 +85,7 @@ class Demo:
                 self._run(command, note)
             note()
         self.state["done"].append(name)
-        self._save()
+        write_json(self.file, self.state)
 
     def _run(self, command: list[str], note: Callable[[], None]) -> None:
         """One command as a process; time is noted while it runs, and then the memory that the largest process so far took."""
@@ -151,7 +147,10 @@ def run_demo(out: Path, minutes: float = 13.0, eval_scenes: int = 200, seed: int
     demo.stage("tokenize", words("tokenize {out}/scenes/train {out}/tokens --bundle {out}/bundle"))
     left = minutes * (1 - SCORING_SHARE) - demo.seconds / 60 - 8 / 60  # 8 s to start and to build the bundle
     demo.stage("decoder", fit("decoder", max(0.1, left), "tokens"))
-    demo.stage("bundle", words("bundle {out}/bundle --decoder {out}/decoder"), lambda: _keep_sampling(out / "bundle"))
+    from unitok.bundle import write_generation_config  # heavy, so not before the trainings are over
+
+    line = words("bundle {out}/bundle --decoder {out}/decoder")
+    demo.stage("bundle", line, lambda: write_generation_config(out / "bundle", SAMPLING))
     sample = (
         "sample --bundle {out}/bundle --text {text} --want {want} --out {out}/samples/{i} --n 4 --seed {seed} --max-ids 300"
     )
@@ -163,12 +162,6 @@ def run_demo(out: Path, minutes: float = 13.0, eval_scenes: int = 200, seed: int
 
     print_scores(read_json(out / "scores.json", ""))
     print(f"{demo.seconds:.0f} s; open {out / 'report.html'}")
-
-
-def _keep_sampling(bundle: Path) -> None:
-    from unitok.bundle import write_generation_config
-
-    write_generation_config(bundle, SAMPLING)
 
 
 def _report(demo: Demo) -> None:

@@ -1,8 +1,7 @@
 """What `unitok eval` measures on scenes: the oracle's reading of originals, reconstructions and generations.
 
-A score is a share of files, between 0 and 1, in which everything named is right: `attributes` is background, layout and
-every thing's colour, shape and size; `colours` the things' colours in order; `notes` number, order, pitch and timbre of
-all notes; `exact` compares parsed attributes, not spelling.
+A score is the share of files, 0 to 1, in which all is right: of `attributes` background, layout and every thing's colour, shape
+and size; of `colours` the things' in order; of `notes` number, order, pitch and timbre; `exact` compares what is parsed.
 """
 
 from collections.abc import Callable, Sequence
@@ -61,11 +60,9 @@ def _answers(output: Output, row: dict, rate: int) -> bool:
 
 @dataclass(frozen=True)
 class Direction:
-    """One way between modalities.
+    """One way between modalities. given: keys of a scene's row that make the prompt; want: the plan of outputs.
 
-    Args:
-        name: of its samples and, with `score`, of its score. given: keys of a scene's row that make the prompt.
-        want: the plan of its outputs. right: whether an output is right, given its row and the rate of its audio in Hz.
+    right: whether an output is right, given its row and the rate of its audio in Hz.
     """
 
     name: str
@@ -86,11 +83,7 @@ DIRECTIONS = (
 
 
 class Evaluation:
-    """Measures one bundle; `scores` fills up as it goes.
-
-    Args:
-        out: folder for samples. seed, settings: of sampling. progress: show bars.
-    """
+    """Measures one bundle; `scores` fills up as it goes. out: folder for samples; seed, settings: of sampling."""
 
     def __init__(self, unitok: Unitok, out: Path, seed: int, settings: dict[str, Settings], progress: bool = False):
         self.unitok, self.out, self.seed, self.settings, self.progress = unitok, out, seed, settings, progress
@@ -99,8 +92,6 @@ class Evaluation:
         self.encoder = Encoder(unitok)
         self.grammar = Grammar(unitok.vocab)
         self.budget = 256  # ids a generation may take; set from the originals
-
-    # ---- Tokenizers ----------------------------------------------------------------------------------------------
 
     def reconstruct(self, folder: Path, rows: list[dict]) -> None:
         """Oracle on the originals and on their reconstructions; use of the codebooks; a few pairs as files."""
@@ -139,8 +130,6 @@ class Evaluation:
         frames = np.concatenate([d.segments[1].codes for d in documents], axis=1)
         self.scores["codebook.image.use"] = len(np.unique(grids)) / image.codebook_size
         self.scores["codebook.audio.use"] = [len(np.unique(level)) / audio.codebook_size for level in frames]
-
-    # ---- Generations ---------------------------------------------------------------------------------------------
 
     def generate(self, folder: Path, rows: list[dict], suffix: str = "") -> None:
         """Every direction on `rows`; `suffix` is added to the names of the scores."""
@@ -221,12 +210,8 @@ def evaluate_bundle(
     """
     unitok = Unitok.from_pretrained(bundle, device=device)
     kinds = {span.kind for span in unitok.vocab.spans.values()}
-    own = {
-        name: SAMPLING.get(name, {}) | unitok.defaults.get(name, {})
-        for name in {**SAMPLING, **unitok.defaults}
-        if name in kinds
-    }
-    own |= {name: settings for name, settings in unitok.defaults.items() if name not in kinds}
+    ours = {name: settings | unitok.defaults.get(name, {}) for name, settings in SAMPLING.items() if name in kinds}
+    own = {**unitok.defaults, **ours}
     given = {"image": {"temperature": temperature, "guidance": guidance}, "audio": {"temperature": temperature}}
     media = {
         name: own.get(name, {}) | {k: v for k, v in x.items() if v is not None} for name, x in given.items() if name in kinds

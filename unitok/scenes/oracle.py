@@ -1,9 +1,9 @@
 """Reads scenes back from pixels and waveforms with plain image and signal processing. It never sees a model.
 
-Pictures: the border gives the background, connected regions that differ from it are things; a thing's colour is the
-nearest of the eight to the median of its pixels; shape and size are the template (ten, drawn at the region's centroid)
-with the least squared difference of coverage. Sounds: slots of one note's length with energy in them are notes; pitch
-and timbre are the template (forty) whose magnitude spectrum has the largest cosine to the slot's; loudness is the power.
+Pictures: the border gives the background, connected regions that differ from it are things; colour is the nearest to the median
+of a thing's pixels; shape and size are the template, drawn at its centroid, with the least squared difference of coverage.
+Sounds: slots of one note's length with energy in them are notes; pitch and timbre are the template whose magnitude spectrum has
+the largest cosine to the slot's; loudness is the power.
 """
 
 from functools import cache

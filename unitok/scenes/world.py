@@ -1,14 +1,10 @@
 """The built-in data: sonified scenes, endless, seeded, written as ordinary files.
 
-A scene is one to three coloured shapes on a plain background. It has a picture, a caption, a sound, a caption of the
-sound, and questions with answers, so that every direction between text, image and sound can be learnt. Each thing is
-also a note: its colour is the pitch, its shape the timbre, its size the loudness, in reading order. The sound's own
-caption names only what can be heard.
-
-Choices: everything is drawn from signed distances (exact edges, any size, no drawing library); notes last 0.4 s and
-start at phase zero, because random phases cost a small codec most of its bits; a tenth of the colour-shape pairs is
-never in training data, so that composition can be told from memory. `unitok.scenes.oracle` reads files back without
-using any code of this module but its tables of names and colours and its two renderers (for templates).
+A scene is one to three coloured shapes on a plain background, with a picture, a caption, a sound, a caption of what is heard,
+and questions with answers. Each thing is also a note, in reading order: its colour is the pitch, its shape the timbre, its
+size the loudness. Pictures are drawn from signed distances (exact edges, any size, no drawing library); notes start at phase
+zero, because random phases cost a small codec most of its bits; a tenth of the colour-shape pairs is never in training data, so
+that composition can be told from memory. `unitok.scenes.oracle` reads files back with this module's tables and renderers alone.
 """
 
 import itertools
@@ -252,12 +248,11 @@ def render_note(note: Note, rate: int = SAMPLE_RATE, amplitude: float | None = N
 
 def render_sound(scene: Scene, rng: np.random.Generator, rate: int = SAMPLE_RATE) -> np.ndarray:
     """float32 [1, T] in [-1, 1]: one note a thing, in reading order, each a little louder or softer, longer or shorter."""
-    return np.concatenate(
-        [
-            render_note(note, rate, LOUDNESSES[note.loudness] * rng.uniform(0.85, 1.15), rng.uniform(1.5, 2.5))
-            for note in scene.notes()
-        ]
-    )[None]
+    waves = []
+    for note in scene.notes():
+        amplitude = LOUDNESSES[note.loudness] * rng.uniform(0.85, 1.15)
+        waves.append(render_note(note, rate, amplitude, decay=rng.uniform(1.5, 2.5)))
+    return np.concatenate(waves)[None]
 
 
 # ---- Documents and files --------------------------------------------------------------------------------------------
@@ -278,8 +273,7 @@ QUESTIONS_PER_DOCUMENT = 4
 def scene_documents(scenes: list[Scene], index: int, rng: np.random.Generator) -> Iterator[tuple[str, list[dict]]]:
     """The documents that begin with scene `index`: pairs of a kind and its content, in the interleaved file format.
 
-    What is given has no loss, what follows has. Captions that are given come in either order, captions that are to be learned
-    in reading order: an answer should be one answer.
+    What is given has no loss; given captions come in either order, those to be learned in one: an answer is one answer.
     """
     scene, after = scenes[index], (index + 1) % len(scenes)
     given_caption, given_image = _text(caption(scene, rng), loss=False), _file("image", index, loss=False)
@@ -321,18 +315,12 @@ def write_scenes(
     overwrite: bool = False,
     progress: bool = False,
 ) -> None:
-    """Write `count` scenes as real files.
+    """Write `count` scenes as real files. Errors: `UserError` where something else lies there; `overwrite` removes that.
 
-    `images/N.png`, `sounds/N.wav`; `scenes.jsonl` (a line per scene: what it shows, its captions and questions);
-    `documents.jsonl` (interleaved documents in every direction); `text.txt` (every text once, one per line, to train a
-    text tokenizer). `documents.jsonl` comes last: without it the folder is not whole. The bytes depend only on count, seed,
-    most, held_out and size. Earlier scenes are replaced, other files in the folder stay.
-
-    Args:
-        out: folder. most: things in a scene at most. held_out: only scenes with pairs that training never shows.
-        size: side of the images, pixels. workers: processes. progress: show a bar.
-
-    Errors: `UserError` where something else lies there, unless `overwrite` is set, which removes it.
+    `images/N.png`, `sounds/N.wav`; `scenes.jsonl` (what each shows, its captions and questions); `text.txt` (every text once, a
+    line each, to train a tokenizer); last `documents.jsonl` (in every direction), without which the folder is not whole. Bytes
+    depend only on count, seed, most (things in a scene), held_out (only scenes with pairs that training never shows) and size
+    (pixels a side). Earlier scenes are replaced, other files stay.
     """
     if count < 1:
         raise UserError(f"count {count}: at least 1 scene is needed")
@@ -382,10 +370,7 @@ def _is_other(out: Path) -> bool:
 
 
 def read_scenes(folder: Path, count: int = 0) -> list[dict]:
-    """The lines of `scenes.jsonl`, each with its `Scene` as `scene`, one of its questions as `question` and the `answer` to it.
-
-    Errors: `UserError` where there are none, or fewer than `count`.
-    """
+    """Lines of `scenes.jsonl`, with `scene`, `question` and `answer`; errors: `UserError` for none, or fewer than `count`."""
     path = Path(folder) / "scenes.jsonl"
     if not path.exists():
         raise UserError(f"{folder}: no scenes there (no scenes.jsonl); make some with `unitok scenes`")

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-import yaml
-
 from unitok.document import ROLES, Part
 from unitok.errors import UserError
+from unitok.files import read_yaml
 from unitok.modalities import make_options, modalities
 from unitok.storage import is_remote
 
@@ -147,7 +146,7 @@ def parse_template(text: str) -> tuple[dict[str, Any], ...]:
     """A template as YAML or JSON text, or the name of a file that holds it."""
     inline = any(mark in text for mark in "\n{[")
     where = "template" if inline or not Path(text).is_file() else text
-    read = _load_yaml(text if where == "template" else Path(text).read_text(), where)
+    read = read_yaml(where, text if where == "template" else Path(text).read_text())
     if not isinstance(read, list) or not read:
         raise UserError(f"template {text[:60]}: a list of parts, or a YAML file that holds one")
     check_template(read, "template")
@@ -160,7 +159,7 @@ def parse_template(text: str) -> tuple[dict[str, Any], ...]:
 def load_recipe(path: Path) -> list[SourceSpec]:
     """The sources of a recipe; errors: `UserError` naming the file and what is wrong."""
     try:
-        content = _load_yaml(Path(path).read_text(encoding="utf-8"), str(path))
+        content = read_yaml(path, Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (UnicodeDecodeError, IsADirectoryError):
@@ -216,13 +215,6 @@ def read_typed(kind: Any, value: Any, where: str) -> Any:
     if number or (type(value) is outer and not (outer is float and not math.isfinite(value))):
         return value
     raise UserError(f"{where} {value!r}; it is {_CALLED.get(outer, 'a list' if outer is tuple else 'values by name')}")
-
-
-def _load_yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{where}: not YAML ({' '.join(str(error).split())[:120]})") from None
 
 
 # ---- Order and chance -------------------------------------------------------------------------------------------------
