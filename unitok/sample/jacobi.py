@@ -17,14 +17,9 @@ from torch import Tensor
 def draw_ahead(
     predict: Callable[[Tensor, int], Tensor], scores: Tensor, noise: Tensor, columns: int, window: int
 ) -> tuple[Tensor, int]:
-    """A choice among n for each of N places, and how many passes it took.
-
-    Args:
-        predict: choices [W] at places from a first one on, and that place -> scores [W, n] of the places after each, given
-            all before; scores are logits after guidance, filters and temperature. It runs once a pass.
-        scores: [1, n], of the first place.
-        noise: [N, n]. columns: of the image, so many places apart are neighbors. window: most places in a pass.
-    """
+    """A choice among n for each of N places, and how many passes it took. predict: choices [W] at places from a first one on, and
+    that place -> scores [W, n] of the places after each, given all before: logits after guidance, filters and temperature. scores:
+    [1, n], of the first place. noise: [N, n]. columns: so many places apart are neighbors. window: most places in a pass."""
     count = len(noise)
     seen, choices = torch.zeros_like(noise), torch.zeros(count, dtype=torch.int64, device=noise.device)
     final = known = passes = 0  # choices are final up to the one, guesses up to the other
