@@ -12,6 +12,7 @@ from unitok.hardware import check_device
 if TYPE_CHECKING:
     from unitok.api import Unitok
     from unitok.document import Document
+    from unitok.sample.outputs import Output
 
 
 def _sampling() -> dict[str, type]:
@@ -89,12 +90,7 @@ def sample(
         settings: of tokenizers by name, where several are of a kind, as JSON: {"speech": {"temperature": 0.7}}
     """
     made = Outputs(**outputs.get("", {}))
-    if prompts and prompt:
-        raise UserError("give either --prompts or parts of one prompt")
-    if score and not prompts:
-        raise UserError("--score needs --prompts FILE.jsonl, the documents to score")
-    if live and (made.best_of > 1 or made.jacobi):
-        raise UserError("--live shows one output as it is drawn: leave out --best-of and --jacobi")
+    _check(prompt, prompts, score, live, made)
     parts = [content_of(kind, value) for kind, value in prompt]
 
     from unitok.api import Unitok
@@ -121,10 +117,23 @@ def sample(
     else:
         finished = unitok.generate(documents, negative=against, settings=by_name, **vars(made), progress=True)
     save_outputs(finished, out, overwrite=overwrite)
-    for output in finished[: 0 if live else 8]:
+    _print(finished[: 0 if live else 8])
+    print(f"{out}: {len(finished)} outputs; open {out / 'index.html'}")
+
+
+def _check(prompt: list[tuple[str, str]], prompts: Path | None, score: bool, live: bool, outputs: Outputs) -> None:
+    if prompts and prompt:
+        raise UserError("give either --prompts or parts of one prompt")
+    if score and not prompts:
+        raise UserError("--score needs --prompts FILE.jsonl, the documents to score")
+    if live and (outputs.best_of > 1 or outputs.jacobi):
+        raise UserError("--live shows one output as it is drawn: leave out --best-of and --jacobi")
+
+
+def _print(outputs: "list[Output]") -> None:
+    for output in outputs:
         kinds = ", ".join(segment.modality for segment in output.new.segments) or "nothing"
         print(f"{output.index:06d}: {kinds}{f': {output.text!r}' if output.text else ''}")
-    print(f"{out}: {len(finished)} outputs; open {out / 'index.html'}")
 
 
 def _write_scores(unitok: "Unitok", documents: "list[Document]", out: Path) -> None:

@@ -1,7 +1,8 @@
 """Attention behind one function, with equal results on every back end.
 
 A batch [B, T] holds documents that must not see one another. What separates them is a packing, made once a batch and shared by all
-layers. No back end makes a T x T mask or spends time on pairs of positions in different documents:
+layers; no other file knows a mask or a cumulative length. No back end makes a T x T mask or spends time on pairs of positions in
+different documents:
 
 - `sdpa`: torch's scaled-dot-product attention, everywhere, and the reference. Documents of similar length are gathered
   into one causal call. Padding on the right needs no mask: a causal query never looks at what comes after it.

@@ -267,7 +267,8 @@ def _effective(layer: Any) -> tuple[Tensor, Tensor | None]:
 def _arrange(block: Block, c: DecoderConfig) -> _Weights:
     """One block's weights."""
     a, m, before = block.self_attn, block.mlp, c.norm_placement == "before"
-    order = torch.arange(c.head_dim).view(2, -1).T.flatten().to(block.input_layernorm.weight.device)  # pairs side by side
+    # Pairs side by side: dot products do not depend on the order, as long as queries and keys have the same.
+    order = torch.arange(c.head_dim).view(2, -1).T.flatten().to(block.input_layernorm.weight.device)
 
     def after_norm(layer: nn.Module, norm: nn.RMSNorm) -> tuple[Tensor, Tensor | None]:
         weight, bias = _effective(layer)

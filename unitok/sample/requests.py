@@ -31,27 +31,19 @@ def check_count(name: str, value: Any, least: int) -> None:
 
 @dataclass
 class Task:
-    """What to make of each prompt.
-
-    Args:
-        want, n, seed, max_ids: as for `Unitok.generate`. settings: by modality; a missing one has the defaults.
-        negative: what guidance leads away from; without it, from no prompt at all.
-        keep: the prompt's last picture or sound is a beginning: this share of its rows or frames stays, and it is continued.
-        best_of: so many are made for each output, and of all of a prompt's the n best kept. best_by: `likelihood`, the mean
-            log-probability of its ids, or `relevance`, how much likelier the prompt makes them.
-        jacobi: places of an image that are guessed and read at once; outputs are then made one by one. 0: one place.
-    """
+    """What to make of each prompt; want, n, seed and max_ids as for `Unitok.generate`."""
 
     want: str | Sequence[str] = "free"
     n: int = 1
     seed: int = 0
     max_ids: int = 512
-    settings: dict[str, Settings] = field(default_factory=dict)
-    negative: Document | None = None
-    keep: float | None = None
-    best_of: int = 1
+    settings: dict[str, Settings] = field(default_factory=dict)  # by modality; a missing one has the defaults
+    negative: Document | None = None  # what guidance leads away from; without it, from no prompt at all
+    keep: float | None = None  # share of the prompt's last picture or sound that stays, in rows or frames, and is continued
+    best_of: int = 1  # so many are made for each output, and of all of a prompt's the n best kept
+    #: `likelihood`, the mean log-probability of its ids, or `relevance`, how much likelier the prompt makes them.
     best_by: str = "likelihood"
-    jacobi: int = 0
+    jacobi: int = 0  # places of an image that are guessed and read at once; outputs are then made one by one. 0: one place
 
     def __post_init__(self) -> None:
         for name, least in (("n", 1), ("best_of", 1), ("seed", 0), ("max_ids", 1), ("jacobi", 0)):
