@@ -61,13 +61,13 @@ def read_folder(folder: Path) -> State:
         other = f"; {others[0]} cannot be read" if others else ""
         raise UserError(f"{folder}: no .safetensors or .bin file in it{other}")
     _tell_read(folder, chosen, files)
-    state: State = {}
+    merged: State = {}
     for file in chosen:
         held = load_weights(file)
-        if twice := next((name for name in held if name in state), None):
+        if twice := next((name for name in held if name in merged), None):
             raise UserError(f"{file}: {twice} is in another file, too, and no index says which one counts")
-        state |= held
-    return state
+        merged |= held
+    return merged
 
 
 def _candidates(folder: Path) -> list[Path]:
