@@ -120,7 +120,7 @@ def _numbered(files: list[Path]) -> list[Path]:
 
 
 def strip_prefix(state: State, wanted: Sequence[str], where: str) -> tuple[State, State]:
-    """The tensors under the prefix of all of `wanted`, by their plain names, and the others; without such a prefix all, and none.
+    """Tensors under the prefix of all of `wanted`, by their plain names, and the others; without such a prefix all and none.
 
     Of several, a run's `best_state` or one with `ema` in it is taken, then what a checkpoint usually means; the log says which.
     """
