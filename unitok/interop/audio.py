@@ -198,7 +198,7 @@ def _from_audiocraft(given: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _config(seen: AudioTokenizerConfig, told: dict[str, Any], named: str, where: str) -> AudioTokenizerConfig:
-    """What weights say (`seen`) and what else is known (`told`), joined; errors: `UserError` where they differ or say too little."""
+    """What weights say (`seen`) and what else is known (`told`), joined; errors: `UserError` where they differ or lack some."""
     shapes = {name: value for name, value in asdict(seen).items() if name not in UNSEEN}
     if not told:
         published = [name for name, c in PUBLISHED.items() if all(getattr(c, k) == v for k, v in shapes.items())]
