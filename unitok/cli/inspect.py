@@ -10,8 +10,8 @@ import numpy as np
 
 from unitok import pages
 from unitok.cli.arguments import check_input
-from unitok.errors import UserError, first_line, visible
-from unitok.files import read_json, settle
+from unitok.errors import UserError, visible
+from unitok.files import read_json, read_yaml, settle
 from unitok.hardware import HARDWARE
 
 if TYPE_CHECKING:
@@ -180,17 +180,12 @@ def _inspect_bundle(folder: Path, plan: dict[str, Any]) -> None:
 
 
 def _inspect_config(path: Path, plan: dict[str, Any]) -> None:
-    import yaml
-
     from unitok.model import DecoderConfig
     from unitok.model.presets import Preset
     from unitok.pretrained import make_config
 
     text = path.read_text(encoding="utf-8", errors="replace")
-    try:
-        model = (yaml.safe_load(text) or {}).get("model", {})
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML ({first_line(error)})") from None
+    model = (read_yaml(path, text) or {}).get("model", {})
     print("\n".join(visible(line) for line in text.splitlines() if line.startswith("#")))
     if model.get("class_path", "").endswith("DecoderTraining"):
         decoder = make_config(DecoderConfig, model.get("init_args", {}).get("decoder", {}), str(path))

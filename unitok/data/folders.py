@@ -33,15 +33,9 @@ READ, BAD = 1, 2  # what is known of a file; 0 is nothing
 
 
 class FileDataset(Dataset):
-    """Files of one kind under a folder, decoded when first asked for and kept in memory while there is room.
+    """Files of one kind under a folder, decoded when first asked for and kept in memory while there is room."""
 
-    Attributes:
-        replaces: whether another file of the folder takes the place of one that cannot be read; else a sample is None.
-        unusable: files that are empty or of another kind than their name says.
-        state: what is known of each file, uint8 [files], in memory that all processes that decode share.
-    """
-
-    replaces = True
+    replaces = True  # another file takes the place of one that cannot be read; else a sample is None
 
     def __init__(self, folder: Path, kind: str, seed: int):
         folder = Path(folder)
@@ -52,8 +46,8 @@ class FileDataset(Dataset):
         if not self.files:
             raise UserError(f"{folder}: no {kind} files in it")
         self.folder, self.kind, self.seed = folder, kind, seed
-        self.state = torch.zeros(len(self.files), dtype=torch.uint8).share_memory_()
-        self.unusable = _unusable(folder, found)
+        self.state = torch.zeros(len(self.files), dtype=torch.uint8).share_memory_()  # READ, BAD; of all processes that decode
+        self.unusable = _unusable(folder, found)  # empty, or of another kind than their name says
         for number, file in enumerate(self.unusable):
             _say_bad(number, f"{file}: {'an empty file' if file in empty else f'no {kind}, though its name says so'}")
         self._kept: dict[int, Any] = {}

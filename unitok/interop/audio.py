@@ -90,7 +90,7 @@ def import_audio_tokenizer(
 
 
 def _read_file(source: Path, config: Path | None, trust: bool) -> tuple[State, dict[str, Any], str]:
-    """The weights of a file by EnCodec's names; what the configuration in it, else `config`, else one beside it says; its name."""
+    """The weights of a file by EnCodec's names; what the configuration in it, else `config`, else one beside says; its name."""
     whole = source.is_file() and is_safetensors(source)
     checkpoint: Any = load_weights(source) if whole else load_checkpoint(source, trust)
     if isinstance(checkpoint, dict) and isinstance(checkpoint.get("pretrained"), str):
@@ -137,10 +137,7 @@ def _named_config(config: Path) -> tuple[dict[str, Any], str]:
 
 
 def _told(given: Any, where: str) -> dict[str, Any]:
-    """What audiocraft's, transformers' or our own configuration says of an EnCodec, by our names; nothing if it is another's.
-
-    Errors: `UserError` for what we do not compute.
-    """
+    """What audiocraft's, transformers' or our configuration says, by our names; {}: of no EnCodec. Errors: `UserError`."""
     if not isinstance(given, dict):
         return {}
     theirs = given["audio_encoder"] if isinstance(given.get("audio_encoder"), dict) else given  # of a MusicGen
@@ -201,10 +198,7 @@ def _from_audiocraft(given: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _config(seen: AudioTokenizerConfig, told: dict[str, Any], named: str, where: str) -> AudioTokenizerConfig:
-    """The configuration of weights of which `seen` is what they say, and `told` what else is known.
-
-    Errors: `UserError` where the two do not belong together, or where neither says how the sounds are taken.
-    """
+    """What weights say (`seen`) and what else is known (`told`), joined; errors: `UserError` where they differ or lack some."""
     shapes = {name: value for name, value in asdict(seen).items() if name not in UNSEEN}
     if not told:
         published = [name for name, c in PUBLISHED.items() if all(getattr(c, k) == v for k, v in shapes.items())]

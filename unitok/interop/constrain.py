@@ -25,7 +25,7 @@ except ImportError:
 
 
 class GrammarLogitsProcessor(LogitsProcessor):
-    """Ids that cannot stand in a row get logits of -inf, also where beam search exchanges rows; one for each call of `generate`.
+    """Ids that cannot stand in a row get -inf, also where beam search exchanges rows; one for each call of `generate`.
 
     Args:
         vocab: the vocabulary that the model was trained on.

@@ -154,7 +154,7 @@ def image_codes(names: dict[str, int]) -> dict[int, int]:
 def _chameleon_vocab(
     names: dict[str, int], size: int, image: ImageTokenizer | None, tokenizer: Path
 ) -> tuple[Vocab | None, dict[str, Any]]:
-    """The vocabulary that the names say, ids after the image codes as text, or None without names or image tokenizer; tokenizers."""
+    """The vocabulary that the names say, ids after image codes as text (None without names or image tokenizer); tokenizers."""
     codes = image_codes(names)
     ids = sorted(codes.values())
     if image is None:

@@ -55,7 +55,7 @@ def from_chameleon(state: State, vq_config: dict[str, Any], where: str) -> Image
 
 
 def from_taming(state: State, config: ImageTokenizerConfig, where: str, others: Iterable[str] = ()) -> ImageTokenizer:
-    """Weights with taming's names as an `ImageTokenizer`, without those of the loss. others: what else it holds, for the log."""
+    """Weights with taming's names as an `ImageTokenizer`, without its loss. others: what else it holds, for the log."""
     model = ImageTokenizer(config)
     wanted = {k: v for k, v in state.items() if k.startswith(("encoder.", "decoder."))}
     used = {*wanted, "quantize.embedding.weight"}

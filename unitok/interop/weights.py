@@ -61,13 +61,13 @@ def read_folder(folder: Path) -> State:
         other = f"; {others[0]} cannot be read" if others else ""
         raise UserError(f"{folder}: no .safetensors or .bin file in it{other}")
     _tell_read(folder, chosen, files)
-    state: State = {}
+    merged: State = {}
     for file in chosen:
         held = load_weights(file)
-        if twice := next((name for name in held if name in state), None):
+        if twice := next((name for name in held if name in merged), None):
             raise UserError(f"{file}: {twice} is in another file, too, and no index says which one counts")
-        state |= held
-    return state
+        merged |= held
+    return merged
 
 
 def _candidates(folder: Path) -> list[Path]:
@@ -120,7 +120,7 @@ def _numbered(files: list[Path]) -> list[Path]:
 
 
 def strip_prefix(state: State, wanted: Sequence[str], where: str) -> tuple[State, State]:
-    """The tensors under the prefix under which all of `wanted` stand, by their plain names, and the others; without one all, and none.
+    """Tensors under the prefix of all of `wanted`, by their plain names, and the others; without such a prefix all and none.
 
     Of several, a run's `best_state` or one with `ema` in it is taken, then what a checkpoint usually means; the log says which.
     """
