@@ -207,7 +207,7 @@ class Bundle:
         blob = Blob.of(Files("/"), str(path.absolute()))
         kind = kind_of_content(blob.head(), path.name, self.types[type].kind if type in self.types else "")
         if kind is None:
-            raise UserError(f"{path}: neither an image nor audio")
+            raise UserError(f"{path}: {'neither an image nor audio' if blob.head() else 'an empty file; replace it'}")
         name = self.instance(type or kind)
         if kind != (self.vocab.span(name).kind if name in self.vocab.spans else name):
             raise UserError(f"{path}: the part's type is {type}, the file is {kind}; give the type that it has")

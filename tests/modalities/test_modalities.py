@@ -183,3 +183,6 @@ def test_a_kind_says_which_files_are_its_own(tiny, tmp_path, monkeypatch):
     (tmp_path / "b.png").write_bytes(b"none of them")
     with pytest.raises(UserError, match="neither an image nor audio"):
         bundle.read(tmp_path / "b.png")
+    (tmp_path / "c.png").touch()
+    with pytest.raises(UserError, match="an empty file; replace it"):
+        bundle.read(tmp_path / "c.png")
