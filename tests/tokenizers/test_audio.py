@@ -32,6 +32,12 @@ def build(kind: str, **options) -> AudioTokenizer:
     return model.for_use()
 
 
+@pytest.fixture
+def latents(monkeypatch):
+    """What the encoder gives instead of codes: in float32 a near tie of two codes may round the other way in pieces."""
+    monkeypatch.setattr(AudioTokenizer, "_search", lambda self, z, levels=None: z)
+
+
 def noise(seconds: float, channels: int = 1, rate: int = 8000) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     steps = torch.randn(2, channels, round(seconds * rate), generator=generator) * 0.2
@@ -40,27 +46,29 @@ def noise(seconds: float, channels: int = 1, rate: int = 8000) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", ["causal", "causal-patch", "centred"])
 @pytest.mark.parametrize("seconds", [0.013, 1.0, 2.2503])
-def test_a_long_sound_in_pieces_has_the_codes_and_the_samples_of_one_piece(kind, seconds, monkeypatch):
+def test_a_long_sound_in_pieces_is_encoded_and_decoded_as_in_one_piece(kind, seconds, monkeypatch, latents):
     model, sound = build(kind), noise(seconds)
-    codes = model.encode(sound)
+    whole, codes = model.encode(sound), torch.randint(32, (2, 3, -(-sound.shape[-1] // model.hop_length)))
     again = model.decode(codes, sound.shape[-1])
-    assert codes.shape == (2, 3, -(-sound.shape[-1] // model.hop_length))
+    assert whole.shape[-1] == codes.shape[-1]
     assert again.shape == sound.shape
-    assert len(codes.unique()) > 8 or seconds < 1
     monkeypatch.setattr(module, "CHUNK_SECONDS", 0.3)
-    # How a convolution rounds depends on its shape, so a near tie of random weights may fall the other way: 1 code in 45,000.
-    assert (model.encode(sound) != codes).float().mean() <= 1e-3
+    torch.testing.assert_close(model.encode(sound), whole, atol=1e-5, rtol=0)
     torch.testing.assert_close(model.decode(codes, sound.shape[-1]), again, atol=1e-5, rtol=0)
+
+
+def test_codes_of_a_sound_differ():
+    assert len(build("causal").encode(noise(1.0)).unique()) > 8
 
 
 @pytest.mark.parametrize("kind", ["causal", "causal-patch"])
 @pytest.mark.parametrize("piece", [1, 17, 96, 4000])
-def test_streams_give_the_codes_and_samples_of_the_whole(kind, piece):
+def test_streams_give_the_latents_and_samples_of_the_whole(kind, piece, latents):
     model, sound = build(kind), noise(0.27)
-    codes, stream = model.encode(sound), model.encode_stream()
+    whole, stream = model.encode(sound), model.encode_stream()
     found = torch.cat([*(stream.push(part) for part in sound.split(piece, -1)), stream.finish()], -1)
-    assert torch.equal(found, codes)
-    back = model.decode_stream()
+    torch.testing.assert_close(found, whole, atol=1e-5, rtol=0)
+    codes, back = torch.randint(32, (2, 3, whole.shape[-1])), model.decode_stream()
     samples = torch.cat([*(back.push(part) for part in codes.split(max(1, piece // 96), -1)), back.finish()], -1)
     torch.testing.assert_close(samples, model.decode(codes), atol=1e-5, rtol=0)
 
@@ -121,16 +129,16 @@ def test_weight_norm_is_folded_without_a_change(tmp_path):
     sound = noise(0.4)
     with torch.no_grad():
         model.quantizer.start(model(sound, quantize=False).low)
-        before = model(sound)
+        before = model(sound, quantize=False)
         model.for_use()
-        after = model(sound)
+        after = model(sound, quantize=False)
     assert model.config.norm == "none"
-    assert torch.equal(before.codes, after.codes)
+    torch.testing.assert_close(before.low, after.low, atol=1e-5, rtol=0)
     torch.testing.assert_close(before.signal, after.signal, atol=1e-6, rtol=0)
     model.save_pretrained(tmp_path / "audio")
     again = AudioTokenizer.from_pretrained(tmp_path / "audio")
     assert again.fingerprint() == model.fingerprint()
-    assert torch.equal(again.encode(sound), before.codes)
+    assert torch.equal(again.encode(sound), model.encode(sound))
 
 
 # ---- Files ----------------------------------------------------------------------------------------------------------
