@@ -307,7 +307,7 @@ GRID, FRAMES = torch.zeros(1, 2, 2, dtype=torch.long), torch.zeros(1, 3, 2, dtyp
 
 
 @pytest.mark.parametrize(
-    ("name", "given", "told"),
+    ("name", "given", "message"),
     [
         ("image.encode", torch.full((1, 3, 32, 32), 255.0), r"images are in \[-1, 1\], got up to 255"),
         ("image.encode", torch.full((1, 3, 8, 8), -1.5), r"images are in \[-1, 1\], got up to -1.5"),
@@ -325,12 +325,12 @@ GRID, FRAMES = torch.zeros(1, 2, 2, dtype=torch.long), torch.zeros(1, 3, 2, dtyp
         ("image.decode", GRID.float(), r"codes are integers, int64 \[B, h, w\], got float32"),
         ("image.decode", GRID[0], r"codes are \[B, h, w\], got \(2, 2\)"),
         ("image.decode", GRID[:, :0], r"codes are \[B, h, w\], got \(1, 0, 2\)"),
-        ("audio.encode", torch.randn(1, 1, 800) * 3000, r"sounds are in \[-1, 1\], got up to"),
+        ("audio.encode", torch.randn(1, 1, 800) * 3000, r"samples are in \[-1, 1\], got up to"),
         ("audio.encode", torch.full((1, 1, 8), torch.nan), "not finite"),
-        ("audio.encode", torch.zeros(1, 2, 8), r"sounds are \[B, 1, T\], got \(1, 2, 8\)"),
-        ("audio.encode", torch.zeros(1, 8), r"sounds are \[B, 1, T\], got \(1, 8\)"),
-        ("audio.encode", torch.zeros(1, 1, 0), r"sounds are \[B, 1, T\], got \(1, 1, 0\)"),
-        ("audio.encode", "a.wav", "sounds: a str; .*encode_file"),
+        ("audio.encode", torch.zeros(1, 2, 8), r"samples are \[B, 1, T\], got \(1, 2, 8\)"),
+        ("audio.encode", torch.zeros(1, 8), r"samples are \[B, 1, T\], got \(1, 8\)"),
+        ("audio.encode", torch.zeros(1, 1, 0), r"samples are \[B, 1, T\], got \(1, 1, 0\)"),
+        ("audio.encode", "a.wav", "samples: a str; .*encode_file"),
         ("audio.decode", FRAMES + 32, r"codes are in \[0, 32\), got 32"),
         ("audio.decode", torch.cat([FRAMES, FRAMES], 1), "num_codebooks 6: this tokenizer has 1 to 3 levels"),
         ("audio.decode", FRAMES[0], r"codes are \[B, k, N\], got \(3, 2\)"),
@@ -345,9 +345,9 @@ GRID, FRAMES = torch.zeros(1, 2, 2, dtype=torch.long), torch.zeros(1, 3, 2, dtyp
         ("text.decode", "abc", "codes: a str"),
     ],
 )
-def test_wrong_arguments_are_one_line_that_names_them(tiny, name, given, told):
+def test_wrong_arguments_are_one_line_that_names_them(tiny, name, given, message):
     part, method = name.split(".")
-    with pytest.raises(UserError, match=told) as error:
+    with pytest.raises(UserError, match=message) as error:
         getattr(getattr(tiny, part), method)(given)
     assert "\n" not in str(error.value)
 
@@ -355,7 +355,7 @@ def test_wrong_arguments_are_one_line_that_names_them(tiny, name, given, told):
 def test_codes_of_half_precision_are_refused(tiny):
     for part, given in (("image", torch.zeros(1, 3, 8, 8)), ("audio", torch.zeros(1, 1, 800))):
         half = copy.deepcopy(getattr(tiny, part)).bfloat16()
-        with pytest.raises(UserError, match=r"weights are bfloat16: .*call \.float\(\)"):
+        with pytest.raises(UserError, match=r"weights are bfloat16, .*call \.float\(\)"):
             half.encode(given)
 
 
@@ -380,7 +380,7 @@ def test_waveforms_of_every_usual_form_are_one_sound(tiny):
 
 
 @pytest.mark.parametrize(
-    ("samples", "rate", "told"),
+    ("samples", "rate", "message"),
     [
         (torch.zeros(1, 1, 800), 8000, r"a waveform is \[C, T\], channels first, got \(1, 1, 800\)"),
         (torch.zeros(100, 50), 8000, r"channels first, got \(100, 50\)"),
@@ -402,8 +402,8 @@ def test_waveforms_of_every_usual_form_are_one_sound(tiny):
         (torch.stack([torch.ones(800), -torch.ones(800)]) / 2, 8000, "opposite phase"),
     ],
 )
-def test_waveforms_without_one_meaning_are_one_line(tiny, samples, rate, told):
-    with pytest.raises(UserError, match=told):
+def test_waveforms_without_one_meaning_are_one_line(tiny, samples, rate, message):
+    with pytest.raises(UserError, match=message):
         tiny.audio.prepare(samples, rate)
 
 

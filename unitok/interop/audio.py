@@ -291,7 +291,7 @@ def from_encodec(state: State, config: AudioTokenizerConfig, where: str) -> Audi
             name = name.replace(".weight_g", ".parametrizations.weight.original0")
             wanted[name.replace(".weight_v", ".parametrizations.weight.original1")] = tensor.float()
     rest = {name for name in state if not name.startswith(("encoder.", "decoder."))}
-    for level, codebook in enumerate(model.quantizer.layers):
+    for level, codebook in enumerate(model.quantizer.codebooks):
         theirs = f"quantizer.vq.layers.{level}._codebook"
         if f"{theirs}.embed" not in state:
             raise UserError(f"{where}: it lacks {theirs}.embed, though it has later levels")
