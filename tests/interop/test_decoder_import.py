@@ -238,7 +238,7 @@ def test_ids_of_unknown_meaning_are_refused_and_an_export_keeps_what_its_own_mea
     known["manifest"]["ranges"].pop()
     known["manifest"]["spans"].pop()
     (tmp_path / "out" / "unitok_ids.json").write_text(json.dumps(known))
-    with pytest.raises(UserError, match=r"unitok_ids.json: \d+ ids, the weights have"):
+    with pytest.raises(UserError, match=r"unitok_ids.json: \d+ tokens, the weights have"):
         import_checkpoint("hf-qwen3", tmp_path / "out")
 
 

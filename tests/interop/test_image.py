@@ -112,7 +112,7 @@ def test_a_taming_checkpoint_with_a_lightning_callback_inside(tmp_path, images, 
     config = {"model": {"target": "taming.models.vqgan.VQModel", "params": {"ddconfig": {"resolution": 32, "double_z": False}}}}
     (tmp_path / "last.yaml").write_text(yaml.safe_dump(config))
     main(["import", "taming", str(tmp_path / "last.ckpt"), str(tmp_path / "out")])
-    assert "64 codes of 24 dimensions, 4 pixels a code" in capsys.readouterr().out
+    assert "64 codes of 24 dimensions, 4 pixels per code" in capsys.readouterr().out
     ours = same_tokenizer(tmp_path / "out", theirs, images)
     assert ours.config.resolution == 32
     assert set(ours.config.attn_resolutions) == {8, 16}

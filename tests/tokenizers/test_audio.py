@@ -190,7 +190,7 @@ def test_odd_sounds_are_handled_or_refused_in_one_line(tmp_path):
     soundfile.write(tmp_path / "nan.wav", np.full((800, 1), np.nan), 8000, subtype="FLOAT")
     (tmp_path / "text.wav").write_text("no sound")
     refusals = {"empty.wav": "zero length", "silent.wav": "silence", "nan.wav": "not finite", "text.wav": "not a readable"}
-    refusals |= {"cut.mp3": "cut off: it promises 2.* s, 0.9", "opposite.wav": "opposite phase, cancel to silence"}
+    refusals |= {"cut.mp3": "cut off: it promises 2.* s, 0.9", "opposite.wav": "opposite phase and cancel to silence"}
     for name, why in (refusals | {"gone.wav": "no such file"}).items():
         with pytest.raises(UserError, match=why):
             model.encode_file(tmp_path / name)
