@@ -291,7 +291,7 @@ BLOCKS: dict[str, list[Callable[[str], None]]] = {
     "docs/evaluation.md": [shell, python, shell],
     "docs/fine-tuning.md": [shell],
     "docs/generation.md": [shell, python, python, in_transformers],
-    "docs/tokenizers.md": [imports, imports, shell],
+    "docs/tokenizers.md": [python, python, imports, imports, shell],
     "docs/training.md": [shell, data_module, shell, shell, shell],
 }
 

@@ -135,10 +135,10 @@ def test_resampling_keeps_the_tone_and_the_length():
 
 def test_what_is_no_sound_is_one_line_naming_the_file(tmp_path):
     (tmp_path / "a.wav").write_bytes(b"RIFF----WAVE")
-    with pytest.raises(UserError, match=r"a.wav: not a readable sound"):
+    with pytest.raises(UserError, match=r"a.wav: not readable audio"):
         load_audio(tmp_path / "a.wav")
     soundfile.write(tmp_path / "none.wav", np.zeros((0, 1)), 8000)
-    with pytest.raises(UserError, match=r"none.wav: a sound of zero length"):
+    with pytest.raises(UserError, match=r"none.wav: audio of zero length"):
         load_audio(tmp_path / "none.wav")
     with pytest.raises(UserError, match=r"gone.wav: no such file"):
         load_audio(tmp_path / "gone.wav")
