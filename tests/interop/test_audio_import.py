@@ -126,7 +126,7 @@ def test_a_folder_saved_by_transformers(stereo, style, tmp_path):
 
 
 def codec(encodec_model, **how):
-    """A codec of encodec's own modules, what it gives for a sound, and its weights as people save them."""
+    """A codec of encodec's own modules, its output for audio, and its weights as people save them."""
     from encodec.modules import SEANetDecoder, SEANetEncoder
     from encodec.quantization import ResidualVectorQuantizer
 
@@ -227,7 +227,7 @@ def test_what_an_encodec_does_not_say_is_asked_for(encodec_model, tmp_path, caps
     with pytest.raises(UserError, match="activation 'SiLU'; only 'ELU'"):
         import_checkpoint("encodec", source)
     torch.save({"pretrained": "facebook/encodec_32khz", "exported": True}, source)
-    with pytest.raises(UserError, match="no weights, only the name of others, 'facebook/encodec_32khz'"):
+    with pytest.raises(UserError, match="no weights, only the name 'facebook/encodec_32khz' of others"):
         import_checkpoint("encodec", source)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of other projects, in their own layouts: equal codes and pictures, nothing executed, clear refusals."""
+"""Checkpoints of other projects, in their own layouts: equal codes and images, nothing executed, clear refusals."""
 
 import argparse
 import contextlib
@@ -255,8 +255,8 @@ def test_checkpoints_that_do_not_fit_say_so_with_the_first_keys_that_differ(tmp_
     state = TamingVQ((), dim=8).state_dict()
     lacking = {k: v for k, v in state.items() if k != "decoder.mid.block_1.conv1.weight"}
     torch.save({"state_dict": lacking | {"encoder.extra.weight": torch.ones(1)}}, tmp_path / "a.ckpt")
-    told = r"a\.ckpt.*it lacks decoder\.mid\.block_1\.conv1\.weight; it has encoder\.extra\.weight"
-    with pytest.raises(UserError, match=told):
+    caught = r"a\.ckpt.*it lacks decoder\.mid\.block_1\.conv1\.weight; it has encoder\.extra\.weight"
+    with pytest.raises(UserError, match=caught):
         import_checkpoint("taming", tmp_path / "a.ckpt")
     torch.save({"state_dict": {"transformer.wte.weight": torch.ones(2, 2)}}, tmp_path / "gpt.ckpt")
     with pytest.raises(

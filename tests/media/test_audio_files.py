@@ -174,7 +174,7 @@ def test_streams_of_different_rates_are_refused():
 
 @pytest.mark.parametrize("before", [b"", TAG, TAG + TAG, APE, bytes(700)])
 @pytest.mark.parametrize("after", [b"", b"TAG" + bytes(125), APE, bytes(3000)])
-def test_tags_and_pictures_change_no_sample(before, after):
+def test_tags_and_images_change_no_sample(before, after):
     for mp3 in (variable_mp3(), without_header(variable_mp3())):
         assert np.array_equal(decoded(before + mp3 + after), decoded(mp3))
     if before[:3] != b"APE" and before[:1] != b"\0":

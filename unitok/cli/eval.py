@@ -67,7 +67,7 @@ def documents(
         out: folder for scores.json, scores.jsonl, index.html
         split: of a data set: train or validation (default: validation if there is one, else all)
         root: folder that paths in a .jsonl file must not leave (default: the file's)
-        count: documents to measure, drawn at random; 0: all
+        count: number of documents, drawn at random; 0: all
         candidates: documents that the true one is chosen from in retrieval; 0: no retrieval
         max_new_tokens: most tokens of a text that the decoder writes; 0: no texts
         temperature: of these texts; 0: always the likeliest token
