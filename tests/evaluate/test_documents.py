@@ -61,11 +61,14 @@ def test_bits_are_those_of_whole_passes_in_float64_by_direction(tiny, documents)
         assert (row.segments, row.tokens) == (len(wanted[row.direction]), tokens)
         assert row.bits_per_token == pytest.approx(bits / tokens, rel=1e-4)
     assert (scores.texts, scores.retrieval) == ([], [])
+    tokens, bits = map(sum, zip(*(pair for pairs in wanted.values() for pair in pairs), strict=True))
+    assert scores.summary()["bits_per_token"] == pytest.approx(bits / tokens, rel=1e-4)
 
 
 def test_bits_per_character_are_of_texts_alone(tiny):
     text, image = Segment("text", tiny.text.encode("a dog")), Segment("image", np.arange(4).reshape(2, 2))
-    scores = evaluate_documents(tiny, [Document((text, image))], max_new_tokens=0)
+    scores = evaluate_documents(tiny, [Document((text, image))])
+    assert (scores.texts, scores.retrieval) == ([], [])  # no text at the end, nothing to choose from
     by_direction = {row.direction: row for row in scores.bits}
     assert by_direction["text"].bits_per_character == pytest.approx(sum(b for *_, b in naive_bits(tiny, Document((text,)))) / 5)
     assert by_direction["text>image"].bits_per_character is None
@@ -241,3 +244,5 @@ def test_documents_are_read_from_data_sets_and_json_lines(tiny, tokens, scenes_f
     ):
         with pytest.raises(UserError, match=message):
             read_documents(tiny, data, split=split)
+    with pytest.raises(UserError, match="count -1: at least 0"):
+        read_documents(tiny, str(tokens), -1)

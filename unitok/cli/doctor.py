@@ -36,7 +36,8 @@ def doctor() -> None:
 
 
 def core() -> list[str]:
-    """Return the names of the packages that unitok needs, from its installed metadata. Errors: `UserError` if it is not installed."""
+    """Return the names of the packages that unitok needs, from its installed metadata. Errors: `UserError` if it is not
+    installed."""
     try:
         requirements = requires("unitok") or []
     except PackageNotFoundError:
@@ -64,7 +65,8 @@ def report() -> int:
 
 
 def _check_package(name: str, module: str, remedy: str) -> bool:
-    """Import a module in another process, because a broken extension may crash it; print a line. Returns whether that worked."""
+    """Import a module in another process, because a broken extension may crash it; print a line. Returns whether that
+    worked."""
     try:
         installed = version(name)
     except PackageNotFoundError:

@@ -20,8 +20,8 @@ def eval(
 ) -> None:
     """Measure a bundle on scenes: reconstructions, codebooks and generations; JSON and a table.
 
-    On data of your own, `unitok eval documents` measures a bundle on documents, `unitok eval image-tokenizer` an image tokenizer on
-    images, and `unitok eval audio-tokenizer` an audio tokenizer on audio.
+    On data of your own, `unitok eval documents` measures a bundle on documents, `unitok eval image-tokenizer` an image
+    tokenizer on images, and `unitok eval audio-tokenizer` an audio tokenizer on audio.
 
     Args:
         bundle: bundle with tokenizers and a decoder
@@ -58,8 +58,8 @@ def documents(
     overwrite: bool = False,
     device: str = "cpu",
 ) -> None:
-    """Measure a bundle on documents of your own: bits per token, errors of the texts it writes, retrieval; JSON, tables, and a page
-    with the worst documents first.
+    """Measure a bundle on documents of your own: bits per token, errors of the texts it writes, retrieval; JSON, tables, and a
+    page with the worst documents first.
 
     Args:
         data: tokenized data set, interleaved .jsonl file, or folder with a documents.jsonl

@@ -4,8 +4,8 @@ Published numbers differ by their definitions. Here: the reconstruction is compa
 resampled) at the tokenizer's sample rate, over the whole length; scores are means over files. SI-SDR is in dB with the mean
 removed, higher is better (audiocraft and DAC print its negative). The log-mel distance is `mel_loss` and the STFT distance
 `spectral_loss`, with their default windows. STOI (Taal et al. 2011, not extended) is pystoi's, for audio of at least
-`STOI_SECONDS`. Codebook usage is the fraction of a level's codes that occur at all. The real-time factor is seconds of audio per
-second of computation.
+`STOI_SECONDS`. Codebook usage is the fraction of a level's codes that occur at all. The real-time factor is seconds of audio
+per second of computation.
 """
 
 import math
@@ -32,8 +32,8 @@ Scores = dict[str, float | None]
 
 
 def audio_scores(out: Tensor, target: Tensor, rate: int) -> Scores:
-    """Scores of a reconstruction against its original, both [C, T] in [-1, 1] at `rate` Hz. STOI is None without pystoi, and for
-    audio that is too short."""
+    """Scores of a reconstruction against its original, both [C, T] in [-1, 1] at `rate` Hz. STOI is None without pystoi, and
+    for audio that is too short."""
     si_sdr = scale_invariant_signal_distortion_ratio(out, target, zero_mean=True).clamp(*SI_SDR_RANGE).mean()
     return {
         "si_sdr_db": float(si_sdr),

@@ -15,8 +15,8 @@ T = TypeVar("T", bound=_Directed)
 
 
 def direction_of(before: Iterable[Segment], segment: Segment) -> str:
-    """`text>image` for an image after text, `image+text>audio` for audio after an image and text; the name alone where nothing comes
-    before."""
+    """`text>image` for an image after text, `image+text>audio` for audio after an image and text; the name alone where nothing
+    comes before."""
     names = "+".join(dict.fromkeys(s.modality for s in before))
     return f"{names}>{segment.modality}" if names else segment.modality
 

@@ -1,16 +1,15 @@
 """`unitok eval documents`: how well a decoder predicts, writes and matches documents of your own.
 
-A *direction* names what comes before a segment, and the segment: `text>image` is an image after text, `image+text>audio` is audio
-after an image and text in any order; a first segment has its own name alone. Neighboring texts of equal role count as one
-segment. Segments whose `loss` is false are read, not scored. Three measures, each per direction:
+A *direction* names what comes before a segment, and the segment: `text>image` is an image after text, `image+text>audio` is
+audio after an image and text in any order; the first segment has its own name alone. Neighboring texts of equal role count as
+one segment. Segments whose `loss` is false are read, but not scored. There are three measures, each per direction:
 
-- **Bits per token** under the grammar (`unitok.sample.score`): -log2 of the probability of each token among those allowed at its
-  position, markers such as `<image>` included, the end of the document not; for text also bits per character.
-- **Texts**: where the last segment of a document is text and something precedes it, the decoder writes it, greedily unless told
-  otherwise. Exact match, character error rate (CER) and word error rate (WER) against the text of the document: edit distance
-  divided by the length of the reference, over all texts together (torchmetrics). Space around a text is ignored; case and
-  punctuation count.
-- **Retrieval by likelihood**: `unitok.evaluate.retrieval`.
+- **Bits per token** under the grammar (`unitok.sample.score`): -log2 of the probability of each token among those allowed at
+  its position, markers such as `<image>` included, the end of the document not; for text also bits per character.
+- **Texts**: if a document ends with text after something else, the decoder writes that text itself, by default greedily. Exact
+  match, character error rate (CER) and word error rate (WER) against the text of the document: edit distance divided by the
+  length of the reference, over all texts together (torchmetrics). Space around a text is ignored; case and punctuation count.
+- **Retrieval by likelihood**: see `unitok.evaluate.retrieval`.
 """
 
 import math
@@ -38,16 +37,16 @@ from unitok.sample.sampling import SamplingParams
 from unitok.sample.score import score_documents
 from unitok.storage import printable
 
-KIND = "document evaluation"  # of folder, as `unitok.files` knows it
+KIND = "document evaluation"  # kind of folder in `unitok.files`
 GREEDY = SamplingParams(temperature=0.0)
 RATES = (char_error_rate, word_error_rate)
-TOGETHER = 64  # texts that are written at once
+BATCH_SIZE = 64  # texts that are written at once
 SHOWN = 40  # documents on the page
 
 
 @dataclass(frozen=True)
 class SegmentBits:
-    """One scored segment of a document. tokens: markers included. characters: of a text, else 0."""
+    """One scored segment of a document. tokens: with markers. characters: length of a text; 0 for other content."""
 
     direction: str
     tokens: int
@@ -57,7 +56,8 @@ class SegmentBits:
 
 @dataclass(frozen=True)
 class WrittenText:
-    """A text that the decoder wrote in place of a document's last segment, and its errors against it."""
+    """A text that the decoder wrote in place of the last segment of a document, and its errors. Rates are fractions, which may
+    exceed 1."""
 
     direction: str
     reference: str
@@ -67,13 +67,13 @@ class WrittenText:
 
     @classmethod
     def compare(cls, direction: str, reference: str, generated: str) -> "WrittenText":
-        """With the error rates of one text against another, which is not empty."""
+        """Compute the error rates of a generated text against a reference, which must not be empty."""
         return cls(direction, reference, generated, *(float(rate(generated, reference)) for rate in RATES))
 
 
 @dataclass
 class DocumentResult:
-    """What was measured on one document."""
+    """Scores of one document. text: None if the decoder wrote no text for it."""
 
     document: Document
     segments: list[SegmentBits]
@@ -81,18 +81,18 @@ class DocumentResult:
 
     @property
     def bits_per_token(self) -> float:
-        """Of all its scored segments together; 0 where there is none."""
+        """Bits per token of all scored segments together; 0 without any."""
         return sum(s.bits for s in self.segments) / max(1, sum(s.tokens for s in self.segments))
 
     def row(self) -> dict[str, object]:
-        """Plain types, for a line of `scores.jsonl`."""
+        """Return plain types, for a line of `scores.jsonl`."""
         row = {"id": self.document.id, "bits_per_token": self.bits_per_token, "segments": [asdict(s) for s in self.segments]}
         return row if self.text is None else row | {"written": asdict(self.text)}
 
 
 @dataclass(frozen=True)
 class DirectionBits:
-    """Bits of all scored segments of a direction. bits_per_character: None where the content is not text."""
+    """Scores of all segments of a direction. bits_per_character: None if the content is not text."""
 
     direction: str
     segments: int
@@ -102,14 +102,14 @@ class DirectionBits:
 
     @classmethod
     def of(cls, direction: str, segments: list[SegmentBits]) -> "DirectionBits":
-        """All segments together."""
+        """Sum up segments, which are at least one."""
         bits, tokens, characters = (sum(getattr(s, name) for s in segments) for name in ("bits", "tokens", "characters"))
         return cls(direction, len(segments), tokens, bits / tokens, bits / characters if characters else None)
 
 
 @dataclass(frozen=True)
 class DirectionTexts:
-    """Errors of all texts written for a direction; rates as fractions, which may exceed 1."""
+    """Errors of all texts of a direction, as fractions; rates may exceed 1."""
 
     direction: str
     documents: int
@@ -119,7 +119,7 @@ class DirectionTexts:
 
     @classmethod
     def of(cls, direction: str, texts: list[WrittenText]) -> "DirectionTexts":
-        """All texts together."""
+        """Sum up texts, which are at least one."""
         exact = float(np.mean([text.generated == text.reference for text in texts]))
         generated, references = [text.generated for text in texts], [text.reference for text in texts]
         return cls(direction, len(texts), exact, *(float(rate(generated, references)) for rate in RATES))
@@ -127,7 +127,8 @@ class DirectionTexts:
 
 @dataclass
 class DocumentScores:
-    """Result of `evaluate_documents`. skipped: documents longer than the decoder takes. results: per document, in order."""
+    """Result of `evaluate_documents`. skipped: number of documents that are too long for the decoder. results: one per
+    document, in order."""
 
     skipped: int
     bits: list[DirectionBits] = field(default_factory=list)
@@ -136,14 +137,15 @@ class DocumentScores:
     results: list[DocumentResult] = field(default_factory=list)
 
     def summary(self) -> dict[str, object]:
-        """Plain types, for `scores.json`: all but the single documents. A measure that nothing was measured of is left out."""
+        """Return plain types, for `scores.json`: all but `results`, without the measures that no document has."""
         tables = {
             "bits": [asdict(row) for row in self.bits],
             "texts": [asdict(row) for row in self.texts],
             "retrieval": [asdict(row) for row in self.retrieval],
         }
-        counts = {"documents": len(self.results), "skipped": self.skipped}
-        return {**counts, **{name: rows for name, rows in tables.items() if rows}}
+        bits, tokens = (sum(getattr(s, name) for r in self.results for s in r.segments) for name in ("bits", "tokens"))
+        totals = {"documents": len(self.results), "skipped": self.skipped, "bits_per_token": bits / max(1, tokens)}
+        return {**totals, **{name: rows for name, rows in tables.items() if rows}}
 
 
 def evaluate_documents(
@@ -155,11 +157,15 @@ def evaluate_documents(
     seed: int = 0,
     progress: bool = False,
 ) -> DocumentScores:
-    """Measure a bundle's decoder on documents.
+    """Measure the decoder of a bundle on documents.
 
-    candidates: documents per group of the retrieval; 0: no retrieval. max_new_tokens: most tokens of a text that is written; 0: no
-    texts. sampling: of these texts, greedy by default. seed: of sampling, and of the groups. Errors: `UserError` where the bundle
-    has no decoder, or no document is short enough for it.
+    Args:
+        candidates: documents per group of the retrieval; 0: no retrieval.
+        max_new_tokens: most tokens of a text that the decoder writes; 0: no texts.
+        sampling: of these texts; greedy by default.
+        seed: of sampling, and of the groups.
+
+    Errors: `UserError` if the bundle has no decoder, or if all documents are too long for it.
     """
     vocab, longest = bundle.vocab, bundle.require("model").config.max_position_embeddings
     if candidates == 1 or candidates < 0 or max_new_tokens < 0:
@@ -182,7 +188,7 @@ def evaluate_documents(
 
 
 def _segment_bits(bundle: Unitok, document: Document, nats: Sequence[float]) -> Iterator[SegmentBits]:
-    """The scored segments of a merged document. nats: log-probability of each of its segments."""
+    """Yield the scored segments of a merged document. nats: log-probability of each segment."""
     _, spans = bundle.vocab.encode_placed(document)
     for i, (segment, span, log_probability) in enumerate(zip(document.segments, spans, nats, strict=True)):
         if segment.loss:
@@ -191,7 +197,7 @@ def _segment_bits(bundle: Unitok, document: Document, nats: Sequence[float]) -> 
 
 
 def _text(bundle: Unitok, segment: Segment) -> str | None:
-    """The text of a segment; None where its content is something else."""
+    """Return the text of a segment; None if its content is not text."""
     content = bundle.decode(segment) if bundle.modality(segment.modality).inline else None
     return content if isinstance(content, str) else None
 
@@ -202,24 +208,24 @@ def _text(bundle: Unitok, segment: Segment) -> str | None:
 def _write_texts(
     bundle: Unitok, results: list[DocumentResult], max_new_tokens: int, sampling: SamplingParams, seed: int, progress: bool
 ) -> None:
-    """Let the decoder write the last segment of each document where it is a text after something else."""
+    """Let the decoder write the last segment of each document that ends with text after something else."""
     requests: list[Request] = []
-    asked: list[DocumentResult] = []
+    pending: list[DocumentResult] = []
     for result in results:
         document, last = result.document, result.document.segments[-1]
         if len(document.segments) > 1 and last.loss and (_text(bundle, last) or "").strip():
             ids, spans = bundle.vocab.encode_placed(document, eos=False)
-            prompt = ids[: -len(last.codes)]  # with the token of the text's role, if that is new
+            prompt = ids[: -len(last.codes)]  # includes the token of the text's role, if the role changes
             assert spans[-1].start <= len(prompt) <= spans[-1].start + 1
             requests.append(Request(prompt, [PlanItem(last.modality)], max_new_tokens, seed, len(requests)))
-            asked.append(result)
+            pending.append(result)
     settings = dict.fromkeys(bundle.vocab.spans, sampling)
     with tqdm(total=len(requests), desc="write texts", unit="text", disable=not progress) as bar:
         written = generate(
-            *(bundle.inference, Grammar(bundle.vocab), requests, settings, TOGETHER),
+            *(bundle.inference, Grammar(bundle.vocab), requests, settings, BATCH_SIZE),
             progress=lambda tokens, done: bar.update(done),
         )
-    for result, ids in zip(asked, written, strict=True):
+    for result, ids in zip(pending, written, strict=True):
         *before, last = result.document.segments
         generated = "".join(_text(bundle, segment) or "" for segment in bundle.vocab.decode(ids).segments).strip()
         reference = (_text(bundle, last) or "").strip()
@@ -230,8 +236,8 @@ def _write_texts(
 
 
 def write_scores(scores: DocumentScores, bundle: Unitok, out: Path) -> None:
-    """Write `scores.json`, `scores.jsonl` (a line per document) and `index.html`, the documents of most bits per token first.
-    Replaces an earlier evaluation in `out`."""
+    """Write `scores.json`, `scores.jsonl` (a line per document) and `index.html`, with the documents of most bits per token
+    first. Everything in `out` is replaced."""
     worst = sorted(scores.results, key=lambda result: -result.bits_per_token)
     with whole_folder(out, KIND, overwrite=True) as new:
         write_json_lines(new / "scores.jsonl", [result.row() for result in worst])
@@ -247,7 +253,7 @@ def write_scores(scores: DocumentScores, bundle: Unitok, out: Path) -> None:
 
 
 def _article(bundle: Unitok, result: DocumentResult) -> pages.Article:
-    """The segments of a document with their bits, and the text that was written."""
+    """Show the segments of a document with their bits, and the text that the decoder wrote."""
     figures, scored = [], iter(result.segments)
     for segment in result.document.segments:
         modality, tokenizer = bundle.modality(segment.modality), bundle.require(segment.modality)
@@ -265,12 +271,19 @@ def _article(bundle: Unitok, result: DocumentResult) -> pages.Article:
 
 
 def read_documents(bundle: Unitok, data: str, count: int = 0, seed: int = 0, split: str = "", root: str = "") -> list[Document]:
-    """Documents to measure on: of a tokenized data set (a folder, or a URL that fsspec opens), of interleaved JSON Lines, or of a
-    folder with `documents.jsonl`, whose files are read through the bundle.
+    """Read documents for an evaluation.
 
-    count: how many are drawn at random by `seed`; 0: all. split: of a data set; "": validation where it has one, else all of it.
-    root: folder that files of JSON Lines must not leave ("": the one that they lie in). Errors: `UserError`.
+    Args:
+        data: a tokenized data set (a folder, or a URL that fsspec opens), an interleaved JSON Lines file, or a folder with a
+            `documents.jsonl`. The bundle encodes the files that JSON Lines name.
+        count: number of documents, drawn at random by `seed`; 0: all.
+        split: of a data set; "": validation if it has one, else all.
+        root: folder that paths in JSON Lines must not leave; "": the file's own.
+
+    Errors: `UserError` for data that cannot be read, or that was made with another vocabulary.
     """
+    if count < 0:
+        raise UserError(f"count {count}: at least 0 (all documents)")
     path = Path(data)
     if "://" in data or (path / "dataset.json").exists():
         dataset = TokenDataset(data if "://" in data else path)
@@ -288,6 +301,6 @@ def read_documents(bundle: Unitok, data: str, count: int = 0, seed: int = 0, spl
 
 
 def _drawn(total: int, count: int, seed: int) -> list[int]:
-    """Indices of `count` of `total` things in order, drawn by a seed; 0: all."""
+    """Return `count` of the indices below `total`, in order, drawn by a seed; 0: all."""
     drawn = np.random.default_rng(seed).permutation(total)[: count or None]
     return sorted(int(i) for i in drawn)

@@ -1,10 +1,10 @@
 """`unitok eval image-tokenizer`: quality of reconstructed images, and use of the codebook.
 
-Published numbers differ by their definitions. Here: the reconstruction, rounded to 8 bits, is compared with the tokenizer's input
-(cropped or shrunk), with values in [0, 1]; scores are means over images. PSNR is computed from the mean squared error of each
-image. SSIM has a Gaussian window of 11 pixels (sigma 1.5) and data range 1; MS-SSIM has five scales and needs images of more than
-160 pixels per side. Codebook usage is the fraction of codes that occur at all; perplexity and entropy are those of the codes'
-frequencies. LPIPS (VGG) and rFID are measured only if the weights of their networks are given.
+Published numbers differ by their definitions. Here: the reconstruction, rounded to 8 bits, is compared with the tokenizer's
+input (cropped or shrunk), with values in [0, 1]; scores are means over images. PSNR is computed from the mean squared error of
+each image. SSIM has a Gaussian window of 11 pixels (sigma 1.5) and data range 1; MS-SSIM has five scales and needs images of
+more than 160 pixels per side. Codebook usage is the fraction of codes that occur at all; perplexity and entropy are those of
+the codes' frequencies. LPIPS (VGG) and rFID are measured only if the weights of their networks are given.
 """
 
 import math
@@ -31,8 +31,8 @@ Scores = dict[str, float | None]
 
 
 def image_scores(out: Tensor, target: Tensor) -> Scores:
-    """PSNR (dB), SSIM and MS-SSIM of a reconstruction against its original, both [3, H, W] in [0, 1]; None for images that are too
-    small for the measure."""
+    """PSNR (dB), SSIM and MS-SSIM of a reconstruction against its original, both [3, H, W] in [0, 1]; None for images that are
+    too small for the measure."""
     mse = float((out - target).square().mean())
     side = min(out.shape[-2:])
     pair = (out[None], target[None])
@@ -44,11 +44,11 @@ def image_scores(out: Tensor, target: Tensor) -> Scores:
 
 
 def load_fid(weights: Path, device: str) -> FrechetInceptionDistance:
-    """Return the metric that gives the Fréchet distance between the Inception features of originals and of reconstructions, both
-    uint8 [N, 3, H, W].
+    """Return the metric that gives the Fréchet distance between the Inception features of originals and of reconstructions,
+    both uint8 [N, 3, H, W].
 
-    weights: NVIDIA's TorchScript file `inception-2015-12-05.pt`: uint8 [N, 3, H, W] -> features [N, 2048]. Errors: `UserError` for
-    a file that is missing or is no TorchScript.
+    weights: NVIDIA's TorchScript file `inception-2015-12-05.pt`: uint8 [N, 3, H, W] -> features [N, 2048]. Errors: `UserError`
+    for a file that is missing or is no TorchScript.
     """
     if not weights.exists():
         raise UserError(f"inception {weights}: no such file")
@@ -85,8 +85,9 @@ def evaluate_image_tokenizer(
     """Measure an image tokenizer on the images in a folder. Writes `scores.json`, `images.jsonl` (a line per image) and
     `index.html`; returns the scores.
 
-    tokenizer: a bundle, a tokenizer's folder, or a run. size: pixels per side of the center square that is cut out; 0: all of the
-    image. area: without `size`, pixels that images are shrunk to; 0: the resolution squared. lpips: folder with the weights of LPIPS.
+    tokenizer: a bundle, a tokenizer's folder, or a run. size: pixels per side of the center square that is cut out; 0: all of
+    the image. area: without `size`, pixels that images are shrunk to; 0: the resolution squared. lpips: folder with the weights
+    of LPIPS.
     inception: as for `load_fid`. Errors: `UserError` as `evaluate_tokenizer`'s, and for weights that are missing.
     """
     networks = find_lpips(lpips) if lpips else None

@@ -1,11 +1,11 @@
 """Retrieval by likelihood: whether a decoder prefers the parts of a document that belong together.
 
 Documents of a direction are put into groups of at most `candidates`. In each group all conditions (what comes before the last
-segment) are joined with all targets (the last segments); a join that is itself one of the documents is kept out of a group, so that
-a caption of two images never counts as wrong. Given a condition, which target
-is likeliest; given a target, which condition makes it likeliest. Recall@1 is the fraction that is right; candidates whose scores
-are equal share the place. Targets are ranked by log p(target | condition), and by `pmi` (pointwise mutual information), which
-subtracts log p(target), so that a target is not preferred because it is short or common. For conditions the two agree.
+segment) are joined with all targets (the last segments); a join that is itself one of the documents is kept out of a group, so
+that a caption of two images never counts as wrong. Given a condition, which target is likeliest; given a target, which
+condition makes it likeliest. Recall@1 is the fraction that is right; candidates whose scores are equal share the place. Targets
+are ranked by log p(target | condition), and by `pmi` (pointwise mutual information), which subtracts log p(target), so that a
+target is not preferred because it is short or common. For conditions the two agree.
 """
 
 from dataclasses import dataclass
@@ -24,8 +24,8 @@ TIE = 1e-3  # nats; candidates whose scores differ by less share the place
 
 @dataclass(frozen=True)
 class DirectionRetrieval:
-    """Recall@1, in [0, 1], of choosing among the candidates of a group. given, choose: which side of the direction is which.
-    chance: the recall@1 of choosing at random."""
+    """Recall@1, in [0, 1], of choosing one side of a direction among the candidates of a group, given the other side. chance:
+    recall@1 of choosing at random."""
 
     direction: str
     given: str
@@ -49,7 +49,8 @@ class _Pair:
 def measure_retrieval(
     bundle: Bundle, documents: list[Document], candidates: int, seed: int, progress: bool
 ) -> list[DirectionRetrieval]:
-    """Recall@1 of both sides of each direction."""
+    """Return recall@1 for both sides of each direction. Documents of one segment, or whose last one has no loss, are left
+    out."""
     pairs = [_pair(bundle, document) for document in documents if len(document.segments) > 1 and document.segments[-1].loss]
     longest = bundle.require("model").config.max_position_embeddings
     groups = [
@@ -59,12 +60,12 @@ def measure_retrieval(
     for direction, group in tqdm(groups, desc="retrieve", unit="group", disable=not progress):
         hits.setdefault(direction, []).append(_hits(bundle, group))
     rows = []
-    for direction, found in hits.items():
-        count = sum(hit.shape[1] for hit in found)
-        target, target_pmi, condition = (float(value) for value in np.concatenate(found, 1).mean(1))
-        before, _, after = direction.rpartition(">")
-        rows.append(DirectionRetrieval(direction, before, after, count, target, target_pmi, len(found) / count))
-        rows.append(DirectionRetrieval(direction, after, before, count, condition, condition, len(found) / count))
+    for direction, of_groups in hits.items():
+        count = sum(of_group.shape[1] for of_group in of_groups)
+        target, target_pmi, condition = (float(value) for value in np.concatenate(of_groups, 1).mean(1))
+        (before, _, after), chance = direction.rpartition(">"), len(of_groups) / count
+        rows.append(DirectionRetrieval(direction, before, after, count, target, target_pmi, chance))
+        rows.append(DirectionRetrieval(direction, after, before, count, condition, condition, chance))
     return rows
 
 
@@ -75,7 +76,7 @@ def _pair(bundle: Bundle, document: Document) -> _Pair:
 
 
 def _exchangeable(pairs: list[_Pair], longest: int) -> list[_Pair]:
-    """Pairs of which any condition with any target has at most `longest` tokens; those with the longest parts are left out."""
+    """Leave out the pairs with the longest parts, until any condition with any target has at most `longest` tokens."""
     pairs = sorted(pairs, key=lambda pair: max(len(pair.condition), len(pair.target)))
     while pairs and max(len(p.condition) for p in pairs) + max(len(p.target) for p in pairs) > longest:
         pairs.pop()
@@ -83,7 +84,7 @@ def _exchangeable(pairs: list[_Pair], longest: int) -> list[_Pair]:
 
 
 def _groups(pairs: list[_Pair], size: int, seed: int) -> list[list[_Pair]]:
-    """Random groups of at most `size` and at least 2 pairs, in which no condition with the target of another is a pair, too."""
+    """Divide pairs at random into groups of 2 to `size`, in which no condition and target of two pairs are a third pair."""
     groups: list[list[_Pair]] = [[] for _ in range(-(-len(pairs) // size))]
     known = {(pair.condition.tobytes(), pair.target.tobytes()) for pair in pairs}
 
@@ -100,7 +101,8 @@ def _groups(pairs: list[_Pair], size: int, seed: int) -> list[list[_Pair]]:
 
 
 def _hits(bundle: Bundle, group: list[_Pair]) -> np.ndarray:
-    """[3, pairs]: 1 where the true one scores highest: the target by log-probability and by pmi, the condition."""
+    """Return [3, pairs]: 1 where the true candidate scores highest: the target by log-probability, the target by pmi, the
+    condition."""
     decoder, grammar, vocab = bundle.require("model"), Grammar(bundle.vocab), bundle.vocab
     joined = [vocab.encode(Document((*a.segments[:-1], b.segments[-1])), eos=False) for a in group for b in group]
     starts = [len(a.condition) - 1 for a in group for _ in group]
@@ -112,6 +114,7 @@ def _hits(bundle: Bundle, group: list[_Pair]) -> np.ndarray:
 
 
 def _first(scores: np.ndarray) -> np.ndarray:
-    """[n, n], the true candidate on the diagonal -> [n]: 1 where it is the best of its row, 1/k where it is one of k best."""
+    """Return [n] for scores [n, n] with the true candidates on the diagonal: 1 where it is the best of its row, 1/k if it is
+    one of k."""
     best = scores >= scores.max(1, keepdims=True) - TIE
     return best.diagonal() / best.sum(1)

@@ -1,4 +1,5 @@
-"""Measuring a tokenizer on a folder of files: reading, batches, rows and their page. What is measured is in `image.py` and `audio.py`."""
+"""Measuring a tokenizer on a folder of files: reading, batches, rows and their page. What is measured is in `image.py` and
+`audio.py`."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -1,8 +1,9 @@
 """Import of audio tokenizers: EnCodec's files, audiocraft's compression models, transformers' EnCodec.
 
-All are SEANet around a Euclidean residual quantizer. The shapes of the weights determine most of the configuration. The rest (sample
-rate, causality, padding, dilation) comes from audiocraft's `xp.cfg` in the file, from a YAML or JSON that lies beside it or is given,
-from the name of a published model, or from the published model of equal shapes. Otherwise the user must give it.
+All are SEANet around a Euclidean residual quantizer. The shapes of the weights determine most of the configuration. The rest
+(sample rate, causality, padding, dilation) comes from audiocraft's `xp.cfg` in the file, from a YAML or JSON that lies beside
+it or is given, from the name of a published model, or from the published model of equal shapes. Otherwise the user must give
+it.
 """
 
 import hashlib
@@ -76,8 +77,8 @@ def import_audio_tokenizer(
     Args:
         kind: one of `unitok.interop.KINDS`. source: its file or folder. trust: as for `import_checkpoint`.
         config: for `encodec`: a YAML or JSON file (of audiocraft, transformers or unitok), or a name of `PUBLISHED`.
-        sample_rate, causal: Hz, and whether codes are independent of later audio, if no configuration says so; they must agree with
-            a configuration that does.
+        sample_rate, causal: Hz, and whether codes are independent of later audio, if no configuration says so; they must agree
+            with a configuration that does.
 
     Errors: `UserError` that names the file.
     """
@@ -99,8 +100,8 @@ def import_audio_tokenizer(
 
 
 def _read_file(source: Path, config: Path | None, trust: bool) -> tuple[State, ForeignConfig, str]:
-    """Return the weights of a file by EnCodec's names; the fields in the configuration inside it, else in `config`, else in one beside
-    it; and the name of that configuration."""
+    """Return the weights of a file by EnCodec's names; the fields in the configuration inside it, else in `config`, else in one
+    beside it; and the name of that configuration."""
     whole = source.is_file() and is_safetensors(source)
     checkpoint: object = load_weights(source) if whole else load_checkpoint(source, trust)
     if isinstance(checkpoint, dict) and isinstance(checkpoint.get("pretrained"), str):
@@ -124,7 +125,8 @@ def _read_file(source: Path, config: Path | None, trust: bool) -> tuple[State, F
 
 
 def _plain(node: object) -> object:
-    """Convert a configuration of OmegaConf to plain types; unpickling replaced its objects by stand-ins that keep their state."""
+    """Convert a configuration of OmegaConf to plain types; unpickling replaced its objects by stand-ins that keep their
+    state."""
     if isinstance(node, Inert):
         state = node.state if isinstance(node.state, dict) else {}
         return _plain(state.get("_content", state.get("_val")))
@@ -134,7 +136,8 @@ def _plain(node: object) -> object:
 
 
 def _read_named_config(config: Path) -> tuple[ForeignConfig, str]:
-    """Return the fields in a configuration file, or those of a published model, and its name. Errors: `UserError` for neither."""
+    """Return the fields in a configuration file, or those of a published model, and its name. Errors: `UserError` for
+    neither."""
     if config.name in PUBLISHED and not config.is_file():
         published = asdict(PUBLISHED[config.name])
         del published["num_codebooks"]  # a file may hold the first levels alone
@@ -147,8 +150,8 @@ def _read_named_config(config: Path) -> tuple[ForeignConfig, str]:
 
 
 def _known_fields(config: object, where: str) -> ForeignConfig:
-    """Return the fields of `AudioTokenizerConfig` in a configuration of audiocraft, transformers or unitok; {} if it is not one of an
-    EnCodec. Errors: `UserError` for values that cannot be imported."""
+    """Return the fields of `AudioTokenizerConfig` in a configuration of audiocraft, transformers or unitok; {} if it is not one
+    of an EnCodec. Errors: `UserError` for values that cannot be imported."""
     if not isinstance(config, dict):
         return {}
     theirs = config["audio_encoder"] if isinstance(config.get("audio_encoder"), dict) else config  # of a MusicGen
@@ -210,8 +213,8 @@ def _from_audiocraft(config: ForeignConfig, where: str) -> ForeignConfig:
 
 
 def _join_config(inferred: AudioTokenizerConfig, known: ForeignConfig, origin: str, where: str) -> AudioTokenizerConfig:
-    """Join the configuration that follows from weights with the fields that are `known` from elsewhere. origin: name of their source.
-    Errors: `UserError` if they contradict one another, or if the sample rate or causality is missing."""
+    """Join the configuration that follows from weights with the fields that are `known` from elsewhere. origin: name of their
+    source. Errors: `UserError` if they contradict one another, or if the sample rate or causality is missing."""
     shapes = {name: value for name, value in asdict(inferred).items() if name not in NOT_IN_WEIGHTS}
     if not known:
         published = [name for name, c in PUBLISHED.items() if all(getattr(c, k) == v for k, v in shapes.items())]
@@ -226,8 +229,8 @@ def _join_config(inferred: AudioTokenizerConfig, known: ForeignConfig, origin: s
             )
     if missing := " and ".join(name for name in ("sample_rate", "causal") if name not in known):
         raise UserError(
-            f"{where}: neither its weights nor {origin or 'a configuration'} say {missing}: give {missing}, or its configuration "
-            "(or the name of a published model) as config"
+            f"{where}: neither its weights nor {origin or 'a configuration'} say {missing}: give {missing}, or as config its "
+            "configuration or the name of a published model"
         )
     guessed = {name: getattr(inferred, name) for name in ("pad_mode", "dilation_base") if name not in known}
     if guessed.get("dilation_base") and inferred.n_residual_layers == 1:
@@ -256,7 +259,8 @@ def infer_config(state: State, where: str) -> AudioTokenizerConfig:
     if NEEDED[0] not in state and any("encoder.layers." in name for name in state):
         raise UserError(f"{where}: it has the names of transformers: import its folder as hf-encodec")
     require_names(state, NEEDED, "an EnCodec model", where)
-    # Convolutions outside of blocks, from waveform to latents: the first; the strided ones, with kernels of twice the stride; the last.
+    # Convolutions outside of blocks, from waveform to latents: the first; the strided ones, with kernels of twice the stride;
+    # the last.
     outer = sorted({int(m[1]) for k in state if (m := re.match(r"encoder\.model\.(\d+)\.conv\.conv\.", k))})
     weights = [_weight(state, f"encoder.model.{i}.conv.conv") for i in outer]
     blocks = sorted({int(m[1]) for k in state if (m := re.match(r"encoder\.model\.(\d+)\.block\.", k))})
@@ -291,7 +295,8 @@ def infer_config(state: State, where: str) -> AudioTokenizerConfig:
 
 
 def _weight(state: State, name: str) -> Tensor | None:
-    """Return the kernel of a convolution or, with weight norm of either style, its direction; None if there is no such convolution."""
+    """Return the kernel of a convolution or, with weight norm of either style, its direction; None if there is no such
+    convolution."""
     for suffix in ("weight", "weight_v", "parametrizations.weight.original1"):
         if f"{name}.{suffix}" in state:
             return state[f"{name}.{suffix}"]
@@ -299,8 +304,8 @@ def _weight(state: State, name: str) -> Tensor | None:
 
 
 def from_encodec(state: State, config: AudioTokenizerConfig, where: str) -> AudioTokenizer:
-    """Return an `AudioTokenizer`, prepared for inference, from weights with EnCodec's names. Errors: `UserError` for weights that do not
-    fit `config`."""
+    """Return an `AudioTokenizer`, prepared for inference, from weights with EnCodec's names. Errors: `UserError` for weights
+    that do not fit `config`."""
     model = AudioTokenizer(config)
     ours: State = {}
     for name, tensor in state.items():

@@ -1,7 +1,7 @@
 """Import of decoders from transformers, and export to it. The layouts are equal, so tensors are only renamed.
 
-`hf-llama`, `hf-qwen3` and `hf-chameleon` are folders saved by transformers: config.json, and weights in one file or several. A head
-that is tied to the embedding becomes a matrix of its own. Options that our decoder does not have are refused by name.
+`hf-llama`, `hf-qwen3` and `hf-chameleon` are folders saved by transformers: config.json, and weights in one file or several. A
+head that is tied to the embedding becomes a matrix of its own. Options that our decoder does not have are refused by name.
 """
 
 import re
@@ -46,8 +46,8 @@ Tokenizers = dict[str, ImageTokenizer | TextTokenizer]
 
 
 def decoder_config(given: ForeignConfig, where: str) -> DecoderConfig:
-    """Return our configuration for the config.json of transformers' Llama, Qwen3 or Chameleon. Errors: `UserError` for an option that
-    our decoder does not have."""
+    """Return our configuration for the config.json of transformers' Llama, Qwen3 or Chameleon. Errors: `UserError` for an
+    option that our decoder does not have."""
     kind = given["model_type"]
     for name, known in {"hidden_act": ("silu", "swish"), "use_sliding_window": (False, None)}.items():
         if given.get(name, known[0]) not in known:
@@ -84,8 +84,8 @@ def decoder_config(given: ForeignConfig, where: str) -> DecoderConfig:
 def import_decoder(kind: str, folder: Path) -> "Decoder | ImportedDecoder":
     """Return our decoder with equal logits, in eval mode, from a folder of transformers' Llama, Qwen3 or Chameleon.
 
-    Returns an `ImportedDecoder` for a Chameleon, and for a folder with the `unitok_ids.json` of our exports. Errors: `UserError` that
-    names the file.
+    Returns an `ImportedDecoder` for a Chameleon, and for a folder with the `unitok_ids.json` of our exports. Errors:
+    `UserError` that names the file.
     """
     given = read_config(folder, kind.removeprefix("hf-"))
     where = str(folder)
@@ -136,7 +136,8 @@ def _decoder_state(raw: State, tied: bool, where: str) -> State:
 
 
 def _exported_vocab(path: Path, size: int) -> Vocab:
-    """Return the vocabulary in the `unitok_ids.json` of one of our exports. Errors: `UserError` if it does not have `size` tokens."""
+    """Return the vocabulary in the `unitok_ids.json` of one of our exports. Errors: `UserError` if it does not have `size`
+    tokens."""
     known = read_json(path, "")
     if "manifest" not in known:
         raise UserError(f"{path}: not written by `unitok export`: it has no manifest; export again, or remove it")
@@ -147,8 +148,8 @@ def _exported_vocab(path: Path, size: int) -> Vocab:
 
 
 def image_codes(names: dict[str, int]) -> dict[int, int]:
-    """Return the token of each image code, from the tokens' ids by name. The name of an image token is IMGIMG, the digits of its code as
-    A to J, and Z."""
+    """Return the token of each image code, from the tokens' ids by name. The name of an image token is IMGIMG, the digits of
+    its code as A to J, and Z."""
     codes = {}
     for name, id in names.items():
         if match := re.fullmatch(r"IMGIMG([A-J]+)Z", name):
@@ -159,8 +160,8 @@ def image_codes(names: dict[str, int]) -> dict[int, int]:
 def _chameleon_vocab(
     names: dict[str, int], size: int, image: ImageTokenizer | None, tokenizer: Path
 ) -> tuple[Vocab | None, Tokenizers]:
-    """Return the vocabulary of a Chameleon, in which all tokens after those of image codes are text, and its tokenizers. The vocabulary
-    is None without names of tokens or without image tokenizer."""
+    """Return the vocabulary of a Chameleon, in which all tokens after those of image codes are text, and its tokenizers. The
+    vocabulary is None without names of tokens or without image tokenizer."""
     codes = image_codes(names)
     ids = sorted(codes.values())
     if image is None:
@@ -169,7 +170,7 @@ def _chameleon_vocab(
         return None, {"image": image}
     if sorted(codes) != list(range(len(ids))) or ids != list(range(ids[0], ids[0] + len(ids))):
         raise UserError(
-            f"the vocabulary names {len(ids)} image tokens, but their codes are not 0 to {len(ids) - 1}, or their ids not consecutive"
+            f"the vocabulary names {len(ids)} image tokens, but not with the codes 0 to {len(ids) - 1}, or not with consecutive ids"
         )
     if len(ids) != image.codebook_size:
         raise UserError(f"the vocabulary names {len(ids)} image tokens, the image tokenizer has {image.codebook_size}")
@@ -213,8 +214,8 @@ class ImportedDecoder:
 
 
 def export_decoder(kind: str, decoder: Decoder, vocab: Vocab | None, out: Path, overwrite: bool = False) -> None:
-    """Write a decoder in the format `kind`, one of `EXPORTS`, with the meaning of its tokens in `unitok_ids.json`. Errors: `UserError`
-    for a decoder with options that the format does not have."""
+    """Write a decoder in the format `kind`, one of `EXPORTS`, with the meaning of its tokens in `unitok_ids.json`. Errors:
+    `UserError` for a decoder with options that the format does not have."""
     if kind != "hf-qwen3":
         raise UserError(f"no kind {kind!r}; choose hf-qwen3")
     c = decoder.config

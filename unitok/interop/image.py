@@ -1,8 +1,8 @@
 """Import of image tokenizers: taming-transformers, LlamaGen, Chameleon (the file of Meta, the folder of transformers).
 
-All four are the network of taming-transformers. The architecture follows from the shapes of the weights; a YAML or config.json only
-adds the resolution. `quant_conv` and `post_quant_conv` are the two projections of our quantizer (1x1 convolutions are linear).
-LlamaGen numbers the blocks of the decoder from low to high resolution; its codes have length 1.
+All four are the network of taming-transformers. The architecture follows from the shapes of the weights; a YAML or config.json
+only adds the resolution. `quant_conv` and `post_quant_conv` are the two projections of our quantizer (1x1 convolutions are
+linear). LlamaGen numbers the blocks of the decoder from low to high resolution; its codes have length 1.
 """
 
 import re
@@ -23,8 +23,8 @@ FAMILY = "a VQ-GAN of this kind"
 
 
 def import_image_tokenizer(kind: str, source: Path, config: Path | None = None, trust: bool = False) -> ImageTokenizer:
-    """Return an `ImageTokenizer` with equal codes, in eval mode, from a checkpoint. kind: one of `unitok.interop.KINDS`. Errors:
-    `UserError` that names the file."""
+    """Return an `ImageTokenizer` with equal codes, in eval mode, from a checkpoint. kind: one of `unitok.interop.KINDS`.
+    Errors: `UserError` that names the file."""
     where = str(source)
     if kind == "hf-chameleon-vqvae":
         return from_chameleon(read_folder(source), read_config(source, part="vq_config"), where)
@@ -50,11 +50,12 @@ def from_chameleon(state: State, vq_config: ForeignConfig, where: str) -> ImageT
     return from_taming(state, infer_config(state, int(vq_config.get("resolution", 512)), False, where), where, others)
 
 
-# ---- Names of taming-transformers -> ours -----------------------------------------------------------------------------------------
+# ---- Names of taming-transformers -> ours ---------------------------------------------------------------------------
 
 
 def from_taming(state: State, config: ImageTokenizerConfig, where: str, others: Iterable[str] = ()) -> ImageTokenizer:
-    """Return an `ImageTokenizer` from weights with the names of taming-transformers. others: further names of the file, for the log."""
+    """Return an `ImageTokenizer` from weights with the names of taming-transformers. others: further names of the file, for the
+    log."""
     model = ImageTokenizer(config)
     ours = {k: v for k, v in state.items() if k.startswith(("encoder.", "decoder."))}
     used = {*ours, "quantize.embedding.weight"}
@@ -73,8 +74,8 @@ def from_taming(state: State, config: ImageTokenizerConfig, where: str, others: 
 
 
 def infer_config(state: State, resolution: int, normalize: bool, where: str) -> ImageTokenizerConfig:
-    """Return the architecture of weights with the names of taming-transformers. resolution: nominal, pixels per side. normalize:
-    whether codes have length 1."""
+    """Return the architecture of weights with the names of taming-transformers. resolution: nominal, pixels per side.
+    normalize: whether codes have length 1."""
     if any(name == "quantize.embed.weight" or name.endswith(".quantize.embed.weight") for name in state):
         raise UserError(f"{where}: a Gumbel VQ-GAN; only vector-quantized ones can be imported")
     require_names(state, NEEDED, FAMILY, where)
@@ -104,7 +105,8 @@ def infer_config(state: State, resolution: int, normalize: bool, where: str) -> 
 
 
 def _ddconfig(source: Path, config: Path | None) -> ForeignConfig:
-    """Return the mapping `ddconfig` of a YAML file, at any depth: `config`, or the one beside the source; {} if there is none."""
+    """Return the mapping `ddconfig` of a YAML file, at any depth: `config`, or the one beside the source; {} if there is
+    none."""
     beside = sorted(source.parent.glob("*.yaml"))
     same_name = [f for f in beside if f.stem == source.stem]
     path = config or (same_name[0] if same_name else beside[0] if len(beside) == 1 else None)
@@ -128,7 +130,7 @@ def _find(node: object, key: str) -> object:
     return next((found for child in node.values() if (found := _find(child, key)) is not None), None)
 
 
-# ---- Names of other projects -> those of taming-transformers --------------------------------------------------------------------------------------
+# ---- Names of other projects -> those of taming-transformers --------------------------------------------------------
 
 
 def _from_llamagen(state: State) -> State:

@@ -1,7 +1,7 @@
 """Weights as they are found in practice: shards with an index, outdated files, names with prefixes.
 
-If there is an index, exactly the files and tensors in it are read; else the standard file. A prefix that all needed names share is
-removed. Files and tensors that are not used are logged, because a model with the wrong weights fails silently.
+If there is an index, exactly the files and tensors in it are read; else the standard file. A prefix that all needed names share
+is removed. Files and tensors that are not used are logged, because a model with the wrong weights fails silently.
 """
 
 import logging
@@ -32,8 +32,8 @@ _EMA = re.compile(r"(?:^|[._])ema(?:[._]|$)")
 
 
 def read_config(folder: Path, model_type: str = "", part: str = "") -> ForeignConfig:
-    """Return the config.json of a folder saved by transformers, or its object `part` if it has one. Errors: `UserError` for another
-    model_type; "" allows any."""
+    """Return the config.json of a folder saved by transformers, or its object `part` if it has one. Errors: `UserError` for
+    another model_type; "" allows any."""
     path = folder / "config.json"
     config = read_json(path, "give a folder saved by transformers")
     config = config[part] if isinstance(config.get(part), dict) else config
@@ -114,8 +114,8 @@ def _read_index(folder: Path, name: str) -> State | None:
 
 
 def _numbered(files: list[Path]) -> list[Path]:
-    """Return files that are shards of one set, by their names; none if there are several sets. Errors: `UserError` if some shards are
-    missing."""
+    """Return files that are shards of one set, by their names; none if there are several sets. Errors: `UserError` if some
+    shards are missing."""
     sets: dict[tuple[str, str], list[Path]] = {}
     for file in files:
         if match := re.fullmatch(r"(.+)-(\d{5})-of-(\d{5})\.\w+", file.name):
@@ -129,10 +129,11 @@ def _numbered(files: list[Path]) -> list[Path]:
 
 
 def strip_prefix(state: State, needed: Sequence[str], where: str) -> tuple[State, State]:
-    """Find the prefix under which `state` has all `needed` names. Returns the tensors under it, by names without it, and the others;
-    all tensors and none if there is no such prefix.
+    """Find the prefix under which `state` has all `needed` names. Returns the tensors under it, by names without it, and the
+    others; all tensors and none if there is no such prefix.
 
-    Of several prefixes the one of a run's `best_state` or of averaged weights (`ema`) is used, then the most common one; it is logged.
+    Of several prefixes the one of a run's `best_state` or of averaged weights (`ema`) is used, then the most common one; it is
+    logged.
     """
     plain = {_WRAPPERS.sub("", name): name for name in state}
     if len(plain) == len(state):  # else there are wrapped and plain copies of one name: all names stay

@@ -83,16 +83,16 @@ def stretch_image(image: Image.Image, side: int) -> Image.Image:
 
 
 def read_samples(file: AudioFile, frames: int = -1, start: int | None = None) -> Tensor:
-    """Read the next `frames` samples of an open file (default: all), or those from `start` on, float [C, t]. Errors: `UserError` as for
-    `AudioFile.read`."""
+    """Read the next `frames` samples of an open file (default: all), or those from `start` on, float [C, t]. Errors:
+    `UserError` as for `AudioFile.read`."""
     if start is not None:
         file.seek(start)
     return torch.from_numpy(np.ascontiguousarray(file.read(frames).T))
 
 
 def load_audio(path: Path) -> tuple[Tensor, int]:
-    """Read an audio file as float [C, T] in [-1, 1], and its sample rate in Hz. Errors: `UserError` as for `open_audio`, and for samples
-    that are not finite."""
+    """Read an audio file as float [C, T] in [-1, 1], and its sample rate in Hz. Errors: `UserError` as for `open_audio`, and
+    for samples that are not finite."""
     with open_audio(path) as file:
         return read_clip(file, str(path)), file.samplerate
 
@@ -111,10 +111,11 @@ def read_clip(file: AudioFile, name: str, clip: tuple[float, float] | None = Non
 
 
 def read_audio_blocks(path: Path, to_rate: int, channels: int, seconds: float, data: bytes | None = None) -> Iterator[Tensor]:
-    """Yield an audio file in blocks of about `seconds`, [channels, t] at `to_rate` Hz; together they are the result of `load_audio` and
-    `convert_audio`.
+    """Yield an audio file in blocks of about `seconds`, [channels, t] at `to_rate` Hz; together they are the result of
+    `load_audio` and `convert_audio`.
 
-    Memory does not grow with the file. data: bytes of the file; `path` is then only its name. Errors: `UserError` as for `load_audio`.
+    Memory does not grow with the file. data: bytes of the file; `path` is then only its name. Errors: `UserError` as for
+    `load_audio`.
     """
     with open_audio(path, data) as file:
         rate, step = file.samplerate, max(1, round(seconds * file.samplerate))
@@ -170,15 +171,15 @@ def write_audio_blocks(path: Path, blocks: Iterable[Tensor], rate: int, channels
 
 
 def audio_seconds(path: Path, data: bytes | None = None) -> float:
-    """Return the length of an audio file in seconds. data: bytes of the file; `path` is then only its name. Errors: `UserError` as for
-    `open_audio`."""
+    """Return the length of an audio file in seconds. data: bytes of the file; `path` is then only its name. Errors: `UserError`
+    as for `open_audio`."""
     with open_audio(path, data) as file:
         return file.frames / file.samplerate
 
 
 def draw_spectrogram(samples: Tensor, rate: int, height: int = 96) -> Tensor:
-    """Draw a spectrogram of audio [C, T] at `rate` Hz: an image [3, height, W] in [-1, 1] of 125 columns per second, low frequencies at
-    the bottom, with a range of 80 dB from black to white."""
+    """Draw a spectrogram of audio [C, T] at `rate` Hz: an image [3, height, W] in [-1, 1] of 125 columns per second, low
+    frequencies at the bottom, with a range of 80 dB from black to white."""
     window, hop = 4 * height, max(1, round(rate / 125))
     mono = samples.detach().float().cpu().mean(0)
     mono = torch.nn.functional.pad(mono, (0, max(0, window - mono.shape[-1])))
@@ -194,7 +195,8 @@ def draw_spectrogram(samples: Tensor, rate: int, height: int = 96) -> Tensor:
 
 
 def load_text(path: Path) -> str:
-    """Read a UTF-8 file, without its byte order mark. Errors: `UserError` for a missing file, another encoding, and a file without text."""
+    """Read a UTF-8 file, without its byte order mark. Errors: `UserError` for a missing file, another encoding, and a file
+    without text."""
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
     except FileNotFoundError:

@@ -1,7 +1,7 @@
 """Audio files of any format that libsndfile reads, opened for reading in pieces, complete and with their true length.
 
-libsndfile decodes; `audio_streams` corrects what it gets wrong from headers. Float samples beyond [-1, 1] are clipped, as players
-do; floats of the magnitude of integers are an error.
+libsndfile decodes; `audio_streams` corrects what it gets wrong from headers. Float samples beyond [-1, 1] are clipped, as
+players do; floats of the magnitude of integers are an error.
 """
 
 import io
@@ -29,7 +29,8 @@ _cache: dict[tuple[int, int, int, int], list[Stream]] = {}
 
 
 class _Decoder(soundfile.SoundFile):
-    """A `SoundFile` that is read sequentially: soundfile would seek after each read, which makes MP3 and Opus lose their decoder state."""
+    """A `SoundFile` that is read sequentially: soundfile would seek after each read, which makes MP3 and Opus lose their
+    decoder state."""
 
     def seekable(self) -> bool:
         return False
@@ -77,8 +78,8 @@ class AudioFile(AbstractContextManager):
         self._position = min(max(0, frame), self.frames)
 
     def read(self, frames: int = -1) -> np.ndarray:
-        """Read the next `frames` samples (default: all that remain), float32 [t, C]. Errors: `UserError` for damaged files, and for samples
-        that are not in the range of audio."""
+        """Read the next `frames` samples (default: all that remain), float32 [t, C]. Errors: `UserError` for damaged files, and
+        for samples that are not in the range of audio."""
         left = self.frames - self._position
         left = left if frames < 0 else min(frames, left)
         blocks = list(self._blocks(left))
@@ -150,8 +151,8 @@ def _cut_off(name: str, declared: float, present: float) -> str:
 
 
 def open_audio(path: Path, data: bytes | None = None) -> AudioFile:
-    """Open an audio file for reading in pieces. data: bytes of the file; `path` is then only its name. Errors: `UserError` for a missing
-    file, another content, audio without samples, and audio that is cut off."""
+    """Open an audio file for reading in pieces. data: bytes of the file; `path` is then only its name. Errors: `UserError` for
+    a missing file, another content, audio without samples, and audio that is cut off."""
     name = str(path)
     try:
         source = ByteSource(path, data)

@@ -1,9 +1,9 @@
 """Find the audio streams of a file, and check that they have the length that their headers declare.
 
 libsndfile does not report missing data: of half a file it returns half, of two concatenated files the first, and for a variable
-bit rate MP3 without a header it estimates the length. So chunk sizes, Ogg pages, MPEG frames and the last frame of FLAC are checked
-here first. Each stream can be opened as a file of its own (`SourcePart`), with a corrected header if it was written before the
-length was known.
+bit rate MP3 without a header it estimates the length. So chunk sizes, Ogg pages, MPEG frames and the last frame of FLAC are
+checked here first. Each stream can be opened as a file of its own (`SourcePart`), with a corrected header if it was written
+before the length was known.
 """
 
 import re
@@ -26,8 +26,8 @@ _OPUS_PREROLL, _MPEG_PREROLL = 24_000, 32 * 1152
 
 @dataclass(frozen=True)
 class Stream:
-    """A stream in a source: bytes [start, stop) after a header `head`; and numbers of samples per channel. `preroll` and `tail` are for
-    positions where libsndfile 1.2.2 seeks wrongly."""
+    """A stream in a source: bytes [start, stop) after a header `head`; and numbers of samples per channel. `preroll` and `tail`
+    are for positions where libsndfile 1.2.2 seeks wrongly."""
 
     start: int
     stop: int
@@ -45,7 +45,8 @@ class CutOff(Exception):
 
 
 def streams_of(source: ByteSource) -> list[Stream]:
-    """Return the streams of a file in order; all of the file, for libsndfile to open, if its format is not known here. Errors: `CutOff`."""
+    """Return the streams of a file in order; all of the file, for libsndfile to open, if its format is not known here. Errors:
+    `CutOff`."""
     return _find_streams(source, source.read(0, 4096)) or [Stream(0, source.size)]
 
 
@@ -225,7 +226,8 @@ _EXTENTS: dict[bytes, FindExtent] = {
 
 @dataclass
 class _Link:
-    """One of a chain of Ogg streams: its begin in bytes, its rate in Hz, and the samples up to its last page and the page before."""
+    """One of a chain of Ogg streams: its begin in bytes, its rate in Hz, and the samples up to its last page and the page
+    before."""
 
     start: int
     rate: int
@@ -301,8 +303,8 @@ def _flac(source: ByteSource, at: int) -> list[Stream]:
 
 
 def _mpeg(source: ByteSource, start: int, stop: int) -> list[Stream]:
-    """Return consecutive MPEG audio streams. If a stream has no Xing, Info or VBRI header that fits, its frames are counted, and it gets a
-    Xing header."""
+    """Return consecutive MPEG audio streams. If a stream has no Xing, Info or VBRI header that fits, its frames are counted,
+    and it gets a Xing header."""
     at = start
     while size := tag_size(source.read(at, 32)):
         at += size

@@ -41,8 +41,8 @@ class ByteSource:
 
 
 class SourcePart(io.RawIOBase):
-    """Bytes [start, stop) of a source as a file of its own, after a header `head`. As damaged headers name positions beyond the end,
-    `seek` goes there, too."""
+    """Bytes [start, stop) of a source as a file of its own, after a header `head`. As damaged headers name positions beyond the
+    end, `seek` goes there, too."""
 
     def __init__(self, source: ByteSource, head: bytes, start: int, stop: int):
         self.source, self.head, self.start = source, head, start

@@ -7,8 +7,8 @@ _PROBES = 12
 
 
 def last_sample(source: ByteSource, start: int, stop: int, block: int) -> int:
-    """Return the number of samples up to the end of the last frame that begins in bytes [start, stop), where `start` is the end of
-    STREAMINFO; 0 if there is no frame.
+    """Return the number of samples up to the end of the last frame that begins in bytes [start, stop), where `start` is the end
+    of STREAMINFO; 0 if there is no frame.
 
     block: samples per frame, if all have the same number.
     """
@@ -50,8 +50,8 @@ def _first_frame(source: ByteSource, position: int) -> int:
 
 
 def _frame_end(header: bytes, model: bytes, block: int) -> int:
-    """Return the number of the first sample after a frame, from its header; 0 if no frame with the rate and depth of `model`, the first
-    header of the stream, begins here, or if its checksum is wrong."""
+    """Return the number of the first sample after a frame, from its header; 0 if no frame with the rate and depth of `model`,
+    the first header of the stream, begins here, or if its checksum is wrong."""
     if len(header) < 8 or header[:2] != model[:2] or (header[2] ^ model[2] | header[3] ^ model[3]) & 15:  # rate, depth
         return 0
     size, lead = header[2] >> 4, header[4]

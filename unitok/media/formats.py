@@ -1,9 +1,9 @@
 """Detect what a file is: an image, audio or text, by its first bytes, and by its name if these do not decide.
 
-Text is recognized first: UTF-8 without control characters is text, whatever it begins with ("BMW", "ID3", "RIFF"). Formats of images
-and audio have a magic number; if that is short, the header after it is checked, too. Formats that consist of text (SVG, XPM, plain
-netpbm) or have no magic number (TGA) also need the suffix. Folders, archives, tables and training all use these functions, so they
-see the same files.
+Text is recognized first: UTF-8 without control characters is text, whatever it begins with ("BMW", "ID3", "RIFF"). Formats of
+images and audio have a magic number; if that is short, the header after it is checked, too. Formats that consist of text (SVG,
+XPM, plain netpbm) or have no magic number (TGA) also need the suffix. Folders, archives, tables and training all use these
+functions, so they see the same files.
 """
 
 import codecs
@@ -143,7 +143,8 @@ def sniff(path: Path) -> str | None:
 
 
 def sniff_bytes(head: bytes, name: str = "") -> str | None:
-    """Return what `sniff` does, from the first 4096 bytes of a file. name: its name or suffix, which decides if the content does not."""
+    """Return what `sniff` does, from the first 4096 bytes of a file. name: its name or suffix, which decides if the content
+    does not."""
     if image_format(head, name):
         return "image"
     if is_text(head):
@@ -156,7 +157,8 @@ def sniff_bytes(head: bytes, name: str = "") -> str | None:
 
 
 def image_format(head: bytes, name: str = "") -> str:
-    """Return the format of an image (a name in Pillow, or SVG, SVGZ, HEIF) from the first 4096 bytes of a file; "" if it is not an image."""
+    """Return the format of an image (a name in Pillow, or SVG, SVGZ, HEIF) from the first 4096 bytes of a file; "" if it is not
+    an image."""
     suffix = suffix_of(name)
     if suffix in _WRITTEN:
         format, sign = _WRITTEN[suffix]
@@ -236,12 +238,12 @@ def unread(head: bytes, name: str = "") -> str:
     return ""
 
 
-# ---- Suffixes ------------------------------------------------------------------------------------------------------
+# ---- Suffixes -------------------------------------------------------------------------------------------------------
 
 #: Content other than text -> the suffixes of its files.
 _SUFFIXES = {
-    "an image": "jpg jpeg jpe jfif png apng gif webp bmp dib tif tiff heic heif hif avif avifs ico cur svg svgz jp2 j2k jpx j2c "
-    "jpc jpf mpo psd eps qoi tga dds icns pcx dcx sgi pbm pgm ppm pnm pfm jxl",
+    "an image": "jpg jpeg jpe jfif png apng gif webp bmp dib tif tiff heic heif hif avif avifs ico cur svg svgz jp2 j2k jpx "
+    "j2c jpc jpf mpo psd eps qoi tga dds icns pcx dcx sgi pbm pgm ppm pnm pfm jxl",
     "an audio": "wav wave flac ogg oga opus spx mp2 mp3 mpga m4a m4b aac wma amr aif aiff aifc au caf w64 rf64 voc sph svx ape wv",
     "a video": "mp4 m4v mkv mov avi webm mpg mpeg ogv wmv flv 3gp",
     "an archive or a table": "tar tgz zip gz bz2 xz zst 7z rar parquet arrow",

@@ -1,7 +1,8 @@
 """Image files of any format as upright sRGB images: Pillow decodes most formats, extras decode SVG and HEIC.
 
-Only pixels matter, so bad metadata is no reason to lose an image: if it keeps Pillow from decoding (a text or profile that exceeds its
-limits, broken EXIF, a missing end marker), the file is read again without it. An image with missing pixels stays an error.
+Only pixels matter, so bad metadata is no reason to lose an image: if it keeps Pillow from decoding (a text or profile that
+exceeds its limits, broken EXIF, a missing end marker), the file is read again without it. An image with missing pixels stays an
+error.
 """
 
 import io
@@ -51,8 +52,8 @@ def _formats() -> list[str]:
 
 
 def open_image(path: Path, data: bytes | None = None) -> Image.Image:
-    """Read an image file as an upright RGB image. data: bytes of the file; `path` is then only its name. Errors: `UserError` that names
-    the file and what is wrong with it."""
+    """Read an image file as an upright RGB image. data: bytes of the file; `path` is then only its name. Errors: `UserError`
+    that names the file and what is wrong with it."""
     head = b""
     try:
         with open(path, "rb") if data is None else io.BytesIO(data) as file:
@@ -130,7 +131,8 @@ def _check_size(size: tuple[int, int]) -> None:
 
 
 def to_rgb(image: Image.Image, profile: bytes | None = None) -> Image.Image:
-    """Convert an image of any mode to RGB without metadata. Its rotation (EXIF) and colors (its ICC profile, or `profile`) are applied.
+    """Convert an image of any mode to RGB without metadata. Its rotation (EXIF) and colors (its ICC profile, or `profile`) are
+    applied.
 
     Transparent images are put on white; 16 bits and floats become 8 bits. Metadata that cannot be read is ignored.
     """
@@ -174,8 +176,8 @@ def _to_srgb(image: Image.Image, profile: bytes, gray: bool) -> Image.Image:
 
 @lru_cache(maxsize=32)
 def _transform(profile: bytes, mode: str) -> tuple[str, ImageCms.ImageCmsTransform | None]:
-    """Return the mode of images that a profile is for, and the transform to sRGB, which is None if it changes nothing or the profile does
-    not fit images of `mode`."""
+    """Return the mode of images that a profile is for, and the transform to sRGB, which is None if it changes nothing or the
+    profile does not fit images of `mode`."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         profile_mode = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}.get(source.profile.xcolor_space.strip(), "")
@@ -276,7 +278,8 @@ def _repair_jpeg(data: bytes) -> Repaired:
     if marker:
         return plain + b"\xff\xd9", None
     if whole and whole <= scans:
-        # Missing pixels would be decoded from the bytes that follow: different endings give equal images only if none are missing.
+        # Missing pixels would be decoded from the bytes that follow: different endings give equal images only if none are
+        # missing.
         plain = plain.rstrip(b"\xff")
         ends = [plain + end * 1024 + b"\xff\xd9" for end in (b"", b"\xaa", b"\x55", b"\xfe\x01")]
         decoded = [np.asarray(Image.open(io.BytesIO(end), formats=["JPEG"])) for end in ends]
@@ -397,7 +400,8 @@ def _render_svg(data: bytes, packed: bool) -> Image.Image:
 
 
 def _check_svg(element: ElementTree.Element, hidden: bool = False, depth: int = 1) -> None:
-    """Raise `UserError` for an SVG that shows other files or is nested too deeply. Names without a namespace get that of SVG."""
+    """Raise `UserError` for an SVG that shows other files or is nested too deeply. Names without a namespace get that of
+    SVG."""
     if depth > _MAX_DEPTH:
         raise UserError(f"an SVG nested over {_MAX_DEPTH} deep; render it to PNG")
     if isinstance(element.tag, str) and not element.tag.startswith("{"):

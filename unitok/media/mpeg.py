@@ -21,7 +21,8 @@ _KBPS = {
 
 @cache
 def mpeg_frames() -> dict[int, tuple[int, int, int]]:
-    """Return (bytes, samples per channel, rate in Hz) of a frame by the second and third byte of its header, without the free format."""
+    """Return (bytes, samples per channel, rate in Hz) of a frame by the second and third byte of its header, without the free
+    format."""
     frames = {}
     for second in range(0xE0, 0x100):
         version, layer = second >> 3 & 3, 4 - (second >> 1 & 3)
@@ -40,8 +41,8 @@ def mpeg_frames() -> dict[int, tuple[int, int, int]]:
 
 
 def mpeg_chain(data: bytes, at: int, most: int) -> tuple[int, int]:
-    """Return the number of consecutive frames of one layer and rate from `at` on, at most `most`, and their end, which may lie beyond
-    the data."""
+    """Return the number of consecutive frames of one layer and rate from `at` on, at most `most`, and their end, which may lie
+    beyond the data."""
     frames, count, first = mpeg_frames(), 0, None
     while count < most and at + 4 <= len(data) and data[at] == 0xFF:
         second, third = data[at + 1], data[at + 2]
@@ -103,7 +104,8 @@ def declared_size(frame: bytes) -> tuple[int, int]:
 
 
 def begins_stream(data: bytes) -> bool:
-    """Whether another stream begins in the data after a stream, and not only a tag, or a last frame that the header did not count."""
+    """Whether another stream begins in the data after a stream, and not only a tag, or a last frame that the header did not
+    count."""
     start = find_mpeg(data)
     if start is None:
         return False
@@ -121,8 +123,8 @@ def xing_header(frame: bytes, count: int, length: int) -> bytes:
 
 
 def walk_frames(read: Callable[[int, int], bytes], start: int, stop: int) -> tuple[int, int, bool]:
-    """Follow frames up to another stream, or to `stop`. Returns the position reached, the number of frames, and whether the last one is
-    complete."""
+    """Follow frames up to another stream, or to `stop`. Returns the position reached, the number of frames, and whether the
+    last one is complete."""
     frames, at, count, base, block = mpeg_frames(), start, 0, 0, b""
     first: tuple[int, int] | None = None
     frame: tuple[int, int, int] | None = None

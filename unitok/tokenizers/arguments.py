@@ -1,4 +1,5 @@
-"""Checks of the arguments of tokenizers: unambiguous values are converted, all others are refused in one line that names the argument.
+"""Checks of the arguments of tokenizers: unambiguous values are converted, all others are refused in one line that names the
+argument.
 
 Each check looks at all values once (minimum and maximum), which costs little compared with the networks.
 """
@@ -15,7 +16,8 @@ from unitok.errors import UserError
 
 #: Integer types of samples -> the value that stands for 1.0 (8-bit samples in WAV files are unsigned).
 _FULL_SCALE = {torch.uint8: 128.0, torch.int8: 128.0, torch.int16: 32768.0, torch.int32: 2147483648.0}
-#: Largest sample of a waveform. Lossy codecs exceed 1 a little, which is clipped; larger values mean that the scale is another one.
+#: Largest sample of a waveform. Lossy codecs exceed 1 a little, which is clipped; larger values mean that the scale is another
+#: one.
 LOUDEST = 1.5
 #: Largest sample that the networks take: resampling overshoots by up to this much where a signal is clipped throughout.
 LOUDEST_RESAMPLED = 4.0
@@ -23,7 +25,8 @@ MOST_CHANNELS = 8  # of an array [T, C] that is transposed
 
 
 def as_tensor(name: str, value: object, expected: str) -> Tensor:
-    """Return a tensor as it is, and a NumPy array as a tensor. name, expected: for the message of the `UserError` for anything else."""
+    """Return a tensor as it is, and a NumPy array as a tensor. name, expected: for the message of the `UserError` for anything
+    else."""
     if isinstance(value, Tensor):
         return value
     if isinstance(value, np.ndarray) and value.dtype.kind in "iufb" and value.dtype.itemsize <= 8:
@@ -49,8 +52,8 @@ def check_images(images: object, weights: torch.dtype) -> Tensor:
 
 
 def check_samples(samples: object, channels: int, weights: torch.dtype, empty: bool = False) -> Tensor:
-    """Return audio as float32 [B, channels, T] in [-1, 1]. Tensors and arrays of floats in [-1, 1] or of integers, which are divided
-    by the range of their type, are taken.
+    """Return audio as float32 [B, channels, T] in [-1, 1]. Tensors and arrays of floats in [-1, 1] or of integers, which are
+    divided by the range of their type, are taken.
 
     weights: the model's dtype. empty: whether T may be 0. Errors: `UserError` as for `check_images`.
     """
@@ -65,8 +68,8 @@ def check_samples(samples: object, channels: int, weights: torch.dtype, empty: b
 
 
 def check_codes(codes: object, shape: str, size: int, empty: bool = False) -> Tensor:
-    """Return codes as int64 in [0, size). shape: such as `[B, h, w]`, of which the number of dimensions is checked. empty: whether
-    there may be no codes. Errors: `UserError` for another type, shape or range."""
+    """Return codes as int64 in [0, size). shape: such as `[B, h, w]`, of which the number of dimensions is checked. empty:
+    whether there may be no codes. Errors: `UserError` for another type, shape or range."""
     codes = as_tensor("codes", codes, f"int64 {shape}")
     if codes.ndim != shape.count(",") + 1 or not (codes.numel() or empty):
         raise UserError(f"codes are {shape}, got {tuple(codes.shape)}")
@@ -92,7 +95,8 @@ def check_text(text: object) -> str:
 
 
 def check_text_codes(codes: object, size: int) -> list[int]:
-    """Return codes in [0, size) as a list. Lists, tuples, arrays and tensors are taken. Errors: `UserError` as for `check_codes`."""
+    """Return codes in [0, size) as a list. Lists, tuples, arrays and tensors are taken. Errors: `UserError` as for
+    `check_codes`."""
     if isinstance(codes, list | tuple):
         try:
             codes = np.asarray(codes, np.int64 if not codes else None)
@@ -104,8 +108,8 @@ def check_text_codes(codes: object, size: int) -> list[int]:
 def check_waveform(samples: object, rate: object, name: str) -> tuple[Tensor, int]:
     """Return a waveform of any program as float32 [C, T] in [-1, 1], and its sample rate in Hz.
 
-    [T] is mono. [T, C] of few channels, as soundfile returns it, is transposed. Integers are divided by the range of their type.
-    Samples and rate may be given in either order. Errors: `UserError` that begins with `name`.
+    [T] is mono. [T, C] of few channels, as soundfile returns it, is transposed. Integers are divided by the range of their
+    type. Samples and rate may be given in either order. Errors: `UserError` that begins with `name`.
     """
     if _is_number(samples) and not _is_number(rate):
         samples, rate = rate, samples

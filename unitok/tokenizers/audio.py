@@ -42,8 +42,8 @@ class AudioTokenizer(Tokenizer):
     Attributes:
         sample_rate: Hz. hop_length: samples per frame. frame_rate: frames per second (within a segment, if there are segments).
         num_codebooks: number of levels. codebook_size: codes per level. bitrate: bits per second with all levels.
-        can_stream: whether it encodes and decodes incrementally. latency: seconds of audio that a code depends on beyond its begin:
-            one frame for causal models, infinite for others.
+        can_stream: whether it encodes and decodes incrementally. latency: seconds of audio that a code depends on beyond its
+            begin: one frame for causal models, infinite for others.
     """
 
     kind = "audio"
@@ -83,13 +83,15 @@ class AudioTokenizer(Tokenizer):
     def encode(self, samples: Tensor, num_codebooks: int | None = None) -> Tensor:
         """Return the codes of audio: [B, C, T] at `sample_rate` -> int64 [B, K, N], N = ceil(T / hop_length) per segment.
 
-        num_codebooks: K, the first levels (default: all). Errors: `UserError` as for `check_samples`, and for another number of levels.
+        num_codebooks: K, the first levels (default: all). Errors: `UserError` as for `check_samples`, and for another number of
+        levels.
         """
         samples = check_samples(samples, self.config.channels, self.dtype)
         return torch.cat([codes for codes, _ in self._encode_blocks([samples], num_codebooks)], -1)
 
     def scales(self, samples: Tensor) -> Tensor:
-        """Return the loudness by which each segment of audio [B, C, T] is divided, [B, segments]; [B, 0] without `normalize`."""
+        """Return the loudness by which each segment of audio [B, C, T] is divided, [B, segments]; [B, 0] without
+        `normalize`."""
         return torch.cat([self._normalized(segment)[1] for segment in self._segments([samples])], -1)
 
     def size(self, samples: Tensor) -> tuple[int, ...]:
@@ -257,8 +259,8 @@ class AudioTokenizer(Tokenizer):
     def prepare(self, samples: object, rate: object, name: str = "audio") -> Tensor:
         """Return [channels, T] at `sample_rate`, of which `encode` takes batches, from a waveform [C, T'] at `rate` Hz.
 
-        samples, rate: as for `check_waveform`, which also takes other layouts and integers. name: for messages. Errors: `UserError`
-        for another shape or range, for no samples, and for silence.
+        samples, rate: as for `check_waveform`, which also takes other layouts and integers. name: for messages. Errors:
+        `UserError` for another shape or range, for no samples, and for silence.
         """
         waveform, hz = check_waveform(samples, rate, name)
         converted = convert_audio(waveform, hz, self.sample_rate, self.config.channels)
@@ -269,10 +271,11 @@ class AudioTokenizer(Tokenizer):
     def encode_file(
         self, path: Path, num_codebooks: int | None = None, data: bytes | None = None
     ) -> tuple[Tensor, tuple[int, ...]]:
-        """Return the codes of an audio file, int64 [K, N], and its `Segment.size`. The file may have any rate, length and number of
-        channels, and is read and encoded in pieces.
+        """Return the codes of an audio file, int64 [K, N], and its `Segment.size`. The file may have any rate, length and
+        number of channels, and is read and encoded in pieces.
 
-        data: bytes of the file; `path` is then only its name. Errors: `UserError` for a file that cannot be read, and for silence.
+        data: bytes of the file; `path` is then only its name. Errors: `UserError` for a file that cannot be read, and for
+        silence.
         """
         length, peak = 0, 0.0
 
@@ -291,15 +294,15 @@ class AudioTokenizer(Tokenizer):
         return codes, _size(length, scales.cpu())
 
     def decode_file(self, codes: Tensor, path: Path, size: tuple[int, ...] = ()) -> None:
-        """Write the audio of codes, int64 [K, N], as WAV, in pieces. size: a `Segment.size` (default: all that the codes cover).
-        Inverse of `encode_file`."""
+        """Write the audio of codes, int64 [K, N], as WAV, in pieces. size: a `Segment.size` (default: all that the codes
+        cover). Inverse of `encode_file`."""
         length = size[0] if size else None
         blocks = (block[0] for block in self._decode_blocks(codes[None], _scales_of(size), length))
         write_audio_blocks(path, blocks, self.sample_rate, self.config.channels, length)
 
     def prepare_for_inference(self) -> Self:
-        """Return the tokenizer itself in eval mode, with weight norm folded into plain weights in the layout for inference: equal
-        codes, faster."""
+        """Return the tokenizer itself in eval mode, with weight norm folded into plain weights in the layout for inference:
+        equal codes, faster."""
         fold_weights(self)
         if self.config.norm == "weight_norm":
             self.config = replace(self.config, norm="none")
@@ -335,8 +338,8 @@ class _Stream:
 
 
 class EncodeStream(_Stream):
-    """Encodes audio incrementally, with the codes of the whole: pieces [B, C, t] -> int64 [B, K, n], where n may be 0. The latency is
-    one frame."""
+    """Encodes audio incrementally, with the codes of the whole: pieces [B, C, t] -> int64 [B, K, n], where n may be 0. The
+    latency is one frame."""
 
     def __init__(self, tokenizer: AudioTokenizer, num_codebooks: int | None = None):
         super().__init__(tokenizer)
@@ -351,7 +354,8 @@ class EncodeStream(_Stream):
 
 
 class DecodeStream(_Stream):
-    """Decodes codes incrementally, with the audio of the whole: int64 [B, k, n] -> [B, C, t] in [-1, 1], `hop_length` samples per frame.
+    """Decodes codes incrementally, with the audio of the whole: int64 [B, k, n] -> [B, C, t] in [-1, 1], `hop_length` samples
+    per frame.
 
     With `pad_mode: reflect` the first frames are returned when there are enough samples to reflect.
     """

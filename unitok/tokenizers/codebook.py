@@ -1,7 +1,7 @@
 """A learned codebook: nearest neighbors, moving averages, k-means initialization, revival of dead codes.
 
-It is our own, because that of vector-quantize-pytorch can be initialized, updated and revived only through private methods, and uses
-the global random state. One update gives the same codes as theirs (tests/tokenizers/test_parity.py).
+It is our own, because that of vector-quantize-pytorch can be initialized, updated and revived only through private methods, and
+uses the global random state. One update gives the same codes as theirs (tests/tokenizers/test_parity.py).
 """
 
 import torch
@@ -16,8 +16,8 @@ SMOOTHING = 1e-5  # Laplace smoothing of usage counts, against division by 0
 class Codebook(nn.Module):
     """`size` codes of `dim` dimensions, learned from vectors by moving averages (van den Oord et al. 2017, appendix A.1).
 
-    Only `update` changes it, called once per whole batch, so a batch may be processed in parts or by several processes. Randomness
-    comes from seeds alone. normalize: codes have length 1.
+    Only `update` changes it, called once per whole batch, so a batch may be processed in parts or by several processes.
+    Randomness comes from seeds alone. normalize: codes have length 1.
 
     Attributes (named as in vector-quantize-pytorch):
         embed: the codes, [size, dim]. cluster_size: moving average of the vectors per code and batch, [size]. embed_avg: moving
@@ -71,8 +71,8 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def update(self, vectors: Tensor, decay: float, seed: int = 0) -> int:
-        """Update the moving averages with one batch of vectors [N, dim], and replace dead codes by some of them. Returns the number
-        of codes that were replaced."""
+        """Update the moving averages with one batch of vectors [N, dim], and replace dead codes by some of them. Returns the
+        number of codes that were replaced."""
         sums, counts = _sums(vectors, self.nearest(vectors), self.size)
         self.cluster_size.lerp_(counts, 1 - decay)
         self.embed_avg.lerp_(sums, 1 - decay)

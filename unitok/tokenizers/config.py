@@ -69,13 +69,13 @@ class AudioTokenizerConfig:
         lstm: number of LSTM layers, at the frame rate. norm: `weight_norm`, `time_group_norm` or `none`.
         causal: codes do not depend on later audio.
         true_skip: residual blocks have identity shortcuts. pad_mode: `reflect`, `constant` or `replicate`.
-        num_codebooks: number of residual levels. codebook_size: codes per level. codebook_dim: dimensions of a code; 0: those of
-            the latents, without projections, as in EnCodec.
+        num_codebooks: number of residual levels. codebook_size: codes per level. codebook_dim: dimensions of a code; 0: those
+            of the latents, without projections, as in EnCodec.
         codebook_normalize: codes have length 1, and each level has its own projections, as in DAC.
         quantizer_dropout: fraction of training items that are decoded from a random number of levels, so that the first levels
             alone decode well, too.
-        normalize: divide audio by its loudness before encoding, and multiply after decoding. segment: seconds per segment that is
-            encoded independently; 0: all audio at once. overlap: fraction of a segment that the next one encodes again.
+        normalize: divide audio by its loudness before encoding, and multiply after decoding. segment: seconds per segment that
+            is encoded independently; 0: all audio at once. overlap: fraction of a segment that the next one encodes again.
     """
 
     sample_rate: int = 8_000

@@ -2,8 +2,8 @@
 
 [B, 3, H, W] in [-1, 1] -> int64 [B, h, w] -> [B, 3, H, W]; any H and W (padded by repeating the edge to whole codes).
 
-Images larger than `ImageTokenizer.tile` are processed in overlapping tiles, so memory stays bounded. Each code comes from the tile in
-whose middle it lies; pixels of neighboring tiles are blended over the overlap, so there are no seams.
+Images larger than `ImageTokenizer.tile` are processed in overlapping tiles, so memory stays bounded. Each code comes from the
+tile in whose middle it lies; pixels of neighboring tiles are blended over the overlap, so there are no seams.
 """
 
 import itertools
@@ -104,7 +104,8 @@ class ImageTokenizer(Tokenizer):
         return codes
 
     def _tiles(self, length: int) -> list[tuple[int, int]]:
-        """Intervals of codes, of at most `tile` pixels each, that cover [0, length); neighbors share at least `overlap` codes."""
+        """Intervals of codes, of at most `tile` pixels each, that cover [0, length); neighbors share at least `overlap`
+        codes."""
         size = max(self.tile // self.stride, 2 * self.overlap)
         if length <= size:
             return [(0, length)]
@@ -155,7 +156,8 @@ class ImageTokenizer(Tokenizer):
     def fit(self, image: Image, area: int | None = None, fit: Fit = "keep") -> Image:
         """Return an RGB image of a size that the tokenizer takes, from an image of any mode and size.
 
-        area: number of pixels (default: `resolution ** 2`); with `keep` the largest number, and no side exceeds `LONGEST_SIDE` codes.
+        area: number of pixels (default: `resolution ** 2`); with `keep` the largest number, and no side exceeds `LONGEST_SIDE`
+        codes.
         Errors: `UserError` for an image without pixels.
         """
         area = area or self.config.resolution**2
@@ -168,12 +170,13 @@ class ImageTokenizer(Tokenizer):
         return crop_square(image, side) if fit == "crop" else stretch_image(image, side)
 
     def prepare(self, image: Image, area: int | None = None, fit: Fit = "keep") -> Tensor:
-        """Return [3, H, W] in [-1, 1], of which `encode` takes batches, from an image of any mode and size. area, fit: as for `fit`."""
+        """Return [3, H, W] in [-1, 1], of which `encode` takes batches, from an image of any mode and size. area, fit: as for
+        `fit`."""
         return image_to_tensor(self.fit(to_rgb(image), area, fit))
 
     def encode_file(self, path: Path, area: int | None = None, fit: Fit = "keep") -> tuple[Tensor, tuple[int, int]]:
-        """Return the codes of an image file, int64 [h, w], and its (height, width) in pixels before padding. area, fit: as for `fit`.
-        Errors: `UserError` that names the file."""
+        """Return the codes of an image file, int64 [h, w], and its (height, width) in pixels before padding. area, fit: as for
+        `fit`. Errors: `UserError` that names the file."""
         pixels = self.prepare(open_image(path), area, fit)
         return self.encode(pixels[None])[0], (pixels.shape[1], pixels.shape[2])
 

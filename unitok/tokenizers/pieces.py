@@ -27,10 +27,11 @@ def cut(blocks: Iterable[Tensor], length: int) -> Iterator[tuple[Tensor, bool]]:
 
 
 def windows(blocks: Iterable[Tensor], length: int, margin: int, unit: int) -> Iterator[tuple[Tensor, int, int]]:
-    """Yield overlapping windows over consecutive blocks [..., t]: the window, the length of its left margin, and the number of units
-    in its core (0: up to the end).
+    """Yield overlapping windows over consecutive blocks [..., t]: the window, the length of its left margin, and the number of
+    units in its core (0: up to the end).
 
-    Cores have `length` samples and do not overlap; windows extend `margin` beyond them on both sides. Both are multiples of `unit`.
+    Cores have `length` samples and do not overlap; windows extend `margin` beyond them on both sides. Both are multiples of
+    `unit`.
     """
     held: Tensor | None = None
     left = 0

@@ -1,8 +1,9 @@
 """Quantizers behind one interface: latents [B, N, D] channel-last <-> codes.
 
 FSQ, LFQ and SimVQ are those of vector-quantize-pytorch; each option that matters is passed explicitly, because defaults change
-between releases. The projections to the low dimension of the codes are ours: with `codebook_dim != dim` and image maps, its release
-1.32.0 projects the wrong axis in decoding. All compute in fp32, also under autocast: in bfloat16 the nearest code is often another.
+between releases. The projections to the low dimension of the codes are ours: with `codebook_dim != dim` and image maps, its
+release 1.32.0 projects the wrong axis in decoding. All compute in fp32, also under autocast: in bfloat16 the nearest code is
+often another.
 """
 
 from contextlib import AbstractContextManager
@@ -99,9 +100,9 @@ class Quantizer(nn.Module):
 class VectorQuantizer(Quantizer):
     """One learned `Codebook` of `size` codes of `dim` dimensions for latents of `channels`.
 
-    Few dimensions and length 1 (`normalize`) keep the codebook in use (Yu et al. 2022, "Vector-quantized Image Modeling with Improved
-    VQGAN"). entropy_temperature: of an entropy loss, which favors confident choices of codes and uniform usage (cf. Open-MAGVIT2,
-    IBQ); 0: no such loss.
+    Few dimensions and length 1 (`normalize`) keep the codebook in use (Yu et al. 2022, "Vector-quantized Image Modeling with
+    Improved VQGAN"). entropy_temperature: of an entropy loss, which favors confident choices of codes and uniform usage (cf.
+    Open-MAGVIT2, IBQ); 0: no such loss.
     """
 
     ema_updated = True
@@ -146,7 +147,8 @@ class VectorQuantizer(Quantizer):
 
 
 class FiniteScalarQuantizer(Quantizer):
-    """FSQ (Mentzer et al. 2023): dimension i is rounded to one of `scales[i]` values; no codebook is learned, so none collapses."""
+    """FSQ (Mentzer et al. 2023): dimension i is rounded to one of `scales[i]` values; no codebook is learned, so none
+    collapses."""
 
     bounded = True
 
@@ -205,8 +207,8 @@ def build_quantizer(config: ImageTokenizerConfig) -> Quantizer:
 class ResidualQuantizer(Quantizer):
     """`levels` codebooks of `size` codes; each quantizes the residual of those before (Zeghidour et al. 2021, SoundStream).
 
-    Without `normalize` the levels share a space of `dim` dimensions (0: that of the latents, without projections, as in EnCodec).
-    With it each level has its own projections (dim > 0) to a space where latents and codes have length 1, as in DAC.
+    Without `normalize` the levels share a space of `dim` dimensions (0: that of the latents, without projections, as in
+    EnCodec). With it each level has its own projections (dim > 0) to a space where latents and codes have length 1, as in DAC.
 
     dropout: fraction of training items that are decoded from a random number of the first levels, as in DAC.
     """
@@ -235,8 +237,8 @@ class ResidualQuantizer(Quantizer):
         return all(bool(codebook.initted) for codebook in self.codebooks)
 
     def forward(self, latents: Tensor, levels: int | None = None) -> Quantized:
-        """Quantize latents [B, N, D] by the first `levels` (default: all). `Quantized.projected` is [B, N, levels * d], the vectors of
-        each level."""
+        """Quantize latents [B, N, D] by the first `levels` (default: all). `Quantized.projected` is [B, N, levels * d], the
+        vectors of each level."""
         return self._decompose(latents, levels)
 
     @torch.no_grad()
@@ -257,7 +259,8 @@ class ResidualQuantizer(Quantizer):
     def _decompose(
         self, latents: Tensor, levels: int | None = None, quantize: bool = True, init_seed: int | None = None
     ) -> Quantized:
-        """Quantize level by level. quantize: False leaves vectors as they are. init_seed: initialize each codebook before its use."""
+        """Quantize level by level. quantize: False leaves vectors as they are. init_seed: initialize each codebook before its
+        use."""
         levels = levels or self.levels
         with _fp32(latents):
             latents = latents.float()

@@ -1,9 +1,11 @@
-"""SEANet, EnCodec's convolutional encoder and decoder for audio, with a patch stem; causal ones also process audio incrementally.
+"""SEANet, EnCodec's convolutional encoder and decoder for audio, with a patch stem; causal ones also process audio
+incrementally.
 
 Modules are named as in EnCodec (`model.0.conv.conv`, ...), so its weights load; with `patch = 1` the outputs are equal
-(tests/tokenizers/test_parity.py). The stem folds `patch` samples into channels: at the full sample rate SEANet spends nearly all
-its time on few channels; after the stem the same time allows wide layers at low rates, so that a codec can be trained in minutes on
-two cores (docs/notes.md). Source: Defossez et al. 2022, "High Fidelity Neural Audio Compression"; encodec:encodec/modules/seanet.py.
+(tests/tokenizers/test_parity.py). The stem folds `patch` samples into channels: at the full sample rate SEANet spends nearly
+all its time on few channels; after the stem the same time allows wide layers at low rates, so that a codec can be trained in
+minutes on two cores (docs/notes.md). Source: Defossez et al. 2022, "High Fidelity Neural Audio Compression";
+encodec:encodec/modules/seanet.py.
 """
 
 import math
@@ -125,8 +127,8 @@ def _pad(x: Tensor, left: int, right: int, mode: str) -> Tensor:
 class FrameConvolution(nn.Module):
     """A transposed convolution with a kernel of twice its stride, computed as an ordinary one over two frames (no overlap-add).
 
-    It keeps the weights of `layer`, [i, o, 2 * stride], as [stride * o, i, 1, 2]; `state_dict` and `load_state_dict` use the names and
-    shapes of `layer`.
+    It keeps the weights of `layer`, [i, o, 2 * stride], as [stride * o, i, 1, 2]; `state_dict` and `load_state_dict` use the
+    names and shapes of `layer`.
     """
 
     def __init__(self, layer: nn.ConvTranspose1d):
@@ -269,7 +271,8 @@ class SEANetEncoder(nn.Module):
         return self.model(_layout(rearrange(x, "b c (t p) -> b (c p) t", p=self.patch)))
 
     def stream(self, x: Tensor, state: State, last: bool = False) -> Tensor:
-        """Return the latents [B, dimension, n] that are complete with the next samples [B, channels, t]; causal encoders only."""
+        """Return the latents [B, dimension, n] that are complete with the next samples [B, channels, t]; causal encoders
+        only."""
         x = torch.cat([*state[self], x], -1) if self in state else x
         x = F.pad(x, (0, -x.shape[-1] % self.patch)) if last else x
         whole = x.shape[-1] - x.shape[-1] % self.patch
@@ -298,6 +301,6 @@ class SEANetDecoder(nn.Module):
         return rearrange(self.model(_layout(z)), "b (c p) t -> b c (t p)", p=self.patch)
 
     def stream(self, z: Tensor, state: State, last: bool = False) -> Tensor:
-        """Return the samples [B, channels, n * hop] of the next latents [B, dimension, n]; with `pad_mode: reflect` the first ones come
-        later. Causal decoders only."""
+        """Return the samples [B, channels, n * hop] of the next latents [B, dimension, n]; with `pad_mode: reflect` the first
+        ones come later. Causal decoders only."""
         return rearrange(run(self.model, _layout(z), state, last), "b (c p) t -> b c (t p)", p=self.patch)

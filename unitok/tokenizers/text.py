@@ -1,9 +1,9 @@
 """The text tokenizer: SentencePiece BPE with byte fallback, exact for every string.
 
-SentencePiece is configured to change nothing (no normalization, no added or removed spaces). U+2581, its own mark for a space, is
-encoded as bytes, because SentencePiece cannot distinguish it from a space. Control pieces (`unk`) are never produced, and not allowed
-in any sequence. Only half of a surrogate pair, which is not valid UTF-8, is refused. In training SentencePiece skips lines silently
-that are too long or contain its own characters; such lines are cut first.
+SentencePiece is configured to change nothing (no normalization, no added or removed spaces). U+2581, its own mark for a space,
+is encoded as bytes, because SentencePiece cannot distinguish it from a space. Control pieces (`unk`) are never produced, and
+not allowed in any sequence. Only half of a surrogate pair, which is not valid UTF-8, is refused. In training SentencePiece
+skips lines silently that are too long or contain its own characters; such lines are cut first.
 """
 
 import hashlib
@@ -74,8 +74,8 @@ class TextTokenizer:
         return codes
 
     def decode(self, codes: list[int]) -> str:
-        """Return the text of codes. Inverse of `encode`; bytes that are not UTF-8 become U+FFFD. Errors: `UserError` for codes that are
-        out of range."""
+        """Return the text of codes. Inverse of `encode`; bytes that are not UTF-8 become U+FFFD. Errors: `UserError` for codes
+        that are out of range."""
         return self._processor.decode(check_text_codes(codes, self.size))
 
     def fingerprint(self) -> str:
@@ -95,8 +95,8 @@ class TextTokenizer:
 
     @classmethod
     def from_pretrained(cls, path: Path, device: str = "cpu", name: str = "text") -> "TextTokenizer":
-        """Read a tokenizer's folder, or the tokenizer `name` of a bundle; an imported one comes as `ImportedTextTokenizer`. `device` is
-        not used. Errors: `UserError` that names the file."""
+        """Read a tokenizer's folder, or the tokenizer `name` of a bundle; an imported one comes as `ImportedTextTokenizer`.
+        `device` is not used. Errors: `UserError` that names the file."""
         folder = part_folder(path, f"tokenizers/{name}")
         if (folder / ImportedTextTokenizer._file).exists():
             return ImportedTextTokenizer._load(folder)
@@ -188,9 +188,9 @@ def cut_line(line: str) -> list[str]:
 class ImportedTextTokenizer(TextTokenizer):
     """Text tokenizer of another model, in the format of the package `tokenizers` of Hugging Face, which it needs.
 
-    Special tokens (added tokens such as `<s>`, and Chameleon's `IMGIMG…` of images) are never made from text, and not allowed. If it
-    normalizes text, decoding returns the normalized text. data: bytes of the tokenizer.json. first: their token of code 0. size: number
-    of codes.
+    Special tokens (added ones such as `<s>`, and Chameleon's `IMGIMG…` of images) are never made from text, and not allowed. If
+    it normalizes text, decoding returns the normalized text. data: bytes of the tokenizer.json. first: their token of code 0.
+    size: number of codes.
     """
 
     _file = "tokenizer.json"

@@ -1,9 +1,10 @@
 """Encoder and decoder of the VQ-GAN: the architecture and names of taming-transformers, and a patch stem.
 
-With `patch = 1` its checkpoints load and the outputs are equal (tests/tokenizers/test_parity.py). The stem folds `patch x patch`
-pixels into channels (cf. the Haar patching of Cosmos-Tokenizer), which makes the full-resolution stages, most of the cost,
-`patch ** 2` times cheaper. On CPU tensors are channels-last, which is faster with oneDNN; without gradients activations are
-overwritten in place, and upsampling is merged with the convolution after it (benchmarks/image_tokenizer.py). Source: Esser et al. 2021, "Taming Transformers for High-Resolution Image Synthesis", taming/modules/diffusionmodules/model.py.
+With `patch = 1` its checkpoints load and the outputs are equal (tests/tokenizers/test_parity.py). The stem folds `patch x
+patch` pixels into channels (cf. the Haar patching of Cosmos-Tokenizer), which makes the full-resolution stages, most of the
+cost, `patch ** 2` times cheaper. On CPU tensors are channels-last, which is faster with oneDNN; without gradients activations
+are overwritten in place, and upsampling is merged with the convolution after it (benchmarks/image_tokenizer.py). Source: Esser
+et al. 2021, "Taming Transformers for High-Resolution Image Synthesis", taming/modules/diffusionmodules/model.py.
 """
 
 import torch
@@ -84,8 +85,8 @@ class Upsample(nn.Module):
         return self._merged(x)
 
     def _merged(self, x: Tensor) -> Tensor:
-        """Upsampling and convolution in one. A 3x3 window of the doubled image covers only 2x2 different pixels, so four 2x2 kernels,
-        one per corner of a doubled pixel, do it with 4/9 of the work."""
+        """Upsampling and convolution in one. A 3x3 window of the doubled image covers only 2x2 different pixels, so four 2x2
+        kernels, one per corner of a doubled pixel, do it with 4/9 of the work."""
         w = self.conv.weight
         w = torch.stack([w[:, :, 0], w[:, :, 1] + w[:, :, 2], w[:, :, 0] + w[:, :, 1], w[:, :, 2]], 2)
         w = torch.stack([w[..., 0], w[..., 1] + w[..., 2], w[..., 0] + w[..., 1], w[..., 2]], 3)  # [O, I, 4, 4]
