@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import shutil
 from collections import defaultdict
 from types import SimpleNamespace
 
@@ -201,7 +202,7 @@ def test_documents_that_are_too_long_are_counted(tiny):
     assert {row.documents for row in scores.retrieval} == {3}
     with pytest.raises(UserError, match="none of 1 documents has at most 64 tokens"):
         evaluate_documents(bundle, [long])
-    with pytest.raises(UserError, match="candidates must be 0"):
+    with pytest.raises(UserError, match="candidates 1: at least 2, or 0"):
         evaluate_documents(bundle, [text], candidates=1)
 
 
@@ -246,3 +247,17 @@ def test_documents_are_read_from_data_sets_and_json_lines(tiny, tokens, scenes_f
             read_documents(tiny, data, split=split)
     with pytest.raises(UserError, match="count -1: at least 0"):
         read_documents(tiny, str(tokens), -1)
+
+
+@pytest.mark.parametrize("verb", ["documents", "image-tokenizer", "audio-tokenizer"])
+def test_what_is_measured_is_never_replaced(bundle_folder, scenes_folder, tmp_path, capsys, verb):
+    """Not even where it is asked to overwrite the folder."""
+    data = tmp_path / "data"
+    shutil.copytree(scenes_folder, data)
+    before = sorted(data.rglob("*"))
+    inputs = [str(data), "--bundle", str(bundle_folder)] if verb == "documents" else [str(bundle_folder), str(data)]
+    with pytest.raises(SystemExit) as stop:
+        main(["eval", verb, *inputs, "--out", str(data), "--overwrite"])
+    assert stop.value.code == 2
+    assert "which is read; choose another folder" in capsys.readouterr().err
+    assert sorted(data.rglob("*")) == before

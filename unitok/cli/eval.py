@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from unitok.cli.arguments import BundleFolder, Input
+from unitok.files import check_inputs, check_replaceable
 from unitok.hardware import check_device
 
 
@@ -80,11 +81,11 @@ def documents(
     from unitok.api import Unitok
     from unitok.evaluate.documents import KIND, evaluate_documents, read_documents, write_scores
     from unitok.evaluate.tokenizer import print_scores
-    from unitok.files import check_replaceable
     from unitok.sample.settings import SamplingParams
 
     sampling = SamplingParams(temperature, top_k, top_p)
     check_replaceable(out, KIND, overwrite)
+    check_inputs(out, [bundle, *([] if "://" in data else [Path(data)])])
     unitok = Unitok.from_pretrained(bundle, device=check_device(device))
     drawn = read_documents(unitok, data, count, seed, split, root)
     scores = evaluate_documents(unitok, drawn, candidates, max_new_tokens, sampling, seed, progress=True)
@@ -126,6 +127,7 @@ def image_tokenizer(
     from unitok.evaluate.tokenizer import print_scores
 
     device = check_device(device)
+    check_inputs(out, filter(None, [tokenizer, images, lpips, inception]))
     print_scores(
         evaluate_image_tokenizer(
             tokenizer, images, out, size, area, limit, batch_size, lpips, inception, device, overwrite, progress=True
@@ -158,6 +160,7 @@ def audio_tokenizer(
     from unitok.evaluate.audio import evaluate_audio_tokenizer
     from unitok.evaluate.tokenizer import print_scores
 
+    check_inputs(out, [tokenizer, audio])
     print_scores(
         evaluate_audio_tokenizer(tokenizer, audio, out, seconds, limit, check_device(device), overwrite, progress=True)
     )

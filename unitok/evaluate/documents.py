@@ -168,8 +168,10 @@ def evaluate_documents(
     Errors: `UserError` if the bundle has no decoder, or if all documents are too long for it.
     """
     vocab, longest = bundle.vocab, bundle.require("model").config.max_position_embeddings
-    if candidates == 1 or candidates < 0 or max_new_tokens < 0:
-        raise UserError("candidates must be 0 (no retrieval) or at least 2, max_new_tokens 0 (no texts) or more")
+    if candidates == 1 or candidates < 0:
+        raise UserError(f"candidates {candidates}: at least 2, or 0 for no retrieval")
+    if max_new_tokens < 0:
+        raise UserError(f"max_new_tokens {max_new_tokens}: at least 1, or 0 to write no texts")
     merged = [vocab.merged(document) for document in documents]
     fitting = [document for document in merged if len(vocab.encode(document)) <= longest]
     if not fitting:
@@ -294,6 +296,8 @@ def read_documents(bundle: Unitok, data: str, count: int = 0, seed: int = 0, spl
     if split:
         raise UserError(f"split {split!r}: {data} is no tokenized data set; leave it out")
     file = path / "documents.jsonl" if path.is_dir() else path
+    if not path.exists():
+        raise UserError(f"{data}: no such file or folder")
     if not file.is_file():
         raise UserError(f"{data}: neither a tokenized data set (dataset.json) nor interleaved JSON Lines (documents.jsonl)")
     raws = read_prompts(file, root, bundle.types)
