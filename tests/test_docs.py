@@ -298,7 +298,7 @@ BLOCKS: dict[str, list[Callable[[str], None]]] = {
 @pytest.fixture
 def names(tmp_path, monkeypatch, scenes_folder, bundle_folder) -> Path:
     """An empty folder with what the blocks of any page name."""
-    for name in ("configs", "examples", "sample.py"):
+    for name in ("examples", "sample.py"):
         (tmp_path / name).symlink_to(ROOT / name)
     for name in ("RAW", "SCENES"):
         (tmp_path / name).symlink_to(scenes_folder)

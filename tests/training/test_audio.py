@@ -12,6 +12,7 @@ from launch import run_processes
 
 from unitok.bundle import load_trained_part
 from unitok.checkpoints import load_checkpoint, newest_checkpoint
+from unitok.configs import CONFIGS
 from unitok.data.modules import SoundDataset
 from unitok.errors import UserError
 from unitok.tokenizers.quantize import ResidualQuantizer
@@ -20,7 +21,7 @@ from unitok.training.fit import run_lightning
 from unitok.training.losses import discriminator_loss, generator_loss, mel_filters, mel_loss, spectral_loss
 from unitok.training.tokenizer import Adversary
 
-CONFIG = Path(__file__).parent.parent.parent / "configs" / "scenes" / "audio.yaml"
+CONFIG = CONFIGS / "scenes" / "audio.yaml"
 
 #: Everything that has a state: two optimizers, averages of weights, logits, codes and gradients, dropout of levels.
 EVERYTHING = {

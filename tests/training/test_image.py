@@ -14,6 +14,7 @@ from PIL import Image
 
 from unitok.bundle import load_trained_part
 from unitok.checkpoints import load_checkpoint, newest_checkpoint
+from unitok.configs import CONFIGS
 from unitok.errors import UserError
 from unitok.media import load_image
 from unitok.pretrained import make_config
@@ -27,7 +28,7 @@ from unitok.training.monitor import CodebookHealth, codebook_statistics
 from unitok.training.perceptual import LPIPS, choose_perceptual, find_lpips
 from unitok.training.tokenizer import Adversary
 
-CONFIG = Path(__file__).parent.parent.parent / "configs" / "scenes" / "image.yaml"
+CONFIG = CONFIGS / "scenes" / "image.yaml"
 
 #: Everything that has a state: two optimizers, averages of weights, of logits and of codes, latents waiting for k-means.
 EVERYTHING = {

@@ -10,6 +10,7 @@ import numpy as np
 
 from unitok import pages
 from unitok.cli.arguments import check_input
+from unitok.configs import config_file
 from unitok.errors import UserError, visible
 from unitok.files import read_json, read_yaml, settle
 from unitok.hardware import HARDWARE
@@ -36,7 +37,7 @@ def inspect(
     """What is in a data set, a bundle or a config, and what a decoder costs; --verify checks a data set.
 
     Args:
-        what: a data set (also its URL), a bundle, a decoder's folder, a YAML config, or a preset such as 100m, chameleon-34b
+        what: a data set (also its URL), a bundle, a decoder's folder, a YAML config (a file or a built-in one), or a preset such as 100m, chameleon-34b
 
     data sets:
         verify: check checksums, counts, grammar and ranges of a data set
@@ -54,6 +55,8 @@ def inspect(
     """
     if (page is None) != (bundle is None) or samples < 1:
         raise UserError("--page needs a --bundle to decode with, --samples at least 1")
+    if what.endswith(".yaml"):
+        what = str(config_file(what))
     if "/" in what and "://" not in what:  # no preset
         check_input(Path(what))
     from unitok.model import presets

@@ -28,6 +28,7 @@ from unitok.checkpoints import (
     newest_checkpoint,
     write_checkpoint,
 )
+from unitok.configs import config_file
 from unitok.errors import UserError, visible
 from unitok.files import remove, remove_partials, replace_folder
 from unitok.hardware import keep_large_blocks
@@ -380,6 +381,19 @@ _EXPECTED_WARNINGS = (
 )
 
 
+def _with_config_files(arguments: list[str] | None) -> list[str]:
+    """Return the command line with the path of each built-in configuration in place of its name."""
+    words = sys.argv[1:] if arguments is None else arguments
+
+    def path(name: str) -> str:
+        return str(config_file(name)) if name.endswith(".yaml") else name
+
+    return [
+        path(word) if flag in ("-c", "--config") else f"--config={path(word[9:])}" if word.startswith("--config=") else word
+        for flag, word in zip(["", *words], words, strict=False)
+    ]
+
+
 def run_lightning(arguments: list[str] | None = None) -> None:
     """`unitok fit | validate | test`: LightningCLI on the rest of the command line."""
     keep_large_blocks()
@@ -401,5 +415,5 @@ def run_lightning(arguments: list[str] | None = None) -> None:
         save_config_kwargs={"overwrite": True},
         parser_class=_Parser,
         trainer_defaults=TRAINER_DEFAULTS,
-        args=arguments,
+        args=_with_config_files(arguments),
     )
