@@ -326,6 +326,6 @@ def test_heic_opens_upright():
 def test_without_its_extra_a_format_says_how_to_get_it(extra, module, data, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(
-        UserError, match=rf'a.{extra}: {extra.upper()}: install unitok with the extra {extra} \(pip install "\.\[{extra}\]"'
+        UserError, match=rf"a.{extra}: {extra.upper()} files need the extra {extra}: pip install 'unitok-lm\[{extra}\]'"
     ):
         open_image(f"a.{extra}", data)

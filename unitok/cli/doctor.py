@@ -14,16 +14,16 @@ from unitok.hardware import bound_waiting, fast_bfloat16
 
 _MODULES = {"pillow": "PIL", "pyyaml": "yaml"}  # where the name differs from the package's
 EXTRAS = {
-    "xformers": ("xformers.ops", "attention on CUDA", "pip install '.[xformers]' in a checkout (only of use on CUDA)"),
+    "xformers": ("xformers.ops", "attention on CUDA", "pip install 'unitok-lm[xformers]' (only of use on CUDA)"),
     "taming-transformers": (
         "taming.modules.diffusionmodules.model",
         "reference networks",
         "pip install --no-deps taming-transformers==0.0.1",
     ),
-    "encodec": ("encodec.modules.seanet", "reference networks", "pip install --no-deps encodec==0.1.1 (licence CC-BY-NC)"),
-    "transformers": ("transformers", "export and import", "pip install 'transformers>=5'"),
-    "tokenizers": ("tokenizers", "imported text tokenizers", "pip install '.[transformers]' in a checkout"),
-    "peft": ("peft", "LoRA", "pip install '.[lora]' in a checkout"),
+    "encodec": ("encodec.modules.seanet", "reference networks", "pip install --no-deps encodec==0.1.1 (license CC-BY-NC)"),
+    "transformers": ("transformers", "export and import", "pip install 'unitok-lm[transformers]'"),
+    "tokenizers": ("tokenizers", "imported text tokenizers", "pip install 'unitok-lm[transformers]'"),
+    "peft": ("peft", "LoRA", "pip install 'unitok-lm[lora]'"),
     "torchvision": ("torchvision", "not needed", "pip uninstall torchvision, or install the build that fits your torch"),
     "torchaudio": ("torchaudio", "not needed", "pip uninstall torchaudio, or install the build that fits your torch"),
 }
@@ -37,7 +37,7 @@ def doctor() -> None:
 def core() -> list[str]:
     """The packages that unitok needs, by what its installer was told. Errors: `UserError` where it was not installed."""
     try:
-        needed = requires("unitok") or []
+        needed = requires("unitok-lm") or []
     except PackageNotFoundError:
         raise UserError("unitok is not installed: pip install -e . in its checkout") from None
     return [re.split(r"[^\w-]", line)[0] for line in needed if "extra ==" not in line]

@@ -344,7 +344,7 @@ _MENDS: dict[str, Callable[[bytes], Mended]] = {
 
 
 def _missing_extra(extra: str) -> UserError:
-    return UserError(f'{extra.upper()}: install unitok with the extra {extra} (pip install ".[{extra}]" in a checkout)')
+    return UserError(f"{extra.upper()} files need the extra {extra}: pip install 'unitok-lm[{extra}]'")
 
 
 def _open_heif(file: IO[bytes]) -> Image.Image:

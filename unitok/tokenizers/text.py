@@ -195,7 +195,7 @@ class ImportedTextTokenizer(TextTokenizer):
             from tokenizers import Tokenizer
         except ImportError:
             what = "this text tokenizer needs the package tokenizers"
-            raise UserError(f"{what}: pip install '.[transformers]' in a checkout") from None
+            raise UserError(f"{what}: pip install 'unitok-lm[transformers]'") from None
         self.model, self.first, self.size = data, first, size
         self._config = {"first": first, "size": size}
         given = json.loads(data)

@@ -33,7 +33,7 @@ def add_lora(decoder: Decoder, lora: LowRank) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
-        raise UserError("lora needs the package peft: pip install '.[lora]' in a checkout") from None
+        raise UserError("lora needs the package peft: pip install 'unitok-lm[lora]'") from None
     if lora.rank < 1:
         raise UserError(f"lora.rank {lora.rank}: it must be at least 1")
     names = {name.rpartition(".")[2] for name, module in decoder.model.layers.named_modules() if isinstance(module, nn.Linear)}
