@@ -1,4 +1,4 @@
-"""`python sample.py --bundle DIR --text "…" --want image` is `unitok sample`: interleaved generation."""
+"""`python sample.py --bundle DIR --text "…" --modalities image` is `unitok sample`: interleaved generation."""
 
 import sys
 

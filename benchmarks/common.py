@@ -110,7 +110,7 @@ def make_scenes(work: Path) -> None:
     """Scenes to train on, new ones, and ones of combinations kept out, under `work`, if they are not there."""
     for folder, number, seed, more in (("train", 12_000, 1, []), ("test", 1000, 2, []), ("held_out", 400, 3, ["--held-out"])):
         if not (work / folder / "scenes.jsonl").exists():
-            command = ["scenes", str(work / folder), "--count", str(number), "--seed", str(seed), "--most", "2", *more]
+            command = ["scenes", str(work / folder), "--count", str(number), "--seed", str(seed), "--max-objects", "2", *more]
             subprocess.run([sys.executable, "-m", "unitok", *command], check=True)
 
 

@@ -34,7 +34,7 @@ from unitok.model.inference import InferenceDecoder
 from unitok.model.presets import PRESETS
 from unitok.sample.engine import generate
 from unitok.sample.running import Request
-from unitok.sample.sampling import Settings
+from unitok.sample.sampling import SamplingParams
 from unitok.vocab import Vocab
 
 PROMPT, SIDE, NEW = 32, 16, 256
@@ -77,7 +77,7 @@ def run_ours(folder: Path, batch: int, guided: bool, device: str) -> Any:
     decoder = decoder.bfloat16() if device != "cpu" else decoder
     vocab = vocabulary()
     grammar, plan = Grammar(vocab), parse_plan(f"image:{SIDE}x{SIDE}", vocab)
-    settings = {"image": Settings(TEMPERATURE, TOP_K, guidance=SCALE if guided else 1.0)}
+    settings = {"image": SamplingParams(TEMPERATURE, TOP_K, guidance_scale=SCALE if guided else 1.0)}
 
     def run() -> None:
         requests = [Request(ids, plan, NEW + 5, 0, i) for i, ids in enumerate(prompts(batch))]
@@ -189,7 +189,7 @@ def main() -> None:
 
 def measure(folder: Path, size: str, batch: int, guidance: str, peer: str, device: str, rounds: int) -> dict[str, Any]:
     """One case: both in a process each, taking turns."""
-    common = {"folder": str(folder), "batch": batch, "guidance": guidance, "device": device}
+    common = {"folder": str(folder), "batch": batch, "guidance_scale": guidance, "device": device}
     words = {
         "ours": ["--only", json.dumps(common | {"peer": ""})],
         "theirs": ["--only", json.dumps(common | {"peer": peer})],
@@ -204,7 +204,7 @@ def measure(folder: Path, size: str, batch: int, guidance: str, peer: str, devic
 
 
 def serve_one(case: dict[str, Any]) -> None:
-    folder, batch, guidance, device = (case[name] for name in ("folder", "batch", "guidance", "device"))
+    folder, batch, guidance, device = (case[name] for name in ("folder", "batch", "guidance_scale", "device"))
     if case["peer"]:
         run = run_theirs(Path(folder), batch, guidance, case["peer"] == "static", device)
     else:

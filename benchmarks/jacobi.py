@@ -18,16 +18,16 @@ import torch
 from common import write_results
 
 from unitok.api import Unitok
-from unitok.grammar import Grammar, Want
+from unitok.grammar import Grammar, PlanItem
 from unitok.hardware import keep_large_blocks
 from unitok.sample.engine import Session, generate
 from unitok.sample.running import Request
-from unitok.sample.sampling import Settings
+from unitok.sample.sampling import SamplingParams
 from unitok.scenes.world import caption, draw_scene
 
 SETTINGS = {
-    "temperature 0.4, guidance 1.5 (the demo's)": Settings(0.4, top_p=0.95, guidance=1.5),
-    "temperature 1": Settings(1.0),
+    "temperature 0.4, guidance 1.5 (the demo's)": SamplingParams(0.4, top_p=0.95, guidance_scale=1.5),
+    "temperature 1": SamplingParams(1.0),
 }
 
 
@@ -57,13 +57,13 @@ class _Bench:
         captions = [caption(draw_scene(rng, 2)) for _ in range(pictures)]
         self.prompts = [unitok.vocab.encode(unitok.read_prompt([text]), eos=False) for text in captions]
         side = unitok.require("image").config.resolution // unitok.require("image").config.stride
-        self.plan = [Want("image", (side, side))]
+        self.plan = [PlanItem("image", (side, side))]
         self.codes = side * side
 
-    def make(self, requests: list[Request], how: Settings, window: int) -> list[np.ndarray]:
+    def make(self, requests: list[Request], how: SamplingParams, window: int) -> list[np.ndarray]:
         return generate(self.unitok.require("model"), self.grammar, requests, {"image": how}, jacobi=window)
 
-    def speed(self, name: str, how: Settings, window: int) -> dict[str, Any]:
+    def speed(self, name: str, how: SamplingParams, window: int) -> dict[str, Any]:
         """Seconds a picture, one at a time, in turns."""
         seconds: dict[int, list[float]] = {0: [], window: []}
         passes = []
@@ -84,7 +84,7 @@ class _Bench:
         print(row, flush=True)
         return row
 
-    def distribution(self, name: str, how: Settings, window: int, count: int) -> dict[str, Any]:
+    def distribution(self, name: str, how: SamplingParams, window: int, count: int) -> dict[str, Any]:
         """Whether both ways draw from one distribution."""
         prompt = self.prompts[0]
         sides = []
@@ -100,7 +100,7 @@ class _Bench:
 
 
 def permutation_test(a: np.ndarray, b: np.ndarray, times: int = 2000) -> tuple[float, float]:
-    """Two samples of pictures' codes [N, places] -> the chi-square of their counts by place and code, and its p-value.
+    """Two samples of pictures' codes [N, span_positions] -> the chi-square of their counts by place and code, and its p-value.
 
     Codes of a picture depend on one another, so no table has the statistic's distribution: pictures are dealt to the two
     sides anew `times` times, which is what it would be if both came from one distribution.

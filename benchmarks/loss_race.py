@@ -50,9 +50,9 @@ def make_tokens(work: Path) -> tuple[Path, Path]:
         subprocess.run([sys.executable, "-m", "unitok", *map(str, words)], check=True)
 
     if not (work / "new_tokens" / "dataset.json").exists():
-        unitok("scenes", work / "scenes", "--count", 12_000, "--seed", 1, "--most", 2)
-        unitok("scenes", work / "new", "--count", 300, "--seed", 2, "--most", 2)
-        unitok("train-text", work / "scenes" / "text.txt", "--out", work / "text", "--size", 512)
+        unitok("scenes", work / "scenes", "--count", 12_000, "--seed", 1, "--max-objects", 2)
+        unitok("scenes", work / "new", "--count", 300, "--seed", 2, "--max-objects", 2)
+        unitok("train-text-tokenizer", work / "scenes" / "text.txt", "--out", work / "text", "--vocab-size", 512)
         for part, data, minutes in (("image", "images", 1.5), ("audio", "sounds", 0.7)):
             flags = ["--data.init_args.path", work / "scenes" / data, "--model.init_args.minutes", minutes, "--resume", "auto"]
             unitok("fit", "--config", CONFIGS / "scenes" / f"{part}.yaml", "--out", work / part, *flags)
@@ -112,13 +112,13 @@ class Recipe:
 
     optimizer: str = "muon"
     rate: float = 2e-2
-    muon_rate: float = 0.02
+    muon_lr: float = 0.02
     beta2: float = 0.95
     decay: float = 0.0
-    hold: float = 0.3
+    stable_fraction: float = 0.3
     ids: int = 768
     iterations: int = 3
-    clip: float = 1.0
+    grad_clip: float = 1.0
     z_loss: float = 1e-5
     average: float = 0.0  # decay of the average of the weights that is measured; 0: the weights themselves
 
@@ -128,9 +128,9 @@ def race_ours(data: Path, config: DecoderConfig, measure: Measure, seconds: floa
     torch.manual_seed(seed)
     decoder = Decoder(config)
     average = weight_average(decoder, recipe.average) if recipe.average else None
-    packed = PackedDataset(TokenDataset(data), recipe.ids, seed, drop_condition=0.0)
+    packed = PackedDataset(TokenDataset(data), recipe.ids, seed, condition_dropout=0.0)
     batches = iter(EndlessBatches(packed, 1))
-    peaks = (recipe.rate, recipe.muon_rate)
+    peaks = (recipe.rate, recipe.muon_lr)
     optimizers = build_optimizers(decoder, recipe.optimizer, *peaks, (0.9, recipe.beta2), recipe.decay, recipe.iterations)
     done = 0
 

@@ -114,7 +114,7 @@ def measure(reconstruct: Any, folder: Path) -> dict[str, float]:
         pair = (((x + 1) / 2).clamp(0, 1).mul(255).round().div(255) for x in (again[0], pixels))
         rows.append(picture_scores(*pair))
     means = {name: float(np.mean([row[name] for row in rows])) for name in ("psnr_db", "ssim", "ms_ssim")}
-    return means | {"use": codebook_statistics(torch.cat(codes), CODES)["use"]}
+    return means | {"use": codebook_statistics(torch.cat(codes), CODES)["usage"]}
 
 
 def measure_jpeg(folder: Path, bits_per_pixel: float) -> dict[str, float]:
@@ -179,9 +179,9 @@ def main() -> None:
     more = {
         "bits_per_pixel": bits,
         "jpeg_bits_per_pixel": jpeg["bits_per_pixel"],
-        "use": {"ours": ours["use"], "taming": theirs["use"]},
+        "use": {"ours": ours["use"], "taming": theirs["usage"]},
     }
-    more |= {"taming": {"steps": steps, "learning_rate": rate, "probes_psnr_db": {str(k): v for k, v in rates.items()}}}
+    more |= {"taming": {"steps": steps, "lr": rate, "probes_psnr_db": {str(k): v for k, v in rates.items()}}}
     more |= {"test_windows": len(list(test.glob("*.png"))), "training_photographs": len(list(train.glob("*.png")))}
     path = o.out.with_suffix(".png") if o.out else RESULTS / "photos.png"
     save_sheet(path, test, [run_ours, _run_taming(taming)])

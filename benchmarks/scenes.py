@@ -5,7 +5,7 @@
 Measured, two seeds: PSNR of 29.1 and 29.2 dB, 100 % of the codebook in use, and every attribute read right by the oracle in 98 and
 99 % of the reconstructions; with the GAN on, 65 and 63 % of the originals' sharpness at edges instead of 62 and 63 %, at 1.0 and
 0.4 dB less. There is no peer: the
-numbers stand beside the originals'. Sharpness is the share of the originals' steps between neighbouring pixels that is left
+numbers stand beside the originals'. Sharpness is the share of the originals' steps between neighboring pixels that is left
 at their edges. Also writes a sheet of crops: originals, without GAN, with GAN.
 """
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from unitok.bundle import load_trained_part
 from unitok.configs import CONFIGS
 from unitok.media import load_image, save_image
-from unitok.scenes.evaluate import same_colours, to_bytes
+from unitok.scenes.evaluate import same_colors, to_bytes
 from unitok.scenes.oracle import read_picture
 from unitok.scenes.world import read_scenes
 from unitok.training.monitor import codebook_statistics
@@ -33,10 +33,10 @@ GAN = {
         "gan.weight": "0.01",
         "gan.feature_matching": "0.05",
         "gan.start": "0.75",
-        "gan.ahead": "0.05",
+        "gan.disc_only": "0.05",
         "gan.ramp": "0.05",
         "gan.width": "16",
-        "gan.learning_rate": "1e-3",
+        "gan.lr": "1e-3",
     },
 }
 
@@ -63,8 +63,8 @@ def measure(run: Path, folder: Path) -> tuple[dict[str, float], Tensor, Tensor]:
     scores = {
         "psnr_db": float((-10 * mse.log10()).mean()),
         "attributes": float(np.mean([r == row["scene"] for r, row in zip(read, rows, strict=True)])),
-        "colours": float(np.mean([same_colours(r, row["scene"]) for r, row in zip(read, rows, strict=True)])),
-        "use": codebook_statistics(codes, model.codebook_size)["use"],
+        "colors": float(np.mean([same_colors(r, row["scene"]) for r, row in zip(read, rows, strict=True)])),
+        "use": codebook_statistics(codes, model.codebook_size)["usage"],
         "sharpness": sharpness(again, originals),
     }
     return scores, originals, again

@@ -41,7 +41,7 @@ def measure(run: Path, folder: Path, count: int = 1000) -> dict[str, float]:
         codes.append(found)
     out = {"notes": float(np.mean(right))}
     for k, level in enumerate(torch.cat(codes, -1)):
-        out[f"use_{k + 1}"] = codebook_statistics(level, model.codebook_size)["use"]
+        out[f"use_{k + 1}"] = codebook_statistics(level, model.codebook_size)["usage"]
         out[f"si_sdr_db_{k + 1}"] = float(np.mean([row[k] for row in scores]))
     return out
 

@@ -40,7 +40,7 @@ CONFIG = CONFIGS / "audio" / "laptop-speech-16khz.yaml"
 RATE, LEVELS, CODES, BATCH = 16_000, 8, 256, 16
 VOICES = ("en-us", "en-gb+f3", "en-gb-scotland+m3", "en-us+f2", "en-029+m5", "en-gb-x-rp+f4")
 PARTS = (
-    ("the old captain", "my sister", "a quiet student", "the new teacher", "nobody", "our neighbour", "the tall driver"),
+    ("the old captain", "my sister", "a quiet student", "the new teacher", "nobody", "our neighbor", "the tall driver"),
     ("often", "never", "sometimes", "quickly", "almost", "carefully", "happily"),
     ("paints", "repairs", "finds", "sells", "describes", "forgets", "carries"),
     ("seven green boats", "the broken clock", "a bowl of soup", "three letters", "the morning paper", "his favourite song"),
@@ -134,7 +134,7 @@ def measure(model: Any, folder: Path, levels: Sequence[int] = range(1, LEVELS + 
     out = []
     for place, k in enumerate(levels):
         means = {name: float(np.mean([row[place][name] for row in rows])) for name in rows[0][place]}  # type: ignore[arg-type]
-        out.append(means | {"use": codebook_statistics(torch.cat(codes, -1)[k - 1], CODES)["use"]})
+        out.append(means | {"use": codebook_statistics(torch.cat(codes, -1)[k - 1], CODES)["usage"]})
     return out
 
 
@@ -167,7 +167,7 @@ def main() -> None:
             row = {"case": f"{minutes:g} minutes, {k + 1} levels: {name}", "unit": "dB" if "_db" in name else ""}
             values = {"ours": ours[k][name], "peer": "encodec", "theirs": theirs[k][name]}
             cases.append(row | values | {"difference": ours[k][name] - theirs[k][name]})
-    more = {"encodec": {"n_filters": n_filters, "learning_rate": rate, "steps": steps}}
+    more = {"encodec": {"n_filters": n_filters, "lr": rate, "steps": steps}}
     more["encodec"]["probes_si_sdr_db"] = {f"{n} filters, {r:g}": value for (n, r), value in tried.items()}
     write_results("speech", cases, out=o.out, **more)
 

@@ -4,7 +4,7 @@
 
 The shape of `tiny` (1.8M parameters in its blocks) on scenes, AdamW for all (whose rate bounds nothing; Muon's steps have a fixed
 size), no clipping, the usual softmax over all ids, the same seed and seconds. Measured as it goes: the loss of each batch, the
-norm of the last layer's output, and the log-normaliser of the softmax (root mean squares); at last the loss on new documents.
+norm of the last layer's output, and the log-normalizer of the softmax (root mean squares); at last the loss on new documents.
 """
 
 import argparse
@@ -30,14 +30,14 @@ from unitok.training.optim import build_optimizers
 from unitok.training.shell import warmup_linear
 
 RATES = (3e-3, 1e-2, 3e-2)
-COLOURS = {"QK-norm, z-loss": "#1b7f4d", "QK-norm": "#7fc8a0", "z-loss": "#d98a2b", "neither": "#b3261e"}
-PANELS = {"loss": "loss of the batch, nats", "output_norm": "last layer's output, rms", "log_normaliser": "log-normaliser, rms"}
+COLORS = {"QK-norm, z-loss": "#1b7f4d", "QK-norm": "#7fc8a0", "z-loss": "#d98a2b", "neither": "#b3261e"}
+PANELS = {"loss": "loss of the batch, nats", "output_norm": "last layer's output, rms", "logsumexp_rms": "log-normalizer, rms"}
 
 
 def train(tokens: Path, new: Measure, qk: bool, z_loss: float, rate: float, seconds: float) -> dict[str, Any]:
     """One run; -> its curves by step, and the loss on new documents."""
     torch.manual_seed(0)
-    data = PackedDataset(TokenDataset(tokens), 1536, 0, drop_condition=0.0)
+    data = PackedDataset(TokenDataset(tokens), 1536, 0, condition_dropout=0.0)
     config = replace(PRESETS["tiny"].config, vocab_size=data.vocab.size, qk_norm="rms" if qk else "none")
     decoder = Decoder(config)
     [optimizer] = build_optimizers(decoder, "adamw", rate, 0.0, (0.9, 0.95), 0.0)
@@ -58,7 +58,7 @@ def train(tokens: Path, new: Measure, qk: bool, z_loss: float, rate: float, seco
         done += 1
         found["loss"].append(float(loss.nll.mean()))
         found["output_norm"].append(float(watch.found["output_norm"]))
-        found["log_normaliser"].append(float(loss.log_normaliser.square().mean().sqrt()))
+        found["logsumexp_rms"].append(float(loss.logsumexp_rms.square().mean().sqrt()))
 
     found["new"] = race(step, lambda: new(decoder), seconds)
     return found
@@ -85,9 +85,9 @@ def draw(runs: dict[str, dict[str, Any]], title: str) -> str:
                 for i, v in enumerate(run[name])
                 if v == v and v <= high
             )
-            out.append(f'<polyline points="{points}" fill="none" stroke="{COLOURS[which]}" stroke-width="1.3"/>')
-    for i, (which, colour) in enumerate(COLOURS.items()):
-        out.append(f'<rect x="{left + i * 170}" y="{top + height + 26}" width="14" height="4" fill="{colour}"/>')
+            out.append(f'<polyline points="{points}" fill="none" stroke="{COLORS[which]}" stroke-width="1.3"/>')
+    for i, (which, color) in enumerate(COLORS.items()):
+        out.append(f'<rect x="{left + i * 170}" y="{top + height + 26}" width="14" height="4" fill="{color}"/>')
         out.append(f'<text x="{left + i * 170 + 19}" y="{top + height + 32}">{which}</text>')
     size = f'width="{3 * (width + 60) + 20}" height="{top + height + 46}"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="11" fill="#222">'
@@ -109,7 +109,7 @@ def main() -> None:
     losses: dict[str, dict[str, float]] = {}
     for rate in RATES:
         runs = {}
-        for name, (qk, z) in zip(COLOURS, itertools.product((True, False), (o.z_loss, 0.0)), strict=True):
+        for name, (qk, z) in zip(COLORS, itertools.product((True, False), (o.z_loss, 0.0)), strict=True):
             runs[name] = train(tokens, measure, qk, z, rate, o.seconds)
             print(f"{rate:g} {name}: {runs[name]['new']:.3f} nats, {len(runs[name]['loss'])} steps", flush=True)
         losses[f"{rate:g}"] = {name: run["new"] for name, run in runs.items()}

@@ -147,7 +147,7 @@ def verb(bundle: Path, source: Path, shard: int, workers: int, engine: str = "lo
     """Wall time of the whole command, seconds. shard: documents; the same, and even in number, for all files and half of them."""
     with tempfile.TemporaryDirectory() as out:
         words = [str(source), f"{out}/tokens", "--bundle", str(bundle), "--workers", str(workers), "--device", device]
-        words += ["--image-area", "65536", "--shard-size", str(shard)]  # the pictures as they are
+        words += ["--image-area", "65536", "--documents-per-shard", str(shard)]  # the pictures as they are
         began = time.perf_counter()
         command = [sys.executable, "-m", "unitok", "tokenize", *words, "--engine", engine]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -161,7 +161,19 @@ def memory(bundle: Path, source: Path) -> float:
     from unitok.cli import main
 
     with tempfile.TemporaryDirectory() as out:
-        main(["tokenize", str(source), f"{out}/tokens", "--bundle", str(bundle), "--workers", "1", "--shard-size", "512"])
+        main(
+            [
+                "tokenize",
+                str(source),
+                f"{out}/tokens",
+                "--bundle",
+                str(bundle),
+                "--workers",
+                "1",
+                "--documents-per-shard",
+                "512",
+            ]
+        )
     return peak_memory_gb()
 
 

@@ -50,8 +50,8 @@ def make_tokens(work: Path) -> Path:
     def unitok(*words: str) -> None:
         subprocess.run([sys.executable, "-m", "unitok", *words], check=True)
 
-    unitok("scenes", str(work / "scenes"), "--count", "3000", "--seed", "1", "--most", "2")
-    unitok("train-text", str(work / "scenes" / "text.txt"), "--out", str(work / "text"), "--size", "512")
+    unitok("scenes", str(work / "scenes"), "--count", "3000", "--seed", "1", "--max-objects", "2")
+    unitok("train-text-tokenizer", str(work / "scenes" / "text.txt"), "--out", str(work / "text"), "--vocab-size", "512")
     torch.manual_seed(0)
     parts: dict[str, Any] = {"text": TextTokenizer.from_pretrained(work / "text")}
     for name, model, config in (
@@ -62,7 +62,7 @@ def make_tokens(work: Path) -> Path:
         part: Any = model(config(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}))
         part.train()
         width = part.config.z_channels if name == "image" else part.config.dimension
-        part.quantizer.start(part.quantizer.pass_through(torch.randn(4, 512, width)).low)
+        part.quantizer.start(part.quantizer.project(torch.randn(4, 512, width)).low)
         parts[name] = part.eval()
     Bundle(build_vocab(parts), parts).save_pretrained(work / "bundle", overwrite=True)
     unitok("tokenize", str(work / "scenes"), str(tokens), "--bundle", str(work / "bundle"))
@@ -70,9 +70,9 @@ def make_tokens(work: Path) -> Path:
 
 
 def packed_batches(
-    tokens: Path, row_length: int, rows: int, number: int
+    tokens: Path, sequence_length: int, rows: int, number: int
 ) -> tuple[list[dict[str, torch.Tensor]], PackedDataset]:
-    data = PackedDataset(TokenDataset(tokens), row_length, drop_condition=0.0)
+    data = PackedDataset(TokenDataset(tokens), sequence_length, condition_dropout=0.0)
     batches = []
     for i in range(number):
         items = [data[0, i * rows + j] for j in range(rows)]
@@ -124,8 +124,12 @@ def steps(which: str, size: str, tokens: Path, o: argparse.Namespace) -> tuple[C
         packed, _ = packed_batches(tokens, o.ids, 1, number)
         real = sum(int((b["documents"] >= 0).sum()) for b in packed)
         padded, real_theirs = padded_batches(tokens, o.ids, number)
-        places = sum(b["input_ids"].numel() for b in padded)
-        return lambda: None, real, {"theirs": real_theirs, "padding_theirs": 1 - real_theirs / places, "slots": number * o.ids}
+        span_positions = sum(b["input_ids"].numel() for b in padded)
+        return (
+            lambda: None,
+            real,
+            {"theirs": real_theirs, "padding_theirs": 1 - real_theirs / span_positions, "slots": number * o.ids},
+        )
     precise = torch.autocast(device, torch.bfloat16, enabled=device != "cpu")
     if which in PEERS:
         model = theirs(which, config).to(device).train()
@@ -140,7 +144,7 @@ def steps(which: str, size: str, tokens: Path, o: argparse.Namespace) -> tuple[C
             torch.nn.init.normal_(p, mean=float(p.ndim < 2), std=0.02)
         batches, data = packed_batches(tokens, o.ids, 1, number)
         real = sum(int((b["documents"] >= 0).sum()) for b in batches)
-        kinds = None if which == "all" else data.grammar.kinds
+        kinds = None if which == "all" else data.grammar.allowed_sets
         if o.compile:
             for layer in model.model.layers:
                 layer.compile(dynamic=False)
@@ -173,7 +177,7 @@ def main() -> None:
     p.add_argument("--ids", type=int, default=4096, help="ids a step")
     p.add_argument("--steps", type=int, default=4, help="steps a round; on a CPU one for the larger sizes")
     p.add_argument("--rounds", type=int, default=5)
-    p.add_argument("--keep-for-all", action="store_true", help="the peers' allocator keeps large blocks, too")
+    p.add_argument("--prefix-fraction-for-all", action="store_true", help="the peers' allocator keeps large blocks, too")
     p.add_argument("--work", type=Path, default=Path("runs/train_step"), help="folder for scenes and tokens")
     p.add_argument("--out", type=Path, help="default: benchmarks/results/train_step.json")
     p.add_argument("--only", nargs=2, help=argparse.SUPPRESS)

@@ -87,7 +87,7 @@ def measure(bundle: str) -> dict[str, float]:
     return {
         "training steps": per_second(step),
         "images encoded": len(pixels) * per_second(lambda: unitok.require("image").encode(pixels)),
-        "images generated": per_second(lambda: unitok.generate(["a red circle"], want="image", seed=0)),
+        "images generated": per_second(lambda: unitok.generate(["a red circle"], modalities="image", seed=0)),
     }
 
 

@@ -14,7 +14,7 @@ from unitok.scenes.world import Scene, Thing, read_scenes
 
 WORDS = {
     "red": "ruĝa", "green": "verda", "blue": "blua", "yellow": "flava", "purple": "purpura", "cyan": "cejana",
-    "orange": "oranĝa", "pink": "rozkolora", "white": "blanka", "grey": "griza", "black": "nigra", "small": "malgranda",
+    "orange": "oranĝa", "pink": "rozkolora", "white": "blanka", "gray": "griza", "black": "nigra", "small": "malgranda",
     "large": "granda", "circle": "cirklo", "square": "kvadrato", "triangle": "triangulo", "cross": "kruco", "ring": "ringo",
 }  # fmt: skip
 ASKED = " Esperante: "
@@ -24,7 +24,7 @@ def caption(scene: Scene) -> str:
     """What a scene of one or two things shows, in Esperanto."""
 
     def name(thing: Thing) -> str:
-        return f"{WORDS[thing.size]} {WORDS[thing.colour]} {WORDS[thing.shape]}"
+        return f"{WORDS[thing.size]} {WORDS[thing.color]} {WORDS[thing.shape]}"
 
     between = {"one": "", "row": " maldekstre de ", "column": " super "}[scene.layout]
     return f"{between.join(name(thing) for thing in scene.things)} sur {WORDS[scene.background]} fono"

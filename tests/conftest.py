@@ -29,7 +29,7 @@ torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 @pytest.fixture(scope="session")
 def scenes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scenes")
-    write_scenes(folder, 24, seed=5, most=2, workers=1)
+    write_scenes(folder, 24, seed=5, max_objects=2, workers=1)
     return folder
 
 

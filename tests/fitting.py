@@ -10,13 +10,13 @@ from unitok.configs import CONFIGS
 
 def arguments(kind: str, out: Path, data: Path, steps: int, *more: str) -> list[str]:
     small = {
-        "image": ["--model.init_args.quantize_from", "0.2", "--model.init_args.gan.start", "0.3"],
-        "audio": ["--model.init_args.quantize_from", "0.2", "--model.init_args.tokenizer.n_filters", "16"],
+        "image": ["--model.init_args.quantize_start", "0.2", "--model.init_args.gan.start", "0.3"],
+        "audio": ["--model.init_args.quantize_start", "0.2", "--model.init_args.tokenizer.n_filters", "16"],
         "decoder": ["--model.init_args.decoder.hidden_size", "32", "--model.init_args.decoder.num_hidden_layers", "1"],
     }[kind]
     if kind == "decoder":
         small += ["--model.init_args.decoder.dropout", "0.1"]  # so that random state matters
-        small += ["--data.init_args.row_length", "192"]
+        small += ["--data.init_args.sequence_length", "192"]
     return [
         *("fit", "--config", str(CONFIGS / "scenes" / f"{kind}.yaml"), "--out", str(out), "--data.init_args.path", str(data)),
         *("--model.init_args.minutes", "null", "--model.init_args.steps", str(steps), "--data.init_args.batch_size", "4"),

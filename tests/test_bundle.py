@@ -93,7 +93,7 @@ def refused(capsys, *arguments: object) -> str:
 
 @pytest.fixture
 def owned(bundle_folder, tmp_path):
-    """A bundle with files of its user's, and neighbours with names that a program might take for its own."""
+    """A bundle with files of its user's, and neighbors with names that a program might take for its own."""
     shutil.copytree(bundle_folder, tmp_path / "b")
     for name in (
         "b/README.md",
@@ -123,41 +123,43 @@ def test_no_command_replaces_what_another_made(owned, tiny, monkeypatch, capsys)
     u.save_pretrained("b", overwrite=True)
     before = contents(owned)
     bundle = "b: holds a bundle (text, image, audio, model)"
-    assert bundle in refused(capsys, "train-text", "corpus.txt", "--out", "b")
+    assert bundle in refused(capsys, "train-text-tokenizer", "corpus.txt", "--out", "b")
     assert bundle in refused(capsys, "import", "hf-llama", "corpus.txt", "b")
     assert bundle in refused(capsys, "export", "hf-qwen3", "b", "b")
     assert bundle in refused(capsys, "bundle", "b", "--untrained", "tiny")
     assert bundle in refused(capsys, "sample", "--bundle", "b", "--text", "x", "--out", "b")
     assert bundle in refused(capsys, "eval", "image-tokenizer", "b", "b/samples", "--out", "b")
     assert "no scenes" in refused(capsys, "scenes", "b", "--count", "1")
-    assert "a text tokenizer of the bundle" in refused(capsys, "train-text", "corpus.txt", "--out", "b/tokenizers/text")
+    assert "a text tokenizer of the bundle" in refused(
+        capsys, "train-text-tokenizer", "corpus.txt", "--out", "b/tokenizers/text"
+    )
     assert "a decoder of the bundle" in refused(capsys, "import", "hf-llama", "corpus.txt", "b/model")
     (owned / "theirs").mkdir()
     for name, text in {"bundle.json": '{"version": 1, "entry": "a.js"}', "config.json": '{"model_type": "unitok"}'}.items():
         (owned / "theirs" / name).write_text(text)
         before[f"theirs/{name}"] = text.encode()
     assert "files that unitok did not make" in refused(capsys, "bundle", "theirs", "--untrained", "tiny")
-    assert "files that unitok did not make" in refused(capsys, "train-text", "corpus.txt", "--out", "theirs")
+    assert "files that unitok did not make" in refused(capsys, "train-text-tokenizer", "corpus.txt", "--out", "theirs")
     assert contents(owned) == before
 
 
 def test_a_command_replaces_its_own_and_with_overwrite_anything(owned, capsys):
     out, corpus = owned / "text", owned / "corpus.txt"
-    main(["train-text", str(corpus), "--out", str(out), "--size", "300"])
+    main(["train-text-tokenizer", str(corpus), "--out", str(out), "--vocab-size", "300"])
     (out / "mine.txt").write_text("mine")
     first = TextTokenizer.from_pretrained(out).fingerprint()
     corpus.write_text("other words than those\n" * 9)
-    main(["train-text", str(corpus), "--out", str(out), "--size", "300"])
+    main(["train-text-tokenizer", str(corpus), "--out", str(out), "--vocab-size", "300"])
     assert TextTokenizer.from_pretrained(out).fingerprint() != first
     assert (out / "mine.txt").read_text() == "mine"
-    main(["train-text", str(corpus), "--out", str(owned / "b"), "--size", "300", "--overwrite"])
+    main(["train-text-tokenizer", str(corpus), "--out", str(owned / "b"), "--vocab-size", "300", "--overwrite"])
     assert kind_of(owned / "b") == "text tokenizer"
     assert not (owned / "b" / "README.md").exists()
     (out / "config.json").write_text(
         json.dumps({"unitok": 1, "architectures": ["Qwen3ForCausalLM"], "transformers_version": "5"})
     )
     assert kind_of(out) == ""  # trained on in another program since it was exported
-    assert "files that unitok did not make" in refused(capsys, "train-text", corpus, "--out", out)
+    assert "files that unitok did not make" in refused(capsys, "train-text-tokenizer", corpus, "--out", out)
 
 
 def test_adding_to_a_bundle_keeps_the_files_of_others_in_it(owned, bundle_folder):

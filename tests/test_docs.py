@@ -183,13 +183,13 @@ def one_document(block: str) -> None:
 
 def with_a_template(block: str) -> None:
     """On a table of twelve rows, one of them bad, so that all files of a data set are there."""
-    rows = [{"image": {"bytes": png(i), "path": None}, "label": i % 2, "json": {"meta": {"colour": "grey"}}} for i in range(12)]
+    rows = [{"image": {"bytes": png(i), "path": None}, "label": i % 2, "json": {"meta": {"color": "gray"}}} for i in range(12)]
     rows = [row | {"sound": {"bytes": wav(i), "path": None} if i % 3 else None} for i, row in enumerate(rows)]
     rows[5]["image"]["bytes"] = b"no picture"
     file = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     features = {"image": FEATURES["image"], "sound": FEATURES["audio"], "label": FEATURES["kind"]}
     told = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
-    meta = pa.struct([("meta", pa.struct([("colour", pa.string())]))])
+    meta = pa.struct([("meta", pa.struct([("color", pa.string())]))])
     kinds = {"image": file, "label": pa.int64(), "json": meta, "sound": file}
     pq.write_table(pa.Table.from_pylist(rows, pa.schema(kinds.items(), metadata=told)), "cats.parquet")
     shell(block)
@@ -248,7 +248,7 @@ def in_transformers(block: str) -> None:
     import torch
 
     bundle = Unitok.from_pretrained("BUNDLE")
-    bundle.model = Decoder(replace(bundle.model.config, places=0))  # which Qwen3 has not
+    bundle.model = Decoder(replace(bundle.model.config, span_positions=0))  # which Qwen3 has not
     bundle.save_pretrained("plain")
     run_command(["unitok", "export", "hf-qwen3", "plain", "OUT"])
     found = {"model": transformers.AutoModelForCausalLM.from_pretrained("OUT").eval(), "prompt": torch.tensor([[0]])}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from unitok.errors import UserError
-from unitok.grammar import Grammar, Want, parse_plan
+from unitok.grammar import Grammar, PlanItem, parse_plan
 from unitok.vocab import Span, Vocab
 
 PLANS = ["free", "image", "audio", "text", "text,image:2x3,audio:2", "image,text,image", "audio:4,text", "audio,audio"]
@@ -46,9 +46,9 @@ def test_whatever_is_sampled_is_what_some_document_encodes_to_within_its_budget(
         if plan != "free":
             wanted = [w.modality for w in parse_plan(plan, vocab)]
             assert [s.modality for s in document.segments] == wanted
-            for want, segment in zip(parse_plan(plan, vocab), document.segments, strict=True):
-                assert not want.grid or segment.codes.shape == want.grid
-                assert not want.repeats or segment.codes.shape[-1] == want.repeats
+            for item, segment in zip(parse_plan(plan, vocab), document.segments, strict=True):
+                assert not item.grid or segment.codes.shape == item.grid
+                assert not item.repeats or segment.codes.shape[-1] == item.repeats
     assert spans > 100
 
 
@@ -75,7 +75,7 @@ def test_the_legal_set_of_every_target_is_the_state_machines(vocab, random_docum
         for id in ids[1:].tolist():
             naive.append(row.allowed())
             row.advance(id)
-        vectorised = [grammar.kinds[k] for k in grammar.targets(ids)]
+        vectorised = [grammar.allowed_sets[k] for k in grammar.targets(ids)]
         assert vectorised == naive
         kinds |= set(naive)
     assert len(kinds) > 10  # the check had work to do
@@ -95,7 +95,7 @@ def test_an_image_without_a_size_fits_what_the_rest_of_the_plan_leaves(vocab):
 
 @pytest.mark.parametrize("bad", ["picture", "image:0x3", "image:3", "image:99x1", "audio:zero", "text,text", "image:2x3x4"])
 def test_a_plan_that_makes_no_sense_is_one_clear_line(vocab, bad):
-    with pytest.raises(UserError, match="want|modality"):
+    with pytest.raises(UserError, match="modalit"):
         parse_plan(bad, vocab, {"audio": 12.5})
 
 
@@ -106,7 +106,7 @@ def test_seconds_become_frames_of_whatever_has_a_rate(vocab):
         vocab.add(Span(name, (name,), f"<{name}>", f"</{name}>", kind="audio"), {name: 8})
     rates = {"speech": 12.5, "music": 25.0}
     plan = parse_plan("speech:2s,music:1s", vocab, rates)
-    assert plan == [Want("speech", repeats=25), Want("music", repeats=25)]
+    assert plan == [PlanItem("speech", repeats=25), PlanItem("music", repeats=25)]
     ids = np.array([vocab.bos, *sample(Grammar(vocab).row(60, plan), np.random.default_rng(0), False), vocab.eos])
     assert [(s.modality, s.codes.shape) for s in vocab.decode(ids).segments] == [("speech", (1, 25)), ("music", (1, 25))]
     for item in ("speech:2s", "music:s"):
@@ -125,5 +125,5 @@ def test_places_count_from_the_begin_of_each_image_and_sound(vocab, random_docum
                 start = p.start + (ids[p.start] in vocab.roles)
                 wanted[start : p.start + p.length] = 1 + np.arange(p.start + p.length - start)
                 counted += 1
-        assert np.array_equal(grammar.places(ids), wanted)
+        assert np.array_equal(grammar.span_positions(ids), wanted)
     assert counted > 30

@@ -7,7 +7,7 @@ import pytest
 
 from unitok.document import Document, Segment
 from unitok.errors import UserError
-from unitok.grammar import Grammar, Want
+from unitok.grammar import Grammar, PlanItem
 from unitok.layouts import Delayed, Interleaved, Raster
 from unitok.vocab import Span, Vocab
 
@@ -133,14 +133,14 @@ def test_the_grammar_lets_through_every_whole_span_that_fits_and_nothing_else(na
     grammar, orders = Grammar(vocab), {n: levels_of(name, levels, n) for n in range(1, 22)}
     for budget in range(3 + levels, 24):  # begin, codes, end, eos
         fitting = {order for order in orders.values() if len(order) + 3 <= budget}
-        assert bodies(grammar.row(budget, [Want("x")]), vocab) == fitting
+        assert bodies(grammar.row(budget, [PlanItem("x")]), vocab) == fitting
         if budget >= 5 + 3 * levels:
             pairs = {order + orders[2] for order in fitting if len(order) + 5 + 2 * levels <= budget}
-            assert bodies(grammar.row(budget, [Want("x"), Want("x", repeats=2)]), vocab) == pairs
+            assert bodies(grammar.row(budget, [PlanItem("x"), PlanItem("x", repeats=2)]), vocab) == pairs
     for n, order in orders.items():
-        assert bodies(grammar.row(None, [Want("x", repeats=n)]), vocab) == {order}
+        assert bodies(grammar.row(None, [PlanItem("x", repeats=n)]), vocab) == {order}
         with pytest.raises(UserError, match="is too small"):
-            grammar.row(len(order) + 2, [Want("x", repeats=n)])
+            grammar.row(len(order) + 2, [PlanItem("x", repeats=n)])
 
 
 @pytest.mark.parametrize(("name", "levels"), OPEN)
@@ -151,23 +151,23 @@ def test_a_begun_span_goes_on_in_every_way_that_fits_it_and_in_no_other(name, le
     refused = 0
     for n in range(1, 6):
         ids = vocab.encode(Document((Segment("x", np.zeros((levels, n))),)))
-        planned = grammar.row(None, [Want("x", repeats=n)])
+        planned = grammar.row(None, [PlanItem("x", repeats=n)])
         for count in range(len(orders[n]) + 1):
             planned.advance(int(ids[1 + count]))  # its begin, then codes
             prefix, followed = orders[n][:count], grammar.follow(ids[: 2 + count], complete=False)
             rest = {m: order[count:] for m, order in orders.items() if order[:count] == prefix}
             budget = 2 + max(len(order) for m, order in rest.items() if m < 7)
             for row in (followed, planned):
-                free = bodies(row.copy_for(budget, [Want("x")]), vocab)
+                free = bodies(row.copy_for(budget, [PlanItem("x")]), vocab)
                 assert free == {order for order in rest.values() if len(order) + 2 <= budget}
                 for m in orders:
                     if m in rest:
-                        assert bodies(row.copy_for(None, [Want("x", repeats=m)]), vocab) == {rest[m]}
-                        assert row.copy_for(None, [Want("x", repeats=m)]).least == len(rest[m]) + 2
+                        assert bodies(row.copy_for(None, [PlanItem("x", repeats=m)]), vocab) == {rest[m]}
+                        assert row.copy_for(None, [PlanItem("x", repeats=m)]).least == len(rest[m]) + 2
                     else:
                         refused += 1
                         with pytest.raises(UserError, match=f"the plan wants {m} frames of x, "):
-                            row.copy_for(None, [Want("x", repeats=m)])
+                            row.copy_for(None, [PlanItem("x", repeats=m)])
     assert refused > 20
 
 
@@ -180,12 +180,12 @@ def test_every_layout_comes_back_and_its_legal_sets_are_the_state_machines():
         ids = vocab.encode(document)
         assert vocab.decode(ids).segments == vocab.merged(document).segments
         grammar.check(ids)
-        row, naive, places = grammar.row(), [], [0]
+        row, naive, span_positions = grammar.row(), [], [0]
         for id in ids[1:].tolist():
             naive.append(row.allowed())
-            places.append(row.advance(id))
-        assert [grammar.kinds[k] for k in grammar.targets(ids)] == naive
-        assert grammar.places(ids).tolist() == places
+            span_positions.append(row.advance(id))
+        assert [grammar.allowed_sets[k] for k in grammar.targets(ids)] == naive
+        assert grammar.span_positions(ids).tolist() == span_positions
         kinds |= set(naive)
     assert len(kinds) > 30
 
@@ -211,7 +211,8 @@ def test_a_code_too_few_too_many_or_in_anothers_place_is_refused_and_marked():
                 grammar.check(damaged)
         inserted = np.insert(ids, at, vocab.bos)  # what packing looks at
         legal = [
-            any(a <= id < b for a, b in grammar.kinds[k]) for k, id in zip(grammar.targets(inserted), inserted[1:], strict=True)
+            any(a <= id < b for a, b in grammar.allowed_sets[k])
+            for k, id in zip(grammar.targets(inserted), inserted[1:], strict=True)
         ]
         marked += not all(legal)
     assert refused > 100
@@ -223,9 +224,11 @@ def test_what_is_known_ahead_is_what_comes_and_taking_at_once_is_taking_one_by_o
     vocab, rng = every_layout(), np.random.default_rng(8)
     grammar, stretches = Grammar(vocab), 0
     for _ in range(150):
-        plan = [Want(str(m)) for m in rng.choice(list(vocab.spans), 3)]
-        plan = [want for before, want in pairwise([None, *plan]) if want != before]
-        plan = [Want(w.modality, repeats=3) if rng.random() < 0.3 and not vocab.span(w.modality).header else w for w in plan]
+        plan = [PlanItem(str(m)) for m in rng.choice(list(vocab.spans), 3)]
+        plan = [item for before, item in pairwise([None, *plan]) if item != before]
+        plan = [
+            PlanItem(w.modality, repeats=3) if rng.random() < 0.3 and not vocab.span(w.modality).header else w for w in plan
+        ]
         row, ids = grammar.row(budget, plan), [vocab.bos]
         while row.state != "done" and len(ids) < 300:
             sets, one = row.ahead(7), row.copy()
@@ -236,12 +239,12 @@ def test_what_is_known_ahead_is_what_comes_and_taking_at_once_is_taking_one_by_o
             assert row.take(drawn) == place
             assert vars(row) | {"grammar": None} == vars(one) | {"grammar": None}
             ids += drawn
-            assert place == grammar.places(np.array(ids))[-1]
+            assert place == grammar.span_positions(np.array(ids))[-1]
             stretches += len(sets) > 1
         if row.state == "done":
             ids += [vocab.eos] if ids[-1] != vocab.eos else []
             grammar.check(np.array(ids))
-            assert [s.modality for s in vocab.decode(np.array(ids)).segments] == [want.modality for want in plan]
+            assert [s.modality for s in vocab.decode(np.array(ids)).segments] == [item.modality for item in plan]
     assert stretches > 200
 
 

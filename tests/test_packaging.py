@@ -186,5 +186,5 @@ def test_the_wheel_works_where_there_is_no_checkout(installed, tmp_path):
     assert run("unitok", "doctor").endswith("everything that unitok needs works")
     assert "seed_everything: 0" in run("unitok", "fit", "--config", "scenes/image.yaml", "--print_config")
     run("unitok", "bundle", "tiny", "--untrained", "tiny")
-    run("unitok", "sample", "--bundle", "tiny", "--text", "a red circle", "--want", "image", "--out", "samples")
+    run("unitok", "sample", "--bundle", "tiny", "--text", "a red circle", "--modalities", "image", "--out", "samples")
     assert (tmp_path / "samples" / "000000-0.png").exists()

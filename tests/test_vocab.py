@@ -187,7 +187,7 @@ def test_declarations_are_exact_or_refused():
             for id in ids[1:].tolist():
                 naive.append(row.allowed())
                 row.advance(id)
-            assert [grammar.kinds[k] for k in grammar.targets(ids)] == naive
+            assert [grammar.allowed_sets[k] for k in grammar.targets(ids)] == naive
     assert accepted > 100
     assert made == {(m, k) for m in ("raster", "interleaved", "delayed") for k in (1, 2)} | {True, False}
     assert len(refused) > 12

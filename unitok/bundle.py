@@ -37,7 +37,7 @@ class ReadFile(str):
 
 class Bundle:
     """Vocabulary, tokenizers and decoder together. A tokenizer is an attribute by its name: `bundle.image`, None where there is none.
-    defaults: its own settings of sampling, by kind or name, as fields of `unitok.sample.sampling.Settings`."""
+    defaults: its own settings of sampling, by kind or name, as fields of `unitok.sample.sampling.SamplingParams`."""
 
     def __init__(
         self,
@@ -294,8 +294,8 @@ def load_trained_part(kind: str, path: Path, trust: bool = False, name: str = ""
         state = merge_lora(state, described["part"]["lora_scale"])
     load_state(part, state, str(path))
     if any(name.endswith("initted") and not bool(value) for name, value in part.state_dict().items()):
-        raise UserError(f"{path}: its codebook has not started yet (quantize_from); train longer")
-    return part.for_use(), described["part"]
+        raise UserError(f"{path}: its codebook has not started yet (quantize_start); train longer")
+    return part.prepare_for_inference(), described["part"]
 
 
 def make_bundle(
@@ -377,7 +377,7 @@ def make_untrained(out: Path, preset: str = "tiny", seed: int = 0, overwrite: bo
     tokenizers = {kind: modality.untrained() for kind, modality in modalities().items()}
     vocab = build_vocab(tokenizers)
     decoder = Decoder(
-        DecoderConfig(vocab.size, 64, 2, 128, num_attention_heads=2, num_key_value_heads=1, head_dim=32, places=32)
+        DecoderConfig(vocab.size, 64, 2, 128, num_attention_heads=2, num_key_value_heads=1, head_dim=32, span_positions=32)
     ).eval()
     for name, weight in decoder.named_parameters():  # what training begins with at zero: the head, and what blocks add
         if name.endswith(("lm_head.weight", "o_proj.weight", "down_proj.weight")):

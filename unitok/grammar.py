@@ -2,7 +2,7 @@
 
 Used four ways: sampling (what may be drawn), data validation (`check`), training (`targets`: the loss is over legal ids only) and
 budgets (nothing is opened that the remaining length cannot close). A legal set is a tuple of half-open intervals of ids, small and
-hashable. A row is free (any legal document) or follows a plan, a list of `Want`s. The machine accepts exactly what `Vocab.encode`
+hashable. A row is free (any legal document) or follows a plan, a list of `PlanItem`s. The machine accepts exactly what `Vocab.encode`
 gives: `encode(decode(ids)) == ids`. Which level comes where in a span, its layout knows (`unitok.layouts`).
 """
 
@@ -21,7 +21,7 @@ from unitok.vocab import Span, Vocab
 
 
 @dataclass(frozen=True)
-class Want:
+class PlanItem:
     """One item of a plan: a modality, and how long: the grid's sides, or a number of repetitions, or free."""
 
     modality: str
@@ -29,41 +29,41 @@ class Want:
     repeats: int | None = None
 
 
-def parse_plan(text: str, vocab: Vocab, rates: Mapping[str, float] | None = None) -> list[Want] | None:
+def parse_plan(text: str, vocab: Vocab, rates: Mapping[str, float] | None = None) -> list[PlanItem] | None:
     """`free` -> None; `text,image:8x12,audio:2s` -> Wants. `rates`, frames per second by modality, turn seconds into frames.
     Errors: `UserError` that shows the form."""
     if text.strip() == "free":
         return None
-    wants = []
+    items = []
     for item in text.split(","):
         modality, _, length = item.strip().partition(":")
         modality = vocab.instance(modality)
         span, rate = vocab.span(modality), (rates or {}).get(modality)
         if not length:
-            wants.append(Want(modality))
+            items.append(PlanItem(modality))
         elif span.header and re.fullmatch("x".join([r"[1-9]\d*"] * len(span.header)), length):
             grid = tuple(int(side) for side in length.split("x"))
             most = min(vocab.range(name).size for name in span.header)
             if max(grid) > most:
-                raise UserError(f"want {item!r}: no side may be over {most} codes")
-            wants.append(Want(modality, grid))
+                raise UserError(f"modalities {item!r}: no side may be over {most} codes")
+            items.append(PlanItem(modality, grid))
         elif rate and not span.header and re.fullmatch(r"\d+(\.\d+)?s", length):
-            wants.append(Want(modality, repeats=max(1, round(float(length[:-1]) * rate))))
+            items.append(PlanItem(modality, repeats=max(1, round(float(length[:-1]) * rate))))
         elif not span.header and re.fullmatch(r"[1-9]\d*", length):
-            wants.append(Want(modality, repeats=int(length)))
+            items.append(PlanItem(modality, repeats=int(length)))
         else:
-            raise UserError(f"want {item!r}: write free, or a plan such as text,image:8x12,audio:2s")
-    for before, after in zip(wants, wants[1:], strict=False):
+            raise UserError(f"modalities {item!r}: write free, or a plan such as text,image:8x12,audio:2s")
+    for before, after in zip(items, items[1:], strict=False):
         if before.modality == after.modality == vocab.bare:
-            raise UserError(f"want {text!r}: two {after.modality}s in a row are one; write it once")
-    return wants
+            raise UserError(f"modalities {text!r}: two {after.modality}s in a row are one; write it once")
+    return items
 
 
 class Row:
     """The state of one row: `allowed()` gives the legal set, `advance(id)` takes one of it. `left` is how many ids may still come,
     the closing eos included; None is no budget."""
 
-    def __init__(self, grammar: "Grammar", left: int | None = None, plan: list[Want] | None = None):
+    def __init__(self, grammar: "Grammar", left: int | None = None, plan: list[PlanItem] | None = None):
         self.grammar, self.vocab = grammar, grammar.vocab
         self.role = 0  # index in ROLES
         self.state = "start"  # start (after bos), told (after a role), open (between spans), in (inside one), done
@@ -73,12 +73,12 @@ class Row:
         self.frames: int | None = None  # of the body, once its codes tell
         self._bind(left, plan)
 
-    def _bind(self, left: int | None, plan: list[Want] | None) -> None:
+    def _bind(self, left: int | None, plan: list[PlanItem] | None) -> None:
         self.left, self.plan = left, None if plan is None else list(plan)
         if self.plan == []:
             self.state = "done"
         if left is not None and left < self.least:
-            raise UserError(f"a budget of {left} ids is too small: at least {self.least} are needed; raise max_ids")
+            raise UserError(f"a budget of {left} ids is too small: at least {self.least} are needed; raise max_new_tokens")
 
     def copy(self) -> "Row":
         """The same, to go on with apart."""
@@ -86,7 +86,7 @@ class Row:
         row.sides, row.plan = list(self.sides), None if self.plan is None else list(self.plan)
         return row
 
-    def copy_for(self, left: int | None, plan: list[Want] | None) -> "Row":
+    def copy_for(self, left: int | None, plan: list[PlanItem] | None) -> "Row":
         """The same place in the sequence, with another budget and plan from here on. Text that stands here is taken as finished;
         a begun image or sound is what a plan of that modality begins with, and is finished first before any other."""
         row = self.copy()
@@ -97,16 +97,16 @@ class Row:
         row._bind(left, plan if plan is None or row.span is None else row._plan_begun(row.span, plan))
         return row
 
-    def _plan_begun(self, span: Span, plan: list[Want]) -> list[Want]:
+    def _plan_begun(self, span: Span, plan: list[PlanItem]) -> list[PlanItem]:
         """A plan with the begun span first; errors: `UserError` where the plan wants it otherwise than it was begun."""
         if not plan or plan[0].modality != span.modality:
-            plan = [Want(span.modality), *plan]
-        want, there = plan[0], self.frames or span.order.fewest(self.count)
-        if want.grid and tuple(self.sides) != want.grid[: len(self.sides)]:
-            wanted, begun = ("x".join(map(str, sides)) for sides in (want.grid, self.sides))
+            plan = [PlanItem(span.modality), *plan]
+        item, there = plan[0], self.frames or span.order.fewest(self.count)
+        if item.grid and tuple(self.sides) != item.grid[: len(self.sides)]:
+            wanted, begun = ("x".join(map(str, sides)) for sides in (item.grid, self.sides))
             raise UserError(f"the plan wants {wanted} codes, the {span.modality} was begun with {begun}")
-        if want.repeats and (want.repeats != there if self.frames else want.repeats < there):
-            raise UserError(f"the plan wants {want.repeats} frames of {span.modality}, {there} are there already; change it")
+        if item.repeats and (item.repeats != there if self.frames else item.repeats < there):
+            raise UserError(f"the plan wants {item.repeats} frames of {span.modality}, {there} are there already; change it")
         return plan
 
     # ---- Where we are --------------------------------------------------------------------------------------------
@@ -123,7 +123,7 @@ class Row:
 
     @property
     def place(self) -> int:
-        """The same in an image or sound, as `Grammar.places` says of the last id; 0 in text and between spans."""
+        """The same in an image or sound, as `Grammar.span_positions` says of the last id; 0 in text and between spans."""
         return self.into if self.span and self.span.begin else 0
 
     @property
@@ -131,7 +131,7 @@ class Row:
         """Frames, or cells of the grid, of the span that we are in; None where that is open, and between spans."""
         if self.span is None or len(self.sides) < len(self.span.header):
             return None
-        return prod(self.sides) if self.sides else self._want().repeats or self.frames
+        return prod(self.sides) if self.sides else self._next_item().repeats or self.frames
 
     @property
     def total(self) -> int | None:
@@ -149,20 +149,20 @@ class Row:
             return self._span_left(self.span) + self._after()
         if self.plan is None:
             return (0 if self.state == "open" else self.grammar.least_span) + 1  # content where it is due, and eos
-        return sum(self.grammar.cost(want) for want in self.plan) + 1
+        return sum(self.grammar.cost(item) for item in self.plan) + 1
 
     def _after(self) -> int:
         """Ids after the span that we are in or that comes, at least: the rest of the plan, and eos."""
-        return 1 + sum(self.grammar.cost(want) for want in (self.plan or [])[1:])
+        return 1 + sum(self.grammar.cost(item) for item in (self.plan or [])[1:])
 
     def _span_left(self, span: Span) -> int:
         """Ids to the end of the span that we are in, at least."""
         missing = len(span.header) - len(self.sides)
-        units = prod(self._want().grid or (*self.sides, *[1] * missing)) if span.header else self.units
+        units = prod(self._next_item().grid or (*self.sides, *[1] * missing)) if span.header else self.units
         return missing + span.order.least(self.count, units) + bool(span.end)
 
-    def _want(self) -> Want:
-        return self.plan[0] if self.plan else Want("")
+    def _next_item(self) -> PlanItem:
+        return self.plan[0] if self.plan else PlanItem("")
 
     # ---- The legal set -------------------------------------------------------------------------------------------
 
@@ -175,9 +175,9 @@ class Row:
     def _allowed_open(self) -> list[tuple[int, int]]:
         """Between spans."""
         ids: list[tuple[int, int]] = []
-        for want in self.grammar.free if self.plan is None else self.plan[:1]:
-            if self.left is None or self.grammar.cost(want) + self._after() <= self.left:
-                ids += self.grammar.openings[want.modality]
+        for item in self.grammar.free if self.plan is None else self.plan[:1]:
+            if self.left is None or self.grammar.cost(item) + self._after() <= self.left:
+                ids += self.grammar.openings[item.modality]
         if self.plan is None and self.state != "told" and (self.left is None or self.grammar.least_span + 2 <= self.left):
             ids += [(id, id + 1) for i, id in enumerate(self.vocab.roles) if i != self.role]
         if self.plan is None and self.state == "open":
@@ -198,7 +198,7 @@ class Row:
         return ids
 
     def _allowed_side(self, span: Span) -> list[tuple[int, int]]:
-        number, grid = len(self.sides), self._want().grid
+        number, grid = len(self.sides), self._next_item().grid
         r = self.vocab.range(span.header[number])
         least, most = (grid[number], grid[number]) if grid else (1, r.size)
         if self.left is not None:
@@ -221,7 +221,7 @@ class Row:
 
     def bound(self) -> None:
         """Where the plan leaves nothing open, let `left` be just what it takes."""
-        known = self.plan is not None and all(want.grid or want.repeats for want in self.plan[bool(self.units) :])
+        known = self.plan is not None and all(item.grid or item.repeats for item in self.plan[bool(self.units) :])
         if known and self.left is not None:
             self.left = min(self.left, self.least)
 
@@ -253,7 +253,7 @@ class Row:
         return [self.advance(id) for id in ids][-1]
 
     def advance(self, id: int) -> int:
-        """Take `id`, which must be in `allowed()`. Returns its place, as `Grammar.places` says."""
+        """Take `id`, which must be in `allowed()`. Returns its place, as `Grammar.span_positions` says."""
         if self.state == "done":
             return 0
         if self.left is not None:
@@ -303,7 +303,7 @@ class Grammar:
         self.bodies = {m: [r.intervals() for r in vocab.body(m)] for m in vocab.spans}
         self.openings = {m: self._special(s.begin) or self.bodies[m][0] for m, s in vocab.spans.items()}
         self.closings = {m: self._special(s.end) for m, s in vocab.spans.items()}
-        self.free = [Want(m) for m in vocab.spans]
+        self.free = [PlanItem(m) for m in vocab.spans]
         self.least_span = min(map(self.cost, self.free), default=0)
         #: By id: the number of the role that it is, of the span that it begins, of the one that it ends; else -1.
         self._roles, self._begins, self._ends = np.full((3, vocab.size), -1)
@@ -317,13 +317,13 @@ class Grammar:
     def _special(self, name: str | None) -> Intervals:
         return ((self.vocab.specials[name], self.vocab.specials[name] + 1),) if name else ()
 
-    def cost(self, want: Want) -> int:
+    def cost(self, item: PlanItem) -> int:
         """Ids of a span, at least."""
-        span = self.vocab.span(want.modality)
-        units = prod(want.grid) if want.grid else want.repeats or 1
+        span = self.vocab.span(item.modality)
+        units = prod(item.grid) if item.grid else item.repeats or 1
         return bool(span.begin) + len(span.header) + span.order.length(units) + bool(span.end)
 
-    def row(self, left: int | None = None, plan: list[Want] | None = None) -> Row:
+    def row(self, left: int | None = None, plan: list[PlanItem] | None = None) -> Row:
         """A row that stands after bos."""
         return Row(self, left, plan)
 
@@ -353,7 +353,7 @@ class Grammar:
     # ---- Training: the legal set of every target, without a budget -----------------------------------------------
 
     @property
-    def kinds(self) -> list[Intervals]:
+    def allowed_sets(self) -> list[Intervals]:
         """The legal sets that occur in training; `targets` gives indices into this list."""
         return list(self._kinds)
 
@@ -395,20 +395,20 @@ class Grammar:
         roles = self._roles[before]
         last = np.maximum.accumulate(np.where(roles >= 0, np.arange(len(before)), 0))
         axis = np.where(before == self.vocab.bos, 0, np.where(roles >= 0, 1, 2)) + 3 * np.maximum(roles[last], 0)
-        numbers, places = (x[1:] for x in self._inside(ids))
+        numbers, span_positions = (x[1:] for x in self._inside(ids))
         for number, span in enumerate(self.vocab.spans.values()):
-            here = np.flatnonzero((numbers == number) & (places > 1))  # its begin stands between spans
-            counts = places[here] - 2 - len(span.header)
+            here = np.flatnonzero((numbers == number) & (span_positions > 1))  # its begin stands between spans
+            counts = span_positions[here] - 2 - len(span.header)
             axis[here] = 3 * len(ROLES) + 2 * number + (span.order.is_choice(counts) if not span.header else 0)
         return self._table[axis, after]
 
     def _inside(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """A document's ids [L] -> int64 [L] each: the number of the image or sound's span, and `places`."""
+        """A document's ids [L] -> int64 [L] each: the number of the image or sound's span, and `span_positions`."""
         index = np.arange(len(ids))
         begin, end = (np.maximum.accumulate(np.where(m[ids] >= 0, index, -1)) for m in (self._begins, self._ends))
         inside = begin > np.concatenate([[-1], end[:-1]])  # the end itself still belongs to its span
         return self._begins[ids[begin]], np.where(inside, index - begin + 1, 0)
 
-    def places(self, ids: np.ndarray) -> np.ndarray:
+    def span_positions(self, ids: np.ndarray) -> np.ndarray:
         """A document's ids [L] -> int64 [L]: how far into its image or sound each stands (its begin is 1), 0 elsewhere."""
         return self._inside(np.asarray(ids))[1]

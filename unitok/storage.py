@@ -27,7 +27,7 @@ NOT_UTF8 = "its name is not UTF-8; rename it"
 
 
 @dataclass(frozen=True)
-class Found:
+class FileInfo:
     """A file of a source: its name relative to the source, bytes, and a stamp that changes when it does; or why it is refused."""
 
     name: str
@@ -37,7 +37,7 @@ class Found:
 
 
 #: Names of the files of a folder, and what is known of some without a look.
-Folder = tuple[list[str], dict[str, Found]]
+Folder = tuple[list[str], dict[str, FileInfo]]
 
 
 def is_remote(path: str) -> bool:
@@ -75,30 +75,30 @@ class Files:
             with os.scandir(os.path.join(self.folder, inside)) as listing:
                 entries = sorted((e for e in listing if not e.name.startswith(".")), key=lambda e: os.fsencode(e.name))
         except OSError as error:
-            yield [inside], {inside: Found(inside, problem=_reason(error))}
+            yield [inside], {inside: FileInfo(inside, problem=_reason(error))}
             return
         inner = [os.path.join(inside, e.name) for e in entries if e.is_dir(follow_symlinks=False)]
-        bad = {name: Found(printable(name), problem=NOT_UTF8) for name in inner if not is_utf8(name)}
+        bad = {name: FileInfo(printable(name), problem=NOT_UTF8) for name in inner if not is_utf8(name)}
         names = [os.path.join(inside, e.name) for e in entries if not e.is_dir(follow_symlinks=False)]
         yield [*names, *bad], bad
         for name in inner:
             if name not in bad:
                 yield from self.folders(name)
 
-    def look(self, name: str) -> Found:
+    def look(self, name: str) -> FileInfo:
         """A file's size and stamp, or why it is refused."""
         try:
             return self._stat(name)
         except (UserError, OSError) as error:
-            return Found(printable(name), problem=_reason(error))
+            return FileInfo(printable(name), problem=_reason(error))
 
-    def _stat(self, name: str) -> Found:
+    def _stat(self, name: str) -> FileInfo:
         found = os.stat(self._resolve(name), follow_symlinks=False)
         if stat.S_ISDIR(found.st_mode):
-            return Found(name, problem="a link to a folder: not followed")
+            return FileInfo(name, problem="a link to a folder: not followed")
         if not stat.S_ISREG(found.st_mode):
-            return Found(name, problem="neither a file nor a folder (a pipe, a socket or a device)")
-        return Found(name, found.st_size, found.st_mtime_ns)
+            return FileInfo(name, problem="neither a file nor a folder (a pipe, a socket or a device)")
+        return FileInfo(name, found.st_size, found.st_mtime_ns)
 
     def _resolve(self, name: str) -> str:
         """The true local path of a name; errors: `UserError` when it leaves the root."""
@@ -184,7 +184,7 @@ class _RemoteFiles(Files):
                     infos[name] = _told(name, info)
             yield list(infos), infos
 
-    def _stat(self, name: str) -> Found:
+    def _stat(self, name: str) -> FileInfo:
         return _told(name, self.remote.info(self._join(name)))
 
     def _open(self, name: str) -> IO[bytes]:
@@ -235,11 +235,11 @@ def _reason(error: Exception) -> str:
     return first_line(error)
 
 
-def _told(name: str, info: dict[str, Any]) -> Found:
+def _told(name: str, info: dict[str, Any]) -> FileInfo:
     """A file as a server tells of it; the stamp is made of its size and of the first word that changes with it."""
     told = [str(info[key]) for key in ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "updated") if info.get(key)]
     digest = hashlib.sha256("\0".join([str(info.get("size")), *told[:1]]).encode()).digest()
-    return Found(name, int(info.get("size") or 0), int.from_bytes(digest[:7], "big"))
+    return FileInfo(name, int(info.get("size") or 0), int.from_bytes(digest[:7], "big"))
 
 
 def _check_stamp(name: str, now: int, listed: int | None) -> None:

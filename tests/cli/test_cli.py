@@ -75,7 +75,7 @@ def test_help_imports_neither_torch_nor_lightning():
 #: The last word of an option's name -> what its help must say it is measured in or counts.
 UNITS = {"minutes": "minutes", "seconds": "seconds", "segment": "seconds", "size": "pixels|pieces|documents|outputs|of equal size",
          "area": "pixels", "workers": "processes", "threads": "threads", "ids": "ids", "validation": "fraction", "rate": "fraction|Hz",
-         "keep": "share", "mfu": "fraction", "jacobi": "ids", "count": "number|scenes", "context": "ids", "batch": "ids"}  # fmt: skip
+         "prefix_fraction": "share", "mfu": "fraction", "jacobi_window": "ids", "count": "number|scenes", "context": "ids", "batch": "ids"}  # fmt: skip
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -123,7 +123,7 @@ def test_help_and_mistakes_that_need_no_torch_do_not_import_it(bundle_folder, tm
         ["sample", *bundle, "--image", str(tmp_path / "gone.png")],
         ["sample", *bundle, "--prompts", str(tmp_path / "gone.jsonl")],
         ["sample", *bundle, "--text", "x", "--image-top-p", "7"],
-        ["train-text", str(tmp_path / "gone.txt"), "--out", str(tmp_path / "out")],
+        ["train-text-tokenizer", str(tmp_path / "gone.txt"), "--out", str(tmp_path / "out")],
         ["inspect", str(tmp_path / "gone")],
         ["bundle", str(tmp_path / "out"), "--image", str(tmp_path / "gone")],
         ["import", "encodec", str(tmp_path / "gone"), str(tmp_path / "out")],
@@ -151,18 +151,21 @@ for words in json.loads(sys.argv[1]):
 
 
 def test_what_the_library_says_of_an_argument_names_its_flag():
-    known = ["--max-ids", "--keep", "--image-area", "--audio-top-p", "--top-p", "--out"]
+    known = ["--max-new-tokens", "--prefix-fraction", "--image-area", "--audio-top-p", "--top-p", "--out"]
     for said, shown in (
-        ("max_ids is 0: at least 1", "--max-ids is 0: at least 1"),
-        ("40 ids are too few; raise max_ids", "40 ids are too few; raise --max-ids"),
-        ("keep is 2: a share", "--keep is 2: a share"),
-        ("keep: a prompt must end with an image", "--keep: a prompt must end with an image"),
+        ("max_new_tokens is 0: at least 1", "--max-new-tokens is 0: at least 1"),
+        ("40 ids are too few; raise max_new_tokens", "40 ids are too few; raise --max-new-tokens"),
+        ("prefix_fraction is 2: a share", "--prefix-fraction is 2: a share"),
+        ("prefix_fraction: a prompt must end with an image", "--prefix-fraction: a prompt must end with an image"),
         ("out: not empty", "out: not empty"),  # a folder of that name
         ("image: area is -1", "--image-area is -1"),
         ("out /gone: no such folder", "--out /gone: no such folder"),
         ("audio top_p 0.0: above 0", "--audio-top-p 0.0: above 0"),
         ("top_p 7.0: at most 1", "--top-p 7.0: at most 1"),
-        ("/a/max_ids: no such file, and keep is no flag in here", "/a/max_ids: no such file, and keep is no flag in here"),
+        (
+            "/a/max_new_tokens: no such file, and keep is no flag in here",
+            "/a/max_new_tokens: no such file, and keep is no flag in here",
+        ),
     ):
         assert flags.name_flags(said, known, paths=["--out"]) == shown
 
@@ -190,7 +193,18 @@ def test_a_whole_round_on_the_command_line(scenes_folder, bundle_folder, tmp_pat
     out = tmp_path / "out"
     sample = [
         *("--bundle", bundle_folder, "--text", "a picture", "--image", scenes_folder / "images" / "000003.png"),
-        *("--want", "text,image:2x2,audio:0.3s", "--n", 2, "--seed", 7, "--image-guidance", 2, "--temperature", 0.9),
+        *(
+            "--modalities",
+            "text,image:2x2,audio:0.3s",
+            "--n",
+            2,
+            "--seed",
+            7,
+            "--image-guidance-scale",
+            2,
+            "--temperature",
+            0.9,
+        ),
     ]
     monkeypatch.setattr(sys, "argv", ["sample.py", *map(str, sample), "--out", str(out)])
     first = captured(lambda: runpy.run_path(str(ROOT / "sample.py"), run_name="__main__"))
@@ -227,7 +241,7 @@ def test_two_tokenizers_of_a_kind_are_told_apart_by_names(bundle_folder, scenes_
     drawn = []
     for seed, temperature in ((1, 0), (2, 0), (2, 5)):
         words = [
-            "--want",
+            "--modalities",
             "speech:3,music:3",
             "--seed",
             seed,
@@ -242,7 +256,7 @@ def test_two_tokenizers_of_a_kind_are_told_apart_by_names(bundle_folder, scenes_
     assert drawn[0][1] != drawn[1][1]
     assert_one_line(here("sample", "--bundle", out, "--text", "x", "--settings", "{"), "--settings", "JSON")
     heard = scenes_folder / "sounds" / "000000.wav"
-    sample = ("sample", "--bundle", out, "--want", "text", "--out", tmp_path / "heard")
+    sample = ("sample", "--bundle", out, "--modalities", "text", "--out", tmp_path / "heard")
     assert_one_line(here(*sample, "--audio", heard), "several tokenizers for audio: speech, music")
     assert here(*sample, f"--audio=music={heard}").returncode == 0
     line = json.loads((tmp_path / "heard" / "outputs.jsonl").read_text())
@@ -270,17 +284,22 @@ def test_mistakes_in_prompts_and_flags_are_one_line(bundle_folder, tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "seen.png")
     assert_one_line(here(*base, "--audio", tmp_path / "seen.png"), "seen.png", "give it with --image")
     assert_one_line(here(*base, "--text", ""), "empty text")
-    assert_one_line(here(*base, "--text", "x", "--want", "smell"), "smell", "text, image, audio")
+    assert_one_line(here(*base, "--text", "x", "--modalities", "smell"), "smell", "text, image, audio")
     assert_one_line(here(*base, "--text", "x", "--top-p", "7"), "--top-p")
     assert_one_line(here(*base, "--prompts", tmp_path / "bad.jsonl"), "line 1", "not JSON")
     assert_one_line(here(*base, "--text", "x", "--device", "cuda:9"), "--device", "cpu")
     assert_one_line(here(*base, "--txet", "x"), "--txet")
     assert_one_line(here(*base, "--text", "x", "--audio-top-p", "0"), "--audio-top-p 0.0", "above 0")
-    assert_one_line(here(*base, "--text", "x", "--want", "image:8x8", "--max-ids", "40"), "40 ids", "at least 69", "--max-ids")
-    assert_one_line(here(*base, "--text", "x " * 1100, "--want", "text"), "a prompt of 2", "the decoder takes 1024")
+    assert_one_line(
+        here(*base, "--text", "x", "--modalities", "image:8x8", "--max-new-tokens", "40"),
+        "40 ids",
+        "at least 69",
+        "--max-new-tokens",
+    )
+    assert_one_line(here(*base, "--text", "x " * 1100, "--modalities", "text"), "a prompt of 2", "the decoder takes 1024")
     assert_one_line(here(*base, "--text", "x", "--score"), "--score", "--prompts")
     assert_one_line(here(*base, "--text", "x", "--live", "--best-of", "3"), "--live", "--best-of")
-    assert_one_line(here(*base, "--text", "x", "--keep", "2"), "keep", "share")
+    assert_one_line(here(*base, "--text", "x", "--prefix-fraction", "2"), "--prefix-fraction", "share")
     assert_one_line(unitok("paint"), "paint", "sample")
     assert not out.exists()
 
@@ -292,7 +311,7 @@ def test_mistakes_in_data_preparation_are_one_line_and_leave_nothing(bundle_fold
     assert_one_line(here("tokenize", tmp_path / "empty", out, "--bundle", bundle_folder), "no documents")
     assert_one_line(here("tokenize", scenes_folder, out, "--bundle", tmp_path / "empty"), "bundle.json")
     assert_one_line(here("detokenize", tmp_path / "empty", out, "--bundle", bundle_folder), "dataset.json")
-    assert_one_line(here("train-text", tmp_path / "gone.txt", "--out", out), "gone.txt")
+    assert_one_line(here("train-text-tokenizer", tmp_path / "gone.txt", "--out", out), "gone.txt")
     assert_one_line(here("bundle", out), "--text")
     assert_one_line(here("inspect", tmp_path / "empty"), "neither a data set")
     assert not out.exists()
@@ -315,10 +334,10 @@ def test_mistakes_in_tokenizing_are_one_line_and_leave_nothing(bundle_folder, sc
         ((scenes_folder, out, "--template", "{"), ["--template", "YAML"]),
         ((scenes_folder, out, "--order", "image,smell"), ["type 'smell'", "choose"]),
         ((scenes_folder, out, "--instance", "audio"), ["--instance", "KIND=NAME"]),
-        ((scenes_folder, out, "--shard-index", "1"), ["--num-shards"]),
-        ((scenes_folder, out, "--shard-index", "4", "--num-shards", "4"), ["--shard-index 4"]),
+        ((scenes_folder, out, "--job-index", "1"), ["--num-jobs"]),
+        ((scenes_folder, out, "--job-index", "4", "--num-jobs", "4"), ["--job-index 4"]),
         ((scenes_folder, out, "--validation", "1"), ["--validation"]),
-        ((scenes_folder, out, "--shard-size", "-3"), ["--shard-size -3"]),
+        ((scenes_folder, out, "--documents-per-shard", "-3"), ["--documents-per-shard -3"]),
         ((scenes_folder, out, "--bundel", "x"), ["--bundel", "did you mean --bundle?"]),
         ((scenes_folder, out, "--root", tmp_path / "nowhere"), ["--root", "no such folder"]),
         ((scenes_folder, out, "--template", "[]"), ["--template", "a list of parts"]),
@@ -353,7 +372,7 @@ def test_a_dry_run_tells_how_much_it_will_be_and_a_recipe_does_it(bundle_folder,
 
 def test_mistakes_in_training_are_one_line_and_leave_nothing(tmp_path, scenes_folder, bundle_folder):
     out, config = tmp_path / "run", CONFIGS / "scenes" / "image.yaml"
-    (tmp_path / "typo.yaml").write_text(config.read_text().replace("learning_rate", "lerning_rate"))
+    (tmp_path / "typo.yaml").write_text(config.read_text().replace("lr", "lerning_rate"))
     (tmp_path / "words").mkdir()
     (tmp_path / "words" / "a.txt").write_text("no pictures here")
     fit = ("fit", "--out", out, "--trainer.enable_progress_bar", "false")
@@ -431,7 +450,7 @@ def test_nothing_that_unitok_did_not_make_is_ever_replaced(tmp_path, scenes_fold
     mine = tmp_path / "mine"
     shutil.copytree(scenes_folder, mine)
     before = sorted(mine.rglob("*"))
-    assert_one_line(here("train-text", mine / "text.txt", "--out", mine), "mine", "another folder")
+    assert_one_line(here("train-text-tokenizer", mine / "text.txt", "--out", mine), "mine", "another folder")
     assert_one_line(here("bundle", mine, "--text", bundle_folder), "mine", "another folder")
     assert_one_line(here("scenes", mine / "text.txt"), "text.txt")
     assert_one_line(here("tokenize", mine, mine / "text.txt", "--bundle", bundle_folder), "text.txt")

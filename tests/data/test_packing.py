@@ -19,13 +19,13 @@ def mixed_lengths(seed=0):
     return np.concatenate([rng.integers(18, 170, 9000), rng.integers(170, 1000, 600)])[rng.permutation(9600)]
 
 
-@pytest.mark.parametrize("row_length", [1024, 4096])
-def test_packing_places_every_document_once_and_wastes_less_than_a_hundredth(row_length):
+@pytest.mark.parametrize("sequence_length", [1024, 4096])
+def test_packing_places_every_document_once_and_wastes_less_than_a_hundredth(sequence_length):
     lengths = mixed_lengths()
-    rows = pack_in_order(lengths, row_length)
+    rows = pack_in_order(lengths, sequence_length)
     assert sorted(itertools.chain(*rows)) == list(range(len(lengths)))
-    assert max(lengths[row].sum() for row in rows) <= row_length
-    assert 1 - lengths.sum() / (row_length * len(rows)) < 0.01
+    assert max(lengths[row].sum() for row in rows) <= sequence_length
+    assert 1 - lengths.sum() / (sequence_length * len(rows)) < 0.01
     near = [np.ptp(row) for row in rows]
     assert np.median(near) < 3000  # a document stays near its place in the shuffled order
 
@@ -80,7 +80,7 @@ def test_shards_give_back_the_documents(token_folder):
 
 def test_a_batch_says_what_every_position_is(token_folder):
     folder, _ = token_folder
-    data = PackedDataset(TokenDataset(folder), 96, seed=3, drop_condition=0.0)
+    data = PackedDataset(TokenDataset(folder), 96, seed=3, condition_dropout=0.0)
     vocab, seen = data.vocab, 0
     for index in data.order(0):
         row = data[0, index]
@@ -96,7 +96,7 @@ def test_a_batch_says_what_every_position_is(token_folder):
             wanted = [next((p.loss for p in placed if p.start <= t < p.start + p.length), placed[-1].loss) for t in range(1, n)]
             assert np.array_equal(row["weights"][at : at + n - 1], np.float32(wanted))
             assert row["weights"][at + n - 1] == 0  # across documents nothing is learnt
-            legal = [data.grammar.kinds[k] for k in row["kinds"][at : at + n - 1]]
+            legal = [data.grammar.allowed_sets[k] for k in row["mask_index"][at : at + n - 1]]
             assert all(any(a <= t < b for a, b in intervals) for t, intervals in zip(ids[1:], legal, strict=True))
             at += n
             seen += 1
@@ -107,7 +107,7 @@ def test_a_batch_says_what_every_position_is(token_folder):
 
 
 def test_a_dropped_condition_is_bos_the_target_span_and_eos(token_folder):
-    data = PackedDataset(TokenDataset(token_folder[0]), 96, seed=3, drop_condition=1.0)
+    data = PackedDataset(TokenDataset(token_folder[0]), 96, seed=3, condition_dropout=1.0)
     vocab = data.vocab
     for unit in itertools.chain(*data.rows(0)):
         ids, weights = data.document(unit)
@@ -129,7 +129,7 @@ def test_rows_waste_less_than_a_hundredth_also_where_conditions_are_dropped(tmp_
         answers += [Segment("audio", rng.integers(0, 16, (3, int(rng.integers(1, 12)))), "assistant")] * int(rng.integers(2))
         documents.append(Document((asked, *answers)))
     write_dataset_json(tmp_path, vocab, [write_shard(tmp_path / "shard-00000.arrow", documents, vocab)], {})
-    data = PackedDataset(TokenDataset(tmp_path), 1024, drop_condition=0.1)
+    data = PackedDataset(TokenDataset(tmp_path), 1024, condition_dropout=0.1)
     shortened = []
     for epoch in (0, 1):
         rows = data.rows(epoch)
@@ -185,7 +185,7 @@ def test_the_order_is_a_pure_function_of_seed_and_epoch(token_folder):
 
 def test_weights_by_modality_and_level_reach_the_positions(token_folder):
     weights = {"image": 0.5, "audio": 2.0, "audio.1": 0.25}
-    data = PackedDataset(TokenDataset(token_folder[0]), 96, seed=3, drop_condition=0.0, weights=weights)
+    data = PackedDataset(TokenDataset(token_folder[0]), 96, seed=3, condition_dropout=0.0, weights=weights)
     seen = set()
     for unit in itertools.chain(*data.rows(0)):
         ids, factors = data.document(unit)
@@ -242,9 +242,9 @@ def test_without_shares_every_document_of_every_data_set_comes_once(token_folder
 @pytest.mark.parametrize("how", ["split", "cut", "drop"])
 def test_long_documents_are_split_cut_or_dropped_as_asked_and_counted(other_folder, how, caplog):
     dataset = TokenDataset(other_folder)
-    data = PackedDataset(dataset, 128, drop_condition=0.0, long_documents=how, max_length=100) if how != "drop" else None
+    data = PackedDataset(dataset, 128, condition_dropout=0.0, long_documents=how, max_length=100) if how != "drop" else None
     if data is None:
-        data = PackedDataset(dataset, 256, drop_condition=0.0, long_documents="drop", max_length=206)
+        data = PackedDataset(dataset, 256, condition_dropout=0.0, long_documents="drop", max_length=206)
     told = {"split": "10 split into pieces", "cut": "10 cut off there", "drop": "5 left out"}[how]
     assert f"{other_folder}: {told.split()[0]} of 10 documents have more than" in caplog.text
     assert told in caplog.text
@@ -272,7 +272,7 @@ def test_long_documents_are_split_cut_or_dropped_as_asked_and_counted(other_fold
 def test_mistakes_are_told(token_folder, other_folder, tmp_path):
     dataset, other = TokenDataset(token_folder[0]), TokenDataset(other_folder)
     with pytest.raises(UserError, match=r"10 of 10 documents have more than 100 ids, the longest 211"):
-        PackedDataset(other, 100, long_documents="refuse")
+        PackedDataset(other, 100, long_documents="error")
     with pytest.raises(UserError, match="no documents to train on, all are too long"):
         PackedDataset(other, 100, long_documents="drop")
     with pytest.raises(UserError, match="each data set needs one, above 0"):

@@ -22,7 +22,7 @@ from unitok.errors import UserError
 def split_tokens(tmp_path_factory, scenes_folder, bundle_folder) -> Path:
     """A data set of several shards and two splits."""
     out = tmp_path_factory.mktemp("split") / "tokens"
-    tokenize(Plan(str(scenes_folder), str(out), str(bundle_folder), shard_size=16, validation=0.2))
+    tokenize(Plan(str(scenes_folder), str(out), str(bundle_folder), documents_per_shard=16, validation=0.2))
     return out
 
 
@@ -97,14 +97,14 @@ def test_shards_are_opened_when_needed_and_never_sent_to_other_processes(split_t
 
 
 def test_training_reads_one_split_and_validates_on_the_other(split_tokens, tokens):
-    module = TokenShards(str(split_tokens), row_length=512)
+    module = TokenShards(str(split_tokens), sequence_length=512)
     train, validation = module.training_data(), module.validation_data()
     assert validation is not None
     ids = [{d.document(i).id for d in data.datasets for i in range(len(d))} for data in (train, validation)]
     assert all(ids)
     assert not ids[0] & ids[1]
-    assert TokenShards(str(tokens), row_length=512).validation_data() is None
-    assert TokenShards(str(tokens), str(tokens), row_length=512).validation_data() is not None
+    assert TokenShards(str(tokens), sequence_length=512).validation_data() is None
+    assert TokenShards(str(tokens), str(tokens), sequence_length=512).validation_data() is not None
 
 
 def test_verify_finds_what_was_changed(split_tokens, tmp_path):

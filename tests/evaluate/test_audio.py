@@ -50,7 +50,9 @@ def test_a_tokenizer_is_measured_by_levels_and_shown(bundle_folder, tmp_path, ca
     assert scores["seconds"] == pytest.approx(2.5)
     assert [row["levels"] for row in scores["by_levels"]] == [1, 2, 3]
     assert scores["by_levels"][-1]["bits_per_second"] == scores["bits_per_second"] == 3 * 5 * scores["frame_rate"]
-    assert {"si_sdr_db", "mel_distance", "stft_distance", "codebook_use", "codebook_perplexity"} <= set(scores["by_levels"][0])
+    assert {"si_sdr_db", "mel_distance", "stft_distance", "codebook_usage", "codebook_perplexity"} <= set(
+        scores["by_levels"][0]
+    )
     rows = [json.loads(line) for line in (tmp_path / "out" / "sounds.jsonl").read_text().splitlines()]
     found = [row["levels"][-1]["si_sdr_db"] for row in rows[:3]]
     assert found == sorted(found)

@@ -50,9 +50,9 @@ def test_a_folder_is_measured_and_bad_files_are_counted(bundle_folder, scenes_fo
     images = tmp_path / "images"
     images.mkdir()
     rng = np.random.default_rng(0)
-    sizes = {"one.png": (1, 1), "long.png": (3, 2000), "grey.png": (40, 33), "square.png": (32, 32)}
+    sizes = {"one.png": (1, 1), "long.png": (3, 2000), "gray.png": (40, 33), "square.png": (32, 32)}
     for name, size in sizes.items():
-        pixels = rng.integers(0, 255, size if name == "grey.png" else (*size, 3), dtype=np.uint8)
+        pixels = rng.integers(0, 255, size if name == "gray.png" else (*size, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(images / name)
     frames = [Image.fromarray(rng.integers(0, 255, (20, 20, 3), dtype=np.uint8)) for _ in range(3)]
     frames[0].save(images / "moving.gif", save_all=True, append_images=frames[1:])

@@ -35,8 +35,8 @@ def fill(codebooks, latents: torch.Tensor) -> None:
     """Random codes spread out as the latents [B, D, N] are, smaller at each level: the packages leave zeros."""
     rows = latents.transpose(1, 2).flatten(0, 1)
     for k, codebook in enumerate(codebooks):
-        centre = rows.mean(0) if k == 0 else 0
-        codebook.embed.copy_(centre + torch.randn_like(codebook.embed) * rows.std(0) * 0.7**k)
+        center = rows.mean(0) if k == 0 else 0
+        codebook.embed.copy_(center + torch.randn_like(codebook.embed) * rows.std(0) * 0.7**k)
 
 
 def build_encodec(model_class, kind: str):

@@ -19,7 +19,7 @@ from unitok.interop.decoder import export_decoder
 from unitok.model import Decoder, DecoderConfig
 from unitok.sample.engine import generate
 from unitok.sample.running import Request
-from unitok.sample.sampling import Settings
+from unitok.sample.sampling import SamplingParams
 from unitok.tokenizers import ImageTokenizer
 from unitok.training.finetune import start_decoder
 
@@ -190,14 +190,14 @@ def test_chameleons_own_text_tokenizer_comes_along(tmp_path, capsys):
     assert not bundle.vocab.range("text").holds(np.array([30]))[0]  # a reserved id
     again = Unitok.from_pretrained(tmp_path / "ours")
     assert again.text.fingerprint() == bundle.text.fingerprint()
-    made = bundle.generate([["a red"]], want="text,image", max_ids=700, seed=1)
+    made = bundle.generate([["a red"]], modalities="text,image", max_new_tokens=700, seed=1)
     assert [s.modality for s in made[0].new.segments] == ["text", "image"]
 
 
 def test_an_exported_bundle_says_what_its_ids_mean(tmp_path):
     bundle = make_untrained(tmp_path / "bundle")
     torch.manual_seed(1)
-    bundle.model = filled(Decoder(replace(bundle.model.config, places=0)))
+    bundle.model = filled(Decoder(replace(bundle.model.config, span_positions=0)))
     bundle.save_pretrained(tmp_path / "bundle", overwrite=True)
     for _ in range(2):  # an export may be written again
         main(["export", "hf-qwen3", str(tmp_path / "bundle"), str(tmp_path / "out")])
@@ -228,7 +228,7 @@ def test_ids_of_unknown_meaning_are_refused_and_an_export_keeps_what_its_own_mea
     assert start_decoder(bundle_folder, config, tiny.vocab, "the data")[1] == tiny.vocab.size
     assert start_decoder(bundle_folder / "model", config, tiny.vocab, "the data")[1] == tiny.vocab.size
 
-    decoder = filled(Decoder(replace(config, places=0)))
+    decoder = filled(Decoder(replace(config, span_positions=0)))
     export_decoder("hf-qwen3", decoder, tiny.vocab, tmp_path / "out")
     main(["import", "hf-qwen3", str(tmp_path / "out"), str(tmp_path / "back")])
     made = make_bundle(tmp_path / "bundle", tokenizers | {"model": tmp_path / "back"})
@@ -251,7 +251,7 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path, capsys):
 
     make_untrained(tmp_path / "bundle")  # its decoder has place embeddings
     said = refusal("export", "hf-qwen3", str(tmp_path / "bundle"), str(tmp_path / "out"))
-    assert "the decoder has places 32, which Qwen3 does not" in said
+    assert "the decoder has span_positions 32, which Qwen3 does not" in said
     assert not (tmp_path / "out").exists()
     Decoder(DecoderConfig(20, 16, 1, 16, 1, 1, head_dim=16, qk_norm="layer")).save_pretrained(tmp_path / "layer")
     assert "qk_norm 'layer'" in refusal("export", "hf-qwen3", str(tmp_path / "layer"), str(tmp_path / "out"))
@@ -281,7 +281,7 @@ def test_an_exported_decoder_writes_pictures_in_transformers_too(tiny, tmp_path)
     from unitok.interop.constrain import GrammarLogitsProcessor
 
     torch.manual_seed(0)
-    decoder = filled(Decoder(replace(tiny.model.config, places=0)))
+    decoder = filled(Decoder(replace(tiny.model.config, span_positions=0)))
     export_decoder("hf-qwen3", decoder, tiny.vocab, tmp_path / "out")
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     vocab, plan = tiny.vocab, parse_plan("text,image:2x3,audio:2", tiny.vocab, {"audio": 12.5})
@@ -292,7 +292,9 @@ def test_an_exported_decoder_writes_pictures_in_transformers_too(tiny, tmp_path)
     made = model.generate(
         padded, attention_mask=(padded != vocab.pad).long(), max_new_tokens=40, do_sample=False, logits_processor=[grammar]
     )
-    ours = generate(decoder, Grammar(vocab), [Request(p, plan, 40) for p in prompts], dict.fromkeys(vocab.spans, Settings(0.0)))
+    ours = generate(
+        decoder, Grammar(vocab), [Request(p, plan, 40) for p in prompts], dict.fromkeys(vocab.spans, SamplingParams(0.0))
+    )
     for theirs, mine in zip(made[:, longest:].tolist(), ours, strict=True):
         assert theirs[: len(mine)] == mine.tolist()
         assert set(theirs[len(mine) :]) <= {vocab.eos, vocab.pad}

@@ -23,7 +23,7 @@ taming_model = pytest.importorskip("taming.modules.diffusionmodules.model", reas
 class TamingVQ(nn.Module):
     """taming's VQModel from its own modules (its class itself does not import any more)."""
 
-    def __init__(self, attn_resolutions, dim, normalise=False, size=64):
+    def __init__(self, attn_resolutions, dim, normalize=False, size=64):
         super().__init__()
         ddconfig = {
             "ch": 32,
@@ -44,12 +44,12 @@ class TamingVQ(nn.Module):
         self.quantize = VectorQuantizer(size, dim, beta=0.25)
         nn.init.normal_(self.quantize.embedding.weight, std=0.5)
         self.quant_conv, self.post_quant_conv = nn.Conv2d(16, dim, 1), nn.Conv2d(dim, 16, 1)
-        self.normalise = normalise
+        self.normalize = normalize
 
     @torch.no_grad()
     def codes(self, x):
         z = self.quant_conv(self.encoder(x)).permute(0, 2, 3, 1)
-        if not self.normalise:
+        if not self.normalize:
             return self.quantize(z.permute(0, 3, 1, 2))[2][2].reshape(z.shape[:3])
         unit = nn.functional.normalize
         return (unit(z, dim=-1) @ unit(self.quantize.embedding.weight, dim=-1).T).argmax(-1)
@@ -57,7 +57,7 @@ class TamingVQ(nn.Module):
     @torch.no_grad()
     def pixels(self, codes):
         book = self.quantize.embedding.weight
-        book = nn.functional.normalize(book, dim=-1) if self.normalise else book
+        book = nn.functional.normalize(book, dim=-1) if self.normalize else book
         return self.decoder(self.post_quant_conv(book[codes].permute(0, 3, 1, 2))).clamp(-1, 1)
 
 
@@ -121,7 +121,7 @@ def test_a_taming_checkpoint_with_a_lightning_callback_inside(tmp_path, images, 
 @pytest.mark.parametrize("layout", ["ema", "model"])
 def test_llamagens_layouts(layout, tmp_path, images):
     torch.manual_seed(0)
-    theirs = TamingVQ(attn_resolutions=(8,), dim=8, normalise=True).eval()
+    theirs = TamingVQ(attn_resolutions=(8,), dim=8, normalize=True).eval()
     state = {}
     for name, tensor in theirs.state_dict().items():  # to LlamaGen's names; its decoder goes from low to high resolution
         name = re.sub(r"^encoder\.down\.(\d)\.", r"encoder.conv_blocks.\1.", name)

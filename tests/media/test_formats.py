@@ -81,7 +81,7 @@ def test_every_format_that_pillow_saves_is_known_and_opens():
 def made_by_hand() -> dict[str, tuple[bytes, np.ndarray]]:
     """Formats and variants that Pillow reads and does not write: bytes, and the pixels in them."""
     rgb = gradient()
-    grey = np.repeat(rgb[..., :1], 3, -1)
+    gray = np.repeat(rgb[..., :1], 3, -1)
     image = Image.fromarray(rgb)
 
     def saved(name: str, picture: Image.Image = image, **how) -> bytes:
@@ -97,20 +97,20 @@ def made_by_hand() -> dict[str, tuple[bytes, np.ndarray]]:
     small = np.asarray(image.resize((32, 32)))
     return {
         "TIFF, big": (saved("TIFF", big_tiff=True), rgb),
-        "TIFF, Motorola": (saved("TIFF", Image.fromarray(rgb[..., 0].astype(">u2") * 257)), grey),
+        "TIFF, Motorola": (saved("TIFF", Image.fromarray(rgb[..., 0].astype(">u2") * 257)), gray),
         "JPEG 2000 codestream": (saved("JPEG2000", no_jp2=True), rgb),
-        "P2.pgm": (b"P2\n# made\n64 48\n255\n" + " ".join(map(str, rgb[..., 0].ravel())).encode(), grey),
+        "P2.pgm": (b"P2\n# made\n64 48\n255\n" + " ".join(map(str, rgb[..., 0].ravel())).encode(), gray),
         "P3.PPM": (b"P3 64 48 255\n" + " ".join(map(str, rgb.ravel())).encode(), rgb),
-        "P5": (b"P5\n64 48\n255\n" + rgb[..., 0].tobytes(), grey),
+        "P5": (b"P5\n64 48\n255\n" + rgb[..., 0].tobytes(), gray),
         "P6": (b"P6 64 48 255\n" + rgb.tobytes(), rgb),
-        "Pf": (b"Pf\n64 48\n-1.0\n" + (rgb[::-1, :, 0] / 255).astype("<f4").tobytes(), grey),
+        "Pf": (b"Pf\n64 48\n-1.0\n" + (rgb[::-1, :, 0] / 255).astype("<f4").tobytes(), gray),
         "SUN": (struct.pack(">8I", 0x59A66A95, 64, 48, 24, rgb.size, 1, 0, 0) + rgb[..., ::-1].tobytes(), rgb),
-        "FITS": (cards.ljust(2880).encode() + rgb[::-1, :, 0].tobytes(), grey),
+        "FITS": (cards.ljust(2880).encode() + rgb[::-1, :, 0].tobytes(), gray),
         "PSD": (psd + rgb.transpose(2, 0, 1).tobytes(), rgb),
         "CUR": (icon[:2] + b"\2" + icon[3:], small),
         "DCX": (struct.pack("<III", 0x3ADE68B1, 12, 0) + saved("PCX"), rgb),
-        "GBR": (struct.pack(">5I4sI", 30, 2, 64, 48, 1, b"GIMP", 10) + b"a\0" + rgb[..., 0].tobytes(), grey),
-        "MCIDAS": (struct.pack(">64i", *area) + rgb[..., 0].tobytes(), grey),
+        "GBR": (struct.pack(">5I4sI", 30, 2, 64, 48, 1, b"GIMP", 10) + b"a\0" + rgb[..., 0].tobytes(), gray),
+        "MCIDAS": (struct.pack(">64i", *area) + rgb[..., 0].tobytes(), gray),
         "PIXAR": (b"\x80\xe8\0\0".ljust(416, b"\0") + struct.pack("<4H2H", 48, 64, 0, 0, 14, 2).ljust(608, b"\0") + rgb.tobytes(), rgb),
         "a.xpm": (b'/* XPM */\nstatic char *x[] = {\n"2 1 2 1",\n"a c #ff0000",\n"b c #0000ff",\n"ab"\n};\n', np.array([[[255, 0, 0], [0, 0, 255]]])),
     }  # fmt: skip

@@ -36,13 +36,13 @@ def test_a_picture_of_any_mode_loads_as_what_a_viewer_shows(tmp_path, mode):
     rgb = Image.fromarray(gradient())
     path = tmp_path / "picture.file"  # the suffix must not matter
     if mode in ("I;16", "I", "F"):
-        grey = np.asarray(rgb.convert("L"))
+        gray = np.asarray(rgb.convert("L"))
         image = Image.fromarray(
-            grey.astype(np.uint16) * 257
+            gray.astype(np.uint16) * 257
             if mode == "I;16"
-            else grey.astype(np.int32) * 257
+            else gray.astype(np.int32) * 257
             if mode == "I"
-            else grey / np.float32(255)
+            else gray / np.float32(255)
         )
     else:
         image = rgb.convert(mode)

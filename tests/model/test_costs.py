@@ -101,15 +101,15 @@ def test_inspect_says_what_a_decoder_costs_without_allocating_it(bundle_folder, 
     assert "1.77M in blocks" in capsys.readouterr().out
     Decoder(SMALL).save_pretrained(tmp_path / "model")
     inspect(str(tmp_path / "model"))
-    assert "300 ids" in capsys.readouterr().out
+    assert "300 tokens" in capsys.readouterr().out
     inspect(str(bundle_folder))
     out = capsys.readouterr().out
     assert "68 ids (32 x 32 pixels)" in out
     assert "37.5 ids (12.5 frames of 3 levels)" in out
     with pytest.raises(UserError, match=r"mfu is in \(0, 1\]"):
         inspect("100m", mfu=2)
-    main(["inspect", "100m", "--ids", "1e9", "--devices", "8", "--hardware", "a100", "--mfu", "0.5"])
-    assert "1B ids on 8 x a100 at 50% MFU" in capsys.readouterr().out
+    main(["inspect", "100m", "--tokens", "1e9", "--devices", "8", "--hardware", "a100", "--mfu", "0.5"])
+    assert "1B tokens on 8 x a100 at 50% MFU" in capsys.readouterr().out
     with pytest.raises(UserError, match="choose one of tiny"):
         preset("101m")
     with pytest.raises(SystemExit) as stopped:

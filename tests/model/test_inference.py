@@ -14,7 +14,7 @@ from unitok.training.optim import build_optimizers
 SMALL = DecoderConfig(97, 48, 3, 80, 4, 2, head_dim=16, max_position_embeddings=64)
 KINDS = {
     "ours": SMALL,
-    "places": replace(SMALL, places=9),
+    "span_positions": replace(SMALL, span_positions=9),
     "chameleon 34b": replace(SMALL, qk_norm="layer", norm_placement="after"),
     "llama with biases": replace(SMALL, qk_norm="none", num_key_value_heads=4, attention_bias=True, mlp_bias=True),
     "linear scaling": replace(SMALL, rope_scaling={"rope_type": "linear", "factor": 2.0}),
@@ -45,33 +45,33 @@ def assert_close(found, wanted):
 
 @torch.no_grad()
 def test_reading_with_a_cache_equals_one_pass_also_where_contexts_stand_at_different_positions(decoder):
-    ids, places = torch.randint(0, 97, (2, 11)), torch.randint(0, 12, (2, 11))
-    whole = decoder.hidden(ids, places=places)
+    ids, span_positions = torch.randint(0, 97, (2, 11)), torch.randint(0, 12, (2, 11))
+    whole = decoder.hidden(ids, span_positions=span_positions)
     fast = InferenceDecoder(decoder)
     cache = fast.new_cache(2, 16)
     # right-padded prompts of 6 and 3 ids, then each goes on at its own position
     prompt = ids[:, :6].clone()
     prompt[1, 3:] = 0
-    first = fast.step(prompt, torch.arange(6).expand(2, -1), cache, 6, places[:, :6], at=0)
+    first = fast.step(prompt, torch.arange(6).expand(2, -1), cache, 6, span_positions[:, :6], at=0)
     assert_close(first[0], whole[0, :6])
     assert_close(first[1, :3], whole[1, :3])
     for i in range(5):
         where = torch.tensor([[6 + i], [3 + i]])
-        step = fast.step(ids.gather(1, where), where, cache, 7 + i, places.gather(1, where))
+        step = fast.step(ids.gather(1, where), where, cache, 7 + i, span_positions.gather(1, where))
         assert_close(step[:, 0], torch.stack([whole[0, 6 + i], whole[1, 3 + i]]))
 
 
 @torch.no_grad()
 def test_a_common_position_and_several_ids_at_once_change_nothing(decoder):
-    ids, places = torch.randint(0, 97, (3, 12)), torch.randint(0, 12, (3, 12))
-    whole = decoder.hidden(ids, places=places)
+    ids, span_positions = torch.randint(0, 97, (3, 12)), torch.randint(0, 12, (3, 12))
+    whole = decoder.hidden(ids, span_positions=span_positions)
     fast = InferenceDecoder(decoder)
     common, own = fast.new_cache(3, 16), fast.new_cache(3, 16)
     for start, stop in ((0, 5), (5, 6), (6, 7), (7, 11), (11, 12)):
         where = torch.arange(start, stop).expand(3, -1)
         part = (ids[:, start:stop], where)
-        assert_close(fast.step(*part, common, stop, places[:, start:stop], at=start), whole[:, start:stop])
-        assert_close(fast.step(*part, own, stop, places[:, start:stop]), whole[:, start:stop])
+        assert_close(fast.step(*part, common, stop, span_positions[:, start:stop], at=start), whole[:, start:stop])
+        assert_close(fast.step(*part, own, stop, span_positions[:, start:stop]), whole[:, start:stop])
 
 
 @torch.no_grad()
@@ -124,8 +124,8 @@ def test_recorded_steps_equal_steps_one_by_one():
     torch.manual_seed(0)
     fast = InferenceDecoder(filled(Decoder(replace(SMALL, max_position_embeddings=600))).cuda())
     plain, graphed, graphs = fast.new_cache(2, 600), fast.new_cache(2, 600), CudaGraphs(fast)
-    ids, places = torch.randint(0, 97, (2, 300), device="cuda"), torch.zeros(2, 1, dtype=torch.int64, device="cuda")
+    ids, span_positions = torch.randint(0, 97, (2, 300), device="cuda"), torch.zeros(2, 1, dtype=torch.int64, device="cuda")
     for i in range(300):  # the number of positions that are looked at grows over a multiple of 256
         where = torch.tensor([[i], [i // 2]], device="cuda")
-        wanted = fast.step(ids[:, i : i + 1], where, plain, i + 1, places)
-        assert_close(graphs.step(ids[:, i : i + 1], where, graphed, i + 1, places), wanted)
+        wanted = fast.step(ids[:, i : i + 1], where, plain, i + 1, span_positions)
+        assert_close(graphs.step(ids[:, i : i + 1], where, graphed, i + 1, span_positions), wanted)

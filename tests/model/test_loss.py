@@ -16,7 +16,7 @@ KINDS = [((0, 10), (20, 40)), ((40, 97),), ((5, 6),)]
 def batch() -> dict[str, torch.Tensor]:
     return {
         "targets": torch.tensor([[3, 25, 50, 96, 5, 39]]),
-        "kinds": torch.tensor([[0, 0, 1, 1, 2, 0]]),
+        "mask_index": torch.tensor([[0, 0, 1, 1, 2, 0]]),
         "weights": torch.tensor([[1.0, 2.0, 0.5, 1.0, 1.0, 0.0]]),
     }
 
@@ -25,7 +25,7 @@ def written_out(hidden, weight, batch, z_loss):
     """The total and each position's loss in float64, one position at a time."""
     logits, total, rows = (hidden[0].double() @ weight.double().T), 0.0, {}
     for i in range(hidden.shape[1]):
-        legal = [id for a, b in KINDS[batch["kinds"][0, i]] for id in range(a, b)]
+        legal = [id for a, b in KINDS[batch["mask_index"][0, i]] for id in range(a, b)]
         z = torch.logsumexp(logits[i, legal], 0)
         nll = z - logits[i, batch["targets"][0, i]]
         total = total + batch["weights"][0, i].double() * (nll + z_loss * z.square()) * (len(legal) > 1)
@@ -42,7 +42,7 @@ def test_the_loss_over_allowed_ids_is_the_masked_softmax_written_out(batch, piec
     found = next_id_loss(hidden, weight, batch, KINDS, z_loss, measure=True)
     total, rows = written_out(hidden, weight, batch, z_loss)
     torch.testing.assert_close(found.total.double(), total, rtol=1e-5, atol=1e-5)
-    for nll, z, right, i in zip(found.nll, found.log_normaliser, found.right, found.index.tolist(), strict=True):
+    for nll, z, right, i in zip(found.nll, found.logsumexp_rms, found.right, found.index.tolist(), strict=True):
         assert math.isclose(nll.item(), rows[i][0], rel_tol=1e-4)
         assert math.isclose(z.item(), rows[i][1], rel_tol=1e-4)
         assert bool(right) == rows[i][2]
@@ -79,7 +79,7 @@ def test_logits_of_a_long_batch_never_exist_at_once(monkeypatch):
     n, v, c = 4096, 512, 16
     hidden, weight = torch.randn(1, n, c, requires_grad=True), torch.randn(v, c, requires_grad=True)
     one = torch.ones(1, n)
-    batch = {"targets": torch.randint(0, v, (1, n)), "kinds": torch.zeros(1, n, dtype=torch.long), "weights": one}
+    batch = {"targets": torch.randint(0, v, (1, n)), "mask_index": torch.zeros(1, n, dtype=torch.long), "weights": one}
     largest = 0
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):

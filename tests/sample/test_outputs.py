@@ -18,9 +18,9 @@ from unitok.grammar import Grammar
 from unitok.modalities.image import half_blocks
 from unitok.ranges import Span
 from unitok.sample.outputs import Output, save_outputs
-from unitok.sample.sampling import Settings
+from unitok.sample.sampling import SamplingParams
 from unitok.sample.score import score_documents
-from unitok.sample.stream import Piece
+from unitok.sample.stream import Chunk
 from unitok.tokenizers import AudioTokenizer, AudioTokenizerConfig
 
 
@@ -37,7 +37,7 @@ def test_a_begun_picture_keeps_its_first_rows_and_its_size(tiny, role):
     text = Segment("text", tiny.text.encode("a small text"), role)
     begun = Segment("image", picture().codes, role)
     prompt = Document((text, begun))
-    outputs = tiny.generate([prompt], "image,text", n=3, keep=0.5, max_ids=60)
+    outputs = tiny.generate([prompt], "image,text", n=3, prefix_fraction=0.5, max_new_tokens=60)
     for output in outputs:
         assert output.prompt.segments == (text,)
         assert [s.modality for s in output.new.segments] == ["image", "text"]
@@ -50,29 +50,29 @@ def test_a_begun_picture_keeps_its_first_rows_and_its_size(tiny, role):
 
 def test_a_begun_sound_goes_on_to_the_length_that_is_wanted(tiny):
     start = sound(tiny)
-    (output,) = tiny.generate([Document((start,))], "audio:9,text", keep=0.5, max_ids=100)
+    (output,) = tiny.generate([Document((start,))], "audio:9,text", prefix_fraction=0.5, max_new_tokens=100)
     made = output.new.segments[0].codes
     assert made.shape[1] == 9
     assert np.array_equal(made[:, :3], start.codes[:, :3])
     with pytest.raises(UserError, match="the plan wants 2 frames of audio, 6 are there already"):
-        tiny.generate([Document((start,))], "audio:2", keep=1.0)
+        tiny.generate([Document((start,))], "audio:2", prefix_fraction=1.0)
     with pytest.raises(UserError, match="the plan wants 3x3 codes, the image was begun with 4x5"):
-        tiny.generate([Document((picture(),))], "image:3x3", keep=0.5)
+        tiny.generate([Document((picture(),))], "image:3x3", prefix_fraction=0.5)
     with pytest.raises(UserError, match="must end with a picture or a sound"):
-        tiny.generate(["a text"], "text", keep=0.5)
+        tiny.generate(["a text"], "text", prefix_fraction=0.5)
 
 
-@pytest.mark.parametrize("by", ["likelihood", "relevance"])
+@pytest.mark.parametrize("by", ["logprob", "pmi"])
 def test_the_best_of_several_are_those_with_the_best_scores(tiny, by):
     prompt = ["a small text"]
     everything = tiny.generate(prompt, "image:2x2", n=8, seed=1)
-    best = tiny.generate(prompt, "image:2x2", n=2, best_of=4, best_by=by, seed=1)
+    best = tiny.generate(prompt, "image:2x2", n=2, best_of=4, rank_by=by, seed=1)
     given = everything[0].prompt
 
     def value(output):
         scored = score_documents(tiny, [Document(given.segments + output.new.segments), output.new])
         likely = scored[0].parts[-1]["log_probability"]
-        return likely - (scored[1].parts[-1]["log_probability"] if by == "relevance" else 0)
+        return likely - (scored[1].parts[-1]["log_probability"] if by == "pmi" else 0)
 
     order = sorted((value(o) for o in everything), reverse=True)
     assert [value(o) for o in best] == pytest.approx(order[:2], abs=1e-3)
@@ -80,12 +80,12 @@ def test_the_best_of_several_are_those_with_the_best_scores(tiny, by):
     assert best[0].score == pytest.approx(order[0] / len(best[0].ids), abs=1e-3)
 
 
-@pytest.mark.parametrize("by", ["likelihood", "relevance"])
+@pytest.mark.parametrize("by", ["logprob", "pmi"])
 def test_choosing_among_free_outputs_with_roles_works_whatever_they_are(tiny, by):
     prompt = Document((Segment("text", tiny.text.encode("a small text"), "user"),))
-    everything = tiny.generate([prompt], "free", n=24, seed=2, max_ids=24)
+    everything = tiny.generate([prompt], "free", n=24, seed=2, max_new_tokens=24)
     assert any(s.role != "user" for o in everything for s in o.new.segments)
-    best = tiny.generate([prompt], "free", n=3, best_of=8, best_by=by, seed=2, max_ids=24)
+    best = tiny.generate([prompt], "free", n=3, best_of=8, rank_by=by, seed=2, max_new_tokens=24)
     scores = [output.score for output in best]
     assert scores == sorted(scores, reverse=True)
     assert {tuple(o.ids) for o in best} <= {tuple(o.ids) for o in everything}
@@ -95,7 +95,7 @@ def test_mistakes_in_a_stream_are_said_before_any_work(tiny):
     with pytest.raises(UserError, match="batch size is 0"):
         tiny.stream(["a text"], batch_size=0)
     with pytest.raises(UserError, match="a budget of 4 ids is too small"):
-        tiny.stream(["a text"], want="image:2x2", max_ids=4)
+        tiny.stream(["a text"], modalities="image:2x2", max_new_tokens=4)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def causal(tiny):
     config = AudioTokenizerConfig(**{**vars(c), "causal": True, "norm": "none", "num_codebooks": c.num_codebooks})
     audio = AudioTokenizer(config)
     audio.train()
-    audio.quantizer.start(audio.quantizer.pass_through(torch.randn(4, 64, config.dimension)).low)
+    audio.quantizer.init_codebook(audio.quantizer.project(torch.randn(4, 64, config.dimension)).projected)
     return Unitok(tiny.vocab, {"text": tiny.text, "image": tiny.image}, tiny.model), audio.eval()
 
 
@@ -114,12 +114,12 @@ def causal(tiny):
 def test_a_streams_pieces_add_up_to_its_outputs(tiny, causal, streams):
     u, audio = causal
     u.tokenizers["audio"] = audio if streams else tiny.audio
-    want, prompt = "text,image:8x6,audio:40", [["a small text"], ["text", "small"]]
-    settings = {"image": Settings(guidance=2.0)}
+    modalities, prompt = "text,image:8x6,audio:40", [["a small text"], ["text", "small"]]
+    settings = {"image": SamplingParams(guidance_scale=2.0)}
     outputs, pieces = [], []
-    for piece in u.stream(prompt, want=want, n=2, max_ids=400, settings=settings, seed=4):
+    for piece in u.stream(prompt, modalities=modalities, n=2, max_new_tokens=400, settings=settings, seed=4):
         (outputs if isinstance(piece, Output) else pieces).append(piece)
-    whole = u.generate(prompt, want, n=2, max_ids=400, settings=settings, seed=4)
+    whole = u.generate(prompt, modalities, n=2, max_new_tokens=400, settings=settings, seed=4)
     assert sorted(o.index for o in outputs) == [0, 1, 2, 3]
     for output in outputs:
         mine = [p for p in pieces if p.index == output.index]
@@ -136,8 +136,8 @@ def test_a_streams_pieces_add_up_to_its_outputs(tiny, causal, streams):
 
 
 def test_a_begun_picture_streams_from_its_kept_rows_on(tiny):
-    pieces = list(tiny.stream([Document((picture(),))], want="image", keep=0.5, max_ids=40))
-    shown = [p.content for p in pieces if isinstance(p, Piece)]
+    pieces = list(tiny.stream([Document((picture(),))], modalities="image", prefix_fraction=0.5, max_new_tokens=40))
+    shown = [p.content for p in pieces if isinstance(p, Chunk)]
     assert shown[0].shape[1] >= 2 * tiny.image.stride
     torch.testing.assert_close(shown[-1], pieces[-1].images[0])
 
@@ -154,13 +154,13 @@ def test_the_live_view_shows_text_pictures_and_sound_as_they_grow(tiny):
             return True
 
     screen = Terminal()
-    outputs = show(tiny.stream(["a small text"], want="text,image:4x4,audio:3", max_ids=120), tiny, screen)
+    outputs = show(tiny.stream(["a small text"], modalities="text,image:4x4,audio:3", max_new_tokens=120), tiny, screen)
     told = screen.getvalue()
     assert visible(outputs[0].text, lines=True) in told
     assert told.count("\N{UPPER HALF BLOCK}") >= 16 * 8
     assert "\N{EIGHTH NOTE}" in told
     paper = io.StringIO()
-    show(tiny.stream(["a small text"], want="image:4x4", max_ids=120), tiny, paper)
+    show(tiny.stream(["a small text"], modalities="image:4x4", max_new_tokens=120), tiny, paper)
     assert paper.getvalue() == "[image, 16 x 16 pixels]\n"
     assert len(half_blocks(torch.zeros(3, 64, 32))) == 32
 
@@ -171,8 +171,8 @@ def test_the_live_view_draws_an_image_over_the_one_before_it(tiny):
             return True
 
     screen = Terminal()
-    grown = [Piece(0, 1, "image", torch.zeros(3, rows, 8), rows == 8) for rows in (4, 8)]
-    show([Piece(0, 0, "text", "a", True), *grown, Piece(0, 2, "text", "b", True)], tiny, screen)
+    grown = [Chunk(0, 1, "image", torch.zeros(3, rows, 8), rows == 8) for rows in (4, 8)]
+    show([Chunk(0, 0, "text", "a", True), *grown, Chunk(0, 2, "text", "b", True)], tiny, screen)
     moves = re.findall(r"\x1b\[(\d+)A", screen.getvalue())
     assert moves == ["2"]  # the lines of the first one
     assert screen.getvalue().startswith("a\n\x1b[2K")
@@ -181,7 +181,7 @@ def test_the_live_view_draws_an_image_over_the_one_before_it(tiny):
 
 def test_what_a_text_says_does_not_reach_the_terminal_as_a_command(tiny):
     screen = io.StringIO()
-    show([Piece(0, 0, "text", "a\x1b[2J\x9b1m\r\u202eb\x07\nc\td é", False)], tiny, screen)
+    show([Chunk(0, 0, "text", "a\x1b[2J\x9b1m\r\u202eb\x07\nc\td é", False)], tiny, screen)
     assert screen.getvalue() == "a\\x1b[2J\\x9b1m\\r\\u202eb\\x07\nc\td é\n"
 
 
@@ -261,7 +261,7 @@ def test_scores_on_the_command_line_choose_among_answers(tiny, bundle_folder, tm
         ids = tiny.vocab.encode(Document((Segment("text", [*given, *answer]),)), eos=False)
         legal = torch.cat([torch.arange(a, b) for a, b in Grammar(tiny.vocab).follow(ids, complete=False).allowed()])
         with torch.inference_mode():
-            logits = tiny.model(torch.from_numpy(ids)[None], places=torch.zeros(1, len(ids), dtype=torch.int64))[0]
+            logits = tiny.model(torch.from_numpy(ids)[None], span_positions=torch.zeros(1, len(ids), dtype=torch.int64))[0]
         chosen = logits[:, legal].double().log_softmax(-1)
         wanted = sum(chosen[i - 1, (legal == ids[i]).nonzero()[0, 0]] for i in range(1 + len(given), len(ids)))
         assert row["log_probability"] == pytest.approx(float(wanted), abs=1e-3)

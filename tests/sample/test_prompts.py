@@ -12,7 +12,7 @@ from PIL import Image
 from unitok.document import Document, Part, RawDocument, Segment
 from unitok.errors import UserError
 from unitok.sample.prompts import read_prompts
-from unitok.sample.sampling import Settings
+from unitok.sample.sampling import SamplingParams
 
 
 @pytest.fixture(scope="module")
@@ -56,13 +56,13 @@ def test_lists_are_one_prompt_and_lists_of_lists_a_batch(tiny):
 
 
 def test_settings_of_every_form_are_the_same(tiny):
-    cold = Settings(temperature=0.0)
+    cold = SamplingParams(temperature=0.0)
     made = [
         tiny.generate("a text", "image:2x2", settings=form)[0].ids.tolist()
         for form in (cold, {"image": cold}, {"image": {"temperature": 0.0}})
     ]
     assert made[0] == made[1] == made[2] != tiny.generate("a text", "image:2x2")[0].ids.tolist()
-    assert [s.modality for s in tiny.generate("a", ["image", "text"], max_ids=90)[0].new.segments] == ["image", "text"]
+    assert [s.modality for s in tiny.generate("a", ["image", "text"], max_new_tokens=90)[0].new.segments] == ["image", "text"]
 
 
 @pytest.mark.parametrize(
@@ -76,31 +76,31 @@ def test_settings_of_every_form_are_the_same(tiny):
         ({"prompt": None}, "prompt: a NoneType"),
         ({"prompt": {"text": "a"}}, "prompt: a dict"),
         ({"prompt": [["a"], "b"]}, "mixed"),
-        ({"prompt": ("a", "b", "c"), "want": 3}, "want is a int"),
+        ({"prompt": ("a", "b", "c"), "modalities": 3}, "modalities is a int"),
         ({"prompt": [("a", "b")]}, "its rate is a str"),
         ({"prompt": Image.new("RGB", (0, 5))}, "0 x 5 pixels"),
         (
             {"temperature": 0.5},
-            r"no 'temperature'; it is one of the settings: settings=\{'image': Settings\(temperature=VALUE\)\}",
+            r"no 'temperature'; it is one of the settings: settings=\{'image': SamplingParams\(temperature=VALUE\)\}",
         ),
-        ({"max_idz": 5}, "no 'max_idz'; did you mean max_ids"),
-        ({"num_return_sequences": 5}, "no 'num_return_sequences'; there are prompt, want, n, "),
-        ({"settings": {"images": Settings()}}, "settings: 'images' is none of text, image, audio"),
+        ({"max_new_tokenz": 5}, "no 'max_new_tokenz'; did you mean max_new_tokens"),
+        ({"num_return_sequences": 5}, "no 'num_return_sequences'; did you mean"),
+        ({"settings": {"images": SamplingParams()}}, "settings: 'images' is none of text, image, audio"),
         ({"settings": {"image": {"temprature": 1}}}, r"settings\['image'\]: no 'temprature'; did you mean temperature"),
         ({"settings": {"image": 0.5}}, r"settings\['image'\]: a float; give settings="),
         ({"settings": 0.5}, "settings: a float; give settings="),
         ({"settings": {"image": {"temperature": "hot"}}}, "temperature 'hot'"),
         ({"n": "2"}, "n is '2'"),
         ({"n": 1.5}, r"n is 1\.5"),
-        ({"keep": "half"}, "keep is 'half'"),
+        ({"prefix_fraction": "half"}, "prefix_fraction is 'half'"),
         ({"batch_size": "2"}, "batch size is '2'"),
         ({"prompt": Path()}, "not a file"),
-        ({"want": ["image", "smell"]}, "smell"),
+        ({"modalities": ["image", "smell"]}, "smell"),
     ],
 )
 def test_wrong_calls_are_one_line_that_names_the_argument(tiny, arguments, told):
     with pytest.raises(UserError, match=told) as error:
-        tiny.generate(**{"prompt": "a text", "want": "image:1x1"} | arguments)
+        tiny.generate(**{"prompt": "a text", "modalities": "image:1x1"} | arguments)
     assert "\n" not in str(error.value)
 
 

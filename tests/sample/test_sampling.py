@@ -10,13 +10,13 @@ from test_layouts import every_layout, random_codes
 
 from unitok.document import Document, Segment
 from unitok.errors import UserError
-from unitok.grammar import Grammar, Want, parse_plan
+from unitok.grammar import Grammar, PlanItem, parse_plan
 from unitok.model.decoder import Decoder
 from unitok.model.inference import InferenceDecoder
 from unitok.sample.engine import Session, generate
 from unitok.sample.running import Request
 from unitok.sample.sampling import (
-    Settings,
+    SamplingParams,
     draw,
     guide,
     keep_min_p,
@@ -47,10 +47,10 @@ def test_min_p_and_the_repetition_penalty_do_what_they_say_row_by_row():
 
 
 def test_a_schedule_grows_from_nothing_to_the_full_scale_over_its_interval():
-    how = Settings(guidance=3.0, guidance_start=2, guidance_stop=6, guidance_schedule="linear")
+    how = SamplingParams(guidance_scale=3.0, guidance_start=2, guidance_stop=6, guidance_schedule="linear")
     assert [how.guides(i) for i in range(8)] == [False] * 2 + [True] * 4 + [False] * 2
     assert [how.scales(i, 64)[0] for i in range(2, 6)] == pytest.approx([1, 1 + 2 / 3, 1 + 4 / 3, 3])
-    cosine = Settings(guidance=2.0, guidance_media=3.0, guidance_schedule="cosine")
+    cosine = SamplingParams(guidance_scale=2.0, media_guidance_scale=3.0, guidance_schedule="cosine")
     assert cosine.scales(10, 21) == pytest.approx((1.5, 2.0))
     assert cosine.scales(10, None) == (2.0, 3.0)
 
@@ -62,7 +62,7 @@ def test_a_schedule_grows_from_nothing_to_the_full_scale_over_its_interval():
 )  # fmt: skip
 def test_settings_that_make_no_sense_are_named(name, value):
     with pytest.raises(UserError, match=f"^{name} {value}: "):
-        Settings(**{name: value})
+        SamplingParams(**{name: value})
 
 
 def test_guidance_is_u_plus_s_times_c_minus_u_on_log_probabilities():
@@ -95,17 +95,19 @@ def prompts_of(tiny):
     return [Document((text,)), Document((text, picture)), Document((picture, text, sound)), Document((sound,))]
 
 
-@pytest.mark.parametrize("want", ["free", "image", "text,image:2x3,audio:3", "audio,text"])
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_with_random_weights_nothing_is_ever_malformed(tiny, want, guidance):
+@pytest.mark.parametrize("modalities", ["free", "image", "text,image:2x3,audio:3", "audio,text"])
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_with_random_weights_nothing_is_ever_malformed(tiny, modalities, guidance_scale):
     grammar, vocab = Grammar(tiny.vocab), tiny.vocab
-    plan = parse_plan(want, vocab, tiny.rates)
-    settings = {m: Settings(1.0, guidance=guidance if m != "text" else 1.0) for m in ("text", "image", "audio")}
+    plan = parse_plan(modalities, vocab, tiny.rates)
+    settings = {
+        m: SamplingParams(1.0, guidance_scale=guidance_scale if m != "text" else 1.0) for m in ("text", "image", "audio")
+    }
     prompts = [vocab.encode(p, eos=False) for p in prompts_of(tiny)]
     requests = [Request(p, plan, 24 + 3 * i + j, 1, 10 * i + j) for i, p in enumerate(prompts) for j in range(6)]
     spans = 0
     for request, new in zip(requests, generate(tiny.model, grammar, requests, settings), strict=True):
-        assert len(new) <= request.max_ids
+        assert len(new) <= request.max_new_tokens
         whole = np.concatenate([request.prompt, new])
         if whole[-1] != vocab.eos:
             whole = np.append(whole, vocab.eos)
@@ -131,10 +133,17 @@ def random_request(tiny, grammar, rng, row):
 
     prompt = vocab.encode(Document(tuple(content() for _ in range(rng.integers(0, 4)))), eos=False)
     prompt = prompt[: rng.integers(max(1, len(prompt) - 8), len(prompt) + 1)]
-    items = [Want("text"), Want("image"), Want("audio"), Want("image", (2, 3)), Want("audio", repeats=2), Want("image", (1, 1))]
+    items = [
+        PlanItem("text"),
+        PlanItem("image"),
+        PlanItem("audio"),
+        PlanItem("image", (2, 3)),
+        PlanItem("audio", repeats=2),
+        PlanItem("image", (1, 1)),
+    ]
     plan = None if rng.random() < 0.4 else [items[i] for i in rng.integers(0, len(items), rng.integers(1, 5))]
     if plan:
-        plan = [want for want, before in zip(plan, [None, *plan], strict=False) if before != want or want.modality != "text"]
+        plan = [item for item, before in zip(plan, [None, *plan], strict=False) if before != item or item.modality != "text"]
     state = grammar.follow(prompt, complete=False)
     try:
         state.copy_for(None, plan)
@@ -157,11 +166,11 @@ def count_spans(tiny, least):
     grammar, vocab, rng = Grammar(tiny.vocab), tiny.vocab, np.random.default_rng(0)
     spans = {"text": 0, "image": 0, "audio": 0}
     ways = [
-        Settings(),
-        Settings(guidance=2.0),
-        Settings(top_k=3),
-        Settings(0.0),
-        Settings(2.0, guidance=3.0, guidance_media=1.5),
+        SamplingParams(),
+        SamplingParams(guidance_scale=2.0),
+        SamplingParams(top_k=3),
+        SamplingParams(0.0),
+        SamplingParams(2.0, guidance_scale=3.0, media_guidance_scale=1.5),
     ]
     row = 0
     while sum(spans.values()) < least:
@@ -169,7 +178,7 @@ def count_spans(tiny, least):
         for request in requests:
             request.settings = {m: ways[rng.integers(len(ways))] for m in spans}
         for request, new in zip(requests, generate(tiny.model, grammar, requests, batch_size=64), strict=True):
-            assert len(new) <= request.max_ids
+            assert len(new) <= request.max_new_tokens
             whole = np.concatenate([request.prompt, new])
             whole = whole if whole[-1] == vocab.eos else np.append(whole, vocab.eos)
             grammar.check(whole)
@@ -207,7 +216,11 @@ def test_of_100_000_spans_with_random_weights_nothing_is_malformed(tiny):
 def test_the_same_seed_gives_the_same_ids_alone_and_in_a_batch(tiny):
     grammar = Grammar(tiny.vocab)
     prompts = [tiny.vocab.encode(p, eos=False) for p in prompts_of(tiny)]
-    settings = {"image": Settings(guidance=2.0), "text": Settings(top_k=20), "audio": Settings(top_p=0.9)}
+    settings = {
+        "image": SamplingParams(guidance_scale=2.0),
+        "text": SamplingParams(top_k=20),
+        "audio": SamplingParams(top_p=0.9),
+    }
     requests = [Request(p, None, 40, 5, i) for i, p in enumerate(prompts)]
     together = generate(tiny.model, grammar, requests, settings)
     again = generate(tiny.model, grammar, requests, settings)
@@ -229,11 +242,11 @@ def guided(c, u, scale, m, media_scale):
 def naive(tiny, request, settings):
     """Greedy ids of a request without a cache, a batch, a sliced head or a menu: whole passes, one for each way of guidance."""
     vocab, grammar = tiny.vocab, Grammar(tiny.vocab)
-    state = grammar.follow(request.prompt, complete=False).copy_for(request.max_ids, request.plan)
+    state = grammar.follow(request.prompt, complete=False).copy_for(request.max_new_tokens, request.plan)
     ids, span = request.prompt.tolist(), request.prompt.tolist()[len(request.prompt) - state.into :]
-    befores = {"own": None, "none": request.negative, "media": request.media}
+    befores = {"own": None, "none": request.negative_prompt, "media": request.media}
     while state.state != "done":
-        how = settings.get(state.modality or (state.plan[0].modality if state.plan else "text"), Settings())
+        how = settings.get(state.modality or (state.plan[0].modality if state.plan else "text"), SamplingParams())
         legal = torch.zeros(vocab.size, dtype=torch.bool)
         for a, b in state.allowed():
             legal[a:b] = True
@@ -242,12 +255,14 @@ def naive(tiny, request, settings):
             start = [vocab.bos] if before is None else list(before)
             sequence = np.array(ids if kind == "own" else start + span)
             with torch.inference_mode():
-                found = tiny.model(torch.from_numpy(sequence)[None], places=torch.from_numpy(grammar.places(sequence))[None])
+                found = tiny.model(
+                    torch.from_numpy(sequence)[None], span_positions=torch.from_numpy(grammar.span_positions(sequence))[None]
+                )
             logits[kind] = found[0, -1].masked_fill(~legal, -torch.inf)[None]
         chosen = logits["own"]
         if how.guides(state.count):
             scale, media = (torch.tensor([[x]]) for x in how.scales(state.count, state.total))
-            three = how.guidance_media is not None
+            three = how.media_guidance_scale is not None
             chosen = guided(chosen, logits["none"], scale, logits["media"] if three else None, media)
         if how.repetition_penalty != 1:
             seen = torch.zeros(1, vocab.size, dtype=torch.bool)
@@ -263,15 +278,15 @@ def naive(tiny, request, settings):
 
 WAYS = {
     "no guidance": {},
-    "without the condition": {"image": {"guidance": 2.5}},
-    "in text, too": {"image": {"guidance": 2.5}, "text": {"guidance": 1.7}},
-    "for an interval": {"image": {"guidance": 3.0, "guidance_start": 1, "guidance_stop": 4}},
+    "without the condition": {"image": {"guidance_scale": 2.5}},
+    "in text, too": {"image": {"guidance_scale": 2.5}, "text": {"guidance_scale": 1.7}},
+    "for an interval": {"image": {"guidance_scale": 3.0, "guidance_start": 1, "guidance_stop": 4}},
     "growing": {
-        "image": {"guidance": 3.0, "guidance_schedule": "linear"},
-        "audio": {"guidance": 2.0, "guidance_schedule": "cosine"},
+        "image": {"guidance_scale": 3.0, "guidance_schedule": "linear"},
+        "audio": {"guidance_scale": 2.0, "guidance_schedule": "cosine"},
     },
-    "three ways": {"image": {"guidance": 3.0, "guidance_media": 1.4}, "audio": {"guidance": 2.0}},
-    "repetition penalty": {"audio": {"repetition_penalty": 1.8}, "text": {"repetition_penalty": 1.4, "guidance": 1.5}},
+    "three ways": {"image": {"guidance_scale": 3.0, "media_guidance_scale": 1.4}, "audio": {"guidance_scale": 2.0}},
+    "repetition penalty": {"audio": {"repetition_penalty": 1.8}, "text": {"repetition_penalty": 1.4, "guidance_scale": 1.5}},
 }
 
 
@@ -279,19 +294,26 @@ WAYS = {
 def test_greedy_ids_equal_a_naive_loop_over_whole_sequences(tiny, way):
     """Four prompts of different lengths in one batch, against one at a time without any of the engine."""
     vocab = tiny.vocab
-    settings = {m: Settings(0.0, **WAYS[way].get(m, {})) for m in ("text", "image", "audio")}
+    settings = {m: SamplingParams(0.0, **WAYS[way].get(m, {})) for m in ("text", "image", "audio")}
     plan = parse_plan("image:2x3,audio:2,text,image:2x2", vocab, {"audio": 12.5})
-    negative = vocab.encode(Document((Segment("text", tiny.text.encode("nothing")),)), eos=False)
+    negative_prompt = vocab.encode(Document((Segment("text", tiny.text.encode("nothing")),)), eos=False)
     requests = []
     for i, prompt in enumerate(prompts_of(tiny)):
         media = vocab.encode(Document(tuple(s for s in prompt.segments if s.modality != "text")), eos=False)
         requests.append(
-            Request(vocab.encode(prompt, eos=False), plan, 44, row=i, negative=negative if i % 2 else None, media=media)
+            Request(
+                vocab.encode(prompt, eos=False),
+                plan,
+                44,
+                row=i,
+                negative_prompt=negative_prompt if i % 2 else None,
+                media=media,
+            )
         )
     made = [ids.tolist() for ids in generate(tiny.model, Grammar(vocab), requests, settings)]
     assert made == [naive(tiny, request, settings) for request in requests]
     if WAYS[way]:  # it does something
-        assert made != [naive(tiny, request, dict.fromkeys(settings, Settings(0.0))) for request in requests]
+        assert made != [naive(tiny, request, dict.fromkeys(settings, SamplingParams(0.0))) for request in requests]
 
 
 def test_codes_of_every_layout_are_drawn_as_a_naive_loop_draws_them(tiny):
@@ -304,11 +326,14 @@ def test_codes_of_every_layout_are_drawn_as_a_naive_loop_draws_them(tiny):
             torch.nn.init.normal_(weight, std=0.1)
     requests, settings = [], {}
     for i, m in enumerate(["text", "raster3", "interleaved3", "delayed2", "delayed4", "clip", "strip"]):
-        settings[m] = Settings(0.0, guidance=1.0 + i % 2)
+        settings[m] = SamplingParams(0.0, guidance_scale=1.0 + i % 2)
         prompt = vocab.encode(Document((Segment(m, random_codes(vocab, m, rng)),)), eos=False)
         cut = int(rng.integers(2 + len(vocab.span(m).header), len(prompt))) if vocab.span(m).begin else len(prompt)
         repeats = None if vocab.span(m).header or i % 3 else 4
-        requests += [Request(prompt, [Want(m, repeats=repeats)], 18, row=0), Request(prompt[:cut], [Want(m)], 16, row=1)]
+        requests += [
+            Request(prompt, [PlanItem(m, repeats=repeats)], 18, row=0),
+            Request(prompt[:cut], [PlanItem(m)], 16, row=1),
+        ]
     made = [ids.tolist() for ids in generate(model, Grammar(vocab), requests, settings)]
     assert made == [naive(SimpleNamespace(vocab=vocab, model=model), request, settings) for request in requests]
     for request, ids in zip(requests, made, strict=True):
@@ -320,7 +345,7 @@ def test_codes_of_every_layout_are_drawn_as_a_naive_loop_draws_them(tiny):
 
 def test_a_request_that_joins_later_gets_what_it_gets_alone(tiny):
     grammar, vocab = Grammar(tiny.vocab), tiny.vocab
-    settings = {"image": Settings(guidance=2.0), "audio": Settings(top_k=5)}
+    settings = {"image": SamplingParams(guidance_scale=2.0), "audio": SamplingParams(top_k=5)}
     requests = [Request(vocab.encode(p, eos=False), None, 30 + 5 * i, 7, i) for i, p in enumerate(prompts_of(tiny) * 2)]
     alone = [generate(tiny.model, grammar, [r], settings)[0].tolist() for r in requests]
     made = [ids.tolist() for ids in generate(tiny.model, grammar, requests, settings, batch_size=3)]
@@ -339,7 +364,7 @@ def test_a_request_that_joins_later_gets_what_it_gets_alone(tiny):
 def test_rows_that_need_no_guidance_have_no_second_slot(tiny):
     grammar, vocab = Grammar(tiny.vocab), tiny.vocab
     prompt = vocab.encode(prompts_of(tiny)[0], eos=False)
-    session = Session(tiny.model, grammar, {"image": Settings(guidance=2.0, guidance_stop=3)}, ahead=1)
+    session = Session(tiny.model, grammar, {"image": SamplingParams(guidance_scale=2.0, guidance_stop=3)}, ahead=1)
     session.add(Request(prompt, parse_plan("image:2x3", vocab), 20, row=0))
     session.add(Request(prompt, parse_plan("audio:4", vocab, {"audio": 12.5}), 20, row=1))
     counts = []
@@ -378,15 +403,15 @@ def test_jacobi_gives_the_ids_of_plain_sampling_in_fewer_passes(tiny):
     prompt = vocab.encode(prompts_of(tiny)[1], eos=False)
     plan = parse_plan("image:5x6,text,image:4x4", vocab)
     for how in (
-        Settings(0.3, top_k=20, guidance=1.5),
-        Settings(0.5, top_p=0.9, guidance=2.0, guidance_media=1.2),
-        Settings(0.0),
-        Settings(0.0, guidance=2.0, guidance_media=1.4, guidance_schedule="linear"),
-        Settings(0.0, guidance=2.5, guidance_start=7, guidance_stop=20),
+        SamplingParams(0.3, top_k=20, guidance_scale=1.5),
+        SamplingParams(0.5, top_p=0.9, guidance_scale=2.0, media_guidance_scale=1.2),
+        SamplingParams(0.0),
+        SamplingParams(0.0, guidance_scale=2.0, media_guidance_scale=1.4, guidance_schedule="linear"),
+        SamplingParams(0.0, guidance_scale=2.5, guidance_start=7, guidance_stop=20),
     ):
-        settings, made, passes = {"image": how, "text": Settings(0.0)}, {}, {}
+        settings, made, passes = {"image": how, "text": SamplingParams(0.0)}, {}, {}
         for window in (1, 4, 16):
-            session = Session(tiny.model, grammar, settings, jacobi=window)
+            session = Session(tiny.model, grammar, settings, jacobi_window=window)
             session.add(Request(prompt, plan, 90, 3, 0, media=prompt))
             made[window] = []
             while session.waiting:
@@ -408,7 +433,7 @@ def test_jacobi_never_draws_what_is_not_allowed_nor_the_same_for_all_prompts(tin
     plan, made = parse_plan("text:20,image:3x3", vocab), []
     for document in prompts_of(tiny):
         prompt = vocab.encode(document, eos=False)
-        (ids,) = generate(tiny.model, grammar, [Request(prompt, plan, 60, 1)], {}, jacobi=8)
+        (ids,) = generate(tiny.model, grammar, [Request(prompt, plan, 60, 1)], {}, jacobi_window=8)
         grammar.check(np.concatenate([prompt, ids, [vocab.eos]]))
         assert vocab.range("text").holds(ids[:20]).all()
         made.append(ids.tolist())
@@ -421,7 +446,9 @@ def test_scores_are_the_log_probabilities_of_whole_passes(tiny):
     for ids, found in zip(documents, log_probabilities(tiny.model, grammar, documents, batch_ids=64), strict=True):
         state = grammar.row()
         with torch.inference_mode():
-            logits = tiny.model(torch.from_numpy(ids)[None], places=torch.from_numpy(grammar.places(ids))[None])[0].double()
+            logits = tiny.model(
+                torch.from_numpy(ids)[None], span_positions=torch.from_numpy(grammar.span_positions(ids))[None]
+            )[0].double()
         for i, id in enumerate(ids[1:].tolist()):
             legal = torch.cat([torch.arange(a, b) for a, b in state.allowed()])
             wanted = logits[i, id] - logits[i, legal].logsumexp(0)
@@ -440,7 +467,9 @@ def test_masks_change_nothing_of_the_distribution_among_allowed_ids(tiny):
     level = vocab.range("audio.0")
     with torch.inference_mode():
         ids = np.append(prompt, vocab.specials["<audio>"])
-        logits = tiny.model(torch.from_numpy(ids)[None], places=torch.from_numpy(grammar.places(ids))[None])[0, -1]
+        logits = tiny.model(torch.from_numpy(ids)[None], span_positions=torch.from_numpy(grammar.span_positions(ids))[None])[
+            0, -1
+        ]
     expected = torch.softmax(logits[level.offset : level.stop].double(), 0).numpy() * 4000
     counts = np.bincount(second - level.offset, minlength=level.size)
     statistic = ((counts - expected) ** 2 / expected).sum()
@@ -461,10 +490,10 @@ def test_python_prompts_of_every_kind_and_outputs_as_files(tiny, tmp_path, scene
     wave = torch.zeros(1, 4000).uniform_(-0.1, 0.1)
     outputs = tiny.generate(
         [["a text", scenes_folder / "sounds" / "000001.wav"], [picture, (wave, 8000)], [prompts_of(tiny)[1]]],
-        want="text,image:3x2,audio:0.2s",
+        modalities="text,image:3x2,audio:0.2s",
         n=2,
         seed=1,
-        max_ids=200,
+        max_new_tokens=200,
     )
     assert [o.index for o in outputs] == list(range(6))
     for output in outputs:

@@ -22,7 +22,7 @@ from unitok.scenes.demo import AUDIO_SHARE, IMAGE_SHARE, SCORING_SHARE, Demo, ru
 QUICKSTART = (Path(__file__).parent.parent.parent / "docs" / "quickstart.md").read_text()
 
 WANTED = {
-    "oracle.originals", "reconstruction.image.colours", "reconstruction.image.attributes", "reconstruction.audio.notes",
+    "oracle.originals", "reconstruction.image.colors", "reconstruction.image.attributes", "reconstruction.audio.notes",
     "codebook.image.use", "codebook.audio.use", "malformed", "seconds", "peak_memory_gb",
     *(f"generation.{name}{suffix}" for suffix in ("", ".held_out") for name in (
         "text_to_image.attributes", "image_to_text.exact", "text_to_audio.notes", "audio_to_text.exact",

@@ -9,7 +9,7 @@ from unitok.media import load_audio, load_image
 from unitok.scenes.oracle import read_picture, read_sound
 from unitok.scenes.world import (
     BACKGROUNDS,
-    COLOURS,
+    COLORS,
     HELD_OUT,
     SHAPES,
     Scene,
@@ -28,7 +28,7 @@ from unitok.scenes.world import (
 
 
 def test_the_oracle_reads_at_least_99_of_100_written_files_right(tmp_path):
-    write_scenes(tmp_path, 150, seed=11, most=3, workers=1)
+    write_scenes(tmp_path, 150, seed=11, max_objects=3, workers=1)
     right = []
     for row in read_scenes(tmp_path):
         pixels = (load_image(tmp_path / row["image"]).permute(1, 2, 0).numpy() + 1) * 127.5
@@ -43,7 +43,7 @@ def test_the_oracle_sees_every_single_change():
     changes = [Scene(b, base.layout, base.things) for b in BACKGROUNDS if b != "white"] + [
         Scene("white", "column", base.things)
     ]
-    changes += [Scene("white", "row", (Thing(c, "circle", "large"), base.things[1])) for c in COLOURS if c != "red"]
+    changes += [Scene("white", "row", (Thing(c, "circle", "large"), base.things[1])) for c in COLORS if c != "red"]
     changes += [Scene("white", "row", (Thing("red", s, "large"), base.things[1])) for s in SHAPES if s != "circle"]
     changes += [
         Scene("white", "row", (Thing("red", "circle", "small"), base.things[1])),
@@ -84,38 +84,38 @@ def test_questions_have_one_answer_each():
         assert len({q for q, _ in asked}) == len(asked) >= 4
 
 
-def test_a_tenth_of_the_pairs_is_kept_out_and_every_colour_and_shape_is_still_seen():
-    assert len(HELD_OUT) == len(COLOURS) * len(SHAPES) // 10
-    seen = {(c, s) for c in COLOURS for s in SHAPES} - HELD_OUT
-    assert {c for c, _ in seen} == set(COLOURS)
+def test_a_tenth_of_the_pairs_is_kept_out_and_every_color_and_shape_is_still_seen():
+    assert len(HELD_OUT) == len(COLORS) * len(SHAPES) // 10
+    seen = {(c, s) for c in COLORS for s in SHAPES} - HELD_OUT
+    assert {c for c, _ in seen} == set(COLORS)
     assert {s for _, s in seen} == set(SHAPES)
     rng = np.random.default_rng(3)
     for _ in range(200):
         scene = draw_scene(rng, 3)
-        assert not {(t.colour, t.shape) for t in scene.things} & HELD_OUT
+        assert not {(t.color, t.shape) for t in scene.things} & HELD_OUT
         assert draw_scene(rng, 2, held_out=True).held_out
 
 
 def test_scenes_show_every_attribute_and_every_thing_sounds_like_itself_alone():
     rng = np.random.default_rng(0)
     scenes = [draw_scene(rng, 3) for _ in range(600)] + [draw_scene(rng, 3, held_out=True) for _ in range(200)]
-    assert {scene.background for scene in scenes} == {"white", "grey", "black"}
+    assert {scene.background for scene in scenes} == {"white", "gray", "black"}
     assert {(scene.layout, len(scene.things)) for scene in scenes} == {
         *(("one", 1), ("row", 2), ("column", 2), ("two over one", 3), ("one over two", 3))
     }
     things = {thing for scene in scenes for thing in scene.things}
-    assert len(things) == 8 * 5 * 2  # colours, shapes, sizes
+    assert len(things) == 8 * 5 * 2  # colors, shapes, sizes
     assert len({thing.note() for thing in things}) == len(things)
-    for one, other in itertools.combinations(things, 2):  # colour is pitch, shape timbre, size loudness
+    for one, other in itertools.combinations(things, 2):  # color is pitch, shape timbre, size loudness
         mine, theirs = one.note(), other.note()
-        assert (one.colour == other.colour) == (mine.pitch == theirs.pitch)
+        assert (one.color == other.color) == (mine.pitch == theirs.pitch)
         assert (one.shape == other.shape) == (mine.timbre == theirs.timbre)
         assert (one.size == other.size) == (mine.loudness == theirs.loudness)
 
 
 def test_the_same_seed_writes_the_same_bytes_and_another_does_not(tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        write_scenes(tmp_path / name, 8, seed=seed, most=2, workers=1)
+        write_scenes(tmp_path / name, 8, seed=seed, max_objects=2, workers=1)
     a, b, c = (
         {f.relative_to(tmp_path / n).as_posix(): f.read_bytes() for f in sorted((tmp_path / n).rglob("*.*"))} for n in "abc"
     )
@@ -123,7 +123,7 @@ def test_the_same_seed_writes_the_same_bytes_and_another_does_not(tmp_path):
 
 
 def test_documents_go_in_every_direction_and_losses_fall_on_what_follows(tmp_path):
-    write_scenes(tmp_path, 60, seed=4, most=2, workers=1)
+    write_scenes(tmp_path, 60, seed=4, max_objects=2, workers=1)
     shapes = set()
     for line in (tmp_path / "documents.jsonl").read_text().splitlines():
         content = json.loads(line)["content"]

@@ -32,7 +32,7 @@ SCORES = {
     *("oracle.originals", "malformed", "codebook.image.use", "codebook.audio.use"),
     *(
         f"reconstruction.{name}"
-        for name in ("image.colours", "image.attributes", "image.psnr_db", "audio.notes", "audio.snr_db")
+        for name in ("image.colors", "image.attributes", "image.psnr_db", "audio.notes", "audio.snr_db")
     ),
     *(f"generation.{name}.{score}{suffix}" for name, score in DIRECTIONS.items() for suffix in ("", ".held_out")),
 }
@@ -41,7 +41,7 @@ SCORES = {
 @pytest.fixture(scope="module")
 def held_out(tmp_path_factory):
     folder = tmp_path_factory.mktemp("held_out")
-    write_scenes(folder, 3, seed=6, most=2, held_out=True, workers=1)
+    write_scenes(folder, 3, seed=6, max_objects=2, held_out=True, workers=1)
     return folder
 
 
@@ -108,7 +108,7 @@ def test_each_direction_counts_the_truth_as_right_and_another_scene_as_wrong(tin
         assert direction.right(truth(row, direction.name), row, rate), direction.name
         assert not direction.right(truth(other, direction.name), row, rate), direction.name
         assert set(direction.given) <= row.keys()
-        assert direction.want not in direction.given
+        assert direction.modalities not in direction.given
 
 
 def test_interleaved_pictures_must_each_fit_the_text_before_them(tiny, scenes_folder, tmp_path, monkeypatch):
@@ -119,7 +119,7 @@ def test_interleaved_pictures_must_each_fit_the_text_before_them(tiny, scenes_fo
     monkeypatch.setattr(evaluation, "_keep", lambda *_: None)
     seen = []
 
-    def draw(prompts, want, what, seed=0):
+    def draw(prompts, modalities, what, seed=0):
         seen.append(prompts)
         picture = load_image(scenes_folder / rows[0]["image"])
         return [SimpleNamespace(images=[picture], document=Document(p.segments)) for p in prompts]

@@ -17,8 +17,8 @@ SMALL = {"sample_rate": 8000, "n_filters": 8, "dimension": 16, "ratios": (4, 3, 
 KINDS = {
     "causal": {"causal": True, "lstm": 1, "pad_mode": "reflect", "patch": 1, "kernel_size": 7, "last_kernel_size": 7},
     "causal-patch": {"causal": True, "patch": 4, "n_residual_layers": 2, "true_skip": False},
-    "centred": {"causal": False, "patch": 2, "n_residual_layers": 2, "pad_mode": "reflect"},
-    "segments": {"segment": 0.25, "overlap": 0.1, "normalise": True, "norm": "time_group_norm", "patch": 1, "channels": 2},
+    "centered": {"causal": False, "patch": 2, "n_residual_layers": 2, "pad_mode": "reflect"},
+    "segments": {"segment": 0.25, "overlap": 0.1, "normalize": True, "norm": "time_group_norm", "patch": 1, "channels": 2},
 }
 
 
@@ -27,8 +27,8 @@ def build(kind: str, **options) -> AudioTokenizer:
     model = AudioTokenizer(AudioTokenizerConfig(**(SMALL | {"codebook_dim": 8} | KINDS[kind] | options)))
     with torch.no_grad():
         sound = torch.randn(4, model.config.channels, 4000) * 0.3
-        model.quantizer.start(model(sound, quantize=False).low)
-    return model.for_use()
+        model.quantizer.init_codebook(model(sound, quantize=False).projected)
+    return model.prepare_for_inference()
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def noise(seconds: float, channels: int = 1, rate: int = 8000) -> torch.Tensor:
     return torch.cumsum(steps, -1) % 1.0 - 0.5
 
 
-@pytest.mark.parametrize("kind", ["causal", "causal-patch", "centred"])
+@pytest.mark.parametrize("kind", ["causal", "causal-patch", "centered"])
 @pytest.mark.parametrize("seconds", [0.013, 1.0, 2.2503])
 def test_a_long_sound_in_pieces_is_encoded_and_decoded_as_in_one_piece(kind, seconds, monkeypatch, latents):
     model, sound = build(kind), noise(seconds)
@@ -80,7 +80,7 @@ def test_a_stream_gives_each_code_as_soon_as_its_frame_is_complete():
         part, sound = sound[..., : model.hop_length], sound[..., model.hop_length :]
         assert stream.push(part).shape == (2, 2, 1)
     with pytest.raises(UserError, match="causal"):
-        build("centred").encode_stream()
+        build("centered").encode_stream()
 
 
 def test_codes_of_a_causal_model_do_not_depend_on_later_sound():
@@ -127,12 +127,12 @@ def test_weight_norm_is_folded_without_a_change(tmp_path):
     model = AudioTokenizer(AudioTokenizerConfig(**SMALL, norm="weight_norm", causal=True)).eval()
     sound = noise(0.4)
     with torch.no_grad():
-        model.quantizer.start(model(sound, quantize=False).low)
+        model.quantizer.init_codebook(model(sound, quantize=False).projected)
         before = model(sound, quantize=False)
-        model.for_use()
+        model.prepare_for_inference()
         after = model(sound, quantize=False)
     assert model.config.norm == "none"
-    torch.testing.assert_close(before.low, after.low, atol=1e-5, rtol=0)
+    torch.testing.assert_close(before.projected, after.projected, atol=1e-5, rtol=0)
     torch.testing.assert_close(before.signal, after.signal, atol=1e-6, rtol=0)
     model.save_pretrained(tmp_path / "audio")
     again = AudioTokenizer.from_pretrained(tmp_path / "audio")

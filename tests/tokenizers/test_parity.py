@@ -194,22 +194,22 @@ def test_inference_and_training_paths_agree(patch):
         assert torch.equal(given, kept)
 
 
-@pytest.mark.parametrize("normalise", [True, False])
-def test_a_codebook_learns_what_the_librarys_learns(normalise, monkeypatch):
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_codebook_learns_what_the_librarys_learns(normalize, monkeypatch):
     """Three batches of moving averages, from the same codes, without revival."""
     monkeypatch.setattr("unitok.tokenizers.codebook.DEAD_BELOW", 0.0)
     from vector_quantize_pytorch import VectorQuantize
 
     torch.manual_seed(0)
-    theirs = VectorQuantize(4, codebook_size=16, use_cosine_sim=normalise, decay=0.7, rotation_trick=False).train()
-    ours, codes = Codebook(16, 4, normalise), torch.randn(16, 4)
+    theirs = VectorQuantize(4, codebook_size=16, use_cosine_sim=normalize, decay=0.7, rotation_trick=False).train()
+    ours, codes = Codebook(16, 4, normalize), torch.randn(16, 4)
     ours.set(codes)
     book = theirs._codebook
     for name in ("embed", "cluster_size", "embed_avg"):
         getattr(book, name).copy_(getattr(ours, name)[None])
     for _ in range(3):
         vectors = torch.randn(1, 200, 4)
-        vectors = torch.nn.functional.normalize(vectors, dim=-1) if normalise else vectors
+        vectors = torch.nn.functional.normalize(vectors, dim=-1) if normalize else vectors
         assert torch.equal(ours.nearest(vectors), theirs(vectors)[1])
         ours.update(vectors[0], decay=0.7)
         torch.testing.assert_close(ours.embed, book.embed[0], atol=1e-6, rtol=1e-5)

@@ -112,12 +112,12 @@ def test_what_cannot_be_trained_on_is_one_line(tmp_path, capsys):
         ("no.txt", "no such file"),
     ):
         with pytest.raises(SystemExit):
-            main(["train-text", str(tmp_path / source), "--out", str(tmp_path / "out")])
+            main(["train-text-tokenizer", str(tmp_path / source), "--out", str(tmp_path / "out")])
         said = capsys.readouterr().err
         assert says in said
         assert said.count("\n") == 1
         assert not (tmp_path / "out").exists()
-    main(["train-text", str(tmp_path / "corpus.txt"), "--out", str(tmp_path / "out")])
+    main(["train-text-tokenizer", str(tmp_path / "corpus.txt"), "--out", str(tmp_path / "out")])
     assert "pieces of the 8000 asked for" in capsys.readouterr().out
     (tmp_path / "out" / "tokenizer.model").write_bytes(b"torn")
     with pytest.raises(UserError, match="tokenizer.model: not a SentencePiece model"):

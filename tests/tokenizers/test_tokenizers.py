@@ -74,11 +74,11 @@ def trained(quantizer, channels, vectors=512):
     for _ in range(4):
         z = torch.randn(8, vectors // 8, channels)
         out = quantizer.train()(z)
-        if out.low is not None:
+        if out.projected is not None:
             if not quantizer.started:
-                quantizer.start(quantizer.pass_through(z).low)
+                quantizer.init_codebook(quantizer.project(z).projected)
                 continue
-            quantizer.update(out.low)
+            quantizer.update(out.projected)
     return quantizer.eval()
 
 
@@ -86,13 +86,13 @@ def trained(quantizer, channels, vectors=512):
     "quantizer",
     [
         VectorQuantizer(12, size=32, dim=4),
-        VectorQuantizer(12, size=32, dim=12, normalise=False),
+        VectorQuantizer(12, size=32, dim=12, normalize=False),
         FiniteScalarQuantizer(12, scales=(5, 4, 3)),
         LookupFreeQuantizer(12, size=64),
         SimVectorQuantizer(12, size=32, dim=4),
         ResidualQuantizer(12, levels=3, size=16, dim=6),
         ResidualQuantizer(12, levels=3, size=16, dim=0),
-        ResidualQuantizer(12, levels=3, size=16, dim=6, normalise=True),
+        ResidualQuantizer(12, levels=3, size=16, dim=6, normalize=True),
     ],
     ids=["vq", "vq-euclid", "fsq", "lfq", "simvq", "rvq", "rvq-encodec", "rvq-dac"],
 )
@@ -108,7 +108,7 @@ def test_dead_codes_are_revived_relative_to_the_batch_and_survive_the_next_step(
     torch.manual_seed(0)
     vq = VectorQuantizer(8, size=16, dim=4)
     vq.decay = 0.5
-    vq.update(vq.train()(torch.randn(8, 32, 8)).low)
+    vq.update(vq.train()(torch.randn(8, 32, 8)).projected)
     codebook = vq.codebook
     with torch.no_grad():  # kill half of the codes
         codebook.cluster_size[8:] = 0
@@ -117,7 +117,7 @@ def test_dead_codes_are_revived_relative_to_the_batch_and_survive_the_next_step(
     revived = []
     for _ in range(10):
         out = vq(torch.randn(8, 32, 8))
-        revived.append(vq.update(out.low))
+        revived.append(vq.update(out.projected))
     assert revived[0] >= 4
     assert sum(revived[-3:]) <= 1
     assert len(out.codes.unique()) >= 14
@@ -126,9 +126,9 @@ def test_dead_codes_are_revived_relative_to_the_batch_and_survive_the_next_step(
 def test_forward_leaves_the_codebook_alone_and_update_learns_it_from_a_whole_batch():
     torch.manual_seed(0)
     vq = VectorQuantizer(8, size=16, dim=4).train()
-    vq.update(vq(torch.randn(4, 64, 8)).low)
+    vq.update(vq(torch.randn(4, 64, 8)).projected)
     before = {k: v.clone() for k, v in vq.state_dict().items()}
-    lows = [vq(torch.randn(4, 64, 8)).low for _ in range(4)]
+    lows = [vq(torch.randn(4, 64, 8)).projected for _ in range(4)]
     assert all(torch.equal(v, before[k]) for k, v in vq.state_dict().items())
     twin = copy.deepcopy(vq)
     torch.manual_seed(1)  # the update draws by its own seed
@@ -144,7 +144,7 @@ def test_kmeans_starts_every_code_inside_the_data_and_the_first_update_keeps_the
     centres = torch.nn.functional.normalize(torch.randn(8, 4), dim=-1)
     data = torch.nn.functional.normalize(centres.repeat(200, 1) + 0.01 * torch.randn(1600, 4), dim=-1)
     vq = VectorQuantizer(4, size=64, dim=4)
-    vq.start(data)
+    vq.init_codebook(data)
     assert nearest(data, vq.codebook.embed).unique().numel() >= 48
     assert (vq.codebook.embed @ centres.T).max(-1).values.min() > 0.99
     vq.update(data)
@@ -172,7 +172,7 @@ def test_quantizing_is_in_fp32_under_autocast():
 def test_fewer_levels_of_a_residual_quantizer_are_a_coarser_reading_of_the_same():
     rvq = trained(ResidualQuantizer(8, levels=4, size=64, dim=8), 8)
     z = torch.randn(4, 64, 8)
-    target = rvq.pass_through(z).latents
+    target = rvq.project(z).latents
     codes = rvq(z).codes
     errors = [(rvq.lookup(codes[..., :k]) - target).square().mean().item() for k in (1, 2, 3, 4)]
     assert errors == sorted(errors, reverse=True)
@@ -240,8 +240,8 @@ def test_encoding_does_not_depend_on_the_batch(tiny):
     torch.manual_seed(0)
     images = torch.rand(5, 3, 32, 32) * 2 - 1
     with torch.no_grad():
-        alone = torch.cat([tiny.image(i[None], quantize=False).low for i in images])
-        torch.testing.assert_close(tiny.image(images, quantize=False).low, alone, atol=1e-5, rtol=0)
+        alone = torch.cat([tiny.image(i[None], quantize=False).projected for i in images])
+        torch.testing.assert_close(tiny.image(images, quantize=False).projected, alone, atol=1e-5, rtol=0)
 
 
 def test_the_decoder_of_a_patched_vqgan_is_exact_about_shape():
@@ -413,7 +413,7 @@ def test_large_pictures_go_through_in_tiles_without_seams():
     model = ImageTokenizer(ImageTokenizerConfig(ch=32, ch_mult=(1, 2), patch=2, z_channels=8, codebook_size=64)).eval()
     y, x = torch.meshgrid(torch.linspace(-1, 1, 150), torch.linspace(-1, 1, 210), indexing="ij")
     image = torch.stack([x, y, x * y])[None]
-    model.quantizer.update(model(image, quantize=False).low)
+    model.quantizer.update(model(image, quantize=False).projected)
     whole = model.encode(image)
     model.tile = 96
     codes = model.encode(image)

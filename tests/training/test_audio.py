@@ -25,16 +25,16 @@ CONFIG = CONFIGS / "scenes" / "audio.yaml"
 
 #: Everything that has a state: two optimizers, averages of weights, logits, codes and gradients, dropout of levels.
 EVERYTHING = {
-    "quantize_from": "0.3",
+    "quantize_start": "0.3",
     "ema_decay": "0.9",
-    "accumulate": "2",
+    "accumulate_grad_batches": "2",
     "losses.mel": "1.0",
     "losses.l1": "0.1",
     "losses.balance": "true",
     "tokenizer.quantizer_dropout": "0.5",
     "gan.weight": "1",
     "gan.start": "0.4",
-    "gan.ahead": "0.1",
+    "gan.disc_only": "0.1",
     "gan.ramp": "0.3",
     "gan.lecam": "0.01",
     "gan.filters": "4",
@@ -79,9 +79,9 @@ def test_stopping_after_any_batch_and_resuming_is_bit_for_bit_the_uncut_run(stop
 
 @pytest.mark.parametrize("balance", ["false", "true"])
 def test_a_batch_in_parts_trains_like_the_whole(tmp_path, scenes_folder, balance):
-    options = {"quantize_from": "0.3", "losses.spectral_from": "0", "tokenizer.codebook_size": "8", "losses.balance": balance}
+    options = {"quantize_start": "0.3", "losses.spectral_from": "0", "tokenizer.codebook_size": "8", "losses.balance": balance}
     for parts in ("1", "4"):
-        run_lightning(arguments(tmp_path / parts, scenes_folder, steps=4, accumulate=parts, **options))
+        run_lightning(arguments(tmp_path / parts, scenes_folder, steps=4, accumulate_grad_batches=parts, **options))
     whole, parts = state(tmp_path / "1"), state(tmp_path / "4")
     for network in ("tokenizer.encoder", "tokenizer.decoder", "tokenizer.quantizer"):
         one, four = (torch.cat([v.float().flatten() for k, v in s.items() if k.startswith(network)]) for s in (whole, parts))
@@ -90,7 +90,7 @@ def test_a_batch_in_parts_trains_like_the_whole(tmp_path, scenes_folder, balance
 
 @pytest.mark.long  # tests/test_distributed.py has two processes on every run
 def test_two_processes_train_like_one_with_the_double_batch(tmp_path, scenes_folder):
-    options = {"quantize_from": "0.3", "tokenizer.codebook_size": "8"}
+    options = {"quantize_start": "0.3", "tokenizer.codebook_size": "8"}
     run_lightning(arguments(tmp_path / "one", scenes_folder, steps=6, **options))
     two = ("--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.init_args.batch_size", "2")
     run_processes(arguments(tmp_path / "two", scenes_folder, steps=6, trainer=two, **options))
@@ -102,10 +102,17 @@ def test_two_processes_train_like_one_with_the_double_batch(tmp_path, scenes_fol
 
 def test_training_leaves_sounds_spectrograms_and_scores_by_level(tmp_path, scenes_folder):
     more = ("--data.init_args.val_path", str(scenes_folder / "sounds"), "--trainer.val_check_interval", "3")
-    run_lightning(arguments(tmp_path, scenes_folder, 6, more, quantize_from="0.3", sounds_every="3", ema_decay="0.5"))
+    run_lightning(arguments(tmp_path, scenes_folder, 6, more, quantize_start="0.3", sounds_every="3", ema_decay="0.5"))
     assert {f.name for f in (tmp_path / "reconstructions").iterdir()} >= {"step-0000003.wav", "step-0000003.png"}
     metrics = (tmp_path / "metrics" / "metrics.csv").read_text()
-    for column in ("val_si_sdr_db_1", "val_si_sdr_db_2", "codebook_use_1", "codebook_entropy_0", "codebook_revived", "snr_db"):
+    for column in (
+        "val_si_sdr_db_1",
+        "val_si_sdr_db_2",
+        "codebook_usage/1",
+        "codebook_entropy/0",
+        "codebook_revived",
+        "snr_db",
+    ):
         assert column in metrics
     part, _ = load_trained_part("audio", tmp_path)
     kept = state(tmp_path)
@@ -181,12 +188,12 @@ def test_all_levels_live_and_each_lowers_the_error():
     torch.manual_seed(0)
     rvq = ResidualQuantizer(16, levels=4, size=64, dim=0)
     data = torch.randn(4096, 16)
-    rvq.start(data)
+    rvq.init_codebook(data)
     error = [(rvq.lookup(rvq.search(data[None])[..., :k]) - data).square().mean().item() for k in (1, 2, 3, 4)]
     assert error == sorted(error, reverse=True)
     rvq.train()
     for step in range(20):
-        rvq.update(rvq(data[None, step * 200 : (step + 1) * 200]).low, seed=step)
+        rvq.update(rvq(data[None, step * 200 : (step + 1) * 200]).projected, seed=step)
     codes = rvq.search(data[None])[0]
     for level in codes.unbind(-1):
         assert len(level.unique()) == 64
@@ -198,7 +205,7 @@ def test_quantizer_dropout_trains_items_with_fewer_levels():
     torch.manual_seed(0)
     rvq = ResidualQuantizer(8, levels=4, size=32, dim=0, dropout=1.0)
     z = torch.randn(32, 20, 8)
-    rvq.start(z)
+    rvq.init_codebook(z)
     out = rvq.train()(z)
     by_level = torch.stack([rvq.lookup(out.codes[..., :k]) for k in (1, 2, 3, 4)])
     matches = (by_level - out.latents).abs().amax(dim=(2, 3)) < 1e-5  # [4, items]

@@ -30,7 +30,14 @@ def arguments(out: Path, data: Path, steps: int, *more: str) -> list[str]:
         *("fit", "--config", str(CONFIG), "--out", str(out), "--data.init_args.path", str(data)),
         *("--model.init_args.minutes", "null", "--model.init_args.steps", str(steps), "--data.init_args.batch_size", "4"),
         *("--model.init_args.decoder.hidden_size", "32", "--model.init_args.decoder.num_hidden_layers", "2"),
-        *("--data.init_args.row_length", "192", "--trainer.enable_progress_bar", "false", "--model.init_args.log_every", "1"),
+        *(
+            "--data.init_args.sequence_length",
+            "192",
+            "--trainer.enable_progress_bar",
+            "false",
+            "--model.init_args.log_every",
+            "1",
+        ),
         *more,
     ]
 
@@ -56,7 +63,7 @@ def test_two_processes_train_like_one_with_the_double_batch_and_one_goes_on_wher
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("more", [[], ["--model.init_args.ema_decay", "0.8", "--model.init_args.accumulate", "2"]])
+@pytest.mark.parametrize("more", [[], ["--model.init_args.ema_decay", "0.8", "--model.init_args.accumulate_grad_batches", "2"]])
 def test_sharded_parameters_train_like_whole_ones_resume_and_become_a_bundle(more, tmp_path, tokens, bundle_folder):
     import shutil
 

@@ -32,14 +32,14 @@ CONFIG = CONFIGS / "scenes" / "image.yaml"
 
 #: Everything that has a state: two optimizers, averages of weights, of logits and of codes, latents waiting for k-means.
 EVERYTHING = {
-    "quantize_from": "0.3",
+    "quantize_start": "0.3",
     "ema_decay": "0.9",
-    "accumulate": "2",
+    "accumulate_grad_batches": "2",
     "losses.perceptual": "multiscale",
     "losses.entropy": "0.01",
     "gan.weight": "0.1",
     "gan.start": "0.4",
-    "gan.ahead": "0.1",
+    "gan.disc_only": "0.1",
     "gan.ramp": "0.3",
     "gan.adaptive": "true",
     "gan.lecam": "0.01",
@@ -78,7 +78,7 @@ def test_stopping_after_any_batch_and_resuming_is_bit_for_bit_the_uncut_run(stop
 
 
 def test_the_average_of_the_weights_is_what_a_bundle_takes(tmp_path, scenes_folder):
-    run_lightning(arguments(tmp_path, scenes_folder, steps=4, ema_decay="0.9", quantize_from="0.3"))
+    run_lightning(arguments(tmp_path, scenes_folder, steps=4, ema_decay="0.9", quantize_start="0.3"))
     part, _ = load_trained_part("image", tmp_path)
     kept = state(tmp_path)
     name = "encoder.conv_in.weight"
@@ -86,12 +86,12 @@ def test_the_average_of_the_weights_is_what_a_bundle_takes(tmp_path, scenes_fold
     assert not torch.equal(kept[f"tokenizer.{name}"], kept[f"average.module.{name}"])
 
 
-@pytest.mark.parametrize("quantize_from", ["0", "0.3"])
-def test_a_batch_in_parts_trains_like_the_whole(tmp_path, scenes_folder, quantize_from):
+@pytest.mark.parametrize("quantize_start", ["0", "0.3"])
+def test_a_batch_in_parts_trains_like_the_whole(tmp_path, scenes_folder, quantize_start):
     """Gradients, clipping and the codebook, which sees the batch once."""
-    options = {"quantize_from": quantize_from, "gan.start": "0.2", "gan.ahead": "0", "gan.weight": "0.1"}
+    options = {"quantize_start": quantize_start, "gan.start": "0.2", "gan.disc_only": "0", "gan.weight": "0.1"}
     for parts in ("1", "4"):
-        run_lightning(arguments(tmp_path / parts, scenes_folder, steps=4, accumulate=parts, **options))
+        run_lightning(arguments(tmp_path / parts, scenes_folder, steps=4, accumulate_grad_batches=parts, **options))
     whole, parts = state(tmp_path / "1"), state(tmp_path / "4")
     for network in ("tokenizer.encoder", "tokenizer.decoder", "tokenizer.quantizer", "discriminator"):
         # Adam makes steps of noise where a gradient is nearly nothing, so all weights of a network are compared at once
@@ -103,7 +103,7 @@ def test_a_batch_in_parts_trains_like_the_whole(tmp_path, scenes_folder, quantiz
 
 @pytest.mark.long  # tests/test_distributed.py has two processes on every run
 def test_two_processes_train_like_one_with_the_double_batch(tmp_path, scenes_folder):
-    options = {"quantize_from": "0.3", "gan.start": "0.4", "gan.ahead": "0", "gan.weight": "0.1", "gan.lecam": "0.01"}
+    options = {"quantize_start": "0.3", "gan.start": "0.4", "gan.disc_only": "0", "gan.weight": "0.1", "gan.lecam": "0.01"}
     run_lightning(arguments(tmp_path / "one", scenes_folder, steps=6, **options))
     two = arguments(
         tmp_path / "two",
@@ -129,7 +129,7 @@ def test_the_discriminator_costs_nothing_before_it_starts_and_learns_before_it_i
     forward = PatchDiscriminator.forward
     monkeypatch.setattr(PatchDiscriminator, "with_features", counted)
     monkeypatch.setattr(PatchDiscriminator, "forward", lambda self, pixels: (calls.append("judged"), forward(self, pixels))[1])
-    options = {"quantize_from": "0.1", "gan.start": "0.5", "gan.ahead": "0.2", "gan.ramp": "0.2", "gan.weight": "0.1"}
+    options = {"quantize_start": "0.1", "gan.start": "0.5", "gan.disc_only": "0.2", "gan.ramp": "0.2", "gan.weight": "0.1"}
     run_lightning(arguments(tmp_path / "run", scenes_folder, **options))
     # of 10 steps the last 5 judge (originals and reconstructions); of these the first 3 (shares 0.5, 0.6, 0.7) are alone
     assert calls.count("judged") == 10
@@ -161,11 +161,11 @@ def test_grids_of_originals_over_reconstructions_are_written(tmp_path, scenes_fo
 
 @pytest.mark.parametrize("number", [1, 8])
 def test_equal_images_train_to_finite_numbers_a_word_and_a_tokenizer(tmp_path, caplog, number):
-    (tmp_path / "grey").mkdir()
+    (tmp_path / "gray").mkdir()
     for i in range(number):
-        Image.new("RGB", (32, 32), (128, 128, 128)).save(tmp_path / "grey" / f"{i}.png")
-    options = {"quantize_from": "0.2", "gan.start": "0.4", "gan.ahead": "0.1", "gan.lecam": "0.01", "tokenizer.ch": "32"}
-    run = arguments(tmp_path / "run", tmp_path, 10, ("--data.init_args.path", str(tmp_path / "grey")), **options)
+        Image.new("RGB", (32, 32), (128, 128, 128)).save(tmp_path / "gray" / f"{i}.png")
+    options = {"quantize_start": "0.2", "gan.start": "0.4", "gan.disc_only": "0.1", "gan.lecam": "0.01", "tokenizer.ch": "32"}
+    run = arguments(tmp_path / "run", tmp_path, 10, ("--data.init_args.path", str(tmp_path / "gray")), **options)
     with caplog.at_level(logging.WARNING, logger="unitok"):
         run_lightning(run)
     assert caplog.text.count("of codebook 0 is in use") == 1
@@ -177,15 +177,15 @@ def test_equal_images_train_to_finite_numbers_a_word_and_a_tokenizer(tmp_path, c
     assert all(tensor.isfinite().all() for tensor in tokenizer.state_dict().values())
 
 
-@pytest.mark.parametrize("normalise", [True, False])
-def test_a_codebook_draws_by_its_seed_alone_and_revives_what_is_dead(normalise):
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_codebook_draws_by_its_seed_alone_and_revives_what_is_dead(normalize):
     made = []
     for other in (1, 2):
         torch.manual_seed(0)
-        codebook, vectors = VectorQuantizer(8, size=32, dim=4, normalise=normalise), torch.randn(200, 4)
+        codebook, vectors = VectorQuantizer(8, size=32, dim=4, normalize=normalize), torch.randn(200, 4)
         torch.manual_seed(other)  # what the model draws meanwhile
         before = torch.get_rng_state()
-        codebook.start(vectors, seed=3)
+        codebook.init_codebook(vectors, seed=3)
         batch = vectors[:1].repeat(40, 1) + 0.01 * vectors[:40]  # so near one another that most codes lie idle
         revived = [codebook.update(batch, seed=step) for step in range(120)]
         assert torch.equal(torch.get_rng_state(), before)
@@ -193,13 +193,13 @@ def test_a_codebook_draws_by_its_seed_alone_and_revives_what_is_dead(normalise):
         made.append(codebook.codebook.embed.clone())
     assert torch.equal(*made)
     assert len(made[0].unique(dim=0)) == 32
-    near = torch.nn.functional.normalize(batch, dim=-1) if normalise else batch
+    near = torch.nn.functional.normalize(batch, dim=-1) if normalize else batch
     assert torch.cdist(made[0], near).min(1).values.max() < 0.5
 
 
 def test_statistics_of_a_codebook():
     found = codebook_statistics(torch.tensor([0, 0, 1, 1]), 8)
-    assert found == {"use": 0.25, "perplexity": pytest.approx(2.0), "entropy": pytest.approx(1.0)}
+    assert found == {"usage": 0.25, "perplexity": pytest.approx(2.0), "entropy": pytest.approx(1.0)}
 
 
 def test_an_idle_codebook_sounds_the_alarm_once_and_names_the_remedy(caplog):
@@ -328,7 +328,7 @@ def test_lpips_is_a_distance_and_weights_that_lack_a_key_are_an_error(lpips_fold
 
 def test_a_run_trains_with_lpips_and_goes_on_with_what_it_began_with(tmp_path, scenes_folder, lpips_folder, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "nothing"))
-    options = {"losses.perceptual": "auto", "quantize_from": "0.3"}
+    options = {"losses.perceptual": "auto", "quantize_start": "0.3"}
     run_lightning(arguments(tmp_path / "run", scenes_folder, 4, ("--trainer.max_steps", "2"), **options))
     kept = load_checkpoint(newest_checkpoint(tmp_path / "run"))
     assert kept["unitok"]["part"]["perceptual"] == "multiscale"

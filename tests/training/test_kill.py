@@ -20,8 +20,8 @@ from unitok.data.prepare.tokenize import tokenize
 STEPS = {"image": 80, "audio": 120, "decoder": 200}
 KILLS = 3
 SMALL = {
-    "image": {"quantize_from": "0.2", "gan.start": "0.3", "ema_decay": "0.9"},
-    "audio": {"quantize_from": "0.2", "tokenizer.n_filters": "32", "ema_decay": "0.9"},
+    "image": {"quantize_start": "0.2", "gan.start": "0.3", "ema_decay": "0.9"},
+    "audio": {"quantize_start": "0.2", "tokenizer.n_filters": "32", "ema_decay": "0.9"},
     "decoder": {"decoder.dropout": "0.1", "ema_decay": "0.9"},
 }
 
@@ -32,7 +32,7 @@ def command(kind: str, out: Path, data: Path, workers: int, processes: int) -> l
     words += ["--model.init_args.minutes", "null", "--model.init_args.steps", str(STEPS[kind])]
     words += ["--checkpoint_seconds", "1", "--trainer.enable_progress_bar", "false"]
     if kind == "decoder":
-        words += ["--data.init_args.row_length", "512"]
+        words += ["--data.init_args.sequence_length", "512"]
     if processes > 1:
         words += ["--trainer.devices", str(processes), "--trainer.strategy", "ddp"]
     return words + [word for name, value in SMALL[kind].items() for word in (f"--model.init_args.{name}", value)]

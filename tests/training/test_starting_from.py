@@ -22,7 +22,7 @@ def last_rates(out):
     """Of each optimizer, at the last of 3 or 4 steps, over the schedule's factor there."""
     saved = load_checkpoint(newest_checkpoint(out))
     done = saved["unitok"]["steps_done"]
-    factor = warmup_linear(done - 1, (done - 1) / done, 30, hold=0.3)
+    factor = warmup_linear(done - 1, (done - 1) / done, 30, stable_fraction=0.3)
     return [state["param_groups"][0]["lr"] / factor for state in saved["optimizer_states"]]
 
 
@@ -36,7 +36,7 @@ def test_learning_rates_fit_what_training_starts_from():
 
 
 def test_a_run_starts_from_a_bundle_with_some_parameters_frozen(tmp_path, tokens, bundle_folder, caplog):
-    start = ["--model.init_args.start_from", str(bundle_folder), "--model.init_args.decoder.max_position_embeddings", "1024"]
+    start = ["--model.init_args.init_from", str(bundle_folder), "--model.init_args.decoder.max_position_embeddings", "1024"]
     freeze = ["--model.init_args.freeze", '["model.layers.0.*", "model.embed_tokens.*"]']
     with caplog.at_level(logging.INFO, logger="unitok"):
         run_lightning(arguments("decoder", tmp_path / "run", tokens, 3, *start, *freeze))
@@ -50,12 +50,14 @@ def test_a_run_starts_from_a_bundle_with_some_parameters_frozen(tmp_path, tokens
         run_lightning(
             arguments("decoder", tmp_path / "no", tokens, 3, *start, "--model.init_args.freeze", '["model.layer.0.*"]')
         )
-    with pytest.raises(UserError, match="only_new_ids: the data has no ids that"):
-        run_lightning(arguments("decoder", tmp_path / "no", tokens, 3, *start, "--model.init_args.only_new_ids", "true"))
+    with pytest.raises(UserError, match="train_new_tokens_only: the data has no ids that"):
+        run_lightning(
+            arguments("decoder", tmp_path / "no", tokens, 3, *start, "--model.init_args.train_new_tokens_only", "true")
+        )
     make_untrained(tmp_path / "other", seed=3)  # codes of the same numbers that mean something else
     with pytest.raises(UserError, match="the vocabularies differ in .*: tokenizer"):
-        run_lightning(arguments("decoder", tmp_path / "no", tokens, 3, "--model.init_args.start_from", str(tmp_path / "other")))
-    short = ["--model.init_args.start_from", str(tmp_path / "short")]
+        run_lightning(arguments("decoder", tmp_path / "no", tokens, 3, "--model.init_args.init_from", str(tmp_path / "other")))
+    short = ["--model.init_args.init_from", str(tmp_path / "short")]
     Decoder(
         DecoderConfig(Unitok.from_pretrained(bundle_folder).vocab.size, 16, 1, 16, 1, 1, 16, max_position_embeddings=20)
     ).save_pretrained(tmp_path / "short")
@@ -64,8 +66,8 @@ def test_a_run_starts_from_a_bundle_with_some_parameters_frozen(tmp_path, tokens
     Unitok.from_pretrained(bundle_folder, parts=()).vocab.save(tmp_path / "short" / "vocab.json")
     with pytest.raises(UserError, match="max_position_embeddings is 20: raise it"):
         run_lightning(arguments("decoder", tmp_path / "no", tokens, 3, *short))
-    with pytest.raises(UserError, match="only_new_ids needs start_from"):
-        run_lightning(arguments("decoder", tmp_path / "no", tokens, 3, "--model.init_args.only_new_ids", "true"))
+    with pytest.raises(UserError, match="train_new_tokens_only needs init_from"):
+        run_lightning(arguments("decoder", tmp_path / "no", tokens, 3, "--model.init_args.train_new_tokens_only", "true"))
     assert not (tmp_path / "no").exists()
 
 
@@ -82,7 +84,7 @@ def test_a_grown_vocabulary_trains_its_new_rows_alone(tmp_path, scenes_folder):
     whole.model = None
     whole.save_pretrained(tmp_path / "grown")
     tokenize(Plan(str(scenes_folder), str(tmp_path / "tokens"), str(tmp_path / "grown")))
-    only = ["--model.init_args.start_from", str(tmp_path / "small"), "--model.init_args.only_new_ids", "true"]
+    only = ["--model.init_args.init_from", str(tmp_path / "small"), "--model.init_args.train_new_tokens_only", "true"]
     run_lightning(arguments("decoder", tmp_path / "run", tmp_path / "tokens", 4, *only, "--model.init_args.optimizer", "adamw"))
     made = make_bundle(tmp_path / "grown", {"model": tmp_path / "run"})
     assert made.model.config.vocab_size == whole.vocab.size > small.size
@@ -98,7 +100,7 @@ def test_lora_trains_differences_alone_and_a_bundle_takes_the_sums(tmp_path, tok
     import shutil
 
     pytest.importorskip("peft", reason="an extra")
-    start = ["--model.init_args.start_from", str(bundle_folder), "--model.init_args.lora.rank", "2"]
+    start = ["--model.init_args.init_from", str(bundle_folder), "--model.init_args.lora.rank", "2"]
     run_lightning(arguments("decoder", tmp_path / "uncut", tokens, 4, *start))
     run_lightning(arguments("decoder", tmp_path / "run", tokens, 4, *start, "--trainer.max_steps", "2"))
     run_lightning(arguments("decoder", tmp_path / "run", tokens, 4, *start, "--resume", "auto"))

@@ -50,8 +50,8 @@ def test_a_trained_decoder_joins_the_bundle_it_was_trained_for_and_no_other(tmp_
     made = make_bundle(tmp_path / "bundle", {"model": tmp_path / "run"})
     assert made.model.config.hidden_size == 32
     again = Unitok.from_pretrained(tmp_path / "bundle")
-    ids, places = torch.randint(0, made.vocab.size, (1, 7)), torch.zeros(1, 7, dtype=torch.long)
-    assert torch.equal(again.model(ids, places=places), made.model(ids, places=places))
+    ids, span_positions = torch.randint(0, made.vocab.size, (1, 7)), torch.zeros(1, 7, dtype=torch.long)
+    assert torch.equal(again.model(ids, span_positions=span_positions), made.model(ids, span_positions=span_positions))
     # another image tokenizer makes another vocabulary
     other = Unitok.from_pretrained(bundle_folder)
     with torch.no_grad():
@@ -66,7 +66,7 @@ def test_a_trained_decoder_joins_the_bundle_it_was_trained_for_and_no_other(tmp_
 
 
 def test_bits_and_accuracy_are_logged_for_every_modality_and_level(tmp_path, tokens):
-    more = ["--data.init_args.loss_weights", "{audio.1: 0.5, audio.2: 0.25}", "--data.init_args.drop_condition", "0"]
+    more = ["--data.init_args.loss_weights", "{audio.1: 0.5, audio.2: 0.25}", "--data.init_args.condition_dropout", "0"]
     run_lightning(arguments("decoder", tmp_path / "run", tokens, 2, *more))
     rows = list(csv.DictReader(open(tmp_path / "run" / "metrics" / "metrics.csv")))
     modalities = ["text", "image", "audio", *(f"audio_{level}" for level in range(3))]
@@ -93,7 +93,7 @@ def test_a_mixture_of_two_data_sets_trains(tmp_path, tokens, scenes_folder, bund
     del run[at : at + 2]
     run_lightning([*run, "--config", str(config)])
     assert newest_checkpoint(tmp_path / "run") is not None
-    data = TokenShards({str(tokens): 3.0, str(second): 1.0}, row_length=192).training_data()
+    data = TokenShards({str(tokens): 3.0, str(second): 1.0}, sequence_length=192).training_data()
     drawn = [sum(unit.length for row in data.rows(0) for unit in row if unit.source == source) for source in (0, 1)]
     assert drawn[0] / drawn[1] == pytest.approx(3.0, rel=0.1)
 
@@ -117,7 +117,7 @@ def test_averaged_weights_are_resumed_and_what_a_bundle_takes(tmp_path, tokens, 
 def test_what_is_said_on_resume_wins_over_the_checkpoint(tmp_path, tokens):
     run_lightning(arguments("decoder", tmp_path / "run", tokens, 2))
     before = weights(tmp_path / "run")
-    still = ["--model.init_args.learning_rate", "0", "--model.init_args.muon_rate", "0"]
+    still = ["--model.init_args.lr", "0", "--model.init_args.muon_lr", "0"]
     run_lightning(arguments("decoder", tmp_path / "run", tokens, 4, "--resume", "auto", *still))
     assert load_checkpoint(newest_checkpoint(tmp_path / "run"))["unitok"]["steps_done"] == 4
     for name, tensor in weights(tmp_path / "run").items():
@@ -172,7 +172,7 @@ def test_a_machine_that_slows_down_ends_by_half_as_much_again_at_the_low_end_of_
     spent, shares, _ = train_by_the_clock(monkeypatch, 2.0, lambda _, elapsed: 0.1 if elapsed < stalls_at else 3.0)
     assert spent <= 1.5 * 120 + 0.1 * 120
     assert shares[-1] >= 0.9
-    assert warmup_linear(99, shares[-1], 10, hold=0.3) < 0.2
+    assert warmup_linear(99, shares[-1], 10, stable_fraction=0.3) < 0.2
 
 
 def test_a_run_that_hangs_at_its_end_is_cut_to_a_few_steps_and_says_so(monkeypatch, caplog):
@@ -192,7 +192,7 @@ def test_minutes_that_are_less_than_a_step_give_two(monkeypatch):
 
 def test_the_schedule_warms_up_and_falls_to_a_fiftieth():
     assert warmup_linear(0, 0.0, 10) == pytest.approx(0.1)
-    assert warmup_linear(50, 0.5, 10, hold=0.5) == 1.0
+    assert warmup_linear(50, 0.5, 10, stable_fraction=0.5) == 1.0
     assert warmup_linear(99, 1.0, 10) == pytest.approx(0.02)
 
 
@@ -200,38 +200,49 @@ def test_the_schedule_warms_up_and_falls_to_a_fiftieth():
 
 
 def test_a_length_in_ids_becomes_steps_and_the_half_life_the_second_beta(tmp_path, tokens):
-    more = ["--model.init_args.steps", "null", "--model.init_args.ids", "3000", "--model.init_args.half_life", "7680"]
+    more = [
+        "--model.init_args.steps",
+        "null",
+        "--model.init_args.tokens",
+        "3000",
+        "--model.init_args.beta2_half_life_tokens",
+        "7680",
+    ]
     run_lightning(arguments("decoder", tmp_path / "run", tokens, 1, *more))
     saved = load_checkpoint(newest_checkpoint(tmp_path / "run"))
     assert saved["unitok"]["steps_done"] == 4  # of 4 rows of 192
     assert saved["optimizer_states"][0]["param_groups"][0]["betas"][1] == pytest.approx(0.5**0.1)
-    run_lightning(arguments("decoder", tmp_path / "run", tokens, 1, *more, "--model.init_args.ids", "4600", "--resume", "auto"))
+    run_lightning(
+        arguments("decoder", tmp_path / "run", tokens, 1, *more, "--model.init_args.tokens", "4600", "--resume", "auto")
+    )
     assert load_checkpoint(newest_checkpoint(tmp_path / "run"))["unitok"]["steps_done"] == 6
     with pytest.raises(UserError, match="either steps, minutes or"):
-        run_lightning(arguments("decoder", tmp_path / "no", tokens, 1, "--model.init_args.ids", "3000"))
+        run_lightning(arguments("decoder", tmp_path / "no", tokens, 1, "--model.init_args.tokens", "3000"))
 
 
 def test_a_batch_in_pieces_trains_like_the_whole(tmp_path, tokens):
-    still = ["--model.init_args.decoder.dropout", "0", "--model.init_args.loss_over", "all"]
+    still = ["--model.init_args.decoder.dropout", "0", "--model.init_args.loss_vocabulary", "all"]
     still += ["--model.init_args.decoder.checkpoint_activations", "true"]
     for pieces in ("1", "2"):
-        run_lightning(arguments("decoder", tmp_path / pieces, tokens, 6, *still, "--model.init_args.accumulate", pieces))
+        run_lightning(
+            arguments("decoder", tmp_path / pieces, tokens, 6, *still, "--model.init_args.accumulate_grad_batches", pieces)
+        )
     whole, pieces = weights(tmp_path / "1"), weights(tmp_path / "2")
     for name, tensor in whole.items():
         torch.testing.assert_close(pieces[name], tensor, atol=2e-4, rtol=1e-3, msg=name)
-    with pytest.raises(UserError, match="accumulate 3: it must divide data.batch_size 4"):
-        run_lightning(arguments("decoder", tmp_path / "no", tokens, 6, "--model.init_args.accumulate", "3"))
+    with pytest.raises(UserError, match="accumulate_grad_batches 3: it must divide data.batch_size 4"):
+        run_lightning(arguments("decoder", tmp_path / "no", tokens, 6, "--model.init_args.accumulate_grad_batches", "3"))
 
 
 def test_the_pace_is_logged_with_what_is_left(tmp_path, tokens):
     run_lightning(arguments("decoder", tmp_path / "run", tokens, 4))
     rows = list(csv.DictReader(open(tmp_path / "run" / "metrics" / "metrics.csv")))
     row = rows[-1]
-    seconds, ids = float(row["seconds_a_step"]), float(row["ids_a_second"])
+    seconds, ids = float(row["seconds_per_step"]), float(row["tokens_per_second"])
     assert 0.3 * 768 < ids * seconds <= 768 * 1.0001
     assert 0 < float(row["teraflops"]) < 1
-    assert float(rows[0]["minutes_left"]) > 0
-    assert float(row["minutes_left"]) == 0
+    assert float(rows[0]["eta_minutes"]) > 0
+    assert float(row["eta_minutes"]) == 0
 
 
 # ---- Stopping, starting again ------------------------------------------------------------------------------------------
@@ -348,13 +359,13 @@ def test_a_resumed_run_says_from_where_and_what_is_different(tmp_path, tokens, c
     run_lightning(arguments("decoder", out, tokens, 2, "--resume", "auto"))
     assert f"{out}: no checkpoint to go on from; a new run starts" in caplog.text
     caplog.clear()
-    more = ["--data.init_args.batch_size", "2", "--model.init_args.learning_rate", "0.001", "--resume", "auto"]
+    more = ["--data.init_args.batch_size", "2", "--model.init_args.lr", "0.001", "--resume", "auto"]
     run_lightning(arguments("decoder", out, tokens, 3, *more))
     said = next(line for line in caplog.messages if line.startswith("resumed"))
     assert said.startswith(f"resumed from {out}/checkpoints/final.ckpt at step 2; changed: ")
     assert set(said.partition("changed: ")[2].split(", ")) == {
         "model.steps 2 -> 3",
-        "model.learning_rate unset -> 0.001",
+        "model.lr unset -> 0.001",
         "data.batch_size 4 -> 2",
     }
 
@@ -384,7 +395,7 @@ def test_samples_are_taken_while_it_trains_and_change_nothing(tmp_path, tokens, 
     run_lightning(arguments("decoder", tmp_path / "without", tokens, 3, *longer))
     bundle = f"--trainer.callbacks.bundle={bundle_folder}"
     watch = ["--trainer.callbacks+=unitok.scenes.SceneSamples", bundle]
-    often = ["--trainer.callbacks.every_minutes=1e-6", "--trainer.callbacks.number=2", "--trainer.callbacks.max_ids=100"]
+    often = ["--trainer.callbacks.every_minutes=1e-6", "--trainer.callbacks.number=2", "--trainer.callbacks.max_new_tokens=100"]
     run_lightning(
         arguments(
             "decoder", tmp_path / "run", tokens, 3, *longer, *watch, f"--trainer.callbacks.scenes={scenes_folder}", *often
@@ -402,7 +413,7 @@ def test_samples_are_taken_while_it_trains_and_change_nothing(tmp_path, tokens, 
     assert b"text_to_image/0" in events
     assert b"text_to_audio/0" in events
     prompts = tmp_path / "run" / "samples" / "step=3" / "samples" / "image_to_text" / "outputs.jsonl"
-    mine = [f"--trainer.callbacks.prompts={prompts}", *often, "--trainer.callbacks.max_ids=300"]
+    mine = [f"--trainer.callbacks.prompts={prompts}", *often, "--trainer.callbacks.max_new_tokens=300"]
     run_lightning(
         arguments(
             "decoder", tmp_path / "mine", tokens, 1, *longer, "--trainer.callbacks+=unitok.training.Samples", bundle, *mine

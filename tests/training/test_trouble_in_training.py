@@ -96,8 +96,8 @@ def test_what_a_run_cannot_go_on_with_is_refused_by_name(tmp_path, tokens):
         run_lightning([*again, "--trainer.precision", "16-mixed"])
     with pytest.raises(UserError, match="trainer.strategy fsdp: choose auto, ddp or"):
         run_lightning([*again, "--trainer.strategy", "fsdp"])
-    with pytest.raises(UserError, match="accumulate 0 must be at least 1"):
-        run_lightning([*again, "--model.init_args.accumulate", "0"])
+    with pytest.raises(UserError, match="accumulate_grad_batches 0 must be at least 1"):
+        run_lightning([*again, "--model.init_args.accumulate_grad_batches", "0"])
     with pytest.raises(UserError, match=r"loss_weights: no audio\.3 in the vocabulary; there is "):
         run_lightning([*again, "--data.init_args.loss_weights", "{audio.0: 2, audio.3: 1}"])
 
@@ -105,9 +105,9 @@ def test_what_a_run_cannot_go_on_with_is_refused_by_name(tmp_path, tokens):
 @pytest.mark.parametrize(
     ("wrong", "right"),
     [
-        ("--model.init_args.lerning_rate", "learning_rate"),
+        ("--model.init_args.grad_clp", "grad_clip"),
         ("--model.init_args.decoder.hiden_size", "hidden_size"),
-        ("--data.init_args.rowlength", "row_length"),
+        ("--data.init_args.sequencelength", "sequence_length"),
         ("--trainer.maxsteps", "max_steps"),
     ],
 )
@@ -129,8 +129,8 @@ CALLBACKS = "--trainer.callbacks+=lightning.pytorch.callbacks."
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--trainer.gradient_clip_val", "1.0"], "model.clip"),
-        (["--trainer.accumulate_grad_batches", "2"], "model.accumulate"),
+        (["--trainer.gradient_clip_val", "1.0"], "model.grad_clip"),
+        (["--trainer.accumulate_grad_batches", "2"], "model.accumulate_grad_batches"),
         (["--trainer.val_check_interval", "0.5"], "give a number of steps"),
         (["--trainer.check_val_every_n_epoch", "2"], "val_check_interval"),
         (["--trainer.limit_train_batches", "0.5"], "give a number of steps"),
@@ -144,7 +144,10 @@ CALLBACKS = "--trainer.callbacks+=lightning.pytorch.callbacks."
         (["--trainer.strategy", "ddp_spawn"], "choose auto, ddp or"),
         (["--ckpt_path", "final.ckpt"], "--resume"),
         ([f"{CALLBACKS}StochasticWeightAveraging", "--trainer.callbacks.swa_lrs=0.1"], "model.ema_decay"),
-        ([f"{CALLBACKS}GradientAccumulationScheduler", "--trainer.callbacks.scheduling={0: 2}"], "model.accumulate"),
+        (
+            [f"{CALLBACKS}GradientAccumulationScheduler", "--trainer.callbacks.scheduling={0: 2}"],
+            "model.accumulate_grad_batches",
+        ),
         (["--trainer.max_time", "soon"], "not a valid duration"),  # what Lightning itself refuses
         (["--trainer.accelerator", "tpu"], "torch_xla"),
         (["--trainer.num_nodes", "0"], "positive integer"),
@@ -164,7 +167,7 @@ def test_a_flag_that_cannot_work_is_one_line_that_names_what_does_and_leaves_not
 
 def test_limits_of_the_trainer_count_batches_and_epochs_of_the_data_and_a_dry_run_writes_nothing(tmp_path, scenes_folder):
     data = scenes_folder / "images"  # 24 of them: 6 batches of 4
-    both = ["--model.init_args.gan.start", "0", "--model.init_args.gan.ahead", "0"]  # two optimizers from the first step
+    both = ["--model.init_args.gan.start", "0", "--model.init_args.gan.disc_only", "0"]  # two optimizers from the first step
 
     def steps(*limit: str) -> int:
         run_lightning(arguments("image", tmp_path / "run", data, 50, *both, *limit, "--resume", "auto"))
@@ -182,7 +185,7 @@ def test_limits_of_the_trainer_count_batches_and_epochs_of_the_data_and_a_dry_ru
     ("flags", "said"),
     [
         (["--data", "stamps.Stamps"], "error: data: No module named 'stamps'; Given value: stamps.Stamps"),
-        (["--data.init_args.crop", "middle"], "error: crop: Expected one of ['centre', 'random']. Got value: middle"),
+        (["--data.init_args.crop", "middle"], "error: crop: Expected one of ['center', 'random']. Got value: middle"),
         (["--model.init_args.steps", "many"], "error: steps: Expected a int; Given value: many"),
     ],
 )

@@ -66,7 +66,7 @@ def test_validation_happens_by_itself_in_a_run_and_at_its_end_and_changes_nothin
 
 def test_a_decoders_validation_is_the_mean_over_positions_whatever_the_batch(tmp_path, tokens, measured):
     weighted = ["--data.init_args.loss_weights", "{text: 3}", "--data.init_args.val_path", str(tokens)]
-    weighted += ["--data.init_args.row_length", "512", "--data.init_args.max_length", "512"]  # no document in pieces
+    weighted += ["--data.init_args.sequence_length", "512", "--data.init_args.max_length", "512"]  # no document in pieces
     weighted += ["--model.init_args.decoder.max_position_embeddings", "512"]
     run_lightning(arguments("decoder", tmp_path / "run", tokens, 3, *weighted))
     found = []
@@ -82,19 +82,19 @@ def test_a_decoders_validation_is_the_mean_over_positions_whatever_the_batch(tmp
     for i in range(len(dataset)):  # each document alone, every position by itself
         ids, kinds = dataset.ids(i), grammar.targets(dataset.ids(i))
         with torch.no_grad():
-            places = torch.from_numpy(grammar.places(ids))[None]
-            logits = decoder(torch.from_numpy(ids)[None], places=places)[0].double()
+            span_positions = torch.from_numpy(grammar.span_positions(ids))[None]
+            logits = decoder(torch.from_numpy(ids)[None], span_positions=span_positions)[0].double()
         learnt = np.full(len(ids), dataset.placed(i)[-1].loss)
         for p in dataset.placed(i):
             learnt[p.start : p.start + p.length] = p.loss
         for at, target in enumerate(ids[1:].tolist()):
             if not learnt[at + 1]:
                 continue
-            legal = np.concatenate([np.arange(a, b) for a, b in grammar.kinds[kinds[at]]])
+            legal = np.concatenate([np.arange(a, b) for a, b in grammar.allowed_sets[kinds[at]]])
             factor = 3.0 if text.offset <= target < text.stop else 1.0
-            normaliser = logits[at, legal].logsumexp(0)
-            nll = float(normaliser - logits[at, target])
-            total += factor * (nll + 1e-5 * float(normaliser) ** 2) if len(legal) > 1 else 0.0
+            normalizer = logits[at, legal].logsumexp(0)
+            nll = float(normalizer - logits[at, target])
+            total += factor * (nll + 1e-5 * float(normalizer) ** 2) if len(legal) > 1 else 0.0
             weight += factor
             if factor == 3.0 and len(legal) > 1:
                 bits, letters = bits + nll / math.log(2), letters + 1

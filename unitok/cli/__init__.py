@@ -21,7 +21,7 @@ from unitok.errors import UserError, visible
 VERBS = {
     "demo": "everything at once, on built-in data: train, generate, score, write a report",
     "scenes": "write the built-in data set: images, audio, captions, interleaved documents",
-    "train-text": "train the SentencePiece text tokenizer",
+    "train-text-tokenizer": "train the SentencePiece text tokenizer",
     "bundle": "put vocabulary, tokenizers and a decoder into one folder",
     "tokenize": "raw files -> token shards",
     "detokenize": "token shards -> files",
@@ -101,7 +101,7 @@ def _run(given: list[str]) -> None:
 
 
 def function_of(verb: str) -> Any:
-    """The function of a verb: `train-text` is `unitok.cli.train_text.train_text`, `import` is `unitok.cli.import_.import_`."""
+    """The function of a verb: `train-text-tokenizer` is `unitok.cli.train_text_tokenizer.train_text_tokenizer`, `import` is `unitok.cli.import_.import_`."""
     words = [f"{word}_" if iskeyword(word) else word for word in verb.replace("-", "_").split()]
     return getattr(import_module(f"unitok.cli.{words[0]}"), words[-1])
 

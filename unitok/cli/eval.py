@@ -14,7 +14,7 @@ def eval(
     out: Path = Path("runs/eval"),
     count: int = 200,
     seed: int = 0,
-    guidance: float | None = None,
+    guidance_scale: float | None = None,
     temperature: float | None = None,
     device: str = "cpu",
 ) -> None:
@@ -29,14 +29,14 @@ def eval(
         out: folder for scores.json and the samples
         count: scenes that each direction is scored on
         seed: of sampling
-        guidance: guidance of images (default: the bundle's own, else the demo's)
+        guidance_scale: guidance of images (default: the bundle's own, else the demo's)
         temperature: temperature of images and audio (default: the bundle's own, else the demo's)
         device: where to run: cpu, cuda, cuda:1, mps
     """
     from unitok.scenes.evaluate import evaluate_bundle, print_scores
 
     device = check_device(device)
-    scores = evaluate_bundle(bundle, scenes, held_out, out, count, seed, guidance, temperature, device, progress=True)
+    scores = evaluate_bundle(bundle, scenes, held_out, out, count, seed, guidance_scale, temperature, device, progress=True)
     print_scores(scores)
 
 

@@ -103,7 +103,7 @@ def described(text: str, default: Any) -> str:
 
 
 def name_flags(message: str, flags: Iterable[str], paths: Collection[str] = ()) -> str:
-    """A library's message with flags in place of its arguments: `max_ids` anywhere, `keep is 2` and `image: area 0` where it begins.
+    """A library's message with flags in place of its arguments: `max_new_tokens` anywhere, `seed is -1` and `image: area 0` where it begins.
 
     paths: flags whose values are paths; their name before a colon may be such a path.
     """

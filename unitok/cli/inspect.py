@@ -27,7 +27,7 @@ def inspect(
     page: Path | None = None,
     bundle: Path | None = None,
     samples: int = 24,
-    ids: float = 0,
+    tokens: float = 0,
     hardware: Annotated[str, tuple(HARDWARE)] = "h200",
     devices: int = 1,
     mfu: float = 0.4,
@@ -46,7 +46,7 @@ def inspect(
         samples: documents on the page
 
     costs of a decoder:
-        ids: ids to train on, for the hours; 0: 20 per parameter
+        tokens: tokens to train on, for the hours; 0: 20 per parameter
         hardware: what it trains on
         devices: how many of them
         mfu: fraction of the hardware's peak that is reached
@@ -61,7 +61,7 @@ def inspect(
         check_input(Path(what))
     from unitok.model import presets
 
-    plan = {"ids": ids, "hardware": hardware, "devices": devices, "mfu": mfu, "context": context, "batch": batch}
+    plan = {"tokens": tokens, "hardware": hardware, "devices": devices, "mfu": mfu, "context": context, "batch": batch}
     folder = Path(what)
     known = presets.PRESETS.get(what)
     settle(folder)

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 def _sampling() -> dict[str, type]:
-    """Settings for all kinds of content, and for each alone."""
+    """SamplingParams for all kinds of content, and for each alone."""
     from unitok.modalities import modalities
-    from unitok.sample.settings import Settings
+    from unitok.sample.settings import SamplingParams
 
-    return dict.fromkeys(["", *modalities()], Settings)
+    return dict.fromkeys(["", *modalities()], SamplingParams)
 
 
 @dataclass(frozen=True)
@@ -28,26 +28,26 @@ class Outputs:
     """What is made of each prompt, as `Unitok.generate` takes it.
 
     Args:
-        want: free, or a plan such as text,image:8x12,audio:2s (rows x columns of codes)
+        modalities: free, or a plan such as text,image:8x12,audio:2s (rows x columns of codes)
         n: outputs per prompt
         seed: the same seed gives the same outputs
-        max_ids: most new ids per output
-        keep: the prompt's last image or audio is a beginning: keep this share of its rows or frames and go on from there
+        max_new_tokens: most new ids per output
+        prefix_fraction: the prompt's last image or audio is a beginning: keep this share of its rows or frames and go on from there
         best_of: make so many for each output and keep the best of all
-        best_by: the mean log-probability of an output, or how much likelier the prompt makes it
+        rank_by: the mean log-probability of an output, or how much likelier the prompt makes it
         batch_size: outputs generated together
-        jacobi: one output at a time: guess and read so many ids of an image at once; 0: off
+        jacobi_window: one output at a time: guess and read so many ids of an image at once; 0: off
     """
 
-    want: str = "free"
+    modalities: str = "free"
     n: int = 1
     seed: int = 0
-    max_ids: int = 512
-    keep: float | None = None
+    max_new_tokens: int = 512
+    prefix_fraction: float | None = None
     best_of: int = 1
-    best_by: Literal["likelihood", "relevance"] = "likelihood"
+    rank_by: Literal["logprob", "pmi"] = "logprob"
     batch_size: int = 64
-    jacobi: int = 0
+    jacobi_window: int = 0
 
 
 def sample(
@@ -56,7 +56,7 @@ def sample(
     prompt: Annotated[list[tuple[str, str]], PerKind()],
     prompts: Input | None = None,
     root: str = "",
-    negative: str | None = None,
+    negative_prompt: str | None = None,
     outputs: Annotated[Given, Fields(lambda: {"": Outputs})],
     score: bool = False,
     sampling: Annotated[Given, Fields(_sampling, "the bundle's")],
@@ -75,7 +75,7 @@ def sample(
         prompt: {kind} of the prompt; may be repeated; NAME=FILE where the bundle has several tokenizers for it
         prompts: interleaved .jsonl file with a prompt per line, instead of the above
         root: folder that paths in --prompts must not leave (default: the file's)
-        negative: a text that guidance leads away from
+        negative_prompt: a text that guidance leads away from
 
     outputs:
         outputs: what is made of each prompt
@@ -109,13 +109,13 @@ def sample(
         _write_scores(unitok, [unitok.read_raw(raw) for raw in raws], out)
         return
     documents = [[raw] for raw in raws] or [parts]
-    against, by_name = [negative] if negative else None, settings_by_name(unitok.vocab, sampling, settings)
+    against, by_name = [negative_prompt] if negative_prompt else None, settings_by_name(unitok.vocab, sampling, settings)
     if live:
         from unitok.cli.terminal import show
 
-        finished = show(unitok.stream(documents, negative=against, settings=by_name, **vars(made)), unitok)
+        finished = show(unitok.stream(documents, negative_prompt=against, settings=by_name, **vars(made)), unitok)
     else:
-        finished = unitok.generate(documents, negative=against, settings=by_name, **vars(made), progress=True)
+        finished = unitok.generate(documents, negative_prompt=against, settings=by_name, **vars(made), progress=True)
     save_outputs(finished, out, overwrite=overwrite)
     _print(finished[: 0 if live else 8])
     print(f"{out}: {len(finished)} outputs; open {out / 'index.html'}")
@@ -126,8 +126,8 @@ def _check(prompt: list[tuple[str, str]], prompts: Path | None, score: bool, liv
         raise UserError("give either --prompts or parts of one prompt")
     if score and not prompts:
         raise UserError("--score needs --prompts FILE.jsonl, the documents to score")
-    if live and (outputs.best_of > 1 or outputs.jacobi):
-        raise UserError("--live shows one output as it is drawn: leave out --best-of and --jacobi")
+    if live and (outputs.best_of > 1 or outputs.jacobi_window):
+        raise UserError("--live shows one output as it is drawn: leave out --best-of and --jacobi-window")
 
 
 def _print(outputs: "list[Output]") -> None:
@@ -145,6 +145,6 @@ def _write_scores(unitok: "Unitok", documents: "list[Document]", out: Path) -> N
     out.mkdir(parents=True, exist_ok=True)
     write_json_lines(file, rows)
     for row in rows[:20]:
-        counts = f"{row['ids']} ids, {row['bits_an_id']:.2f} bits an id"
+        counts = f"{row['ids']} ids, {row['bits_per_token']:.2f} bits an id"
         print(f"{visible(row['id'])}: {row['log_probability']:.2f} nats, {counts}")
     print(f"{file}: {len(rows)} documents")

@@ -11,7 +11,7 @@ def scenes(
     *,
     count: int = 1000,
     seed: int = 0,
-    most: Annotated[int, (1, 2, 3)] = 3,
+    max_objects: Annotated[int, (1, 2, 3)] = 3,
     held_out: bool = False,
     size: int = 32,
     workers: int = 2,
@@ -23,7 +23,7 @@ def scenes(
         out: folder to write
         count: number of scenes
         seed: the same seed writes the same bytes
-        most: most things in a scene
+        max_objects: most objects in a scene
         held_out: only scenes with color-shape pairs that training never shows
         size: side of the images, pixels
         workers: processes that draw
@@ -35,5 +35,5 @@ def scenes(
         raise UserError(f"--size {size}: shapes need at least 32 pixels per side to be told apart")
     from unitok.scenes.world import write_scenes
 
-    write_scenes(out, count, seed, most, held_out, size, workers, overwrite, progress=True)
+    write_scenes(out, count, seed, max_objects, held_out, size, workers, overwrite, progress=True)
     print(f"{out}: {count} scenes")

@@ -6,10 +6,10 @@ from typing import TextIO
 
 from unitok.bundle import Bundle
 from unitok.sample.outputs import Output
-from unitok.sample.stream import Piece
+from unitok.sample.stream import Chunk
 
 
-def show(pieces: Iterable[Piece | Output], bundle: Bundle, file: TextIO | None = None) -> list[Output]:
+def show(pieces: Iterable[Chunk | Output], bundle: Bundle, file: TextIO | None = None) -> list[Output]:
     """Show the first output's pieces, and return all outputs in order."""
     file = file or sys.stdout
     outputs, drawn, last, end = [], 0, "", "\n"

@@ -27,29 +27,29 @@ class Work:
     Args:
         workers: processes or Ray actors; 0: one per core, or per GPU, fewer for little
         engine: this machine, or a Ray cluster
-        shard_index: do this part, from 0, of --num-shards parts of the work
-        num_shards: into how many parts the work is divided, as in a SLURM array
+        job_index: do this part, from 0, of --num-jobs parts of the work
+        num_jobs: into how many parts the work is divided, as in a SLURM array
         max_error_rate: fraction of bad documents over which it stops, after 100 (default: 0.1; of fewer than 100 documents any)
     """
 
     workers: int = 0
     engine: Literal["local", "ray"] = "local"
-    shard_index: int | None = None
-    num_shards: int | None = None
+    job_index: int | None = None
+    num_jobs: int | None = None
     max_error_rate: float | None = None
 
     def __post_init__(self) -> None:
         if self.workers < 0 or not 0 <= (self.max_error_rate or 0) <= 1:
             raise UserError("--workers must be at least 0 and --max-error-rate in [0, 1]")
-        if (self.shard_index is None) != (self.num_shards is None):
-            raise UserError("--shard-index and --num-shards belong together")
+        if (self.job_index is None) != (self.num_jobs is None):
+            raise UserError("--job-index and --num-jobs belong together")
         if self.part and not 0 <= self.part[0] < self.part[1]:
-            raise UserError(f"--shard-index {self.part[0]} of --num-shards {self.part[1]}: it counts from 0 and stays below")
+            raise UserError(f"--job-index {self.part[0]} of --num-jobs {self.part[1]}: it counts from 0 and stays below")
 
     @property
     def part(self) -> tuple[int, int] | None:
         """Which part of how many."""
-        return None if self.shard_index is None or self.num_shards is None else (self.shard_index, self.num_shards)
+        return None if self.job_index is None or self.num_jobs is None else (self.job_index, self.num_jobs)
 
 
 def tokenize(
@@ -64,7 +64,7 @@ def tokenize(
     instance: list[str] | None = None,
     options: Annotated[Given, Fields(_options)],
     validation: float = 0.0,
-    shard_size: int = 0,
+    documents_per_shard: int = 0,
     seed: int = 0,
     threads: int = 1,
     device: str = "cpu",
@@ -91,7 +91,7 @@ def tokenize(
 
     data set:
         validation: fraction of the documents that make the split `validation`
-        shard_size: documents per shard; 0: 4096, fewer for a small source
+        documents_per_shard: documents per shard; 0: 4096, fewer for a small source
         seed: of random orders, crops and choices
 
     computation:
@@ -111,7 +111,9 @@ def tokenize(
     from unitok.data.prepare.tokenize import tokenize as run
 
     device = check_device(device)
-    plan = Plan(source or "", out, str(bundle), shard_size, device, str(recipe or ""), spec, options, validation, threads, seed)
+    plan = Plan(
+        source or "", out, str(bundle), documents_per_shard, device, str(recipe or ""), spec, options, validation, threads, seed
+    )
     if dry_run:
         print(*map(visible, estimate_lines(plan, estimate(plan))), sep="\n")
     else:

@@ -21,7 +21,7 @@ from unitok.data.prepare.listing import folder_split_of
 from unitok.errors import UserError
 from unitok.media import convert_audio, crop_square, find_media, open_audio, open_image, promised, read_clip, read_samples
 
-Crop = Literal["centre", "random"]
+Crop = Literal["center", "random"]
 log = logging.getLogger("unitok")
 
 CACHE_BYTES = 1 << 30  # decoded files are kept in memory up to this, in each process
@@ -137,7 +137,7 @@ def _say_bad(before: int, message: str) -> None:
 class ImageDataset(FileDataset):
     """[3, S, S] float in [-1, 1]: a square of each picture, mirrored by chance if `flip`; see `ImageFiles`."""
 
-    def __init__(self, folder: Path, size: int, flip: bool, seed: int, crop: Crop = "centre", shrink: float = 1.0):
+    def __init__(self, folder: Path, size: int, flip: bool, seed: int, crop: Crop = "center", shrink: float = 1.0):
         super().__init__(folder, "image", seed)
         self.size, self.flip, self.crop, self.shrink = size, flip, crop, shrink
 
@@ -145,10 +145,10 @@ class ImageDataset(FileDataset):
         kept = self._kept.get(index)
         if kept is None:
             image = open_image(self.files[index])
-            image = crop_square(image, self.size) if self.crop == "centre" else image
+            image = crop_square(image, self.size) if self.crop == "center" else image
             kept = self._keep(index, np.asarray(image), 3 * image.width * image.height)
         mirrored = self.flip and rng.random() < 0.5
-        pixels = kept if self.crop == "centre" else self._random_square(kept, rng)
+        pixels = kept if self.crop == "center" else self._random_square(kept, rng)
         pixels = pixels[:, ::-1] if mirrored else pixels
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy()).float().div_(127.5).sub_(1)
 

@@ -222,8 +222,8 @@ class ImageFiles(_Files):
 
     Args:
         size: side of the squares, pixels. flip: mirror half of them by chance.
-        crop: `centre` cuts the middle of each image, scaled to fit; `random` a window anywhere, of `size` pixels or up
-            to `shrink` times as many per side, then scaled down. Validation always takes the centre.
+        crop: `center` cuts the middle of each image, scaled to fit; `random` a window anywhere, of `size` pixels or up
+            to `shrink` times as many per side, then scaled down. Validation always takes the center.
         loading: what all folders of files take (`_Files`) and all data modules (`_Module`).
     """
 
@@ -234,7 +234,7 @@ class ImageFiles(_Files):
         size: int = 64,
         batch_size: int = 16,
         flip: bool = True,
-        crop: Crop = "centre",
+        crop: Crop = "center",
         shrink: float = 1.0,
         **loading: Any,
     ):
@@ -287,10 +287,10 @@ class TokenShards(_Module):
         path: folder made by `unitok tokenize`, or a URL of one; or several, each with its share of the ids: `{folder: share, …}`.
             Of one that was split, the split `train`.
         val_path: another to validate on (all of it, or its split `validation`); by default the split `validation` of `path`.
-        row_length: ids a packed row; rows of eight documents and more waste least.
+        sequence_length: ids a packed row; rows of eight documents and more waste least.
         max_length: most ids of a document (default: a row's).
-        long_documents: what to do with longer ones: `split` them into pieces, `cut` off the rest, `drop` or `refuse` them.
-        drop_condition: share of documents trained without their condition, for guidance in sampling.
+        long_documents: what to do with longer ones: `split` them into pieces, `cut` off the rest, `drop` or `error` them.
+        condition_dropout: share of documents trained without their condition, for guidance in sampling.
         loss_weights: factors on the loss by kind, instance or range: `{text: 3, speech: 0.5, audio.0: 2}`, the last of them of
             the first level of audio. Those that fit a token are multiplied.
         loading: what all data modules take (`_Module`).
@@ -300,26 +300,26 @@ class TokenShards(_Module):
         self,
         path: str | dict[str, float],
         val_path: str | None = None,
-        row_length: int = 1024,
+        sequence_length: int = 1024,
         batch_size: int = 4,
         max_length: int | None = None,
         long_documents: LongDocuments = "split",
-        drop_condition: float = 0.1,
+        condition_dropout: float = 0.1,
         loss_weights: dict[str, float] | None = None,
         **loading: Any,
     ):
         super().__init__(batch_size, **loading)
-        for name, length in (("row_length", row_length), ("max_length", max_length)):
+        for name, length in (("sequence_length", sequence_length), ("max_length", max_length)):
             if length is not None and length < 2:
                 raise UserError(f"{name} {length}: it must be at least 2 ids")
-        self.path, self.val_path, self.row_length = path, val_path, row_length
-        self.max_length, self.long_documents, self.drop_condition = max_length, long_documents, drop_condition
+        self.path, self.val_path, self.sequence_length = path, val_path, sequence_length
+        self.max_length, self.long_documents, self.condition_dropout = max_length, long_documents, condition_dropout
         self.loss_weights = loss_weights or {}
         self._train: PackedDataset | None = None
         self._val: PackedDataset | None = None
 
     def _data(self, sets: list[TokenDataset], shares: list[float] | None, drop: float, vocab: Vocab | None) -> PackedDataset:
-        how = (self.row_length, self.seed, drop, self.loss_weights, shares, self.max_length, self.long_documents)
+        how = (self.sequence_length, self.seed, drop, self.loss_weights, shares, self.max_length, self.long_documents)
         return PackedDataset(sets, *how, vocab=vocab)
 
     def training_data(self) -> PackedDataset:
@@ -328,7 +328,7 @@ class TokenShards(_Module):
             if not mixture:
                 raise UserError("data.path: no data set; give a folder made by `unitok tokenize`")
             shares = list(mixture.values()) if len(mixture) > 1 else None
-            self._train = self._data([TokenDataset(f, "train") for f in mixture], shares, self.drop_condition, None)
+            self._train = self._data([TokenDataset(f, "train") for f in mixture], shares, self.condition_dropout, None)
         return self._train
 
     def validation_data(self) -> PackedDataset | None:

@@ -26,12 +26,12 @@ from unitok.vocab import SegmentSpan, Vocab
 GROUP = 2048  # documents that are packed together: enough for tight rows, few enough to keep the shuffle
 CARRY = 256  # documents of the emptiest rows that are packed again with the next group, at most
 FULL = 0.995  # rows at least this full are not
-LongDocuments = Literal["split", "cut", "drop", "refuse"]
+LongDocuments = Literal["split", "cut", "drop", "error"]
 log = logging.getLogger("unitok")
 
 
-def pack(lengths: np.ndarray, row_length: int) -> list[list[int]]:
-    """Indices of documents, packed into rows of at most `row_length` ids (best fit, longest first)."""
+def pack(lengths: np.ndarray, sequence_length: int) -> list[list[int]]:
+    """Indices of documents, packed into rows of at most `sequence_length` ids (best fit, longest first)."""
     rows: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (free ids, row), sorted
     for index in np.argsort(-lengths, kind="stable").tolist():
@@ -39,7 +39,7 @@ def pack(lengths: np.ndarray, row_length: int) -> list[list[int]]:
         at = bisect_left(room, (need, -1))
         if at == len(room):
             rows.append([index])
-            free, row = row_length - need, len(rows) - 1
+            free, row = sequence_length - need, len(rows) - 1
         else:
             free, row = room.pop(at)
             rows[row].append(index)
@@ -49,7 +49,7 @@ def pack(lengths: np.ndarray, row_length: int) -> list[list[int]]:
     return rows
 
 
-def pack_in_order(lengths: np.ndarray, row_length: int) -> list[np.ndarray]:
+def pack_in_order(lengths: np.ndarray, sequence_length: int) -> list[np.ndarray]:
     """Rows of document indices, packed in groups of `GROUP` in the order given; what leaves room goes on to the next group."""
     rows: list[np.ndarray] = []
     left, start = np.zeros(0, np.int64), 0
@@ -57,10 +57,12 @@ def pack_in_order(lengths: np.ndarray, row_length: int) -> list[np.ndarray]:
         stop = min(start + GROUP - len(left), len(lengths))
         group = np.concatenate([left, np.arange(start, stop)])
         start = stop
-        packed = [group[row] for row in pack(lengths[group], row_length)]
+        packed = [group[row] for row in pack(lengths[group], sequence_length)]
         packed.sort(key=lambda row: -int(lengths[row].sum()))
         left = np.zeros(0, np.int64)
-        while start < len(lengths) and lengths[packed[-1]].sum() < FULL * row_length and len(left) + len(packed[-1]) <= CARRY:
+        while (
+            start < len(lengths) and lengths[packed[-1]].sum() < FULL * sequence_length and len(left) + len(packed[-1]) <= CARRY
+        ):
             left = np.concatenate([packed.pop(), left])
             if not packed:
                 break
@@ -97,8 +99,8 @@ class PackedDataset(torch.utils.data.Dataset):
 
     Args:
         datasets: the documents; all must belong to one vocabulary, or to beginnings of it.
-        row_length: ids a row, T.
-        drop_condition: share of documents that are replaced by their unconditional form, bos and one trained span.
+        sequence_length: ids a row, T.
+        condition_dropout: share of documents that are replaced by their unconditional form, bos and one trained span.
         weights: factors on the loss (`loss_weights`), max_length, long_documents: see `TokenShards`.
         shares: of the ids of an epoch, for each data set, in any unit; default: what there is, each document once.
         vocab: whose legal sets `kinds` index; default: the largest of the data sets'.
@@ -107,9 +109,9 @@ class PackedDataset(torch.utils.data.Dataset):
     def __init__(
         self,
         datasets: TokenDataset | Sequence[TokenDataset],
-        row_length: int,
+        sequence_length: int,
         seed: int = 0,
-        drop_condition: float = 0.1,
+        condition_dropout: float = 0.1,
         weights: Mapping[str, float] | None = None,
         shares: Sequence[float] | None = None,
         max_length: int | None = None,
@@ -122,13 +124,13 @@ class PackedDataset(torch.utils.data.Dataset):
         for d in self.datasets:
             self.vocab.check_covers(d.vocab, "the training data" if vocab else str(fullest.folder), str(d.folder))
         self.grammar = Grammar(self.vocab)
-        self.row_length, self.seed, self.drop_condition = row_length, seed, drop_condition
-        self.max_length = min(max_length or row_length, row_length)
+        self.sequence_length, self.seed, self.condition_dropout = sequence_length, seed, condition_dropout
+        self.max_length = min(max_length or sequence_length, sequence_length)
         self._factors = self._factor_table(weights or {})
-        self._legal = np.zeros((len(self.grammar.kinds), self.vocab.size), bool)  # which ids each kind allows
-        for kind, intervals in enumerate(self.grammar.kinds):
+        self._allowed = np.zeros((len(self.grammar.allowed_sets), self.vocab.size), bool)  # which ids each kind allows
+        for kind, intervals in enumerate(self.grammar.allowed_sets):
             for a, b in intervals:
-                self._legal[kind, a:b] = True
+                self._allowed[kind, a:b] = True
         self._long: list[np.ndarray] = []  # bool [documents] each
         self._pieces = [self._split(d, long_documents) for d in self.datasets]
         self.longest = max(int(lengths.max()) for _, _, lengths in self._pieces)
@@ -159,8 +161,8 @@ class PackedDataset(torch.utils.data.Dataset):
         if long.any():
             number = int(long.sum())
             said = f"{dataset.folder}: {number} of {len(lengths)} documents have more than {most} ids"
-            if how == "refuse":
-                mend = "raise data.row_length (and max_length), or set data.long_documents to split, cut or drop"
+            if how == "error":
+                mend = "raise data.sequence_length (and max_length), or set data.long_documents to split, cut or drop"
                 raise UserError(f"{said}, the longest {lengths.max()}: {mend}")
             does = {"split": "split into pieces", "cut": "cut off there", "drop": "left out"}[how]
             log.warning("%s: %d %s", said, number, does)
@@ -189,9 +191,9 @@ class PackedDataset(torch.utils.data.Dataset):
         draws = np.arange(epoch * count, (epoch + 1) * count)
         documents, chances = np.empty(count, np.int64), np.empty((count, 2))
         for turn in np.unique(draws // size):
-            here, places = draws // size == turn, draws[draws // size == turn] % size
-            documents[here] = np.random.default_rng((self.seed, source, int(turn))).permutation(size)[places]
-            chances[here] = np.random.default_rng((self.seed, source, int(turn), 1)).random((size, 2))[places]
+            here, span_positions = draws // size == turn, draws[draws // size == turn] % size
+            documents[here] = np.random.default_rng((self.seed, source, int(turn))).permutation(size)[span_positions]
+            chances[here] = np.random.default_rng((self.seed, source, int(turn), 1)).random((size, 2))[span_positions]
         first, start, length = self._pieces[source]
         counts = first[documents + 1] - first[documents]
         document, draw = np.repeat(documents, counts), np.repeat(draws, counts)
@@ -206,7 +208,7 @@ class PackedDataset(torch.utils.data.Dataset):
 
         chances: [n, 2] in [0, 1), whether and which.
         """
-        dropped = np.flatnonzero((chances[:, 0] < self.drop_condition) & ~self._long[source][units[:, 1]])
+        dropped = np.flatnonzero((chances[:, 0] < self.condition_dropout) & ~self._long[source][units[:, 1]])
         for at, segments in zip(dropped.tolist(), self.datasets[source].placed_of(units[dropped, 1]), strict=True):
             trained = [number for number, p in enumerate(segments) if p.loss]
             if trained:
@@ -225,7 +227,7 @@ class PackedDataset(torch.utils.data.Dataset):
             rng = np.random.default_rng((self.seed, epoch))
             units = np.concatenate([self._draw(source, epoch) for source in range(len(self.datasets))])
             units = units[rng.permutation(len(units))]
-            rows = pack_in_order(units[:, 4], self.row_length)
+            rows = pack_in_order(units[:, 4], self.sequence_length)
             self._epochs[epoch] = units, [rows[i] for i in rng.permutation(len(rows))]
             while len(self._epochs) > 2:
                 del self._epochs[next(iter(self._epochs))]
@@ -248,7 +250,7 @@ class PackedDataset(torch.utils.data.Dataset):
         return ids, np.concatenate([[0], weights[span], [0]]).astype(np.float32)
 
     def _annotated(self, unit: Unit) -> tuple[np.ndarray, ...]:
-        """Of a unit's ids: ids, loss weights, places, [length] each, and the kinds of all targets but the first, [length - 1].
+        """Of a unit's ids: ids, loss weights, span_positions, [length] each, and the kinds of all targets but the first, [length - 1].
 
         Errors: `UserError` for a document that nothing encodes to.
         """
@@ -256,12 +258,12 @@ class PackedDataset(torch.utils.data.Dataset):
         problem = "its length is not what the shard says"
         try:
             ids, weights = self.document(unit)
-            places, kinds = self.grammar.places(ids), self.grammar.targets(ids)
-            wrong = np.flatnonzero(~self._legal[kinds, ids[1:]])
+            span_positions, kinds = self.grammar.span_positions(ids), self.grammar.targets(ids)
+            wrong = np.flatnonzero(~self._allowed[kinds, ids[1:]])
             if len(wrong):
                 problem = f"position {wrong[0] + 1}: {self.vocab.name_of(int(ids[wrong[0] + 1]))} cannot stand here"
             elif len(ids[piece]) == unit.length:
-                return ids[piece], weights[piece], places[piece], kinds[piece][: unit.length - 1]
+                return ids[piece], weights[piece], span_positions[piece], kinds[piece][: unit.length - 1]
         except UserError:
             raise
         except (ValueError, IndexError, KeyError, TypeError) as error:  # what reading damaged ids and spans may end in
@@ -281,27 +283,27 @@ class PackedDataset(torch.utils.data.Dataset):
         return self._fill(())
 
     def _fill(self, units: Iterable[Unit]) -> dict[str, np.ndarray]:
-        t = self.row_length
+        t = self.sequence_length
         out: dict[str, np.ndarray] = {
             "ids": np.full(t, self.vocab.pad, np.int64),
             "targets": np.full(t, self.vocab.pad, np.int64),  # the next ids
             "positions": np.zeros(t, np.int64),  # in the document
-            "places": np.zeros(t, np.int64),  # in the image or sound
+            "span_positions": np.zeros(t, np.int64),  # in the image or sound
             "documents": np.full(t, -1, np.int64),  # number in the row
             "weights": np.zeros(t, np.float32),  # of the targets' loss
-            "kinds": np.zeros(t, np.int64),  # of the targets: indices of the grammar's legal sets
+            "mask_index": np.zeros(t, np.int64),  # of the targets: indices of the grammar's legal sets
         }
         at = 0
         for number, unit in enumerate(units):
-            ids, weights, places, kinds = self._annotated(unit)
+            ids, weights, span_positions, kinds = self._annotated(unit)
             here, targets = slice(at, at + unit.length), slice(at, at + unit.length - 1)
             out["ids"][here] = ids
             out["positions"][here] = np.arange(unit.length)
-            out["places"][here] = places
+            out["span_positions"][here] = span_positions
             out["documents"][here] = number
             out["targets"][targets] = ids[1:]  # the last of a piece has none: across documents nothing is learnt
             out["weights"][targets] = weights[1:]
-            out["kinds"][targets] = kinds
+            out["mask_index"][targets] = kinds
             at += unit.length
         return out
 

@@ -35,14 +35,14 @@ PUBLISHED = {
     "encodec_24khz": _ENCODEC,
     "encodec_48khz": replace(
         _ENCODEC, sample_rate=48_000, channels=2, norm="time_group_norm", causal=False, num_codebooks=16,
-        normalise=True, segment=1.0, overlap=0.01,
+        normalize=True, segment=1.0, overlap=0.01,
     ),
     "encodec_32khz": _MUSICGEN,
     "audiogen_16khz": replace(_MUSICGEN, sample_rate=16_000, ratios=(8, 5, 4, 2), pad_mode="constant"),
 }  # fmt: skip
 
 #: What weights cannot say; the first two are never guessed.
-UNSEEN = ("sample_rate", "causal", "pad_mode", "dilation_base", "normalise", "segment", "overlap")
+UNSEEN = ("sample_rate", "causal", "pad_mode", "dilation_base", "normalize", "segment", "overlap")
 
 #: Names that every EnCodec has, in whatever wrapper it was saved.
 NEEDED = ("encoder.model.0.conv.conv.bias", "quantizer.vq.layers.0._codebook.embed")
@@ -59,7 +59,7 @@ HF_NAMES = {
     "lstm": "num_lstm_layers",
     "norm": "norm_type",
     "causal": "use_causal_conv",
-    "normalise": "normalize",
+    "normalize": "normalize",
 }
 HF_SAME = ("kernel_size", "last_kernel_size", "residual_kernel_size", "compress", "pad_mode", "codebook_size")
 
@@ -191,7 +191,7 @@ def _from_audiocraft(given: dict[str, Any], where: str) -> dict[str, Any]:
         if (value := (encodec | seanet).get(name, only)) != only:
             raise UserError(f"{where}: {name} {value!r}; only {only!r} can be imported")
     told = {name: seanet[name] for name in asdict(AudioTokenizerConfig()) if name in seanet}
-    told |= {"num_codebooks": rvq.get("n_q"), "codebook_size": rvq.get("bins"), "normalise": encodec.get("renormalize")}
+    told |= {"num_codebooks": rvq.get("n_q"), "codebook_size": rvq.get("bins"), "normalize": encodec.get("renormalize")}
     for name in ("sample_rate", "channels", "causal"):
         told[name] = encodec.get(name, told.get(name, given[name]))
     return told
@@ -302,7 +302,7 @@ def from_encodec(state: State, config: AudioTokenizerConfig, where: str) -> Audi
     wanted |= {name: tensor for name, tensor in model.state_dict().items() if name.startswith("quantizer.")}
     load_state(model, wanted, where)
     tell_unused(where, sorted(rest))
-    return model.for_use()
+    return model.prepare_for_inference()
 
 
 def _read_transformers(folder: Path) -> AudioTokenizer:

@@ -1,7 +1,7 @@
 """The grammar for transformers' `generate`, so that an exported decoder writes pictures and sounds there, too.
 
     model = AutoModelForCausalLM.from_pretrained(OUT)                         # OUT of `unitok export hf-qwen3 BUNDLE OUT`
-    grammar = GrammarLogitsProcessor.from_pretrained(OUT, want="image:8x8", max_ids=128)
+    grammar = GrammarLogitsProcessor.from_pretrained(OUT, modalities="image:8x8", max_new_tokens=128)
     ids = model.generate(prompt, max_new_tokens=128, logits_processor=[grammar])
 
 Prompts are ids, bos first, padded on the left; what is generated decodes with `Vocab.decode`.
@@ -29,23 +29,25 @@ class GrammarLogitsProcessor(LogitsProcessor):
 
     Args:
         vocab: the vocabulary that the model was trained on.
-        want: `free`, or a plan such as `text,image:8x12`, after which comes eos.
+        modalities: `free`, or a plan such as `text,image:8x12`, after which comes eos.
         rates: frames per second of the audio tokenizer, for `audio:2s`: `{"audio": 50.0}`.
-        max_ids: most new ids; `generate`'s max_new_tokens. Nothing is opened that they cannot close.
+        max_new_tokens: most new ids; `generate`'s max_new_tokens. Nothing is opened that they cannot close.
     """
 
-    def __init__(self, vocab: Vocab, want: str = "free", max_ids: int = 512, rates: Mapping[str, float] | None = None):
-        self.grammar, self.plan, self.max_ids = Grammar(vocab), parse_plan(want, vocab, rates), max_ids
+    def __init__(
+        self, vocab: Vocab, modalities: str = "free", max_new_tokens: int = 512, rates: Mapping[str, float] | None = None
+    ):
+        self.grammar, self.plan, self.max_new_tokens = Grammar(vocab), parse_plan(modalities, vocab, rates), max_new_tokens
         self._rows: dict[tuple[int, ...], Row] = {}
 
     @classmethod
     def from_pretrained(
-        cls, folder: Path | str, want: str = "free", max_ids: int = 512, rates: Mapping[str, float] | None = None
+        cls, folder: Path | str, modalities: str = "free", max_new_tokens: int = 512, rates: Mapping[str, float] | None = None
     ) -> "GrammarLogitsProcessor":
         """For what `unitok export` wrote: the vocabulary is in its `unitok_ids.json`."""
         path = Path(folder) / "unitok_ids.json"
         known = read_json(path, "export the bundle again; a decoder's folder alone has no vocabulary")
-        return cls(Vocab.from_manifest(known["manifest"]), want, max_ids, rates)
+        return cls(Vocab.from_manifest(known["manifest"]), modalities, max_new_tokens, rates)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """ids [B, T] so far, scores [B, V] -> scores."""
@@ -69,4 +71,4 @@ class GrammarLogitsProcessor(LogitsProcessor):
             return row
         start = next((i for i, id in enumerate(ids) if id != vocab.pad), 0)
         prompt = torch.tensor(ids[start:]).numpy()
-        return self.grammar.follow(prompt, complete=False).copy_for(self.max_ids, self.plan)
+        return self.grammar.follow(prompt, complete=False).copy_for(self.max_new_tokens, self.plan)

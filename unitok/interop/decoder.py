@@ -211,7 +211,7 @@ def export_decoder(kind: str, decoder: Decoder, vocab: Vocab | None, out: Path, 
     if kind != "hf-qwen3":
         raise UserError(f"no kind {kind!r}; choose hf-qwen3")
     c = decoder.config
-    fits = {"places": 0, "qk_norm": "rms", "norm_placement": "before", "mlp_bias": False, "attention_bias": False}
+    fits = {"span_positions": 0, "qk_norm": "rms", "norm_placement": "before", "mlp_bias": False, "attention_bias": False}
     for name, value in fits.items():  # servers know no bias on the output projection
         if getattr(c, name) != value:
             raise UserError(f"the decoder has {name} {getattr(c, name)!r}, which Qwen3 does not: it cannot be exported")

@@ -73,7 +73,7 @@ def from_taming(state: State, config: ImageTokenizerConfig, where: str, others: 
     return model.eval()
 
 
-def infer_config(state: State, resolution: int, normalise: bool, where: str) -> ImageTokenizerConfig:
+def infer_config(state: State, resolution: int, normalize: bool, where: str) -> ImageTokenizerConfig:
     """The architecture that weights with taming's names have. `resolution`: nominal, pixels a side."""
     if any(name == "quantize.embed.weight" or name.endswith(".quantize.embed.weight") for name in state):
         raise UserError(f"{where}: a Gumbel VQ-GAN; only vector-quantized ones can be imported")
@@ -98,7 +98,7 @@ def infer_config(state: State, resolution: int, normalise: bool, where: str) -> 
         quantizer="vq",
         codebook_size=size,
         codebook_dim=dim,
-        codebook_normalise=normalise,
+        codebook_normalize=normalize,
         decodes=any(k.startswith("decoder.") for k in state),
     )
 

@@ -70,7 +70,7 @@ def fit_image(image: Image.Image, area: int, longest: int) -> Image.Image:
 
 
 def crop_square(image: Image.Image, side: int) -> Image.Image:
-    """The centre of a picture, scaled so that its shorter side is `side` pixels."""
+    """The center of a picture, scaled so that its shorter side is `side` pixels."""
     return image if image.size == (side, side) else ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
 
 
@@ -180,8 +180,8 @@ def draw_spectrogram(samples: Tensor, rate: int, height: int = 96) -> Tensor:
     bands = spectrum.reshape(height, -1, spectrum.shape[-1]).mean(1)
     decibels = 20 * (bands / (window / 4)).clamp_min(1e-6).log10()  # 0 dB: a sine of amplitude 1
     shade = ((decibels + 80) / 80).clamp(0, 1).flip(0)
-    colours = torch.stack([shade * 2, shade * 2 - 0.6, 1.4 * shade * (1 - shade) + shade**3]).clamp(0, 1)
-    return colours * 2 - 1
+    colors = torch.stack([shade * 2, shade * 2 - 0.6, 1.4 * shade * (1 - shade) + shade**3]).clamp(0, 1)
+    return colors * 2 - 1
 
 
 # ---- Text -----------------------------------------------------------------------------------------------------------

@@ -164,9 +164,9 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _to_srgb(image: Image.Image, profile: bytes, grey: bool) -> Image.Image:
+def _to_srgb(image: Image.Image, profile: bytes, gray: bool) -> Image.Image:
     """An image of the colors of a profile as sRGB; as it is, where the profile is none, or one for other channels."""
-    mode = "L" if grey else "CMYK" if image.mode == "CMYK" else "RGB"
+    mode = "L" if gray else "CMYK" if image.mode == "CMYK" else "RGB"
     fitting, transform = _transform(profile, mode)
     return image.convert("RGB") if transform is None else transform.apply(image.convert(fitting))
 
@@ -179,7 +179,7 @@ def _transform(profile: bytes, mode: str) -> tuple[str, ImageCms.ImageCmsTransfo
         fitting = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}.get(source.profile.xcolor_space.strip(), "")
         if fitting != mode and (fitting, mode) != ("RGB", "L"):
             return "", None
-        exact = ImageCms.Flags.NOOPTIMIZE if fitting == "L" else ImageCms.Flags.NONE  # lcms' table of a grey curve is coarse
+        exact = ImageCms.Flags.NOOPTIMIZE if fitting == "L" else ImageCms.Flags.NONE  # lcms' table of a gray curve is coarse
         transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), fitting, "RGB", flags=exact)
     except Exception:  # lcms has errors of several kinds for what is no profile
         return "", None

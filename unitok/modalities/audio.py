@@ -60,9 +60,9 @@ class Audio(Modality):
         model = AudioTokenizer(AudioTokenizerConfig(n_filters=16, dimension=32, codebook_size=32, codebook_dim=8))
         with torch.no_grad():
             latents = model.encoder(torch.randn(16, 1, 8000).clamp(-1, 1)).movedim(1, -1)
-            low = model.quantizer.pass_through(latents).low
+            low = model.quantizer.project(latents).projected
         assert low is not None
-        model.quantizer.start(low)  # of noise, so that many codes occur
+        model.quantizer.init_codebook(low)  # of noise, so that many codes occur
         return model.eval()
 
     def declare(self, name: str, tokenizer: Any) -> tuple[Span, dict[str, int], tuple[int, ...]]:

@@ -73,9 +73,9 @@ class Image(Modality):
         model = ImageTokenizer(ImageTokenizerConfig(ch=64, ch_mult=(1,), z_channels=16, resolution=32, codebook_size=64))
         with torch.no_grad():
             latents = model.encoder(torch.randn(16, 3, 32, 32).clamp(-1, 1)).movedim(1, -1).flatten(1, 2)
-            low = model.quantizer.pass_through(latents).low
+            low = model.quantizer.project(latents).projected
         assert low is not None
-        model.quantizer.start(low)  # of noise, so that many codes occur
+        model.quantizer.init_codebook(low)  # of noise, so that many codes occur
         return model.eval()
 
     def declare(self, name: str, tokenizer: Any) -> tuple[Span, dict[str, int], tuple[int, ...]]:

@@ -36,7 +36,7 @@ class Packing(Protocol):
 
 
 def build_packing(documents: Tensor | None, backend: str) -> Packing:
-    """From document numbers [B, T], equal in a document and different in neighbours; None: one document a row."""
+    """From document numbers [B, T], equal in a document and different in neighbors; None: one document a row."""
     return WholeRows() if documents is None else _PACKINGS[backend](document_lengths(documents), documents.device)
 
 
@@ -156,7 +156,7 @@ def choose_backend(wanted: str, device: torch.device, dtype: torch.dtype, head_d
 
 @cache
 def _problem(backend: str, device: str, dtype: torch.dtype, head_dim: int) -> str:
-    """Why a back end cannot run, or "" if a toy forward and backward pass went through. Found out, and logged, once."""
+    """Why a back end cannot run, or "" if a toy forward and backward pass went through. FileInfo out, and logged, once."""
     if backend == "sdpa":
         return ""
     if device != "cuda":

@@ -72,15 +72,15 @@ def memory_bytes(config: DecoderConfig, positions: int, rows: int, context: int,
     }
 
 
-def hours(config: DecoderConfig, ids: float, flops_per_second: float, mfu: float, devices: int, context: int) -> float:
-    """Hours to train on `ids` tokens at a fraction `mfu` of the hardware's peak."""
-    return count(config, context).flops * ids / (flops_per_second * mfu * devices) / 3600
+def hours(config: DecoderConfig, tokens: float, flops_per_second: float, mfu: float, devices: int, context: int) -> float:
+    """Hours to train on `tokens` tokens at a fraction `mfu` of the hardware's peak."""
+    return count(config, context).flops * tokens / (flops_per_second * mfu * devices) / 3600
 
 
 def cost_table(
     config: DecoderConfig,
     content: Mapping[str, str],
-    ids: float = 0,
+    tokens: float = 0,
     hardware: str = "h200",
     devices: int = 1,
     mfu: float = 0.4,
@@ -88,30 +88,30 @@ def cost_table(
     batch: int = 65_536,
 ) -> dict[str, str]:
     """What a decoder costs, in words: the lines of `unitok inspect` by name. content: lines on how many tokens content takes, by name.
-    ids: tokens to train on; 0: 20 per parameter. hardware: one of `HARDWARE`. devices: how many of it. mfu: fraction of its peak.
+    tokens: tokens to train on; 0: 20 per parameter. hardware: one of `HARDWARE`. devices: how many of it. mfu: fraction of its peak.
     context: tokens per document; 0: the longest that the decoder takes. batch: tokens of a training batch on one device."""
-    if not 0 < mfu <= 1 or devices < 1 or ids < 0 or batch < 1 or context < 0:
-        raise UserError("mfu is in (0, 1], devices and batch at least 1, ids and context at least 0")
+    if not 0 < mfu <= 1 or devices < 1 or tokens < 0 or batch < 1 or context < 0:
+        raise UserError("mfu is in (0, 1], devices and batch at least 1, tokens and context at least 0")
     guessed = "" if config.vocab_size else " (not known before the data: taken as 10,000)"
     c = replace(config, vocab_size=config.vocab_size or 10_000)
     context = context or c.max_position_embeddings
     costs = count(c, context)
-    ids = ids or 20.0 * costs.parameters
+    tokens = tokens or 20.0 * costs.parameters
     memory = {name: size / 1e9 for name, size in memory_bytes(c, batch, 1, context).items()}
     state = memory["weights"] + memory["gradients"] + memory["optimizer"]
-    time = hours(c, ids, HARDWARE[hardware], mfu, devices, context)
+    time = hours(c, tokens, HARDWARE[hardware], mfu, devices, context)
     heads = f"{c.num_attention_heads} heads of {c.head_dim}, {c.num_key_value_heads} for keys and values"
-    counts = f"{_short(costs.in_blocks)} in blocks, {_short(costs.in_matrices)} multiplied an id"
+    counts = f"{_short(costs.in_blocks)} in blocks, {_short(costs.in_matrices)} multiplied per token"
     return {
         "shape": f"{c.num_hidden_layers} layers, {c.hidden_size} wide, SwiGLU {c.intermediate_size}, {heads}",
-        "vocabulary": f"{c.vocab_size:,} ids{guessed}",
+        "vocabulary": f"{c.vocab_size:,} tokens{guessed}",
         "parameters": f"{_short(costs.parameters)}: {counts}",
-        "FLOPs an id": f"{_short(costs.flops)} to train, {_short(costs.flops_forward)} to read, at {context:,} ids a document",
+        "FLOPs per token": f"{_short(costs.flops)} to train, {_short(costs.flops_forward)} to read, at {context:,} tokens a document",
         "training state": f"{state:.2f} GB: weights, gradients and AdamW in fp32, on one device",
-        "activations": f"{memory['activations']:.2f} GB in bf16 for {batch:,} ids, about",
-        "inference": f"{memory['weights'] / 2:.2f} GB of weights in bf16, {memory['kv_cache']:.3f} GB of KV cache for {context:,} ids",
+        "activations": f"{memory['activations']:.2f} GB in bf16 for {batch:,} tokens, about",
+        "inference": f"{memory['weights'] / 2:.2f} GB of weights in bf16, {memory['kv_cache']:.3f} GB of KV cache for {context:,} tokens",
         **content,
-        "time": f"{time:,.1f} hours for {_short(ids)} ids on {devices} x {hardware} at {mfu:.0%} MFU",
+        "time": f"{time:,.1f} hours for {_short(tokens)} tokens on {devices} x {hardware} at {mfu:.0%} MFU",
     }
 
 

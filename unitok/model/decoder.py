@@ -37,7 +37,7 @@ class DecoderConfig:
         max_position_embeddings: longest document it takes, in ids.
         dropout: on the outputs of attention and SwiGLU.
         attention: back end, `auto`, `sdpa`, `xformers` or `varlen`.
-        places: size of a table of learned embeddings of how far into its image or sound an id stands, added to its own
+        span_positions: size of a table of learned embeddings of how far into its image or sound an id stands, added to its own
             embedding; 0 is none, which is Qwen3's layout. It tells small models trained for minutes where in a grid
             they are (docs/notes.md); such a decoder cannot be exported by renaming.
         qk_norm: of queries and keys before RoPE: `rms` over a head's dimensions with one gain for all heads (Qwen3),
@@ -62,7 +62,7 @@ class DecoderConfig:
     max_position_embeddings: int = 1024
     dropout: float = 0.0
     attention: str = "auto"
-    places: int = 0
+    span_positions: int = 0
     qk_norm: Literal["rms", "layer", "none"] = "rms"
     norm_placement: Literal["before", "after"] = "before"
     attention_bias: bool = False
@@ -211,7 +211,7 @@ class _Context:
 
     packing: Packing
     positions: Tensor  # [B, T]
-    places: Tensor | None = None  # [B, T], how far into its span each id stands, 0 outside
+    span_positions: Tensor | None = None  # [B, T], how far into its span each id stands, 0 outside
 
 
 class Trunk(nn.Module):
@@ -220,8 +220,8 @@ class Trunk(nn.Module):
     def __init__(self, config: DecoderConfig):
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        if config.places:
-            self.embed_places = nn.Embedding(config.places, config.hidden_size)
+        if config.span_positions:
+            self.embed_span_positions = nn.Embedding(config.span_positions, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary = RotaryPositions(config)
@@ -230,9 +230,11 @@ class Trunk(nn.Module):
     def forward(self, ids: Tensor, context: _Context) -> Tensor:
         """[B, T] -> [B, T, C]; `context` says which positions see one another."""
         x = self.embed_tokens(ids)
-        if hasattr(self, "embed_places"):
-            assert context.places is not None, "this decoder has place embeddings: give places (Grammar.places)"
-            x = x + self.embed_places(context.places.clamp(max=self.embed_places.num_embeddings - 1))
+        if hasattr(self, "embed_span_positions"):
+            assert context.span_positions is not None, (
+                "this decoder has place embeddings: give span_positions (Grammar.span_positions)"
+            )
+            x = x + self.embed_span_positions(context.span_positions.clamp(max=self.embed_span_positions.num_embeddings - 1))
         rotary = self.rotary(context.positions)
         for layer in self.layers:
             if self.checkpoint_activations and torch.is_grad_enabled():
@@ -264,8 +266,8 @@ class Decoder(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         nn.init.normal_(self.model.embed_tokens.weight, std=0.5)
-        if self.config.places:
-            nn.init.normal_(self.model.embed_places.weight, std=0.5)
+        if self.config.span_positions:
+            nn.init.normal_(self.model.embed_span_positions.weight, std=0.5)
 
     @property
     def device(self) -> torch.device:
@@ -276,20 +278,20 @@ class Decoder(nn.Module):
         ids: Tensor,
         positions: Tensor | None = None,
         documents: Tensor | None = None,
-        places: Tensor | None = None,
+        span_positions: Tensor | None = None,
     ) -> Tensor:
         """ids [B, T] -> final hidden states [B, T, C], before the head. positions: [B, T], from each document's start (default: the
-        row's). documents: numbers [B, T] that differ between neighbours, which then cannot see one another (default: one a row).
-        places: [B, T], how far into its span each id stands (`Grammar.places`); only for decoders with place embeddings."""
+        row's). documents: numbers [B, T] that differ between neighbors, which then cannot see one another (default: one a row).
+        span_positions: [B, T], how far into its span each id stands (`Grammar.span_positions`); only for decoders with place embeddings."""
         self._check(ids, positions)
         if positions is None:
             positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         if documents is None:
-            return self.model(ids, _Context(WholeRows(), positions, places))
+            return self.model(ids, _Context(WholeRows(), positions, span_positions))
         kind = ids.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.lm_head.weight.dtype
         backend = choose_backend(self.config.attention, ids.device, dtype, self.config.head_dim)
-        return self.model(ids, _Context(build_packing(documents, backend), positions, places))
+        return self.model(ids, _Context(build_packing(documents, backend), positions, span_positions))
 
     def _check(self, ids: Tensor, positions: Tensor | None) -> None:
         """Errors that users can make. Values are looked at on a CPU only: a GPU would have to be waited for."""
@@ -308,10 +310,10 @@ class Decoder(nn.Module):
         ids: Tensor,
         positions: Tensor | None = None,
         documents: Tensor | None = None,
-        places: Tensor | None = None,
+        span_positions: Tensor | None = None,
     ) -> Tensor:
         """ids [B, T] -> logits [B, T, V]; arguments as for `hidden`."""
-        return self.lm_head(self.hidden(ids, positions, documents, places))
+        return self.lm_head(self.hidden(ids, positions, documents, span_positions))
 
     def save_pretrained(self, folder: Path, overwrite: bool = False) -> None:
         """Write `config.json` and `model.safetensors`."""
@@ -321,7 +323,7 @@ class Decoder(nn.Module):
         """Number of parameters, and the configuration."""
         return {"parameters": sum(p.numel() for p in self.parameters())} | asdict(self.config)
 
-    def for_use(self) -> "Decoder":
+    def prepare_for_inference(self) -> "Decoder":
         """Itself in eval mode."""
         return self.eval()
 

@@ -161,7 +161,7 @@ class InferenceDecoder:
         self.device, self.dtype = decoder.device, decoder.lm_head.weight.dtype
         self.head = decoder.lm_head.weight.detach().clone()
         self.embedding = decoder.model.embed_tokens.weight.detach().clone()
-        self.places = decoder.model.embed_places.weight.detach().clone() if c.places else None
+        self.span_positions = decoder.model.embed_span_positions.weight.detach().clone() if c.span_positions else None
         self.norm = decoder.model.norm.weight.detach().clone()
         self.blocks = [_arrange(cast(Block, block), c) for block in decoder.model.layers]
         angles = torch.arange(c.max_position_embeddings)[:, None].float() * rotary_frequencies(c)
@@ -184,17 +184,17 @@ class InferenceDecoder:
         positions: Tensor,
         cache: Cache,
         extent: int,
-        places: Tensor | None = None,
+        span_positions: Tensor | None = None,
         at: int | None = None,
     ) -> Tensor:
         """ids [B, T] at positions [B, T] -> hidden states [B, T, C]; reads and writes the cache's first B slots. extent: more than
-        every position; how much of the cache to look at. places: [B, T], `Grammar.places`. at: the first position, where all
+        every position; how much of the cache to look at. span_positions: [B, T], `Grammar.span_positions`. at: the first position, where all
         slots stand at the same T ones in a row: that saves the indices and, for T = 1, the mask."""
         c, (b, t) = self.config, ids.shape
         x = F.embedding(ids, self.embedding)
-        if self.places is not None:
-            assert places is not None, "this decoder has place embeddings: give places (Grammar.places)"
-            x = x + F.embedding(places.clamp(max=len(self.places) - 1), self.places)
+        if self.span_positions is not None:
+            assert span_positions is not None, "this decoder has place embeddings: give span_positions (Grammar.span_positions)"
+            x = x + F.embedding(span_positions.clamp(max=len(self.span_positions) - 1), self.span_positions)
         x = x.reshape(b * t, c.hidden_size)
         where = self._where(positions, cache, extent, b, t, at)
         for number, w in enumerate(self.blocks):

@@ -2,7 +2,7 @@
 
 Positions of one kind share a legal set (`unitok.grammar`): only its rows of the head are multiplied, a forced id costs nothing. Logits
 and their gradient are made for some positions at a time, in the forward pass, so memory holds one piece of logits (cf. Hsu et al.
-2024, "Liger Kernel"; Wijmans et al. 2024, "Cut your losses"). The z-loss keeps the log of each softmax's normaliser near 0
+2024, "Liger Kernel"; Wijmans et al. 2024, "Cut your losses"). The z-loss keeps the log of each softmax's normalizer near 0
 (Chowdhery et al. 2022, "PaLM"; 1e-5 as in Chameleon).
 """
 
@@ -25,11 +25,11 @@ class Loss:
     """What `next_id_loss` gives. The N positions are those that had a choice and a weight."""
 
     total: (
-        Tensor  # over all positions weight x (cross-entropy + z_loss x squared log-normaliser), nats; it alone has a gradient
+        Tensor  # over all positions weight x (cross-entropy + z_loss x squared log-normalizer), nats; it alone has a gradient
     )
     index: Tensor  # int64 [N], where the positions stand in the flattened batch
     nll: Tensor  # [N], their cross-entropies, nats
-    log_normaliser: Tensor  # [N]
+    logsumexp_rms: Tensor  # [N]
     right: Tensor  # bool [N], whether the likeliest id came; empty unless measured
 
 
@@ -42,20 +42,20 @@ def next_id_loss(
     measure: bool = False,
 ) -> Loss:
     """The loss of a batch. hidden: [B, T, C]. weight: the head, [V, C]. batch: `targets`, `weights` and `kinds`, each [B, T]; positions
-    of weight 0 do not count. kinds: legal sets, indexed by `batch["kinds"]`; None: every id may come everywhere. z_loss: weight of
-    the squared log-normaliser. measure: whether to find out which positions were right."""
-    flat = {key: batch[key].flatten() for key in ("targets", "weights", "kinds")}
+    of weight 0 do not count. kinds: legal sets, indexed by `batch["mask_index"]`; None: every id may come everywhere. z_loss: weight of
+    the squared log-normalizer. measure: whether to find out which positions were right."""
+    flat = {key: batch[key].flatten() for key in ("targets", "weights", "mask_index")}
     counts = flat["weights"] > 0
     groups = []
     for kind, intervals in enumerate([((0, weight.shape[0]),)] if kinds is None else kinds):
         if size_of(intervals) < 2:
             continue  # nothing to choose
-        where = (counts if kinds is None else counts & (flat["kinds"] == kind)).nonzero().flatten()
+        where = (counts if kinds is None else counts & (flat["mask_index"] == kind)).nonzero().flatten()
         if len(where):
             groups.append((intervals, where))
     index = torch.cat([where for _, where in groups]) if groups else counts.new_zeros(0, dtype=torch.long)
     sizes = [(intervals, len(where)) for intervals, where in groups]
-    total, nll, normaliser, right = _Pieces.apply(
+    total, nll, normalizer, right = _Pieces.apply(
         hidden.flatten(0, 1)[index],
         weight,
         flat["targets"][index],
@@ -65,12 +65,12 @@ def next_id_loss(
         measure,
         torch.is_grad_enabled(),
     )
-    return Loss(total, index, nll, normaliser, right)
+    return Loss(total, index, nll, normalizer, right)
 
 
 class _Pieces(torch.autograd.Function):
     """states [N, C] by group, each (legal ids, how many states), and head [V, C] -> total, and for each position its nll,
-    log-normaliser and rightness; with gradients, if `learns`, in the same pass."""
+    log-normalizer and rightness; with gradients, if `learns`, in the same pass."""
 
     @staticmethod
     def forward(
@@ -85,7 +85,7 @@ class _Pieces(torch.autograd.Function):
         learns: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         n = len(states)
-        nll, normaliser = states.new_zeros(n, dtype=torch.float32), states.new_zeros(n, dtype=torch.float32)
+        nll, normalizer = states.new_zeros(n, dtype=torch.float32), states.new_zeros(n, dtype=torch.float32)
         right = torch.zeros(n if measure else 0, dtype=torch.bool, device=states.device)
         differentiate = learns and (ctx.needs_input_grad[0] or ctx.needs_input_grad[1])
         d_states = torch.empty_like(states) if differentiate else None
@@ -101,7 +101,7 @@ class _Pieces(torch.autograd.Function):
                 x = states[piece].to(dtype)
                 logits = (x @ rows.T).float()
                 index = index_in(targets[piece], intervals)[:, None]
-                normaliser[piece] = z = logits.logsumexp(-1)
+                normalizer[piece] = z = logits.logsumexp(-1)
                 nll[piece] = z - logits.gather(1, index).squeeze(1)
                 if measure:
                     right[piece] = logits.argmax(-1) == index.squeeze(1)
@@ -119,9 +119,9 @@ class _Pieces(torch.autograd.Function):
             start += count
         if differentiate:
             ctx.save_for_backward(d_states, d_weight.to(weight.dtype) if d_weight is not None else None)
-        total = ((nll + z_loss * normaliser.square()) * factors).sum()
-        ctx.mark_non_differentiable(nll, normaliser, right)
-        return total, nll, normaliser, right
+        total = ((nll + z_loss * normalizer.square()) * factors).sum()
+        ctx.mark_non_differentiable(nll, normalizer, right)
+        return total, nll, normalizer, right
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *others: Any) -> Any:  # type: ignore[override]

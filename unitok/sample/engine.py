@@ -25,7 +25,7 @@ from unitok.model.inference import Cache, InferenceDecoder
 from unitok.sample.allowed import AllowedLogits, allowed_logits
 from unitok.sample.jacobi import draw_ahead
 from unitok.sample.running import Request, Running, Slot
-from unitok.sample.sampling import BatchedSamplingParams, Settings, guide, penalise_repetition
+from unitok.sample.sampling import BatchedSamplingParams, SamplingParams, guide, penalise_repetition
 
 SHORT = 8  # slots with at most so many unread ids go through the model together; prompts go apart
 
@@ -41,18 +41,18 @@ class Event(NamedTuple):
 class Session:
     """Requests that are generated together; new ones may join at any time. `step` draws at least one id for each that is running,
     and up to `ahead` where that needs no look in between. decoder: a `Decoder` is copied as it is now (`InferenceDecoder`).
-    jacobi: so many places of an image of a request that runs alone are guessed and read in one pass; 0: one."""
+    jacobi_window: so many span_positions of an image of a request that runs alone are guessed and read in one pass; 0: one."""
 
     def __init__(
         self,
         decoder: Decoder | InferenceDecoder,
         grammar: Grammar,
-        settings: dict[str, Settings] | None = None,
+        settings: dict[str, SamplingParams] | None = None,
         ahead: int = 256,
-        jacobi: int = 0,
+        jacobi_window: int = 0,
     ):
         self.decoder = InferenceDecoder(decoder) if isinstance(decoder, Decoder) else decoder
-        self.grammar, self.settings, self.ahead, self.jacobi = grammar, settings or {}, ahead, jacobi
+        self.grammar, self.settings, self.ahead, self.jacobi_window = grammar, settings or {}, ahead, jacobi_window
         self.passes = 0  # of the model, to draw ids
         self.running: list[Running] = []
         self.slots: list[Slot] = []  # by their place in the cache
@@ -97,7 +97,7 @@ class Session:
             self._read_waiting()
             sets = [r.stretch(self.ahead) for r in active]
             count = min(map(len, sets))
-            if self.jacobi and self._suits_jacobi(sets):
+            if self.jacobi_window and self._suits_jacobi(sets):
                 sampled, passes = self._draw_ahead(active[0], sets[0][0], count)
             else:
                 sampled, passes = self._draw(active, [s[:count] for s in sets], count), count - 1
@@ -178,25 +178,25 @@ class Session:
         """Slots of one prompt each: it is read for the first of them and copied to the others."""
         cache = self.decoder.new_cache(len(groups), max(len(group[0].ids) for group in groups))
         hidden = self._read([group[0] for group in groups], cache)
-        places = {id(slot): place for place, slot in enumerate(self.slots)}
+        span_positions = {id(slot): place for place, slot in enumerate(self.slots)}
         for i, group in enumerate(groups):
             for slot in group:
                 slot.take_unread()
                 slot.read = group[0].read
-                self.cache.take(cache, i, places[id(slot)], slot.read)
-                self.hidden[places[id(slot)]] = hidden[i]
+                self.cache.take(cache, i, span_positions[id(slot)], slot.read)
+                self.hidden[span_positions[id(slot)]] = hidden[i]
 
     def _read(self, slots: list[Slot], cache: Cache) -> Tensor:
         """Hidden states [slots, C] after all ids of slots that stand in `cache`. They are padded on the right: what the padding
         writes is written over before it is looked at."""
         lengths = np.array([len(slot.ids) for slot in slots])
         positions = np.array([slot.read for slot in slots])[:, None] + np.arange(lengths.max())
-        ids, places = np.full(positions.shape, self.grammar.vocab.pad), np.zeros(positions.shape, np.int64)
+        ids, span_positions = np.full(positions.shape, self.grammar.vocab.pad), np.zeros(positions.shape, np.int64)
         for i, slot in enumerate(slots):
-            ids[i, : lengths[i]], places[i, : lengths[i]] = slot.take_unread()
+            ids[i, : lengths[i]], span_positions[i, : lengths[i]] = slot.take_unread()
         at = _common(positions, cache)
         extent = min(int(positions.max()) + 1, cache.length)
-        sent = [self._send(x) for x in (ids, positions.clip(max=cache.length - 1), places, lengths - 1)]
+        sent = [self._send(x) for x in (ids, positions.clip(max=cache.length - 1), span_positions, lengths - 1)]
         hidden = self.decoder.step(sent[0], sent[1], cache, extent, sent[2], at)
         return hidden[torch.arange(len(slots), device=hidden.device), sent[3]]
 
@@ -234,7 +234,7 @@ class Session:
         run = self._runner(count)
 
         def scores(hidden: Tensor, start: int) -> Tensor:
-            """Hidden states [slots, W, C] before the places from `start` on -> [W, n]."""
+            """Hidden states [slots, W, C] before the span_positions from `start` on -> [W, n]."""
             width = hidden.shape[1]
             rows = [index * width + torch.arange(width, device=index.device) for index in compared]
             logits = _guided_logits(allowed, hidden.flatten(0, 1), rows, scales[start : start + width, 0])
@@ -249,7 +249,7 @@ class Session:
         noise = np.random.default_rng((*r.key, len(r.new))).gumbel(size=size) if params.temperature else np.zeros(size)
         columns = r.state.span.order.period(tuple(r.state.sides)) if r.state.span else 1
         first = scores(self.hidden[: len(self.slots), None], 0)
-        choices, passes = draw_ahead(predict, first, self._send(noise.astype(np.float32)), columns, self.jacobi)
+        choices, passes = draw_ahead(predict, first, self._send(noise.astype(np.float32)), columns, self.jacobi_window)
         return [allowed.ids[choices].tolist()], passes
 
     def _runner(self, count: int) -> Callable[[Tensor, int], Tensor]:
@@ -257,15 +257,15 @@ class Session:
         positions = np.array([slot.read for slot in self.slots])[:, None] + np.arange(count)
         place = np.array([slot.running.state.place for slot in self.slots])[:, None]  # in text 0, which stays
         at, extent = _common(positions, self.cache), int(positions[:, 0].max())
-        all_places = self._send(np.where(place > 0, place + 1 + np.arange(count), 0))
+        all_span_positions = self._send(np.where(place > 0, place + 1 + np.arange(count), 0))
         all_positions = self._send(positions)
 
         def run(ids: Tensor, i: int) -> Tensor:
             stop = i + ids.shape[1]
-            where, places = all_positions[:, i:stop], all_places[:, i:stop]
+            where, span_positions = all_positions[:, i:stop], all_span_positions[:, i:stop]
             if self._graphs is not None and ids.shape[1] == 1:
-                return self._graphs.step(ids, where, self.cache, extent + stop, places)
-            return self.decoder.step(ids, where, self.cache, extent + stop, places, None if at is None else at + i)
+                return self._graphs.step(ids, where, self.cache, extent + stop, span_positions)
+            return self.decoder.step(ids, where, self.cache, extent + stop, span_positions, None if at is None else at + i)
 
         return run
 
@@ -312,17 +312,17 @@ def generate(
     decoder: Decoder | InferenceDecoder,
     grammar: Grammar,
     requests: Iterable[Request],
-    settings: dict[str, Settings] | None = None,
+    settings: dict[str, SamplingParams] | None = None,
     batch_size: int = 0,
-    jacobi: int = 0,
+    jacobi_window: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[np.ndarray]:
     """New ids of each request (without its prompt; a closing eos is kept), always well-formed. settings: by modality. batch_size:
-    as for `Session.run`. jacobi: as for `Session`. `progress` is called with the numbers of new ids and of finished requests.
+    as for `Session.run`. jacobi_window: as for `Session`. `progress` is called with the numbers of new ids and of finished requests.
     Errors: `UserError` as `Session.add`'s, before any work."""
     requests = [replace(request) for request in requests]  # each its own, also where one is given twice
     new: dict[int, list[int]] = {id(request): [] for request in requests}
-    session = Session(decoder, grammar, settings, jacobi=jacobi)
+    session = Session(decoder, grammar, settings, jacobi_window=jacobi_window)
     session.check(requests[batch_size:] if batch_size else [])  # the others join before the first step
     for events in session.run(requests, batch_size):
         for event in events:

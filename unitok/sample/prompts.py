@@ -15,7 +15,7 @@ from unitok.errors import UserError, visible
 from unitok.interleaved import Types, read_raw_documents
 from unitok.media import sniff
 from unitok.modalities import modality_of
-from unitok.sample.sampling import Settings
+from unitok.sample.sampling import SamplingParams
 from unitok.storage import Files
 
 #: One piece of a prompt: str (text), Path (a file), PIL.Image, (waveform [C, T], Hz), or a Document; or a list of pieces.
@@ -84,8 +84,8 @@ def check_names(given: Iterable[str], names: list[str], where: str) -> None:
     for name in given:
         if name in names:
             continue
-        if name in (f.name for f in fields(Settings)):
-            told = f"it is one of the settings: settings={{'image': Settings({name}=VALUE)}}, from unitok.sample.sampling"
+        if name in (f.name for f in fields(SamplingParams)):
+            told = f"it is one of the settings: settings={{'image': SamplingParams({name}=VALUE)}}, from unitok.sample.sampling"
         else:
             near = get_close_matches(str(name), names, 1, 0.4)
             told = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from unitok.sample.settings import Settings
+from unitok.sample.settings import SamplingParams
 
 
 def guide(
@@ -65,7 +65,7 @@ def draw(logits: Tensor, temperature: Tensor, uniform: Tensor) -> Tensor:
 class BatchedSamplingParams:
     """The settings of a batch of rows as tensors [B], and which of them do anything."""
 
-    def __init__(self, rows: list[Settings], device: torch.device):
+    def __init__(self, rows: list[SamplingParams], device: torch.device):
         def column(name: str, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.tensor([getattr(row, name) for row in rows], dtype=dtype, device=device)
 

@@ -33,13 +33,15 @@ def log_probabilities(
     for batch in _batches([len(ids) for ids in documents], batch_ids):
         chosen = [documents[i] for i in batch]
         padded = _padded(chosen, decoder.device, grammar.vocab.pad)
-        hidden = decoder.hidden(padded, places=_padded([grammar.places(ids) for ids in chosen], decoder.device))[:, :-1]
+        hidden = decoder.hidden(
+            padded, span_positions=_padded([grammar.span_positions(ids) for ids in chosen], decoder.device)
+        )[:, :-1]
         targets = {
             "targets": padded[:, 1:],
-            "kinds": _padded([grammar.targets(ids) for ids in chosen], decoder.device),
+            "mask_index": _padded([grammar.targets(ids) for ids in chosen], decoder.device),
             "weights": _padded([np.ones(len(ids) - 1, np.float32) for ids in chosen], decoder.device),
         }
-        loss = next_id_loss(hidden, decoder.lm_head.weight, targets, grammar.kinds)
+        loss = next_id_loss(hidden, decoder.lm_head.weight, targets, grammar.allowed_sets)
         nats = torch.zeros(padded[:, 1:].shape, dtype=torch.float64)
         nats.view(-1)[loss.index.cpu()] = -loss.nll.double().cpu()
         for row, i in zip(nats, batch, strict=True):
@@ -85,7 +87,7 @@ class Score:
     def row(self) -> dict[str, Any]:
         """Plain types, for a line of `scores.jsonl`."""
         bits = -self.log_probability / math.log(2) / max(1, self.ids)
-        total = {"log_probability": self.log_probability, "ids": self.ids, "bits_an_id": bits}
+        total = {"log_probability": self.log_probability, "ids": self.ids, "bits_per_token": bits}
         return {"id": self.document.id} | total | {"parts": self.parts}
 
 

@@ -17,7 +17,7 @@ AHEAD = 16  # ids that are drawn before anyone looks
 
 
 @dataclass
-class Piece:
+class Chunk:
     """Something new of an output. `content` is what its modality gives: the new characters of a text; all rows of an image so far,
     float [3, h, w] in [-1, 1]; the new samples of audio, float [C, t] in [-1, 1], in one chunk where the tokenizer cannot stream."""
 
@@ -28,7 +28,7 @@ class Piece:
     done: bool  # whether the segment is complete
 
 
-def stream(bundle: Bundle, drafts: list[Draft], settings: dict[str, Any], batch_size: int = 64) -> Iterator[Piece | Output]:
+def stream(bundle: Bundle, drafts: list[Draft], settings: dict[str, Any], batch_size: int = 64) -> Iterator[Chunk | Output]:
     """Pieces of all outputs as they come; after the last one of each the whole `Output`. So many are made together.
     Errors: `UserError` as for `Unitok.generate`, before any work."""
     check_count("batch size", batch_size, 1)
@@ -37,7 +37,7 @@ def stream(bundle: Bundle, drafts: list[Draft], settings: dict[str, Any], batch_
     return _stream(bundle, session, drafts, batch_size)
 
 
-def _stream(bundle: Bundle, session: Session, drafts: list[Draft], batch_size: int) -> Iterator[Piece | Output]:
+def _stream(bundle: Bundle, session: Session, drafts: list[Draft], batch_size: int) -> Iterator[Chunk | Output]:
     by_request, watchers = {id(one.request): one for one in drafts}, dict[int, _Watcher]()
     for events in session.run([one.request for one in drafts], batch_size):
         for event in events:
@@ -74,7 +74,7 @@ class _Watcher:
         """The whole rows or frames so far."""
         return self.bundle.vocab.body_codes(modality, self.body, sides, whole=False)
 
-    def see(self, ids: list[int]) -> Iterator[Piece]:
+    def see(self, ids: list[int]) -> Iterator[Chunk]:
         """Take new ids."""
         grown = False
         for id in ids:
@@ -95,9 +95,9 @@ class _Watcher:
         if self.state.span is not None and grown:
             yield from self._tell(self.state.span.modality, tuple(self.state.sides), False)
 
-    def _tell(self, modality: str, sides: tuple[int, ...], done: bool) -> Iterator[Piece]:
+    def _tell(self, modality: str, sides: tuple[int, ...], done: bool) -> Iterator[Chunk]:
         """What the codes so far add to what was given."""
         codes = self._codes(modality, sides)
         content = self.stream.push(codes, done) if self.stream is not None and (codes.size or done) else None
         if content is not None:
-            yield Piece(self.index, self.span, modality, content, done)
+            yield Chunk(self.index, self.span, modality, content, done)

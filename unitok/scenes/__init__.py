@@ -9,6 +9,6 @@ __getattr__, __all__ = attach(__name__, {"SceneSamples": "watch"})
 #: How models of scenes are sampled (docs/notes.md); the demo writes it into its bundle.
 SAMPLING: dict[str, dict[str, Any]] = {
     "text": {"temperature": 0.0},
-    "image": {"temperature": 0.4, "top_p": 0.95, "guidance": 1.5},
+    "image": {"temperature": 0.4, "top_p": 0.95, "guidance_scale": 1.5},
     "audio": {"temperature": 0.4, "top_p": 0.95},
 }

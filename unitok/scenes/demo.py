@@ -29,7 +29,7 @@ RECONSTRUCTIONS = 400  # scenes whose originals are read, reconstructed and coun
 
 PROMPTS = [
     ("a large red circle left of a small blue square on a white background", "image,audio"),
-    ("a large pink ring on a grey background", "image,text,image"),
+    ("a large pink ring on a gray background", "image,text,image"),
     ("a small green square on a white background", "image,text,image,audio"),  # a story that ends in sound
 ]
 
@@ -118,7 +118,7 @@ def run_demo(out: Path, minutes: float = 13.0, eval_scenes: int = 200, seed: int
         return [word.format(**common, **values) for word in line.split()]
 
     def scenes(name: str, count: int, offset: int) -> list[str]:
-        line = "scenes {out}/scenes/{name} --count {count} --seed {own_seed} --most 2"
+        line = "scenes {out}/scenes/{name} --count {count} --seed {own_seed} --max-objects 2"
         return words(line, name=name, count=count, own_seed=1_000_000 * seed + offset)
 
     def fit(name: str, budget: float, data: str) -> list[str]:
@@ -135,7 +135,7 @@ def run_demo(out: Path, minutes: float = 13.0, eval_scenes: int = 200, seed: int
         scenes("test", max(RECONSTRUCTIONS, eval_scenes), 2),
         [*scenes("held_out", eval_scenes, 3), "--held-out"],
     )
-    demo.stage("text", words("train-text {out}/scenes/train/text.txt --out {out}/text --size 512"))
+    demo.stage("text", words("train-text-tokenizer {out}/scenes/train/text.txt --out {out}/text --vocab-size 512"))
     demo.stage("image", fit("image", minutes * IMAGE_SHARE, "scenes/train/images"))
     demo.stage("audio", fit("audio", minutes * AUDIO_SHARE, "scenes/train/sounds"))
     demo.stage("tokenizers", words("bundle {out}/bundle --text {out}/text --image {out}/image --audio {out}/audio"))
@@ -146,10 +146,10 @@ def run_demo(out: Path, minutes: float = 13.0, eval_scenes: int = 200, seed: int
 
     line = words("bundle {out}/bundle --decoder {out}/decoder")
     demo.stage("bundle", line, lambda: write_generation_config(out / "bundle", SAMPLING))
-    sample = (
-        "sample --bundle {out}/bundle --text {text} --want {want} --out {out}/samples/{i} --n 4 --seed {seed} --max-ids 300"
+    sample = "sample --bundle {out}/bundle --text {text} --modalities {modalities} --out {out}/samples/{i} --n 4 --seed {seed} --max-new-tokens 300"
+    demo.stage(
+        "sample", *(words(sample, text=text, modalities=modalities, i=i) for i, (text, modalities) in enumerate(PROMPTS))
     )
-    demo.stage("sample", *(words(sample, text=text, want=want, i=i) for i, (text, want) in enumerate(PROMPTS)))
     scored = "--scenes {out}/scenes/test --held-out {out}/scenes/held_out --count {count} --out {out}/eval --seed {seed}"
     demo.stage("eval", words("eval --bundle {out}/bundle " + scored, count=eval_scenes))
     demo.stage("report", lambda: _report(demo))

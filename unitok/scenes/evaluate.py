@@ -1,7 +1,7 @@
 """What `unitok eval` measures on scenes: the oracle's reading of originals, reconstructions and generations.
 
-A score is the share of files, 0 to 1, in which all is right: of `attributes` background, layout and every thing's colour, shape
-and size; of `colours` the things' in order; of `notes` number, order, pitch and timbre; `exact` compares what is parsed.
+A score is the share of files, 0 to 1, in which all is right: of `attributes` background, layout and every thing's color, shape
+and size; of `colors` the things' in order; of `notes` number, order, pitch and timbre; `exact` compares what is parsed.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,10 +20,10 @@ from unitok.errors import UserError
 from unitok.files import write_json
 from unitok.grammar import Grammar
 from unitok.media import load_audio, load_image, open_image, save_audio, save_image
-from unitok.sample.defaults import settings_of
+from unitok.sample.defaults import sampling_params_of
 from unitok.sample.outputs import Output, save_outputs
 from unitok.sample.requests import Task, generate_outputs
-from unitok.sample.sampling import Settings
+from unitok.sample.sampling import SamplingParams
 from unitok.scenes import SAMPLING
 from unitok.scenes.oracle import read_picture, read_sound
 from unitok.scenes.world import Note, Scene, parse_caption, parse_sound_caption, read_scenes
@@ -36,9 +36,9 @@ def same_notes(read: tuple[Note, ...], scene: Scene) -> bool:
     return [(n.pitch, n.timbre) for n in read] == [(n.pitch, n.timbre) for n in scene.notes()]
 
 
-def same_colours(read: Scene | None, scene: Scene) -> bool:
-    """The things' colours, in order."""
-    return read is not None and [t.colour for t in read.things] == [t.colour for t in scene.things]
+def same_colors(read: Scene | None, scene: Scene) -> bool:
+    """The things' colors, in order."""
+    return read is not None and [t.color for t in read.things] == [t.color for t in scene.things]
 
 
 def to_bytes(pixels: torch.Tensor) -> np.ndarray:
@@ -60,7 +60,7 @@ def _answers(output: Output, row: dict, rate: int) -> bool:
 
 @dataclass(frozen=True)
 class Direction:
-    """One way between modalities. given: keys of a scene's row that make the prompt; want: the plan of outputs.
+    """One way between modalities. given: keys of a scene's row that make the prompt; modalities: the plan of outputs.
 
     right: whether an output is right, given its row and the rate of its audio in Hz.
     """
@@ -68,7 +68,7 @@ class Direction:
     name: str
     score: str
     given: tuple[str, ...]
-    want: str
+    modalities: str
     right: Callable[[Output, dict, int], bool]
 
 
@@ -85,7 +85,7 @@ DIRECTIONS = (
 class Evaluation:
     """Measures one bundle; `scores` fills up as it goes. out: folder for samples; seed, settings: of sampling."""
 
-    def __init__(self, unitok: Unitok, out: Path, seed: int, settings: dict[str, Settings], progress: bool = False):
+    def __init__(self, unitok: Unitok, out: Path, seed: int, settings: dict[str, SamplingParams], progress: bool = False):
         self.unitok, self.out, self.seed, self.settings, self.progress = unitok, out, seed, settings, progress
         self.scores: dict[str, Any] = {"malformed": 0}
         self.kept: dict[str, list[Output]] = {}  # a few outputs of each direction
@@ -112,7 +112,7 @@ class Evaluation:
             measures.append(
                 {
                     "oracle.originals": sum(originals) / 2,
-                    "reconstruction.image.colours": same_colours(read, scene),
+                    "reconstruction.image.colors": same_colors(read, scene),
                     "reconstruction.image.attributes": read == scene,
                     "reconstruction.image.psnr_db": -10 * float(torch.log10(error / 4 + 1e-10)),
                     "reconstruction.audio.notes": same_notes(read_sound(heard.numpy(), audio.sample_rate), scene),
@@ -136,7 +136,7 @@ class Evaluation:
         rate = self.unitok.require("audio").sample_rate
         for direction in DIRECTIONS:
             name = f"{direction.name}{suffix}"
-            outputs = self._continue(self._documents(folder, rows, direction.given), direction.want, name)
+            outputs = self._continue(self._documents(folder, rows, direction.given), direction.modalities, name)
             right = [direction.right(output, row, rate) for output, row in zip(outputs, rows, strict=True)]
             self._keep(name, outputs, right)
             self.scores[f"generation.{direction.name}.{direction.score}{suffix}"] = float(np.mean(right))
@@ -166,10 +166,10 @@ class Evaluation:
             raise UserError(f"{folder}: {errors[0]['error']}")
         return documents
 
-    def _continue(self, prompts: list[Document], want: str, what: str, seed: int = 0) -> list[Output]:
+    def _continue(self, prompts: list[Document], modalities: str, what: str, seed: int = 0) -> list[Output]:
         if self.progress:
             print(f"generate {what} ({len(prompts)})", flush=True)
-        task = Task(want, 1, self.seed + seed, self.budget, self.settings)
+        task = Task(modalities, 1, self.seed + seed, self.budget, self.settings)
         outputs = generate_outputs(self.unitok, prompts, task, batch_size=200)
         self.scores["malformed"] += sum(not self._well_formed(o) for o in outputs)
         return outputs
@@ -199,7 +199,7 @@ def evaluate_bundle(
     out: Path,
     count: int,
     seed: int,
-    guidance: float | None = None,
+    guidance_scale: float | None = None,
     temperature: float | None = None,
     device: str = "cpu",
     progress: bool = False,
@@ -212,12 +212,12 @@ def evaluate_bundle(
     kinds = {span.kind for span in unitok.vocab.spans.values()}
     ours = {name: settings | unitok.defaults.get(name, {}) for name, settings in SAMPLING.items() if name in kinds}
     own = {**unitok.defaults, **ours}
-    given = {"image": {"temperature": temperature, "guidance": guidance}, "audio": {"temperature": temperature}}
+    given = {"image": {"temperature": temperature, "guidance_scale": guidance_scale}, "audio": {"temperature": temperature}}
     media = {
         name: own.get(name, {}) | {k: v for k, v in x.items() if v is not None} for name, x in given.items() if name in kinds
     }
     rows = read_scenes(scenes, count)
-    evaluation = Evaluation(unitok, Path(out), seed, settings_of(unitok, own | media), progress)
+    evaluation = Evaluation(unitok, Path(out), seed, sampling_params_of(unitok, own | media), progress)
     evaluation.reconstruct(scenes, rows)
     evaluation.generate(scenes, rows[:count])
     if held_out:

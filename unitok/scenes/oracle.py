@@ -1,6 +1,6 @@
 """Reads scenes back from pixels and waveforms with plain image and signal processing. It never sees a model.
 
-Pictures: the border gives the background, connected regions that differ from it are things; colour is the nearest to the median
+Pictures: the border gives the background, connected regions that differ from it are things; color is the nearest to the median
 of a thing's pixels; shape and size are the template, drawn at its centroid, with the least squared difference of coverage.
 Sounds: slots of one note's length with energy in them are notes; pitch and timbre are the template whose magnitude spectrum has
 the largest cosine to the slot's; loudness is the power.
@@ -40,9 +40,9 @@ def read_picture(pixels: np.ndarray) -> Scene | None:
 def _read_thing(image: np.ndarray, inside: np.ndarray, plain: np.ndarray) -> tuple[float, float, Thing]:
     """Centroid x, y in pixels and what the region shows."""
     deep = ndimage.binary_erosion(inside)
-    colour_value = np.median(image[deep if deep.sum() >= 8 else inside], axis=0)
-    colour = _nearest(colour_value, world.COLOURS)
-    direction = colour_value - plain
+    color_value = np.median(image[deep if deep.sum() >= 8 else inside], axis=0)
+    color = _nearest(color_value, world.COLORS)
+    direction = color_value - plain
     alpha = np.clip((image - plain) @ direction / max(float(direction @ direction), 1.0), 0, 1)
     alpha = alpha * ndimage.binary_dilation(inside, iterations=2)
     side = image.shape[0]
@@ -53,7 +53,7 @@ def _read_thing(image: np.ndarray, inside: np.ndarray, plain: np.ndarray) -> tup
         for shape in world.SHAPES
         for size, radius in world.SIZES.items()
     )
-    return cx, cy, Thing(colour, best[1], best[2])
+    return cx, cy, Thing(color, best[1], best[2])
 
 
 def _arrange(background: str, found: list[tuple[float, float, Thing]]) -> Scene | None:
@@ -105,5 +105,5 @@ def _note_templates(rate: int) -> tuple[list[tuple[str, str]], np.ndarray, np.nd
     return names, spectra / np.linalg.norm(spectra, axis=1, keepdims=True), levels
 
 
-def _nearest(colour: np.ndarray, names: dict[str, tuple[int, int, int]]) -> str:
-    return min(names, key=lambda name: float(np.linalg.norm(colour - np.array(names[name]))))
+def _nearest(color: np.ndarray, names: dict[str, tuple[int, int, int]]) -> str:
+    return min(names, key=lambda name: float(np.linalg.norm(color - np.array(names[name]))))

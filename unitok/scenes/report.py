@@ -21,8 +21,8 @@ _TITLES = {
     "interleaved": "Text, image, text, image",
 }
 _CURVES = {
-    "image": ("loss", "psnr", "codebook_use_0"),
-    "audio": ("loss", "snr_db", "codebook_use_0"),
+    "image": ("loss", "psnr", "codebook_usage/0"),
+    "audio": ("loss", "snr_db", "codebook_usage/0"),
     "decoder": ("loss", "bits_text", "bits_image", "bits_audio"),
 }
 _WIDTH, _HEIGHT, _MARGIN = 420, 170, 8  # of a chart, as report.html draws it

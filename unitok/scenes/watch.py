@@ -5,7 +5,7 @@ from typing import Any
 
 from unitok.api import Unitok
 from unitok.bundle import Bundle
-from unitok.sample.defaults import settings_of
+from unitok.sample.defaults import sampling_params_of
 from unitok.scenes import SAMPLING
 from unitok.scenes.evaluate import Evaluation
 from unitok.scenes.world import read_scenes
@@ -32,7 +32,7 @@ class SceneSamples(Samples):
     def make(self, bundle: Bundle, out: Path) -> Made:
         """Sample in every direction."""
         unitok = Unitok(bundle.vocab, bundle.tokenizers, bundle.model)
-        evaluation = Evaluation(unitok, out, self.seed, settings_of(bundle, self.settings))
-        evaluation.budget = self.max_ids
+        evaluation = Evaluation(unitok, out, self.seed, sampling_params_of(bundle, self.settings))
+        evaluation.budget = self.max_new_tokens
         evaluation.generate(self.prompts, self._rows)
         return evaluation.kept, evaluation.scores

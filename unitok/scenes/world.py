@@ -1,9 +1,9 @@
 """The built-in data: sonified scenes, endless, seeded, written as ordinary files.
 
-A scene is one to three coloured shapes on a plain background, with a picture, a caption, a sound, a caption of what is heard,
-and questions with answers. Each thing is also a note, in reading order: its colour is the pitch, its shape the timbre, its
+A scene is one to three colored shapes on a plain background, with a picture, a caption, a sound, a caption of what is heard,
+and questions with answers. Each thing is also a note, in reading order: its color is the pitch, its shape the timbre, its
 size the loudness. Pictures are drawn from signed distances (exact edges, any size, no drawing library); notes start at phase
-zero, because random phases cost a small codec most of its bits; a tenth of the colour-shape pairs is never in training data, so
+zero, because random phases cost a small codec most of its bits; a tenth of the color-shape pairs is never in training data, so
 that composition can be told from memory. `unitok.scenes.oracle` reads files back with this module's tables and renderers alone.
 """
 
@@ -25,7 +25,7 @@ from unitok.errors import UserError
 from unitok.files import read_json_lines, write_json_lines, write_text
 from unitok.media import save_audio, save_image
 
-COLOURS: dict[str, tuple[int, int, int]] = {
+COLORS: dict[str, tuple[int, int, int]] = {
     "red": (225, 30, 40),
     "green": (30, 170, 60),
     "blue": (40, 70, 235),
@@ -37,10 +37,10 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 }
 SHAPES = ("circle", "square", "triangle", "cross", "ring")
 SIZES = {"small": 0.15, "large": 0.205}  # radius as a share of the picture's side
-BACKGROUNDS: dict[str, tuple[int, int, int]] = {"white": (245, 245, 245), "grey": (128, 128, 128), "black": (16, 16, 16)}
+BACKGROUNDS: dict[str, tuple[int, int, int]] = {"white": (245, 245, 245), "gray": (128, 128, 128), "black": (16, 16, 16)}
 COUNTS = ("one", "two", "three")
 
-# C major from C4 to C5, Hz, in the order of COLOURS; timbres in the order of SHAPES: (partial, amplitude) pairs.
+# C major from C4 to C5, Hz, in the order of COLORS; timbres in the order of SHAPES: (partial, amplitude) pairs.
 PITCHES = {"C4": 261.6, "D4": 293.7, "E4": 329.6, "F4": 349.2, "G4": 392.0, "A4": 440.0, "B4": 493.9, "C5": 523.3}
 TIMBRES: dict[str, tuple[tuple[float, float], ...]] = {
     "flute": ((1, 1.0),),
@@ -54,27 +54,27 @@ NOTE_SECONDS = 0.4
 SAMPLE_RATE = 8_000  # Hz
 
 #: How each attribute sounds.
-_PITCH = dict(zip(COLOURS, PITCHES, strict=True))
+_PITCH = dict(zip(COLORS, PITCHES, strict=True))
 _TIMBRE = dict(zip(SHAPES, TIMBRES, strict=True))
 _LOUDNESS = dict(zip(SIZES, LOUDNESSES, strict=True))
 
-#: Colour-shape pairs that training never shows: a tenth of the 40, every colour and shape still being seen in others.
-HELD_OUT = frozenset((list(COLOURS)[2 * i], SHAPES[(3 * i + 1) % 5]) for i in range(4))
+#: Color-shape pairs that training never shows: a tenth of the 40, every color and shape still being seen in others.
+HELD_OUT = frozenset((list(COLORS)[2 * i], SHAPES[(3 * i + 1) % 5]) for i in range(4))
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One coloured shape; as a note it has a pitch, a timbre and a loudness."""
+    """One colored shape; as a note it has a pitch, a timbre and a loudness."""
 
-    colour: str
+    color: str
     shape: str
     size: str
 
     def words(self) -> str:
-        return f"a {self.size} {self.colour} {self.shape}"
+        return f"a {self.size} {self.color} {self.shape}"
 
     def note(self) -> "Note":
-        return Note(_PITCH[self.colour], _TIMBRE[self.shape], _LOUDNESS[self.size])
+        return Note(_PITCH[self.color], _TIMBRE[self.shape], _LOUDNESS[self.size])
 
 
 @dataclass(frozen=True)
@@ -99,21 +99,21 @@ class Scene:
 
     @property
     def held_out(self) -> bool:
-        """Whether it has a colour-shape pair that is kept out of training."""
-        return any((t.colour, t.shape) in HELD_OUT for t in self.things)
+        """Whether it has a color-shape pair that is kept out of training."""
+        return any((t.color, t.shape) in HELD_OUT for t in self.things)
 
     def notes(self) -> tuple[Note, ...]:
         return tuple(t.note() for t in self.things)
 
 
-def draw_scene(rng: np.random.Generator, most: int = 3, held_out: bool = False) -> Scene:
-    """A random scene of one to `most` things, with (`held_out`) or without pairs that training must not see."""
+def draw_scene(rng: np.random.Generator, max_objects: int = 3, held_out: bool = False) -> Scene:
+    """A random scene of one to `max_objects` things, with (`held_out`) or without pairs that training must not see."""
     while True:
-        count = int(rng.integers(1, most + 1))
+        count = int(rng.integers(1, max_objects + 1))
         layouts = [name for name, (centres, _) in _PLACES.items() if len(centres) == count]
-        things = tuple(Thing(*(str(rng.choice(list(x))) for x in (COLOURS, SHAPES, SIZES))) for _ in range(count))
+        things = tuple(Thing(*(str(rng.choice(list(x))) for x in (COLORS, SHAPES, SIZES))) for _ in range(count))
         scene = Scene(str(rng.choice(list(BACKGROUNDS))), str(rng.choice(layouts)), things)
-        if scene.held_out == held_out and len({(t.colour, t.shape) for t in things}) == count:
+        if scene.held_out == held_out and len({(t.color, t.shape) for t in things}) == count:
             return scene
 
 
@@ -141,12 +141,12 @@ def caption(scene: Scene, rng: np.random.Generator | None = None) -> str:
     return _captions(scene)[0 if rng is None else -int(rng.integers(2))]
 
 
-_THING = r"a ({}) ({}) ({})".format("|".join(SIZES), "|".join(COLOURS), "|".join(SHAPES))
+_THING = r"a ({}) ({}) ({})".format("|".join(SIZES), "|".join(COLORS), "|".join(SHAPES))
 
 
 def parse_caption(text: str) -> Scene | None:
     """The scene that a caption names, or None if it is no caption of a scene. Inverse of `caption`."""
-    named = tuple(Thing(colour, shape, size) for size, colour, shape in re.findall(_THING, text))
+    named = tuple(Thing(color, shape, size) for size, color, shape in re.findall(_THING, text))
     for layout, background, things in itertools.product(_SENTENCES, BACKGROUNDS, (named, named[::-1])):
         scene = Scene(background, layout, things)
         if len(things) == len(_PLACES[layout][0]) and text.strip() in _captions(scene):
@@ -172,18 +172,18 @@ def questions(scene: Scene) -> list[tuple[str, str]]:
     """All the questions about a picture that have one answer, each with it (one word)."""
     asked = [
         ("how many things are there?", COUNTS[len(scene.things) - 1]),
-        ("what colour is the background?", scene.background),
+        ("what color is the background?", scene.background),
     ]
     for i, t in enumerate(scene.things):
         others = scene.things[:i] + scene.things[i + 1 :]
         if all(o.shape != t.shape for o in others):
-            asked.append((f"what colour is the {t.shape}?", t.colour))
-        if all(o.colour != t.colour for o in others):
-            asked.append((f"what shape is the {t.colour} thing?", t.shape))
-        asked.append((f"what size is the {t.colour} {t.shape}?", t.size))
+            asked.append((f"what color is the {t.shape}?", t.color))
+        if all(o.color != t.color for o in others):
+            asked.append((f"what shape is the {t.color} thing?", t.shape))
+        asked.append((f"what size is the {t.color} {t.shape}?", t.size))
         if len(scene.things) == 2:
             where = {"row": ("left", "right"), "column": ("above", "below")}[scene.layout][i]
-            asked.append((f"where is the {t.colour} {t.shape}?", where))
+            asked.append((f"where is the {t.color} {t.shape}?", where))
     return asked
 
 
@@ -222,7 +222,7 @@ _PLACES = {
 
 
 def render_picture(scene: Scene, rng: np.random.Generator, size: int = 32) -> np.ndarray:
-    """uint8 [size, size, 3]: the scene with its things moved a little from their places."""
+    """uint8 [size, size, 3]: the scene with its things moved a little from their span_positions."""
     picture = np.empty((size, size, 3), np.float32)
     picture[:] = BACKGROUNDS[scene.background]
     y, x = np.mgrid[0.5:size, 0.5:size].astype(np.float32)
@@ -230,7 +230,7 @@ def render_picture(scene: Scene, rng: np.random.Generator, size: int = 32) -> np
     for thing, (cx, cy) in zip(scene.things, centres, strict=True):
         cx, cy = (cx + rng.uniform(-move_x, move_x)) * size, (cy + rng.uniform(-move_y, move_y)) * size
         alpha = cover(thing.shape, SIZES[thing.size] * size, x - cx, y - cy)[..., None]
-        picture += alpha * (np.array(COLOURS[thing.colour], np.float32) - picture)
+        picture += alpha * (np.array(COLORS[thing.color], np.float32) - picture)
     return np.round(picture).astype(np.uint8)
 
 
@@ -308,7 +308,7 @@ def write_scenes(
     out: Path,
     count: int,
     seed: int = 0,
-    most: int = 3,
+    max_objects: int = 3,
     held_out: bool = False,
     size: int = 32,
     workers: int = 2,
@@ -319,7 +319,7 @@ def write_scenes(
 
     `images/N.png`, `sounds/N.wav`; `scenes.jsonl` (what each shows, its captions and questions); `text.txt` (every text once, a
     line each, to train a tokenizer); last `documents.jsonl` (in every direction), without which the folder is not whole. Bytes
-    depend only on count, seed, most (things in a scene), held_out (only scenes with pairs that training never shows) and size
+    depend only on count, seed, max_objects (things in a scene), held_out (only scenes with pairs that training never shows) and size
     (pixels a side). Earlier scenes are replaced, other files stay.
     """
     if count < 1:
@@ -331,7 +331,7 @@ def write_scenes(
     out.mkdir(parents=True, exist_ok=True)
     (out / "documents.jsonl").unlink(missing_ok=True)
     rng = np.random.default_rng(seed)
-    scenes = [draw_scene(rng, most, held_out) for _ in range(count)]
+    scenes = [draw_scene(rng, max_objects, held_out) for _ in range(count)]
     rows: list[dict[str, Any]] = []
     documents: list[dict[str, Any]] = []
     for i, scene in enumerate(scenes):

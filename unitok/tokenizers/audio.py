@@ -52,15 +52,15 @@ class AudioTokenizer(Tokenizer):
     def __init__(self, config: AudioTokenizerConfig | None = None):
         super().__init__()
         self.config = c = config or AudioTokenizerConfig()
-        if c.causal and (c.norm == "time_group_norm" or c.normalise):
-            raise UserError("causal: norm time_group_norm and normalise hear the whole sound; leave them or causal out")
+        if c.causal and (c.norm == "time_group_norm" or c.normalize):
+            raise UserError("causal: norm time_group_norm and normalize hear the whole sound; leave them or causal out")
         if not 0 <= c.overlap < 1:
             raise UserError(f"overlap {c.overlap:g}: it is a share of a segment, at least 0 and under 1")
-        if c.codebook_normalise and not c.codebook_dim:
-            raise UserError("codebook_normalise needs a codebook_dim of at least 1: each level has a space of its own")
+        if c.codebook_normalize and not c.codebook_dim:
+            raise UserError("codebook_normalize needs a codebook_dim of at least 1: each level has a space of its own")
         self.encoder, self.decoder = SEANetEncoder(c), SEANetDecoder(c)
         self.quantizer = ResidualQuantizer(
-            c.dimension, c.num_codebooks, c.codebook_size, c.codebook_dim, c.codebook_normalise, c.quantizer_dropout
+            c.dimension, c.num_codebooks, c.codebook_size, c.codebook_dim, c.codebook_normalize, c.quantizer_dropout
         )
         self.sample_rate, self.hop_length = c.sample_rate, self.encoder.hop
         self.frame_rate = self.sample_rate / self.hop_length
@@ -71,11 +71,11 @@ class AudioTokenizer(Tokenizer):
 
     def forward(self, samples: Tensor, quantize: bool = True) -> Reconstruction:
         """[B, C, T] in [-1, 1] -> reconstruction; without `quantize` the latents pass as they are (warm-up)."""
-        x, scales = self._normalised(samples)
+        x, scales = self._normalized(samples)
         z = rearrange(self.encoder(x), "b d n -> b n d")
-        q = self.quantizer(z) if quantize else self.quantizer.pass_through(z)
+        q = self.quantizer(z) if quantize else self.quantizer.project(z)
         out = _loud(self.decoder(rearrange(q.latents, "b n d -> b d n"))[..., : samples.shape[-1]], scales)
-        return Reconstruction(out, None if q.codes is None else rearrange(q.codes, "b n k -> b k n"), q.losses, q.low)
+        return Reconstruction(out, None if q.codes is None else rearrange(q.codes, "b n k -> b k n"), q.losses, q.projected)
 
     # ---- Encoding ------------------------------------------------------------------------------------------------
 
@@ -88,8 +88,8 @@ class AudioTokenizer(Tokenizer):
         return torch.cat([codes for codes, _ in self._encode_blocks([samples], num_codebooks)], -1)
 
     def scales(self, samples: Tensor) -> Tensor:
-        """[B, C, T] -> the loudness that was divided out, [B, segments]; empty for models that do not normalise."""
-        return torch.cat([self._normalised(segment)[1] for segment in self._segments([samples])], -1)
+        """[B, C, T] -> the loudness that was divided out, [B, segments]; empty for models that do not normalize."""
+        return torch.cat([self._normalized(segment)[1] for segment in self._segments([samples])], -1)
 
     def size(self, samples: Tensor) -> tuple[int, ...]:
         """[C, T] -> what `Segment.size` keeps: the length in samples, then each segment's scale in millionths."""
@@ -104,9 +104,9 @@ class AudioTokenizer(Tokenizer):
             stream = self.encode_stream(levels)
             for piece, last in cut(blocks, self._chunk * self.hop_length):
                 yield stream._push(piece, last), piece.new_zeros(len(piece), 0)
-        elif c.segment or c.normalise or c.norm == "time_group_norm":  # each needs all of it, or of a segment
+        elif c.segment or c.normalize or c.norm == "time_group_norm":  # each needs all of it, or of a segment
             for some in batches(self._segments(blocks), SEGMENTS):
-                x, scales = self._normalised(torch.cat(some).to(self.device))
+                x, scales = self._normalized(torch.cat(some).to(self.device))
                 codes = rearrange(self._search(self.encoder(x), levels), "(s b) k n -> b k (s n)", s=len(some))
                 yield codes, rearrange(scales, "(s b) one -> b (s one)", s=len(some))
         else:
@@ -120,9 +120,9 @@ class AudioTokenizer(Tokenizer):
         """[B, D, n] -> codes [B, K, n]."""
         return rearrange(self.quantizer.search(rearrange(latents, "b d n -> b n d"), levels), "b n k -> b k n")
 
-    def _normalised(self, samples: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, C, T] -> as the network takes it, and its scale, [B, 1]; [B, 0] of models that do not normalise."""
-        if not self.config.normalise:
+    def _normalized(self, samples: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, C, T] -> as the network takes it, and its scale, [B, 1]; [B, 0] of models that do not normalize."""
+        if not self.config.normalize:
             return samples, samples.new_zeros(len(samples), 0)
         loudness = samples.mean(1, keepdim=True).square().mean(-1, keepdim=True).sqrt() + 1e-8
         return samples / loudness, loudness[:, 0]
@@ -292,7 +292,7 @@ class AudioTokenizer(Tokenizer):
         blocks = (block[0] for block in self._decode_blocks(codes[None], _scales_of(size), length))
         write_audio_blocks(path, blocks, self.sample_rate, self.config.channels, length)
 
-    def for_use(self) -> Self:
+    def prepare_for_inference(self) -> Self:
         """Itself in eval mode, its weights plain and laid out for inference (`fold_for_use`): the same codes, sooner."""
         fold_for_use(self)
         if self.config.norm == "weight_norm":

@@ -17,7 +17,7 @@ class Reconstruction:
     signal: Tensor  # [B, 3, H, W] or [B, C, T]
     codes: Tensor | None  # [B, h, w] or [B, K, N], None without quantisation
     losses: dict[str, Tensor]  # the quantizer's, by name
-    low: Tensor | None  # the vectors that it learns from
+    projected: Tensor | None  # the vectors that it learns from
 
 
 class Tokenizer(nn.Module):
@@ -34,18 +34,18 @@ class Tokenizer(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path: Path, device: str = "cpu", name: str = "") -> Self:
-        """Read its own folder or, by the name that it has there, a bundle's; ready `for_use`. name: its kind's by default."""
+        """Read its own folder or, by the name that it has there, a bundle's; ready `prepare_for_inference`. name: its kind's by default."""
         folder = part_folder(path, f"tokenizers/{name or cls.kind}")
         config, state = load_part(folder, f"{cls.kind} tokenizer", cls.Config)
         model = cls(config)
         load_state(model, state, str(folder))
-        return model.for_use().to(device)
+        return model.prepare_for_inference().to(device)
 
     def save_pretrained(self, folder: Path, overwrite: bool = False) -> None:
         """Write `config.json` and `model.safetensors`."""
         save_part(folder, f"{self.kind} tokenizer", self.config, self.state_dict(), overwrite)
 
-    def for_use(self) -> Self:
+    def prepare_for_inference(self) -> Self:
         """Itself, ready for inference."""
         return self.eval()
 

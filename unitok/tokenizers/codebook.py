@@ -17,7 +17,7 @@ class Codebook(nn.Module):
     """`size` codes of `dim` dimensions, learned from vectors by moving averages (van den Oord et al. 2017, appendix A.1).
 
     Only `update`, called once for each whole batch, changes it: a batch may come in parts, or be shared among processes. All that is
-    random is drawn by a seed. normalise: codes have length 1.
+    random is drawn by a seed. normalize: codes have length 1.
 
     Attributes (vector-quantize-pytorch's names):
         embed: [size, dim]. cluster_size: [size], how often a code is used by a batch. embed_avg: [size, dim], sums of the vectors
@@ -29,9 +29,9 @@ class Codebook(nn.Module):
     embed_avg: Tensor
     initted: Tensor
 
-    def __init__(self, size: int, dim: int, normalise: bool):
+    def __init__(self, size: int, dim: int, normalize: bool):
         super().__init__()
-        self.size, self.normalise = size, normalise
+        self.size, self.normalize = size, normalize
         self.register_buffer("embed", torch.zeros(size, dim))
         self.register_buffer("cluster_size", torch.zeros(size))
         self.register_buffer("embed_avg", torch.zeros(size, dim))
@@ -39,7 +39,7 @@ class Codebook(nn.Module):
 
     def scaled(self, vectors: Tensor) -> Tensor:
         """Vectors [..., dim], of length 1 where codes are."""
-        return F.normalize(vectors, dim=-1) if self.normalise else vectors
+        return F.normalize(vectors, dim=-1) if self.normalize else vectors
 
     def nearest(self, vectors: Tensor) -> Tensor:
         """[..., dim] -> int64 [...]."""
@@ -59,7 +59,7 @@ class Codebook(nn.Module):
         self.initted.fill_(True)
 
     @torch.no_grad()
-    def start(self, vectors: Tensor, seed: int = 0, iterations: int = 10) -> None:
+    def init_codebook(self, vectors: Tensor, seed: int = 0, iterations: int = 10) -> None:
         """Begin with the k-means of vectors [N, dim], by Lloyd's algorithm from some of them."""
         centres = _draw(vectors, self.size, torch.Generator(vectors.device).manual_seed(seed))
         counts = centres.new_ones(self.size)
@@ -92,8 +92,8 @@ class Codebook(nn.Module):
 
 def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
     """[..., d] and [K, d] -> int64 [...]: the row of the codebook at the smallest distance. Memory is bounded by `CHUNK`."""
-    centre = codebook.mean(0)  # far from it the difference of large numbers would be lost to rounding
-    flat, codebook = vectors.reshape(-1, vectors.shape[-1]) - centre, codebook - centre
+    center = codebook.mean(0)  # far from it the difference of large numbers would be lost to rounding
+    flat, codebook = vectors.reshape(-1, vectors.shape[-1]) - center, codebook - center
     half = codebook.square().sum(-1) / 2
     rows = max(1, CHUNK // len(codebook))
     parts = [torch.addmm(half, part, codebook.T, beta=-1).argmax(-1) for part in flat.split(rows)]

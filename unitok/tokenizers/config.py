@@ -22,7 +22,7 @@ class ImageTokenizerConfig:
             (a frozen codebook behind a learned matrix).
         codebook_size: codes, for all but `fsq`; for `lfq` a power of two.
         codebook_dim: dimensions of a code, for `vq` and `simvq`; low, so that the codebook stays in use.
-        codebook_normalise: for `vq`, latents and codes of length 1.
+        codebook_normalize: for `vq`, latents and codes of length 1.
         scales: values of each dimension, for `fsq`; the number of codes is their product.
         decodes: whether there is a decoder; some published tokenizers come without.
     """
@@ -37,7 +37,7 @@ class ImageTokenizerConfig:
     quantizer: Literal["vq", "fsq", "lfq", "simvq"] = "vq"
     codebook_size: int = 512
     codebook_dim: int = 8
-    codebook_normalise: bool = True
+    codebook_normalize: bool = True
     scales: tuple[int, ...] = (8, 8, 8)
     decodes: bool = True
 
@@ -70,9 +70,9 @@ class AudioTokenizerConfig:
         true_skip: identity shortcuts in residual blocks. pad_mode: `reflect`, `constant` or `replicate`.
         num_codebooks: levels of residual codes. codebook_size: codes a level. codebook_dim: dimensions of a code; 0: the
             latents' own, without projections, as in EnCodec.
-        codebook_normalise: codes of length 1 with projections of their own for each level, as in DAC.
+        codebook_normalize: codes of length 1 with projections of their own for each level, as in DAC.
         quantizer_dropout: share of the training items decoded from a random number of levels, so that fewer decode well.
-        normalise: divide by the loudness before encoding, multiply after decoding. segment: seconds of the pieces that are
+        normalize: divide by the loudness before encoding, multiply after decoding. segment: seconds of the pieces that are
             coded on their own; 0 codes it as a whole. overlap: share of a segment that the next one codes again.
     """
 
@@ -96,8 +96,8 @@ class AudioTokenizerConfig:
     num_codebooks: int = 3
     codebook_size: int = 256
     codebook_dim: int = 32
-    codebook_normalise: bool = False
+    codebook_normalize: bool = False
     quantizer_dropout: float = 0.0
-    normalise: bool = False
+    normalize: bool = False
     segment: float = 0.0
     overlap: float = 0.0

@@ -3,7 +3,7 @@
 [B, 3, H, W] in [-1, 1] -> int64 [B, h, w] -> [B, 3, H, W]; any H and W (padded by repeating the edge to whole codes).
 
 What is larger than `ImageTokenizer.tile` goes through in overlapping tiles, so memory stays bounded. Codes come from the middle of
-their tile; pixels of neighbouring tiles are blended over the overlap, so there are no seams.
+their tile; pixels of neighboring tiles are blended over the overlap, so there are no seams.
 """
 
 import itertools
@@ -27,7 +27,7 @@ from unitok.tokenizers.vqgan import Decoder, Encoder
 #: Longest side of a picture in codes; the vocabulary has as many grid sizes.
 LONGEST_SIDE = 64
 
-#: How a picture is made to fit: `keep` all of it (shrunk to an area, never enlarged), `crop` the centre square, or
+#: How a picture is made to fit: `keep` all of it (shrunk to an area, never enlarged), `crop` the center square, or
 #: `resize` to a square whatever its aspect.
 Fit = Literal["keep", "crop", "resize"]
 
@@ -38,7 +38,7 @@ class ImageTokenizer(Tokenizer):
     Attributes:
         stride: pixels a code along each side. codebook_size: number of codes.
         tile: side in pixels of the largest square that goes through the networks at once; also bounds batches, by area.
-        overlap: codes that neighbouring tiles share.
+        overlap: codes that neighboring tiles share.
     """
 
     kind = "image"
@@ -69,10 +69,10 @@ class ImageTokenizer(Tokenizer):
         z = self._latents(images)
         h = z.shape[1]
         flat = rearrange(z, "b h w c -> b (h w) c")
-        q = self.quantizer(flat) if quantize else self.quantizer.pass_through(flat)
+        q = self.quantizer(flat) if quantize else self.quantizer.project(flat)
         pixels = self._pixels(rearrange(q.latents, "b (h w) c -> b h w c", h=h))[..., : images.shape[2], : images.shape[3]]
         codes = None if q.codes is None else rearrange(q.codes, "b (h w) -> b h w", h=h)
-        return Reconstruction(pixels, codes, q.losses, q.low)
+        return Reconstruction(pixels, codes, q.losses, q.projected)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ class ImageTokenizer(Tokenizer):
         return codes
 
     def _tiles(self, length: int) -> list[tuple[int, int]]:
-        """Stretches of at most `tile` pixels, in codes, that cover [0, length), neighbours sharing `overlap` or more."""
+        """Stretches of at most `tile` pixels, in codes, that cover [0, length), neighbors sharing `overlap` or more."""
         size = max(self.tile // self.stride, 2 * self.overlap)
         if length <= size:
             return [(0, length)]
@@ -136,7 +136,7 @@ class ImageTokenizer(Tokenizer):
         return pixels / weights
 
     def _ramp(self, begin: int, end: int, length: int) -> Tensor:
-        """Weights of a tile's pixels along one side: rising over the overlap where there is a neighbour."""
+        """Weights of a tile's pixels along one side: rising over the overlap where there is a neighbor."""
         ramp = torch.ones((end - begin) * self.stride, device=self.device)
         rise = (torch.arange(self.overlap * self.stride, device=self.device) + 0.5) / (self.overlap * self.stride)
         if begin:

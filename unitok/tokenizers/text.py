@@ -81,7 +81,7 @@ class TextTokenizer:
         """Changes when the codes do."""
         return hashlib.sha256(self.model).hexdigest()
 
-    def for_use(self) -> Self:
+    def prepare_for_inference(self) -> Self:
         """Itself, as it is."""
         return self
 
@@ -100,7 +100,7 @@ class TextTokenizer:
             return ImportedTextTokenizer._load(folder)
         file = folder / cls._file
         if not file.exists():
-            raise UserError(f"{file}: no such file; make one with `unitok train-text`")
+            raise UserError(f"{file}: no such file; make one with `unitok train-text-tokenizer`")
         try:
             tokenizer = cls(file.read_bytes())
         except RuntimeError:
@@ -185,7 +185,7 @@ class ImportedTextTokenizer(TextTokenizer):
     """Another model's text tokenizer, in the format of Hugging Face's `tokenizers` (needs that package).
 
     Names that mark something (added tokens, as `<s>`, and `IMGIMG…` of Chameleon's images) are never made from text, and are illegal.
-    One that normalises text gives it back normalised. data: the tokenizer.json. first: id of code 0. size: number of codes.
+    One that normalizes text gives it back normalized. data: the tokenizer.json. first: id of code 0. size: number of codes.
     """
 
     _file = "tokenizer.json"

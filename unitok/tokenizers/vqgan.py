@@ -73,7 +73,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double height and width: nearest neighbour, then a convolution."""
+    """Double height and width: nearest neighbor, then a convolution."""
 
     def __init__(self, channels: int):
         super().__init__()

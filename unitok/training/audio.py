@@ -50,7 +50,7 @@ class AudioLosses:
 
 
 #: The discriminator of audio, off unless it is given a weight.
-QUIET = Adversary(weight=0.0, feature_matching=1.0, start=0.1, ahead=0.02, learning_rate=3e-4)
+QUIET = Adversary(weight=0.0, feature_matching=1.0, start=0.1, disc_only=0.02, lr=3e-4)
 
 
 class AudioTokenizerTraining(TokenizerTraining):
@@ -65,7 +65,7 @@ class AudioTokenizerTraining(TokenizerTraining):
 
     kind = "audio tokenizer"
     kept = ("_recent", "_norms")
-    shown = ("snr_db", "codebook_use_0", "codebook_perplexity_0", "codebook_revived", "gradient_norm")
+    shown = ("snr_db", "codebook_usage/0", "codebook_perplexity/0", "codebook_revived", "gradient_norm")
 
     def __init__(
         self,
@@ -73,11 +73,11 @@ class AudioTokenizerTraining(TokenizerTraining):
         losses: AudioLosses = AudioLosses(),  # noqa: B008 (jsonargparse reads the defaults from here)
         gan: Adversary = QUIET,
         *,
-        quantize_from: float = 0.15,
+        quantize_start: float = 0.15,
         sounds_every: int = 500,
         **shared: Any,
     ):
-        super().__init__(config=tokenizer, gan=gan, quantize_from=quantize_from, show_every=sounds_every, **shared)
+        super().__init__(config=tokenizer, gan=gan, quantize_start=quantize_start, show_every=sounds_every, **shared)
         self.weights = losses
         self._norms: dict[str, tuple[Tensor, float]] = {}  # of gradients at the waveform: weighted sum, sum of weights
         self._seen: dict[str, Any] = {}  # the same of the step's parts so far

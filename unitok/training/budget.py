@@ -1,4 +1,4 @@
-"""How long to train: steps, minutes or ids; and how much of the run is over, which learning rates and phases follow.
+"""How long to train: steps, minutes or tokens; and how much of the run is over, which learning rates and phases follow.
 
 Minutes are a bound, with half as much again for a machine that slows down: a run is always brought to the low end of its schedule,
 because weights at a full learning rate are worth little.
@@ -22,19 +22,19 @@ log = logging.getLogger(__name__)
 
 
 class Budget:
-    """How long to train: a number of steps; minutes that become one after a probe; or ids, which do when a step's are known.
+    """How long to train: a number of steps; minutes that become one after a probe; or tokens, which do when a step's are known.
 
     Machines do not keep their pace, so minutes are planned anew, from the pace of the last stretch, at each tenth of the run or of
     the minutes. Where a run is late, the rest of its schedule is fitted into half the minutes more; when those are gone, a few
     steps of the schedule's tail end it. The share of the run that is over never goes back.
     """
 
-    def __init__(self, steps: int | None, minutes: float | None, ids: float | None = None):
-        if sum(length is not None for length in (steps, minutes, ids)) != 1:
-            raise UserError("give the length of the training as either steps, minutes or (for a decoder) ids")
-        if min(length for length in (steps, minutes, ids) if length is not None) <= 0:
-            raise UserError("the length of the training (steps, minutes or ids) must be above 0")
-        self.total, self.minutes, self.ids = steps, minutes, ids
+    def __init__(self, steps: int | None, minutes: float | None, tokens: float | None = None):
+        if sum(length is not None for length in (steps, minutes, tokens)) != 1:
+            raise UserError("give the length of the training as either steps, minutes or (for a decoder) tokens")
+        if min(length for length in (steps, minutes, tokens) if length is not None) <= 0:
+            raise UserError("the length of the training (steps, minutes or tokens) must be above 0")
+        self.total, self.minutes, self.tokens = steps, minutes, tokens
         self.elapsed = 0.0  # seconds when the clock was last looked at, those of earlier processes included
         self._done = 0  # steps by then
         self.planned = (0, 0.0)  # step and share at which the plan was made
@@ -109,13 +109,13 @@ class Budget:
         self.planned = (done, max(share, 1 - STRIDE * steps))
 
     def set_ids(self, done: int, seen: int, a_step: int) -> None:
-        """Where the length was given in ids: the steps that are left, after `done` of them and `seen` ids."""
-        if self.ids is not None:
-            self.total = done + max(0, math.ceil((self.ids - seen) / a_step))
+        """Where the length was given in tokens: the steps that are left, after `done` of them and `seen` tokens."""
+        if self.tokens is not None:
+            self.total = done + max(0, math.ceil((self.tokens - seen) / a_step))
 
-    def minutes_left(self, done: int, seconds_a_step: float) -> float | None:
+    def eta_minutes(self, done: int, seconds_per_step: float) -> float | None:
         """At the present pace; None while the number of steps is not known."""
-        return None if self.total is None else max(0, self.total - done) * seconds_a_step / 60
+        return None if self.total is None else max(0, self.total - done) * seconds_per_step / 60
 
     def share(self, done: int) -> float:
         """Share of the run that is over, in [0, 1]: from where the plan was made in a line to its end; before, by the clock."""

@@ -15,7 +15,7 @@ from unitok.checkpoints import merge_lora
 from unitok.errors import UserError
 from unitok.modalities import types_of
 from unitok.model import Decoder
-from unitok.sample.defaults import settings_of
+from unitok.sample.defaults import sampling_params_of
 from unitok.sample.outputs import Output, save_outputs
 from unitok.sample.prompts import read_prompts
 from unitok.sample.requests import Task, generate_outputs
@@ -39,8 +39,8 @@ class Samples(L.Callback):
         every_minutes: minutes of training between two times.
         number: prompts that are used, the first ones.
         seed: of sampling.
-        settings: of sampling, over the bundle's own: fields of `unitok.sample.sampling.Settings` by kind or tokenizer's name.
-        max_ids: most new ids per output.
+        settings: of sampling, over the bundle's own: fields of `unitok.sample.sampling.SamplingParams` by kind or tokenizer's name.
+        max_new_tokens: most new ids per output.
     """
 
     def __init__(
@@ -52,12 +52,12 @@ class Samples(L.Callback):
         number: int = 16,
         seed: int = 0,
         settings: dict[str, dict[str, Any]] | None = None,
-        max_ids: int = 512,
+        max_new_tokens: int = 512,
     ):
         if every_minutes <= 0 or number < 1:
             raise UserError(f"{type(self).__name__}: every_minutes must be above 0 and number at least 1")
         self.folder, self.prompts = Path(bundle), Path(prompts)
-        self.every_minutes, self.number, self.seed, self.max_ids = every_minutes, number, seed, max_ids
+        self.every_minutes, self.number, self.seed, self.max_new_tokens = every_minutes, number, seed, max_new_tokens
         self.settings = settings
         self._bundle: Bundle | None = None  # of the first process
         self._last = 0.0
@@ -71,10 +71,10 @@ class Samples(L.Callback):
 
     def make(self, bundle: Bundle, out: Path) -> Made:
         """Sample from a bundle and write pages into a folder."""
-        made, prompts, settings = {}, [bundle.read_raw(raw) for raw in self._raws], settings_of(bundle, self.settings)
-        for want in bundle.vocab.spans:
-            made[want] = generate_outputs(bundle, prompts, Task(want, 1, self.seed, self.max_ids, settings))
-            save_outputs(made[want], out / want, want)
+        made, prompts, settings = {}, [bundle.read_raw(raw) for raw in self._raws], sampling_params_of(bundle, self.settings)
+        for name in bundle.vocab.spans:
+            made[name] = generate_outputs(bundle, prompts, Task(name, 1, self.seed, self.max_new_tokens, settings))
+            save_outputs(made[name], out / name, name)
         return made, {}
 
     # ---- When ----------------------------------------------------------------------------------------------------
@@ -93,7 +93,7 @@ class Samples(L.Callback):
         if trainer.is_global_zero:
             with torch.random.fork_rng(devices=[]):  # new networks draw their weights before they read them
                 self._bundle = Bundle.from_pretrained(self.folder, str(module.device), parts="tokenizers")
-            settings_of(self._bundle, self.settings)
+            sampling_params_of(self._bundle, self.settings)
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
         """Start the clock."""

@@ -1,6 +1,6 @@
 """The training of the decoder on packed batches.
 
-The loss of a position is the cross-entropy over the ids that the grammar allows there (`loss_over="allowed"`) or over all
+The loss of a position is the cross-entropy over the ids that the grammar allows there (`loss_vocabulary="allowed"`) or over all
 ids; legal sets reach the model as data (`unitok.model.loss`).
 """
 
@@ -36,25 +36,25 @@ class DecoderTraining(TrainingShell):
     Args:
         decoder: architecture; `vocab_size` comes from the data.
         optimizer: `muon` (Muon for the blocks' matrices, AdamW for the rest) or `adamw`.
-        learning_rate: peak of AdamW, by default 1e-2, or a tenth and less where training starts from weights (`default_rates`).
-        muon_rate: peak of Muon, by default 0.02, or a tenth where training starts from weights.
+        lr: peak of AdamW, by default 1e-2, or a tenth and less where training starts from weights (`default_rates`).
+        muon_lr: peak of Muon, by default 0.02, or a tenth where training starts from weights.
         muon_iterations: of Newton-Schulz; where steps are small, as on a CPU, 3 of them pay.
-        half_life: ids after which AdamW's second moment has forgotten half, in place of the second of `betas` (Marek et al. 2025,
+        beta2_half_life_tokens: ids after which AdamW's second moment has forgotten half, in place of the second of `betas` (Marek et al. 2025,
             "Small batch size training for language models").
-        z_loss: weight of the squared log-normaliser.
-        loss_over: `allowed` (the ids that the grammar allows at each place) or `all`.
+        z_loss: weight of the squared log-normalizer.
+        loss_vocabulary: `allowed` (the ids that the grammar allows at each place) or `all`.
         compile: compile the blocks (torch.compile): the first steps take a minute or more, and norms are not logged.
-        skip_above: a batch whose gradient's norm is not finite, or more than this many times the usual, is skipped and
+        skip_grad_norm_ratio: a batch whose gradient's norm is not finite, or more than this many times the usual, is skipped and
             counted; after five in a row the run stops, with the last good checkpoint in place.
-        start_from: a bundle, or a decoder's folder with its vocab.json, to take architecture and weights from. Its vocabulary
+        init_from: a bundle, or a decoder's folder with its vocab.json, to take architecture and weights from. Its vocabulary
             must be the data's, or the beginning of it: rows of new ids are then added.
         freeze: patterns of parameter names that are not trained, as in `model.layers.*`.
-        only_new_ids: train only the rows of embedding and head that were added (Chern et al. 2024, "ANOLE").
+        train_new_tokens_only: train only the rows of embedding and head that were added (Chern et al. 2024, "ANOLE").
         lora: train low-rank differences of matrices alone, with AdamW (needs peft); a bundle takes the sums.
     """
 
     kind = "decoder"
-    roots = ("log_normaliser",)
+    roots = ("logsumexp_rms",)
     kept = ("usual_norm", "skipped")
 
     def __init__(
@@ -62,34 +62,39 @@ class DecoderTraining(TrainingShell):
         decoder: DecoderConfig,
         *,
         optimizer: Literal["muon", "adamw"] = "muon",
-        learning_rate: float | None = None,
-        muon_rate: float | None = None,
+        lr: float | None = None,
+        muon_lr: float | None = None,
         muon_iterations: int = 5,
-        hold: float = 0.3,
-        half_life: float | None = None,
+        stable_fraction: float = 0.3,
+        beta2_half_life_tokens: float | None = None,
         weight_decay: float = 0.0,
         z_loss: float = 1e-5,
-        loss_over: Literal["allowed", "all"] = "allowed",
+        loss_vocabulary: Literal["allowed", "all"] = "allowed",
         compile: bool = False,
-        skip_above: float = 10.0,
-        start_from: str | None = None,
+        skip_grad_norm_ratio: float = 10.0,
+        init_from: str | None = None,
         freeze: list[str] | None = None,
-        only_new_ids: bool = False,
+        train_new_tokens_only: bool = False,
         lora: LowRank | None = None,
         **shared: Any,
     ):
-        super().__init__(learning_rate=learning_rate, hold=hold, weight_decay=weight_decay, **shared)
-        self.config, self.lora, self.half_life, self.skip_above = decoder, lora, half_life, skip_above
-        self.muon_rate: Any = muon_rate
+        super().__init__(lr=lr, stable_fraction=stable_fraction, weight_decay=weight_decay, **shared)
+        self.config, self.lora, self.beta2_half_life_tokens, self.skip_grad_norm_ratio = (
+            decoder,
+            lora,
+            beta2_half_life_tokens,
+            skip_grad_norm_ratio,
+        )
+        self.muon_lr: Any = muon_lr
         self.optimizer_name, self.muon_iterations = optimizer, muon_iterations
-        self.z_loss, self.loss_over, self.compiles = z_loss, loss_over, compile
-        self.start_from, self.frozen, self.only_new_ids = start_from, freeze or [], only_new_ids
-        if half_life is not None and half_life <= 0:
-            raise UserError(f"half_life {half_life}: it must be above 0 ids")
-        if lora is not None and only_new_ids:
-            raise UserError("lora and only_new_ids train different parameters: choose one")
-        if only_new_ids and not start_from:
-            raise UserError("only_new_ids needs start_from: the decoder whose old ids stay as they are")
+        self.z_loss, self.loss_vocabulary, self.compiles = z_loss, loss_vocabulary, compile
+        self.init_from, self.frozen, self.train_new_tokens_only = init_from, freeze or [], train_new_tokens_only
+        if beta2_half_life_tokens is not None and beta2_half_life_tokens <= 0:
+            raise UserError(f"beta2_half_life_tokens {beta2_half_life_tokens}: it must be above 0 ids")
+        if lora is not None and train_new_tokens_only:
+            raise UserError("lora and train_new_tokens_only train different parameters: choose one")
+        if train_new_tokens_only and not init_from:
+            raise UserError("train_new_tokens_only needs init_from: the decoder whose old ids stay as they are")
         self.usual_norm = 0.0  # moving average of the gradient's norm
         self.skipped, self.skipped_in_a_row = 0, 0
         self._good_loss: Tensor | float = 0.0
@@ -110,7 +115,7 @@ class DecoderTraining(TrainingShell):
                 f"model.decoder.vocab_size is {self.config.vocab_size}, the vocabulary of {data.path} has {vocab.size} ids: "
                 "leave it out"
             )
-        self.manifest, self.legal_sets = vocab.to_manifest(), grammar.kinds
+        self.manifest, self.allowed_sets = vocab.to_manifest(), grammar.allowed_sets
         #: What is logged apart: each modality, and each level of those that have several.
         self.names = {}
         for modality in vocab.spans:
@@ -119,8 +124,8 @@ class DecoderTraining(TrainingShell):
             if len(body) > 1:
                 self.names |= {f"{modality}_{level}": [interval] for level, interval in enumerate(body)}
         self.config = replace(self.config, vocab_size=vocab.size)
-        if self.start_from:
-            self.decoder, new = start_decoder(Path(self.start_from), self.config, vocab, str(data.path))
+        if self.init_from:
+            self.decoder, new = start_decoder(Path(self.init_from), self.config, vocab, str(data.path))
             self.config = self.decoder.config
         else:
             self.decoder, new = Decoder(self.config), 0
@@ -134,58 +139,62 @@ class DecoderTraining(TrainingShell):
         self._set_rates()
         if self.lora is not None:
             add_lora(self.decoder, self.lora)
-        choose_trained(self.decoder, self.frozen, new if self.only_new_ids else None)
+        choose_trained(self.decoder, self.frozen, new if self.train_new_tokens_only else None)
         if self.ema_decay:
             self.average = weight_average(self.decoder, self.ema_decay)
         if self.compiles:
             for layer in self.decoder.model.layers:
                 layer.compile(dynamic=False)
         if self.device_mesh is not None:
-            if self.only_new_ids:
-                raise UserError("only_new_ids: not with sharded parameters; train with --trainer.strategy ddp")
+            if self.train_new_tokens_only:
+                raise UserError("train_new_tokens_only: not with sharded parameters; train with --trainer.strategy ddp")
             for decoder in dict.fromkeys((self.decoder, self.averaged(self.decoder))):
                 shard(decoder, self.device_mesh)
-        self.flops_an_id = count(self.config, training.mean_context).flops
+        self.flops_per_token = count(self.config, training.mean_context).flops
 
     def _set_rates(self) -> None:
         """Set the learning rates that were not given to those that fit what training starts from."""
-        start: Start = "scratch" if not self.start_from else "new ids" if self.only_new_ids else "weights"
+        start: Start = "scratch" if not self.init_from else "new ids" if self.train_new_tokens_only else "weights"
         start = "lora" if self.lora is not None else start
         usual, usual_muon = default_rates(self.config.hidden_size, start)
-        self.rate = usual if self.rate is None else self.rate
-        self.muon_rate = usual_muon if self.muon_rate is None else self.muon_rate
+        self.lr = usual if self.lr is None else self.lr
+        self.muon_lr = usual_muon if self.muon_lr is None else self.muon_lr
         if start != "scratch" and self.trainer.is_global_zero:
             has_muon = self.optimizer_name == "muon" and start == "weights"
-            muon = f", Muon {self.muon_rate:g} (usual: {usual_muon:g})" if has_muon else ""
+            muon = f", Muon {self.muon_lr:g} (usual: {usual_muon:g})" if has_muon else ""
             what = {"weights": "a start from weights", "new ids": "new ids alone", "lora": "low-rank differences"}[start]
-            log.info("learning rates for %s: AdamW %.2g (usual: %.2g)%s", what, self.rate, usual, muon)
+            log.info("learning rates for %s: AdamW %.2g (usual: %.2g)%s", what, self.lr, usual, muon)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        decay = 0.0 if self.only_new_ids else self.weight_decay  # it would move the old rows, too
-        betas = self.betas if self.half_life is None else (self.betas[0], 0.5 ** (self.ids_a_step / self.half_life))
-        rates = self.rate, self.muon_rate
+        decay = 0.0 if self.train_new_tokens_only else self.weight_decay  # it would move the old rows, too
+        betas = (
+            self.betas
+            if self.beta2_half_life_tokens is None
+            else (self.betas[0], 0.5 ** (self.ids_a_step / self.beta2_half_life_tokens))
+        )
+        rates = self.lr, self.muon_lr
         return build_optimizers(self.decoder, self.optimizer_name, *rates, betas, decay, self.muon_iterations)
 
     @property
     def ids_a_step(self) -> int:
         """Of all processes, padding included."""
-        return self.data.row_length * self.data.batch_size * self.trainer.world_size
+        return self.data.sequence_length * self.data.batch_size * self.trainer.world_size
 
     def on_train_start(self) -> None:
         """Lengths in ids become steps; each process draws dropout of its own."""
-        self.budget.set_ids(self.steps_done, self.samples_seen * self.data.row_length, self.ids_a_step)
+        self.budget.set_ids(self.steps_done, self.samples_seen * self.data.sequence_length, self.ids_a_step)
         if self.trainer.world_size > 1 and self._restored is None:
             torch.manual_seed(torch.initial_seed() + self.trainer.global_rank)
         super().on_train_start()
 
-    def speed(self, steps: int, seconds_a_step: float) -> dict[str, float]:
+    def speed(self, steps: int, seconds_per_step: float) -> dict[str, float]:
         """Ids that are not padding a second, of all processes; with the hardware's peak known, its share that was used."""
-        rate = float(self._ids) * self.trainer.world_size / steps / seconds_a_step
+        rate = float(self._ids) * self.trainer.world_size / steps / seconds_per_step
         self._ids = 0
-        found = {"ids_a_second": rate, "teraflops": rate * self.flops_an_id / 1e12}
+        found = {"tokens_per_second": rate, "teraflops": rate * self.flops_per_token / 1e12}
         peak = peak_flops(torch.cuda.get_device_name(self.device)) if self.device.type == "cuda" else None
         if peak:
-            found["mfu"] = rate * self.flops_an_id / (peak * self.trainer.world_size)
+            found["mfu"] = rate * self.flops_per_token / (peak * self.trainer.world_size)
         return found
 
     def part(self) -> dict[str, Any]:
@@ -205,10 +214,10 @@ class DecoderTraining(TrainingShell):
     def optimize(self, batch: dict[str, Tensor]) -> dict[str, Tensor | float]:
         """One step on a packed batch; a bad one changes nothing."""
         optimizers = self.optimizer_list()
-        for optimizer, peak in zip(optimizers, (self.rate, self.muon_rate), strict=False):
+        for optimizer, peak in zip(optimizers, (self.lr, self.muon_lr), strict=False):
             self.set_rate(optimizer, peak)
         logged = self._gradients(batch, measure=self.due(self.log_every))
-        norm = whole(torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), self.clip or math.inf))
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), self.grad_clip or math.inf))
         self.healthy = self._accept(float(norm))
         if not self.healthy:
             self.decoder.zero_grad()
@@ -225,16 +234,16 @@ class DecoderTraining(TrainingShell):
     def _gradients(self, batch: dict[str, Tensor], measure: bool) -> dict[str, Tensor | float]:
         """Compute those of the mean loss over all positions of all processes that count; -> what to log."""
         rows = len(batch["ids"])
-        if rows % self.accumulate:
-            raise UserError(f"accumulate {self.accumulate}: it must divide data.batch_size {rows}")
+        if rows % self.accumulate_grad_batches:
+            raise UserError(f"accumulate_grad_batches {self.accumulate_grad_batches}: it must divide data.batch_size {rows}")
         self.decoder.zero_grad()
         self._ids = self._ids + (batch["documents"] >= 0).sum()
         weight = self.mean_everywhere(batch["weights"].sum()).clamp_min(1.0)  # gradients are averaged over processes
         sums: Sums = {}
-        for number in range(self.accumulate):
-            piece = {key: value[number :: self.accumulate] for key, value in batch.items()}
+        for number in range(self.accumulate_grad_batches):
+            piece = {key: value[number :: self.accumulate_grad_batches] for key, value in batch.items()}
             loss, found = self.losses(piece, measure)
-            if number < self.accumulate - 1:
+            if number < self.accumulate_grad_batches - 1:
                 (loss / weight).backward()  # kept in this process: DDP hears of the last one only
             else:
                 self.manual_backward(loss / weight)
@@ -245,7 +254,9 @@ class DecoderTraining(TrainingShell):
     def _accept(self, norm: float) -> bool:
         """Whether to learn from a batch with a gradient of that norm, which is the same in all processes."""
         known = self.steps_done >= SETTLED
-        if math.isfinite(norm) and not (known and self.skip_above and norm > self.skip_above * self.usual_norm):
+        if math.isfinite(norm) and not (
+            known and self.skip_grad_norm_ratio and norm > self.skip_grad_norm_ratio * self.usual_norm
+        ):
             share = 0.02 if known else 1 / (self.steps_done + 1)
             self.usual_norm += share * (norm - self.usual_norm)
             self.skipped_in_a_row = 0
@@ -263,7 +274,7 @@ class DecoderTraining(TrainingShell):
 
     def structure(self) -> dict[str, Any]:
         lora = [self.lora.rank, *sorted(self.lora.targets)] if self.lora else []
-        parts = {"freeze": self.frozen, "only_new_ids": self.only_new_ids, "lora": lora}
+        parts = {"freeze": self.frozen, "train_new_tokens_only": self.train_new_tokens_only, "lora": lora}
         return {"optimizer": self.optimizer_name} | parts | super().structure()
 
     def losses(self, batch: dict[str, Tensor], measure: bool = True) -> tuple[Tensor, Sums]:
@@ -271,8 +282,8 @@ class DecoderTraining(TrainingShell):
         part (they are right for nothing), and with `measure` bits and accuracy by modality."""
         decoder = self.decoder if self.training else self.averaged(self.decoder)
         with NormWatch(decoder, on=measure and self.training and not self.compiles) as watch:
-            hidden = decoder.hidden(batch["ids"], batch["positions"], batch["documents"], batch["places"])
-        kinds = None if self.loss_over == "all" else self.legal_sets
+            hidden = decoder.hidden(batch["ids"], batch["positions"], batch["documents"], batch["span_positions"])
+        kinds = None if self.loss_vocabulary == "all" else self.allowed_sets
         found = next_id_loss(hidden, decoder.lm_head.weight, batch, kinds, self.z_loss, measure)
         sums: Sums = {"loss": (found.total.detach(), batch["weights"].sum())}
         if measure:
@@ -280,7 +291,7 @@ class DecoderTraining(TrainingShell):
         return found.total, sums
 
     def _by_modality(self, batch: dict[str, Tensor], found: Loss) -> Sums:
-        """By modality and level bits per id, accuracy and root mean square of the log-normaliser; and the share of padding."""
+        """By modality and level bits per id, accuracy and root mean square of the log-normalizer; and the share of padding."""
         out: Sums = {}
         targets = batch["targets"].flatten()[found.index]
         for name, ranges in self.names.items():
@@ -290,7 +301,7 @@ class DecoderTraining(TrainingShell):
             if count := int(inside.sum()):
                 out[f"bits_{name}"] = found.nll[inside].sum() / math.log(2), count
                 out[f"accuracy_{name}"] = found.right[inside].sum(), count
-                out[f"log_normaliser_{name}"] = found.log_normaliser[inside].square().sum(), count
+                out[f"log_normaliser_{name}"] = found.logsumexp_rms[inside].square().sum(), count
         empty = batch["documents"] < 0
         rows = ~empty.all(1)  # a row without documents was made to have one
         return out | {"padding": (empty[rows].sum(), empty[rows].numel())}

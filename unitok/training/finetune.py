@@ -51,7 +51,7 @@ def choose_trained(decoder: Decoder, freeze: list[str], new_ids_from: int | None
             p.requires_grad_(False)
         elif new_ids_from is not None:
             if new_ids_from >= len(p):
-                raise UserError("only_new_ids: the data has no ids that the decoder of start_from does not know")
+                raise UserError("train_new_tokens_only: the data has no ids that the decoder of init_from does not know")
             p.register_hook(lambda g: torch.cat([torch.zeros_like(g[:new_ids_from]), g[new_ids_from:]]))
     if not any(p.requires_grad for p in decoder.parameters()):
         raise UserError(f"freeze {freeze}: nothing is left to train")

@@ -296,7 +296,7 @@ class UnitokCLI(LightningCLI):
         if sharded and not str(config.model.class_path).endswith("DecoderTraining"):
             raise UserError("trainer.strategy: only decoders are sharded; train tokenizers with ddp")
         if self.checkpoint and sharded != is_sharded(Path(self.checkpoint)):
-            how = "without it: make a bundle of it, and give that as start_from" if sharded else "with ModelParallelStrategy"
+            how = "without it: make a bundle of it, and give that as init_from" if sharded else "with ModelParallelStrategy"
             raise UserError(f"{self.checkpoint}: go on {how}, as it was written")
 
     def instantiate_classes(self) -> None:
@@ -359,7 +359,7 @@ def _one_line(error: Exception) -> Exception:
     if "DataLoader worker" in str(error):
         return UserError(
             f"a process that reads data died ({str(error).splitlines()[0][:120]}); it may have run out of memory: lower "
-            "data.workers or row_length, and go on with --resume auto"
+            "data.workers or sequence_length, and go on with --resume auto"
         )
     raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
     ours = not isinstance(error, MisconfigurationException) and f"{Path(L.__file__).parent}/" not in raised_in

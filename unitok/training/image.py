@@ -26,7 +26,7 @@ class ImageLosses:
     """Weights of the losses of an image tokenizer; 0 leaves one out.
 
     Args:
-        l1: absolute difference of pixels. l2: squared difference of pixels. gradient: L1 of neighbours' differences.
+        l1: absolute difference of pixels. l2: squared difference of pixels. gradient: L1 of neighbors' differences.
         perceptual: `lpips` (needs weights on the disk), `multiscale` (structural, needs none), `none`, or `auto`: lpips
             where its weights are found, else multiscale. perceptual_weight: its weight.
         lpips_weights: folder with vgg16-397923af.pth and vgg.pth; default $UNITOK_LPIPS, then torch hub's cache.
@@ -57,7 +57,7 @@ class ImageTokenizerTraining(TokenizerTraining):
 
     kind = "image tokenizer"
     shown = (
-        *("psnr", "codebook_use_0", "codebook_perplexity_0", "codebook_entropy_0", "codebook_revived"),
+        *("psnr", "codebook_usage/0", "codebook_perplexity/0", "codebook_entropy/0", "codebook_revived"),
         *("gradient_norm", "gradient_norm_discriminator"),
     )
 
@@ -67,11 +67,11 @@ class ImageTokenizerTraining(TokenizerTraining):
         losses: ImageLosses = ImageLosses(),  # noqa: B008 (jsonargparse reads the defaults from here)
         gan: Adversary = Adversary(),  # noqa: B008
         *,
-        quantize_from: float = 0.08,
+        quantize_start: float = 0.08,
         images_every: int = 500,
         **shared: Any,
     ):
-        super().__init__(config=tokenizer, gan=gan, quantize_from=quantize_from, show_every=images_every, **shared)
+        super().__init__(config=tokenizer, gan=gan, quantize_start=quantize_start, show_every=images_every, **shared)
         self.weights = losses
 
     def build(self) -> None:
@@ -100,7 +100,7 @@ class ImageTokenizerTraining(TokenizerTraining):
             self._set_perceptual(part["perceptual"])  # a run goes on with what it began with
 
     def reconstruction_losses(self, out: Tensor, target: Tensor) -> Losses:
-        """L1, L2, losses of neighbours' differences and perceptual ones of [B, 3, H, W]."""
+        """L1, L2, losses of neighbors' differences and perceptual ones of [B, 3, H, W]."""
         w, losses = self.weights, super().reconstruction_losses(out, target)
         if w.gradient:
             losses["gradient"] = w.gradient * gradient_loss(out, target)

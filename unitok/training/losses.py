@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def gradient_loss(out: Tensor, target: Tensor) -> Tensor:
-    """L1 between the horizontal and vertical differences of neighbouring pixels: edges count, not only areas."""
+    """L1 between the horizontal and vertical differences of neighboring pixels: edges count, not only areas."""
     d = out.float() - target.float()
     return d.diff(dim=-1).abs().mean() + d.diff(dim=-2).abs().mean()
 

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 # ---- Codebooks ------------------------------------------------------------------------------------------------------
 
-_WARM_UP = "a longer warm-up without quantization (quantize_from)"
+_WARM_UP = "a longer warm-up without quantization (quantize_start)"
 REMEDIES = {
     "vq": f"{_WARM_UP}, a lower codebook_dim (8), a smaller codebook_size or larger batches",
     "fsq": "fewer scales",
@@ -30,7 +30,7 @@ def codebook_statistics(codes: Tensor, size: int) -> dict[str, float]:
     counts = torch.bincount(codes.reshape(-1), minlength=size).double()
     p = counts / counts.sum().clamp_min(1)
     entropy = -float((p * p.clamp_min(1e-12).log2()).sum())
-    return {"use": float((counts > 0).sum()) / size, "perplexity": 2.0**entropy, "entropy": entropy}
+    return {"usage": float((counts > 0).sum()) / size, "perplexity": 2.0**entropy, "entropy": entropy}
 
 
 class CodebookHealth:
@@ -68,11 +68,11 @@ class CodebookHealth:
         enough = 0.5 if full else 0.25 * min(1.0, len(codes) / self.size)
         for level, row in enumerate(codes.unbind(-1)):
             found = codebook_statistics(row, self.size)
-            if found["use"] < enough:
+            if found["usage"] < enough:
                 self.warned = True
                 log.warning(
                     "step %d: only %.0f %% of codebook %d is in use (perplexity %.0f of %d); what helps: data that is less alike, %s",
-                    *(step, 100 * found["use"], level, found["perplexity"], self.size, REMEDIES[self.quantizer]),
+                    *(step, 100 * found["usage"], level, found["perplexity"], self.size, REMEDIES[self.quantizer]),
                 )
                 return
 

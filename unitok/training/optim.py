@@ -95,7 +95,7 @@ def build_optimizers(
     decoder: nn.Module,
     name: str,
     rate: float,
-    muon_rate: float,
+    muon_lr: float,
     betas: tuple[float, float],
     weight_decay: float,
     muon_iterations: int = 5,
@@ -115,5 +115,5 @@ def build_optimizers(
     groups = [{"params": embeddings, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
     optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=rate, betas=betas, fused=True)]
     if name == "muon" and matrices:
-        optimizers.append(Muon(matrices, lr=muon_rate, weight_decay=weight_decay, iterations=muon_iterations))
+        optimizers.append(Muon(matrices, lr=muon_lr, weight_decay=weight_decay, iterations=muon_iterations))
     return optimizers

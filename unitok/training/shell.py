@@ -32,9 +32,9 @@ log = logging.getLogger(__name__)
 LOOK_SECONDS, LOOK_STEPS = 2.0, 50
 
 
-def warmup_linear(step: int, share: float, warmup_steps: int, hold: float = 0.0, final: float = 0.02) -> float:
-    """Factor on the learning rate: linear warm-up by steps, flat to `hold` of the run, then linearly down to `final`."""
-    decay = 1.0 if share <= hold else final + (1 - final) * (1 - share) / (1 - hold)
+def warmup_linear(step: int, share: float, warmup_steps: int, stable_fraction: float = 0.0, final: float = 0.02) -> float:
+    """Factor on the learning rate: linear warm-up by steps, flat to `stable_fraction` of the run, then linearly down to `final`."""
+    decay = 1.0 if share <= stable_fraction else final + (1 - final) * (1 - share) / (1 - stable_fraction)
     return min(1.0, (step + 1) / max(1, warmup_steps)) * decay
 
 
@@ -67,14 +67,14 @@ class TrainingShell(L.LightningModule):
     Args:
         steps: length of the training in batches. Give one of the three.
         minutes: its length in minutes, which become steps after a short probe.
-        ids: its length in ids.
-        accumulate: parts in which a batch goes through the networks, to save memory; the result is that of the whole.
-        learning_rate: peak, which then falls linearly to a fiftieth.
+        tokens: its length in tokens.
+        accumulate_grad_batches: parts in which a batch goes through the networks, to save memory; the result is that of the whole.
+        lr: peak, which then falls linearly to a fiftieth.
         warmup_steps: steps until the learning rate has its peak.
-        hold: share of the run until which it stays there.
+        stable_fraction: share of the run until which it stays there.
         betas: AdamW's.
         weight_decay: AdamW's, on matrices and kernels.
-        clip: largest norm of the gradient, 0 for none.
+        grad_clip: largest norm of the gradient, 0 for none.
         ema_decay: of a moving average of the weights, which is then what is validated and bundled; 0 for none.
         log_every: steps between two lines of the log.
     """
@@ -90,25 +90,29 @@ class TrainingShell(L.LightningModule):
         *,
         steps: int | None = None,
         minutes: float | None = None,
-        ids: float | None = None,
-        accumulate: int = 1,
-        learning_rate: float | None = None,
+        tokens: float | None = None,
+        accumulate_grad_batches: int = 1,
+        lr: float | None = None,
         warmup_steps: int = 30,
-        hold: float = 0.0,
+        stable_fraction: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.95),
         weight_decay: float = 0.01,
-        clip: float = 1.0,
+        grad_clip: float = 1.0,
         ema_decay: float = 0.0,
         log_every: int = 20,
     ):
         super().__init__()
         self.automatic_optimization = False
-        self.budget = Budget(steps, minutes, ids)
-        if accumulate < 1:
-            raise UserError(f"accumulate {accumulate} must be at least 1")
-        self.rate: Any = learning_rate
-        self.accumulate, self.warmup_steps, self.hold = accumulate, warmup_steps, hold
-        self.betas, self.weight_decay, self.clip, self.ema_decay = (betas[0], betas[1]), weight_decay, clip, ema_decay
+        self.budget = Budget(steps, minutes, tokens)
+        if accumulate_grad_batches < 1:
+            raise UserError(f"accumulate_grad_batches {accumulate_grad_batches} must be at least 1")
+        self.lr: Any = lr
+        self.accumulate_grad_batches, self.warmup_steps, self.stable_fraction = (
+            accumulate_grad_batches,
+            warmup_steps,
+            stable_fraction,
+        )
+        self.betas, self.weight_decay, self.grad_clip, self.ema_decay = (betas[0], betas[1]), weight_decay, grad_clip, ema_decay
         self.log_every = log_every
         self.steps_done = self.samples_seen = 0
         self.healthy = True  # whether a checkpoint of this moment is worth keeping
@@ -243,18 +247,18 @@ class TrainingShell(L.LightningModule):
         if self.steps_done <= step:
             return {}
         seconds = (now - then) / (self.steps_done - step)
-        found = {"seconds_a_step": seconds} | self.speed(self.steps_done - step, seconds)
-        left = self.budget.minutes_left(self.steps_done, seconds)
-        return found if left is None else found | {"minutes_left": left}
+        found = {"seconds_per_step": seconds} | self.speed(self.steps_done - step, seconds)
+        left = self.budget.eta_minutes(self.steps_done, seconds)
+        return found if left is None else found | {"eta_minutes": left}
 
-    def speed(self, steps: int, seconds_a_step: float) -> dict[str, float]:
+    def speed(self, steps: int, seconds_per_step: float) -> dict[str, float]:
         """What else to log of the pace of the last `steps` steps."""
         return {}
 
     def set_rate(self, optimizer: Any, peak: float) -> None:
         """Set the learning rate of every group; never taken from a checkpoint, so that what the user says now wins."""
         for group in optimizer.param_groups:
-            group["lr"] = peak * warmup_linear(self.steps_done, self.share, self.warmup_steps, self.hold)
+            group["lr"] = peak * warmup_linear(self.steps_done, self.share, self.warmup_steps, self.stable_fraction)
 
     def on_train_start(self) -> None:
         """Start the clock; on resume, make settings and random numbers what they should be."""

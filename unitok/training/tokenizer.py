@@ -1,7 +1,7 @@
 """What the trainings of the image and the audio tokenizer share: one step, the codebook's life, the discriminator's.
 
 Both warm up without quantization, so that the codebook starts, by k-means, from an encoder that already says something.
-Losses are summed by name; every term logged is a term optimized. A step may go through its batch in parts (`accumulate`),
+Losses are summed by name; every term logged is a term optimized. A step may go through its batch in parts (`accumulate_grad_batches`),
 and processes share it; the codebook learns from the whole batch, once. The discriminator costs nothing before `gan.start`.
 """
 
@@ -44,9 +44,9 @@ class Adversary:
         feature_matching: weight of the distance of the discriminator's inner features.
         lecam: weight of its LeCam regularisation.
         start: share of the run at which it starts to learn.
-        ahead: share of the run it then learns alone.
+        disc_only: share of the run it then learns alone.
         ramp: share of the run over which the generator's weight rises from 0.
-        learning_rate: its own.
+        lr: its own.
         width: channels of the first layer, of images' (PatchGAN).
         layers: its strided layers after the first.
         norm: its `group` or `batch` norm.
@@ -60,9 +60,9 @@ class Adversary:
     feature_matching: float = 0.0
     lecam: float = 0.0
     start: float = 0.85
-    ahead: float = 0.05
+    disc_only: float = 0.05
     ramp: float = 0.05
-    learning_rate: float = 5e-4
+    lr: float = 5e-4
     width: int = 32
     layers: int = 2
     norm: Literal["group", "batch"] = "group"
@@ -74,7 +74,7 @@ class TokenizerTraining(TrainingShell):
     """A tokenizer's training; a subclass builds the networks and says what a reconstruction's losses and quality are.
 
     Args:
-        quantize_from: share of the run after which codes are used.
+        quantize_start: share of the run after which codes are used.
         kmeans_batches: batches before that from whose latents the codebook starts.
         codebook_decay: of the codebook's moving averages, per batch.
         show_every: steps between reconstructions to look at or listen to, on disk and in TensorBoard; 0 for none.
@@ -92,16 +92,16 @@ class TokenizerTraining(TrainingShell):
         config: Any,
         gan: Adversary,
         *,
-        learning_rate: float = 1.5e-3,
-        quantize_from: float = 0.1,
+        lr: float = 1.5e-3,
+        quantize_start: float = 0.1,
         kmeans_batches: int = 8,
         codebook_decay: float = 0.95,
         show_every: int = 500,
         **shared: Any,
     ):
-        super().__init__(learning_rate=learning_rate, ids=None, **shared)
+        super().__init__(lr=lr, tokens=None, **shared)
         self.config, self.gan, self.show_every = config, gan, show_every
-        self.quantize_from, self.kmeans_batches, self.codebook_decay = quantize_from, kmeans_batches, codebook_decay
+        self.quantize_start, self.kmeans_batches, self.codebook_decay = quantize_start, kmeans_batches, codebook_decay
         self.heard = 0.0  # how much of its weight the adversarial loss has by now
         self._recent: list[Tensor] = []  # latents of the last batches before the codebook starts
 
@@ -149,7 +149,7 @@ class TokenizerTraining(TrainingShell):
         if hasattr(self, "tokenizer"):
             return
         self.build()
-        if self.tokenizer.quantizer.learns_by_update:
+        if self.tokenizer.quantizer.ema_updated:
             self.tokenizer.quantizer.decay = self.codebook_decay
         if self.ema_decay:
             self.average = weight_average(self.tokenizer, self.ema_decay)
@@ -157,9 +157,9 @@ class TokenizerTraining(TrainingShell):
             self.register_buffer("usual", torch.zeros(2))
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        optimizers: list[torch.optim.Optimizer] = [adamw(self.tokenizer.parameters(), self.rate, self.betas, self.weight_decay)]
+        optimizers: list[torch.optim.Optimizer] = [adamw(self.tokenizer.parameters(), self.lr, self.betas, self.weight_decay)]
         if self.gan.weight:
-            optimizers.append(adamw(self.discriminator.parameters(), self.gan.learning_rate, (0.5, 0.9), 0.0))
+            optimizers.append(adamw(self.discriminator.parameters(), self.gan.lr, (0.5, 0.9), 0.0))
         return optimizers
 
     def structure(self) -> dict[str, Any]:
@@ -167,22 +167,22 @@ class TokenizerTraining(TrainingShell):
 
     def quantizes_to_validate(self) -> bool:
         """Not before training does: until then there is no codebook."""
-        return self.trainer.state.fn != "fit" or self.share >= self.quantize_from
+        return self.trainer.state.fn != "fit" or self.share >= self.quantize_start
 
     # ---- One step ------------------------------------------------------------------------------------------------
 
     def optimize(self, batch: Tensor) -> dict[str, Tensor | float]:
         """One batch: the tokenizer's step, the codebook's, and the discriminator's where there is one."""
         optimizers = self.optimizer_list()
-        self.set_rate(optimizers[0], self.rate)
-        quantize = self.share >= self.quantize_from
+        self.set_rate(optimizers[0], self.lr)
+        quantize = self.share >= self.quantize_start
         if quantize and not self.tokenizer.quantizer.started:
             self._start_codebook(batch)
         judged = bool(self.gan.weight) and self.share >= self.gan.start
         for optimizer in optimizers:
             optimizer.zero_grad()
         terms: Losses = {}
-        pieces, outs = batch.chunk(self.accumulate), []
+        pieces, outs = batch.chunk(self.accumulate_grad_batches), []
         for piece in pieces:
             share = len(piece) / len(batch)
             out = self.tokenizer(piece, quantize=quantize)
@@ -204,8 +204,8 @@ class TokenizerTraining(TrainingShell):
         if judged:
             self.usual.lerp_(torch.stack([self.mean_everywhere(terms.pop(side)) for side in ("real", "fake")]), 0.01)
         signal = torch.cat([out.signal.detach().float() for out in outs])
-        if outs[0].low is not None:
-            logged |= self._learn_codebook(torch.cat([out.low for out in outs]), quantize)
+        if outs[0].projected is not None:
+            logged |= self._learn_codebook(torch.cat([out.projected for out in outs]), quantize)
         if quantize:
             codes = torch.cat([out.codes for out in outs])
             self.health.add(rearrange(codes.reshape(len(codes), self.tokenizer.quantizer.levels, -1), "b k n -> (b n) k"))
@@ -220,7 +220,7 @@ class TokenizerTraining(TrainingShell):
 
     def _adversarial_losses(self, out: Tensor, target: Tensor, losses: Losses) -> Losses:
         """What the discriminator says to the generator, ramping in; nothing while it learns alone."""
-        self.heard = min(1.0, (self.share - self.gan.start - self.gan.ahead) / max(self.gan.ramp, 1e-6))
+        self.heard = min(1.0, (self.share - self.gan.start - self.gan.disc_only) / max(self.gan.ramp, 1e-6))
         if self.heard <= 0:
             return {}
         self.discriminator.requires_grad_(False)
@@ -253,7 +253,7 @@ class TokenizerTraining(TrainingShell):
         norms = {}
         for name, network in networks:
             self.average_gradients(network.parameters())
-            norms[name] = torch.nn.utils.clip_grad_norm_(network.parameters(), self.clip or math.inf)
+            norms[name] = torch.nn.utils.clip_grad_norm_(network.parameters(), self.grad_clip or math.inf)
         self._check_finite(norms)
         optimizers[0].step()
         if judged:
@@ -279,14 +279,14 @@ class TokenizerTraining(TrainingShell):
     def _start_codebook(self, batch: Tensor) -> None:
         if not self._recent:  # no warm-up
             with torch.no_grad():
-                lows = [self.tokenizer(piece, quantize=False).low for piece in batch.chunk(self.accumulate)]
+                lows = [self.tokenizer(piece, quantize=False).projected for piece in batch.chunk(self.accumulate_grad_batches)]
             self._recent = [self._gather(torch.cat(lows))]
-        self.tokenizer.quantizer.start(torch.cat([low.to(batch.device) for low in self._recent]), seed=self.steps_done)
+        self.tokenizer.quantizer.init_codebook(torch.cat([low.to(batch.device) for low in self._recent]), seed=self.steps_done)
         self._recent = []
 
     def _learn_codebook(self, low: Tensor, quantized: bool) -> dict[str, float]:
         """Once a batch, from all of it."""
-        if not self.tokenizer.quantizer.learns_by_update:
+        if not self.tokenizer.quantizer.ema_updated:
             return {}
         vectors = self._gather(low)
         if quantized:
@@ -298,7 +298,7 @@ class TokenizerTraining(TrainingShell):
         """What to log of the codebooks, by level; sounds the alarm."""
         self.health.check(self.steps_done + 1, last=self.budget.over(self.steps_done + 1))
         found = enumerate(self.health.statistics())
-        return {f"codebook_{name}_{level}": value for level, row in found for name, value in row.items()}
+        return {f"codebook_{name}/{level}": value for level, row in found for name, value in row.items()}
 
     def folder(self, name: str) -> Path:
         """A folder of the run."""

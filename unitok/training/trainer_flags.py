@@ -9,16 +9,16 @@ from unitok.errors import UserError
 
 #: Flags and callbacks, and what does their job here.
 INSTEAD = {
-    **dict.fromkeys(("gradient_clip_val", "gradient_clip_algorithm"), "set model.clip, the largest norm of a gradient"),
-    "accumulate_grad_batches": "set model.accumulate, the pieces that a batch is cut into, and a larger data.batch_size",
-    **dict.fromkeys(("min_steps", "min_epochs"), "the length of a run is model.steps, minutes or ids"),
+    **dict.fromkeys(("gradient_clip_val", "gradient_clip_algorithm"), "set model.grad_clip, the largest norm of a gradient"),
+    "accumulate_grad_batches": "set model.accumulate_grad_batches, the pieces that a batch is cut into, and a larger data.batch_size",
+    **dict.fromkeys(("min_steps", "min_epochs"), "the length of a run is model.steps, minutes or tokens"),
     "reload_dataloaders_every_n_epochs": "stop the run and go on with --resume auto",
     "barebones": "turn off trainer.logger and trainer.enable_progress_bar",
     "default_root_dir": "--out is the folder of a run",
     **dict.fromkeys(("StochasticWeightAveraging", "WeightAveraging", "EMAWeightAveraging"), "set model.ema_decay"),
-    "GradientAccumulationScheduler": "set model.accumulate, the pieces that a batch is cut into",
+    "GradientAccumulationScheduler": "set model.accumulate_grad_batches, the pieces that a batch is cut into",
     "BatchSizeFinder": "set data.batch_size",
-    "LearningRateFinder": "set model.learning_rate",
+    "LearningRateFinder": "set model.lr",
 }
 
 PRECISIONS = ("32-true", "bf16-mixed", "32", "bf16", "None")

@@ -223,7 +223,7 @@ def test_one_bad_segment_costs_that_segment(read, tmp_path):
     samples = np.random.default_rng(0).uniform(-0.3, 0.3, 2400).astype(np.float32)
     samples[1000] = np.nan
     soundfile.write(tmp_path / "in" / "a.wav", samples, 8000, subtype="FLOAT")
-    documents, errors, printed = read(spec=SourceSpec("", options={"audio": {"segment": 0.1}}), shard_size=8)
+    documents, errors, printed = read(spec=SourceSpec("", options={"audio": {"segment": 0.1}}), documents_per_shard=8)
     assert list(documents) == ["a.wav#t=0,0.1", "a.wav#t=0.2,0.3"]
     assert len(errors) == 1
     assert "bad         0 of 1" in printed
@@ -313,11 +313,11 @@ def test_samples_of_an_archive_with_gaps_are_read_whole_by_several_threads(read,
 
 
 def test_many_documents_of_one_id_are_named_in_one_go(read, tmp_path):
-    from unitok.data.prepare.listing import Item
+    from unitok.data.prepare.listing import SourceItem
     from unitok.data.prepare.plan import _Ids
 
     ids = _Ids(several=False)
-    named = [ids.unique(Item("a", "", "line")).id for _ in range(20_000)]
+    named = [ids.unique(SourceItem("a", "", "line")).id for _ in range(20_000)]
     assert named[:3] == ["a", "a~2", "a~3"]
     assert len(set(named)) == len(named)
     (tmp_path / "in" / "x.jsonl").write_text('{"id": null, "text": "1"}\n{"id": null, "text": "2"}')

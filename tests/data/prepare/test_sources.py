@@ -117,7 +117,9 @@ def test_recipes_mix_weigh_filter_order_and_split(scenes_folder, bundle_folder, 
         ]
     }
     (tmp_path / "mix.yaml").write_text(json.dumps(recipe))
-    plan = Plan("", str(tmp_path / "out"), str(bundle_folder), recipe=str(tmp_path / "mix.yaml"), validation=0.3, shard_size=16)
+    plan = Plan(
+        "", str(tmp_path / "out"), str(bundle_folder), recipe=str(tmp_path / "mix.yaml"), validation=0.3, documents_per_shard=16
+    )
     info = tokenize(plan)
     assert info is not None
     data = TokenDataset(tmp_path / "out")

@@ -68,15 +68,15 @@ def test_a_mixed_folder_goes_to_shards_and_back_with_the_bad_files_listed(mixed_
 
 def test_bytes_do_not_depend_on_workers(scenes_folder, bundle_folder, tmp_path):
     for name, workers in (("one", 1), ("two", 2)):
-        tokenize(Plan(str(scenes_folder), str(tmp_path / name), str(bundle_folder), shard_size=30), workers)
+        tokenize(Plan(str(scenes_folder), str(tmp_path / name), str(bundle_folder), documents_per_shard=30), workers)
     assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
     assert len(files_of(tmp_path / "one")) > 3
 
 
 def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(scenes_folder, bundle_folder, tmp_path):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    tokenize(Plan(str(scenes_folder), str(whole), str(bundle_folder), shard_size=30))
-    plan = Plan(str(scenes_folder), str(stopped), str(bundle_folder), shard_size=30)
+    tokenize(Plan(str(scenes_folder), str(whole), str(bundle_folder), documents_per_shard=30))
+    plan = Plan(str(scenes_folder), str(stopped), str(bundle_folder), documents_per_shard=30)
     stopped.mkdir()
     make_plan(plan, open_sources(plan), Bundle.from_pretrained(bundle_folder).vocab)
     entry = Worker(plan).process(1)  # as a run that was killed after this shard would have left it
@@ -105,8 +105,8 @@ def test_another_plan_for_a_folder_is_told_by_what_differs(scenes_folder, bundle
             "made with validation 0.25, not 0.0; seed 0, not 3; order ['image', 'text'], not []",
         ),
         (
-            Plan(str(scenes_folder), out, str(bundle_folder), validation=0.25, shard_size=7),
-            "shard size 64, not 7; order",
+            Plan(str(scenes_folder), out, str(bundle_folder), validation=0.25, documents_per_shard=7),
+            "documents per shard 64, not 7; order",
         ),
     ):
         with pytest.raises(UserError) as caught:

@@ -82,8 +82,8 @@ def kill_until_done(
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_killed_run_ends_with_the_same_bytes(scenes_folder, bundle_folder, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    tokenize(Plan(str(scenes_folder), str(whole), str(bundle_folder), shard_size=4))
-    command = [scenes_folder, cut, "--bundle", bundle_folder, "--workers", 2, "--shard-size", 4]
+    tokenize(Plan(str(scenes_folder), str(whole), str(bundle_folder), documents_per_shard=4))
+    command = [scenes_folder, cut, "--bundle", bundle_folder, "--workers", 2, "--documents-per-shard", 4]
     run = start(*command)
     while not list(cut.glob("shard-*.arrow")) and run.poll() is None:
         time.sleep(0.01)
@@ -98,7 +98,7 @@ def test_a_killed_run_ends_with_the_same_bytes(scenes_folder, bundle_folder, tmp
     made = {
         f.name: f.stat().st_mtime_ns for f in cut.glob("shard-*.arrow") if (cut / ".work" / f"{f.name[6:11]}.json").exists()
     }
-    tokenize(Plan(str(scenes_folder), str(cut), str(bundle_folder), shard_size=4))
+    tokenize(Plan(str(scenes_folder), str(cut), str(bundle_folder), documents_per_shard=4))
     assert files_of(cut) == files_of(whole)
     assert not (cut / ".work").exists()
     for name, stamp in made.items():
@@ -107,12 +107,12 @@ def test_a_killed_run_ends_with_the_same_bytes(scenes_folder, bundle_folder, tmp
 
 @pytest.mark.long
 def test_twenty_kills_of_two_workers_change_no_byte(bundle_folder, tmp_path):
-    write_scenes(tmp_path / "scenes", 4000, seed=9, most=2)
-    tokenize(Plan(str(tmp_path / "scenes"), str(tmp_path / "whole"), str(bundle_folder), shard_size=64), workers=2)
+    write_scenes(tmp_path / "scenes", 4000, seed=9, max_objects=2)
+    tokenize(Plan(str(tmp_path / "scenes"), str(tmp_path / "whole"), str(bundle_folder), documents_per_shard=64), workers=2)
     hits, tried = 0, 0
     while hits < 20:
         out = tmp_path / f"cut{tried}"
-        command = [tmp_path / "scenes", out, "--bundle", bundle_folder, "--workers", 2, "--shard-size", 64]
+        command = [tmp_path / "scenes", out, "--bundle", bundle_folder, "--workers", 2, "--documents-per-shard", 64]
         hits += kill_until_done(command, out, 20 - hits, longest=16)
         assert files_of(out) == files_of(tmp_path / "whole")
         tried += 1
@@ -122,8 +122,8 @@ def test_twenty_kills_of_two_workers_change_no_byte(bundle_folder, tmp_path):
 @pytest.mark.long
 def test_five_kills_of_rays_driver_or_actors_change_no_byte(bundle_folder, tmp_path):
     pytest.importorskip("ray")
-    write_scenes(tmp_path / "scenes", 6000, seed=9, most=2)
-    tokenize(Plan(str(tmp_path / "scenes"), str(tmp_path / "whole"), str(bundle_folder), shard_size=64), workers=2)
+    write_scenes(tmp_path / "scenes", 6000, seed=9, max_objects=2)
+    tokenize(Plan(str(tmp_path / "scenes"), str(tmp_path / "whole"), str(bundle_folder), documents_per_shard=64), workers=2)
 
     def actors() -> list[int]:
         found = []
@@ -138,7 +138,18 @@ def test_five_kills_of_rays_driver_or_actors_change_no_byte(bundle_folder, tmp_p
     hits, tried = 0, 0
     while hits < 5:
         out = tmp_path / f"cut{tried}"
-        command = [tmp_path / "scenes", out, "--bundle", bundle_folder, "--workers", 2, "--shard-size", 64, "--engine", "ray"]
+        command = [
+            tmp_path / "scenes",
+            out,
+            "--bundle",
+            bundle_folder,
+            "--workers",
+            2,
+            "--documents-per-shard",
+            64,
+            "--engine",
+            "ray",
+        ]
         hits += kill_until_done(command, out, 5 - hits, longest=40, also=actors)
         assert files_of(out) == files_of(tmp_path / "whole")
         tried += 1
@@ -149,15 +160,15 @@ def test_ray_gives_the_same_bytes(scenes_folder, bundle_folder, tmp_path):
     ray = pytest.importorskip("ray")
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
-        tokenize(Plan(str(scenes_folder), str(tmp_path / "ray"), str(bundle_folder), shard_size=20), 2, engine="ray")
+        tokenize(Plan(str(scenes_folder), str(tmp_path / "ray"), str(bundle_folder), documents_per_shard=20), 2, engine="ray")
     finally:
         ray.shutdown()
-    tokenize(Plan(str(scenes_folder), str(tmp_path / "local"), str(bundle_folder), shard_size=20))
+    tokenize(Plan(str(scenes_folder), str(tmp_path / "local"), str(bundle_folder), documents_per_shard=20))
     assert files_of(tmp_path / "ray") == files_of(tmp_path / "local")
 
 
 def test_the_work_can_be_shared_out(scenes_folder, bundle_folder, tmp_path):
-    whole, parts = (Plan(str(scenes_folder), str(tmp_path / name), str(bundle_folder), shard_size=10) for name in "ab")
+    whole, parts = (Plan(str(scenes_folder), str(tmp_path / name), str(bundle_folder), documents_per_shard=10) for name in "ab")
     tokenize(whole)
     assert [tokenize(parts, part=(i, 3)) is None for i in (2, 0, 1)] == [True, True, False]
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
@@ -179,14 +190,14 @@ def test_two_runs_on_one_output_do_not_mix(scenes_folder, bundle_folder, tmp_pat
 
 def test_a_full_disk_is_one_line_and_the_run_goes_on(scenes_folder, bundle_folder, tmp_path):
     out = tmp_path / "out"
-    command = [scenes_folder, out, "--bundle", bundle_folder, "--workers", 1, "--shard-size", 70]
+    command = [scenes_folder, out, "--bundle", bundle_folder, "--workers", 1, "--documents-per-shard", 70]
     run = start(*command, limit=20_000)  # the listing fits, a shard does not
     _, said = run.communicate()
     assert run.returncode == 2
     assert said.strip().splitlines()[-1] == f"error: {out}: File too large; make room and start again: what is done is kept"
     assert not list(out.glob("shard-*"))
     assert not list((out / ".work").glob("*.partial"))
-    tokenize(Plan(str(scenes_folder), str(out), str(bundle_folder), shard_size=70))
+    tokenize(Plan(str(scenes_folder), str(out), str(bundle_folder), documents_per_shard=70))
     assert TokenDataset(out).verify() == []
 
 
@@ -201,7 +212,17 @@ def catches(pid: int, sent: signal.Signals) -> bool:
 def test_a_run_that_is_asked_to_stop_says_one_line(scenes_folder, bundle_folder, tmp_path, sent, at_work):
     """As soon as it listens, while it still loads; and when its workers have made a shard."""
     (tmp_path / "r.yaml").write_text(json.dumps({"sources": [{"path": str(scenes_folder), "weight": 100}]}))
-    words = (tmp_path / "out", "--recipe", tmp_path / "r.yaml", "--bundle", bundle_folder, "--workers", 2, "--shard-size", 64)
+    words = (
+        tmp_path / "out",
+        "--recipe",
+        tmp_path / "r.yaml",
+        "--bundle",
+        bundle_folder,
+        "--workers",
+        2,
+        "--documents-per-shard",
+        64,
+    )
     command = [sys.executable, "-m", "unitok", "tokenize", *map(str, words)]
     run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     reached = (lambda: list(tmp_path.glob("out/shard-*.arrow"))) if at_work else (lambda: catches(run.pid, sent))
@@ -219,7 +240,7 @@ def test_too_many_bad_files_stop_the_run_early(bundle_folder, tmp_path):
     source.mkdir()
     for i in range(400):
         (source / f"{i:03d}.txt").write_bytes(b"good" if i % 2 else b"\xff\xfe\x00")
-    plan = Plan(str(source), str(out), str(bundle_folder), shard_size=50)
+    plan = Plan(str(source), str(out), str(bundle_folder), documents_per_shard=50)
     with pytest.raises(UserError, match=r"of 100 documents could not be used, over max_error_rate 0.1") as caught:
         tokenize(plan, max_error_rate=0.1)
     assert "\n" not in str(caught.value)

@@ -30,18 +30,18 @@ HELD_BYTES = 256 << 20  # decoded content that they may hold
 DECODERS = 2  # threads that read and decode
 
 
-class Stop(UserError):
+class RunAborted(UserError):
     """Not one document's fault but the run's end; `errors` are the documents that failed before it."""
 
     errors: tuple[dict[str, str], ...] = ()
 
 
-Make = Callable[[], list[RawDocument]]
+DocumentFactory = Callable[[], list[RawDocument]]
 Progress = Callable[[int, int, int, int], None]  # documents, files, bytes, failures
 
 
 @dataclass
-class Medium:
+class MediaItem:
     """The content of a part on its way: decoded in a thread, encoded alone there or in a batch.
 
     Args:
@@ -64,7 +64,7 @@ class Waiting:
     """A document whose parts are on their way."""
 
     raw: RawDocument
-    media: tuple[Medium, ...]
+    media: tuple[MediaItem, ...]
     spec: SourceSpec
     rejected: str = ""  # the filter that its texts fail
 
@@ -113,7 +113,7 @@ class Encoder:
         done = self.run((raw.id, raw.where, SourceSpec(""), partial(_opened, raw)) for raw in raws)
         return done.documents, done.errors
 
-    def run(self, makes: Iterable[tuple[str, str, SourceSpec, Make]]) -> Encoded:
+    def run(self, makes: Iterable[tuple[str, str, SourceSpec, DocumentFactory]]) -> Encoded:
         """Documents from what `Source.read` gives, each with its id, its place in words and its source's spec."""
         work = _Work(self)
         with ThreadPoolExecutor(DECODERS) as pool:
@@ -123,7 +123,7 @@ class Encoder:
             except BaseException as error:
                 work.stop()  # or its threads would wait for room
                 pool.shutdown(cancel_futures=True)
-                if isinstance(error, Stop):
+                if isinstance(error, RunAborted):
                     error.errors = tuple(r for r in work.results if isinstance(r, dict))
                 raise
         return work.finish()
@@ -152,12 +152,12 @@ class _Work:
 
     def __init__(self, encoder: Encoder):
         self.encoder, self.bundle = encoder, encoder.bundle
-        self.media: dict[tuple[str, ...], Medium] = {}
+        self.media: dict[tuple[str, ...], MediaItem] = {}
         self.lock = threading.Lock()
         self.results: list[Waiting | dict[str, str]] = []
         self.filtered: Counter[str] = Counter()
         self.notes: Counter[str] = Counter()
-        self.batches: dict[tuple, list[Medium]] = defaultdict(list)
+        self.batches: dict[tuple, list[MediaItem]] = defaultdict(list)
         self.waiting_bytes = 0  # of what is in the batches
         self.held = 0  # bytes that are decoded and not yet taken
         self.room = threading.Condition(self.lock)
@@ -168,7 +168,7 @@ class _Work:
 
     # ---- In threads: read, decode --------------------------------------------------------------------------------
 
-    def prepare(self, number: int, spec: SourceSpec, make: Make) -> list[Waiting]:
+    def prepare(self, number: int, spec: SourceSpec, make: DocumentFactory) -> list[Waiting]:
         """Read item `number`, and decode its content; errors: `UserError` for an item that cannot be used.
 
         While much is held that was decoded already, only the item that is to be taken next goes on.
@@ -177,8 +177,8 @@ class _Work:
         with self.room:
             self.room.wait_for(lambda: self.held < HELD_BYTES or number <= self.items or self.stopped)
             if self.stopped:
-                raise Stop("stopped")
-        grabbed: list[Medium] = []
+                raise RunAborted("stopped")
+        grabbed: list[MediaItem] = []
         try:
             return [waiting for raw in make() for waiting in self._prepare(spec, raw, grabbed)]
         except BaseException:
@@ -192,14 +192,14 @@ class _Work:
             self.stopped = True
             self.room.notify_all()
 
-    def _prepare(self, spec: SourceSpec, raw: RawDocument, grabbed: list[Medium]) -> Iterator[Waiting]:
+    def _prepare(self, spec: SourceSpec, raw: RawDocument, grabbed: list[MediaItem]) -> Iterator[Waiting]:
         """The versions of a document: what stands in it is read first, and its files only where that passes the filters."""
         try:
             named = tuple(replace(p, type=self.bundle.instance(spec.instances.get(p.type, p.type))) for p in raw.content)
             for name in {part.type for part in named}:
                 self.bundle.require(name)
         except UserError as error:
-            raise Stop(str(error)) from None
+            raise RunAborted(str(error)) from None
 
         def options(name: str) -> Any:
             kind = self.bundle.modality(name).kind
@@ -207,11 +207,11 @@ class _Work:
             return make_options(kind, said, f"source {spec.name}")
 
         for version in versions(self.bundle, replace(raw, content=named), options):
-            media: dict[int, Medium] = {}
+            media: dict[int, MediaItem] = {}
             facts = Counter({"characters": 0.0})
             for at, part in enumerate(version.content):
                 if part.file is None:
-                    media[at] = Medium(part.type)
+                    media[at] = MediaItem(part.type)
                     self._load(media[at], part.value, options(part.type), version.where, part.view)
                     facts.update(media[at].loaded.facts)
             rejected = spec.filters.reject(facts)
@@ -222,14 +222,14 @@ class _Work:
             parts = tuple(media[at] for at in sorted(media)) if not rejected else ()
             yield Waiting(replace(version, content=slim), parts, spec, rejected)
 
-    def _medium_of(self, spec: SourceSpec, part: Part, document: str, options: Any, grabbed: list[Medium]) -> Medium:
+    def _medium_of(self, spec: SourceSpec, part: Part, document: str, options: Any, grabbed: list[MediaItem]) -> MediaItem:
         """The content of a file, decoded unless another document had it decoded."""
         variant = part.view in self.bundle.modality(part.type).views(options)
         own = document if variant else ""  # what is random in a variant is its document's own
         key = (str(id(spec)), part.type, part.file.name, str(part.file.place), part.view, own)
         with self.lock:
             known = self.media.get(key)
-            medium = known or self.media.setdefault(key, Medium(part.type, key))
+            medium = known or self.media.setdefault(key, MediaItem(part.type, key))
             medium.users += 1
             grabbed.append(medium)
         if known is None:
@@ -240,7 +240,7 @@ class _Work:
             medium.ready.set()
         return medium
 
-    def _load(self, medium: Medium, content: Any, options: Any, name: str, view: str = "", chance: float = 0.0) -> None:
+    def _load(self, medium: MediaItem, content: Any, options: Any, name: str, view: str = "", chance: float = 0.0) -> None:
         """Decode content, and encode it if it is encoded alone; what goes wrong is said by all documents that it belongs to."""
         modality, tokenizer = self.bundle.modality(medium.name), self.bundle.require(medium.name)
         try:
@@ -266,7 +266,7 @@ class _Work:
         """The next item: its documents wait for their codes."""
         try:
             found: list[Waiting] = future.result()
-        except Stop:
+        except RunAborted:
             raise
         except Exception as error:  # a UserError; or what no one thought of, which must not end a run of a billion files
             message = str(error) if isinstance(error, UserError) else f"{where}: {type(error).__name__}: {error}"
@@ -301,7 +301,7 @@ class _Work:
             self.room.notify_all()
         self.encoder.progress(1, files, size, failed)
 
-    def _release(self, media: list[Medium]) -> None:
+    def _release(self, media: list[MediaItem]) -> None:
         """A document is done with; what no other one on its way needs, and was not encoded, is forgotten."""
         with self.room:
             self.room.notify_all()
@@ -312,7 +312,7 @@ class _Work:
                     medium.loaded.content = None
                     self.media.pop(medium.key, None)
 
-    def _queue(self, medium: Medium) -> None:
+    def _queue(self, medium: MediaItem) -> None:
         """Put a medium into its batch; a batch that is full is encoded, and the largest while much waits."""
         medium.queued = True
         with self.room:
@@ -370,7 +370,7 @@ class _Work:
         return done
 
 
-def _segment(part: Part, medium: Medium) -> Segment:
+def _segment(part: Part, medium: MediaItem) -> Segment:
     if medium.codes is None:
         raise UserError(medium.error)
     source = part.path.as_posix() if part.path else ""
@@ -378,7 +378,7 @@ def _segment(part: Part, medium: Medium) -> Segment:
     return Segment(medium.name, medium.codes, part.role, part.loss, source, medium.loaded.size)
 
 
-def _filtered(waiting: Waiting, files: list[Medium]) -> str:
+def _filtered(waiting: Waiting, files: list[MediaItem]) -> str:
     """The name of the filter that a file of a document fails, or ""."""
     why = next((medium.loaded.rejected for medium in files if medium.loaded.rejected), "")
     return why or next(filter(None, (waiting.spec.filters.reject(medium.loaded.facts) for medium in files)), "")

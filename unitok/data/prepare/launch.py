@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from unitok.data.prepare.encode import Stop
+from unitok.data.prepare.encode import RunAborted
 from unitok.data.prepare.plan import Plan, Run
 from unitok.data.prepare.worker import Worker, threads
 from unitok.errors import UserError, first_line
@@ -32,14 +32,14 @@ TELL_SECONDS = 0.5  # between two messages of a worker about its progress
 COUNTS = ("documents", "files", "bytes", "failed", "ids")  # what workers tell while they work
 
 
-class TooManyBad(Stop):
+class ErrorRateExceeded(RunAborted):
     """More documents than `max_error_rate` allows could not be used."""
 
 
 def launch(run: Run, todo: list[int], workers: int, engine: str, progress: "Progress") -> None:
-    """Make the shards `todo`. workers: 0 for one on each core (or GPU), fewer where there is little to do; Ray: the cluster's.
+    """DocumentFactory the shards `todo`. workers: 0 for one on each core (or GPU), fewer where there is little to do; Ray: the cluster's.
 
-    Errors: `TooManyBad`; `UserError` for what else a user can mend.
+    Errors: `ErrorRateExceeded`; `UserError` for what else a user can mend.
     """
     if engine not in ("local", "ray"):
         raise UserError(f"engine {engine}: choose local or ray")
@@ -89,7 +89,7 @@ class Progress:
         self.bar.update(entry["items"])
 
     def add(self, *more: int) -> None:
-        """What came since the last call, in the order of `COUNTS`; errors: `TooManyBad`."""
+        """What came since the last call, in the order of `COUNTS`; errors: `ErrorRateExceeded`."""
         for name, count in zip(COUNTS, more):
             self.counts[name] += count
         self.bar.update(more[0])
@@ -101,7 +101,7 @@ class Progress:
             self.told = time.monotonic()
         if tried >= JUDGED_AFTER and bad > self.max_error_rate * tried:
             over = f"over max_error_rate {self.max_error_rate:g}"
-            raise TooManyBad(f"{self.run.plan.name()}: {bad} of {tried} documents could not be used, {over}")
+            raise ErrorRateExceeded(f"{self.run.plan.name()}: {bad} of {tried} documents could not be used, {over}")
 
     def _rates(self) -> str:
         seconds = max(1e-3, time.monotonic() - self.began)
@@ -152,7 +152,7 @@ def _run_local(run: Run, todo: list[int], workers: int, overlap: bool, progress:
                     raise message
                 elif message != "next":
                     progress.add(*message)
-    except Stop as error:
+    except RunAborted as error:
         error.errors = (*error.errors, *_errors_of(pipes))
         raise
     finally:
@@ -163,14 +163,14 @@ def _run_local(run: Run, todo: list[int], workers: int, overlap: bool, progress:
 
 
 def _errors_of(pipes: set[connection.Connection]) -> Iterator[dict[str, str]]:
-    """Stop the workers; -> the documents that failed in what they were at."""
+    """RunAborted the workers; -> the documents that failed in what they were at."""
     for pipe in pipes:
         with suppress(OSError, EOFError):
             pipe.send(None)
     for pipe in pipes:
         with suppress(OSError, EOFError):
             while pipe.poll(60) and (message := pipe.recv()) != "done":
-                if isinstance(message, Stop):
+                if isinstance(message, RunAborted):
                     yield from message.errors
                     break
 
@@ -202,7 +202,7 @@ def _serve(pipe: connection.Connection, plan: Plan, number: int, overlap: bool) 
             pipe.send(tuple(counts))
             counts[:], told = [0] * len(COUNTS), time.monotonic()
         if pipe.poll():  # while it works nothing but the end is said
-            raise Stop("stopped")
+            raise RunAborted("stopped")
 
     def given() -> Iterator[int]:
         pipe.send("next")

@@ -1,4 +1,4 @@
-"""What lies in a source, without reading more than it must: an `Item` says where one document lies.
+"""What lies in a source, without reading more than it must: an `SourceItem` says where one document lies.
 
 Files that hold many documents (JSON Lines, JSON lists, archives, tables) are listed item by item; files of one base name are one
 document. Damage is an item of its own, with the reason.
@@ -19,7 +19,7 @@ from typing import Any
 from unitok.data.prepare.containers import DAMAGE, Table, damage, is_tar, list_members, opened, plain_name
 from unitok.data.prepare.fields import CAPTIONS, names_file, names_media
 from unitok.errors import UserError, is_utf8
-from unitok.storage import MAX_BYTES, Files, Folder, Found, printable
+from unitok.storage import MAX_BYTES, FileInfo, Files, Folder, printable
 
 #: Longest line of a JSON Lines file, bytes.
 MAX_LINE = 64 << 20
@@ -37,7 +37,7 @@ _DESCRIBES = re.compile(
 
 
 @dataclass(frozen=True)
-class Item:
+class SourceItem:
     """Where one document lies.
 
     Args:
@@ -61,27 +61,27 @@ class Item:
     split: str = ""
 
 
-def _refused(where: str, why: str) -> Item:
-    return Item("", where, "error", error=f"{where}: {why}")
+def _refused(where: str, why: str) -> SourceItem:
+    return SourceItem("", where, "error", error=f"{where}: {why}")
 
 
-def _broken(where: str, f: Found, error: BaseException, what: str = "damaged: the rest cannot be read") -> Item:
+def _broken(where: str, f: FileInfo, error: BaseException, what: str = "damaged: the rest cannot be read") -> SourceItem:
     """What an error (of `DAMAGE`) in a container costs: all of the container, or what comes after a place in it."""
     if isinstance(error, UserError):
-        return Item("", f.name, "error", error=str(error))
+        return SourceItem("", f.name, "error", error=str(error))
     return _refused(where, f"{what} ({damage(error, f.name)})")
 
 
 def list_items(
     files: Files, folders: Callable[[], Iterable[Folder]], left_out: Counter[str], alone: bool, template: bool
-) -> Iterator[Item]:
+) -> Iterator[SourceItem]:
     """Files that hold many documents, then the others; twice over the names, so that those that a line names are known.
 
     Args:
         left_out: counts what is left out, by what it is. alone: the source is one file. template: its source has one.
     """
     splits: set[str] = set()
-    many: list[Found] = []
+    many: list[FileInfo] = []
     for names, known in folders():
         stems = _stems_of_media(names)
         splits.update(folder_split_of(name) for name in names[:1])
@@ -174,7 +174,7 @@ class _Claims:
         return hash(unicodedata.normalize("NFC", os.path.normpath(name))) in self._names
 
 
-_Lister = Callable[[Files, Found, _Claims], Iterator[Item]]
+_Lister = Callable[[Files, FileInfo, _Claims], Iterator[SourceItem]]
 
 
 def _may_hold_many(name: str, beside: set[str]) -> bool:
@@ -223,7 +223,7 @@ def _is_lines(files: Files, name: str) -> bool:
     return len(first) == 2 and all(isinstance(row, dict) for row in first)
 
 
-def _line_items(files: Files, f: Found, claims: _Claims) -> Iterator[Item]:
+def _line_items(files: Files, f: FileInfo, claims: _Claims) -> Iterator[SourceItem]:
     stem = PurePosixPath(f.name).stem
     at = number = 0
     try:
@@ -239,12 +239,12 @@ def _line_items(files: Files, f: Found, claims: _Claims) -> Iterator[Item]:
                     yield _refused(where, f"longer than {MAX_LINE} bytes")
                 elif line.strip():
                     id = _line_id(line, f"{stem}-{number}", f.name, claims)
-                    yield Item(id, where, "line", f.name, f.stamp, start, len(line))
+                    yield SourceItem(id, where, "line", f.name, f.stamp, start, len(line))
     except DAMAGE as error:
         yield _broken(f"{f.name}, after line {number}", f, error)
 
 
-def _list_items(files: Files, f: Found, claims: _Claims) -> Iterator[Item]:
+def _list_items(files: Files, f: FileInfo, claims: _Claims) -> Iterator[SourceItem]:
     """The objects of a JSON file that is a list of them, each as a line is."""
     stem, decoder = PurePosixPath(f.name).stem, json.JSONDecoder()
     at = number = 0
@@ -260,7 +260,7 @@ def _list_items(files: Files, f: Found, claims: _Claims) -> Iterator[Item]:
             _, end = decoder.raw_decode(text, at)
             line = text[at:end].encode("latin-1")
             id = _line_id(line, f"{stem}-{number}", f.name, claims)
-            yield Item(id, f"{f.name}, entry {number}", "line", f.name, f.stamp, at, end - at)
+            yield SourceItem(id, f"{f.name}, entry {number}", "line", f.name, f.stamp, at, end - at)
             at = end
     except (*DAMAGE, RecursionError) as error:
         yield _broken(f"{f.name}, entry {number}", f, error, "not JSON: the rest cannot be read")
@@ -290,11 +290,11 @@ def _files_in(row: dict[str, Any]) -> Iterator[str]:
             yield from (v["path"] for v in values if isinstance(v, dict) and isinstance(v.get("path"), str))
 
 
-def _archive_items(files: Files, f: Found, claims: _Claims) -> Iterator[Item]:
+def _archive_items(files: Files, f: FileInfo, claims: _Claims) -> Iterator[SourceItem]:
     """The samples of an archive. All of it is listed before the first is given: a key may come back at its end."""
     samples: dict[str, list[tuple[str, int, int]]] = {}
     apart: set[str] = set()
-    bad: list[Item] = []
+    bad: list[SourceItem] = []
     key, last = None, "its beginning"
     try:
         with opened(files, f.name) as (file, compressed):
@@ -316,16 +316,16 @@ def _archive_items(files: Files, f: Found, claims: _Claims) -> Iterator[Item]:
         if key in apart:
             yield _refused(where, "its members are apart: other keys come between them; sort the archive (tar --sort=name)")
         else:
-            yield Item(key, where, "member", f.name, f.stamp, members=tuple(members))
+            yield SourceItem(key, where, "member", f.name, f.stamp, members=tuple(members))
     yield from bad
 
 
-def _table_items(files: Files, f: Found, claims: _Claims) -> Iterator[Item]:
+def _table_items(files: Files, f: FileInfo, claims: _Claims) -> Iterator[SourceItem]:
     try:
         with closing(Table(files, f.name)) as table:
             for row, (id, named) in enumerate(table.listed(lambda name: names_media(name) or name == "split")):
                 claims.read(named.get("split"), _files_in(named), f.name)
-                yield Item(printable(id), f"{f.name}, row {row}", "row", f.name, f.stamp, row)
+                yield SourceItem(printable(id), f"{f.name}, row {row}", "row", f.name, f.stamp, row)
             for why, text in table.bad_rows:
                 claims.read(None, (cell.strip(' "') for cell in re.split(r"[,;|\t]", text)), f.name)
                 yield _refused(f"{f.name}, a row", why)
@@ -352,10 +352,10 @@ def _stems_of_media(names: Iterable[str]) -> set[str]:
     return {os.path.splitext(n)[0] for n in names if not (n.lower().endswith((".txt", ".json")) or _may_hold_many(n, set()))}
 
 
-def _files_items(found: list[Found]) -> Iterator[Item]:
+def _files_items(found: list[FileInfo]) -> Iterator[SourceItem]:
     """The files of one folder as items: those of one base name are one, `cat.jpg` and `cat.jpg.txt` too."""
     names = {f.name for f in found}
-    groups: dict[str, list[Found]] = defaultdict(list)
+    groups: dict[str, list[FileInfo]] = defaultdict(list)
     for f in found:
         stem = os.path.splitext(f.name)[0]
         stem = os.path.splitext(stem)[0] if stem in names else stem
@@ -366,4 +366,4 @@ def _files_items(found: list[Found]) -> Iterator[Item]:
             first = next((f for f in group if f in media), group[0])
             name = first.name if len(media) < 2 else stem
             members = tuple((f.name, f.stamp, f.size) for f in group)
-            yield Item(name, name, "files", members=members, split=folder_split_of(name))
+            yield SourceItem(name, name, "files", members=members, split=folder_split_of(name))

@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 
 from unitok.data.prepare.encode import WAITING_BYTES
-from unitok.data.prepare.listing import Item
+from unitok.data.prepare.listing import SourceItem
 from unitok.data.prepare.recipe import SourceSpec, load_recipe, share
 from unitok.data.prepare.sources import Source
 from unitok.errors import UserError
@@ -35,7 +35,7 @@ VERSION = 4
 LISTED_AT_ONCE = 8192  # rows of the listing held in memory
 _MEMBER = pa.struct([("name", pa.string()), ("start", pa.int64()), ("length", pa.int64())])
 _PLAIN: dict[Any, pa.DataType] = {str: pa.string(), int: pa.int64()}
-_COLUMNS = {f.name: _PLAIN.get(f.type, pa.list_(_MEMBER)) for f in fields(Item)}
+_COLUMNS = {f.name: _PLAIN.get(f.type, pa.list_(_MEMBER)) for f in fields(SourceItem)}
 LISTING = pa.schema({"source": pa.int16()} | _COLUMNS)
 
 
@@ -45,7 +45,7 @@ class Plan:
 
     Args:
         source: a folder, file, pattern or URL; "" with a recipe. out: the data set's folder. bundle: the tokenizers'.
-        shard_size: documents per shard; 0: 4096, fewer for a small source, so that there is something to share out.
+        documents_per_shard: documents per shard; 0: 4096, fewer for a small source, so that there is something to share out.
         recipe: a YAML file with several sources, see `unitok.data.prepare.recipe`.
         spec: template, filters, options and the like of a single source; its path is `source`.
         options: how content is read, by kind, where a source does not say it, as `SourceSpec.options`.
@@ -57,7 +57,7 @@ class Plan:
     source: str
     out: str
     bundle: str
-    shard_size: int = 0
+    documents_per_shard: int = 0
     device: str = "cpu"
     recipe: str = ""
     spec: SourceSpec = field(default_factory=lambda: SourceSpec(""))
@@ -71,7 +71,7 @@ class Plan:
             raise UserError("give a source or a recipe" + (", not both" if self.source else ""))
         if is_remote(self.out):
             raise UserError(f"{self.out}: shards are written to a local folder (or one that is mounted); copy them from there")
-        for name, least in (("shard_size", 0), ("threads", 1)):
+        for name, least in (("documents_per_shard", 0), ("threads", 1)):
             if getattr(self, name) < least:
                 raise UserError(f"{name} {getattr(self, name)}: at least {least}")
         if not 0 <= self.validation < 1:
@@ -110,12 +110,12 @@ class Run:
         self.options: dict[str, Any] = content["options"]
         self.left_out: dict[str, int] = content["left_out"]
         self.renamed: int = content["renamed"]
-        self.plan = replace(plan, threads=content["threads"], shard_size=content["options"]["shard_size"])
+        self.plan = replace(plan, threads=content["threads"], documents_per_shard=content["options"]["documents_per_shard"])
         self.splits: dict[str, int] = content["documents"]
         self.shards = [
-            (split, start, min(start + self.plan.shard_size, count))
+            (split, start, min(start + self.plan.documents_per_shard, count))
             for split, count in self.splits.items()
-            for start in range(0, count, self.plan.shard_size)
+            for start in range(0, count, self.plan.documents_per_shard)
         ]
 
     @cached_property
@@ -123,7 +123,7 @@ class Run:
         paths = {split: self.work / f"{split}.listing" for split in self.splits}
         return {split: pa.ipc.open_file(pa.memory_map(str(path))).read_all() for split, path in paths.items()}
 
-    def items(self, index: int) -> list[tuple[int, Item]]:
+    def items(self, index: int) -> list[tuple[int, SourceItem]]:
         """The items of a shard, each with the number of its source."""
         split, start, stop = self.shards[index]
         return _from_table(self._tables[split].slice(start, stop - start))
@@ -142,7 +142,7 @@ def open_sources(plan: Plan, types: Types | None = None) -> list[Source]:
 # ---- Planning -------------------------------------------------------------------------------------------------------
 
 
-def list_sources(plan: Plan, sources: list[Source]) -> Iterator[tuple[int, str, Item]]:
+def list_sources(plan: Plan, sources: list[Source]) -> Iterator[tuple[int, str, SourceItem]]:
     """Number of the source, split, item: all of every source in order, as often as its weight says."""
     for number, source in enumerate(sources):
         weight = source.spec.weight
@@ -154,7 +154,7 @@ def list_sources(plan: Plan, sources: list[Source]) -> Iterator[tuple[int, str, 
                 yield number, split, replace(item, id=f"{item.id}#{copy + 1}") if copy else item
 
 
-def options_of(plan: Plan, sources: list[Source], vocab: Vocab, shard_size: int) -> dict[str, Any]:
+def options_of(plan: Plan, sources: list[Source], vocab: Vocab, documents_per_shard: int) -> dict[str, Any]:
     """Everything that the result depends on besides the listing, as plain types."""
     manifest = json.dumps(vocab.to_manifest(), sort_keys=True)
     described = []
@@ -165,7 +165,7 @@ def options_of(plan: Plan, sources: list[Source], vocab: Vocab, shard_size: int)
         said = {name: value for name, value in asdict(spec).items() if name not in ("path", "root")}  # wherever it lies
         described.append(said | {"options": read})
     options = {
-        "shard_size": shard_size,
+        "documents_per_shard": documents_per_shard,
         "validation": plan.validation,
         "seed": plan.seed,
         "sources": described,
@@ -191,7 +191,7 @@ def difference(before: Any, now: Any, name: str = "") -> str:
     return f"{name.replace('_', ' ')} {before}, not {now}"
 
 
-def _row_bytes(number: int, split: str, item: Item) -> bytes:
+def _row_bytes(number: int, split: str, item: SourceItem) -> bytes:
     """A row of a listing as bytes for its digest; stamps do not count, so that a copied folder is the same source."""
     members = [(name, start * (item.kind != "files"), length) for name, start, length in item.members]
     place = (item.id, item.where, item.kind, item.file, item.start, item.length, item.error)
@@ -201,7 +201,7 @@ def _row_bytes(number: int, split: str, item: Item) -> bytes:
 def check_same(out: Path, plan: Plan, sources: list[Source], vocab: Vocab, digest: str = "") -> None:
     """Errors: `UserError` where the plan in a folder is another one, with what differs. digest: of the listing, made if ""."""
     known = read_json(out / "plan.json", "nothing was planned", "options", "listing")
-    mine = options_of(plan, sources, vocab, plan.shard_size or known["options"].get("shard_size", 0))
+    mine = options_of(plan, sources, vocab, plan.documents_per_shard or known["options"].get("documents_per_shard", 0))
     why = difference(known["options"], mine)
     if not why and not digest:
         running = hashlib.sha256()
@@ -234,7 +234,7 @@ def make_plan(plan: Plan, sources: list[Source], vocab: Vocab) -> None:
             check_same(out, plan, sources, vocab, digest.hexdigest())
         for split in counts:
             (Path(folder) / split).replace(work / f"{split}.listing")
-    size = plan.shard_size or min(4096, max(64, -(-sum(counts.values()) // 32)))
+    size = plan.documents_per_shard or min(4096, max(64, -(-sum(counts.values()) // 32)))
     content = {
         "version": VERSION,
         "paths": paths,
@@ -285,7 +285,7 @@ class _Ids:
         self._seen: set[bytes] = set()
         self._next: dict[str, int] = {}  # of ids that came twice: the number to try next
 
-    def unique(self, item: Item) -> Item:
+    def unique(self, item: SourceItem) -> SourceItem:
         """An item, by another id if its own is taken."""
         if item.error or (item.kind == "files" and not self.several):
             return item
@@ -301,19 +301,21 @@ class _Ids:
         return replace(item, id=id)
 
 
-def _to_row(number: int, item: Item) -> dict[str, Any]:
+def _to_row(number: int, item: SourceItem) -> dict[str, Any]:
     members = [{"name": n, "start": s, "length": c} for n, s, c in item.members]
     return {"source": number} | vars(item) | {"members": members}
 
 
-def _from_table(table: pa.Table) -> list[tuple[int, Item]]:
+def _from_table(table: pa.Table) -> list[tuple[int, SourceItem]]:
     rows = table.to_pylist()
-    return [(row.pop("source"), Item(**row | {"members": tuple(tuple(m.values()) for m in row["members"])})) for row in rows]
+    return [
+        (row.pop("source"), SourceItem(**row | {"members": tuple(tuple(m.values()) for m in row["members"])})) for row in rows
+    ]
 
 
-def sample_items(plan: Plan, sources: list[Source], count: int) -> tuple[int, list[tuple[int, Item]]]:
+def sample_items(plan: Plan, sources: list[Source], count: int) -> tuple[int, list[tuple[int, SourceItem]]]:
     """Number of documents, and `count` of them (in order) spread evenly over the sources."""
-    kept: list[tuple[int, Item]] = []
+    kept: list[tuple[int, SourceItem]] = []
     every = total = 1
     for total, (number, _, item) in enumerate(list_sources(plan, sources), 1):
         if (total - 1) % every == 0:

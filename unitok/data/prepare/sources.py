@@ -28,7 +28,7 @@ import pyarrow as pa
 
 from unitok.data.prepare.containers import DAMAGE, Table, damage, unpacked
 from unitok.data.prepare.fields import Made, data_url, read_fields
-from unitok.data.prepare.listing import Item, list_items
+from unitok.data.prepare.listing import SourceItem, list_items
 from unitok.data.prepare.recipe import SourceSpec, arrange
 from unitok.document import Part, RawDocument
 from unitok.errors import UserError
@@ -38,7 +38,7 @@ from unitok.media import load_text
 from unitok.modalities import modalities
 from unitok.storage import Blob, Folder, is_remote, kind_of_path, open_files
 
-Make = Callable[[], list[RawDocument]]
+DocumentFactory = Callable[[], list[RawDocument]]
 
 
 class Source:
@@ -71,7 +71,7 @@ class Source:
 
     # ---- Listing -------------------------------------------------------------------------------------------------
 
-    def items(self) -> Iterator[Item]:
+    def items(self) -> Iterator[SourceItem]:
         """What is there, in a fixed order; memory holds the names of one folder, and of the files that lines and rows name."""
         self.left_out.clear()
         return list_items(self.files, self._folders(), self.left_out, bool(self.alone), bool(self.spec.template))
@@ -120,7 +120,7 @@ class Source:
 
     # ---- Reading -------------------------------------------------------------------------------------------------
 
-    def read(self, items: Sequence[Item]) -> Iterator[Make]:
+    def read(self, items: Sequence[SourceItem]) -> Iterator[DocumentFactory]:
         """For each item in order a function that makes its raw documents; it raises `UserError` for what cannot be used."""
         readers = {"line": self._read_lines, "member": self._read_members, "row": self._read_rows}
         for (kind, _), run in groupby(items, key=lambda item: (item.kind, item.file)):
@@ -131,13 +131,13 @@ class Source:
             else:
                 yield from readers[kind](list(run))
 
-    def _made(self, item: Item, made: Made) -> list[RawDocument]:
+    def _made(self, item: SourceItem, made: Made) -> list[RawDocument]:
         parts, notes = made
         if not parts:
             raise UserError(f"{item.where}: nothing in it that a document is made of; a template says what is")
         return [RawDocument(item.id, arrange(self.spec, parts, item.id, self.seed), self.prefix + item.where, tuple(notes))]
 
-    def _from_fields(self, item: Item, row: dict[str, Any], files: bool = False) -> list[RawDocument]:
+    def _from_fields(self, item: SourceItem, row: dict[str, Any], files: bool = False) -> list[RawDocument]:
         """The document that a row of named fields makes, by the template or without one."""
         folder = os.path.dirname(item.file)
         try:
@@ -147,14 +147,14 @@ class Source:
             raise UserError(said if said.startswith(item.where) else f"{item.where}: {said}") from None
         return self._made(item, made)
 
-    def _make_of_files(self, item: Item) -> list[RawDocument]:
+    def _make_of_files(self, item: SourceItem) -> list[RawDocument]:
         row = {
             os.path.splitext(name)[1].removeprefix(".") or name: Blob.of(self.files, name, stamp)
             for name, stamp, _ in item.members
         }
         return self._from_fields(item, row, files=True)
 
-    def _read_lines(self, items: list[Item]) -> Iterator[Make]:
+    def _read_lines(self, items: list[SourceItem]) -> Iterator[DocumentFactory]:
         file = self._container_of(items[0])
         last, line = -1, b""
         for item in items:
@@ -163,7 +163,7 @@ class Source:
                 last, line = item.start, file.read(item.length)
             yield partial(self._make_of_line, item, line)
 
-    def _make_of_line(self, item: Item, line: bytes) -> list[RawDocument]:
+    def _make_of_line(self, item: SourceItem, line: bytes) -> list[RawDocument]:
         try:
             text = line.decode("utf-8-sig")
         except UnicodeDecodeError as error:
@@ -186,11 +186,11 @@ class Source:
         name = os.path.normpath(os.path.join(folder, part.path))
         return replace(part, path=Path(name), file=Blob.of(self.files, name), **said)
 
-    def _read_members(self, items: list[Item]) -> Iterator[Make]:
+    def _read_members(self, items: list[SourceItem]) -> Iterator[DocumentFactory]:
         lock, file = self._locks[items[0].file], self._container_of(items[0])
         return (partial(self._make_of_members, item, file, lock) for item in items)
 
-    def _make_of_members(self, item: Item, file: IO[bytes], lock: threading.Lock) -> list[RawDocument]:
+    def _make_of_members(self, item: SourceItem, file: IO[bytes], lock: threading.Lock) -> list[RawDocument]:
         row: dict[str, Any] = {}
         for name, start, length in item.members:
             try:
@@ -209,7 +209,7 @@ class Source:
         several = tuple(f"one key holds several {kind}" for kind, n in kinds.items() if n > 1)
         return [replace(raw, notes=raw.notes + several) for raw in found]
 
-    def _read_rows(self, items: list[Item]) -> Iterator[Make]:
+    def _read_rows(self, items: list[SourceItem]) -> Iterator[DocumentFactory]:
         self._container_of(items[0])
         wanted = deque(items)
         with closing(Table(self.files, items[0].file)) as table:
@@ -227,10 +227,10 @@ class Source:
                         yield partial(_raise, f"{wanted.popleft().where}: damaged ({why})")
         yield from (partial(_raise, f"{item.where}: not there") for item in wanted)
 
-    def _make_of_row(self, item: Item, table: Table, batch: pa.RecordBatch, row: int) -> list[RawDocument]:
+    def _make_of_row(self, item: SourceItem, table: Table, batch: pa.RecordBatch, row: int) -> list[RawDocument]:
         return self._from_fields(item, table.fields(batch, row, f"{item.file}/{item.start}"))
 
-    def _container_of(self, item: Item) -> IO[bytes]:
+    def _container_of(self, item: SourceItem) -> IO[bytes]:
         """The container of an item, unpacked; open until `close`. Errors: `UserError` when it is not as it was listed."""
         if item.file not in self._containers:
             packed = self.files.open(item.file)

@@ -21,8 +21,8 @@ from typing import Any
 from tqdm import tqdm
 
 from unitok.bundle import Bundle
-from unitok.data.prepare.encode import Encoder, Stop
-from unitok.data.prepare.launch import ERROR_RATE, JUDGED_AFTER, Progress, TooManyBad, launch
+from unitok.data.prepare.encode import Encoder, RunAborted
+from unitok.data.prepare.launch import ERROR_RATE, JUDGED_AFTER, ErrorRateExceeded, Progress, launch
 from unitok.data.prepare.plan import Plan, Run, check_same, make_plan, open_sources, sample_items
 from unitok.data.prepare.sources import Source
 from unitok.data.prepare.summary import most, reason, show_document, summary, total
@@ -160,7 +160,7 @@ def _check_types(sources: list[Source], bundle: Bundle) -> None:
 def _make_shards(
     run: Run, mine: range, workers: int, max_error_rate: float | None, engine: str, log_file: Path, shown: bool
 ) -> None:
-    """Make the shards that are not there yet."""
+    """DocumentFactory the shards that are not there yet."""
     total = sum(run.shards[i][2] - run.shards[i][1] for i in mine)
     with Progress(total, max_error_rate, run, log_file, shown) as progress:
         todo = []
@@ -172,10 +172,10 @@ def _make_shards(
         try:
             if todo:
                 launch(run, todo, workers, engine, progress)
-        except Stop as error:
+        except RunAborted as error:
             _, first = _write_errors(run, error.errors)
             more = f"; the first: {first}; all are in {run.out / 'errors.jsonl'}. {MORE}"
-            raise UserError(f"{error}{more if first and isinstance(error, TooManyBad) else ''}") from None
+            raise UserError(f"{error}{more if first and isinstance(error, ErrorRateExceeded) else ''}") from None
 
 
 def _write_errors(run: Run, more: tuple[dict[str, str], ...] = ()) -> tuple[Counter[str], str]:

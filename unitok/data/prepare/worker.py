@@ -13,7 +13,7 @@ import torch
 
 from unitok.bundle import Bundle
 from unitok.data.prepare.encode import Encoded, Encoder, Progress
-from unitok.data.prepare.listing import Item
+from unitok.data.prepare.listing import SourceItem
 from unitok.data.prepare.plan import Plan, Run, open_sources
 from unitok.data.prepare.sources import Source
 from unitok.data.shards import shard_name, write_shard
@@ -41,11 +41,11 @@ class Worker:
         self.encoder = Encoder(self.bundle, plan.options, plan.seed, overlap=overlap, progress=progress)
 
     def process(self, index: int) -> dict[str, Any]:
-        """Make shard `index`; -> its entry for `dataset.json`. Deterministic; safe to repeat, and at the same time elsewhere."""
+        """DocumentFactory shard `index`; -> its entry for `dataset.json`. Deterministic; safe to repeat, and at the same time elsewhere."""
         return made(self.run, index) or self.write(index, self.encode(index))
 
     def process_all(self, indices: Iterable[int]) -> Iterator[dict[str, Any]]:
-        """Make one shard after another; each is written while the next one is read and encoded."""
+        """DocumentFactory one shard after another; each is written while the next one is read and encoded."""
         writing: Future | None = None
         with ThreadPoolExecutor(1) as writer:
             for index in indices:
@@ -74,7 +74,7 @@ class Worker:
         return entry
 
 
-def encode_items(encoder: Encoder, sources: list[Source], items: Sequence[tuple[int, Item]]) -> Encoded:
+def encode_items(encoder: Encoder, sources: list[Source], items: Sequence[tuple[int, SourceItem]]) -> Encoded:
     """Items of a listing, each with the number of its source -> documents."""
 
     def makes() -> Iterator[tuple]:

@@ -1,4 +1,4 @@
-"""`unitok train-text`."""
+"""`unitok train-text-tokenizer`."""
 
 from pathlib import Path
 
@@ -6,14 +6,16 @@ from unitok.cli.arguments import Input
 from unitok.files import check_inputs, check_replaceable
 
 
-def train_text(source: list[Input], *, out: Path, size: int = 8000, sample: int = 5_000_000, overwrite: bool = False) -> None:
+def train_text_tokenizer(
+    source: list[Input], *, out: Path, vocab_size: int = 8000, max_lines: int = 5_000_000, overwrite: bool = False
+) -> None:
     """Train a SentencePiece BPE tokenizer with byte fallback from raw text.
 
     Args:
         source: UTF-8 text files (a string per line) or interleaved .jsonl files
         out: folder to write the tokenizer to
-        size: pieces, 256 of them bytes; a small corpus gives fewer
-        sample: strings that are used at most
+        vocab_size: pieces, 256 of them bytes; a small corpus gives fewer
+        max_lines: most strings to train on
         overwrite: replace what lies in the folder, also where it is something else
     """
     from unitok.data.prepare.sources import read_texts
@@ -21,7 +23,7 @@ def train_text(source: list[Input], *, out: Path, size: int = 8000, sample: int 
 
     check_replaceable(out, "text tokenizer", overwrite)
     check_inputs(out, source)
-    tokenizer = TextTokenizer.train((text for path in source for text in read_texts(path)), size, sample)
+    tokenizer = TextTokenizer.train((text for path in source for text in read_texts(path)), vocab_size, max_lines)
     tokenizer.save_pretrained(out, overwrite)
-    fewer = "" if tokenizer.size == size else f" of the {size} asked for: the text gives no more"
+    fewer = "" if tokenizer.size == vocab_size else f" of the {vocab_size} asked for: the text gives no more"
     print(f"{out}: {tokenizer.size} pieces{fewer}")
