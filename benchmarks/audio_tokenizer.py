@@ -133,7 +133,7 @@ def main() -> None:
     p.add_argument("--rounds", type=int, default=5)
     p.add_argument("--max-objects", type=float, default=240.0, help="leave out batches of more seconds of sound than this")
     p.add_argument("--least", type=float, default=0.0, help="leave out batches of fewer seconds of sound than this")
-    p.add_argument("--prefix-fraction-for-all", action="store_true", help="the peers' allocator keeps large blocks, too")
+    p.add_argument("--keep-for-all", action="store_true", help="the peers' allocator keeps large blocks, too")
     p.add_argument("--hour", action="store_true", help="an hour of sound instead, added to the results that are there")
     p.add_argument("--out", type=Path, help="default: benchmarks/results/audio_tokenizer.json")
     p.add_argument("--only", nargs=4, help=argparse.SUPPRESS)

@@ -5,7 +5,7 @@
 Measured on a CPU in fp32, with equal codes: 1.32 to 1.96 times taming's images per second. The peers are what their users run:
 taming's Encoder, quant_conv, VectorQuantizer, post_quant_conv and Decoder as in its VQModel; ChameleonVQVAE.encode (it
 has no decoder). Medians; each peer is a process of its own, and they take turns; peak memory is theirs, over what the networks hold.
-Ours tells glibc to keep large blocks (`unitok.hardware.keep_large_blocks`, as its commands do); --prefix-fraction-for-all shows what is left when the peers are given that too.
+Ours tells glibc to keep large blocks (`unitok.hardware.keep_large_blocks`, as its commands do); --keep-for-all shows what is left when the peers are given that too.
 With --trained, also the share of codes that agree between fp32 and bfloat16 autocast on real pictures.
 """
 
@@ -121,7 +121,7 @@ def main() -> None:
     p.add_argument("--rounds", type=int, default=5)
     p.add_argument("--trained", type=Path, help="a trained tokenizer, bundle or run")
     p.add_argument("--images", type=Path, help="pictures for --trained")
-    p.add_argument("--prefix-fraction-for-all", action="store_true", help="the peers' allocator keeps large blocks, too")
+    p.add_argument("--keep-for-all", action="store_true", help="the peers' allocator keeps large blocks, too")
     p.add_argument("--out", type=Path, help="default: benchmarks/results/image_tokenizer.json")
     p.add_argument("--only", nargs=5, help=argparse.SUPPRESS)
     o = p.parse_args()

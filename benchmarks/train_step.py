@@ -177,7 +177,7 @@ def main() -> None:
     p.add_argument("--ids", type=int, default=4096, help="ids a step")
     p.add_argument("--steps", type=int, default=4, help="steps a round; on a CPU one for the larger sizes")
     p.add_argument("--rounds", type=int, default=5)
-    p.add_argument("--prefix-fraction-for-all", action="store_true", help="the peers' allocator keeps large blocks, too")
+    p.add_argument("--keep-for-all", action="store_true", help="the peers' allocator keeps large blocks, too")
     p.add_argument("--work", type=Path, default=Path("runs/train_step"), help="folder for scenes and tokens")
     p.add_argument("--out", type=Path, help="default: benchmarks/results/train_step.json")
     p.add_argument("--only", nargs=2, help=argparse.SUPPRESS)
