@@ -123,7 +123,7 @@ def installs(block: str) -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     lines = list(command_lines(block))
     assert all(words[:2] == ["pip", "install"] for words in lines)
-    assert {name for words in lines for name in re.findall(r"\.\[(.+)\]", " ".join(words))} <= set(extras)
+    assert {name for words in lines for name in re.findall(r"unitok-lm\[(.+)\]", " ".join(words))} <= set(extras)
 
 
 def imports(block: str) -> None:

@@ -14,6 +14,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+import yaml
 
 from unitok import __version__
 
@@ -93,6 +94,15 @@ def test_the_extra_dev_is_all_that_tests_and_benchmarks_import():
     used, _ = imported("tests", "benchmarks", "examples")
     reference = {"taming-transformers", "encodec"}  # which `make env` installs without what they depend on
     assert used - declared(PROJECT["dependencies"]) - declared(EXTRAS["dev"]) == reference
+
+
+def test_the_workflow_runs_targets_of_the_makefile_on_the_versions_that_are_declared():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]["test"]
+    classifiers = [line.rpartition(" :: ")[2] for line in PROJECT["classifiers"] if "Python :: 3." in line]
+    assert workflow["strategy"]["matrix"]["python"] == classifiers != []
+    ran = [step["run"].split()[1] for step in workflow["steps"] if "run" in step]
+    assert ran == re.findall(r"^make (\S+)$", (ROOT / ".ci" / "run").read_text(), re.M)
+    assert set(ran) <= set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
 
 
 def test_every_tested_version_is_pinned():
