@@ -18,6 +18,7 @@ HOUSE: dict[str, tuple[str, ...]] = {
     "unitok.lazy": (),
     "unitok.hardware": (),
     "unitok.files": (),
+    "unitok.hub": (),
     "unitok.storage": (),
     "unitok.pages": (),
     "unitok.checkpoints": (),

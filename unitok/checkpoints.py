@@ -12,7 +12,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from unitok.errors import UserError, first_line
-from unitok.files import atomic_write, settle
+from unitok.files import Json, atomic_write, read_yaml, settle
 
 log = logging.getLogger(__name__)
 
@@ -261,6 +261,29 @@ def _foreign(path: Path) -> str:
     if len(text.encode()) > len(head) - 4 and all(c.isprintable() or c.isspace() for c in text):
         return f"a text file, not weights; it begins {text[:40]!r}"
     return ""
+
+
+def training_facts(path: Path, described: Mapping[str, Any]) -> dict[str, Json]:
+    """What is known of the training that wrote a checkpoint, for people: `data` (names of data sets, without their folders), `steps`,
+    `samples`, for a decoder `tokens`, `minutes`.
+
+    path: of the checkpoint; its run's `config.yaml` names the data. described: the checkpoint's `unitok` entry.
+    """
+    facts: dict[str, Json] = {}
+    run = path.absolute().parent.parent
+    config = next((file for file in (run / "metrics" / "config.yaml", run / "config.yaml") if file.is_file()), None)
+    data = ((read_yaml(config) or {}).get("data") or {}).get("init_args") or {} if config else {}
+    paths = data.get("path") or []
+    names = [Path(str(one)).name for one in ([paths] if isinstance(paths, str) else paths)]
+    facts |= {"data": ", ".join(names)} if names else {}
+    facts |= {
+        name: int(described[key]) for name, key in (("steps", "steps_done"), ("samples", "samples_seen")) if key in described
+    }
+    if "samples_seen" in described and isinstance(data.get("sequence_length"), int):
+        facts["tokens"] = int(described["samples_seen"]) * int(data["sequence_length"])
+    if spent := (described.get("budget") or {}).get("spent"):
+        facts["minutes"] = round(float(spent) / 60, 1)
+    return facts
 
 
 _LAST = ("stopped.ckpt", "final.ckpt")  # of a run, the later one last

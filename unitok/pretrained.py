@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from unitok.checkpoints import load_weights
 from unitok.errors import UserError, first_line
 from unitok.files import read_json, settle, whole_folder, write_json
+from unitok.hub import find
 
 VERSION = 2
 
@@ -70,11 +71,14 @@ def load_state(module: nn.Module, state: dict[str, Tensor], where: str, assign: 
     module.load_state_dict(state, assign=assign)
 
 
-def part_folder(path: Path, name: str) -> Path:
-    """The folder of a part, given it or the bundle that holds it (`name` relative to the bundle)."""
-    path = Path(path)
-    settle(path)
-    if not path.exists():
+def part_folder(path: str | Path, name: str, revision: str | None = None) -> Path:
+    """The folder of a tokenizer or decoder.
+
+    path: that folder, or the bundle that holds it; either by its path or as a name that `unitok.hub.find` knows, at a `revision`.
+    name: the part's folder in a bundle, such as `tokenizers/image`. Errors: `UserError` where there is nothing.
+    """
+    path = find(path, revision)
+    if not settle(path).exists():
         raise UserError(f"{path}: no such folder")
     return path / name if (path / "bundle.json").exists() or (path / name / "config.json").exists() else path
 

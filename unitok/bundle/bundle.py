@@ -6,15 +6,19 @@ Any part may be missing: with tokenizers alone a bundle tokenizes, with a decode
 of their kinds (`text`, `image`, `audio`), and others where there are several of a kind (`speech`, `music`).
 """
 
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
+import torch
+from torch import nn
+
+from unitok import hub
 from unitok.document import Document, Part, RawDocument, Segment
 from unitok.errors import UserError
-from unitok.files import check_replaceable, kind_of, read_json, settle, whole_folder, write_json
-from unitok.modalities import Modality, Plain, build_vocab, kind_accepting, kind_of_content, modalities, modality_of, types_of
-from unitok.pretrained import known_vocabulary, load_state
+from unitok.files import Json, read_json, settle, whole_folder, write_json
+from unitok.modalities import Modality, Plain, kind_accepting, kind_of_content, modalities, modality_of, types_of
 from unitok.storage import Blob, Files
 from unitok.vocab import Vocab
 
@@ -25,7 +29,7 @@ if TYPE_CHECKING:
 VERSION = 2  # of bundles
 SETTINGS_VERSION = 1  # of their generation_config.json
 GENERATION_CONFIG = "generation_config.json"
-B = TypeVar("B", bound="Bundle")
+FACTS = ("training", "scores")  # what bundle.json may say of the parts' training, and of how the bundle was measured
 
 
 class ReadFile(str):
@@ -37,7 +41,8 @@ class ReadFile(str):
 
 class Bundle:
     """Vocabulary, tokenizers and decoder together. A tokenizer is an attribute by its name: `bundle.image`, None where there is none.
-    defaults: its own settings of sampling, by kind or name, as fields of `unitok.sample.sampling.SamplingParams`."""
+    defaults: its own settings of sampling, by kind or name, as fields of `unitok.sample.sampling.SamplingParams`. facts: for the model
+    card: `training`, of each part by its name, and `scores`."""
 
     def __init__(
         self,
@@ -45,9 +50,11 @@ class Bundle:
         tokenizers: Mapping[str, Any] | None = None,
         model: "Decoder | None" = None,
         defaults: Mapping[str, dict[str, Any]] | None = None,
+        facts: Mapping[str, Json] | None = None,
     ):
         self.vocab, self.tokenizers, self.model = vocab, dict(tokenizers or {}), model
         self.defaults = dict(defaults or {})
+        self.facts = dict(facts or {})
         self._inference: tuple[Decoder, InferenceDecoder] | None = None
         for name, part in self.tokenizers.items():
             if vocab.span(name).fingerprint not in ("", part.fingerprint()):
@@ -67,10 +74,34 @@ class Bundle:
     # ---- Loading and saving --------------------------------------------------------------------------------------
 
     @classmethod
-    def from_pretrained(cls: type[B], path: str | Path, device: str = "cpu", parts: Iterable[str] | None = None) -> B:
-        """Read a bundle, in eval mode. parts: what is loaded: names of tokenizers, `tokenizers` for all of them, and `model`.
-        Errors: `UserError` naming what is wrong."""
-        path = Path(path)
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        device: str | torch.device = "cpu",
+        parts: Iterable[str] | None = None,
+        *,
+        dtype: str | torch.dtype | None = None,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+    ) -> Self:
+        """Read a bundle, in eval mode.
+
+        Args:
+            name: a folder, the name of a built-in bundle, or a repository of the Hugging Face hub (`user/name`).
+            device: where it computes, such as `cpu` or `cuda:1`.
+            parts: what is loaded: names of tokenizers, `tokenizers` for all of them, and `model`. Default: everything.
+            dtype: of the decoder's weights, such as `torch.bfloat16`. Default: float32. Tokenizers always compute in float32: their
+                codes are defined there, and in a smaller type the nearest code is often another.
+            revision: branch, tag or commit of a repository.
+            cache_dir: where repositories are kept. Default: the hub's own cache.
+            local_files_only: download nothing.
+            token: for private and gated repositories. Default: the one of `hf auth login`.
+
+        Errors: `UserError` that says what is wrong.
+        """
+        path = hub.find(name, revision, cache_dir, local_files_only, token)
         settle(path)
         info = read_json(path / "bundle.json", "make a bundle with `unitok bundle`", "version", "parts")
         if info["version"] != VERSION:
@@ -85,7 +116,7 @@ class Bundle:
         tokenizers = {
             name: modality_of(vocab.span(name).kind)
             .tokenizer_class()
-            .from_pretrained(path / "tokenizers" / name, device=device)
+            .from_pretrained(path / "tokenizers" / name, device=str(device))
             for name in info["parts"]
             if name in wanted and name in vocab.spans
         }
@@ -93,8 +124,10 @@ class Bundle:
         if "model" in wanted and "model" in info["parts"]:
             from unitok.model import Decoder
 
-            model = Decoder.from_pretrained(path, device=device)
-        return cls(vocab, tokenizers, model, read_generation_config(path))
+            model = Decoder.from_pretrained(path, device=str(device))
+        facts = {key: info[key] for key in FACTS if key in info}
+        bundle = cls(vocab, tokenizers, model, read_generation_config(path), facts)
+        return bundle if dtype is None else bundle.to(dtype)
 
     def save_pretrained(self, path: str | Path, overwrite: bool = False) -> None:
         """Write a bundle, whole or not at all. What lies at `path` is replaced only with `overwrite`; files in a bundle that
@@ -107,7 +140,91 @@ class Bundle:
             self.vocab.save(partial / "vocab.json")
             if self.defaults:
                 write_generation_config(partial, self.defaults)
-            write_json(partial / "bundle.json", {"version": VERSION, "parts": self.parts})
+            write_json(partial / "bundle.json", {"version": VERSION, "parts": self.parts, **self.facts})
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        token: str | bool | None = None,
+        card: Mapping[str, str] | None = None,
+    ) -> str:
+        """Make a repository of the Hugging Face hub hold this bundle and its model card; return the URL of the commit.
+
+        Args:
+            repo_id: `user/name`, made if need be. Parts that the bundle there has and this one lacks are removed from it.
+            private: whether a new repository is private.
+            revision: the branch, made if need be. Default: `main`.
+            commit_message: of the commit.
+            token: that may write there. Default: the one of `hf auth login`.
+            card: texts of the model card, as for `model_card`.
+
+        Errors: `UserError` with the hub's reason.
+        """
+        text = self.model_card(repo_id, card)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(Path(folder) / "bundle")
+            (Path(folder) / "bundle" / "README.md").write_text(text, encoding="utf-8")
+            return hub.upload(Path(folder) / "bundle", repo_id, private, revision, commit_message, token)
+
+    def model_card(self, name: str, card: Mapping[str, str] | None = None) -> str:
+        """Return the model card of this bundle as Markdown. What is not known is said to be not stated.
+
+        Args:
+            name: the repository, `user/name`.
+            card: texts that only its author can say, by the fields of `unitok.hub.CardTexts`: `license`, `intended_use`, `limits`, ….
+        """
+        texts = hub.make_card_texts(card or {})
+        parts = []
+        for part, tokenizer in self.tokenizers.items():
+            tokens = sum(r.size for r in self.vocab.body(part))
+            kind = f"{self.vocab.span(part).kind} tokenizer"
+            parts.append(hub.PartFacts(part, kind, _count_parameters(tokenizer), tokens))
+        if self.model is not None:
+            parts.append(hub.PartFacts("model", "decoder", _count_parameters(self.model)))
+        kinds = list(dict.fromkeys(span.kind for span in self.vocab.spans.values()))
+        training = self.facts.get("training")
+        known = training if isinstance(training, dict) else {}
+        return hub.model_card(name, kinds, self.vocab.size, parts, known, self.facts.get("scores"), texts)
+
+    # ---- Device and type ------------------------------------------------------------------------------------------
+
+    def to(self, *where: str | torch.device | torch.dtype) -> Self:
+        """Move all parts to a device, and turn the decoder's weights into a type; in place, as `nn.Module.to`. Return the bundle.
+
+        `u.to("cuda")`, `u.to(torch.bfloat16)`, `u.to("cuda", torch.bfloat16)`. Tokenizers stay in float32, as `from_pretrained` says.
+        """
+        for one in where:
+            dtype = getattr(torch, one, None) if isinstance(one, str) else one
+            if isinstance(dtype, torch.dtype):
+                if not dtype.is_floating_point:
+                    raise UserError(f"dtype {dtype}: give a type of floating point, such as torch.bfloat16")
+                if self.model is not None:
+                    self.model.to(dtype)
+                continue
+            for part in (*self.tokenizers.values(), self.model):
+                if isinstance(part, nn.Module):
+                    part.to(one)
+        self._inference = None
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the decoder computes; without one where the tokenizers do."""
+        for part in (self.model, *self.tokenizers.values()):
+            if isinstance(part, nn.Module):
+                return next(part.parameters()).device
+        return torch.device("cpu")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the decoder's weights; without a decoder float32, in which tokenizers compute."""
+        return torch.float32 if self.model is None else self.model.lm_head.weight.dtype
+
+    # ---- Parts -----------------------------------------------------------------------------------------------------
 
     @property
     def parts(self) -> list[str]:
@@ -236,6 +353,11 @@ class Bundle:
         return RawDocument(document.id or name, tuple(parts))
 
 
+def _count_parameters(part: object) -> int:
+    """Number of weights; 0 for what is no network."""
+    return sum(weight.numel() for weight in part.parameters()) if isinstance(part, nn.Module) else 0
+
+
 def write_generation_config(folder: Path, settings: Mapping[str, Mapping[str, Any]]) -> None:
     """Write a bundle's own settings of sampling, by kind or name: `{"image": {"temperature": 0.4}}`."""
     write_json(folder / GENERATION_CONFIG, {"version": SETTINGS_VERSION, "settings": settings})
@@ -252,136 +374,3 @@ def read_generation_config(folder: Path) -> dict[str, dict[str, Any]]:
     if not isinstance(found["settings"], dict):
         raise UserError(f"{path}: settings are an object, by kind of content or name of a tokenizer")
     return found["settings"]
-
-
-# ---- Making bundles -------------------------------------------------------------------------------------------------
-
-
-def load_trained_part(kind: str, path: Path, trust: bool = False, name: str = "") -> tuple[Any, dict[str, Any]]:
-    """A part from its own folder, a bundle, a run's folder (its newest checkpoint) or a checkpoint; and the checkpoint's
-    description of it. kind: of a tokenizer, or `model`. name: which of a bundle's tokenizers, where it has several of the kind.
-    Errors: `UserError` naming the path."""
-    from unitok.checkpoints import is_sharded, load_checkpoint, merge_lora, newest_checkpoint
-    from unitok.model import Decoder
-
-    path = Path(path)
-    settle(path)
-    if not path.exists():
-        raise UserError(f"{path}: no such file or folder")
-    if path.is_dir() and (path / "checkpoints").is_dir():
-        newest = newest_checkpoint(path)
-        if newest is None:
-            raise UserError(f"{path / 'checkpoints'}: no checkpoint there")
-        path = newest
-    part_class = Decoder if kind == "model" else modality_of(kind).tokenizer_class()
-    if kind != "model" and (path / "bundle.json").exists():
-        held = Vocab.load(path / "vocab.json")
-        path = path / "tokenizers" / (name if name in held.spans else held.instance(kind))
-    if path.is_dir() and not is_sharded(path):
-        known = {} if kind != "model" else {"vocab": Vocab.load(known_vocabulary(path)).to_manifest()}
-        return part_class.from_pretrained(path), known
-    checkpoint = load_checkpoint(path, trust)
-    described = checkpoint.get("unitok", {}) if isinstance(checkpoint, dict) else {}
-    called = "decoder" if kind == "model" else f"{kind} tokenizer"
-    if described.get("kind") != called:
-        raise UserError(f"{path}: a checkpoint of {described.get('kind') or 'another program'}, not of a {called}")
-    part = part_class.from_config(described["part"]["config"], "the checkpoint")
-    prefix = "decoder." if kind == "model" else "tokenizer."
-    if any(k.startswith("average.module.") for k in checkpoint["state_dict"]):
-        prefix = "average.module."
-    state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
-    if "lora_scale" in described["part"]:
-        state = merge_lora(state, described["part"]["lora_scale"])
-    load_state(part, state, str(path))
-    if any(name.endswith("initted") and not bool(value) for name, value in part.state_dict().items()):
-        raise UserError(f"{path}: its codebook has not started yet (quantize_start); train longer")
-    return part.prepare_for_inference(), described["part"]
-
-
-def make_bundle(
-    out: Path,
-    paths: Mapping[str, Path],
-    trust: bool = False,
-    overwrite: bool = False,
-    kinds: Mapping[str, str] | None = None,
-    add: Iterable[str] = (),
-) -> Bundle:
-    """Put parts into a bundle, or add them to one that is there. New tokenizers make a new vocabulary; a decoder must have been
-    trained on exactly the bundle's.
-
-    paths: of parts by name: a tokenizer's, or `model`. kinds: of the tokenizers whose names are not their kinds. add: kinds whose
-    tokenizers have no weights. Errors: `UserError` where something else lies at `out`, or where a decoder would lose a tokenizer
-    that it was trained with; with `overwrite` the one is replaced, and the other left out.
-    """
-    out, kinds = Path(out), dict(kinds or {})
-    check_replaceable(out, "bundle", overwrite)
-    old = Bundle.from_pretrained(out) if kind_of(out) == "bundle" else None
-    for name, kind in kinds.items():
-        _check_name(name, kind, old)
-    if old:
-        kinds = {name: span.kind for name, span in old.vocab.spans.items()} | kinds
-    loaded = {name: load_trained_part(kinds.get(name, name), path, trust, name) for name, path in paths.items()}
-    tokenizers = (old.tokenizers if old else {}) | {name: part for name, (part, _) in loaded.items() if name != "model"}
-    for kind in add:
-        if modality_of(kind).tokenizer_class() is not Plain:
-            raise UserError(f"{kind}: its tokenizer has weights; give one, as {kind}=PATH")
-        tokenizers[kind] = Plain(kind)
-    order = list(modalities())
-    ordered = {name: tokenizers[name] for name in sorted(tokenizers, key=lambda name: order.index(kinds.get(name) or name))}
-    model = loaded["model"][0] if "model" in loaded else old.model if old else None
-    if not ordered and model is None:
-        raise UserError("nothing to put into the bundle: give a tokenizer or a decoder")
-    vocab, changed = _vocab_for(ordered, kinds, old)
-    if old and old.model is not None and (changed or ("model" not in paths and vocab.size != old.vocab.size)):
-        if not overwrite:
-            without = f"another {changed[0]} tokenizer" if changed else f"{old.vocab.size} ids, not {vocab.size}"
-            raise UserError(
-                f"{out}: holds a decoder that was trained with {without}; choose another folder, or overwrite to leave it out"
-            )
-        model = model if "model" in paths else None
-    if "model" in loaded and (trained_on := loaded["model"][1].get("vocab")):
-        vocab.check_covers(Vocab.from_manifest(trained_on), "the bundle", str(paths["model"]))
-    bundle = Bundle(vocab, ordered, model, old.defaults if old else None)
-    bundle.save_pretrained(out, overwrite=True)
-    return bundle
-
-
-def _check_name(name: str, kind: str, old: Bundle | None) -> None:
-    """Raise `UserError` for a name that a tokenizer of a kind cannot have."""
-    taken = name in ("model", "decoder", "vocab", "tokenizers", "defaults") or hasattr(Bundle, name)
-    if not name.isidentifier() or taken or (name != kind and name in modalities()):
-        raise UserError(f"{name!r} cannot be the name of a tokenizer for {kind}; choose another word")
-    if old and name in old.vocab.spans and old.vocab.spans[name].kind != kind:
-        raise UserError(f"{name!r} is a tokenizer for {old.vocab.spans[name].kind} in the bundle; choose another name")
-
-
-def _vocab_for(tokenizers: Mapping[str, Any], kinds: Mapping[str, str], old: Bundle | None) -> tuple[Vocab, list[str]]:
-    """The old vocabulary, extended, where all of its tokenizers are still the same, else a new one; and those that are not."""
-    spans = old.vocab.spans if old else {}
-    changed = [n for n, part in tokenizers.items() if n in spans and spans[n].fingerprint not in ("", part.fingerprint())]
-    if old is None or changed:
-        return build_vocab(tokenizers, kinds), changed
-    return build_vocab({name: part for name, part in tokenizers.items() if name not in spans}, kinds, old.vocab), []
-
-
-def make_untrained(out: Path, preset: str = "tiny", seed: int = 0, overwrite: bool = False) -> Bundle:
-    """A whole bundle with random weights, for trials and tests. Errors: as `Bundle.save_pretrained`'s."""
-    import torch
-
-    from unitok.model.decoder import Decoder, DecoderConfig
-
-    if preset != "tiny":
-        raise UserError(f"preset {preset!r}: choose tiny")
-    check_replaceable(out, "bundle", overwrite)
-    torch.manual_seed(seed)
-    tokenizers = {kind: modality.untrained() for kind, modality in modalities().items()}
-    vocab = build_vocab(tokenizers)
-    decoder = Decoder(
-        DecoderConfig(vocab.size, 64, 2, 128, num_attention_heads=2, num_key_value_heads=1, head_dim=32, span_positions=32)
-    ).eval()
-    for name, weight in decoder.named_parameters():  # what training begins with at zero: the head, and what blocks add
-        if name.endswith(("lm_head.weight", "o_proj.weight", "down_proj.weight")):
-            torch.nn.init.normal_(weight, std=0.1)
-    bundle = Bundle(vocab, tokenizers, decoder)
-    bundle.save_pretrained(out, overwrite)
-    return bundle
