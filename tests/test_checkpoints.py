@@ -1,4 +1,4 @@
-"""Promises of checkpoints: the newest by what it says, torn ones passed over, weights left on the disk until they are used."""
+"""Promises of checkpoints: the newest by what it says, torn ones skipped, weights left on the disk until they are used."""
 
 import os
 import resource
@@ -38,7 +38,7 @@ def test_the_newest_checkpoint_is_the_one_with_the_most_steps(tmp_path, caplog):
     final.write_bytes(final.read_bytes()[:3000])
     assert newest_checkpoint(tmp_path).name == "stopped.ckpt"
     assert "final.ckpt: not a checkpoint that can be read" in caplog.text
-    assert "passed over" in caplog.text
+    assert "skipped" in caplog.text
 
 
 def shard(folder: Path, value: float) -> None:

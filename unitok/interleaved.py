@@ -45,7 +45,7 @@ def _part(part: object, folder: Path, where: str, types: Types) -> Part:
     if role not in ROLES:
         raise UserError(f"{where}: role {role!r}; choose one of {', '.join(ROLES)}")
     if not isinstance(loss, bool):
-        raise UserError(f"{where}: loss {loss!r}; give true or false")
+        raise UserError(f"{where}: loss {loss!r}; it is true or false")
     if unknown := set(part) - {"type", key, "role", "loss"}:
         raise UserError(f"{where}: {', '.join(sorted(unknown))}: unknown; a part of type {name} has type, {key}, role, loss")
     value = part.get(key)
@@ -54,7 +54,7 @@ def _part(part: object, folder: Path, where: str, types: Types) -> Part:
     if not isinstance(value, str) or not value:
         raise UserError(f"{where}: an empty or missing {key!r}; fill it or remove the part")
     if "://" in value:
-        raise UserError(f"{where}: {value[:80]} is a URL, and nothing is downloaded; download it, and give the file's path")
+        raise UserError(f"{where}: {value[:80]} is a URL, which is not followed; download it, and name the file")
     if not is_utf8(value):
         raise UserError(f"{where}: {key!r} is not UTF-8 text (half of a surrogate pair); correct it")
     return Part(name, path=folder / value, role=role, loss=loss)

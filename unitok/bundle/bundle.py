@@ -1,4 +1,4 @@
-"""A bundle: a folder with what is needed to use a model.
+"""A bundle: vocabulary, tokenizers and decoder in one folder, which is all that is needed to use a model.
 
     bundle.json   vocab.json   tokenizers/NAME/   model/   generation_config.json
 
@@ -18,7 +18,16 @@ from unitok import hub
 from unitok.document import Document, Part, RawDocument, Segment
 from unitok.errors import UserError
 from unitok.files import Json, read_json, settle, whole_folder, write_json
-from unitok.modalities import Modality, Plain, kind_accepting, kind_of_content, modalities, modality_of, types_of
+from unitok.modalities import (
+    AnyModality,
+    Plain,
+    TokenizerLike,
+    kind_accepting,
+    kind_of_content,
+    modalities,
+    modality_of,
+    types_of,
+)
 from unitok.storage import Blob, Files
 from unitok.vocab import Vocab
 
@@ -33,26 +42,28 @@ FACTS = ("training", "scores")  # what bundle.json may say of the parts' trainin
 
 
 class ReadFile(str):
-    """A `Segment.source` whose file this process was given as a Path and read: such a file may be copied. A name that came
-    with a document, from a shard or from JSON, is a plain str."""
+    """A `Segment.source` that was given to this process as a Path. Only such files may be copied into outputs: a name that came with
+    a document, from a shard or from JSON, is a plain str."""
 
     __slots__ = ()
 
 
 class Bundle:
-    """Vocabulary, tokenizers and decoder together. A tokenizer is an attribute by its name: `bundle.image`, None where there is none.
+    """Vocabulary, tokenizers and decoder. A tokenizer is an attribute by its name: `bundle.image`, None where there is none.
+
     defaults: its own settings of sampling, by kind or name, as fields of `unitok.sample.sampling.SamplingParams`. facts: for the model
     card: `training`, of each part by its name, and `scores`."""
 
     def __init__(
         self,
         vocab: Vocab,
-        tokenizers: Mapping[str, Any] | None = None,
+        tokenizers: Mapping[str, TokenizerLike] | None = None,
         model: "Decoder | None" = None,
         defaults: Mapping[str, dict[str, Any]] | None = None,
         facts: Mapping[str, Json] | None = None,
     ):
-        self.vocab, self.tokenizers, self.model = vocab, dict(tokenizers or {}), model
+        self.vocab, self.model = vocab, model
+        self.tokenizers: dict[str, TokenizerLike] = dict(tokenizers or {})
         self.defaults = dict(defaults or {})
         self.facts = dict(facts or {})
         self._inference: tuple[Decoder, InferenceDecoder] | None = None
@@ -130,8 +141,11 @@ class Bundle:
         return bundle if dtype is None else bundle.to(dtype)
 
     def save_pretrained(self, path: str | Path, overwrite: bool = False) -> None:
-        """Write a bundle, whole or not at all. What lies at `path` is replaced only with `overwrite`; files in a bundle that
-        unitok did not write stay. Inverse of `from_pretrained`. Errors: `UserError` that names what lies there."""
+        """Write a bundle's folder, completely or not at all. Inverse of `from_pretrained`.
+
+        Anything else at `path` is replaced only with `overwrite`; files in a bundle that unitok did not write stay.
+        Errors: `UserError` that says what is there.
+        """
         with whole_folder(path, "bundle", overwrite) as partial:
             for name, tokenizer in self.tokenizers.items():
                 tokenizer.save_pretrained(partial / "tokenizers" / name)
@@ -228,18 +242,21 @@ class Bundle:
 
     @property
     def parts(self) -> list[str]:
-        """Names of the parts that are there."""
+        """Names of its tokenizers, and `model` where it has a decoder."""
         return [*self.tokenizers, *(["model"] if self.model is not None else [])]
 
-    def describe(self) -> dict[str, Any]:
-        """What it holds, as plain types, for `unitok inspect`."""
-        found = {name: self.modality(name).describe(tokenizer) for name, tokenizer in self.tokenizers.items()}
-        return {"ids": self.vocab.size} | found | ({"model": self.model.describe()} if self.model is not None else {})
+    def describe(self) -> dict[str, object]:
+        """Return what it holds, as plain types, for `unitok inspect`: number of tokens, tokenizers, decoder."""
+        facts: dict[str, object] = {"tokens": self.vocab.size}
+        facts |= {name: self.modality(name).describe(tokenizer) for name, tokenizer in self.tokenizers.items()}
+        return facts | ({} if self.model is None else {"model": self.model.describe()})
 
     @property
     def inference(self) -> "InferenceDecoder":
-        """A copy of the decoder's weights, arranged for generation, made once for each `model`. Whoever changes weights in place
-        makes another Bundle."""
+        """The decoder for generation: a copy of its weights in another order, made once per `model`.
+
+        It does not follow changes of the weights in place; make another Bundle after such a change.
+        """
         from unitok.model.inference import InferenceDecoder
 
         model = self.require("model")
@@ -250,7 +267,7 @@ class Bundle:
     # ---- Names ---------------------------------------------------------------------------------------------------
 
     def require(self, name: str) -> Any:
-        """A part that must be there, by its name. Errors: `UserError` saying how to add it."""
+        """Return a tokenizer by its name, or `model`. Errors: `UserError` that says how to add a missing one."""
         part = self.model if name == "model" else self.tokenizers.get(name)
         if part is None:
             kind = self.vocab.spans[name].kind if name in self.vocab.spans else name
@@ -262,28 +279,28 @@ class Bundle:
             raise UserError(f"the bundle has no {name}; add one with `unitok bundle BUNDLE --{flag}`")
         return part
 
-    def modality(self, name: str) -> Modality:
-        """The modality of the tokenizer of that name."""
+    def modality(self, name: str) -> AnyModality:
+        """Return the modality of the tokenizer of that name."""
         return modality_of(self.vocab.span(name).kind)
 
     @property
-    def types(self) -> dict[str, Modality]:
-        """What a part of a document may be: names of tokenizers, and kinds."""
+    def types(self) -> dict[str, AnyModality]:
+        """The types that a part of a document may have, with their modalities: names of tokenizers, and kinds of content."""
         return types_of(self.vocab)
 
     def instance(self, type: str) -> str:
-        """The name of the tokenizer that content of a type goes to, as `Vocab.instance` says."""
+        """Return the name of the tokenizer that encodes content of a type; see `Vocab.instance`."""
         return self.vocab.instance(type)
 
     @property
     def rates(self) -> dict[str, float]:
-        """Frames per second of the tokenizers whose content takes time, by name."""
-        found = {name: self.modality(name).rate(tokenizer) for name, tokenizer in self.tokenizers.items()}
-        return {name: rate for name, rate in found.items() if rate is not None}
+        """Frames per second of the tokenizers whose content has a duration, by name."""
+        rates = {name: self.modality(name).rate(tokenizer) for name, tokenizer in self.tokenizers.items()}
+        return {name: rate for name, rate in rates.items() if rate is not None}
 
     # ---- Content <-> documents -----------------------------------------------------------------------------------
 
-    def read(self, content: Any, role: str = "none", loss: bool = True) -> list[Segment]:
+    def read(self, content: object, role: str = "none", loss: bool = True) -> list[Segment]:
         """Segments of one piece of content: a str, Path, `PIL.Image`, (waveform [C, T], Hz), Document or RawDocument; or a Part,
         which says which of several tokenizers of a kind it is for: `Part("speech", path=Path("a.wav"))`."""
         if isinstance(content, Document):
@@ -303,7 +320,7 @@ class Bundle:
         return [self._encode(self.instance(kind), content, f"a prompt's {kind}", role, loss)]
 
     def read_raw(self, raw: RawDocument) -> Document:
-        """A raw document as a Document; its files are read now. Errors: `UserError` for a file of another type than its part's."""
+        """Encode a raw document, whose files are read now. Errors: `UserError` for a file of another type than its part has."""
         return Document(tuple(self._read_part(part) for part in raw.content), raw.id)
 
     def _read_part(self, part: Part) -> Segment:
@@ -318,7 +335,7 @@ class Bundle:
         return self._encode(name, part.value, f"a prompt's {part.type}", part.role, part.loss)
 
     def _read_file(self, path: Path, role: str, loss: bool, type: str = "") -> Segment:
-        """type: what the file is to be, where a document said that."""
+        """type: of the part that names the file; "" where there is none."""
         if not path.is_file():
             raise UserError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
         blob = Blob.of(Files("/"), str(path.absolute()))
@@ -327,10 +344,10 @@ class Bundle:
             raise UserError(f"{path}: {'neither an image nor audio' if blob.head() else 'an empty file; replace it'}")
         name = self.instance(type or kind)
         if kind != (self.vocab.span(name).kind if name in self.vocab.spans else name):
-            raise UserError(f"{path}: the part's type is {type}, the file is {kind}; give the type that it has")
+            raise UserError(f"{path}: the part's type is {type}, the file is {kind}; give the file's type")
         return self._encode(name, blob, str(path), role, loss, str(path) if type else ReadFile(path))
 
-    def _encode(self, name: str, content: Any, where: str, role: str, loss: bool, source: str = "") -> Segment:
+    def _encode(self, name: str, content: object, where: str, role: str, loss: bool, source: str = "") -> Segment:
         tokenizer = self.require(name)
         modality = self.modality(name)
         loaded = modality.load(tokenizer, content, modality.Options(), where)
@@ -338,12 +355,14 @@ class Bundle:
         return Segment(name, codes, role, loss, source, loaded.size)
 
     def decode(self, segment: Segment) -> Any:
-        """Content of a segment: str, image float [3, H, W] in [-1, 1], audio float [C, T] in [-1, 1]. Inverse of `read`."""
+        """Return the content of a segment: a str; an image, float [3, H, W] in [-1, 1]; audio, float [C, T] in [-1, 1]. Inverse of `read`."""
         return self.modality(segment.modality).decode(self.require(segment.modality), segment)
 
     def write_document(self, document: Document, folder: Path, name: str, contents: list[Any] | None = None) -> RawDocument:
-        """Decode a Document into files `folder/NAME-0.png`, …, and return the raw document that names them. contents: its
-        segments, where they have been decoded already."""
+        """Decode a document into files `folder/NAME-0.png`, …, and return the raw document that names them.
+
+        contents: the decoded content of its segments, where that exists already.
+        """
         parts = []
         for i, segment in enumerate(document.segments):
             content = self.decode(segment) if contents is None else contents[i]

@@ -9,7 +9,7 @@ from unitok.bundle.bundle import Bundle
 from unitok.checkpoints import is_sharded, load_checkpoint, merge_lora, newest_checkpoint, training_facts
 from unitok.errors import UserError
 from unitok.files import Json, check_replaceable, kind_of, read_json, settle
-from unitok.modalities import Plain, build_vocab, modalities, modality_of
+from unitok.modalities import Plain, TokenizerLike, build_vocab, modalities, modality_of
 from unitok.pretrained import known_vocabulary, load_state
 from unitok.vocab import Vocab
 
@@ -161,8 +161,10 @@ def _check_name(name: str, kind: str, old: Bundle | None) -> None:
         raise UserError(f"{name!r} is a tokenizer for {old.vocab.spans[name].kind} in the bundle; choose another name")
 
 
-def _vocab_for(tokenizers: Mapping[str, Any], kinds: Mapping[str, str], old: Bundle | None) -> tuple[Vocab, list[str]]:
-    """The old vocabulary, extended, where all of its tokenizers are still the same, else a new one; and those that are not."""
+def _vocab_for(
+    tokenizers: Mapping[str, TokenizerLike], kinds: Mapping[str, str], old: Bundle | None
+) -> tuple[Vocab, list[str]]:
+    """The old vocabulary, extended, where none of its tokenizers has changed, else a new one; and the names of the changed ones."""
     spans = old.vocab.spans if old else {}
     changed = [n for n, part in tokenizers.items() if n in spans and spans[n].fingerprint not in ("", part.fingerprint())]
     if old is None or changed:
@@ -171,7 +173,7 @@ def _vocab_for(tokenizers: Mapping[str, Any], kinds: Mapping[str, str], old: Bun
 
 
 def make_untrained(out: Path, preset: str = "tiny", seed: int = 0, overwrite: bool = False) -> Bundle:
-    """A whole bundle with random weights, for trials and tests. Errors: as `Bundle.save_pretrained`'s."""
+    """Write and return a whole bundle with random weights, for trials and tests. Errors: as of `Bundle.save_pretrained`."""
     import torch
 
     from unitok.model.decoder import Decoder, DecoderConfig
@@ -185,7 +187,7 @@ def make_untrained(out: Path, preset: str = "tiny", seed: int = 0, overwrite: bo
     decoder = Decoder(
         DecoderConfig(vocab.size, 64, 2, 128, num_attention_heads=2, num_key_value_heads=1, head_dim=32, span_positions=32)
     ).eval()
-    for name, weight in decoder.named_parameters():  # what training begins with at zero: the head, and what blocks add
+    for name, weight in decoder.named_parameters():  # weights that training starts at zero
         if name.endswith(("lm_head.weight", "o_proj.weight", "down_proj.weight")):
             torch.nn.init.normal_(weight, std=0.1)
     bundle = Bundle(vocab, tokenizers, decoder)

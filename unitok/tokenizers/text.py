@@ -81,6 +81,10 @@ class TextTokenizer:
         """Changes when the codes do."""
         return hashlib.sha256(self.model).hexdigest()
 
+    def describe(self) -> dict[str, int]:
+        """Return the number of pieces."""
+        return {"pieces": self.size}
+
     def prepare_for_inference(self) -> Self:
         """Itself, as it is."""
         return self
