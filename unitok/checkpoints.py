@@ -52,7 +52,7 @@ def load_checkpoint(path: Path, trust: bool = False) -> Any:
             foreign.append(named[1])
 
 
-def _load(path: Path, trust: bool, foreign: list[str]) -> Any:
+def _load(path: Path, trust: bool, foreign: list[str]) -> object:
     """The checkpoint in a file, with placeholders for objects of the classes `foreign`."""
     with warnings.catch_warnings(), torch.serialization.safe_globals([(_placeholder(name), name) for name in foreign]):
         warnings.simplefilter("ignore")  # about a TorchScript archive, which is refused later
@@ -62,7 +62,7 @@ def _load(path: Path, trust: bool, foreign: list[str]) -> Any:
             return torch.load(path, map_location="cpu", weights_only=not trust)
 
 
-def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
+def write_checkpoint(checkpoint: Mapping[str, object], path: Path) -> None:
     """Write a checkpoint, completely or not at all. Errors: `UserError` where the disk is full."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -135,7 +135,7 @@ def _check_index(path: Path) -> None:
         raise UserError(f"{path}: not a sharded checkpoint that can be read ({first_line(error)})") from None
 
 
-def _load_sharded(path: Path) -> dict[str, Any]:
+def _load_sharded(path: Path) -> dict[str, object]:
     """The weights and the description of a sharded checkpoint; the optimizer's state is not read."""
     from torch.distributed.checkpoint import FileSystemReader
     from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
@@ -263,7 +263,7 @@ def _foreign(path: Path) -> str:
     return ""
 
 
-def training_facts(path: Path, described: Mapping[str, Any]) -> dict[str, Json]:
+def training_facts(path: Path, described: Mapping[str, object]) -> dict[str, Json]:
     """Return what is known of the training that wrote a checkpoint: `data` (names of data sets, without their folders), `steps`,
     `samples`, `minutes`, and of a decoder `tokens`.
 
@@ -276,13 +276,13 @@ def training_facts(path: Path, described: Mapping[str, Any]) -> dict[str, Json]:
     paths = data.get("path") or []
     names = [Path(str(one)).name for one in ([paths] if isinstance(paths, str) else paths)]
     facts |= {"data": ", ".join(names)} if names else {}
-    facts |= {
-        name: int(described[key]) for name, key in (("steps", "steps_done"), ("samples", "samples_seen")) if key in described
-    }
-    if "samples_seen" in described and isinstance(data.get("sequence_length"), int):
-        facts["tokens"] = int(described["samples_seen"]) * int(data["sequence_length"])
-    if spent := (described.get("budget") or {}).get("spent"):
-        facts["minutes"] = round(float(spent) / 60, 1)
+    steps, samples, budget = (described.get(key) for key in ("steps_done", "samples_seen", "budget"))
+    if isinstance(steps, int) and isinstance(samples, int):
+        facts |= {"steps": steps, "samples": samples}
+        if isinstance(data.get("sequence_length"), int):
+            facts["tokens"] = samples * int(data["sequence_length"])
+    if isinstance(budget, dict) and isinstance(budget.get("spent"), float):
+        facts["minutes"] = round(budget["spent"] / 60, 1)
     return facts
 
 

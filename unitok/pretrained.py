@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -57,7 +57,7 @@ def load_part(folder: Path, kind: str, config_class: type[ConfigT]) -> tuple[Con
     return load_config(folder, kind, config_class), load_weights(Path(folder) / "model.safetensors")
 
 
-def make_config(config_class: type[ConfigT], row: Mapping[str, Any], where: str) -> ConfigT:
+def make_config(config_class: type[ConfigT], row: Mapping[str, object], where: str) -> ConfigT:
     """Make a dataclass from plain values; lists become tuples. Errors: `UserError`, which begins with `where`, for unknown or missing keys."""
     known = {f.name for f in fields(config_class)}
     if unknown := set(row) - known:

@@ -332,7 +332,7 @@ class Vocab:
 
     # ---- The manifest --------------------------------------------------------------------------------------------
 
-    def to_manifest(self) -> dict[str, Any]:
+    def to_manifest(self) -> dict[str, object]:
         """Return the vocabulary as plain types, for `vocab.json`, shards and checkpoints."""
         return {
             "version": VERSION,
@@ -342,24 +342,24 @@ class Vocab:
         }
 
     @classmethod
-    def from_manifest(cls, manifest: Mapping[str, Any]) -> "Vocab":
+    def from_manifest(cls, manifest: Mapping[str, object]) -> "Vocab":
         """Inverse of `to_manifest`. Errors: `UserError` for another version, and for what is no manifest."""
         if not isinstance(manifest, Mapping):
             raise UserError(f"a {type(manifest).__name__} where a vocabulary's ranges, specials and spans should be")
         if manifest.get("version") != VERSION:
             raise UserError(f"a vocabulary of version {manifest.get('version')}; this unitok reads version {VERSION}")
 
-        def tuples(row: Mapping[str, Any]) -> dict[str, Any]:
+        def tuples(row: Mapping[str, object]) -> dict[str, Any]:
             return {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
 
         try:
-            spans = [Span(**tuples(s)) for s in manifest["spans"]]
-            ranges, specials = [Range(**tuples(r)) for r in manifest["ranges"]], dict(manifest["specials"])
-            if not isinstance(manifest["spans"], list) or not isinstance(manifest["ranges"], list):
-                raise UserError("not a vocabulary manifest: its ranges and spans are lists")
+            rows, parts, specials = (manifest[key] for key in ("ranges", "spans", "specials"))
+            if not (isinstance(rows, list) and isinstance(parts, list) and isinstance(specials, dict)):
+                raise UserError("not a vocabulary manifest: its ranges and spans are lists, its specials an object")
+            ranges, spans = [Range(**tuples(row)) for row in rows], [Span(**tuples(part)) for part in parts]
             if len({s.modality for s in spans}) < len(spans):
                 raise UserError("a modality is declared twice")
-            return cls(ranges, specials, {s.modality: s for s in spans})
+            return cls(ranges, dict(specials), {s.modality: s for s in spans})
         except UserError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -2,12 +2,12 @@
 
     bundle.json   vocab.json   tokenizers/NAME/   model/   generation_config.json
 
-Any part may be missing: with tokenizers alone a bundle tokenizes, with a decoder it generates. Tokenizers have names: usually those
+Each part may be missing: with tokenizers alone a bundle tokenizes, with a decoder it generates. Tokenizers have names: usually those
 of their kinds (`text`, `image`, `audio`), and others where there are several of a kind (`speech`, `music`).
 """
 
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -358,7 +358,9 @@ class Bundle:
         """Return the content of a segment: a str; an image, float [3, H, W] in [-1, 1]; audio, float [C, T] in [-1, 1]. Inverse of `read`."""
         return self.modality(segment.modality).decode(self.require(segment.modality), segment)
 
-    def write_document(self, document: Document, folder: Path, name: str, contents: list[Any] | None = None) -> RawDocument:
+    def write_document(
+        self, document: Document, folder: Path, name: str, contents: Sequence[object] | None = None
+    ) -> RawDocument:
         """Decode a document into files `folder/NAME-0.png`, …, and return the raw document that names them.
 
         contents: the decoded content of its segments, where that exists already.

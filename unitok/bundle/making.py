@@ -10,7 +10,9 @@ from unitok.checkpoints import is_sharded, load_checkpoint, merge_lora, newest_c
 from unitok.errors import UserError
 from unitok.files import Json, check_replaceable, kind_of, read_json, settle
 from unitok.modalities import Plain, TokenizerLike, build_vocab, modalities, modality_of
+from unitok.model import Decoder
 from unitok.pretrained import known_vocabulary, load_state
+from unitok.tokenizers.base import Tokenizer
 from unitok.vocab import Vocab
 
 
@@ -18,7 +20,7 @@ from unitok.vocab import Vocab
 class Origin:
     """What the source of a part says of it. vocab: manifest of the vocabulary that a decoder was trained with. training: for people."""
 
-    vocab: dict[str, Any] | None = None
+    vocab: Mapping[str, object] | None = None
     training: dict[str, Json] = field(default_factory=dict)
 
 
@@ -57,20 +59,20 @@ def load_trained_part(kind: str, path: Path, trust: bool = False, name: str = ""
     return _part_class(kind).from_pretrained(path), Origin(vocab, training if isinstance(training, dict) else {})
 
 
-def _part_class(kind: str) -> Any:
-    from unitok.model import Decoder
-
+def _part_class(kind: str) -> type[Decoder] | type[TokenizerLike]:
     return Decoder if kind == "model" else modality_of(kind).tokenizer_class()
 
 
-def _load_from_checkpoint(kind: str, path: Path, trust: bool) -> tuple[Any, Origin]:
+def _load_from_checkpoint(kind: str, path: Path, trust: bool) -> tuple[Decoder | Tokenizer, Origin]:
     """The same from a checkpoint of a training run."""
     checkpoint = load_checkpoint(path, trust)
     described = checkpoint.get("unitok", {}) if isinstance(checkpoint, dict) else {}
     wanted = "decoder" if kind == "model" else f"{kind} tokenizer"
     if described.get("kind") != wanted:
         raise UserError(f"{path}: a checkpoint of {described.get('kind') or 'another program'}, not of a {wanted}")
-    part = _part_class(kind).from_config(described["part"]["config"], "the checkpoint")
+    part_class = _part_class(kind)
+    assert issubclass(part_class, Decoder | Tokenizer)  # no other kind has checkpoints
+    part = part_class.from_config(described["part"]["config"], "the checkpoint")
     prefix = "decoder." if kind == "model" else "tokenizer."
     if any(k.startswith("average.module.") for k in checkpoint["state_dict"]):
         prefix = "average.module."
@@ -114,7 +116,8 @@ def make_bundle(
     if old:
         kinds = {name: span.kind for name, span in old.vocab.spans.items()} | kinds
     loaded = {name: load_trained_part(kinds.get(name, name), path, trust, name) for name, path in paths.items()}
-    tokenizers = (old.tokenizers if old else {}) | {name: part for name, (part, _) in loaded.items() if name != "model"}
+    tokenizers: dict[str, TokenizerLike] = dict(old.tokenizers) if old else {}
+    tokenizers |= {name: part for name, (part, _) in loaded.items() if not isinstance(part, Decoder)}
     for kind in add:
         if modality_of(kind).tokenizer_class() is not Plain:
             raise UserError(f"{kind}: its tokenizer has weights; give one, as {kind}=PATH")
@@ -122,6 +125,7 @@ def make_bundle(
     order = list(modalities())
     ordered = {name: tokenizers[name] for name in sorted(tokenizers, key=lambda name: order.index(kinds.get(name) or name))}
     model = loaded["model"][0] if "model" in loaded else old.model if old else None
+    assert model is None or isinstance(model, Decoder)
     if not ordered and model is None:
         raise UserError("nothing to put into the bundle: give a tokenizer or a decoder")
     vocab, changed = _vocab_for(ordered, kinds, old)

@@ -2,9 +2,10 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 
@@ -17,6 +18,8 @@ from unitok.hardware import HARDWARE
 if TYPE_CHECKING:
     from unitok.data.shards import TokenDataset
     from unitok.model import DecoderConfig
+
+    Costs = Callable[[DecoderConfig, Mapping[str, str]], Mapping[str, str]]
 
 
 def inspect(
@@ -57,8 +60,9 @@ def inspect(
     if "/" in what and "://" not in what:  # no preset
         check_input(Path(what))
     from unitok.model import presets
+    from unitok.model.costs import cost_table
 
-    plan = {"tokens": tokens, "hardware": hardware, "devices": devices, "mfu": mfu, "context": context, "batch": batch}
+    costs = partial(cost_table, tokens=tokens, hardware=hardware, devices=devices, mfu=mfu, context=context, batch=batch)
     folder = Path(what)
     known = presets.PRESETS.get(what)
     settle(folder)
@@ -67,14 +71,14 @@ def inspect(
     elif page is not None:
         raise UserError(f"{what}: no data set (dataset.json), so there are no samples for --page")
     elif (folder / "bundle.json").exists():
-        _inspect_bundle(folder, plan)
+        _inspect_bundle(folder, costs)
     elif config := _decoder_config(folder):
-        _print_costs(config, {}, plan)
+        _print_costs(config, {}, costs)
     elif folder.is_file() and folder.suffix in (".yaml", ".yml"):
-        _inspect_config(folder, plan)
+        _inspect_config(folder, costs)
     elif known:
         print(f"{what}: {known.source}")
-        _print_costs(known.config, known.content, plan)
+        _print_costs(known.config, known.content, costs)
     elif not folder.exists():
         raise UserError(f"{what}: no such file or folder, and no preset; presets are {', '.join(presets.PRESETS)}")
     elif (folder / "plan.json").exists():
@@ -167,7 +171,7 @@ def write_page(dataset: "TokenDataset", page: Path, tokenizers: Path, samples: i
     pages.write_page(page, "articles.html", title=title, lead=lead, articles=articles)
 
 
-def _inspect_bundle(folder: Path, plan: dict[str, Any]) -> None:
+def _inspect_bundle(folder: Path, costs: "Costs") -> None:
     from unitok.bundle import Bundle
 
     bundle = Bundle.from_pretrained(folder)
@@ -176,10 +180,10 @@ def _inspect_bundle(folder: Path, plan: dict[str, Any]) -> None:
     for name, tokenizer in bundle.tokenizers.items():
         content |= bundle.modality(name).usage(name, tokenizer)
     if bundle.model is not None:
-        _print_costs(bundle.model.config, content, plan)
+        _print_costs(bundle.model.config, content, costs)
 
 
-def _inspect_config(path: Path, plan: dict[str, Any]) -> None:
+def _inspect_config(path: Path, costs: "Costs") -> None:
     from unitok.model import DecoderConfig
     from unitok.model.presets import Preset
     from unitok.pretrained import make_config
@@ -189,11 +193,9 @@ def _inspect_config(path: Path, plan: dict[str, Any]) -> None:
     print("\n".join(visible(line) for line in text.splitlines() if line.startswith("#")))
     if model.get("class_path", "").endswith("DecoderTraining"):
         decoder = make_config(DecoderConfig, model.get("init_args", {}).get("decoder", {}), str(path))
-        _print_costs(decoder, Preset(decoder).content, plan)
+        _print_costs(decoder, Preset(decoder).content, costs)
 
 
-def _print_costs(config: "DecoderConfig", content: Mapping[str, str], plan: dict[str, Any]) -> None:
-    from unitok.model.costs import cost_table
-
-    for name, text in cost_table(config, content, **plan).items():
+def _print_costs(config: "DecoderConfig", content: Mapping[str, str], costs: "Costs") -> None:
+    for name, text in costs(config, content).items():
         print(f"  {name:<15}{text}")

@@ -31,6 +31,7 @@ from unitok.storage import Blob
 from unitok.vocab import Vocab
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
     from torch.utils.tensorboard import SummaryWriter
 
 
@@ -356,7 +357,7 @@ def build_vocab(
     return vocab
 
 
-def make_options(kind: str, given: Mapping[str, object], where: str) -> Any:
+def make_options(kind: str, given: Mapping[str, object], where: str) -> "DataclassInstance":
     """Return a kind's options, an object of its `Options`, from plain values. Errors: `UserError` naming the wrong one."""
     options = modality_of(kind).Options
     known = {f.name: f for f in fields(options)}
@@ -366,4 +367,5 @@ def make_options(kind: str, given: Mapping[str, object], where: str) -> Any:
         expected = type(known[name].default)
         if type(value) is not expected and not (expected is float and type(value) is int):
             raise UserError(f"{where}: {kind} {name} is {value!r}; it is a {expected.__name__}")
-    return options(**given)
+    made: DataclassInstance = options(**given)
+    return made
