@@ -19,17 +19,17 @@ def bundle(
     trust_checkpoint: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Put vocabulary, tokenizers and a decoder into one folder, or add parts to one.
+    """Put tokenizers and a decoder into one folder, with their vocabulary, or add parts to a bundle.
 
     Args:
         out: the bundle's folder
-        parts: the {kind} tokenizer: a run's folder, a checkpoint, or a part's own folder; may be repeated with NAMEs that differ
+        parts: the {kind} tokenizer: a run's folder, a checkpoint, or a tokenizer's own folder; may be repeated with other NAMEs
         add: a kind of content whose tokenizer has no weights; may be repeated
-        decoder: the decoder: a run's folder, a checkpoint, or its own folder
+        decoder: a run's folder, a checkpoint, or its own folder
         scores: a scores.json of `unitok eval`, to stand in the model card
-        untrained: a whole bundle with random weights instead
+        untrained: make a whole bundle with random weights instead
         trust_checkpoint: allow unpickling: only for files from people you trust
-        overwrite: replace what lies in the folder, also where it is something else
+        overwrite: replace whatever is in the folder
     """
     from unitok.modalities import modalities
 
@@ -55,4 +55,4 @@ def bundle(
         made = make_untrained(out, untrained, overwrite=overwrite)
     else:
         made = make_bundle(out, paths, trust_checkpoint, overwrite, kinds, add or (), read_json(scores, "") if scores else None)
-    print(f"{out}: {', '.join(made.parts)}; {made.vocab.size} ids")
+    print(f"{out}: {', '.join(made.parts)}; {made.vocab.size} tokens")
