@@ -28,7 +28,8 @@ def find_bundle(name: Path) -> Path:
     from unitok.hub import find
 
     repository, at, revision = str(name).partition("@")
-    folder = find(repository, revision) if at and not settle(name).exists() else find(str(name))
+    exists = settle(name).exists()
+    folder = name if exists or name.is_absolute() else find(repository, revision if at else None)
     if not (settle(folder) / "bundle.json").exists():
         raise UserError(f"{name}: no bundle (bundle.json) there; make one with `unitok bundle`")
     return folder

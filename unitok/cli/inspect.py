@@ -80,7 +80,7 @@ def inspect(
         print(f"{what}: {known.source}")
         _print_costs(known.config, known.content, costs)
     elif not folder.exists():
-        raise UserError(f"{what}: no such file or folder, and no preset; the presets are {', '.join(presets.PRESETS)}")
+        raise UserError(f"{what}: no such file or folder, and no preset; presets are {', '.join(presets.PRESETS)}")
     elif (folder / "plan.json").exists():
         raise UserError(f"{what}: an unfinished data set; run its `unitok tokenize` again to finish it")
     else:
