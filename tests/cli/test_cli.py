@@ -75,7 +75,7 @@ def test_help_imports_neither_torch_nor_lightning():
 #: The last word of an option's name -> what its help must say it is measured in or counts.
 UNITS = {"minutes": "minutes", "seconds": "seconds", "segment": "seconds", "size": "pixels|pieces|documents|outputs|of equal size",
          "area": "pixels", "workers": "processes", "threads": "threads", "ids": "ids", "validation": "fraction", "rate": "fraction|Hz",
-         "prefix_fraction": "share", "mfu": "fraction", "jacobi_window": "ids", "count": "number|scenes", "context": "ids", "batch": "ids"}  # fmt: skip
+         "prefix_fraction": "share", "mfu": "fraction", "jacobi_window": "ids", "count": "number|scenes", "context": "tokens", "batch": "tokens"}  # fmt: skip
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -104,8 +104,8 @@ def test_inspect_says_what_a_decoder_costs_without_allocating_it(bundle_folder, 
     assert "300 tokens" in capsys.readouterr().out
     inspect(str(bundle_folder))
     out = capsys.readouterr().out
-    assert "68 ids (32 x 32 pixels)" in out
-    assert "37.5 ids (12.5 frames of 3 levels)" in out
+    assert "68 tokens (32 x 32 pixels)" in out
+    assert "37.5 tokens (12.5 frames of 3 levels)" in out
     with pytest.raises(UserError, match=r"mfu is in \(0, 1\]"):
         inspect("100m", mfu=2)
     main(["inspect", "100m", "--tokens", "1e9", "--devices", "8", "--hardware", "a100", "--mfu", "0.5"])

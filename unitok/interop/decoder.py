@@ -19,9 +19,10 @@ from unitok.interop.image import from_chameleon
 from unitok.interop.weights import State, log, read_config, read_folder, strip_prefix, tell_unused
 from unitok.model.decoder import Decoder, DecoderConfig
 from unitok.pretrained import save_weights
+from unitok.ranges import Range, Span
 from unitok.tokenizers.image import ImageTokenizer
 from unitok.tokenizers.text import ImportedTextTokenizer
-from unitok.vocab import Range, Span, Vocab
+from unitok.vocab import Vocab
 
 #: Fields that our configuration and transformers' share by name.
 QWEN3_FIELDS = (

@@ -81,6 +81,10 @@ class TextTokenizer:
         """Changes when the codes do."""
         return hashlib.sha256(self.model).hexdigest()
 
+    def describe(self) -> dict[str, int]:
+        """Return the number of pieces."""
+        return {"pieces": self.size}
+
     def prepare_for_inference(self) -> Self:
         """Itself, as it is."""
         return self
@@ -93,9 +97,11 @@ class TextTokenizer:
             write_json(partial / "config.json", {"unitok": VERSION, "kind": "text tokenizer"} | self._config)
 
     @classmethod
-    def from_pretrained(cls, path: Path, device: str = "cpu", name: str = "text") -> "TextTokenizer":
-        """Read its own folder or, by the name that it has there, a bundle's, an imported one too; `device` is there for symmetry."""
-        folder = part_folder(path, f"tokenizers/{name}")
+    def from_pretrained(
+        cls, path: str | Path, device: str = "cpu", name: str = "text", revision: str | None = None
+    ) -> "TextTokenizer":
+        """Read a tokenizer, also an imported one. Arguments as for the other tokenizers; `device` changes nothing."""
+        folder = part_folder(path, f"tokenizers/{name}", revision)
         if (folder / ImportedTextTokenizer._file).exists():
             return ImportedTextTokenizer._load(folder)
         file = folder / cls._file
