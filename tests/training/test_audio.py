@@ -105,8 +105,8 @@ def test_training_leaves_sounds_spectrograms_and_scores_by_level(tmp_path, scene
     assert {f.name for f in (tmp_path / "reconstructions").iterdir()} >= {"step-0000003.wav", "step-0000003.png"}
     metrics = (tmp_path / "metrics" / "metrics.csv").read_text()
     for column in (
-        "val_si_sdr_db_1",
-        "val_si_sdr_db_2",
+        "val_si_sdr_db/1",
+        "val_si_sdr_db/2",
         "codebook_usage/1",
         "codebook_entropy/0",
         "codebook_revived",
@@ -163,7 +163,7 @@ def test_the_balancer_makes_weights_shares_of_the_gradient_whatever_the_losses_s
     torch.nn.Module.__init__(module)
     module.weights = AudioLosses(l1=3.0, l2=1.0, mel=0.0, balance=True)
     module.gan = Adversary()
-    module._norms, module._seen, module.heard = {}, {}, 0.0
+    module._norms, module._step_norms, module.adversarial_ramp = {}, {}, 0.0
     module.mean_everywhere = lambda value: value
     found = []
     for scale in (1.0, 1000.0):
