@@ -46,13 +46,17 @@ def start(tmp_path, bundle_folder):
         vocab = Unitok.from_pretrained(bundle_folder, parts=()).vocab
         heads = {"num_attention_heads": 5, "num_key_value_heads": 5}
         shape = {"vocab_size": vocab.size, "hidden_size": 160, "intermediate_size": 64, "num_hidden_layers": 1, **heads}
-        config = {
-            "hf-llama": lambda: transformers.LlamaConfig(**shape, max_position_embeddings=256),
-            "hf-qwen3": lambda: transformers.Qwen3Config(**shape, head_dim=32, max_position_embeddings=256),
-            "hf-chameleon": lambda: transformers.ChameleonConfig(**shape, max_position_embeddings=256, vocabulary_map={}),
-        }[kind]()
-        name = {"hf-llama": "LlamaForCausalLM", "hf-qwen3": "Qwen3ForCausalLM", "hf-chameleon": "ChameleonForCausalLM"}[kind]
-        getattr(transformers, name)(config).save_pretrained(tmp_path / "theirs")
+        more = {"max_position_embeddings": 256}
+        if kind == "hf-chameleon":
+            vq = {"resolution": 32, "base_channels": 32, "channel_multiplier": [1, 1], "num_res_blocks": 1, "embed_dim": 16}
+            vq |= {"latent_channels": 16, "num_embeddings": 24}
+            config = transformers.ChameleonConfig(**shape, **more, vq_config=vq, vocabulary_map={"<image>": 40})
+            model = transformers.ChameleonForConditionalGeneration(config)
+        elif kind == "hf-qwen3":
+            model = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**shape, **more, head_dim=32))
+        else:
+            model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape, **more))
+        model.save_pretrained(tmp_path / "theirs")
         main(["import", kind, str(tmp_path / "theirs"), str(tmp_path / "ours")])
         vocab.save(tmp_path / "ours" / "vocab.json")  # an import does not know what its tokens mean
         return str(tmp_path / "ours")
@@ -86,7 +90,9 @@ def test_a_run_starts_from_a_bundle_with_some_parameters_frozen(tmp_path, tokens
     freeze = ["--model.init_args.freeze", '["model.layers.0.*", "model.embed_tokens.*"]']
     with caplog.at_level(logging.INFO, logger="unitok"):
         run_lightning(arguments("decoder", tmp_path / "run", tokens, 3, *start, *freeze))
-    line = "fine-tuning of all weights: lr 0.001 (default 0.001), muon_lr 0.002 (default 0.002), stable_fraction 0.3 (default 0)"
+    line = (
+        "fine-tuning of all weights: lr 0.001 (default 0.001), muon_lr 0.002 (default 0.002), stable_fraction 0.3 (default 0)"
+    )
     assert line in caplog.messages
     old = Unitok.from_pretrained(bundle_folder).model.state_dict()
     new = {name.removeprefix("decoder."): t for name, t in weights(tmp_path / "run").items()}

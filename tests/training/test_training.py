@@ -414,12 +414,14 @@ def test_samples_are_taken_while_it_trains_and_change_nothing(tmp_path, tokens, 
     assert b"text_to_image/0" in events
     assert b"text_to_audio/0" in events
     prompts = tmp_path / "run" / "samples" / "step=3" / "samples" / "image_to_text" / "outputs.jsonl"
+    own = ["--trainer.callbacks+=unitok.training.Samples", bundle]
     mine = [f"--trainer.callbacks.prompts={prompts}", *often, "--trainer.callbacks.max_new_tokens=300"]
     run_lightning(
-        arguments(
-            "decoder", tmp_path / "mine", tokens, 1, *longer, "--trainer.callbacks+=unitok.training.Samples", bundle, *mine
-        )
+        arguments("decoder", tmp_path / "mine", tokens, 1, *longer, *own, *mine, "--trainer.callbacks.modalities=[audio]")
     )
-    assert (tmp_path / "mine" / "samples" / "step=1" / "audio" / "outputs.jsonl").exists()
+    assert [f.name for f in (tmp_path / "mine" / "samples" / "step=1").iterdir()] == ["audio"]
+    wrong = [*mine, "--trainer.callbacks.modalities=[sound]"]
+    with pytest.raises(UserError, match="modalities: 'sound' is none of text, image, audio"):
+        run_lightning(arguments("decoder", tmp_path / "no", tokens, 1, *longer, *own, *wrong))
     with pytest.raises(UserError, match="scenes"):  # no scenes are given
         run_lightning(arguments("decoder", tmp_path / "no", tokens, 1, *watch))

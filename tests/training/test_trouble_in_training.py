@@ -1,6 +1,7 @@
 """Promises of training where something is wrong: said by name, in one line, with the last good checkpoint in place."""
 
 import inspect
+import logging
 import os
 import signal
 import subprocess
@@ -29,7 +30,9 @@ def test_a_checkpoint_of_another_architecture_or_vocabulary_is_refused_by_name(t
 
 
 def test_documents_longer_than_the_decoder_takes_are_an_error_before_training(tmp_path, tokens):
-    with pytest.raises(UserError, match=r"documents of up to \d+ tokens, model.decoder.max_position_embeddings is 16: raise it"):
+    with pytest.raises(
+        UserError, match=r"documents of up to \d+ tokens, model.decoder.max_position_embeddings is 16: raise it"
+    ):
         run_lightning(
             arguments("decoder", tmp_path / "run", tokens, 2, "--model.init_args.decoder.max_position_embeddings", "16")
         )
@@ -122,14 +125,14 @@ def test_what_a_run_cannot_go_on_with_is_refused_by_name(tmp_path, tokens):
 def test_a_key_that_does_not_exist_names_the_nearest(wrong, right, tmp_path, tokens):
     with pytest.raises(UserError) as raised:
         run_lightning(arguments("decoder", tmp_path / "run", tokens, 3, wrong, "3"))
-    assert str(raised.value).startswith("there is no key ")
-    assert wrong.removeprefix("--").rpartition(".")[2] in str(raised.value)
-    assert str(raised.value).endswith(f"; did you mean {right}?")
+    room, _, key = wrong.removeprefix("--").replace(".init_args", "").partition(".")
+    expected = f"{room}: there is no key {key}" if room in ("model", "data") else f"there is no key {wrong.removeprefix('--')}"
+    assert str(raised.value) == f"{expected}; did you mean {right}?"
 
 
 def test_a_key_in_yaml_that_does_not_exist_names_the_nearest(tmp_path, tokens):
     (tmp_path / "more.yaml").write_text("model:\n  init_args:\n    gradient_clip_val: 1.0\n")
-    with pytest.raises(UserError, match="there is no key gradient_clip_val here; did you mean grad_clip"):
+    with pytest.raises(UserError, match="there is no key gradient_clip_val; did you mean grad_clip"):
         run_lightning(arguments("decoder", tmp_path / "run", tokens, 3, "--config", str(tmp_path / "more.yaml")))
 
 
@@ -139,7 +142,7 @@ def test_names_of_other_projects_lead_to_keys_that_exist():
     others = [name for names in OTHER_NAMES.values() for name in names]
     assert len(others) == len(set(others))
     trainers = {key for key in others if key in inspect.signature(lightning.Trainer).parameters}
-    assert set(others) & set(keys) <= {*trainers, "max_seq_len"}  # what the Trainer has is wrong for the model only
+    assert set(others) & set(keys) <= trainers  # keys of the Trainer that are none of a model
     assert nearest_key("zzzzzz") is None
 
 
@@ -187,7 +190,9 @@ def test_a_flag_that_cannot_work_is_one_line_that_names_what_does_and_leaves_not
     assert list(tmp_path.iterdir()) == []
 
 
-def test_limits_of_the_trainer_count_batches_and_epochs_of_the_data_and_a_dry_run_writes_nothing(tmp_path, scenes_folder):
+def test_limits_of_the_trainer_count_batches_and_epochs_of_the_data_and_a_dry_run_writes_nothing(
+    tmp_path, scenes_folder, caplog
+):
     data = scenes_folder / "images"  # 24 of them: 6 batches of 4
     both = ["--model.init_args.gan.start", "0", "--model.init_args.gan.disc_only", "0"]  # two optimizers from the first step
 
@@ -199,6 +204,13 @@ def test_limits_of_the_trainer_count_batches_and_epochs_of_the_data_and_a_dry_ru
     assert steps("--trainer.max_steps", "3") == 3
     assert steps("--trainer.max_epochs", "1") == 6
     assert steps("--trainer.max_epochs", "2", "--trainer.limit_train_batches", "4") == 8
+    assert steps("--trainer.max_epochs", "1") == 8  # it is past them
+    with caplog.at_level(logging.INFO, logger="unitok"):
+        assert steps("--trainer.max_steps", "3") == 8
+    assert (
+        "stopped.ckpt: 8 steps are done, nothing is left to train within the Trainer's limits (trainer.max_steps 3"
+        in caplog.text
+    )
     run_lightning(arguments("image", tmp_path / "dry", data, 50, "--trainer.fast_dev_run", "true"))
     assert not (tmp_path / "dry").exists()
 
@@ -207,8 +219,8 @@ def test_limits_of_the_trainer_count_batches_and_epochs_of_the_data_and_a_dry_ru
     ("flags", "message"),
     [
         (["--data", "stamps.Stamps"], "data: No module named 'stamps'; Given value: stamps.Stamps"),
-        (["--data.init_args.crop", "middle"], "crop: Expected one of ['center', 'random']. Got value: middle"),
-        (["--model.init_args.steps", "many"], "steps: Expected a int; Given value: many"),
+        (["--data.init_args.crop", "middle"], "data: crop: Expected one of ['center', 'random']. Got value: middle"),
+        (["--model.init_args.steps", "many"], "model: steps: Expected a int; Given value: many"),
     ],
 )
 def test_a_wrong_value_names_its_key_and_the_last_cause(flags, message, tmp_path, scenes_folder):

@@ -39,7 +39,8 @@ class Samples(L.Callback):
 
     Args:
         bundle: folder with the tokenizers that the data was made with.
-        prompts: interleaved JSON Lines; each prompt is continued by each modality of the bundle.
+        prompts: interleaved JSON Lines.
+        modalities: those with which each prompt is continued; default: all of the bundle.
         every_minutes: minutes of training between samples.
         number: how many prompts to use, from the first on.
         seed: of sampling.
@@ -52,6 +53,7 @@ class Samples(L.Callback):
         bundle: str,
         prompts: str,
         *,
+        modalities: list[str] | None = None,
         every_minutes: float = 1.0,
         number: int = 16,
         seed: int = 0,
@@ -60,7 +62,7 @@ class Samples(L.Callback):
     ):
         if every_minutes <= 0 or number < 1:
             raise UserError(f"{type(self).__name__}: every_minutes must be above 0 and number at least 1")
-        self.folder, self.prompts = Path(bundle), Path(prompts)
+        self.folder, self.prompts, self.modalities = Path(bundle), Path(prompts), modalities
         self.every_minutes, self.number, self.seed, self.max_new_tokens = every_minutes, number, seed, max_new_tokens
         self.settings = settings
         self._bundle: Bundle | None = None  # in the first process
@@ -76,7 +78,7 @@ class Samples(L.Callback):
     def make(self, bundle: Bundle, out: Path) -> Made:
         """Sample from a bundle and write pages into a folder. Returns outputs and scores by name."""
         made, prompts, settings = {}, [bundle.read_raw(raw) for raw in self._raws], sampling_params_of(bundle, self.settings)
-        for name in bundle.vocab.spans:
+        for name in self.modalities or bundle.vocab.spans:
             made[name] = generate_outputs(bundle, prompts, Task(name, 1, self.seed, self.max_new_tokens, settings))
             save_outputs(made[name], out / name, name)
         return made, {}
@@ -93,6 +95,8 @@ class Samples(L.Callback):
             raise UserError(
                 f"{self.folder}: {vocab.size} tokens, the data has {module.data.vocab.size}: give the bundle it was made with"
             )
+        if unknown := [name for name in self.modalities or () if name not in vocab.spans]:
+            raise UserError(f"Samples: modalities: {unknown[0]!r} is none of {', '.join(vocab.spans)}")
         self.read(vocab)
         if trainer.is_global_zero:
             with torch.random.fork_rng(devices=[]):  # new networks draw random weights before they load them

@@ -82,9 +82,10 @@ class Checkpoints(Checkpoint):
             trainer.strategy.checkpoint_io = self.files
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Start the clock; from now on signals wait for the end of a step."""
+        """Start the clock; from now on signals wait for the end of a step. Make none where the epochs are over already."""
         self._written = self.module.budget.elapsed
         self.interruption.makes_steps = True
+        self._stop_after_epochs(trainer)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *batch: object) -> None:
         """Write a checkpoint if it is due and the run is healthy. End the run at a signal and at the end of its epochs."""
@@ -96,19 +97,22 @@ class Checkpoints(Checkpoint):
         if (due or over) and run.healthy:
             self._save(trainer, ends=False)
             self._written = run.now
-        if self.epochs is not None and self._epochs_done(trainer) >= self.epochs:
-            trainer.should_stop = True
+        self._stop_after_epochs(trainer)
 
     def on_validation_batch_start(self, trainer: L.Trainer, module: L.LightningModule, *batch: object) -> None:
         """A signal ends a validation, too; one of several processes ends first, as their numbers of batches may differ."""
         if self.interruption.signal and trainer.world_size == 1:
             self._stop(trainer)
 
-    def _epochs_done(self, trainer: L.Trainer) -> float:
+    def _stop_after_epochs(self, trainer: L.Trainer) -> None:
+        if self.epochs is None:
+            return
         if isinstance(trainer.limit_train_batches, int):
-            return self.module.steps_done / trainer.limit_train_batches
-        dataset = getattr(trainer.train_dataloader, "dataset")  # noqa: B009
-        return self.module.samples_seen / len(dataset)
+            done = self.module.steps_done / trainer.limit_train_batches
+        else:
+            done = self.module.samples_seen / len(getattr(trainer.train_dataloader, "dataset"))  # noqa: B009
+        if done >= self.epochs:
+            trainer.should_stop = True
 
     def _stop(self, trainer: L.Trainer) -> NoReturn:
         message = f"stopped at step {self.module.steps_done}"
@@ -176,11 +180,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class RunProgressBar(TQDMProgressBar):
-    """Lightning's progress bar, labeled with what is trained, and with the number of steps once it is known."""
+    """Lightning's progress bar, labeled with what is trained; it counts the steps of the run, not those of an epoch."""
 
     def on_train_epoch_start(self, trainer: L.Trainer, *args: object) -> None:
+        bar, module = self.train_progress_bar, trainer.lightning_module
+        bar.initial = 0  # Lightning's reset sets `n` to 0
         super().on_train_epoch_start(trainer, *args)
-        self.train_progress_bar.set_description(str(getattr(trainer.lightning_module, "kind", "")))
+        if isinstance(module, TrainingShell):
+            bar.set_description(module.kind)
+            bar.total, bar.initial, bar.n = module.budget.total, module.steps_done, module.steps_done
 
     def get_metrics(self, trainer: L.Trainer, module: L.LightningModule) -> dict[str, int | str | float | dict[str, float]]:
         """Metrics under short names, so the bar fits a terminal."""
@@ -192,8 +200,8 @@ class RunProgressBar(TQDMProgressBar):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: STEP_OUTPUT, batch: object, index: int
     ) -> None:
-        if isinstance(module, TrainingShell) and module.budget.total is not None:
-            self.train_progress_bar.total = module.budget.total
+        if isinstance(module, TrainingShell):
+            self.train_progress_bar.total, index = module.budget.total, module.steps_done - 1
         super().on_train_batch_end(trainer, module, outputs, batch, index)
 
 
@@ -329,7 +337,8 @@ class UnitokCLI(LightningCLI):
             log.info("dry run: one step works; nothing was written")
         elif last is None:
             limits = ", ".join(f"trainer.{name} {getattr(self.trainer, name)}" for name in ("max_steps", "max_epochs"))
-            log.info("%s: nothing left to train within the Trainer's limits (%s)", self.checkpoint, limits)
+            text = "%s: %d steps are done, nothing is left to train within the Trainer's limits (%s)"
+            log.info(text, self.checkpoint, self.model.steps_done, limits)
         else:
             bundle = f"unitok bundle BUNDLE --{self.model.kind.split()[0]} {last.parent.parent}"
             then = f"next: {bundle}" if last.name == "final.ckpt" else "go on with --resume auto"
@@ -373,6 +382,7 @@ def _keep_metrics(path: Path) -> None:
 _EXPECTED_WARNINGS = (
     *("does not have many workers", "exists and is not empty", "LeafSpec"),
     *("args parameter is intended", "Total length of.*is zero"),
+    "dataloader is not resumable",  # ours go on at the right sample
     "sync_dist=True",  # metrics are of all processes already
     "in eval mode at the start of training",  # averages and frozen parts are
 )

@@ -9,6 +9,7 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser
 
 from unitok.errors import UserError, visible
+from unitok.training.lora import LowRank
 
 #: Names that other projects have for our keys, where the spelling is too far for `difflib`.
 OTHER_NAMES = {
@@ -40,7 +41,7 @@ OTHER_NAMES = {
     "condition_dropout": ("drop_condition", "cond_drop_prob", "cfg_dropout", "class_dropout_prob", "uncond_p"),
     "path": ("data_path", "data_dir", "train_path", "train_data", "dataset", "root"),
     "val_path": ("eval_path", "validation_path", "val_data"),
-    "hidden_size": ("n_embd", "d_model", "embed_dim", "model_dim", "dim", "width"),
+    "hidden_size": ("n_embd", "d_model", "embed_dim", "model_dim", "dim"),
     "num_hidden_layers": ("n_layer", "n_layers", "num_layers", "depth"),
     "num_attention_heads": ("n_head", "n_heads", "num_heads"),
     "num_key_value_heads": ("n_kv_head", "n_kv_heads", "num_kv_heads", "num_query_groups"),
@@ -72,7 +73,7 @@ class FitParser(LightningArgumentParser):
         if unknown := re.search(r"(?:[Oo]ption '|unrecognized arguments: --)([\w.]+)", text):
             near = nearest_key(unknown[1])
             hint = f"did you mean {near}?" if near else "--print_config lists all keys"
-            raise UserError(f"there is no key {unknown[1]} here; {hint}")
+            raise UserError(f"there is no key {unknown[1]}; {hint}")
         lines = dict.fromkeys(line.strip(" -") for line in text.splitlines() if line.strip())
         causes = [line for line in lines if not line.startswith(_CONTEXT)] or list(lines)
         key = re.search(r'Parser key "([\w.]+)":', text)
@@ -97,7 +98,7 @@ def known_keys() -> list[str]:
 
     parser = ArgumentParser()
     trainings = (training.DecoderTraining, training.ImageTokenizerTraining, training.AudioTokenizerTraining)
-    for cls in (*trainings, data.TokenShards, data.ImageFiles, data.AudioFiles, L.Trainer):
+    for cls in (*trainings, LowRank, data.TokenShards, data.ImageFiles, data.AudioFiles, L.Trainer):
         parser.add_class_arguments(cls, cls.__name__)
     keys = {"out", "resume", "overwrite", "checkpoint_seconds", "model", "data", "trainer", "seed_everything", "init_args"}
     return sorted(keys.union(*(key.split(".")[1:] for key, _ in parser.get_defaults().items())))
