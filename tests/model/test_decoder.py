@@ -103,7 +103,7 @@ def test_checkpointing_activations_changes_no_gradient(config):
 def test_mistakes_are_told_in_one_line(decoder):
     with pytest.raises(UserError, match="token 97: the decoder's vocabulary has tokens 0 to 96"):
         decoder(torch.tensor([[3, 97]]))
-    with pytest.raises(UserError, match="id -100"):
+    with pytest.raises(UserError, match="token -100"):
         decoder(torch.tensor([[3, -100]]))
     with pytest.raises(UserError, match="a document of 1025 tokens: the decoder takes at most 1024"):
         decoder(torch.zeros(1, 1025, dtype=torch.long))

@@ -61,7 +61,7 @@ class AudioTokenizerTraining(TokenizerTraining):
         tokenizer: architecture.
         losses: weights of the losses.
         gan: the discriminator and its schedule.
-        sounds_every: steps between saved reconstructions and spectrograms, on disk and in TensorBoard; 0 for none.
+        audio_every: steps between saved reconstructions and spectrograms, on disk and in TensorBoard; 0 for none.
     """
 
     kind = "audio tokenizer"
@@ -78,10 +78,10 @@ class AudioTokenizerTraining(TokenizerTraining):
         gan: Adversary = NO_DISCRIMINATOR,
         *,
         quantize_start: float = 0.15,
-        sounds_every: int = 500,
+        audio_every: int = 500,
         **shared: Any,
     ):
-        super().__init__(config=tokenizer, gan=gan, quantize_start=quantize_start, show_every=sounds_every, **shared)
+        super().__init__(config=tokenizer, gan=gan, quantize_start=quantize_start, show_every=audio_every, **shared)
         self.weights = losses
         self._norms: dict[str, tuple[Tensor, float]] = {}  # of gradients at the waveform: weighted sum, sum of weights
         self._step_norms: dict[str, Tensor] = {}  # norms of the parts of the present step

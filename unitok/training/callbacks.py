@@ -45,7 +45,7 @@ class Samples(L.Callback):
         number: how many prompts to use, from the first on.
         seed: of sampling.
         settings: of sampling, over the bundle's own: fields of `unitok.sample.sampling.SamplingParams` by kind or tokenizer's name.
-        max_new_tokens: most new ids per output.
+        max_new_tokens: most new tokens per output.
     """
 
     def __init__(
