@@ -100,7 +100,7 @@ def test_checkpointing_activations_changes_no_gradient(config):
         torch.testing.assert_close(a, b)
 
 
-def test_mistakes_are_told_in_one_line(decoder):
+def test_mistakes_are_one_line(decoder):
     with pytest.raises(UserError, match="token 97: the decoder's vocabulary has tokens 0 to 96"):
         decoder(torch.tensor([[3, 97]]))
     with pytest.raises(UserError, match="token -100"):

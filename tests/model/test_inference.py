@@ -62,7 +62,7 @@ def test_reading_with_a_cache_equals_one_pass_also_where_contexts_stand_at_diffe
 
 
 @torch.no_grad()
-def test_a_common_position_and_several_ids_at_once_change_nothing(decoder):
+def test_a_common_position_and_several_tokens_at_once_change_nothing(decoder):
     ids, span_positions = torch.randint(0, 97, (3, 12)), torch.randint(0, 12, (3, 12))
     whole = decoder.hidden(ids, span_positions=span_positions)
     fast = InferenceDecoder(decoder)
@@ -93,7 +93,7 @@ def test_contexts_are_rewound_moved_and_kept_when_the_cache_grows():
 
 
 @pytest.mark.parametrize("optimizer", ["fused AdamW", "Muon and AdamW", "SGD"])
-def test_one_made_of_a_decoder_that_learnt_has_its_weights_and_one_made_before_keeps_its_own(optimizer):
+def test_one_made_of_a_decoder_that_has_learned_has_its_weights_and_one_made_before_keeps_its_own(optimizer):
     decoder = filled(Decoder(SMALL))
     optimizers = {
         "fused AdamW": [torch.optim.AdamW(decoder.parameters(), lr=0.1, fused=True)],

@@ -35,7 +35,7 @@ def written_out(hidden, weight, batch, z_loss):
 
 @pytest.mark.parametrize("chunk", [1 << 20, 64])  # all logits at once, and one or two positions at a time
 @pytest.mark.parametrize("z_loss", [0.0, 0.1])
-def test_the_loss_over_allowed_ids_is_the_masked_softmax_written_out(batch, chunk, z_loss, monkeypatch):
+def test_the_loss_over_allowed_tokens_is_the_masked_softmax_written_out(batch, chunk, z_loss, monkeypatch):
     monkeypatch.setitem(module.CHUNK, "cpu", chunk)
     torch.manual_seed(2)
     hidden, weight = torch.randn(1, 6, 48, requires_grad=True), torch.randn(97, 48, requires_grad=True)
@@ -52,7 +52,7 @@ def test_the_loss_over_allowed_ids_is_the_masked_softmax_written_out(batch, chun
         torch.testing.assert_close(a, b.float(), rtol=1e-4, atol=1e-5)
 
 
-def test_the_loss_over_all_ids_is_torchs_cross_entropy(batch):
+def test_the_loss_over_all_tokens_is_torchs_cross_entropy(batch):
     torch.manual_seed(3)
     hidden, weight = torch.randn(1, 6, 48, requires_grad=True), torch.randn(97, 48, requires_grad=True)
     ours = next_id_loss(hidden, weight, batch, None)

@@ -99,7 +99,7 @@ def test_two_processes_train_like_one_with_the_double_batch(tmp_path, scenes_fol
         assert (a - b).norm() < 5e-3 * a.norm(), network
 
 
-def test_training_leaves_sounds_spectrograms_and_scores_by_level(tmp_path, scenes_folder):
+def test_training_leaves_audio_spectrograms_and_scores_by_level(tmp_path, scenes_folder):
     more = ("--data.init_args.val_path", str(scenes_folder / "sounds"), "--trainer.val_check_interval", "3")
     run_lightning(arguments(tmp_path, scenes_folder, 6, more, quantize_start="0.3", audio_every="3", ema_decay="0.5"))
     assert {f.name for f in (tmp_path / "reconstructions").iterdir()} >= {"step-0000003.wav", "step-0000003.png"}
@@ -158,7 +158,7 @@ def test_mel_filters_cover_every_band_once():
         assert (peaks.diff() >= 0).all()
 
 
-def test_the_balancer_makes_weights_shares_of_the_gradient_whatever_the_losses_scale():
+def test_the_balancer_makes_weights_fractions_of_the_gradient_whatever_the_losses_scale():
     module = AudioTokenizerTraining.__new__(AudioTokenizerTraining)
     torch.nn.Module.__init__(module)
     module.weights = AudioLosses(l1=3.0, l2=1.0, mel=0.0, balance=True)

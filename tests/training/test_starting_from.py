@@ -124,7 +124,7 @@ def test_a_run_starts_from_a_bundle_with_some_parameters_frozen(tmp_path, tokens
 
 
 def test_a_grown_vocabulary_trains_its_new_rows_alone(tmp_path, scenes_folder):
-    """A bundle that knows text and images learns sounds; nothing of the old tokens moves (as in Anole)."""
+    """A bundle that knows text and images learns audio; nothing of the old tokens changes (as in Anole)."""
     whole = make_untrained(tmp_path / "whole")
     from unitok.modalities import build_vocab
 

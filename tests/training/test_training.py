@@ -115,7 +115,7 @@ def test_averaged_weights_are_resumed_and_what_a_bundle_takes(tmp_path, tokens, 
     assert torch.equal(made.model.state_dict()[name], uncut[f"average.module.{name}"])
 
 
-def test_what_is_said_on_resume_wins_over_the_checkpoint(tmp_path, tokens):
+def test_what_is_configured_on_resume_wins_over_the_checkpoint(tmp_path, tokens):
     run_lightning(arguments("decoder", tmp_path / "run", tokens, 2))
     before = weights(tmp_path / "run")
     still = ["--model.init_args.lr", "0", "--model.init_args.muon_lr", "0"]
@@ -138,57 +138,59 @@ def test_validate_measures_a_run_on_data_of_the_same_vocabulary_only(tmp_path, t
 
 
 def train_by_the_clock(monkeypatch, minutes: float, seconds, resume_at: int = 0) -> tuple[float, list[float], Budget]:
-    """A run under a clock of our own; `seconds(step, elapsed)` is what a step takes. -> seconds spent, shares, the budget."""
+    """A run under a clock of our own, whose steps take `seconds(step, elapsed)`. Returns seconds spent, progress per step, the budget."""
     clock = [100.0]
     monkeypatch.setattr("unitok.training.budget.time.monotonic", lambda: clock[0])
     budget = Budget(None, minutes)
     budget.begin()
-    shares, done = [], 0
+    progress, done = [], 0
     while not budget.over(done):
-        shares.append(budget.progress(done))
+        progress.append(budget.progress(done))
         clock[0] += seconds(done, clock[0] - 100.0)
         done += 1
         budget.tick(done, budget.clock())
         if done == resume_at:
             state, budget = budget.state(), Budget(None, minutes)
             budget.restore(state, done)
-            assert budget.progress(done) >= shares[-1]
+            assert budget.progress(done) >= progress[-1]
             budget.begin()
-    assert shares == sorted(shares)
+    assert progress == sorted(progress)
     assert budget.progress(done) == 1.0
-    return clock[0] - 100.0, shares, budget
+    return clock[0] - 100.0, progress, budget
 
 
 @pytest.mark.parametrize("slower", [1.0, 1.3, 0.7, 5.0])
-def test_minutes_are_kept_to_also_when_the_pace_changes_and_shares_never_go_back(monkeypatch, slower):
-    spent, shares, _ = train_by_the_clock(monkeypatch, 2.0, lambda step, _: 0.1 if step < 300 else 0.1 * slower, resume_at=500)
+def test_minutes_are_kept_to_also_when_the_pace_changes_and_progress_never_goes_back(monkeypatch, slower):
+    spent, progress, _ = train_by_the_clock(
+        monkeypatch, 2.0, lambda step, _: 0.1 if step < 300 else 0.1 * slower, resume_at=500
+    )
     assert 114 <= spent <= 121
-    assert shares[-1] > 0.95
+    assert progress[-1] > 0.95
     with pytest.raises(UserError, match="either steps, minutes or"):
         Budget(3, 1.0)
 
 
 @pytest.mark.parametrize("stalls_at", [5, 60, 100, 112, 119])
 def test_a_machine_that_slows_down_ends_by_half_as_much_again_at_the_low_end_of_its_schedule(monkeypatch, stalls_at):
-    spent, shares, _ = train_by_the_clock(monkeypatch, 2.0, lambda _, elapsed: 0.1 if elapsed < stalls_at else 3.0)
+    spent, progress, _ = train_by_the_clock(monkeypatch, 2.0, lambda _, elapsed: 0.1 if elapsed < stalls_at else 3.0)
     assert spent <= 1.5 * 120 + 0.1 * 120
-    assert shares[-1] >= 0.9
-    assert warmup_linear(99, shares[-1], 10, stable_fraction=0.3) < 0.2
+    assert progress[-1] >= 0.9
+    assert warmup_linear(99, progress[-1], 10, stable_fraction=0.3) < 0.2
 
 
 def test_a_run_that_hangs_at_its_end_is_cut_to_a_few_steps_and_says_so(monkeypatch, caplog):
     # the plan of the last tenth is made at full pace; then each step takes 90 s
-    spent, shares, budget = train_by_the_clock(monkeypatch, 2.0, lambda _, elapsed: 0.1 if elapsed < 110 else 90.0)
+    spent, progress, budget = train_by_the_clock(monkeypatch, 2.0, lambda _, elapsed: 0.1 if elapsed < 110 else 90.0)
     assert budget.ends
     assert spent == pytest.approx(110 + 2 * 90, abs=2)  # the first passes 180 s; one more ends the schedule
-    assert shares[-1] >= 0.9
+    assert progress[-1] >= 0.9
     assert "the 2 minutes and half as much again are over; the run ends with 1 step of its schedule's tail" in caplog.text
 
 
 def test_minutes_that_are_less_than_a_step_give_two(monkeypatch):
-    spent, shares, _ = train_by_the_clock(monkeypatch, 0.001, lambda *_: 7.0)
-    assert (spent, len(shares)) == (14.0, 2)
-    assert shares[-1] >= 0.9
+    spent, progress, _ = train_by_the_clock(monkeypatch, 0.001, lambda *_: 7.0)
+    assert (spent, len(progress)) == (14.0, 2)
+    assert progress[-1] >= 0.9
 
 
 def test_the_schedule_warms_up_and_falls_to_a_fiftieth():
@@ -200,7 +202,7 @@ def test_the_schedule_warms_up_and_falls_to_a_fiftieth():
 # ---- Lengths, pieces, pace ---------------------------------------------------------------------------------------------
 
 
-def test_a_length_in_ids_becomes_steps_and_the_half_life_the_second_beta(tmp_path, tokens):
+def test_a_length_in_tokens_becomes_steps_and_the_half_life_the_second_beta(tmp_path, tokens):
     more = [
         "--model.init_args.steps",
         "null",
@@ -221,7 +223,7 @@ def test_a_length_in_ids_becomes_steps_and_the_half_life_the_second_beta(tmp_pat
         run_lightning(arguments("decoder", tmp_path / "no", tokens, 1, "--model.init_args.tokens", "3000"))
 
 
-def test_a_batch_in_pieces_trains_like_the_whole(tmp_path, tokens):
+def test_a_batch_in_parts_trains_like_the_whole(tmp_path, tokens):
     still = ["--model.init_args.decoder.dropout", "0", "--model.init_args.loss_vocabulary", "all"]
     still += ["--model.init_args.decoder.checkpoint_activations", "true"]
     for pieces in ("1", "2"):

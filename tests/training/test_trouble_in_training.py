@@ -42,7 +42,7 @@ def test_documents_longer_than_the_decoder_takes_are_an_error_before_training(tm
 # ---- Skipped batches, averages, starting from something ---------------------------------------------------------------
 
 
-def test_a_batch_that_gives_nan_is_skipped_and_said(tmp_path, tokens, monkeypatch, caplog):
+def test_a_batch_that_gives_nan_is_skipped_and_logged(tmp_path, tokens, monkeypatch, caplog):
     Poisoned(monkeypatch, {3, 5})
     run_lightning(arguments("decoder", tmp_path / "run", tokens, 8))
     assert "step 3: skipped a batch, its gradient's norm is nan" in caplog.text

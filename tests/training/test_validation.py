@@ -25,7 +25,7 @@ def rows(out, column):
 
 @pytest.fixture
 def measured(monkeypatch):
-    """What a logger is told last."""
+    """The metrics that a logger gets last."""
     told: dict[str, float] = {}
     monkeypatch.setattr(CSVLogger, "log_metrics", lambda self, metrics, step=None: told.update(metrics))
     return told
