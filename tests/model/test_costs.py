@@ -95,7 +95,7 @@ def test_the_yaml_of_a_preset_is_the_preset(name):
 def test_inspect_says_what_a_decoder_costs_without_allocating_it(bundle_folder, capsys, tmp_path):
     inspect("chameleon-34b")
     out = capsys.readouterr().out
-    for wanted in ("34.3B: 33.2B in blocks", "65,536 ids", "1,026 ids", "48 layers, 8192 wide", "hours for"):
+    for wanted in ("34.3B: 33.2B in blocks", "65,536 tokens", "1,026 tokens", "48 layers, 8192 wide", "hours for"):
         assert wanted in out
     inspect(str(CONFIGS / "decoder" / "tiny.yaml"))
     assert "1.77M in blocks" in capsys.readouterr().out
