@@ -29,6 +29,7 @@ from common import RESULTS, write_results
 from PIL import Image
 from torch import nn
 
+from unitok.configs import CONFIGS
 from unitok.data.modules import EndlessBatches, ImageDataset
 from unitok.evaluate.image import image_scores
 from unitok.media import image_to_tensor, save_image
@@ -40,7 +41,7 @@ TRAIN = (
 )
 TEST = ("astronaut", "chelsea", "coffee", "china")
 SIDE, CODES, STRIDE = 256, 1024, 8
-CONFIG = Path(__file__).parent.parent / "configs" / "image" / "laptop-f8-64.yaml"
+CONFIG = CONFIGS / "image" / "laptop-f8-64.yaml"
 
 
 def write_photographs(folder: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from common import make_scenes, train, write_results
 
 from unitok.bundle import load_trained_part
+from unitok.configs import CONFIGS
 from unitok.evaluate.audio import audio_scores
 from unitok.media import load_audio
 from unitok.scenes.evaluate import same_notes
@@ -22,7 +23,7 @@ from unitok.scenes.oracle import read_sound
 from unitok.scenes.world import read_scenes
 from unitok.training.monitor import codebook_statistics
 
-CONFIG = Path(__file__).parent.parent / "configs" / "scenes" / "audio.yaml"
+CONFIG = CONFIGS / "scenes" / "audio.yaml"
 
 
 def measure(run: Path, folder: Path, count: int = 1000) -> dict[str, float]:

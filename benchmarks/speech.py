@@ -28,6 +28,7 @@ from common import write_results
 from torch import nn
 
 from unitok.bundle import load_trained_part
+from unitok.configs import CONFIGS
 from unitok.data.modules import EndlessBatches, SoundDataset
 from unitok.evaluate.audio import audio_scores
 from unitok.media import convert_audio, load_audio, save_audio
@@ -35,7 +36,7 @@ from unitok.training.losses import spectral_loss
 from unitok.training.monitor import codebook_statistics
 from unitok.training.shell import warmup_linear
 
-CONFIG = Path(__file__).parent.parent / "configs" / "audio" / "laptop-speech-16khz.yaml"
+CONFIG = CONFIGS / "audio" / "laptop-speech-16khz.yaml"
 RATE, LEVELS, CODES, BATCH = 16_000, 8, 256, 16
 VOICES = ("en-us", "en-gb+f3", "en-gb-scotland+m3", "en-us+f2", "en-029+m5", "en-gb-x-rp+f4")
 PARTS = (

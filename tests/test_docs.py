@@ -123,7 +123,7 @@ def installs(block: str) -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     lines = list(command_lines(block))
     assert all(words[:2] == ["pip", "install"] for words in lines)
-    assert {name for words in lines for name in re.findall(r"\.\[(.+)\]", " ".join(words))} <= set(extras)
+    assert {name for words in lines for name in re.findall(r"unitok-lm\[(.+)\]", " ".join(words))} <= set(extras)
 
 
 def imports(block: str) -> None:
@@ -299,7 +299,7 @@ BLOCKS: dict[str, list[Callable[[str], None]]] = {
 @pytest.fixture
 def names(tmp_path, monkeypatch, scenes_folder, bundle_folder) -> Path:
     """An empty folder with what the blocks of any page name."""
-    for name in ("configs", "examples", "sample.py"):
+    for name in ("examples", "sample.py"):
         (tmp_path / name).symlink_to(ROOT / name)
     for name in ("RAW", "SCENES"):
         (tmp_path / name).symlink_to(scenes_folder)

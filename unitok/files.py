@@ -15,9 +15,12 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 
 from unitok.errors import UserError, first_line
+
+#: A value that JSON can hold.
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
 # ---- JSON and YAML --------------------------------------------------------------------------------------------------
 

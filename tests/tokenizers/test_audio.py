@@ -1,13 +1,12 @@
 """Promises of the audio tokenizer in use: pieces like the whole, streams, exact lengths, files of every kind."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import soundfile
 import torch
 import yaml
 
+from unitok.configs import CONFIGS
 from unitok.errors import UserError
 from unitok.media import convert_audio, load_audio, read_audio_blocks
 from unitok.pretrained import make_config
@@ -208,7 +207,7 @@ def test_odd_audio_are_handled_or_refused_in_one_line(tmp_path):
     ],
 )
 def test_the_presets_are_the_networks_that_they_say(name, frame_rate, levels, codes, millions):
-    path = Path(__file__).parent.parent.parent / "configs" / "audio" / f"{name}.yaml"
+    path = CONFIGS / "audio" / f"{name}.yaml"
     asked = yaml.safe_load(path.read_text())["model"]["init_args"]["tokenizer"]
     with torch.device("meta"):
         model = AudioTokenizer(make_config(AudioTokenizerConfig, asked, name))

@@ -39,7 +39,7 @@ def core() -> list[str]:
     """Return the names of the packages that unitok needs, from its installed metadata. Errors: `UserError` if it is not
     installed."""
     try:
-        requirements = requires("unitok") or []
+        requirements = requires("unitok-lm") or []
     except PackageNotFoundError:
         raise UserError("unitok is not installed: pip install -e . in its checkout") from None
     return [re.split(r"[^\w-]", line)[0] for line in requirements if "extra ==" not in line]

@@ -18,9 +18,10 @@ from unitok.interop.image import from_chameleon
 from unitok.interop.weights import ForeignConfig, State, log, log_unused, read_config, read_folder, strip_prefix
 from unitok.model.decoder import Decoder, DecoderConfig
 from unitok.pretrained import save_weights
+from unitok.ranges import Range, Span
 from unitok.tokenizers.image import ImageTokenizer
 from unitok.tokenizers.text import ImportedTextTokenizer, TextTokenizer
-from unitok.vocab import Range, Span, Vocab
+from unitok.vocab import Vocab
 
 #: Fields with equal names in our configuration and in that of transformers.
 QWEN3_FIELDS = (

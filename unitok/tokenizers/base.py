@@ -37,10 +37,13 @@ class Tokenizer(nn.Module):
         return cls(make_config(cls.Config, dict(config), where))
 
     @classmethod
-    def from_pretrained(cls, path: Path, device: str = "cpu", name: str = "") -> Self:
-        """Read a tokenizer's folder, or the tokenizer `name` (default: `kind`) of a bundle. Returns it prepared for inference.
-        Errors: `UserError` that names the file."""
-        folder = part_folder(path, f"tokenizers/{name or cls.kind}")
+    def from_pretrained(cls, path: str | Path, device: str = "cpu", name: str = "", revision: str | None = None) -> Self:
+        """Read a tokenizer, ready `prepare_for_inference`. Errors: `UserError` that says what is wrong.
+
+        path: its own folder or a bundle's; a built-in bundle; a repository of the Hugging Face hub (`user/name`), at a `revision`.
+        device: where it computes, such as `cpu` or `cuda:1`. name: that it has in the bundle; by default its kind's.
+        """
+        folder = part_folder(path, f"tokenizers/{name or cls.kind}", revision)
         config, state = load_part(folder, f"{cls.kind} tokenizer", cls.Config)
         model = cls(config)
         load_state(model, state, str(folder))

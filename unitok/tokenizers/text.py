@@ -82,6 +82,10 @@ class TextTokenizer:
         """Return a hash of the model; tokenizers with equal fingerprints give equal codes."""
         return hashlib.sha256(self.model).hexdigest()
 
+    def describe(self) -> dict[str, int]:
+        """Return the number of pieces."""
+        return {"pieces": self.size}
+
     def prepare_for_inference(self) -> Self:
         """Return the tokenizer itself."""
         return self
@@ -94,10 +98,11 @@ class TextTokenizer:
             write_json(partial / "config.json", {"unitok": VERSION, "kind": "text tokenizer"} | self._config)
 
     @classmethod
-    def from_pretrained(cls, path: Path, device: str = "cpu", name: str = "text") -> "TextTokenizer":
-        """Read a tokenizer's folder, or the tokenizer `name` of a bundle; an imported one comes as `ImportedTextTokenizer`.
-        `device` is not used. Errors: `UserError` that names the file."""
-        folder = part_folder(path, f"tokenizers/{name}")
+    def from_pretrained(
+        cls, path: str | Path, device: str = "cpu", name: str = "text", revision: str | None = None
+    ) -> "TextTokenizer":
+        """Read a tokenizer, also an imported one. Arguments as for the other tokenizers; `device` changes nothing."""
+        folder = part_folder(path, f"tokenizers/{name}", revision)
         if (folder / ImportedTextTokenizer._file).exists():
             return ImportedTextTokenizer._load(folder)
         file = folder / cls._file

@@ -223,7 +223,7 @@ def test_parts_that_say_what_no_part_says_are_refused(tmp_path):
     (tmp_path / "x.jsonl").write_text("\n".join(f'{{"content": [{line}]}}' for line in lines))
     good, bad = found_in(tmp_path)
     assert not good
-    assert "line 1, part 1: los: unknown; it may say type, text, role, loss" in bad[0]
+    assert "line 1, part 1: los: unknown; a part of type text has type, text, role, loss" in bad[0]
     assert "line 2, part 1: https://there/a.png is a URL, which is not followed" in bad[1]
 
 
