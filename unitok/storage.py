@@ -54,15 +54,18 @@ def printable(name: str) -> str:
 
 
 class Files:
-    """The files under a local folder, which paths must not leave, or not `root`; `open_files` gives those of a server."""
+    """The files under a local folder, which paths must not leave; `open_files` gives those of a server.
+
+    root: another folder that paths may lead into. named: a file in `folder` that may be a link to anywhere, because the user named it.
+    """
 
     remote: Any = None
 
-    def __init__(self, folder: str, root: str = ""):
-        self.folder = os.path.realpath(folder.removeprefix("file://"))
-        self.root = os.path.realpath(root) if root else self.folder
-        if not os.path.isdir(self.root):
-            raise UserError(f"root {root or folder}: no such folder")
+    def __init__(self, folder: str, root: str = "", named: str = ""):
+        self.folder, self.named = os.path.realpath(folder.removeprefix("file://")), named
+        self.roots = (self.folder, *([os.path.realpath(root)] if root else []))
+        if missing := [path for path in self.roots if not os.path.isdir(path)]:
+            raise UserError(f"root {root if root else missing[0]}: no such folder")
         self._true_folder = lru_cache(maxsize=1024)(lambda inside: os.path.realpath(os.path.join(self.folder, inside)))
 
     def exists(self, name: str) -> bool:
@@ -101,7 +104,7 @@ class Files:
         return FileInfo(name, found.st_size, found.st_mtime_ns)
 
     def _resolve(self, name: str) -> str:
-        """The true local path of a name; errors: `UserError` when it leaves the root."""
+        """The true local path of a name; errors: `UserError` when it leaves the folder and the root."""
         if not is_utf8(name):
             raise UserError(NOT_UTF8)
         if "://" in name:
@@ -110,8 +113,11 @@ class Files:
         path = os.path.join(self._true_folder(inside), base)
         if base in ("", ".", "..") or os.path.islink(path):
             path = os.path.realpath(path)
-        if path != self.root and not path.startswith(self.root.rstrip("/") + "/"):
-            raise UserError(f"leaves {self.root}: refused (`root` names a wider folder)")
+        inside_roots = any(path == root or path.startswith(root.rstrip("/") + "/") for root in self.roots)
+        if not inside_roots and not (self.named and name == self.named):
+            raise UserError(
+                f"leaves {' and '.join(self.roots)}: refused (`root` names another folder that paths may lead into)"
+            )
         return path
 
     def open(self, name: str) -> IO[bytes]:
@@ -200,9 +206,9 @@ class _RemoteFiles(Files):
         return found.size, found.stamp
 
 
-def open_files(folder: str, root: str = "") -> Files:
+def open_files(folder: str, root: str = "", named: str = "") -> Files:
     """The files under a local folder or a URL. Errors: `UserError` for one that cannot be opened."""
-    return _RemoteFiles(folder) if is_remote(folder) else Files(folder, root)
+    return _RemoteFiles(folder) if is_remote(folder) else Files(folder, root, named)
 
 
 def kind_of_path(path: str) -> str:

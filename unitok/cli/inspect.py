@@ -104,13 +104,13 @@ def _inspect_dataset(folder: str, verify: bool, page: Path | None, bundle: Path 
     for shard in info["shards"]:
         splits[shard.get("split", "train")] += shard["documents"]
         left_out.update(shard.get("filtered", {}))
-    print(f"{visible(folder)}: {info['documents']} documents, {info['ids']} ids, {len(info['shards'])} shards")
+    print(f"{visible(folder)}: {info['documents']} documents, {info['tokens']} ids, {len(info['shards'])} shards")
     if len(splits) > 1:
         print("  splits: " + ", ".join(f"{visible(name)} {count}" for name, count in splits.items()))
-    for modality, count in info["ids_by_modality"].items():
-        print(f"  {visible(modality):<8}{count:>12} ids  {count / info['ids']:6.1%}")
-    between = info["ids"] - sum(info["ids_by_modality"].values())
-    print(f"  {'between':<8}{between:>12} ids  {between / info['ids']:6.1%} (begin and end of documents, roles)")
+    for modality, count in info["tokens_by_modality"].items():
+        print(f"  {visible(modality):<8}{count:>12} ids  {count / info['tokens']:6.1%}")
+    between = info["tokens"] - sum(info["tokens_by_modality"].values())
+    print(f"  {'between':<8}{between:>12} ids  {between / info['tokens']:6.1%} (begin and end of documents, roles)")
     skipped = sum(shard.get("skipped", 0) for shard in info["shards"])
     if skipped or left_out:
         filtered = "".join(f", {visible(name)} {count}" for name, count in sorted(left_out.items()))

@@ -141,7 +141,7 @@ def test_recipes_mix_weigh_filter_order_and_split(scenes_folder, bundle_folder, 
     halves = [{d.document(i).id.partition("#")[0] for i in range(len(d))} for d in (train, validation)]
     assert all(halves)
     assert not halves[0] & halves[1]  # copies stay on one side
-    with pytest.raises(UserError, match="no split 'test' in it; there is train, validation"):
+    with pytest.raises(UserError, match="it has no split 'test'; its splits are train, validation"):
         TokenDataset(tmp_path / "out", "test")
     assert sources
 
