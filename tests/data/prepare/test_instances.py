@@ -70,8 +70,8 @@ def test_sources_say_which_instance_their_files_are(two_audio, tmp_path):
     assert found == [talk, talk, [("music", "none"), ("text", "none")]]
     assert not (tmp_path / "out" / "errors.jsonl").exists()
     for spec, why in (
-        (SourceSpec("", instances={"audio": "speach"}), "type 'speach'; choose of speech, music, text"),
-        (SourceSpec("", order=("smell",)), "type 'smell'; choose of"),
+        (SourceSpec("", instances={"audio": "speach"}), "type 'speach'; choose one of speech, music, text"),
+        (SourceSpec("", order=("smell",)), "type 'smell'; choose one of"),
         (SourceSpec("", template=({"type": "music", "text": "{wav}"},)), "template: a part of type music needs a 'path'"),
         (SourceSpec(""), "several tokenizers for audio"),
     ):

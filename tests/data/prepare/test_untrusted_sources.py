@@ -160,7 +160,7 @@ def test_what_cannot_be_used_is_listed_never_passed_over(tmp_path):
         "hidden_tar.bin": (tar_of([("a.txt", b"a")]), "name it .tar"),
         "table.dat": (b"PAR1\x00\x00", "name it .parquet"),
         "zeros.raw": (bytes(100), "nothing but zeros"),
-        "noise.raw": (b"\x00\xfe\x01", "neither an image nor a sound nor UTF-8 text"),
+        "noise.raw": (b"\x00\xfe\x01", "neither an image nor audio nor UTF-8 text"),
     }
     for name, (data, _) in cases.items():
         (tmp_path / name).write_bytes(data)

@@ -105,7 +105,7 @@ def list_items(
         for name in names:
             if _may_hold_many(name, stems) and not (f := known.get(name) or files.look(name)).problem:
                 many.append(f)
-                splits.add(_split_of(name))
+                splits.add(split_of(name))
     has_splits = len(splits - {""}) > 1 and "train" in splits
     claims = _Claims("" if files.remote else files.folder, has_splits, options)
     listed = set()
@@ -150,7 +150,7 @@ def _describes(name: str) -> bool:
     return _DESCRIBES.fullmatch(name.rpartition("/")[2]) is not None
 
 
-def _split_of(name: str) -> str:
+def split_of(name: str) -> str:
     """The split in the name of a file that holds many documents, or of one of its folders; or ""."""
     *folders, base = name.lower().split("/")
     words = [word for step in (*folders, base.rpartition(".")[0]) for word in re.split(r"[^a-z]+", step)]
@@ -158,8 +158,8 @@ def _split_of(name: str) -> str:
 
 
 def folder_split_of(name: str) -> str:
-    """As `_split_of`, by the folders alone: `train.png` may show a train."""
-    return _split_of(os.path.join(os.path.dirname(name), ""))
+    """As `split_of`, by the folders alone: `train.png` may show a train."""
+    return split_of(os.path.join(os.path.dirname(name), ""))
 
 
 # ---- Files that hold many documents -----------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ class _Claims:
         split, group, folder_splits = self._split, self._group, self._folder_splits
         self._split, self._group, self._folder_splits = "", "", set()
         if not split and self.has_splits:
-            split = next(iter(folder_splits)) if len(folder_splits) == 1 and "" not in folder_splits else _split_of(file)
+            split = next(iter(folder_splits)) if len(folder_splits) == 1 and "" not in folder_splits else split_of(file)
         return replace(item, split=split, group=group or group_of_id(item.id, self.options.group_separator))
 
     def __contains__(self, name: str) -> bool:

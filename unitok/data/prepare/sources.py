@@ -12,6 +12,7 @@ documents, and their content must agree. Only hidden files (`.name`) are left ou
 """
 
 import json
+import logging
 import os
 import threading
 from collections import Counter, defaultdict, deque
@@ -26,17 +27,18 @@ from typing import IO
 
 import pyarrow as pa
 
-from unitok.data.prepare.containers import DAMAGE, Table, damage, unpacked
-from unitok.data.prepare.fields import Fields, RowContent, data_url, read_fields
+from unitok.data.prepare.containers import DAMAGE, Table, damage, plain_name, unpacked
+from unitok.data.prepare.fields import MEDIA_SUFFIXES, TEXT, Fields, RowContent, data_url, read_fields
 from unitok.data.prepare.listing import ListingOptions, SourceItem, list_items
-from unitok.data.prepare.recipe import SourceSpec, arrange
+from unitok.data.prepare.recipe import SourceSpec, arrange, load_recipe
 from unitok.document import Part, RawDocument
 from unitok.errors import UserError
 from unitok.files import parse_json_line, read_json_lines
 from unitok.interleaved import Types, raw_document
-from unitok.media import load_text
-from unitok.modalities import modalities
+from unitok.media import load_text, promised
 from unitok.storage import Blob, Folder, is_remote, kind_of_path, open_files
+
+log = logging.getLogger("unitok")
 
 DocumentFactory = Callable[[], list[RawDocument]]
 
@@ -269,19 +271,59 @@ def _raise(message: str) -> list[RawDocument]:
     raise UserError(message)
 
 
-def read_texts(path: Path) -> Iterator[str]:
-    """The strings of a corpus: the lines of a text file, or every text of an interleaved JSON Lines file."""
-    path = Path(path)
-    if path.is_dir():
-        raise UserError(f"{path}: a folder; give the text and .jsonl files in it")
-    if path.suffix.lower() not in (".jsonl", ".ndjson"):
-        yield from (line.removesuffix("\r") for line in load_text(path).split("\n") if line.strip())
-        return
-    key = next(modality.key for modality in modalities().values() if modality.accepts(""))
-    for number, row in read_json_lines(path):  # whatever its other parts are: there is no bundle yet that names them
+def read_texts(path: Path | str) -> Iterator[str]:
+    """The texts of a corpus, to train a text tokenizer on: the lines of text files; of documents each text.
+
+    path: a text file, an interleaved JSON Lines file, or whatever `unitok tokenize` takes: a folder, a pattern, an archive, a table,
+        or a recipe, whose weights, filters and roles do not matter here. Documents that cannot be read are logged.
+
+    Errors: `UserError` for a path that does not exist; of a text or JSON Lines file also for content that is not what it should be.
+    """
+    name = str(path)
+    suffix = PurePosixPath(plain_name(name)).suffix.lower()
+    if suffix in (".yaml", ".yml"):
+        for spec in load_recipe(Path(path)):
+            yield from _texts_of_documents(Source(spec))
+    elif kind_of_path(name) != "file" or suffix in (".tar", ".tgz", ".parquet", ".arrow", ".csv", ".tsv"):
+        yield from _texts_of_documents(Source(SourceSpec(name)))
+    elif suffix in (".jsonl", ".ndjson"):
+        yield from _texts_of_lines(Path(path))
+    else:
+        yield from _lines(load_text(Path(path)))
+
+
+def _lines(text: str) -> Iterator[str]:
+    return (line.removesuffix("\r") for line in text.split("\n") if line.strip())
+
+
+def _texts_of_lines(path: Path) -> Iterator[str]:
+    """The texts of an interleaved JSON Lines file, whatever its other parts are: there is no bundle yet that names them."""
+    for number, row in read_json_lines(path):
         if isinstance(row, UserError):
             raise row
         parts = row.get("content") if isinstance(row, dict) else None
         if not isinstance(parts, list):
             raise UserError(f'{path.name}, line {number}: a document is {{"id": …, "content": [parts]}}')
-        yield from (part[key] for part in parts if isinstance(part, dict) and isinstance(part.get(key), str) and part[key])
+        values = (part.get(TEXT) for part in parts if isinstance(part, dict))
+        yield from (value for value in values if isinstance(value, str) and value)
+
+
+def _texts_of_documents(source: Source) -> Iterator[str]:
+    """The texts of a source's documents; files of text by lines."""
+    items = []
+    for item in source.items():
+        members = tuple(member for member in item.members if promised(member[0]) not in MEDIA_SUFFIXES)
+        if members or not item.members:  # images and audio are not read
+            items.append(replace(item, members=members))
+    bad, first = 0, ""
+    for item, make in zip(items, source.read(items), strict=True):
+        try:
+            values = [part.value for raw in make() for part in raw.content if part.type == TEXT]
+        except UserError as error:
+            bad, first = bad + 1, first or str(error)
+            continue
+        for value in filter(None, values):
+            yield from _lines(value) if item.kind == "files" else [value]
+    source.drop()
+    if bad:
+        log.warning("%s: %d documents could not be read; the first: %s", source.spec.path, bad, first)
