@@ -359,7 +359,7 @@ def test_a_dry_run_tells_how_much_it_will_be_and_a_recipe_does_it(bundle_folder,
     words = [str(tmp_path / "out"), "--bundle", str(bundle_folder), "--recipe", str(tmp_path / "r.yaml")]
     main(["tokenize", *words, "--dry-run"])
     told = capsys.readouterr().out
-    for word in ("documents listed", "ids", "kB", "time"):
+    for word in ("documents listed", "tokens", "kB", "time"):
         assert word in told
     assert not (tmp_path / "out").exists()
     main(["tokenize", *words])

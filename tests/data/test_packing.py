@@ -161,7 +161,7 @@ def test_a_damaged_document_is_named_in_one_line(tmp_path, vocab):
         assert content != good
         (tmp_path / "shard-00000.arrow").write_bytes(content)
         data = PackedDataset(TokenDataset(tmp_path), 64)
-        with pytest.raises(UserError, match=rf"{tmp_path}: document 0 is damaged \(.*\); look with") as told:
+        with pytest.raises(UserError, match=rf"{tmp_path}: document 0 is damaged \(.*\); check with") as told:
             [data[0, index] for index in data.order(0)]
         assert "\n" not in str(told.value)
     (tmp_path / "shard-00000.arrow").write_bytes(good)

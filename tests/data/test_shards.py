@@ -138,7 +138,7 @@ def test_verify_finds_what_was_changed(split_tokens, tmp_path):
     assert any("checksum" in p for p in found)
     assert any("document 3" in p for p in found)
     assert any("document 2" in p for p in changed("span", lambda folder: rewrite(folder, "spans", bad_span)))
-    counts = changed("count", lambda folder: edit(folder, lambda info: info["shards"][0].update(ids=1)))
+    counts = changed("count", lambda folder: edit(folder, lambda info: info["shards"][0].update(tokens=1)))
     assert counts == [
         f"shard-00000.arrow: it has {TokenDataset(split_tokens).info['shards'][0]['tokens']} tokens, dataset.json says 1"
     ]
@@ -149,7 +149,7 @@ def test_verify_finds_what_was_changed(split_tokens, tmp_path):
 def test_inspect_tells_lengths_and_shows_samples(split_tokens, bundle_folder, tmp_path, capsys):
     inspect(str(split_tokens), page=tmp_path / "page.html", bundle=bundle_folder, samples=9, verify=True)
     told = capsys.readouterr().out
-    for word in ("splits: train", "median", "####", "verified"):
+    for word in ("train, 19 validation", "median", "####", "verified"):
         assert word in told
     page = (tmp_path / "page.html").read_text()
     assert page.count("<article>") == 9

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unitok.data.prepare.containers import opened
-from unitok.data.prepare.listing import SourceItem, folder_split_of, split_of
+from unitok.data.prepare.listing import SourceItem, folder_split_of, may_hold_many, split_of
 from unitok.data.prepare.recipe import Filters, SourceSpec, hash_fraction, load_recipe
 from unitok.data.prepare.sources import Source
 from unitok.errors import UserError
 from unitok.media import promised, sniff
-from unitok.storage import Files, is_remote
+from unitok.storage import is_remote
 
 log = logging.getLogger("unitok")
 
@@ -120,11 +120,10 @@ def _specs(path: str, root: str) -> list[SourceSpec]:
 
 def _in_source(spec: SourceSpec, kind: str) -> list[MediaFile]:
     """The files of a source without those of other splits than `train`. Errors: `UserError` where there are none."""
-    skipped: Counter[str] = Counter()
-    folder = os.path.isdir(spec.path)
-    listed = list(_in_folder(spec, kind, skipped) if folder else _in_documents(spec, kind, skipped))
+    source, skipped = Source(spec), Counter[str]()
+    listed = list(_in_documents(source, kind, skipped) if source.alone else _in_folders(source, kind, skipped))
     splits = Counter(split for split, _ in listed)
-    if splits["train"] or (splits[""] and not folder):
+    if splits["train"] or (splits[""] and source.alone):
         others = {split: splits[split] for split in ("validation", "test") if splits[split]}
         listed = [(split, file) for split, file in listed if split not in others]
         if others:
@@ -139,34 +138,36 @@ def _in_source(spec: SourceSpec, kind: str) -> list[MediaFile]:
     return [file for _, file in listed]
 
 
-def _in_folder(spec: SourceSpec, kind: str, skipped: Counter[str]) -> Listed:
-    """All files of the kind in a folder, and in the archives in it."""
-    files = Files(spec.path, spec.root)
-    for names, _ in files.folders():
+def _in_folders(source: Source, kind: str, skipped: Counter[str]) -> Listed:
+    """The files of the kind in a folder or of a pattern, and in the archives there; of a pattern in all files that name some."""
+    for names, _ in source.files.folders():
         for name in names:
-            path = os.path.join(spec.path, name)
-            if name.lower().endswith(".tar"):
-                archive = _in_documents(SourceSpec(path), kind, skipped)
-                yield from ((split_of(name), file) for _, file in archive)
+            if source.pattern and not source.matches(name):
+                continue
+            path = os.path.join(source.files.folder, name)
+            if name.lower().endswith(".tar") or (source.pattern and may_hold_many(name, set())):
+                inside = Source(SourceSpec(path, root=source.spec.root))
+                yield from ((split or split_of(name), file) for split, file in _in_documents(inside, kind, skipped))
             elif _is_media(path, kind):
                 yield folder_split_of(name), MediaFile(path)
 
 
-def _in_documents(spec: SourceSpec, kind: str, skipped: Counter[str]) -> Listed:
-    """The files of the kind of all documents that `unitok tokenize` would list, each once. skipped: counts what is left out."""
-    source = Source(spec)
+def _in_documents(source: Source, kind: str, skipped: Counter[str]) -> Listed:
+    """The files of the kind that one file names or holds; a file of the kind itself. skipped: counts what is left out."""
     named: list[str] = []
     usable: dict[str, bool] = {}  # archives
     for item in source.items(named.append):
         names, in_line = [*named, *(name for name, _, _ in item.members if item.kind == "files")], bool(named)
         named.clear()
         for name in names:
+            if len(name) > LONGEST_NAME or name.startswith("data:") or promised(name).removeprefix("an ") not in ("", kind):
+                continue
             try:
-                path = str(source.files.local(name)) if len(name) <= LONGEST_NAME and not name.startswith("data:") else ""
+                path = str(source.files.local(name))
             except UserError as error:
                 skipped[f"files whose path {error}"] += 1
                 continue
-            if path and _is_media(path, kind):
+            if _is_media(path, kind):
                 yield item.split, MediaFile(path)
         if item.kind == "member":
             yield from _members(source, item, kind, usable, skipped)

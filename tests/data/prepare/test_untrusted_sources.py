@@ -116,7 +116,7 @@ def test_damaged_containers_give_what_comes_before_the_damage(tmp_path):
             assert "the rest cannot be read" in bad[-1]
         if name == "torn.tar":  # it goes on after the damage
             assert len(good) == 49
-            assert "are no member" in bad[0]
+            assert "are not a member" in bad[0]
 
 
 def test_damaged_pages_of_a_table_cost_their_rows_alone(bundle_folder, tmp_path):
@@ -149,7 +149,7 @@ def test_compressed_files_with_flipped_bits_are_listed(tmp_path):
 
 def test_an_output_in_its_own_source_is_refused(bundle_folder, tmp_path):
     (tmp_path / "a.txt").write_text("a")
-    with pytest.raises(UserError, match="lies in the source"):
+    with pytest.raises(UserError, match="is inside the source"):
         tokenize(Plan(str(tmp_path), str(tmp_path / "tokens"), str(bundle_folder)))
     assert not (tmp_path / "tokens").exists()
 

@@ -103,7 +103,7 @@ def list_items(
         stems = _stems_of_media(names)
         splits.update(folder_split_of(name) for name in names[:1])
         for name in names:
-            if _may_hold_many(name, stems) and not (f := known.get(name) or files.look(name)).problem:
+            if may_hold_many(name, stems) and not (f := known.get(name) or files.look(name)).problem:
                 many.append(f)
                 splits.add(split_of(name))
     has_splits = len(splits - {""}) > 1 and "train" in splits
@@ -219,7 +219,7 @@ def _group_in(row: Mapping[str, object], field: str) -> str:
 _Lister = Callable[[Files, FileInfo, _Claims], Iterator[SourceItem]]
 
 
-def _may_hold_many(name: str, beside: set[str]) -> bool:
+def may_hold_many(name: str, beside: set[str]) -> bool:
     """Whether a file's name suggests that it holds many documents. beside: base names of the media files of its folder."""
     plain = plain_name(name)
     if plain.lower().endswith(".json"):
@@ -395,7 +395,7 @@ def _unused_table(files: Files, name: str) -> bool:
 
 def _stems_of_media(names: Iterable[str]) -> set[str]:
     """Base names of the files of a folder whose suffix is not one of text or metadata."""
-    return {os.path.splitext(n)[0] for n in names if not (n.lower().endswith((".txt", ".json")) or _may_hold_many(n, set()))}
+    return {os.path.splitext(n)[0] for n in names if not (n.lower().endswith((".txt", ".json")) or may_hold_many(n, set()))}
 
 
 def _files_items(infos: list[FileInfo]) -> Iterator[SourceItem]:

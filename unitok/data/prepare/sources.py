@@ -101,9 +101,9 @@ class Source:
 
     def _matching(self) -> Iterator[Folder]:
         for names, known in self.files.folders():
-            yield [n for n in names if self._matches(n) or (n in known and known[n].problem)], known
+            yield [n for n in names if self.matches(n) or (n in known and known[n].problem)], known
 
-    def _matches(self, name: str) -> bool:
+    def matches(self, name: str) -> bool:
         """Whether a name matches the pattern, where `*` stands for any characters, and `**/` for any folders or none."""
         return fnmatch(name, self.pattern) or fnmatch(name, self.pattern.replace("**/", ""))
 
