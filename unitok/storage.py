@@ -116,7 +116,7 @@ class Files:
         inside_roots = any(path == root or path.startswith(root.rstrip("/") + "/") for root in self.roots)
         if not inside_roots and not (self.named and name == self.named):
             raise UserError(
-                f"leaves {' and '.join(self.roots)}: refused (`root` names another folder that paths may lead into)"
+                "leaves its source's folder: refused (`root` names another folder that paths may lead into)"
             )
         return path
 

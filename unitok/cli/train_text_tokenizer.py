@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from unitok.cli.arguments import check_input
 from unitok.files import check_inputs, check_replaceable
 
 
@@ -18,11 +19,14 @@ def train_text_tokenizer(
         max_lines: most strings to train on
         overwrite: replace what is in the folder, also where it is something else
     """
+    for path in source:
+        if "://" not in path and "*" not in path:
+            check_input(Path(path))
     from unitok.data.prepare.sources import read_texts
     from unitok.tokenizers import TextTokenizer
 
     check_replaceable(out, "text tokenizer", overwrite)
-    check_inputs(out, [Path(path) for path in source if "://" not in path])
+    check_inputs(out, [path for path in source if "://" not in path])
     tokenizer = TextTokenizer.train((text for path in source for text in read_texts(path)), vocab_size, max_lines)
     tokenizer.save_pretrained(out, overwrite)
     fewer = "" if tokenizer.size == vocab_size else f" of the {vocab_size} asked for: the text gives no more"

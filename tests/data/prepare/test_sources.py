@@ -9,6 +9,7 @@ from raw_data import errors_of, found_in, png, table_of, tar_of, tokens_of, wav,
 
 from unitok.data.prepare.plan import Plan
 from unitok.data.prepare.recipe import SourceSpec, load_recipe
+from unitok.data.prepare.sources import read_texts
 from unitok.data.prepare.tokenize import tokenize
 from unitok.data.shards import TokenDataset
 from unitok.errors import UserError
@@ -262,3 +263,22 @@ def test_a_source_gives_documents_and_errors(tmp_path):
     good, bad = found_in(tmp_path)
     assert [raw.id for raw in good] == ["a.txt"]
     assert len(bad) == 1
+
+
+def test_texts_come_from_folders_patterns_archives_tables_and_recipes_without_reading_media(tmp_path, caplog):
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    (tmp_path / "in" / "book.txt").write_text("one\n\ntwo\n")
+    (tmp_path / "in" / "0.png").write_bytes(b"no image")
+    (tmp_path / "in" / "0.txt").write_text("a caption")
+    (tmp_path / "in" / "sub" / "bad.txt").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "in" / "sub" / "x.jsonl").write_text('{"text": "three\\nfour"}')
+    (tmp_path / "x.tar").write_bytes(tar_of([("1.png", b"no image"), ("1.txt", b"in a tar")]))
+    (tmp_path / "x.csv").write_text("text,other\nin a table,no")
+    whole = ["three\nfour", "a caption", "one", "two"]
+    assert list(read_texts(tmp_path / "in")) == whole
+    assert "1 documents could not be read; the first: sub/bad.txt" in caplog.text
+    assert list(read_texts(f"{tmp_path}/in/**/*.txt")) == whole[1:]
+    assert list(read_texts(tmp_path / "x.tar")) == ["in a tar"]
+    assert list(read_texts(tmp_path / "x.csv")) == ["in a table"]
+    (tmp_path / "mix.yaml").write_text('{"sources": [{"path": "x.tar"}, {"path": "in"}]}')
+    assert list(read_texts(tmp_path / "mix.yaml")) == ["in a tar", *whole]

@@ -46,6 +46,24 @@ def test_paths_that_leave_the_folder_are_refused(tmp_path):
     assert len(bad) == 1
 
 
+def test_the_file_that_is_named_is_read_wherever_the_root_and_its_link_lead(tmp_path):
+    for name in ("media", "lines", "elsewhere"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.png").write_bytes(png())
+    paths = [str(tmp_path / "media" / "0.png"), "0.png", str(tmp_path / "elsewhere" / "0.png")]
+    rows = [json.dumps({"content": [{"type": "image", "path": path}]}) for path in paths]
+    (tmp_path / "lines" / "all.jsonl").write_text("\n".join(rows))
+    (tmp_path / "lines" / "link.jsonl").symlink_to(tmp_path / "elsewhere" / "all.jsonl")
+    (tmp_path / "elsewhere" / "all.jsonl").write_text("\n".join(rows))
+    for name in ("all", "link"):
+        good, bad = found_in(tmp_path / "lines" / f"{name}.jsonl", root=str(tmp_path / "media"))
+        assert [raw.where for raw in good] == [f"{name}.jsonl, line 1", f"{name}.jsonl, line 2"]
+        assert len(bad) == 1
+        assert "`root` names another folder" in bad[0]
+    with pytest.raises(UserError, match="root .*gone: no such folder"):
+        found_in(tmp_path / "lines" / "all.jsonl", root=str(tmp_path / "gone"))
+
+
 def test_members_of_archives_that_lead_elsewhere_are_refused(tmp_path):
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", errors="surrogateescape") as archive:
