@@ -115,9 +115,7 @@ class Files:
             path = os.path.realpath(path)
         inside_roots = any(path == root or path.startswith(root.rstrip("/") + "/") for root in self.roots)
         if not inside_roots and not (self.named and name == self.named):
-            raise UserError(
-                "leaves its source's folder: refused (`root` names another folder that paths may lead into)"
-            )
+            raise UserError("leaves the folder of its source: refused (`root` names another folder that paths may lead into)")
         return path
 
     def open(self, name: str) -> IO[bytes]:

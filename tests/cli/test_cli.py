@@ -388,7 +388,9 @@ def test_mistakes_in_training_are_one_line_and_leave_nothing(tmp_path, scenes_fo
     fit = ("fit", "--out", out, "--trainer.enable_progress_bar", "false")
     assert_one_line(here(*fit, "--config", tmp_path / "typo.yaml"), "lerning_rate")
     assert_one_line(here(*fit, "--config", tmp_path / "gone.yaml"), "gone.yaml")
-    assert_one_line(here(*fit, "--config", config, "--data.init_args.path", tmp_path / "gone"), "gone", "no such file or folder")
+    assert_one_line(
+        here(*fit, "--config", config, "--data.init_args.path", tmp_path / "gone"), "gone", "no such file or folder"
+    )
     assert_one_line(here(*fit, "--config", config, "--data.init_args.path", tmp_path / "words"), "no image files")
     assert_one_line(here(*fit, "--config", config, "--resume", tmp_path / "gone.ckpt"), "gone.ckpt")
     decoder = ROOT / "configs" / "scenes" / "decoder.yaml"

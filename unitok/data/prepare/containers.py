@@ -96,8 +96,8 @@ def list_members(file: IO[bytes], compressed: bool) -> Iterator[Member]:
                 yield Member("", problem=f"damaged: bytes {end} to {member.offset} are not a member")
             end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
             name = member.name.removeprefix("./")
-            if why := _problem(member, name):
-                yield Member(printable(name), problem=why)
+            if problem := _problem(member, name):
+                yield Member(printable(name), problem=problem)
                 if member.size > MAX_BYTES and compressed:
                     raise tarfile.ReadError("what comes after it cannot be reached without decompressing it")
             elif not member.isdir() and not name.rsplit("/", 1)[-1].startswith("."):

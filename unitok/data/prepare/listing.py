@@ -62,8 +62,8 @@ class SourceItem:
     group: str = ""
 
 
-def _refused(where: str, why: str) -> SourceItem:
-    return SourceItem("", where, "error", error=f"{where}: {why}")
+def _refused(where: str, problem: str) -> SourceItem:
+    return SourceItem("", where, "error", error=f"{where}: {problem}")
 
 
 def _broken(where: str, f: FileInfo, error: BaseException, what: str = "damaged: the rest cannot be read") -> SourceItem:
@@ -371,10 +371,10 @@ def _table_items(files: Files, f: FileInfo, claims: _Claims) -> Iterator[SourceI
             for row, (id, named) in enumerate(table.listed(lambda name: names_media(name) or name in ("split", group), group)):
                 claims.read(named, f.name)
                 yield SourceItem(printable(id), f"{f.name}, row {row}", "row", f.name, f.stamp, row)
-            for why, text in table.bad_rows:
+            for problem, text in table.bad_rows:
                 for cell in re.split(r"[,;|\t]", text):
                     claims.claim(cell.strip(' "'), f.name)
-                yield _refused(f"{f.name}, a row", why)
+                yield _refused(f"{f.name}, a row", problem)
     except DAMAGE as error:
         yield _broken(f.name, f, error, "not a readable table")
 

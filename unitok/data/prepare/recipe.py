@@ -136,17 +136,17 @@ def check_template(template: Sequence[object], where: str) -> None:
     """Raise `UserError` for an entry that is not a part."""
     content: list[TemplatePart] = []
     for number, part in enumerate(template, 1):
-        here = f"{where}: template, part {number}"
+        place = f"{where}: template, part {number}"
         if not isinstance(part, dict) or not isinstance(part.get("type"), str):
-            raise UserError(f"{here}: a part is {{type: text, text: …}}, {{type: image, path: …}} or the like")
+            raise UserError(f"{place}: a part is {{type: text, text: …}}, {{type: image, path: …}} or the like")
         known = modalities().get(part["type"])  # else an instance of the bundle
         key = known.key if known else next((k for k in part if k in {m.key for m in modalities().values()}), "path")
         if not isinstance(part.get(key), str) or not part[key]:
-            raise UserError(f"{here}: an empty or missing {key!r}")
-        options = read_typed(_PartOptions, {k: v for k, v in part.items() if k not in ("type", key)}, here)
-        _check_role(options.role, here)
+            raise UserError(f"{place}: an empty or missing {key!r}")
+        options = read_typed(_PartOptions, {k: v for k, v in part.items() if k not in ("type", key)}, place)
+        _check_role(options.role, place)
         if re.search("[{}]", re.sub(FIELD, "", part[key])):
-            raise UserError(f"{here}: {part[key]!r}: a brace without its partner, or with no field in between")
+            raise UserError(f"{place}: {part[key]!r}: a brace without its partner, or with no field in between")
         content.append(part)
     if content and not any(re.search(FIELD, template_content(part)) or "path" in part for part in content):
         raise UserError(f"{where}: template: it has no {{field}}, so that all documents would be the same")

@@ -56,15 +56,15 @@ class Source:
         path = spec.path.removeprefix("file://")
         folder, alone, self.pattern = path, "", ""
         steps = path.split("/")
-        found = "" if "*" in path and is_remote(path) else kind_of_path(path)
-        if not found and "*" in path:  # a name may hold an asterisk, too
+        path_kind = "" if "*" in path and is_remote(path) else kind_of_path(path)
+        if not path_kind and "*" in path:  # a name may hold an asterisk, too
             fixed = next(i for i, step in enumerate(steps) if "*" in step)
             folder = "/".join(steps[:fixed]) or ("/" if path.startswith("/") else ".")
             self.pattern = "/".join(steps[fixed:])
-            found = kind_of_path(folder)
-        if found == "file":
+            path_kind = kind_of_path(folder)
+        if path_kind == "file":
             folder, alone = os.path.split(path) if is_remote(path) else (str(Path(path).parent), Path(path).name)
-        elif not found:
+        elif not path_kind:
             raise UserError(f"{folder}: no such file or folder")
         self.files, self.alone = open_files(folder, spec.root, alone), alone
         self.left_out: Counter[str] = Counter()  # counts by what it is, after `items`

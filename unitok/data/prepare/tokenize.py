@@ -83,8 +83,8 @@ def tokenize(
             if part is None:
                 remove_partials(out / ".work")
             run = Run(plan)
-            mine = range(len(run.shards)) if part is None else range(part[0], len(run.shards), part[1])
-            _make_shards(run, mine, workers, max_error_rate, engine, log_file, progress)
+            indices = range(len(run.shards)) if part is None else range(part[0], len(run.shards), part[1])
+            _make_shards(run, indices, workers, max_error_rate, engine, log_file, progress)
             if any(made(run, i) is None for i in range(len(run.shards))):
                 say(f"{out}: part {part[0] if part else 0} done; the others have yet to finish")
                 return None
@@ -158,13 +158,13 @@ def _check_types(sources: list[Source], bundle: Bundle) -> None:
 
 
 def _make_shards(
-    run: Run, mine: range, workers: int, max_error_rate: float | None, engine: str, log_file: Path, shown: bool
+    run: Run, indices: range, workers: int, max_error_rate: float | None, engine: str, log_file: Path, shown: bool
 ) -> None:
-    """Make those of the shards `mine` that do not exist yet."""
-    count = sum(run.shards[i][2] - run.shards[i][1] for i in mine)
+    """Make those of the shards `indices` that do not exist yet."""
+    count = sum(run.shards[i][2] - run.shards[i][1] for i in indices)
     with Progress(count, max_error_rate, run, log_file, shown) as progress:
         todo = []
-        for i in mine:
+        for i in indices:
             if entry := made(run, i):
                 progress.had(entry)
             else:
