@@ -161,11 +161,11 @@ class _Work:
         self.notes: Counter[str] = Counter()
         self.batches: dict[tuple, list[MediaItem]] = defaultdict(list)
         self.waiting_bytes = 0  # of the contents in the batches
-        self.held = 0  # bytes that are decoded and not yet taken
+        self.held_bytes = 0  # bytes that are decoded and not yet taken
         self.room = threading.Condition(self.lock)
         self.stopped = False
-        self.quiet = threading.Event()  # cleared while the networks run and decoding must wait
-        self.quiet.set()
+        self.may_decode = threading.Event()  # cleared while the networks run and decoding must wait
+        self.may_decode.set()
         self.items = self.skipped = 0  # items taken so far, and those of them that gave no document
 
     # ---- In threads: read, decode --------------------------------------------------------------------------------
@@ -175,26 +175,26 @@ class _Work:
 
         Back-pressure: while decoded content exceeds `HELD_BYTES`, only the next item in order may proceed.
         """
-        self.quiet.wait()
+        self.may_decode.wait()
         with self.room:
-            self.room.wait_for(lambda: self.held < HELD_BYTES or number <= self.items or self.stopped)
+            self.room.wait_for(lambda: self.held_bytes < HELD_BYTES or number <= self.items or self.stopped)
             if self.stopped:
                 raise RunAborted("stopped")
-        grabbed: list[MediaItem] = []
+        used: list[MediaItem] = []
         try:
-            return [waiting for raw in make() for waiting in self._prepare(spec, raw, grabbed)]
+            return [waiting for raw in make() for waiting in self._prepare(spec, raw, used)]
         except BaseException:
-            self._release(grabbed)
+            self._release(used)
             raise
 
     def stop(self) -> None:
         """Let waiting threads end; nothing more is prepared."""
-        self.quiet.set()
+        self.may_decode.set()
         with self.room:
             self.stopped = True
             self.room.notify_all()
 
-    def _prepare(self, spec: SourceSpec, raw: RawDocument, grabbed: list[MediaItem]) -> Iterator[Waiting]:
+    def _prepare(self, spec: SourceSpec, raw: RawDocument, used: list[MediaItem]) -> Iterator[Waiting]:
         """The versions of a document. Content that stands in it is read first; its files only where that passes the filters."""
         try:
             named = tuple(replace(p, type=self.bundle.instance(spec.instances.get(p.type, p.type))) for p in raw.content)
@@ -211,20 +211,20 @@ class _Work:
         for version in versions(self.bundle, replace(raw, content=named), options):
             media: dict[int, MediaItem] = {}
             facts = Counter({"characters": 0.0})
-            for at, part in enumerate(version.content):
+            for number, part in enumerate(version.content):
                 if part.file is None:
-                    media[at] = MediaItem(part.type)
-                    self._load(media[at], part.value, options(part.type), version.where, part.view)
-                    facts.update(media[at].loaded.facts)
+                    media[number] = MediaItem(part.type)
+                    self._load(media[number], part.value, options(part.type), version.where, part.view)
+                    facts.update(media[number].loaded.facts)
             rejected = spec.filters.reject(facts)
-            for at, part in enumerate(() if rejected else version.content):
+            for number, part in enumerate(() if rejected else version.content):
                 if part.file is not None:
-                    media[at] = self._media_item(spec, part, version.id, options(part.type), grabbed)
+                    media[number] = self._media_item(spec, part, version.id, options(part.type), used)
             slim = tuple(replace(part, file=None, value="") for part in version.content)  # so that its content is not kept
-            parts = tuple(media[at] for at in sorted(media)) if not rejected else ()
+            parts = tuple(media[number] for number in sorted(media)) if not rejected else ()
             yield Waiting(replace(version, content=slim), parts, spec, rejected)
 
-    def _media_item(self, spec: SourceSpec, part: Part, document: str, options: object, grabbed: list[MediaItem]) -> MediaItem:
+    def _media_item(self, spec: SourceSpec, part: Part, document: str, options: object, used: list[MediaItem]) -> MediaItem:
         """The content of a file; it is decoded here unless another document needed it before."""
         variant = part.view in self.bundle.modality(part.type).views(options)
         own = document if variant else ""  # random crops differ between the documents of a file
@@ -233,12 +233,12 @@ class _Work:
             known = self.media.get(key)
             media_item = known or self.media.setdefault(key, MediaItem(part.type, key))
             media_item.users += 1
-            grabbed.append(media_item)
+            used.append(media_item)
         if known is None:
             chance = hash_fraction(self.encoder.seed, own, part.file.name)
             self._load(media_item, part.file, options, part.file.name, part.view, chance)
             with self.lock:
-                self.held += media_item.loaded.nbytes
+                self.held_bytes += media_item.loaded.nbytes
             media_item.ready.set()
         return media_item
 
@@ -312,7 +312,7 @@ class _Work:
             for media_item in media:
                 media_item.users -= 1
                 if not media_item.users and not media_item.queued:
-                    self.held -= media_item.loaded.nbytes
+                    self.held_bytes -= media_item.loaded.nbytes
                     media_item.loaded.content = None
                     self.media.pop(media_item.key, None)
 
@@ -320,7 +320,7 @@ class _Work:
         """Put content into its batch. A full batch is encoded; so is the largest one while `WAITING_BYTES` are exceeded."""
         media_item.queued = True
         with self.room:
-            self.held -= media_item.loaded.nbytes if media_item.key else 0
+            self.held_bytes -= media_item.loaded.nbytes if media_item.key else 0
             self.room.notify_all()
         if media_item.codes is not None:
             return
@@ -338,7 +338,7 @@ class _Work:
         batch = self.batches.pop(key)
         self.waiting_bytes -= sum(media_item.loaded.nbytes for media_item in batch)
         if not self.encoder.overlap:
-            self.quiet.clear()
+            self.may_decode.clear()
         try:
             codes = self.bundle.modality(key[0]).encode(
                 self.bundle.require(key[0]), [media_item.loaded for media_item in batch]
@@ -350,7 +350,7 @@ class _Work:
                 media_item.error = str(error)
         for media_item in batch:
             media_item.loaded.content = None
-        self.quiet.set()
+        self.may_decode.set()
 
     def finish(self) -> Encoded:
         """Encode the remaining batches. Returns: all documents."""
