@@ -226,6 +226,7 @@ class _Work:
 
     def _media_item(self, spec: SourceSpec, part: Part, document: str, options: object, used: list[MediaItem]) -> MediaItem:
         """The content of a file; it is decoded here unless another document needed it before."""
+        assert part.file is not None
         variant = part.view in self.bundle.modality(part.type).views(options)
         own = document if variant else ""  # random crops differ between the documents of a file
         key = (str(id(spec)), part.type, part.file.name, str(part.file.place), part.view, own)

@@ -318,7 +318,7 @@ def _texts_of_documents(source: Source) -> Iterator[str]:
     bad, first = 0, ""
     for item, make in zip(items, source.read(items), strict=True):
         try:
-            values = [part.value for raw in make() for part in raw.content if part.type == TEXT]
+            values = [str(part.value) for raw in make() for part in raw.content if part.type == TEXT]
         except UserError as error:
             bad, first = bad + 1, first or str(error)
             continue
