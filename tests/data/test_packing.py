@@ -14,7 +14,7 @@ from unitok.errors import UserError
 
 
 def mixed_lengths(seed=0):
-    """Like scenes: captions, captions with a picture, pictures with a sound; and a few long stories."""
+    """Like scenes: captions, captions with an image, images with audio; and a few long stories."""
     rng = np.random.default_rng(seed)
     return np.concatenate([rng.integers(18, 170, 9000), rng.integers(170, 1000, 600)])[rng.permutation(9600)]
 
@@ -62,9 +62,9 @@ def token_folder(tmp_path_factory):
     documents = []
     for i in range(40):
         prompt = Segment("text", rng.integers(1, 300, int(rng.integers(2, 9))), loss=False)
-        picture = Segment("image", rng.integers(0, 64, (3, 3)))
-        sound = Segment("audio", rng.integers(0, 16, (3, 4)), loss=bool(i % 2))
-        documents.append(Document((prompt, picture, sound), f"d{i}"))
+        image = Segment("image", rng.integers(0, 64, (3, 3)))
+        audio = Segment("audio", rng.integers(0, 16, (3, 4)), loss=bool(i % 2))
+        documents.append(Document((prompt, image, audio), f"d{i}"))
     folder = tmp_path_factory.mktemp("tokens")
     shards = [write_shard(folder / f"shard-0000{k}.arrow", documents[k * 20 : k * 20 + 20], vocab) for k in range(2)]
     write_dataset_json(folder, vocab, shards, {})
@@ -189,7 +189,7 @@ def test_weights_by_modality_and_level_reach_the_positions(token_folder):
     seen = set()
     for unit in itertools.chain(*data.rows(0)):
         ids, factors = data.document(unit)
-        trained = unit.document % 2 == 1  # only odd documents learn their sound
+        trained = unit.document % 2 == 1  # only odd documents learn their audio
         for name, wanted in (("image", 0.5), ("audio.0", 2.0), ("audio.1", 0.5), ("audio.2", 2.0)):
             r = data.vocab.range(name)
             inside = (ids >= r.offset) & (ids < r.stop)

@@ -199,7 +199,7 @@ def test_what_no_one_thought_of_is_listed_too(bundle_folder, tmp_path):
     assert all(f"line {n}" in line for n, line in zip((2, 3), found, strict=True))
 
 
-def test_text_where_a_picture_or_sound_should_be_is_listed(tmp_path):
+def test_text_where_an_image_or_audio_should_be_is_listed(tmp_path):
     page = b"<html>404 not found</html>"
     (tmp_path / "folder").mkdir()
     for name, data in {
@@ -246,9 +246,9 @@ def test_parts_that_say_what_no_part_says_are_refused(tmp_path):
 
 
 def test_a_sound_that_is_cut_off_is_listed_and_one_of_a_stream_is_not(tmp_path):
-    sound = wav(seconds=1.0)
-    (tmp_path / "cut.wav").write_bytes(sound[: len(sound) // 2])
-    (tmp_path / "stream.wav").write_bytes(sound[:4] + b"\xff\xff\xff\xff" + sound[8:])
+    audio = wav(seconds=1.0)
+    (tmp_path / "cut.wav").write_bytes(audio[: len(audio) // 2])
+    (tmp_path / "stream.wav").write_bytes(audio[:4] + b"\xff\xff\xff\xff" + audio[8:])
     for name, fails in (("cut.wav", True), ("stream.wav", False)):
         for data in (None, (tmp_path / name).read_bytes()):
             if fails:
