@@ -146,6 +146,15 @@ def test_verify_finds_what_was_changed(split_tokens, tmp_path):
     assert any("documents, dataset.json says 3" in p for p in rows)
 
 
+def test_a_data_set_of_an_older_version_says_what_to_do(tmp_path):
+    (tmp_path / "dataset.json").write_text(json.dumps({"version": 1, "ids": 3, "shards": []}))
+    with pytest.raises(UserError, match="data set version 1, but this unitok reads version 2; tokenize its sources again"):
+        TokenDataset(tmp_path)
+    (tmp_path / "dataset.json").write_text(json.dumps({"version": 2, "shards": []}))
+    with pytest.raises(UserError, match="has no vocab, documents, tokens, tokens_by_modality; it is damaged"):
+        TokenDataset(tmp_path)
+
+
 def test_inspect_tells_lengths_and_shows_samples(split_tokens, bundle_folder, tmp_path, capsys):
     inspect(str(split_tokens), page=tmp_path / "page.html", bundle=bundle_folder, samples=9, verify=True)
     told = capsys.readouterr().out
