@@ -91,7 +91,7 @@ def tokenize(
         order: types in order, such as image,text; random: each document in an order of its own
         instance: KIND=NAME, the bundle's tokenizer for files of a kind, such as audio=speech; may be repeated
         group: field of lines and rows that names a document's group, which --validation never divides (default: group)
-        group_separator: group documents whose ids are equal up to the last of these, such as /
+        group_separator: group documents by their ids up to the last of these separators, such as /
 
     content (a recipe's sources may differ):
         options: by its kind
