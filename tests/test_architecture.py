@@ -15,6 +15,7 @@ parse = functools.cache(ast.parse)
 LANGUAGE = ("unitok.document", "unitok.layouts", "unitok.ranges", "unitok.vocab", "unitok.grammar")
 HOUSE: dict[str, tuple[str, ...]] = {
     "unitok.errors": (),
+    "unitok.configs": (),
     "unitok.lazy": (),
     "unitok.hardware": (),
     "unitok.files": (),

@@ -11,6 +11,7 @@ import numpy as np
 
 from unitok import pages
 from unitok.cli.arguments import BundleFolder, check_input
+from unitok.configs import config_file
 from unitok.errors import UserError, visible
 from unitok.files import read_json, read_yaml, settle
 from unitok.hardware import HARDWARE
@@ -39,7 +40,7 @@ def inspect(
     """Print what a data set, a bundle or a config holds, and what a decoder costs; --verify checks a data set.
 
     Args:
-        what: a data set (a folder or URL), a bundle, a decoder's folder, a YAML config, or a preset such as 100m, chameleon-34b
+        what: a data set (a folder or URL), a bundle, a decoder's folder, a YAML config (a file or a built-in one), or a preset such as 100m, chameleon-34b
 
     data sets:
         verify: check the checksums, counts, grammar and ranges of a data set
@@ -57,6 +58,8 @@ def inspect(
     """
     if (page is None) != (bundle is None) or samples < 1:
         raise UserError("--page needs a --bundle to decode with, --samples at least 1")
+    if what.endswith(".yaml"):
+        what = str(config_file(what))
     if "/" in what and "://" not in what:  # no preset
         check_input(Path(what))
     from unitok.model import presets

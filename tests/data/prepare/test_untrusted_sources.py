@@ -234,7 +234,7 @@ def test_a_sound_that_is_cut_off_is_listed_and_one_of_a_stream_is_not(tmp_path):
     for name, fails in (("cut.wav", True), ("stream.wav", False)):
         for data in (None, (tmp_path / name).read_bytes()):
             if fails:
-                with pytest.raises(UserError, match=f"{name}: a sound that is cut off: it promises 1.00 s, 0.50 s of it"):
+                with pytest.raises(UserError, match=f"{name}: audio that is cut off: its header says 1.00 s, 0.50 s can"):
                     open_audio(tmp_path / name, data)
             else:
                 with open_audio(tmp_path / name, data) as file:
