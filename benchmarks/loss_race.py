@@ -53,7 +53,7 @@ def make_tokens(work: Path) -> tuple[Path, Path]:
         unitok("scenes", work / "scenes", "--count", 12_000, "--seed", 1, "--max-objects", 2)
         unitok("scenes", work / "new", "--count", 300, "--seed", 2, "--max-objects", 2)
         unitok("train-text-tokenizer", work / "scenes" / "text.txt", "--out", work / "text", "--vocab-size", 512)
-        for part, data, minutes in (("image", "images", 1.5), ("audio", "sounds", 0.7)):
+        for part, data, minutes in (("image", "images", 1.5), ("audio", "audio", 0.7)):
             flags = ["--data.init_args.path", work / "scenes" / data, "--model.init_args.minutes", minutes, "--resume", "auto"]
             unitok("fit", "--config", CONFIGS / f"{part}.yaml", "--out", work / part, *flags)
         parts = [word for name in ("text", "image", "audio") for word in (f"--{name}", work / name)]

@@ -21,7 +21,7 @@ from torch import Tensor
 from unitok.bundle import load_trained_part
 from unitok.media import load_image, save_image
 from unitok.scenes.evaluate import same_colors, to_bytes
-from unitok.scenes.oracle import read_picture
+from unitok.scenes.oracle import read_image
 from unitok.scenes.world import read_scenes
 from unitok.training.monitor import codebook_statistics
 
@@ -57,7 +57,7 @@ def measure(run: Path, folder: Path) -> tuple[dict[str, float], Tensor, Tensor]:
     originals = torch.stack([load_image(folder / row["image"]) for row in rows])
     codes = model.encode(originals)
     again = model.decode(codes)
-    read = [read_picture(to_bytes(picture)) for picture in again]
+    read = [read_image(to_bytes(picture)) for picture in again]
     mse = (again - originals).square().mean(dim=(1, 2, 3)) / 4
     scores = {
         "psnr_db": float((-10 * mse.log10()).mean()),

@@ -18,7 +18,7 @@ from unitok.bundle import load_trained_part
 from unitok.evaluate.audio import sound_scores
 from unitok.media import load_audio
 from unitok.scenes.evaluate import same_notes
-from unitok.scenes.oracle import read_sound
+from unitok.scenes.oracle import read_audio
 from unitok.scenes.world import read_scenes
 from unitok.training.monitor import codebook_statistics
 
@@ -36,7 +36,7 @@ def measure(run: Path, folder: Path, count: int = 1000) -> dict[str, float]:
         found = model.encode(samples[None])[0]
         levels = [model.restore(found[:k], model.size(samples)) for k in range(1, model.num_codebooks + 1)]
         scores.append([sound_scores(level, samples, model.sample_rate)["si_sdr_db"] or 0.0 for level in levels])
-        right.append(same_notes(read_sound(levels[-1].numpy(), model.sample_rate), row["scene"]))
+        right.append(same_notes(read_audio(levels[-1].numpy(), model.sample_rate), row["scene"]))
         codes.append(found)
     out = {"notes": float(np.mean(right))}
     for k, level in enumerate(torch.cat(codes, -1)):
@@ -58,7 +58,7 @@ def main() -> None:
     cases: list[dict[str, Any]] = []
     for seed in seeds:
         run = o.work / f"sounds-{seed}-{minutes:g}"
-        train(CONFIG, run, o.work / "train" / "sounds", minutes, seed)
+        train(CONFIG, run, o.work / "train" / "audio", minutes, seed)
         for score, value in measure(run, o.work / "test").items():
             unit = "dB" if "_db" in score else "share"
             cases.append({"case": f"{minutes:g} minutes, seed {seed}: {score}", "unit": unit, "ours": value})

@@ -302,7 +302,7 @@ def names(tmp_path, monkeypatch, scenes_folder, bundle_folder) -> Path:
         (tmp_path / name).symlink_to(ROOT / name)
     for name in ("RAW", "SCENES"):
         (tmp_path / name).symlink_to(scenes_folder)
-    for name, inside in (("PICTURES", "images"), ("SOUNDS", "sounds"), ("corpus.txt", "text.txt"), ("photo.png", "images/000003.png")):  # fmt: skip
+    for name, inside in (("PICTURES", "images"), ("SOUNDS", "audio"), ("corpus.txt", "text.txt"), ("photo.png", "images/000003.png")):  # fmt: skip
         (tmp_path / name).symlink_to(scenes_folder / inside)
     (tmp_path / "BUNDLE").symlink_to(bundle_folder)
     line = {"id": "a", "content": [{"type": "text", "text": "a large red circle"}]}
@@ -385,10 +385,10 @@ def test_a_new_modality_goes_from_json_lines_to_generated_files(names, monkeypat
 
 
 def test_esperanto_says_what_a_scene_shows():
-    from unitok.scenes.world import Scene, Thing
+    from unitok.scenes.world import Scene, SceneObject
 
     caption = runpy.run_path(str(ROOT / "examples" / "esperanto.py"))["caption"]
-    things = (Thing("red", "circle", "large"), Thing("blue", "square", "small"))
+    things = (SceneObject("red", "circle", "large"), SceneObject("blue", "square", "small"))
     row, one = Scene("white", "row", things), Scene("black", "one", things[1:])
     assert caption(row) == "granda ruĝa cirklo maldekstre de malgranda blua kvadrato sur blanka fono"
     assert caption(one) == "malgranda blua kvadrato sur nigra fono"

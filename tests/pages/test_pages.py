@@ -65,7 +65,7 @@ def test_only_pages_of_ours_are_replaced(tmp_path):
     page_of(HOSTILE, tmp_path / "a.html", "articles.html")  # its own
     (tmp_path / "notes.html").write_text("mine")
     for taken in (tmp_path / "notes.html", tmp_path):
-        with pytest.raises(UserError, match="no page of unitok's"):
+        with pytest.raises(UserError, match="was not written by unitok"):
             page_of("x", taken, "articles.html")
     assert (tmp_path / "notes.html").read_text() == "mine"
 
