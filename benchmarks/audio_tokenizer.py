@@ -1,11 +1,13 @@
-"""Encode and decode: our audio tokenizer beside the encodec package and transformers' EncodecModel, equal weights.
+"""Encode and decode audio: unitok beside the encodec package and transformers' EncodecModel, with equal weights.
 
     python benchmarks/audio_tokenizer.py [--quick] [--device cuda] [--hour]
 
 Measured on a CPU in fp32, with equal codes: 1.04 to 3.29 times encodec's seconds of audio per second and 1.38 to 3.42 times
-transformers'; least for one second alone, most for 30 seconds in batches of 8. The model is EnCodec's 24 kHz one with 8 levels,
-with random weights and codebooks. Medians; each peer is a process of its own, and they take
-turns; peak memory is theirs, over what the networks hold. With --hour, also the peak memory of an hour of sound, from a file to codes and to a file again.
+transformers'; least for one second alone, most for 30 seconds in batches of 8.
+
+The model is EnCodec's 24 kHz model with 8 levels and random weights and codebooks. Each peer is a process; the processes take turns,
+and the numbers are medians. Memory is the peak over what the networks hold. With --hour: the peak memory of an hour of audio,
+from a file to codes and back to a file.
 """
 
 import argparse
@@ -131,10 +133,10 @@ def main() -> None:
     p.add_argument("--quick", action="store_true", help="one second, batch 1, few rounds")
     p.add_argument("--device", default="cpu")
     p.add_argument("--rounds", type=int, default=5)
-    p.add_argument("--max-objects", type=float, default=240.0, help="leave out batches of more seconds of sound than this")
-    p.add_argument("--least", type=float, default=0.0, help="leave out batches of fewer seconds of sound than this")
+    p.add_argument("--max-seconds", type=float, default=240.0, help="leave out batches with more seconds of audio")
+    p.add_argument("--min-seconds", type=float, default=0.0, help="leave out batches with fewer seconds of audio")
     p.add_argument("--keep-for-all", action="store_true", help="the peers' allocator keeps large blocks, too")
-    p.add_argument("--hour", action="store_true", help="an hour of sound instead, added to the results that are there")
+    p.add_argument("--hour", action="store_true", help="an hour of audio instead; added to the results that are there")
     p.add_argument("--out", type=Path, help="default: benchmarks/results/audio_tokenizer.json")
     p.add_argument("--only", nargs=4, help=argparse.SUPPRESS)
     o = p.parse_args()
@@ -150,7 +152,7 @@ def main() -> None:
         print(found)
         return
     sizes = [(1.0, 1)] if o.quick else [(1.0, 1), (1.0, 8), (30.0, 1), (30.0, 8)]
-    sizes = [(seconds, batch) for seconds, batch in sizes if o.least <= seconds * batch <= o.most]
+    sizes = [(seconds, batch) for seconds, batch in sizes if o.min_seconds <= seconds * batch <= o.max_seconds]
     peers = build(o.device)
     cases = []
     for seconds, batch in sizes:
@@ -164,7 +166,7 @@ def main() -> None:
             for peer in ("encodec", "transformers"):
                 equal = {"equal_codes": float((codes[peer] == codes["unitok"]).float().mean())} if what == "encode" else {}
                 speed = {w: batch * seconds / found[w]["seconds"] for w in ("unitok", peer)}
-                row = {"unit": "s of sound/s", "ours": speed["unitok"], "peer": peer, "theirs": speed[peer]}
+                row = {"unit": "s of audio/s", "ours": speed["unitok"], "peer": peer, "theirs": speed[peer]}
                 cases.append({"case": f"{case}: speed"} | row | {"ratio": speed["unitok"] / speed[peer]} | equal)
                 row = {"unit": "GB", "ours": found["unitok"]["gb"], "peer": peer, "theirs": found[peer]["gb"]}
                 cases.append(

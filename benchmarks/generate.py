@@ -1,14 +1,16 @@
-"""Generation beside transformers' `generate`, with the same weights: ids of images a second.
+"""Generation beside transformers' `generate`, with the same weights: image tokens per second.
 
     python benchmarks/generate.py [--quick] [--device cuda] [--sizes 10m]
 
 Measured on two cores, a decoder of 10M: 1.88 times transformers with its dynamic cache and 1.36 times its compiled static one
-at batch 1, 1.87 times the dynamic one at batch 16 with guidance. The decoder is exported in Qwen3's layout and loaded by
-transformers' AutoModelForCausalLM; weights are random (speed does not depend on them), logits are compared first. Each row
-goes on from a prompt of 32 text ids with 256 ids: ours the codes of an image of 16 x 16, within its begin, header and end, theirs
-any ids of the vocabulary, since `generate` knows no images. Temperature 0.9 and top-k 100, fp32 on a CPU, bfloat16 on a GPU.
-Guidance: ours compares with a second context in the same batch; theirs runs doubled, too, in one batch (`doubled`), and as
-their own `guidance_scale`, which runs twice (`two passes`). Compile time, and two warm runs, are not in the figures.
+at batch 1, 1.87 times the dynamic one at batch 16 with guidance.
+
+The decoder is exported in Qwen3's layout and loaded by AutoModelForCausalLM of transformers. Its weights are random, because speed
+does not depend on them; the logits of both are compared first. Each row continues a prompt of 32 text tokens by 256 tokens: for
+unitok the codes of an image of 16 x 16, with begin, header and end; for transformers any tokens of the vocabulary, because
+`generate` has no notion of images. Temperature 0.9 and top-k 100; fp32 on a CPU, bfloat16 on a GPU. Guidance: unitok compares with
+a second sequence in the same batch; transformers runs doubled prompts in one batch (`doubled`), and its own `guidance_scale`,
+which runs the model twice (`two passes`). Compilation and two warm runs are not counted.
 """
 
 import argparse
@@ -42,7 +44,7 @@ TEMPERATURE, TOP_K, SCALE = 0.9, 100, 2.0
 
 
 def vocabulary() -> Vocab:
-    """4,096 text pieces, 1,024 image codes, four levels of 256 codes of sound."""
+    """4,096 text tokens, 1,024 image codes, four levels of 256 audio codes."""
     sizes = SimpleNamespace(size=4096, illegal=(), codebook_size=1024, fingerprint=str)
     return build_vocab(
         {"text": sizes, "image": sizes, "audio": SimpleNamespace(num_codebooks=4, codebook_size=256, fingerprint=str)}
@@ -132,7 +134,7 @@ def run_theirs(folder: Path, batch: int, guidance: str, static: bool, device: st
 
 
 def check_equal(folder: Path) -> float:
-    """Largest difference of the two models' logits, ours as it generates: with its cache, the last ids one by one."""
+    """Largest difference of the two models' logits, ours as it generates: with its cache, the last tokens one by one."""
     from transformers import AutoModelForCausalLM
 
     ids = torch.from_numpy(prompts(2))
@@ -198,7 +200,7 @@ def measure(folder: Path, size: str, batch: int, guidance: str, peer: str, devic
     count = batch * NEW
     ours, theirs = (count / found[name]["seconds"] for name in ("ours", "theirs"))
     name = f"{size}, batch {batch}{f', guidance ({guidance})' if guidance else ''}"
-    row = {"case": name, "unit": "ids/s", "ours": ours, "peer": peer, "theirs": theirs, "ratio": ours / theirs}
+    row = {"case": name, "unit": "tokens/s", "ours": ours, "peer": peer, "theirs": theirs, "ratio": ours / theirs}
     print(row, flush=True)
     return row | {"ours_gb": found["ours"]["gb"], "theirs_gb": found["theirs"]["gb"]}
 

@@ -1,14 +1,15 @@
-"""Seconds to a loss: our training of the decoder beside transformers' Chameleon with AdamW, 90 seconds each.
+"""Seconds to a loss: training of unitok's decoder beside transformers' Chameleon with AdamW, 90 seconds each.
 
     python benchmarks/loss_race.py [--quick] [--work FOLDER]
 
-Measured, median of three seeds: we reach the loss that theirs ends at in 45 of its 90 seconds. The same shape (about 2M parameters), documents
-(scenes, tokenized), held-out documents, seconds and threads. Both losses are the mean cross-entropy of the next id over the
-whole vocabulary, in nats, over all ids of 400 new documents. Theirs is what a researcher would write: random documents padded to
-the longest of each batch, fused AdamW, linear warm-up and decay over the 90 seconds, the best of all pairs of learning rate and
-batch size that are tried for the whole time. Ours is the recipe that benchmarks/recipes.py chose among its own on other new
-documents: packed rows, Muon with AdamW. It has 0.4, 0.5, 0.6, 0.75 and all of the seconds, a whole run each, one after the
-other; what counts is the shortest of these that ends at theirs or below.
+Measured, median of three seeds: unitok reaches the loss that the peer ends at in 45 of its 90 seconds.
+
+Both have the same shape (about 2M parameters), documents (scenes, tokenized), held-out documents, seconds and threads. Both losses
+are the mean cross-entropy of the next token over the whole vocabulary, in nats, over all tokens of 400 new documents. The peer is
+what a researcher would write: random documents padded to the longest of each batch, fused AdamW, linear warm-up and decay over
+the 90 seconds, and the best of all pairs of learning rate and batch size, each tried for the whole time. unitok uses the recipe
+that benchmarks/recipes.py chose on other new documents: packed rows, Muon with AdamW. It runs with 0.4, 0.5, 0.6, 0.75 and all
+of the seconds, a whole run each; what counts is the shortest run that ends at the loss of the peer or below.
 """
 
 import argparse
@@ -64,7 +65,7 @@ def make_tokens(work: Path) -> tuple[Path, Path]:
 
 
 def padded(dataset: TokenDataset, chosen: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Documents [B, T] padded on the right, and which ids are real."""
+    """Documents [B, T] padded on the right, and which tokens are real."""
     documents = [torch.from_numpy(dataset.ids(i)) for i in chosen]
     pad = torch.nn.utils.rnn.pad_sequence
     return pad(documents, True, dataset.vocab.pad), pad([torch.ones_like(d, dtype=torch.bool) for d in documents], True, False)
@@ -108,7 +109,7 @@ def on_all_ids(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How ours is trained; see `DecoderTraining`. ids: a step, packed into one row."""
+    """How ours is trained; see `DecoderTraining`. ids: tokens per step, packed into one row."""
 
     optimizer: str = "muon"
     rate: float = 2e-2

@@ -1,10 +1,13 @@
-"""QK-norm and z-loss on and off, at learning rates up to where it matters: docs/stability.svg and a table for docs/notes.md.
+"""QK-norm and z-loss on and off, at rising learning rates; also draws docs/stability.svg.
 
     python benchmarks/stability.py [--seconds 30] [--work FOLDER]
 
-The shape of `tiny` (1.8M parameters in its blocks) on scenes, AdamW for all (whose rate bounds nothing; Muon's steps have a fixed
-size), no clipping, the usual softmax over all ids, the same seed and seconds. Measured as it goes: the loss of each batch, the
-norm of the last layer's output, and the log-normalizer of the softmax (root mean squares); at last the loss on new documents.
+Measured in runs of 18 seconds: at a learning rate of 0.03 the loss is 4.3 nats with neither and 3.8 to 3.9 nats with one or both.
+z-loss alone is best at each of the three learning rates, with one seed.
+
+The shape of `tiny` (1.8M parameters in its blocks) on scenes; AdamW for all (nothing bounds its steps, while those of Muon have a
+fixed size), no clipping, softmax over all tokens, the same seed and seconds. Recorded: the loss of each batch, the norm of the output
+of the last layer, the log-normalizer of the softmax (root mean squares), and at the end the loss on new documents.
 """
 
 import argparse

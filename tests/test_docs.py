@@ -123,7 +123,9 @@ def installs(block: str) -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     lines = list(command_lines(block))
     assert all(words[:2] == ["pip", "install"] for words in lines)
-    assert {name for words in lines for name in re.findall(r"\.\[(.+)\]", " ".join(words))} <= set(extras)
+    named = [name for words in lines for part in re.findall(r"\.\[(.+)\]", " ".join(words)) for name in part.split(",")]
+    assert named
+    assert set(named) <= set(extras)
 
 
 def imports(block: str) -> None:
@@ -163,6 +165,23 @@ def diagram(block: str) -> None:
             hasattr(owners[owner], name) if owner in owners else (ROOT / "unitok" / f"{label.replace('.', '/')}.py").exists()
         )
         assert there, label
+
+
+def rooms_of_diagram(block: str) -> None:
+    """Not code: every node but the content is a room of the package."""
+    nodes = set(re.findall(r"(\w+)\[", block)) - {"content"}
+    assert len(nodes) >= 4
+    for name in nodes:
+        assert (ROOT / "unitok" / name).is_dir() or (ROOT / "unitok" / f"{name}.py").exists(), name
+
+
+def test_the_readme_is_short_and_its_rooms_are_there():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 150
+    rooms = re.findall(r"`(unitok/[\w/.]+)`", text)
+    assert len(rooms) > 8
+    for room in rooms:
+        assert (ROOT / room).exists(), room
 
 
 # ---- Data -----------------------------------------------------------------------------------------------------------
@@ -282,7 +301,7 @@ def documents_with_dice(block: str) -> None:
 
 BLOCKS: dict[str, list[Callable[[str], None]]] = {
     "docs/add-a-modality.md": [a_modality, documents_with_dice, shell, python],
-    "README.md": [shell, shell, installs, shell, shell, shell, python, tree],
+    "README.md": [shell, shell, installs, shell, shell, shell, python, rooms_of_diagram],
     "docs/data-formats.md": [
         *(one_document, with_a_template, recipe, what_a_data_set_holds, with_other_programs, from_a_bucket)
     ],

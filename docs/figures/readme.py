@@ -20,12 +20,14 @@ from PIL import Image
 from torch import Tensor
 
 from unitok.api import Unitok
+from unitok.errors import visible
 from unitok.files import write_text
 from unitok.media import draw_spectrogram, encode_png
 from unitok.scenes import world
 from unitok.scenes.evaluate import same_notes, to_bytes
 from unitok.scenes.oracle import read_audio, read_image
 
+MOST = 160  # new tokens of an output: more than any right one has
 SEED, ROWS = 4, 3  # of the prompts; the demo's scenes have seeds 1 to 3
 WIDTH, MARGIN, COLUMN, GAP, HEIGHT, TOP, BOTTOM = 880, 16, 162, 9, 190, 48, 40  # pixels; COLUMN and HEIGHT are those of a card
 INSET, MEDIA, LINE = 22, 84, 16.5  # from the edge of a card to its content; height of an image; height of a line of text
@@ -62,12 +64,14 @@ def cards(u: Unitok, scenes: list[world.Scene]) -> dict[str, list[list[Part]]]:
     pixels = [torch.from_numpy(image).permute(2, 0, 1) / 127.5 - 1 for image in images]
     rate = u.require("audio").sample_rate
 
-    drawn = u.generate([[text] for text in captions], modalities="image", seed=0)
-    played = u.generate([[world.audio_caption(scene)] for scene in scenes], modalities="audio", seed=0)
-    seen = u.generate([[Image.fromarray(image)] for image in images], modalities="text", seed=0)
-    heard = u.generate([[(torch.from_numpy(wave), world.SAMPLE_RATE)] for wave in waves], modalities="text", seed=0)
+    drawn = u.generate([[text] for text in captions], modalities="image", seed=0, max_new_tokens=MOST)
+    played = u.generate([[world.audio_caption(scene)] for scene in scenes], modalities="audio", seed=0, max_new_tokens=MOST)
+    seen = u.generate([[Image.fromarray(image)] for image in images], modalities="text", seed=0, max_new_tokens=MOST)
+    heard = u.generate(
+        [[(torch.from_numpy(wave), world.SAMPLE_RATE)] for wave in waves], modalities="text", seed=0, max_new_tokens=MOST
+    )
     prompts = [[Image.fromarray(image), f" {question}"] for image, (question, _) in zip(images, asked, strict=True)]
-    answered = u.generate(prompts, modalities="text", seed=0)
+    answered = u.generate(prompts, modalities="text", seed=0, max_new_tokens=MOST)
 
     columns: dict[str, list[list[Part]]] = {}
     for i, scene in enumerate(scenes):
@@ -95,7 +99,9 @@ def cards(u: Unitok, scenes: list[world.Scene]) -> dict[str, list[list[Part]]]:
 
 def text_at(x: float, y: float, text: str, color: str = INK, size: float = 12.5, weight: int = 400) -> str:
     """One line; y is its baseline."""
-    return f'<text x="{x:g}" y="{y:g}" fill="{color}" font-size="{size:g}" font-weight="{weight}">{escape(text)}</text>'
+    return (
+        f'<text x="{x:g}" y="{y:g}" fill="{color}" font-size="{size:g}" font-weight="{weight}">{escape(visible(text))}</text>'
+    )
 
 
 def picture(x: float, y: float, width: float, pixels: Tensor, smooth: bool) -> str:
@@ -120,7 +126,7 @@ def card(x: float, y: float, parts: list[Part]) -> str:
     for part in parts:
         generated = part.right is not None
         if isinstance(part.content, str):
-            lines = textwrap.wrap(part.content, 21) or [""]
+            lines = textwrap.wrap(part.content, 21, max_lines=4) or [""]
             height = LINE * len(lines)
             color = INK if generated else SOFT
             out += [text_at(left, top + 12 + LINE * i, line, color) for i, line in enumerate(lines)]
