@@ -136,7 +136,7 @@ def test_quickstart_has_the_demos_stages_commands_and_fractions(tmp_path, monkey
         words = shlex.split(shown)
         assert not words or any(matches(words, command) for command in ran[name]), f"{name}: {shown} is none of {ran[name]}"
     shares = re.search(
-        r"image tokenizer\s+gets ([\d.]+) % of them, the audio tokenizer ([\d.]+) %, scoring a reserve of ([\d.]+) %",
+        r"image tokenizer gets ([\d.]+) % of\s+the minutes, the audio tokenizer ([\d.]+) %, scoring a reserve of ([\d.]+) %",
         QUICKSTART,
     )
     assert [float(share) for share in shares.groups()] == pytest.approx(
