@@ -96,6 +96,19 @@ def test_the_readmes_six_numbers_are_those_of_the_results():
     assert "at 0.156 bits per pixel" in rows[0][0]
 
 
+def test_the_readmes_padding_and_memory_are_those_of_the_results():
+    text = (ROOT / "README.md").read_text().replace("\n", " ")
+    theirs, ours, factor = re.search(
+        r"are (\d+) % padding and unitok's packed rows ([\d.]+) %, .*? factor of ([\d.]+)\.", text
+    ).groups()
+    padding = results("train_step")["padding"]
+    assert agree(theirs, 100 * padding["theirs"])
+    assert agree(ours, 100 * padding["ours"])
+    assert agree(factor, (1 - padding["ours"]) / (1 - padding["theirs"]))
+    assert "up to twice the memory" in text
+    assert agree("2", 1 / ratios("image_tokenizer", "taming", "memory")[0])
+
+
 def run_script(path: Path, *arguments: object) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [str(path), *map(str, arguments)])
