@@ -124,8 +124,8 @@ def one_hour(device: str) -> None:
         encoded = time.perf_counter() - began
         model.decode_file(codes, Path(folder) / "again.wav", size)
         assert soundfile.info(Path(folder) / "again.wav").frames == size[0] == 3600 * RATE
-    found = {"encode_seconds": encoded, "decode_seconds": time.perf_counter() - began - encoded}
-    print(json.dumps({"peak_gb": peak_memory_gb(), "models_gb": before} | found))
+    measured = {"encode_seconds": encoded, "decode_seconds": time.perf_counter() - began - encoded}
+    print(json.dumps({"peak_gb": peak_memory_gb(), "models_gb": before} | measured))
 
 
 def main() -> None:
@@ -145,11 +145,11 @@ def main() -> None:
         one_hour(o.device) if which == "hour" else only(which, what, float(seconds), int(batch), o.device)
         return
     if o.hour:
-        found = in_a_process(__file__, "--device", o.device, "--only", "hour", "-", "0", "0")
+        measured = in_a_process(__file__, "--device", o.device, "--only", "hour", "-", "0", "0")
         path = o.out or RESULTS / f"audio_tokenizer{'' if o.device == 'cpu' else '.gpu'}.json"
         results = json.loads(path.read_text()) if path.exists() else {}
-        path.write_text(json.dumps(results | {"hour": found}, indent=1) + "\n")
-        print(found)
+        path.write_text(json.dumps(results | {"hour": measured}, indent=1) + "\n")
+        print(measured)
         return
     sizes = [(1.0, 1)] if o.quick else [(1.0, 1), (1.0, 8), (30.0, 1), (30.0, 8)]
     sizes = [(seconds, batch) for seconds, batch in sizes if o.min_seconds <= seconds * batch <= o.max_seconds]
@@ -161,16 +161,16 @@ def main() -> None:
         rounds = 2 if o.quick else o.rounds if seconds * batch <= 30 else 2
         for what in ("encode", "decode"):
             jobs = {w: ["--device", o.device, "--only", w, what, str(seconds), str(batch)] for w in peers}
-            found = in_turns(__file__, jobs, rounds, o.keep_for_all)
+            measured = in_turns(__file__, jobs, rounds, o.keep_for_all)
             case = f"{what} {seconds:g} s batch {batch}"
             for peer in ("encodec", "transformers"):
                 equal = {"equal_codes": float((codes[peer] == codes["unitok"]).float().mean())} if what == "encode" else {}
-                speed = {w: batch * seconds / found[w]["seconds"] for w in ("unitok", peer)}
+                speed = {w: batch * seconds / measured[w]["seconds"] for w in ("unitok", peer)}
                 row = {"unit": "s of audio/s", "ours": speed["unitok"], "peer": peer, "theirs": speed[peer]}
                 cases.append({"case": f"{case}: speed"} | row | {"ratio": speed["unitok"] / speed[peer]} | equal)
-                row = {"unit": "GB", "ours": found["unitok"]["gb"], "peer": peer, "theirs": found[peer]["gb"]}
+                row = {"unit": "GB", "ours": measured["unitok"]["gb"], "peer": peer, "theirs": measured[peer]["gb"]}
                 cases.append(
-                    {"case": f"{case}: memory"} | row | {"ratio": found[peer]["gb"] / max(found["unitok"]["gb"], 1e-3)}
+                    {"case": f"{case}: memory"} | row | {"ratio": measured[peer]["gb"] / max(measured["unitok"]["gb"], 1e-3)}
                 )
     more: dict[str, Any] = {"codes_that_occur": int(codes["unitok"].unique().numel())}
     write_results("audio_tokenizer", cases, o.device, o.out, **more)

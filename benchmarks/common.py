@@ -57,11 +57,11 @@ def in_turns(
     memory = {}
     for turn in range(rounds + 2):
         for name, worker in workers.items():
-            found = _ask(worker, "stop" if turn == rounds + 1 else "run")
+            answer = _ask(worker, "stop" if turn == rounds + 1 else "run")
             if turn == rounds + 1:
-                memory[name] = found
+                memory[name] = answer
             elif turn:  # the first turn warms up
-                seconds[name].append(found)
+                seconds[name].append(answer)
     return {name: {"seconds": statistics.median(seconds[name]), "gb": memory[name]} for name in workers}
 
 
@@ -127,16 +127,16 @@ def machine(device: str) -> dict[str, Any]:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         model = next((line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line), model)
-    found = {"cpu": model, "instructions": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
-    return found | ({} if device == "cpu" else {"gpu": torch.cuda.get_device_name()})
+    description = {"cpu": model, "instructions": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
+    return description | ({} if device == "cpu" else {"gpu": torch.cuda.get_device_name()})
 
 
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    packages = {"python": platform.python_version()}
     for name in PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            packages[name] = version(name)
+    return packages
 
 
 def write_results(name: str, cases: list[dict[str, Any]], device: str = "cpu", out: Path | None = None, **more: Any) -> None:

@@ -81,8 +81,8 @@ def encode(peer: Any, images: torch.Tensor) -> torch.Tensor:
     if isinstance(peer, (ImageTokenizer, Taming)):
         return peer.encode(images)
     with torch.no_grad():
-        found = next(part for part in peer.encode(images).values() if part.dtype == torch.long)
-    return found.reshape(len(images), images.shape[-2] // 16, images.shape[-1] // 16)
+        codes = next(part for part in peer.encode(images).values() if part.dtype == torch.long)
+    return codes.reshape(len(images), images.shape[-2] // 16, images.shape[-1] // 16)
 
 
 def only(which: str, name: str, what: str, side: int, batch: int, device: str) -> None:
@@ -145,13 +145,13 @@ def main() -> None:
         for what in ("encode", "decode"):
             able = [w for w in peers if what == "encode" or w != "transformers"]
             jobs = {w: ["--device", o.device, "--only", w, name, what, str(side), str(batch)] for w in able}
-            found = in_turns(__file__, jobs, 2 if o.quick else o.rounds, o.keep_for_all)
+            measured = in_turns(__file__, jobs, 2 if o.quick else o.rounds, o.keep_for_all)
             case = f"{what} {name} {side}px batch {batch}"
             for peer in able[1:]:
                 equal = {"equal_codes": float((codes[peer] == codes["unitok"]).float().mean())} if what == "encode" else {}
-                speed = {w: batch / found[w]["seconds"] for w in ("unitok", peer)}
+                speed = {w: batch / measured[w]["seconds"] for w in ("unitok", peer)}
                 cases.append(_case(f"{case}: speed", "images/s", peer, speed["unitok"], speed[peer], True) | equal)
-                cases.append(_case(f"{case}: memory", "GB", peer, found["unitok"]["gb"], found[peer]["gb"], False))
+                cases.append(_case(f"{case}: memory", "GB", peer, measured["unitok"]["gb"], measured[peer]["gb"], False))
     more = agreement(o.trained, o.images, o.device) if o.trained else {}
     if more:
         print(more)

@@ -47,9 +47,9 @@ def main() -> None:
     o = p.parse_args()
     torch.set_num_threads(o.threads)
     bench = _Bench(Unitok.from_pretrained(o.bundle, o.device), 6 if o.quick else 24)
-    rows = [bench.speed(name, how, window) for name, how in SETTINGS.items() for window in o.windows]
+    rows = [bench.speed(name, params, window) for name, params in SETTINGS.items() for window in o.windows]
     count = o.count or (150 if o.quick else 600)
-    rows += [bench.distribution(name, how, max(o.windows), count) for name, how in SETTINGS.items()]
+    rows += [bench.distribution(name, params, max(o.windows), count) for name, params in SETTINGS.items()]
     write_results("jacobi", rows, o.device, o.out)
 
 
@@ -63,16 +63,16 @@ class _Bench:
         self.plan = [PlanItem("image", (side, side))]
         self.codes = side * side
 
-    def make(self, requests: list[Request], how: SamplingParams, window: int) -> list[np.ndarray]:
-        return generate(self.unitok.require("model"), self.grammar, requests, {"image": how}, jacobi=window)
+    def make(self, requests: list[Request], params: SamplingParams, window: int) -> list[np.ndarray]:
+        return generate(self.unitok.require("model"), self.grammar, requests, {"image": params}, jacobi_window=window)
 
-    def speed(self, name: str, how: SamplingParams, window: int) -> dict[str, Any]:
+    def speed(self, name: str, params: SamplingParams, window: int) -> dict[str, Any]:
         """Seconds per image, one at a time, in turns."""
         seconds: dict[int, list[float]] = {0: [], window: []}
         passes = []
         for i, prompt in enumerate(self.prompts):
             for which in seconds:
-                session = Session(self.unitok.require("model"), self.grammar, {"image": how}, jacobi=which)
+                session = Session(self.unitok.require("model"), self.grammar, {"image": params}, jacobi_window=which)
                 began = time.perf_counter()
                 session.add(Request(prompt, self.plan, self.codes + 8, 1, i))
                 while session.waiting:
@@ -87,13 +87,13 @@ class _Bench:
         print(row, flush=True)
         return row
 
-    def distribution(self, name: str, how: SamplingParams, window: int, count: int) -> dict[str, Any]:
+    def distribution(self, name: str, params: SamplingParams, window: int, count: int) -> dict[str, Any]:
         """Whether both ways draw from one distribution."""
         prompt = self.prompts[0]
         sides = []
         for seed, which in ((1, 0), (2, window)):
             requests = [Request(prompt, self.plan, self.codes + 8, seed, i) for i in range(count)]
-            made = self.make(requests, how, 0) if not which else [self.make([r], how, which)[0] for r in requests]
+            made = self.make(requests, params, 0) if not which else [self.make([r], params, which)[0] for r in requests]
             sides.append(np.stack([ids[3 : 3 + self.codes] for ids in made]))
         statistic, p = permutation_test(*sides)
         row: dict[str, Any] = {"case": f"{name}: distribution", "unit": "p-value", "ours": p, "peer": None, "theirs": None}
@@ -110,9 +110,9 @@ def permutation_test(a: np.ndarray, b: np.ndarray, times: int = 2000) -> tuple[f
     """
     both = np.concatenate([a, b])
     cells = []
-    for place in range(both.shape[1]):
-        names, counts = np.unique(both[:, place], return_counts=True)
-        cells.append((both[:, place, None] == names[counts >= 10]).astype(np.float32))
+    for position in range(both.shape[1]):
+        names, counts = np.unique(both[:, position], return_counts=True)
+        cells.append((both[:, position, None] == names[counts >= 10]).astype(np.float32))
     hot = np.concatenate(cells, 1)  # [2 N, cells]
     totals = hot.sum(0)
 
@@ -121,9 +121,9 @@ def permutation_test(a: np.ndarray, b: np.ndarray, times: int = 2000) -> tuple[f
 
     rng = np.random.default_rng(0)
     labels = (np.arange(len(both)) < len(a)).astype(np.float32)
-    found = float(chi_square(labels[None])[0])
+    observed = float(chi_square(labels[None])[0])
     dealt = chi_square(np.stack([rng.permutation(labels) for _ in range(times)]))
-    return found, float((1 + (dealt >= found).sum()) / (1 + times))
+    return observed, float((1 + (dealt >= observed).sum()) / (1 + times))
 
 
 if __name__ == "__main__":

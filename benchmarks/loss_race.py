@@ -109,15 +109,15 @@ def on_all_ids(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How ours is trained; see `DecoderTraining`. ids: tokens per step, packed into one row."""
+    """How ours is trained; see `DecoderTraining`. tokens: per step, packed into one row."""
 
     optimizer: str = "muon"
-    rate: float = 2e-2
+    lr: float = 2e-2
     muon_lr: float = 0.02
     beta2: float = 0.95
     decay: float = 0.0
     stable_fraction: float = 0.3
-    ids: int = 768
+    tokens: int = 768
     iterations: int = 3
     grad_clip: float = 1.0
     z_loss: float = 1e-5
@@ -129,9 +129,9 @@ def race_ours(data: Path, config: DecoderConfig, measure: Measure, seconds: floa
     torch.manual_seed(seed)
     decoder = Decoder(config)
     average = weight_average(decoder, recipe.average) if recipe.average else None
-    packed = PackedDataset(TokenDataset(data), recipe.ids, seed, condition_dropout=0.0)
+    packed = PackedDataset(TokenDataset(data), recipe.tokens, seed, condition_dropout=0.0)
     batches = iter(EndlessBatches(packed, 1))
-    peaks = (recipe.rate, recipe.muon_lr)
+    peaks = (recipe.lr, recipe.muon_lr)
     optimizers = build_optimizers(decoder, recipe.optimizer, *peaks, (0.9, recipe.beta2), recipe.decay, recipe.iterations)
     done = 0
 
@@ -140,13 +140,13 @@ def race_ours(data: Path, config: DecoderConfig, measure: Measure, seconds: floa
         batch = on_all_ids({k: torch.from_numpy(v)[None] for k, v in packed[next(batches)[0]].items()})
         for optimizer, peak in zip(optimizers, peaks, strict=False):
             for group in optimizer.param_groups:
-                group["lr"] = peak * warmup_linear(done, share, 30, recipe.hold)
+                group["lr"] = peak * warmup_linear(done, share, 30, recipe.stable_fraction)
         hidden = decoder.hidden(batch["ids"], batch["positions"], batch["documents"])
         loss = next_id_loss(hidden, decoder.lm_head.weight, batch, None, recipe.z_loss).total / batch["weights"].sum()
         for optimizer in optimizers:
             optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(decoder.parameters(), recipe.clip or float("inf"))
+        torch.nn.utils.clip_grad_norm_(decoder.parameters(), recipe.grad_clip or float("inf"))
         for optimizer in optimizers:
             optimizer.step()
         if average is not None:

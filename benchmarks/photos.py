@@ -93,7 +93,7 @@ def train_taming(photographs: Path, seconds: float, rate: float, seed: int = 0) 
     optimizer = torch.optim.Adam(model.parameters(), lr=rate, betas=(0.5, 0.9))
     began, steps, batches = time.monotonic(), 0, iter(EndlessBatches(data, 16))
     while time.monotonic() - began < seconds:
-        batch = torch.stack([data[place] for place in next(batches)])
+        batch = torch.stack([data[index] for index in next(batches)])
         out, codebook, _ = model(batch)
         loss = (out - batch).abs().mean() + codebook
         optimizer.zero_grad()
@@ -109,8 +109,8 @@ def measure(reconstruct: Any, folder: Path) -> dict[str, float]:
     for path in sorted(folder.glob("*.png")):
         pixels = image_to_tensor(Image.open(path))
         with torch.no_grad():
-            again, found = reconstruct(pixels[None])
-        codes.append(found.reshape(-1))
+            again, image_codes = reconstruct(pixels[None])
+        codes.append(image_codes.reshape(-1))
         pair = (((x + 1) / 2).clamp(0, 1).mul(255).round().div(255) for x in (again[0], pixels))
         rows.append(picture_scores(*pair))
     means = {name: float(np.mean([row[name] for row in rows])) for name in ("psnr_db", "ssim", "ms_ssim")}
@@ -176,10 +176,10 @@ def main() -> None:
             "unit": "dB" if "_db" in name else "",
             "ours": ours[name],
             "peer": peer,
-            "theirs": found[name],
+            "theirs": scores[name],
         }
-        | {"ratio": ours[name] / found[name], "difference": ours[name] - found[name]}
-        for peer, found in (("taming", theirs), ("jpeg", jpeg))
+        | {"ratio": ours[name] / scores[name], "difference": ours[name] - scores[name]}
+        for peer, scores in (("taming", theirs), ("jpeg", jpeg))
         for name in ("psnr_db", "ssim", "ms_ssim")
     ]
     more = {

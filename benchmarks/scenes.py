@@ -43,12 +43,12 @@ GAN = {
 
 
 def sharpness(again: Tensor, originals: Tensor) -> float:
-    """How much of the originals' steps is left where they have an edge (a step of a quarter of the range and more)."""
+    """How much is left of the steps between neighboring pixels of the originals, at edges (steps of a quarter of the range and more)."""
     kept = []
     for dim in (-1, -2):
-        step, found = originals.diff(dim=dim), again.diff(dim=dim)
+        step, left = originals.diff(dim=dim), again.diff(dim=dim)
         edge = step.abs() > 0.5
-        kept.append((found * step.sign())[edge] / step.abs()[edge])
+        kept.append((left * step.sign())[edge] / step.abs()[edge])
     return float(torch.cat(kept).mean())
 
 

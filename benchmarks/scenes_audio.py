@@ -35,11 +35,11 @@ def measure(run: Path, folder: Path, count: int = 1000) -> dict[str, float]:
     right, codes = [], []
     for row in rows:
         samples = model.prepare(*load_audio(folder / row["audio"]))
-        found = model.encode(samples[None])[0]
-        levels = [model.restore(found[:k], model.size(samples)) for k in range(1, model.num_codebooks + 1)]
+        encoded = model.encode(samples[None])[0]
+        levels = [model.restore(encoded[:k], model.size(samples)) for k in range(1, model.num_codebooks + 1)]
         scores.append([sound_scores(level, samples, model.sample_rate)["si_sdr_db"] or 0.0 for level in levels])
         right.append(same_notes(read_audio(levels[-1].numpy(), model.sample_rate), row["scene"]))
-        codes.append(found)
+        codes.append(encoded)
     out = {"notes": float(np.mean(right))}
     for k, level in enumerate(torch.cat(codes, -1)):
         out[f"usage_{k + 1}"] = codebook_statistics(level, model.codebook_size)["usage"]

@@ -127,9 +127,9 @@ def measure(model: Any, folder: Path, levels: Sequence[int] = range(1, LEVELS + 
     codes = []
     for path in sorted(folder.glob("*.wav")):
         samples, _ = load_audio(path)
-        found = model.encode(samples[None])
-        codes.append(found[0])
-        decoded = [model.decode(found[:, :k], samples.shape[-1])[0] for k in levels]
+        encoded = model.encode(samples[None])
+        codes.append(encoded[0])
+        decoded = [model.decode(encoded[:, :k], samples.shape[-1])[0] for k in levels]
         rows.append([sound_scores(sound, samples, RATE) for sound in decoded])
     out = []
     for place, k in enumerate(levels):

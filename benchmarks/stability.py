@@ -45,7 +45,7 @@ def train(tokens: Path, new: Measure, qk: bool, z_loss: float, rate: float, seco
     decoder = Decoder(config)
     [optimizer] = build_optimizers(decoder, "adamw", rate, 0.0, (0.9, 0.95), 0.0)
     batches, done = iter(EndlessBatches(data, 1)), 0
-    found: dict[str, Any] = {name: [] for name in PANELS}
+    curves: dict[str, Any] = {name: [] for name in PANELS}
 
     def step(share: float) -> None:
         nonlocal done
@@ -59,12 +59,12 @@ def train(tokens: Path, new: Measure, qk: bool, z_loss: float, rate: float, seco
         (loss.total / batch["weights"].sum()).backward()
         optimizer.step()
         done += 1
-        found["loss"].append(float(loss.nll.mean()))
-        found["output_norm"].append(float(watch.found["output_norm"]))
-        found["logsumexp_rms"].append(float(loss.logsumexp_rms.square().mean().sqrt()))
+        curves["loss"].append(float(loss.nll.mean()))
+        curves["output_norm"].append(float(watch.found["output_norm"]))
+        curves["logsumexp_rms"].append(float(loss.logsumexp_rms.square().mean().sqrt()))
 
-    found["new"] = race(step, lambda: new(decoder), seconds)
-    return found
+    curves["new"] = race(step, lambda: new(decoder), seconds)
+    return curves
 
 
 def draw(runs: dict[str, dict[str, Any]], title: str) -> str:
@@ -117,8 +117,8 @@ def main() -> None:
             print(f"{rate:g} {name}: {runs[name]['new']:.3f} nats, {len(runs[name]['loss'])} steps", flush=True)
         losses[f"{rate:g}"] = {name: run["new"] for name, run in runs.items()}
     o.plot.write_text(draw(runs, f"AdamW at {RATES[-1]:g}, 1.8M parameters, {o.seconds:g} s each"))
-    found = {"machine": machine("cpu"), "versions": versions(), "seconds": o.seconds, "z_loss": o.z_loss, "losses": losses}
-    o.out.write_text(json.dumps(found, indent=1) + "\n")
+    results = {"machine": machine("cpu"), "versions": versions(), "seconds": o.seconds, "z_loss": o.z_loss, "losses": losses}
+    o.out.write_text(json.dumps(results, indent=1) + "\n")
     print(f"wrote {o.out} and {o.plot}")
 
 

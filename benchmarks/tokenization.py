@@ -210,8 +210,8 @@ def measure(name: str, work: Path, rounds: int, quick: bool, ray: bool, device: 
             source = half if "half" in way else folder
             ways.setdefault(way, []).append(verb(place / "bundle", source, count // 8, 1 if "1" in way else 2, engine, device))
         for way in ("memory", "loop"):
-            found = in_a_process(__file__, "--only", way, str(place / "bundle"), str(folder), str(some), kind)
-            ways.setdefault(way, []).append(found["seconds"])
+            measured = in_a_process(__file__, "--only", way, str(place / "bundle"), str(folder), str(some), kind)
+            ways.setdefault(way, []).append(measured["seconds"])
     median = {way: statistics.median(seconds) for way, seconds in ways.items()}
     each = size if kind == "audio" else 1
 

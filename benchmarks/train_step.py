@@ -193,23 +193,23 @@ def main() -> None:
         return
     cases = []
     given = o.steps
-    _, real, told = steps("ids", "2m", tokens, o)
+    _, real, info = steps("ids", "2m", tokens, o)
     more: dict[str, Any] = {
         "tokens_per_step": real / o.steps,
-        "padding": {"ours": 1 - real / told["slots"], "theirs": told["padding_theirs"]},
+        "padding": {"ours": 1 - real / info["slots"], "theirs": info["padding_theirs"]},
     }
     for size in ["2m"] if o.quick else o.sizes:
         o.steps = given if size == "2m" or o.device != "cpu" else 1
-        _, real, told = steps("ids", size, tokens, o)
+        _, real, info = steps("ids", size, tokens, o)
         flags = ["--ids", str(o.ids), "--steps", str(o.steps), "--device", o.device, "--work", str(o.work)]
         flags += ["--compile"] if o.compile else []
         jobs = {which: [*flags, "--only", which, size] for which in ("all", "allowed", *PEERS)}
-        found = in_turns(__file__, jobs, 3 if o.quick else o.rounds, o.keep_for_all)
+        measured = in_turns(__file__, jobs, 3 if o.quick else o.rounds, o.keep_for_all)
         config = replace(PRESETS[SIZES[size]].config, vocab_size=TokenDataset(tokens).vocab.size)
         for peer in PEERS:
             for which, name in (("all", "all tokens"), ("allowed", "allowed")):
                 case = f"{size}{' compiled' if o.compile else ''}, loss over {name}"
-                ours, other = real / found[which]["seconds"], told["theirs"] / found[peer]["seconds"]
+                ours, other = real / measured[which]["seconds"], info["theirs"] / measured[peer]["seconds"]
                 row: dict[str, Any] = {
                     "case": f"{case}: speed",
                     "unit": "tokens/s",
@@ -222,8 +222,8 @@ def main() -> None:
                     mean = int(TokenDataset(tokens).lengths().mean())
                     row["mfu"] = ours * count(config, mean).flops / HARDWARE[o.hardware]
                 cases.append(row)
-                row = {"case": f"{case}: memory", "unit": "GB", "ours": found[which]["gb"], "peer": peer}
-                cases.append(row | {"theirs": found[peer]["gb"], "ratio": found[peer]["gb"] / found[which]["gb"]})
+                row = {"case": f"{case}: memory", "unit": "GB", "ours": measured[which]["gb"], "peer": peer}
+                cases.append(row | {"theirs": measured[peer]["gb"], "ratio": measured[peer]["gb"] / measured[which]["gb"]})
     print(json.dumps(more))
     write_results(f"train_step{'_compiled' if o.compile else ''}", cases, o.device, o.out, **more)
 

@@ -43,12 +43,12 @@ def main() -> None:
         for machine, others in (("quiet", 0), (f"busy ({o.busy} others)", o.busy)):
             load = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(others)]
             try:
-                found = in_turns(f"{folder}/tiny", 1 if o.quick else o.rounds)
+                runs_of = in_turns(f"{folder}/tiny", 1 if o.quick else o.rounds)
             finally:
                 for process in load:
                     process.kill()
-            for task in found["ours"]:
-                theirs, passive, ours = (found[name][task] for name in POLICIES)
+            for task in runs_of["ours"]:
+                theirs, passive, ours = (runs_of[name][task] for name in POLICIES)
                 row = {"case": f"{task}, {machine}", "unit": "per second", "ours": ours, "peer": "libgomp default"}
                 rows.append(row | {"theirs": theirs, "ratio": ours / theirs, "passive": passive})
     write_results("waiting", rows)
@@ -56,14 +56,14 @@ def main() -> None:
 
 def in_turns(bundle: str, rounds: int) -> dict[str, dict[str, float]]:
     """For each policy the median of each task, per second."""
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in POLICIES}
+    runs_of: dict[str, list[dict[str, float]]] = {name: [] for name in POLICIES}
     clean = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS")}
     for _ in range(rounds):
         for name, setting in POLICIES.items():
             command = [sys.executable, __file__, "--only", bundle]
             done = subprocess.run(command, env=clean | setting, capture_output=True, text=True, check=True)
-            found[name].append(json.loads(done.stdout.splitlines()[-1]))
-    return {name: {task: statistics.median(r[task] for r in runs) for task in runs[0]} for name, runs in found.items()}
+            runs_of[name].append(json.loads(done.stdout.splitlines()[-1]))
+    return {name: {task: statistics.median(r[task] for r in runs) for task in runs[0]} for name, runs in runs_of.items()}
 
 
 def measure(bundle: str) -> dict[str, float]:

@@ -219,11 +219,11 @@ def docstring(name: str) -> str:
 
 @pytest.mark.parametrize("name", list(measured()))
 def test_a_benchmarks_docstring_states_what_was_measured(name):
-    (said,) = re.findall(r"^Measured[^:]*:\s+(.*?\.)(?=\s+[A-Z]|\n\n)", docstring(name), flags=re.S | re.M)
-    shown, values = NUMBER.findall(said), measured()[name]
+    (sentence,) = re.findall(r"^Measured[^:]*:\s+(.*?\.)(?=\s+[A-Z]|\n\n)", docstring(name), flags=re.S | re.M)
+    shown, values = NUMBER.findall(sentence), measured()[name]
     assert len(shown) == len(values), (shown, values)
     for number, value in zip(shown, values, strict=True):
-        assert agree(number, value), f"{said}: says {number}, the results {value}"
+        assert agree(number, value), f"{sentence}: says {number}, the results {value}"
 
 
 def test_no_benchmark_states_an_aim_as_a_claim():

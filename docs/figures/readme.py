@@ -67,7 +67,7 @@ def cards(u: Unitok, scenes: list[world.Scene]) -> dict[str, list[list[Part]]]:
     drawn = u.generate([[text] for text in captions], modalities="image", seed=0, max_new_tokens=MOST)
     played = u.generate([[world.audio_caption(scene)] for scene in scenes], modalities="audio", seed=0, max_new_tokens=MOST)
     seen = u.generate([[Image.fromarray(image)] for image in images], modalities="text", seed=0, max_new_tokens=MOST)
-    heard = u.generate(
+    listened = u.generate(
         [[(torch.from_numpy(wave), world.SAMPLE_RATE)] for wave in waves], modalities="text", seed=0, max_new_tokens=MOST
     )
     prompts = [[Image.fromarray(image), f" {question}"] for image, (question, _) in zip(images, asked, strict=True)]
@@ -85,7 +85,7 @@ def cards(u: Unitok, scenes: list[world.Scene]) -> dict[str, list[list[Part]]]:
             "Image → text": [Part(pixels[i]), Part(seen[i].text, world.parse_caption(seen[i].text) == scene)],
             "Audio → text": [
                 Part(torch.from_numpy(waves[i])),
-                Part(heard[i].text, world.parse_audio_caption(heard[i].text) == scene.notes()),
+                Part(listened[i].text, world.parse_audio_caption(listened[i].text) == scene.notes()),
             ],
             "Question → answer": [Part(pixels[i]), Part(asked[i][0]), Part(answer, answer == asked[i][1])],
         }

@@ -173,12 +173,12 @@ def test_the_demos_configs_are_found():
 
 def processes_of(folder: Path) -> list[int]:
     """Processes whose command line names a folder."""
-    found = []
+    processes = []
     for file in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             if str(folder).encode() in file.read_bytes():
-                found.append(int(file.parent.name))
-    return found
+                processes.append(int(file.parent.name))
+    return processes
 
 
 @pytest.mark.long
