@@ -72,7 +72,7 @@ def padded(dataset: TokenDataset, chosen: list[int]) -> tuple[torch.Tensor, torc
 
 
 class Measure:
-    """Mean cross-entropy of the next id over the whole vocabulary, on 400 of the new documents."""
+    """Mean cross-entropy of the next token over the whole vocabulary, on 400 of the new documents."""
 
     def __init__(self, folder: Path, first: int = 0, number: int = 400):
         dataset = TokenDataset(folder)
@@ -101,7 +101,7 @@ def race(step: Callable[[float], None], measure: Callable[[], float], seconds: f
 
 
 def on_all_ids(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A packed batch whose every id within a document is learnt, prompts too, as theirs does and as the loss is measured."""
+    """A packed batch in which every token of a document has loss, prompts too, as for the peer and as the loss is measured."""
     documents = batch["documents"]
     inside = (documents[:, :-1] == documents[:, 1:]) & (documents[:, 1:] >= 0)
     return batch | {"weights": F.pad(inside.float(), (0, 1))}
@@ -196,7 +196,7 @@ def main() -> None:
     keep_large_blocks()
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--quick", action="store_true", help="one seed")
-    p.add_argument("--seconds", type=float, default=90.0, help="of each run of theirs; ours has shares of it")
+    p.add_argument("--seconds", type=float, default=90.0, help="of each run of the peer; unitok has fractions of it")
     p.add_argument("--theirs", type=float, nargs=2, metavar=("RATE", "DOCUMENTS"), help="of the peer, instead of trying all")
     p.add_argument("--work", type=Path, default=Path("runs/loss_race"), help="folder for scenes, tokenizers and tokens")
     p.add_argument("--out", type=Path, help="default: benchmarks/results/loss_race.json")

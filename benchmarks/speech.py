@@ -99,7 +99,7 @@ class Encodec(nn.Module):
 
 
 def train_encodec(folder: Path, seconds: float, n_filters: int, rate: float, seed: int = 0) -> tuple[Encodec, int]:
-    """The same losses at the same shares of the time: 50 MSE, from half on 0.5 spectral; and the quantizer's penalty."""
+    """The same losses at the same fractions of the time: 50 MSE, from half on 0.5 spectral; and the quantizer's penalty."""
     torch.manual_seed(seed)
     model = Encodec(n_filters).train()
     data = SoundDataset(folder, RATE, 1, RATE, seed)

@@ -100,7 +100,7 @@ def padded_batches(tokens: Path, ids_a_batch: int, number: int) -> tuple[list[di
 
 
 def theirs(peer: str, c: DecoderConfig) -> Any:
-    """The same shape in transformers, with its own initialisation."""
+    """The same shape in transformers, with its own initialization."""
     import transformers
 
     shape: dict[str, Any] = {name: getattr(c, name) for name in QWEN3_FIELDS}

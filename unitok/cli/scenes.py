@@ -13,7 +13,7 @@ def scenes(
     seed: int = 0,
     max_objects: Annotated[int, (1, 2, 3)] = 3,
     held_out: bool = False,
-    size: int = 32,
+    resolution: int = 32,
     workers: int = 2,
     overwrite: bool = False,
 ) -> None:
@@ -25,15 +25,15 @@ def scenes(
         seed: the same seed writes the same bytes
         max_objects: most objects in a scene
         held_out: only scenes with color-shape pairs that training data never has
-        size: side of the images, pixels
+        resolution: side of the images, pixels
         workers: processes that draw images and audio
         overwrite: replace the folder even if it holds something else than scenes
     """
     if seed < 0:
         raise UserError(f"--seed {seed}: must be 0 or more")
-    if size < 32:
-        raise UserError(f"--size {size}: shapes need at least 32 pixels per side")
+    if resolution < 32:
+        raise UserError(f"--resolution {resolution}: shapes need at least 32 pixels per side")
     from unitok.scenes.world import write_scenes
 
-    write_scenes(out, count, seed, max_objects, held_out, size, workers, overwrite, progress=True)
+    write_scenes(out, count, seed, max_objects, held_out, resolution, workers, overwrite, progress=True)
     print(f"{out}: {count} scenes")

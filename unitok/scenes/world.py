@@ -314,9 +314,9 @@ def scene_documents(scenes: list[Scene], index: int, rng: np.random.Generator) -
 
 
 def _write_media(job: tuple[Path, int, Scene, int, int]) -> None:
-    out, index, scene, seed, size = job
+    out, index, scene, seed, resolution = job
     rng = np.random.default_rng((seed, index))
-    save_image(out / "images" / f"{index:06d}.png", render_image(scene, rng, size))
+    save_image(out / "images" / f"{index:06d}.png", render_image(scene, rng, resolution))
     save_audio(out / "audio" / f"{index:06d}.wav", render_audio(scene, rng), SAMPLE_RATE)
 
 
@@ -326,7 +326,7 @@ def write_scenes(
     seed: int = 0,
     max_objects: int = 3,
     held_out: bool = False,
-    size: int = 32,
+    resolution: int = 32,
     workers: int = 2,
     overwrite: bool = False,
     progress: bool = False,
@@ -343,7 +343,7 @@ def write_scenes(
         seed: of all random choices.
         max_objects: most objects in a scene, 1 to 3.
         held_out: only scenes with color-shape pairs that training data never has.
-        size: side of the images, pixels.
+        resolution: side of the images, pixels.
         workers: processes that draw images and audio.
         overwrite: remove whatever else is in the folder, instead of raising `UserError`.
         progress: show a progress bar.
@@ -374,7 +374,7 @@ def write_scenes(
         for path in (out / name).iterdir():  # from a run that was stopped, or that had another count
             if re.fullmatch(r"\d{6,}\.(png|wav)", path.name):
                 path.unlink()
-    jobs = [(out, i, scene, seed, size) for i, scene in enumerate(scenes)]
+    jobs = [(out, i, scene, seed, resolution) for i, scene in enumerate(scenes)]
     bar = {"total": count, "desc": "scenes", "unit": "scene", "mininterval": 1.0, "disable": not progress}
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn")) if workers > 1 and count >= 1000 else None
     with pool or nullcontext():
