@@ -7,7 +7,7 @@ VectorQuantizer and Decoder trained for the same time with its own loss weights 
 less than JPEG.
 
 The photographs are those that scikit-image and scikit-learn ship; four are kept for the test and cut into windows of 256 x 256.
-unitok is `unitok fit --config configs/image/laptop-f8-64.yaml`. The network of taming is the smallest that its group norm allows
+unitok is `unitok fit --config image/laptop-f8-64.yaml`. The network of taming is the smallest that its group norm allows
 (ch 32), at the same stride and codebook size; its learning rate is the best of three in short runs, because its own is made for
 another batch and length. JPEG (Pillow, optimized, 4:2:0): the best quality whose entropy-coded data alone, without any header,
 take no more bits than the codes; where even quality 1 takes more, quality 1.
@@ -30,8 +30,9 @@ from common import RESULTS, write_results
 from PIL import Image
 from torch import nn
 
+from unitok.configs import CONFIGS
 from unitok.data.modules import EndlessBatches, ImageDataset
-from unitok.evaluate.image import picture_scores
+from unitok.evaluate.image import image_scores
 from unitok.media import image_to_tensor, save_image
 from unitok.training.monitor import codebook_statistics
 
@@ -41,7 +42,7 @@ TRAIN = (
 )
 TEST = ("astronaut", "chelsea", "coffee", "china")
 SIDE, CODES, STRIDE = 256, 1024, 8
-CONFIG = Path(__file__).parent.parent / "configs" / "image" / "laptop-f8-64.yaml"
+CONFIG = CONFIGS / "image" / "laptop-f8-64.yaml"
 
 
 def write_photographs(folder: Path) -> None:
@@ -112,7 +113,7 @@ def measure(reconstruct: Any, folder: Path) -> dict[str, float]:
             again, image_codes = reconstruct(pixels[None])
         codes.append(image_codes.reshape(-1))
         pair = (((x + 1) / 2).clamp(0, 1).mul(255).round().div(255) for x in (again[0], pixels))
-        rows.append(picture_scores(*pair))
+        rows.append(image_scores(*pair))
     means = {name: float(np.mean([row[name] for row in rows])) for name in ("psnr_db", "ssim", "ms_ssim")}
     return means | {"usage": codebook_statistics(torch.cat(codes), CODES)["usage"]}
 
@@ -133,7 +134,7 @@ def measure_jpeg(folder: Path, bits_per_pixel: float) -> dict[str, float]:
             best = (8 * scan, buffer.getvalue())
         assert best is not None
         again = image_to_tensor(Image.open(io.BytesIO(best[1])))
-        rows.append(picture_scores((again + 1) / 2, (image_to_tensor(image) + 1) / 2))
+        rows.append(image_scores((again + 1) / 2, (image_to_tensor(image) + 1) / 2))
         bits.append(best[0] / (image.width * image.height))
     means = {name: float(np.mean([row[name] for row in rows])) for name in ("psnr_db", "ssim", "ms_ssim")}
     return means | {"bits_per_pixel": float(np.mean(bits))}

@@ -6,7 +6,7 @@ Measured after 20 minutes on 2 cores, with 50 frames per second of 8 x 256 codes
 5.2 dB higher with all; all levels are alive in both, with 98.8 to 100 % of the codes in use here and 99.6 to 100 % there.
 
 The speech is espeak-ng's, six voices; no sentence of the test is in the training clips. unitok is `unitok fit --config
-configs/audio/laptop-speech-16khz.yaml`. The peer is SEANetEncoder, SEANetDecoder and ResidualVectorQuantizer of the package with
+audio/laptop-speech-16khz.yaml`. The peer is SEANetEncoder, SEANetDecoder and ResidualVectorQuantizer of the package with
 their defaults (k-means start, EMA 0.99, dead codes replaced), at the same frame rate and codes, with the same reconstruction losses
 at the same times and the commitment loss that its quantizer returns. Its width and learning rate are the best of four in short runs,
 because its defaults are made for GPUs and days. Batches, clips and their order are the same.
@@ -29,14 +29,15 @@ from common import write_results
 from torch import nn
 
 from unitok.bundle import load_trained_part
+from unitok.configs import CONFIGS
 from unitok.data.modules import EndlessBatches, SoundDataset
-from unitok.evaluate.audio import sound_scores
+from unitok.evaluate.audio import audio_scores
 from unitok.media import convert_audio, load_audio, save_audio
 from unitok.training.losses import spectral_loss
 from unitok.training.monitor import codebook_statistics
 from unitok.training.shell import warmup_linear
 
-CONFIG = Path(__file__).parent.parent / "configs" / "audio" / "laptop-speech-16khz.yaml"
+CONFIG = CONFIGS / "audio" / "laptop-speech-16khz.yaml"
 RATE, LEVELS, CODES, BATCH = 16_000, 8, 256, 16
 VOICES = ("en-us", "en-gb+f3", "en-gb-scotland+m3", "en-us+f2", "en-029+m5", "en-gb-x-rp+f4")
 PARTS = (
@@ -130,7 +131,7 @@ def measure(model: Any, folder: Path, levels: Sequence[int] = range(1, LEVELS + 
         encoded = model.encode(samples[None])
         codes.append(encoded[0])
         decoded = [model.decode(encoded[:, :k], samples.shape[-1])[0] for k in levels]
-        rows.append([sound_scores(sound, samples, RATE) for sound in decoded])
+        rows.append([audio_scores(waveform, samples, RATE) for waveform in decoded])
     out = []
     for place, k in enumerate(levels):
         means = {name: float(np.mean([row[place][name] for row in rows])) for name in rows[0][place]}  # type: ignore[arg-type]

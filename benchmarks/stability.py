@@ -60,8 +60,8 @@ def train(tokens: Path, new: Measure, qk: bool, z_loss: float, rate: float, seco
         optimizer.step()
         done += 1
         curves["loss"].append(float(loss.nll.mean()))
-        curves["output_norm"].append(float(watch.found["output_norm"]))
-        curves["logsumexp_rms"].append(float(loss.logsumexp_rms.square().mean().sqrt()))
+        curves["output_norm"].append(float(watch.rms["output_rms"]))
+        curves["logsumexp_rms"].append(float(loss.logsumexp.square().mean().sqrt()))
 
     curves["new"] = race(step, lambda: new(decoder), seconds)
     return curves

@@ -8,7 +8,7 @@ EnCodec's; 4.8 to 4.9 times the speed of a plain loop (PIL or soundfile, `encode
 to 1.6 times where the network, whose two threads the loop has, takes nearly all of the time; the same peak memory for 1,000 and
 for 10,000 documents.
 
-The tokenizers are untrained, of the shapes in `configs/`. Images are windows of the photographs that scikit-image ships; audio is noise
+The tokenizers are untrained, of the shapes in `unitok/configs/`. Images are windows of the photographs that scikit-image ships; audio is noise
 with a melody. Every number is a marginal one: a run over all files minus a run over half of them, so that starting processes and
 loading weights, which do not matter for a large data set, do not count (`start_up` has them, in seconds). All take turns; medians. Tensors
 in memory go through in batches of 64 with two threads inside each operation, or half of them in each of two threads of the
@@ -36,11 +36,11 @@ from PIL import Image
 
 from unitok.api import Unitok
 from unitok.bundle import Bundle
+from unitok.configs import CONFIGS
 from unitok.hardware import keep_large_blocks
 from unitok.modalities import build_vocab
 from unitok.tokenizers import AudioTokenizer, AudioTokenizerConfig, ImageTokenizer, ImageTokenizerConfig, TextTokenizer
 
-CONFIGS = Path(__file__).parent.parent / "configs"
 #: name: kind, config, files of a run of the verb (the two others take some of them), pixels a side or seconds, unit
 CASES = {
     "images of 64 px, small network": ("image", "image/laptop-f8-64.yaml", 8000, 64, "images/s"),
