@@ -129,5 +129,6 @@ def test_names_in_a_terminal_send_it_nothing():
 def test_an_error_that_quotes_a_name_is_one_line(capsys):
     with pytest.raises(SystemExit):
         main(["sample", "--bundle", "gone\n\x1b[2J\udce9", "--text", "x"])
-    said = capsys.readouterr().err
-    assert said == "error: gone\\n\\x1b[2J\\xe9: no bundle (bundle.json) there; make one with `unitok bundle`\n"
+    error = capsys.readouterr().err
+    assert error.startswith("error: gone\\n\\x1b[2J\\xe9: ")
+    assert error.count("\n") == 1
