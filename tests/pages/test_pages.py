@@ -35,6 +35,7 @@ def page_of(text: str, path: Path, template: str) -> Elements:
         lead=text,
         heading=text,
         articles=articles,
+        figures=3 * [figure, pages.Figure(text)],
         budget=1,
         memory=1,
         measures=[score],
