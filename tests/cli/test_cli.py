@@ -230,7 +230,7 @@ def test_two_tokenizers_of_a_kind_are_told_apart_by_names(bundle_folder, scenes_
     assert done.stdout.startswith(f"{out}: text, image, speech, music; ")
     assert_one_line(here("bundle", tmp_path / "b", *parts, f"--audio=music={bundle_folder}"), "--audio", "'music'", "NAME=PATH")
     torch.manual_seed(0)
-    tokens = ("tokenize", scenes_folder / "sounds", tmp_path / "tokens", "--bundle", out)
+    tokens = ("tokenize", scenes_folder / "audio", tmp_path / "tokens", "--bundle", out)
     assert_one_line(here(*tokens), "audio", "speech, music")
     done = here(*tokens, "--instance", "audio=music")
     assert done.returncode == 0, done.stderr
@@ -255,7 +255,7 @@ def test_two_tokenizers_of_a_kind_are_told_apart_by_names(bundle_folder, scenes_
     assert drawn[0][0] == drawn[1][0] != drawn[2][0]
     assert drawn[0][1] != drawn[1][1]
     assert_one_line(here("sample", "--bundle", out, "--text", "x", "--settings", "{"), "--settings", "JSON")
-    heard = scenes_folder / "sounds" / "000000.wav"
+    heard = scenes_folder / "audio" / "000000.wav"
     sample = ("sample", "--bundle", out, "--modalities", "text", "--out", tmp_path / "heard")
     assert_one_line(here(*sample, "--audio", heard), "several tokenizers for audio: speech, music")
     assert here(*sample, f"--audio=music={heard}").returncode == 0

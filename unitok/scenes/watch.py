@@ -1,7 +1,7 @@
-"""Samples of scenes while a decoder trains, in every direction, with the oracle's scores."""
+"""Samples of scenes while a decoder trains: every direction, with scores."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from unitok.api import Unitok
 from unitok.bundle import Bundle
@@ -14,25 +14,47 @@ from unitok.vocab import Vocab
 
 
 class SceneSamples(Samples):
-    """`Samples` of scenes, with a page for each direction and the oracle's scores in the metrics.
+    """`Samples` for scenes: a page for each direction, and the scores of the oracle as metrics.
 
     Args:
         bundle: folder with the tokenizers that the data was made with.
-        scenes: folder made by `unitok scenes`.
-        settings: of sampling; the demo's.
+        scenes: folder written by `unitok scenes`.
+        every_minutes: minutes of training between two times.
+        number: scenes that are used, the first ones.
+        seed: of sampling.
+        settings: of sampling, by kind of content or name of a tokenizer. Default: the demo's.
+        max_new_tokens: most new tokens per output.
     """
 
-    def __init__(self, bundle: str, scenes: str, *, settings: dict[str, dict[str, Any]] | None = None, **how: Any):
-        super().__init__(bundle=bundle, prompts=scenes, settings=SAMPLING if settings is None else settings, **how)
+    def __init__(
+        self,
+        bundle: str,
+        scenes: str,
+        *,
+        every_minutes: float = 1.0,
+        number: int = 16,
+        seed: int = 0,
+        settings: Mapping[str, dict[str, float]] | None = None,
+        max_new_tokens: int = 512,
+    ):
+        super().__init__(
+            bundle,
+            scenes,
+            every_minutes=every_minutes,
+            number=number,
+            seed=seed,
+            settings=dict(SAMPLING if settings is None else settings),
+            max_new_tokens=max_new_tokens,
+        )
 
     def read(self, vocab: Vocab) -> None:
         """Read the scenes. Errors: `UserError`."""
         self._rows = read_scenes(self.prompts)[: self.number]
 
     def make(self, bundle: Bundle, out: Path) -> Made:
-        """Sample in every direction."""
+        """Sample in every direction and write pages into a folder. Returns: outputs and scores by name."""
         unitok = Unitok(bundle.vocab, bundle.tokenizers, bundle.model)
         evaluation = Evaluation(unitok, out, self.seed, sampling_params_of(bundle, self.settings))
-        evaluation.budget = self.max_new_tokens
+        evaluation.max_new_tokens = self.max_new_tokens
         evaluation.generate(self.prompts, self._rows)
-        return evaluation.kept, evaluation.scores
+        return evaluation.kept, {name: score for name, score in evaluation.scores.items() if not isinstance(score, list)}
