@@ -226,7 +226,7 @@ class _Work:
         """The content of a file, decoded unless another document had it decoded."""
         variant = part.view in self.bundle.modality(part.type).views(options)
         own = document if variant else ""  # what is random in a variant is its document's own
-        key = (str(id(spec)), part.type, part.file.name, str(part.file.place), part.view, own)
+        key = (str(id(spec)), part.type, part.file.name, str(part.file.offset), part.view, own)
         with self.lock:
             known = self.media.get(key)
             medium = known or self.media.setdefault(key, MediaItem(part.type, key))

@@ -269,7 +269,7 @@ def data_url(text: str, name: str) -> Blob | None:
     media = [kind for kind, modality in modalities().items() if not modality.inline]
     known = data and sniff_bytes(data[:4096]) in media
     place = int.from_bytes(hashlib.sha256(data).digest()[:7], "big")  # tells it from another one in a field of the same name
-    return Blob(name, data, place=place) if told or known else None
+    return Blob(name, data, offset=place) if told or known else None
 
 
 def _text_of_record(record: Blob) -> str:
