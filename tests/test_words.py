@@ -335,7 +335,7 @@ def test_an_old_name_is_found_in_every_form(form):
     [
         "ids a second", "bits an id", "a line a document: two lines a document", "a code a frame", "Pictures of cats", "the sound of it",
         "legal sets", "the next id", "what it is told", "the generator hears of it", "a share of the run", "shares of the tokens",
-        "which share is bad", "at random places", "turn the knobs", "it is normalised", "quantisation", "colours", "the centre square",
+        "what share is bad", "at random places", "turn the knobs", "it is normalised", "quantisation", "colours", "the centre square",
         "neighbours", "behaviour", "learnt from them", "orthogonalise",
     ],
 )  # fmt: skip
