@@ -23,18 +23,12 @@ from unitok.errors import UserError, first_line
 
 
 def read_json(path: Path, absent: str, *keys: str) -> dict[str, Any]:
-    """Read a file that holds one JSON object.
+    """Return the JSON object in a file; a `UserError` names the file and what is wrong with it. Values are not checked.
 
     Args:
         path: the file.
-        absent: what the error says to do where there is no such file.
+        absent: what the error says to do if there is no such file.
         keys: names that the object must have.
-
-    Returns:
-        The object. Its values are not checked.
-
-    Raises:
-        UserError: no file, not JSON, not an object, or a missing key; the message names the file.
     """
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8-sig"))
@@ -83,13 +77,9 @@ def parse_json_line(line: str, where: str) -> Any:
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """Read a JSON Lines file.
+    """Yield (line number, value) of each line of a JSON Lines file that is not blank; for a bad line the value is a `UserError`.
 
-    Yields:
-        (line number from 1, value) of each line that is not blank. For a bad line the value is the `UserError` that says why.
-
-    Raises:
-        UserError: no such file, or it is not UTF-8.
+    Raises `UserError` for a missing file and for one that is not UTF-8.
     """
     try:
         with open(path, encoding="utf-8-sig") as file:
@@ -388,18 +378,12 @@ def kind_of(folder: Path) -> str:
 
 
 def check_replaceable(folder: str | Path, kind: str = "", overwrite: bool = False) -> Path:
-    """Check that a folder may be written.
+    """Return the real path of a folder that may be written, else raise a `UserError` that names what is in it.
 
     Args:
         folder: it may be absent, empty, or of the same kind.
         kind: what is to be written; "" for anything that unitok writes.
         overwrite: any content may be replaced.
-
-    Returns:
-        The real path of the folder.
-
-    Raises:
-        UserError: it names what is in the folder.
     """
     folder = Path(folder)
     true = settle(folder)
