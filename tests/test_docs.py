@@ -337,7 +337,6 @@ BLOCKS: dict[str, list[Callable[[str], None]]] = {
     "docs/design.md": [tree, diagram],
     "docs/fine-tuning.md": [shell],
     "docs/generation.md": [shell, python, python, in_transformers],
-    "docs/index.md": [shell],
     "docs/interchange.md": [imports, shell, export],
     "docs/own-files.md": [folders, stamps, shell, mixture, shell, shell, shell, python, shell],
     "docs/scaling.md": [shell, shell],
@@ -422,7 +421,7 @@ def test_the_page_on_data_formats_runs(names):
     run_page("docs/data-formats.md")
 
 
-@pytest.mark.parametrize("page", ["concepts", "decoder", "design", "generation", "index", "tokenizers"])
+@pytest.mark.parametrize("page", ["concepts", "decoder", "design", "generation", "tokenizers"])
 def test_the_pages_on_models_run(page, demo_folder):
     run_page(f"docs/{page}.md")
 

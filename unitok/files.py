@@ -242,7 +242,7 @@ def lock(path: Path, busy: str = "", shared: bool = False, folder: bool = False)
 
 # ---- One folder -----------------------------------------------------------------------------------------------------
 
-#: Kind of folder -> pattern of the names that unitok writes into it. Any other file there belongs to the user.
+#: Kind of folder -> pattern of the names that unitok writes into it. All other files there belong to the user.
 _PART = r"config\.json|model\.safetensors|tokenizer\.(model|json)"
 _PARTS = rf"(model|tokenizers/[^/]+)/({_PART})"
 _PAGE = r"index\.html|scores\.json"

@@ -8,14 +8,17 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING
 
 from unitok.errors import UserError, first_line, is_utf8
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
 
 #: Larger files are not read into memory whole: audio is read in pieces, all else is refused. Bytes.
 MAX_BYTES = 2 << 30
@@ -68,7 +71,7 @@ class Files:
         root: the folder that paths must not leave; default: `folder`.
     """
 
-    remote: Any = None  # the file system of fsspec, for a URL
+    remote: "AbstractFileSystem | None" = None  # for a URL
 
     def __init__(self, folder: str, root: str = ""):
         self.folder = os.path.realpath(folder.removeprefix("file://"))
@@ -173,6 +176,8 @@ class Files:
 class _RemoteFiles(Files):
     """The files under a URL that fsspec opens."""
 
+    remote: "AbstractFileSystem"
+
     def __init__(self, folder: str):
         import fsspec
 
@@ -225,7 +230,7 @@ def kind_of_path(path: str) -> str:
     """Return what a local path or a URL is: "file", "folder", or "" if it does not exist."""
     if not is_remote(path):
         return "folder" if Path(path).is_dir() else "file" if Path(path).exists() else ""
-    files = open_files(path)
+    files = _RemoteFiles(path)
     with _asking(path):
         return "file" if files.remote.isfile(files.folder) else "folder" if files.remote.exists(files.folder) else ""
 
@@ -251,13 +256,13 @@ def _reason(error: Exception) -> str:
     return first_line(error)
 
 
-def _file_info(name: str, info: dict[str, Any]) -> FileInfo:
+def _file_info(name: str, info: Mapping[str, object]) -> FileInfo:
     """Return the `FileInfo` of a server's entry. The stamp is a hash of the size and of the first version or date in the entry."""
     versions = [
         str(info[key]) for key in ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "updated") if info.get(key)
     ]
     digest = hashlib.sha256("\0".join([str(info.get("size")), *versions[:1]]).encode()).digest()
-    return FileInfo(name, int(info.get("size") or 0), int.from_bytes(digest[:7], "big"))
+    return FileInfo(name, int(str(info.get("size") or 0)), int.from_bytes(digest[:7], "big"))
 
 
 def _check_stamp(name: str, now: int, listed: int | None) -> None:

@@ -120,7 +120,7 @@ def check_kinds(prompt: list[tuple[str, str]], parts: Sequence[object]) -> None:
             raise UserError(f"--{kind} {part}: contains {found}; give it with --{found}")
 
 
-def read_json_flag(text: str, name: str) -> Any:
+def read_json_flag(text: str, name: str) -> object:
     """Parse a value that is given as JSON. Raises `UserError` that names the flag."""
     try:
         return json.loads(text)
