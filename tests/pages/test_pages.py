@@ -33,6 +33,7 @@ def page_of(text: str, path: Path, template: str) -> Elements:
         template,
         title=text,
         lead=text,
+        heading=text,
         articles=articles,
         budget=1,
         memory=1,

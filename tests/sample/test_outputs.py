@@ -94,7 +94,7 @@ def test_choosing_among_free_outputs_with_roles_works_whatever_they_are(tiny, by
 def test_mistakes_in_a_stream_are_said_before_any_work(tiny):
     with pytest.raises(UserError, match="batch size is 0"):
         tiny.stream(["a text"], batch_size=0)
-    with pytest.raises(UserError, match="a budget of 4 ids is too small"):
+    with pytest.raises(UserError, match="a budget of 4 tokens is too small"):
         tiny.stream(["a text"], modalities="image:2x2", max_new_tokens=4)
 
 

@@ -30,6 +30,7 @@ VERBS = {
     "inspect": "show what is in a data set, bundle or config, and what a decoder costs; --verify, --page of samples",
     "sample": "continue prompts of text, images and audio",
     "eval": "measure a bundle on scenes",
+    "eval documents": "measure a bundle on documents of your own",
     "eval image-tokenizer": "measure an image tokenizer on images",
     "eval audio-tokenizer": "measure an audio tokenizer on audio",
     "doctor": "say what is installed, what works, and what to do about the rest",

@@ -23,14 +23,23 @@ def check_input(path: Path) -> None:
         raise UserError(f"{path}: no such file or folder")
 
 
-def check_bundle(path: Path) -> None:
-    """Raise `UserError` if a path is not a bundle."""
-    if not (settle(path) / "bundle.json").exists():
-        raise UserError(f"{path}: not a bundle (it has no bundle.json); make one with `unitok bundle`")
+def find_bundle(name: Path) -> Path:
+    """Return the folder of a bundle, by its path, the name of a built-in bundle, or USER/NAME[@REVISION] on the Hugging Face hub.
+
+    Raises `UserError` if there is none.
+    """
+    from unitok.hub import find
+
+    repository, at, revision = str(name).partition("@")
+    exists = settle(name).exists()
+    folder = name if exists or name.is_absolute() else find(repository, revision if at else None)
+    if not (settle(folder) / "bundle.json").exists():
+        raise UserError(f"{name}: not a bundle (it has no bundle.json); make one with `unitok bundle`")
+    return folder
 
 
 Input = Annotated[Path, check_input]
-BundleFolder = Annotated[Path, check_bundle]
+BundleFolder = Annotated[Path, find_bundle]
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from unitok.cli.arguments import PerKind, check_input, split_name
+from unitok.cli.arguments import Input, PerKind, check_input, split_name
 from unitok.errors import UserError
+from unitok.files import read_json
 
 
 def bundle(
@@ -13,20 +14,22 @@ def bundle(
     parts: Annotated[list[tuple[str, str]], PerKind("[NAME=]PATH")],
     add: list[str] | None = None,
     decoder: Path | None = None,
+    scores: Input | None = None,
     untrained: Literal["tiny"] | None = None,
     trust_checkpoint: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Put vocabulary, tokenizers and a decoder into one folder, or add parts to one.
+    """Put tokenizers and a decoder into one folder, with their vocabulary, or add parts to a bundle.
 
     Args:
         out: the bundle's folder
-        parts: the {kind} tokenizer: a run's folder, a checkpoint, or a part's own folder; may be repeated with NAMEs that differ
+        parts: the {kind} tokenizer: a run's folder, a checkpoint, or a tokenizer's own folder; may be repeated with other NAMEs
         add: a kind of content whose tokenizer has no weights; may be repeated
-        decoder: the decoder: a run's folder, a checkpoint, or its own folder
-        untrained: a whole bundle with random weights instead
+        decoder: a run's folder, a checkpoint, or its own folder
+        scores: a scores.json of `unitok eval`, to stand in the model card
+        untrained: make a whole bundle with random weights instead
         trust_checkpoint: allow unpickling: only for files from people you trust
-        overwrite: replace what lies in the folder, also where it is something else
+        overwrite: replace whatever is in the folder
     """
     from unitok.modalities import modalities
 
@@ -39,11 +42,11 @@ def bundle(
         paths[name], kinds[name] = Path(path), kind
     if decoder:
         paths["model"] = decoder
-    if untrained and (paths or add):
+    if untrained and (paths or add or scores):
         raise UserError("--untrained makes all parts itself: leave out the others")
-    if not (untrained or paths or add):
+    if not (untrained or paths or add or scores):
         flags = ", ".join(f"--{kind}" for kind in modalities())
-        raise UserError(f"nothing to put into the bundle: give {flags}, --add, --decoder or --untrained")
+        raise UserError(f"nothing to put into the bundle: give {flags}, --add, --decoder, --scores or --untrained")
     for source in paths.values():
         check_input(source)
     from unitok.bundle import make_bundle, make_untrained
@@ -51,5 +54,5 @@ def bundle(
     if untrained:
         made = make_untrained(out, untrained, overwrite=overwrite)
     else:
-        made = make_bundle(out, paths, trust_checkpoint, overwrite, kinds, add or ())
-    print(f"{out}: {', '.join(made.parts)}; {made.vocab.size} ids")
+        made = make_bundle(out, paths, trust_checkpoint, overwrite, kinds, add or (), read_json(scores, "") if scores else None)
+    print(f"{out}: {', '.join(made.parts)}; {made.vocab.size} tokens")

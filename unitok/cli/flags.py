@@ -3,8 +3,8 @@
 Positional parameters become positional arguments. One with None in its type is optional; a list takes one or more values.
 Keyword-only parameters become flags. A `bool` is a switch, `bool | None` is a pair such as --causal and --no-causal, a list is a
 flag that may be repeated, and a `Literal` is a choice. `Annotated` may add a collection of choices (a dict also gives their
-meanings), a function that checks the value, or an object with a method `flags`, which makes several flags of one parameter.
-Sections of the docstring other than `Args:` become groups of the help.
+meanings), a function that checks the value and may return another one to pass on, or an object with a method `flags`, which makes
+several flags of one parameter. Sections of the docstring other than `Args:` become groups of the help.
 
 LightningCLI's jsonargparse is not used: its flags have underscores, required parameters become positional, the order of different
 flags is lost, and importing it takes 0.12 s (argparse: 0.01 s).
@@ -49,8 +49,11 @@ def run(function: Callable[..., None], prog: str, arguments: Sequence[str]) -> N
     try:
         for name, value in values.items():
             for check in filter(callable, _marks(hints[name])):
-                for one in value if isinstance(value, list) else [value] if value else []:
-                    check(one)
+                if isinstance(value, list):
+                    for one in value:
+                        check(one)
+                elif value:
+                    values[name] = check(value) or value
         function(**values)
     except UserError as error:
         actions = parser._option_string_actions

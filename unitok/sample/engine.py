@@ -255,7 +255,7 @@ class Session:
     def _runner(self, count: int) -> Callable[[Tensor, int], Tensor]:
         """What runs the model on ids [slots, W], the i-th and those after it of a stretch of `count`; -> [slots, W, C]."""
         positions = np.array([slot.read for slot in self.slots])[:, None] + np.arange(count)
-        place = np.array([slot.running.state.place for slot in self.slots])[:, None]  # in text 0, which stays
+        place = np.array([slot.running.state.span_position for slot in self.slots])[:, None]  # in text 0, which stays
         at, extent = _common(positions, self.cache), int(positions[:, 0].max())
         all_span_positions = self._send(np.where(place > 0, place + 1 + np.arange(count), 0))
         all_positions = self._send(positions)
