@@ -34,16 +34,16 @@ def read_json(path: Path, absent: str, *keys: str) -> dict[str, Any]:
         keys: names that the object must have.
     """
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        value = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: no such file; {absent}") from None
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a number of too many digits
         raise UserError(f"{path}: not JSON ({first_line(error)})") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: a JSON {type(found).__name__}, not an object; it is damaged, or another program's")
-    if missing := [key for key in keys if key not in found]:
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: a JSON {type(value).__name__}, not an object; it is damaged, or another program's")
+    if missing := [key for key in keys if key not in value]:
         raise UserError(f"{path}: has no {', '.join(missing)}; it is damaged, or another program's")
-    return found
+    return value
 
 
 def write_json(path: Path, value: object, staging: Path | None = None) -> None:
@@ -400,8 +400,8 @@ def check_replaceable(folder: str | Path, kind: str = "", overwrite: bool = Fals
         if true.exists():
             raise UserError(f"{folder}: is a file; give a folder")
         return true
-    found = kind_of(true)
-    fits = found == kind if kind else bool(found)
+    present = kind_of(true)
+    fits = present == kind if kind else bool(present)
     if not overwrite and any(true.iterdir()) and (not fits or _bundle_around(true)):
         raise _holds(folder)
     here = Path(os.path.realpath("."))

@@ -108,12 +108,12 @@ class Files:
             return FileInfo(printable(name), problem=_reason(error))
 
     def _stat(self, name: str) -> FileInfo:
-        found = os.stat(self._resolve(name), follow_symlinks=False)
-        if stat.S_ISDIR(found.st_mode):
+        status = os.stat(self._resolve(name), follow_symlinks=False)
+        if stat.S_ISDIR(status.st_mode):
             return FileInfo(name, problem="a link to a folder: not followed")
-        if not stat.S_ISREG(found.st_mode):
+        if not stat.S_ISREG(status.st_mode):
             return FileInfo(name, problem="neither a file nor a folder (a pipe, a socket or a device)")
-        return FileInfo(name, found.st_size, found.st_mtime_ns)
+        return FileInfo(name, status.st_size, status.st_mtime_ns)
 
     def _resolve(self, name: str) -> str:
         """Return the real path of a name. Raises `UserError` if it leaves the root."""
@@ -217,8 +217,8 @@ class _RemoteFiles(Files):
         return f"{self.folder}/{name}" if name else self.folder
 
     def stamp_of(self, file: IO[bytes], name: str) -> tuple[int, int]:
-        found = self.look(name)
-        return found.size, found.stamp
+        info = self.look(name)
+        return info.size, info.stamp
 
 
 def open_files(folder: str, root: str = "") -> Files:

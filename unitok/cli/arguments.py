@@ -124,9 +124,9 @@ def check_kinds(prompt: list[tuple[str, str]], parts: Sequence[object]) -> None:
         if not isinstance(part, Path) or not part.is_file():
             continue
         with open(part, "rb") as file:
-            found = kind_of_content(file.read(4096), part.name, kind)
-        if found not in (None, kind):
-            raise UserError(f"--{kind} {part}: contains {found}; give it with --{found}")
+            actual = kind_of_content(file.read(4096), part.name, kind)
+        if actual not in (None, kind):
+            raise UserError(f"--{kind} {part}: contains {actual}; give it with --{actual}")
 
 
 def read_json_flag(text: str, name: str) -> object:
