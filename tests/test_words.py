@@ -82,7 +82,7 @@ PROSE = {
     r"\b(?:next|new|forced|drawn)[ -]ids?\b": "token",
     r"\b[Tt]old\b": "reported, named, given",
     r"\b[Hh]ears? of\b": "the weight or input that it gets",
-    r"\b(?:[Aa]|[Tt]he|[Tt]his|what|its|their|same|least|equal) shares?\b|\b[Ss]hares? (?:of|in)\b": "fraction",
+    r"\b(?:[Aa]|[Tt]he|[Tt]his|what|its|their|same|least) shares?\b|\b[Ss]hares? (?:of|in)\b": "fraction",
     r"\b(?:[Tt]he|[Rr]andom|[Ee]ach|[Ee]very|ten|all) places\b|\b[Pp]laces:": "position",
     r"\b[Kk]nobs?\b|\bmenus?\b": "sampling parameters, allowed tokens",
     rf"(?:{BRITISH})": "the American spelling",
