@@ -44,8 +44,6 @@ NAMES = {
     "need": "require",
     # what the thing is
     "told": "what was reported", "said": "what the text is", "heard": "what was read", "there": "what exists", "found": "what was found",
-    # choices
-    "likelihood": "logprob", "relevance": "pmi",
 }  # fmt: skip
 
 #: A word of a public name, between underscores -> the field's.
@@ -63,7 +61,9 @@ METRICS = {
     "ids_a_second": "tokens_per_second", "seconds_a_step": "seconds_per_step", "minutes_left": "eta_minutes", "bits_an_id": "bits_per_token",
     "log_normaliser_": "logsumexp_rms/", "codebook_use_": "codebook_usage/", "codebook_use": "codebook_usage",
 }  # fmt: skip
-FLAGS = {"most": "max_objects", "size": "vocab_size", "sample": "max_lines", "ids": "tokens"}
+FLAGS = {"most": "max_objects", "ids": "tokens"}
+FLAGS_OF = {"train-text-tokenizer": {"size": "vocab_size", "sample": "max_lines"}}  # `--size` of an image is right
+CHOICES = {"likelihood": "logprob", "relevance": "pmi", "refuse": "error", "centre": "center"}
 
 BRITISH = (
     r"\b\w*(?:normal|quant|regular|orthogonal|optim|initial|token|serial|summar|recogn|synchron|general|organ|memor|minim|maxim"
@@ -264,7 +264,8 @@ def test_flags_and_their_help(verb):
     names += [name.removeprefix(kind) for name in names for kind in kinds if name.startswith(kind)]
     texts = [VERBS[verb], *(str(action.help) for action in actions(verb))]
     choices = [str(choice) for action in actions(verb) for choice in action.choices or ()]
-    assert wrong_names([*names, *choices], NAMES | FLAGS) + [wrong for text in texts for wrong in wrong_prose(text)] == []
+    found = wrong_names(names, NAMES | FLAGS | FLAGS_OF.get(verb, {})) + wrong_names(choices, CHOICES)
+    assert found + [wrong for text in texts for wrong in wrong_prose(text)] == []
 
 
 def test_configurations():
@@ -272,8 +273,9 @@ def test_configurations():
     from unitok.scenes import SceneSamples
     from unitok.training import AudioTokenizerTraining, DecoderTraining, ImageTokenizerTraining, Samples
 
-    found = []
-    for path in sorted((ROOT / "configs").rglob("*.yaml")):
+    found, paths = [], sorted((ROOT / "unitok" / "configs").rglob("*.yaml"))
+    assert len(paths) > 10
+    for path in paths:
         where, text = path.relative_to(ROOT).as_posix(), path.read_text()
         found += [(where, wrong) for wrong in wrong_names(keys_of(yaml.safe_load(text)), NAMES | KEYS)]
         found += [(where, wrong) for wrong in wrong_prose("\n".join(re.findall(r"#(.*)", text)))]
@@ -287,7 +289,7 @@ def test_configurations():
         AudioFiles,
         TokenShards,
     ):
-        found += [(owner.__name__, wrong) for wrong in wrong_names(fields_of(owner), NAMES | KEYS)]
+        found += [(owner.__name__, wrong) for wrong in wrong_names(fields_of(owner), NAMES | KEYS | CHOICES)]
     assert [f"{where}: {wrong}" for where, wrong in found] == []
 
 
