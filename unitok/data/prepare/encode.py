@@ -229,7 +229,7 @@ class _Work:
         assert part.file is not None
         variant = part.view in self.bundle.modality(part.type).views(options)
         own = document if variant else ""  # random crops differ between the documents of a file
-        key = (str(id(spec)), part.type, part.file.name, str(part.file.place), part.view, own)
+        key = (str(id(spec)), part.type, part.file.name, str(part.file.offset), part.view, own)
         with self.lock:
             known = self.media.get(key)
             media_item = known or self.media.setdefault(key, MediaItem(part.type, key))

@@ -270,7 +270,7 @@ def data_url(text: str, name: str) -> Blob | None:
     media = [kind for kind, modality in modalities().items() if not modality.inline]
     is_media = data and sniff_bytes(data[:4096]) in media
     place = int.from_bytes(hashlib.sha256(data).digest()[:7], "big")  # tells apart contents of fields of the same name
-    return Blob(name, data, place=place) if header or is_media else None
+    return Blob(name, data, offset=place) if header or is_media else None
 
 
 def _text_of_record(record: Blob) -> str:

@@ -215,7 +215,7 @@ class Source:
             if len(data) != length:
                 raise UserError(f"{item.where}: cut off")
             suffix = PurePosixPath(name).name.partition(".")[2].lower() or "txt"
-            blob = Blob(f"{item.file}/{name}", data, place=start)
+            blob = Blob(f"{item.file}/{name}", data, offset=start)
             row.setdefault(suffix, []).append(blob)
         documents = self._from_fields(item, {k: v if len(v) > 1 else v[0] for k, v in row.items()})
         suffixes = Counter(PurePosixPath(name).suffix.lower() for name, _, _ in item.members)
