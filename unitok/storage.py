@@ -64,14 +64,12 @@ def printable(name: str) -> str:
 
 
 class Files:
-    """The files under a local folder, which paths must not leave; `open_files` gives those of a server.
-
-    root: another folder that paths may lead into. named: a file in `folder` that may be a link to anywhere, because the user named it.
-    """
+    """The files under a local folder. For a URL see `open_files`.
 
     Args:
-        folder: the source's folder; names are relative to it.
-        root: the folder that paths must not leave; default: `folder`.
+        folder: the source's folder; names are relative to it, and paths must not leave it.
+        root: another folder that paths may lead into.
+        named: a file in `folder` that may be a link to anywhere, because the user named it.
     """
 
     remote: "AbstractFileSystem | None" = None  # for a URL
@@ -119,7 +117,7 @@ class Files:
         return FileInfo(name, status.st_size, status.st_mtime_ns)
 
     def _resolve(self, name: str) -> str:
-        """The true local path of a name; errors: `UserError` when it leaves the folder and the root."""
+        """Return the real path of a name. Raises `UserError` if it leaves the folder and the root."""
         if not is_utf8(name):
             raise UserError(NOT_UTF8)
         if "://" in name:
