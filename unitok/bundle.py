@@ -7,12 +7,15 @@ of their kinds (`text`, `image`, `audio`), and others where there are several of
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from unitok.document import Document, Part, RawDocument, Segment
 from unitok.errors import UserError
 from unitok.files import check_replaceable, kind_of, read_json, settle, whole_folder, write_json
+from unitok.generation_config import FILE as GENERATION_CONFIG
+from unitok.generation_config import GenerationConfig
 from unitok.modalities import Modality, Plain, build_vocab, kind_accepting, kind_of_content, modalities, modality_of, types_of
 from unitok.pretrained import known_vocabulary, load_state
 from unitok.storage import Blob, Files
@@ -23,8 +26,6 @@ if TYPE_CHECKING:
     from unitok.model.inference import InferenceDecoder
 
 VERSION = 2  # of bundles
-SETTINGS_VERSION = 1  # of their generation_config.json
-GENERATION_CONFIG = "generation_config.json"
 B = TypeVar("B", bound="Bundle")
 
 
@@ -37,17 +38,17 @@ class ReadFile(str):
 
 class Bundle:
     """Vocabulary, tokenizers and decoder together. A tokenizer is an attribute by its name: `bundle.image`, None where there is none.
-    defaults: its own settings of sampling, by kind or name, as fields of `unitok.sample.sampling.SamplingParams`."""
+    generation_config: how it is to be sampled where a call does not say."""
 
     def __init__(
         self,
         vocab: Vocab,
         tokenizers: Mapping[str, Any] | None = None,
         model: "Decoder | None" = None,
-        defaults: Mapping[str, dict[str, Any]] | None = None,
+        generation_config: GenerationConfig | None = None,
     ):
         self.vocab, self.tokenizers, self.model = vocab, dict(tokenizers or {}), model
-        self.defaults = dict(defaults or {})
+        self.generation_config = generation_config or GenerationConfig()
         self._inference: tuple[Decoder, InferenceDecoder] | None = None
         for name, part in self.tokenizers.items():
             if vocab.span(name).fingerprint not in ("", part.fingerprint()):
@@ -94,7 +95,8 @@ class Bundle:
             from unitok.model import Decoder
 
             model = Decoder.from_pretrained(path, device=device)
-        return cls(vocab, tokenizers, model, read_generation_config(path))
+        config = GenerationConfig.from_pretrained(path) if (path / GENERATION_CONFIG).exists() else None
+        return cls(vocab, tokenizers, model, config)
 
     def save_pretrained(self, path: str | Path, overwrite: bool = False) -> None:
         """Write a bundle, whole or not at all. What lies at `path` is replaced only with `overwrite`; files in a bundle that
@@ -105,8 +107,8 @@ class Bundle:
             if self.model is not None:
                 self.model.save_pretrained(partial / "model")
             self.vocab.save(partial / "vocab.json")
-            if self.defaults:
-                write_generation_config(partial, self.defaults)
+            if self.generation_config.given():
+                self.generation_config.save_pretrained(partial)
             write_json(partial / "bundle.json", {"version": VERSION, "parts": self.parts})
 
     @property
@@ -236,24 +238,6 @@ class Bundle:
         return RawDocument(document.id or name, tuple(parts))
 
 
-def write_generation_config(folder: Path, settings: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write a bundle's own settings of sampling, by kind or name: `{"image": {"temperature": 0.4}}`."""
-    write_json(folder / GENERATION_CONFIG, {"version": SETTINGS_VERSION, "settings": settings})
-
-
-def read_generation_config(folder: Path) -> dict[str, dict[str, Any]]:
-    """A bundle's own settings of sampling; none where it has none. Inverse of `write_generation_config`."""
-    path = folder / GENERATION_CONFIG
-    if not path.exists():
-        return {}
-    found = read_json(path, "", "version", "settings")
-    if found["version"] != SETTINGS_VERSION:
-        raise UserError(f"{path}: version {found['version']}; this unitok reads version {SETTINGS_VERSION}")
-    if not isinstance(found["settings"], dict):
-        raise UserError(f"{path}: settings are an object, by kind of content or name of a tokenizer")
-    return found["settings"]
-
-
 # ---- Making bundles -------------------------------------------------------------------------------------------------
 
 
@@ -341,15 +325,16 @@ def make_bundle(
         model = model if "model" in paths else None
     if "model" in loaded and (trained_on := loaded["model"][1].get("vocab")):
         vocab.check_covers(Vocab.from_manifest(trained_on), "the bundle", str(paths["model"]))
-    bundle = Bundle(vocab, ordered, model, old.defaults if old else None)
+    bundle = Bundle(vocab, ordered, model, old.generation_config if old else None)
     bundle.save_pretrained(out, overwrite=True)
     return bundle
 
 
 def _check_name(name: str, kind: str, old: Bundle | None) -> None:
     """Raise `UserError` for a name that a tokenizer of a kind cannot have."""
-    taken = name in ("model", "decoder", "vocab", "tokenizers", "defaults") or hasattr(Bundle, name)
-    if not name.isidentifier() or taken or (name != kind and name in modalities()):
+    taken = name in ("model", "decoder", "vocab", "tokenizers", "generation_config") or hasattr(Bundle, name)
+    reserved = [*modalities(), *(f.name for f in fields(GenerationConfig))]
+    if not name.isidentifier() or taken or (name != kind and name in reserved):
         raise UserError(f"{name!r} cannot be the name of a tokenizer for {kind}; choose another word")
     if old and name in old.vocab.spans and old.vocab.spans[name].kind != kind:
         raise UserError(f"{name!r} is a tokenizer for {old.vocab.spans[name].kind} in the bundle; choose another name")
