@@ -18,11 +18,11 @@ import torch
 from common import write_results
 
 from unitok.api import Unitok
+from unitok.generation_config import SamplingParams
 from unitok.grammar import Grammar, PlanItem
 from unitok.hardware import keep_large_blocks
 from unitok.sample.engine import Session, generate
 from unitok.sample.running import Request
-from unitok.sample.sampling import SamplingParams
 from unitok.scenes.world import caption, draw_scene
 
 SETTINGS = {
@@ -61,7 +61,7 @@ class _Bench:
         self.codes = side * side
 
     def make(self, requests: list[Request], how: SamplingParams, window: int) -> list[np.ndarray]:
-        return generate(self.unitok.require("model"), self.grammar, requests, {"image": how}, jacobi=window)
+        return generate(self.unitok.require("model"), self.grammar, requests, {"image": how}, jacobi_window=window)
 
     def speed(self, name: str, how: SamplingParams, window: int) -> dict[str, Any]:
         """Seconds a picture, one at a time, in turns."""
@@ -69,7 +69,7 @@ class _Bench:
         passes = []
         for i, prompt in enumerate(self.prompts):
             for which in seconds:
-                session = Session(self.unitok.require("model"), self.grammar, {"image": how}, jacobi=which)
+                session = Session(self.unitok.require("model"), self.grammar, {"image": how}, jacobi_window=which)
                 began = time.perf_counter()
                 session.add(Request(prompt, self.plan, self.codes + 8, 1, i))
                 while session.waiting:

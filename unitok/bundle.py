@@ -169,10 +169,12 @@ class Bundle:
     # ---- Content <-> documents -----------------------------------------------------------------------------------
 
     def read(self, content: Any, role: str = "none", loss: bool = True) -> list[Segment]:
-        """Segments of one piece of content: a str, Path, `PIL.Image`, (waveform [C, T], Hz), Document or RawDocument; or a Part,
-        which says which of several tokenizers of a kind it is for: `Part("speech", path=Path("a.wav"))`."""
+        """Segments of one piece of content: a str, Path, `PIL.Image`, array (an image), (waveform [C, T], Hz), Document, Segment or
+        RawDocument; or a Part, which says which of several tokenizers of a kind it is for: `Part("speech", path=Path("a.wav"))`."""
         if isinstance(content, Document):
             return list(content.segments)
+        if isinstance(content, Segment):
+            return [content]
         if isinstance(content, RawDocument):
             return list(self.read_raw(content).segments)
         if isinstance(content, Part):
@@ -181,10 +183,8 @@ class Bundle:
             return [self._read_file(content, role, loss)]
         kind = kind_accepting(content)
         if kind is None:
-            array = hasattr(content, "__array__") or hasattr(content, "__array_interface__") or isinstance(content, list)
-            hint = "; of an array: PIL.Image.fromarray(array), or (array, Hz)" if array else ""
-            known = "a str, a Path, a PIL.Image, (waveform [C, T], Hz) or a Document"
-            raise UserError(f"a prompt's part is {known}, not {type(content).__name__}{hint}")
+            known = "a str, Path, PIL.Image, array, (waveform [C, T], Hz), Document or Segment"
+            raise UserError(f"prompt: a {type(content).__name__}; a piece of a prompt is {known}")
         return [self._encode(self.instance(kind), content, f"a prompt's {kind}", role, loss)]
 
     def read_raw(self, raw: RawDocument) -> Document:

@@ -113,8 +113,8 @@ class GenerationConfig:
     the keywords of the call), `combine` takes each value from the last one that gives it.
 
     Args:
-        modalities: `free` (the model decides), or a plan such as `text,image:8x12,audio:2s` (rows x columns of codes), also as a list
-            (default: free)
+        modalities: `free` (the model decides), or a plan such as `text,image:8x12,audio:2s`, with rows x columns of codes and
+            seconds (default: free)
         n: outputs per prompt (default: 1)
         seed: the same seed gives the same outputs (default: 0)
         max_new_tokens: most new tokens per output (default: 512)
@@ -236,7 +236,9 @@ class GenerationConfig:
         """Read a folder's `generation_config.json`, or a file of that form. Errors: `UserError` that names the file."""
         file = Path(path) / FILE if Path(path).is_dir() else Path(path)
         found = read_json(file, 'give a JSON file such as {"temperature": 0.9}')
-        return cls.from_dict(found["settings"] if found.keys() == {"version", "settings"} else found, str(file))  # an earlier form
+        return cls.from_dict(
+            found["settings"] if found.keys() == {"version", "settings"} else found, str(file)
+        )  # an earlier form
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a folder's `generation_config.json`. Inverse of `from_pretrained`."""
@@ -286,7 +288,8 @@ def _values(name: str, given: object) -> Values:
     if isinstance(given, SamplingParams):
         return asdict(given)
     if not isinstance(given, Mapping):
-        raise UserError(f"{name} is a {type(given).__name__}: give values such as {_EXAMPLE}, or SamplingParams")
+        form = f"{_EXAMPLE} or SamplingParams: how it is sampled; content goes into the prompt"
+        raise UserError(f"{name} is a {type(given).__name__}: give {form}")
     check_names(given, SAMPLING_FIELDS, name)
     try:
         SamplingParams(**given)

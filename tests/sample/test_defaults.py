@@ -3,12 +3,12 @@
 import json
 
 import pytest
+from unitok.sample.defaults import sampling_params_of
 
 from unitok.api import Unitok
 from unitok.bundle import Bundle, make_bundle
 from unitok.errors import UserError
 from unitok.modalities import build_vocab, modalities
-from unitok.sample.defaults import sampling_params_of
 from unitok.sample.sampling import SamplingParams
 from unitok.sample.stream import Chunk
 

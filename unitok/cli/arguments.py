@@ -2,16 +2,13 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 from unitok.cli.flags import described, flag_of, of_type, read_docstring
 from unitok.errors import UserError
 from unitok.files import settle
-
-if TYPE_CHECKING:
-    from unitok.vocab import Vocab
 
 Given = dict[str, dict[str, Any]]  # values of flags by prefix and field
 Flags = Iterator[tuple[str, dict[str, Any]]]
@@ -57,11 +54,15 @@ class Fields:
     default: str = ""  # stands in the help for the default of each field
 
     def flags(self, name: str, text: str) -> Flags:
-        """One per field, described by its class."""
-        classes = self.classes()
+        """One per field with a plain default, described by its class; where a later class has the same field, by that one."""
+        classes, texts = self.classes(), dict[str, str]()
+        for owner in classes.values():
+            texts |= read_docstring(owner)[1].get("Args", {})
         for prefix, owner in classes.items():
-            texts, hints = read_docstring(owner)[1].get("Args", {}), get_type_hints(owner)
+            hints = get_type_hints(owner)
             for field in fields(owner):
+                if field.default is MISSING:  # not a plain value
+                    continue
                 options = of_type(hints[field.name]) | {"dest": f"{name}.{prefix}.{field.name}", "default": None}
                 if "type" in options and "choices" not in options:
                     options["metavar"] = field.name.upper()
@@ -123,12 +124,9 @@ def read_json_flag(text: str, name: str) -> Any:
         raise UserError(f"--{name}: {text[:60]!r} is not JSON") from None
 
 
-def settings_by_name(vocab: "Vocab", sampling: Given, by_name: str) -> Given:
-    """What flags say of each tokenizer's content: for all, for its kind, for its name."""
-    named = read_json_flag(by_name or "{}", "settings")
-    if not isinstance(named, dict) or not all(isinstance(given, dict) for given in named.values()):
-        raise UserError('--settings: JSON such as {"speech": {"temperature": 0.7}}')
-    kinds = {name: span.kind for name, span in vocab.spans.items()}
-    common = sampling.get("", {})
-    made = {name: common | sampling.get(kind, {}) | named.get(kind, {}) | named.get(name, {}) for name, kind in kinds.items()}
-    return made | {name: given for name, given in named.items() if name not in (*kinds, *kinds.values())}
+def sampling_of_flags(by_kind: Given, named: str) -> Given:
+    """What flags say of each kind of content, and the flag `--sampling` of each tokenizer or kind."""
+    by_name = read_json_flag(named or "{}", "sampling")
+    if not isinstance(by_name, dict) or not all(isinstance(given, dict) for given in by_name.values()):
+        raise UserError('--sampling: JSON such as {"speech": {"temperature": 0.7}}')
+    return {name: by_kind.get(name, {}) | by_name.get(name, {}) for name in (by_kind | by_name)}

@@ -16,6 +16,7 @@ from unitok.document import Segment
 from unitok.errors import UserError, first_line
 from unitok.modalities import Loaded, Modality, Stream, register
 from unitok.ranges import Span
+from unitok.storage import Blob
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,7 +91,7 @@ class Image(Modality):
         return {"an image" if name == self.kind else f"an {name}": f"{tokens:,} ids ({side} x {side} pixels)"}
 
     def accepts(self, content: Any) -> bool:
-        return isinstance(content, Pillow.Image)
+        return isinstance(content, Pillow.Image) or hasattr(type(content), "__array__")
 
     def views(self, options: ImageOptions) -> list[str]:
         return (["flip"] if options.flip else []) + [f"crop={n}" for n in range(1, options.crops + 1)]
@@ -98,6 +99,10 @@ class Image(Modality):
     def load(self, tokenizer: Any, content: Any, options: Any, name: str, view: str = "", chance: float = 0.0) -> Loaded:
         if isinstance(content, Pillow.Image):
             image, size = content, 0
+        elif not isinstance(content, Blob):
+            from unitok.tokenizers.arguments import image_from_array
+
+            image, size = image_from_array(content, name), 0
         else:
             from unitok.media import open_image
 

@@ -86,6 +86,11 @@ def _url(source: bytes | Path, kind: str) -> Markup:
     return Markup(quote(source.name, errors="surrogateescape"))  # a colon too, so a name is never a scheme
 
 
+def fragment(figures: Sequence[Figure]) -> str:
+    """HTML of some figures for a notebook's output, with all it needs in it."""
+    return _environment().get_template("notebook.html").render(figures=figures)
+
+
 def write_page(path: Path, template: str, **values: Any) -> None:
     """Write a page whole; `values` are those that the template names. Errors: `UserError` as `check_page`'s."""
     check_page(path)

@@ -14,16 +14,16 @@ import torch
 from tqdm import tqdm
 
 from unitok.api import Unitok
+from unitok.bundle import Bundle
 from unitok.data.prepare.encode import Encoder
 from unitok.document import Document, Part, RawDocument
 from unitok.errors import UserError
 from unitok.files import write_json
+from unitok.generation_config import FILE, GenerationConfig, combine
 from unitok.grammar import Grammar
 from unitok.media import load_audio, load_image, open_image, save_audio, save_image
-from unitok.sample.defaults import sampling_params_of
 from unitok.sample.outputs import Output, save_outputs
-from unitok.sample.requests import Task, generate_outputs
-from unitok.sample.sampling import SamplingParams
+from unitok.sample.requests import generate_outputs
 from unitok.scenes import SAMPLING
 from unitok.scenes.oracle import read_picture, read_sound
 from unitok.scenes.world import Note, Scene, parse_caption, parse_sound_caption, read_scenes
@@ -83,10 +83,10 @@ DIRECTIONS = (
 
 
 class Evaluation:
-    """Measures one bundle; `scores` fills up as it goes. out: folder for samples; seed, settings: of sampling."""
+    """Measures one bundle; `scores` fills up as it goes. out: folder for samples; seed, config: of sampling."""
 
-    def __init__(self, unitok: Unitok, out: Path, seed: int, settings: dict[str, SamplingParams], progress: bool = False):
-        self.unitok, self.out, self.seed, self.settings, self.progress = unitok, out, seed, settings, progress
+    def __init__(self, unitok: Unitok, out: Path, seed: int, config: GenerationConfig, progress: bool = False):
+        self.unitok, self.out, self.seed, self.config, self.progress = unitok, out, seed, config, progress
         self.scores: dict[str, Any] = {"malformed": 0}
         self.kept: dict[str, list[Output]] = {}  # a few outputs of each direction
         self.encoder = Encoder(unitok)
@@ -169,8 +169,8 @@ class Evaluation:
     def _continue(self, prompts: list[Document], modalities: str, what: str, seed: int = 0) -> list[Output]:
         if self.progress:
             print(f"generate {what} ({len(prompts)})", flush=True)
-        task = Task(modalities, 1, self.seed + seed, self.budget, self.settings)
-        outputs = generate_outputs(self.unitok, prompts, task, batch_size=200)
+        config = self.config.replace(modalities=modalities, n=1, seed=self.seed + seed, max_new_tokens=self.budget)
+        outputs = generate_outputs(self.unitok, prompts, config, batch_size=200)
         self.scores["malformed"] += sum(not self._well_formed(o) for o in outputs)
         return outputs
 
@@ -192,6 +192,19 @@ class Evaluation:
         write_json(folder / "right.json", [bool(r) for r in right[:SHOWN]])
 
 
+def config_of_scenes(bundle: Bundle, config: GenerationConfig) -> GenerationConfig:
+    """A config over the bundle's own, and that over the demo's."""
+    tokenizers = {name: span.kind for name, span in bundle.vocab.spans.items()}
+    demo = GenerationConfig(sampling={kind: values for kind, values in SAMPLING.items() if kind in tokenizers.values()})
+    return combine([("", demo), (FILE, bundle.generation_config), ("", config)], tokenizers)
+
+
+def _sampling(guidance_scale: float | None, temperature: float | None) -> dict[str, Any]:
+    image = {"guidance_scale": guidance_scale, "temperature": temperature}
+    given = {"image": image, "audio": {"temperature": temperature}}
+    return {kind: {name: value for name, value in values.items() if value is not None} for kind, values in given.items()}
+
+
 def evaluate_bundle(
     bundle: Path,
     scenes: Path,
@@ -206,18 +219,12 @@ def evaluate_bundle(
 ) -> dict[str, Any]:
     """Measure a bundle; writes and returns the flat scores. Reconstructions and codebooks use all scenes of the folder.
 
-    guidance, temperature: of images, and of images and audio; None: the bundle's own, where it says none the demo's.
+    guidance_scale, temperature: of images, and of images and audio; None: the bundle's own, else the demo's.
     """
     unitok = Unitok.from_pretrained(bundle, device=device)
-    kinds = {span.kind for span in unitok.vocab.spans.values()}
-    ours = {name: settings | unitok.defaults.get(name, {}) for name, settings in SAMPLING.items() if name in kinds}
-    own = {**unitok.defaults, **ours}
-    given = {"image": {"temperature": temperature, "guidance_scale": guidance_scale}, "audio": {"temperature": temperature}}
-    media = {
-        name: own.get(name, {}) | {k: v for k, v in x.items() if v is not None} for name, x in given.items() if name in kinds
-    }
     rows = read_scenes(scenes, count)
-    evaluation = Evaluation(unitok, Path(out), seed, sampling_params_of(unitok, own | media), progress)
+    config = config_of_scenes(unitok, GenerationConfig(**_sampling(guidance_scale, temperature)))
+    evaluation = Evaluation(unitok, Path(out), seed, config, progress)
     evaluation.reconstruct(scenes, rows)
     evaluation.generate(scenes, rows[:count])
     if held_out:

@@ -5,9 +5,7 @@ from typing import Any
 
 from unitok.api import Unitok
 from unitok.bundle import Bundle
-from unitok.sample.defaults import sampling_params_of
-from unitok.scenes import SAMPLING
-from unitok.scenes.evaluate import Evaluation
+from unitok.scenes.evaluate import Evaluation, config_of_scenes
 from unitok.scenes.world import read_scenes
 from unitok.training.callbacks import Made, Samples
 from unitok.vocab import Vocab
@@ -19,11 +17,10 @@ class SceneSamples(Samples):
     Args:
         bundle: folder with the tokenizers that the data was made with.
         scenes: folder made by `unitok scenes`.
-        settings: of sampling; the demo's.
     """
 
-    def __init__(self, bundle: str, scenes: str, *, settings: dict[str, dict[str, Any]] | None = None, **how: Any):
-        super().__init__(bundle=bundle, prompts=scenes, settings=SAMPLING if settings is None else settings, **how)
+    def __init__(self, bundle: str, scenes: str, **options: Any):
+        super().__init__(bundle=bundle, prompts=scenes, **options)
 
     def read(self, vocab: Vocab) -> None:
         """Read the scenes. Errors: `UserError`."""
@@ -32,7 +29,8 @@ class SceneSamples(Samples):
     def make(self, bundle: Bundle, out: Path) -> Made:
         """Sample in every direction."""
         unitok = Unitok(bundle.vocab, bundle.tokenizers, bundle.model)
-        evaluation = Evaluation(unitok, out, self.seed, sampling_params_of(bundle, self.settings))
-        evaluation.budget = self.max_new_tokens
+        config = config_of_scenes(bundle, self.config)
+        evaluation = Evaluation(unitok, out, self.seed, config)
+        evaluation.budget = config.max_new_tokens
         evaluation.generate(self.prompts, self._rows)
         return evaluation.kept, evaluation.scores
