@@ -155,11 +155,11 @@ class GenerationConfig:
     best_of: int = 1
     rank_by: RankBy = "logprob"
     jacobi_window: int = 0
-    _given: tuple[str, ...] = field(init=False)
+    _given: frozenset[str] = field(init=False)
 
     def __new__(cls, **given: object) -> Self:
         self = super().__new__(cls)
-        object.__setattr__(self, "_given", tuple(given))
+        object.__setattr__(self, "_given", frozenset(given))
         return self
 
     def __post_init__(self) -> None:
@@ -187,7 +187,7 @@ class GenerationConfig:
 
     def given(self) -> Values:
         """Return the values that it was given, by name."""
-        return {name: getattr(self, name) for name in self._given}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name in self._given}
 
     def replace(self, **changes: object) -> Self:
         """Return another one with some values changed."""

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from unitok.cli.arguments import PerKind, check_input, split_name
+from unitok.cli.arguments import Input, PerKind, check_input, split_name
 from unitok.errors import UserError
 
 
@@ -13,6 +13,7 @@ def bundle(
     parts: Annotated[list[tuple[str, str]], PerKind("[NAME=]PATH")],
     add: list[str] | None = None,
     decoder: Path | None = None,
+    generation_config: Input | None = None,
     untrained: Literal["tiny"] | None = None,
     trust_checkpoint: bool = False,
     overwrite: bool = False,
@@ -24,6 +25,7 @@ def bundle(
         parts: the {kind} tokenizer: a run's folder, a checkpoint, or a part's own folder; may be repeated with NAMEs that differ
         add: a kind of content whose tokenizer has no weights; may be repeated
         decoder: the decoder: a run's folder, a checkpoint, or its own folder
+        generation_config: how the bundle is sampled where a call does not say: a JSON file such as {"temperature": 0.9}
         untrained: a whole bundle with random weights instead
         trust_checkpoint: allow unpickling: only for files from people you trust
         overwrite: replace what lies in the folder, also where it is something else
@@ -41,15 +43,21 @@ def bundle(
         paths["model"] = decoder
     if untrained and (paths or add):
         raise UserError("--untrained makes all parts itself: leave out the others")
-    if not (untrained or paths or add):
+    if not (untrained or paths or add or generation_config):
         flags = ", ".join(f"--{kind}" for kind in modalities())
-        raise UserError(f"nothing to put into the bundle: give {flags}, --add, --decoder or --untrained")
+        raise UserError(f"nothing to put into the bundle: give {flags}, --add, --decoder, --generation-config or --untrained")
     for source in paths.values():
         check_input(source)
     from unitok.bundle import make_bundle, make_untrained
+    from unitok.generation_config import GenerationConfig
+    from unitok.sample.requests import config_for
 
+    config = GenerationConfig.from_pretrained(generation_config) if generation_config else None
     if untrained:
         made = make_untrained(out, untrained, overwrite=overwrite)
     else:
         made = make_bundle(out, paths, trust_checkpoint, overwrite, kinds, add or ())
+    if config is not None:
+        config_for(made, config)  # names only tokenizers that are there
+        config.save_pretrained(out)
     print(f"{out}: {', '.join(made.parts)}; {made.vocab.size} ids")
