@@ -243,6 +243,14 @@ def from_a_bucket(block: str) -> None:
         memory.rm("/bucket", recursive=True)
 
 
+def own_values(block: str) -> None:
+    """A generation_config.json."""
+    Path("config.json").write_text(block)
+    shutil.copytree(Path("BUNDLE").resolve(), "own")
+    run_command(["unitok", "bundle", "own", "--generation-config", "config.json"])
+    assert Unitok.from_pretrained("own").generation_config.to_dict() == json.loads(block)
+
+
 def in_transformers(block: str) -> None:
     transformers = pytest.importorskip("transformers")
     import torch
@@ -289,7 +297,7 @@ BLOCKS: dict[str, list[Callable[[str], None]]] = {
     "docs/decoder.md": [shell],
     "docs/design.md": [tree, diagram],
     "docs/fine-tuning.md": [shell],
-    "docs/generation.md": [shell, python, python, in_transformers],
+    "docs/generation.md": [shell, python, python, own_values, python, python, in_transformers],
     "docs/tokenizers.md": [imports, imports, shell],
     "docs/training.md": [shell, data_module, shell, shell, shell],
 }
