@@ -454,7 +454,7 @@ def test_scores_are_the_log_probabilities_of_whole_passes(tiny):
             wanted = logits[i, id] - logits[i, legal].logsumexp(0)
             assert found[i] == pytest.approx(float(wanted), abs=1e-4)
             state.advance(id)
-    with pytest.raises(UserError, match=r"document 1 has \d+ ids, the decoder takes 1024"):
+    with pytest.raises(UserError, match=r"document 1 has \d+ tokens, the decoder takes 1024"):
         log_probabilities(tiny.model, grammar, [np.concatenate([documents[0][:1], np.full(1100, documents[0][1])])])
 
 

@@ -1,5 +1,6 @@
 """`unitok sample`."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -60,16 +61,12 @@ def sample(
         generation: for all content, and for each kind alone
         sampling: sampling parameters by tokenizer, where several are of a kind, as JSON: {"speech": {"temperature": 0.7}}
     """
-    if prompts and prompt:
-        raise UserError("give either --prompts or parts of one prompt")
-    if score and not prompts:
-        raise UserError("--score needs --prompts FILE.jsonl, the documents to score")
-    if live and generation.get("", {}).keys() & {"best_of", "rank_by", "jacobi_window"}:
-        raise UserError("--live shows an output while it is drawn: leave out --best-of, --rank-by and --jacobi-window")
+    _check(prompt, prompts, score, generation.get("", {}) if live else {})
     parts = [content_of(kind, value) for kind, value in prompt]
     keywords = generation.pop("", {}) | {"sampling": sampling_of_flags(generation, sampling)}
 
     from unitok.api import Unitok
+    from unitok.cli.terminal import show
     from unitok.generation_config import GenerationConfig
     from unitok.sample.outputs import save_outputs
     from unitok.sample.prompts import read_prompts
@@ -87,16 +84,24 @@ def sample(
         _write_scores(unitok.score([unitok.read_raw(raw) for raw in raws]), out)
         return
     documents = [[raw] for raw in raws] or [parts]
+    keywords |= {"generation_config": config, "batch_size": batch_size}
     if live:
-        from unitok.cli.terminal import show
-
-        chunks = unitok.stream(documents, **keywords, generation_config=config, batch_size=batch_size)
-        outputs = show(chunks, unitok)
+        outputs = show(unitok.stream(documents, **keywords), unitok)
     else:
-        outputs = unitok.generate(documents, **keywords, generation_config=config, batch_size=batch_size, progress=True)
+        outputs = unitok.generate(documents, **keywords, progress=True)
+        _print(outputs[:8])
     save_outputs(outputs, out, overwrite=overwrite)
-    _print(outputs[: 0 if live else 8])
     print(f"{out}: {len(outputs)} outputs; open {out / 'index.html'}")
+
+
+def _check(prompt: list[tuple[str, str]], prompts: Path | None, score: bool, live: Mapping[str, object]) -> None:
+    """Raise `UserError` for flags that do not go together. live: what is generated with `--live`."""
+    if prompts and prompt:
+        raise UserError("give either --prompts or parts of one prompt")
+    if score and not prompts:
+        raise UserError("--score needs --prompts FILE.jsonl, the documents to score")
+    if live.keys() & {"best_of", "rank_by", "jacobi_window"}:
+        raise UserError("--live shows an output while it is generated: leave out --best-of, --rank-by and --jacobi-window")
 
 
 def _print(outputs: "list[Output]") -> None:
