@@ -1,14 +1,16 @@
 """The library's front door: `Unitok`, a bundle that generates, streams and scores."""
 
+from __future__ import annotations  # so that `help(u.generate)` shows the names of types
+
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 from unitok.bundle import Bundle
 from unitok.content import Prompt, Prompts
 from unitok.document import Document
-from unitok.generation_config import GenerationConfig, RankBy, SamplingParams, Schedule, check_names
+from unitok.generation_config import GenerationConfig, RankBy, SamplingParams, Schedule, Values, check_names
 from unitok.sample.outputs import Output
 from unitok.sample.prompts import read_documents, read_one, read_prompts_of
 from unitok.sample.requests import config_for, generate_outputs
@@ -99,9 +101,14 @@ class Unitok(Bundle):
         Args:
             prompt: a str (text), Path (a file), PIL.Image, array (an image), (waveform [C, T], Hz), Document or Segment; a list of
                 these is one prompt, and a list of such lists is a batch: `[["A frog."], ["A dog."]]` are two prompts.
-            modalities: `free`, or a plan such as `text,image:8x12,audio:2s`; this and the arguments up to `jacobi_window` are those of
-                `GenerationConfig`. Where one is left out, `generation_config` says it, else the bundle's own, else the library.
-            generation_config: a `GenerationConfig`, or a dict of its fields.
+            modalities: `free`, or a plan such as `text,image:8x12,audio:2s` (rows x columns of codes, seconds), also as a list.
+            n, seed, max_new_tokens: outputs per prompt; the same seed gives the same outputs; most new tokens per output.
+            temperature, top_k, top_p, min_p, repetition_penalty, guidance_scale, media_guidance_scale, guidance_start, guidance_stop,
+                guidance_schedule: how tokens of all content are drawn; see `SamplingParams`.
+            text, image, audio, sampling: the same for one kind of content, `image={"temperature": 0.5}`, and by name of a tokenizer.
+            negative_prompt, prefix_fraction, best_of, rank_by, jacobi_window: see `GenerationConfig`.
+            generation_config: a `GenerationConfig`, or a dict of its fields, for arguments that are left out. What it does not say
+                either, the bundle's own config says, else the library's defaults hold.
             batch_size: outputs that are generated together. progress: whether to show a progress bar.
 
         Returns: n `Output`s per prompt, in order. Errors: `UserError` that names the argument.
@@ -147,7 +154,7 @@ class Unitok(Bundle):
         config = self._config(generation_config, given)
         return stream_outputs(self, read_prompts_of(self, prompt), config, batch_size)
 
-    def _config(self, config: GenerationConfig | Mapping[str, object] | None, given: dict[str, Any]) -> GenerationConfig:
+    def _config(self, config: GenerationConfig | Mapping[str, object] | None, given: Values) -> GenerationConfig:
         """Return the config of a call from its arguments."""
         if not isinstance(config, GenerationConfig):
             config = GenerationConfig.from_dict({} if config is None else config)
@@ -158,7 +165,7 @@ class Unitok(Bundle):
         return read_one(self, prompt)
 
     @_checks_names
-    def score(self, documents: Prompt | Sequence[Prompt]) -> list[Score]:
+    def score(self, documents: Prompts) -> list[Score]:
         """Score documents: log-probabilities of their tokens, segment by segment.
 
         documents: one piece of a prompt, or a list of documents, each a piece or a list of pieces: `["A frog.", "A dog."]` are two.

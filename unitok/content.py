@@ -22,5 +22,5 @@ Waveform: TypeAlias = tuple[Array | Sequence[float], float]
 Content: TypeAlias = str | Path | Image.Image | Array | Waveform | Document | Segment | Part | RawDocument
 #: One prompt: a piece, or its pieces in reading order.
 Prompt: TypeAlias = Content | Sequence[Content]
-#: One prompt, or several of them: a list of lists of pieces.
-Prompts: TypeAlias = Prompt | Sequence[Sequence[Content]]
+#: One prompt, or a batch: a list of lists of pieces.
+Prompts: TypeAlias = Content | Sequence[Content | Sequence[Content]]

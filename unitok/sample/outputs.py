@@ -84,7 +84,7 @@ class Output:
         figures += [self._figure(segment, self.content(i), "new") for i, segment in enumerate(self.new.segments)]
         return pages.fragment(figures)
 
-    def _figure(self, segment: Segment, content: Any, kind: str) -> pages.Figure:
+    def _figure(self, segment: Segment, content: object, kind: str) -> pages.Figure:
         element = self.bundle.modality(segment.modality).html(self.bundle.require(segment.modality), content)
         return pages.Figure(element, kind=kind)
 
