@@ -1,6 +1,7 @@
 # make demo       everything on built-in data, in about 13 minutes on 2 cores; open runs/demo/report.html
 # make test       the tests, a process a core (at most 4)
 # make check      lint and types
+# make docs       the documentation's site, strictly: a dead link is an error; open site/index.html
 # make check-long heavier proofs: kills, longer trainings
 # make env        the environment that all of them share: .venv, pinned by constraints.txt
 #
@@ -13,7 +14,7 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 TORCH_INDEX ?=
 MINUTES ?= 13
 
-.PHONY: demo test check check-long env clean
+.PHONY: demo test check docs check-long env clean
 
 demo: env
 	$(VENV)/bin/unitok demo --minutes $(MINUTES)
@@ -25,6 +26,9 @@ check: env
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+docs: env
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs --quiet build
 
 check-long: env
 	$(VENV)/bin/python -m pytest -m long
@@ -43,4 +47,4 @@ $(VENV)/.complete: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info

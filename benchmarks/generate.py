@@ -142,7 +142,7 @@ def check_equal(folder: Path) -> float:
         cache, found, start = ours.new_cache(2, PROMPT), [], 0
         for stop in (PROMPT - 4, *range(PROMPT - 3, PROMPT + 1)):
             positions = torch.arange(start, stop).expand(2, -1)
-            found.append(ours.step(ids[:, start:stop], positions, cache, stop, at=start) @ ours.head.T)
+            found.append(ours.step(ids[:, start:stop], positions, cache, stop, start=start) @ ours.head.T)
             start = stop
         return float((torch.cat(found, 1) - theirs).abs().max())
 

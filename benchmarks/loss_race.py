@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from common import write_results
 from train_step import theirs
 
+from unitok.configs import CONFIGS
 from unitok.data.modules import EndlessBatches
 from unitok.data.packing import PackedDataset
 from unitok.data.shards import TokenDataset
@@ -38,7 +39,6 @@ from unitok.model.presets import PRESETS
 from unitok.training.optim import build_optimizers
 from unitok.training.shell import warmup_linear, weight_average
 
-CONFIGS = Path(__file__).parent.parent / "configs" / "scenes"
 RATES, BATCHES = (1e-3, 3e-3, 1e-2), (4, 8)  # of AdamW, and documents a batch
 SHARES = (0.4, 0.5, 0.6, 0.75, 1.0)  # of the seconds, that ours has, one after the other
 
@@ -55,7 +55,7 @@ def make_tokens(work: Path) -> tuple[Path, Path]:
         unitok("train-text-tokenizer", work / "scenes" / "text.txt", "--out", work / "text", "--vocab-size", 512)
         for part, data, minutes in (("image", "images", 1.5), ("audio", "sounds", 0.7)):
             flags = ["--data.init_args.path", work / "scenes" / data, "--model.init_args.minutes", minutes, "--resume", "auto"]
-            unitok("fit", "--config", CONFIGS / f"{part}.yaml", "--out", work / part, *flags)
+            unitok("fit", "--config", CONFIGS / "scenes" / f"{part}.yaml", "--out", work / part, *flags)
         parts = [word for name in ("text", "image", "audio") for word in (f"--{name}", work / name)]
         unitok("bundle", work / "bundle", *parts)
         unitok("tokenize", work / "scenes", work / "tokens", "--bundle", work / "bundle")

@@ -29,8 +29,9 @@ from common import RESULTS, write_results
 from PIL import Image
 from torch import nn
 
+from unitok.configs import CONFIGS
 from unitok.data.modules import EndlessBatches, ImageDataset
-from unitok.evaluate.image import picture_scores
+from unitok.evaluate.image import image_scores
 from unitok.media import image_to_tensor, save_image
 from unitok.training.monitor import codebook_statistics
 
@@ -40,7 +41,7 @@ TRAIN = (
 )
 TEST = ("astronaut", "chelsea", "coffee", "china")
 SIDE, CODES, STRIDE = 256, 1024, 8
-CONFIG = Path(__file__).parent.parent / "configs" / "image" / "laptop-f8-64.yaml"
+CONFIG = CONFIGS / "image" / "laptop-f8-64.yaml"
 
 
 def write_photographs(folder: Path) -> None:
@@ -111,7 +112,7 @@ def measure(reconstruct: Any, folder: Path) -> dict[str, float]:
             again, found = reconstruct(pixels[None])
         codes.append(found.reshape(-1))
         pair = (((x + 1) / 2).clamp(0, 1).mul(255).round().div(255) for x in (again[0], pixels))
-        rows.append(picture_scores(*pair))
+        rows.append(image_scores(*pair))
     means = {name: float(np.mean([row[name] for row in rows])) for name in ("psnr_db", "ssim", "ms_ssim")}
     return means | {"use": codebook_statistics(torch.cat(codes), CODES)["usage"]}
 
@@ -132,7 +133,7 @@ def measure_jpeg(folder: Path, bits_per_pixel: float) -> dict[str, float]:
             best = (8 * scan, buffer.getvalue())
         assert best is not None
         again = image_to_tensor(Image.open(io.BytesIO(best[1])))
-        rows.append(picture_scores((again + 1) / 2, (image_to_tensor(image) + 1) / 2))
+        rows.append(image_scores((again + 1) / 2, (image_to_tensor(image) + 1) / 2))
         bits.append(best[0] / (image.width * image.height))
     means = {name: float(np.mean([row[name] for row in rows])) for name in ("psnr_db", "ssim", "ms_ssim")}
     return means | {"bits_per_pixel": float(np.mean(bits))}

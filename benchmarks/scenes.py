@@ -19,13 +19,14 @@ from common import RESULTS, make_scenes, train, write_results
 from torch import Tensor
 
 from unitok.bundle import load_trained_part
+from unitok.configs import CONFIGS
 from unitok.media import load_image, save_image
 from unitok.scenes.evaluate import same_colors, to_bytes
 from unitok.scenes.oracle import read_picture
 from unitok.scenes.world import read_scenes
 from unitok.training.monitor import codebook_statistics
 
-CONFIG = Path(__file__).parent.parent / "configs" / "scenes" / "image.yaml"
+CONFIG = CONFIGS / "scenes" / "image.yaml"
 GAN = {
     "none": {"gan.weight": "0"},
     "gan": {

@@ -15,14 +15,15 @@ import torch
 from common import make_scenes, train, write_results
 
 from unitok.bundle import load_trained_part
-from unitok.evaluate.audio import sound_scores
+from unitok.configs import CONFIGS
+from unitok.evaluate.audio import audio_scores
 from unitok.media import load_audio
 from unitok.scenes.evaluate import same_notes
 from unitok.scenes.oracle import read_sound
 from unitok.scenes.world import read_scenes
 from unitok.training.monitor import codebook_statistics
 
-CONFIG = Path(__file__).parent.parent / "configs" / "scenes" / "audio.yaml"
+CONFIG = CONFIGS / "scenes" / "audio.yaml"
 
 
 def measure(run: Path, folder: Path, count: int = 1000) -> dict[str, float]:
@@ -35,7 +36,7 @@ def measure(run: Path, folder: Path, count: int = 1000) -> dict[str, float]:
         samples = model.prepare(*load_audio(folder / row["audio"]))
         found = model.encode(samples[None])[0]
         levels = [model.restore(found[:k], model.size(samples)) for k in range(1, model.num_codebooks + 1)]
-        scores.append([sound_scores(level, samples, model.sample_rate)["si_sdr_db"] or 0.0 for level in levels])
+        scores.append([audio_scores(level, samples, model.sample_rate)["si_sdr_db"] or 0.0 for level in levels])
         right.append(same_notes(read_sound(levels[-1].numpy(), model.sample_rate), row["scene"]))
         codes.append(found)
     out = {"notes": float(np.mean(right))}

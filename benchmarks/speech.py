@@ -28,14 +28,15 @@ from common import write_results
 from torch import nn
 
 from unitok.bundle import load_trained_part
+from unitok.configs import CONFIGS
 from unitok.data.modules import EndlessBatches, SoundDataset
-from unitok.evaluate.audio import sound_scores
+from unitok.evaluate.audio import audio_scores
 from unitok.media import convert_audio, load_audio, save_audio
 from unitok.training.losses import spectral_loss
 from unitok.training.monitor import codebook_statistics
 from unitok.training.shell import warmup_linear
 
-CONFIG = Path(__file__).parent.parent / "configs" / "audio" / "laptop-speech-16khz.yaml"
+CONFIG = CONFIGS / "audio" / "laptop-speech-16khz.yaml"
 RATE, LEVELS, CODES, BATCH = 16_000, 8, 256, 16
 VOICES = ("en-us", "en-gb+f3", "en-gb-scotland+m3", "en-us+f2", "en-029+m5", "en-gb-x-rp+f4")
 PARTS = (
@@ -129,7 +130,7 @@ def measure(model: Any, folder: Path, levels: Sequence[int] = range(1, LEVELS + 
         found = model.encode(samples[None])
         codes.append(found[0])
         decoded = [model.decode(found[:, :k], samples.shape[-1])[0] for k in levels]
-        rows.append([sound_scores(sound, samples, RATE) for sound in decoded])
+        rows.append([audio_scores(sound, samples, RATE) for sound in decoded])
     out = []
     for place, k in enumerate(levels):
         means = {name: float(np.mean([row[place][name] for row in rows])) for name in rows[0][place]}  # type: ignore[arg-type]

@@ -57,8 +57,8 @@ def train(tokens: Path, new: Measure, qk: bool, z_loss: float, rate: float, seco
         optimizer.step()
         done += 1
         found["loss"].append(float(loss.nll.mean()))
-        found["output_norm"].append(float(watch.found["output_norm"]))
-        found["logsumexp_rms"].append(float(loss.logsumexp_rms.square().mean().sqrt()))
+        found["output_norm"].append(float(watch.rms["output_rms"]))
+        found["logsumexp_rms"].append(float(loss.logsumexp.square().mean().sqrt()))
 
     found["new"] = race(step, lambda: new(decoder), seconds)
     return found

@@ -36,11 +36,11 @@ from PIL import Image
 
 from unitok.api import Unitok
 from unitok.bundle import Bundle
+from unitok.configs import CONFIGS
 from unitok.hardware import keep_large_blocks
 from unitok.modalities import build_vocab
 from unitok.tokenizers import AudioTokenizer, AudioTokenizerConfig, ImageTokenizer, ImageTokenizerConfig, TextTokenizer
 
-CONFIGS = Path(__file__).parent.parent / "configs"
 #: name: kind, config, files of a run of the verb (the two others take some of them), pixels a side or seconds, unit
 CASES = {
     "pictures of 64 px, small network": ("image", "image/laptop-f8-64.yaml", 8000, 64, "images/s"),

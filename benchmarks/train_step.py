@@ -25,6 +25,7 @@ import yaml
 from common import in_turns, serve, write_results
 
 from unitok.bundle import Bundle
+from unitok.configs import CONFIGS
 from unitok.data.packing import PackedDataset
 from unitok.data.shards import TokenDataset
 from unitok.hardware import HARDWARE, keep_large_blocks
@@ -36,7 +37,6 @@ from unitok.model.loss import next_id_loss
 from unitok.model.presets import PRESETS
 from unitok.tokenizers import AudioTokenizer, AudioTokenizerConfig, ImageTokenizer, ImageTokenizerConfig, TextTokenizer
 
-CONFIGS = Path(__file__).parent.parent / "configs" / "scenes"
 SIZES = {"2m": "tiny", "25m": "25m", "100m": "100m", "350m": "350m"}
 PEERS = ("qwen3", "chameleon")
 
@@ -58,7 +58,7 @@ def make_tokens(work: Path) -> Path:
         ("image", ImageTokenizer, ImageTokenizerConfig),
         ("audio", AudioTokenizer, AudioTokenizerConfig),
     ):
-        given = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["model"]["init_args"]["tokenizer"]
+        given = yaml.safe_load((CONFIGS / "scenes" / f"{name}.yaml").read_text())["model"]["init_args"]["tokenizer"]
         part: Any = model(config(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}))
         part.train()
         width = part.config.z_channels if name == "image" else part.config.dimension

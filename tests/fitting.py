@@ -5,8 +5,7 @@ from pathlib import Path
 import torch
 
 from unitok.checkpoints import load_checkpoint, newest_checkpoint
-
-CONFIGS = Path(__file__).parent.parent / "configs" / "scenes"
+from unitok.configs import CONFIGS
 
 
 def arguments(kind: str, out: Path, data: Path, steps: int, *more: str) -> list[str]:
@@ -19,7 +18,7 @@ def arguments(kind: str, out: Path, data: Path, steps: int, *more: str) -> list[
         small += ["--model.init_args.decoder.dropout", "0.1"]  # so that random state matters
         small += ["--data.init_args.sequence_length", "192"]
     return [
-        *("fit", "--config", str(CONFIGS / f"{kind}.yaml"), "--out", str(out), "--data.init_args.path", str(data)),
+        *("fit", "--config", str(CONFIGS / "scenes" / f"{kind}.yaml"), "--out", str(out), "--data.init_args.path", str(data)),
         *("--model.init_args.minutes", "null", "--model.init_args.steps", str(steps), "--data.init_args.batch_size", "4"),
         *("--trainer.enable_progress_bar", "false", "--model.init_args.log_every", "1", *small, *more),
     ]

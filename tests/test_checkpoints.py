@@ -1,4 +1,4 @@
-"""Promises of checkpoints: the newest by what it says, torn ones passed over, weights left on the disk until they are used."""
+"""Promises of checkpoints: the newest by what it says, torn ones skipped, weights left on the disk until they are used."""
 
 import os
 import resource
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.distributed.checkpoint import save
 
-from unitok.checkpoints import check_checkpoint, load_checkpoint, newest_checkpoint, write_checkpoint
+from unitok.checkpoints import check_checkpoint, load_checkpoint, newest_checkpoint, training_facts, write_checkpoint
 from unitok.errors import UserError
 from unitok.training.run_folder import check_unused
 
@@ -38,7 +38,19 @@ def test_the_newest_checkpoint_is_the_one_with_the_most_steps(tmp_path, caplog):
     final.write_bytes(final.read_bytes()[:3000])
     assert newest_checkpoint(tmp_path).name == "stopped.ckpt"
     assert "final.ckpt: not a checkpoint that can be read" in caplog.text
-    assert "passed over" in caplog.text
+    assert "skipped" in caplog.text
+
+
+def test_a_checkpoint_and_its_run_say_what_it_was_trained_on_without_the_folders_of_a_machine(tmp_path):
+    described = {"steps_done": 30, "samples_seen": 120, "budget": {"spent": 90.0}}
+    path = tmp_path / "checkpoints" / "step=30.ckpt"
+    assert training_facts(path, described) == {"steps": 30, "samples": 120, "minutes": 1.5}
+    (tmp_path / "metrics").mkdir()
+    config = "data: {class_path: unitok.data.TokenShards, init_args: {path: /home/ada/frogs, sequence_length: 1024}}"
+    (tmp_path / "metrics" / "config.yaml").write_text(config)
+    known = {"data": "frogs", "steps": 30, "samples": 120, "tokens": 122_880, "minutes": 1.5}
+    assert training_facts(path, described) == known
+    assert training_facts(path, {}) == {"data": "frogs"}
 
 
 def shard(folder: Path, value: float) -> None:

@@ -123,7 +123,7 @@ def installs(block: str) -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     lines = list(command_lines(block))
     assert all(words[:2] == ["pip", "install"] for words in lines)
-    assert {name for words in lines for name in re.findall(r"\.\[(.+)\]", " ".join(words))} <= set(extras)
+    assert {name for words in lines for name in re.findall(r"unitok-lm\[(.+)\]", " ".join(words))} <= set(extras)
 
 
 def imports(block: str) -> None:
@@ -296,9 +296,10 @@ BLOCKS: dict[str, list[Callable[[str], None]]] = {
     ],
     "docs/decoder.md": [shell],
     "docs/design.md": [tree, diagram],
+    "docs/evaluation.md": [shell, python, shell],
     "docs/fine-tuning.md": [shell],
     "docs/generation.md": [shell, python, python, own_values, python, python, in_transformers],
-    "docs/tokenizers.md": [imports, imports, shell],
+    "docs/tokenizers.md": [python, python, imports, imports, shell],
     "docs/training.md": [shell, data_module, shell, shell, shell],
 }
 
@@ -306,11 +307,11 @@ BLOCKS: dict[str, list[Callable[[str], None]]] = {
 @pytest.fixture
 def names(tmp_path, monkeypatch, scenes_folder, bundle_folder) -> Path:
     """An empty folder with what the blocks of any page name."""
-    for name in ("configs", "examples", "sample.py"):
+    for name in ("examples", "sample.py"):
         (tmp_path / name).symlink_to(ROOT / name)
     for name in ("RAW", "SCENES"):
         (tmp_path / name).symlink_to(scenes_folder)
-    for name, inside in (("PICTURES", "images"), ("SOUNDS", "sounds"), ("corpus.txt", "text.txt"), ("photo.png", "images/000003.png")):  # fmt: skip
+    for name, inside in (("IMAGES", "images"), ("AUDIO", "sounds"), ("PICTURES", "images"), ("SOUNDS", "sounds"), ("corpus.txt", "text.txt"), ("photo.png", "images/000003.png")):  # fmt: skip
         (tmp_path / name).symlink_to(scenes_folder / inside)
     (tmp_path / "BUNDLE").symlink_to(bundle_folder)
     line = {"id": "a", "content": [{"type": "text", "text": "a large red circle"}]}
@@ -361,7 +362,7 @@ def test_the_page_on_data_formats_runs(names):
     run_page("docs/data-formats.md")
 
 
-@pytest.mark.parametrize("page", ["decoder", "design", "generation", "tokenizers"])
+@pytest.mark.parametrize("page", ["decoder", "design", "evaluation", "generation", "tokenizers"])
 def test_the_pages_on_models_run(page, demo_folder):
     run_page(f"docs/{page}.md")
 

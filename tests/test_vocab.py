@@ -67,7 +67,7 @@ def test_a_permuted_range_is_exact_both_ways():
 
 
 def test_control_pieces_are_never_legal(vocab):
-    with pytest.raises(UserError, match="code 0 is not a legal code of 'text'"):
+    with pytest.raises(UserError, match="code 0 is not an allowed code of 'text'"):
         vocab.encode(Document((Segment("text", [5, 0]),)))
     assert vocab.range("text").intervals() == ((257, 556),)
 
@@ -94,7 +94,7 @@ def test_the_manifest_survives_json_and_a_mismatch_names_both_sides(vocab, tmp_p
     vocab.save(tmp_path / "vocab.json")
     assert Vocab.load(tmp_path / "vocab.json") == vocab
     other = make_vocab(text=300, image=128, audio=(3, 16), illegal_text=(0,))
-    with pytest.raises(UserError, match=r"data has range 'image' of 64 ids at 620, the bundle has 'image' of 128"):
+    with pytest.raises(UserError, match=r"data has range 'image' of 64 tokens at 620, the bundle has 'image' of 128"):
         other.check_covers(vocab, "the bundle", "data")
     (tmp_path / "vocab.json").write_text(json.dumps({"version": 99}))
     with pytest.raises(UserError, match="version 99"):
@@ -198,18 +198,18 @@ def test_declarations_are_exact_or_refused():
     [
         (Span("image", ("image2",), "<image2>", "</image2>"), {"image2": 9}, "declared already"),
         (Span("image2", ("image",), "<image2>", "</image2>"), {"image": 9}, "range 'image' is declared twice"),
-        (Span("bins", ("bins",)), {"bins": 9}, "text and bins both stand bare"),
+        (Span("bins", ("bins",)), {"bins": 9}, "text and bins both have no begin and end"),
         (Span("bins", ("text",)), {}, "text and bins share text"),
         (Span("bins", ("text",), "<bins>", "</bins>"), {}, "one range of kind 'codes'"),
         (Span("box", ("box",), "<box>", "<box>"), {"box": 9}, "two different ones"),
-        (Span("box", ("box",), "<box>"), {"box": 9}, "a begin and an end id"),
+        (Span("box", ("box",), "<box>"), {"box": 9}, "a begin and an end token"),
         (Span("box", ("box",), "<image>", "</box>"), {"box": 9}, "image and box share <image>"),
-        (Span("box", ("box",), "<bos>", "</box>"), {"box": 9}, "<bos> means something else"),
+        (Span("box", ("box",), "<bos>", "</box>"), {"box": 9}, "<bos> has another meaning"),
         (Span("box", ("box",), "<box>", "</box>", ("rows",)), {"box": 9}, "no range 'rows'; there are special, text"),
         (Span("box", ("box",), "<box>", "</box>", ("image",)), {"box": 9}, "no sides of a grid"),
         (Span("box", ("box",), "<box>", "</box>", ("grid",)), {"box": 9, "grid": 9}, "range 'grid' is declared twice"),
-        (Span("box", ("box",), "<box>", "</box>"), {"box": 0}, "0 ids at"),
-        (Span("box", ("box",), "<box>", "</box>"), {"box": -3}, "-3 ids at"),
+        (Span("box", ("box",), "<box>", "</box>"), {"box": 0}, "0 tokens at"),
+        (Span("box", ("box",), "<box>", "</box>"), {"box": -3}, "-3 tokens at"),
         (Span("box", ("box",), "<box>", "</box>"), {"box": 2.5}, "whole numbers"),
         (Span("box", ("box",), "<box>", "</box>"), {"box": 9, "bin": 9}, "neither its header nor its body names 'bin'"),
         (Span("box", ("audio.1",), "<box>", "</box>"), {}, r"has the levels \[1\], not 0 to 0"),
@@ -279,13 +279,13 @@ def test_special_ids_never_land_on_anothers():
     ranges = [Range("special", "special", 0, 4), Range("text", "text", 4, 20, illegal=(3, 4))]
     specials = {"<bos>": 0, "<eos>": 1, "<pad>": 2, "<x>": 7, "</x>": 8}
     imported = Vocab(ranges, specials, {"text": Span("text", ("text",))})
-    with pytest.raises(UserError, match="no special id is free for </audio>"):
+    with pytest.raises(UserError, match="no special token is free for </audio>"):
         imported.add(Span("audio", ("a", "b"), "<audio>", "</audio>"), {"a": 8, "b": 8})
     ids = imported.encode(Document((Segment("text", [1, 2, 5]),)))
     assert np.array_equal(imported.decode(ids).segments[0].codes, [1, 2, 5])
-    with pytest.raises(UserError, match="role 'user': this vocabulary has no ids for roles"):
+    with pytest.raises(UserError, match="role 'user': this vocabulary has no tokens for roles"):
         imported.encode(Document((Segment("text", [1], "user"),)))
-    with pytest.raises(UserError, match="special <x> is id 9, which is also a legal one of 'text'"):
+    with pytest.raises(UserError, match="special <x> is token 9, which is also an allowed one of 'text'"):
         Vocab(ranges, specials | {"<x>": 9})
 
 

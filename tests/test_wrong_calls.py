@@ -38,7 +38,7 @@ GENERATE = [
     ({"n": "2"}, "n is '2': it must be an integer of at least 1"),
     ({"n": 1.5}, "n is 1.5"),
     ({"n": 0}, "n is 0"),
-    ({"max_new_tokens": 2}, "a budget of 2 ids is too small"),
+    ({"max_new_tokens": 2}, "a budget of 2 tokens is too small"),
     ({"prefix_fraction": "half"}, "prefix_fraction is 'half': it must be above 0 and at most 1"),
     ({"prefix_fraction": 0.5}, "prefix_fraction: the prompt must end with an image or audio"),
     ({"rank_by": "likelihood"}, "rank_by is 'likelihood': choose one of logprob, pmi"),

@@ -1,9 +1,9 @@
-"""Checkpoints of any origin as plain types and tensors. Nothing in them is ever executed.
+"""Checkpoints of any program as plain types and tensors. Nothing in them is ever executed.
 
-`torch.load(weights_only=True)` refuses files that also hold objects of other programs (Lightning's callbacks, an argparse
-Namespace), as published checkpoints often do. Such objects are read as inert stand-ins, so that the tensors beside them come out.
-What still does not read is refused, unless `trust` lets it be unpickled. Sharded checkpoints (a folder each) have one pickle of
-PyTorch's own; what it names is checked first.
+`torch.load(weights_only=True)` refuses files that also hold objects of other programs, such as Lightning's callbacks or an argparse
+Namespace; published checkpoints often do. Here such objects are read as placeholders that do nothing (`Inert`), so the tensors can be
+read. Files that still cannot be read are refused, unless `trust` allows to unpickle them. A sharded checkpoint is a folder with one
+pickle of PyTorch's own; the classes that it names are checked before it is read.
 """
 
 import io
@@ -12,7 +12,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,16 @@ import torch
 from torch import Tensor
 
 from unitok.errors import UserError, first_line
-from unitok.files import atomic_write, settle
+from unitok.files import Json, atomic_write, read_yaml, settle
 
 log = logging.getLogger(__name__)
 
 
 def load_checkpoint(path: Path, trust: bool = False) -> Any:
-    """What a checkpoint holds; objects of other programs as `Inert`. Errors: `UserError` naming the file.
+    """Return what a checkpoint holds, with `Inert` in place of objects of other programs. Errors: `UserError` naming the file.
 
-    Tensors are read from the disk when they are used, where the format allows that. trust: unpickle everything, which runs
-    whatever code the file's author put there.
+    Tensors are read from the disk when they are used, where the format allows it.
+    trust: unpickle everything, which runs whatever code the file's author put there.
     """
     path = Path(path)
     if not path.exists():
@@ -43,8 +43,8 @@ def load_checkpoint(path: Path, trust: bool = False) -> Any:
         except Exception as error:  # a torn file, and what a stand-in cannot do, raise almost anything
             named = re.search(r"GLOBAL (\S+) (?:was not an allowed global|whose module)", str(error))  # torch names the first
             if trust or not (named or foreign):
-                said = str(error).rpartition("WeightsUnpickler error: ")[2].strip()  # torch puts advice before it, and after it
-                reason = first_line(ValueError(said or str(error)))
+                cause = str(error).rpartition("WeightsUnpickler error: ")[2].strip()  # torch writes advice around it
+                reason = first_line(ValueError(cause or str(error)))
                 raise UserError(f"{path}: {_foreign(path) or f'not a checkpoint that can be read ({reason})'}") from None
             if named is None or named[1] in foreign:
                 what = f"holds objects that would have to be run to be read ({', '.join(sorted(foreign)[:4])})"
@@ -52,23 +52,23 @@ def load_checkpoint(path: Path, trust: bool = False) -> Any:
             foreign.append(named[1])
 
 
-def _load(path: Path, trust: bool, foreign: list[str]) -> Any:
-    """The checkpoint in a file, with stand-ins for the objects of the classes `foreign`."""
-    with warnings.catch_warnings(), torch.serialization.safe_globals([(_stand_in(name), name) for name in foreign]):
-        warnings.simplefilter("ignore")  # of a TorchScript archive, which is refused
+def _load(path: Path, trust: bool, foreign: list[str]) -> object:
+    """The checkpoint in a file, with placeholders for objects of the classes `foreign`."""
+    with warnings.catch_warnings(), torch.serialization.safe_globals([(_placeholder(name), name) for name in foreign]):
+        warnings.simplefilter("ignore")  # about a TorchScript archive, which is refused later
         try:
             return torch.load(path, map_location="cpu", weights_only=not trust, mmap=True)
-        except RuntimeError:  # PyTorch's format of before 2020, or a file system that maps nothing
+        except RuntimeError:  # PyTorch's format from before 2020, or a file system without mmap
             return torch.load(path, map_location="cpu", weights_only=not trust)
 
 
-def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint, whole or not at all. Errors: `UserError` where there is no room."""
+def write_checkpoint(checkpoint: Mapping[str, object], path: Path) -> None:
+    """Write a checkpoint, completely or not at all. Errors: `UserError` where the disk is full."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path, binary=True) as file:
             torch.save(checkpoint, file)
-    except (OSError, RuntimeError) as error:  # torch's writer raises a RuntimeError of its own where the disk is full
+    except (OSError, RuntimeError) as error:  # torch's writer raises a RuntimeError where the disk is full
         remedy = "the checkpoint before it is whole: make room and go on with --resume auto"
         raise UserError(f"{path}: could not be written ({first_line(error)}); {remedy}") from None
 
@@ -77,7 +77,7 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
 
 _INDEX, _REST = ".metadata", "meta.pt"
 _DCP = "torch.distributed.checkpoint"
-#: What an index names, module by module: plain records and nothing that acts.
+#: The classes that an index names: plain records, which do nothing when they are made.
 _OF_AN_INDEX = {
     *("torch.Size", "torch.serialization._get_layout", f"{_DCP}.filesystem._StorageInfo"),
     *(f"{_DCP}.metadata.{name}StorageMetadata" for name in ("Bytes", "Chunk", "Tensor")),
@@ -93,9 +93,9 @@ def is_sharded(path: Path) -> bool:
 
 
 class _IndexReader(pickle.Unpickler):
-    """Refuses what an index of PyTorch's distributed checkpoints does not hold."""
+    """Refuses classes that an index of PyTorch's distributed checkpoints does not name."""
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
         dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if not dtype and f"{module}.{name}" not in _OF_AN_INDEX:
             raise pickle.UnpicklingError(f"it names {module}.{name}")
@@ -103,20 +103,20 @@ class _IndexReader(pickle.Unpickler):
 
 
 def check_checkpoint(path: Path) -> dict[str, Any]:
-    """What a checkpoint says of itself (its `unitok` entry); {} for one of another program. Errors: `UserError` unless it reads.
+    """Return a checkpoint's description of itself (its `unitok` entry); {} for one of another program. Weights stay on the disk.
 
-    Weights stay on the disk.
+    Errors: `UserError` for a checkpoint that cannot be read.
     """
     if is_sharded(path):
         _check_index(path)
         path = path / _REST
-    found = load_checkpoint(path)
-    described = found.get("unitok") if isinstance(found, dict) else None
+    checkpoint = load_checkpoint(path)
+    described = checkpoint.get("unitok") if isinstance(checkpoint, dict) else None
     return described if isinstance(described, dict) else {}
 
 
 def _check_index(path: Path) -> None:
-    """Raise `UserError` unless the parts of a sharded checkpoint are there, and none would run anything."""
+    """Raise `UserError` unless all files of a sharded checkpoint are complete and none of them would execute anything."""
     try:
         with open(path / _INDEX, "rb") as file:
             index = _IndexReader(file).load()
@@ -135,45 +135,45 @@ def _check_index(path: Path) -> None:
         raise UserError(f"{path}: not a sharded checkpoint that can be read ({first_line(error)})") from None
 
 
-def _load_sharded(path: Path) -> dict[str, Any]:
-    """Weights and what else there is, put together; the optimizer's part stays where it is."""
+def _load_sharded(path: Path) -> dict[str, object]:
+    """The weights and the description of a sharded checkpoint; the optimizer's state is not read."""
     from torch.distributed.checkpoint import FileSystemReader
     from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
     from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
     _check_index(path)
     state: dict[str, Any] = {}
-    planner = _EmptyStateDictLoadPlanner(keys={"state_dict"})
+    planner = _EmptyStateDictLoadPlanner(keys={"state_dict"})  # type: ignore[no-untyped-call]
     _load_state_dict(state, storage_reader=FileSystemReader(path), planner=planner, no_dist=True)
-    return load_checkpoint(path / _REST) | state
+    return dict(load_checkpoint(path / _REST)) | state
 
 
 class Inert:
-    """Stands where a checkpoint held an object of another program: takes any arguments, keeps its state, and does nothing."""
+    """A placeholder for an object of another program: takes any arguments, keeps its state, and does nothing."""
 
-    state: Any = None
+    state: object = None
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> "Inert":
+    def __new__(cls, *args: object, **kwargs: object) -> "Inert":
         return object.__new__(cls)
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __init__(self, *args: object, **kwargs: object):
         pass
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         self.state = state
 
     __setitem__ = append = extend = __init__
 
 
-def _stand_in(name: str) -> type:
+def _placeholder(name: str) -> type:
     module, _, short = name.rpartition(".")
     return type(short, (Inert,), {"__module__": module})
 
 
 def load_weights(path: Path, trust: bool = False) -> dict[str, Tensor]:
-    """The tensors of a safetensors file or of a checkpoint, by name: `{"state_dict": {"w": …}}` gives `state_dict.w`.
+    """Return the tensors of a safetensors file or a checkpoint, by name: `{"state_dict": {"w": …}}` gives `state_dict.w`.
 
-    Errors: `UserError` saying what the file is instead.
+    Errors: `UserError` that says what the file is instead.
     """
     path = Path(path)
     if path.is_dir() and not is_sharded(path):
@@ -188,15 +188,15 @@ def load_weights(path: Path, trust: bool = False) -> dict[str, Tensor]:
     return weights_in(load_checkpoint(path, trust), path)
 
 
-def weights_in(checkpoint: Any, path: Path) -> dict[str, Tensor]:
-    """The tensors of what `load_checkpoint` gave, by name as in `load_weights`; errors: `UserError` where there are none."""
-    found = {name: tensor for name, tensor in _tensors(checkpoint, "") if name}
-    if not found:
+def weights_in(checkpoint: object, path: Path) -> dict[str, Tensor]:
+    """Return the tensors in what `load_checkpoint` returned, by name as in `load_weights`. Errors: `UserError` where there are none."""
+    tensors = {name: tensor for name, tensor in _tensors(checkpoint, "") if name}
+    if not tensors:
         raise UserError(f"{path}: no weights in it")
-    return found
+    return tensors
 
 
-def _tensors(node: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+def _tensors(node: object, name: str) -> Iterator[tuple[str, Tensor]]:
     if isinstance(node, Tensor):
         yield name, node
     elif isinstance(node, Inert) and isinstance(node.state, dict):  # a whole module, as `torch.save(model)` writes it
@@ -208,25 +208,25 @@ def _tensors(node: Any, name: str) -> Iterator[tuple[str, Tensor]]:
 
 
 def merge_lora(state: dict[str, Tensor], scale: float) -> dict[str, Tensor]:
-    """Weights with peft's layers -> plain ones: W + scale x B A. `scale` is alpha / rank."""
+    """Merge peft's LoRA layers into plain weights, W + scale x B A. scale: alpha / rank."""
     plain = {name.replace(".base_layer.", "."): tensor for name, tensor in state.items() if ".lora_" not in name}
     for name, a in state.items():
-        if found := re.fullmatch(r"(.*)\.lora_A\.default\.weight", name):
-            b = state[f"{found[1]}.lora_B.default.weight"]
-            weight = plain[f"{found[1]}.weight"]
-            plain[f"{found[1]}.weight"] = (weight.float() + scale * b.float() @ a.float()).to(weight.dtype)
+        if match := re.fullmatch(r"(.*)\.lora_A\.default\.weight", name):
+            b = state[f"{match[1]}.lora_B.default.weight"]
+            weight = plain[f"{match[1]}.weight"]
+            plain[f"{match[1]}.weight"] = (weight.float() + scale * b.float() @ a.float()).to(weight.dtype)
     return plain
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether a file is safetensors by its first bytes, or is at least called so."""
+    """Return whether a file is safetensors by its first bytes or its suffix."""
     with open(path, "rb") as file:
         head = file.read(9)
     header = head[8:] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32  # its length, then JSON
     return header or path.suffix == ".safetensors"
 
 
-#: How files begin that people take for weights, and what to tell them.
+#: First bytes of files that people take for weights -> what they are, and what to do.
 _HEADS = {
     b"": "an empty file; get it again",
     b"version https://git-lfs": "a Git LFS pointer, not the weights themselves; get them with `git lfs pull`",
@@ -240,14 +240,14 @@ _HEADS = {
 
 
 def _foreign(path: Path) -> str:
-    """What a file is that holds no weights that can be read, and what to do; "" where nothing can be told of it."""
+    """What a file without readable weights is, and what to do; "" where that is unknown."""
     if not path.is_file():
         return ""
     with open(path, "rb") as file:
         head = file.read(200)
-    for magic, told in _HEADS.items():
+    for magic, answer in _HEADS.items():
         if head.lstrip().startswith(magic) if magic else not head:
-            return told
+            return answer
     if zipfile.is_zipfile(path):
         names = zipfile.ZipFile(path).namelist()
         if any(name.endswith("/constants.pkl") for name in names):
@@ -263,15 +263,38 @@ def _foreign(path: Path) -> str:
     return ""
 
 
-_LAST = ("stopped.ckpt", "final.ckpt")  # of a run, the later one last
+def training_facts(path: Path, described: Mapping[str, object]) -> dict[str, Json]:
+    """Return what is known of the training that wrote a checkpoint: `data` (names of data sets, without their folders), `steps`,
+    `samples`, `minutes`, and of a decoder `tokens`.
+
+    path: of the checkpoint; its run's `config.yaml` names the data. described: the checkpoint's `unitok` entry.
+    """
+    facts: dict[str, Json] = {}
+    run = path.absolute().parent.parent
+    config = next((file for file in (run / "metrics" / "config.yaml", run / "config.yaml") if file.is_file()), None)
+    data = ((read_yaml(config) or {}).get("data") or {}).get("init_args") or {} if config else {}
+    paths = data.get("path") or []
+    names = [Path(str(one)).name for one in ([paths] if isinstance(paths, str) else paths)]
+    facts |= {"data": ", ".join(names)} if names else {}
+    steps, samples, budget = (described.get(key) for key in ("steps_done", "samples_seen", "budget"))
+    if isinstance(steps, int) and isinstance(samples, int):
+        facts |= {"steps": steps, "samples": samples}
+        if isinstance(data.get("sequence_length"), int):
+            facts["tokens"] = samples * int(data["sequence_length"])
+    if isinstance(budget, dict) and isinstance(budget.get("spent"), float):
+        facts["minutes"] = round(budget["spent"] / 60, 1)
+    return facts
+
+
+_LAST = ("stopped.ckpt", "final.ckpt")  # names of a run's last checkpoint, the later one last
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint of a run with the most steps, of those that read, or None; those that the run named come first.
+    """Return the checkpoint with the most steps in a run's folder; None where there is none. Those that the run named come first.
 
-    What does not read is told. Times of files do not count: a backup may be younger.
+    Checkpoints that cannot be read are skipped with a warning. Times of files do not count: a backup may be younger.
     """
-    for old in (folder / "checkpoints").glob(".*.ckpt.unitok-old"):  # a sharded one that was being replaced
+    for old in (folder / "checkpoints").glob(".*.ckpt.unitok-old"):  # a sharded one whose replacement was interrupted
         settle(old.with_name(old.name[1:].removesuffix(".unitok-old")))
     torn: list[UserError] = []
     for _ in range(2):  # a run that is going on may remove what was listed
@@ -286,10 +309,10 @@ def newest_checkpoint(folder: Path) -> Path | None:
         if found:
             break
     for problem in torn:
-        log.warning("%s: passed over", problem)
+        log.warning("%s: skipped", problem)
     return max(found)[-1] if found else None
 
 
 def is_written_by_run(file: Path) -> bool:
-    """Whether a checkpoint's name is one that a run gives, and not one of the user's."""
+    """Return whether a checkpoint's name is one that a run gives, not the user."""
     return file.name in _LAST or re.fullmatch(r"step=\d+\.ckpt", file.name) is not None

@@ -15,9 +15,12 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 
 from unitok.errors import UserError, first_line
+
+#: A value that JSON can hold.
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
 # ---- JSON and YAML --------------------------------------------------------------------------------------------------
 
@@ -231,9 +234,15 @@ _OWN = {
     "exported decoder": r"(generation_)?config\.json|model\.safetensors|unitok_ids\.json",
     "sample output": r"outputs\.jsonl|index\.html|\d{6}\.txt|\d{6}(-prompt-\d+)?-\d+\.\w+|\d{6}-prompt-\d+\.\w+",
     "image evaluation": rf"images\.jsonl|{_PAGE}",
-    "audio evaluation": rf"sounds\.jsonl|{_PAGE}",
+    "audio evaluation": rf"audio\.jsonl|{_PAGE}",
+    "document evaluation": rf"scores\.jsonl|{_PAGE}",
 }
-_LISTINGS = {"outputs.jsonl": "sample output", "images.jsonl": "image evaluation", "sounds.jsonl": "audio evaluation"}
+_LISTINGS = {
+    "outputs.jsonl": "sample output",
+    "images.jsonl": "image evaluation",
+    "audio.jsonl": "audio evaluation",
+    "scores.jsonl": "document evaluation",
+}
 #: How the folders of others begin, for messages.
 _MARKS = {"dataset.json": "a data set", "checkpoints": "a training run", "scenes.jsonl": "scenes", "state.json": "a demo"}
 

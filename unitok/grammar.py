@@ -1,9 +1,12 @@
-"""What may come next: one state machine for each row, driven by the span declarations of the vocabulary.
+"""Which tokens may come next in a document: a state machine per sequence, driven by the vocabulary's span declarations.
 
-Used four ways: sampling (what may be drawn), data validation (`check`), training (`targets`: the loss is over legal ids only) and
-budgets (nothing is opened that the remaining length cannot close). A legal set is a tuple of half-open intervals of ids, small and
-hashable. A row is free (any legal document) or follows a plan, a list of `PlanItem`s. The machine accepts exactly what `Vocab.encode`
-gives: `encode(decode(ids)) == ids`. Which level comes where in a span, its layout knows (`unitok.layouts`).
+It has four uses. Sampling draws from the allowed tokens only. Data validation checks documents (`Grammar.check`). Training computes
+the loss over the allowed tokens of each position (`Grammar.targets`). Budgets make sure that no span is opened that the remaining
+length cannot close.
+
+A set of allowed tokens is a tuple of half-open intervals [a, b), small and hashable. A sequence is free (any well-formed document) or
+follows a plan, a list of `PlanItem`s. The machine accepts exactly what `Vocab.encode` returns: `encode(decode(ids)) == ids`. Which
+codebook level comes at which position of a span is decided by the span's layout (`unitok.layouts`).
 """
 
 import copy
@@ -17,12 +20,19 @@ import numpy as np
 from unitok.document import ROLES
 from unitok.errors import UserError
 from unitok.intervals import Intervals, holds, join_intervals, size_of
-from unitok.vocab import Span, Vocab
+from unitok.ranges import Span
+from unitok.vocab import Vocab
 
 
 @dataclass(frozen=True)
 class PlanItem:
-    """One item of a plan: a modality, and how long: the grid's sides, or a number of repetitions, or free."""
+    """One span of a plan.
+
+    Args:
+        modality: the name of the span in the vocabulary.
+        grid: sides of a grid in codes, (rows, columns) for an image; () leaves them open.
+        repeats: number of frames, or of text tokens; None leaves it open.
+    """
 
     modality: str
     grid: tuple[int, ...] = ()
@@ -30,8 +40,10 @@ class PlanItem:
 
 
 def parse_plan(text: str, vocab: Vocab, rates: Mapping[str, float] | None = None) -> list[PlanItem] | None:
-    """`free` -> None; `text,image:8x12,audio:2s` -> Wants. `rates`, frames per second by modality, turn seconds into frames.
-    Errors: `UserError` that shows the form."""
+    """Parse a plan such as `text,image:8x12,audio:2s`; `free` gives None, no plan.
+
+    rates: frames per second by modality, which turn seconds into frames. Errors: `UserError` that shows the form.
+    """
     if text.strip() == "free":
         return None
     items = []
@@ -60,17 +72,19 @@ def parse_plan(text: str, vocab: Vocab, rates: Mapping[str, float] | None = None
 
 
 class Row:
-    """The state of one row: `allowed()` gives the legal set, `advance(id)` takes one of it. `left` is how many ids may still come,
-    the closing eos included; None is no budget."""
+    """The state of one sequence after some tokens. `allowed()` returns the tokens that may come next, `advance(id)` takes one of them.
+
+    left: how many tokens may still come, the final eos included; None for no limit. plan: the spans to come; None for a free document.
+    """
 
     def __init__(self, grammar: "Grammar", left: int | None = None, plan: list[PlanItem] | None = None):
         self.grammar, self.vocab = grammar, grammar.vocab
         self.role = 0  # index in ROLES
-        self.state = "start"  # start (after bos), told (after a role), open (between spans), in (inside one), done
-        self.span: Span | None = None  # the one we are in
-        self.sides: list[int] = []  # header values read
-        self.count = 0  # ids of the body so far
-        self.frames: int | None = None  # of the body, once its codes tell
+        self.state = "start"  # start (after bos), role (after a role), open (between spans), in (inside one), done
+        self.span: Span | None = None  # the span that the next token belongs to; None between spans
+        self.sides: list[int] = []  # sides of the grid that the header has given so far
+        self.count = 0  # tokens of the body so far
+        self.frames: int | None = None  # of the body, once the codes have fixed their number
         self._bind(left, plan)
 
     def _bind(self, left: int | None, plan: list[PlanItem] | None) -> None:
@@ -78,85 +92,90 @@ class Row:
         if self.plan == []:
             self.state = "done"
         if left is not None and left < self.least:
-            raise UserError(f"a budget of {left} ids is too small: at least {self.least} are needed; raise max_new_tokens")
+            raise UserError(f"a budget of {left} tokens is too small: at least {self.least} are needed; raise max_new_tokens")
 
     def copy(self) -> "Row":
-        """The same, to go on with apart."""
+        """Return an independent copy."""
         row = copy.copy(self)
         row.sides, row.plan = list(self.sides), None if self.plan is None else list(self.plan)
         return row
 
     def copy_for(self, left: int | None, plan: list[PlanItem] | None) -> "Row":
-        """The same place in the sequence, with another budget and plan from here on. Text that stands here is taken as finished;
-        a begun image or sound is what a plan of that modality begins with, and is finished first before any other."""
+        """Return a copy with another budget and plan from here on.
+
+        Text that ends here counts as finished. An unfinished image or audio is completed first: it is the plan's first item where that
+        has its modality, else it comes before the plan. Errors: `UserError` where the plan contradicts what has begun.
+        """
         row = self.copy()
         if row.span and not row.span.begin:
             row.state, row.span, row.count = "open", None, 0
         elif row.span and row.units and row.count > row.span.order.prefix(row.units):
-            row.frames = row.units  # its codes say so, too
+            row.frames = row.units  # the codes have fixed it, too
         row._bind(left, plan if plan is None or row.span is None else row._plan_begun(row.span, plan))
         return row
 
     def _plan_begun(self, span: Span, plan: list[PlanItem]) -> list[PlanItem]:
-        """A plan with the begun span first; errors: `UserError` where the plan wants it otherwise than it was begun."""
+        """The plan with the unfinished span first. Errors: `UserError` where the plan gives it another size."""
         if not plan or plan[0].modality != span.modality:
             plan = [PlanItem(span.modality), *plan]
-        item, there = plan[0], self.frames or span.order.fewest(self.count)
+        item, existing = plan[0], self.frames or span.order.fewest(self.count)
         if item.grid and tuple(self.sides) != item.grid[: len(self.sides)]:
-            wanted, begun = ("x".join(map(str, sides)) for sides in (item.grid, self.sides))
-            raise UserError(f"the plan wants {wanted} codes, the {span.modality} was begun with {begun}")
-        if item.repeats and (item.repeats != there if self.frames else item.repeats < there):
-            raise UserError(f"the plan wants {item.repeats} frames of {span.modality}, {there} are there already; change it")
+            planned, begun = ("x".join(map(str, sides)) for sides in (item.grid, self.sides))
+            raise UserError(f"the plan wants {planned} codes, the {span.modality} was begun with {begun}")
+        if item.repeats and (item.repeats != existing if self.frames else item.repeats < existing):
+            raise UserError(
+                f"the plan wants {item.repeats} frames of {span.modality}, the prompt has {existing}; change the plan"
+            )
         return plan
 
-    # ---- Where we are --------------------------------------------------------------------------------------------
+    # ---- Position ------------------------------------------------------------------------------------------------
 
     @property
     def modality(self) -> str | None:
-        """Of the span that we are in, or None between spans."""
+        """The modality of the current span; None between spans."""
         return self.span.modality if self.span else None
 
     @property
     def into(self) -> int:
-        """Ids of the span that we are in, so far."""
+        """Number of tokens of the current span so far; 0 between spans."""
         return bool(self.span.begin) + len(self.sides) + self.count if self.span else 0
 
     @property
-    def place(self) -> int:
-        """The same in an image or sound, as `Grammar.span_positions` says of the last id; 0 in text and between spans."""
+    def span_position(self) -> int:
+        """The same in an image or audio, as `Grammar.span_positions` gives it for the last token; 0 in text and between spans."""
         return self.into if self.span and self.span.begin else 0
 
     @property
     def units(self) -> int | None:
-        """Frames, or cells of the grid, of the span that we are in; None where that is open, and between spans."""
+        """Frames, or cells of the grid, that the current span will have; None where their number is open, and between spans."""
         if self.span is None or len(self.sides) < len(self.span.header):
             return None
         return prod(self.sides) if self.sides else self._next_item().repeats or self.frames
 
     @property
     def total(self) -> int | None:
-        """Ids of the body of the span that we are in; None where that is open, and between spans."""
+        """Tokens that the current span's body will have; None where their number is open, and between spans."""
         return None if self.span is None or self.units is None else self.span.order.length(self.units)
 
-    # ---- Costs: the least number of ids to a legal end -----------------------------------------------------------
+    # ---- Costs: the smallest number of tokens to the end of the document -----------------------------------------
 
     @property
     def least(self) -> int:
-        """Ids from here to the end, at least."""
+        """The smallest number of tokens from here to the end of the document, eos included."""
         if self.state == "done":
             return 0
         if self.span:
             return self._span_left(self.span) + self._after()
         if self.plan is None:
-            return (0 if self.state == "open" else self.grammar.least_span) + 1  # content where it is due, and eos
+            return (0 if self.state == "open" else self.grammar.least_span) + 1  # a document has a span at least, and eos
         return sum(self.grammar.cost(item) for item in self.plan) + 1
 
     def _after(self) -> int:
-        """Ids after the span that we are in or that comes, at least: the rest of the plan, and eos."""
+        """The smallest number of tokens after the current or next span: the rest of the plan, and eos."""
         return 1 + sum(self.grammar.cost(item) for item in (self.plan or [])[1:])
 
     def _span_left(self, span: Span) -> int:
-        """Ids to the end of the span that we are in, at least."""
+        """The smallest number of tokens to the end of the current span."""
         missing = len(span.header) - len(self.sides)
         units = prod(self._next_item().grid or (*self.sides, *[1] * missing)) if span.header else self.units
         return missing + span.order.least(self.count, units) + bool(span.end)
@@ -164,21 +183,21 @@ class Row:
     def _next_item(self) -> PlanItem:
         return self.plan[0] if self.plan else PlanItem("")
 
-    # ---- The legal set -------------------------------------------------------------------------------------------
+    # ---- Allowed tokens ------------------------------------------------------------------------------------------
 
     def allowed(self) -> Intervals:
-        """Which ids may come next; (pad,) alone once the row is done."""
+        """Return the tokens that may come next; pad alone once the document is complete."""
         if self.state == "done":
             return ((self.vocab.pad, self.vocab.pad + 1),)
         return join_intervals(self._allowed_inside(self.span) if self.span else self._allowed_open())
 
     def _allowed_open(self) -> list[tuple[int, int]]:
-        """Between spans."""
+        """Between spans: tokens that open one, roles, eos."""
         ids: list[tuple[int, int]] = []
         for item in self.grammar.free if self.plan is None else self.plan[:1]:
             if self.left is None or self.grammar.cost(item) + self._after() <= self.left:
                 ids += self.grammar.openings[item.modality]
-        if self.plan is None and self.state != "told" and (self.left is None or self.grammar.least_span + 2 <= self.left):
+        if self.plan is None and self.state != "role" and (self.left is None or self.grammar.least_span + 2 <= self.left):
             ids += [(id, id + 1) for i, id in enumerate(self.vocab.roles) if i != self.role]
         if self.plan is None and self.state == "open":
             ids.append((self.vocab.eos, self.vocab.eos + 1))
@@ -207,7 +226,7 @@ class Row:
         return list(r.interval(least, most))
 
     def _allowed_leaving(self, span: Span) -> list[tuple[int, int]]:
-        """What ends a span whose end may come here: its end id, a bare span what comes after it."""
+        """Tokens that end the current span, where it may end: its end token; for bare text, whatever may follow it."""
         if span.end:
             return list(self.grammar.closings[span.modality])
         after = self.copy()
@@ -215,52 +234,54 @@ class Row:
         return [(self.vocab.eos, self.vocab.eos + 1)] if after.state == "done" else after._allowed_open()
 
     def forced(self) -> int | None:
-        """The one id that may come, or None where there is a choice or nothing comes any more."""
+        """Return the only token that may come; None where there is a choice, or where the document is complete."""
         allowed = self.allowed()
         return allowed[0][0] if self.state != "done" and size_of(allowed) == 1 else None
 
     def bound(self) -> None:
-        """Where the plan leaves nothing open, let `left` be just what it takes."""
+        """Lower `left` to what the plan takes, where the plan fixes the size of every span."""
         known = self.plan is not None and all(item.grid or item.repeats for item in self.plan[bool(self.units) :])
         if known and self.left is not None:
             self.left = min(self.left, self.least)
 
     def ahead(self, most: int) -> list[Intervals]:
-        """The legal sets of the next ids, at most `most`: up to and with the first on which what follows depends. In an image of
-        known size these are all codes that are left."""
-        known = self._known_body(most)
+        """Return the allowed sets of the next steps, at least one and at most `most`, that do not depend on what is sampled in between.
+
+        So these steps can run without a look at the sampled tokens. In an image of known size they are all of its remaining codes.
+        """
+        known = self._fixed_steps(most)
         if not known or self.span is None:
             return [self.allowed()]
         body, order, units = self.grammar.bodies[self.span.modality], self.span.order, self.units
         return [body[level] for i in range(known) for level in order.choices(self.count + i, units)]
 
-    def _known_body(self, most: int) -> int:
-        """How many of the next ids are of the body whatever they are, at most `most`."""
+    def _fixed_steps(self, most: int) -> int:
+        """How many of the next tokens, at most `most`, are codes of the body at levels that are known already."""
         if self.span is None or len(self.sides) < len(self.span.header):
             return 0
         total = self.total
         return min(self.span.order.until_choice(self.count) if total is None else total - self.count, most)
 
-    # ---- Taking ids ----------------------------------------------------------------------------------------------
+    # ---- Taking tokens -------------------------------------------------------------------------------------------
 
     def take(self, ids: list[int]) -> int:
-        """`advance` by each of some ids, at least one; at once where they are codes of a body that is known."""
-        if len(ids) > 1 and self._known_body(len(ids)) == len(ids):
+        """Take several tokens, at least one, as `advance` does; return the last one's span position."""
+        if len(ids) > 1 and self._fixed_steps(len(ids)) == len(ids):
             self.count += len(ids)
             if self.left is not None:
                 self.left -= len(ids)
-            return self.place
+            return self.span_position
         return [self.advance(id) for id in ids][-1]
 
     def advance(self, id: int) -> int:
-        """Take `id`, which must be in `allowed()`. Returns its place, as `Grammar.span_positions` says."""
+        """Take the token `id`, which must be in `allowed()`; return its span position, as `Grammar.span_positions` gives it."""
         if self.state == "done":
             return 0
         if self.left is not None:
             self.left -= 1
-        place = self.place
+        before = self.span_position
         self._advance(id)
-        return place + 1 if place else self.place
+        return before + 1 if before else self.span_position
 
     def _advance(self, id: int) -> None:
         span, units = self.span, self.units
@@ -276,11 +297,11 @@ class Row:
                     return
             self._leave()
             if span.end or self.state == "done":
-                return  # else a bare span, ended by what comes now
+                return  # else `id` does not belong to the bare span that it ends
         if id == self.vocab.eos:
             self.state = "done"
         elif id in self.vocab.roles:
-            self.role, self.state = self.vocab.roles.index(id), "told"
+            self.role, self.state = self.vocab.roles.index(id), "role"
         else:
             modality = next(m for m, intervals in self.grammar.openings.items() if holds(intervals, id))
             self.span, self.state, self.sides, self.frames = self.vocab.spans[modality], "in", [], None
@@ -295,48 +316,50 @@ class Row:
 
 
 class Grammar:
-    """The grammar of a vocabulary; rows start from `row()`."""
+    """The grammar of a vocabulary. `row()` starts a sequence."""
 
     def __init__(self, vocab: Vocab):
         self.vocab = vocab
-        #: By modality: the legal ids of each level of its body, what opens a span of it, and what closes it.
+        #: By modality: the allowed tokens of each level of its body, those that open a span of it, and those that close it.
         self.bodies = {m: [r.intervals() for r in vocab.body(m)] for m in vocab.spans}
         self.openings = {m: self._special(s.begin) or self.bodies[m][0] for m, s in vocab.spans.items()}
         self.closings = {m: self._special(s.end) for m, s in vocab.spans.items()}
         self.free = [PlanItem(m) for m in vocab.spans]
         self.least_span = min(map(self.cost, self.free), default=0)
-        #: By id: the number of the role that it is, of the span that it begins, of the one that it ends; else -1.
+        #: By token: the index of the role that it is, of the span that it begins, of the span that it ends; -1 elsewhere.
         self._roles, self._begins, self._ends = np.full((3, vocab.size), -1)
         self._roles[list(vocab.roles)] = np.arange(len(vocab.roles))
         for number, span in enumerate(vocab.spans.values()):
             for marks, name in ((self._begins, span.begin), (self._ends, span.end)):
                 marks[[a for a, _ in self._special(name)]] = number
-        self._kinds: dict[Intervals, int] = {}
+        self._index: dict[Intervals, int] = {}  # of each allowed set in `allowed_sets`
         self._table = self._compile()
 
     def _special(self, name: str | None) -> Intervals:
         return ((self.vocab.specials[name], self.vocab.specials[name] + 1),) if name else ()
 
     def cost(self, item: PlanItem) -> int:
-        """Ids of a span, at least."""
+        """The smallest number of tokens that an item's span takes."""
         span = self.vocab.span(item.modality)
         units = prod(item.grid) if item.grid else item.repeats or 1
         return bool(span.begin) + len(span.header) + span.order.length(units) + bool(span.end)
 
     def row(self, left: int | None = None, plan: list[PlanItem] | None = None) -> Row:
-        """A row that stands after bos."""
+        """Return the state after bos; `left` and `plan` as for `Row`."""
         return Row(self, left, plan)
 
     def follow(self, ids: np.ndarray, complete: bool = True) -> Row:
-        """The state after a document's ids, bos first. `complete`: whether they must end with a final eos. Errors: `UserError` at
-        the first id that cannot stand there."""
+        """Return the state after the tokens of a document [L], bos first.
+
+        complete: whether they must end with eos. Errors: `UserError` with the position of the first token that is not allowed.
+        """
         row = self.row()
         if len(ids) == 0 or ids[0] != self.vocab.bos:
             raise UserError("position 0: a document begins with <bos>")
-        position, known = 1, np.asarray(ids).tolist()
-        while position < len(known):
-            sets = row.ahead(len(known) - position)
-            coming = known[position : position + len(sets)]
+        position, given = 1, np.asarray(ids).tolist()
+        while position < len(given):
+            sets = row.ahead(len(given) - position)
+            coming = given[position : position + len(sets)]
             for id, allowed in zip(coming, sets, strict=True):
                 if row.state == "done" or not holds(allowed, id):
                     raise UserError(f"position {position}: {self.vocab.name_of(id)} cannot stand here")
@@ -347,49 +370,52 @@ class Grammar:
         return row
 
     def check(self, ids: np.ndarray) -> None:
-        """Raise `UserError` unless `ids` is a whole, well-formed document."""
+        """Raise `UserError` unless the tokens [L] are a complete, well-formed document."""
         self.follow(ids)
 
-    # ---- Training: the legal set of every target, without a budget -----------------------------------------------
+    # ---- Training: the allowed set of every target, without a budget ---------------------------------------------
 
     @property
     def allowed_sets(self) -> list[Intervals]:
-        """The legal sets that occur in training; `targets` gives indices into this list."""
-        return list(self._kinds)
+        """The sets of allowed tokens that occur in training; `targets` returns indices into this list."""
+        return list(self._index)
 
-    def _kind(self, intervals: Intervals) -> int:
-        return self._kinds.setdefault(intervals, len(self._kinds))
+    def _index_of(self, intervals: Intervals) -> int:
+        return self._index.setdefault(intervals, len(self._index))
 
     def _compile(self) -> np.ndarray:
-        """[3 x roles + 2 x modalities, V]: the kind of a target. Axis 0: between spans after bos, after a role and elsewhere, for
-        each role; then in each span, where its layout leaves no choice, and where another unit may begin or not."""
+        """int16 [3 x roles + 2 x modalities, V]: the mask index of a target, by where it stands and by which token it is.
+
+        Rows 0 to 3 x roles - 1: between spans; for each role after bos, after a role, elsewhere. Then two rows per modality: inside its
+        span where the layout leaves no choice, and where another unit may begin or the span may end.
+        """
         spans, between = list(self.vocab.spans.values()), 3 * len(ROLES)
         table = np.zeros((between + 2 * len(spans), self.vocab.size), np.int16)
         for role in range(len(ROLES)):
             row = Row(self)
             row.role = role
-            for number, state in enumerate(("start", "told", "open")):
+            for number, state in enumerate(("start", "role", "open")):
                 row.state = state
-                table[3 * role + number] = self._kind(row.allowed())
-            for number, span in enumerate(spans if role == 0 else []):  # no role changes what stands in them
+                table[3 * role + number] = self._index_of(row.allowed())
+            for number, span in enumerate(spans if role == 0 else []):  # roles do not matter inside spans
                 self._compile_span(table[between + 2 * number :], span)
         return table
 
     def _compile_span(self, table: np.ndarray, span: Span) -> None:
-        """Fill a span's two rows. An id that never stands in it gets a kind that does not allow it."""
+        """Fill the two rows of a span. A token that cannot stand in it gets the index of a set without it."""
         if not span.begin:
-            return  # bare spans open and go on like anything between spans
+            return  # tokens of bare spans are read like those between spans
         row = Row(self)
         row.span, row.count = span, span.order.prefix(1)
-        table[:2] = self._kind(self.closings[span.modality])
+        table[:2] = self._index_of(self.closings[span.modality])
         header = [self.vocab.range(name).intervals() for name in span.header]
         filled = [(table[:2], intervals) for intervals in (*header, *self.bodies[span.modality])]
         for rows, intervals in filled if span.header else [*filled, (table[1:2], row.allowed())]:
             for a, b in intervals:
-                rows[:, a:b] = self._kind(intervals)
+                rows[:, a:b] = self._index_of(intervals)
 
     def targets(self, ids: np.ndarray) -> np.ndarray:
-        """A document's ids [L], bos first -> int16 [L - 1]: the kind of each target ids[1:], in one vectorised pass."""
+        """Return the mask index of each target: for tokens [L] of a document, bos first, int16 [L - 1] into `allowed_sets` for ids[1:]."""
         ids = np.asarray(ids)
         before, after = ids[:-1], ids[1:]
         roles = self._roles[before]
@@ -397,18 +423,19 @@ class Grammar:
         axis = np.where(before == self.vocab.bos, 0, np.where(roles >= 0, 1, 2)) + 3 * np.maximum(roles[last], 0)
         numbers, span_positions = (x[1:] for x in self._inside(ids))
         for number, span in enumerate(self.vocab.spans.values()):
-            here = np.flatnonzero((numbers == number) & (span_positions > 1))  # its begin stands between spans
-            counts = span_positions[here] - 2 - len(span.header)
-            axis[here] = 3 * len(ROLES) + 2 * number + (span.order.is_choice(counts) if not span.header else 0)
-        return self._table[axis, after]
+            inside = np.flatnonzero((numbers == number) & (span_positions > 1))  # the begin token stands between spans
+            counts = span_positions[inside] - 2 - len(span.header)
+            axis[inside] = 3 * len(ROLES) + 2 * number + (span.order.is_choice(counts) if not span.header else 0)
+        targets: np.ndarray = self._table[axis, after]
+        return targets
 
     def _inside(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """A document's ids [L] -> int64 [L] each: the number of the image or sound's span, and `span_positions`."""
+        """For tokens [L] of a document, int64 [L] each: the index of the modality of the image or audio around it, and `span_positions`."""
         index = np.arange(len(ids))
         begin, end = (np.maximum.accumulate(np.where(m[ids] >= 0, index, -1)) for m in (self._begins, self._ends))
-        inside = begin > np.concatenate([[-1], end[:-1]])  # the end itself still belongs to its span
+        inside = begin > np.concatenate([[-1], end[:-1]])  # the end token still belongs to its span
         return self._begins[ids[begin]], np.where(inside, index - begin + 1, 0)
 
     def span_positions(self, ids: np.ndarray) -> np.ndarray:
-        """A document's ids [L] -> int64 [L]: how far into its image or sound each stands (its begin is 1), 0 elsewhere."""
+        """Return each token's position in its image or audio: for tokens [L] int64 [L]; the begin token is 1, text and roles are 0."""
         return self._inside(np.asarray(ids))[1]

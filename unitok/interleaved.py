@@ -2,27 +2,34 @@
 
     {"id": "7", "content": [{"type": "text", "text": "a dog"}, {"type": "image", "path": "dog.png", "loss": true}]}
 
-A part's type is a kind of content (`unitok.modalities`), or the name of one of a bundle's tokenizers. What stands under which key
-is the modality's to say: `path` names a file, relative to the JSON Lines file; any other key holds the content itself. `role` and
-`loss` are optional.
+A part's type is a kind of content (`unitok.modalities`), or the name of one of a bundle's tokenizers. Its modality says which key
+holds the content: `path` names a file, relative to the JSON Lines file; any other key holds the content itself. `role` and `loss` are
+optional.
 """
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from unitok.document import ROLES, Part, RawDocument
 from unitok.errors import UserError, is_utf8
 from unitok.files import json_line, read_json_lines
-from unitok.modalities import Modality, modalities
+from unitok.modalities import AnyModality, modalities
 
-Types = Mapping[str, Modality]
+Types = Mapping[str, AnyModality]
 
 
-def raw_document(row: Any, folder: Path, where: str, default_id: str, types: Types | None = None) -> RawDocument:
-    """The document that a line's object describes. folder: that paths are relative to. where: for messages. default_id: of a
-    document that names none. types: modalities by the types that a part may have; None: all kinds.
-    Errors: `UserError` that says what is wrong, and in which part."""
+def raw_document(row: object, folder: Path, where: str, default_id: str, types: Types | None = None) -> RawDocument:
+    """Return the document that the JSON object of a line describes.
+
+    Args:
+        row: the object.
+        folder: that paths are relative to.
+        where: the file and line, for messages.
+        default_id: the id of a document without one.
+        types: modalities by the types that a part may have; None: all kinds of content.
+
+    Errors: `UserError` that says what is wrong, and in which part.
+    """
     if not isinstance(row, dict) or not isinstance(row.get("content"), list) or not row["content"]:
         raise UserError(f'{where}: a document is {{"id": …, "content": [parts]}} with at least one part')
     known = modalities() if types is None else types
@@ -30,9 +37,9 @@ def raw_document(row: Any, folder: Path, where: str, default_id: str, types: Typ
     return RawDocument(default_id if row.get("id") is None else str(row["id"]), parts, where)
 
 
-def _part(part: Any, folder: Path, where: str, types: Types) -> Part:
+def _part(part: object, folder: Path, where: str, types: Types) -> Part:
     name = part.get("type") if isinstance(part, dict) else None
-    if not isinstance(name, str) or name not in types:
+    if not isinstance(part, dict) or not isinstance(name, str) or name not in types:
         raise UserError(f"{where}: type {name!r}; choose one of {', '.join(types)}")
     key, role, loss = types[name].key, part.get("role", "none"), part.get("loss", True)
     if role not in ROLES:
@@ -40,25 +47,26 @@ def _part(part: Any, folder: Path, where: str, types: Types) -> Part:
     if not isinstance(loss, bool):
         raise UserError(f"{where}: loss {loss!r}; it is true or false")
     if unknown := set(part) - {"type", key, "role", "loss"}:
-        raise UserError(f"{where}: {', '.join(sorted(unknown))}: unknown; it may say type, {key}, role, loss")
+        raise UserError(f"{where}: {', '.join(sorted(unknown))}: unknown; a part of type {name} has type, {key}, role, loss")
     value = part.get(key)
     if types[name].inline:
         return Part(name, types[name].check(value, where), role=role, loss=loss)
     if not isinstance(value, str) or not value:
         raise UserError(f"{where}: an empty or missing {key!r}; fill it or remove the part")
     if "://" in value:
-        raise UserError(f"{where}: {value[:80]} is a URL, which is not followed: download it, and name the file")
+        raise UserError(f"{where}: {value[:80]} is a URL, which is not followed; download it, and name the file")
     if not is_utf8(value):
-        raise UserError(f"{where}: {key!r} is not UTF-8 text (half of a surrogate pair); mend it")
+        raise UserError(f"{where}: {key!r} is not UTF-8 text (half of a surrogate pair); correct it")
     return Part(name, path=folder / value, role=role, loss=loss)
 
 
 def format_raw_document(document: RawDocument, folder: Path, types: Types | None = None) -> str:
-    """One line of an interleaved JSON Lines file in `folder`, without a line end. Inverse of `raw_document`."""
-    known, content = modalities() if types is None else types, []
+    """Return a document as one line of a JSON Lines file in `folder`, without a line end. Inverse of `raw_document`."""
+    known = modalities() if types is None else types
+    content: list[dict[str, object]] = []
     for part in document.content:
         name = part.path and str(part.path.relative_to(folder) if part.path.is_relative_to(folder) else part.path)
-        row: dict[str, Any] = {"type": part.type, known[part.type].key: part.value if name is None else name}
+        row = {"type": part.type, known[part.type].key: part.value if name is None else name}
         row |= {} if part.role == "none" else {"role": part.role}
         row |= {} if part.loss else {"loss": False}
         content.append(row)
@@ -66,7 +74,7 @@ def format_raw_document(document: RawDocument, folder: Path, types: Types | None
 
 
 def read_raw_documents(path: Path, types: Types | None = None) -> Iterator[RawDocument | UserError]:
-    """The documents of an interleaved JSON Lines file in order; a bad line comes as the `UserError` that says why."""
+    """Yield the documents of an interleaved JSON Lines file in order; for a bad line the `UserError` that says what is wrong."""
     for number, row in read_json_lines(path):
         try:
             if isinstance(row, UserError):

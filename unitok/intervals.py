@@ -1,14 +1,19 @@
-"""Sets of tokens as half-open intervals, and what is asked of them."""
+"""Sets of tokens as half-open intervals [a, b): union, size, membership."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, overload
 
-#: A set of tokens: intervals [a, b), ascending and apart. It is small and hashable, so equal sets can share what is made of them.
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: A set of tokens: intervals [a, b), ascending and disjoint. It is small and hashable, so equal sets can share what is computed for them.
 Intervals = tuple[tuple[int, int], ...]
 
 
 def join_intervals(intervals: Iterable[tuple[int, int]]) -> Intervals:
-    """Sorted, with touching intervals joined, so that equal sets are equal tuples."""
+    """Return the union of intervals, which may overlap: sorted, with touching intervals joined, so that equal sets are equal tuples."""
     out: list[tuple[int, int]] = []
     for a, b in sorted(intervals):
         if out and a <= out[-1][1]:
@@ -19,13 +24,19 @@ def join_intervals(intervals: Iterable[tuple[int, int]]) -> Intervals:
 
 
 def size_of(intervals: Iterable[tuple[int, int]]) -> int:
-    """How many tokens there are in a set."""
+    """Return the number of tokens in a set."""
     return sum(b - a for a, b in intervals)
 
 
-def holds(intervals: Iterable[tuple[int, int]], ids: Any) -> Any:
-    """Which ids are in a set: bool of an int; of an array or a tensor one of its shape."""
-    found = False
+@overload
+def holds(intervals: Iterable[tuple[int, int]], ids: int) -> bool: ...
+@overload
+def holds(intervals: Iterable[tuple[int, int]], ids: np.ndarray) -> np.ndarray: ...
+@overload
+def holds(intervals: Iterable[tuple[int, int]], ids: "Tensor") -> "Tensor": ...
+def holds(intervals: Iterable[tuple[int, int]], ids: "int | np.ndarray | Tensor") -> "bool | np.ndarray | Tensor":
+    """Return which tokens are in a set: a bool for an int, a bool array or tensor of the same shape for an array or tensor."""
+    inside = ids != ids
     for a, b in intervals:
-        found = found | ((ids >= a) & (ids < b))
-    return found
+        inside = inside | ((ids >= a) & (ids < b))
+    return inside

@@ -1,10 +1,11 @@
-"""Folders of a part: `config.json` + `model.safetensors`, with a version. Nothing is ever unpickled."""
+"""The folder of a tokenizer or decoder: `config.json` and `model.safetensors`, with a version. Nothing is ever unpickled."""
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -14,27 +15,36 @@ from torch import Tensor, nn
 from unitok.checkpoints import load_weights
 from unitok.errors import UserError, first_line
 from unitok.files import read_json, settle, whole_folder, write_json
+from unitok.hub import find
 
-VERSION = 2
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+VERSION = 2  # of folders
+ConfigT = TypeVar("ConfigT", bound="DataclassInstance")
 
 
-def save_part(folder: Path, kind: str, config: Any, state: dict[str, Tensor], overwrite: bool = False) -> None:
-    """Write a part's folder; `config` is a dataclass of plain values. Errors: `UserError` as `check_replaceable`'s."""
+def save_part(folder: Path, kind: str, config: "DataclassInstance", state: dict[str, Tensor], overwrite: bool = False) -> None:
+    """Write the folder of a tokenizer or decoder.
+
+    kind: such as `image tokenizer` or `decoder`. config: a dataclass of plain values. state: the weights.
+    Errors: `UserError` where something else is at `folder`, unless `overwrite`.
+    """
     with whole_folder(folder, kind, overwrite) as partial:
         write_json(partial / "config.json", {"unitok": VERSION, "kind": kind} | asdict(config))
         save_weights(partial / "model.safetensors", state)
 
 
 def save_weights(path: Path, state: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file. Errors: `OSError` for a full disk."""
+    """Write tensors by name into a safetensors file. Errors: `OSError`, such as for a full disk."""
     try:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, path, metadata)
     except SafetensorError as error:
         raise OSError(str(error)) from None
 
 
-def load_config(folder: Path, kind: str, config_class: type) -> Any:
-    """The config of a part's folder; errors: `UserError` naming the file."""
+def load_config(folder: Path, kind: str, config_class: type[ConfigT]) -> ConfigT:
+    """Read the configuration in the folder of a tokenizer or decoder. Errors: `UserError` naming the file."""
     path = Path(folder) / "config.json"
     row = read_json(path, f"a {kind} is a folder with config.json and model.safetensors")
     if row.pop("kind", None) != kind or row.pop("unitok", None) != VERSION:
@@ -42,13 +52,13 @@ def load_config(folder: Path, kind: str, config_class: type) -> Any:
     return make_config(config_class, row, str(path))
 
 
-def load_part(folder: Path, kind: str, config_class: type) -> tuple[Any, dict[str, Tensor]]:
-    """Read a part's folder -> its config and state; errors: `UserError` naming the file. Inverse of `save_part`."""
+def load_part(folder: Path, kind: str, config_class: type[ConfigT]) -> tuple[ConfigT, dict[str, Tensor]]:
+    """Read the configuration and weights of a tokenizer or decoder. Inverse of `save_part`. Errors: `UserError` naming the file."""
     return load_config(folder, kind, config_class), load_weights(Path(folder) / "model.safetensors")
 
 
-def make_config(config_class: type, row: dict, where: str) -> Any:
-    """A dataclass from plain values (lists become tuples); errors: `UserError` for keys it does not have."""
+def make_config(config_class: type[ConfigT], row: Mapping[str, object], where: str) -> ConfigT:
+    """Make a dataclass from plain values; lists become tuples. Errors: `UserError`, which begins with `where`, for unknown or missing keys."""
     known = {f.name for f in fields(config_class)}
     if unknown := set(row) - known:
         raise UserError(f"{where}: unknown keys {', '.join(sorted(unknown))}; it has {', '.join(sorted(known))}")
@@ -59,42 +69,45 @@ def make_config(config_class: type, row: dict, where: str) -> Any:
 
 
 def load_state(module: nn.Module, state: dict[str, Tensor], where: str, assign: bool = False) -> None:
-    """`load_state_dict`, with one line that names the first keys that differ; `assign` as there."""
+    """Load weights as `nn.Module.load_state_dict` does. Errors: `UserError`, which begins with `where`, for weights that do not fit."""
     own = module.state_dict()
     other = [k for k in own if k in state and state[k].shape != own[k].shape]
     shapes = [f"{k} is {list(state[k].shape)}, not {list(own[k].shape)}" for k in other]
     differing = [("it lacks", [k for k in own if k not in state]), ("it has", [k for k in state if k not in own]), ("", shapes)]
-    told = [f"{what} {', '.join(keys[:3])}{', …' if len(keys) > 3 else ''}".strip() for what, keys in differing if keys]
-    if told:
-        raise UserError(f"{where}: the weights do not fit the configuration: {'; '.join(told)}")
+    problems = [f"{what} {', '.join(keys[:3])}{', …' if len(keys) > 3 else ''}".strip() for what, keys in differing if keys]
+    if problems:
+        raise UserError(f"{where}: the weights do not fit the configuration: {'; '.join(problems)}")
     module.load_state_dict(state, assign=assign)
 
 
-def part_folder(path: Path, name: str) -> Path:
-    """The folder of a part, given it or the bundle that holds it (`name` relative to the bundle)."""
-    path = Path(path)
-    settle(path)
-    if not path.exists():
+def part_folder(path: str | Path, name: str, revision: str | None = None) -> Path:
+    """The folder of a tokenizer or decoder.
+
+    path: that folder, or the bundle that holds it; either by its path or as a name that `unitok.hub.find` knows, at a `revision`.
+    name: the part's folder in a bundle, such as `tokenizers/image`. Errors: `UserError` where there is nothing.
+    """
+    path = find(path, revision)
+    if not settle(path).exists():
         raise UserError(f"{path}: no such folder")
     return path / name if (path / "bundle.json").exists() or (path / name / "config.json").exists() else path
 
 
 def known_vocabulary(path: Path) -> Path:
-    """The vocab.json that says what a decoder's ids mean: beside it, or of the bundle that `path` is the `model` folder of.
+    """Return the vocab.json of a decoder, given its own folder or its bundle.
 
-    Errors: `UserError` where there is none, as for an imported decoder: its ids may be as many as others and mean something else.
+    Errors: `UserError` where there is none, as for an imported decoder: nobody knows what its tokens mean, even if their number fits.
     """
     for folder in (path, *([path.parent] if (path.parent / "bundle.json").exists() else [])):
         if (folder / "vocab.json").exists():
             return folder / "vocab.json"
-    part_folder(path, "model")  # says so where there is nothing at all
-    why = "what its ids mean is not known, so it cannot be used with the ids of other tokenizers"
-    remedy = "give a bundle, whose decoder was trained on its ids"
+    part_folder(path, "model")  # an error where there is no folder at all
+    why = "what its tokens mean is not known, so it cannot be used with other tokenizers"
+    remedy = "give a bundle, whose decoder was trained with its tokenizers"
     raise UserError(f"{path}: a decoder without a vocabulary (no vocab.json beside it): {why}; {remedy}")
 
 
-def state_fingerprint(config: Any, state: dict[str, Tensor]) -> str:
-    """sha256 of configuration and weights: two tokenizers with the same fingerprint make the same codes."""
+def state_fingerprint(config: "DataclassInstance", state: dict[str, Tensor]) -> str:
+    """Return the SHA-256 of configuration and weights: tokenizers with the same fingerprint make the same codes."""
     digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
     for name in sorted(state):
         digest.update(name.encode())

@@ -1,7 +1,8 @@
-"""What a vocabulary is declared with: ranges of ids, and how each modality lays out its span.
+"""The declarations of a vocabulary: ranges of tokens, and the span of each modality.
 
-A declaration is refused unless every Document comes back from its ids exactly: a wrong one would be trained on for days before
-anybody sees it. So one modality at most stands bare, and what ids mean follows from the begin id before them.
+Declarations are refused unless every document comes back exactly from its tokens: a mistake would cost days of training before
+anybody saw it. So at most one modality is bare (its spans have no begin and end tokens), and in any other span the begin token says
+what the tokens after it mean.
 """
 
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import numpy as np
 
 from unitok.document import ROLES
 from unitok.errors import UserError
+from unitok.intervals import holds
 from unitok.layouts import LAYOUTS, Interleaved
 
 KINDS = ("special", "text", "grid", "codes")
@@ -19,15 +21,25 @@ ENDS = ("<bos>", "<eos>", "<pad>")
 
 @dataclass(frozen=True)
 class Range:
-    """A stretch of ids `[offset, offset + size)` of one kind."""
+    """The tokens `[offset, offset + size)`, which stand for codes of one kind. Errors: `UserError` for values that do not fit together.
+
+    Args:
+        name: of the range.
+        kind: `special`, `text`, `grid` (the side of a grid; n is the token offset + n - 1) or `codes`.
+        offset: the first token.
+        size: number of tokens.
+        level: of a residual codebook.
+        illegal: codes that are never allowed, such as SentencePiece's control pieces.
+        permutation: code c is the token `offset + permutation[c]`; None: `offset + c`.
+    """
 
     name: str
-    kind: str  # `special`, `text`, `grid` (value n stands at offset + n - 1) or `codes`
+    kind: str
     offset: int
     size: int
-    level: int = 0  # of a residual codebook
-    illegal: tuple[int, ...] = ()  # codes that no sequence may hold (SentencePiece's control pieces)
-    permutation: tuple[int, ...] | None = None  # code c stands at `offset + permutation[c]`; None is the identity
+    level: int = 0
+    illegal: tuple[int, ...] = ()
+    permutation: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         where, codes = f"range {self.name!r}", (*self.illegal, *(self.permutation or ()))
@@ -36,84 +48,94 @@ class Range:
         if self.kind not in KINDS or not self.name or not isinstance(self.name, str):
             raise UserError(f"{where}: kind {self.kind!r}; a range has a name, and a kind of {', '.join(KINDS)}")
         if self.offset < 0 or self.size < 1:
-            raise UserError(f"{where}: {self.size} ids at {self.offset}; it needs at least one, from 0 on")
+            raise UserError(f"{where}: {self.size} tokens at {self.offset}; it needs at least one, at 0 or above")
         if any(not 0 <= code < self.size for code in self.illegal) or len(set(self.illegal)) == self.size:
-            raise UserError(f"{where}: illegal codes are some of its {self.size}, not others and not all")
+            raise UserError(f"{where}: illegal codes are among its {self.size} codes, and not all of them")
         if self.permutation is not None and sorted(self.permutation) != list(range(self.size)):
             raise UserError(f"{where}: its permutation does not hold each of 0 to {self.size - 1} once")
         if self.kind == "grid" and codes:
-            raise UserError(f"{where}: a grid's values stand in their order, and all are legal")
+            raise UserError(f"{where}: a grid has neither illegal codes nor a permutation")
 
     @property
     def stop(self) -> int:
+        """The token after the last one."""
         return self.offset + self.size
 
     def intervals(self) -> tuple[tuple[int, int], ...]:
-        """The legal ids as half-open intervals."""
+        """Return the allowed tokens as half-open intervals."""
         holes = sorted(self.offset + (self.permutation[c] if self.permutation else c) for c in self.illegal)
         edges = [self.offset, *(edge for hole in holes for edge in (hole, hole + 1)), self.stop]
         return tuple((a, b) for a, b in zip(edges[::2], edges[1::2], strict=True) if a < b)
 
     def holds(self, ids: np.ndarray) -> np.ndarray:
-        """bool, of the same shape: which ids are legal here."""
-        inside = np.zeros(np.shape(ids), bool)
-        for a, b in self.intervals():
-            inside |= (ids >= a) & (ids < b)
-        return inside
+        """Return which tokens are allowed ones of this range, as bool of the same shape."""
+        return holds(self.intervals(), np.asarray(ids))
 
     def interval(self, first: int, last: int) -> tuple[tuple[int, int], ...]:
-        """The ids of a grid's values from `first` to `last`, as half-open intervals."""
+        """Return the tokens of the sides `first` to `last` of a grid, as half-open intervals."""
         return ((self.offset + first - 1, self.offset + last),)
 
     def value(self, id: int) -> int:
-        """The grid's value that an id says. Errors: `UserError` for another id."""
+        """Return the side of a grid that a token stands for. Errors: `UserError` for a token of another range."""
         return int(self.to_codes(np.array(id))) + 1
 
     @cached_property
-    def _places(self) -> np.ndarray:
-        """Code -> place in the range, where there is a permutation."""
+    def _positions(self) -> np.ndarray:
+        """The position in the range of each code, where there is a permutation."""
         return np.asarray(self.permutation)
 
     def _illegal(self, codes: np.ndarray) -> np.ndarray:
-        """bool, of the same shape: which codes no sequence may hold."""
+        """Which codes are never allowed, as bool of the same shape."""
         if len(self.illegal) > 8:
             return np.isin(codes, self.illegal)
-        found = np.zeros(codes.shape, bool)
+        hit = np.zeros(codes.shape, bool)
         for code in self.illegal:  # a few: faster than a search
-            found |= codes == code
-        return found
+            hit |= codes == code
+        return hit
 
     def to_ids(self, codes: np.ndarray) -> np.ndarray:
-        """Codes -> ids of the same shape; errors: `UserError` for a code outside `[0, size)` or illegal."""
+        """Return the tokens of codes, int64 of the same shape. Errors: `UserError` for a code outside `[0, size)`, or never allowed."""
         codes = np.asarray(codes, np.int64)
         if codes.size and (codes.min() < 0 or codes.max() >= self.size or (self.illegal and self._illegal(codes).any())):
             bad = codes[(codes < 0) | (codes >= self.size) | self._illegal(codes)].flat[0]
-            raise UserError(f"code {bad} is not a legal code of {self.name!r} (size {self.size})")
-        return self.offset + (self._places[codes] if self.permutation else codes)
+            raise UserError(f"code {bad} is not an allowed code of {self.name!r} (size {self.size})")
+        return self.offset + (self._positions[codes] if self.permutation else codes)
 
     def to_codes(self, ids: np.ndarray) -> np.ndarray:
-        """Ids -> codes of the same shape. Inverse of `to_ids`, with the same errors."""
-        places = np.asarray(ids, np.int64) - self.offset
-        if places.size and (places.min() < 0 or places.max() >= self.size):
-            raise UserError(f"id {np.asarray(ids)[(places < 0) | (places >= self.size)].flat[0]} is not in {self.name!r}")
-        codes = np.argsort(self._places)[places] if self.permutation else places
+        """Return the codes of tokens, int64 of the same shape. Inverse of `to_ids`, with the same errors."""
+        positions = np.asarray(ids, np.int64) - self.offset
+        if positions.size and (positions.min() < 0 or positions.max() >= self.size):
+            outside = (positions < 0) | (positions >= self.size)
+            raise UserError(f"token {np.asarray(ids)[outside].flat[0]} is not in {self.name!r}")
+        codes: np.ndarray = np.argsort(self._positions)[positions] if self.permutation else positions
         if self.illegal and self._illegal(codes).any():
-            raise UserError(f"id {np.asarray(ids)[self._illegal(codes)].flat[0]} is a control piece of {self.name!r}")
+            raise UserError(f"token {np.asarray(ids)[self._illegal(codes)].flat[0]} of {self.name!r} is never allowed")
         return codes
 
 
 @dataclass(frozen=True)
 class Span:
-    """How a modality lays out its ids. Without a header its body holds any number of units, at least one."""
+    """The tokens of one piece of content: begin, header, body, end. Errors: `UserError` for values that do not fit together.
 
-    modality: str  # its name
-    body: tuple[str, ...]  # ranges of its levels, by name and in order; spans may share them, where none of them is bare
-    begin: str | None = None  # name of a special id; one span may have no begin and end, text's
+    Args:
+        modality: its name.
+        body: names of the ranges of its levels, in order. Spans may share ranges where none of them is bare.
+        begin: name of the special token that begins it. One modality, usually text, may be bare: without begin and end.
+        end: name of the special token that ends it.
+        header: names of the ranges of a grid's sides, one per side. Without a header the body holds any number of frames, at least one.
+        fingerprint: of the tokenizer whose codes these are.
+        kind: the kind of content (`unitok.modalities`) that it is an instance of; "": the one of its name.
+        layout: order of the codes (`unitok.layouts`); "": `raster` with a header, `interleaved` without one.
+    """
+
+    modality: str
+    body: tuple[str, ...]
+    begin: str | None = None
     end: str | None = None
-    header: tuple[str, ...] = ()  # names of grid ranges, one for each side
-    fingerprint: str = ""  # of the tokenizer whose codes these are
-    kind: str = ""  # which modality it is an instance of (`unitok.modalities`); "" for one of its own name
-    layout: str = ""  # order of the codes (`unitok.layouts`); "" for `raster` with a header, `interleaved` without one
+    header: tuple[str, ...] = ()
+    fingerprint: str = ""
+    kind: str = ""
+    layout: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kind", self.kind or self.modality)
@@ -129,12 +151,12 @@ class Span:
 
     @cached_property
     def order(self) -> Interleaved:
-        """The layout of its codes."""
+        """The layout of its codes, which knows their order."""
         return LAYOUTS[self.layout](len(self.body), len(self.header))
 
 
 def check_declarations(ranges: list[Range], specials: dict[str, int], spans: dict[str, Span]) -> None:
-    """Raise `UserError` for a vocabulary by which some Document would not come back from its ids as it was."""
+    """Raise `UserError` for declarations with which some document would not come back exactly from its tokens."""
     _check_ranges(ranges)
     _check_specials(ranges, specials, bool(spans))
     users: dict[str | None, Span] = {}
@@ -144,8 +166,10 @@ def check_declarations(ranges: list[Range], specials: dict[str, int], spans: dic
         for name in (*span.body, span.begin, span.end):
             other = users.setdefault(name, span)
             if other is not span and not (name in span.body and span.begin and other.begin):
-                what = f"share {name}" if name else "both stand bare"
-                raise UserError(f"{other.modality} and {modality} {what}: an id could not tell which of the two it is of")
+                what = f"share {name}" if name else "both have no begin and end"
+                raise UserError(
+                    f"{other.modality} and {modality} {what}: nobody could tell which of the two a token belongs to"
+                )
 
 
 def _check_ranges(ranges: list[Range]) -> None:
@@ -155,7 +179,7 @@ def _check_ranges(ranges: list[Range]) -> None:
     in_order = sorted(ranges, key=lambda r: r.offset)
     for a, b in zip(in_order, in_order[1:], strict=False):
         if a.stop > b.offset:
-            raise UserError(f"ranges {a.name!r} and {b.name!r} overlap: id {b.offset} would mean two things")
+            raise UserError(f"ranges {a.name!r} and {b.name!r} overlap: token {b.offset} would mean two things")
 
 
 def _check_specials(ranges: list[Range], specials: dict[str, int], used: bool) -> None:
@@ -163,17 +187,17 @@ def _check_specials(ranges: list[Range], specials: dict[str, int], used: bool) -
     owners: dict[int, str] = {}
     for name, id in specials.items():
         if type(id) is not int or not 0 <= id < size:
-            raise UserError(f"special {name} is id {id!r}; the vocabulary's ids are 0 to {size - 1}")
+            raise UserError(f"special {name} is token {id!r}; the vocabulary has the tokens 0 to {size - 1}")
         if id in owners:
-            raise UserError(f"specials {owners[id]} and {name} are both id {id}")
+            raise UserError(f"specials {owners[id]} and {name} are both token {id}")
         owners[id] = name
         for r in ranges:
             if r.kind != "special" and r.offset <= id < r.stop and r.holds(np.array(id)):
-                raise UserError(f"special {name} is id {id}, which is also a legal one of {r.name!r}")
+                raise UserError(f"special {name} is token {id}, which is also an allowed one of {r.name!r}")
     if used and (missing := [name for name in ENDS if name not in specials]):
-        raise UserError(f"no special id {missing[0]}, which every vocabulary needs")
+        raise UserError(f"no special token {missing[0]}, which every vocabulary needs")
     if 0 < len(roles := [role for role in ROLES if f"<{role}>" in specials]) < len(ROLES):
-        raise UserError(f"special ids for the roles {', '.join(roles)} alone; all of {', '.join(ROLES)} have one, or none")
+        raise UserError(f"special tokens for the roles {', '.join(roles)} alone; give all of {', '.join(ROLES)} one, or none")
 
 
 def _check_body(modality: str, span: Span, ranges: dict[str, Range]) -> None:
@@ -181,8 +205,8 @@ def _check_body(modality: str, span: Span, ranges: dict[str, Range]) -> None:
         raise UserError(f"modality {modality!r} declares a span of {span.modality!r}")
     if absent := [name for name in (*span.body, *span.header) if name not in ranges]:
         raise UserError(f"{modality}: no range {absent[0]!r}; there are {', '.join(ranges)}")
-    if strange := [name for name in span.header if ranges[name].kind != "grid"]:
-        raise UserError(f"{modality}: its header names {strange[0]!r}, whose values are no sides of a grid")
+    if wrong := [name for name in span.header if ranges[name].kind != "grid"]:
+        raise UserError(f"{modality}: its header names {wrong[0]!r}, whose values are no sides of a grid")
     body = [ranges[name] for name in span.body]
     kind = "codes" if span.begin else "text"
     if not body or any(r.kind != kind for r in body):
@@ -196,10 +220,10 @@ def _check_ends(modality: str, span: Span, specials: dict[str, int]) -> None:
         return
     if not span.begin or not span.end or span.begin == span.end:
         raise UserError(
-            f"{modality}: needs a begin and an end id, two different ones; one range without a header may stand bare"
+            f"{modality}: needs a begin and an end token, two different ones; only one range without a header may have neither"
         )
     for name in (span.begin, span.end):
         if name not in specials:
-            raise UserError(f"{modality}: {name} has no special id")
+            raise UserError(f"{modality}: {name} has no special token")
         if name in (*ENDS, *(f"<{role}>" for role in ROLES)):
-            raise UserError(f"{modality}: {name} means something else: take a name of its own")
+            raise UserError(f"{modality}: {name} has another meaning; choose another name")

@@ -1,18 +1,21 @@
-"""The shared vocabulary: ranges of ids, how each modality lays out its span, and documents <-> ids.
+"""The shared vocabulary: ranges of tokens, the span of each modality, and documents <-> tokens.
 
-The only place where codes become ids and ids become codes. Ranges are append-only, so that a modality can be added without moving
-an old id: 256 special ids, text pieces, image grid sizes, image codes, one range for each level of audio codes, then others. A
-modality declares its span once; grammar, data validation, loss masks, sampling and decoding all read that declaration:
+Only this file and `ranges.py` turn codes into tokens and back. Ranges are appended and never moved, so a modality can be added while
+every old token keeps its meaning. They are, in this order: 256 special tokens, text pieces, grid sizes of images, image codes, one
+range per level of audio codes, then whatever is added. Each modality declares its span once. Grammar, data validation, loss masks,
+sampling and decoding all read that declaration:
 
-    text   piece piece …                                     (bare; neighbors of equal role and loss merge)
-    image  <image> rows columns code … </image>              (rows x columns codes, raster order)
+    text   piece piece …                                     (bare: without begin and end)
+    image  <image> rows columns code … </image>              (rows x columns codes, row by row)
     audio  <audio> (level 0 … level K-1) per frame … </audio>
 
-A document is `<bos>`, its spans, `<eos>`; a change of role puts that role's id before the span. No torch: workers need none.
+A document is `<bos>`, its spans, `<eos>`. Where the role changes, the token of the new role stands before the span. Neighboring bare
+segments of equal role and loss are one span. `ids` are arrays of tokens, int64 [L]. This file does not import PyTorch, which processes
+that only read data sets do without.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from math import prod
 from pathlib import Path
@@ -27,14 +30,21 @@ from unitok.ranges import Range, Span, check_declarations
 
 SPECIAL_COUNT = 256
 _FIXED = ("<bos>", "<eos>", "<pad>", *(f"<{role}>" for role in ROLES))
-_FILLS = tuple(f"<fill_{i}>" for i in range(16))  # sentinels for infilling
+_FILLS = tuple(f"<fill_{i}>" for i in range(16))  # reserved for infilling
 GRID_SIZES = 64  # largest side of a grid, in codes
-VERSION = 1
+VERSION = 1  # of manifests
 
 
 @dataclass(frozen=True)
 class SegmentSpan:
-    """Where a segment stands in a sequence of ids: `[start, start + length)`, with what the file said of it."""
+    """Where a segment is in a sequence of tokens, and what tokens cannot say about it.
+
+    Args:
+        modality: of the segment.
+        start: position of its first token, of its role's token where that stands before it.
+        length: number of its tokens.
+        role, loss, source, size: as in `Segment`.
+    """
 
     modality: str
     start: int
@@ -47,8 +57,10 @@ class SegmentSpan:
 
 @dataclass
 class Vocab:
-    """Ranges, special names and span declarations, made by `unitok.modalities.build_vocab`. Errors: `UserError` for a declaration
-    by which some Document would not come back from its ids as it was."""
+    """Ranges, special tokens by name, and span declarations by modality; `unitok.modalities.build_vocab` makes one.
+
+    Errors: `UserError` for declarations with which `decode(encode(document))` would differ from some document.
+    """
 
     ranges: list[Range] = field(default_factory=list)
     specials: dict[str, int] = field(default_factory=dict)
@@ -61,20 +73,26 @@ class Vocab:
 
     @classmethod
     def start(cls) -> "Vocab":
-        """The special ids alone."""
+        """Return a vocabulary of the special tokens alone."""
         vocab = cls([Range("special", "special", 0, SPECIAL_COUNT)])
         for name in (*_FIXED, *_FILLS, *(f"<{end}{m}>" for m in ("image", "audio", "video", "box") for end in ("", "/"))):
             vocab.specials[name] = len(vocab.specials)
         return vocab
 
     def add(self, span: Span, sizes: dict[str, int], illegal: tuple[int, ...] = ()) -> None:
-        """Append a modality; new special names get free special ids. sizes: codes of the new ranges that its header and body name;
-        those of a grid's sides are shared, one that exists stays. illegal: codes of its body that no sequence may hold.
-        Errors: `UserError` for what cannot be encoded and decoded exactly; the vocabulary stays as it was."""
+        """Append a modality.
+
+        Args:
+            span: its declaration. Begin and end tokens with new names get free special tokens.
+            sizes: number of codes of each new range that its header and body name. Ranges of grid sizes are shared between modalities.
+            illegal: codes of its body that are never allowed.
+
+        Errors: `UserError` for a declaration that is not reversible; the vocabulary stays as it was.
+        """
         if span.modality in self.spans:
             raise UserError(f"modality {span.modality!r} is declared already; an old one never changes")
-        if strange := [name for name in sizes if name not in (*span.header, *span.body)]:
-            raise UserError(f"{span.modality}: neither its header nor its body names {strange[0]!r}")
+        if unnamed := [name for name in sizes if name not in (*span.header, *span.body)]:
+            raise UserError(f"{span.modality}: neither its header nor its body names {unnamed[0]!r}")
         ranges, specials = list(self.ranges), dict(self.specials)
         for name, size in sizes.items():
             known = next((r for r in ranges if r.name == name), None)
@@ -89,65 +107,68 @@ class Vocab:
         free = [id for r in self.ranges if r.kind == "special" for id in range(r.offset, r.stop) if id not in taken]
         if len(free) < len(new):
             raise UserError(
-                f"{span.modality}: no special id is free for {new[len(free)]}: the vocabulary has {len(taken)} in use"
+                f"{span.modality}: no special token is free for {new[len(free)]}: the vocabulary uses all {len(taken)}"
             )
         specials |= dict(zip(new, free, strict=False))
         grown = Vocab(ranges, specials, self.spans | {span.modality: span})
         self.ranges, self.specials, self.spans = grown.ranges, grown.specials, grown.spans
 
-    # ---- Asking --------------------------------------------------------------------------------------------------
+    # ---- Lookup --------------------------------------------------------------------------------------------------
 
     @property
     def size(self) -> int:
-        """Number of ids, V."""
+        """Number of tokens, V."""
         return max((r.stop for r in self.ranges), default=0)
 
     def range(self, name: str) -> Range:
-        """The range of that name."""
+        """Return the range of that name."""
         return next(r for r in self.ranges if r.name == name)
 
     def body(self, modality: str) -> tuple[Range, ...]:
-        """The ranges that repeat in a span of that modality."""
+        """Return the ranges of the codes in a span of that modality, one per level."""
         return tuple(self.range(name) for name in self.span(modality).body)
 
     def span(self, modality: str) -> Span:
-        """The declaration of a modality; errors: `UserError` with those that there are."""
+        """Return the declaration of a modality. Errors: `UserError` that lists the existing ones."""
         if modality not in self.spans:
             raise UserError(f"no modality {modality!r} in this vocabulary; it has {', '.join(self.spans) or 'none'}")
         return self.spans[modality]
 
     @property
     def bare(self) -> str | None:
-        """The modality whose span has no begin and end; None where each has."""
+        """The modality whose span has no begin and end tokens, usually text; None where every span has them."""
         return next((m for m, span in self.spans.items() if not span.begin), None)
 
     def instance(self, type: str) -> str:
-        """The name of the span that content of a type goes to: its own name, or the only one of its kind; `type` where none is.
-        Errors: `UserError` where there are several."""
-        found = [type] if type in self.spans else [name for name, span in self.spans.items() if span.kind == type]
-        if len(found) > 1:
-            raise UserError(f"the bundle has several tokenizers for {type}: {', '.join(found)}; say which")
-        return found[0] if found else type
+        """Return the modality that content of a type belongs to: the one of that name, or the only one of that kind; `type` itself
+        where there is none. Errors: `UserError` where there are several of the kind."""
+        names = [type] if type in self.spans else [name for name, span in self.spans.items() if span.kind == type]
+        if len(names) > 1:
+            raise UserError(f"the bundle has several tokenizers for {type}: {', '.join(names)}; say which")
+        return names[0] if names else type
 
     @property
     def bos(self) -> int:
+        """The token that begins a document."""
         return self.specials["<bos>"]
 
     @property
     def eos(self) -> int:
+        """The token that ends a document."""
         return self.specials["<eos>"]
 
     @property
     def pad(self) -> int:
+        """The token that fills batches; no document holds it."""
         return self.specials["<pad>"]
 
     @property
     def roles(self) -> tuple[int, ...]:
-        """The ids of `ROLES`, in that order."""
+        """The tokens of `ROLES`, in that order; () where the vocabulary has none."""
         return tuple(self.specials[f"<{role}>"] for role in ROLES if f"<{role}>" in self.specials)
 
     def name_of(self, id: int) -> str:
-        """A word for an id, for people: `<image>`, `text:17`, `audio.2:5`."""
+        """Return a readable name of a token: `<image>`, `text:17` (code 17), `audio.2:5` (level 2, code 5), `grid:8` (8 codes)."""
         for name, special in self.specials.items():
             if special == id:
                 return name
@@ -156,10 +177,10 @@ class Vocab:
                 return f"{r.name}:{id - r.offset + (r.kind == 'grid')}"
         return f"<reserved_{id}>"
 
-    # ---- Documents <-> ids ---------------------------------------------------------------------------------------
+    # ---- Documents <-> tokens ------------------------------------------------------------------------------------
 
     def merged(self, document: Document) -> Document:
-        """The same with neighboring bare segments of equal role and loss as one: what ids alone can tell apart."""
+        """Return the document with neighboring bare segments of equal role and loss as one: tokens cannot tell them apart."""
         out: list[Segment] = []
         bare = self.bare
         for s in document.segments:
@@ -171,13 +192,13 @@ class Vocab:
         return Document(tuple(out), document.id, document.source)
 
     def check_codes(self, segment: Segment) -> None:
-        """Raise `UserError` for codes that no range of the segment's body holds."""
+        """Raise `UserError` for codes that the segment's modality does not have."""
         size = min(r.size for r in self.body(segment.modality))
         if segment.codes.min() < 0 or segment.codes.max() >= size:
             self._span_ids(segment)
 
     def _span_ids(self, segment: Segment) -> np.ndarray:
-        """A segment -> the ids of its span, complete."""
+        """All tokens of a segment's span, int64 [L]."""
         span, body = self.span(segment.modality), self.body(segment.modality)
         try:
             sides = span.order.by_level(segment.codes)[1]
@@ -190,8 +211,8 @@ class Vocab:
         codes, levels = span.order.flatten(segment.codes)
         ids = body[0].to_ids(codes) if len(body) == 1 else np.empty_like(codes)
         for level, r in enumerate(body if len(body) > 1 else ()):
-            here = levels == level
-            ids[here] = r.to_ids(codes[here])
+            chosen = levels == level
+            ids[chosen] = r.to_ids(codes[chosen])
         header = [r.interval(side, side)[0][0] for side, r in zip(sides, grid, strict=True)]
         begin, end = ([self.specials[name]] if name else [] for name in (span.begin, span.end))
         return np.concatenate([np.array(begin + header, np.int64), ids, np.array(end, np.int64)])
@@ -199,21 +220,32 @@ class Vocab:
     def body_codes(
         self, modality: str, ids: np.ndarray | list[int], sides: tuple[int, ...] = (), whole: bool = True
     ) -> np.ndarray:
-        """The ids of a span's body -> its codes, as a Segment has them. sides: what its header says. whole: whether it is complete;
-        else its whole units, in a grid its whole rows. Errors: `UserError` for ids of no such body."""
+        """Return the codes of a span's body, int64 in the shape of `Segment.codes`.
+
+        Args:
+            modality: of the span.
+            ids: tokens of the body.
+            sides: of the grid, from the header.
+            whole: whether the body is complete. Else the codes are those of its complete frames or rows.
+
+        Errors: `UserError` for tokens that are not such a body.
+        """
         span, ids = self.span(modality), np.asarray(ids, np.int64)
         codes, levels, body = np.zeros(len(ids), np.int64), np.full(len(ids), -1), self.body(modality)
         if len(body) == 1:
             codes, levels = body[0].to_codes(ids), np.zeros(len(ids), np.int64)
         for level, r in enumerate(body if len(body) > 1 else ()):
-            here = (ids >= r.offset) & (ids < r.stop)
-            codes[here], levels[here] = r.to_codes(ids[here]), level
+            chosen = (ids >= r.offset) & (ids < r.stop)
+            codes[chosen], levels[chosen] = r.to_codes(ids[chosen]), level
         read = (span.order.unflatten if whole else span.order.partial)(codes, levels, sides)
         return read if span.begin else read[0]
 
     def encode_placed(self, document: Document, bos: bool = True, eos: bool = True) -> tuple[np.ndarray, list[SegmentSpan]]:
-        """Document -> int64 [L] and where each of its (merged) segments stands; a role's id belongs to the next span."""
-        pieces: list[Any] = [[self.bos]] if bos else []
+        """Return a document's tokens, int64 [L], and where each of its segments is, once bare neighbors are merged.
+
+        bos, eos: whether the tokens begin with bos and end with eos.
+        """
+        pieces = [np.array([self.bos])] if bos else []
         placed: list[SegmentSpan] = []
         at, role = len(pieces), "none"
         for segment in self.merged(document).segments:
@@ -221,22 +253,29 @@ class Vocab:
             if segment.role != role:
                 role = segment.role
                 if f"<{role}>" not in self.specials:
-                    raise UserError(f"role {role!r}: this vocabulary has no ids for roles")
+                    raise UserError(f"role {role!r}: this vocabulary has no tokens for roles")
                 ids = np.concatenate([[self.specials[f"<{role}>"]], ids])
             pieces.append(ids)
             placed.append(SegmentSpan(segment.modality, at, len(ids), role, segment.loss, segment.source, tuple(segment.size)))
             at += len(ids)
         if eos:
-            pieces.append([self.eos])
-        return np.concatenate([np.asarray(p, np.int64) for p in pieces] or [np.zeros(0, np.int64)]), placed
+            pieces.append(np.array([self.eos]))
+        return np.concatenate(pieces or [np.zeros(0)]).astype(np.int64, copy=False), placed
 
     def encode(self, document: Document, bos: bool = True, eos: bool = True) -> np.ndarray:
-        """Document -> int64 [L], spans complete with begin, header and end."""
+        """Return a document's tokens, int64 [L]. bos, eos: whether they begin with bos and end with eos."""
         return self.encode_placed(document, bos, eos)[0]
 
     def decode(self, ids: np.ndarray, placed: list[SegmentSpan] | None = None, role: str = "none") -> Document:
-        """int64 [L] -> Document. Inverse of `encode`; `placed` gives back what ids cannot say (loss, source, size). role: that
-        holds where the ids begin, as the continuation of others. Errors: `UserError` with the position of one that fits nowhere."""
+        """Return the document of tokens [L]. Inverse of `encode` and `encode_placed`.
+
+        Args:
+            ids: the tokens, with or without bos and eos.
+            placed: where the segments are; gives back what tokens cannot say (loss, source, size).
+            role: at the first token, where these tokens continue others.
+
+        Errors: `UserError` with the position of the first token that is not allowed.
+        """
         ids = np.asarray(ids, np.int64)
         if placed is None:
             return self.merged(Document(tuple(self._read(ids, 0, len(ids), role))))
@@ -247,7 +286,7 @@ class Vocab:
         return Document(tuple(segments))
 
     def _read(self, ids: np.ndarray, start: int, stop: int, role: str = "none") -> Iterator[Segment]:
-        """Walk over ids from span to span."""
+        """The segments of the tokens from `start` to `stop`."""
         begins = {self.specials[s.begin]: s for s in self.spans.values() if s.begin}
         bare = self.bare
         text = self.body(bare)[0] if bare else None
@@ -272,7 +311,7 @@ class Vocab:
                 raise UserError(f"position {at}: {self.name_of(id)} cannot stand here")
 
     def _read_span(self, ids: np.ndarray, at: int, stop: int, span: Span, role: str) -> tuple[Segment, int]:
-        """The span with a begin id that starts at `at`, and the position after it."""
+        """The segment whose begin token is at `at`, and the position after its end token."""
         first = at + 1 + len(span.header)
         if first > stop:
             raise UserError(f"position {at}: a {span.modality} span without its header")
@@ -288,13 +327,13 @@ class Vocab:
             raise UserError(f"position {at}: a {span.modality} span of {error}") from None
 
     def unconditional(self, span_ids: np.ndarray | tuple[int, ...] = ()) -> np.ndarray:
-        """The document without its condition: bos and the target span. In sampling, guidance's twins grow the same id by id."""
+        """Return the tokens of a span without its condition, bos and the span: for condition dropout and classifier-free guidance."""
         return np.concatenate([[self.bos], np.asarray(span_ids, np.int64)])
 
     # ---- The manifest --------------------------------------------------------------------------------------------
 
-    def to_manifest(self) -> dict:
-        """Plain types, for `vocab.json`, shards and checkpoints."""
+    def to_manifest(self) -> dict[str, object]:
+        """Return the vocabulary as plain types, for `vocab.json`, shards and checkpoints."""
         return {
             "version": VERSION,
             "ranges": [asdict(r) for r in self.ranges],
@@ -303,24 +342,24 @@ class Vocab:
         }
 
     @classmethod
-    def from_manifest(cls, manifest: dict) -> "Vocab":
-        """Inverse of `to_manifest`."""
-        if not isinstance(manifest, dict):
+    def from_manifest(cls, manifest: Mapping[str, object]) -> "Vocab":
+        """Inverse of `to_manifest`. Errors: `UserError` for another version, and for what is no manifest."""
+        if not isinstance(manifest, Mapping):
             raise UserError(f"a {type(manifest).__name__} where a vocabulary's ranges, specials and spans should be")
         if manifest.get("version") != VERSION:
             raise UserError(f"a vocabulary of version {manifest.get('version')}; this unitok reads version {VERSION}")
 
-        def tuples(row: dict) -> dict:
+        def tuples(row: Mapping[str, object]) -> dict[str, Any]:
             return {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
 
         try:
-            spans = [Span(**tuples(s)) for s in manifest["spans"]]
-            ranges, specials = [Range(**tuples(r)) for r in manifest["ranges"]], dict(manifest["specials"])
-            if not isinstance(manifest["spans"], list) or not isinstance(manifest["ranges"], list):
-                raise UserError("not a vocabulary manifest: its ranges and spans are lists")
+            rows, parts, specials = (manifest[key] for key in ("ranges", "spans", "specials"))
+            if not (isinstance(rows, list) and isinstance(parts, list) and isinstance(specials, dict)):
+                raise UserError("not a vocabulary manifest: its ranges and spans are lists, its specials an object")
+            ranges, spans = [Range(**tuples(row)) for row in rows], [Span(**tuples(part)) for part in parts]
             if len({s.modality for s in spans}) < len(spans):
                 raise UserError("a modality is declared twice")
-            return cls(ranges, specials, {s.modality: s for s in spans})
+            return cls(ranges, dict(specials), {s.modality: s for s in spans})
         except UserError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -332,18 +371,18 @@ class Vocab:
 
     @classmethod
     def load(cls, path: Path) -> "Vocab":
-        """Read `vocab.json`. Inverse of `save`."""
+        """Read `vocab.json`. Inverse of `save`. Errors: `UserError` naming the file."""
         try:
             return cls.from_manifest(read_json(path, "a vocabulary is made with its bundle"))
         except UserError as error:
             raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
 
     def check_covers(self, older: "Vocab", mine: str, theirs: str) -> None:
-        """Raise unless every id of `older` means the same here; `mine` and `theirs` name the two sides in the message."""
+        """Raise `UserError` unless every token of `older` means the same here. mine, theirs: names of the two for the message."""
         for a, b in zip(older.ranges, [*self.ranges, None][: len(older.ranges)], strict=False):
             if a != b:
                 raise UserError(
-                    f"the vocabularies differ: {theirs} has range {a.name!r} of {a.size} ids at {a.offset}, "
+                    f"the vocabularies differ: {theirs} has range {a.name!r} of {a.size} tokens at {a.offset}, "
                     f"{mine} has {f'{b.name!r} of {b.size} at {b.offset}' if b else 'no such range'}; use the bundle "
                     f"that made the data"
                 )
@@ -353,7 +392,9 @@ class Vocab:
             )
         for name, id in older.specials.items():
             if self.specials.get(name) != id:
-                raise UserError(f"the vocabularies differ: {name} is id {id} in {theirs}, {self.specials.get(name)} in {mine}")
+                raise UserError(
+                    f"the vocabularies differ: {name} is token {id} in {theirs}, {self.specials.get(name)} in {mine}"
+                )
         for modality, span in older.spans.items():
             other = self.spans.get(modality)
             if other != span:

@@ -23,6 +23,7 @@ from PIL import Image
 from unitok.api import Unitok
 from unitok.cli import LIGHTNING_VERBS, VERBS, flags, function_of, main
 from unitok.cli.arguments import sampling_of_flags
+from unitok.configs import CONFIGS, config_file
 from unitok.data.shards import TokenDataset
 from unitok.model import Decoder
 from unitok.model.decoder import DecoderConfig
@@ -73,7 +74,7 @@ def test_help_imports_neither_torch_nor_lightning():
 #: The last word of an option's name -> what its help must say it is measured in or counts.
 UNITS = {"minutes": "minutes", "seconds": "seconds", "segment": "seconds", "size": "pixels|pieces|documents|outputs|of equal size",
          "area": "pixels", "workers": "processes", "threads": "threads", "ids": "ids", "validation": "fraction", "rate": "fraction|Hz",
-         "prefix_fraction": "fraction", "mfu": "fraction", "jacobi_window": "tokens", "count": "number|scenes", "context": "ids", "batch": "ids"}  # fmt: skip
+         "prefix_fraction": "fraction", "mfu": "fraction", "jacobi_window": "tokens", "count": "number|scenes", "context": "tokens", "batch": "tokens"}  # fmt: skip
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -403,22 +404,22 @@ def test_a_dry_run_tells_how_much_it_will_be_and_a_recipe_does_it(bundle_folder,
 
 
 def test_mistakes_in_training_are_one_line_and_leave_nothing(tmp_path, scenes_folder, bundle_folder):
-    out, config = tmp_path / "run", ROOT / "configs" / "scenes" / "image.yaml"
+    out, config = tmp_path / "run", CONFIGS / "scenes" / "image.yaml"
     (tmp_path / "typo.yaml").write_text(config.read_text().replace("lr", "lerning_rate"))
     (tmp_path / "words").mkdir()
     (tmp_path / "words" / "a.txt").write_text("no pictures here")
     fit = ("fit", "--out", out, "--trainer.enable_progress_bar", "false")
     assert_one_line(here(*fit, "--config", tmp_path / "typo.yaml"), "lerning_rate")
     assert_one_line(here(*fit, "--config", tmp_path / "gone.yaml"), "gone.yaml")
+    assert_one_line(
+        here(*fit, "--config=configs/scenes/imag.yaml"), "no built-in configuration", "did you mean scenes/image.yaml?"
+    )
     assert_one_line(here(*fit, "--config", config, "--data.init_args.path", tmp_path / "gone"), "gone", "no such folder")
     assert_one_line(here(*fit, "--config", config, "--data.init_args.path", tmp_path / "words"), "no image files")
     assert_one_line(here(*fit, "--config", config, "--resume", tmp_path / "gone.ckpt"), "gone.ckpt")
-    decoder = ROOT / "configs" / "scenes" / "decoder.yaml"
+    decoder = CONFIGS / "scenes" / "decoder.yaml"
     assert_one_line(here(*fit, "--config", decoder, "--data.init_args.path", tmp_path / "words"), "dataset.json")
     assert not out.exists()
-
-
-CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 
 
 def leaves(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
@@ -429,13 +430,12 @@ def leaves(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
 def test_a_configs_header_says_a_command_that_takes_it_as_it_is_and_how_large_it_is(path):
     header = " ".join(line.lstrip("# ") for line in path.read_text().splitlines() if line.startswith("#"))
     assert "Hardware: " in header
     command = re.search(r"Command: +unitok (fit --config \S+ --out \S+(?: --data\S+ \S+)?)", header)[1].split()
-    command[2] = str(ROOT / command[2])
-    assert Path(command[2]) == path
+    assert config_file(command[2]) == path
     done = here(*command, "--print_config")
     assert done.returncode == 0, done.stderr
     mine, whole = leaves(yaml.safe_load(path.read_text())), leaves(yaml.safe_load(done.stdout))
@@ -501,4 +501,4 @@ def test_files_where_folders_belong_are_one_line(tmp_path, bundle_folder):
     assert_one_line(here("sample", "--bundle", bundle_folder, "--image", tmp_path, "--out", tmp_path / "o"), str(tmp_path))
     assert_one_line(here("sample", "--bundle", bundle_folder, "--text", "x", "--batch-size", "0"), "--batch-size is 0")
     assert_one_line(here("inspect", file), "neither")
-    assert_one_line(here("validate", "--config", ROOT / "configs/scenes/image.yaml", "--out", tmp_path / "o"), "--resume")
+    assert_one_line(here("validate", "--config", CONFIGS / "scenes" / "image.yaml", "--out", tmp_path / "o"), "--resume")

@@ -48,14 +48,14 @@ def test_what_it_says_of_this_machine_is_so(few, capsys):
 
 def test_a_package_that_is_missing_or_broken_is_said_with_what_to_do(few, broken, monkeypatch, capsys):
     monkeypatch.setattr(doctor, "core", lambda: ["numpy", "no-such-package", "broken-one"])
-    monkeypatch.setattr(doctor, "EXTRAS", {"no-such-extra": ("nothing", "something else", "pip install 'unitok[x]'")})
+    monkeypatch.setattr(doctor, "EXTRAS", {"no-such-extra": ("nothing", "something else", "pip install 'unitok-lm[x]'")})
     with pytest.raises(SystemExit) as stop:
         main(["doctor"])
     assert stop.value.code == 1
     said = capsys.readouterr().out
     assert re.search(r"!! no-such-package +missing +pip install 'no-such-package'", said)
     assert re.search(r"!! broken-one +3\.2 +does not load: ImportError: libthing\.so: undefined symbol; pip install", said)
-    assert re.search(r"-  no-such-extra +not installed +something else: pip install 'unitok\[x\]'", said)
+    assert re.search(r"-  no-such-extra +not installed +something else: pip install 'unitok-lm\[x\]'", said)
     assert said.splitlines()[-1] == "2 problems; see the lines marked !!"
 
 

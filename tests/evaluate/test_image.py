@@ -9,7 +9,7 @@ from PIL import Image
 
 from unitok.cli import main
 from unitok.errors import UserError
-from unitok.evaluate.image import evaluate_image_tokenizer, load_fid, picture_scores
+from unitok.evaluate.image import evaluate_image_tokenizer, image_scores, load_fid
 
 
 @pytest.mark.parametrize("shape", [(40, 56), (176, 200)])
@@ -18,7 +18,7 @@ def test_psnr_and_ssim_are_scikit_images(shape):
     rng = np.random.default_rng(0)
     a = rng.random((*shape, 3)).astype(np.float32)
     b = np.clip(a + 0.1 * rng.standard_normal(a.shape), 0, 1).astype(np.float32)
-    found = picture_scores(*(torch.from_numpy(x).permute(2, 0, 1) for x in (b, a)))
+    found = image_scores(*(torch.from_numpy(x).permute(2, 0, 1) for x in (b, a)))
     assert found["psnr_db"] == pytest.approx(metrics.peak_signal_noise_ratio(a, b, data_range=1.0), abs=1e-4)
     same = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "win_size": 11}
     wanted = metrics.structural_similarity(a, b, data_range=1.0, channel_axis=-1, **same)
@@ -27,13 +27,13 @@ def test_psnr_and_ssim_are_scikit_images(shape):
 
 
 class Inception(torch.nn.Module):
-    """In the published file's format: uint8 pictures to features, with `return_features`."""
+    """In the published file's format: uint8 images to features, with `return_features`."""
 
     def forward(self, img: torch.Tensor, return_features: bool = False) -> torch.Tensor:
         return torch.nn.functional.adaptive_avg_pool2d(img.float() / 255, 2).flatten(1)
 
 
-def test_fid_is_zero_for_equal_pictures_and_the_shift_of_the_means_for_shifted_ones(tmp_path):
+def test_fid_is_zero_for_equal_images_and_the_shift_of_the_means_for_shifted_ones(tmp_path):
     torch.jit.script(Inception()).save(str(tmp_path / "inception.pt"))
     images = torch.randint(0, 128, (40, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     for shift, distance in ((0, 0), (51, 12 * 0.2**2)):

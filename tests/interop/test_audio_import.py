@@ -126,7 +126,7 @@ def test_a_folder_saved_by_transformers(stereo, style, tmp_path):
 
 
 def codec(encodec_model, **how):
-    """A codec of encodec's own modules, what it gives for a sound, and its weights as people save them."""
+    """A codec of encodec's own modules, its output for audio, and its weights as people save them."""
     from encodec.modules import SEANetDecoder, SEANetEncoder
     from encodec.quantization import ResidualVectorQuantizer
 
@@ -213,7 +213,7 @@ def test_what_an_encodec_does_not_say_is_asked_for(encodec_model, tmp_path, caps
         return capsys.readouterr().err
 
     assert "neither its weights nor its xp.cfg say causal: give causal, or its configuration" in refusal()
-    assert "--sample-rate 24000 is asked for, but its xp.cfg says 32000" in refusal("--sample-rate", "24000", "--causal")
+    assert "--sample-rate 24000 was given, but its xp.cfg says 32000" in refusal("--sample-rate", "24000", "--causal")
     assert "encodec_16khz: no such file, nor a published model (encodec_24khz" in refusal("--config", "facebook/encodec_16khz")
     assert "n_filters 64" in refusal("--config", "facebook/encodec_32khz")
     main(["import", "encodec", str(source), str(out), "--no-causal"])
@@ -227,7 +227,7 @@ def test_what_an_encodec_does_not_say_is_asked_for(encodec_model, tmp_path, caps
     with pytest.raises(UserError, match="activation 'SiLU'; only 'ELU'"):
         import_checkpoint("encodec", source)
     torch.save({"pretrained": "facebook/encodec_32khz", "exported": True}, source)
-    with pytest.raises(UserError, match="no weights, only the name of others, 'facebook/encodec_32khz'"):
+    with pytest.raises(UserError, match="no weights, only the name 'facebook/encodec_32khz' of others"):
         import_checkpoint("encodec", source)
 
 
@@ -243,7 +243,7 @@ def test_an_import_works_wherever_an_audio_tokenizer_does(encodec_model, tmp_pat
 
 def test_damaged_and_foreign_files_are_refused_in_one_line(tmp_path):
     torch.save({"a": torch.zeros(2)}, tmp_path / "encodec_24khz-d7cc33bc.th")
-    with pytest.raises(UserError, match="damaged or another file"):
+    with pytest.raises(UserError, match="damaged, or another file"):
         import_checkpoint("encodec", tmp_path / "encodec_24khz-d7cc33bc.th")
     (tmp_path / "encodec_24khz-d7cc33bc.th").rename(tmp_path / "other.th")
     with pytest.raises(UserError, match="not an EnCodec model: it has no .*; its first keys are a"):

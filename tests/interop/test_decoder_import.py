@@ -238,7 +238,7 @@ def test_ids_of_unknown_meaning_are_refused_and_an_export_keeps_what_its_own_mea
     known["manifest"]["ranges"].pop()
     known["manifest"]["spans"].pop()
     (tmp_path / "out" / "unitok_ids.json").write_text(json.dumps(known))
-    with pytest.raises(UserError, match=r"unitok_ids.json: \d+ ids, the weights have"):
+    with pytest.raises(UserError, match=r"unitok_ids.json: \d+ tokens, the weights have"):
         import_checkpoint("hf-qwen3", tmp_path / "out")
 
 
@@ -250,8 +250,8 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path, capsys):
         return capsys.readouterr().err
 
     make_untrained(tmp_path / "bundle")  # its decoder has place embeddings
-    said = refusal("export", "hf-qwen3", str(tmp_path / "bundle"), str(tmp_path / "out"))
-    assert "the decoder has span_positions 32, which Qwen3 does not" in said
+    printed = refusal("export", "hf-qwen3", str(tmp_path / "bundle"), str(tmp_path / "out"))
+    assert "the decoder has span_positions 32, which Qwen3 does not" in printed
     assert not (tmp_path / "out").exists()
     Decoder(DecoderConfig(20, 16, 1, 16, 1, 1, head_dim=16, qk_norm="layer")).save_pretrained(tmp_path / "layer")
     assert "qk_norm 'layer'" in refusal("export", "hf-qwen3", str(tmp_path / "layer"), str(tmp_path / "out"))
@@ -265,8 +265,8 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path, capsys):
     (theirs / "config.json").write_text(json.dumps(config | {"hidden_act": "gelu"}))
     assert "hidden_act 'gelu' cannot be imported" in refusal("import", "hf-llama", str(theirs), out)
     (theirs / "config.json").write_text(json.dumps(config | {"intermediate_size": 96}))
-    said = refusal("import", "hf-llama", str(theirs), out)
-    assert "model.layers.0.mlp.gate_proj.weight is [80, 48], not [96, 48]" in said
+    printed = refusal("import", "hf-llama", str(theirs), out)
+    assert "model.layers.0.mlp.gate_proj.weight is [80, 48], not [96, 48]" in printed
     (theirs / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
     assert "it lacks model.layers.2." in refusal("import", "hf-llama", str(theirs), out)
     (theirs / "config.json").unlink()
@@ -276,7 +276,7 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path, capsys):
         import_checkpoint("hf-gpt2", theirs)
 
 
-def test_an_exported_decoder_writes_pictures_in_transformers_too(tiny, tmp_path):
+def test_an_exported_decoder_writes_images_in_transformers_too(tiny, tmp_path):
     """Greedy ids of `generate` with the grammar are those of our engine, in a batch of prompts of different lengths."""
     from unitok.interop.constrain import GrammarLogitsProcessor
 

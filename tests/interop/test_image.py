@@ -1,4 +1,4 @@
-"""Checkpoints of other projects, in their own layouts: equal codes and pictures, nothing executed, clear refusals."""
+"""Checkpoints of other projects, in their own layouts: equal codes and images, nothing executed, clear refusals."""
 
 import argparse
 import contextlib
@@ -112,7 +112,7 @@ def test_a_taming_checkpoint_with_a_lightning_callback_inside(tmp_path, images, 
     config = {"model": {"target": "taming.models.vqgan.VQModel", "params": {"ddconfig": {"resolution": 32, "double_z": False}}}}
     (tmp_path / "last.yaml").write_text(yaml.safe_dump(config))
     main(["import", "taming", str(tmp_path / "last.ckpt"), str(tmp_path / "out")])
-    assert "64 codes of 24 dimensions, 4 pixels a code" in capsys.readouterr().out
+    assert "64 codes of 24 dimensions, 4 pixels per code" in capsys.readouterr().out
     ours = same_tokenizer(tmp_path / "out", theirs, images)
     assert ours.config.resolution == 32
     assert set(ours.config.attn_resolutions) == {8, 16}
@@ -255,8 +255,8 @@ def test_checkpoints_that_do_not_fit_say_so_with_the_first_keys_that_differ(tmp_
     state = TamingVQ((), dim=8).state_dict()
     lacking = {k: v for k, v in state.items() if k != "decoder.mid.block_1.conv1.weight"}
     torch.save({"state_dict": lacking | {"encoder.extra.weight": torch.ones(1)}}, tmp_path / "a.ckpt")
-    told = r"a\.ckpt.*it lacks decoder\.mid\.block_1\.conv1\.weight; it has encoder\.extra\.weight"
-    with pytest.raises(UserError, match=told):
+    caught = r"a\.ckpt.*it lacks decoder\.mid\.block_1\.conv1\.weight; it has encoder\.extra\.weight"
+    with pytest.raises(UserError, match=caught):
         import_checkpoint("taming", tmp_path / "a.ckpt")
     torch.save({"state_dict": {"transformer.wte.weight": torch.ones(2, 2)}}, tmp_path / "gpt.ckpt")
     with pytest.raises(

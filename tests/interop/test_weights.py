@@ -107,10 +107,10 @@ def test_files_that_are_no_weights_say_what_they_are(tmp_path):
         load_weights(tmp_path)
     (tmp_path / "whole.safetensors").rename(file)  # content decides, not the suffix
     assert torch.equal(load_weights(file)["a"], ONE)
-    told = {"epoch": np.int64(3), "best": np.float32(0.5), "history": np.arange(4), "args": argparse.Namespace(lr=1e-4)}
-    torch.save({"state_dict": {"a": ONE}} | told, file)
+    caught = {"epoch": np.int64(3), "best": np.float32(0.5), "history": np.arange(4), "args": argparse.Namespace(lr=1e-4)}
+    torch.save({"state_dict": {"a": ONE}} | caught, file)
     assert load_weights(file).keys() == {"state_dict.a"}
-    torch.save({"state_dict": {"a": ONE}} | told, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    torch.save({"state_dict": {"a": ONE}} | caught, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     assert load_weights(tmp_path / "old.pth").keys() == {"state_dict.a"}
     file.rename(tmp_path / "named.safetensors")
     with pytest.raises(UserError, match="a checkpoint of PyTorch's, not safetensors; rename it"):

@@ -290,7 +290,7 @@ def test_an_svg_reads_nothing_outside_and_cannot_grow_without_end(tmp_path):
     for reference in (tmp_path / "b.png", "b.png", f"file://{tmp_path}/b.png", "http://127.0.0.1:9/b.png"):
         for href in ("href", "xlink:href"):
             shown = f'<image width="40" height="20" {href}="{reference}"/>'
-            with pytest.raises(UserError, match=r"a.svg: an SVG that shows another file .* is not read; embed it"):
+            with pytest.raises(UserError, match=r"a.svg: an SVG that shows another file .* is not read; embed that file"):
                 open_image("a.svg", svg(shown))
             assert open_image("a.svg", svg(f'<g style="display: none">{shown}</g>')).getextrema() == ((255, 255),) * 3
     nested = svg(f'<image width="40" height="20" href="{tmp_path}/b.png"/>').decode().replace('"', "'").replace("#", "%23")
@@ -326,6 +326,6 @@ def test_heic_opens_upright():
 def test_without_its_extra_a_format_says_how_to_get_it(extra, module, data, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(
-        UserError, match=rf'a.{extra}: {extra.upper()}: install unitok with the extra {extra} \(pip install "\.\[{extra}\]"'
+        UserError, match=rf"a.{extra}: {extra.upper()} files need the extra {extra}: pip install 'unitok-lm\[{extra}\]'"
     ):
         open_image(f"a.{extra}", data)

@@ -1,4 +1,4 @@
-"""Promises of media: any image and any sound that a person has, or one clear line naming the file."""
+"""Promises of media: any image and any audio that people have, or one clear line naming the file."""
 
 import io
 
@@ -32,7 +32,7 @@ MODES = ["RGB", "L", "LA", "RGBA", "P", "CMYK", "1", "I;16", "I", "F", "YCbCr"]
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_picture_of_any_mode_loads_as_what_a_viewer_shows(tmp_path, mode):
+def test_an_image_of_any_mode_loads_as_what_a_viewer_shows(tmp_path, mode):
     rgb = Image.fromarray(gradient())
     path = tmp_path / "picture.file"  # the suffix must not matter
     if mode in ("I;16", "I", "F"):
@@ -95,7 +95,7 @@ def test_fitting_keeps_aspect_and_never_enlarges():
     ("name", "content"),
     [("notes.png", b"this is text"), ("cut.png", None), ("zeros.png", bytes(100)), ("empty.png", b"")],
 )
-def test_what_is_no_picture_is_one_line_naming_the_file(tmp_path, name, content):
+def test_what_is_not_an_image_is_one_line_naming_the_file(tmp_path, name, content):
     if content is None:
         buffer = io.BytesIO()
         Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(buffer, "PNG")
@@ -111,7 +111,7 @@ FORMATS = [("WAV", "PCM_16"), ("WAV", "PCM_U8"), ("WAV", "PCM_24"), ("WAV", "FLO
 
 @pytest.mark.parametrize(("container", "subtype"), FORMATS)
 @pytest.mark.parametrize(("rate", "channels"), [(8000, 1), (44_100, 2)])
-def test_a_sound_of_any_format_loads_with_its_rate(tmp_path, container, subtype, rate, channels):
+def test_audio_of_any_format_loads_with_its_rate(tmp_path, container, subtype, rate, channels):
     t = np.arange(rate // 2) / rate
     wave = np.stack([0.5 * np.sin(2 * np.pi * (300 + 100 * c) * t) for c in range(channels)], -1)
     path = tmp_path / "sound.file"
@@ -133,12 +133,12 @@ def test_resampling_keeps_the_tone_and_the_length():
     assert convert_audio(out, 8000, 8000, 2).shape == (2, 8000)
 
 
-def test_what_is_no_sound_is_one_line_naming_the_file(tmp_path):
+def test_what_is_not_audio_is_one_line_naming_the_file(tmp_path):
     (tmp_path / "a.wav").write_bytes(b"RIFF----WAVE")
-    with pytest.raises(UserError, match=r"a.wav: not a readable sound"):
+    with pytest.raises(UserError, match=r"a.wav: not readable audio"):
         load_audio(tmp_path / "a.wav")
     soundfile.write(tmp_path / "none.wav", np.zeros((0, 1)), 8000)
-    with pytest.raises(UserError, match=r"none.wav: a sound of zero length"):
+    with pytest.raises(UserError, match=r"none.wav: audio of zero length"):
         load_audio(tmp_path / "none.wav")
     with pytest.raises(UserError, match=r"gone.wav: no such file"):
         load_audio(tmp_path / "gone.wav")

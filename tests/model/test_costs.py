@@ -1,7 +1,6 @@
 """Promises of the accounting: parameters exact, activations near what autograd keeps, published sizes, presets = YAML."""
 
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +8,7 @@ import yaml
 
 from unitok.cli import main
 from unitok.cli.inspect import inspect
+from unitok.configs import CONFIGS
 from unitok.errors import UserError
 from unitok.hardware import peak_flops
 from unitok.model import Decoder, DecoderConfig
@@ -17,7 +17,6 @@ from unitok.model.inference import InferenceDecoder
 from unitok.model.presets import PRESETS, preset
 from unitok.pretrained import make_config
 
-CONFIGS = Path(__file__).parent.parent.parent / "configs" / "decoder"
 SMALL = DecoderConfig(300, 64, 3, 160, num_attention_heads=4, num_key_value_heads=2, head_dim=16, max_position_embeddings=512)
 
 
@@ -84,7 +83,7 @@ def test_memory_and_hours_follow_from_them():
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_yaml_of_a_preset_is_the_preset(name):
-    content = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    content = yaml.safe_load((CONFIGS / "decoder" / f"{name}.yaml").read_text())
     found = asdict(make_config(DecoderConfig, content["model"]["init_args"]["decoder"], name))
     wanted = asdict(PRESETS[name].config)
     for free in ("vocab_size", "checkpoint_activations"):
@@ -96,17 +95,17 @@ def test_the_yaml_of_a_preset_is_the_preset(name):
 def test_inspect_says_what_a_decoder_costs_without_allocating_it(bundle_folder, capsys, tmp_path):
     inspect("chameleon-34b")
     out = capsys.readouterr().out
-    for wanted in ("34.3B: 33.2B in blocks", "65,536 ids", "1,026 ids", "48 layers, 8192 wide", "hours for"):
+    for wanted in ("34.3B: 33.2B in blocks", "65,536 tokens", "1,026 tokens", "48 layers, 8192 wide", "hours for"):
         assert wanted in out
-    inspect(str(CONFIGS / "tiny.yaml"))
+    inspect(str(CONFIGS / "decoder" / "tiny.yaml"))
     assert "1.77M in blocks" in capsys.readouterr().out
     Decoder(SMALL).save_pretrained(tmp_path / "model")
     inspect(str(tmp_path / "model"))
     assert "300 tokens" in capsys.readouterr().out
     inspect(str(bundle_folder))
     out = capsys.readouterr().out
-    assert "68 ids (32 x 32 pixels)" in out
-    assert "37.5 ids (12.5 frames of 3 levels)" in out
+    assert "68 tokens (32 x 32 pixels)" in out
+    assert "37.5 tokens (12.5 frames of 3 levels)" in out
     with pytest.raises(UserError, match=r"mfu is in \(0, 1\]"):
         inspect("100m", mfu=2)
     main(["inspect", "100m", "--tokens", "1e9", "--devices", "8", "--hardware", "a100", "--mfu", "0.5"])

@@ -8,7 +8,7 @@ import torch
 
 from unitok.errors import UserError
 from unitok.model import Decoder, DecoderConfig
-from unitok.training.optim import Muon, orthogonalise
+from unitok.training.optim import Muon, orthogonalize
 
 CONFIG = DecoderConfig(97, 48, 2, 96, num_attention_heads=4, num_key_value_heads=2, head_dim=12)
 
@@ -100,14 +100,14 @@ def test_checkpointing_activations_changes_no_gradient(config):
         torch.testing.assert_close(a, b)
 
 
-def test_mistakes_are_told_in_one_line(decoder):
-    with pytest.raises(UserError, match="id 97: the decoder's vocabulary has ids 0 to 96"):
+def test_mistakes_are_one_line(decoder):
+    with pytest.raises(UserError, match="token 97: the decoder's vocabulary has tokens 0 to 96"):
         decoder(torch.tensor([[3, 97]]))
-    with pytest.raises(UserError, match="id -100"):
+    with pytest.raises(UserError, match="token -100"):
         decoder(torch.tensor([[3, -100]]))
-    with pytest.raises(UserError, match="a document of 1025 ids: the decoder takes at most 1024"):
+    with pytest.raises(UserError, match="a document of 1025 tokens: the decoder takes at most 1024"):
         decoder(torch.zeros(1, 1025, dtype=torch.long))
-    with pytest.raises(UserError, match="a document of 1030 ids"):
+    with pytest.raises(UserError, match="a document of 1030 tokens"):
         decoder(torch.zeros(1, 4, dtype=torch.long), torch.tensor([[0, 1, 2, 1029]]))
     for wrong, said in [
         ({"num_attention_heads": 5}, "num_key_value_heads 2 must divide num_attention_heads 5"),
@@ -131,10 +131,10 @@ def test_a_saved_decoder_is_the_same_decoder(decoder, tmp_path):
 # ---- Optimizers ------------------------------------------------------------------------------------------------------
 
 
-def test_orthogonalise_brings_all_singular_values_near_one():
+def test_orthogonalize_brings_all_singular_values_near_one():
     torch.manual_seed(3)
     for shape in ((4, 32, 48), (2, 64, 16)):
-        values = torch.linalg.svdvals(orthogonalise(torch.randn(shape)))
+        values = torch.linalg.svdvals(orthogonalize(torch.randn(shape)))
         assert values.min() > 0.4
         assert values.max() < 1.4
 

@@ -52,7 +52,7 @@ def test_reading_with_a_cache_equals_one_pass_also_where_contexts_stand_at_diffe
     # right-padded prompts of 6 and 3 ids, then each goes on at its own position
     prompt = ids[:, :6].clone()
     prompt[1, 3:] = 0
-    first = fast.step(prompt, torch.arange(6).expand(2, -1), cache, 6, span_positions[:, :6], at=0)
+    first = fast.step(prompt, torch.arange(6).expand(2, -1), cache, 6, span_positions[:, :6], start=0)
     assert_close(first[0], whole[0, :6])
     assert_close(first[1, :3], whole[1, :3])
     for i in range(5):
@@ -62,7 +62,7 @@ def test_reading_with_a_cache_equals_one_pass_also_where_contexts_stand_at_diffe
 
 
 @torch.no_grad()
-def test_a_common_position_and_several_ids_at_once_change_nothing(decoder):
+def test_a_common_position_and_several_tokens_at_once_change_nothing(decoder):
     ids, span_positions = torch.randint(0, 97, (3, 12)), torch.randint(0, 12, (3, 12))
     whole = decoder.hidden(ids, span_positions=span_positions)
     fast = InferenceDecoder(decoder)
@@ -70,7 +70,7 @@ def test_a_common_position_and_several_ids_at_once_change_nothing(decoder):
     for start, stop in ((0, 5), (5, 6), (6, 7), (7, 11), (11, 12)):
         where = torch.arange(start, stop).expand(3, -1)
         part = (ids[:, start:stop], where)
-        assert_close(fast.step(*part, common, stop, span_positions[:, start:stop], at=start), whole[:, start:stop])
+        assert_close(fast.step(*part, common, stop, span_positions[:, start:stop], start=start), whole[:, start:stop])
         assert_close(fast.step(*part, own, stop, span_positions[:, start:stop]), whole[:, start:stop])
 
 
@@ -84,16 +84,16 @@ def test_contexts_are_rewound_moved_and_kept_when_the_cache_grows():
     cache = fast.new_cache(2, 8)
     wrong = ids.clone()
     wrong[:, 4:] = 0
-    fast.step(wrong[:, :8], torch.arange(8).expand(2, -1), cache, 8, at=0)
-    fast.step(ids[:, 4:8], torch.arange(4, 8).expand(2, -1), cache, 8, at=4)  # written over
+    fast.step(wrong[:, :8], torch.arange(8).expand(2, -1), cache, 8, start=0)
+    fast.step(ids[:, 4:8], torch.arange(4, 8).expand(2, -1), cache, 8, start=4)  # written over
     cache = cache.grown(3, 12)
     cache.take(cache, 1, 0, 8)
-    found = fast.step(ids[1:, 8:], torch.full((1, 1), 8), cache.part(0, 1), 9, at=8)
+    found = fast.step(ids[1:, 8:], torch.full((1, 1), 8), cache.part(0, 1), 9, start=8)
     assert_close(found[0, 0], whole[1, 8])
 
 
 @pytest.mark.parametrize("optimizer", ["fused AdamW", "Muon and AdamW", "SGD"])
-def test_one_made_of_a_decoder_that_learnt_has_its_weights_and_one_made_before_keeps_its_own(optimizer):
+def test_one_made_of_a_decoder_that_has_learned_has_its_weights_and_one_made_before_keeps_its_own(optimizer):
     decoder = filled(Decoder(SMALL))
     optimizers = {
         "fused AdamW": [torch.optim.AdamW(decoder.parameters(), lr=0.1, fused=True)],
@@ -103,7 +103,7 @@ def test_one_made_of_a_decoder_that_learnt_has_its_weights_and_one_made_before_k
     ids = torch.randint(0, 97, (1, 5))
 
     def states(fast):
-        return fast.step(ids, torch.arange(5)[None], fast.new_cache(1, 8), 5, at=0)
+        return fast.step(ids, torch.arange(5)[None], fast.new_cache(1, 8), 5, start=0)
 
     for _ in range(2):
         fast = InferenceDecoder(decoder)

@@ -25,34 +25,34 @@ def written_out(hidden, weight, batch, z_loss):
     """The total and each position's loss in float64, one position at a time."""
     logits, total, rows = (hidden[0].double() @ weight.double().T), 0.0, {}
     for i in range(hidden.shape[1]):
-        legal = [id for a, b in KINDS[batch["mask_index"][0, i]] for id in range(a, b)]
-        z = torch.logsumexp(logits[i, legal], 0)
+        allowed = [id for a, b in KINDS[batch["mask_index"][0, i]] for id in range(a, b)]
+        z = torch.logsumexp(logits[i, allowed], 0)
         nll = z - logits[i, batch["targets"][0, i]]
-        total = total + batch["weights"][0, i].double() * (nll + z_loss * z.square()) * (len(legal) > 1)
-        rows[i] = (nll.item(), z.item(), legal[int(logits[i, legal].argmax())] == batch["targets"][0, i])
+        total = total + batch["weights"][0, i].double() * (nll + z_loss * z.square()) * (len(allowed) > 1)
+        rows[i] = (nll.item(), z.item(), allowed[int(logits[i, allowed].argmax())] == batch["targets"][0, i])
     return total, rows
 
 
-@pytest.mark.parametrize("piece", [1 << 20, 64])  # all logits at once, and one or two positions at a time
+@pytest.mark.parametrize("chunk", [1 << 20, 64])  # all logits at once, and one or two positions at a time
 @pytest.mark.parametrize("z_loss", [0.0, 0.1])
-def test_the_loss_over_allowed_ids_is_the_masked_softmax_written_out(batch, piece, z_loss, monkeypatch):
-    monkeypatch.setitem(module.PIECE, "cpu", piece)
+def test_the_loss_over_allowed_tokens_is_the_masked_softmax_written_out(batch, chunk, z_loss, monkeypatch):
+    monkeypatch.setitem(module.CHUNK, "cpu", chunk)
     torch.manual_seed(2)
     hidden, weight = torch.randn(1, 6, 48, requires_grad=True), torch.randn(97, 48, requires_grad=True)
     found = next_id_loss(hidden, weight, batch, KINDS, z_loss, measure=True)
     total, rows = written_out(hidden, weight, batch, z_loss)
     torch.testing.assert_close(found.total.double(), total, rtol=1e-5, atol=1e-5)
-    for nll, z, right, i in zip(found.nll, found.logsumexp_rms, found.right, found.index.tolist(), strict=True):
+    for nll, z, correct, i in zip(found.nll, found.logsumexp, found.correct, found.index.tolist(), strict=True):
         assert math.isclose(nll.item(), rows[i][0], rel_tol=1e-4)
         assert math.isclose(z.item(), rows[i][1], rel_tol=1e-4)
-        assert bool(right) == rows[i][2]
+        assert bool(correct) == rows[i][2]
     assert sorted(found.index.tolist()) == [0, 1, 2, 3]  # 4 is forced, 5 has no weight
     mine = torch.autograd.grad(3 * found.total, (hidden, weight))
     for a, b in zip(mine, torch.autograd.grad(3 * total, (hidden, weight)), strict=True):
         torch.testing.assert_close(a, b.float(), rtol=1e-4, atol=1e-5)
 
 
-def test_the_loss_over_all_ids_is_torchs_cross_entropy(batch):
+def test_the_loss_over_all_tokens_is_torchs_cross_entropy(batch):
     torch.manual_seed(3)
     hidden, weight = torch.randn(1, 6, 48, requires_grad=True), torch.randn(97, 48, requires_grad=True)
     ours = next_id_loss(hidden, weight, batch, None)
@@ -75,7 +75,7 @@ def test_a_batch_in_which_nothing_counts_has_loss_and_gradient_zero(batch):
 
 
 def test_logits_of_a_long_batch_never_exist_at_once(monkeypatch):
-    monkeypatch.setitem(module.PIECE, "cpu", 1 << 16)
+    monkeypatch.setitem(module.CHUNK, "cpu", 1 << 16)
     n, v, c = 4096, 512, 16
     hidden, weight = torch.randn(1, n, c, requires_grad=True), torch.randn(v, c, requires_grad=True)
     one = torch.ones(1, n)

@@ -53,7 +53,7 @@ def test_a_begun_sound_goes_on_to_the_length_that_is_wanted(tiny):
     made = output.new.segments[0].codes
     assert made.shape[1] == 9
     assert np.array_equal(made[:, :3], start.codes[:, :3])
-    with pytest.raises(UserError, match="the plan wants 2 frames of audio, 6 are there already"):
+    with pytest.raises(UserError, match="the plan wants 2 frames of audio, the prompt has 6"):
         tiny.generate([Document((start,))], "audio:2", prefix_fraction=1.0)
     with pytest.raises(UserError, match="the plan wants 3x3 codes, the image was begun with 4x5"):
         tiny.generate([Document((picture(),))], "image:3x3", prefix_fraction=0.5)
@@ -93,7 +93,7 @@ def test_choosing_among_free_outputs_with_roles_works_whatever_they_are(tiny, by
 def test_mistakes_in_a_stream_are_said_before_any_work(tiny):
     with pytest.raises(UserError, match="batch_size is 0"):
         tiny.stream(["a text"], batch_size=0)
-    with pytest.raises(UserError, match="a budget of 4 ids is too small"):
+    with pytest.raises(UserError, match="a budget of 4 tokens is too small"):
         tiny.stream(["a text"], modalities="image:2x2", max_new_tokens=4)
 
 

@@ -479,7 +479,7 @@ def test_masks_change_nothing_of_the_distribution_among_allowed_ids(tiny):
 def test_a_budget_that_is_too_small_is_said_before_anything_is_drawn(tiny):
     prompt = tiny.vocab.encode(prompts_of(tiny)[0], eos=False)
     plan = parse_plan("image:4x4", tiny.vocab)
-    with pytest.raises(UserError, match=r"a budget of 10 ids is too small: at least 21"):
+    with pytest.raises(UserError, match=r"a budget of 10 tokens is too small: at least 21"):
         generate(tiny.model, Grammar(tiny.vocab), [Request(prompt, plan, 10)], {})
 
 

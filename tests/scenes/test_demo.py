@@ -17,7 +17,7 @@ from unitok import __version__
 from unitok.cli import main
 from unitok.errors import UserError
 from unitok.scenes import demo as demo_module
-from unitok.scenes.demo import AUDIO_SHARE, IMAGE_SHARE, SCORING_SHARE, Demo, configs_folder, run_demo
+from unitok.scenes.demo import AUDIO_SHARE, IMAGE_SHARE, SCORING_SHARE, Demo, run_demo
 
 QUICKSTART = (Path(__file__).parent.parent.parent / "docs" / "quickstart.md").read_text()
 
@@ -128,7 +128,7 @@ def test_quickstart_tells_the_demos_stages_commands_and_shares(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Demo, "stage", stage)
     monkeypatch.setattr(Demo, "_precision", lambda self: "32-true")
-    monkeypatch.setattr(demo_module, "configs_folder", lambda: Path("configs"))
+    monkeypatch.setattr(demo_module, "CONFIGS", Path("configs"))
     run_demo(Path("runs/demo"))
     rows = quickstart_rows()
     assert [row[0] for row in rows] == list(ran)
@@ -162,10 +162,6 @@ def test_a_command_is_told_apart_from_another():
     assert not says(["fit", "--config", "…/c.yaml"], command)
     assert not says(["fit", "--out", "runs/b", "--config", "…"], command)
     assert not says(["fit", "--size", "512"], command)
-
-
-def test_the_demos_configs_are_found():
-    assert {f.stem for f in (configs_folder() / "scenes").glob("*.yaml")} == {"image", "audio", "decoder"}
 
 
 # ---- In processes (minutes: `make check-long`) ------------------------------------------------------------------------

@@ -161,7 +161,7 @@ def page(evaluated, tmp_path) -> str:
     """The report of a run whose decoder alone has a curve, with one caption that looks like HTML."""
     (tmp_path / "eval").symlink_to(evaluated)
     (tmp_path / "decoder" / "metrics").mkdir(parents=True)
-    lines = ["step,loss,bits_text", "0,4.0,8.0", "5,2.0,", "10,1.25,3.5"]
+    lines = ["step,loss,bits_per_token/text", "0,4.0,8.0", "5,2.0,", "10,1.25,3.5"]
     (tmp_path / "decoder" / "metrics" / "metrics.csv").write_text("\n".join(lines) + "\n")
     scores = json.loads((evaluated / "scores.json").read_text()) | {"seconds": 90.0, "peak_memory_gb": 1.5}
     path = write_report(tmp_path, scores, {"scenes": 30.0, "image": 60.0}, 2)
@@ -182,7 +182,7 @@ def test_the_report_has_every_score_sample_pair_curve_and_time(page, evaluated):
     assert page.count('<article class="right"') == sum(sum(each) for each in marks)
     assert page.count("<figcaption>original<") == page.count("<figcaption>reconstruction<") == 12 + 4
     assert "loss 1.25 (top 4)" in page
-    assert "bits_text 3.5 (top 8)" in page
+    assert "bits_per_token/text 3.5 (top 8)" in page
     assert "in 1.5 minutes\n(budget 2); the largest process took 1.5 GB of memory" in page
     assert "<tr><td>image</td><td>60 s</td></tr>" in page
 

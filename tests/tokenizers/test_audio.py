@@ -1,13 +1,12 @@
 """Promises of the audio tokenizer in use: pieces like the whole, streams, exact lengths, files of every kind."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import soundfile
 import torch
 import yaml
 
+from unitok.configs import CONFIGS
 from unitok.errors import UserError
 from unitok.media import convert_audio, load_audio, read_audio_blocks
 from unitok.pretrained import make_config
@@ -27,8 +26,8 @@ def build(kind: str, **options) -> AudioTokenizer:
     torch.manual_seed(0)
     model = AudioTokenizer(AudioTokenizerConfig(**(SMALL | {"codebook_dim": 8} | KINDS[kind] | options)))
     with torch.no_grad():
-        sound = torch.randn(4, model.config.channels, 4000) * 0.3
-        model.quantizer.init_codebook(model(sound, quantize=False).projected)
+        waveform = torch.randn(4, model.config.channels, 4000) * 0.3
+        model.quantizer.init_codebook(model(waveform, quantize=False).projected)
     return model.prepare_for_inference()
 
 
@@ -46,27 +45,27 @@ def noise(seconds: float, channels: int = 1, rate: int = 8000) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", ["causal", "causal-patch", "centered"])
 @pytest.mark.parametrize("seconds", [0.013, 1.0, 2.2503])
-def test_a_long_sound_in_pieces_is_encoded_and_decoded_as_in_one_piece(kind, seconds, monkeypatch, latents):
-    model, sound = build(kind), noise(seconds)
-    whole, codes = model.encode(sound), torch.randint(32, (2, 3, -(-sound.shape[-1] // model.hop_length)))
-    again = model.decode(codes, sound.shape[-1])
+def test_long_audio_in_pieces_is_encoded_and_decoded_as_in_one_piece(kind, seconds, monkeypatch, latents):
+    model, waveform = build(kind), noise(seconds)
+    whole, codes = model.encode(waveform), torch.randint(32, (2, 3, -(-waveform.shape[-1] // model.hop_length)))
+    again = model.decode(codes, waveform.shape[-1])
     assert whole.shape[-1] == codes.shape[-1]
-    assert again.shape == sound.shape
+    assert again.shape == waveform.shape
     monkeypatch.setattr(module, "CHUNK_SECONDS", 0.3)
-    torch.testing.assert_close(model.encode(sound), whole, atol=1e-5, rtol=0)
-    torch.testing.assert_close(model.decode(codes, sound.shape[-1]), again, atol=1e-5, rtol=0)
+    torch.testing.assert_close(model.encode(waveform), whole, atol=1e-5, rtol=0)
+    torch.testing.assert_close(model.decode(codes, waveform.shape[-1]), again, atol=1e-5, rtol=0)
 
 
-def test_codes_of_a_sound_differ():
+def test_codes_of_audio_differ():
     assert len(build("causal").encode(noise(1.0)).unique()) > 8
 
 
 @pytest.mark.parametrize("kind", ["causal", "causal-patch"])
 @pytest.mark.parametrize("piece", [1, 17, 96, 4000])
 def test_streams_give_the_latents_and_samples_of_the_whole(kind, piece, latents):
-    model, sound = build(kind), noise(0.27)
-    whole, stream = model.encode(sound), model.encode_stream()
-    found = torch.cat([*(stream.push(part) for part in sound.split(piece, -1)), stream.finish()], -1)
+    model, waveform = build(kind), noise(0.27)
+    whole, stream = model.encode(waveform), model.encode_stream()
+    found = torch.cat([*(stream.push(part) for part in waveform.split(piece, -1)), stream.finish()], -1)
     torch.testing.assert_close(found, whole, atol=1e-5, rtol=0)
     codes, back = torch.randint(32, (2, 3, whole.shape[-1])), model.decode_stream()
     samples = torch.cat([*(back.push(part) for part in codes.split(max(1, piece // 96), -1)), back.finish()], -1)
@@ -75,70 +74,70 @@ def test_streams_give_the_latents_and_samples_of_the_whole(kind, piece, latents)
 
 def test_a_stream_gives_each_code_as_soon_as_its_frame_is_complete():
     model = build("causal-patch")
-    stream, sound = model.encode_stream(num_codebooks=2), noise(0.2)
+    stream, waveform = model.encode_stream(num_codebooks=2), noise(0.2)
     assert model.latency == model.hop_length / 8000
     for _ in range(3):
-        part, sound = sound[..., : model.hop_length], sound[..., model.hop_length :]
+        part, waveform = waveform[..., : model.hop_length], waveform[..., model.hop_length :]
         assert stream.push(part).shape == (2, 2, 1)
     with pytest.raises(UserError, match="causal"):
         build("centered").encode_stream()
 
 
-def test_codes_of_a_causal_model_do_not_depend_on_later_sound():
-    model, sound = build("causal-patch"), noise(1.0)
-    other = sound.clone()
+def test_codes_of_a_causal_model_do_not_depend_on_later_audio():
+    model, waveform = build("causal-patch"), noise(1.0)
+    other = waveform.clone()
     other[..., 4000:] = 0.3
     frames = 4000 // model.hop_length
-    assert torch.equal(model.encode(sound)[..., :frames], model.encode(other)[..., :frames])
+    assert torch.equal(model.encode(waveform)[..., :frames], model.encode(other)[..., :frames])
 
 
 @pytest.mark.parametrize("seconds", [0.05, 0.2375, 0.25, 0.26, 0.9])
 def test_segments_fade_into_one_another_and_keep_their_loudness(seconds):
     model = build("segments")
-    sound = torch.cat([noise(seconds), noise(seconds) * 0.5], 1) * torch.linspace(0.01, 1, round(seconds * 8000))
-    codes, scales = model.encode(sound), model.scales(sound)
+    waveform = torch.cat([noise(seconds), noise(seconds) * 0.5], 1) * torch.linspace(0.01, 1, round(seconds * 8000))
+    codes, scales = model.encode(waveform), model.scales(waveform)
     length, stride = 2000, 1800
-    count = max(1, -(-sound.shape[-1] // stride))
+    count = max(1, -(-waveform.shape[-1] // stride))
     assert scales.shape == (2, count)
-    lengths = [min(length, sound.shape[-1] - i * stride) for i in range(count)]
+    lengths = [min(length, waveform.shape[-1] - i * stride) for i in range(count)]
     assert codes.shape[-1] == sum(-(-n // model.hop_length) for n in lengths)
-    again = model.decode(codes, sound.shape[-1], scales)
-    assert again.shape == sound.shape
+    again = model.decode(codes, waveform.shape[-1], scales)
+    assert again.shape == waveform.shape
     assert again.isfinite().all()
     with torch.no_grad():
-        first = model(sound[..., :length]).signal.clamp(-1, 1)
-    alone = min(stride, sound.shape[-1]) if count == 1 else stride
+        first = model(waveform[..., :length]).signal.clamp(-1, 1)
+    alone = min(stride, waveform.shape[-1]) if count == 1 else stride
     torch.testing.assert_close(again[..., :alone], first[..., :alone], atol=1e-5, rtol=0)
-    size = model.size(sound[0])
+    size = model.size(waveform[0])
     torch.testing.assert_close(model.restore(codes[0], size), again[0], atol=1e-3, rtol=0)
 
 
 def test_fewer_levels_encode_and_decode(monkeypatch):
-    model, sound = build("causal"), noise(0.5)
-    codes = model.encode(sound)
-    assert torch.equal(model.encode(sound, num_codebooks=2), codes[:, :2])
-    assert model.decode(codes[:, :1], 4000).shape == sound.shape
+    model, waveform = build("causal"), noise(0.5)
+    codes = model.encode(waveform)
+    assert torch.equal(model.encode(waveform, num_codebooks=2), codes[:, :2])
+    assert model.decode(codes[:, :1], 4000).shape == waveform.shape
     assert model.bitrate == 3 * 5 * model.frame_rate
     with pytest.raises(ValueError, match="1 to 3 levels"):
-        model.encode(sound, num_codebooks=4)
+        model.encode(waveform, num_codebooks=4)
 
 
 def test_weight_norm_is_folded_without_a_change(tmp_path):
     torch.manual_seed(0)
     model = AudioTokenizer(AudioTokenizerConfig(**SMALL, norm="weight_norm", causal=True)).eval()
-    sound = noise(0.4)
+    waveform = noise(0.4)
     with torch.no_grad():
-        model.quantizer.init_codebook(model(sound, quantize=False).projected)
-        before = model(sound, quantize=False)
+        model.quantizer.init_codebook(model(waveform, quantize=False).projected)
+        before = model(waveform, quantize=False)
         model.prepare_for_inference()
-        after = model(sound, quantize=False)
+        after = model(waveform, quantize=False)
     assert model.config.norm == "none"
     torch.testing.assert_close(before.projected, after.projected, atol=1e-5, rtol=0)
     torch.testing.assert_close(before.signal, after.signal, atol=1e-6, rtol=0)
     model.save_pretrained(tmp_path / "audio")
     again = AudioTokenizer.from_pretrained(tmp_path / "audio")
     assert again.fingerprint() == model.fingerprint()
-    assert torch.equal(again.encode(sound), model.encode(sound))
+    assert torch.equal(again.encode(waveform), model.encode(waveform))
 
 
 # ---- Files ----------------------------------------------------------------------------------------------------------
@@ -171,7 +170,7 @@ def test_files_of_every_format_come_back_at_their_length(kind, suffix, tmp_path,
     assert again.shape == (model.config.channels, size[0])
 
 
-def test_odd_sounds_are_handled_or_refused_in_one_line(tmp_path):
+def test_odd_audio_are_handled_or_refused_in_one_line(tmp_path):
     model, stereo = build("causal"), build("segments")
     soundfile.write(tmp_path / "one.wav", np.full((1, 1), 0.5), 8000)
     soundfile.write(tmp_path / "octophonic.wav", np.random.default_rng(0).uniform(-1, 1, (9600, 8)), 96_000)
@@ -189,8 +188,8 @@ def test_odd_sounds_are_handled_or_refused_in_one_line(tmp_path):
     soundfile.write(tmp_path / "silent.wav", np.zeros((800, 1)), 8000)
     soundfile.write(tmp_path / "nan.wav", np.full((800, 1), np.nan), 8000, subtype="FLOAT")
     (tmp_path / "text.wav").write_text("no sound")
-    refusals = {"empty.wav": "zero length", "silent.wav": "silence", "nan.wav": "not finite", "text.wav": "not a readable"}
-    refusals |= {"cut.mp3": "cut off: it promises 2.* s, 0.9", "opposite.wav": "opposite phase, cancel to silence"}
+    refusals = {"empty.wav": "zero length", "silent.wav": "silence", "nan.wav": "not finite", "text.wav": "not readable"}
+    refusals |= {"cut.mp3": "cut off: its header says 2.* s, 0.9", "opposite.wav": "opposite phase and cancel to silence"}
     for name, why in (refusals | {"gone.wav": "no such file"}).items():
         with pytest.raises(UserError, match=why):
             model.encode_file(tmp_path / name)
@@ -208,7 +207,7 @@ def test_odd_sounds_are_handled_or_refused_in_one_line(tmp_path):
     ],
 )
 def test_the_presets_are_the_networks_that_they_say(name, frame_rate, levels, codes, millions):
-    path = Path(__file__).parent.parent.parent / "configs" / "audio" / f"{name}.yaml"
+    path = CONFIGS / "audio" / f"{name}.yaml"
     asked = yaml.safe_load(path.read_text())["model"]["init_args"]["tokenizer"]
     with torch.device("meta"):
         model = AudioTokenizer(make_config(AudioTokenizerConfig, asked, name))

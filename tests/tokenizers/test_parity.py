@@ -10,7 +10,7 @@ import torch
 
 from unitok.tokenizers import AudioTokenizerConfig, ImageTokenizerConfig
 from unitok.tokenizers.codebook import Codebook
-from unitok.tokenizers.seanet import SEANetDecoder, SEANetEncoder, fold_for_use
+from unitok.tokenizers.seanet import SEANetDecoder, SEANetEncoder, fold_weights
 from unitok.tokenizers.vqgan import Decoder, Encoder
 from unitok.training.discriminators import PatchDiscriminator, STFTDiscriminator
 from unitok.training.tokenizer import adamw
@@ -75,7 +75,7 @@ def test_seanet_equals_encodecs(encodec_seanet, causal, true_skip, length, gradi
     ours = SEANetEncoder(encodec_config(**shared)).eval()
     ours.load_state_dict(theirs.state_dict())
     if folded:
-        fold_for_use(ours)
+        fold_weights(ours)
     x = torch.randn(2, 1, length)
     with torch.set_grad_enabled(gradients):
         torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=1e-5)
@@ -83,7 +83,7 @@ def test_seanet_equals_encodecs(encodec_seanet, causal, true_skip, length, gradi
     ours = SEANetDecoder(encodec_config(**shared)).eval()
     ours.load_state_dict(theirs.state_dict())
     if folded:
-        fold_for_use(ours)
+        fold_weights(ours)
     z = torch.randn(2, 8, 11)
     with torch.set_grad_enabled(gradients):
         torch.testing.assert_close(ours(z), theirs(z), atol=1e-5, rtol=1e-5)
@@ -128,7 +128,7 @@ def test_inference_follows_weights_that_change(norm, folded):
     torch.manual_seed(0)
     model = SEANetDecoder(encodec_config(dimension=8, n_filters=4, ratios=(4, 2), norm=norm, causal=True, lstm=0))
     if folded:
-        fold_for_use(model)
+        fold_weights(model)
     optimizer, z, seen = adamw(model.parameters(), 0.1, (0.9, 0.95), 0.0), torch.randn(2, 8, 11), []
     for _ in range(3):
         with torch.no_grad():
@@ -151,10 +151,10 @@ def test_folded_weights_are_saved_and_read_as_they_were():
     network = encodec_config(dimension=8, n_filters=4, ratios=(4, 2), norm="none", lstm=0)
     model, other, z = SEANetDecoder(network), SEANetDecoder(network), torch.randn(2, 8, 11)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    fold_for_use(model)
+    fold_weights(model)
     assert list(model.state_dict()) == list(state)
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
-    fold_for_use(other)
+    fold_weights(other)
     other.load_state_dict(state)
     with torch.no_grad():
         assert torch.equal(other(z), model(z))

@@ -190,7 +190,7 @@ def test_commitment_reaches_the_latents_from_every_level():
 
 
 @pytest.mark.parametrize("size", [(32, 32), (7, 45), (1, 1), (33, 20)])
-def test_pictures_of_any_size_encode_and_come_back_in_that_size(tiny, tmp_path, size):
+def test_images_of_any_size_encode_and_come_back_in_that_size(tiny, tmp_path, size):
     path = tmp_path / "picture.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)).save(path)
     codes, kept = tiny.image.encode_file(path, area=100_000)
@@ -203,7 +203,7 @@ def test_pictures_of_any_size_encode_and_come_back_in_that_size(tiny, tmp_path, 
 @pytest.mark.parametrize(
     ("rate", "channels", "seconds"), [(8000, 1, 1.0), (44_100, 2, 0.31), (11_025, 1, 0.003), (48_000, 6, 0.5)]
 )
-def test_sounds_of_any_rate_channels_and_length_come_back_at_their_length(tiny, tmp_path, rate, channels, seconds):
+def test_audio_of_any_rate_channels_and_length_come_back_at_their_length(tiny, tmp_path, rate, channels, seconds):
     path = tmp_path / "sound.wav"
     save_audio(path, np.random.default_rng(0).uniform(-0.5, 0.5, (channels, int(rate * seconds))).astype(np.float32), rate)
     codes, kept = tiny.audio.encode_file(path)
@@ -257,7 +257,7 @@ def test_audio_properties_say_the_rates(tiny):
     assert audio.hop_length * audio.frame_rate == audio.sample_rate == 8000
 
 
-def test_the_longest_side_of_a_picture_has_a_grid_size():
+def test_the_longest_side_of_an_image_has_a_grid_size():
     from unitok.tokenizers.image import LONGEST_SIDE
     from unitok.vocab import GRID_SIZES
 
@@ -265,19 +265,19 @@ def test_the_longest_side_of_a_picture_has_a_grid_size():
 
 
 @pytest.mark.parametrize(("fit", "shape"), [("keep", (3, 23, 45)), ("crop", (3, 32, 32)), ("resize", (3, 32, 32))])
-def test_a_picture_is_made_to_fit_as_the_user_says(tiny, fit, shape):
+def test_an_image_is_made_to_fit_as_the_user_says(tiny, fit, shape):
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 120, 3), dtype=np.uint8))
     assert tiny.image.prepare(picture, fit=fit).shape == shape
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 20_000), (20_000, 3)])
-def test_pictures_of_absurd_shapes_are_neither_refused_nor_too_large_for_a_grid(tiny, size):
+def test_images_of_absurd_shapes_are_neither_refused_nor_too_large_for_a_grid(tiny, size):
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8))
     codes = tiny.image.encode(tiny.image.prepare(picture)[None])
     assert 1 <= min(codes.shape[1:]) <= max(codes.shape[1:]) <= 64
 
 
-def test_codes_do_not_depend_on_the_other_pictures_of_a_batch(tiny):
+def test_codes_do_not_depend_on_the_other_images_of_a_batch(tiny):
     torch.manual_seed(0)
     image, others = torch.rand(3, 32, 32) * 2 - 1, torch.rand(7, 3, 32, 32) * 2 - 1
     first = tiny.image.encode(torch.cat([others[:3], image[None]]))
@@ -307,7 +307,7 @@ GRID, FRAMES = torch.zeros(1, 2, 2, dtype=torch.long), torch.zeros(1, 3, 2, dtyp
 
 
 @pytest.mark.parametrize(
-    ("name", "given", "told"),
+    ("name", "given", "message"),
     [
         ("image.encode", torch.full((1, 3, 32, 32), 255.0), r"images are in \[-1, 1\], got up to 255"),
         ("image.encode", torch.full((1, 3, 8, 8), -1.5), r"images are in \[-1, 1\], got up to -1.5"),
@@ -325,12 +325,12 @@ GRID, FRAMES = torch.zeros(1, 2, 2, dtype=torch.long), torch.zeros(1, 3, 2, dtyp
         ("image.decode", GRID.float(), r"codes are integers, int64 \[B, h, w\], got float32"),
         ("image.decode", GRID[0], r"codes are \[B, h, w\], got \(2, 2\)"),
         ("image.decode", GRID[:, :0], r"codes are \[B, h, w\], got \(1, 0, 2\)"),
-        ("audio.encode", torch.randn(1, 1, 800) * 3000, r"sounds are in \[-1, 1\], got up to"),
+        ("audio.encode", torch.randn(1, 1, 800) * 3000, r"samples are in \[-1, 1\], got up to"),
         ("audio.encode", torch.full((1, 1, 8), torch.nan), "not finite"),
-        ("audio.encode", torch.zeros(1, 2, 8), r"sounds are \[B, 1, T\], got \(1, 2, 8\)"),
-        ("audio.encode", torch.zeros(1, 8), r"sounds are \[B, 1, T\], got \(1, 8\)"),
-        ("audio.encode", torch.zeros(1, 1, 0), r"sounds are \[B, 1, T\], got \(1, 1, 0\)"),
-        ("audio.encode", "a.wav", "sounds: a str; .*encode_file"),
+        ("audio.encode", torch.zeros(1, 2, 8), r"samples are \[B, 1, T\], got \(1, 2, 8\)"),
+        ("audio.encode", torch.zeros(1, 8), r"samples are \[B, 1, T\], got \(1, 8\)"),
+        ("audio.encode", torch.zeros(1, 1, 0), r"samples are \[B, 1, T\], got \(1, 1, 0\)"),
+        ("audio.encode", "a.wav", "samples: a str; .*encode_file"),
         ("audio.decode", FRAMES + 32, r"codes are in \[0, 32\), got 32"),
         ("audio.decode", torch.cat([FRAMES, FRAMES], 1), "num_codebooks 6: this tokenizer has 1 to 3 levels"),
         ("audio.decode", FRAMES[0], r"codes are \[B, k, N\], got \(3, 2\)"),
@@ -345,9 +345,9 @@ GRID, FRAMES = torch.zeros(1, 2, 2, dtype=torch.long), torch.zeros(1, 3, 2, dtyp
         ("text.decode", "abc", "codes: a str"),
     ],
 )
-def test_wrong_arguments_are_one_line_that_names_them(tiny, name, given, told):
+def test_wrong_arguments_are_one_line_that_names_them(tiny, name, given, message):
     part, method = name.split(".")
-    with pytest.raises(UserError, match=told) as error:
+    with pytest.raises(UserError, match=message) as error:
         getattr(getattr(tiny, part), method)(given)
     assert "\n" not in str(error.value)
 
@@ -355,11 +355,11 @@ def test_wrong_arguments_are_one_line_that_names_them(tiny, name, given, told):
 def test_codes_of_half_precision_are_refused(tiny):
     for part, given in (("image", torch.zeros(1, 3, 8, 8)), ("audio", torch.zeros(1, 1, 800))):
         half = copy.deepcopy(getattr(tiny, part)).bfloat16()
-        with pytest.raises(UserError, match=r"weights are bfloat16: .*call \.float\(\)"):
+        with pytest.raises(UserError, match=r"weights are bfloat16, .*call \.float\(\)"):
             half.encode(given)
 
 
-def test_waveforms_of_every_usual_form_are_one_sound(tiny):
+def test_waveforms_of_every_usual_form_are_one_audio(tiny):
     rng = np.random.default_rng(0)
     ints = rng.integers(-9000, 9000, 4000).astype(np.int16)
     samples = torch.from_numpy(ints / 32768.0).float()
@@ -380,7 +380,7 @@ def test_waveforms_of_every_usual_form_are_one_sound(tiny):
 
 
 @pytest.mark.parametrize(
-    ("samples", "rate", "told"),
+    ("samples", "rate", "message"),
     [
         (torch.zeros(1, 1, 800), 8000, r"a waveform is \[C, T\], channels first, got \(1, 1, 800\)"),
         (torch.zeros(100, 50), 8000, r"channels first, got \(100, 50\)"),
@@ -402,13 +402,13 @@ def test_waveforms_of_every_usual_form_are_one_sound(tiny):
         (torch.stack([torch.ones(800), -torch.ones(800)]) / 2, 8000, "opposite phase"),
     ],
 )
-def test_waveforms_without_one_meaning_are_one_line(tiny, samples, rate, told):
-    with pytest.raises(UserError, match=told):
+def test_waveforms_without_one_meaning_are_one_line(tiny, samples, rate, message):
+    with pytest.raises(UserError, match=message):
         tiny.audio.prepare(samples, rate)
 
 
-def test_large_pictures_go_through_in_tiles_without_seams():
-    """A network of random weights and a smooth picture: at the borders of tiles nothing jumps more than elsewhere."""
+def test_large_images_go_through_in_tiles_without_seams():
+    """A network of random weights and a smooth image: at the borders of tiles nothing jumps more than elsewhere."""
     torch.manual_seed(0)
     model = ImageTokenizer(ImageTokenizerConfig(ch=32, ch_mult=(1, 2), patch=2, z_channels=8, codebook_size=64)).eval()
     y, x = torch.meshgrid(torch.linspace(-1, 1, 150), torch.linspace(-1, 1, 210), indexing="ij")
@@ -433,7 +433,7 @@ def test_large_pictures_go_through_in_tiles_without_seams():
         assert (jumps <= 1.5 * usual.max()).all()
 
 
-def test_memory_of_a_large_picture_is_that_of_its_tiles(monkeypatch):
+def test_memory_of_a_large_image_is_that_of_its_tiles(monkeypatch):
     model = ImageTokenizer(ImageTokenizerConfig(ch=32, ch_mult=(1, 2), patch=2, z_channels=8, codebook_size=64)).eval()
     model.quantizer.codebook.set(torch.randn(64, 8))
     sides = []

@@ -12,6 +12,7 @@ from launch import run_processes
 
 from unitok.bundle import load_trained_part
 from unitok.checkpoints import load_checkpoint, newest_checkpoint
+from unitok.configs import CONFIGS
 from unitok.data.modules import SoundDataset
 from unitok.errors import UserError
 from unitok.tokenizers.quantize import ResidualQuantizer
@@ -20,7 +21,7 @@ from unitok.training.fit import run_lightning
 from unitok.training.losses import discriminator_loss, generator_loss, mel_filters, mel_loss, spectral_loss
 from unitok.training.tokenizer import Adversary
 
-CONFIG = Path(__file__).parent.parent.parent / "configs" / "scenes" / "audio.yaml"
+CONFIG = CONFIGS / "scenes" / "audio.yaml"
 
 #: Everything that has a state: two optimizers, averages of weights, logits, codes and gradients, dropout of levels.
 EVERYTHING = {
@@ -46,7 +47,7 @@ def arguments(out: Path, scenes: Path, steps: int = 10, trainer: tuple[str, ...]
         "minutes": "null",
         "steps": str(steps),
         "log_every": "1",
-        "sounds_every": "0",
+        "audio_every": "0",
         "tokenizer.n_filters": "16",
     } | options
     flags = [word for name, value in named.items() for word in (f"--model.init_args.{name}", value)]
@@ -99,14 +100,14 @@ def test_two_processes_train_like_one_with_the_double_batch(tmp_path, scenes_fol
         assert (a - b).norm() < 5e-3 * a.norm(), network
 
 
-def test_training_leaves_sounds_spectrograms_and_scores_by_level(tmp_path, scenes_folder):
+def test_training_leaves_audio_spectrograms_and_scores_by_level(tmp_path, scenes_folder):
     more = ("--data.init_args.val_path", str(scenes_folder / "sounds"), "--trainer.val_check_interval", "3")
-    run_lightning(arguments(tmp_path, scenes_folder, 6, more, quantize_start="0.3", sounds_every="3", ema_decay="0.5"))
+    run_lightning(arguments(tmp_path, scenes_folder, 6, more, quantize_start="0.3", audio_every="3", ema_decay="0.5"))
     assert {f.name for f in (tmp_path / "reconstructions").iterdir()} >= {"step-0000003.wav", "step-0000003.png"}
     metrics = (tmp_path / "metrics" / "metrics.csv").read_text()
     for column in (
-        "val_si_sdr_db_1",
-        "val_si_sdr_db_2",
+        "val_si_sdr_db/1",
+        "val_si_sdr_db/2",
         "codebook_usage/1",
         "codebook_entropy/0",
         "codebook_revived",
@@ -158,12 +159,12 @@ def test_mel_filters_cover_every_band_once():
         assert (peaks.diff() >= 0).all()
 
 
-def test_the_balancer_makes_weights_shares_of_the_gradient_whatever_the_losses_scale():
+def test_the_balancer_makes_weights_fractions_of_the_gradient_whatever_the_losses_scale():
     module = AudioTokenizerTraining.__new__(AudioTokenizerTraining)
     torch.nn.Module.__init__(module)
     module.weights = AudioLosses(l1=3.0, l2=1.0, mel=0.0, balance=True)
     module.gan = Adversary()
-    module._norms, module._seen, module.heard = {}, {}, 0.0
+    module._norms, module._step_norms, module.adversarial_ramp = {}, {}, 0.0
     module.mean_everywhere = lambda value: value
     found = []
     for scale in (1.0, 1000.0):

@@ -12,10 +12,11 @@ from launch import run_processes
 from unitok.api import Unitok
 from unitok.bundle import make_bundle
 from unitok.checkpoints import is_sharded, load_checkpoint, newest_checkpoint
+from unitok.configs import CONFIGS
 from unitok.errors import UserError
 from unitok.training.fit import run_lightning
 
-CONFIG = Path(__file__).parent.parent.parent / "configs" / "scenes" / "decoder.yaml"
+CONFIG = CONFIGS / "scenes" / "decoder.yaml"
 DDP = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.init_args.batch_size", "2"]
 SHARDED = [
     *("--trainer.devices", "2", "--data.init_args.batch_size", "2"),

@@ -14,6 +14,7 @@ from PIL import Image
 
 from unitok.bundle import load_trained_part
 from unitok.checkpoints import load_checkpoint, newest_checkpoint
+from unitok.configs import CONFIGS
 from unitok.errors import UserError
 from unitok.media import load_image
 from unitok.pretrained import make_config
@@ -27,7 +28,7 @@ from unitok.training.monitor import CodebookHealth, codebook_statistics
 from unitok.training.perceptual import LPIPS, choose_perceptual, find_lpips
 from unitok.training.tokenizer import Adversary
 
-CONFIG = Path(__file__).parent.parent.parent / "configs" / "scenes" / "image.yaml"
+CONFIG = CONFIGS / "scenes" / "image.yaml"
 
 #: Everything that has a state: two optimizers, averages of weights, of logits and of codes, latents waiting for k-means.
 EVERYTHING = {
@@ -117,7 +118,9 @@ def test_two_processes_train_like_one_with_the_double_batch(tmp_path, scenes_fol
         torch.testing.assert_close(both[name].float(), tensor.float(), atol=1e-3, rtol=1e-2, msg=name)
 
 
-def test_the_discriminator_costs_nothing_before_it_starts_and_learns_before_it_is_heard(tmp_path, scenes_folder, monkeypatch):
+def test_the_discriminator_costs_nothing_before_it_starts_and_learns_alone_before_its_loss_counts(
+    tmp_path, scenes_folder, monkeypatch
+):
     calls = []
     original = PatchDiscriminator.with_features
 
@@ -142,7 +145,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_by_name_and_leaves_the_good_che
     run_lightning(arguments(tmp_path, scenes_folder, trainer=("--trainer.max_steps", "3"), **{"losses.gradient": "1"}))
     good = state(tmp_path)
     monkeypatch.setattr(image_training, "gradient_loss", lambda out, target: out.sum() * float("nan"))
-    with pytest.raises(UserError, match="step 4: not a finite number: gradient;"):
+    with pytest.raises(UserError, match="step 4: not finite: gradient;"):
         run_lightning(arguments(tmp_path, scenes_folder, trainer=("--resume", "auto"), **{"losses.gradient": "1"}))
     assert all(torch.equal(tensor, good[name]) for name, tensor in state(tmp_path).items())
 
@@ -201,7 +204,7 @@ def test_statistics_of_a_codebook():
     assert found == {"usage": 0.25, "perplexity": pytest.approx(2.0), "entropy": pytest.approx(1.0)}
 
 
-def test_an_idle_codebook_sounds_the_alarm_once_and_names_the_remedy(caplog):
+def test_an_idle_codebook_is_warned_of_once_and_names_the_remedy(caplog):
     health = CodebookHealth("vq", size=10)
     with caplog.at_level(logging.WARNING, logger="unitok"):
         for step in range(20):
@@ -237,7 +240,7 @@ def test_lecam_is_zero_where_logits_are_where_the_other_side_usually_is():
     assert lecam_loss(far, near, near[0], near[0]) == 9
 
 
-def test_the_structural_loss_is_zero_for_equal_pictures_and_sees_blur_more_than_brightness():
+def test_the_structural_loss_is_zero_for_equal_images_and_larger_for_blur_than_for_brightness():
     torch.manual_seed(0)
     a = torch.rand(2, 3, 40, 28) * 2 - 1
     assert structure_loss(a, a) == pytest.approx(0, abs=1e-6)

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from unitok.checkpoints import load_checkpoint, newest_checkpoint
+from unitok.configs import CONFIGS
 from unitok.data.prepare.plan import Plan
 from unitok.data.prepare.tokenize import tokenize
 
-CONFIGS = Path(__file__).parent.parent.parent / "configs" / "scenes"
 STEPS = {"image": 80, "audio": 120, "decoder": 200}
 KILLS = 3
 SMALL = {
@@ -27,7 +27,7 @@ SMALL = {
 
 
 def command(kind: str, out: Path, data: Path, workers: int, processes: int) -> list[str]:
-    words = [sys.executable, "-m", "unitok", "fit", "--config", str(CONFIGS / f"{kind}.yaml"), "--out", str(out)]
+    words = [sys.executable, "-m", "unitok", "fit", "--config", str(CONFIGS / "scenes" / f"{kind}.yaml"), "--out", str(out)]
     words += ["--data.init_args.path", str(data), "--data.init_args.workers", str(workers), "--resume", "auto"]
     words += ["--model.init_args.minutes", "null", "--model.init_args.steps", str(STEPS[kind])]
     words += ["--checkpoint_seconds", "1", "--trainer.enable_progress_bar", "false"]

@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import math
 import os
 import signal
 
@@ -69,18 +70,18 @@ def test_bits_and_accuracy_are_logged_for_every_modality_and_level(tmp_path, tok
     more = ["--data.init_args.loss_weights", "{audio.1: 0.5, audio.2: 0.25}", "--data.init_args.condition_dropout", "0"]
     run_lightning(arguments("decoder", tmp_path / "run", tokens, 2, *more))
     rows = list(csv.DictReader(open(tmp_path / "run" / "metrics" / "metrics.csv")))
-    modalities = ["text", "image", "audio", *(f"audio_{level}" for level in range(3))]
-    for name in modalities:
+    names = ["text", "image", "audio", *(f"audio.{level}" for level in range(3))]
+    for name in names:
         for row in rows:
-            assert 0 <= float(row[f"accuracy_{name}"]) <= 1
-        assert 0 < float(rows[0][f"bits_{name}"]) < 16
+            assert 0 <= float(row[f"accuracy/{name}"]) <= 1
+        assert 0 < float(rows[0][f"bits_per_token/{name}"]) < 16
     # a new decoder gives every allowed id the same chance: 64 image codes are 6 bits, 32 codes of a level 5
-    assert float(rows[0]["bits_image"]) == pytest.approx(6.0)
-    assert float(rows[0]["bits_audio_2"]) == pytest.approx(5.0)
-    assert float(rows[0]["log_normaliser_image"]) > 0
-    assert float(rows[1]["output_norm"]) > 0
-    assert float(rows[1]["query_norm_0"]) > 0
-    assert 0 <= float(rows[0]["padding"]) < 0.5
+    assert float(rows[0]["bits_per_token/image"]) == pytest.approx(6.0)
+    assert float(rows[0]["bits_per_token/audio.2"]) == pytest.approx(5.0)
+    assert float(rows[0]["logsumexp_rms/image"]) == pytest.approx(math.log(64), rel=1e-5)
+    assert float(rows[1]["output_rms"]) > 0
+    assert float(rows[1]["query_rms/0"]) > 0
+    assert 0 <= float(rows[0]["padding_fraction"]) < 0.5
 
 
 def test_a_mixture_of_two_data_sets_trains(tmp_path, tokens, scenes_folder, bundle_folder):
@@ -114,7 +115,7 @@ def test_averaged_weights_are_resumed_and_what_a_bundle_takes(tmp_path, tokens, 
     assert torch.equal(made.model.state_dict()[name], uncut[f"average.module.{name}"])
 
 
-def test_what_is_said_on_resume_wins_over_the_checkpoint(tmp_path, tokens):
+def test_what_is_configured_on_resume_wins_over_the_checkpoint(tmp_path, tokens):
     run_lightning(arguments("decoder", tmp_path / "run", tokens, 2))
     before = weights(tmp_path / "run")
     still = ["--model.init_args.lr", "0", "--model.init_args.muon_lr", "0"]
@@ -137,57 +138,59 @@ def test_validate_measures_a_run_on_data_of_the_same_vocabulary_only(tmp_path, t
 
 
 def train_by_the_clock(monkeypatch, minutes: float, seconds, resume_at: int = 0) -> tuple[float, list[float], Budget]:
-    """A run under a clock of our own; `seconds(step, elapsed)` is what a step takes. -> seconds spent, shares, the budget."""
+    """A run under a clock of our own, whose steps take `seconds(step, elapsed)`. Returns seconds spent, progress per step, the budget."""
     clock = [100.0]
     monkeypatch.setattr("unitok.training.budget.time.monotonic", lambda: clock[0])
     budget = Budget(None, minutes)
     budget.begin()
-    shares, done = [], 0
+    progress, done = [], 0
     while not budget.over(done):
-        shares.append(budget.share(done))
+        progress.append(budget.progress(done))
         clock[0] += seconds(done, clock[0] - 100.0)
         done += 1
         budget.tick(done, budget.clock())
         if done == resume_at:
             state, budget = budget.state(), Budget(None, minutes)
             budget.restore(state, done)
-            assert budget.share(done) >= shares[-1]
+            assert budget.progress(done) >= progress[-1]
             budget.begin()
-    assert shares == sorted(shares)
-    assert budget.share(done) == 1.0
-    return clock[0] - 100.0, shares, budget
+    assert progress == sorted(progress)
+    assert budget.progress(done) == 1.0
+    return clock[0] - 100.0, progress, budget
 
 
 @pytest.mark.parametrize("slower", [1.0, 1.3, 0.7, 5.0])
-def test_minutes_are_kept_to_also_when_the_pace_changes_and_shares_never_go_back(monkeypatch, slower):
-    spent, shares, _ = train_by_the_clock(monkeypatch, 2.0, lambda step, _: 0.1 if step < 300 else 0.1 * slower, resume_at=500)
+def test_minutes_are_kept_to_also_when_the_pace_changes_and_progress_never_goes_back(monkeypatch, slower):
+    spent, progress, _ = train_by_the_clock(
+        monkeypatch, 2.0, lambda step, _: 0.1 if step < 300 else 0.1 * slower, resume_at=500
+    )
     assert 114 <= spent <= 121
-    assert shares[-1] > 0.95
+    assert progress[-1] > 0.95
     with pytest.raises(UserError, match="either steps, minutes or"):
         Budget(3, 1.0)
 
 
 @pytest.mark.parametrize("stalls_at", [5, 60, 100, 112, 119])
 def test_a_machine_that_slows_down_ends_by_half_as_much_again_at_the_low_end_of_its_schedule(monkeypatch, stalls_at):
-    spent, shares, _ = train_by_the_clock(monkeypatch, 2.0, lambda _, elapsed: 0.1 if elapsed < stalls_at else 3.0)
+    spent, progress, _ = train_by_the_clock(monkeypatch, 2.0, lambda _, elapsed: 0.1 if elapsed < stalls_at else 3.0)
     assert spent <= 1.5 * 120 + 0.1 * 120
-    assert shares[-1] >= 0.9
-    assert warmup_linear(99, shares[-1], 10, stable_fraction=0.3) < 0.2
+    assert progress[-1] >= 0.9
+    assert warmup_linear(99, progress[-1], 10, stable_fraction=0.3) < 0.2
 
 
 def test_a_run_that_hangs_at_its_end_is_cut_to_a_few_steps_and_says_so(monkeypatch, caplog):
     # the plan of the last tenth is made at full pace; then each step takes 90 s
-    spent, shares, budget = train_by_the_clock(monkeypatch, 2.0, lambda _, elapsed: 0.1 if elapsed < 110 else 90.0)
+    spent, progress, budget = train_by_the_clock(monkeypatch, 2.0, lambda _, elapsed: 0.1 if elapsed < 110 else 90.0)
     assert budget.ends
     assert spent == pytest.approx(110 + 2 * 90, abs=2)  # the first passes 180 s; one more ends the schedule
-    assert shares[-1] >= 0.9
-    assert "2 minutes are over and half as much again: the run ends with 1 step of its schedule's tail" in caplog.text
+    assert progress[-1] >= 0.9
+    assert "the 2 minutes and half as much again are over; the run ends with 1 step of its schedule's tail" in caplog.text
 
 
 def test_minutes_that_are_less_than_a_step_give_two(monkeypatch):
-    spent, shares, _ = train_by_the_clock(monkeypatch, 0.001, lambda *_: 7.0)
-    assert (spent, len(shares)) == (14.0, 2)
-    assert shares[-1] >= 0.9
+    spent, progress, _ = train_by_the_clock(monkeypatch, 0.001, lambda *_: 7.0)
+    assert (spent, len(progress)) == (14.0, 2)
+    assert progress[-1] >= 0.9
 
 
 def test_the_schedule_warms_up_and_falls_to_a_fiftieth():
@@ -199,7 +202,7 @@ def test_the_schedule_warms_up_and_falls_to_a_fiftieth():
 # ---- Lengths, pieces, pace ---------------------------------------------------------------------------------------------
 
 
-def test_a_length_in_ids_becomes_steps_and_the_half_life_the_second_beta(tmp_path, tokens):
+def test_a_length_in_tokens_becomes_steps_and_the_half_life_the_second_beta(tmp_path, tokens):
     more = [
         "--model.init_args.steps",
         "null",
@@ -220,7 +223,7 @@ def test_a_length_in_ids_becomes_steps_and_the_half_life_the_second_beta(tmp_pat
         run_lightning(arguments("decoder", tmp_path / "no", tokens, 1, "--model.init_args.tokens", "3000"))
 
 
-def test_a_batch_in_pieces_trains_like_the_whole(tmp_path, tokens):
+def test_a_batch_in_parts_trains_like_the_whole(tmp_path, tokens):
     still = ["--model.init_args.decoder.dropout", "0", "--model.init_args.loss_vocabulary", "all"]
     still += ["--model.init_args.decoder.checkpoint_activations", "true"]
     for pieces in ("1", "2"):
@@ -267,7 +270,7 @@ class SignalAt:
     ("number", "passes", "step"), [(signal.SIGINT, 4, 4), (signal.SIGTERM, 5, 3)], ids=["in a step", "in a validation"]
 )
 def test_a_signal_leaves_a_checkpoint_from_which_the_run_ends_bit_for_bit_as_the_uncut_one(
-    number, passes, step, tmp_path, tokens, monkeypatch, capsys
+    number, passes, step, tmp_path, tokens, monkeypatch, caplog
 ):
     watched = [] if step == passes else ["--data.init_args.val_path", str(tokens), "--trainer.val_check_interval", "3"]
     watched += ["--trainer.limit_val_batches", "3"] if watched else []
@@ -279,19 +282,19 @@ def test_a_signal_leaves_a_checkpoint_from_which_the_run_ends_bit_for_bit_as_the
             run_lightning(arguments("decoder", tmp_path / "cut", tokens, 7, *watched))
     assert ended.value.code == 128 + number
     assert signal.getsignal(signal.SIGTERM) == before
-    assert f"stopped at step {step}; go on with --resume auto" in capsys.readouterr().err.splitlines()
+    assert f"stopped at step {step}; go on with --resume auto" in caplog.messages
     assert [f.name for f in (tmp_path / "cut" / "checkpoints").iterdir()] == ["stopped.ckpt"]
     run_lightning(arguments("decoder", tmp_path / "cut", tokens, 7, *watched, "--resume", "auto"))
     uncut, cut = weights(tmp_path / "uncut"), weights(tmp_path / "cut")
     assert all(torch.equal(tensor, cut[name]) for name, tensor in uncut.items())
 
 
-def test_a_signal_before_the_first_step_leaves_nothing(tmp_path, tokens, monkeypatch, capsys):
+def test_a_signal_before_the_first_step_leaves_nothing(tmp_path, tokens, monkeypatch, caplog):
     monkeypatch.setattr(TokenShards, "training_data", lambda _: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(SystemExit) as ended:
         run_lightning(arguments("decoder", tmp_path / "runs" / "new", tokens, 3))
     assert ended.value.code == 143
-    assert capsys.readouterr().err.splitlines()[-1] == "stopped before the first step"
+    assert caplog.messages[-1] == "stopped before the first step"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -311,7 +314,7 @@ def test_a_run_is_never_overwritten_unless_that_is_asked_for(tmp_path, tokens, c
     for more, said in [
         ([], "holds a run .final.ckpt, mine.ckpt.; go on with --resume auto, choose another --out, or replace it"),
         (["--resume", str(other)], "holds another run than .*choose another --out"),
-        (["--resume", "auto", "--overwrite"], "removes the run in .* goes on with it: choose one"),
+        (["--resume", "auto", "--overwrite"], "replaces the run in .* continues it: choose one"),
         (["--overwrite", "--data.init_args.path", str(tmp_path / "nowhere")], "no such file; make a data set"),
     ]:
         with pytest.raises(UserError, match=said):
@@ -357,7 +360,7 @@ def test_a_resumed_run_says_from_where_and_what_is_different(tmp_path, tokens, c
     out = tmp_path / "run"
     caplog.set_level(logging.INFO)
     run_lightning(arguments("decoder", out, tokens, 2, "--resume", "auto"))
-    assert f"{out}: no checkpoint to go on from; a new run starts" in caplog.text
+    assert f"{out}: no checkpoint to resume from; a new run starts" in caplog.text
     caplog.clear()
     more = ["--data.init_args.batch_size", "2", "--model.init_args.lr", "0.001", "--resume", "auto"]
     run_lightning(arguments("decoder", out, tokens, 3, *more))
@@ -374,7 +377,7 @@ def test_checkpoints_are_written_by_the_clock_but_not_while_batches_are_skipped(
     Poisoned(monkeypatch, set(range(4, 99)))
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     (tmp_path / "run" / "checkpoints" / ".step=9.ckpt.partial").write_bytes(b"of a run that was killed")
-    with pytest.raises(UserError, match="5 batches in a row"):
+    with pytest.raises(UserError, match="skipped 5 batches in a row"):
         run_lightning(arguments("decoder", tmp_path / "run", tokens, 20, "--checkpoint_seconds", "0"))
     assert [f.name for f in (tmp_path / "run" / "checkpoints").iterdir()] == ["step=3.ckpt"]
     monkeypatch.undo()
@@ -386,11 +389,11 @@ def test_checkpoints_are_written_by_the_clock_but_not_while_batches_are_skipped(
     torn = tmp_path / "torn" / "checkpoints" / "final.ckpt"
     torn.parent.mkdir(parents=True)
     torn.write_bytes(kept.read_bytes()[:5000])
-    with pytest.raises(UserError, match="no checkpoint of this run reads; remove them"):
+    with pytest.raises(UserError, match="no checkpoint of this run can be read; remove them"):
         run_lightning(arguments("decoder", tmp_path / "torn", tokens, 20, "--resume", "auto"))
 
 
-def test_samples_are_taken_while_it_trains_and_change_nothing(tmp_path, tokens, bundle_folder, scenes_folder, capsys):
+def test_samples_are_taken_while_it_trains_and_change_nothing(tmp_path, tokens, bundle_folder, scenes_folder):
     longer = ["--model.init_args.decoder.max_position_embeddings", "1024"]
     run_lightning(arguments("decoder", tmp_path / "without", tokens, 3, *longer))
     bundle = f"--trainer.callbacks.bundle={bundle_folder}"
@@ -408,18 +411,19 @@ def test_samples_are_taken_while_it_trains_and_change_nothing(tmp_path, tokens, 
         for direction in ("text_to_image", "image_to_text", "text_to_audio", "audio_to_text"):
             assert (folder / "samples" / direction / "index.html").exists()
     text = (tmp_path / "run" / "metrics" / "metrics.csv").read_text()
-    assert "sample.generation.text_to_image.attributes" in text
+    assert "sample/generation.text_to_image.attributes" in text
     events = b"".join(f.read_bytes() for f in (tmp_path / "run" / "tensorboard").rglob("events*"))
     assert b"text_to_image/0" in events
     assert b"text_to_audio/0" in events
     prompts = tmp_path / "run" / "samples" / "step=3" / "samples" / "image_to_text" / "outputs.jsonl"
+    own = ["--trainer.callbacks+=unitok.training.Samples", bundle]
     mine = [f"--trainer.callbacks.prompts={prompts}", *often, "--trainer.callbacks.max_new_tokens=300"]
     run_lightning(
-        arguments(
-            "decoder", tmp_path / "mine", tokens, 1, *longer, "--trainer.callbacks+=unitok.training.Samples", bundle, *mine
-        )
+        arguments("decoder", tmp_path / "mine", tokens, 1, *longer, *own, *mine, "--trainer.callbacks.modalities=[audio]")
     )
-    assert (tmp_path / "mine" / "samples" / "step=1" / "audio" / "outputs.jsonl").exists()
-    with pytest.raises(SystemExit):  # no scenes are given
+    assert [f.name for f in (tmp_path / "mine" / "samples" / "step=1").iterdir()] == ["audio"]
+    wrong = [*mine, "--trainer.callbacks.modalities=[sound]"]
+    with pytest.raises(UserError, match="modalities: 'sound' is none of text, image, audio"):
+        run_lightning(arguments("decoder", tmp_path / "no", tokens, 1, *longer, *own, *wrong))
+    with pytest.raises(UserError, match="scenes"):  # no scenes are given
         run_lightning(arguments("decoder", tmp_path / "no", tokens, 1, *watch))
-    assert "scenes" in capsys.readouterr().err

@@ -1,10 +1,13 @@
 """Promises of training where something is wrong: said by name, in one line, with the last good checkpoint in place."""
 
+import inspect
+import logging
 import os
 import signal
 import subprocess
 import sys
 
+import lightning
 import pytest
 import torch
 from fitting import Poisoned, arguments, weights
@@ -13,6 +16,7 @@ from unitok.checkpoints import load_checkpoint, newest_checkpoint
 from unitok.data.packing import PackedDataset
 from unitok.errors import UserError
 from unitok.training.fit import run_lightning
+from unitok.training.parser import OTHER_NAMES, known_keys, nearest_key
 
 
 def test_a_checkpoint_of_another_architecture_or_vocabulary_is_refused_by_name(tmp_path, tokens):
@@ -26,7 +30,9 @@ def test_a_checkpoint_of_another_architecture_or_vocabulary_is_refused_by_name(t
 
 
 def test_documents_longer_than_the_decoder_takes_are_an_error_before_training(tmp_path, tokens):
-    with pytest.raises(UserError, match=r"documents of up to \d+ ids, model.decoder.max_position_embeddings is 16: raise it"):
+    with pytest.raises(
+        UserError, match=r"documents of up to \d+ tokens, model.decoder.max_position_embeddings is 16: raise it"
+    ):
         run_lightning(
             arguments("decoder", tmp_path / "run", tokens, 2, "--model.init_args.decoder.max_position_embeddings", "16")
         )
@@ -36,7 +42,7 @@ def test_documents_longer_than_the_decoder_takes_are_an_error_before_training(tm
 # ---- Skipped batches, averages, starting from something ---------------------------------------------------------------
 
 
-def test_a_batch_that_gives_nan_is_skipped_and_said(tmp_path, tokens, monkeypatch, caplog):
+def test_a_batch_that_gives_nan_is_skipped_and_logged(tmp_path, tokens, monkeypatch, caplog):
     Poisoned(monkeypatch, {3, 5})
     run_lightning(arguments("decoder", tmp_path / "run", tokens, 8))
     assert "step 3: skipped a batch, its gradient's norm is nan" in caplog.text
@@ -50,7 +56,7 @@ def test_five_bad_batches_in_a_row_stop_the_run_with_its_checkpoint_in_place(tmp
     run_lightning(arguments("decoder", tmp_path / "run", tokens, 2))
     before = weights(tmp_path / "run")
     Poisoned(monkeypatch, set(range(1, 20)))
-    with pytest.raises(UserError, match="step 7: 5 batches in a row with gradients of norm nan"):
+    with pytest.raises(UserError, match="step 7: skipped 5 batches in a row, the norm of the last gradient is nan"):
         run_lightning(arguments("decoder", tmp_path / "run", tokens, 20, "--resume", "auto"))
     for name, tensor in weights(tmp_path / "run").items():
         assert torch.equal(tensor, before[name])
@@ -109,16 +115,35 @@ def test_what_a_run_cannot_go_on_with_is_refused_by_name(tmp_path, tokens):
         ("--model.init_args.decoder.hiden_size", "hidden_size"),
         ("--data.init_args.sequencelength", "sequence_length"),
         ("--trainer.maxsteps", "max_steps"),
+        ("--model.init_args.learning_rate", "lr"),  # names of other projects
+        ("--model.init_args.max_steps", "steps"),
+        ("--model.init_args.decoder.n_layer", "num_hidden_layers"),
+        ("--data.init_args.block_size", "sequence_length"),
+        ("--output_dir", "out"),
     ],
 )
-def test_a_key_that_does_not_exist_is_told_with_the_nearest(wrong, right, tmp_path, tokens, capsys):
-    with pytest.raises(SystemExit) as stopped:
+def test_a_key_that_does_not_exist_names_the_nearest(wrong, right, tmp_path, tokens):
+    with pytest.raises(UserError) as raised:
         run_lightning(arguments("decoder", tmp_path / "run", tokens, 3, wrong, "3"))
-    assert stopped.value.code == 2
-    said = capsys.readouterr().err.strip().splitlines()
-    assert len(said) == 1
-    assert wrong.rpartition(".")[2] in said[0]
-    assert f"did you mean {right}?" in said[0]
+    room, _, key = wrong.removeprefix("--").replace(".init_args", "").partition(".")
+    expected = f"{room}: there is no key {key}" if room in ("model", "data") else f"there is no key {wrong.removeprefix('--')}"
+    assert str(raised.value) == f"{expected}; did you mean {right}?"
+
+
+def test_a_key_in_yaml_that_does_not_exist_names_the_nearest(tmp_path, tokens):
+    (tmp_path / "more.yaml").write_text("model:\n  init_args:\n    gradient_clip_val: 1.0\n")
+    with pytest.raises(UserError, match="there is no key gradient_clip_val; did you mean grad_clip"):
+        run_lightning(arguments("decoder", tmp_path / "run", tokens, 3, "--config", str(tmp_path / "more.yaml")))
+
+
+def test_names_of_other_projects_lead_to_keys_that_exist():
+    keys = known_keys()
+    assert set(OTHER_NAMES) <= set(keys)
+    others = [name for names in OTHER_NAMES.values() for name in names]
+    assert len(others) == len(set(others))
+    trainers = {key for key in others if key in inspect.signature(lightning.Trainer).parameters}
+    assert set(others) & set(keys) <= trainers  # keys of the Trainer that are none of a model
+    assert nearest_key("zzzzzz") is None
 
 
 # ---- Flags of Lightning's Trainer ---------------------------------------------------------------------------------------
@@ -165,7 +190,9 @@ def test_a_flag_that_cannot_work_is_one_line_that_names_what_does_and_leaves_not
     assert list(tmp_path.iterdir()) == []
 
 
-def test_limits_of_the_trainer_count_batches_and_epochs_of_the_data_and_a_dry_run_writes_nothing(tmp_path, scenes_folder):
+def test_limits_of_the_trainer_count_batches_and_epochs_of_the_data_and_a_dry_run_writes_nothing(
+    tmp_path, scenes_folder, caplog
+):
     data = scenes_folder / "images"  # 24 of them: 6 batches of 4
     both = ["--model.init_args.gan.start", "0", "--model.init_args.gan.disc_only", "0"]  # two optimizers from the first step
 
@@ -177,20 +204,26 @@ def test_limits_of_the_trainer_count_batches_and_epochs_of_the_data_and_a_dry_ru
     assert steps("--trainer.max_steps", "3") == 3
     assert steps("--trainer.max_epochs", "1") == 6
     assert steps("--trainer.max_epochs", "2", "--trainer.limit_train_batches", "4") == 8
+    assert steps("--trainer.max_epochs", "1") == 8  # it is past them
+    with caplog.at_level(logging.INFO, logger="unitok"):
+        assert steps("--trainer.max_steps", "3") == 8
+    assert (
+        "stopped.ckpt: 8 steps are done, nothing is left to train within the Trainer's limits (trainer.max_steps 3"
+        in caplog.text
+    )
     run_lightning(arguments("image", tmp_path / "dry", data, 50, "--trainer.fast_dev_run", "true"))
     assert not (tmp_path / "dry").exists()
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
-        (["--data", "stamps.Stamps"], "error: data: No module named 'stamps'; Given value: stamps.Stamps"),
-        (["--data.init_args.crop", "middle"], "error: crop: Expected one of ['center', 'random']. Got value: middle"),
-        (["--model.init_args.steps", "many"], "error: steps: Expected a int; Given value: many"),
+        (["--data", "stamps.Stamps"], "data: No module named 'stamps'; Given value: stamps.Stamps"),
+        (["--data.init_args.crop", "middle"], "data: crop: Expected one of ['center', 'random']. Got value: middle"),
+        (["--model.init_args.steps", "many"], "model: steps: Expected a int; Given value: many"),
     ],
 )
-def test_a_wrong_value_is_told_with_its_key_and_the_last_cause(flags, said, tmp_path, scenes_folder, capsys):
-    with pytest.raises(SystemExit) as stopped:
+def test_a_wrong_value_names_its_key_and_the_last_cause(flags, message, tmp_path, scenes_folder):
+    with pytest.raises(UserError) as raised:
         run_lightning(arguments("image", tmp_path / "run", scenes_folder / "images", 3, *flags))
-    assert stopped.value.code == 2
-    assert capsys.readouterr().err.strip() == said
+    assert str(raised.value) == message

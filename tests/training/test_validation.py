@@ -25,7 +25,7 @@ def rows(out, column):
 
 @pytest.fixture
 def measured(monkeypatch):
-    """What a logger is told last."""
+    """The metrics that a logger gets last."""
     told: dict[str, float] = {}
     monkeypatch.setattr(CSVLogger, "log_metrics", lambda self, metrics, step=None: told.update(metrics))
     return told
@@ -100,7 +100,7 @@ def test_a_decoders_validation_is_the_mean_over_positions_whatever_the_batch(tmp
                 bits, letters = bits + nll / math.log(2), letters + 1
     for values in found:
         assert values["val_loss"] == pytest.approx(total / weight, rel=1e-5)
-        assert values["val_bits_text"] == pytest.approx(bits / letters, rel=1e-5)
+        assert values["val_bits_per_token/text"] == pytest.approx(bits / letters, rel=1e-5)
         assert values == pytest.approx(found[0], rel=1e-5)
     assert len(found[0]) > 10
 
@@ -122,4 +122,4 @@ def test_a_tokenizers_validation_is_the_mean_over_samples_whatever_the_batch(kin
         with torch.no_grad():
             images = [load_image(file)[None] for file in sorted(data.iterdir())]
             errors = [float((tokenizer(image).signal - image).square().mean() / 4) for image in images]
-        assert found[0]["val_psnr"] == pytest.approx(np.mean([-10 * math.log10(e) for e in errors]), rel=1e-4)
+        assert found[0]["val_psnr_db"] == pytest.approx(np.mean([-10 * math.log10(e) for e in errors]), rel=1e-4)

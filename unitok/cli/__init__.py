@@ -30,6 +30,7 @@ VERBS = {
     "inspect": "what is in a data set, bundle or config; what a decoder costs; --verify, --page of samples",
     "sample": "continue prompts of text, images and audio",
     "eval": "measure a bundle on scenes",
+    "eval documents": "measure a bundle on documents of your own",
     "eval image-tokenizer": "measure an image tokenizer on images",
     "eval audio-tokenizer": "measure an audio tokenizer on audio",
     "doctor": "what is installed, what works, what to do about the rest",

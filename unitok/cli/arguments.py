@@ -20,14 +20,20 @@ def check_input(path: Path) -> None:
         raise UserError(f"{path}: no such file or folder")
 
 
-def check_bundle(path: Path) -> None:
-    """Raise `UserError` for a path where no bundle is."""
-    if not (settle(path) / "bundle.json").exists():
-        raise UserError(f"{path}: no bundle (bundle.json) there; make one with `unitok bundle`")
+def find_bundle(name: Path) -> Path:
+    """The folder of a bundle: of a path, of a built-in bundle, or of USER/NAME[@REVISION] on the Hugging Face hub. Errors: `UserError`."""
+    from unitok.hub import find
+
+    repository, at, revision = str(name).partition("@")
+    exists = settle(name).exists()
+    folder = name if exists or name.is_absolute() else find(repository, revision if at else None)
+    if not (settle(folder) / "bundle.json").exists():
+        raise UserError(f"{name}: no bundle (bundle.json) there; make one with `unitok bundle`")
+    return folder
 
 
 Input = Annotated[Path, check_input]
-BundleFolder = Annotated[Path, check_bundle]
+BundleFolder = Annotated[Path, find_bundle]
 
 
 @dataclass(frozen=True)

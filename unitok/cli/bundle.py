@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from unitok.cli.arguments import Input, PerKind, check_input, split_name
 from unitok.errors import UserError
+from unitok.files import read_json
 
 
 def bundle(
@@ -14,21 +15,23 @@ def bundle(
     add: list[str] | None = None,
     decoder: Path | None = None,
     generation_config: Input | None = None,
+    scores: Input | None = None,
     untrained: Literal["tiny"] | None = None,
     trust_checkpoint: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Put vocabulary, tokenizers and a decoder into one folder, or add parts to one.
+    """Put tokenizers and a decoder into one folder, with their vocabulary, or add parts to a bundle.
 
     Args:
         out: the bundle's folder
-        parts: the {kind} tokenizer: a run's folder, a checkpoint, or a part's own folder; may be repeated with NAMEs that differ
+        parts: the {kind} tokenizer: a run's folder, a checkpoint, or a tokenizer's own folder; may be repeated with other NAMEs
         add: a kind of content whose tokenizer has no weights; may be repeated
-        decoder: the decoder: a run's folder, a checkpoint, or its own folder
+        decoder: a run's folder, a checkpoint, or its own folder
         generation_config: how the bundle is sampled where a call does not say: a JSON file such as {"temperature": 0.9}
-        untrained: a whole bundle with random weights instead
+        scores: a scores.json of `unitok eval`, to stand in the model card
+        untrained: make a whole bundle with random weights instead
         trust_checkpoint: allow unpickling: only for files from people you trust
-        overwrite: replace what lies in the folder, also where it is something else
+        overwrite: replace whatever is in the folder
     """
     from unitok.modalities import modalities
 
@@ -41,11 +44,13 @@ def bundle(
         paths[name], kinds[name] = Path(path), kind
     if decoder:
         paths["model"] = decoder
-    if untrained and (paths or add):
+    if untrained and (paths or add or scores):
         raise UserError("--untrained makes all parts itself: leave out the others")
-    if not (untrained or paths or add or generation_config):
+    if not (untrained or paths or add or scores or generation_config):
         flags = ", ".join(f"--{kind}" for kind in modalities())
-        raise UserError(f"nothing to put into the bundle: give {flags}, --add, --decoder, --generation-config or --untrained")
+        raise UserError(
+            f"nothing to put into the bundle: give {flags}, --add, --decoder, --generation-config, --scores or --untrained"
+        )
     for source in paths.values():
         check_input(source)
     from unitok.bundle import make_bundle, make_untrained
@@ -56,8 +61,8 @@ def bundle(
     if untrained:
         made = make_untrained(out, untrained, overwrite=overwrite)
     else:
-        made = make_bundle(out, paths, trust_checkpoint, overwrite, kinds, add or ())
+        made = make_bundle(out, paths, trust_checkpoint, overwrite, kinds, add or (), read_json(scores, "") if scores else None)
     if config is not None:
         config_for(made, config)  # names only tokenizers that are there
         config.save_pretrained(out)
-    print(f"{out}: {', '.join(made.parts)}; {made.vocab.size} ids")
+    print(f"{out}: {', '.join(made.parts)}; {made.vocab.size} tokens")

@@ -1,8 +1,9 @@
-"""`unitok eval`, `unitok eval image-tokenizer`, `unitok eval audio-tokenizer`."""
+"""`unitok eval`, `unitok eval documents`, `unitok eval image-tokenizer`, `unitok eval audio-tokenizer`."""
 
 from pathlib import Path
 
 from unitok.cli.arguments import BundleFolder, Input
+from unitok.files import check_inputs, check_replaceable
 from unitok.hardware import check_device
 
 
@@ -20,15 +21,16 @@ def eval(
 ) -> None:
     """Measure a bundle on scenes: reconstructions, codebooks and generations; JSON and a table.
 
-    `unitok eval image-tokenizer` measures an image tokenizer on images, `unitok eval audio-tokenizer` one on audio.
+    On data of your own, `unitok eval documents` measures a bundle on documents, `unitok eval image-tokenizer` an image
+    tokenizer on images, and `unitok eval audio-tokenizer` an audio tokenizer on audio.
 
     Args:
         bundle: bundle with tokenizers and a decoder
         scenes: folder made by unitok scenes
-        held_out: folder made by unitok scenes --held-out, reported apart
+        held_out: folder made by unitok scenes --held-out, reported separately
         out: folder for scores.json and the samples
-        count: scenes that each direction is scored on
-        seed: of sampling
+        count: scenes per direction
+        seed: random seed of sampling
         guidance_scale: guidance of images (default: the bundle's own, else the demo's)
         temperature: temperature of images and audio (default: the bundle's own, else the demo's)
         device: where to run: cpu, cuda, cuda:1, mps
@@ -38,6 +40,58 @@ def eval(
     device = check_device(device)
     scores = evaluate_bundle(bundle, scenes, held_out, out, count, seed, guidance_scale, temperature, device, progress=True)
     print_scores(scores)
+
+
+def documents(
+    data: str,
+    *,
+    bundle: BundleFolder,
+    out: Path = Path("runs/eval-documents"),
+    split: str = "",
+    root: str = "",
+    count: int = 200,
+    candidates: int = 16,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    overwrite: bool = False,
+    device: str = "cpu",
+) -> None:
+    """Measure a bundle on documents of your own: bits per token, errors of the texts it writes, retrieval; JSON, tables, and a
+    page with the worst documents first.
+
+    Args:
+        data: tokenized data set, interleaved .jsonl file, or folder with a documents.jsonl
+        bundle: bundle with tokenizers and a decoder
+        out: folder for scores.json, scores.jsonl, index.html
+        split: of a data set: train or validation (default: validation if there is one, else all)
+        root: folder that paths in a .jsonl file must not leave (default: the file's)
+        count: number of documents, drawn at random; 0: all
+        candidates: documents that the true one is chosen from in retrieval; 0: no retrieval
+        max_new_tokens: most tokens of a text that the decoder writes; 0: no texts
+        temperature: of these texts; 0: always the likeliest token
+        top_k: of these texts, only the k likeliest tokens; 0: all
+        top_p: of these texts, only the likeliest tokens that together have this probability; 1: all
+        seed: random seed of the documents drawn, of the candidates and of sampling
+        overwrite: replace what lies in the folder, also where it is something else
+        device: where to run: cpu, cuda, cuda:1, mps
+    """
+    from unitok.api import Unitok
+    from unitok.evaluate.documents import KIND, evaluate_documents, read_documents, write_scores
+    from unitok.evaluate.tokenizer import print_scores
+    from unitok.generation_config import SamplingParams
+
+    sampling = SamplingParams(temperature, top_k, top_p)
+    check_replaceable(out, KIND, overwrite)
+    check_inputs(out, [bundle, *([] if "://" in data else [Path(data)])])
+    unitok = Unitok.from_pretrained(bundle, device=check_device(device))
+    drawn = read_documents(unitok, data, count, seed, split, root)
+    scores = evaluate_documents(unitok, drawn, candidates, max_new_tokens, sampling, seed, progress=True)
+    write_scores(scores, unitok, out)
+    print_scores(scores.summary())
+    print(f"open {out / 'index.html'}")
 
 
 def image_tokenizer(
@@ -60,20 +114,21 @@ def image_tokenizer(
         tokenizer: a bundle, an image tokenizer's folder, or the folder of a run
         images: folder of images
         out: folder for scores.json, images.jsonl, index.html
-        size: cut the center square, this many pixels per side; 0: all of each image
+        size: cut out the center square, of this many pixels per side; 0: all of each image
         area: without --size: shrink to this many pixels; 0: the resolution squared
         limit: images to measure, the first by name; 0: all
-        batch_size: images of equal size that go through together
+        batch_size: images of equal size that are reconstructed together
         lpips: folder with LPIPS's weights (vgg16-397923af.pth and vgg.pth): also measure LPIPS
         inception: NVIDIA's inception-2015-12-05.pt: also measure rFID
         overwrite: replace what lies in the folder, also where it is something else
         device: where to run: cpu, cuda, cuda:1, mps
     """
     from unitok.evaluate.image import evaluate_image_tokenizer
-    from unitok.evaluate.tokenizer import print_table
+    from unitok.evaluate.tokenizer import print_scores
 
     device = check_device(device)
-    print_table(
+    check_inputs(out, filter(None, [tokenizer, images, lpips, inception]))
+    print_scores(
         evaluate_image_tokenizer(
             tokenizer, images, out, size, area, limit, batch_size, lpips, inception, device, overwrite, progress=True
         )
@@ -83,7 +138,7 @@ def image_tokenizer(
 
 def audio_tokenizer(
     tokenizer: Input,
-    sounds: Input,
+    audio: Input,
     *,
     out: Path = Path("runs/eval-audio"),
     seconds: float = 0.0,
@@ -95,17 +150,18 @@ def audio_tokenizer(
 
     Args:
         tokenizer: a bundle, an audio tokenizer's folder, or the folder of a run
-        sounds: folder of audio files
-        out: folder for scores.json, sounds.jsonl, index.html
+        audio: folder of audio files
+        out: folder for scores.json, audio.jsonl, index.html
         seconds: measure the first seconds of each file; 0: all of it
         limit: files to measure, the first by name; 0: all
         overwrite: replace what lies in the folder, also where it is something else
         device: where to run: cpu, cuda, cuda:1, mps
     """
     from unitok.evaluate.audio import evaluate_audio_tokenizer
-    from unitok.evaluate.tokenizer import print_table
+    from unitok.evaluate.tokenizer import print_scores
 
-    print_table(
-        evaluate_audio_tokenizer(tokenizer, sounds, out, seconds, limit, check_device(device), overwrite, progress=True)
+    check_inputs(out, [tokenizer, audio])
+    print_scores(
+        evaluate_audio_tokenizer(tokenizer, audio, out, seconds, limit, check_device(device), overwrite, progress=True)
     )
     print(f"open {out / 'index.html'}")

@@ -9,13 +9,13 @@ from unitok.interop import EXPORTS
 
 
 def export(kind: Annotated[str, EXPORTS], source: Input, out: Path, *, overwrite: bool = False) -> None:
-    """A bundle's decoder -> another program's folder, with unitok_ids.json to say what ids mean.
+    """Write a bundle's decoder in another program's format, with unitok_ids.json, which says what its tokens mean.
 
     Args:
-        kind: what to write.
+        kind: format to write.
         source: a bundle, or a decoder's own folder
         out: folder to write
-        overwrite: replace what lies in the folder, also where it is something else
+        overwrite: replace whatever is in the folder
     """
     from unitok.interop.decoder import export_decoder
     from unitok.model import Decoder

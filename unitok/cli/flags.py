@@ -2,7 +2,7 @@
 
 Positional parameters are positional arguments: one that may be None may be left out, a list takes one or more. Keyword-only
 parameters are flags: a `bool` is a switch, `bool | None` a pair of them, a list may be repeated, a `Literal` is a choice. What
-`Annotated` adds may be the choices, with their meanings in a dict; a check of the value; or something with `flags`, which makes
+`Annotated` adds may be the choices, with their meanings in a dict; a check of the value, which may return what to pass on instead; or something with `flags`, which makes
 several. Sections of the docstring beside `Args:` are groups of the help. jsonargparse, which serves LightningCLI, writes flags with
 underscores, makes all that is required positional, keeps no order between flags, and takes 0.12 s to import (argparse 0.01).
 """
@@ -34,8 +34,11 @@ def run(function: Callable[..., None], prog: str, arguments: Sequence[str]) -> N
     try:
         for name, value in values.items():
             for check in filter(callable, _marks(hints[name])):
-                for one in value if isinstance(value, list) else [value] if value else []:
-                    check(one)
+                if isinstance(value, list):
+                    for one in value:
+                        check(one)
+                elif value:
+                    values[name] = check(value) or value
         function(**values)
     except UserError as error:
         actions = parser._option_string_actions

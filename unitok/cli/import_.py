@@ -19,18 +19,18 @@ def import_(
     trust_checkpoint: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """A checkpoint of another project -> a part's folder or a bundle. Nothing in it is executed.
+    """Convert a checkpoint of another project into a tokenizer's or decoder's folder, or a bundle. Nothing in it is executed.
 
     Args:
-        kind: what the source is.
+        kind: format of the checkpoint.
         source: the checkpoint's file or folder
         out: folder to write
-        config: the YAML or JSON that belongs to it, if it does not lie beside it; for encodec also a published model's name:
+        config: its YAML or JSON configuration, if that is not beside it; for encodec also the name of a published model:
             encodec_24khz, encodec_48khz, encodec_32khz (MusicGen's), audiogen_16khz
-        sample_rate: Hz, of an EnCodec, where no configuration says it
-        causal: of an EnCodec, where no configuration says it
+        sample_rate: Hz, for an EnCodec whose configuration does not say it
+        causal: whether it is causal, for an EnCodec whose configuration does not say it
         trust_checkpoint: allow unpickling: only for files from people you trust
-        overwrite: replace what lies in the folder, also where it is something else
+        overwrite: replace whatever is in the folder
     """
     from unitok.interop import describe, import_checkpoint
 

@@ -1,15 +1,17 @@
-"""`unitok inspect`: a summary of a data set (with a page of samples) or bundle; what a decoder costs; `--verify`."""
+"""`unitok inspect`: summaries of data sets (with a page of samples), bundles and configurations; the costs of a decoder."""
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 
 from unitok import pages
-from unitok.cli.arguments import check_input
+from unitok.cli.arguments import BundleFolder, check_input
+from unitok.configs import config_file
 from unitok.errors import UserError, visible
 from unitok.files import read_json, read_yaml, settle
 from unitok.hardware import HARDWARE
@@ -18,13 +20,15 @@ if TYPE_CHECKING:
     from unitok.data.shards import TokenDataset
     from unitok.model import DecoderConfig
 
+    Costs = Callable[[DecoderConfig, Mapping[str, str]], Mapping[str, str]]
+
 
 def inspect(
     what: str,
     *,
     verify: bool = False,
     page: Path | None = None,
-    bundle: Path | None = None,
+    bundle: BundleFolder | None = None,
     samples: int = 24,
     tokens: float = 0,
     hardware: Annotated[str, tuple(HARDWARE)] = "h200",
@@ -33,58 +37,61 @@ def inspect(
     context: int = 0,
     batch: int = 65_536,
 ) -> None:
-    """What is in a data set, a bundle or a config, and what a decoder costs; --verify checks a data set.
+    """Print what a data set, a bundle or a config holds, and what a decoder costs; --verify checks a data set.
 
     Args:
-        what: a data set (also its URL), a bundle, a decoder's folder, a YAML config, or a preset such as 100m, chameleon-34b
+        what: a data set (a folder or URL), a bundle, a decoder's folder, a YAML config (a file or a built-in one), or a preset such as 100m, chameleon-34b
 
     data sets:
-        verify: check checksums, counts, grammar and ranges of a data set
-        page: HTML file to write: a page of decoded samples of a data set
-        bundle: the tokenizers for --page
-        samples: documents on the page
+        verify: check the checksums, counts, grammar and ranges of a data set
+        page: HTML file to write, with decoded samples of a data set
+        bundle: bundle whose tokenizers decode the samples
+        samples: number of documents on the page
 
     costs of a decoder:
-        tokens: tokens to train on, for the hours; 0: 20 per parameter
+        tokens: tokens to train on; 0: 20 per parameter
         hardware: what it trains on
-        devices: how many of them
-        mfu: fraction of the hardware's peak that is reached
-        context: ids per document; 0: the longest that the decoder takes
-        batch: ids of a training batch on one device, for the activations
+        devices: number of these
+        mfu: fraction of the hardware's peak that training reaches
+        context: tokens per document; 0: the decoder's maximum
+        batch: tokens of a training batch on one device, for the memory of activations
     """
     if (page is None) != (bundle is None) or samples < 1:
         raise UserError("--page needs a --bundle to decode with, --samples at least 1")
+    if what.endswith(".yaml"):
+        what = str(config_file(what))
     if "/" in what and "://" not in what:  # no preset
         check_input(Path(what))
     from unitok.model import presets
+    from unitok.model.costs import cost_table
 
-    plan = {"tokens": tokens, "hardware": hardware, "devices": devices, "mfu": mfu, "context": context, "batch": batch}
+    costs = partial(cost_table, tokens=tokens, hardware=hardware, devices=devices, mfu=mfu, context=context, batch=batch)
     folder = Path(what)
     known = presets.PRESETS.get(what)
     settle(folder)
     if "://" in what or (folder / "dataset.json").exists():
         _inspect_dataset(what, verify, page, bundle, samples)
     elif page is not None:
-        raise UserError(f"{what}: no data set (dataset.json), so there are no samples for --page")
+        raise UserError(f"{what}: no data set (dataset.json), so it has no samples for --page")
     elif (folder / "bundle.json").exists():
-        _inspect_bundle(folder, plan)
+        _inspect_bundle(folder, costs)
     elif config := _decoder_config(folder):
-        _print_costs(config, {}, plan)
+        _print_costs(config, {}, costs)
     elif folder.is_file() and folder.suffix in (".yaml", ".yml"):
-        _inspect_config(folder, plan)
+        _inspect_config(folder, costs)
     elif known:
         print(f"{what}: {known.source}")
-        _print_costs(known.config, known.content, plan)
+        _print_costs(known.config, known.content, costs)
     elif not folder.exists():
         raise UserError(f"{what}: no such file or folder, and no preset; presets are {', '.join(presets.PRESETS)}")
     elif (folder / "plan.json").exists():
-        raise UserError(f"{what}: a data set that is not whole yet; start its `unitok tokenize` again to finish it")
+        raise UserError(f"{what}: an unfinished data set; run its `unitok tokenize` again to finish it")
     else:
         raise UserError(f"{what}: neither a data set (dataset.json) nor a bundle (bundle.json) nor a YAML config")
 
 
 def _decoder_config(folder: Path) -> "DecoderConfig | None":
-    """The configuration of a decoder's own folder, or of an import's with a decoder in `model/`."""
+    """The configuration of a decoder, given its own folder or that of an import with `model/`; None for any other folder."""
     from unitok.model import DecoderConfig
     from unitok.pretrained import load_config
 
@@ -104,18 +111,18 @@ def _inspect_dataset(folder: str, verify: bool, page: Path | None, bundle: Path 
     for shard in info["shards"]:
         splits[shard.get("split", "train")] += shard["documents"]
         left_out.update(shard.get("filtered", {}))
-    print(f"{visible(folder)}: {info['documents']} documents, {info['ids']} ids, {len(info['shards'])} shards")
+    print(f"{visible(folder)}: {info['documents']} documents, {info['ids']} tokens, {len(info['shards'])} shards")
     if len(splits) > 1:
         print("  splits: " + ", ".join(f"{visible(name)} {count}" for name, count in splits.items()))
     for modality, count in info["ids_by_modality"].items():
-        print(f"  {visible(modality):<8}{count:>12} ids  {count / info['ids']:6.1%}")
+        print(f"  {visible(modality):<8}{count:>12} tokens  {count / info['ids']:6.1%}")
     between = info["ids"] - sum(info["ids_by_modality"].values())
-    print(f"  {'between':<8}{between:>12} ids  {between / info['ids']:6.1%} (begin and end of documents, roles)")
+    print(f"  {'between':<8}{between:>12} tokens  {between / info['ids']:6.1%} (begin and end of documents, roles)")
     skipped = sum(shard.get("skipped", 0) for shard in info["shards"])
     if skipped or left_out:
         filtered = "".join(f", {visible(name)} {count}" for name, count in sorted(left_out.items()))
         print(f"  left out: {skipped} bad{filtered}")
-    print(f"  lengths: shortest {lengths.min()}, median {int(np.median(lengths))}, longest {lengths.max()} ids")
+    print(f"  lengths: shortest {lengths.min()}, median {int(np.median(lengths))}, longest {lengths.max()} tokens")
     print(histogram(lengths))
     if page and bundle:
         write_page(dataset, page, bundle, samples)
@@ -130,7 +137,7 @@ def _inspect_dataset(folder: str, verify: bool, page: Path | None, bundle: Path 
 
 
 def histogram(lengths: np.ndarray, bars: int = 12, width: int = 50) -> str:
-    """Lengths as lines of a bar chart; the bars double in width where the longest is much longer than most."""
+    """Return a bar chart of lengths as lines of text. Its bins are logarithmic where the longest is much longer than the median."""
     low, high = int(lengths.min()), int(lengths.max()) + 1
     logarithmic = high > 5 * max(1, int(np.median(lengths)))
     edges = np.geomspace(max(1, low), high, bars + 1) if logarithmic else np.linspace(low, high, bars + 1)
@@ -145,7 +152,7 @@ def histogram(lengths: np.ndarray, bars: int = 12, width: int = 50) -> str:
 
 
 def write_page(dataset: "TokenDataset", page: Path, tokenizers: Path, samples: int) -> None:
-    """Write one self-contained HTML file with documents from all over a data set, decoded by a bundle's tokenizers."""
+    """Write one self-contained HTML file with evenly spaced documents of a data set, decoded by a bundle's tokenizers."""
     from unitok.bundle import Bundle
 
     pages.check_page(page)
@@ -161,13 +168,13 @@ def write_page(dataset: "TokenDataset", page: Path, tokenizers: Path, samples: i
             role = "" if segment.role == "none" else segment.role
             figures.append(pages.Figure(element, f"{role} {segment.source}".strip(), "" if segment.loss else "given"))
         source = "" if document.source == document.id else f" ({document.source})"
-        articles.append(pages.Article(figures, f"{index}: {document.id}{source}, {len(dataset.ids(index))} ids"))
+        articles.append(pages.Article(figures, f"{index}: {document.id}{source}, {len(dataset.ids(index))} tokens"))
     title = f"{dataset.folder.name}: {len(articles)} of {len(dataset)} documents"
-    lead = "As they come back from their ids. Gray: read, not learned."
+    lead = "Decoded from their tokens. Gray: training reads it but does not learn to write it."
     pages.write_page(page, "articles.html", title=title, lead=lead, articles=articles)
 
 
-def _inspect_bundle(folder: Path, plan: dict[str, Any]) -> None:
+def _inspect_bundle(folder: Path, costs: "Costs") -> None:
     from unitok.bundle import Bundle
 
     bundle = Bundle.from_pretrained(folder)
@@ -176,10 +183,10 @@ def _inspect_bundle(folder: Path, plan: dict[str, Any]) -> None:
     for name, tokenizer in bundle.tokenizers.items():
         content |= bundle.modality(name).usage(name, tokenizer)
     if bundle.model is not None:
-        _print_costs(bundle.model.config, content, plan)
+        _print_costs(bundle.model.config, content, costs)
 
 
-def _inspect_config(path: Path, plan: dict[str, Any]) -> None:
+def _inspect_config(path: Path, costs: "Costs") -> None:
     from unitok.model import DecoderConfig
     from unitok.model.presets import Preset
     from unitok.pretrained import make_config
@@ -189,11 +196,9 @@ def _inspect_config(path: Path, plan: dict[str, Any]) -> None:
     print("\n".join(visible(line) for line in text.splitlines() if line.startswith("#")))
     if model.get("class_path", "").endswith("DecoderTraining"):
         decoder = make_config(DecoderConfig, model.get("init_args", {}).get("decoder", {}), str(path))
-        _print_costs(decoder, Preset(decoder).content, plan)
+        _print_costs(decoder, Preset(decoder).content, costs)
 
 
-def _print_costs(config: "DecoderConfig", content: Mapping[str, str], plan: dict[str, Any]) -> None:
-    from unitok.model.costs import cost_table
-
-    for name, text in cost_table(config, content, **plan).items():
+def _print_costs(config: "DecoderConfig", content: Mapping[str, str], costs: "Costs") -> None:
+    for name, text in costs(config, content).items():
         print(f"  {name:<15}{text}")

@@ -1,1 +1,1 @@
-"""Evaluation: the oracle that reads scenes, the scores, and the report."""
+"""Evaluation: of tokenizers on files, and of decoders on documents."""

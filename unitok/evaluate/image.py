@@ -1,15 +1,14 @@
-"""`unitok eval image-tokenizer`: how well images come back, and what the codebook does.
+"""`unitok eval image-tokenizer`: quality of reconstructed images, and use of the codebook.
 
-Published numbers differ by their definitions: here values in [0, 1], reconstructions rounded to 8 bits, are compared with the
-image as the tokenizer got it (cropped or shrunk), and a number is the mean over images. PSNR is of an image's mean squared
-error. SSIM has a Gaussian window of 11 (sigma 1.5) and data range 1; MS-SSIM five scales, for images of more than 160 pixels a
-side. Codebook use is the share of codes that occurs at all; perplexity and entropy are of the codes' frequencies. LPIPS (VGG)
-and rFID appear only where their networks' own weights were given.
+Published numbers differ by their definitions. Here: the reconstruction, rounded to 8 bits, is compared with the tokenizer's
+input (cropped or shrunk), with values in [0, 1]; scores are means over images. PSNR is computed from the mean squared error of
+each image. SSIM has a Gaussian window of 11 pixels (sigma 1.5) and data range 1; MS-SSIM has five scales and needs images of
+more than 160 pixels per side. Codebook usage is the fraction of codes that occur at all; perplexity and entropy are those of
+the codes' frequencies. LPIPS (VGG) and rFID are measured only if the weights of their networks are given.
 """
 
 import math
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,16 +19,20 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from unitok import pages
 from unitok.bundle import load_trained_part
 from unitok.errors import UserError, first_line
-from unitok.evaluate.tokenizer import Measured, evaluate_tokenizer, means, timed
+from unitok.evaluate.tokenizer import Measured, Row, evaluate_tokenizer, means, timed
 from unitok.media import encode_png, open_image
+from unitok.tokenizers.image import Fit, ImageTokenizer
 from unitok.training.monitor import codebook_statistics
 from unitok.training.perceptual import LPIPS, find_lpips
 
-SSIM_SIDE, MS_SSIM_SIDE = 11, 161  # pixels a side that the measures need
+SSIM_SIDE, MS_SSIM_SIDE = 11, 161  # least pixels per side
+
+Scores = dict[str, float | None]
 
 
-def picture_scores(out: Tensor, target: Tensor) -> dict[str, float | None]:
-    """PSNR (dB), SSIM and MS-SSIM of one image against another, [3, H, W] in [0, 1]; None where it is too small."""
+def image_scores(out: Tensor, target: Tensor) -> Scores:
+    """PSNR (dB), SSIM and MS-SSIM of a reconstruction against its original, both [3, H, W] in [0, 1]; None for images that are
+    too small for the measure."""
     mse = float((out - target).square().mean())
     side = min(out.shape[-2:])
     pair = (out[None], target[None])
@@ -41,9 +44,11 @@ def picture_scores(out: Tensor, target: Tensor) -> dict[str, float | None]:
 
 
 def load_fid(weights: Path, device: str) -> FrechetInceptionDistance:
-    """The Fréchet distance between Inception's features of originals and of reconstructions, uint8 [N, 3, H, W].
+    """Return the metric that gives the Fréchet distance between the Inception features of originals and of reconstructions,
+    both uint8 [N, 3, H, W].
 
-    weights: NVIDIA's TorchScript file `inception-2015-12-05.pt`: uint8 [N, 3, H, W] -> features [N, 2048]. Errors: `UserError`.
+    weights: NVIDIA's TorchScript file `inception-2015-12-05.pt`: uint8 [N, 3, H, W] -> features [N, 2048]. Errors: `UserError`
+    for a file that is missing or is no TorchScript.
     """
     if not weights.exists():
         raise UserError(f"inception {weights}: no such file")
@@ -76,15 +81,18 @@ def evaluate_image_tokenizer(
     device: str = "cpu",
     overwrite: bool = False,
     progress: bool = False,
-) -> dict[str, Any]:
-    """Measure; writes `scores.json`, `images.jsonl` (a line per image) and `index.html`; returns the scores.
+) -> Row:
+    """Measure an image tokenizer on the images in a folder. Writes `scores.json`, `images.jsonl` (a line per image) and
+    `index.html`; returns the scores.
 
-    size: pixels a side of the center square that is cut. area: pixels to shrink to, without `size`; 0: the resolution
-    squared. lpips, inception: weights. Errors: `UserError` as `evaluate_tokenizer`'s.
+    tokenizer: a bundle, a tokenizer's folder, or a run. size: pixels per side of the center square that is cut out; 0: all of
+    the image. area: without `size`, pixels that images are shrunk to; 0: the resolution squared. lpips: folder with the weights
+    of LPIPS.
+    inception: as for `load_fid`. Errors: `UserError` as `evaluate_tokenizer`'s, and for weights that are missing.
     """
     networks = find_lpips(lpips) if lpips else None
     if lpips and not networks:
-        raise UserError(f"lpips {lpips}: no vgg16-397923af.pth and vgg.pth there")
+        raise UserError(f"lpips {lpips}: no vgg16-397923af.pth and vgg.pth in it")
     model = load_trained_part("image", tokenizer)[0].to(device)
     measure = _ImageMeasure(model, size, area)
     measure.lpips = LPIPS.from_files(*networks).to(device) if networks else None
@@ -100,34 +108,39 @@ class _ImageMeasure:
     lpips: LPIPS | None = None
     fid: FrechetInceptionDistance | None = None
 
-    def __init__(self, model: Any, size: int, area: int):
+    def __init__(self, model: ImageTokenizer, size: int, area: int):
         self.model = model
-        self.area, self.fit = size**2 or area or None, "crop" if size else "keep"
+        self.area = size**2 or area or None
+        self.fit: Fit = "crop" if size else "keep"
         self.codes: list[Tensor] = []
-        self.seconds: dict[str, float] = {}
+        self.pixels = 0  # of all images
+        self.measured: list[Scores] = []
+        self.times: dict[str, float] = {}  # seconds of computation
 
     def read(self, path: Path) -> Tensor:
         return self.model.prepare(open_image(path), self.area, self.fit)
 
     @torch.no_grad()
     def measure(self, batch: Tensor) -> list[Measured]:
-        with timed(self.seconds, "encode"):
+        with timed(self.times, "encode"):
             grids = self.model.encode(batch)
-        with timed(self.seconds, "decode"):
-            again = self.model.decode(grids)
+        with timed(self.times, "decode"):
+            decoded = self.model.decode(grids)
         self.codes.append(grids.flatten().cpu())
-        again = again[..., : batch.shape[-2], : batch.shape[-1]].cpu()
-        pixels = [((x + 1) / 2).mul(255).round().to(torch.uint8) for x in (batch, again)]
+        decoded = decoded[..., : batch.shape[-2], : batch.shape[-1]].cpu()
+        pixels = [((x + 1) / 2).mul(255).round().to(torch.uint8) for x in (batch, decoded)]
         if self.fid is not None:
             for real, images in zip((True, False), pixels, strict=True):
                 self.fid.update(images.to(self.model.device), real=real)
         return [self._measured(grid.numel(), a / 255, b / 255) for grid, a, b in zip(grids, *pixels, strict=True)]
 
     def _measured(self, codes: int, original: Tensor, out: Tensor) -> Measured:
-        scores = picture_scores(out, original)
-        row = {"pixels": list(original.shape[1:])} | scores | {"codes": codes}
+        scores = image_scores(out, original)
         if self.lpips is not None:
-            row["lpips"] = float(self.lpips(*(2 * x[None].to(self.model.device) - 1 for x in (out, original))))
+            scores["lpips"] = float(self.lpips(*(2 * x[None].to(self.model.device) - 1 for x in (out, original))))
+        self.measured.append(scores)
+        self.pixels += original[0].numel()
+        row: Row = {"pixels": list(original.shape[1:]), **scores, "codes": codes}
         similarity = "" if scores["ssim"] is None else f", SSIM {scores['ssim']:.3f}"
         captions = {"original": original, f"{scores['psnr_db']:.2f} dB{similarity}": out}
         return Measured(
@@ -136,18 +149,18 @@ class _ImageMeasure:
             lambda: [pages.Figure(pages.image(encode_png(2 * x - 1)), caption) for caption, x in captions.items()],
         )
 
-    def scores(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        codes, size = torch.cat(self.codes), self.model.codebook_size
-        scores: dict[str, Any] = {"images": len(rows)}
-        for name, mean in means(rows, ("psnr_db", "ssim", "ms_ssim", "lpips")).items():
-            scores |= {name: mean, f"{name}_images": sum(row[name] is not None for row in rows)}
-        if self.fid is not None and len(rows) > 1:
+    def scores(self) -> Row:
+        codes, size, count = torch.cat(self.codes), self.model.codebook_size, len(self.measured)
+        scores: Row = {"images": count}
+        for name, mean in means(self.measured, ("psnr_db", "ssim", "ms_ssim", "lpips")).items():
+            scores |= {name: mean, f"{name}_images": sum(one[name] is not None for one in self.measured)}
+        if self.fid is not None and count > 1:
             scores["rfid"] = float(self.fid.compute())
         scores |= {f"codebook_{name}": value for name, value in codebook_statistics(codes, size).items()}
         return scores | {
             "codebook_size": size,
             "codes": len(codes),
-            "bits_per_pixel": len(codes) * math.log2(size) / sum(math.prod(row["pixels"]) for row in rows),
-            "encode_images_per_second": len(rows) / self.seconds["encode"],
-            "decode_images_per_second": len(rows) / self.seconds["decode"],
+            "bits_per_pixel": len(codes) * math.log2(size) / self.pixels,
+            "encode_images_per_second": count / self.times["encode"],
+            "decode_images_per_second": count / self.times["decode"],
         }

@@ -1,12 +1,12 @@
-"""Measuring a tokenizer on a folder of files: reading, batches, rows and their page. What is measured is in `image.py`, `audio.py`."""
+"""Measuring a tokenizer on a folder of files: reading, batches, rows and their page. What is measured is in `image.py` and
+`audio.py`."""
 
-import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,72 +14,75 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unitok import pages
-from unitok.errors import UserError
+from unitok.errors import UserError, visible
 from unitok.files import check_replaceable, whole_folder, write_json, write_json_lines
 from unitok.media import find_media
 from unitok.storage import printable
 
+Row = dict[str, object]  # plain types, for a line of JSON
+
 
 @dataclass
 class Measured:
-    """One file: what is known of it, by what the worst come first, and what makes its part of the page."""
+    """One file: its row of scores, the quality that sorts the page (the worst first), and a function that draws its figures."""
 
-    row: dict[str, Any]
+    row: Row
     quality: float
     figures: Callable[[], list[pages.Figure]]
 
 
 class Measure(Protocol):
-    """What differs between kinds. `listing`: the file of rows. `shown`: files on the page."""
+    """What differs between images and audio. `listing`: name of the file of rows. `shown`: number of files on the page."""
 
     kind: str
     listing: str
     shown: int
 
     def read(self, path: Path) -> Tensor:
-        """A file's content as the tokenizer takes it. Errors: `UserError`."""
+        """The content of a file as the tokenizer takes it. Errors: `UserError`."""
 
     def measure(self, batch: Tensor) -> list[Measured]:
-        """Reconstruct contents of equal shape."""
+        """Reconstruct contents of equal shape, stacked, and compare each with its original."""
 
-    def scores(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """Scores of all files together."""
+    def scores(self) -> Row:
+        """Scores of all files together, by name: numbers, and lists of rows for tables."""
 
 
 def evaluate_tokenizer(
     measure: Measure, folder: Path, out: Path, limit: int, batch_size: int, overwrite: bool, progress: bool
-) -> dict[str, Any]:
-    """Measure files; write `scores.json`, the rows and `index.html`; returns the scores.
+) -> Row:
+    """Measure files; write `scores.json`, the rows and `index.html`. Returns the scores.
 
-    Errors: `UserError` where something else lies in `out`, unless `overwrite` is set, and where no file can be read.
+    limit: how many files, the first by name; 0: all. Errors: `UserError` if something else lies in `out` and `overwrite` is not
+    set, and if no file can be read.
     """
     kind = measure.kind
     check_replaceable(out, f"{kind} evaluation", overwrite)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
-    everything, empty = find_media(folder, kind)
-    files = everything[: limit or None]
+    paths, empty = find_media(folder, kind)
+    files = paths[: limit or None]
     if not files:
         raise UserError(f"{folder}: no {kind} files in it")
-    measured: list[tuple[float, dict[str, Any]]] = []
-    worst: list[Measured] = []
-    skipped = [_skip(path, f"{path}: an empty file") for path in empty]
+    measured: list[tuple[float, Row]] = []
+    worst: list[tuple[str, Measured]] = []
+    skipped = [_skipped(path, f"{path}: an empty file") for path in empty]
     waiting: dict[torch.Size, list[tuple[Path, Tensor]]] = {}
 
     def finish(shape: torch.Size) -> None:
-        paths, contents = zip(*waiting.pop(shape), strict=True)
-        for path, one in zip(paths, measure.measure(torch.stack(contents)), strict=True):
-            one.row = {"file": printable(path.relative_to(folder).as_posix())} | one.row
-            measured.append((one.quality, one.row))
-            worst.append(one)
-        worst.sort(key=lambda one: one.quality)
+        batch, contents = zip(*waiting.pop(shape), strict=True)
+        for path, one in zip(batch, measure.measure(torch.stack(contents)), strict=True):
+            name = printable(path.relative_to(folder).as_posix())
+            measured.append((one.quality, {"file": name} | one.row))
+            worst.append((name, one))
+        worst.sort(key=lambda named: named[1].quality)
         del worst[measure.shown :]
 
     for path in tqdm(files, desc="reconstruct", unit=kind, disable=not progress):
         try:
             content = measure.read(path)
         except UserError as error:
-            skipped.append(_skip(path, str(error)))
+            skipped.append(_skipped(path, str(error)))
             continue
         waiting.setdefault(content.shape, []).append((path, content))
         if len(waiting[content.shape]) >= batch_size:
@@ -89,23 +92,28 @@ def evaluate_tokenizer(
     if not measured:
         raise UserError(f"{folder}: none of its {len(files)} {kind} files can be read; the first: {skipped[0]['error']}")
     rows = [row for _, row in sorted(measured, key=lambda each: each[0])]
-    scores = measure.scores(rows) | {"skipped": len(skipped)}
-    articles = [pages.Article(one.figures(), one.row["file"]) for one in worst]
+    scores = measure.scores() | {"skipped": len(skipped)}
     with whole_folder(out, f"{kind} evaluation", overwrite=True) as new:
         write_json_lines(new / measure.listing, [*rows, *skipped])
-        title = f"{kind.capitalize()} tokenizer"
-        pages.write_page(new / "index.html", "evaluation.html", title=title, scores=scores, articles=articles)
+        pages.write_page(
+            new / "index.html",
+            "evaluation.html",
+            title=f"{kind.capitalize()} tokenizer",
+            scores=scores,
+            heading="Originals and reconstructions, the worst first",
+            articles=[pages.Article(one.figures(), name) for name, one in worst],
+        )
         write_json(new / "scores.json", scores)
     return scores
 
 
-def _skip(path: Path, error: str) -> dict[str, str]:
+def _skipped(path: Path, error: str) -> Row:
     return {"file": printable(str(path)), "error": printable(error)}
 
 
 @contextmanager
 def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
-    """Add the seconds that a block takes to `seconds[name]`."""
+    """Add the seconds that a block takes to `seconds[name]`, work on CUDA devices included."""
     wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     wait()
     began = time.perf_counter()
@@ -114,19 +122,31 @@ def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - began
 
 
-def means(rows: list[dict[str, Any]], names: Iterable[str]) -> dict[str, float]:
-    """Mean over rows of each name that some row has a value of."""
-    values = {name: [row[name] for row in rows if row.get(name) is not None] for name in names}
-    return {name: float(np.mean(found)) for name, found in values.items() if found}
+def means(rows: Iterable[Mapping[str, float | None]], names: Iterable[str]) -> dict[str, float]:
+    """Mean of each name over the rows that have a value of it; names without any value are left out."""
+    rows = list(rows)
+    values = {name: [value for row in rows if (value := row.get(name)) is not None] for name in names}
+    return {name: float(np.mean(column)) for name, column in values.items() if column}
 
 
-def print_table(scores: dict[str, Any]) -> None:
-    """Print scores, four digits each; those by level as a table."""
-    levels = scores.get("by_levels", [])
+def print_scores(scores: Mapping[str, object]) -> None:
+    """Print scores: a line per number, of four digits, and a table per list of rows."""
     for name, value in scores.items():
-        if value is not levels:
-            print(f"{name:<32}{value:>12.4g}")
-    for names in [list(level) for level in levels[:1]]:
-        print("".join(f"{name:>{len(name) + 2}}" for name in names))
-        for level in levels:
-            print("".join(f"{level.get(name, math.nan):>{len(name) + 2}.4g}" for name in names))
+        if not isinstance(value, list):
+            print(f"{name:<32}{_cell(value):>12}")
+    for value in scores.values():
+        if isinstance(value, list):
+            print()
+            _print_table(value)
+
+
+def _print_table(rows: Sequence[Mapping[str, object]]) -> None:
+    names = list(rows[0])
+    lines = [names, *([_cell(row.get(name)) for name in names] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print("  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)))
+
+
+def _cell(value: object) -> str:
+    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else visible(value)

@@ -1,4 +1,4 @@
-"""Checkpoints of other projects as ours and back: `unitok import KIND SRC OUT`, `unitok export KIND BUNDLE OUT`."""
+"""Import checkpoints of other projects, and export ours: `unitok import KIND SOURCE OUT`, `unitok export KIND BUNDLE OUT`."""
 
 from unitok.interop.registry import EXPORTS, KINDS, describe, import_checkpoint
 

@@ -21,7 +21,7 @@ from unitok.vocab import Vocab
 try:
     from transformers import LogitsProcessor
 except ImportError:
-    raise UserError("this needs the package transformers: pip install '.[transformers]' in a checkout") from None
+    raise UserError("this needs the package transformers: pip install 'unitok-lm[transformers]'") from None
 
 
 class GrammarLogitsProcessor(LogitsProcessor):

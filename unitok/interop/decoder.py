@@ -1,13 +1,12 @@
-"""Decoders of transformers as ours, and ours as transformers': renaming, because the layouts are the same.
+"""Import of decoders from transformers, and export to it. The layouts are equal, so tensors are only renamed.
 
-`hf-llama`, `hf-qwen3` and `hf-chameleon` are folders saved by transformers, config.json and weights in one file or
-several. A head tied to the embedding becomes a matrix of its own. What our decoder does not compute is refused by name.
+`hf-llama`, `hf-qwen3` and `hf-chameleon` are folders saved by transformers: config.json, and weights in one file or several. A
+head that is tied to the embedding becomes a matrix of its own. Options that our decoder does not have are refused by name.
 """
 
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,23 +15,24 @@ from unitok.bundle import Bundle
 from unitok.errors import UserError
 from unitok.files import read_json, whole_folder, write_json
 from unitok.interop.image import from_chameleon
-from unitok.interop.weights import State, log, read_config, read_folder, strip_prefix, tell_unused
+from unitok.interop.weights import ForeignConfig, State, log, log_unused, read_config, read_folder, strip_prefix
 from unitok.model.decoder import Decoder, DecoderConfig
 from unitok.pretrained import save_weights
+from unitok.ranges import Range, Span
 from unitok.tokenizers.image import ImageTokenizer
-from unitok.tokenizers.text import ImportedTextTokenizer
-from unitok.vocab import Range, Span, Vocab
+from unitok.tokenizers.text import ImportedTextTokenizer, TextTokenizer
+from unitok.vocab import Vocab
 
-#: Fields that our configuration and transformers' share by name.
+#: Fields with equal names in our configuration and in that of transformers.
 QWEN3_FIELDS = (
     "vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "num_key_value_heads",
     "head_dim", "rms_norm_eps", "max_position_embeddings",
 )  # fmt: skip
 
-#: Of transformers' configurations, where the folder's does not say.
+#: Defaults of max_position_embeddings in transformers.
 DEFAULT_LENGTHS = {"llama": 2048, "qwen3": 32_768, "chameleon": 4096}
 
-#: Chameleon's names of our special ids, and the ids where no tokenizer says otherwise
+#: Our special tokens -> Chameleon's names, and their ids if the folder has no vocabulary
 #: (transformers:models/chameleon/convert_chameleon_weights_to_hf.py).
 CHAMELEON = {
     "<bos>": ("<s>", 0),
@@ -43,14 +43,18 @@ CHAMELEON = {
 }
 
 
-def decoder_config(given: dict[str, Any], where: str) -> DecoderConfig:
-    """A config.json of transformers' Llama, Qwen3 or Chameleon -> ours; errors: `UserError` for what we do not compute."""
+Tokenizers = dict[str, ImageTokenizer | TextTokenizer]
+
+
+def decoder_config(given: ForeignConfig, where: str) -> DecoderConfig:
+    """Return our configuration for the config.json of transformers' Llama, Qwen3 or Chameleon. Errors: `UserError` for an
+    option that our decoder does not have."""
     kind = given["model_type"]
     for name, known in {"hidden_act": ("silu", "swish"), "use_sliding_window": (False, None)}.items():
         if given.get(name, known[0]) not in known:
             raise UserError(f"{where}: {name} {given[name]!r} cannot be imported")
     if given.get("quantization_config"):
-        raise UserError(f"{where}: weights with a quantization_config cannot be imported; give the model's plain ones")
+        raise UserError(f"{where}: quantized weights (quantization_config) cannot be imported; give those before quantization")
     needed = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
     if missing := [name for name in needed if name not in given]:
         raise UserError(f"{where}: no {missing[0]} in it")
@@ -79,9 +83,10 @@ def decoder_config(given: dict[str, Any], where: str) -> DecoderConfig:
 
 
 def import_decoder(kind: str, folder: Path) -> "Decoder | ImportedDecoder":
-    """A folder of transformers' Llama, Qwen3 or Chameleon -> our decoder with equal logits, in eval mode.
+    """Return our decoder with equal logits, in eval mode, from a folder of transformers' Llama, Qwen3 or Chameleon.
 
-    Where it names Chameleon's image ids, or has the `unitok_ids.json` of our exports: an `ImportedDecoder` with their meaning.
+    Returns an `ImportedDecoder` for a Chameleon, and for a folder with the `unitok_ids.json` of our exports. Errors:
+    `UserError` that names the file.
     """
     given = read_config(folder, kind.removeprefix("hf-"))
     where = str(folder)
@@ -90,7 +95,7 @@ def import_decoder(kind: str, folder: Path) -> "Decoder | ImportedDecoder":
     vision = {name: raw.pop(name) for name in list(raw) if "vqmodel" in name}
     decoder = Decoder.from_state(config, _decoder_state(raw, bool(given.get("tie_word_embeddings")), where), where)
     if kind != "hf-chameleon":
-        tell_unused(where, vision)
+        log_unused(where, vision)
         known = folder / "unitok_ids.json"
         return ImportedDecoder(decoder, {}, _exported_vocab(known, config.vocab_size)) if known.exists() else decoder
     image = from_chameleon(vision, read_config(folder, part="vq_config"), where) if vision else None
@@ -103,26 +108,26 @@ def import_decoder(kind: str, folder: Path) -> "Decoder | ImportedDecoder":
 
 
 def _decoder_state(raw: State, tied: bool, where: str) -> State:
-    """The tensors in fp32 by the names of `LlamaForCausalLM`, whatever class or wrapper saved them; empties `raw`."""
-    # transformers 5 saves a Chameleon's decoder under `model.language_model.` in some versions, without it in others.
+    """Return the tensors in fp32 with the names of `LlamaForCausalLM`, whatever class or wrapper saved them. Empties `raw`."""
+    # Some versions of transformers 5 save the decoder of a Chameleon under `model.language_model.`, others without it.
     named = {re.sub(r"(^|\.)model\.language_model\.", r"\1model.", name): tensor for name, tensor in raw.items()}
     raw.clear()
     bare = ("embed_tokens.weight", "layers.0.self_attn.q_proj.weight", "norm.weight")
     state, others = strip_prefix(named, [f"model.{name}" for name in bare], where)
-    if f"model.{bare[0]}" not in state:  # saved without its head, or no decoder: loading says what it lacks
+    if f"model.{bare[0]}" not in state:  # saved without its head, or not a decoder: loading reports what is missing
         state, others = strip_prefix(named, bare, where)
         state = {f"model.{name}": tensor for name, tensor in state.items()} if bare[0] in state else state
     named.clear()
     if f"model.{bare[0]}" in state:
         others |= {name: state.pop(name) for name in list(state) if not name.startswith(("model.", "lm_head."))}
-    tell_unused(where, others)
+    log_unused(where, others)
     state = {name: state.pop(name).float() for name in list(state) if "rotary_emb." not in name}
     embedding, head = state.get(f"model.{bare[0]}"), state.get("lm_head.weight")
     if embedding is None:
         return state
     if head is None and not tied:
         raise UserError(
-            f"{where}: no lm_head.weight in it, and its config.json does not say tie_word_embeddings: it cannot predict"
+            f"{where}: no lm_head.weight in it, and its config.json does not set tie_word_embeddings: it cannot predict tokens"
         )
     if head is None:
         state["lm_head.weight"] = embedding.clone()
@@ -132,29 +137,32 @@ def _decoder_state(raw: State, tied: bool, where: str) -> State:
 
 
 def _exported_vocab(path: Path, size: int) -> Vocab:
-    """The vocabulary that an export of ours kept; errors: `UserError` where it is not that of a decoder of `size` ids."""
+    """Return the vocabulary in the `unitok_ids.json` of one of our exports. Errors: `UserError` if it does not have `size`
+    tokens."""
     known = read_json(path, "")
     if "manifest" not in known:
-        raise UserError(f"{path}: not what `unitok export` wrote: it has no manifest; export again, or remove it")
+        raise UserError(f"{path}: not written by `unitok export`: it has no manifest; export again, or remove it")
     vocab = Vocab.from_manifest(known["manifest"])
     if vocab.size != size:
-        raise UserError(f"{path}: {vocab.size} ids, the weights have {size}: remove it if they are no longer the exported ones")
+        raise UserError(f"{path}: {vocab.size} tokens, the weights have {size}: remove it if they are not the exported ones")
     return vocab
 
 
 def image_codes(names: dict[str, int]) -> dict[int, int]:
-    """Names of ids -> code of each image id. An image id's name is IMGIMG, its code with A to J for digits, and Z."""
-    found = {}
+    """Return the token of each image code, from the tokens' ids by name. The name of an image token is IMGIMG, the digits of
+    its code as A to J, and Z."""
+    codes = {}
     for name, id in names.items():
-        if written := re.fullmatch(r"IMGIMG([A-J]+)Z", name):
-            found[int("".join(str(ord(letter) - ord("A")) for letter in written[1]))] = id
-    return found
+        if match := re.fullmatch(r"IMGIMG([A-J]+)Z", name):
+            codes[int("".join(str(ord(letter) - ord("A")) for letter in match[1]))] = id
+    return codes
 
 
 def _chameleon_vocab(
     names: dict[str, int], size: int, image: ImageTokenizer | None, tokenizer: Path
-) -> tuple[Vocab | None, dict[str, Any]]:
-    """The vocabulary that the names say, ids after image codes as text (None without names or image tokenizer); tokenizers."""
+) -> tuple[Vocab | None, Tokenizers]:
+    """Return the vocabulary of a Chameleon, in which all tokens after those of image codes are text, and its tokenizers. The
+    vocabulary is None without names of tokens or without image tokenizer."""
     codes = image_codes(names)
     ids = sorted(codes.values())
     if image is None:
@@ -163,10 +171,10 @@ def _chameleon_vocab(
         return None, {"image": image}
     if sorted(codes) != list(range(len(ids))) or ids != list(range(ids[0], ids[0] + len(ids))):
         raise UserError(
-            f"the vocabulary's image names give {len(ids)} codes that are not 0 to {len(ids) - 1}, or not in one stretch"
+            f"the vocabulary names {len(ids)} image tokens, but not with the codes 0 to {len(ids) - 1}, or not with consecutive ids"
         )
     if len(ids) != image.codebook_size:
-        raise UserError(f"the vocabulary names {len(ids)} image codes, the image tokenizer has {image.codebook_size}")
+        raise UserError(f"the vocabulary names {len(ids)} image tokens, the image tokenizer has {image.codebook_size}")
     specials = {ours: names.get(theirs, usual) for ours, (theirs, usual) in CHAMELEON.items()}
     after = ids[-1] + 1
     permutation = tuple(int(p) for p in np.array([codes[c] for c in range(len(ids))]) - ids[0])
@@ -186,14 +194,14 @@ def _chameleon_vocab(
 
 @dataclass
 class ImportedDecoder:
-    """A decoder with what its folder says of its ids: tokenizers by name and vocabulary, as far as there are any."""
+    """A decoder with the tokenizers (by name) and the vocabulary of its folder; vocab is None if it has none."""
 
     model: Decoder
-    tokenizers: dict[str, Any]
+    tokenizers: Tokenizers
     vocab: Vocab | None = None
 
     def save_pretrained(self, out: Path, overwrite: bool = False) -> None:
-        """Write a bundle; without a vocabulary only its folders `model/` and `tokenizers/NAME/`."""
+        """Write a bundle; without a vocabulary only the folders `model/` and `tokenizers/NAME/`."""
         if self.vocab is not None:
             Bundle(self.vocab, self.tokenizers, self.model).save_pretrained(out, overwrite)
             return
@@ -207,12 +215,13 @@ class ImportedDecoder:
 
 
 def export_decoder(kind: str, decoder: Decoder, vocab: Vocab | None, out: Path, overwrite: bool = False) -> None:
-    """Write a decoder as `kind`, with `unitok_ids.json` to tell what ids mean. Errors: `UserError` where it does not fit."""
+    """Write a decoder in the format `kind`, one of `EXPORTS`, with the meaning of its tokens in `unitok_ids.json`. Errors:
+    `UserError` for a decoder with options that the format does not have."""
     if kind != "hf-qwen3":
         raise UserError(f"no kind {kind!r}; choose hf-qwen3")
     c = decoder.config
     fits = {"span_positions": 0, "qk_norm": "rms", "norm_placement": "before", "mlp_bias": False, "attention_bias": False}
-    for name, value in fits.items():  # servers know no bias on the output projection
+    for name, value in fits.items():  # servers have no bias on the output projection
         if getattr(c, name) != value:
             raise UserError(f"the decoder has {name} {getattr(c, name)!r}, which Qwen3 does not: it cannot be exported")
     named = {"bos_token_id": "<bos>", "eos_token_id": "<eos>", "pad_token_id": "<pad>"}
@@ -240,8 +249,8 @@ def export_decoder(kind: str, decoder: Decoder, vocab: Vocab | None, out: Path, 
             write_json(partial / "unitok_ids.json", id_map(vocab))
 
 
-def id_map(vocab: Vocab) -> dict[str, Any]:
-    """What ids mean, for programs that know nothing of unitok: ranges, special ids, and how spans are laid out."""
+def id_map(vocab: Vocab) -> dict[str, object]:
+    """Return the meaning of tokens for programs that do not know unitok: ranges, special tokens, and the layout of spans."""
     return {
         "unitok": 1,
         "ranges": {r.name: {"first": r.offset, "count": r.size, "kind": r.kind} for r in vocab.ranges},

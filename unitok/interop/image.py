@@ -1,80 +1,81 @@
-"""Image tokenizers of other projects as ours: taming-transformers, LlamaGen, Chameleon (Meta's file, transformers' folder).
+"""Import of image tokenizers: taming-transformers, LlamaGen, Chameleon (the file of Meta, the folder of transformers).
 
-All four are taming's network, its architecture read from the weights; a YAML or config.json only adds the resolution.
-taming's `quant_conv` and `post_quant_conv` are our quantizer's two projections (1x1 convolutions are linear). LlamaGen orders
-the decoder's blocks from low to high resolution; its codes have length 1.
+All four are the network of taming-transformers. The architecture follows from the shapes of the weights; a YAML or config.json
+only adds the resolution. `quant_conv` and `post_quant_conv` are the two projections of our quantizer (1x1 convolutions are
+linear). LlamaGen numbers the blocks of the decoder from low to high resolution; its codes have length 1.
 """
 
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from unitok.checkpoints import load_weights
 from unitok.errors import UserError
 from unitok.files import read_yaml
-from unitok.interop.weights import State, log, read_config, read_folder, require_names, strip_prefix, tell_unused
+from unitok.interop.weights import ForeignConfig, State, log, log_unused, read_config, read_folder, require_names, strip_prefix
 from unitok.pretrained import load_state
 from unitok.tokenizers import ImageTokenizer, ImageTokenizerConfig
 from unitok.tokenizers.quantize import VectorQuantizer
 
-#: Names that every VQ-GAN of this family has, in whatever wrapper it was saved.
+#: Names in the weights of every VQ-GAN of this family.
 NEEDED = ("encoder.conv_in.weight", "encoder.conv_out.weight", "quantize.embedding.weight", "quant_conv.weight")
 FAMILY = "a VQ-GAN of this kind"
 
 
 def import_image_tokenizer(kind: str, source: Path, config: Path | None = None, trust: bool = False) -> ImageTokenizer:
-    """A checkpoint of one of `unitok.interop.KINDS` -> an `ImageTokenizer` with equal codes, in eval mode."""
+    """Return an `ImageTokenizer` with equal codes, in eval mode, from a checkpoint. kind: one of `unitok.interop.KINDS`.
+    Errors: `UserError` that names the file."""
     where = str(source)
     if kind == "hf-chameleon-vqvae":
-        given = read_config(source, part="vq_config")
-        return from_chameleon(read_folder(source), given, where)
+        return from_chameleon(read_folder(source), read_config(source, part="vq_config"), where)
     state, others = strip_prefix(load_weights(source, trust), NEEDED, where)
     if kind == "llamagen":
         state = _from_llamagen(state)
         return from_taming(state, infer_config(state, 256, True, where), where, others)
     ddconfig = _ddconfig(source, config)
     resolution = int(ddconfig.get("resolution", 512 if kind == "chameleon-vqgan" else 256))
-    found = infer_config(state, resolution, False, where)
+    inferred = infer_config(state, resolution, False, where)
     for name in ("ch", "ch_mult", "num_res_blocks", "z_channels"):
-        said, has = ddconfig.get(name), getattr(found, name)
-        if said is not None and (tuple(said) if isinstance(said, list) else said) != has:
-            raise UserError(f"{where}: its YAML says {name} {said}, its weights have {has}: they do not belong together")
+        declared, actual = ddconfig.get(name), getattr(inferred, name)
+        if declared is not None and (tuple(declared) if isinstance(declared, list) else declared) != actual:
+            raise UserError(f"{where}: its YAML says {name} {declared}, its weights have {actual}: they do not belong together")
     if not ddconfig:
-        log.warning("%s: no YAML says its resolution: taken as %d; it cannot be verified", where, resolution)
-    return from_taming(state, found, where, others)
+        log.warning("%s: no YAML says the resolution; %d is assumed, which cannot be verified", where, resolution)
+    return from_taming(state, inferred, where, others)
 
 
-def from_chameleon(state: State, vq_config: dict[str, Any], where: str) -> ImageTokenizer:
-    """Weights and configuration of transformers' ChameleonVQVAE, the weights under whatever prefix."""
+def from_chameleon(state: State, vq_config: ForeignConfig, where: str) -> ImageTokenizer:
+    """Return an `ImageTokenizer` from weights, under any prefix, and configuration of transformers' ChameleonVQVAE."""
     state, others = strip_prefix(state, NEEDED, where)
     return from_taming(state, infer_config(state, int(vq_config.get("resolution", 512)), False, where), where, others)
 
 
-# ---- taming's names -> ours -----------------------------------------------------------------------------------------
+# ---- Names of taming-transformers -> ours ---------------------------------------------------------------------------
 
 
 def from_taming(state: State, config: ImageTokenizerConfig, where: str, others: Iterable[str] = ()) -> ImageTokenizer:
-    """Weights with taming's names as an `ImageTokenizer`, without its loss. others: what else it holds, for the log."""
+    """Return an `ImageTokenizer` from weights with the names of taming-transformers. others: further names of the file, for the
+    log."""
     model = ImageTokenizer(config)
-    wanted = {k: v for k, v in state.items() if k.startswith(("encoder.", "decoder."))}
-    used = {*wanted, "quantize.embedding.weight"}
-    for theirs, ours in (("quant_conv", "project_in"), ("post_quant_conv", "project_out")):
-        names = (f"{theirs}.weight", f"{theirs}.bias")
-        require_names(state, names, FAMILY, where)
-        wanted |= {f"quantizer.{ours}.weight": state[names[0]].flatten(1), f"quantizer.{ours}.bias": state[names[1]]}
-        used |= {*names}
-    wanted = {k: v.float() for k, v in wanted.items()}
+    ours = {k: v for k, v in state.items() if k.startswith(("encoder.", "decoder."))}
+    used = {*ours, "quantize.embedding.weight"}
+    for convolution, projection in (("quant_conv", "project_in"), ("post_quant_conv", "project_out")):
+        weight, bias = f"{convolution}.weight", f"{convolution}.bias"
+        require_names(state, (weight, bias), FAMILY, where)
+        ours |= {f"quantizer.{projection}.weight": state[weight].flatten(1), f"quantizer.{projection}.bias": state[bias]}
+        used |= {weight, bias}
+    ours = {k: v.float() for k, v in ours.items()}
     assert isinstance(model.quantizer, VectorQuantizer)
     model.quantizer.codebook.set(state["quantize.embedding.weight"].float())
-    wanted |= {k: v for k, v in model.state_dict().items() if ".codebook." in k}
-    load_state(model, wanted, where)
-    tell_unused(where, [*(name for name in state if name not in used), *others])
+    ours |= {k: v for k, v in model.state_dict().items() if ".codebook." in k}
+    load_state(model, ours, where)
+    log_unused(where, [*(name for name in state if name not in used), *others])
     return model.eval()
 
 
 def infer_config(state: State, resolution: int, normalize: bool, where: str) -> ImageTokenizerConfig:
-    """The architecture that weights with taming's names have. `resolution`: nominal, pixels a side."""
+    """Return the architecture of weights with the names of taming-transformers. resolution: nominal, pixels per side.
+    normalize: whether codes have length 1."""
     if any(name == "quantize.embed.weight" or name.endswith(".quantize.embed.weight") for name in state):
         raise UserError(f"{where}: a Gumbel VQ-GAN; only vector-quantized ones can be imported")
     require_names(state, NEEDED, FAMILY, where)
@@ -103,11 +104,12 @@ def infer_config(state: State, resolution: int, normalize: bool, where: str) -> 
     )
 
 
-def _ddconfig(source: Path, config: Path | None) -> dict[str, Any]:
-    """taming's `model.params.ddconfig`, or Chameleon's wherever it lies, of the YAML; empty where there is no YAML."""
+def _ddconfig(source: Path, config: Path | None) -> ForeignConfig:
+    """Return the mapping `ddconfig` of a YAML file, at any depth: `config`, or the one beside the source; {} if there is
+    none."""
     beside = sorted(source.parent.glob("*.yaml"))
-    named = [f for f in beside if f.stem == source.stem]
-    path = config or (named[0] if named else beside[0] if len(beside) == 1 else None)
+    same_name = [f for f in beside if f.stem == source.stem]
+    path = config or (same_name[0] if same_name else beside[0] if len(beside) == 1 else None)
     if path is None:
         return {}
     if not path.exists():
@@ -119,8 +121,8 @@ def _ddconfig(source: Path, config: Path | None) -> dict[str, Any]:
     return ddconfig
 
 
-def _find(node: Any, key: str) -> Any:
-    """The first value of `key` in nested mappings."""
+def _find(node: object, key: str) -> object:
+    """Return the first value of `key` in nested mappings; None if there is none."""
     if not isinstance(node, dict):
         return None
     if key in node:
@@ -128,11 +130,11 @@ def _find(node: Any, key: str) -> Any:
     return next((found for child in node.values() if (found := _find(child, key)) is not None), None)
 
 
-# ---- Others' names -> taming's --------------------------------------------------------------------------------------
+# ---- Names of other projects -> those of taming-transformers --------------------------------------------------------
 
 
 def _from_llamagen(state: State) -> State:
-    """LlamaGen's names as taming's."""
+    """Rename the tensors of LlamaGen as in taming-transformers."""
     last = max((int(m[1]) for k in state if (m := re.match(r"decoder\.conv_blocks\.(\d+)\.", k))), default=0)
     out: State = {}
     for name, tensor in state.items():

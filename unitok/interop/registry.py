@@ -1,11 +1,18 @@
-"""What can be imported and exported, and which module reads it. Nothing heavy is imported before it is asked for."""
+"""The kinds of checkpoints that can be imported and exported. The modules that read them are imported when they are needed."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 from unitok.errors import UserError
 
-#: kind -> what SRC is
+if TYPE_CHECKING:
+    from unitok.interop.decoder import ImportedDecoder
+    from unitok.model import Decoder
+    from unitok.tokenizers import AudioTokenizer, ImageTokenizer
+
+    Imported: TypeAlias = AudioTokenizer | ImageTokenizer | Decoder | ImportedDecoder
+
+#: Kind of checkpoint -> what its source is.
 KINDS = {
     "taming": "taming-transformers' VQ-GAN: a .ckpt, with its .yaml beside it or in --config",
     "llamagen": "LlamaGen's image tokenizer: vq_ds16_c2i.pt and the like",
@@ -17,9 +24,9 @@ KINDS = {
     "hf-llama": "a folder saved by transformers' LlamaForCausalLM",
     "hf-qwen3": "a folder saved by transformers' Qwen3ForCausalLM",
 }
-EXPORTS = {"hf-qwen3": "loads in transformers, vLLM and SGLang as Qwen3"}
+EXPORTS = {"hf-qwen3": "a folder that transformers, vLLM and SGLang load as Qwen3"}
 
-#: Options that only some kinds take: the others say the same themselves.
+#: Options that only some kinds take; the files of all others contain these values.
 OPTIONS = {"config": ("taming", "chameleon-vqgan", "encodec"), "sample_rate": ("encodec",), "causal": ("encodec",)}
 
 
@@ -30,14 +37,14 @@ def import_checkpoint(
     trust: bool = False,
     sample_rate: int | None = None,
     causal: bool | None = None,
-) -> Any:
-    """Read a checkpoint of another project -> our module, ready for `save_pretrained`.
+) -> "Imported":
+    """Read a checkpoint of another project. Returns our module, of which `save_pretrained` writes a folder.
 
     Args:
         kind: one of `KINDS`. source: its file or folder.
-        config: the file that describes it, where that does not lie beside it; of an EnCodec also a published model's name.
-        trust: unpickle everything, which runs whatever code the file's author put there.
-        sample_rate, causal: Hz, and whether codes do not depend on later audio: of an EnCodec that says neither itself.
+        config: file of its configuration, if that does not lie beside it; for EnCodec also the name of a published model.
+        trust: unpickle everything, which executes any code that the file contains.
+        sample_rate, causal: Hz, and whether codes are independent of later audio; for an EnCodec without a configuration.
 
     Errors: `UserError`, one line that names the file.
     """
@@ -48,7 +55,7 @@ def import_checkpoint(
         raise UserError(f"{source}: no such file or folder")
     for name, value in {"config": config, "sample_rate": sample_rate, "causal": causal}.items():
         if value is not None and kind not in OPTIONS[name]:
-            raise UserError(f"{name} is for {', '.join(OPTIONS[name])}; {kind} is described by its own folder or weights")
+            raise UserError(f"{name} is for {', '.join(OPTIONS[name])}; a source of kind {kind} contains it")
     if kind in ("encodec", "hf-encodec"):
         from unitok.interop.audio import import_audio_tokenizer
 
@@ -62,24 +69,24 @@ def import_checkpoint(
     return import_image_tokenizer(kind, source, config, trust)
 
 
-def describe(part: Any) -> str:
-    """One line on what `import_checkpoint` gave."""
+def describe(part: "Imported") -> str:
+    """Return one line about the result of `import_checkpoint`."""
     from unitok.interop.decoder import ImportedDecoder
     from unitok.tokenizers import AudioTokenizer, ImageTokenizer
 
     if isinstance(part, AudioTokenizer):
         levels = f"{part.num_codebooks} levels of {part.codebook_size} codes"
-        rates = f"{part.frame_rate:g} frames a second, {levels}, {part.bitrate / 1000:g} kbit/s"
+        rates = f"{part.frame_rate:g} frames per second, {levels}, {part.bitrate / 1000:g} kbit/s"
         return f"{part.sample_rate} Hz, {'' if part.config.causal else 'not '}causal, {rates}"
     if isinstance(part, ImageTokenizer):
         only = "" if part.config.decodes else "; it encodes only"
-        return f"{part.codebook_size} codes of {part.config.codebook_dim} dimensions, {part.stride} pixels a code{only}"
+        return f"{part.codebook_size} codes of {part.config.codebook_dim} dimensions, {part.stride} pixels per code{only}"
     decoder = part.model if isinstance(part, ImportedDecoder) else part
     count, c = sum(p.numel() for p in decoder.parameters()), decoder.config
-    told = f"a decoder of {count / 1e6:.1f}M parameters, {c.num_hidden_layers} layers, {c.vocab_size} ids"
-    if decoder is part:
-        return f"{told}; it brings no vocabulary, so nothing says what its ids mean"
+    size = f"a decoder of {count / 1e6:.1f}M parameters, {c.num_hidden_layers} layers, {c.vocab_size} tokens"
+    if not isinstance(part, ImportedDecoder):
+        return f"{size}; without a vocabulary, so the meaning of its tokens is unknown"
     if part.vocab is None:
-        return f"{told}; ids stay plain: no names of image ids, or no image encoder"
+        return f"{size}; without a vocabulary: no names of image tokens, or no image encoder"
     parts = ", ".join(part.tokenizers)
-    return f"{told}; a bundle with {f'{parts} and decoder' if parts else 'the decoder and what its ids mean'}"
+    return f"{size}; a bundle with {f'{parts} and decoder' if parts else 'decoder and vocabulary'}"

@@ -1,7 +1,7 @@
-"""Audio files, open to be read in pieces: of any format that libsndfile reads, whole, and at their true length.
+"""Audio files of any format that libsndfile reads, opened for reading in pieces, complete and with their true length.
 
-libsndfile decodes; what its headers do not tell it right is found by `audio_streams`. Float samples beyond [-1, 1] are
-clipped as a player does; numbers of the size of integers are an error.
+libsndfile decodes; `audio_streams` corrects what it gets wrong from headers. Float samples beyond [-1, 1] are clipped, as
+players do; floats of the magnitude of integers are an error.
 """
 
 import io
@@ -15,30 +15,31 @@ import soundfile
 
 from unitok.errors import UserError, first_line
 from unitok.media.audio_streams import CutOff, Stream, streams_of
-from unitok.media.byte_source import ByteSource, Stretch
+from unitok.media.byte_source import ByteSource, SourcePart
 from unitok.media.formats import HEAD, unread
 
 MAX_HOURS = 12
-MAX_LEVEL = 16.0  # float samples over this are integers that somebody stored as floats
-_FRAMES_LOST = 2 * 1152  # samples per channel that an MP3 may lack at its end: encoders and decoders count differently
+MAX_LEVEL = 16.0  # float samples beyond this are integers that were stored as floats
+_MISSING_MP3 = 2 * 1152  # samples per channel that may be missing at the end of an MP3: encoders and decoders count differently
 REMEDY = "replace it or leave it out"
 
-#: Files whose streams are remembered, by device, inode, size and time of change.
-KNOWN = 4096
-_known: dict[tuple[int, int, int, int], list[Stream]] = {}
+#: Number of files whose streams are cached, by device, inode, size and time of change.
+CACHED = 4096
+_cache: dict[tuple[int, int, int, int], list[Stream]] = {}
 
 
 class _Decoder(soundfile.SoundFile):
-    """A sound file that is only read on: soundfile seeks after each read, where MP3 and Opus lose what they build upon."""
+    """A `SoundFile` that is read sequentially: soundfile would seek after each read, which makes MP3 and Opus lose their
+    decoder state."""
 
     def seekable(self) -> bool:
         return False
 
 
 class AudioFile(AbstractContextManager):
-    """An open audio file: one stream, or several that follow one another, as one.
+    """An open audio file; several consecutive streams are read as one.
 
-    frames: samples per channel. samplerate: Hz. format: as soundfile calls it. name: for messages.
+    frames: samples per channel. samplerate: Hz. format: soundfile's name. name: for messages.
     """
 
     def __init__(self, name: str, source: ByteSource, streams: list[Stream]):
@@ -48,37 +49,38 @@ class AudioFile(AbstractContextManager):
         self.frames = sum(self._lengths)
         first = self._files[0]
         self.samplerate, self.channels, self.format = int(first.samplerate), first.channels, first.format
-        self._at, self._tells = 0, [0] * len(streams)
+        self._position, self._positions = 0, [0] * len(streams)  # of all streams together, and of each decoder
         for file in self._files[1:]:
             if (file.samplerate, file.channels) != (self.samplerate, self.channels):
                 raise UserError(
-                    f"{name}: audio whose parts differ ({self.samplerate} Hz, {self.channels} channels; then {file.samplerate} "
+                    f"{name}: its streams differ ({self.samplerate} Hz, {self.channels} channels; then {file.samplerate} "
                     f"Hz, {file.channels}); convert it, for example with ffmpeg -i {Path(name).name} {Path(name).stem}.wav"
                 )
 
     def _open(self, stream: Stream) -> _Decoder:
         file, whole = self._source.file, (stream.start, stream.stop, stream.head) == (0, self._source.size, b"")
         if not whole or isinstance(file, io.BytesIO):
-            return _Decoder(Stretch(self._source, stream.head, stream.start, stream.stop))
-        file.seek(0)  # by its descriptor: that is fastest, and the suffix says nothing
+            return _Decoder(SourcePart(self._source, stream.head, stream.start, stream.stop))
+        file.seek(0)  # pass the descriptor: it is fastest, and hides the suffix
         return _Decoder(file.fileno(), closefd=False)
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Close the file; it cannot be read any more."""
+        """Close the file."""
         for file in self._files:
             file.close()
         self._source.file.close()
 
     def seek(self, frame: int) -> None:
-        """Make `frame` the next one that is read, in any format."""
-        self._at = min(max(0, frame), self.frames)
+        """Go to a sample, exactly, in any format."""
+        self._position = min(max(0, frame), self.frames)
 
     def read(self, frames: int = -1) -> np.ndarray:
-        """The next samples (default: all the rest), float32 [t, C]; errors: `UserError` for damage, for levels of no audio."""
-        left = self.frames - self._at
+        """Read the next `frames` samples (default: all that remain), float32 [t, C]. Errors: `UserError` for damaged files, and
+        for samples that are not in the range of audio."""
+        left = self.frames - self._position
         left = left if frames < 0 else min(frames, left)
         blocks = list(self._blocks(left))
         samples = blocks[0] if len(blocks) == 1 else np.concatenate([np.zeros((0, self.channels), np.float32), *blocks])
@@ -87,39 +89,40 @@ class AudioFile(AbstractContextManager):
             raise UserError(f"{self.name}: samples that are not finite numbers; {REMEDY}")
         if level > MAX_LEVEL:
             raise UserError(
-                f"{self.name}: samples up to {level:.6g}, where floats are in [-1, 1]; divide them, 16-bit ones by 32768"
+                f"{self.name}: float samples up to {level:.6g}, beyond [-1, 1]; scale them, 16-bit ones by 1 / 32768"
             )
         return samples if level <= 1 else samples.clip(-1, 1)
 
     def _blocks(self, left: int) -> Iterator[np.ndarray]:
         first = 0
         for number, length in enumerate(self._lengths):
-            start = self._at - first
+            start = self._position - first
             if left and start < length:
-                wanted = min(left, length - start)
-                yield self._read(number, start, wanted)
-                left, self._at = left - wanted, self._at + wanted
+                count = min(left, length - start)
+                yield self._read(number, start, count)
+                left, self._position = left - count, self._position + count
             first += length
 
-    def _read(self, number: int, start: int, wanted: int) -> np.ndarray:
-        """Samples [start, start + wanted) of one stream."""
+    def _read(self, number: int, start: int, count: int) -> np.ndarray:
+        """Read samples [start, start + count) of one stream."""
         try:
-            if self._tells[number] != start:
+            if self._positions[number] != start:
                 self._seek(number, start)
-            samples = self._files[number].read(wanted, dtype="float32", always_2d=True)
+            samples = self._files[number].read(count, dtype="float32", always_2d=True)
         except (soundfile.LibsndfileError, RuntimeError) as error:
-            raise UserError(f"{self.name}: damaged sound ({_reason(error)}); {REMEDY}") from None
-        self._tells[number] = start + len(samples)
-        if (lost := wanted - len(samples)) == 0:
+            raise UserError(f"{self.name}: damaged audio ({_reason(error)}); {REMEDY}") from None
+        self._positions[number] = start + len(samples)
+        if (missing := count - len(samples)) == 0:
             return samples
-        if lost > _FRAMES_LOST or self._files[number].format != "MP3":
-            raise UserError(_cut_off(self.name, self.frames / self.samplerate, (self._at + len(samples)) / self.samplerate))
-        self._tells[number] = -1
-        return np.concatenate([samples, np.zeros((lost, self.channels), np.float32)])
+        if missing > _MISSING_MP3 or self._files[number].format != "MP3":
+            decoded = self._position + len(samples)
+            raise UserError(_cut_off(self.name, self.frames / self.samplerate, decoded / self.samplerate))
+        self._positions[number] = -1
+        return np.concatenate([samples, np.zeros((missing, self.channels), np.float32)])
 
     def _seek(self, number: int, start: int) -> None:
-        """Go to a sample of one stream; where libsndfile's seeks are not exact, decode up to it from before."""
-        stream, file, at = self._streams[number], self._files[number], self._tells[number]
+        """Go to a sample of one stream. Where seeking in libsndfile is not exact, decode from an earlier position."""
+        stream, file, at = self._streams[number], self._files[number], self._positions[number]
         can_seek = soundfile.SoundFile.seekable(file)
         before = max(0, min(start - stream.preroll, self._lengths[number] - stream.tail)) if can_seek else 0
         if not before <= at <= start:
@@ -133,22 +136,23 @@ class AudioFile(AbstractContextManager):
             at = before
         while (left := start - at) > 0:
             at += len(file.read(min(left, 1 << 16), dtype="float32")) or left
-        self._tells[number] = start
+        self._positions[number] = start
 
 
 def _reason(error: BaseException) -> str:
     return error.error_string if isinstance(error, soundfile.LibsndfileError) else first_line(error)
 
 
-def _cut_off(name: str, promised: float, there: float) -> str:
-    """That a file ends before its audio does; seconds, 0 for what is not known."""
-    says = f"it promises {promised:.2f} s, {there:.2f} s of it decode" if promised else "its end is missing"
-    says += f", {there:.2f} s of it decode" if there and not promised else ""
-    return f"{name}: a sound that is cut off: {says}; {REMEDY}"
+def _cut_off(name: str, declared: float, present: float) -> str:
+    """Return the message for a file that ends before its audio does. declared, present: seconds; 0 if unknown."""
+    lengths = f"its header says {declared:.2f} s, {present:.2f} s can be decoded" if declared else "its end is missing"
+    lengths += f", {present:.2f} s can be decoded" if present and not declared else ""
+    return f"{name}: audio that is cut off: {lengths}; {REMEDY}"
 
 
 def open_audio(path: Path, data: bytes | None = None) -> AudioFile:
-    """An audio file, or its bytes, to be read in pieces; errors: `UserError` for no file, no audio, no samples, less than promised."""
+    """Open an audio file for reading in pieces. data: bytes of the file; `path` is then only its name. Errors: `UserError` for
+    a missing file, another content, audio without samples, and audio that is cut off."""
     name = str(path)
     try:
         source = ByteSource(path, data)
@@ -159,14 +163,14 @@ def open_audio(path: Path, data: bytes | None = None) -> AudioFile:
     try:
         file = AudioFile(name, source, _streams_of(source, data is None))
         if file.frames == 0:
-            raise UserError(f"{name}: a sound of zero length; {REMEDY}")
+            raise UserError(f"{name}: audio of zero length; {REMEDY}")
         if file.frames > MAX_HOURS * 3600 * file.samplerate:
-            raise UserError(f"{name}: a sound of more than {MAX_HOURS} hours; cut it")
+            raise UserError(f"{name}: audio of more than {MAX_HOURS} hours; cut it into parts")
         if file.format == "FLAC":
             _check_end(file)
         return file
     except BaseException as error:
-        message = _why(name, source, error)
+        message = _open_error(name, source, error)
         source.file.close()
         if message:
             raise UserError(message) from None
@@ -174,22 +178,22 @@ def open_audio(path: Path, data: bytes | None = None) -> AudioFile:
 
 
 def _streams_of(source: ByteSource, on_disk: bool) -> list[Stream]:
-    """The streams of a file; remembered for files on disk, which training opens again and again."""
+    """Return the streams of a file; cached for files on disk, which training opens repeatedly."""
     if not on_disk:
         return streams_of(source)
     stat = os.fstat(source.file.fileno())
     key = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
-    found = _known.get(key)
-    if found is None:
-        found = streams_of(source)
-        if len(_known) >= KNOWN:
-            _known.clear()
-        _known[key] = found
-    return found
+    streams = _cache.get(key)
+    if streams is None:
+        streams = streams_of(source)
+        if len(_cache) >= CACHED:
+            _cache.clear()
+        _cache[key] = streams
+    return streams
 
 
 def _check_end(file: AudioFile) -> None:
-    """Errors: `CutOff` for FLAC whose last frame is there in part."""
+    """Raise `CutOff` for FLAC whose last frame is incomplete."""
     file.seek(file.frames - 1)
     try:
         file.read(1)
@@ -198,19 +202,19 @@ def _check_end(file: AudioFile) -> None:
     file.seek(0)
 
 
-def _why(name: str, source: ByteSource, error: BaseException) -> str:
-    """What is wrong with a file that does not open; "" for an error that says so itself."""
+def _open_error(name: str, source: ByteSource, error: BaseException) -> str:
+    """Return the message for a file that cannot be opened; "" for an error that has a message of its own."""
     unreadable = (soundfile.LibsndfileError, RuntimeError, TypeError)
     if isinstance(error, (CutOff, *unreadable)) and (what := unread(source.read(0, HEAD), name)):
         return f"{name}: {what}"
     if isinstance(error, CutOff):
-        promised, there = error.promised, error.there
-        if error.share:
+        declared, present = error.declared, error.present
+        if error.fraction:
             try:
                 rest = AudioFile(name, source, [Stream(0, source.size)])
-                there = rest.frames / rest.samplerate
+                present = rest.frames / rest.samplerate
             except unreadable:  # libsndfile does not open some formats that are cut off
-                there = 0.0
-            promised = there / error.share
-        return _cut_off(name, promised, there)
-    return f"{name}: not a readable sound ({_reason(error)}); {REMEDY}" if isinstance(error, unreadable) else ""
+                present = 0.0
+            declared = present / error.fraction
+        return _cut_off(name, declared, present)
+    return f"{name}: not readable audio ({_reason(error)}); {REMEDY}" if isinstance(error, unreadable) else ""

@@ -1,9 +1,9 @@
-"""Where the audio of a file lies: its streams, and whether all that its headers promise is there.
+"""Find the audio streams of a file, and check that they have the length that their headers declare.
 
-libsndfile says nothing of what is missing: of half a file it gives half, of two files one after another the first, of a
-variable MP3 without a header what a constant one of its size would last. So chunk sizes, Ogg pages, MPEG frames and FLAC's
-last frame are looked at here first. Each stream can be opened as a file of its own (`Stretch`), with a header that is mended
-where it was written before its length was known.
+libsndfile does not report missing data: of half a file it returns half, of two concatenated files the first, and for a variable
+bit rate MP3 without a header it estimates the length. So chunk sizes, Ogg pages, MPEG frames and the last frame of FLAC are
+checked here first. Each stream can be opened as a file of its own (`SourcePart`), with a corrected header if it was written
+before the length was known.
 """
 
 import re
@@ -11,44 +11,46 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from unitok.media.byte_source import BLOCK, ByteSource, Order
-from unitok.media.flac import last_sample, rises
-from unitok.media.mpeg import begins_stream, find_mpeg, mpeg_frames, promise, tag_size, walk_frames, xing_header
+from unitok.media.flac import is_one_stream, last_sample
+from unitok.media.mpeg import begins_stream, declared_size, find_mpeg, mpeg_frames, tag_size, walk_frames, xing_header
 
-#: Bytes by which a header may be wrong: some programs count themselves, or the padding.
+#: Bytes by which a declared size may be wrong: some programs include the header or padding.
 SLACK = 64
-#: Sizes that mean "unknown" in 32 bits: all ones, and what sox and others write to a pipe.
+#: 32-bit sizes from here on mean "unknown": all ones, and what sox and others write to a pipe.
 _UNKNOWN = 0x7FFFF000
 #: Samples of the longest two blocks of Vorbis.
 _VORBIS_TAIL = 2 * 8192
-#: Samples until Opus and MP3 are right: half a second; frames that the smallest need to fill a bit reservoir of 511 bytes.
+#: Samples to decode before Opus and MP3 are exact: half a second; the smallest frames that fill a bit reservoir of 511 bytes.
 _OPUS_PREROLL, _MPEG_PREROLL = 24_000, 32 * 1152
 
 
 @dataclass(frozen=True)
 class Stream:
-    """A stream in a source: bytes [start, stop) behind `head`; then samples per channel, two for where libsndfile 1.2.2 seeks wrong."""
+    """A stream in a source: bytes [start, stop) after a header `head`; and numbers of samples per channel. `preroll` and `tail`
+    are for positions where libsndfile 1.2.2 seeks wrongly."""
 
     start: int
     stop: int
     head: bytes = b""
-    frames: int = 0  # where libsndfile cannot tell
-    preroll: int = 0  # to be decoded before a place until it is right (MP3's bit reservoir, Opus' prediction)
-    tail: int = 0  # at the end, and after the first seek of all, places are wrong (Vorbis)
+    frames: int = 0  # the length, if libsndfile cannot know it
+    preroll: int = 0  # to decode before a position (bit reservoir of MP3, prediction of Opus)
+    tail: int = 0  # at the end, where seeking goes wrong, as it does after the first seek (Vorbis)
 
 
 class CutOff(Exception):
-    """A file ends before its audio does. promised, there: seconds; 0 for what is not known."""
+    """A file ends before its audio does. declared, present: seconds; 0 if unknown. fraction: of the bytes that are present."""
 
-    def __init__(self, promised: float = 0.0, there: float = 0.0, share: float = 0.0):
-        self.promised, self.there, self.share = promised, there, share
+    def __init__(self, declared: float = 0.0, present: float = 0.0, fraction: float = 0.0):
+        self.declared, self.present, self.fraction = declared, present, fraction
 
 
 def streams_of(source: ByteSource) -> list[Stream]:
-    """The streams of a file in their order; where none is found, all of it, for libsndfile to judge. Errors: `CutOff`."""
-    return _found(source, source.read(0, 4096)) or [Stream(0, source.size)]
+    """Return the streams of a file in order; all of the file, for libsndfile to open, if its format is not known here. Errors:
+    `CutOff`."""
+    return _find_streams(source, source.read(0, 4096)) or [Stream(0, source.size)]
 
 
-def _found(source: ByteSource, head: bytes) -> list[Stream]:
+def _find_streams(source: ByteSource, head: bytes) -> list[Stream]:
     if head[:4] == b"OggS":
         return _ogg(source)
     if head[:4] == b"fLaC":
@@ -68,50 +70,50 @@ def _found(source: ByteSource, head: bytes) -> list[Stream]:
 
 @dataclass
 class Extent:
-    """Where the samples of a container begin, and their bytes."""
+    """The position and size in bytes of the samples in a container."""
 
     start: int
     size: int
-    end: int = 0  # of the container; 0: with them
-    open: bool = False  # it was written to a pipe and does not say how long it is
-    head: bytes = b""  # its header up to the samples, mended where libsndfile would take that for none
+    end: int = 0  # of the container; 0: the end of the samples
+    open: bool = False  # written to a pipe, without a length
+    head: bytes = b""  # corrected header up to the samples, if libsndfile would read no samples otherwise
     mpeg: bool = False  # the samples are an MP3 stream
 
 
-#: A source, where a container begins and where it must end at the latest -> its extent; None: it has no samples.
-Describe = Callable[[ByteSource, int, int], Extent | None]
+#: (source, begin of a container, its latest possible end) -> its extent; None if it has no samples.
+FindExtent = Callable[[ByteSource, int, int], Extent | None]
 
 
-def _chunks(source: ByteSource, describe: Describe) -> list[Stream]:
+def _chunks(source: ByteSource, find_extent: FindExtent) -> list[Stream]:
     at, end, magic = 0, source.size, source.read(0, 4)
     streams: list[Stream] = []
-    while (extent := describe(source, at, end)) and extent.start > at:
+    while (extent := find_extent(source, at, end)) and extent.start > at:
         size = max(0, extent.size)
         if (missing := extent.start + size - end) > SLACK:
-            raise CutOff(share=max(0, size - missing) / max(1, size))
+            raise CutOff(fraction=max(0, size - missing) / max(1, size))
         stop = min(end, max(extent.end, extent.start + size))
-        if extent.open and (again := source.find(source.read(at, 12), extent.start, end)) > 0:  # the next begins alike
-            end = again
+        if extent.open and (following := source.find(source.read(at, 12), extent.start, end)) > 0:  # another one begins there
+            end = following
             continue
         if extent.mpeg:
             streams += _mpeg(source, extent.start, min(stop, extent.start + size))
-        elif magic == b"BW64":  # RF64 under its later name
+        elif magic == b"BW64":  # the later name of RF64
             streams.append(Stream(at + 4, stop, b"RF64"))
         else:
             streams.append(Stream(at + len(extent.head), stop, extent.head))
-        more = source.read(stop, 5)  # perhaps behind a byte of padding
+        more = source.read(stop, 5)  # perhaps after a padding byte
         if magic not in (more[:4], more[1:]) or stop < extent.start:
             break
         at, end = stop + (more[:4] != magic), source.size
     return [Stream(0, source.size)] if len(streams) == 1 and streams[0].start == 0 else streams
 
 
-def _chunks_of_iff(source: ByteSource, place: int, order: Order) -> Iterator[tuple[bytes, int, int]]:
-    """The name, beginning and size of each chunk from a place on, where a name and 32 bits of size stand before it."""
-    while len(chunk := source.read(place, 8)) == 8:
+def _chunks_of_iff(source: ByteSource, position: int, order: Order) -> Iterator[tuple[bytes, int, int]]:
+    """Yield the name, begin and size of each chunk from a position on, in formats with a name and a 32-bit size before each."""
+    while len(chunk := source.read(position, 8)) == 8:
         size = int.from_bytes(chunk[4:], order)
-        yield chunk[:4], place + 8, size
-        place += 8 + size + size % 2
+        yield chunk[:4], position + 8, size
+        position += 8 + size + size % 2
 
 
 def _riff(source: ByteSource, at: int, stop: int) -> Extent | None:
@@ -147,34 +149,34 @@ def _iff(source: ByteSource, at: int, stop: int) -> Extent | None:
 
 
 def _caf(source: ByteSource, at: int, stop: int) -> Extent | None:
-    place, found = at + 8, None
-    while len(chunk := source.read(place, 12)) == 12 and chunk[:4] != b"caff":
+    position, extent = at + 8, None
+    while len(chunk := source.read(position, 12)) == 12 and chunk[:4] != b"caff":
         size = int.from_bytes(chunk[4:], "big", signed=True)
         if chunk[:4] == b"data":
             if size < 0:
-                size = stop - place - 12
-                head = source.read(at, place + 4 - at) + size.to_bytes(8, "big") + bytes(4)
-                return Extent(place + 16, size - 4, open=True, head=head)
-            found = Extent(place + 16, size - 4)
+                size = stop - position - 12
+                head = source.read(at, position + 4 - at) + size.to_bytes(8, "big") + bytes(4)
+                return Extent(position + 16, size - 4, open=True, head=head)
+            extent = Extent(position + 16, size - 4)
         elif size < 0:
             break
-        place += 12 + size
-        if found:
-            found.end = place
-    return found
+        position += 12 + size
+        if extent:
+            extent.end = position
+    return extent
 
 
 def _w64(source: ByteSource, at: int, stop: int) -> Extent | None:
-    form, place = source.number(at + 16, 8), at + 40
-    while len(chunk := source.read(place, 24)) == 24:
+    form, position = source.number(at + 16, 8), at + 40
+    while len(chunk := source.read(position, 24)) == 24:
         size = int.from_bytes(chunk[16:], "little")
         if chunk[:4] == b"data" and size < 1 << 62:
-            return Extent(place + 24, size - 24, at + form)
+            return Extent(position + 24, size - 24, at + form)
         if chunk[:4] == b"data":
-            size = stop - place
-            head = source.read(at, 16) + (stop - at).to_bytes(8, "little") + source.read(at + 24, place - at - 8)
-            return Extent(place + 24, size - 24, open=True, head=head + size.to_bytes(8, "little"))
-        place += max(24, -(-size // 8) * 8)
+            size = stop - position
+            head = source.read(at, 16) + (stop - at).to_bytes(8, "little") + source.read(at + 24, position - at - 8)
+            return Extent(position + 24, size - 24, open=True, head=head + size.to_bytes(8, "little"))
+        position += max(24, -(-size // 8) * 8)
     return None
 
 
@@ -186,23 +188,23 @@ def _au(source: ByteSource, at: int, stop: int) -> Extent | None:
 
 def _nist(source: ByteSource, at: int, stop: int) -> Extent | None:
     head = source.read(at, 1024)
-    found = [re.search(rb"%b -i (\d+)" % name, head) for name in (b"sample_count", b"channel_count", b"sample_n_bytes")]
-    count, channels, width = (int(m[1]) if m else 1 for m in found)
+    fields = [re.search(rb"%b -i (\d+)" % name, head) for name in (b"sample_count", b"channel_count", b"sample_n_bytes")]
+    count, channels, width = (int(m[1]) if m else 1 for m in fields)
     size = re.match(rb"NIST_1A\n *(\d+)\n", head)
-    return Extent(at + int(size[1]), count * channels * width) if size and found[0] else None
+    return Extent(at + int(size[1]), count * channels * width) if size and fields[0] else None
 
 
-def _fixed(header: int, size: Callable[[ByteSource, int], int]) -> Describe:
+def _fixed(header: int, size: Callable[[ByteSource, int], int]) -> FindExtent:
     return lambda source, at, stop: Extent(at + header, size(source, at))
 
 
 def _sds(source: ByteSource, at: int, stop: int) -> Extent | None:
-    """MIDI sample dump: packets of 120 bytes of samples in 127, seven bits in each."""
+    """MIDI sample dump: packets of 127 bytes with 120 bytes of samples, of 7 bits each."""
     bits, length = source.number(at + 6, 1), sum(b << 7 * i for i, b in enumerate(source.read(at + 10, 3)))
     return Extent(at + 21, -(-length // (120 // -(-bits // 7))) * 127) if 0 < bits <= 28 else None
 
 
-_EXTENTS: dict[bytes, Describe] = {
+_EXTENTS: dict[bytes, FindExtent] = {
     **dict.fromkeys((b"RIFF", b"RIFX", b"RF64", b"BW64"), _riff),
     b"FORM": _iff,
     b"caff": _caf,
@@ -224,7 +226,8 @@ _EXTENTS: dict[bytes, Describe] = {
 
 @dataclass
 class _Link:
-    """One of a chain of Ogg streams: where it begins; its rate in Hz; samples up to its last page and the one before."""
+    """One of a chain of Ogg streams: its begin in bytes, its rate in Hz, and the samples up to its last page and the page
+    before."""
 
     start: int
     rate: int
@@ -234,7 +237,7 @@ class _Link:
 
 
 def _ogg(source: ByteSource) -> list[Stream]:
-    """A chain of Ogg streams, one for each link (RFC 3533). Each must have its last page, and all of it."""
+    """Return one stream per link of a chain of Ogg streams (RFC 3533). Each must have a complete last page."""
     links: list[_Link] = []
     unfinished: set[bytes] = set()
     at, first = 0, False
@@ -246,7 +249,7 @@ def _ogg(source: ByteSource) -> list[Stream]:
             continue
         stop = at + 27 + page[26] + sum(page[27 : 27 + page[26]])
         serial, flags, position = page[14:18], page[5], int.from_bytes(page[6:14], "little", signed=True)
-        if flags & 2:  # the first page of a stream; of several at once they stand together
+        if flags & 2:  # the first page of a stream; those of multiplexed streams are adjacent
             packet = page[27 + page[26] :]
             vorbis = packet[:7] == b"\x01vorbis"
             if not first:
@@ -265,7 +268,7 @@ def _ogg(source: ByteSource) -> list[Stream]:
             unfinished.discard(serial)
         at = stop
     if unfinished:
-        raise CutOff(there=sum(link.length / link.rate for link in links if link.rate))
+        raise CutOff(present=sum(link.length / link.rate for link in links if link.rate))
     stops = [*(link.start for link in links[1:]), source.size]
     tails = [_VORBIS_TAIL + link.length - link.before if link.vorbis else 0 for link in links]
     return [
@@ -277,21 +280,21 @@ def _ogg(source: ByteSource) -> list[Stream]:
 
 
 def _flac(source: ByteSource, at: int) -> list[Stream]:
-    """FLAC streams one after another; of one that was written to a pipe the length comes from its last frame (RFC 9639)."""
+    """Return consecutive FLAC streams; the length of one that was written to a pipe comes from its last frame (RFC 9639)."""
     info = source.read(at + 8, 34)
     rate = int.from_bytes(info[10:13], "big") >> 4
     total = int.from_bytes(info[13:18], "big") & (1 << 36) - 1
     block, following = int.from_bytes(info[:2], "big"), -1
-    there = last_sample(source, at + 42, source.size, block)
-    if there != total or not rises(source, at + 42, source.size, block):  # perhaps because another stream follows
+    present = last_sample(source, at + 42, source.size, block)
+    if present != total or not is_one_stream(source, at + 42, source.size, block):  # perhaps because another stream follows
         following = source.find(b"fLaC\0\0\0\x22", at + 42, source.size)
     stop = source.size if following < 0 else following
-    there = there if following < 0 else last_sample(source, at + 42, stop, block)
-    if total and there < total:
-        raise CutOff(total / max(1, rate), there / max(1, rate))
-    if not total and not there:
+    present = present if following < 0 else last_sample(source, at + 42, stop, block)
+    if total and present < total:
+        raise CutOff(total / max(1, rate), present / max(1, rate))
+    if not total and not present:
         raise CutOff()
-    bits = int.from_bytes(info[13:18], "big") | there
+    bits = int.from_bytes(info[13:18], "big") | present
     head = b"" if total else source.read(at, 21) + bits.to_bytes(5, "big")
     return [Stream(at + len(head), stop, head), *(_flac(source, following) if following >= 0 else [])]
 
@@ -300,25 +303,26 @@ def _flac(source: ByteSource, at: int) -> list[Stream]:
 
 
 def _mpeg(source: ByteSource, start: int, stop: int) -> list[Stream]:
-    """MPEG audio streams one after another; where no Xing, Info or VBRI header fits one, its frames are counted and it gets one."""
+    """Return consecutive MPEG audio streams. If a stream has no Xing, Info or VBRI header that fits, its frames are counted,
+    and it gets a Xing header."""
     at = start
     while size := tag_size(source.read(at, 32)):
         at += size
-    found = find_mpeg(source.read(at, BLOCK >> 4))
-    if found is None:
+    junk = find_mpeg(source.read(at, BLOCK >> 4))
+    if junk is None:
         return []
-    at += found
+    at += junk
     end = _without_tags(source, at, stop)
     frame = source.read(at, 192)
     size, samples, rate = mpeg_frames()[frame[1] << 8 | frame[2]]
-    frames, length = promise(frame)
+    frames, length = declared_size(frame)
     if frames and length > size and at + length <= end:
         rest = at + length
         if not begins_stream(source.read(rest, min(8192, end - rest))):
             return [Stream(*((0, stop) if start == 0 else (at, rest)), preroll=_MPEG_PREROLL)]
         return [Stream(at, rest, preroll=_MPEG_PREROLL), *_mpeg(source, rest, stop)]
     last, count, complete = walk_frames(source.read, at, end)
-    count -= bool(frames)  # the header's own frame has no audio
+    count -= bool(frames)  # the frame of the header has no audio
     if frames > count + 1 or not complete:
         raise CutOff(frames * samples / rate, (count - (not complete)) * samples / rate)
     following = _mpeg(source, last, stop) if end - last > 4 else []
@@ -333,7 +337,7 @@ def _mpeg(source: ByteSource, start: int, stop: int) -> list[Stream]:
 
 
 def _without_tags(source: ByteSource, start: int, stop: int) -> int:
-    """Where audio ends before tags at the end of a file: ID3v1, APEv2, Lyrics3."""
+    """Return the end of the audio before tags at the end of a file: ID3v1, APEv2, Lyrics3."""
     while True:
         tail = source.read(max(start, stop - 160), min(160, stop - start))
         if tail[-128:-125] == b"TAG":

@@ -1,4 +1,4 @@
-"""The bytes of a file, on disk or in memory, read at any place; and part of them as a file of its own."""
+"""Random access to the bytes of a file, on disk or in memory; and a part of them as a file of its own."""
 
 import io
 from pathlib import Path
@@ -6,56 +6,58 @@ from typing import Literal
 
 Order = Literal["little", "big"]
 
-#: Bytes that are looked through at once.
+#: Bytes that are searched at once.
 BLOCK = 1 << 20
 
 
 class ByteSource:
-    """The bytes of a file: of `path`, or `data`."""
+    """The bytes of the file at `path`, or `data`. size: number of bytes. Errors: `OSError`."""
 
     def __init__(self, path: Path, data: bytes | None = None):
         self.file = open(path, "rb", buffering=0) if data is None else io.BytesIO(data)
         self.size = self.file.seek(0, io.SEEK_END)
 
     def read(self, start: int, size: int) -> bytes:
+        """Return bytes [start, start + size), or fewer at the end of the file."""
         if start >= self.size or size <= 0:
             return b""
         self.file.seek(start)
         return self.file.read(size)
 
     def number(self, start: int, size: int, order: Order = "little") -> int:
+        """Return the unsigned integer in bytes [start, start + size)."""
         return int.from_bytes(self.read(start, size), order)
 
-    def find(self, what: bytes, start: int, stop: int) -> int:
-        """Where `what` first begins in a stretch, or -1."""
+    def find(self, pattern: bytes, start: int, stop: int) -> int:
+        """Return the first position of `pattern` in bytes [start, stop), or -1."""
         while start < stop:
             block = self.read(start, min(BLOCK, stop - start))
-            if (at := block.find(what)) >= 0:
+            if (at := block.find(pattern)) >= 0:
                 return start + at
-            if len(block) < len(what):
+            if len(block) < len(pattern):
                 break
-            start += len(block) - len(what) + 1
+            start += len(block) - len(pattern) + 1
         return -1
 
 
-class Stretch(io.RawIOBase):
-    """Part of a source as a file of its own, behind a header that is not in it. It can be sent to places that it does not have:
-    damaged headers name such places."""
+class SourcePart(io.RawIOBase):
+    """Bytes [start, stop) of a source as a file of its own, after a header `head`. As damaged headers name positions beyond the
+    end, `seek` goes there, too."""
 
     def __init__(self, source: ByteSource, head: bytes, start: int, stop: int):
         self.source, self.head, self.start = source, head, start
         self.size = len(head) + stop - start
-        self.at = 0
+        self.position = 0
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self.at = max(0, offset + (0, self.at, self.size)[whence])
-        return self.at
+        self.position = max(0, offset + (0, self.position, self.size)[whence])
+        return self.position
 
     def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def, override]
-        size = max(0, min(len(buffer), self.size - self.at))
-        behind = max(0, self.at - len(self.head))
-        data = self.head[self.at : self.at + size]
-        data += self.source.read(self.start + behind, size - len(data))
+        size = max(0, min(len(buffer), self.size - self.position))
+        behind_head = max(0, self.position - len(self.head))
+        data = self.head[self.position : self.position + size]
+        data += self.source.read(self.start + behind_head, size - len(data))
         buffer[: len(data)] = data
-        self.at += len(data)
+        self.position += len(data)
         return len(data)

@@ -1,9 +1,9 @@
-"""What a file is: an image, audio or text, told from its first bytes, and where they leave it open from its name.
+"""Detect what a file is: an image, audio or text, by its first bytes, and by its name if these do not decide.
 
-Text comes first: UTF-8 without control characters is text, whatever letters it begins with ("BMW", "ID3", "RIFF"). Formats
-of images and audio are then told by a magic number and a second look at the header behind it. Formats that are written in
-letters (SVG, XPM, plain netpbm) or that have no magic number (TGA) need the suffix as well.
-Folders, archives, tables and training all ask here, so that they see the same files.
+Text is recognized first: UTF-8 without control characters is text, whatever it begins with ("BMW", "ID3", "RIFF"). Formats of
+images and audio have a magic number; if that is short, the header after it is checked, too. Formats that consist of text (SVG,
+XPM, plain netpbm) or have no magic number (TGA) also need the suffix. Folders, archives, tables and training all use these
+functions, so they see the same files.
 """
 
 import codecs
@@ -14,14 +14,14 @@ from pathlib import Path
 
 from unitok.media.mpeg import find_mpeg
 
-#: Bytes of a file's beginning that are looked at.
+#: Bytes at the beginning of a file that are examined.
 HEAD = 4096
 
-#: C0 controls but for white space, and DEL: letters have none of them, binary headers do.
+#: C0 control characters except white space, and DEL: they occur in binary headers, not in text.
 _CONTROLS = bytes({*range(32), 127} - {9, 10, 11, 12, 13})
 
 _NETPBM = rb"P(?:[1-6f]|0CMYK|yP|yRGBA|yCMYK)(?:\s+|#[^\n]*\n)+\d+(?:\s+|#[^\n]*\n)+\d+\s"
-#: Formats that are text: suffix -> Pillow's name (SVG is not Pillow's), and what must be in the text.
+#: Image formats that are text: suffix -> name in Pillow (SVG: ours), and a pattern that the text must contain.
 _WRITTEN = {
     "svg": ("SVG", re.compile(rb"(?s)<(?:[\w-]+:)?svg[\s>/]|<!DOCTYPE\s+svg|\A\s*<\?xml.{4000}")),
     "xpm": ("XPM", re.compile(rb"^/\* XPM \*/")),
@@ -30,14 +30,14 @@ _WRITTEN = {
 }
 _TARGA = ("tga", "icb", "vda", "vst")
 
-#: Image formats by Pillow's name, and a regular expression for how a file begins; `_second_look` has what none can say.
+#: Image formats by their names in Pillow, with a pattern of their first bytes; `_header_fits` checks some further.
 _IMAGES = {
     format: re.compile(b"(?s)" + begin)
     for format, begin in {
         "PNG": rb"\x89PNG",
         "JPEG": rb"\xff\xd8\xff",
         "GIF": rb"GIF8[79]a",
-        "TIFF": rb"(?:II[*+]\0|MM\0[*+]|MM\*\0|II\0\*).{4}",  # the last two in the wrong order, which Pillow forgives
+        "TIFF": rb"(?:II[*+]\0|MM\0[*+]|MM\*\0|II\0\*).{4}",  # the last two have the wrong byte order, which Pillow accepts
         "BMP": rb"BM",
         "ICO": rb"\0\0\x01\0",
         "CUR": rb"\0\0\x02\0",
@@ -70,11 +70,11 @@ _IMAGES = {
         "SPIDER": rb".{108}",
     }.items()
 }
-#: Brands of ISO media files (`ftyp`) that are still images.
+#: Brands of ISO media files (`ftyp`) that are images.
 _AVIF = {b"avif", b"avis"}
 _HEIF = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1"}
 
-#: Audio formats that libsndfile reads, by a regular expression for how a file begins.
+#: First bytes of audio formats that libsndfile reads.
 _AUDIO = re.compile(
     rb"""(?xs)
     (?:RIFF|RIFX|RF64|BW64).{4}WAVE
@@ -99,7 +99,7 @@ _AUDIO = re.compile(
     """
 )
 
-#: Formats that neither library reads: how a file begins, what it is, and what to do about it.
+#: Formats that cannot be read: first bytes, what the file is, and what to do about it.
 _CONVERT = "convert it, for example with ffmpeg -i {0} {1}"
 _UNREAD = (
     (rb"(?s).{4}ftyp(?:M4A|M4B)", "audio in an MPEG-4 file (M4A)", _CONVERT),
@@ -125,7 +125,7 @@ _UNREAD = (
     (rb"TTA[12]", "True Audio", _CONVERT),
     (rb"DSD |FRM8", "DSD audio", _CONVERT),
     (rb"\.RMF|\.ra\xfd", "RealAudio", _CONVERT),
-    (rb"MThd", "MIDI, which is notes and no audio", "play it to a WAV file, or leave it out"),
+    (rb"MThd", "MIDI, which holds notes, not audio", "play it to a WAV file, or leave it out"),
     (rb"\xff\x0a|\x00\x00\x00\x0cJXL ", "a JPEG XL image", "convert it to PNG"),
     (rb"P7\n", "a PAM image", "convert it to PNG"),
     (rb"\x76\x2f\x31\x01", "an OpenEXR image", "convert it to PNG"),
@@ -137,26 +137,28 @@ _UNREAD = (
 
 
 def sniff(path: Path) -> str | None:
-    """`"image"`, `"audio"`, `"text"` or None, by a file's first bytes and its name; errors: `OSError`."""
+    """Return `"image"`, `"audio"`, `"text"` or None for a file, by its first bytes and its name. Errors: `OSError`."""
     with open(path, "rb") as file:
         return sniff_bytes(file.read(HEAD), str(path))
 
 
 def sniff_bytes(head: bytes, name: str = "") -> str | None:
-    """What a file is, as `sniff`, from its first 4096 bytes. name: its name or suffix, which decides where content cannot."""
+    """Return what `sniff` does, from the first 4096 bytes of a file. name: its name or suffix, which decides if the content
+    does not."""
     if image_format(head, name):
         return "image"
     if is_text(head):
         return "audio" if head.startswith(b"NIST_1A\n") and suffix_of(name) in ("nist", "sph", "wav") else "text"
     if _AUDIO.match(head) or find_mpeg(head) is not None or (suffix_of(name) == "htk" and head[8:12] == b"\0\2\0\0"):
         return "audio"
-    if head and b"\0" not in head and _decodes(head):  # with control characters: a log of a terminal, form feeds
+    if head and b"\0" not in head and _decodes(head):  # with control characters, such as a terminal's log
         return "text"
     return None
 
 
 def image_format(head: bytes, name: str = "") -> str:
-    """Pillow's name for the format of an image, from its first 4096 bytes, or SVG, SVGZ, HEIF; "" for what is no image."""
+    """Return the format of an image (a name in Pillow, or SVG, SVGZ, HEIF) from the first 4096 bytes of a file; "" if it is not
+    an image."""
     suffix = suffix_of(name)
     if suffix in _WRITTEN:
         format, sign = _WRITTEN[suffix]
@@ -165,7 +167,7 @@ def image_format(head: bytes, name: str = "") -> str:
     if is_text(head):
         return ""
     for format, begin in _IMAGES.items():
-        if begin.match(head) and _second_look(format, head):
+        if begin.match(head) and _header_fits(format, head):
             return format
     if suffix == "gbr" and head[4:8] == b"\0\0\0\1":
         return "GBR"
@@ -176,8 +178,8 @@ def image_format(head: bytes, name: str = "") -> str:
     return ""
 
 
-def _second_look(format: str, head: bytes) -> bool:
-    """Whether a header fits a beginning that is too short to decide alone."""
+def _header_fits(format: str, head: bytes) -> bool:
+    """Whether the header confirms a format whose magic number is too short to be certain."""
     little = lambda start, size: int.from_bytes(head[start : start + size], "little")  # noqa: E731
     match format:
         case "BMP":
@@ -201,7 +203,7 @@ def _second_look(format: str, head: bytes) -> bool:
 
 
 def _bitmap_header(header: bytes) -> bool:
-    """Whether a Windows bitmap header begins here: its size, one plane, a depth that exists."""
+    """Whether a header is that of a Windows bitmap: a known size, one plane, a valid depth."""
     at = 8 if header[:4] == b"\x0c\0\0\0" else 12
     known = int.from_bytes(header[:4], "little") in (12, 16, 40, 52, 56, 64, 108, 124)
     depth = int.from_bytes(header[at + 2 : at + 4], "little")
@@ -209,7 +211,7 @@ def _bitmap_header(header: bytes) -> bool:
 
 
 def suffix_of(name: str) -> str:
-    """`jpg` of `a/b.JPG`, of `.jpg` and of `jpg`."""
+    """Return the suffix in lower case: `jpg` for `a/b.JPG`, `.jpg` and `jpg`."""
     return name.rpartition("/")[2].rpartition(".")[2].lower()
 
 
@@ -222,12 +224,12 @@ def _decodes(head: bytes) -> bool:
 
 
 def is_text(head: bytes) -> bool:
-    """Whether bytes are text for sure: UTF-8 without control characters other than white space."""
+    """Whether bytes are certainly text: UTF-8 without control characters other than white space."""
     return bool(head) and len(head.translate(None, _CONTROLS)) == len(head) and _decodes(head)
 
 
 def unread(head: bytes, name: str = "") -> str:
-    """What a file is that is neither image, audio nor UTF-8 text, and what to do about it; "" where nobody knows."""
+    """Return what a file is that cannot be read, and what to do about it; "" if its format is unknown."""
     base = name.rpartition("/")[2] or "FILE"
     wav = f"{base.rpartition('.')[0] or base}.wav"
     for magic, what, remedy in _UNREAD:
@@ -236,45 +238,45 @@ def unread(head: bytes, name: str = "") -> str:
     return ""
 
 
-# ---- Promises of names ----------------------------------------------------------------------------------------------
+# ---- Suffixes -------------------------------------------------------------------------------------------------------
 
-#: Suffixes of files that hold something else than text.
-_PROMISES = {
-    "an image": "jpg jpeg jpe jfif png apng gif webp bmp dib tif tiff heic heif hif avif avifs ico cur svg svgz jp2 j2k jpx j2c "
-    "jpc jpf mpo psd eps qoi tga dds icns pcx dcx sgi pbm pgm ppm pnm pfm jxl",
+#: Content other than text -> the suffixes of its files.
+_SUFFIXES = {
+    "an image": "jpg jpeg jpe jfif png apng gif webp bmp dib tif tiff heic heif hif avif avifs ico cur svg svgz jp2 j2k jpx "
+    "j2c jpc jpf mpo psd eps qoi tga dds icns pcx dcx sgi pbm pgm ppm pnm pfm jxl",
     "an audio": "wav wave flac ogg oga opus spx mp2 mp3 mpga m4a m4b aac wma amr aif aiff aifc au caf w64 rf64 voc sph svx ape wv",
     "a video": "mp4 m4v mkv mov avi webm mpg mpeg ogv wmv flv 3gp",
     "an archive or a table": "tar tgz zip gz bz2 xz zst 7z rar parquet arrow",
     "a document": "pdf doc docx ppt pptx xls xlsx epub",
 }
-_PROMISED = {suffix: what.replace("an audio", "audio") for what, suffixes in _PROMISES.items() for suffix in suffixes.split()}
+_CONTENTS = {suffix: what.replace("an audio", "audio") for what, suffixes in _SUFFIXES.items() for suffix in suffixes.split()}
 
 
 def promised(name: str) -> str:
-    """What a file's name says that is in it, where that is not text: `an image`, `audio`; or ""."""
-    return _PROMISED.get(suffix_of(name), "") if "." in name.rpartition("/")[2] else ""
+    """Return the content that the suffix of a file stands for, other than text, such as `an image` or `audio`; or ""."""
+    return _CONTENTS.get(suffix_of(name), "") if "." in name.rpartition("/")[2] else ""
 
 
 def find_media(folder: Path, kind: str) -> tuple[list[Path], list[Path]]:
-    """The files of one kind under a folder, sorted; and those that are empty, of which nothing says what they were to be.
+    """Return the files of a kind (`image`, `audio`, `text`) under a folder, and the empty files, both sorted.
 
-    Each is opened once; one that may not be read is what its name says. What is hidden (`.name`) is left out.
+    Each file is opened once. A file that may not be read counts by its suffix. Hidden files and folders (`.name`) are left out.
     """
-    found, empty = [], []
+    matching, empty = [], []
     for where, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for path in (os.path.join(where, name) for name in names if not name.startswith(".")):
             try:
-                if not os.path.isfile(path):  # a pipe would wait for ever
+                if not os.path.isfile(path):  # opening a pipe would block
                     continue
                 with open(path, "rb", buffering=0) as file:
                     head = file.read(HEAD)
             except OSError:
                 if promised(path).removeprefix("an ") == kind:
-                    found.append(Path(path))
+                    matching.append(Path(path))
                 continue
             if not head:
                 empty.append(Path(path))
             elif sniff_bytes(head, path) == kind:
-                found.append(Path(path))
-    return sorted(found), sorted(empty)
+                matching.append(Path(path))
+    return sorted(matching), sorted(empty)

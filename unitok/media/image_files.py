@@ -1,7 +1,8 @@
-"""Image files of any format as upright sRGB images: Pillow decodes, SVG and HEIC come by extras.
+"""Image files of any format as upright sRGB images: Pillow decodes most formats, extras decode SVG and HEIC.
 
-What is learned are pixels, so metadata never costs an image: where a chunk of it keeps Pillow from decoding (text or a profile
-over its limits, broken EXIF, a missing end marker), the file is read again without it. Half an image stays an error.
+Only pixels matter, so bad metadata is no reason to lose an image: if it keeps Pillow from decoding (a text or profile that
+exceeds its limits, broken EXIF, a missing end marker), the file is read again without it. An image with missing pixels stays an
+error.
 """
 
 import io
@@ -23,12 +24,12 @@ from unitok.media.formats import HEAD, image_format, unread
 
 #: Larger images are refused before they are decompressed (a 20 kB PNG can hold gigabytes).
 MAX_PIXELS = 200_000_000
-#: Longest side of a rendered SVG, which has no pixels of its own.
+#: Longest side in pixels that an SVG is rendered to.
 MAX_SVG_SIDE = 1024
-#: Bytes of an ICC profile, of an unpacked SVG.
+#: Most bytes of an ICC profile, and of an uncompressed SVG.
 _MAX_PROFILE, _MAX_SVG = 64 << 20, 64 << 20
 
-#: Formats that Pillow opens by running another program, that it only names, or that anything may pass for (IMT).
+#: Formats that Pillow opens by running another program, that it cannot decode, or that match any file (IMT).
 _REFUSED_FORMATS = {"EPS", "PDF", "WMF", "FPX", "MIC", "MPEG", "HDF5", "GRIB", "BUFR", "IMT"}
 
 _TURNS = {
@@ -45,13 +46,14 @@ _LIMIT = threading.Lock()
 
 @cache
 def _formats() -> list[str]:
-    """What Pillow may take a file for that nothing gives away."""
+    """Return the formats that Pillow may try if the first bytes of a file do not show its format."""
     Image.init()
     return [name for name in Image.ID if name not in _REFUSED_FORMATS]
 
 
 def open_image(path: Path, data: bytes | None = None) -> Image.Image:
-    """A file, or its bytes, as an upright RGB image; errors: `UserError` naming the file and what is wrong with it."""
+    """Read an image file as an upright RGB image. data: bytes of the file; `path` is then only its name. Errors: `UserError`
+    that names the file and what is wrong with it."""
     head = b""
     try:
         with open(path, "rb") if data is None else io.BytesIO(data) as file:
@@ -83,10 +85,10 @@ def _decode(file: IO[bytes], format: str) -> Image.Image:
         raise
     except Exception:
         file.seek(0)
-        mended, profile = _MENDS.get(format, lambda data: (b"", None))(file.read())
-        if mended:
+        repaired, profile = _REPAIRS.get(format, lambda data: (b"", None))(file.read())
+        if repaired:
             try:
-                return _load(io.BytesIO(mended), formats, profile)
+                return _load(io.BytesIO(repaired), formats, profile)
             except UserError:
                 raise
             except Exception:
@@ -99,7 +101,7 @@ def _load(file: IO[bytes], formats: list[str], profile: bytes | None = None) -> 
         return _load_within(file, formats, profile)
     except Image.DecompressionBombError:
         pass
-    with _LIMIT:  # Pillow's limit, under ours, is one for the whole process: it is raised for as long as one image takes
+    with _LIMIT:  # Pillow's limit is lower than ours and global: it is raised while one image is read
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MAX_PIXELS // 2
         try:
             file.seek(0)
@@ -116,7 +118,7 @@ def _load_within(file: IO[bytes], formats: list[str], profile: bytes | None) -> 
         _check_size(image.size)
         image.load()
         rgb = to_rgb(image, profile)
-        rgb.format = image.format  # which is lost on the way
+        rgb.format = image.format  # conversions lose it
         return rgb
 
 
@@ -129,9 +131,10 @@ def _check_size(size: tuple[int, int]) -> None:
 
 
 def to_rgb(image: Image.Image, profile: bytes | None = None) -> Image.Image:
-    """Any mode to RGB without metadata, whose rotation (EXIF) and colors (its ICC profile, or `profile`) are applied.
+    """Convert an image of any mode to RGB without metadata. Its rotation (EXIF) and colors (its ICC profile, or `profile`) are
+    applied.
 
-    Transparency is put over white; 16 bits and floats become 8 bits. Metadata that cannot be read is left aside.
+    Transparent images are put on white; 16 bits and floats become 8 bits. Metadata that cannot be read is ignored.
     """
     profile = profile or image.info.get("icc_profile")
     image = _upright(image)
@@ -151,55 +154,58 @@ def to_rgb(image: Image.Image, profile: bytes | None = None) -> Image.Image:
     elif profile:
         image = _to_srgb(image, profile, image.mode in ("L", "1"))
     rgb = image.convert("RGB")
-    rgb.info = {}  # what is applied must not be applied again
+    rgb.info = {}  # metadata that is applied must not be applied again
     return rgb
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """An image turned as its EXIF says, where that can be read."""
+    """Rotate an image by the orientation in its EXIF, if that can be read."""
     try:
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # Pillow raises SyntaxError, ValueError, struct.error and others for EXIF that is none
+    except Exception:  # Pillow raises SyntaxError, ValueError, struct.error and others for damaged EXIF
         return image
     return image if turn is None else image.transpose(turn)
 
 
 def _to_srgb(image: Image.Image, profile: bytes, gray: bool) -> Image.Image:
-    """An image of the colors of a profile as sRGB; as it is, where the profile is none, or one for other channels."""
+    """Convert the colors of an image from a profile to sRGB; not if the profile is invalid or for other channels."""
     mode = "L" if gray else "CMYK" if image.mode == "CMYK" else "RGB"
-    fitting, transform = _transform(profile, mode)
-    return image.convert("RGB") if transform is None else transform.apply(image.convert(fitting))
+    profile_mode, transform = _transform(profile, mode)
+    return image.convert("RGB") if transform is None else transform.apply(image.convert(profile_mode))
 
 
 @lru_cache(maxsize=32)
 def _transform(profile: bytes, mode: str) -> tuple[str, ImageCms.ImageCmsTransform | None]:
-    """From a profile to sRGB, and the mode that it takes; None where it changes nothing, or does not fit an image's mode."""
+    """Return the mode of images that a profile is for, and the transform to sRGB, which is None if it changes nothing or the
+    profile does not fit images of `mode`."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        fitting = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}.get(source.profile.xcolor_space.strip(), "")
-        if fitting != mode and (fitting, mode) != ("RGB", "L"):
+        profile_mode = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}.get(source.profile.xcolor_space.strip(), "")
+        if profile_mode != mode and (profile_mode, mode) != ("RGB", "L"):
             return "", None
-        exact = ImageCms.Flags.NOOPTIMIZE if fitting == "L" else ImageCms.Flags.NONE  # lcms' table of a gray curve is coarse
-        transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), fitting, "RGB", flags=exact)
-    except Exception:  # lcms has errors of several kinds for what is no profile
+        flags = (
+            ImageCms.Flags.NOOPTIMIZE if profile_mode == "L" else ImageCms.Flags.NONE
+        )  # lcms' table of a gray curve is coarse
+        transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), profile_mode, "RGB", flags=flags)
+    except Exception:  # lcms raises errors of several types for an invalid profile
         return "", None
-    if fitting == "RGB":
+    if profile_mode == "RGB":
         steps = np.linspace(0, 255, 17).round().astype(np.uint8)
         colors = Image.fromarray(np.stack(np.meshgrid(steps, steps, steps), -1).reshape(17, -1, 3))
         if np.abs(np.asarray(transform.apply(colors), np.int16) - np.asarray(colors, np.int16)).max() <= 1:  # sRGB
             return "", None
-    return fitting, transform
+    return profile_mode, transform
 
 
-# ---- Mending --------------------------------------------------------------------------------------------------------
-# A damaged file's bytes -> a whole file with the same pixels, and the ICC profile that was taken out; b"" where pixels are missing.
+# ---- Repairing ------------------------------------------------------------------------------------------------------
+# Bytes of a damaged file -> a valid file with equal pixels, and the ICC profile that was removed; b"" if pixels are missing.
 
-Mended = tuple[bytes, bytes | None]
-NOT_MENDED: Mended = b"", None
+Repaired = tuple[bytes, bytes | None]
+NOT_REPAIRED: Repaired = b"", None
 
 
-def _mend_png(data: bytes) -> Mended:
-    """Only the chunks that make pixels (ISO 15948), the image data decompressed to see that all of it is there."""
+def _repair_png(data: bytes) -> Repaired:
+    """Keep only the chunks that define pixels (ISO 15948), and decompress the image data to check that it is complete."""
     kept: list[tuple[bytes, bytes]] = []
     pixels, profile, at = b"", None, 8
     while len(data) >= at + 8 and (name := data[at + 4 : at + 8]).isalpha() and name != b"IEND":
@@ -212,7 +218,7 @@ def _mend_png(data: bytes) -> Mended:
             continue
         elif name in (b"IHDR", b"PLTE", b"tRNS"):
             if int.from_bytes(checksum, "big") != zlib.crc32(name + body):
-                return NOT_MENDED
+                return NOT_REPAIRED
             kept.append((name, body))
         elif name == b"eXIf" and len(body) == size:
             kept.append((name, body))
@@ -220,23 +226,23 @@ def _mend_png(data: bytes) -> Mended:
             with suppress(zlib.error):
                 profile = zlib.decompressobj().decompress(body[body.find(b"\0") + 2 :], _MAX_PROFILE)
     if not kept or kept[0][0] != b"IHDR" or len(kept[0][1]) < 13:
-        return NOT_MENDED
+        return NOT_REPAIRED
     expected, inflate, raw = _png_bytes(kept[0][1]), zlib.decompressobj(), b""
     with suppress(zlib.error):
         raw = inflate.decompress(pixels, expected)
     if len(raw) < expected:
-        return NOT_MENDED
+        return NOT_REPAIRED
     chunks = [*kept, (b"IDAT", pixels if inflate.eof else zlib.compress(raw, 1)), (b"IEND", b"")]
     body = b"".join(len(b).to_bytes(4, "big") + n + b + zlib.crc32(n + b).to_bytes(4, "big") for n, b in chunks)
     return data[:8] + body, profile
 
 
-#: The passes of an interlaced PNG: first column and row, steps.
+#: The passes of an interlaced PNG: first column and row, and steps between columns and rows.
 _ADAM7 = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
 
 
 def _png_bytes(header: bytes) -> int:
-    """Bytes of a PNG's pixels before compression, by its IHDR: each row of each pass with its filter's byte."""
+    """Return the bytes of a PNG's uncompressed image data, from its IHDR: the rows of all passes, each with its filter byte."""
     width, height = int.from_bytes(header[:4], "big"), int.from_bytes(header[4:8], "big")
     _check_size((width, height))
     bits = header[8] * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(header[9], 4)
@@ -247,8 +253,8 @@ def _png_bytes(header: bytes) -> int:
     return total
 
 
-def _mend_jpeg(data: bytes) -> Mended:
-    """Without the segments that make no pixels, and with an end marker where all pixels are there without it."""
+def _repair_jpeg(data: bytes) -> Repaired:
+    """Remove the segments that do not define pixels, and add the end marker if it is missing after all pixels."""
     at, kept, scans, whole = 2, [data[:2]], set(), set()
     while (marker := _MARKER.search(data, at)) and marker[0] != b"\xff\xd9":
         start, name = marker.start(), marker[0][1]
@@ -256,7 +262,7 @@ def _mend_jpeg(data: bytes) -> Mended:
         body = data[start + 4 : start + 2 + size]
         at = start + 2 + size
         if len(body) < size - 2 or size < 2:
-            return NOT_MENDED
+            return NOT_REPAIRED
         if name in range(0xC0, 0xD0) and name not in (0xC4, 0xC8, 0xCC):
             whole = {(c, k) for c in body[6::3] for k in range(64)}
         if name == 0xDA:
@@ -272,21 +278,22 @@ def _mend_jpeg(data: bytes) -> Mended:
     if marker:
         return plain + b"\xff\xd9", None
     if whole and whole <= scans:
-        # Pixels that are missing come from what follows: different endings decode alike only where none is.
+        # Missing pixels would be decoded from the bytes that follow: different endings give equal images only if none are
+        # missing.
         plain = plain.rstrip(b"\xff")
         ends = [plain + end * 1024 + b"\xff\xd9" for end in (b"", b"\xaa", b"\x55", b"\xfe\x01")]
         decoded = [np.asarray(Image.open(io.BytesIO(end), formats=["JPEG"])) for end in ends]
         if all(np.array_equal(decoded[0], other) for other in decoded[1:]):
             return ends[0], None
-    return NOT_MENDED
+    return NOT_REPAIRED
 
 
-#: Segments that matter for how pixels are shown, and the bytes that they have at least.
+#: Segments that change how pixels are shown -> their minimal number of bytes.
 _JPEG_SEGMENTS = {b"JFIF\0": 15, b"Exif\0": 15, b"ICC_P": 15, b"Adobe": 13}
 
 
-def _mend_webp(data: bytes) -> Mended:
-    """The chunks that are whole, under a size that fits them; none where the first image is not."""
+def _repair_webp(data: bytes) -> Repaired:
+    """Keep the chunks that are complete, and correct the size of the file; not if the first image is incomplete."""
     at, kept = 12, []
     while name := data[at : at + 4]:
         size = int.from_bytes(data[at + 4 : at + 8], "little")
@@ -296,47 +303,53 @@ def _mend_webp(data: bytes) -> Mended:
         at += 8 + size + size % 2
     names = {name for name, _ in kept}
     if not names & {b"VP8 ", b"VP8L", b"ANMF"}:
-        return NOT_MENDED
+        return NOT_REPAIRED
     flags = sum(bit for name, bit in _WEBP_FLAGS.items() if name in names)
     kept = [(n, bytes([flags | b[0] & 0x10]) + b[1:] if n == b"VP8X" else b) for n, b in kept]
     body = b"WEBP" + b"".join(n + len(b).to_bytes(4, "little") + b + bytes(len(b) % 2) for n, b in kept)
     return b"RIFF" + len(body).to_bytes(4, "little") + body, None
 
 
-_WEBP_FLAGS = {b"ICCP": 0x20, b"ALPH": 0x10, b"EXIF": 8, b"XMP ": 4, b"ANIM": 2}  # of the chunk VP8X, which says what is there
+_WEBP_FLAGS = {
+    b"ICCP": 0x20,
+    b"ALPH": 0x10,
+    b"EXIF": 8,
+    b"XMP ": 4,
+    b"ANIM": 2,
+}  # flags of the chunk VP8X, which lists the others
 
 
-def _mend_avif(data: bytes) -> Mended:
-    """With the EXIF item under a name that nobody reads."""
+def _repair_avif(data: bytes) -> Repaired:
+    """Rename the EXIF item, so that it is not read."""
     before, name, after = data.partition(b"iinf")
     return before + name + after.replace(b"Exif", b"skip", 1), None
 
 
-def _mend_tiff(data: bytes) -> Mended:
-    """With a directory of the tags that make pixels (TIFF 6.0), at the end of the file."""
+def _repair_tiff(data: bytes) -> Repaired:
+    """Append a directory that has only the tags that define pixels (TIFF 6.0)."""
     order: Literal["little", "big"] = "little" if data[:1] == b"I" else "big"
     big = 0x2B in data[2:4]
-    place, width, count_size, entry = (8, 8, 8, 20) if big else (4, 4, 2, 12)
-    at = int.from_bytes(data[place : place + width], order)
+    pointer, width, count_size, entry = (8, 8, 8, 20) if big else (4, 4, 2, 12)
+    at = int.from_bytes(data[pointer : pointer + width], order)
     count = int.from_bytes(data[at : at + count_size], order)
     first = at + count_size
     entries = [data[i : i + entry] for i in range(first, min(len(data), first + entry * count), entry)]
     kept = [e for e in entries if len(e) == entry and int.from_bytes(e[:2], order) in _TIFF_TAGS]
     directory = len(kept).to_bytes(count_size, order) + b"".join(kept) + bytes(width)
     data += bytes(len(data) % 2)
-    return data[:place] + len(data).to_bytes(width, order) + data[place + width :] + directory, None
+    return data[:pointer] + len(data).to_bytes(width, order) + data[pointer + width :] + directory, None
 
 
 #: Size, compression, color, strips and tiles, planes, predictor, palette, alpha, sample format, JPEG's and YCbCr's.
 _TIFF_TAGS = {254, *range(256, 260), 262, 266, 273, 274, *range(277, 280), 284, 292, 293, 317, 320, *range(322, 326), 332}
 _TIFF_TAGS |= {*range(338, 342), 347, *range(512, 522), *range(529, 533), 34675}
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd8]")
-_MENDS: dict[str, Callable[[bytes], Mended]] = {
-    "PNG": _mend_png,
-    "JPEG": _mend_jpeg,
-    "WEBP": _mend_webp,
-    "AVIF": _mend_avif,
-    "TIFF": _mend_tiff,
+_REPAIRS: dict[str, Callable[[bytes], Repaired]] = {
+    "PNG": _repair_png,
+    "JPEG": _repair_jpeg,
+    "WEBP": _repair_webp,
+    "AVIF": _repair_avif,
+    "TIFF": _repair_tiff,
 }
 
 
@@ -344,7 +357,7 @@ _MENDS: dict[str, Callable[[bytes], Mended]] = {
 
 
 def _missing_extra(extra: str) -> UserError:
-    return UserError(f'{extra.upper()}: install unitok with the extra {extra} (pip install ".[{extra}]" in a checkout)')
+    return UserError(f"{extra.upper()} files need the extra {extra}: pip install 'unitok-lm[{extra}]'")
 
 
 def _open_heif(file: IO[bytes]) -> Image.Image:
@@ -355,16 +368,16 @@ def _open_heif(file: IO[bytes]) -> Image.Image:
     heif = pillow_heif.open_heif(file)
     _check_size(heif.size)
     image = heif.to_pillow()
-    image.info = {key: value for key, value in image.info.items() if key not in ("exif", "xmp")}  # it is upright already
+    image.info = {key: value for key, value in image.info.items() if key not in ("exif", "xmp")}  # pillow-heif has rotated it
     rgb = to_rgb(image)
     rgb.format = "HEIF"
     return rgb
 
 
 def _render_svg(data: bytes, packed: bool) -> Image.Image:
-    """An SVG over white, at the size that it gives, or within `MAX_SVG_SIDE`.
+    """Render an SVG on white, at its own size, or shrunk to `MAX_SVG_SIDE`.
 
-    Nothing outside it is read: what is rendered is parsed here, and has no references to files, declarations or entities.
+    No other file is read: the SVG is parsed here, and rendered without references to files, declarations or entities.
     """
     try:
         import resvg_py
@@ -387,7 +400,8 @@ def _render_svg(data: bytes, packed: bool) -> Image.Image:
 
 
 def _check_svg(element: ElementTree.Element, hidden: bool = False, depth: int = 1) -> None:
-    """Refuse what shows other files or is nested without end; names without a namespace become SVG's."""
+    """Raise `UserError` for an SVG that shows other files or is nested too deeply. Names without a namespace get that of
+    SVG."""
     if depth > _MAX_DEPTH:
         raise UserError(f"an SVG nested over {_MAX_DEPTH} deep; render it to PNG")
     if isinstance(element.tag, str) and not element.tag.startswith("{"):
@@ -396,7 +410,7 @@ def _check_svg(element: ElementTree.Element, hidden: bool = False, depth: int = 
     for key, value in list(element.attrib.items()):
         outside = key.rpartition("}")[2] == "href" and not value.strip().startswith(("#", "data:"))
         if outside and not hidden and element.tag != f"{_SVG}a":
-            raise UserError(f"an SVG that shows another file ({value.strip()[:60]}), which is not read; embed it")
+            raise UserError(f"an SVG that shows another file ({value.strip()[:60]}), which is not read; embed that file")
         if outside:
             del element.attrib[key]
     for child in element:
@@ -404,15 +418,15 @@ def _check_svg(element: ElementTree.Element, hidden: bool = False, depth: int = 
 
 
 def _svg_size(root: ElementTree.Element) -> tuple[float, float]:
-    """Width and height in pixels; an SVG without a view box gets that of its size."""
+    """Return width and height in pixels; an SVG without a view box gets one of that size."""
     box = [float(n) for n in re.findall(r"[-+.\deE]+", root.get("viewBox", "")) if _LENGTH.fullmatch(n)]
     box = box if len(box) == 4 and min(box[2:]) > 0 else []
     sides = []
     for name in ("width", "height"):
-        found = _LENGTH.fullmatch(root.get(name, "").strip())
-        sides.append(float(found[1]) * _UNITS[found[2] or "px"] if found else 0.0)
+        length = _LENGTH.fullmatch(root.get(name, "").strip())
+        sides.append(float(length[1]) * _UNITS[length[2] or "px"] if length else 0.0)
     if not box and min(sides) <= 0:
-        sides = [300.0, 150.0]  # what browsers take
+        sides = [300.0, 150.0]  # the default of browsers
     ratio = box[2] / box[3] if box else sides[0] / sides[1]
     width, height = sides[0] or sides[1] * ratio or box[2], sides[1] or sides[0] / ratio or box[3]
     if not box:

@@ -1,7 +1,7 @@
-"""MPEG audio (MP1, MP2, MP3): its frames, the tags around them, and the header that says how many there are.
+"""MPEG audio (MP1, MP2, MP3): frames, the tags around them, and the Xing, Info or VBRI header with the number of frames.
 
-A stream is nothing but frames; their headers hold what is needed to follow them (ISO 11172-3 2.4.1.3, ISO 13818-3, and the
-"version 2.5" of Fraunhofer for low rates).
+A stream is a sequence of frames, whose headers give their sizes (ISO 11172-3 2.4.1.3, ISO 13818-3, and the "version 2.5" of
+Fraunhofer for low rates).
 """
 
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from functools import cache
 
 from unitok.media.byte_source import BLOCK
 
-#: Whether a frame is of version 1, and its layer -> its rates (ISO 11172-3 2.4.2.3, ISO 13818-3 2.4.2.3).
+#: (Whether a frame has version 1, its layer) -> its bit rates in kbit/s (ISO 11172-3 2.4.2.3, ISO 13818-3 2.4.2.3).
 _KBPS = {
     (True, 1): range(32, 449, 32),
     (True, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
@@ -21,7 +21,8 @@ _KBPS = {
 
 @cache
 def mpeg_frames() -> dict[int, tuple[int, int, int]]:
-    """The second and third byte of a frame's header -> its bytes, samples per channel and rate in Hz; not the free format."""
+    """Return (bytes, samples per channel, rate in Hz) of a frame by the second and third byte of its header, without the free
+    format."""
     frames = {}
     for second in range(0xE0, 0x100):
         version, layer = second >> 3 & 3, 4 - (second >> 1 & 3)
@@ -29,21 +30,19 @@ def mpeg_frames() -> dict[int, tuple[int, int, int]]:
             continue
         samples = 384 if layer == 1 else 1152 if layer == 2 or version == 3 else 576
         for third in range(256):
-            index, place, padding = third >> 4, third >> 2 & 3, third >> 1 & 1
-            if index in (0, 15) or place == 3:
+            bit_rate, sample_rate, padding = third >> 4, third >> 2 & 3, third >> 1 & 1
+            if bit_rate in (0, 15) or sample_rate == 3:
                 continue
-            rate = (44_100, 48_000, 32_000)[place] >> {3: 0, 2: 1, 0: 2}[version]
-            bits = 1000 * _KBPS[version == 3, layer][index - 1]
+            rate = (44_100, 48_000, 32_000)[sample_rate] >> {3: 0, 2: 1, 0: 2}[version]
+            bits = 1000 * _KBPS[version == 3, layer][bit_rate - 1]
             size = (12 * bits // rate + padding) * 4 if layer == 1 else samples // 8 * bits // rate + padding
             frames[second << 8 | third] = (size, samples, rate)
     return frames
 
 
 def mpeg_chain(data: bytes, at: int, most: int) -> tuple[int, int]:
-    """How many frames of one layer and rate, at most `most`, follow one another from `at` on; -> that, and where they end.
-
-    The last may reach beyond the data.
-    """
+    """Return the number of consecutive frames of one layer and rate from `at` on, at most `most`, and their end, which may lie
+    beyond the data."""
     frames, count, first = mpeg_frames(), 0, None
     while count < most and at + 4 <= len(data) and data[at] == 0xFF:
         second, third = data[at + 1], data[at + 2]
@@ -56,7 +55,7 @@ def mpeg_chain(data: bytes, at: int, most: int) -> tuple[int, int]:
 
 
 def tag_size(head: bytes) -> int:
-    """Bytes of an ID3v2 or APEv2 tag that data begins with, or 0."""
+    """Return the size in bytes of the ID3v2 or APEv2 tag that `head` begins with, or 0."""
     if head[:3] == b"ID3" and 2 <= head[3] <= 4 and head[4] < 0xFF and max(head[6:10]) < 0x80:
         size = head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9]
         return 10 + size + (10 if head[5] & 0x10 else 0)
@@ -66,9 +65,9 @@ def tag_size(head: bytes) -> int:
 
 
 def find_mpeg(data: bytes) -> int | None:
-    """Where MPEG audio begins in data, behind tags and junk; None for what is none. FLAC behind a tag counts, too.
+    """Return the position where MPEG audio (or FLAC) begins in data, after tags and junk; None if there is none.
 
-    A frame at the beginning must be followed by another or be all there is; one behind junk by three.
+    A frame at the beginning must be followed by another one or be all of the data, a frame after junk by three.
     """
     at = 0
     while len(data) > at + 10 and (size := tag_size(data[at:])):
@@ -86,13 +85,13 @@ def find_mpeg(data: bytes) -> int | None:
 
 
 def _side_bytes(frame: bytes) -> int:
-    """Bytes of side information behind a frame's header, by its channels and version."""
+    """Return the bytes of side information after a frame's header, which depend on its channels and version."""
     mono, old = frame[3] >> 6 == 3, not frame[1] & 8
     return (9 if old else 17) if mono else (17 if old else 32)
 
 
-def promise(frame: bytes) -> tuple[int, int]:
-    """Frames and bytes that the header in a first frame promises; 0 for what it does not."""
+def declared_size(frame: bytes) -> tuple[int, int]:
+    """Return the numbers of frames and bytes that the Xing, Info or VBRI header in a first frame declares; 0 if it does not."""
     if frame[36:40] == b"VBRI":
         return int.from_bytes(frame[50:54], "big"), int.from_bytes(frame[46:50], "big")
     at = 4 + _side_bytes(frame)
@@ -105,15 +104,16 @@ def promise(frame: bytes) -> tuple[int, int]:
 
 
 def begins_stream(data: bytes) -> bool:
-    """Whether another stream begins in what follows one, and not only a tag or the last frame of a header that forgot it."""
-    found = find_mpeg(data)
-    if found is None:
+    """Whether another stream begins in the data after a stream, and not only a tag, or a last frame that the header did not
+    count."""
+    start = find_mpeg(data)
+    if start is None:
         return False
-    return found >= len(data) or promise(data[found : found + 192])[0] > 0 or mpeg_chain(data, found, 3)[0] > 2
+    return start >= len(data) or declared_size(data[start : start + 192])[0] > 0 or mpeg_chain(data, start, 3)[0] > 2
 
 
 def xing_header(frame: bytes, count: int, length: int) -> bytes:
-    """A Xing header for `count` frames like `frame` of `length` bytes in all: a silent frame of its own."""
+    """Return a Xing header, a silent frame of its own, for `count` frames like `frame` with `length` bytes in total."""
     frames = mpeg_frames()
     second, third = frame[1] | 1, frame[2] & 0x0C  # without a checksum
     third = next(t | third for t in range(0x10, 0xF0, 0x10) if frames[second << 8 | t | third][0] >= 64)
@@ -123,26 +123,27 @@ def xing_header(frame: bytes, count: int, length: int) -> bytes:
 
 
 def walk_frames(read: Callable[[int, int], bytes], start: int, stop: int) -> tuple[int, int, bool]:
-    """Follow frames until another stream, or the end; -> where that is, how many they are, and whether the last is whole."""
+    """Follow frames up to another stream, or to `stop`. Returns the position reached, the number of frames, and whether the
+    last one is complete."""
     frames, at, count, base, block = mpeg_frames(), start, 0, 0, b""
     first: tuple[int, int] | None = None
     frame: tuple[int, int, int] | None = None
     marked = False
     while at < stop - 4:
-        place = at - base
-        if place + 192 > len(block) and base + len(block) < stop:
-            base, block, place = at, read(at, min(BLOCK, stop - at)), 0
+        offset = at - base
+        if offset + 192 > len(block) and base + len(block) < stop:
+            base, block, offset = at, read(at, min(BLOCK, stop - at)), 0
             marked = b"Xing" in block or b"Info" in block
-        second, third = block[place + 1], block[place + 2]
-        frame = frames.get(second << 8 | third) if block[place] == 0xFF else None
+        second, third = block[offset + 1], block[offset + 2]
+        frame = frames.get(second << 8 | third) if block[offset] == 0xFF else None
         first = first or (second & 0xFE, third & 0x0C)
         if frame is None or (second & 0xFE, third & 0x0C) != first:
-            if tag_size(block[place : place + 32]) or mpeg_chain(block, place, 3)[0] > 2:
+            if tag_size(block[offset : offset + 32]) or mpeg_chain(block, offset, 3)[0] > 2:
                 return at, count, True
-            found = find_mpeg(read(at + 1, min(BLOCK >> 4, stop - at - 1)))  # junk between frames
-            at += BLOCK >> 4 if found is None else 1 + found
+            after_junk = find_mpeg(read(at + 1, min(BLOCK >> 4, stop - at - 1)))
+            at += BLOCK >> 4 if after_junk is None else 1 + after_junk
             continue
-        if marked and count and promise(block[place : place + 192])[0]:
+        if marked and count and declared_size(block[offset : offset + 192])[0]:
             return at, count, True
         at += frame[0]
         count += 1

@@ -1,12 +1,12 @@
-"""Modalities: everything that depends on what kind of content a piece is, one file per kind.
+"""Modalities: everything that depends on the kind of content, one file per kind.
 
-A *kind* (text, image, audio) is what a file, or a part of a document, can be. An *instance* is one tokenizer of a kind under a
-name: most bundles hold `text`, `image` and `audio`; one may hold `speech` and `music`, both of the kind audio, each with
-ranges of its own. The rest of unitok asks the modality and never compares its name, so a new kind is one new file: here, or in
-any module that calls `register` (docs/add-a-modality.md).
+A *kind* (text, image, audio) is what a file, or a part of a document, can be. An *instance* is one tokenizer of a kind under a name.
+Most bundles have one instance per kind: `text`, `image` and `audio`. A bundle may also have `speech` and `music`, both of the kind
+audio, each with token ranges of its own. The rest of unitok calls the methods of the modality and never compares its name, so a new
+kind is one new file: here, or in any module that calls `register` (docs/add-a-modality.md).
 
-Content goes through the same four steps wherever it comes from, a data set or a prompt: `load` decodes it (in a thread),
-`batch_key` says what may be encoded together, `encode` gives codes, and `decode` is its inverse.
+Content of data sets and of prompts takes the same steps: `load` decodes it (in a thread), `batch_key` says which contents are encoded
+together, `encode` returns codes. `decode` is the inverse.
 """
 
 import importlib
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, fields
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self, TypeAlias, TypeVar
 
 import numpy as np
 from markupsafe import Markup
@@ -25,38 +25,69 @@ from markupsafe import Markup
 from unitok import pages
 from unitok.document import Segment
 from unitok.errors import UserError
-from unitok.files import read_json, write_json
+from unitok.files import Json, read_json, write_json
 from unitok.ranges import Span
 from unitok.storage import Blob
 from unitok.vocab import Vocab
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+    from torch.utils.tensorboard import SummaryWriter
+
+
+class TokenizerLike(Protocol):
+    """What every tokenizer has. What else it has is between the tokenizer and its modality."""
+
+    @classmethod
+    def from_pretrained(cls, path: Path, /, device: str = "cpu") -> Self:
+        """Read its folder. Errors: `UserError`."""
+
+    def save_pretrained(self, folder: Path, /, overwrite: bool = False) -> None:
+        """Write its folder. Inverse of `from_pretrained`."""
+
+    def fingerprint(self) -> str:
+        """Return a text that changes when the codes do."""
+
+    def describe(self) -> Mapping[str, object]:
+        """Return what `unitok inspect` prints, as plain types."""
+
 
 @dataclass
 class Loaded:
-    """Content that was decoded and can be encoded."""
+    """Content that was decoded and can be encoded.
 
-    content: Any  # what `Modality.encode` takes, in memory, or a Blob that it reads in pieces
-    size: tuple[int, ...] = ()  # as `Segment.size`; `encode` may set it
-    view: str = ""  # the part of the file that it is, as a media fragment (`xywh=0,0,64,64`)
-    format: str = ""  # of the file, such as PNG
-    facts: dict[str, float] = field(default_factory=dict)  # for filters: `characters`, `width`, `height`, `seconds`
-    rejected: str = ""  # the filter that leaves it out, where nothing is wrong with it
-    bytes: int = 0  # of the file that were read
+    Args:
+        content: what `Modality.encode` takes: decoded, or a Blob that it reads in pieces.
+        size: as `Segment.size`; `encode` may set it.
+        view: which part or variant of the file it is, as a media fragment (`xywh=0,0,64,64`).
+        format: of the file, such as PNG.
+        facts: numbers for filters: `characters`, `width` and `height` (pixels), `seconds`.
+        rejected: name of the filter that leaves it out.
+        bytes: number of bytes that were read.
+    """
+
+    content: Any
+    size: tuple[int, ...] = ()
+    view: str = ""
+    format: str = ""
+    facts: dict[str, float] = field(default_factory=dict)
+    rejected: str = ""
+    bytes: int = 0
 
     @property
     def nbytes(self) -> int:
-        """Memory that the decoded content takes."""
-        return getattr(self.content, "nbytes", 0)
+        """Memory of the decoded content, in bytes."""
+        return int(getattr(self.content, "nbytes", 0))
 
 
 class Plain:
-    """A tokenizer without weights: what a kind needs whose codes follow from its values. `config`: of that, as JSON can say it."""
+    """A tokenizer without weights, for a kind whose codes follow from its values. config: what they depend on, as JSON values."""
 
-    def __init__(self, kind: str, **config: Any):
+    def __init__(self, kind: str, **config: Json):
         self.kind, self.config = kind, config
 
     def fingerprint(self) -> str:
-        """Changes when the codes do."""
+        """Return a text that changes when the codes do."""
         return json.dumps([self.kind, self.config], sort_keys=True)
 
     def save_pretrained(self, folder: Path, overwrite: bool = False) -> None:
@@ -65,166 +96,201 @@ class Plain:
         write_json(folder / "config.json", {"unitok": 1, "kind": f"{self.kind} tokenizer", "config": self.config})
 
     @classmethod
-    def from_pretrained(cls, folder: Path, device: str = "cpu") -> "Plain":
-        """Read its folder. Errors: `UserError`."""
-        found = read_json(folder / "config.json", "build the bundle again", "kind", "config")
-        return cls(found["kind"].removesuffix(" tokenizer"), **found["config"])
+    def from_pretrained(cls, folder: Path, device: str = "cpu") -> Self:
+        """Read its folder. `device` changes nothing. Errors: `UserError`."""
+        row = read_json(folder / "config.json", "build the bundle again", "kind", "config")
+        return cls(row["kind"].removesuffix(" tokenizer"), **row["config"])
 
-    def describe(self) -> dict[str, Any]:
-        """Its configuration."""
+    def describe(self) -> dict[str, Json]:
+        """Return its configuration."""
         return self.config
 
 
 @dataclass(frozen=True)
 class NoOptions:
-    """A modality whose content is read in one way."""
+    """The options of a modality without options."""
 
 
-class Modality:
-    """One kind of content. A subclass sets `kind` and overrides what differs from plain values in a document. `tokenizer` is an
-    instance's tokenizer throughout, an object of `tokenizer_class()`."""
+TokenizerT = TypeVar("TokenizerT", bound=TokenizerLike)
+ContentT = TypeVar("ContentT")
+OptionsT = TypeVar("OptionsT")
+
+
+class Modality(Generic[TokenizerT, ContentT, OptionsT]):
+    """One kind of content: `class Dice(Modality[Plain, list[int], NoOptions])`.
+
+    The type parameters are the class of its tokenizers, the type of decoded content (what `decode` returns, and `save` and `html`
+    take), and the dataclass of its options. A subclass sets `kind`, and overrides the methods whose defaults do not fit; the defaults
+    are for values that stand in the document itself, with a tokenizer without weights. The argument `tokenizer` is always one
+    instance's tokenizer, of the class `tokenizer_class()`.
+    """
 
     kind: ClassVar[str]
-    #: Key of a part that holds the content: `path` names a file; any other holds the value itself.
+    #: Key of a part that holds the content. `path` names a file; any other key holds the value itself.
     key: ClassVar[str] = "path"
-    #: Dataclass of how content is read: flags `--KIND-FIELD` of `unitok tokenize`, and `KIND: {FIELD: …}` in recipes.
+    #: Dataclass of how content is read. Its fields are flags `--KIND-FIELD` of `unitok tokenize`, and `KIND: {FIELD: …}` in recipes.
     Options: ClassVar[type] = NoOptions
-    #: Seconds or items that are encoded together, in the unit of `cost`.
+    #: How much content is encoded together, in the unit of `cost`.
     BATCH: ClassVar[float] = 64.0
 
     @property
     def inline(self) -> bool:
-        """Whether the content stands in the document itself, not in a file."""
+        """Whether the document itself holds the content, not a file."""
         return self.key != "path"
 
     @property
     def plural(self) -> str:
-        """The kind's name, of several."""
+        """The plural of the kind's name, for messages and folders."""
         return f"{self.kind}s"
 
-    # ---- Declaring -----------------------------------------------------------------------------------------------
+    # ---- Declaration ---------------------------------------------------------------------------------------------
 
-    def tokenizer_class(self) -> Any:
-        """The class of its tokenizers."""
+    def tokenizer_class(self) -> type[TokenizerLike]:
+        """Return the class of its tokenizers."""
         return Plain
 
-    def untrained(self) -> Any:
-        """A tiny tokenizer with random weights, for trials and tests; of kinds without weights the tokenizer as it is."""
+    def untrained(self) -> TokenizerLike:
+        """Return a tiny tokenizer with random weights, for trials and tests; of a kind without weights the usual one."""
         return Plain(self.kind)
 
-    def declare(self, name: str, tokenizer: Any) -> tuple[Span, dict[str, int], tuple[int, ...]]:
-        """The span of an instance, the sizes of its ranges by name, and the codes that may not occur."""
+    def declare(self, name: str, tokenizer: TokenizerT) -> tuple[Span, dict[str, int], tuple[int, ...]]:
+        """Return the span of the instance `name`, the sizes of its ranges by name, and the codes that are never allowed."""
         raise NotImplementedError
 
-    def rate(self, tokenizer: Any) -> float | None:
-        """Frames per second; None for content that takes no time."""
+    def rate(self, tokenizer: TokenizerT) -> float | None:
+        """Return the frames per second; None for content without duration."""
         return None
 
-    def describe(self, tokenizer: Any) -> dict[str, Any]:
-        """What `unitok inspect` says of a tokenizer."""
+    def describe(self, tokenizer: TokenizerT) -> Mapping[str, object]:
+        """Return what `unitok inspect` prints about a tokenizer, as plain types."""
         return tokenizer.describe()
 
-    def usage(self, name: str, tokenizer: Any) -> dict[str, str]:
-        """How many tokens content of an instance takes, in words, by what content it is."""
+    def usage(self, name: str, tokenizer: TokenizerT) -> dict[str, str]:
+        """Return how many tokens content of the instance `name` takes, such as `{"an image": "260 tokens (64 x 64 pixels)"}`."""
         return {}
 
     # ---- Reading -------------------------------------------------------------------------------------------------
 
-    def accepts(self, content: Any) -> bool:
-        """Whether a Python object in a prompt is content of this kind."""
+    def accepts(self, content: object) -> bool:
+        """Return whether a Python object in a prompt is content of this kind."""
         return False
 
     def recognizes(self, head: bytes, name: str) -> bool:
-        """Whether a file can be content of this kind, by its first 4,096 bytes and its name."""
+        """Return whether a file can be content of this kind, by its first 4,096 bytes and its name."""
         from unitok.media.formats import sniff_bytes  # imports PyTorch
 
         return sniff_bytes(head, name) == self.kind
 
-    def check(self, value: Any, where: str) -> Any:
-        """A value from a document's JSON, as `load` takes it. Errors: `UserError` that begins with `where`."""
+    def check(self, value: object, where: str) -> object:
+        """Return a value from a document's JSON as `load` takes it. Errors: `UserError` that begins with `where`."""
         return value
 
-    def views(self, options: Any) -> list[str]:
-        """Variants of which each makes another document: `flip`, `crop=1`."""
+    def views(self, options: OptionsT) -> list[str]:
+        """Return the variants that each become an additional document, such as `flip` and `crop=1`."""
         return []
 
-    def pieces(self, tokenizer: Any, content: Blob, options: Any) -> tuple[list[str], str]:
-        """Parts of long content, each a document of its own, or nothing; and what is left out of them, in words."""
+    def pieces(self, tokenizer: TokenizerT, content: Blob, options: OptionsT) -> tuple[list[str], str]:
+        """Return the parts of long content that each become a document, as media fragments, and a note on what they leave out.
+
+        No parts: the content is one document.
+        """
         return [], ""
 
-    def load(self, tokenizer: Any, content: Any, options: Any, name: str, view: str = "", chance: float = 0.0) -> Loaded:
-        """Decode content: a Blob, a value that `check` gave, or an object that it `accepts`. name: for messages. view: the variant
-        or part of it. chance: in [0, 1), decides what is random. Errors: `UserError`."""
+    def load(
+        self, tokenizer: TokenizerT, content: object, options: OptionsT, name: str, view: str = "", chance: float = 0.0
+    ) -> Loaded:
+        """Decode content.
+
+        Args:
+            tokenizer: that will encode it.
+            content: a Blob, a value that `check` returned, or an object that the modality `accepts`.
+            options: how it is read.
+            name: of the content, for messages.
+            view: which part or variant of it, as `views` and `pieces` return them.
+            chance: a random number in [0, 1) that decides whatever is random.
+
+        Errors: `UserError` for content that cannot be read.
+        """
         return Loaded(content)
 
-    def batch_key(self, tokenizer: Any, loaded: Loaded) -> tuple[int, ...] | None:
-        """Contents of equal keys can be encoded in one batch. None: each is encoded alone, in the thread that decoded it."""
+    def batch_key(self, tokenizer: TokenizerT, loaded: Loaded) -> tuple[int, ...] | None:
+        """Return a key; contents of equal keys can be encoded together. None: it is encoded alone, in the thread that decoded it."""
         return None
 
-    def cost(self, tokenizer: Any, loaded: Loaded) -> float:
-        """Its share of a batch, which is full at `BATCH`."""
+    def cost(self, tokenizer: TokenizerT, loaded: Loaded) -> float:
+        """Return how much of a batch it takes; a batch is full at `BATCH`."""
         return 1.0
 
-    def encode(self, tokenizer: Any, batch: list[Loaded]) -> list[np.ndarray]:
-        """Codes of each, in the shape that the span's layout takes. Contents have equal batch keys."""
+    def encode(self, tokenizer: TokenizerT, batch: list[Loaded]) -> list[np.ndarray]:
+        """Return the codes of each content, int64 in the shape of `Segment.codes`. All contents have the same batch key."""
         raise NotImplementedError
 
     # ---- Writing -------------------------------------------------------------------------------------------------
 
-    def decode(self, tokenizer: Any, segment: Segment) -> Any:
-        """Content of a segment's codes. Inverse of `encode`."""
+    def decode(self, tokenizer: TokenizerT, segment: Segment) -> ContentT:
+        """Return the content of a segment's codes. Inverse of `encode`."""
         raise NotImplementedError
 
-    def save(self, tokenizer: Any, content: Any, path: Path) -> Path | None:
-        """Write content into a file, `path` with a suffix of its own; its path. None where it stands in the document."""
+    def save(self, tokenizer: TokenizerT, content: ContentT, path: Path) -> Path | None:
+        """Write content into a file, and return its path: `path` with a suffix. None: the document itself holds the content."""
         return None
 
-    def stream(self, tokenizer: Any, span: Span) -> "Stream":
-        """What gives the content of a span while its codes come in."""
+    def stream(self, tokenizer: TokenizerT, span: Span) -> "Stream[TokenizerT, ContentT]":
+        """Return a decoder that takes a span's codes while they are generated."""
         return Stream(self, tokenizer)
 
-    def html(self, tokenizer: Any, content: Any) -> Markup:
-        """Content as an HTML element."""
+    def html(self, tokenizer: TokenizerT, content: ContentT) -> Markup:
+        """Return content as an HTML element."""
         return pages.text(json.dumps(content))
 
     def html_of_file(self, file: Path) -> Markup:
-        """The HTML element for a file that `save` wrote beside the page."""
+        """Return the HTML element of a file that `save` wrote beside the page."""
         raise NotImplementedError
 
-    def line(self, tokenizer: Any, segment: Segment) -> str:
-        """A segment in a few words, for a list."""
+    def line(self, tokenizer: TokenizerT, segment: Segment) -> str:
+        """Return a segment in a few words, for a list."""
         return f"{segment.modality} {self.decode(tokenizer, segment)!r}"
 
-    def terminal(self, tokenizer: Any, content: Any, done: bool, colors: bool) -> tuple[str, bool]:
-        """What a terminal shows of a chunk of a stream, and whether it takes the last one's place. colors: whether it can draw."""
+    def terminal(self, tokenizer: TokenizerT, content: ContentT, done: bool, colors: bool) -> tuple[str, bool]:
+        """Return what a terminal prints for a chunk of a stream, and whether that replaces what it printed for the last chunk.
+
+        done: whether the span is complete. colors: whether the terminal shows colors.
+        """
         return (f"{content}\n" if done else ""), False
 
-    def log(self, board: Any, tag: str, tokenizer: Any, content: Any, step: int) -> None:
-        """Put content into TensorBoard."""
+    def log(self, board: "SummaryWriter", tag: str, tokenizer: TokenizerT, content: ContentT, step: int) -> None:
+        """Write content to TensorBoard."""
         board.add_text(tag, str(content), step)
 
 
-class Stream:
-    """Content of a span while it grows; this one gives it once, when it is complete."""
+#: A modality, whatever its types are.
+AnyModality: TypeAlias = Modality[Any, Any, Any]
 
-    def __init__(self, modality: Modality, tokenizer: Any):
+
+class Stream(Generic[TokenizerT, ContentT]):
+    """Decodes a span while it is generated. This one returns the content once, when the span is complete."""
+
+    def __init__(self, modality: Modality[TokenizerT, ContentT, Any], tokenizer: TokenizerT):
         self.modality, self.tokenizer = modality, tokenizer
 
     def begin(self, codes: np.ndarray) -> None:
-        """Take note of codes that the prompt brought: they are no news."""
+        """Take the codes that the prompt held already: they are not returned as new."""
 
-    def push(self, codes: np.ndarray, done: bool) -> Any:
-        """New content, or None. codes: all whole units so far, in the shape of `Segment.codes`. done: whether these are all."""
+    def push(self, codes: np.ndarray, done: bool) -> ContentT | None:
+        """Return new content, or None.
+
+        codes: all complete units (frames, rows) of the span so far, in the shape of `Segment.codes`. done: whether the span is complete.
+        """
         return self.modality.decode(self.tokenizer, Segment(self.modality.kind, codes)) if done else None
 
 
-M = TypeVar("M", bound=type[Modality])
-_REGISTRY: dict[str, Modality] = {}
-_ORDER = ("text", "image", "audio")  # as they stand in a vocabulary
+M = TypeVar("M", bound=type[AnyModality])
+_REGISTRY: dict[str, AnyModality] = {}
+_ORDER = ("text", "image", "audio")  # in a vocabulary
 
 
 def register(modality: M) -> M:
-    """Class decorator: make a kind known. Errors: `UserError` for a name that is taken or cannot be one."""
+    """Class decorator: register a kind. Errors: `UserError` for a name that is taken, or no identifier."""
     if not modality.kind.isidentifier() or modality.kind in _REGISTRY:
         raise UserError(f"modality {modality.kind!r}: its kind is a new word of letters, digits and _")
     _REGISTRY[modality.kind] = modality()
@@ -233,7 +299,7 @@ def register(modality: M) -> M:
 
 @cache
 def _find_all() -> None:
-    """Import all kinds and put them in order, also where one of them was imported by itself before."""
+    """Import all kinds and put them in order, whichever was imported first."""
     for _, name, _ in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{name}")
     for entry in entry_points(group=__name__):
@@ -242,47 +308,57 @@ def _find_all() -> None:
         _REGISTRY[name] = _REGISTRY.pop(name)
 
 
-def modalities() -> Mapping[str, Modality]:
-    """All kinds by name: those of this package, and those that installed packages name in the entry point `unitok.modalities`."""
+def modalities() -> Mapping[str, AnyModality]:
+    """Return all kinds by name: those of this package, and those of installed packages with an entry point `unitok.modalities`."""
     _find_all()
     return _REGISTRY
 
 
-def modality_of(kind: str) -> Modality:
-    """The modality of a kind. Errors: `UserError` with those that there are."""
+def modality_of(kind: str) -> AnyModality:
+    """Return the modality of a kind. Errors: `UserError` that lists the kinds."""
     known = modalities()
     if kind not in known:
         raise UserError(f"type {kind!r}; choose one of {', '.join(known)}")
     return known[kind]
 
 
-def types_of(vocab: Vocab) -> dict[str, Modality]:
-    """What a part of a document may be: names of a vocabulary's spans, and kinds."""
+def types_of(vocab: Vocab) -> dict[str, AnyModality]:
+    """Return the types that a part of a document may have, with their modalities: names of a vocabulary's spans, and kinds."""
     return {name: modality_of(span.kind) for name, span in vocab.spans.items()} | dict(modalities())
 
 
-def kind_of_content(head: bytes, name: str, wanted: str = "") -> str | None:
-    """The kind of a file by its first bytes and name: `wanted` if it can be that, else the first that it can; None for text."""
-    order = [wanted, *modalities()] if wanted else list(modalities())
+def kind_of_content(head: bytes, name: str, first: str = "") -> str | None:
+    """Return the kind of a file by its first 4,096 bytes and its name; None for text and for what no kind recognizes.
+
+    first: the kind that is tried first.
+    """
+    order = [first, *modalities()] if first else list(modalities())
     return next((kind for kind in order if not modality_of(kind).inline and modality_of(kind).recognizes(head, name)), None)
 
 
-def kind_accepting(content: Any) -> str | None:
-    """The kind that a Python object in a prompt is content of."""
+def kind_accepting(content: object) -> str | None:
+    """Return the kind that a Python object in a prompt is content of; None where there is none."""
     return next((kind for kind, modality in modalities().items() if modality.accepts(content)), None)
 
 
-def build_vocab(tokenizers: Mapping[str, Any], kinds: Mapping[str, str] | None = None, onto: Vocab | None = None) -> Vocab:
-    """The vocabulary of some instances, in their order; or `onto`, with ranges for them appended, so that no old id moves. kinds: of
-    the instances whose names are not their kinds."""
+def build_vocab(
+    tokenizers: Mapping[str, TokenizerLike], kinds: Mapping[str, str] | None = None, onto: Vocab | None = None
+) -> Vocab:
+    """Return the vocabulary of tokenizers.
+
+    Args:
+        tokenizers: by name, in the order of their ranges.
+        kinds: kinds of the tokenizers whose names are not their kinds.
+        onto: a vocabulary that theirs is appended to; its tokens keep their meaning.
+    """
     vocab = Vocab.start() if onto is None else Vocab.from_manifest(onto.to_manifest())
     for name, tokenizer in tokenizers.items():
         vocab.add(*modality_of((kinds or {}).get(name, name)).declare(name, tokenizer))
     return vocab
 
 
-def make_options(kind: str, given: Mapping[str, Any], where: str) -> Any:
-    """A kind's options from plain values. Errors: `UserError` naming the one that does not exist or does not fit."""
+def make_options(kind: str, given: Mapping[str, object], where: str) -> "DataclassInstance":
+    """Return a kind's options, an object of its `Options`, from plain values. Errors: `UserError` naming the wrong one."""
     options = modality_of(kind).Options
     known = {f.name: f for f in fields(options)}
     for name, value in given.items():
@@ -291,4 +367,5 @@ def make_options(kind: str, given: Mapping[str, Any], where: str) -> Any:
         expected = type(known[name].default)
         if type(value) is not expected and not (expected is float and type(value) is int):
             raise UserError(f"{where}: {kind} {name} is {value!r}; it is a {expected.__name__}")
-    return options(**given)
+    made: DataclassInstance = options(**given)
+    return made

@@ -1,11 +1,11 @@
 """Audio: frames of RVQ codes, all levels of a frame one after the other.
 
-PyTorch is imported when the first audio comes, so that the command line knows the options without it.
+PyTorch is imported in functions, so that the command line knows the options without it.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from markupsafe import Markup
@@ -19,9 +19,12 @@ from unitok.storage import Blob
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.utils.tensorboard import SummaryWriter
 
-LONG = 60.0  # seconds; longer audio is read and encoded piece by piece
-CHUNK_SECONDS = 0.25  # of a stream, at least, per chunk
+    from unitok.tokenizers import AudioTokenizer
+
+LONG = 60.0  # seconds; longer audio is read and encoded in pieces
+CHUNK_SECONDS = 0.25  # smallest chunk of a stream
 
 
 @dataclass(frozen=True)
@@ -29,30 +32,31 @@ class AudioOptions:
     """How audio is read.
 
     Args:
-        segment: seconds; a document with one longer audio becomes one per segment of that length. 0: whole.
+        segment: seconds; a document whose only audio is longer becomes one document per segment of that length. 0: whole audio.
     """
 
     segment: float = 0.0
 
     def __post_init__(self) -> None:
         if self.segment < 0:
-            raise UserError(f"audio: segment {self.segment:g}; it is seconds, 0 for whole audio")
+            raise UserError(f"audio: segment {self.segment:g}; give seconds, or 0 for whole audio")
 
 
 @register
-class Audio(Modality):
-    """float [C, T] in [-1, 1] at the tokenizer's rate; read from files that libsndfile opens and from (waveform, Hz)."""
+class Audio(Modality["AudioTokenizer", "Tensor", AudioOptions]):
+    """Content: float [C, T] in [-1, 1] at the tokenizer's sample rate. It is read from files that libsndfile opens, and from
+    (waveform [C, T], Hz)."""
 
     kind = "audio"
     plural = "audio"
     Options = AudioOptions
 
-    def tokenizer_class(self) -> Any:
+    def tokenizer_class(self) -> "type[AudioTokenizer]":
         from unitok.tokenizers import AudioTokenizer
 
         return AudioTokenizer
 
-    def untrained(self) -> Any:
+    def untrained(self) -> "AudioTokenizer":
         import torch
 
         from unitok.tokenizers import AudioTokenizer, AudioTokenizerConfig
@@ -65,23 +69,23 @@ class Audio(Modality):
         model.quantizer.init_codebook(low)  # of noise, so that many codes occur
         return model.eval()
 
-    def declare(self, name: str, tokenizer: Any) -> tuple[Span, dict[str, int], tuple[int, ...]]:
+    def declare(self, name: str, tokenizer: "AudioTokenizer") -> tuple[Span, dict[str, int], tuple[int, ...]]:
         levels = tuple(f"{name}.{k}" for k in range(tokenizer.num_codebooks))
         span = Span(name, levels, f"<{name}>", f"</{name}>", fingerprint=tokenizer.fingerprint(), kind=self.kind)
         return span, dict.fromkeys(levels, tokenizer.codebook_size), ()
 
-    def rate(self, tokenizer: Any) -> float:
+    def rate(self, tokenizer: "AudioTokenizer") -> float:
         return tokenizer.frame_rate
 
-    def usage(self, name: str, tokenizer: Any) -> dict[str, str]:
+    def usage(self, name: str, tokenizer: "AudioTokenizer") -> dict[str, str]:
         rate, levels = tokenizer.frame_rate, tokenizer.num_codebooks
         what = "a second" if name == self.kind else f"1 s of {name}"
-        return {what: f"{rate * levels:g} ids ({rate:g} frames of {levels} levels)"}
+        return {what: f"{rate * levels:g} tokens ({rate:g} frames of {levels} levels)"}
 
-    def accepts(self, content: Any) -> bool:
-        return isinstance(content, tuple) and len(content) == 2  # what is wrong with them, the tokenizer says
+    def accepts(self, content: object) -> bool:
+        return isinstance(content, tuple) and len(content) == 2  # the tokenizer checks the two
 
-    def pieces(self, tokenizer: Any, content: Blob, options: AudioOptions) -> tuple[list[str], str]:
+    def pieces(self, tokenizer: "AudioTokenizer", content: Blob, options: AudioOptions) -> tuple[list[str], str]:
         if not options.segment:
             return [], ""
         from unitok.media import audio_seconds
@@ -96,13 +100,23 @@ class Audio(Modality):
             starts, left_out = starts[:-1], "the rest of the audio is shorter than a frame"
         return [f"t={start:.10g},{min(start + options.segment, seconds):.10g}" for start in starts], left_out
 
-    def load(self, tokenizer: Any, content: Any, options: Any, name: str, view: str = "", chance: float = 0.0) -> Loaded:
+    def load(
+        self,
+        tokenizer: "AudioTokenizer",
+        content: object,
+        options: AudioOptions,
+        name: str,
+        view: str = "",
+        chance: float = 0.0,
+    ) -> Loaded:
         from unitok.media import open_audio, read_clip
         from unitok.tokenizers.audio import SILENCE
 
         if isinstance(content, tuple):
-            samples = tokenizer.prepare(*content, name)
+            waveform, sample_rate = content
+            samples = tokenizer.prepare(waveform, sample_rate, name)
             return Loaded(samples, tokenizer.size(samples), facts={"seconds": samples.shape[-1] / tokenizer.sample_rate})
+        assert isinstance(content, Blob)
         start, _, stop = view.removeprefix("t=").partition(",")
         piece = (float(start), float(stop)) if view else None
         with content.local() as path:  # without a path, the bytes are in memory
@@ -115,7 +129,9 @@ class Audio(Modality):
                     if seconds > LONG and piece is None:
                         return loaded
                     samples = read_clip(file, name, piece)
-                    if piece is not None and samples.abs().max() < SILENCE:  # of a recording that is not silent as a whole
+                    if (
+                        piece is not None and samples.abs().max() < SILENCE
+                    ):  # a silent segment of a recording that is not silent
                         loaded.content, loaded.rejected = None, "silent_segments"
                         return loaded
                     loaded.content = tokenizer.prepare(samples, file.samplerate, name)
@@ -124,35 +140,35 @@ class Audio(Modality):
         loaded.size = tokenizer.size(loaded.content)
         return loaded
 
-    def batch_key(self, tokenizer: Any, loaded: Loaded) -> tuple[int, ...]:
+    def batch_key(self, tokenizer: "AudioTokenizer", loaded: Loaded) -> tuple[int, ...]:
         return (-1 if isinstance(loaded.content, Blob) else loaded.content.shape[-1],)
 
-    def cost(self, tokenizer: Any, loaded: Loaded) -> float:
+    def cost(self, tokenizer: "AudioTokenizer", loaded: Loaded) -> float:
         return self.BATCH if isinstance(loaded.content, Blob) else loaded.content.shape[-1] / tokenizer.sample_rate
 
-    def encode(self, tokenizer: Any, batch: list[Loaded]) -> list[np.ndarray]:
+    def encode(self, tokenizer: "AudioTokenizer", batch: list[Loaded]) -> list[np.ndarray]:
         import torch
 
         if isinstance(batch[0].content, Blob):
             return [_encode_long(tokenizer, one) for one in batch]
         return list(tokenizer.encode(torch.stack([one.content for one in batch])).cpu().numpy())
 
-    def decode(self, tokenizer: Any, segment: Segment) -> "Tensor":
+    def decode(self, tokenizer: "AudioTokenizer", segment: Segment) -> "Tensor":
         import torch
 
         return tokenizer.restore(torch.from_numpy(segment.codes), segment.size).cpu()
 
-    def save(self, tokenizer: Any, content: "Tensor", path: Path) -> Path:
+    def save(self, tokenizer: "AudioTokenizer", content: "Tensor", path: Path) -> Path:
         from unitok.media import save_audio
 
         path = path.with_name(f"{path.name}.wav")
         save_audio(path, content, tokenizer.sample_rate)
         return path
 
-    def stream(self, tokenizer: Any, span: Span) -> Stream:
+    def stream(self, tokenizer: "AudioTokenizer", span: Span) -> "Stream[AudioTokenizer, Tensor]":
         return _AudioStream(self, tokenizer) if tokenizer.can_stream else Stream(self, tokenizer)
 
-    def html(self, tokenizer: Any, content: "Tensor") -> Markup:
+    def html(self, tokenizer: "AudioTokenizer", content: "Tensor") -> Markup:
         from unitok.media import encode_wav
 
         return pages.audio(encode_wav(content, tokenizer.sample_rate))
@@ -160,20 +176,20 @@ class Audio(Modality):
     def html_of_file(self, file: Path) -> Markup:
         return pages.audio(file)
 
-    def line(self, tokenizer: Any, segment: Segment) -> str:
+    def line(self, tokenizer: "AudioTokenizer", segment: Segment) -> str:
         return f"{segment.modality} {segment.size[0] / tokenizer.sample_rate:.2f} s"
 
-    def terminal(self, tokenizer: Any, content: "Tensor", done: bool, colors: bool) -> tuple[str, bool]:
+    def terminal(self, tokenizer: "AudioTokenizer", content: "Tensor", done: bool, colors: bool) -> tuple[str, bool]:
         return f"\N{EIGHTH NOTE} {content.shape[-1] / tokenizer.sample_rate:.2f} s ", False
 
-    def log(self, board: Any, tag: str, tokenizer: Any, content: "Tensor", step: int) -> None:
+    def log(self, board: "SummaryWriter", tag: str, tokenizer: "AudioTokenizer", content: "Tensor", step: int) -> None:
         board.add_audio(tag, content.mean(0).clamp(-1, 1).cpu(), step, tokenizer.sample_rate)
 
 
-class _AudioStream(Stream):
-    """The new samples, a chunk at a time, of a tokenizer that is causal."""
+class _AudioStream(Stream["AudioTokenizer", "Tensor"]):
+    """Returns the new samples in chunks; for causal tokenizers."""
 
-    def __init__(self, modality: Modality, tokenizer: Any):
+    def __init__(self, modality: Audio, tokenizer: "AudioTokenizer"):
         super().__init__(modality, tokenizer)
         self.frames, self.decoder = 0, tokenizer.decode_stream()
 
@@ -187,8 +203,8 @@ class _AudioStream(Stream):
         return self.decoder.push(new[None], done)[0].cpu()
 
 
-def _encode_long(tokenizer: Any, loaded: Loaded) -> np.ndarray:
-    """Encode a file piece by piece, and set its size."""
+def _encode_long(tokenizer: "AudioTokenizer", loaded: Loaded) -> np.ndarray:
+    """The codes of a file that is encoded in pieces; sets `loaded.size`."""
     blob: Blob = loaded.content
     with blob.local() as path:
         try:

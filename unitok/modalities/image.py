@@ -1,11 +1,11 @@
-"""Images: a grid of VQ-GAN codes in raster order, behind its numbers of rows and columns.
+"""Images: a grid of VQ-GAN codes, row by row, after the numbers of its rows and columns.
 
-PyTorch is imported when the first image comes, so that the command line knows the options without it.
+PyTorch is imported in functions, so that the command line knows the options without it.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from markupsafe import Markup
@@ -20,8 +20,11 @@ from unitok.storage import Blob
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.utils.tensorboard import SummaryWriter
 
-COLUMNS = 48  # characters that an image is wide in a terminal, at most
+    from unitok.tokenizers import ImageTokenizer
+
+COLUMNS = 48  # largest width of an image in a terminal, in characters
 
 
 @dataclass(frozen=True)
@@ -29,10 +32,10 @@ class ImageOptions:
     """How images are read.
 
     Args:
-        area: pixels that an image is shrunk to, at most; 0: the tokenizer's resolution squared.
+        area: largest number of pixels; larger images are shrunk. 0: the tokenizer's resolution squared.
         fit: `keep` all of each image in its aspect, `crop` its center square, or `resize` it to a distorted square.
         crops: additional documents per document with images, of random crops.
-        crop_scale: least fraction of a side that a random crop has.
+        crop_scale: smallest fraction of a side that a random crop has.
         flip: one additional document per document with images, mirrored; half of the random crops are mirrored, too.
     """
 
@@ -55,18 +58,18 @@ class ImageOptions:
 
 
 @register
-class Image(Modality):
-    """float [3, H, W] in [-1, 1]; read from files that Pillow opens and from `PIL.Image`."""
+class Image(Modality["ImageTokenizer", "Tensor", ImageOptions]):
+    """Content: float [3, H, W] in [-1, 1]. It is read from files that Pillow opens, and from `PIL.Image`."""
 
     kind = "image"
     Options = ImageOptions
 
-    def tokenizer_class(self) -> Any:
+    def tokenizer_class(self) -> "type[ImageTokenizer]":
         from unitok.tokenizers import ImageTokenizer
 
         return ImageTokenizer
 
-    def untrained(self) -> Any:
+    def untrained(self) -> "ImageTokenizer":
         import torch
 
         from unitok.tokenizers import ImageTokenizer, ImageTokenizerConfig
@@ -79,24 +82,32 @@ class Image(Modality):
         model.quantizer.init_codebook(low)  # of noise, so that many codes occur
         return model.eval()
 
-    def declare(self, name: str, tokenizer: Any) -> tuple[Span, dict[str, int], tuple[int, ...]]:
+    def declare(self, name: str, tokenizer: "ImageTokenizer") -> tuple[Span, dict[str, int], tuple[int, ...]]:
         from unitok.tokenizers.image import LONGEST_SIDE
 
         span = Span(name, (name,), f"<{name}>", f"</{name}>", ("grid", "grid"), tokenizer.fingerprint(), self.kind)
         return span, {"grid": LONGEST_SIDE, name: tokenizer.codebook_size}, ()
 
-    def usage(self, name: str, tokenizer: Any) -> dict[str, str]:
+    def usage(self, name: str, tokenizer: "ImageTokenizer") -> dict[str, str]:
         side = tokenizer.config.resolution
         tokens = (side // tokenizer.stride) ** 2 + 4  # begin, rows, columns, end
-        return {"an image" if name == self.kind else f"an {name}": f"{tokens:,} ids ({side} x {side} pixels)"}
+        return {"an image" if name == self.kind else f"an {name}": f"{tokens:,} tokens ({side} x {side} pixels)"}
 
-    def accepts(self, content: Any) -> bool:
+    def accepts(self, content: object) -> bool:
         return isinstance(content, Pillow.Image) or hasattr(type(content), "__array__")
 
     def views(self, options: ImageOptions) -> list[str]:
         return (["flip"] if options.flip else []) + [f"crop={n}" for n in range(1, options.crops + 1)]
 
-    def load(self, tokenizer: Any, content: Any, options: Any, name: str, view: str = "", chance: float = 0.0) -> Loaded:
+    def load(
+        self,
+        tokenizer: "ImageTokenizer",
+        content: object,
+        options: ImageOptions,
+        name: str,
+        view: str = "",
+        chance: float = 0.0,
+    ) -> Loaded:
         if isinstance(content, Pillow.Image):
             image, size = content, 0
         elif not isinstance(content, Blob):
@@ -106,6 +117,7 @@ class Image(Modality):
         else:
             from unitok.media import open_image
 
+            assert isinstance(content, Blob)
             data = content.read()
             image, size = open_image(Path(name), data), len(data)
         try:
@@ -119,10 +131,10 @@ class Image(Modality):
             raise UserError(f"{name}: cannot be read ({first_line(error)}); replace it or leave it out") from None
         return Loaded(np.asarray(image), (image.height, image.width), view, format, facts, bytes=size)
 
-    def batch_key(self, tokenizer: Any, loaded: Loaded) -> tuple[int, ...]:
+    def batch_key(self, tokenizer: "ImageTokenizer", loaded: Loaded) -> tuple[int, ...]:
         return tuple(-(-side // tokenizer.stride) for side in loaded.size)
 
-    def encode(self, tokenizer: Any, batch: list[Loaded]) -> list[np.ndarray]:
+    def encode(self, tokenizer: "ImageTokenizer", batch: list[Loaded]) -> list[np.ndarray]:
         import torch
 
         height, width = (side * tokenizer.stride for side in self.batch_key(tokenizer, batch[0]))
@@ -132,24 +144,24 @@ class Image(Modality):
         pixels = torch.from_numpy(np.stack(padded)).permute(0, 3, 1, 2)
         return list(tokenizer.encode(pixels.contiguous().float().div_(127.5).sub_(1)).cpu().numpy())
 
-    def decode(self, tokenizer: Any, segment: Segment) -> "Tensor":
+    def decode(self, tokenizer: "ImageTokenizer", segment: Segment) -> "Tensor":
         import torch
 
         pixels = tokenizer.decode(torch.from_numpy(segment.codes)[None])[0].cpu()
         height, width = segment.size or pixels.shape[-2:]
         return pixels[:, :height, :width]
 
-    def save(self, tokenizer: Any, content: "Tensor", path: Path) -> Path:
+    def save(self, tokenizer: "ImageTokenizer", content: "Tensor", path: Path) -> Path:
         from unitok.media import save_image
 
         path = path.with_name(f"{path.name}.png")
         save_image(path, content)
         return path
 
-    def stream(self, tokenizer: Any, span: Span) -> Stream:
+    def stream(self, tokenizer: "ImageTokenizer", span: Span) -> "Stream[ImageTokenizer, Tensor]":
         return _ImageStream(self, tokenizer) if span.header else Stream(self, tokenizer)
 
-    def html(self, tokenizer: Any, content: "Tensor") -> Markup:
+    def html(self, tokenizer: "ImageTokenizer", content: "Tensor") -> Markup:
         from unitok.media import encode_png
 
         return pages.image(encode_png(content))
@@ -157,21 +169,21 @@ class Image(Modality):
     def html_of_file(self, file: Path) -> Markup:
         return pages.image(file)
 
-    def line(self, tokenizer: Any, segment: Segment) -> str:
+    def line(self, tokenizer: "ImageTokenizer", segment: Segment) -> str:
         return f"{segment.modality} {segment.size[1]} x {segment.size[0]}"
 
-    def terminal(self, tokenizer: Any, content: "Tensor", done: bool, colors: bool) -> tuple[str, bool]:
+    def terminal(self, tokenizer: "ImageTokenizer", content: "Tensor", done: bool, colors: bool) -> tuple[str, bool]:
         if colors:
             return "".join(f"{line}\n" for line in half_blocks(content)), True
         height, width = content.shape[1:]
         return (f"[{self.kind}, {height} x {width} pixels]\n" if done else ""), False
 
-    def log(self, board: Any, tag: str, tokenizer: Any, content: "Tensor", step: int) -> None:
+    def log(self, board: "SummaryWriter", tag: str, tokenizer: "ImageTokenizer", content: "Tensor", step: int) -> None:
         board.add_image(tag, ((content.clamp(-1, 1) + 1) / 2).cpu(), step)
 
 
-class _ImageStream(Stream):
-    """All rows so far, whenever there are new ones."""
+class _ImageStream(Stream["ImageTokenizer", "Tensor"]):
+    """Returns all complete rows so far, whenever there are new ones."""
 
     rows = 0
 
@@ -186,7 +198,7 @@ class _ImageStream(Stream):
 
 
 def _random_crop(image: Pillow.Image, options: ImageOptions, chance: float) -> tuple[Pillow.Image, str]:
-    """A random part of an image, in its aspect, and where it was, as a media fragment."""
+    """A random part of an image with the same aspect ratio, and its position as a media fragment."""
     rng = np.random.default_rng(int(chance * 2**56))
     scale = rng.uniform(options.crop_scale, 1)
     width, height = (max(1, round(side * scale)) for side in image.size)
@@ -199,7 +211,7 @@ def _random_crop(image: Pillow.Image, options: ImageOptions, chance: float) -> t
 
 
 def half_blocks(pixels: "Tensor") -> list[str]:
-    """float [3, h, w] in [-1, 1] -> lines of characters of which each shows two pixels, one above the other."""
+    """Return an image, float [3, h, w] in [-1, 1], as lines for a terminal; each character shows two pixels, one above the other."""
     import torch.nn.functional as F
 
     h, w = pixels.shape[1:]

@@ -1,4 +1,4 @@
-"""The decoder. It imports neither the tokenizers nor the vocabulary: ids in, logits out."""
+"""The decoder: tokens in, logits out. It imports neither the tokenizers nor the vocabulary."""
 
 from typing import TYPE_CHECKING
 

@@ -1,22 +1,22 @@
 """Attention behind one function, with equal results on every back end.
 
-A batch [B, T] holds documents that must not see one another. What separates them is a packing, made once a batch and shared by all
-layers; no other file knows a mask or a cumulative length. No back end makes a T x T mask or spends time on pairs of positions in
-different documents:
+A batch [B, T] holds documents that must not attend to one another. A `Packing` says where they begin and end; it is made once per
+batch and shared by all layers, and no other file knows a mask or a cumulative length. No back end makes a T x T mask or spends time
+on pairs of positions in different documents:
 
-- `sdpa`: torch's scaled-dot-product attention, everywhere, and the reference. Documents of similar length are gathered
-  into one causal call. Padding on the right needs no mask: a causal query never looks at what comes after it.
+- `sdpa`: torch's scaled-dot-product attention; runs everywhere and is the reference. Documents of similar length are gathered
+  into one causal call. Padding on the right needs no mask: a causal query never attends to later positions.
 - `xformers`: `memory_efficient_attention` over the flattened batch; CUDA only.
 - `varlen`: torch's `varlen_attn`, FlashAttention over the flattened batch; CUDA only, in half precision.
 
-`auto` is the first of xformers, varlen and sdpa that runs a toy pass on the device in the model's numbers; a back end that was
-asked for and cannot run is an error that says why.
+`auto` is the first of xformers, varlen and sdpa that runs a tiny pass on the device in the model's dtype. A back end that is
+chosen by name and cannot run is an error that says why.
 """
 
 import logging
 from collections.abc import Callable
 from functools import cache
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,7 @@ log = logging.getLogger("unitok")
 
 
 class Packing(Protocol):
-    """Which positions of a batch belong together, as one back end wants it said."""
+    """Which positions of a batch belong to one document, in the form that one back end needs."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Causal attention inside each document: q [B, T, H, D], k and v [B, T, G, D], G dividing H -> [B, T, H, D]."""
@@ -36,12 +36,15 @@ class Packing(Protocol):
 
 
 def build_packing(documents: Tensor | None, backend: str) -> Packing:
-    """From document numbers [B, T], equal in a document and different in neighbors; None: one document a row."""
+    """The packing of a batch.
+
+    documents: numbers [B, T], equal within a document and different in neighboring ones; None: each row is one document.
+    """
     return WholeRows() if documents is None else _PACKINGS[backend](document_lengths(documents), documents.device)
 
 
 def document_lengths(documents: Tensor) -> list[int]:
-    """Document numbers [B, T] -> lengths of the runs of equal numbers in the flattened batch, rows kept apart."""
+    """Document numbers [B, T] -> lengths of the runs of equal numbers in the flattened batch; a run ends with its row."""
     starts = torch.ones_like(documents, dtype=torch.bool)
     starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
     edges = starts.flatten().nonzero().flatten().tolist() + [documents.numel()]
@@ -49,41 +52,41 @@ def document_lengths(documents: Tensor) -> list[int]:
 
 
 def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Every row one document: q [B, T, H, D], k and v [B, T, G, D] -> [B, T, H, D]."""
+    """Causal attention where each row is one document: q [B, T, H, D], k and v [B, T, G, D] -> [B, T, H, D]."""
     grouped = k.shape[2] != q.shape[2]
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped).transpose(1, 2)
 
 
 class WholeRows:
-    """One document a row."""
+    """Each row is one document."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return causal(q, k, v)
 
 
 class Buckets:
-    """`sdpa`: documents gathered by length. A bucket holds those that are at least `LEAST` as long as its longest."""
+    """`sdpa`: documents gathered by length. A bucket holds documents at least `MIN_RATIO` times as long as its longest one."""
 
-    LEAST = 0.75
+    MIN_RATIO = 0.75
 
     def __init__(self, lengths: list[int], device: torch.device):
         starts = torch.tensor([0, *lengths]).cumsum(0)
         order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
         groups: list[list[int]] = []
         for i in order:
-            if not groups or lengths[i] < self.LEAST * lengths[groups[-1][0]]:
+            if not groups or lengths[i] < self.MIN_RATIO * lengths[groups[-1][0]]:
                 groups.append([])
             groups[-1].append(i)
         self.gather: list[Tensor] = []  # for each bucket int64 [documents, longest]: positions of the flattened batch
-        scatter = torch.empty(int(starts[-1]), dtype=torch.long)  # where each position stands in the buckets' outputs
+        scatter = torch.empty(int(starts[-1]), dtype=torch.long)  # index of each position in the buckets' concatenated outputs
         before = 0
         for group in groups:
             longest = lengths[group[0]]
             sizes = torch.tensor([lengths[i] for i in group])[:, None]
-            place = torch.arange(longest).expand(len(group), -1)
-            index = starts[group][:, None] + torch.minimum(place, sizes - 1)  # padding repeats the last position
-            real = place < sizes
+            offset = torch.arange(longest).expand(len(group), -1)
+            index = starts[group][:, None] + torch.minimum(offset, sizes - 1)  # padding repeats the last position
+            real = offset < sizes
             scatter[index[real]] = (torch.arange(index.numel()) + before).view_as(index)[real]
             before += index.numel()
             self.gather.append(index.to(device))
@@ -94,13 +97,13 @@ class Buckets:
         flat = [x.flatten(0, 1) for x in (q, k, v)]
         out = []
         for index in self.gather:
-            pieces = (x.index_select(0, index.flatten()).unflatten(0, index.shape) for x in flat)
-            out.append(causal(*pieces).flatten(0, 1))
+            documents = (x.index_select(0, index.flatten()).unflatten(0, index.shape) for x in flat)
+            out.append(causal(*documents).flatten(0, 1))
         return torch.cat(out).index_select(0, self.scatter).view_as(q)
 
 
 class XformersPacking:
-    """`xformers`: a block-diagonal causal mask that is only described, never made."""
+    """`xformers`: a block-diagonal causal mask that is described by lengths, never materialized."""
 
     def __init__(self, lengths: list[int], device: torch.device):
         from xformers.ops.fmha.attn_bias import BlockDiagonalCausalMask
@@ -111,14 +114,14 @@ class XformersPacking:
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         from xformers.ops import memory_efficient_attention
 
-        groups = q.shape[2] // k.shape[2]  # grouped heads have no backward pass there: repeat them
+        groups = q.shape[2] // k.shape[2]  # its grouped heads have no backward pass: repeat them
         k, v = (x.repeat_interleave(groups, 2) if groups > 1 else x for x in (k, v))
         flat = (x.flatten(0, 1)[None] for x in (q, k, v))  # [1, B * T, H, D]
         return memory_efficient_attention(*flat, attn_bias=self.bias).view_as(q)
 
 
 class VarlenPacking:
-    """`varlen`: FlashAttention by cumulative lengths."""
+    """`varlen`: torch's FlashAttention over cumulative lengths."""
 
     def __init__(self, lengths: list[int], device: torch.device):
         self.edges = torch.tensor([0, *lengths], device=device).cumsum(0).int()
@@ -126,13 +129,22 @@ class VarlenPacking:
 
     @torch.compiler.disable
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        from torch.nn.attention import varlen
+        from torch.nn.attention.varlen import varlen_attn
 
-        attend: Any = varlen.varlen_attn
-        ends = (self.edges, self.edges, self.longest, self.longest)
-        grouped = q.shape[2] != k.shape[2]
-        flat = (x.flatten(0, 1) for x in (q, k, v))
-        return attend(*flat, *ends, window_size=(-1, 0), enable_gqa=grouped).view_as(q)
+        flat_q, flat_k, flat_v = (x.flatten(0, 1) for x in (q, k, v))
+        out = varlen_attn(
+            flat_q,
+            flat_k,
+            flat_v,
+            self.edges,
+            self.edges,
+            self.longest,
+            self.longest,
+            window_size=(-1, 0),
+            enable_gqa=q.shape[2] != k.shape[2],
+        )
+        assert isinstance(out, Tensor)  # a pair only where auxiliary outputs are asked for
+        return out.view_as(q)
 
 
 #: By name, in the order in which `auto` tries them.
@@ -143,20 +155,20 @@ _PACKINGS: dict[str, Callable[[list[int], torch.device], Packing]] = {
 }
 
 
-def choose_backend(wanted: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
-    """The back end to use. Errors: `UserError` for an unknown one and for one that was asked for and cannot run."""
-    if wanted == "auto":
-        return next(name for name in _PACKINGS if not _problem(name, device.type, dtype, head_dim))
-    if wanted not in _PACKINGS:
-        raise UserError(f"attention {wanted!r}: choose one of {', '.join(('auto', *_PACKINGS))}")
-    if problem := _problem(wanted, device.type, dtype, head_dim):
-        raise UserError(f"attention {wanted!r} cannot run here: {problem}; use auto or sdpa")
-    return wanted
+def choose_backend(name: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
+    """The name of the back end to use. Errors: `UserError` for an unknown one, and for a named one that cannot run."""
+    if name == "auto":
+        return next(each for each in _PACKINGS if not _problem(each, device.type, dtype, head_dim))
+    if name not in _PACKINGS:
+        raise UserError(f"attention {name!r}: choose one of {', '.join(('auto', *_PACKINGS))}")
+    if problem := _problem(name, device.type, dtype, head_dim):
+        raise UserError(f"attention {name!r} cannot run here: {problem}; use auto or sdpa")
+    return name
 
 
 @cache
 def _problem(backend: str, device: str, dtype: torch.dtype, head_dim: int) -> str:
-    """Why a back end cannot run, or "" if a toy forward and backward pass went through. FileInfo out, and logged, once."""
+    """Why a back end cannot run; "" if a tiny forward and backward pass succeeds. Tried, and logged, once per process."""
     if backend == "sdpa":
         return ""
     if device != "cuda":
@@ -167,7 +179,7 @@ def _problem(backend: str, device: str, dtype: torch.dtype, head_dim: int) -> st
             q, k, v = (torch.ones(1, 4, 1, head_dim, device=device, dtype=dtype, requires_grad=True) for _ in range(3))
             packing = build_packing(torch.tensor([[0, 0, 1, 1]], device=device), backend)
             packing.attend(q, k, v).sum().backward()
-    except Exception as error:  # a back end built for other versions raises almost anything; all of it is reported
+    except Exception as error:  # a back end built for other versions may raise anything; all of it is reported
         problem = " ".join(str(error).split())[:200] or type(error).__name__
         log.info("attention: %s cannot run here: %s", backend, problem)
         return problem

@@ -1,8 +1,8 @@
 """What a decoder costs, counted from its configuration alone: parameters, FLOPs, memory, hours.
 
-FLOPs of training count a multiplication and an addition as two, the backward pass as twice the forward, and attention over
-the causal half: 6 x (matrix parameters, the head's included, the embedding's not) + 6 x layers x H x D x context for each
-token. Others count the whole square (PaLM's formula has 12): their MFU reads higher for the same speed.
+Training FLOPs count a multiplication and an addition as two, the backward pass as twice the forward pass, and attention over the
+causal half: 6 x (parameters in matrices, with the head, without the embedding) + 6 x layers x H x D x context per token. Others
+count the whole square (PaLM's formula has 12), so their MFU is higher for the same speed.
 """
 
 from collections.abc import Mapping
@@ -19,13 +19,13 @@ BYTES = {"fp32": 4, "bf16": 2}
 
 @dataclass(frozen=True)
 class Costs:
-    """Numbers of one decoder."""
+    """Parameters and FLOPs of one decoder."""
 
     parameters: int
-    in_blocks: int  # of these
-    in_matrices: int  # multiplied for each token
-    flops: float  # of training, per token, at a context
-    flops_forward: float  # of the forward pass alone
+    in_blocks: int  # those of them in the blocks
+    in_matrices: int  # those that are multiplied for each token
+    flops: float  # training FLOPs per token
+    flops_forward: float  # FLOPs of the forward pass per token
 
 
 def count(config: DecoderConfig, context: int | None = None) -> Costs:
@@ -46,8 +46,8 @@ def count(config: DecoderConfig, context: int | None = None) -> Costs:
 
 
 def activation_floats(config: DecoderConfig) -> int:
-    """Numbers that one position keeps for the backward pass, about: inputs of norms, matrices, rotations and attention. With
-    checkpointed activations one block's come on top for a while."""
+    """Approximate count of floats that one position keeps for the backward pass: inputs of norms, matrices, rotations and attention.
+    With checkpointed activations those of one block are added for a while."""
     queries, keys = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
     norms = {"rms": 2, "layer": 2, "none": 0}[config.qk_norm]
     attention = (norms + 2) * (queries + keys) // 2 + 2 * (queries + 2 * keys) // 2 + 2 * queries
@@ -57,9 +57,11 @@ def activation_floats(config: DecoderConfig) -> int:
 
 
 def memory_bytes(config: DecoderConfig, positions: int, rows: int, context: int, optimizer: str = "adamw") -> dict[str, int]:
-    """Bytes by name: weights, gradients, optimizer (fp32 all three, as in mixed precision), activations and kv_cache (bf16).
-    positions: tokens of a training batch on one device. rows, context: of a KV cache for generation.
-    optimizer: `adamw` keeps two numbers per parameter, `muon` one for the matrices of the blocks."""
+    """Bytes by name: weights, gradients and optimizer state (all fp32, as in mixed precision), activations and kv_cache (bf16).
+
+    positions: tokens of a training batch on one device. rows, context: size of the KV cache for generation. optimizer: `adamw` keeps
+    two numbers per parameter, `muon` one for each parameter of the blocks.
+    """
     n = count(config)
     states = 2 * n.parameters - (n.in_blocks if optimizer == "muon" else 0)
     cache = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * rows * context
@@ -73,7 +75,7 @@ def memory_bytes(config: DecoderConfig, positions: int, rows: int, context: int,
 
 
 def hours(config: DecoderConfig, tokens: float, flops_per_second: float, mfu: float, devices: int, context: int) -> float:
-    """Hours to train on `tokens` tokens at a fraction `mfu` of the hardware's peak."""
+    """Hours to train on so many tokens at a fraction `mfu` of the hardware's peak FLOPs per second."""
     return count(config, context).flops * tokens / (flops_per_second * mfu * devices) / 3600
 
 
@@ -87,12 +89,15 @@ def cost_table(
     context: int = 0,
     batch: int = 65_536,
 ) -> dict[str, str]:
-    """What a decoder costs, in words: the lines of `unitok inspect` by name. content: lines on how many tokens content takes, by name.
-    tokens: tokens to train on; 0: 20 per parameter. hardware: one of `HARDWARE`. devices: how many of it. mfu: fraction of its peak.
-    context: tokens per document; 0: the longest that the decoder takes. batch: tokens of a training batch on one device."""
+    """What a decoder costs, in words: the lines that `unitok inspect` prints, by name.
+
+    content: lines that say how many tokens content takes, by name. tokens: to train on; 0: 20 per parameter. hardware: one of
+    `HARDWARE`. devices: number of them. mfu: fraction of their peak. context: tokens per document; 0: the longest that the decoder
+    takes. batch: tokens of a training batch on one device.
+    """
     if not 0 < mfu <= 1 or devices < 1 or tokens < 0 or batch < 1 or context < 0:
         raise UserError("mfu is in (0, 1], devices and batch at least 1, tokens and context at least 0")
-    guessed = "" if config.vocab_size else " (not known before the data: taken as 10,000)"
+    assumed = "" if config.vocab_size else " (assumed: the data sets it)"
     c = replace(config, vocab_size=config.vocab_size or 10_000)
     context = context or c.max_position_embeddings
     costs = count(c, context)
@@ -104,11 +109,11 @@ def cost_table(
     counts = f"{_short(costs.in_blocks)} in blocks, {_short(costs.in_matrices)} multiplied per token"
     return {
         "shape": f"{c.num_hidden_layers} layers, {c.hidden_size} wide, SwiGLU {c.intermediate_size}, {heads}",
-        "vocabulary": f"{c.vocab_size:,} tokens{guessed}",
+        "vocabulary": f"{c.vocab_size:,} tokens{assumed}",
         "parameters": f"{_short(costs.parameters)}: {counts}",
-        "FLOPs per token": f"{_short(costs.flops)} to train, {_short(costs.flops_forward)} to read, at {context:,} tokens a document",
+        "FLOPs per token": f"{_short(costs.flops)} to train, {_short(costs.flops_forward)} to read, at {context:,} tokens per document",
         "training state": f"{state:.2f} GB: weights, gradients and AdamW in fp32, on one device",
-        "activations": f"{memory['activations']:.2f} GB in bf16 for {batch:,} tokens, about",
+        "activations": f"about {memory['activations']:.2f} GB in bf16 for {batch:,} tokens",
         "inference": f"{memory['weights'] / 2:.2f} GB of weights in bf16, {memory['kv_cache']:.3f} GB of KV cache for {context:,} tokens",
         **content,
         "time": f"{time:,.1f} hours for {_short(tokens)} tokens on {devices} x {hardware} at {mfu:.0%} MFU",

@@ -1,18 +1,18 @@
-"""The decoder: predicts the next id, whatever modality it belongs to.
+"""The decoder: predicts the next token, whatever modality it belongs to.
 
-By default Qwen3's architecture, names and layout, so that export is renaming: pre-norm RMSNorm, SwiGLU, RoPE (rotate-half),
-grouped-query attention, RMS QK-norm over each head's dimensions before RoPE, no biases, an untied head; with output
-projections that start at zero (Yang et al. 2025, "Qwen3"; transformers:models/qwen3/modeling_qwen3.py). Fields of
-`DecoderConfig` turn it into Chameleon (Chameleon Team 2024; transformers:models/chameleon/modeling_chameleon.py) or Llama.
-What a modality is, it does not know; sizes with names are in `presets.py`, generation with a cache in `inference.py`.
+By default it has Qwen3's architecture, names and layout, so an export only renames: pre-norm RMSNorm, SwiGLU, RoPE (rotate-half),
+grouped-query attention, RMS QK-norm over each head's dimensions before RoPE, no biases, an untied head. Output projections start at
+zero (Yang et al. 2025, "Qwen3"; transformers:models/qwen3/modeling_qwen3.py). Fields of `DecoderConfig` turn it into Chameleon
+(Chameleon Team 2024; transformers:models/chameleon/modeling_chameleon.py) or Llama. It knows nothing of modalities. Named sizes are
+in `presets.py`, generation with a cache is in `inference.py`.
 
-Letters: B rows, T positions, V ids, C = hidden_size, H query heads, G key-value heads, D = head_dim.
+Letters: B rows, T positions, V tokens in the vocabulary, C = hidden_size, H query heads, G key-value heads, D = head_dim.
 """
 
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -29,25 +29,25 @@ class DecoderConfig:
     """Architecture of a decoder.
 
     Args:
-        vocab_size: number of ids, V. Set from the data's vocabulary in training.
+        vocab_size: number of tokens, V. Training sets it from the data's vocabulary.
         hidden_size: width. num_hidden_layers: blocks. intermediate_size: width of the SwiGLU.
         num_attention_heads: query heads. num_key_value_heads: key-value heads, dividing the query heads.
         head_dim: dimensions of a head, even.
         rope_theta: base of the rotary positions. rms_norm_eps: of all RMSNorms.
-        max_position_embeddings: longest document it takes, in ids.
-        dropout: on the outputs of attention and SwiGLU.
-        attention: back end, `auto`, `sdpa`, `xformers` or `varlen`.
-        span_positions: size of a table of learned embeddings of how far into its image or sound an id stands, added to its own
-            embedding; 0 is none, which is Qwen3's layout. It tells small models trained for minutes where in a grid
-            they are (docs/notes.md); such a decoder cannot be exported by renaming.
+        max_position_embeddings: length of the longest document it takes, in tokens.
+        dropout: rate, on the outputs of attention and SwiGLU.
+        attention: back end: `auto`, `sdpa`, `xformers` or `varlen`.
+        span_positions: size of a table of learned embeddings of a token's position in its image or audio, added to the token's
+            embedding; 0 for none, which is Qwen3's layout. It helps small models that train for minutes (docs/notes.md); a decoder
+            that has it cannot be exported.
         qk_norm: of queries and keys before RoPE: `rms` over a head's dimensions with one gain for all heads (Qwen3),
-            `layer` with gain and bias of each head's own (Chameleon), or `none` (Llama).
+            `layer` with a gain and a bias for each head (Chameleon), or `none` (Llama).
         norm_placement: `before` attention and SwiGLU (pre-norm), or `after` them, inside the residual (Chameleon 34B; Liu
             et al. 2021, "Swin Transformer V2").
         attention_bias, mlp_bias: whether those projections have biases (some Llamas).
-        rope_scaling: how a longer context was made of a shorter one, in the words of transformers' config.json:
-            `rope_type` `linear` or `llama3` with their numbers; empty is none.
-        checkpoint_activations: in training keep only each block's input and compute the rest again in the backward pass.
+        rope_scaling: how the context was extended, with the keys of transformers' config.json: `rope_type` `linear` or `llama3` and
+            their numbers; null for none.
+        checkpoint_activations: in training keep only each block's input and recompute the rest in the backward pass.
     """
 
     vocab_size: int = 0
@@ -67,7 +67,7 @@ class DecoderConfig:
     norm_placement: Literal["before", "after"] = "before"
     attention_bias: bool = False
     mlp_bias: bool = False
-    rope_scaling: dict[str, Any] | None = None
+    rope_scaling: dict[str, str | float] | None = None
     checkpoint_activations: bool = False
 
     def __post_init__(self) -> None:
@@ -79,15 +79,18 @@ class DecoderConfig:
                 f"num_key_value_heads {self.num_key_value_heads} must divide num_attention_heads {self.num_attention_heads}"
             )
         if self.head_dim < 2 or self.head_dim % 2:
-            raise UserError(f"head_dim {self.head_dim} must be even: rotary positions turn pairs of dimensions")
+            raise UserError(f"head_dim {self.head_dim} must be even: rotary positions rotate pairs of dimensions")
         for name, choices in (("qk_norm", ("rms", "layer", "none")), ("norm_placement", ("before", "after"))):
             if getattr(self, name) not in choices:
                 raise UserError(f"{name} {getattr(self, name)!r}: choose one of {', '.join(choices)}")
 
 
 class RotaryPositions(nn.Module):
-    """Cosines and sines by position: [B, T] -> two of [B, T, 1, D / 2]. Frequencies are fp32, also in half precision, whose
-    rounding is radians at thousands of positions; so they are no buffer, which `.bfloat16()` would turn."""
+    """Positions [B, T] -> cosines and sines, each [B, T, 1, D / 2].
+
+    Frequencies stay in fp32, because rounding to half precision is an error of radians at thousands of positions. So they are not a
+    buffer, which `.bfloat16()` would convert.
+    """
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
@@ -101,12 +104,12 @@ class RotaryPositions(nn.Module):
 
 
 def rotary_frequencies(config: DecoderConfig) -> Tensor:
-    """Radians a position of each pair of dimensions, fp32 [D / 2]; errors: `UserError` for a scaling that is not known."""
+    """Radians per position for each pair of dimensions, fp32 [D / 2]. Errors: `UserError` for an unknown scaling."""
     frequencies = config.rope_theta ** -(
         torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu") / config.head_dim
     )
     scaling = config.rope_scaling or {}
-    kind = scaling.get("rope_type", "default")
+    kind = str(scaling.get("rope_type", "default"))
     if kind == "default":
         return frequencies
     needed = {
@@ -117,13 +120,14 @@ def rotary_frequencies(config: DecoderConfig) -> Tensor:
         raise UserError(f"rope_scaling {kind!r}: choose one of default, linear, llama3")
     if missing := [name for name in needed[kind] if name not in scaling]:
         raise UserError(f"rope_scaling {kind!r} needs {missing[0]}")
+    factor, *rest = (float(scaling[name]) for name in needed[kind])
     if kind == "linear":  # Chen et al. 2023, "Extending context window of large language models via position interpolation"
-        return frequencies / scaling["factor"]
+        return frequencies / factor
     # Llama 3.1: slow pairs are interpolated, fast ones are not, those between are blended (transformers:modeling_rope_utils.py)
-    turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
-    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    kept = ((turns - low) / (high - low)).clamp(0, 1)
-    return kept * frequencies + (1 - kept) * frequencies / scaling["factor"]
+    low, high, original_length = rest
+    turns = original_length * frequencies / (2 * math.pi)
+    unscaled = ((turns - low) / (high - low)).clamp(0, 1)
+    return unscaled * frequencies + (1 - unscaled) * frequencies / factor
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -133,7 +137,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class HeadLayerNorm(nn.Module):
-    """LayerNorm over a head's dimensions with gain and bias of each head's own: [..., H, D] (Chameleon)."""
+    """LayerNorm over a head's dimensions with a gain and a bias for each head: [..., H, D] (Chameleon)."""
 
     def __init__(self, heads: int, head_dim: int):
         super().__init__()
@@ -167,7 +171,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], context: "_Context") -> Tensor:
         """[B, T, C] -> [B, T, C]."""
         q, k, v = (part(x).unflatten(-1, (-1, self.head_dim)) for part in (self.q_proj, self.k_proj, self.v_proj))
-        # Norms and rotations are done in fp32 under autocast; attention is not.
+        # Under autocast norms and rotations run in fp32, attention in half precision.
         q, k = (rotate(norm(x), *rotary).to(v.dtype) for norm, x in ((self.q_norm, q), (self.k_norm, k)))
         return self.o_proj(context.packing.attend(q, k, v).flatten(2))
 
@@ -186,7 +190,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and SwiGLU, each with its norm and around a residual."""
+    """Attention and SwiGLU, each with a norm and a residual connection."""
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
@@ -207,15 +211,15 @@ class Block(nn.Module):
 
 @dataclass
 class _Context:
-    """What all layers of one pass share."""
+    """Inputs of one forward pass that all layers share."""
 
     packing: Packing
     positions: Tensor  # [B, T]
-    span_positions: Tensor | None = None  # [B, T], how far into its span each id stands, 0 outside
+    span_positions: Tensor | None = None  # [B, T], position of each token in its span, 0 outside
 
 
 class Trunk(nn.Module):
-    """Embedding, blocks, final norm: ids [B, T] -> hidden states [B, T, C]."""
+    """Embedding, blocks, final norm: tokens [B, T] -> hidden states [B, T, C]."""
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
@@ -228,11 +232,11 @@ class Trunk(nn.Module):
         self.checkpoint_activations = config.checkpoint_activations
 
     def forward(self, ids: Tensor, context: _Context) -> Tensor:
-        """[B, T] -> [B, T, C]; `context` says which positions see one another."""
+        """Tokens [B, T] -> hidden states [B, T, C]."""
         x = self.embed_tokens(ids)
         if hasattr(self, "embed_span_positions"):
             assert context.span_positions is not None, (
-                "this decoder has place embeddings: give span_positions (Grammar.span_positions)"
+                "this decoder embeds span positions: give span_positions (Grammar.span_positions)"
             )
             x = x + self.embed_span_positions(context.span_positions.clamp(max=self.embed_span_positions.num_embeddings - 1))
         rotary = self.rotary(context.positions)
@@ -245,20 +249,20 @@ class Trunk(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The next-id model: ids [B, T] -> logits [B, T, V], V exactly the vocabulary's size."""
+    """The next-token model: tokens [B, T] -> logits [B, T, V], where V is exactly the vocabulary's size."""
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
         if config.vocab_size < 1:
-            raise UserError("vocab_size must be set: it is the size of the vocabulary that the ids belong to")
+            raise UserError("vocab_size must be set: it is the number of tokens in the vocabulary")
         self.config = config
         self.model = Trunk(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self._initialise()
+        self._initialize()
 
-    def _initialise(self) -> None:
-        """Normal weights of std 1 / sqrt(fan in); zeros for what writes to the residual and for the head, so that
-        training starts from the uniform distribution (cf. modded-nanogpt; LlamaGen's zero head)."""
+    def _initialize(self) -> None:
+        """Normal weights with std 1 / sqrt(fan in); zeros for projections into the residual and for the head, so training starts
+        from the uniform distribution (cf. modded-nanogpt; LlamaGen's zero head)."""
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
                 std = 0.0 if name.endswith(("o_proj", "down_proj", "lm_head")) else module.in_features**-0.5
@@ -280,9 +284,12 @@ class Decoder(nn.Module):
         documents: Tensor | None = None,
         span_positions: Tensor | None = None,
     ) -> Tensor:
-        """ids [B, T] -> final hidden states [B, T, C], before the head. positions: [B, T], from each document's start (default: the
-        row's). documents: numbers [B, T] that differ between neighbors, which then cannot see one another (default: one a row).
-        span_positions: [B, T], how far into its span each id stands (`Grammar.span_positions`); only for decoders with place embeddings."""
+        """Tokens [B, T] -> final hidden states [B, T, C], the input of the head.
+
+        positions: [B, T], counted from each document's start; default: from each row's start. documents: numbers [B, T]; tokens attend
+        only within runs of equal numbers; default: each row is one document. span_positions: [B, T], position of each token in its span
+        (`Grammar.span_positions`); only for decoders that embed them.
+        """
         self._check(ids, positions)
         if positions is None:
             positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
@@ -294,16 +301,16 @@ class Decoder(nn.Module):
         return self.model(ids, _Context(build_packing(documents, backend), positions, span_positions))
 
     def _check(self, ids: Tensor, positions: Tensor | None) -> None:
-        """Errors that users can make. Values are looked at on a CPU only: a GPU would have to be waited for."""
+        """Raise `UserError` for unknown tokens and too long documents. On a GPU values are not checked, which would wait for it."""
         most, v = self.config.max_position_embeddings, self.config.vocab_size
         longest = ids.shape[1] if positions is None else 0
         if ids.device.type == "cpu" and ids.numel():
             low, high = (int(x) for x in torch.aminmax(ids))
             if low < 0 or high >= v:
-                raise UserError(f"id {low if low < 0 else high}: the decoder's vocabulary has ids 0 to {v - 1}")
+                raise UserError(f"token {low if low < 0 else high}: the decoder's vocabulary has tokens 0 to {v - 1}")
             longest = longest if positions is None else int(positions.max()) + 1
         if longest > most:
-            raise UserError(f"a document of {longest} ids: the decoder takes at most {most} (max_position_embeddings)")
+            raise UserError(f"a document of {longest} tokens: the decoder takes at most {most} (max_position_embeddings)")
 
     def forward(
         self,
@@ -312,38 +319,40 @@ class Decoder(nn.Module):
         documents: Tensor | None = None,
         span_positions: Tensor | None = None,
     ) -> Tensor:
-        """ids [B, T] -> logits [B, T, V]; arguments as for `hidden`."""
+        """Tokens [B, T] -> logits [B, T, V]; arguments as for `hidden`."""
         return self.lm_head(self.hidden(ids, positions, documents, span_positions))
 
     def save_pretrained(self, folder: Path, overwrite: bool = False) -> None:
-        """Write `config.json` and `model.safetensors`."""
+        """Write `config.json` and `model.safetensors` into `folder`."""
         save_part(folder, "decoder", self.config, self.state_dict(), overwrite)
 
-    def describe(self) -> dict[str, Any]:
-        """Number of parameters, and the configuration."""
+    def describe(self) -> dict[str, object]:
+        """Number of parameters and fields of the configuration, by name."""
         return {"parameters": sum(p.numel() for p in self.parameters())} | asdict(self.config)
 
     def prepare_for_inference(self) -> "Decoder":
-        """Itself in eval mode."""
+        """The decoder itself, in eval mode."""
         return self.eval()
 
     @classmethod
-    def from_config(cls, config: dict[str, Any], where: str) -> "Decoder":
-        """An untrained one of a configuration in plain types. Errors: `UserError` that begins with `where`."""
+    def from_config(cls, config: dict[str, object], where: str) -> "Decoder":
+        """An untrained decoder. config: fields of `DecoderConfig`. Errors: `UserError` that begins with `where`."""
         return cls(make_config(DecoderConfig, config, where))
 
     @classmethod
     def from_pretrained(cls, path: Path, device: str = "cpu") -> "Decoder":
-        """Read its own folder or a bundle's; in eval mode."""
+        """Read a decoder's folder or a bundle; in eval mode."""
         folder = part_folder(path, "model")
         config, state = load_part(folder, "decoder", DecoderConfig)
         return cls.from_state(config, state, str(folder)).to(device)
 
     @classmethod
     def from_state(cls, config: DecoderConfig, state: dict[str, Tensor], where: str) -> "Decoder":
-        """A decoder whose parameters are the tensors of `state` themselves, in fp32; in eval mode. Errors: `UserError` naming
-        `where`."""
-        with torch.device("meta"):  # nothing is allocated or drawn only to be overwritten
+        """A decoder whose parameters are the tensors of `state`, in fp32 and not copied if they are fp32; in eval mode.
+
+        Errors: `UserError` that begins with `where`.
+        """
+        with torch.device("meta"):  # no weights are allocated or initialized only to be overwritten
             model = cls(config)
         load_state(model, {name: tensor.float() for name, tensor in state.items()}, where, assign=True)
         return model.eval()

@@ -1,14 +1,15 @@
-"""The decoder for generation: the same function of the same weights, with a cache, in fewer and larger operations.
+"""The decoder for generation: the same function of the same weights, with a KV cache, in fewer and larger operations.
 
-A step of one id is bound by reading the weights and, in small models, by how many operations it has. So queries, keys and values
-are one product, gains of norms before a product are multiplied into it, residuals are added by it, and dimensions of each head are
-reordered so that a rotation is one complex multiplication. The cache is allocated once and written in place. On a CPU matrices are
-kept in oneDNN's blocked order, which for 2 to 32 rows takes 0.5 to 0.7 of the time of MKL's product (docs/notes.md). The price:
-memory holds weights twice, and whoever changes a decoder's makes a new one of these. Letters as in `decoder.py`; L cache positions.
+A step of one token is bound by reading the weights and, in small models, by the number of operations. So queries, keys and values are
+one product, gains of norms that stand before a product are multiplied into its weights, residuals are added by the product, and the
+dimensions of each head are reordered so that a rotation is one complex multiplication. The cache is allocated once and written in
+place. On a CPU, matrices are kept in oneDNN's blocked layout, which for 2 to 32 rows takes 0.5 to 0.7 of the time of MKL's product
+(docs/notes.md). The price: memory holds the weights twice, and after a change of the decoder's weights a new copy must be made.
+
+Letters as in `decoder.py`, and L for the positions of the cache. A slot is the room of one document in the cache.
 """
 
 from dataclasses import dataclass
-from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,33 +21,36 @@ from unitok.model.heads import rows_of
 
 
 class Cache:
-    """Keys and values of past positions, [layers, B, G, L, D] each, written in place. The B slots may stand at different
-    positions: what lies beyond a slot's own is never looked at, so it is rewound by writing again from an earlier one."""
+    """Keys and values of past positions, each [layers, B, G, L, D], written in place.
+
+    The B slots may be at different positions. What lies beyond a slot's position is never read, so a slot is rewound by writing again
+    from an earlier position.
+    """
 
     def __init__(self, keys: Tensor, values: Tensor):
         self.keys, self.values = keys, values
 
     @property
     def slots(self) -> int:
-        """How many there is room for."""
+        """Number of slots, B."""
         return self.keys.shape[1]
 
     @property
     def length(self) -> int:
-        """Positions of each."""
+        """Number of positions of each slot, L."""
         return self.keys.shape[3]
 
     def part(self, start: int, stop: int) -> "Cache":
-        """Some of the slots, in the same memory."""
+        """The slots from `start` to `stop`, in the same memory."""
         return Cache(self.keys[:, start:stop], self.values[:, start:stop])
 
     def take(self, other: "Cache", source: int, target: int, length: int) -> None:
-        """Write the first `length` positions of a slot of `other`, which may be this one, over one of its own."""
+        """Copy the first `length` positions of slot `source` of `other`, which may be this cache, into slot `target`."""
         for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):
             mine[:, target, :, :length] = theirs[:, source, :, :length]
 
     def grown(self, slots: int, length: int) -> "Cache":
-        """A larger one with the same content."""
+        """A larger cache with the same content."""
         old = (self.keys, self.values)
         new = [torch.zeros((k.shape[0], slots, k.shape[2], length, k.shape[4]), dtype=k.dtype, device=k.device) for k in old]
         for a, b in zip(old, new, strict=True):
@@ -55,7 +59,7 @@ class Cache:
 
 
 class Matrix:
-    """A linear layer [out, in] for generation: x [N, in] -> [N, out]."""
+    """A linear layer with weight [out, in]: x [N, in] -> [N, out]."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None):
         self.weight, self.bias = weight.T.contiguous(), bias
@@ -64,39 +68,39 @@ class Matrix:
         return x @ self.weight if self.bias is None else torch.addmm(self.bias, x, self.weight)
 
     def plus(self, x: Tensor, other: Tensor) -> Tensor:
-        """The product and another tensor [N, out] added."""
+        """The layer's output plus `other` [N, out]."""
         added = torch.addmm(other, x, self.weight)
         return added if self.bias is None else added + self.bias
 
 
 class BlockedMatrix(Matrix):
-    """The same on a CPU, in oneDNN's own order of the weights, in which products of few rows are fastest."""
+    """A linear layer on a CPU, with the weight in oneDNN's blocked layout, which is fastest for few rows."""
 
-    ROWS = 16  # that the order is chosen for; for 1 to 64 it was as good as one of their own
+    ROWS = 16  # the layout is chosen for this many; for 1 to 64 rows it was as fast as a layout of their own
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None):
         self.weight, self.bias = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), self.ROWS), bias
 
-    def __call__(self, x: Tensor, then: str = "none") -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, then, [], "")
+    def __call__(self, x: Tensor, activation: str = "none") -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, activation, [], "")
 
     def plus(self, x: Tensor, other: Tensor) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise.binary(x, other, self.weight, self.bias, "add")
 
     def times(self, x: Tensor, other: Tensor) -> Tensor:
-        """The product and another tensor [N, out] multiplied."""
+        """The layer's output times `other` [N, out]."""
         return torch.ops.mkldnn._linear_pointwise.binary(x, other, self.weight, self.bias, "mul")
 
 
 def matrix(weight: Tensor, bias: Tensor | None = None) -> Matrix:
-    """The linear layer that is fastest here: in oneDNN's order where that can be."""
-    known = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-    blocked = known and weight.device.type == "cpu" and weight.dtype == torch.float32
+    """The fastest linear layer for this device and dtype: `BlockedMatrix` where oneDNN can run it."""
+    available = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+    blocked = available and weight.device.type == "cpu" and weight.dtype == torch.float32
     return BlockedMatrix(weight, bias) if blocked else Matrix(weight, bias)
 
 
 class Gated:
-    """SwiGLU's two products, as one: x [N, in] -> silu(gate) * up [N, width]."""
+    """SwiGLU's two products as one: x [N, in] -> silu(gate) * up [N, width]."""
 
     def __init__(self, gate: tuple[Tensor, Tensor | None], up: tuple[Tensor, Tensor | None]):
         bias = None if gate[1] is None or up[1] is None else torch.cat([gate[1], up[1]])
@@ -108,7 +112,7 @@ class Gated:
 
 
 class BlockedGated(Gated):
-    """The same of blocked matrices, with silu and the multiplication fused into them."""
+    """SwiGLU of blocked matrices, with silu and the multiplication fused into the products."""
 
     def __init__(self, gate: tuple[Tensor, Tensor | None], up: tuple[Tensor, Tensor | None]):
         self.gate, self.up = BlockedMatrix(*gate), BlockedMatrix(*up)
@@ -117,8 +121,8 @@ class BlockedGated(Gated):
         return self.up.times(x, self.gate(x, "swish"))
 
 
-def unit(x: Tensor, eps: float) -> Tensor:
-    """RMSNorm over the last dimension, without a gain. On a CPU F.rms_norm is nine operations; this is four."""
+def rms_normalize(x: Tensor, eps: float) -> Tensor:
+    """RMSNorm over the last dimension, without a gain. On a CPU F.rms_norm takes nine operations; this takes four."""
     if x.device.type != "cpu" or x.dtype != torch.float32:
         return F.rms_norm(x, x.shape[-1:], None, eps)
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
@@ -127,33 +131,33 @@ def unit(x: Tensor, eps: float) -> Tensor:
 
 @dataclass
 class _Weights:
-    """Of one block."""
+    """Weights of one block, arranged for generation."""
 
     qkv: Matrix
-    gain: Tensor | None  # [H + G, D] of the QK-norm
-    shift: Tensor | None
+    gain: Tensor | None  # of the QK-norm, [H + G, D]
+    shift: Tensor | None  # its bias
     out: Matrix
     gated: Gated
     down: Matrix
-    after_attention: Tensor | None  # gains of norms that stand after (norm_placement)
+    after_attention: Tensor | None  # gain of the norm, where norm_placement is "after"
     after_mlp: Tensor | None
 
 
 @dataclass
-class _Where:
-    """What all layers of one pass share. Of `at` and `flat` one is given."""
+class _Pass:
+    """What all layers of one pass share. Exactly one of `start` and `rows` is given."""
 
     b: int
     t: int
-    turns: Tensor  # complex [(B,) T, 1, D / 2]
-    extent: int  # positions below this are looked at
-    seen: Tensor | None  # added to the scores, [B, 1, T, extent]; None: all are seen
-    at: int | None  # where all slots write
-    flat: Tensor | None  # int64 [B G T], where each writes among the B G L rows
+    rotation: Tensor  # complex [(B,) T, 1, D / 2]
+    extent: int  # only positions below this are read
+    mask: Tensor | None  # added to the scores, [B, 1, T, extent]; None: all positions are attended to
+    start: int | None  # position from which all slots write
+    rows: Tensor | None  # int64 [B G T], the row to write, of the B G L rows of keys and values
 
 
 class InferenceDecoder:
-    """A copy of a decoder's weights as they are now, arranged for generation. It never learns."""
+    """A copy of a decoder's present weights, arranged for generation. It is not trained."""
 
     @torch.no_grad()
     def __init__(self, decoder: Decoder):
@@ -163,18 +167,18 @@ class InferenceDecoder:
         self.embedding = decoder.model.embed_tokens.weight.detach().clone()
         self.span_positions = decoder.model.embed_span_positions.weight.detach().clone() if c.span_positions else None
         self.norm = decoder.model.norm.weight.detach().clone()
-        self.blocks = [_arrange(cast(Block, block), c) for block in decoder.model.layers]
+        self.blocks = [_arranged(block, c) for block in decoder.model.layers if isinstance(block, Block)]
         angles = torch.arange(c.max_position_embeddings)[:, None].float() * rotary_frequencies(c)
-        self.turns = torch.polar(torch.ones_like(angles), angles).to(self.device)  # complex [positions, D / 2]
+        self.rotation = torch.polar(torch.ones_like(angles), angles).to(self.device)  # complex [positions, D / 2]
 
     def new_cache(self, slots: int, length: int) -> Cache:
-        """An empty cache for so many slots of at most `length` positions."""
+        """An empty cache of so many slots, each of at most `length` positions."""
         c = self.config
         shape = (c.num_hidden_layers, slots, c.num_key_value_heads, length, c.head_dim)
         return Cache(*(torch.zeros(shape, device=self.device, dtype=self.dtype) for _ in range(2)))
 
     def head_of(self, intervals: Intervals) -> Matrix:
-        """The head for a set of tokens alone."""
+        """The rows of the head for a set of tokens."""
         return matrix(rows_of(self.head, intervals))
 
     @torch.inference_mode()
@@ -185,89 +189,92 @@ class InferenceDecoder:
         cache: Cache,
         extent: int,
         span_positions: Tensor | None = None,
-        at: int | None = None,
+        start: int | None = None,
     ) -> Tensor:
-        """ids [B, T] at positions [B, T] -> hidden states [B, T, C]; reads and writes the cache's first B slots. extent: more than
-        every position; how much of the cache to look at. span_positions: [B, T], `Grammar.span_positions`. at: the first position, where all
-        slots stand at the same T ones in a row: that saves the indices and, for T = 1, the mask."""
+        """Tokens [B, T] at positions [B, T] -> hidden states [B, T, C]. Reads and writes the first B slots of the cache.
+
+        extent: how much of the cache to read; above every position. span_positions: [B, T], `Grammar.span_positions`. start: first
+        position, where all slots are at the same T consecutive positions; that saves the indices and, for T = 1, the mask.
+        """
         c, (b, t) = self.config, ids.shape
         x = F.embedding(ids, self.embedding)
         if self.span_positions is not None:
-            assert span_positions is not None, "this decoder has place embeddings: give span_positions (Grammar.span_positions)"
+            assert span_positions is not None, (
+                "this decoder embeds span positions: give span_positions (Grammar.span_positions)"
+            )
             x = x + F.embedding(span_positions.clamp(max=len(self.span_positions) - 1), self.span_positions)
         x = x.reshape(b * t, c.hidden_size)
-        where = self._where(positions, cache, extent, b, t, at)
+        shared = self._prepare(positions, cache, extent, b, t, start)
         for number, w in enumerate(self.blocks):
-            x = self._attend(x, w, where, cache.keys[number, :b], cache.values[number, :b])
+            x = self._attend(x, w, shared, cache.keys[number, :b], cache.values[number, :b])
             x = self._mlp(x, w)
         return F.rms_norm(x, (c.hidden_size,), self.norm, c.rms_norm_eps).view(b, t, -1)
 
-    def _where(self, positions: Tensor, cache: Cache, extent: int, b: int, t: int, at: int | None) -> _Where:
-        if at is not None and t == 1:
-            return _Where(b, t, self.turns[at][None, None], extent, None, at, None)
-        seen = torch.arange(extent, device=self.device) <= positions[:, None, :, None]
-        # Added, not true or false: attention on a CPU would turn it into numbers in each layer anew.
-        added = torch.zeros(seen.shape, dtype=self.dtype, device=self.device).masked_fill_(~seen, -torch.inf)
-        turns = self.turns[positions.clamp(max=len(self.turns) - 1)].unsqueeze(-2)
-        if at is not None:
-            return _Where(b, t, turns, extent, added, at, None)
+    def _prepare(self, positions: Tensor, cache: Cache, extent: int, b: int, t: int, start: int | None) -> _Pass:
+        if start is not None and t == 1:
+            return _Pass(b, t, self.rotation[start][None, None], extent, None, start, None)
+        visible = torch.arange(extent, device=self.device) <= positions[:, None, :, None]
+        # Additive: attention on a CPU would convert a boolean mask anew in each layer.
+        mask = torch.zeros(visible.shape, dtype=self.dtype, device=self.device).masked_fill_(~visible, -torch.inf)
+        rotation = self.rotation[positions.clamp(max=len(self.rotation) - 1)].unsqueeze(-2)
+        if start is not None:
+            return _Pass(b, t, rotation, extent, mask, start, None)
         groups = self.config.num_key_value_heads
-        rows = torch.arange(b * groups, device=self.device).view(b, groups, 1) * cache.length
-        flat = positions[:, None] + rows
-        return _Where(b, t, turns, extent, added, None, flat.flatten())
+        first_rows = torch.arange(b * groups, device=self.device).view(b, groups, 1) * cache.length
+        rows = positions[:, None] + first_rows
+        return _Pass(b, t, rotation, extent, mask, None, rows.flatten())
 
-    def _attend(self, x: Tensor, w: _Weights, where: _Where, keys: Tensor, values: Tensor) -> Tensor:
-        c, b, t = self.config, where.b, where.t
+    def _attend(self, x: Tensor, w: _Weights, shared: _Pass, keys: Tensor, values: Tensor) -> Tensor:
+        c, b, t = self.config, shared.b, shared.t
         heads, groups, d = c.num_attention_heads, c.num_key_value_heads, c.head_dim
-        y = x if w.after_attention is not None else unit(x, c.rms_norm_eps)
+        y = x if w.after_attention is not None else rms_normalize(x, c.rms_norm_eps)
         qkv = w.qkv(y).view(b, t, heads + 2 * groups, d)
         qk, v = qkv[:, :, : heads + groups], qkv[:, :, heads + groups :]
         if w.gain is not None and w.shift is not None:
             qk = torch.addcmul(w.shift, F.layer_norm(qk, (d,), eps=1e-5), w.gain)
         elif w.gain is not None:
-            qk = unit(qk, c.rms_norm_eps) * w.gain
-        turned = torch.view_as_complex(qk.float().contiguous().view(b, t, heads + groups, d // 2, 2)) * where.turns
-        qk = torch.view_as_real(turned).flatten(-2).to(v.dtype)
+            qk = rms_normalize(qk, c.rms_norm_eps) * w.gain
+        rotated = torch.view_as_complex(qk.float().contiguous().view(b, t, heads + groups, d // 2, 2)) * shared.rotation
+        qk = torch.view_as_real(rotated).flatten(-2).to(v.dtype)
         q, k = qk[:, :, :heads], qk[:, :, heads:]
-        if where.flat is None:
-            assert where.at is not None
-            keys[:, :, where.at : where.at + t] = k.transpose(1, 2)
-            values[:, :, where.at : where.at + t] = v.transpose(1, 2)
+        if shared.rows is None:
+            assert shared.start is not None
+            keys[:, :, shared.start : shared.start + t] = k.transpose(1, 2)
+            values[:, :, shared.start : shared.start + t] = v.transpose(1, 2)
         else:
-            keys.flatten(0, 2).index_copy_(0, where.flat, k.transpose(1, 2).flatten(0, 2))
-            values.flatten(0, 2).index_copy_(0, where.flat, v.transpose(1, 2).flatten(0, 2))
-        grouped: dict[str, Any] = {"enable_gqa": True} if groups != heads else {}
-        keys, values = keys[:, :, : where.extent], values[:, :, : where.extent]
-        y = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, attn_mask=where.seen, **grouped)
+            keys.flatten(0, 2).index_copy_(0, shared.rows, k.transpose(1, 2).flatten(0, 2))
+            values.flatten(0, 2).index_copy_(0, shared.rows, v.transpose(1, 2).flatten(0, 2))
+        keys, values, grouped = keys[:, :, : shared.extent], values[:, :, : shared.extent], groups != heads
+        y = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, attn_mask=shared.mask, enable_gqa=grouped)
         y = y.transpose(1, 2).reshape(b * t, heads * d)
         return self._add(x, y, w.out, w.after_attention)
 
     def _mlp(self, x: Tensor, w: _Weights) -> Tensor:
         c = self.config
-        y = x if w.after_mlp is not None else unit(x, c.rms_norm_eps)
+        y = x if w.after_mlp is not None else rms_normalize(x, c.rms_norm_eps)
         return self._add(x, w.gated(y), w.down, w.after_mlp)
 
     def _add(self, x: Tensor, y: Tensor, matrix: Matrix, after: Tensor | None) -> Tensor:
-        """x + the product; with a norm in between where it stands after."""
+        """x plus the product of y; the product is normalized first where norm_placement is "after"."""
         if after is None:
             return matrix.plus(y, x)
         return x + F.rms_norm(matrix(y), (self.config.hidden_size,), after, self.config.rms_norm_eps)
 
 
-def _effective(layer: Any) -> tuple[Tensor, Tensor | None]:
-    """Weight [out, in] and bias of a linear layer, with the difference that LoRA has learnt."""
+def _effective(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """Weight [out, in] and bias of a linear layer, with the difference that LoRA has learned."""
     base = getattr(layer, "base_layer", layer)
+    assert isinstance(base, nn.Linear)
     weight = base.weight.detach()
-    if base is not layer:
-        for adapter in layer.active_adapters:
-            weight = weight + layer.get_delta_weight(adapter).detach()
+    for adapter in getattr(layer, "active_adapters", ()):  # peft's layers have them
+        weight = weight + getattr(layer, "get_delta_weight")(adapter).detach()  # noqa: B009
     return weight, None if base.bias is None else base.bias.detach().clone()
 
 
-def _arrange(block: Block, c: DecoderConfig) -> _Weights:
-    """One block's weights."""
+def _arranged(block: Block, c: DecoderConfig) -> _Weights:
+    """The weights of one block, arranged for generation."""
     a, m, before = block.self_attn, block.mlp, c.norm_placement == "before"
-    # Pairs side by side: dot products do not depend on the order, as long as queries and keys have the same.
+    # The two dimensions of a rotated pair become neighbors. Dot products do not change, as queries and keys have the same order.
     order = torch.arange(c.head_dim).view(2, -1).T.flatten().to(block.input_layernorm.weight.device)
 
     def after_norm(layer: nn.Module, norm: nn.RMSNorm) -> tuple[Tensor, Tensor | None]:
@@ -275,7 +282,7 @@ def _arrange(block: Block, c: DecoderConfig) -> _Weights:
         return weight * norm.weight if before else weight, bias
 
     def paired(x: Tensor) -> Tensor:
-        """Reorders each head's dimensions in the rows of queries and keys."""
+        """Reorder each head's dimensions in the rows of queries and keys."""
         qk = (c.num_attention_heads + c.num_key_value_heads) * c.head_dim
         return torch.cat([x[:qk].unflatten(0, (-1, c.head_dim))[:, order].flatten(0, 1), x[qk:]])
 
@@ -284,10 +291,10 @@ def _arrange(block: Block, c: DecoderConfig) -> _Weights:
     biases = [bias for _, bias in parts if bias is not None]
     gain = shift = None
     if c.qk_norm != "none":
-        norms: Any = ((a.q_norm, c.num_attention_heads), (a.k_norm, c.num_key_value_heads))
-        gain = torch.cat([norm.weight.expand(heads, -1) for norm, heads in norms])[:, order]
+        norms = ((a.q_norm, c.num_attention_heads), (a.k_norm, c.num_key_value_heads))
+        gain = torch.cat([norm.get_parameter("weight").expand(heads, -1) for norm, heads in norms])[:, order]
         if c.qk_norm == "layer":
-            shift = torch.cat([norm.bias for norm, _ in norms])[:, order]
+            shift = torch.cat([norm.get_parameter("bias") for norm, _ in norms])[:, order]
     gate, up = (after_norm(layer, block.post_attention_layernorm) for layer in (m.gate_proj, m.up_proj))
     qkv = matrix(qkv_weight, paired(torch.cat(biases)) if biases else None)
     return _Weights(

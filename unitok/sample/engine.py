@@ -262,7 +262,7 @@ class Session:
     def _runner(self, count: int) -> Callable[[Tensor, int], Tensor]:
         """Return a function that runs the model on ids [slots, W], which start at index i of a stretch of `count`; -> [slots, W, C]."""
         positions = np.array([slot.read for slot in self.slots])[:, None] + np.arange(count)
-        last = np.array([slot.running.state.place for slot in self.slots])[:, None]  # span position so far; 0 throughout text
+        last = np.array([slot.running.state.span_position for slot in self.slots])[:, None]  # 0 throughout text
         at, extent = _common(positions, self.cache), int(positions[:, 0].max())
         all_span_positions = self._send(np.where(last > 0, last + 1 + np.arange(count), 0))
         all_positions = self._send(positions)

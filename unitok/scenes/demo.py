@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from unitok.configs import CONFIGS
 from unitok.errors import UserError
 from unitok.files import read_json, write_json
 from unitok.generation_config import GenerationConfig
@@ -32,12 +33,6 @@ PROMPTS = [
     ("a large pink ring on a gray background", "image,text,image"),
     ("a small green square on a white background", "image,text,image,audio"),  # a story that ends in sound
 ]
-
-
-def configs_folder() -> Path:
-    """Where the YAML files are: inside an installed package, or beside it in a checkout."""
-    inside = Path(__file__).parent.parent / "configs"
-    return inside if inside.exists() else Path(__file__).parent.parent.parent / "configs"
 
 
 class Demo:
@@ -117,7 +112,7 @@ def run_demo(out: Path, minutes: float = 13.0, eval_scenes: int = 200, seed: int
     if minutes < 1:
         raise UserError(f"minutes {minutes:g}: at least 1 is needed")
     demo = Demo(out, minutes, eval_scenes, seed)
-    common = {"out": out, "seed": seed, "configs": configs_folder() / "scenes", "precision": demo.precision}
+    common = {"out": out, "seed": seed, "configs": CONFIGS / "scenes", "precision": demo.precision}
 
     def words(line: str, **values: Any) -> list[str]:
         """The words of a command line, with values for the names in braces."""

@@ -21,9 +21,9 @@ _TITLES = {
     "interleaved": "Text, image, text, image",
 }
 _CURVES = {
-    "image": ("loss", "psnr", "codebook_usage/0"),
+    "image": ("loss", "psnr_db", "codebook_usage/0"),
     "audio": ("loss", "snr_db", "codebook_usage/0"),
-    "decoder": ("loss", "bits_text", "bits_image", "bits_audio"),
+    "decoder": ("loss", "bits_per_token/text", "bits_per_token/image", "bits_per_token/audio"),
 }
 _WIDTH, _HEIGHT, _MARGIN = 420, 170, 8  # of a chart, as report.html draws it
 

@@ -30,7 +30,7 @@ class SceneSamples(Samples):
         """Sample in every direction."""
         unitok = Unitok(bundle.vocab, bundle.tokenizers, bundle.model)
         config = config_of_scenes(bundle, self.config)
-        evaluation = Evaluation(unitok, out, self.seed, config)
+        evaluation = Evaluation(unitok, out, config.seed, config)
         evaluation.budget = config.max_new_tokens
         evaluation.generate(self.prompts, self._rows)
         return evaluation.kept, evaluation.scores

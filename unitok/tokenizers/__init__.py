@@ -1,4 +1,4 @@
-"""Tokenizers: text, images and audio to codes and back. Networks here know nothing of training or of the vocabulary."""
+"""Tokenizers turn text, images and audio into codes and back. They know nothing of training or of the vocabulary."""
 
 from typing import TYPE_CHECKING
 

@@ -1,12 +1,13 @@
-"""What callers hand to tokenizers: made right where it has one meaning, else one line that names the argument.
+"""Checks of the arguments of tokenizers: unambiguous values are converted, all others are refused in one line that names the
+argument.
 
-Each check looks at all values once (the least and the greatest), which costs nothing beside the networks.
+Each check looks at all values once (minimum and maximum), which costs little compared with the networks.
 """
 
 import math
 import warnings
 from numbers import Real
-from typing import Any
+from typing import SupportsFloat, TypeGuard
 
 import numpy as np
 import torch
@@ -16,42 +17,47 @@ from torch import Tensor
 from unitok.errors import UserError
 from unitok.media import tensor_to_image
 
-#: Integers that hold samples -> the largest (8 bits have no sign in WAV files).
+#: Integer types of samples -> the value that stands for 1.0 (8-bit samples in WAV files are unsigned).
 _FULL_SCALE = {torch.uint8: 128.0, torch.int8: 128.0, torch.int16: 32768.0, torch.int32: 2147483648.0}
-#: Largest sample of a waveform: lossy codecs go a little over 1, which is clipped as in files; what is beyond has another scale.
+#: Largest sample of a waveform. Lossy codecs exceed 1 a little, which is clipped; larger values mean that the scale is another
+#: one.
 LOUDEST = 1.5
-#: Largest sample that goes to the networks: resampling a signal that is clipped throughout swings out so far.
+#: Largest sample that the networks take: resampling overshoots by up to this much where a signal is clipped throughout.
 LOUDEST_RESAMPLED = 4.0
-MOST_CHANNELS = 8  # of an array that stands the other way round
+MOST_CHANNELS = 8  # of an array [T, C] that is transposed
 
 
-def as_tensor(name: str, given: Any, wanted: str) -> Tensor:
-    """A tensor of an array's numbers; errors: `UserError` with `name`, and `wanted` to say what it takes."""
-    if isinstance(given, Tensor):
-        return given
-    if isinstance(given, np.ndarray) and given.dtype.kind in "iufb" and given.dtype.itemsize <= 8:
-        return torch.from_numpy(np.array(given, given.dtype.newbyteorder("=")))
-    what = f"an array of {given.dtype}" if isinstance(given, np.ndarray) else f"a {type(given).__name__}"
-    raise UserError(f"{name}: {what}; give a tensor or NumPy array, {wanted}")
+def as_tensor(name: str, value: object, expected: str) -> Tensor:
+    """Return a tensor as it is, and a NumPy array as a tensor. name, expected: for the message of the `UserError` for anything
+    else."""
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, np.ndarray) and value.dtype.kind in "iufb" and value.dtype.itemsize <= 8:
+        return torch.from_numpy(np.array(value, value.dtype.newbyteorder("=")))
+    what = f"an array of {value.dtype}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
+    raise UserError(f"{name}: {what}; give a tensor or NumPy array, {expected}")
 
 
-def check_images(images: Any, weights: torch.dtype) -> Tensor:
-    """-> float32 [B, 3, H, W] in [-1, 1]; uint8 in [0, 255] is scaled. weights: the model's dtype."""
-    wanted = "float [B, 3, H, W] in [-1, 1] (prepare(image)[None] makes it of a PIL image, encode_file reads a file)"
-    images = as_tensor("images", images, wanted)
+def check_images(images: object, weights: torch.dtype) -> Tensor:
+    """Return images as float32 [B, 3, H, W] in [-1, 1]. Tensors and arrays of floats in [-1, 1] or uint8 in [0, 255] are taken.
+
+    weights: the model's dtype. Errors: `UserError` for another type, shape or range, and for weights that are not float32.
+    """
+    expected = "float [B, 3, H, W] in [-1, 1] (prepare(image)[None] makes it from a PIL image, encode_file reads a file)"
+    images = as_tensor("images", images, expected)
     if images.ndim != 4 or images.shape[1] != 3 or not images.numel():
         raise UserError(f"images are [B, 3, H, W], got {tuple(images.shape)}")
     if images.dtype == torch.uint8:
         images = images.float().div_(127.5).sub_(1)
-    images = _as_float("images", images, wanted, weights)
+    images = _as_float("images", images, expected, weights)
     check_range(images, 1.001, "images are in [-1, 1]")
     return images
 
 
-def image_from_array(given: object, name: str) -> Image.Image:
+def image_from_array(value: object, name: str) -> Image.Image:
     """Convert an array to an image: uint8 [H, W], [H, W, 1], [H, W, 3], [H, W, 4] or [3, H, W], or float [3, H, W] in [-1, 1]."""
-    wanted = "an image is uint8 [H, W, 3] or float [3, H, W] in [-1, 1], audio is (array [C, T], Hz)"
-    pixels = as_tensor(name, given, wanted)
+    expected = "an image is uint8 [H, W, 3] or float [3, H, W] in [-1, 1], audio is (array [C, T], Hz)"
+    pixels = as_tensor(name, value, expected)
     shape, channels_first = tuple(pixels.shape), pixels.ndim == 3 and pixels.shape[0] == 3
     if pixels.dtype == torch.uint8 and pixels.numel() and (pixels.ndim == 2 or shape[2:] in ((1,), (3,), (4,))):
         array = pixels.cpu().numpy()
@@ -59,7 +65,7 @@ def image_from_array(given: object, name: str) -> Image.Image:
     if pixels.dtype == torch.uint8 and pixels.numel() and channels_first:
         return Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).cpu().numpy()))
     if not (pixels.dtype.is_floating_point and pixels.numel() and channels_first):
-        raise UserError(f"{name}: an array of {str(pixels.dtype).removeprefix('torch.')} {list(shape)}; {wanted}")
+        raise UserError(f"{name}: an array of {str(pixels.dtype).removeprefix('torch.')} {list(shape)}; {expected}")
     check_range(pixels, 1.001, f"{name}: a float image is in [-1, 1]")
     if pixels.min() >= 0:
         warnings.warn(
@@ -68,20 +74,25 @@ def image_from_array(given: object, name: str) -> Image.Image:
     return tensor_to_image(pixels)
 
 
-def check_samples(samples: Any, channels: int, weights: torch.dtype, empty: bool = False) -> Tensor:
-    """-> float32 [B, channels, T] in [-1, 1]; integers are scaled by their range. empty: whether T may be 0."""
-    wanted = f"float [B, {channels}, T] in [-1, 1] (prepare(waveform, rate)[None] makes it, encode_file reads a file)"
-    samples = as_tensor("sounds", samples, wanted)
+def check_samples(samples: object, channels: int, weights: torch.dtype, empty: bool = False) -> Tensor:
+    """Return audio as float32 [B, channels, T] in [-1, 1]. Tensors and arrays of floats in [-1, 1] or of integers, which are
+    divided by the range of their type, are taken.
+
+    weights: the model's dtype. empty: whether T may be 0. Errors: `UserError` as for `check_images`.
+    """
+    expected = f"float [B, {channels}, T] in [-1, 1] (prepare(waveform, rate)[None] makes it, encode_file reads a file)"
+    samples = as_tensor("samples", samples, expected)
     if samples.ndim != 3 or samples.shape[1] != channels or not (samples.numel() or empty):
-        raise UserError(f"sounds are [B, {channels}, T], got {tuple(samples.shape)}")
-    samples = _as_float("sounds", _scaled("sounds", samples), wanted, weights)
+        raise UserError(f"samples are [B, {channels}, T], got {tuple(samples.shape)}")
+    samples = _as_float("samples", _scaled(samples), expected, weights)
     if samples.numel():
-        check_range(samples, LOUDEST_RESAMPLED, "sounds are in [-1, 1]")
+        check_range(samples, LOUDEST_RESAMPLED, "samples are in [-1, 1]")
     return samples
 
 
-def check_codes(codes: Any, shape: str, size: int, empty: bool = False) -> Tensor:
-    """-> int64 codes in [0, size) of a shape such as `[B, h, w]`. empty: whether there may be none."""
+def check_codes(codes: object, shape: str, size: int, empty: bool = False) -> Tensor:
+    """Return codes as int64 in [0, size). shape: such as `[B, h, w]`, of which the number of dimensions is checked. empty:
+    whether there may be no codes. Errors: `UserError` for another type, shape or range."""
     codes = as_tensor("codes", codes, f"int64 {shape}")
     if codes.ndim != shape.count(",") + 1 or not (codes.numel() or empty):
         raise UserError(f"codes are {shape}, got {tuple(codes.shape)}")
@@ -95,8 +106,8 @@ def check_codes(codes: Any, shape: str, size: int, empty: bool = False) -> Tenso
     return codes
 
 
-def check_text(text: Any) -> str:
-    """-> str that can be written as UTF-8."""
+def check_text(text: object) -> str:
+    """Return a str that can be written as UTF-8. Errors: `UserError` for any other object."""
     if not isinstance(text, str):
         raise UserError(f"text: a {type(text).__name__}; give one str")
     try:
@@ -106,8 +117,9 @@ def check_text(text: Any) -> str:
     return text
 
 
-def check_text_codes(codes: Any, size: int) -> list[int]:
-    """-> list of codes in [0, size)."""
+def check_text_codes(codes: object, size: int) -> list[int]:
+    """Return codes in [0, size) as a list. Lists, tuples, arrays and tensors are taken. Errors: `UserError` as for
+    `check_codes`."""
     if isinstance(codes, list | tuple):
         try:
             codes = np.asarray(codes, np.int64 if not codes else None)
@@ -116,21 +128,21 @@ def check_text_codes(codes: Any, size: int) -> list[int]:
     return check_codes(codes, "[N]", size, empty=True).tolist()
 
 
-def check_waveform(samples: Any, rate: Any, name: str) -> tuple[Tensor, int]:
-    """A waveform as other programs give it -> float32 [C, T] in [-1, 1] and its rate in Hz; errors: `UserError` with `name`.
+def check_waveform(samples: object, rate: object, name: str) -> tuple[Tensor, int]:
+    """Return a waveform of any program as float32 [C, T] in [-1, 1], and its sample rate in Hz.
 
-    [T] is mono; [T, C] of few channels, as soundfile gives it, is turned; integers are scaled by their range; samples and
-    rate may change places.
+    [T] is mono. [T, C] of few channels, as soundfile returns it, is transposed. Integers are divided by the range of their
+    type. Samples and rate may be given in either order. Errors: `UserError` that begins with `name`.
     """
     if _is_number(samples) and not _is_number(rate):
         samples, rate = rate, samples
     if not _is_number(rate) or not 1 <= float(rate) < math.inf:
-        told = f"{float(rate):g}" if _is_number(rate) else f"a {type(rate).__name__}"
-        raise UserError(f"{name}: its rate is {told}; give (waveform [C, T], Hz)")
+        shown = f"{float(rate):g}" if _is_number(rate) else f"a {type(rate).__name__}"
+        raise UserError(f"{name}: its rate is {shown}; give (waveform [C, T], Hz)")
     if isinstance(samples, list):
         try:
             samples = np.asarray(samples)
-        except ValueError:  # of rows that are not equally long
+        except ValueError:  # rows of unequal length
             raise UserError(f"{name}: a list of unequal rows; give (waveform [C, T], Hz)") from None
     samples = as_tensor(name, samples, "(waveform [C, T], Hz)").detach().cpu()
     if samples.ndim == 1:
@@ -141,37 +153,37 @@ def check_waveform(samples: Any, rate: Any, name: str) -> tuple[Tensor, int]:
         raise UserError(f"{name}: a waveform is [C, T], channels first, got {tuple(samples.shape)}")
     if not samples.numel():
         raise UserError(f"{name}: zero length, {tuple(samples.shape)}; replace it or leave it out")
-    samples = _as_float(name, _scaled(name, samples), "float [C, T] in [-1, 1]", torch.float32)
-    check_range(samples, LOUDEST, f"{name}: samples are in [-1, 1]")
-    return samples.clamp(-1, 1), round(float(rate))
+    waveform = _as_float(name, _scaled(samples), "float [C, T] in [-1, 1]", torch.float32)
+    check_range(waveform, LOUDEST, f"{name}: samples are in [-1, 1]")
+    return waveform.clamp(-1, 1), round(float(rate))
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> TypeGuard[SupportsFloat]:
     return (isinstance(value, Real) and not isinstance(value, bool)) or (
         isinstance(value, Tensor | np.ndarray) and value.ndim == 0 and value.dtype not in (torch.bool, bool)
     )
 
 
-def _scaled(name: str, samples: Tensor) -> Tensor:
-    """Integer samples as floats in [-1, 1]."""
+def _scaled(samples: Tensor) -> Tensor:
+    """Integer samples as floats in [-1, 1]; all others as they are."""
     if samples.dtype in _FULL_SCALE:
         offset = 128.0 if samples.dtype == torch.uint8 else 0.0
         return ((samples.double() - offset) / _FULL_SCALE[samples.dtype]).float()
     return samples
 
 
-def _as_float(name: str, values: Tensor, wanted: str, weights: torch.dtype) -> Tensor:
-    """Any floats as float32, which is what codes are defined by."""
+def _as_float(name: str, values: Tensor, expected: str, weights: torch.dtype) -> Tensor:
+    """Floats of any size as float32, in which codes are defined."""
     if weights != torch.float32:
         dtype = str(weights).removeprefix("torch.")
-        raise UserError(f"the tokenizer's weights are {dtype}: its codes are those of float32; call .float()")
+        raise UserError(f"the tokenizer's weights are {dtype}, but its codes are defined in float32; call .float()")
     if not values.dtype.is_floating_point:
-        raise UserError(f"{name}: {str(values.dtype).removeprefix('torch.')}; give {wanted}")
+        raise UserError(f"{name}: {str(values.dtype).removeprefix('torch.')}; give {expected}")
     return values.float()
 
 
 def check_range(values: Tensor, most: float, expected: str) -> None:
-    """Raise `UserError` that begins with what is expected, where a value is not finite or its size is over `most`."""
+    """Raise `UserError`, which begins with `expected`, if a value is not finite or its magnitude exceeds `most`."""
     low, high = (float(x) for x in values.detach().aminmax())
     if not (math.isfinite(low) and math.isfinite(high)):
         raise UserError(f"{expected}, got values that are not finite numbers")

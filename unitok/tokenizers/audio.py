@@ -1,11 +1,11 @@
-"""The audio tokenizer: SEANet around a residual quantizer, turning audio into levels of codes and back.
+"""The audio tokenizer: SEANet around a residual quantizer, which turns audio into levels of codes and back.
 
 [B, C, T] in [-1, 1] at `sample_rate` Hz -> int64 [B, K, N] at `frame_rate` Hz -> [B, C, T].
 
-Long sounds go through piece by piece, in memory that does not grow with them but for the codes. Causal models stream; models with
-`segment` code segments that know nothing of one another, as EnCodec's 48 kHz model does; others see windows that overlap by the
-reach of their convolutions. The codes are those of one piece, unless an LSTM hears further than its window: then `WARM_SECONDS`
-more are heard on each side, and codes may differ (docs/tokenizers.md).
+Long audio is processed in pieces, so memory grows only with the codes. Causal models stream; models with `segment` encode
+independent segments, as EnCodec's 48 kHz model does; all others process windows that overlap by the receptive field of their
+convolutions. The codes are those of the whole, unless a non-causal LSTM depends on more than its window: windows then have
+`WARM_SECONDS` more on each side, and codes may differ (docs/tokenizers.md).
 """
 
 import math
@@ -26,38 +26,39 @@ from unitok.tokenizers.base import Reconstruction, Tokenizer
 from unitok.tokenizers.config import AudioTokenizerConfig
 from unitok.tokenizers.pieces import batches, cut, windows
 from unitok.tokenizers.quantize import ResidualQuantizer
-from unitok.tokenizers.seanet import Conv, ConvTranspose, SEANetDecoder, SEANetEncoder, State, fold_for_use
+from unitok.tokenizers.seanet import Conv, ConvTranspose, SEANetDecoder, SEANetEncoder, State, fold_weights
 
-#: A sound whose samples all stay below this (-80 dB) holds nothing.
+#: Audio whose samples all stay below this (-80 dB) counts as silence.
 SILENCE = 1e-4
-CHUNK_SECONDS = 8.0  # of sound that go through the networks at once
-WARM_SECONDS = 1.0  # heard more on each side of a window where an LSTM is not causal
-SEGMENTS = 8  # that go through the networks at once
-SCALE_UNIT = 1e-6  # of a scale kept in `Segment.size`
+CHUNK_SECONDS = 8.0  # audio that is processed at once
+WARM_SECONDS = 1.0  # added on each side of a window if there is an LSTM that is not causal
+SEGMENTS = 8  # segments that are processed at once
+SCALE_UNIT = 1e-6  # unit of the scales in `Segment.size`
 
 
 class AudioTokenizer(Tokenizer):
     """A residual-quantized codec.
 
     Attributes:
-        sample_rate: Hz. hop_length: samples a frame. frame_rate: frames a second, Hz (of a segment, where there are segments).
-        num_codebooks: levels of codes. codebook_size: codes a level. bitrate: bits a second with all levels.
-        can_stream: whether it encodes and decodes while content comes in. latency: seconds of sound that a code of a causal model
-            waits for: its own frame. For others, the whole sound.
+        sample_rate: Hz. hop_length: samples per frame. frame_rate: frames per second (within a segment, if there are segments).
+        num_codebooks: number of levels. codebook_size: codes per level. bitrate: bits per second with all levels.
+        can_stream: whether it encodes and decodes incrementally. latency: seconds of audio that a code depends on beyond its
+            begin: one frame for causal models, infinite for others.
     """
 
     kind = "audio"
     Config = AudioTokenizerConfig
+    config: AudioTokenizerConfig
 
     def __init__(self, config: AudioTokenizerConfig | None = None):
         super().__init__()
         self.config = c = config or AudioTokenizerConfig()
         if c.causal and (c.norm == "time_group_norm" or c.normalize):
-            raise UserError("causal: norm time_group_norm and normalize hear the whole sound; leave them or causal out")
+            raise UserError("causal: norm time_group_norm and normalize need all of the audio; leave them or causal out")
         if not 0 <= c.overlap < 1:
-            raise UserError(f"overlap {c.overlap:g}: it is a share of a segment, at least 0 and under 1")
+            raise UserError(f"overlap {c.overlap:g}: it is a fraction of a segment, at least 0 and below 1")
         if c.codebook_normalize and not c.codebook_dim:
-            raise UserError("codebook_normalize needs a codebook_dim of at least 1: each level has a space of its own")
+            raise UserError("codebook_normalize needs a codebook_dim of at least 1: each level has its own space")
         self.encoder, self.decoder = SEANetEncoder(c), SEANetDecoder(c)
         self.quantizer = ResidualQuantizer(
             c.dimension, c.num_codebooks, c.codebook_size, c.codebook_dim, c.codebook_normalize, c.quantizer_dropout
@@ -70,41 +71,43 @@ class AudioTokenizer(Tokenizer):
         self.can_stream = c.causal and not c.segment
 
     def forward(self, samples: Tensor, quantize: bool = True) -> Reconstruction:
-        """[B, C, T] in [-1, 1] -> reconstruction; without `quantize` the latents pass as they are (warm-up)."""
+        """Reconstruct audio [B, C, T] in [-1, 1]. quantize: False leaves the latents as they are (warm-up)."""
         x, scales = self._normalized(samples)
         z = rearrange(self.encoder(x), "b d n -> b n d")
         q = self.quantizer(z) if quantize else self.quantizer.project(z)
-        out = _loud(self.decoder(rearrange(q.latents, "b n d -> b d n"))[..., : samples.shape[-1]], scales)
+        out = _scaled(self.decoder(rearrange(q.latents, "b n d -> b d n"))[..., : samples.shape[-1]], scales)
         return Reconstruction(out, None if q.codes is None else rearrange(q.codes, "b n k -> b k n"), q.losses, q.projected)
 
     # ---- Encoding ------------------------------------------------------------------------------------------------
 
     def encode(self, samples: Tensor, num_codebooks: int | None = None) -> Tensor:
-        """[B, C, T] at `sample_rate` -> int64 [B, K or num_codebooks, N], N ceil(T / hop_length) of each segment.
+        """Return the codes of audio: [B, C, T] at `sample_rate` -> int64 [B, K, N], N = ceil(T / hop_length) per segment.
 
-        Errors: what `check_samples` refuses.
+        num_codebooks: K, the first levels (default: all). Errors: `UserError` as for `check_samples`, and for another number of
+        levels.
         """
         samples = check_samples(samples, self.config.channels, self.dtype)
         return torch.cat([codes for codes, _ in self._encode_blocks([samples], num_codebooks)], -1)
 
     def scales(self, samples: Tensor) -> Tensor:
-        """[B, C, T] -> the loudness that was divided out, [B, segments]; empty for models that do not normalize."""
+        """Return the loudness by which each segment of audio [B, C, T] is divided, [B, segments]; [B, 0] without
+        `normalize`."""
         return torch.cat([self._normalized(segment)[1] for segment in self._segments([samples])], -1)
 
     def size(self, samples: Tensor) -> tuple[int, ...]:
-        """[C, T] -> what `Segment.size` keeps: the length in samples, then each segment's scale in millionths."""
+        """Return the `Segment.size` of audio [C, T]: the length in samples, then the scale of each segment in millionths."""
         return _size(samples.shape[-1], self.scales(samples[None])[0])
 
     @torch.no_grad()
     def _encode_blocks(self, blocks: Iterable[Tensor], levels: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Audio [B, C, t] after [B, C, t] -> codes [B, K, n] and scales [B, segments] after one another."""
+        """Yield codes [B, K, n] and scales [B, segments] of consecutive blocks of audio [B, C, t]."""
         self._check_levels(levels)
         c = self.config
         if self.can_stream:
             stream = self.encode_stream(levels)
             for piece, last in cut(blocks, self._chunk * self.hop_length):
                 yield stream._push(piece, last), piece.new_zeros(len(piece), 0)
-        elif c.segment or c.normalize or c.norm == "time_group_norm":  # each needs all of it, or of a segment
+        elif c.segment or c.normalize or c.norm == "time_group_norm":  # needs all of the audio, or of a segment
             for some in batches(self._segments(blocks), SEGMENTS):
                 x, scales = self._normalized(torch.cat(some).to(self.device))
                 codes = rearrange(self._search(self.encoder(x), levels), "(s b) k n -> b k (s n)", s=len(some))
@@ -121,14 +124,14 @@ class AudioTokenizer(Tokenizer):
         return rearrange(self.quantizer.search(rearrange(latents, "b d n -> b n d"), levels), "b n k -> b k n")
 
     def _normalized(self, samples: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, C, T] -> as the network takes it, and its scale, [B, 1]; [B, 0] of models that do not normalize."""
+        """Return audio [B, C, T] divided by its loudness, and the loudness [B, 1]; without `normalize` as it is, and [B, 0]."""
         if not self.config.normalize:
             return samples, samples.new_zeros(len(samples), 0)
         loudness = samples.mean(1, keepdim=True).square().mean(-1, keepdim=True).sqrt() + 1e-8
         return samples / loudness, loudness[:, 0]
 
     def _segments(self, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
-        """The pieces that are coded on their own, the last of which may be short."""
+        """Yield the segments that are encoded independently; the last one may be short."""
         if not self.config.segment:
             yield torch.cat(list(blocks), -1)
             return
@@ -136,7 +139,7 @@ class AudioTokenizer(Tokenizer):
         rest: Tensor | None = None
         for block in blocks:
             rest = block if rest is None else torch.cat([rest, block], -1)
-            while rest.shape[-1] > length:  # more: the next one is not empty
+            while rest.shape[-1] > length:  # not >=: another segment follows only if it is not empty
                 yield rest[..., :length]
                 rest = rest[..., stride:]
         while rest is not None and rest.shape[-1]:
@@ -145,7 +148,7 @@ class AudioTokenizer(Tokenizer):
 
     @property
     def _segment_samples(self) -> tuple[int, int]:
-        """Length of a segment, and from one's begin to the next's."""
+        """Samples per segment, and from the begin of one to the begin of the next."""
         length = int(self.config.segment * self.sample_rate)
         return length, max(1, int((1 - self.config.overlap) * length))
 
@@ -155,7 +158,7 @@ class AudioTokenizer(Tokenizer):
         return max(1, round(CHUNK_SECONDS * self.frame_rate))
 
     def _margin(self, network: nn.Module) -> int:
-        """Samples on each side of a window that the network hears, and a second more for an LSTM."""
+        """Samples on each side of a window that its core depends on, and `WARM_SECONDS` more for an LSTM."""
         jump = self.config.patch if network is self.encoder else self.hop_length
         reach = jump
         for layer in network.modules():
@@ -174,9 +177,10 @@ class AudioTokenizer(Tokenizer):
     # ---- Decoding ------------------------------------------------------------------------------------------------
 
     def decode(self, codes: Tensor, length: int | None = None, scales: Tensor | None = None) -> Tensor:
-        """int64 [B, k, N] (the first k <= K levels) -> [B, C, length or all that the codes hold] in [-1, 1].
+        """Return the audio of codes: int64 [B, k, N], the first k <= K levels -> [B, C, T] in [-1, 1].
 
-        scales: [B, segments], as `scales` gave them; 1 by default. Errors: `UserError` for codes that are none.
+        length: T in samples (default: all that the codes cover). scales: [B, segments], as `scales` returns them (default: 1).
+        Errors: `UserError` for codes of another shape or range.
         """
         codes = check_codes(codes, "[B, k, N]", self.codebook_size)
         self._check_levels(codes.shape[1])
@@ -184,16 +188,16 @@ class AudioTokenizer(Tokenizer):
         return torch.cat(list(self._decode_blocks(codes, scales, length)), -1)[..., :length]
 
     def restore(self, codes: Tensor, size: tuple[int, ...] = ()) -> Tensor:
-        """int64 [K, N] and a `Segment.size` -> [C, T] in [-1, 1], of exactly that length and loudness."""
+        """Return the audio [C, T] in [-1, 1] of codes int64 [K, N], with the length and loudness of a `Segment.size`."""
         return self.decode(codes[None], size[0] if size else None, _scales_of(size))[0]
 
     @torch.no_grad()
     def _decode_blocks(self, codes: Tensor, scales: Tensor, length: int | None = None) -> Iterator[Tensor]:
-        """-> [B, C, t] after [B, C, t], in [-1, 1]."""
+        """Yield consecutive blocks of audio [B, C, t] in [-1, 1]."""
         codes, scales = codes.to(self.device), scales.to(self.device)
         blocks = self._overlap_add(self._pieces(codes, length), scales) if self.config.segment else self._waveform(codes)
         for y in blocks:
-            yield (y if self.config.segment else _loud(y, scales)).clamp(-1, 1)
+            yield (y if self.config.segment else _scaled(y, scales)).clamp(-1, 1)
 
     def _waveform(self, codes: Tensor) -> Iterator[Tensor]:
         if codes.shape[-1] <= self._chunk or self.config.norm == "time_group_norm":
@@ -211,7 +215,7 @@ class AudioTokenizer(Tokenizer):
         return rearrange(self.quantizer.lookup(rearrange(codes, "b k n -> b n k")), "b n d -> b d n")
 
     def _pieces(self, codes: Tensor, length: int | None) -> list[Tensor]:
-        """The codes of each segment of a sound of `length` samples; near its end more than one can be short."""
+        """Return the codes of each segment of audio of `length` samples; near its end more than one can be short."""
         whole, stride = self._segment_samples
         if length is not None:
             parts = [-(-min(whole, length - start) // self.hop_length) for start in range(0, length, stride)]
@@ -220,7 +224,7 @@ class AudioTokenizer(Tokenizer):
         return list(codes.split(-(-whole // self.hop_length), -1))
 
     def _overlap_add(self, pieces: list[Tensor], scales: Tensor) -> Iterator[Tensor]:
-        """Segments weighted by triangles, so that one fades into the next; each block is final when it is given."""
+        """Yield blocks of audio from decoded segments, which are cross-faded with triangular weights."""
         length, stride = self._segment_samples
         frames = -(-length // self.hop_length)
         ramp = torch.linspace(0, 1, frames * self.hop_length + 2, device=self.device)[1:-1]
@@ -233,7 +237,7 @@ class AudioTokenizer(Tokenizer):
             decoded += [self.decoder(self._look_up(p)) for p in some if p.shape[-1] != frames]
             for i, y in enumerate(decoded, first):
                 w = weight[: y.shape[-1]]
-                y = _loud(y, scales[:, min(i, scales.shape[1] - 1) :]) * w
+                y = _scaled(y, scales[:, min(i, scales.shape[1] - 1) :]) * w
                 total, weights = _sum(total, y), _sum(weights, w)
                 stop = stride if i + 1 < len(pieces) else total.shape[-1]
                 yield total[..., :stop] / weights[:stop]
@@ -242,33 +246,36 @@ class AudioTokenizer(Tokenizer):
     # ---- Streams -------------------------------------------------------------------------------------------------
 
     def encode_stream(self, num_codebooks: int | None = None) -> "EncodeStream":
-        """Codes while audio comes in; see `EncodeStream`. Errors: `UserError` for models that cannot."""
+        """Return an `EncodeStream`, which encodes incrementally. Errors: `UserError` for models that cannot stream."""
         self._check_levels(num_codebooks)
         return EncodeStream(self, num_codebooks)
 
     def decode_stream(self) -> "DecodeStream":
-        """Audio while codes come in; see `DecodeStream`. Errors: `UserError` for models that cannot."""
+        """Return a `DecodeStream`, which decodes incrementally. Errors: `UserError` for models that cannot stream."""
         return DecodeStream(self)
 
     # ---- Files ---------------------------------------------------------------------------------------------------
 
-    def prepare(self, samples: Tensor, rate: int, name: str = "a sound") -> Tensor:
-        """[C, T] at `rate` Hz, or what `check_waveform` makes that of -> [channels, T'] at `sample_rate`, ready for `encode`.
+    def prepare(self, samples: object, rate: object, name: str = "audio") -> Tensor:
+        """Return [channels, T] at `sample_rate`, of which `encode` takes batches, from a waveform [C, T'] at `rate` Hz.
 
-        Errors: `UserError` with `name` for another shape or range, nothing in it, silence.
+        samples, rate: as for `check_waveform`, which also takes other layouts and integers. name: for messages. Errors:
+        `UserError` for another shape or range, for no samples, and for silence.
         """
-        samples, rate = check_waveform(samples, rate, name)
-        converted = convert_audio(samples, rate, self.sample_rate, self.config.channels)
+        waveform, hz = check_waveform(samples, rate, name)
+        converted = convert_audio(waveform, hz, self.sample_rate, self.config.channels)
         if converted.abs().max() < SILENCE:
-            raise _silent(name, [samples])
+            raise _silent(name, [waveform])
         return converted
 
     def encode_file(
         self, path: Path, num_codebooks: int | None = None, data: bytes | None = None
     ) -> tuple[Tensor, tuple[int, ...]]:
-        """A file of any rate, length and channel count -> int64 [K, N] and its `Segment.size`, piece by piece.
+        """Return the codes of an audio file, int64 [K, N], and its `Segment.size`. The file may have any rate, length and
+        number of channels, and is read and encoded in pieces.
 
-        data: its bytes, where they are at hand; `path` is then only its name. Errors: `UserError` for no sound, or silence.
+        data: bytes of the file; `path` is then only its name. Errors: `UserError` for a file that cannot be read, and for
+        silence.
         """
         length, peak = 0, 0.0
 
@@ -287,21 +294,23 @@ class AudioTokenizer(Tokenizer):
         return codes, _size(length, scales.cpu())
 
     def decode_file(self, codes: Tensor, path: Path, size: tuple[int, ...] = ()) -> None:
-        """int64 [K, N] -> a WAV of `size`, or of all that the codes hold, written piece by piece. Inverse of `encode_file`."""
+        """Write the audio of codes, int64 [K, N], as WAV, in pieces. size: a `Segment.size` (default: all that the codes
+        cover). Inverse of `encode_file`."""
         length = size[0] if size else None
         blocks = (block[0] for block in self._decode_blocks(codes[None], _scales_of(size), length))
         write_audio_blocks(path, blocks, self.sample_rate, self.config.channels, length)
 
     def prepare_for_inference(self) -> Self:
-        """Itself in eval mode, its weights plain and laid out for inference (`fold_for_use`): the same codes, sooner."""
-        fold_for_use(self)
+        """Return the tokenizer itself in eval mode, with weight norm folded into plain weights in the layout for inference:
+        equal codes, faster."""
+        fold_weights(self)
         if self.config.norm == "weight_norm":
             self.config = replace(self.config, norm="none")
         return self.eval()
 
 
 class _Stream:
-    """Something that comes in pieces, `push` after `push`, and ends with `finish`. A subclass says how a piece is checked and run."""
+    """Incremental processing: `push` once per piece, then `finish`. A subclass checks and processes a piece."""
 
     _check: Callable[[Tensor], Tensor]
     _push: Callable[[Tensor, bool], Tensor]
@@ -312,24 +321,25 @@ class _Stream:
             raise UserError(f"this audio tokenizer cannot stream: {why}; choose one with causal: true and no segment")
         self.tokenizer = tokenizer
         self._state: State = {}
-        self._nothing: Tensor | None = None  # a piece of no length
+        self._empty: Tensor | None = None  # a piece of no length, in the shape and type of those that came
 
     @torch.no_grad()
     def push(self, piece: Tensor, last: bool = False) -> Tensor:
-        """What is complete with a piece. last: whether it is the last one."""
+        """Process a piece. Returns the output that is complete with it. last: whether it is the last piece."""
         piece = self._check(piece)
-        self._nothing = piece[..., :0]
+        self._empty = piece[..., :0]
         return self._push(piece, last)
 
     def finish(self) -> Tensor:
-        """What is left."""
-        if self._nothing is None:
+        """Return the rest of the output. Errors: `ValueError` if nothing was pushed."""
+        if self._empty is None:
             raise ValueError("nothing was pushed")
-        return self.push(self._nothing, last=True)
+        return self.push(self._empty, last=True)
 
 
 class EncodeStream(_Stream):
-    """Codes while audio comes in, the same as of the whole: [B, C, t] -> int64 [B, K, n], n may be 0. Latency: one frame."""
+    """Encodes audio incrementally, with the codes of the whole: pieces [B, C, t] -> int64 [B, K, n], where n may be 0. The
+    latency is one frame."""
 
     def __init__(self, tokenizer: AudioTokenizer, num_codebooks: int | None = None):
         super().__init__(tokenizer)
@@ -344,9 +354,10 @@ class EncodeStream(_Stream):
 
 
 class DecodeStream(_Stream):
-    """Audio while codes come in, the same as of all the codes: int64 [B, k, n] -> [B, C, t] in [-1, 1], `hop_length` samples a frame.
+    """Decodes codes incrementally, with the audio of the whole: int64 [B, k, n] -> [B, C, t] in [-1, 1], `hop_length` samples
+    per frame.
 
-    With `pad_mode: reflect` the first few frames wait until there is enough to reflect.
+    With `pad_mode: reflect` the first frames are returned when there are enough samples to reflect.
     """
 
     def _check(self, piece: Tensor) -> Tensor:
@@ -358,29 +369,31 @@ class DecodeStream(_Stream):
 
 
 def _size(length: int, scales: Tensor) -> tuple[int, ...]:
-    """A `Segment.size` of a length in samples and of scales [segments]."""
+    """Return the `Segment.size` of a length in samples and scales [segments]."""
     return length, *(int(s) for s in (scales / SCALE_UNIT).round())
 
 
 def _scales_of(size: tuple[int, ...]) -> Tensor:
-    """The scales [1, segments] of a `Segment.size`."""
+    """Return the scales [1, segments] of a `Segment.size`."""
     return torch.tensor(size[1:])[None] * SCALE_UNIT
 
 
 def _sum(a: Tensor, b: Tensor) -> Tensor:
-    """The sum of two signals [..., t] that begin together; the shorter ends in silence."""
+    """Add two signals [..., t] that begin together; the shorter one is padded with zeros."""
     longest = max(a.shape[-1], b.shape[-1])
     a, b = (F.pad(x, (0, longest - x.shape[-1])) for x in (a, b))
     return a + b
 
 
-def _loud(samples: Tensor, scales: Tensor) -> Tensor:
-    """[B, C, T] at the loudness [B, 1] that was divided out; as it is for [B, 0]."""
+def _scaled(samples: Tensor, scales: Tensor) -> Tensor:
+    """Multiply audio [B, C, T] by scales [B, 1]; for [B, 0] return it as it is."""
     return samples * scales[:, :1, None] if scales.numel() else samples
 
 
 def _silent(name: str, blocks: Iterable[Tensor]) -> UserError:
-    """The error for a sound that is silent once it is mixed to the model's channels; `blocks` [C, t] are what it was before."""
+    """Return the error for audio that is silent after mixing to the model's channels. blocks: [C, t], the audio before."""
     if any(block.abs().max() >= SILENCE for block in blocks):
-        return UserError(f"{name}: its channels, of opposite phase, cancel to silence when they are mixed; give one of them")
+        return UserError(
+            f"{name}: its channels have opposite phase and cancel to silence when they are mixed; give one of them"
+        )
     return UserError(f"{name}: silence; replace it or leave it out")

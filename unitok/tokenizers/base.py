@@ -1,41 +1,49 @@
-"""What image and audio tokenizers have in common: a configuration, a folder, a fingerprint."""
+"""Base class of image and audio tokenizers: configuration, folder, fingerprint."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from unitok.pretrained import load_part, load_state, make_config, part_folder, save_part, state_fingerprint
+from unitok.tokenizers.config import AudioTokenizerConfig, ImageTokenizerConfig
+
+TokenizerConfig = ImageTokenizerConfig | AudioTokenizerConfig
 
 
 @dataclass
 class Reconstruction:
-    """What a forward pass gives."""
+    """Result of a tokenizer's forward pass."""
 
-    signal: Tensor  # [B, 3, H, W] or [B, C, T]
-    codes: Tensor | None  # [B, h, w] or [B, K, N], None without quantisation
-    losses: dict[str, Tensor]  # the quantizer's, by name
-    projected: Tensor | None  # the vectors that it learns from
+    signal: Tensor  # images [B, 3, H, W] or audio [B, C, T]
+    codes: Tensor | None  # [B, h, w] or [B, K, N]; None without quantization
+    losses: dict[str, Tensor]  # of the quantizer, by name
+    projected: Tensor | None  # vectors that the codebook learns from
 
 
 class Tokenizer(nn.Module):
-    """A tokenizer that is a network. A subclass says its `kind` and the dataclass of its configuration."""
+    """A tokenizer that is a neural network. A subclass sets `kind` and `Config`, the dataclass of its configuration."""
 
     kind: ClassVar[str]
-    Config: ClassVar[Any]
-    config: Any
+    Config: ClassVar[type[TokenizerConfig]]
+    config: TokenizerConfig
 
     @classmethod
-    def from_config(cls, config: dict[str, Any], where: str) -> Self:
-        """An untrained one from plain values. Errors: `UserError` that begins with `where`."""
-        return cls(make_config(cls.Config, config, where))
+    def from_config(cls, config: Mapping[str, object], where: str) -> Self:
+        """Return an untrained tokenizer. config: fields of `Config`. Errors: `UserError` that begins with `where`."""
+        return cls(make_config(cls.Config, dict(config), where))
 
     @classmethod
-    def from_pretrained(cls, path: Path, device: str = "cpu", name: str = "") -> Self:
-        """Read its own folder or, by the name that it has there, a bundle's; ready `prepare_for_inference`. name: its kind's by default."""
-        folder = part_folder(path, f"tokenizers/{name or cls.kind}")
+    def from_pretrained(cls, path: str | Path, device: str = "cpu", name: str = "", revision: str | None = None) -> Self:
+        """Read a tokenizer, ready `prepare_for_inference`. Errors: `UserError` that says what is wrong.
+
+        path: its own folder or a bundle's; a built-in bundle; a repository of the Hugging Face hub (`user/name`), at a `revision`.
+        device: where it computes, such as `cpu` or `cuda:1`. name: that it has in the bundle; by default its kind's.
+        """
+        folder = part_folder(path, f"tokenizers/{name or cls.kind}", revision)
         config, state = load_part(folder, f"{cls.kind} tokenizer", cls.Config)
         model = cls(config)
         load_state(model, state, str(folder))
@@ -46,15 +54,15 @@ class Tokenizer(nn.Module):
         save_part(folder, f"{self.kind} tokenizer", self.config, self.state_dict(), overwrite)
 
     def prepare_for_inference(self) -> Self:
-        """Itself, ready for inference."""
+        """Return the tokenizer itself in eval mode."""
         return self.eval()
 
     def fingerprint(self) -> str:
-        """Changes when the codes do: a hash of configuration and weights."""
+        """Return a hash of configuration and weights; tokenizers with equal fingerprints give equal codes."""
         return state_fingerprint(self.config, self.state_dict())
 
-    def describe(self) -> dict[str, Any]:
-        """Its number of parameters, and its configuration."""
+    def describe(self) -> dict[str, object]:
+        """Return the number of parameters, and the configuration."""
         return {"parameters": sum(p.numel() for p in self.parameters())} | asdict(self.config)
 
     @property

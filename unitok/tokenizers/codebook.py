@@ -1,27 +1,27 @@
-"""A learned codebook: nearest codes, moving averages, a start by k-means, revival of dead codes.
+"""A learned codebook: nearest neighbors, moving averages, k-means initialization, revival of dead codes.
 
-Ours, because vector-quantize-pytorch's is started, taught and revived only through its private parts, and draws from the global
-random state; a step of learning gives the same codes (tests/tokenizers/test_parity.py).
+It is our own, because that of vector-quantize-pytorch can be initialized, updated and revived only through private methods, and
+uses the global random state. One update gives the same codes as theirs (tests/tokenizers/test_parity.py).
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-CHUNK = 1 << 24  # entries of a matrix of similarities that exist at once, vectors x codes
-DEAD_BELOW = 0.1  # a code used less than this share of the uniform use, on (moving) average, is dead
-SMOOTHING = 1e-5  # Laplace's, of how often codes are used, so that an unused one is not divided by 0
+CHUNK = 1 << 24  # most entries of the matrix of distances, vectors x codes, that is held at once
+DEAD_BELOW = 0.1  # a code is dead if its (moving average) usage is below this fraction of uniform usage
+SMOOTHING = 1e-5  # Laplace smoothing of usage counts, against division by 0
 
 
 class Codebook(nn.Module):
     """`size` codes of `dim` dimensions, learned from vectors by moving averages (van den Oord et al. 2017, appendix A.1).
 
-    Only `update`, called once for each whole batch, changes it: a batch may come in parts, or be shared among processes. All that is
-    random is drawn by a seed. normalize: codes have length 1.
+    Only `update` changes it, called once per whole batch, so a batch may be processed in parts or by several processes.
+    Randomness comes from seeds alone. normalize: codes have length 1.
 
-    Attributes (vector-quantize-pytorch's names):
-        embed: [size, dim]. cluster_size: [size], how often a code is used by a batch. embed_avg: [size, dim], sums of the vectors
-            of each code. initted: whether it was started.
+    Attributes (named as in vector-quantize-pytorch):
+        embed: the codes, [size, dim]. cluster_size: moving average of the vectors per code and batch, [size]. embed_avg: moving
+            average of the sum of the vectors of each code, [size, dim]. initted: whether the codebook was initialized.
     """
 
     embed: Tensor
@@ -38,40 +38,41 @@ class Codebook(nn.Module):
         self.register_buffer("initted", torch.tensor(False))
 
     def scaled(self, vectors: Tensor) -> Tensor:
-        """Vectors [..., dim], of length 1 where codes are."""
+        """Return vectors [..., dim], scaled to length 1 if codes have that."""
         return F.normalize(vectors, dim=-1) if self.normalize else vectors
 
     def nearest(self, vectors: Tensor) -> Tensor:
-        """[..., dim] -> int64 [...]."""
+        """Return the nearest code of each vector: [..., dim] -> int64 [...]."""
         return nearest(vectors, self.embed)
 
     def lookup(self, codes: Tensor) -> Tensor:
-        """int64 [...] -> [..., dim]."""
+        """Return the vectors of codes: int64 [...] -> [..., dim]."""
         return F.embedding(codes, self.embed)
 
     @torch.no_grad()
     def set(self, codes: Tensor, counts: Tensor | None = None) -> None:
-        """Put codes [size, dim] in place, with how often each was used (default: alike)."""
+        """Replace all codes. codes: [size, dim]. counts: [size], usage of each (default: equal)."""
         counts = torch.ones(len(codes), device=codes.device) if counts is None else counts
         self.embed.copy_(self.scaled(codes))
         self.cluster_size.copy_(counts)
-        self.embed_avg.copy_(self.embed * counts[:, None])  # sums, so that the first update keeps the codes
+        self.embed_avg.copy_(self.embed * counts[:, None])  # sums: the first update then keeps the codes
         self.initted.fill_(True)
 
     @torch.no_grad()
     def init_codebook(self, vectors: Tensor, seed: int = 0, iterations: int = 10) -> None:
-        """Begin with the k-means of vectors [N, dim], by Lloyd's algorithm from some of them."""
-        centres = _draw(vectors, self.size, torch.Generator(vectors.device).manual_seed(seed))
-        counts = centres.new_ones(self.size)
+        """Initialize the codes by k-means of vectors [N, dim]: Lloyd's algorithm from a random choice of them."""
+        centers = _draw(vectors, self.size, torch.Generator(vectors.device).manual_seed(seed))
+        counts = centers.new_ones(self.size)
         for _ in range(iterations):
-            sums, counts = _sums(vectors, nearest(vectors, centres), self.size)
+            sums, counts = _sums(vectors, nearest(vectors, centers), self.size)
             means = self.scaled(sums / counts[:, None].clamp_min(1))
-            centres = torch.where(counts[:, None] > 0, means, centres)
-        self.set(centres, counts)
+            centers = torch.where(counts[:, None] > 0, means, centers)
+        self.set(centers, counts)
 
     @torch.no_grad()
     def update(self, vectors: Tensor, decay: float, seed: int = 0) -> int:
-        """Move the averages by one batch, vectors [N, dim], and put vectors in the place of dead codes; -> how many."""
+        """Update the moving averages with one batch of vectors [N, dim], and replace dead codes by some of them. Returns the
+        number of codes that were replaced."""
         sums, counts = _sums(vectors, self.nearest(vectors), self.size)
         self.cluster_size.lerp_(counts, 1 - decay)
         self.embed_avg.lerp_(sums, 1 - decay)
@@ -81,9 +82,9 @@ class Codebook(nn.Module):
         return self._revive(vectors, torch.Generator(vectors.device).manual_seed(seed))
 
     def _revive(self, vectors: Tensor, generator: torch.Generator) -> int:
-        uniform = len(vectors) / self.size  # where a revived code starts: with less it would be dead again on the next step
+        uniform = len(vectors) / self.size  # initial count of a revived code; with less it would be dead again after one update
         dead = (self.cluster_size < DEAD_BELOW * uniform).nonzero().flatten()
-        if len(dead) > len(vectors):  # the others' turn comes: a code twice would help nobody
+        if len(dead) > len(vectors):  # revive as many as there are different vectors, the others later
             dead = dead[torch.randperm(len(dead), generator=generator, device=dead.device)[: len(vectors)]]
         drawn = self.scaled(_draw(vectors, len(dead), generator))
         self.embed[dead], self.cluster_size[dead], self.embed_avg[dead] = drawn, uniform, drawn * uniform
@@ -91,8 +92,8 @@ class Codebook(nn.Module):
 
 
 def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
-    """[..., d] and [K, d] -> int64 [...]: the row of the codebook at the smallest distance. Memory is bounded by `CHUNK`."""
-    center = codebook.mean(0)  # far from it the difference of large numbers would be lost to rounding
+    """Return the index of the nearest row of a codebook [K, d] for vectors [..., d], int64 [...]. `CHUNK` bounds the memory."""
+    center = codebook.mean(0)  # subtracted, because small differences of large numbers are lost to rounding
     flat, codebook = vectors.reshape(-1, vectors.shape[-1]) - center, codebook - center
     half = codebook.square().sum(-1) / 2
     rows = max(1, CHUNK // len(codebook))
@@ -101,7 +102,7 @@ def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
 
 
 def _draw(vectors: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Some of the vectors [N, d] at random, [count, d]; no one twice, unless there are fewer."""
+    """Draw vectors of [N, d] at random, [count, d]; without repetition if there are enough."""
     n = len(vectors)
     chosen = torch.randperm(n, generator=generator, device=vectors.device)[:count]
     if n < count:
@@ -110,6 +111,6 @@ def _draw(vectors: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 
 def _sums(vectors: Tensor, codes: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """For every code the sum [size, d] and the number [size] of its vectors."""
+    """Return the sum [size, d] and the number [size] of the vectors of each code."""
     sums = vectors.new_zeros(size, vectors.shape[-1]).index_add_(0, codes, vectors)
     return sums, torch.bincount(codes, minlength=size).to(vectors)

@@ -1,4 +1,4 @@
-"""Architectures of the tokenizers that are networks, as plain values: what their `config.json` and the YAML of a training hold."""
+"""Configurations of image and audio tokenizers, as `config.json` and the YAML files of trainings hold them."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,23 +8,23 @@ from unitok.errors import UserError
 
 @dataclass
 class ImageTokenizerConfig:
-    """Architecture of an image tokenizer; the first group has taming-transformers' names and meaning.
+    """Architecture of an image tokenizer; the first six fields have the names and meaning of taming-transformers.
 
     Args:
         ch: channels of the first stage, a multiple of 32.
-        ch_mult: width of each resolution as a multiple of `ch`; each but the last is followed by a halving.
-        num_res_blocks: residual blocks a resolution.
+        ch_mult: channels at each resolution as a multiple of `ch`; after each but the last the resolution is halved.
+        num_res_blocks: residual blocks per resolution.
         attn_resolutions: resolutions (pixels after the patch stem, for an input of `resolution`) with attention.
         z_channels: channels of the latents.
-        resolution: side of the images it is trained on, pixels.
-        patch: side of the pixel patches that the stem folds into channels (1: taming's network as it is).
+        resolution: pixels per side of the training images.
+        patch: pixels per side of the patches that the stem folds into channels; 1: the network of taming-transformers.
         quantizer: `vq` (one codebook, learned by moving averages), `fsq` (finite scalars), `lfq` (signs) or `simvq`
             (a frozen codebook behind a learned matrix).
-        codebook_size: codes, for all but `fsq`; for `lfq` a power of two.
-        codebook_dim: dimensions of a code, for `vq` and `simvq`; low, so that the codebook stays in use.
-        codebook_normalize: for `vq`, latents and codes of length 1.
-        scales: values of each dimension, for `fsq`; the number of codes is their product.
-        decodes: whether there is a decoder; some published tokenizers come without.
+        codebook_size: number of codes, for all but `fsq`; for `lfq` a power of two.
+        codebook_dim: dimensions of a code, for `vq` and `simvq`; few dimensions keep the codebook in use.
+        codebook_normalize: for `vq`, latents and codes have length 1.
+        scales: number of values of each dimension, for `fsq`; the number of codes is their product.
+        decodes: whether there is a decoder; some published tokenizers have none.
     """
 
     ch: int = 64
@@ -51,29 +51,31 @@ class ImageTokenizerConfig:
 
     @property
     def stride(self) -> int:
-        """Pixels a code along each side."""
+        """Pixels per code along each side."""
         return self.patch * 2 ** (len(self.ch_mult) - 1)
 
 
 @dataclass
 class AudioTokenizerConfig:
-    """Architecture of an audio tokenizer; the networks' names are EnCodec's.
+    """Architecture of an audio tokenizer; the fields of the networks are named as in EnCodec.
 
     Args:
-        sample_rate: Hz. channels: of the waveform (1 mono, 2 stereo).
+        sample_rate: Hz. channels: of the waveform; 1 is mono, 2 stereo.
         n_filters: channels of the first stage. dimension: channels of the latents.
-        ratios: how much each stage shortens, from the latents' side; width doubles each time. patch: samples that the stem folds into channels.
-        n_residual_layers: residual blocks a stage. kernel_size, last_kernel_size, residual_kernel_size: of the first, the
+        ratios: downsampling factor of each stage, the last stage of the encoder first; each stage doubles the channels.
+        patch: samples that the stem folds into channels; 1: the network of EnCodec.
+        n_residual_layers: residual blocks per stage. kernel_size, last_kernel_size, residual_kernel_size: of the first, the
             last and the residual convolutions. dilation_base, compress: of the residual blocks.
-        lstm: LSTM layers at frame rate. norm: `weight_norm`, `time_group_norm` or `none`.
+        lstm: number of LSTM layers, at the frame rate. norm: `weight_norm`, `time_group_norm` or `none`.
         causal: codes do not depend on later audio.
-        true_skip: identity shortcuts in residual blocks. pad_mode: `reflect`, `constant` or `replicate`.
-        num_codebooks: levels of residual codes. codebook_size: codes a level. codebook_dim: dimensions of a code; 0: the
-            latents' own, without projections, as in EnCodec.
-        codebook_normalize: codes of length 1 with projections of their own for each level, as in DAC.
-        quantizer_dropout: share of the training items decoded from a random number of levels, so that fewer decode well.
-        normalize: divide by the loudness before encoding, multiply after decoding. segment: seconds of the pieces that are
-            coded on their own; 0 codes it as a whole. overlap: share of a segment that the next one codes again.
+        true_skip: residual blocks have identity shortcuts. pad_mode: `reflect`, `constant` or `replicate`.
+        num_codebooks: number of residual levels. codebook_size: codes per level. codebook_dim: dimensions of a code; 0: those
+            of the latents, without projections, as in EnCodec.
+        codebook_normalize: codes have length 1, and each level has its own projections, as in DAC.
+        quantizer_dropout: fraction of training items that are decoded from a random number of levels, so that the first levels
+            alone decode well, too.
+        normalize: divide audio by its loudness before encoding, and multiply after decoding. segment: seconds per segment that
+            is encoded independently; 0: all audio at once. overlap: fraction of a segment that the next one encodes again.
     """
 
     sample_rate: int = 8_000

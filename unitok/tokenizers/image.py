@@ -1,9 +1,9 @@
-"""The image tokenizer: a VQ-GAN that turns pictures into grids of codes and back.
+"""The image tokenizer: a VQ-GAN that turns images into grids of codes and back.
 
 [B, 3, H, W] in [-1, 1] -> int64 [B, h, w] -> [B, 3, H, W]; any H and W (padded by repeating the edge to whole codes).
 
-What is larger than `ImageTokenizer.tile` goes through in overlapping tiles, so memory stays bounded. Codes come from the middle of
-their tile; pixels of neighboring tiles are blended over the overlap, so there are no seams.
+Images larger than `ImageTokenizer.tile` are processed in overlapping tiles, so memory stays bounded. Each code comes from the
+tile in whose middle it lies; pixels of neighboring tiles are blended over the overlap, so there are no seams.
 """
 
 import itertools
@@ -24,11 +24,11 @@ from unitok.tokenizers.config import ImageTokenizerConfig
 from unitok.tokenizers.quantize import build_quantizer
 from unitok.tokenizers.vqgan import Decoder, Encoder
 
-#: Longest side of a picture in codes; the vocabulary has as many grid sizes.
+#: Longest side of an image in codes; the vocabulary has as many grid sizes.
 LONGEST_SIDE = 64
 
-#: How a picture is made to fit: `keep` all of it (shrunk to an area, never enlarged), `crop` the center square, or
-#: `resize` to a square whatever its aspect.
+#: How an image is brought to size: `keep` all of it (shrunk to an area, never enlarged), `crop` the center square, or
+#: `resize` to a square, whatever its aspect ratio.
 Fit = Literal["keep", "crop", "resize"]
 
 
@@ -36,13 +36,14 @@ class ImageTokenizer(Tokenizer):
     """A VQ-GAN's encoder, quantizer and decoder.
 
     Attributes:
-        stride: pixels a code along each side. codebook_size: number of codes.
-        tile: side in pixels of the largest square that goes through the networks at once; also bounds batches, by area.
+        stride: pixels per code along each side. codebook_size: number of codes.
+        tile: pixels per side of the largest square that is processed at once; its area also bounds batches.
         overlap: codes that neighboring tiles share.
     """
 
     kind = "image"
     Config = ImageTokenizerConfig
+    config: ImageTokenizerConfig
 
     def __init__(self, config: ImageTokenizerConfig | None = None):
         super().__init__()
@@ -61,11 +62,11 @@ class ImageTokenizer(Tokenizer):
 
     def _pixels(self, latents: Tensor) -> Tensor:
         if self.decoder is None:
-            raise UserError("this image tokenizer only encodes: its checkpoint came without a decoder")
+            raise UserError("this image tokenizer only encodes: its checkpoint has no decoder")
         return self.decoder(rearrange(latents, "b h w c -> b c h w"))
 
     def forward(self, images: Tensor, quantize: bool = True) -> Reconstruction:
-        """[B, 3, H, W] in [-1, 1] -> reconstruction; without `quantize` the latents pass as they are (warm-up)."""
+        """Reconstruct images [B, 3, H, W] in [-1, 1]. quantize: False leaves the latents as they are (warm-up)."""
         z = self._latents(images)
         h = z.shape[1]
         flat = rearrange(z, "b h w c -> b (h w) c")
@@ -76,7 +77,10 @@ class ImageTokenizer(Tokenizer):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] in [-1, 1] -> int64 [B, ceil(H / stride), ceil(W / stride)]. Errors: what `check_images` refuses."""
+        """Return the codes of images: [B, 3, H, W] in [-1, 1] -> int64 [B, ceil(H / stride), ceil(W / stride)].
+
+        Errors: `UserError` as for `check_images`.
+        """
         images = check_images(images, self.dtype)
         if max(images.shape[-2:]) > self.tile:
             return torch.cat([self._encode_tiles(image[None]) for image in images])
@@ -89,7 +93,7 @@ class ImageTokenizer(Tokenizer):
         return rearrange(codes, "b (h w) -> b h w", h=z.shape[1])
 
     def _encode_tiles(self, image: Tensor) -> Tensor:
-        """[1, 3, H, W] -> [1, h, w]: each code from the tile in whose middle it is."""
+        """[1, 3, H, W] -> [1, h, w]: each code from the tile in whose middle it lies."""
         f = self.stride
         h, w = (-(-side // f) for side in image.shape[-2:])
         codes = torch.empty(1, h, w, dtype=torch.long, device=self.device)
@@ -100,7 +104,8 @@ class ImageTokenizer(Tokenizer):
         return codes
 
     def _tiles(self, length: int) -> list[tuple[int, int]]:
-        """Stretches of at most `tile` pixels, in codes, that cover [0, length), neighbors sharing `overlap` or more."""
+        """Intervals of codes, of at most `tile` pixels each, that cover [0, length); neighbors share at least `overlap`
+        codes."""
         size = max(self.tile // self.stride, 2 * self.overlap)
         if length <= size:
             return [(0, length)]
@@ -110,7 +115,10 @@ class ImageTokenizer(Tokenizer):
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
-        """int64 [B, h, w] -> [B, 3, h * stride, w * stride] in [-1, 1]. Errors: `UserError` for codes that are none."""
+        """Return the images of codes: int64 [B, h, w] -> [B, 3, h * stride, w * stride] in [-1, 1].
+
+        Errors: `UserError` for codes of another shape or range, and for a tokenizer without a decoder.
+        """
         codes = check_codes(codes, "[B, h, w]", self.codebook_size)
         h, w = codes.shape[-2:]
         if max(h, w) * self.stride > self.tile:
@@ -123,7 +131,7 @@ class ImageTokenizer(Tokenizer):
         return self._pixels(rearrange(latents, "b (h w) c -> b h w c", h=codes.shape[1])).float().clamp(-1, 1)
 
     def _decode_tiles(self, codes: Tensor) -> Tensor:
-        """[1, h, w] -> [1, 3, H, W]: the mean of the tiles, each weighing less towards its borders."""
+        """[1, h, w] -> [1, 3, H, W]: weighted mean of the tiles, with weights that fall towards their borders."""
         f = self.stride
         h, w = codes.shape[-2:]
         pixels = torch.zeros(1, 3, h * f, w * f, device=self.device)
@@ -136,7 +144,7 @@ class ImageTokenizer(Tokenizer):
         return pixels / weights
 
     def _ramp(self, begin: int, end: int, length: int) -> Tensor:
-        """Weights of a tile's pixels along one side: rising over the overlap where there is a neighbor."""
+        """Weights of a tile's pixels along one side: they rise over the overlap where there is a neighbor."""
         ramp = torch.ones((end - begin) * self.stride, device=self.device)
         rise = (torch.arange(self.overlap * self.stride, device=self.device) + 0.5) / (self.overlap * self.stride)
         if begin:
@@ -146,13 +154,15 @@ class ImageTokenizer(Tokenizer):
         return ramp
 
     def fit(self, image: Image, area: int | None = None, fit: Fit = "keep") -> Image:
-        """A picture of any mode and size as an RGB one that `encode` takes.
+        """Return an RGB image of a size that the tokenizer takes, from an image of any mode and size.
 
-        area: pixels (default: `resolution ** 2`); for `keep` the most, as `LONGEST_SIDE` codes are for a side.
+        area: number of pixels (default: `resolution ** 2`); with `keep` the largest number, and no side exceeds `LONGEST_SIDE`
+        codes.
+        Errors: `UserError` for an image without pixels.
         """
         area = area or self.config.resolution**2
         if 0 in image.size:
-            raise UserError(f"a picture of {image.width} x {image.height} pixels; replace it or leave it out")
+            raise UserError(f"an image of {image.width} x {image.height} pixels; replace it or leave it out")
         image = to_rgb(image) if image.mode != "RGB" else image
         if fit == "keep":
             return fit_image(image, area, LONGEST_SIDE * self.stride)
@@ -160,16 +170,19 @@ class ImageTokenizer(Tokenizer):
         return crop_square(image, side) if fit == "crop" else stretch_image(image, side)
 
     def prepare(self, image: Image, area: int | None = None, fit: Fit = "keep") -> Tensor:
-        """A picture of any mode and size -> [3, H, W] in [-1, 1], ready for `encode`; see `fit`."""
+        """Return [3, H, W] in [-1, 1], of which `encode` takes batches, from an image of any mode and size. area, fit: as for
+        `fit`."""
         return image_to_tensor(self.fit(to_rgb(image), area, fit))
 
     def encode_file(self, path: Path, area: int | None = None, fit: Fit = "keep") -> tuple[Tensor, tuple[int, int]]:
-        """A picture of any size -> int64 [h, w] and its (height, width) in pixels before padding; see `prepare`."""
+        """Return the codes of an image file, int64 [h, w], and its (height, width) in pixels before padding. area, fit: as for
+        `fit`. Errors: `UserError` that names the file."""
         pixels = self.prepare(open_image(path), area, fit)
         return self.encode(pixels[None])[0], (pixels.shape[1], pixels.shape[2])
 
     def decode_file(self, codes: Tensor, path: Path, size: tuple[int, ...] = ()) -> None:
-        """int64 [h, w] -> a PNG of `size` (height, width) pixels, or of all that the codes hold. Inverse of `encode_file`."""
+        """Write the image of codes, int64 [h, w], as PNG. size: (height, width) in pixels (default: all that the codes cover).
+        Inverse of `encode_file`."""
         pixels = self.decode(codes[None])[0]
         height, width = size or pixels.shape[-2:]
         save_image(path, pixels[:, :height, :width])

@@ -1,4 +1,4 @@
-"""Signals of any length, piece by piece: blocks [..., t] that come one after the other, cut anew."""
+"""Signals of any length in pieces: consecutive blocks [..., t] are cut into pieces or windows of another length."""
 
 import itertools
 from collections.abc import Iterable, Iterator
@@ -8,14 +8,14 @@ from torch import Tensor
 
 
 def batches(segments: Iterable[Tensor], most: int) -> Iterator[list[Tensor]]:
-    """Segments that follow one another and have equal shapes, `most` at a time."""
+    """Yield consecutive segments of equal shape in lists of at most `most`."""
     for _, alike in itertools.groupby(segments, lambda segment: segment.shape):
         while some := list(itertools.islice(alike, most)):
             yield some
 
 
 def cut(blocks: Iterable[Tensor], length: int) -> Iterator[tuple[Tensor, bool]]:
-    """Blocks [..., t] in pieces of at most `length`, each with whether it is the last."""
+    """Yield blocks [..., t] in pieces of at most `length`, each with whether it is the last one."""
     held: Tensor | None = None
     for block in blocks:
         for piece in block.split(length, -1):
@@ -27,9 +27,11 @@ def cut(blocks: Iterable[Tensor], length: int) -> Iterator[tuple[Tensor, bool]]:
 
 
 def windows(blocks: Iterable[Tensor], length: int, margin: int, unit: int) -> Iterator[tuple[Tensor, int, int]]:
-    """Windows over blocks [..., t]: each with what is before its core in it, and the units its core has (0: to the end).
+    """Yield overlapping windows over consecutive blocks [..., t]: the window, the length of its left margin, and the number of
+    units in its core (0: up to the end).
 
-    Cores of `length` follow one another; windows reach `margin` further on both sides. Both are multiples of `unit`.
+    Cores have `length` samples and do not overlap; windows extend `margin` beyond them on both sides. Both are multiples of
+    `unit`.
     """
     held: Tensor | None = None
     left = 0

@@ -1,13 +1,13 @@
 """Quantizers behind one interface: latents [B, N, D] channel-last <-> codes.
 
-FSQ, LFQ and SimVQ are vector-quantize-pytorch's; every flag that matters is passed by name, because its defaults change between
-releases. Projections to the low dimension of the codes are ours: with `codebook_dim != dim` and image maps, release 1.32.0
-projects the wrong axis when it decodes. All compute in fp32, also under autocast: in bfloat16 the nearest code is often another.
+FSQ, LFQ and SimVQ are those of vector-quantize-pytorch; each option that matters is passed explicitly, because defaults change
+between releases. The projections to the low dimension of the codes are ours: with `codebook_dim != dim` and image maps, its
+release 1.32.0 projects the wrong axis in decoding. All compute in fp32, also under autocast: in bfloat16 the nearest code is
+often another.
 """
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,33 +23,33 @@ def _fp32(x: Tensor) -> AbstractContextManager:
 
 
 def _straight_through(projected: Tensor, vectors: Tensor) -> Tensor:
-    """The vectors, with the gradient of what was quantized to them."""
+    """Return `vectors`, with the gradient passed on to `projected`, from which they were quantized."""
     return projected + (vectors - projected).detach() if torch.is_grad_enabled() else vectors
 
 
 @dataclass
 class Quantized:
-    """What quantizing gives."""
+    """Result of quantization."""
 
     latents: Tensor  # [B, N, D], straight-through
-    codes: Tensor | None  # int64 [B, N], or [B, N, K] with K levels; None without quantisation
+    codes: Tensor | None  # int64 [B, N], or [B, N, K] with K levels; None without quantization
     losses: dict[str, Tensor]  # scalars, not weighted: `commitment`, `entropy`, `codebook`
-    projected: Tensor  # what `update` learns from; without quantisation, what `init_codebook` begins with
+    projected: Tensor  # vectors for `update`; without quantization, vectors for `init_codebook`
 
 
 class Quantizer(nn.Module):
-    """Projections around something that quantizes, `quantize` of vector-quantize-pytorch unless a subclass has its own.
+    """Projections around a quantizer: the module `quantize` of vector-quantize-pytorch, unless a subclass has its own.
 
     size: codes per level.
     """
 
-    levels = 1  # of codes
-    ema_updated = False  # whether `update` is to be called once for each batch, and `started` says something
-    bounded = False  # whether vectors lie in [-1, 1], where a pass without quantisation puts them, too
-    decay = 0.95  # of the moving averages of a learned codebook, for each `update`
-    project_in: Any
-    project_out: Any
-    quantize: Any
+    levels = 1  # number of codes per latent
+    ema_updated = False  # whether the codebook needs `init_codebook` before use, and `update` once per batch
+    bounded = False  # whether vectors lie in [-1, 1]; `project` then maps them there, too
+    decay = 0.95  # of the moving averages of a learned codebook, per `update`
+    project_in: nn.Module
+    project_out: nn.Module
+    quantize: FSQ | LFQ | SimVQ
 
     def __init__(self, channels: int, dim: int, size: int):
         super().__init__()
@@ -57,19 +57,19 @@ class Quantizer(nn.Module):
         self.project_in, self.project_out = nn.Linear(channels, dim), nn.Linear(dim, channels)
 
     def forward(self, latents: Tensor) -> Quantized:
-        """[B, N, D] -> `Quantized`."""
+        """Quantize latents [B, N, D]."""
         with _fp32(latents):
             projected = self._project(latents)
             vectors, codes, losses = self._quantize(projected)
             return Quantized(self.project_out(vectors), codes, losses, projected.detach())
 
     def lookup(self, codes: Tensor) -> Tensor:
-        """Codes as `Quantized.codes` -> latents [B, N, D]: exactly what quantizing to these codes gave."""
+        """Return the latents [B, N, D] of codes as in `Quantized.codes`, exactly those that quantization gave."""
         with _fp32(codes):
             return self.project_out(self._vectors(codes))
 
     def project(self, latents: Tensor) -> Quantized:
-        """[B, N, D] through the projections alone, on the scale of the codebook: a warm-up without quantisation."""
+        """Pass latents [B, N, D] through the projections without quantizing them, on the scale of the codebook (warm-up)."""
         with _fp32(latents):
             projected = self._project(latents)
             return Quantized(self.project_out(projected.tanh() if self.bounded else projected), None, {}, projected.detach())
@@ -78,7 +78,7 @@ class Quantizer(nn.Module):
         return self.project_in(latents.float())
 
     def _quantize(self, projected: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """[B, N, dim] -> the vectors of the codes, straight-through; the codes [B, N]; the losses."""
+        """[B, N, dim] -> vectors of the codes, straight-through; codes [B, N]; losses."""
         raise NotImplementedError
 
     def _vectors(self, codes: Tensor) -> Tensor:
@@ -86,22 +86,23 @@ class Quantizer(nn.Module):
 
     @property
     def started(self) -> bool:
-        """Whether there is a codebook to quantize with."""
+        """Whether the codebook is initialized, so that it can quantize."""
         return True
 
     def init_codebook(self, projected: Tensor, seed: int = 0) -> None:
-        """Begin the codebook from the vectors [..., dim] of several batches."""
+        """Initialize the codebook from vectors [..., dim] of several batches."""
 
     def update(self, projected: Tensor, seed: int = 0) -> int:
-        """Learn the codebook from the vectors [..., dim] of one whole batch; -> how many codes were revived."""
+        """Update the codebook with the vectors [..., dim] of one whole batch. Returns the number of codes that were revived."""
         return 0
 
 
 class VectorQuantizer(Quantizer):
     """One learned `Codebook` of `size` codes of `dim` dimensions for latents of `channels`.
 
-    Low dimensions and length 1 (`normalize`) keep it in use (Yu et al. 2022, "Vector-quantized Image Modeling with Improved VQGAN").
-    entropy_temperature: not 0: of an entropy loss (cf. Open-MAGVIT2, IBQ): vectors should be sure of their codes, and use all alike.
+    Few dimensions and length 1 (`normalize`) keep the codebook in use (Yu et al. 2022, "Vector-quantized Image Modeling with
+    Improved VQGAN"). entropy_temperature: of an entropy loss, which favors confident choices of codes and uniform usage (cf.
+    Open-MAGVIT2, IBQ); 0: no such loss.
     """
 
     ema_updated = True
@@ -146,7 +147,8 @@ class VectorQuantizer(Quantizer):
 
 
 class FiniteScalarQuantizer(Quantizer):
-    """FSQ (Mentzer et al. 2023): dimension i is rounded to one of `scales[i]` values; there is no codebook to collapse."""
+    """FSQ (Mentzer et al. 2023): dimension i is rounded to one of `scales[i]` values; no codebook is learned, so none
+    collapses."""
 
     bounded = True
 
@@ -161,7 +163,7 @@ class FiniteScalarQuantizer(Quantizer):
 
 
 class LookupFreeQuantizer(Quantizer):
-    """LFQ (Yu et al. 2023, MAGVIT-v2): a code is the signs of log2(`size`) dimensions; needs its entropy loss."""
+    """LFQ (Yu et al. 2023, MAGVIT-v2): a code consists of the signs of log2(`size`) dimensions; it needs the entropy loss."""
 
     bounded = True
 
@@ -178,7 +180,7 @@ class LookupFreeQuantizer(Quantizer):
 
 
 class SimVectorQuantizer(Quantizer):
-    """SimVQ (Zhu et al. 2024): `size` random codes of `dim` dimensions that stay as they are, moved together by one learned matrix."""
+    """SimVQ (Zhu et al. 2024): `size` frozen random codes of `dim` dimensions, transformed by one learned matrix."""
 
     def __init__(self, channels: int, size: int = 512, dim: int = 8):
         super().__init__(channels, dim, size)
@@ -191,7 +193,7 @@ class SimVectorQuantizer(Quantizer):
 
 
 def build_quantizer(config: ImageTokenizerConfig) -> Quantizer:
-    """The quantizer that the configuration of an image tokenizer asks for."""
+    """Return the quantizer of an image tokenizer's configuration."""
     c = config
     if c.quantizer == "fsq":
         return FiniteScalarQuantizer(c.z_channels, tuple(c.scales))
@@ -203,15 +205,17 @@ def build_quantizer(config: ImageTokenizerConfig) -> Quantizer:
 
 
 class ResidualQuantizer(Quantizer):
-    """`levels` codebooks of `size` codes, each quantizing what the ones before left over (Zeghidour et al. 2021, SoundStream).
+    """`levels` codebooks of `size` codes; each quantizes the residual of those before (Zeghidour et al. 2021, SoundStream).
 
-    Not normalized, the levels share a space of `dim` dimensions (0: the latents' own, without projections, as EnCodec).
-    Normalised, each level has projections of its own (dim > 0) into one where latents and codes have length 1, as DAC has.
+    Without `normalize` the levels share a space of `dim` dimensions (0: that of the latents, without projections, as in
+    EnCodec). With it each level has its own projections (dim > 0) to a space where latents and codes have length 1, as in DAC.
 
-    dropout: share of the training items, as in DAC, decoded from a random number of the first levels, so that fewer decode well.
+    dropout: fraction of training items that are decoded from a random number of the first levels, as in DAC.
     """
 
     ema_updated = True
+    project_in: nn.ModuleList
+    project_out: nn.ModuleList
 
     def __init__(
         self, channels: int, levels: int = 4, size: int = 256, dim: int = 16, normalize: bool = False, dropout: float = 0.0
@@ -221,51 +225,60 @@ class ResidualQuantizer(Quantizer):
         spaces = levels if normalize else 1
         self.project_in = nn.ModuleList([nn.Linear(channels, dim) if dim else nn.Identity() for _ in range(spaces)])
         self.project_out = nn.ModuleList([nn.Linear(dim, channels) if dim else nn.Identity() for _ in range(spaces)])
-        self.layers: Any = nn.ModuleList([Codebook(size, dim or channels, normalize) for _ in range(levels)])
+        self.layers = nn.ModuleList([Codebook(size, dim or channels, normalize) for _ in range(levels)])
+
+    @property
+    def codebooks(self) -> list[Codebook]:
+        """The codebook of each level."""
+        return [layer for layer in self.layers if isinstance(layer, Codebook)]
 
     @property
     def started(self) -> bool:
-        return all(bool(layer.initted) for layer in self.layers)
+        return all(bool(codebook.initted) for codebook in self.codebooks)
 
     def forward(self, latents: Tensor, levels: int | None = None) -> Quantized:
-        """[B, N, D] -> `Quantized` by the first `levels` (default all). `projected`: [B, N, levels * d], each level's vectors."""
-        return self._take_apart(latents, levels)
+        """Quantize latents [B, N, D] by the first `levels` (default: all). `Quantized.projected` is [B, N, levels * d], the
+        vectors of each level."""
+        return self._decompose(latents, levels)
 
     @torch.no_grad()
     def search(self, latents: Tensor, levels: int | None = None) -> Tensor:
-        """[B, N, D] -> codes alone, int64 [B, N, levels]."""
-        codes = self._take_apart(latents, levels).codes
+        """Return the codes of latents [B, N, D] alone, int64 [B, N, levels]."""
+        codes = self._decompose(latents, levels).codes
         assert codes is not None
         return codes
 
     def project(self, latents: Tensor) -> Quantized:
-        return self._take_apart(latents, quantize=False)
+        return self._decompose(latents, quantize=False)
 
     @torch.no_grad()
     def init_codebook(self, projected: Tensor, seed: int = 0) -> None:
-        """Begin the codebooks, one level after the other, from latents [..., D] that passed without quantisation."""
-        self._take_apart(projected.reshape(1, -1, projected.shape[-1]), start=seed)
+        """Initialize the codebooks, level by level, from latents [..., D] that were not quantized."""
+        self._decompose(projected.reshape(1, -1, projected.shape[-1]), init_seed=seed)
 
-    def _take_apart(
-        self, latents: Tensor, levels: int | None = None, quantize: bool = True, start: int | None = None
+    def _decompose(
+        self, latents: Tensor, levels: int | None = None, quantize: bool = True, init_seed: int | None = None
     ) -> Quantized:
-        """Level by level. quantize: False lets vectors stand for themselves. start: seed by which the codebooks begin on the way."""
+        """Quantize level by level. quantize: False leaves vectors as they are. init_seed: initialize each codebook before its
+        use."""
         levels = levels or self.levels
         with _fp32(latents):
             latents = latents.float()
             shared = latents if self.normalize else self.project_in[0](latents)
             kept = self._kept(latents, levels) if quantize or self.normalize else None
             residual, total = shared, torch.zeros_like(shared)
-            codes: list[Any] = []
-            lows, commitment = [], shared.new_zeros(())
-            for k, layer in enumerate(self.layers[:levels]):
-                projected = layer.scaled(self.project_in[k](residual)) if self.normalize else residual
-                if start is not None:
-                    layer.init_codebook(projected.flatten(0, 1), start + k)
-                codes.append(layer.nearest(projected.detach()) if quantize else None)
-                vectors = layer.lookup(codes[-1]) if quantize else projected
+            codes: list[Tensor] = []
+            vectors_of_levels, commitment = [], shared.new_zeros(())
+            for k, codebook in enumerate(self.codebooks[:levels]):
+                projected = codebook.scaled(self.project_in[k](residual)) if self.normalize else residual
+                if init_seed is not None:
+                    codebook.init_codebook(projected.flatten(0, 1), init_seed + k)
+                vectors = projected
+                if quantize:
+                    codes.append(codebook.nearest(projected.detach()))
+                    vectors = codebook.lookup(codes[-1])
                 commitment = commitment + F.mse_loss(projected, vectors)
-                lows.append(projected.detach())
+                vectors_of_levels.append(projected.detach())
                 out = self.project_out[k](_straight_through(projected, vectors)) if self.normalize else vectors
                 total = total + (out if kept is None else out * (kept > k))
                 residual = residual - out.detach()
@@ -273,10 +286,10 @@ class ResidualQuantizer(Quantizer):
                 total = self.project_out[0](_straight_through(shared, total))
             if not quantize:
                 return Quantized(total, None, {}, latents.detach())
-            return Quantized(total, torch.stack(codes, -1), {"commitment": commitment}, torch.cat(lows, -1))
+            return Quantized(total, torch.stack(codes, -1), {"commitment": commitment}, torch.cat(vectors_of_levels, -1))
 
     def _kept(self, latents: Tensor, levels: int) -> Tensor | None:
-        """How many levels each item is decoded from, [B, 1, 1], where some are left out."""
+        """Number of levels that each item is decoded from, [B, 1, 1]; None for all of them."""
         if not self.training or not self.dropout or not torch.is_grad_enabled():
             return None
         b = len(latents)
@@ -285,9 +298,9 @@ class ResidualQuantizer(Quantizer):
         return torch.where(dropped, fewer, levels)[:, None, None]
 
     def lookup(self, codes: Tensor) -> Tensor:
-        """int64 [B, N, k], k <= levels -> latents [B, N, D]: the sum over the levels given."""
+        """Return the latents [B, N, D] of codes int64 [B, N, k], k <= levels: the sum over the first k levels."""
         with _fp32(codes):
-            rows = [self.layers[k].lookup(level) for k, level in enumerate(codes.unbind(-1))]
+            rows = [codebook.lookup(level) for codebook, level in zip(self.codebooks, codes.unbind(-1))]
             if self.normalize:
                 rows = [self.project_out[k](row) for k, row in enumerate(rows)]
             total = sum(rows[1:], rows[0])
@@ -295,4 +308,4 @@ class ResidualQuantizer(Quantizer):
 
     def update(self, projected: Tensor, seed: int = 0) -> int:
         parts = projected.reshape(-1, projected.shape[-1]).chunk(self.levels, -1)
-        return sum(self.layers[k].update(part, self.decay, seed + k) for k, part in enumerate(parts))
+        return sum(self.codebooks[k].update(part, self.decay, seed + k) for k, part in enumerate(parts))

@@ -1,13 +1,15 @@
-"""SEANet, EnCodec's convolutional encoder and decoder for audio, with a patch stem; whole, or piece by piece if causal.
+"""SEANet, EnCodec's convolutional encoder and decoder for audio, with a patch stem; causal ones also process audio
+incrementally.
 
-Names are EnCodec's (`model.0.conv.conv`, ...), so that its weights load; with `patch = 1` the outputs are equal
-(tests/tokenizers/test_parity.py). The stem folds `patch` samples into channels: at full rate SEANet spends nearly all its time on
-few channels; behind the stem the same time buys wide layers at low rates, which is what lets a codec learn in minutes on two cores
-(docs/notes.md). Source: Defossez et al. 2022, "High Fidelity Neural Audio Compression"; encodec:encodec/modules/seanet.py.
+Modules are named as in EnCodec (`model.0.conv.conv`, ...), so its weights load; with `patch = 1` the outputs are equal
+(tests/tokenizers/test_parity.py). The stem folds `patch` samples into channels: at the full sample rate SEANet spends nearly
+all its time on few channels; after the stem the same time allows wide layers at low rates, so that a codec can be trained in
+minutes on two cores (docs/notes.md). Source: Defossez et al. 2022, "High Fidelity Neural Audio Compression";
+encodec:encodec/modules/seanet.py.
 """
 
 import math
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +20,12 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from unitok.tokenizers.config import AudioTokenizerConfig
 
-#: The end of what each layer has heard of a sound that comes in pieces.
-State: TypeAlias = dict[nn.Module, Any]
+#: What each layer keeps between the pieces of a stream: the end of its input, or the hidden states of an LSTM.
+State: TypeAlias = dict[nn.Module, tuple[Tensor, ...]]
 
 
-def fold_for_use(network: nn.Module) -> None:
-    """Replace the layers' weights, in place, by plain ones of the same values laid out for inference: the only copy, never stale."""
+def fold_weights(network: nn.Module) -> None:
+    """Replace weight norm, in place, by plain weights of equal values in the memory layout for inference."""
     for module in list(network.modules()):
         if parametrize.is_parametrized(module):
             for name in list(module.parametrizations):  # type: ignore[arg-type]
@@ -35,19 +37,22 @@ def fold_for_use(network: nn.Module) -> None:
 
 
 def _last(x: Tensor) -> Tensor:
-    """[B, C, T] with all channels of a sample together in memory."""
+    """[B, C, T] with the channels of a sample adjacent in memory."""
     return x.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 class Elu(nn.Module):
-    """ELU of a tensor that nothing else uses: in place where no gradient needs what was there."""
+    """ELU, in place without gradients; nothing else may use its input."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.elu(x, inplace=not torch.is_grad_enabled())
 
 
 class _Wrapped(nn.Module):
-    """A convolution under the name `conv` or `convtr`, and its norm, as EnCodec's checkpoints have them."""
+    """A convolution under the name `conv` or `convtr`, and its norm, as EnCodec's checkpoints name them."""
+
+    conv: nn.Conv1d
+    convtr: "nn.ConvTranspose1d | FrameConvolution"
 
     def __init__(self, name: str, layer: nn.Module, channels: int, norm: str):
         super().__init__()
@@ -56,7 +61,7 @@ class _Wrapped(nn.Module):
 
 
 class Conv(nn.Module):
-    """Convolution over [B, C, T] that gives ceil(T / stride) frames: padded on the left only if `causal`."""
+    """Convolution over [B, C, T] that returns ceil(T / stride) frames; if `causal`, it is padded on the left alone."""
 
     def __init__(self, config: AudioTokenizerConfig, i: int, o: int, kernel: int, stride: int = 1, dilation: int = 1):
         super().__init__()
@@ -64,43 +69,43 @@ class Conv(nn.Module):
         self.conv = _Wrapped("conv", layer, o, config.norm)
         self.channels, self.stride, self.causal, self.pad_mode = o, stride, config.causal, config.pad_mode
         self.extent = (kernel - 1) * dilation + 1
-        self.reach = self.extent - stride  # samples of the past that the first frame looks at
+        self.reach = self.extent - stride  # samples before the first one that the first frame depends on
 
     def _convolve(self, x: Tensor) -> Tensor:
-        layer: Any = self.conv.conv
+        layer = self.conv.conv
         if _channels_last(x):
             kernel, stride, dilation = layer.weight.unsqueeze(2), (1, *layer.stride), (1, *layer.dilation)
             y = F.conv2d(x.unsqueeze(2), kernel, layer.bias, stride, dilation=dilation)
-            return self.conv.norm(y.squeeze(2))  # type: ignore[operator]
-        return self.conv.norm(layer(x))  # type: ignore[operator]
+            return self.conv.norm(y.squeeze(2))
+        return self.conv.norm(layer(x))
 
     def forward(self, x: Tensor) -> Tensor:
-        extra = -x.shape[-1] % self.stride  # up to a whole number of frames
+        extra = -x.shape[-1] % self.stride  # completes the last frame
         left, right = (self.reach, 0) if self.causal else (self.reach - self.reach // 2, self.reach // 2)
         return self._convolve(_pad(x, left, right + extra, self.pad_mode))
 
     def stream(self, x: Tensor, state: State, last: bool) -> Tensor:
-        """The frames that are complete with `x`; all of the rest if it is the `last` piece."""
-        kept, begun = state.get(self, (x[..., :0], False))
-        x = torch.cat([kept, x], -1)
-        if not begun:
+        """Return the frames that are complete with the piece `x`; with the `last` one all that remain."""
+        waiting = state.pop(self.conv, ())  # the first samples, until they can be padded
+        x = torch.cat([*waiting, *state.get(self, ()), x], -1)
+        if self not in state:
             if last:
                 return self(x) if x.shape[-1] else x.new_zeros(x.shape[0], self.channels, 0)
-            if x.shape[-1] <= (self.reach if self.pad_mode == "reflect" else 0):  # a reflection needs more
-                state[self] = (x, False)
+            if x.shape[-1] <= (self.reach if self.pad_mode == "reflect" else 0):  # too short to reflect
+                state[self.conv] = (x,)
                 return x.new_zeros(x.shape[0], self.channels, 0)
             x = F.pad(x, (self.reach, 0), self.pad_mode)
         if last and x.shape[-1] > self.reach:
             x = F.pad(x, (0, -(x.shape[-1] - self.reach) % self.stride), self.pad_mode)
         frames = max(0, (x.shape[-1] - self.extent) // self.stride + 1)
-        state[self] = (x[..., frames * self.stride :].clone(), True)  # a view would hold on to all of `x`
+        state[self] = (x[..., frames * self.stride :].clone(),)  # cloned: a view would keep all of `x` alive
         if not frames:
             return x.new_zeros(x.shape[0], self.channels, 0)
         return self._convolve(x[..., : (frames - 1) * self.stride + self.extent])
 
 
 def _channels_last(x: Tensor) -> bool:
-    """Whether oneDNN is to be given all channels of a sample together: on CPU it is sooner done (docs/notes.md)."""
+    """Whether the channels of a sample are adjacent in memory, which makes oneDNN faster on CPU (docs/notes.md)."""
     return x.device.type == "cpu" and not torch.is_grad_enabled()
 
 
@@ -109,21 +114,21 @@ def _layout(x: Tensor) -> Tensor:
 
 
 def _pad(x: Tensor, left: int, right: int, mode: str) -> Tensor:
-    """`F.pad`, also for sounds shorter than a reflection needs (zeros are added first and cut after, as in EnCodec)."""
+    """`F.pad`, also for audio that is too short to reflect (zeros are added before and cut off after, as in EnCodec)."""
     if not left and not right:
         return x
     short = max(left, right) - x.shape[-1] + 1 if mode == "reflect" else 0
     if short <= 0:
-        return F.pad(x.unsqueeze(2), (left, right, 0, 0), mode).squeeze(2)  # of four dimensions: they keep the layout
+        return F.pad(x.unsqueeze(2), (left, right, 0, 0), mode).squeeze(2)  # four dimensions keep the memory layout
     padded = F.pad(F.pad(x, (0, short)), (left, right), mode)
     return padded[..., : padded.shape[-1] - short]
 
 
 class FrameConvolution(nn.Module):
-    """A transposed convolution whose kernel is twice its stride, as an ordinary one over two frames: no overlaps to be added up.
+    """A transposed convolution with a kernel of twice its stride, computed as an ordinary one over two frames (no overlap-add).
 
-    It holds the weights of `layer`, [i, o, 2 * stride], as [stride * o, i, 1, 2]; `state_dict` and `load_state_dict` speak of those
-    of `layer`, under their names.
+    It keeps the weights of `layer`, [i, o, 2 * stride], as [stride * o, i, 1, 2]; `state_dict` and `load_state_dict` use the
+    names and shapes of `layer`.
     """
 
     def __init__(self, layer: nn.ConvTranspose1d):
@@ -133,15 +138,15 @@ class FrameConvolution(nn.Module):
         self.kernel, self.bias = nn.Parameter(_as_frames(layer.weight.detach())), nn.Parameter(layer.bias.detach().clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, i, 1 + n] -> the samples of the last n frames, [B, o, n * stride]."""
+        """Return the samples of the last n frames: [B, i, 1 + n] -> [B, o, n * stride]."""
         return _over_frames(x, self.kernel, self.bias, self.stride)
 
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+    def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
         weight = rearrange(self.kernel.flip(-1), "(s o) i 1 tap -> i o (tap s)", s=self.stride).contiguous()
         destination[f"{prefix}weight"] = weight if keep_vars else weight.detach()
         destination[f"{prefix}bias"] = self.bias if keep_vars else self.bias.detach()
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *others: object) -> None:
         own = dict(state_dict)
         if f"{prefix}weight" in own:
             own[f"{prefix}kernel"] = _as_frames(own.pop(f"{prefix}weight"))
@@ -155,15 +160,15 @@ def _as_frames(weight: Tensor) -> Tensor:
 
 
 def _over_frames(x: Tensor, kernel: Tensor, bias: Tensor, stride: int) -> Tensor:
-    """[B, i, 1 + n] -> the samples of the last n frames, [B, o, n * stride]."""
+    """Return the samples of the last n frames: [B, i, 1 + n] -> [B, o, n * stride]."""
     y = F.conv2d(x.unsqueeze(2), kernel, bias.repeat(stride)).squeeze(2)
     return rearrange(y, "b (s o) n -> b o (n s)", s=stride)
 
 
 class ConvTranspose(nn.Module):
-    """Transposed convolution, of a kernel of twice its stride, that gives exactly T * stride samples.
+    """Transposed convolution with a kernel of twice its stride: T frames -> exactly T * stride samples.
 
-    A frame's samples come from it and the frame before it alone.
+    The samples of a frame depend on it and on the frame before it.
     """
 
     def __init__(self, config: AudioTokenizerConfig, i: int, o: int, stride: int):
@@ -172,21 +177,22 @@ class ConvTranspose(nn.Module):
         self.channels, self.stride, self.causal = o, stride, config.causal
 
     def forward(self, x: Tensor) -> Tensor:
-        right = self.stride if self.causal else self.stride // 2  # samples that are cut there
-        layer: Any = self.convtr.convtr
+        right = self.stride if self.causal else self.stride // 2  # samples that are cut off on the right
+        layer = self.convtr.convtr
         x = _pad(x, 1, 1, "constant") if isinstance(layer, FrameConvolution) else x
-        y: Tensor = self.convtr.norm(layer(x))  # type: ignore[operator]
+        y: Tensor = self.convtr.norm(layer(x))
         return y[..., self.stride - right : y.shape[-1] - right]
 
     def stream(self, x: Tensor, state: State, last: bool) -> Tensor:
-        """The samples of `x`; its last frame is kept, because the next one's samples come from it too."""
+        """Return the samples of the frames `x`. The last frame is kept, because the samples of the next one depend on it."""
         if not x.shape[-1]:
             return x.new_zeros(x.shape[0], self.channels, 0)
-        x = torch.cat([state[self], x], -1) if self in state else _pad(x, 1, 0, "constant")
-        state[self] = x[..., -1:].clone()
-        layer: Any = self.convtr.convtr
+        x = torch.cat([*state[self], x], -1) if self in state else _pad(x, 1, 0, "constant")
+        state[self] = (x[..., -1:].clone(),)
+        layer = self.convtr.convtr
         if isinstance(layer, FrameConvolution):
             return layer(x)
+        assert layer.bias is not None
         return _over_frames(x, _as_frames(layer.weight), layer.bias, self.stride)
 
 
@@ -206,8 +212,8 @@ class ResnetBlock(nn.Module):
 
     def stream(self, x: Tensor, state: State, last: bool) -> Tensor:
         y = run(self.block, x, state, last)
-        x = torch.cat([state[self], x], -1) if self in state else x
-        state[self] = x[..., y.shape[-1] :].clone()  # where the first convolution still waits for more
+        x = torch.cat([*state[self], x], -1) if self in state else x
+        state[self] = (x[..., y.shape[-1] :].clone(),)  # samples for which the first convolution lacks what follows
         return y + self.shortcut(x[..., : y.shape[-1]]) if y.shape[-1] else y
 
 
@@ -229,10 +235,9 @@ class SLSTM(nn.Module):
 
 
 def run(layers: nn.Sequential, x: Tensor, state: State, last: bool) -> Tensor:
-    """The layers, piece by piece; those without a memory as they are."""
-    layer: Any
+    """Apply layers to one piece of a stream; layers without a state as usual."""
     for layer in layers:
-        if hasattr(layer, "stream"):
+        if isinstance(layer, Conv | ConvTranspose | ResnetBlock | SLSTM):
             x = layer.stream(x, state, last)
         elif x.shape[-1]:
             x = layer(x)
@@ -240,12 +245,12 @@ def run(layers: nn.Sequential, x: Tensor, state: State, last: bool) -> Tensor:
 
 
 def _residual(config: AudioTokenizerConfig, width: int) -> list[nn.Module]:
-    """The residual blocks of a stage."""
+    """Return the residual blocks of a stage."""
     return [ResnetBlock(config, width, config.dilation_base**j) for j in range(config.n_residual_layers)]
 
 
 class SEANetEncoder(nn.Module):
-    """Waveform to latents."""
+    """Encoder: waveform to latents."""
 
     def __init__(self, config: AudioTokenizerConfig):
         super().__init__()
@@ -261,21 +266,22 @@ class SEANetEncoder(nn.Module):
         self.model = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, channels, T] -> [B, dimension, ceil(T / hop)]; zeros complete the last patch."""
+        """[B, channels, T] -> [B, dimension, ceil(T / hop)]; the last patch is padded with zeros."""
         x = F.pad(x, (0, -x.shape[-1] % self.patch))
         return self.model(_layout(rearrange(x, "b c (t p) -> b (c p) t", p=self.patch)))
 
     def stream(self, x: Tensor, state: State, last: bool = False) -> Tensor:
-        """[B, channels, t], the next samples -> [B, dimension, n], the frames that are complete with them (causal only)."""
-        x = torch.cat([state[self], x], -1) if self in state else x
+        """Return the latents [B, dimension, n] that are complete with the next samples [B, channels, t]; causal encoders
+        only."""
+        x = torch.cat([*state[self], x], -1) if self in state else x
         x = F.pad(x, (0, -x.shape[-1] % self.patch)) if last else x
         whole = x.shape[-1] - x.shape[-1] % self.patch
-        state[self] = x[..., whole:].clone()
+        state[self] = (x[..., whole:].clone(),)
         return run(self.model, _layout(rearrange(x[..., :whole], "b c (t p) -> b (c p) t", p=self.patch)), state, last)
 
 
 class SEANetDecoder(nn.Module):
-    """Latents to waveform: the encoder mirrored."""
+    """Decoder: latents to waveform, the encoder mirrored."""
 
     def __init__(self, config: AudioTokenizerConfig):
         super().__init__()
@@ -295,5 +301,6 @@ class SEANetDecoder(nn.Module):
         return rearrange(self.model(_layout(z)), "b (c p) t -> b c (t p)", p=self.patch)
 
     def stream(self, z: Tensor, state: State, last: bool = False) -> Tensor:
-        """[B, dimension, n], the next latents -> [B, channels, n * hop], less what a reflection waits for (causal only)."""
+        """Return the samples [B, channels, n * hop] of the next latents [B, dimension, n]; with `pad_mode: reflect` the first
+        ones come later. Causal decoders only."""
         return rearrange(run(self.model, _layout(z), state, last), "b (c p) t -> b c (t p)", p=self.patch)

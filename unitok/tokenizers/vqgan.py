@@ -1,10 +1,10 @@
-"""The VQ-GAN's encoder and decoder: taming-transformers' architecture and names, plus a patch stem.
+"""Encoder and decoder of the VQ-GAN: the architecture and names of taming-transformers, and a patch stem.
 
-With `patch = 1` its checkpoints load by name and the outputs are equal (tests/tokenizers/test_parity.py). The stem folds
-`patch x patch` pixels into channels (cf. the Haar patching of Cosmos-Tokenizer), which makes the full-resolution stages, most of the
-cost, `patch ** 2` times cheaper. On CPU tensors have channels last, which oneDNN's convolutions prefer; without gradients
-activations are overwritten in place, and doubling is merged with the convolution after it (benchmarks/image_tokenizer.py).
-Source: Esser et al. 2021, "Taming Transformers for High-Resolution Image Synthesis", taming/modules/diffusionmodules/model.py.
+With `patch = 1` its checkpoints load and the outputs are equal (tests/tokenizers/test_parity.py). The stem folds `patch x
+patch` pixels into channels (cf. the Haar patching of Cosmos-Tokenizer), which makes the full-resolution stages, most of the
+cost, `patch ** 2` times cheaper. On CPU tensors are channels-last, which is faster with oneDNN; without gradients activations
+are overwritten in place, and upsampling is merged with the convolution after it (benchmarks/image_tokenizer.py). Source: Esser
+et al. 2021, "Taming Transformers for High-Resolution Image Synthesis", taming/modules/diffusionmodules/model.py.
 """
 
 import torch
@@ -85,7 +85,8 @@ class Upsample(nn.Module):
         return self._merged(x)
 
     def _merged(self, x: Tensor) -> Tensor:
-        """Of 3x3 pixels after doubling only 2x2 differ: four kernels of 2x2, for the places in a doubled pixel, do 4/9 of the work."""
+        """Upsampling and convolution in one. A 3x3 window of the doubled image covers only 2x2 different pixels, so four 2x2
+        kernels, one per corner of a doubled pixel, do it with 4/9 of the work."""
         w = self.conv.weight
         w = torch.stack([w[:, :, 0], w[:, :, 1] + w[:, :, 2], w[:, :, 0] + w[:, :, 1], w[:, :, 2]], 2)
         w = torch.stack([w[..., 0], w[..., 1] + w[..., 2], w[..., 0] + w[..., 1], w[..., 2]], 3)  # [O, I, 4, 4]
@@ -125,7 +126,7 @@ class _Middle(nn.Sequential):
 
 
 class Encoder(nn.Module):
-    """Pixels to latents. The nominal `resolution` of the inputs only decides where attention sits."""
+    """Encoder: pixels to latents. `resolution` only decides which levels have attention."""
 
     def __init__(self, config: ImageTokenizerConfig):
         super().__init__()
@@ -154,7 +155,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents to pixels: the encoder mirrored, with one residual block more per resolution."""
+    """Decoder: latents to pixels, the encoder mirrored, with one more residual block per resolution."""
 
     def __init__(self, config: ImageTokenizerConfig):
         super().__init__()

@@ -1,4 +1,4 @@
-"""How all of it is trained: Lightning modules under the class paths that configurations name, and what they are made of."""
+"""Training: Lightning modules under the class paths that configurations name, and what they are built from."""
 
 from unitok.lazy import attach
 

@@ -1,12 +1,13 @@
-"""What a decoder makes while it trains, to look at and to listen to: on the disk and in TensorBoard."""
+"""Samples of a decoder while it trains, on disk and in TensorBoard."""
 
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
+from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor
 
@@ -22,25 +23,29 @@ from unitok.sample.requests import config_for, generate_outputs
 from unitok.training.decoder import DecoderTraining
 from unitok.vocab import Vocab
 
-SHOWN = 4  # outputs of each page that go into TensorBoard
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+SHOWN = 4  # outputs of each page that TensorBoard gets
 
 #: Outputs by the name of their page, and scores by name.
 Made = tuple[dict[str, list[Output]], dict[str, float]]
 
 
 class Samples(L.Callback):
-    """Samples at intervals, and at the end, with the weights of the moment (their average, where there is one).
+    """Sample at intervals and at the end of the training, with the present weights or, where one is kept, their average.
 
-    Writes `samples/step=N/` in the run's folder, with a page for each modality. Draws no random numbers of the training's.
+    Writes `samples/step=N/` in the run's folder, with a page for each modality. Does not use the training's random numbers.
 
     Args:
         bundle: folder with the tokenizers that the data was made with.
-        prompts: interleaved JSON Lines; each is continued by content of each modality that the bundle has.
-        every_minutes: minutes of training between two times.
-        number: prompts that are used, the first ones.
+        prompts: interleaved JSON Lines.
+        modalities: those with which each prompt is continued; default: all of the bundle.
+        every_minutes: minutes of training between samples.
+        number: how many prompts to use, from the first on.
         seed: of sampling.
-        max_new_tokens: most new tokens per output (default: the bundle's, else 512).
-        generation_config: how to sample, over the bundle's own, as `unitok.GenerationConfig` in JSON: `image: {temperature: 0.5}`.
+        max_new_tokens: most new tokens per output; default: the bundle's, else 512.
+        generation_config: how to sample, over the bundle's own: fields of `unitok.GenerationConfig`, such as `image: {temperature: 0.5}`.
     """
 
     def __init__(
@@ -48,6 +53,7 @@ class Samples(L.Callback):
         bundle: str,
         prompts: str,
         *,
+        modalities: list[str] | None = None,
         every_minutes: float = 1.0,
         number: int = 16,
         seed: int = 0,
@@ -56,58 +62,63 @@ class Samples(L.Callback):
     ):
         if every_minutes <= 0 or number < 1:
             raise UserError(f"{type(self).__name__}: every_minutes must be above 0 and number at least 1")
-        self.folder, self.prompts = Path(bundle), Path(prompts)
-        self.every_minutes, self.number, self.seed = every_minutes, number, seed
+        self.folder, self.prompts, self.modalities = Path(bundle), Path(prompts), modalities
+        self.every_minutes, self.number = every_minutes, number
         config = GenerationConfig.from_dict(generation_config or {}, f"{type(self).__name__}: generation_config")
         self.config = config.replace(seed=seed, **({} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}))
-        self._bundle: Bundle | None = None  # of the first process
-        self._last = 0.0
-        self._sampled = 0  # step
+        self._bundle: Bundle | None = None  # in the first process
+        self._last = 0.0  # seconds of training at the last samples
+        self._sampled = 0  # step of the last samples
 
-    # ---- What is made --------------------------------------------------------------------------------------------
+    # ---- Sampling ------------------------------------------------------------------------------------------------
 
     def read(self, vocab: Vocab) -> None:
         """Read the prompts. Errors: `UserError`."""
         self._raws = read_prompts(self.prompts, types=types_of(vocab))[: self.number]
 
     def make(self, bundle: Bundle, out: Path) -> Made:
-        """Sample from a bundle and write pages into a folder."""
+        """Sample from a bundle and write pages into a folder. Returns outputs and scores by name."""
         made, prompts, config = {}, [bundle.read_raw(raw) for raw in self._raws], config_for(bundle, self.config)
-        for name in bundle.vocab.spans:
+        for name in self.modalities or bundle.vocab.spans:
             made[name] = generate_outputs(bundle, prompts, config.replace(modalities=name, n=1))
             save_outputs(made[name], out / name, name)
         return made, {}
 
-    # ---- When ----------------------------------------------------------------------------------------------------
+    # ---- Hooks ---------------------------------------------------------------------------------------------------
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Read tokenizers and prompts, so that a mistake shows before the training does."""
+        """Read tokenizers and prompts, so mistakes show before the training starts."""
         if not isinstance(module, DecoderTraining):
-            raise UserError("Samples: it samples from a decoder; tokenizers show reconstructions by themselves")
-        vocab = Vocab.load(self.folder / "vocab.json")  # all processes look, so that all stop
+            raise UserError("Samples: it samples from a decoder; tokenizers save reconstructions without it")
+        vocab = Vocab.load(self.folder / "vocab.json")  # all processes check, so that all stop
         vocab.check_covers(module.data.vocab, str(self.folder), str(module.data.path))
         if vocab.size != module.data.vocab.size:
             raise UserError(
-                f"{self.folder}: {vocab.size} ids, the data has {module.data.vocab.size}: give the bundle it was made with"
+                f"{self.folder}: {vocab.size} tokens, the data has {module.data.vocab.size}: give the bundle it was made with"
             )
+        if unknown := [name for name in self.modalities or () if name not in vocab.spans]:
+            raise UserError(f"Samples: modalities: {unknown[0]!r} is none of {', '.join(vocab.spans)}")
         self.read(vocab)
         if trainer.is_global_zero:
-            with torch.random.fork_rng(devices=[]):  # new networks draw their weights before they read them
+            with torch.random.fork_rng(devices=[]):  # new networks draw random weights before they load them
                 self._bundle = Bundle.from_pretrained(self.folder, str(module.device), parts="tokenizers")
             config_for(self._bundle, self.config)
 
-    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Start the clock."""
+        assert isinstance(module, DecoderTraining)
         self._last = module.budget.elapsed
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: Any, *batch: Any) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *batch: object) -> None:
         """Sample if it is time."""
+        assert isinstance(module, DecoderTraining)
         if module.now - self._last >= 60 * self.every_minutes:
             self._sample(trainer, module)
             self._last = module.now
 
-    def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
-        """Sample from what was learned."""
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Sample from the final weights."""
+        assert isinstance(module, DecoderTraining)
         if module.steps_done != self._sampled:
             self._sample(trainer, module)
 
@@ -115,11 +126,11 @@ class Samples(L.Callback):
         self._sampled = step = module.steps_done
         with weights_of(module) as decoder:
             if self._bundle is None or decoder is None:
-                return  # another process does it
+                return  # the first process samples
             bundle = Bundle(self._bundle.vocab, self._bundle.tokenizers, decoder, self._bundle.generation_config)
             made, scores = self.make(bundle, Path(trainer.default_root_dir) / "samples" / f"step={step}")
             for logger in trainer.loggers:
-                logger.log_metrics({f"sample.{name}": value for name, value in scores.items()}, step=step)
+                logger.log_metrics({f"sample/{name}": value for name, value in scores.items()}, step=step)
             for board in module.boards:
                 for name, outputs in made.items():
                     for i, output in enumerate(outputs[:SHOWN]):
@@ -128,12 +139,14 @@ class Samples(L.Callback):
 
 @contextlib.contextmanager
 def weights_of(module: DecoderTraining) -> Iterator[Decoder | None]:
-    """The decoder to sample from, in eval mode; of a sharded one a whole copy in the first process, None in the others."""
+    """The decoder to sample from, in eval mode, in the first process; None in the others. A sharded one is gathered into a copy."""
     decoder = module.averaged(module.decoder)
+    assert isinstance(decoder, Decoder)
     training = decoder.training
     if any(isinstance(p, DTensor) for p in decoder.parameters()):
-        whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        state: Any = get_model_state_dict(decoder, options=whole)  # all processes take part, the first has it
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        gathered = get_model_state_dict(decoder, options=options)  # all processes take part, the first gets it
+        state = {name: value for name, value in gathered.items() if isinstance(value, Tensor)}
         if module.lora is not None:
             state = merge_lora(state, module.lora.alpha / module.lora.rank)
         yield Decoder.from_state(module.config, state, "the run").to(module.device) if module.trainer.is_global_zero else None
@@ -147,8 +160,8 @@ def weights_of(module: DecoderTraining) -> Iterator[Decoder | None]:
         decoder.train(training)
 
 
-def _show(board: Any, tag: str, output: Output, step: int) -> None:
-    """Put the first content of each modality into TensorBoard, as what it is."""
+def _show(board: "SummaryWriter", tag: str, output: Output, step: int) -> None:
+    """Write the first content of each modality to TensorBoard, as text, image or audio."""
     names = [segment.modality for segment in output.new.segments]
     for name in dict.fromkeys(names):
         content = output.content(names.index(name))

@@ -1,4 +1,4 @@
-"""Discriminators under the names of taming-transformers (images) and EnCodec (audio), so that their weights load."""
+"""Discriminators with the parameter names of taming-transformers (images) and EnCodec (audio), so their weights load."""
 
 from collections import OrderedDict
 
@@ -9,13 +9,13 @@ from torch.nn.utils.parametrizations import weight_norm
 
 
 class PatchDiscriminator(nn.Module):
-    """[B, 3, H, W] -> logits [B, 1, h, w] of overlapping patches, positive for real.
+    """Images [B, 3, H, W] -> logits [B, 1, h, w] of overlapping patches, positive for real.
 
-    Group norm by default, because batches on small machines are small; with `norm="batch"` it is taming's network
+    Group norm is the default, because small machines have small batches; with `norm="batch"` it is taming's network
     (taming/modules/discriminator/model.py; Isola et al. 2017, "Image-to-Image Translation with Conditional Adversarial Networks").
 
     Args:
-        width: channels of the first layer. layers: strided layers after the first; each doubles the width, up to 8 times.
+        width: channels of the first layer. layers: layers after the first; each doubles the width, up to 8 times.
         norm: `group` or `batch`.
     """
 
@@ -41,7 +41,7 @@ class PatchDiscriminator(nn.Module):
         return self.main(pixels)
 
     def with_features(self, pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Logits, and what each activation gave, for feature matching."""
+        """Logits, and the output of each activation, for feature matching."""
         features: list[Tensor] = []
         x = pixels
         for layer in self.main:
@@ -52,7 +52,7 @@ class PatchDiscriminator(nn.Module):
 
 
 class _ScaleDiscriminator(nn.Module):
-    """Judges one STFT of a sound, real and imaginary parts as channels: [B, C, T] -> logits [B, 1, t, f]."""
+    """Discriminator of one STFT, with real and imaginary parts as channels: audio [B, C, T] -> logits [B, 1, t, f]."""
 
     hann: Tensor
 
@@ -67,7 +67,7 @@ class _ScaleDiscriminator(nn.Module):
         self.conv_post = _named_conv(filters, 1, (3, 3), (1, 1), 1, normed=True)
 
     def forward(self, samples: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Logits, and what each activation gave."""
+        """Logits, and the output of each activation."""
         b, c, _ = samples.shape
         flat = F.pad(samples, (0, max(0, self.window - samples.shape[-1]))).flatten(0, 1).float()
         with torch.autocast(samples.device.type, enabled=False):
@@ -88,12 +88,12 @@ def _named_conv(i: int, o: int, kernel: tuple[int, int], stride: tuple[int, int]
 
 
 class STFTDiscriminator(nn.Module):
-    """EnCodec's multi-scale STFT discriminator: [B, C, T] -> a list of logits, one for each window, positive for real.
+    """EnCodec's multi-scale STFT discriminator: audio [B, C, T] -> a list of logits, one tensor per window, positive for real.
 
     audiocraft's default windows are 2048, 1024, 512, 256, 128. Source: Defossez et al. 2022; encodec:encodec/msstftd.py.
 
     Args:
-        channels: of the waveform. filters: channels inside. windows: of the STFTs, in samples; hop a quarter.
+        channels: of the waveform. filters: channels of the layers. windows: of the STFTs, in samples; the hop is a quarter.
     """
 
     def __init__(self, channels: int = 1, filters: int = 32, windows: tuple[int, ...] = (1024, 2048, 512)):
@@ -104,6 +104,6 @@ class STFTDiscriminator(nn.Module):
         return self.with_features(samples)[0]
 
     def with_features(self, samples: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Logits by scale, and what each activation gave, for feature matching."""
-        judged = [discriminator(samples) for discriminator in self.discriminators]
-        return [logits for logits, _ in judged], [feature for _, features in judged for feature in features]
+        """Logits of each scale, and the output of each activation, for feature matching."""
+        results = [discriminator(samples) for discriminator in self.discriminators]
+        return [logits for logits, _ in results], [feature for _, features in results for feature in features]

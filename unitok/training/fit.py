@@ -1,6 +1,5 @@
-"""`unitok fit`: LightningCLI with what a run needs in place: checkpoints by the clock, loggers, a progress bar, one-line errors."""
+"""`unitok fit`: LightningCLI with checkpoints by the clock, loggers, a progress bar, and errors in one line."""
 
-import difflib
 import logging
 import os
 import re
@@ -12,13 +11,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning as L
-from jsonargparse import ArgumentParser
+from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from unitok.checkpoints import (
     check_checkpoint,
@@ -28,15 +28,17 @@ from unitok.checkpoints import (
     newest_checkpoint,
     write_checkpoint,
 )
-from unitok.errors import UserError, visible
+from unitok.configs import config_file
+from unitok.errors import UserError
 from unitok.files import remove, remove_partials, replace_folder
 from unitok.hardware import keep_large_blocks
 from unitok.training.interruption import Interruption
+from unitok.training.parser import FitParser
 from unitok.training.run_folder import check_unused, is_first_process, old_files, run_folder
 from unitok.training.shell import TrainingShell
 from unitok.training.trainer_flags import check_trainer_flags
 
-TRAINER_DEFAULTS: dict[str, Any] = {
+TRAINER_DEFAULTS: dict[str, object] = {
     "max_epochs": -1,
     "use_distributed_sampler": False,
     "log_every_n_steps": 1,
@@ -48,81 +50,97 @@ log = logging.getLogger(__name__)
 
 
 class Checkpoints(Checkpoint):
-    """Writes `step=N.ckpt` every so many seconds and keeps the newest; at the end `final.ckpt`, or `stopped.ckpt` when a limit
-    of the Trainer or a signal ended the training before.
+    """Writes `step=N.ckpt` every so many seconds and keeps the newest. At the end of the training it writes `final.ckpt`, or
+    `stopped.ckpt` where a limit of the Trainer or a signal ended the run earlier.
 
-    Lightning's ModelCheckpoint ignores `train_time_interval` with manual optimization (2.6), and Lightning's writing stages in the
-    system's temporary folder, which may be another file system: moving the file is then no renaming.
+    It replaces Lightning's ModelCheckpoint, which ignores `train_time_interval` with manual optimization (2.6), and Lightning's way of
+    writing, which stages files in the system's temporary folder: on another file system, moving a file is not atomic.
 
     Args:
-        seconds: between two checkpoints. interruption: which signal came. tries: write none. replaced: files of an old run, which
-            go when the first checkpoint is there. epochs: passes over the data (or `limit_train_batches`) after which to stop.
+        seconds: between two checkpoints. interruption: receives signals. replaced: files of an old run, which are removed when the
+            first checkpoint is written. epochs: passes over the data (or over `limit_train_batches`) after which to stop. dry_run: write
+            nothing.
     """
 
-    def __init__(self, seconds: float, interruption: Interruption, replaced: list[Path], epochs: int | None, tries: bool):
-        self.seconds, self.interruption, self.replaced, self.epochs, self.tries = seconds, interruption, replaced, epochs, tries
-        self.files = WholeFiles()
-        self.last: Path | None = None  # that was written
+    def __init__(self, seconds: float, interruption: Interruption, replaced: list[Path], epochs: int | None, dry_run: bool):
+        self.seconds, self.interruption, self.replaced, self.epochs, self.dry_run = (
+            seconds,
+            interruption,
+            replaced,
+            epochs,
+            dry_run,
+        )
+        self.files = AtomicCheckpointIO()
+        self.last: Path | None = None  # the checkpoint written last
         self.steps = 0  # of this process
-        self._written = 0.0
+        self._written = 0.0  # seconds of training at the last checkpoint
 
-    def setup(self, trainer: L.Trainer, module: Any, stage: str) -> None:
-        """Files are written by `write_checkpoint`."""
+    def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        """Let `write_checkpoint` write the files."""
+        assert isinstance(module, TrainingShell)
+        self.module: TrainingShell = module
         if not isinstance(trainer.strategy, ModelParallelStrategy):
             trainer.strategy.checkpoint_io = self.files
 
-    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
-        """Start the clock; signals wait for the end of a step from now on."""
-        self._written = module.budget.elapsed
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Start the clock; from now on signals wait for the end of a step. Make none where the epochs are over already."""
+        self._written = self.module.budget.elapsed
         self.interruption.makes_steps = True
+        self._stop_after_epochs(trainer)
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: Any, *batch: Any) -> None:
-        """Write one if it is time, and the run is healthy; end the run if a signal came or its epochs are over."""
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *batch: object) -> None:
+        """Write a checkpoint if it is due and the run is healthy. End the run at a signal and at the end of its epochs."""
+        run = self.module
         self.steps += 1
-        if module.looked and any(module.everywhere(self.interruption.signal > 0)):  # it may have reached one process alone
-            self._stop(trainer, module)
-        due, over = module.now - self._written >= self.seconds, module.budget.over(module.steps_done)
-        if (due or over) and module.healthy:
-            self._save(trainer, module, ends=False)
-            self._written = module.now
-        if self.epochs is not None and self._epochs_done(trainer, module) >= self.epochs:
+        if run.synced and any(run.gather_objects(self.interruption.signal > 0)):  # one process alone may have received it
+            self._stop(trainer)
+        due, over = run.now - self._written >= self.seconds, run.budget.over(run.steps_done)
+        if (due or over) and run.healthy:
+            self._save(trainer, ends=False)
+            self._written = run.now
+        self._stop_after_epochs(trainer)
+
+    def on_validation_batch_start(self, trainer: L.Trainer, module: L.LightningModule, *batch: object) -> None:
+        """A signal ends a validation, too; one of several processes ends first, as their numbers of batches may differ."""
+        if self.interruption.signal and trainer.world_size == 1:
+            self._stop(trainer)
+
+    def _stop_after_epochs(self, trainer: L.Trainer) -> None:
+        if self.epochs is None:
+            return
+        if isinstance(trainer.limit_train_batches, int):
+            done = self.module.steps_done / trainer.limit_train_batches
+        else:
+            done = self.module.samples_seen / len(getattr(trainer.train_dataloader, "dataset"))  # noqa: B009
+        if done >= self.epochs:
             trainer.should_stop = True
 
-    def on_validation_batch_start(self, trainer: L.Trainer, module: Any, *batch: Any) -> None:
-        """A signal ends a validation, too; that of several processes, which may have different numbers of batches, ends first."""
-        if self.interruption.signal and trainer.world_size == 1:
-            self._stop(trainer, module)
-
-    def _epochs_done(self, trainer: L.Trainer, module: TrainingShell) -> float:
-        if isinstance(trainer.limit_train_batches, int):
-            return module.steps_done / trainer.limit_train_batches
-        return module.samples_seen / len(trainer.train_dataloader.dataset)  # type: ignore[union-attr]
-
-    def _stop(self, trainer: L.Trainer, module: TrainingShell) -> NoReturn:
-        told = f"stopped at step {module.steps_done}"
-        if module.healthy:
-            self._save(trainer, module, ends=True)
+    def _stop(self, trainer: L.Trainer) -> NoReturn:
+        message = f"stopped at step {self.module.steps_done}"
+        if self.module.healthy:
+            self._save(trainer, ends=True)
         else:
-            told += ", whose batch was skipped, so that the checkpoint before it is the newest"
-        self.interruption.end(f"{told}; go on with --resume auto")
+            message += ", whose batch was skipped; the newest checkpoint is an earlier one"
+        self.interruption.end(f"{message}; go on with --resume auto")
 
-    def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
-        """The last one, in place of all others."""
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Write the last checkpoint, which replaces all others."""
         if self.last is None or self.last.name != "final.ckpt":
-            self._save(trainer, module, ends=True)
+            self._save(trainer, ends=True)
 
-    def _save(self, trainer: L.Trainer, module: TrainingShell, ends: bool) -> None:
-        if self.tries:
+    def _save(self, trainer: L.Trainer, ends: bool) -> None:
+        if self.dry_run:
             return
-        name = "stopped.ckpt" if ends else f"step={module.steps_done}.ckpt"
-        name = "final.ckpt" if module.budget.over(module.steps_done) else name
+        done = self.module.steps_done
+        name = "stopped.ckpt" if ends else f"step={done}.ckpt"
+        name = "final.ckpt" if self.module.budget.over(done) else name
         folder = Path(trainer.default_root_dir) / "checkpoints"
         self.last = folder / name
         if isinstance(trainer.strategy, ModelParallelStrategy):
             self._save_sharded(trainer, self.last)
         else:
             trainer.save_checkpoint(self.last)
-            if problem := trainer.strategy.broadcast(self.files.problem):  # of the first process, which writes; all stop
+            if problem := trainer.strategy.broadcast(self.files.problem):  # in the first process, which writes; all stop
                 raise UserError(problem)
         if trainer.is_global_zero:
             for old in {*folder.glob("*.ckpt"), *self.replaced} - {self.last}:
@@ -133,7 +151,7 @@ class Checkpoints(Checkpoint):
             remove_partials(folder)
 
     def _save_sharded(self, trainer: L.Trainer, path: Path) -> None:
-        """Every process writes its part into a folder beside `path`, which the first then renames."""
+        """Every process writes its part into a folder beside `path`; the first process then renames the folder."""
         partial = path.with_name(f"{path.name}.partial")
         if trainer.is_global_zero:
             remove(partial)
@@ -144,122 +162,103 @@ class Checkpoints(Checkpoint):
             replace_folder(partial, path)
 
 
-class WholeFiles(TorchCheckpointIO):
-    """Checkpoints in one file, whole or not there. What went wrong is kept in `problem`, for all processes to hear of."""
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Checkpoints in one file, written completely or not at all. `problem` is what went wrong, so that all processes can raise it."""
 
     problem = ""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, object], path: str | Path, storage_options: object | None = None) -> None:
         try:
             write_checkpoint(checkpoint, Path(path))
         except UserError as error:
             self.problem = str(error)
 
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read it; processes of one machine share what they read."""
+    def load_checkpoint(
+        self, path: str | Path, map_location: object = None, weights_only: bool | None = None
+    ) -> dict[str, object]:
+        """Read a checkpoint; the processes of a machine share its memory."""
         return load_checkpoint(Path(path))
 
 
-class ShareBar(TQDMProgressBar):
-    """Lightning's progress bar, with what is trained as its name, counting steps up to the total once it is known."""
+class RunProgressBar(TQDMProgressBar):
+    """Lightning's progress bar, labeled with what is trained; it counts the steps of the run, not those of an epoch."""
 
-    def on_train_epoch_start(self, trainer: L.Trainer, *args: Any) -> None:
+    def on_train_epoch_start(self, trainer: L.Trainer, *args: object) -> None:
+        bar, module = self.train_progress_bar, trainer.lightning_module
+        bar.initial = 0  # Lightning's reset sets `n` to 0
         super().on_train_epoch_start(trainer, *args)
-        self.train_progress_bar.set_description(trainer.lightning_module.kind)
+        if isinstance(module, TrainingShell):
+            bar.set_description(module.kind)
+            bar.total, bar.initial, bar.n = module.budget.total, module.steps_done, module.steps_done
 
-    def get_metrics(self, trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
-        """Short names, so that the bar fits a terminal."""
-        found = super().get_metrics(trainer, module)
-        found.pop("v_num", None)
-        shorter = {"codebook_": "", "gradient_norm": "grad", "discriminator": "d", "perplexity": "ppl", "_0": ""}
-        return {re.sub("|".join(shorter), lambda part: shorter[part[0]], name): value for name, value in found.items()}
+    def get_metrics(self, trainer: L.Trainer, module: L.LightningModule) -> dict[str, int | str | float | dict[str, float]]:
+        """Metrics under short names, so the bar fits a terminal."""
+        metrics = super().get_metrics(trainer, module)
+        metrics.pop("v_num", None)
+        shorter = {"codebook_": "", "grad_norm": "grad", "discriminator": "d", "perplexity": "ppl", "_db": "", "/0": ""}
+        return {re.sub("|".join(shorter), lambda part: shorter[part[0]], name): value for name, value in metrics.items()}
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: Any, *args: Any) -> None:
-        if module.budget.total is not None:
-            self.train_progress_bar.total = module.budget.total
-        super().on_train_batch_end(trainer, module, *args)
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: STEP_OUTPUT, batch: object, index: int
+    ) -> None:
+        if isinstance(module, TrainingShell):
+            self.train_progress_bar.total, index = module.budget.total, module.steps_done - 1
+        super().on_train_batch_end(trainer, module, outputs, batch, index)
 
 
 # ---- The command line -----------------------------------------------------------------------------------------------
 
 
-class _Parser(LightningArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: Any, ex: Exception | None = None) -> Any:
-        """Of what jsonargparse tells the line that helps and its key, with the nearest key where one does not exist."""
-        text = str(message if message is not None else ex)
-        lines = dict.fromkeys(line.strip(" -") for line in text.splitlines() if line.strip())
-        telling = [line for line in lines if not line.startswith(_FRAMES)] or list(lines)
-        key = re.search(r'Parser key "([\w.]+)":', text)
-        where = f"{key[1]}: " if key and telling[0][:10] != "Parser key" else ""
-        told = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", "; ".join(telling[:3])).replace("a typing.Literal", "one of ")
-        unknown = re.search(r"(?:[Oo]ption '|unrecognized arguments: --)([\w.]+)", text)
-        near = difflib.get_close_matches(unknown[1].rpartition(".")[2], _option_names(), 1) if unknown else []
-        hint = f"; did you mean {near[0]}?" if near else ""
-        print(f"error: {where}{visible(told[:400])}{hint}", file=sys.stderr)
-        raise SystemExit(2)
-
-
-#: How lines begin in which jsonargparse says what it tried, and not what is wrong.
-_FRAMES = (
-    *("Problem with", "Parser key", "Did not", "Union", "Does not validate", "Subtypes:", "Errors:", "Given value type:"),
-    *("Given value: NestedArg", "Expected a path but", "Expected a <class 'NoneType'>"),
-)
-
-
-def _option_names() -> list[str]:
-    """Of all trainings, data modules, what they are made of, and the Trainer."""
-    from unitok import training
-    from unitok.data import modules as data
-
-    parser = ArgumentParser()
-    trainings = (training.DecoderTraining, training.ImageTokenizerTraining, training.AudioTokenizerTraining)
-    for cls in (*trainings, data.TokenShards, data.ImageFiles, data.AudioFiles, L.Trainer):
-        parser.add_class_arguments(cls, cls.__name__)
-    names = {"out", "resume", "overwrite", "checkpoint_seconds", "model", "data", "trainer", "seed_everything", "init_args"}
-    return sorted(names.union(*(key.split(".")[1:] for key, _ in parser.get_defaults().items())))
-
-
 class UnitokCLI(LightningCLI):
-    """LightningCLI with `--out`, `--resume` and `--overwrite`, and with loggers, checkpoints and a progress bar in place."""
+    """LightningCLI with `--out`, `--resume` and `--overwrite`, and with loggers, checkpoints and a progress bar."""
 
-    def __init__(self, *arguments: Any, **options: Any):
+    def __init__(self, arguments: list[str] | None):
         self.interruption = Interruption()
-        self.checkpoint: str | None = None  # to go on from
-        self.checkpoints: Checkpoints | None = None  # that writes new ones
+        self.checkpoint: str | None = None  # from which to resume
+        self.checkpoints: Checkpoints | None = None  # the callback that writes them
         with ExitStack() as self.held, self.interruption.handled():
             try:
-                super().__init__(*arguments, **options)
+                super().__init__(
+                    TrainingShell,
+                    L.LightningDataModule,
+                    subclass_mode_model=True,
+                    subclass_mode_data=True,
+                    auto_configure_optimizers=False,
+                    seed_everything_default=0,
+                    save_config_kwargs={"overwrite": True},
+                    parser_class=FitParser,
+                    trainer_defaults=TRAINER_DEFAULTS,
+                    args=arguments,
+                )
             except (MisconfigurationException, RuntimeError, ValueError, ImportError) as error:
                 raise _one_line(error) from None
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--out", type=str, default="runs/default", help="folder for everything that the run writes")
-        resumes = "checkpoint to go on from, or auto: the newest of --out, if any"
-        parser.add_argument("--resume", type=str | None, default=None, help=resumes)
+        resume = "checkpoint to resume from, or auto: the newest one in --out, if any"
+        parser.add_argument("--resume", type=str | None, default=None, help=resume)
         parser.add_argument("--checkpoint_seconds", type=float, default=30, help="seconds between two checkpoints")
         parser.add_argument("--overwrite", action="store_true", help="replace the run that --out holds")
 
     def _parse_ckpt_path(self) -> None:
-        """Lightning would let the checkpoint's hyperparameters override the command line; ours has none."""
+        """Do nothing: Lightning would let the hyperparameters of a checkpoint override the command line; ours have none."""
 
     def before_instantiate_classes(self) -> None:
-        """Find the checkpoint to go on from, and refuse what cannot work before anything is built."""
+        """Find the checkpoint to resume from, and refuse what cannot work before anything is built."""
         config = self.config[self.subcommand]
         out, fits = Path(config.out), self.subcommand == "fit"
         self.own_data = not str(config.data.class_path if config.data else "").startswith("unitok.")
         check_trainer_flags(config.trainer, TRAINER_DEFAULTS, self.own_data)
         if config.ckpt_path:
             raise UserError(f"ckpt_path {config.ckpt_path}: give it as --resume")
-        self.tries = bool(config.trainer.fast_dev_run)  # whether it works, and writes nothing
+        self.dry_run = bool(config.trainer.fast_dev_run)  # makes a step and writes nothing
         if not fits:
             self.save_config_callback = None
-        if fits and not self.tries and is_first_process():
+        if fits and not self.dry_run and is_first_process():
             self.held.enter_context(run_folder(out, lambda: self.checkpoints is not None and self.checkpoints.steps > 0))
             check_unused(out, config.resume, config.overwrite)
         self.checkpoint = self._find_checkpoint(out, config.resume)
-        self.overwrites, config.overwrite = config.overwrite, False  # the config that is kept must not replace anything
+        self.overwrites, config.overwrite = config.overwrite, False  # the saved config must not replace anything
         self._check_strategy(config)
         if not fits and not self.checkpoint:
             raise UserError(f"nothing to {self.subcommand}: give --resume with a checkpoint, or auto and the --out of a run")
@@ -272,75 +271,84 @@ class UnitokCLI(LightningCLI):
             return resume
         if newest := newest_checkpoint(out):
             return str(newest)
-        if there := sorted(out.glob("checkpoints/*.ckpt")):
+        if unreadable := sorted(out.glob("checkpoints/*.ckpt")):
             raise UserError(
-                f"{there[-1]}: no checkpoint of this run reads; remove them to start again, or choose another --out"
+                f"{unreadable[-1]}: no checkpoint of this run can be read; remove them to start again, or choose another --out"
             )
         if self.subcommand == "fit":
-            log.info("%s: no checkpoint to go on from; a new run starts", out)
+            log.info("%s: no checkpoint to resume from; a new run starts", out)
         return None
 
-    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        """The checkpoint goes past the config, whose copy is for new runs, too."""
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, object]:
+        """Add the checkpoint; it is not in the config, whose saved copy can start new runs."""
         return super()._prepare_subcommand_kwargs(subcommand) | {"ckpt_path": self.checkpoint}
 
-    def _check_strategy(self, config: Any) -> None:
-        """Only those that were made to work; a checkpoint must be of the same kind."""
+    def _check_strategy(self, config: Namespace) -> None:
+        """Raise `UserError` for a strategy that is not supported, and for a checkpoint of another kind of strategy."""
         strategy = config.trainer.strategy
         name = strategy if isinstance(strategy, str) else str(getattr(strategy, "class_path", "auto"))
         sharded = name.endswith("ModelParallelStrategy")
-        copies = any(way in name for way in ("spawn", "fork", "notebook"))  # of a process that has begun
+        copies = any(way in name for way in ("spawn", "fork", "notebook"))  # of a running process
         if copies or not (sharded or name == "auto" or "ddp" in name.lower()):
             raise UserError(f"trainer.strategy {name}: choose auto, ddp or lightning.pytorch.strategies.ModelParallelStrategy")
         if sharded and not str(config.model.class_path).endswith("DecoderTraining"):
             raise UserError("trainer.strategy: only decoders are sharded; train tokenizers with ddp")
         if self.checkpoint and sharded != is_sharded(Path(self.checkpoint)):
-            how = "without it: make a bundle of it, and give that as init_from" if sharded else "with ModelParallelStrategy"
-            raise UserError(f"{self.checkpoint}: go on {how}, as it was written")
+            if sharded:
+                remedy = "resume without ModelParallelStrategy, or make a bundle of it and start from that with model.init_from"
+            else:
+                remedy = "resume with ModelParallelStrategy"
+            kind = "is one file" if sharded else "has a part for each process"
+            raise UserError(f"{self.checkpoint} {kind}: {remedy}")
 
     def instantiate_classes(self) -> None:
-        """Let the model know what the run is asked for."""
+        """Give the model the settings of the run."""
         super().instantiate_classes()
         self.model.settings = _plain_settings(self.config[self.subcommand])
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """With our loggers, checkpoints and progress bar beside the callbacks of the config."""
+        """A Trainer with our loggers, checkpoints and progress bar, and the callbacks of the config."""
         config = self.config[self.subcommand]
         out = Path(config.out)
-        if config.trainer.logger in (None, True) and not self.tries:
-            folder = "metrics" if self.subcommand == "fit" else str(self.subcommand)  # the run that is measured may go on
+        if config.trainer.logger in (None, True) and not self.dry_run:
+            folder = "metrics" if self.subcommand == "fit" else str(self.subcommand)  # the measured run may still be going on
             _keep_metrics(out / folder / "metrics.csv")
-            kwargs["logger"] = [CSVLogger(out, name="", version=folder)]
+            loggers: list[Logger] = [CSVLogger(out, name="", version=folder)]
             if self.subcommand == "fit":
-                kwargs["logger"].append(TensorBoardLogger(out, name="", version="tensorboard"))
+                loggers.append(TensorBoardLogger(out, name="", version="tensorboard"))
+            kwargs["logger"] = loggers
         epochs = None
         if config.trainer.max_epochs not in (None, -1) and not self.own_data:
             epochs, kwargs["max_epochs"] = config.trainer.max_epochs, -1  # Lightning's epoch has no end here
         replaced = old_files(out) if self.overwrites else []
         given = self._get(self.config_init, "trainer").get("callbacks") or []
         given = given if isinstance(given, list) else [given]
-        self.checkpoints = Checkpoints(config.checkpoint_seconds, self.interruption, replaced, epochs, self.tries)
+        self.checkpoints = Checkpoints(config.checkpoint_seconds, self.interruption, replaced, epochs, self.dry_run)
         extra: list[L.Callback] = [self.checkpoints]
         if config.trainer.enable_progress_bar is not False and not any(isinstance(each, ProgressBar) for each in given):
-            extra.append(ShareBar(refresh_rate=10))
+            extra.append(RunProgressBar(refresh_rate=10))
         trainer = super().instantiate_trainer(callbacks=[*given, *extra], default_root_dir=str(out), **kwargs)
         self.interruption.watch(trainer)
         return trainer
 
     def after_fit(self) -> None:
-        """Say where the result is and what comes next."""
-        last = self.checkpoints and self.checkpoints.last
-        if self.tries:
-            log.info("it works; nothing was written")
-        if last and self.trainer.is_global_zero:
+        """Log where the result is and what comes next."""
+        last = self.checkpoints.last if self.checkpoints else None
+        if self.dry_run:
+            log.info("dry run: one step works; nothing was written")
+        elif last is None:
+            limits = ", ".join(f"trainer.{name} {getattr(self.trainer, name)}" for name in ("max_steps", "max_epochs"))
+            text = "%s: %d steps are done, nothing is left to train within the Trainer's limits (%s)"
+            log.info(text, self.checkpoint, self.model.steps_done, limits)
+        else:
             bundle = f"unitok bundle BUNDLE --{self.model.kind.split()[0]} {last.parent.parent}"
             then = f"next: {bundle}" if last.name == "final.ckpt" else "go on with --resume auto"
-            print(f"{last}: {self.model.steps_done} steps; {then}")
+            log.info("%s: %d steps; %s", last, self.model.steps_done, then)
 
 
-def _plain_settings(config: Any) -> dict[str, Any]:
-    """What a run was asked for, of model and data, by name, as plain values."""
-    plain: dict[str, Any] = {"precision": str(config.trainer.precision), "seed_everything": config.seed_everything}
+def _plain_settings(config: Namespace) -> dict[str, object]:
+    """The settings of model and data as plain values, by key."""
+    plain: dict[str, object] = {"precision": str(config.trainer.precision), "seed_everything": config.seed_everything}
     for name in ("model", "data"):
         for key, value in (config[name] or {}).items():
             key = f"{name}.{key.removeprefix('init_args.')}"
@@ -349,7 +357,7 @@ def _plain_settings(config: Any) -> dict[str, Any]:
 
 
 def _one_line(error: Exception) -> Exception:
-    """A mistake of the user as a `UserError`, which jsonargparse may have wrapped in what it tried; any other error as it is."""
+    """The `UserError` for a mistake of the user, which jsonargparse may have wrapped; any other error unchanged."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, UserError):
@@ -366,7 +374,7 @@ def _one_line(error: Exception) -> Exception:
 
 
 def _keep_metrics(path: Path) -> None:
-    """Lightning's logger removes the file of an earlier part of the run: it gets a number."""
+    """Number the file of an earlier part of the run, which Lightning's logger would remove."""
     if path.exists() and is_first_process():
         number = 1 + len(list(path.parent.glob("metrics-*.csv")))
         path.rename(path.with_name(f"metrics-{number}.csv"))
@@ -375,9 +383,23 @@ def _keep_metrics(path: Path) -> None:
 _EXPECTED_WARNINGS = (
     *("does not have many workers", "exists and is not empty", "LeafSpec"),
     *("args parameter is intended", "Total length of.*is zero"),
-    "sync_dist=True",  # what is logged is of all processes already
-    "in eval mode at the start of training",  # averages, frozen parts
+    "dataloader is not resumable",  # ours go on at the right sample
+    "sync_dist=True",  # metrics are of all processes already
+    "in eval mode at the start of training",  # averages and frozen parts are
 )
+
+
+def _with_config_files(arguments: list[str] | None) -> list[str]:
+    """Return the command line with the path of each built-in configuration in place of its name."""
+    words = sys.argv[1:] if arguments is None else arguments
+
+    def path(name: str) -> str:
+        return str(config_file(name)) if name.endswith(".yaml") else name
+
+    return [
+        path(word) if flag in ("-c", "--config") else f"--config={path(word[9:])}" if word.startswith("--config=") else word
+        for flag, word in zip(["", *words], words, strict=False)
+    ]
 
 
 def run_lightning(arguments: list[str] | None = None) -> None:
@@ -390,16 +412,5 @@ def run_lightning(arguments: list[str] | None = None) -> None:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("unitok").setLevel(logging.INFO if is_first_process() else logging.ERROR)
     if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # where data modules of one's own lie
-    UnitokCLI(
-        TrainingShell,
-        L.LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        auto_configure_optimizers=False,
-        seed_everything_default=0,
-        save_config_kwargs={"overwrite": True},
-        parser_class=_Parser,
-        trainer_defaults=TRAINER_DEFAULTS,
-        args=arguments,
-    )
+        sys.path.append(os.getcwd())  # where the user's own data modules are
+    UnitokCLI(_with_config_files(arguments))

@@ -1,4 +1,4 @@
-"""The training of the image tokenizer; its step is `TokenizerTraining`'s."""
+"""The training of the image tokenizer; its step is that of `TokenizerTraining`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from torch import Tensor
 from unitok.errors import UserError
 from unitok.media import save_image
 from unitok.tokenizers import ImageTokenizer, ImageTokenizerConfig
+from unitok.tokenizers.quantize import VectorQuantizer
 from unitok.training.discriminators import PatchDiscriminator
 from unitok.training.losses import adaptive_weight, gradient_loss
 from unitok.training.monitor import CodebookHealth
@@ -23,15 +24,16 @@ GRID_IMAGES = 8  # images in a grid of reconstructions
 
 @dataclass
 class ImageLosses:
-    """Weights of the losses of an image tokenizer; 0 leaves one out.
+    """Weights of the losses of an image tokenizer; a loss of weight 0 is left out.
 
     Args:
-        l1: absolute difference of pixels. l2: squared difference of pixels. gradient: L1 of neighbors' differences.
-        perceptual: `lpips` (needs weights on the disk), `multiscale` (structural, needs none), `none`, or `auto`: lpips
-            where its weights are found, else multiscale. perceptual_weight: its weight.
+        l1: absolute difference of pixels. l2: squared difference of pixels.
+        gradient: L1 between the differences of neighboring pixels.
+        perceptual: `lpips` (needs weights on disk), `multiscale` (structural, needs none), `none`, or `auto`: lpips where its
+            weights are found, else multiscale. perceptual_weight: its weight.
         lpips_weights: folder with vgg16-397923af.pth and vgg.pth; default $UNITOK_LPIPS, then torch hub's cache.
-        commitment: latents stay near their codes. entropy: codes are sure and all used alike (`lfq`, `vq`).
-        entropy_temperature: of the entropy of `vq`.
+        commitment: distance of latents from their codes.
+        entropy: confident codes that are used equally often (`lfq`, `vq`). entropy_temperature: of its softmax (`vq`).
     """
 
     l1: float = 1.0
@@ -46,19 +48,22 @@ class ImageLosses:
 
 
 class ImageTokenizerTraining(TokenizerTraining):
-    """Trains an image tokenizer on [B, 3, S, S] in [-1, 1].
+    """Training of an image tokenizer on images [B, 3, S, S] in [-1, 1].
 
     Args:
         tokenizer: architecture.
         losses: weights of the losses.
-        gan: the discriminator.
+        gan: the discriminator and its schedule.
         images_every: steps between grids of reconstructions, on disk and in TensorBoard; 0 for none.
     """
 
     kind = "image tokenizer"
-    shown = (
-        *("psnr", "codebook_usage/0", "codebook_perplexity/0", "codebook_entropy/0", "codebook_revived"),
-        *("gradient_norm", "gradient_norm_discriminator"),
+    config: ImageTokenizerConfig
+    tokenizer: ImageTokenizer
+    weights: ImageLosses
+    progress_bar_metrics = (
+        *("psnr_db", "codebook_usage/0", "codebook_perplexity/0", "codebook_entropy/0", "codebook_revived"),
+        *("grad_norm", "grad_norm/discriminator"),
     )
 
     def __init__(
@@ -79,28 +84,28 @@ class ImageTokenizerTraining(TokenizerTraining):
         if not self.config.decodes:
             raise UserError("decodes is false: a tokenizer without a decoder cannot be trained")
         quantizer = self.tokenizer.quantizer
-        if self.config.quantizer == "vq":
+        if isinstance(quantizer, VectorQuantizer):
             quantizer.entropy_temperature = self.weights.entropy_temperature if self.weights.entropy else 0.0
         self.health = CodebookHealth(self.config.quantizer, quantizer.size)
         self._set_perceptual(self.weights.perceptual if self.weights.perceptual_weight else "none")
         if self.gan.weight:
             self.discriminator = PatchDiscriminator(self.gan.width, self.gan.layers, self.gan.norm)
 
-    def _set_perceptual(self, wanted: Perceptual) -> None:
+    def _set_perceptual(self, name: Perceptual) -> None:
         folder = Path(self.weights.lpips_weights) if self.weights.lpips_weights else None
-        self.perceptual_kind = choose_perceptual(wanted, folder)
+        self.perceptual_kind = choose_perceptual(name, folder)
         self.perceptual = perceptual_loss(self.perceptual_kind, folder)
 
-    def part(self) -> dict[str, Any]:
+    def part(self) -> dict:
         return super().part() | {"perceptual": self.perceptual_kind}
 
-    def check_part(self, part: dict[str, Any]) -> None:
+    def check_part(self, part: dict) -> None:
         super().check_part(part)
         if self.weights.perceptual == "auto" and part["perceptual"] != self.perceptual_kind:
             self._set_perceptual(part["perceptual"])  # a run goes on with what it began with
 
     def reconstruction_losses(self, out: Tensor, target: Tensor) -> Losses:
-        """L1, L2, losses of neighbors' differences and perceptual ones of [B, 3, H, W]."""
+        """L1, L2, gradient and perceptual losses of images [B, 3, H, W]."""
         w, losses = self.weights, super().reconstruction_losses(out, target)
         if w.gradient:
             losses["gradient"] = w.gradient * gradient_loss(out, target)
@@ -109,17 +114,17 @@ class ImageTokenizerTraining(TokenizerTraining):
         return losses
 
     def quality(self, out: Tensor, target: Tensor) -> dict[str, Tensor]:
-        return {"psnr": _psnr((out - target).square().mean())}
+        return {"psnr_db": _psnr((out - target).square().mean())}
 
     def adversarial_weight(self, losses: Losses, adversarial: Tensor) -> Tensor | float:
         if not self.gan.adaptive:
             return 1.0
-        seen = torch.stack([v for k, v in losses.items() if k not in ("commitment", "entropy", "codebook")]).sum()
-        last = self.tokenizer.decoder.conv_out.weight  # type: ignore[union-attr]
-        return adaptive_weight(seen, adversarial, last)  # type: ignore[arg-type]
+        of_pixels = torch.stack([v for k, v in losses.items() if k not in ("commitment", "entropy", "codebook")]).sum()
+        assert self.tokenizer.decoder is not None
+        return adaptive_weight(of_pixels, adversarial, self.tokenizer.decoder.conv_out.weight)
 
     def show(self, name: str, images: Tensor, pixels: Tensor, step: int) -> None:
-        """Originals above reconstructions, as a PNG in the run's folder and in TensorBoard."""
+        """Save originals above reconstructions, as a PNG in the run's folder and in TensorBoard."""
         rows = torch.stack([images[:GRID_IMAGES].float(), pixels[:GRID_IMAGES].float().clamp(-1, 1)])
         grid = rearrange(rows, "r n c h w -> c (r h) (n w)").cpu()
         save_image(self.folder(name) / f"step-{step:07d}.png", grid)
@@ -127,13 +132,13 @@ class ImageTokenizerTraining(TokenizerTraining):
             board.add_image(name, (grid + 1) / 2, step)
 
     def measure(self, images: Tensor, show: bool) -> Sums:
-        """PSNR of [B, 3, H, W]."""
+        """PSNR of reconstructions of images [B, 3, H, W], dB."""
         pixels = self.averaged(self.tokenizer)(images, quantize=self.quantizes_to_validate()).signal.float()
         if show:
             self.show("validation", images, pixels, self.steps_done)
-        return {"psnr": (_psnr((pixels - images).square().mean(dim=(1, 2, 3))).sum(), len(images))}
+        return {"psnr_db": (_psnr((pixels - images).square().mean(dim=(1, 2, 3))).sum(), len(images))}
 
 
 def _psnr(error: Tensor) -> Tensor:
-    """Mean squared errors of values in [-1, 1] -> dB, 100 at most."""
+    """Mean squared errors of values in [-1, 1] -> PSNR in dB, at most 100."""
     return -10 * torch.log10((error / 4).clamp_min(1e-10))

@@ -1,10 +1,9 @@
-"""Low-rank adaptation through peft (Hu et al. 2021, "LoRA"): a fixed matrix W learns a difference B A of low rank.
+"""Low-rank adaptation through peft (Hu et al. 2021, "LoRA"): a frozen matrix W learns a difference B A of low rank.
 
-Checkpoints hold W, A and B under peft's names; `checkpoints.merge_lora` makes a plain decoder's weights of them.
+Checkpoints hold W, A and B under peft's names; `checkpoints.merge_lora` merges them into the weights of a plain decoder.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
@@ -14,12 +13,12 @@ from unitok.model.decoder import Decoder
 
 @dataclass
 class LowRank:
-    """LoRA's settings.
+    """LoRA's configuration.
 
     Args:
         rank: of the difference. alpha: the difference is multiplied by alpha / rank.
-        targets: names of the blocks' matrices that learn one.
-        dropout: on their inputs.
+        targets: names of the matrices of the blocks that learn one.
+        dropout: rate, on their inputs.
     """
 
     rank: int = 8
@@ -29,16 +28,16 @@ class LowRank:
 
 
 def add_lora(decoder: Decoder, lora: LowRank) -> None:
-    """Put the differences in, and freeze everything else; errors: `UserError` where peft is missing or nothing matches."""
+    """Add the low-rank differences and freeze everything else. Errors: `UserError` where peft or a target is missing."""
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
-        raise UserError("lora needs the package peft: pip install '.[lora]' in a checkout") from None
+        raise UserError("lora needs the package peft: pip install 'unitok-lm[lora]'") from None
     if lora.rank < 1:
         raise UserError(f"lora.rank {lora.rank}: it must be at least 1")
     names = {name.rpartition(".")[2] for name, module in decoder.model.layers.named_modules() if isinstance(module, nn.Linear)}
     if missing := [target for target in lora.targets if target not in names]:
         raise UserError(f"lora.targets: no matrix {missing[0]!r}; the decoder has {', '.join(sorted(names))}")
-    alpha: Any = lora.alpha
-    settings = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=list(lora.targets), lora_dropout=lora.dropout)
-    inject_adapter_in_model(settings, decoder)
+    config = LoraConfig(r=lora.rank, target_modules=list(lora.targets), lora_dropout=lora.dropout)
+    vars(config)["lora_alpha"] = lora.alpha  # declared as an int, but only a factor
+    inject_adapter_in_model(config, decoder)

@@ -1,15 +1,16 @@
-"""What tells early that a training goes wrong: codebooks that lie idle, norms that grow.
+"""Early signs that a training goes wrong: codebooks that are not used, norms that grow.
 
-Chameleon diverged late in training; the norm of the last layer's output grew long before (Chameleon Team 2024, section 2.3).
+Chameleon diverged late in training, long after the norm of the last layer's output began to grow (Chameleon Team 2024, section 2.3).
 """
 
 import logging
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from unitok.model.decoder import Decoder
+from unitok.model.decoder import Block, Decoder
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ REMEDIES = {
 
 
 def codebook_statistics(codes: Tensor, size: int) -> dict[str, float]:
-    """int64 codes of one level -> `use` (share of the codebook), `perplexity` (codes), `entropy` (bits a code)."""
+    """int64 codes of one level -> `usage` (fraction of the codebook), `perplexity` (codes), `entropy` (bits per code)."""
     counts = torch.bincount(codes.reshape(-1), minlength=size).double()
     p = counts / counts.sum().clamp_min(1)
     entropy = -float((p * p.clamp_min(1e-12).log2()).sum())
@@ -34,46 +35,49 @@ def codebook_statistics(codes: Tensor, size: int) -> dict[str, float]:
 
 
 class CodebookHealth:
-    """Statistics of each level over the last batches, and an alarm, once, when less than half of a codebook is used.
+    """Statistics of each level over the last batches, and one warning when less than half of a codebook is used.
 
-    quantizer: `vq`, `fsq`, …; decides which remedy the alarm names. size: codes per level.
+    quantizer: `vq`, `fsq`, …; decides which remedy the warning names. size: codes per level.
     """
 
     def __init__(self, quantizer: str, size: int):
         self.quantizer, self.size = quantizer, size
-        self.window = 20 * size  # fewer codes could not show that all are used
+        self.window = 20 * size  # codes per level; from fewer it would not show that all are used
         self.recent: list[Tensor] = []
         self.seen = 0
         self.warned = False
 
     def add(self, codes: Tensor) -> None:
-        """codes: int64 [N, K] of one batch."""
+        """Add the codes of one batch, int64 [N, K]."""
         self.recent.append(codes.detach())
         self.seen += len(codes)
         while len(self.recent) > 1 and sum(len(c) for c in self.recent[1:]) >= self.window:
             self.recent.pop(0)
 
     def statistics(self) -> list[dict[str, float]]:
-        """For each level what `codebook_statistics` says; empty before any codes were seen."""
+        """`codebook_statistics` of each level; empty before the first batch of codes."""
         levels = torch.cat(self.recent).unbind(-1) if self.recent else []
         return [codebook_statistics(level, self.size) for level in levels]
 
     def check(self, step: int, last: bool = False) -> None:
-        """Warn, once, when two windows are full and a level uses less than half of its codebook; at the `last` step of a run that
-        was too short for it, when a batch uses less than a quarter of what it could use."""
+        """Warn, once, when two windows are full and a level uses less than half of its codebook.
+
+        In a run too short for that, warn at its `last` step when a batch uses less than a quarter of the codes that it could use.
+        """
         full = self.seen >= 2 * self.window
         if self.warned or not self.recent or not (full or last):
             return
         codes = torch.cat(self.recent) if full else self.recent[-1]
         enough = 0.5 if full else 0.25 * min(1.0, len(codes) / self.size)
         for level, row in enumerate(codes.unbind(-1)):
-            found = codebook_statistics(row, self.size)
-            if found["usage"] < enough:
+            statistics = codebook_statistics(row, self.size)
+            usage, perplexity = statistics["usage"], statistics["perplexity"]
+            if usage < enough:
                 self.warned = True
-                log.warning(
-                    "step %d: only %.0f %% of codebook %d is in use (perplexity %.0f of %d); what helps: data that is less alike, %s",
-                    *(step, 100 * found["usage"], level, found["perplexity"], self.size, REMEDIES[self.quantizer]),
+                text = (
+                    "step %d: only %.0f %% of codebook %d is in use (perplexity %.0f of %d); what helps: more varied data, %s"
                 )
+                log.warning(text, step, 100 * usage, level, perplexity, self.size, REMEDIES[self.quantizer])
                 return
 
 
@@ -81,30 +85,32 @@ class CodebookHealth:
 
 
 class NormWatch:
-    """While open and `on`, notes root mean squares of a forward pass in `found`: queries and keys of each layer before their norm,
-    and the last layer's output."""
+    """Context manager that records root mean squares of a forward pass in `rms`, by the name of the metric.
+
+    Recorded are queries and keys of each layer before QK-norm and the output of the last layer. on: False records nothing.
+    """
 
     def __init__(self, decoder: Decoder, on: bool):
-        self.found: dict[str, Tensor | float] = {}
+        self.rms: dict[str, Tensor] = {}
         self._watched: dict[str, nn.Module] = {}
         if on:
-            self._watched["output_norm"] = decoder.model.norm
+            self._watched["output_rms"] = decoder.model.norm
             for number, layer in enumerate(decoder.model.layers):
-                attention: Any = layer.self_attn
-                self._watched |= {f"query_norm_{number}": attention.q_norm, f"key_norm_{number}": attention.k_norm}
-        self._hooks: list[Any] = []
+                assert isinstance(layer, Block)
+                self._watched |= {f"query_rms/{number}": layer.self_attn.q_norm, f"key_rms/{number}": layer.self_attn.k_norm}
+        self._hooks: list[RemovableHandle] = []
 
     def __enter__(self) -> "NormWatch":
-        self._hooks = [module.register_forward_pre_hook(self._note(name)) for name, module in self._watched.items()]
+        self._hooks = [module.register_forward_pre_hook(self._recorder(name)) for name, module in self._watched.items()]
         return self
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, *error: object) -> None:
         for hook in self._hooks:
             hook.remove()
 
-    def _note(self, name: str) -> Any:
+    def _recorder(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         @torch.compiler.disable
-        def hook(module: nn.Module, inputs: tuple[Tensor]) -> None:
-            self.found[name] = inputs[0].detach().float().square().mean().sqrt()
+        def record(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            self.rms[name] = inputs[0].detach().float().square().mean().sqrt()
 
-        return hook
+        return record

@@ -1,20 +1,51 @@
-"""Optimizers of the decoder: Muon for the matrices of the blocks, AdamW for everything else; or AdamW for all.
+"""Optimizers of the decoder, and their default learning rates.
 
-Muon (Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks") orthogonalises the momentum of each
-matrix. Unlike `torch.optim.Muon`, matrices of equal shape go through the iterations as one batch, and on a CPU in fp32: bf16 may
-be emulated there, tens of times slower. Of sharded matrices (FSDP2) every process orthogonalises the whole, and keeps its part.
+`muon` is Muon for the matrices of the blocks and AdamW for everything else; `adamw` is AdamW for all. Muon (Jordan et al. 2024, "Muon:
+An optimizer for hidden layers in neural networks") orthogonalizes the momentum of each matrix. Unlike `torch.optim.Muon`, it iterates
+on matrices of equal shape as one batch, and on a CPU in fp32, because bf16 may be emulated there, tens of times slower. Sharded
+matrices (FSDP2) are gathered: every process orthogonalizes the whole matrix and keeps its own part.
 """
 
 from collections import defaultdict
-from typing import Any, Literal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim.optimizer import ParamsT
+
+#: What is trained, and from where: all weights from scratch; all weights of an earlier decoder; only the embedding and head rows of
+#: new tokens; only low-rank differences.
+Start = Literal["scratch", "weights", "new tokens", "lora"]
 
 
-def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
-    """[N, R, C] -> nearly semi-orthogonal matrices, of singular values 0.7 to 1.2: quintic Newton-Schulz, Jordan's coefficients."""
+@dataclass(frozen=True)
+class OptimizerDefaults:
+    """Peak learning rates of AdamW and Muon, and the fraction of the run until which they are held."""
+
+    lr: float
+    muon_lr: float
+    stable_fraction: float
+
+
+def optimizer_defaults(hidden_size: int, start: Start) -> OptimizerDefaults:
+    """Values for what a configuration leaves out.
+
+    From scratch they are those that docs/notes.md found for a few million parameters. From weights they are a tenth; AdamW's falls
+    with the width: 1e-3 up to a width of 128, 3e-5 at 4096 (Touvron et al. 2023, "Llama 2", fine-tune at 2e-5), and it falls right
+    after the warm-up, as in transformers' Trainer. Where the old weights are frozen it is ten times that: for rows of new tokens, and
+    for low-rank differences, where it is at most 1e-3 (Schulman et al. 2025, "LoRA without regret").
+    """
+    if start == "scratch":
+        return OptimizerDefaults(1e-2, 0.02, 0.3)
+    scaled = 1e-2 * min(1.0, 128 / hidden_size)
+    return OptimizerDefaults({"weights": scaled / 10, "new tokens": scaled, "lora": min(1e-3, scaled)}[start], 0.002, 0.0)
+
+
+def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
+    """[N, R, C] -> nearly semi-orthogonal matrices, singular values 0.7 to 1.2: quintic Newton-Schulz with Jordan's coefficients."""
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrices.bfloat16() if matrices.is_cuda else matrices.float()
     tall = x.shape[-2] > x.shape[-1]
@@ -27,85 +58,69 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, Nesterov, orthogonalised, for parameters with two dimensions.
+    """Orthogonalized Nesterov momentum, for parameters with two dimensions.
 
     Args:
-        lr: size of a step, for matrices no taller than wide; taller ones are scaled by sqrt(rows / columns), as Jordan's.
-        momentum: of the gradient. weight_decay: decoupled, times lr. iterations: of Newton-Schulz.
+        lr: step size for matrices no taller than wide; for taller ones it is multiplied by sqrt(rows / columns), as in Jordan's code.
+        momentum: of the gradient. weight_decay: decoupled, multiplied by lr. iterations: of Newton-Schulz.
     """
 
-    def __init__(self, params: Any, lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0, iterations: int = 5):
+    def __init__(
+        self, params: ParamsT, lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0, iterations: int = 5
+    ):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "iterations": iterations})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
-        """One update of all parameters that have a gradient; -> the closure's loss, if one was given."""
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Update all parameters that have a gradient. Returns the closure's loss, if a closure is given."""
         with torch.enable_grad():
             loss = None if closure is None else closure()
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+            by_shape: dict[torch.Size, list[tuple[nn.Parameter, Tensor]]] = defaultdict(list)
             for p in group["params"]:
                 if p.grad is not None:
-                    by_shape[p.shape].append(p)
-            for shape, parameters in by_shape.items():
+                    by_shape[p.shape].append((p, p.grad))
+            for shape, pairs in by_shape.items():
                 updates = []
-                for p in parameters:
+                for p, gradient in pairs:
                     buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                    gradient: Any = p.grad
                     buffer.lerp_(gradient, 1 - group["momentum"])
-                    updates.append(whole(torch.lerp(gradient, buffer, group["momentum"])))
-                directions = orthogonalise(torch.stack(updates), group["iterations"])
+                    updates.append(full_tensor(torch.lerp(gradient, buffer, group["momentum"])))
+                directions = orthogonalize(torch.stack(updates), group["iterations"])
                 scale = max(1.0, shape[0] / shape[1]) ** 0.5
-                for p, direction in zip(parameters, directions, strict=True):
+                for (p, _), direction in zip(pairs, directions, strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
-                    p.add_(_like(direction, p), alpha=-group["lr"] * scale)
+                    p.add_(_sharded_like(direction, p), alpha=-group["lr"] * scale)
         return loss
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor that is sharded over processes, gathered; any other as it is."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """A tensor that is sharded over processes, gathered; any other tensor unchanged."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def _like(tensor: Tensor, model: Tensor) -> Tensor:
-    """A tensor that all processes have, sharded as `model` is."""
+def _sharded_like(tensor: Tensor, model: Tensor) -> Tensor:
+    """A tensor that all processes hold, sharded as `model` is."""
     if not isinstance(model, DTensor):
         return tensor
     return distribute_tensor(tensor, model.device_mesh, model.placements, src_data_rank=None)
 
 
-#: What training starts from.
-Start = Literal["scratch", "weights", "new ids", "lora"]
-
-
-def default_rates(hidden_size: int, start: Start) -> tuple[float, float]:
-    """Peaks of AdamW's and Muon's learning rates where none are given.
-
-    From scratch those that docs/notes.md found for a few million parameters. From weights a tenth, and AdamW's falls with the
-    width: 1e-3 to a width of 128, 3e-5 at 4096 (Touvron et al. 2023, "Llama 2", fine-tune with 2e-5). Where the weights stay, ten
-    times that: rows of new ids, and low-rank differences, up to 1e-3 (Schulman et al. 2025, "LoRA without regret").
-    """
-    if start == "scratch":
-        return 1e-2, 0.02
-    widest = 1e-2 * min(1.0, 128 / hidden_size)
-    return {"weights": widest / 10, "new ids": widest, "lora": min(1e-3, widest)}[start], 0.002
-
-
 def build_optimizers(
     decoder: nn.Module,
     name: str,
-    rate: float,
+    lr: float,
     muon_lr: float,
     betas: tuple[float, float],
     weight_decay: float,
     muon_iterations: int = 5,
 ) -> list[torch.optim.Optimizer]:
-    """`muon`: Muon for the blocks' matrices, AdamW for all else; `adamw`: AdamW for all. Frozen parameters are left out."""
+    """AdamW, and with `name` `muon` also Muon for the matrices of the blocks. Frozen parameters are left out."""
     matrices, embeddings, vectors = [], [], []
     for full_name, p in decoder.named_parameters():
         if not p.requires_grad:
             continue
-        if p.ndim < 2 or "norm" in full_name:  # the gains of each head's own norm are a matrix by shape only
+        if p.ndim < 2 or "norm" in full_name:  # the gains of HeadLayerNorm are matrices by shape only
             vectors.append(p)
         elif any(part in full_name for part in ("embed_", "lm_head", "lora_")) or name == "adamw":
             embeddings.append(p)
@@ -113,7 +128,7 @@ def build_optimizers(
             matrices.append(p)
     decay = weight_decay if name == "adamw" else 0.0
     groups = [{"params": embeddings, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
-    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=rate, betas=betas, fused=True)]
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)]
     if name == "muon" and matrices:
         optimizers.append(Muon(matrices, lr=muon_lr, weight_decay=weight_decay, iterations=muon_iterations))
     return optimizers

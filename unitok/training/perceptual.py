@@ -1,6 +1,6 @@
-"""Perceptual losses: LPIPS on VGG-16 where its weights lie on the disk, else a structural loss that needs none.
+"""Perceptual losses: LPIPS on VGG-16 where its weights are on disk, else a structural loss, which needs no weights.
 
-Nothing is downloaded. Weights that lack a key are an error: a random trunk is worse than no perceptual loss.
+Nothing is downloaded. A file without all weights is an error, because a random network is worse than no perceptual loss.
 """
 
 import logging
@@ -71,7 +71,7 @@ class LPIPS(nn.Module):
 
     @classmethod
     def from_files(cls, trunk: Path, heads: Path) -> "LPIPS":
-        """torchvision's VGG-16 and LPIPS's heads, as .pth or .safetensors; errors: `UserError` for keys that are missing."""
+        """Load torchvision's VGG-16 and LPIPS's heads, .pth or .safetensors. Errors: `UserError` for missing keys."""
         model = cls()
         state = {k: v for k, v in load_weights(trunk).items() if k.startswith("features.")}
         state |= {k.replace(".model.1.", "."): v for k, v in load_weights(heads).items()}
@@ -81,45 +81,45 @@ class LPIPS(nn.Module):
 
 
 def lpips_folders() -> list[Path]:
-    """Where weights are looked for: $UNITOK_LPIPS, then torch hub's cache."""
+    """Folders that are searched for weights: $UNITOK_LPIPS, then torch hub's cache."""
     hub = Path(torch.hub.get_dir()) / "checkpoints"
-    named = os.environ.get("UNITOK_LPIPS")
-    return [Path(named), hub] if named else [hub]
+    own = os.environ.get("UNITOK_LPIPS")
+    return [Path(own), hub] if own else [hub]
 
 
 def find_lpips(folder: Path | None = None) -> tuple[Path, Path] | None:
-    """The files of trunk and heads in `folder`, or where `lpips_folders` says; None if they are not both there."""
-    for place in [Path(folder)] if folder else lpips_folders():
-        trunk, heads = (next((place / n for n in names if (place / n).exists()), None) for names in (TRUNK_FILES, HEADS_FILES))
+    """The files of trunk and heads in `folder`, by default in `lpips_folders`; None if no folder has both."""
+    for each in [Path(folder)] if folder else lpips_folders():
+        trunk, heads = (next((each / n for n in names if (each / n).exists()), None) for names in (TRUNK_FILES, HEADS_FILES))
         if trunk and heads:
             return trunk, heads
     return None
 
 
-def choose_perceptual(wanted: Perceptual, folder: Path | None = None) -> Perceptual:
-    """`auto` becomes `lpips` or `multiscale`, said once; errors: `UserError` where `lpips` was asked for and is not there."""
-    found = find_lpips(folder) if wanted in ("auto", "lpips") else None
-    if wanted == "lpips" and not found:
-        where = folder or " or ".join(map(str, lpips_folders()))
+def choose_perceptual(name: Perceptual, folder: Path | None = None) -> Perceptual:
+    """The loss to use: `auto` becomes `lpips` or `multiscale`, and is logged. Errors: `UserError` for `lpips` without weights."""
+    files = find_lpips(folder) if name in ("auto", "lpips") else None
+    if name == "lpips" and not files:
+        searched = folder or " or ".join(map(str, lpips_folders()))
         raise UserError(
-            f"perceptual: lpips needs {TRUNK_FILES[0]} and {HEADS_FILES[0]} in {where}; "
+            f"perceptual: lpips needs {TRUNK_FILES[0]} and {HEADS_FILES[0]} in {searched}; "
             "put them there, name their folder in lpips_weights or $UNITOK_LPIPS, or choose multiscale"
         )
-    if wanted != "auto":
-        return wanted
-    chosen: Perceptual = "lpips" if found else "multiscale"
-    why = f"weights in {found[0].parent}" if found else "no LPIPS weights on the disk"
-    log.info("perceptual loss: %s (%s)", chosen, why)
+    if name != "auto":
+        return name
+    chosen: Perceptual = "lpips" if files else "multiscale"
+    reason = f"weights in {files[0].parent}" if files else "no LPIPS weights on disk"
+    log.info("perceptual loss: %s (%s)", chosen, reason)
     return chosen
 
 
-def perceptual_loss(kind: Perceptual, folder: Path | None = None) -> Callable[[Tensor, Tensor], Tensor] | None:
-    """The function of images [B, 3, H, W] in [-1, 1] -> scalar that `choose_perceptual` chose; None for `none`.
+def perceptual_loss(name: Perceptual, folder: Path | None = None) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """The loss that `choose_perceptual` chose: two batches of images [B, 3, H, W] in [-1, 1] -> scalar; None for `none`.
 
-    No module of its own: frozen weights would fill every checkpoint.
+    It is a function and not a module, so that checkpoints do not hold the frozen weights.
     """
-    if kind != "lpips":
-        return structure_loss if kind == "multiscale" else None
+    if name != "lpips":
+        return structure_loss if name == "multiscale" else None
     files = find_lpips(folder)
     assert files is not None, "choose_perceptual found them"
     lpips = LPIPS.from_files(*files)

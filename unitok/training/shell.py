@@ -1,22 +1,23 @@
-"""What all training runs share: the step counter, schedules, means of validation, and exact resume.
+"""What all trainings share: the step counter, schedules, means of validation, and exact resume.
 
-Networks know nothing of this; a `TrainingShell` is a thin LightningModule around one. Optimization is manual, with a counter
-of our own, because Lightning's `global_step` counts every optimizer's step. A checkpoint holds plain types and tensors only
-(it loads with `weights_only=True`), and the position in the data as a count of samples. It has no hyperparameters: what the
-command line and YAML say wins.
+Networks know nothing of training; a `TrainingShell` is a thin LightningModule around one. Optimization is manual, with our own step
+counter, because Lightning's `global_step` counts the steps of every optimizer. A checkpoint holds plain types and tensors only (it
+loads with `weights_only=True`), and the position in the data as a number of samples. It holds no hyperparameters: the command line
+and YAML decide.
 """
 
 import logging
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import lightning as L
 import numpy as np
 import torch
 from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -26,32 +27,41 @@ from torch.optim.swa_utils import AveragedModel
 from unitok.errors import UserError
 from unitok.training.budget import Budget
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+    from torch.utils.tensorboard import SummaryWriter
+
 log = logging.getLogger(__name__)
 
-#: Seconds after which several processes agree on the time again, and most steps between: each time holds all of them up.
-LOOK_SECONDS, LOOK_STEPS = 2.0, 50
+#: Seconds between two agreements of several processes on the time, and most steps between them: each makes all processes wait.
+SYNC_SECONDS, SYNC_STEPS = 2.0, 50
 
 
-def warmup_linear(step: int, share: float, warmup_steps: int, stable_fraction: float = 0.0, final: float = 0.02) -> float:
-    """Factor on the learning rate: linear warm-up by steps, flat to `stable_fraction` of the run, then linearly down to `final`."""
-    decay = 1.0 if share <= stable_fraction else final + (1 - final) * (1 - share) / (1 - stable_fraction)
+def warmup_linear(step: int, progress: float, warmup_steps: int, stable_fraction: float = 0.0, final: float = 0.02) -> float:
+    """Factor on the learning rate: linear warm-up, constant up to `stable_fraction` of the run, then linear decay to `final`.
+
+    step: steps done. progress: fraction of the run that is done.
+    """
+    decay = 1.0 if progress <= stable_fraction else final + (1 - final) * (1 - progress) / (1 - stable_fraction)
     return min(1.0, (step + 1) / max(1, warmup_steps)) * decay
 
 
 def weight_average(network: torch.nn.Module, decay: float) -> AveragedModel:
-    """A moving average of a network's weights; younger ones count more at the start. Buffers, such as codebooks, are copied."""
+    """A moving average of a network's weights, with a lower decay in the first steps. Buffers, such as codebooks, are copied."""
 
-    def move(average: Any, weights: Any, count: Any) -> None:
-        share = 1 - min(decay, (1 + int(count)) / (10 + int(count)))
-        # Of sharded tensors (DTensor) each process moves its own part.
+    def update(average: Sequence[Tensor], weights: Sequence[Tensor], count: Tensor | int) -> None:
+        weight = 1 - min(decay, (1 + int(count)) / (10 + int(count)))
+        # Of sharded tensors (DTensor) each process updates its own part.
         old, new = ([p.to_local() if isinstance(p, DTensor) else p for p in each] for each in (average, weights))
-        torch._foreach_lerp_(old, new, share)
+        torch._foreach_lerp_(old, new, weight)
 
-    return AveragedModel(network, multi_avg_fn=move).requires_grad_(False).eval()
+    return AveragedModel(network, multi_avg_fn=update).requires_grad_(False).eval()
 
 
-#: By name, sums of what is to be averaged and of the weights that this has: means of parts of any size come out right.
+#: Weighted sums and sums of weights, by metric. Added up over batches and processes, they give exact means.
 Sums = dict[str, tuple[Tensor | float, Tensor | float]]
+
+Batch = TypeVar("Batch", Tensor, dict[str, Tensor])
 
 
 def add_sums(sums: Sums, more: Sums) -> None:
@@ -61,29 +71,30 @@ def add_sums(sums: Sums, more: Sums) -> None:
         sums[name] = before[0] + total, before[1] + weight
 
 
-class TrainingShell(L.LightningModule):
-    """Base of all training modules. A subclass sets `config`, steps its optimizers in `optimize`, and validates in `measure`.
+class TrainingShell(L.LightningModule, Generic[Batch]):
+    """Base of all trainings. A subclass sets `config`, steps its optimizers in `optimize`, and validates in `measure`.
 
     Args:
-        steps: length of the training in batches. Give one of the three.
-        minutes: its length in minutes, which become steps after a short probe.
-        tokens: its length in tokens.
-        accumulate_grad_batches: parts in which a batch goes through the networks, to save memory; the result is that of the whole.
-        lr: peak, which then falls linearly to a fiftieth.
-        warmup_steps: steps until the learning rate has its peak.
-        stable_fraction: share of the run until which it stays there.
-        betas: AdamW's.
-        weight_decay: AdamW's, on matrices and kernels.
-        grad_clip: largest norm of the gradient, 0 for none.
-        ema_decay: of a moving average of the weights, which is then what is validated and bundled; 0 for none.
-        log_every: steps between two lines of the log.
+        steps: length of the run in batches. Give one of `steps`, `minutes` and `tokens`.
+        minutes: length of the run in minutes, which become steps after a short probe.
+        tokens: length of the run in tokens.
+        accumulate_grad_batches: number of parts in which a batch passes through the networks, to save memory; the step is the same.
+        lr: peak learning rate.
+        warmup_steps: steps of linear warm-up.
+        stable_fraction: fraction of the run at which the learning rate starts to fall, linearly, to a fiftieth.
+        betas: of AdamW.
+        weight_decay: of AdamW, on matrices and kernels.
+        grad_clip: largest norm of the gradient; 0 for no limit.
+        ema_decay: decay of a moving average of the weights, which validation and bundles then use; 0 for none.
+        log_every: steps between two logged rows.
     """
 
     kind = ""
-    config: Any  # of what is trained, a dataclass
-    roots: tuple[str, ...] = ()  # how the names of metrics begin that are roots of means
-    shown: tuple[str, ...] = ()  # what the progress bar shows beside the loss
-    kept: tuple[str, ...] = ()  # attributes that go into checkpoints: plain values and tensors
+    config: "DataclassInstance"  # of what is trained
+    lr: float | None
+    rms_prefixes: tuple[str, ...] = ()  # metrics with these prefixes are square roots of means
+    progress_bar_metrics: tuple[str, ...] = ()  # shown beside the loss
+    saved_attributes: tuple[str, ...] = ()  # saved in checkpoints: plain values and tensors
 
     def __init__(
         self,
@@ -106,122 +117,120 @@ class TrainingShell(L.LightningModule):
         self.budget = Budget(steps, minutes, tokens)
         if accumulate_grad_batches < 1:
             raise UserError(f"accumulate_grad_batches {accumulate_grad_batches} must be at least 1")
-        self.lr: Any = lr
-        self.accumulate_grad_batches, self.warmup_steps, self.stable_fraction = (
-            accumulate_grad_batches,
-            warmup_steps,
-            stable_fraction,
-        )
+        self.accumulate_grad_batches = accumulate_grad_batches
+        self.lr, self.warmup_steps, self.stable_fraction = lr, warmup_steps, stable_fraction
         self.betas, self.weight_decay, self.grad_clip, self.ema_decay = (betas[0], betas[1]), weight_decay, grad_clip, ema_decay
         self.log_every = log_every
         self.steps_done = self.samples_seen = 0
-        self.healthy = True  # whether a checkpoint of this moment is worth keeping
-        self.share = 0.0  # of the run that is over, when the step began
+        self.healthy = True  # whether a checkpoint of this step is worth keeping
+        self.progress = 0.0  # fraction of the run that was done when the step began
         self._last_loss: Tensor | float = 0.0
-        self.settings: dict[str, Any] = {}  # what the run was asked for, by name, as plain values; kept in every checkpoint
-        self._restored: dict[str, Any] | None = None  # `settings` and `random` of the checkpoint it goes on from
+        self.settings: dict[str, object] = {}  # the configuration as plain values, by key; saved in every checkpoint
+        self._resumed_settings: dict[str, object] = {}  # of the checkpoint that the run resumes from
+        self._resumed_random: list[dict] | None = None  # random states of its processes; None in a new run
         self.average: AveragedModel | None = None  # of the weights
-        self.now = 0.0  # seconds spent, those of earlier processes included, as all processes know it
-        self.looked = True  # whether `now` is of the step that has just ended
-        self._looks = (0, 0)  # step at which it was last agreed on, and is the next time
-        self._timed = (0, 0.0)  # step and time at which the pace was last looked at
-        self._validates = 0  # how often in the run, unless the Trainer has an interval of its own
-        self._measured: Sums = {}  # in the validation that goes on
+        self.now = 0.0  # seconds spent, with those of earlier processes, as all processes agreed
+        self.synced = True  # whether `now` is the time of the step that has just ended
+        self._syncs = (0, 0)  # step of the last agreement, and of the next
+        self._timed = (0, 0.0)  # step and time at which the pace was last measured
+        self._validations = 0  # per run; 0 where the Trainer has an interval of its own
+        self._sums: Sums = {}  # of the validation in progress
 
-    def optimize(self, batch: Any) -> dict[str, Tensor | float]:
-        """One step on a batch; -> what to log, `loss` first."""
+    def optimize(self, batch: Batch) -> dict[str, Tensor | float]:
+        """Make one step on a batch. Returns the metrics to log; `loss` is one of them."""
+        raise NotImplementedError
+
+    def measure(self, batch: Batch, show: bool) -> Sums:
+        """Validate on a batch. show: whether to save examples, too. Returns sums of metrics."""
         raise NotImplementedError
 
     @property
-    def data(self) -> Any:
+    def data(self) -> L.LightningDataModule:
         """The data module of the run."""
-        return self.trainer.datamodule  # type: ignore[attr-defined]
+        return getattr(self.trainer, "datamodule")  # noqa: B009 (the Trainer sets it when it starts)
 
     @property
-    def boards(self) -> list[Any]:
+    def boards(self) -> "list[SummaryWriter]":
         """The run's TensorBoard writers."""
         return [logger.experiment for logger in self.trainer.loggers if isinstance(logger, TensorBoardLogger)]
 
-    def averaged(self, network: torch.nn.Module) -> Any:
-        """A network whose weights are averaged, with the average; any other as it is."""
+    def averaged(self, network: torch.nn.Module) -> torch.nn.Module:
+        """The moving average of a network, or the network itself where none is kept."""
         return network if self.average is None else self.average.module
 
-    def optimizer_list(self) -> list[Any]:
-        """The optimizers as Lightning wraps them, which counts their steps."""
-        found: Any = self.optimizers()
-        return found if isinstance(found, list) else [found]
+    def optimizer_list(self) -> list[LightningOptimizer]:
+        """The optimizers in Lightning's wrappers, which count their steps."""
+        optimizers = self.optimizers()
+        every = optimizers if isinstance(optimizers, list) else [optimizers]
+        return [each for each in every if isinstance(each, LightningOptimizer)]
 
     def due(self, every: int) -> bool:
-        """Whether the step that goes on is the last, or one of each `every`."""
+        """Whether the present step is the last one or a multiple of `every`."""
         return (self.steps_done + 1) % every == 0 or self.budget.over(self.steps_done + 1)
 
-    def everywhere(self, value: Any) -> list[Any]:
-        """A plain value of each process, in their order."""
+    def gather_objects(self, value: object) -> list:
+        """A plain value of each process, in the order of their ranks."""
         if self.trainer.world_size == 1:
             return [value]
-        values: list[Any] = [None] * self.trainer.world_size
+        values: list = [None] * self.trainer.world_size
         torch.distributed.all_gather_object(values, value)
         return values
 
-    def _look(self) -> None:
-        """Agree on the time: one process after each step, several every few steps."""
-        several, (last, due) = self.trainer.world_size > 1, self._looks
-        self.looked = not several or self.steps_done >= due
-        if not self.looked:
+    def _sync_time(self) -> None:
+        """Read the clock: one process after each step, several processes every few steps, when they agree on the time."""
+        several, (last, due) = self.trainer.world_size > 1, self._syncs
+        self.synced = not several or self.steps_done >= due
+        if not self.synced:
             return
         before, self.now = self.now, self.budget.clock()
-        if several:  # clocks differ, and all processes must do the same
-            self.now = self.everywhere(self.now)[0]
-            steps = int(LOOK_SECONDS * (self.steps_done - last) / max(self.now - before, 1e-3))
-            self._looks = (self.steps_done, self.steps_done + max(1, min(LOOK_STEPS, steps)))
+        if several:  # clocks differ, and all processes must decide the same
+            self.now = self.gather_objects(self.now)[0]
+            steps = int(SYNC_SECONDS * (self.steps_done - last) / max(self.now - before, 1e-3))
+            self._syncs = (self.steps_done, self.steps_done + max(1, min(SYNC_STEPS, steps)))
         self.budget.tick(self.steps_done, self.now)
 
-    def training_step(self, batch: Any, batch_index: int) -> None:
-        """One step of the subclass, with what all share around it: counting, planning, logging, stopping."""
-        self.share = self.budget.share(self.steps_done)
-        logged = self.optimize(batch)
-        self._last_loss = logged["loss"]
+    def training_step(self, batch: Batch, batch_index: int) -> None:
+        """Call `optimize`, then count, plan, log, and stop at the end of the run."""
+        self.progress = self.budget.progress(self.steps_done)
+        metrics = self.optimize(batch)
+        self._last_loss = metrics["loss"]
         self.steps_done += 1
         first = batch if isinstance(batch, Tensor) else next(iter(batch.values()))
         self.samples_seen += first.shape[0] * self.trainer.world_size
-        self._look()
-        over, share = self.budget.over(self.steps_done), self.budget.share(self.steps_done)
-        if self._validates:
-            due = over or int(share * self._validates + 1e-9) > int(self.share * self._validates + 1e-9)
-            self.trainer.val_check_batch = 1 if due else math.inf  # Lightning looks at it after each batch
+        self._sync_time()
+        over, progress = self.budget.over(self.steps_done), self.budget.progress(self.steps_done)
+        if self._validations:
+            due = over or int(progress * self._validations + 1e-9) > int(self.progress * self._validations + 1e-9)
+            self.trainer.val_check_batch = 1 if due else math.inf  # Lightning reads it after each batch
         if self.steps_done % self.log_every == 0 or over:
-            logged["loss"] = self.mean_everywhere(torch.as_tensor(logged["loss"], device=self.device))
-            logged |= {"learning_progress": self.share} | self._check_files() | self._pace()
-            for name, value in logged.items():
-                self.log(name, float(value), prog_bar=name == "loss" or name in self.shown)
-            self._check_loss(logged["loss"])
+            metrics["loss"] = self.mean_over_processes(torch.as_tensor(metrics["loss"], device=self.device))
+            metrics |= {"progress": self.progress} | self._check_files() | self._pace()
+            for name, value in metrics.items():
+                self.log(name, float(value), prog_bar=name == "loss" or name in self.progress_bar_metrics)
+            self._check_loss(metrics["loss"])
         if over:
             self.trainer.should_stop = True
 
     def _check_files(self) -> dict[str, float]:
-        """What the data module has to log of files that could not be read."""
+        """The data module's counts of files that could not be read."""
         return getattr(self.data, "check_files", dict)()
 
     def _check_loss(self, loss: Tensor | float) -> None:
         if not np.isfinite(float(loss)):
             raise UserError(f"step {self.steps_done}: the loss is {float(loss)}; lower the learning rate")
 
-    def measure(self, batch: Any, show: bool) -> Sums:
-        """What validation says of a batch; `show`: whether to leave something to look at, too."""
-        raise NotImplementedError
-
-    def validation_step(self, batch: Any, batch_index: int) -> None:
-        """Add a batch to what is measured. There is none where none of its files could be read."""
+    def validation_step(self, batch: Batch | None, batch_index: int) -> None:
+        """Add the sums of one batch; None stands for a batch of which no file could be read."""
         if batch is not None:
-            found = self.measure(batch, show=batch_index == 0 and self.trainer.is_global_zero)
-            add_sums(self._measured, {name: (float(total), float(weight)) for name, (total, weight) in found.items()})
+            sums = self.measure(batch, show=batch_index == 0 and self.trainer.is_global_zero)
+            add_sums(self._sums, {name: (float(total), float(weight)) for name, (total, weight) in sums.items()})
 
     def on_validation_epoch_end(self) -> None:
-        """Log means over all that was measured, by all processes, under names that begin with `val_`."""
+        """Log the means over the validation data of all processes; their names begin with `val_`."""
         sums: Sums = {}
-        for part in self.everywhere(self._measured):
+        for part in self.gather_objects(self._sums):
             add_sums(sums, part)
-        self._measured = {}
+        self._sums = {}
         for number, (name, value) in enumerate(self.means(sums).items()):
             self.log(f"val_{name}", float(value), prog_bar=number == 0)
         for name, count in self._check_files().items():
@@ -232,72 +241,80 @@ class TrainingShell(L.LightningModule):
     on_test_epoch_end = on_validation_epoch_end
 
     def means(self, sums: Sums) -> dict[str, Tensor | float]:
-        """Of sums that have a weight; of those in `roots` the roots of it."""
-        found = {name: total / weight for name, (total, weight) in sums.items() if weight}
-        return {name: mean**0.5 if name.startswith(self.roots or "\0") else mean for name, mean in found.items()}
+        """Means of the sums with a weight; for names with one of `rms_prefixes` their square roots."""
+        means = {name: total / weight for name, (total, weight) in sums.items() if weight}
+        return {name: mean**0.5 if name.startswith(self.rms_prefixes or "\0") else mean for name, mean in means.items()}
 
-    def mean_everywhere(self, value: Tensor) -> Tensor:
-        """The mean over all processes."""
-        return self.trainer.strategy.reduce(value.clone(), reduce_op="mean")
+    def mean_over_processes(self, value: Tensor) -> Tensor:
+        """The mean of a tensor over all processes."""
+        mean = self.trainer.strategy.reduce(value.clone(), reduce_op="mean")
+        assert isinstance(mean, Tensor)
+        return mean
 
     def _pace(self) -> dict[str, float]:
-        """Since it was last asked: seconds a step, what `speed` makes of them, and the minutes that are left."""
+        """Metrics of the pace since the last call: seconds per step, those of `speed`, and the minutes that are left."""
         (step, then), now = self._timed, time.monotonic()
         self._timed = (self.steps_done, now)
         if self.steps_done <= step:
             return {}
         seconds = (now - then) / (self.steps_done - step)
-        found = {"seconds_per_step": seconds} | self.speed(self.steps_done - step, seconds)
+        metrics = {"seconds_per_step": seconds} | self.speed(self.steps_done - step, seconds)
         left = self.budget.eta_minutes(self.steps_done, seconds)
-        return found if left is None else found | {"eta_minutes": left}
+        return metrics if left is None else metrics | {"eta_minutes": left}
 
     def speed(self, steps: int, seconds_per_step: float) -> dict[str, float]:
-        """What else to log of the pace of the last `steps` steps."""
+        """More metrics of the pace of the last `steps` steps."""
         return {}
 
-    def set_rate(self, optimizer: Any, peak: float) -> None:
-        """Set the learning rate of every group; never taken from a checkpoint, so that what the user says now wins."""
+    def set_lr(self, optimizer: LightningOptimizer, peak: float) -> None:
+        """Set the learning rate of all groups from its peak; it never comes from a checkpoint, so the present configuration decides."""
         for group in optimizer.param_groups:
-            group["lr"] = peak * warmup_linear(self.steps_done, self.share, self.warmup_steps, self.stable_fraction)
+            group["lr"] = peak * warmup_linear(self.steps_done, self.progress, self.warmup_steps, self.stable_fraction)
 
     def on_train_start(self) -> None:
-        """Start the clock; on resume, make settings and random numbers what they should be."""
+        """Start the clock. In a resumed run also apply the present settings, and restore the random states."""
         self.budget.begin()
-        self.now, self._looks = self.budget.elapsed, (self.steps_done, self.steps_done)
+        self.now, self._syncs = self.budget.elapsed, (self.steps_done, self.steps_done)
         self._timed = (self.steps_done, time.monotonic())
         rank, processes = self.trainer.global_rank, self.trainer.world_size
         self.settings["processes"] = processes
-        data: Any = getattr(self.trainer.train_dataloader, "dataset", None)
-        if hasattr(data, "content"):
-            self.settings["content of data.path"] = data.content()
-        if self._restored is not None:
-            told = self._changes(self._restored["settings"])
-            log.info("resumed from %s at step %d%s", self.trainer.ckpt_path, self.steps_done, told)
-            self._assert_settings()
-            if len(self._restored["random"]) == processes:
-                _set_random_state(self._restored["random"][rank])
+        content = getattr(getattr(self.trainer.train_dataloader, "dataset", None), "content", None)
+        if content is not None:
+            self.settings["content of data.path"] = content()
+        if self._resumed_random is not None:
+            changes = self._changes(self._resumed_settings)
+            log.info("resumed from %s at step %d%s", self.trainer.ckpt_path, self.steps_done, changes)
+            self._apply_settings()
+            if len(self._resumed_random) == processes:
+                _set_random_state(self._resumed_random[rank])
             else:  # another number of processes: the data goes on in order, random numbers start anew
                 torch.manual_seed(self.samples_seen + rank)
-            self._restored = None
+            self._resumed_random = None
         if self.budget.over(self.steps_done):
             self.trainer.should_stop = True
-        given = self.trainer.val_check_batch != math.inf  # by val_check_interval, or by what makes epochs of the endless data
-        self._validates = 0 if given else getattr(self.data, "validations", 0)
+        fixed = (
+            self.trainer.val_check_batch != math.inf
+        )  # by val_check_interval, or by flags that make epochs of the endless data
+        self._validations = 0 if fixed else getattr(self.data, "validations", 0)
 
-    def _changes(self, before: dict[str, Any]) -> str:
-        """What is asked for now that was not when the checkpoint was written, for people."""
-        told = [f"{k} {before[k]} -> {now}" for k, now in self.settings.items() if k in before and before[k] != now]
-        return f"; changed: {', '.join(told).replace(' None', ' unset')}" if told else ""
+    def _changes(self, before: Mapping[str, object]) -> str:
+        """Settings that differ from those of the checkpoint, for the log."""
+        changes = [f"{k} {before[k]} -> {now}" for k, now in self.settings.items() if k in before and before[k] != now]
+        return f"; changed: {', '.join(changes).replace(' None', ' unset')}" if changes else ""
 
-    def _assert_settings(self) -> None:
-        """Give the optimizers the settings asked for now, in place of those that came with their state."""
-        asked: Any = self.configure_optimizers()
-        for mine, wanted in zip(self.trainer.optimizers, asked, strict=True):
-            for group, fresh in zip(mine.param_groups, wanted.param_groups, strict=True):
-                group.update({key: value for key, value in fresh.items() if key != "params"})
+    def _apply_settings(self) -> None:
+        """Give the optimizers the present settings in place of those that came with their state."""
+        configured = self.configure_optimizers()
+        assert isinstance(configured, list)
+        for restored, fresh in zip(self.trainer.optimizers, configured, strict=True):
+            for old, new in zip(restored.param_groups, fresh.param_groups, strict=True):
+                old.update({key: value for key, value in new.items() if key != "params"})
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what an exact resume needs; errors: `UserError` where the loss is no number, so that no such weights are kept."""
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        raise NotImplementedError
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        """Add what an exact resume needs. Errors: `UserError` where the loss is not finite, so such weights are not kept."""
         self._check_loss(self._last_loss)
         checkpoint["unitok"] = {
             "kind": self.kind,
@@ -307,12 +324,12 @@ class TrainingShell(L.LightningModule):
             "samples_seen": self.samples_seen,
             "budget": self.budget.state(),
             "settings": self.settings,
-            "random": self.everywhere(_random_state()),  # each draws numbers of its own
-            "extra": {name: getattr(self, name) for name in self.kept},
+            "random": self.gather_objects(_random_state()),  # each process draws its own numbers
+            "extra": {name: getattr(self, name) for name in self.saved_attributes},
         }
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take it back; errors: `UserError` for a checkpoint of another kind, part or structure."""
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """Restore it. Errors: `UserError` for a checkpoint of another kind, part or structure."""
         state = checkpoint.get("unitok") or {}
         if state.get("kind") != self.kind:
             raise UserError(f"the checkpoint is of {state.get('kind') or 'another program'}, this run trains {self.kind}")
@@ -321,46 +338,46 @@ class TrainingShell(L.LightningModule):
             check_same(state["structure"], self.structure(), "model")
         self.steps_done, self.samples_seen = state["steps_done"], state["samples_seen"]
         self.budget.restore(state["budget"], self.steps_done)
-        self.share = self.budget.share(self.steps_done)
-        self._restored = state
-        for name in self.kept:
+        self.progress = self.budget.progress(self.steps_done)
+        self._resumed_settings, self._resumed_random = state["settings"], state["random"]
+        for name in self.saved_attributes:
             setattr(self, name, state["extra"][name])
 
-    def part(self) -> dict[str, Any]:
-        """`config`, and what else is needed to use the weights, as plain values; kept in every checkpoint."""
+    def part(self) -> dict:
+        """`config`, and what else is needed to use the weights, as plain values; saved in every checkpoint."""
         return {"config": asdict(self.config)}
 
-    def check_part(self, part: dict[str, Any]) -> None:
-        """Raise `UserError` where a run cannot go on with a checkpoint's part."""
+    def check_part(self, part: dict) -> None:
+        """Raise `UserError` where the run cannot go on with the part of a checkpoint."""
         check_same(part["config"], asdict(self.config), self.kind.split()[-1])
 
-    def structure(self) -> dict[str, Any]:
-        """Settings that decide which tensors a checkpoint has; a run cannot go on with others."""
+    def structure(self) -> dict[str, object]:
+        """Settings that decide which tensors a checkpoint has; a run cannot go on with different ones."""
         return {"averages": bool(self.ema_decay)}
 
     def average_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Make gradients the mean over all processes, after several `loss.backward()`: DDP's hooks know one per step."""
+        """Average gradients over all processes, after several calls of `loss.backward()`: DDP's hooks handle one per step."""
         if self.trainer.world_size > 1:
             gradients = [p.grad for p in parameters if p.grad is not None]
-            vector_to_parameters(self.mean_everywhere(parameters_to_vector(gradients)), gradients)
+            vector_to_parameters(self.mean_over_processes(parameters_to_vector(gradients)), gradients)
 
 
-def check_same(saved: dict[str, Any], asked: dict[str, Any], what: str, free: tuple[str, ...] = ()) -> None:
-    """Raise `UserError` naming the first field, but for `free` ones, in which a checkpoint differs from what is asked for."""
-    for key, value in asked.items():
+def check_same(saved: Mapping[str, object], present: Mapping[str, object], what: str, free: tuple[str, ...] = ()) -> None:
+    """Raise `UserError` naming the first field in which a checkpoint differs from the present value; `free` fields may differ."""
+    for key, value in present.items():
         old = saved.get(key)
         was, now = (list(each) if isinstance(each, tuple) else each for each in (old, value))
         if key not in free and was != now:
             raise UserError(f"{what}.{key} is {value}, the checkpoint has {old}: choose another --out or the same value")
 
 
-def _random_state() -> dict[str, Any]:
-    """Of this process's generators, as plain values and tensors."""
+def _random_state() -> dict[str, object]:
+    """State of this process's random generators, as plain values and tensors."""
     state = _collect_rng_states()
     name, keys, *rest = state["numpy"]
     return state | {"numpy": [name, torch.from_numpy(keys.astype(np.int64)), *rest]}
 
 
-def _set_random_state(state: dict[str, Any]) -> None:
+def _set_random_state(state: dict) -> None:
     name, keys, *rest = state["numpy"]
     _set_rng_states(state | {"numpy": (name, keys.numpy().astype(np.uint32), *rest)})

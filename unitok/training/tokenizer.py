@@ -1,21 +1,25 @@
-"""What the trainings of the image and the audio tokenizer share: one step, the codebook's life, the discriminator's.
+"""What the trainings of image and audio tokenizers share: the step, the start and update of the codebook, and the discriminator.
 
-Both warm up without quantization, so that the codebook starts, by k-means, from an encoder that already says something.
-Losses are summed by name; every term logged is a term optimized. A step may go through its batch in parts (`accumulate_grad_batches`),
-and processes share it; the codebook learns from the whole batch, once. The discriminator costs nothing before `gan.start`.
+Both begin without quantization, so that k-means starts the codebook from the latents of an encoder that has learned something. Losses
+are summed by name, and every logged term is one that is optimized. A batch may pass in parts (`accumulate_grad_batches`) and is shared
+by all processes; the codebook learns once per step, from the whole batch. The discriminator costs nothing before `gan.start`.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from einops import rearrange
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 
 from unitok.errors import UserError
+from unitok.tokenizers import AudioTokenizer, AudioTokenizerConfig, ImageTokenizer, ImageTokenizerConfig
+from unitok.tokenizers.base import Reconstruction
+from unitok.training.discriminators import PatchDiscriminator, STFTDiscriminator
 from unitok.training.losses import discriminator_loss, feature_loss, generator_loss, lecam_loss
 from unitok.training.monitor import CodebookHealth
 from unitok.training.shell import TrainingShell, weight_average
@@ -23,35 +27,37 @@ from unitok.training.shell import TrainingShell, weight_average
 Losses = dict[str, Tensor]
 
 
-def adamw(parameters: Iterable[torch.nn.Parameter], rate: float, betas: tuple[float, float], decay: float) -> torch.optim.AdamW:
-    """AdamW, fused, with decay on matrices and kernels only."""
-    kept = [p for p in parameters if p.requires_grad]
+def adamw(
+    parameters: Iterable[torch.nn.Parameter], lr: float, betas: tuple[float, float], weight_decay: float
+) -> torch.optim.AdamW:
+    """Fused AdamW with weight decay on matrices and kernels only."""
+    trained = [p for p in parameters if p.requires_grad]
     groups = [
-        {"params": [p for p in kept if p.ndim >= 2], "weight_decay": decay},
-        {"params": [p for p in kept if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=rate, betas=betas, fused=True)
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
 
 
 @dataclass
 class Adversary:
-    """A tokenizer's discriminator, and when and how the generator hears of it.
+    """A tokenizer's discriminator, and the schedule of the adversarial loss.
 
     Args:
-        weight: of the adversarial loss, 0 for no discriminator.
+        weight: of the adversarial loss; 0 for no discriminator.
         loss: `hinge`, `least-squares` or `non-saturating`.
-        adaptive: of an image tokenizer, multiply the weight by taming's ratio of gradients at the decoder's last layer.
-        feature_matching: weight of the distance of the discriminator's inner features.
-        lecam: weight of its LeCam regularisation.
-        start: share of the run at which it starts to learn.
-        disc_only: share of the run it then learns alone.
-        ramp: share of the run over which the generator's weight rises from 0.
-        lr: its own.
-        width: channels of the first layer, of images' (PatchGAN).
-        layers: its strided layers after the first.
+        adaptive: image tokenizers only; multiply the weight by taming's ratio of gradients at the decoder's last layer.
+        feature_matching: weight of the L1 distance between the discriminator's features of originals and reconstructions.
+        lecam: weight of LeCam regularization of the discriminator.
+        start: fraction of the run at which the discriminator starts to learn.
+        disc_only: fraction of the run for which the discriminator then learns alone.
+        ramp: fraction of the run over which the weights of the adversarial losses then rise from 0.
+        lr: learning rate of the discriminator.
+        width: channels of the first layer of an image discriminator (PatchGAN).
+        layers: its layers after the first.
         norm: its `group` or `batch` norm.
-        filters: channels of audio's (multi-scale STFT).
-        windows: of its STFTs, samples.
+        filters: channels of an audio discriminator (multi-scale STFT).
+        windows: of its STFTs, in samples.
     """
 
     weight: float = 0.02
@@ -70,26 +76,36 @@ class Adversary:
     windows: tuple[int, ...] = (2048, 1024, 512, 256, 128)
 
 
-class TokenizerTraining(TrainingShell):
-    """A tokenizer's training; a subclass builds the networks and says what a reconstruction's losses and quality are.
+class Weights(Protocol):
+    """Weights that the losses of image and audio tokenizers share."""
+
+    l1: float
+    l2: float
+    commitment: float
+
+
+class TokenizerTraining(TrainingShell[Tensor]):
+    """Training of a tokenizer. A subclass builds the networks and defines the losses and the quality of a reconstruction.
 
     Args:
-        quantize_start: share of the run after which codes are used.
-        kmeans_batches: batches before that from whose latents the codebook starts.
-        codebook_decay: of the codebook's moving averages, per batch.
-        show_every: steps between reconstructions to look at or listen to, on disk and in TensorBoard; 0 for none.
+        quantize_start: fraction of the run after which latents are quantized.
+        kmeans_batches: number of last batches before that from whose latents k-means starts the codebook.
+        codebook_decay: decay per batch of the codebook's moving averages.
+        show_every: steps between saved reconstructions, on disk and in TensorBoard; 0 for none.
     """
 
-    kept: tuple[str, ...] = ("_recent",)
-    tokenizer: Any
-    weights: Any  # of the losses
+    saved_attributes: tuple[str, ...] = ("_recent",)
+    config: ImageTokenizerConfig | AudioTokenizerConfig
+    tokenizer: ImageTokenizer | AudioTokenizer
+    weights: Weights
+    lr: float
     health: CodebookHealth
-    usual: Tensor  # moving averages of the discriminator's logits on originals and on reconstructions, for LeCam
-    discriminator: Any
+    usual: Tensor  # moving averages of the discriminator's logits of originals and of reconstructions, for LeCam
+    discriminator: PatchDiscriminator | STFTDiscriminator
 
     def __init__(
         self,
-        config: Any,
+        config: ImageTokenizerConfig | AudioTokenizerConfig,
         gan: Adversary,
         *,
         lr: float = 1.5e-3,
@@ -102,17 +118,17 @@ class TokenizerTraining(TrainingShell):
         super().__init__(lr=lr, tokens=None, **shared)
         self.config, self.gan, self.show_every = config, gan, show_every
         self.quantize_start, self.kmeans_batches, self.codebook_decay = quantize_start, kmeans_batches, codebook_decay
-        self.heard = 0.0  # how much of its weight the adversarial loss has by now
+        self.adversarial_ramp = 0.0  # factor on the weights of the adversarial losses, from 0 to 1
         self._recent: list[Tensor] = []  # latents of the last batches before the codebook starts
 
-    # ---- What a subclass says ------------------------------------------------------------------------------------
+    # ---- What a subclass defines ---------------------------------------------------------------------------------
 
     def build(self) -> None:
         """Set `tokenizer`, `health` and, where `gan` has a weight, `discriminator`."""
         raise NotImplementedError
 
     def reconstruction_losses(self, out: Tensor, target: Tensor) -> Losses:
-        """Losses of a reconstruction, weighted, by name; what weighs nothing is left out. In fp32."""
+        """Weighted losses of a reconstruction, by name, in fp32; losses of weight 0 are left out."""
         w, d = self.weights, out - target
         losses: Losses = {}
         if w.l1:
@@ -122,30 +138,30 @@ class TokenizerTraining(TrainingShell):
         return losses
 
     def quantizer_losses(self, losses: Losses) -> Losses:
-        """The quantizer's own, weighted."""
+        """The quantizer's losses, weighted."""
         weights = {name: getattr(self.weights, name, 1.0) for name in losses}
         return {name: weights[name] * loss for name, loss in losses.items() if weights[name]}
 
     def quality(self, out: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """How good a reconstruction is."""
+        """Metrics of a reconstruction."""
         raise NotImplementedError
 
     def show(self, name: str, target: Tensor, out: Tensor, step: int) -> None:
-        """Put a few reconstructions beside their originals, under `name`, on the disk and into TensorBoard."""
+        """Save a few reconstructions with their originals under `name`, on disk and in TensorBoard."""
         raise NotImplementedError
 
     def adversarial_weight(self, losses: Losses, adversarial: Tensor) -> Tensor | float:
         """A factor on `gan.weight`."""
         return 1.0
 
-    def backward_of(self, losses: Losses, out: Tensor, share: float) -> None:
-        """Gradients of the losses of a part of the batch, which is `share` of it."""
-        (share * torch.stack(list(losses.values())).sum()).backward()
+    def backward_of(self, losses: Losses, out: Tensor, fraction: float) -> None:
+        """Add the gradients of the losses of a part of the batch. fraction: size of the part."""
+        (fraction * torch.stack(list(losses.values())).sum()).backward()
 
     # ---- Set-up --------------------------------------------------------------------------------------------------
 
     def configure_model(self) -> None:
-        """Build everything, once: Lightning asks for each run of the Trainer."""
+        """Build everything, once: Lightning calls this for each run of the Trainer."""
         if hasattr(self, "tokenizer"):
             return
         self.build()
@@ -162,81 +178,87 @@ class TokenizerTraining(TrainingShell):
             optimizers.append(adamw(self.discriminator.parameters(), self.gan.lr, (0.5, 0.9), 0.0))
         return optimizers
 
-    def structure(self) -> dict[str, Any]:
+    def structure(self) -> dict[str, object]:
         return super().structure() | {"discriminator": bool(self.gan.weight)}
 
     def quantizes_to_validate(self) -> bool:
-        """Not before training does: until then there is no codebook."""
-        return self.trainer.state.fn != "fit" or self.share >= self.quantize_start
+        """Whether validation quantizes: not before training does, because there is no codebook yet."""
+        return self.trainer.state.fn != "fit" or self.progress >= self.quantize_start
 
     # ---- One step ------------------------------------------------------------------------------------------------
 
     def optimize(self, batch: Tensor) -> dict[str, Tensor | float]:
-        """One batch: the tokenizer's step, the codebook's, and the discriminator's where there is one."""
+        """One step of the tokenizer, the codebook and, from `gan.start` on, the discriminator."""
         optimizers = self.optimizer_list()
-        self.set_rate(optimizers[0], self.lr)
-        quantize = self.share >= self.quantize_start
+        self.set_lr(optimizers[0], self.lr)
+        quantize = self.progress >= self.quantize_start
         if quantize and not self.tokenizer.quantizer.started:
             self._start_codebook(batch)
-        judged = bool(self.gan.weight) and self.share >= self.gan.start
+        adversarial = bool(self.gan.weight) and self.progress >= self.gan.start
         for optimizer in optimizers:
             optimizer.zero_grad()
         terms: Losses = {}
-        pieces, outs = batch.chunk(self.accumulate_grad_batches), []
-        for piece in pieces:
-            share = len(piece) / len(batch)
-            out = self.tokenizer(piece, quantize=quantize)
-            signal = out.signal.float()
-            with torch.autocast(batch.device.type, enabled=False):
-                losses = self.reconstruction_losses(signal, piece) | self.quantizer_losses(out.losses)
-                if judged:
-                    losses |= self._adversarial_losses(signal, piece, losses)
-            self._check_finite(losses)
-            self.backward_of(losses, signal, share)
-            if judged:
-                judgement = self._judge(piece, signal.detach())
-                (share * judgement["discriminator"]).backward()
-                losses |= judgement
-            for name, value in losses.items():
-                terms[name] = terms.get(name, 0) + share * value.detach()
-            outs.append(out)
-        logged: dict[str, Tensor | float] = {**self._step(optimizers, judged)}
-        if judged:
-            self.usual.lerp_(torch.stack([self.mean_everywhere(terms.pop(side)) for side in ("real", "fake")]), 0.01)
-        signal = torch.cat([out.signal.detach().float() for out in outs])
-        if outs[0].projected is not None:
-            logged |= self._learn_codebook(torch.cat([out.projected for out in outs]), quantize)
-        if quantize:
-            codes = torch.cat([out.codes for out in outs])
-            self.health.add(rearrange(codes.reshape(len(codes), self.tokenizer.quantizer.levels, -1), "b k n -> (b n) k"))
+        parts: list[Reconstruction] = []
+        for part in batch.chunk(self.accumulate_grad_batches):
+            fraction = len(part) / len(batch)
+            out = self.tokenizer(part, quantize=quantize)
+            for name, value in self._backward(part, out, fraction, adversarial).items():
+                terms[name] = terms.get(name, 0) + fraction * value.detach()
+            parts.append(out)
+        logged: dict[str, Tensor | float] = {**self._step(optimizers, adversarial)}
+        if adversarial:
+            self.usual.lerp_(torch.stack([self.mean_over_processes(terms.pop(side)) for side in ("real", "fake")]), 0.01)
+        signal = torch.cat([out.signal.detach().float() for out in parts])
+        projected = [out.projected for out in parts if out.projected is not None]
+        if projected:
+            logged |= self._learn_codebook(torch.cat(projected), quantize)
+        if codes := [out.codes for out in parts if out.codes is not None]:
+            flat = torch.cat(codes).reshape(len(batch), self.tokenizer.quantizer.levels, -1)
+            self.health.add(rearrange(flat, "b k n -> (b n) k"))
         if self.due(self.log_every):
             logged |= self._health()
         if self.average:
             self.average.update_parameters(self.tokenizer)
         if self.show_every and self.due(self.show_every) and self.trainer.is_global_zero:
             self.show("reconstructions", batch, signal, self.steps_done + 1)
-        of_generator = [value for name, value in terms.items() if name != "discriminator"]
-        return {"loss": torch.stack(of_generator).sum(), **self.quality(signal, batch), **terms, **logged}
+        total = torch.stack([value for name, value in terms.items() if name != "discriminator"]).sum()
+        named = {f"loss/{name}": value for name, value in terms.items()}
+        return {"loss": total, **self.quality(signal, batch), **named, **logged}
+
+    def _backward(self, target: Tensor, out: Reconstruction, fraction: float, adversarial: bool) -> Losses:
+        """Add the gradients of a part of the batch. Returns its losses and, with `adversarial`, the mean logits `real` and `fake`."""
+        signal = out.signal.float()
+        with torch.autocast(target.device.type, enabled=False):
+            losses = self.reconstruction_losses(signal, target) | self.quantizer_losses(out.losses)
+            if adversarial:
+                losses |= self._adversarial_losses(signal, target, losses)
+        self._check_finite(losses)
+        self.backward_of(losses, signal, fraction)
+        if adversarial:
+            of_discriminator = self._discriminator_loss(target, signal.detach())
+            (fraction * of_discriminator["discriminator"]).backward()
+            losses |= of_discriminator
+        return losses
 
     def _adversarial_losses(self, out: Tensor, target: Tensor, losses: Losses) -> Losses:
-        """What the discriminator says to the generator, ramping in; nothing while it learns alone."""
-        self.heard = min(1.0, (self.share - self.gan.start - self.gan.disc_only) / max(self.gan.ramp, 1e-6))
-        if self.heard <= 0:
+        """The adversarial losses of the tokenizer, ramping up; none while the discriminator learns alone."""
+        self.adversarial_ramp = min(1.0, (self.progress - self.gan.start - self.gan.disc_only) / max(self.gan.ramp, 1e-6))
+        if self.adversarial_ramp <= 0:
             return {}
         self.discriminator.requires_grad_(False)
         logits, features = self.discriminator.with_features(out)
         adversarial = generator_loss(logits, self.gan.loss)
-        weight = self.gan.weight * self.heard * self.adversarial_weight(losses, adversarial)
-        found = {"adversarial": weight * adversarial}
+        weight = self.gan.weight * self.adversarial_ramp * self.adversarial_weight(losses, adversarial)
+        result = {"adversarial": weight * adversarial}
         if self.gan.feature_matching:
             with torch.no_grad():
                 real = self.discriminator.with_features(target)[1]
-            found["features"] = self.gan.feature_matching * self.heard * feature_loss(features, real)
+            result["features"] = self.gan.feature_matching * self.adversarial_ramp * feature_loss(features, real)
         self.discriminator.requires_grad_(True)
-        return found
+        return result
 
-    def _judge(self, real: Tensor, fake: Tensor) -> Losses:
-        """The discriminator's loss; and the means of its logits, for LeCam."""
+    def _discriminator_loss(self, real: Tensor, fake: Tensor) -> Losses:
+        """The loss of the discriminator, and the means of its logits, which LeCam needs."""
         on_real, on_fake = self.discriminator(real), self.discriminator(fake)
         with torch.autocast(real.device.type, enabled=False):
             loss = discriminator_loss(on_real, on_fake, self.gan.loss)
@@ -245,63 +267,65 @@ class TokenizerTraining(TrainingShell):
         self._check_finite({"discriminator": loss})
         return {"discriminator": loss, "real": _mean_logit(on_real), "fake": _mean_logit(on_fake)}
 
-    def _step(self, optimizers: list[Any], judged: bool) -> dict[str, Tensor]:
-        """Clip and step the generator and, if it judged, the discriminator; -> norms of their gradients."""
-        networks: list[tuple[str, torch.nn.Module]] = [("gradient_norm", self.tokenizer)]
-        if judged:
-            networks.append(("gradient_norm_discriminator", self.discriminator))
+    def _step(self, optimizers: list[LightningOptimizer], adversarial: bool) -> dict[str, Tensor]:
+        """Clip the gradients and step the tokenizer and, with `adversarial`, the discriminator. Returns the norms before clipping."""
+        networks: list[tuple[str, torch.nn.Module]] = [("grad_norm", self.tokenizer)]
+        if adversarial:
+            networks.append(("grad_norm/discriminator", self.discriminator))
         norms = {}
         for name, network in networks:
             self.average_gradients(network.parameters())
             norms[name] = torch.nn.utils.clip_grad_norm_(network.parameters(), self.grad_clip or math.inf)
         self._check_finite(norms)
         optimizers[0].step()
-        if judged:
-            optimizers[1].optimizer.step()  # the raw one, so that Lightning's `global_step` counts batches
+        if adversarial:
+            optimizers[1].optimizer.step()  # not the wrapper, so that Lightning's `global_step` counts batches
         return norms
 
-    def _check_finite(self, losses: Losses) -> None:
-        finite = torch.stack([value.detach().float() for value in losses.values()]).isfinite().tolist()
-        bad = [name for name, good in zip(losses, finite, strict=True) if not good]
+    def _check_finite(self, values: Mapping[str, Tensor]) -> None:
+        finite = torch.stack([value.detach().float() for value in values.values()]).isfinite().tolist()
+        bad = [name for name, good in zip(values, finite, strict=True) if not good]
         if bad:
             raise UserError(
-                f"step {self.steps_done + 1}: not a finite number: {', '.join(bad)}; the weights of the step before are in the "
-                "last checkpoint; lower the learning rate or the weight of that loss"
+                f"step {self.steps_done + 1}: not finite: {', '.join(bad)}; the last checkpoint has earlier weights; lower the "
+                "learning rate or the weight of that loss"
             )
 
     # ---- Codebook ------------------------------------------------------------------------------------------------
 
-    def _gather(self, low: Tensor) -> Tensor:
-        """[B, N, d] of every process -> [all of them, d], the same everywhere, in the order that one process would have."""
-        everywhere: Any = self.all_gather(low.float())
-        return rearrange(everywhere.reshape(-1, *low.shape), "p b n d -> (b p n) d")
+    def _gather_vectors(self, projected: Tensor) -> Tensor:
+        """[B, N, d] of each process -> [total, d] of all processes, the same in each, in the order that one process would have."""
+        gathered = self.all_gather(projected.float())
+        assert isinstance(gathered, Tensor)
+        return rearrange(gathered.reshape(-1, *projected.shape), "p b n d -> (b p n) d")
 
     def _start_codebook(self, batch: Tensor) -> None:
         if not self._recent:  # no warm-up
             with torch.no_grad():
-                lows = [self.tokenizer(piece, quantize=False).projected for piece in batch.chunk(self.accumulate_grad_batches)]
-            self._recent = [self._gather(torch.cat(lows))]
-        self.tokenizer.quantizer.init_codebook(torch.cat([low.to(batch.device) for low in self._recent]), seed=self.steps_done)
+                outs = [self.tokenizer(part, quantize=False) for part in batch.chunk(self.accumulate_grad_batches)]
+            self._recent = [self._gather_vectors(torch.cat([out.projected for out in outs]))]
+        vectors = torch.cat([recent.to(batch.device) for recent in self._recent])
+        self.tokenizer.quantizer.init_codebook(vectors, seed=self.steps_done)
         self._recent = []
 
-    def _learn_codebook(self, low: Tensor, quantized: bool) -> dict[str, float]:
-        """Once a batch, from all of it."""
+    def _learn_codebook(self, projected: Tensor, quantized: bool) -> dict[str, float]:
+        """Update a codebook that learns by moving averages, once per step, from the whole batch; before it starts, keep the vectors."""
         if not self.tokenizer.quantizer.ema_updated:
             return {}
-        vectors = self._gather(low)
+        vectors = self._gather_vectors(projected)
         if quantized:
             return {"codebook_revived": float(self.tokenizer.quantizer.update(vectors, seed=self.steps_done))}
         self._recent = [*self._recent, vectors][-max(1, self.kmeans_batches) :]
         return {}
 
     def _health(self) -> dict[str, float]:
-        """What to log of the codebooks, by level; sounds the alarm."""
+        """Metrics of the codebooks, by level; warns when a codebook is not used."""
         self.health.check(self.steps_done + 1, last=self.budget.over(self.steps_done + 1))
-        found = enumerate(self.health.statistics())
-        return {f"codebook_{name}/{level}": value for level, row in found for name, value in row.items()}
+        levels = enumerate(self.health.statistics())
+        return {f"codebook_{name}/{level}": value for level, row in levels for name, value in row.items()}
 
     def folder(self, name: str) -> Path:
-        """A folder of the run."""
+        """A folder in the run's folder, made if need be."""
         folder = Path(self.trainer.default_root_dir) / name
         folder.mkdir(parents=True, exist_ok=True)
         return folder

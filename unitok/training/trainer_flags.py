@@ -1,22 +1,23 @@
-"""Flags of Lightning's Trainer that mean nothing to a run with optimization of its own on endless data, and what to use instead."""
+"""Flags of Lightning's Trainer that do not work with manual optimization on endless data, and what to use instead."""
 
 import inspect
-from typing import Any
+from collections.abc import Mapping
 
 import lightning as L
+from jsonargparse import Namespace
 
 from unitok.errors import UserError
 
-#: Flags and callbacks, and what does their job here.
+#: Flags and callbacks, and what to use instead of them.
 INSTEAD = {
-    **dict.fromkeys(("gradient_clip_val", "gradient_clip_algorithm"), "set model.grad_clip, the largest norm of a gradient"),
-    "accumulate_grad_batches": "set model.accumulate_grad_batches, the pieces that a batch is cut into, and a larger data.batch_size",
+    **dict.fromkeys(("gradient_clip_val", "gradient_clip_algorithm"), "set model.grad_clip, the largest norm of the gradient"),
+    "accumulate_grad_batches": "set model.accumulate_grad_batches, the number of parts of a batch, and a larger data.batch_size",
     **dict.fromkeys(("min_steps", "min_epochs"), "the length of a run is model.steps, minutes or tokens"),
     "reload_dataloaders_every_n_epochs": "stop the run and go on with --resume auto",
     "barebones": "turn off trainer.logger and trainer.enable_progress_bar",
     "default_root_dir": "--out is the folder of a run",
     **dict.fromkeys(("StochasticWeightAveraging", "WeightAveraging", "EMAWeightAveraging"), "set model.ema_decay"),
-    "GradientAccumulationScheduler": "set model.accumulate_grad_batches, the pieces that a batch is cut into",
+    "GradientAccumulationScheduler": "set model.accumulate_grad_batches, the number of parts of a batch",
     "BatchSizeFinder": "set data.batch_size",
     "LearningRateFinder": "set model.lr",
 }
@@ -24,14 +25,14 @@ INSTEAD = {
 PRECISIONS = ("32-true", "bf16-mixed", "32", "bf16", "None")
 
 
-def check_trainer_flags(trainer: Any, defaults: dict[str, Any], own_data: bool) -> None:
-    """Raise `UserError` for a flag that cannot do what it says.
+def check_trainer_flags(trainer: Namespace, defaults: Mapping[str, object], own_data: bool) -> None:
+    """Raise `UserError` for a flag that does not work.
 
-    trainer: the values of all flags. defaults: those that differ from Lightning's. own_data: the data module is not unitok's.
+    trainer: values of all flags. defaults: our defaults where they differ from Lightning's. own_data: the data module is the user's.
     """
-    usual = {name: p.default for name, p in inspect.signature(L.Trainer).parameters.items()} | defaults
-    for name in usual.keys() & INSTEAD:
-        if trainer[name] not in (None, usual[name], False) and not (own_data and name.startswith("reload")):
+    default_values = {name: p.default for name, p in inspect.signature(L.Trainer).parameters.items()} | dict(defaults)
+    for name in default_values.keys() & INSTEAD:
+        if trainer[name] not in (None, default_values[name], False) and not (own_data and name.startswith("reload")):
             raise UserError(f"trainer.{name} does not work with this training; {INSTEAD[name]}")
     if str(trainer.precision) not in PRECISIONS:
         raise UserError(
@@ -46,7 +47,7 @@ def check_trainer_flags(trainer: Any, defaults: dict[str, Any], own_data: bool) 
         if (value := trainer[name]) is not None and value != -1 and value < 1:
             raise UserError(f"trainer.{name} {value}: it must be at least 1, or -1 for no limit")
     if not own_data:
-        _check_shares(trainer)
+        _check_fractions(trainer)
     given = trainer.callbacks or []
     for callback in given if isinstance(given, list) else [given]:
         path = str(callback.get("class_path", ""))
@@ -54,21 +55,23 @@ def check_trainer_flags(trainer: Any, defaults: dict[str, Any], own_data: bool) 
             raise UserError(f"trainer.callbacks {path} does not work with this training; {instead}")
 
 
-def _check_shares(trainer: Any) -> None:
-    """What asks for a share of the training data, which has no end."""
+def _check_fractions(trainer: Namespace) -> None:
+    """Raise `UserError` for a flag that is a fraction of the training data, which is endless."""
     if isinstance(trainer.val_check_interval, float) and trainer.val_check_interval != 1.0:
         raise UserError(
-            f"trainer.val_check_interval {trainer.val_check_interval}: data has no end that this could be a share of; "
-            "give a number of steps, or set data.validations, how often in a run"
+            f"trainer.val_check_interval {trainer.val_check_interval}: the data is endless, so a fraction of it is not "
+            "defined; give a number of steps, or set data.validations, how often in a run"
         )
     for name, none in (("limit_train_batches", 1.0), ("overfit_batches", 0.0)):
         value = none if trainer[name] is None else trainer[name]
         if value != none and (isinstance(value, float) or value < 1):
-            raise UserError(f"trainer.{name} {value}: data has no end that this could be a share of; give a number of steps")
+            raise UserError(
+                f"trainer.{name} {value}: the data is endless, so a fraction is not defined; give a number of steps"
+            )
     if (trainer.check_val_every_n_epoch or 1) != 1 and not isinstance(trainer.limit_train_batches, int):
         raise UserError(
-            f"trainer.check_val_every_n_epoch {trainer.check_val_every_n_epoch}: data has no end; give trainer.val_check_interval "
-            "a number of steps"
+            f"trainer.check_val_every_n_epoch {trainer.check_val_every_n_epoch}: the data is endless; give "
+            "trainer.val_check_interval a number of steps"
         )
     if trainer.use_distributed_sampler:
         raise UserError("trainer.use_distributed_sampler: processes share each batch already; leave it out")

@@ -133,6 +133,6 @@ def test_a_value_that_its_kind_refuses_costs_its_document_alone(two_audio, tmp_p
     tokenize(Plan(str(tmp_path / "rows.jsonl"), str(tmp_path / "out"), str(tmp_path / "bundle"), spec=spec), max_error_rate=1.0)
     assert [s.codes.tolist() for s in TokenDataset(tmp_path / "out").document(0).segments[1:]] == [[[0, 5]]]
     bad, worse = (json.loads(line) for line in (tmp_path / "out" / "errors.jsonl").read_text().splitlines())
-    assert "code -1 is not a legal code of 'dice'" in bad["error"]
+    assert "code -1 is not an allowed code of 'dice'" in bad["error"]
     assert "rows.jsonl" in worse["where"]
     assert "dice are a list" in worse["error"]

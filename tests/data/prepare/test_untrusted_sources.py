@@ -223,7 +223,7 @@ def test_parts_that_say_what_no_part_says_are_refused(tmp_path):
     (tmp_path / "x.jsonl").write_text("\n".join(f'{{"content": [{line}]}}' for line in lines))
     good, bad = found_in(tmp_path)
     assert not good
-    assert "line 1, part 1: los: unknown; it may say type, text, role, loss" in bad[0]
+    assert "line 1, part 1: los: unknown; a part of type text has type, text, role, loss" in bad[0]
     assert "line 2, part 1: https://there/a.png is a URL, which is not followed" in bad[1]
 
 
@@ -234,7 +234,7 @@ def test_a_sound_that_is_cut_off_is_listed_and_one_of_a_stream_is_not(tmp_path):
     for name, fails in (("cut.wav", True), ("stream.wav", False)):
         for data in (None, (tmp_path / name).read_bytes()):
             if fails:
-                with pytest.raises(UserError, match=f"{name}: a sound that is cut off: it promises 1.00 s, 0.50 s of it"):
+                with pytest.raises(UserError, match=f"{name}: audio that is cut off: its header says 1.00 s, 0.50 s can"):
                     open_audio(tmp_path / name, data)
             else:
                 with open_audio(tmp_path / name, data) as file:

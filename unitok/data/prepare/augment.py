@@ -27,7 +27,7 @@ def _pieces(bundle: Bundle, raw: RawDocument, names: dict[str, None], options: C
     for name in names:
         kind, spans = bundle.vocab.span(name).kind, bundle.vocab.spans
         parts = [p for p in raw.content if p.type in spans and spans[p.type].kind == kind]
-        if len(parts) != 1:
+        if len(parts) != 1 or parts[0].file is None:
             continue
         views, left_out = bundle.modality(name).pieces(bundle.require(name), parts[0].file, options(name))
         if not views:

@@ -224,6 +224,7 @@ class _Work:
 
     def _medium_of(self, spec: SourceSpec, part: Part, document: str, options: Any, grabbed: list[MediaItem]) -> MediaItem:
         """The content of a file, decoded unless another document had it decoded."""
+        assert part.file is not None
         variant = part.view in self.bundle.modality(part.type).views(options)
         own = document if variant else ""  # what is random in a variant is its document's own
         key = (str(id(spec)), part.type, part.file.name, str(part.file.place), part.view, own)

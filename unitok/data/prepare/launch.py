@@ -228,7 +228,7 @@ def _run_ray(run: Run, todo: list[int], workers: int, overlap: bool, progress: P
     try:
         import ray
     except ImportError:
-        raise UserError("engine ray: Ray is not installed; pip install '.[ray]' in a checkout") from None
+        raise UserError("engine ray: Ray is not installed; pip install 'unitok-lm[ray]'") from None
 
     class Actor:
         def __init__(self, plan: Plan):

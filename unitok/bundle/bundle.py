@@ -1,0 +1,380 @@
+"""A bundle: vocabulary, tokenizers and decoder in one folder, which is all that is needed to use a model.
+
+    bundle.json   vocab.json   tokenizers/NAME/   model/   generation_config.json
+
+Each part may be missing: with tokenizers alone a bundle tokenizes, with a decoder it generates. Tokenizers have names: usually those
+of their kinds (`text`, `image`, `audio`), and others where there are several of a kind (`speech`, `music`).
+"""
+
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import nn
+
+from unitok import hub
+from unitok.document import Document, Part, RawDocument, Segment
+from unitok.errors import UserError
+from unitok.files import Json, read_json, settle, whole_folder, write_json
+from unitok.generation_config import FILE as GENERATION_CONFIG
+from unitok.generation_config import GenerationConfig
+from unitok.modalities import (
+    AnyModality,
+    Plain,
+    TokenizerLike,
+    kind_accepting,
+    kind_of_content,
+    modalities,
+    modality_of,
+    types_of,
+)
+from unitok.storage import Blob, Files
+from unitok.vocab import Vocab
+
+if TYPE_CHECKING:
+    from unitok.model import Decoder
+    from unitok.model.inference import InferenceDecoder
+
+VERSION = 2  # of bundles
+FACTS = ("training", "scores")  # what bundle.json may say of the parts' training, and of how the bundle was measured
+
+
+class ReadFile(str):
+    """A `Segment.source` that was given to this process as a Path. Only such files may be copied into outputs: a name that came with
+    a document, from a shard or from JSON, is a plain str."""
+
+    __slots__ = ()
+
+
+class Bundle:
+    """Vocabulary, tokenizers and decoder. A tokenizer is an attribute by its name: `bundle.image`, None where there is none.
+
+    generation_config: how it is to be sampled where a call does not say. facts: for the model
+    card: `training`, of each part by its name, and `scores`."""
+
+    def __init__(
+        self,
+        vocab: Vocab,
+        tokenizers: Mapping[str, TokenizerLike] | None = None,
+        model: "Decoder | None" = None,
+        generation_config: GenerationConfig | None = None,
+        facts: Mapping[str, Json] | None = None,
+    ):
+        self.vocab, self.model = vocab, model
+        self.tokenizers: dict[str, TokenizerLike] = dict(tokenizers or {})
+        self.generation_config = generation_config or GenerationConfig()
+        self.facts = dict(facts or {})
+        self._inference: tuple[Decoder, InferenceDecoder] | None = None
+        for name, part in self.tokenizers.items():
+            if vocab.span(name).fingerprint not in ("", part.fingerprint()):
+                raise UserError(f"the {name} tokenizer is not the one that the vocabulary was made for; build the bundle again")
+        if model is not None and model.config.vocab_size != vocab.size:
+            raise UserError(
+                f"the decoder has {model.config.vocab_size} ids, the vocabulary {vocab.size}: they do not belong together"
+            )
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self.__dict__.get("tokenizers", {}):
+            return self.tokenizers[name]
+        if name in modalities():
+            return None
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+
+    # ---- Loading and saving --------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        device: str | torch.device = "cpu",
+        parts: Iterable[str] | None = None,
+        *,
+        dtype: str | torch.dtype | None = None,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+    ) -> Self:
+        """Read a bundle, in eval mode.
+
+        Args:
+            name: a folder, the name of a built-in bundle, or a repository of the Hugging Face hub (`user/name`).
+            device: where it computes, such as `cpu` or `cuda:1`.
+            parts: what is loaded: names of tokenizers, `tokenizers` for all of them, and `model`. Default: everything.
+            dtype: of the decoder's weights, such as `torch.bfloat16`. Default: float32. Tokenizers always compute in float32: their
+                codes are defined there, and in a smaller type the nearest code is often another.
+            revision: branch, tag or commit of a repository.
+            cache_dir: where repositories are kept. Default: the hub's own cache.
+            local_files_only: download nothing.
+            token: for private and gated repositories. Default: the one of `hf auth login`.
+
+        Errors: `UserError` that says what is wrong.
+        """
+        path = hub.find(name, revision, cache_dir, local_files_only, token)
+        settle(path)
+        info = read_json(path / "bundle.json", "make a bundle with `unitok bundle`", "version", "parts")
+        if info["version"] != VERSION:
+            raise UserError(f"{path}: a bundle of version {info['version']}; this unitok reads version {VERSION}")
+        vocab = Vocab.load(path / "vocab.json")
+        known = [*vocab.spans, "model"]
+        wanted = known if parts is None else [parts] if isinstance(parts, str) else list(parts)
+        wanted += vocab.spans if "tokenizers" in wanted else []
+        for where, names in (("parts", wanted), (f"{path / 'bundle.json'}", info["parts"])):
+            if not isinstance(names, list) or any(n not in (*known, *modalities(), "tokenizers") for n in names):
+                raise UserError(f"{where}: {names!r}; parts are {', '.join(known)}")
+        tokenizers = {
+            name: modality_of(vocab.span(name).kind)
+            .tokenizer_class()
+            .from_pretrained(path / "tokenizers" / name, device=str(device))
+            for name in info["parts"]
+            if name in wanted and name in vocab.spans
+        }
+        model = None
+        if "model" in wanted and "model" in info["parts"]:
+            from unitok.model import Decoder
+
+            model = Decoder.from_pretrained(path, device=str(device))
+        facts = {key: info[key] for key in FACTS if key in info}
+        config = GenerationConfig.from_pretrained(path) if (path / GENERATION_CONFIG).exists() else None
+        bundle = cls(vocab, tokenizers, model, config, facts)
+        return bundle if dtype is None else bundle.to(dtype)
+
+    def save_pretrained(self, path: str | Path, overwrite: bool = False) -> None:
+        """Write a bundle's folder, completely or not at all. Inverse of `from_pretrained`.
+
+        Anything else at `path` is replaced only with `overwrite`; files in a bundle that unitok did not write stay.
+        Errors: `UserError` that says what is there.
+        """
+        with whole_folder(path, "bundle", overwrite) as partial:
+            for name, tokenizer in self.tokenizers.items():
+                tokenizer.save_pretrained(partial / "tokenizers" / name)
+            if self.model is not None:
+                self.model.save_pretrained(partial / "model")
+            self.vocab.save(partial / "vocab.json")
+            if self.generation_config.given():
+                self.generation_config.save_pretrained(partial)
+            write_json(partial / "bundle.json", {"version": VERSION, "parts": self.parts, **self.facts})
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        token: str | bool | None = None,
+        card: Mapping[str, str] | None = None,
+    ) -> str:
+        """Make a repository of the Hugging Face hub hold this bundle and its model card; return the URL of the commit.
+
+        Args:
+            repo_id: `user/name`, made if need be. Parts that the bundle there has and this one lacks are removed from it.
+            private: whether a new repository is private.
+            revision: the branch, made if need be. Default: `main`.
+            commit_message: of the commit.
+            token: that may write there. Default: the one of `hf auth login`.
+            card: texts of the model card, as for `model_card`.
+
+        Errors: `UserError` with the hub's reason.
+        """
+        text = self.model_card(repo_id, card)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(Path(folder) / "bundle")
+            (Path(folder) / "bundle" / "README.md").write_text(text, encoding="utf-8")
+            return hub.upload(Path(folder) / "bundle", repo_id, private, revision, commit_message, token)
+
+    def model_card(self, name: str, card: Mapping[str, str] | None = None) -> str:
+        """Return the model card of this bundle as Markdown. What is not known is said to be not stated.
+
+        Args:
+            name: the repository, `user/name`.
+            card: texts that only its author can say, by the fields of `unitok.hub.CardTexts`: `license`, `intended_use`, `limits`, ….
+        """
+        texts = hub.make_card_texts(card or {})
+        parts = []
+        for part, tokenizer in self.tokenizers.items():
+            tokens = sum(r.size for r in self.vocab.body(part))
+            kind = f"{self.vocab.span(part).kind} tokenizer"
+            parts.append(hub.PartFacts(part, kind, _count_parameters(tokenizer), tokens))
+        if self.model is not None:
+            parts.append(hub.PartFacts("model", "decoder", _count_parameters(self.model)))
+        kinds = list(dict.fromkeys(span.kind for span in self.vocab.spans.values()))
+        training = self.facts.get("training")
+        known = training if isinstance(training, dict) else {}
+        return hub.model_card(name, kinds, self.vocab.size, parts, known, self.facts.get("scores"), texts)
+
+    # ---- Device and type ------------------------------------------------------------------------------------------
+
+    def to(self, *where: str | torch.device | torch.dtype) -> Self:
+        """Move all parts to a device, and turn the decoder's weights into a type; in place, as `nn.Module.to`. Return the bundle.
+
+        `u.to("cuda")`, `u.to(torch.bfloat16)`, `u.to("cuda", torch.bfloat16)`. Tokenizers stay in float32, as `from_pretrained` says.
+        """
+        for one in where:
+            dtype = getattr(torch, one, None) if isinstance(one, str) else one
+            if isinstance(dtype, torch.dtype):
+                if not dtype.is_floating_point:
+                    raise UserError(f"dtype {dtype}: give a type of floating point, such as torch.bfloat16")
+                if self.model is not None:
+                    self.model.to(dtype)
+                continue
+            for part in (*self.tokenizers.values(), self.model):
+                if isinstance(part, nn.Module):
+                    part.to(one)
+        self._inference = None
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the decoder computes; without one where the tokenizers do."""
+        for part in (self.model, *self.tokenizers.values()):
+            if isinstance(part, nn.Module):
+                return next(part.parameters()).device
+        return torch.device("cpu")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the decoder's weights; without a decoder float32, in which tokenizers compute."""
+        return torch.float32 if self.model is None else self.model.lm_head.weight.dtype
+
+    # ---- Parts -----------------------------------------------------------------------------------------------------
+
+    @property
+    def parts(self) -> list[str]:
+        """Names of its tokenizers, and `model` where it has a decoder."""
+        return [*self.tokenizers, *(["model"] if self.model is not None else [])]
+
+    def describe(self) -> dict[str, object]:
+        """Return what it holds, as plain types, for `unitok inspect`: number of tokens, tokenizers, decoder."""
+        facts: dict[str, object] = {"tokens": self.vocab.size}
+        facts |= {name: self.modality(name).describe(tokenizer) for name, tokenizer in self.tokenizers.items()}
+        return facts | ({} if self.model is None else {"model": self.model.describe()})
+
+    @property
+    def inference(self) -> "InferenceDecoder":
+        """The decoder for generation: a copy of its weights in another order, made once per `model`.
+
+        It does not follow changes of the weights in place; make another Bundle after such a change.
+        """
+        from unitok.model.inference import InferenceDecoder
+
+        model = self.require("model")
+        if self._inference is None or self._inference[0] is not model:
+            self._inference = model, InferenceDecoder(model)
+        return self._inference[1]
+
+    # ---- Names ---------------------------------------------------------------------------------------------------
+
+    def require(self, name: str) -> Any:
+        """Return a tokenizer by its name, or `model`. Errors: `UserError` that says how to add a missing one."""
+        part = self.model if name == "model" else self.tokenizers.get(name)
+        if part is None:
+            kind = self.vocab.spans[name].kind if name in self.vocab.spans else name
+            flag = f"{kind} PATH" if name == kind else f"{kind} {name}=PATH"
+            if name == "model":
+                name, flag = "decoder", "decoder PATH"
+            elif kind in modalities() and modality_of(kind).tokenizer_class() is Plain:
+                flag = f"add {kind}"
+            raise UserError(f"the bundle has no {name}; add one with `unitok bundle BUNDLE --{flag}`")
+        return part
+
+    def modality(self, name: str) -> AnyModality:
+        """Return the modality of the tokenizer of that name."""
+        return modality_of(self.vocab.span(name).kind)
+
+    @property
+    def types(self) -> dict[str, AnyModality]:
+        """The types that a part of a document may have, with their modalities: names of tokenizers, and kinds of content."""
+        return types_of(self.vocab)
+
+    def instance(self, type: str) -> str:
+        """Return the name of the tokenizer that encodes content of a type; see `Vocab.instance`."""
+        return self.vocab.instance(type)
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """Frames per second of the tokenizers whose content has a duration, by name."""
+        rates = {name: self.modality(name).rate(tokenizer) for name, tokenizer in self.tokenizers.items()}
+        return {name: rate for name, rate in rates.items() if rate is not None}
+
+    # ---- Content <-> documents -----------------------------------------------------------------------------------
+
+    def read(self, content: object, role: str = "none", loss: bool = True) -> list[Segment]:
+        """Return the segments of one piece of content: a str, Path, `PIL.Image`, array (an image), (waveform [C, T], Hz), Document, Segment
+        or RawDocument; or a Part, which says which of several tokenizers of a kind it is for: `Part("speech", path=Path("a.wav"))`."""
+        if isinstance(content, Document):
+            return list(content.segments)
+        if isinstance(content, Segment):
+            return [content]
+        if isinstance(content, RawDocument):
+            return list(self.read_raw(content).segments)
+        if isinstance(content, Part):
+            return [self._read_part(content)]
+        if isinstance(content, Path):
+            return [self._read_file(content, role, loss)]
+        kind = kind_accepting(content)
+        if kind is None:
+            known = "a str, Path, PIL.Image, array, (waveform [C, T], Hz), Document or Segment"
+            raise UserError(f"prompt: a {type(content).__name__}; a piece of a prompt is {known}")
+        return [self._encode(self.instance(kind), content, f"a prompt's {kind}", role, loss)]
+
+    def read_raw(self, raw: RawDocument) -> Document:
+        """Encode a raw document, whose files are read now. Errors: `UserError` for a file of another type than its part has."""
+        return Document(tuple(self._read_part(part) for part in raw.content), raw.id)
+
+    def _read_part(self, part: Part) -> Segment:
+        if part.path is not None:
+            return self._read_file(part.path, part.role, part.loss, part.type)
+        name = self.instance(part.type)
+        self.require(name)
+        if not (self.modality(name).inline or self.modality(name).accepts(part.value)):
+            raise UserError(
+                f"a part of type {part.type} holds a {type(part.value).__name__}; give it a path or content of its kind"
+            )
+        return self._encode(name, part.value, f"a prompt's {part.type}", part.role, part.loss)
+
+    def _read_file(self, path: Path, role: str, loss: bool, type: str = "") -> Segment:
+        """type: of the part that names the file; "" where there is none."""
+        if not path.is_file():
+            raise UserError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
+        blob = Blob.of(Files("/"), str(path.absolute()))
+        kind = kind_of_content(blob.head(), path.name, self.types[type].kind if type in self.types else "")
+        if kind is None:
+            raise UserError(f"{path}: {'neither an image nor audio' if blob.head() else 'an empty file; replace it'}")
+        name = self.instance(type or kind)
+        if kind != (self.vocab.span(name).kind if name in self.vocab.spans else name):
+            raise UserError(f"{path}: the part's type is {type}, the file is {kind}; give the file's type")
+        return self._encode(name, blob, str(path), role, loss, str(path) if type else ReadFile(path))
+
+    def _encode(self, name: str, content: object, where: str, role: str, loss: bool, source: str = "") -> Segment:
+        tokenizer = self.require(name)
+        modality = self.modality(name)
+        loaded = modality.load(tokenizer, content, modality.Options(), where)
+        (codes,) = modality.encode(tokenizer, [loaded])
+        return Segment(name, codes, role, loss, source, loaded.size)
+
+    def decode(self, segment: Segment) -> Any:
+        """Return the content of a segment: a str; an image, float [3, H, W] in [-1, 1]; audio, float [C, T] in [-1, 1]. Inverse of `read`."""
+        return self.modality(segment.modality).decode(self.require(segment.modality), segment)
+
+    def write_document(
+        self, document: Document, folder: Path, name: str, contents: Sequence[object] | None = None
+    ) -> RawDocument:
+        """Decode a document into files `folder/NAME-0.png`, …, and return the raw document that names them.
+
+        contents: the decoded content of its segments, where that exists already.
+        """
+        parts = []
+        for i, segment in enumerate(document.segments):
+            content = self.decode(segment) if contents is None else contents[i]
+            modality, tokenizer = self.modality(segment.modality), self.require(segment.modality)
+            path = modality.save(tokenizer, content, folder / f"{name}-{i}")
+            parts.append(Part(segment.modality, content if path is None else "", path, segment.role, segment.loss))
+        return RawDocument(document.id or name, tuple(parts))
+
+
+def _count_parameters(part: object) -> int:
+    """Number of weights; 0 for what is no network."""
+    return sum(weight.numel() for weight in part.parameters()) if isinstance(part, nn.Module) else 0

@@ -1,0 +1,201 @@
+"""Making bundles: parts from runs, checkpoints and folders, joined into a folder or added to one."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from unitok.bundle.bundle import Bundle
+from unitok.checkpoints import is_sharded, load_checkpoint, merge_lora, newest_checkpoint, training_facts
+from unitok.errors import UserError
+from unitok.files import Json, check_replaceable, kind_of, read_json, settle
+from unitok.generation_config import GenerationConfig
+from unitok.modalities import Plain, TokenizerLike, build_vocab, modalities, modality_of
+from unitok.model import Decoder
+from unitok.pretrained import known_vocabulary, load_state
+from unitok.tokenizers.base import Tokenizer
+from unitok.vocab import Vocab
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What the source of a part says of it. vocab: manifest of the vocabulary that a decoder was trained with. training: for people."""
+
+    vocab: Mapping[str, object] | None = None
+    training: dict[str, Json] = field(default_factory=dict)
+
+
+def load_trained_part(kind: str, path: Path, trust: bool = False, name: str = "") -> tuple[Any, Origin]:
+    """Read a tokenizer or decoder from its own folder, a bundle, a run's folder (its newest checkpoint) or a checkpoint.
+    Return it in eval mode, and what its source says of it.
+
+    Args:
+        kind: of a tokenizer, or `model`.
+        trust: unpickle a checkpoint that cannot be read otherwise; that runs whatever code its author put there.
+        name: which of a bundle's tokenizers, where it has several of the kind.
+
+    Errors: `UserError` naming the path.
+    """
+    path = Path(path)
+    settle(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder")
+    if path.is_dir() and (path / "checkpoints").is_dir():
+        newest = newest_checkpoint(path)
+        if newest is None:
+            raise UserError(f"{path / 'checkpoints'}: no checkpoint there")
+        path = newest
+    if not path.is_dir() or is_sharded(path):
+        return _load_from_checkpoint(kind, path, trust)
+    training: Json = {}
+    if (path / "bundle.json").exists():
+        info = read_json(path / "bundle.json", "")
+        if kind != "model":
+            held = Vocab.load(path / "vocab.json")
+            name = name if name in held.spans else held.instance(kind)
+            path = path / "tokenizers" / name
+        known = info.get("training")
+        training = known.get(name if kind != "model" else "model") if isinstance(known, dict) else {}
+    vocab = Vocab.load(known_vocabulary(path)).to_manifest() if kind == "model" else None
+    return _part_class(kind).from_pretrained(path), Origin(vocab, training if isinstance(training, dict) else {})
+
+
+def _part_class(kind: str) -> type[Decoder] | type[TokenizerLike]:
+    return Decoder if kind == "model" else modality_of(kind).tokenizer_class()
+
+
+def _load_from_checkpoint(kind: str, path: Path, trust: bool) -> tuple[Decoder | Tokenizer, Origin]:
+    """The same from a checkpoint of a training run."""
+    checkpoint = load_checkpoint(path, trust)
+    described = checkpoint.get("unitok", {}) if isinstance(checkpoint, dict) else {}
+    wanted = "decoder" if kind == "model" else f"{kind} tokenizer"
+    if described.get("kind") != wanted:
+        raise UserError(f"{path}: a checkpoint of {described.get('kind') or 'another program'}, not of a {wanted}")
+    part_class = _part_class(kind)
+    assert issubclass(part_class, Decoder | Tokenizer)  # no other kind has checkpoints
+    part = part_class.from_config(described["part"]["config"], "the checkpoint")
+    prefix = "decoder." if kind == "model" else "tokenizer."
+    if any(k.startswith("average.module.") for k in checkpoint["state_dict"]):
+        prefix = "average.module."
+    state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+    if "lora_scale" in described["part"]:
+        state = merge_lora(state, described["part"]["lora_scale"])
+    load_state(part, state, str(path))
+    if any(name.endswith("initted") and not bool(value) for name, value in part.state_dict().items()):
+        raise UserError(f"{path}: its codebook has not started yet (quantize_start); train longer")
+    return part.prepare_for_inference(), Origin(described["part"].get("vocab"), training_facts(path, described))
+
+
+def make_bundle(
+    out: Path,
+    paths: Mapping[str, Path],
+    trust: bool = False,
+    overwrite: bool = False,
+    kinds: Mapping[str, str] | None = None,
+    add: Iterable[str] = (),
+    scores: Json = None,
+) -> Bundle:
+    """Put parts into a bundle, or add them to one that is there. New tokenizers make a new vocabulary; a decoder must have been
+    trained on exactly the bundle's.
+
+    Args:
+        out: the bundle's folder.
+        paths: of parts by name: a tokenizer's, or `model`; each as for `load_trained_part`.
+        trust: as for `load_trained_part`.
+        overwrite: replace whatever is at `out`, and leave out a decoder that was trained with other tokenizers.
+        kinds: kinds of content of the tokenizers whose names are not their kinds.
+        add: kinds whose tokenizers have no weights.
+        scores: how the bundle was measured, for its model card. Older ones, of the bundle as it was, are dropped.
+
+    Errors: `UserError` where something else is at `out`, or where a decoder would lose a tokenizer that it was trained with.
+    """
+    out, kinds = Path(out), dict(kinds or {})
+    check_replaceable(out, "bundle", overwrite)
+    old = Bundle.from_pretrained(out) if kind_of(out) == "bundle" else None
+    for name, kind in kinds.items():
+        _check_name(name, kind, old)
+    if old:
+        kinds = {name: span.kind for name, span in old.vocab.spans.items()} | kinds
+    loaded = {name: load_trained_part(kinds.get(name, name), path, trust, name) for name, path in paths.items()}
+    tokenizers: dict[str, TokenizerLike] = dict(old.tokenizers) if old else {}
+    tokenizers |= {name: part for name, (part, _) in loaded.items() if not isinstance(part, Decoder)}
+    for kind in add:
+        if modality_of(kind).tokenizer_class() is not Plain:
+            raise UserError(f"{kind}: its tokenizer has weights; give one, as {kind}=PATH")
+        tokenizers[kind] = Plain(kind)
+    order = list(modalities())
+    ordered = {name: tokenizers[name] for name in sorted(tokenizers, key=lambda name: order.index(kinds.get(name) or name))}
+    model = loaded["model"][0] if "model" in loaded else old.model if old else None
+    assert model is None or isinstance(model, Decoder)
+    if not ordered and model is None:
+        raise UserError("nothing to put into the bundle: give a tokenizer or a decoder")
+    vocab, changed = _vocab_for(ordered, kinds, old)
+    if old and old.model is not None and (changed or ("model" not in paths and vocab.size != old.vocab.size)):
+        if not overwrite:
+            without = f"another {changed[0]} tokenizer" if changed else f"{old.vocab.size} ids, not {vocab.size}"
+            raise UserError(
+                f"{out}: holds a decoder that was trained with {without}; choose another folder, or overwrite to leave it out"
+            )
+        model = model if "model" in paths else None
+    if "model" in loaded and (trained_on := loaded["model"][1].vocab):
+        vocab.check_covers(Vocab.from_manifest(trained_on), "the bundle", str(paths["model"]))
+    bundle = Bundle(vocab, ordered, model, old.generation_config if old else None)
+    bundle.facts = _facts(bundle, old, {name: origin for name, (_, origin) in loaded.items()}, scores)
+    bundle.save_pretrained(out, overwrite=True)
+    return bundle
+
+
+def _facts(bundle: Bundle, old: Bundle | None, origins: Mapping[str, Origin], scores: Json) -> dict[str, Json]:
+    """What `bundle.json` says of the training of each part that is there, and the scores."""
+    before = old.facts.get("training") if old else None
+    training: dict[str, Json] = dict(before) if isinstance(before, dict) else {}
+    training |= {name: dict(origin.training) for name, origin in origins.items()}
+    facts: dict[str, Json] = {
+        "training": {name: training[name] for name in bundle.parts if training.get(name)},
+        "scores": scores,
+    }
+    return {key: value for key, value in facts.items() if value}
+
+
+def _check_name(name: str, kind: str, old: Bundle | None) -> None:
+    """Raise `UserError` for a name that a tokenizer of a kind cannot have."""
+    taken = name in ("model", "decoder", "vocab", "tokenizers", "generation_config") or hasattr(Bundle, name)
+    reserved = [*modalities(), *(f.name for f in fields(GenerationConfig))]
+    if not name.isidentifier() or taken or (name != kind and name in reserved):
+        raise UserError(f"{name!r} cannot be the name of a tokenizer for {kind}; choose another word")
+    if old and name in old.vocab.spans and old.vocab.spans[name].kind != kind:
+        raise UserError(f"{name!r} is a tokenizer for {old.vocab.spans[name].kind} in the bundle; choose another name")
+
+
+def _vocab_for(
+    tokenizers: Mapping[str, TokenizerLike], kinds: Mapping[str, str], old: Bundle | None
+) -> tuple[Vocab, list[str]]:
+    """The old vocabulary, extended, where none of its tokenizers has changed, else a new one; and the names of the changed ones."""
+    spans = old.vocab.spans if old else {}
+    changed = [n for n, part in tokenizers.items() if n in spans and spans[n].fingerprint not in ("", part.fingerprint())]
+    if old is None or changed:
+        return build_vocab(tokenizers, kinds), changed
+    return build_vocab({name: part for name, part in tokenizers.items() if name not in spans}, kinds, old.vocab), []
+
+
+def make_untrained(out: Path, preset: str = "tiny", seed: int = 0, overwrite: bool = False) -> Bundle:
+    """Write and return a whole bundle with random weights, for trials and tests. Errors: as of `Bundle.save_pretrained`."""
+    import torch
+
+    from unitok.model.decoder import Decoder, DecoderConfig
+
+    if preset != "tiny":
+        raise UserError(f"preset {preset!r}: choose tiny")
+    check_replaceable(out, "bundle", overwrite)
+    torch.manual_seed(seed)
+    tokenizers = {kind: modality.untrained() for kind, modality in modalities().items()}
+    vocab = build_vocab(tokenizers)
+    decoder = Decoder(
+        DecoderConfig(vocab.size, 64, 2, 128, num_attention_heads=2, num_key_value_heads=1, head_dim=32, span_positions=32)
+    ).eval()
+    for name, weight in decoder.named_parameters():  # weights that training starts at zero
+        if name.endswith(("lm_head.weight", "o_proj.weight", "down_proj.weight")):
+            torch.nn.init.normal_(weight, std=0.1)
+    bundle = Bundle(vocab, tokenizers, decoder)
+    bundle.save_pretrained(out, overwrite)
+    return bundle
