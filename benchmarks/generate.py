@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from common import in_turns, serve, write_results
 
+from unitok.generation_config import SamplingParams
 from unitok.grammar import Grammar, parse_plan
 from unitok.hardware import keep_large_blocks
 from unitok.interop.decoder import export_decoder
@@ -36,7 +37,6 @@ from unitok.model.inference import InferenceDecoder
 from unitok.model.presets import PRESETS
 from unitok.sample.engine import generate
 from unitok.sample.running import Request
-from unitok.sample.sampling import SamplingParams
 from unitok.vocab import Vocab
 
 PROMPT, SIDE, NEW = 32, 16, 256
@@ -79,11 +79,11 @@ def run_ours(folder: Path, batch: int, guided: bool, device: str) -> Any:
     decoder = decoder.bfloat16() if device != "cpu" else decoder
     vocab = vocabulary()
     grammar, plan = Grammar(vocab), parse_plan(f"image:{SIDE}x{SIDE}", vocab)
-    settings = {"image": SamplingParams(TEMPERATURE, TOP_K, guidance_scale=SCALE if guided else 1.0)}
+    sampling = {"image": SamplingParams(TEMPERATURE, TOP_K, guidance_scale=SCALE if guided else 1.0)}
 
     def run() -> None:
         requests = [Request(ids, plan, NEW + 5, 0, i) for i, ids in enumerate(prompts(batch))]
-        made = generate(decoder, grammar, requests, settings)
+        made = generate(decoder, grammar, requests, sampling)
         assert all(len(ids) == NEW + 4 for ids in made)
 
     return run

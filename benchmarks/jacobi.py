@@ -21,11 +21,11 @@ import torch
 from common import write_results
 
 from unitok.api import Unitok
+from unitok.generation_config import SamplingParams
 from unitok.grammar import Grammar, PlanItem
 from unitok.hardware import keep_large_blocks
 from unitok.sample.engine import Session, generate
 from unitok.sample.running import Request
-from unitok.sample.sampling import SamplingParams
 from unitok.scenes.world import caption, draw_scene
 
 SETTINGS = {

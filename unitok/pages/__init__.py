@@ -90,6 +90,11 @@ def _url(source: bytes | Path, kind: str) -> Markup:
     return Markup(quote(source.name, errors="surrogateescape"))  # also a colon, so that no name is read as a URL scheme
 
 
+def fragment(figures: Sequence[Figure]) -> str:
+    """HTML of figures for the output of a notebook cell; it needs no other file."""
+    return _environment().get_template("notebook.html").render(figures=figures)
+
+
 def write_page(path: Path, template: str, **values: object) -> None:
     """Render a template with `values` and write it to `path` atomically. Errors: as `check_page`."""
     check_page(path)

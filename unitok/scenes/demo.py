@@ -19,6 +19,7 @@ from typing import TypedDict, cast
 from unitok.configs import CONFIGS
 from unitok.errors import UserError
 from unitok.files import read_json, write_json
+from unitok.generation_config import GenerationConfig
 from unitok.hardware import fast_bfloat16
 from unitok.scenes import SAMPLING
 
@@ -161,10 +162,8 @@ def run_demo(out: Path, minutes: float = 13.0, eval_scenes: int = 200, seed: int
     demo.stage("tokenize", words("tokenize {out}/scenes/train {out}/tokens --bundle {out}/bundle"))
     left = minutes * (1 - SCORING_FRACTION) - demo.seconds / 60 - 8 / 60  # 8 s to start and to build the bundle
     demo.stage("decoder", fit("decoder", max(0.1, left), "tokens"))
-    from unitok.bundle import write_generation_config  # imports PyTorch, so only after the trainings
-
     line = words("bundle {out}/bundle --decoder {out}/decoder")
-    demo.stage("bundle", line, lambda: write_generation_config(out / "bundle", SAMPLING))
+    demo.stage("bundle", line, lambda: GenerationConfig(sampling=SAMPLING).save_pretrained(out / "bundle"))
     sample = "sample --bundle {out}/bundle --text {text} --modalities {modalities} --out {out}/samples/{i} --n 4 --seed {seed} --max-new-tokens 300"
     demo.stage(
         "sample", *(words(sample, text=text, modalities=modalities, i=i) for i, (text, modalities) in enumerate(PROMPTS))

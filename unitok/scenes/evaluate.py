@@ -15,16 +15,16 @@ import torch
 from tqdm import tqdm
 
 from unitok.api import Unitok
+from unitok.bundle import Bundle
 from unitok.data.prepare.encode import Encoder
 from unitok.document import Document, Part, RawDocument
 from unitok.errors import UserError
 from unitok.files import write_json
+from unitok.generation_config import FILE, GenerationConfig, combine
 from unitok.grammar import Grammar
 from unitok.media import load_audio, load_image, open_image, save_audio, save_image
-from unitok.sample.defaults import sampling_params_of
 from unitok.sample.outputs import Output, save_outputs
-from unitok.sample.requests import Task, generate_outputs
-from unitok.sample.sampling import SamplingParams
+from unitok.sample.requests import generate_outputs
 from unitok.scenes import SAMPLING
 from unitok.scenes.oracle import read_audio, read_image
 from unitok.scenes.world import Note, Scene, SceneRow, parse_audio_caption, parse_caption, read_scenes
@@ -89,10 +89,10 @@ DIRECTIONS = (
 
 
 class Evaluation:
-    """Measures one bundle; its methods add to `scores`. out: folder for samples; seed, params: of sampling."""
+    """Measures one bundle; its methods add to `scores`. out: folder for samples; seed, config: of sampling."""
 
-    def __init__(self, unitok: Unitok, out: Path, seed: int, params: dict[str, SamplingParams], progress: bool = False):
-        self.unitok, self.out, self.seed, self.params, self.progress = unitok, out, seed, params, progress
+    def __init__(self, unitok: Unitok, out: Path, seed: int, config: GenerationConfig, progress: bool = False):
+        self.unitok, self.out, self.seed, self.config, self.progress = unitok, out, seed, config, progress
         self.scores: Scores = {}
         self.malformed = 0  # outputs that the grammar refuses
         self.kept: dict[str, list[Output]] = {}  # the first outputs of each direction
@@ -179,8 +179,8 @@ class Evaluation:
     def _continue(self, prompts: list[Document], modalities: str, name: str, seed: int = 0) -> list[Output]:
         if self.progress:
             print(f"generate {name} ({len(prompts)})", flush=True)
-        task = Task(modalities, 1, self.seed + seed, self.max_new_tokens, self.params)
-        outputs = generate_outputs(self.unitok, prompts, task, batch_size=200)
+        config = self.config.replace(modalities=modalities, n=1, seed=self.seed + seed, max_new_tokens=self.max_new_tokens)
+        outputs = generate_outputs(self.unitok, prompts, config, batch_size=200)
         self.malformed += sum(not self._well_formed(o) for o in outputs)
         return outputs
 
@@ -200,6 +200,20 @@ class Evaluation:
         self.kept[name] = outputs[:SHOWN]
         save_outputs(outputs[:SHOWN], folder, name.replace("_", " "))
         write_json(folder / "right.json", [bool(r) for r in right[:SHOWN]])
+
+
+def config_of_scenes(bundle: Bundle, config: GenerationConfig) -> GenerationConfig:
+    """The parameters of `config`, else those of the bundle, else those of the demo."""
+    tokenizers = {name: span.kind for name, span in bundle.vocab.spans.items()}
+    demo = GenerationConfig(sampling={kind: values for kind, values in SAMPLING.items() if kind in tokenizers.values()})
+    return combine([("", demo), (FILE, bundle.generation_config), ("", config)], tokenizers)
+
+
+def _sampling(guidance_scale: float | None, temperature: float | None) -> dict[str, dict[str, float]]:
+    """Sampling parameters by kind, those that are given."""
+    image = {"guidance_scale": guidance_scale, "temperature": temperature}
+    given = {"image": image, "audio": {"temperature": temperature}}
+    return {kind: {name: value for name, value in values.items() if value is not None} for kind, values in given.items()}
 
 
 def evaluate_bundle(
@@ -231,15 +245,9 @@ def evaluate_bundle(
     Returns: scores by name.
     """
     unitok = Unitok.from_pretrained(bundle, device=device)
-    kinds = {span.kind for span in unitok.vocab.spans.values()}
-    params: dict[str, Mapping[str, object]] = dict(unitok.defaults)
-    for kind in kinds & SAMPLING.keys():
-        given = {"temperature": None if kind == "text" else temperature}
-        given |= {"guidance_scale": guidance_scale} if kind == "image" else {}
-        own = {name: value for name, value in given.items() if value is not None}
-        params[kind] = {**SAMPLING[kind], **unitok.defaults.get(kind, {}), **own}
     rows = read_scenes(scenes, count)
-    evaluation = Evaluation(unitok, Path(out), seed, sampling_params_of(unitok, params), progress)
+    config = config_of_scenes(unitok, GenerationConfig(sampling=_sampling(guidance_scale, temperature)))
+    evaluation = Evaluation(unitok, Path(out), seed, config, progress)
     evaluation.reconstruct(scenes, rows)
     evaluation.generate(scenes, rows[:count])
     if held_out:

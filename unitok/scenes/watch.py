@@ -1,13 +1,11 @@
 """Samples of scenes while a decoder trains: every direction, with scores."""
 
-from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from unitok.api import Unitok
 from unitok.bundle import Bundle
-from unitok.sample.defaults import sampling_params_of
-from unitok.scenes import SAMPLING
-from unitok.scenes.evaluate import Evaluation
+from unitok.scenes.evaluate import Evaluation, config_of_scenes
 from unitok.scenes.world import read_scenes
 from unitok.training.callbacks import Made, Samples
 from unitok.vocab import Vocab
@@ -19,33 +17,11 @@ class SceneSamples(Samples):
     Args:
         bundle: folder with the tokenizers that the data was made with.
         scenes: folder written by `unitok scenes`.
-        every_minutes: minutes of training between two times.
-        number: scenes that are used, the first ones.
-        seed: of sampling.
-        settings: of sampling, by kind of content or name of a tokenizer. Default: the demo's.
-        max_new_tokens: most new tokens per output.
+        options: as for `Samples`.
     """
 
-    def __init__(
-        self,
-        bundle: str,
-        scenes: str,
-        *,
-        every_minutes: float = 1.0,
-        number: int = 16,
-        seed: int = 0,
-        settings: Mapping[str, dict[str, float]] | None = None,
-        max_new_tokens: int = 512,
-    ):
-        super().__init__(
-            bundle,
-            scenes,
-            every_minutes=every_minutes,
-            number=number,
-            seed=seed,
-            settings=dict(SAMPLING if settings is None else settings),
-            max_new_tokens=max_new_tokens,
-        )
+    def __init__(self, bundle: str, scenes: str, **options: Any):
+        super().__init__(bundle=bundle, prompts=scenes, **options)
 
     def read(self, vocab: Vocab) -> None:
         """Read the scenes. Errors: `UserError`."""
@@ -54,7 +30,8 @@ class SceneSamples(Samples):
     def make(self, bundle: Bundle, out: Path) -> Made:
         """Sample in every direction and write pages into a folder. Returns: outputs and scores by name."""
         unitok = Unitok(bundle.vocab, bundle.tokenizers, bundle.model)
-        evaluation = Evaluation(unitok, out, self.seed, sampling_params_of(bundle, self.settings))
-        evaluation.max_new_tokens = self.max_new_tokens
+        config = config_of_scenes(bundle, self.config)
+        evaluation = Evaluation(unitok, out, config.seed, config)
+        evaluation.max_new_tokens = config.max_new_tokens
         evaluation.generate(self.prompts, self._rows)
         return evaluation.kept, {name: score for name, score in evaluation.scores.items() if not isinstance(score, list)}
