@@ -29,14 +29,13 @@ from unitok.errors import UserError
 from unitok.evaluate.directions import by_direction, direction_of
 from unitok.evaluate.retrieval import DirectionRetrieval, measure_retrieval
 from unitok.files import whole_folder, write_json, write_json_lines
+from unitok.generation_config import SamplingParams
 from unitok.grammar import Grammar, PlanItem
 from unitok.sample.engine import generate
 from unitok.sample.prompts import read_prompts
 from unitok.sample.running import Request
-from unitok.sample.sampling import SamplingParams
-from unitok.sample.score import log_probabilities
+from unitok.sample.score import score_documents
 from unitok.storage import printable
-from unitok.vocab import SegmentSpan
 
 KIND = "document evaluation"  # kind of folder in `unitok.files`
 GREEDY = SamplingParams(temperature=0.0)
@@ -178,10 +177,9 @@ def evaluate_documents(
     if not fitting:
         raise UserError(f"none of {len(documents)} documents has at most {longest} tokens, which the decoder takes")
     scores = DocumentScores(len(documents) - len(fitting))
-    encoded = [vocab.encode_placed(document, eos=False) for document in fitting]
-    nats = log_probabilities(bundle.require("model"), Grammar(vocab), [ids for ids, _ in encoded])
-    for document, (_, spans), of_tokens in zip(fitting, encoded, nats, strict=True):
-        scores.results.append(DocumentResult(document, list(_segment_bits(bundle, document, spans, of_tokens))))
+    for score in score_documents(bundle, fitting):
+        nats = [part.log_probability for part in score.parts]
+        scores.results.append(DocumentResult(score.document, list(_segment_bits(bundle, score.document, nats))))
     if max_new_tokens:
         _write_texts(bundle, scores.results, max_new_tokens, sampling, seed, progress)
     scores.bits = [DirectionBits.of(*group) for group in by_direction(s for r in scores.results for s in r.segments)]
@@ -191,13 +189,13 @@ def evaluate_documents(
     return scores
 
 
-def _segment_bits(bundle: Unitok, document: Document, spans: list[SegmentSpan], nats: np.ndarray) -> Iterator[SegmentBits]:
-    """Yield the scored segments of a merged document. nats: [L - 1], log-probability of each token after bos."""
-    for i, (segment, span) in enumerate(zip(document.segments, spans, strict=True)):
+def _segment_bits(bundle: Unitok, document: Document, nats: Sequence[float]) -> Iterator[SegmentBits]:
+    """Yield the scored segments of a merged document. nats: log-probability of each segment."""
+    _, spans = bundle.vocab.encode_placed(document)
+    for i, (segment, span, log_probability) in enumerate(zip(document.segments, spans, nats, strict=True)):
         if segment.loss:
-            bits = -float(nats[span.start - 1 : span.start - 1 + span.length].sum()) / math.log(2)
             direction, characters = direction_of(document.segments[:i], segment), len(_text(bundle, segment) or "")
-            yield SegmentBits(direction, span.length, bits, characters)
+            yield SegmentBits(direction, span.length, -log_probability / math.log(2), characters)
 
 
 def _text(bundle: Unitok, segment: Segment) -> str | None:
@@ -223,10 +221,10 @@ def _write_texts(
             assert spans[-1].start <= len(prompt) <= spans[-1].start + 1
             requests.append(Request(prompt, [PlanItem(last.modality)], max_new_tokens, seed, len(requests)))
             pending.append(result)
-    settings = dict.fromkeys(bundle.vocab.spans, sampling)
+    by_tokenizer = dict.fromkeys(bundle.vocab.spans, sampling)
     with tqdm(total=len(requests), desc="write texts", unit="text", disable=not progress) as bar:
         written = generate(
-            *(bundle.inference, Grammar(bundle.vocab), requests, settings, BATCH_SIZE),
+            *(bundle.inference, Grammar(bundle.vocab), requests, by_tokenizer, BATCH_SIZE),
             progress=lambda tokens, done: bar.update(done),
         )
     for result, ids in zip(pending, written, strict=True):
