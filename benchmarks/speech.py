@@ -29,7 +29,7 @@ from torch import nn
 
 from unitok.bundle import load_trained_part
 from unitok.configs import CONFIGS
-from unitok.data.modules import EndlessBatches, SoundDataset
+from unitok.data.modules import AudioDataset, EndlessBatches
 from unitok.evaluate.audio import audio_scores
 from unitok.media import convert_audio, load_audio, save_audio
 from unitok.training.losses import spectral_loss
@@ -102,7 +102,7 @@ def train_encodec(folder: Path, seconds: float, n_filters: int, rate: float, see
     """The same losses at the same shares of the time: 50 MSE, from half on 0.5 spectral; and the quantizer's penalty."""
     torch.manual_seed(seed)
     model = Encodec(n_filters).train()
-    data = SoundDataset(folder, RATE, 1, RATE, seed)
+    data = AudioDataset(folder, RATE, 1, RATE, seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95))
     began, steps, batches = time.monotonic(), 0, iter(EndlessBatches(data, BATCH))
     while (share := (time.monotonic() - began) / seconds) < 1:

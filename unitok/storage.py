@@ -68,16 +68,17 @@ class Files:
 
     Args:
         folder: the source's folder; names are relative to it.
-        root: the folder that paths must not leave; default: `folder`.
+        root: another folder that paths may lead into; they must not leave the two.
+        named: a file in `folder` that may be a link to anywhere, because the user named it.
     """
 
     remote: "AbstractFileSystem | None" = None  # for a URL
 
-    def __init__(self, folder: str, root: str = ""):
-        self.folder = os.path.realpath(folder.removeprefix("file://"))
-        self.root = os.path.realpath(root) if root else self.folder
-        if not os.path.isdir(self.root):
-            raise UserError(f"root {root or folder}: no such folder")
+    def __init__(self, folder: str, root: str = "", named: str = ""):
+        self.folder, self.named = os.path.realpath(folder.removeprefix("file://")), named
+        self.roots = (self.folder, *([os.path.realpath(root)] if root else []))
+        if missing := [path for path in self.roots if not os.path.isdir(path)]:
+            raise UserError(f"root {root if root else missing[0]}: no such folder")
         self._true_folder = lru_cache(maxsize=1024)(lambda inside: os.path.realpath(os.path.join(self.folder, inside)))
 
     def exists(self, name: str) -> bool:
@@ -116,7 +117,7 @@ class Files:
         return FileInfo(name, status.st_size, status.st_mtime_ns)
 
     def _resolve(self, name: str) -> str:
-        """Return the real path of a name. Raises `UserError` if it leaves the root."""
+        """Return the real path of a name. Raises `UserError` if it leaves the folder and the root."""
         if not is_utf8(name):
             raise UserError(NOT_UTF8)
         if "://" in name:
@@ -125,8 +126,9 @@ class Files:
         path = os.path.join(self._true_folder(inside), base)
         if base in ("", ".", "..") or os.path.islink(path):
             path = os.path.realpath(path)
-        if path != self.root and not path.startswith(self.root.rstrip("/") + "/"):
-            raise UserError(f"leaves {self.root}: refused (`root` names a wider folder)")
+        inside_roots = any(path == root or path.startswith(root.rstrip("/") + "/") for root in self.roots)
+        if not inside_roots and not (self.named and name == self.named):
+            raise UserError("leaves the folder of its source: refused (`root` names another folder that paths may lead into)")
         return path
 
     def open(self, name: str) -> IO[bytes]:
@@ -221,9 +223,9 @@ class _RemoteFiles(Files):
         return info.size, info.stamp
 
 
-def open_files(folder: str, root: str = "") -> Files:
+def open_files(folder: str, root: str = "", named: str = "") -> Files:
     """Return the files under a local folder or a URL. Raises `UserError` if it cannot be opened."""
-    return _RemoteFiles(folder) if is_remote(folder) else Files(folder, root)
+    return _RemoteFiles(folder) if is_remote(folder) else Files(folder, root, named)
 
 
 def kind_of_path(path: str) -> str:

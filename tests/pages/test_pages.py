@@ -130,4 +130,7 @@ def test_an_error_that_quotes_a_name_is_one_line(capsys):
     with pytest.raises(SystemExit):
         main(["sample", "--bundle", "gone\n\x1b[2J\udce9", "--text", "x"])
     said = capsys.readouterr().err
-    assert said == "error: gone\\n\\x1b[2J\\xe9: no such folder, and no built-in bundle (there are: none); a repository is USER/NAME\n"
+    assert (
+        said
+        == "error: gone\\n\\x1b[2J\\xe9: no such folder, and no built-in bundle (there are: none); a repository is USER/NAME\n"
+    )

@@ -54,7 +54,7 @@ def test_a_begun_sound_goes_on_to_the_length_that_is_wanted(tiny):
     made = output.new.segments[0].codes
     assert made.shape[1] == 9
     assert np.array_equal(made[:, :3], start.codes[:, :3])
-    with pytest.raises(UserError, match="the plan wants 2 frames of audio, 6 are there already"):
+    with pytest.raises(UserError, match="the plan wants 2 frames of audio, the prompt has 6"):
         tiny.generate([Document((start,))], "audio:2", prefix_fraction=1.0)
     with pytest.raises(UserError, match="the plan wants 3x3 codes, the image was begun with 4x5"):
         tiny.generate([Document((picture(),))], "image:3x3", prefix_fraction=0.5)

@@ -158,7 +158,7 @@ def _facts(bundle: Bundle, old: Bundle | None, origins: Mapping[str, Origin], sc
 
 def _check_name(name: str, kind: str, old: Bundle | None) -> None:
     """Raise `UserError` for a name that a tokenizer of a kind cannot have."""
-    taken = name in ("model", "decoder", "vocab", "tokenizers", "defaults") or hasattr(Bundle, name)
+    taken = name in ("model", "decoder", "vocab", "tokenizers", "defaults", "facts") or hasattr(Bundle, name)
     if not name.isidentifier() or taken or (name != kind and name in modalities()):
         raise UserError(f"{name!r} cannot be the name of a tokenizer for {kind}; choose another word")
     if old and name in old.vocab.spans and old.vocab.spans[name].kind != kind:
