@@ -12,7 +12,15 @@ parse = functools.cache(ast.parse)
 
 #: The house from the ground up. A room, a file or a folder, may import the rooms that stand before it, except those
 #: named behind it. What stands in no room is an error, so that a new file gets its place here.
-LANGUAGE = ("unitok.document", "unitok.layouts", "unitok.ranges", "unitok.vocab", "unitok.grammar")
+LANGUAGE = (
+    "unitok.document",
+    "unitok.content",
+    "unitok.generation_config",
+    "unitok.layouts",
+    "unitok.ranges",
+    "unitok.vocab",
+    "unitok.grammar",
+)
 HOUSE: dict[str, tuple[str, ...]] = {
     "unitok.errors": (),
     "unitok.configs": (),
@@ -26,6 +34,8 @@ HOUSE: dict[str, tuple[str, ...]] = {
     "unitok.pretrained": (),
     "unitok.media": (),
     "unitok.document": (),
+    "unitok.content": (),
+    "unitok.generation_config": (),
     "unitok.intervals": (),
     "unitok.layouts": (),
     "unitok.ranges": (),

@@ -125,7 +125,11 @@ def installs(block: str) -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     lines = list(command_lines(block))
     assert all(words[:2] == ["pip", "install"] for words in lines)
-    assert {name for words in lines for name in re.findall(r"unitok-lm\[(.+)\]", " ".join(words))} <= set(extras)
+    named = [
+        name for words in lines for part in re.findall(r"(?:\.|unitok-lm)\[(.+)\]", " ".join(words)) for name in part.split(",")
+    ]
+    assert named
+    assert set(named) <= set(extras)
 
 
 def imports(block: str) -> None:
@@ -165,6 +169,23 @@ def diagram(block: str) -> None:
             hasattr(owners[owner], name) if owner in owners else (ROOT / "unitok" / f"{label.replace('.', '/')}.py").exists()
         )
         assert there, label
+
+
+def rooms_of_diagram(block: str) -> None:
+    """Not code: every node but the content is a room of the package."""
+    nodes = set(re.findall(r"(\w+)\[", block)) - {"content"}
+    assert len(nodes) >= 4
+    for name in nodes:
+        assert (ROOT / "unitok" / name).is_dir() or (ROOT / "unitok" / f"{name}.py").exists(), name
+
+
+def test_the_readme_is_short_and_its_rooms_are_there():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 150
+    rooms = re.findall(r"`(unitok/[\w/.]+)`", text)
+    assert len(rooms) > 8
+    for room in rooms:
+        assert (ROOT / room).exists(), room
 
 
 # ---- Data -----------------------------------------------------------------------------------------------------------
@@ -253,6 +274,14 @@ def export(block: str) -> None:
     shell(block.replace("BUNDLE", "plain"))
 
 
+def own_values(block: str) -> None:
+    """A generation_config.json."""
+    Path("config.json").write_text(block)
+    shutil.copytree(Path("BUNDLE").resolve(), "own")
+    run_command(["unitok", "bundle", "own", "--generation-config", "config.json"])
+    assert Unitok.from_pretrained("own").generation_config.to_dict() == json.loads(block)
+
+
 def in_transformers(block: str) -> None:
     transformers = pytest.importorskip("transformers")
     import torch
@@ -328,7 +357,7 @@ def documents_with_dice(block: str) -> None:
 #: What is done with each block of each page, in order.
 BLOCKS: dict[str, list[Callable[[str], None]]] = {
     "docs/add-a-modality.md": [a_modality, documents_with_dice, shell, python],
-    "README.md": [shell, shell, installs, shell, shell, shell, python, tree],
+    "README.md": [shell, shell, installs, shell, shell, shell, python, rooms_of_diagram],
     "docs/data-formats.md": [
         *(one_document, with_a_template, recipe, what_a_data_set_holds, with_other_programs, from_a_bucket)
     ],
@@ -337,10 +366,10 @@ BLOCKS: dict[str, list[Callable[[str], None]]] = {
     "docs/design.md": [tree, diagram],
     "docs/evaluation.md": [shell, python, shell],
     "docs/fine-tuning.md": [shell],
-    "docs/generation.md": [shell, python, python, in_transformers],
     "docs/interchange.md": [imports, shell, export],
     "docs/own-files.md": [folders, stamps, shell, mixture, shell, shell, shell, python, shell],
     "docs/scaling.md": [shell, shell],
+    "docs/generation.md": [shell, python, python, own_values, python, python, in_transformers],
     "docs/tokenizers.md": [python, python, imports, imports, shell],
     "docs/training.md": [shell, data_module, shell, shell, shell],
 }
@@ -353,7 +382,7 @@ def names(tmp_path, monkeypatch, scenes_folder, bundle_folder) -> Path:
         (tmp_path / name).symlink_to(ROOT / name)
     for name in ("RAW", "SCENES"):
         (tmp_path / name).symlink_to(scenes_folder)
-    for name, inside in (("IMAGES", "images"), ("AUDIO", "sounds"), ("PICTURES", "images"), ("SOUNDS", "sounds"), ("corpus.txt", "text.txt"), ("photo.png", "images/000003.png")):  # fmt: skip
+    for name, inside in (("IMAGES", "images"), ("AUDIO", "audio"), ("PICTURES", "images"), ("SOUNDS", "audio"), ("corpus.txt", "text.txt"), ("photo.png", "images/000003.png")):  # fmt: skip
         (tmp_path / name).symlink_to(scenes_folder / inside)
     (tmp_path / "BUNDLE").symlink_to(bundle_folder)
     line = {"id": "a", "content": [{"type": "text", "text": "a large red circle"}]}
@@ -468,10 +497,10 @@ def test_a_new_modality_goes_from_json_lines_to_generated_files(names, monkeypat
 
 
 def test_esperanto_says_what_a_scene_shows():
-    from unitok.scenes.world import Scene, Thing
+    from unitok.scenes.world import Scene, SceneObject
 
     caption = runpy.run_path(str(ROOT / "examples" / "esperanto.py"))["caption"]
-    things = (Thing("red", "circle", "large"), Thing("blue", "square", "small"))
+    things = (SceneObject("red", "circle", "large"), SceneObject("blue", "square", "small"))
     row, one = Scene("white", "row", things), Scene("black", "one", things[1:])
     assert caption(row) == "granda ruĝa cirklo maldekstre de malgranda blua kvadrato sur blanka fono"
     assert caption(one) == "malgranda blua kvadrato sur nigra fono"

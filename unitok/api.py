@@ -1,93 +1,177 @@
-"""The library's front door: a bundle that generates, streams and scores."""
+"""The library's front door: `Unitok`, a bundle that generates, streams and scores."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from typing import Any
+from __future__ import annotations  # so that `help(u.generate)` shows the names of types
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import ParamSpec, TypeVar
 
 from unitok.bundle import Bundle
+from unitok.content import Prompt, Prompts
 from unitok.document import Document
-from unitok.errors import UserError
+from unitok.generation_config import GenerationConfig, RankBy, SamplingParams, Schedule, Values, check_names
 from unitok.sample.outputs import Output
-from unitok.sample.prompts import Prompt, is_part, read_one, read_prompts_of
-from unitok.sample.requests import Task, begin, generate_outputs, make_task
+from unitok.sample.prompts import read_documents, read_one, read_prompts_of
+from unitok.sample.requests import config_for, generate_outputs
 from unitok.sample.score import Score, score_documents
-from unitok.sample.stream import Chunk, stream
+from unitok.sample.stream import Chunk, stream_outputs
+
+#: What arguments of other libraries are called here.
+HINTS = {
+    name: f"did you mean {meant}?"
+    for meant, names in {
+        "n": "num_return_sequences num_images_per_prompt num_outputs num_samples",
+        "max_new_tokens": "max_length max_ids max_tokens max_completion_tokens",
+        "guidance_scale": "cfg_scale cfg guidance",
+        "modalities": "want output outputs modality response_format",
+        "generation_config": "config settings sampling_params params",
+        "negative_prompt": "negative negative_prompts",
+        "prompt": "prompts inputs input_ids text_prompt input messages",
+        "seed": "generator random_state",
+        "progress": "verbose use_tqdm",
+    }.items()
+    for name in names.split()
+} | {
+    "do_sample": "for greedy decoding give temperature=0",
+    "num_beams": "there is no beam search; best_of keeps the best of several",
+}
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Override = Mapping[str, object] | SamplingParams | None
+
+
+def _checks_names(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorator: an argument that does not exist is a `UserError` that names the one that is meant."""
+    names = [name for name in inspect.signature(function).parameters if name != "self"]
+
+    @functools.wraps(function)
+    def call(*args: P.args, **keywords: P.kwargs) -> R:
+        check_names(keywords, names, function.__name__, HINTS)
+        return function(*args, **keywords)
+
+    return call
 
 
 class Unitok(Bundle):
     """Vocabulary, tokenizers and decoder, and what they do together."""
 
+    def __repr__(self) -> str:
+        parameters = "no decoder"
+        if self.model is not None:
+            parameters = f"decoder of {sum(p.numel() for p in self.model.parameters()):,} parameters"
+        tokenizers = ", ".join(self.tokenizers) or "none"
+        return f"<{type(self).__name__}: tokenizers {tokenizers}; vocabulary of {self.vocab.size:,} tokens; {parameters}>"
+
+    @_checks_names
     def generate(
         self,
-        prompt: Prompt,
-        modalities: str | Sequence[str] = "free",
-        n: int = 1,
-        seed: int = 0,
-        max_new_tokens: int = 512,
-        settings: Any = None,
+        prompt: Prompts,
+        modalities: str | Sequence[str] | None = None,
+        n: int | None = None,
+        seed: int | None = None,
+        max_new_tokens: int | None = None,
+        *,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        guidance_scale: float | None = None,
+        media_guidance_scale: float | None = None,
+        guidance_start: int | None = None,
+        guidance_stop: int | None = None,
+        guidance_schedule: Schedule | None = None,
+        text: Override = None,
+        image: Override = None,
+        audio: Override = None,
+        sampling: Mapping[str, Override] | None = None,
+        negative_prompt: Prompt | None = None,
+        prefix_fraction: float | None = None,
+        best_of: int | None = None,
+        rank_by: RankBy | None = None,
+        jacobi_window: int | None = None,
+        generation_config: GenerationConfig | Mapping[str, object] | None = None,
         batch_size: int = 64,
         progress: bool = False,
-        negative_prompt: Any = None,
-        **more: Any,
     ) -> list[Output]:
-        """Continue prompts.
+        """Continue prompts with text, images and audio.
 
         Args:
-            prompt: a part, the parts of one prompt in a list, or a list of such lists for a batch. A part is str (text),
-                Path (a file), PIL.Image, (waveform [C, T], Hz) or Document. So `["A frog.", "A dog."]` is one prompt of two
-                texts, and `[["A frog."], ["A dog."]]` are two prompts.
-            modalities: `free`, or a plan such as `text,image:8x12,audio:2s` (rows x columns of codes), also as a list.
-            n: outputs per prompt. seed: the same seed gives the same outputs.
-            max_new_tokens: most new ids of each output.
-            settings: `unitok.sample.sampling.SamplingParams` for all, or by kind of content or name of a tokenizer:
-                `{"image": SamplingParams(temperature=0.5)}`; a dict changes only what it names. Default: the bundle's own
-                (`defaults`), else temperature 1 and no filters.
-            batch_size: outputs that are generated together.
-            negative_prompt: parts of what guidance leads away from.
-            more: `prefix_fraction`, `best_of`, `rank_by`, `jacobi_window` as in `unitok.sample.requests.Task`.
+            prompt: a str (text), Path (a file), PIL.Image, array (an image), (waveform [C, T], Hz), Document or Segment; a list of
+                these is one prompt, and a list of such lists is a batch: `[["A frog."], ["A dog."]]` are two prompts.
+            modalities: `free`, or a plan such as `text,image:8x12,audio:2s` (rows x columns of codes, seconds), also as a list.
+            n, seed, max_new_tokens: outputs per prompt; the same seed gives the same outputs; most new tokens per output.
+            temperature, top_k, top_p, min_p, repetition_penalty, guidance_scale, media_guidance_scale, guidance_start, guidance_stop,
+                guidance_schedule: how tokens of all content are drawn; see `SamplingParams`.
+            text, image, audio, sampling: the same for one kind of content, `image={"temperature": 0.5}`, and by name of a tokenizer.
+            negative_prompt, prefix_fraction, best_of, rank_by, jacobi_window: see `GenerationConfig`.
+            generation_config: a `GenerationConfig`, or a dict of its fields, for arguments that are left out. What it does not say
+                either, the bundle's own config says, else the library's defaults hold.
+            batch_size: outputs that are generated together. progress: whether to show a progress bar.
 
-        Returns n Outputs for each prompt, in order. Errors: `UserError` that names the argument.
+        Returns: n `Output`s per prompt, in order. Errors: `UserError` that names the argument.
         """
-        documents, task = self._task(
-            prompt,
-            negative_prompt,
-            modalities=modalities,
-            n=n,
-            seed=seed,
-            max_new_tokens=max_new_tokens,
-            settings=settings,
-            **more,
-        )
-        return generate_outputs(self, documents, task, batch_size, progress)
+        given = {name: value for name, value in locals().items() if name in _CONFIG_FIELDS and value is not None}
+        config = self._config(generation_config, given)
+        return generate_outputs(self, read_prompts_of(self, prompt), config, batch_size, progress)
 
+    @_checks_names
     def stream(
         self,
-        prompt: Prompt,
-        modalities: str | Sequence[str] = "free",
-        negative_prompt: Any = None,
+        prompt: Prompts,
+        modalities: str | Sequence[str] | None = None,
+        n: int | None = None,
+        seed: int | None = None,
+        max_new_tokens: int | None = None,
+        *,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        guidance_scale: float | None = None,
+        media_guidance_scale: float | None = None,
+        guidance_start: int | None = None,
+        guidance_stop: int | None = None,
+        guidance_schedule: Schedule | None = None,
+        text: Override = None,
+        image: Override = None,
+        audio: Override = None,
+        sampling: Mapping[str, Override] | None = None,
+        negative_prompt: Prompt | None = None,
+        prefix_fraction: float | None = None,
+        generation_config: GenerationConfig | Mapping[str, object] | None = None,
         batch_size: int = 64,
-        **more: Any,
     ) -> Iterator[Chunk | Output]:
-        """`generate` while it goes on: a `unitok.sample.stream.Chunk` for each new piece of text, row of an image and chunk of
-        audio, and each whole Output after its last piece. Other arguments as for `generate`, without those for progress, the
-        best of several and Jacobi decoding."""
-        documents, task = self._task(prompt, negative_prompt, modalities=modalities, **more)
-        if task.best_of > 1 or task.jacobi_window:
-            raise UserError("a stream cannot choose the best of several, nor guess ahead; leave out best_of and jacobi_window")
-        return stream(self, begin(self, documents, task), task.settings, batch_size)
+        """Yield outputs while they are generated; the arguments are those of `generate`.
 
-    def _task(self, prompt: Prompt, negative_prompt: Any, **options: Any) -> tuple[list[Document], Task]:
-        """Prompts as documents, and what to do with them."""
-        task = make_task(self, options)
-        return read_prompts_of(self, prompt), task if negative_prompt is None else replace(
-            task, negative_prompt=read_one(self, negative_prompt)
-        )
+        Yields: a `unitok.sample.stream.Chunk` for each new piece of text, row of an image or chunk of audio, and each whole `Output`
+        after its last chunk. Errors: `UserError` that names the argument, before any work.
+        """
+        given = {name: value for name, value in locals().items() if name in _CONFIG_FIELDS and value is not None}
+        config = self._config(generation_config, given)
+        return stream_outputs(self, read_prompts_of(self, prompt), config, batch_size)
+
+    def _config(self, config: GenerationConfig | Mapping[str, object] | None, given: Values) -> GenerationConfig:
+        """Return the config of a call from its arguments."""
+        if not isinstance(config, GenerationConfig):
+            config = GenerationConfig.from_dict({} if config is None else config)
+        return config_for(self, config, GenerationConfig(**given))
 
     def read_prompt(self, prompt: Prompt) -> Document:
-        """The Document of a part, or of the parts of one prompt."""
+        """Return the Document of one prompt: of a piece, or of a list of pieces."""
         return read_one(self, prompt)
 
-    def score(self, documents: "Sequence[Document | Prompt]") -> list[Score]:
-        """How likely documents are, segment by segment. A part, or a list of parts, stands for the document of them."""
-        several = [documents] if is_part(documents) else list(documents)
-        return score_documents(self, [d if isinstance(d, Document) else read_one(self, d) for d in several])
+    @_checks_names
+    def score(self, documents: Prompts) -> list[Score]:
+        """Score documents: log-probabilities of their tokens, segment by segment.
+
+        documents: one piece of a prompt, or a list of documents, each a piece or a list of pieces: `["A frog.", "A dog."]` are two.
+        Errors: `UserError` for a document longer than the decoder takes.
+        """
+        return score_documents(self, read_documents(self, documents))
+
+
+_CONFIG_FIELDS = [name for name in inspect.signature(GenerationConfig.__init__).parameters if name != "self"]

@@ -67,8 +67,8 @@ class Files:
     """The files under a local folder. For a URL see `open_files`.
 
     Args:
-        folder: the source's folder; names are relative to it.
-        root: another folder that paths may lead into; they must not leave the two.
+        folder: the source's folder; names are relative to it, and paths must not leave it.
+        root: another folder that paths may lead into.
         named: a file in `folder` that may be a link to anywhere, because the user named it.
     """
 

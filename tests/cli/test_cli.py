@@ -8,10 +8,10 @@ import json
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,10 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from vocabularies import make_vocab
 
 from unitok.api import Unitok
 from unitok.cli import LIGHTNING_VERBS, VERBS, flags, function_of, main
-from unitok.cli.arguments import settings_by_name
+from unitok.cli.arguments import sampling_of_flags
 from unitok.configs import CONFIGS, config_file
 from unitok.data.shards import TokenDataset
 from unitok.model import Decoder
@@ -75,7 +74,7 @@ def test_help_imports_neither_torch_nor_lightning():
 #: The last word of an option's name -> what its help must say it is measured in or counts.
 UNITS = {"minutes": "minutes", "seconds": "seconds", "segment": "seconds", "size": "pixels|pieces|documents|outputs|of equal size",
          "area": "pixels", "workers": "processes", "threads": "threads", "ids": "ids", "validation": "fraction", "rate": "fraction|Hz",
-         "prefix_fraction": "share", "mfu": "fraction", "jacobi_window": "ids", "count": "number|scenes", "context": "tokens", "batch": "tokens"}  # fmt: skip
+         "prefix_fraction": "fraction", "mfu": "fraction", "jacobi_window": "tokens", "count": "number|scenes", "context": "tokens", "batch": "tokens"}  # fmt: skip
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -230,7 +229,7 @@ def test_two_tokenizers_of_a_kind_are_told_apart_by_names(bundle_folder, scenes_
     assert done.stdout.startswith(f"{out}: text, image, speech, music; ")
     assert_one_line(here("bundle", tmp_path / "b", *parts, f"--audio=music={bundle_folder}"), "--audio", "'music'", "NAME=PATH")
     torch.manual_seed(0)
-    tokens = ("tokenize", scenes_folder / "sounds", tmp_path / "tokens", "--bundle", out)
+    tokens = ("tokenize", scenes_folder / "audio", tmp_path / "tokens", "--bundle", out)
     assert_one_line(here(*tokens), "audio", "speech, music")
     done = here(*tokens, "--instance", "audio=music")
     assert done.returncode == 0, done.stderr
@@ -245,7 +244,7 @@ def test_two_tokenizers_of_a_kind_are_told_apart_by_names(bundle_folder, scenes_
             "speech:3,music:3",
             "--seed",
             seed,
-            "--settings",
+            "--sampling",
             json.dumps({"speech": {"temperature": temperature}}),
         ]
         done = here("sample", "--bundle", out, "--text", "x", *words, "--out", tmp_path / "out")
@@ -254,8 +253,8 @@ def test_two_tokenizers_of_a_kind_are_told_apart_by_names(bundle_folder, scenes_
         drawn.append([(tmp_path / "out" / f"000000-{i}.wav").read_bytes() for i in range(2)])
     assert drawn[0][0] == drawn[1][0] != drawn[2][0]
     assert drawn[0][1] != drawn[1][1]
-    assert_one_line(here("sample", "--bundle", out, "--text", "x", "--settings", "{"), "--settings", "JSON")
-    heard = scenes_folder / "sounds" / "000000.wav"
+    assert_one_line(here("sample", "--bundle", out, "--text", "x", "--sampling", "{"), "--sampling", "JSON")
+    heard = scenes_folder / "audio" / "000000.wav"
     sample = ("sample", "--bundle", out, "--modalities", "text", "--out", tmp_path / "heard")
     assert_one_line(here(*sample, "--audio", heard), "several tokenizers for audio: speech, music")
     assert here(*sample, f"--audio=music={heard}").returncode == 0
@@ -263,14 +262,48 @@ def test_two_tokenizers_of_a_kind_are_told_apart_by_names(bundle_folder, scenes_
     assert [part["type"] for part in line["content"]] == ["music", "text"]
 
 
-def test_a_setting_of_a_kind_counts_before_that_of_all_and_a_name_before_its_kind():
-    vocab = make_vocab(300, 64, (2, 8))
-    vocab.spans["speech"] = replace(vocab.spans["audio"], modality="speech", kind="audio")
-    given = {"": {"temperature": 1, "top_k": 5}, "image": {"temperature": 2}}
-    made = settings_by_name(vocab, given, '{"audio": {"temperature": 3}, "speech": {"temperature": 4}, "smell": {}}')
-    temperatures = {name: settings.get("temperature") for name, settings in made.items()}
-    assert temperatures == {"text": 1, "image": 2, "audio": 3, "speech": 4, "smell": None}
-    assert all(made[name]["top_k"] == 5 for name in vocab.spans)
+def test_flags_of_a_kind_and_of_a_tokenizer_are_put_together():
+    given = {"image": {"temperature": 2}, "audio": {"top_k": 5}}
+    made = sampling_of_flags(given, '{"audio": {"temperature": 3}, "speech": {"temperature": 4}}')
+    assert made == {"image": {"temperature": 2}, "audio": {"top_k": 5, "temperature": 3}, "speech": {"temperature": 4}}
+    assert sampling_of_flags({}, "") == {}
+
+
+def test_flags_count_before_the_config_file_and_that_before_the_bundles_own(bundle_folder, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr("unitok.api.generate_outputs", lambda bundle, prompts, config, *more: calls.append(config) or [])
+    shutil.copytree(bundle_folder, tmp_path / "own")
+    (tmp_path / "own" / "generation_config.json").write_text('{"n": 2, "temperature": 0.1, "image": {"top_k": 3}}')
+    file = tmp_path / "mine.json"
+    file.write_text('{"n": 3, "seed": 5, "audio": {"temperature": 0.2}, "image": {"temperature": 0.3}}')
+    base = ("sample", "--bundle", tmp_path / "own", "--text", "x", "--out", tmp_path / "out")
+    assert here(*base).returncode == 0
+    assert here(*base, "--generation-config", file).returncode == 0
+    assert here(*base, "--generation-config", file, "--n", 4, "--image-temperature", 0.4, "--top-p", 0.9).returncode == 0
+    assert [(config.n, config.seed) for config in calls] == [(2, 0), (3, 5), (4, 5)]
+    kinds = ("text", "image", "audio")
+    assert [[config.sampling[kind]["temperature"] for kind in kinds] for config in calls] == [
+        [0.1, 0.1, 0.1],
+        [0.1, 0.3, 0.2],
+        [0.1, 0.4, 0.2],
+    ]
+    assert calls[2].sampling["image"] == {"temperature": 0.4, "top_k": 3, "top_p": 0.9}
+    file.write_text('{"temprature": 1}')
+    assert_one_line(here(*base, "--generation-config", file), "mine.json", "'temprature'", "did you mean temperature")
+
+
+def test_a_bundle_is_given_its_generation_config(bundle_folder, tmp_path):
+    out, file = tmp_path / "own", tmp_path / "mine.json"
+    file.write_text('{"temperature": 0.5, "image": {"guidance_scale": 3.0}}')
+    assert_one_line(here("bundle", out, "--generation-config", file), "nothing to put into the bundle")
+    shutil.copytree(bundle_folder, out)
+    assert here("bundle", out, "--generation-config", file).returncode == 0
+    own = Unitok.from_pretrained(out)
+    assert own.generation_config.to_dict() == {"temperature": 0.5, "image": {"guidance_scale": 3.0}}
+    assert own.parts == Unitok.from_pretrained(bundle_folder).parts
+    file.write_text('{"smell": {"temperature": 0.5}}')
+    assert_one_line(here("bundle", out, "--generation-config", file), "no tokenizer 'smell'")
+    assert Unitok.from_pretrained(out).generation_config == own.generation_config
 
 
 def test_mistakes_in_prompts_and_flags_are_one_line(bundle_folder, tmp_path):
@@ -299,7 +332,7 @@ def test_mistakes_in_prompts_and_flags_are_one_line(bundle_folder, tmp_path):
     assert_one_line(here(*base, "--text", "x " * 1100, "--modalities", "text"), "a prompt of 2", "the decoder takes 1024")
     assert_one_line(here(*base, "--text", "x", "--score"), "--score", "--prompts")
     assert_one_line(here(*base, "--text", "x", "--live", "--best-of", "3"), "--live", "--best-of")
-    assert_one_line(here(*base, "--text", "x", "--prefix-fraction", "2"), "--prefix-fraction", "share")
+    assert_one_line(here(*base, "--text", "x", "--prefix-fraction", "2"), "--prefix-fraction", "above 0")
     assert_one_line(unitok("paint"), "paint", "sample")
     assert not out.exists()
 

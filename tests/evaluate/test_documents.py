@@ -18,7 +18,6 @@ from unitok.errors import UserError
 from unitok.evaluate.directions import direction_of
 from unitok.evaluate.documents import DirectionTexts, WrittenText, evaluate_documents, read_documents
 from unitok.grammar import Grammar
-from unitok.sample.sampling import SamplingParams
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +101,7 @@ def test_texts_are_what_greedy_sampling_writes_after_what_precedes(tiny):
     given = [(image[0],), (Segment("text", tiny.text.encode("what?"), loss=False), image[1])]
     ends_otherwise = Document((text, image[2]))
     scores = evaluate_documents(tiny, [*(Document((*g, text)) for g in given), ends_otherwise], 0, max_new_tokens=12)
-    greedy = tiny.generate([[Document(g)] for g in given], "text", max_new_tokens=12, settings=SamplingParams(temperature=0))
+    greedy = tiny.generate([[Document(g)] for g in given], "text", max_new_tokens=12, temperature=0)
     written = [result.text and result.text.generated for result in scores.results]
     assert written == [*(output.text.strip() for output in greedy), None]
     assert {result.text.reference for result in scores.results[:2]} == {"a dog"}

@@ -13,13 +13,13 @@ from unitok.bundle import make_bundle, make_untrained
 from unitok.cli import main
 from unitok.document import Document, Segment
 from unitok.errors import UserError
+from unitok.generation_config import SamplingParams
 from unitok.grammar import Grammar, parse_plan
 from unitok.interop import import_checkpoint
 from unitok.interop.decoder import export_decoder
 from unitok.model import Decoder, DecoderConfig
 from unitok.sample.engine import generate
 from unitok.sample.running import Request
-from unitok.sample.sampling import SamplingParams
 from unitok.tokenizers import ImageTokenizer
 from unitok.training.finetune import start_decoder
 

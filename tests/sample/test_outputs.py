@@ -18,7 +18,6 @@ from unitok.grammar import Grammar
 from unitok.modalities.image import half_blocks
 from unitok.ranges import Span
 from unitok.sample.outputs import Output, save_outputs
-from unitok.sample.sampling import SamplingParams
 from unitok.sample.score import score_documents
 from unitok.sample.stream import Chunk
 from unitok.tokenizers import AudioTokenizer, AudioTokenizerConfig
@@ -58,7 +57,7 @@ def test_a_begun_sound_goes_on_to_the_length_that_is_wanted(tiny):
         tiny.generate([Document((start,))], "audio:2", prefix_fraction=1.0)
     with pytest.raises(UserError, match="the plan wants 3x3 codes, the image was begun with 4x5"):
         tiny.generate([Document((picture(),))], "image:3x3", prefix_fraction=0.5)
-    with pytest.raises(UserError, match="must end with a picture or a sound"):
+    with pytest.raises(UserError, match="must end with an image or audio"):
         tiny.generate(["a text"], "text", prefix_fraction=0.5)
 
 
@@ -71,8 +70,8 @@ def test_the_best_of_several_are_those_with_the_best_scores(tiny, by):
 
     def value(output):
         scored = score_documents(tiny, [Document(given.segments + output.new.segments), output.new])
-        likely = scored[0].parts[-1]["log_probability"]
-        return likely - (scored[1].parts[-1]["log_probability"] if by == "pmi" else 0)
+        likely = scored[0].parts[-1].log_probability
+        return likely - (scored[1].parts[-1].log_probability if by == "pmi" else 0)
 
     order = sorted((value(o) for o in everything), reverse=True)
     assert [value(o) for o in best] == pytest.approx(order[:2], abs=1e-3)
@@ -92,7 +91,7 @@ def test_choosing_among_free_outputs_with_roles_works_whatever_they_are(tiny, by
 
 
 def test_mistakes_in_a_stream_are_said_before_any_work(tiny):
-    with pytest.raises(UserError, match="batch size is 0"):
+    with pytest.raises(UserError, match="batch_size is 0"):
         tiny.stream(["a text"], batch_size=0)
     with pytest.raises(UserError, match="a budget of 4 tokens is too small"):
         tiny.stream(["a text"], modalities="image:2x2", max_new_tokens=4)
@@ -115,11 +114,10 @@ def test_a_streams_pieces_add_up_to_its_outputs(tiny, causal, streams):
     u, audio = causal
     u.tokenizers["audio"] = audio if streams else tiny.audio
     modalities, prompt = "text,image:8x6,audio:40", [["a small text"], ["text", "small"]]
-    settings = {"image": SamplingParams(guidance_scale=2.0)}
     outputs, pieces = [], []
-    for piece in u.stream(prompt, modalities=modalities, n=2, max_new_tokens=400, settings=settings, seed=4):
+    for piece in u.stream(prompt, modalities=modalities, n=2, max_new_tokens=400, image={"guidance_scale": 2.0}, seed=4):
         (outputs if isinstance(piece, Output) else pieces).append(piece)
-    whole = u.generate(prompt, modalities, n=2, max_new_tokens=400, settings=settings, seed=4)
+    whole = u.generate(prompt, modalities, n=2, max_new_tokens=400, image={"guidance_scale": 2.0}, seed=4)
     assert sorted(o.index for o in outputs) == [0, 1, 2, 3]
     for output in outputs:
         mine = [p for p in pieces if p.index == output.index]
@@ -190,7 +188,7 @@ def test_files_of_a_prompt_keep_nothing_of_their_names_and_pages_quote_the_rest(
     hostile = tmp_path / 'a.png" onerror="alert(1)'
     hostile.write_bytes((scenes_folder / "images" / "000000.png").read_bytes())
     sound = tmp_path / "b.png?#%41"
-    sound.write_bytes((scenes_folder / "sounds" / "000000.wav").read_bytes())
+    sound.write_bytes((scenes_folder / "audio" / "000000.wav").read_bytes())
     prompt = [hostile, sound, "<script>alert(2)</script>\x1b\u202e"]
     out = tmp_path / "out"
     save_outputs(tiny.generate(prompt, "image:1x1,audio:1", n=2), out, '<b>"title"')
@@ -246,6 +244,34 @@ def test_an_output_is_decoded_once(tiny, tmp_path, monkeypatch):
     assert sorted(calls) == ["audio", "image"]
 
 
+def test_outputs_show_themselves_escaped_with_the_prompt_in_gray(tiny, scenes_folder):
+    prompt = ["<script>alert(1)</script>\x1b & more", scenes_folder / "images" / "000000.png"]
+    outputs = tiny.generate(prompt, "image:2x2,audio:2", n=2)
+    for shown, count in ((outputs[0]._repr_html_(), 1), (outputs._repr_html_(), 2)):
+        elements = Elements(shown).found
+        assert {tag for tag, _ in elements} == {"div", "figure", "p", "img", "audio"}
+        assert "&lt;script&gt;alert(1)&lt;/script&gt;\\x1b &amp; more" in shown
+        sources = [a["src"][:22] for tag, a in elements if tag in ("img", "audio")]
+        assert sources == ["data:image/png;base64,", "data:image/png;base64,", "data:audio/wav;base64,"] * count
+        gray = ["color:#7a848f" in a["style"] for tag, a in elements if tag == "figure"]
+        assert gray == [True, True, False, False] * count
+    line = repr(outputs[0])
+    assert line.startswith("<Output 0: text '<script>alert(1)</script>\\x1b & more', image ")
+    assert line.endswith(" -> image 2x2, audio 3x2 (16 tokens)>")
+    assert "\n" not in line
+
+
+def test_scores_and_bundles_show_themselves(tiny):
+    (score,) = tiny.score(Document((picture(shape=(2, 2)), Segment("text", tiny.text.encode("a text"), loss=False)), "cats"))
+    assert re.fullmatch(r"<Score 'cats': -\d+\.\d\d nats, 8 tokens, \d+\.\d{3} bits per token \(image, text\)>", repr(score))
+    elements = Elements(score._repr_html_()).found
+    assert ["color:#7a848f" in a["style"] for tag, a in elements if tag == "figure"] == [False, True]
+    assert f"{score.parts[0].log_probability:.2f} nats, 8 tokens" in score._repr_html_()
+    line = "<Unitok: tokenizers text, image, audio; vocabulary of 780 tokens; decoder of 176,064 parameters>"
+    assert repr(tiny) == line
+    assert repr(Unitok(tiny.vocab)) == "<Unitok: tokenizers none; vocabulary of 780 tokens; no decoder>"
+
+
 def test_scores_on_the_command_line_choose_among_answers(tiny, bundle_folder, tmp_path, capsys):
     lines = [
         {"id": answer, "content": [{"type": "text", "text": "a small", "loss": False}, {"type": "text", "text": answer}]}
@@ -257,7 +283,7 @@ def test_scores_on_the_command_line_choose_among_answers(tiny, bundle_folder, tm
     rows = [json.loads(line) for line in (tmp_path / "out" / "scores.jsonl").read_text().splitlines()]
     for row, line in zip(rows, lines, strict=True):
         given, answer = (tiny.text.encode(part["text"]) for part in line["content"])
-        assert row["ids"] == len(answer)
+        assert row["tokens"] == len(answer)
         ids = tiny.vocab.encode(Document((Segment("text", [*given, *answer]),)), eos=False)
         legal = torch.cat([torch.arange(a, b) for a, b in Grammar(tiny.vocab).follow(ids, complete=False).allowed()])
         with torch.inference_mode():
@@ -265,4 +291,4 @@ def test_scores_on_the_command_line_choose_among_answers(tiny, bundle_folder, tm
         chosen = logits[:, legal].double().log_softmax(-1)
         wanted = sum(chosen[i - 1, (legal == ids[i]).nonzero()[0, 0]] for i in range(1 + len(given), len(ids)))
         assert row["log_probability"] == pytest.approx(float(wanted), abs=1e-3)
-    assert "bits an id" in capsys.readouterr().out
+    assert "bits per token" in capsys.readouterr().out

@@ -1,7 +1,6 @@
-"""Promises of prompts: a part alone is a prompt, mistakes are one line, files obey their folder and their declared type."""
+"""Promises of prompts: a piece alone is a prompt, arrays and files are read alike, files obey their folder and their declared type."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +10,8 @@ from PIL import Image
 
 from unitok.document import Document, Part, RawDocument, Segment
 from unitok.errors import UserError
+from unitok.generation_config import GenerationConfig, SamplingParams
 from unitok.sample.prompts import read_prompts
-from unitok.sample.sampling import SamplingParams
 
 
 @pytest.fixture(scope="module")
@@ -24,28 +23,38 @@ def media(tmp_path_factory):
     return folder
 
 
-def parts(tiny, media) -> list:
+def pieces(tiny, media) -> list:
     samples, rate = soundfile.read(media / "sound.wav")
     picture = Image.open(media / "picture.png")
     document = Document((Segment("text", tiny.text.encode("a text")),))
-    return ["a red circle", media / "picture.png", media / "sound.wav", picture, (samples, rate), document]
+    image = np.asarray(picture)
+    return [
+        "a red circle",
+        media / "picture.png",
+        media / "sound.wav",
+        picture,
+        (samples, rate),
+        document,
+        document.segments[0],
+        image,
+    ]
 
 
-def test_a_part_alone_is_a_prompt_of_one_part(tiny, media):
-    for part in parts(tiny, media):
-        wanted = tiny.read_prompt([part])
+def test_a_piece_alone_is_a_prompt_of_one_piece(tiny, media):
+    for piece in pieces(tiny, media):
+        wanted = tiny.read_prompt([piece])
         assert len(wanted.segments) == 1
-        assert tiny.read_prompt(part) == wanted
-        (output,) = tiny.generate(part, "image:1x1")
+        assert tiny.read_prompt(piece) == wanted
+        (output,) = tiny.generate(piece, "image:1x1")
         assert output.prompt == wanted
-        assert output.ids.tolist() == tiny.generate([part], "image:1x1")[0].ids.tolist()
-        *_, streamed = tiny.stream(part, "image:1x1")
+        assert output.ids.tolist() == tiny.generate([piece], "image:1x1")[0].ids.tolist()
+        *_, streamed = tiny.stream(piece, "image:1x1")
         assert streamed.ids.tolist() == output.ids.tolist()
-        (alone,), (listed,) = tiny.score(part), tiny.score([part])
+        (alone,), (listed,) = tiny.score(piece), tiny.score([piece])
         assert alone.parts == listed.parts != []
     assert (
         tiny.read_prompt(media / "sound.wav").segments[0].codes.tolist()
-        == tiny.read_prompt(parts(tiny, media)[4]).segments[0].codes.tolist()
+        == tiny.read_prompt(pieces(tiny, media)[4]).segments[0].codes.tolist()
     )
 
 
@@ -55,58 +64,43 @@ def test_lists_are_one_prompt_and_lists_of_lists_a_batch(tiny):
     assert len(tiny.score(["A frog.", ["A dog.", "B"]])) == 2
 
 
-def test_settings_of_every_form_are_the_same(tiny):
+def test_sampling_parameters_in_every_form_are_the_same(tiny):
     cold = SamplingParams(temperature=0.0)
-    made = [
-        tiny.generate("a text", "image:2x2", settings=form)[0].ids.tolist()
-        for form in (cold, {"image": cold}, {"image": {"temperature": 0.0}})
-    ]
-    assert made[0] == made[1] == made[2] != tiny.generate("a text", "image:2x2")[0].ids.tolist()
+    forms = (
+        {"temperature": 0},
+        {"image": cold},
+        {"image": {"temperature": 0.0}},
+        {"sampling": {"image": cold}},
+        {"generation_config": GenerationConfig(temperature=0)},
+        {"generation_config": {"temperature": 1, "image": {"temperature": 0}}},
+        {"temperature": 0, "generation_config": {"image": {"temperature": 1}}},
+    )
+    made = [tiny.generate("a text", "image:2x2", **form)[0].ids.tolist() for form in forms]
+    assert all(ids == made[0] for ids in made)
+    assert made[0] != tiny.generate("a text", "image:2x2")[0].ids.tolist()
     assert [s.modality for s in tiny.generate("a", ["image", "text"], max_new_tokens=90)[0].new.segments] == ["image", "text"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        ({"prompt": np.zeros((8, 8, 3), np.uint8)}, r"not ndarray; of an array: PIL\.Image\.fromarray"),
-        ({"prompt": torch.zeros(1, 800)}, r"not Tensor; of an array"),
-        ({"prompt": [1, 2, 3]}, "not list; of an array"),
-        ({"prompt": ["a", 3]}, "not int"),
-        ({"prompt": b"a"}, "not bytes"),
-        ({"prompt": None}, "prompt: a NoneType"),
-        ({"prompt": {"text": "a"}}, "prompt: a dict"),
-        ({"prompt": [["a"], "b"]}, "mixed"),
-        ({"prompt": ("a", "b", "c"), "modalities": 3}, "modalities is a int"),
-        ({"prompt": [("a", "b")]}, "its rate is a str"),
-        ({"prompt": Image.new("RGB", (0, 5))}, "0 x 5 pixels"),
-        (
-            {"temperature": 0.5},
-            r"no 'temperature'; it is one of the settings: settings=\{'image': SamplingParams\(temperature=VALUE\)\}",
-        ),
-        ({"max_new_tokenz": 5}, "no 'max_new_tokenz'; did you mean max_new_tokens"),
-        ({"num_return_sequences": 5}, "no 'num_return_sequences'; did you mean"),
-        ({"settings": {"images": SamplingParams()}}, "settings: 'images' is none of text, image, audio"),
-        ({"settings": {"image": {"temprature": 1}}}, r"settings\['image'\]: no 'temprature'; did you mean temperature"),
-        ({"settings": {"image": 0.5}}, r"settings\['image'\]: a float; give settings="),
-        ({"settings": 0.5}, "settings: a float; give settings="),
-        ({"settings": {"image": {"temperature": "hot"}}}, "temperature 'hot'"),
-        ({"n": "2"}, "n is '2'"),
-        ({"n": 1.5}, r"n is 1\.5"),
-        ({"prefix_fraction": "half"}, "prefix_fraction is 'half'"),
-        ({"batch_size": "2"}, "batch size is '2'"),
-        ({"prompt": Path()}, "not a file"),
-        ({"modalities": ["image", "smell"]}, "smell"),
-    ],
-)
-def test_wrong_calls_are_one_line_that_names_the_argument(tiny, arguments, told):
-    with pytest.raises(UserError, match=told) as error:
-        tiny.generate(**{"prompt": "a text", "modalities": "image:1x1"} | arguments)
-    assert "\n" not in str(error.value)
+def test_arrays_are_images_as_their_files_are(tiny, media):
+    image = Image.open(media / "picture.png")
+    wanted = tiny.read_prompt(media / "picture.png").segments[0].codes.tolist()
+    pixels = np.asarray(image)
+    tensor = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+    alpha = np.concatenate([pixels, np.full((20, 24, 1), 255, np.uint8)], 2)
+    for array in (pixels, tensor, tensor.numpy(), tensor / 127.5 - 1, (tensor / 127.5 - 1).double().numpy(), alpha):
+        assert tiny.read_prompt(array).segments[0].codes.tolist() == wanted
+    gray = tiny.read_prompt(pixels[..., 0]).segments[0].codes.tolist()
+    assert gray == tiny.read_prompt(pixels[..., :1]).segments[0].codes.tolist()
+    assert gray == tiny.read_prompt(Image.fromarray(pixels[..., 0])).segments[0].codes.tolist()
 
 
-def test_a_text_that_names_a_picture_is_hinted_at(tiny, media):
-    with pytest.warns(UserWarning, match=r"names an image file; Path\("):
-        tiny.read_prompt(str(media / "picture.png"))
+def test_waveforms_are_read_as_soundfile_and_scipy_give_them(tiny, media):
+    samples, rate = soundfile.read(media / "sound.wav")
+    wanted = tiny.read_prompt(media / "sound.wav").segments[0].codes.tolist()
+    whole = (samples * 32768).round().astype(np.int16)
+    for array in (samples, samples[None], samples[:, None], torch.from_numpy(samples).float(), whole, samples.tolist()):
+        assert tiny.read_prompt((array, rate)).segments[0].codes.tolist() == wanted
+        assert tiny.read_prompt((rate, array)).segments[0].codes.tolist() == wanted
 
 
 def prompts(folder, *parts):

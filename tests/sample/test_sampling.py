@@ -10,19 +10,19 @@ from test_layouts import every_layout, random_codes
 
 from unitok.document import Document, Segment
 from unitok.errors import UserError
+from unitok.generation_config import SamplingParams
 from unitok.grammar import Grammar, PlanItem, parse_plan
 from unitok.model.decoder import Decoder
 from unitok.model.inference import InferenceDecoder
 from unitok.sample.engine import Session, generate
 from unitok.sample.running import Request
 from unitok.sample.sampling import (
-    SamplingParams,
     draw,
     guide,
     keep_min_p,
     keep_top_k,
     keep_top_p,
-    penalise_repetition,
+    penalize_repetition,
 )
 from unitok.sample.score import log_probabilities
 
@@ -38,7 +38,7 @@ def test_min_p_and_the_repetition_penalty_do_what_they_say_row_by_row():
     logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]]).repeat(3, 1)
     assert (keep_min_p(logits, torch.tensor([0.0, 0.3, 0.1])) > -torch.inf).sum(-1).tolist() == [4, 2, 3]
     seen = torch.tensor([[False, True, False, False]]).repeat(3, 1)
-    out = penalise_repetition(logits, seen, torch.tensor([[1.0], [2.0], [0.5]]))
+    out = penalize_repetition(logits, seen, torch.tensor([[1.0], [2.0], [0.5]]))
     wanted = logits.log_softmax(-1)
     assert torch.equal(out[0], wanted[0])
     assert torch.equal(out[:, [0, 2, 3]], wanted[:, [0, 2, 3]])
@@ -47,9 +47,9 @@ def test_min_p_and_the_repetition_penalty_do_what_they_say_row_by_row():
 
 
 def test_a_schedule_grows_from_nothing_to_the_full_scale_over_its_interval():
-    how = SamplingParams(guidance_scale=3.0, guidance_start=2, guidance_stop=6, guidance_schedule="linear")
-    assert [how.guides(i) for i in range(8)] == [False] * 2 + [True] * 4 + [False] * 2
-    assert [how.scales(i, 64)[0] for i in range(2, 6)] == pytest.approx([1, 1 + 2 / 3, 1 + 4 / 3, 3])
+    params = SamplingParams(guidance_scale=3.0, guidance_start=2, guidance_stop=6, guidance_schedule="linear")
+    assert [params.guides(i) for i in range(8)] == [False] * 2 + [True] * 4 + [False] * 2
+    assert [params.scales(i, 64)[0] for i in range(2, 6)] == pytest.approx([1, 1 + 2 / 3, 1 + 4 / 3, 3])
     cosine = SamplingParams(guidance_scale=2.0, media_guidance_scale=3.0, guidance_schedule="cosine")
     assert cosine.scales(10, 21) == pytest.approx((1.5, 2.0))
     assert cosine.scales(10, None) == (2.0, 3.0)
@@ -100,13 +100,13 @@ def prompts_of(tiny):
 def test_with_random_weights_nothing_is_ever_malformed(tiny, modalities, guidance_scale):
     grammar, vocab = Grammar(tiny.vocab), tiny.vocab
     plan = parse_plan(modalities, vocab, tiny.rates)
-    settings = {
+    sampling = {
         m: SamplingParams(1.0, guidance_scale=guidance_scale if m != "text" else 1.0) for m in ("text", "image", "audio")
     }
     prompts = [vocab.encode(p, eos=False) for p in prompts_of(tiny)]
     requests = [Request(p, plan, 24 + 3 * i + j, 1, 10 * i + j) for i, p in enumerate(prompts) for j in range(6)]
     spans = 0
-    for request, new in zip(requests, generate(tiny.model, grammar, requests, settings), strict=True):
+    for request, new in zip(requests, generate(tiny.model, grammar, requests, sampling), strict=True):
         assert len(new) <= request.max_new_tokens
         whole = np.concatenate([request.prompt, new])
         if whole[-1] != vocab.eos:
@@ -176,7 +176,7 @@ def count_spans(tiny, least):
     while sum(spans.values()) < least:
         requests = [random_request(tiny, grammar, rng, row := row + 1) for _ in range(96)]
         for request in requests:
-            request.settings = {m: ways[rng.integers(len(ways))] for m in spans}
+            request.sampling = {m: ways[rng.integers(len(ways))] for m in spans}
         for request, new in zip(requests, generate(tiny.model, grammar, requests, batch_size=64), strict=True):
             assert len(new) <= request.max_new_tokens
             whole = np.concatenate([request.prompt, new])
@@ -216,16 +216,16 @@ def test_of_100_000_spans_with_random_weights_nothing_is_malformed(tiny):
 def test_the_same_seed_gives_the_same_ids_alone_and_in_a_batch(tiny):
     grammar = Grammar(tiny.vocab)
     prompts = [tiny.vocab.encode(p, eos=False) for p in prompts_of(tiny)]
-    settings = {
+    sampling = {
         "image": SamplingParams(guidance_scale=2.0),
         "text": SamplingParams(top_k=20),
         "audio": SamplingParams(top_p=0.9),
     }
     requests = [Request(p, None, 40, 5, i) for i, p in enumerate(prompts)]
-    together = generate(tiny.model, grammar, requests, settings)
-    again = generate(tiny.model, grammar, requests, settings)
-    alone = [generate(tiny.model, grammar, [r], settings)[0] for r in requests]
-    other = generate(tiny.model, grammar, [Request(r.prompt, None, 40, 6, r.row) for r in requests], settings)
+    together = generate(tiny.model, grammar, requests, sampling)
+    again = generate(tiny.model, grammar, requests, sampling)
+    alone = [generate(tiny.model, grammar, [r], sampling)[0] for r in requests]
+    other = generate(tiny.model, grammar, [Request(r.prompt, None, 40, 6, r.row) for r in requests], sampling)
     for a, b, c in zip(together, again, alone, strict=True):
         assert np.array_equal(a, b)
         assert np.array_equal(a, c)
@@ -239,14 +239,14 @@ def guided(c, u, scale, m, media_scale):
     return torch.where(c.isinf(), c, mixed)
 
 
-def naive(tiny, request, settings):
-    """Greedy ids of a request without a cache, a batch, a sliced head or a menu: whole passes, one for each way of guidance."""
+def naive(tiny, request, sampling):
+    """Greedy ids of a request without a cache, a batch or a sliced head: whole passes, one for each way of guidance."""
     vocab, grammar = tiny.vocab, Grammar(tiny.vocab)
     state = grammar.follow(request.prompt, complete=False).copy_for(request.max_new_tokens, request.plan)
     ids, span = request.prompt.tolist(), request.prompt.tolist()[len(request.prompt) - state.into :]
     befores = {"own": None, "none": request.negative_prompt, "media": request.media}
     while state.state != "done":
-        how = settings.get(state.modality or (state.plan[0].modality if state.plan else "text"), SamplingParams())
+        params = sampling.get(state.modality or (state.plan[0].modality if state.plan else "text"), SamplingParams())
         legal = torch.zeros(vocab.size, dtype=torch.bool)
         for a, b in state.allowed():
             legal[a:b] = True
@@ -260,14 +260,14 @@ def naive(tiny, request, settings):
                 )
             logits[kind] = found[0, -1].masked_fill(~legal, -torch.inf)[None]
         chosen = logits["own"]
-        if how.guides(state.count):
-            scale, media = (torch.tensor([[x]]) for x in how.scales(state.count, state.total))
-            three = how.media_guidance_scale is not None
+        if params.guides(state.count):
+            scale, media = (torch.tensor([[x]]) for x in params.scales(state.count, state.total))
+            three = params.media_guidance_scale is not None
             chosen = guided(chosen, logits["none"], scale, logits["media"] if three else None, media)
-        if how.repetition_penalty != 1:
+        if params.repetition_penalty != 1:
             seen = torch.zeros(1, vocab.size, dtype=torch.bool)
             seen[0, ids] = True
-            chosen = penalise_repetition(chosen, seen, torch.tensor([[how.repetition_penalty]]))
+            chosen = penalize_repetition(chosen, seen, torch.tensor([[params.repetition_penalty]]))
         id = int(chosen.argmax())
         before = state.span
         state.advance(id)
@@ -294,7 +294,7 @@ WAYS = {
 def test_greedy_ids_equal_a_naive_loop_over_whole_sequences(tiny, way):
     """Four prompts of different lengths in one batch, against one at a time without any of the engine."""
     vocab = tiny.vocab
-    settings = {m: SamplingParams(0.0, **WAYS[way].get(m, {})) for m in ("text", "image", "audio")}
+    sampling = {m: SamplingParams(0.0, **WAYS[way].get(m, {})) for m in ("text", "image", "audio")}
     plan = parse_plan("image:2x3,audio:2,text,image:2x2", vocab, {"audio": 12.5})
     negative_prompt = vocab.encode(Document((Segment("text", tiny.text.encode("nothing")),)), eos=False)
     requests = []
@@ -310,10 +310,10 @@ def test_greedy_ids_equal_a_naive_loop_over_whole_sequences(tiny, way):
                 media=media,
             )
         )
-    made = [ids.tolist() for ids in generate(tiny.model, Grammar(vocab), requests, settings)]
-    assert made == [naive(tiny, request, settings) for request in requests]
+    made = [ids.tolist() for ids in generate(tiny.model, Grammar(vocab), requests, sampling)]
+    assert made == [naive(tiny, request, sampling) for request in requests]
     if WAYS[way]:  # it does something
-        assert made != [naive(tiny, request, dict.fromkeys(settings, SamplingParams(0.0))) for request in requests]
+        assert made != [naive(tiny, request, dict.fromkeys(sampling, SamplingParams(0.0))) for request in requests]
 
 
 def test_codes_of_every_layout_are_drawn_as_a_naive_loop_draws_them(tiny):
@@ -324,9 +324,9 @@ def test_codes_of_every_layout_are_drawn_as_a_naive_loop_draws_them(tiny):
     for name, weight in model.named_parameters():
         if name.endswith(("lm_head.weight", "o_proj.weight", "down_proj.weight")):
             torch.nn.init.normal_(weight, std=0.1)
-    requests, settings = [], {}
+    requests, sampling = [], {}
     for i, m in enumerate(["text", "raster3", "interleaved3", "delayed2", "delayed4", "clip", "strip"]):
-        settings[m] = SamplingParams(0.0, guidance_scale=1.0 + i % 2)
+        sampling[m] = SamplingParams(0.0, guidance_scale=1.0 + i % 2)
         prompt = vocab.encode(Document((Segment(m, random_codes(vocab, m, rng)),)), eos=False)
         cut = int(rng.integers(2 + len(vocab.span(m).header), len(prompt))) if vocab.span(m).begin else len(prompt)
         repeats = None if vocab.span(m).header or i % 3 else 4
@@ -334,8 +334,8 @@ def test_codes_of_every_layout_are_drawn_as_a_naive_loop_draws_them(tiny):
             Request(prompt, [PlanItem(m, repeats=repeats)], 18, row=0),
             Request(prompt[:cut], [PlanItem(m)], 16, row=1),
         ]
-    made = [ids.tolist() for ids in generate(model, Grammar(vocab), requests, settings)]
-    assert made == [naive(SimpleNamespace(vocab=vocab, model=model), request, settings) for request in requests]
+    made = [ids.tolist() for ids in generate(model, Grammar(vocab), requests, sampling)]
+    assert made == [naive(SimpleNamespace(vocab=vocab, model=model), request, sampling) for request in requests]
     for request, ids in zip(requests, made, strict=True):
         segments = vocab.decode(np.concatenate([request.prompt, ids])).segments
         assert segments[-1].modality == request.plan[0].modality
@@ -345,12 +345,12 @@ def test_codes_of_every_layout_are_drawn_as_a_naive_loop_draws_them(tiny):
 
 def test_a_request_that_joins_later_gets_what_it_gets_alone(tiny):
     grammar, vocab = Grammar(tiny.vocab), tiny.vocab
-    settings = {"image": SamplingParams(guidance_scale=2.0), "audio": SamplingParams(top_k=5)}
+    sampling = {"image": SamplingParams(guidance_scale=2.0), "audio": SamplingParams(top_k=5)}
     requests = [Request(vocab.encode(p, eos=False), None, 30 + 5 * i, 7, i) for i, p in enumerate(prompts_of(tiny) * 2)]
-    alone = [generate(tiny.model, grammar, [r], settings)[0].tolist() for r in requests]
-    made = [ids.tolist() for ids in generate(tiny.model, grammar, requests, settings, batch_size=3)]
+    alone = [generate(tiny.model, grammar, [r], sampling)[0].tolist() for r in requests]
+    made = [ids.tolist() for ids in generate(tiny.model, grammar, requests, sampling, batch_size=3)]
     assert made == alone
-    session, found = Session(tiny.model, grammar, settings, ahead=2), {id(r): [] for r in requests}
+    session, found = Session(tiny.model, grammar, sampling, ahead=2), {id(r): [] for r in requests}
     waiting = list(requests)
     while waiting or session.waiting:
         if waiting:
@@ -402,16 +402,16 @@ def test_jacobi_gives_the_ids_of_plain_sampling_in_fewer_passes(tiny):
     grammar, vocab = Grammar(tiny.vocab), tiny.vocab
     prompt = vocab.encode(prompts_of(tiny)[1], eos=False)
     plan = parse_plan("image:5x6,text,image:4x4", vocab)
-    for how in (
+    for params in (
         SamplingParams(0.3, top_k=20, guidance_scale=1.5),
         SamplingParams(0.5, top_p=0.9, guidance_scale=2.0, media_guidance_scale=1.2),
         SamplingParams(0.0),
         SamplingParams(0.0, guidance_scale=2.0, media_guidance_scale=1.4, guidance_schedule="linear"),
         SamplingParams(0.0, guidance_scale=2.5, guidance_start=7, guidance_stop=20),
     ):
-        settings, made, passes = {"image": how, "text": SamplingParams(0.0)}, {}, {}
+        sampling, made, passes = {"image": params, "text": SamplingParams(0.0)}, {}, {}
         for window in (1, 4, 16):
-            session = Session(tiny.model, grammar, settings, jacobi_window=window)
+            session = Session(tiny.model, grammar, sampling, jacobi_window=window)
             session.add(Request(prompt, plan, 90, 3, 0, media=prompt))
             made[window] = []
             while session.waiting:
@@ -420,10 +420,10 @@ def test_jacobi_gives_the_ids_of_plain_sampling_in_fewer_passes(tiny):
             passes[window] = session.passes
         assert made[1] == made[4] == made[16]
         # an interval of guidance cuts a picture's stretch in three, and each begins with an id that needs no pass
-        assert passes[16] <= passes[4] <= passes[1] == (6 + 12 + 9 + 6 + 8 if how.guidance_stop else 29 + 15)
+        assert passes[16] <= passes[4] <= passes[1] == (6 + 12 + 9 + 6 + 8 if params.guidance_stop else 29 + 15)
         grammar.check(np.concatenate([prompt, made[1], [vocab.eos]]))
-        if how.temperature == 0:
-            assert made[16] == naive(tiny, Request(prompt, plan, 90, 3, 0, media=prompt), settings)
+        if params.temperature == 0:
+            assert made[16] == naive(tiny, Request(prompt, plan, 90, 3, 0, media=prompt), sampling)
             assert passes[16] < passes[1]
 
 
@@ -454,7 +454,7 @@ def test_scores_are_the_log_probabilities_of_whole_passes(tiny):
             wanted = logits[i, id] - logits[i, legal].logsumexp(0)
             assert found[i] == pytest.approx(float(wanted), abs=1e-4)
             state.advance(id)
-    with pytest.raises(UserError, match=r"document 1 has \d+ ids, the decoder takes 1024"):
+    with pytest.raises(UserError, match=r"document 1 has \d+ tokens, the decoder takes 1024"):
         log_probabilities(tiny.model, grammar, [np.concatenate([documents[0][:1], np.full(1100, documents[0][1])])])
 
 
@@ -489,7 +489,7 @@ def test_python_prompts_of_every_kind_and_outputs_as_files(tiny, tmp_path, scene
     picture = Image.open(scenes_folder / "images" / "000000.png")
     wave = torch.zeros(1, 4000).uniform_(-0.1, 0.1)
     outputs = tiny.generate(
-        [["a text", scenes_folder / "sounds" / "000001.wav"], [picture, (wave, 8000)], [prompts_of(tiny)[1]]],
+        [["a text", scenes_folder / "audio" / "000001.wav"], [picture, (wave, 8000)], [prompts_of(tiny)[1]]],
         modalities="text,image:3x2,audio:0.2s",
         n=2,
         seed=1,
@@ -505,4 +505,4 @@ def test_python_prompts_of_every_kind_and_outputs_as_files(tiny, tmp_path, scene
     raw = outputs[0].save(tmp_path)
     files = [p.path for p in raw.content if p.path]
     assert all(f.exists() for f in files)
-    assert files[0].read_bytes() == (scenes_folder / "sounds" / "000001.wav").read_bytes()  # the prompt's file as it was
+    assert files[0].read_bytes() == (scenes_folder / "audio" / "000001.wav").read_bytes()  # the prompt's file as it was

@@ -52,7 +52,7 @@ def arguments(out: Path, scenes: Path, steps: int = 10, trainer: tuple[str, ...]
     } | options
     flags = [word for name, value in named.items() for word in (f"--model.init_args.{name}", value)]
     return [
-        *("fit", "--config", str(CONFIG), "--out", str(out), "--data.init_args.path", str(scenes / "sounds")),
+        *("fit", "--config", str(CONFIG), "--out", str(out), "--data.init_args.path", str(scenes / "audio")),
         *("--data.init_args.batch_size", "4", "--trainer.enable_progress_bar", "false", *flags, *trainer),
     ]
 
@@ -101,7 +101,7 @@ def test_two_processes_train_like_one_with_the_double_batch(tmp_path, scenes_fol
 
 
 def test_training_leaves_audio_spectrograms_and_scores_by_level(tmp_path, scenes_folder):
-    more = ("--data.init_args.val_path", str(scenes_folder / "sounds"), "--trainer.val_check_interval", "3")
+    more = ("--data.init_args.val_path", str(scenes_folder / "audio"), "--trainer.val_check_interval", "3")
     run_lightning(arguments(tmp_path, scenes_folder, 6, more, quantize_start="0.3", audio_every="3", ema_decay="0.5"))
     assert {f.name for f in (tmp_path / "reconstructions").iterdir()} >= {"step-0000003.wav", "step-0000003.png"}
     metrics = (tmp_path / "metrics" / "metrics.csv").read_text()

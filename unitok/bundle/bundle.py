@@ -18,6 +18,8 @@ from unitok import hub
 from unitok.document import Document, Part, RawDocument, Segment
 from unitok.errors import UserError
 from unitok.files import Json, read_json, settle, whole_folder, write_json
+from unitok.generation_config import FILE as GENERATION_CONFIG
+from unitok.generation_config import GenerationConfig
 from unitok.modalities import (
     AnyModality,
     Plain,
@@ -36,8 +38,6 @@ if TYPE_CHECKING:
     from unitok.model.inference import InferenceDecoder
 
 VERSION = 2  # of bundles
-SETTINGS_VERSION = 1  # of their generation_config.json
-GENERATION_CONFIG = "generation_config.json"
 FACTS = ("training", "scores")  # what bundle.json may say of the parts' training, and of how the bundle was measured
 
 
@@ -51,7 +51,7 @@ class ReadFile(str):
 class Bundle:
     """Vocabulary, tokenizers and decoder. A tokenizer is an attribute by its name: `bundle.image`, None where there is none.
 
-    defaults: its own settings of sampling, by kind or name, as fields of `unitok.sample.sampling.SamplingParams`. facts: for the model
+    generation_config: how it is to be sampled where a call does not say. facts: for the model
     card: `training`, of each part by its name, and `scores`."""
 
     def __init__(
@@ -59,12 +59,12 @@ class Bundle:
         vocab: Vocab,
         tokenizers: Mapping[str, TokenizerLike] | None = None,
         model: "Decoder | None" = None,
-        defaults: Mapping[str, dict[str, Any]] | None = None,
+        generation_config: GenerationConfig | None = None,
         facts: Mapping[str, Json] | None = None,
     ):
         self.vocab, self.model = vocab, model
         self.tokenizers: dict[str, TokenizerLike] = dict(tokenizers or {})
-        self.defaults = dict(defaults or {})
+        self.generation_config = generation_config or GenerationConfig()
         self.facts = dict(facts or {})
         self._inference: tuple[Decoder, InferenceDecoder] | None = None
         for name, part in self.tokenizers.items():
@@ -137,7 +137,8 @@ class Bundle:
 
             model = Decoder.from_pretrained(path, device=str(device))
         facts = {key: info[key] for key in FACTS if key in info}
-        bundle = cls(vocab, tokenizers, model, read_generation_config(path), facts)
+        config = GenerationConfig.from_pretrained(path) if (path / GENERATION_CONFIG).exists() else None
+        bundle = cls(vocab, tokenizers, model, config, facts)
         return bundle if dtype is None else bundle.to(dtype)
 
     def save_pretrained(self, path: str | Path, overwrite: bool = False) -> None:
@@ -152,8 +153,8 @@ class Bundle:
             if self.model is not None:
                 self.model.save_pretrained(partial / "model")
             self.vocab.save(partial / "vocab.json")
-            if self.defaults:
-                write_generation_config(partial, self.defaults)
+            if self.generation_config.given():
+                self.generation_config.save_pretrained(partial)
             write_json(partial / "bundle.json", {"version": VERSION, "parts": self.parts, **self.facts})
 
     def push_to_hub(
@@ -301,10 +302,12 @@ class Bundle:
     # ---- Content <-> documents -----------------------------------------------------------------------------------
 
     def read(self, content: object, role: str = "none", loss: bool = True) -> list[Segment]:
-        """Segments of one piece of content: a str, Path, `PIL.Image`, (waveform [C, T], Hz), Document or RawDocument; or a Part,
-        which says which of several tokenizers of a kind it is for: `Part("speech", path=Path("a.wav"))`."""
+        """Return the segments of one piece of content: a str, Path, `PIL.Image`, array (an image), (waveform [C, T], Hz), Document, Segment
+        or RawDocument; or a Part, which says which of several tokenizers of a kind it is for: `Part("speech", path=Path("a.wav"))`."""
         if isinstance(content, Document):
             return list(content.segments)
+        if isinstance(content, Segment):
+            return [content]
         if isinstance(content, RawDocument):
             return list(self.read_raw(content).segments)
         if isinstance(content, Part):
@@ -313,10 +316,8 @@ class Bundle:
             return [self._read_file(content, role, loss)]
         kind = kind_accepting(content)
         if kind is None:
-            array = hasattr(content, "__array__") or hasattr(content, "__array_interface__") or isinstance(content, list)
-            hint = "; of an array: PIL.Image.fromarray(array), or (array, Hz)" if array else ""
-            known = "a str, a Path, a PIL.Image, (waveform [C, T], Hz) or a Document"
-            raise UserError(f"a prompt's part is {known}, not {type(content).__name__}{hint}")
+            known = "a str, Path, PIL.Image, array, (waveform [C, T], Hz), Document or Segment"
+            raise UserError(f"prompt: a {type(content).__name__}; a piece of a prompt is {known}")
         return [self._encode(self.instance(kind), content, f"a prompt's {kind}", role, loss)]
 
     def read_raw(self, raw: RawDocument) -> Document:
@@ -377,21 +378,3 @@ class Bundle:
 def _count_parameters(part: object) -> int:
     """Number of weights; 0 for what is no network."""
     return sum(weight.numel() for weight in part.parameters()) if isinstance(part, nn.Module) else 0
-
-
-def write_generation_config(folder: Path, settings: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write a bundle's own settings of sampling, by kind or name: `{"image": {"temperature": 0.4}}`."""
-    write_json(folder / GENERATION_CONFIG, {"version": SETTINGS_VERSION, "settings": settings})
-
-
-def read_generation_config(folder: Path) -> dict[str, dict[str, Any]]:
-    """A bundle's own settings of sampling; none where it has none. Inverse of `write_generation_config`."""
-    path = folder / GENERATION_CONFIG
-    if not path.exists():
-        return {}
-    found = read_json(path, "", "version", "settings")
-    if found["version"] != SETTINGS_VERSION:
-        raise UserError(f"{path}: version {found['version']}; this unitok reads version {SETTINGS_VERSION}")
-    if not isinstance(found["settings"], dict):
-        raise UserError(f"{path}: settings are an object, by kind of content or name of a tokenizer")
-    return found["settings"]

@@ -1,7 +1,7 @@
 """Making bundles: parts from runs, checkpoints and folders, joined into a folder or added to one."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from unitok.bundle.bundle import Bundle
 from unitok.checkpoints import is_sharded, load_checkpoint, merge_lora, newest_checkpoint, training_facts
 from unitok.errors import UserError
 from unitok.files import Json, check_replaceable, kind_of, read_json, settle
+from unitok.generation_config import GenerationConfig
 from unitok.modalities import Plain, TokenizerLike, build_vocab, modalities, modality_of
 from unitok.model import Decoder
 from unitok.pretrained import known_vocabulary, load_state
@@ -138,7 +139,7 @@ def make_bundle(
         model = model if "model" in paths else None
     if "model" in loaded and (trained_on := loaded["model"][1].vocab):
         vocab.check_covers(Vocab.from_manifest(trained_on), "the bundle", str(paths["model"]))
-    bundle = Bundle(vocab, ordered, model, old.defaults if old else None)
+    bundle = Bundle(vocab, ordered, model, old.generation_config if old else None)
     bundle.facts = _facts(bundle, old, {name: origin for name, (_, origin) in loaded.items()}, scores)
     bundle.save_pretrained(out, overwrite=True)
     return bundle
@@ -158,8 +159,9 @@ def _facts(bundle: Bundle, old: Bundle | None, origins: Mapping[str, Origin], sc
 
 def _check_name(name: str, kind: str, old: Bundle | None) -> None:
     """Raise `UserError` for a name that a tokenizer of a kind cannot have."""
-    taken = name in ("model", "decoder", "vocab", "tokenizers", "defaults", "facts") or hasattr(Bundle, name)
-    if not name.isidentifier() or taken or (name != kind and name in modalities()):
+    taken = name in ("model", "decoder", "vocab", "tokenizers", "generation_config", "facts") or hasattr(Bundle, name)
+    reserved = [*modalities(), *(f.name for f in fields(GenerationConfig))]
+    if not name.isidentifier() or taken or (name != kind and name in reserved):
         raise UserError(f"{name!r} cannot be the name of a tokenizer for {kind}; choose another word")
     if old and name in old.vocab.spans and old.vocab.spans[name].kind != kind:
         raise UserError(f"{name!r} is a tokenizer for {old.vocab.spans[name].kind} in the bundle; choose another name")

@@ -2,16 +2,13 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 from unitok.cli.flags import Options, described, flag_of, of_type, read_docstring
 from unitok.errors import UserError
 from unitok.files import settle
-
-if TYPE_CHECKING:
-    from unitok.vocab import Vocab
 
 Given = dict[str, Options]  #: values of flags by prefix and field
 Flags = Iterator[tuple[str, Options]]  #: flags and the keyword arguments of their `add_argument`
@@ -71,11 +68,15 @@ class Fields:
     default: str = ""
 
     def flags(self, name: str, text: str) -> Flags:
-        """Yield one flag per field, with the help text of the class."""
-        classes = self.classes()
+        """Yield one flag per field that has a plain default. A field of several classes has the help text of the last."""
+        classes, texts = self.classes(), dict[str, str]()
+        for owner in classes.values():
+            texts |= read_docstring(owner)[1].get("Args", {})
         for prefix, owner in classes.items():
-            texts, hints = read_docstring(owner)[1].get("Args", {}), get_type_hints(owner)
+            hints = get_type_hints(owner)
             for field in fields(owner):
+                if field.default is MISSING:  # not a plain value
+                    continue
                 options = of_type(hints[field.name]) | {"dest": f"{name}.{prefix}.{field.name}", "default": None}
                 if "type" in options and "choices" not in options:
                     options["metavar"] = field.name.upper()
@@ -137,12 +138,9 @@ def read_json_flag(text: str, name: str) -> object:
         raise UserError(f"--{name}: {text[:60]!r} is not JSON") from None
 
 
-def settings_by_name(vocab: "Vocab", sampling: Given, by_name: str) -> Given:
-    """Merge the sampling flags per tokenizer: those for all, then those for its kind, then those for its name."""
-    named = read_json_flag(by_name or "{}", "settings")
-    if not isinstance(named, dict) or not all(isinstance(given, dict) for given in named.values()):
-        raise UserError('--settings: JSON such as {"speech": {"temperature": 0.7}}')
-    kinds = {name: span.kind for name, span in vocab.spans.items()}
-    common = sampling.get("", {})
-    made = {name: common | sampling.get(kind, {}) | named.get(kind, {}) | named.get(name, {}) for name, kind in kinds.items()}
-    return made | {name: given for name, given in named.items() if name not in (*kinds, *kinds.values())}
+def sampling_of_flags(by_kind: Given, named: str) -> Given:
+    """Return the sampling parameters by kind or name: those of the flags per kind, and over them those of `--sampling`."""
+    by_name = read_json_flag(named or "{}", "sampling")
+    if not isinstance(by_name, dict) or not all(isinstance(given, dict) for given in by_name.values()):
+        raise UserError('--sampling: JSON such as {"speech": {"temperature": 0.7}}')
+    return {name: by_kind.get(name, {}) | by_name.get(name, {}) for name in (by_kind | by_name)}

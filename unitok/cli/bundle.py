@@ -14,6 +14,7 @@ def bundle(
     parts: Annotated[list[tuple[str, str]], PerKind("[NAME=]PATH")],
     add: list[str] | None = None,
     decoder: Path | None = None,
+    generation_config: Input | None = None,
     scores: Input | None = None,
     untrained: Literal["tiny"] | None = None,
     trust_checkpoint: bool = False,
@@ -26,6 +27,7 @@ def bundle(
         parts: the {kind} tokenizer: a run's folder, a checkpoint, or a tokenizer's own folder; may be repeated with other NAMEs
         add: a kind of content whose tokenizer has no weights; may be repeated
         decoder: a run's folder, a checkpoint, or its own folder
+        generation_config: how the bundle is sampled where a call does not say: a JSON file such as {"temperature": 0.9}
         scores: a scores.json of `unitok eval`, to stand in the model card
         untrained: make a whole bundle with random weights instead
         trust_checkpoint: allow unpickling: only for files from people you trust
@@ -44,15 +46,23 @@ def bundle(
         paths["model"] = decoder
     if untrained and (paths or add or scores):
         raise UserError("--untrained makes all parts itself: leave out the others")
-    if not (untrained or paths or add or scores):
+    if not (untrained or paths or add or scores or generation_config):
         flags = ", ".join(f"--{kind}" for kind in modalities())
-        raise UserError(f"nothing to put into the bundle: give {flags}, --add, --decoder, --scores or --untrained")
+        raise UserError(
+            f"nothing to put into the bundle: give {flags}, --add, --decoder, --generation-config, --scores or --untrained"
+        )
     for source in paths.values():
         check_input(source)
     from unitok.bundle import make_bundle, make_untrained
+    from unitok.generation_config import GenerationConfig
+    from unitok.sample.requests import config_for
 
+    config = GenerationConfig.from_pretrained(generation_config) if generation_config else None
     if untrained:
         made = make_untrained(out, untrained, overwrite=overwrite)
     else:
         made = make_bundle(out, paths, trust_checkpoint, overwrite, kinds, add or (), read_json(scores, "") if scores else None)
+    if config is not None:
+        config_for(made, config)  # names only tokenizers that are there
+        config.save_pretrained(out)
     print(f"{out}: {', '.join(made.parts)}; {made.vocab.size} tokens")

@@ -81,7 +81,7 @@ def documents(
     from unitok.api import Unitok
     from unitok.evaluate.documents import KIND, evaluate_documents, read_documents, write_scores
     from unitok.evaluate.tokenizer import print_scores
-    from unitok.sample.settings import SamplingParams
+    from unitok.generation_config import SamplingParams
 
     sampling = SamplingParams(temperature, top_k, top_p)
     check_replaceable(out, KIND, overwrite)

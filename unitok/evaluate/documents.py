@@ -29,11 +29,11 @@ from unitok.errors import UserError
 from unitok.evaluate.directions import by_direction, direction_of
 from unitok.evaluate.retrieval import DirectionRetrieval, measure_retrieval
 from unitok.files import whole_folder, write_json, write_json_lines
+from unitok.generation_config import SamplingParams
 from unitok.grammar import Grammar, PlanItem
 from unitok.sample.engine import generate
 from unitok.sample.prompts import read_prompts
 from unitok.sample.running import Request
-from unitok.sample.sampling import SamplingParams
 from unitok.sample.score import score_documents
 from unitok.storage import printable
 
@@ -178,7 +178,7 @@ def evaluate_documents(
         raise UserError(f"none of {len(documents)} documents has at most {longest} tokens, which the decoder takes")
     scores = DocumentScores(len(documents) - len(fitting))
     for score in score_documents(bundle, fitting):
-        nats = [part["log_probability"] for part in score.parts]
+        nats = [part.log_probability for part in score.parts]
         scores.results.append(DocumentResult(score.document, list(_segment_bits(bundle, score.document, nats))))
     if max_new_tokens:
         _write_texts(bundle, scores.results, max_new_tokens, sampling, seed, progress)
@@ -221,10 +221,10 @@ def _write_texts(
             assert spans[-1].start <= len(prompt) <= spans[-1].start + 1
             requests.append(Request(prompt, [PlanItem(last.modality)], max_new_tokens, seed, len(requests)))
             pending.append(result)
-    settings = dict.fromkeys(bundle.vocab.spans, sampling)
+    by_tokenizer = dict.fromkeys(bundle.vocab.spans, sampling)
     with tqdm(total=len(requests), desc="write texts", unit="text", disable=not progress) as bar:
         written = generate(
-            *(bundle.inference, Grammar(bundle.vocab), requests, settings, BATCH_SIZE),
+            *(bundle.inference, Grammar(bundle.vocab), requests, by_tokenizer, BATCH_SIZE),
             progress=lambda tokens, done: bar.update(done),
         )
     for result, ids in zip(pending, written, strict=True):

@@ -1,10 +1,10 @@
-"""The grammar for transformers' `generate`, so that an exported decoder writes pictures and sounds there, too.
+"""The grammar for transformers' `generate`, so that an exported decoder generates images and audio there, too.
 
     model = AutoModelForCausalLM.from_pretrained(OUT)                         # OUT of `unitok export hf-qwen3 BUNDLE OUT`
     grammar = GrammarLogitsProcessor.from_pretrained(OUT, modalities="image:8x8", max_new_tokens=128)
     ids = model.generate(prompt, max_new_tokens=128, logits_processor=[grammar])
 
-Prompts are ids, bos first, padded on the left; what is generated decodes with `Vocab.decode`.
+Prompts are ids, bos first, padded on the left. `Vocab.decode` decodes what is generated.
 """
 
 from collections.abc import Mapping
@@ -25,13 +25,13 @@ except ImportError:
 
 
 class GrammarLogitsProcessor(LogitsProcessor):
-    """Ids that cannot stand in a row get -inf, also where beam search exchanges rows; one for each call of `generate`.
+    """Sets the scores of tokens that the grammar does not allow to -inf, also in beam search. Make one for each call of `generate`.
 
     Args:
         vocab: the vocabulary that the model was trained on.
-        modalities: `free`, or a plan such as `text,image:8x12`, after which comes eos.
+        modalities: `free`, or a plan such as `text,image:8x12`, which ends with eos.
         rates: frames per second of the audio tokenizer, for `audio:2s`: `{"audio": 50.0}`.
-        max_new_tokens: most new ids; `generate`'s max_new_tokens. Nothing is opened that they cannot close.
+        max_new_tokens: that of `generate`. No image or audio begins that does not fit.
     """
 
     def __init__(
@@ -44,13 +44,13 @@ class GrammarLogitsProcessor(LogitsProcessor):
     def from_pretrained(
         cls, folder: Path | str, modalities: str = "free", max_new_tokens: int = 512, rates: Mapping[str, float] | None = None
     ) -> "GrammarLogitsProcessor":
-        """For what `unitok export` wrote: the vocabulary is in its `unitok_ids.json`."""
+        """Read the vocabulary from the folder that `unitok export` wrote (`unitok_ids.json`)."""
         path = Path(folder) / "unitok_ids.json"
         known = read_json(path, "export the bundle again; a decoder's folder alone has no vocabulary")
         return cls(Vocab.from_manifest(known["manifest"]), modalities, max_new_tokens, rates)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """ids [B, T] so far, scores [B, V] -> scores."""
+        """ids [B, T] so far and scores [B, V] of the next token -> scores [B, V]."""
         mask, eos = torch.ones_like(scores, dtype=torch.bool), self.grammar.vocab.eos
         rows: dict[tuple[int, ...], Row] = {}
         for b, ids in enumerate(map(tuple, input_ids.tolist())):
@@ -61,7 +61,7 @@ class GrammarLogitsProcessor(LogitsProcessor):
         return scores.masked_fill(mask, -torch.inf)
 
     def _follow(self, ids: tuple[int, ...]) -> Row:
-        """The state after a row's ids: that of the call before, one id on; at first the prompt's."""
+        """Return the grammar's state after the ids of a row: one id after that of the last call, or after the prompt."""
         vocab = self.grammar.vocab
         before = self._rows.get(ids[:-1])
         if before is not None:

@@ -94,7 +94,7 @@ class Image(Modality["ImageTokenizer", "Tensor", ImageOptions]):
         return {"an image" if name == self.kind else f"an {name}": f"{tokens:,} tokens ({side} x {side} pixels)"}
 
     def accepts(self, content: object) -> bool:
-        return isinstance(content, Pillow.Image)
+        return isinstance(content, Pillow.Image) or hasattr(type(content), "__array__")
 
     def views(self, options: ImageOptions) -> list[str]:
         return (["flip"] if options.flip else []) + [f"crop={n}" for n in range(1, options.crops + 1)]
@@ -110,6 +110,10 @@ class Image(Modality["ImageTokenizer", "Tensor", ImageOptions]):
     ) -> Loaded:
         if isinstance(content, Pillow.Image):
             image, size = content, 0
+        elif not isinstance(content, Blob):
+            from unitok.tokenizers.arguments import image_from_array
+
+            image, size = image_from_array(content, name), 0
         else:
             from unitok.media import open_image
 

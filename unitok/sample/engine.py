@@ -1,15 +1,15 @@
-"""The next-id loop: requests on one cache, each at its own place in its own plan.
+"""The loop over next tokens: requests in one batch and one cache, each at its own position of its own plan.
 
-Every request has a state machine (`unitok.grammar.Row`) and one or more *slots* of the cache: its own and, while guidance holds,
-those that it is compared with (no condition or a negative prompt, in three-way guidance also the prompt's images and audio alone),
-each followed by the span's ids. All go through the model as one batch.
+Every request has a state machine (`unitok.grammar.Row`) and one or more *slots* of the cache: its own and, while guidance is on,
+those of the sequences that it is compared with (no condition or a negative prompt; in three-way guidance also the prompt's images
+and audio alone), each followed by the span's ids. All slots go through the model as one batch.
 
-Where what may come next does not depend on what is drawn (the codes of an image of known grid, the levels of a frame), a whole
-stretch runs on the device, and ids are read once at its end; ids without a choice are not drawn. Random numbers belong to
-(seed, row, prompt), so that an output does not depend on how many others there are.
+Where the allowed tokens of the next steps do not depend on what is sampled (the codes of an image of known size, the levels of a
+frame), the whole stretch runs on the device, and ids are copied to the host once at its end. Tokens without an alternative are not
+sampled. Random numbers belong to (seed, row, prompt), so an output does not depend on what else is in the batch.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unitok.generation_config import SamplingParams
 from unitok.grammar import Grammar
 from unitok.intervals import Intervals
 from unitok.model.cuda_graphs import CudaGraphs
@@ -25,9 +26,9 @@ from unitok.model.inference import Cache, InferenceDecoder
 from unitok.sample.allowed import AllowedLogits, allowed_logits
 from unitok.sample.jacobi import draw_ahead
 from unitok.sample.running import Request, Running, Slot
-from unitok.sample.sampling import BatchedSamplingParams, SamplingParams, guide, penalise_repetition
+from unitok.sample.sampling import BatchedSamplingParams, guide, penalize_repetition
 
-SHORT = 8  # slots with at most so many unread ids go through the model together; prompts go apart
+SHORT = 8  # slots with at most so many unread ids go through the model together; longer prompts go in a batch of their own
 
 
 class Event(NamedTuple):
@@ -39,44 +40,50 @@ class Event(NamedTuple):
 
 
 class Session:
-    """Requests that are generated together; new ones may join at any time. `step` draws at least one id for each that is running,
-    and up to `ahead` where that needs no look in between. decoder: a `Decoder` is copied as it is now (`InferenceDecoder`).
-    jacobi_window: so many span_positions of an image of a request that runs alone are guessed and read in one pass; 0: one."""
+    """Requests that are generated together; new ones may join at any time.
+
+    Args:
+        decoder: a `Decoder` is copied with the weights that it has now (`InferenceDecoder`).
+        sampling: sampling parameters by tokenizer; a missing one has the defaults.
+        ahead: most tokens that `step` samples for each request before it returns.
+        jacobi_window: tokens of an image that are guessed and read in one pass, for a request that runs alone; 0: off.
+    """
 
     def __init__(
         self,
         decoder: Decoder | InferenceDecoder,
         grammar: Grammar,
-        settings: dict[str, SamplingParams] | None = None,
+        sampling: Mapping[str, SamplingParams] | None = None,
         ahead: int = 256,
         jacobi_window: int = 0,
     ):
         self.decoder = InferenceDecoder(decoder) if isinstance(decoder, Decoder) else decoder
-        self.grammar, self.settings, self.ahead, self.jacobi_window = grammar, settings or {}, ahead, jacobi_window
-        self.passes = 0  # of the model, to draw ids
+        self.grammar, self.sampling, self.ahead, self.jacobi_window = grammar, sampling or {}, ahead, jacobi_window
+        self.passes = 0  # of the model, in sampling
         self.running: list[Running] = []
-        self.slots: list[Slot] = []  # by their place in the cache
+        self.slots: list[Slot] = []  # by their index in the cache
         self.cache = self.decoder.new_cache(0, 0)
         self.hidden = torch.zeros(0, self.decoder.config.hidden_size, device=self.decoder.device, dtype=self.decoder.dtype)
         self._allowed: dict[tuple[Intervals, ...], AllowedLogits] = {}
-        self._wide = np.float32 if self.decoder.device.type == "mps" else np.float64  # which knows no float64
+        self._wide = np.float32 if self.decoder.device.type == "mps" else np.float64  # MPS has no float64
         self._graphs = CudaGraphs(self.decoder) if self.decoder.device.type == "cuda" else None
 
     def add(self, request: Request) -> None:
         """Let a request join. Errors: `UserError` for a prompt that is no beginning of a document or longer than the decoder
-        takes, or a budget too small for the plan."""
-        new = Running(self.grammar, request, self.settings, self.decoder.config.max_position_embeddings)
+        takes, or `max_new_tokens` too small for the plan."""
+        new = Running(self.grammar, request, self.sampling, self.decoder.config.max_position_embeddings)
         self.running.append(new)
         if not new.done:
             self.slots += new.slots
 
     def check(self, requests: Iterable[Request]) -> None:
-        """Raise the `UserError` that `add` would, for requests that join later."""
+        """Raise the `UserError` that `add` would raise, for requests that join later."""
         for request in requests:
-            Running(self.grammar, request, self.settings, self.decoder.config.max_position_embeddings)
+            Running(self.grammar, request, self.sampling, self.decoder.config.max_position_embeddings)
 
     def run(self, requests: list[Request], batch_size: int = 0) -> Iterator[list[Event]]:
-        """What each step gives until all requests are done. So many run together (0: all), the next joins when one is done."""
+        """Yield the events of each step until all requests are done. batch_size: requests that run together (0: all); the next one
+        joins when one is done."""
         waiting = iter(requests)
         while True:
             while len(self.running) < (batch_size or len(requests)) and (following := next(waiting, None)) is not None:
@@ -89,7 +96,7 @@ class Session:
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """Draw ids for all that are running; -> what is new, request by request."""
+        """Sample tokens for all running requests; return an event for each."""
         active = [r for r in self.running if not r.done]
         if active:
             self._update_slots(active)
@@ -117,16 +124,16 @@ class Session:
 
     @property
     def waiting(self) -> bool:
-        """Whether `step` has anything to do or to tell."""
+        """Whether there are requests for `step`."""
         return bool(self.running)
 
     def _suits_jacobi(self, sets: list[list[Intervals]]) -> bool:
-        """One request, in a body whose ids are all of one kind, and nothing that depends on what came."""
+        """Whether one request runs, all its next tokens have the same allowed set, and nothing depends on tokens that came before."""
         alone = len(sets) == 1 and len(sets[0]) > 1 and len(set(sets[0])) == 1
         return alone and self.slots[0].running.params.repetition_penalty == 1
 
     def _update_slots(self, active: list[Running]) -> None:
-        """See to it that each request has the slots that guidance needs now."""
+        """Give each request the slots that guidance needs now, and no others."""
         for r in active:
             prompts, start = r.guidance_prompts(), len(r.prompt) + len(r.new) - r.state.into
             for slot in r.slots[1:]:
@@ -141,16 +148,16 @@ class Session:
                     self.slots.append(r.slots[-1])
 
     def _leave(self, slot: Slot) -> None:
-        """Its place in the cache is taken by the last slot, so that they stand without gaps."""
+        """Remove a slot; the last slot of the cache moves to its index, so that there are no gaps."""
         slot.running.slots.remove(slot)
-        place, moved = self.slots.index(slot), self.slots.pop()
+        index, moved = self.slots.index(slot), self.slots.pop()
         if moved is not slot:
-            self.slots[place] = moved
+            self.slots[index] = moved
             if moved.read:
-                self.cache.take(self.cache, len(self.slots), place, moved.read)
+                self.cache.take(self.cache, len(self.slots), index, moved.read)
 
     def _make_room(self) -> None:
-        """A cache that holds all slots to their ends."""
+        """Grow the cache until it holds all slots to their ends."""
         length = max(slot.read + len(slot.ids) + (slot.running.state.left or 0) for slot in self.slots) + SHORT
         if len(self.slots) > self.cache.slots or length > self.cache.length:
             self.cache = self.cache.grown(max(len(self.slots), self.cache.slots), max(length, self.cache.length))
@@ -160,7 +167,7 @@ class Session:
     # ---- Reading -------------------------------------------------------------------------------------------------
 
     def _read_waiting(self) -> None:
-        """Run the model on all ids that were not read; those of long prompts stand last."""
+        """Run the model on all unread ids; slots with long prompts stand last."""
         lengths = [len(slot.ids) for slot in self.slots]
         first_long = next((i for i, n in enumerate(lengths) if n > SHORT), len(lengths))
         short, long = self.slots[:first_long], self.slots[first_long:]
@@ -175,20 +182,20 @@ class Session:
             self.hidden[first_long : len(lengths)] = self._read(long, self.cache.part(first_long, len(lengths)))
 
     def _read_once(self, groups: list[list[Slot]]) -> None:
-        """Slots of one prompt each: it is read for the first of them and copied to the others."""
+        """Read each group of slots with equal prompts once, for its first slot, and copy the result to the others."""
         cache = self.decoder.new_cache(len(groups), max(len(group[0].ids) for group in groups))
         hidden = self._read([group[0] for group in groups], cache)
-        span_positions = {id(slot): place for place, slot in enumerate(self.slots)}
+        index = {id(slot): i for i, slot in enumerate(self.slots)}
         for i, group in enumerate(groups):
             for slot in group:
                 slot.take_unread()
                 slot.read = group[0].read
-                self.cache.take(cache, i, span_positions[id(slot)], slot.read)
-                self.hidden[span_positions[id(slot)]] = hidden[i]
+                self.cache.take(cache, i, index[id(slot)], slot.read)
+                self.hidden[index[id(slot)]] = hidden[i]
 
     def _read(self, slots: list[Slot], cache: Cache) -> Tensor:
-        """Hidden states [slots, C] after all ids of slots that stand in `cache`. They are padded on the right: what the padding
-        writes is written over before it is looked at."""
+        """Return hidden states [slots, C] after the last unread id of each slot of `cache`. Shorter ones are padded on the right;
+        later steps overwrite what the padding writes into the cache before anything attends to it."""
         lengths = np.array([len(slot.ids) for slot in slots])
         positions = np.array([slot.read for slot in slots])[:, None] + np.arange(lengths.max())
         ids, span_positions = np.full(positions.shape, self.grammar.vocab.pad), np.zeros(positions.shape, np.int64)
@@ -203,15 +210,15 @@ class Session:
     def _send(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.decoder.device, non_blocking=True)
 
-    # ---- Drawing -------------------------------------------------------------------------------------------------
+    # ---- Sampling ------------------------------------------------------------------------------------------------
 
     def _draw(self, active: list[Running], sets: list[list[Intervals]], count: int) -> list[list[int]]:
-        """`count` ids for each active request, of its legal sets; the model runs on all but the last of them."""
+        """Sample `count` ids for each active request from its allowed sets; the model runs on all but the last of them."""
         numbers = {id(r): i for i, r in enumerate(active)}
         owner = self._send(np.array([numbers[id(slot.running)] for slot in self.slots]))
         compared, scales = self._guidance(active, count)
         params = BatchedSamplingParams([r.params for r in active], self.decoder.device)
-        seen = self._seen(active) if params.penalises else None
+        seen = self._seen(active) if params.penalizes else None
         uniform = self._send(np.stack([r.randoms[len(r.new) : len(r.new) + count] for r in active], 1).astype(self._wide))
         run = self._runner(count)
         sampled = torch.zeros((count, len(active)), dtype=torch.int64, device=self.decoder.device)
@@ -219,7 +226,7 @@ class Session:
             allowed = allowed_logits(self.decoder, tuple(s[i] for s in sets), self._allowed)
             logits = _guided_logits(allowed, self.hidden, compared, scales[i])
             if seen is not None:
-                logits = penalise_repetition(logits, seen[:, allowed.ids], params.repetition_penalty[:, None])
+                logits = penalize_repetition(logits, seen[:, allowed.ids], params.repetition_penalty[:, None])
             ids = sampled[i] = allowed.ids[params.sample(logits, uniform[i])]
             if seen is not None:
                 seen.scatter_(1, ids[:, None], True)
@@ -228,13 +235,13 @@ class Session:
         return sampled.T.tolist()
 
     def _draw_ahead(self, r: Running, allowed_set: Intervals, count: int) -> tuple[list[list[int]], int]:
-        """`count` ids of the one active request, all of one legal set, by Jacobi iteration; and the passes that it took."""
+        """Sample `count` ids of the only active request from one allowed set, by Jacobi iteration; also return the number of passes."""
         allowed, params = allowed_logits(self.decoder, (allowed_set,), self._allowed), r.params
         compared, scales = self._guidance([r], count)
         run = self._runner(count)
 
         def scores(hidden: Tensor, start: int) -> Tensor:
-            """Hidden states [slots, W, C] before the span_positions from `start` on -> [W, n]."""
+            """Hidden states [slots, W, C] -> scores [W, n] of the W tokens from index `start` of the stretch on."""
             width = hidden.shape[1]
             rows = [index * width + torch.arange(width, device=index.device) for index in compared]
             logits = _guided_logits(allowed, hidden.flatten(0, 1), rows, scales[start : start + width, 0])
@@ -253,48 +260,50 @@ class Session:
         return [allowed.ids[choices].tolist()], passes
 
     def _runner(self, count: int) -> Callable[[Tensor, int], Tensor]:
-        """What runs the model on ids [slots, W], the i-th and those after it of a stretch of `count`; -> [slots, W, C]."""
+        """Return a function that runs the model on ids [slots, W], which start at index i of a stretch of `count`; -> [slots, W, C]."""
         positions = np.array([slot.read for slot in self.slots])[:, None] + np.arange(count)
-        place = np.array([slot.running.state.span_position for slot in self.slots])[:, None]  # in text 0, which stays
+        last = np.array([slot.running.state.span_position for slot in self.slots])[:, None]  # 0 throughout text
         at, extent = _common(positions, self.cache), int(positions[:, 0].max())
-        all_span_positions = self._send(np.where(place > 0, place + 1 + np.arange(count), 0))
+        all_span_positions = self._send(np.where(last > 0, last + 1 + np.arange(count), 0))
         all_positions = self._send(positions)
 
         def run(ids: Tensor, i: int) -> Tensor:
             stop = i + ids.shape[1]
-            where, span_positions = all_positions[:, i:stop], all_span_positions[:, i:stop]
+            at_positions, span_positions = all_positions[:, i:stop], all_span_positions[:, i:stop]
             if self._graphs is not None and ids.shape[1] == 1:
-                return self._graphs.step(ids, where, self.cache, extent + stop, span_positions)
-            return self.decoder.step(ids, where, self.cache, extent + stop, span_positions, None if at is None else at + i)
+                return self._graphs.step(ids, at_positions, self.cache, extent + stop, span_positions)
+            return self.decoder.step(
+                ids, at_positions, self.cache, extent + stop, span_positions, None if at is None else at + i
+            )
 
         return run
 
     def _seen(self, active: list[Running]) -> Tensor:
-        """bool [B, V]: ids that have come."""
+        """Return bool [B, V]: the tokens that have come, in the prompt or since."""
         seen = torch.zeros(len(active), self.grammar.vocab.size, dtype=torch.bool, device=self.decoder.device)
         for row, r in zip(seen, active, strict=True):
             row[self._send(np.concatenate([r.prompt, np.array(r.new, np.int64)]))] = True
         return seen
 
     def _guidance(self, active: list[Running], count: int) -> tuple[list[Tensor], Tensor]:
-        """Slots [B] of the requests themselves and of those that they are compared with, none and media, as far as there are
-        any; and the scales of `count` ids, [count, B, 2]."""
-        place = {id(slot): i for i, slot in enumerate(self.slots)}
+        """Return indices of slots [B] (the requests' own and, as far as there are any, `none` and `media`), and scales [count, B, 2]."""
+        index = {id(slot): i for i, slot in enumerate(self.slots)}
         rows: dict[str, list[int]] = {"own": [], "none": [], "media": []}
         scales = np.ones((count, len(active), 2), np.float32)
         for i, r in enumerate(active):
-            own = {slot.kind: place[id(slot)] for slot in r.slots}
-            none = own.get("none", own["own"])  # compared with itself, which changes nothing
-            for kind, index in (("own", own["own"]), ("none", none), ("media", own.get("media", none))):
-                rows[kind].append(index)
-            if "none" in own:
+            by_kind = {slot.kind: index[id(slot)] for slot in r.slots}
+            own = by_kind["own"]
+            none = by_kind.get("none", own)  # without guidance a request is compared with itself, at scale 1
+            for kind, row in (("own", own), ("none", none), ("media", by_kind.get("media", none))):
+                rows[kind].append(row)
+            if "none" in by_kind:
                 scales[:, i] = [r.params.scales(r.state.count + j, r.state.total) for j in range(count)]
         kinds = {slot.kind for slot in self.slots}
-        return [self._send(np.array(index)) for kind, index in rows.items() if kind in kinds], self._send(scales)
+        return [self._send(np.array(row)) for kind, row in rows.items() if kind in kinds], self._send(scales)
 
 
 def _guided_logits(allowed: AllowedLogits, hidden: Tensor, compared: list[Tensor], scales: Tensor) -> Tensor:
-    """Hidden states [slots, C] -> logits [B, n] after guidance; scales [B, 2], the others as `Session._guidance` gives them."""
+    """Hidden states [slots, C] -> logits [B, n] after guidance. compared, scales: as `Session._guidance` returns them, for one token."""
     own, *others = (allowed.logits(hidden[index]) for index in compared)
     if not others:
         return own
@@ -303,7 +312,7 @@ def _guided_logits(allowed: AllowedLogits, hidden: Tensor, compared: list[Tensor
 
 
 def _common(positions: np.ndarray, cache: Cache) -> int | None:
-    """The first of positions [slots, T] if it is one for all and the cache has room for all T."""
+    """Return the first of positions [slots, T] if all slots share it and the cache has room for all T; else None."""
     first = int(positions[0, 0])
     return first if (positions[:, 0] == first).all() and first + positions.shape[1] <= cache.length else None
 
@@ -312,17 +321,23 @@ def generate(
     decoder: Decoder | InferenceDecoder,
     grammar: Grammar,
     requests: Iterable[Request],
-    settings: dict[str, SamplingParams] | None = None,
+    sampling: Mapping[str, SamplingParams] | None = None,
     batch_size: int = 0,
     jacobi_window: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[np.ndarray]:
-    """New ids of each request (without its prompt; a closing eos is kept), always well-formed. settings: by modality. batch_size:
-    as for `Session.run`. jacobi_window: as for `Session`. `progress` is called with the numbers of new ids and of finished requests.
-    Errors: `UserError` as `Session.add`'s, before any work."""
-    requests = [replace(request) for request in requests]  # each its own, also where one is given twice
+    """Return the new ids of each request, without its prompt, with a closing eos; they are always well-formed.
+
+    Args:
+        sampling, jacobi_window: as for `Session`.
+        batch_size: as for `Session.run`.
+        progress: called after each step with the numbers of new tokens and of finished requests.
+
+    Errors: `UserError` as `Session.add`'s, before any work.
+    """
+    requests = [replace(request) for request in requests]  # copies, because one may be given twice
     new: dict[int, list[int]] = {id(request): [] for request in requests}
-    session = Session(decoder, grammar, settings, jacobi_window=jacobi_window)
+    session = Session(decoder, grammar, sampling, jacobi_window=jacobi_window)
     session.check(requests[batch_size:] if batch_size else [])  # the others join before the first step
     for events in session.run(requests, batch_size):
         for event in events:

@@ -1,11 +1,11 @@
-"""Several ids of an image in one pass: Jacobi iteration on draws whose random numbers are fixed beforehand.
+"""Several tokens of an image in one pass: Jacobi iteration on samples whose random numbers are drawn beforehand.
 
-Each id is the largest of score + Gumbel noise (Gumbel 1954), drawn for every position before the first id. A window of guesses is
-read in one pass, as many new ones come out, and those are final whose predecessors had been guessed right (Wiggers and Hoogeboom
-2020, "Predictive sampling"; the window is that of Teng et al. 2024, "Speculative Jacobi decoding", the fixed noise what So et al.
-2025 call coupling). The ids are those of plain sampling, up to rounding. A place that was never read is guessed with the scores of
-the code above it and its own noise. It pays for one image at a time, where a pass of 16 ids costs little more than one of 1, and on
-a model that has learnt: what random weights say changes with every id.
+Each token is the argmax of score + Gumbel noise (Gumbel 1954), and the noise of every position is fixed before the first token. A
+window of guesses is read in one pass, which gives as many new ones; those whose predecessors had been guessed right are final (Wiggers
+and Hoogeboom 2020, "Predictive sampling"; the window is that of Teng et al. 2024, "Speculative Jacobi decoding", the fixed noise what
+So et al. 2025 call coupling). The result is that of sampling one by one with the same noise, up to rounding. A position that was never
+read is guessed from the scores of the code above it and its own noise. This pays for one image at a time, where a pass of 16 tokens
+costs little more than one of 1, and for a trained model: what random weights predict changes with every token.
 """
 
 from collections.abc import Callable
@@ -17,23 +17,32 @@ from torch import Tensor
 def draw_ahead(
     predict: Callable[[Tensor, int], Tensor], scores: Tensor, noise: Tensor, columns: int, window: int
 ) -> tuple[Tensor, int]:
-    """A choice among n for each of N places, and how many passes it took. predict: choices [W] at places from a first one on, and
-    that place -> scores [W, n] of the places after each, given all before: logits after guidance, filters and temperature. scores:
-    [1, n], of the first place. noise: [N, n]. columns: so many places apart are neighbors. window: most places in a pass."""
+    """Return a choice among n for each of N positions, and how many passes it took.
+
+    Args:
+        predict: choices [W] at consecutive positions, and the first of these positions -> scores [W, n] of the position after each:
+            logits after guidance, filters and temperature.
+        scores: of the first position, [1, n].
+        noise: Gumbel noise, [N, n].
+        columns: distance of a position from the one above it.
+        window: most positions in a pass.
+    """
     count = len(noise)
     seen, choices = torch.zeros_like(noise), torch.zeros(count, dtype=torch.int64, device=noise.device)
-    final = known = passes = 0  # choices are final up to the one, guesses up to the other
+    final = known = passes = 0  # choices before index `final` are final, those before `known` at least guessed
     while True:
-        here = slice(final, final + len(scores))
-        drawn = (scores + noise[here]).argmax(-1)
-        right = int((drawn == choices[here]).cumprod(0).sum()) if final else 0
-        seen[here], choices[here] = scores, drawn
-        known = max(known, here.stop)
-        final += min(right + 1, len(scores))  # the first wrong one was drawn after right ones: it is final, too
+        window_slice = slice(final, final + len(scores))
+        drawn = (scores + noise[window_slice]).argmax(-1)
+        right = int((drawn == choices[window_slice]).cumprod(0).sum()) if final else 0
+        seen[window_slice], choices[window_slice] = scores, drawn
+        known = max(known, window_slice.stop)
+        final += min(
+            right + 1, len(scores)
+        )  # where the guess was wrong, the new choice had right predecessors: it is final, too
         if final == count:
             return choices, passes
         width = min(window, count - final)
-        while known < final + width - 1:  # never read: as if the code above stood there, or the one before
+        while known < final + width - 1:  # never read: use the scores of the code above, or of the one before
             back = columns if known >= columns else 1
             new = slice(known, min(final + width - 1, known + back))
             seen[new] = seen[known - back : new.stop - back]

@@ -1,4 +1,4 @@
-"""Outputs: decoded content of what was generated, and files: text, PNG, WAV, `outputs.jsonl` and one page to look at."""
+"""Outputs: the decoded content of what was generated, as objects, in notebooks, and as files with a page to look at."""
 
 import re
 import shutil
@@ -11,7 +11,7 @@ import soundfile
 
 from unitok import pages
 from unitok.bundle import Bundle, ReadFile
-from unitok.document import Document, Part, RawDocument
+from unitok.document import Document, Part, RawDocument, Segment
 from unitok.files import whole_folder, write_text
 from unitok.interleaved import Types, format_raw_document
 from unitok.media.formats import HEAD, image_format
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass
+@dataclass(repr=False)
 class Output:
-    """One continuation."""
+    """One continuation of a prompt."""
 
-    bundle: Bundle = field(repr=False)
+    bundle: Bundle
     prompt: Document  # that it continues
     new: Document
-    ids: np.ndarray  # of what is new
-    index: int = 0
-    score: float | None = None  # by which it was the best, where there were several to choose from
-    _decoded: dict[int, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    ids: np.ndarray  # the new tokens, int64 [L]
+    index: int = 0  # in the list of outputs
+    score: float | None = None  # by which it is among the best, with `best_of`
+    _decoded: dict[int, Any] = field(default_factory=dict, init=False, compare=False)
 
     @property
     def document(self) -> Document:
@@ -38,13 +38,13 @@ class Output:
         return Document(self.prompt.segments + self.new.segments, f"{self.index:06d}")
 
     def content(self, i: int) -> Any:
-        """The i-th generated segment, decoded (once), as `Bundle.decode` gives it."""
+        """Return the i-th generated segment decoded, as `Bundle.decode` does: a str, image or audio. It is decoded once."""
         if i not in self._decoded:
             self._decoded[i] = self.bundle.decode(self.new.segments[i])
         return self._decoded[i]
 
     def of_kind(self, kind: str) -> list[Any]:
-        """Generated content of a kind, of all tokenizers of that kind, in order."""
+        """Return the generated content of one kind, of all tokenizers of that kind, in order."""
         names = [name for name, span in self.bundle.vocab.spans.items() if span.kind == kind]
         return [self.content(i) for i, segment in enumerate(self.new.segments) if segment.modality in names]
 
@@ -63,9 +63,36 @@ class Output:
         """Generated audio, float [C, T] in [-1, 1] at the audio tokenizer's rate."""
         return self.of_kind("audio")
 
+    # ---- Showing -------------------------------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        given = ", ".join(self._line(segment) for segment in self.prompt.segments)
+        new = ", ".join(self._line(segment, i) for i, segment in enumerate(self.new.segments))
+        score = "" if self.score is None else f", score {self.score:.3f}"
+        return f"<Output {self.index}: {given or 'nothing'} -> {new or 'nothing'} ({len(self.ids)} tokens{score})>"
+
+    def _line(self, segment: Segment, i: int | None = None) -> str:
+        """Return a segment in a few words: its text, or the shape of its codes. i: its index in what was generated."""
+        if not self.bundle.modality(segment.modality).inline:
+            return f"{segment.modality} {'x'.join(map(str, segment.codes.shape))}"
+        content = str(self.bundle.decode(segment) if i is None else self.content(i))
+        return f"{segment.modality} {content if len(content) <= 40 else f'{content[:40]}…'!r}"
+
+    def _repr_html_(self) -> str:
+        """Show prompt (gray) and continuation in a notebook."""
+        figures = [self._figure(segment, self.bundle.decode(segment), "given") for segment in self.prompt.segments]
+        figures += [self._figure(segment, self.content(i), "new") for i, segment in enumerate(self.new.segments)]
+        return pages.fragment(figures)
+
+    def _figure(self, segment: Segment, content: object, kind: str) -> pages.Figure:
+        element = self.bundle.modality(segment.modality).html(self.bundle.require(segment.modality), content)
+        return pages.Figure(element, kind=kind)
+
+    # ---- Files ---------------------------------------------------------------------------------------------------
+
     def save(self, folder: str | Path) -> RawDocument:
-        """Write the whole document's files into a folder, generated text as .txt. Files that the prompt gave as a Path are copied
-        as they are; all else of it is decoded."""
+        """Write the files of the whole document into a folder, generated text as .txt. Files that the prompt named as a Path are
+        copied as they are; everything else of the prompt is decoded. Returns the document that names them."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         name = f"{self.index:06d}"
@@ -76,8 +103,8 @@ class Output:
                 shutil.copyfile(segment.source, copy)
                 parts.append(Part(segment.modality, path=copy, role=segment.role, loss=False))
             else:
-                one = self.bundle.write_document(Document((segment,)), folder, f"{name}-prompt-{i}")
-                parts += [Part(p.type, p.value, p.path, p.role, False) for p in one.content]
+                decoded = self.bundle.write_document(Document((segment,)), folder, f"{name}-prompt-{i}")
+                parts += [Part(p.type, p.value, p.path, p.role, False) for p in decoded.content]
         contents = [self.content(i) for i in range(len(self.new.segments))]
         parts += self.bundle.write_document(self.new, folder, name, contents).content
         if self.text:
@@ -85,8 +112,15 @@ class Output:
         return RawDocument(name, tuple(parts))
 
 
+class Outputs(list[Output]):
+    """A list of outputs that shows each of them in a notebook."""
+
+    def _repr_html_(self) -> str:
+        return "".join(output._repr_html_() for output in self)
+
+
 def _suffix(path: str) -> str:
-    """For the copy of a file, by what is in it, whatever its name: `png`, `wav`; "" where it cannot be opened any more."""
+    """Return the suffix for a copy of a file by its content, not its name: `png`, `wav`; "" where it cannot be opened any more."""
     try:
         with open(path, "rb") as file:
             name = image_format(file.read(HEAD), path)
@@ -97,11 +131,14 @@ def _suffix(path: str) -> str:
 
 
 def save_outputs(outputs: list[Output], folder: Path, title: str = "unitok sample", overwrite: bool = False) -> None:
-    """Write all outputs into a folder: their files, `outputs.jsonl` (a line is the whole document) and `index.html`. Earlier
-    outputs go, other files stay. Errors: `UserError` where something else lies there, unless `overwrite` is set."""
+    """Write outputs into a folder: their files, `outputs.jsonl` (a whole document per line) and `index.html`.
+
+    Outputs that lie there are replaced, other files stay. Errors: `UserError` where the folder is of another kind, unless `overwrite`
+    is set.
+    """
     with whole_folder(folder, "sample output", overwrite) as new:
         raws, types = [output.save(new) for output in outputs], outputs[0].bundle.types if outputs else {}
-        lead, articles = "Gray: given. Blue: generated.", [_article(raw, types) for raw in raws]
+        lead, articles = "Gray: the prompt. Blue: generated.", [_article(raw, types) for raw in raws]
         pages.write_page(new / "index.html", "articles.html", title=title, lead=lead, articles=articles)
         write_text(new / "outputs.jsonl", "".join(format_raw_document(raw, new, types) + "\n" for raw in raws))
 

@@ -1,10 +1,9 @@
-"""From prompts to outputs: what to make of each prompt, the requests that make it, and the best of several."""
+"""From prompts to outputs: the requests of each prompt, the outputs that their tokens decode to, and the best of several."""
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from tqdm import tqdm
@@ -12,70 +11,34 @@ from tqdm import tqdm
 from unitok.bundle import Bundle
 from unitok.document import ROLES, Document
 from unitok.errors import UserError
+from unitok.generation_config import FILE, GenerationConfig, SamplingParams, check_count, combine
 from unitok.grammar import Grammar, parse_plan
-from unitok.sample.defaults import sampling_params_of
 from unitok.sample.engine import generate
-from unitok.sample.outputs import Output
-from unitok.sample.prompts import check_names
+from unitok.sample.outputs import Output, Outputs
+from unitok.sample.prompts import read_one
 from unitok.sample.running import Request
-from unitok.sample.sampling import SamplingParams
 from unitok.sample.score import log_probabilities
 from unitok.vocab import Vocab
 
 
-def check_count(name: str, value: Any, least: int) -> None:
-    """Raise `UserError` for what is no integer of at least that."""
-    if not isinstance(value, int | np.integer) or value < least:
-        raise UserError(f"{name} is {value!r}: it must be an integer of at least {least}")
+def config_for(bundle: Bundle, *configs: GenerationConfig) -> GenerationConfig:
+    """Return the config of a call: the bundle's own, over it those given, the last one first."""
+    tokenizers = {name: span.kind for name, span in bundle.vocab.spans.items()}
+    return combine([(FILE, bundle.generation_config), *(("", config) for config in configs)], tokenizers)
 
 
-@dataclass
-class Task:
-    """What to make of each prompt; want, n, seed and max_new_tokens as for `Unitok.generate`."""
-
-    modalities: str | Sequence[str] = "free"
-    n: int = 1
-    seed: int = 0
-    max_new_tokens: int = 512
-    settings: dict[str, SamplingParams] = field(default_factory=dict)  # by modality; a missing one has the defaults
-    negative_prompt: Document | None = None  # what guidance leads away from; without it, from no prompt at all
-    prefix_fraction: float | None = (
-        None  # share of the prompt's last picture or sound that stays, in rows or frames, and is continued
-    )
-    best_of: int = 1  # so many are made for each output, and of all of a prompt's the n best kept
-    #: `logprob`, the mean log-probability of its ids, or `pmi`, how much likelier the prompt makes them.
-    rank_by: str = "logprob"
-    jacobi_window: int = (
-        0  # span_positions of an image that are guessed and read at once; outputs are then made one by one. 0: one place
-    )
-
-    def __post_init__(self) -> None:
-        for name, least in (("n", 1), ("best_of", 1), ("seed", 0), ("max_new_tokens", 1), ("jacobi_window", 0)):
-            check_count(name.replace("_", " "), getattr(self, name), least)
-        if isinstance(self.modalities, list | tuple):
-            self.modalities = ",".join(map(str, self.modalities))
-        if not isinstance(self.modalities, str):
-            raise UserError(
-                f"modalities is a {type(self.modalities).__name__}: write free, or a plan such as text,image:8x12,audio:2s"
-            )
-        if self.rank_by not in ("logprob", "pmi"):
-            raise UserError(f"best by {self.rank_by!r}: choose one of likelihood, relevance")
-        if self.prefix_fraction is not None and not (
-            isinstance(self.prefix_fraction, int | float) and 0 < self.prefix_fraction <= 1
-        ):
-            raise UserError(f"prefix_fraction is {self.prefix_fraction!r}: it is a share, above 0 and at most 1")
-
-
-def make_task(bundle: Bundle, options: Mapping[str, Any]) -> Task:
-    """A Task from arguments by name. Errors: `UserError` for a name that does not exist, with the nearest."""
-    check_names(options, ["prompt", *(f.name for f in fields(Task)), "batch_size"], "generate")
-    return Task(**{**options, "settings": sampling_params_of(bundle, options.get("settings"))})
+def sampling_of(bundle: Bundle, config: GenerationConfig) -> dict[str, SamplingParams]:
+    """Return the sampling parameters of each tokenizer of a bundle."""
+    return {name: SamplingParams(**config.sampling_values(name, span.kind)) for name, span in bundle.vocab.spans.items()}
 
 
 @dataclass
 class Draft:
-    """One output to be made: its request, and what turns the ids into it. prompt: what stands before it. lead: ids of the begun
-    picture or sound that belong to it."""
+    """One output to be generated: its request, and what turns the new ids into an `Output`.
+
+    prompt: what stands before the output. lead: ids of an image or audio that the prompt began (`prefix_fraction`): they are part of
+    the output. role: the role that holds where it begins.
+    """
 
     index: int
     bundle: Bundle
@@ -85,86 +48,98 @@ class Draft:
     role: str
 
     def finish(self, ids: Sequence[int] | np.ndarray) -> Output:
-        """New ids -> the output."""
+        """Return the output of new ids."""
         ids = np.asarray(ids, np.int64)
         new = self.bundle.vocab.decode(np.concatenate([self.lead, ids]), role=self.role)
         return Output(self.bundle, self.prompt, new, ids, self.index)
 
 
-def begin(bundle: Bundle, prompts: list[Document], task: Task) -> list[Draft]:
-    """n outputs for each prompt, still to be made."""
+def make_drafts(bundle: Bundle, prompts: list[Document], config: GenerationConfig) -> list[Draft]:
+    """Return n drafts for each prompt, in order."""
     vocab = bundle.vocab
-    plan = parse_plan(str(task.modalities), vocab, bundle.rates)
-    negative_prompt = None if task.negative_prompt is None else vocab.encode(task.negative_prompt, eos=False)
+    plan_text = config.modalities if isinstance(config.modalities, str) else ",".join(config.modalities)
+    plan = parse_plan(plan_text, vocab, bundle.rates)
+    negative = config.negative_prompt
+    negative_ids = None if negative is None else vocab.encode(read_one(bundle, negative), eos=False)
     drafts: list[Draft] = []
     repeated: Counter[bytes] = Counter()
     for prompt in prompts:
         ids, lead = vocab.encode(prompt, eos=False), np.zeros(0, np.int64)
         before, role = prompt, prompt.segments[-1].role if prompt.segments else "none"
-        if task.prefix_fraction is not None:
-            before, ids, lead = _begun(bundle, prompt, task.prefix_fraction)
+        if config.prefix_fraction is not None:
+            before, ids, lead = _split_prefix(bundle, prompt, config.prefix_fraction)
         media = vocab.encode(Document(tuple(s for s in before.segments if vocab.span(s.modality).begin)), eos=False)
-        for _ in range(task.n):
-            row = repeated[ids.tobytes()]  # so that a prompt's outputs do not depend on what else is asked
+        for _ in range(config.n):
+            row = repeated[ids.tobytes()]  # counts equal prompts, so that outputs do not depend on the other prompts of a call
             repeated[ids.tobytes()] += 1
-            request = Request(ids, plan, task.max_new_tokens, task.seed, row, negative_prompt=negative_prompt, media=media)
+            request = Request(ids, plan, config.max_new_tokens, config.seed, row, negative_prompt=negative_ids, media=media)
             drafts.append(Draft(len(drafts), bundle, request, before, lead, role))
     return drafts
 
 
-def _begun(bundle: Bundle, prompt: Document, share: float) -> tuple[Document, np.ndarray, np.ndarray]:
-    """-> what stands before the last picture or sound, all ids up to where it goes on, and those of them that are its own."""
+def _split_prefix(bundle: Bundle, prompt: Document, fraction: float) -> tuple[Document, np.ndarray, np.ndarray]:
+    """Cut the prompt's last image or audio after a fraction of its rows or frames.
+
+    Returns: what stands before it, all ids up to the cut, and those of them that belong to the image or audio.
+    """
     last = prompt.segments[-1] if prompt.segments else None
     span = bundle.vocab.spans.get(last.modality) if last else None
     if last is None or span is None or not span.begin:
-        raise UserError("prefix_fraction: the prompt must end with a picture or a sound, which is then continued")
+        raise UserError("prefix_fraction: the prompt must end with an image or audio, which is then continued")
     ids = bundle.vocab.encode(prompt, eos=False)
-    body = len(ids) - 1 - last.codes.size  # where it begins: its end id stands last
-    start, stop = body - len(span.header) - 1, body + span.order.begun(last.codes, share)
+    body = len(ids) - 1 - last.codes.size  # index of its first code: the end id stands last
+    start, stop = body - len(span.header) - 1, body + span.order.begun(last.codes, fraction)
     return Document(prompt.segments[:-1], prompt.id), ids[:stop], ids[start:stop]
 
 
 def generate_outputs(
-    bundle: Bundle, prompts: list[Document], task: Task, batch_size: int = 64, progress: bool = False
+    bundle: Bundle, prompts: list[Document], config: GenerationConfig, batch_size: int = 64, progress: bool = False
 ) -> list[Output]:
-    """Outputs for documents, as `Unitok.generate` gives them for prompts."""
-    check_count("batch size", batch_size, 1)
+    """Generate outputs for prompts as `config` says; `config_for` puts the bundle's own values under it."""
+    check_count("batch_size", batch_size, 1)
     grammar = Grammar(bundle.vocab)
-    drafts = begin(bundle, prompts, replace(task, n=task.n * task.best_of))
+    drafts = make_drafts(bundle, prompts, config.replace(n=config.n * config.best_of))
     with tqdm(total=len(drafts), desc="sample", unit="output", disable=not progress, mininterval=1.0, delay=0.3) as bar:
-        together = 1 if task.jacobi_window else batch_size
-        made = generate(
-            *(bundle.inference, grammar, [one.request for one in drafts], task.settings, together, task.jacobi_window),
-            progress=lambda ids, done: bar.update(done),
+        new_ids = generate(
+            bundle.inference,
+            grammar,
+            [draft.request for draft in drafts],
+            sampling_of(bundle, config),
+            1 if config.jacobi_window else batch_size,
+            config.jacobi_window,
+            lambda tokens, done: bar.update(done),
         )
-    outputs = [one.finish(ids) for one, ids in zip(drafts, made, strict=True)]
-    return outputs if task.best_of == 1 else _best(bundle, grammar, drafts, outputs, task)
+    outputs = [draft.finish(ids) for draft, ids in zip(drafts, new_ids, strict=True)]
+    return Outputs(outputs if config.best_of == 1 else _best(bundle, grammar, drafts, outputs, config))
 
 
-def _best(bundle: Bundle, grammar: Grammar, drafts: list[Draft], outputs: list[Output], task: Task) -> list[Output]:
-    """The n best of each prompt's outputs, the best first, numbered anew."""
+def _best(
+    bundle: Bundle, grammar: Grammar, drafts: list[Draft], outputs: list[Output], config: GenerationConfig
+) -> list[Output]:
+    """Return the n best of each prompt's outputs, best first, with new indices."""
     vocab, decoder = bundle.vocab, bundle.require("model")
-    wholes, alone, counts = [], [], []
-    for one, output in zip(drafts, outputs, strict=True):
+    documents, alone, counts = [], [], []
+    for draft, output in zip(drafts, outputs, strict=True):
         ids = output.ids[: len(output.ids) - int(len(output.ids) > 0 and output.ids[-1] == vocab.eos)]
-        role, body = _begins(vocab, one, np.concatenate([one.lead, ids]))
-        wholes.append(np.concatenate([one.request.prompt, ids]))
+        role, body = _split_role(vocab, draft, np.concatenate([draft.lead, ids]))
+        documents.append(np.concatenate([draft.request.prompt, ids]))
         alone.append(vocab.unconditional(np.concatenate([role, body])))
         counts.append(len(body))
-    likely = log_probabilities(decoder, grammar, wholes)
-    without = log_probabilities(decoder, grammar, alone) if task.rank_by == "pmi" else [np.zeros(len(a)) for a in alone]
-    for output, count, given, none in zip(outputs, counts, likely, without, strict=True):
-        gain = given[len(given) - count :].sum() - none[len(none) - count :].sum()
-        output.score = float(gain) / count if count else -math.inf
-    kept = []
-    for start in range(0, len(outputs), task.n * task.best_of):
-        group = sorted(outputs[start : start + task.n * task.best_of], key=lambda output: -(output.score or 0.0))
-        kept += group[: task.n]
-    return [replace(output, index=i) for i, output in enumerate(kept)]
+    conditional = log_probabilities(decoder, grammar, documents)
+    pmi = config.rank_by == "pmi"
+    unconditional = log_probabilities(decoder, grammar, alone) if pmi else [np.zeros(len(ids)) for ids in alone]
+    for output, count, c, u in zip(outputs, counts, conditional, unconditional, strict=True):
+        total = c[len(c) - count :].sum() - u[len(u) - count :].sum()
+        output.score = float(total) / count if count else -math.inf
+    best, size = [], config.n * config.best_of
+    for start in range(0, len(outputs), size):
+        group = sorted(outputs[start : start + size], key=lambda output: -(output.score or 0.0))
+        best += group[: config.n]
+    return [replace(output, index=i) for i, output in enumerate(best)]
 
 
-def _begins(vocab: Vocab, one: Draft, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """An output's ids -> the id of the role that holds where its first span begins (none has no id), and the ids from there on."""
+def _split_role(vocab: Vocab, draft: Draft, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Split an output's ids -> the id of the role in which its first span stands (empty for `none`), and the ids from that span on."""
     start = next((i for i, id in enumerate(ids.tolist()) if id not in vocab.roles), len(ids))
-    name = ROLES[vocab.roles.index(int(ids[start - 1]))] if start else one.role
+    name = ROLES[vocab.roles.index(int(ids[start - 1]))] if start else draft.role
     return np.array([] if name == "none" else [vocab.specials[f"<{name}>"]], np.int64), ids[start:]

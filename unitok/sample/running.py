@@ -1,39 +1,44 @@
-"""A request on its way: its place in its plan, its random numbers, and its slots in the cache."""
+"""A request that is being generated: its position in its plan, its random numbers, and its slots in the cache."""
 
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from unitok.errors import UserError
+from unitok.generation_config import SamplingParams
 from unitok.grammar import Grammar, PlanItem, Row
 from unitok.intervals import Intervals
-from unitok.sample.sampling import SamplingParams
 
 
 @dataclass
 class Request:
-    """What to go on from, and to what end. Prompt, seed and row decide all of its random numbers."""
+    """One output to generate. Prompt, seed and row decide all of its random numbers."""
 
     prompt: np.ndarray  # ids, bos first, without a final eos
     plan: list[PlanItem] | None  # None: free
-    max_new_tokens: int  # most new ids, the closing eos included
+    max_new_tokens: int  # the closing eos included
     seed: int = 0
     row: int = 0
-    settings: dict[str, SamplingParams] = field(default_factory=dict)  # by modality; a missing one has those of the session
-    negative_prompt: np.ndarray | None = None  # ids, bos first, that guidance leads away from; without it, bos alone
-    media: np.ndarray | None = None  # the prompt's images and audio alone, for three-way guidance
+    sampling: Mapping[str, SamplingParams] = field(default_factory=dict)  # by tokenizer; a missing one has the session's
+    negative_prompt: np.ndarray | None = None  # ids, bos first, that guidance leads away from; None: bos alone
+    media: np.ndarray | None = None  # ids of the prompt's images and audio alone, for three-way guidance
 
 
 class Slot:
-    """A sequence in the cache: how many of its ids have been read, and which have not. `start`: of the span that follows."""
+    """A sequence in the cache: how many of its ids the model has read, and the ids that it has not.
+
+    kind: `own` is the request itself, `none` and `media` are what guidance compares it with. start: index of the id of the request
+    at which this sequence joins it.
+    """
 
     def __init__(self, running: "Running", kind: str, ids: np.ndarray, start: int):
         self.running, self.kind, self.start, self.read = running, kind, start, 0
         self.ids, self.span_positions = ids.tolist(), running.grammar.span_positions(ids).tolist()
 
     def take_unread(self) -> tuple[list[int], list[int]]:
-        """Its unread ids with their span_positions, which count as read from now on."""
+        """Return the unread ids with their span positions, and count them as read."""
         unread = self.ids, self.span_positions
         self.read += len(self.ids)
         self.ids, self.span_positions = [], []
@@ -41,75 +46,76 @@ class Slot:
 
 
 class Running:
-    """A request on its way."""
+    """A request that is being generated."""
 
-    def __init__(self, grammar: Grammar, request: Request, settings: dict[str, SamplingParams], longest: int):
-        self.grammar, self.request, self.settings = grammar, request, settings | request.settings
+    def __init__(self, grammar: Grammar, request: Request, sampling: Mapping[str, SamplingParams], max_length: int):
+        self.grammar, self.request, self.sampling = grammar, request, {**sampling, **request.sampling}
         self.prompt = np.asarray(request.prompt)
-        self.state = self._begin(longest)
+        self.state = self._state_after_prompt(max_length)
         self.new: list[int] = []
-        self.reported = 0
-        #: What its random numbers come from.
-        self.key = (request.seed, request.row, zlib.crc32(self.prompt.astype("<i8").tobytes()))
+        self.reported = 0  # how many new ids were returned by `Session.step`
+        self.key = (request.seed, request.row, zlib.crc32(self.prompt.astype("<i8").tobytes()))  # seeds its random numbers
         self.randoms = np.random.default_rng(self.key).random(self.state.left or 0)
         self.slots = [Slot(self, "own", self.prompt, 0)]
-        self._force()
+        self._append_forced()
 
-    def _begin(self, longest: int) -> Row:
-        """The state after the prompt; errors: `UserError` where it and what is wanted are longer than the decoder takes."""
-        request, room = self.request, longest - len(self.prompt)
+    def _state_after_prompt(self, max_length: int) -> Row:
+        """Return the grammar's state after the prompt. Errors: `UserError` where prompt and plan exceed what the decoder takes."""
+        request, room = self.request, max_length - len(self.prompt)
         known = self.grammar.follow(self.prompt, complete=False)
         try:
             state = known.copy_for(min(request.max_new_tokens, room), request.plan)
         except UserError as error:
             if room >= request.max_new_tokens:
                 raise
-            raise UserError(f"a prompt of {len(self.prompt)} ids: the decoder takes {longest} in all; {error}") from None
+            raise UserError(f"a prompt of {len(self.prompt)} tokens: the decoder takes {max_length} in all; {error}") from None
         state.bound()
         after = (state.left or 0) + state.into
-        guided = any(each.guided for each in self.settings.values())
+        guided = any(params.guided for params in self.sampling.values())
         for name, ids in (("negative prompt", request.negative_prompt), ("prompt's images and audio", request.media)):
-            if guided and ids is not None and len(ids) + after > longest:
+            if guided and ids is not None and len(ids) + after > max_length:
                 less = "shorten it" if state.left == state.least else "shorten it, or lower max_new_tokens"
-                raise UserError(f"the {name}: {len(ids)} ids and up to {after} after them, the decoder takes {longest}; {less}")
+                raise UserError(
+                    f"the {name}: {len(ids)} tokens and up to {after} after them, the decoder takes {max_length}; {less}"
+                )
         return state
 
     def take(self, ids: list[int]) -> None:
-        """Advance by ids that were drawn, and by all after them that have no choice."""
-        place = self.state.take(ids)
+        """Append sampled ids, and all ids after them that have no alternative."""
+        position = self.state.take(ids)
         self.new += ids
         for slot in self.slots:
-            slot.ids, slot.span_positions = ids[-1:], [place]
-        self._force()
+            slot.ids, slot.span_positions = ids[-1:], [position]
+        self._append_forced()
 
-    def _force(self) -> None:
+    def _append_forced(self) -> None:
         while (id := self.state.forced()) is not None:
-            place = self.state.advance(id)
+            position = self.state.advance(id)
             self.new.append(id)
             for slot in self.slots:
                 slot.ids.append(id)
-                slot.span_positions.append(place)
+                slot.span_positions.append(position)
 
     @property
     def done(self) -> bool:
-        """Whether nothing comes any more."""
+        """Whether the output is complete."""
         return self.state.state == "done"
 
     @property
     def params(self) -> SamplingParams:
-        """The settings of what comes next: those of the span that we are in, else of the plan's next, else of the bare span."""
+        """Sampling parameters of the next token: of the span that it belongs to, else of the next item of the plan, else of text."""
         coming = self.state.plan[0].modality if self.state.plan else self.grammar.vocab.bare
-        return self.settings.get(self.state.modality or coming or "", SamplingParams())
+        return self.sampling.get(self.state.modality or coming or "", SamplingParams())
 
     def guidance_prompts(self) -> dict[str, np.ndarray | None]:
-        """What stands before the span in the slots that guidance needs now, by their kind; None is bos alone."""
+        """Return the prompts that guidance needs now, by the kind of their slot; None is bos alone."""
         if not self.params.guides(self.state.count):
             return {}
         none = {"none": self.request.negative_prompt}
         return none if self.params.media_guidance_scale is None else {"media": self.request.media} | none
 
     def stretch(self, most: int) -> list[Intervals]:
-        """The legal sets of the next ids that need not be read in between, while guidance is as it is now."""
+        """Return the allowed sets of the next ids, as far as they do not depend on what is sampled and guidance stays as it is."""
         params, count = self.params, self.state.count
         sets = self.state.ahead(most)
         if params.guided:

@@ -1,16 +1,16 @@
-"""Sampling as small pure functions over logits [B, V]. Ids that must not come are at -inf throughout."""
+"""Sampling as small pure functions over logits [B, V]. Tokens that are not allowed are at -inf throughout."""
 
 import torch
 from torch import Tensor
 
-from unitok.sample.settings import SamplingParams
+from unitok.generation_config import SamplingParams
 
 
 def guide(
     conditional: Tensor, unconditional: Tensor, scale: Tensor, media: Tensor | None = None, media_scale: Tensor | None = None
 ) -> Tensor:
-    """u + scale (c - u), or with `media` u + media_scale (m - u) + scale (c - m), of log-probabilities [B, n]; scales [B, 1].
-    Classifier-free guidance (Ho & Salimans 2022), of log-probabilities so that no softmax's shift matters; -inf stays."""
+    """Classifier-free guidance (Ho & Salimans 2022) on log-probabilities: u + scale (c - u), or with `media`
+    u + media_scale (m - u) + scale (c - m). Logits [B, n], scales [B, 1] -> [B, n]; what is at -inf in `conditional` stays there."""
     c, u = conditional.log_softmax(-1), unconditional.log_softmax(-1)
     if media is None or media_scale is None:
         mixed = torch.where(scale == 1, c, u + scale * (c - u))
@@ -20,50 +20,50 @@ def guide(
     return torch.where(conditional.isinf(), conditional, mixed)
 
 
-def penalise_repetition(logits: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
-    """Log-probabilities [B, V], those of ids that were `seen` (bool [B, V]) multiplied by penalty [B, 1]."""
+def penalize_repetition(logits: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
+    """Return log-probabilities [B, V], multiplied by penalty [B, 1] where a token was `seen` (bool [B, V])."""
     logits = logits.log_softmax(-1)
     return torch.where(seen & logits.isfinite(), logits * penalty, logits)
 
 
-def keep_top_k(logits: Tensor, k: Tensor, most: int | None = None) -> Tensor:
-    """All but the k[b] likeliest ids of each row to -inf; k [B], 0 keeps all. most: the largest k, where it is known."""
-    most = int(k.max()) if most is None else most
-    if most == 0:
+def keep_top_k(logits: Tensor, k: Tensor, largest: int | None = None) -> Tensor:
+    """Set all but the k[b] likeliest tokens of each row to -inf; k [B], 0 keeps all. largest: the largest k, where it is known."""
+    largest = int(k.max()) if largest is None else largest
+    if largest == 0:
         return logits
-    most = min(most, logits.shape[-1])
-    threshold = logits.topk(most, -1).values.gather(-1, (k.clamp(1, most) - 1)[:, None])
+    largest = min(largest, logits.shape[-1])
+    threshold = logits.topk(largest, -1).values.gather(-1, (k.clamp(1, largest) - 1)[:, None])
     return logits.masked_fill((logits < threshold) & (k > 0)[:, None], -torch.inf)
 
 
 def keep_top_p(logits: Tensor, p: Tensor) -> Tensor:
-    """All but the likeliest ids that together reach probability p[b] to -inf (the likeliest always stays); p [B]."""
+    """Set all but the likeliest tokens that together reach probability p[b] to -inf (the likeliest always stays); p [B]."""
     ordered, order = logits.sort(-1, descending=True)
-    shares = ordered.softmax(-1)
-    drop = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, shares.cumsum(-1) - shares >= p[:, None])
+    probabilities = ordered.softmax(-1)
+    drop = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, probabilities.cumsum(-1) - probabilities >= p[:, None])
     return logits.masked_fill(drop & (p[:, None] < 1), -torch.inf)
 
 
-def keep_min_p(logits: Tensor, share: Tensor) -> Tensor:
-    """Ids of less than share[b] of the likeliest one's probability to -inf; share [B], 0 keeps all (Nguyen et al. 2024)."""
-    least = logits.amax(-1, keepdim=True) + share.log()[:, None]
+def keep_min_p(logits: Tensor, fraction: Tensor) -> Tensor:
+    """Set tokens of less than fraction[b] of the likeliest one's probability to -inf; fraction [B], 0 keeps all (Nguyen et al. 2024)."""
+    least = logits.amax(-1, keepdim=True) + fraction.log()[:, None]
     return logits.masked_fill(logits < least, -torch.inf)
 
 
 def draw(logits: Tensor, temperature: Tensor, uniform: Tensor) -> Tensor:
-    """One id a row by inverting the cumulative distribution at `uniform` [B] in [0, 1), in its precision: float64, where the device
-    knows it. temperature [B], 0 is argmax."""
+    """Sample one token per row by inverting the cumulative distribution at `uniform` [B] in [0, 1), in that tensor's precision:
+    float64, where the device has it. temperature [B], 0 is argmax."""
     likeliest = logits.argmax(-1)
     probabilities = (logits.to(uniform.dtype) / temperature.clamp_min(1e-6)[:, None]).softmax(-1)
     cumulative = probabilities.cumsum(-1)
     ids = (cumulative <= uniform[:, None] * cumulative[:, -1:]).sum(-1)
-    # Rounding must never choose an id of probability 0.
+    # Rounding must never choose a token of probability 0.
     ids = torch.where(probabilities.gather(-1, ids.clamp(max=logits.shape[-1] - 1)[:, None])[:, 0] > 0, ids, likeliest)
     return torch.where(temperature == 0, likeliest, ids)
 
 
 class BatchedSamplingParams:
-    """The settings of a batch of rows as tensors [B], and which of them do anything."""
+    """Sampling parameters of a batch of rows as tensors [B], and which of them have an effect."""
 
     def __init__(self, rows: list[SamplingParams], device: torch.device):
         def column(name: str, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -72,13 +72,13 @@ class BatchedSamplingParams:
         self.temperature, self.top_k = column("temperature"), column("top_k", torch.int64)
         self.top_p, self.min_p = column("top_p"), column("min_p")
         self.repetition_penalty = column("repetition_penalty")
-        self.penalises = any(row.repetition_penalty != 1 for row in rows)
+        self.penalizes = any(row.repetition_penalty != 1 for row in rows)
         self._greedy = all(row.temperature == 0 for row in rows)
         self._largest_k = max(row.top_k for row in rows)
         self._any_p, self._any_min_p = any(row.top_p < 1 for row in rows), any(row.min_p > 0 for row in rows)
 
     def filter(self, logits: Tensor) -> Tensor:
-        """All ids that the filters take away to -inf; [B, n]. top-k looks at the logits, the others at what is drawn from."""
+        """Set all tokens that the filters remove to -inf; [B, n]. top-k looks at the logits, the others at the tempered ones."""
         if self._largest_k:
             logits = keep_top_k(logits, self.top_k, self._largest_k)
         if self._any_p or self._any_min_p:
@@ -89,7 +89,7 @@ class BatchedSamplingParams:
         return logits
 
     def sample(self, logits: Tensor, uniform: Tensor) -> Tensor:
-        """One id a row, by all settings but guidance and penalty; `uniform` float64 [B] in [0, 1)."""
+        """Sample one token per row, after guidance and penalty; `uniform` float64 [B] in [0, 1)."""
         if self._greedy:
             return logits.argmax(-1)
         return draw(self.filter(logits), self.temperature, uniform)

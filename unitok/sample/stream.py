@@ -1,4 +1,4 @@
-"""Outputs while they grow: text as it is written, an image row by row, audio in chunks."""
+"""Outputs while they are generated: text as it is written, an image row by row, audio in chunks."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,62 +7,74 @@ from typing import Any
 import numpy as np
 
 from unitok.bundle import Bundle
+from unitok.document import Document
+from unitok.errors import UserError
+from unitok.generation_config import GenerationConfig, check_count
 from unitok.grammar import Grammar
 from unitok.modalities import Stream
 from unitok.sample.engine import Session
 from unitok.sample.outputs import Output
-from unitok.sample.requests import Draft, check_count
+from unitok.sample.requests import Draft, make_drafts, sampling_of
 
-AHEAD = 16  # ids that are drawn before anyone looks
+AHEAD = 16  # tokens that are sampled before anyone looks
 
 
 @dataclass
 class Chunk:
-    """Something new of an output. `content` is what its modality gives: the new characters of a text; all rows of an image so far,
-    float [3, h, w] in [-1, 1]; the new samples of audio, float [C, t] in [-1, 1], in one chunk where the tokenizer cannot stream."""
+    """A new part of an output.
 
-    index: int  # which output
+    `content` depends on the modality: the new characters of a text; all rows of an image so far, float [3, h, w] in [-1, 1]; the new
+    samples of audio, float [C, t] in [-1, 1], or all of them in one chunk where the tokenizer cannot stream.
+    """
+
+    index: int  # of the output
     span: int  # which of its segments, from 0
     modality: str  # of the segment
     content: Any
     done: bool  # whether the segment is complete
 
 
-def stream(bundle: Bundle, drafts: list[Draft], settings: dict[str, Any], batch_size: int = 64) -> Iterator[Chunk | Output]:
-    """Pieces of all outputs as they come; after the last one of each the whole `Output`. So many are made together.
+def stream_outputs(
+    bundle: Bundle, prompts: list[Document], config: GenerationConfig, batch_size: int = 64
+) -> Iterator[Chunk | Output]:
+    """Yield the chunks of all outputs as they come, and each `Output` after its last chunk. batch_size: outputs generated together.
     Errors: `UserError` as for `Unitok.generate`, before any work."""
-    check_count("batch size", batch_size, 1)
-    session = Session(bundle.inference, Grammar(bundle.vocab), settings, ahead=AHEAD)
-    session.check(one.request for one in drafts)
+    check_count("batch_size", batch_size, 1)
+    for name, off in (("best_of", 1), ("jacobi_window", 0)):
+        if getattr(config, name) > off:
+            raise UserError(f"{name} is {getattr(config, name)}: a stream yields tokens as they are drawn, so it must be {off}")
+    drafts = make_drafts(bundle, prompts, config)
+    session = Session(bundle.inference, Grammar(bundle.vocab), sampling_of(bundle, config), ahead=AHEAD)
+    session.check(draft.request for draft in drafts)
     return _stream(bundle, session, drafts, batch_size)
 
 
 def _stream(bundle: Bundle, session: Session, drafts: list[Draft], batch_size: int) -> Iterator[Chunk | Output]:
-    by_request, watchers = {id(one.request): one for one in drafts}, dict[int, _Watcher]()
-    for events in session.run([one.request for one in drafts], batch_size):
+    by_request, detokenizers = {id(draft.request): draft for draft in drafts}, dict[int, _Detokenizer]()
+    for events in session.run([draft.request for draft in drafts], batch_size):
         for event in events:
             key = id(event.request)
-            one = by_request[key]
-            if key not in watchers:
-                watchers[key] = _Watcher(bundle, session.grammar, one)
-            yield from watchers[key].see(event.ids)
+            draft = by_request[key]
+            if key not in detokenizers:
+                detokenizers[key] = _Detokenizer(bundle, session.grammar, draft)
+            yield from detokenizers[key].push(event.ids)
             if event.done:
-                yield one.finish(watchers.pop(key).ids)
+                yield draft.finish(detokenizers.pop(key).ids)
 
 
-class _Watcher:
-    """Follows the ids of one output, and gives the content that they add."""
+class _Detokenizer:
+    """Incremental detokenizer of one output: takes new ids, yields chunks."""
 
-    def __init__(self, bundle: Bundle, grammar: Grammar, one: Draft):
-        self.bundle, self.index = bundle, one.index
-        self.state = grammar.follow(one.request.prompt, complete=False).copy_for(None, one.request.plan)
+    def __init__(self, bundle: Bundle, grammar: Grammar, draft: Draft):
+        self.bundle, self.index = bundle, draft.index
+        self.state = grammar.follow(draft.request.prompt, complete=False).copy_for(None, draft.request.plan)
         self.ids: list[int] = []
         self.span = -1
         self.body: list[int] = []  # ids of the segment, without those that begin and end it
         self.stream: Stream | None = None
-        if self.state.span is not None:  # a begun image or audio
+        if self.state.span is not None:  # an image or audio that the prompt began
             self._open(self.state.span.modality)
-            self.body = one.lead[1 + len(self.state.span.header) :].tolist()
+            self.body = draft.lead[1 + len(self.state.span.header) :].tolist()
             assert self.stream is not None
             self.stream.begin(self._codes(self.state.span.modality, tuple(self.state.sides)))
 
@@ -71,10 +83,10 @@ class _Watcher:
         self.stream = self.bundle.modality(modality).stream(self.bundle.require(modality), self.bundle.vocab.span(modality))
 
     def _codes(self, modality: str, sides: tuple[int, ...]) -> np.ndarray:
-        """The whole rows or frames so far."""
+        """Return the codes of the whole rows or frames so far."""
         return self.bundle.vocab.body_codes(modality, self.body, sides, whole=False)
 
-    def see(self, ids: list[int]) -> Iterator[Chunk]:
+    def push(self, ids: list[int]) -> Iterator[Chunk]:
         """Take new ids."""
         grown = False
         for id in ids:
@@ -84,7 +96,7 @@ class _Watcher:
             self.state.advance(id)
             after = self.state.span
             if before is not None and after is not before:
-                yield from self._tell(modality or "", sides, True)
+                yield from self._chunk(modality or "", sides, True)
                 grown = False
             if after is not None and after is not before:
                 self._open(after.modality)
@@ -93,10 +105,10 @@ class _Watcher:
                 self.body.append(id)
                 grown = True
         if self.state.span is not None and grown:
-            yield from self._tell(self.state.span.modality, tuple(self.state.sides), False)
+            yield from self._chunk(self.state.span.modality, tuple(self.state.sides), False)
 
-    def _tell(self, modality: str, sides: tuple[int, ...], done: bool) -> Iterator[Chunk]:
-        """What the codes so far add to what was given."""
+    def _chunk(self, modality: str, sides: tuple[int, ...], done: bool) -> Iterator[Chunk]:
+        """Yield what the codes so far add to the chunks before, if anything."""
         codes = self._codes(modality, sides)
         content = self.stream.push(codes, done) if self.stream is not None and (codes.size or done) else None
         if content is not None:

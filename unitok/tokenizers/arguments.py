@@ -5,14 +5,17 @@ Each check looks at all values once (minimum and maximum), which costs little co
 """
 
 import math
+import warnings
 from numbers import Real
 from typing import SupportsFloat, TypeGuard
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from unitok.errors import UserError
+from unitok.media import tensor_to_image
 
 #: Integer types of samples -> the value that stands for 1.0 (8-bit samples in WAV files are unsigned).
 _FULL_SCALE = {torch.uint8: 128.0, torch.int8: 128.0, torch.int16: 32768.0, torch.int32: 2147483648.0}
@@ -49,6 +52,26 @@ def check_images(images: object, weights: torch.dtype) -> Tensor:
     images = _as_float("images", images, expected, weights)
     check_range(images, 1.001, "images are in [-1, 1]")
     return images
+
+
+def image_from_array(value: object, name: str) -> Image.Image:
+    """Convert an array to an image: uint8 [H, W], [H, W, 1], [H, W, 3], [H, W, 4] or [3, H, W], or float [3, H, W] in [-1, 1]."""
+    expected = "an image is uint8 [H, W, 3] or float [3, H, W] in [-1, 1], audio is (array [C, T], Hz)"
+    pixels = as_tensor(name, value, expected)
+    shape, channels_first = tuple(pixels.shape), pixels.ndim == 3 and pixels.shape[0] == 3
+    if pixels.dtype == torch.uint8 and pixels.numel() and (pixels.ndim == 2 or shape[2:] in ((1,), (3,), (4,))):
+        array = pixels.cpu().numpy()
+        return Image.fromarray(array[..., 0] if shape[2:] == (1,) else array)
+    if pixels.dtype == torch.uint8 and pixels.numel() and channels_first:
+        return Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).cpu().numpy()))
+    if not (pixels.dtype.is_floating_point and pixels.numel() and channels_first):
+        raise UserError(f"{name}: an array of {str(pixels.dtype).removeprefix('torch.')} {list(shape)}; {expected}")
+    check_range(pixels, 1.001, f"{name}: a float image is in [-1, 1]")
+    if pixels.min() >= 0:
+        warnings.warn(
+            f"{name}: no value of the array is below 0; a float image is in [-1, 1], of [0, 1] give 2 * x - 1", stacklevel=2
+        )
+    return tensor_to_image(pixels)
 
 
 def check_samples(samples: object, channels: int, weights: torch.dtype, empty: bool = False) -> Tensor:

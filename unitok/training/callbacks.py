@@ -14,12 +14,12 @@ from torch.distributed.tensor import DTensor
 from unitok.bundle import Bundle
 from unitok.checkpoints import merge_lora
 from unitok.errors import UserError
+from unitok.generation_config import GenerationConfig
 from unitok.modalities import types_of
 from unitok.model import Decoder
-from unitok.sample.defaults import sampling_params_of
 from unitok.sample.outputs import Output, save_outputs
 from unitok.sample.prompts import read_prompts
-from unitok.sample.requests import Task, generate_outputs
+from unitok.sample.requests import config_for, generate_outputs
 from unitok.training.decoder import DecoderTraining
 from unitok.vocab import Vocab
 
@@ -44,8 +44,8 @@ class Samples(L.Callback):
         every_minutes: minutes of training between samples.
         number: how many prompts to use, from the first on.
         seed: of sampling.
-        settings: of sampling, over the bundle's own: fields of `unitok.sample.sampling.SamplingParams` by kind or tokenizer's name.
-        max_new_tokens: most new tokens per output.
+        max_new_tokens: most new tokens per output; default: the bundle's, else 512.
+        generation_config: how to sample, over the bundle's own: fields of `unitok.GenerationConfig`, such as `image: {temperature: 0.5}`.
     """
 
     def __init__(
@@ -57,14 +57,15 @@ class Samples(L.Callback):
         every_minutes: float = 1.0,
         number: int = 16,
         seed: int = 0,
-        settings: dict[str, dict[str, Any]] | None = None,
-        max_new_tokens: int = 512,
+        max_new_tokens: int | None = None,
+        generation_config: dict[str, Any] | None = None,
     ):
         if every_minutes <= 0 or number < 1:
             raise UserError(f"{type(self).__name__}: every_minutes must be above 0 and number at least 1")
         self.folder, self.prompts, self.modalities = Path(bundle), Path(prompts), modalities
-        self.every_minutes, self.number, self.seed, self.max_new_tokens = every_minutes, number, seed, max_new_tokens
-        self.settings = settings
+        self.every_minutes, self.number = every_minutes, number
+        config = GenerationConfig.from_dict(generation_config or {}, f"{type(self).__name__}: generation_config")
+        self.config = config.replace(seed=seed, **({} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}))
         self._bundle: Bundle | None = None  # in the first process
         self._last = 0.0  # seconds of training at the last samples
         self._sampled = 0  # step of the last samples
@@ -77,9 +78,9 @@ class Samples(L.Callback):
 
     def make(self, bundle: Bundle, out: Path) -> Made:
         """Sample from a bundle and write pages into a folder. Returns outputs and scores by name."""
-        made, prompts, settings = {}, [bundle.read_raw(raw) for raw in self._raws], sampling_params_of(bundle, self.settings)
+        made, prompts, config = {}, [bundle.read_raw(raw) for raw in self._raws], config_for(bundle, self.config)
         for name in self.modalities or bundle.vocab.spans:
-            made[name] = generate_outputs(bundle, prompts, Task(name, 1, self.seed, self.max_new_tokens, settings))
+            made[name] = generate_outputs(bundle, prompts, config.replace(modalities=name, n=1))
             save_outputs(made[name], out / name, name)
         return made, {}
 
@@ -101,7 +102,7 @@ class Samples(L.Callback):
         if trainer.is_global_zero:
             with torch.random.fork_rng(devices=[]):  # new networks draw random weights before they load them
                 self._bundle = Bundle.from_pretrained(self.folder, str(module.device), parts="tokenizers")
-            sampling_params_of(self._bundle, self.settings)
+            config_for(self._bundle, self.config)
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Start the clock."""
@@ -126,7 +127,7 @@ class Samples(L.Callback):
         with weights_of(module) as decoder:
             if self._bundle is None or decoder is None:
                 return  # the first process samples
-            bundle = Bundle(self._bundle.vocab, self._bundle.tokenizers, decoder, self._bundle.defaults)
+            bundle = Bundle(self._bundle.vocab, self._bundle.tokenizers, decoder, self._bundle.generation_config)
             made, scores = self.make(bundle, Path(trainer.default_root_dir) / "samples" / f"step={step}")
             for logger in trainer.loggers:
                 logger.log_metrics({f"sample/{name}": value for name, value in scores.items()}, step=step)

@@ -1,0 +1,139 @@
+"""Natural calls that are wrong: each is one line that names the argument and says what to do."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import unitok
+from unitok import Document, GenerationConfig, SamplingParams, Segment
+from unitok.errors import UserError
+
+NOISE = np.random.default_rng(0).standard_normal(8000)
+
+GENERATE = [
+    # names of other libraries, and slips
+    ({"temprature": 0.5}, "generate: no 'temprature'; did you mean temperature?"),
+    ({"max_new_tokenz": 5}, "no 'max_new_tokenz'; did you mean max_new_tokens?"),
+    ({"num_return_sequences": 5}, "no 'num_return_sequences'; did you mean n?"),
+    ({"max_length": 5}, "did you mean max_new_tokens?"),
+    ({"max_tokens": 5}, "did you mean max_new_tokens?"),
+    ({"do_sample": False}, "for greedy decoding give temperature=0"),
+    ({"cfg_scale": 3}, "did you mean guidance_scale?"),
+    ({"guidance": 3}, "did you mean guidance_scale?"),
+    ({"want": "image"}, "did you mean modalities?"),
+    ({"output": "image"}, "did you mean modalities?"),
+    ({"settings": {}}, "did you mean generation_config?"),
+    ({"generator": torch.Generator()}, "did you mean seed?"),
+    ({"smell": 3}, "generate: no 'smell'; there are prompt, modalities"),
+    # values
+    ({"temperature": "hot"}, "temperature 'hot': it must be a number"),
+    ({"temperature": -1}, "temperature -1: it must be 0 or more"),
+    ({"temperature": True}, "temperature True: it must be a number"),
+    ({"top_p": 95}, "top_p 95: it must be above 0 and at most 1"),
+    ({"top_k": 2.5}, "top_k 2.5: it must be an integer"),
+    ({"guidance_schedule": "sine"}, "guidance_schedule sine: choose one of constant, linear, cosine"),
+    ({"n": "2"}, "n is '2': it must be an integer of at least 1"),
+    ({"n": 1.5}, "n is 1.5"),
+    ({"n": 0}, "n is 0"),
+    ({"max_new_tokens": 2}, "a budget of 2 tokens is too small"),
+    ({"prefix_fraction": "half"}, "prefix_fraction is 'half': it must be above 0 and at most 1"),
+    ({"prefix_fraction": 0.5}, "prefix_fraction: the prompt must end with an image or audio"),
+    ({"rank_by": "likelihood"}, "rank_by is 'likelihood': choose one of logprob, pmi"),
+    ({"batch_size": "2"}, "batch_size is '2'"),
+    ({"modalities": 3}, "modalities is a int: give free, or a plan such as text,image:8x12,audio:2s"),
+    ({"modalities": [3]}, "modalities is a list"),
+    ({"modalities": ["image", "smell"]}, "smell"),
+    ({"modalities": "image:2 x 3"}, "image:2 x 3"),
+    # sampling of one kind of content
+    ({"image": 0.5}, 'image is a float: give {"temperature": 0.5} or SamplingParams'),
+    ({"image": Image.new("RGB", (8, 8))}, "image is a Image: give .* content goes into the prompt"),
+    ({"image": {"temprature": 1}}, "image: no 'temprature'; did you mean temperature?"),
+    ({"image": {"top_p": 2}}, "image: top_p 2: it must be above 0"),
+    ({"sampling": SamplingParams()}, "sampling is a SamplingParams: give values by tokenizer"),
+    ({"sampling": {"images": {"top_k": 1}}}, "no tokenizer 'images'; the bundle has text, image, audio"),
+    ({"sampling": {"image": {"topk": 1}}}, "image: no 'topk'; did you mean top_k?"),
+    ({"generation_config": 3}, "generation_config is a int: give a GenerationConfig, or a dict of its fields"),
+    ({"generation_config": {"temprature": 1}}, "generation_config: no 'temprature'; did you mean temperature?"),
+    ({"generation_config": {"image": {"top_k": -1}}}, "generation_config: image: top_k -1"),
+    ({"negative_prompt": 3}, "a int"),
+]
+
+PROMPTS = [
+    (None, "prompt: a NoneType; give a str, Path"),
+    (3, "prompt: a int"),
+    ({"text": "a"}, "prompt: a dict"),
+    (b"a", "prompt: a bytes"),
+    (["a", 3], "prompt: a int"),
+    ([["a"], "b"], "pieces and lists of pieces are mixed"),
+    ([1, 2, 3], "prompt: a list"),
+    (NOISE, r"an array of float64 \[8000\]; .*audio is \(array \[C, T\], Hz\)"),
+    (torch.zeros(1, 800), r"an array of float32 \[1, 800\]; an image is uint8 \[H, W, 3\]"),
+    (np.zeros((8, 8, 3)), r"an array of float64 \[8, 8, 3\]; an image is uint8"),
+    (np.zeros((2, 8, 8, 3), np.uint8), r"an array of uint8 \[2, 8, 8, 3\]"),
+    (torch.full((3, 8, 8), 200.0), r"a float image is in \[-1, 1\], got up to 200"),
+    ([("a", "b")], "its rate is a str"),
+    ((np.zeros((3, 5, 8000)), 8000), "a waveform is .C, T., channels first"),
+    ((NOISE * 30, 8000), r"samples are in \[-1, 1\], got up to"),
+    (Image.new("RGB", (0, 5)), "0 x 5 pixels"),
+    (Path(), "not a file"),
+    (Path("gone.png"), "gone.png: no such file"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "said"), GENERATE, ids=lambda value: str(value)[:40])
+def test_a_wrong_argument_is_one_line_that_names_it(tiny, arguments, said):
+    with pytest.raises(UserError, match=said) as error:
+        tiny.generate(**{"prompt": "a text", "modalities": "image:1x1"} | arguments)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("prompt", "said"), PROMPTS, ids=range(len(PROMPTS)))
+def test_a_wrong_prompt_is_one_line_that_names_its_type_or_shape(tiny, prompt, said):
+    for call in (tiny.generate, tiny.stream):
+        with pytest.raises(UserError, match=said) as error:
+            call(prompt)
+        assert "\n" not in str(error.value)
+
+
+def test_a_stream_refuses_what_it_cannot_do(tiny):
+    for arguments, said in (
+        ({"best_of": 2}, "stream: no 'best_of'"),
+        ({"generation_config": {"best_of": 2}}, "best_of is 2: a stream yields tokens as they are drawn, so it must be 1"),
+        ({"generation_config": GenerationConfig(jacobi_window=4)}, "jacobi_window is 4"),
+        ({"max_length": 2}, "stream: no 'max_length'; did you mean max_new_tokens?"),
+    ):
+        with pytest.raises(UserError, match=said):
+            tiny.stream("a text", **arguments)
+
+
+def test_wrong_calls_of_score_are_one_line(tiny):
+    with pytest.raises(UserError, match="documents: a int; give a str, Path"):
+        tiny.score(3)
+    with pytest.raises(UserError, match="prompt: a int"):
+        tiny.score(["a", 3])
+    with pytest.raises(UserError, match="document 1 has 2002 tokens, the decoder takes 1024"):
+        tiny.score([Document((Segment("text", np.full(2001, 5)),))])
+    with pytest.raises(UserError, match="score: no 'batch_size'; there are documents"):
+        tiny.score("a", batch_size=3)
+
+
+def test_a_text_that_names_an_image_is_hinted_at(tiny, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    with pytest.warns(UserWarning, match=r"names an image file; Path\("):
+        tiny.read_prompt(str(tmp_path / "a.png"))
+
+
+def test_an_array_that_may_be_in_another_range_is_hinted_at(tiny):
+    with pytest.warns(UserWarning, match=r"of \[0, 1\] give 2 \* x - 1"):
+        tiny.read_prompt(torch.rand(3, 8, 8))
+
+
+def test_public_names_are_those_and_no_others():
+    names = "AudioTokenizer Document GenerationConfig Grammar ImageTokenizer Output SamplingParams Segment TextTokenizer Unitok Vocab"
+    assert [name for name in dir(unitok) if not name.startswith("_")] == names.split()
+    assert all(getattr(unitok, name).__name__ == name for name in names.split())
+    with pytest.raises(AttributeError, match="no attribute 'Unitoc'"):
+        unitok.Unitoc  # noqa: B018
