@@ -224,7 +224,7 @@ class _RemoteFiles(Files):
 
 
 def open_files(folder: str, root: str = "", named: str = "") -> Files:
-    """The files under a local folder or a URL. Errors: `UserError` for one that cannot be opened."""
+    """Return the files under a local folder or a URL. Raises `UserError` if it cannot be opened."""
     return _RemoteFiles(folder) if is_remote(folder) else Files(folder, root, named)
 
 

@@ -1,1 +1,1 @@
-"""Generation: the next-id loop, the filters on logits, and ids to files."""
+"""Generation: the loop over tokens, the filters on logits, and files from tokens."""

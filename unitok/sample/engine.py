@@ -260,7 +260,7 @@ class Session:
         return [allowed.ids[choices].tolist()], passes
 
     def _runner(self, count: int) -> Callable[[Tensor, int], Tensor]:
-        """Return a function that runs the model on ids [slots, W], which start at index i of a stretch of `count`; -> [slots, W, C]."""
+        """Return a function from ids [slots, W], which start at index i of a stretch of `count`, to hidden states [slots, W, C]."""
         positions = np.array([slot.read for slot in self.slots])[:, None] + np.arange(count)
         last = np.array([slot.running.state.span_position for slot in self.slots])[:, None]  # 0 throughout text
         at, extent = _common(positions, self.cache), int(positions[:, 0].max())
@@ -326,7 +326,7 @@ def generate(
     jacobi_window: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[np.ndarray]:
-    """Return the new ids of each request, without its prompt, with a closing eos; they are always well-formed.
+    """Return the new tokens of each request, without its prompt, with a closing eos; they are always well-formed.
 
     Args:
         sampling, jacobi_window: as for `Session`.

@@ -34,7 +34,7 @@ def sampling_of(bundle: Bundle, config: GenerationConfig) -> dict[str, SamplingP
 
 @dataclass
 class Draft:
-    """One output to be generated: its request, and what turns the new ids into an `Output`.
+    """One output to be generated: its request, and what turns the new tokens into an `Output`.
 
     prompt: what stands before the output. lead: ids of an image or audio that the prompt began (`prefix_fraction`): they are part of
     the output. role: the role that holds where it begins.
@@ -48,7 +48,7 @@ class Draft:
     role: str
 
     def finish(self, ids: Sequence[int] | np.ndarray) -> Output:
-        """Return the output of new ids."""
+        """Return the output of new tokens."""
         ids = np.asarray(ids, np.int64)
         new = self.bundle.vocab.decode(np.concatenate([self.lead, ids]), role=self.role)
         return Output(self.bundle, self.prompt, new, ids, self.index)

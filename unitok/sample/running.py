@@ -115,7 +115,7 @@ class Running:
         return none if self.params.media_guidance_scale is None else {"media": self.request.media} | none
 
     def stretch(self, most: int) -> list[Intervals]:
-        """Return the allowed sets of the next ids, as far as they do not depend on what is sampled and guidance stays as it is."""
+        """Return the allowed sets of the next tokens, as far as they do not depend on what is sampled and guidance stays as it is."""
         params, count = self.params, self.state.count
         sets = self.state.ahead(most)
         if params.guided:

@@ -63,7 +63,7 @@ def _stream(bundle: Bundle, session: Session, drafts: list[Draft], batch_size: i
 
 
 class _Detokenizer:
-    """Incremental detokenizer of one output: takes new ids, yields chunks."""
+    """Incremental detokenizer of one output: takes new tokens, yields chunks."""
 
     def __init__(self, bundle: Bundle, grammar: Grammar, draft: Draft):
         self.bundle, self.index = bundle, draft.index
@@ -87,7 +87,7 @@ class _Detokenizer:
         return self.bundle.vocab.body_codes(modality, self.body, sides, whole=False)
 
     def push(self, ids: list[int]) -> Iterator[Chunk]:
-        """Take new ids."""
+        """Take new tokens."""
         grown = False
         for id in ids:
             self.ids.append(id)

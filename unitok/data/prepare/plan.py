@@ -138,7 +138,7 @@ class Run:
 
 
 def open_sources(plan: Plan, types: Types | None = None) -> list[Source]:
-    """The sources of a plan; of several, each is named in the places of its documents. types: as `Bundle.types`."""
+    """The sources of a plan; of several, each is named where its documents come from. types: as `Bundle.types`."""
     specs = plan.specs()
     return [Source(spec, plan.seed, f"{spec.name}/" if len(specs) > 1 else "", types) for spec in specs]
 

@@ -47,7 +47,7 @@ class Source:
     """A source, opened. Errors: `UserError` where its path does not exist.
 
     Args:
-        seed: of random orders. prefix: of the places of its documents, to tell several sources apart.
+        seed: of random orders. prefix: of the `source` of its documents, to tell several sources apart.
         types: the types that parts may have, as `Bundle.types`; default: all kinds.
     """
 
