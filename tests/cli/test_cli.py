@@ -325,7 +325,7 @@ def test_mistakes_in_prompts_and_flags_are_one_line(bundle_folder, tmp_path):
     assert_one_line(here(*base, "--text", "x", "--audio-top-p", "0"), "--audio-top-p 0.0", "above 0")
     assert_one_line(
         here(*base, "--text", "x", "--modalities", "image:8x8", "--max-new-tokens", "40"),
-        "40 ids",
+        "40 tokens",
         "at least 69",
         "--max-new-tokens",
     )
