@@ -3,6 +3,8 @@
 # make check      lint and types
 # make docs       the documentation's site, strictly: a dead link is an error; open site/index.html
 # make check-long heavier proofs: kills, longer trainings
+# make figures    the figure of the README, from the bundle of a finished demo
+# make benchmarks-page   docs/benchmarks.md, from benchmarks/results/
 # make env        the environment that all of them share: .venv, pinned by constraints.txt
 #
 # On a machine without a GPU, PyTorch's CPU build saves gigabytes:
@@ -14,7 +16,7 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 TORCH_INDEX ?=
 MINUTES ?= 13
 
-.PHONY: demo test check docs check-long env clean
+.PHONY: demo test check docs check-long figures benchmarks-page env clean
 
 demo: env
 	$(VENV)/bin/unitok demo --minutes $(MINUTES)
@@ -32,6 +34,12 @@ docs: env
 
 check-long: env
 	$(VENV)/bin/python -m pytest -m long
+
+figures: env
+	$(VENV)/bin/python docs/figures/readme.py runs/demo
+
+benchmarks-page: env
+	$(VENV)/bin/python benchmarks/write_page.py
 
 env: $(VENV)/.complete
 

@@ -1,11 +1,13 @@
-"""Encode and decode: our audio tokenizer beside the encodec package and transformers' EncodecModel, equal weights.
+"""Encode and decode audio: unitok beside the encodec package and transformers' EncodecModel, with equal weights.
 
     python benchmarks/audio_tokenizer.py [--quick] [--device cuda] [--hour]
 
 Measured on a CPU in fp32, with equal codes: 1.04 to 3.29 times encodec's seconds of audio per second and 1.38 to 3.42 times
-transformers'; least for one second alone, most for 30 seconds in batches of 8. The model is EnCodec's 24 kHz one with 8 levels,
-with random weights and codebooks. Medians; each peer is a process of its own, and they take
-turns; peak memory is theirs, over what the networks hold. With --hour, also the peak memory of an hour of sound, from a file to codes and to a file again.
+transformers'; least for one second alone, most for 30 seconds in batches of 8.
+
+The model is EnCodec's 24 kHz model with 8 levels and random weights and codebooks. Each peer is a process; the processes take turns,
+and the numbers are medians. Memory is the peak over what the networks hold. With --hour: the peak memory of an hour of audio,
+from a file to codes and back to a file.
 """
 
 import argparse
@@ -122,8 +124,8 @@ def one_hour(device: str) -> None:
         encoded = time.perf_counter() - began
         model.decode_file(codes, Path(folder) / "again.wav", size)
         assert soundfile.info(Path(folder) / "again.wav").frames == size[0] == 3600 * RATE
-    found = {"encode_seconds": encoded, "decode_seconds": time.perf_counter() - began - encoded}
-    print(json.dumps({"peak_gb": peak_memory_gb(), "models_gb": before} | found))
+    measured = {"encode_seconds": encoded, "decode_seconds": time.perf_counter() - began - encoded}
+    print(json.dumps({"peak_gb": peak_memory_gb(), "models_gb": before} | measured))
 
 
 def main() -> None:
@@ -131,10 +133,10 @@ def main() -> None:
     p.add_argument("--quick", action="store_true", help="one second, batch 1, few rounds")
     p.add_argument("--device", default="cpu")
     p.add_argument("--rounds", type=int, default=5)
-    p.add_argument("--max-objects", type=float, default=240.0, help="leave out batches of more seconds of sound than this")
-    p.add_argument("--least", type=float, default=0.0, help="leave out batches of fewer seconds of sound than this")
+    p.add_argument("--max-seconds", type=float, default=240.0, help="leave out batches with more seconds of audio")
+    p.add_argument("--min-seconds", type=float, default=0.0, help="leave out batches with fewer seconds of audio")
     p.add_argument("--keep-for-all", action="store_true", help="the peers' allocator keeps large blocks, too")
-    p.add_argument("--hour", action="store_true", help="an hour of sound instead, added to the results that are there")
+    p.add_argument("--hour", action="store_true", help="an hour of audio instead; added to the results that are there")
     p.add_argument("--out", type=Path, help="default: benchmarks/results/audio_tokenizer.json")
     p.add_argument("--only", nargs=4, help=argparse.SUPPRESS)
     o = p.parse_args()
@@ -143,14 +145,14 @@ def main() -> None:
         one_hour(o.device) if which == "hour" else only(which, what, float(seconds), int(batch), o.device)
         return
     if o.hour:
-        found = in_a_process(__file__, "--device", o.device, "--only", "hour", "-", "0", "0")
+        measured = in_a_process(__file__, "--device", o.device, "--only", "hour", "-", "0", "0")
         path = o.out or RESULTS / f"audio_tokenizer{'' if o.device == 'cpu' else '.gpu'}.json"
         results = json.loads(path.read_text()) if path.exists() else {}
-        path.write_text(json.dumps(results | {"hour": found}, indent=1) + "\n")
-        print(found)
+        path.write_text(json.dumps(results | {"hour": measured}, indent=1) + "\n")
+        print(measured)
         return
     sizes = [(1.0, 1)] if o.quick else [(1.0, 1), (1.0, 8), (30.0, 1), (30.0, 8)]
-    sizes = [(seconds, batch) for seconds, batch in sizes if o.least <= seconds * batch <= o.most]
+    sizes = [(seconds, batch) for seconds, batch in sizes if o.min_seconds <= seconds * batch <= o.max_seconds]
     peers = build(o.device)
     cases = []
     for seconds, batch in sizes:
@@ -159,16 +161,16 @@ def main() -> None:
         rounds = 2 if o.quick else o.rounds if seconds * batch <= 30 else 2
         for what in ("encode", "decode"):
             jobs = {w: ["--device", o.device, "--only", w, what, str(seconds), str(batch)] for w in peers}
-            found = in_turns(__file__, jobs, rounds, o.keep_for_all)
+            measured = in_turns(__file__, jobs, rounds, o.keep_for_all)
             case = f"{what} {seconds:g} s batch {batch}"
             for peer in ("encodec", "transformers"):
                 equal = {"equal_codes": float((codes[peer] == codes["unitok"]).float().mean())} if what == "encode" else {}
-                speed = {w: batch * seconds / found[w]["seconds"] for w in ("unitok", peer)}
-                row = {"unit": "s of sound/s", "ours": speed["unitok"], "peer": peer, "theirs": speed[peer]}
+                speed = {w: batch * seconds / measured[w]["seconds"] for w in ("unitok", peer)}
+                row = {"unit": "s of audio/s", "ours": speed["unitok"], "peer": peer, "theirs": speed[peer]}
                 cases.append({"case": f"{case}: speed"} | row | {"ratio": speed["unitok"] / speed[peer]} | equal)
-                row = {"unit": "GB", "ours": found["unitok"]["gb"], "peer": peer, "theirs": found[peer]["gb"]}
+                row = {"unit": "GB", "ours": measured["unitok"]["gb"], "peer": peer, "theirs": measured[peer]["gb"]}
                 cases.append(
-                    {"case": f"{case}: memory"} | row | {"ratio": found[peer]["gb"] / max(found["unitok"]["gb"], 1e-3)}
+                    {"case": f"{case}: memory"} | row | {"ratio": measured[peer]["gb"] / max(measured["unitok"]["gb"], 1e-3)}
                 )
     more: dict[str, Any] = {"codes_that_occur": int(codes["unitok"].unique().numel())}
     write_results("audio_tokenizer", cases, o.device, o.out, **more)

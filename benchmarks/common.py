@@ -1,4 +1,4 @@
-"""What the benchmarks share: peers that take turns, peak memory, and what they ran on."""
+"""What the benchmarks share: peers that take turns, peak memory, and a description of the machine."""
 
 import contextlib
 import ctypes
@@ -34,7 +34,7 @@ def _status_gb(name: str) -> float:
 
 
 def peak_memory_gb() -> float:
-    """Of this process so far, GB."""
+    """Peak memory of this process so far, GB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
@@ -45,10 +45,10 @@ KEEPING = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str
 def in_turns(
     script: str, arguments: dict[str, list[str]], rounds: int, keep_for_all: bool = False
 ) -> dict[str, dict[str, float]]:
-    """Peers in a process each, as their users run them, that take turns: median seconds and peak memory (GB) by name.
+    """Run each peer in a process; the processes take turns. Returns: median seconds and peak memory (GB) by name.
 
-    `arguments`: for each peer those of the script's own `--only` mode, which calls `serve`. `keep_for_all`: the peers'
-    allocator, too, keeps large blocks.
+    arguments: for each peer those of the `--only` mode of the script, which calls `serve`. keep_for_all: the allocator of the peers
+    keeps large blocks, too.
     """
     environment = os.environ | (KEEPING if keep_for_all else {})
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
@@ -57,11 +57,11 @@ def in_turns(
     memory = {}
     for turn in range(rounds + 2):
         for name, worker in workers.items():
-            found = _ask(worker, "stop" if turn == rounds + 1 else "run")
+            answer = _ask(worker, "stop" if turn == rounds + 1 else "run")
             if turn == rounds + 1:
-                memory[name] = found
-            elif turn:  # the first was for warming up
-                seconds[name].append(found)
+                memory[name] = answer
+            elif turn:  # the first turn warms up
+                seconds[name].append(answer)
     return {name: {"seconds": statistics.median(seconds[name]), "gb": memory[name]} for name in workers}
 
 
@@ -77,11 +77,11 @@ def _ask(worker: subprocess.Popen, what: str) -> float:
 
 
 def serve(run: Callable[[], Any], device: str) -> None:
-    """A worker of `in_turns`: at each line of the input runs once and prints the seconds; at last the peak memory it took."""
+    """A worker of `in_turns`: runs once for each line of the input and prints the seconds; at the end, the peak memory."""
     gc.collect()
     if device == "cpu":
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
         before = _status_gb("VmRSS")
     else:
         torch.cuda.reset_peak_memory_stats()
@@ -107,7 +107,7 @@ def in_a_process(script: str, *arguments: str) -> dict[str, Any]:
 
 
 def make_scenes(work: Path) -> None:
-    """Scenes to train on, new ones, and ones of combinations kept out, under `work`, if they are not there."""
+    """Write scenes for training, new scenes, and scenes with held-out color-shape pairs into `work`, unless they are there."""
     for folder, number, seed, more in (("train", 12_000, 1, []), ("test", 1000, 2, []), ("held_out", 400, 3, ["--held-out"])):
         if not (work / folder / "scenes.jsonl").exists():
             command = ["scenes", str(work / folder), "--count", str(number), "--seed", str(seed), "--max-objects", "2", *more]
@@ -115,7 +115,7 @@ def make_scenes(work: Path) -> None:
 
 
 def train(config: Path, out: Path, data: Path, minutes: float, seed: int, options: dict[str, str] | None = None) -> None:
-    """`unitok fit` for some minutes; `options` of the model by name. A run that is finished is left as it is."""
+    """`unitok fit` for some minutes; options: arguments of the model. A finished run is left as it is."""
     flags = [word for name, value in (options or {}).items() for word in (f"--model.init_args.{name}", value)]
     command = ["fit", "--config", str(config), "--out", str(out), "--data.init_args.path", str(data), "--resume", "auto"]
     command += ["--model.init_args.minutes", str(minutes), "--seed_everything", str(seed), "--data.init_args.seed", str(seed)]
@@ -127,22 +127,22 @@ def machine(device: str) -> dict[str, Any]:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         model = next((line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line), model)
-    found = {"cpu": model, "instructions": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
-    return found | ({} if device == "cpu" else {"gpu": torch.cuda.get_device_name()})
+    description = {"cpu": model, "instructions": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
+    return description | ({} if device == "cpu" else {"gpu": torch.cuda.get_device_name()})
 
 
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    packages = {"python": platform.python_version()}
     for name in PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            packages[name] = version(name)
+    return packages
 
 
 def write_results(name: str, cases: list[dict[str, Any]], device: str = "cpu", out: Path | None = None, **more: Any) -> None:
     """Print a table and write `results/NAME.json` (`NAME.gpu.json` on CUDA).
 
-    cases: dictionaries of `case, unit, ours, peer, theirs, ratio` and more; the ratio is over 1 when we are ahead.
+    cases: dictionaries of `case, unit, ours, peer, theirs, ratio` and more; a ratio over 1 is in favor of unitok.
     """
     columns = list(dict.fromkeys(key for row in cases for key in row))
     cells = [[_cell(row.get(column)) for column in columns] for row in cases]

@@ -1,14 +1,16 @@
-"""Generation beside transformers' `generate`, with the same weights: ids of images a second.
+"""Generation beside transformers' `generate`, with the same weights: image tokens per second.
 
     python benchmarks/generate.py [--quick] [--device cuda] [--sizes 10m]
 
 Measured on two cores, a decoder of 10M: 1.88 times transformers with its dynamic cache and 1.36 times its compiled static one
-at batch 1, 1.87 times the dynamic one at batch 16 with guidance. The decoder is exported in Qwen3's layout and loaded by
-transformers' AutoModelForCausalLM; weights are random (speed does not depend on them), logits are compared first. Each row
-goes on from a prompt of 32 text ids with 256 ids: ours the codes of an image of 16 x 16, within its begin, header and end, theirs
-any ids of the vocabulary, since `generate` knows no images. Temperature 0.9 and top-k 100, fp32 on a CPU, bfloat16 on a GPU.
-Guidance: ours compares with a second context in the same batch; theirs runs doubled, too, in one batch (`doubled`), and as
-their own `guidance_scale`, which runs twice (`two passes`). Compile time, and two warm runs, are not in the figures.
+at batch 1, 1.87 times the dynamic one at batch 16 with guidance.
+
+The decoder is exported in Qwen3's layout and loaded by AutoModelForCausalLM of transformers. Its weights are random, because speed
+does not depend on them; the logits of both are compared first. Each row continues a prompt of 32 text tokens by 256 tokens: for
+unitok the codes of an image of 16 x 16, with begin, header and end; for transformers any tokens of the vocabulary, because
+`generate` has no notion of images. Temperature 0.9 and top-k 100; fp32 on a CPU, bfloat16 on a GPU. Guidance: unitok compares with
+a second sequence in the same batch; transformers runs doubled prompts in one batch (`doubled`), and its own `guidance_scale`,
+which runs the model twice (`two passes`). Compilation and two warm runs are not counted.
 """
 
 import argparse
@@ -42,7 +44,7 @@ TEMPERATURE, TOP_K, SCALE = 0.9, 100, 2.0
 
 
 def vocabulary() -> Vocab:
-    """4,096 text pieces, 1,024 image codes, four levels of 256 codes of sound."""
+    """4,096 text tokens, 1,024 image codes, four levels of 256 audio codes."""
     sizes = SimpleNamespace(size=4096, illegal=(), codebook_size=1024, fingerprint=str)
     return build_vocab(
         {"text": sizes, "image": sizes, "audio": SimpleNamespace(num_codebooks=4, codebook_size=256, fingerprint=str)}
@@ -94,16 +96,16 @@ def run_theirs(folder: Path, batch: int, guidance: str, static: bool, device: st
     model = AutoModelForCausalLM.from_pretrained(folder / "hf", dtype=dtype, attn_implementation="sdpa").to(device).eval()
     ids = torch.from_numpy(prompts(batch)).to(device)
     mask = torch.ones_like(ids)
-    how: dict[str, Any] = {"max_new_tokens": NEW, "min_new_tokens": NEW, "eos_token_id": None, "pad_token_id": 2}
-    how |= {"do_sample": True, "temperature": TEMPERATURE, "top_k": TOP_K, "top_p": 1.0}
+    options: dict[str, Any] = {"max_new_tokens": NEW, "min_new_tokens": NEW, "eos_token_id": None, "pad_token_id": 2}
+    options |= {"do_sample": True, "temperature": TEMPERATURE, "top_k": TOP_K, "top_p": 1.0}
     if static:
         from transformers import CompileConfig
 
         compiled = CompileConfig(fullgraph=False, dynamic=False)
         compiled._compile_all_devices = True
-        how |= {"cache_implementation": "static", "compile_config": compiled, "disable_compile": False}
+        options |= {"cache_implementation": "static", "compile_config": compiled, "disable_compile": False}
     if guidance == "two passes":
-        how |= {"guidance_scale": SCALE, "negative_prompt_ids": ids[:, :1], "negative_prompt_attention_mask": mask[:, :1]}
+        options |= {"guidance_scale": SCALE, "negative_prompt_ids": ids[:, :1], "negative_prompt_attention_mask": mask[:, :1]}
     if guidance == "doubled":
 
         class Doubled(LogitsProcessor):
@@ -122,39 +124,39 @@ def run_theirs(folder: Path, batch: int, guidance: str, static: bool, device: st
         alone = torch.zeros_like(mask)
         alone[:, -1] = 1
         ids, mask = torch.cat([ids, bos]), torch.cat([mask, alone])
-        how |= {"do_sample": False, "temperature": None, "top_k": None, "top_p": None, "logits_processor": [Doubled()]}
+        options |= {"do_sample": False, "temperature": None, "top_k": None, "top_p": None, "logits_processor": [Doubled()]}
 
     def run() -> None:
-        made = model.generate(ids, attention_mask=mask, **how)
+        made = model.generate(ids, attention_mask=mask, **options)
         assert made.shape[1] == PROMPT + NEW
 
     return run
 
 
 def check_equal(folder: Path) -> float:
-    """Largest difference of the two models' logits, ours as it generates: with its cache, the last ids one by one."""
+    """Largest difference of the two models' logits, ours as it generates: with its cache, the last tokens one by one."""
     from transformers import AutoModelForCausalLM
 
     ids = torch.from_numpy(prompts(2))
     with torch.inference_mode():
         theirs = AutoModelForCausalLM.from_pretrained(folder / "hf", dtype=torch.float32)(ids).logits
         ours = InferenceDecoder(Decoder.from_pretrained(folder / "ours"))
-        cache, found, start = ours.new_cache(2, PROMPT), [], 0
+        cache, logits, start = ours.new_cache(2, PROMPT), [], 0
         for stop in (PROMPT - 4, *range(PROMPT - 3, PROMPT + 1)):
             positions = torch.arange(start, stop).expand(2, -1)
-            found.append(ours.step(ids[:, start:stop], positions, cache, stop, start=start) @ ours.head.T)
+            logits.append(ours.step(ids[:, start:stop], positions, cache, stop, start=start) @ ours.head.T)
             start = stop
-        return float((torch.cat(found, 1) - theirs).abs().max())
+        return float((torch.cat(logits, 1) - theirs).abs().max())
 
 
 def cases(size: str, quick: bool) -> list[tuple[int, str, str]]:
     """(batch, guidance, peer): guidance as theirs does it."""
-    found = [(1, "", "dynamic"), (1, "", "static"), (1, "doubled", "dynamic")]
+    cases = [(1, "", "dynamic"), (1, "", "static"), (1, "doubled", "dynamic")]
     if size == "10m":
-        found += [(16, "", "dynamic"), (16, "doubled", "dynamic")]
+        cases += [(16, "", "dynamic"), (16, "doubled", "dynamic")]
     if size == "10m" and not quick:
-        found += [(1, "two passes", "dynamic"), (16, "two passes", "dynamic")]
-    return found
+        cases += [(1, "two passes", "dynamic"), (16, "two passes", "dynamic")]
+    return cases
 
 
 def main() -> None:
@@ -194,13 +196,13 @@ def measure(folder: Path, size: str, batch: int, guidance: str, peer: str, devic
         "ours": ["--only", json.dumps(common | {"peer": ""})],
         "theirs": ["--only", json.dumps(common | {"peer": peer})],
     }
-    found = in_turns(__file__, words, rounds)
+    measured = in_turns(__file__, words, rounds)
     count = batch * NEW
-    ours, theirs = (count / found[name]["seconds"] for name in ("ours", "theirs"))
+    ours, theirs = (count / measured[name]["seconds"] for name in ("ours", "theirs"))
     name = f"{size}, batch {batch}{f', guidance ({guidance})' if guidance else ''}"
-    row = {"case": name, "unit": "ids/s", "ours": ours, "peer": peer, "theirs": theirs, "ratio": ours / theirs}
+    row = {"case": name, "unit": "tokens/s", "ours": ours, "peer": peer, "theirs": theirs, "ratio": ours / theirs}
     print(row, flush=True)
-    return row | {"ours_gb": found["ours"]["gb"], "theirs_gb": found["theirs"]["gb"]}
+    return row | {"ours_gb": measured["ours"]["gb"], "theirs_gb": measured["theirs"]["gb"]}
 
 
 def serve_one(case: dict[str, Any]) -> None:

@@ -1,12 +1,14 @@
-"""Encode and decode: our image tokenizer beside taming's modules and transformers' ChameleonVQVAE, equal weights.
+"""Encode and decode images: unitok beside taming's modules and transformers' ChameleonVQVAE, with equal weights.
 
     python benchmarks/image_tokenizer.py [--quick] [--device cuda] [--trained TOKENIZER --images FOLDER]
 
-Measured on a CPU in fp32, with equal codes: 1.32 to 1.96 times taming's images per second. The peers are what their users run:
-taming's Encoder, quant_conv, VectorQuantizer, post_quant_conv and Decoder as in its VQModel; ChameleonVQVAE.encode (it
-has no decoder). Medians; each peer is a process of its own, and they take turns; peak memory is theirs, over what the networks hold.
-Ours tells glibc to keep large blocks (`unitok.hardware.keep_large_blocks`, as its commands do); --keep-for-all shows what is left when the peers are given that too.
-With --trained, also the share of codes that agree between fp32 and bfloat16 autocast on real pictures.
+Measured on a CPU in fp32, with equal codes: 1.32 to 1.96 times taming's images per second, at 1.30 to 2.01
+times its peak memory.
+
+The peers are what their users run: taming's Encoder, quant_conv, VectorQuantizer, post_quant_conv and Decoder as in its VQModel,
+and ChameleonVQVAE.encode (it has no decoder). Each peer is a process; the processes take turns, and the numbers are medians. Memory
+is the peak over what the networks hold. unitok tells glibc to keep large blocks (`unitok.hardware.keep_large_blocks`, as its commands
+do); --keep-for-all gives the peers the same. With --trained: the fraction of codes that agree between fp32 and bfloat16 on real images.
 """
 
 import argparse
@@ -79,8 +81,8 @@ def encode(peer: Any, images: torch.Tensor) -> torch.Tensor:
     if isinstance(peer, (ImageTokenizer, Taming)):
         return peer.encode(images)
     with torch.no_grad():
-        found = next(part for part in peer.encode(images).values() if part.dtype == torch.long)
-    return found.reshape(len(images), images.shape[-2] // 16, images.shape[-1] // 16)
+        codes = next(part for part in peer.encode(images).values() if part.dtype == torch.long)
+    return codes.reshape(len(images), images.shape[-2] // 16, images.shape[-1] // 16)
 
 
 def only(which: str, name: str, what: str, side: int, batch: int, device: str) -> None:
@@ -99,7 +101,7 @@ def _case(case: str, unit: str, peer: str, ours: float, theirs: float, more_is_b
 
 
 def agreement(trained: Path, folder: Path, device: str) -> dict[str, Any]:
-    """Share of codes that bfloat16 leaves as fp32 has them, on trained weights and real pictures."""
+    """Fraction of codes that are equal in bfloat16 and fp32, with trained weights on real images."""
     from unitok.bundle import load_trained_part
     from unitok.media import open_image, sniff
 
@@ -120,7 +122,7 @@ def main() -> None:
     p.add_argument("--device", default="cpu")
     p.add_argument("--rounds", type=int, default=5)
     p.add_argument("--trained", type=Path, help="a trained tokenizer, bundle or run")
-    p.add_argument("--images", type=Path, help="pictures for --trained")
+    p.add_argument("--images", type=Path, help="images for --trained")
     p.add_argument("--keep-for-all", action="store_true", help="the peers' allocator keeps large blocks, too")
     p.add_argument("--out", type=Path, help="default: benchmarks/results/image_tokenizer.json")
     p.add_argument("--only", nargs=5, help=argparse.SUPPRESS)
@@ -143,13 +145,13 @@ def main() -> None:
         for what in ("encode", "decode"):
             able = [w for w in peers if what == "encode" or w != "transformers"]
             jobs = {w: ["--device", o.device, "--only", w, name, what, str(side), str(batch)] for w in able}
-            found = in_turns(__file__, jobs, 2 if o.quick else o.rounds, o.keep_for_all)
+            measured = in_turns(__file__, jobs, 2 if o.quick else o.rounds, o.keep_for_all)
             case = f"{what} {name} {side}px batch {batch}"
             for peer in able[1:]:
                 equal = {"equal_codes": float((codes[peer] == codes["unitok"]).float().mean())} if what == "encode" else {}
-                speed = {w: batch / found[w]["seconds"] for w in ("unitok", peer)}
+                speed = {w: batch / measured[w]["seconds"] for w in ("unitok", peer)}
                 cases.append(_case(f"{case}: speed", "images/s", peer, speed["unitok"], speed[peer], True) | equal)
-                cases.append(_case(f"{case}: memory", "GB", peer, found["unitok"]["gb"], found[peer]["gb"], False))
+                cases.append(_case(f"{case}: memory", "GB", peer, measured["unitok"]["gb"], measured[peer]["gb"], False))
     more = agreement(o.trained, o.images, o.device) if o.trained else {}
     if more:
         print(more)

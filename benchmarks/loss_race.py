@@ -1,14 +1,15 @@
-"""Seconds to a loss: our training of the decoder beside transformers' Chameleon with AdamW, 90 seconds each.
+"""Seconds to a loss: training of unitok's decoder beside transformers' Chameleon with AdamW, 90 seconds each.
 
     python benchmarks/loss_race.py [--quick] [--work FOLDER]
 
-Measured, median of three seeds: we reach the loss that theirs ends at in 45 of its 90 seconds. The same shape (about 2M parameters), documents
-(scenes, tokenized), held-out documents, seconds and threads. Both losses are the mean cross-entropy of the next id over the
-whole vocabulary, in nats, over all ids of 400 new documents. Theirs is what a researcher would write: random documents padded to
-the longest of each batch, fused AdamW, linear warm-up and decay over the 90 seconds, the best of all pairs of learning rate and
-batch size that are tried for the whole time. Ours is the recipe that benchmarks/recipes.py chose among its own on other new
-documents: packed rows, Muon with AdamW. It has 0.4, 0.5, 0.6, 0.75 and all of the seconds, a whole run each, one after the
-other; what counts is the shortest of these that ends at theirs or below.
+Measured, median of three seeds: unitok reaches the loss that the peer ends at in 45 of its 90 seconds.
+
+Both have the same shape (about 2M parameters), documents (scenes, tokenized), held-out documents, seconds and threads. Both losses
+are the mean cross-entropy of the next token over the whole vocabulary, in nats, over all tokens of 400 new documents. The peer is
+what a researcher would write: random documents padded to the longest of each batch, fused AdamW, linear warm-up and decay over
+the 90 seconds, and the best of all pairs of learning rate and batch size, each tried for the whole time. unitok uses the recipe
+that benchmarks/recipes.py chose on other new documents: packed rows, Muon with AdamW. It runs with 0.4, 0.5, 0.6, 0.75 and all
+of the seconds, a whole run each; what counts is the shortest run that ends at the loss of the peer or below.
 """
 
 import argparse
@@ -53,7 +54,7 @@ def make_tokens(work: Path) -> tuple[Path, Path]:
         unitok("scenes", work / "scenes", "--count", 12_000, "--seed", 1, "--max-objects", 2)
         unitok("scenes", work / "new", "--count", 300, "--seed", 2, "--max-objects", 2)
         unitok("train-text-tokenizer", work / "scenes" / "text.txt", "--out", work / "text", "--vocab-size", 512)
-        for part, data, minutes in (("image", "images", 1.5), ("audio", "sounds", 0.7)):
+        for part, data, minutes in (("image", "images", 1.5), ("audio", "audio", 0.7)):
             flags = ["--data.init_args.path", work / "scenes" / data, "--model.init_args.minutes", minutes, "--resume", "auto"]
             unitok("fit", "--config", CONFIGS / "scenes" / f"{part}.yaml", "--out", work / part, *flags)
         parts = [word for name in ("text", "image", "audio") for word in (f"--{name}", work / name)]
@@ -64,14 +65,14 @@ def make_tokens(work: Path) -> tuple[Path, Path]:
 
 
 def padded(dataset: TokenDataset, chosen: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Documents [B, T] padded on the right, and which ids are real."""
+    """Documents [B, T] padded on the right, and which tokens are real."""
     documents = [torch.from_numpy(dataset.ids(i)) for i in chosen]
     pad = torch.nn.utils.rnn.pad_sequence
     return pad(documents, True, dataset.vocab.pad), pad([torch.ones_like(d, dtype=torch.bool) for d in documents], True, False)
 
 
 class Measure:
-    """Mean cross-entropy of the next id over the whole vocabulary, on 400 of the new documents."""
+    """Mean cross-entropy of the next token over the whole vocabulary, on 400 of the new documents."""
 
     def __init__(self, folder: Path, first: int = 0, number: int = 400):
         dataset = TokenDataset(folder)
@@ -100,7 +101,7 @@ def race(step: Callable[[float], None], measure: Callable[[], float], seconds: f
 
 
 def on_all_ids(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A packed batch whose every id within a document is learnt, prompts too, as theirs does and as the loss is measured."""
+    """A packed batch in which every token of a document has loss, prompts too, as for the peer and as the loss is measured."""
     documents = batch["documents"]
     inside = (documents[:, :-1] == documents[:, 1:]) & (documents[:, 1:] >= 0)
     return batch | {"weights": F.pad(inside.float(), (0, 1))}
@@ -108,15 +109,15 @@ def on_all_ids(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How ours is trained; see `DecoderTraining`. ids: a step, packed into one row."""
+    """How ours is trained; see `DecoderTraining`. tokens: per step, packed into one row."""
 
     optimizer: str = "muon"
-    rate: float = 2e-2
+    lr: float = 2e-2
     muon_lr: float = 0.02
     beta2: float = 0.95
     decay: float = 0.0
     stable_fraction: float = 0.3
-    ids: int = 768
+    tokens: int = 768
     iterations: int = 3
     grad_clip: float = 1.0
     z_loss: float = 1e-5
@@ -128,9 +129,9 @@ def race_ours(data: Path, config: DecoderConfig, measure: Measure, seconds: floa
     torch.manual_seed(seed)
     decoder = Decoder(config)
     average = weight_average(decoder, recipe.average) if recipe.average else None
-    packed = PackedDataset(TokenDataset(data), recipe.ids, seed, condition_dropout=0.0)
+    packed = PackedDataset(TokenDataset(data), recipe.tokens, seed, condition_dropout=0.0)
     batches = iter(EndlessBatches(packed, 1))
-    peaks = (recipe.rate, recipe.muon_lr)
+    peaks = (recipe.lr, recipe.muon_lr)
     optimizers = build_optimizers(decoder, recipe.optimizer, *peaks, (0.9, recipe.beta2), recipe.decay, recipe.iterations)
     done = 0
 
@@ -139,13 +140,13 @@ def race_ours(data: Path, config: DecoderConfig, measure: Measure, seconds: floa
         batch = on_all_ids({k: torch.from_numpy(v)[None] for k, v in packed[next(batches)[0]].items()})
         for optimizer, peak in zip(optimizers, peaks, strict=False):
             for group in optimizer.param_groups:
-                group["lr"] = peak * warmup_linear(done, share, 30, recipe.hold)
+                group["lr"] = peak * warmup_linear(done, share, 30, recipe.stable_fraction)
         hidden = decoder.hidden(batch["ids"], batch["positions"], batch["documents"])
         loss = next_id_loss(hidden, decoder.lm_head.weight, batch, None, recipe.z_loss).total / batch["weights"].sum()
         for optimizer in optimizers:
             optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(decoder.parameters(), recipe.clip or float("inf"))
+        torch.nn.utils.clip_grad_norm_(decoder.parameters(), recipe.grad_clip or float("inf"))
         for optimizer in optimizers:
             optimizer.step()
         if average is not None:
@@ -195,7 +196,7 @@ def main() -> None:
     keep_large_blocks()
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--quick", action="store_true", help="one seed")
-    p.add_argument("--seconds", type=float, default=90.0, help="of each run of theirs; ours has shares of it")
+    p.add_argument("--seconds", type=float, default=90.0, help="of each run of the peer; unitok has fractions of it")
     p.add_argument("--theirs", type=float, nargs=2, metavar=("RATE", "DOCUMENTS"), help="of the peer, instead of trying all")
     p.add_argument("--work", type=Path, default=Path("runs/loss_race"), help="folder for scenes, tokenizers and tokens")
     p.add_argument("--out", type=Path, help="default: benchmarks/results/loss_race.json")

@@ -1,15 +1,16 @@
-"""Photographs on a laptop: our image tokenizer, taming's modules trained as long, and JPEG, at equal bits a pixel.
+"""Photographs on a laptop: unitok's image tokenizer, taming's modules trained as long, and JPEG, at equal bits per pixel.
 
     python benchmarks/photos.py [--minutes 15] [--quick]
 
 Measured after 15 minutes on 2 cores, at 64 codes of 10 bits for 64 x 64 pixels: 8.6 dB more than taming's Encoder,
 VectorQuantizer and Decoder trained for the same time with its own loss weights (perceptual loss and GAN off for both), and 0.3 dB
 less than JPEG.
-The photographs are those that scikit-image and scikit-learn ship; four are kept for the test, cut into 256 x 256 windows.
-Ours is `unitok fit --config configs/image/laptop-f8-64.yaml`. taming's network is the smallest that its group norm allows
-(ch 32) at the same stride and codebook size, and its learning rate is the best of three in short runs, because its own is
-made for another batch and length. JPEG (Pillow, optimised, 4:2:0): the best quality of which the entropy-coded data alone,
-without any header, takes no more bits than the codes; where even quality 1 takes more, that is what is compared.
+
+The photographs are those that scikit-image and scikit-learn ship; four are kept for the test and cut into windows of 256 x 256.
+unitok is `unitok fit --config image/laptop-f8-64.yaml`. The network of taming is the smallest that its group norm allows
+(ch 32), at the same stride and codebook size; its learning rate is the best of three in short runs, because its own is made for
+another batch and length. JPEG (Pillow, optimized, 4:2:0): the best quality whose entropy-coded data alone, without any header,
+take no more bits than the codes; where even quality 1 takes more, quality 1.
 """
 
 import argparse
@@ -93,7 +94,7 @@ def train_taming(photographs: Path, seconds: float, rate: float, seed: int = 0) 
     optimizer = torch.optim.Adam(model.parameters(), lr=rate, betas=(0.5, 0.9))
     began, steps, batches = time.monotonic(), 0, iter(EndlessBatches(data, 16))
     while time.monotonic() - began < seconds:
-        batch = torch.stack([data[place] for place in next(batches)])
+        batch = torch.stack([data[index] for index in next(batches)])
         out, codebook, _ = model(batch)
         loss = (out - batch).abs().mean() + codebook
         optimizer.zero_grad()
@@ -109,12 +110,12 @@ def measure(reconstruct: Any, folder: Path) -> dict[str, float]:
     for path in sorted(folder.glob("*.png")):
         pixels = image_to_tensor(Image.open(path))
         with torch.no_grad():
-            again, found = reconstruct(pixels[None])
-        codes.append(found.reshape(-1))
+            again, image_codes = reconstruct(pixels[None])
+        codes.append(image_codes.reshape(-1))
         pair = (((x + 1) / 2).clamp(0, 1).mul(255).round().div(255) for x in (again[0], pixels))
         rows.append(image_scores(*pair))
     means = {name: float(np.mean([row[name] for row in rows])) for name in ("psnr_db", "ssim", "ms_ssim")}
-    return means | {"use": codebook_statistics(torch.cat(codes), CODES)["usage"]}
+    return means | {"usage": codebook_statistics(torch.cat(codes), CODES)["usage"]}
 
 
 def measure_jpeg(folder: Path, bits_per_pixel: float) -> dict[str, float]:
@@ -171,15 +172,21 @@ def main() -> None:
     bits = math.log2(CODES) / STRIDE**2
     jpeg = measure_jpeg(test, bits)
     cases = [
-        {"case": f"{minutes:g} minutes: {name}", "unit": name, "ours": ours[name], "peer": peer, "theirs": found[name]}
-        | {"ratio": ours[name] / found[name], "difference": ours[name] - found[name]}
-        for peer, found in (("taming", theirs), ("jpeg", jpeg))
+        {
+            "case": f"{minutes:g} minutes: {name}",
+            "unit": "dB" if "_db" in name else "",
+            "ours": ours[name],
+            "peer": peer,
+            "theirs": scores[name],
+        }
+        | {"ratio": ours[name] / scores[name], "difference": ours[name] - scores[name]}
+        for peer, scores in (("taming", theirs), ("jpeg", jpeg))
         for name in ("psnr_db", "ssim", "ms_ssim")
     ]
     more = {
         "bits_per_pixel": bits,
         "jpeg_bits_per_pixel": jpeg["bits_per_pixel"],
-        "use": {"ours": ours["use"], "taming": theirs["usage"]},
+        "usage": {"ours": ours["usage"], "taming": theirs["usage"]},
     }
     more |= {"taming": {"steps": steps, "lr": rate, "probes_psnr_db": {str(k): v for k, v in rates.items()}}}
     more |= {"test_windows": len(list(test.glob("*.png"))), "training_photographs": len(list(train.glob("*.png")))}

@@ -1,9 +1,11 @@
-"""Recipes for the decoder at equal seconds: optimizer, rates, schedule, ids a step; the table of docs/notes.md.
+"""Recipes for the decoder at equal seconds: optimizer, learning rates, schedule, tokens per step.
 
     python benchmarks/recipes.py [--seconds 45] [--work FOLDER]
 
-Each recipe changes what its name says against the first. All train the same shape (1.8M parameters in its blocks) on scenes for
-the same seconds; the loss is the mean cross-entropy of the next id over the whole vocabulary, in nats, on 400 new documents. One
+Measured, mean of three seeds: Muon with AdamW at a learning rate of 0.02 and 768 tokens per step is best, at 2.16 nats.
+
+Each recipe changes what its name says against the first one. All train the same shape (1.8M parameters in its blocks) on scenes for
+the same seconds. The loss is the mean cross-entropy of the next token over the whole vocabulary, in nats, on 400 new documents. One
 seed each, then two more for the best two.
 """
 
@@ -19,28 +21,28 @@ from loss_race import Measure, Recipe, make_tokens, race_ours
 from unitok.data.shards import TokenDataset
 from unitok.model.presets import PRESETS
 
-BASE = Recipe(rate=3e-3, ids=1536, iterations=5)  # what the demo had before this race
+BASE = Recipe(lr=3e-3, tokens=1536, iterations=5)  # what the demo had before this race
 RECIPES = {
-    "muon 0.02, adamw 3e-3, 1,536 ids, hold 0.3": BASE,
-    "768 ids": replace(BASE, ids=768),
-    "3,072 ids": replace(BASE, ids=3072),
+    "muon 0.02, adamw 3e-3, 1,536 tokens, stable 0.3": BASE,
+    "768 tokens": replace(BASE, tokens=768),
+    "3,072 tokens": replace(BASE, tokens=3072),
     "muon 0.01": replace(BASE, muon_lr=0.01),
     "muon 0.04": replace(BASE, muon_lr=0.04),
-    "adamw 1e-2": replace(BASE, rate=1e-2),
-    "hold 0": replace(BASE, stable_fraction=0.0),
-    "hold 0.6": replace(BASE, stable_fraction=0.6),
+    "adamw 1e-2": replace(BASE, lr=1e-2),
+    "stable 0": replace(BASE, stable_fraction=0.0),
+    "stable 0.6": replace(BASE, stable_fraction=0.6),
     "beta2 0.99": replace(BASE, beta2=0.99),
-    "768 ids, muon 0.01": replace(BASE, ids=768, muon_lr=0.01),
-    "768 ids, adamw 1e-2": replace(BASE, ids=768, rate=1e-2),
-    "768 ids, adamw 1e-2, muon 0.04": replace(BASE, ids=768, rate=1e-2, muon_lr=0.04),
-    "384 ids, adamw 1e-2": replace(BASE, ids=384, rate=1e-2),
-    "768 ids, adamw 2e-2": replace(BASE, ids=768, rate=2e-2),
-    "768 ids, adamw 1e-2, hold 0.5": replace(BASE, ids=768, rate=1e-2, stable_fraction=0.5),
-    "adamw 1e-2, hold 0.6": replace(BASE, rate=1e-2, stable_fraction=0.6),
-    "adamw 2e-2": replace(BASE, rate=2e-2),
-    "adamw for all, 1e-3, 768 ids": replace(BASE, optimizer="adamw", rate=1e-3, decay=0.1, ids=768),
-    "adamw for all, 3e-3, 768 ids": replace(BASE, optimizer="adamw", rate=3e-3, decay=0.1, ids=768),
-    "adamw for all, 1e-2, 768 ids": replace(BASE, optimizer="adamw", rate=1e-2, decay=0.1, ids=768),
+    "768 tokens, muon 0.01": replace(BASE, tokens=768, muon_lr=0.01),
+    "768 tokens, adamw 1e-2": replace(BASE, tokens=768, lr=1e-2),
+    "768 tokens, adamw 1e-2, muon 0.04": replace(BASE, tokens=768, lr=1e-2, muon_lr=0.04),
+    "384 tokens, adamw 1e-2": replace(BASE, tokens=384, lr=1e-2),
+    "768 tokens, adamw 2e-2": replace(BASE, tokens=768, lr=2e-2),
+    "768 tokens, adamw 1e-2, stable 0.5": replace(BASE, tokens=768, lr=1e-2, stable_fraction=0.5),
+    "adamw 1e-2, stable 0.6": replace(BASE, lr=1e-2, stable_fraction=0.6),
+    "adamw 2e-2": replace(BASE, lr=2e-2),
+    "adamw for all, 1e-3, 768 tokens": replace(BASE, optimizer="adamw", lr=1e-3, decay=0.1, tokens=768),
+    "adamw for all, 3e-3, 768 tokens": replace(BASE, optimizer="adamw", lr=3e-3, decay=0.1, tokens=768),
+    "adamw for all, 1e-2, 768 tokens": replace(BASE, optimizer="adamw", lr=1e-2, decay=0.1, tokens=768),
 }
 
 
@@ -62,8 +64,8 @@ def main() -> None:
     losses = {name: [run(name, 0)] for name in RECIPES}
     for name in sorted(losses, key=lambda name: losses[name][0])[:2]:
         losses[name] += [run(name, seed) for seed in (1, 2)]
-    found = {"machine": machine("cpu"), "versions": versions(), "seconds": o.seconds, "losses": losses}
-    o.out.write_text(json.dumps(found, indent=1) + "\n")
+    results = {"machine": machine("cpu"), "versions": versions(), "seconds": o.seconds, "losses": losses}
+    o.out.write_text(json.dumps(results, indent=1) + "\n")
     print(f"wrote {o.out}")
 
 

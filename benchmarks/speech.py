@@ -1,14 +1,15 @@
-"""Speech on a laptop: our audio tokenizer beside the encodec package's modules, trained on the same clips as long.
+"""Speech on a laptop: unitok's audio tokenizer beside the encodec package's modules, trained on the same clips for as long.
 
     python benchmarks/speech.py [--minutes 20] [--quick]
 
 Measured after 20 minutes on 2 cores, with 50 frames per second of 8 x 256 codes: SI-SDR is 1.6 dB higher with one level and
-5.2 dB higher with all; all levels are alive in both, with 98.8 to 100 % of the codes in use here and 99.6 to 100 % there. Speech is espeak-ng's, six voices; the sentences of the test are in no clip of the
-training. Ours is `unitok fit --config configs/audio/laptop-speech-16khz.yaml`. Theirs is SEANetEncoder, SEANetDecoder and
-ResidualVectorQuantizer of the package with their defaults (k-means start, EMA 0.99, dead codes replaced), at the same frame
-rate and codes, with the same reconstruction losses at the same times and the commitment loss that the quantizer gives.
-Width and learning rate are the best of four in short runs, because its defaults are made for GPUs and days. Batches, clips
-and their order are the same.
+5.2 dB higher with all; all levels are alive in both, with 98.8 to 100 % of the codes in use here and 99.6 to 100 % there.
+
+The speech is espeak-ng's, six voices; no sentence of the test is in the training clips. unitok is `unitok fit --config
+audio/laptop-speech-16khz.yaml`. The peer is SEANetEncoder, SEANetDecoder and ResidualVectorQuantizer of the package with
+their defaults (k-means start, EMA 0.99, dead codes replaced), at the same frame rate and codes, with the same reconstruction losses
+at the same times and the commitment loss that its quantizer returns. Its width and learning rate are the best of four in short runs,
+because its defaults are made for GPUs and days. Batches, clips and their order are the same.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from torch import nn
 
 from unitok.bundle import load_trained_part
 from unitok.configs import CONFIGS
-from unitok.data.modules import EndlessBatches, SoundDataset
+from unitok.data.modules import AudioDataset, EndlessBatches
 from unitok.evaluate.audio import audio_scores
 from unitok.media import convert_audio, load_audio, save_audio
 from unitok.training.losses import spectral_loss
@@ -99,10 +100,10 @@ class Encodec(nn.Module):
 
 
 def train_encodec(folder: Path, seconds: float, n_filters: int, rate: float, seed: int = 0) -> tuple[Encodec, int]:
-    """The same losses at the same shares of the time: 50 MSE, from half on 0.5 spectral; and the quantizer's penalty."""
+    """The same losses at the same fractions of the time: 50 MSE, from half on 0.5 spectral; and the quantizer's penalty."""
     torch.manual_seed(seed)
     model = Encodec(n_filters).train()
-    data = SoundDataset(folder, RATE, 1, RATE, seed)
+    data = AudioDataset(folder, RATE, 1, RATE, seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95))
     began, steps, batches = time.monotonic(), 0, iter(EndlessBatches(data, BATCH))
     while (share := (time.monotonic() - began) / seconds) < 1:
@@ -127,14 +128,14 @@ def measure(model: Any, folder: Path, levels: Sequence[int] = range(1, LEVELS + 
     codes = []
     for path in sorted(folder.glob("*.wav")):
         samples, _ = load_audio(path)
-        found = model.encode(samples[None])
-        codes.append(found[0])
-        decoded = [model.decode(found[:, :k], samples.shape[-1])[0] for k in levels]
-        rows.append([audio_scores(sound, samples, RATE) for sound in decoded])
+        encoded = model.encode(samples[None])
+        codes.append(encoded[0])
+        decoded = [model.decode(encoded[:, :k], samples.shape[-1])[0] for k in levels]
+        rows.append([audio_scores(waveform, samples, RATE) for waveform in decoded])
     out = []
     for place, k in enumerate(levels):
         means = {name: float(np.mean([row[place][name] for row in rows])) for name in rows[0][place]}  # type: ignore[arg-type]
-        out.append(means | {"use": codebook_statistics(torch.cat(codes, -1)[k - 1], CODES)["usage"]})
+        out.append(means | {"usage": codebook_statistics(torch.cat(codes, -1)[k - 1], CODES)["usage"]})
     return out
 
 
@@ -163,7 +164,7 @@ def main() -> None:
     theirs = measure(encodec, test)
     cases = []
     for k in range(LEVELS):
-        for name in ("si_sdr_db", "mel_distance", "stoi", "use"):
+        for name in ("si_sdr_db", "mel_distance", "stoi", "usage"):
             row = {"case": f"{minutes:g} minutes, {k + 1} levels: {name}", "unit": "dB" if "_db" in name else ""}
             values = {"ours": ours[k][name], "peer": "encodec", "theirs": theirs[k][name]}
             cases.append(row | values | {"difference": ours[k][name] - theirs[k][name]})

@@ -1,10 +1,13 @@
-"""QK-norm and z-loss on and off, at learning rates up to where it matters: docs/stability.svg and a table for docs/notes.md.
+"""QK-norm and z-loss on and off, at rising learning rates; also draws docs/stability.svg.
 
     python benchmarks/stability.py [--seconds 30] [--work FOLDER]
 
-The shape of `tiny` (1.8M parameters in its blocks) on scenes, AdamW for all (whose rate bounds nothing; Muon's steps have a fixed
-size), no clipping, the usual softmax over all ids, the same seed and seconds. Measured as it goes: the loss of each batch, the
-norm of the last layer's output, and the log-normalizer of the softmax (root mean squares); at last the loss on new documents.
+Measured in runs of 18 seconds: at a learning rate of 0.03 the loss is 4.3 nats with neither and 3.8 to 3.9 nats with one or both.
+z-loss alone is best at each of the three learning rates, with one seed.
+
+The shape of `tiny` (1.8M parameters in its blocks) on scenes; AdamW for all (nothing bounds its steps, while those of Muon have a
+fixed size), no clipping, softmax over all tokens, the same seed and seconds. Recorded: the loss of each batch, the norm of the output
+of the last layer, the log-normalizer of the softmax (root mean squares), and at the end the loss on new documents.
 """
 
 import argparse
@@ -42,7 +45,7 @@ def train(tokens: Path, new: Measure, qk: bool, z_loss: float, rate: float, seco
     decoder = Decoder(config)
     [optimizer] = build_optimizers(decoder, "adamw", rate, 0.0, (0.9, 0.95), 0.0)
     batches, done = iter(EndlessBatches(data, 1)), 0
-    found: dict[str, Any] = {name: [] for name in PANELS}
+    curves: dict[str, Any] = {name: [] for name in PANELS}
 
     def step(share: float) -> None:
         nonlocal done
@@ -56,12 +59,12 @@ def train(tokens: Path, new: Measure, qk: bool, z_loss: float, rate: float, seco
         (loss.total / batch["weights"].sum()).backward()
         optimizer.step()
         done += 1
-        found["loss"].append(float(loss.nll.mean()))
-        found["output_norm"].append(float(watch.rms["output_rms"]))
-        found["logsumexp_rms"].append(float(loss.logsumexp.square().mean().sqrt()))
+        curves["loss"].append(float(loss.nll.mean()))
+        curves["output_norm"].append(float(watch.rms["output_rms"]))
+        curves["logsumexp_rms"].append(float(loss.logsumexp.square().mean().sqrt()))
 
-    found["new"] = race(step, lambda: new(decoder), seconds)
-    return found
+    curves["new"] = race(step, lambda: new(decoder), seconds)
+    return curves
 
 
 def draw(runs: dict[str, dict[str, Any]], title: str) -> str:
@@ -114,8 +117,8 @@ def main() -> None:
             print(f"{rate:g} {name}: {runs[name]['new']:.3f} nats, {len(runs[name]['loss'])} steps", flush=True)
         losses[f"{rate:g}"] = {name: run["new"] for name, run in runs.items()}
     o.plot.write_text(draw(runs, f"AdamW at {RATES[-1]:g}, 1.8M parameters, {o.seconds:g} s each"))
-    found = {"machine": machine("cpu"), "versions": versions(), "seconds": o.seconds, "z_loss": o.z_loss, "losses": losses}
-    o.out.write_text(json.dumps(found, indent=1) + "\n")
+    results = {"machine": machine("cpu"), "versions": versions(), "seconds": o.seconds, "z_loss": o.z_loss, "losses": losses}
+    o.out.write_text(json.dumps(results, indent=1) + "\n")
     print(f"wrote {o.out} and {o.plot}")
 
 

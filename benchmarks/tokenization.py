@@ -8,11 +8,11 @@ EnCodec's; 4.8 to 4.9 times the speed of a plain loop (PIL or soundfile, `encode
 to 1.6 times where the network, whose two threads the loop has, takes nearly all of the time; the same peak memory for 1,000 and
 for 10,000 documents.
 
-Untrained tokenizers of the shapes in `configs/`; pictures are windows of the photographs that scikit-image ships, sounds are
-noise with a melody. Every number is a marginal one: a run over all files less a run over half of them, so that starting
-processes and loading weights, which a large data set does not see, do not count (`start_up` tells them, in seconds). All take
-turns, medians. Tensors in memory go through in batches of 64 with two threads inside each operation, or half of them each in
-two threads of the interpreter, whichever is faster. (A script called tokenize.py would hide Python's own module of that name.)
+The tokenizers are untrained, of the shapes in `unitok/configs/`. Images are windows of the photographs that scikit-image ships; audio is noise
+with a melody. Every number is a marginal one: a run over all files minus a run over half of them, so that starting processes and
+loading weights, which do not matter for a large data set, do not count (`start_up` has them, in seconds). All take turns; medians. Tensors
+in memory go through in batches of 64 with two threads inside each operation, or half of them in each of two threads of the
+interpreter, whichever is faster. (A script called tokenize.py would hide Python's own module of that name.)
 """
 
 import argparse
@@ -43,10 +43,10 @@ from unitok.tokenizers import AudioTokenizer, AudioTokenizerConfig, ImageTokeniz
 
 #: name: kind, config, files of a run of the verb (the two others take some of them), pixels a side or seconds, unit
 CASES = {
-    "pictures of 64 px, small network": ("image", "image/laptop-f8-64.yaml", 8000, 64, "images/s"),
-    "pictures of 256 px, small network": ("image", "image/laptop-f8-64.yaml", 1200, 256, "images/s"),
-    "sounds of 1 s at 8 kHz, small network": ("audio", "audio/laptop-8khz.yaml", 16000, 1, "s of sound/s"),
-    "sounds of 2 s at 24 kHz, EnCodec's network": ("audio", "audio/encodec-24khz.yaml", 320, 2, "s of sound/s"),
+    "images of 64 px, small network": ("image", "image/laptop-f8-64.yaml", 8000, 64, "images/s"),
+    "images of 256 px, small network": ("image", "image/laptop-f8-64.yaml", 1200, 256, "images/s"),
+    "audio of 1 s at 8 kHz, small network": ("audio", "audio/laptop-8khz.yaml", 16000, 1, "s of audio/s"),
+    "audio of 2 s at 24 kHz, EnCodec's network": ("audio", "audio/encodec-24khz.yaml", 320, 2, "s of audio/s"),
 }
 
 
@@ -69,7 +69,7 @@ def write_bundle(folder: Path, kind: str, config: str) -> None:
 
 
 def write_files(folder: Path, kind: str, count: int, size: int, rate: int) -> None:
-    """Pictures of `size` pixels a side, or sounds of `size` seconds."""
+    """Images of `size` pixels a side, or audio of `size` seconds."""
     import skimage
 
     folder.mkdir(parents=True)
@@ -147,7 +147,7 @@ def verb(bundle: Path, source: Path, shard: int, workers: int, engine: str = "lo
     """Wall time of the whole command, seconds. shard: documents; the same, and even in number, for all files and half of them."""
     with tempfile.TemporaryDirectory() as out:
         words = [str(source), f"{out}/tokens", "--bundle", str(bundle), "--workers", str(workers), "--device", device]
-        words += ["--image-area", "65536", "--documents-per-shard", str(shard)]  # the pictures as they are
+        words += ["--image-area", "65536", "--documents-per-shard", str(shard)]  # the images at their own size
         began = time.perf_counter()
         command = [sys.executable, "-m", "unitok", "tokenize", *words, "--engine", engine]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -210,8 +210,8 @@ def measure(name: str, work: Path, rounds: int, quick: bool, ray: bool, device: 
             source = half if "half" in way else folder
             ways.setdefault(way, []).append(verb(place / "bundle", source, count // 8, 1 if "1" in way else 2, engine, device))
         for way in ("memory", "loop"):
-            found = in_a_process(__file__, "--only", way, str(place / "bundle"), str(folder), str(some), kind)
-            ways.setdefault(way, []).append(found["seconds"])
+            measured = in_a_process(__file__, "--only", way, str(place / "bundle"), str(folder), str(some), kind)
+            ways.setdefault(way, []).append(measured["seconds"])
     median = {way: statistics.median(seconds) for way, seconds in ways.items()}
     each = size if kind == "audio" else 1
 
@@ -235,7 +235,7 @@ def measure(name: str, work: Path, rounds: int, quick: bool, ray: bool, device: 
 
 def measure_memory(work: Path) -> dict[str, Any]:
     """Peak memory with 1,000 documents by that with 10,000."""
-    name = "pictures of 64 px, small network"
+    name = "images of 64 px, small network"
     kind, config, _, size, _ = CASES[name]
     write_bundle(work / "memory" / "bundle", kind, config)
     write_files(work / "memory" / "files", kind, 10_000, size, 0)

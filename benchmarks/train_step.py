@@ -2,12 +2,14 @@
 
     python benchmarks/train_step.py [--quick] [--compile] [--device cuda]
 
-Measured on a CPU, forward, backward and optimizer, with the same loss: 2.35 to 2.73 times Qwen3's ids that are not padding per
-second, 2.39 to 2.55 times Chameleon's. Documents are
-those of scenes (captions, pictures, sounds, in all orders), as `unitok tokenize` writes them. Ours packs them in rows; theirs are
-padded to the longest of each batch, with labels of -100, as transformers' collators do. A step of both holds about as many
-ids. All use torch's fused AdamW at one rate, fp32 on a CPU and bfloat16 autocast on a GPU. `all ids`: our loss is theirs, a
-softmax over the whole vocabulary; `allowed`: over the ids that the grammar allows, our default.
+Measured on a CPU, forward, backward and optimizer, with the same loss: 2.35 to 2.73 times Qwen3's tokens that are not padding per
+second, 2.39 to 2.55 times Chameleon's.
+
+The documents are those of scenes (text, images and audio in all orders), as `unitok tokenize` writes them. unitok packs them in
+rows. The peers pad them to the longest of each batch, with labels of -100, as transformers' collators do, which makes about half
+of their tokens padding. A step of each holds about as many tokens, padding included. All use torch's fused AdamW at
+one learning rate; fp32 on a CPU, bfloat16 autocast on a GPU. `all tokens`: the loss of the peers, a softmax over the whole vocabulary; `allowed`: over the
+tokens that the grammar allows, which is unitok's default.
 """
 
 import argparse
@@ -81,7 +83,7 @@ def packed_batches(
 
 
 def padded_batches(tokens: Path, ids_a_batch: int, number: int) -> tuple[list[dict[str, torch.Tensor]], int]:
-    """Random documents, padded on the right to the longest of their batch; and how many ids are real."""
+    """Random documents, padded on the right to the longest of their batch; and how many tokens are real."""
     dataset = TokenDataset(tokens)
     lengths = dataset.lengths()
     order = np.random.default_rng(0).permutation(len(dataset))
@@ -98,7 +100,7 @@ def padded_batches(tokens: Path, ids_a_batch: int, number: int) -> tuple[list[di
 
 
 def theirs(peer: str, c: DecoderConfig) -> Any:
-    """The same shape in transformers, with its own initialisation."""
+    """The same shape in transformers, with its own initialization."""
     import transformers
 
     shape: dict[str, Any] = {name: getattr(c, name) for name in QWEN3_FIELDS}
@@ -115,7 +117,7 @@ def theirs(peer: str, c: DecoderConfig) -> Any:
 
 
 def steps(which: str, size: str, tokens: Path, o: argparse.Namespace) -> tuple[Callable[[], None], int, Any]:
-    """What runs some training steps; how many real ids they hold; and the model's configuration."""
+    """What runs some training steps; how many tokens of these are not padding; and the configuration of the model."""
     torch.manual_seed(0)
     number, device = o.steps, o.device
     vocab = TokenDataset(tokens).vocab
@@ -124,11 +126,11 @@ def steps(which: str, size: str, tokens: Path, o: argparse.Namespace) -> tuple[C
         packed, _ = packed_batches(tokens, o.ids, 1, number)
         real = sum(int((b["documents"] >= 0).sum()) for b in packed)
         padded, real_theirs = padded_batches(tokens, o.ids, number)
-        span_positions = sum(b["input_ids"].numel() for b in padded)
+        positions = sum(b["input_ids"].numel() for b in padded)
         return (
             lambda: None,
             real,
-            {"theirs": real_theirs, "padding_theirs": 1 - real_theirs / span_positions, "slots": number * o.ids},
+            {"theirs": real_theirs, "padding_theirs": 1 - real_theirs / positions, "slots": number * o.ids},
         )
     precise = torch.autocast(device, torch.bfloat16, enabled=device != "cpu")
     if which in PEERS:
@@ -174,7 +176,7 @@ def main() -> None:
     p.add_argument("--device", default="cpu")
     p.add_argument("--sizes", nargs="+", choices=SIZES, default=["2m", "25m"])
     p.add_argument("--compile", action="store_true", help="torch.compile for all; compile time does not count")
-    p.add_argument("--ids", type=int, default=4096, help="ids a step")
+    p.add_argument("--ids", type=int, default=4096, help="tokens per step")
     p.add_argument("--steps", type=int, default=4, help="steps a round; on a CPU one for the larger sizes")
     p.add_argument("--rounds", type=int, default=5)
     p.add_argument("--keep-for-all", action="store_true", help="the peers' allocator keeps large blocks, too")
@@ -191,31 +193,37 @@ def main() -> None:
         return
     cases = []
     given = o.steps
-    _, real, told = steps("ids", "2m", tokens, o)
+    _, real, info = steps("ids", "2m", tokens, o)
     more: dict[str, Any] = {
-        "ids_a_step": real / o.steps,
-        "padding": {"ours": 1 - real / told["slots"], "theirs": told["padding_theirs"]},
+        "tokens_per_step": real / o.steps,
+        "padding": {"ours": 1 - real / info["slots"], "theirs": info["padding_theirs"]},
     }
     for size in ["2m"] if o.quick else o.sizes:
         o.steps = given if size == "2m" or o.device != "cpu" else 1
-        _, real, told = steps("ids", size, tokens, o)
+        _, real, info = steps("ids", size, tokens, o)
         flags = ["--ids", str(o.ids), "--steps", str(o.steps), "--device", o.device, "--work", str(o.work)]
         flags += ["--compile"] if o.compile else []
         jobs = {which: [*flags, "--only", which, size] for which in ("all", "allowed", *PEERS)}
-        found = in_turns(__file__, jobs, 3 if o.quick else o.rounds, o.keep_for_all)
+        measured = in_turns(__file__, jobs, 3 if o.quick else o.rounds, o.keep_for_all)
         config = replace(PRESETS[SIZES[size]].config, vocab_size=TokenDataset(tokens).vocab.size)
         for peer in PEERS:
-            for which, name in (("all", "all ids"), ("allowed", "allowed")):
+            for which, name in (("all", "all tokens"), ("allowed", "allowed")):
                 case = f"{size}{' compiled' if o.compile else ''}, loss over {name}"
-                ours, other = real / found[which]["seconds"], told["theirs"] / found[peer]["seconds"]
-                row: dict[str, Any] = {"case": f"{case}: speed", "unit": "ids/s", "ours": ours, "peer": peer, "theirs": other}
+                ours, other = real / measured[which]["seconds"], info["theirs"] / measured[peer]["seconds"]
+                row: dict[str, Any] = {
+                    "case": f"{case}: speed",
+                    "unit": "tokens/s",
+                    "ours": ours,
+                    "peer": peer,
+                    "theirs": other,
+                }
                 row["ratio"] = ours / other
                 if o.device != "cpu" and which == "all":
                     mean = int(TokenDataset(tokens).lengths().mean())
                     row["mfu"] = ours * count(config, mean).flops / HARDWARE[o.hardware]
                 cases.append(row)
-                row = {"case": f"{case}: memory", "unit": "GB", "ours": found[which]["gb"], "peer": peer}
-                cases.append(row | {"theirs": found[peer]["gb"], "ratio": found[peer]["gb"] / found[which]["gb"]})
+                row = {"case": f"{case}: memory", "unit": "GB", "ours": measured[which]["gb"], "peer": peer}
+                cases.append(row | {"theirs": measured[peer]["gb"], "ratio": measured[peer]["gb"] / measured[which]["gb"]})
     print(json.dumps(more))
     write_results(f"train_step{'_compiled' if o.compile else ''}", cases, o.device, o.out, **more)
 

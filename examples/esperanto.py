@@ -10,7 +10,7 @@ from pathlib import Path
 
 from unitok.document import Part, RawDocument
 from unitok.interleaved import format_raw_document, read_raw_documents
-from unitok.scenes.world import Scene, Thing, read_scenes
+from unitok.scenes.world import Scene, SceneObject, read_scenes
 
 WORDS = {
     "red": "ruĝa", "green": "verda", "blue": "blua", "yellow": "flava", "purple": "purpura", "cyan": "cejana",
@@ -23,11 +23,11 @@ ASKED = " Esperante: "
 def caption(scene: Scene) -> str:
     """What a scene of one or two things shows, in Esperanto."""
 
-    def name(thing: Thing) -> str:
+    def name(thing: SceneObject) -> str:
         return f"{WORDS[thing.size]} {WORDS[thing.color]} {WORDS[thing.shape]}"
 
     between = {"one": "", "row": " maldekstre de ", "column": " super "}[scene.layout]
-    return f"{between.join(name(thing) for thing in scene.things)} sur {WORDS[scene.background]} fono"
+    return f"{between.join(name(thing) for thing in scene.objects)} sur {WORDS[scene.background]} fono"
 
 
 def write(scenes: Path, out: Path, count: int, prompts: bool) -> None:

@@ -1,4 +1,4 @@
-"""Raw data for tests: pictures, sounds, archives and tables, and what `tokenize` makes of them."""
+"""Raw data for tests: images, audio, archives and tables, and what `tokenize` makes of them."""
 
 import io
 import json
@@ -61,7 +61,7 @@ def table_of(rows: list[dict], features: dict = FEATURES) -> pa.Table:
 
 
 def write_in_every_format(scenes: Path, out: Path) -> dict[str, Path]:
-    """Scenes with their captions, pictures and sounds as a folder, JSON Lines, archives, Parquet and a data set on disk."""
+    """Scenes with their captions, images and audio as a folder, JSON Lines, archives, Parquet and a data set on disk."""
     contents = []
     for row in read_scenes(scenes):
         contents.append((row["id"], row["caption"], scenes / row["image"], scenes / row["audio"]))
@@ -98,7 +98,7 @@ def write_in_every_format(scenes: Path, out: Path) -> dict[str, Path]:
 
 
 def tokens_of(source: Path | str, out: Path, bundle: Path, **options) -> dict[str, list[int]]:
-    """Ids by document, after `tokenize`."""
+    """Tokens by document, after `tokenize`."""
     tokenize(Plan(str(source), str(out), str(bundle), **options))
     data = TokenDataset(out)
     assert data.verify() == []

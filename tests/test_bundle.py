@@ -128,7 +128,7 @@ def test_no_command_replaces_what_another_made(owned, tiny, monkeypatch, capsys)
     assert bundle in refused(capsys, "export", "hf-qwen3", "b", "b")
     assert bundle in refused(capsys, "bundle", "b", "--untrained", "tiny")
     assert bundle in refused(capsys, "sample", "--bundle", "b", "--text", "x", "--out", "b")
-    assert bundle in refused(capsys, "eval", "image-tokenizer", "b", "b/samples", "--out", "b")
+    assert "b: holds b, which is read" in refused(capsys, "eval", "image-tokenizer", "b", "b/samples", "--out", "b")
     assert "no scenes" in refused(capsys, "scenes", "b", "--count", "1")
     assert "a text tokenizer of the bundle" in refused(
         capsys, "train-text-tokenizer", "corpus.txt", "--out", "b/tokenizers/text"

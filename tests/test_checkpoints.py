@@ -32,7 +32,7 @@ def test_the_newest_checkpoint_is_the_one_with_the_most_steps(tmp_path, caplog):
     assert newest_checkpoint(tmp_path).name == "stopped.ckpt"
     final = write("final.ckpt", 100, 1)
     assert newest_checkpoint(tmp_path).name == "final.ckpt"
-    with pytest.raises(UserError, match=r"final.ckpt: of step 100, .*kept.ckpt is of step 40; choose another --out"):
+    with pytest.raises(UserError, match=r"final.ckpt is of step 100, .*kept.ckpt of step 40; choose another --out"):
         check_unused(tmp_path, str(folder / "kept.ckpt"), overwrite=False)  # the later steps would be overwritten
     check_unused(tmp_path, str(final), overwrite=False)
     final.write_bytes(final.read_bytes()[:3000])

@@ -1,11 +1,13 @@
 """Every code block of the README and of docs/ is run or checked, in order, each page in a folder of its own.
 
-A command line runs in this process, through `unitok.cli.main`, as `python -m unitok` would. Of `unitok fit` the length alone is
-changed (`--model.init_args.steps`); a line with an ellipsis, or for several machines, is parsed to its end. What else is not run
-is checked for what can be known without it: a target of the Makefile, an extra of pyproject.toml, a file in the tree.
+A command line runs in this process, through `unitok.cli.main`, as `python -m unitok` would. Of `unitok fit` only the length is
+changed (`--model.init_args.steps`). A line with an ellipsis, or for several machines, is parsed to its end. Other lines that are not
+run are checked for what can be known without running them: a target of the Makefile, an extra of pyproject.toml, a file in the tree.
+A block tagged bash or python that is not run as it is has a comment before it, `<!-- not run: the reason -->`.
 """
 
 import contextlib
+import glob
 import io
 import json
 import re
@@ -62,7 +64,7 @@ def command_lines(block: str) -> Iterator[list[str]]:
             continue
         waiting = ""
         if words:
-            yield words
+            yield [name for word in words for name in (("*" in word and sorted(glob.glob(word))) or [word])]
     assert not waiting, waiting
 
 
@@ -123,7 +125,11 @@ def installs(block: str) -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     lines = list(command_lines(block))
     assert all(words[:2] == ["pip", "install"] for words in lines)
-    assert {name for words in lines for name in re.findall(r"unitok-lm\[(.+)\]", " ".join(words))} <= set(extras)
+    named = [
+        name for words in lines for part in re.findall(r"(?:\.|unitok-lm)\[(.+)\]", " ".join(words)) for name in part.split(",")
+    ]
+    assert named
+    assert set(named) <= set(extras)
 
 
 def imports(block: str) -> None:
@@ -163,6 +169,23 @@ def diagram(block: str) -> None:
             hasattr(owners[owner], name) if owner in owners else (ROOT / "unitok" / f"{label.replace('.', '/')}.py").exists()
         )
         assert there, label
+
+
+def rooms_of_diagram(block: str) -> None:
+    """Not code: every node but the content is a room of the package."""
+    nodes = set(re.findall(r"(\w+)\[", block)) - {"content"}
+    assert len(nodes) >= 4
+    for name in nodes:
+        assert (ROOT / "unitok" / name).is_dir() or (ROOT / "unitok" / f"{name}.py").exists(), name
+
+
+def test_the_readme_is_short_and_its_rooms_are_there():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 150
+    rooms = re.findall(r"`(unitok/[\w/.]+)`", text)
+    assert len(rooms) > 8
+    for room in rooms:
+        assert (ROOT / room).exists(), room
 
 
 # ---- Data -----------------------------------------------------------------------------------------------------------
@@ -251,14 +274,19 @@ def own_values(block: str) -> None:
     assert Unitok.from_pretrained("own").generation_config.to_dict() == json.loads(block)
 
 
+def export(block: str) -> None:
+    """Of a bundle without `span_positions`, which Qwen3 does not have."""
+    bundle = Unitok.from_pretrained("BUNDLE")
+    bundle.model = Decoder(replace(bundle.model.config, span_positions=0))
+    bundle.save_pretrained("plain")
+    shell(block.replace("BUNDLE", "plain"))
+
+
 def in_transformers(block: str) -> None:
     transformers = pytest.importorskip("transformers")
     import torch
 
-    bundle = Unitok.from_pretrained("BUNDLE")
-    bundle.model = Decoder(replace(bundle.model.config, span_positions=0))  # which Qwen3 has not
-    bundle.save_pretrained("plain")
-    run_command(["unitok", "export", "hf-qwen3", "plain", "OUT"])
+    export("unitok export hf-qwen3 BUNDLE OUT")
     found = {"model": transformers.AutoModelForCausalLM.from_pretrained("OUT").eval(), "prompt": torch.tensor([[0]])}
     exec(compile(block, "block", "exec"), found)
     ids = found["ids"][0, 1:].tolist()
@@ -267,10 +295,48 @@ def in_transformers(block: str) -> None:
     assert sum(first <= id < first + count for id in ids) == 64  # 8 x 8 codes of one image
 
 
+STAMPS = {
+    "food/fruit/banana": "A banana.", "food/fruit/apple_red": "A red apple.", "food/fruit/lime": "A lime.", "food/pizza": "A pizza.",
+    "animals/birds/owl": "An owl.", "animals/birds/crow": "A crow.", "animals/fish/shark": "A shark.", "animals/insects/bee": "A bee.",
+    "plants/flower1": "A flower.", "plants/flower2": "A flower.", "town/flags/redflag": "A red flag.", "space/earth": "The planet earth.",
+    "space/mars": "The planet Mars.", "symbols/a": "The letter a.", "symbols/e": "The letter e.", "symbols/k": "The letter k.",
+}  # fmt: skip
+
+
+def stamps(block: str) -> None:
+    """Copies sixteen stamps as Tux Paint has them: captions with translations, a description and an audio file beside them."""
+    for number, (name, caption) in enumerate(STAMPS.items()):
+        path = Path("tuxpaint", name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_suffix(".png").write_bytes(png(number, (60 + 9 * number, 120)))
+        path.with_suffix(".txt").write_text(f"{caption}\nde.utf8=Übersetzt.\n")
+        path.with_suffix(".dat").write_text("tintable\n")
+    path.with_name("without_caption.png").write_bytes(png())
+    shell(block.replace("/usr/share/tuxpaint/stamps", "tuxpaint"))
+    copied = {file.stem: file.read_text() for split in ("train", "validation") for file in Path("stamps", split).glob("*.txt")}
+    assert copied == {name.replace("/", "-"): f"{name.split('/')[0]}: {caption}\n" for name, caption in STAMPS.items()}
+    assert 1 <= len(list(Path("stamps/validation").glob("*.png"))) <= 8
+
+
+def mixture(block: str) -> None:
+    """A recipe, in the file that the next block names."""
+    Path("stamps.yaml").write_text(block)
+
+
+def folders(block: str) -> None:
+    """Not code: names of files."""
+    assert block.startswith("stamps/\n")
+
+
+def drawing(block: str) -> None:
+    """Not code: a diagram of ideas, whose arrows connect what has a name."""
+    assert block.startswith("flowchart LR\n")
+    assert all(re.fullmatch(r" +\w+ -(- \"[^\"]+\" -)?->? \w+(\[[^\]]+\])?", line) for line in block.splitlines()[1:])
+
+
 # ---- Pages ----------------------------------------------------------------------------------------------------------
 
 
-#: What is done with each block of each page, in order.
 def a_modality(block: str) -> None:
     """A file of `unitok/modalities/`."""
     exec(compile(block, "dice.py", "exec"), {"__name__": "dice"})
@@ -288,17 +354,22 @@ def documents_with_dice(block: str) -> None:
     Path("documents.jsonl").write_text("".join(lines))
 
 
+#: What is done with each block of each page, in order.
 BLOCKS: dict[str, list[Callable[[str], None]]] = {
     "docs/add-a-modality.md": [a_modality, documents_with_dice, shell, python],
-    "README.md": [shell, shell, installs, shell, shell, shell, python, tree],
+    "README.md": [shell, shell, installs, shell, shell, shell, python, rooms_of_diagram],
     "docs/data-formats.md": [
         *(one_document, with_a_template, recipe, what_a_data_set_holds, with_other_programs, from_a_bucket)
     ],
+    "docs/concepts.md": [drawing],
     "docs/decoder.md": [shell],
     "docs/design.md": [tree, diagram],
     "docs/evaluation.md": [shell, python, shell],
     "docs/fine-tuning.md": [shell],
     "docs/generation.md": [shell, python, python, own_values, python, python, in_transformers],
+    "docs/interchange.md": [imports, shell, export],
+    "docs/own-files.md": [folders, stamps, shell, mixture, shell, shell, shell, python, shell],
+    "docs/scaling.md": [shell, shell],
     "docs/tokenizers.md": [python, python, imports, imports, shell],
     "docs/training.md": [shell, data_module, shell, shell, shell],
 }
@@ -311,7 +382,7 @@ def names(tmp_path, monkeypatch, scenes_folder, bundle_folder) -> Path:
         (tmp_path / name).symlink_to(ROOT / name)
     for name in ("RAW", "SCENES"):
         (tmp_path / name).symlink_to(scenes_folder)
-    for name, inside in (("IMAGES", "images"), ("AUDIO", "sounds"), ("PICTURES", "images"), ("SOUNDS", "sounds"), ("corpus.txt", "text.txt"), ("photo.png", "images/000003.png")):  # fmt: skip
+    for name, inside in (("IMAGES", "images"), ("AUDIO", "audio"), ("PICTURES", "images"), ("SOUNDS", "audio"), ("corpus.txt", "text.txt"), ("photo.png", "images/000003.png")):  # fmt: skip
         (tmp_path / name).symlink_to(scenes_folder / inside)
     (tmp_path / "BUNDLE").symlink_to(bundle_folder)
     line = {"id": "a", "content": [{"type": "text", "text": "a large red circle"}]}
@@ -343,6 +414,24 @@ def test_every_page_with_code_is_run():
     assert {str(page.relative_to(ROOT)) for page in PAGES if "```" in page.read_text()} == set(BLOCKS)
 
 
+def test_a_block_of_code_that_is_not_run_says_why():
+    tagged = 0
+    for page, actions in BLOCKS.items():
+        fences = re.findall(
+            r"^(?:<!-- not run: (.+) -->\n\n?)?```([^\n]*)\n(.*?)^```$", (ROOT / page).read_text(), flags=re.S | re.M
+        )
+        for (reason, tag, block), action in zip(fences, actions, strict=True):
+            runs = action not in (installs, imports) and not re.search(
+                r"(?:^| )…(?: |$)|^(?:make|srun|torchrun) ", block * (tag != "python"), re.M
+            )
+            if tag in ("bash", "python"):
+                tagged += 1
+                assert runs != bool(reason), f"{page}: {block[:80]}"
+            else:
+                assert not reason, f"{page}: {block[:80]}"
+    assert tagged > 8
+
+
 def test_blocks_and_commands_are_found_in_full():
     for page in PAGES:
         assert 2 * len(blocks_of(page)) == len(re.findall(r"^ *(```|~~~)", page.read_text(), flags=re.M)), page
@@ -362,9 +451,23 @@ def test_the_page_on_data_formats_runs(names):
     run_page("docs/data-formats.md")
 
 
-@pytest.mark.parametrize("page", ["decoder", "design", "evaluation", "generation", "tokenizers"])
+@pytest.mark.parametrize("page", ["concepts", "decoder", "design", "evaluation", "generation", "tokenizers"])
 def test_the_pages_on_models_run(page, demo_folder):
     run_page(f"docs/{page}.md")
+
+
+def test_the_pages_on_scaling_and_interchange_run(demo_folder):
+    run_page("docs/scaling.md")
+    assert len(TokenDataset("tokens-of-two")) > 10
+    run_page("docs/interchange.md")
+    assert (Path("runs/qwen3/unitok_ids.json")).exists()
+
+
+def test_the_page_on_ones_own_files_runs(names, capsys):
+    run_page("docs/own-files.md")
+    assert re.search(r"the first word is right in \d+ of \d+ captions", capsys.readouterr().out)
+    assert len(list(Path("runs/stamps/samples").glob("*.png"))) == 4
+    assert len(list(Path("runs/stamps/captions").glob("*.txt"))) == 1
 
 
 def test_the_page_on_training_runs(names):
@@ -394,10 +497,10 @@ def test_a_new_modality_goes_from_json_lines_to_generated_files(names, monkeypat
 
 
 def test_esperanto_says_what_a_scene_shows():
-    from unitok.scenes.world import Scene, Thing
+    from unitok.scenes.world import Scene, SceneObject
 
     caption = runpy.run_path(str(ROOT / "examples" / "esperanto.py"))["caption"]
-    things = (Thing("red", "circle", "large"), Thing("blue", "square", "small"))
+    things = (SceneObject("red", "circle", "large"), SceneObject("blue", "square", "small"))
     row, one = Scene("white", "row", things), Scene("black", "one", things[1:])
     assert caption(row) == "granda ruĝa cirklo maldekstre de malgranda blua kvadrato sur blanka fono"
     assert caption(one) == "malgranda blua kvadrato sur nigra fono"

@@ -1,6 +1,6 @@
-"""What accelerators and this CPU can do; how CPU threads wait for one another, and what the allocator keeps.
+"""Speed of accelerators and of this CPU, and two settings of the process: how CPU threads wait, and what the allocator keeps.
 
-The last two change the process: commands and trainings ask for them before PyTorch loads, the library never does.
+Commands and trainings change these two settings before PyTorch is imported. The library never does.
 """
 
 import ctypes
@@ -10,28 +10,28 @@ import sys
 import time
 from functools import cache
 
-#: Rounds for which a thread of GNU OpenMP looks for work before it sleeps. At its own 300,000 a thread that waits takes the core of
-#: one that works: beside other programs a training lost from a third to nearly all of its steps. Sleeping at once
-#: (OMP_WAIT_POLICY=passive) costs up to half of a quiet machine's speed. See benchmarks/waiting.py, docs/notes.md.
+#: How often a thread of GNU OpenMP polls for work before it sleeps. With the library's default of 300,000 a waiting thread occupies
+#: the core that a working thread needs: beside other programs, training ran at two thirds of its speed or far less. Sleeping at once
+#: (OMP_WAIT_POLICY=passive) costs up to half of the speed on an idle machine. See benchmarks/waiting.py and docs/notes.md.
 SPIN_COUNT = 3000
 
-#: What glibc keeps. It maps blocks of more than 32 MB anew at each use, which costs a page fault for each 4 kB: 16 ms for the 33 MB
-#: of 128 channels of 256 x 256 pixels, where the convolution takes 144 (docs/notes.md). Kept, they cost nothing but this much memory.
+#: Freed memory that glibc keeps, in bytes. By default it maps each block over 32 MB anew, with a page fault per 4 kB: 16 ms for the
+#: 33 MB of 128 channels of 256 x 256 pixels, whose convolution takes 144 ms (docs/notes.md). The price is this much memory.
 KEPT_BYTES = 1 << 30
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # constants of malloc.h
 
-#: Peak FLOPs per second in bf16, dense, by the part of the device's name that tells it; from their makers' data sheets.
+#: Peak dense bf16 FLOPs per second, from the makers' data sheets. A key is a part of the device's name.
 HARDWARE = {"a100": 312e12, "h100": 989e12, "h200": 989e12, "b200": 2250e12, "l40s": 362e12, "rtx4090": 165e12}
 
 
 def peak_flops(device_name: str) -> float | None:
-    """Of a device as the driver names it ("NVIDIA H100 80GB HBM3"); None where it is not known."""
+    """Return the peak FLOPs per second of a device, by the driver's name for it ("NVIDIA H100 80GB HBM3"); None if unknown."""
     name = device_name.lower().replace(" ", "")
     return next((flops for key, flops in HARDWARE.items() if key in name), None)
 
 
 def fast_bfloat16() -> bool:
-    """Whether a training step in bfloat16 beats float32 on this CPU, measured on a small convolution in both."""
+    """Whether training in bfloat16 is faster than in float32 on this CPU, measured on a small convolution."""
     import torch
 
     x, layer = torch.randn(16, 64, 16, 16), torch.nn.Conv2d(64, 64, 3, padding=1)
@@ -45,16 +45,22 @@ def fast_bfloat16() -> bool:
 
 
 def bound_waiting() -> str:
-    """Let OpenMP's threads of what loads later look for work for a short time only, unless the user said how they wait; -> what holds."""
-    said = [name for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT") if name in os.environ]
-    if not said or (said == ["GOMP_SPINCOUNT"] and os.environ["GOMP_SPINCOUNT"] == str(SPIN_COUNT)):
+    """Let OpenMP's threads poll for work only briefly, unless the user chose how they wait.
+
+    Call it before PyTorch is imported.
+
+    Returns:
+        A sentence that says which setting holds, for `unitok doctor`.
+    """
+    chosen = [name for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT") if name in os.environ]
+    if not chosen or (chosen == ["GOMP_SPINCOUNT"] and os.environ["GOMP_SPINCOUNT"] == str(SPIN_COUNT)):
         os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
-        return f"threads look for work {SPIN_COUNT} times, then sleep (GOMP_SPINCOUNT, OMP_WAIT_POLICY change that)"
-    return ", ".join(f"{name}={os.environ[name]}" for name in said)
+        return f"threads poll for work {SPIN_COUNT} times, then sleep (set GOMP_SPINCOUNT or OMP_WAIT_POLICY to change it)"
+    return ", ".join(f"{name}={os.environ[name]}" for name in chosen)
 
 
 def check_device(device: str) -> str:
-    """A device's name, if PyTorch can compute there; imports PyTorch. Errors: `UserError`."""
+    """Return the name of a device if PyTorch can compute on it, else raise `UserError`. Imports PyTorch."""
     import torch
 
     from unitok.errors import UserError, first_line
@@ -68,7 +74,11 @@ def check_device(device: str) -> str:
 
 @cache
 def keep_large_blocks() -> bool:
-    """Let glibc's allocator keep large blocks; -> whether it does. Not other C libraries or allocators, nor with UNITOK_KEEP_MEMORY=0."""
+    """Tell glibc's allocator to keep large blocks for the next use.
+
+    Returns:
+        Whether it does: False for another C library, and where the environment says UNITOK_KEEP_MEMORY=0.
+    """
     if not sys.platform.startswith("linux") or os.environ.get("UNITOK_KEEP_MEMORY") == "0":
         return False
     try:

@@ -1,34 +1,44 @@
-"""The files of a source, local or opened by fsspec, which are not trusted. Each refusal is a `UserError` that names the file.
+"""Reading the files of a data source, local or through fsspec. Sources are not trusted: a `UserError` names each refused file.
 
-A path (absolute, with `..`, or through a link) is followed only while it stays under one folder; links to folders, pipes,
-devices and names that are not UTF-8 are refused; a file that changes while it is read is an error.
+A path may be absolute, contain `..` or go through a link, but it must stay under one folder. Links to folders, pipes, devices
+and names that are not UTF-8 are refused. A file that changes while it is read is an error.
 """
 
 import errno
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING
 
 from unitok.errors import UserError, first_line, is_utf8
 
-#: Larger files are not read into memory at once: sounds are read in pieces, all else is refused.
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+#: Larger files are not read into memory whole: audio is read in pieces, all else is refused. Bytes.
 MAX_BYTES = 2 << 30
-#: Longest text of one file.
+#: The longest text file, bytes.
 MAX_TEXT = 64 << 20
-#: Smaller files are read as soon as they are opened; of larger ones first the beginning.
+#: Files up to this many bytes are read whole when they are opened; of larger ones only the first bytes.
 SMALL = 32 << 20
 NOT_UTF8 = "its name is not UTF-8; rename it"
 
 
 @dataclass(frozen=True)
 class FileInfo:
-    """A file of a source: its name relative to the source, bytes, and a stamp that changes when it does; or why it is refused."""
+    """A file of a source.
+
+    Args:
+        name: relative to the source.
+        size: bytes.
+        stamp: a number that changes when the file does.
+        problem: why it is refused; "" if it is not.
+    """
 
     name: str
     size: int = 0
@@ -36,7 +46,7 @@ class FileInfo:
     problem: str = ""
 
 
-#: Names of the files of a folder, and what is known of some without a look.
+#: The names of the files of a folder, and the `FileInfo` of those for which the listing already gave it.
 Folder = tuple[list[str], dict[str, FileInfo]]
 
 
@@ -46,31 +56,37 @@ def is_remote(path: str) -> bool:
 
 
 def printable(name: str) -> str:
-    """A name or message that need not be UTF-8, as text that is."""
+    """Return a name or message as text that can be encoded as UTF-8; other bytes become escapes."""
     try:
         return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # halves of surrogate pairs, which no file's name can give
+    except UnicodeEncodeError:  # lone surrogates, which cannot come from a file name
         return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 class Files:
-    """The files under a local folder, which paths must not leave, or not `root`; `open_files` gives those of a server."""
+    """The files under a local folder. For a URL see `open_files`.
 
-    remote: Any = None
+    Args:
+        folder: the source's folder; names are relative to it, and paths must not leave it.
+        root: another folder that paths may lead into.
+        named: a file in `folder` that may be a link to anywhere, because the user named it.
+    """
 
-    def __init__(self, folder: str, root: str = ""):
-        self.folder = os.path.realpath(folder.removeprefix("file://"))
-        self.root = os.path.realpath(root) if root else self.folder
-        if not os.path.isdir(self.root):
-            raise UserError(f"root {root or folder}: no such folder")
+    remote: "AbstractFileSystem | None" = None  # for a URL
+
+    def __init__(self, folder: str, root: str = "", named: str = ""):
+        self.folder, self.named = os.path.realpath(folder.removeprefix("file://")), named
+        self.roots = (self.folder, *([os.path.realpath(root)] if root else []))
+        if missing := [path for path in self.roots if not os.path.isdir(path)]:
+            raise UserError(f"root {root if root else missing[0]}: no such folder")
         self._true_folder = lru_cache(maxsize=1024)(lambda inside: os.path.realpath(os.path.join(self.folder, inside)))
 
     def exists(self, name: str) -> bool:
-        """Whether there is such a file; errors: `UserError` for a server that does not answer."""
+        """Whether there is a file of this name. Raises `UserError` if a server does not answer."""
         return os.path.isfile(os.path.join(self.folder, name))
 
     def folders(self, inside: str = "") -> Iterator[Folder]:
-        """Each folder, then the folders in it, in order; hidden names (`.name`) are left out."""
+        """Yield each folder, then the folders in it, sorted by name. Hidden names (`.name`) are left out."""
         try:
             with os.scandir(os.path.join(self.folder, inside)) as listing:
                 entries = sorted((e for e in listing if not e.name.startswith(".")), key=lambda e: os.fsencode(e.name))
@@ -86,36 +102,37 @@ class Files:
                 yield from self.folders(name)
 
     def look(self, name: str) -> FileInfo:
-        """A file's size and stamp, or why it is refused."""
+        """Return a file's size and stamp, or why it is refused."""
         try:
             return self._stat(name)
         except (UserError, OSError) as error:
             return FileInfo(printable(name), problem=_reason(error))
 
     def _stat(self, name: str) -> FileInfo:
-        found = os.stat(self._resolve(name), follow_symlinks=False)
-        if stat.S_ISDIR(found.st_mode):
+        status = os.stat(self._resolve(name), follow_symlinks=False)
+        if stat.S_ISDIR(status.st_mode):
             return FileInfo(name, problem="a link to a folder: not followed")
-        if not stat.S_ISREG(found.st_mode):
+        if not stat.S_ISREG(status.st_mode):
             return FileInfo(name, problem="neither a file nor a folder (a pipe, a socket or a device)")
-        return FileInfo(name, found.st_size, found.st_mtime_ns)
+        return FileInfo(name, status.st_size, status.st_mtime_ns)
 
     def _resolve(self, name: str) -> str:
-        """The true local path of a name; errors: `UserError` when it leaves the root."""
+        """Return the real path of a name. Raises `UserError` if it leaves the folder and the root."""
         if not is_utf8(name):
             raise UserError(NOT_UTF8)
         if "://" in name:
-            raise UserError("a URL is not followed: download it, and name the file")
+            raise UserError("URLs are not followed: download it, and name the file")
         inside, _, base = name.rpartition("/")
         path = os.path.join(self._true_folder(inside), base)
         if base in ("", ".", "..") or os.path.islink(path):
             path = os.path.realpath(path)
-        if path != self.root and not path.startswith(self.root.rstrip("/") + "/"):
-            raise UserError(f"leaves {self.root}: refused (`root` names a wider folder)")
+        inside_roots = any(path == root or path.startswith(root.rstrip("/") + "/") for root in self.roots)
+        if not inside_roots and not (self.named and name == self.named):
+            raise UserError("leaves the folder of its source: refused (`root` names another folder that paths may lead into)")
         return path
 
     def open(self, name: str) -> IO[bytes]:
-        """A file to read from; errors: `UserError` for one that is refused or not there."""
+        """Open a file for reading. Raises `UserError` if it is refused or does not exist."""
         try:
             return self._open(name)
         except (UserError, OSError) as error:
@@ -130,7 +147,11 @@ class Files:
         return os.fdopen(handle, "rb")
 
     def read(self, name: str, stamp: int | None = None) -> bytes:
-        """All of a file; errors: `UserError` for one that is refused, absent, too large, or that has not the `stamp` or changes."""
+        """Return all bytes of a file.
+
+        Raises:
+            UserError: the file is refused, absent or too large, does not have the `stamp`, or changes while it is read.
+        """
         with self.open(name) as file:
             size, before = self.stamp_of(file, name)
             _check_stamp(name, before, stamp)
@@ -145,17 +166,19 @@ class Files:
             return data
 
     def stamp_of(self, file: IO[bytes], name: str) -> tuple[int, int]:
-        """(bytes, stamp) of an open file."""
+        """Return (bytes, stamp) of an open file."""
         now = os.fstat(file.fileno())
         return now.st_size, now.st_mtime_ns
 
     def local(self, name: str) -> Path:
-        """A local file's true path, to be read in pieces."""
+        """Return the real path of a local file, for reading in pieces."""
         return Path(self._resolve(name))
 
 
 class _RemoteFiles(Files):
     """The files under a URL that fsspec opens."""
+
+    remote: "AbstractFileSystem"
 
     def __init__(self, folder: str):
         import fsspec
@@ -174,18 +197,18 @@ class _RemoteFiles(Files):
     def folders(self, inside: str = "") -> Iterator[Folder]:
         for folder, folders, files in self.remote.walk(self.folder, detail=True, on_error="raise"):
             in_order = sorted(folders.items())
-            folders.clear()  # fsspec goes into them in the order that it finds here
+            folders.clear()  # fsspec visits the folders in the order of this dict
             folders.update(in_order)
             inside = folder[len(self.folder) :].lstrip("/")
             infos = {}
             for base, info in sorted(files.items()):
                 if base and not base.startswith("."):
                     name = f"{inside}/{base}".lstrip("/")
-                    infos[name] = _told(name, info)
+                    infos[name] = _file_info(name, info)
             yield list(infos), infos
 
     def _stat(self, name: str) -> FileInfo:
-        return _told(name, self.remote.info(self._join(name)))
+        return _file_info(name, self.remote.info(self._join(name)))
 
     def _open(self, name: str) -> IO[bytes]:
         return self.remote.open(self._join(name), "rb")
@@ -196,32 +219,32 @@ class _RemoteFiles(Files):
         return f"{self.folder}/{name}" if name else self.folder
 
     def stamp_of(self, file: IO[bytes], name: str) -> tuple[int, int]:
-        found = self.look(name)
-        return found.size, found.stamp
+        info = self.look(name)
+        return info.size, info.stamp
 
 
-def open_files(folder: str, root: str = "") -> Files:
+def open_files(folder: str, root: str = "", named: str = "") -> Files:
     """The files under a local folder or a URL. Errors: `UserError` for one that cannot be opened."""
-    return _RemoteFiles(folder) if is_remote(folder) else Files(folder, root)
+    return _RemoteFiles(folder) if is_remote(folder) else Files(folder, root, named)
 
 
 def kind_of_path(path: str) -> str:
-    """What lies at a local path or a URL: `file`, `folder`, or "" for nothing."""
+    """Return what a local path or a URL is: "file", "folder", or "" if it does not exist."""
     if not is_remote(path):
         return "folder" if Path(path).is_dir() else "file" if Path(path).exists() else ""
-    files = open_files(path)
+    files = _RemoteFiles(path)
     with _asking(path):
         return "file" if files.remote.isfile(files.folder) else "folder" if files.remote.exists(files.folder) else ""
 
 
 @contextmanager
 def _asking(name: str) -> Iterator[None]:
-    """What a server, or fsspec in its place, answers with an error is a `UserError` that names what was asked for."""
+    """Turn an error of a server, or of fsspec, into a `UserError` that names the file."""
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # every file system of fsspec has its own
+    except Exception as error:  # every file system of fsspec raises its own types
         raise UserError(f"{name}: cannot be reached ({first_line(error)})") from None
 
 
@@ -235,49 +258,55 @@ def _reason(error: Exception) -> str:
     return first_line(error)
 
 
-def _told(name: str, info: dict[str, Any]) -> FileInfo:
-    """A file as a server tells of it; the stamp is made of its size and of the first word that changes with it."""
-    told = [str(info[key]) for key in ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "updated") if info.get(key)]
-    digest = hashlib.sha256("\0".join([str(info.get("size")), *told[:1]]).encode()).digest()
-    return FileInfo(name, int(info.get("size") or 0), int.from_bytes(digest[:7], "big"))
+def _file_info(name: str, info: Mapping[str, object]) -> FileInfo:
+    """Return the `FileInfo` of a server's entry. The stamp is a hash of the size and of the first version or date in the entry."""
+    versions = [
+        str(info[key]) for key in ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "updated") if info.get(key)
+    ]
+    digest = hashlib.sha256("\0".join([str(info.get("size")), *versions[:1]]).encode()).digest()
+    return FileInfo(name, int(str(info.get("size") or 0)), int.from_bytes(digest[:7], "big"))
 
 
 def _check_stamp(name: str, now: int, listed: int | None) -> None:
+    """Raise `UserError` if a file is not the one that was listed."""
     if listed not in (None, now):
         raise UserError(f"{name}: has changed since the run was planned")
 
 
 @dataclass(frozen=True)
 class Blob:
-    """Content of an archive's member, a table's cell or a file. name: relative to its source, in messages and shards.
+    """The bytes of a member of an archive, a cell of a table, or a file.
 
-    place: where it begins in an archive, which may hold a name twice.
+    Args:
+        name: relative to the source; used in messages and shards.
+        data: the bytes.
+        offset: where they begin in an archive, which may contain a name twice.
     """
 
     name: str
     data: bytes = field(default=b"", repr=False)
-    place: int = 0
+    offset: int = 0
 
     @staticmethod
     def of(files: Files, name: str, stamp: int | None = None) -> "Blob":
-        """The content of a file, read when it is asked for. stamp: what it must have, where it was listed."""
+        """Return the content of a file, which is read when needed. stamp: the one from the listing, which must not have changed."""
         return _FileBlob(name, files=files, stamp=stamp)
 
     def read(self) -> bytes:
-        """All of it; errors: `UserError`."""
+        """Return all bytes. Raises `UserError`."""
         return self.data
 
     def head(self) -> bytes:
-        """The first 4096 bytes, which say what it is."""
+        """Return the first 4096 bytes, by which formats are recognized."""
         return self.data[:4096]
 
     def loaded(self) -> "Blob":
-        """Itself, with the bytes at hand where they are few, so that a file is opened once."""
+        """Return a blob with the bytes in memory if they are few, so that a file is opened once; else itself."""
         return self
 
     @contextmanager
     def local(self) -> Iterator[Path | None]:
-        """The path of a local file, to be read in pieces, or None; errors: `UserError` if it changes meanwhile."""
+        """Give the path of a local file, for reading in pieces, or None. Raises `UserError` if the file changes meanwhile."""
         yield None
 
 
@@ -285,7 +314,7 @@ class Blob:
 class _FileBlob(Blob):
     """The content of a file of a source."""
 
-    files: Any = None
+    files: Files = field(kw_only=True)
     stamp: int | None = None
 
     def read(self) -> bytes:

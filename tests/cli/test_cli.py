@@ -229,7 +229,7 @@ def test_two_tokenizers_of_a_kind_are_told_apart_by_names(bundle_folder, scenes_
     assert done.stdout.startswith(f"{out}: text, image, speech, music; ")
     assert_one_line(here("bundle", tmp_path / "b", *parts, f"--audio=music={bundle_folder}"), "--audio", "'music'", "NAME=PATH")
     torch.manual_seed(0)
-    tokens = ("tokenize", scenes_folder / "sounds", tmp_path / "tokens", "--bundle", out)
+    tokens = ("tokenize", scenes_folder / "audio", tmp_path / "tokens", "--bundle", out)
     assert_one_line(here(*tokens), "audio", "speech, music")
     done = here(*tokens, "--instance", "audio=music")
     assert done.returncode == 0, done.stderr
@@ -254,7 +254,7 @@ def test_two_tokenizers_of_a_kind_are_told_apart_by_names(bundle_folder, scenes_
     assert drawn[0][0] == drawn[1][0] != drawn[2][0]
     assert drawn[0][1] != drawn[1][1]
     assert_one_line(here("sample", "--bundle", out, "--text", "x", "--sampling", "{"), "--sampling", "JSON")
-    heard = scenes_folder / "sounds" / "000000.wav"
+    heard = scenes_folder / "audio" / "000000.wav"
     sample = ("sample", "--bundle", out, "--modalities", "text", "--out", tmp_path / "heard")
     assert_one_line(here(*sample, "--audio", heard), "several tokenizers for audio: speech, music")
     assert here(*sample, f"--audio=music={heard}").returncode == 0
@@ -362,7 +362,7 @@ def test_mistakes_in_tokenizing_are_one_line_and_leave_nothing(bundle_folder, sc
         ((scenes_folder, out, "--recipe", tmp_path / "r.yaml"), ["not both"]),
         ((out, "--recipe", tmp_path / "r.yaml"), ["nowhere", "no such file"]),
         ((out, "--recipe", tmp_path / "no.yaml"), ["no.yaml", "no such file"]),
-        ((out, "--recipe", tmp_path / "r.yaml", "--order", "random"), ["--order", "for each source"]),
+        ((out, "--recipe", tmp_path / "r.yaml", "--order", "random"), ["--order", "keys of each source"]),
         ((scenes_folder, out, "--template", "[{type: smell}]"), ["--template", "part 1"]),
         ((scenes_folder, out, "--template", "{"), ["--template", "YAML"]),
         ((scenes_folder, out, "--order", "image,smell"), ["type 'smell'", "choose"]),
@@ -374,7 +374,7 @@ def test_mistakes_in_tokenizing_are_one_line_and_leave_nothing(bundle_folder, sc
         ((scenes_folder, out, "--bundel", "x"), ["--bundel", "did you mean --bundle?"]),
         ((scenes_folder, out, "--root", tmp_path / "nowhere"), ["--root", "no such folder"]),
         ((scenes_folder, out, "--template", "[]"), ["--template", "a list of parts"]),
-        ((scenes_folder, "memory://out"), ["memory://out", "local folder"]),
+        ((scenes_folder, "memory://out"), ["memory://out", "local (or mounted) folder"]),
         ((scenes_folder, out, "--max-error-rate", "2"), ["--max-error-rate"]),
         ((scenes_folder, out, "--audio-segment", "-1"), ["--audio-segment -1"]),
         (("nosuchprotocol://x/y", out), ["nosuchprotocol"]),
@@ -393,7 +393,7 @@ def test_a_dry_run_tells_how_much_it_will_be_and_a_recipe_does_it(bundle_folder,
     words = [str(tmp_path / "out"), "--bundle", str(bundle_folder), "--recipe", str(tmp_path / "r.yaml")]
     main(["tokenize", *words, "--dry-run"])
     told = capsys.readouterr().out
-    for word in ("documents listed", "ids", "kB", "time"):
+    for word in ("documents listed", "tokens", "kB", "time"):
         assert word in told
     assert not (tmp_path / "out").exists()
     main(["tokenize", *words])
@@ -401,6 +401,17 @@ def test_a_dry_run_tells_how_much_it_will_be_and_a_recipe_does_it(bundle_folder,
     assert (tmp_path / "out" / "dataset.json").exists()
     main(["tokenize", *words])
     assert "complete already" in capsys.readouterr().out
+
+
+def test_a_dry_run_of_documents_that_are_all_bad_fails(bundle_folder, tmp_path, capsys):
+    (tmp_path / "x.jsonl").write_text('{"content": [{"type": "image", "path": "gone.png"}]}\n' * 3)
+    words = ["tokenize", str(tmp_path / "x.jsonl"), str(tmp_path / "out"), "--bundle", str(bundle_folder), "--dry-run"]
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+    told = capsys.readouterr()
+    assert "100.0% bad" in told.out
+    assert "none of the 3 documents of the sample can be used; the first: gone.png: no such file" in told.err
 
 
 def test_mistakes_in_training_are_one_line_and_leave_nothing(tmp_path, scenes_folder, bundle_folder):
@@ -414,7 +425,9 @@ def test_mistakes_in_training_are_one_line_and_leave_nothing(tmp_path, scenes_fo
     assert_one_line(
         here(*fit, "--config=configs/scenes/imag.yaml"), "no built-in configuration", "did you mean scenes/image.yaml?"
     )
-    assert_one_line(here(*fit, "--config", config, "--data.init_args.path", tmp_path / "gone"), "gone", "no such folder")
+    assert_one_line(
+        here(*fit, "--config", config, "--data.init_args.path", tmp_path / "gone"), "gone", "no such file or folder"
+    )
     assert_one_line(here(*fit, "--config", config, "--data.init_args.path", tmp_path / "words"), "no image files")
     assert_one_line(here(*fit, "--config", config, "--resume", tmp_path / "gone.ckpt"), "gone.ckpt")
     decoder = CONFIGS / "scenes" / "decoder.yaml"

@@ -11,7 +11,7 @@ import soundfile
 import torch
 from PIL import Image
 
-from unitok.data.folders import ImageDataset, SoundDataset
+from unitok.data.folders import AudioDataset, ImageDataset
 from unitok.data.modules import AudioFiles, ImageFiles
 from unitok.errors import UserError
 
@@ -66,7 +66,7 @@ def spoil(folder: Path, kind: str) -> None:
 
 
 def dataset(folder: Path, kind: str):
-    return ImageDataset(folder, 32, True, 0) if kind == "image" else SoundDataset(folder, 8000, 1, 800, 0, gain=(-6, 0))
+    return ImageDataset(folder, 32, True, 0) if kind == "image" else AudioDataset(folder, 8000, 1, 800, 0, gain=(-6, 0))
 
 
 @pytest.mark.parametrize("kind", ["image", "audio"])
@@ -79,16 +79,16 @@ def test_bad_files_are_replaced_always_by_the_same_and_counted(kind, tmp_path):
     for sample in drawn.values():
         assert sample.shape == ((3, 32, 32) if kind == "image" else (1, 800))
         assert sample.isfinite().all()
-    good = {i for i, file in enumerate(data.files) if file.stem.isdigit()}
+    good = {i for i, file in enumerate(data.files) if file.label.stem.isdigit()}
     replaced = [place for place in drawn if place[1] not in good]
     assert len(good) == GOOD
-    assert len(replaced) == 2 * (len(bad) - len(data.unusable)) > 0
+    assert len(replaced) == 2 * len(bad) > 0
     stand_ins = [[i for i in good if torch.equal(drawn[epoch, i], drawn[epoch, index])] for epoch, index in replaced]
     assert all(len(each) == 1 for each in stand_ins)  # samples of the same epoch
     assert len({each[0] for each in stand_ins}) > 2
     for place in reversed(drawn):  # as after a resume: what was found before must not matter
         assert torch.equal(other[place], drawn[place])
-    assert data.share_bad()[0] == other.share_bad()[0] == len(bad)
+    assert data.bad_files()[0] == other.bad_files()[0] == len(bad)
 
 
 def test_each_bad_file_is_named_once_and_after_a_few_they_are_only_counted(tmp_path, caplog):
@@ -104,7 +104,7 @@ def test_each_bad_file_is_named_once_and_after_a_few_they_are_only_counted(tmp_p
     assert set(named) <= set(bad[:-3])
     assert said[5:] == ["left out: more files, which are counted (bad_files)"]
     assert not any("\n" in line for line in said)
-    assert data.share_bad()[0] == 6
+    assert data.bad_files()[0] == 6
 
 
 @pytest.mark.parametrize("kind", ["image", "audio"])
@@ -120,7 +120,7 @@ def test_a_file_that_may_not_be_read_is_a_bad_one(kind, tmp_path, monkeypatch, c
     monkeypatch.setattr(builtins, "open", refuse)  # as root is never refused
     data = dataset(tmp_path / "in", kind)
     assert all(data[0, i] is not None for i in data.order(0))
-    assert data.share_bad()[0] == 1
+    assert data.bad_files()[0] == 1
     (said,) = (r.getMessage() for r in caplog.records)
     assert secret in said
     assert "Permission denied" in said
@@ -164,7 +164,7 @@ def test_a_run_ends_where_more_files_are_bad_than_max_bad_fraction(tmp_path):
         look()
     for file in (tmp_path / "in").glob("[01]*.png"):
         file.unlink()
-    with pytest.raises(UserError, match="in: 100 image files one after the other cannot be read"):
+    with pytest.raises(UserError, match="in: 100 image files in a row cannot be read"):
         look()
     with pytest.raises(UserError, match=r"max_bad_fraction 2: it must be in \[0, 1\]"):
         look(max_bad_fraction=2)
@@ -174,7 +174,7 @@ def test_images_of_a_test_split_are_not_trained_on(tmp_path):
     for name in ("train/a", "train/b", "test/c", "val/d"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (32, 32), (9, 9, 9)).save(tmp_path / f"{name}.png")
-    named = [f.name for f in ImageDataset(tmp_path, 32, False, 0).files]
+    named = [f.label.name for f in ImageDataset(tmp_path, 32, False, 0).files]
     assert named == ["a.png", "b.png"]
     assert len(ImageDataset(tmp_path / "test", 32, False, 0).files) == 1
     (tmp_path / "train" / "a.png").rename(tmp_path / "a.png")

@@ -14,7 +14,7 @@ from unitok.errors import UserError
 
 
 def mixed_lengths(seed=0):
-    """Like scenes: captions, captions with a picture, pictures with a sound; and a few long stories."""
+    """Like scenes: captions, captions with an image, images with audio; and a few long stories."""
     rng = np.random.default_rng(seed)
     return np.concatenate([rng.integers(18, 170, 9000), rng.integers(170, 1000, 600)])[rng.permutation(9600)]
 
@@ -62,9 +62,9 @@ def token_folder(tmp_path_factory):
     documents = []
     for i in range(40):
         prompt = Segment("text", rng.integers(1, 300, int(rng.integers(2, 9))), loss=False)
-        picture = Segment("image", rng.integers(0, 64, (3, 3)))
-        sound = Segment("audio", rng.integers(0, 16, (3, 4)), loss=bool(i % 2))
-        documents.append(Document((prompt, picture, sound), f"d{i}"))
+        image = Segment("image", rng.integers(0, 64, (3, 3)))
+        audio = Segment("audio", rng.integers(0, 16, (3, 4)), loss=bool(i % 2))
+        documents.append(Document((prompt, image, audio), f"d{i}"))
     folder = tmp_path_factory.mktemp("tokens")
     shards = [write_shard(folder / f"shard-0000{k}.arrow", documents[k * 20 : k * 20 + 20], vocab) for k in range(2)]
     write_dataset_json(folder, vocab, shards, {})
@@ -96,8 +96,8 @@ def test_a_batch_says_what_every_position_is(token_folder):
             wanted = [next((p.loss for p in placed if p.start <= t < p.start + p.length), placed[-1].loss) for t in range(1, n)]
             assert np.array_equal(row["weights"][at : at + n - 1], np.float32(wanted))
             assert row["weights"][at + n - 1] == 0  # across documents nothing is learnt
-            legal = [data.grammar.allowed_sets[k] for k in row["mask_index"][at : at + n - 1]]
-            assert all(any(a <= t < b for a, b in intervals) for t, intervals in zip(ids[1:], legal, strict=True))
+            allowed = [data.grammar.allowed_sets[k] for k in row["mask_index"][at : at + n - 1]]
+            assert all(any(a <= t < b for a, b in intervals) for t, intervals in zip(ids[1:], allowed, strict=True))
             at += n
             seen += 1
         assert (row["documents"][at:] == -1).all()
@@ -161,12 +161,12 @@ def test_a_damaged_document_is_named_in_one_line(tmp_path, vocab):
         assert content != good
         (tmp_path / "shard-00000.arrow").write_bytes(content)
         data = PackedDataset(TokenDataset(tmp_path), 64)
-        with pytest.raises(UserError, match=rf"{tmp_path}: document 0 is damaged \(.*\); look with") as told:
+        with pytest.raises(UserError, match=rf"{tmp_path}: document 0 is damaged \(.*\); check with") as told:
             [data[0, index] for index in data.order(0)]
         assert "\n" not in str(told.value)
     (tmp_path / "shard-00000.arrow").write_bytes(good)
     write_dataset_json(tmp_path, vocab, [shard | {"documents": 5}], {})
-    with pytest.raises(UserError, match="its shards are not what dataset.json says"):
+    with pytest.raises(UserError, match="its shards do not match dataset.json"):
         PackedDataset(TokenDataset(tmp_path), 64)
 
 
@@ -185,11 +185,11 @@ def test_the_order_is_a_pure_function_of_seed_and_epoch(token_folder):
 
 def test_weights_by_modality_and_level_reach_the_positions(token_folder):
     weights = {"image": 0.5, "audio": 2.0, "audio.1": 0.25}
-    data = PackedDataset(TokenDataset(token_folder[0]), 96, seed=3, condition_dropout=0.0, weights=weights)
+    data = PackedDataset(TokenDataset(token_folder[0]), 96, seed=3, condition_dropout=0.0, loss_weights=weights)
     seen = set()
     for unit in itertools.chain(*data.rows(0)):
         ids, factors = data.document(unit)
-        trained = unit.document % 2 == 1  # only odd documents learn their sound
+        trained = unit.document % 2 == 1  # only odd documents learn their audio
         for name, wanted in (("image", 0.5), ("audio.0", 2.0), ("audio.1", 0.5), ("audio.2", 2.0)):
             r = data.vocab.range(name)
             inside = (ids >= r.offset) & (ids < r.stop)
@@ -216,7 +216,7 @@ def other_folder(tmp_path_factory, token_folder):
 def test_a_mixture_holds_each_data_set_by_its_share_of_the_ids_and_repeats_none_before_all_came(token_folder, other_folder):
     sets = [TokenDataset(token_folder[0]), TokenDataset(other_folder)]
     ids = [int(d.lengths().sum()) for d in sets]
-    data = PackedDataset(sets, 256, seed=5, shares=[3, 1])
+    data = PackedDataset(sets, 256, seed=5, weights=[3, 1])
     drawn: list[list[tuple[int, int]]] = [[], []]
     for epoch in range(4):
         units = list(itertools.chain(*data.rows(epoch)))
@@ -245,9 +245,9 @@ def test_long_documents_are_split_cut_or_dropped_as_asked_and_counted(other_fold
     data = PackedDataset(dataset, 128, condition_dropout=0.0, long_documents=how, max_length=100) if how != "drop" else None
     if data is None:
         data = PackedDataset(dataset, 256, condition_dropout=0.0, long_documents="drop", max_length=206)
-    told = {"split": "10 split into pieces", "cut": "10 cut off there", "drop": "5 left out"}[how]
-    assert f"{other_folder}: {told.split()[0]} of 10 documents have more than" in caplog.text
-    assert told in caplog.text
+    count, done = {"split": (10, "split into pieces"), "cut": (10, "cut off there"), "drop": (5, "left out")}[how]
+    assert f"{other_folder}: {count} of 10 documents have more than" in caplog.text
+    assert f"they are {done}" in caplog.text
     pieces: dict[int, list[np.ndarray]] = {}
     for index in data.order(0):
         row = data[0, index]
@@ -271,12 +271,12 @@ def test_long_documents_are_split_cut_or_dropped_as_asked_and_counted(other_fold
 
 def test_mistakes_are_told(token_folder, other_folder, tmp_path):
     dataset, other = TokenDataset(token_folder[0]), TokenDataset(other_folder)
-    with pytest.raises(UserError, match=r"10 of 10 documents have more than 100 ids, the longest 211"):
+    with pytest.raises(UserError, match=r"10 of 10 documents have more than 100 tokens, the longest 211"):
         PackedDataset(other, 100, long_documents="error")
     with pytest.raises(UserError, match="no documents to train on, all are too long"):
         PackedDataset(other, 100, long_documents="drop")
     with pytest.raises(UserError, match="each data set needs one, above 0"):
-        PackedDataset([dataset, other], 256, shares=[1, 0])
+        PackedDataset([dataset, other], 256, weights=[1, 0])
     write_dataset_json(tmp_path, dataset.vocab, [write_shard(tmp_path / "shard-00000.arrow", [], dataset.vocab)], {})
     with pytest.raises(UserError, match=f"{tmp_path}: no documents to train on"):
         PackedDataset(TokenDataset(tmp_path), 256)

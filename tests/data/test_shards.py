@@ -57,7 +57,7 @@ def test_a_remote_data_set_is_read_through_a_cache(split_tokens, remote_tokens, 
     last = len(local) - 1
     assert np.array_equal(TokenDataset(remote_tokens, cache=tmp_path / "cache").ids(last), local.ids(last))
     fsspec.filesystem("memory").pipe("/tokens/shard-00001.arrow", b"damaged on its way")
-    with pytest.raises(UserError, match="came damaged"):
+    with pytest.raises(UserError, match="the download is damaged"):
         TokenDataset(remote_tokens, cache=tmp_path / "cache").ids(17)
     with pytest.raises(UserError, match="no such file"):
         TokenDataset("memory://nowhere")
@@ -69,7 +69,7 @@ def test_shards_names_lead_nowhere_else(split_tokens, tmp_path):
     for name in ("../../etc/passwd", "/etc/passwd", "shard-1.arrow/../x"):
         info["shards"][0]["file"] = name
         (tmp_path / "evil" / "dataset.json").write_text(json.dumps(info))
-        with pytest.raises(UserError, match="is no shard's name"):
+        with pytest.raises(UserError, match="is not the name of a shard"):
             TokenDataset(tmp_path / "evil")
 
 
@@ -138,16 +138,27 @@ def test_verify_finds_what_was_changed(split_tokens, tmp_path):
     assert any("checksum" in p for p in found)
     assert any("document 3" in p for p in found)
     assert any("document 2" in p for p in changed("span", lambda folder: rewrite(folder, "spans", bad_span)))
-    counts = changed("count", lambda folder: edit(folder, lambda info: info["shards"][0].update(ids=1)))
-    assert counts == [f"shard-00000.arrow: {TokenDataset(split_tokens).info['shards'][0]['ids']} ids, dataset.json says 1"]
+    counts = changed("count", lambda folder: edit(folder, lambda info: info["shards"][0].update(tokens=1)))
+    assert counts == [
+        f"shard-00000.arrow: it has {TokenDataset(split_tokens).info['shards'][0]['tokens']} tokens, dataset.json says 1"
+    ]
     rows = changed("rows", lambda folder: edit(folder, lambda info: info["shards"][0].update(documents=3)))
     assert any("documents, dataset.json says 3" in p for p in rows)
+
+
+def test_a_data_set_of_an_older_version_says_what_to_do(tmp_path):
+    (tmp_path / "dataset.json").write_text(json.dumps({"version": 1, "ids": 3, "shards": []}))
+    with pytest.raises(UserError, match="data set version 1, but this unitok reads version 2; tokenize its sources again"):
+        TokenDataset(tmp_path)
+    (tmp_path / "dataset.json").write_text(json.dumps({"version": 2, "shards": []}))
+    with pytest.raises(UserError, match="has no vocab, documents, tokens, tokens_by_modality; it is damaged"):
+        TokenDataset(tmp_path)
 
 
 def test_inspect_tells_lengths_and_shows_samples(split_tokens, bundle_folder, tmp_path, capsys):
     inspect(str(split_tokens), page=tmp_path / "page.html", bundle=bundle_folder, samples=9, verify=True)
     told = capsys.readouterr().out
-    for word in ("splits: train", "median", "####", "verified"):
+    for word in ("train, 19 validation", "median", "####", "verified"):
         assert word in told
     page = (tmp_path / "page.html").read_text()
     assert page.count("<article>") == 9

@@ -258,5 +258,5 @@ def test_what_is_measured_is_never_replaced(bundle_folder, scenes_folder, tmp_pa
     with pytest.raises(SystemExit) as stop:
         main(["eval", verb, *inputs, "--out", str(data), "--overwrite"])
     assert stop.value.code == 2
-    assert "which is read; choose another folder" in capsys.readouterr().err
+    assert "contains the input" in capsys.readouterr().err
     assert sorted(data.rglob("*")) == before

@@ -35,6 +35,7 @@ def page_of(text: str, path: Path, template: str) -> Elements:
         lead=text,
         heading=text,
         articles=articles,
+        figures=3 * [figure, pages.Figure(text)],
         budget=1,
         memory=1,
         measures=[score],
@@ -66,7 +67,7 @@ def test_only_pages_of_ours_are_replaced(tmp_path):
     page_of(HOSTILE, tmp_path / "a.html", "articles.html")  # its own
     (tmp_path / "notes.html").write_text("mine")
     for taken in (tmp_path / "notes.html", tmp_path):
-        with pytest.raises(UserError, match="no page of unitok's"):
+        with pytest.raises(UserError, match="was not written by unitok"):
             page_of("x", taken, "articles.html")
     assert (tmp_path / "notes.html").read_text() == "mine"
 
@@ -129,5 +130,6 @@ def test_names_in_a_terminal_send_it_nothing():
 def test_an_error_that_quotes_a_name_is_one_line(capsys):
     with pytest.raises(SystemExit):
         main(["sample", "--bundle", "gone\n\x1b[2J\udce9", "--text", "x"])
-    said = capsys.readouterr().err
-    assert said == "error: gone\\n\\x1b[2J\\xe9: no bundle (bundle.json) there; make one with `unitok bundle`\n"
+    error = capsys.readouterr().err
+    assert error.startswith("error: gone\\n\\x1b[2J\\xe9: ")
+    assert error.count("\n") == 1

@@ -188,7 +188,7 @@ def test_files_of_a_prompt_keep_nothing_of_their_names_and_pages_quote_the_rest(
     hostile = tmp_path / 'a.png" onerror="alert(1)'
     hostile.write_bytes((scenes_folder / "images" / "000000.png").read_bytes())
     sound = tmp_path / "b.png?#%41"
-    sound.write_bytes((scenes_folder / "sounds" / "000000.wav").read_bytes())
+    sound.write_bytes((scenes_folder / "audio" / "000000.wav").read_bytes())
     prompt = [hostile, sound, "<script>alert(2)</script>\x1b\u202e"]
     out = tmp_path / "out"
     save_outputs(tiny.generate(prompt, "image:1x1,audio:1", n=2), out, '<b>"title"')

@@ -489,7 +489,7 @@ def test_python_prompts_of_every_kind_and_outputs_as_files(tiny, tmp_path, scene
     picture = Image.open(scenes_folder / "images" / "000000.png")
     wave = torch.zeros(1, 4000).uniform_(-0.1, 0.1)
     outputs = tiny.generate(
-        [["a text", scenes_folder / "sounds" / "000001.wav"], [picture, (wave, 8000)], [prompts_of(tiny)[1]]],
+        [["a text", scenes_folder / "audio" / "000001.wav"], [picture, (wave, 8000)], [prompts_of(tiny)[1]]],
         modalities="text,image:3x2,audio:0.2s",
         n=2,
         seed=1,
@@ -505,4 +505,4 @@ def test_python_prompts_of_every_kind_and_outputs_as_files(tiny, tmp_path, scene
     raw = outputs[0].save(tmp_path)
     files = [p.path for p in raw.content if p.path]
     assert all(f.exists() for f in files)
-    assert files[0].read_bytes() == (scenes_folder / "sounds" / "000001.wav").read_bytes()  # the prompt's file as it was
+    assert files[0].read_bytes() == (scenes_folder / "audio" / "000001.wav").read_bytes()  # the prompt's file as it was

@@ -1,4 +1,4 @@
-"""Promises of the demo: every stage is a command a user can type, it goes on where it was, and ends with scores and a report."""
+"""Promises of the demo: every stage is a command, a restart continues where it stopped, the end is scores and a report."""
 
 import contextlib
 import json
@@ -17,13 +17,13 @@ from unitok import __version__
 from unitok.cli import main
 from unitok.errors import UserError
 from unitok.scenes import demo as demo_module
-from unitok.scenes.demo import AUDIO_SHARE, IMAGE_SHARE, SCORING_SHARE, Demo, run_demo
+from unitok.scenes.demo import AUDIO_FRACTION, IMAGE_FRACTION, SCORING_FRACTION, Demo, run_demo
 
 QUICKSTART = (Path(__file__).parent.parent.parent / "docs" / "quickstart.md").read_text()
 
-WANTED = {
+SCORES = {
     "oracle.originals", "reconstruction.image.colors", "reconstruction.image.attributes", "reconstruction.audio.notes",
-    "codebook.image.use", "codebook.audio.use", "malformed", "seconds", "peak_memory_gb",
+    "codebook.image.usage", "codebook.audio.usage", "malformed", "seconds", "peak_memory_gb",
     *(f"generation.{name}{suffix}" for suffix in ("", ".held_out") for name in (
         "text_to_image.attributes", "image_to_text.exact", "text_to_audio.notes", "audio_to_text.exact",
         "image_to_audio.notes", "questions.exact", "interleaved.attributes")),
@@ -33,8 +33,8 @@ WANTED = {
 # ---- In this process, with trainings of a few steps -------------------------------------------------------------------
 
 
-def here(self: Demo, command: list[str], note) -> None:
-    """In place of a process of its own: 24 scenes at most, 6 steps of training."""
+def in_this_process(self: Demo, command: list[str], save) -> None:
+    """Stands for a process: 24 scenes at most, 6 steps of training."""
     words = list(command)
     if "--count" in words:
         at = words.index("--count") + 1
@@ -49,14 +49,14 @@ def here(self: Demo, command: list[str], note) -> None:
 def demo(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("demo") / "demo"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Demo, "_run", here)
+        patch.setattr(Demo, "_run", in_this_process)
         run_demo(out, minutes=1, eval_scenes=2)
     return out
 
 
 def test_a_demo_ends_with_every_score_and_a_report_of_them(demo):
     scores = json.loads((demo / "scores.json").read_text())
-    assert set(scores) >= WANTED
+    assert set(scores) >= SCORES
     assert scores["oracle.originals"] >= 0.9
     assert scores["malformed"] == 0
     state = json.loads((demo / "state.json").read_text())
@@ -74,23 +74,23 @@ def test_a_demo_ends_with_every_score_and_a_report_of_them(demo):
 def test_a_demo_that_is_done_does_nothing_again_and_no_other_starts_in_its_folder(demo, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Demo, "_run", lambda *_: pytest.fail("a stage ran again"))
     run_demo(demo, minutes=1, eval_scenes=2)
-    said = capsys.readouterr().out
-    assert said.count("done already") == len(quickstart_rows())
-    assert "malformed" in said
-    assert f"open {demo / 'report.html'}" in said
-    with pytest.raises(UserError, match="a demo with .*'minutes': 1.* lies there"):
+    printed = capsys.readouterr().out
+    assert printed.count("already done") == len(quickstart_rows())
+    assert "malformed" in printed
+    assert f"open {demo / 'report.html'}" in printed
+    with pytest.raises(UserError, match=r"a demo with other options \(minutes 1, eval_scenes 2, seed 0\)"):
         run_demo(demo, minutes=2, eval_scenes=2)
     (tmp_path / "mine.txt").write_text("x")
-    with pytest.raises(UserError, match="not empty and no demo"):
+    with pytest.raises(UserError, match="not empty and not a demo"):
         run_demo(tmp_path)
-    with pytest.raises(UserError, match="at least 1 is needed"):
+    with pytest.raises(UserError, match="must be at least 1"):
         run_demo(tmp_path / "short", minutes=0.5)
 
 
 def test_a_stage_is_a_process_whose_failure_names_the_command(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(Demo, "_precision", lambda self: "32-true")
-    started, noted = Demo(tmp_path / "demo", 1, 2, 0), []
-    started._run(["-V"], lambda: noted.append(1))
+    started = Demo(tmp_path / "demo", 1, 2, 0)
+    started._run(["-V"], lambda: None)
     assert capfd.readouterr().out.strip() == __version__
     with pytest.raises(UserError, match="the command `unitok paint --red` failed with exit code 2"):
         started._run(["paint", "--red"], lambda: None)
@@ -109,7 +109,7 @@ def test_a_stage_that_fails_is_not_done_and_its_minutes_stay(tmp_path, monkeypat
     assert again.minutes_for("image", 0.5) == "0.123"  # a restart must not change a training's schedule
 
 
-# ---- The page that tells it -------------------------------------------------------------------------------------------
+# ---- The page about it ------------------------------------------------------------------------------------------------
 
 
 def quickstart_rows() -> list[tuple[str, str]]:
@@ -117,7 +117,7 @@ def quickstart_rows() -> list[tuple[str, str]]:
     return re.findall(r"^\| (\w+) \| (?:`unitok (.*?)`)? ?\|", QUICKSTART, flags=re.M)
 
 
-def test_quickstart_tells_the_demos_stages_commands_and_shares(tmp_path, monkeypatch):
+def test_quickstart_has_the_demos_stages_commands_and_fractions(tmp_path, monkeypatch):
     ran: dict[str, list[list[str]]] = {}
 
     def stage(self, name, *commands):
@@ -128,29 +128,29 @@ def test_quickstart_tells_the_demos_stages_commands_and_shares(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Demo, "stage", stage)
     monkeypatch.setattr(Demo, "_precision", lambda self: "32-true")
-    monkeypatch.setattr(demo_module, "CONFIGS", Path("configs"))
+    monkeypatch.setattr(demo_module, "CONFIGS", Path(""))
     run_demo(Path("runs/demo"))
     rows = quickstart_rows()
     assert [row[0] for row in rows] == list(ran)
     for name, shown in rows:
         words = shlex.split(shown)
-        assert not words or any(says(words, command) for command in ran[name]), f"{name}: {shown} is none of {ran[name]}"
+        assert not words or any(matches(words, command) for command in ran[name]), f"{name}: {shown} is none of {ran[name]}"
     shares = re.search(
-        r"image tokenizer\s+gets ([\d.]+) % of them, the audio tokenizer ([\d.]+) %, scoring a reserve of ([\d.]+) %",
+        r"image tokenizer gets ([\d.]+) % of\s+the minutes, the audio tokenizer ([\d.]+) %, scoring a reserve of ([\d.]+) %",
         QUICKSTART,
     )
     assert [float(share) for share in shares.groups()] == pytest.approx(
-        [100 * IMAGE_SHARE, 100 * AUDIO_SHARE, 100 * SCORING_SHARE]
+        [100 * IMAGE_FRACTION, 100 * AUDIO_FRACTION, 100 * SCORING_FRACTION]
     )
     given = {
         name: float(ran[name][0][ran[name][0].index("--model.init_args.minutes") + 1]) for name in ("image", "audio", "decoder")
     }
-    assert given["image"] == pytest.approx(13 * IMAGE_SHARE, abs=1e-3)
-    assert given["audio"] == pytest.approx(13 * AUDIO_SHARE, abs=1e-3)
-    assert sum(given.values()) == pytest.approx(13 * (1 - SCORING_SHARE), abs=13 * (IMAGE_SHARE + AUDIO_SHARE) + 0.2)
+    assert given["image"] == pytest.approx(13 * IMAGE_FRACTION, abs=1e-3)
+    assert given["audio"] == pytest.approx(13 * AUDIO_FRACTION, abs=1e-3)
+    assert sum(given.values()) == pytest.approx(13 * (1 - SCORING_FRACTION), abs=13 * (IMAGE_FRACTION + AUDIO_FRACTION) + 0.2)
 
 
-def says(words: list[str], command: list[str]) -> bool:
+def matches(words: list[str], command: list[str]) -> bool:
     """Whether a command has these words in this order; an ellipsis stands for any word or the beginning or end of one."""
     left = iter(command)
     return all(any(re.fullmatch(re.escape(word).replace("…", ".*"), other) for other in left) for word in words)
@@ -158,10 +158,10 @@ def says(words: list[str], command: list[str]) -> bool:
 
 def test_a_command_is_told_apart_from_another():
     command = ["fit", "--config", "a/b.yaml", "--out", "runs/b", "--more"]
-    assert says(["fit", "--config", "…/b.yaml", "--out", "runs/b"], command)
-    assert not says(["fit", "--config", "…/c.yaml"], command)
-    assert not says(["fit", "--out", "runs/b", "--config", "…"], command)
-    assert not says(["fit", "--size", "512"], command)
+    assert matches(["fit", "--config", "…/b.yaml", "--out", "runs/b"], command)
+    assert not matches(["fit", "--config", "…/c.yaml"], command)
+    assert not matches(["fit", "--out", "runs/b", "--config", "…"], command)
+    assert not matches(["fit", "--size", "512"], command)
 
 
 # ---- In processes (minutes: `make check-long`) ------------------------------------------------------------------------
@@ -169,12 +169,12 @@ def test_a_command_is_told_apart_from_another():
 
 def processes_of(folder: Path) -> list[int]:
     """Processes whose command line names a folder."""
-    found = []
+    processes = []
     for file in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             if str(folder).encode() in file.read_bytes():
-                found.append(int(file.parent.name))
-    return found
+                processes.append(int(file.parent.name))
+    return processes
 
 
 @pytest.mark.long
@@ -199,9 +199,9 @@ def test_a_demo_that_is_killed_goes_on_where_it_was_and_ends_with_every_score(tm
     assert "tokenize" not in before["done"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "image: done already" in done.stdout
+    assert "image: already done" in done.stdout
     scores = json.loads((out / "scores.json").read_text())
-    assert set(scores) >= WANTED
+    assert set(scores) >= SCORES
     assert scores["oracle.originals"] >= 0.99
     assert scores["malformed"] == 0
     assert scores["seconds"] > sum(before["seconds"].values())

@@ -1,28 +1,30 @@
-"""Promises of scenes and their oracle: files are read right, words are inverses, what is kept out stays out."""
+"""Promises of scenes and their oracle: files are read right, captions have inverses, held-out pairs stay out."""
 
 import itertools
 import json
 
 import numpy as np
+import pytest
 
+from unitok.errors import UserError
 from unitok.media import load_audio, load_image
-from unitok.scenes.oracle import read_picture, read_sound
+from unitok.scenes.oracle import read_audio, read_image
 from unitok.scenes.world import (
     BACKGROUNDS,
     COLORS,
     HELD_OUT,
     SHAPES,
     Scene,
-    Thing,
+    SceneObject,
+    audio_caption,
     caption,
     draw_scene,
+    parse_audio_caption,
     parse_caption,
-    parse_sound_caption,
     questions,
     read_scenes,
-    render_picture,
-    render_sound,
-    sound_caption,
+    render_audio,
+    render_image,
     write_scenes,
 )
 
@@ -33,37 +35,37 @@ def test_the_oracle_reads_at_least_99_of_100_written_files_right(tmp_path):
     for row in read_scenes(tmp_path):
         pixels = (load_image(tmp_path / row["image"]).permute(1, 2, 0).numpy() + 1) * 127.5
         samples, rate = load_audio(tmp_path / row["audio"])
-        right += [read_picture(pixels) == row["scene"], read_sound(samples.numpy(), rate) == row["scene"].notes()]
+        right += [read_image(pixels) == row["scene"], read_audio(samples.numpy(), rate) == row["scene"].notes()]
     assert np.mean(right) >= 0.99
 
 
 def test_the_oracle_sees_every_single_change():
     rng = np.random.default_rng(0)
-    base = Scene("white", "row", (Thing("red", "circle", "large"), Thing("blue", "cross", "small")))
-    changes = [Scene(b, base.layout, base.things) for b in BACKGROUNDS if b != "white"] + [
-        Scene("white", "column", base.things)
+    base = Scene("white", "row", (SceneObject("red", "circle", "large"), SceneObject("blue", "cross", "small")))
+    changes = [Scene(b, base.layout, base.objects) for b in BACKGROUNDS if b != "white"] + [
+        Scene("white", "column", base.objects)
     ]
-    changes += [Scene("white", "row", (Thing(c, "circle", "large"), base.things[1])) for c in COLORS if c != "red"]
-    changes += [Scene("white", "row", (Thing("red", s, "large"), base.things[1])) for s in SHAPES if s != "circle"]
+    changes += [Scene("white", "row", (SceneObject(c, "circle", "large"), base.objects[1])) for c in COLORS if c != "red"]
+    changes += [Scene("white", "row", (SceneObject("red", s, "large"), base.objects[1])) for s in SHAPES if s != "circle"]
     changes += [
-        Scene("white", "row", (Thing("red", "circle", "small"), base.things[1])),
-        Scene("white", "row", base.things[::-1]),
+        Scene("white", "row", (SceneObject("red", "circle", "small"), base.objects[1])),
+        Scene("white", "row", base.objects[::-1]),
     ]
     for other in changes:
-        assert read_picture(render_picture(other, rng)) == other != base
+        assert read_image(render_image(other, rng)) == other != base
 
 
 def test_nothing_to_see_or_hear_is_not_read_as_something():
-    assert read_picture(np.full((32, 32, 3), 128)) is None
-    assert read_sound(np.zeros(6400, np.float32), 8000) == ()
+    assert read_image(np.full((32, 32, 3), 128)) is None
+    assert read_audio(np.zeros(6400, np.float32), 8000) == ()
 
 
 def test_half_a_note_more_is_a_wrong_number():
     rng = np.random.default_rng(0)
     scene = draw_scene(rng, 1)
-    wave = render_sound(scene, rng)
-    assert read_sound(wave, 8000) == scene.notes()
-    assert read_sound(np.concatenate([wave, wave[:, :1600]], 1), 8000) != scene.notes()
+    wave = render_audio(scene, rng)
+    assert read_audio(wave, 8000) == scene.notes()
+    assert read_audio(np.concatenate([wave, wave[:, :1600]], 1), 8000) != scene.notes()
 
 
 def test_captions_parse_back_and_other_texts_do_not():
@@ -71,17 +73,17 @@ def test_captions_parse_back_and_other_texts_do_not():
     for _ in range(300):
         scene = draw_scene(rng, 3)
         assert parse_caption(caption(scene, rng)) == scene
-        assert parse_sound_caption(sound_caption(scene)) == scene.notes()
+        assert parse_audio_caption(audio_caption(scene)) == scene.notes()
     for text in ("", "a red circle", "a small red circle a small red ring on a white background", "a loud C4"):
         assert parse_caption(text) is None
-        assert parse_sound_caption(text) is None
+        assert parse_audio_caption(text) is None
 
 
 def test_questions_have_one_answer_each():
     rng = np.random.default_rng(2)
     for _ in range(100):
-        asked = questions(draw_scene(rng, 2))
-        assert len({q for q, _ in asked}) == len(asked) >= 4
+        pairs = questions(draw_scene(rng, 2))
+        assert len({q for q, _ in pairs}) == len(pairs) >= 4
 
 
 def test_a_tenth_of_the_pairs_is_kept_out_and_every_color_and_shape_is_still_seen():
@@ -92,21 +94,21 @@ def test_a_tenth_of_the_pairs_is_kept_out_and_every_color_and_shape_is_still_see
     rng = np.random.default_rng(3)
     for _ in range(200):
         scene = draw_scene(rng, 3)
-        assert not {(t.color, t.shape) for t in scene.things} & HELD_OUT
+        assert not {(t.color, t.shape) for t in scene.objects} & HELD_OUT
         assert draw_scene(rng, 2, held_out=True).held_out
 
 
-def test_scenes_show_every_attribute_and_every_thing_sounds_like_itself_alone():
+def test_scenes_show_every_attribute_and_every_object_has_a_note_of_its_own():
     rng = np.random.default_rng(0)
     scenes = [draw_scene(rng, 3) for _ in range(600)] + [draw_scene(rng, 3, held_out=True) for _ in range(200)]
     assert {scene.background for scene in scenes} == {"white", "gray", "black"}
-    assert {(scene.layout, len(scene.things)) for scene in scenes} == {
+    assert {(scene.layout, len(scene.objects)) for scene in scenes} == {
         *(("one", 1), ("row", 2), ("column", 2), ("two over one", 3), ("one over two", 3))
     }
-    things = {thing for scene in scenes for thing in scene.things}
-    assert len(things) == 8 * 5 * 2  # colors, shapes, sizes
-    assert len({thing.note() for thing in things}) == len(things)
-    for one, other in itertools.combinations(things, 2):  # color is pitch, shape timbre, size loudness
+    objects = {one for scene in scenes for one in scene.objects}
+    assert len(objects) == 8 * 5 * 2  # colors, shapes, sizes
+    assert len({one.note() for one in objects}) == len(objects)
+    for one, other in itertools.combinations(objects, 2):  # color is pitch, shape timbre, size loudness
         mine, theirs = one.note(), other.note()
         assert (one.color == other.color) == (mine.pitch == theirs.pitch)
         assert (one.shape == other.shape) == (mine.timbre == theirs.timbre)
@@ -134,3 +136,11 @@ def test_documents_go_in_every_direction_and_losses_fall_on_what_follows(tmp_pat
     for wanted in (("text", "image"), ("image", "text"), ("text", "audio"), ("audio", "text"), ("image", "audio"),
                    ("text", "image", "text", "image"), ("text", "image", "audio")):  # fmt: skip
         assert wanted in shapes
+
+
+def test_scenes_of_another_version_are_one_line(tmp_path):
+    write_scenes(tmp_path, 2, max_objects=1, workers=1)
+    path = tmp_path / "scenes.jsonl"
+    path.write_text(path.read_text().replace('"objects"', '"things"'))
+    with pytest.raises(UserError, match="row 1 is not a scene as this version writes them"):
+        read_scenes(tmp_path)

@@ -1,4 +1,4 @@
-"""Promises of `unitok eval` on scenes and of the report: what is right counts, what is wrong does not, everything is on one page."""
+"""Promises of `unitok eval` on scenes and of the report: right counts, wrong does not, everything is on one page."""
 
 import json
 import re
@@ -29,7 +29,7 @@ DIRECTIONS = {
     "interleaved": "attributes",
 }
 SCORES = {
-    *("oracle.originals", "malformed", "codebook.image.use", "codebook.audio.use"),
+    *("oracle.originals", "malformed", "codebook.image.usage", "codebook.audio.usage"),
     *(
         f"reconstruction.{name}"
         for name in ("image.colors", "image.attributes", "image.psnr_db", "audio.notes", "audio.snr_db")
@@ -61,8 +61,8 @@ def test_a_bundle_is_measured_in_every_direction(evaluated, scenes_folder):
     assert set(scores) == SCORES
     assert scores["oracle.originals"] >= 0.95  # of all scenes of the folder
     assert scores["malformed"] == 0  # whatever the weights
-    assert len(scores["codebook.audio.use"]) == 3
-    shares = [scores[name] for name in SCORES if not name.endswith(("_db", "malformed", "audio.use"))]
+    assert len(scores["codebook.audio.usage"]) == 3
+    shares = [scores[name] for name in SCORES if not name.endswith(("_db", "malformed", "audio.usage"))]
     assert all(0 <= share <= 1 for share in shares)
     for name in DIRECTIONS:
         for suffix in ("", ".held_out"):
@@ -75,14 +75,14 @@ def test_a_bundle_is_measured_in_every_direction(evaluated, scenes_folder):
     first = json.loads((evaluated / "samples" / "image_to_text" / "outputs.jsonl").read_text().splitlines()[0])
     assert [part["type"] for part in first["content"]][:2] == ["image", "text"]
     pairs = [f.name for f in (evaluated / "reconstructions").iterdir()]
-    assert len(pairs) == 12 * 4  # of twelve scenes: pictures and sounds, before and after
+    assert len(pairs) == 12 * 4  # of twelve scenes: images and audio, before and after
 
 
 def test_too_few_scenes_or_none_are_one_line(bundle_folder, scenes_folder, tmp_path):
     more = (tmp_path / "out", 25, 0, 1.5, 0.7)
-    with pytest.raises(UserError, match="24 scenes, count 25 asks for more"):
+    with pytest.raises(UserError, match="has 24 scenes, fewer than count 25"):
         evaluate_bundle(bundle_folder, scenes_folder, None, *more)
-    with pytest.raises(UserError, match="no scenes there"):
+    with pytest.raises(UserError, match="no scenes.jsonl in this folder"):
         evaluate_bundle(bundle_folder, bundle_folder, None, *more)
     assert not (tmp_path / "out").exists()
 
@@ -90,11 +90,11 @@ def test_too_few_scenes_or_none_are_one_line(bundle_folder, scenes_folder, tmp_p
 def test_each_direction_counts_the_truth_as_right_and_another_scene_as_wrong(tiny, scenes_folder):
     rows = read_scenes(scenes_folder)
     row = rows[0]
-    other = next(r for r in rows if r["scene"].notes() != row["scene"].notes() and len(r["scene"].things) == 1)
+    other = next(r for r in rows if r["scene"].notes() != row["scene"].notes() and len(r["scene"].objects) == 1)
     other |= {"answer": "nothing"}
 
     def truth(of: dict, name: str) -> SimpleNamespace:
-        text = {"image_to_text": of["caption"], "audio_to_text": of["sound_caption"]}
+        text = {"image_to_text": of["caption"], "audio_to_text": of["audio_caption"]}
         return SimpleNamespace(
             images=[load_image(scenes_folder / of["image"])],
             audios=[load_audio(scenes_folder / of["audio"])[0]],
@@ -111,18 +111,18 @@ def test_each_direction_counts_the_truth_as_right_and_another_scene_as_wrong(tin
         assert direction.modalities not in direction.given
 
 
-def test_interleaved_pictures_must_each_fit_the_text_before_them(tiny, scenes_folder, tmp_path, monkeypatch):
-    """With pictures that show the right scene of the first prompt alone."""
+def test_interleaved_images_must_each_fit_the_text_before_them(tiny, scenes_folder, tmp_path, monkeypatch):
+    """With images that are right for the first prompt only."""
     rows = read_scenes(scenes_folder)[:2]
     assert rows[0]["scene"] != rows[1]["scene"]
     evaluation = Evaluation(tiny, tmp_path, 0, {})
     monkeypatch.setattr(evaluation, "_keep", lambda *_: None)
     seen = []
 
-    def draw(prompts, modalities, what, seed=0):
+    def draw(prompts, modalities, name, seed=0):
         seen.append(prompts)
-        picture = load_image(scenes_folder / rows[0]["image"])
-        return [SimpleNamespace(images=[picture], document=Document(p.segments)) for p in prompts]
+        image = load_image(scenes_folder / rows[0]["image"])
+        return [SimpleNamespace(images=[image], document=Document(p.segments)) for p in prompts]
 
     monkeypatch.setattr(evaluation, "_continue", draw)
     evaluation._interleaved(scenes_folder, rows, "")
@@ -144,7 +144,7 @@ def test_an_output_that_the_grammar_refuses_is_counted_as_malformed(tiny, tmp_pa
     assert not evaluation._well_formed(replace(good, new=Document((Segment("image", np.ones((2, 2), np.int64)),))))
 
 
-def test_scores_are_printed_one_a_line(capsys):
+def test_scores_are_printed_one_per_line(capsys):
     print_scores({"b": 0.25, "a": [1.0, 0.5], "malformed": 0})
     assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
         ["a", "1.000,", "0.500"],
@@ -181,9 +181,9 @@ def test_the_report_has_every_score_sample_pair_curve_and_time(page, evaluated):
     marks = [json.loads(f.read_text()) for f in evaluated.glob("samples/*/right.json")]
     assert page.count('<article class="right"') == sum(sum(each) for each in marks)
     assert page.count("<figcaption>original<") == page.count("<figcaption>reconstruction<") == 12 + 4
-    assert "loss 1.25 (top 4)" in page
-    assert "bits_per_token/text 3.5 (top 8)" in page
-    assert "in 1.5 minutes\n(budget 2); the largest process took 1.5 GB of memory" in page
+    assert "loss 1.25 (max 4)" in page
+    assert "bits_per_token/text 3.5 (max 8)" in page
+    assert "in 1.5 minutes\n(budget 2 minutes); the largest process took 1.5 GB of memory" in page
     assert "<tr><td>image</td><td>60 s</td></tr>" in page
 
 
@@ -221,7 +221,7 @@ def test_a_right_answer_is_green_and_a_wrong_one_red(evaluated, tmp_path):
     page = write_report(
         tmp_path, {"generation.questions.exact": 1.0, "generation.questions.exact.held_out": 0.5}, {}, 1
     ).read_text()
-    assert 'Questions about an image: combinations never trained on <span class="soft">50.0 % right' in page
+    assert 'Questions about an image: unseen color-shape pairs <span class="soft">50.0 % right' in page
     for i, mark in enumerate(("wrong", "right")):
         assert (
             f'<article class="{mark}" title="{mark}">\n<figure class="given"><p>given {i}</p></figure>\n<figure class="new"><p>new {i}</p>'
@@ -229,7 +229,7 @@ def test_a_right_answer_is_green_and_a_wrong_one_red(evaluated, tmp_path):
         )
 
 
-def test_a_decoded_picture_reaches_the_oracle_as_bytes():
+def test_a_decoded_image_reaches_the_oracle_as_bytes():
     from unitok.scenes.evaluate import to_bytes
 
     pixels = to_bytes(torch.tensor([[[-1.0]], [[0.0]], [[2.0]]]))

@@ -13,7 +13,7 @@ from launch import run_processes
 from unitok.bundle import load_trained_part
 from unitok.checkpoints import load_checkpoint, newest_checkpoint
 from unitok.configs import CONFIGS
-from unitok.data.modules import SoundDataset
+from unitok.data.modules import AudioDataset
 from unitok.errors import UserError
 from unitok.tokenizers.quantize import ResidualQuantizer
 from unitok.training.audio import AudioLosses, AudioTokenizerTraining
@@ -52,7 +52,7 @@ def arguments(out: Path, scenes: Path, steps: int = 10, trainer: tuple[str, ...]
     } | options
     flags = [word for name, value in named.items() for word in (f"--model.init_args.{name}", value)]
     return [
-        *("fit", "--config", str(CONFIG), "--out", str(out), "--data.init_args.path", str(scenes / "sounds")),
+        *("fit", "--config", str(CONFIG), "--out", str(out), "--data.init_args.path", str(scenes / "audio")),
         *("--data.init_args.batch_size", "4", "--trainer.enable_progress_bar", "false", *flags, *trainer),
     ]
 
@@ -101,7 +101,7 @@ def test_two_processes_train_like_one_with_the_double_batch(tmp_path, scenes_fol
 
 
 def test_training_leaves_audio_spectrograms_and_scores_by_level(tmp_path, scenes_folder):
-    more = ("--data.init_args.val_path", str(scenes_folder / "sounds"), "--trainer.val_check_interval", "3")
+    more = ("--data.init_args.val_path", str(scenes_folder / "audio"), "--trainer.val_check_interval", "3")
     run_lightning(arguments(tmp_path, scenes_folder, 6, more, quantize_start="0.3", audio_every="3", ema_decay="0.5"))
     assert {f.name for f in (tmp_path / "reconstructions").iterdir()} >= {"step-0000003.wav", "step-0000003.png"}
     metrics = (tmp_path / "metrics" / "metrics.csv").read_text()
@@ -225,7 +225,7 @@ def write_tone(path: Path, seconds: float, rate: int = 8000, channels: int = 1, 
 
 def test_of_a_long_file_only_the_stretch_is_read(tmp_path, monkeypatch):
     write_tone(tmp_path / "long.wav", 600, 8000)
-    data = SoundDataset(tmp_path, 8000, 1, 4000, seed=0)
+    data = AudioDataset(tmp_path, 8000, 1, 4000, seed=0)
     read = []
     original = soundfile.SoundFile.read
     monkeypatch.setattr(soundfile.SoundFile, "read", lambda self, n=-1, **k: read.append(n) or original(self, n, **k))
@@ -241,7 +241,7 @@ def test_folders_are_drawn_alike_and_reproducibly(tmp_path):
         write_tone(tmp_path / "many" / f"{i}.wav", 0.1)
     for i in range(2):
         write_tone(tmp_path / "few" / f"{i}.wav", 0.1)
-    data = SoundDataset(tmp_path, 8000, 1, 400, seed=0, balance=True)
+    data = AudioDataset(tmp_path, 8000, 1, 400, seed=0, balance=True)
     order = data.order(0)
     assert order == data.order(0) != data.order(1)
     assert len(order) == len(set(order)) == 32
@@ -254,7 +254,7 @@ def test_folders_are_drawn_alike_and_reproducibly(tmp_path):
 
 def test_loudness_and_polarity_vary_within_bounds(tmp_path):
     write_tone(tmp_path / "a.wav", 1.0)
-    data = SoundDataset(tmp_path, 8000, 1, 8000, seed=0, gain=(-12, 6), flip_polarity=True)
+    data = AudioDataset(tmp_path, 8000, 1, 8000, seed=0, gain=(-12, 6), flip_polarity=True)
     ends = [float(data[epoch, 0][0, -1]) for epoch in range(40)]
     assert min(abs(e) for e in ends) >= 0.25 * 10 ** (-12 / 20) - 1e-4
     assert max(abs(e) for e in ends) <= 0.25 * 10 ** (6 / 20) + 1e-4

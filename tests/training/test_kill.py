@@ -63,7 +63,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_weights_of_the_uncut_run(
 ):
     if processes > 1:
         monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    data = {"image": scenes_folder / "images", "audio": scenes_folder / "sounds", "decoder": tmp_path / "tokens"}[kind]
+    data = {"image": scenes_folder / "images", "audio": scenes_folder / "audio", "decoder": tmp_path / "tokens"}[kind]
     if kind == "decoder":
         tokenize(Plan(str(scenes_folder), str(data), str(bundle_folder)))
     subprocess.run(command(kind, tmp_path / "uncut", data, workers, processes), check=True)

@@ -26,7 +26,7 @@ from unitok.training.shell import warmup_linear
 
 @pytest.mark.parametrize("kind", ["image", "audio", "decoder"])
 def test_a_run_stopped_and_resumed_has_bit_for_bit_the_weights_of_the_uncut_run(kind, tmp_path, scenes_folder, tokens):
-    data = {"image": scenes_folder / "images", "audio": scenes_folder / "sounds", "decoder": tokens}[kind]
+    data = {"image": scenes_folder / "images", "audio": scenes_folder / "audio", "decoder": tokens}[kind]
     run_lightning(arguments(kind, tmp_path / "uncut", data, 10))
     # stopped in the middle of an epoch (24 scenes, batches of 4: an epoch is 6 steps), by a limit that is no end of the run
     run_lightning(arguments(kind, tmp_path / "cut", data, 10, "--trainer.max_steps", "4"))

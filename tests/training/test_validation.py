@@ -107,7 +107,7 @@ def test_a_decoders_validation_is_the_mean_over_positions_whatever_the_batch(tmp
 
 @pytest.mark.parametrize("kind", ["image", "audio"])
 def test_a_tokenizers_validation_is_the_mean_over_samples_whatever_the_batch(kind, tmp_path, scenes_folder, measured):
-    data = scenes_folder / {"image": "images", "audio": "sounds"}[kind]
+    data = scenes_folder / {"image": "images", "audio": "audio"}[kind]
     run_lightning(arguments(kind, tmp_path / "run", data, 3))
     found = []
     for batch in ("5", "24"):

@@ -159,7 +159,7 @@ def _facts(bundle: Bundle, old: Bundle | None, origins: Mapping[str, Origin], sc
 
 def _check_name(name: str, kind: str, old: Bundle | None) -> None:
     """Raise `UserError` for a name that a tokenizer of a kind cannot have."""
-    taken = name in ("model", "decoder", "vocab", "tokenizers", "generation_config") or hasattr(Bundle, name)
+    taken = name in ("model", "decoder", "vocab", "tokenizers", "generation_config", "facts") or hasattr(Bundle, name)
     reserved = [*modalities(), *(f.name for f in fields(GenerationConfig))]
     if not name.isidentifier() or taken or (name != kind and name in reserved):
         raise UserError(f"{name!r} cannot be the name of a tokenizer for {kind}; choose another word")

@@ -1,59 +1,61 @@
-"""The `unitok` command: one verb, one job. A verb's file is imported only when it was asked for; its flags are the signature
-and docstring of its function (`unitok.cli.flags`).
+"""The `unitok` command. Each verb is a function in a file of its own, which is imported only when the verb is called.
 
-A user's mistake is a `UserError`: one line on stderr, exit code 2, no traceback.
+The flags of a verb come from the signature and docstring of its function (`unitok.cli.flags`). A user's mistake is a `UserError`:
+one line on stderr, exit code 2, no traceback.
 """
 
 import io
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from keyword import iskeyword
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from unitok import __version__
 from unitok.errors import UserError, visible
 
-#: Each verb in one line; its function, of the same name, is in the file of its first word.
+#: Verb -> what it does. The function of a verb has its name, and is in the file named after its first word.
 VERBS = {
-    "demo": "everything at once, on built-in data: train, generate, score, write a report",
+    "demo": "do everything at once, on built-in data: train, generate, score, write a report",
     "scenes": "write the built-in data set: images, audio, captions, interleaved documents",
     "train-text-tokenizer": "train the SentencePiece text tokenizer",
-    "bundle": "put vocabulary, tokenizers and a decoder into one folder",
-    "tokenize": "raw files -> token shards",
-    "detokenize": "token shards -> files",
-    "import": "a tokenizer or decoder of another project (taming, EnCodec, Chameleon, Llama, ...) as ours",
-    "export": "a decoder as transformers, vLLM and SGLang load it",
-    "inspect": "what is in a data set, bundle or config; what a decoder costs; --verify, --page of samples",
+    "bundle": "put the vocabulary, tokenizers and a decoder into one folder",
+    "tokenize": "turn raw files into token shards",
+    "detokenize": "turn token shards back into files",
+    "import": "convert a tokenizer or decoder of another project (taming, EnCodec, Chameleon, Llama, ...)",
+    "export": "write a decoder in the format that transformers, vLLM and SGLang load",
+    "inspect": "show what is in a data set, bundle or config, and what a decoder costs; --verify, --page of samples",
     "sample": "continue prompts of text, images and audio",
     "eval": "measure a bundle on scenes",
     "eval documents": "measure a bundle on documents of your own",
     "eval image-tokenizer": "measure an image tokenizer on images",
     "eval audio-tokenizer": "measure an audio tokenizer on audio",
-    "doctor": "what is installed, what works, what to do about the rest",
+    "doctor": "say what is installed, what works, and what to do about the rest",
 }
 LIGHTNING_VERBS = {
     "fit": "train an image tokenizer, an audio tokenizer or a decoder (LightningCLI)",
     "validate": "measure a training run on validation data (LightningCLI)",
-    "test": "the same on test data (LightningCLI)",
+    "test": "measure a training run on test data (LightningCLI)",
 }
 
 
 def overview() -> str:
-    """What `unitok --help` says."""
+    """Return the text of `unitok --help`."""
     lines = [f"  {verb:<21} {line}" for verb, line in (VERBS | LIGHTNING_VERBS).items()]
     about = f"unitok {__version__}: one model that reads and writes text, images and audio"
-    return "\n".join(
-        [about, "", "usage: unitok VERB [options]      (unitok VERB --help says everything about one)", "", *lines]
-    )
+    return "\n".join([about, "", "usage: unitok VERB [options]      (unitok VERB --help describes its options)", "", *lines])
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; exits with 0, or 2 for a user's mistake."""
-    for stream in (sys.stdout, sys.stderr):  # whatever a terminal's encoding lacks
+    """Run the command line. The exit code is 0, 2 for a user's mistake, 130 for Ctrl-C or SIGTERM.
+
+    Args:
+        arguments: the words after `unitok`; default: those of this process.
+    """
+    for stream in (sys.stdout, sys.stderr):  # escape characters that the terminal's encoding does not have
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     given = sys.argv[1:] if arguments is None else arguments
@@ -66,7 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         _run(given)
     except UserError as error:
-        # From a worker of a DataLoader the message comes behind that process's traceback.
+        # An error in a DataLoader's worker arrives as that process's traceback, with the message at its end.
         message = str(error).strip().rpartition("\nunitok.errors.UserError: ")[2]
         print(f"error: {visible(message)}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -81,7 +83,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _run(given: list[str]) -> None:
-    """Run the verb that the first words name."""
+    """Run the verb that the first one or two words name."""
     verb = " ".join(given[:2]) if " ".join(given[:2]) in VERBS else given[0]
     if verb not in VERBS | LIGHTNING_VERBS:
         raise UserError(f"no verb {verb!r}; choose one of {', '.join(VERBS | LIGHTNING_VERBS)}")
@@ -89,7 +91,7 @@ def _run(given: list[str]) -> None:
 
     bound_waiting()
     keep_large_blocks()
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # Pillow's notes on odd metadata: they name no file, and cost no image
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # about odd metadata; the images are read all the same
     if verb in LIGHTNING_VERBS:
         from unitok.training.fit import run_lightning
 
@@ -101,17 +103,18 @@ def _run(given: list[str]) -> None:
         run(function_of(verb), f"unitok {verb}", given[len(verb.split()) :])
 
 
-def function_of(verb: str) -> Any:
-    """The function of a verb: `train-text-tokenizer` is `unitok.cli.train_text_tokenizer.train_text_tokenizer`, `import` is `unitok.cli.import_.import_`."""
+def function_of(verb: str) -> Callable[..., None]:
+    """Import and return the function of a verb: of `import` it is `unitok.cli.import_.import_`."""
     words = [f"{word}_" if iskeyword(word) else word for word in verb.replace("-", "_").split()]
-    return getattr(import_module(f"unitok.cli.{words[0]}"), words[-1])
+    function: Callable[..., None] = getattr(import_module(f"unitok.cli.{words[0]}"), words[-1])
+    return function
 
 
 @contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """A cluster that takes its machine back (SIGTERM) ends a run as Ctrl-C does."""
+    """Treat SIGTERM, which clusters send before they stop a job, like Ctrl-C."""
 
-    def end(*_: Any) -> NoReturn:
+    def end(*_: object) -> NoReturn:
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, end)

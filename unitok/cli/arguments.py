@@ -1,34 +1,37 @@
-"""Types of arguments: paths that are read, flags that follow from the registered kinds of content, and what such flags give."""
+"""Types of the verbs' parameters: input paths, and parameters that become a flag per kind of content or per field of a dataclass."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
-from unitok.cli.flags import described, flag_of, of_type, read_docstring
+from unitok.cli.flags import Options, described, flag_of, of_type, read_docstring
 from unitok.errors import UserError
 from unitok.files import settle
 
-Given = dict[str, dict[str, Any]]  # values of flags by prefix and field
-Flags = Iterator[tuple[str, dict[str, Any]]]
+Given = dict[str, Options]  #: values of flags by prefix and field
+Flags = Iterator[tuple[str, Options]]  #: flags and the keyword arguments of their `add_argument`
 
 
 def check_input(path: Path) -> None:
-    """Raise `UserError` for a path that is not there."""
+    """Raise `UserError` if a path does not exist."""
     if not settle(path).exists():
         raise UserError(f"{path}: no such file or folder")
 
 
 def find_bundle(name: Path) -> Path:
-    """The folder of a bundle: of a path, of a built-in bundle, or of USER/NAME[@REVISION] on the Hugging Face hub. Errors: `UserError`."""
+    """Return the folder of a bundle, by its path, the name of a built-in bundle, or USER/NAME[@REVISION] on the Hugging Face hub.
+
+    Raises `UserError` if there is none.
+    """
     from unitok.hub import find
 
     repository, at, revision = str(name).partition("@")
     exists = settle(name).exists()
     folder = name if exists or name.is_absolute() else find(repository, revision if at else None)
     if not (settle(folder) / "bundle.json").exists():
-        raise UserError(f"{name}: no bundle (bundle.json) there; make one with `unitok bundle`")
+        raise UserError(f"{name}: not a bundle (it has no bundle.json); make one with `unitok bundle`")
     return folder
 
 
@@ -38,12 +41,12 @@ BundleFolder = Annotated[Path, find_bundle]
 
 @dataclass(frozen=True)
 class PerKind:
-    """Marks a list: a flag per kind of content, which may be repeated; the list holds (kind, value) in the order given."""
+    """Marks a parameter that is a list: one repeatable flag per kind of content. The list has (kind, value) in the order given."""
 
     metavar: str = ""
 
     def flags(self, name: str, text: str) -> Flags:
-        """One per kind; `{kind}` stands for it in the text."""
+        """Yield one flag per kind. `{kind}` in the text is replaced by it."""
         from unitok.modalities import modalities
 
         for kind, modality in modalities().items():
@@ -54,13 +57,18 @@ class PerKind:
 
 @dataclass(frozen=True)
 class Fields:
-    """Marks a dict: a flag per field of dataclasses by prefix; the dict holds {prefix: {field: value}} of what was given."""
+    """Marks a parameter that is a dict: one flag per field of some dataclasses. The dict is {prefix: {field: value}} of the flags given.
 
-    classes: Callable[[], Mapping[str, type]]  # gives the dataclasses by prefix; those of the prefix "" hold for all
-    default: str = ""  # stands in the help for the default of each field
+    Args:
+        classes: returns the dataclasses by the prefix of their flags. Flags of the prefix "" apply to all.
+        default: replaces the default of each field in the help.
+    """
+
+    classes: Callable[[], Mapping[str, type]]
+    default: str = ""
 
     def flags(self, name: str, text: str) -> Flags:
-        """One per field with a plain default, described by its class; where a later class has the same field, by that one."""
+        """Yield one flag per field with a plain default, with the help text of its class, or of a later class that has this field, too."""
         classes, texts = self.classes(), dict[str, str]()
         for owner in classes.values():
             texts |= read_docstring(owner)[1].get("Args", {})
@@ -74,12 +82,12 @@ class Fields:
                     options["metavar"] = field.name.upper()
                 meaning, default = texts[field.name].rstrip("."), self.default or field.default
                 if prefix and "" in classes:
-                    meaning, default = f"the same of {prefix} alone", None
+                    meaning, default = f"the same, for {prefix} only", None
                 help = described(meaning, default)
                 yield flag_of(*filter(None, [prefix, field.name])), options | {"help": help}
 
     def __call__(self, given: Given) -> None:
-        """Raise `UserError` for a value that a class does not take."""
+        """Raise `UserError` for a value that its class refuses."""
         classes = self.classes()
         for prefix, values in given.items():
             try:
@@ -89,13 +97,13 @@ class Fields:
 
 
 def split_name(kind: str, value: str) -> tuple[str, str]:
-    """`NAME=PATH` as a tokenizer's name and the path; without a name that of its kind."""
+    """Split `NAME=PATH` into a tokenizer's name and the path. Without `NAME=` the name is the kind."""
     name, equals, path = value.partition("=")
     return (name, path) if equals and name.isidentifier() and not Path(value).exists() else (kind, value)
 
 
 def content_of(kind: str, value: str) -> Any:
-    """A part of a prompt as `Unitok.generate` takes it. Errors: `UserError` for a file that is not there, and for bad JSON."""
+    """Return the value of a prompt's flag as `Unitok.generate` takes it. Raises `UserError` for a missing file or bad JSON."""
     from unitok.document import Part, RawDocument
     from unitok.modalities import modality_of
 
@@ -109,21 +117,21 @@ def content_of(kind: str, value: str) -> Any:
     return RawDocument(kind, (Part(kind, modality.check(read_json_flag(value, kind), f"--{kind}")),))
 
 
-def check_kinds(prompt: list[tuple[str, str]], parts: list[Any]) -> None:
-    """Raise `UserError` for a file under the flag of another kind."""
+def check_kinds(prompt: list[tuple[str, str]], parts: Sequence[object]) -> None:
+    """Raise `UserError` if a file is of another kind than its flag says."""
     from unitok.modalities import kind_of_content
 
     for (kind, _), part in zip(prompt, parts):
         if not isinstance(part, Path) or not part.is_file():
             continue
         with open(part, "rb") as file:
-            found = kind_of_content(file.read(4096), part.name, kind)
-        if found not in (None, kind):
-            raise UserError(f"--{kind} {part}: holds {found}; give it with --{found}")
+            actual = kind_of_content(file.read(4096), part.name, kind)
+        if actual not in (None, kind):
+            raise UserError(f"--{kind} {part}: contains {actual}; give it with --{actual}")
 
 
-def read_json_flag(text: str, name: str) -> Any:
-    """A value given as JSON. Errors: `UserError` that names the flag."""
+def read_json_flag(text: str, name: str) -> object:
+    """Parse a value that is given as JSON. Raises `UserError` that names the flag."""
     try:
         return json.loads(text)
     except ValueError:
@@ -131,7 +139,7 @@ def read_json_flag(text: str, name: str) -> Any:
 
 
 def sampling_of_flags(by_kind: Given, named: str) -> Given:
-    """What flags say of each kind of content, and the flag `--sampling` of each tokenizer or kind."""
+    """Merge the sampling flags of each kind of content with those that the flag `--sampling` gives for tokenizers or kinds."""
     by_name = read_json_flag(named or "{}", "sampling")
     if not isinstance(by_name, dict) or not all(isinstance(given, dict) for given in by_name.values()):
         raise UserError('--sampling: JSON such as {"speech": {"temperature": 0.7}}')

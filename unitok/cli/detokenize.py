@@ -13,7 +13,7 @@ def detokenize(data: Input, out: Path, *, bundle: BundleFolder, limit: int = 0, 
         data: folder made by unitok tokenize
         out: folder to write
         bundle: bundle with the tokenizers
-        limit: documents to write; 0: all
+        limit: most documents to write; 0: all
         device: where to run: cpu, cuda, cuda:1, mps
     """
     from unitok.data.prepare.tokenize import detokenize as run

@@ -127,6 +127,7 @@ def image_tokenizer(
     from unitok.evaluate.tokenizer import print_scores
 
     device = check_device(device)
+    check_replaceable(out, "image evaluation", overwrite)
     check_inputs(out, filter(None, [tokenizer, images, lpips, inception]))
     print_scores(
         evaluate_image_tokenizer(
@@ -160,6 +161,7 @@ def audio_tokenizer(
     from unitok.evaluate.audio import evaluate_audio_tokenizer
     from unitok.evaluate.tokenizer import print_scores
 
+    check_replaceable(out, "audio evaluation", overwrite)
     check_inputs(out, [tokenizer, audio])
     print_scores(
         evaluate_audio_tokenizer(tokenizer, audio, out, seconds, limit, check_device(device), overwrite, progress=True)

@@ -1,10 +1,13 @@
-"""Flags from typed, documented functions: a verb's signature and docstring are its command line.
+"""Build an argparse parser from a function: its signature and docstring are the command line of a verb.
 
-Positional parameters are positional arguments: one that may be None may be left out, a list takes one or more. Keyword-only
-parameters are flags: a `bool` is a switch, `bool | None` a pair of them, a list may be repeated, a `Literal` is a choice. What
-`Annotated` adds may be the choices, with their meanings in a dict; a check of the value, which may return what to pass on instead; or something with `flags`, which makes
-several. Sections of the docstring beside `Args:` are groups of the help. jsonargparse, which serves LightningCLI, writes flags with
-underscores, makes all that is required positional, keeps no order between flags, and takes 0.12 s to import (argparse 0.01).
+Positional parameters become positional arguments. One with None in its type is optional; a list takes one or more values.
+Keyword-only parameters become flags. A `bool` is a switch, `bool | None` is a pair such as --causal and --no-causal, a list is a
+flag that may be repeated, and a `Literal` is a choice. `Annotated` may add a collection of choices (a dict also gives their
+meanings), a function that checks the value and may return another one to pass on, or an object with a method `flags`, which makes
+several flags of one parameter. Sections of the docstring other than `Args:` become groups of the help.
+
+LightningCLI's jsonargparse is not used: its flags have underscores, required parameters become positional, the order of different
+flags is lost, and importing it takes 0.12 s (argparse: 0.01 s).
 """
 
 import argparse
@@ -19,12 +22,24 @@ from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin, get_
 
 from unitok.errors import UserError, visible
 
+Options = dict[str, Any]  #: keyword arguments of `add_argument`
+
 
 def run(function: Callable[..., None], prog: str, arguments: Sequence[str]) -> None:
-    """Call a function with what a command line gives it. Errors: `UserError`; exit code 2 where the flags do not fit."""
+    """Parse a command line and call the function with the values.
+
+    Args:
+        function: of a verb.
+        prog: the command, for the help.
+        arguments: the words after the verb.
+
+    Raises:
+        UserError: of the function, with flags in place of its arguments.
+        SystemExit: exit code 2 for a command line that cannot be parsed.
+    """
     parser = make_parser(function, prog)
     hints = get_type_hints(function, include_extras=True)
-    values: dict[str, Any] = {name: {} for name in inspect.signature(function).parameters}
+    values: Options = {name: {} for name in inspect.signature(function).parameters}
     for name, value in vars(parser.parse_args(arguments)).items():
         parameter, *path = name.split(".")
         if not path:
@@ -47,12 +62,12 @@ def run(function: Callable[..., None], prog: str, arguments: Sequence[str]) -> N
 
 
 def make_parser(function: Callable[..., None], prog: str) -> argparse.ArgumentParser:
-    """The parser of a function's arguments."""
+    """Return the parser for the parameters of a function."""
     description, sections = read_docstring(function)
     parser = _Parser(prog=prog, description=description)
     hints, parameters = get_type_hints(function, include_extras=True), inspect.signature(function).parameters
     for title, entries in sections.items():
-        group: Any = parser if title == "Args" else parser.add_argument_group(title)
+        group = parser if title == "Args" else parser.add_argument_group(title)
         for name, text in entries.items():
             for flag, options in _flags(parameters[name], hints[name], text):
                 group.add_argument(flag, **options)
@@ -67,8 +82,15 @@ def make_parser(function: Callable[..., None], prog: str) -> argparse.ArgumentPa
     return parser
 
 
-def read_docstring(owner: Any) -> tuple[str, dict[str, dict[str, str]]]:
-    """What stands before the first section, and the entries `name: text` of each section; `a, b: text` is two entries."""
+def read_docstring(owner: object) -> tuple[str, dict[str, dict[str, str]]]:
+    """Parse a docstring of Google's style.
+
+    Args:
+        owner: a function or class.
+
+    Returns:
+        The text before the first section, and {section: {name: text}}. An entry `a, b: text` gives two names.
+    """
     description, *rest = re.split(r"^(\S.*):$", inspect.getdoc(owner) or "", flags=re.MULTILINE)
     sections = {}
     for title, body in zip(rest[::2], rest[1::2]):
@@ -80,12 +102,12 @@ def read_docstring(owner: Any) -> tuple[str, dict[str, dict[str, str]]]:
 
 
 def flag_of(*words: str) -> str:
-    """The flag of a name."""
+    """Return the flag for the words of a name: `max_new_tokens` becomes `--max-new-tokens`."""
     return "--" + "-".join(words).replace("_", "-")
 
 
-def of_type(hint: Any) -> dict[str, Any]:
-    """What `add_argument` takes for a type."""
+def of_type(hint: object) -> Options:
+    """Return the keyword arguments of `add_argument` for a type."""
     origin, inner = get_origin(hint), [kind for kind in get_args(hint) if kind is not NoneType]
     if hint is bool or inner == [bool]:
         return {"action": "store_true" if hint is bool else argparse.BooleanOptionalAction}
@@ -98,17 +120,22 @@ def of_type(hint: Any) -> dict[str, Any]:
     return of_type(inner[0]) if origin else {"type": hint}
 
 
-def described(text: str, default: Any) -> str:
-    """A help text with the default behind it, unless there is none, or the text says what happens there, as in `0: all`."""
+def described(text: str, default: object) -> str:
+    """Return a help text followed by the default, unless there is none or the text explains it, as in `0: all`."""
     none = default is None or default is False or default in ("", [])
-    said = none or "(default" in text or f"{str(default).removesuffix('.0')}: " in text
-    return (text if said else f"{text} (default: {default})").replace("%", "%%")
+    explained = none or "(default" in text or f"{str(default).removesuffix('.0')}: " in text
+    return (text if explained else f"{text} (default: {default})").replace("%", "%%")
 
 
 def name_flags(message: str, flags: Iterable[str], paths: Collection[str] = ()) -> str:
-    """A library's message with flags in place of its arguments: `max_new_tokens` anywhere, `seed is -1` and `image: area 0` where it begins.
+    """Replace the names of arguments in a message by flags.
 
-    paths: flags whose values are paths; their name before a colon may be such a path.
+    `max_new_tokens` is replaced anywhere. `seed is -1` and `image: area 0` are replaced at the beginning of the message or after a colon.
+
+    Args:
+        message: of a `UserError` of the library.
+        flags: all flags of the verb.
+        paths: flags whose values are paths: their name before a colon may be a path, and is kept.
     """
     for flag in sorted(flags, key=len, reverse=True):
         words = flag.lstrip("-").split("-")
@@ -119,14 +146,14 @@ def name_flags(message: str, flags: Iterable[str], paths: Collection[str] = ()) 
     return message
 
 
-def _marks(hint: Any) -> list[Any]:
-    """What `Annotated` adds to a type, or to one in it."""
+def _marks(hint: object) -> list[object]:
+    """Return what `Annotated` adds to a type or to the types in it."""
     own = list(get_args(hint)[1:]) if get_origin(hint) is Annotated else []
     return own + [mark for inner in get_args(hint) for mark in _marks(inner)]
 
 
-def _flags(parameter: inspect.Parameter, hint: Any, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What `add_argument` takes for a parameter, per flag."""
+def _flags(parameter: inspect.Parameter, hint: object, text: str) -> Iterator[tuple[str, Options]]:
+    """Yield the arguments of `add_argument` for each flag of a parameter."""
     for mark in _marks(hint):
         if hasattr(mark, "flags"):
             yield from mark.flags(parameter.name, text)
@@ -143,15 +170,15 @@ def _flags(parameter: inspect.Parameter, hint: Any, text: str) -> Iterator[tuple
 
 
 class _Parser(argparse.ArgumentParser):
-    def parse_args(self, args: Sequence[str], namespace: Any = None) -> Any:  # type: ignore[override]
-        """Reports an unknown option, with the nearest one, before a required one that is missing for it."""
+    def parse_args(self, args: Sequence[str]) -> argparse.Namespace:  # type: ignore[override]
+        """Report an unknown option, with the nearest match, before argparse reports missing required ones."""
         for word in takewhile(lambda word: word != "--", args):
             name = word.partition("=")[0]
             known = any(flag.startswith(name) for flag in self._option_string_actions)
             if name.startswith("--") and " " not in name and not known:
                 near = get_close_matches(name, self._option_string_actions, 1)
                 self.error(f"unknown option {name}" + (f"; did you mean {near[0]}?" if near else ""))
-        return super().parse_args(args, namespace)
+        return super().parse_args(args)
 
     def error(self, message: str) -> NoReturn:
         print(f"error: {visible(message)} (see {self.prog} --help)", file=sys.stderr)

@@ -102,22 +102,21 @@ def _decoder_config(folder: Path) -> "DecoderConfig | None":
 
 
 def _inspect_dataset(folder: str, verify: bool, page: Path | None, bundle: Path | None, samples: int) -> None:
+    from unitok.data.prepare.summary import splits_in_words
     from unitok.data.shards import TokenDataset
 
     dataset = TokenDataset(folder if "://" in folder else Path(folder))
     info, lengths = dataset.info, dataset.lengths()
-    splits: Counter[str] = Counter()
     left_out: Counter[str] = Counter()
     for shard in info["shards"]:
-        splits[shard.get("split", "train")] += shard["documents"]
         left_out.update(shard.get("filtered", {}))
-    print(f"{visible(folder)}: {info['documents']} documents, {info['ids']} tokens, {len(info['shards'])} shards")
-    if len(splits) > 1:
-        print("  splits: " + ", ".join(f"{visible(name)} {count}" for name, count in splits.items()))
-    for modality, count in info["ids_by_modality"].items():
-        print(f"  {visible(modality):<8}{count:>12} tokens  {count / info['ids']:6.1%}")
-    between = info["ids"] - sum(info["ids_by_modality"].values())
-    print(f"  {'between':<8}{between:>12} tokens  {between / info['ids']:6.1%} (begin and end of documents, roles)")
+    print(f"{visible(folder)}: {info['documents']} documents, {info['tokens']} tokens, {len(info['shards'])} shards")
+    if splits := splits_in_words(dataset.documents_by_split(), info.get("groups", {})):
+        print(f"  splits: {visible(splits)}")
+    for modality, count in info["tokens_by_modality"].items():
+        print(f"  {visible(modality):<8}{count:>12} tokens  {count / info['tokens']:6.1%}")
+    between = info["tokens"] - sum(info["tokens_by_modality"].values())
+    print(f"  {'between':<8}{between:>12} tokens  {between / info['tokens']:6.1%} (begin and end of documents, roles)")
     skipped = sum(shard.get("skipped", 0) for shard in info["shards"])
     if skipped or left_out:
         filtered = "".join(f", {visible(name)} {count}" for name, count in sorted(left_out.items()))

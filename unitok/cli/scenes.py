@@ -13,27 +13,27 @@ def scenes(
     seed: int = 0,
     max_objects: Annotated[int, (1, 2, 3)] = 3,
     held_out: bool = False,
-    size: int = 32,
+    resolution: int = 32,
     workers: int = 2,
     overwrite: bool = False,
 ) -> None:
-    """Write sonified scenes as PNG, WAV, captions and interleaved JSON Lines.
+    """Write sonified scenes: PNG, WAV, captions, questions, and documents in interleaved JSON Lines.
 
     Args:
         out: folder to write
         count: number of scenes
         seed: the same seed writes the same bytes
         max_objects: most objects in a scene
-        held_out: only scenes with color-shape pairs that training never shows
-        size: side of the images, pixels
-        workers: processes that draw
-        overwrite: replace what lies in the folder, also where it is something else
+        held_out: only scenes with color-shape pairs that training data never has
+        resolution: side of the images, pixels
+        workers: processes that draw images and audio
+        overwrite: replace the folder even if it holds something else than scenes
     """
     if seed < 0:
-        raise UserError(f"--seed {seed}: it must be 0 or more")
-    if size < 32:
-        raise UserError(f"--size {size}: shapes need at least 32 pixels per side to be told apart")
+        raise UserError(f"--seed {seed}: must be 0 or more")
+    if resolution < 32:
+        raise UserError(f"--resolution {resolution}: shapes need at least 32 pixels per side")
     from unitok.scenes.world import write_scenes
 
-    write_scenes(out, count, seed, max_objects, held_out, size, workers, overwrite, progress=True)
+    write_scenes(out, count, seed, max_objects, held_out, resolution, workers, overwrite, progress=True)
     print(f"{out}: {count} scenes")

@@ -10,11 +10,12 @@ from unitok.errors import UserError, visible
 from unitok.hardware import check_device
 
 if TYPE_CHECKING:
+    from unitok.data.prepare.plan import Plan
     from unitok.data.prepare.recipe import SourceSpec
 
 
 def _options() -> dict[str, type]:
-    """Options of how content is read, by its kind."""
+    """The dataclass of options by kind of content: how it is read."""
     from unitok.modalities import modalities
 
     return {kind: modality.Options for kind, modality in modalities().items()}
@@ -25,11 +26,11 @@ class Work:
     """How the work is divided.
 
     Args:
-        workers: processes or Ray actors; 0: one per core, or per GPU, fewer for little
+        workers: processes or Ray actors; 0: one per core or GPU, fewer for few documents
         engine: this machine, or a Ray cluster
-        job_index: do this part, from 0, of --num-jobs parts of the work
-        num_jobs: into how many parts the work is divided, as in a SLURM array
-        max_error_rate: fraction of bad documents over which it stops, after 100 (default: 0.1; of fewer than 100 documents any)
+        job_index: number of this job, from 0, of --num-jobs jobs that divide the work
+        num_jobs: number of jobs that divide the work, as in a SLURM array
+        max_error_rate: fraction of bad documents over which the run stops, checked after 100 (default: 0.1, or any of fewer than 100)
     """
 
     workers: int = 0
@@ -44,11 +45,13 @@ class Work:
         if (self.job_index is None) != (self.num_jobs is None):
             raise UserError("--job-index and --num-jobs belong together")
         if self.part and not 0 <= self.part[0] < self.part[1]:
-            raise UserError(f"--job-index {self.part[0]} of --num-jobs {self.part[1]}: it counts from 0 and stays below")
+            raise UserError(
+                f"--job-index {self.part[0]} of --num-jobs {self.part[1]}: it must be at least 0 and below --num-jobs"
+            )
 
     @property
     def part(self) -> tuple[int, int] | None:
-        """Which part of how many."""
+        """(job index, number of jobs), or None."""
         return None if self.job_index is None or self.num_jobs is None else (self.job_index, self.num_jobs)
 
 
@@ -64,6 +67,8 @@ def tokenize(
     instance: list[str] | None = None,
     options: Annotated[Given, Fields(_options)],
     validation: float = 0.0,
+    group: str = "",
+    group_separator: str = "",
     documents_per_shard: int = 0,
     seed: int = 0,
     threads: int = 1,
@@ -71,7 +76,7 @@ def tokenize(
     dry_run: bool = False,
     work: Annotated[Given, Fields(lambda: {"": Work})],
 ) -> None:
-    """Raw files -> token shards. Bad files are skipped and listed in OUT/errors.jsonl; a run that was stopped goes on.
+    """Raw files -> token shards. Bad files are skipped and listed in OUT/errors.jsonl; a run that was stopped resumes.
 
     Args:
         source: a folder of text, images and audio; .jsonl, .tar (WebDataset) or .parquet files, a folder or pattern (*) of them;
@@ -80,34 +85,35 @@ def tokenize(
         bundle: bundle with the tokenizers
         recipe: YAML file of several sources, each with its own options, instead of one
 
-    documents (a recipe says these of each of its sources):
-        template: YAML or a file of it: the parts of a document, with {fields} of a row
-        root: folder that paths must not leave (default: the source's)
-        order: types in order, such as image,text; random: each document its own
-        instance: KIND=NAME, which of the bundle's tokenizers of a kind files go to, such as audio=speech; may be repeated
+    documents (in a recipe, keys of each source):
+        template: YAML, or a file of it: the parts of a document, with {fields} of a row
+        root: another folder that paths may lead into (default: they must not leave the source's own)
+        order: types in order, such as image,text; random: each document in an order of its own
+        instance: KIND=NAME, the bundle's tokenizer for files of a kind, such as audio=speech; may be repeated
+        group: field of lines and rows that names a document's group, which --validation never divides (default: group)
+        group_separator: group documents by their ids up to the last of these separators, such as /
 
-    content (a recipe's sources may say otherwise):
+    content (a recipe's sources may differ):
         options: by its kind
 
     data set:
-        validation: fraction of the documents that make the split `validation`
+        validation: fraction of the documents (by groups) that make the split `validation`
         documents_per_shard: documents per shard; 0: 4096, fewer for a small source
         seed: of random orders, crops and choices
 
     computation:
         threads: threads of the networks in each process
         device: where to run: cpu, cuda, cuda:1, mps
-        dry_run: write nothing; estimate from a sample how much it will be
+        dry_run: write nothing; estimate from a sample how much the data will be
         work: division of the work
     """
     if bool(source) == bool(recipe):
         raise UserError("give SOURCE and OUT, or OUT and --recipe FILE" + (", not both" if source else ""))
-    if recipe and (template or root or order or instance):
-        raise UserError("--recipe: say --template, --root, --order and --instance in it, for each source")
-    spec = _source(source or "", recipe, template, root, order, instance or [])
+    if recipe and (template or root or order or instance or group or group_separator):
+        raise UserError("--recipe: --template, --root, --order, --instance and the groups are keys of each source in it")
+    spec = _source(source or "", template, root, order, instance or [], group, group_separator)
+    _check_paths(spec, recipe)
     from unitok.data.prepare.plan import Plan
-    from unitok.data.prepare.summary import estimate_lines
-    from unitok.data.prepare.tokenize import estimate
     from unitok.data.prepare.tokenize import tokenize as run
 
     device = check_device(device)
@@ -115,25 +121,49 @@ def tokenize(
         source or "", out, str(bundle), documents_per_shard, device, str(recipe or ""), spec, options, validation, threads, seed
     )
     if dry_run:
-        print(*map(visible, estimate_lines(plan, estimate(plan))), sep="\n")
+        _estimate(plan)
     else:
         w = Work(**work.get("", {}))
         run(plan, w.workers, w.max_error_rate, w.engine, w.part, progress=True)
 
 
-def _source(source: str, recipe: Path | None, template: str, root: str, order: str, instance: list[str]) -> "SourceSpec":
-    """The source as flags describe it. Errors: `UserError`, also where the source, or one of a recipe's, is not there."""
-    from unitok.data.prepare.recipe import SourceSpec, load_recipe, parse_template
+def _estimate(plan: "Plan") -> None:
+    """Print an estimate. Errors: `UserError` where no document of the sample can be used."""
+    from unitok.data.prepare.summary import estimate_lines
+    from unitok.data.prepare.tokenize import estimate
+
+    estimated = estimate(plan)
+    print(*map(visible, estimate_lines(plan, estimated)), sep="\n")
+    if not estimated.documents:
+        reason = f"; the first: {estimated.errors[0]}" if estimated.errors else ""
+        raise UserError(f"{plan.name()}: none of the {estimated.sample} documents of the sample can be used{reason}")
+
+
+def _check_paths(spec: "SourceSpec", recipe: Path | None) -> None:
+    """Raise `UserError` where the source, or one of a recipe's, does not exist."""
+    from unitok.data.prepare.recipe import load_recipe
     from unitok.storage import is_remote
+
+    for path in [one.path for one in load_recipe(recipe)] if recipe else [spec.path]:
+        if not is_remote(path) and "*" not in path and not os.path.exists(path.removeprefix("file://")):
+            raise UserError(f"{path}: no such file or folder")
+
+
+def _source(
+    path: str, template: str, root: str, order: str, instance: list[str], group: str, group_separator: str
+) -> "SourceSpec":
+    """The source that the flags describe. Errors: `UserError`."""
+    from unitok.data.prepare.recipe import SourceSpec, parse_template
 
     instances = dict(pair.partition("=")[::2] for pair in instance)
     if not all(instances.values()):
         raise UserError("--instance: KIND=NAME, such as audio=speech")
-    types = tuple(order.split(",")) if order else ()
-    spec = SourceSpec(
-        source, template=parse_template(template) if template else (), order=types, root=root, instances=instances
+    return SourceSpec(
+        path,
+        template=parse_template(template) if template else (),
+        order=tuple(order.split(",")) if order else (),
+        root=root,
+        instances=instances,
+        group=group or SourceSpec.group,
+        group_separator=group_separator,
     )
-    for path in [spec.path for spec in load_recipe(recipe)] if recipe else [spec.path]:
-        if not is_remote(path) and "*" not in path and not os.path.exists(path.removeprefix("file://")):
-            raise UserError(f"{path}: no such file or folder")
-    return spec

@@ -1,15 +1,14 @@
-"""Lightning data modules: folders of images, folders of audio, token shards.
+"""Lightning data modules: image files, audio files, token shards.
 
-Each serves an endless stream of samples whose order is a pure function of (seed, epoch, index). A position in it is a count of
-samples, kept in checkpoints, so a resumed run, with any number of workers or processes, goes on with exactly the next sample.
-Nothing here draws from global random state, and neither does the making of a loader.
+Each serves an endless stream of samples whose order is a pure function of (seed, epoch, index). Checkpoints keep the position in
+it, a count of samples, so a resumed run goes on with exactly the next sample, with any number of workers or processes. Nothing here
+uses the global random state, and neither does making a loader.
 """
 
 import logging
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import lightning as L
 import numpy as np
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from unitok.data.folders import NAMED, Crop, FileDataset, ImageDataset, SoundDataset
+from unitok.data.folders import NAMED, AudioDataset, Crop, FileDataset, ImageDataset
 from unitok.data.packing import LongDocuments, PackedDataset
 from unitok.data.shards import TokenDataset
 from unitok.errors import UserError
@@ -26,31 +25,34 @@ from unitok.vocab import Vocab
 log = logging.getLogger("unitok")
 
 
-class Ordered(Protocol):
+Sample = TypeVar("Sample", covariant=True)
+
+
+class Ordered(Protocol[Sample]):
     """A data set that is read by (epoch, index), in an order of its own for each epoch."""
 
     def order(self, epoch: int) -> Sequence[int]: ...
 
-    def __getitem__(self, place: tuple[int, int]) -> Any: ...
+    def __getitem__(self, position: tuple[int, int], /) -> Sample: ...
 
 
 class EndlessBatches:
-    """Batch sampler over all epochs of a data set; one process's share of each batch.
+    """Batch sampler over all epochs of a data set; yields the part of each batch that belongs to one process.
 
-    start: the number of the first sample, or what tells it whenever the sampler is begun: Lightning begins it again for each
-    epoch of its own (`limit_train_batches`).
+    start: the number of the first sample, or a function that returns it. It is called whenever iteration begins: Lightning begins
+    again for each epoch of its own (`limit_train_batches`).
     """
 
     def __init__(
-        self, dataset: Ordered, batch_size: int, start: int | Callable[[], int] = 0, rank: int = 0, processes: int = 1
+        self, dataset: Ordered[object], batch_size: int, start: int | Callable[[], int] = 0, rank: int = 0, processes: int = 1
     ):
         if batch_size < 1:
             raise UserError(f"batch_size {batch_size}: at least 1")
         self.dataset, self.batch_size, self.start = dataset, batch_size, start
         self.rank, self.processes = rank, processes
-        self._lengths: list[int] = []  # of the epochs that were begun
+        self._lengths: list[int] = []  # of the epochs so far
 
-    def _places(self) -> Iterator[tuple[int, int]]:
+    def _positions(self) -> Iterator[tuple[int, int]]:
         skip, epoch = self.start() if callable(self.start) else self.start, 0
         while True:
             if epoch == len(self._lengths) or skip < self._lengths[epoch]:
@@ -62,28 +64,28 @@ class EndlessBatches:
             epoch += 1
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        places = self._places()
+        positions = self._positions()
         while True:
-            batch = [next(places) for _ in range(self.batch_size * self.processes)]
+            batch = [next(positions) for _ in range(self.batch_size * self.processes)]
             yield batch[self.rank :: self.processes]
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
-    """Ctrl-C and SIGTERM of a whole process group: the trainer ends its step with the batches of living workers."""
+    """Ignore Ctrl-C and SIGTERM of the process group once: the trainer still needs batches to end its step."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 class _Module(L.LightningDataModule):
-    """What all data modules share: an endless loader for training that goes on where the model is, a plain one to validate.
+    """Shared by all data modules: an endless loader for training that resumes where the model is, and a plain one to validate.
 
     Args:
-        batch_size: samples a step and process.
-        workers: processes that decode or pack; 0: the training process.
+        batch_size: samples per step and process.
+        workers: processes that decode or pack; 0: the training process does.
         seed: of the order.
-        validations: how often a run validates: after each such share of it, the last time at its end; 0: at its end alone. An
-            interval of the Trainer's own (val_check_interval, limit_train_batches) takes its place.
-        val_samples: samples that a run validates on, at most; `unitok validate` takes all.
+        validations: how often a run validates, at equal intervals, the last time at its end; 0: at its end alone. An interval of
+            the Trainer (val_check_interval, limit_train_batches) replaces it.
+        val_samples: most samples that a run validates on; `unitok validate` takes all.
     """
 
     def __init__(self, batch_size: int, workers: int = 0, seed: int = 0, validations: int = 10, val_samples: int = 1000):
@@ -92,28 +94,30 @@ class _Module(L.LightningDataModule):
             raise UserError(f"validations {validations} must be at least 0, val_samples {val_samples} at least 1")
         self.batch_size, self.workers, self.seed = batch_size, workers, seed
         self.validations, self.val_samples = validations, val_samples
-        self.start = 0  # samples already seen, in the checkpoint
+        self.start = 0  # samples that a checkpoint says were seen
 
-    def training_data(self) -> Ordered:
+    def training_data(self) -> Ordered[object]:
+        """The data set to train on. Errors: `UserError`."""
         raise NotImplementedError
 
-    def validation_data(self) -> Ordered | None:
+    def validation_data(self) -> Ordered[object] | None:
+        """The data set to validate on, or None. Errors: `UserError`."""
         return None
 
     def check_files(self) -> dict[str, float]:
-        """What to log of files that no process could read, which all must call; errors: `UserError` where they are too many."""
+        """Counts of bad files to log, over all processes, each of which must call this. Errors: `UserError` for too many."""
         return {}
 
     def collate(self, items: list[Any]) -> Any:
-        """A batch of what could be read; None of nothing."""
-        found = [item for item in items if item is not None]
-        return torch.stack(found) if found else None
+        """A batch of the samples that could be read; None if there are none."""
+        samples = [item for item in items if item is not None]
+        return torch.stack(samples) if samples else None
 
     def _seen(self) -> int:
-        """The number of the next sample: of those that the model has seen, not of those that were fetched for it."""
+        """The number of samples that the model has seen; more may have been fetched for it."""
         trainer: Any = self.trainer
         seen = int(getattr(trainer.lightning_module, "samples_seen", self.start)) if trainer else self.start
-        if trainer and trainer.overfit_batches:  # Lightning's flag for the same batches again and again
+        if trainer and trainer.overfit_batches:  # Lightning's flag to repeat the same batches
             seen %= int(trainer.overfit_batches) * self.batch_size * trainer.world_size
         return seen
 
@@ -125,7 +129,7 @@ class _Module(L.LightningDataModule):
         return self._loader(data, batch_sampler=EndlessBatches(data, self.batch_size, self._seen, *self._processes()))
 
     def val_dataloader(self) -> DataLoader | list:
-        """Each process's share of the samples, in as many batches in each; in a run, of the first `val_samples`."""
+        """This process's part of the samples, in equally many batches per process; in a run, of the first `val_samples`."""
         data = self.validation_data()
         if data is None:
             return []
@@ -140,7 +144,7 @@ class _Module(L.LightningDataModule):
 
     test_dataloader = val_dataloader
 
-    def _loader(self, data: Any, **how: Any) -> DataLoader:
+    def _loader(self, data: Any, **options: Any) -> DataLoader:
         return DataLoader(
             data,
             num_workers=self.workers,
@@ -148,12 +152,12 @@ class _Module(L.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.workers > 0,
             worker_init_fn=_leave_signals_to_the_trainer,
-            generator=torch.Generator().manual_seed(self.seed),  # for the workers' seeds: else the model's draws would shift
-            **how,
+            generator=torch.Generator().manual_seed(self.seed),  # for the workers' seeds, to leave the global state alone
+            **options,
         )
 
     def state_dict(self) -> dict[str, int]:
-        """The position in the data: how many samples the model has seen."""
+        """The position in the data: the number of samples that the model has seen."""
         module: Any = self.trainer.lightning_module if self.trainer else None
         return {"samples": int(module.samples_seen)} if module else {}
 
@@ -162,23 +166,33 @@ class _Module(L.LightningDataModule):
 
 
 class _Files(_Module):
-    """Folders of files: what images and audio share.
+    """Shared by images and audio.
 
     Args:
-        path: folder to train on.
-        val_path: folder to validate on, or none.
-        max_bad_fraction: share of the files (counted of at least 100) that may be unreadable; with more the run ends.
+        path: what to train on: a folder, a pattern (`photos/**/*.jpg`), a JSON Lines file or table that names files, a tar archive,
+            or a recipe (`.yaml`) as for `unitok tokenize`; or a list of these.
+        val_path: the same to validate on, or none.
+        root: another folder that paths in JSON Lines files and tables may lead into; default: they must not leave their own.
+        max_bad_fraction: fraction of the files (of at least 100) that may be unreadable; with more the run ends.
     """
 
-    def __init__(self, path: str, val_path: str | None = None, max_bad_fraction: float = 0.1, **loading: Any):
+    def __init__(
+        self,
+        path: str | list[str],
+        val_path: str | list[str] | None = None,
+        root: str = "",
+        max_bad_fraction: float = 0.1,
+        **loading: Any,
+    ):
         super().__init__(**loading)
         if not 0 <= max_bad_fraction <= 1:
             raise UserError(f"max_bad_fraction {max_bad_fraction}: it must be in [0, 1]")
-        self.path, self.val_path, self.max_bad_fraction = path, val_path, max_bad_fraction
+        self.path, self.val_path, self.root, self.max_bad_fraction = path, val_path, root, max_bad_fraction
         self._train: FileDataset | None = None
         self._val: FileDataset | None = None
 
-    def _open(self, path: str, training: bool) -> FileDataset:
+    def _open(self, path: str | list[str], training: bool) -> FileDataset:
+        """The data set of a path; for validation without random changes."""
         raise NotImplementedError
 
     def training_data(self) -> FileDataset:
@@ -201,36 +215,36 @@ class _Files(_Module):
                 state = data.state.to(self.trainer.strategy.root_device)
                 torch.distributed.all_reduce(state, torch.distributed.ReduceOp.MAX)
                 data.state.copy_(torch.maximum(data.state, state.cpu()))
-            bad, share = data.share_bad()
-            if share > self.max_bad_fraction:
+            bad, fraction = data.bad_files()
+            if fraction > self.max_bad_fraction:
                 raise UserError(
-                    f"{data.folder}: {bad} files cannot be read, more than max_bad_fraction {self.max_bad_fraction:g} of those "
+                    f"{data.name}: {bad} files cannot be read, more than max_bad_fraction {self.max_bad_fraction:g} of those "
                     "that were tried: mend or remove them, or raise it"
                 )
             counts[name] = float(bad)
         return counts
 
     def teardown(self, stage: str) -> None:
-        """Say how many bad files there were, where not all were named."""
+        """Log the number of bad files, where not all were named."""
         for data in (self._train, self._val):
-            if data is not None and data.share_bad()[0] > NAMED and self._processes()[0] == 0:
-                log.warning("%s: %d files could not be read and were left out", data.folder, data.share_bad()[0])
+            if data is not None and data.bad_files()[0] > NAMED and self._processes()[0] == 0:
+                log.warning("%s: %d files could not be read and were left out", data.name, data.bad_files()[0])
 
 
 class ImageFiles(_Files):
-    """Images under a folder, of any format and size.
+    """Images of any format and size.
 
     Args:
-        size: side of the squares, pixels. flip: mirror half of them by chance.
+        size: side of the squares, pixels. flip: mirror half of them, chosen at random.
         crop: `center` cuts the middle of each image, scaled to fit; `random` a window anywhere, of `size` pixels or up
             to `shrink` times as many per side, then scaled down. Validation always takes the center.
-        loading: what all folders of files take (`_Files`) and all data modules (`_Module`).
+        loading: arguments of all media files (`_Files`) and of all data modules (`_Module`).
     """
 
     def __init__(
         self,
-        path: str,
-        val_path: str | None = None,
+        path: str | list[str],
+        val_path: str | list[str] | None = None,
         size: int = 64,
         batch_size: int = 16,
         flip: bool = True,
@@ -241,25 +255,25 @@ class ImageFiles(_Files):
         super().__init__(path, val_path, batch_size=batch_size, **loading)
         self.size, self.flip, self.crop, self.shrink = size, flip, crop, shrink
 
-    def _open(self, path: str, training: bool) -> FileDataset:
-        augment: Any = (self.flip, self.seed, self.crop, self.shrink) if training else (False, self.seed)
-        return ImageDataset(Path(path), self.size, *augment)
+    def _open(self, path: str | list[str], training: bool) -> FileDataset:
+        crop, shrink = (self.crop, self.shrink) if training else ("center", 1.0)
+        return ImageDataset(path, self.size, self.flip and training, self.seed, crop, shrink, self.root)
 
 
 class AudioFiles(_Files):
-    """Audio under a folder, of any format, rate and length.
+    """Audio of any format, rate and length.
 
     Args:
-        sample_rate: Hz to convert to. channels: 1 mono, 2 stereo. seconds: length of the stretches.
-        gain: loudness is changed by a random number of decibels between these two. flip_polarity: turn half of them over.
-        balance: draw folders alike, whatever the number of files in each. Validation has none of these three.
+        sample_rate: Hz to convert to. channels: 1 mono, 2 stereo. seconds: length of the samples.
+        gain: change the loudness by a random number of decibels between these two. flip_polarity: negate half of the samples.
+        balance: draw every folder equally often, whatever the number of files in it. Validation has none of these three.
         loading: as for `ImageFiles`.
     """
 
     def __init__(
         self,
-        path: str,
-        val_path: str | None = None,
+        path: str | list[str],
+        val_path: str | list[str] | None = None,
         sample_rate: int = 8_000,
         channels: int = 1,
         seconds: float = 0.8,
@@ -275,25 +289,25 @@ class AudioFiles(_Files):
         self.gain, self.flip_polarity, self.balance = (gain[0], gain[1]), flip_polarity, balance
         self.sample_rate, self.channels, self.length = sample_rate, channels, round(seconds * sample_rate)
 
-    def _open(self, path: str, training: bool) -> FileDataset:
-        augment: Any = (self.gain, self.flip_polarity, self.balance) if training else ()
-        return SoundDataset(Path(path), self.sample_rate, self.channels, self.length, self.seed, *augment)
+    def _open(self, path: str | list[str], training: bool) -> FileDataset:
+        gain, flip, balance = (self.gain, self.flip_polarity, self.balance) if training else ((0.0, 0.0), False, False)
+        return AudioDataset(path, self.sample_rate, self.channels, self.length, self.seed, gain, flip, balance, self.root)
 
 
 class TokenShards(_Module):
-    """Tokenized data sets, packed.
+    """Tokenized data sets, packed into sequences.
 
     Args:
-        path: folder made by `unitok tokenize`, or a URL of one; or several, each with its share of the ids: `{folder: share, …}`.
-            Of one that was split, the split `train`.
-        val_path: another to validate on (all of it, or its split `validation`); by default the split `validation` of `path`.
-        sequence_length: ids a packed row; rows of eight documents and more waste least.
-        max_length: most ids of a document (default: a row's).
-        long_documents: what to do with longer ones: `split` them into pieces, `cut` off the rest, `drop` or `error` them.
-        condition_dropout: share of documents trained without their condition, for guidance in sampling.
-        loss_weights: factors on the loss by kind, instance or range: `{text: 3, speech: 0.5, audio.0: 2}`, the last of them of
-            the first level of audio. Those that fit a token are multiplied.
-        loading: what all data modules take (`_Module`).
+        path: folder made by `unitok tokenize`, or a URL of one; or several with weights, in proportion to their tokens in an epoch:
+            `{folder: weight, …}`. Of a data set with splits, the split `train`.
+        val_path: another to validate on (its split `validation`, or all of it); default: the split `validation` of `path`.
+        sequence_length: tokens per packed sequence; at least eight documents long, it wastes little.
+        max_length: most tokens of a document; default: `sequence_length`.
+        long_documents: longer documents: `split` them into pieces, `cut` them off, `drop` them, or stop with an `error`.
+        condition_dropout: fraction of documents that are trained without their condition, for guidance in sampling.
+        loss_weights: weights in the loss by kind, instance or range: `{text: 3, speech: 0.5, audio.0: 2}`, where `audio.0` is the
+            first level of audio. The weights that apply to a token are multiplied.
+        loading: arguments of all data modules (`_Module`).
     """
 
     def __init__(
@@ -311,24 +325,36 @@ class TokenShards(_Module):
         super().__init__(batch_size, **loading)
         for name, length in (("sequence_length", sequence_length), ("max_length", max_length)):
             if length is not None and length < 2:
-                raise UserError(f"{name} {length}: it must be at least 2 ids")
+                raise UserError(f"{name} {length}: it must be at least 2 tokens")
         self.path, self.val_path, self.sequence_length = path, val_path, sequence_length
         self.max_length, self.long_documents, self.condition_dropout = max_length, long_documents, condition_dropout
         self.loss_weights = loss_weights or {}
         self._train: PackedDataset | None = None
         self._val: PackedDataset | None = None
 
-    def _data(self, sets: list[TokenDataset], shares: list[float] | None, drop: float, vocab: Vocab | None) -> PackedDataset:
-        how = (self.sequence_length, self.seed, drop, self.loss_weights, shares, self.max_length, self.long_documents)
-        return PackedDataset(sets, *how, vocab=vocab)
+    def _packed(
+        self, sets: list[TokenDataset], weights: list[float] | None, dropout: float, vocab: Vocab | None
+    ) -> PackedDataset:
+        return PackedDataset(
+            sets,
+            self.sequence_length,
+            self.seed,
+            dropout,
+            self.loss_weights,
+            weights,
+            self.max_length,
+            self.long_documents,
+            vocab,
+        )
 
     def training_data(self) -> PackedDataset:
         if self._train is None:
             mixture = self.path if isinstance(self.path, dict) else {self.path: 1.0}
             if not mixture:
                 raise UserError("data.path: no data set; give a folder made by `unitok tokenize`")
-            shares = list(mixture.values()) if len(mixture) > 1 else None
-            self._train = self._data([TokenDataset(f, "train") for f in mixture], shares, self.condition_dropout, None)
+            weights = list(mixture.values()) if len(mixture) > 1 else None
+            sets = [TokenDataset(folder, "train") for folder in mixture]
+            self._train = self._packed(sets, weights, self.condition_dropout, None)
         return self._train
 
     def validation_data(self) -> PackedDataset | None:
@@ -337,14 +363,15 @@ class TokenShards(_Module):
             whole = [TokenDataset(folder) for folder in folders]
             split = [TokenDataset(f, "validation") for f, d in zip(folders, whole, strict=True) if d.has("validation")]
             sets = split or (whole if self.val_path else [])
-            self._val = self._data(sets, None, 0.0, self.vocab) if sets else None
+            self._val = self._packed(sets, None, 0.0, self.vocab) if sets else None
         return self._val
 
     @property
     def vocab(self) -> Vocab:
+        """The vocabulary of the training data."""
         return self.training_data().vocab
 
     def collate(self, items: list[dict[str, np.ndarray]]) -> dict[str, Tensor]:
-        """A batch; of nothing, a row of padding: processes that share parameters must make as many passes each."""
+        """A batch, arrays [B, T]. Without samples it is one row of padding, because all processes must make equally many passes."""
         items = items or [self.training_data().padding()]
         return {key: torch.from_numpy(np.stack([item[key] for item in items])) for key in items[0]}

@@ -1,10 +1,10 @@
 """Token shards: a data set is a folder of Arrow files of tokenized documents, and `dataset.json`.
 
-Shards are Arrow IPC files, a row a document; `source` is the file, and line, member or row, that it was made from. They are
-memory-mapped, and polars, pandas and Hugging Face `datasets` open them as they are. `dataset.json` is written last, so a folder
-without it is not whole. Bytes depend only on the documents: no times, hosts or worker counts.
+Shards are Arrow IPC files with one row per document; its `source` names the file (and line, member or row) it was made from.
+Shards are memory-mapped, and polars, pandas and Hugging Face `datasets` open them unchanged. `dataset.json` is written last, so a
+folder without it is incomplete. The bytes depend only on the documents, not on times, hosts or the number of workers.
 
-A data set may lie where fsspec reaches it: a shard is copied to a local cache when it is first asked for.
+A data set may be on a server that fsspec reaches: a shard is copied to a local cache when it is first needed.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ import re
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, NotRequired, TypedDict, cast
 
 import numpy as np
 import pyarrow as pa
@@ -24,23 +24,59 @@ from unitok.errors import UserError, first_line
 from unitok.files import atomic_write, read_json, write_json
 from unitok.vocab import SegmentSpan, Vocab
 
-VERSION = 1
+if TYPE_CHECKING:
+    from unitok.grammar import Grammar
+
+VERSION = 2  # of dataset.json
+SHARD_VERSION = 1  # of the shards
 _TEXT, _INT, _INTS = pa.string(), pa.int32(), pa.list_(pa.int32())
 _PLACE = {"modality": _TEXT, "start": _INT, "length": _INT}
 _SPAN = pa.struct(_PLACE | {"role": _TEXT, "loss": pa.bool_(), "source": _TEXT, "size": _INTS})
 SCHEMA = pa.schema(
     {"id": _TEXT, "tokens": _INTS, "spans": pa.list_(_SPAN), "source": _TEXT, "length": _INT},
-    metadata={"unitok": str(VERSION)},
+    metadata={"unitok": str(SHARD_VERSION)},
 )
 
 
+class ShardInfo(TypedDict):
+    """What `dataset.json` says of a shard. The keys that may be missing are written by `unitok tokenize`."""
+
+    file: str
+    documents: int
+    tokens: int
+    tokens_by_modality: dict[str, int]
+    bytes: int
+    sha256: str
+    split: NotRequired[str]  # of a data set with several
+    items: NotRequired[int]  # items of the sources that were tried
+    skipped: NotRequired[int]  # those of them that gave no document
+    filtered: NotRequired[dict[str, int]]  # documents left out, by filter
+    formats: NotRequired[dict[str, int]]  # parts of documents, by tokenizer and file format
+    notes: NotRequired[dict[str, int]]  # what items hold that was not used
+
+
+class DatasetInfo(TypedDict):
+    """The content of `dataset.json`."""
+
+    version: int
+    documents: int
+    tokens: int
+    tokens_by_modality: dict[str, int]
+    groups: NotRequired[
+        dict[str, int]
+    ]  # groups by split, where documents have any; see `unitok.data.prepare.listing.SourceItem`
+    options: dict[str, object]
+    shards: list[ShardInfo]
+    vocab: dict[str, object]
+
+
 def shard_name(index: int) -> str:
-    """File name of a shard."""
+    """The file name of a shard."""
     return f"shard-{index:05d}.arrow"
 
 
-def write_shard(path: Path, documents: Iterable[Document], vocab: Vocab, work: Path | None = None) -> dict:
-    """Write a shard beside its place (in `work`, on the same disk) and rename it; -> its entry for `dataset.json`."""
+def write_shard(path: Path, documents: Iterable[Document], vocab: Vocab, work: Path | None = None) -> ShardInfo:
+    """Write a shard into a temporary file (in `work`, on the same disk) and rename it. Returns: its entry for `dataset.json`."""
     rows: dict[str, list] = {name: [] for name in SCHEMA.names}
     modalities: Counter[str] = Counter()
     for document in documents:
@@ -58,25 +94,34 @@ def write_shard(path: Path, documents: Iterable[Document], vocab: Vocab, work: P
     return {
         "file": path.name,
         "documents": table.num_rows,
-        "ids": int(sum(rows["length"])),
-        "ids_by_modality": dict(sorted(modalities.items())),
+        "tokens": int(sum(rows["length"])),
+        "tokens_by_modality": dict(sorted(modalities.items())),
         "bytes": path.stat().st_size,
         "sha256": _sha256(path),
     }
 
 
-def write_dataset_json(folder: Path, vocab: Vocab, shards: list[dict], options: dict, work: Path | None = None) -> dict:
-    """Close a data set: write `dataset.json` beside its place (in `work`) and rename it; -> what it holds."""
-    by_modality = sum((Counter(shard["ids_by_modality"]) for shard in shards), Counter[str]())
-    content = {
+def write_dataset_json(
+    folder: Path,
+    vocab: Vocab,
+    shards: list[ShardInfo],
+    options: dict[str, object],
+    work: Path | None = None,
+    groups: dict[str, int] | None = None,
+) -> DatasetInfo:
+    """Complete a data set: write `dataset.json` into a temporary file (in `work`) and rename it. Returns: its content."""
+    by_modality = sum((Counter(shard["tokens_by_modality"]) for shard in shards), Counter[str]())
+    content: DatasetInfo = {
         "version": VERSION,
         "documents": sum(s["documents"] for s in shards),
-        "ids": sum(s["ids"] for s in shards),
-        "ids_by_modality": dict(sorted(by_modality.items())),
+        "tokens": sum(s["tokens"] for s in shards),
+        "tokens_by_modality": dict(sorted(by_modality.items())),
         "options": options,
         "shards": shards,
         "vocab": vocab.to_manifest(),
     }
+    if groups:
+        content["groups"] = groups
     write_json(folder / "dataset.json", content, work)
     return content
 
@@ -87,34 +132,31 @@ def _sha256(path: Path) -> str:
 
 
 class TokenDataset:
-    """Random access to the documents of a data set, memory-mapped; shards are opened when they are first needed.
+    """Random access to the documents of a data set, memory-mapped; a shard is opened when it is first needed.
 
     Args:
         folder: a data set's folder, or a URL of one that fsspec opens.
-        split: `train` or `validation` of a data set that was split; "": all of it.
-        cache: where copies of a remote data set's shards are kept; by default under the user's cache folder.
+        split: `train` or `validation` of a data set with splits; "": all of it.
+        cache: where copies of a remote data set's shards are kept; default: the user's cache folder.
 
-    Errors: `UserError` when it has no `dataset.json`, another version, or lacks a shard or the split.
+    Errors: `UserError` where `dataset.json` is missing or has another version, or where a shard or the split is missing.
     """
 
     OPEN = 512  # shards that are kept open
+    KEYS = ("vocab", "shards", "documents", "tokens", "tokens_by_modality")
 
     def __init__(self, folder: Path | str, split: str = "", cache: Path | None = None):
         self.remote = _Remote(str(folder), cache) if "://" in str(folder) else None
         self.folder = Path(folder)
-        path = f"{folder}/dataset.json"
-        keys = ("version", "vocab", "shards", "documents", "ids", "ids_by_modality")
-        self.info = self.remote.info if self.remote else read_json(Path(path), "make a data set with `unitok tokenize`", *keys)
-        if self.info.get("version") != VERSION:
-            raise UserError(f"{path}: version {self.info.get('version')}; this unitok reads version {VERSION}")
-        for shard in self.info["shards"]:  # a name from elsewhere must not lead anywhere else
+        self.info: DatasetInfo = _read_info(f"{folder}/dataset.json", self.remote.content if self.remote else None)
+        for shard in self.info["shards"]:  # nobody's dataset.json may name a file outside its folder
             if not re.fullmatch(r"shard-\d{5,}\.arrow", str(shard.get("file"))):
-                raise UserError(f"{path}: {str(shard.get('file'))[:80]!r} is no shard's name")
+                raise UserError(f"{folder}/dataset.json: {str(shard.get('file'))[:80]!r} is not the name of a shard")
         self.vocab = Vocab.from_manifest(self.info["vocab"])
-        self.shards: list[dict] = [s for s in self.info["shards"] if not split or s.get("split", "train") == split]
+        self.shards = [s for s in self.info["shards"] if not split or s.get("split", "train") == split]
         if split and not self.shards:
-            there = sorted({s.get("split", "train") for s in self.info["shards"]})
-            raise UserError(f"{folder}: no split {split!r} in it; there is {', '.join(there)}")
+            splits = ", ".join(self.documents_by_split())
+            raise UserError(f"{folder}: it has no split {split!r}; its splits are {splits}")
         if self.remote is None:
             for shard in self.shards:
                 self._path(shard)
@@ -122,14 +164,21 @@ class TokenDataset:
         self._open: OrderedDict[int, pa.Table] = OrderedDict()
 
     def has(self, split: str) -> bool:
-        """Whether there is such a split."""
-        return any(s.get("split", "train") == split for s in self.info["shards"])
+        """Whether the data set has this split."""
+        return split in self.documents_by_split()
 
-    def __getstate__(self) -> dict:
+    def documents_by_split(self) -> dict[str, int]:
+        """The number of documents of each split, in the order of the shards; a data set without splits is all `train`."""
+        counts: Counter[str] = Counter()
+        for shard in self.info["shards"]:
+            counts[shard.get("split", "train")] += shard["documents"]
+        return dict(counts)
+
+    def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_open": OrderedDict()}  # another process maps the files itself
 
-    def _path(self, shard: dict) -> Path:
-        """A shard's file, or its local copy; errors: `UserError` where it is not there."""
+    def _path(self, shard: ShardInfo) -> Path:
+        """A shard's file, or its local copy. Errors: `UserError` where it does not exist."""
         path = self.remote.fetch(shard) if self.remote else self.folder / shard["file"]
         if not path.exists():
             raise UserError(f"{path}: no such file, though dataset.json lists it; make the data set again")
@@ -143,7 +192,7 @@ class TokenDataset:
             except pa.ArrowInvalid:
                 raise UserError(f"{path}: not an Arrow file; make the data set again") from None
             if table.column_names != SCHEMA.names:
-                raise UserError(f"{path}: not a shard of version {VERSION}; make the data set again")
+                raise UserError(f"{path}: not a shard of version {SHARD_VERSION}; make the data set again")
             self._open[number] = table
             while len(self._open) > self.OPEN:
                 self._open.popitem(last=False)
@@ -153,59 +202,62 @@ class TokenDataset:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def _place(self, index: int) -> tuple[pa.Table, int]:
+    def _row(self, index: int) -> tuple[pa.Table, int]:
+        """The table of a document's shard, and its row there."""
         if not 0 <= index < len(self):
             raise IndexError(f"document {index} of {len(self)}")
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
         return self._table(shard), index - int(self._starts[shard])
 
     def lengths(self) -> np.ndarray:
-        """int64 [documents]: number of ids of each. Of a remote data set this column alone is read."""
+        """int64 [documents]: tokens per document. Of a remote data set only this column is read."""
         columns = [self._column(number, "length").to_numpy() for number in range(len(self.shards))]
         return np.concatenate([np.zeros(0, np.int64), *columns], dtype=np.int64)
 
     def _column(self, number: int, name: str) -> pa.ChunkedArray:
-        """A column of a shard; of a remote data set's the rest is not read."""
-        column = self.remote.column(self.shards[number], name) if self.remote and number not in self._open else None
+        """A column of a shard. Of a remote shard that is not in the cache, only this column is read."""
+        remote = self.remote if number not in self._open else None
+        column = remote.column(self.shards[number], name) if remote else None
         return self._table(number).column(name) if column is None else column
 
     def ids(self, index: int) -> np.ndarray:
-        """int64 [L]: the ids of a document, bos to eos."""
-        table, row = self._place(index)
+        """int64 [L]: the tokens of a document, from bos to eos."""
+        table, row = self._row(index)
         return table.column("tokens")[row].values.to_numpy().astype(np.int64)
 
     def placed(self, index: int) -> list[SegmentSpan]:
-        """Where the segments of a document stand."""
-        table, row = self._place(index)
+        """The spans of a document's segments: where each begins, how long it is, and what it came from."""
+        table, row = self._row(index)
         return _placed(table.column("spans")[row].as_py())
 
     def placed_of(self, indices: np.ndarray) -> list[list[SegmentSpan]]:
-        """`placed` of several documents; of a remote data set nothing else is read."""
+        """`placed` of several documents. Of a remote data set only this column is read."""
         shards = np.searchsorted(self._starts, indices, side="right") - 1
-        found: list[list[SegmentSpan]] = [[]] * len(indices)
+        placed: list[list[SegmentSpan]] = [[]] * len(indices)
         for number in np.unique(shards).tolist():
-            where = np.flatnonzero(shards == number)
-            rows = self._column(number, "spans").take(pa.array(indices[where] - self._starts[number])).to_pylist()
-            for at, spans in zip(where.tolist(), rows, strict=True):
-                found[at] = _placed(spans)
-        return found
+            positions = np.flatnonzero(shards == number)
+            rows = self._column(number, "spans").take(pa.array(indices[positions] - self._starts[number])).to_pylist()
+            for position, spans in zip(positions.tolist(), rows, strict=True):
+                placed[position] = _placed(spans)
+        return placed
 
     def document(self, index: int) -> Document:
-        """A document with its codes. Inverse of what `write_shard` wrote."""
-        table, row = self._place(index)
-        read = self.vocab.decode(self.ids(index), self.placed(index))
-        return Document(read.segments, table.column("id")[row].as_py(), table.column("source")[row].as_py())
+        """A document with its codes. Inverse of `write_shard`."""
+        table, row = self._row(index)
+        segments = self.vocab.decode(self.ids(index), self.placed(index)).segments
+        return Document(segments, table.column("id")[row].as_py(), table.column("source")[row].as_py())
 
     def shuffled(self, seed: int = 0, epoch: int = 0, rank: int = 0, world: int = 1, start: int = 0) -> Iterator[int]:
-        """Indices of an epoch in random order, for one of `world` processes: each document once, at most one process has one more.
+        """Indices of an epoch in random order, for one of `world` processes.
 
-        start: how many this process had already; an interrupted epoch goes on exactly there.
+        Each document comes once per epoch in one of the processes; their numbers of documents differ by at most one.
+        start: how many documents this process had already; an interrupted epoch goes on exactly there.
         """
         order = np.random.default_rng((seed, epoch)).permutation(len(self))
         yield from map(int, order[rank::world][start:])
 
     def verify(self) -> list[str]:
-        """Problems found by checksums, grammar and counts, as sentences; an empty list is a good data set."""
+        """Check checksums, counts, the grammar and spans. Returns: the problems, one sentence each; none for a good data set."""
         from unitok.grammar import Grammar
 
         problems = []
@@ -220,37 +272,55 @@ class TokenDataset:
                 problems.append(str(error))
                 continue
             if rows != shard["documents"]:
-                problems.append(f"{shard['file']}: {rows} documents, dataset.json says {shard['documents']}")
+                problems.append(f"{shard['file']}: it has {rows} documents, dataset.json says {shard['documents']}")
                 continue
-            ids = 0
+            tokens = 0
             for i in range(int(self._starts[number]), int(self._starts[number + 1])):
-                ids += len(self.ids(i))
+                tokens += len(self.ids(i))
                 try:
                     problems += self._verify_document(i, grammar, counted)
                 except (UserError, ValueError) as error:
                     problems.append(f"{shard['file']}, document {i}: {error}")
-            if ids != shard["ids"]:
-                problems.append(f"{shard['file']}: {ids} ids, dataset.json says {shard['ids']}")
-        listed = sum((Counter(shard["ids_by_modality"]) for shard in self.shards), Counter[str]())
+            if tokens != shard["tokens"]:
+                problems.append(f"{shard['file']}: it has {tokens} tokens, dataset.json says {shard['tokens']}")
+        listed = sum((Counter(shard["tokens_by_modality"]) for shard in self.shards), Counter[str]())
         if not problems and counted != listed:
-            problems.append(f"dataset.json: ids by modality are {dict(counted)}, it says {dict(listed)}")
+            problems.append(f"dataset.json: it says tokens_by_modality {dict(listed)}, the shards have {dict(counted)}")
         return problems
 
-    def _verify_document(self, index: int, grammar: Any, counted: Counter[str]) -> Iterator[str]:
+    def _verify_document(self, index: int, grammar: "Grammar", counted: Counter[str]) -> Iterator[str]:
+        """Problems of one document; its tokens by modality are added to `counted`. Errors: `UserError`, `ValueError`."""
         ids = self.ids(index)
         grammar.check(ids)
         for p in self.placed(index):
             counted[p.modality] += p.length
         if not np.array_equal(self.vocab.encode(self.document(index)), ids):
-            yield f"document {index}: its spans do not say what its ids do"
+            yield f"document {index}: its spans do not match its tokens"
 
 
 def _placed(spans: list[dict]) -> list[SegmentSpan]:
     return [SegmentSpan(**(s | {"size": tuple(s["size"])})) for s in spans]
 
 
+def _read_info(path: str, content: bytes | None) -> DatasetInfo:
+    """`dataset.json`: the file of this path, or what a server gave as its content. Errors: `UserError`."""
+    if content is None:
+        info = read_json(Path(path), "make a data set with `unitok tokenize`", "version")
+    else:
+        try:
+            info = dict(json.loads(content))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{path}: not a JSON object ({first_line(error)})") from None
+    if info.get("version") != VERSION:
+        again = "; tokenize its sources again" if info.get("version") == 1 else ""
+        raise UserError(f"{path}: data set version {info.get('version')}, but this unitok reads version {VERSION}{again}")
+    if missing := [key for key in TokenDataset.KEYS if key not in info]:
+        raise UserError(f"{path}: has no {', '.join(missing)}; it is damaged, or another program's")
+    return cast(DatasetInfo, info)
+
+
 class _Remote:
-    """A data set's folder on a server, and a local cache of its shards."""
+    """A data set's folder on a server, with a local cache of its shards."""
 
     def __init__(self, url: str, cache: Path | None):
         import fsspec
@@ -258,18 +328,19 @@ class _Remote:
         self.url = url.rstrip("/")
         try:
             self.fs, self.folder = fsspec.core.url_to_fs(self.url)
-            text = self.fs.cat_file(f"{self.folder}/dataset.json")
-            self.info = json.loads(text)
+            self.content = self.fs.cat_file(f"{self.folder}/dataset.json")
         except FileNotFoundError:
             raise UserError(f"{url}/dataset.json: no such file; make a data set with `unitok tokenize`") from None
         except Exception as error:  # every file system of fsspec has its own
             raise UserError(f"{url}: cannot be read ({first_line(error)})") from None
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unitok"
-        self.cache = Path(cache or home) / hashlib.sha256(text).hexdigest()[:16]  # of its content, wherever it lies
+        self.cache = (
+            Path(cache or home) / hashlib.sha256(self.content).hexdigest()[:16]
+        )  # the same data set elsewhere shares it
 
-    def fetch(self, shard: dict) -> Path:
-        """A shard's copy; it is whole or not there, also where several processes ask at once."""
-        path, where = self.cache / shard["file"], f"{self.url}/{shard['file']}"
+    def fetch(self, shard: ShardInfo) -> Path:
+        """The local copy of a shard, which is made if need be; several processes may ask at once. Errors: `UserError`."""
+        path, url = self.cache / shard["file"], f"{self.url}/{shard['file']}"
         if path.exists():
             return path
         self.cache.mkdir(parents=True, exist_ok=True)
@@ -277,13 +348,13 @@ class _Remote:
             try:
                 self.fs.get_file(f"{self.folder}/{shard['file']}", file.name)
             except Exception as error:  # every file system of fsspec has its own
-                raise UserError(f"{where}: cannot be read ({first_line(error)}); try again") from None
+                raise UserError(f"{url}: cannot be read ({first_line(error)}); try again") from None
             if _sha256(Path(file.name)) != shard["sha256"]:
-                raise UserError(f"{where}: came damaged: its checksum differs from dataset.json; try again")
+                raise UserError(f"{url}: the download is damaged (its checksum differs from dataset.json); try again")
         return path
 
-    def column(self, shard: dict, name: str) -> pa.ChunkedArray | None:
-        """One column, without the rest; None where the shard is at hand."""
+    def column(self, shard: ShardInfo, name: str) -> pa.ChunkedArray | None:
+        """One column of a shard, read without the others; None where the cache has the shard."""
         if (self.cache / shard["file"]).exists():
             return None
         with self.fs.open(f"{self.folder}/{shard['file']}", "rb") as file:

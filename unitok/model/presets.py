@@ -1,6 +1,6 @@
 """Decoder sizes by name: our own, and those of published systems.
 
-Each has a complete YAML in `configs/decoder/`, and `unitok inspect NAME` prints what it costs. Ours have Qwen3's layout and a SwiGLU
+Each has a complete YAML in `unitok/configs/decoder/`, and `unitok inspect NAME` prints what it costs. Ours have Qwen3's layout and a SwiGLU
 of 8/3 to 3 times the width; from 100m on, heads have 128 dimensions, which suits GPUs, and 1b has grouped queries.
 """
 

@@ -1,6 +1,7 @@
-"""HTML pages to look at and listen to, from the Jinja2 templates beside this file; a page is one UTF-8 file that fetches nothing.
+"""HTML pages of images, audio and text, made from the Jinja2 templates in this folder. A page is one UTF-8 file that loads nothing
+from the network.
 
-Templates escape whatever they print and make control characters visible, except for `Markup`: the elements made here.
+Templates escape everything they print and make control characters visible. The exception is `Markup`: elements made by this module.
 """
 
 from base64 import b64encode
@@ -8,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from markupsafe import Markup
@@ -16,14 +17,17 @@ from markupsafe import Markup
 from unitok.errors import UserError, visible
 from unitok.files import write_text
 
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
 _MARK = b'name="generator" content="unitok"'  # as base.html has it
-_SMALL = 128  # pixels; images of at most half of it are shown enlarged
+_SMALL = 128  # pixels; images of at most half this size are enlarged
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
 class Figure:
-    """Text or elements with a caption; `kind` is `given`, `new` or nothing."""
+    """Text or an element, with a caption. kind: `given`, `new` or empty."""
 
     content: str | Markup
     caption: str = ""
@@ -32,39 +36,39 @@ class Figure:
 
 @dataclass(frozen=True)
 class Article:
-    """Figures under a title; `kind` is `right`, `wrong` or nothing."""
+    """Figures under a title. kind: `right`, `wrong` or empty."""
 
     figures: Sequence[Figure]
     title: str = ""
     kind: str = ""
 
 
-def _finalize(value: Any) -> Any:
-    """What templates do to each value before they escape it; numbers get four digits."""
+def _finalize(value: object) -> object:
+    """What a template prints for a value, before it is escaped; numbers get four digits."""
     if value is None or hasattr(value, "__html__"):
         return value or ""
     return f"{value:.4g}" if isinstance(value, float) else visible(value, lines=True)
 
 
 @cache
-def _environment() -> Any:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # not before there is a page to write
+def _environment() -> "Environment":
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # slow, so only when a page is written
 
     loader = FileSystemLoader(Path(__file__).parent)
     return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, finalize=_finalize, trim_blocks=True)
 
 
-def _element(name: str, *arguments: Any) -> Markup:
+def _element(name: str, *arguments: object) -> Markup:
     return getattr(_environment().get_template("macros.html").module, name)(*arguments)
 
 
 def text(content: object) -> Markup:
-    """An element with a text."""
+    """A paragraph with a text."""
     return _element("text", content)
 
 
 def image(source: bytes | Path) -> Markup:
-    """An element for a PNG's bytes, or for an image's file beside the page; small PNGs are enlarged to whole pixels."""
+    """An `img` element for the bytes of a PNG, or for an image file in the folder of the page. Small PNGs are enlarged by a whole factor."""
     if isinstance(source, bytes):
         head = source[:24]
     else:
@@ -76,29 +80,29 @@ def image(source: bytes | Path) -> Markup:
 
 
 def audio(source: bytes | Path) -> Markup:
-    """A player for a WAV's bytes, or for an audio file beside the page."""
+    """A player for the bytes of a WAV, or for an audio file in the folder of the page."""
     return _element("audio", _url(source, "audio/wav"))
 
 
 def _url(source: bytes | Path, kind: str) -> Markup:
     if isinstance(source, bytes):
         return Markup(f"data:{kind};base64,{b64encode(source).decode()}")
-    return Markup(quote(source.name, errors="surrogateescape"))  # a colon too, so a name is never a scheme
+    return Markup(quote(source.name, errors="surrogateescape"))  # also a colon, so that no name is read as a URL scheme
 
 
 def fragment(figures: Sequence[Figure]) -> str:
-    """HTML of some figures for a notebook's output, with all it needs in it."""
+    """Render figures as HTML for the output of a notebook, with inline styles."""
     return _environment().get_template("notebook.html").render(figures=figures)
 
 
-def write_page(path: Path, template: str, **values: Any) -> None:
-    """Write a page whole; `values` are those that the template names. Errors: `UserError` as `check_page`'s."""
+def write_page(path: Path, template: str, **values: object) -> None:
+    """Render a template with `values` and write it to `path` atomically. Errors: as `check_page`."""
     check_page(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, _environment().get_template(template).render(values))
 
 
 def check_page(path: Path) -> None:
-    """Raise `UserError` where something else than a page of ours lies."""
+    """Raise `UserError` where `path` is a folder, or a file that is no page of this module."""
     if path.is_dir() or (path.exists() and _MARK not in path.read_bytes()[:1000]):
-        raise UserError(f"{path}: is no page of unitok's; choose another name, or remove it")
+        raise UserError(f"{path}: exists and was not written by unitok; choose another name, or remove it")

@@ -1,13 +1,11 @@
 """The built-in world: sonified scenes, an oracle that reads them back, evaluation, report and demo."""
 
-from typing import Any
-
 from unitok.lazy import attach
 
 __getattr__, __all__ = attach(__name__, {"SceneSamples": "watch"})
 
-#: How models of scenes are sampled (docs/notes.md); the demo writes it into its bundle.
-SAMPLING: dict[str, dict[str, Any]] = {
+#: Sampling parameters for models of scenes, by modality (docs/notes.md). The demo writes them into its bundle.
+SAMPLING: dict[str, dict[str, float]] = {
     "text": {"temperature": 0.0},
     "image": {"temperature": 0.4, "top_p": 0.95, "guidance_scale": 1.5},
     "audio": {"temperature": 0.4, "top_p": 0.95},

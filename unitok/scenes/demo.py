@@ -1,8 +1,8 @@
-"""`unitok demo`: the whole job on the built-in data, each stage the command that a user would type.
+"""`unitok demo`: the whole pipeline on the built-in data. Every stage is a command that a user could type.
 
-Every stage is a process of its own, so memory is given back in between and what is shown works on its own. Finished stages are
-remembered in `state.json`: a demo started again goes on with the stage it was in, a training with its newest checkpoint. The
-budget: fixed shares for the tokenizers, a reserve for scoring, and the decoder gets what is left.
+Each command is a process, which frees its memory between stages. `state.json` lists the finished stages: a demo that is started
+again continues with the stage that was interrupted, and a training continues from its newest checkpoint. The budget: fixed
+fractions for the tokenizers, a reserve for scoring, and the rest for the decoder.
 """
 
 import ctypes
@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 from unitok.configs import CONFIGS
 from unitok.errors import UserError
@@ -23,32 +23,44 @@ from unitok.generation_config import GenerationConfig
 from unitok.hardware import fast_bfloat16
 from unitok.scenes import SAMPLING
 
-IMAGE_SHARE, AUDIO_SHARE, SCORING_SHARE = 0.185, 0.06, 0.125
-SCENES_A_MINUTE = 950
-NOTED_AFTER = 10  # seconds of a stage: what a demo that is killed forgets at most
-RECONSTRUCTIONS = 400  # scenes whose originals are read, reconstructed and counted for codebook use
+IMAGE_FRACTION, AUDIO_FRACTION, SCORING_FRACTION = 0.185, 0.06, 0.125  # of the minutes
+SCENES_PER_MINUTE = 950  # of the budget: scenes for training
+SAVE_SECONDS = 10  # between two writes of state.json: the time that a killed demo may lose
+RECONSTRUCTIONS = 400  # scenes for the scores of reconstructions and of codebook usage
 
 PROMPTS = [
     ("a large red circle left of a small blue square on a white background", "image,audio"),
     ("a large pink ring on a gray background", "image,text,image"),
-    ("a small green square on a white background", "image,text,image,audio"),  # a story that ends in sound
+    ("a small green square on a white background", "image,text,image,audio"),  # a story that ends in audio
 ]
 
 
+class State(TypedDict, total=False):
+    """What `state.json` keeps. options: of the demo; minutes: of each training."""
+
+    options: dict[str, float]
+    done: list[str]
+    seconds: dict[str, float]
+    peak_memory_gb: float
+    minutes: dict[str, float]
+    precision: str
+
+
 class Demo:
-    """The stages and what is remembered of them in `state.json`."""
+    """Runs stages and keeps in `state.json` which are done."""
 
     def __init__(self, out: Path, minutes: float, eval_scenes: int, seed: int):
         self.out, self.minutes, self.eval_scenes, self.seed = out, minutes, eval_scenes, seed
         self.file = out / "state.json"
-        options = {"minutes": minutes, "eval_scenes": eval_scenes, "seed": seed}
-        self.state: dict[str, Any] = {"options": options, "done": [], "seconds": {}, "peak_memory_gb": 0.0, "minutes": {}}
+        options: dict[str, float] = {"minutes": minutes, "eval_scenes": eval_scenes, "seed": seed}
+        self.state = State(options=options, done=[], seconds={}, peak_memory_gb=0.0, minutes={})
         if self.file.exists():
-            self.state = read_json(self.file, "", *self.state)
+            self.state = cast(State, read_json(self.file, "", *self.state))
             if self.state["options"] != options:
-                raise UserError(f"{out}: a demo with {self.state['options']} lies there; choose another folder or remove it")
+                earlier = ", ".join(f"{name} {value:g}" for name, value in self.state["options"].items())
+                raise UserError(f"{out}: has a demo with other options ({earlier}); choose another folder, or remove it")
         elif out.exists() and any(out.iterdir()):
-            raise UserError(f"{out}: not empty and no demo; choose another folder")
+            raise UserError(f"{out}: not empty and not a demo; choose another folder")
         out.mkdir(parents=True, exist_ok=True)
         self.precision = self._precision()
 
@@ -59,18 +71,18 @@ class Demo:
 
     @property
     def seconds(self) -> float:
-        """Spent so far, restarts added up."""
+        """Time spent so far, over all restarts."""
         return sum(self.state["seconds"].values())
 
     def stage(self, name: str, *commands: list[str] | Callable[[], None]) -> None:
-        """Run a stage unless it is done: command lines of unitok, or functions."""
+        """Run a stage unless it is done. commands: arguments of `unitok`, or functions."""
         if name in self.state["done"]:
-            print(f"== {name}: done already")
+            print(f"== {name}: already done")
             return
         print(f"== {name} ({self.seconds:.0f} s of {self.minutes * 60:.0f} s spent)", flush=True)
         began, before = time.monotonic(), self.state["seconds"].get(name, 0.0)
 
-        def note() -> None:
+        def save() -> None:
             self.state["seconds"][name] = before + time.monotonic() - began
             write_json(self.file, self.state)
 
@@ -78,44 +90,51 @@ class Demo:
             if callable(command):
                 command()
             else:
-                self._run(command, note)
-            note()
+                self._run(command, save)
+            save()
         self.state["done"].append(name)
         write_json(self.file, self.state)
 
-    def _run(self, command: list[str], note: Callable[[], None]) -> None:
-        """One command as a process; time is noted while it runs, and then the memory that the largest process so far took."""
+    def _run(self, command: list[str], save: Callable[[], None]) -> None:
+        """Run one command as a process; save the state while it runs, and note the peak memory of the largest process so far."""
         process = subprocess.Popen([sys.executable, "-m", "unitok", *command], preexec_fn=_die_with_parent)
         while process.returncode is None:
             with suppress(subprocess.TimeoutExpired):
-                process.wait(NOTED_AFTER)
-            note()
+                process.wait(SAVE_SECONDS)
+            save()
         largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
         self.state["peak_memory_gb"] = max(self.state["peak_memory_gb"], largest)
         if process.returncode != 0:
             raise UserError(f"the command `unitok {' '.join(command)}` failed with exit code {process.returncode}")
 
     def minutes_for(self, name: str, minutes: float) -> str:
-        """The minutes of a training, decided once: a restart must not change its schedule."""
+        """The minutes of a training. They are decided once, because a restart must not change its schedule."""
         self.state["minutes"].setdefault(name, round(minutes, 3))
         return str(self.state["minutes"][name])
 
 
 def _die_with_parent() -> None:
-    """Linux: a stage must not go on when the demo itself was killed."""
+    """On Linux, end this process when the demo that started it is killed."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 def run_demo(out: Path, minutes: float = 13.0, eval_scenes: int = 200, seed: int = 0) -> None:
-    """All stages; leaves `report.html` and `scores.json` in `out`."""
+    """Run all stages; the results are `report.html` and `scores.json`.
+
+    Args:
+        out: folder to write.
+        minutes: budget for everything, scoring included.
+        eval_scenes: new scenes for each direction.
+        seed: of data, training and sampling.
+    """
     if minutes < 1:
-        raise UserError(f"minutes {minutes:g}: at least 1 is needed")
+        raise UserError(f"minutes {minutes:g}: must be at least 1")
     demo = Demo(out, minutes, eval_scenes, seed)
     common = {"out": out, "seed": seed, "configs": CONFIGS / "scenes", "precision": demo.precision}
 
-    def words(line: str, **values: Any) -> list[str]:
-        """The words of a command line, with values for the names in braces."""
+    def words(line: str, **values: object) -> list[str]:
+        """The words of a command line, names in braces replaced by values."""
         return [word.format(**common, **values) for word in line.split()]
 
     def scenes(name: str, count: int, offset: int) -> list[str]:
@@ -132,16 +151,16 @@ def run_demo(out: Path, minutes: float = 13.0, eval_scenes: int = 200, seed: int
 
     demo.stage(
         "scenes",
-        scenes("train", max(400, int(SCENES_A_MINUTE * minutes)), 1),
+        scenes("train", max(400, int(SCENES_PER_MINUTE * minutes)), 1),
         scenes("test", max(RECONSTRUCTIONS, eval_scenes), 2),
         [*scenes("held_out", eval_scenes, 3), "--held-out"],
     )
     demo.stage("text", words("train-text-tokenizer {out}/scenes/train/text.txt --out {out}/text --vocab-size 512"))
-    demo.stage("image", fit("image", minutes * IMAGE_SHARE, "scenes/train/images"))
-    demo.stage("audio", fit("audio", minutes * AUDIO_SHARE, "scenes/train/sounds"))
+    demo.stage("image", fit("image", minutes * IMAGE_FRACTION, "scenes/train/images"))
+    demo.stage("audio", fit("audio", minutes * AUDIO_FRACTION, "scenes/train/audio"))
     demo.stage("tokenizers", words("bundle {out}/bundle --text {out}/text --image {out}/image --audio {out}/audio"))
     demo.stage("tokenize", words("tokenize {out}/scenes/train {out}/tokens --bundle {out}/bundle"))
-    left = minutes * (1 - SCORING_SHARE) - demo.seconds / 60 - 8 / 60  # 8 s to start and to build the bundle
+    left = minutes * (1 - SCORING_FRACTION) - demo.seconds / 60 - 8 / 60  # 8 s to start and to build the bundle
     demo.stage("decoder", fit("decoder", max(0.1, left), "tokens"))
     line = words("bundle {out}/bundle --decoder {out}/decoder")
     demo.stage("bundle", line, lambda: GenerationConfig(sampling=SAMPLING).save_pretrained(out / "bundle"))

@@ -1,13 +1,14 @@
-"""What `unitok eval` measures on scenes: the oracle's reading of originals, reconstructions and generations.
+"""What `unitok eval` measures on scenes: the oracle reads originals, reconstructions and generated files.
 
-A score is the share of files, 0 to 1, in which all is right: of `attributes` background, layout and every thing's color, shape
-and size; of `colors` the things' in order; of `notes` number, order, pitch and timbre; `exact` compares what is parsed.
+A score is the fraction of files, 0 to 1, in which everything named is right. `attributes`: background, layout, and color, shape
+and size of every object. `colors`: the colors of the objects, in order. `notes`: number, order, pitch and timbre. `exact`: the
+text, after parsing.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,26 +20,30 @@ from unitok.data.prepare.encode import Encoder
 from unitok.document import Document, Part, RawDocument
 from unitok.errors import UserError
 from unitok.files import write_json
-from unitok.generation_config import FILE, GenerationConfig, combine
+from unitok.generation_config import FILE, GenerationConfig, Values, combine
 from unitok.grammar import Grammar
 from unitok.media import load_audio, load_image, open_image, save_audio, save_image
 from unitok.sample.outputs import Output, save_outputs
 from unitok.sample.requests import generate_outputs
 from unitok.scenes import SAMPLING
-from unitok.scenes.oracle import read_picture, read_sound
-from unitok.scenes.world import Note, Scene, parse_caption, parse_sound_caption, read_scenes
+from unitok.scenes.oracle import read_audio, read_image
+from unitok.scenes.world import Note, Scene, SceneRow, parse_audio_caption, parse_caption, read_scenes
 
 SHOWN = 12  # samples of each direction that are kept as files
 
+#: Scores by name; several numbers for a score of each codebook.
+Scores = dict[str, float | list[float]]
+Key = Literal["caption", "audio_caption", "image", "audio", "question"]
+
 
 def same_notes(read: tuple[Note, ...], scene: Scene) -> bool:
-    """Number, order, pitch and timbre of all notes."""
+    """Whether number, order, pitch and timbre of all notes are those of the scene."""
     return [(n.pitch, n.timbre) for n in read] == [(n.pitch, n.timbre) for n in scene.notes()]
 
 
 def same_colors(read: Scene | None, scene: Scene) -> bool:
-    """The things' colors, in order."""
-    return read is not None and [t.color for t in read.things] == [t.color for t in scene.things]
+    """Whether the colors of the objects are those of the scene, in order."""
+    return read is not None and [o.color for o in read.objects] == [o.color for o in scene.objects]
 
 
 def to_bytes(pixels: torch.Tensor) -> np.ndarray:
@@ -46,55 +51,57 @@ def to_bytes(pixels: torch.Tensor) -> np.ndarray:
     return ((pixels.clamp(-1, 1) + 1) * 127.5).permute(1, 2, 0).cpu().numpy()
 
 
-def _shows_scene(output: Output, row: dict, rate: int) -> bool:
-    return read_picture(to_bytes(output.images[0])) == row["scene"]
+def _shows_scene(output: Output, row: SceneRow, rate: int) -> bool:
+    return read_image(to_bytes(output.images[0])) == row["scene"]
 
 
-def _sounds_as_scene(output: Output, row: dict, rate: int) -> bool:
-    return same_notes(read_sound(output.audios[0].cpu().numpy(), rate), row["scene"])
+def _sounds_as_scene(output: Output, row: SceneRow, rate: int) -> bool:
+    return same_notes(read_audio(output.audios[0].cpu().numpy(), rate), row["scene"])
 
 
-def _answers(output: Output, row: dict, rate: int) -> bool:
+def _answers(output: Output, row: SceneRow, rate: int) -> bool:
     return output.text.strip().rstrip(".").strip() == row["answer"]
 
 
 @dataclass(frozen=True)
 class Direction:
-    """One way between modalities. given: keys of a scene's row that make the prompt; modalities: the plan of outputs.
+    """One task: what is given and what is generated.
 
-    right: whether an output is right, given its row and the rate of its audio in Hz.
+    given: keys of a scene's row, whose contents make the prompt. modalities: what to generate. right: whether an output is right,
+    given the row and the sample rate of its audio in Hz. score: name of the score.
     """
 
     name: str
     score: str
-    given: tuple[str, ...]
+    given: tuple[Key, ...]
     modalities: str
-    right: Callable[[Output, dict, int], bool]
+    right: Callable[[Output, SceneRow, int], bool]
 
 
 DIRECTIONS = (
     Direction("text_to_image", "attributes", ("caption",), "image", _shows_scene),
     Direction("image_to_text", "exact", ("image",), "text", lambda o, r, _: parse_caption(o.text) == r["scene"]),
-    Direction("text_to_audio", "notes", ("sound_caption",), "audio", _sounds_as_scene),
-    Direction("audio_to_text", "exact", ("audio",), "text", lambda o, r, _: parse_sound_caption(o.text) == r["scene"].notes()),
+    Direction("text_to_audio", "notes", ("audio_caption",), "audio", _sounds_as_scene),
+    Direction("audio_to_text", "exact", ("audio",), "text", lambda o, r, _: parse_audio_caption(o.text) == r["scene"].notes()),
     Direction("image_to_audio", "notes", ("image",), "audio", _sounds_as_scene),
     Direction("questions", "exact", ("image", "question"), "text", _answers),
 )
 
 
 class Evaluation:
-    """Measures one bundle; `scores` fills up as it goes. out: folder for samples; seed, config: of sampling."""
+    """Measures one bundle; its methods add to `scores`. out: folder for samples; seed, config: of sampling."""
 
     def __init__(self, unitok: Unitok, out: Path, seed: int, config: GenerationConfig, progress: bool = False):
         self.unitok, self.out, self.seed, self.config, self.progress = unitok, out, seed, config, progress
-        self.scores: dict[str, Any] = {"malformed": 0}
-        self.kept: dict[str, list[Output]] = {}  # a few outputs of each direction
+        self.scores: Scores = {}
+        self.malformed = 0  # outputs that the grammar refuses
+        self.kept: dict[str, list[Output]] = {}  # the first outputs of each direction
         self.encoder = Encoder(unitok)
         self.grammar = Grammar(unitok.vocab)
-        self.budget = 256  # ids a generation may take; set from the originals
+        self.max_new_tokens = 256  # set from the originals
 
-    def reconstruct(self, folder: Path, rows: list[dict]) -> None:
-        """Oracle on the originals and on their reconstructions; use of the codebooks; a few pairs as files."""
+    def reconstruct(self, folder: Path, rows: list[SceneRow]) -> None:
+        """Score the originals, their reconstructions and the use of the codebooks; write a few pairs of files."""
         documents = self._documents(folder, rows, ("image", "audio"))
         image, audio = self.unitok.require("image"), self.unitok.require("audio")
         measures: list[dict[str, float]] = []
@@ -102,37 +109,39 @@ class Evaluation:
         pairs.mkdir(parents=True, exist_ok=True)
         bar = tqdm(zip(rows, documents, strict=True), "reconstruct", len(rows), unit="scene", disable=not self.progress)
         for i, (row, document) in enumerate(bar):
-            scene, picture, (sound, rate) = row["scene"], load_image(folder / row["image"]), load_audio(folder / row["audio"])
-            again, heard = (self.unitok.decode(s) for s in document.segments)
-            target = image.prepare(open_image(folder / row["image"]))  # as the tokenizers saw them
-            wave = audio.prepare(sound, rate)
-            read = read_picture(to_bytes(again))
-            originals = read_picture(to_bytes(picture)) == scene, read_sound(sound.numpy(), rate) == scene.notes()
-            error, noise = (again - target).square().mean(), (heard - wave).square().mean()
+            scene, pixels, (waveform, rate) = row["scene"], load_image(folder / row["image"]), load_audio(folder / row["audio"])
+            new_pixels, new_waveform = (self.unitok.decode(s) for s in document.segments)
+            image_target = image.prepare(open_image(folder / row["image"]))  # as the tokenizers see them
+            audio_target = audio.prepare(waveform, rate)
+            read = read_image(to_bytes(new_pixels))
+            originals = read_image(to_bytes(pixels)) == scene, read_audio(waveform.numpy(), rate) == scene.notes()
+            image_error = (new_pixels - image_target).square().mean()
+            audio_error = (new_waveform - audio_target).square().mean()
             measures.append(
                 {
                     "oracle.originals": sum(originals) / 2,
                     "reconstruction.image.colors": same_colors(read, scene),
                     "reconstruction.image.attributes": read == scene,
-                    "reconstruction.image.psnr_db": -10 * float(torch.log10(error / 4 + 1e-10)),
-                    "reconstruction.audio.notes": same_notes(read_sound(heard.numpy(), audio.sample_rate), scene),
-                    "reconstruction.audio.snr_db": 10 * float(torch.log10(wave.square().mean() / (noise + 1e-10))),
+                    "reconstruction.image.psnr_db": -10 * float(torch.log10(image_error / 4 + 1e-10)),
+                    "reconstruction.audio.notes": same_notes(read_audio(new_waveform.numpy(), audio.sample_rate), scene),
+                    "reconstruction.audio.snr_db": 10
+                    * float(torch.log10(audio_target.square().mean() / (audio_error + 1e-10))),
                 }
             )
             if i < SHOWN:
-                save_image(pairs / f"{i:02d}-original.png", picture)
-                save_image(pairs / f"{i:02d}-again.png", again)
-                save_audio(pairs / f"{i:02d}-original.wav", sound, rate)
-                save_audio(pairs / f"{i:02d}-again.wav", heard, audio.sample_rate)
-        self.budget = 2 * max(len(self.unitok.vocab.encode(d)) for d in documents)
+                save_image(pairs / f"{i:02d}-original.png", pixels)
+                save_image(pairs / f"{i:02d}-reconstruction.png", new_pixels)
+                save_audio(pairs / f"{i:02d}-original.wav", waveform, rate)
+                save_audio(pairs / f"{i:02d}-reconstruction.wav", new_waveform, audio.sample_rate)
+        self.max_new_tokens = 2 * max(len(self.unitok.vocab.encode(d)) for d in documents)
         self.scores |= {name: float(np.mean([m[name] for m in measures])) for name in measures[0]}
-        grids = np.concatenate([d.segments[0].codes.reshape(-1) for d in documents])
-        frames = np.concatenate([d.segments[1].codes for d in documents], axis=1)
-        self.scores["codebook.image.use"] = len(np.unique(grids)) / image.codebook_size
-        self.scores["codebook.audio.use"] = [len(np.unique(level)) / audio.codebook_size for level in frames]
+        image_codes = np.concatenate([d.segments[0].codes.reshape(-1) for d in documents])
+        audio_codes = np.concatenate([d.segments[1].codes for d in documents], axis=1)
+        self.scores["codebook.image.usage"] = len(np.unique(image_codes)) / image.codebook_size
+        self.scores["codebook.audio.usage"] = [len(np.unique(level)) / audio.codebook_size for level in audio_codes]
 
-    def generate(self, folder: Path, rows: list[dict], suffix: str = "") -> None:
-        """Every direction on `rows`; `suffix` is added to the names of the scores."""
+    def generate(self, folder: Path, rows: list[SceneRow], suffix: str = "") -> None:
+        """Score every direction on `rows`; `suffix` is added to the names of the scores."""
         rate = self.unitok.require("audio").sample_rate
         for direction in DIRECTIONS:
             name = f"{direction.name}{suffix}"
@@ -141,9 +150,10 @@ class Evaluation:
             self._keep(name, outputs, right)
             self.scores[f"generation.{direction.name}.{direction.score}{suffix}"] = float(np.mean(right))
         self._interleaved(folder, rows, suffix)
+        self.scores["malformed"] = self.malformed
 
-    def _interleaved(self, folder: Path, rows: list[dict], suffix: str) -> None:
-        """text -> picture, text -> picture: both pictures must fit the text right before them."""
+    def _interleaved(self, folder: Path, rows: list[SceneRow], suffix: str) -> None:
+        """Score documents of caption, image, caption, image: each image must fit the caption right before it."""
         name = f"interleaved{suffix}"
         others = rows[1:] + rows[:1]
         first = self._continue(self._documents(folder, rows, ("caption",)), "image", name, seed=1)
@@ -154,10 +164,10 @@ class Evaluation:
         self._keep(name, second, [a and b for a, b in zip(right[: len(rows)], right[len(rows) :], strict=True)])
         self.scores[f"generation.interleaved.attributes{suffix}"] = float(np.mean(right))
 
-    def _documents(self, folder: Path, rows: list[dict], keys: Sequence[str]) -> list[Document]:
-        """A document per row, of what stands under the keys: files of the folder, or texts."""
+    def _documents(self, folder: Path, rows: list[SceneRow], keys: Sequence[Key]) -> list[Document]:
+        """A document for each row, of what its keys name: files of the folder, or texts."""
 
-        def part(row: dict, key: str) -> Part:
+        def part(row: SceneRow, key: Key) -> Part:
             return Part(key, path=folder / row[key]) if key in ("image", "audio") else Part("text", row[key])
 
         raws = [RawDocument(row["id"], tuple(part(row, key) for key in keys)) for row in rows]
@@ -166,12 +176,12 @@ class Evaluation:
             raise UserError(f"{folder}: {errors[0]['error']}")
         return documents
 
-    def _continue(self, prompts: list[Document], modalities: str, what: str, seed: int = 0) -> list[Output]:
+    def _continue(self, prompts: list[Document], modalities: str, name: str, seed: int = 0) -> list[Output]:
         if self.progress:
-            print(f"generate {what} ({len(prompts)})", flush=True)
-        config = self.config.replace(modalities=modalities, n=1, seed=self.seed + seed, max_new_tokens=self.budget)
+            print(f"generate {name} ({len(prompts)})", flush=True)
+        config = self.config.replace(modalities=modalities, n=1, seed=self.seed + seed, max_new_tokens=self.max_new_tokens)
         outputs = generate_outputs(self.unitok, prompts, config, batch_size=200)
-        self.scores["malformed"] += sum(not self._well_formed(o) for o in outputs)
+        self.malformed += sum(not self._well_formed(o) for o in outputs)
         return outputs
 
     def _well_formed(self, output: Output) -> bool:
@@ -195,11 +205,11 @@ class Evaluation:
 def config_of_scenes(bundle: Bundle, config: GenerationConfig) -> GenerationConfig:
     """A config over the bundle's own, and that over the demo's."""
     tokenizers = {name: span.kind for name, span in bundle.vocab.spans.items()}
-    demo = GenerationConfig(sampling={kind: values for kind, values in SAMPLING.items() if kind in tokenizers.values()})
+    demo = GenerationConfig(sampling={kind: dict(values) for kind, values in SAMPLING.items() if kind in tokenizers.values()})
     return combine([("", demo), (FILE, bundle.generation_config), ("", config)], tokenizers)
 
 
-def _sampling(guidance_scale: float | None, temperature: float | None) -> dict[str, Any]:
+def _sampling(guidance_scale: float | None, temperature: float | None) -> dict[str, Values]:
     image = {"guidance_scale": guidance_scale, "temperature": temperature}
     given = {"image": image, "audio": {"temperature": temperature}}
     return {kind: {name: value for name, value in values.items() if value is not None} for kind, values in given.items()}
@@ -216,14 +226,26 @@ def evaluate_bundle(
     temperature: float | None = None,
     device: str = "cpu",
     progress: bool = False,
-) -> dict[str, Any]:
-    """Measure a bundle; writes and returns the flat scores. Reconstructions and codebooks use all scenes of the folder.
+) -> Scores:
+    """Measure a bundle on scenes; writes `scores.json` and samples.
 
-    guidance_scale, temperature: of images, and of images and audio; None: the bundle's own, else the demo's.
+    Args:
+        bundle: folder of the bundle.
+        scenes: folder of scenes. Reconstructions and codebooks use all of them, generation the first `count`.
+        held_out: another one, whose scenes have color-shape pairs that training data never has; None: not measured.
+        out: folder to write.
+        count: scenes for each direction.
+        seed: of sampling.
+        guidance_scale: of images. Default: the bundle's own, else the demo's.
+        temperature: of images and audio. Default: the bundle's own, else the demo's.
+        device: where the networks run.
+        progress: print progress.
+
+    Returns: scores by name.
     """
     unitok = Unitok.from_pretrained(bundle, device=device)
     rows = read_scenes(scenes, count)
-    config = config_of_scenes(unitok, GenerationConfig(**_sampling(guidance_scale, temperature)))
+    config = config_of_scenes(unitok, GenerationConfig(sampling=_sampling(guidance_scale, temperature)))
     evaluation = Evaluation(unitok, Path(out), seed, config, progress)
     evaluation.reconstruct(scenes, rows)
     evaluation.generate(scenes, rows[:count])
@@ -234,8 +256,8 @@ def evaluate_bundle(
     return evaluation.scores
 
 
-def print_scores(scores: dict[str, Any]) -> None:
-    """A table for people."""
+def print_scores(scores: Mapping[str, float | list[float]]) -> None:
+    """Print scores as a table."""
     for name, value in sorted(scores.items()):
         shown = ", ".join(f"{v:.3f}" for v in value) if isinstance(value, list) else f"{value:.3f}"
         print(f"{name:<48}{shown:>10}")

@@ -1,9 +1,10 @@
 """Reads scenes back from pixels and waveforms with plain image and signal processing. It never sees a model.
 
-Pictures: the border gives the background, connected regions that differ from it are things; color is the nearest to the median
-of a thing's pixels; shape and size are the template, drawn at its centroid, with the least squared difference of coverage.
-Sounds: slots of one note's length with energy in them are notes; pitch and timbre are the template whose magnitude spectrum has
-the largest cosine to the slot's; loudness is the power.
+Images: the border gives the background; connected regions that differ from it are objects. The color of an object is the one
+nearest to the median of its pixels. Its shape and size are those of the template, drawn at its centroid, with the least squared
+difference of coverage.
+Audio: every stretch of one note's length that has energy is a note. Its pitch and timbre are those of the template whose
+magnitude spectrum is most similar (cosine); its loudness follows from its power.
 """
 
 from functools import cache
@@ -12,14 +13,14 @@ import numpy as np
 from scipy import ndimage
 
 from unitok.scenes import world
-from unitok.scenes.world import Note, Scene, Thing
+from unitok.scenes.world import Note, Scene, SceneObject
 
-#: Layouts by the number of things in each row from above.
+#: Layouts by the number of objects in each row, from top to bottom.
 _LAYOUTS = {(1,): "one", (2,): "row", (1, 1): "column", (2, 1): "two over one", (1, 2): "one over two"}
 
 
-def read_picture(pixels: np.ndarray) -> Scene | None:
-    """uint8 or float [H, W, 3] of range [0, 255] -> the scene that it shows, or None if it shows none (or is not square)."""
+def read_image(pixels: np.ndarray) -> Scene | None:
+    """uint8 or float [H, W, 3] of range [0, 255] -> the scene that it shows; None if it shows no scene or is not square."""
     image = np.asarray(pixels, np.float32)
     if image.shape[0] != image.shape[1]:
         return None
@@ -29,16 +30,16 @@ def read_picture(pixels: np.ndarray) -> Scene | None:
     difference = np.linalg.norm(image - plain, axis=-1)
     regions, count = ndimage.label(difference > 60)
     smallest = 0.4 * np.pi * (min(world.SIZES.values()) * side) ** 2 * 0.5
-    found: list[tuple[float, float, Thing]] = []
+    objects: list[tuple[float, float, SceneObject]] = []
     for region in range(1, count + 1):
         inside = regions == region
         if inside.sum() >= smallest:
-            found.append(_read_thing(image, inside, plain))
-    return _arrange(_nearest(plain, world.BACKGROUNDS), found)
+            objects.append(_read_object(image, inside, plain))
+    return _arrange(_nearest(plain, world.BACKGROUNDS), objects)
 
 
-def _read_thing(image: np.ndarray, inside: np.ndarray, plain: np.ndarray) -> tuple[float, float, Thing]:
-    """Centroid x, y in pixels and what the region shows."""
+def _read_object(image: np.ndarray, inside: np.ndarray, plain: np.ndarray) -> tuple[float, float, SceneObject]:
+    """x and y of the centroid, pixels, and the object that a region shows."""
     deep = ndimage.binary_erosion(inside)
     color_value = np.median(image[deep if deep.sum() >= 8 else inside], axis=0)
     color = _nearest(color_value, world.COLORS)
@@ -53,51 +54,51 @@ def _read_thing(image: np.ndarray, inside: np.ndarray, plain: np.ndarray) -> tup
         for shape in world.SHAPES
         for size, radius in world.SIZES.items()
     )
-    return cx, cy, Thing(color, best[1], best[2])
+    return cx, cy, SceneObject(color, best[1], best[2])
 
 
-def _arrange(background: str, found: list[tuple[float, float, Thing]]) -> Scene | None:
-    """Things with their centers -> a scene in reading order."""
-    found = sorted(found, key=lambda f: f[1])  # from above
-    rows = [found]
-    if len(found) == 2 and found[1][1] - found[0][1] > abs(found[1][0] - found[0][0]):
-        rows = [found[:1], found[1:]]
-    elif len(found) == 3:
-        above = 2 if found[2][1] - found[1][1] > found[1][1] - found[0][1] else 1
-        rows = [found[:above], found[above:]]
+def _arrange(background: str, objects: list[tuple[float, float, SceneObject]]) -> Scene | None:
+    """A scene in reading order from objects with x and y of their centers; None for no known layout."""
+    objects = sorted(objects, key=lambda item: item[1])  # from top to bottom
+    rows = [objects]
+    if len(objects) == 2 and objects[1][1] - objects[0][1] > abs(objects[1][0] - objects[0][0]):
+        rows = [objects[:1], objects[1:]]
+    elif len(objects) == 3:
+        above = 2 if objects[2][1] - objects[1][1] > objects[1][1] - objects[0][1] else 1
+        rows = [objects[:above], objects[above:]]
     layout = _LAYOUTS.get(tuple(map(len, rows)))
-    things = tuple(thing for row in rows for _, _, thing in sorted(row, key=lambda f: f[0]))
-    return Scene(background, layout, things) if layout else None
+    ordered = tuple(one for row in rows for _, _, one in sorted(row, key=lambda item: item[0]))
+    return Scene(background, layout, ordered) if layout else None
 
 
-def read_sound(samples: np.ndarray, rate: int) -> tuple[Note, ...]:
-    """float [T] or [C, T] in [-1, 1] at `rate` Hz -> its notes in order; empty when nothing can be heard."""
-    wave = np.asarray(samples, np.float32)
+def read_audio(waveform: np.ndarray, rate: int) -> tuple[Note, ...]:
+    """float [T] or [C, T] in [-1, 1] at `rate` Hz -> its notes in order; empty for silence."""
+    wave = np.asarray(waveform, np.float32)
     wave = wave.mean(0) if wave.ndim == 2 else wave
     slot = round(world.NOTE_SECONDS * rate)
-    count = int(np.ceil(wave.size / slot - 0.25))  # up to a quarter of a slot over is padding, more is a note of its own
+    count = int(np.ceil(wave.size / slot - 0.25))  # less than a quarter of a note at the end is padding, more is one more note
     notes = []
     for i in range(count):
-        piece = wave[i * slot : (i + 1) * slot]
-        if piece.size == 0 or np.sqrt(np.mean(piece**2)) < 0.02:
+        samples = wave[i * slot : (i + 1) * slot]
+        if samples.size == 0 or np.sqrt(np.mean(samples**2)) < 0.02:
             continue
-        spectrum = _spectrum(np.pad(piece, (0, slot - piece.size)))
+        spectrum = _spectrum(np.pad(samples, (0, slot - samples.size)))
         names, spectra, levels = _note_templates(rate)
         best = int(np.argmax(spectra @ spectrum / (np.linalg.norm(spectrum) + 1e-9)))
         pitch, timbre = names[best]
-        level = np.sqrt(np.mean(piece**2)) / levels[best]  # the amplitude that would have this power
+        level = np.sqrt(np.mean(samples**2)) / levels[best]  # the amplitude that gives this power
         loudness = min(world.LOUDNESSES, key=lambda name: abs(np.log(level / world.LOUDNESSES[name])))
         notes.append(Note(pitch, timbre, loudness))
     return tuple(notes)
 
 
-def _spectrum(piece: np.ndarray) -> np.ndarray:
-    return np.abs(np.fft.rfft(piece * np.hanning(piece.size)))
+def _spectrum(samples: np.ndarray) -> np.ndarray:
+    return np.abs(np.fft.rfft(samples * np.hanning(samples.size)))
 
 
 @cache
 def _note_templates(rate: int) -> tuple[list[tuple[str, str]], np.ndarray, np.ndarray]:
-    """Names, unit-length magnitude spectra [40, F], and the RMS of each note at amplitude 1."""
+    """(pitch, timbre) of all 40 notes, their magnitude spectra of unit length [40, F], and their RMS at amplitude 1 [40]."""
     names = [(pitch, timbre) for pitch in world.PITCHES for timbre in world.TIMBRES]
     notes = [world.render_note(Note(pitch, timbre, "loud"), rate, amplitude=1.0) for pitch, timbre in names]
     spectra = np.stack([_spectrum(note) for note in notes])

@@ -1,9 +1,9 @@
-"""The demo's report: one self-contained HTML file. Images and audio are inside it; nothing is fetched."""
+"""The report of the demo: one self-contained HTML file, which holds its images and audio."""
 
 import csv
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 
@@ -18,14 +18,14 @@ _TITLES = {
     "audio_to_text": "Audio to caption",
     "image_to_audio": "Image to audio",
     "questions": "Questions about an image",
-    "interleaved": "Text, image, text, image",
+    "interleaved": "Caption, image, caption, image",
 }
 _CURVES = {
     "image": ("loss", "psnr_db", "codebook_usage/0"),
     "audio": ("loss", "snr_db", "codebook_usage/0"),
     "decoder": ("loss", "bits_per_token/text", "bits_per_token/image", "bits_per_token/audio"),
 }
-_WIDTH, _HEIGHT, _MARGIN = 420, 170, 8  # of a chart, as report.html draws it
+_WIDTH, _HEIGHT, _MARGIN = 420, 170, 8  # of a chart; report.html has the same numbers
 
 
 def _media(path: Path) -> Markup:
@@ -36,11 +36,11 @@ def _percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
-def _measures(scores: dict[str, Any]) -> list[dict[str, Any]]:
-    """Measures with their scores; a share, which a bar shows, is a float in [0, 1]."""
-    rows = []
+def _measures(scores: Mapping[str, float | list[float]]) -> list[dict[str, object]]:
+    """Rows of the table of scores. `share` is a number in [0, 1] that a bar shows, or None."""
+    rows: list[dict[str, object]] = []
     for name, value in scores.items():
-        if name.endswith(".held_out") or not isinstance(value, int | float | list) or name in ("seconds", "peak_memory_gb"):
+        if name.endswith(".held_out") or name in ("seconds", "peak_memory_gb"):
             continue
         share, held_out = None, scores.get(f"{name}.held_out")
         if isinstance(value, list):
@@ -51,17 +51,18 @@ def _measures(scores: dict[str, Any]) -> list[dict[str, Any]]:
             shown = str(value)
         else:
             share, shown = value, _percent(value)
-        rows.append({"name": name, "shown": shown, "share": share, "held_out": "" if held_out is None else _percent(held_out)})
+        unseen = _percent(held_out) if isinstance(held_out, float) else ""
+        rows.append({"name": name, "shown": shown, "share": share, "held_out": unseen})
     return rows
 
 
 def _reconstructions(folder: Path, pattern: str) -> list[Article]:
-    pairs = [(path, path.with_name(path.name.replace("original", "again"))) for path in sorted(folder.glob(pattern))]
+    pairs = [(path, path.with_name(path.name.replace("original", "reconstruction"))) for path in sorted(folder.glob(pattern))]
     return [Article([Figure(_media(a), "original"), Figure(_media(b), "reconstruction")]) for a, b in pairs]
 
 
 def _samples(folder: Path) -> list[Article]:
-    """One direction: what was given, what was generated, whether the oracle finds it right."""
+    """Samples of one direction: prompt, output, and whether it is right."""
     rights = json.loads((folder / "right.json").read_text())
     articles = []
     for (_, row), right in zip(read_json_lines(folder / "outputs.jsonl"), rights, strict=True):
@@ -73,19 +74,21 @@ def _samples(folder: Path) -> list[Article]:
     return articles
 
 
-def _generations(folder: Path, scores: dict[str, Any]) -> list[dict[str, Any]]:
-    sections = []
+def _generations(folder: Path, scores: Mapping[str, float | list[float]]) -> list[dict[str, object]]:
+    """Title, score and samples of each direction."""
+    sections: list[dict[str, object]] = []
     for key, title in _TITLES.items():
-        for suffix, note in (("", ""), (".held_out", ": combinations never trained on")):
+        for suffix, note in (("", ""), (".held_out", ": unseen color-shape pairs")):
             if (samples := folder / f"{key}{suffix}").exists():
                 names = [name for name in scores if name.startswith(f"generation.{key}.")]
                 value = next(scores[name] for name in names if name.endswith(".held_out") == bool(suffix))
+                assert isinstance(value, float)
                 sections.append({"title": title + note, "right": _percent(value), "articles": _samples(samples)})
     return sections
 
 
 def _curves(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
-    """Columns of a metrics.csv over steps: points of an SVG polyline, and a label with the last value and the highest."""
+    """Columns of a metrics.csv over steps: the points of an SVG polyline, and a label with the last and the highest value."""
     with open(path) as file:
         rows = list(csv.DictReader(file))
     curves = []
@@ -98,12 +101,21 @@ def _curves(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
         across = (_WIDTH - 2 * _MARGIN) / (points[-1][0] or 1.0)
         up = (_HEIGHT - 2 * _MARGIN) / (top - low or 1.0)
         line = [f"{_MARGIN + across * step:.1f},{_HEIGHT - _MARGIN - up * (value - low):.1f}" for step, value in points]
-        curves.append({"points": " ".join(line), "label": f"{column} {values[-1]:.3g} (top {top:.3g})"})
+        curves.append({"points": " ".join(line), "label": f"{column} {values[-1]:.3g} (max {top:.3g})"})
     return curves
 
 
-def write_report(run: Path, scores: dict[str, Any], seconds: dict[str, float], minutes: float) -> Path:
-    """Write `run/report.html`; returns its path. `seconds` by stage."""
+def write_report(run: Path, scores: Mapping[str, float | list[float]], seconds: Mapping[str, float], minutes: float) -> Path:
+    """Write `report.html` into the folder of a demo.
+
+    Args:
+        run: folder of the demo.
+        scores: by name, as `unitok eval` measures them.
+        seconds: that each stage took.
+        minutes: budget of the demo.
+
+    Returns: path of the report.
+    """
     reconstructions = run / "eval" / "reconstructions"
     metrics = {name: run / name / "metrics" / "metrics.csv" for name in _CURVES}
     path = run / "report.html"
@@ -112,7 +124,7 @@ def write_report(run: Path, scores: dict[str, Any], seconds: dict[str, float], m
         "report.html",
         title="unitok demo",
         budget=minutes,
-        memory=scores.get("peak_memory_gb", 0),
+        memory=scores.get("peak_memory_gb", 0.0),
         measures=_measures(scores),
         reconstructions=_reconstructions(reconstructions, "*-original.png")
         + _reconstructions(reconstructions, "*-original.wav")[:4],

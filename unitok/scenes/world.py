@@ -1,10 +1,11 @@
-"""The built-in data: sonified scenes, endless, seeded, written as ordinary files.
+"""The built-in data: sonified scenes, drawn from a seed in any number and written as ordinary files.
 
-A scene is one to three colored shapes on a plain background, with a picture, a caption, a sound, a caption of what is heard,
-and questions with answers. Each thing is also a note, in reading order: its color is the pitch, its shape the timbre, its
-size the loudness. Pictures are drawn from signed distances (exact edges, any size, no drawing library); notes start at phase
-zero, because random phases cost a small codec most of its bits; a tenth of the color-shape pairs is never in training data, so
-that composition can be told from memory. `unitok.scenes.oracle` reads files back with this module's tables and renderers alone.
+A scene is one to three objects (colored shapes) on a plain background. It has an image, a caption, audio, a caption of the audio,
+and questions with answers. In the audio each object is a note, in reading order: its color is the pitch, its shape the timbre,
+its size the loudness. Images are drawn from signed distances (exact edges, any size, no drawing library). Notes start at phase
+zero, because random phases cost a small codec most of its bits. Training data never has a tenth of the color-shape pairs, so
+that scores can tell composition from memory. `unitok.scenes.oracle` reads files back with the tables and renderers of this
+module.
 """
 
 import itertools
@@ -16,7 +17,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from tqdm import tqdm
@@ -36,7 +37,7 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "pink": (255, 150, 200),
 }
 SHAPES = ("circle", "square", "triangle", "cross", "ring")
-SIZES = {"small": 0.15, "large": 0.205}  # radius as a share of the picture's side
+SIZES = {"small": 0.15, "large": 0.205}  # radius, as a fraction of the side of the image
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {"white": (245, 245, 245), "gray": (128, 128, 128), "black": (16, 16, 16)}
 COUNTS = ("one", "two", "three")
 
@@ -53,74 +54,81 @@ LOUDNESSES = {"soft": 0.22, "loud": 0.7}  # amplitude, in the order of SIZES
 NOTE_SECONDS = 0.4
 SAMPLE_RATE = 8_000  # Hz
 
-#: How each attribute sounds.
+#: What each attribute becomes in the audio.
 _PITCH = dict(zip(COLORS, PITCHES, strict=True))
 _TIMBRE = dict(zip(SHAPES, TIMBRES, strict=True))
 _LOUDNESS = dict(zip(SIZES, LOUDNESSES, strict=True))
 
-#: Color-shape pairs that training never shows: a tenth of the 40, every color and shape still being seen in others.
+#: Color-shape pairs that training data never has: a tenth of the 40. Every color and shape is still seen in other pairs.
 HELD_OUT = frozenset((list(COLORS)[2 * i], SHAPES[(3 * i + 1) % 5]) for i in range(4))
 
 
 @dataclass(frozen=True)
-class Thing:
-    """One colored shape; as a note it has a pitch, a timbre and a loudness."""
+class SceneObject:
+    """One colored shape of a scene; in the audio it is a note."""
 
     color: str
     shape: str
     size: str
 
     def words(self) -> str:
+        """Its part of a caption: "a large red circle"."""
         return f"a {self.size} {self.color} {self.shape}"
 
     def note(self) -> "Note":
+        """The note that it becomes in the audio."""
         return Note(_PITCH[self.color], _TIMBRE[self.shape], _LOUDNESS[self.size])
 
 
 @dataclass(frozen=True)
 class Note:
-    """What can be heard of a thing."""
+    """One note of the audio."""
 
     pitch: str
     timbre: str
     loudness: str
 
     def words(self) -> str:
+        """Its part of a caption of the audio: "a loud C4 flute"."""
         return f"a {self.loudness} {self.pitch} {self.timbre}"
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows: things in reading order (rows from above, then from the left)."""
+    """What an image shows: objects in reading order (rows from top to bottom, each from left to right)."""
 
     background: str
     layout: str
-    things: tuple[Thing, ...]
+    objects: tuple[SceneObject, ...]
 
     @property
     def held_out(self) -> bool:
-        """Whether it has a color-shape pair that is kept out of training."""
-        return any((t.color, t.shape) in HELD_OUT for t in self.things)
+        """Whether it has a color-shape pair that is kept out of training data."""
+        return any((o.color, o.shape) in HELD_OUT for o in self.objects)
 
     def notes(self) -> tuple[Note, ...]:
-        return tuple(t.note() for t in self.things)
+        """What the audio of this scene plays, in order."""
+        return tuple(o.note() for o in self.objects)
 
 
 def draw_scene(rng: np.random.Generator, max_objects: int = 3, held_out: bool = False) -> Scene:
-    """A random scene of one to `max_objects` things, with (`held_out`) or without pairs that training must not see."""
+    """A random scene of one to `max_objects` objects.
+
+    held_out: whether it has a color-shape pair that is kept out of training data; without it, it has none.
+    """
     while True:
         count = int(rng.integers(1, max_objects + 1))
-        layouts = [name for name, (centres, _) in _PLACES.items() if len(centres) == count]
-        things = tuple(Thing(*(str(rng.choice(list(x))) for x in (COLORS, SHAPES, SIZES))) for _ in range(count))
-        scene = Scene(str(rng.choice(list(BACKGROUNDS))), str(rng.choice(layouts)), things)
-        if scene.held_out == held_out and len({(t.color, t.shape) for t in things}) == count:
+        layouts = [name for name, (centers, _) in _CENTERS.items() if len(centers) == count]
+        objects = tuple(SceneObject(*(str(rng.choice(list(x))) for x in (COLORS, SHAPES, SIZES))) for _ in range(count))
+        scene = Scene(str(rng.choice(list(BACKGROUNDS))), str(rng.choice(layouts)), objects)
+        if scene.held_out == held_out and len({(o.color, o.shape) for o in objects}) == count:
             return scene
 
 
 # ---- Words: captions, questions, and their inverses -----------------------------------------------------------------
 
 
-#: How each layout is said, with its things by number in reading order; of two also in the other order.
+#: Templates of captions by layout. Numbers are objects in reading order; two objects may also be named in the other order.
 _SENTENCES = {
     "one": ("{0}",),
     "row": ("{0} left of {1}", "{1} right of {0}"),
@@ -131,63 +139,63 @@ _SENTENCES = {
 
 
 def _captions(scene: Scene) -> list[str]:
-    """All captions of a scene."""
-    things = [thing.words() for thing in scene.things]
-    return [f"{said.format(*things)} on a {scene.background} background" for said in _SENTENCES[scene.layout]]
+    """Every caption that a scene may have."""
+    objects = [o.words() for o in scene.objects]
+    return [f"{sentence.format(*objects)} on a {scene.background} background" for sentence in _SENTENCES[scene.layout]]
 
 
 def caption(scene: Scene, rng: np.random.Generator | None = None) -> str:
-    """Say what is seen, in reading order; with `rng`, two things are named in either order."""
+    """A caption of the image, in reading order; with `rng`, two objects are named in either order."""
     return _captions(scene)[0 if rng is None else -int(rng.integers(2))]
 
 
-_THING = r"a ({}) ({}) ({})".format("|".join(SIZES), "|".join(COLORS), "|".join(SHAPES))
+_OBJECT = r"a ({}) ({}) ({})".format("|".join(SIZES), "|".join(COLORS), "|".join(SHAPES))
 
 
 def parse_caption(text: str) -> Scene | None:
-    """The scene that a caption names, or None if it is no caption of a scene. Inverse of `caption`."""
-    named = tuple(Thing(color, shape, size) for size, color, shape in re.findall(_THING, text))
-    for layout, background, things in itertools.product(_SENTENCES, BACKGROUNDS, (named, named[::-1])):
-        scene = Scene(background, layout, things)
-        if len(things) == len(_PLACES[layout][0]) and text.strip() in _captions(scene):
+    """The scene that a caption describes, or None if the text is no such caption. Inverse of `caption`."""
+    named = tuple(SceneObject(color, shape, size) for size, color, shape in re.findall(_OBJECT, text))
+    for layout, background, objects in itertools.product(_SENTENCES, BACKGROUNDS, (named, named[::-1])):
+        scene = Scene(background, layout, objects)
+        if len(objects) == len(_CENTERS[layout][0]) and text.strip() in _captions(scene):
             return scene
     return None
 
 
-def sound_caption(scene: Scene) -> str:
-    """Say what is heard, and nothing that is only seen."""
+def audio_caption(scene: Scene) -> str:
+    """A caption of the audio: its notes in order, nothing that only the image shows."""
     return " then ".join(note.words() for note in scene.notes())
 
 
 _NOTE = r"a ({}) ({}) ({})".format("|".join(LOUDNESSES), "|".join(PITCHES), "|".join(TIMBRES))
 
 
-def parse_sound_caption(text: str) -> tuple[Note, ...] | None:
-    """The notes that a caption of a sound names, or None. Inverse of `sound_caption`."""
+def parse_audio_caption(text: str) -> tuple[Note, ...] | None:
+    """The notes that a caption of audio names, or None if the text is no such caption. Inverse of `audio_caption`."""
     parts = [re.fullmatch(_NOTE, part) for part in text.strip().split(" then ")]
     return None if None in parts else tuple(Note(p[2], p[3], p[1]) for p in parts if p)
 
 
 def questions(scene: Scene) -> list[tuple[str, str]]:
-    """All the questions about a picture that have one answer, each with it (one word)."""
-    asked = [
-        ("how many things are there?", COUNTS[len(scene.things) - 1]),
+    """All (question, answer) pairs about an image for which the answer is unique; answers are one word."""
+    pairs = [
+        ("how many things are there?", COUNTS[len(scene.objects) - 1]),
         ("what color is the background?", scene.background),
     ]
-    for i, t in enumerate(scene.things):
-        others = scene.things[:i] + scene.things[i + 1 :]
-        if all(o.shape != t.shape for o in others):
-            asked.append((f"what color is the {t.shape}?", t.color))
-        if all(o.color != t.color for o in others):
-            asked.append((f"what shape is the {t.color} thing?", t.shape))
-        asked.append((f"what size is the {t.color} {t.shape}?", t.size))
-        if len(scene.things) == 2:
+    for i, one in enumerate(scene.objects):
+        others = scene.objects[:i] + scene.objects[i + 1 :]
+        if all(o.shape != one.shape for o in others):
+            pairs.append((f"what color is the {one.shape}?", one.color))
+        if all(o.color != one.color for o in others):
+            pairs.append((f"what shape is the {one.color} thing?", one.shape))
+        pairs.append((f"what size is the {one.color} {one.shape}?", one.size))
+        if len(scene.objects) == 2:
             where = {"row": ("left", "right"), "column": ("above", "below")}[scene.layout][i]
-            asked.append((f"where is the {t.color} {t.shape}?", where))
-    return asked
+            pairs.append((f"where is the {one.color} {one.shape}?", where))
+    return pairs
 
 
-# ---- Pictures -------------------------------------------------------------------------------------------------------
+# ---- Images ---------------------------------------------------------------------------------------------------------
 
 
 def _inside_triangle(x: np.ndarray, y: np.ndarray, r: float) -> np.ndarray:
@@ -207,12 +215,12 @@ _DISTANCES: dict[str, Callable[[np.ndarray, np.ndarray, float], np.ndarray]] = {
 
 
 def cover(shape: str, radius: float, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The share of each pixel that a shape at the origin covers; x, y: pixel centres relative to it, in pixels."""
+    """How much of each pixel a shape covers, in [0, 1]. x, y: pixel centers relative to the center of the shape, in pixels."""
     return np.clip(0.5 - _DISTANCES[shape](x, y, radius), 0.0, 1.0)
 
 
-#: Where the centres lie by layout, as shares of the side, and how far each may move from there (x, y).
-_PLACES = {
+#: Centers of the objects by layout, as fractions of the side, and how far each may move from there (x, y).
+_CENTERS = {
     "one": ([(0.5, 0.5)], (0.06, 0.06)),
     "row": ([(0.25, 0.5), (0.75, 0.5)], (0.015, 0.03)),
     "column": ([(0.5, 0.25), (0.5, 0.75)], (0.03, 0.015)),
@@ -221,24 +229,27 @@ _PLACES = {
 }
 
 
-def render_picture(scene: Scene, rng: np.random.Generator, size: int = 32) -> np.ndarray:
-    """uint8 [size, size, 3]: the scene with its things moved a little from their span_positions."""
-    picture = np.empty((size, size, 3), np.float32)
-    picture[:] = BACKGROUNDS[scene.background]
+def render_image(scene: Scene, rng: np.random.Generator, size: int = 32) -> np.ndarray:
+    """uint8 [size, size, 3]: the image of a scene, its objects moved a little from the centers of the layout."""
+    image = np.empty((size, size, 3), np.float32)
+    image[:] = BACKGROUNDS[scene.background]
     y, x = np.mgrid[0.5:size, 0.5:size].astype(np.float32)
-    centres, (move_x, move_y) = _PLACES[scene.layout]
-    for thing, (cx, cy) in zip(scene.things, centres, strict=True):
+    centers, (move_x, move_y) = _CENTERS[scene.layout]
+    for one, (cx, cy) in zip(scene.objects, centers, strict=True):
         cx, cy = (cx + rng.uniform(-move_x, move_x)) * size, (cy + rng.uniform(-move_y, move_y)) * size
-        alpha = cover(thing.shape, SIZES[thing.size] * size, x - cx, y - cy)[..., None]
-        picture += alpha * (np.array(COLORS[thing.color], np.float32) - picture)
-    return np.round(picture).astype(np.uint8)
+        alpha = cover(one.shape, SIZES[one.size] * size, x - cx, y - cy)[..., None]
+        image += alpha * (np.array(COLORS[one.color], np.float32) - image)
+    return np.round(image).astype(np.uint8)
 
 
-# ---- Sounds ---------------------------------------------------------------------------------------------------------
+# ---- Audio ----------------------------------------------------------------------------------------------------------
 
 
 def render_note(note: Note, rate: int = SAMPLE_RATE, amplitude: float | None = None, decay: float = 2.0) -> np.ndarray:
-    """float32 [NOTE_SECONDS * rate] in [-1, 1]: partials from phase zero, 5 ms attack, falling by exp(-decay t / note)."""
+    """float32 [NOTE_SECONDS * rate] in [-1, 1]: one note. Partials start at phase zero; attack 5 ms, decay exp(-decay t / length).
+
+    rate: Hz. amplitude: default that of the note's loudness.
+    """
     t = np.arange(round(NOTE_SECONDS * rate), dtype=np.float32) / rate
     wave = sum(a * np.sin(2 * np.pi * PITCHES[note.pitch] * p * t) for p, a in TIMBRES[note.timbre])
     envelope = np.minimum(t / 0.005, 1) * np.minimum((NOTE_SECONDS - t) / 0.02, 1) * np.exp(-decay * t / NOTE_SECONDS)
@@ -246,8 +257,8 @@ def render_note(note: Note, rate: int = SAMPLE_RATE, amplitude: float | None = N
     return (wave * envelope * (LOUDNESSES[note.loudness] if amplitude is None else amplitude) / power / 1.4).astype(np.float32)
 
 
-def render_sound(scene: Scene, rng: np.random.Generator, rate: int = SAMPLE_RATE) -> np.ndarray:
-    """float32 [1, T] in [-1, 1]: one note a thing, in reading order, each a little louder or softer, longer or shorter."""
+def render_audio(scene: Scene, rng: np.random.Generator, rate: int = SAMPLE_RATE) -> np.ndarray:
+    """float32 [1, T] in [-1, 1]: the audio of a scene, one note per object; loudness and decay vary a little. rate: Hz."""
     waves = []
     for note in scene.notes():
         amplitude = LOUDNESSES[note.loudness] * rng.uniform(0.85, 1.15)
@@ -258,50 +269,55 @@ def render_sound(scene: Scene, rng: np.random.Generator, rate: int = SAMPLE_RATE
 # ---- Documents and files --------------------------------------------------------------------------------------------
 
 
-def _text(text: str, loss: bool = True) -> dict:
+#: Parts of a document as `unitok.interleaved` writes them.
+Content = list[dict[str, str | bool]]
+
+
+def _text(text: str, loss: bool = True) -> dict[str, str | bool]:
     return {"type": "text", "text": text} | ({} if loss else {"loss": False})
 
 
-def _file(kind: str, index: int, loss: bool = True) -> dict:
-    path = f"images/{index:06d}.png" if kind == "image" else f"sounds/{index:06d}.wav"
+def _file(kind: str, index: int, loss: bool = True) -> dict[str, str | bool]:
+    path = f"images/{index:06d}.png" if kind == "image" else f"audio/{index:06d}.wav"
     return {"type": kind, "path": path} | ({} if loss else {"loss": False})
 
 
 QUESTIONS_PER_DOCUMENT = 4
 
 
-def scene_documents(scenes: list[Scene], index: int, rng: np.random.Generator) -> Iterator[tuple[str, list[dict]]]:
-    """The documents that begin with scene `index`: pairs of a kind and its content, in the interleaved file format.
+def scene_documents(scenes: list[Scene], index: int, rng: np.random.Generator) -> Iterator[tuple[str, Content]]:
+    """Pairs (kind of document, content in the interleaved file format) of the documents that begin with scene `index`.
 
-    What is given has no loss; given captions come in either order, those to be learned in one: an answer is one answer.
+    Parts that are given have no loss. Given captions name two objects in either order; captions to be learned always in reading
+    order, so that there is one right answer.
     """
     scene, after = scenes[index], (index + 1) % len(scenes)
     given_caption, given_image = _text(caption(scene, rng), loss=False), _file("image", index, loss=False)
     image, audio = _file("image", index), _file("audio", index)
-    documents = {  # by kind: how many of every scene on average, and the content
+    documents: dict[str, tuple[float, Content]] = {  # by kind: documents per scene on average, and the content
         "caption-image": (0.55, [given_caption, image]),
-        "caption-image-sound": (0.2, [given_caption, image, audio]),
+        "caption-image-audio": (0.2, [given_caption, image, audio]),
         "image-caption": (1.0, [given_image, _text(caption(scene))]),
         "image-questions": (0.5, [given_image]),
-        "image-sound": (0.2, [given_image, audio]),
-        "caption-sound": (0.3, [_text(sound_caption(scene), loss=False), audio]),
-        "sound-caption": (0.2, [_file("audio", index, loss=False), _text(sound_caption(scene))]),
+        "image-audio": (0.2, [given_image, audio]),
+        "caption-audio": (0.3, [_text(audio_caption(scene), loss=False), audio]),
+        "audio-caption": (0.2, [_file("audio", index, loss=False), _text(audio_caption(scene))]),
         "story": (0.3, [given_caption, image, _text(caption(scenes[after])), _file("image", after)]),
     }
     for kind, (average, content) in documents.items():
         if rng.random() < average:
             if kind == "image-questions":
-                asked = questions(scene)
-                for i in rng.permutation(len(asked))[:QUESTIONS_PER_DOCUMENT]:
-                    content += [_text(f" {asked[i][0]}", loss=False), _text(f" {asked[i][1]}.")]
+                pairs = questions(scene)
+                for i in rng.permutation(len(pairs))[:QUESTIONS_PER_DOCUMENT]:
+                    content += [_text(f" {pairs[i][0]}", loss=False), _text(f" {pairs[i][1]}.")]
             yield kind, content
 
 
 def _write_media(job: tuple[Path, int, Scene, int, int]) -> None:
-    out, index, scene, seed, size = job
+    out, index, scene, seed, resolution = job
     rng = np.random.default_rng((seed, index))
-    save_image(out / "images" / f"{index:06d}.png", render_picture(scene, rng, size))
-    save_audio(out / "sounds" / f"{index:06d}.wav", render_sound(scene, rng), SAMPLE_RATE)
+    save_image(out / "images" / f"{index:06d}.png", render_image(scene, rng, resolution))
+    save_audio(out / "audio" / f"{index:06d}.wav", render_audio(scene, rng), SAMPLE_RATE)
 
 
 def write_scenes(
@@ -310,17 +326,27 @@ def write_scenes(
     seed: int = 0,
     max_objects: int = 3,
     held_out: bool = False,
-    size: int = 32,
+    resolution: int = 32,
     workers: int = 2,
     overwrite: bool = False,
     progress: bool = False,
 ) -> None:
-    """Write `count` scenes as real files. Errors: `UserError` where something else lies there; `overwrite` removes that.
+    """Write `count` scenes as ordinary files; the same arguments give the same bytes.
 
-    `images/N.png`, `sounds/N.wav`; `scenes.jsonl` (what each shows, its captions and questions); `text.txt` (every text once, a
-    line each, to train a tokenizer); last `documents.jsonl` (in every direction), without which the folder is not whole. Bytes
-    depend only on count, seed, max_objects (things in a scene), held_out (only scenes with pairs that training never shows) and size
-    (pixels a side). Earlier scenes are replaced, other files stay.
+    The folder gets `images/N.png` and `audio/N.wav`; `scenes.jsonl` (for each scene its objects, captions and questions);
+    `text.txt` (every text once, one per line, to train a text tokenizer); and `documents.jsonl` (documents in every direction),
+    written last: a folder without it is incomplete. Earlier scenes are replaced, other files are kept.
+
+    Args:
+        out: folder to write.
+        count: number of scenes.
+        seed: of all random choices.
+        max_objects: most objects in a scene, 1 to 3.
+        held_out: only scenes with color-shape pairs that training data never has.
+        resolution: side of the images, pixels.
+        workers: processes that draw images and audio.
+        overwrite: remove whatever else is in the folder, instead of raising `UserError`.
+        progress: show a progress bar.
     """
     if count < 1:
         raise UserError(f"count {count}: at least 1 scene is needed")
@@ -332,22 +358,23 @@ def write_scenes(
     (out / "documents.jsonl").unlink(missing_ok=True)
     rng = np.random.default_rng(seed)
     scenes = [draw_scene(rng, max_objects, held_out) for _ in range(count)]
-    rows: list[dict[str, Any]] = []
-    documents: list[dict[str, Any]] = []
+    rows, documents = [], []
+    texts: dict[str | bool, None] = {}
     for i, scene in enumerate(scenes):
-        row = {"id": f"{i:06d}", "caption": caption(scene, rng), "sound_caption": sound_caption(scene)}
-        media = {"image": f"images/{i:06d}.png", "audio": f"sounds/{i:06d}.wav", "questions": questions(scene)}
+        row = {"id": f"{i:06d}", "caption": caption(scene, rng), "audio_caption": audio_caption(scene)}
+        media = {"image": f"images/{i:06d}.png", "audio": f"audio/{i:06d}.wav", "questions": questions(scene)}
         rows.append(row | media | asdict(scene))
-        documents += [{"id": f"{i:06d}-{kind}", "content": content} for kind, content in scene_documents(scenes, i, rng)]
+        for kind, content in scene_documents(scenes, i, rng):
+            documents.append({"id": f"{i:06d}-{kind}", "content": content})
+            texts |= dict.fromkeys(part["text"] for part in content if part["type"] == "text")
     write_json_lines(out / "scenes.jsonl", rows)
-    texts = dict.fromkeys(part["text"] for d in documents for part in d["content"] if part["type"] == "text")
-    write_text(out / "text.txt", "\n".join(texts) + "\n")
-    for name in ("images", "sounds"):
+    write_text(out / "text.txt", "".join(f"{text}\n" for text in texts))
+    for name in ("images", "audio"):
         (out / name).mkdir(exist_ok=True)
-        for path in (out / name).iterdir():  # of a run that was stopped, or of another count
+        for path in (out / name).iterdir():  # from a run that was stopped, or that had another count
             if re.fullmatch(r"\d{6,}\.(png|wav)", path.name):
                 path.unlink()
-    jobs = [(out, i, scene, seed, size) for i, scene in enumerate(scenes)]
+    jobs = [(out, i, scene, seed, resolution) for i, scene in enumerate(scenes)]
     bar = {"total": count, "desc": "scenes", "unit": "scene", "mininterval": 1.0, "disable": not progress}
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn")) if workers > 1 and count >= 1000 else None
     with pool or nullcontext():
@@ -357,10 +384,12 @@ def write_scenes(
 
 
 def _is_other(out: Path) -> bool:
-    """Whether a folder holds something else than scenes."""
+    """Whether a folder has files but is not a folder of scenes."""
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; give a folder")
-    if not out.exists() or {f.name for f in out.iterdir()} <= {".scenes.jsonl.partial"}:  # written first; of a kill
+    if not out.exists() or {f.name for f in out.iterdir()} <= {
+        ".scenes.jsonl.partial"
+    }:  # all that is left of a run that was killed early
         return False
     try:
         with open(out / "scenes.jsonl", "rb") as file:
@@ -369,19 +398,45 @@ def _is_other(out: Path) -> bool:
         return True
 
 
-def read_scenes(folder: Path, count: int = 0) -> list[dict]:
-    """Lines of `scenes.jsonl`, with `scene`, `question` and `answer`; errors: `UserError` for none, or fewer than `count`."""
+class SceneRow(TypedDict):
+    """One scene of a folder. `image` and `audio`: paths relative to the folder; `question`: one of `questions`."""
+
+    id: str
+    scene: Scene
+    caption: str
+    audio_caption: str
+    image: str
+    audio: str
+    question: str
+    answer: str
+
+
+def read_scenes(folder: Path, count: int = 0) -> list[SceneRow]:
+    """The scenes that `scenes.jsonl` of a folder lists. Errors: `UserError` where there are none, or fewer than `count`."""
     path = Path(folder) / "scenes.jsonl"
     if not path.exists():
-        raise UserError(f"{folder}: no scenes there (no scenes.jsonl); make some with `unitok scenes`")
+        raise UserError(f"{folder}: no scenes.jsonl in this folder; make scenes with `unitok scenes`")
     rows = [row for _, row in read_json_lines(path)]
     if len(rows) < count:
-        raise UserError(f"{folder}: {len(rows)} scenes, count {count} asks for more")
+        raise UserError(f"{folder}: has {len(rows)} scenes, fewer than count {count}")
+    scenes: list[SceneRow] = []
     for i, row in enumerate(rows):
         if isinstance(row, UserError):
             raise row
-        things = tuple(Thing(**thing) for thing in row.pop("things"))
-        row["scene"] = Scene(row.pop("background"), row.pop("layout"), things)
-        question, row["answer"] = row["questions"][i % len(row["questions"])]
-        row["question"] = f" {question}"
-    return rows
+        try:
+            question, answer = row["questions"][i % len(row["questions"])]
+            scenes.append(
+                {
+                    "id": row["id"],
+                    "scene": Scene(row["background"], row["layout"], tuple(SceneObject(**fields) for fields in row["objects"])),
+                    "caption": row["caption"],
+                    "audio_caption": row["audio_caption"],
+                    "image": row["image"],
+                    "audio": row["audio"],
+                    "question": f" {question}",
+                    "answer": answer,
+                }
+            )
+        except (KeyError, TypeError):
+            raise UserError(f"{path}: row {i + 1} is not a scene as this version writes them; make the scenes again") from None
+    return scenes

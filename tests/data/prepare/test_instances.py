@@ -70,8 +70,8 @@ def test_sources_say_which_instance_their_files_are(two_audio, tmp_path):
     assert found == [talk, talk, [("music", "none"), ("text", "none")]]
     assert not (tmp_path / "out" / "errors.jsonl").exists()
     for spec, why in (
-        (SourceSpec("", instances={"audio": "speach"}), "type 'speach'; choose of speech, music, text"),
-        (SourceSpec("", order=("smell",)), "type 'smell'; choose of"),
+        (SourceSpec("", instances={"audio": "speach"}), "type 'speach'; choose one of speech, music, text"),
+        (SourceSpec("", order=("smell",)), "type 'smell'; choose one of"),
         (SourceSpec("", template=({"type": "music", "text": "{wav}"},)), "template: a part of type music needs a 'path'"),
         (SourceSpec(""), "several tokenizers for audio"),
     ):
@@ -86,7 +86,7 @@ def test_an_image_where_audio_should_be_is_listed(two_audio, tmp_path):
     (tmp_path / "x.jsonl").write_text("\n".join(rows))
     tokenize(Plan(str(tmp_path / "x.jsonl"), str(tmp_path / "out"), str(two_audio)))
     [error] = errors_of(tmp_path / "out")
-    assert error == "a.png: the part's type is music, the file is image; give the type that it has"
+    assert error == "a.png: the part's type is music, but the file is image; correct the type"
 
 
 def test_order_and_pieces_know_instances_and_kinds(two_audio, tmp_path):
@@ -102,7 +102,7 @@ def test_order_and_pieces_know_instances_and_kinds(two_audio, tmp_path):
     out = tmp_path.with_name("both")
     tokenize(Plan(str(tmp_path / "documents.jsonl"), str(out), str(two_audio), options={"audio": {"segment": 0.2}}))
     assert len(TokenDataset(out)) == 1  # which of the two a piece would belong to, nothing says
-    with pytest.raises(UserError, match="text is no tokenizer for audio"):
+    with pytest.raises(UserError, match="text is not a tokenizer for audio"):
         tokenize(Plan(str(tmp_path), str(tmp_path / "no"), str(two_audio), spec=SourceSpec("", instances={"audio": "text"})))
 
 

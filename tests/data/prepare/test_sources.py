@@ -9,6 +9,7 @@ from raw_data import errors_of, found_in, png, table_of, tar_of, tokens_of, wav,
 
 from unitok.data.prepare.plan import Plan
 from unitok.data.prepare.recipe import SourceSpec, load_recipe
+from unitok.data.prepare.sources import read_texts
 from unitok.data.prepare.tokenize import tokenize
 from unitok.data.shards import TokenDataset
 from unitok.errors import UserError
@@ -73,7 +74,7 @@ def test_a_template_says_what_becomes_a_document(bundle_folder, tiny, tmp_path):
         [question, ("text", "assistant", True, "a cat: c")],
     ]
     assert errors_of(tmp_path / "out") == [
-        "t.parquet, row 1: nothing in a {kind}: {caption}; say `optional: true` if that may be"
+        "t.parquet, row 1: nothing in a {kind}: {caption}; set `optional: true` for a part that may be missing"
     ]
 
 
@@ -101,7 +102,7 @@ def test_several_of_one_kind_and_metadata_of_archives(bundle_folder, tmp_path):
         "x/1": [("text", ""), ("image", "a.tar/x/1.b.png"), ("image", "a.tar/x/1.a.png")],
         "x/2": [("audio", "a.tar/x/2.jpg")],  # content decides, not the suffix
     }
-    assert errors_of(tmp_path / "out") == ["a.tar, x/3: a.tar/x/3.npy: neither an image nor a sound nor UTF-8 text"]
+    assert errors_of(tmp_path / "out") == ["a.tar, x/3: a.tar/x/3.npy: neither an image nor audio nor UTF-8 text"]
 
 
 def test_recipes_mix_weigh_filter_order_and_split(scenes_folder, bundle_folder, tmp_path):
@@ -141,7 +142,7 @@ def test_recipes_mix_weigh_filter_order_and_split(scenes_folder, bundle_folder, 
     halves = [{d.document(i).id.partition("#")[0] for i in range(len(d))} for d in (train, validation)]
     assert all(halves)
     assert not halves[0] & halves[1]  # copies stay on one side
-    with pytest.raises(UserError, match="no split 'test' in it; there is train, validation"):
+    with pytest.raises(UserError, match="it has no split 'test'; its splits are train, validation"):
         TokenDataset(tmp_path / "out", "test")
     assert sources
 
@@ -214,7 +215,7 @@ def test_optional_parts_may_be_absent(bundle_folder, tmp_path):
     tokenize(Plan(str(tmp_path / "a.tar"), str(tmp_path / "out"), str(bundle_folder), spec=spec))
     data = TokenDataset(tmp_path / "out")
     assert [[s.modality for s in data.document(i).segments] for i in range(len(data))] == [["image", "audio"], ["image"]]
-    assert errors_of(tmp_path / "out") == ["a.tar, 3: no field 'png'; there are wav"]
+    assert errors_of(tmp_path / "out") == ["a.tar, 3: no field 'png'; the fields are wav"]
 
 
 def test_a_folder_between_two_of_one_base_name_does_not_part_them(tmp_path):
@@ -234,7 +235,7 @@ def test_recipes_that_cannot_be_say_why(tmp_path):
         ("sources: [{path: a, wieght: 1}]", "wieght: unknown"),
         ("sources: [{path: a, weight: 0}]", "weight 0; it must be above 0"),
         ("sources: [{path: a, weight: heavy}]", "weight 'heavy'; it is a number"),
-        ("sources: [{path: a, filters: {min_size: 3}}]", "filters: min_size: unknown; it may say min_side"),
+        ("sources: [{path: a, filters: {min_size: 3}}]", "filters: min_size: unknown; it may have min_side"),
         ("sources: [{path: a, order: [7]}]", "order [1] 7; it is a text"),
         ("sources: [{path: a, template: [{type: image}]}]", "template, part 1: an empty or missing 'path'"),
         ("sources: [{path: a}, {path: b/a}]", "two sources are called 'a'"),
@@ -245,8 +246,8 @@ def test_recipes_that_cannot_be_say_why(tmp_path):
         ("sources: [{path: a, image: {crops: 2.5}}]", "image crops is 2.5; it is a int"),
         ("sources: [{path: a, image: {crop: 2}}]", "image has no option 'crop'"),
         ("sources: [{path: a, template: [{type: text, text: x, loss: 0}]}]", "loss 0; it is true or false"),
-        ("sources: [{path: a, template: [{type: text, text: '{x'}]}]", "a brace without its other one"),
-        ("sources: [{path: a, template: [{type: text, text: x}]}]", "no {field} in it"),
+        ("sources: [{path: a, template: [{type: text, text: '{x'}]}]", "a brace without its partner"),
+        ("sources: [{path: a, template: [{type: text, text: x}]}]", "it has no {field}"),
         ("sources: [{path: a, order: [text, text]}]", "each once"),
         ("{", "not YAML"),
     ):
@@ -262,3 +263,22 @@ def test_a_source_gives_documents_and_errors(tmp_path):
     good, bad = found_in(tmp_path)
     assert [raw.id for raw in good] == ["a.txt"]
     assert len(bad) == 1
+
+
+def test_texts_come_from_folders_patterns_archives_tables_and_recipes_without_reading_media(tmp_path, caplog):
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    (tmp_path / "in" / "book.txt").write_text("one\n\ntwo\n")
+    (tmp_path / "in" / "0.png").write_bytes(b"no image")
+    (tmp_path / "in" / "0.txt").write_text("a caption")
+    (tmp_path / "in" / "sub" / "bad.txt").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "in" / "sub" / "x.jsonl").write_text('{"text": "three\\nfour"}')
+    (tmp_path / "x.tar").write_bytes(tar_of([("1.png", b"no image"), ("1.txt", b"in a tar")]))
+    (tmp_path / "x.csv").write_text("text,other\nin a table,no")
+    whole = ["three\nfour", "a caption", "one", "two"]
+    assert list(read_texts(tmp_path / "in")) == whole
+    assert "1 documents could not be read; the first: sub/bad.txt" in caplog.text
+    assert list(read_texts(f"{tmp_path}/in/**/*.txt")) == whole[1:]
+    assert list(read_texts(tmp_path / "x.tar")) == ["in a tar"]
+    assert list(read_texts(tmp_path / "x.csv")) == ["in a table"]
+    (tmp_path / "mix.yaml").write_text('{"sources": [{"path": "x.tar"}, {"path": "in"}]}')
+    assert list(read_texts(tmp_path / "mix.yaml")) == ["in a tar", *whole]

@@ -261,7 +261,7 @@ def test_few_documents_are_judged_only_when_a_rate_is_asked_for(bundle_folder, t
     assert tokenize(plan)["documents"] == 3
 
 
-def test_a_bad_picture_with_crops_is_one_bad_document(bundle_folder, tmp_path):
+def test_a_bad_image_with_crops_is_one_bad_document(bundle_folder, tmp_path):
     (tmp_path / "in").mkdir()
     for i in range(10):
         Image.new("RGB", (40, 40), (i * 20, 0, 0)).save(tmp_path / "in" / f"{i}.png")
@@ -281,9 +281,9 @@ def test_an_estimate_is_near_the_truth(scenes_folder, bundle_folder, tmp_path):
     found = estimate(plan, sample=40)
     assert not (tmp_path / "out").exists()
     info = tokenize(plan)
-    assert found["listed"] == info["documents"]
-    assert found["ids"] == pytest.approx(info["ids"], rel=0.25)
-    assert found["gigabytes"] * 1e9 == pytest.approx(sum(s["bytes"] for s in info["shards"]), rel=0.4)
+    assert found.listed == info["documents"]
+    assert found.tokens == pytest.approx(info["tokens"], rel=0.25)
+    assert found.gigabytes * 1e9 == pytest.approx(sum(s["bytes"] for s in info["shards"]), rel=0.4)
 
 
 def test_little_room_slows_it_down_and_changes_nothing(scenes_folder, bundle_folder, tmp_path, monkeypatch):
@@ -344,16 +344,16 @@ def decodes(path: Path) -> bool:
 
 
 def shorter(path: Path) -> bool:
-    """Whether the reference library finds less sound in a damaged file than in the good one beside it."""
+    """Whether the reference library finds less audio in a damaged file than in the good one beside it."""
     good = path.with_name(f"{path.name[:5]}{path.suffix}")
     try:
         return len(soundfile.read(path)[0]) < len(soundfile.read(good)[0])
-    except soundfile.LibsndfileError:  # no sound, neither or one of the two
+    except soundfile.LibsndfileError:  # no audio, neither or one of the two
         return False
 
 
 def write_good_and_damaged(folder: Path, count: int) -> tuple[set[str], set[str]]:
-    """`count` good pictures, sounds and texts, and as many damaged ones, side by side; -> their names."""
+    """`count` good images, audio files and texts, and as many damaged ones, side by side; -> their names."""
     rng = np.random.default_rng(1)
     folder.mkdir()
     good, bad = set(), set()

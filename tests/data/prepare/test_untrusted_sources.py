@@ -46,6 +46,24 @@ def test_paths_that_leave_the_folder_are_refused(tmp_path):
     assert len(bad) == 1
 
 
+def test_the_file_that_is_named_is_read_wherever_the_root_and_its_link_lead(tmp_path):
+    for name in ("media", "lines", "elsewhere"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.png").write_bytes(png())
+    paths = [str(tmp_path / "media" / "0.png"), "0.png", str(tmp_path / "elsewhere" / "0.png")]
+    rows = [json.dumps({"content": [{"type": "image", "path": path}]}) for path in paths]
+    (tmp_path / "lines" / "all.jsonl").write_text("\n".join(rows))
+    (tmp_path / "lines" / "link.jsonl").symlink_to(tmp_path / "elsewhere" / "all.jsonl")
+    (tmp_path / "elsewhere" / "all.jsonl").write_text("\n".join(rows))
+    for name in ("all", "link"):
+        good, bad = found_in(tmp_path / "lines" / f"{name}.jsonl", root=str(tmp_path / "media"))
+        assert [raw.where for raw in good] == [f"{name}.jsonl, line 1", f"{name}.jsonl, line 2"]
+        assert len(bad) == 1
+        assert "`root` names another folder" in bad[0]
+    with pytest.raises(UserError, match="root .*gone: no such folder"):
+        found_in(tmp_path / "lines" / "all.jsonl", root=str(tmp_path / "gone"))
+
+
 def test_members_of_archives_that_lead_elsewhere_are_refused(tmp_path):
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", errors="surrogateescape") as archive:
@@ -116,7 +134,7 @@ def test_damaged_containers_give_what_comes_before_the_damage(tmp_path):
             assert "the rest cannot be read" in bad[-1]
         if name == "torn.tar":  # it goes on after the damage
             assert len(good) == 49
-            assert "are no member" in bad[0]
+            assert "are not a member" in bad[0]
 
 
 def test_damaged_pages_of_a_table_cost_their_rows_alone(bundle_folder, tmp_path):
@@ -149,7 +167,7 @@ def test_compressed_files_with_flipped_bits_are_listed(tmp_path):
 
 def test_an_output_in_its_own_source_is_refused(bundle_folder, tmp_path):
     (tmp_path / "a.txt").write_text("a")
-    with pytest.raises(UserError, match="lies in the source"):
+    with pytest.raises(UserError, match="is inside the source"):
         tokenize(Plan(str(tmp_path), str(tmp_path / "tokens"), str(bundle_folder)))
     assert not (tmp_path / "tokens").exists()
 
@@ -160,7 +178,7 @@ def test_what_cannot_be_used_is_listed_never_passed_over(tmp_path):
         "hidden_tar.bin": (tar_of([("a.txt", b"a")]), "name it .tar"),
         "table.dat": (b"PAR1\x00\x00", "name it .parquet"),
         "zeros.raw": (bytes(100), "nothing but zeros"),
-        "noise.raw": (b"\x00\xfe\x01", "neither an image nor a sound nor UTF-8 text"),
+        "noise.raw": (b"\x00\xfe\x01", "neither an image nor audio nor UTF-8 text"),
     }
     for name, (data, _) in cases.items():
         (tmp_path / name).write_bytes(data)
@@ -181,7 +199,7 @@ def test_what_no_one_thought_of_is_listed_too(bundle_folder, tmp_path):
     assert all(f"line {n}" in line for n, line in zip((2, 3), found, strict=True))
 
 
-def test_text_where_a_picture_or_sound_should_be_is_listed(tmp_path):
+def test_text_where_an_image_or_audio_should_be_is_listed(tmp_path):
     page = b"<html>404 not found</html>"
     (tmp_path / "folder").mkdir()
     for name, data in {
@@ -228,9 +246,9 @@ def test_parts_that_say_what_no_part_says_are_refused(tmp_path):
 
 
 def test_a_sound_that_is_cut_off_is_listed_and_one_of_a_stream_is_not(tmp_path):
-    sound = wav(seconds=1.0)
-    (tmp_path / "cut.wav").write_bytes(sound[: len(sound) // 2])
-    (tmp_path / "stream.wav").write_bytes(sound[:4] + b"\xff\xff\xff\xff" + sound[8:])
+    audio = wav(seconds=1.0)
+    (tmp_path / "cut.wav").write_bytes(audio[: len(audio) // 2])
+    (tmp_path / "stream.wav").write_bytes(audio[:4] + b"\xff\xff\xff\xff" + audio[8:])
     for name, fails in (("cut.wav", True), ("stream.wav", False)):
         for data in (None, (tmp_path / name).read_bytes()):
             if fails:

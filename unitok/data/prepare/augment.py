@@ -1,17 +1,16 @@
-"""Several documents of one: the variants and the pieces of its content that its kind's options ask for."""
+"""Several documents from one: variants and pieces of its content, as the options of its kinds ask for."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
 
 from unitok.bundle import Bundle
 from unitok.document import RawDocument
 
 
-def versions(bundle: Bundle, raw: RawDocument, options: Callable[[str], Any]) -> Iterator[RawDocument]:
-    """A document, or one for each piece of its content, and after each its variants: all with ids of their own.
+def versions(bundle: Bundle, raw: RawDocument, options: Callable[[str], object]) -> Iterator[RawDocument]:
+    """A document (or one per piece of its content), each followed by its variants; every one has an id of its own.
 
-    raw: its parts' types are instances of the bundle. options: of an instance.
+    raw: its parts' types are instances of the bundle. options: gives the options of an instance.
     """
     names = dict.fromkeys(part.type for part in raw.content if part.file is not None)
     for piece in _pieces(bundle, raw, names, options):
@@ -22,8 +21,10 @@ def versions(bundle: Bundle, raw: RawDocument, options: Callable[[str], Any]) ->
                 yield replace(piece, id=f"{piece.id}#{view}", content=content)
 
 
-def _pieces(bundle: Bundle, raw: RawDocument, names: dict[str, None], options: Callable[[str], Any]) -> Iterator[RawDocument]:
-    """A document with one long part of a kind as one for each piece of it; any other as it is."""
+def _pieces(
+    bundle: Bundle, raw: RawDocument, names: dict[str, None], options: Callable[[str], object]
+) -> Iterator[RawDocument]:
+    """A document with one long part of a kind as one document per piece of it; any other document as it is."""
     for name in names:
         kind, spans = bundle.vocab.span(name).kind, bundle.vocab.spans
         parts = [p for p in raw.content if p.type in spans and spans[p.type].kind == kind]
@@ -32,9 +33,9 @@ def _pieces(bundle: Bundle, raw: RawDocument, names: dict[str, None], options: C
         views, left_out = bundle.modality(name).pieces(bundle.require(name), parts[0].file, options(name))
         if not views:
             continue
-        held, notes = parts[0].file.loaded(), (*raw.notes, left_out) if left_out else raw.notes
+        content_of_part, notes = parts[0].file.loaded(), (*raw.notes, left_out) if left_out else raw.notes
         for view in views:
-            content = tuple(replace(p, view=view, file=held) if p is parts[0] else p for p in raw.content)
+            content = tuple(replace(p, view=view, file=content_of_part) if p is parts[0] else p for p in raw.content)
             yield replace(raw, id=f"{raw.id}#{view}", content=content, notes=notes)
         return
     yield raw

@@ -1,7 +1,7 @@
-"""Files that hold many documents: archives and tables; and compressed files.
+"""Files that hold many documents: archives and tables; compressed files.
 
-Damage is told, and what comes before it is given, and after it where a container goes on. A disk or server that fails is not
-damage: it stops the run, or a passing fault would be planned as the end of the file.
+Damage is reported. What comes before it is still read, and so is what comes after it, where the format allows. A disk or server
+that fails is not damage: it stops the run, because a temporary fault must not be listed as the end of a file.
 """
 
 import bz2
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import IO, Any
+from typing import IO, cast
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
@@ -31,14 +31,14 @@ DAMAGE = (*_OF_BYTES, tarfile.TarError, pa.ArrowException, ValueError, KeyError,
 
 
 def damage(error: BaseException, where: str) -> str:
-    """What an error of `DAMAGE` says; errors: `UserError` where it is no damage, but a disk or server that fails."""
+    """An error of `DAMAGE` in words. Errors: `UserError` where a disk or server failed, which is not damage."""
     if isinstance(error, OSError) and error.errno is not None and not isinstance(error, gzip.BadGzipFile):
         raise UserError(f"{where}: cannot be read to its end ({error.strerror}); try again, or leave it out") from None
     return first_line(error)
 
 
 def is_tar(head: bytes) -> bool:
-    """Whether a file's first 512 bytes are the header of an archive's member, by its magic or (in old formats) its checksum."""
+    """Whether a file's first 512 bytes are the header of a tar archive's member, by its magic or (in old formats) its checksum."""
     try:
         return head[257:262] == b"ustar" or bool(tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape"))
     except tarfile.HeaderError:
@@ -46,24 +46,24 @@ def is_tar(head: bytes) -> bool:
 
 
 def unpacked(file: IO[bytes]) -> IO[bytes]:
-    """A file, decompressed if its first bytes say that it is compressed."""
+    """A file, decompressed if its first bytes are those of gzip, bzip2 or xz."""
     head = file.read(6)
     file.seek(0)
     if head.startswith(b"\x1f\x8b"):
-        return gzip.GzipFile(fileobj=file)  # type: ignore[return-value]
+        return cast(IO[bytes], gzip.GzipFile(fileobj=file))
     if head.startswith(b"BZh"):
-        return bz2.BZ2File(file)  # type: ignore[return-value]
-    return lzma.LZMAFile(file) if head.startswith(b"\xfd7zXZ\x00") else file  # type: ignore[return-value]
+        return cast(IO[bytes], bz2.BZ2File(file))
+    return cast(IO[bytes], lzma.LZMAFile(file)) if head.startswith(b"\xfd7zXZ\x00") else file
 
 
 def plain_name(name: str) -> str:
-    """A file's name without the suffix that says how it is compressed."""
+    """A file's name without the suffix of its compression."""
     return re.sub(r"\.(gz|bz2|xz)$", "", name, flags=re.IGNORECASE)
 
 
 @contextmanager
 def opened(files: Files, name: str) -> Iterator[tuple[IO[bytes], bool]]:
-    """A file of a source, unpacked, and whether it was compressed."""
+    """A file of a source, decompressed, and whether it was compressed."""
     with closing(files.open(name)) as packed, closing(unpacked(packed)) as file:
         yield file, file is not packed
 
@@ -73,7 +73,7 @@ def opened(files: Files, name: str) -> Iterator[tuple[IO[bytes], bool]]:
 
 @dataclass(frozen=True)
 class Member:
-    """A file of an archive: its bytes are `[start, start + length)` of the unpacked archive; or why it is refused."""
+    """A file of an archive: its bytes are `[start, start + length)` of the decompressed archive; or the reason why it is refused."""
 
     name: str
     start: int = 0
@@ -82,32 +82,32 @@ class Member:
 
 
 def list_members(file: IO[bytes], compressed: bool) -> Iterator[Member]:
-    """The members of a tar in order, those refused and damaged stretches too; folders and hidden files are left out.
+    """The members of a tar in order, with refused members and damaged stretches; without folders and hidden files.
 
-    Archives that were put one after another are read to the last one. Errors: `DAMAGE` where the rest cannot be read.
+    Concatenated archives are read to the end of the last one. Errors: `DAMAGE` where the rest cannot be read.
     """
     with tarfile.open(fileobj=file, mode="r:", errors="surrogateescape", ignore_zeros=True) as archive:
-        at = 0  # where the last member ended
+        end = 0  # of the last member
         while member := archive.next():
             archive.members.clear()  # type: ignore[attr-defined]  # or all of them would be kept
-            if member.size < 0 or member.offset < at:
+            if member.size < 0 or member.offset < end:
                 raise tarfile.ReadError("a damaged header")
-            if not compressed and not _empty(file, at, member.offset):
-                yield Member("", problem=f"damaged: bytes {at} to {member.offset} are no member")
-            at = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+            if not compressed and not _empty(file, end, member.offset):
+                yield Member("", problem=f"damaged: bytes {end} to {member.offset} are not a member")
+            end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
             name = member.name.removeprefix("./")
-            if why := _problem(member, name):
-                yield Member(printable(name), problem=why)
+            if problem := _problem(member, name):
+                yield Member(printable(name), problem=problem)
                 if member.size > MAX_BYTES and compressed:
-                    raise tarfile.ReadError("what is after it would have to be unpacked first")
+                    raise tarfile.ReadError("what comes after it cannot be reached without decompressing it")
             elif not member.isdir() and not name.rsplit("/", 1)[-1].startswith("."):
                 yield Member(name, member.offset_data, member.size)
-        if not compressed and not _empty(file, at, file.seek(0, os.SEEK_END)):
-            raise tarfile.ReadError("what is after it is no member")
+        if not compressed and not _empty(file, end, file.seek(0, os.SEEK_END)):
+            raise tarfile.ReadError("what comes after it is not a member")
 
 
 def _empty(file: IO[bytes], start: int, stop: int) -> bool:
-    """Whether bytes between members are zeros, or a header that holds for all (as of git's archives)."""
+    """Whether the bytes between members are zeros, or a global header (as in git's archives)."""
     while start < stop:
         file.seek(start)
         block = file.read(min(stop - start, 1 << 20))
@@ -118,6 +118,7 @@ def _empty(file: IO[bytes], start: int, stop: int) -> bool:
 
 
 def _problem(member: tarfile.TarInfo, name: str) -> str:
+    """The reason why a member is refused, or ""."""
     if printable(name) != name:
         return "its name is not UTF-8: refused"
     if name.startswith("/") or ".." in name.split("/"):
@@ -133,13 +134,13 @@ def _problem(member: tarfile.TarInfo, name: str) -> str:
 
 
 class Table:
-    """A Parquet file, an Arrow file as Hugging Face `datasets` saves it, or CSV (a header, then text): rows of named columns."""
+    """Rows of named columns: Parquet, Arrow as Hugging Face `datasets` saves it, or CSV (a header, then text)."""
 
     BATCH = 32  # rows held at once
 
     def __init__(self, files: Files, name: str):
         self.files, self.name = files, name
-        self.bad_rows: list[tuple[str, str]] = []  # of CSV: why each is none, and its text
+        self.bad_rows: list[tuple[str, str]] = []  # of CSV: what is wrong with it, and its text
         self._file = file = files.open(name)
         plain = name.lower()
         self._parquet = pq.ParquetFile(file) if plain.endswith(".parquet") else None
@@ -160,35 +161,36 @@ class Table:
             return pa.ipc.open_file(source).read_all()
 
     def _read_csv(self) -> pa.Table:
-        """A header, then text; the separator is the header's most frequent of comma, tab, semicolon, bar."""
+        """A CSV file; its separator is the most frequent one of the header: comma, tab, semicolon or bar."""
         with closing(unpacked(self._file)) as file:
             data = file.read()
 
         def note(row: pa_csv.InvalidRow) -> str:
-            why = f"{row.actual_columns} columns where the header has {row.expected_columns}"
-            self.bad_rows.append((f"{why} ({row.text[:80]!r})", row.text))
+            problem = f"{row.actual_columns} columns where the header has {row.expected_columns}"
+            self.bad_rows.append((f"{problem} ({row.text[:80]!r})", row.text))
             return "skip"
 
         head = data.partition(b"\n")[0]
         separator = max(",", "\t", ";", "|", key=lambda c: head.count(c.encode()))
-        how = pa_csv.ParseOptions(delimiter=separator, newlines_in_values=True, invalid_row_handler=note)
-        with pa_csv.open_csv(pa.py_buffer(data), parse_options=how) as reader:
+        parse_options = pa_csv.ParseOptions(delimiter=separator, newlines_in_values=True, invalid_row_handler=note)
+        with pa_csv.open_csv(pa.py_buffer(data), parse_options=parse_options) as reader:
             kinds = {name: pa.string() for name in reader.schema.names}
         self.bad_rows.clear()
         convert = pa_csv.ConvertOptions(column_types=kinds, strings_can_be_null=False)
-        return pa_csv.read_csv(pa.py_buffer(data), parse_options=how, convert_options=convert)
+        return pa_csv.read_csv(pa.py_buffer(data), parse_options=parse_options, convert_options=convert)
 
     def close(self) -> None:
-        """Rows that were given stay good."""
+        """Close the file; rows that were read stay valid."""
         self._file.close()
 
-    def listed(self, names_media: Callable[[str], bool]) -> Iterator[tuple[str, dict[str, Any]]]:
-        """For each row the document's id (a column `id`, `key` or `__key__`, or else file and row), and the columns of text
-        that name files."""
+    def listed(self, names_media: Callable[[str], bool], group: str = "") -> Iterator[tuple[str, dict[str, object]]]:
+        """For each row the document's id (of a column `id`, `key` or `__key__`, or else file and row), and the columns that
+        `names_media` chooses by name: those of text, and the column `group` of numbers too."""
         texts = {f.name for f in self.schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)}
-        whole = {f.name for f in self.schema if pa.types.is_integer(f.type)}
-        ids = [name for name in ("id", "__key__", "key") if name in texts | whole][:1]
-        named = [name for name in self.schema.names if name in texts and names_media(name)]
+        numbers = {f.name for f in self.schema if pa.types.is_integer(f.type)}
+        ids = [name for name in ("id", "__key__", "key") if name in texts | numbers][:1]
+        chosen = texts | ({group} & numbers)
+        named = [name for name in self.schema.names if name in chosen and names_media(name)]
         columns = [*dict.fromkeys(ids + named)]
         if not columns:
             yield from ((f"{self.name}/{row}", {}) for row in range(self.rows))
@@ -202,26 +204,26 @@ class Table:
             yield f"{self.name}/{row}" if id is None else str(id), {name: cells[name] for name in named}
 
     def stretches(self, start: int, stop: int) -> Iterator[tuple[int, int, Callable[[], Iterator[pa.RecordBatch]]]]:
-        """What holds the rows `start` to `stop`: number of the first row, how many, and what reads them a few at a time."""
+        """The parts of the table that hold the rows `start` to `stop`: first row, number of rows, and what reads a few at a time."""
         if self._parquet is None:
             part = self._table.slice(start, stop - start)
             yield start, part.num_rows, partial(_validated, part.to_batches(max_chunksize=self.BATCH))
             return
-        at = 0
+        first = 0
         for group in range(self._parquet.metadata.num_row_groups):
             count = self._parquet.metadata.row_group(group).num_rows
-            if at < stop and at + count > start:
-                yield at, count, partial(self._parquet.iter_batches, self.BATCH, [group], use_threads=False)
-            at += count
+            if first < stop and first + count > start:
+                yield first, count, partial(self._parquet.iter_batches, self.BATCH, [group], use_threads=False)
+            first += count
 
-    def fields(self, batch: pa.RecordBatch, row: int, where: str) -> dict[str, Any]:
-        """A row as named fields: pictures and sounds as blobs, class labels by their names."""
+    def fields(self, batch: pa.RecordBatch, row: int, where: str) -> dict[str, object]:
+        """A row as named fields: images and audio as blobs, class labels by their names."""
         return {
             name: self._value(batch.column(i)[row].as_py(), f"{where}/{name}", self.features.get(name))
             for i, name in enumerate(batch.schema.names)
         }
 
-    def _value(self, value: Any, where: str, feature: Any) -> Any:
+    def _value(self, value: object, where: str, feature: object) -> object:
         if isinstance(value, bytes):
             return Blob(where, value)
         if isinstance(value, list):
@@ -242,13 +244,13 @@ class Table:
 
 def _validated(batches: list[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     for batch in batches:
-        batch.validate(full=True)  # Arrow files are mapped as they are
+        batch.validate(full=True)  # because Arrow files are mapped into memory unchecked
         yield batch
 
 
-def _features(text: bytes) -> dict[str, Any]:
-    """The kinds of columns that Hugging Face `datasets` writes beside a schema."""
-    found = json.loads(text)
+def _features(text: bytes) -> dict[str, object]:
+    """The types of columns (`features`) that Hugging Face `datasets` adds to a schema."""
+    value = json.loads(text)
     for key in ("info", "features"):
-        found = found.get(key) if isinstance(found, dict) else None
-    return found if isinstance(found, dict) else {}
+        value = value.get(key) if isinstance(value, dict) else None
+    return value if isinstance(value, dict) else {}

@@ -1,8 +1,8 @@
 """Raw documents -> documents, with the tokenizers of a bundle.
 
-Threads read and decode the parts of documents a little ahead of the tokenizers; what has equal batch keys goes through the
-networks together. Each file is encoded once, however many documents use it. What is batched with what depends on the documents
-and their order alone, never on timing, so the codes do not either.
+Threads read and decode the parts of documents a little ahead of the tokenizers. Contents of equal batch keys go through the
+networks together. Each file is encoded once, however many documents use it. The batches depend only on the documents and their
+order, never on timing, and so do the codes.
 """
 
 import threading
@@ -11,13 +11,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 
 from unitok.bundle import Bundle
 from unitok.data.prepare.augment import versions
-from unitok.data.prepare.recipe import SourceSpec, share
+from unitok.data.prepare.recipe import SourceSpec, hash_fraction
 from unitok.document import Document, Part, RawDocument, Segment
 from unitok.errors import UserError
 from unitok.media import sniff_bytes
@@ -31,22 +30,24 @@ DECODERS = 2  # threads that read and decode
 
 
 class RunAborted(UserError):
-    """Not one document's fault but the run's end; `errors` are the documents that failed before it."""
+    """Ends the run, whatever the other documents are; `errors` lists the documents that failed before it."""
 
     errors: tuple[dict[str, str], ...] = ()
 
 
 DocumentFactory = Callable[[], list[RawDocument]]
+Job = tuple[str, str, SourceSpec, DocumentFactory]  # id, place for messages, the source's spec, what reads the item
 Progress = Callable[[int, int, int, int], None]  # documents, files, bytes, failures
 
 
 @dataclass
 class MediaItem:
-    """The content of a part on its way: decoded in a thread, encoded alone there or in a batch.
+    """The content of a part while it is decoded (in a thread) and encoded (there, or in a batch).
 
     Args:
-        name: the instance that it goes to. users: documents on their way that it belongs to.
-        key: of a file, which many documents may use; () for content of the document itself.
+        name: the instance that encodes it. users: documents in progress that use it.
+        key: identifies a file, which several documents may use; () for content that stands in the document itself.
+        ready: set when `loaded` or `error` is there. queued: whether it has been put into a batch.
     """
 
     name: str
@@ -61,20 +62,21 @@ class MediaItem:
 
 @dataclass(frozen=True)
 class Waiting:
-    """A document whose parts are on their way."""
+    """A document whose parts are being decoded or encoded."""
 
     raw: RawDocument
     media: tuple[MediaItem, ...]
     spec: SourceSpec
-    rejected: str = ""  # the filter that its texts fail
+    rejected: str = ""  # the filter that its texts break
 
 
 @dataclass
 class Encoded:
-    """Documents in order; what could not be used, and why; how many each filter left out.
+    """Documents in order, and what was not made into documents.
 
-    `items` and `skipped` count items of a source, those tried and those that no document came of. `formats` counts the documents'
-    parts by instance and file format, `notes` what items hold and was not used.
+    `errors`: what could not be used, with id, where and error. `filtered`: documents left out, by filter. `formats`: the documents'
+    parts by instance and file format. `notes`: what items hold that was not used. `items`: items of the source that were tried.
+    `skipped`: items that gave no document.
     """
 
     documents: list[Document] = field(default_factory=list)
@@ -90,17 +92,17 @@ class Encoder:
     """Reads, decodes, batches and encodes.
 
     Args:
-        options: how content is read, by kind, where a source does not say it: the fields of `Modality.Options`.
+        options: how content is read, by kind, for sources without options of their own: the fields of `Modality.Options`.
         seed: of random crops.
-        overlap: decode while the networks run; without, they take turns, which is faster where no core is to spare: threads
-            of one interpreter get in one another's way.
-        progress: is given documents, files, bytes and failures as they come.
+        overlap: decode while the networks run. Without it they take turns, which is faster where no core is free, because threads
+            of one interpreter slow each other down.
+        progress: is called with the numbers of new documents, files, bytes and failures.
     """
 
     def __init__(
         self,
         bundle: Bundle,
-        options: Mapping[str, Mapping[str, Any]] | None = None,
+        options: Mapping[str, Mapping[str, object]] | None = None,
         seed: int = 0,
         overlap: bool = True,
         progress: Progress | None = None,
@@ -109,19 +111,19 @@ class Encoder:
         self.overlap, self.progress = overlap, progress or (lambda *_: None)
 
     def encode(self, raws: list[RawDocument]) -> tuple[list[Document], list[dict[str, str]]]:
-        """Documents, and for each that could not be made, where and why. Paths are files of this machine."""
+        """Encode documents whose paths are local files. Returns: the documents, and an error record for each that failed."""
         done = self.run((raw.id, raw.where, SourceSpec(""), partial(_opened, raw)) for raw in raws)
         return done.documents, done.errors
 
-    def run(self, makes: Iterable[tuple[str, str, SourceSpec, DocumentFactory]]) -> Encoded:
-        """Documents from what `Source.read` gives, each with its id, its place in words and its source's spec."""
+    def run(self, makes: Iterable[Job]) -> Encoded:
+        """Encode what `Source.read` gives: each item with its id, its place (for messages) and its source's spec."""
         work = _Work(self)
         with ThreadPoolExecutor(DECODERS) as pool:
             try:
                 for id, where, future in _ahead(pool, makes, work):
                     work.take(id, where, future)
             except BaseException as error:
-                work.stop()  # or its threads would wait for room
+                work.stop()  # otherwise its threads would wait forever
                 pool.shutdown(cancel_futures=True)
                 if isinstance(error, RunAborted):
                     error.errors = tuple(r for r in work.results if isinstance(r, dict))
@@ -130,14 +132,14 @@ class Encoder:
 
 
 def _opened(raw: RawDocument) -> list[RawDocument]:
-    """A document whose paths are files of this machine, with what reads them."""
+    """A document whose paths are local files, with the blobs that read them."""
     files = Files("/")
     opened = (p if p.path is None else replace(p, file=Blob.of(files, str(p.path.absolute()))) for p in raw.content)
     return [replace(raw, content=tuple(opened))]
 
 
-def _ahead(pool: ThreadPoolExecutor, makes: Iterable[Any], work: "_Work") -> Iterator[tuple[str, str, Future]]:
-    """Futures in order, `AHEAD` of them under way."""
+def _ahead(pool: ThreadPoolExecutor, makes: Iterable[Job], work: "_Work") -> Iterator[tuple[str, str, Future]]:
+    """Futures in order, with up to `AHEAD` of them in progress."""
     waiting: deque[tuple[str, str, Future]] = deque()
     for number, (id, where, spec, make) in enumerate(makes):
         waiting.append((id, where, pool.submit(work.prepare, number, spec, make)))
@@ -158,42 +160,42 @@ class _Work:
         self.filtered: Counter[str] = Counter()
         self.notes: Counter[str] = Counter()
         self.batches: dict[tuple, list[MediaItem]] = defaultdict(list)
-        self.waiting_bytes = 0  # of what is in the batches
-        self.held = 0  # bytes that are decoded and not yet taken
+        self.waiting_bytes = 0  # of the contents in the batches
+        self.held_bytes = 0  # bytes that are decoded and not yet taken
         self.room = threading.Condition(self.lock)
         self.stopped = False
-        self.quiet = threading.Event()  # cleared while the networks run and nothing is to be decoded
-        self.quiet.set()
-        self.items = self.skipped = 0  # taken so far, and those of them of which nothing could be used
+        self.may_decode = threading.Event()  # cleared while the networks run and decoding must wait
+        self.may_decode.set()
+        self.items = self.skipped = 0  # items taken so far, and those of them that gave no document
 
     # ---- In threads: read, decode --------------------------------------------------------------------------------
 
     def prepare(self, number: int, spec: SourceSpec, make: DocumentFactory) -> list[Waiting]:
-        """Read item `number`, and decode its content; errors: `UserError` for an item that cannot be used.
+        """Read item `number` and decode its content. Errors: `UserError` for an item that cannot be used.
 
-        While much is held that was decoded already, only the item that is to be taken next goes on.
+        Back-pressure: while decoded content exceeds `HELD_BYTES`, only the next item in order may proceed.
         """
-        self.quiet.wait()
+        self.may_decode.wait()
         with self.room:
-            self.room.wait_for(lambda: self.held < HELD_BYTES or number <= self.items or self.stopped)
+            self.room.wait_for(lambda: self.held_bytes < HELD_BYTES or number <= self.items or self.stopped)
             if self.stopped:
                 raise RunAborted("stopped")
-        grabbed: list[MediaItem] = []
+        used: list[MediaItem] = []
         try:
-            return [waiting for raw in make() for waiting in self._prepare(spec, raw, grabbed)]
+            return [waiting for raw in make() for waiting in self._prepare(spec, raw, used)]
         except BaseException:
-            self._release(grabbed)
+            self._release(used)
             raise
 
     def stop(self) -> None:
-        """Nothing more is to be prepared."""
-        self.quiet.set()
+        """Let waiting threads end; nothing more is prepared."""
+        self.may_decode.set()
         with self.room:
             self.stopped = True
             self.room.notify_all()
 
-    def _prepare(self, spec: SourceSpec, raw: RawDocument, grabbed: list[MediaItem]) -> Iterator[Waiting]:
-        """The versions of a document: what stands in it is read first, and its files only where that passes the filters."""
+    def _prepare(self, spec: SourceSpec, raw: RawDocument, used: list[MediaItem]) -> Iterator[Waiting]:
+        """The versions of a document. Content that stands in it is read first; its files only where that passes the filters."""
         try:
             named = tuple(replace(p, type=self.bundle.instance(spec.instances.get(p.type, p.type))) for p in raw.content)
             for name in {part.type for part in named}:
@@ -201,101 +203,103 @@ class _Work:
         except UserError as error:
             raise RunAborted(str(error)) from None
 
-        def options(name: str) -> Any:
+        def options(name: str) -> object:
             kind = self.bundle.modality(name).kind
-            said = {**self.encoder.options.get(kind, {}), **spec.options.get(kind, {})}
-            return make_options(kind, said, f"source {spec.name}")
+            given = {**self.encoder.options.get(kind, {}), **spec.options.get(kind, {})}
+            return make_options(kind, given, f"source {spec.name}")
 
         for version in versions(self.bundle, replace(raw, content=named), options):
             media: dict[int, MediaItem] = {}
             facts = Counter({"characters": 0.0})
-            for at, part in enumerate(version.content):
+            for number, part in enumerate(version.content):
                 if part.file is None:
-                    media[at] = MediaItem(part.type)
-                    self._load(media[at], part.value, options(part.type), version.where, part.view)
-                    facts.update(media[at].loaded.facts)
+                    media[number] = MediaItem(part.type)
+                    self._load(media[number], part.value, options(part.type), version.where, part.view)
+                    facts.update(media[number].loaded.facts)
             rejected = spec.filters.reject(facts)
-            for at, part in enumerate(() if rejected else version.content):
+            for number, part in enumerate(() if rejected else version.content):
                 if part.file is not None:
-                    media[at] = self._medium_of(spec, part, version.id, options(part.type), grabbed)
-            slim = tuple(replace(part, file=None, value="") for part in version.content)  # or all of it would stay
-            parts = tuple(media[at] for at in sorted(media)) if not rejected else ()
+                    media[number] = self._media_item(spec, part, version.id, options(part.type), used)
+            slim = tuple(replace(part, file=None, value="") for part in version.content)  # so that its content is not kept
+            parts = tuple(media[number] for number in sorted(media)) if not rejected else ()
             yield Waiting(replace(version, content=slim), parts, spec, rejected)
 
-    def _medium_of(self, spec: SourceSpec, part: Part, document: str, options: Any, grabbed: list[MediaItem]) -> MediaItem:
-        """The content of a file, decoded unless another document had it decoded."""
+    def _media_item(self, spec: SourceSpec, part: Part, document: str, options: object, used: list[MediaItem]) -> MediaItem:
+        """The content of a file; it is decoded here unless another document needed it before."""
         assert part.file is not None
         variant = part.view in self.bundle.modality(part.type).views(options)
-        own = document if variant else ""  # what is random in a variant is its document's own
-        key = (str(id(spec)), part.type, part.file.name, str(part.file.place), part.view, own)
+        own = document if variant else ""  # random crops differ between the documents of a file
+        key = (str(id(spec)), part.type, part.file.name, str(part.file.offset), part.view, own)
         with self.lock:
             known = self.media.get(key)
-            medium = known or self.media.setdefault(key, MediaItem(part.type, key))
-            medium.users += 1
-            grabbed.append(medium)
+            media_item = known or self.media.setdefault(key, MediaItem(part.type, key))
+            media_item.users += 1
+            used.append(media_item)
         if known is None:
-            chance = share(self.encoder.seed, own, part.file.name)
-            self._load(medium, part.file, options, part.file.name, part.view, chance)
+            chance = hash_fraction(self.encoder.seed, own, part.file.name)
+            self._load(media_item, part.file, options, part.file.name, part.view, chance)
             with self.lock:
-                self.held += medium.loaded.nbytes
-            medium.ready.set()
-        return medium
+                self.held_bytes += media_item.loaded.nbytes
+            media_item.ready.set()
+        return media_item
 
-    def _load(self, medium: MediaItem, content: Any, options: Any, name: str, view: str = "", chance: float = 0.0) -> None:
-        """Decode content, and encode it if it is encoded alone; what goes wrong is said by all documents that it belongs to."""
-        modality, tokenizer = self.bundle.modality(medium.name), self.bundle.require(medium.name)
+    def _load(
+        self, media_item: MediaItem, content: object, options: object, name: str, view: str = "", chance: float = 0.0
+    ) -> None:
+        """Decode content, and encode it if it is encoded alone. An error is kept for all documents that use the content."""
+        modality, tokenizer = self.bundle.modality(media_item.name), self.bundle.require(media_item.name)
         try:
-            found = None
+            kind = None
             if isinstance(content, Blob):
-                found = kind_of_content(content.head(), name, modality.kind) or sniff_bytes(content.head(), name)
+                kind = kind_of_content(content.head(), name, modality.kind) or sniff_bytes(content.head(), name)
             else:
                 content = modality.check(content, name)
-            if found not in (None, modality.kind):
-                raise UserError(f"{name}: the part's type is {medium.name}, the file is {found}; give the type that it has")
-            medium.loaded = modality.load(tokenizer, content, options, name, view, chance)
-            if not medium.loaded.rejected and modality.batch_key(tokenizer, medium.loaded) is None:
-                [medium.codes] = modality.encode(tokenizer, [medium.loaded])
-                medium.loaded.content = None
+            if kind not in (None, modality.kind):
+                raise UserError(f"{name}: the part's type is {media_item.name}, but the file is {kind}; correct the type")
+            media_item.loaded = modality.load(tokenizer, content, options, name, view, chance)
+            if not media_item.loaded.rejected and modality.batch_key(tokenizer, media_item.loaded) is None:
+                [media_item.codes] = modality.encode(tokenizer, [media_item.loaded])
+                media_item.loaded.content = None
         except UserError as error:
-            medium.error = str(error)
-        except Exception as bug:  # what no one thought of
-            medium.error = printable(f"{name}: {type(bug).__name__}: {bug}")
+            media_item.error = str(error)
+        except Exception as bug:  # a bug must not end a run of a billion files
+            media_item.error = printable(f"{name}: {type(bug).__name__}: {bug}")
 
     # ---- In order: filter, batch, encode -------------------------------------------------------------------------
 
     def take(self, id: str, where: str, future: Future) -> None:
-        """The next item: its documents wait for their codes."""
+        """Take the next item in order: filter its documents, and put their content into batches."""
         try:
-            found: list[Waiting] = future.result()
+            documents: list[Waiting] = future.result()
         except RunAborted:
             raise
-        except Exception as error:  # a UserError; or what no one thought of, which must not end a run of a billion files
+        except Exception as error:  # a UserError, or a bug, which must not end a run of a billion files
             message = str(error) if isinstance(error, UserError) else f"{where}: {type(error).__name__}: {error}"
             self.results.append({"id": printable(id), "where": where, "error": printable(message)})
             self._taken(0, 0, 1)
             return
         files = size = bad = 0
-        self.notes.update({note for waiting in found for note in waiting.raw.notes})
-        for waiting in found:
-            shared = [medium for medium in waiting.media if medium.key]
-            for medium in shared:
-                medium.ready.wait()
-            if why := next((medium.error for medium in waiting.media if medium.error), ""):
-                self.results.append({"id": waiting.raw.id, "where": waiting.raw.where, "error": why})
+        self.notes.update({note for waiting in documents for note in waiting.raw.notes})
+        for waiting in documents:
+            shared = [media_item for media_item in waiting.media if media_item.key]
+            for media_item in shared:
+                media_item.ready.wait()
+            if error_message := next((media_item.error for media_item in waiting.media if media_item.error), ""):
+                self.results.append({"id": waiting.raw.id, "where": waiting.raw.where, "error": error_message})
                 bad += 1
             elif name := waiting.rejected or _filtered(waiting, shared):
                 self.filtered[name] += 1
             else:
-                for medium in waiting.media:
-                    if not medium.queued:
-                        files, size = files + bool(medium.key), size + medium.loaded.bytes
-                        self._queue(medium)
+                for media_item in waiting.media:
+                    if not media_item.queued:
+                        files, size = files + bool(media_item.key), size + media_item.loaded.bytes
+                        self._queue(media_item)
                 self.results.append(waiting)
             self._release(shared)
-        self._taken(files, size, int(0 < bad == len(found)))
+        self._taken(files, size, int(0 < bad == len(documents)))
 
     def _taken(self, files: int, size: int, failed: int) -> None:
-        """An item more is done with."""
+        """Count one more item."""
         self.skipped += failed
         with self.room:
             self.items += 1
@@ -303,29 +307,29 @@ class _Work:
         self.encoder.progress(1, files, size, failed)
 
     def _release(self, media: list[MediaItem]) -> None:
-        """A document is done with; what no other one on its way needs, and was not encoded, is forgotten."""
+        """End a document's use of its contents; those that no other document needs, and that no batch holds, are dropped."""
         with self.room:
             self.room.notify_all()
-            for medium in media:
-                medium.users -= 1
-                if not medium.users and not medium.queued:
-                    self.held -= medium.loaded.nbytes
-                    medium.loaded.content = None
-                    self.media.pop(medium.key, None)
+            for media_item in media:
+                media_item.users -= 1
+                if not media_item.users and not media_item.queued:
+                    self.held_bytes -= media_item.loaded.nbytes
+                    media_item.loaded.content = None
+                    self.media.pop(media_item.key, None)
 
-    def _queue(self, medium: MediaItem) -> None:
-        """Put a medium into its batch; a batch that is full is encoded, and the largest while much waits."""
-        medium.queued = True
+    def _queue(self, media_item: MediaItem) -> None:
+        """Put content into its batch. A full batch is encoded; so is the largest one while `WAITING_BYTES` are exceeded."""
+        media_item.queued = True
         with self.room:
-            self.held -= medium.loaded.nbytes if medium.key else 0
+            self.held_bytes -= media_item.loaded.nbytes if media_item.key else 0
             self.room.notify_all()
-        if medium.codes is not None:
+        if media_item.codes is not None:
             return
-        modality, tokenizer = self.bundle.modality(medium.name), self.bundle.require(medium.name)
-        key = (medium.name, modality.batch_key(tokenizer, medium.loaded))
-        self.batches[key].append(medium)
-        self.waiting_bytes += medium.loaded.nbytes
-        if len(self.batches[key]) * modality.cost(tokenizer, medium.loaded) >= modality.BATCH:
+        modality, tokenizer = self.bundle.modality(media_item.name), self.bundle.require(media_item.name)
+        key = (media_item.name, modality.batch_key(tokenizer, media_item.loaded))
+        self.batches[key].append(media_item)
+        self.waiting_bytes += media_item.loaded.nbytes
+        if len(self.batches[key]) * modality.cost(tokenizer, media_item.loaded) >= modality.BATCH:
             self._flush(key)
         while self.waiting_bytes > WAITING_BYTES:
             self._flush(max(self.batches, key=lambda k: sum(m.loaded.nbytes for m in self.batches[k])))
@@ -333,22 +337,24 @@ class _Work:
     def _flush(self, key: tuple) -> None:
         """Encode a batch."""
         batch = self.batches.pop(key)
-        self.waiting_bytes -= sum(medium.loaded.nbytes for medium in batch)
+        self.waiting_bytes -= sum(media_item.loaded.nbytes for media_item in batch)
         if not self.encoder.overlap:
-            self.quiet.clear()
+            self.may_decode.clear()
         try:
-            codes = self.bundle.modality(key[0]).encode(self.bundle.require(key[0]), [medium.loaded for medium in batch])
-            for medium, one in zip(batch, codes, strict=True):
-                medium.codes = one
-        except UserError as error:  # of a file that is read while it is encoded
-            for medium in batch:
-                medium.error = str(error)
-        for medium in batch:
-            medium.loaded.content = None
-        self.quiet.set()
+            codes = self.bundle.modality(key[0]).encode(
+                self.bundle.require(key[0]), [media_item.loaded for media_item in batch]
+            )
+            for media_item, one in zip(batch, codes, strict=True):
+                media_item.codes = one
+        except UserError as error:  # of a long file, which is read while it is encoded
+            for media_item in batch:
+                media_item.error = str(error)
+        for media_item in batch:
+            media_item.loaded.content = None
+        self.may_decode.set()
 
     def finish(self) -> Encoded:
-        """Encode what still waits; -> all documents."""
+        """Encode the remaining batches. Returns: all documents."""
         for key in list(self.batches):
             self._flush(key)
         done = Encoded(filtered=dict(sorted(self.filtered.items())), notes=dict(sorted(self.notes.items())))
@@ -362,7 +368,7 @@ class _Work:
                 for segment in segments:
                     self.bundle.vocab.check_codes(segment)
                 done.documents.append(Document(segments, result.raw.id, result.raw.where))
-                formats.update(f"{medium.name} {medium.loaded.format}".strip() for medium in result.media)
+                formats.update(f"{media_item.name} {media_item.loaded.format}".strip() for media_item in result.media)
             except UserError as error:
                 done.errors.append({"id": result.raw.id, "where": result.raw.where, "error": printable(str(error))})
                 self.skipped += 1
@@ -371,15 +377,15 @@ class _Work:
         return done
 
 
-def _segment(part: Part, medium: MediaItem) -> Segment:
-    if medium.codes is None:
-        raise UserError(medium.error)
+def _segment(part: Part, media_item: MediaItem) -> Segment:
+    if media_item.codes is None:
+        raise UserError(media_item.error)
     source = part.path.as_posix() if part.path else ""
-    source = f"{source}#{medium.loaded.view}" if medium.loaded.view else source
-    return Segment(medium.name, medium.codes, part.role, part.loss, source, medium.loaded.size)
+    source = f"{source}#{media_item.loaded.view}" if media_item.loaded.view else source
+    return Segment(media_item.name, media_item.codes, part.role, part.loss, source, media_item.loaded.size)
 
 
 def _filtered(waiting: Waiting, files: list[MediaItem]) -> str:
-    """The name of the filter that a file of a document fails, or ""."""
-    why = next((medium.loaded.rejected for medium in files if medium.loaded.rejected), "")
-    return why or next(filter(None, (waiting.spec.filters.reject(medium.loaded.facts) for medium in files)), "")
+    """The name of the filter that a file of a document breaks, or ""."""
+    rejected = next((media_item.loaded.rejected for media_item in files if media_item.loaded.rejected), "")
+    return rejected or next(filter(None, (waiting.spec.filters.reject(media_item.loaded.facts) for media_item in files)), "")

@@ -1,4 +1,4 @@
-"""Processes that tokenize: this one, several of this machine, or actors of a Ray cluster. Nothing here decides what is in a shard."""
+"""Run workers in this process, in several of this machine, or as actors of a Ray cluster. The shards do not depend on it."""
 
 import logging
 import os
@@ -11,7 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing import connection, get_context, parent_process
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -20,16 +23,17 @@ from tqdm import tqdm
 from unitok.data.prepare.encode import RunAborted
 from unitok.data.prepare.plan import Plan, Run
 from unitok.data.prepare.worker import Worker, threads
+from unitok.data.shards import ShardInfo
 from unitok.errors import UserError, first_line
 from unitok.hardware import keep_large_blocks
 from unitok.storage import is_remote
 
-ERROR_RATE = 0.1  # fraction of bad documents over which a run stops, where nothing else is said
-JUDGED_AFTER = 100  # documents, before the fraction of bad ones is looked at
-WORTH_A_PROCESS = 1000  # documents; another process takes seconds to start
-RETRIES = 3  # of an actor that dies, and of the shard that it had
-TELL_SECONDS = 0.5  # between two messages of a worker about its progress
-COUNTS = ("documents", "files", "bytes", "failed", "ids")  # what workers tell while they work
+ERROR_RATE = 0.1  # default of max_error_rate
+JUDGED_AFTER = 100  # documents, before the fraction of bad ones is checked
+DOCUMENTS_PER_PROCESS = 1000  # at least, because a process takes seconds to start
+RETRIES = 3  # of an actor that dies, and of its shard
+REPORT_SECONDS = 0.5  # between two messages of a worker about its progress
+COUNTS = ("documents", "files", "bytes", "failed", "tokens")  # what workers report
 
 
 class ErrorRateExceeded(RunAborted):
@@ -37,25 +41,27 @@ class ErrorRateExceeded(RunAborted):
 
 
 def launch(run: Run, todo: list[int], workers: int, engine: str, progress: "Progress") -> None:
-    """DocumentFactory the shards `todo`. workers: 0 for one on each core (or GPU), fewer where there is little to do; Ray: the cluster's.
+    """Make the shards `todo`.
 
-    Errors: `ErrorRateExceeded`; `UserError` for what else a user can mend.
+    workers: processes; 0: one per core (or GPU), fewer for few documents; with Ray, of the cluster. Errors: `ErrorRateExceeded`;
+    `UserError` for anything else that a user can mend.
     """
     if engine not in ("local", "ray"):
         raise UserError(f"engine {engine}: choose local or ray")
-    most = 1 << 30 if engine == "ray" else _devices(run.plan.device)
-    workers = workers or min(most, -(-progress.total // WORTH_A_PROCESS))
+    devices = 1 << 30 if engine == "ray" else _devices(run.plan.device)
+    workers = workers or min(devices, -(-progress.total // DOCUMENTS_PER_PROCESS))
     workers = max(1, min(workers, len(todo)))
     overlap = run.plan.device != "cpu" or any(is_remote(spec.path) for spec in run.plan.specs())
     if engine == "ray":
         _run_ray(run, todo, workers, overlap, progress)
     elif workers == 1:
-        _run_here(run, todo, overlap or most > 1, progress)
+        _run_here(run, todo, overlap or devices > 1, progress)
     else:
-        _run_local(run, todo, workers, overlap or workers < most, progress)
+        _run_local(run, todo, workers, overlap or workers < devices, progress)
 
 
 def _devices(device: str) -> int:
+    """The number of GPUs, or of cores that this process may use."""
     if device == "cuda":
         return torch.cuda.device_count()
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -63,7 +69,7 @@ def _devices(device: str) -> int:
 
 
 class Progress:
-    """Counts what was done, in a log and (if `shown`) a bar with rates; stops a run with too many bad documents."""
+    """Counts the work in a log and (if `shown`) a progress bar with rates; stops a run with too many bad documents."""
 
     def __init__(self, total: int, max_error_rate: float | None, run: Run, log: Path, shown: bool):
         self.total = total
@@ -72,45 +78,45 @@ class Progress:
         self.run, self.log = run, log
         self.counts = dict.fromkeys(COUNTS, 0)
         self.before = dict.fromkeys(COUNTS, 0)
-        self.began = self.told = time.monotonic()
+        self.began = self.reported = time.monotonic()
 
     def __enter__(self) -> "Progress":
         self._write(f"{self.total} documents in {len(self.run.shards)} shards")
         return self
 
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.bar.close()
         self._write(f"stopped: {str(error) or kind.__name__}" if kind else f"done: {self._rates()}")
 
-    def had(self, entry: dict[str, Any]) -> None:
-        """A shard that was there before."""
+    def had(self, entry: ShardInfo) -> None:
+        """Count a shard that an earlier run made."""
         self.before["documents"] += entry["items"]
         self.before["failed"] += entry["skipped"]
         self.bar.update(entry["items"])
 
     def add(self, *more: int) -> None:
-        """What came since the last call, in the order of `COUNTS`; errors: `ErrorRateExceeded`."""
+        """Add what was done since the last call, in the order of `COUNTS`. Errors: `ErrorRateExceeded`."""
         for name, count in zip(COUNTS, more):
             self.counts[name] += count
         self.bar.update(more[0])
         bad, tried = (self.counts[name] + self.before[name] for name in ("failed", "documents"))
-        if time.monotonic() - self.told > 1:
+        if time.monotonic() - self.reported > 1:
             self.bar.set_postfix_str(self._rates())
-            if int(time.monotonic() - self.began) // 60 != int(self.told - self.began) // 60:
+            if int(time.monotonic() - self.began) // 60 != int(self.reported - self.began) // 60:
                 self._write(f"{tried} of {self.total}: {self._rates()}")
-            self.told = time.monotonic()
+            self.reported = time.monotonic()
         if tried >= JUDGED_AFTER and bad > self.max_error_rate * tried:
             over = f"over max_error_rate {self.max_error_rate:g}"
             raise ErrorRateExceeded(f"{self.run.plan.name()}: {bad} of {tried} documents could not be used, {over}")
 
     def _rates(self) -> str:
         seconds = max(1e-3, time.monotonic() - self.began)
-        files, size, ids = (self.counts[name] / seconds for name in ("files", "bytes", "ids"))
+        files, size, tokens = (self.counts[name] / seconds for name in ("files", "bytes", "tokens"))
         failed = self.counts["failed"] + self.before["failed"]
-        return f"{files:.0f} files/s, {ids:.0f} tokens/s, {size / 1e6:.1f} MB/s, {failed} failed"
+        return f"{files:.0f} files/s, {tokens:.0f} tokens/s, {size / 1e6:.1f} MB/s, {failed} failed"
 
     def _write(self, line: str) -> None:
-        with suppress(OSError), open(self.log, "a") as file:  # a full disk has been told, or will be
+        with suppress(OSError), open(self.log, "a") as file:  # a full disk is reported elsewhere
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
 
 
@@ -120,32 +126,31 @@ class Progress:
 def _run_here(run: Run, todo: list[int], overlap: bool, progress: Progress) -> None:
     with threads(run.plan.threads):
         for entry in Worker(run.plan, "", progress.add, overlap).process_all(todo):
-            progress.add(0, 0, 0, 0, entry["ids"])
+            progress.add(0, 0, 0, 0, entry["tokens"])
 
 
 def _run_local(run: Run, todo: list[int], workers: int, overlap: bool, progress: Progress) -> None:
-    """Processes of this machine. Each asks for shards and tells what it did over a pipe of its own; one that dies ends the run."""
+    """Start processes on this machine. Each asks for shards and reports its work through a pipe; one that dies ends the run."""
     context = get_context("spawn")
-    left = iter(todo)
-    running: dict[connection.Connection, Any] = {}
+    remaining = iter(todo)
+    running: dict[Connection, BaseProcess] = {}
     try:
         with _interrupts_ignored():  # Ctrl-C is for this process
             for number in range(workers):
-                mine, its = context.Pipe()
-                running[mine] = context.Process(target=_serve, args=(its, run.plan, number, overlap), daemon=True)
-                running[mine].start()
-                its.close()
+                pipe, other_end = context.Pipe()
+                running[pipe] = context.Process(target=_serve, args=(other_end, run.plan, number, overlap), daemon=True)
+                running[pipe].start()
+                other_end.close()
         pipes = set(running)
         while pipes:
-            ready: list[Any] = connection.wait(pipes)
-            for pipe in ready:
+            for pipe in [pipe for pipe in connection.wait(pipes) if isinstance(pipe, Connection)]:
                 try:
                     message = pipe.recv()
                     if message == "next":
-                        pipe.send(next(left, None))
+                        pipe.send(next(remaining, None))
                 except (EOFError, ConnectionError):
-                    why = "a worker process died (out of memory?); start again to go on, with fewer workers if it happens again"
-                    raise UserError(f"{run.out}: {why}") from None
+                    remedy = "start again to go on, with fewer workers if it happens again"
+                    raise UserError(f"{run.out}: a worker process died (out of memory?); {remedy}") from None
                 if message == "done":
                     pipes.discard(pipe)
                 elif isinstance(message, Exception):
@@ -162,8 +167,8 @@ def _run_local(run: Run, todo: list[int], workers: int, overlap: bool, progress:
             process.join()
 
 
-def _errors_of(pipes: set[connection.Connection]) -> Iterator[dict[str, str]]:
-    """RunAborted the workers; -> the documents that failed in what they were at."""
+def _errors_of(pipes: set[Connection]) -> Iterator[dict[str, str]]:
+    """Stop the workers. Yields: the errors in the shards that they were making."""
     for pipe in pipes:
         with suppress(OSError, EOFError):
             pipe.send(None)
@@ -177,7 +182,7 @@ def _errors_of(pipes: set[connection.Connection]) -> Iterator[dict[str, str]]:
 
 @contextmanager
 def _interrupts_ignored() -> Iterator[None]:
-    """Processes that are started here never see Ctrl-C; one that comes meanwhile reaches this process afterwards."""
+    """Start processes that never see Ctrl-C; one that comes meanwhile reaches this process afterwards."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -185,26 +190,26 @@ def _interrupts_ignored() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _serve(pipe: connection.Connection, plan: Plan, number: int, overlap: bool) -> None:
-    """A worker of `_run_local`: makes the shards that its parent names, and ends with it."""
+def _serve(pipe: Connection, plan: Plan, number: int, overlap: bool) -> None:
+    """A worker process of `_run_local`: makes the shards that its parent names, and ends when the parent does."""
     warnings.filterwarnings("ignore", module=r"PIL\.")  # as the command line does
     keep_large_blocks()
     parent = parent_process()
     assert parent is not None
     threading.Thread(target=lambda: (connection.wait([parent.sentinel]), os._exit(1)), daemon=True).start()
-    counts, told = [0] * len(COUNTS), time.monotonic()
+    counts, reported = [0] * len(COUNTS), time.monotonic()
 
-    def tell(*more: int, now: bool = False) -> None:
-        nonlocal told
+    def report(*more: int, now: bool = False) -> None:
+        nonlocal reported
         for i, count in enumerate(more):
             counts[i] += count
-        if now or time.monotonic() - told > TELL_SECONDS:
+        if now or time.monotonic() - reported > REPORT_SECONDS:
             pipe.send(tuple(counts))
-            counts[:], told = [0] * len(COUNTS), time.monotonic()
-        if pipe.poll():  # while it works nothing but the end is said
+            counts[:], reported = [0] * len(COUNTS), time.monotonic()
+        if pipe.poll():  # while a shard is made, the parent sends only the order to stop
             raise RunAborted("stopped")
 
-    def given() -> Iterator[int]:
+    def assigned() -> Iterator[int]:
         pipe.send("next")
         while (index := pipe.recv()) is not None:
             yield index
@@ -212,10 +217,10 @@ def _serve(pipe: connection.Connection, plan: Plan, number: int, overlap: bool) 
 
     try:
         device = f"cuda:{number % torch.cuda.device_count()}" if plan.device == "cuda" else plan.device
-        worker = Worker(plan, device, tell, overlap)
+        worker = Worker(plan, device, report, overlap)
         with threads(worker.run.plan.threads):
-            for entry in worker.process_all(given()):
-                tell(0, 0, 0, 0, entry["ids"], now=True)
+            for entry in worker.process_all(assigned()):
+                report(0, 0, 0, 0, entry["tokens"], now=True)
         pipe.send("done")
     except Exception as error:
         if not isinstance(error, UserError):
@@ -224,7 +229,7 @@ def _serve(pipe: connection.Connection, plan: Plan, number: int, overlap: bool) 
 
 
 def _run_ray(run: Run, todo: list[int], workers: int, overlap: bool, progress: Progress) -> None:
-    """Actors of a Ray cluster; one that dies is started again, and its shard made again."""
+    """Start actors on a Ray cluster; one that dies is started again, and so is its shard."""
     try:
         import ray
     except ImportError:
@@ -236,9 +241,9 @@ def _run_ray(run: Run, todo: list[int], workers: int, overlap: bool, progress: P
             self.worker = Worker(plan, overlap=overlap)  # an actor on a CPU has one core
 
         def ready(self) -> None:
-            """Answers when the tokenizers are loaded."""
+            """Returns when the tokenizers are loaded."""
 
-        def process(self, index: int) -> dict[str, Any]:
+        def process(self, index: int) -> ShardInfo:
             with threads(self.worker.run.plan.threads):
                 return self.worker.process(index)
 
@@ -247,19 +252,19 @@ def _run_ray(run: Run, todo: list[int], workers: int, overlap: bool, progress: P
         if not ray.is_initialized():
             ray.init(log_to_driver=False, logging_level=logging.ERROR)
         kind = "GPU" if run.plan.device == "cuda" else "CPU"
-        there = int(ray.cluster_resources().get(kind, 0))
-        if not there:
+        available = int(ray.cluster_resources().get(kind, 0))
+        if not available:
             raise UserError(f"engine ray: the cluster has no {kind}")
         remote: Any = ray.remote(num_cpus=1, num_gpus=kind == "GPU", max_restarts=RETRIES, max_task_retries=RETRIES)(Actor)
-        actors += [remote.remote(_absolute(run.plan)) for _ in range(min(workers, there))]
-        left = iter(todo)
-        busy = {actor.ready.remote(): actor for actor in actors}  # only who is ready gets a shard
+        actors += [remote.remote(_absolute(run.plan)) for _ in range(min(workers, available))]
+        remaining = iter(todo)
+        busy = {actor.ready.remote(): actor for actor in actors}  # only an actor that is ready gets a shard
         while busy:
             (done,), _ = ray.wait(list(busy), num_returns=1)
             actor = busy.pop(done)
             if (entry := ray.get(done)) is not None:
-                progress.add(entry["items"], 0, 0, entry["skipped"], entry["ids"])
-            if (index := next(left, None)) is not None:
+                progress.add(entry["items"], 0, 0, entry["skipped"], entry["tokens"])
+            if (index := next(remaining, None)) is not None:
                 busy[actor.process.remote(index)] = actor
     except ray.exceptions.RayTaskError as error:
         raise (error.cause if isinstance(error.cause, UserError) else error) from None
@@ -271,8 +276,11 @@ def _run_ray(run: Run, todo: list[int], workers: int, overlap: bool, progress: P
 
 
 def _absolute(plan: Plan) -> Plan:
-    """The same with paths that hold in any working folder."""
-    paths: dict[str, Any] = {name: getattr(plan, name) for name in ("source", "recipe", "out", "bundle")}
-    paths["root"] = plan.spec.root
-    paths |= {name: str(Path(path).absolute()) for name, path in paths.items() if path and "://" not in path}
-    return replace(plan, spec=replace(plan.spec, root=paths.pop("root")), **paths)
+    """The plan with absolute paths, which are valid in any working folder."""
+
+    def absolute(path: str) -> str:
+        return str(Path(path).absolute()) if path and "://" not in path else path
+
+    spec = replace(plan.spec, root=absolute(plan.spec.root))
+    source, recipe, out, bundle = map(absolute, (plan.source, plan.recipe, plan.out, plan.bundle))
+    return replace(plan, spec=spec, source=source, recipe=recipe, out=out, bundle=bundle)

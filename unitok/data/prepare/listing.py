@@ -1,4 +1,4 @@
-"""What lies in a source, without reading more than it must: an `SourceItem` says where one document lies.
+"""List the documents of a source without reading their content: one `SourceItem` per document.
 
 Files that hold many documents (JSON Lines, JSON lists, archives, tables) are listed item by item; files of one base name are one
 document. Damage is an item of its own, with the reason.
@@ -9,27 +9,26 @@ import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import PurePosixPath
-from typing import Any
 
 from unitok.data.prepare.containers import DAMAGE, Table, damage, is_tar, list_members, opened, plain_name
 from unitok.data.prepare.fields import CAPTIONS, names_file, names_media
 from unitok.errors import UserError, is_utf8
 from unitok.storage import MAX_BYTES, FileInfo, Files, Folder, printable
 
-#: Longest line of a JSON Lines file, bytes.
+#: Longest line of a JSON Lines file, in bytes.
 MAX_LINE = 64 << 20
 
-#: Parts of names that say to which split of a data set a file belongs, as Hugging Face `datasets` reads them.
+#: Words in names that tell which split of a data set a file belongs to, as Hugging Face `datasets` reads them.
 _SPLIT_OF = dict.fromkeys(("train", "training"), "train")
 _SPLIT_OF |= dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
 _SPLIT_OF |= dict.fromkeys(("test", "testing", "eval", "evaluation"), "test")
 
-#: Files that describe a data set, and are no documents of it.
+#: Files that describe a data set and are not documents of it.
 _DESCRIBES = re.compile(
     r"(readme|licen[cs]e|copying|notice|citation)(\.(md|txt|rst|html?|pdf|bib|cff))?|(dataset_infos?|dataset_dict|state|croissant)\.json|thumbs\.db|desktop\.ini",
     re.IGNORECASE,
@@ -38,15 +37,16 @@ _DESCRIBES = re.compile(
 
 @dataclass(frozen=True)
 class SourceItem:
-    """Where one document lies.
+    """Where one document is.
 
     Args:
-        where: for people: file and line, member or row.
+        where: file and line, member or row, for messages.
         kind: `files`, `line`, `member`, `row`, or `error` for what cannot be used.
-        file, stamp: the container, relative to the source.
+        file, stamp: the file that holds it among others, relative to the source.
         start, length: bytes of a line; number of a row.
         members: files of one base name, or an archive's members: name, start (in a folder, the stamp) and length in bytes.
-        split: `train`, `validation` or `test`, where its file's name says so.
+        split: `train`, `validation` or `test`, where a field or the name of a file or folder says so.
+        group: documents of one group are never divided between `train` and `validation`; "": the document is its own.
     """
 
     id: str
@@ -59,26 +59,43 @@ class SourceItem:
     members: tuple[tuple[str, int, int], ...] = ()
     error: str = ""
     split: str = ""
+    group: str = ""
 
 
-def _refused(where: str, why: str) -> SourceItem:
-    return SourceItem("", where, "error", error=f"{where}: {why}")
+def _refused(where: str, problem: str) -> SourceItem:
+    return SourceItem("", where, "error", error=f"{where}: {problem}")
 
 
 def _broken(where: str, f: FileInfo, error: BaseException, what: str = "damaged: the rest cannot be read") -> SourceItem:
-    """What an error (of `DAMAGE`) in a container costs: all of the container, or what comes after a place in it."""
+    """The item for an error (of `DAMAGE`) in a file that holds many documents: all of it is lost, or all after `where`."""
     if isinstance(error, UserError):
         return SourceItem("", f.name, "error", error=str(error))
     return _refused(where, f"{what} ({damage(error, f.name)})")
 
 
-def list_items(
-    files: Files, folders: Callable[[], Iterable[Folder]], left_out: Counter[str], alone: bool, template: bool
-) -> Iterator[SourceItem]:
-    """Files that hold many documents, then the others; twice over the names, so that those that a line names are known.
+@dataclass(frozen=True)
+class ListingOptions:
+    """How a source is listed.
 
     Args:
-        left_out: counts what is left out, by what it is. alone: the source is one file. template: its source has one.
+        alone: the source is one file. template: the source has a template, so every table is read.
+        group, group_separator: as `SourceSpec.group`, `SourceSpec.group_separator`.
+        on_file: is called with every file that a line or row names, relative to the source, before the item of that line.
+    """
+
+    alone: bool = False
+    template: bool = False
+    group: str = "group"
+    group_separator: str = ""
+    on_file: Callable[[str], None] | None = None
+
+
+def list_items(
+    files: Files, folders: Callable[[], Iterable[Folder]], left_out: Counter[str], options: ListingOptions
+) -> Iterator[SourceItem]:
+    """List files that hold many documents, then the other files. Names are read twice, to know first which files lines name.
+
+    left_out: counts what is left out, by what it is.
     """
     splits: set[str] = set()
     many: list[FileInfo] = []
@@ -86,32 +103,32 @@ def list_items(
         stems = _stems_of_media(names)
         splits.update(folder_split_of(name) for name in names[:1])
         for name in names:
-            if _may_hold_many(name, stems) and not (f := known.get(name) or files.look(name)).problem:
+            if may_hold_many(name, stems) and not (f := known.get(name) or files.look(name)).problem:
                 many.append(f)
-                splits.add(_split_of(name))
+                splits.add(split_of(name))
     has_splits = len(splits - {""}) > 1 and "train" in splits
-    claims = _Claims("" if files.remote else files.folder, has_splits)
+    claims = _Claims("" if files.remote else files.folder, has_splits, options)
     listed = set()
     for f in many:
         if list_it := _lister(files, f.name):
             listed.add(f.name)
-            if not template and _unused_table(files, f.name):
+            if not options.template and _unused_table(files, f.name):
                 left_out["tables without a column that is read"] += 1
                 continue
             for item in list_it(files, f, claims):
                 if item.error and item.where == f.name and re.search(r"(^|/)metadata\.|\.[ct]sv(\.|$)", f.name.lower()):
-                    raise UserError(f"{item.error}; mend it: what it says of the files beside it would be lost")
-                yield replace(item, split=claims.split(f.name))
+                    raise UserError(f"{item.error}; mend it: its captions of the files beside it would be lost")
+                yield claims.describe(item, f.name)
     for names, known in folders():
         loose = []
         named = {os.path.splitext(name)[0] for name in names if name in claims}
         for name in names:
             if name in listed:
                 continue
-            if _describes(name) and not alone:
+            if _describes(name) and not options.alone:
                 left_out["files that describe a data set"] += 1
             elif name not in claims and os.path.splitext(name)[0] in named:
-                left_out["files beside one of their name that a line or row names"] += 1
+                left_out["files of the same base name as one that a line or row names"] += 1
             elif name not in claims:
                 f = known.get(name) or files.look(name)
                 if f.problem:
@@ -119,7 +136,13 @@ def list_items(
                 else:
                     loose.append(f)
         for item in _files_items(loose):
-            yield item if has_splits else replace(item, split="")
+            item = item if has_splits else replace(item, split="")
+            yield replace(item, group=item.group or group_of_id(os.path.splitext(item.id)[0], options.group_separator))
+
+
+def group_of_id(id: str, separator: str) -> str:
+    """The part of an id before the last separator, or all of it where it has none; "" without a separator."""
+    return (id.rpartition(separator)[0] or id) if separator else ""
 
 
 def _describes(name: str) -> bool:
@@ -127,58 +150,77 @@ def _describes(name: str) -> bool:
     return _DESCRIBES.fullmatch(name.rpartition("/")[2]) is not None
 
 
-def _split_of(name: str) -> str:
-    """The split that the name of a file that holds many documents, or one of its folders, says; or ""."""
+def split_of(name: str) -> str:
+    """The split in the name of a file that holds many documents, or of one of its folders; or ""."""
     *folders, base = name.lower().split("/")
     words = [word for step in (*folders, base.rpartition(".")[0]) for word in re.split(r"[^a-z]+", step)]
     return next((_SPLIT_OF[word] for word in reversed(words) if word in _SPLIT_OF), "")
 
 
 def folder_split_of(name: str) -> str:
-    """As `_split_of`, by the folders alone: `train.png` may show a train."""
-    return _split_of(os.path.join(os.path.dirname(name), ""))
+    """As `split_of`, by the folders alone: `train.png` may show a train."""
+    return split_of(os.path.join(os.path.dirname(name), ""))
 
 
 # ---- Files that hold many documents -----------------------------------------------------------------------------------
 
 
 class _Claims:
-    """What lines and rows say of files: those that they name, and the split of the last one that was listed.
+    """What lines and rows say: the files that they name; split and group of the last one.
 
     Args:
         folder: the source's, for names that are absolute. has_splits: whether names of folders are those of splits.
     """
 
-    def __init__(self, folder: str, has_splits: bool):
-        self.folder, self.has_splits = folder, has_splits
+    def __init__(self, folder: str, has_splits: bool, options: ListingOptions):
+        self.folder, self.has_splits, self.options = folder, has_splits, options
         self._names: set[int] = set()
-        self._split, self._named = "", set[str]()
+        self._split, self._group, self._folder_splits = "", "", set[str]()
 
-    def read(self, split: Any, names: Iterable[str], file: str) -> None:
-        """A line or row of a file, with its field `split` and the files that it names, relative to that file."""
-        self._split = _SPLIT_OF.get(str(split).lower(), "")
-        for name in names:
-            path = os.path.normpath(os.path.join(os.path.dirname(file), name)).removeprefix(self.folder + "/")
-            self._names.add(hash(unicodedata.normalize("NFC", path)))
-            self._named.add(folder_split_of(path))
+    def read(self, row: Mapping[str, object], file: str) -> None:
+        """Note what a line or row of a file says: its fields `split` and `group`, and the files that it names."""
+        self._split = _SPLIT_OF.get(str(row.get("split")).lower(), "")
+        self._group = _group_in(row, self.options.group)
+        for name in _files_in(row):
+            self.claim(name, file)
 
-    def split(self, file: str) -> str:
-        """The split of the line or row that was just listed: its own field, that of the files it names, or its file's."""
-        own, of_files = self._split, self._named
-        self._split, self._named = "", set()
-        if own or not self.has_splits:
-            return own
-        return next(iter(of_files)) if len(of_files) == 1 and "" not in of_files else _split_of(file)
+    def claim(self, name: str, file: str) -> None:
+        """Note that a file names another, by a path relative to itself or an absolute one."""
+        path = os.path.normpath(os.path.join(os.path.dirname(file), name)).removeprefix(self.folder + "/")
+        self._names.add(hash(unicodedata.normalize("NFC", path)))
+        self._folder_splits.add(folder_split_of(path))
+        if self.options.on_file:
+            self.options.on_file(path)
+
+    def describe(self, item: SourceItem, file: str) -> SourceItem:
+        """The item of the line or row that was just read, with its group and split.
+
+        The split is that of its field, else of the folders of the files that it names, else of the name of `file`.
+        """
+        split, group, folder_splits = self._split, self._group, self._folder_splits
+        self._split, self._group, self._folder_splits = "", "", set()
+        if not split and self.has_splits:
+            split = next(iter(folder_splits)) if len(folder_splits) == 1 and "" not in folder_splits else split_of(file)
+        return replace(item, split=split, group=group or group_of_id(item.id, self.options.group_separator))
 
     def __contains__(self, name: str) -> bool:
         return hash(unicodedata.normalize("NFC", os.path.normpath(name))) in self._names
 
 
+def _group_in(row: Mapping[str, object], field: str) -> str:
+    """The group that a line or row names; a field of a record in it is named with a dot. Numbers count as their digits."""
+    value: object = row
+    for step in [field] if field in row else field.split("."):
+        value = value.get(step) if isinstance(value, Mapping) else None
+    group = str(value) if isinstance(value, str | int) else ""
+    return group if is_utf8(group) else ""
+
+
 _Lister = Callable[[Files, FileInfo, _Claims], Iterator[SourceItem]]
 
 
-def _may_hold_many(name: str, beside: set[str]) -> bool:
-    """Whether a file's name says that it holds many documents. beside: base names of the media files of its folder."""
+def may_hold_many(name: str, beside: set[str]) -> bool:
+    """Whether a file's name suggests that it holds many documents. beside: base names of the media files of its folder."""
     plain = plain_name(name)
     if plain.lower().endswith(".json"):
         return os.path.splitext(plain)[0] not in beside and not _describes(name)
@@ -186,7 +228,7 @@ def _may_hold_many(name: str, beside: set[str]) -> bool:
 
 
 def _lister(files: Files, name: str) -> _Lister | None:
-    """How to list a file that may hold many documents; None for one whose content says that it does not."""
+    """The function that lists a file that may hold many documents; None where its content shows that it does not."""
     plain = plain_name(name).lower()
     if plain.endswith((".tar", ".tgz")):
         head = _head(files, name)
@@ -245,12 +287,14 @@ def _line_items(files: Files, f: FileInfo, claims: _Claims) -> Iterator[SourceIt
 
 
 def _list_items(files: Files, f: FileInfo, claims: _Claims) -> Iterator[SourceItem]:
-    """The objects of a JSON file that is a list of them, each as a line is."""
+    """The objects of a JSON file that is a list of them; each is an item like a line."""
     stem, decoder = PurePosixPath(f.name).stem, json.JSONDecoder()
     at = number = 0
     try:
         with opened(files, f.name) as (file, _):
-            text = file.read(MAX_BYTES).decode("latin-1")  # a character is a byte: places of its syntax are the file's
+            text = file.read(MAX_BYTES).decode(
+                "latin-1"
+            )  # one character per byte, so that positions in the text are those in the file
         at = text.index("[") + 1
         while True:
             at = re.compile(r"[\s,]*").match(text, at).end()  # type: ignore[union-attr]
@@ -267,19 +311,19 @@ def _list_items(files: Files, f: FileInfo, claims: _Claims) -> Iterator[SourceIt
 
 
 def _line_id(line: bytes, default: str, file: str, claims: _Claims) -> str:
-    """The `id` of a line, whose files are claimed; whether the line is good is seen when it is read."""
+    """The `id` of a line, or the default; `claims` notes what else it says. A bad line is reported when it is read, not here."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return default
     if not isinstance(row, dict):
         return default
-    claims.read(row.get("split"), _files_in(row), file)
-    found = default if row.get("id") is None else str(row["id"])
-    return found if is_utf8(found) else default
+    claims.read(row, file)
+    id = default if row.get("id") is None else str(row["id"])
+    return id if is_utf8(id) else default
 
 
-def _files_in(row: dict[str, Any]) -> Iterator[str]:
+def _files_in(row: Mapping[str, object]) -> Iterator[str]:
     """The files that a line or row names."""
     for name, value in row.items():
         values = value if isinstance(value, list) else [value]
@@ -291,7 +335,7 @@ def _files_in(row: dict[str, Any]) -> Iterator[str]:
 
 
 def _archive_items(files: Files, f: FileInfo, claims: _Claims) -> Iterator[SourceItem]:
-    """The samples of an archive. All of it is listed before the first is given: a key may come back at its end."""
+    """The samples of an archive. All of it is read before the first item, because a key may come again at its end."""
     samples: dict[str, list[tuple[str, int, int]]] = {}
     apart: set[str] = set()
     bad: list[SourceItem] = []
@@ -304,17 +348,17 @@ def _archive_items(files: Files, f: FileInfo, claims: _Claims) -> Iterator[Sourc
                     bad.append(_refused(f"{f.name}, {member.name or f'after {last}'}", member.problem))
                     continue
                 inside, slash, base = member.name.rpartition("/")
-                mine = inside + slash + base.split(".", 1)[0]
-                if mine != key and mine in samples:
-                    apart.add(mine)
-                key = mine
-                samples.setdefault(mine, []).append((member.name, member.start, member.length))
+                sample = inside + slash + base.split(".", 1)[0]
+                if sample != key and sample in samples:
+                    apart.add(sample)
+                key = sample
+                samples.setdefault(sample, []).append((member.name, member.start, member.length))
     except DAMAGE as error:
         bad.append(_broken(f"{f.name}, after {last}", f, error))
     for key, members in samples.items():
         where = f"{f.name}, {key}"
         if key in apart:
-            yield _refused(where, "its members are apart: other keys come between them; sort the archive (tar --sort=name)")
+            yield _refused(where, "its members are apart, with other keys in between; sort the archive (tar --sort=name)")
         else:
             yield SourceItem(key, where, "member", f.name, f.stamp, members=tuple(members))
     yield from bad
@@ -323,18 +367,20 @@ def _archive_items(files: Files, f: FileInfo, claims: _Claims) -> Iterator[Sourc
 def _table_items(files: Files, f: FileInfo, claims: _Claims) -> Iterator[SourceItem]:
     try:
         with closing(Table(files, f.name)) as table:
-            for row, (id, named) in enumerate(table.listed(lambda name: names_media(name) or name == "split")):
-                claims.read(named.get("split"), _files_in(named), f.name)
+            group = claims.options.group
+            for row, (id, named) in enumerate(table.listed(lambda name: names_media(name) or name in ("split", group), group)):
+                claims.read(named, f.name)
                 yield SourceItem(printable(id), f"{f.name}, row {row}", "row", f.name, f.stamp, row)
-            for why, text in table.bad_rows:
-                claims.read(None, (cell.strip(' "') for cell in re.split(r"[,;|\t]", text)), f.name)
-                yield _refused(f"{f.name}, a row", why)
+            for problem, text in table.bad_rows:
+                for cell in re.split(r"[,;|\t]", text):
+                    claims.claim(cell.strip(' "'), f.name)
+                yield _refused(f"{f.name}, a row", problem)
     except DAMAGE as error:
         yield _broken(f.name, f, error, "not a readable table")
 
 
 def _unused_table(files: Files, name: str) -> bool:
-    """Whether a CSV file has no column that is read, such as one of statistics. Errors are left to who lists it."""
+    """Whether a CSV file has no column that is read, such as one of statistics. Errors are reported when it is listed."""
     if not plain_name(name).lower().endswith((".csv", ".tsv")):
         return False
     try:
@@ -348,22 +394,27 @@ def _unused_table(files: Files, name: str) -> bool:
 
 
 def _stems_of_media(names: Iterable[str]) -> set[str]:
-    """Base names of the files of a folder that are no text or metadata by their suffix."""
-    return {os.path.splitext(n)[0] for n in names if not (n.lower().endswith((".txt", ".json")) or _may_hold_many(n, set()))}
+    """Base names of the files of a folder whose suffix is not one of text or metadata."""
+    return {os.path.splitext(n)[0] for n in names if not (n.lower().endswith((".txt", ".json")) or may_hold_many(n, set()))}
 
 
-def _files_items(found: list[FileInfo]) -> Iterator[SourceItem]:
-    """The files of one folder as items: those of one base name are one, `cat.jpg` and `cat.jpg.txt` too."""
-    names = {f.name for f in found}
-    groups: dict[str, list[FileInfo]] = defaultdict(list)
-    for f in found:
+def _files_items(infos: list[FileInfo]) -> Iterator[SourceItem]:
+    """The files of one folder as items: those of one base name are one item, `cat.jpg` and `cat.jpg.txt` too.
+
+    Without media each text is an item; texts of one base name are a group.
+    """
+    names = {f.name for f in infos}
+    by_stem: dict[str, list[FileInfo]] = defaultdict(list)
+    for f in infos:
         stem = os.path.splitext(f.name)[0]
         stem = os.path.splitext(stem)[0] if stem in names else stem
-        groups[unicodedata.normalize("NFC", stem)].append(f)
-    for stem, of_stem in groups.items():
-        media = [f for f in of_stem if not f.name.lower().endswith((".txt", ".json"))]
-        for group in [of_stem] if media else [[f] for f in of_stem]:  # without media, each text is a document
-            first = next((f for f in group if f in media), group[0])
+        by_stem[unicodedata.normalize("NFC", stem)].append(f)
+    for stem, same_stem in by_stem.items():
+        media = [f for f in same_stem if not f.name.lower().endswith((".txt", ".json"))]
+        documents = [same_stem] if media else [[f] for f in same_stem]
+        for document in documents:
+            first = next((f for f in document if f in media), document[0])
             name = first.name if len(media) < 2 else stem
-            members = tuple((f.name, f.stamp, f.size) for f in group)
-            yield SourceItem(name, name, "files", members=members, split=folder_split_of(name))
+            members = tuple((f.name, f.stamp, f.size) for f in document)
+            group = stem if len(documents) > 1 else ""
+            yield SourceItem(name, name, "files", members=members, split=folder_split_of(name), group=group)

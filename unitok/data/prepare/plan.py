@@ -1,8 +1,8 @@
-"""The plan of `unitok tokenize`: everything that its result depends on, written down before any work is done.
+"""The plan of `unitok tokenize`: everything that its result depends on, written before any work is done.
 
-`OUT/plan.json` holds the options, a digest of the listing and the number of documents; `OUT/.work/` the listing, an Arrow table
-with a row per document, and what is under way. A run that goes on reads the listing and not the sources' folders, so it makes
-what the first one would have made. `.work` is gone when the data set is whole; `tokenize.log`, the lock, stays.
+`OUT/plan.json` holds the options, a digest of the listing and the number of documents. `OUT/.work/` holds the listing, an Arrow
+table with one row per document, and the work in progress. A run that resumes reads the listing and not the sources' folders, so it
+makes what the first run would have made. `.work` is removed when the data set is complete; `tokenize.log`, the lock, stays.
 """
 
 import hashlib
@@ -16,13 +16,13 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Protocol
 
 import pyarrow as pa
 
 from unitok.data.prepare.encode import WAITING_BYTES
 from unitok.data.prepare.listing import SourceItem
-from unitok.data.prepare.recipe import SourceSpec, load_recipe, share
+from unitok.data.prepare.recipe import SourceSpec, hash_fraction, load_recipe
 from unitok.data.prepare.sources import Source
 from unitok.errors import UserError
 from unitok.files import read_json, write_json
@@ -31,26 +31,27 @@ from unitok.modalities import make_options, modalities
 from unitok.storage import is_remote
 from unitok.vocab import Vocab
 
-VERSION = 4
+VERSION = 5
 LISTED_AT_ONCE = 8192  # rows of the listing held in memory
 _MEMBER = pa.struct([("name", pa.string()), ("start", pa.int64()), ("length", pa.int64())])
-_PLAIN: dict[Any, pa.DataType] = {str: pa.string(), int: pa.int64()}
+_PLAIN: dict[object, pa.DataType] = {str: pa.string(), int: pa.int64()}
 _COLUMNS = {f.name: _PLAIN.get(f.type, pa.list_(_MEMBER)) for f in fields(SourceItem)}
 LISTING = pa.schema({"source": pa.int16()} | _COLUMNS)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be tokenized, and how. The first three are enough for a single source.
+    """What to tokenize, and how. The first three are enough for a single source.
 
     Args:
-        source: a folder, file, pattern or URL; "" with a recipe. out: the data set's folder. bundle: the tokenizers'.
-        documents_per_shard: documents per shard; 0: 4096, fewer for a small source, so that there is something to share out.
+        source: a folder, file, pattern or URL; "" with a recipe. out: the data set's folder. bundle: the tokenizers' folder.
+        documents_per_shard: documents per shard; 0: 4096, fewer for a small source, so that processes can divide the work.
         recipe: a YAML file with several sources, see `unitok.data.prepare.recipe`.
         spec: template, filters, options and the like of a single source; its path is `source`.
-        options: how content is read, by kind, where a source does not say it, as `SourceSpec.options`.
-        validation: fraction of the documents, chosen by a hash of their ids, that make the split `validation`.
-        threads: of the tokenizers in each process; the codes may depend on it in near ties, so a plan keeps it.
+        options: how content is read, by kind, for sources without options of their own, as `SourceSpec.options`.
+        validation: fraction of the documents that make the split `validation`, chosen by a hash of their groups, or of their ids
+            where they have no group.
+        threads: of the tokenizers in each process. Near ties of codes may depend on it, so the plan keeps it.
         seed: of random orders, crops and choices.
     """
 
@@ -61,7 +62,7 @@ class Plan:
     device: str = "cpu"
     recipe: str = ""
     spec: SourceSpec = field(default_factory=lambda: SourceSpec(""))
-    options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    options: dict[str, dict[str, object]] = field(default_factory=dict)
     validation: float = 0.0
     threads: int = 1
     seed: int = 0
@@ -70,7 +71,7 @@ class Plan:
         if bool(self.source) == bool(self.recipe):
             raise UserError("give a source or a recipe" + (", not both" if self.source else ""))
         if is_remote(self.out):
-            raise UserError(f"{self.out}: shards are written to a local folder (or one that is mounted); copy them from there")
+            raise UserError(f"{self.out}: shards are written to a local (or mounted) folder; copy them from there")
         for name, least in (("documents_per_shard", 0), ("threads", 1)):
             if getattr(self, name) < least:
                 raise UserError(f"{name} {getattr(self, name)}: at least {least}")
@@ -84,19 +85,20 @@ class Plan:
         return load_recipe(Path(self.recipe)) if self.recipe else [replace(self.spec, path=self.source)]
 
     def name(self) -> str:
-        """What messages call the source."""
+        """The name of the source in messages."""
         return self.recipe or self.source
 
 
 class Run:
-    """A plan that lies in its output folder, open to be worked at.
+    """A plan that was written to its output folder.
 
     Attributes:
-        options: what `dataset.json` says of them.
-        plan: with the threads and the shard size that were written down.
+        options: `options` of `dataset.json`.
+        plan: with the threads and documents per shard that were written.
         splits: rows of the listing by split.
-        shards: of each, the split, and its first and last row (exclusive).
-        left_out: what the listing left out, by what it is; `renamed`: documents whose id another has.
+        groups: groups of documents by split, where there are any.
+        shards: split, first row and last row (exclusive) of each.
+        left_out: what the listing left out, by what it is. renamed: documents whose id another document has.
 
     Errors: `UserError` for a plan of another version.
     """
@@ -106,16 +108,18 @@ class Run:
         self.work = self.out / ".work"
         content = read_json(self.out / "plan.json", "nothing was planned")
         if content.get("version") != VERSION:
-            raise UserError(f"{self.out}: begun by another version of unitok; finish it with that, or choose another folder")
-        self.options: dict[str, Any] = content["options"]
+            raise UserError(
+                f"{self.out}: begun by another version of unitok; finish it with that version, or choose another folder"
+            )
+        self.options: dict[str, object] = content["options"]
+        self.groups: dict[str, int] = content["groups"]
         self.left_out: dict[str, int] = content["left_out"]
         self.renamed: int = content["renamed"]
         self.plan = replace(plan, threads=content["threads"], documents_per_shard=content["options"]["documents_per_shard"])
         self.splits: dict[str, int] = content["documents"]
+        size = self.plan.documents_per_shard
         self.shards = [
-            (split, start, min(start + self.plan.documents_per_shard, count))
-            for split, count in self.splits.items()
-            for start in range(0, count, self.plan.documents_per_shard)
+            (split, start, min(start + size, count)) for split, count in self.splits.items() for start in range(0, count, size)
         ]
 
     @cached_property
@@ -129,12 +133,12 @@ class Run:
         return _from_table(self._tables[split].slice(start, stop - start))
 
     def record(self, index: int) -> Path:
-        """Where a shard that is whole is written down: its entry for `dataset.json`, and what was skipped."""
+        """The file that is written after a shard: its entry for `dataset.json`, and the errors of what was skipped."""
         return self.work / f"{index:05d}.json"
 
 
 def open_sources(plan: Plan, types: Types | None = None) -> list[Source]:
-    """The sources of a plan; with several, their names come before what is in them. types: as `Bundle.types`."""
+    """The sources of a plan; of several, each is named in the places of its documents. types: as `Bundle.types`."""
     specs = plan.specs()
     return [Source(spec, plan.seed, f"{spec.name}/" if len(specs) > 1 else "", types) for spec in specs]
 
@@ -143,27 +147,28 @@ def open_sources(plan: Plan, types: Types | None = None) -> list[Source]:
 
 
 def list_sources(plan: Plan, sources: list[Source]) -> Iterator[tuple[int, str, SourceItem]]:
-    """Number of the source, split, item: all of every source in order, as often as its weight says."""
+    """List all sources in order, each item as often as the source's weight says. Yields: source number, split, item."""
     for number, source in enumerate(sources):
         weight = source.spec.weight
         for item in source.items():
-            copies = int(weight) + (share(plan.seed, "weight", item.id or item.where) < weight % 1)
-            split = "validation" if share("validation", item.id or item.where) < plan.validation else "train"
+            name = item.id or item.where
+            copies = int(weight) + (hash_fraction(plan.seed, "weight", name) < weight % 1)
+            split = "validation" if hash_fraction("validation", item.group or name) < plan.validation else "train"
             split = item.split or split
             for copy in range(1 if item.error else copies):
                 yield number, split, replace(item, id=f"{item.id}#{copy + 1}") if copy else item
 
 
-def options_of(plan: Plan, sources: list[Source], vocab: Vocab, documents_per_shard: int) -> dict[str, Any]:
-    """Everything that the result depends on besides the listing, as plain types."""
+def options_of(plan: Plan, sources: list[Source], vocab: Vocab, documents_per_shard: int) -> dict[str, object]:
+    """Everything that the result depends on besides the listing, as JSON values."""
     manifest = json.dumps(vocab.to_manifest(), sort_keys=True)
     described = []
     for source in sources:
         spec = source.spec
         given = {kind: plan.options.get(kind, {}) | spec.options.get(kind, {}) for kind in modalities()}
-        read = {kind: asdict(make_options(kind, options, "options")) for kind, options in given.items()}
-        said = {name: value for name, value in asdict(spec).items() if name not in ("path", "root")}  # wherever it lies
-        described.append(said | {"options": read})
+        content = {kind: asdict(make_options(kind, options, "options")) for kind, options in given.items()}
+        moved = ("path", "root")  # may change without changing the result
+        described.append({name: value for name, value in asdict(spec).items() if name not in moved} | {"options": content})
     options = {
         "documents_per_shard": documents_per_shard,
         "validation": plan.validation,
@@ -175,59 +180,60 @@ def options_of(plan: Plan, sources: list[Source], vocab: Vocab, documents_per_sh
     return json.loads(json.dumps(options))
 
 
-def difference(before: Any, now: Any, name: str = "") -> str:
-    """What options have that others have not, in words; "" for equal ones."""
+def plan_diff(before: object, now: object, name: str = "") -> str:
+    """The differences of two plans' options in words; "" for equal ones."""
     if before == now:
         return ""
     if name in ("vocabulary", "batch"):
         return "another bundle" if name == "vocabulary" else "another version of unitok"
     if isinstance(before, dict) and isinstance(now, dict):
-        found = (difference(before.get(key), now.get(key), key) for key in dict.fromkeys([*before, *now]))
-        return "; ".join(filter(None, found))
-    if name == "sources":
+        changes = (plan_diff(before.get(key), now.get(key), key) for key in dict.fromkeys([*before, *now]))
+        return "; ".join(filter(None, changes))
+    if name == "sources" and isinstance(before, list) and isinstance(now, list):
         if len(before) != len(now):
             return f"{len(before)} {name}, not {len(now)}"
-        return "; ".join(filter(None, (difference(*pair, name) for pair in zip(before, now))))
+        return "; ".join(filter(None, (plan_diff(*pair, name) for pair in zip(before, now))))
     return f"{name.replace('_', ' ')} {before}, not {now}"
 
 
 def _row_bytes(number: int, split: str, item: SourceItem) -> bytes:
-    """A row of a listing as bytes for its digest; stamps do not count, so that a copied folder is the same source."""
+    """A row of a listing as bytes for its digest, without stamps, so that a copied folder is the same source."""
     members = [(name, start * (item.kind != "files"), length) for name, start, length in item.members]
-    place = (item.id, item.where, item.kind, item.file, item.start, item.length, item.error)
-    return repr((number, split, place, members)).encode("utf-8", "surrogateescape")
+    content = (item.id, item.where, item.kind, item.file, item.start, item.length, item.error)
+    return repr((number, split, content, members, *([item.group] if item.group else []))).encode("utf-8", "surrogateescape")
 
 
 def check_same(out: Path, plan: Plan, sources: list[Source], vocab: Vocab, digest: str = "") -> None:
-    """Errors: `UserError` where the plan in a folder is another one, with what differs. digest: of the listing, made if ""."""
+    """Raise `UserError` with the differences where a folder has another plan. digest: of the listing; "": list the sources for it."""
     known = read_json(out / "plan.json", "nothing was planned", "options", "listing")
-    mine = options_of(plan, sources, vocab, plan.documents_per_shard or known["options"].get("documents_per_shard", 0))
-    why = difference(known["options"], mine)
-    if not why and not digest:
+    options = options_of(plan, sources, vocab, plan.documents_per_shard or known["options"].get("documents_per_shard", 0))
+    changes = plan_diff(known["options"], options)
+    if not changes and not digest:
         running = hashlib.sha256()
         for row in list_sources(plan, sources):
             running.update(_row_bytes(*row))
         digest = running.hexdigest()
-    if why or digest != known["listing"]:
-        raise UserError(f"{out}: was made with {why or 'other files in its source'}; remove it or choose another folder")
+    if changes or digest != known["listing"]:
+        raise UserError(f"{out}: was made with {changes or 'other files in its source'}; remove it or choose another folder")
 
 
 def make_plan(plan: Plan, sources: list[Source], vocab: Vocab) -> None:
-    """List the sources and write the plan; errors: `UserError` when there is nothing in them, and for another plan's folder."""
+    """List the sources and write the plan. Errors: `UserError` where they hold nothing, and for a folder with another plan."""
     out = Path(plan.out)
     work = out / ".work"
     paths = [s.spec.path if "://" in s.spec.path else os.path.realpath(s.spec.path) for s in sources]
     old = read_json(out / "plan.json", "", "options", "listing", "device", "paths") if (out / "plan.json").exists() else None
     if old is not None:
         if old["device"] != plan.device.partition(":")[0]:
-            raise UserError(f"{out}: was begun on {old['device']}; go on there, or choose another folder: codes may differ")
+            raise UserError(f"{out}: was begun on {old['device']}; resume there, or choose another folder: codes may differ")
         check_same(out, plan, sources, vocab, old["listing"])
         if old["paths"] == paths and all((work / f"{split}.listing").exists() for split in old["documents"]):
-            return  # as it was listed then: what has changed since is found when it is read
+            return  # files that changed since then are found when they are read
     work.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
     with TemporaryDirectory(dir=work, prefix="listing") as folder:
-        counts, renamed = _write_listing(Path(folder), plan, sources, digest)
+        listed = _write_listing(Path(folder), plan, sources, digest)
+        counts = listed.documents
         if not sum(counts.values()):
             raise UserError(f"{plan.name()}: no documents in it")
         if old is not None:
@@ -243,18 +249,22 @@ def make_plan(plan: Plan, sources: list[Source], vocab: Vocab) -> None:
         "threads": old["threads"] if old else plan.threads,
         "device": plan.device.partition(":")[0],
         "documents": counts,
+        "groups": listed.groups(),
         "left_out": dict(sum((source.left_out for source in sources), Counter())),
-        "renamed": renamed,
+        "renamed": listed.renamed,
     }
     write_json(out / "plan.json", content, work)
 
 
-def _write_listing(folder: Path, plan: Plan, sources: list[Source], digest: Any) -> tuple[dict[str, int], int]:
-    """List the sources into a file for each split; -> how many documents each has, and how many got another id."""
-    counts = Counter({"train": 0, "validation": 0} if plan.validation else {"train": 0})
-    rows: dict[str, list[dict[str, Any]]] = {split: [] for split in counts}
+class _Digest(Protocol):
+    def update(self, data: bytes, /) -> None: ...
+
+
+def _write_listing(folder: Path, plan: Plan, sources: list[Source], digest: _Digest) -> "_Listed":
+    """List the sources into one file per split. Returns: counts of what was listed."""
+    listed = _Listed(sources, ["train", "validation"] if plan.validation else ["train"])
+    rows: dict[str, list[dict[str, object]]] = {split: [] for split in listed.documents}
     writers: dict[str, pa.RecordBatchFileWriter] = {}
-    ids = _Ids(several=len(sources) > 1)
     with ExitStack() as opened:
 
         def write(split: str) -> None:
@@ -265,43 +275,72 @@ def _write_listing(folder: Path, plan: Plan, sources: list[Source], digest: Any)
 
         for number, split, item in list_sources(plan, sources):
             digest.update(_row_bytes(number, split, item))
-            counts[split] += 1
-            rows.setdefault(split, []).append(_to_row(number, ids.unique(item)))
+            rows.setdefault(split, []).append(_to_row(number, listed.add(number, split, item)))
             if len(rows[split]) == LISTED_AT_ONCE:
                 write(split)
         for split in rows:
             write(split)
-    return dict(counts), ids.renamed
+    listed.check()
+    return listed
 
 
-class _Ids:
-    """Ids that no two documents share: the second of one gets `~2`.
+class _Listed:
+    """Counts of what was listed; ids that no two documents share: the second document of an id gets `~2`.
 
-    Memory holds eight bytes of a hash for each id that a file gives; names of files are unique within one source.
+    Memory holds eight bytes of a hash for each id that a file gives, and for each group in each split; names of files are unique
+    within one source.
     """
 
-    def __init__(self, several: bool):
-        self.several, self.renamed = several, 0
-        self._seen: set[bytes] = set()
+    def __init__(self, sources: list[Source], splits: list[str]):
+        self.sources, self.documents, self.renamed = sources, Counter(dict.fromkeys(splits, 0)), 0
+        self._ids: set[bytes] = set()
         self._next: dict[str, int] = {}  # of ids that came twice: the number to try next
+        self._groups: dict[str, set[bytes]] = {}  # by split
+        self._grouped: set[int] = set()  # sources with groups
 
-    def unique(self, item: SourceItem) -> SourceItem:
-        """An item, by another id if its own is taken."""
-        if item.error or (item.kind == "files" and not self.several):
+    def add(self, number: int, split: str, item: SourceItem) -> SourceItem:
+        """Count an item of source `number`. Returns: the item, with another id if its own is taken."""
+        self.documents[split] += 1
+        if item.group:
+            self._groups.setdefault(split, set()).add(_hash(item.group))
+            self._grouped.add(number)
+        return self._unique(item)
+
+    def _unique(self, item: SourceItem) -> SourceItem:
+        if item.error or (item.kind == "files" and len(self.sources) == 1):
             return item
         number = self._next.get(item.id, 1)
         id = item.id if number == 1 else f"{item.id}~{number}"
-        while (key := hashlib.blake2b(id.encode("utf-8", "surrogateescape"), digest_size=8).digest()) in self._seen:
+        while (key := _hash(id)) in self._ids:
             number += 1
             id = f"{item.id}~{number}"
-        self._seen.add(key)
+        self._ids.add(key)
         if number > 1:
             self._next[item.id] = number + 1
         self.renamed += number > 1
         return replace(item, id=id)
 
+    def groups(self) -> dict[str, int]:
+        """The number of groups by split; `divided`: those of several splits, because their lines or folders say so."""
+        counts = {split: len(groups) for split, groups in self._groups.items()}
+        divided = sum(counts.values()) - len(set().union(*self._groups.values()))
+        return counts | ({"divided": divided} if divided else {})
 
-def _to_row(number: int, item: SourceItem) -> dict[str, Any]:
+    def check(self) -> None:
+        """Raise `UserError` for a field of groups that no line or row has."""
+        for number, source in enumerate(self.sources):
+            group = source.spec.group
+            if group != SourceSpec.group and number not in self._grouped and any(self.documents.values()):
+                raise UserError(
+                    f"source {source.spec.name or source.spec.path}: no line or row has the field {group!r} (group)"
+                )
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+
+
+def _to_row(number: int, item: SourceItem) -> dict[str, object]:
     members = [{"name": n, "start": s, "length": c} for n, s, c in item.members]
     return {"source": number} | vars(item) | {"members": members}
 
@@ -314,7 +353,7 @@ def _from_table(table: pa.Table) -> list[tuple[int, SourceItem]]:
 
 
 def sample_items(plan: Plan, sources: list[Source], count: int) -> tuple[int, list[tuple[int, SourceItem]]]:
-    """Number of documents, and `count` of them (in order) spread evenly over the sources."""
+    """List the sources. Returns: the number of documents, and `count` of them (in order), spread evenly."""
     kept: list[tuple[int, SourceItem]] = []
     every = total = 1
     for total, (number, _, item) in enumerate(list_sources(plan, sources), 1):

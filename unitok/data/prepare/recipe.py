@@ -1,4 +1,4 @@
-"""What `unitok tokenize` is told about its sources: recipes, templates, filters, and the order of parts."""
+"""Descriptions of sources for `unitok tokenize`: recipes, templates and filters; the order of a document's parts."""
 
 import hashlib
 import math
@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from unitok.document import ROLES, Part
 from unitok.errors import UserError
@@ -16,10 +16,13 @@ from unitok.storage import is_remote
 
 FIELD = r"\{([^{}]+)\}"  # of a template
 
+TemplatePart = dict[str, object]  # type, content with fields in braces, and perhaps role, loss, optional
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Filters:
-    """Which documents are taken; 0 stands for no limit. A document of which one part fails is left out, and counted.
+    """Limits for documents; 0 stands for no limit. A document is left out, and counted, where one of its parts breaks a limit.
 
     Args:
         min_side, max_side: shorter and longer side of every image, pixels.
@@ -55,27 +58,32 @@ class SourceSpec:
 
     Args:
         path: folder, file, or a pattern with `*`; local (relative to the recipe) or a URL that fsspec opens.
-        name: how it is called in the shards' `source` column; needed where two sources hold files of equal names.
+        name: what the shards' column `source` calls it; needed where two sources hold files of equal names.
         weight: how often each document is taken: 0.1 takes a tenth of them, 2.5 all of them twice and half of them again.
         template: parts with fields in braces, see `unitok.data.prepare.fields`; none: texts, images, audio.
-        instances: which of a bundle's tokenizers files of a kind go to, where it has several: `{audio: speech}`.
-        roles, loss: by type, a kind or an instance, for parts that do not say theirs.
-        order: types in the order in which they are to come, or `[random]`: each document's parts shuffled.
-        root: the folder that paths must not leave; by default the source's own.
+        instances: the tokenizer that files of a kind go to, where the bundle has several: `{audio: speech}`.
+        roles, loss: by type (a kind or an instance), for parts that have none of their own.
+        order: the order of types in each document, or `[random]`: each document's parts shuffled.
+        root: another folder that paths may lead into; default: none may leave the source's own folder.
+        group: field of lines and rows that names a document's group; default: `group`. A group is never split between training
+            and validation.
+        group_separator: documents without such a field whose ids are equal up to the last of these belong to one group.
         options: how content is read, by kind: the fields of `Modality.Options`; in a recipe each kind is a key of the source.
     """
 
     path: str
     name: str = ""
     weight: float = 1.0
-    template: tuple[dict[str, Any], ...] = ()
+    template: tuple[TemplatePart, ...] = ()
     instances: dict[str, str] = field(default_factory=dict)
     roles: dict[str, str] = field(default_factory=dict)
     loss: dict[str, bool] = field(default_factory=dict)
     order: tuple[str, ...] = ()
     filters: Filters = field(default_factory=Filters)
     root: str = ""
-    options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    group: str = "group"
+    group_separator: str = ""
+    options: dict[str, dict[str, object]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         where = f"source {self.name or self.path}"
@@ -88,20 +96,21 @@ class SourceSpec:
         for kind, given in self.options.items():
             make_options(kind, given, where)
         check_template(self.template, where)
+        object.__setattr__(self, "group", re.sub(f"^{FIELD}$", r"\1", self.group))  # in braces as in a template, or without
 
     def types(self) -> set[str]:
         """All types that it names: kinds and instances."""
         named = {*self.instances, *self.instances.values(), *self.roles, *self.loss, *self.order}
-        return named - {"random"} | {part["type"] for part in self.template}
+        return named - {"random"} | {str(part["type"]) for part in self.template}
 
-    def says(self, type: str) -> dict[str, Any]:
-        """Role and loss of a type's parts that do not say theirs."""
+    def defaults(self, type: str) -> tuple[str, bool]:
+        """Role and loss of a type's parts that have none of their own."""
         names = (type, self.instances.get(type, type))
         role = next((self.roles[name] for name in reversed(names) if name in self.roles), "none")
-        return {"role": role, "loss": all(self.loss.get(name, True) for name in names)}
+        return role, all(self.loss.get(name, True) for name in names)
 
 
-def _check_role(role: Any, where: str) -> None:
+def _check_role(role: object, where: str) -> None:
     if role not in ROLES:
         raise UserError(f"{where}: role {role!r}; choose one of {', '.join(ROLES)}")
 
@@ -110,54 +119,55 @@ def _check_role(role: Any, where: str) -> None:
 
 
 @dataclass(frozen=True)
-class _Said:
-    """What a part of a template may say besides its type and content."""
+class _PartOptions:
+    """The keys that a template's part may have besides its type and content."""
 
     role: str = "none"
     loss: bool = True
     optional: bool = False
 
 
-def template_content(part: Mapping[str, Any]) -> str:
+def template_content(part: TemplatePart) -> str:
     """The content of a template's part, with fields in braces."""
-    return next(value for key, value in part.items() if key not in ("type", "role", "loss", "optional"))
+    return next(str(value) for key, value in part.items() if key not in ("type", "role", "loss", "optional"))
 
 
-def check_template(template: Sequence[Any], where: str) -> None:
-    """Errors: `UserError` for a part that is not one."""
+def check_template(template: Sequence[object], where: str) -> None:
+    """Raise `UserError` for an entry that is not a part."""
+    content: list[TemplatePart] = []
     for number, part in enumerate(template, 1):
-        here = f"{where}: template, part {number}"
+        place = f"{where}: template, part {number}"
         if not isinstance(part, dict) or not isinstance(part.get("type"), str):
-            raise UserError(f"{here}: a part is {{type: text, text: …}}, {{type: image, path: …}} or the like")
+            raise UserError(f"{place}: a part is {{type: text, text: …}}, {{type: image, path: …}} or the like")
         known = modalities().get(part["type"])  # else an instance of the bundle
         key = known.key if known else next((k for k in part if k in {m.key for m in modalities().values()}), "path")
-        content = part.get(key)
-        if not isinstance(content, str) or not content:
-            raise UserError(f"{here}: an empty or missing {key!r}")
-        said = read_typed(_Said, {k: v for k, v in part.items() if k not in ("type", key)}, here)
-        _check_role(said.role, here)
-        if re.search("[{}]", re.sub(FIELD, "", content)):
-            raise UserError(f"{here}: {content!r}: a brace without its other one, or without a field between them")
-    if template and not any(re.search(FIELD, template_content(part)) or "path" in part for part in template):
-        raise UserError(f"{where}: template: no {{field}} in it, so that all documents would be the same")
+        if not isinstance(part.get(key), str) or not part[key]:
+            raise UserError(f"{place}: an empty or missing {key!r}")
+        options = read_typed(_PartOptions, {k: v for k, v in part.items() if k not in ("type", key)}, place)
+        _check_role(options.role, place)
+        if re.search("[{}]", re.sub(FIELD, "", part[key])):
+            raise UserError(f"{place}: {part[key]!r}: a brace without its partner, or with no field in between")
+        content.append(part)
+    if content and not any(re.search(FIELD, template_content(part)) or "path" in part for part in content):
+        raise UserError(f"{where}: template: it has no {{field}}, so that all documents would be the same")
 
 
-def parse_template(text: str) -> tuple[dict[str, Any], ...]:
-    """A template as YAML or JSON text, or the name of a file that holds it."""
+def parse_template(text: str) -> tuple[TemplatePart, ...]:
+    """A template from YAML or JSON text, or from the file of that name."""
     inline = any(mark in text for mark in "\n{[")
     where = "template" if inline or not Path(text).is_file() else text
-    read = read_yaml(where, text if where == "template" else Path(text).read_text())
-    if not isinstance(read, list) or not read:
+    parts = read_yaml(where, text if where == "template" else Path(text).read_text())
+    if not isinstance(parts, list) or not parts:
         raise UserError(f"template {text[:60]}: a list of parts, or a YAML file that holds one")
-    check_template(read, "template")
-    return tuple(read)
+    check_template(parts, "template")
+    return tuple(parts)
 
 
 # ---- Recipes ----------------------------------------------------------------------------------------------------------
 
 
 def load_recipe(path: Path) -> list[SourceSpec]:
-    """The sources of a recipe; errors: `UserError` naming the file and what is wrong."""
+    """The sources of a recipe. Errors: `UserError` naming the file and what is wrong."""
     try:
         content = read_yaml(path, Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -174,7 +184,7 @@ def load_recipe(path: Path) -> list[SourceSpec]:
     return specs
 
 
-def _read_spec(entry: Any, where: str, folder: Path) -> SourceSpec:
+def _read_spec(entry: object, where: str, folder: Path) -> SourceSpec:
     if not isinstance(entry, dict) or not isinstance(entry.get("path"), str) or not entry["path"]:
         raise UserError(f"{where}: it needs a `path`")
     entry = dict(entry)
@@ -186,56 +196,60 @@ def _read_spec(entry: Any, where: str, folder: Path) -> SourceSpec:
     return read_typed(SourceSpec, entry | ({"options": options} if options else {}), where)
 
 
-_CALLED = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", dict: "a value by name"}
+_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", dict: "a value by name"}
 
 
-def read_typed(kind: Any, value: Any, where: str) -> Any:
-    """A YAML value as a plain type, a tuple, a dictionary, or a dataclass of these and others like it.
+def read_typed(kind: type[T], value: object, where: str) -> T:
+    """A YAML value as a plain type, a tuple, a dictionary, or a dataclass of these and of others like it.
 
     Errors: `UserError` that begins with `where`, for an unknown key and for a value of another type.
     """
+    return _typed(kind, value, where)
+
+
+def _typed(kind: Any, value: object, where: str) -> Any:
     outer = get_origin(kind) or kind
-    if outer is Any:
+    if outer is object:
         return value
     if outer is tuple and isinstance(value, list | str):
         values = [value] if isinstance(value, str) else value
-        return tuple(read_typed(get_args(kind)[0], one, f"{where} [{number}]") for number, one in enumerate(values, 1))
+        return tuple(_typed(get_args(kind)[0], one, f"{where} [{number}]") for number, one in enumerate(values, 1))
     if outer is dict and isinstance(value, dict):
-        inner = get_args(kind)[1] if get_args(kind) else Any
-        return {str(key): read_typed(inner, one, f"{where}: {key}") for key, one in value.items()}
+        inner = get_args(kind)[1] if get_args(kind) else object
+        return {str(key): _typed(inner, one, f"{where}: {key}") for key, one in value.items()}
     if is_dataclass(outer) and isinstance(value, dict):
         known = [f.name for f in fields(outer)]
         if unknown := set(value) - set(known):
-            if "options" in known:  # are said under each kind's name
+            if "options" in known:  # they are given under the name of each kind
                 known = [*(name for name in known if name != "options"), *modalities()]
-            raise UserError(f"{where}: {', '.join(sorted(map(str, unknown)))}: unknown; it may say {', '.join(known)}")
+            raise UserError(f"{where}: {', '.join(sorted(map(str, unknown)))}: unknown; it may have {', '.join(known)}")
         hints = get_type_hints(outer)
-        return kind(**{name: read_typed(hints[name], one, f"{where}: {name}") for name, one in value.items()})
-    number = outer is float and type(value) is int
-    if number or (type(value) is outer and not (outer is float and not math.isfinite(value))):
+        return kind(**{name: _typed(hints[name], one, f"{where}: {name}") for name, one in value.items()})
+    is_number = outer is float and type(value) is int
+    if is_number or (type(value) is outer and not (isinstance(value, float) and not math.isfinite(value))):
         return value
-    raise UserError(f"{where} {value!r}; it is {_CALLED.get(outer, 'a list' if outer is tuple else 'values by name')}")
+    raise UserError(f"{where} {value!r}; it is {_NAMES.get(outer, 'a list' if outer is tuple else 'values by name')}")
 
 
 # ---- Order and chance -------------------------------------------------------------------------------------------------
 
 
 def arrange(spec: SourceSpec, parts: Sequence[Part], id: str, seed: int) -> tuple[Part, ...]:
-    """Parts in the order that a source asks for."""
+    """A document's parts in the order that its source asks for."""
     if not spec.order:
         return tuple(parts)
     if spec.order == ("random",):
-        return tuple(sorted(parts, key=lambda part: share(seed, "order", id, str(parts.index(part)))))
-    places = {kind: i for i, kind in enumerate(spec.order)}
+        return tuple(sorted(parts, key=lambda part: hash_fraction(seed, "order", id, str(parts.index(part)))))
+    ranks = {kind: i for i, kind in enumerate(spec.order)}
 
-    def place(part: Part) -> int:
+    def rank(part: Part) -> int:
         names = (part.type, spec.instances.get(part.type, part.type))
-        return min(places.get(name, len(places)) for name in names)
+        return min(ranks.get(name, len(ranks)) for name in names)
 
-    return tuple(sorted(parts, key=place))
+    return tuple(sorted(parts, key=rank))
 
 
-def share(*words: object) -> float:
-    """A number in [0, 1) that depends on the words alone: what chance is decided by, the same on every machine."""
+def hash_fraction(*words: object) -> float:
+    """A number in [0, 1) that depends only on the words, the same on every machine: what random choices are made by."""
     digest = hashlib.sha256("\0".join(map(str, words)).encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:7], "big") / 2**56

@@ -1,17 +1,18 @@
-"""Sources -> raw documents. `Source.items` lists what is there (`unitok.data.prepare.listing`); `Source.read` reads it.
+"""Sources -> raw documents. `Source.items` lists documents (`unitok.data.prepare.listing`); `Source.read` reads them.
 
-- interleaved JSON Lines (`.jsonl`), a line a document (`unitok.document`), or lines of named fields; a `.json` list of the same;
-- a folder that holds `documents.jsonl`: read through it alone;
+- interleaved JSON Lines (`.jsonl`), one document per line (`unitok.interleaved`), or lines of named fields; a `.json` list of these;
+- a folder that holds `documents.jsonl`: only the documents of that file;
 - any other folder: first its files that hold many documents, then files of one base name (`cat.jpg`, `cat.txt`, `cat.json`),
-  which are one document. A file that a line or a row names is no document of its own (ImageFolder, AudioFolder);
+  which are one document. A file that a line or a row names is not a document of its own (ImageFolder, AudioFolder);
 - WebDataset archives (`.tar`, also compressed): members of one base name, up to the first dot, are one document;
-- Parquet and CSV files and Hugging Face data sets on disk, a row a document.
+- Parquet and CSV files and Hugging Face data sets on disk, one document per row.
 
-What a file is follows from its content and its role (`unitok.data.prepare.fields`); suffixes only say which files hold many
-documents, and their content must agree. Only hidden files (`.name`) are passed over in silence.
+What a file is follows from its content and its role (`unitok.data.prepare.fields`). Suffixes only tell which files hold many
+documents, and their content must agree. Only hidden files (`.name`) are left out without being counted.
 """
 
 import json
+import logging
 import os
 import threading
 from collections import Counter, defaultdict, deque
@@ -22,31 +23,32 @@ from fnmatch import fnmatch
 from functools import partial
 from itertools import groupby
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO
 
 import pyarrow as pa
 
-from unitok.data.prepare.containers import DAMAGE, Table, damage, unpacked
-from unitok.data.prepare.fields import Made, data_url, read_fields
-from unitok.data.prepare.listing import SourceItem, list_items
-from unitok.data.prepare.recipe import SourceSpec, arrange
+from unitok.data.prepare.containers import DAMAGE, Table, damage, plain_name, unpacked
+from unitok.data.prepare.fields import MEDIA_SUFFIXES, TEXT, Fields, RowContent, data_url, read_fields
+from unitok.data.prepare.listing import ListingOptions, SourceItem, list_items
+from unitok.data.prepare.recipe import SourceSpec, arrange, load_recipe
 from unitok.document import Part, RawDocument
 from unitok.errors import UserError
 from unitok.files import parse_json_line, read_json_lines
 from unitok.interleaved import Types, raw_document
-from unitok.media import load_text
-from unitok.modalities import modalities
+from unitok.media import load_text, promised
 from unitok.storage import Blob, Folder, is_remote, kind_of_path, open_files
+
+log = logging.getLogger("unitok")
 
 DocumentFactory = Callable[[], list[RawDocument]]
 
 
 class Source:
-    """What a spec names, opened. Errors: `UserError` when there is no such path.
+    """A source, opened. Errors: `UserError` where its path does not exist.
 
     Args:
-        seed: of random orders. prefix: what comes before the places of its documents, where there are several sources.
-        types: what parts may be, as `Bundle.types`; by default all kinds.
+        seed: of random orders. prefix: of the places of its documents, to tell several sources apart.
+        types: the types that parts may have, as `Bundle.types`; default: all kinds.
     """
 
     def __init__(self, spec: SourceSpec, seed: int = 0, prefix: str = "", types: Types | None = None):
@@ -54,30 +56,35 @@ class Source:
         path = spec.path.removeprefix("file://")
         folder, alone, self.pattern = path, "", ""
         steps = path.split("/")
-        there = "" if "*" in path and is_remote(path) else kind_of_path(path)
-        if not there and "*" in path:  # a name may hold one, too
+        path_kind = "" if "*" in path and is_remote(path) else kind_of_path(path)
+        if not path_kind and "*" in path:  # a name may hold an asterisk, too
             fixed = next(i for i, step in enumerate(steps) if "*" in step)
             folder = "/".join(steps[:fixed]) or ("/" if path.startswith("/") else ".")
             self.pattern = "/".join(steps[fixed:])
-            there = kind_of_path(folder)
-        if there == "file":
+            path_kind = kind_of_path(folder)
+        if path_kind == "file":
             folder, alone = os.path.split(path) if is_remote(path) else (str(Path(path).parent), Path(path).name)
-        elif not there:
+        elif not path_kind:
             raise UserError(f"{folder}: no such file or folder")
-        self.files, self.alone = open_files(folder, spec.root), alone
-        self.left_out: Counter[str] = Counter()  # by what it is, after `items`
-        self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)  # of containers, which all threads read
+        self.files, self.alone = open_files(folder, spec.root, alone), alone
+        self.left_out: Counter[str] = Counter()  # counts by what it is, after `items`
+        self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)  # of containers, which several threads read
         self._containers: dict[str, tuple[IO[bytes], IO[bytes], int]] = {}
 
     # ---- Listing -------------------------------------------------------------------------------------------------
 
-    def items(self) -> Iterator[SourceItem]:
-        """What is there, in a fixed order; memory holds the names of one folder, and of the files that lines and rows name."""
+    def items(self, on_file: Callable[[str], None] | None = None) -> Iterator[SourceItem]:
+        """List the documents in a fixed order. Memory holds the names of one folder, and hashes of those that lines and rows name.
+
+        on_file: see `ListingOptions`.
+        """
         self.left_out.clear()
-        return list_items(self.files, self._folders(), self.left_out, bool(self.alone), bool(self.spec.template))
+        spec = self.spec
+        options = ListingOptions(bool(self.alone), bool(spec.template), spec.group, spec.group_separator, on_file)
+        return list_items(self.files, self._folders(), self.left_out, options)
 
     def _folders(self) -> Callable[[], Iterable[Folder]]:
-        """What lists the folders or files that may hold documents."""
+        """The function that lists the folders and files that may hold documents."""
         if self.pattern:
             return self._matching
         if self.alone:
@@ -94,34 +101,38 @@ class Source:
 
     def _matching(self) -> Iterator[Folder]:
         for names, known in self.files.folders():
-            yield [n for n in names if fnmatch(n, self.pattern) or (n in known and known[n].problem)], known
+            yield [n for n in names if self.matches(n) or (n in known and known[n].problem)], known
+
+    def matches(self, name: str) -> bool:
+        """Whether a name matches the pattern, where `*` stands for any characters, and `**/` for any folders or none."""
+        return fnmatch(name, self.pattern) or fnmatch(name, self.pattern.replace("**/", ""))
 
     def through_lines(self) -> bool:
-        """Whether its `documents.jsonl` alone says what is in it."""
+        """Whether it is a folder of which only `documents.jsonl` is read."""
         return not self.alone and not self.pattern and self.files.exists("documents.jsonl")
 
     def holds(self, path: Path) -> bool:
-        """Whether a local path would be found when this source is listed."""
+        """Whether a local path is inside this source, so that listing it would find files there."""
         if self.alone or self.files.remote is not None or self.files.exists("documents.jsonl"):
             return False
         return Path(os.path.realpath(path)).is_relative_to(self.files.folder)
 
     def _saved(self, inside: str = "") -> list[str]:
-        """The files of a data set that `save_to_disk` wrote, in a folder of the source or in its top."""
+        """The files of a data set that `save_to_disk` wrote, in a folder (`inside`) of the source or at its top."""
         files = self._json(f"{inside}state.json", "_data_files")
         return [inside + f["filename"] for f in files if isinstance(f, dict) and isinstance(f.get("filename"), str)]
 
-    def _json(self, name: str, key: str) -> list[Any]:
-        """A list in one of the small files beside a data set of Hugging Face's."""
+    def _json(self, name: str, key: str) -> list[object]:
+        """A list in one of the small files beside a Hugging Face data set."""
         try:
             return list(json.loads(self.files.read(name))[key])
         except (ValueError, KeyError, TypeError):
-            raise UserError(f"{self.spec.path}/{name}: no list {key!r} in it: not as `save_to_disk` writes it") from None
+            raise UserError(f"{self.spec.path}/{name}: no list {key!r} in it; it is not as `save_to_disk` writes it") from None
 
     # ---- Reading -------------------------------------------------------------------------------------------------
 
     def read(self, items: Sequence[SourceItem]) -> Iterator[DocumentFactory]:
-        """For each item in order a function that makes its raw documents; it raises `UserError` for what cannot be used."""
+        """For each item in order, a function that makes its raw documents, or raises `UserError` where it cannot be used."""
         readers = {"line": self._read_lines, "member": self._read_members, "row": self._read_rows}
         for (kind, _), run in groupby(items, key=lambda item: (item.kind, item.file)):
             if kind == "error":
@@ -131,21 +142,21 @@ class Source:
             else:
                 yield from readers[kind](list(run))
 
-    def _made(self, item: SourceItem, made: Made) -> list[RawDocument]:
-        parts, notes = made
+    def _document(self, item: SourceItem, content: RowContent) -> list[RawDocument]:
+        parts, notes = content
         if not parts:
-            raise UserError(f"{item.where}: nothing in it that a document is made of; a template says what is")
+            raise UserError(f"{item.where}: it has nothing to make a document of; name its fields in a template")
         return [RawDocument(item.id, arrange(self.spec, parts, item.id, self.seed), self.prefix + item.where, tuple(notes))]
 
-    def _from_fields(self, item: SourceItem, row: dict[str, Any], files: bool = False) -> list[RawDocument]:
-        """The document that a row of named fields makes, by the template or without one."""
+    def _from_fields(self, item: SourceItem, row: Fields, files: bool = False) -> list[RawDocument]:
+        """The document of a row of named fields, by the template or without one."""
         folder = os.path.dirname(item.file)
         try:
-            made = read_fields(self.spec, row, lambda name: Blob.of(self.files, os.path.join(folder, name)), files)
+            content = read_fields(self.spec, row, lambda name: Blob.of(self.files, os.path.join(folder, name)), files)
         except UserError as error:
-            said = str(error)
-            raise UserError(said if said.startswith(item.where) else f"{item.where}: {said}") from None
-        return self._made(item, made)
+            message = str(error)
+            raise UserError(message if message.startswith(item.where) else f"{item.where}: {message}") from None
+        return self._document(item, content)
 
     def _make_of_files(self, item: SourceItem) -> list[RawDocument]:
         row = {
@@ -158,7 +169,7 @@ class Source:
         file = self._container_of(items[0])
         last, line = -1, b""
         for item in items:
-            if item.start != last:  # a document that is taken twice follows itself
+            if item.start != last:  # a document that is taken twice comes twice in a row
                 file.seek(item.start)
                 last, line = item.start, file.read(item.length)
             yield partial(self._make_of_line, item, line)
@@ -174,24 +185,26 @@ class Source:
         raw = raw_document(row, Path(""), item.where, item.id, self.types)
         folder = os.path.dirname(item.file)
         named = [str(part.get("path", "")) for part in row["content"]]
-        return self._made(item, ([self._with_file(*pair, folder, item.where) for pair in zip(raw.content, named)], []))
+        parts = [self._with_file(*pair, folder, item.where) for pair in zip(raw.content, named)]
+        return self._document(item, (parts, []))
 
     def _with_file(self, part: Part, named: str, folder: str, where: str) -> Part:
-        said = self.spec.says(part.type)
-        said = {"role": said["role"] if part.role == "none" else part.role, "loss": part.loss and said["loss"]}
+        """A part of a line with the source's role and loss, and with what reads its file."""
+        role, loss = self.spec.defaults(part.type)
+        part = replace(part, role=role if part.role == "none" else part.role, loss=part.loss and loss)
         if part.path is None:
-            return replace(part, **said)
-        if held := data_url(named, where):
-            return replace(part, path=Path(where), file=held, **said)
+            return part
+        if content := data_url(named, where):
+            return replace(part, path=Path(where), file=content)
         name = os.path.normpath(os.path.join(folder, part.path))
-        return replace(part, path=Path(name), file=Blob.of(self.files, name), **said)
+        return replace(part, path=Path(name), file=Blob.of(self.files, name))
 
     def _read_members(self, items: list[SourceItem]) -> Iterator[DocumentFactory]:
         lock, file = self._locks[items[0].file], self._container_of(items[0])
         return (partial(self._make_of_members, item, file, lock) for item in items)
 
     def _make_of_members(self, item: SourceItem, file: IO[bytes], lock: threading.Lock) -> list[RawDocument]:
-        row: dict[str, Any] = {}
+        row: dict[str, list[Blob]] = {}
         for name, start, length in item.members:
             try:
                 with lock:
@@ -202,36 +215,36 @@ class Source:
             if len(data) != length:
                 raise UserError(f"{item.where}: cut off")
             suffix = PurePosixPath(name).name.partition(".")[2].lower() or "txt"
-            blob = Blob(f"{item.file}/{name}", data, place=start)
-            row[suffix] = [*row[suffix], blob] if suffix in row else [blob]
-        found = self._from_fields(item, {k: v if len(v) > 1 else v[0] for k, v in row.items()})
-        kinds = Counter(PurePosixPath(name).suffix.lower() for name, _, _ in item.members)
-        several = tuple(f"one key holds several {kind}" for kind, n in kinds.items() if n > 1)
-        return [replace(raw, notes=raw.notes + several) for raw in found]
+            blob = Blob(f"{item.file}/{name}", data, offset=start)
+            row.setdefault(suffix, []).append(blob)
+        documents = self._from_fields(item, {k: v if len(v) > 1 else v[0] for k, v in row.items()})
+        suffixes = Counter(PurePosixPath(name).suffix.lower() for name, _, _ in item.members)
+        notes = tuple(f"one key holds several {suffix}" for suffix, n in suffixes.items() if n > 1)
+        return [replace(raw, notes=raw.notes + notes) for raw in documents]
 
     def _read_rows(self, items: list[SourceItem]) -> Iterator[DocumentFactory]:
         self._container_of(items[0])
-        wanted = deque(items)
+        remaining = deque(items)
         with closing(Table(self.files, items[0].file)) as table:
-            for at, count, batches in table.stretches(items[0].start, items[-1].start + 1):
-                first, end = at, at + count
+            for first, count, batches in table.stretches(items[0].start, items[-1].start + 1):
+                end = first + count
                 try:
                     for batch in batches():
-                        while wanted and wanted[0].start < first + batch.num_rows:
-                            item = wanted.popleft()
+                        while remaining and remaining[0].start < first + batch.num_rows:
+                            item = remaining.popleft()
                             yield partial(self._make_of_row, item, table, batch, item.start - first)
                         first += batch.num_rows
                 except DAMAGE as error:
-                    why = damage(error, items[0].file)
-                    while wanted and wanted[0].start < end:
-                        yield partial(_raise, f"{wanted.popleft().where}: damaged ({why})")
-        yield from (partial(_raise, f"{item.where}: not there") for item in wanted)
+                    reason = damage(error, items[0].file)
+                    while remaining and remaining[0].start < end:
+                        yield partial(_raise, f"{remaining.popleft().where}: damaged ({reason})")
+        yield from (partial(_raise, f"{item.where}: the table has no such row") for item in remaining)
 
     def _make_of_row(self, item: SourceItem, table: Table, batch: pa.RecordBatch, row: int) -> list[RawDocument]:
         return self._from_fields(item, table.fields(batch, row, f"{item.file}/{item.start}"))
 
     def _container_of(self, item: SourceItem) -> IO[bytes]:
-        """The container of an item, unpacked; open until `close`. Errors: `UserError` when it is not as it was listed."""
+        """The decompressed file that holds an item, open until `close`. Errors: `UserError` where it changed since it was listed."""
         if item.file not in self._containers:
             packed = self.files.open(item.file)
             self._containers[item.file] = (packed, unpacked(packed), item.stamp)
@@ -240,7 +253,7 @@ class Source:
         return self._containers[item.file][1]
 
     def drop(self) -> dict[str, tuple[IO[bytes], IO[bytes], int]]:
-        """Close what is open, without a look at whether it changed; -> what was open."""
+        """Close all containers, whether or not they changed. Returns: those that were open."""
         opened, self._containers = self._containers, {}
         for packed, file, _ in opened.values():
             file.close()
@@ -248,7 +261,7 @@ class Source:
         return opened
 
     def close(self) -> None:
-        """After all that `read` gave was called; errors: `UserError` for a container that changed meanwhile: start anew."""
+        """Close all containers, after the functions of `read` were called. Errors: `UserError` for one that changed meanwhile."""
         for name, (_, _, stamp) in self.drop().items():
             if self.files.look(name).stamp != stamp:
                 raise UserError(f"{name}: changed while it was read; start with a new folder")
@@ -258,19 +271,59 @@ def _raise(message: str) -> list[RawDocument]:
     raise UserError(message)
 
 
-def read_texts(path: Path) -> Iterator[str]:
-    """The strings of a corpus: the lines of a text file, or every text of an interleaved JSON Lines file."""
-    path = Path(path)
-    if path.is_dir():
-        raise UserError(f"{path}: a folder; give the text and .jsonl files in it")
-    if path.suffix.lower() not in (".jsonl", ".ndjson"):
-        yield from (line.removesuffix("\r") for line in load_text(path).split("\n") if line.strip())
-        return
-    key = next(modality.key for modality in modalities().values() if modality.accepts(""))
-    for number, row in read_json_lines(path):  # whatever its other parts are: there is no bundle yet that names them
+def read_texts(path: Path | str) -> Iterator[str]:
+    """The texts of a corpus, to train a text tokenizer on: the lines of text files; of documents each text.
+
+    path: a text file, an interleaved JSON Lines file, or whatever `unitok tokenize` takes: a folder, a pattern, an archive, a table,
+        or a recipe, whose weights, filters and roles do not matter here. Documents that cannot be read are logged.
+
+    Errors: `UserError` for a path that does not exist; of a text or JSON Lines file also for content that is not what it should be.
+    """
+    name = str(path)
+    suffix = PurePosixPath(plain_name(name)).suffix.lower()
+    if suffix in (".yaml", ".yml"):
+        for spec in load_recipe(Path(path)):
+            yield from _texts_of_documents(Source(spec))
+    elif kind_of_path(name) != "file" or suffix in (".tar", ".tgz", ".parquet", ".arrow", ".csv", ".tsv"):
+        yield from _texts_of_documents(Source(SourceSpec(name)))
+    elif suffix in (".jsonl", ".ndjson"):
+        yield from _texts_of_lines(Path(path))
+    else:
+        yield from _lines(load_text(Path(path)))
+
+
+def _lines(text: str) -> Iterator[str]:
+    return (line.removesuffix("\r") for line in text.split("\n") if line.strip())
+
+
+def _texts_of_lines(path: Path) -> Iterator[str]:
+    """The texts of an interleaved JSON Lines file, whatever its other parts are: there is no bundle yet that names them."""
+    for number, row in read_json_lines(path):
         if isinstance(row, UserError):
             raise row
         parts = row.get("content") if isinstance(row, dict) else None
         if not isinstance(parts, list):
             raise UserError(f'{path.name}, line {number}: a document is {{"id": …, "content": [parts]}}')
-        yield from (part[key] for part in parts if isinstance(part, dict) and isinstance(part.get(key), str) and part[key])
+        values = (part.get(TEXT) for part in parts if isinstance(part, dict))
+        yield from (value for value in values if isinstance(value, str) and value)
+
+
+def _texts_of_documents(source: Source) -> Iterator[str]:
+    """The texts of a source's documents; files of text by lines."""
+    items = []
+    for item in source.items():
+        members = tuple(member for member in item.members if promised(member[0]) not in MEDIA_SUFFIXES)
+        if members or not item.members:  # images and audio are not read
+            items.append(replace(item, members=members))
+    bad, first = 0, ""
+    for item, make in zip(items, source.read(items), strict=True):
+        try:
+            values = [str(part.value) for raw in make() for part in raw.content if part.type == TEXT]
+        except UserError as error:
+            bad, first = bad + 1, first or str(error)
+            continue
+        for value in filter(None, values):
+            yield from _lines(value) if item.kind == "files" else [value]
+    source.drop()
+    if bad:
+        log.warning("%s: %d documents could not be read; the first: %s", source.spec.path, bad, first)

@@ -1,4 +1,4 @@
-"""One shard: a stretch of a plan's listing, read, encoded, written beside its place and renamed."""
+"""Make one shard: read and encode a stretch of the plan's listing, write it into a temporary file and rename it."""
 
 import json
 import sys
@@ -7,31 +7,27 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from unitok.bundle import Bundle
-from unitok.data.prepare.encode import Encoded, Encoder, Progress
+from unitok.data.prepare.encode import Encoded, Encoder, Job, Progress
 from unitok.data.prepare.listing import SourceItem
 from unitok.data.prepare.plan import Plan, Run, open_sources
 from unitok.data.prepare.sources import Source
-from unitok.data.shards import shard_name, write_shard
+from unitok.data.shards import ShardInfo, shard_name, write_shard
 from unitok.errors import UserError
 from unitok.files import is_full_disk, write_json
 
-#: Seconds after which a thread must let another have the interpreter. At Python's own 5 ms, each of a network's many operations
-#: may wait so long for a thread that decodes: an encoder of pictures took 3.5 times as long (docs/notes.md).
+#: Seconds after which a thread must yield the interpreter. With Python's default of 5 ms, each of a network's many operations
+#: may wait that long for a decoding thread: an image encoder took 3.5 times as long (docs/notes.md).
 SWITCH = 5e-4
-
-#: Counts of `Encoded` by name that a shard's entry holds, where there are any.
-COUNTED = ("filtered", "formats", "notes")
 
 
 class Worker:
-    """Keeps a bundle's tokenizers loaded and makes one shard after another of a planned run.
+    """Keeps a bundle's tokenizers loaded and makes shards of a planned run, one after another.
 
-    device: where its tokenizers run; by default where the plan says. progress, overlap: see `Encoder`.
+    device: where its tokenizers run; default: the plan's device. progress, overlap: see `Encoder`.
     """
 
     def __init__(self, plan: Plan, device: str = "", progress: Progress | None = None, overlap: bool = True):
@@ -40,12 +36,15 @@ class Worker:
         self.sources = open_sources(plan, self.bundle.types)
         self.encoder = Encoder(self.bundle, plan.options, plan.seed, overlap=overlap, progress=progress)
 
-    def process(self, index: int) -> dict[str, Any]:
-        """DocumentFactory shard `index`; -> its entry for `dataset.json`. Deterministic; safe to repeat, and at the same time elsewhere."""
+    def process(self, index: int) -> ShardInfo:
+        """Make shard `index`, if it does not exist yet. Returns: its entry for `dataset.json`.
+
+        Deterministic, and safe to repeat, also in several processes at the same time.
+        """
         return made(self.run, index) or self.write(index, self.encode(index))
 
-    def process_all(self, indices: Iterable[int]) -> Iterator[dict[str, Any]]:
-        """DocumentFactory one shard after another; each is written while the next one is read and encoded."""
+    def process_all(self, indices: Iterable[int]) -> Iterator[ShardInfo]:
+        """Make one shard after another; each is written while the next one is read and encoded."""
         writing: Future | None = None
         with ThreadPoolExecutor(1) as writer:
             for index in indices:
@@ -60,14 +59,20 @@ class Worker:
         """The documents of a shard."""
         return encode_items(self.encoder, self.sources, self.run.items(index))
 
-    def write(self, index: int, encoded: Encoded) -> dict[str, Any]:
-        """Write a shard, then its record; errors: `UserError` for a full disk."""
+    def write(self, index: int, encoded: Encoded) -> ShardInfo:
+        """Write a shard, then its record. Errors: `UserError` for a full disk."""
         run = self.run
         try:
             entry = write_shard(run.out / shard_name(index), encoded.documents, self.bundle.vocab, run.work)
-            entry |= {"split": run.shards[index][0]} if len(run.splits) > 1 else {}
-            entry |= {"items": encoded.items, "skipped": encoded.skipped}
-            entry |= {key: counts for key in COUNTED if (counts := getattr(encoded, key))}
+            if len(run.splits) > 1:
+                entry["split"] = run.shards[index][0]
+            entry["items"], entry["skipped"] = encoded.items, encoded.skipped
+            if encoded.filtered:
+                entry["filtered"] = encoded.filtered
+            if encoded.formats:
+                entry["formats"] = encoded.formats
+            if encoded.notes:
+                entry["notes"] = encoded.notes
             write_json(run.record(index), [entry, encoded.errors], run.work)
         except OSError as error:
             raise full_disk(error, run.out) from None
@@ -75,9 +80,9 @@ class Worker:
 
 
 def encode_items(encoder: Encoder, sources: list[Source], items: Sequence[tuple[int, SourceItem]]) -> Encoded:
-    """Items of a listing, each with the number of its source -> documents."""
+    """Encode items of a listing, each given with the number of its source."""
 
-    def makes() -> Iterator[tuple]:
+    def makes() -> Iterator[Job]:
         for number, group in groupby(items, key=lambda numbered: numbered[0]):
             source, run = sources[number], [item for _, item in group]
             for item, make in zip(run, source.read(run), strict=True):
@@ -94,10 +99,10 @@ def encode_items(encoder: Encoder, sources: list[Source], items: Sequence[tuple[
     return encoded
 
 
-def made(run: Run, index: int) -> dict[str, Any] | None:
-    """The entry of a shard that an earlier run finished."""
+def made(run: Run, index: int) -> ShardInfo | None:
+    """The entry of a shard that exists already; None for one that has yet to be made."""
     try:
-        entry = json.loads(run.record(index).read_text())[0]
+        entry: ShardInfo = json.loads(run.record(index).read_text())[0]
         same = (run.out / entry["file"]).stat().st_size == entry["bytes"]
     except (FileNotFoundError, json.JSONDecodeError):
         return None
@@ -105,14 +110,14 @@ def made(run: Run, index: int) -> dict[str, Any] | None:
 
 
 def full_disk(error: OSError, out: Path) -> Exception:
-    """A full disk in words; any other error as it is."""
-    said = f"{out}: {error.strerror}; make room and start again: what is done is kept"
-    return UserError(said) if is_full_disk(error) else error
+    """A `UserError` for a full disk; any other error unchanged."""
+    message = f"{out}: {error.strerror}; make room and start again: what is done is kept"
+    return UserError(message) if is_full_disk(error) else error
 
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """The networks use so many threads inside, and wait little for those that decode files."""
+    """Let networks use this many threads, and wait only briefly for threads that decode files."""
     before = torch.get_num_threads(), sys.getswitchinterval()
     torch.set_num_threads(count)
     sys.setswitchinterval(SWITCH)

@@ -1,0 +1,201 @@
+"""List the images or audio that a tokenizer is trained on: in folders, by patterns, and as JSON Lines, archives and recipes name them.
+
+Files are chosen by their suffix and are not opened, so that a million names take seconds; only a file whose suffix tells nothing is
+looked into. A file that is not what its suffix says is found when it is read.
+"""
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from unitok.data.prepare.containers import opened
+from unitok.data.prepare.listing import SourceItem, folder_split_of, may_hold_many, split_of
+from unitok.data.prepare.recipe import Filters, SourceSpec, hash_fraction, load_recipe
+from unitok.data.prepare.sources import Source
+from unitok.errors import UserError
+from unitok.media import promised, sniff
+from unitok.storage import is_remote
+
+log = logging.getLogger("unitok")
+
+#: Suffixes that `promised` does not know, of files that are neither images nor audio.
+_OTHERS = frozenset(
+    [
+        "txt",
+        "json",
+        "jsonl",
+        "ndjson",
+        "csv",
+        "tsv",
+        "md",
+        "xml",
+        "html",
+        "htm",
+        "yaml",
+        "yml",
+        "log",
+        "npy",
+        "npz",
+        "pt",
+        "pth",
+        "bin",
+        "db",
+        "index",
+        "lab",
+        "lrc",
+        "srt",
+        "vtt",
+    ]
+)
+LONGEST_NAME = 4096  # longer texts in fields of media are base64
+
+
+@dataclass(frozen=True, slots=True)
+class MediaFile:
+    """A local file, or a member of an uncompressed tar archive.
+
+    Args:
+        path: of the file, or of the archive. member: name in the archive. start, length: bytes of the member.
+    """
+
+    path: str
+    member: str = ""
+    start: int = 0
+    length: int = 0
+
+    @property
+    def label(self) -> Path:
+        """What messages call it; its suffix is that of the content."""
+        return Path(self.path, self.member) if self.member else Path(self.path)
+
+    def read(self) -> bytes | None:
+        """The bytes of a member; None for a file of its own. Errors: `UserError` for what is not a regular file; `OSError`."""
+        if not os.path.isfile(self.path):  # a pipe would wait forever
+            raise UserError(f"{self.path}: no such file")
+        if not self.member:
+            return None
+        with open(self.path, "rb") as archive:
+            archive.seek(self.start)
+            return archive.read(self.length)
+
+
+Listed = Iterator[tuple[str, MediaFile]]  # each with its split, or ""
+
+
+def list_media(paths: str | Path | Sequence[str], kind: str, root: str = "", seed: int = 0) -> list[MediaFile]:
+    """The files of one kind (`image` or `audio`), in a fixed order; those of the splits `validation` and `test` are left out.
+
+    Args:
+        paths: folders (all files in them), patterns (`photos/**/*.jpg`), JSON Lines files and tables that name files, tar archives,
+            and recipes (`.yaml`) of these; a recipe's weights count, its filters and options do not.
+        root: another folder that paths in JSON Lines files and tables may lead into; default: they must not leave their own.
+        seed: chooses which files a recipe's weights leave out or repeat.
+
+    Errors: `UserError` for a path that does not exist, that is remote, or that has no such files.
+    """
+    files: list[MediaFile] = []
+    for path in [str(paths)] if isinstance(paths, str | Path) else paths:
+        for spec in _specs(path, root):
+            copies, fraction = divmod(spec.weight, 1)
+            for file in dict.fromkeys(_in_source(spec, kind)):
+                again = fraction > 0 and hash_fraction(seed, "weight", file.label) < fraction
+                files += [file] * (int(copies) + again)
+    return files
+
+
+def _specs(path: str, root: str) -> list[SourceSpec]:
+    """The sources of a recipe, or a path as the only one. Errors: `UserError` for what is not local."""
+    recipe = path.endswith((".yaml", ".yml")) and os.path.isfile(path)
+    specs = load_recipe(Path(path)) if recipe else [SourceSpec(path, root=root)]
+    for spec in specs:
+        if is_remote(spec.path):
+            raise UserError(f"{spec.path}: tokenizers are trained on local files; copy it to this machine")
+        if spec.filters != Filters():
+            log.warning("%s: the recipe's filters hold for `unitok tokenize` alone", spec.path)
+    return specs
+
+
+def _in_source(spec: SourceSpec, kind: str) -> list[MediaFile]:
+    """The files of a source without those of other splits than `train`. Errors: `UserError` where there are none."""
+    source, skipped = Source(spec), Counter[str]()
+    listed = list(_in_documents(source, kind, skipped) if source.alone else _in_folders(source, kind, skipped))
+    splits = Counter(split for split, _ in listed)
+    if splits["train"] or (splits[""] and source.alone):
+        others = {split: splits[split] for split in ("validation", "test") if splits[split]}
+        listed = [(split, file) for split, file in listed if split not in others]
+        if others:
+            counts = ", ".join(f"{count} files of the split {split}" for split, count in others.items())
+            log.warning("left out: %s; name such a folder itself to use it", counts)
+    problems = "; ".join(f"{count} {what}" for what, count in skipped.most_common(3))
+    if not listed:
+        what = f"{spec.path}: no {kind} files in it"
+        raise UserError(f"{what} ({problems})" if problems else what)
+    if problems:
+        log.warning("%s: left out: %s", spec.path, problems)
+    return [file for _, file in listed]
+
+
+def _in_folders(source: Source, kind: str, skipped: Counter[str]) -> Listed:
+    """The files of the kind in a folder or of a pattern, and in the archives there; of a pattern in all files that name some."""
+    for names, _ in source.files.folders():
+        for name in names:
+            if source.pattern and not source.matches(name):
+                continue
+            path = os.path.join(source.files.folder, name)
+            if name.lower().endswith(".tar") or (source.pattern and may_hold_many(name, set())):
+                inside = Source(SourceSpec(path, root=source.spec.root))
+                yield from ((split or split_of(name), file) for split, file in _in_documents(inside, kind, skipped))
+            elif _is_media(path, kind):
+                yield folder_split_of(name), MediaFile(path)
+
+
+def _in_documents(source: Source, kind: str, skipped: Counter[str]) -> Listed:
+    """The files of the kind that one file names or holds; a file of the kind itself. skipped: counts what is left out."""
+    named: list[str] = []
+    usable: dict[str, bool] = {}  # archives
+    for item in source.items(named.append):
+        names, in_line = [*named, *(name for name, _, _ in item.members if item.kind == "files")], bool(named)
+        named.clear()
+        for name in names:
+            if len(name) > LONGEST_NAME or name.startswith("data:") or promised(name).removeprefix("an ") not in ("", kind):
+                continue
+            try:
+                path = str(source.files.local(name))
+            except UserError as error:
+                skipped[f"files whose path {error}"] += 1
+                continue
+            if _is_media(path, kind):
+                yield item.split, MediaFile(path)
+        if item.kind == "member":
+            yield from _members(source, item, kind, usable, skipped)
+        elif item.kind == "error":
+            skipped["entries that cannot be read"] += 1
+        elif item.kind == "row" and not in_line:
+            skipped["rows of tables that name no file (only media in files and .tar archives are trained on)"] += 1
+
+
+def _members(source: Source, item: SourceItem, kind: str, usable: dict[str, bool], skipped: Counter[str]) -> Listed:
+    if item.file not in usable:
+        with opened(source.files, item.file) as (_, compressed):
+            usable[item.file] = not compressed
+    path = str(source.files.local(item.file))
+    for name, start, length in item.members:
+        if promised(name).removeprefix("an ") == kind:
+            if usable[item.file]:
+                yield item.split, MediaFile(path, name, start, length)
+            else:
+                skipped["members of compressed archives (decompress them to train on them)"] += 1
+
+
+def _is_media(path: str, kind: str) -> bool:
+    """Whether a file is of a kind by its suffix, or by its content where the suffix tells nothing."""
+    promise = promised(path)
+    if promise or os.path.splitext(path)[1].lower().removeprefix(".") in _OTHERS:
+        return promise.removeprefix("an ") == kind
+    try:
+        return os.path.isfile(path) and sniff(Path(path)) == kind
+    except (UserError, OSError):
+        return False
