@@ -266,20 +266,20 @@ def from_a_bucket(block: str) -> None:
         memory.rm("/bucket", recursive=True)
 
 
-def own_values(block: str) -> None:
-    """A generation_config.json."""
-    Path("config.json").write_text(block)
-    shutil.copytree(Path("BUNDLE").resolve(), "own")
-    run_command(["unitok", "bundle", "own", "--generation-config", "config.json"])
-    assert Unitok.from_pretrained("own").generation_config.to_dict() == json.loads(block)
-
-
 def export(block: str) -> None:
     """Of a bundle without `span_positions`, which Qwen3 does not have."""
     bundle = Unitok.from_pretrained("BUNDLE")
     bundle.model = Decoder(replace(bundle.model.config, span_positions=0))
     bundle.save_pretrained("plain")
     shell(block.replace("BUNDLE", "plain"))
+
+
+def own_values(block: str) -> None:
+    """A generation_config.json."""
+    Path("config.json").write_text(block)
+    shutil.copytree(Path("BUNDLE").resolve(), "own")
+    run_command(["unitok", "bundle", "own", "--generation-config", "config.json"])
+    assert Unitok.from_pretrained("own").generation_config.to_dict() == json.loads(block)
 
 
 def in_transformers(block: str) -> None:
@@ -366,10 +366,10 @@ BLOCKS: dict[str, list[Callable[[str], None]]] = {
     "docs/design.md": [tree, diagram],
     "docs/evaluation.md": [shell, python, shell],
     "docs/fine-tuning.md": [shell],
-    "docs/generation.md": [shell, python, python, own_values, python, python, in_transformers],
     "docs/interchange.md": [imports, shell, export],
     "docs/own-files.md": [folders, stamps, shell, mixture, shell, shell, shell, python, shell],
     "docs/scaling.md": [shell, shell],
+    "docs/generation.md": [shell, python, python, own_values, python, python, in_transformers],
     "docs/tokenizers.md": [python, python, imports, imports, shell],
     "docs/training.md": [shell, data_module, shell, shell, shell],
 }

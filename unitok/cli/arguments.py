@@ -68,7 +68,7 @@ class Fields:
     default: str = ""
 
     def flags(self, name: str, text: str) -> Flags:
-        """Yield one flag per field with a plain default, with the help text of its class, or of a later class that has this field, too."""
+        """Yield one flag per field that has a plain default. A field of several classes has the help text of the last."""
         classes, texts = self.classes(), dict[str, str]()
         for owner in classes.values():
             texts |= read_docstring(owner)[1].get("Args", {})
@@ -139,7 +139,7 @@ def read_json_flag(text: str, name: str) -> object:
 
 
 def sampling_of_flags(by_kind: Given, named: str) -> Given:
-    """Merge the sampling flags of each kind of content with those that the flag `--sampling` gives for tokenizers or kinds."""
+    """Return the sampling parameters by kind or name: those of the flags per kind, and over them those of `--sampling`."""
     by_name = read_json_flag(named or "{}", "sampling")
     if not isinstance(by_name, dict) or not all(isinstance(given, dict) for given in by_name.values()):
         raise UserError('--sampling: JSON such as {"speech": {"temperature": 0.7}}')

@@ -91,7 +91,7 @@ def _url(source: bytes | Path, kind: str) -> Markup:
 
 
 def fragment(figures: Sequence[Figure]) -> str:
-    """Render figures as HTML for the output of a notebook, with inline styles."""
+    """HTML of figures for the output of a notebook cell; it needs no other file."""
     return _environment().get_template("notebook.html").render(figures=figures)
 
 

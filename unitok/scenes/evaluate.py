@@ -20,7 +20,7 @@ from unitok.data.prepare.encode import Encoder
 from unitok.document import Document, Part, RawDocument
 from unitok.errors import UserError
 from unitok.files import write_json
-from unitok.generation_config import FILE, GenerationConfig, Values, combine
+from unitok.generation_config import FILE, GenerationConfig, combine
 from unitok.grammar import Grammar
 from unitok.media import load_audio, load_image, open_image, save_audio, save_image
 from unitok.sample.outputs import Output, save_outputs
@@ -203,13 +203,14 @@ class Evaluation:
 
 
 def config_of_scenes(bundle: Bundle, config: GenerationConfig) -> GenerationConfig:
-    """A config over the bundle's own, and that over the demo's."""
+    """The parameters of `config`, else those of the bundle, else those of the demo."""
     tokenizers = {name: span.kind for name, span in bundle.vocab.spans.items()}
-    demo = GenerationConfig(sampling={kind: dict(values) for kind, values in SAMPLING.items() if kind in tokenizers.values()})
+    demo = GenerationConfig(sampling={kind: values for kind, values in SAMPLING.items() if kind in tokenizers.values()})
     return combine([("", demo), (FILE, bundle.generation_config), ("", config)], tokenizers)
 
 
-def _sampling(guidance_scale: float | None, temperature: float | None) -> dict[str, Values]:
+def _sampling(guidance_scale: float | None, temperature: float | None) -> dict[str, dict[str, float]]:
+    """Sampling parameters by kind, those that are given."""
     image = {"guidance_scale": guidance_scale, "temperature": temperature}
     given = {"image": image, "audio": {"temperature": temperature}}
     return {kind: {name: value for name, value in values.items() if value is not None} for kind, values in given.items()}

@@ -1,10 +1,10 @@
 """Samples of scenes while a decoder trains: every direction, with scores."""
 
 from pathlib import Path
+from typing import Any
 
 from unitok.api import Unitok
 from unitok.bundle import Bundle
-from unitok.generation_config import Values
 from unitok.scenes.evaluate import Evaluation, config_of_scenes
 from unitok.scenes.world import read_scenes
 from unitok.training.callbacks import Made, Samples
@@ -17,33 +17,11 @@ class SceneSamples(Samples):
     Args:
         bundle: folder with the tokenizers that the data was made with.
         scenes: folder written by `unitok scenes`.
-        every_minutes: minutes of training between two times.
-        number: scenes that are used, the first ones.
-        seed: of sampling.
-        max_new_tokens: most new tokens per output; default: the bundle's, else 512.
-        generation_config: how to sample, over the bundle's own, and that over the demo's: fields of `unitok.GenerationConfig`.
+        options: as for `Samples`.
     """
 
-    def __init__(
-        self,
-        bundle: str,
-        scenes: str,
-        *,
-        every_minutes: float = 1.0,
-        number: int = 16,
-        seed: int = 0,
-        max_new_tokens: int | None = None,
-        generation_config: Values | None = None,
-    ):
-        super().__init__(
-            bundle,
-            scenes,
-            every_minutes=every_minutes,
-            number=number,
-            seed=seed,
-            max_new_tokens=max_new_tokens,
-            generation_config=generation_config,
-        )
+    def __init__(self, bundle: str, scenes: str, **options: Any):
+        super().__init__(bundle=bundle, prompts=scenes, **options)
 
     def read(self, vocab: Vocab) -> None:
         """Read the scenes. Errors: `UserError`."""
