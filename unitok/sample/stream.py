@@ -71,7 +71,7 @@ class _Detokenizer:
         self.ids: list[int] = []
         self.span = -1
         self.body: list[int] = []  # ids of the segment, without those that begin and end it
-        self.stream: Stream | None = None
+        self.stream: Stream[Any, Any] | None = None
         if self.state.span is not None:  # an image or audio that the prompt began
             self._open(self.state.span.modality)
             self.body = draft.lead[1 + len(self.state.span.header) :].tolist()

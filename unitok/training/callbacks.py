@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import lightning as L
 import torch
@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from unitok.bundle import Bundle
 from unitok.checkpoints import merge_lora
 from unitok.errors import UserError
-from unitok.generation_config import GenerationConfig
+from unitok.generation_config import GenerationConfig, Values
 from unitok.modalities import types_of
 from unitok.model import Decoder
 from unitok.sample.outputs import Output, save_outputs
@@ -58,7 +58,7 @@ class Samples(L.Callback):
         number: int = 16,
         seed: int = 0,
         max_new_tokens: int | None = None,
-        generation_config: dict[str, Any] | None = None,
+        generation_config: Values | None = None,
     ):
         if every_minutes <= 0 or number < 1:
             raise UserError(f"{type(self).__name__}: every_minutes must be above 0 and number at least 1")
