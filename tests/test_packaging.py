@@ -25,7 +25,6 @@ EXTRAS = PROJECT["optional-dependencies"]
 #: Needed without an import of ours: who imports it.
 IMPORTED_BY_OTHERS = {
     "tensorboard": "Lightning's TensorBoardLogger, which `unitok fit` has by default",
-    "huggingface-hub": "from_pretrained, for repositories of the hub",
 }
 
 
@@ -66,7 +65,7 @@ def imported(*places: str) -> tuple[set[str], set[str]]:
     found: dict[str, bool] = {}
     for file in (file for place in places for file in ROOT.glob(f"{place}/**/*.py")):
         for module, optional in imports(ast.parse(file.read_text())):
-            if module not in sys.stdlib_module_names and module not in ours:
+            if module not in {*sys.stdlib_module_names, *ours, "_typeshed"}:  # _typeshed: of type checkers
                 name = distribution_name(distributions.get(module, [module])[0])
                 found[name] = found.get(name, True) and optional
     return set(found), {name for name, optional in found.items() if optional}
@@ -152,7 +151,7 @@ def content(folder: Path) -> dict[str, bytes]:
 def test_the_wheel_holds_the_package_its_data_and_its_license_and_nothing_else(built):
     package = content(ROOT / "unitok")
     assert content(built / "site" / "unitok") == package
-    assert {Path(name).suffix for name in package} == {".py", ".html", ".css", ".yaml", ".typed"}
+    assert {Path(name).suffix for name in package} == {".py", ".html", ".css", ".md", ".yaml", ".typed"}
     info = built / "site" / f"unitok_lm-{__version__}.dist-info"
     assert {file.name for file in (built / "site").iterdir()} == {"unitok", info.name}
     assert (info / "licenses" / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()

@@ -104,7 +104,7 @@ def test_what_a_run_cannot_go_on_with_is_refused_by_name(tmp_path, tokens):
         run_lightning([*again, "--trainer.strategy", "fsdp"])
     with pytest.raises(UserError, match="accumulate_grad_batches 0 must be at least 1"):
         run_lightning([*again, "--model.init_args.accumulate_grad_batches", "0"])
-    with pytest.raises(UserError, match=r"loss_weights: no audio\.3 in the vocabulary; there is "):
+    with pytest.raises(UserError, match=r"loss_weights: the vocabulary has no audio\.3; it has "):
         run_lightning([*again, "--data.init_args.loss_weights", "{audio.0: 2, audio.3: 1}"])
 
 

@@ -39,7 +39,7 @@ OTHER_NAMES = {
     "workers": ("num_workers", "dataloader_num_workers", "n_workers"),
     "sequence_length": ("block_size", "context_length", "row_length", "seq_len", "seq_length", "max_seq_len", "max_seq_length", "n_ctx"),
     "condition_dropout": ("drop_condition", "cond_drop_prob", "cfg_dropout", "class_dropout_prob", "uncond_p"),
-    "path": ("data_path", "data_dir", "train_path", "train_data", "dataset", "root"),
+    "path": ("data_path", "data_dir", "train_path", "train_data", "dataset"),
     "val_path": ("eval_path", "validation_path", "val_data"),
     "hidden_size": ("n_embd", "d_model", "embed_dim", "model_dim", "dim"),
     "num_hidden_layers": ("n_layer", "n_layers", "num_layers", "depth"),

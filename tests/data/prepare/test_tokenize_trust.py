@@ -230,7 +230,8 @@ def test_a_run_that_is_asked_to_stop_says_one_line(scenes_folder, bundle_folder,
         time.sleep(0.01)
     os.killpg(run.pid, sent) if sent == signal.SIGINT else run.send_signal(sent)  # Ctrl-C reaches all, SIGTERM the parent
     said = run.communicate(timeout=120)[1]
-    assert run.returncode == 130, said
+    # CPython ends by SIGINT itself (-2; 130 to a shell) if the interrupt came while a string was executed, as dataclasses do.
+    assert run.returncode in (130, -signal.SIGINT), said
     assert "Traceback" not in said
     assert said.strip().splitlines()[-1] == "stopped; start it again to go on"
 
