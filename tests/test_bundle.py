@@ -56,6 +56,18 @@ def test_a_bundle_missing_a_part_says_how_to_add_it(bundle_folder, tmp_path):
         u.generate(["x"])
 
 
+@pytest.mark.parametrize("name", ["../../outside", "/outside", "a b", "1st", ""])
+def test_a_tokenizers_name_of_a_foreign_bundle_becomes_no_path(bundle_folder, tmp_path, name):
+    shutil.copytree(bundle_folder, tmp_path / "b")
+    for file in ("vocab.json", "bundle.json"):
+        text = (tmp_path / "b" / file).read_text()
+        renamed = json.loads(text.replace('"modality": "audio"', f'"modality": "{name}"').replace('"audio"', f'"{name}"'))
+        (tmp_path / "b" / file).write_text(json.dumps(renamed))
+    with pytest.raises(UserError, match=r"vocab.json: modality .* make a name") as error:
+        Unitok.from_pretrained(tmp_path / "b")
+    assert "\n" not in str(error.value)
+
+
 def test_a_bundle_written_over_itself_is_whole(bundle_folder, tmp_path):
     shutil.copytree(bundle_folder, tmp_path / "b")
     u = Unitok.from_pretrained(tmp_path / "b")

@@ -86,7 +86,7 @@ def test_files_say_what_was_given_and_no_more(tmp_path):
     written = json.loads((tmp_path / "generation_config.json").read_text())
     assert written == {
         "temperature": 1.0,
-        "modalities": ["image", "text"],
+        "modalities": "image,text",
         "speech": {"top_k": 3},
         "image": vars(SamplingParams()),
     }
@@ -94,10 +94,50 @@ def test_files_say_what_was_given_and_no_more(tmp_path):
         GenerationConfig.from_pretrained(tmp_path),
         GenerationConfig.from_pretrained(tmp_path / "generation_config.json"),
     ):
-        assert again.replace(modalities=("image", "text")) == config
+        assert again == config
     assert GenerationConfig.from_dict({"image": {"top_k": 2}}) == GenerationConfig(image={"top_k": 2})
     with pytest.raises(UserError, match="negative_prompt: only a text"):
         GenerationConfig(negative_prompt=["a", tmp_path]).to_dict()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"sampling": {"image": {"top_k": 3}, "speech": {}}, "image": {"temperature": 0.5}},
+        {"sampling": {"image": SamplingParams()}},
+        {"sampling": {}, "audio": {}},
+        {"modalities": ("image", "text"), "negative_prompt": "a"},
+    ],
+)
+def test_a_config_has_one_form_which_files_give_back(given):
+    config = GenerationConfig(**given)
+    assert GenerationConfig.from_dict(config.to_dict()) == config
+    assert GenerationConfig.from_dict(json.loads(json.dumps(config.to_dict()))).given() == config.given()
+
+
+def test_values_of_a_kind_are_merged_wherever_they_stand(tiny):
+    config = GenerationConfig(sampling={"image": {"top_k": 3, "top_p": 0.5}}, image={"top_p": 0.9})
+    assert config == GenerationConfig(image={"top_k": 3, "top_p": 0.9})
+    assert config.replace(sampling={"image": {"top_k": 4}}) == GenerationConfig(image={"top_k": 4})
+    assert sampling_of(tiny, config_for(tiny, config))["image"] == SamplingParams(top_k=3, top_p=0.9)
+
+
+def test_a_bundles_own_may_be_assigned_as_a_dict(tiny):
+    u = Unitok(tiny.vocab, tiny.tokenizers, tiny.model, {"seed": 3})
+    assert u.generation_config == GenerationConfig(seed=3)
+    u.generation_config = {"image": {"top_k": 2}}
+    assert u.generation_config == GenerationConfig(image={"top_k": 2})
+    for wrong in ({"temprature": 1}, 3):
+        with pytest.raises(UserError, match="^generation_config"):
+            u.generation_config = wrong
+    assert u.generation_config == GenerationConfig(image={"top_k": 2})
+
+
+def test_a_stream_leaves_out_what_the_bundle_asks_for_and_it_cannot_do(tiny):
+    u = Unitok(tiny.vocab, tiny.tokenizers, tiny.model, GenerationConfig(best_of=2, jacobi_window=4, seed=3))
+    call = {"prompt": "a text", "modalities": "image:2x2"}
+    (output,) = [one for one in u.stream(**call, generation_config={"best_of": 1}) if not isinstance(one, Chunk)]
+    assert output.ids.tolist() == tiny.generate(**call, seed=3)[0].ids.tolist()
 
 
 def test_a_config_remembers_what_it_was_given():
@@ -120,6 +160,8 @@ def test_a_config_remembers_what_it_was_given():
         ({"image": {"top_p": 2}}, "image: top_p 2: it must be above 0 and at most 1"),
         ({"image": 0.4}, "image is a float"),
         ({"n": 0}, "n is 0: it must be an integer of at least 1"),
+        ({"negative_prompt": 3}, "negative_prompt is a int"),
+        ({"version": 1, "settings": {}}, "no 'version'"),
         ([], "a JSON list, not an object"),
     ],
 )

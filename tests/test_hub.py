@@ -19,7 +19,8 @@ from unitok.api import Unitok
 from unitok.bundle import Bundle, make_bundle
 from unitok.cli import main
 from unitok.errors import UserError
-from unitok.hub import BUILT_IN, CardTexts, find
+from unitok.hub import BUILT_IN, CardTexts, built_in, find
+from unitok.model import Decoder
 from unitok.tokenizers import AudioTokenizer, ImageTokenizer, TextTokenizer
 
 OLD, NEW = "1" * 40, "2" * 40
@@ -83,6 +84,8 @@ def test_a_folder_comes_first(cache, bundle_folder, tmp_path, monkeypatch):
 def test_a_name_without_a_slash_is_a_built_in_bundle(bundle_folder, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"frogs: no such folder, and no built-in bundle \(there are: none\)"):
         Unitok.from_pretrained("frogs")
+    assert built_in() == []  # where one ships, the docs and docstrings that say "none ships yet" change with this line
+    assert "none ships yet" in Unitok.from_pretrained.__doc__
     assert Path(unitok.__file__).parent / "bundles" == BUILT_IN
     monkeypatch.setattr("unitok.hub.BUILT_IN", tmp_path)
     shutil.copytree(bundle_folder, tmp_path / "frogs")
@@ -91,6 +94,15 @@ def test_a_name_without_a_slash_is_a_built_in_bundle(bundle_folder, tmp_path, mo
         Unitok.from_pretrained("toads")
     with pytest.raises(UserError, match=r"revision 'v1': frogs is a built-in bundle"):
         Unitok.from_pretrained("frogs", revision="v1")
+
+
+@pytest.mark.parametrize("name", ["./ada/frogs", "../ada/frogs", "/ada/frogs", "~/frogs"])
+def test_a_path_of_the_command_line_is_never_asked_for_on_the_hub(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
+    with pytest.raises(SystemExit):
+        main(["sample", "--bundle", name, "--text", "hm", "--out", "out"])
+    assert f"{Path(name)}: not a bundle" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("path", [Path("ada/frogs"), "a/b/c", "./ada", "../x", "", "ada/../frogs"])
@@ -173,6 +185,19 @@ def test_a_missing_network_is_one_line(server, tmp_path):
         Unitok.from_pretrained("ada/frogs", cache_dir=tmp_path)
 
 
+def test_a_push_without_a_network_is_one_line(server, tiny):
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(UserError, match=r"^ada/frogs: could not be written to the Hugging Face hub \([^\n]+\)$"):
+        tiny.push_to_hub("ada/frogs", token="hf_x")
+
+
+@pytest.mark.parametrize("name", ["ada/frogs.git", "ada/a--b", "ada/a..b", "ada/frogs."])
+def test_a_name_that_the_hub_does_not_allow_is_one_line(name, tmp_path):
+    with pytest.raises(UserError, match=rf"^{name}: could not be read from the Hugging Face hub \([^\n]+\)$"):
+        find(name, cache_dir=tmp_path)
+
+
 def test_only_files_of_models_are_downloaded(server, bundle_folder, tmp_path):
     names = sorted(path.relative_to(bundle_folder).as_posix() for path in bundle_folder.rglob("*") if path.is_file())
     files = {name: (bundle_folder / name).read_bytes() for name in names} | {"evil.bin": b"pickle", "README.md": b"a card"}
@@ -202,6 +227,7 @@ def api(monkeypatch):
         )
 
     made.upload_folder.side_effect = upload
+    made.file_exists.return_value = False
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda **_: made)
     return made
 
@@ -227,6 +253,25 @@ def test_a_push_sends_the_bundle_and_its_card_and_nothing_else(api, tiny, bundle
         tiny.push_to_hub("ada/frogs")
 
 
+def test_a_card_that_is_there_stays_unless_one_is_given(api, tiny, bundle_folder, tmp_path):
+    shutil.copytree(bundle_folder, tmp_path / "b")
+    (tmp_path / "b" / "README.md").write_text("My own words.", encoding="utf-8")
+    own = Unitok.from_pretrained(tmp_path / "b")
+    own.push_to_hub("ada/frogs")
+    assert api.sent["README.md"] == b"My own words."
+    own.push_to_hub("ada/frogs", card={})
+    assert b"Not stated." in api.sent["README.md"]
+    assert api.upload_folder.call_args.kwargs["ignore_patterns"] is None
+    api.file_exists.return_value = True
+    for bundle in (own, tiny):
+        bundle.push_to_hub("ada/frogs", revision="v2")
+        assert api.upload_folder.call_args.kwargs["ignore_patterns"] == ["README.md"]
+    api.file_exists.assert_called_with("ada/frogs", "README.md", revision="v2")
+    tiny.push_to_hub("ada/frogs", card={"limits": "Only frogs."})
+    assert api.upload_folder.call_args.kwargs["ignore_patterns"] is None
+    assert b"Only frogs." in api.sent["README.md"]
+
+
 def test_a_card_says_what_is_known_and_says_so_where_nothing_is(api, tiny):
     card = huggingface_hub.ModelCard(tiny.model_card("ada/frogs"))
     assert card.data.library_name == "unitok"
@@ -249,20 +294,21 @@ def test_a_card_says_what_is_known_and_says_so_where_nothing_is(api, tiny):
 
 
 def test_a_card_holds_training_and_scores_that_the_bundle_carries(bundle_folder, tmp_path):
-    scores = {"text": {"accuracy": 0.98765}, "count": 1200, "note": "a | b\n<script>", "none": None}
+    scores = {"text": {"accuracy": 0.98765}, "count": 1200, "note": "a | b\n<script>", "none": None, "k | <b>\n": 1}
     make_bundle(tmp_path / "b", {"text": bundle_folder, "model": bundle_folder, "image": bundle_folder, "audio": bundle_folder})
     info = json.loads((tmp_path / "b" / "bundle.json").read_text())
-    info["training"] = {"model": {"data": "frogs", "steps": 4000, "tokens": 1_000_000}}
+    info["training"] = {"model": {"data": "frogs", "steps": 4000, "tokens": 1_000_000}, "p | <i>": {"q\n|": 1}}
     (tmp_path / "b" / "bundle.json").write_text(json.dumps(info))
     make_bundle(tmp_path / "b", {}, scores=scores)
     other = make_bundle(tmp_path / "c", dict.fromkeys(("text", "image", "audio", "model"), tmp_path / "b"))
-    assert other.facts == {"training": info["training"]}  # scores are of the bundle that was measured
+    assert other.facts == {"training": {"model": info["training"]["model"]}}  # scores are of the bundle that was measured
     text = Bundle.from_pretrained(tmp_path / "b").model_card("ada/frogs")
     assert "| model | data frogs, steps 4,000, tokens 1,000,000 |" in text
     assert "| text / accuracy | 0.9877 |" in text
     assert "| count | 1,200 |" in text
     assert "| note | a \\| b &lt;script> |" in text
     assert "| none |" not in text
+    assert "| k \\| &lt;b> | 1 |" in text
     make_bundle(tmp_path / "b", {"image": bundle_folder})
     assert "accuracy" not in Bundle.from_pretrained(tmp_path / "b").model_card("ada/frogs")
 
@@ -274,7 +320,35 @@ def test_the_dtype_is_the_decoders_and_codes_stay_those_of_float32(bundle_folder
     assert u.generate("hm", modalities="image:2x2")[0].document.segments[-1].codes.shape == (2, 2)
     assert all(u.image.fingerprint() == one.image.fingerprint() for one in (tiny, u.to("float16"), u.to(torch.float32)))
     assert u.to("cpu", "bfloat16").dtype == torch.bfloat16
-    with pytest.raises(UserError, match=r"dtype torch.int8: give a type of floating point"):
-        u.to(torch.int8)
+    assert u.to(device="cpu", dtype="float32").dtype == torch.float32
+    assert u.to(dtype=torch.bfloat16).dtype == torch.bfloat16
     tokenizers = Unitok.from_pretrained(bundle_folder, parts="tokenizers", dtype="bfloat16")
     assert (tokenizers.dtype, tokenizers.device) == (torch.float32, torch.device("cpu"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(
+    ("where", "keywords", "says"),
+    [
+        ((torch.int8,), {}, "dtype torch.int8: give a type of floating point"),
+        (("bf16",), {}, "to 'bf16': neither a device, such as cuda, nor a type, such as bfloat16"),
+        (("cuda",), {}, "device 'cuda': not available here"),
+        ((), {"device": "cuda:1"}, "device 'cuda:1': not available here"),
+        ((), {"device": "bfloat16"}, "device 'bfloat16': no device; give one such as cpu or cuda:1"),
+        ((), {"dtype": "auto"}, "dtype auto: give a type of floating point, such as torch.bfloat16"),
+        ((), {"dtype": "cuda"}, "dtype cuda: give a type of floating point"),
+    ],
+)
+def test_a_device_or_type_that_is_none_is_one_line_and_changes_nothing(bundle_folder, tiny, where, keywords, says):
+    calls = [lambda: tiny.to("bfloat16", *where, **keywords)]
+    if keywords:
+        calls.append(lambda: Unitok.from_pretrained(bundle_folder, **keywords))
+    if "device" in keywords:
+        calls += [lambda: part.from_pretrained(bundle_folder, **keywords) for part in (ImageTokenizer, Decoder)]
+    for call in calls:
+        with pytest.raises(UserError) as error:
+            call()
+        if call in calls[:2]:
+            assert str(error.value).startswith(says)
+        assert "\n" not in str(error.value)
+    assert tiny.dtype == torch.float32

@@ -23,9 +23,8 @@ GENERATE = [
     ({"do_sample": False}, "for greedy decoding give temperature=0"),
     ({"cfg_scale": 3}, "did you mean guidance_scale?"),
     ({"guidance": 3}, "did you mean guidance_scale?"),
-    ({"want": "image"}, "did you mean modalities?"),
     ({"output": "image"}, "did you mean modalities?"),
-    ({"settings": {}}, "did you mean generation_config?"),
+    ({"sampling_params": {}}, "did you mean generation_config?"),
     ({"generator": torch.Generator()}, "did you mean seed?"),
     ({"smell": 3}, "generate: no 'smell'; there are prompt, modalities"),
     # values
@@ -44,9 +43,12 @@ GENERATE = [
     ({"rank_by": "likelihood"}, "rank_by is 'likelihood': choose one of logprob, pmi"),
     ({"batch_size": "2"}, "batch_size is '2'"),
     ({"modalities": 3}, "modalities is a int: give free, or a plan such as text,image:8x12,audio:2s"),
-    ({"modalities": [3]}, "modalities is a list"),
-    ({"modalities": ["image", "smell"]}, "smell"),
-    ({"modalities": "image:2 x 3"}, "image:2 x 3"),
+    ({"modalities": [3]}, "^modalities is a list"),
+    ({"modalities": []}, "^modalities is empty: give free, or a plan such as"),
+    ({"modalities": ""}, "^modalities is empty"),
+    ({"modalities": "video"}, "^modalities 'video': no modality 'video' in this vocabulary; it has text, image, audio"),
+    ({"modalities": ["image", "smell"]}, "^modalities 'smell': no modality 'smell'"),
+    ({"modalities": "image:2 x 3"}, "^modalities 'image:2 x 3'"),
     # sampling of one kind of content
     ({"image": 0.5}, 'image is a float: give {"temperature": 0.5} or SamplingParams'),
     ({"image": Image.new("RGB", (8, 8))}, "image is a Image: give .* content goes into the prompt"),
@@ -58,7 +60,16 @@ GENERATE = [
     ({"generation_config": 3}, "generation_config is a int: give a GenerationConfig, or a dict of its fields"),
     ({"generation_config": {"temprature": 1}}, "generation_config: no 'temprature'; did you mean temperature?"),
     ({"generation_config": {"image": {"top_k": -1}}}, "generation_config: image: top_k -1"),
-    ({"negative_prompt": 3}, "a int"),
+    ({"generation_config": {"sampling": None}}, "generation_config: sampling is a NoneType: give values by tokenizer"),
+    ({"generation_config": {"sampling": 3, "speech": {}}}, "generation_config: sampling is a int"),
+    ({"sampling": {"seed": {"top_k": 1}}}, "sampling: 'seed' is no name of a tokenizer"),
+    ({"negative_prompt": 3}, "^negative_prompt is a int: give a prompt"),
+    ({"negative_prompt": {"text": "a"}}, "^negative_prompt is a dict"),
+    ({"negative_prompt": object()}, "^negative_prompt: a object; give a str, Path"),
+    ({"negative_prompt": ["a", 3]}, "^negative_prompt: a int; a piece of a prompt is"),
+    ({"negative_prompt": []}, "^negative_prompt is an empty list"),
+    ({"negative_prompt": [["a"], ["b"]]}, "^negative_prompt: a batch of 2 prompts; give one"),
+    ({"negative_prompt": Path("gone.png")}, "^negative_prompt: gone.png: no such file"),
 ]
 
 PROMPTS = [
@@ -66,6 +77,9 @@ PROMPTS = [
     (3, "prompt: a int"),
     ({"text": "a"}, "prompt: a dict"),
     (b"a", "prompt: a bytes"),
+    ({"a", "b"}, "prompt: a set; give a str, Path"),
+    ((piece for piece in "ab"), "prompt: a generator; give a str, Path"),
+    ([], "^prompt is an empty list$"),
     (["a", 3], "prompt: a int"),
     ([["a"], "b"], "pieces and lists of pieces are mixed"),
     ([1, 2, 3], "prompt: a list"),
@@ -104,6 +118,8 @@ def test_a_stream_refuses_what_it_cannot_do(tiny):
         ({"generation_config": {"best_of": 2}}, "best_of is 2: a stream yields tokens as they are drawn, so it must be 1"),
         ({"generation_config": GenerationConfig(jacobi_window=4)}, "jacobi_window is 4"),
         ({"max_length": 2}, "stream: no 'max_length'; did you mean max_new_tokens?"),
+        ({"use_tqdm": True}, "stream: no 'use_tqdm'; there are prompt"),  # no hint at an argument that a stream has not
+        ({"num_beams": 2}, "stream: no 'num_beams'; there are prompt"),
     ):
         with pytest.raises(UserError, match=said):
             tiny.stream("a text", **arguments)
@@ -112,8 +128,15 @@ def test_a_stream_refuses_what_it_cannot_do(tiny):
 def test_wrong_calls_of_score_are_one_line(tiny):
     with pytest.raises(UserError, match="documents: a int; give a str, Path"):
         tiny.score(3)
-    with pytest.raises(UserError, match="prompt: a int"):
+    with pytest.raises(UserError, match="^documents: a int"):
         tiny.score(["a", 3])
+    with pytest.raises(UserError, match="^documents is an empty list$"):
+        tiny.score([])
+    for name in ("prompt", "inputs"):
+        with pytest.raises(UserError, match=f"score: no '{name}'; did you mean documents"):
+            tiny.score(**{name: "a"})
+    with pytest.raises(UserError, match="score: no 'max_length'; there are documents"):
+        tiny.score("a", max_length=3)
     with pytest.raises(UserError, match="document 1 has 2002 tokens, the decoder takes 1024"):
         tiny.score([Document((Segment("text", np.full(2001, 5)),))])
     with pytest.raises(UserError, match="score: no 'batch_size'; there are documents"):

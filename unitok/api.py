@@ -15,26 +15,24 @@ from unitok.sample.outputs import Output
 from unitok.sample.prompts import read_documents, read_one, read_prompts_of
 from unitok.sample.requests import config_for, generate_outputs
 from unitok.sample.score import Score, score_documents
-from unitok.sample.stream import Chunk, stream_outputs
+from unitok.sample.stream import Chunk, check_stream, stream_outputs
 
-#: What arguments of other libraries are called here.
-HINTS = {
-    name: f"did you mean {meant}?"
-    for meant, names in {
-        "n": "num_return_sequences num_images_per_prompt num_outputs num_samples",
-        "max_new_tokens": "max_length max_ids max_tokens max_completion_tokens",
-        "guidance_scale": "cfg_scale cfg guidance",
-        "modalities": "want output outputs modality response_format",
-        "generation_config": "config settings sampling_params params",
-        "negative_prompt": "negative negative_prompts",
-        "prompt": "prompts inputs input_ids text_prompt input messages",
-        "seed": "generator random_state",
-        "progress": "verbose use_tqdm",
-    }.items()
-    for name in names.split()
-} | {
-    "do_sample": "for greedy decoding give temperature=0",
-    "num_beams": "there is no beam search; best_of keeps the best of several",
+#: What other libraries call our arguments, and what to say of arguments that have no like here: by the argument that is meant.
+OTHER_NAMES = {
+    "n": "num_return_sequences num_images_per_prompt num_outputs num_samples",
+    "max_new_tokens": "max_length max_tokens max_completion_tokens",
+    "guidance_scale": "cfg_scale cfg guidance",
+    "modalities": "output outputs modality response_format",
+    "generation_config": "config sampling_params params",
+    "negative_prompt": "negative_prompts",
+    "prompt": "prompts inputs input_ids text_prompt input messages",
+    "documents": "document prompt prompts inputs input_ids input messages text texts",
+    "seed": "generator random_state",
+    "progress": "verbose use_tqdm",
+}
+ADVICE = {
+    "temperature": ("do_sample", "for greedy decoding give temperature=0"),
+    "best_of": ("num_beams", "there is no beam search; best_of keeps the best of several"),
 }
 
 P = ParamSpec("P")
@@ -45,10 +43,12 @@ Override = Mapping[str, object] | SamplingParams | None
 def _checks_names(function: Callable[P, R]) -> Callable[P, R]:
     """Decorator: an argument that does not exist is a `UserError` that names the one that is meant."""
     names = [name for name in inspect.signature(function).parameters if name != "self"]
+    hints = {other: f"did you mean {name}?" for name in names for other in OTHER_NAMES.get(name, "").split()}
+    hints |= dict(ADVICE[name] for name in names if name in ADVICE)
 
     @functools.wraps(function)
     def call(*args: P.args, **keywords: P.kwargs) -> R:
-        check_names(keywords, names, function.__name__, HINTS)
+        check_names(keywords, names, function.__name__, hints)
         return function(*args, **keywords)
 
     return call
@@ -151,14 +151,14 @@ class Unitok(Bundle):
         after its last chunk. Errors: `UserError` that names the argument, before any work.
         """
         given = {name: value for name, value in locals().items() if name in _CONFIG_FIELDS and value is not None}
+        if generation_config is not None:
+            check_stream(_as_config(generation_config))
         config = self._config(generation_config, given)
         return stream_outputs(self, read_prompts_of(self, prompt), config, batch_size)
 
     def _config(self, config: GenerationConfig | Mapping[str, object] | None, given: Values) -> GenerationConfig:
         """Return the config of a call from its arguments."""
-        if not isinstance(config, GenerationConfig):
-            config = GenerationConfig.from_dict({} if config is None else config)
-        return config_for(self, config, GenerationConfig(**given))
+        return config_for(self, _as_config({} if config is None else config), GenerationConfig(**given))
 
     def read_prompt(self, prompt: Prompt) -> Document:
         """Return the Document of one prompt: of a piece, or of a list of pieces."""
@@ -172,6 +172,11 @@ class Unitok(Bundle):
         Errors: `UserError` for a document longer than the decoder takes.
         """
         return score_documents(self, read_documents(self, documents))
+
+
+def _as_config(config: GenerationConfig | Mapping[str, object]) -> GenerationConfig:
+    """Return the config of an argument that may be a dict of its fields."""
+    return config if isinstance(config, GenerationConfig) else GenerationConfig.from_dict(config)
 
 
 _CONFIG_FIELDS = [name for name in inspect.signature(GenerationConfig.__init__).parameters if name != "self"]

@@ -4,7 +4,7 @@ No PyTorch is imported: the command line makes its flags of these classes.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
 from numbers import Integral, Real
@@ -102,6 +102,8 @@ class SamplingParams:
 
 SAMPLING_FIELDS = tuple(f.name for f in fields(SamplingParams))
 _KINDS = ("text", "image", "audio")  # with a field of their own; other tokenizers stand in `sampling`
+#: Fields that a stream of outputs cannot obey, and the value of each that means off.
+NOT_IN_STREAMS = {"best_of": 1, "jacobi_window": 0}
 _EXAMPLE = '{"temperature": 0.5}'
 
 
@@ -166,9 +168,13 @@ class GenerationConfig:
         for name, least in (("n", 1), ("seed", 0), ("max_new_tokens", 1), ("best_of", 1), ("jacobi_window", 0)):
             check_count(name, getattr(self, name), least)
         listed = isinstance(self.modalities, list | tuple) and all(isinstance(item, str) for item in self.modalities)
-        if not (listed or isinstance(self.modalities, str)):
-            wrong = type(self.modalities).__name__
-            raise UserError(f"modalities is a {wrong}: give free, or a plan such as text,image:8x12,audio:2s")
+        plan = ",".join(self.modalities) if listed else self.modalities
+        if not isinstance(plan, str) or not plan.strip(" ,"):
+            wrong = "empty" if listed or isinstance(plan, str) else f"a {type(plan).__name__}"
+            raise UserError(f"modalities is {wrong}: give free, or a plan such as text,image:8x12,audio:2s")
+        object.__setattr__(self, "modalities", plan)
+        if isinstance(self.negative_prompt, Real | Mapping | Set):
+            raise UserError(f"negative_prompt is a {type(self.negative_prompt).__name__}: give a prompt, such as a text")
         if self.rank_by not in get_args(RankBy):
             raise UserError(f"rank_by is {self.rank_by!r}: choose one of {', '.join(get_args(RankBy))}")
         fraction = self.prefix_fraction
@@ -178,9 +184,14 @@ class GenerationConfig:
         if not isinstance(self.sampling, Mapping):
             form = f'{{"speech": {_EXAMPLE}}}'
             raise UserError(f"sampling is a {type(self.sampling).__name__}: give values by tokenizer, such as {form}")
+        sampling = {str(name): _values(str(name), given) for name, given in self.sampling.items()}
+        kinds = frozenset(sampling).intersection(_KINDS)  # given by `sampling=`: they are the same as those of `image=`
         for kind in _KINDS:
-            object.__setattr__(self, kind, _values(kind, getattr(self, kind)))
-        object.__setattr__(self, "sampling", {str(name): _values(str(name), given) for name, given in self.sampling.items()})
+            object.__setattr__(self, kind, sampling.pop(kind, {}) | _values(kind, getattr(self, kind)))
+        if reserved := [name for name in sampling if name in type(self).__dataclass_fields__]:
+            raise UserError(f"sampling: {reserved[0]!r} is no name of a tokenizer")
+        object.__setattr__(self, "sampling", sampling)
+        object.__setattr__(self, "_given", self._given - {"sampling"} | kinds | ({"sampling"} if sampling else set()))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.given().items())})"
@@ -191,7 +202,9 @@ class GenerationConfig:
 
     def replace(self, **changes: object) -> Self:
         """Return another one with some values changed."""
-        return type(self)(**{**self.given(), **changes})
+        changed = changes.get("sampling")
+        kept = {name: value for name, value in self.given().items() if not isinstance(changed, Mapping) or name not in changed}
+        return type(self)(**{**kept, **changes})
 
     def overrides(self) -> dict[str, Values]:
         """Return the sampling fields for one kind or one tokenizer, by its name."""
@@ -216,7 +229,7 @@ class GenerationConfig:
         named = {name: given for name, given in values.items() if name not in names and isinstance(given, Mapping)}
         known: Values = {name: given for name, given in values.items() if name not in named}
         check_names(known, names, where)
-        if named:
+        if named and isinstance(known.get("sampling", {}), Mapping):
             known["sampling"] = {**known.get("sampling", {}), **named}
         try:
             return cls(**known)
@@ -235,10 +248,7 @@ class GenerationConfig:
     def from_pretrained(cls, path: str | Path) -> Self:
         """Read a folder's `generation_config.json`, or a file of that form. Errors: `UserError` that names the file."""
         file = Path(path) / FILE if Path(path).is_dir() else Path(path)
-        found = read_json(file, 'give a JSON file such as {"temperature": 0.9}')
-        return cls.from_dict(
-            found["settings"] if found.keys() == {"version", "settings"} else found, str(file)
-        )  # an earlier form
+        return cls.from_dict(read_json(file, 'give a JSON file such as {"temperature": 0.9}'), str(file))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a folder's `generation_config.json`. Inverse of `from_pretrained`."""

@@ -49,8 +49,11 @@ def parse_plan(text: str, vocab: Vocab, rates: Mapping[str, float] | None = None
     items = []
     for item in text.split(","):
         modality, _, length = item.strip().partition(":")
-        modality = vocab.instance(modality)
-        span, rate = vocab.span(modality), (rates or {}).get(modality)
+        try:
+            modality = vocab.instance(modality)
+            span, rate = vocab.span(modality), (rates or {}).get(modality)
+        except UserError as error:
+            raise UserError(f"modalities {item!r}: {error}") from None
         if not length:
             items.append(PlanItem(modality))
         elif span.header and re.fullmatch("x".join([r"[1-9]\d*"] * len(span.header)), length):

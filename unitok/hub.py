@@ -24,7 +24,7 @@ BUILT_IN = Path(str(files("unitok"))) / "bundles"
 
 
 def built_in() -> list[str]:
-    """Return the names of the bundles that unitok ships."""
+    """Return the names of the bundles that unitok ships; none yet."""
     return sorted(path.parent.name for path in BUILT_IN.glob("*/bundle.json"))
 
 
@@ -38,8 +38,8 @@ def find(
     """Return the folder of a bundle, or of one of its parts.
 
     Args:
-        name: a folder; else, as a str, a built-in bundle (`tiny`) or a repository of the Hugging Face hub (`user/name`). An existing
-            folder comes first. A `Path` is a folder, whether it exists or not.
+        name: a folder; else, as a str, a built-in bundle (a name without a slash; none ships yet) or a repository of the Hugging Face
+            hub (`user/name`). An existing folder comes first. A `Path` is a folder, whether it exists or not.
         revision: branch, tag or commit of a repository; default: `main`.
         cache_dir: where repositories are kept; default: the hub's own cache.
         local_files_only: download nothing; also where the environment says `HF_HUB_OFFLINE=1`.
@@ -69,6 +69,7 @@ def _download(
 ) -> Path:
     """The folder of a repository in the hub's cache, after a download of what is not there."""
     from huggingface_hub import constants, errors, snapshot_download
+    from huggingface_hub.utils import httpx
 
     offline = local_files_only or constants.HF_HUB_OFFLINE
     why = "no such folder; the Hugging Face hub"
@@ -100,7 +101,8 @@ def _download(
         raise UserError(
             f"{name}: {why} cannot be reached ({reason}), its cache does not hold it{at}; check the network"
         ) from None
-    except (OSError, errors.RevisionResolutionError) as error:  # no token, a full disk, a server's own trouble, torn downloads
+    except (OSError, httpx.HTTPError, errors.RevisionResolutionError, errors.HFValidationError) as error:
+        # no token, a full disk, a server's own trouble, torn downloads, a name that the hub does not allow
         raise UserError(f"{name}: could not be read from the Hugging Face hub ({first_line(error)})") from None
     return Path(found)
 
@@ -115,6 +117,7 @@ def upload(
     revision: str | None = None,
     commit_message: str | None = None,
     token: str | bool | None = None,
+    keep_card: bool = False,
 ) -> str:
     """Make a repository of the Hugging Face hub hold a bundle's folder, and return the URL of the commit.
 
@@ -122,11 +125,13 @@ def upload(
         name: `user/name` or `organization/name`; made if need be.
         private: whether a new repository is private; default: the organization's, else public.
         revision: the branch; made if need be. Default: `main`.
+        keep_card: do not replace a README.md that the repository has.
 
     Parts of an older bundle there that the new one lacks are removed in the same commit; other files stay.
     Errors: `UserError` with the hub's reason.
     """
     from huggingface_hub import HfApi, errors
+    from huggingface_hub.utils import httpx
 
     api = HfApi(token=token, library_name="unitok")
     if not _REPOSITORY.fullmatch(name):
@@ -135,14 +140,16 @@ def upload(
         api.create_repo(name, private=private, exist_ok=True)
         if revision is not None:
             api.create_branch(name, branch=revision, exist_ok=True)
+        kept = keep_card and api.file_exists(name, "README.md", revision=revision)
         commit = api.upload_folder(
             repo_id=name,
             folder_path=folder,
             revision=revision,
             commit_message=commit_message or "Upload a bundle of unitok",
             delete_patterns=_REPLACED,
+            ignore_patterns=["README.md"] if kept else None,
         )
-    except (OSError, errors.HFValidationError) as error:
+    except (OSError, httpx.HTTPError, errors.HFValidationError) as error:
         raise UserError(f"{name}: could not be written to the Hugging Face hub ({first_line(error)})") from None
     return commit.commit_url
 
@@ -213,8 +220,11 @@ def model_card(
 
     data = ModelCardData(library_name="unitok", license=texts.license or None, tags=["unitok", "multimodal", *kinds])
     template = Path(str(files("unitok"))) / "pages" / "model_card.md"
-    rows = {part: ", ".join(f"{key} {_shown(value)}" for key, value in _leaves(known)) for part, known in training.items()}
-    measured = [(key, _shown(value)) for key, value in _leaves(scores)]
+    rows = {
+        _shown(part): ", ".join(f"{_shown(key)} {_shown(value)}" for key, value in _leaves(known))
+        for part, known in training.items()
+    }
+    measured = [(_shown(key), _shown(value)) for key, value in _leaves(scores)]
     card = ModelCard.from_template(
         data,
         template_path=str(template),

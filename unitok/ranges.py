@@ -144,6 +144,9 @@ class Span:
         names = (self.modality, self.kind, self.layout, self.fingerprint, *self.body, *self.header, *ends)
         if not (isinstance(self.body, tuple) and isinstance(self.header, tuple) and all(isinstance(n, str) for n in names)):
             raise UserError(f"modality {self.modality!r}: body and header are tuples of names, and all names are strings")
+        for name in (self.modality, self.kind):  # they become names of folders, of attributes and of flags
+            if not name.isidentifier():
+                raise UserError(f"modality {name!r}: letters, digits and _ make a name, and no digit begins it")
         if self.layout not in LAYOUTS or (self.layout == "raster") != bool(self.header):
             raise UserError(
                 f"modality {self.modality!r}: layout {self.layout!r}; choose raster with a header, interleaved or delayed without"

@@ -20,6 +20,7 @@ from unitok.errors import UserError
 from unitok.files import Json, read_json, settle, whole_folder, write_json
 from unitok.generation_config import FILE as GENERATION_CONFIG
 from unitok.generation_config import GenerationConfig
+from unitok.hardware import check_device
 from unitok.modalities import (
     AnyModality,
     Plain,
@@ -51,7 +52,7 @@ class ReadFile(str):
 class Bundle:
     """Vocabulary, tokenizers and decoder. A tokenizer is an attribute by its name: `bundle.image`, None where there is none.
 
-    generation_config: how it is to be sampled where a call does not say. facts: for the model
+    generation_config: how it is to be sampled where a call does not say; also a dict of its fields. facts: for the model
     card: `training`, of each part by its name, and `scores`."""
 
     def __init__(
@@ -59,12 +60,13 @@ class Bundle:
         vocab: Vocab,
         tokenizers: Mapping[str, TokenizerLike] | None = None,
         model: "Decoder | None" = None,
-        generation_config: GenerationConfig | None = None,
+        generation_config: GenerationConfig | Mapping[str, object] | None = None,
         facts: Mapping[str, Json] | None = None,
     ):
         self.vocab, self.model = vocab, model
         self.tokenizers: dict[str, TokenizerLike] = dict(tokenizers or {})
-        self.generation_config = generation_config or GenerationConfig()
+        self.generation_config = {} if generation_config is None else generation_config
+        self._folder: Path | None = None  # that it was read from
         self.facts = dict(facts or {})
         self._inference: tuple[Decoder, InferenceDecoder] | None = None
         for name, part in self.tokenizers.items():
@@ -81,6 +83,15 @@ class Bundle:
         if name in modalities():
             return None
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+
+    @property
+    def generation_config(self) -> GenerationConfig:
+        """How the bundle is to be sampled where a call does not say. A dict of its fields may be assigned."""
+        return self._generation_config
+
+    @generation_config.setter
+    def generation_config(self, config: GenerationConfig | Mapping[str, object]) -> None:
+        self._generation_config = config if isinstance(config, GenerationConfig) else GenerationConfig.from_dict(config)
 
     # ---- Loading and saving --------------------------------------------------------------------------------------
 
@@ -100,7 +111,7 @@ class Bundle:
         """Read a bundle, in eval mode.
 
         Args:
-            name: a folder, the name of a built-in bundle, or a repository of the Hugging Face hub (`user/name`).
+            name: a folder, a repository of the Hugging Face hub (`user/name`), or the name of a built-in bundle (none ships yet).
             device: where it computes, such as `cpu` or `cuda:1`.
             parts: what is loaded: names of tokenizers, `tokenizers` for all of them, and `model`. Default: everything.
             dtype: of the decoder's weights, such as `torch.bfloat16`. Default: float32. Tokenizers always compute in float32: their
@@ -112,6 +123,7 @@ class Bundle:
 
         Errors: `UserError` that says what is wrong.
         """
+        device, dtype = _checked_device("device", device), None if dtype is None else _checked_dtype("dtype", dtype)
         path = hub.find(name, revision, cache_dir, local_files_only, token)
         settle(path)
         info = read_json(path / "bundle.json", "make a bundle with `unitok bundle`", "version", "parts")
@@ -139,6 +151,7 @@ class Bundle:
         facts = {key: info[key] for key in FACTS if key in info}
         config = GenerationConfig.from_pretrained(path) if (path / GENERATION_CONFIG).exists() else None
         bundle = cls(vocab, tokenizers, model, config, facts)
+        bundle._folder = path
         return bundle if dtype is None else bundle.to(dtype)
 
     def save_pretrained(self, path: str | Path, overwrite: bool = False) -> None:
@@ -175,15 +188,17 @@ class Bundle:
             revision: the branch, made if need be. Default: `main`.
             commit_message: of the commit.
             token: that may write there. Default: the one of `hf auth login`.
-            card: texts of the model card, as for `model_card`.
+            card: texts of the model card, as for `model_card`. Without it a README.md stays: the one of the repository, else the one of
+                the folder that the bundle was read from. A card is written where there is neither, and always with `card={}`.
 
         Errors: `UserError` with the hub's reason.
         """
-        text = self.model_card(repo_id, card)
+        own = self._folder / "README.md" if self._folder is not None and card is None else None
+        text = own.read_text(encoding="utf-8") if own is not None and own.is_file() else self.model_card(repo_id, card)
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(Path(folder) / "bundle")
             (Path(folder) / "bundle" / "README.md").write_text(text, encoding="utf-8")
-            return hub.upload(Path(folder) / "bundle", repo_id, private, revision, commit_message, token)
+            return hub.upload(Path(folder) / "bundle", repo_id, private, revision, commit_message, token, card is None)
 
     def model_card(self, name: str, card: Mapping[str, str] | None = None) -> str:
         """Return the model card of this bundle as Markdown. What is not known is said to be not stated.
@@ -207,22 +222,31 @@ class Bundle:
 
     # ---- Device and type ------------------------------------------------------------------------------------------
 
-    def to(self, *where: str | torch.device | torch.dtype) -> Self:
+    def to(
+        self,
+        *where: str | torch.device | torch.dtype,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+    ) -> Self:
         """Move all parts to a device, and turn the decoder's weights into a type; in place, as `nn.Module.to`. Return the bundle.
 
-        `u.to("cuda")`, `u.to(torch.bfloat16)`, `u.to("cuda", torch.bfloat16)`. Tokenizers stay in float32, as `from_pretrained` says.
+        `u.to("cuda")`, `u.to(torch.bfloat16)`, `u.to("cuda", torch.bfloat16)`, `u.to(device="cuda", dtype="bfloat16")`. Tokenizers stay
+        in float32, as `from_pretrained` says. Errors: `UserError` for what is neither, and for a device that is not there.
         """
+        dtypes = [] if dtype is None else [_checked_dtype("dtype", dtype)]
+        devices = [] if device is None else [_checked_device("device", device)]
         for one in where:
-            dtype = getattr(torch, one, None) if isinstance(one, str) else one
-            if isinstance(dtype, torch.dtype):
-                if not dtype.is_floating_point:
-                    raise UserError(f"dtype {dtype}: give a type of floating point, such as torch.bfloat16")
-                if self.model is not None:
-                    self.model.to(dtype)
-                continue
+            if _dtype_of(one) is not None:
+                dtypes.append(_checked_dtype("dtype", one))
+            else:
+                devices.append(_checked_device("to", one, "neither a device, such as cuda, nor a type, such as bfloat16"))
+        for place in devices:
             for part in (*self.tokenizers.values(), self.model):
                 if isinstance(part, nn.Module):
-                    part.to(one)
+                    part.to(place)
+        if self.model is not None:
+            for weights in dtypes:
+                self.model.to(weights)
         self._inference = None
         return self
 
@@ -373,6 +397,30 @@ class Bundle:
             path = modality.save(tokenizer, content, folder / f"{name}-{i}")
             parts.append(Part(segment.modality, content if path is None else "", path, segment.role, segment.loss))
         return RawDocument(document.id or name, tuple(parts))
+
+
+def _dtype_of(value: object) -> torch.dtype | None:
+    """Return the type that a value is or names, None if it does neither."""
+    named = getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else value
+    return named if isinstance(named, torch.dtype) else None
+
+
+def _checked_dtype(argument: str, value: object) -> torch.dtype:
+    """Return the type of an argument. Errors: `UserError` for what is no type of floating point."""
+    dtype = _dtype_of(value)
+    if dtype is None or not dtype.is_floating_point:
+        raise UserError(f"{argument} {value}: give a type of floating point, such as torch.bfloat16")
+    return dtype
+
+
+def _checked_device(argument: str, value: object, wrong: str = "no device; give one such as cpu or cuda:1") -> torch.device:
+    """Return the device of an argument. Errors: `UserError` for what is none (`wrong` says so), and for one that is not there."""
+    try:
+        device = torch.device(str(value))
+    except RuntimeError:
+        raise UserError(f"{argument} {value!r}: {wrong}") from None
+    check_device(str(device))
+    return device
 
 
 def _count_parameters(part: object) -> int:

@@ -9,7 +9,8 @@ from unitok.bundle.bundle import Bundle
 from unitok.checkpoints import is_sharded, load_checkpoint, merge_lora, newest_checkpoint, training_facts
 from unitok.errors import UserError
 from unitok.files import Json, check_replaceable, kind_of, read_json, settle
-from unitok.generation_config import GenerationConfig
+from unitok.generation_config import GenerationConfig, combine
+from unitok.grammar import parse_plan
 from unitok.modalities import Plain, TokenizerLike, build_vocab, modalities, modality_of
 from unitok.model import Decoder
 from unitok.pretrained import known_vocabulary, load_state
@@ -94,6 +95,7 @@ def make_bundle(
     kinds: Mapping[str, str] | None = None,
     add: Iterable[str] = (),
     scores: Json = None,
+    generation_config: Path | None = None,
 ) -> Bundle:
     """Put parts into a bundle, or add them to one that is there. New tokenizers make a new vocabulary; a decoder must have been
     trained on exactly the bundle's.
@@ -106,6 +108,7 @@ def make_bundle(
         kinds: kinds of content of the tokenizers whose names are not their kinds.
         add: kinds whose tokenizers have no weights.
         scores: how the bundle was measured, for its model card. Older ones, of the bundle as it was, are dropped.
+        generation_config: a JSON file that says how the bundle is sampled where a call does not.
 
     Errors: `UserError` where something else is at `out`, or where a decoder would lose a tokenizer that it was trained with.
     """
@@ -141,8 +144,21 @@ def make_bundle(
         vocab.check_covers(Vocab.from_manifest(trained_on), "the bundle", str(paths["model"]))
     bundle = Bundle(vocab, ordered, model, old.generation_config if old else None)
     bundle.facts = _facts(bundle, old, {name: origin for name, (_, origin) in loaded.items()}, scores)
+    if generation_config is not None:
+        bundle.generation_config = _read_config(generation_config, bundle)
     bundle.save_pretrained(out, overwrite=True)
     return bundle
+
+
+def _read_config(file: Path, bundle: Bundle) -> GenerationConfig:
+    """Return the config in a file. Errors: `UserError` that names the file, also for what this bundle has not."""
+    config = GenerationConfig.from_pretrained(file)
+    combine([(str(file), config)], {name: span.kind for name, span in bundle.vocab.spans.items()})
+    try:
+        parse_plan(str(config.modalities), bundle.vocab, bundle.rates)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+    return config
 
 
 def _facts(bundle: Bundle, old: Bundle | None, origins: Mapping[str, Origin], scores: Json) -> dict[str, Json]:
@@ -178,7 +194,9 @@ def _vocab_for(
     return build_vocab({name: part for name, part in tokenizers.items() if name not in spans}, kinds, old.vocab), []
 
 
-def make_untrained(out: Path, preset: str = "tiny", seed: int = 0, overwrite: bool = False) -> Bundle:
+def make_untrained(
+    out: Path, preset: str = "tiny", seed: int = 0, overwrite: bool = False, generation_config: Path | None = None
+) -> Bundle:
     """Write and return a whole bundle with random weights, for trials and tests. Errors: as of `Bundle.save_pretrained`."""
     import torch
 
@@ -197,5 +215,7 @@ def make_untrained(out: Path, preset: str = "tiny", seed: int = 0, overwrite: bo
         if name.endswith(("lm_head.weight", "o_proj.weight", "down_proj.weight")):
             torch.nn.init.normal_(weight, std=0.1)
     bundle = Bundle(vocab, tokenizers, decoder)
+    if generation_config is not None:
+        bundle.generation_config = _read_config(generation_config, bundle)
     bundle.save_pretrained(out, overwrite)
     return bundle

@@ -6,7 +6,7 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
-from unitok.cli.flags import Options, described, flag_of, of_type, read_docstring
+from unitok.cli.flags import Options, Written, described, flag_of, of_type, read_docstring
 from unitok.errors import UserError
 from unitok.files import settle
 
@@ -20,16 +20,16 @@ def check_input(path: Path) -> None:
         raise UserError(f"{path}: no such file or folder")
 
 
-def find_bundle(name: Path) -> Path:
+def find_bundle(name: Written) -> Path:
     """Return the folder of a bundle, by its path, the name of a built-in bundle, or USER/NAME[@REVISION] on the Hugging Face hub.
 
-    Raises `UserError` if there is none.
+    A name that begins as a path does (`./`, `../`, `/`, `~`) is one. Raises `UserError` if there is none.
     """
     from unitok.hub import find
 
-    repository, at, revision = str(name).partition("@")
-    exists = settle(name).exists()
-    folder = name if exists or name.is_absolute() else find(repository, revision if at else None)
+    repository, at, revision = name.partition("@")
+    is_path = name.startswith(("/", "./", "../", "~")) or settle(Path(name)).exists()
+    folder = Path(name) if is_path else find(repository, revision if at else None)
     if not (settle(folder) / "bundle.json").exists():
         raise UserError(f"{name}: not a bundle (it has no bundle.json); make one with `unitok bundle`")
     return folder

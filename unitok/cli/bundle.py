@@ -54,15 +54,10 @@ def bundle(
     for source in paths.values():
         check_input(source)
     from unitok.bundle import make_bundle, make_untrained
-    from unitok.generation_config import GenerationConfig
-    from unitok.sample.requests import config_for
 
-    config = GenerationConfig.from_pretrained(generation_config) if generation_config else None
     if untrained:
-        made = make_untrained(out, untrained, overwrite=overwrite)
+        made = make_untrained(out, untrained, overwrite=overwrite, generation_config=generation_config)
     else:
-        made = make_bundle(out, paths, trust_checkpoint, overwrite, kinds, add or (), read_json(scores, "") if scores else None)
-    if config is not None:
-        config_for(made, config)  # names only tokenizers that are there
-        config.save_pretrained(out)
+        measured = read_json(scores, "") if scores else None
+        made = make_bundle(out, paths, trust_checkpoint, overwrite, kinds, add or (), measured, generation_config)
     print(f"{out}: {', '.join(made.parts)}; {made.vocab.size} tokens")

@@ -22,6 +22,13 @@ from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin, get_
 
 from unitok.errors import UserError, visible
 
+
+class Written(str):
+    """A path or name as it was written: a Path forgets a `./` at its beginning. A check that takes it gets it in place of a Path."""
+
+    __slots__ = ()
+
+
 Options = dict[str, Any]  #: keyword arguments of `add_argument`
 
 
@@ -115,6 +122,8 @@ def of_type(hint: object) -> Options:
         return {"type": str, "choices": tuple(inner)}
     if origin is Annotated and isinstance(inner[1], Iterable):
         return of_type(inner[0]) | {"choices": tuple(inner[1])}
+    if origin is Annotated and Written in getattr(inner[1], "__annotations__", {}).values():
+        return {"type": Written}
     if origin is list:
         return of_type(inner[0]) | {"action": "append"}
     return of_type(inner[0]) if origin else {"type": hint}

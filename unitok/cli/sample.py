@@ -67,7 +67,7 @@ def sample(
 
     from unitok.api import Unitok
     from unitok.cli.terminal import show
-    from unitok.generation_config import GenerationConfig
+    from unitok.generation_config import NOT_IN_STREAMS, GenerationConfig
     from unitok.sample.outputs import save_outputs
     from unitok.sample.prompts import read_prompts
 
@@ -86,7 +86,8 @@ def sample(
     documents = [[raw] for raw in raws] or [parts]
     keywords |= {"generation_config": config, "batch_size": batch_size}
     if live:
-        outputs = show(unitok.stream(documents, **keywords), unitok)
+        known = {name: value for name, value in keywords.items() if name not in (*NOT_IN_STREAMS, "rank_by")}
+        outputs = show(unitok.stream(documents, **known), unitok)
     else:
         outputs = unitok.generate(documents, **keywords, progress=True)
         _print(outputs[:8])
@@ -100,8 +101,10 @@ def _check(prompt: list[tuple[str, str]], prompts: Path | None, score: bool, liv
         raise UserError("give either --prompts or parts of one prompt")
     if score and not prompts:
         raise UserError("--score needs --prompts FILE.jsonl, the documents to score")
-    if live.keys() & {"best_of", "rank_by", "jacobi_window"}:
-        raise UserError("--live shows an output while it is generated: leave out --best-of, --rank-by and --jacobi-window")
+    from unitok.generation_config import NOT_IN_STREAMS
+
+    if any(value > off for name, off in NOT_IN_STREAMS.items() if isinstance(value := live.get(name), int)):
+        raise UserError("--live shows an output while it is generated: leave out --best-of and --jacobi-window")
 
 
 def _print(outputs: "list[Output]") -> None:

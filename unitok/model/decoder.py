@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from unitok.errors import UserError
+from unitok.hardware import check_device
 from unitok.model.attention import Packing, WholeRows, build_packing, choose_backend
 from unitok.pretrained import load_part, load_state, make_config, part_folder, save_part
 
@@ -342,6 +343,7 @@ class Decoder(nn.Module):
     @classmethod
     def from_pretrained(cls, path: Path, device: str = "cpu") -> "Decoder":
         """Read a decoder's folder or a bundle; in eval mode."""
+        check_device(device)
         folder = part_folder(path, "model")
         config, state = load_part(folder, "decoder", DecoderConfig)
         return cls.from_state(config, state, str(folder)).to(device)

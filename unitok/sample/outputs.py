@@ -4,7 +4,7 @@ import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 import numpy as np
 import soundfile
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass(repr=False)
+@dataclass(repr=False, eq=False)
 class Output:
-    """One continuation of a prompt."""
+    """One continuation of a prompt. Equal only to itself."""
 
     bundle: Bundle
     prompt: Document  # that it continues
@@ -30,7 +30,7 @@ class Output:
     ids: np.ndarray  # the new tokens, int64 [L]
     index: int = 0  # in the list of outputs
     score: float | None = None  # by which it is among the best, with `best_of`
-    _decoded: dict[int, Any] = field(default_factory=dict, init=False, compare=False)
+    _decoded: dict[int, Any] = field(default_factory=dict, init=False)
 
     @property
     def document(self) -> Document:
@@ -113,7 +113,14 @@ class Output:
 
 
 class Outputs(list[Output]):
-    """A list of outputs that shows each of them in a notebook."""
+    """A list of outputs that shows each of them in a notebook, as its slices do."""
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> Output: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Outputs": ...
+    def __getitem__(self, index: SupportsIndex | slice) -> "Output | Outputs":
+        return Outputs(super().__getitem__(index)) if isinstance(index, slice) else super().__getitem__(index)
 
     def _repr_html_(self) -> str:
         return "".join(output._repr_html_() for output in self)

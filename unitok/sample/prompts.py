@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from numbers import Real
 from pathlib import Path
@@ -44,23 +44,32 @@ def read_prompts_of(bundle: Bundle, prompt: object) -> list[Document]:
     return [_read_pieces(bundle, one) for one in nested or [pieces]]
 
 
-def read_one(bundle: Bundle, prompt: object) -> Document:
-    """Return the Document of one prompt, a piece or a list of pieces (`Prompt`)."""
-    documents = read_prompts_of(bundle, prompt)
-    if len(documents) != 1:
-        raise UserError(f"prompt: a batch of {len(documents)} prompts; give one")
+def read_one(bundle: Bundle, prompt: object, argument: str = "prompt") -> Document:
+    """Return the Document of one prompt, a piece or a list of pieces (`Prompt`). Errors: `UserError` that begins with the argument's name."""
+    try:
+        documents = read_prompts_of(bundle, prompt)
+        if len(documents) != 1:
+            raise UserError(f"prompt: a batch of {len(documents)} prompts; give one")
+    except UserError as error:
+        if argument == "prompt":
+            raise
+        message = str(error)
+        named = message.removeprefix("prompt") if message.startswith(("prompt:", "prompt is")) else f": {message}"
+        raise UserError(argument + named) from None
     return documents[0]
 
 
 def read_documents(bundle: Bundle, documents: object) -> list[Document]:
     """Return documents: of one piece, or of each item in a list, which is a Document, a piece or a list of pieces."""
     items = [documents] if is_piece(documents) else _items(documents, "documents")
-    return [item if isinstance(item, Document) else read_one(bundle, item) for item in items]
+    return [item if isinstance(item, Document) else read_one(bundle, item, "documents") for item in items]
 
 
 def _items(values: object, name: str) -> list[object]:
-    if isinstance(values, Mapping) or not isinstance(values, Iterable):
+    if not isinstance(values, list | tuple):
         raise UserError(f"{name}: a {type(values).__name__}; give {_PIECES}, a list of these, or a list of such lists")
+    if not values:
+        raise UserError(f"{name} is an empty {type(values).__name__}")
     return list(values)
 
 

@@ -57,10 +57,9 @@ class Draft:
 def make_drafts(bundle: Bundle, prompts: list[Document], config: GenerationConfig) -> list[Draft]:
     """Return n drafts for each prompt, in order."""
     vocab = bundle.vocab
-    plan_text = config.modalities if isinstance(config.modalities, str) else ",".join(config.modalities)
-    plan = parse_plan(plan_text, vocab, bundle.rates)
+    plan = parse_plan(str(config.modalities), vocab, bundle.rates)
     negative = config.negative_prompt
-    negative_ids = None if negative is None else vocab.encode(read_one(bundle, negative), eos=False)
+    negative_ids = None if negative is None else vocab.encode(read_one(bundle, negative, "negative_prompt"), eos=False)
     drafts: list[Draft] = []
     repeated: Counter[bytes] = Counter()
     for prompt in prompts:

@@ -9,7 +9,7 @@ import numpy as np
 from unitok.bundle import Bundle
 from unitok.document import Document
 from unitok.errors import UserError
-from unitok.generation_config import GenerationConfig, check_count
+from unitok.generation_config import NOT_IN_STREAMS, GenerationConfig, check_count
 from unitok.grammar import Grammar
 from unitok.modalities import Stream
 from unitok.sample.engine import Session
@@ -34,15 +34,20 @@ class Chunk:
     done: bool  # whether the segment is complete
 
 
+def check_stream(config: GenerationConfig) -> None:
+    """Raise `UserError` for what a call asks of a stream and no stream can do. A bundle's own `best_of` and `jacobi_window` are off."""
+    for name, off in NOT_IN_STREAMS.items():
+        if getattr(config, name) > off:
+            raise UserError(f"{name} is {getattr(config, name)}: a stream yields tokens as they are drawn, so it must be {off}")
+
+
 def stream_outputs(
     bundle: Bundle, prompts: list[Document], config: GenerationConfig, batch_size: int = 64
 ) -> Iterator[Chunk | Output]:
     """Yield the chunks of all outputs as they come, and each `Output` after its last chunk. batch_size: outputs generated together.
+    `best_of` and `jacobi_window` of `config` do not count.
     Errors: `UserError` as for `Unitok.generate`, before any work."""
     check_count("batch_size", batch_size, 1)
-    for name, off in (("best_of", 1), ("jacobi_window", 0)):
-        if getattr(config, name) > off:
-            raise UserError(f"{name} is {getattr(config, name)}: a stream yields tokens as they are drawn, so it must be {off}")
     drafts = make_drafts(bundle, prompts, config)
     session = Session(bundle.inference, Grammar(bundle.vocab), sampling_of(bundle, config), ahead=AHEAD)
     session.check(draft.request for draft in drafts)

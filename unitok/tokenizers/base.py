@@ -8,6 +8,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from unitok.hardware import check_device
 from unitok.pretrained import load_part, load_state, make_config, part_folder, save_part, state_fingerprint
 from unitok.tokenizers.config import AudioTokenizerConfig, ImageTokenizerConfig
 
@@ -40,9 +41,10 @@ class Tokenizer(nn.Module):
     def from_pretrained(cls, path: str | Path, device: str = "cpu", name: str = "", revision: str | None = None) -> Self:
         """Read a tokenizer, ready `prepare_for_inference`. Errors: `UserError` that says what is wrong.
 
-        path: its own folder or a bundle's; a built-in bundle; a repository of the Hugging Face hub (`user/name`), at a `revision`.
+        path: its own folder or a bundle's; a repository of the Hugging Face hub (`user/name`), at a `revision`; a built-in bundle (none ships yet).
         device: where it computes, such as `cpu` or `cuda:1`. name: that it has in the bundle; by default its kind's.
         """
+        check_device(device)
         folder = part_folder(path, f"tokenizers/{name or cls.kind}", revision)
         config, state = load_part(folder, f"{cls.kind} tokenizer", cls.Config)
         model = cls(config)

@@ -43,9 +43,10 @@ class Samples(L.Callback):
         modalities: those with which each prompt is continued; default: all of the bundle.
         every_minutes: minutes of training between samples.
         number: how many prompts to use, from the first on.
-        seed: of sampling.
+        seed: of sampling; default: that of `generation_config`, else the bundle's, else 0.
         max_new_tokens: most new tokens per output; default: the bundle's, else 512.
-        generation_config: how to sample, over the bundle's own: fields of `unitok.GenerationConfig`, such as `image: {temperature: 0.5}`.
+        generation_config: how to sample, over the bundle's own: fields of `unitok.GenerationConfig`, such as `image: {temperature: 0.5}`. `modalities` and
+            `n` are not among them.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class Samples(L.Callback):
         modalities: list[str] | None = None,
         every_minutes: float = 1.0,
         number: int = 16,
-        seed: int = 0,
+        seed: int | None = None,
         max_new_tokens: int | None = None,
         generation_config: Values | None = None,
     ):
@@ -64,8 +65,12 @@ class Samples(L.Callback):
             raise UserError(f"{type(self).__name__}: every_minutes must be above 0 and number at least 1")
         self.folder, self.prompts, self.modalities = Path(bundle), Path(prompts), modalities
         self.every_minutes, self.number = every_minutes, number
-        config = GenerationConfig.from_dict(generation_config or {}, f"{type(self).__name__}: generation_config")
-        self.config = config.replace(seed=seed, **({} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}))
+        where = f"{type(self).__name__}: generation_config"
+        config = GenerationConfig.from_dict({} if generation_config is None else generation_config, where)
+        if fixed := config.given().keys() & {"modalities", "n"}:
+            raise UserError(f"{where}: {min(fixed)} is set by the callback: an output per prompt and page; leave it out")
+        own = {"seed": seed, "max_new_tokens": max_new_tokens}
+        self.config = config.replace(**{name: value for name, value in own.items() if value is not None})
         self._bundle: Bundle | None = None  # in the first process
         self._last = 0.0  # seconds of training at the last samples
         self._sampled = 0  # step of the last samples
@@ -90,7 +95,9 @@ class Samples(L.Callback):
         """Read tokenizers and prompts, so mistakes show before the training starts."""
         if not isinstance(module, DecoderTraining):
             raise UserError("Samples: it samples from a decoder; tokenizers save reconstructions without it")
-        vocab = Vocab.load(self.folder / "vocab.json")  # all processes check, so that all stop
+        checked = Bundle.from_pretrained(self.folder, parts=[])  # all processes check, so that all stop
+        config_for(checked, self.config)
+        vocab = checked.vocab
         vocab.check_covers(module.data.vocab, str(self.folder), str(module.data.path))
         if vocab.size != module.data.vocab.size:
             raise UserError(
@@ -102,7 +109,6 @@ class Samples(L.Callback):
         if trainer.is_global_zero:
             with torch.random.fork_rng(devices=[]):  # new networks draw random weights before they load them
                 self._bundle = Bundle.from_pretrained(self.folder, str(module.device), parts="tokenizers")
-            config_for(self._bundle, self.config)
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Start the clock."""
