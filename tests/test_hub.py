@@ -344,7 +344,10 @@ def test_a_device_or_type_that_is_none_is_one_line_and_changes_nothing(bundle_fo
     if keywords:
         calls.append(lambda: Unitok.from_pretrained(bundle_folder, **keywords))
     if "device" in keywords:
-        calls += [lambda: part.from_pretrained(bundle_folder, **keywords) for part in (ImageTokenizer, Decoder)]
+        calls += [
+            lambda: ImageTokenizer.from_pretrained(bundle_folder, **keywords),
+            lambda: Decoder.from_pretrained(bundle_folder, **keywords),
+        ]
     for call in calls:
         with pytest.raises(UserError) as error:
             call()

@@ -193,6 +193,16 @@ def test_declarations_are_exact_or_refused():
     assert len(refused) > 12
 
 
+@pytest.mark.parametrize("name", ["../../outside", "/outside", "a.b", "1st", "a b", ""])
+def test_the_name_of_a_modality_is_an_identifier(vocab, name):
+    with pytest.raises(UserError, match=r"^modality .* make a name"):
+        Span(name, ("box",), "<box>", "</box>")
+    manifest = vocab.to_manifest()
+    manifest["spans"][0]["modality"] = name
+    with pytest.raises(UserError, match=r"^modality .* make a name"):
+        Vocab.from_manifest(manifest)
+
+
 @pytest.mark.parametrize(
     ("span", "sizes", "says"),
     [
@@ -214,7 +224,6 @@ def test_declarations_are_exact_or_refused():
         (Span("box", ("box",), "<box>", "</box>"), {"box": 9, "bin": 9}, "neither its header nor its body names 'bin'"),
         (Span("box", ("audio.1",), "<box>", "</box>"), {}, r"has the levels \[1\], not 0 to 0"),
         (Span("box", (), "<box>", "</box>"), {}, "at least one"),
-        (Span("", ("box",), "<box>", "</box>"), {"box": 9}, "modality ''"),
     ],
 )
 def test_a_declaration_that_is_refused_leaves_the_vocabulary_as_it_was(vocab, span, sizes, says):

@@ -282,12 +282,12 @@ def test_flags_count_before_the_config_file_and_that_before_the_bundles_own(bund
     assert here(*base, "--generation-config", file, "--n", 4, "--image-temperature", 0.4, "--top-p", 0.9).returncode == 0
     assert [(config.n, config.seed) for config in calls] == [(2, 0), (3, 5), (4, 5)]
     kinds = ("text", "image", "audio")
-    assert [[config.sampling[kind]["temperature"] for kind in kinds] for config in calls] == [
+    assert [[getattr(config, kind)["temperature"] for kind in kinds] for config in calls] == [
         [0.1, 0.1, 0.1],
         [0.1, 0.3, 0.2],
         [0.1, 0.4, 0.2],
     ]
-    assert calls[2].sampling["image"] == {"temperature": 0.4, "top_k": 3, "top_p": 0.9}
+    assert calls[2].image == {"temperature": 0.4, "top_k": 3, "top_p": 0.9}
     file.write_text('{"temprature": 1}')
     assert_one_line(here(*base, "--generation-config", file), "mine.json", "'temprature'", "did you mean temperature")
 
@@ -302,8 +302,29 @@ def test_a_bundle_is_given_its_generation_config(bundle_folder, tmp_path):
     assert own.generation_config.to_dict() == {"temperature": 0.5, "image": {"guidance_scale": 3.0}}
     assert own.parts == Unitok.from_pretrained(bundle_folder).parts
     file.write_text('{"smell": {"temperature": 0.5}}')
-    assert_one_line(here("bundle", out, "--generation-config", file), "no tokenizer 'smell'")
-    assert Unitok.from_pretrained(out).generation_config == own.generation_config
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    new = ("bundle", tmp_path / "new", "--text", bundle_folder)
+    untrained = ("bundle", tmp_path / "new", "--untrained", "tiny")
+    for content, *says in (
+        ('{"smell": {"temperature": 0.5}}', "no tokenizer 'smell'"),
+        ('{"modalities": "text,smell"}', "modalities 'smell'", "no modality 'smell'"),
+        ('{"modalities": "audio:2 x 3"}', "modalities 'audio"),
+        ('{"image": {"top_p": 2}}', "image: top_p 2"),
+    ):
+        file.write_text(content)
+        for command in (("bundle", out, "--text", bundle_folder), ("bundle", out), new, untrained):
+            assert_one_line(here(*command, "--generation-config", file), "mine.json", *says)
+    assert not (tmp_path / "new").exists()
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_a_live_view_leaves_out_what_the_bundle_asks_for_and_it_cannot_do(bundle_folder, tmp_path):
+    shutil.copytree(bundle_folder, tmp_path / "own")
+    (tmp_path / "own" / "generation_config.json").write_text('{"best_of": 2, "jacobi_window": 4, "modalities": "image:2x2"}')
+    base = ("sample", "--bundle", tmp_path / "own", "--text", "x", "--out", tmp_path / "out", "--live")
+    assert here(*base).returncode == 0
+    assert here(*base, "--best-of", "1", "--jacobi-window", "0").returncode == 0
+    assert len(list((tmp_path / "out").glob("*.png"))) == 1
 
 
 def test_mistakes_in_prompts_and_flags_are_one_line(bundle_folder, tmp_path):
@@ -332,6 +353,7 @@ def test_mistakes_in_prompts_and_flags_are_one_line(bundle_folder, tmp_path):
     assert_one_line(here(*base, "--text", "x " * 1100, "--modalities", "text"), "a prompt of 2", "the decoder takes 1024")
     assert_one_line(here(*base, "--text", "x", "--score"), "--score", "--prompts")
     assert_one_line(here(*base, "--text", "x", "--live", "--best-of", "3"), "--live", "--best-of")
+    assert_one_line(here(*base, "--text", "x", "--live", "--jacobi-window", "4"), "--live", "--jacobi-window")
     assert_one_line(here(*base, "--text", "x", "--prefix-fraction", "2"), "--prefix-fraction", "above 0")
     assert_one_line(unitok("paint"), "paint", "sample")
     assert not out.exists()

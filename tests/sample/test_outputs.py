@@ -233,6 +233,14 @@ def test_a_file_that_a_document_names_is_never_copied(tiny, tmp_path, scenes_fol
     assert secret.read_bytes() not in made
 
 
+def test_outputs_are_hashable_and_a_slice_of_them_shows_itself(tiny):
+    outputs = tiny.generate("a text", "image:1x1", n=3)
+    assert len({*outputs, *outputs}) == 3
+    assert outputs.index(outputs[1]) == 1
+    assert outputs[:2] == list(outputs)[:2]
+    assert outputs[:2]._repr_html_() == outputs[0]._repr_html_() + outputs[1]._repr_html_()
+
+
 def test_an_output_is_decoded_once(tiny, tmp_path, monkeypatch):
     (output,) = tiny.generate("a text", "image:1x1,audio:1")
     calls = []
