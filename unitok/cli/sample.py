@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from unitok.cli.arguments import BundleFolder, Fields, Given, Input, PerKind, check_kinds, content_of, sampling_of_flags
 from unitok.errors import UserError, visible
@@ -67,7 +67,7 @@ def sample(
 
     from unitok.api import Unitok
     from unitok.cli.terminal import show
-    from unitok.generation_config import NOT_IN_STREAMS, GenerationConfig
+    from unitok.generation_config import GenerationConfig
     from unitok.sample.outputs import save_outputs
     from unitok.sample.prompts import read_prompts
 
@@ -86,8 +86,7 @@ def sample(
     documents = [[raw] for raw in raws] or [parts]
     keywords |= {"generation_config": config, "batch_size": batch_size}
     if live:
-        known = {name: value for name, value in keywords.items() if name not in (*NOT_IN_STREAMS, "rank_by")}
-        outputs = show(unitok.stream(documents, **known), unitok)
+        outputs = show(unitok.stream(documents, **_of_stream(keywords)), unitok)
     else:
         outputs = unitok.generate(documents, **keywords, progress=True)
         _print(outputs[:8])
@@ -105,6 +104,13 @@ def _check(prompt: list[tuple[str, str]], prompts: Path | None, score: bool, liv
 
     if any(value > off for name, off in NOT_IN_STREAMS.items() if isinstance(value := live.get(name), int)):
         raise UserError("--live shows an output while it is generated: leave out --best-of and --jacobi-window")
+
+
+def _of_stream(keywords: dict[str, Any]) -> dict[str, Any]:
+    """Return the keywords of a stream, without those of the flags that are off."""
+    from unitok.generation_config import NOT_IN_STREAMS
+
+    return {name: value for name, value in keywords.items() if name not in (*NOT_IN_STREAMS, "rank_by")}
 
 
 def _print(outputs: "list[Output]") -> None:
