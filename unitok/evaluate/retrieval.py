@@ -75,9 +75,9 @@ def measure_retrieval(
         before, _, after = direction.rpartition(">")
         count = sum(of_group.shape[1] for of_group in of_groups)
         left_out, chance = totals[direction] - count, len(of_groups) / count if count else None
-        recall = np.concatenate(of_groups, 1).mean(1).tolist() if count else [None] * 3
-        rows.append(DirectionRetrieval(direction, before, after, count, left_out, *recall[:2], chance))
-        rows.append(DirectionRetrieval(direction, after, before, count, left_out, recall[2], recall[2], chance))
+        target, target_pmi, condition = np.concatenate(of_groups, 1).mean(1).tolist() if count else [None] * 3
+        rows.append(DirectionRetrieval(direction, before, after, count, left_out, target, target_pmi, chance))
+        rows.append(DirectionRetrieval(direction, after, before, count, left_out, condition, condition, chance))
     return rows
 
 
