@@ -296,6 +296,8 @@ def test_texts_come_from_json_in_each_form_and_compressed(tmp_path, caplog):
     for name in ("x.jsonl.gz", "x.json"):
         assert list(read_texts(tmp_path / name)) == ["one", "two"], name
     (tmp_path / "y.jsonl").write_text('{"text": "one"}\n{"text": " "}')
+    assert list(read_texts(f"file://{tmp_path}/y.jsonl")) == ["one"]
+    caplog.clear()
     assert list(read_texts(tmp_path / "y.jsonl")) == ["one"]
     assert "1 documents could not be read; the first: y.jsonl, line 2" in caplog.text
     (tmp_path / "x.txt.gz").write_bytes(gzip.compress(b"one"))

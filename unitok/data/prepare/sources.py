@@ -292,7 +292,7 @@ def read_texts(path: Path | str) -> Iterator[str]:
     if suffix in (".yaml", ".yml"):
         for spec in load_recipe(Path(path)):
             yield from _texts_of_documents(Source(spec))
-    elif kind_of_path(name) != "file" or plain_name(name) != name or suffix in _DOCUMENTS:
+    elif "://" in name or kind_of_path(name) != "file" or plain_name(name) != name or suffix in _DOCUMENTS:
         yield from _texts_of_documents(Source(SourceSpec(name)))
     elif suffix in (".jsonl", ".ndjson"):
         yield from _texts_of_lines(Path(path))
