@@ -70,8 +70,8 @@ BRITISH = (
     r"|emphas|local|util|visual|vector)is(?:e[sdr]?|ing|ation|ers?)\b|\w*(?:colour|behaviour|neighbour|favour)\w*"
     r"|\bcentr(?:e[sd]?|ing)\b|\bgrey\w*|\b(?:mis)?spelt\b|\blearnt\b"
 )
-NOUNS = "ids?|tokens?|bits|codes?|images?|pictures?|samples?|seconds?|steps?|frames?|words?|lines?|FLOPs|documents?|recordings?|times"
-PER = "second|minute|hour|step|id|token|line|row|image|picture|frame|level|batch|document|process|device|GPU|direction|code|codebook"
+NOUNS = "ids?|tokens?|bits|codes?|images?|pictures?|samples?|seconds?|steps?|frames?|words?|lines?|FLOPs|documents?|recordings?|times|process(?:es)?"
+PER = "second|minute|hour|step|id|token|line|row|image|picture|frame|level|batch|document|process|device|GPU|core|direction|code|codebook"
 
 #: A pattern of a sentence -> what to write instead.
 PROSE = {
@@ -359,7 +359,7 @@ def test_an_old_name_is_found_in_every_form(form):
 @pytest.mark.parametrize(
     "text",
     [
-        "ids a second", "bits an id", "a line a document: two lines a document", "a code a frame", "Pictures of cats", "the sound of it",
+        "ids a second", "bits an id", "a line a document: two lines a document", "a code a frame", "a process a core", "Pictures of cats", "the sound of it",
         "legal sets", "the next id", "what it is told", "the generator hears of it", "a share of the run", "shares of the tokens",
         "what share is bad", "at random places", "turn the knobs", "it is normalised", "quantisation", "colours", "the centre square",
         "neighbours", "behaviour", "learnt from them", "orthogonalise",
