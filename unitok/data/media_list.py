@@ -1,7 +1,7 @@
 """List the images or audio that a tokenizer is trained on: in folders, by patterns, and as JSON Lines, archives and recipes name them.
 
-Files are chosen by their suffix and are not opened, so that a million names take seconds; only a file whose suffix tells nothing is
-looked into. A file that is not what its suffix says is found when it is read.
+Files are chosen by their suffix and are not opened; only a file whose suffix tells nothing is looked into. The status of each is read,
+which refuses links that leave the source: a million files take about a minute (51 microseconds per file on 2 cores). A file that is not what its suffix says is found when it is read.
 """
 
 import logging
