@@ -1,5 +1,5 @@
 # make demo       everything on built-in data, in about 13 minutes on 2 cores; open runs/demo/report.html
-# make test       the tests, a process a core (at most 4)
+# make test       the tests, one process per core (at most 4)
 # make check      lint and types
 # make docs       the documentation's site, strictly: a dead link is an error; open site/index.html
 # make check-long heavier proofs: kills, longer trainings

@@ -21,7 +21,7 @@ ASKED = " Esperante: "
 
 
 def caption(scene: Scene) -> str:
-    """What a scene of one or two things shows, in Esperanto."""
+    """Return a caption of a scene of one or two objects, in Esperanto."""
 
     def name(thing: SceneObject) -> str:
         return f"{WORDS[thing.size]} {WORDS[thing.color]} {WORDS[thing.shape]}"
@@ -31,25 +31,25 @@ def caption(scene: Scene) -> str:
 
 
 def write(scenes: Path, out: Path, count: int, prompts: bool) -> None:
-    """Interleaved JSON Lines: picture, request, and (but for prompts) the caption, which alone is learnt."""
+    """Write interleaved JSON Lines: image, request, and (except for prompts) the caption, the only part with loss."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("w", encoding="utf-8") as file:
         for row in read_scenes(scenes)[:count]:
-            picture = Path(os.path.relpath(scenes / row["image"], out.parent))
-            content = [Part("image", path=out.parent / picture, loss=False), Part("text", ASKED, loss=False)]
+            image = Path(os.path.relpath(scenes / row["image"], out.parent))
+            content = [Part("image", path=out.parent / image, loss=False), Part("text", ASKED, loss=False)]
             if not prompts:
                 content.append(Part("text", caption(row["scene"])))
             file.write(format_raw_document(RawDocument(row["id"], tuple(content)), out.parent) + "\n")
 
 
 def score(scenes: Path, outputs: Path) -> None:
-    """The share of captions that are right to the letter."""
-    said = [raw.content[-1].value.strip() for raw in read_raw_documents(outputs)]
-    wanted = [caption(row["scene"]) for row in read_scenes(scenes)[: len(said)]]
-    right = sum(a == b for a, b in zip(said, wanted, strict=True))
-    for a, b in list(zip(said, wanted, strict=True))[:5]:
+    """Print the fraction of captions that are right to the letter."""
+    generated = [raw.content[-1].value.strip() for raw in read_raw_documents(outputs)]
+    expected = [caption(row["scene"]) for row in read_scenes(scenes)[: len(generated)]]
+    right = sum(a == b for a, b in zip(generated, expected, strict=True))
+    for a, b in list(zip(generated, expected, strict=True))[:5]:
         print(f"{'right' if a == b else 'wrong'}: {a}{'' if a == b else f' (it is: {b})'}")
-    print(f"{right} of {len(said)} right ({right / len(said):.0%})")
+    print(f"{right} of {len(generated)} right ({right / len(generated):.0%})")
 
 
 def main() -> None:

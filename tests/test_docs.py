@@ -37,7 +37,10 @@ from unitok.model import Decoder
 from unitok.vocab import Vocab
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG", "SECURITY")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 FEW_STEPS = ("--model.init_args.minutes", "null", "--model.init_args.steps", "6", "--trainer.enable_progress_bar", "false")
 
 
@@ -382,7 +385,7 @@ def names(tmp_path, monkeypatch, scenes_folder, bundle_folder) -> Path:
         (tmp_path / name).symlink_to(ROOT / name)
     for name in ("RAW", "SCENES"):
         (tmp_path / name).symlink_to(scenes_folder)
-    for name, inside in (("IMAGES", "images"), ("AUDIO", "audio"), ("PICTURES", "images"), ("SOUNDS", "audio"), ("corpus.txt", "text.txt"), ("photo.png", "images/000003.png")):  # fmt: skip
+    for name, inside in (("IMAGES", "images"), ("AUDIO", "audio"), ("corpus.txt", "text.txt"), ("photo.png", "images/000003.png")):  # fmt: skip
         (tmp_path / name).symlink_to(scenes_folder / inside)
     (tmp_path / "BUNDLE").symlink_to(bundle_folder)
     line = {"id": "a", "content": [{"type": "text", "text": "a large red circle"}]}

@@ -77,8 +77,9 @@ class Files:
     def __init__(self, folder: str, root: str = "", named: str = ""):
         self.folder, self.named = os.path.realpath(folder.removeprefix("file://")), named
         self.roots = (self.folder, *([os.path.realpath(root)] if root else []))
-        if missing := [path for path in self.roots if not os.path.isdir(path)]:
-            raise UserError(f"root {root if root else missing[0]}: no such folder")
+        for path, name in ((self.folder, folder), (self.roots[-1], f"root {root}")):
+            if not os.path.isdir(path):
+                raise UserError(f"{name}: no such folder")
         self._true_folder = lru_cache(maxsize=1024)(lambda inside: os.path.realpath(os.path.join(self.folder, inside)))
 
     def exists(self, name: str) -> bool:
@@ -224,8 +225,12 @@ class _RemoteFiles(Files):
 
 
 def open_files(folder: str, root: str = "", named: str = "") -> Files:
-    """Return the files under a local folder or a URL. Raises `UserError` if it cannot be opened."""
-    return _RemoteFiles(folder) if is_remote(folder) else Files(folder, root, named)
+    """Return the files under a local folder or a URL. Raises `UserError` if it cannot be opened, and for a URL with a `root`."""
+    if not is_remote(folder):
+        return Files(folder, root, named)
+    if root:
+        raise UserError(f"root {root}: the paths of a URL ({folder}) cannot lead out of it; leave it out")
+    return _RemoteFiles(folder)
 
 
 def kind_of_path(path: str) -> str:

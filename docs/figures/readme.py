@@ -104,7 +104,7 @@ def text_at(x: float, y: float, text: str, color: str = INK, size: float = 12.5,
     )
 
 
-def picture(x: float, y: float, width: float, pixels: Tensor, smooth: bool) -> str:
+def image_of(x: float, y: float, width: float, pixels: Tensor, smooth: bool) -> str:
     """Pixels [3, H, W] in [-1, 1] as an image of height MEDIA."""
     url = f"data:image/png;base64,{b64encode(encode_png(pixels)).decode()}"
     style = "" if smooth else ' style="image-rendering:pixelated"'
@@ -134,7 +134,7 @@ def card(x: float, y: float, parts: list[Part]) -> str:
             image = part.content.shape[0] == 3
             height = MEDIA
             pixels = part.content if image else draw_spectrogram(part.content, world.SAMPLE_RATE)[:, 24:]  # up to 3 kHz
-            out.append(picture(left, top, MEDIA if image else right - left, pixels, smooth=not image))
+            out.append(image_of(left, top, MEDIA if image else right - left, pixels, smooth=not image))
         bar = BLUE if generated else RULE
         out.append(f'<rect x="{x + 10:g}" y="{top:g}" width="3" height="{height:g}" rx="1.5" fill="{bar}"/>')
         if part.right is not None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,7 @@ def test_json_lines_give_the_files_that_they_name_and_the_root_lets_them_lead_el
     ]
     lines = tmp_path / "lines" / "all.jsonl"
     lines.write_text("\n".join(map(json.dumps, rows)))
-    with pytest.raises(UserError, match=r"no image files in it \(4 files whose path leaves .*`root` names another folder"):
+    with pytest.raises(UserError, match=r"no image files in it \(4 files \(leaves .*`root` names another folder"):
         names(str(lines))
     assert names(str(lines), root=str(folder)) == ["in/3.png", "a/1.png"]
     assert names(str(lines), "audio", root=str(folder)) == ["a/1.wav"]
@@ -103,10 +104,53 @@ def test_tables_give_the_files_that_they_name_and_say_that_media_in_them_are_not
 def test_a_recipe_gives_its_sources_by_weight(folder, tmp_path):
     sources = [{"path": "in/a/*", "weight": 2}, {"path": "in", "name": "all", "weight": 0.5}]
     (tmp_path / "mix.yaml").write_text(json.dumps({"sources": sources}))
-    found = names(str(tmp_path / "mix.yaml"))
-    assert found[:6] == ["a/1.png", "a/1.png", "a/noname", "a/noname", "b/2.PNG", "b/2.PNG"]
-    assert 0 <= len(found) - 6 <= 4
-    assert found == names(str(tmp_path / "mix.yaml"))
+    expected = ["a/1.png", "a/1.png", "a/noname", "a/noname", "b/2.PNG", "b/2.PNG", "in/3.png", "a/noname", "b/2.PNG"]
+    assert names(str(tmp_path / "mix.yaml")) == expected
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copytree(folder, tmp_path / "elsewhere" / "in")
+    shutil.copy(tmp_path / "mix.yaml", tmp_path / "elsewhere")
+    assert names(str(tmp_path / "elsewhere" / "mix.yaml")) == expected  # by names within the source
+
+
+def test_links_that_leave_a_folder_are_left_out_and_counted(folder, tmp_path, caplog):
+    secret = tmp_path / "secret"
+    (secret / "media").mkdir(parents=True)
+    (secret / "media" / "s.png").write_bytes(png())
+    (secret / "s.tar").write_bytes(tar_of([("0.png", png())]))
+    (secret / "s.jsonl").write_text(json.dumps({"file_name": "media/s.png"}))
+    expected = names(folder)
+    (folder / "x.tar").symlink_to(secret / "media")
+    (folder / "y.tar").symlink_to(secret / "s.tar")
+    (folder / "z.tar").symlink_to(secret / "gone")
+    (folder / "l.png").symlink_to(secret / "media" / "s.png")
+    (folder / "l.jsonl").symlink_to(secret / "s.jsonl")
+    (folder / "album").symlink_to(secret / "media")
+    assert names(folder) == expected
+    assert "left out: 5 files (leaves the folder of its source" in caplog.text
+    assert names(f"{folder}/**") == expected
+    assert "left out: 6 files (leaves the folder of its source" in caplog.text
+    assert len(names(folder, root=str(secret))) == len(expected) + 2  # the root lets y.tar and l.png lead there
+    assert "left out: 2 files (a link to a folder: not followed); 1 files (no such file)" in caplog.text
+
+
+def test_a_patterns_lines_lead_anywhere_in_its_folder(folder):
+    (folder / "meta").mkdir()
+    (folder / "meta" / "d.jsonl").write_text(json.dumps({"file_name": "../a/1.png"}))
+    assert names(f"{folder}/meta*/*.jsonl", root="") == ["a/1.png"]
+
+
+def test_splits_other_than_train_are_left_out_unless_a_source_has_no_others(folder, tmp_path, caplog):
+    for split in ("val", "test"):
+        (folder / split).mkdir()
+        (folder / split / "0.png").write_bytes(png())
+    plain = ["in/3.png", "a/1.png", "a/noname", "b/2.PNG"]
+    assert names(folder) == plain
+    assert "left out: 1 files of the split test, 1 files of the split validation" in caplog.text
+    assert names(f"{folder}/**/*") == plain
+    assert names(f"{folder}/*/0.png") == ["test/0.png", "val/0.png"]
+    assert "it has no files of other splits: all are used" in caplog.text
+    (folder / "rows.jsonl").write_text(json.dumps({"file_name": "a/1.png", "split": "test"}))
+    assert "a/1.png" not in names(f"{folder}/**/*")  # though the pattern finds it, too
 
 
 def test_what_is_not_there_or_not_local_is_one_line(tmp_path):
@@ -116,10 +160,14 @@ def test_what_is_not_there_or_not_local_is_one_line(tmp_path):
         names("s3://bucket/x")
 
 
-def test_a_pipe_is_a_bad_file_and_holds_nothing_up(tmp_path):
+def test_a_pipe_is_left_out_or_a_bad_file_and_holds_nothing_up(tmp_path, caplog):
     os.mkfifo(tmp_path / "pipe.wav")
-    soundfile.write(tmp_path / "a.wav", np.ones(900) / 4, 8000, subtype="FLOAT")
+    for name in ("a.wav", "b.wav"):
+        soundfile.write(tmp_path / name, np.ones(900) / 4, 8000, subtype="FLOAT")
     data = AudioDataset(tmp_path, 8000, 1, 800, 0)
+    assert "left out: 1 files (neither a file nor a folder" in caplog.text
+    (tmp_path / "b.wav").unlink()
+    os.mkfifo(tmp_path / "b.wav")
     assert [data[0, i].shape for i in data.order(0)] == [(1, 800), (1, 800)]
     assert data.bad_files()[0] == 1
 

@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from unitok.cli import main
+from unitok.data.prepare.plan import Plan
+from unitok.data.prepare.tokenize import tokenize
 from unitok.data.shards import TokenDataset
 from unitok.document import Document, Segment
 from unitok.errors import UserError
@@ -83,7 +85,8 @@ def test_bits_are_those_of_whole_passes_in_float64_by_direction(tiny, documents)
 def test_bits_per_character_are_of_texts_alone(tiny):
     text, image = Segment("text", tiny.text.encode("a dog")), Segment("image", np.arange(4).reshape(2, 2))
     scores = evaluate_documents(tiny, [Document((text, image))])
-    assert (scores.texts, scores.retrieval) == ([], [])  # no text at the end, nothing to choose from
+    assert scores.texts == []  # no text at the end
+    assert [(row.documents, row.left_out) for row in scores.retrieval] == [(0, 1)] * 2  # nothing to choose from
     by_direction = {row.direction: row for row in scores.bits}
     assert by_direction["text"].bits_per_character == pytest.approx(sum(b for *_, b in naive_bits(tiny, Document((text,)))) / 5)
     assert by_direction["text>image"].bits_per_character is None
@@ -202,7 +205,19 @@ def test_what_another_document_joins_is_never_a_wrong_candidate(tiny, seed):
     for row in evaluate_documents(planted(tiny, 4, 0, pairs), documents, 4, max_new_tokens=0, seed=seed).retrieval:
         assert (row.recall_at_1_logprob, row.recall_at_1_pmi) == (1, 1)
         assert row.documents > row.chance * row.documents >= 1
-    assert evaluate_documents(tiny, [pair(5, i) for i in range(4)], 4, max_new_tokens=0).retrieval == []
+    for row in evaluate_documents(tiny, [pair(5, i) for i in range(4)], 4, max_new_tokens=0).retrieval:
+        assert (row.documents, row.left_out, row.chance) == (0, 4, None)
+
+
+def test_candidates_have_the_roles_of_the_true_one(tiny):
+    pairs = [(5 + i, i) for i in range(6)]
+    documents = [
+        Document((Segment("text", [a], role="user"), Segment("image", [[b]], role="user" if b < 3 else "assistant")))
+        for a, b in pairs
+    ]
+    for row in evaluate_documents(planted(tiny, 0, 0, []), documents, 6, max_new_tokens=0).retrieval:
+        assert (row.documents, row.left_out) == (6, 0)
+        assert (row.recall_at_1_logprob, row.chance) == pytest.approx((1 / 3, 1 / 3))  # two groups of three
 
 
 def test_documents_that_are_too_long_are_counted(tiny):
@@ -212,7 +227,7 @@ def test_documents_that_are_too_long_are_counted(tiny):
     large = Document((Segment("text", [10]), Segment("image", np.full((3, 7), 4))))
     scores = evaluate_documents(bundle, [pair(5, 0), long, pair(6, 1), text, large], 4, max_new_tokens=0)
     assert (scores.skipped, len(scores.results)) == (1, 4)
-    assert {row.documents for row in scores.retrieval} == {3}
+    assert {(row.documents, row.left_out) for row in scores.retrieval} == {(3, 1)}
     with pytest.raises(UserError, match="none of 1 documents has at most 64 tokens"):
         evaluate_documents(bundle, [long])
     with pytest.raises(UserError, match="candidates 1: at least 2, or 0"):
@@ -260,6 +275,20 @@ def test_documents_are_read_from_data_sets_and_json_lines(tiny, tokens, scenes_f
             read_documents(tiny, data, split=split)
     with pytest.raises(UserError, match="count -1: at least 0"):
         read_documents(tiny, str(tokens), -1)
+    with pytest.raises(UserError, match="is a tokenized data set, which names no files"):
+        read_documents(tiny, str(tokens), root=str(tmp_path))
+
+
+def test_documents_to_measure_come_from_validation_then_test_then_with_a_warning_from_all(
+    tiny, bundle_folder, tmp_path, caplog
+):
+    for splits, expected in ((("train", "test", "validation"), 2), (("train", "test"), 1), (("train",), 0)):
+        folder = tmp_path / str(len(splits))
+        folder.with_suffix(".jsonl").write_text("\n".join(json.dumps({"id": s, "text": s, "split": s}) for s in splits))
+        tokenize(Plan(str(folder.with_suffix(".jsonl")), str(folder), str(bundle_folder)))
+        assert not caplog.text
+        assert [document.id for document in read_documents(tiny, str(folder))] == [splits[expected]]
+    assert "no split validation or test: documents that the decoder was trained on" in caplog.text
 
 
 @pytest.mark.parametrize("verb", ["documents", "image-tokenizer", "audio-tokenizer"])

@@ -66,7 +66,7 @@ def documents(
         data: tokenized data set, interleaved .jsonl file, or folder with a documents.jsonl
         bundle: bundle with tokenizers and a decoder
         out: folder for scores.json, scores.jsonl, index.html
-        split: of a data set: train or validation (default: validation if there is one, else all)
+        split: of a data set: train, validation or test (default: validation, else test, else all)
         root: folder that paths in a .jsonl file must not leave (default: the file's)
         count: number of documents, drawn at random; 0: all
         candidates: documents that the true one is chosen from in retrieval; 0: no retrieval

@@ -164,6 +164,6 @@ def _source(
         order=tuple(order.split(",")) if order else (),
         root=root,
         instances=instances,
-        group=group or SourceSpec.group,
+        group=group,
         group_separator=group_separator,
     )

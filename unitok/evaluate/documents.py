@@ -12,6 +12,7 @@ one segment. Segments whose `loss` is false are read, but not scored. There are 
 - **Retrieval by likelihood**: see `unitok.evaluate.retrieval`.
 """
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -36,6 +37,8 @@ from unitok.sample.prompts import read_prompts
 from unitok.sample.running import Request
 from unitok.sample.score import score_documents
 from unitok.storage import printable
+
+log = logging.getLogger("unitok")
 
 KIND = "document evaluation"  # kind of folder in `unitok.files`
 GREEDY = SamplingParams(temperature=0.0)
@@ -279,18 +282,24 @@ def read_documents(bundle: Unitok, data: str, count: int = 0, seed: int = 0, spl
         data: a tokenized data set (a folder, or a URL that fsspec opens), an interleaved JSON Lines file, or a folder with a
             `documents.jsonl`. The bundle encodes the files that JSON Lines name.
         count: number of documents, drawn at random by `seed`; 0: all.
-        split: of a data set; "": validation if it has one, else all.
+        split: of a data set; "": validation if it has one, else test; without either all, and a warning.
         root: folder that paths in JSON Lines must not leave; "": the file's own.
 
-    Errors: `UserError` for data that cannot be read, or that was made with another vocabulary.
+    Errors: `UserError` for data that cannot be read, that a `root` or `split` does not suit, or that was made with another vocabulary.
     """
     if count < 0:
         raise UserError(f"count {count}: at least 0 (all documents)")
     path = Path(data)
     if "://" in data or (path / "dataset.json").exists():
+        if root:
+            raise UserError(f"root {root}: {data} is a tokenized data set, which names no files; leave it out")
         dataset = TokenDataset(data if "://" in data else path)
-        if split or dataset.has("validation"):
-            dataset = TokenDataset(data if "://" in data else path, split or "validation")
+        if chosen := split or next(filter(dataset.has, ("validation", "test")), ""):
+            dataset = TokenDataset(data if "://" in data else path, chosen)
+        else:
+            log.warning(
+                "%s: it has no split validation or test: documents that the decoder was trained on may be among them", data
+            )
         bundle.vocab.check_covers(dataset.vocab, "the bundle", data)
         return [dataset.document(i) for i in _drawn(len(dataset), count, seed)]
     if split:

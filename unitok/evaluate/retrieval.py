@@ -1,6 +1,7 @@
 """Retrieval by likelihood: whether a decoder prefers the parts of a document that belong together.
 
-Documents of a direction are put into groups of at most `candidates`. In each group all conditions (what comes before the last
+Documents of a direction and of equal roles are put into groups of at most `candidates`: with other roles a target would be known by
+its role. In each group all conditions (what comes before the last
 segment) are joined with all targets (the last segments); a join that is itself one of the documents is kept out of a group, so
 that a caption of two images never counts as wrong. Given a condition, which target is likeliest; given a target, which
 condition makes it likeliest. Recall@1 is the fraction that is right; candidates whose scores are equal share the place. Targets
@@ -9,6 +10,7 @@ target is not preferred because it is short or common. For conditions the two ag
 """
 
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 from tqdm import tqdm
@@ -24,16 +26,22 @@ TIE = 1e-3  # nats; candidates whose scores differ by less share the place
 
 @dataclass(frozen=True)
 class DirectionRetrieval:
-    """Recall@1, in [0, 1], of choosing one side of a direction among the candidates of a group, given the other side. chance:
-    recall@1 of choosing at random."""
+    """Recall@1, in [0, 1], of choosing one side of a direction among the candidates of a group, given the other side.
+
+    Args:
+        documents: how many were chosen for. left_out: how many were not, because they are too long together with another one's
+            part, or have no other candidate.
+        recall_at_1_logprob, recall_at_1_pmi, chance: None if all were left out; chance: recall@1 of choosing at random.
+    """
 
     direction: str
     given: str
     choose: str
     documents: int
-    recall_at_1_logprob: float
-    recall_at_1_pmi: float
-    chance: float
+    left_out: int
+    recall_at_1_logprob: float | None
+    recall_at_1_pmi: float | None
+    chance: float | None
 
 
 @dataclass(frozen=True)
@@ -49,24 +57,37 @@ class _Pair:
 def measure_retrieval(
     bundle: Bundle, documents: list[Document], candidates: int, seed: int, progress: bool
 ) -> list[DirectionRetrieval]:
-    """Return recall@1 for both sides of each direction. Documents of one segment, or whose last one has no loss, are left
-    out."""
+    """Return recall@1 for both sides of each direction. Documents of one segment, or whose last one has no loss, have none."""
     pairs = [_pair(bundle, document) for document in documents if len(document.segments) > 1 and document.segments[-1].loss]
     longest = bundle.require("model").config.max_position_embeddings
+    totals = {direction: len(of) for direction, of in by_direction(pairs)}
     groups = [
-        (name, group) for name, of in by_direction(pairs) for group in _groups(_exchangeable(of, longest), candidates, seed)
+        (direction, group)
+        for direction, of in by_direction(pairs)
+        for same in _by_roles(of)
+        for group in _groups(_exchangeable(same, longest), candidates, seed)
     ]
-    hits: dict[str, list[np.ndarray]] = {}
+    hits: dict[str, list[np.ndarray]] = {direction: [] for direction in totals}
     for direction, group in tqdm(groups, desc="retrieve", unit="group", disable=not progress):
-        hits.setdefault(direction, []).append(_hits(bundle, group))
+        hits[direction].append(_hits(bundle, group))
     rows = []
     for direction, of_groups in hits.items():
+        before, _, after = direction.rpartition(">")
         count = sum(of_group.shape[1] for of_group in of_groups)
-        target, target_pmi, condition = (float(value) for value in np.concatenate(of_groups, 1).mean(1))
-        (before, _, after), chance = direction.rpartition(">"), len(of_groups) / count
-        rows.append(DirectionRetrieval(direction, before, after, count, target, target_pmi, chance))
-        rows.append(DirectionRetrieval(direction, after, before, count, condition, condition, chance))
+        left_out, chance = totals[direction] - count, len(of_groups) / count if count else None
+        target, target_pmi, condition = np.concatenate(of_groups, 1).mean(1).tolist() if count else [None] * 3
+        rows.append(DirectionRetrieval(direction, before, after, count, left_out, target, target_pmi, chance))
+        rows.append(DirectionRetrieval(direction, after, before, count, left_out, condition, condition, chance))
     return rows
+
+
+def _by_roles(pairs: list[_Pair]) -> list[list[_Pair]]:
+    """Divide pairs by the roles of the condition, where they change, and the role of the target."""
+    divided: dict[tuple[str, ...], list[_Pair]] = {}
+    for pair in pairs:
+        *before, last = (segment.role for segment in pair.segments)
+        divided.setdefault((*(role for role, _ in groupby(before)), last), []).append(pair)
+    return list(divided.values())
 
 
 def _pair(bundle: Bundle, document: Document) -> _Pair:

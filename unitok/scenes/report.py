@@ -37,12 +37,12 @@ def _percent(value: float) -> str:
 
 
 def _measures(scores: Mapping[str, float | list[float]]) -> list[dict[str, object]]:
-    """Rows of the table of scores. `share` is a number in [0, 1] that a bar shows, or None."""
+    """Rows of the table of scores. `fraction` is a number in [0, 1] that a bar shows, or None."""
     rows: list[dict[str, object]] = []
     for name, value in scores.items():
         if name.endswith(".held_out") or name in ("seconds", "peak_memory_gb"):
             continue
-        share, held_out = None, scores.get(f"{name}.held_out")
+        fraction, held_out = None, scores.get(f"{name}.held_out")
         if isinstance(value, list):
             shown = ", ".join(map(_percent, value))
         elif name.endswith("_db"):
@@ -50,9 +50,9 @@ def _measures(scores: Mapping[str, float | list[float]]) -> list[dict[str, objec
         elif name == "malformed":
             shown = str(value)
         else:
-            share, shown = value, _percent(value)
+            fraction, shown = value, _percent(value)
         unseen = _percent(held_out) if isinstance(held_out, float) else ""
-        rows.append({"name": name, "shown": shown, "share": share, "held_out": unseen})
+        rows.append({"name": name, "shown": shown, "fraction": fraction, "held_out": unseen})
     return rows
 
 

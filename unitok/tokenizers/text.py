@@ -215,17 +215,17 @@ class ImportedTextTokenizer(TextTokenizer):
         except Exception as error:  # the package raises bare Exceptions
             raise UserError(f"tokenizer.json: the package tokenizers cannot read it ({error})") from None
         ids = self._json.get_vocab(with_added_tokens=False).items()
-        legal = {id - first for name, id in ids if name not in marks and not _MARK.match(name)}
-        self._legal = legal & set(range(size))
+        text_codes = {id - first for name, id in ids if name not in marks and not _MARK.match(name)}
+        self._text_codes = text_codes & set(range(size))
 
     @property
     def illegal(self) -> tuple[int, ...]:
-        return tuple(code for code in range(self.size) if code not in self._legal)
+        return tuple(code for code in range(self.size) if code not in self._text_codes)
 
     def encode(self, text: str) -> list[int]:
         """Return the codes of a text. Errors: `UserError` for a character that the tokenizer does not know."""
         codes = [id - self.first for id in self._json.encode(check_text(text), add_special_tokens=False).ids]
-        if unknown := [code for code in codes if code not in self._legal]:
+        if unknown := [code for code in codes if code not in self._text_codes]:
             id = unknown[0] + self.first
             raise UserError(f"the text tokenizer encodes this text with token {id}, which is not a token of text")
         return codes

@@ -11,6 +11,7 @@ from raw_data import tar_of
 from unitok.cli.inspect import inspect
 from unitok.data.prepare.plan import Plan
 from unitok.data.prepare.recipe import SourceSpec, hash_fraction
+from unitok.data.prepare.sources import read_texts
 from unitok.data.prepare.tokenize import tokenize
 from unitok.data.shards import TokenDataset
 from unitok.errors import UserError
@@ -82,6 +83,46 @@ def test_rows_of_tables_members_of_archives_and_files_have_groups(bundle_folder,
     for animal, language in PAIRS:
         (tmp_path / "in" / f"{animal}_{language}.txt").write_text("words")
     check_whole(sides(tmp_path / "in", tmp_path / "files", bundle_folder, group_separator="_"), "_")
+
+
+def test_whole_numbers_as_floats_and_fields_of_records_are_groups_of_tables(bundle_folder, tmp_path):
+    columns = {"id": [f"{a}/{b}" for a, b in PAIRS], "text": ["words"] * len(PAIRS)}
+    numbers = [float(ANIMALS.index(animal)) for animal, _ in PAIRS]
+    pq.write_table(pa.table(columns | {"group": numbers}), tmp_path / "floats.parquet")
+    found = sides(tmp_path / "floats.parquet", tmp_path / "floats", bundle_folder)
+    check_whole(found)
+    pq.write_table(pa.table(columns | {"group": list(map(int, numbers))}), tmp_path / "whole.parquet")
+    assert found == sides(tmp_path / "whole.parquet", tmp_path / "whole", bundle_folder)
+    pq.write_table(pa.table(columns | {"meta": [{"spk": animal, "age": 1} for animal, _ in PAIRS]}), tmp_path / "meta.parquet")
+    check_whole(sides(tmp_path / "meta.parquet", tmp_path / "record", bundle_folder, group="meta.spk"))
+    kinds = pa.array([animal for animal, _ in PAIRS]).dictionary_encode()
+    pq.write_table(pa.table(columns | {"group": kinds}), tmp_path / "kinds.parquet")
+    check_whole(sides(tmp_path / "kinds.parquet", tmp_path / "kinds", bundle_folder))
+
+
+@pytest.mark.parametrize("group", [1.5, ["a"], {"name": "a"}, "\ud800"])
+def test_a_field_that_cannot_be_a_group_is_an_error(bundle_folder, tmp_path, group):
+    (tmp_path / "x.jsonl").write_text(json.dumps({"text": "words", "group": group}))
+    with pytest.raises(UserError, match="x.jsonl, line 1: group .*: a group is a text or a whole number"):
+        sides(tmp_path / "x.jsonl", tmp_path / "out", bundle_folder)
+    assert list(read_texts(tmp_path / "x.jsonl")) == ["words"]  # where groups do not matter
+
+
+def test_rows_without_a_value_have_no_group_and_a_group_that_is_named_must_be_there(bundle_folder, tmp_path):
+    rows = [{"id": animal, "text": "words", "group": value} for animal in ANIMALS for value in (None, float("nan"))]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    tokenize(Plan(str(tmp_path / "x.jsonl"), str(tmp_path / "out"), str(bundle_folder), validation=0.3))
+    assert "groups" not in TokenDataset(tmp_path / "out").info
+    with pytest.raises(UserError, match=r"no line or row has the field 'group' \(group\)"):
+        sides(tmp_path / "x.jsonl", tmp_path / "named", bundle_folder, group="group")
+
+
+def test_a_separator_groups_texts_of_one_base_name_too(bundle_folder, tmp_path):
+    (tmp_path / "in").mkdir()
+    for animal, language in PAIRS:
+        (tmp_path / "in" / f"{animal}_{language}.txt").write_text("words")
+        (tmp_path / "in" / f"{animal}_{language}.json").write_text('{"caption": "words"}')
+    check_whole(sides(tmp_path / "in", tmp_path / "out", bundle_folder, group_separator="_"), "_")
 
 
 def test_texts_of_one_base_name_stay_together(bundle_folder, tmp_path):

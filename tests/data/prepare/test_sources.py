@@ -282,3 +282,26 @@ def test_texts_come_from_folders_patterns_archives_tables_and_recipes_without_re
     assert list(read_texts(tmp_path / "x.csv")) == ["in a table"]
     (tmp_path / "mix.yaml").write_text('{"sources": [{"path": "x.tar"}, {"path": "in"}]}')
     assert list(read_texts(tmp_path / "mix.yaml")) == ["in a tar", *whole]
+
+
+def test_texts_come_from_json_in_each_form_and_compressed(tmp_path, caplog):
+    content = {"content": [{"type": "text", "text": "two"}]}
+    rows = [{"text": "one"}, content, {"image": "gone.png", "caption": "three"}, {"image": "gone.png"}]
+    lines = "\n".join(map(json.dumps, rows))
+    (tmp_path / "x.jsonl").write_text(lines)
+    assert list(read_texts(tmp_path / "x.jsonl")) == ["one", "two", "three"]
+    assert not caplog.text
+    (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, rows[:2])).encode()))
+    (tmp_path / "x.json").write_text(json.dumps(rows[:2]))
+    for name in ("x.jsonl.gz", "x.json"):
+        assert list(read_texts(tmp_path / name)) == ["one", "two"], name
+    (tmp_path / "y.jsonl").write_text('{"text": "one"}\n{"text": " "}')
+    assert list(read_texts(f"file://{tmp_path}/y.jsonl")) == ["one"]
+    caplog.clear()
+    assert list(read_texts(tmp_path / "y.jsonl")) == ["one"]
+    assert "1 documents could not be read; the first: y.jsonl, line 2" in caplog.text
+    (tmp_path / "x.txt.gz").write_bytes(gzip.compress(b"one"))
+    (tmp_path / "z.jsonl").write_text('{"count": 1}')
+    for name in ("x.txt.gz", "z.jsonl"):
+        with pytest.raises(UserError, match=f"{name}: none of its 1 documents can be read"):
+            list(read_texts(tmp_path / name))

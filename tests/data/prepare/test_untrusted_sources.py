@@ -18,6 +18,7 @@ from unitok.data.prepare.tokenize import tokenize
 from unitok.data.shards import TokenDataset
 from unitok.errors import UserError
 from unitok.media import open_audio
+from unitok.storage import open_files
 
 
 def test_paths_that_leave_the_folder_are_refused(tmp_path):
@@ -60,6 +61,10 @@ def test_the_file_that_is_named_is_read_wherever_the_root_and_its_link_lead(tmp_
         assert [raw.where for raw in good] == [f"{name}.jsonl, line 1", f"{name}.jsonl, line 2"]
         assert len(bad) == 1
         assert "`root` names another folder" in bad[0]
+    with pytest.raises(UserError, match=f"^{tmp_path}/gone: no such folder"):  # the folder is to blame, not the root
+        open_files(f"{tmp_path}/gone", str(tmp_path))
+    with pytest.raises(UserError, match=f"^root {tmp_path}: the paths of a URL .*cannot lead out of it"):
+        open_files("memory://bucket", str(tmp_path))
     with pytest.raises(UserError, match="root .*gone: no such folder"):
         found_in(tmp_path / "lines" / "all.jsonl", root=str(tmp_path / "gone"))
 

@@ -185,12 +185,12 @@ class Table:
 
     def listed(self, names_media: Callable[[str], bool], group: str = "") -> Iterator[tuple[str, dict[str, object]]]:
         """For each row the document's id (of a column `id`, `key` or `__key__`, or else file and row), and the columns that
-        `names_media` chooses by name: those of text, and the column `group` of numbers too."""
-        texts = {f.name for f in self.schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)}
+        `names_media` chooses by name, of those of text; and the column `group`, or of a `group` with dots that of the record."""
+        texts = {f.name for f in self.schema if _holds_text(f.type)}
         numbers = {f.name for f in self.schema if pa.types.is_integer(f.type)}
         ids = [name for name in ("id", "__key__", "key") if name in texts | numbers][:1]
-        chosen = texts | ({group} & numbers)
-        named = [name for name in self.schema.names if name in chosen and names_media(name)]
+        grouped = group if group in self.schema.names else group.partition(".")[0]
+        named = [name for name in self.schema.names if name == grouped or (name in texts and names_media(name))]
         columns = [*dict.fromkeys(ids + named)]
         if not columns:
             yield from ((f"{self.name}/{row}", {}) for row in range(self.rows))
@@ -240,6 +240,12 @@ class Table:
         if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and isinstance(value, int) and value >= 0:
             return feature["names"][value] if feature.get("names") else value
         return value
+
+
+def _holds_text(type: pa.DataType) -> bool:
+    """Whether a column's values are texts, also where it is a table's column of categories."""
+    type = type.value_type if pa.types.is_dictionary(type) else type
+    return pa.types.is_string(type) or pa.types.is_large_string(type)
 
 
 def _validated(batches: list[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

@@ -20,6 +20,9 @@ from unitok.data.prepare.fields import CAPTIONS, names_file, names_media
 from unitok.errors import UserError, is_utf8
 from unitok.storage import MAX_BYTES, FileInfo, Files, Folder, printable
 
+#: The field that names a document's group, where the source names none.
+GROUP = "group"
+
 #: Longest line of a JSON Lines file, in bytes.
 MAX_LINE = 64 << 20
 
@@ -85,7 +88,7 @@ class ListingOptions:
 
     alone: bool = False
     template: bool = False
-    group: str = "group"
+    group: str = GROUP
     group_separator: str = ""
     on_file: Callable[[str], None] | None = None
 
@@ -137,7 +140,8 @@ def list_items(
                     loose.append(f)
         for item in _files_items(loose):
             item = item if has_splits else replace(item, split="")
-            yield replace(item, group=item.group or group_of_id(os.path.splitext(item.id)[0], options.group_separator))
+            stem = item.group or os.path.splitext(item.id)[0]
+            yield replace(item, group=group_of_id(stem, options.group_separator) or item.group)
 
 
 def group_of_id(id: str, separator: str) -> str:
@@ -175,12 +179,15 @@ class _Claims:
     def __init__(self, folder: str, has_splits: bool, options: ListingOptions):
         self.folder, self.has_splits, self.options = folder, has_splits, options
         self._names: set[int] = set()
-        self._split, self._group, self._folder_splits = "", "", set[str]()
+        self._split, self._group, self._folder_splits, self._no_group = "", "", set[str](), ""
 
     def read(self, row: Mapping[str, object], file: str) -> None:
         """Note what a line or row of a file says: its fields `split` and `group`, and the files that it names."""
         self._split = _SPLIT_OF.get(str(row.get("split")).lower(), "")
-        self._group = _group_in(row, self.options.group)
+        try:
+            self._group = _group_in(row, self.options.group)
+        except UserError as error:
+            self._no_group = str(error)
         for name in _files_in(row):
             self.claim(name, file)
 
@@ -196,7 +203,11 @@ class _Claims:
         """The item of the line or row that was just read, with its group and split.
 
         The split is that of its field, else of the folders of the files that it names, else of the name of `file`.
+
+        Errors: `UserError` for a group that is neither a text nor a whole number: ignoring it would divide the group.
         """
+        if self._no_group:
+            raise UserError(f"{item.where}: {self._no_group}")
         split, group, folder_splits = self._split, self._group, self._folder_splits
         self._split, self._group, self._folder_splits = "", "", set()
         if not split and self.has_splits:
@@ -208,12 +219,21 @@ class _Claims:
 
 
 def _group_in(row: Mapping[str, object], field: str) -> str:
-    """The group that a line or row names; a field of a record in it is named with a dot. Numbers count as their digits."""
+    """The group that a line or row names, or ""; a field of a record in it is named with a dot. Numbers count as their digits.
+
+    Errors: `UserError` for a value that is none.
+    """
     value: object = row
     for step in [field] if field in row else field.split("."):
         value = value.get(step) if isinstance(value, Mapping) else None
-    group = str(value) if isinstance(value, str | int) else ""
-    return group if is_utf8(group) else ""
+    if value is None or value != value:  # NaN: how pandas writes no value among numbers
+        return ""
+    value = int(value) if isinstance(value, float) and value.is_integer() else value
+    if not isinstance(value, str | int) or not is_utf8(str(value)):
+        raise UserError(
+            f"{field} {str(value)[:40]!r}: a group is a text or a whole number; mend it, or name another field as `group`"
+        )
+    return str(value)
 
 
 _Lister = Callable[[Files, FileInfo, _Claims], Iterator[SourceItem]]
@@ -368,7 +388,7 @@ def _table_items(files: Files, f: FileInfo, claims: _Claims) -> Iterator[SourceI
     try:
         with closing(Table(files, f.name)) as table:
             group = claims.options.group
-            for row, (id, named) in enumerate(table.listed(lambda name: names_media(name) or name in ("split", group), group)):
+            for row, (id, named) in enumerate(table.listed(lambda name: names_media(name) or name == "split", group)):
                 claims.read(named, f.name)
                 yield SourceItem(printable(id), f"{f.name}, row {row}", "row", f.name, f.stamp, row)
             for problem, text in table.bad_rows:

@@ -21,7 +21,7 @@ from typing import Protocol
 import pyarrow as pa
 
 from unitok.data.prepare.encode import WAITING_BYTES
-from unitok.data.prepare.listing import SourceItem
+from unitok.data.prepare.listing import GROUP, SourceItem
 from unitok.data.prepare.recipe import SourceSpec, hash_fraction, load_recipe
 from unitok.data.prepare.sources import Source
 from unitok.errors import UserError
@@ -168,7 +168,8 @@ def options_of(plan: Plan, sources: list[Source], vocab: Vocab, documents_per_sh
         given = {kind: plan.options.get(kind, {}) | spec.options.get(kind, {}) for kind in modalities()}
         content = {kind: asdict(make_options(kind, options, "options")) for kind, options in given.items()}
         moved = ("path", "root")  # may change without changing the result
-        described.append({name: value for name, value in asdict(spec).items() if name not in moved} | {"options": content})
+        described.append({name: value for name, value in asdict(spec).items() if name not in moved})
+        described[-1] |= {"group": spec.group or GROUP, "options": content}
     options = {
         "documents_per_shard": documents_per_shard,
         "validation": plan.validation,
@@ -330,7 +331,7 @@ class _Listed:
         """Raise `UserError` for a field of groups that no line or row has."""
         for number, source in enumerate(self.sources):
             group = source.spec.group
-            if group != SourceSpec.group and number not in self._grouped and any(self.documents.values()):
+            if group and number not in self._grouped and any(self.documents.values()):
                 raise UserError(
                     f"source {source.spec.name or source.spec.path}: no line or row has the field {group!r} (group)"
                 )

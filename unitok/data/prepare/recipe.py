@@ -65,8 +65,8 @@ class SourceSpec:
         roles, loss: by type (a kind or an instance), for parts that have none of their own.
         order: the order of types in each document, or `[random]`: each document's parts shuffled.
         root: another folder that paths may lead into; default: none may leave the source's own folder.
-        group: field of lines and rows that names a document's group; default: `group`. A group is never split between training
-            and validation.
+        group: field of lines and rows that names a document's group; default: `group`, where there is one. A group is never split
+            between training and validation.
         group_separator: documents without such a field whose ids are equal up to the last of these belong to one group.
         options: how content is read, by kind: the fields of `Modality.Options`; in a recipe each kind is a key of the source.
     """
@@ -81,7 +81,7 @@ class SourceSpec:
     order: tuple[str, ...] = ()
     filters: Filters = field(default_factory=Filters)
     root: str = ""
-    group: str = "group"
+    group: str = ""
     group_separator: str = ""
     options: dict[str, dict[str, object]] = field(default_factory=dict)
 

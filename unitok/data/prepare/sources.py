@@ -28,8 +28,8 @@ from typing import IO
 import pyarrow as pa
 
 from unitok.data.prepare.containers import DAMAGE, Table, damage, plain_name, unpacked
-from unitok.data.prepare.fields import MEDIA_SUFFIXES, TEXT, Fields, RowContent, data_url, read_fields
-from unitok.data.prepare.listing import ListingOptions, SourceItem, list_items
+from unitok.data.prepare.fields import MEDIA_SUFFIXES, TEXT, Fields, RowContent, data_url, names_media, read_fields
+from unitok.data.prepare.listing import GROUP, ListingOptions, SourceItem, list_items
 from unitok.data.prepare.recipe import SourceSpec, arrange, load_recipe
 from unitok.document import Part, RawDocument
 from unitok.errors import UserError
@@ -73,15 +73,18 @@ class Source:
 
     # ---- Listing -------------------------------------------------------------------------------------------------
 
-    def items(self, on_file: Callable[[str], None] | None = None) -> Iterator[SourceItem]:
+    def items(self, on_file: Callable[[str], None] | None = None, file: str = "", groups: bool = True) -> Iterator[SourceItem]:
         """List the documents in a fixed order. Memory holds the names of one folder, and hashes of those that lines and rows name.
 
-        on_file: see `ListingOptions`.
+        on_file: see `ListingOptions`. file: list only this file of the source, whatever its pattern is. groups: whether fields name
+            groups, so that a field that cannot is an error.
         """
         self.left_out.clear()
         spec = self.spec
-        options = ListingOptions(bool(self.alone), bool(spec.template), spec.group, spec.group_separator, on_file)
-        return list_items(self.files, self._folders(), self.left_out, options)
+        group = (spec.group or GROUP) if groups else ""
+        options = ListingOptions(bool(self.alone), bool(spec.template), group, spec.group_separator, on_file)
+        folders = (lambda: [([file], {})]) if file else self._folders()
+        return list_items(self.files, folders, self.left_out, options)
 
     def _folders(self) -> Callable[[], Iterable[Folder]]:
         """The function that lists the folders and files that may hold documents."""
@@ -148,7 +151,7 @@ class Source:
             raise UserError(f"{item.where}: it has nothing to make a document of; name its fields in a template")
         return [RawDocument(item.id, arrange(self.spec, parts, item.id, self.seed), self.prefix + item.where, tuple(notes))]
 
-    def _from_fields(self, item: SourceItem, row: Fields, files: bool = False) -> list[RawDocument]:
+    def from_fields(self, item: SourceItem, row: Fields, files: bool = False) -> list[RawDocument]:
         """The document of a row of named fields, by the template or without one."""
         folder = os.path.dirname(item.file)
         try:
@@ -163,7 +166,7 @@ class Source:
             os.path.splitext(name)[1].removeprefix(".") or name: Blob.of(self.files, name, stamp)
             for name, stamp, _ in item.members
         }
-        return self._from_fields(item, row, files=True)
+        return self.from_fields(item, row, files=True)
 
     def _read_lines(self, items: list[SourceItem]) -> Iterator[DocumentFactory]:
         file = self._container_of(items[0])
@@ -181,7 +184,7 @@ class Source:
             raise UserError(f"{item.where}: not UTF-8 text (byte {error.start}); convert it, for example with iconv") from None
         row = parse_json_line(text, item.where)
         if isinstance(row, dict) and (self.spec.template or "content" not in row):
-            return self._from_fields(item, row)
+            return self.from_fields(item, row)
         raw = raw_document(row, Path(""), item.where, item.id, self.types)
         folder = os.path.dirname(item.file)
         named = [str(part.get("path", "")) for part in row["content"]]
@@ -217,7 +220,7 @@ class Source:
             suffix = PurePosixPath(name).name.partition(".")[2].lower() or "txt"
             blob = Blob(f"{item.file}/{name}", data, offset=start)
             row.setdefault(suffix, []).append(blob)
-        documents = self._from_fields(item, {k: v if len(v) > 1 else v[0] for k, v in row.items()})
+        documents = self.from_fields(item, {k: v if len(v) > 1 else v[0] for k, v in row.items()})
         suffixes = Counter(PurePosixPath(name).suffix.lower() for name, _, _ in item.members)
         notes = tuple(f"one key holds several {suffix}" for suffix, n in suffixes.items() if n > 1)
         return [replace(raw, notes=raw.notes + notes) for raw in documents]
@@ -241,7 +244,7 @@ class Source:
         yield from (partial(_raise, f"{item.where}: the table has no such row") for item in remaining)
 
     def _make_of_row(self, item: SourceItem, table: Table, batch: pa.RecordBatch, row: int) -> list[RawDocument]:
-        return self._from_fields(item, table.fields(batch, row, f"{item.file}/{item.start}"))
+        return self.from_fields(item, table.fields(batch, row, f"{item.file}/{item.start}"))
 
     def _container_of(self, item: SourceItem) -> IO[bytes]:
         """The decompressed file that holds an item, open until `close`. Errors: `UserError` where it changed since it was listed."""
@@ -271,20 +274,25 @@ def _raise(message: str) -> list[RawDocument]:
     raise UserError(message)
 
 
+#: Suffixes of files, besides compressed ones, whose documents are read by a `Source` to train a text tokenizer.
+_DOCUMENTS = (".tar", ".tgz", ".parquet", ".arrow", ".csv", ".tsv", ".json")
+
+
 def read_texts(path: Path | str) -> Iterator[str]:
     """The texts of a corpus, to train a text tokenizer on: the lines of text files; of documents each text.
 
-    path: a text file, an interleaved JSON Lines file, or whatever `unitok tokenize` takes: a folder, a pattern, an archive, a table,
-        or a recipe, whose weights, filters and roles do not matter here. Documents that cannot be read are logged.
+    path: a text file, a JSON Lines file, or whatever else `unitok tokenize` takes: a folder, a pattern, an archive, a table, or a
+        recipe, whose weights, filters and roles do not matter here. Documents that cannot be read are logged.
 
-    Errors: `UserError` for a path that does not exist; of a text or JSON Lines file also for content that is not what it should be.
+    Errors: `UserError` for a path that does not exist or of which no document can be read; of a text or JSON Lines file also for
+    content that is not what it should be.
     """
     name = str(path)
     suffix = PurePosixPath(plain_name(name)).suffix.lower()
     if suffix in (".yaml", ".yml"):
         for spec in load_recipe(Path(path)):
             yield from _texts_of_documents(Source(spec))
-    elif kind_of_path(name) != "file" or suffix in (".tar", ".tgz", ".parquet", ".arrow", ".csv", ".tsv"):
+    elif "://" in name or kind_of_path(name) != "file" or plain_name(name) != name or suffix in _DOCUMENTS:
         yield from _texts_of_documents(Source(SourceSpec(name)))
     elif suffix in (".jsonl", ".ndjson"):
         yield from _texts_of_lines(Path(path))
@@ -297,33 +305,59 @@ def _lines(text: str) -> Iterator[str]:
 
 
 def _texts_of_lines(path: Path) -> Iterator[str]:
-    """The texts of an interleaved JSON Lines file, whatever its other parts are: there is no bundle yet that names them."""
+    """The texts of a JSON Lines file; in lines with `content` whatever the other parts are: no bundle names them yet."""
+    source, good, bad, first = Source(SourceSpec(str(path))), 0, 0, ""
     for number, row in read_json_lines(path):
         if isinstance(row, UserError):
             raise row
+        where = f"{path.name}, line {number}"
+        if isinstance(row, dict) and "content" not in row:
+            fields = {name: value for name, value in row.items() if not names_media(name)}  # media are not read
+            try:
+                texts = _texts_in(source.from_fields(SourceItem("", where, "line", path.name), fields))
+            except UserError as error:
+                if len(fields) == len(row):
+                    bad, first = bad + 1, first or str(error)
+                continue
+            good += 1
+            yield from texts
+            continue
+        good += 1
         parts = row.get("content") if isinstance(row, dict) else None
         if not isinstance(parts, list):
-            raise UserError(f'{path.name}, line {number}: a document is {{"id": …, "content": [parts]}}')
+            raise UserError(f'{where}: a document is {{"id": …, "content": [parts]}}')
         values = (part.get(TEXT) for part in parts if isinstance(part, dict))
         yield from (value for value in values if isinstance(value, str) and value)
+    _report_bad(str(path), good, bad, first)
+
+
+def _texts_in(raws: Iterable[RawDocument]) -> list[str]:
+    return [str(part.value) for raw in raws for part in raw.content if part.type == TEXT and part.value]
 
 
 def _texts_of_documents(source: Source) -> Iterator[str]:
     """The texts of a source's documents; files of text by lines."""
     items = []
-    for item in source.items():
+    for item in source.items(groups=False):
         members = tuple(member for member in item.members if promised(member[0]) not in MEDIA_SUFFIXES)
         if members or not item.members:  # images and audio are not read
             items.append(replace(item, members=members))
     bad, first = 0, ""
     for item, make in zip(items, source.read(items), strict=True):
         try:
-            values = [str(part.value) for raw in make() for part in raw.content if part.type == TEXT]
+            values = _texts_in(make())
         except UserError as error:
             bad, first = bad + 1, first or str(error)
             continue
-        for value in filter(None, values):
+        for value in values:
             yield from _lines(value) if item.kind == "files" else [value]
     source.drop()
+    _report_bad(source.spec.path, len(items) - bad, bad, first)
+
+
+def _report_bad(path: str, good: int, bad: int, first: str) -> None:
+    """Log how many documents could not be read, with the first error. Errors: `UserError` where none could."""
+    if bad and not good:
+        raise UserError(f"{path}: none of its {bad} documents can be read; the first: {first}")
     if bad:
-        log.warning("%s: %d documents could not be read; the first: %s", source.spec.path, bad, first)
+        log.warning("%s: %d documents could not be read; the first: %s", path, bad, first)
