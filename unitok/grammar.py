@@ -95,7 +95,9 @@ class Row:
         if self.plan == []:
             self.state = "done"
         if left is not None and left < self.least:
-            raise UserError(f"a budget of {left} tokens is too small: at least {self.least} are needed; raise max_new_tokens")
+            raise UserError(
+                f"a budget of {max(left, 0)} tokens is too small: at least {self.least} are needed; raise max_new_tokens or ask for less"
+            )
 
     def copy(self) -> "Row":
         """Return an independent copy."""

@@ -356,6 +356,10 @@ def test_mistakes_in_prompts_and_flags_are_one_line(bundle_folder, tmp_path):
     assert_one_line(here(*base, "--text", "x", "--live", "--jacobi-window", "4"), "--live", "--jacobi-window")
     assert_one_line(here(*base, "--text", "x", "--prefix-fraction", "2"), "--prefix-fraction", "above 0")
     assert_one_line(unitok("paint"), "paint", "sample")
+    assert_one_line(unitok("train"), "did you mean fit?")
+    assert_one_line(unitok("tokenise"), "did you mean tokenize?")
+    assert_one_line(unitok("fit", "--out", out), "no configuration", "scenes/decoder.yaml")
+    assert_one_line(here(*base, "--prompt", "x"), "--prompt;", "--prompts")
     assert not out.exists()
 
 

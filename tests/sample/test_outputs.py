@@ -233,6 +233,19 @@ def test_a_file_that_a_document_names_is_never_copied(tiny, tmp_path, scenes_fol
     assert secret.read_bytes() not in made
 
 
+def test_an_output_never_replaces_another_unless_told_to(tiny, tmp_path):
+    first, second = (tiny.generate(text, "image:1x1")[0] for text in ("a text", "another"))
+    first.save(tmp_path / "out")
+    before = (tmp_path / "out" / "000000-0.png").read_bytes()
+    with pytest.raises(UserError, match=r"is there already; choose another folder, or overwrite=True"):
+        second.save(tmp_path / "out")
+    assert (tmp_path / "out" / "000000-0.png").read_bytes() == before
+    second.save(tmp_path / "out", overwrite=True)
+    with pytest.raises(UserError, match=r"x\.png: save writes several files; give a folder, such as .*x$"):
+        first.save(tmp_path / "x.png")
+    assert not (tmp_path / "x.png").exists()
+
+
 def test_outputs_are_hashable_and_a_slice_of_them_shows_itself(tiny):
     outputs = tiny.generate("a text", "image:1x1", n=3)
     assert len({*outputs, *outputs}) == 3

@@ -140,6 +140,10 @@ def make_bundle(
                 f"{out}: holds a decoder that was trained with {without}; choose another folder, or overwrite to leave it out"
             )
         model = model if "model" in paths else None
+    if "model" in loaded and not ordered:
+        raise UserError(
+            f"{out}: no tokenizers in it for the decoder {paths['model']}; give them too, or the bundle that has them"
+        )
     if "model" in loaded and (trained_on := loaded["model"][1].vocab):
         vocab.check_covers(Vocab.from_manifest(trained_on), "the bundle", str(paths["model"]))
     bundle = Bundle(vocab, ordered, model, old.generation_config if old else None)

@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from importlib import import_module
 from keyword import iskeyword
 from typing import NoReturn
@@ -39,6 +40,16 @@ LIGHTNING_VERBS = {
     "fit": "train an image tokenizer, an audio tokenizer or a decoder (LightningCLI)",
     "validate": "measure a training run on validation data (LightningCLI)",
     "test": "measure a training run on test data (LightningCLI)",
+}
+
+#: What other projects call our verbs.
+OTHER_VERBS = {
+    "train": "fit",
+    "generate": "sample",
+    "evaluate": "eval",
+    "prepare": "tokenize",
+    "convert": "import",
+    "info": "inspect",
 }
 
 
@@ -86,7 +97,9 @@ def _run(given: list[str]) -> None:
     """Run the verb that the first one or two words name."""
     verb = " ".join(given[:2]) if " ".join(given[:2]) in VERBS else given[0]
     if verb not in VERBS | LIGHTNING_VERBS:
-        raise UserError(f"no verb {verb!r}; choose one of {', '.join(VERBS | LIGHTNING_VERBS)}")
+        near = OTHER_VERBS.get(verb) or next(iter(get_close_matches(verb, VERBS | LIGHTNING_VERBS, 1)), "")
+        hint = f"did you mean {near}?" if near else f"choose one of {', '.join(VERBS | LIGHTNING_VERBS)}"
+        raise UserError(f"no verb {verb!r}; {hint}")
     from unitok.hardware import bound_waiting, keep_large_blocks
 
     bound_waiting()

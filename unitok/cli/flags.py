@@ -71,7 +71,7 @@ def run(function: Callable[..., None], prog: str, arguments: Sequence[str]) -> N
 def make_parser(function: Callable[..., None], prog: str) -> argparse.ArgumentParser:
     """Return the parser for the parameters of a function."""
     description, sections = read_docstring(function)
-    parser = _Parser(prog=prog, description=description)
+    parser = _Parser(prog=prog, description=description, allow_abbrev=False)
     hints, parameters = get_type_hints(function, include_extras=True), inspect.signature(function).parameters
     for title, entries in sections.items():
         group = parser if title == "Args" else parser.add_argument_group(title)
@@ -183,8 +183,7 @@ class _Parser(argparse.ArgumentParser):
         """Report an unknown option, with the nearest match, before argparse reports missing required ones."""
         for word in takewhile(lambda word: word != "--", args):
             name = word.partition("=")[0]
-            known = any(flag.startswith(name) for flag in self._option_string_actions)
-            if name.startswith("--") and " " not in name and not known:
+            if name.startswith("--") and " " not in name and name not in self._option_string_actions:
                 near = get_close_matches(name, self._option_string_actions, 1)
                 self.error(f"unknown option {name}" + (f"; did you mean {near[0]}?" if near else ""))
         return super().parse_args(args)

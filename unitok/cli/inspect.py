@@ -200,4 +200,4 @@ def _inspect_config(path: Path, costs: "Costs") -> None:
 
 def _print_costs(config: "DecoderConfig", content: Mapping[str, str], costs: "Costs") -> None:
     for name, text in costs(config, content).items():
-        print(f"  {name:<15}{text}")
+        print(f"  {name:<18}{text}")

@@ -12,9 +12,10 @@ import soundfile
 from unitok import pages
 from unitok.bundle import Bundle, ReadFile
 from unitok.document import Document, Part, RawDocument, Segment
+from unitok.errors import UserError
 from unitok.files import whole_folder, write_text
 from unitok.interleaved import Types, format_raw_document
-from unitok.media.formats import HEAD, image_format
+from unitok.media.formats import HEAD, image_format, promised
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,12 +91,18 @@ class Output:
 
     # ---- Files ---------------------------------------------------------------------------------------------------
 
-    def save(self, folder: str | Path) -> RawDocument:
+    def save(self, folder: str | Path, overwrite: bool = False) -> RawDocument:
         """Write the files of the whole document into a folder, generated text as .txt. Files that the prompt named as a Path are
-        copied as they are; everything else of the prompt is decoded. Returns the document that names them."""
-        folder = Path(folder)
+        copied as they are; everything else of the prompt is decoded. Returns the document that names them.
+
+        overwrite: replace the files of another output of the same number. Errors: `UserError` without it, and for the name of a file.
+        """
+        folder, name = Path(folder), f"{self.index:06d}"
+        if promised(folder.name):
+            raise UserError(f"{folder}: save writes several files; give a folder, such as {folder.with_suffix('')}")
         folder.mkdir(parents=True, exist_ok=True)
-        name = f"{self.index:06d}"
+        if not overwrite and (there := next(folder.glob(f"{name}[-.]*"), None)):
+            raise UserError(f"{there}: is there already; choose another folder, or overwrite=True")
         parts: list[Part] = []
         for i, segment in enumerate(self.prompt.segments):
             if isinstance(segment.source, ReadFile) and (suffix := _suffix(segment.source)):
@@ -144,7 +151,7 @@ def save_outputs(outputs: list[Output], folder: Path, title: str = "unitok sampl
     is set.
     """
     with whole_folder(folder, "sample output", overwrite) as new:
-        raws, types = [output.save(new) for output in outputs], outputs[0].bundle.types if outputs else {}
+        raws, types = [output.save(new, overwrite=True) for output in outputs], outputs[0].bundle.types if outputs else {}
         lead, articles = "Gray: the prompt. Blue: generated.", [_article(raw, types) for raw in raws]
         pages.write_page(new / "index.html", "articles.html", title=title, lead=lead, articles=articles)
         write_text(new / "outputs.jsonl", "".join(format_raw_document(raw, new, types) + "\n" for raw in raws))

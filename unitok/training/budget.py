@@ -43,7 +43,11 @@ class Budget:
 
     def __init__(self, steps: int | None, minutes: float | None, tokens: float | None = None):
         if sum(length is not None for length in (steps, minutes, tokens)) != 1:
-            raise UserError("give the length of the training as either steps, minutes or (for a decoder) tokens")
+            given = {"steps": steps, "minutes": minutes, "tokens": tokens}
+            now = " and ".join(f"{name} {value:g}" for name, value in given.items() if value is not None) or "none of them"
+            raise UserError(
+                f"give the length of the training as one of steps, minutes and tokens, and null for the others; now: {now}"
+            )
         if min(length for length in (steps, minutes, tokens) if length is not None) <= 0:
             raise UserError("the length of the training (steps, minutes or tokens) must be above 0")
         self.total, self.minutes, self.tokens = steps, minutes, tokens

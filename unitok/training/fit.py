@@ -392,9 +392,11 @@ _EXPECTED_WARNINGS = (
 def _with_config_files(arguments: list[str] | None) -> list[str]:
     """Return the command line with the path of each built-in configuration in place of its name."""
     words = sys.argv[1:] if arguments is None else arguments
+    if not any(word.startswith(("-c", "--config", "--model", "--print", "-h")) or "help" in word for word in words):
+        raise UserError("no configuration: give --config FILE, or the name of a built-in one, such as scenes/decoder.yaml")
 
     def path(name: str) -> str:
-        return str(config_file(name)) if name.endswith(".yaml") else name
+        return str(config_file(name)) if name.endswith((".yaml", ".yml")) else name
 
     return [
         path(word) if flag in ("-c", "--config") else f"--config={path(word[9:])}" if word.startswith("--config=") else word
