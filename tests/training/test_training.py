@@ -166,7 +166,7 @@ def test_minutes_are_kept_to_also_when_the_pace_changes_and_progress_never_goes_
     )
     assert 114 <= spent <= 121
     assert progress[-1] > 0.95
-    with pytest.raises(UserError, match="either steps, minutes or"):
+    with pytest.raises(UserError, match="one of steps, minutes and tokens"):
         Budget(3, 1.0)
 
 
@@ -219,7 +219,7 @@ def test_a_length_in_tokens_becomes_steps_and_the_half_life_the_second_beta(tmp_
         arguments("decoder", tmp_path / "run", tokens, 1, *more, "--model.init_args.tokens", "4600", "--resume", "auto")
     )
     assert load_checkpoint(newest_checkpoint(tmp_path / "run"))["unitok"]["steps_done"] == 6
-    with pytest.raises(UserError, match="either steps, minutes or"):
+    with pytest.raises(UserError, match="one of steps, minutes and tokens"):
         run_lightning(arguments("decoder", tmp_path / "no", tokens, 1, "--model.init_args.tokens", "3000"))
 
 
