@@ -21,8 +21,8 @@ from unitok.configs import CONFIGS
 from unitok.evaluate.audio import audio_scores
 from unitok.media import load_audio
 from unitok.scenes.evaluate import same_notes
+from unitok.scenes.files import read_scenes
 from unitok.scenes.oracle import read_audio
-from unitok.scenes.world import read_scenes
 from unitok.training.monitor import codebook_statistics
 
 CONFIG = CONFIGS / "scenes" / "audio.yaml"

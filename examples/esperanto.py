@@ -10,7 +10,8 @@ from pathlib import Path
 
 from unitok.document import Part, RawDocument
 from unitok.interleaved import format_raw_document, read_raw_documents
-from unitok.scenes.world import Scene, SceneObject, read_scenes
+from unitok.scenes.files import read_scenes
+from unitok.scenes.world import Scene, SceneObject
 
 WORDS = {
     "red": "ruĝa", "green": "verda", "blue": "blua", "yellow": "flava", "purple": "purpura", "cyan": "cejana",

@@ -20,7 +20,7 @@ from unitok.bundle import make_untrained
 from unitok.data.prepare.plan import Plan
 from unitok.data.prepare.tokenize import tokenize
 from unitok.document import Document, Segment
-from unitok.scenes.world import write_scenes
+from unitok.scenes.files import write_scenes
 from unitok.vocab import Vocab
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))

@@ -19,7 +19,7 @@ from unitok.data.prepare.tokenize import tokenize
 from unitok.data.shards import TokenDataset
 from unitok.document import RawDocument
 from unitok.errors import UserError
-from unitok.scenes.world import read_scenes
+from unitok.scenes.files import read_scenes
 
 FEATURES = {
     "caption": {"dtype": "string", "_type": "Value"},

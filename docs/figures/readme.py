@@ -45,7 +45,7 @@ class Part:
 
 def unseen_scenes(training: Path, count: int) -> list[world.Scene]:
     """The first `count` scenes of a seed that are not in a folder of training data."""
-    seen = {row["scene"] for row in world.read_scenes(training)}
+    seen = {row["scene"] for row in read_scenes(training)}
     rng, scenes = np.random.default_rng(SEED), []
     while len(scenes) < count:
         scene = world.draw_scene(rng, max_objects=2)

@@ -27,7 +27,7 @@ def page_of(text: str, path: Path, template: str) -> Elements:
         file.write_bytes(b"")
     figure = pages.Figure(pages.text(text) + pages.image(image) + pages.audio(audio), text, text)
     articles = [pages.Article([figure, pages.Figure(text)], text, text)]
-    score = {"name": text, "shown": text, "fraction": text, "held_out": text}
+    score = {"name": text, "shown": text, "fraction": text, "folds": [text, text]}
     pages.write_page(
         path,
         template,

@@ -24,7 +24,7 @@ QUICKSTART = (Path(__file__).parent.parent.parent / "docs" / "quickstart.md").re
 SCORES = {
     "oracle.originals", "reconstruction.image.colors", "reconstruction.image.attributes", "reconstruction.audio.notes",
     "codebook.image.usage", "codebook.audio.usage", "malformed", "seconds", "peak_memory_gb",
-    *(f"generation.{name}{suffix}" for suffix in ("", ".held_out") for name in (
+    *(f"generation.{name}{suffix}" for suffix in ("", ".composed", ".systematic") for name in (
         "text_to_image.attributes", "image_to_text.exact", "text_to_audio.notes", "audio_to_text.exact",
         "image_to_audio.notes", "questions.exact", "interleaved.attributes")),
 }  # fmt: skip

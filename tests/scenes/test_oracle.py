@@ -8,24 +8,24 @@ import pytest
 
 from unitok.errors import UserError
 from unitok.media import load_audio, load_image
+from unitok.scenes.files import read_scenes, write_scenes
 from unitok.scenes.oracle import read_audio, read_image
 from unitok.scenes.world import (
     BACKGROUNDS,
     COLORS,
-    HELD_OUT,
+    KEPT_OUT_PAIRS,
     SHAPES,
     Scene,
     SceneObject,
     audio_caption,
     caption,
     draw_scene,
+    kept_out_pairs,
     parse_audio_caption,
     parse_caption,
     questions,
-    read_scenes,
     render_audio,
     render_image,
-    write_scenes,
 )
 
 
@@ -87,20 +87,38 @@ def test_questions_have_one_answer_each():
 
 
 def test_a_tenth_of_the_pairs_is_kept_out_and_every_color_and_shape_is_still_seen():
-    assert len(HELD_OUT) == len(COLORS) * len(SHAPES) // 10
-    seen = {(c, s) for c in COLORS for s in SHAPES} - HELD_OUT
+    assert len(KEPT_OUT_PAIRS) == len(COLORS) * len(SHAPES) // 10
+    seen = {(c, s) for c in COLORS for s in SHAPES} - KEPT_OUT_PAIRS
     assert {c for c, _ in seen} == set(COLORS)
     assert {s for _, s in seen} == set(SHAPES)
+    assert not kept_out_pairs(0) & kept_out_pairs(1)
+
+
+def test_every_scene_is_in_one_fold_and_training_documents_show_seen_scenes_alone(tmp_path):
     rng = np.random.default_rng(3)
-    for _ in range(200):
-        scene = draw_scene(rng, 3)
-        assert not {(t.color, t.shape) for t in scene.objects} & HELD_OUT
-        assert draw_scene(rng, 2, held_out=True).held_out
+    for fold, _ in itertools.product(("seen", "composed", "systematic"), range(100)):
+        assert draw_scene(rng, 3, fold).fold() == fold
+    folds = [draw_scene(rng, 2, None).fold() for _ in range(2000)]
+    pairs = 1 - (0.9 + 0.9 * 0.9) / 2  # scenes with one of a tenth of the pairs
+    assert abs(folds.count("systematic") / 2000 - pairs) < 0.03
+    assert abs(folds.count("composed") / 2000 - 0.1 * (1 - pairs)) < 0.03
+    write_scenes(tmp_path, 200, seed=1, workers=1)
+    of_index = [row["scene"] for row in read_scenes(tmp_path)]
+    shown, named = set(), set()
+    for line in (tmp_path / "documents.jsonl").read_text().splitlines():
+        for part in json.loads(line)["content"]:
+            if "path" in part:
+                shown.add(of_index[int(part["path"][-10:-4])].fold())
+            elif scene := parse_caption(part["text"]):
+                named.add(scene.fold())
+    assert shown == {"seen"}
+    assert named == {"seen", "composed", "systematic"}
+    assert len(list((tmp_path / "images").iterdir())) == 200  # for tokenizers, of every fold
 
 
 def test_scenes_show_every_attribute_and_every_object_has_a_note_of_its_own():
     rng = np.random.default_rng(0)
-    scenes = [draw_scene(rng, 3) for _ in range(600)] + [draw_scene(rng, 3, held_out=True) for _ in range(200)]
+    scenes = [draw_scene(rng, 3) for _ in range(600)] + [draw_scene(rng, 3, "systematic") for _ in range(200)]
     assert {scene.background for scene in scenes} == {"white", "gray", "black"}
     assert {(scene.layout, len(scene.objects)) for scene in scenes} == {
         *(("one", 1), ("row", 2), ("column", 2), ("two over one", 3), ("one over two", 3))
@@ -129,7 +147,7 @@ def test_documents_go_in_every_direction_and_losses_fall_on_what_follows(tmp_pat
     shapes = set()
     for line in (tmp_path / "documents.jsonl").read_text().splitlines():
         content = json.loads(line)["content"]
-        assert content[0].get("loss") is False  # what is given
+        assert content[0].get("loss") is False or len(content) == 1  # what is given, but for text alone
         assert content[-1].get("loss", True)
         shapes.add(tuple(part["type"] for part in content))
         assert all((tmp_path / part["path"]).exists() for part in content if "path" in part)

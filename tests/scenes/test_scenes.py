@@ -16,8 +16,8 @@ from unitok.media import load_audio, load_image
 from unitok.sample.outputs import Output
 from unitok.scenes.evaluate import DIRECTIONS as WAYS
 from unitok.scenes.evaluate import Evaluation, evaluate_bundle, print_scores
+from unitok.scenes.files import read_scenes, write_scenes
 from unitok.scenes.report import write_report
-from unitok.scenes.world import read_scenes, write_scenes
 
 DIRECTIONS = {
     "text_to_image": "attributes",
@@ -30,27 +30,43 @@ DIRECTIONS = {
 }
 SCORES = {
     *("oracle.originals", "malformed", "codebook.image.usage", "codebook.audio.usage"),
+    *("scenes", "scenes.composed", "scenes.systematic"),
     *(
         f"reconstruction.{name}"
         for name in ("image.colors", "image.attributes", "image.psnr_db", "audio.notes", "audio.snr_db")
     ),
-    *(f"generation.{name}.{score}{suffix}" for name, score in DIRECTIONS.items() for suffix in ("", ".held_out")),
+    *(
+        f"generation.{name}.{score}{suffix}"
+        for name, score in DIRECTIONS.items()
+        for suffix in ("", ".composed", ".systematic")
+    ),
 }
 
 
 @pytest.fixture(scope="module")
-def held_out(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("held_out")
-    write_scenes(folder, 3, seed=6, max_objects=2, held_out=True, workers=1)
+def kept_out(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kept_out")
+    for fold in ("composed", "systematic"):
+        write_scenes(folder / fold, 3, seed=6, max_objects=2, fold=fold, workers=1)
     return folder
 
 
 @pytest.fixture(scope="module")
-def evaluated(tmp_path_factory, bundle_folder, scenes_folder, held_out):
+def evaluated(tmp_path_factory, bundle_folder, scenes_folder, kept_out):
     """`unitok eval` with an untrained bundle, on two scenes."""
     out = tmp_path_factory.mktemp("evaluated") / "eval"
     main(
-        ["eval", "--bundle", str(bundle_folder), "--scenes", str(scenes_folder), "--held-out", str(held_out)]
+        [
+            "eval",
+            "--bundle",
+            str(bundle_folder),
+            "--scenes",
+            str(scenes_folder),
+            "--composed",
+            str(kept_out / "composed"),
+            "--systematic",
+            str(kept_out / "systematic"),
+        ]
         + ["--count", "2", "--out", str(out)]
     )
     return out
@@ -58,14 +74,17 @@ def evaluated(tmp_path_factory, bundle_folder, scenes_folder, held_out):
 
 def test_a_bundle_is_measured_in_every_direction(evaluated, scenes_folder):
     scores = json.loads((evaluated / "scores.json").read_text())
-    assert set(scores) == SCORES
+    by_count = {name for name in scores if name.endswith((".one", ".two"))}
+    assert set(scores) - by_count == SCORES
+    assert {name.rpartition(".")[0] for name in by_count} <= SCORES
     assert scores["oracle.originals"] >= 0.95  # of all scenes of the folder
     assert scores["malformed"] == 0  # whatever the weights
     assert len(scores["codebook.audio.usage"]) == 3
-    shares = [scores[name] for name in SCORES if not name.endswith(("_db", "malformed", "audio.usage"))]
-    assert all(0 <= share <= 1 for share in shares)
+    assert scores["scenes"] == scores["scenes.composed"] == 2
+    fractions = [scores[name] for name in scores if name.startswith("generation")]
+    assert all(0 <= fraction <= 1 for fraction in fractions)
     for name in DIRECTIONS:
-        for suffix in ("", ".held_out"):
+        for suffix in ("", ".composed", ".systematic"):
             folder = evaluated / "samples" / f"{name}{suffix}"
             assert (
                 len((folder / "outputs.jsonl").read_text().splitlines())
@@ -79,11 +98,11 @@ def test_a_bundle_is_measured_in_every_direction(evaluated, scenes_folder):
 
 
 def test_too_few_scenes_or_none_are_one_line(bundle_folder, scenes_folder, tmp_path):
-    more = (tmp_path / "out", 25, 0, 1.5, 0.7)
+    more = (tmp_path / "out", 25, 0)
     with pytest.raises(UserError, match="has 24 scenes, fewer than count 25"):
-        evaluate_bundle(bundle_folder, scenes_folder, None, *more)
+        evaluate_bundle(bundle_folder, scenes_folder, *more)
     with pytest.raises(UserError, match="no scenes.jsonl in this folder"):
-        evaluate_bundle(bundle_folder, bundle_folder, None, *more)
+        evaluate_bundle(bundle_folder, bundle_folder, *more)
     assert not (tmp_path / "out").exists()
 
 
@@ -119,13 +138,13 @@ def test_interleaved_images_must_each_fit_the_text_before_them(tiny, scenes_fold
     monkeypatch.setattr(evaluation, "_keep", lambda *_: None)
     seen = []
 
-    def draw(prompts, modalities, name, seed=0):
+    def draw(prompts, modalities, name, seed=0, best_of=1):
         seen.append(prompts)
         image = load_image(scenes_folder / rows[0]["image"])
         return [SimpleNamespace(images=[image], document=Document(p.segments)) for p in prompts]
 
     monkeypatch.setattr(evaluation, "_continue", draw)
-    evaluation._interleaved(scenes_folder, rows, "")
+    evaluation._interleaved(scenes_folder, rows)
     assert evaluation.scores["generation.interleaved.attributes"] == 0.5  # one of two first ones, one of two second ones
     texts = [[tiny.decode(s) for s in p.segments if s.modality == "text"][-1] for p in seen[1]]
     assert texts == [rows[1]["caption"], rows[0]["caption"]]
@@ -173,11 +192,11 @@ def page(evaluated, tmp_path) -> str:
 def test_the_report_has_every_score_sample_pair_curve_and_time(page, evaluated):
     scores = json.loads((evaluated / "scores.json").read_text())
     for name, value in scores.items():
-        if not name.endswith(".held_out"):
+        if not name.startswith("scenes") and not name.endswith((".composed", ".systematic")):
             (row,) = re.findall(rf"<tr><td>{re.sub('[._]', ' ', name)}</td>.*?</tr>", page)
             if isinstance(value, float) and not name.endswith("_db"):
                 assert f">{100 * value:.1f} %<" in row
-    assert page.count('<article class="right"') + page.count('<article class="wrong"') == 2 * 7 * 2
+    assert page.count('<article class="right"') + page.count('<article class="wrong"') == 2 * 7 * 3
     marks = [json.loads(f.read_text()) for f in evaluated.glob("samples/*/right.json")]
     assert page.count('<article class="right"') == sum(sum(each) for each in marks)
     assert page.count("<figcaption>original<") == page.count("<figcaption>reconstruction<") == 12 + 4
@@ -210,7 +229,7 @@ def test_text_in_the_report_is_escaped(evaluated, tmp_path):
 
 
 def test_a_right_answer_is_green_and_a_wrong_one_red(evaluated, tmp_path):
-    folder = tmp_path / "eval" / "samples" / "questions.held_out"
+    folder = tmp_path / "eval" / "samples" / "questions.systematic"
     folder.mkdir(parents=True)
     lines = [
         {"content": [{"type": "text", "text": f"given {i}", "loss": False}, {"type": "text", "text": f"new {i}"}]}
@@ -219,9 +238,9 @@ def test_a_right_answer_is_green_and_a_wrong_one_red(evaluated, tmp_path):
     (folder / "outputs.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
     (folder / "right.json").write_text("[false, true]\n")
     page = write_report(
-        tmp_path, {"generation.questions.exact": 1.0, "generation.questions.exact.held_out": 0.5}, {}, 1
+        tmp_path, {"generation.questions.exact": 1.0, "generation.questions.exact.systematic": 0.5}, {}, 1
     ).read_text()
-    assert 'Questions about an image: unseen color-shape pairs <span class="soft">50.0 % right' in page
+    assert 'Questions about an image: new color-shape pairs <span class="soft">50.0 % right' in page
     for i, mark in enumerate(("wrong", "right")):
         assert (
             f'<article class="{mark}" title="{mark}">\n<figure class="given"><p>given {i}</p></figure>\n<figure class="new"><p>new {i}</p>'

@@ -11,7 +11,9 @@ def eval(
     *,
     bundle: BundleFolder,
     scenes: Input,
-    held_out: Input | None = None,
+    composed: Input | None = None,
+    systematic: Input | None = None,
+    best_of: int = 1,
     out: Path = Path("runs/eval"),
     count: int = 200,
     seed: int = 0,
@@ -26,8 +28,10 @@ def eval(
 
     Args:
         bundle: bundle with tokenizers and a decoder
-        scenes: folder made by unitok scenes
-        held_out: folder made by unitok scenes --held-out, reported separately
+        scenes: folder made by unitok scenes --fold seen
+        composed: folder made by unitok scenes --fold composed, reported apart
+        systematic: folder made by unitok scenes --fold systematic, reported apart
+        best_of: also score the best of N outputs by pmi, in rows of their own
         out: folder for scores.json and the samples
         count: scenes per direction
         seed: random seed of sampling
@@ -36,9 +40,17 @@ def eval(
         device: where to run: cpu, cuda, cuda:1, mps
     """
     from unitok.scenes.evaluate import evaluate_bundle, print_scores
+    from unitok.scenes.world import Fold
 
     device = check_device(device)
-    scores = evaluate_bundle(bundle, scenes, held_out, out, count, seed, guidance_scale, temperature, device, progress=True)
+    folds: dict[Fold, Path] = {}
+    if composed:
+        folds["composed"] = composed
+    if systematic:
+        folds["systematic"] = systematic
+    scores = evaluate_bundle(
+        bundle, scenes, out, count, seed, folds, best_of, guidance_scale, temperature, device, progress=True
+    )
     print_scores(scores)
 
 

@@ -1,7 +1,7 @@
 """`unitok scenes`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from unitok.errors import UserError
 
@@ -12,7 +12,7 @@ def scenes(
     count: int = 1000,
     seed: int = 0,
     max_objects: Annotated[int, (1, 2, 3)] = 3,
-    held_out: bool = False,
+    fold: Literal["seen", "composed", "systematic"] | None = None,
     resolution: int = 32,
     workers: int = 2,
     overwrite: bool = False,
@@ -24,7 +24,9 @@ def scenes(
         count: number of scenes
         seed: the same seed writes the same bytes
         max_objects: most objects in a scene
-        held_out: only scenes with color-shape pairs that training data never has
+        fold: only scenes of this fold, to measure on: seen, those a decoder learns from; composed, sequences of objects that are in
+            no training document; systematic, with color-shape pairs that no training document shows (default: all, to train on;
+            documents with images and audio are of seen scenes alone)
         resolution: side of the images, pixels
         workers: processes that draw images and audio
         overwrite: replace the folder even if it holds something else than scenes
@@ -33,7 +35,7 @@ def scenes(
         raise UserError(f"--seed {seed}: must be 0 or more")
     if resolution < 32:
         raise UserError(f"--resolution {resolution}: shapes need at least 32 pixels per side")
-    from unitok.scenes.world import write_scenes
+    from unitok.scenes.files import write_scenes
 
-    write_scenes(out, count, seed, max_objects, held_out, resolution, workers, overwrite, progress=True)
+    write_scenes(out, count, seed, max_objects, fold, resolution, workers, overwrite, progress=True)
     print(f"{out}: {count} scenes")

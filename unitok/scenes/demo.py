@@ -137,9 +137,11 @@ def run_demo(out: Path, minutes: float = 13.0, eval_scenes: int = 200, seed: int
         """The words of a command line, names in braces replaced by values."""
         return [word.format(**common, **values) for word in line.split()]
 
-    def scenes(name: str, count: int, offset: int) -> list[str]:
-        line = "scenes {out}/scenes/{name} --count {count} --seed {own_seed} --max-objects 2"
-        return words(line, name=name, count=count, own_seed=1_000_000 * seed + offset)
+    def scenes(name: str, count: int, offset: int, fold: str = "") -> list[str]:
+        line = "scenes {out}/scenes/{name} --count {count} --seed {own_seed} --max-objects 2" + (
+            " --fold {fold}" if fold else ""
+        )
+        return words(line, name=name, count=count, own_seed=1_000_000 * seed + offset, fold=fold)
 
     def fit(name: str, budget: float, data: str) -> list[str]:
         line = (
@@ -152,8 +154,8 @@ def run_demo(out: Path, minutes: float = 13.0, eval_scenes: int = 200, seed: int
     demo.stage(
         "scenes",
         scenes("train", max(400, int(SCENES_PER_MINUTE * minutes)), 1),
-        scenes("test", max(RECONSTRUCTIONS, eval_scenes), 2),
-        [*scenes("held_out", eval_scenes, 3), "--held-out"],
+        scenes("test", max(RECONSTRUCTIONS, eval_scenes), 2, "seen"),
+        *(scenes(fold, eval_scenes, 3 + i, fold) for i, fold in enumerate(("composed", "systematic"))),
     )
     demo.stage("text", words("train-text-tokenizer {out}/scenes/train/text.txt --out {out}/text --vocab-size 512"))
     demo.stage("image", fit("image", minutes * IMAGE_FRACTION, "scenes/train/images"))
@@ -168,8 +170,9 @@ def run_demo(out: Path, minutes: float = 13.0, eval_scenes: int = 200, seed: int
     demo.stage(
         "sample", *(words(sample, text=text, modalities=modalities, i=i) for i, (text, modalities) in enumerate(PROMPTS))
     )
-    scored = "--scenes {out}/scenes/test --held-out {out}/scenes/held_out --count {count} --out {out}/eval --seed {seed}"
-    demo.stage("eval", words("eval --bundle {out}/bundle " + scored, count=eval_scenes))
+    folds = "--scenes {out}/scenes/test --composed {out}/scenes/composed --systematic {out}/scenes/systematic"
+    scored = "eval --bundle {out}/bundle --count {count} --out {out}/eval --seed {seed} " + folds
+    demo.stage("eval", words(scored, count=eval_scenes))
     demo.stage("report", lambda: _report(demo))
     from unitok.scenes.evaluate import print_scores
 

@@ -2,12 +2,14 @@
 
 A score is the fraction of files, 0 to 1, in which everything named is right. `attributes`: background, layout, and color, shape
 and size of every object. `colors`: the colors of the objects, in order. `notes`: number, order, pitch and timbre. `exact`: the
-text, after parsing.
+text, after parsing. Endings of names: `.composed` and `.systematic` for the folds that are kept out of training; `.one`, `.two`,
+`.three` for scenes of so many objects; `.best_of_4` for the best of four outputs by the pointwise mutual information with the prompt.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -26,8 +28,9 @@ from unitok.media import load_audio, load_image, open_image, save_audio, save_im
 from unitok.sample.outputs import Output, save_outputs
 from unitok.sample.requests import generate_outputs
 from unitok.scenes import SAMPLING
+from unitok.scenes.files import SceneRow, read_scenes
 from unitok.scenes.oracle import read_audio, read_image
-from unitok.scenes.world import Note, Scene, SceneRow, parse_audio_caption, parse_caption, read_scenes
+from unitok.scenes.world import COUNTS, Fold, Note, Scene, parse_audio_caption, parse_caption
 
 SHOWN = 12  # samples of each direction that are kept as files
 
@@ -140,29 +143,43 @@ class Evaluation:
         self.scores["codebook.image.usage"] = len(np.unique(image_codes)) / image.codebook_size
         self.scores["codebook.audio.usage"] = [len(np.unique(level)) / audio.codebook_size for level in audio_codes]
 
-    def generate(self, folder: Path, rows: list[SceneRow], suffix: str = "") -> None:
-        """Score every direction on `rows`; `suffix` is added to the names of the scores."""
+    def generate(self, folder: Path, rows: list[SceneRow], ending: str = "", best_of: int = 1) -> None:
+        """Score every direction on `rows`, and apart from one another those of one, two and three objects.
+
+        ending: is added to the names of the scores. best_of: keep the best of so many outputs.
+        """
         rate = self.unitok.require("audio").sample_rate
+        self.scores[f"scenes{ending}"] = len(rows)
         for direction in DIRECTIONS:
-            name = f"{direction.name}{suffix}"
-            outputs = self._continue(self._documents(folder, rows, direction.given), direction.modalities, name)
+            name = f"{direction.name}{ending}"
+            prompts = self._documents(folder, rows, direction.given)
+            outputs = self._continue(prompts, direction.modalities, name, best_of=best_of)
             right = [direction.right(output, row, rate) for output, row in zip(outputs, rows, strict=True)]
             self._keep(name, outputs, right)
-            self.scores[f"generation.{direction.name}.{direction.score}{suffix}"] = float(np.mean(right))
-        self._interleaved(folder, rows, suffix)
+            self._score(f"generation.{direction.name}.{direction.score}", ending, right, rows)
+        self._interleaved(folder, rows, ending, best_of)
         self.scores["malformed"] = self.malformed
 
-    def _interleaved(self, folder: Path, rows: list[SceneRow], suffix: str) -> None:
+    def _score(self, name: str, ending: str, right: list[bool], rows: list[SceneRow]) -> None:
+        """Add the fraction of right outputs, over all and by the number of objects of each row."""
+        self.scores[f"{name}{ending}"] = float(np.mean(right))
+        counts = [len(row["scene"].objects) for row in rows]
+        if len(set(counts)) > 1:
+            for count in sorted(set(counts)):
+                of_count = [r for r, c in zip(right, counts, strict=True) if c == count]
+                self.scores[f"{name}{ending}.{COUNTS[count - 1]}"] = float(np.mean(of_count))
+
+    def _interleaved(self, folder: Path, rows: list[SceneRow], ending: str = "", best_of: int = 1) -> None:
         """Score documents of caption, image, caption, image: each image must fit the caption right before it."""
-        name = f"interleaved{suffix}"
+        name = f"interleaved{ending}"
         others = rows[1:] + rows[:1]
-        first = self._continue(self._documents(folder, rows, ("caption",)), "image", name, seed=1)
+        first = self._continue(self._documents(folder, rows, ("caption",)), "image", name, 1, best_of)
         texts = self._documents(folder, others, ("caption",))
         prompts = [Document(o.document.segments + t.segments) for o, t in zip(first, texts, strict=True)]
-        second = self._continue(prompts, "image", name, seed=2)
+        second = self._continue(prompts, "image", name, 2, best_of)
         right = [_shows_scene(o, r, 0) for o, r in zip(first + second, rows + others, strict=True)]
         self._keep(name, second, [a and b for a, b in zip(right[: len(rows)], right[len(rows) :], strict=True)])
-        self.scores[f"generation.interleaved.attributes{suffix}"] = float(np.mean(right))
+        self._score("generation.interleaved.attributes", ending, right, rows + others)
 
     def _documents(self, folder: Path, rows: list[SceneRow], keys: Sequence[Key]) -> list[Document]:
         """A document for each row, of what its keys name: files of the folder, or texts."""
@@ -176,10 +193,17 @@ class Evaluation:
             raise UserError(f"{folder}: {errors[0]['error']}")
         return documents
 
-    def _continue(self, prompts: list[Document], modalities: str, name: str, seed: int = 0) -> list[Output]:
+    def _continue(self, prompts: list[Document], modalities: str, name: str, seed: int = 0, best_of: int = 1) -> list[Output]:
         if self.progress:
             print(f"generate {name} ({len(prompts)})", flush=True)
-        config = self.config.replace(modalities=modalities, n=1, seed=self.seed + seed, max_new_tokens=self.max_new_tokens)
+        config = self.config.replace(
+            modalities=modalities,
+            n=1,
+            seed=self.seed + seed,
+            max_new_tokens=self.max_new_tokens,
+            best_of=best_of,
+            rank_by="pmi",
+        )
         outputs = generate_outputs(self.unitok, prompts, config, batch_size=200)
         self.malformed += sum(not self._well_formed(o) for o in outputs)
         return outputs
@@ -219,10 +243,11 @@ def _sampling(guidance_scale: float | None, temperature: float | None) -> dict[s
 def evaluate_bundle(
     bundle: Path,
     scenes: Path,
-    held_out: Path | None,
     out: Path,
     count: int,
     seed: int,
+    folds: Mapping[Fold, Path] = MappingProxyType({}),
+    best_of: int = 1,
     guidance_scale: float | None = None,
     temperature: float | None = None,
     device: str = "cpu",
@@ -233,10 +258,11 @@ def evaluate_bundle(
     Args:
         bundle: folder of the bundle.
         scenes: folder of scenes. Reconstructions and codebooks use all of them, generation the first `count`.
-        held_out: another one, whose scenes have color-shape pairs that training data never has; None: not measured.
         out: folder to write.
         count: scenes for each direction.
         seed: of sampling.
+        folds: folders of scenes of other folds, whose scores are reported apart.
+        best_of: also score the best of so many outputs; 1: not.
         guidance_scale: of images. Default: the bundle's own, else the demo's.
         temperature: of images and audio. Default: the bundle's own, else the demo's.
         device: where the networks run.
@@ -246,19 +272,30 @@ def evaluate_bundle(
     """
     unitok = Unitok.from_pretrained(bundle, device=device)
     rows = read_scenes(scenes, count)
+    rows_of_folds = {fold: read_scenes(folder, count)[:count] for fold, folder in folds.items()}
     config = config_of_scenes(unitok, GenerationConfig(sampling=_sampling(guidance_scale, temperature)))
     evaluation = Evaluation(unitok, Path(out), seed, config, progress)
     evaluation.reconstruct(scenes, rows)
     evaluation.generate(scenes, rows[:count])
-    if held_out:
-        evaluation.generate(held_out, read_scenes(held_out, count)[:count], ".held_out")
+    if best_of > 1:
+        evaluation.generate(scenes, rows[:count], f".best_of_{best_of}", best_of)
+    for fold, rows_of_fold in rows_of_folds.items():
+        evaluation.generate(folds[fold], rows_of_fold, f".{fold}")
     Path(out).mkdir(parents=True, exist_ok=True)
     write_json(Path(out) / "scores.json", evaluation.scores)
     return evaluation.scores
+
+
+def interval(fraction: float, count: int) -> tuple[float, float]:
+    """The 95 % confidence interval of a fraction of `count` trials (Wilson 1927), in [0, 1]."""
+    z, n = 1.96, max(count, 1)
+    middle = (fraction + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * (fraction * (1 - fraction) / n + z * z / (4 * n * n)) ** 0.5
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def print_scores(scores: Mapping[str, float | list[float]]) -> None:
     """Print scores as a table."""
     for name, value in sorted(scores.items()):
         shown = ", ".join(f"{v:.3f}" for v in value) if isinstance(value, list) else f"{value:.3f}"
-        print(f"{name:<48}{shown:>10}")
+        print(f"{name:<56}{shown:>10}")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,6 +21,8 @@ _TITLES = {
     "questions": "Questions about an image",
     "interleaved": "Caption, image, caption, image",
 }
+_NOTES = {"": "", ".composed": ": new sequences of objects", ".systematic": ": new color-shape pairs"}
+_FOLDS = (".composed", ".systematic")
 _CURVES = {
     "image": ("loss", "psnr_db", "codebook_usage/0"),
     "audio": ("loss", "snr_db", "codebook_usage/0"),
@@ -37,12 +40,12 @@ def _percent(value: float) -> str:
 
 
 def _measures(scores: Mapping[str, float | list[float]]) -> list[dict[str, object]]:
-    """Rows of the table of scores. `fraction` is a number in [0, 1] that a bar shows, or None."""
+    """Rows of the table of scores. `fraction` is a number in [0, 1] that a bar shows, or None; `folds` are the scores on kept-out ones."""
     rows: list[dict[str, object]] = []
     for name, value in scores.items():
-        if name.endswith(".held_out") or name in ("seconds", "peak_memory_gb"):
+        if name.startswith("scenes") or name.endswith(_FOLDS) or name in ("seconds", "peak_memory_gb"):
             continue
-        fraction, held_out = None, scores.get(f"{name}.held_out")
+        fraction = None
         if isinstance(value, list):
             shown = ", ".join(map(_percent, value))
         elif name.endswith("_db"):
@@ -51,8 +54,9 @@ def _measures(scores: Mapping[str, float | list[float]]) -> list[dict[str, objec
             shown = str(value)
         else:
             fraction, shown = value, _percent(value)
-        unseen = _percent(held_out) if isinstance(held_out, float) else ""
-        rows.append({"name": name, "shown": shown, "fraction": fraction, "held_out": unseen})
+        of_folds = [scores.get(name + ending) for ending in _FOLDS]
+        folds = [_percent(value) if isinstance(value, float) else "" for value in of_folds]
+        rows.append({"name": name, "shown": shown, "fraction": fraction, "folds": folds})
     return rows
 
 
@@ -78,10 +82,11 @@ def _generations(folder: Path, scores: Mapping[str, float | list[float]]) -> lis
     """Title, score and samples of each direction."""
     sections: list[dict[str, object]] = []
     for key, title in _TITLES.items():
-        for suffix, note in (("", ""), (".held_out", ": unseen color-shape pairs")):
-            if (samples := folder / f"{key}{suffix}").exists():
-                names = [name for name in scores if name.startswith(f"generation.{key}.")]
-                value = next(scores[name] for name in names if name.endswith(".held_out") == bool(suffix))
+        for ending, note in _NOTES.items():
+            if (samples := folder / f"{key}{ending}").exists():
+                value = next(
+                    v for name, v in scores.items() if re.fullmatch(rf"generation\.{key}\.\w+{re.escape(ending)}", name)
+                )
                 assert isinstance(value, float)
                 sections.append({"title": title + note, "right": _percent(value), "articles": _samples(samples)})
     return sections

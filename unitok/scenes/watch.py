@@ -6,7 +6,7 @@ from typing import Any
 from unitok.api import Unitok
 from unitok.bundle import Bundle
 from unitok.scenes.evaluate import Evaluation, config_of_scenes
-from unitok.scenes.world import read_scenes
+from unitok.scenes.files import read_scenes
 from unitok.training.callbacks import Made, Samples
 from unitok.vocab import Vocab
 

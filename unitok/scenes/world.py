@@ -1,4 +1,4 @@
-"""The built-in data: sonified scenes, drawn from a seed in any number and written as ordinary files.
+"""The built-in world: sonified scenes, drawn from a seed in any number.
 
 A scene is one to three objects (colored shapes) on a plain background. It has an image, a caption, audio, a caption of the audio,
 and questions with answers. In the audio each object is a note, in reading order: its color is the pitch, its shape the timbre,
@@ -10,21 +10,12 @@ module.
 
 import itertools
 import re
-import shutil
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
-from multiprocessing import get_context
-from pathlib import Path
-from typing import TypedDict
+import zlib
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-from tqdm import tqdm
-
-from unitok.errors import UserError
-from unitok.files import read_json_lines, write_json_lines, write_text
-from unitok.media import save_audio, save_image
 
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (225, 30, 40),
@@ -59,8 +50,23 @@ _PITCH = dict(zip(COLORS, PITCHES, strict=True))
 _TIMBRE = dict(zip(SHAPES, TIMBRES, strict=True))
 _LOUDNESS = dict(zip(SIZES, LOUDNESSES, strict=True))
 
-#: Color-shape pairs that training data never has: a tenth of the 40. Every color and shape is still seen in other pairs.
-HELD_OUT = frozenset((list(COLORS)[2 * i], SHAPES[(3 * i + 1) % 5]) for i in range(4))
+Pair = tuple[str, str]  # color and shape
+
+#: Scenes by what a decoder's training has of them. `seen`: it has documents of them in every direction. `composed`: a tenth of all
+#: sequences of objects, in none of its documents, though each color-shape pair is. `systematic`: scenes with a color-shape pair that no
+#: image or audio of its documents has; text alone names the pair. Tokenizers see all three.
+Fold = Literal["seen", "composed", "systematic"]
+
+
+def kept_out_pairs(choice: int = 0) -> frozenset[Pair]:
+    """A tenth of the color-shape pairs, four of 40, of different colors; every color and shape is seen in other pairs.
+
+    choice: 0 for the pairs of the reported scores; 1 for others, to choose recipes by.
+    """
+    return frozenset((list(COLORS)[2 * i + choice], SHAPES[(3 * i + 1 + choice) % 5]) for i in range(4))
+
+
+KEPT_OUT_PAIRS = kept_out_pairs()
 
 
 @dataclass(frozen=True)
@@ -101,28 +107,36 @@ class Scene:
     layout: str
     objects: tuple[SceneObject, ...]
 
-    @property
-    def held_out(self) -> bool:
-        """Whether it has a color-shape pair that is kept out of training data."""
-        return any((o.color, o.shape) in HELD_OUT for o in self.objects)
+    def fold(self, pairs: frozenset[Pair] = KEPT_OUT_PAIRS) -> Fold:
+        """The fold that it belongs to. pairs: color-shape pairs that are kept out."""
+        if any((o.color, o.shape) in pairs for o in self.objects):
+            return "systematic"
+        objects = "; ".join(o.words() for o in self.objects)
+        return "composed" if zlib.crc32(objects.encode()) % 10 == 0 else "seen"
 
     def notes(self) -> tuple[Note, ...]:
         """What the audio of this scene plays, in order."""
         return tuple(o.note() for o in self.objects)
 
 
-def draw_scene(rng: np.random.Generator, max_objects: int = 3, held_out: bool = False) -> Scene:
-    """A random scene of one to `max_objects` objects.
+def draw_scene(
+    rng: np.random.Generator, max_objects: int = 3, fold: Fold | None = "seen", pairs: frozenset[Pair] = KEPT_OUT_PAIRS
+) -> Scene:
+    """A random scene of one to `max_objects` objects, of different color-shape pairs.
 
-    held_out: whether it has a color-shape pair that is kept out of training data; without it, it has none.
+    fold: the one that it belongs to; None: any. pairs: color-shape pairs that are kept out.
     """
+    count = int(rng.integers(1, max_objects + 1))  # drawn once, so that all folds have equally many objects
+    layouts = [name for name, (centers, _) in _CENTERS.items() if len(centers) == count]
     while True:
-        count = int(rng.integers(1, max_objects + 1))
-        layouts = [name for name, (centers, _) in _CENTERS.items() if len(centers) == count]
-        objects = tuple(SceneObject(*(str(rng.choice(list(x))) for x in (COLORS, SHAPES, SIZES))) for _ in range(count))
-        scene = Scene(str(rng.choice(list(BACKGROUNDS))), str(rng.choice(layouts)), objects)
-        if scene.held_out == held_out and len({(o.color, o.shape) for o in objects}) == count:
+        objects = tuple(SceneObject(*(_draw(rng, names) for names in (COLORS, SHAPES, SIZES))) for _ in range(count))
+        scene = Scene(_draw(rng, BACKGROUNDS), _draw(rng, layouts), objects)
+        if len({(o.color, o.shape) for o in objects}) == count and fold in (None, scene.fold(pairs)):
             return scene
+
+
+def _draw(rng: np.random.Generator, names: Collection[str]) -> str:
+    return list(names)[int(rng.integers(len(names)))]
 
 
 # ---- Words: captions, questions, and their inverses -----------------------------------------------------------------
@@ -264,179 +278,3 @@ def render_audio(scene: Scene, rng: np.random.Generator, rate: int = SAMPLE_RATE
         amplitude = LOUDNESSES[note.loudness] * rng.uniform(0.85, 1.15)
         waves.append(render_note(note, rate, amplitude, decay=rng.uniform(1.5, 2.5)))
     return np.concatenate(waves)[None]
-
-
-# ---- Documents and files --------------------------------------------------------------------------------------------
-
-
-#: Parts of a document as `unitok.interleaved` writes them.
-Content = list[dict[str, str | bool]]
-
-
-def _text(text: str, loss: bool = True) -> dict[str, str | bool]:
-    return {"type": "text", "text": text} | ({} if loss else {"loss": False})
-
-
-def _file(kind: str, index: int, loss: bool = True) -> dict[str, str | bool]:
-    path = f"images/{index:06d}.png" if kind == "image" else f"audio/{index:06d}.wav"
-    return {"type": kind, "path": path} | ({} if loss else {"loss": False})
-
-
-QUESTIONS_PER_DOCUMENT = 4
-
-
-def scene_documents(scenes: list[Scene], index: int, rng: np.random.Generator) -> Iterator[tuple[str, Content]]:
-    """Pairs (kind of document, content in the interleaved file format) of the documents that begin with scene `index`.
-
-    Parts that are given have no loss. Given captions name two objects in either order; captions to be learned always in reading
-    order, so that there is one right answer.
-    """
-    scene, after = scenes[index], (index + 1) % len(scenes)
-    given_caption, given_image = _text(caption(scene, rng), loss=False), _file("image", index, loss=False)
-    image, audio = _file("image", index), _file("audio", index)
-    documents: dict[str, tuple[float, Content]] = {  # by kind: documents per scene on average, and the content
-        "caption-image": (0.55, [given_caption, image]),
-        "caption-image-audio": (0.2, [given_caption, image, audio]),
-        "image-caption": (1.0, [given_image, _text(caption(scene))]),
-        "image-questions": (0.5, [given_image]),
-        "image-audio": (0.2, [given_image, audio]),
-        "caption-audio": (0.3, [_text(audio_caption(scene), loss=False), audio]),
-        "audio-caption": (0.2, [_file("audio", index, loss=False), _text(audio_caption(scene))]),
-        "story": (0.3, [given_caption, image, _text(caption(scenes[after])), _file("image", after)]),
-    }
-    for kind, (average, content) in documents.items():
-        if rng.random() < average:
-            if kind == "image-questions":
-                pairs = questions(scene)
-                for i in rng.permutation(len(pairs))[:QUESTIONS_PER_DOCUMENT]:
-                    content += [_text(f" {pairs[i][0]}", loss=False), _text(f" {pairs[i][1]}.")]
-            yield kind, content
-
-
-def _write_media(job: tuple[Path, int, Scene, int, int]) -> None:
-    out, index, scene, seed, resolution = job
-    rng = np.random.default_rng((seed, index))
-    save_image(out / "images" / f"{index:06d}.png", render_image(scene, rng, resolution))
-    save_audio(out / "audio" / f"{index:06d}.wav", render_audio(scene, rng), SAMPLE_RATE)
-
-
-def write_scenes(
-    out: Path,
-    count: int,
-    seed: int = 0,
-    max_objects: int = 3,
-    held_out: bool = False,
-    resolution: int = 32,
-    workers: int = 2,
-    overwrite: bool = False,
-    progress: bool = False,
-) -> None:
-    """Write `count` scenes as ordinary files; the same arguments give the same bytes.
-
-    The folder gets `images/N.png` and `audio/N.wav`; `scenes.jsonl` (for each scene its objects, captions and questions);
-    `text.txt` (every text once, one per line, to train a text tokenizer); and `documents.jsonl` (documents in every direction),
-    written last: a folder without it is incomplete. Earlier scenes are replaced, other files are kept.
-
-    Args:
-        out: folder to write.
-        count: number of scenes.
-        seed: of all random choices.
-        max_objects: most objects in a scene, 1 to 3.
-        held_out: only scenes with color-shape pairs that training data never has.
-        resolution: side of the images, pixels.
-        workers: processes that draw images and audio.
-        overwrite: remove whatever else is in the folder, instead of raising `UserError`.
-        progress: show a progress bar.
-    """
-    if count < 1:
-        raise UserError(f"count {count}: at least 1 scene is needed")
-    if _is_other(out):
-        if not overwrite:
-            raise UserError(f"{out}: not empty and no scenes; choose another folder, or overwrite to replace all of it")
-        shutil.rmtree(out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "documents.jsonl").unlink(missing_ok=True)
-    rng = np.random.default_rng(seed)
-    scenes = [draw_scene(rng, max_objects, held_out) for _ in range(count)]
-    rows, documents = [], []
-    texts: dict[str | bool, None] = {}
-    for i, scene in enumerate(scenes):
-        row = {"id": f"{i:06d}", "caption": caption(scene, rng), "audio_caption": audio_caption(scene)}
-        media = {"image": f"images/{i:06d}.png", "audio": f"audio/{i:06d}.wav", "questions": questions(scene)}
-        rows.append(row | media | asdict(scene))
-        for kind, content in scene_documents(scenes, i, rng):
-            documents.append({"id": f"{i:06d}-{kind}", "content": content})
-            texts |= dict.fromkeys(part["text"] for part in content if part["type"] == "text")
-    write_json_lines(out / "scenes.jsonl", rows)
-    write_text(out / "text.txt", "".join(f"{text}\n" for text in texts))
-    for name in ("images", "audio"):
-        (out / name).mkdir(exist_ok=True)
-        for path in (out / name).iterdir():  # from a run that was stopped, or that had another count
-            if re.fullmatch(r"\d{6,}\.(png|wav)", path.name):
-                path.unlink()
-    jobs = [(out, i, scene, seed, resolution) for i, scene in enumerate(scenes)]
-    bar = {"total": count, "desc": "scenes", "unit": "scene", "mininterval": 1.0, "disable": not progress}
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn")) if workers > 1 and count >= 1000 else None
-    with pool or nullcontext():
-        for _ in tqdm(pool.map(_write_media, jobs, chunksize=256) if pool else map(_write_media, jobs), **bar):
-            pass
-    write_json_lines(out / "documents.jsonl", documents)
-
-
-def _is_other(out: Path) -> bool:
-    """Whether a folder has files but is not a folder of scenes."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: is a file; give a folder")
-    if not out.exists() or {f.name for f in out.iterdir()} <= {
-        ".scenes.jsonl.partial"
-    }:  # all that is left of a run that was killed early
-        return False
-    try:
-        with open(out / "scenes.jsonl", "rb") as file:
-            return file.read(28) != b'{"id": "000000", "caption": '
-    except OSError:
-        return True
-
-
-class SceneRow(TypedDict):
-    """One scene of a folder. `image` and `audio`: paths relative to the folder; `question`: one of `questions`."""
-
-    id: str
-    scene: Scene
-    caption: str
-    audio_caption: str
-    image: str
-    audio: str
-    question: str
-    answer: str
-
-
-def read_scenes(folder: Path, count: int = 0) -> list[SceneRow]:
-    """The scenes that `scenes.jsonl` of a folder lists. Errors: `UserError` where there are none, or fewer than `count`."""
-    path = Path(folder) / "scenes.jsonl"
-    if not path.exists():
-        raise UserError(f"{folder}: no scenes.jsonl in this folder; make scenes with `unitok scenes`")
-    rows = [row for _, row in read_json_lines(path)]
-    if len(rows) < count:
-        raise UserError(f"{folder}: has {len(rows)} scenes, fewer than count {count}")
-    scenes: list[SceneRow] = []
-    for i, row in enumerate(rows):
-        if isinstance(row, UserError):
-            raise row
-        try:
-            question, answer = row["questions"][i % len(row["questions"])]
-            scenes.append(
-                {
-                    "id": row["id"],
-                    "scene": Scene(row["background"], row["layout"], tuple(SceneObject(**fields) for fields in row["objects"])),
-                    "caption": row["caption"],
-                    "audio_caption": row["audio_caption"],
-                    "image": row["image"],
-                    "audio": row["audio"],
-                    "question": f" {question}",
-                    "answer": answer,
-                }
-            )
-        except (KeyError, TypeError):
-            raise UserError(f"{path}: row {i + 1} is not a scene as this version writes them; make the scenes again") from None
-    return scenes

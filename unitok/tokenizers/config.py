@@ -18,6 +18,8 @@ class ImageTokenizerConfig:
         z_channels: channels of the latents.
         resolution: pixels per side of the training images.
         patch: pixels per side of the patches that the stem folds into channels; 1: the network of taming-transformers.
+        encoder: `vqgan` (convolutions and attention: a code depends on the whole image) or `patch` (a code depends on its own
+            patch of `stride` pixels per side alone, which makes codes easier to predict).
         quantizer: `vq` (one codebook, learned by moving averages), `fsq` (finite scalars), `lfq` (signs) or `simvq`
             (a frozen codebook behind a learned matrix).
         codebook_size: number of codes, for all but `fsq`; for `lfq` a power of two.
@@ -34,6 +36,7 @@ class ImageTokenizerConfig:
     z_channels: int = 64
     resolution: int = 64
     patch: int = 4
+    encoder: Literal["vqgan", "patch"] = "vqgan"
     quantizer: Literal["vq", "fsq", "lfq", "simvq"] = "vq"
     codebook_size: int = 512
     codebook_dim: int = 8
@@ -46,6 +49,8 @@ class ImageTokenizerConfig:
             raise UserError(f"ch is {self.ch}: it must be a multiple of 32, the groups of group norm")
         if self.quantizer not in ("vq", "fsq", "lfq", "simvq"):
             raise UserError(f"quantizer is {self.quantizer}: choose vq, fsq, lfq or simvq")
+        if self.encoder not in ("vqgan", "patch"):
+            raise UserError(f"encoder is {self.encoder}: choose vqgan or patch")
         if self.quantizer == "lfq" and self.codebook_size & (self.codebook_size - 1):
             raise UserError(f"codebook_size is {self.codebook_size}: for lfq it must be a power of two")
 

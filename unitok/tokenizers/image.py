@@ -22,7 +22,7 @@ from unitok.tokenizers.arguments import check_codes, check_images
 from unitok.tokenizers.base import Reconstruction, Tokenizer
 from unitok.tokenizers.config import ImageTokenizerConfig
 from unitok.tokenizers.quantize import build_quantizer
-from unitok.tokenizers.vqgan import Decoder, Encoder
+from unitok.tokenizers.vqgan import Decoder, Encoder, PatchEncoder
 
 #: Longest side of an image in codes; the vocabulary has as many grid sizes.
 LONGEST_SIDE = 64
@@ -48,7 +48,7 @@ class ImageTokenizer(Tokenizer):
     def __init__(self, config: ImageTokenizerConfig | None = None):
         super().__init__()
         self.config = c = config or ImageTokenizerConfig()
-        self.encoder = Encoder(c)
+        self.encoder = PatchEncoder(c) if c.encoder == "patch" else Encoder(c)
         self.decoder = Decoder(c) if c.decodes else None
         self.quantizer = build_quantizer(c)
         self.stride, self.codebook_size = c.stride, self.quantizer.size

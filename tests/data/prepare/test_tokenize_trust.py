@@ -24,7 +24,7 @@ from unitok.data.prepare.recipe import SourceSpec
 from unitok.data.prepare.tokenize import estimate, locked, tokenize
 from unitok.data.shards import TokenDataset
 from unitok.errors import UserError
-from unitok.scenes.world import write_scenes
+from unitok.scenes.files import write_scenes
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

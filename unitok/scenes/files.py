@@ -1,0 +1,221 @@
+"""Scenes as ordinary files: images, audio, captions, questions, and documents of every direction between them.
+
+A folder of all folds is what a decoder and its tokenizers train on: files of every scene, but documents with images and audio of
+seen scenes alone; scenes that are kept out stand in text.
+"""
+
+import re
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
+from dataclasses import asdict
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TypedDict
+
+import numpy as np
+from tqdm import tqdm
+
+from unitok.errors import UserError
+from unitok.files import read_json_lines, write_json_lines, write_text
+from unitok.media import save_audio, save_image
+from unitok.scenes.world import (
+    KEPT_OUT_PAIRS,
+    SAMPLE_RATE,
+    Fold,
+    Pair,
+    Scene,
+    SceneObject,
+    audio_caption,
+    caption,
+    draw_scene,
+    questions,
+    render_audio,
+    render_image,
+)
+
+#: Parts of a document as `unitok.interleaved` writes them.
+Content = list[dict[str, str | bool]]
+
+
+def _text(text: str, loss: bool = True) -> dict[str, str | bool]:
+    return {"type": "text", "text": text} | ({} if loss else {"loss": False})
+
+
+def _file(kind: str, index: int, loss: bool = True) -> dict[str, str | bool]:
+    path = f"images/{index:06d}.png" if kind == "image" else f"audio/{index:06d}.wav"
+    return {"type": kind, "path": path} | ({} if loss else {"loss": False})
+
+
+QUESTIONS_PER_DOCUMENT = 4
+TEXTS_PER_KEPT_OUT_SCENE = 0.5  # of each kind, on average
+
+
+def scene_documents(scenes: list[Scene], index: int, after: int, rng: np.random.Generator) -> Iterator[tuple[str, Content]]:
+    """Pairs (kind of document, content in the interleaved file format) of the documents that begin with scene `index`.
+
+    Parts that are given have no loss. Given captions name two objects in either order; captions to be learned always in reading
+    order, so that there is one right answer. after: the scene that follows in a story.
+    """
+    scene = scenes[index]
+    given_caption, given_image = _text(caption(scene, rng), loss=False), _file("image", index, loss=False)
+    image, audio = _file("image", index), _file("audio", index)
+    documents: dict[str, tuple[float, Content]] = {  # by kind: documents per scene on average, and the content
+        "caption-image": (0.55, [given_caption, image]),
+        "caption-image-audio": (0.2, [given_caption, image, audio]),
+        "image-caption": (1.0, [given_image, _text(caption(scene))]),
+        "image-questions": (0.5, [given_image]),
+        "image-audio": (0.2, [given_image, audio]),
+        "caption-audio": (0.3, [_text(audio_caption(scene), loss=False), audio]),
+        "audio-caption": (0.2, [_file("audio", index, loss=False), _text(audio_caption(scene))]),
+        "story": (0.3, [given_caption, image, _text(caption(scenes[after])), _file("image", after)]),
+    }
+    for kind, (average, content) in documents.items():
+        if rng.random() < average:
+            if kind == "image-questions":
+                pairs = questions(scene)
+                for i in rng.permutation(len(pairs))[:QUESTIONS_PER_DOCUMENT]:
+                    content += [_text(f" {pairs[i][0]}", loss=False), _text(f" {pairs[i][1]}.")]
+            yield kind, content
+
+
+def text_documents(scene: Scene, rng: np.random.Generator) -> Iterator[tuple[str, Content]]:
+    """Documents of text alone, for a scene that is kept out: pairs as of `scene_documents`."""
+    for kind, text in (("caption", caption(scene)), ("notes", audio_caption(scene))):
+        if rng.random() < TEXTS_PER_KEPT_OUT_SCENE:
+            yield kind, [_text(text)]
+
+
+def _write_media(job: tuple[Path, int, Scene, int, int]) -> None:
+    out, index, scene, seed, resolution = job
+    rng = np.random.default_rng((seed, index))
+    save_image(out / "images" / f"{index:06d}.png", render_image(scene, rng, resolution))
+    save_audio(out / "audio" / f"{index:06d}.wav", render_audio(scene, rng), SAMPLE_RATE)
+
+
+def write_scenes(
+    out: Path,
+    count: int,
+    seed: int = 0,
+    max_objects: int = 3,
+    fold: Fold | None = None,
+    resolution: int = 32,
+    workers: int = 2,
+    overwrite: bool = False,
+    progress: bool = False,
+    pairs: frozenset[Pair] = KEPT_OUT_PAIRS,
+) -> None:
+    """Write `count` scenes as ordinary files; the same arguments give the same bytes.
+
+    The folder gets `images/N.png` and `audio/N.wav`; `scenes.jsonl` (for each scene its objects, captions and questions);
+    `text.txt` (every text once, one per line, to train a text tokenizer); and `documents.jsonl` (documents in every direction),
+    written last: a folder without it is incomplete. Earlier scenes are replaced, other files are kept.
+
+    Args:
+        out: folder to write.
+        count: number of scenes.
+        seed: of all random choices.
+        max_objects: most objects in a scene, 1 to 3.
+        fold: only scenes of this fold; None: of all, but documents with images and audio of seen ones alone.
+        resolution: side of the images, pixels.
+        workers: processes that draw images and audio.
+        overwrite: remove whatever else is in the folder, instead of raising `UserError`.
+        progress: show a progress bar.
+        pairs: color-shape pairs that are kept out.
+    """
+    if count < 1:
+        raise UserError(f"count {count}: at least 1 scene is needed")
+    if _is_other(out):
+        if not overwrite:
+            raise UserError(f"{out}: not empty and no scenes; choose another folder, or overwrite to replace all of it")
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "documents.jsonl").unlink(missing_ok=True)
+    rng = np.random.default_rng(seed)
+    scenes = [draw_scene(rng, max_objects, fold, pairs) for _ in range(count)]
+    shown = [i for i, scene in enumerate(scenes) if fold or scene.fold(pairs) == "seen"]
+    following = dict(zip(shown, shown[1:] + shown[:1], strict=True))  # the next scene of a story
+    rows, documents = [], []
+    texts: dict[str | bool, None] = {}
+    for i, scene in enumerate(scenes):
+        row = {"id": f"{i:06d}", "caption": caption(scene, rng), "audio_caption": audio_caption(scene)}
+        media = {"image": f"images/{i:06d}.png", "audio": f"audio/{i:06d}.wav", "questions": questions(scene)}
+        rows.append(row | media | asdict(scene))
+        taught = scene_documents(scenes, i, following[i], rng) if i in following else text_documents(scene, rng)
+        for kind, content in taught:
+            documents.append({"id": f"{i:06d}-{kind}", "content": content})
+            texts |= dict.fromkeys(part["text"] for part in content if part["type"] == "text")
+    write_json_lines(out / "scenes.jsonl", rows)
+    write_text(out / "text.txt", "".join(f"{text}\n" for text in texts))
+    for name in ("images", "audio"):
+        (out / name).mkdir(exist_ok=True)
+        for path in (out / name).iterdir():  # from a run that was stopped, or that had another count
+            if re.fullmatch(r"\d{6,}\.(png|wav)", path.name):
+                path.unlink()
+    jobs = [(out, i, scene, seed, resolution) for i, scene in enumerate(scenes)]
+    bar = {"total": count, "desc": "scenes", "unit": "scene", "mininterval": 1.0, "disable": not progress}
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn")) if workers > 1 and count >= 1000 else None
+    with pool or nullcontext():
+        for _ in tqdm(pool.map(_write_media, jobs, chunksize=256) if pool else map(_write_media, jobs), **bar):
+            pass
+    write_json_lines(out / "documents.jsonl", documents)
+
+
+def _is_other(out: Path) -> bool:
+    """Whether a folder has files but is not a folder of scenes."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file; give a folder")
+    if not out.exists() or {f.name for f in out.iterdir()} <= {
+        ".scenes.jsonl.partial"
+    }:  # all that is left of a run that was killed early
+        return False
+    try:
+        with open(out / "scenes.jsonl", "rb") as file:
+            return file.read(28) != b'{"id": "000000", "caption": '
+    except OSError:
+        return True
+
+
+class SceneRow(TypedDict):
+    """One scene of a folder. `image` and `audio`: paths relative to the folder; `question`: one of `questions`."""
+
+    id: str
+    scene: Scene
+    caption: str
+    audio_caption: str
+    image: str
+    audio: str
+    question: str
+    answer: str
+
+
+def read_scenes(folder: Path, count: int = 0) -> list[SceneRow]:
+    """The scenes that `scenes.jsonl` of a folder lists. Errors: `UserError` where there are none, or fewer than `count`."""
+    path = Path(folder) / "scenes.jsonl"
+    if not path.exists():
+        raise UserError(f"{folder}: no scenes.jsonl in this folder; make scenes with `unitok scenes`")
+    rows = [row for _, row in read_json_lines(path)]
+    if len(rows) < count:
+        raise UserError(f"{folder}: has {len(rows)} scenes, fewer than count {count}")
+    scenes: list[SceneRow] = []
+    for i, row in enumerate(rows):
+        if isinstance(row, UserError):
+            raise row
+        try:
+            question, answer = row["questions"][i % len(row["questions"])]
+            scenes.append(
+                {
+                    "id": row["id"],
+                    "scene": Scene(row["background"], row["layout"], tuple(SceneObject(**fields) for fields in row["objects"])),
+                    "caption": row["caption"],
+                    "audio_caption": row["audio_caption"],
+                    "image": row["image"],
+                    "audio": row["audio"],
+                    "question": f" {question}",
+                    "answer": answer,
+                }
+            )
+        except (KeyError, TypeError):
+            raise UserError(f"{path}: row {i + 1} is not a scene as this version writes them; make the scenes again") from None
+    return scenes
