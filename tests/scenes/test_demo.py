@@ -17,7 +17,8 @@ from unitok import __version__
 from unitok.cli import main
 from unitok.errors import UserError
 from unitok.scenes import demo as demo_module
-from unitok.scenes.demo import AUDIO_FRACTION, IMAGE_FRACTION, SCORING_FRACTION, Demo, run_demo
+from unitok.scenes.demo import AUDIO_FRACTION, IMAGE_FRACTION, SCORING_FRACTION, run_demo
+from unitok.scenes.pipeline import Pipeline
 
 QUICKSTART = (Path(__file__).parent.parent.parent / "docs" / "quickstart.md").read_text()
 
@@ -33,7 +34,7 @@ SCORES = {
 # ---- In this process, with trainings of a few steps -------------------------------------------------------------------
 
 
-def in_this_process(self: Demo, command: list[str], save) -> None:
+def in_this_process(self: Pipeline, command: list[str], save) -> None:
     """Stands for a process: 24 scenes at most, 6 steps of training."""
     words = list(command)
     if "--count" in words:
@@ -49,7 +50,7 @@ def in_this_process(self: Demo, command: list[str], save) -> None:
 def demo(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("demo") / "demo"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Demo, "_run", in_this_process)
+        patch.setattr(Pipeline, "_run", in_this_process)
         run_demo(out, minutes=1, eval_scenes=2)
     return out
 
@@ -72,7 +73,7 @@ def test_a_demo_ends_with_every_score_and_a_report_of_them(demo):
 
 
 def test_a_demo_that_is_done_does_nothing_again_and_no_other_starts_in_its_folder(demo, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(Demo, "_run", lambda *_: pytest.fail("a stage ran again"))
+    monkeypatch.setattr(Pipeline, "_run", lambda *_: pytest.fail("a stage ran again"))
     run_demo(demo, minutes=1, eval_scenes=2)
     printed = capsys.readouterr().out
     assert printed.count("already done") == len(quickstart_rows())
@@ -88,8 +89,8 @@ def test_a_demo_that_is_done_does_nothing_again_and_no_other_starts_in_its_folde
 
 
 def test_a_stage_is_a_process_whose_failure_names_the_command(tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(Demo, "_precision", lambda self: "32-true")
-    started = Demo(tmp_path / "demo", 1, 2, 0)
+    monkeypatch.setattr(Pipeline, "_precision", lambda self: "32-true")
+    started = Pipeline(tmp_path / "demo", "demo", 1, {})
     started._run(["-V"], lambda: None)
     assert capfd.readouterr().out.strip() == __version__
     with pytest.raises(UserError, match="the command `unitok paint --red` failed with exit code 2"):
@@ -98,13 +99,13 @@ def test_a_stage_is_a_process_whose_failure_names_the_command(tmp_path, capfd, m
 
 
 def test_a_stage_that_fails_is_not_done_and_its_minutes_stay(tmp_path, monkeypatch):
-    monkeypatch.setattr(Demo, "_precision", lambda self: "32-true")
-    first = Demo(tmp_path, 1, 2, 0)
+    monkeypatch.setattr(Pipeline, "_precision", lambda self: "32-true")
+    first = Pipeline(tmp_path, "demo", 1, {})
     assert first.minutes_for("image", 0.1234) == "0.123"
     first.stage("good", lambda: None)
     with pytest.raises(UserError, match="no room"):
         first.stage("bad", lambda: (_ for _ in ()).throw(UserError("no room")))
-    again = Demo(tmp_path, 1, 2, 0)
+    again = Pipeline(tmp_path, "demo", 1, {})
     assert again.state["done"] == ["good"]
     assert again.minutes_for("image", 0.5) == "0.123"  # a restart must not change a training's schedule
 
@@ -126,8 +127,8 @@ def test_quickstart_has_the_demos_stages_commands_and_fractions(tmp_path, monkey
             (self.out / "scores.json").write_text("{}")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Demo, "stage", stage)
-    monkeypatch.setattr(Demo, "_precision", lambda self: "32-true")
+    monkeypatch.setattr(Pipeline, "stage", stage)
+    monkeypatch.setattr(Pipeline, "_precision", lambda self: "32-true")
     monkeypatch.setattr(demo_module, "CONFIGS", Path(""))
     run_demo(Path("runs/demo"))
     rows = quickstart_rows()

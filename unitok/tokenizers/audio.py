@@ -24,6 +24,7 @@ from unitok.media import convert_audio, open_audio, read_audio_blocks, read_samp
 from unitok.tokenizers.arguments import check_codes, check_samples, check_waveform
 from unitok.tokenizers.base import Reconstruction, Tokenizer
 from unitok.tokenizers.config import AudioTokenizerConfig
+from unitok.tokenizers.patch import AudioPatchEncoder
 from unitok.tokenizers.pieces import batches, cut, windows
 from unitok.tokenizers.quantize import ResidualQuantizer
 from unitok.tokenizers.seanet import Conv, ConvTranspose, SEANetDecoder, SEANetEncoder, State, fold_weights
@@ -59,7 +60,8 @@ class AudioTokenizer(Tokenizer):
             raise UserError(f"overlap {c.overlap:g}: it is a fraction of a segment, at least 0 and below 1")
         if c.codebook_normalize and not c.codebook_dim:
             raise UserError("codebook_normalize needs a codebook_dim of at least 1: each level has its own space")
-        self.encoder, self.decoder = SEANetEncoder(c), SEANetDecoder(c)
+        self.encoder = AudioPatchEncoder(c) if c.encoder == "patch" else SEANetEncoder(c)
+        self.decoder = SEANetDecoder(c)
         self.quantizer = ResidualQuantizer(
             c.dimension, c.num_codebooks, c.codebook_size, c.codebook_dim, c.codebook_normalize, c.quantizer_dropout
         )

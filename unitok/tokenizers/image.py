@@ -21,8 +21,9 @@ from unitok.media import crop_square, fit_image, image_to_tensor, open_image, sa
 from unitok.tokenizers.arguments import check_codes, check_images
 from unitok.tokenizers.base import Reconstruction, Tokenizer
 from unitok.tokenizers.config import ImageTokenizerConfig
+from unitok.tokenizers.patch import ImagePatchEncoder
 from unitok.tokenizers.quantize import build_quantizer
-from unitok.tokenizers.vqgan import Decoder, Encoder, PatchEncoder
+from unitok.tokenizers.vqgan import Decoder, Encoder
 
 #: Longest side of an image in codes; the vocabulary has as many grid sizes.
 LONGEST_SIDE = 64
@@ -48,7 +49,7 @@ class ImageTokenizer(Tokenizer):
     def __init__(self, config: ImageTokenizerConfig | None = None):
         super().__init__()
         self.config = c = config or ImageTokenizerConfig()
-        self.encoder = PatchEncoder(c) if c.encoder == "patch" else Encoder(c)
+        self.encoder = ImagePatchEncoder(c) if c.encoder == "patch" else Encoder(c)
         self.decoder = Decoder(c) if c.decodes else None
         self.quantizer = build_quantizer(c)
         self.stride, self.codebook_size = c.stride, self.quantizer.size

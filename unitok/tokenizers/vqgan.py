@@ -154,40 +154,6 @@ class Encoder(nn.Module):
         return self.conv_out(_silu(self.norm_out(self.mid(x))))
 
 
-class _PatchBlock(nn.Module):
-    """A residual MLP on each position: [..., C] -> [..., C]."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.norm = nn.LayerNorm(channels)
-        self.fc1, self.fc2 = nn.Linear(channels, 2 * channels), nn.Linear(2 * channels, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.fc2(F.silu(self.fc1(self.norm(x))))
-
-
-class PatchEncoder(nn.Module):
-    """An encoder whose latents each depend on one patch of `stride x stride` pixels alone.
-
-    Equal patches have equal codes wherever they stand, so a decoder of tokens need not learn how neighbors change a code
-    (docs/notes.md: a third of the nats per image). It has no convolutions, group norms or attention, which see other patches.
-    """
-
-    def __init__(self, config: ImageTokenizerConfig):
-        super().__init__()
-        c, self.stride = config, config.stride
-        width = c.ch * c.ch_mult[-1]
-        self.patch_in = nn.Linear(3 * c.stride**2, width)
-        self.blocks = nn.Sequential(*(_PatchBlock(width) for _ in range(c.num_res_blocks + 2)))
-        self.norm_out = nn.LayerNorm(width)
-        self.latent_out = nn.Linear(width, c.z_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, z_channels, H / f, W / f]."""
-        patches = rearrange(x, "b c (h p) (w q) -> b h w (c p q)", p=self.stride, q=self.stride)
-        return rearrange(self.latent_out(self.norm_out(self.blocks(self.patch_in(patches)))), "b h w c -> b c h w")
-
-
 class Decoder(nn.Module):
     """Decoder: latents to pixels, the encoder mirrored, with one more residual block per resolution."""
 
