@@ -307,6 +307,8 @@ class TokenShards(_Module):
         condition_dropout: fraction of documents that are trained without their condition, for guidance in sampling.
         loss_weights: weights in the loss by kind, instance or range: `{text: 3, speech: 0.5, audio.0: 2}`, where `audio.0` is the
             first level of audio. The weights that apply to a token are multiplied.
+        prompt_loss_weight: weights, by the same names, of what a document only gives, as a fraction of the above: `{image: 0.2}` also
+            learns, a little, to continue images that are prompts. Default: what is given is not learned.
         loading: arguments of all data modules (`_Module`).
     """
 
@@ -320,6 +322,7 @@ class TokenShards(_Module):
         long_documents: LongDocuments = "split",
         condition_dropout: float = 0.1,
         loss_weights: dict[str, float] | None = None,
+        prompt_loss_weight: dict[str, float] | None = None,
         **loading: Any,
     ):
         super().__init__(batch_size, **loading)
@@ -328,12 +331,17 @@ class TokenShards(_Module):
                 raise UserError(f"{name} {length}: it must be at least 2 tokens")
         self.path, self.val_path, self.sequence_length = path, val_path, sequence_length
         self.max_length, self.long_documents, self.condition_dropout = max_length, long_documents, condition_dropout
-        self.loss_weights = loss_weights or {}
+        self.loss_weights, self.prompt_loss_weight = loss_weights or {}, prompt_loss_weight or {}
         self._train: PackedDataset | None = None
         self._val: PackedDataset | None = None
 
     def _packed(
-        self, sets: list[TokenDataset], weights: list[float] | None, dropout: float, vocab: Vocab | None
+        self,
+        sets: list[TokenDataset],
+        weights: list[float] | None,
+        dropout: float,
+        vocab: Vocab | None,
+        training: bool = False,
     ) -> PackedDataset:
         return PackedDataset(
             sets,
@@ -345,6 +353,7 @@ class TokenShards(_Module):
             self.max_length,
             self.long_documents,
             vocab,
+            self.prompt_loss_weight if training else None,
         )
 
     def training_data(self) -> PackedDataset:
@@ -354,7 +363,7 @@ class TokenShards(_Module):
                 raise UserError("data.path: no data set; give a folder made by `unitok tokenize`")
             weights = list(mixture.values()) if len(mixture) > 1 else None
             sets = [TokenDataset(folder, "train") for folder in mixture]
-            self._train = self._packed(sets, weights, self.condition_dropout, None)
+            self._train = self._packed(sets, weights, self.condition_dropout, None, training=True)
         return self._train
 
     def validation_data(self) -> PackedDataset | None:

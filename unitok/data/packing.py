@@ -104,7 +104,7 @@ class PackedDataset(torch.utils.data.Dataset):
         datasets: the documents; all must belong to one vocabulary, or to prefixes of it.
         sequence_length: tokens per row, T.
         condition_dropout: fraction of documents that are replaced by their unconditional form, bos and one trained span.
-        loss_weights, max_length, long_documents: see `TokenShards`.
+        loss_weights, prompt_loss_weight, max_length, long_documents: see `TokenShards`.
         weights: of each data set, in proportion to its tokens in an epoch; default: each document once per epoch.
         vocab: its allowed sets are what `mask_index` counts; default: the largest vocabulary of the data sets.
 
@@ -125,6 +125,7 @@ class PackedDataset(torch.utils.data.Dataset):
         max_length: int | None = None,
         long_documents: LongDocuments = "split",
         vocab: Vocab | None = None,
+        prompt_loss_weight: Mapping[str, float] | None = None,
     ):
         self.datasets = [datasets] if isinstance(datasets, TokenDataset) else list(datasets)
         fullest = max(self.datasets, key=lambda d: d.vocab.size)
@@ -134,7 +135,9 @@ class PackedDataset(torch.utils.data.Dataset):
         self.grammar = Grammar(self.vocab)
         self.sequence_length, self.seed, self.condition_dropout = sequence_length, seed, condition_dropout
         self.max_length = min(max_length or sequence_length, sequence_length)
-        self._loss_weights = self._loss_weight_table(loss_weights or {})
+        self._loss_weights = self._weight_table("loss_weights", loss_weights or {}, 1.0)
+        of_prompts = self._weight_table("prompt_loss_weight", prompt_loss_weight or {}, 0.0)
+        self._prompt_weights = self._loss_weights * of_prompts if prompt_loss_weight else None
         self._allowed = np.zeros((len(self.grammar.allowed_sets), self.vocab.size), bool)  # by mask index
         for number, intervals in enumerate(self.grammar.allowed_sets):
             for a, b in intervals:
@@ -147,16 +150,20 @@ class PackedDataset(torch.utils.data.Dataset):
         self._counts = self._documents_per_epoch(weights)
         self._epochs: dict[int, tuple[np.ndarray, list[np.ndarray]]] = {}
 
-    def _loss_weight_table(self, weights: Mapping[str, float]) -> np.ndarray:
-        """float32 [V]: the weight of each token in the loss. Errors: `UserError` for a name that the vocabulary does not have."""
-        table, known = np.ones(self.vocab.size, np.float32), set[str]()
+    def _weight_table(self, argument: str, weights: Mapping[str, float], default: float) -> np.ndarray:
+        """float32 [V]: the weight of each token in the loss, of `weights` by name; `default` where none applies.
+
+        Errors: `UserError` for a name that the vocabulary does not have.
+        """
+        table, known = np.full(self.vocab.size, default, np.float32), set[str]()
         for name, span in self.vocab.spans.items():
             for r in self.vocab.body(name):
                 names = {span.kind or name, name, r.name}
-                table[r.offset : r.stop] = math.prod(weights.get(n, 1.0) for n in sorted(names))
+                if given := [weights[n] for n in sorted(names) if n in weights]:
+                    table[r.offset : r.stop] = math.prod(given)
                 known |= names
         if unknown := ", ".join(sorted(set(weights) - known)):
-            raise UserError(f"loss_weights: the vocabulary has no {unknown}; it has {', '.join(sorted(known))}")
+            raise UserError(f"{argument}: the vocabulary has no {unknown}; it has {', '.join(sorted(known))}")
         return table
 
     def _split(self, dataset: TokenDataset, long_documents: LongDocuments) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -251,7 +258,10 @@ class PackedDataset(torch.utils.data.Dataset):
         for p in placed:
             weights[p.start : p.start + p.length] = p.loss
         weights[-1] = placed[-1].loss  # eos
+        prompt = weights == 0
         weights *= self._loss_weights[ids]
+        if self._prompt_weights is not None:
+            weights = np.where(prompt, self._prompt_weights[ids], weights)
         if unit.span < 0:
             return ids, weights
         p = placed[unit.span]

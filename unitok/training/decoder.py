@@ -46,6 +46,7 @@ class DecoderTraining(TrainingShell[dict[str, Tensor]]):
         lr: peak learning rate of AdamW; by default 1e-2 from scratch, and less from weights (`optimizer_defaults`).
         muon_lr: peak learning rate of Muon; by default 0.02 from scratch, and 0.002 from weights.
         muon_iterations: of Newton-Schulz; 3 pay where steps are small, as on a CPU.
+        muon_every: steps per update of Muon, which is of the sum of their gradients; 4 pay where steps are small.
         stable_fraction: fraction of the run at which the learning rates start to fall, linearly, to a fiftieth; by default 0.3 from
             scratch, and 0 from weights.
         beta2_half_life_tokens: tokens after which AdamW's second moment has forgotten half; replaces the second of `betas` (Marek et
@@ -75,6 +76,7 @@ class DecoderTraining(TrainingShell[dict[str, Tensor]]):
         lr: float | None = None,
         muon_lr: float | None = None,
         muon_iterations: int = 5,
+        muon_every: int = 1,
         stable_fraction: float | None = None,
         beta2_half_life_tokens: float | None = None,
         weight_decay: float = 0.0,
@@ -90,13 +92,16 @@ class DecoderTraining(TrainingShell[dict[str, Tensor]]):
     ):
         super().__init__(lr=lr, weight_decay=weight_decay, **shared)
         self.config, self.lora, self.compiles = decoder, lora, compile
-        self.optimizer_name, self.muon_lr, self.muon_iterations = optimizer, muon_lr, muon_iterations
+        self.optimizer_name, self.muon_lr = optimizer, muon_lr
+        self.muon_iterations, self.muon_every = muon_iterations, muon_every
         self._stable_fraction = stable_fraction
         self.beta2_half_life_tokens, self.skip_grad_norm_ratio = beta2_half_life_tokens, skip_grad_norm_ratio
         self.z_loss, self.loss_vocabulary = z_loss, loss_vocabulary
         self.init_from, self.frozen, self.train_new_tokens_only = init_from, freeze or [], train_new_tokens_only
         if beta2_half_life_tokens is not None and beta2_half_life_tokens <= 0:
             raise UserError(f"beta2_half_life_tokens {beta2_half_life_tokens}: it must be above 0 tokens")
+        if muon_every < 1:
+            raise UserError(f"muon_every {muon_every}: it must be at least 1 step")
         if lora is not None and train_new_tokens_only:
             raise UserError("lora and train_new_tokens_only train different parameters: choose one")
         if lora is not None and not init_from:
@@ -181,7 +186,9 @@ class DecoderTraining(TrainingShell[dict[str, Tensor]]):
         if self.beta2_half_life_tokens is not None:
             betas = (betas[0], 0.5 ** (self.tokens_per_step / self.beta2_half_life_tokens))
         peaks = self.peak_lr, self.peak_muon_lr
-        return build_optimizers(self.decoder, self.optimizer_name, *peaks, betas, weight_decay, self.muon_iterations)
+        return build_optimizers(
+            self.decoder, self.optimizer_name, *peaks, betas, weight_decay, self.muon_iterations, self.muon_every
+        )
 
     @property
     def tokens_per_step(self) -> int:

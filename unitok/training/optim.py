@@ -63,35 +63,58 @@ class Muon(torch.optim.Optimizer):
     Args:
         lr: step size for matrices no taller than wide; for taller ones it is multiplied by sqrt(rows / columns), as in Jordan's code.
         momentum: of the gradient. weight_decay: decoupled, multiplied by lr. iterations: of Newton-Schulz.
+        every: calls of `step` per update, which is of the sum of their gradients. More than 1 pay where batches are small: the update
+            costs less, and its gradient has less noise.
     """
 
     def __init__(
-        self, params: ParamsT, lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0, iterations: int = 5
+        self,
+        params: ParamsT,
+        lr: float = 0.02,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        iterations: int = 5,
+        every: int = 1,
     ):
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "iterations": iterations})
+        options = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "iterations": iterations, "every": every}
+        super().__init__(params, options | {"calls": 0})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Update all parameters that have a gradient. Returns the closure's loss, if a closure is given."""
+        """Update all parameters that have a gradient, at every `every`-th call. Returns the closure's loss, if a closure is given."""
         with torch.enable_grad():
             loss = None if closure is None else closure()
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list[tuple[nn.Parameter, Tensor]]] = defaultdict(list)
-            for p in group["params"]:
-                if p.grad is not None:
-                    by_shape[p.shape].append((p, p.grad))
-            for shape, pairs in by_shape.items():
+            group["calls"] += 1
+            gradients = {p: p.grad for p in group["params"] if p.grad is not None}
+            if group["every"] > 1:
+                gradients = self._sums(gradients, is_update=group["calls"] % group["every"] == 0)
+            by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+            for p in gradients:
+                by_shape[p.shape].append(p)
+            for shape, parameters in by_shape.items():
                 updates = []
-                for p, gradient in pairs:
+                for p in parameters:
                     buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                    buffer.lerp_(gradient, 1 - group["momentum"])
-                    updates.append(full_tensor(torch.lerp(gradient, buffer, group["momentum"])))
+                    buffer.lerp_(gradients[p], 1 - group["momentum"])
+                    updates.append(full_tensor(torch.lerp(gradients[p], buffer, group["momentum"])))
                 directions = orthogonalize(torch.stack(updates), group["iterations"])
                 scale = max(1.0, shape[0] / shape[1]) ** 0.5
-                for (p, _), direction in zip(pairs, directions, strict=True):
+                for p, direction in zip(parameters, directions, strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
                     p.add_(_sharded_like(direction, p), alpha=-group["lr"] * scale)
         return loss
+
+    def _sums(self, gradients: dict[nn.Parameter, Tensor], is_update: bool) -> dict[nn.Parameter, Tensor]:
+        """Add to the sums of gradients. Returns them and starts new ones at an update, else nothing."""
+        for p, gradient in gradients.items():
+            self.state[p].setdefault("sum", torch.zeros_like(p)).add_(gradient)
+        if not is_update:
+            return {}
+        sums = {p: self.state[p]["sum"].clone() for p in gradients}
+        for p in sums:
+            self.state[p]["sum"].zero_()
+        return sums
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
@@ -114,6 +137,7 @@ def build_optimizers(
     betas: tuple[float, float],
     weight_decay: float,
     muon_iterations: int = 5,
+    muon_every: int = 1,
 ) -> list[torch.optim.Optimizer]:
     """AdamW, and with `name` `muon` also Muon for the matrices of the blocks. Frozen parameters are left out."""
     matrices, embeddings, vectors = [], [], []
@@ -130,5 +154,5 @@ def build_optimizers(
     groups = [{"params": embeddings, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
     optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)]
     if name == "muon" and matrices:
-        optimizers.append(Muon(matrices, lr=muon_lr, weight_decay=weight_decay, iterations=muon_iterations))
+        optimizers.append(Muon(matrices, lr=muon_lr, weight_decay=weight_decay, iterations=muon_iterations, every=muon_every))
     return optimizers
