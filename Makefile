@@ -1,4 +1,5 @@
 # make demo       everything on built-in data, in about 13 minutes on 2 cores; open runs/demo/report.html
+# make bundle     the built-in bundle, unitok/bundles/scenes, from its recipe: within 2 hours on 2 cores; goes on where it was stopped
 # make test       the tests, one process per core (at most 4)
 # make check      lint and types
 # make docs       the documentation's site, strictly: a dead link is an error; open site/index.html
@@ -16,10 +17,13 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 TORCH_INDEX ?=
 MINUTES ?= 13
 
-.PHONY: demo test check docs check-long figures benchmarks-page env clean
+.PHONY: demo bundle test check docs check-long figures benchmarks-page env clean
 
 demo: env
 	$(VENV)/bin/unitok demo --minutes $(MINUTES)
+
+bundle: env
+	$(VENV)/bin/python -m unitok.scenes.recipe runs/bundle
 
 test: env
 	$(VENV)/bin/python -m pytest -m "not long" --numprocesses logical --maxprocesses 4 --dist loadfile

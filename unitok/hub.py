@@ -24,7 +24,7 @@ BUILT_IN = Path(str(files("unitok"))) / "bundles"
 
 
 def built_in() -> list[str]:
-    """Return the names of the bundles that unitok ships; none yet."""
+    """Return the names of the bundles that unitok ships."""
     return sorted(path.parent.name for path in BUILT_IN.glob("*/bundle.json"))
 
 
@@ -38,8 +38,9 @@ def find(
     """Return the folder of a bundle, or of one of its parts.
 
     Args:
-        name: a folder; else, as a str, a built-in bundle (a name without a slash; none ships yet) or a repository of the Hugging Face
-            hub (`user/name`). An existing folder comes first. A `Path` is a folder, whether it exists or not.
+        name: a folder; else, as a str, a built-in bundle (a name without a slash, such as `scenes`) or a repository of the Hugging Face
+            hub (`user/name`). An existing folder comes first; before a built-in bundle only if it is a bundle, too. A `Path` is a folder, whether it
+            exists or not.
         revision: branch, tag or commit of a repository; default: `main`.
         cache_dir: where repositories are kept; default: the hub's own cache.
         local_files_only: download nothing; also where the environment says `HF_HUB_OFFLINE=1`.
@@ -48,7 +49,8 @@ def find(
     Errors: `UserError` that says what is missing: the folder, the repository, its revision, access to it, or the network.
     """
     folder = Path(name)
-    if isinstance(name, Path) or settle(folder).exists():
+    shadows = name in built_in() and not (settle(folder) / "bundle.json").exists()  # a folder of scenes, say
+    if isinstance(name, Path) or (settle(folder).exists() and not shadows):
         if revision is not None:
             raise UserError(f"revision {revision!r}: {name} is a folder; revisions are of repositories of the Hugging Face hub")
         return folder

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from unitok import hub
+from unitok.bundle.checksums import check_files
 from unitok.document import Document, Part, RawDocument, Segment
 from unitok.errors import UserError
 from unitok.files import Json, read_json, settle, whole_folder, write_json
@@ -39,7 +40,11 @@ if TYPE_CHECKING:
     from unitok.model.inference import InferenceDecoder
 
 VERSION = 2  # of bundles
-FACTS = ("training", "scores")  # what bundle.json may say of the parts' training, and of how the bundle was measured
+FACTS = (
+    "training",
+    "scores",
+    "world",
+)  # what bundle.json may say of the parts' training, how it was measured, and what it knows
 
 
 class ReadFile(str):
@@ -53,7 +58,7 @@ class Bundle:
     """Vocabulary, tokenizers and decoder. A tokenizer is an attribute by its name: `bundle.image`, None where there is none.
 
     generation_config: how it is to be sampled where a call does not say; also a dict of its fields. facts: for the model
-    card: `training`, of each part by its name, and `scores`."""
+    card: `training`, of each part by its name, and `scores`; and `world`, an `example` of a prompt and all `words` that it knows."""
 
     def __init__(
         self,
@@ -111,7 +116,7 @@ class Bundle:
         """Read a bundle, in eval mode.
 
         Args:
-            name: a folder, a repository of the Hugging Face hub (`user/name`), or the name of a built-in bundle (none ships yet).
+            name: a folder, a repository of the Hugging Face hub (`user/name`), or the name of a built-in bundle (`scenes`).
             device: where it computes, such as `cpu` or `cuda:1`.
             parts: what is loaded: names of tokenizers, `tokenizers` for all of them, and `model`. Default: everything.
             dtype: of the decoder's weights, such as `torch.bfloat16`. Default: float32. Tokenizers always compute in float32: their
@@ -129,6 +134,8 @@ class Bundle:
         info = read_json(path / "bundle.json", "make a bundle with `unitok bundle`", "version", "parts")
         if info["version"] != VERSION:
             raise UserError(f"{path}: a bundle of version {info['version']}; this unitok reads version {VERSION}")
+        if "sha256" in info:
+            check_files(path, info["sha256"])
         vocab = Vocab.load(path / "vocab.json")
         known = [*vocab.spans, "model"]
         wanted = known if parts is None else [parts] if isinstance(parts, str) else list(parts)

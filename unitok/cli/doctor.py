@@ -60,6 +60,7 @@ def report() -> int:
             continue
         _check_package(name, module, remedy)
     problems += not _print_devices()
+    problems += _check_bundles()
     print("everything that unitok needs works" if not problems else f"{problems} problems; see the lines marked !!")
     return int(problems > 0)
 
@@ -79,6 +80,28 @@ def _check_package(name: str, module: str, remedy: str) -> bool:
     reason = (done.stderr.strip().splitlines() or ["crashed"])[-1][:110]
     print(f"  !! {name:<24}{installed:<16}does not load: {reason}; {remedy}")
     return False
+
+
+def _check_bundles() -> int:
+    """Load the built-in bundles in full; print what they know. Returns how many do not work."""
+    from unitok.bundle import Bundle
+    from unitok.hub import built_in
+
+    problems = 0
+    for name in built_in():
+        try:
+            bundle = Bundle.from_pretrained(name)
+        except UserError as error:
+            problems += 1
+            print(f"  !! built-in bundle {name}: {error}")
+            continue
+        world = bundle.facts.get("world")
+        known = world if isinstance(world, dict) else {}
+        words = known.get("words")
+        print(f"  ok built-in bundle {name:<7}{', '.join(bundle.parts)}; prompts such as {known.get('example')!r}")
+        if isinstance(words, list):
+            print(f"     all of its words: {', '.join(map(str, words))}")
+    return problems
 
 
 def _print_devices() -> bool:

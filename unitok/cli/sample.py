@@ -24,7 +24,7 @@ def _generation() -> dict[str, type]:
 
 def sample(
     *,
-    bundle: BundleFolder,
+    bundle: BundleFolder = Path("scenes"),
     prompt: Annotated[list[tuple[str, str]], PerKind()],
     prompts: Input | None = None,
     root: str = "",
@@ -41,7 +41,7 @@ def sample(
     """Continue prompts. Flags of parts may be repeated and mixed; their order is the prompt's order.
 
     Args:
-        bundle: bundle with tokenizers and a decoder
+        bundle: bundle with tokenizers and a decoder: its folder, USER/NAME[@REVISION] on the Hugging Face hub, or scenes, the built-in one
 
     prompt:
         prompt: {kind} of the prompt; may be repeated; NAME=FILE where the bundle has several tokenizers for it

@@ -1,6 +1,7 @@
 """Prompts as callers give them -> Documents: pieces of content, lists of pieces, batches, and files of prompts."""
 
 import os
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -76,6 +77,7 @@ def _items(values: object, name: str) -> list[object]:
 def _read_pieces(bundle: Bundle, pieces: Sequence[object]) -> Document:
     for piece in pieces:
         warn_of_file_name(piece)
+        warn_of_unknown_words(bundle, piece)
     return Document(tuple(segment for piece in pieces for segment in bundle.read(piece)))
 
 
@@ -86,6 +88,22 @@ def warn_of_file_name(text: object) -> None:
     if (kind := sniff(Path(text))) is not None and not modality_of(kind).inline:
         warnings.warn(
             f"the text {visible(text)!r} of the prompt names an {kind} file; Path({visible(text)!r}) reads it", stacklevel=2
+        )
+
+
+def warn_of_unknown_words(bundle: Bundle, text: object) -> None:
+    """Warn where a text has words that a bundle with a small world of its own (`Bundle.facts`) never read."""
+    world = bundle.facts.get("world")
+    words = world.get("words") if isinstance(world, dict) else None
+    if not isinstance(text, str) or not isinstance(world, dict) or not isinstance(words, list):
+        return
+    unknown = [word for word in dict.fromkeys(re.findall(r"[^\W_]+", text.lower())) if word not in words]
+    if unknown:
+        named = ", ".join(visible(word) for word in unknown[:5])
+        warnings.warn(
+            f"this bundle never read {named}: what it makes of the prompt is a guess; it knows texts such as "
+            f"{visible(str(world.get('example')))!r} (all of its words: README.md of the bundle, and `unitok doctor`)",
+            stacklevel=2,
         )
 
 

@@ -148,17 +148,21 @@ class Evaluation:
 
         ending: is added to the names of the scores. best_of: keep the best of so many outputs.
         """
-        rate = self.unitok.require("audio").sample_rate
         self.scores[f"scenes{ending}"] = len(rows)
         for direction in DIRECTIONS:
-            name = f"{direction.name}{ending}"
-            prompts = self._documents(folder, rows, direction.given)
-            outputs = self._continue(prompts, direction.modalities, name, best_of=best_of)
-            right = [direction.right(output, row, rate) for output, row in zip(outputs, rows, strict=True)]
-            self._keep(name, outputs, right)
+            right = self.right(direction, folder, rows, ending, best_of)
             self._score(f"generation.{direction.name}.{direction.score}", ending, right, rows)
         self._interleaved(folder, rows, ending, best_of)
         self.scores["malformed"] = self.malformed
+
+    def right(self, direction: Direction, folder: Path, rows: list[SceneRow], ending: str = "", best_of: int = 1) -> list[bool]:
+        """Whether the output of each row in one direction is right; the first ones are kept as files."""
+        name, rate = f"{direction.name}{ending}", self.unitok.require("audio").sample_rate
+        prompts = self._documents(folder, rows, direction.given)
+        outputs = self._continue(prompts, direction.modalities, name, best_of=best_of)
+        right = [direction.right(output, row, rate) for output, row in zip(outputs, rows, strict=True)]
+        self._keep(name, outputs, right)
+        return right
 
     def _score(self, name: str, ending: str, right: list[bool], rows: list[SceneRow]) -> None:
         """Add the fraction of right outputs, over all and by the number of objects of each row."""

@@ -41,7 +41,7 @@ class Tokenizer(nn.Module):
     def from_pretrained(cls, path: str | Path, device: str = "cpu", name: str = "", revision: str | None = None) -> Self:
         """Read a tokenizer, ready `prepare_for_inference`. Errors: `UserError` that says what is wrong.
 
-        path: its own folder or a bundle's; a repository of the Hugging Face hub (`user/name`), at a `revision`; a built-in bundle (none ships yet).
+        path: its own folder or a bundle's; a repository of the Hugging Face hub (`user/name`), at a `revision`; a built-in bundle, such as `scenes`.
         device: where it computes, such as `cpu` or `cuda:1`. name: that it has in the bundle; by default its kind's.
         """
         check_device(device)

@@ -1,0 +1,30 @@
+"""Checksums of a bundle's files: a damaged or swapped file is noticed before it is used."""
+
+import hashlib
+from pathlib import Path
+
+from unitok.errors import UserError
+from unitok.files import Json
+
+_UNCHECKED = ("bundle.json", "README.md")  # the file with the checksums, and texts for people
+
+
+def checksums(folder: Path) -> dict[str, Json]:
+    """SHA-256 of every file of a bundle by its path in the folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    named = {path.relative_to(folder).as_posix(): path for path in files}
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in named.items() if name not in _UNCHECKED}
+
+
+def check_files(folder: Path, expected: Json) -> None:
+    """Compare a bundle's files with the checksums in its `bundle.json`. Errors: `UserError` that names the first file that differs."""
+    if not isinstance(expected, dict):
+        raise UserError(
+            f"{folder / 'bundle.json'}: sha256 is {type(expected).__name__}; it is an object of names and checksums"
+        )
+    found = checksums(folder)
+    for name, digest in expected.items():
+        if name not in found:
+            raise UserError(f"{folder}: {name} is missing; install unitok again, or get the bundle again")
+        if found[name] != digest:
+            raise UserError(f"{folder / name}: damaged (its checksum differs); install unitok again, or get the bundle again")
