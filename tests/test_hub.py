@@ -17,7 +17,9 @@ from huggingface_hub import constants
 import unitok
 from unitok.api import Unitok
 from unitok.bundle import Bundle, make_bundle
+from unitok.bundle.checksums import checksums
 from unitok.cli import main
+from unitok.cli.arguments import find_bundle
 from unitok.errors import UserError
 from unitok.hub import BUILT_IN, CardTexts, built_in, find
 from unitok.model import Decoder
@@ -82,10 +84,9 @@ def test_a_folder_comes_first(cache, bundle_folder, tmp_path, monkeypatch):
 
 
 def test_a_name_without_a_slash_is_a_built_in_bundle(bundle_folder, tmp_path, monkeypatch):
-    with pytest.raises(UserError, match=r"frogs: no such folder, and no built-in bundle \(there are: none\)"):
+    with pytest.raises(UserError, match=r"frogs: no such folder, and no built-in bundle \(there are: scenes\)"):
         Unitok.from_pretrained("frogs")
-    assert built_in() == []  # where one ships, the docs and docstrings that say "none ships yet" change with this line
-    assert "none ships yet" in Unitok.from_pretrained.__doc__
+    assert built_in() == ["scenes"]
     assert Path(unitok.__file__).parent / "bundles" == BUILT_IN
     monkeypatch.setattr("unitok.hub.BUILT_IN", tmp_path)
     shutil.copytree(bundle_folder, tmp_path / "frogs")
@@ -94,6 +95,34 @@ def test_a_name_without_a_slash_is_a_built_in_bundle(bundle_folder, tmp_path, mo
         Unitok.from_pretrained("toads")
     with pytest.raises(UserError, match=r"revision 'v1': frogs is a built-in bundle"):
         Unitok.from_pretrained("frogs", revision="v1")
+
+
+def test_a_folder_of_data_does_not_hide_a_built_in_bundle_and_a_bundle_does(bundle_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("unitok.hub.BUILT_IN", tmp_path / "bundles")
+    shutil.copytree(bundle_folder, tmp_path / "bundles" / "scenes")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scenes").mkdir()
+    assert find("scenes") == tmp_path / "bundles" / "scenes"
+    assert find_bundle("scenes") == find_bundle(Path("scenes")) == tmp_path / "bundles" / "scenes"
+    shutil.copytree(bundle_folder, tmp_path / "scenes", dirs_exist_ok=True)
+    assert find("scenes") == find_bundle("scenes") == Path("scenes")
+
+
+def test_a_damaged_or_missing_file_of_a_bundle_with_checksums_is_named(bundle_folder, tmp_path):
+    folder = tmp_path / "bundle"
+    shutil.copytree(bundle_folder, folder)
+    info = json.loads((folder / "bundle.json").read_text())
+    (folder / "bundle.json").write_text(json.dumps(info | {"sha256": checksums(folder)}))
+    assert Unitok.from_pretrained(folder).model is not None
+    weights = folder / "model" / "model.safetensors"
+    damaged = bytearray(weights.read_bytes())
+    damaged[-5] ^= 1
+    weights.write_bytes(damaged)
+    with pytest.raises(UserError, match=r"model/model\.safetensors: damaged \(its checksum differs\); install unitok again"):
+        Unitok.from_pretrained(folder)
+    weights.unlink()
+    with pytest.raises(UserError, match=r"bundle: model/model\.safetensors is missing"):
+        Unitok.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("name", ["./ada/frogs", "../ada/frogs", "/ada/frogs", "~/frogs"])

@@ -200,6 +200,25 @@ def test_weights_by_modality_and_level_reach_the_positions(token_folder):
     assert len(seen) == 7
 
 
+def test_prompts_are_learned_as_much_as_asked_for_and_never_their_structure(token_folder):
+    plain = PackedDataset(TokenDataset(token_folder[0]), 96, condition_dropout=0.0)
+    both = {"loss_weights": {"audio": 0.5}, "prompt_loss_weight": {"audio": 0.2}}
+    data = PackedDataset(TokenDataset(token_folder[0]), 96, condition_dropout=0.0, **both)
+    body = [(r.offset, r.stop) for r in data.vocab.body("audio")]
+    given = 0
+    for unit in itertools.chain(*plain.rows(0)):
+        (ids, before), (_, after) = plain.document(unit), data.document(unit)
+        inside = np.any([(ids >= a) & (ids < b) for a, b in body], axis=0)
+        prompt = inside & (before == 0)
+        assert np.allclose(after[prompt], 0.5 * 0.2)
+        assert np.array_equal(after[~inside], before[~inside])
+        assert np.array_equal(after[inside & ~prompt], 0.5 * before[inside & ~prompt])
+        given += prompt.sum()
+    assert given > 0
+    with pytest.raises(UserError, match="prompt_loss_weight: the vocabulary has no smell"):
+        PackedDataset(TokenDataset(token_folder[0]), 96, prompt_loss_weight={"smell": 1.0})
+
+
 # ---- Several data sets, long documents, mistakes --------------------------------------------------------------------
 
 

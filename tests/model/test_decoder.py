@@ -150,3 +150,24 @@ def test_muon_equals_torchs_on_one_matrix():
             p.grad = g.clone()
             o.step()
     torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=2e-2)  # torch's iterations run in bfloat16
+
+
+def test_muon_of_several_steps_updates_by_the_sum_of_their_gradients():
+    torch.manual_seed(5)
+    start, gradients = torch.randn(16, 24), [torch.randn(16, 24) for _ in range(6)]
+    rare, summed = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
+    a, b = Muon([rare], every=3), Muon([summed])
+    for i, g in enumerate(gradients):
+        before = rare.detach().clone()
+        rare.grad = g.clone()
+        a.step()
+        assert torch.equal(rare, before) == (i % 3 < 2)
+        if i == 3:  # in the middle of a sum
+            other = torch.nn.Parameter(rare.detach().clone())
+            resumed = Muon([other], every=3)
+            resumed.load_state_dict(a.state_dict())
+            rare, a = other, resumed
+    for i in (0, 3):
+        summed.grad = sum(gradients[i : i + 3])
+        b.step()
+    torch.testing.assert_close(rare, summed)

@@ -1,6 +1,7 @@
 """Promises of prompts: a piece alone is a prompt, arrays and files are read alike, files obey their folder and their declared type."""
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -125,3 +126,12 @@ def test_files_of_prompts_stay_in_their_folder_and_are_what_they_are_declared(ti
     for kind, name in (("image", "sound.wav"), ("audio", "picture.png")):
         with pytest.raises(UserError, match=rf"{name}: the part's type is {kind}, the file is "):
             tiny.read_raw(RawDocument("1", (Part(kind, path=media / name),)))
+
+
+def test_words_outside_the_world_of_a_bundle_are_said_and_others_are_not(tiny, monkeypatch):
+    monkeypatch.setattr(tiny, "facts", {"world": {"example": "a red circle", "words": ["a", "red", "circle", "c4"]}})
+    with pytest.warns(UserWarning, match=r"never read dog, green: .* it knows texts such as 'a red circle'"):
+        tiny.generate("a dog, a green circle", "image:1x1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tiny.generate("A red circle, a C4.", "image:1x1")

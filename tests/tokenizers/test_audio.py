@@ -17,6 +17,7 @@ SMALL = {"sample_rate": 8000, "n_filters": 8, "dimension": 16, "ratios": (4, 3, 
 KINDS = {
     "causal": {"causal": True, "lstm": 1, "pad_mode": "reflect", "patch": 1, "kernel_size": 7, "last_kernel_size": 7},
     "causal-patch": {"causal": True, "patch": 4, "n_residual_layers": 2, "true_skip": False},
+    "frames": {"causal": True, "encoder": "patch", "patch": 4},
     "centered": {"causal": False, "patch": 2, "n_residual_layers": 2, "pad_mode": "reflect"},
     "segments": {"segment": 0.25, "overlap": 0.1, "normalize": True, "norm": "time_group_norm", "patch": 1, "channels": 2},
 }
@@ -43,7 +44,7 @@ def noise(seconds: float, channels: int = 1, rate: int = 8000) -> torch.Tensor:
     return torch.cumsum(steps, -1) % 1.0 - 0.5
 
 
-@pytest.mark.parametrize("kind", ["causal", "causal-patch", "centered"])
+@pytest.mark.parametrize("kind", ["causal", "causal-patch", "frames", "centered"])
 @pytest.mark.parametrize("seconds", [0.013, 1.0, 2.2503])
 def test_long_audio_in_pieces_is_encoded_and_decoded_as_in_one_piece(kind, seconds, monkeypatch, latents):
     model, waveform = build(kind), noise(seconds)
@@ -56,11 +57,21 @@ def test_long_audio_in_pieces_is_encoded_and_decoded_as_in_one_piece(kind, secon
     torch.testing.assert_close(model.decode(codes, waveform.shape[-1]), again, atol=1e-5, rtol=0)
 
 
+def test_a_patch_encoder_reads_each_frame_alone(latents):
+    model, waveform = build("frames"), noise(0.2)
+    hop = model.hop_length
+    whole = model.encode(waveform)
+    frames = [model.encode(waveform[..., i : i + hop]) for i in range(0, waveform.shape[-1], hop)]
+    torch.testing.assert_close(torch.cat(frames, -1), whole, atol=1e-5, rtol=0)
+    with pytest.raises(UserError, match="encoder is frame: choose seanet or patch"):
+        build("frames", encoder="frame")
+
+
 def test_codes_of_audio_differ():
     assert len(build("causal").encode(noise(1.0)).unique()) > 8
 
 
-@pytest.mark.parametrize("kind", ["causal", "causal-patch"])
+@pytest.mark.parametrize("kind", ["causal", "causal-patch", "frames"])
 @pytest.mark.parametrize("piece", [1, 17, 96, 4000])
 def test_streams_give_the_latents_and_samples_of_the_whole(kind, piece, latents):
     model, waveform = build(kind), noise(0.27)

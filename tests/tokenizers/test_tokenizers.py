@@ -252,6 +252,19 @@ def test_the_decoder_of_a_patched_vqgan_is_exact_about_shape():
     assert model(torch.zeros(1, 3, 25, 13), quantize=False).signal.shape == (1, 3, 25, 13)
 
 
+def test_a_patch_encoder_reads_each_patch_alone():
+    torch.manual_seed(0)
+    model = ImageTokenizer(ImageTokenizerConfig(ch=32, ch_mult=(1, 2), patch=4, encoder="patch", z_channels=8, codebook_size=8))
+    images = torch.rand(2, 3, 32, 24) * 2 - 1
+    with torch.no_grad():
+        whole = model(images, quantize=False).projected.unflatten(1, (4, 3))  # a code for 8 x 8 pixels
+        for row, column in ((0, 0), (1, 2), (3, 1)):
+            patch = images[..., 8 * row : 8 * row + 8, 8 * column : 8 * column + 8]
+            torch.testing.assert_close(model(patch, quantize=False).projected[:, 0], whole[:, row, column], atol=1e-5, rtol=0)
+    with pytest.raises(UserError, match="encoder is square: choose vqgan or patch"):
+        ImageTokenizerConfig(encoder="square")
+
+
 def test_audio_properties_say_the_rates(tiny):
     audio: AudioTokenizer = tiny.audio
     assert audio.hop_length * audio.frame_rate == audio.sample_rate == 8000

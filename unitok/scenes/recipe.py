@@ -129,8 +129,7 @@ def _publish(folder: Path, scores: Scores, documents: Path, destination: Path) -
 
 def _words(text: str) -> list[Json]:
     """Every word of a text, sorted."""
-    words: list[Json] = sorted({word.strip(".,?") for word in text.lower().split()} - {""})
-    return words
+    return [*sorted({word.strip(".,?") for word in text.lower().split()} - {""})]
 
 
 def _table(scores: Scores) -> dict[str, Json]:
