@@ -240,7 +240,7 @@ def test_a_right_answer_is_green_and_a_wrong_one_red(evaluated, tmp_path):
     page = write_report(
         tmp_path, {"generation.questions.exact": 1.0, "generation.questions.exact.systematic": 0.5}, {}, 1
     ).read_text()
-    assert 'Questions about an image: new color-shape pairs <span class="soft">50.0 % right' in page
+    assert 'trained just now: new color-shape pairs <span class="soft">50.0 % right' in page
     for i, mark in enumerate(("wrong", "right")):
         assert (
             f'<article class="{mark}" title="{mark}">\n<figure class="given"><p>given {i}</p></figure>\n<figure class="new"><p>new {i}</p>'

@@ -1,4 +1,4 @@
-"""`unitok demo`: the whole pipeline on the built-in data.
+"""`unitok demo`: what the built-in bundle does, then the whole pipeline on the built-in data, and both side by side.
 
 The budget: fixed fractions for the tokenizers, a reserve for scoring, and the rest for the decoder.
 """
@@ -14,6 +14,7 @@ from unitok.scenes.pipeline import Pipeline
 
 IMAGE_FRACTION, AUDIO_FRACTION, SCORING_FRACTION = 0.185, 0.06, 0.125  # of the minutes
 SCENES_PER_MINUTE = 950  # of the budget: scenes for training
+SHOWN = 12  # scenes that the built-in bundle is shown on
 RECONSTRUCTIONS = 400  # scenes for the scores of reconstructions and of codebook usage
 
 PROMPTS = [
@@ -55,6 +56,10 @@ def run_demo(out: Path, minutes: float = 13.0, eval_scenes: int = 200, seed: int
         )
         return words(line, name=name, data=data, minutes=demo.minutes_for(name, budget))
 
+    # The built-in bundle on the first scenes of `test`, drawn larger, so that both bundles are seen on the same scenes.
+    shown = "scenes {out}/scenes/shown --count {count} --seed {own_seed} --max-objects 2 --fold seen --resolution 64"
+    shipped = "eval --bundle scenes --scenes {out}/scenes/shown --count {count} --out {out}/shipped --seed {seed}"
+    demo.stage("shipped", words(shown, count=SHOWN, own_seed=1_000_000 * seed + 2), words(shipped, count=SHOWN))
     demo.stage(
         "scenes",
         scenes("train", max(400, int(SCENES_PER_MINUTE * minutes)), 1),

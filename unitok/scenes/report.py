@@ -9,7 +9,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from unitok import pages
-from unitok.files import read_json_lines
+from unitok.files import read_json, read_json_lines
 from unitok.pages import Article, Figure
 
 _TITLES = {
@@ -78,17 +78,23 @@ def _samples(folder: Path) -> list[Article]:
     return articles
 
 
-def _generations(folder: Path, scores: Mapping[str, float | list[float]]) -> list[dict[str, object]]:
-    """Title, score and samples of each direction."""
+def _generations(run: Path, scores: Mapping[str, float | list[float]]) -> list[dict[str, object]]:
+    """Title of each direction, and its groups of samples: of the built-in bundle, of the one just trained, and that on kept-out folds."""
+    shipped = read_json(run / "shipped" / "scores.json", "") if (run / "shipped").exists() else {}
     sections: list[dict[str, object]] = []
     for key, title in _TITLES.items():
-        for ending, note in _NOTES.items():
-            if (samples := folder / f"{key}{ending}").exists():
-                value = next(
-                    v for name, v in scores.items() if re.fullmatch(rf"generation\.{key}\.\w+{re.escape(ending)}", name)
-                )
-                assert isinstance(value, float)
-                sections.append({"title": title + note, "right": _percent(value), "articles": _samples(samples)})
+        groups = []
+        for folder, of_bundle, endings, name in (
+            (run / "shipped", shipped, ("",), "the built-in bundle"),
+            (run / "eval", scores, _NOTES, "trained just now"),
+        ):
+            for ending in endings:
+                if (samples := folder / "samples" / f"{key}{ending}").exists():
+                    pattern = rf"generation\.{key}\.[a-z]+{re.escape(ending)}"
+                    value = next(v for name, v in of_bundle.items() if isinstance(v, float) and re.fullmatch(pattern, name))
+                    note = f"{name}{_NOTES[ending]}"
+                    groups.append({"title": note, "right": _percent(value), "articles": _samples(samples)})
+        sections.append({"title": title, "groups": groups})
     return sections
 
 
@@ -133,7 +139,7 @@ def write_report(run: Path, scores: Mapping[str, float | list[float]], seconds: 
         measures=_measures(scores),
         reconstructions=_reconstructions(reconstructions, "*-original.png")
         + _reconstructions(reconstructions, "*-original.wav")[:4],
-        generations=_generations(run / "eval" / "samples", scores),
+        generations=_generations(run, scores),
         charts={name: _curves(file, _CURVES[name]) for name, file in metrics.items() if file.exists()},
         seconds=seconds,
     )
