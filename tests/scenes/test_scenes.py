@@ -206,6 +206,18 @@ def test_the_report_has_every_score_sample_pair_curve_and_time(page, evaluated):
     assert "<tr><td>image</td><td>60 s</td></tr>" in page
 
 
+def test_the_report_shows_the_built_in_bundle_beside_the_one_just_trained(evaluated, tmp_path):
+    for name in ("eval", "shipped"):
+        (tmp_path / name).symlink_to(evaluated)
+    scores = json.loads((evaluated / "scores.json").read_text())
+    page = write_report(tmp_path, scores, {}, 1).read_text()
+    titles = re.findall(r"<h[34]>(.*?) *(?:<span|</h)", page.split("<h2>Generations</h2>")[1].split("<h2>Training</h2>")[0])
+    new = ["trained just now", "trained just now: new sequences of objects", "trained just now: new color-shape pairs"]
+    assert len(titles) == 7 * 5
+    for start in range(0, 35, 5):
+        assert titles[start + 1 : start + 5] == ["the built-in bundle", *new]
+
+
 def test_the_report_needs_no_other_file_and_is_well_formed(page, evaluated):
     assert not re.search(r'(src|href)="(?!data:)', page)
     samples = [json.loads(line) for f in evaluated.glob("samples/*/outputs.jsonl") for line in f.read_text().splitlines()]
