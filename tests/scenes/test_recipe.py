@@ -1,0 +1,104 @@
+"""Promises of the built-in bundle: its recipe makes it whole, with scores, checksums and a card; the one that ships does what it says."""
+
+import json
+from importlib.metadata import version
+
+import pytest
+
+from unitok import Unitok
+from unitok.bundle.checksums import checksums
+from unitok.cli import main
+from unitok.hub import BUILT_IN
+from unitok.scenes import recipe, tune
+from unitok.scenes.evaluate import interval
+from unitok.scenes.oracle import read_audio, read_image
+from unitok.scenes.pipeline import Pipeline
+from unitok.scenes.world import parse_caption
+
+PROMPT = "a large red circle left of a small blue square on a white background"
+
+
+# ---- The recipe, with trainings of a few steps ------------------------------------------------------------------------
+
+
+def in_this_process(self: Pipeline, command: list[str], save) -> None:
+    """Stands for a process: 6 steps of training, of which the last writes nothing to the terminal."""
+    words = list(command)
+    if words[0] == "fit":
+        words += ["--model.init_args.steps", "6", "--model.init_args.log_every", "1", "--trainer.enable_progress_bar", "false"]
+    main(words)
+
+
+def test_the_recipe_makes_a_bundle_with_scores_checksums_and_a_card(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Pipeline, "_run", in_this_process)
+    monkeypatch.setattr(recipe, "SCENES", 40)
+    monkeypatch.setattr(recipe, "PER_DIRECTION", 4)
+    monkeypatch.setattr(tune, "TEMPERATURES", (0.4, 0.0))
+    monkeypatch.setattr(tune, "GUIDANCE_SCALES", (1.5,))
+    recipe.run_recipe(tmp_path / "runs", tmp_path / "scenes")
+    bundle = Unitok.from_pretrained(tmp_path / "scenes")
+    assert bundle.parts == ["text", "image", "audio", "model"]
+    assert {row["all"].split(" %")[0] for row in bundle.facts["scores"].values() if isinstance(row, dict) and "all" in row}
+    assert set(bundle.facts["scores"]["caption to image"]) >= {"all", "composed", "systematic", "best of 4 by pmi"}
+    assert bundle.facts["training"]["data"]["scenes"] == 40
+    assert set(PROMPT.split()) <= set(bundle.facts["world"]["words"])
+    info = json.loads((tmp_path / "scenes" / "bundle.json").read_text())
+    assert info["sha256"] == checksums(tmp_path / "scenes")
+    card = (tmp_path / "scenes" / "README.md").read_text()
+    assert "license: apache-2.0" in card
+    assert "caption to image / systematic" in card
+    assert bundle.generation_config.sampling["image"].temperature in (0.0, 0.4)
+    before = capsys.readouterr().out
+    assert "== scenes (0 s of 6600 s spent)" in before
+    recipe.run_recipe(tmp_path / "runs", tmp_path / "scenes")  # again: nothing is left to do
+    assert capsys.readouterr().out.count("already done") == 10
+
+
+def test_the_interval_is_wilsons():
+    low, high = interval(0.9, 200)
+    assert (round(low, 4), round(high, 4)) == (0.8507, 0.9342)
+    assert interval(1.0, 200)[1] == 1.0
+    assert interval(0.0, 200)[0] == 0.0
+
+
+# ---- The bundle that ships -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Unitok:
+    return Unitok.from_pretrained("scenes")
+
+
+def test_it_draws_and_plays_what_the_prompt_says(shipped):
+    outputs = shipped.generate(PROMPT, modalities="image,audio", n=8, seed=0)
+    pixels = [((o.images[0].clamp(-1, 1) + 1) * 127.5).permute(1, 2, 0).numpy() for o in outputs]
+    assert outputs[0].images[0].shape == (3, 64, 64)
+    wanted = parse_caption(PROMPT)
+    assert sum(read_image(p) == wanted for p in pixels) >= 6
+    notes = [[(n.pitch, n.timbre) for n in read_audio(o.audios[0].numpy(), shipped.audio.sample_rate)] for o in outputs]
+    assert sum(read == [(n.pitch, n.timbre) for n in wanted.notes()] for read in notes) >= 6
+
+
+def test_it_says_what_an_image_shows_and_plays_it(shipped):
+    image = shipped.generate(PROMPT, modalities="image", seed=1)[0].images[0]
+    pixels = ((image.clamp(-1, 1) + 1) * 127.5).permute(1, 2, 0).byte().numpy()
+    assert parse_caption(shipped.generate(pixels, modalities="text", seed=0)[0].text) == parse_caption(PROMPT)
+
+
+def test_its_files_are_those_that_its_recipe_wrote_and_small(shipped):
+    folder = BUILT_IN / "scenes"
+    info = json.loads((folder / "bundle.json").read_text())
+    assert info["sha256"] == checksums(folder)
+    assert sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) < 30e6
+    assert info["training"]["data"]["unitok"] == version("unitok-lm")
+    card = (folder / "README.md").read_text()
+    for row, values in info["scores"].items():
+        for column, value in values.items() if isinstance(values, dict) else []:
+            if isinstance(value, str):
+                assert f"| {row} / {column} | {value} |" in card
+
+
+def test_sample_needs_no_bundle_and_tells_of_words_outside_its_world(tmp_path, recwarn):
+    main(["sample", "--text", "a large dog on a white background", "--modalities", "image", "--out", str(tmp_path / "out")])
+    assert (tmp_path / "out" / "000000.png").exists() or list((tmp_path / "out").glob("*.png"))
+    assert any("never read dog" in str(w.message) for w in recwarn)
