@@ -360,7 +360,7 @@ def documents_with_dice(block: str) -> None:
 #: What is done with each block of each page, in order.
 BLOCKS: dict[str, list[Callable[[str], None]]] = {
     "docs/add-a-modality.md": [a_modality, documents_with_dice, shell, python],
-    "README.md": [shell, shell, installs, shell, shell, shell, python, rooms_of_diagram],
+    "README.md": [shell, shell, shell, installs, shell, shell, shell, python, rooms_of_diagram],
     "docs/data-formats.md": [
         *(one_document, with_a_template, recipe, what_a_data_set_holds, with_other_programs, from_a_bucket)
     ],
