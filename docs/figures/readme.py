@@ -1,9 +1,9 @@
-"""Draws the figure of the README: prompts, and what the model of a demo generates from them.
+"""Draws the figure of the README: prompts, and what the built-in bundle generates from them.
 
-    python docs/figures/readme.py [runs/demo] [--out docs/figures/readme.svg]
+    python docs/figures/readme.py [scenes] [--out docs/figures/readme.svg]
 
-Nothing is picked by hand. The prompts are the first scenes of one seed that are not in the training data of the demo; each output is
-the only sample of seed 0, with the sampling parameters of the bundle. The marks are verdicts of the oracle, which reads pixels
+Nothing is picked by hand. The prompts are the first scenes of one seed of the fold `composed`, whose sequences of objects are in no training
+document; each output is the only sample of seed 0, with the sampling parameters of the bundle. The marks are verdicts of the oracle, which reads pixels
 and waveforms (`unitok.scenes.oracle`). `make figures` runs this script.
 """
 
@@ -28,7 +28,7 @@ from unitok.scenes.evaluate import same_notes, to_bytes
 from unitok.scenes.oracle import read_audio, read_image
 
 MOST = 160  # new tokens of an output: more than any right one has
-SEED, ROWS = 4, 3  # of the prompts; the demo's scenes have seeds 1 to 3
+SEED, ROWS, RESOLUTION = 6, 3, 64  # of the prompts; the scenes of the bundle's recipe have seeds 1 to 5
 WIDTH, MARGIN, COLUMN, GAP, HEIGHT, TOP, BOTTOM = 880, 16, 162, 9, 190, 48, 40  # pixels; COLUMN and HEIGHT are those of a card
 INSET, MEDIA, LINE = 22, 84, 16.5  # from the edge of a card to its content; height of an image; height of a line of text
 INK, SOFT, RULE, BLUE, GREEN, RED = "#1c2126", "#5b6672", "#d5dbe2", "#2563a8", "#1a7f4b", "#c0392b"
@@ -43,21 +43,10 @@ class Part:
     right: bool | None = None
 
 
-def unseen_scenes(training: Path, count: int) -> list[world.Scene]:
-    """The first `count` scenes of a seed that are not in a folder of training data."""
-    seen = {row["scene"] for row in read_scenes(training)}
-    rng, scenes = np.random.default_rng(SEED), []
-    while len(scenes) < count:
-        scene = world.draw_scene(rng, max_objects=2)
-        if scene not in seen:
-            scenes.append(scene)
-    return scenes
-
-
 def cards(u: Unitok, scenes: list[world.Scene]) -> dict[str, list[list[Part]]]:
     """For each column its cards: prompt and output of each scene."""
     rng = np.random.default_rng(SEED)
-    images = [world.render_image(scene, rng) for scene in scenes]
+    images = [world.render_image(scene, rng, RESOLUTION) for scene in scenes]
     waves = [world.render_audio(scene, rng) for scene in scenes]
     captions = [world.caption(scene) for scene in scenes]
     asked = [pairs[int(rng.integers(2, len(pairs)))] for pairs in map(world.questions, scenes)]
@@ -180,11 +169,12 @@ def draw(columns: dict[str, list[list[Part]]]) -> str:
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("demo", type=Path, nargs="?", default=Path("runs/demo"), help="folder of a finished demo")
+    p.add_argument("bundle", nargs="?", default="scenes", help="a bundle: its folder, or the name of a built-in one")
     p.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".svg"), help="the SVG file to write")
     o = p.parse_args()
-    u = Unitok.from_pretrained(o.demo / "bundle")
-    write_text(o.out, draw(cards(u, unseen_scenes(o.demo / "scenes" / "train", ROWS))))
+    rng = np.random.default_rng(SEED)
+    scenes = [world.draw_scene(rng, max_objects=2, fold="composed") for _ in range(ROWS)]
+    write_text(o.out, draw(cards(Unitok.from_pretrained(o.bundle), scenes)))
     print(o.out)
 
 
