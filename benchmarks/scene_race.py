@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from common import RESULTS, in_a_process, machine, versions
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from unitok.api import Unitok
 from unitok.data.modules import TokenShards
@@ -56,7 +57,7 @@ Batch = dict[str, Tensor]
 class Row:
     """A recipe. image, audio: the kind of tokenizer, a key of `TOKENIZERS`; data: of `TokenShards`; muon_every: of `DecoderTraining`.
 
-    model: wraps a decoder, for rows that change its inputs; those are not sampled from. change: of a batch, given the fraction of the run.
+    model: changes a decoder, or wraps it; one that is wrapped is not sampled from. change: of a batch, given the fraction of the run.
     """
 
     against: str = ""
@@ -66,7 +67,7 @@ class Row:
     muon_every: int = 4
     lr: float = 1e-2
     decoder: DecoderConfig = DECODER
-    model: Callable[[Decoder, Vocab], nn.Module] | None = None
+    model: Callable[[Decoder, Unitok], nn.Module] | None = None
     change: Callable[[Batch, Vocab, float, torch.Generator], Batch] | None = None
 
 
@@ -93,10 +94,10 @@ def inside(tokens: Tensor, vocab: Vocab, name: str) -> Tensor:
 class Neighbors(nn.Module):
     """A decoder whose input also has the code above the next one, an embedding of its own (8 columns)."""
 
-    def __init__(self, decoder: Decoder, vocab: Vocab):
+    def __init__(self, decoder: Decoder, bundle: Unitok):
         super().__init__()
-        self.decoder, self.vocab = decoder, vocab
-        self.above = nn.Embedding(vocab.size, decoder.config.hidden_size)
+        self.decoder, self.vocab = decoder, bundle.vocab
+        self.above = nn.Embedding(bundle.vocab.size, decoder.config.hidden_size)
         nn.init.zeros_(self.above.weight)
 
     def hidden(self, batch: Batch) -> Tensor:
@@ -112,6 +113,44 @@ class Neighbors(nn.Module):
             return self.decoder.hidden(ids, batch["positions"], batch["documents"], batch["span_positions"])
         finally:
             handle.remove()
+
+
+class FromCodebooks(nn.Module):
+    """Adds to the rows of a matrix [V, C], those of the codes, what an MLP makes of their codebook vectors; a parametrization."""
+
+    def __init__(self, codebooks: dict[tuple[int, int], Tensor], width: int):
+        super().__init__()
+        self.ranges = list(codebooks)
+        self.vectors = [F.normalize(vectors - vectors.mean(0)) * vectors.shape[1] ** 0.5 for vectors in codebooks.values()]
+        self.mlps = nn.ModuleList(
+            nn.Sequential(nn.Linear(v.shape[1], 64), nn.SiLU(), nn.Linear(64, width)) for v in self.vectors
+        )
+        for mlp in self.mlps:
+            nn.init.zeros_(mlp[-1].weight)
+            nn.init.zeros_(mlp[-1].bias)
+
+    def forward(self, matrix: Tensor) -> Tensor:
+        added = torch.zeros_like(matrix)
+        for (start, stop), vectors, mlp in zip(self.ranges, self.vectors, self.mlps, strict=True):
+            added[start:stop] = mlp(vectors)
+        return matrix + added
+
+
+def know_codebooks(*names: str) -> Callable[[Decoder, Unitok], nn.Module]:
+    """Embedding and head know the vectors of the codes of these modalities, so that near codes share what is learned."""
+
+    def wrap(decoder: Decoder, bundle: Unitok) -> nn.Module:
+        codebooks = {}
+        for name in names:
+            quantizer = bundle.require(name).quantizer
+            books = quantizer.codebooks if hasattr(quantizer, "codebooks") else [quantizer.codebook]
+            for r, book in zip(bundle.vocab.body(name), books, strict=True):
+                codebooks[r.offset, r.stop] = book.embed.clone()
+        for layer in (decoder.model.embed_tokens, decoder.lm_head):
+            parametrize.register_parametrization(layer, "weight", FromCodebooks(codebooks, decoder.config.hidden_size))
+        return decoder
+
+    return wrap
 
 
 def drop_text(batch: Batch, vocab: Vocab, fraction: float, random: torch.Generator) -> Batch:
@@ -165,6 +204,7 @@ ROWS = {
     "image codebook of 128": replace(NOW, image="patch, 128 codes"),
     "audio: 4 levels of 32 codes": replace(NOW, audio="patch, 4 levels of 32"),
     "embedding of the code above": replace(NOW, model=Neighbors),
+    "codebook vectors in embedding and head": replace(NOW, model=know_codebooks("image", "audio")),
     "text tokens dropped": replace(NOW, change=drop_text),
     "noise in the codes": replace(NOW, change=noisy_codes),
     "rare codes weigh more, power 0.5": replace(NOW, change=rare_codes(0.5)),
@@ -236,7 +276,8 @@ def run(row: Row, folder: Path, scenes: Path, seconds: float, seed: int) -> dict
     packed = data.training_data()
     vocab, allowed = packed.vocab, packed.grammar.allowed_sets
     decoder = Decoder(replace(row.decoder, vocab_size=vocab.size))
-    model = row.model(decoder, vocab) if row.model else decoder
+    bundle = Unitok.from_pretrained(folder / "bundle")
+    model = row.model(decoder, bundle) if row.model else decoder
     optimizers = build_optimizers(model, "muon", row.lr, 0.02, (0.9, 0.95), 0.0, 3, row.muon_every)
 
     def hidden(batch: Batch) -> Tensor:
@@ -262,9 +303,12 @@ def run(row: Row, folder: Path, scenes: Path, seconds: float, seed: int) -> dict
         for optimizer in optimizers:
             optimizer.step()
         steps += 1
+    for layer in (decoder.model.embed_tokens, decoder.lm_head):
+        if parametrize.is_parametrized(layer):
+            parametrize.remove_parametrizations(layer, "weight")
     model.eval()
     measured: dict[str, float] = {"steps": steps} | _nats(hidden, decoder, data, folder / "test", allowed)
-    return measured if row.model else measured | _right(decoder, folder, scenes)
+    return measured | _right(decoder, bundle, scenes) if isinstance(model, Decoder) else measured
 
 
 @torch.no_grad()
@@ -283,9 +327,8 @@ def _nats(
     return {f"nats/{name}": mean(values) for name, values in sums.items()}
 
 
-def _right(decoder: Decoder, folder: Path, scenes: Path) -> dict[str, float]:
+def _right(decoder: Decoder, bundle: Unitok, scenes: Path) -> dict[str, float]:
     """Percent of right outputs by direction and fold."""
-    bundle = Unitok.from_pretrained(folder / "bundle")
     bundle = Unitok(bundle.vocab, bundle.tokenizers, decoder)
     found = {}
     with tempfile.TemporaryDirectory() as out:

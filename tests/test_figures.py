@@ -127,13 +127,11 @@ def test_the_page_of_benchmarks_is_what_its_script_writes_and_has_every_result(t
     assert page.count("| not measured |") == sum(len(results(name).get("cases", [])) for name in names)
 
 
-def test_the_figure_of_the_readme_is_drawn_from_a_demo(tiny, scenes_folder, tmp_path):
+def test_the_figure_of_the_readme_is_drawn_from_a_bundle(tiny, tmp_path):
     """With an untrained bundle; whatever it writes is text in the figure, and nothing else."""
     tiny.save_pretrained(tmp_path / "bundle")
-    (tmp_path / "scenes").mkdir()
-    (tmp_path / "scenes" / "train").symlink_to(scenes_folder)
     for name in ("a.svg", "b.svg"):
-        run_script(ROOT / "docs" / "figures" / "readme.py", tmp_path, "--out", tmp_path / name)
+        run_script(ROOT / "docs" / "figures" / "readme.py", tmp_path / "bundle", "--out", tmp_path / name)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     for path in (tmp_path / "a.svg", ROOT / "docs" / "figures" / "readme.svg"):
         tags = [element.tag.partition("}")[2] for element in ET.parse(path).iter()]
