@@ -4,7 +4,7 @@
 # make check      lint and types
 # make docs       the documentation's site, strictly: a dead link is an error; open site/index.html
 # make check-long heavier proofs: kills, longer trainings
-# make figures    the figure of the README, from the built-in bundle
+# make figures    the figures of the README and of the model that ships, from the built-in bundle
 # make benchmarks-page   docs/benchmarks.md, from benchmarks/results/
 # make env        the environment that all of them share: .venv, pinned by constraints.txt
 #
@@ -41,6 +41,7 @@ check-long: env
 
 figures: env
 	$(VENV)/bin/python docs/figures/readme.py
+	$(VENV)/bin/python docs/figures/sheet.py
 
 benchmarks-page: env
 	$(VENV)/bin/python benchmarks/write_page.py
