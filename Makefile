@@ -23,7 +23,7 @@ demo: env
 	$(VENV)/bin/unitok demo --minutes $(MINUTES)
 
 bundle: env
-	$(VENV)/bin/python -m unitok.scenes.recipe runs/bundle
+	$(VENV)/bin/python -m unitok.scenes.recipe runs/recipe
 
 test: env
 	$(VENV)/bin/python -m pytest -m "not long" --numprocesses logical --maxprocesses 4 --dist loadfile

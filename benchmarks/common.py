@@ -107,11 +107,11 @@ def in_a_process(script: str, *arguments: str) -> dict[str, Any]:
 
 
 def make_scenes(work: Path) -> None:
-    """Write scenes for training, new scenes, and scenes with kept-out color-shape pairs into `work`, unless they are there."""
+    """Write scenes for training, new scenes, and scenes with held-out color-shape pairs into `work`, unless they are there."""
     for folder, number, seed, more in (
-        ("train", 12_000, 1, []),
+        ("train", 12_000, 1, ["--fold", "seen"]),
         ("test", 1000, 2, ["--fold", "seen"]),
-        ("systematic", 400, 3, ["--fold", "systematic"]),
+        ("held_out", 400, 3, ["--fold", "systematic"]),
     ):
         if not (work / folder / "scenes.jsonl").exists():
             command = ["scenes", str(work / folder), "--count", str(number), "--seed", str(seed), "--max-objects", "2", *more]

@@ -1,6 +1,6 @@
 """Which recipe makes a small decoder follow its prompts sooner: equal seconds of one thread, right outputs of every direction.
 
-    python benchmarks/scene_race.py [--seconds 240] [--seeds 0 1 2] [--only ROW ...] [--work FOLDER]
+    python benchmarks/scene_race.py [--seconds 240] [--seeds 0 1 2] [--rows ROW ...] [--work FOLDER]
 
 Measured: the tokenizer decides; see the table. Rows of a later run replace those of the same name in the results.
 
@@ -45,7 +45,6 @@ from unitok.vocab import Vocab
 
 SCENES, SHOWN = 16_000, 200  # to train on; to measure on
 MINUTES = {"image": 3.0, "audio": 1.5}  # of the tokenizers' trainings
-CODES = {"image": "patch", "audio": "patch"}  # encoders of the defaults
 DECODER = DecoderConfig(
     hidden_size=128, num_hidden_layers=4, intermediate_size=384, num_attention_heads=2, num_key_value_heads=2, head_dim=64,
     max_position_embeddings=256, span_positions=72,
@@ -60,7 +59,6 @@ class Row:
     model: changes a decoder, or wraps it; one that is wrapped is not sampled from. change: of a batch, given the fraction of the run.
     """
 
-    against: str = ""
     image: str = "patch"
     audio: str = "patch"
     data: dict[str, Any] = field(default_factory=lambda: {"prompt_loss_weight": {"image": 0.2}})
@@ -97,8 +95,8 @@ class Neighbors(nn.Module):
     def __init__(self, decoder: Decoder, bundle: Unitok):
         super().__init__()
         self.decoder, self.vocab = decoder, bundle.vocab
-        self.above = nn.Embedding(bundle.vocab.size, decoder.config.hidden_size)
-        nn.init.zeros_(self.above.weight)
+        self.embed_above = nn.Embedding(bundle.vocab.size, decoder.config.hidden_size)
+        nn.init.zeros_(self.embed_above.weight)
 
     def hidden(self, batch: Batch) -> Tensor:
         ids = batch["ids"]
@@ -107,7 +105,7 @@ class Neighbors(nn.Module):
         ]  # the next code is one to the right of this one, so its upper neighbor is 7 back
         known = inside(ids, self.vocab, "image") & inside(above, self.vocab, "image")
         inputs = self.decoder.model.embed_tokens.weight.new_zeros(*ids.shape, self.decoder.config.hidden_size)
-        inputs[known] = self.above(above[known])
+        inputs[known] = self.embed_above(above[known])
         handle = self.decoder.model.embed_tokens.register_forward_hook(lambda module, args, out: out + inputs)
         try:
             return self.decoder.hidden(ids, batch["positions"], batch["documents"], batch["span_positions"])

@@ -6,7 +6,7 @@ Measured, two seeds: PSNR of 29.1 and 29.2 dB, 100 % of the codebook in use, and
 99 % of the reconstructions; with the GAN on, 65 and 63 % of the originals' sharpness at edges instead of 62 and 63 %, at 1.0 and
 0.4 dB less.
 
-There is no peer: the numbers stand beside those of scenes with color-shape pairs that decoders never see. Sharpness: how much of each step of a
+There is no peer: the numbers stand beside those of scenes with held-out color-shape pairs. Sharpness: how much of each step of a
 quarter of the range and more, between neighboring pixels of the originals, is left. Also writes a sheet of crops: originals, without
 GAN, with GAN.
 """
@@ -95,11 +95,11 @@ def main() -> None:
             run = o.work / f"{name}-{seed}-{minutes:g}"
             train(CONFIG, run, o.work / "train" / "images", minutes, seed, options)
             scores, originals, again = measure(run, o.work / "test")
-            kept_out = measure(run, o.work / "systematic")[0]
+            kept_out = measure(run, o.work / "held_out")[0]
             units = {"psnr_db": "dB"}
             for score, value in scores.items():
                 case = {"case": f"{minutes:g} minutes, {name}, seed {seed}: {score}", "unit": units.get(score, "fraction")}
-                cases.append(case | {"ours": value, "systematic": kept_out[score]})
+                cases.append(case | {"ours": value, "held_out": kept_out[score]})
             if seed == seeds[0]:
                 shown = [*(shown or [originals]), again]
     path = o.out.with_suffix(".png") if o.out else RESULTS / "scenes.png"

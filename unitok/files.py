@@ -265,7 +265,12 @@ _LISTINGS = {
     "scores.jsonl": "document evaluation",
 }
 #: A file in the folder -> what the folder is, for messages.
-_MARKS = {"dataset.json": "a data set", "checkpoints": "a training run", "scenes.jsonl": "scenes", "state.json": "a demo"}
+_MARKS = {
+    "dataset.json": "a data set",
+    "checkpoints": "a training run",
+    "scenes.jsonl": "scenes",
+    "state.json": "a demo or recipe",
+}
 
 
 def _own_names(kind: str) -> str:

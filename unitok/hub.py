@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from unitok.errors import UserError, first_line
-from unitok.files import Json, settle
+from unitok.files import Json, kind_of, settle
 
 #: Files of a repository that are downloaded.
 _FILES = ["*.json", "*.safetensors", "*.model"]
@@ -39,7 +39,7 @@ def find(
 
     Args:
         name: a folder; else, as a str, a built-in bundle (a name without a slash, such as `scenes`) or a repository of the Hugging Face
-            hub (`user/name`). An existing folder comes first; before a built-in bundle only if it is a bundle, too. A `Path` is a folder, whether it
+            hub (`user/name`). An existing folder comes first; before a built-in bundle only if unitok wrote a bundle or a part into it. A `Path` is a folder, whether it
             exists or not.
         revision: branch, tag or commit of a repository; default: `main`.
         cache_dir: where repositories are kept; default: the hub's own cache.
@@ -49,8 +49,8 @@ def find(
     Errors: `UserError` that says what is missing: the folder, the repository, its revision, access to it, or the network.
     """
     folder = Path(name)
-    shadows = name in built_in() and not (settle(folder) / "bundle.json").exists()  # a folder of scenes, say
-    if isinstance(name, Path) or (settle(folder).exists() and not shadows):
+    is_data = name in built_in() and not kind_of(settle(folder))  # a folder of scenes, say
+    if isinstance(name, Path) or (settle(folder).exists() and not is_data):
         if revision is not None:
             raise UserError(f"revision {revision!r}: {name} is a folder; revisions are of repositories of the Hugging Face hub")
         return folder

@@ -2,8 +2,8 @@
 
     python docs/figures/readme.py [scenes] [--out docs/figures/readme.svg]
 
-Nothing is picked by hand. The prompts are the first scenes of one seed of the fold `composed`, whose sequences of objects are in no training
-document; each output is the only sample of seed 0, with the sampling parameters of the bundle. The marks are verdicts of the oracle, which reads pixels
+Nothing is picked by hand. The prompts are the first scenes of one seed of the fold `composed`, whose sequences of objects no training
+document shows; each output is the only sample of seed 0, with the sampling parameters of the bundle. The marks are verdicts of the oracle, which reads pixels
 and waveforms (`unitok.scenes.oracle`). `make figures` runs this script.
 """
 
@@ -160,7 +160,7 @@ def draw(columns: dict[str, list[list[Part]]]) -> str:
         text_at(
             MARGIN + 182,
             y,
-            "right or wrong, as an oracle reads it. Audio is drawn as a spectrogram. First samples on unseen prompts.",
+            "right or wrong, as an oracle reads it. Audio is drawn as a spectrogram. First samples, unseen sequences of objects.",
             SOFT,
         )
     )

@@ -171,3 +171,7 @@ def test_muon_of_several_steps_updates_by_the_sum_of_their_gradients():
         summed.grad = sum(gradients[i : i + 3])
         b.step()
     torch.testing.assert_close(rare, summed)
+    state = a.state_dict()
+    for group in state["param_groups"]:
+        del group["every"]  # as a checkpoint of before
+    Muon([torch.nn.Parameter(start.clone())]).load_state_dict(state)

@@ -1,7 +1,6 @@
 """Promises of the built-in bundle: its recipe makes it whole, with scores, checksums and a card; the one that ships does what it says."""
 
 import json
-from importlib.metadata import version
 
 import pytest
 
@@ -38,7 +37,9 @@ def test_the_recipe_makes_a_bundle_with_scores_checksums_and_a_card(tmp_path, mo
     recipe.run_recipe(tmp_path / "runs", tmp_path / "scenes")
     bundle = Unitok.from_pretrained(tmp_path / "scenes")
     assert bundle.parts == ["text", "image", "audio", "model"]
-    assert {row["all"].split(" %")[0] for row in bundle.facts["scores"].values() if isinstance(row, dict) and "all" in row}
+    scores = json.loads((tmp_path / "runs" / "eval" / "scores.json").read_text())
+    shown = bundle.facts["scores"]["questions about an image"]["all"]
+    assert shown.startswith(f"{100 * scores['generation.questions.exact']:.1f} % (")
     assert set(bundle.facts["scores"]["caption to image"]) >= {"all", "composed", "systematic", "best of 4 by pmi"}
     assert bundle.facts["training"]["data"]["scenes"] == 40
     assert set(PROMPT.split()) <= set(bundle.facts["world"]["words"])
@@ -90,7 +91,7 @@ def test_its_files_are_those_that_its_recipe_wrote_and_small(shipped):
     info = json.loads((folder / "bundle.json").read_text())
     assert info["sha256"] == checksums(folder)
     assert sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) < 30e6
-    assert info["training"]["data"]["unitok"] == version("unitok-lm")
+    assert f"unitok {info['training']['data']['unitok']}" in (folder / "README.md").read_text()
     card = (folder / "README.md").read_text()
     for row, values in info["scores"].items():
         for column, value in values.items() if isinstance(values, dict) else []:
@@ -100,5 +101,5 @@ def test_its_files_are_those_that_its_recipe_wrote_and_small(shipped):
 
 def test_sample_needs_no_bundle_and_tells_of_words_outside_its_world(tmp_path, recwarn):
     main(["sample", "--text", "a large dog on a white background", "--modalities", "image", "--out", str(tmp_path / "out")])
-    assert (tmp_path / "out" / "000000.png").exists() or list((tmp_path / "out").glob("*.png"))
+    assert list((tmp_path / "out").glob("*.png"))
     assert any("never read dog" in str(w.message) for w in recwarn)

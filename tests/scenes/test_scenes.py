@@ -12,6 +12,7 @@ import torch
 from unitok.cli import main
 from unitok.document import Document, Segment
 from unitok.errors import UserError
+from unitok.generation_config import GenerationConfig
 from unitok.media import load_audio, load_image
 from unitok.sample.outputs import Output
 from unitok.scenes.evaluate import DIRECTIONS as WAYS
@@ -28,6 +29,7 @@ DIRECTIONS = {
     "questions": "exact",
     "interleaved": "attributes",
 }
+FOLDS = ("composed", "systematic")
 SCORES = {
     *("oracle.originals", "malformed", "codebook.image.usage", "codebook.audio.usage"),
     *("scenes", "scenes.composed", "scenes.systematic"),
@@ -72,11 +74,27 @@ def evaluated(tmp_path_factory, bundle_folder, scenes_folder, kept_out):
     return out
 
 
-def test_a_bundle_is_measured_in_every_direction(evaluated, scenes_folder):
+def test_a_bundle_is_measured_in_every_direction(evaluated, scenes_folder, kept_out):
     scores = json.loads((evaluated / "scores.json").read_text())
-    by_count = {name for name in scores if name.endswith((".one", ".two"))}
-    assert set(scores) - by_count == SCORES
-    assert {name.rpartition(".")[0] for name in by_count} <= SCORES
+    rows = {
+        ending: read_scenes(folder)[:2]
+        for ending, folder in ({"": scenes_folder} | {f".{f}": kept_out / f for f in FOLDS}).items()
+    }
+    counts = {ending: sorted({len(row["scene"].objects) for row in of_fold}) for ending, of_fold in rows.items()}
+    by_count = {
+        f"{name}.{('one', 'two')[count - 1]}{ending}"
+        for ending, found in counts.items()
+        for count in found
+        for name in ("scenes", *(f"generation.{n}.{s}" for n, s in DIRECTIONS.items()))
+        if len(found) > 1
+    }
+    assert by_count  # else another seed
+    assert set(scores) == SCORES | by_count
+    for ending, found in counts.items():
+        if len(found) > 1:
+            one, two = (scores[f"generation.questions.exact.{count}{ending}"] for count in ("one", "two"))
+            assert scores[f"generation.questions.exact{ending}"] == (one + two) / 2
+            assert scores[f"scenes.one{ending}"] == scores[f"scenes.two{ending}"] == 1
     assert scores["oracle.originals"] >= 0.95  # of all scenes of the folder
     assert scores["malformed"] == 0  # whatever the weights
     assert len(scores["codebook.audio.usage"]) == 3
@@ -103,7 +121,29 @@ def test_too_few_scenes_or_none_are_one_line(bundle_folder, scenes_folder, tmp_p
         evaluate_bundle(bundle_folder, scenes_folder, *more)
     with pytest.raises(UserError, match="no scenes.jsonl in this folder"):
         evaluate_bundle(bundle_folder, bundle_folder, *more)
+    with pytest.raises(UserError, match="has (seen|composed) scenes; make it with `unitok scenes OUT --fold systematic`"):
+        evaluate_bundle(bundle_folder, scenes_folder, tmp_path / "out", 2, 0, {"systematic": scenes_folder})
+    with pytest.raises(UserError, match="best_of 0: it must be at least 1"):
+        evaluate_bundle(bundle_folder, scenes_folder, tmp_path / "out", 2, 0, best_of=0)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_best_of_several_is_chosen_by_pmi(tiny, scenes_folder, tmp_path, monkeypatch):
+    configs = []
+
+    def generate(unitok, prompts, config, batch_size):
+        configs.append(config)
+        return [
+            SimpleNamespace(images=[torch.zeros(3, 32, 32)], audios=[torch.zeros(1, 3200)], text="", document=p)
+            for p in prompts
+        ]
+
+    monkeypatch.setattr("unitok.scenes.evaluate.generate_outputs", generate)
+    evaluation = Evaluation(tiny, tmp_path, 0, GenerationConfig())
+    monkeypatch.setattr(evaluation, "_keep", lambda *_: None)
+    monkeypatch.setattr(evaluation, "_well_formed", lambda _: True)
+    evaluation.generate(scenes_folder, read_scenes(scenes_folder)[:2], ".best_of_4", 4)
+    assert {(c.best_of, c.rank_by, c.n) for c in configs} == {(4, "pmi", 1)}
 
 
 def test_each_direction_counts_the_truth_as_right_and_another_scene_as_wrong(tiny, scenes_folder):
@@ -192,7 +232,7 @@ def page(evaluated, tmp_path) -> str:
 def test_the_report_has_every_score_sample_pair_curve_and_time(page, evaluated):
     scores = json.loads((evaluated / "scores.json").read_text())
     for name, value in scores.items():
-        if not name.startswith("scenes") and not name.endswith((".composed", ".systematic")):
+        if not name.startswith("scenes") and not re.search(r"\.(composed|systematic|one|two)\b", name):
             (row,) = re.findall(rf"<tr><td>{re.sub('[._]', ' ', name)}</td>.*?</tr>", page)
             if isinstance(value, float) and not name.endswith("_db"):
                 assert f">{100 * value:.1f} %<" in row

@@ -6,14 +6,19 @@ from pathlib import Path
 from unitok.errors import UserError
 from unitok.files import Json
 
-_UNCHECKED = ("bundle.json", "README.md")  # the file with the checksums, and texts for people
+_UNCHECKED = ("bundle.json", "README.md", "generation_config.json")  # the file with the checksums, and what people edit
 
 
 def checksums(folder: Path) -> dict[str, Json]:
-    """SHA-256 of every file of a bundle by its path in the folder."""
+    """SHA-256 of the files of a bundle, those that people edit apart, by their paths in the folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     named = {path.relative_to(folder).as_posix(): path for path in files}
-    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in named.items() if name not in _UNCHECKED}
+    return {name: _checksum(path) for name, path in named.items() if name not in _UNCHECKED}
+
+
+def _checksum(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_files(folder: Path, expected: Json) -> None:
@@ -22,9 +27,8 @@ def check_files(folder: Path, expected: Json) -> None:
         raise UserError(
             f"{folder / 'bundle.json'}: sha256 is {type(expected).__name__}; it is an object of names and checksums"
         )
-    found = checksums(folder)
     for name, digest in expected.items():
-        if name not in found:
+        if not (folder / name).is_file():
             raise UserError(f"{folder}: {name} is missing; install unitok again, or get the bundle again")
-        if found[name] != digest:
+        if _checksum(folder / name) != digest:
             raise UserError(f"{folder / name}: damaged (its checksum differs); install unitok again, or get the bundle again")

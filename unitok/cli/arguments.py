@@ -25,11 +25,11 @@ def find_bundle(name: Written) -> Path:
 
     A name that begins as a path does (`./`, `../`, `/`, `~`) is one. Raises `UserError` if there is none.
     """
-    from unitok.hub import built_in, find
+    from unitok.hub import find
 
     name = Written(name)  # a default is a Path
     repository, at, revision = name.partition("@")
-    is_path = name.startswith(("/", "./", "../", "~")) or (name not in built_in() and settle(Path(name)).exists())
+    is_path = name.startswith(("/", "./", "../", "~")) or (("/" in name or at) and settle(Path(name)).exists())
     folder = Path(name) if is_path else find(repository, revision if at else None)
     if not (settle(folder) / "bundle.json").exists():
         raise UserError(f"{name}: not a bundle (it has no bundle.json); make one with `unitok bundle`")

@@ -60,7 +60,7 @@ def report() -> int:
             continue
         _check_package(name, module, remedy)
     problems += not _print_devices()
-    problems += _check_bundles()
+    problems += _check_bundles() if not problems else 0
     print("everything that unitok needs works" if not problems else f"{problems} problems; see the lines marked !!")
     return int(problems > 0)
 
@@ -85,12 +85,12 @@ def _check_package(name: str, module: str, remedy: str) -> bool:
 def _check_bundles() -> int:
     """Load the built-in bundles in full; print what they know. Returns how many do not work."""
     from unitok.bundle import Bundle
-    from unitok.hub import built_in
+    from unitok.hub import BUILT_IN, built_in
 
     problems = 0
     for name in built_in():
         try:
-            bundle = Bundle.from_pretrained(name)
+            bundle = Bundle.from_pretrained(BUILT_IN / name)
         except UserError as error:
             problems += 1
             print(f"  !! built-in bundle {name}: {error}")

@@ -24,8 +24,8 @@ def scenes(
         count: number of scenes
         seed: the same seed writes the same bytes
         max_objects: most objects in a scene
-        fold: only scenes of this fold, to measure on: seen, those a decoder learns from; composed, sequences of objects that are in
-            no training document; systematic, with color-shape pairs that no training document shows (default: all, to train on;
+        fold: only scenes of this fold, to measure on: seen, those a decoder learns from; composed, sequences of objects that no
+            training document shows; systematic, with color-shape pairs that none shows (default: all, to train on;
             documents with images and audio are of seen scenes alone)
         resolution: side of the images, pixels
         workers: processes that draw images and audio

@@ -60,7 +60,7 @@ def memory_bytes(config: DecoderConfig, positions: int, rows: int, context: int,
     """Bytes by name: weights, gradients and optimizer state (all fp32, as in mixed precision), activations and kv_cache (bf16).
 
     positions: tokens of a training batch on one device. rows, context: size of the KV cache for generation. optimizer: `adamw` keeps
-    two numbers per parameter, `muon` one for each parameter of the blocks.
+    two numbers per parameter, `muon` one for each parameter of the blocks (two with `muon_every` above 1).
     """
     n = count(config)
     states = 2 * n.parameters - (n.in_blocks if optimizer == "muon" else 0)

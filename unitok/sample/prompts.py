@@ -77,7 +77,8 @@ def _items(values: object, name: str) -> list[object]:
 def _read_pieces(bundle: Bundle, pieces: Sequence[object]) -> Document:
     for piece in pieces:
         warn_of_file_name(piece)
-        warn_of_unknown_words(bundle, piece)
+        for text in _texts(piece):
+            warn_of_unknown_words(bundle, text)
     return Document(tuple(segment for piece in pieces for segment in bundle.read(piece)))
 
 
@@ -91,11 +92,19 @@ def warn_of_file_name(text: object) -> None:
         )
 
 
-def warn_of_unknown_words(bundle: Bundle, text: object) -> None:
+def _texts(piece: object) -> list[str]:
+    """The texts of a piece that are written out."""
+    if isinstance(piece, RawDocument):
+        return [text for part in piece.content for text in _texts(part)]
+    text = piece.value if isinstance(piece, Part) else piece
+    return [text] if isinstance(text, str) else []
+
+
+def warn_of_unknown_words(bundle: Bundle, text: str) -> None:
     """Warn where a text has words that a bundle with a small world of its own (`Bundle.facts`) never read."""
     world = bundle.facts.get("world")
     words = world.get("words") if isinstance(world, dict) else None
-    if not isinstance(text, str) or not isinstance(world, dict) or not isinstance(words, list):
+    if not isinstance(world, dict) or not isinstance(words, list):
         return
     unknown = [word for word in dict.fromkeys(re.findall(r"[^\W_]+", text.lower())) if word not in words]
     if unknown:

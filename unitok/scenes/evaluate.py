@@ -149,6 +149,8 @@ class Evaluation:
         ending: is added to the names of the scores. best_of: keep the best of so many outputs.
         """
         self.scores[f"scenes{ending}"] = len(rows)
+        for count, of_count in self._by_count(rows, [True] * len(rows)).items():
+            self.scores[f"scenes.{count}{ending}"] = len(of_count)
         for direction in DIRECTIONS:
             right = self.right(direction, folder, rows, ending, best_of)
             self._score(f"generation.{direction.name}.{direction.score}", ending, right, rows)
@@ -167,11 +169,15 @@ class Evaluation:
     def _score(self, name: str, ending: str, right: list[bool], rows: list[SceneRow]) -> None:
         """Add the fraction of right outputs, over all and by the number of objects of each row."""
         self.scores[f"{name}{ending}"] = float(np.mean(right))
-        counts = [len(row["scene"].objects) for row in rows]
-        if len(set(counts)) > 1:
-            for count in sorted(set(counts)):
-                of_count = [r for r, c in zip(right, counts, strict=True) if c == count]
-                self.scores[f"{name}{ending}.{COUNTS[count - 1]}"] = float(np.mean(of_count))
+        for count, of_count in self._by_count(rows, right).items():
+            self.scores[f"{name}.{count}{ending}"] = float(np.mean(of_count))
+
+    def _by_count(self, rows: list[SceneRow], values: list[bool]) -> dict[str, list[bool]]:
+        """The values of rows by their number of objects, where there are several numbers."""
+        found: dict[str, list[bool]] = {}
+        for row, value in sorted(zip(rows, values, strict=True), key=lambda pair: len(pair[0]["scene"].objects)):
+            found.setdefault(COUNTS[len(row["scene"].objects) - 1], []).append(value)
+        return found if len(found) > 1 else {}
 
     def _interleaved(self, folder: Path, rows: list[SceneRow], ending: str = "", best_of: int = 1) -> None:
         """Score documents of caption, image, caption, image: each image must fit the caption right before it."""
@@ -276,7 +282,12 @@ def evaluate_bundle(
     """
     unitok = Unitok.from_pretrained(bundle, device=device)
     rows = read_scenes(scenes, count)
+    if best_of < 1:
+        raise UserError(f"best_of {best_of}: it must be at least 1")
     rows_of_folds = {fold: read_scenes(folder, count)[:count] for fold, folder in folds.items()}
+    for fold, of_fold in rows_of_folds.items():
+        if others := {row["scene"].fold() for row in of_fold} - {fold}:
+            raise UserError(f"{folds[fold]}: has {others.pop()} scenes; make it with `unitok scenes OUT --fold {fold}`")
     config = config_of_scenes(unitok, GenerationConfig(sampling=_sampling(guidance_scale, temperature)))
     evaluation = Evaluation(unitok, Path(out), seed, config, progress)
     evaluation.reconstruct(scenes, rows)
@@ -301,5 +312,11 @@ def interval(fraction: float, count: int) -> tuple[float, float]:
 def print_scores(scores: Mapping[str, float | list[float]]) -> None:
     """Print scores as a table."""
     for name, value in sorted(scores.items()):
-        shown = ", ".join(f"{v:.3f}" for v in value) if isinstance(value, list) else f"{value:.3f}"
+        shown = (
+            ", ".join(f"{v:.3f}" for v in value)
+            if isinstance(value, list)
+            else f"{value:.3f}"
+            if isinstance(value, float)
+            else str(value)
+        )
         print(f"{name:<56}{shown:>10}")

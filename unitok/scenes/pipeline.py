@@ -1,4 +1,4 @@
-"""Pipelines of commands: every stage is a command that a user could type, in a process of its own, which frees its memory.
+"""Pipelines of stages: commands that a user could type, each in a process of its own, which frees its memory; and functions.
 
 `state.json` lists the finished stages: a pipeline that is started again continues with the stage that was interrupted, and a training
 continues from its newest checkpoint.

@@ -43,7 +43,12 @@ def _measures(scores: Mapping[str, float | list[float]]) -> list[dict[str, objec
     """Rows of the table of scores. `fraction` is a number in [0, 1] that a bar shows, or None; `folds` are the scores on kept-out ones."""
     rows: list[dict[str, object]] = []
     for name, value in scores.items():
-        if name.startswith("scenes") or name.endswith(_FOLDS) or name in ("seconds", "peak_memory_gb"):
+        if (
+            name.startswith("scenes")
+            or re.search(r"\.(one|two|three)\b", name)
+            or name.endswith(_FOLDS)
+            or name in ("seconds", "peak_memory_gb")
+        ):
             continue
         fraction = None
         if isinstance(value, list):
@@ -94,7 +99,8 @@ def _generations(run: Path, scores: Mapping[str, float | list[float]]) -> list[d
                     value = next(v for name, v in of_bundle.items() if isinstance(v, float) and re.fullmatch(pattern, name))
                     note = f"{name}{_NOTES[ending]}"
                     groups.append({"title": note, "right": _percent(value), "articles": _samples(samples)})
-        sections.append({"title": title, "groups": groups})
+        if groups:
+            sections.append({"title": title, "groups": groups})
     return sections
 
 

@@ -3,9 +3,9 @@
 A scene is one to three objects (colored shapes) on a plain background. It has an image, a caption, audio, a caption of the audio,
 and questions with answers. In the audio each object is a note, in reading order: its color is the pitch, its shape the timbre,
 its size the loudness. Images are drawn from signed distances (exact edges, any size, no drawing library). Notes start at phase
-zero, because random phases cost a small codec most of its bits. Training data never has a tenth of the color-shape pairs, so
-that scores can tell composition from memory. `unitok.scenes.oracle` reads files back with the tables and renderers of this
-module.
+zero, because random phases cost a small codec most of its bits. Two folds of scenes are never
+shown to a decoder in training, so that scores can tell composition from memory (`Fold`). `unitok.scenes.oracle` reads files back
+with the tables and renderers of this module; `unitok.scenes.files` writes them.
 """
 
 import itertools
@@ -53,8 +53,8 @@ _LOUDNESS = dict(zip(SIZES, LOUDNESSES, strict=True))
 Pair = tuple[str, str]  # color and shape
 
 #: Scenes by what a decoder's training has of them. `seen`: it has documents of them in every direction. `composed`: a tenth of all
-#: sequences of objects, in none of its documents, though each color-shape pair is. `systematic`: scenes with a color-shape pair that no
-#: image or audio of its documents has; text alone names the pair. Tokenizers see all three.
+#: sequences of objects, which none of its documents shows, though each color-shape pair is shown. `systematic`: scenes with a
+#: color-shape pair that none of its documents shows. Text alone names both; tokenizers see all three.
 Fold = Literal["seen", "composed", "systematic"]
 
 

@@ -294,7 +294,8 @@ class DecoderTraining(TrainingShell[dict[str, Tensor]]):
     def structure(self) -> dict[str, object]:
         lora = [self.lora.rank, *sorted(self.lora.targets)] if self.lora else []
         parts = {"freeze": self.frozen, "train_new_tokens_only": self.train_new_tokens_only, "lora": lora}
-        return {"optimizer": self.optimizer_name} | parts | super().structure()
+        sums = {"muon_every": self.muon_every} if self.optimizer_name == "muon" and self.muon_every > 1 else {}
+        return {"optimizer": self.optimizer_name} | parts | sums | super().structure()
 
     def losses(self, batch: dict[str, Tensor], measure: bool = True) -> tuple[Tensor, Sums]:
         """The summed loss of all positions, with its gradient, and the sums of metrics.

@@ -77,7 +77,12 @@ class Muon(torch.optim.Optimizer):
         every: int = 1,
     ):
         options = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "iterations": iterations, "every": every}
-        super().__init__(params, options | {"calls": 0})
+        super().__init__(params, options)
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            group.setdefault("every", 1)  # in a checkpoint of before
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -85,36 +90,36 @@ class Muon(torch.optim.Optimizer):
         with torch.enable_grad():
             loss = None if closure is None else closure()
         for group in self.param_groups:
-            group["calls"] += 1
-            gradients = {p: p.grad for p in group["params"] if p.grad is not None}
-            if group["every"] > 1:
-                gradients = self._sums(gradients, is_update=group["calls"] % group["every"] == 0)
-            by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
-            for p in gradients:
-                by_shape[p.shape].append(p)
-            for shape, parameters in by_shape.items():
+            by_shape: dict[torch.Size, list[tuple[nn.Parameter, Tensor]]] = defaultdict(list)
+            for p in group["params"]:
+                if p.grad is not None and (gradient := self._gradient(p, p.grad, group["every"])) is not None:
+                    by_shape[p.shape].append((p, gradient))
+            for shape, pairs in by_shape.items():
                 updates = []
-                for p in parameters:
-                    buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                    buffer.lerp_(gradients[p], 1 - group["momentum"])
-                    updates.append(full_tensor(torch.lerp(gradients[p], buffer, group["momentum"])))
+                for p, gradient in pairs:
+                    buffer = self.state[p]["momentum"]
+                    buffer.lerp_(gradient, 1 - group["momentum"])
+                    updates.append(full_tensor(torch.lerp(gradient, buffer, group["momentum"])))
+                    if group["every"] > 1:
+                        gradient.zero_()  # the next sum
                 directions = orthogonalize(torch.stack(updates), group["iterations"])
                 scale = max(1.0, shape[0] / shape[1]) ** 0.5
-                for p, direction in zip(parameters, directions, strict=True):
+                for (p, _), direction in zip(pairs, directions, strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
                     p.add_(_sharded_like(direction, p), alpha=-group["lr"] * scale)
         return loss
 
-    def _sums(self, gradients: dict[nn.Parameter, Tensor], is_update: bool) -> dict[nn.Parameter, Tensor]:
-        """Add to the sums of gradients. Returns them and starts new ones at an update, else nothing."""
-        for p, gradient in gradients.items():
-            self.state[p].setdefault("sum", torch.zeros_like(p)).add_(gradient)
-        if not is_update:
-            return {}
-        sums = {p: self.state[p]["sum"].clone() for p in gradients}
-        for p in sums:
-            self.state[p]["sum"].zero_()
-        return sums
+    def _gradient(self, p: nn.Parameter, gradient: Tensor, every: int) -> Tensor | None:
+        """The gradient to update by: with `every` above 1 the sum of the last ones, and None until there are so many."""
+        state = self.state[p]
+        state.setdefault("momentum", torch.zeros_like(p))
+        if every == 1:
+            return gradient
+        step = state.setdefault("step", torch.zeros(()))
+        step += 1
+        total = state.setdefault("sum", torch.zeros_like(p))
+        total.add_(gradient)
+        return None if int(step) % every else total
 
 
 def full_tensor(tensor: Tensor) -> Tensor:

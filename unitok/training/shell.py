@@ -349,7 +349,7 @@ class TrainingShell(L.LightningModule, Generic[Batch]):
 
     def check_part(self, part: dict) -> None:
         """Raise `UserError` where the run cannot go on with the part of a checkpoint."""
-        check_same(part["config"], asdict(self.config), self.kind.split()[-1])
+        check_same(asdict(type(self.config)()) | part["config"], asdict(self.config), self.kind.split()[-1])
 
     def structure(self) -> dict[str, object]:
         """Settings that decide which tensors a checkpoint has; a run cannot go on with different ones."""
