@@ -40,7 +40,7 @@ def inspect(
     """Print what a data set, a bundle or a config holds, and what a decoder costs; --verify checks a data set.
 
     Args:
-        what: a data set (a folder or URL), a bundle, a decoder's folder, a YAML config (a file or a built-in one), or a preset such as 100m, chameleon-34b
+        what: a data set (a folder or URL), a bundle (a folder, or the built-in scenes), a decoder's folder, a YAML config (a file or a built-in one), or a preset such as 100m, chameleon-34b
 
     data sets:
         verify: check the checksums, counts, grammar and ranges of a data set
@@ -62,11 +62,12 @@ def inspect(
         what = str(config_file(what))
     if "/" in what and "://" not in what:  # no preset
         check_input(Path(what))
+    from unitok.hub import built_in, find
     from unitok.model import presets
     from unitok.model.costs import cost_table
 
     costs = partial(cost_table, tokens=tokens, hardware=hardware, devices=devices, mfu=mfu, context=context, batch=batch)
-    folder = Path(what)
+    folder = find(what) if what in built_in() else Path(what)
     known = presets.PRESETS.get(what)
     settle(folder)
     if "://" in what or (folder / "dataset.json").exists():
