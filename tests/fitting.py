@@ -10,11 +10,14 @@ from unitok.configs import CONFIGS
 
 def arguments(kind: str, out: Path, data: Path, steps: int, *more: str) -> list[str]:
     small = {
-        "image": ["--model.init_args.quantize_start", "0.2", "--model.init_args.gan.start", "0.3"],
-        "audio": ["--model.init_args.quantize_start", "0.2", "--model.init_args.tokenizer.n_filters", "16"],
+        "image": ["--model.init_args.gan.start", "0.3", "--model.init_args.tokenizer.encoder", "vqgan"],
+        "audio": ["--model.init_args.tokenizer.n_filters", "16", "--model.init_args.tokenizer.encoder", "seanet"],
         "decoder": ["--model.init_args.decoder.hidden_size", "32", "--model.init_args.decoder.num_hidden_layers", "1"],
     }[kind]
-    if kind == "decoder":
+    if kind != "decoder":
+        small += ["--model.init_args.quantize_start", "0.2"]
+    else:
+        small += ["--model.init_args.muon_every", "1"]
         small += ["--model.init_args.decoder.dropout", "0.1"]  # so that random state matters
         small += ["--data.init_args.sequence_length", "192"]
     return [

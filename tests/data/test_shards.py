@@ -158,7 +158,9 @@ def test_a_data_set_of_an_older_version_says_what_to_do(tmp_path):
 def test_inspect_tells_lengths_and_shows_samples(split_tokens, bundle_folder, tmp_path, capsys):
     inspect(str(split_tokens), page=tmp_path / "page.html", bundle=bundle_folder, samples=9, verify=True)
     told = capsys.readouterr().out
-    for word in ("train, 18 validation", "median", "####", "verified"):
+    held = len(TokenDataset(split_tokens, "validation"))
+    assert 0 < held < len(TokenDataset(split_tokens, "train"))
+    for word in (f"train, {held} validation", "median", "####", "verified"):
         assert word in told
     page = (tmp_path / "page.html").read_text()
     assert page.count("<article>") == 9

@@ -42,7 +42,7 @@ def page_of(text: str, path: Path, template: str) -> Elements:
         scores={text: text, "by_levels": [{text: text}]},
         reconstructions=articles,
         seconds={text: 1},
-        generations=[{"title": text, "right": text, "articles": articles}],
+        generations=[{"title": text, "groups": [{"title": text, "right": text, "articles": articles}]}],
         charts={text: [{"points": text, "label": text}]},
     )
     return Elements(path.read_text(encoding="utf-8"))

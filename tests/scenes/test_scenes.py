@@ -208,7 +208,7 @@ def test_scores_are_printed_one_per_line(capsys):
     assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
         ["a", "1.000,", "0.500"],
         ["b", "0.250"],
-        ["malformed", "0.000"],
+        ["malformed", "0"],
     ]
 
 

@@ -70,6 +70,7 @@ def test_a_trained_decoder_joins_the_bundle_it_was_trained_for_and_no_other(tmp_
 
 def test_bits_and_accuracy_are_logged_for_every_modality_and_level(tmp_path, tokens):
     more = ["--data.init_args.loss_weights", "{audio.1: 0.5, audio.2: 0.25}", "--data.init_args.condition_dropout", "0"]
+    more += ["--data.init_args.batch_size", "16"]  # so that each has every modality
     run_lightning(arguments("decoder", tmp_path / "run", tokens, 2, *more))
     rows = list(csv.DictReader(open(tmp_path / "run" / "metrics" / "metrics.csv")))
     names = ["text", "image", "audio", *(f"audio.{level}" for level in range(3))]

@@ -7,9 +7,9 @@ on scenes of their own. A recipe that was interrupted goes on where it was.
 import argparse
 import hashlib
 import zlib
+from importlib.metadata import version
 from pathlib import Path
 
-from unitok import __version__
 from unitok.bundle import Bundle
 from unitok.bundle.checksums import checksums
 from unitok.configs import CONFIGS
@@ -80,8 +80,8 @@ def run_recipe(out: Path, destination: Path) -> None:
         out: folder of the runs. destination: folder that the bundle is written to.
     """
     configs = b"".join((CONFIGS / "bundle" / f"{name}.yaml").read_bytes() for name in ("image", "audio", "decoder"))
-    version = float(zlib.crc32(__version__.encode() + configs))  # another version is another recipe
-    recipe = Pipeline(out, "recipe", MINUTES, {"scenes": SCENES, "resolution": RESOLUTION, "version": version})
+    code = float(zlib.crc32(version("unitok-lm").encode() + configs))  # another version is another recipe
+    recipe = Pipeline(out, "recipe", MINUTES, {"scenes": SCENES, "resolution": RESOLUTION, "version": code})
     bundle = out / "bundle"
 
     def scenes(name: str, count: int, seed: int, *more: str) -> list[str]:
@@ -122,7 +122,7 @@ def _publish(folder: Path, scores: Scores, documents: Path, destination: Path) -
     bundle = Bundle.from_pretrained(folder)
     digest = hashlib.sha256(documents.read_bytes()).hexdigest()
     training = bundle.facts.get("training")
-    versions: dict[str, Json] = {"unitok": __version__, "documents": digest[:16], "scenes": SCENES, "seed": 1}
+    versions: dict[str, Json] = {"unitok": version("unitok-lm"), "documents": digest[:16], "scenes": SCENES, "seed": 1}
     bundle.facts["training"] = {**(training if isinstance(training, dict) else {}), "data": versions}
     bundle.facts["scores"] = _table(scores)
     bundle.facts["world"] = {"example": EXAMPLE, "words": _words(documents.with_name("text.txt").read_text())}
