@@ -116,7 +116,7 @@ def test_training_leaves_audio_spectrograms_and_scores_by_level(tmp_path, scenes
         assert column in metrics
     part, _ = load_trained_part("audio", tmp_path)
     kept = state(tmp_path)
-    name = "encoder.model.0.conv.conv.weight"
+    name = "encoder.patch_in.weight"
     assert torch.equal(part.state_dict()[name], kept[f"average.module.{name}"])
 
 
