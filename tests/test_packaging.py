@@ -151,7 +151,17 @@ def content(folder: Path) -> dict[str, bytes]:
 def test_the_wheel_holds_the_package_its_data_and_its_license_and_nothing_else(built):
     package = content(ROOT / "unitok")
     assert content(built / "site" / "unitok") == package
-    assert {Path(name).suffix for name in package} == {".py", ".html", ".css", ".md", ".yaml", ".typed", ".json", ".safetensors", ".model"}
+    assert {Path(name).suffix for name in package} == {
+        ".py",
+        ".html",
+        ".css",
+        ".md",
+        ".yaml",
+        ".typed",
+        ".json",
+        ".safetensors",
+        ".model",
+    }
     info = built / "site" / f"unitok_lm-{__version__}.dist-info"
     assert {file.name for file in (built / "site").iterdir()} == {"unitok", info.name}
     assert (info / "licenses" / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
