@@ -207,6 +207,7 @@ class _Files(_Module):
         return self._val
 
     def check_files(self) -> dict[str, float]:
+        """Numbers of unreadable files so far, over all processes, for the log. Errors: `UserError` where they are too many."""
         counts = {}
         for name, data in (("bad_files", self._train), ("val_bad_files", self._val)):
             if data is None:
@@ -357,6 +358,7 @@ class TokenShards(_Module):
         )
 
     def training_data(self) -> PackedDataset:
+        """The packed documents to train on, read once."""
         if self._train is None:
             mixture = self.path if isinstance(self.path, dict) else {self.path: 1.0}
             if not mixture:

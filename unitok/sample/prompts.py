@@ -103,8 +103,7 @@ def _texts(piece: object) -> list[str]:
 def warn_of_unknown_words(bundle: Bundle, text: str) -> None:
     """Warn where a text has words that a bundle with a small world of its own (`Bundle.facts`) never read."""
     world = bundle.facts.get("world")
-    words = world.get("words") if isinstance(world, dict) else None
-    if not isinstance(world, dict) or not isinstance(words, list):
+    if not isinstance(world, dict) or not isinstance(words := world.get("words"), list):
         return
     unknown = [word for word in dict.fromkeys(re.findall(r"[^\W_]+", text.lower())) if word not in words]
     if unknown:

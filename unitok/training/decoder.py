@@ -185,6 +185,7 @@ class DecoderTraining(TrainingShell[dict[str, Tensor]]):
             log.info("%s: %s, stable_fraction %g (default 0)", DESCRIPTIONS[start], rates, self.stable_fraction)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """The optimizers by name, at their peak learning rates."""
         weight_decay = 0.0 if self.train_new_tokens_only else self.weight_decay  # it would change the old rows, too
         betas = self.betas
         if self.beta2_half_life_tokens is not None:
