@@ -56,7 +56,8 @@ def scene_documents(scenes: list[Scene], index: int, after: int, rng: np.random.
     """Pairs (kind of document, content in the interleaved file format) of the documents that begin with scene `index`.
 
     Parts that are given have no loss. Given captions name two objects in either order; captions to be learned always in reading
-    order, so that there is one right answer. after: the scene that follows in a story.
+    order, so that there is one right answer. after: the scene that follows in a story, whose caption is learned, or in a sequel, whose
+    caption is given.
     """
     scene = scenes[index]
     given_caption, given_image = _text(caption(scene, rng), loss=False), _file("image", index, loss=False)
@@ -69,7 +70,8 @@ def scene_documents(scenes: list[Scene], index: int, after: int, rng: np.random.
         "image-audio": (0.2, [given_image, audio]),
         "caption-audio": (0.3, [_text(audio_caption(scene), loss=False), audio]),
         "audio-caption": (0.2, [_file("audio", index, loss=False), _text(audio_caption(scene))]),
-        "story": (0.3, [given_caption, image, _text(caption(scenes[after])), _file("image", after)]),
+        "story": (0.15, [given_caption, image, _text(caption(scenes[after])), _file("image", after)]),
+        "sequel": (0.15, [given_caption, image, _text(caption(scenes[after], rng), loss=False), _file("image", after)]),
     }
     for kind, (average, content) in documents.items():
         if rng.random() < average:

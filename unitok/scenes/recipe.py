@@ -68,8 +68,8 @@ model, of a single sample each, with 95 % intervals. Every scene of one object i
 of two objects many were, of three few. What training never showed is in the columns *composed* and *systematic*. Sampling parameters
 were chosen on scenes of their own.""",
     "intended_use": "Demonstration, tests, teaching, and as a start for experiments on two CPU cores.",
-    "limits": """It knows nothing but these scenes. Other words and other images get an answer in this world's terms. Scenes of three objects and
-unseen pairs of color and shape are less often right, as the scores say; unseen pairs of pitch and timbre nearly never are.""",
+    "limits": """It knows nothing but these scenes. Other words and other images get an answer in this world's terms. Unseen pairs of color and
+shape are less often right, as the scores say; unseen pairs of pitch and timbre nearly never are.""",
 }
 
 
