@@ -27,7 +27,7 @@ import torch
 from common import in_turns, serve, write_results
 
 from unitok.generation_config import SamplingParams
-from unitok.grammar import Grammar, parse_plan
+from unitok.grammar import Grammar
 from unitok.hardware import keep_large_blocks
 from unitok.interop.decoder import export_decoder
 from unitok.modalities import build_vocab
@@ -35,6 +35,7 @@ from unitok.model import Decoder
 from unitok.model.decoder import DecoderConfig
 from unitok.model.inference import InferenceDecoder
 from unitok.model.presets import PRESETS
+from unitok.plan import parse_plan
 from unitok.sample.engine import generate
 from unitok.sample.running import Request
 from unitok.vocab import Vocab

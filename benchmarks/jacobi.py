@@ -22,8 +22,9 @@ from common import write_results
 
 from unitok.api import Unitok
 from unitok.generation_config import SamplingParams
-from unitok.grammar import Grammar, PlanItem
+from unitok.grammar import Grammar
 from unitok.hardware import keep_large_blocks
+from unitok.plan import PlanItem
 from unitok.sample.engine import Session, generate
 from unitok.sample.running import Request
 from unitok.scenes.world import caption, draw_scene

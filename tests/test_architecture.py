@@ -19,6 +19,7 @@ LANGUAGE = (
     "unitok.layouts",
     "unitok.ranges",
     "unitok.vocab",
+    "unitok.plan",
     "unitok.grammar",
 )
 HOUSE: dict[str, tuple[str, ...]] = {
@@ -40,11 +41,13 @@ HOUSE: dict[str, tuple[str, ...]] = {
     "unitok.layouts": (),
     "unitok.ranges": (),
     "unitok.vocab": (),
+    "unitok.plan": (),
     "unitok.grammar": (),
     "unitok.tokenizers": LANGUAGE,  # networks know codes, not documents
     "unitok.model": (*LANGUAGE, "unitok.tokenizers", "unitok.media"),
     "unitok.modalities": ("unitok.model",),
     "unitok.interleaved": ("unitok.model",),
+    "unitok.conversations": ("unitok.model",),
     "unitok.bundle": (),
     "unitok.sample": (),
     "unitok.data": ("unitok.sample",),

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from unitok.errors import UserError
-from unitok.grammar import Grammar, PlanItem, parse_plan
+from unitok.grammar import Grammar
+from unitok.plan import PlanItem, parse_plan
 from unitok.vocab import Span, Vocab
 
 PLANS = ["free", "image", "audio", "text", "text,image:2x3,audio:2", "image,text,image", "audio:4,text", "audio,audio"]

@@ -7,8 +7,9 @@ import pytest
 
 from unitok.document import Document, Segment
 from unitok.errors import UserError
-from unitok.grammar import Grammar, PlanItem
+from unitok.grammar import Grammar
 from unitok.layouts import Delayed, Interleaved, Raster
+from unitok.plan import PlanItem
 from unitok.vocab import Span, Vocab
 
 MAKE = {"raster": Raster, "interleaved": Interleaved, "delayed": Delayed}

@@ -11,6 +11,7 @@ from unitok.bundle import Bundle
 from unitok.content import Prompt, Prompts
 from unitok.document import Document
 from unitok.generation_config import GenerationConfig, RankBy, SamplingParams, Schedule, Values, check_names
+from unitok.sample.chat import Chat, MessageDict, Reply
 from unitok.sample.outputs import Output
 from unitok.sample.prompts import read_documents, read_one, read_prompts_of
 from unitok.sample.requests import config_for, generate_outputs
@@ -155,6 +156,49 @@ class Unitok(Bundle):
             check_stream(_as_config(generation_config))
         config = self._config(generation_config, given)
         return stream_outputs(self, read_prompts_of(self, prompt), config, batch_size)
+
+    @_checks_names
+    def chat(
+        self,
+        messages: Sequence[MessageDict],
+        modalities: str | Sequence[str] = "free",
+        seed: int | None = None,
+        max_new_tokens: int | None = None,
+        *,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        guidance_scale: float | None = None,
+        text: Override = None,
+        image: Override = None,
+        audio: Override = None,
+        sampling: Mapping[str, Override] | None = None,
+        generation_config: GenerationConfig | Mapping[str, object] | None = None,
+    ) -> Reply:
+        """Generate the assistant's next turn of a conversation.
+
+        Args:
+            messages: in OpenAI's form, the last one the user's: `[{"role": "user", "content": "Draw a cat."}]`. Content is a text or a
+                list of parts: `{"type": "text", "text": …}`, `{"type": "image_url", "image_url": {"url": a data URL or a file}}`,
+                `{"type": "input_audio", "input_audio": {"data": base64, "format": "wav"}}`, `{"type": "image", "image": an object}`.
+            modalities: what the turn shall have, as in `generate`; `free`: what the model says until it ends its turn.
+            seed, max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, guidance_scale, text, image, audio, sampling,
+                generation_config: as in `generate`.
+
+        Returns: a `Reply`, an `Output` whose `message` continues the conversation: `messages.append(reply.message)`. What earlier turns
+        have in common with those of the last calls is not computed again. Errors: `UserError` that names the argument or message.
+        """
+        given = {name: value for name, value in locals().items() if name in _CONFIG_FIELDS and value is not None}
+        *_, reply = self.chats.stream(messages, self._config(generation_config, given))
+        assert isinstance(reply, Reply)
+        return reply
+
+    @functools.cached_property
+    def chats(self) -> Chat:
+        """What is remembered of conversations; `chats.stream` yields a turn while it is generated."""
+        return Chat(self)
 
     def _config(self, config: GenerationConfig | Mapping[str, object] | None, given: Values) -> GenerationConfig:
         """Return the config of a call from its arguments."""

@@ -10,9 +10,6 @@ codebook level comes at which position of a span is decided by the span's layout
 """
 
 import copy
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
 from math import prod
 
 import numpy as np
@@ -20,68 +17,20 @@ import numpy as np
 from unitok.document import ROLES
 from unitok.errors import UserError
 from unitok.intervals import Intervals, holds, join_intervals, size_of
+from unitok.plan import PlanItem
 from unitok.ranges import Span
 from unitok.vocab import Vocab
-
-
-@dataclass(frozen=True)
-class PlanItem:
-    """One span of a plan.
-
-    Args:
-        modality: the name of the span in the vocabulary.
-        grid: sides of a grid in codes, (rows, columns) for an image; () leaves them open.
-        repeats: number of frames, or of text tokens; None leaves it open.
-    """
-
-    modality: str
-    grid: tuple[int, ...] = ()
-    repeats: int | None = None
-
-
-def parse_plan(text: str, vocab: Vocab, rates: Mapping[str, float] | None = None) -> list[PlanItem] | None:
-    """Parse a plan such as `text,image:8x12,audio:2s`; `free` gives None, no plan.
-
-    rates: frames per second by modality, which turn seconds into frames. Errors: `UserError` that shows the form.
-    """
-    if text.strip() == "free":
-        return None
-    items = []
-    for item in text.split(","):
-        modality, _, length = item.strip().partition(":")
-        try:
-            modality = vocab.instance(modality)
-            span, rate = vocab.span(modality), (rates or {}).get(modality)
-        except UserError as error:
-            raise UserError(f"modalities {item!r}: {error}") from None
-        if not length:
-            items.append(PlanItem(modality))
-        elif span.header and re.fullmatch("x".join([r"[1-9]\d*"] * len(span.header)), length):
-            grid = tuple(int(side) for side in length.split("x"))
-            most = min(vocab.range(name).size for name in span.header)
-            if max(grid) > most:
-                raise UserError(f"modalities {item!r}: no side may be over {most} codes")
-            items.append(PlanItem(modality, grid))
-        elif rate and not span.header and re.fullmatch(r"\d+(\.\d+)?s", length):
-            items.append(PlanItem(modality, repeats=max(1, round(float(length[:-1]) * rate))))
-        elif not span.header and re.fullmatch(r"[1-9]\d*", length):
-            items.append(PlanItem(modality, repeats=int(length)))
-        else:
-            raise UserError(f"modalities {item!r}: write free, or a plan such as text,image:8x12,audio:2s")
-    for before, after in zip(items, items[1:], strict=False):
-        if before.modality == after.modality == vocab.bare:
-            raise UserError(f"modalities {text!r}: two {after.modality}s in a row are one; write it once")
-    return items
 
 
 class Row:
     """The state of one sequence after some tokens. `allowed()` returns the tokens that may come next, `advance(id)` takes one of them.
 
     left: how many tokens may still come, the final eos included; None for no limit. plan: the spans to come; None for a free document.
+    turn: whether the token of another role ends the sequence, too, and not only eos.
     """
 
-    def __init__(self, grammar: "Grammar", left: int | None = None, plan: list[PlanItem] | None = None):
-        self.grammar, self.vocab = grammar, grammar.vocab
+    def __init__(self, grammar: "Grammar", left: int | None = None, plan: list[PlanItem] | None = None, turn: bool = False):
+        self.grammar, self.vocab, self.turn = grammar, grammar.vocab, turn
         self.role = 0  # index in ROLES
         self.state = "start"  # start (after bos), role (after a role), open (between spans), in (inside one), done
         self.span: Span | None = None  # the span that the next token belongs to; None between spans
@@ -105,13 +54,14 @@ class Row:
         row.sides, row.plan = list(self.sides), None if self.plan is None else list(self.plan)
         return row
 
-    def copy_for(self, left: int | None, plan: list[PlanItem] | None) -> "Row":
-        """Return a copy with another budget and plan from here on.
+    def copy_for(self, left: int | None, plan: list[PlanItem] | None, turn: bool = False) -> "Row":
+        """Return a copy with another budget, plan and `turn` from here on.
 
         Text that ends here counts as finished. An unfinished image or audio is completed first: it is the plan's first item where that
         has its modality, else it comes before the plan. Errors: `UserError` where the plan contradicts what has begun.
         """
         row = self.copy()
+        row.turn = turn
         if row.span and not row.span.begin:
             row.state, row.span, row.count = "open", None, 0
         elif row.span and row.units and row.count > row.span.order.prefix(row.units):
@@ -202,11 +152,19 @@ class Row:
         for item in self.grammar.free if self.plan is None else self.plan[:1]:
             if self.left is None or self.grammar.cost(item) + self._after() <= self.left:
                 ids += self.grammar.openings[item.modality]
-        if self.plan is None and self.state != "role" and (self.left is None or self.grammar.least_span + 2 <= self.left):
-            ids += [(id, id + 1) for i, id in enumerate(self.vocab.roles) if i != self.role]
+        room = self.left is None or self.grammar.least_span + 2 <= self.left
+        if self.plan is None and self.state != "role" and room and not self.turn:
+            ids += self._other_roles()
         if self.plan is None and self.state == "open":
-            ids.append((self.vocab.eos, self.vocab.eos + 1))
+            ids += self._allowed_last()
         return ids
+
+    def _other_roles(self) -> list[tuple[int, int]]:
+        return [(id, id + 1) for i, id in enumerate(self.vocab.roles) if i != self.role]
+
+    def _allowed_last(self) -> list[tuple[int, int]]:
+        """Tokens that end the sequence: eos, and of one turn the next role."""
+        return [(self.vocab.eos, self.vocab.eos + 1), *(self._other_roles() if self.turn else [])]
 
     def _allowed_inside(self, span: Span) -> list[tuple[int, int]]:
         if len(self.sides) < len(span.header):
@@ -236,7 +194,7 @@ class Row:
             return list(self.grammar.closings[span.modality])
         after = self.copy()
         after._leave()
-        return [(self.vocab.eos, self.vocab.eos + 1)] if after.state == "done" else after._allowed_open()
+        return self._allowed_last() if after.state == "done" else after._allowed_open()
 
     def forced(self) -> int | None:
         """Return the only token that may come; None where there is a choice, or where the document is complete."""
@@ -303,7 +261,7 @@ class Row:
             self._leave()
             if span.end or self.state == "done":
                 return  # else `id` does not belong to the bare span that it ends
-        if id == self.vocab.eos:
+        if id == self.vocab.eos or (self.turn and id in self.vocab.roles):
             self.state = "done"
         elif id in self.vocab.roles:
             self.role, self.state = self.vocab.roles.index(id), "role"

@@ -19,7 +19,8 @@ from unitok.document import Document, Segment
 from unitok.errors import UserError
 from unitok.evaluate.directions import direction_of
 from unitok.evaluate.documents import DirectionTexts, WrittenText, evaluate_documents, read_documents
-from unitok.grammar import Grammar, PlanItem
+from unitok.grammar import Grammar
+from unitok.plan import PlanItem
 
 
 @pytest.fixture(scope="module")

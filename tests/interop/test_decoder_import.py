@@ -14,10 +14,11 @@ from unitok.cli import main
 from unitok.document import Document, Segment
 from unitok.errors import UserError
 from unitok.generation_config import SamplingParams
-from unitok.grammar import Grammar, parse_plan
+from unitok.grammar import Grammar
 from unitok.interop import import_checkpoint
 from unitok.interop.decoder import export_decoder
 from unitok.model import Decoder, DecoderConfig
+from unitok.plan import parse_plan
 from unitok.sample.engine import generate
 from unitok.sample.running import Request
 from unitok.tokenizers import ImageTokenizer

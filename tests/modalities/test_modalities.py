@@ -11,7 +11,6 @@ from PIL import Image
 from unitok.bundle import Bundle, make_bundle
 from unitok.document import Document, Part, Segment
 from unitok.errors import UserError
-from unitok.grammar import parse_plan
 from unitok.modalities import (
     Loaded,
     Modality,
@@ -23,6 +22,7 @@ from unitok.modalities import (
     modality_of,
     register,
 )
+from unitok.plan import parse_plan
 from unitok.ranges import Span
 
 CONTENT = {

@@ -11,9 +11,10 @@ from test_layouts import every_layout, random_codes
 from unitok.document import Document, Segment
 from unitok.errors import UserError
 from unitok.generation_config import SamplingParams
-from unitok.grammar import Grammar, PlanItem, parse_plan
+from unitok.grammar import Grammar
 from unitok.model.decoder import Decoder
 from unitok.model.inference import InferenceDecoder
+from unitok.plan import PlanItem, parse_plan
 from unitok.sample.engine import Session, generate
 from unitok.sample.running import Request
 from unitok.sample.sampling import (

@@ -356,6 +356,8 @@ class Bundle:
         return Document(tuple(self._read_part(part) for part in raw.content), raw.id)
 
     def _read_part(self, part: Part) -> Segment:
+        if part.file is not None:
+            return self._read_blob(part.file, part.file.name, part.role, part.loss, part.type)
         if part.path is not None:
             return self._read_file(part.path, part.role, part.loss, part.type)
         name = self.instance(part.type)
@@ -370,14 +372,17 @@ class Bundle:
         """type: of the part that names the file; "" where there is none."""
         if not path.is_file():
             raise UserError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
-        blob = Blob.of(Files("/"), str(path.absolute()))
-        kind = kind_of_content(blob.head(), path.name, self.types[type].kind if type in self.types else "")
+        source = str(path) if type else ReadFile(path)
+        return self._read_blob(Blob.of(Files("/"), str(path.absolute())), str(path), role, loss, type, source)
+
+    def _read_blob(self, blob: Blob, where: str, role: str, loss: bool, type: str, source: str = "") -> Segment:
+        kind = kind_of_content(blob.head(), Path(where).name, self.types[type].kind if type in self.types else "")
         if kind is None:
-            raise UserError(f"{path}: {'neither an image nor audio' if blob.head() else 'an empty file; replace it'}")
+            raise UserError(f"{where}: {'neither an image nor audio' if blob.head() else 'an empty file; replace it'}")
         name = self.instance(type or kind)
         if kind != (self.vocab.span(name).kind if name in self.vocab.spans else name):
-            raise UserError(f"{path}: the part's type is {type}, the file is {kind}; give the file's type")
-        return self._encode(name, blob, str(path), role, loss, str(path) if type else ReadFile(path))
+            raise UserError(f"{where}: the part's type is {type}, the file is {kind}; give the file's type")
+        return self._encode(name, blob, where, role, loss, source)
 
     def _encode(self, name: str, content: object, where: str, role: str, loss: bool, source: str = "") -> Segment:
         tokenizer = self.require(name)

@@ -10,9 +10,9 @@ from unitok.checkpoints import is_sharded, load_checkpoint, merge_lora, newest_c
 from unitok.errors import UserError
 from unitok.files import Json, check_replaceable, kind_of, read_json, settle
 from unitok.generation_config import GenerationConfig, combine
-from unitok.grammar import parse_plan
 from unitok.modalities import Plain, TokenizerLike, build_vocab, modalities, modality_of
 from unitok.model import Decoder
+from unitok.plan import parse_plan
 from unitok.pretrained import known_vocabulary, load_state
 from unitok.tokenizers.base import Tokenizer
 from unitok.vocab import Vocab

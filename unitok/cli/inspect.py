@@ -166,11 +166,11 @@ def write_page(dataset: "TokenDataset", page: Path, tokenizers: Path, samples: i
         for segment in document.segments:
             element = bundle.modality(segment.modality).html(bundle.require(segment.modality), bundle.decode(segment))
             role = "" if segment.role == "none" else segment.role
-            figures.append(pages.Figure(element, f"{role} {segment.source}".strip(), "" if segment.loss else "given"))
+            figures.append(pages.Figure(element, f"{role} {segment.source}".strip(), "new" if segment.loss else "given"))
         source = "" if document.source == document.id else f" ({document.source})"
         articles.append(pages.Article(figures, f"{index}: {document.id}{source}, {len(dataset.ids(index))} tokens"))
     title = f"{dataset.folder.name}: {len(articles)} of {len(dataset)} documents"
-    lead = "Decoded from their tokens. Gray: training reads it but does not learn to write it."
+    lead = "Decoded from their tokens. Blue: training learns to write it. Gray: it is only read."
     pages.write_page(page, "articles.html", title=title, lead=lead, articles=articles)
 
 

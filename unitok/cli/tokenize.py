@@ -22,6 +22,47 @@ def _options() -> dict[str, type]:
 
 
 @dataclass(frozen=True)
+class Documents:
+    """What makes a document.
+
+    Args:
+        template: YAML, or a file of it: the parts of a document, with {fields} of a row
+        root: another folder that paths may lead into (default: they must not leave the source's own)
+        order: types in order, such as image,text; random: each document in an order of its own
+        instance: KIND=NAME, the bundle's tokenizer for files of a kind, such as audio=speech; may be repeated
+        group: field of lines and rows that names a document's group, which --validation never divides (default: group)
+        group_separator: group documents by their ids up to the last of these separators, such as /
+        mask_history: learn only the last turn of the assistant in a conversation (default: all of its turns)
+    """
+
+    template: str = ""
+    root: str = ""
+    order: str = ""
+    instance: list[str] | None = None
+    group: str = ""
+    group_separator: str = ""
+    mask_history: bool = False
+
+    def source(self, path: str) -> "SourceSpec":
+        """The source at a path. Errors: `UserError`."""
+        from unitok.data.prepare.recipe import SourceSpec, parse_template
+
+        instances = dict(pair.partition("=")[::2] for pair in self.instance or [])
+        if not all(instances.values()):
+            raise UserError("--instance: KIND=NAME, such as audio=speech")
+        return SourceSpec(
+            path,
+            template=parse_template(self.template) if self.template else (),
+            order=tuple(self.order.split(",")) if self.order else (),
+            root=self.root,
+            instances=instances,
+            group=self.group,
+            group_separator=self.group_separator,
+            mask_history=self.mask_history,
+        )
+
+
+@dataclass(frozen=True)
 class Work:
     """How the work is divided.
 
@@ -61,14 +102,9 @@ def tokenize(
     *,
     bundle: BundleFolder,
     recipe: Input | None = None,
-    template: str = "",
-    root: str = "",
-    order: str = "",
-    instance: list[str] | None = None,
+    documents: Annotated[Given, Fields(lambda: {"": Documents})],
     options: Annotated[Given, Fields(_options)],
     validation: float = 0.0,
-    group: str = "",
-    group_separator: str = "",
     documents_per_shard: int = 0,
     seed: int = 0,
     threads: int = 1,
@@ -86,12 +122,7 @@ def tokenize(
         recipe: YAML file of several sources, each with its own options, instead of one
 
     documents (in a recipe, keys of each source):
-        template: YAML, or a file of it: the parts of a document, with {fields} of a row
-        root: another folder that paths may lead into (default: they must not leave the source's own)
-        order: types in order, such as image,text; random: each document in an order of its own
-        instance: KIND=NAME, the bundle's tokenizer for files of a kind, such as audio=speech; may be repeated
-        group: field of lines and rows that names a document's group, which --validation never divides (default: group)
-        group_separator: group documents by their ids up to the last of these separators, such as /
+        documents: what makes one
 
     content (a recipe's sources may differ):
         options: by its kind
@@ -109,9 +140,10 @@ def tokenize(
     """
     if bool(source) == bool(recipe):
         raise UserError("give SOURCE and OUT, or OUT and --recipe FILE" + (", not both" if source else ""))
-    if recipe and (template or root or order or instance or group or group_separator):
-        raise UserError("--recipe: --template, --root, --order, --instance and the groups are keys of each source in it")
-    spec = _source(source or "", template, root, order, instance or [], group, group_separator)
+    if recipe and (given := documents.get("")):
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise UserError(f"--recipe: {flags}: keys of each source in it, not flags")
+    spec = Documents(**documents.get("", {})).source(source or "")
     _check_paths(spec, recipe)
     from unitok.data.prepare.plan import Plan
     from unitok.data.prepare.tokenize import tokenize as run
@@ -147,23 +179,3 @@ def _check_paths(spec: "SourceSpec", recipe: Path | None) -> None:
     for path in [one.path for one in load_recipe(recipe)] if recipe else [spec.path]:
         if not is_remote(path) and "*" not in path and not os.path.exists(path.removeprefix("file://")):
             raise UserError(f"{path}: no such file or folder")
-
-
-def _source(
-    path: str, template: str, root: str, order: str, instance: list[str], group: str, group_separator: str
-) -> "SourceSpec":
-    """The source that the flags describe. Errors: `UserError`."""
-    from unitok.data.prepare.recipe import SourceSpec, parse_template
-
-    instances = dict(pair.partition("=")[::2] for pair in instance)
-    if not all(instances.values()):
-        raise UserError("--instance: KIND=NAME, such as audio=speech")
-    return SourceSpec(
-        path,
-        template=parse_template(template) if template else (),
-        order=tuple(order.split(",")) if order else (),
-        root=root,
-        instances=instances,
-        group=group,
-        group_separator=group_separator,
-    )

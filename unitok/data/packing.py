@@ -255,9 +255,13 @@ class PackedDataset(torch.utils.data.Dataset):
         dataset = self.datasets[unit.source]
         ids, placed = dataset.ids(unit.document), dataset.placed(unit.document)
         weights = np.zeros(len(ids), np.float32)
-        for p in placed:
+        ends = False  # whether the turn before is learned: then its end is, too, which is the next role's token or eos
+        for number, p in enumerate(placed):
             weights[p.start : p.start + p.length] = p.loss
-        weights[-1] = placed[-1].loss  # eos
+            if ends and _has_role_token(placed, number):
+                weights[p.start] = 1.0
+            ends = p.loss
+        weights[-1] = ends
         prompt = weights == 0
         weights *= self._loss_weights[ids]
         if self._prompt_weights is not None:

@@ -31,7 +31,8 @@ from unitok.evaluate.directions import by_direction, direction_of
 from unitok.evaluate.retrieval import DirectionRetrieval, measure_retrieval
 from unitok.files import whole_folder, write_json, write_json_lines
 from unitok.generation_config import SamplingParams
-from unitok.grammar import Grammar, PlanItem
+from unitok.grammar import Grammar
+from unitok.plan import PlanItem
 from unitok.sample.engine import generate
 from unitok.sample.prompts import read_prompts
 from unitok.sample.running import Request

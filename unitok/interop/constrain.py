@@ -15,7 +15,8 @@ from torch import Tensor
 
 from unitok.errors import UserError
 from unitok.files import read_json
-from unitok.grammar import Grammar, Row, parse_plan
+from unitok.grammar import Grammar, Row
+from unitok.plan import parse_plan
 from unitok.vocab import Vocab
 
 try:

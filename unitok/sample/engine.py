@@ -25,6 +25,7 @@ from unitok.model.decoder import Decoder
 from unitok.model.inference import Cache, InferenceDecoder
 from unitok.sample.allowed import AllowedLogits, allowed_logits
 from unitok.sample.jacobi import draw_ahead
+from unitok.sample.prefixes import PrefixCache
 from unitok.sample.running import Request, Running, Slot
 from unitok.sample.sampling import BatchedSamplingParams, guide, penalize_repetition
 
@@ -47,6 +48,7 @@ class Session:
         sampling: sampling parameters by tokenizer; a missing one has the defaults.
         ahead: most tokens that `step` samples for each request before it returns.
         jacobi_window: tokens of an image that are guessed and read in one pass, for a request that runs alone; 0: off.
+        prefixes: where to find what was read before, and to keep what is read now.
     """
 
     def __init__(
@@ -56,7 +58,9 @@ class Session:
         sampling: Mapping[str, SamplingParams] | None = None,
         ahead: int = 256,
         jacobi_window: int = 0,
+        prefixes: PrefixCache | None = None,
     ):
+        self.prefixes = prefixes
         self.decoder = InferenceDecoder(decoder) if isinstance(decoder, Decoder) else decoder
         self.grammar, self.sampling, self.ahead, self.jacobi_window = grammar, sampling or {}, ahead, jacobi_window
         self.passes = 0  # of the model, in sampling
@@ -118,6 +122,10 @@ class Session:
             events.append(Event(r.request, r.new[r.reported :], r.done))
             r.reported = len(r.new)
         for slot in [slot for slot in self.slots if slot.running.done]:
+            if self.prefixes and slot.kind == "own":
+                index, r = self.slots.index(slot), slot.running
+                read = np.concatenate([r.prompt, np.array(r.new, np.int64)])[: slot.read]
+                self.prefixes.store(read, self.cache.part(index, index + 1), self.decoder)
             self._leave(slot)
         self.running = [r for r in self.running if not r.done]
         return events
@@ -163,6 +171,10 @@ class Session:
             self.cache = self.cache.grown(max(len(self.slots), self.cache.slots), max(length, self.cache.length))
             more = self.hidden.new_zeros(self.cache.slots - len(self.hidden), self.hidden.shape[1])
             self.hidden = torch.cat([self.hidden, more])
+        for index, slot in enumerate(self.slots if self.prefixes else []):
+            if self.prefixes and not slot.read and (known := self.prefixes.longest(slot.ids, self.decoder)):
+                self.cache.take(known[0], 0, index, known[1])
+                slot.skip(known[1])
 
     # ---- Reading -------------------------------------------------------------------------------------------------
 

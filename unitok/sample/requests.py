@@ -12,7 +12,8 @@ from unitok.bundle import Bundle
 from unitok.document import ROLES, Document
 from unitok.errors import UserError
 from unitok.generation_config import FILE, GenerationConfig, SamplingParams, check_count, combine
-from unitok.grammar import Grammar, parse_plan
+from unitok.grammar import Grammar
+from unitok.plan import parse_plan
 from unitok.sample.engine import generate
 from unitok.sample.outputs import Output, Outputs
 from unitok.sample.prompts import read_one
@@ -54,8 +55,8 @@ class Draft:
         return Output(self.bundle, self.prompt, new, ids, self.index)
 
 
-def make_drafts(bundle: Bundle, prompts: list[Document], config: GenerationConfig) -> list[Draft]:
-    """Return n drafts for each prompt, in order."""
+def make_drafts(bundle: Bundle, prompts: list[Document], config: GenerationConfig, turn: bool = False) -> list[Draft]:
+    """Return n drafts for each prompt, in order. turn: each is a turn of the assistant, whose token then follows the prompt."""
     vocab = bundle.vocab
     plan = parse_plan(str(config.modalities), vocab, bundle.rates)
     negative = config.negative_prompt
@@ -67,11 +68,16 @@ def make_drafts(bundle: Bundle, prompts: list[Document], config: GenerationConfi
         before, role = prompt, prompt.segments[-1].role if prompt.segments else "none"
         if config.prefix_fraction is not None:
             before, ids, lead = _split_prefix(bundle, prompt, config.prefix_fraction)
+        if turn:
+            role = "assistant"
+            ids = np.append(ids, vocab.specials[f"<{role}>"])
         media = vocab.encode(Document(tuple(s for s in before.segments if vocab.span(s.modality).begin)), eos=False)
         for _ in range(config.n):
             row = repeated[ids.tobytes()]  # counts equal prompts, so that outputs do not depend on the other prompts of a call
             repeated[ids.tobytes()] += 1
-            request = Request(ids, plan, config.max_new_tokens, config.seed, row, negative_prompt=negative_ids, media=media)
+            request = Request(
+                ids, plan, config.max_new_tokens, config.seed, row, negative_prompt=negative_ids, turn=turn, media=media
+            )
             drafts.append(Draft(len(drafts), bundle, request, before, lead, role))
     return drafts
 

@@ -8,8 +8,9 @@ import numpy as np
 
 from unitok.errors import UserError
 from unitok.generation_config import SamplingParams
-from unitok.grammar import Grammar, PlanItem, Row
+from unitok.grammar import Grammar, Row
 from unitok.intervals import Intervals
+from unitok.plan import PlanItem
 
 
 @dataclass
@@ -23,6 +24,7 @@ class Request:
     row: int = 0
     sampling: Mapping[str, SamplingParams] = field(default_factory=dict)  # by tokenizer; a missing one has the session's
     negative_prompt: np.ndarray | None = None  # ids, bos first, that guidance leads away from; None: bos alone
+    turn: bool = False  # whether another role ends it, as eos does
     media: np.ndarray | None = None  # ids of the prompt's images and audio alone, for three-way guidance
 
 
@@ -36,6 +38,11 @@ class Slot:
     def __init__(self, running: "Running", kind: str, ids: np.ndarray, start: int):
         self.running, self.kind, self.start, self.read = running, kind, start, 0
         self.ids, self.span_positions = ids.tolist(), running.grammar.span_positions(ids).tolist()
+
+    def skip(self, count: int) -> None:
+        """Count the next tokens as read."""
+        self.read += count
+        self.ids, self.span_positions = self.ids[count:], self.span_positions[count:]
 
     def take_unread(self) -> tuple[list[int], list[int]]:
         """Return the unread ids with their span positions, and count them as read."""
@@ -64,7 +71,7 @@ class Running:
         request, room = self.request, max_length - len(self.prompt)
         known = self.grammar.follow(self.prompt, complete=False)
         try:
-            state = known.copy_for(min(request.max_new_tokens, room), request.plan)
+            state = known.copy_for(min(request.max_new_tokens, room), request.plan, request.turn)
         except UserError as error:
             if room >= request.max_new_tokens:
                 raise

@@ -51,10 +51,11 @@ def stream_outputs(
     drafts = make_drafts(bundle, prompts, config)
     session = Session(bundle.inference, Grammar(bundle.vocab), sampling_of(bundle, config), ahead=AHEAD)
     session.check(draft.request for draft in drafts)
-    return _stream(bundle, session, drafts, batch_size)
+    return stream_drafts(bundle, session, drafts, batch_size)
 
 
-def _stream(bundle: Bundle, session: Session, drafts: list[Draft], batch_size: int) -> Iterator[Chunk | Output]:
+def stream_drafts(bundle: Bundle, session: Session, drafts: list[Draft], batch_size: int) -> Iterator[Chunk | Output]:
+    """Yield the chunks of drafts as a session generates them, and each `Output` after its last chunk."""
     by_request, detokenizers = {id(draft.request): draft for draft in drafts}, dict[int, _Detokenizer]()
     for events in session.run([draft.request for draft in drafts], batch_size):
         for event in events:
@@ -72,7 +73,7 @@ class _Detokenizer:
 
     def __init__(self, bundle: Bundle, grammar: Grammar, draft: Draft):
         self.bundle, self.index = bundle, draft.index
-        self.state = grammar.follow(draft.request.prompt, complete=False).copy_for(None, draft.request.plan)
+        self.state = grammar.follow(draft.request.prompt, complete=False).copy_for(None, draft.request.plan, draft.request.turn)
         self.ids: list[int] = []
         self.span = -1
         self.body: list[int] = []  # ids of the segment, without those that begin and end it

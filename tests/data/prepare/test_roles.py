@@ -156,17 +156,6 @@ def test_what_rows_hold_and_is_not_used_is_counted_by_name(read, tmp_path):
     assert "6 images (PNG 6); 2 texts" in printed
 
 
-def test_conversations_are_refused_by_name_and_never_images_without_their_text(read, tmp_path):
-    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A thing"}]
-    (tmp_path / "in" / "0.png").write_bytes(png())
-    talk = [{"id": "0", "image": "0.png", "conversations": turns}]
-    for name, content in (("a.json", json.dumps(talk)), ("a.jsonl", json.dumps(talk[0]))):
-        (tmp_path / "in" / name).write_text(content)
-        with pytest.raises(UserError, match="conversations: conversations are not read yet"):
-            read()
-        (tmp_path / "in" / name).unlink()
-
-
 def test_a_json_list_of_records_is_lines_and_a_sidecar_is_not(read, tmp_path):
     for i in range(2):
         (tmp_path / "in" / f"{i}.png").write_bytes(png(i))

@@ -13,14 +13,12 @@ Without one, a row's texts come first, then its images, then its audio. A field 
 with; a field with a name of media (`image`, `audio_path`, …) holds media, or the row is a bad one. What is not used is reported.
 """
 
-import base64
-import binascii
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from unitok.conversations import data_url
 from unitok.data.prepare.recipe import FIELD, SourceSpec, TemplatePart, template_content
 from unitok.document import Part
 from unitok.errors import UserError
@@ -35,7 +33,7 @@ CAPTIONS = ["txt", "text", "texts", "caption", "captions", "sentence", "transcri
 _MEDIA = re.compile(r"(image|img|picture|photo|audio|sound|wav)s?")
 _FILES = re.compile(rf"({_MEDIA.pattern}_?)?(file_?names?|file_?paths?|paths?|files?)|(\w+_)?file_names?|{_MEDIA.pattern}")
 
-#: Names of fields that hold a conversation.
+#: Names of fields that hold a conversation, in other formats than those of `unitok.conversations`.
 _CONVERSATIONS = ("conversations", "conversation", "messages", "dialogue", "dialog", "turns")
 
 #: Longest name of a file, in characters.
@@ -120,7 +118,7 @@ class _Reader:
         for name, value in flat:
             if name.lower() in _CONVERSATIONS and isinstance(value, list):
                 raise UserError(
-                    f"{name}: conversations are not read yet; write it as interleaved `content`, or name fields in a template"
+                    f"{name}: no conversation of a format that is read: write it as `messages`, a list of objects with role and content"
                 )
         for name, value in flat:
             for content in [value] if _is_numbers(value) else _listed(value):
@@ -197,9 +195,7 @@ class _Reader:
                 elif not has_media and names_file(_last(name), text):
                     names.setdefault(text, name)
         for text, name in names.items():
-            if "://" in text:
-                raise UserError(f"{name}: {text[:80]} is a URL, which is not followed: download it, and name the file")
-            blob = _file(text, name, self.open_path).loaded()
+            blob = open_media(text, name, self.open_path).loaded()
             self._take_blob(f"{name}.{text.rpartition('.')[2]}" if "." in text else name, blob, "media")
 
     def _document(self) -> RowContent:
@@ -254,23 +250,6 @@ def _listed(value: object) -> list[object]:
 
 def _is_numbers(value: object) -> bool:
     return isinstance(value, list) and bool(value) and isinstance(value[0], int | float | list)
-
-
-def data_url(text: str, name: str) -> Blob | None:
-    """The content of a data URL, or of base64 alone; None for other texts. Errors: `UserError` for a broken data URL."""
-    header, _, coded = text.partition(";base64,") if text.startswith("data:") else ("", "", text)
-    if not header and (len(text) < 64 or not re.fullmatch(r"[A-Za-z0-9+/\s]+={0,2}\s*", text)):
-        return None
-    try:
-        data = base64.b64decode("".join(coded.split()), validate=True)
-    except binascii.Error:
-        data = b""
-    if header and not data:
-        raise UserError(f"{name}: a data URL that is not base64; mend it")
-    media = [kind for kind, modality in modalities().items() if not modality.inline]
-    is_media = data and sniff_bytes(data[:4096]) in media
-    place = int.from_bytes(hashlib.sha256(data).digest()[:7], "big")  # tells apart contents of fields of the same name
-    return Blob(name, data, offset=place) if header or is_media else None
 
 
 def _text_of_record(record: Blob) -> str:
@@ -387,6 +366,17 @@ def _file(text: str, name: str, open_path: Open) -> Blob:
     if len(text) > MAX_NAME:
         raise UserError(f"{name}: {len(text)} characters, which name no file and are no data URL of an image or audio")
     return open_path(text)
+
+
+def open_media(content: object, name: str, open_path: Open) -> Blob:
+    """The content of a file, a data URL or a cell of a table. name: for messages. Errors: `UserError`."""
+    if isinstance(content, Blob):
+        return content
+    if not isinstance(content, str) or not content:
+        raise UserError(f"{name}: {str(content)[:40]!r} is neither the name of a file nor a data URL")
+    if "://" in content:
+        raise UserError(f"{name}: {content[:80]} is a URL, which is not followed: download it, and name the file")
+    return _file(content, name, open_path)
 
 
 def _part(spec: SourceSpec, type: str, content: object, entry: TemplatePart | None = None) -> Part:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import PurePosixPath
 
+from unitok.conversations import files_of
 from unitok.data.prepare.containers import DAMAGE, Table, damage, is_tar, list_members, opened, plain_name
 from unitok.data.prepare.fields import CAPTIONS, names_file, names_media
 from unitok.errors import UserError, is_utf8
@@ -345,6 +346,7 @@ def _line_id(line: bytes, default: str, file: str, claims: _Claims) -> str:
 
 def _files_in(row: Mapping[str, object]) -> Iterator[str]:
     """The files that a line or row names."""
+    yield from files_of(row)
     for name, value in row.items():
         values = value if isinstance(value, list) else [value]
         if name == "content":

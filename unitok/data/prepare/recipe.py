@@ -68,6 +68,7 @@ class SourceSpec:
         group: field of lines and rows that names a document's group; default: `group`, where there is one. A group is never split
             between training and validation.
         group_separator: documents without such a field whose ids are equal up to the last of these belong to one group.
+        mask_history: of conversations, only the last turn of the assistant is learned; default: all of its turns.
         options: how content is read, by kind: the fields of `Modality.Options`; in a recipe each kind is a key of the source.
     """
 
@@ -83,6 +84,7 @@ class SourceSpec:
     root: str = ""
     group: str = ""
     group_separator: str = ""
+    mask_history: bool = False
     options: dict[str, dict[str, object]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -1,6 +1,7 @@
 """Sources -> raw documents. `Source.items` lists documents (`unitok.data.prepare.listing`); `Source.read` reads them.
 
-- interleaved JSON Lines (`.jsonl`), one document per line (`unitok.interleaved`), or lines of named fields; a `.json` list of these;
+- interleaved JSON Lines (`.jsonl`), one document per line (`unitok.interleaved`), lines of named fields, or conversations
+  (`unitok.conversations`); a `.json` list of these;
 - a folder that holds `documents.jsonl`: only the documents of that file;
 - any other folder: first its files that hold many documents, then files of one base name (`cat.jpg`, `cat.txt`, `cat.json`),
   which are one document. A file that a line or a row names is not a document of its own (ImageFolder, AudioFolder);
@@ -27,8 +28,9 @@ from typing import IO
 
 import pyarrow as pa
 
+from unitok.conversations import Media, data_url, is_conversation, read_conversation, texts_of
 from unitok.data.prepare.containers import DAMAGE, Table, damage, plain_name, unpacked
-from unitok.data.prepare.fields import MEDIA_SUFFIXES, TEXT, Fields, RowContent, data_url, names_media, read_fields
+from unitok.data.prepare.fields import MEDIA_SUFFIXES, TEXT, Fields, RowContent, names_media, open_media, read_fields
 from unitok.data.prepare.listing import GROUP, ListingOptions, SourceItem, list_items
 from unitok.data.prepare.recipe import SourceSpec, arrange, load_recipe
 from unitok.document import Part, RawDocument
@@ -36,6 +38,7 @@ from unitok.errors import UserError
 from unitok.files import parse_json_line, read_json_lines
 from unitok.interleaved import Types, raw_document
 from unitok.media import load_text, promised
+from unitok.modalities import modalities
 from unitok.storage import Blob, Folder, is_remote, kind_of_path, open_files
 
 log = logging.getLogger("unitok")
@@ -154,8 +157,22 @@ class Source:
     def from_fields(self, item: SourceItem, row: Fields, files: bool = False) -> list[RawDocument]:
         """The document of a row of named fields, by the template or without one."""
         folder = os.path.dirname(item.file)
+
+        def open_path(name: str) -> Blob:
+            return Blob.of(self.files, os.path.join(folder, name))
+
+        def make(media: Media) -> Part:
+            if media.kind not in (known := modalities() if self.types is None else self.types):
+                raise UserError(f"{media.kind}: no such content here; there is {', '.join(known)}")
+            blob = open_media(media.content, media.kind, open_path)
+            return Part(media.kind, path=Path(blob.name), file=blob)
+
         try:
-            content = read_fields(self.spec, row, lambda name: Blob.of(self.files, os.path.join(folder, name)), files)
+            if not self.spec.template and is_conversation(row):
+                parts = read_conversation(row, make, self.spec.mask_history)
+                content: RowContent = ([replace(p, loss=p.loss and self.spec.defaults(p.type)[1]) for p in parts], [])
+            else:
+                content = read_fields(self.spec, row, open_path, files)
         except UserError as error:
             message = str(error)
             raise UserError(message if message.startswith(item.where) else f"{item.where}: {message}") from None
@@ -312,6 +329,15 @@ def _texts_of_lines(path: Path) -> Iterator[str]:
             raise row
         where = f"{path.name}, line {number}"
         if isinstance(row, dict) and "content" not in row:
+            if is_conversation(row):
+                try:
+                    texts = texts_of(row)
+                except UserError as error:
+                    bad, first = bad + 1, first or f"{where}: {error}"
+                    continue
+                good += 1
+                yield from texts
+                continue
             fields = {name: value for name, value in row.items() if not names_media(name)}  # media are not read
             try:
                 texts = _texts_in(source.from_fields(SourceItem("", where, "line", path.name), fields))

@@ -1,0 +1,217 @@
+"""`unitok chat`."""
+
+import json
+import sys
+from base64 import b64encode
+from collections.abc import Callable
+from mimetypes import guess_type
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from unitok.cli.arguments import BundleFolder, Fields, Given, Input, sampling_of_flags
+from unitok.conversations import text_in, text_part
+from unitok.errors import UserError, visible
+from unitok.files import write_text
+from unitok.hardware import check_device
+
+if TYPE_CHECKING:
+    from unitok.api import Unitok
+    from unitok.generation_config import GenerationConfig
+
+HELP = """\
+  a line of text          say it, with the files that were attached, and get an answer
+  /image FILE             attach a file to the next message; /audio FILE, and so on for each kind of content
+  /modalities PLAN        what answers shall have, such as text,image; free: what the model chooses
+  /again                  another answer to the last message
+  /edit [TEXT]            take back the last message and its answer; with TEXT, say that instead
+  /system TEXT            begin a new conversation with instructions
+  /history                show the conversation
+  /save FILE.json         write it as a list of messages, which `/load FILE.json` and `unitok tokenize` read
+  /load FILE.json         go on with a conversation that was saved
+  /new                    begin a new conversation
+  /quit                   end (also Ctrl-D)"""
+
+
+def _sampling() -> dict[str, type]:
+    """Sampling parameters for all content, and for each kind alone."""
+    from unitok.generation_config import SamplingParams
+    from unitok.modalities import modalities
+
+    return {"": SamplingParams, **dict.fromkeys(modalities(), SamplingParams)}
+
+
+def chat(
+    bundle: BundleFolder = Path("scenes"),
+    *,
+    modalities: str = "free",
+    system: str = "",
+    seed: int = 0,
+    out: Path = Path("runs/chat"),
+    device: str = "cpu",
+    generation_config: Input | None = None,
+    generation: Annotated[Given, Fields(_sampling, "the bundle's")],
+) -> None:
+    """Talk with a bundle in the terminal. `/help` shows what can be typed; lines may also come from a file or pipe.
+
+    Args:
+        bundle: bundle with tokenizers and a decoder: its folder, USER/NAME[@REVISION] on the Hugging Face hub, or scenes, the built-in one
+        modalities: what answers shall have: free, what the model chooses, or a plan such as text,image:8x12,audio:2s
+        system: instructions that begin the conversation
+        seed: of the first answer; each later one has the next seed
+        out: folder for the images and audio of the answers
+        device: where to run: cpu, cuda, cuda:1, mps
+
+    generation:
+        generation_config: JSON file such as {"temperature": 0.9, "image": {"top_k": 50}}: goes before the bundle's own, flags before it
+        generation: for all content, and for each kind alone
+    """
+    keywords: dict[str, Any] = generation.pop("", {}) | {"sampling": sampling_of_flags(generation, "")}
+    from unitok.api import Unitok
+    from unitok.generation_config import GenerationConfig
+    from unitok.sample.requests import config_for
+
+    file = GenerationConfig.from_pretrained(generation_config) if generation_config else GenerationConfig()
+    unitok = Unitok.from_pretrained(bundle, device=check_device(device))
+    talk = _Talk(unitok, config_for(unitok, file, GenerationConfig(**keywords)), modalities, seed, out)
+    if system:
+        talk.begin(system)
+    talk.run()
+
+
+class _Talk:
+    """A conversation in a terminal."""
+
+    def __init__(self, unitok: "Unitok", config: "GenerationConfig", modalities: str, seed: int, out: Path):
+        self.unitok, self.config, self.modalities, self.seed, self.out = unitok, config, modalities, seed, out
+        self.messages: list[dict[str, Any]] = []
+        self.attached: list[dict[str, Any]] = []  # parts of the next message
+        self.files = 0  # written so far
+
+    def run(self) -> None:
+        """Read lines until the end."""
+        typed = sys.stdin.isatty()
+        if typed:
+            print("Say something; /help shows what else can be typed.")
+        while (line := _line(typed)) is not None:
+            try:
+                if not line.startswith("/"):
+                    self.say(line)
+                elif line.split()[0] == "/quit":
+                    return
+                else:
+                    self.command(*line[1:].split(maxsplit=1))
+            except UserError as error:  # in a terminal one goes on
+                if not typed:
+                    raise
+                print(f"error: {visible(str(error))}", file=sys.stderr)
+
+    def command(self, name: str = "", argument: str = "") -> None:
+        """Run what follows a slash. Errors: `UserError` for a command that does not exist or lacks what it needs."""
+        commands: dict[str, Callable[[str], None]] = {
+            "modalities": self.choose, "again": self.again, "edit": self.edit, "system": self.begin, "history": self.history,
+            "save": self.save, "load": self.load, "new": self.begin, "help": lambda _: print(HELP),
+        }  # fmt: skip
+        kinds = [kind for kind, modality in self.unitok.types.items() if not modality.inline]
+        if name in kinds:
+            self.attach(name, argument)
+        elif name in commands:
+            commands[name](argument)
+        else:
+            known = ", ".join(f"/{known}" for known in (*kinds, *commands, "quit"))
+            raise UserError(f"/{name}: no such command; there is {known}")
+
+    # ---- Turns ---------------------------------------------------------------------------------------------------
+
+    def say(self, text: str) -> None:
+        """Say a text, with what was attached, and show the answer."""
+        parts = [*self.attached, *([text_part(text)] if text else [])]
+        if parts:
+            self.answer([*self.messages, {"role": "user", "content": parts}])
+            self.attached = []
+
+    def answer(self, messages: list[dict[str, Any]]) -> None:
+        """Generate and show the answer to messages, and keep it."""
+        from unitok.cli.terminal import show
+        from unitok.sample.chat import Reply
+
+        config = self.config.replace(modalities=self.modalities, seed=self.seed)
+        (reply,) = show(self.unitok.chats.stream(messages, config), self.unitok)
+        assert isinstance(reply, Reply)
+        self.seed += 1
+        self.messages = [*messages, reply.message]
+        for i, segment in enumerate(reply.new.segments):
+            modality = self.unitok.modality(segment.modality)
+            if not modality.inline:
+                self.out.mkdir(parents=True, exist_ok=True)
+                while list(self.out.glob(f"{self.files:04d}.*")):
+                    self.files += 1
+                print(modality.save(self.unitok.require(segment.modality), reply.content(i), self.out / f"{self.files:04d}"))
+
+    # ---- Commands ------------------------------------------------------------------------------------------------
+
+    def attach(self, kind: str, path: str) -> None:
+        if not path:
+            raise UserError(f"/{kind} FILE: name a file")
+        file = Path(path).expanduser()
+        if not file.is_file():
+            raise UserError(f"{path}: no such file")
+        data = b64encode(file.read_bytes()).decode()
+        url = f"data:{guess_type(file.name)[0] or 'application/octet-stream'};base64,{data}"
+        self.attached.append({"type": f"{kind}_url", f"{kind}_url": {"url": url}})
+
+    def choose(self, modalities: str) -> None:
+        from unitok.plan import parse_plan
+
+        parse_plan(modalities, self.unitok.vocab, self.unitok.rates)
+        self.modalities = modalities
+
+    def again(self, _: str) -> None:
+        if not self.messages:
+            raise UserError("/again: nothing was said yet")
+        self.answer(self.messages[:-1])
+
+    def edit(self, text: str) -> None:
+        if not self.messages:
+            raise UserError("/edit: nothing was said yet")
+        said = self.messages[-2]["content"]
+        self.messages = self.messages[:-2]
+        self.attached = [part for part in said if text_in(part) is None]
+        if text:
+            self.say(text)
+
+    def begin(self, system: str) -> None:
+        self.messages, self.attached = [{"role": "system", "content": system}] if system else [], []
+
+    def history(self, _: str) -> None:
+        for message in self.messages:
+            content = message["content"]
+            parts = [text_part(content)] if isinstance(content, str) else content
+            print(
+                f"{message['role']}: "
+                + " ".join(visible(text_in(part) or f"[{str(part['type']).removesuffix('_url')}]") for part in parts)
+            )
+
+    def save(self, path: str) -> None:
+        if not path.endswith(".json"):
+            raise UserError("/save FILE.json: name a file that ends in .json")
+        write_text(Path(path), json.dumps([{"messages": self.messages}], ensure_ascii=False) + "\n")
+        print(f"{path}: {len(self.messages)} messages")
+
+    def load(self, path: str) -> None:
+        try:
+            (saved,) = json.loads(Path(path).read_text(encoding="utf-8"))
+            messages = saved["messages"]
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}") from None
+        except (ValueError, TypeError, KeyError):
+            raise UserError(f"{path}: not a conversation that /save wrote") from None
+        self.unitok.chats.document([*messages, {"role": "user", "content": "."}])
+        self.messages = messages
+
+
+def _line(typed: bool) -> str | None:
+    """The next line; None at the end."""
+    try:
+        return input("> " if typed else "").strip()
+    except EOFError:
+        return None

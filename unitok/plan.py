@@ -1,0 +1,58 @@
+"""Plans: which spans an output shall have, as people write them (`text,image:8x12,audio:2s`) and as the grammar follows them."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from unitok.errors import UserError
+from unitok.vocab import Vocab
+
+
+@dataclass(frozen=True)
+class PlanItem:
+    """One span of a plan.
+
+    Args:
+        modality: the name of the span in the vocabulary.
+        grid: sides of a grid in codes, (rows, columns) for an image; () leaves them open.
+        repeats: number of frames, or of text tokens; None leaves it open.
+    """
+
+    modality: str
+    grid: tuple[int, ...] = ()
+    repeats: int | None = None
+
+
+def parse_plan(text: str, vocab: Vocab, rates: Mapping[str, float] | None = None) -> list[PlanItem] | None:
+    """Parse a plan such as `text,image:8x12,audio:2s`; `free` gives None, no plan.
+
+    rates: frames per second by modality, which turn seconds into frames. Errors: `UserError` that shows the form.
+    """
+    if text.strip() == "free":
+        return None
+    items = []
+    for item in text.split(","):
+        modality, _, length = item.strip().partition(":")
+        try:
+            modality = vocab.instance(modality)
+            span, rate = vocab.span(modality), (rates or {}).get(modality)
+        except UserError as error:
+            raise UserError(f"modalities {item!r}: {error}") from None
+        if not length:
+            items.append(PlanItem(modality))
+        elif span.header and re.fullmatch("x".join([r"[1-9]\d*"] * len(span.header)), length):
+            grid = tuple(int(side) for side in length.split("x"))
+            most = min(vocab.range(name).size for name in span.header)
+            if max(grid) > most:
+                raise UserError(f"modalities {item!r}: no side may be over {most} codes")
+            items.append(PlanItem(modality, grid))
+        elif rate and not span.header and re.fullmatch(r"\d+(\.\d+)?s", length):
+            items.append(PlanItem(modality, repeats=max(1, round(float(length[:-1]) * rate))))
+        elif not span.header and re.fullmatch(r"[1-9]\d*", length):
+            items.append(PlanItem(modality, repeats=int(length)))
+        else:
+            raise UserError(f"modalities {item!r}: write free, or a plan such as text,image:8x12,audio:2s")
+    for before, after in zip(items, items[1:], strict=False):
+        if before.modality == after.modality == vocab.bare:
+            raise UserError(f"modalities {text!r}: two {after.modality}s in a row are one; write it once")
+    return items
