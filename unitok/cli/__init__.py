@@ -31,6 +31,7 @@ VERBS = {
     "inspect": "show what is in a data set, bundle or config, and what a decoder costs; --verify, --page of samples",
     "sample": "continue prompts of text, images and audio",
     "chat": "talk with a bundle in the terminal",
+    "serve": "serve a bundle behind OpenAI's endpoints, with a page",
     "eval": "measure a bundle on scenes",
     "eval documents": "measure a bundle on documents of your own",
     "eval image-tokenizer": "measure an image tokenizer on images",

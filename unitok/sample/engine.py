@@ -80,6 +80,13 @@ class Session:
         if not new.done:
             self.slots += new.slots
 
+    def remove(self, request: Request) -> None:
+        """Let a request leave before it is done; its slots are free."""
+        for r in [r for r in self.running if r.request is request]:
+            for slot in list(r.slots):
+                self._leave(slot)
+            self.running.remove(r)
+
     def check(self, requests: Iterable[Request]) -> None:
         """Raise the `UserError` that `add` would raise, for requests that join later."""
         for request in requests:

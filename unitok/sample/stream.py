@@ -56,19 +56,19 @@ def stream_outputs(
 
 def stream_drafts(bundle: Bundle, session: Session, drafts: list[Draft], batch_size: int) -> Iterator[Chunk | Output]:
     """Yield the chunks of drafts as a session generates them, and each `Output` after its last chunk."""
-    by_request, detokenizers = {id(draft.request): draft for draft in drafts}, dict[int, _Detokenizer]()
+    by_request, detokenizers = {id(draft.request): draft for draft in drafts}, dict[int, Detokenizer]()
     for events in session.run([draft.request for draft in drafts], batch_size):
         for event in events:
             key = id(event.request)
             draft = by_request[key]
             if key not in detokenizers:
-                detokenizers[key] = _Detokenizer(bundle, session.grammar, draft)
+                detokenizers[key] = Detokenizer(bundle, session.grammar, draft)
             yield from detokenizers[key].push(event.ids)
             if event.done:
                 yield draft.finish(detokenizers.pop(key).ids)
 
 
-class _Detokenizer:
+class Detokenizer:
     """Incremental detokenizer of one output: takes new tokens, yields chunks."""
 
     def __init__(self, bundle: Bundle, grammar: Grammar, draft: Draft):

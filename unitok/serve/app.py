@@ -1,0 +1,389 @@
+"""The endpoints, as OpenAI's clients call them: chat completions, images, speech, transcriptions; and a page at `/`."""
+
+import asyncio
+import json
+import time
+import uuid
+from base64 import b64encode
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from fastapi import FastAPI, File, Form, Request, UploadFile
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi.staticfiles import StaticFiles
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+
+from unitok import __version__
+from unitok.errors import UserError
+from unitok.sample.outputs import Output
+from unitok.sample.requests import Draft
+from unitok.sample.stream import Chunk
+from unitok.serve.engine import BusyError
+from unitok.serve.generation import Generation, encoded, pcm16, png, wav_header
+from unitok.serve.guard import error_body
+from unitok.serve.schemas import ChatRequest, ImageRequest, SpeechRequest
+
+PAGE = Path(__file__).parent / "page"
+MIME = {"wav": "audio/wav", "pcm": "audio/pcm", "flac": "audio/flac", "mp3": "audio/mpeg", "opus": "audio/ogg"}
+
+T = TypeVar("T")
+
+
+class ClientLeftError(Exception):
+    """Nobody waits for the answer any more."""
+
+
+def make_app(generation: Generation, name: str) -> FastAPI:
+    """Return the application. name: of the model, as clients call it."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        generation.engine.start()
+        yield
+        await run_in_threadpool(generation.engine.stop)
+
+    app = FastAPI(title="unitok", version=__version__, lifespan=lifespan)
+    _handle_errors(app)
+    endpoints = _Endpoints(generation, name)
+    app.get("/v1/models")(endpoints.models)
+    app.get("/v1/models/{model:path}")(endpoints.model)
+    app.post("/v1/chat/completions")(endpoints.chat_completions)
+    app.post("/v1/images/generations")(endpoints.image_generations)
+    app.post("/v1/audio/speech")(endpoints.speech)
+    app.post("/v1/audio/transcriptions")(endpoints.transcriptions)
+    app.get("/healthz", include_in_schema=False)(lambda: {"status": "ok"})
+    app.get("/about", include_in_schema=False)(endpoints.about)
+    app.get("/metrics", include_in_schema=False)(
+        lambda: PlainTextResponse(generation.metrics.text(), media_type="text/plain; version=0.0.4")
+    )
+    app.mount("/", StaticFiles(directory=PAGE, html=True))
+    return app
+
+
+def _handle_errors(app: FastAPI) -> None:
+    """Answer errors in OpenAI's form."""
+
+    @app.exception_handler(UserError)
+    def wrong(request: Request, error: UserError) -> JSONResponse:
+        field, colon, _ = str(error).partition(":")
+        return JSONResponse(error_body(str(error), param=field if colon and field.isidentifier() else None), 400)
+
+    @app.exception_handler(RequestValidationError)
+    def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        steps = [str(step) for step in first["loc"] if step != "body"]
+        message = str(first["msg"]).removeprefix("Value error, ")
+        field = ".".join(steps) or (message.partition(":")[0] if ":" in message else "")
+        return JSONResponse(error_body(f"{'.'.join(steps)}: {message}" if steps else message, param=field or None), 400)
+
+    @app.exception_handler(BusyError)
+    def busy(request: Request, error: BusyError) -> JSONResponse:
+        body = error_body(
+            "the server is busy: too many requests wait already; try again in a second", "server_error", code="busy"
+        )
+        return JSONResponse(body, 503, {"Retry-After": "1"})
+
+    @app.exception_handler(HTTPException)
+    def other(request: Request, error: HTTPException) -> JSONResponse:
+        return JSONResponse(error_body(str(error.detail)), error.status_code)
+
+    @app.exception_handler(ClientLeftError)
+    def left(request: Request, error: ClientLeftError) -> Response:
+        return Response(status_code=499)
+
+    @app.exception_handler(RuntimeError)
+    def failed(request: Request, error: RuntimeError) -> JSONResponse:
+        return JSONResponse(error_body("the server failed; its log says why", "server_error"), 500)
+
+
+class _Endpoints:
+    """The endpoints of one bundle."""
+
+    def __init__(self, generation: Generation, name: str):
+        self.generation, self.bundle, self.name = generation, generation.bundle, name
+        self.created = int(time.time())
+
+    def _check_model(self, model: str) -> None:
+        if model and model != self.name:
+            raise HTTPException(404, f"model: there is no {model[:60]!r}; this server has {self.name!r}")
+
+    # ---- Models --------------------------------------------------------------------------------------------------
+
+    def models(self) -> dict[str, Any]:
+        return {"object": "list", "data": [self.model(self.name)]}
+
+    def model(self, model: str) -> dict[str, Any]:
+        self._check_model(model)
+        return {"id": self.name, "object": "model", "created": self.created, "owned_by": "unitok"}
+
+    def about(self) -> dict[str, Any]:
+        """What the page needs to know."""
+        bundle = self.bundle
+        rates = {name: bundle.require(name).sample_rate for name, span in bundle.vocab.spans.items() if span.kind == "audio"}
+        world = bundle.facts.get("world")
+        return {
+            "model": self.name, "version": __version__, "sample_rates": rates,
+            "modalities": {name: span.kind for name, span in bundle.vocab.spans.items()},
+            "chats": "<assistant>" in bundle.vocab.specials and not isinstance(world, dict),
+            "example": world.get("example") if isinstance(world, dict) else None,
+            "generation_config": bundle.generation_config.to_dict(),
+            "max_new_tokens": self.generation.max_new_tokens,
+        }  # fmt: skip
+
+    # ---- Chat ----------------------------------------------------------------------------------------------------
+
+    async def chat_completions(self, body: ChatRequest, request: Request) -> Response:
+        self._check_model(body.model)
+        given: dict[str, Any] = body.sampling() | {"modalities": body.modalities or "free"}
+        if most := body.max_completion_tokens or body.max_tokens:
+            given["max_new_tokens"] = most
+
+        def prepare() -> list[Draft]:
+            prompt = self.generation.chat_prompt(body.messages, body.roles)
+            return self.generation.drafts(prompt, given, body.n, body.seed, turn=body.roles)
+
+        drafts = await run_in_threadpool(prepare)
+        id = f"chatcmpl-{uuid.uuid4().hex}"
+        if body.stream:
+            options = (body.__pydantic_extra__ or {}).get("stream_options") or {}
+            return await _events(self._chat_events(drafts, id, bool(options.get("include_usage"))))
+        outputs = await _unless_left(request, self.generation.outputs(drafts))
+        choices = await run_in_threadpool(lambda: [self._choice(*pair) for pair in zip(outputs, drafts, strict=True)])
+        return JSONResponse(self._completion(id, "chat.completion", choices) | {"usage": _usage(drafts, outputs)})
+
+    def _completion(self, id: str, object: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {"id": id, "object": object, "created": int(time.time()), "model": self.name, "choices": choices}
+
+    def _choice(self, output: Output, draft: Draft) -> dict[str, Any]:
+        """An output as a choice. `content` has its text; `audio` its audio; `parts` all of it in order, which continues a conversation."""
+        message = self.generation.chat.message(output)
+        content = message["content"]
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        answer: dict[str, Any] = {"role": "assistant", "content": output.text or None, "refusal": None, "parts": parts}
+        if output.audios:
+            data = encoded(output.audios[0], self._rate(output, "audio"), "wav")
+            answer["audio"] = {
+                "id": f"audio-{uuid.uuid4().hex}",
+                "data": b64encode(data).decode(),
+                "transcript": "",
+                "expires_at": int(time.time()) + 3600,
+            }
+        return {"index": draft.index, "message": answer, "logprobs": None, "finish_reason": self._finish_reason(output, draft)}
+
+    def _finish_reason(self, output: Output, draft: Draft) -> str:
+        return "length" if self.generation.was_cut(output, draft) else "stop"
+
+    def _rate(self, output: Output, kind: str) -> int:
+        names = [s.modality for s in output.new.segments if self.bundle.vocab.span(s.modality).kind == kind]
+        return int(self.bundle.require(names[0]).sample_rate)
+
+    async def _chat_events(self, drafts: list[Draft], id: str, with_usage: bool) -> AsyncIterator[dict[str, Any]]:
+        def event(index: int, delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
+            return self._completion(
+                id, "chat.completion.chunk", [{"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}]
+            )
+
+        for draft in drafts:
+            yield event(draft.index, {"role": "assistant", "content": ""})
+        outputs = []
+        async for chunk in self.generation.chunks(drafts):
+            if isinstance(chunk, Output):
+                outputs.append(chunk)
+                await run_in_threadpool(self.generation.chat.message, chunk)  # so that it is remembered
+                yield event(chunk.index, {}, self._finish_reason(chunk, drafts[chunk.index]))
+            else:
+                yield event(chunk.index, self._delta(chunk))
+        if with_usage:
+            yield self._completion(id, "chat.completion.chunk", []) | {"usage": _usage(drafts, outputs)}
+
+    def _delta(self, chunk: Chunk) -> dict[str, Any]:
+        """A piece of content: text, the rows of an image so far, or new samples of audio. `segment` numbers the contents of the turn."""
+        kind = self.bundle.vocab.span(chunk.modality).kind
+        if kind == "text":
+            return {"content": chunk.content, "segment": chunk.span}
+        if kind == "image":
+            url = f"data:image/png;base64,{b64encode(png(chunk.content)).decode()}"
+            part = {"type": "image_url", "image_url": {"url": url}, "done": chunk.done}
+            return {"parts": [part], "segment": chunk.span}
+        rate = int(self.bundle.require(chunk.modality).sample_rate)
+        data = b64encode(pcm16(chunk.content)).decode()
+        return {
+            "audio": {
+                "data": data,
+                "format": "pcm16",
+                "sample_rate": rate,
+                "channels": chunk.content.shape[0],
+                "done": chunk.done,
+            },
+            "segment": chunk.span,
+        }
+
+    # ---- Images --------------------------------------------------------------------------------------------------
+
+    async def image_generations(self, body: ImageRequest, request: Request) -> Response:
+        self._check_model(body.model)
+        image = self.bundle.instance("image")
+        given: dict[str, Any] = body.sampling() | {"modalities": f"{image}{self._grid(body.size, image)}"}
+        if body.negative_prompt:
+            given["negative_prompt"] = body.negative_prompt
+        drafts = await run_in_threadpool(
+            lambda: self.generation.drafts(self.bundle.read_prompt(body.prompt), given, body.n, body.seed)
+        )
+        if body.stream:
+            return await _events(self._image_events(drafts, body.partial_images or 0))
+        outputs = await _unless_left(request, self.generation.outputs(drafts))
+        data = await run_in_threadpool(
+            lambda: [
+                {"b64_json": b64encode(png(output.images[0])).decode(), "url": None, "revised_prompt": None}
+                for output in outputs
+            ]
+        )
+        return JSONResponse({"created": int(time.time()), "data": data, "usage": _image_usage(drafts, outputs)})
+
+    def _grid(self, size: str | None, image: str) -> str:
+        """`:8x8` for a size `64x64`, in codes; "" for `auto`. Errors: `UserError` for a size that no grid has."""
+        if size in (None, "auto"):
+            return ""
+        stride = self.bundle.require(image).stride
+        width, _, height = str(size).partition("x")
+        if (
+            not (width.isdecimal() and height.isdecimal() and int(width) and int(height))
+            or int(width) % stride
+            or int(height) % stride
+        ):
+            raise UserError(f"size: {str(size)[:40]!r} must be WIDTHxHEIGHT in pixels, both multiples of {stride}")
+        return f":{int(height) // stride}x{int(width) // stride}"
+
+    async def _image_events(self, drafts: list[Draft], partial: int) -> AsyncIterator[dict[str, Any]]:
+        """Partial images, evenly spaced over the rows, and the complete one."""
+        sent, shapes = [0] * len(drafts), {"background": "opaque", "output_format": "png", "quality": "auto", "size": "auto"}
+        async for chunk in self.generation.chunks(drafts):
+            now = {"created_at": int(time.time())} | shapes
+            if isinstance(chunk, Output):
+                image = b64encode(await run_in_threadpool(lambda output=chunk: png(output.images[0]))).decode()  # type: ignore[misc]
+                yield {"type": "image_generation.completed", "b64_json": image, "usage": _image_usage(drafts, [chunk])} | now
+            elif not chunk.done and sent[chunk.index] < partial:
+                height = self.bundle.require(chunk.modality).config.resolution
+                due = (sent[chunk.index] + 1) * height // (partial + 1)
+                if chunk.content.shape[1] >= due:
+                    image = b64encode(await run_in_threadpool(png, chunk.content, height)).decode()
+                    event = {
+                        "type": "image_generation.partial_image",
+                        "b64_json": image,
+                        "partial_image_index": sent[chunk.index],
+                    }
+                    sent[chunk.index] += 1
+                    yield event | now
+
+    # ---- Audio ---------------------------------------------------------------------------------------------------
+
+    async def speech(self, body: SpeechRequest, request: Request) -> Response:
+        self._check_model(body.model)
+        audio = self.bundle.instance("audio")
+        given = body.sampling() | {"modalities": f"{audio}:{body.seconds:g}s" if body.seconds else audio}
+        drafts = await run_in_threadpool(
+            lambda: self.generation.drafts(self.bundle.read_prompt(body.input), given, 1, body.seed)
+        )
+        tokenizer, format = self.bundle.require(audio), body.response_format
+        if format in ("wav", "pcm"):
+            head = wav_header(tokenizer.sample_rate, tokenizer.config.channels) if format == "wav" else b""
+            return await _stream(self._samples(drafts, head), MIME[format])
+        (output,) = await _unless_left(request, self.generation.outputs(drafts))
+        data = await run_in_threadpool(lambda: encoded(output.audios[0], tokenizer.sample_rate, format))
+        return Response(data, media_type=MIME[format])
+
+    async def _samples(self, drafts: list[Draft], head: bytes) -> AsyncIterator[bytes]:
+        async for chunk in self.generation.chunks(drafts):
+            if isinstance(chunk, Chunk):
+                yield head + pcm16(chunk.content)
+                head = b""
+
+    async def transcriptions(
+        self,
+        request: Request,
+        file: Annotated[UploadFile, File()],
+        model: Annotated[str, Form()] = "",
+        response_format: Annotated[str, Form()] = "json",
+        temperature: Annotated[float, Form(ge=0, le=10)] = 0.0,
+    ) -> Response:
+        self._check_model(model)
+        if response_format not in ("json", "text"):
+            raise UserError(f"response_format: {response_format[:40]!r} must be json or text")
+        data = await file.read()
+        text = self.bundle.instance("text")
+        given = {"modalities": text, "temperature": temperature}
+        drafts = await run_in_threadpool(lambda: self.generation.drafts(self.generation.read("audio", data, "file"), given))
+        (output,) = await _unless_left(request, self.generation.outputs(drafts))
+        return PlainTextResponse(output.text) if response_format == "text" else JSONResponse({"text": output.text})
+
+
+def _usage(drafts: list[Draft], outputs: list[Output]) -> dict[str, int]:
+    prompt, new = len(drafts[0].request.prompt), sum(len(output.ids) for output in outputs)
+    return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
+
+
+def _image_usage(drafts: list[Draft], outputs: list[Output]) -> dict[str, Any]:
+    usage = _usage(drafts, outputs)
+    details = {"image_tokens": 0, "text_tokens": usage["prompt_tokens"]}
+    return {
+        "input_tokens": usage["prompt_tokens"],
+        "output_tokens": usage["completion_tokens"],
+        "total_tokens": usage["total_tokens"],
+        "input_tokens_details": details,
+    }
+
+
+# ---- Answers while they grow ------------------------------------------------------------------------------------------
+
+
+async def _events(events: AsyncIterator[dict[str, Any]]) -> Response:
+    """Server-sent events, one per dictionary; images' carry their type as the event's name."""
+
+    async def lines() -> AsyncIterator[bytes]:
+        async for event in events:
+            name = f"event: {event['type']}\n" if "type" in event else ""
+            yield f"{name}data: {json.dumps(event)}\n\n".encode()
+        yield b"data: [DONE]\n\n"
+
+    return await _stream(lines(), "text/event-stream")
+
+
+async def _stream(pieces: AsyncIterator[bytes], mime: str) -> Response:
+    """An answer that begins with its first piece, so that an error before it has a status of its own."""
+    first = await anext(pieces, b"")
+
+    async def all_pieces() -> AsyncIterator[bytes]:
+        try:
+            yield first
+            async for piece in pieces:
+                yield piece
+        finally:
+            await pieces.aclose()  # type: ignore[attr-defined]
+
+    return StreamingResponse(all_pieces(), media_type=mime, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+
+
+async def _unless_left(request: Request, work: Awaitable[T]) -> T:
+    """The result of work, which ends when the client leaves. Errors: `ClientLeftError`."""
+
+    async def leaves() -> None:
+        while not await request.is_disconnected():
+            await asyncio.sleep(0.1)
+
+    tasks: list[asyncio.Future[Any]] = [asyncio.ensure_future(work), asyncio.ensure_future(leaves())]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not tasks[0].done():
+            raise ClientLeftError
+        result: T = tasks[0].result()
+        return result
+    finally:
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            with suppress(BaseException):
+                await task

@@ -1,0 +1,141 @@
+"""The engine: one thread that generates for all clients at once. Requests join and leave between steps (continuous batching).
+
+The thread does nothing but steps of the decoder: new tokens go to the clients as they are, and are decoded in the threads that wait for
+them. A client that has left is noticed before the next step, and its slots are free from then on.
+"""
+
+import itertools
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from unitok.bundle import Bundle
+from unitok.grammar import Grammar
+from unitok.sample.engine import Session
+from unitok.sample.prefixes import PrefixCache
+from unitok.sample.requests import Draft
+
+log = logging.getLogger("unitok")
+
+AHEAD = 16  # most tokens between two looks at who has come and gone
+
+
+class BusyError(Exception):
+    """The queue is full."""
+
+
+@dataclass
+class Job:
+    """One output that a client waits for.
+
+    Args:
+        emit: is called by the engine's thread with new tokens and whether they were the last; after an error with None and True.
+    """
+
+    draft: Draft
+    emit: Callable[[list[int] | None, bool], None]
+    number: int = 0
+    canceled: bool = False
+    submitted: float = field(default_factory=time.monotonic)
+
+
+class Engine:
+    """Generates for any number of clients.
+
+    Args:
+        slots: outputs that are generated together. queue: outputs that may wait for a slot; more are refused.
+    """
+
+    def __init__(self, bundle: Bundle, slots: int = 16, queue: int = 64, prefixes: PrefixCache | None = None):
+        self.bundle, self.slots, self.queue = bundle, slots, queue
+        self.grammar, self.prefixes = Grammar(bundle.vocab), prefixes
+        self.waiting: deque[Job] = deque()
+        self.running: dict[int, Job] = {}  # by id of the request
+        self.tokens = 0  # generated so far
+        self.steps = 0
+        self._numbers = itertools.count()
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._session = self._new_session()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def _new_session(self) -> Session:
+        return Session(self.bundle.inference, self.grammar, ahead=AHEAD, prefixes=self.prefixes)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def submit(self, jobs: Iterable[Job]) -> None:
+        """Let jobs join, all or none. Errors: `BusyError`; `UserError` for a request that cannot be generated."""
+        jobs = list(jobs)
+        self._session.check(job.draft.request for job in jobs)
+        with self._changed:
+            if self._stopping or len(self.waiting) + len(jobs) > self.queue + max(0, self.slots - len(self.running)):
+                raise BusyError
+            for job in jobs:
+                job.number = next(self._numbers)
+                self.waiting.append(job)
+            self._changed.notify()
+
+    def cancel(self, jobs: Iterable[Job]) -> None:
+        """Let jobs leave before they are done; jobs that are done already do not matter."""
+        with self._changed:
+            for job in jobs:
+                job.canceled = True
+            self._changed.notify()
+
+    def stop(self) -> None:
+        """Take no more jobs, and return when those that were taken are done."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._thread.join()
+
+    # ---- The thread ----------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while self._admit():
+            try:
+                events = self._session.step()
+            except Exception:
+                log.exception("a step failed; all its requests end")
+                self._fail()
+                continue
+            self.steps += 1
+            for event in events:
+                job = self.running.get(id(event.request))
+                if job is None:
+                    continue
+                self.tokens += len(event.ids)
+                if event.done:
+                    del self.running[id(event.request)]
+                if not job.canceled:
+                    job.emit(event.ids, event.done)
+
+    def _admit(self) -> bool:
+        """Let those who left go, and those who wait join. Waits while there is nothing to do; False when there will be no more."""
+        with self._changed:
+            while True:
+                for key, job in [(key, job) for key, job in self.running.items() if job.canceled]:
+                    self._session.remove(job.draft.request)
+                    del self.running[key]
+                self.waiting = deque(job for job in self.waiting if not job.canceled)
+                while self.waiting and len(self.running) < self.slots:
+                    job = self.waiting.popleft()
+                    self._session.add(job.draft.request)
+                    self.running[id(job.draft.request)] = job
+                if self.running:
+                    return True
+                if self._stopping:
+                    return False
+                self._changed.wait()
+
+    def _fail(self) -> None:
+        """End all running jobs with an error."""
+        jobs, self.running, self._session = list(self.running.values()), {}, self._new_session()
+        for job in jobs:
+            job.emit(None, True)

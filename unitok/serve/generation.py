@@ -1,0 +1,158 @@
+"""From what clients send to what the engine generates, and back to contents: the work that is not the web's."""
+
+import asyncio
+import secrets
+import struct
+from base64 import b64encode
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from io import BytesIO
+from typing import Any
+
+import soundfile
+import torch
+import torch.nn.functional as F
+from starlette.concurrency import run_in_threadpool
+
+from unitok.api import Unitok
+from unitok.document import Document
+from unitok.errors import UserError
+from unitok.generation_config import GenerationConfig
+from unitok.media import encode_png
+from unitok.sample.chat import Chat
+from unitok.sample.outputs import Output
+from unitok.sample.requests import Draft, config_for, make_drafts, sampling_of
+from unitok.sample.stream import Chunk, Detokenizer
+from unitok.serve.engine import Engine, Job
+from unitok.serve.metrics import Metrics
+
+
+class Generation:
+    """A bundle that generates for a server. max_new_tokens: most that a request may ask for; 0: what the decoder takes."""
+
+    def __init__(self, bundle: Unitok, slots: int = 16, queue: int = 64, max_new_tokens: int = 0):
+        self.bundle, self.chat = bundle, Chat(bundle, paths=False)
+        self.engine = Engine(bundle, slots, queue, self.chat.prefixes)
+        self.metrics = Metrics(self.engine)
+        self.max_new_tokens = max_new_tokens or bundle.require("model").config.max_position_embeddings
+
+    # ---- Requests -> drafts --------------------------------------------------------------------------------------
+
+    def drafts(
+        self, prompt: Document, given: Mapping[str, Any], n: int = 1, seed: int | None = None, turn: bool = False
+    ) -> list[Draft]:
+        """Return n drafts for a prompt. given: fields of a `GenerationConfig`. turn: see `make_drafts`. Errors: `UserError`."""
+        if given.get("max_new_tokens", 0) > self.max_new_tokens:
+            raise UserError(
+                f"max_tokens: {given['max_new_tokens']} are more than the {self.max_new_tokens} that a request may ask for"
+            )
+        config = config_for(
+            self.bundle, GenerationConfig(**given, seed=secrets.randbelow(2**31) if seed is None else seed, n=n)
+        )
+        config = config.replace(best_of=1, prefix_fraction=None, max_new_tokens=min(config.max_new_tokens, self.max_new_tokens))
+        drafts, sampling = make_drafts(self.bundle, [prompt], config, turn), sampling_of(self.bundle, config)
+        for draft in drafts:
+            draft.request.sampling = sampling
+        return drafts
+
+    def chat_prompt(self, messages: list[dict[str, Any]], roles: bool) -> Document:
+        """Return the prompt of a conversation; without roles its contents alone, one after another. Errors: `UserError`."""
+        document = self.chat.document(messages)
+        return document if roles else Document(tuple(replace(segment, role="none") for segment in document.segments))
+
+    def read(self, kind: str, data: bytes, name: str) -> Document:
+        """Return a prompt of one file that was uploaded. Errors: `UserError`."""
+        url = f"data:application/octet-stream;base64,{b64encode(data).decode()}"
+        message = {"role": "user", "content": [{"type": f"{kind}_url", f"{kind}_url": {"url": url}}]}
+        if not data:
+            raise UserError(f"{name}: an empty file")
+        return self.chat_prompt([message], roles=False)
+
+    # ---- Drafts -> outputs ---------------------------------------------------------------------------------------
+
+    async def tokens(self, drafts: list[Draft]) -> AsyncIterator[tuple[int, list[int], bool]]:
+        """Yield (index of the draft, new tokens, whether they are its last) as they come. Who stops reading lets the drafts go.
+
+        Errors: `BusyError` and `UserError`, before any work; `RuntimeError` where generation failed.
+        """
+        loop, events = asyncio.get_running_loop(), asyncio.Queue[tuple[int, list[int] | None, bool]]()
+
+        def emit_to(index: int, ids: list[int] | None, done: bool) -> None:
+            with suppress(RuntimeError):  # the loop may be closed already
+                loop.call_soon_threadsafe(events.put_nowait, (index, ids, done))
+
+        jobs = [Job(draft, lambda ids, done, i=i: emit_to(i, ids, done)) for i, draft in enumerate(drafts)]  # type: ignore[misc]
+        self.engine.submit(jobs)
+        began, left = loop.time(), len(jobs)
+        try:
+            while left:
+                index, ids, done = await events.get()
+                if ids is None:
+                    raise RuntimeError("generation failed")
+                if began:
+                    self.metrics.first.observe(loop.time() - began)
+                    began = 0.0
+                left -= done
+                yield index, ids, done
+        finally:
+            self.engine.cancel(jobs)
+
+    async def outputs(self, drafts: list[Draft]) -> list[Output]:
+        """Return the finished outputs."""
+        new: list[list[int]] = [[] for _ in drafts]
+        async for index, ids, _ in self.tokens(drafts):
+            new[index] += ids
+        return await run_in_threadpool(lambda: [draft.finish(ids) for draft, ids in zip(drafts, new, strict=True)])
+
+    async def chunks(self, drafts: list[Draft]) -> AsyncIterator[Chunk | Output]:
+        """Yield pieces of content as they come, and each output after its last piece."""
+        detokenizers = [Detokenizer(self.bundle, self.engine.grammar, draft) for draft in drafts]
+        async for index, ids, done in self.tokens(drafts):
+            for chunk in await run_in_threadpool(lambda i=index, new=ids: list(detokenizers[i].push(new))):  # type: ignore[misc]
+                chunk.index = index
+                yield chunk
+            if done:
+                yield await run_in_threadpool(drafts[index].finish, detokenizers[index].ids)
+
+    def was_cut(self, output: Output, draft: Draft) -> bool:
+        """Whether an output ended because it may not be longer."""
+        return len(output.ids) >= draft.request.max_new_tokens
+
+
+# ---- Contents -> bytes ------------------------------------------------------------------------------------------------
+
+
+def png(image: torch.Tensor, height: int = 0) -> bytes:
+    """Return an image, float [3, h, W] in [-1, 1], as PNG. height: of the whole image in pixels; rows that are to come are gray."""
+    return encode_png(F.pad(image, (0, 0, 0, max(0, height - image.shape[1]))))
+
+
+def pcm16(waveform: torch.Tensor) -> bytes:
+    """Return audio, float [C, T] in [-1, 1], as little-endian 16-bit samples."""
+    samples = (waveform.detach().cpu().clamp(-1, 1) * 32767).round().to(torch.int16).numpy()
+    return samples.T.astype("<i2").tobytes()
+
+
+def encoded(waveform: torch.Tensor, rate: int, format: str) -> bytes:
+    """Return audio as a file of a format that libsndfile writes: `wav`, `flac`, `mp3` or `opus`. Errors: `UserError`."""
+    containers = {
+        "wav": ("WAV", "PCM_16"),
+        "flac": ("FLAC", "PCM_16"),
+        "mp3": ("MP3", "MPEG_LAYER_III"),
+        "opus": ("OGG", "OPUS"),
+    }
+    container, subtype = containers[format]
+    if not soundfile.check_format(container, subtype):
+        raise UserError(f"response_format: this machine cannot write {format}; choose wav, flac or pcm")
+    buffer = BytesIO()
+    soundfile.write(buffer, waveform.detach().cpu().clamp(-1, 1).numpy().T, rate, format=container, subtype=subtype)
+    return buffer.getvalue()
+
+
+def wav_header(rate: int, channels: int) -> bytes:
+    """Return the header of a WAV file of 16-bit samples whose length is not known yet."""
+    riff = struct.pack(
+        "<4sI4s4sIHHIIHH", b"RIFF", 0xFFFFFFFF, b"WAVE", b"fmt ", 16, 1, channels, rate, rate * channels * 2, channels * 2, 16
+    )
+    return riff + struct.pack("<4sI", b"data", 0xFFFFFFFF)
