@@ -24,6 +24,14 @@ NAME = "scenes"
 MINUTES = 110.0  # on two cores of an AMD EPYC
 SCENES, RESOLUTION = 60_000, 64
 EXAMPLE = "a large red circle left of a small blue square on a white background"
+EXAMPLES: list[tuple[str, list[str]]] = [  # prompts, and what to make of each
+    (EXAMPLE, ["image", "audio"]),
+    ("a small yellow ring on a black background", ["image"]),
+    ("a small pink triangle above a large green cross left of a small orange ring on a gray background", ["image", "audio"]),
+    ("a loud C4 flute then a soft G4 bell then a loud E4 violin", ["audio"]),
+    ("a large purple cross above a small cyan circle on a black background", ["image", "text", "image"]),
+    ("a large blue square left of a large yellow triangle, both above a small red circle on a white background", ["image"]),
+]
 PER_DIRECTION = 600  # scenes, a third each of one, two and three objects on average
 BEST_OF = 4
 
@@ -125,7 +133,12 @@ def _publish(folder: Path, scores: Scores, documents: Path, destination: Path) -
     versions: dict[str, Json] = {"unitok": version("unitok-lm"), "documents": digest[:16], "scenes": SCENES, "seed": 1}
     bundle.facts["training"] = {**(training if isinstance(training, dict) else {}), "data": versions}
     bundle.facts["scores"] = _table(scores)
-    bundle.facts["world"] = {"example": EXAMPLE, "words": _words(documents.with_name("text.txt").read_text())}
+    examples: list[Json] = [{"prompt": prompt, "modalities": [*names]} for prompt, names in EXAMPLES]
+    bundle.facts["world"] = {
+        "example": EXAMPLE,
+        "examples": examples,
+        "words": _words(documents.with_name("text.txt").read_text()),
+    }
     bundle.save_pretrained(destination, overwrite=True)
     write_text(destination / "README.md", bundle.model_card(NAME, CARD))
     info = read_json(destination / "bundle.json", "")

@@ -124,12 +124,13 @@ class _Endpoints:
         """What the page needs to know."""
         bundle = self.bundle
         rates = {name: bundle.require(name).sample_rate for name, span in bundle.vocab.spans.items() if span.kind == "audio"}
-        world = bundle.facts.get("world")
+        facts = bundle.facts.get("world")
+        world = facts if isinstance(facts, dict) else {}
         return {
             "model": self.name, "version": __version__, "sample_rates": rates,
             "modalities": {name: span.kind for name, span in bundle.vocab.spans.items()},
-            "chats": "<assistant>" in bundle.vocab.specials and not isinstance(world, dict),
-            "example": world.get("example") if isinstance(world, dict) else None,
+            "can_chat": "<assistant>" in bundle.vocab.specials and bool(world.get("chats", not world)),
+            "examples": world.get("examples", []),
             "generation_config": bundle.generation_config.to_dict(),
             "max_new_tokens": self.generation.max_new_tokens,
         }  # fmt: skip

@@ -19,6 +19,15 @@ from unitok.serve.metrics import Metrics
 
 log = logging.getLogger("unitok")
 
+#: Of every answer: the page loads and asks nothing but this server, and no other page may show it.
+HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (
+        b"content-security-policy",
+        b"default-src 'self'; img-src 'self' data: blob:; media-src 'self' data: blob:; frame-ancestors 'none'",
+    ),
+)
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -54,6 +63,7 @@ class Guard:
         async def noting(message: Message) -> None:
             if message["type"] == "http.response.start":
                 status[0] = message["status"]
+                message["headers"] = [*message.get("headers", []), *HEADERS]
             await send(message)
 
         try:

@@ -1,0 +1,326 @@
+// The page: compose a prompt, watch the answer come. It speaks to /v1/chat/completions and nothing else.
+const $ = (id) => document.getElementById(id);
+const parts = [];       // attached to the next prompt: {type, url, bytes}
+let messages = [];      // of the chat
+let about = {};
+let running = null;     // AbortController of the request that runs
+
+// ---- Small things ---------------------------------------------------------------------------------------------------
+
+function element(name, properties = {}, ...children) {
+  const node = Object.assign(document.createElement(name), properties);
+  node.append(...children);
+  return node;
+}
+
+function fail(message) {
+  $("error").textContent = message;
+  $("error").hidden = false;
+  clearTimeout(fail.timer);
+  fail.timer = setTimeout(() => ($("error").hidden = true), 8000);
+}
+
+const mode = () => document.querySelector('input[name="mode"]:checked').value;
+const bytesOf = (base64) => Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
+
+function dataUrl(blob) {
+  return new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result);
+    reader.onerror = reject;
+    reader.readAsDataURL(blob);
+  });
+}
+
+function wav(samples, rate) {  // Float32Array -> Blob
+  const view = new DataView(new ArrayBuffer(44 + 2 * samples.length));
+  const word = (at, text) => [...text].forEach((c, i) => view.setUint8(at + i, c.charCodeAt(0)));
+  word(0, "RIFF"); view.setUint32(4, 36 + 2 * samples.length, true); word(8, "WAVEfmt ");
+  view.setUint32(16, 16, true); view.setUint16(20, 1, true); view.setUint16(22, 1, true);
+  view.setUint32(24, rate, true); view.setUint32(28, 2 * rate, true); view.setUint16(32, 2, true); view.setUint16(34, 16, true);
+  word(36, "data"); view.setUint32(40, 2 * samples.length, true);
+  samples.forEach((s, i) => view.setInt16(44 + 2 * i, Math.max(-1, Math.min(1, s)) * 32767, true));
+  return new Blob([view], { type: "audio/wav" });
+}
+
+// ---- Composing ------------------------------------------------------------------------------------------------------
+
+function showParts() {
+  $("parts").replaceChildren(...parts.map((part, i) => {
+    const remove = element("button", { type: "button", textContent: "×", title: "Remove", onclick: () => { parts.splice(i, 1); showParts(); } });
+    const media = part.kind === "image" ? element("img", { src: part.url, alt: "attached image" }) : element("audio", { src: part.url, controls: true });
+    return element("li", {}, media, remove);
+  }));
+}
+
+async function attach(blob) {
+  const kind = blob.type.split("/")[0];
+  if (kind !== "image" && kind !== "audio") return fail(`${blob.name || "This"} is neither an image nor audio.`);
+  parts.push({ kind, url: await dataUrl(blob) });
+  showParts();
+}
+
+$("file").onchange = async (event) => { for (const file of event.target.files) await attach(file); event.target.value = ""; };
+document.querySelector("label.button").onkeydown = (event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); $("file").click(); } };
+addEventListener("paste", (event) => { for (const file of event.clipboardData.files) attach(file); });
+for (const name of ["dragover", "dragleave", "drop"]) {
+  addEventListener(name, (event) => {
+    event.preventDefault();
+    $("composer").classList.toggle("over", name === "dragover");
+    if (name === "drop") for (const file of event.dataTransfer.files) attach(file);
+  });
+}
+
+let recorder = null;
+$("record").onclick = async () => {
+  if (recorder) return recorder.stop();
+  try {
+    const stream = await navigator.mediaDevices.getUserMedia({ audio: true });
+    const pieces = [];
+    recorder = new MediaRecorder(stream);
+    recorder.ondataavailable = (event) => pieces.push(event.data);
+    recorder.onstop = async () => {
+      stream.getTracks().forEach((track) => track.stop());
+      recorder = null;
+      $("record").ariaPressed = "false";
+      $("record").textContent = "● Record";
+      const context = new AudioContext();
+      const audio = await context.decodeAudioData(await new Blob(pieces).arrayBuffer());
+      attach(wav(audio.getChannelData(0), audio.sampleRate));
+      context.close();
+    };
+    recorder.start();
+    $("record").ariaPressed = "true";
+    $("record").textContent = "■ Stop recording";
+  } catch { fail("No microphone can be used."); }
+};
+
+// ---- Drawing --------------------------------------------------------------------------------------------------------
+
+const COLORS = ["#101010", "#f5f5f5", "#e11e28", "#1eaa3c", "#2846eb", "#f5e128", "#8c28b4", "#28d7e6"];
+const pen = $("canvas").getContext("2d");
+let last = null;
+function clearCanvas() { pen.fillStyle = "#f5f5f5"; pen.fillRect(0, 0, 256, 256); }
+$("colors").append(...COLORS.map((color, i) => {
+  const swatch = element("span", { title: color });
+  swatch.style.background = color;
+  return element("label", {}, element("input", { type: "radio", name: "color", value: color, checked: i === 2, ariaLabel: color }), swatch);
+}));
+$("draw").onclick = () => { clearCanvas(); $("drawing").showModal(); };
+$("clear").onclick = clearCanvas;
+$("cancel").onclick = () => $("drawing").close();
+$("use").onclick = () => $("canvas").toBlob((blob) => { attach(blob); $("drawing").close(); }, "image/png");
+const place = (event) => { const box = $("canvas").getBoundingClientRect(); return [(event.clientX - box.left) * 256 / box.width, (event.clientY - box.top) * 256 / box.height]; };
+$("canvas").onpointerdown = (event) => { $("canvas").setPointerCapture(event.pointerId); last = place(event); stroke(event); };
+$("canvas").onpointerup = () => (last = null);
+$("canvas").onpointermove = (event) => last && stroke(event);
+function stroke(event) {
+  const now = place(event);
+  Object.assign(pen, { strokeStyle: document.querySelector('input[name="color"]:checked').value, lineWidth: $("brush").value, lineCap: "round" });
+  pen.beginPath(); pen.moveTo(...last); pen.lineTo(now[0] + 0.01, now[1]); pen.stroke();
+  last = now;
+}
+
+// ---- Settings -------------------------------------------------------------------------------------------------------
+
+const sliders = ["temperature", "top_p", "guidance_scale"];
+for (const id of sliders) $(id).oninput = () => { $(id).dataset.set = "yes"; $(id).previousElementSibling.textContent = $(id).value; };
+function defaults() {
+  for (const id of sliders) { delete $(id).dataset.set; $(id).previousElementSibling.textContent = "the model's"; $(id).value = id === "guidance_scale" ? 1.5 : 1; }
+  $("n").value = 1; $("seed").value = ""; $("max_tokens").value = "";
+}
+$("defaults").onclick = defaults;
+
+function settings() {
+  const given = {};
+  for (const id of sliders) if ($(id).dataset.set) given[id] = Number($(id).value);
+  if ($("max_tokens").value) given.max_tokens = Number($("max_tokens").value);
+  given.n = Number($("n").value) || 1;
+  given.seed = $("seed").value === "" ? Math.floor(Math.random() * 2 ** 31) : Number($("seed").value);
+  return given;
+}
+
+// ---- Generating -----------------------------------------------------------------------------------------------------
+
+async function* events(response) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let text = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    text += value;
+    for (let end; (end = text.indexOf("\n\n")) >= 0; text = text.slice(end + 2)) {
+      const line = text.slice(0, end).split("\n").find((l) => l.startsWith("data: "));
+      if (line && line !== "data: [DONE]") yield JSON.parse(line.slice(6));
+    }
+  }
+}
+
+class AudioOutput {  // plays samples while they come, then is an ordinary player
+  constructor(holder, rate, audible) {
+    Object.assign(this, { holder, rate, pieces: [] });
+    this.label = element("span", { className: "stats", textContent: "audio …" });
+    holder.append(this.label);
+    if (audible) this.ready = this.open().catch(() => null);
+  }
+  async open() {
+    const context = new AudioContext({ sampleRate: this.rate });
+    await context.audioWorklet.addModule("player.js");
+    const node = new AudioWorkletNode(context, "player", { outputChannelCount: [1], processorOptions: { start: 0.2 * this.rate } });
+    node.connect(context.destination);
+    node.port.onmessage = () => context.close();
+    return node.port;
+  }
+  push(base64, channels) {
+    const ints = new Int16Array(bytesOf(base64).buffer);
+    const samples = Float32Array.from({ length: ints.length / channels }, (_, i) => ints[i * channels] / 32768);
+    this.pieces.push(samples);
+    this.ready?.then((port) => port?.postMessage(samples));
+    this.label.textContent = `${(this.length() / this.rate).toFixed(1)} s of audio …`;
+  }
+  length() { return this.pieces.reduce((sum, piece) => sum + piece.length, 0); }
+  end() {
+    this.ready?.then((port) => port?.postMessage("end"));
+    const samples = new Float32Array(this.length());
+    let at = 0;
+    for (const piece of this.pieces) { samples.set(piece, at); at += piece.length; }
+    const url = URL.createObjectURL(wav(samples, this.rate));
+    this.label.remove();
+    this.holder.append(element("audio", { src: url, controls: true }), element("a", { href: url, download: "unitok.wav", textContent: "Download audio" }));
+    return dataUrl(wav(samples, this.rate));
+  }
+}
+
+class OutputCard {
+  constructor(index) { this.node = element("div", { className: "output" }); this.segments = new Map(); this.parts = []; this.index = index; }
+  holder(segment) {
+    if (!this.segments.has(segment)) { const node = element("div", { className: "segment" }); this.node.append(node); this.segments.set(segment, { node }); }
+    return this.segments.get(segment);
+  }
+  async take(delta) {
+    const held = this.holder(delta.segment ?? 0);
+    if (delta.content) {
+      held.text ??= held.node.appendChild(element("p"));
+      held.text.textContent += delta.content;
+      this.parts[delta.segment ?? 0] = { type: "text", text: held.text.textContent };
+    }
+    for (const part of delta.parts ?? []) {
+      const image = new Image();
+      image.src = part.image_url.url;
+      await image.decode();
+      held.canvas ??= held.node.appendChild(element("canvas", { width: image.width, height: image.width, role: "img", ariaLabel: "generated image" }));
+      if (part.done || image.height > held.canvas.height) held.canvas.height = image.height;
+      held.canvas.getContext("2d").drawImage(image, 0, 0);
+      held.canvas.dataset.rows = image.height;
+      if (part.done) {
+        held.canvas.dataset.done = "yes";
+        held.node.append(element("a", { href: part.image_url.url, download: "unitok.png", textContent: "Download image" }));
+        this.parts[delta.segment] = { type: "image_url", image_url: part.image_url };
+      }
+    }
+    if (delta.audio) {
+      held.audio ??= new AudioOutput(held.node, delta.audio.sample_rate, this.index === 0);
+      if (delta.audio.data) held.audio.push(delta.audio.data, delta.audio.channels);
+      if (delta.audio.done) this.parts[delta.segment] = { type: "audio_url", audio_url: { url: await held.audio.end() } };
+    }
+  }
+}
+
+async function generate(content, modalities, given) {
+  const chat = mode() === "chat";
+  const request = [...(chat ? messages : []), { role: "user", content }];
+  $("examples").open = false;
+  if (!chat) $("results").replaceChildren();
+  $("results").append(promptCard(content));
+  const body = { model: about.model, messages: request, roles: chat, stream: true, stream_options: { include_usage: true }, ...given };
+  if (modalities.length) body.modalities = modalities;
+  const turn = element("article", { className: "turn" });
+  const stats = element("span", { className: "stats", textContent: "…" });
+  const holder = element("div", { className: "outputs" });
+  turn.append(holder, stats);
+  $("results").append(turn);
+  turn.scrollIntoView({ block: "end", behavior: "smooth" });
+  running = new AbortController();
+  busy(true);
+  const began = performance.now();
+  let first = 0, usage = null;
+  const cards = new Map();
+  try {
+    const response = await fetch("v1/chat/completions", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal: running.signal });
+    if (!response.ok) throw new Error((await response.json()).error?.message ?? response.statusText);
+    for await (const event of events(response)) {
+      if (event.usage) usage = event.usage;
+      for (const choice of event.choices) {
+        if (!cards.has(choice.index)) { cards.set(choice.index, new OutputCard(choice.index)); holder.append(cards.get(choice.index).node); }
+        const { delta } = choice;
+        if (!first && (delta.content || delta.parts || delta.audio)) { first = performance.now() - began; stats.textContent = `first after ${first.toFixed(0)} ms …`; }
+        await cards.get(choice.index).take(delta);
+      }
+    }
+    const seconds = (performance.now() - began) / 1000;
+    stats.textContent = `first after ${first.toFixed(0)} ms · ${seconds.toFixed(1)} s · ${(usage.completion_tokens / seconds).toFixed(0)} tokens per second · seed ${given.seed}`;
+    turn.dataset.done = "yes";
+    if (chat) messages = [...request, { role: "assistant", content: [...cards.get(0).parts].filter(Boolean) }];
+  } catch (error) {
+    stats.textContent = error.name === "AbortError" ? "stopped" : "failed";
+    if (error.name !== "AbortError") fail(error.message);
+  } finally {
+    running = null;
+    busy(false);
+  }
+  const again = element("button", { type: "button", textContent: "Again with another seed", onclick: () => {
+    if (chat) { messages = request.slice(0, -1); turn.previousElementSibling.remove(); turn.remove(); }
+    generate(content, modalities, { ...given, seed: Math.floor(Math.random() * 2 ** 31) });
+  } });
+  turn.append(element("div", { className: "actions" }, again));
+}
+
+function promptCard(content) {
+  const card = element("article", { className: "turn user" });
+  for (const part of content) {
+    if (part.type === "text") card.append(element("p", { textContent: part.text }));
+    else if (part.type === "image_url") card.append(element("img", { src: part.image_url.url, alt: "image of the prompt" }));
+    else card.append(element("audio", { src: part.audio_url.url, controls: true }));
+  }
+  return card;
+}
+
+function busy(now) { $("go").hidden = now; $("stop").hidden = !now; }
+$("stop").onclick = () => running?.abort();
+
+const chosen = () => [...document.querySelectorAll("#modalities input:checked")].map((box) => box.value);
+$("composer").onsubmit = (event) => {
+  event.preventDefault();
+  if (running) return;
+  const content = parts.map(({ kind, url }) => ({ type: `${kind}_url`, [`${kind}_url`]: { url } }));
+  if ($("text").value.trim()) content.push({ type: "text", text: $("text").value.trim() });
+  if (!content.length) return fail("Write something, or attach an image or audio.");
+  parts.length = 0;
+  showParts();
+  if (mode() === "chat") $("text").value = "";
+  generate(content, chosen(), settings());
+};
+$("text").onkeydown = (event) => { if (event.key === "Enter" && !event.shiftKey) { event.preventDefault(); $("composer").requestSubmit(); } };
+for (const radio of document.querySelectorAll('input[name="mode"]')) radio.onchange = () => { messages = []; $("results").replaceChildren(); };
+
+// ---- The beginning --------------------------------------------------------------------------------------------------
+
+async function begin() {
+  about = await (await fetch("about")).json();
+  $("about").textContent = `${about.model} · ${Object.keys(about.modalities).join(", ")}`;
+  document.querySelector('input[value="chat"]').disabled = !about.can_chat;
+  for (const [name, kind] of Object.entries(about.modalities)) {
+    const box = element("input", { type: "checkbox", value: name, checked: kind === "image" });
+    $("modalities").append(element("label", {}, box, element("span", { textContent: name })));
+  }
+  $("text").value = about.examples[0]?.prompt ?? "";
+  $("gallery").append(...about.examples.map(({ prompt, modalities }) => element("button", { type: "button", onclick: () => {
+    if (running) return;
+    $("text").value = prompt;
+    for (const box of document.querySelectorAll("#modalities input")) box.checked = modalities.includes(box.value);
+    generate([{ type: "text", text: prompt }], modalities, settings());
+  } }, prompt, element("small", { textContent: `→ ${modalities.join(", ")}` }))));
+  document.body.dataset.ready = "yes";
+}
+defaults();
+begin().catch(() => fail("The server does not answer."));
