@@ -80,6 +80,7 @@ class Session:
         if not new.done:
             self.slots += new.slots
 
+    @torch.inference_mode()
     def remove(self, request: Request) -> None:
         """Let a request leave before it is done; its slots are free."""
         for r in [r for r in self.running if r.request is request]:

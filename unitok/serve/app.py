@@ -130,7 +130,7 @@ class _Endpoints:
             "model": self.name, "version": __version__, "sample_rates": rates,
             "modalities": {name: span.kind for name, span in bundle.vocab.spans.items()},
             "can_chat": "<assistant>" in bundle.vocab.specials and bool(world.get("chats", not world)),
-            "examples": world.get("examples", []),
+            "examples": world.get("examples") or ([{"prompt": world["example"], "modalities": [name for name, span in bundle.vocab.spans.items() if span.begin]}] if "example" in world else []),
             "generation_config": bundle.generation_config.to_dict(),
             "max_new_tokens": self.generation.max_new_tokens,
         }  # fmt: skip
@@ -188,10 +188,12 @@ class _Endpoints:
                 id, "chat.completion.chunk", [{"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}]
             )
 
-        for draft in drafts:
-            yield event(draft.index, {"role": "assistant", "content": ""})
-        outputs = []
+        outputs: list[Output] = []
+        begun = False
         async for chunk in self.generation.chunks(drafts):
+            for draft in [] if begun else drafts:
+                yield event(draft.index, {"role": "assistant", "content": ""})
+            begun = True
             if isinstance(chunk, Output):
                 outputs.append(chunk)
                 await run_in_threadpool(self.generation.chat.message, chunk)  # so that it is remembered

@@ -98,23 +98,24 @@ class Engine:
     # ---- The thread ----------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while self._admit():
+        while True:
             try:
-                events = self._session.step()
+                if not self._admit():
+                    return
+                self._step()
             except Exception:
                 log.exception("a step failed; all its requests end")
                 self._fail()
-                continue
-            self.steps += 1
-            for event in events:
-                job = self.running.get(id(event.request))
-                if job is None:
-                    continue
-                self.tokens += len(event.ids)
-                if event.done:
-                    del self.running[id(event.request)]
-                if not job.canceled:
-                    job.emit(event.ids, event.done)
+
+    def _step(self) -> None:
+        for event in self._session.step():
+            job = self.running[id(event.request)]
+            self.tokens += len(event.ids)
+            if event.done:
+                del self.running[id(event.request)]
+            if not job.canceled:
+                job.emit(event.ids, event.done)
+        self.steps += 1
 
     def _admit(self) -> bool:
         """Let those who left go, and those who wait join. Waits while there is nothing to do; False when there will be no more."""

@@ -1,0 +1,327 @@
+"""The endpoints, spoken to by OpenAI's own client and by clients that mean no good."""
+
+import base64
+import io
+import json
+import struct
+import threading
+import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import httpx
+import numpy as np
+import openai
+import pytest
+import soundfile
+from PIL import Image
+from pydantic import TypeAdapter
+from raw_data import png, wav
+from serving import LIMITS, running
+
+IMAGE = "data:image/png;base64," + base64.b64encode(png()).decode()
+AUDIO = base64.b64encode(wav()).decode()
+PARTS = [
+    {"type": "text", "text": "What is this?"},
+    {"type": "image_url", "image_url": {"url": IMAGE}},
+    {"type": "input_audio", "input_audio": {"data": AUDIO, "format": "wav"}},
+]
+MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": PARTS}]
+PLAN = {"modalities": ["text:5", "image:2x3", "audio:4"]}
+
+
+@pytest.fixture
+def client(server):
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+
+
+def validated(answer):
+    """The answer, of which the client's own type takes every field as it is."""
+    TypeAdapter(type(answer)).validate_python(answer.model_dump(), strict=False)
+    return answer
+
+
+def pixels_of(url: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition("base64,")[2] or url))))
+
+
+def metrics(server) -> dict[str, float]:
+    lines = [line.rsplit(" ", 1) for line in httpx.get(f"{server.url}/metrics").text.splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, value in lines}
+
+
+def wait_until_idle(server) -> None:
+    for _ in range(200):
+        if metrics(server)["unitok_outputs_running"] == metrics(server)["unitok_outputs_waiting"] == 0:
+            return
+        time.sleep(0.05)
+    raise AssertionError("outputs are still running")
+
+
+# ---- OpenAI's client --------------------------------------------------------------------------------------------------
+
+
+def test_models(client):
+    assert [model.id for model in validated(client.models.list()).data] == ["tiny"]
+    assert validated(client.models.retrieve("tiny")).owned_by == "unitok"
+    with pytest.raises(openai.NotFoundError, match="there is no 'gpt-4o'"):
+        client.models.retrieve("gpt-4o")
+    with pytest.raises(openai.NotFoundError, match="there is no 'gpt-4o'"):
+        client.chat.completions.create(model="gpt-4o", messages=MESSAGES)
+
+
+def test_a_chat_with_text_images_and_audio_goes_on_with_what_was_answered(client):
+    answer = validated(client.chat.completions.create(model="tiny", messages=MESSAGES, seed=3, extra_body=PLAN))
+    (choice,) = answer.choices
+    assert choice.finish_reason == "stop"
+    assert [part["type"] for part in choice.message.parts] == ["text", "image_url", "audio_url"]
+    assert choice.message.content == choice.message.parts[0]["text"]
+    assert pixels_of(choice.message.parts[1]["image_url"]["url"]).shape == (8, 12, 3)
+    samples, rate = soundfile.read(io.BytesIO(base64.b64decode(choice.message.audio.data)))
+    assert rate == 8000
+    assert len(samples)
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+    more = [*MESSAGES, choice.message.model_dump(exclude_none=True), {"role": "user", "content": "And?"}]
+    validated(client.chat.completions.create(model="tiny", messages=more, max_tokens=20, seed=3))
+
+
+def test_a_stream_says_what_the_whole_answer_says(client):
+    given = {"model": "tiny", "messages": MESSAGES, "seed": 3, "n": 2, "extra_body": PLAN}
+    whole = client.chat.completions.create(**given)
+    texts, images, audio, ends = ["", ""], [None, None], [b"", b""], {}
+    for chunk in client.chat.completions.create(**given, stream=True, stream_options={"include_usage": True}):
+        validated(chunk)
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+            for part in getattr(choice.delta, "parts", None) or []:
+                images[choice.index] = part
+            if sound := getattr(choice.delta, "audio", None):
+                audio[choice.index] += base64.b64decode(sound.data)
+            if choice.finish_reason:
+                ends[choice.index] = choice.finish_reason
+    assert chunk.usage.model_dump() == whole.usage.model_dump()
+    for choice in whole.choices:
+        assert texts[choice.index] == choice.message.content
+        assert images[choice.index]["done"]
+        url = images[choice.index]["image_url"]["url"]
+        np.testing.assert_array_equal(pixels_of(url), pixels_of(choice.message.parts[1]["image_url"]["url"]))
+        samples, _ = soundfile.read(io.BytesIO(base64.b64decode(choice.message.audio.data)), dtype="int16")
+        streamed = np.frombuffer(audio[choice.index], "<i2")
+        assert len(streamed) == len(samples)
+        assert np.abs(streamed.astype(int) - samples).max() <= 1
+        assert ends[choice.index] == choice.finish_reason
+
+
+def test_outputs_of_many_clients_are_those_of_one(client):
+    def ask(seed):
+        answer = client.chat.completions.create(model="tiny", messages=MESSAGES, seed=seed, extra_body=PLAN)
+        return answer.choices[0].message.parts
+
+    alone = [ask(seed) for seed in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(ask, range(8))) == alone
+
+
+def test_images_and_images_that_grow(client):
+    whole = validated(client.images.generate(model="tiny", prompt="a cat", n=2, size="24x16", extra_body={"seed": 1}))
+    assert [pixels_of(image.b64_json).shape for image in whole.data] == [(16, 24, 3)] * 2
+    given = {
+        "model": "tiny",
+        "prompt": "a cat",
+        "size": "64x64",
+        "stream": True,
+        "partial_images": 3,
+        "extra_body": {"seed": 1},
+    }
+    events = [validated(event) for event in client.images.generate(**given)]
+    assert [event.type.rpartition(".")[2] for event in events] == ["partial_image"] * 3 + ["completed"]
+    assert [event.partial_image_index for event in events[:3]] == [0, 1, 2]
+    rows = [int((np.ptp(pixels_of(event.b64_json).reshape(64, -1), axis=1) > 0).sum()) for event in events]
+    assert rows == sorted(rows)
+    assert rows[0] < rows[-1]
+
+
+def test_speech_and_transcriptions(client):
+    audio = {}
+    for format in ("wav", "pcm", "flac"):
+        answer = client.audio.speech.create(
+            model="tiny", voice="any", input="a bell", response_format=format, extra_body={"seed": 1, "seconds": 0.8}
+        )
+        audio[format] = answer.content
+    samples, rate = soundfile.read(io.BytesIO(audio["flac"]), dtype="int16")
+    assert rate == 8000
+    np.testing.assert_allclose(np.frombuffer(audio["pcm"], "<i2"), samples, atol=1)
+    assert audio["wav"][44:] == audio["pcm"]
+    assert isinstance(validated(client.audio.transcriptions.create(model="tiny", file=("a.wav", wav()))).text, str)
+    assert isinstance(client.audio.transcriptions.create(model="tiny", file=("a.wav", wav()), response_format="text"), str)
+
+
+# ---- Bad input --------------------------------------------------------------------------------------------------------
+
+
+def huge_png(side: int = 40_000) -> str:
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 64)), (b"IEND", b"")]
+    body = b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    )
+    return base64.b64encode(b"\x89PNG\r\n\x1a\n" + body).decode()
+
+
+def user(content):
+    return {"messages": [{"role": "user", "content": content}]}
+
+
+def image(url):
+    return user([{"type": "image_url", "image_url": {"url": url}}])
+
+
+HI = user("Hi")
+BAD = [
+    ("chat/completions", {}, "messages"),
+    ("chat/completions", {"messages": "Hi"}, "messages"),
+    ("chat/completions", {"messages": []}, "messages"),
+    ("chat/completions", {"messages": [{"role": "robot", "content": "Hi"}]}, "message 1: role 'robot'"),
+    ("chat/completions", HI | {"temperature": "hot"}, "temperature"),
+    ("chat/completions", HI | {"temperature": -1}, "temperature"),
+    ("chat/completions", HI | {"top_p": 2}, "top_p"),
+    ("chat/completions", HI | {"n": 0}, "n"),
+    ("chat/completions", HI | {"n": 1000}, "n"),
+    ("chat/completions", HI | {"max_tokens": 10**9}, "max_tokens"),
+    ("chat/completions", HI | {"seed": -1}, "seed"),
+    ("chat/completions", HI | {"seed": 2**70}, "seed"),
+    ("chat/completions", HI | {"modalities": ["smell"]}, "modalities"),
+    ("chat/completions", HI | {"modalities": []}, "modalities"),
+    ("chat/completions", HI | {"stop": ["."]}, "stop"),
+    ("chat/completions", HI | {"tools": [{"type": "function"}]}, "tools"),
+    ("chat/completions", HI | {"temprature": 1}, "temprature: there is no such field"),
+    ("chat/completions", user("a cat " * 3000), "the decoder takes"),
+    ("chat/completions", image("data:image/png;base64,%%%"), "not base64"),
+    ("chat/completions", image("data:image/png;base64," + base64.b64encode(b"no image").decode()), "image"),
+    ("chat/completions", image("data:image/png;base64," + huge_png()), "1600000000 pixels are too many"),
+    ("chat/completions", image("https://example.org/a.png"), "is no data URL"),
+    ("chat/completions", image("/etc/passwd"), "is no data URL"),
+    ("chat/completions", image("file:///etc/passwd"), "is no data URL"),
+    ("images/generations", {"prompt": ""}, "prompt"),
+    ("images/generations", {"prompt": "a", "size": "7x7"}, "size"),
+    ("images/generations", {"prompt": "a", "size": "big"}, "size"),
+    ("images/generations", {"prompt": "a", "size": "400000x400000"}, "modalities"),
+    ("images/generations", {"prompt": "a", "response_format": "url"}, "response_format"),
+    ("audio/speech", {"input": "a", "response_format": "aac"}, "response_format"),
+    ("audio/speech", {"input": "a", "seconds": 100_000}, "budget"),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "said"), BAD, ids=[f"{path}-{said}-{i}" for i, (path, _, said) in enumerate(BAD)])
+def test_what_is_wrong_is_said_in_openais_form(server, path, body, said):
+    answer = httpx.post(f"{server.url}/v1/{path}", json=body, timeout=30)
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert said in error["message"]
+    assert error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe{}", b'"text"', b"[" * 100_000, b'{"messages": "\xe9"}'])
+def test_bodies_that_are_no_json_are_refused(server, body):
+    answer = httpx.post(f"{server.url}/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"]
+
+
+def test_bodies_hosts_and_files_have_limits(server):
+    url = f"{server.url}/v1/chat/completions"
+    assert httpx.post(url, content=b" " * 3_000_000).status_code == 413
+    assert httpx.post(url, content=iter([b" " * 1_000_000] * 3)).status_code == 413  # chunked: no length is told before
+    assert httpx.get(f"{server.url}/v1/models", headers={"Host": "evil.example"}).status_code == 403
+    assert httpx.get(f"{server.url}/v1/models", headers={"Host": "localhost:1"}).status_code == 200
+    for path in ("/../pyproject.toml", "/%2e%2e/app.py", "//etc/passwd", "/app.py"):
+        assert httpx.get(server.url + path).status_code in (404, 405)
+    assert "default-src 'self'" in httpx.get(f"{server.url}/").headers["content-security-policy"]
+    for data in (b"", b"no audio", png()):
+        answer = httpx.post(f"{server.url}/v1/audio/transcriptions", files={"file": ("a.wav", data)})
+        assert answer.status_code == 400
+
+
+# ---- Clients that come and go -----------------------------------------------------------------------------------------
+
+
+def test_a_client_that_leaves_frees_its_slot(server, client):
+    before = metrics(server)["unitok_generated_tokens"]
+    for _ in range(3):
+        stream = client.chat.completions.create(
+            model="tiny", messages=MESSAGES, n=4, stream=True, extra_body={"modalities": ["text:300"]}
+        )
+        next(iter(stream))
+        stream.close()
+    with pytest.raises(openai.APITimeoutError):  # one that did not stream
+        client.with_options(timeout=0.05).chat.completions.create(
+            model="tiny", messages=MESSAGES, n=4, extra_body={"modalities": ["text:300"]}
+        )
+    wait_until_idle(server)
+    assert metrics(server)["unitok_generated_tokens"] - before < 16 * 300
+    assert client.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=20)
+
+
+def test_a_full_queue_says_come_again(server, client):
+    def ask(_):
+        body = {"messages": MESSAGES, "n": 2, "modalities": ["text:200"]}
+        return httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60)
+
+    with ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(ask, range(12)))
+    statuses = {answer.status_code for answer in answers}
+    assert statuses == {200, 503}
+    assert all(answer.headers["retry-after"] for answer in answers if answer.status_code == 503)
+    wait_until_idle(server)
+
+
+def test_sigterm_finishes_what_runs(bundle_folder):
+    with running(bundle_folder, *LIMITS) as server:
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        stream = iter(
+            client.chat.completions.create(
+                model="tiny", messages=MESSAGES, stream=True, extra_body={"modalities": ["text:250"]}
+            )
+        )
+        next(stream)
+        codes = []
+        stopping = threading.Thread(target=lambda: codes.append(server.stop()))
+        stopping.start()
+        assert [chunk.choices[0].finish_reason for chunk in stream][-1] in ("stop", "length")
+        stopping.join()
+        assert codes == [0]
+
+
+def test_a_key_is_asked_for(bundle_folder):
+    with running(bundle_folder, UNITOK_API_KEY="secret") as server:
+        assert httpx.get(f"{server.url}/v1/models").status_code == 401
+        assert httpx.get(f"{server.url}/v1/models", headers={"Authorization": "Bearer wrong"}).status_code == 401
+        assert openai.OpenAI(base_url=f"{server.url}/v1", api_key="secret").models.list().data
+        assert httpx.get(f"{server.url}/healthz").status_code == 200
+
+
+def test_a_step_that_fails_ends_its_requests_and_no_others(tiny, monkeypatch):
+    from unitok.serve.engine import Engine, Job
+    from unitok.serve.generation import Generation
+
+    generation = Generation(tiny)
+    engine: Engine = generation.engine
+    engine.start()
+
+    def ask() -> SimpleNamespace:
+        got, done = [], threading.Event()
+        (draft,) = generation.drafts(
+            generation.chat_prompt([{"role": "user", "content": "Hi"}], True), {"modalities": "text:5"}, turn=True
+        )
+        engine.submit([Job(draft, lambda ids, last: (got.append(ids), last and done.set()))])
+        assert done.wait(20)
+        return SimpleNamespace(failed=None in got)
+
+    step = engine._session.decoder.step
+    monkeypatch.setattr(engine._session.decoder, "step", lambda *a, **k: 1 / 0)
+    assert ask().failed
+    monkeypatch.setattr(engine._session.decoder, "step", step)
+    assert not ask().failed
+    engine.stop()
+    assert json.dumps(len(engine.running)) == "0"
