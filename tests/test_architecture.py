@@ -56,6 +56,7 @@ HOUSE: dict[str, tuple[str, ...]] = {
     "unitok.evaluate": (),
     "unitok.interop": (),
     "unitok.scenes": (),
+    "unitok.serve": ("unitok.scenes", "unitok.training"),
     "unitok": (),
     "unitok.cli": (),
     "unitok.__main__": (),
@@ -212,7 +213,7 @@ def test_codes_that_become_ids_elsewhere_are_found(line):
 
 
 #: Rooms that may know a modality by its name.
-KNOWING = ("unitok.modalities", "unitok.interop", "unitok.scenes")
+KNOWING = ("unitok.modalities", "unitok.interop", "unitok.scenes", "unitok.serve")
 
 
 def comparisons(source: str) -> list[int]:

@@ -81,7 +81,7 @@ def test_an_image_appears_row_by_row_and_audio_has_its_length(page):
     assert min(white) > 200
     audio = page.locator(".output audio")
     expect(audio).to_have_count(1)
-    page.wait_for_function("document.querySelector('.output audio').duration > 0")
+    expect(audio).to_have_js_property("readyState", 4)
     assert abs(audio.evaluate("node => node.duration") - 0.8) < 0.01  # two notes of 0.4 s
     assert "tokens per second" in page.locator(".stats").inner_text()
 
@@ -139,9 +139,8 @@ def test_several_outputs_examples_and_another_seed(page):
     expect(page.locator(".output canvas")).to_have_count(3)
     assert "seed 5" in page.locator(".stats").last.inner_text()
     page.click("text=Again with another seed")
-    page.wait_for_function(
-        "document.querySelector('.turn[data-done] .stats:last-of-type') && !document.body.innerText.includes('seed 5')"
-    )
+    expect(page.locator(".stats").last).to_contain_text("tokens per second")
+    expect(page.locator(".stats").last).not_to_contain_text("seed 5 ")
 
 
 def test_errors_of_the_server_are_shown(page):

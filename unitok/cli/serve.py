@@ -40,7 +40,7 @@ def serve(
     requests:
         name: of the model, as clients call it (default: the bundle's)
         slots: outputs that are generated together
-        queue: outputs that may wait; more are told to come again (503)
+        queue: outputs that may wait; more are refused (503)
         max_new_tokens: most that a request may ask for; 0: what the decoder takes
         max_body_mb: most megabytes of a request
 

@@ -7,6 +7,7 @@ import uuid
 from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -17,7 +18,6 @@ from fastapi.staticfiles import StaticFiles
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from unitok import __version__
 from unitok.errors import UserError
 from unitok.sample.outputs import Output
 from unitok.sample.requests import Draft
@@ -46,7 +46,7 @@ def make_app(generation: Generation, name: str) -> FastAPI:
         yield
         await run_in_threadpool(generation.engine.stop)
 
-    app = FastAPI(title="unitok", version=__version__, lifespan=lifespan)
+    app = FastAPI(title="unitok", version=version("unitok-lm"), lifespan=lifespan)
     _handle_errors(app)
     endpoints = _Endpoints(generation, name)
     app.get("/v1/models")(endpoints.models)
@@ -127,7 +127,7 @@ class _Endpoints:
         facts = bundle.facts.get("world")
         world = facts if isinstance(facts, dict) else {}
         return {
-            "model": self.name, "version": __version__, "sample_rates": rates,
+            "model": self.name, "version": version("unitok-lm"), "sample_rates": rates,
             "modalities": {name: span.kind for name, span in bundle.vocab.spans.items()},
             "can_chat": "<assistant>" in bundle.vocab.specials and bool(world.get("chats", not world)),
             "examples": world.get("examples") or ([{"prompt": world["example"], "modalities": [name for name, span in bundle.vocab.spans.items() if span.begin]}] if "example" in world else []),
