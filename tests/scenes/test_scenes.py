@@ -89,7 +89,9 @@ def test_a_bundle_is_measured_in_every_direction(evaluated, scenes_folder, kept_
         if len(found) > 1
     }
     assert by_count  # else another seed
-    assert set(scores) == SCORES | by_count
+    talks = {name for name in scores if name.startswith(("generation.conversation.", "turns."))}
+    assert {"turns.ask", "generation.conversation.ask"} <= talks
+    assert set(scores) == SCORES | by_count | talks
     for ending, found in counts.items():
         if len(found) > 1:
             one, two = (scores[f"generation.questions.exact.{count}{ending}"] for count in ("one", "two"))
@@ -131,7 +133,7 @@ def test_too_few_scenes_or_none_are_one_line(bundle_folder, scenes_folder, tmp_p
 def test_the_best_of_several_is_chosen_by_pmi(tiny, scenes_folder, tmp_path, monkeypatch):
     configs = []
 
-    def generate(unitok, prompts, config, batch_size):
+    def generate(unitok, prompts, config, batch_size, turn):
         configs.append(config)
         return [
             SimpleNamespace(images=[torch.zeros(3, 32, 32)], audios=[torch.zeros(1, 3200)], text="", document=p)
@@ -141,7 +143,7 @@ def test_the_best_of_several_is_chosen_by_pmi(tiny, scenes_folder, tmp_path, mon
     monkeypatch.setattr("unitok.scenes.evaluate.generate_outputs", generate)
     evaluation = Evaluation(tiny, tmp_path, 0, GenerationConfig())
     monkeypatch.setattr(evaluation, "_keep", lambda *_: None)
-    monkeypatch.setattr(evaluation, "_well_formed", lambda _: True)
+    monkeypatch.setattr(evaluation, "_well_formed", lambda *_: True)
     evaluation.generate(scenes_folder, read_scenes(scenes_folder)[:2], ".best_of_4", 4)
     assert {(c.best_of, c.rank_by, c.n) for c in configs} == {(4, "pmi", 1)}
 

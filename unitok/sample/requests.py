@@ -98,12 +98,17 @@ def _split_prefix(bundle: Bundle, prompt: Document, fraction: float) -> tuple[Do
 
 
 def generate_outputs(
-    bundle: Bundle, prompts: list[Document], config: GenerationConfig, batch_size: int = 64, progress: bool = False
+    bundle: Bundle,
+    prompts: list[Document],
+    config: GenerationConfig,
+    batch_size: int = 64,
+    progress: bool = False,
+    turn: bool = False,
 ) -> list[Output]:
-    """Generate outputs for prompts as `config` says; `config_for` puts the bundle's own values under it."""
+    """Generate outputs for prompts as `config` says; `config_for` puts the bundle's own values under it. turn: as in `make_drafts`."""
     check_count("batch_size", batch_size, 1)
     grammar = Grammar(bundle.vocab)
-    drafts = make_drafts(bundle, prompts, config.replace(n=config.n * config.best_of))
+    drafts = make_drafts(bundle, prompts, config.replace(n=config.n * config.best_of), turn)
     with tqdm(total=len(drafts), desc="sample", unit="output", disable=not progress, mininterval=1.0, delay=0.3) as bar:
         new_ids = generate(
             bundle.inference,

@@ -3,11 +3,11 @@
 A score is the fraction of files, 0 to 1, in which everything named is right. `attributes`: background, layout, and color, shape
 and size of every object. `colors`: the colors of the objects, in order. `notes`: number, order, pitch and timbre. `exact`: the
 text, after parsing. Endings of names: `.composed` and `.systematic` for the folds that are kept out of training; `.one`, `.two`,
-`.three` for scenes of so many objects; `.best_of_4` for the best of four outputs by the pointwise mutual information with the prompt.
+`.three` for scenes of so many objects; `conversation.KIND` for turns of conversations; `.best_of_4` for the best of four outputs by the pointwise mutual information with the prompt.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
@@ -19,7 +19,7 @@ from tqdm import tqdm
 from unitok.api import Unitok
 from unitok.bundle import Bundle
 from unitok.data.prepare.encode import Encoder
-from unitok.document import Document, Part, RawDocument
+from unitok.document import Document, Part, RawDocument, Segment
 from unitok.errors import UserError
 from unitok.files import write_json
 from unitok.generation_config import FILE, GenerationConfig, combine
@@ -28,6 +28,7 @@ from unitok.media import load_audio, load_image, open_image, save_audio, save_im
 from unitok.sample.outputs import Output, save_outputs
 from unitok.sample.requests import generate_outputs
 from unitok.scenes import SAMPLING
+from unitok.scenes.conversations import MOST_TURNS, Turn, draw_conversation
 from unitok.scenes.files import SceneRow, read_scenes
 from unitok.scenes.oracle import read_audio, read_image
 from unitok.scenes.world import COUNTS, Fold, Note, Scene, parse_audio_caption, parse_caption
@@ -64,6 +65,15 @@ def _sounds_as_scene(output: Output, row: SceneRow, rate: int) -> bool:
 
 def _answers(output: Output, row: SceneRow, rate: int) -> bool:
     return output.text.strip().rstrip(".").strip() == row["answer"]
+
+
+def _is_right(output: Output, turn: Turn, rate: int) -> bool:
+    """Whether an answer is the right one of a turn. rate: of the audio, Hz."""
+    if turn.modality == "text":
+        return output.text.strip() == turn.answer
+    if turn.modality == "image":
+        return read_image(to_bytes(output.images[0])) == turn.scene
+    return same_notes(read_audio(output.audios[0].cpu().numpy(), rate), turn.scene)
 
 
 @dataclass(frozen=True)
@@ -191,6 +201,44 @@ class Evaluation:
         self._keep(name, second, [a and b for a, b in zip(right[: len(rows)], right[len(rows) :], strict=True)])
         self._score("generation.interleaved.attributes", ending, right, rows + others)
 
+    def conversations(self, folder: Path, rows: list[SceneRow]) -> None:
+        """Score the turns of a conversation about each row, by their kind. The history is what the bundle itself said before.
+
+        A conversation ends early where the decoder is too short for its next turn.
+        """
+        rate = self.unitok.require("audio").sample_rate
+        fold = rows[0]["scene"].fold()
+        talks = [
+            draw_conversation(row["scene"], np.random.default_rng((self.seed, i)), lambda scene: scene.fold() == fold)
+            for i, row in enumerate(rows)
+        ]
+        images = self._documents(folder, rows, ("image",))
+        histories: list[tuple[Segment, ...]] = [()] * len(rows)
+        right: dict[str, list[bool]] = {}
+        model = self.unitok.require("model")
+        room = model.config.max_position_embeddings - max(len(self.unitok.vocab.encode(image)) for image in images)
+        for number in range(MOST_TURNS):
+            for modality in ("text", "image", "audio"):
+                of_kind = [i for i, t in enumerate(talks) if len(t) > number and t[number].modality == modality]
+                for i in of_kind:
+                    turn = talks[i][number]
+                    shown = [replace(s, role="user") for s in images[i].segments] if turn.shown else []
+                    histories[i] += (*shown, *self.unitok.read(Part("text", turn.text, role="user")))
+                for i in [i for i in of_kind if len(self.unitok.vocab.encode(Document(histories[i]))) > room]:
+                    talks[i] = talks[i][:number]
+                    of_kind.remove(i)
+                prompts = [Document(histories[i]) for i in of_kind]
+                name = f"conversation_{number + 1}_{modality}"
+                outputs = self._continue(prompts, modality, name, number, turn=True) if prompts else []
+                for i, output in zip(of_kind, outputs, strict=True):
+                    histories[i] += output.new.segments
+                    turn = talks[i][number]
+                    right.setdefault(turn.kind, []).append(_is_right(output, turn, rate))
+        for kind, values in right.items():
+            self.scores[f"generation.conversation.{kind}"] = float(np.mean(values))
+            self.scores[f"turns.{kind}"] = len(values)
+        self.scores["malformed"] = self.malformed
+
     def _documents(self, folder: Path, rows: list[SceneRow], keys: Sequence[Key]) -> list[Document]:
         """A document for each row, of what its keys name: files of the folder, or texts."""
 
@@ -203,7 +251,9 @@ class Evaluation:
             raise UserError(f"{folder}: {errors[0]['error']}")
         return documents
 
-    def _continue(self, prompts: list[Document], modalities: str, name: str, seed: int = 0, best_of: int = 1) -> list[Output]:
+    def _continue(
+        self, prompts: list[Document], modalities: str, name: str, seed: int = 0, best_of: int = 1, turn: bool = False
+    ) -> list[Output]:
         if self.progress:
             print(f"generate {name} ({len(prompts)})", flush=True)
         config = self.config.replace(
@@ -214,13 +264,16 @@ class Evaluation:
             best_of=best_of,
             rank_by="pmi",
         )
-        outputs = generate_outputs(self.unitok, prompts, config, batch_size=200)
-        self.malformed += sum(not self._well_formed(o) for o in outputs)
+        outputs = generate_outputs(self.unitok, prompts, config, batch_size=200, turn=turn)
+        self.malformed += sum(not self._well_formed(o, turn) for o in outputs)
         return outputs
 
-    def _well_formed(self, output: Output) -> bool:
+    def _well_formed(self, output: Output, turn: bool = False) -> bool:
         vocab = self.unitok.vocab
-        ids = np.concatenate([vocab.encode(output.prompt, eos=False), output.ids])
+        role = [vocab.specials["<assistant>"]] if turn else []
+        ids = np.concatenate([vocab.encode(output.prompt, eos=False), np.array(role, np.int64), output.ids])
+        if ids[-1] in vocab.roles:  # the next turn's
+            ids = ids[:-1]
         if ids[-1] != vocab.eos:
             ids = np.append(ids, vocab.eos)
         try:
@@ -294,6 +347,8 @@ def evaluate_bundle(
     evaluation.generate(scenes, rows[:count])
     if best_of > 1:
         evaluation.generate(scenes, rows[:count], f".best_of_{best_of}", best_of)
+    if "<assistant>" in unitok.vocab.specials:
+        evaluation.conversations(scenes, rows[:count])
     for fold, rows_of_fold in rows_of_folds.items():
         evaluation.generate(folds[fold], rows_of_fold, f".{fold}")
     Path(out).mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from unitok.errors import UserError
 from unitok.files import read_json_lines, write_json_lines, write_text
 from unitok.media import save_audio, save_image
+from unitok.scenes.conversations import Turn, draw_conversation
 from unitok.scenes.world import (
     KEPT_OUT_PAIRS,
     SAMPLE_RATE,
@@ -39,17 +40,19 @@ from unitok.scenes.world import (
 Content = list[dict[str, str | bool]]
 
 
-def _text(text: str, loss: bool = True) -> dict[str, str | bool]:
-    return {"type": "text", "text": text} | ({} if loss else {"loss": False})
+def _text(text: str, loss: bool = True, role: str = "") -> dict[str, str | bool]:
+    return {"type": "text", "text": text} | ({} if loss else {"loss": False}) | ({"role": role} if role else {})
 
 
-def _file(kind: str, index: int, loss: bool = True) -> dict[str, str | bool]:
-    path = f"images/{index:06d}.png" if kind == "image" else f"audio/{index:06d}.wav"
-    return {"type": kind, "path": path} | ({} if loss else {"loss": False})
+def _file(kind: str, name: int | str, loss: bool = True, role: str = "") -> dict[str, str | bool]:
+    name = f"{name:06d}" if isinstance(name, int) else name
+    path = f"images/{name}.png" if kind == "image" else f"audio/{name}.wav"
+    return {"type": kind, "path": path} | ({} if loss else {"loss": False}) | ({"role": role} if role else {})
 
 
 QUESTIONS_PER_DOCUMENT = 4
 TEXTS_PER_KEPT_OUT_SCENE = 0.5  # of each kind, on average
+CONVERSATIONS_PER_SCENE = 0.2  # on average
 
 
 def scene_documents(scenes: list[Scene], index: int, after: int, rng: np.random.Generator) -> Iterator[tuple[str, Content]]:
@@ -82,6 +85,25 @@ def scene_documents(scenes: list[Scene], index: int, after: int, rng: np.random.
             yield kind, content
 
 
+def conversation_document(turns: list[Turn], index: int) -> tuple[Content, dict[str, Scene]]:
+    """The document of a conversation that begins with scene `index`, and the scenes that its files show, by the files' names.
+
+    What the user says has no loss.
+    """
+    content, scenes = Content(), dict[str, Scene]()
+    for turn in turns:
+        name = next(
+            (name for name, scene in scenes.items() if scene == turn.scene), f"{index:06d}" + f"-{len(scenes)}" * bool(scenes)
+        )
+        scenes[name] = turn.scene
+        if turn.shown:
+            content.append(_file("image", name, False, "user"))
+        content.append(_text(turn.text, False, "user"))
+        answer = _text(turn.answer, role="assistant") if turn.answer else _file(turn.modality, name, role="assistant")
+        content.append(answer)
+    return content, scenes
+
+
 def text_documents(scene: Scene, rng: np.random.Generator) -> Iterator[tuple[str, Content]]:
     """Documents of text alone, for a scene that is kept out: pairs as of `scene_documents`."""
     for kind, text in (("caption", caption(scene)), ("notes", audio_caption(scene))):
@@ -89,11 +111,11 @@ def text_documents(scene: Scene, rng: np.random.Generator) -> Iterator[tuple[str
             yield kind, [_text(text)]
 
 
-def _write_media(job: tuple[Path, int, Scene, int, int]) -> None:
-    out, index, scene, seed, resolution = job
-    rng = np.random.default_rng((seed, index))
-    save_image(out / "images" / f"{index:06d}.png", render_image(scene, rng, resolution))
-    save_audio(out / "audio" / f"{index:06d}.wav", render_audio(scene, rng), SAMPLE_RATE)
+def _write_media(job: tuple[Path, str, Scene, int, int]) -> None:
+    out, name, scene, seed, resolution = job
+    rng = np.random.default_rng((seed, *map(int, name.split("-"))))
+    save_image(out / "images" / f"{name}.png", render_image(scene, rng, resolution))
+    save_audio(out / "audio" / f"{name}.wav", render_audio(scene, rng), SAMPLE_RATE)
 
 
 def write_scenes(
@@ -139,12 +161,19 @@ def write_scenes(
     shown = [i for i, scene in enumerate(scenes) if fold or scene.fold(pairs) == "seen"]
     following = dict(zip(shown, shown[1:] + shown[:1], strict=True))  # the next scene of a story
     rows, documents = [], []
+    media = {f"{i:06d}": scene for i, scene in enumerate(scenes)}  # by the names of their files
+    talk = np.random.default_rng((seed, 1))  # apart, so that scenes do not depend on conversations
     texts: dict[str | bool, None] = {}
     for i, scene in enumerate(scenes):
         row = {"id": f"{i:06d}", "caption": caption(scene, rng), "audio_caption": audio_caption(scene)}
-        media = {"image": f"images/{i:06d}.png", "audio": f"audio/{i:06d}.wav", "questions": questions(scene)}
-        rows.append(row | media | asdict(scene))
-        taught = scene_documents(scenes, i, following[i], rng) if i in following else text_documents(scene, rng)
+        files = {"image": f"images/{i:06d}.png", "audio": f"audio/{i:06d}.wav", "questions": questions(scene)}
+        rows.append(row | files | asdict(scene))
+        taught = [*(scene_documents(scenes, i, following[i], rng) if i in following else text_documents(scene, rng))]
+        if i in following and talk.random() < CONVERSATIONS_PER_SCENE:
+            turns = draw_conversation(scene, talk, lambda changed: bool(fold) or changed.fold(pairs) == "seen")
+            content, shown_scenes = conversation_document(turns, i)
+            media |= shown_scenes
+            taught.append(("conversation", content))
         for kind, content in taught:
             documents.append({"id": f"{i:06d}-{kind}", "content": content})
             texts |= dict.fromkeys(part["text"] for part in content if part["type"] == "text")
@@ -153,10 +182,10 @@ def write_scenes(
     for name in ("images", "audio"):
         (out / name).mkdir(exist_ok=True)
         for path in (out / name).iterdir():  # from a run that was stopped, or that had another count
-            if re.fullmatch(r"\d{6,}\.(png|wav)", path.name):
+            if re.fullmatch(r"\d{6,}(-\d)?\.(png|wav)", path.name):
                 path.unlink()
-    jobs = [(out, i, scene, seed, resolution) for i, scene in enumerate(scenes)]
-    bar = {"total": count, "desc": "scenes", "unit": "scene", "mininterval": 1.0, "disable": not progress}
+    jobs = [(out, name, scene, seed, resolution) for name, scene in media.items()]
+    bar = {"total": len(jobs), "desc": "scenes", "unit": "scene", "mininterval": 1.0, "disable": not progress}
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn")) if workers > 1 and count >= 1000 else None
     with pool or nullcontext():
         for _ in tqdm(pool.map(_write_media, jobs, chunksize=256) if pool else map(_write_media, jobs), **bar):

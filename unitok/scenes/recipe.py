@@ -44,6 +44,13 @@ _DIRECTIONS = {
     "questions about an image": "questions.exact",
     "caption, image, caption, image": "interleaved.attributes",
 }
+_TURNS = {
+    "draw": "draw a caption",
+    "describe": "describe an image",
+    "ask": "answer a question",
+    "change": "change what was drawn",
+    "play": "play what was drawn",
+}
 _COLUMNS = {
     "one object": ".one",
     "two objects": ".two",
@@ -66,6 +73,7 @@ and timbre: "a loud C4 flute then a soft G4 bell". In the audio of a scene color
 - colors: {", ".join(COLORS)}; shapes: {", ".join(SHAPES)}; sizes: small, large; backgrounds: {", ".join(BACKGROUNDS)}
 - layouts: one thing; X left of Y, X right of Y, X above Y, X below Y; X left of Y, both above Z; X above Y left of Z
 - pitches: {", ".join(PITCHES)}; timbres: {", ".join(TIMBRES)}; soft, loud
+- conversations: "draw …"; what is this? (with an image); make it larger, make the red circle blue, make the background black; now play it
 - questions: how many things are there? what color is the background? what color is the circle? what shape is the red thing? what size
   is the red circle? where is the red circle?""",
     "training_data": f"""{SCENES:,} scenes that `unitok scenes OUT --count {SCENES} --seed 1 --resolution {RESOLUTION}` writes: the project makes them itself, from a
@@ -137,6 +145,7 @@ def _publish(folder: Path, scores: Scores, documents: Path, destination: Path) -
     bundle.facts["world"] = {
         "example": EXAMPLE,
         "examples": examples,
+        "chats": True,
         "words": _words(documents.with_name("text.txt").read_text()),
     }
     bundle.save_pretrained(destination, overwrite=True)
@@ -158,13 +167,21 @@ def _table(scores: Scores) -> dict[str, Json]:
         for column, ending in _COLUMNS.items():
             value, total = scores.get(f"generation.{name}{ending}"), scores.get(f"scenes{ending}")
             if isinstance(value, float) and isinstance(total, int):
-                low, high = interval(value, total)
-                row[column] = f"{100 * value:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+                row[column] = _percent(value, total)
         table[title] = row
+    for kind, title in _TURNS.items():
+        value, total = scores.get(f"generation.conversation.{kind}"), scores.get(f"turns.{kind}")
+        if isinstance(value, float) and isinstance(total, int):
+            table[f"conversations: {title}"] = {"all": _percent(value, total)}
     kept = {"images, everything read": "image.attributes", "images, PSNR dB": "image.psnr_db", "audio, notes": "audio.notes"}
     table["reconstructions"] = {title: _number(scores[f"reconstruction.{name}"]) for title, name in kept.items()}
     table["malformed outputs"] = _number(scores["malformed"])
     return table
+
+
+def _percent(value: float, count: int) -> str:
+    low, high = interval(value, count)
+    return f"{100 * value:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def _number(value: float | list[float]) -> Json:
