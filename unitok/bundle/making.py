@@ -98,7 +98,8 @@ def make_bundle(
     generation_config: Path | None = None,
 ) -> Bundle:
     """Put parts into a bundle, or add them to one that is there. New tokenizers make a new vocabulary; a decoder must have been
-    trained on exactly the bundle's.
+    trained on exactly the bundle's. A decoder that comes as a bundle brings its tokenizers; others are added to its vocabulary, and the
+    decoder gets rows for their tokens (`Decoder.grown`).
 
     Args:
         out: the bundle's folder.
@@ -119,8 +120,11 @@ def make_bundle(
         _check_name(name, kind, old)
     if old:
         kinds = {name: span.kind for name, span in old.vocab.spans.items()} | kinds
+    base = old or (_bundle_of(paths["model"]) if "model" in paths else None)  # whose tokens keep their numbers
+    if base and not old:
+        kinds = {name: span.kind for name, span in base.vocab.spans.items()} | kinds
     loaded = {name: load_trained_part(kinds.get(name, name), path, trust, name) for name, path in paths.items()}
-    tokenizers: dict[str, TokenizerLike] = dict(old.tokenizers) if old else {}
+    tokenizers: dict[str, TokenizerLike] = dict(base.tokenizers) if base else {}
     tokenizers |= {name: part for name, (part, _) in loaded.items() if not isinstance(part, Decoder)}
     for kind in add:
         if modality_of(kind).tokenizer_class() is not Plain:
@@ -132,7 +136,7 @@ def make_bundle(
     assert model is None or isinstance(model, Decoder)
     if not ordered and model is None:
         raise UserError("nothing to put into the bundle: give a tokenizer or a decoder")
-    vocab, changed = _vocab_for(ordered, kinds, old)
+    vocab, changed = _vocab_for(ordered, kinds, base)
     if old and old.model is not None and (changed or ("model" not in paths and vocab.size != old.vocab.size)):
         if not overwrite:
             without = f"another {changed[0]} tokenizer" if changed else f"{old.vocab.size} ids, not {vocab.size}"
@@ -146,12 +150,20 @@ def make_bundle(
         )
     if "model" in loaded and (trained_on := loaded["model"][1].vocab):
         vocab.check_covers(Vocab.from_manifest(trained_on), "the bundle", str(paths["model"]))
+        assert model is not None
+        if model.config.vocab_size < vocab.size:
+            model = model.grown(vocab.size)
     bundle = Bundle(vocab, ordered, model, old.generation_config if old else None)
     bundle.facts = _facts(bundle, old, {name: origin for name, (_, origin) in loaded.items()}, scores)
     if generation_config is not None:
         bundle.generation_config = _read_config(generation_config, bundle)
     bundle.save_pretrained(out, overwrite=True)
     return bundle
+
+
+def _bundle_of(decoder: Path) -> Bundle | None:
+    """Return the tokenizers and vocabulary that a decoder's folder has, where it is a bundle."""
+    return Bundle.from_pretrained(decoder, parts="tokenizers") if kind_of(Path(decoder)) == "bundle" else None
 
 
 def _read_config(file: Path, bundle: Bundle) -> GenerationConfig:

@@ -5,7 +5,7 @@ head that is tied to the embedding becomes a matrix of its own. Options that our
 """
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -85,8 +85,8 @@ def decoder_config(given: ForeignConfig, where: str) -> DecoderConfig:
 def import_decoder(kind: str, folder: Path) -> "Decoder | ImportedDecoder":
     """Return our decoder with equal logits, in eval mode, from a folder of transformers' Llama, Qwen3 or Chameleon.
 
-    Returns an `ImportedDecoder` for a Chameleon, and for a folder with the `unitok_ids.json` of our exports. Errors:
-    `UserError` that names the file.
+    Returns an `ImportedDecoder` for a Chameleon, and for a folder with a tokenizer.json or the `unitok_ids.json` of our exports.
+    Errors: `UserError` that names the file.
     """
     given = read_config(folder, kind.removeprefix("hf-"))
     where = str(folder)
@@ -97,7 +97,10 @@ def import_decoder(kind: str, folder: Path) -> "Decoder | ImportedDecoder":
     if kind != "hf-chameleon":
         log_unused(where, vision)
         known = folder / "unitok_ids.json"
-        return ImportedDecoder(decoder, {}, _exported_vocab(known, config.vocab_size)) if known.exists() else decoder
+        if known.exists():
+            return ImportedDecoder(decoder, {}, _exported_vocab(known, config.vocab_size))
+        tokenizer = folder / "tokenizer.json"
+        return _with_text(decoder, given, tokenizer) if tokenizer.exists() else decoder
     image = from_chameleon(vision, read_config(folder, part="vq_config"), where) if vision else None
     tokenizer = folder / "tokenizer.json"
     names = given.get("vocabulary_map")
@@ -146,6 +149,27 @@ def _exported_vocab(path: Path, size: int) -> Vocab:
     if vocab.size != size:
         raise UserError(f"{path}: {vocab.size} tokens, the weights have {size}: remove it if they are not the exported ones")
     return vocab
+
+
+def _with_text(decoder: Decoder, given: ForeignConfig, tokenizer: Path) -> "ImportedDecoder":
+    """Return a language model with its text tokenizer. Its tokens keep their numbers; our special tokens come after them, but for begin and
+    end of a document, which are the model's own."""
+    size = decoder.config.vocab_size
+    text = ImportedTextTokenizer(tokenizer.read_bytes(), 0, size)
+    if not set(range(size)) - set(text.illegal):
+        raise UserError(f"{tokenizer}: none of its tokens is one of the {size} of the weights; is it of another model?")
+    start = Vocab.start()
+    specials = {name: size + id for name, id in start.specials.items()}
+    for name, key in (("<bos>", "bos_token_id"), ("<eos>", "eos_token_id")):
+        own = given.get(key)
+        own = own[0] if isinstance(own, list) and own else own
+        if isinstance(own, int) and 0 <= own < size and own not in specials.values():
+            specials[name] = own
+    illegal = sorted({*text.illegal, *(id for id in specials.values() if id < size)})
+    (special,) = start.ranges
+    ranges = [Range("text", "text", 0, size, illegal=tuple(illegal)), replace(special, offset=size)]
+    vocab = Vocab(ranges, specials, {"text": Span("text", ("text",), fingerprint=text.fingerprint())})
+    return ImportedDecoder(decoder.grown(vocab.size), {"text": text}, vocab)
 
 
 def image_codes(names: dict[str, int]) -> dict[int, int]:

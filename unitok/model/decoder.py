@@ -10,7 +10,7 @@ Letters: B rows, T positions, V tokens in the vocabulary, C = hidden_size, H que
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -347,6 +347,17 @@ class Decoder(nn.Module):
         folder = part_folder(path, "model")
         config, state = load_part(folder, "decoder", DecoderConfig)
         return cls.from_state(config, state, str(folder)).to(device)
+
+    @torch.no_grad()
+    def grown(self, vocab_size: int, seed: int = 0) -> "Decoder":
+        """Return a copy with more tokens, in eval mode. Rows of the new ones in embedding and head are drawn from the normal distribution
+        with the old rows' mean and standard deviation in each dimension (Hewitt 2021, "Initializing new word embeddings")."""
+        state, generator = dict(self.state_dict()), torch.Generator().manual_seed(seed)
+        for name in ("model.embed_tokens.weight", "lm_head.weight"):
+            old = state[name]
+            new = torch.randn(vocab_size - len(old), old.shape[1], generator=generator).to(old)
+            state[name] = torch.cat([old, old.mean(0) + old.std(0) * new])
+        return Decoder.from_state(replace(self.config, vocab_size=vocab_size), state, "a decoder with more tokens")
 
     @classmethod
     def from_state(cls, config: DecoderConfig, state: dict[str, Tensor], where: str) -> "Decoder":

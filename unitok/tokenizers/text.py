@@ -208,7 +208,10 @@ class ImportedTextTokenizer(TextTokenizer):
             raise UserError(f"{what}: pip install 'unitok-lm[transformers]'") from None
         self.model, self.first, self.size = data, first, size
         self._config = {"first": first, "size": size}
-        description = json.loads(data)
+        try:
+            description = json.loads(data)
+        except (ValueError, RecursionError):
+            raise UserError("tokenizer.json: not JSON, or cut off; get it again") from None
         marks = {token["content"] for token in description.get("added_tokens", [])}
         try:
             self._json = Tokenizer.from_str(json.dumps(description | {"added_tokens": [], "post_processor": None}))

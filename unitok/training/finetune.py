@@ -18,8 +18,8 @@ from unitok.vocab import Vocab
 def start_decoder(path: Path, config: DecoderConfig, vocab: Vocab, data: str) -> tuple[Decoder, int]:
     """The decoder of the bundle or folder `path`, with its vocabulary grown to `config.vocab_size`; and its first new token.
 
-    The architecture is that of `path`; dropout, attention back end and activation checkpointing are those of `config`. Embeddings of
-    new tokens start as the mean of the old ones, their head rows as zeros. vocab: of the data, whose path is `data`. Errors:
+    The architecture is that of `path`; dropout, attention back end and activation checkpointing are those of `config`. New
+    tokens start as `Decoder.grown` says. vocab: of the data, whose path is `data`. Errors:
     `UserError` where nothing says what the decoder's tokens mean, or where they mean something else than those of `vocab`.
     """
     known = known_vocabulary(path)
@@ -39,12 +39,9 @@ def start_decoder(path: Path, config: DecoderConfig, vocab: Vocab, data: str) ->
             checkpoint_activations=config.checkpoint_activations,
         )
     )
-    state = old.state_dict()
-    for name, start in (("model.embed_tokens.weight", old.model.embed_tokens.weight.mean(0)), ("lm_head.weight", None)):
-        new = state[name].new_zeros(config.vocab_size - size, state[name].shape[1])
-        state[name] = torch.cat([state[name], new if start is None else new + start.detach()])
-    decoder.load_state_dict(state)
-    return decoder, size
+    decoder.load_state_dict(old.grown(config.vocab_size).state_dict())
+    own = vocab.ranges[0]
+    return decoder, own.stop if own.kind == "text" else size  # those after an imported language model's own are new, too
 
 
 def choose_trained(decoder: Decoder, freeze: list[str], first_new_token: int | None = None) -> None:
