@@ -143,6 +143,14 @@ def imports(block: str) -> None:
         assert f"error: {words[3]}: no such file or folder" in said
 
 
+def needs_files(block: str) -> None:
+    """Not run: it needs files that are not here, which is the last thing that is looked at."""
+    for words in command_lines(block):
+        code, said = ends(lambda words=words: main(words[1:]))
+        assert (code, said.count("\n")) == (2, 1), said
+        assert any(said.startswith(f"error: {path}") for path in words[2:]), said
+
+
 def tree(block: str) -> None:
     """Not code: names of files, each in the folder that its line or a line above it names."""
     seen, top, folder = set(), ROOT, ROOT
@@ -358,6 +366,14 @@ def documents_with_dice(block: str) -> None:
 
 
 #: What is done with each block of each page, in order.
+def a_conversation(block: str) -> None:
+    """Write the page's example, whose image is one of ours."""
+    Path("talk.jsonl").write_text(json.dumps(json.loads(block.replace("photos/dog.jpg", "photo.png"))) + "\n")
+    shutil.copyfile(Path("photo.png").resolve(), "copy.png")
+    Path("photo.png").unlink()
+    Path("copy.png").rename("photo.png")
+
+
 BLOCKS: dict[str, list[Callable[[str], None]]] = {
     "docs/add-a-modality.md": [a_modality, documents_with_dice, shell, python],
     "README.md": [shell, shell, shell, installs, shell, shell, shell, python, rooms_of_diagram],
@@ -368,7 +384,9 @@ BLOCKS: dict[str, list[Callable[[str], None]]] = {
     "docs/decoder.md": [shell],
     "docs/design.md": [tree, diagram],
     "docs/evaluation.md": [shell, python, shell],
-    "docs/fine-tuning.md": [shell],
+    "docs/fine-tuning.md": [needs_files, shell],
+    "docs/conversations.md": [a_conversation, shell, python],
+    "docs/serving.md": [installs, installs],
     "docs/interchange.md": [imports, shell, export],
     "docs/own-files.md": [folders, stamps, shell, mixture, shell, shell, shell, python, shell],
     "docs/scaling.md": [shell, shell],
@@ -421,7 +439,7 @@ def test_a_block_of_code_that_is_not_run_says_why():
     tagged = 0
     for page, actions in BLOCKS.items():
         fences = re.findall(
-            r"^(?:<!-- not run: (.+) -->\n\n?)?```([^\n]*)\n(.*?)^```$", (ROOT / page).read_text(), flags=re.S | re.M
+            r"^(?:<!-- not run: ([^\n]+) -->\n\n?)?```([^\n]*)\n(.*?)^```$", (ROOT / page).read_text(), flags=re.S | re.M
         )
         for (reason, tag, block), action in zip(fences, actions, strict=True):
             runs = action not in (installs, imports) and not re.search(
@@ -454,7 +472,7 @@ def test_the_page_on_data_formats_runs(names):
     run_page("docs/data-formats.md")
 
 
-@pytest.mark.parametrize("page", ["concepts", "decoder", "design", "evaluation", "generation", "tokenizers"])
+@pytest.mark.parametrize("page", ["concepts", "conversations", "decoder", "design", "evaluation", "generation", "tokenizers"])
 def test_the_pages_on_models_run(page, demo_folder):
     run_page(f"docs/{page}.md")
 
