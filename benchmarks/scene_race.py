@@ -205,6 +205,21 @@ def _right(decoder: Decoder, bundle: Unitok, scenes: Path) -> dict[str, float]:
     return found
 
 
+def cases(runs: dict[str, dict[str, dict[str, float]]]) -> list[dict[str, Any]]:
+    """Rows of the page: percent right on average over directions, mean of the seeds, beside the row `now`."""
+    rows = []
+    for fold, title in (("test/", "percent right"), ("systematic/", "percent right, pairs that only text names")):
+        means = {
+            name: mean(mean(value for key, value in run.items() if key.startswith(fold)) for run in seeds.values())
+            for name, seeds in runs.items()
+            if any(key.startswith(fold) for run in seeds.values() for key in run)
+        }
+        for name, value in means.items() if "now" in means else ():
+            ratio = value / means["now"] if means["now"] else None
+            rows.append({"case": name, "unit": title, "ours": value, "peer": "now", "theirs": means["now"], "ratio": ratio})
+    return rows
+
+
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--seconds", type=float, default=120.0, help="of CPU time of each run, one thread")
@@ -239,6 +254,7 @@ def main() -> None:
         for (name, seed), measured in zip(jobs, pool.map(one, jobs), strict=True):
             print(f"{name}, seed {seed}: " + ", ".join(f"{key} {value:.3g}" for key, value in measured.items()), flush=True)
             results["runs"].setdefault(name, {})[seed] = measured
+            results["cases"] = cases(results["runs"])
             results |= {"machine": machine("cpu"), "versions": versions(), "seconds": o.seconds}
             o.out.write_text(json.dumps(results, indent=1) + "\n")
 
