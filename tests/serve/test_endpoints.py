@@ -173,6 +173,15 @@ def user(content):
     return {"messages": [{"role": "user", "content": content}]}
 
 
+def hours() -> str:
+    """Ten hours of silence in a few kilobytes."""
+    buffer = io.BytesIO()
+    with soundfile.SoundFile(buffer, "w", 8000, 1, format="FLAC") as file:
+        for _ in range(36):
+            file.write(np.zeros(8_000_000, np.int16))
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
 def image(url):
     return user([{"type": "image_url", "image_url": {"url": url}}])
 
@@ -200,6 +209,11 @@ BAD = [
     ("chat/completions", image("data:image/png;base64,%%%"), "not base64"),
     ("chat/completions", image("data:image/png;base64," + base64.b64encode(b"no image").decode()), "image"),
     ("chat/completions", image("data:image/png;base64," + huge_png()), "1600000000 pixels are too many"),
+    (
+        "chat/completions",
+        user([{"type": "input_audio", "input_audio": {"data": hours(), "format": "flac"}}]),
+        "36000 s, which are",
+    ),
     ("chat/completions", image("https://example.org/a.png"), "is no data URL"),
     ("chat/completions", image("/etc/passwd"), "is no data URL"),
     ("chat/completions", image("file:///etc/passwd"), "is no data URL"),

@@ -95,8 +95,8 @@ def _handle_errors(app: FastAPI) -> None:
     def left(request: Request, error: ClientLeftError) -> Response:
         return Response(status_code=499)
 
-    @app.exception_handler(RuntimeError)
-    def failed(request: Request, error: RuntimeError) -> JSONResponse:
+    @app.exception_handler(Exception)
+    def failed(request: Request, error: Exception) -> JSONResponse:
         return JSONResponse(error_body("the server failed; its log says why", "server_error"), 500)
 
 
@@ -147,7 +147,7 @@ class _Endpoints:
             prompt = self.generation.chat_prompt(body.messages, body.roles)
             return self.generation.drafts(prompt, given, body.n, body.seed, turn=body.roles)
 
-        drafts = await run_in_threadpool(prepare)
+        drafts = await self.generation.prepared(prepare)
         id = f"chatcmpl-{uuid.uuid4().hex}"
         if body.stream:
             options = (body.__pydantic_extra__ or {}).get("stream_options") or {}
@@ -233,7 +233,7 @@ class _Endpoints:
         given: dict[str, Any] = body.sampling() | {"modalities": f"{image}{self._grid(body.size, image)}"}
         if body.negative_prompt:
             given["negative_prompt"] = body.negative_prompt
-        drafts = await run_in_threadpool(
+        drafts = await self.generation.prepared(
             lambda: self.generation.drafts(self.bundle.read_prompt(body.prompt), given, body.n, body.seed)
         )
         if body.stream:
@@ -288,7 +288,7 @@ class _Endpoints:
         self._check_model(body.model)
         audio = self.bundle.instance("audio")
         given = body.sampling() | {"modalities": f"{audio}:{body.seconds:g}s" if body.seconds else audio}
-        drafts = await run_in_threadpool(
+        drafts = await self.generation.prepared(
             lambda: self.generation.drafts(self.bundle.read_prompt(body.input), given, 1, body.seed)
         )
         tokenizer, format = self.bundle.require(audio), body.response_format
@@ -319,7 +319,9 @@ class _Endpoints:
         data = await file.read()
         text = self.bundle.instance("text")
         given = {"modalities": text, "temperature": temperature}
-        drafts = await run_in_threadpool(lambda: self.generation.drafts(self.generation.read("audio", data, "file"), given))
+        drafts = await self.generation.prepared(
+            lambda: self.generation.drafts(self.generation.read("audio", data, "file"), given)
+        )
         (output,) = await _unless_left(request, self.generation.outputs(drafts))
         return PlainTextResponse(output.text) if response_format == "text" else JSONResponse({"text": output.text})
 

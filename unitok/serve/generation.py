@@ -4,7 +4,8 @@ import asyncio
 import secrets
 import struct
 from base64 import b64encode
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from io import BytesIO
@@ -35,9 +36,14 @@ class Generation:
         self.bundle, self.chat = bundle, Chat(bundle, paths=False)
         self.engine = Engine(bundle, slots, queue, self.chat.prefixes)
         self.metrics = Metrics(self.engine)
+        self._preparing = ThreadPoolExecutor(2, "prepare")  # so few, because an image may be large until it is encoded
         self.max_new_tokens = max_new_tokens or bundle.require("model").config.max_position_embeddings
 
     # ---- Requests -> drafts --------------------------------------------------------------------------------------
+
+    async def prepared(self, prepare: Callable[[], list[Draft]]) -> list[Draft]:
+        """Return what a function prepares in one of the threads that read and encode contents."""
+        return await asyncio.get_running_loop().run_in_executor(self._preparing, prepare)
 
     def drafts(
         self, prompt: Document, given: Mapping[str, Any], n: int = 1, seed: int | None = None, turn: bool = False
