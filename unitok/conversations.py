@@ -12,7 +12,6 @@ tags without files, files without tags, roles that do not alternate, messages wi
 """
 
 import base64
-import binascii
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,11 +32,14 @@ _ROLES |= dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard", "model")
 #: Keys of a row that hold its files, by kind.
 _FILES = {kind: (kind, f"{kind}s") for kind in ("image", "audio", "video")}
 
+#: Kinds whose tags are always tags.
+_ALWAYS = ("image", "audio")
+
 #: Types of parts that hold text, in OpenAI's two forms of messages, and the key that it has in them.
 TEXT = "text"
 _TEXTS = (TEXT, "input_text", "output_text")
 
-_TAG = re.compile(r"<(image|audio|video)>\n|\n<(image|audio|video)>$|<(image|audio|video)>")
+_TAG = re.compile(r"<(image|audio|video)>\n|\n<(image|audio|video)>\Z|<(image|audio|video)>")
 _OBJECT = re.compile(r"<(ref-object|bbox)>")
 
 Row = Mapping[str, object]
@@ -49,7 +51,8 @@ class Media:
 
     Args:
         kind: `image`, `audio`, …
-        content: the name of a file, a data URL, or what a table holds.
+        content: the name of a file, a data URL, or what a table holds; None for the next file of the row, a number for the file of that
+            number.
     """
 
     kind: str
@@ -106,14 +109,18 @@ def parts_of(messages: Sequence[Message], make: Callable[[Media], Part]) -> list
 
 def texts_of(row: Row) -> list[str]:
     """Return the texts of a conversation, without its files. Errors: `UserError` as `read_conversation`."""
-    tagless = (piece for message in read_messages(row) for piece in _split_tags(message))
+    tagless = (piece for message in read_messages(row) for piece in _split_tags(message, row))
     return [piece for piece in tagless if isinstance(piece, str)]
 
 
 def files_of(row: Row) -> Iterator[str]:
-    """Yield the names of files in the messages of a row, as far as they can be read; those in fields of the row are not among them."""
+    """Yield the names of files in the messages of a row, as far as they can be read, and in fields that only conversations have."""
+    if not is_conversation(row):
+        return
+    for prefix in ("input_", "output_"):
+        yield from (name for kind in _FILES for name in _listed(row, prefix, kind) if isinstance(name, str))
     try:
-        pieces = [piece for message in (read_messages(row) if is_conversation(row) else []) for piece in message.pieces]
+        pieces = [piece for message in read_messages(row) for piece in message.pieces]
     except UserError:
         return
     for piece in pieces:
@@ -144,10 +151,13 @@ def check_turns(messages: list[Message], last: str = "assistant") -> list[Messag
 
 def read_messages(row: Row) -> list[Message]:
     """Return the messages of a conversation as they stand, with tags in their texts. Errors: `UserError`."""
-    if row.get("tools"):
+    if row.get("tools") not in (None, "", [], "[]"):
         raise UserError("tools: calls of tools are not supported; leave the conversation out")
     found = _list_of(row)
-    messages = _of_alpaca(row) if found is None else [_message(entry, number) for number, entry in enumerate(found, 1)]
+    if found is None:
+        messages = _of_alpaca(row)
+    else:
+        messages = [_message(entry, number) for number, entry in enumerate(found, 1) if not _is_empty_system(entry)]
     system = row.get("system")
     if system and not isinstance(system, str):
         raise UserError(f"system: a {type(system).__name__}; it must be a text")
@@ -172,6 +182,13 @@ def _of_alpaca(row: Row) -> list[Message]:
     return [Message(roles[i % 2], _texts(text, f"message {i + 1}"), i % 2 == 1) for i, text in enumerate(texts)]
 
 
+def _is_empty_system(entry: object) -> bool:
+    """Whether an entry is a system message without content, which many data sets have in every row."""
+    assert isinstance(entry, Mapping)
+    said = entry.get("content") if entry.get("content") is not None else entry.get("value")
+    return _ROLES.get(str(entry.get("role") or entry.get("from")).lower()) == "system" and said in (None, "", [])
+
+
 def _message(entry: object, number: int) -> Message:
     where = f"message {number}"
     assert isinstance(entry, Mapping)
@@ -182,7 +199,7 @@ def _message(entry: object, number: int) -> Message:
     role = _ROLES[name.lower()]
     if entry.get("tool_calls") or entry.get("function_call"):
         raise UserError(f"{where}: a call of a tool; tools are not supported")
-    content = next((entry[key] for key in ("content", "value") if entry.get(key) is not None), None)
+    content = next((entry[key] for key in ("parts", "content", "value") if entry.get(key) is not None), None)
     tagged = not isinstance(content, list)
     if isinstance(content, str):
         pieces: tuple[str | Media, ...] = _texts(content, where) if content.strip() or not entry.get("audio") else ()
@@ -192,7 +209,9 @@ def _message(entry: object, number: int) -> Message:
         pieces = ()
     else:
         raise UserError(f"{where}: content must be a text or a list of parts")
-    if isinstance(audio := entry.get("audio"), Mapping) and audio.get("data"):  # what OpenAI's models answer
+    if (
+        isinstance(audio := entry.get("audio"), Mapping) and audio.get("data") and not entry.get("parts")
+    ):  # what OpenAI's models answer
         pieces = (*pieces, Media("audio", f"data:audio/wav;base64,{audio['data']}"))
     if not pieces:
         raise UserError(f"{where}: it is empty")
@@ -245,7 +264,7 @@ def _piece(part: object, where: str) -> str | Media:
         value = value["url"]
     if key.endswith("_url") and not isinstance(value, str):
         raise UserError(f'{where}: {key} must be {{"url": a data URL or the name of a file}}')
-    return Media(kind, value)
+    return Media(kind, part["index"] if value is None and isinstance(part.get("index"), int) else value)
 
 
 # ---- Files ------------------------------------------------------------------------------------------------------------
@@ -253,55 +272,67 @@ def _piece(part: object, where: str) -> str | Media:
 
 def _with_files(messages: list[Message], row: Row) -> list[Message]:
     """Put the files of a row in the place of the tags of its messages. Errors: `UserError` where their numbers differ."""
-    by_side = any(key.startswith(("input_", "output_")) and key.split("_", 1)[1] in _FILES for key in row)  # as NExT-GPT
-    prefixes = (
-        {"user": "input_", "assistant": "output_", "system": "input_"}
-        if by_side
-        else dict.fromkeys(("user", "assistant", "system"), "")
-    )
-    files = {(prefix, kind): _listed(row, prefix, kind) for prefix in set(prefixes.values()) for kind in _FILES}
-    counts = {key: len(found) for key, found in files.items()}
-    tags = dict.fromkeys(files, 0)
-    split: list[tuple[Message, list[str | Media]]] = []
-    for message in messages:
-        pieces = list(_split_tags(message))
-        split.append((message, pieces))
-        for piece in pieces:
-            if isinstance(piece, Media) and piece.content is None:
-                key = (prefixes[message.role], piece.kind)
-                tags[key] = tags.get(key, 0) + 1
+    sided = [prefix + key for prefix in ("input_", "output_") for keys in _FILES.values() for key in keys]
+    by_side = any(row.get(key) for key in sided)  # as NExT-GPT
+    sides = {"assistant": "output_"} if by_side else {}
+    before = "input_" if by_side else ""
+    files = {(prefix, kind): _listed(row, prefix, kind) for prefix in {before, *sides.values()} for kind in _FILES}
+    split = [(message, list(_split_tags(message, row))) for message in messages]
     for (prefix, kind), found in files.items():
-        if prefix == "input_" and found and not tags[prefix, kind]:  # NExT-GPT: inputs stand before the first question
-            first = next(pieces for message, pieces in split if message.role == "user")
-            first[:0] = [Media(kind, None)] * len(found)
-            tags[prefix, kind] = len(found)
-    for (prefix, kind), count in tags.items():
-        if count != counts.get((prefix, kind), 0):
-            raise UserError(f"{count} {kind} tags in the messages, but {counts.get((prefix, kind), 0)} files in {prefix}{kind}")
+        side = [(m, pieces) for m, pieces in split if sides.get(m.role, before) == prefix]
+        waiting = [piece for _, pieces in side for piece in pieces if isinstance(piece, Media) and piece.kind == kind]
+        tags = [piece for piece in waiting if piece.content is None]
+        numbered = any(isinstance(piece.content, int) for piece in waiting)
+        if by_side and found and not tags and side:  # NExT-GPT: what is given stands before all, what is made after all
+            pieces = side[0][1] if prefix == "input_" else side[-1][1]
+            at = 0 if prefix == "input_" else len(pieces)
+            pieces[at:at] = [Media(kind, None)] * len(found)
+        elif len(tags) != len(found) and not numbered:
+            raise UserError(f"{len(tags)} {kind} tags in the messages, but {len(found)} files in {prefix}{kind}")
+    left = {key: list(found) for key, found in files.items()}
     objects = _objects(row)
     done = []
     for message, pieces in split:
         taken: list[str | Media] = []
         for piece in pieces:
-            if isinstance(piece, Media) and piece.content is None:
-                piece = Media(piece.kind, files[prefixes[message.role], piece.kind].pop(0))
-            elif isinstance(piece, str) and objects is not None and message.tagged:
+            if isinstance(piece, Media):
+                piece = _taken(piece, files, left, sides.get(message.role, before))
+            elif objects is not None and message.tagged:
                 piece = _OBJECT.sub(lambda match: _next_object(objects, match[1]), piece)
             taken.append(piece)
         done.append(replace(message, pieces=tuple(taken)))
-    if objects and (left := [f"{len(values)} {name}" for name, values in objects.items() if values]):
-        raise UserError(f"objects: {' and '.join(left)} more than there are tags in the messages")
+    if objects and (more := [f"{len(values)} {name}" for name, values in objects.items() if values]):
+        raise UserError(f"objects: {' and '.join(more)} more than there are tags in the messages")
     return done
 
 
-def _split_tags(message: Message) -> Iterator[str | Media]:
-    """The pieces of a message, its texts divided at their tags."""
+def _taken(
+    piece: Media, files: Mapping[tuple[str, str], list[object]], left: Mapping[tuple[str, str], list[object]], prefix: str
+) -> Media:
+    """A piece with its file: one that has none takes the next one, or that of its number."""
+    if isinstance(piece.content, int):
+        found = files.get((prefix, piece.kind), [])
+        if not 0 <= piece.content < len(found):
+            raise UserError(f"{piece.kind} {piece.content}: there are {len(found)} in {prefix}{piece.kind}s")
+        return Media(piece.kind, found[piece.content])
+    if piece.content is None:
+        if not left.get((prefix, piece.kind)):
+            raise UserError(f"a part of type {piece.kind} without content")
+        return Media(piece.kind, left[prefix, piece.kind].pop(0))
+    return piece
+
+
+def _split_tags(message: Message, row: Row) -> Iterator[str | Media]:
+    """The pieces of a message, its texts divided at their tags. `<video>` is a tag where the row has videos, else a word of HTML."""
+    has_videos = any(row.get(key) for key in _FILES["video"])
     for piece in message.pieces:
         if isinstance(piece, Media) or not message.tagged:
             yield piece
             continue
         at = 0
         for match in _TAG.finditer(piece):
+            if (match[1] or match[2] or match[3]) not in _ALWAYS and not has_videos:
+                continue
             if match.start() > at:
                 yield piece[at : match.start()]
             yield Media(match[1] or match[2] or match[3], None)
@@ -315,7 +346,7 @@ def _listed(row: Row, prefix: str, kind: str) -> list[object]:
     found: list[object] = []
     for key in _FILES[kind]:
         value = row.get(prefix + key)
-        found += value if isinstance(value, list) else [] if value is None or value == "" else [value]
+        found += [one for one in (value if isinstance(value, list) else [value]) if one is not None and one != ""]
     return found
 
 
@@ -345,7 +376,7 @@ def data_url(text: str, name: str) -> Blob | None:
         return None
     try:
         data = base64.b64decode("".join(coded.split()), validate=True)
-    except binascii.Error:
+    except ValueError:  # also for characters that are not ASCII
         data = b""
     if header and not data:
         raise UserError(f"{name}: a data URL that is not base64; mend it")

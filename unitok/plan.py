@@ -40,15 +40,15 @@ def parse_plan(text: str, vocab: Vocab, rates: Mapping[str, float] | None = None
             raise UserError(f"modalities {item!r}: {error}") from None
         if not length:
             items.append(PlanItem(modality))
-        elif span.header and re.fullmatch("x".join([r"[1-9]\d*"] * len(span.header)), length):
+        elif span.header and re.fullmatch("x".join([r"[1-9]\d{0,5}"] * len(span.header)), length):
             grid = tuple(int(side) for side in length.split("x"))
             most = min(vocab.range(name).size for name in span.header)
             if max(grid) > most:
                 raise UserError(f"modalities {item!r}: no side may be over {most} codes")
             items.append(PlanItem(modality, grid))
-        elif rate and not span.header and re.fullmatch(r"\d+(\.\d+)?s", length):
+        elif rate and not span.header and re.fullmatch(r"\d{1,6}(\.\d{1,6})?s", length):
             items.append(PlanItem(modality, repeats=max(1, round(float(length[:-1]) * rate))))
-        elif not span.header and re.fullmatch(r"[1-9]\d*", length):
+        elif not span.header and re.fullmatch(r"[1-9]\d{0,8}", length):
             items.append(PlanItem(modality, repeats=int(length)))
         else:
             raise UserError(f"modalities {item!r}: write free, or a plan such as text,image:8x12,audio:2s")

@@ -10,11 +10,13 @@ from PIL import Image
 from raw_data import png, wav
 
 from unitok.api import Unitok
+from unitok.document import Segment
 from unitok.errors import UserError
 from unitok.grammar import Grammar
 from unitok.plan import parse_plan
 from unitok.sample.chat import Chat, Reply
-from unitok.sample.engine import generate
+from unitok.sample.engine import Session, generate
+from unitok.sample.prefixes import PrefixCache
 from unitok.sample.running import Request
 
 USER = {"role": "user", "content": "Draw a cat."}
@@ -97,6 +99,27 @@ def test_other_conversations_and_other_weights_do_not_share_what_was_read(unitok
     changed = Unitok(unitok.vocab, unitok.tokenizers, unitok.model)
     unitok._inference = None  # as after a change of the weights
     np.testing.assert_array_equal(unitok.chat(other, "text:5").ids, changed.chat(other, "text:5").ids)
+
+
+def test_what_a_user_writes_is_tokenized_although_the_assistant_wrote_the_same(unitok):
+    codes = unitok.text.encode("red")
+    before = [{"role": "user", "content": "red"}]
+    unitok.chats._write(Segment("text", np.array([codes[0], *codes])), "red")
+    assert unitok.chats.document(before).segments[0].codes.tolist() == codes
+    after = [*before, {"role": "assistant", "content": "red"}, {"role": "user", "content": "red"}]
+    assert [len(s.codes) for s in unitok.chats.document(after).segments] == [len(codes), len(codes) + 1, len(codes)]
+
+
+def test_equal_prompts_are_read_once_also_where_prefixes_are_kept(unitok, monkeypatch):
+    read: list[int] = []
+    step = unitok.inference.step
+    monkeypatch.setattr(unitok.inference, "step", lambda ids, *a, **k: (read.append(ids.numel()), step(ids, *a, **k))[1])
+    session = Session(unitok.inference, Grammar(unitok.vocab), prefixes=PrefixCache())
+    prompt = unitok.vocab.encode(unitok.read_prompt("a prompt of some length"), eos=False)
+    for turn in range(2):
+        read.clear()
+        list(session.run([Request(prompt + 0, parse_plan("text:1", unitok.vocab), 9, seed) for seed in range(4)]))
+        assert read[0] == len(prompt) if turn == 0 else sum(read) <= 4 + len(prompt)
 
 
 def test_objects_files_and_data_are_taken(unitok, tmp_path):

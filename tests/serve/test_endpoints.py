@@ -123,9 +123,30 @@ def test_outputs_of_many_clients_are_those_of_one(client):
         assert list(pool.map(ask, range(8))) == alone
 
 
+def test_an_image_alone_is_an_answer_that_goes_on(client):
+    answer = client.chat.completions.create(model="tiny", messages=MESSAGES, seed=-3, extra_body={"modalities": ["image:2x3"]})
+    message = answer.choices[0].message
+    assert message.content is None
+    more = [*MESSAGES, message.model_dump(exclude_none=True), {"role": "user", "content": "And?"}]
+    following = client.chat.completions.create(model="tiny", messages=more, max_tokens=20)
+    assert following.usage.prompt_tokens > answer.usage.prompt_tokens
+
+
+def test_an_answer_that_fills_the_context_says_so(client):
+    long = [{"role": "user", "content": "zq" * 505}]
+    given = {"model": "tiny", "messages": long, "n": 8, "seed": 0, "extra_body": {"modalities": ["text"]}}
+    answer = client.chat.completions.create(**given)
+    assert answer.usage.prompt_tokens > 1000
+    reasons = [choice.finish_reason for choice in answer.choices]
+    assert "length" in reasons
+    assert client.chat.completions.create(**given, max_tokens=1000).choices[0].finish_reason == reasons[0]
+
+
 def test_images_and_images_that_grow(client):
     whole = validated(client.images.generate(model="tiny", prompt="a cat", n=2, size="24x16", extra_body={"seed": 1}))
     assert [pixels_of(image.b64_json).shape for image in whole.data] == [(16, 24, 3)] * 2
+    small = {"model": "tiny", "prompt": "a cat", "size": "24x16", "stream": True, "partial_images": 1}
+    assert pixels_of(next(iter(client.images.generate(**small))).b64_json).shape == (16, 24, 3)
     given = {
         "model": "tiny",
         "prompt": "a cat",
@@ -187,6 +208,7 @@ def image(url):
 
 
 HI = user("Hi")
+JSON = {"Content-Type": "application/json"}
 BAD = [
     ("chat/completions", {}, "messages"),
     ("chat/completions", {"messages": "Hi"}, "messages"),
@@ -198,7 +220,16 @@ BAD = [
     ("chat/completions", HI | {"n": 0}, "n"),
     ("chat/completions", HI | {"n": 1000}, "n"),
     ("chat/completions", HI | {"max_tokens": 10**9}, "max_tokens"),
-    ("chat/completions", HI | {"seed": -1}, "seed"),
+    ("chat/completions", HI | {"top_k": 10**23}, "top_k"),
+    ("chat/completions", HI | {"modalities": "audio:" + "9" * 400 + "s"}, "modalities"),
+    ("chat/completions", HI | {"modalities": "text:" + "9" * 5000}, "modalities"),
+    ("chat/completions", HI | {"stream_options": [1]}, "stream_options"),
+    ("chat/completions", HI | {"audio": {"format": "mp3"}}, "audio"),
+    ("chat/completions", user([{"type": "\ud800", "text": "a"}]), "no such content"),
+    ("chat/completions", image("data:image/png;base64,é"), "not base64"),
+    ("chat/completions", user("a" * 400_000), "400000 characters"),
+    ("images/generations", {"prompt": "a", "output_format": "jpeg"}, "output_format"),
+    ("images/generations", {"prompt": "a", "size": "9" * 5000 + "x8"}, "size"),
     ("chat/completions", HI | {"seed": 2**70}, "seed"),
     ("chat/completions", HI | {"modalities": ["smell"]}, "modalities"),
     ("chat/completions", HI | {"modalities": []}, "modalities"),
@@ -212,7 +243,7 @@ BAD = [
     (
         "chat/completions",
         user([{"type": "input_audio", "input_audio": {"data": hours(), "format": "flac"}}]),
-        "36000 s, which are",
+        "36000 s of audio are",
     ),
     ("chat/completions", image("https://example.org/a.png"), "is no data URL"),
     ("chat/completions", image("/etc/passwd"), "is no data URL"),
@@ -229,7 +260,7 @@ BAD = [
 
 @pytest.mark.parametrize(("path", "body", "said"), BAD, ids=[f"{path}-{said}-{i}" for i, (path, _, said) in enumerate(BAD)])
 def test_what_is_wrong_is_said_in_openais_form(server, path, body, said):
-    answer = httpx.post(f"{server.url}/v1/{path}", json=body, timeout=30)
+    answer = httpx.post(f"{server.url}/v1/{path}", content=json.dumps(body), headers=JSON, timeout=30)
     assert answer.status_code == 400
     error = answer.json()["error"]
     assert said in error["message"]
@@ -275,6 +306,17 @@ def test_a_client_that_leaves_frees_its_slot(server, client):
     wait_until_idle(server)
     assert metrics(server)["unitok_generated_tokens"] - before < 16 * 300
     assert client.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=20)
+
+
+def test_a_client_that_leaves_the_queue_is_not_generated_for(server, client):
+    long = {"model": "tiny", "messages": MESSAGES, "extra_body": {"modalities": ["text:250"]}}
+    with ThreadPoolExecutor(4) as pool:
+        slow = [pool.submit(client.chat.completions.create, **long) for _ in range(4)]
+        for _ in range(3):
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(f"{server.url}/v1/chat/completions", json=HI | {"stream": True}, timeout=0.01)
+        assert all(answer.result().choices for answer in slow)
+    wait_until_idle(server)
 
 
 def test_a_full_queue_says_come_again(server, client):

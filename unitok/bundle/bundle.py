@@ -388,12 +388,6 @@ class Bundle:
         tokenizer = self.require(name)
         modality = self.modality(name)
         loaded = modality.load(tokenizer, content, modality.Options(), where)
-        frames = loaded.facts.get("seconds", 0.0) * (modality.rate(tokenizer) or 0.0)
-        if self.model is not None and frames > self.model.config.max_position_embeddings:  # before it is encoded for nothing
-            most, seconds = self.model.config.max_position_embeddings, loaded.facts["seconds"]
-            raise UserError(
-                f"{where}: {seconds:.0f} s, which are {frames:.0f} frames or more tokens; the decoder takes {most} in all"
-            )
         (codes,) = modality.encode(tokenizer, [loaded])
         return Segment(name, codes, role, loss, source, loaded.size)
 

@@ -1,5 +1,6 @@
 """Making bundles: parts from runs, checkpoints and folders, joined into a folder or added to one."""
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -16,6 +17,8 @@ from unitok.plan import parse_plan
 from unitok.pretrained import known_vocabulary, load_state
 from unitok.tokenizers.base import Tokenizer
 from unitok.vocab import Vocab
+
+log = logging.getLogger("unitok")
 
 
 @dataclass(frozen=True)
@@ -152,8 +155,11 @@ def make_bundle(
         vocab.check_covers(Vocab.from_manifest(trained_on), "the bundle", str(paths["model"]))
         assert model is not None
         if model.config.vocab_size < vocab.size:
+            log.warning(
+                "the decoder gets rows for %d new tokens: train it on documents with them", vocab.size - model.config.vocab_size
+            )
             model = model.grown(vocab.size)
-    bundle = Bundle(vocab, ordered, model, old.generation_config if old else None)
+    bundle = Bundle(vocab, ordered, model, base.generation_config if base else None)
     bundle.facts = _facts(bundle, old, {name: origin for name, (_, origin) in loaded.items()}, scores)
     if generation_config is not None:
         bundle.generation_config = _read_config(generation_config, bundle)

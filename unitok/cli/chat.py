@@ -166,14 +166,15 @@ class _Talk:
         self.modalities = modalities
 
     def again(self, _: str) -> None:
-        if not self.messages:
+        if not self.messages or self.messages[-1]["role"] != "assistant":
             raise UserError("/again: nothing was said yet")
         self.answer(self.messages[:-1])
 
     def edit(self, text: str) -> None:
-        if not self.messages:
+        if len(self.messages) < 2 or self.messages[-1]["role"] != "assistant":
             raise UserError("/edit: nothing was said yet")
-        said = self.messages[-2]["content"]
+        content = self.messages[-2]["content"]
+        said = [text_part(content)] if isinstance(content, str) else content
         self.messages = self.messages[:-2]
         self.attached = [part for part in said if text_in(part) is None]
         if text:
@@ -200,7 +201,7 @@ class _Talk:
     def load(self, path: str) -> None:
         try:
             (saved,) = json.loads(Path(path).read_text(encoding="utf-8"))
-            messages = saved["messages"]
+            messages = [*saved["messages"]]
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}") from None
         except (ValueError, TypeError, KeyError):

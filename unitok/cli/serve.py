@@ -49,7 +49,9 @@ def serve(
     """
     if slots < 1 or queue < 0 or max_new_tokens < 0 or max_body_mb <= 0 or not 0 <= port < 2**16:
         raise UserError("--slots must be at least 1, --queue and --max-new-tokens 0, --max-body-mb above 0, --port below 65536")
-    if any(importlib.util.find_spec(module) is None for module in ("fastapi", "uvicorn", "prometheus_client", "multipart")):
+    if any(
+        importlib.util.find_spec(module) is None for module in ("fastapi", "uvicorn", "prometheus_client", "python_multipart")
+    ):
         raise UserError(MISSING)
     from unitok.api import Unitok
     from unitok.serve.run import run
@@ -57,6 +59,6 @@ def serve(
     unitok = Unitok.from_pretrained(bundle, device=check_device(device))
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     run(
-        unitok, host, port, name or Path(bundle).name, allow_host or [], os.environ.get("UNITOK_API_KEY", ""),
+        unitok, host, port, name or Path(bundle).resolve().name, allow_host or [], os.environ.get("UNITOK_API_KEY", ""),
         slots, queue, max_new_tokens, round(max_body_mb * 1e6),
     )  # fmt: skip

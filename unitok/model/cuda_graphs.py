@@ -43,6 +43,6 @@ class CudaGraphs:
             self.decoder.step(ids, positions, cache, extent, span_positions)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may use the GPU
             output = self.decoder.step(ids, positions, cache, extent, span_positions)
         return graph, inputs, output

@@ -5,19 +5,23 @@ were generated, so a `Chat` remembers the segments that it wrote, and the decode
 turn costs only what is new.
 """
 
+import hashlib
+import threading
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from mimetypes import guess_type
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from unitok.bundle import Bundle
-from unitok.conversations import Media, Message, check_turns, data_url, parts_of, read_messages, text_in, text_part
+from unitok.conversations import Message, check_turns, data_url, parts_of, read_messages, text_in, text_part
 from unitok.document import Document, Part, Segment
 from unitok.errors import UserError
 from unitok.generation_config import GenerationConfig
 from unitok.grammar import Grammar
+from unitok.media import audio_seconds
 from unitok.sample.engine import Session
 from unitok.sample.outputs import Output
 from unitok.sample.prefixes import PrefixCache
@@ -25,6 +29,7 @@ from unitok.sample.requests import make_drafts, sampling_of
 from unitok.sample.stream import AHEAD, Chunk, stream_drafts
 
 REMEMBERED = 256  # segments that were written
+LONGEST_TOKEN = 256  # characters: a text of more per token that the decoder takes is refused before it is tokenized
 
 #: A message such as `{"role": "user", "content": "Draw a cat."}`; content may be a list of parts.
 MessageDict = Mapping[str, object]
@@ -46,7 +51,8 @@ class Chat:
     def __init__(self, bundle: Bundle, paths: bool = True):
         self.bundle, self.paths = bundle, paths
         self.prefixes = PrefixCache()
-        self._written: dict[tuple[str, str], Segment] = {}  # by kind and text or data URL
+        self._written: dict[bytes, Segment] = {}  # by a digest of the modality and the text or data URL
+        self._lock = threading.Lock()
 
     # ---- Messages -> documents -----------------------------------------------------------------------------------
 
@@ -58,29 +64,55 @@ class Chat:
         if missing:
             raise UserError(f"this bundle's vocabulary has no token for the role {missing[0]}, so it cannot chat")
         turns = check_turns(_merged(read_messages({"messages": [*messages]})), last="user")
-        parts = parts_of(turns, self._part)
-        return Document(tuple(segment for part in parts for segment in self._segments(part)))
+        most = self.bundle.require("model").config.max_position_embeddings
+        segments: list[Segment] = []
+        tokens = 0
+        for part in parts_of(turns, lambda media: Part(media.kind, media.content)):
+            segments += self._segments(part, most)
+            tokens += segments[-1].codes.size
+            if tokens > most:  # before the rest is encoded for nothing
+                raise UserError(f"messages: more than {most} tokens, which the decoder takes in all; begin a new conversation")
+        return Document(tuple(segments))
 
-    def _part(self, media: Media) -> Part:
-        if media.kind not in self.bundle.types:
-            raise UserError(f"messages: {media.kind}: no such content here; there is {', '.join(self.bundle.types)}")
-        if not isinstance(media.content, str | Path):
-            if media.content is None:
-                raise UserError(f"messages: a part of type {media.kind} without content")
-            return Part(media.kind, media.content)
-        if (media.kind, str(media.content)) in self._written:
-            return Part(media.kind, media.content)
-        if isinstance(media.content, str) and (blob := data_url(media.content, f"messages: {media.kind}")):
-            return Part(media.kind, path=Path(blob.name), file=blob)
-        if not self.paths or "://" in str(media.content):
-            raise UserError(f"messages: {media.kind}: {str(media.content)[:60]!r} is no data URL; nothing else is read")
-        return Part(media.kind, path=Path(media.content))
-
-    def _segments(self, part: Part) -> list[Segment]:
-        remembered = self._written.get((part.type, part.value)) if isinstance(part.value, str) else None
-        if remembered is not None:
-            return [replace(remembered, role=part.role, loss=part.loss)]
+    def _segments(self, part: Part, most: int) -> list[Segment]:
+        """The segments of a part of a message. most: tokens that the decoder takes."""
+        if part.role == "assistant" and isinstance(part.value, str):
+            with self._lock:
+                remembered = self._written.get(_key(part.type, part.value))
+            if remembered is not None:
+                return [replace(remembered, role=part.role, loss=part.loss)]
+        if part.type not in self.bundle.types:
+            raise UserError(f"messages: {part.type}: no such content here; there is {', '.join(self.bundle.types)}")
+        if self.bundle.types[part.type].inline:
+            if isinstance(part.value, str) and len(part.value) > LONGEST_TOKEN * most:
+                raise UserError(f"messages: a text of {len(part.value)} characters; the decoder takes {most} tokens in all")
+            return self.bundle.read(part, part.role, part.loss)
+        if isinstance(part.value, str | Path):
+            part = self._file(part)
+            self._check_length(part, most)
+        elif part.value is None or isinstance(part.value, int):
+            raise UserError(f"messages: a part of type {part.type} without content")
         return self.bundle.read(part, part.role, part.loss)
+
+    def _file(self, part: Part) -> Part:
+        """A part whose value names a file or is a data URL, as one that can be read."""
+        if isinstance(part.value, str) and (blob := data_url(part.value, f"messages: {part.type}")):
+            return replace(part, value="", path=Path(blob.name), file=blob)
+        if not self.paths or "://" in str(part.value):
+            raise UserError(f"messages: {part.type}: {str(part.value)[:60]!r} is no data URL; nothing else is read")
+        return replace(part, value="", path=Path(str(part.value)))
+
+    def _check_length(self, part: Part, most: int) -> None:
+        """Raise `UserError` for audio of more frames than the decoder takes, before it is encoded for nothing."""
+        name = self.bundle.instance(part.type)
+        rate = self.bundle.modality(name).rate(self.bundle.require(name))
+        if rate is None or part.path is None or (part.file is None and not part.path.is_file()):
+            return
+        seconds = audio_seconds(part.path, part.file.read() if part.file else None)
+        if seconds * rate > most:
+            raise UserError(
+                f"messages: {seconds:.0f} s of {part.type} are {seconds * rate:.0f} frames; the decoder takes {most} tokens in all"
+            )
 
     # ---- Documents -> messages -----------------------------------------------------------------------------------
 
@@ -102,10 +134,11 @@ class Chat:
                 assert path is not None
                 text = f"data:{guess_type(path)[0]};base64,{b64encode(path.read_bytes()).decode()}"
             part = {"type": f"{segment.modality}_url", f"{segment.modality}_url": {"url": text}}
-        self._written.pop((segment.modality, text), None)
-        self._written[segment.modality, text] = segment
-        while len(self._written) > REMEMBERED:
-            del self._written[next(iter(self._written))]
+        with self._lock:
+            self._written.pop(_key(segment.modality, text), None)
+            self._written[_key(segment.modality, text)] = segment
+            while len(self._written) > REMEMBERED:
+                del self._written[next(iter(self._written))]
         return part
 
     # ---- Turns ---------------------------------------------------------------------------------------------------
@@ -133,9 +166,9 @@ class Chat:
 
 def _merged(messages: list[Message]) -> list[Message]:
     """Neighboring messages of one role as one turn, as OpenAI's servers take them."""
-    turns: list[Message] = []
-    for message in messages:
-        if turns and turns[-1].role == message.role:
-            message = replace(message, pieces=(*turns.pop().pieces, *message.pieces))
-        turns.append(message)
-    return turns
+    groups = [list(group) for _, group in groupby(messages, key=lambda message: message.role)]
+    return [replace(group[0], pieces=tuple(piece for message in group for piece in message.pieces)) for group in groups]
+
+
+def _key(modality: str, text: str) -> bytes:
+    return hashlib.sha256(f"{modality}\0{text}".encode("utf-8", "surrogatepass")).digest()

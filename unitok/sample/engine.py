@@ -29,6 +29,7 @@ from unitok.sample.prefixes import PrefixCache
 from unitok.sample.running import Request, Running, Slot
 from unitok.sample.sampling import BatchedSamplingParams, guide, penalize_repetition
 
+LONG = 4096  # positions of each slot that are allocated at once
 SHORT = 8  # slots with at most so many unread ids go through the model together; longer prompts go in a batch of their own
 
 
@@ -175,14 +176,19 @@ class Session:
     def _make_room(self) -> None:
         """Grow the cache until it holds all slots to their ends."""
         length = max(slot.read + len(slot.ids) + (slot.running.state.left or 0) for slot in self.slots) + SHORT
+        if length > LONG:  # then the cache grows as it is needed
+            soon = max(slot.read + len(slot.ids) + self.ahead for slot in self.slots) + SHORT
+            length = min(length, max(LONG, soon, 2 * self.cache.length if soon > self.cache.length else 0))
         if len(self.slots) > self.cache.slots or length > self.cache.length:
             self.cache = self.cache.grown(max(len(self.slots), self.cache.slots), max(length, self.cache.length))
             more = self.hidden.new_zeros(self.cache.slots - len(self.hidden), self.hidden.shape[1])
             self.hidden = torch.cat([self.hidden, more])
         for index, slot in enumerate(self.slots if self.prefixes else []):
             if self.prefixes and not slot.read and (known := self.prefixes.longest(slot.ids, self.decoder)):
-                self.cache.take(known[0], 0, index, known[1])
-                slot.skip(known[1])
+                cache, shared = known
+                if shared > SHORT:  # else equal prompts are better read together
+                    self.cache.take(cache, 0, index, shared)
+                    slot.skip(shared)
 
     # ---- Reading -------------------------------------------------------------------------------------------------
 

@@ -69,6 +69,8 @@ class Running:
     def _state_after_prompt(self, max_length: int) -> Row:
         """Return the grammar's state after the prompt. Errors: `UserError` where prompt and plan exceed what the decoder takes."""
         request, room = self.request, max_length - len(self.prompt)
+        if room <= 0:  # before its grammar is checked, which takes time
+            raise UserError(f"a prompt of {len(self.prompt)} tokens: the decoder takes {max_length} in all; shorten it")
         known = self.grammar.follow(self.prompt, complete=False)
         try:
             state = known.copy_for(min(request.max_new_tokens, room), request.plan, request.turn)

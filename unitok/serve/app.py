@@ -2,11 +2,12 @@
 
 import asyncio
 import json
+import logging
 import time
 import uuid
 from base64 import b64encode
-from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from contextlib import aclosing, asynccontextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -31,6 +32,7 @@ PAGE = Path(__file__).parent / "page"
 MIME = {"wav": "audio/wav", "pcm": "audio/pcm", "flac": "audio/flac", "mp3": "audio/mpeg", "opus": "audio/ogg"}
 
 T = TypeVar("T")
+log = logging.getLogger("unitok")
 
 
 class ClientLeftError(Exception):
@@ -46,7 +48,7 @@ def make_app(generation: Generation, name: str) -> FastAPI:
         yield
         await run_in_threadpool(generation.engine.stop)
 
-    app = FastAPI(title="unitok", version=version("unitok-lm"), lifespan=lifespan)
+    app = FastAPI(title="unitok", version=version("unitok-lm"), lifespan=lifespan, docs_url=None, redoc_url=None)
     _handle_errors(app)
     endpoints = _Endpoints(generation, name)
     app.get("/v1/models")(endpoints.models)
@@ -55,7 +57,7 @@ def make_app(generation: Generation, name: str) -> FastAPI:
     app.post("/v1/images/generations")(endpoints.image_generations)
     app.post("/v1/audio/speech")(endpoints.speech)
     app.post("/v1/audio/transcriptions")(endpoints.transcriptions)
-    app.get("/healthz", include_in_schema=False)(lambda: {"status": "ok"})
+    app.get("/healthz", include_in_schema=False)(endpoints.health)
     app.get("/about", include_in_schema=False)(endpoints.about)
     app.get("/metrics", include_in_schema=False)(
         lambda: PlainTextResponse(generation.metrics.text(), media_type="text/plain; version=0.0.4")
@@ -77,6 +79,8 @@ def _handle_errors(app: FastAPI) -> None:
         first = error.errors()[0]
         steps = [str(step) for step in first["loc"] if step != "body"]
         message = str(first["msg"]).removeprefix("Value error, ")
+        if not steps and "json" not in request.headers.get("content-type", ""):
+            message = "send the body as JSON, with `Content-Type: application/json`"
         field = ".".join(steps) or (message.partition(":")[0] if ":" in message else "")
         return JSONResponse(error_body(f"{'.'.join(steps)}: {message}" if steps else message, param=field or None), 400)
 
@@ -110,6 +114,10 @@ class _Endpoints:
     def _check_model(self, model: str) -> None:
         if model and model != self.name:
             raise HTTPException(404, f"model: there is no {model[:60]!r}; this server has {self.name!r}")
+
+    def health(self) -> JSONResponse:
+        alive = self.generation.engine.alive
+        return JSONResponse({"status": "ok" if alive else "the engine has stopped"}, 200 if alive else 503)
 
     # ---- Models --------------------------------------------------------------------------------------------------
 
@@ -145,13 +153,13 @@ class _Endpoints:
 
         def prepare() -> list[Draft]:
             prompt = self.generation.chat_prompt(body.messages, body.roles)
-            return self.generation.drafts(prompt, given, body.n, body.seed, turn=body.roles)
+            return self.generation.drafts(prompt, given, body.n or 1, body.seed, turn=body.roles)
 
         drafts = await self.generation.prepared(prepare)
         id = f"chatcmpl-{uuid.uuid4().hex}"
         if body.stream:
-            options = (body.__pydantic_extra__ or {}).get("stream_options") or {}
-            return await _events(self._chat_events(drafts, id, bool(options.get("include_usage"))))
+            with_usage = bool(body.stream_options and body.stream_options.include_usage)
+            return await _events(request, self._chat_events(drafts, id, with_usage))
         outputs = await _unless_left(request, self.generation.outputs(drafts))
         choices = await run_in_threadpool(lambda: [self._choice(*pair) for pair in zip(outputs, drafts, strict=True)])
         return JSONResponse(self._completion(id, "chat.completion", choices) | {"usage": _usage(drafts, outputs)})
@@ -182,7 +190,7 @@ class _Endpoints:
         names = [s.modality for s in output.new.segments if self.bundle.vocab.span(s.modality).kind == kind]
         return int(self.bundle.require(names[0]).sample_rate)
 
-    async def _chat_events(self, drafts: list[Draft], id: str, with_usage: bool) -> AsyncIterator[dict[str, Any]]:
+    async def _chat_events(self, drafts: list[Draft], id: str, with_usage: bool) -> AsyncGenerator[dict[str, Any]]:
         def event(index: int, delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
             return self._completion(
                 id, "chat.completion.chunk", [{"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}]
@@ -190,16 +198,19 @@ class _Endpoints:
 
         outputs: list[Output] = []
         begun = False
-        async for chunk in self.generation.chunks(drafts):
-            for draft in [] if begun else drafts:
-                yield event(draft.index, {"role": "assistant", "content": ""})
-            begun = True
-            if isinstance(chunk, Output):
-                outputs.append(chunk)
-                await run_in_threadpool(self.generation.chat.message, chunk)  # so that it is remembered
-                yield event(chunk.index, {}, self._finish_reason(chunk, drafts[chunk.index]))
-            else:
-                yield event(chunk.index, self._delta(chunk))
+        async with aclosing(self.generation.chunks(drafts)) as chunks:
+            async for chunk in chunks:
+                for draft in [] if begun else drafts:
+                    yield event(draft.index, {"role": "assistant", "content": ""})
+                begun = True
+                if isinstance(chunk, Output):
+                    outputs.append(chunk)
+                    whole = event(chunk.index, {}, self._finish_reason(chunk, drafts[chunk.index]))
+                    message = await run_in_threadpool(self.generation.chat.message, chunk)
+                    whole["choices"][0]["message"] = message  # what continues the conversation with exactly these tokens
+                    yield whole
+                else:
+                    yield event(chunk.index, await run_in_threadpool(self._delta, chunk))
         if with_usage:
             yield self._completion(id, "chat.completion.chunk", []) | {"usage": _usage(drafts, outputs)}
 
@@ -232,12 +243,12 @@ class _Endpoints:
         image = self.bundle.instance("image")
         given: dict[str, Any] = body.sampling() | {"modalities": f"{image}{self._grid(body.size, image)}"}
         if body.negative_prompt:
-            given["negative_prompt"] = body.negative_prompt
+            given["negative_prompt"] = self.generation.text(body.negative_prompt, "negative_prompt")
         drafts = await self.generation.prepared(
-            lambda: self.generation.drafts(self.bundle.read_prompt(body.prompt), given, body.n, body.seed)
+            lambda: self.generation.drafts(self.generation.text(body.prompt, "prompt"), given, body.n or 1, body.seed)
         )
         if body.stream:
-            return await _events(self._image_events(drafts, body.partial_images or 0))
+            return await _events(request, self._image_events(drafts, body.partial_images or 0))
         outputs = await _unless_left(request, self.generation.outputs(drafts))
         data = await run_in_threadpool(
             lambda: [
@@ -252,7 +263,7 @@ class _Endpoints:
         if size in (None, "auto"):
             return ""
         stride = self.bundle.require(image).stride
-        width, _, height = str(size).partition("x")
+        width, _, height = str(size)[:20].partition("x")
         if (
             not (width.isdecimal() and height.isdecimal() and int(width) and int(height))
             or int(width) % stride
@@ -261,26 +272,33 @@ class _Endpoints:
             raise UserError(f"size: {str(size)[:40]!r} must be WIDTHxHEIGHT in pixels, both multiples of {stride}")
         return f":{int(height) // stride}x{int(width) // stride}"
 
-    async def _image_events(self, drafts: list[Draft], partial: int) -> AsyncIterator[dict[str, Any]]:
+    async def _image_events(self, drafts: list[Draft], partial: int) -> AsyncGenerator[dict[str, Any]]:
         """Partial images, evenly spaced over the rows, and the complete one."""
         sent, shapes = [0] * len(drafts), {"background": "opaque", "output_format": "png", "quality": "auto", "size": "auto"}
-        async for chunk in self.generation.chunks(drafts):
-            now = {"created_at": int(time.time())} | shapes
-            if isinstance(chunk, Output):
-                image = b64encode(await run_in_threadpool(lambda output=chunk: png(output.images[0]))).decode()  # type: ignore[misc]
-                yield {"type": "image_generation.completed", "b64_json": image, "usage": _image_usage(drafts, [chunk])} | now
-            elif not chunk.done and sent[chunk.index] < partial:
-                height = self.bundle.require(chunk.modality).config.resolution
-                due = (sent[chunk.index] + 1) * height // (partial + 1)
-                if chunk.content.shape[1] >= due:
-                    image = b64encode(await run_in_threadpool(png, chunk.content, height)).decode()
-                    event = {
-                        "type": "image_generation.partial_image",
+        async with aclosing(self.generation.chunks(drafts)) as chunks:
+            async for chunk in chunks:
+                now = {"created_at": int(time.time())} | shapes
+                if isinstance(chunk, Output):
+                    image = b64encode(await run_in_threadpool(lambda output=chunk: png(output.images[0]))).decode()  # type: ignore[misc]
+                    yield {
+                        "type": "image_generation.completed",
                         "b64_json": image,
-                        "partial_image_index": sent[chunk.index],
-                    }
-                    sent[chunk.index] += 1
-                    yield event | now
+                        "usage": _image_usage(drafts, [chunk]),
+                    } | now
+                elif not chunk.done and sent[chunk.index] < partial:
+                    tokenizer, plan = self.bundle.require(chunk.modality), drafts[chunk.index].request.plan
+                    grid = plan[0].grid if plan else ()
+                    height = grid[0] * tokenizer.stride if grid else tokenizer.config.resolution
+                    due = (sent[chunk.index] + 1) * height // (partial + 1)
+                    if chunk.content.shape[1] >= due:
+                        image = b64encode(await run_in_threadpool(png, chunk.content, height)).decode()
+                        event = {
+                            "type": "image_generation.partial_image",
+                            "b64_json": image,
+                            "partial_image_index": sent[chunk.index],
+                        }
+                        sent[chunk.index] += 1
+                        yield event | now
 
     # ---- Audio ---------------------------------------------------------------------------------------------------
 
@@ -289,21 +307,22 @@ class _Endpoints:
         audio = self.bundle.instance("audio")
         given = body.sampling() | {"modalities": f"{audio}:{body.seconds:g}s" if body.seconds else audio}
         drafts = await self.generation.prepared(
-            lambda: self.generation.drafts(self.bundle.read_prompt(body.input), given, 1, body.seed)
+            lambda: self.generation.drafts(self.generation.text(body.input, "input"), given, 1, body.seed)
         )
         tokenizer, format = self.bundle.require(audio), body.response_format
         if format in ("wav", "pcm"):
             head = wav_header(tokenizer.sample_rate, tokenizer.config.channels) if format == "wav" else b""
-            return await _stream(self._samples(drafts, head), MIME[format])
+            return await _stream(request, self._samples(drafts, head), MIME[format])
         (output,) = await _unless_left(request, self.generation.outputs(drafts))
         data = await run_in_threadpool(lambda: encoded(output.audios[0], tokenizer.sample_rate, format))
         return Response(data, media_type=MIME[format])
 
-    async def _samples(self, drafts: list[Draft], head: bytes) -> AsyncIterator[bytes]:
-        async for chunk in self.generation.chunks(drafts):
-            if isinstance(chunk, Chunk):
-                yield head + pcm16(chunk.content)
-                head = b""
+    async def _samples(self, drafts: list[Draft], head: bytes) -> AsyncGenerator[bytes]:
+        async with aclosing(self.generation.chunks(drafts)) as chunks:
+            async for chunk in chunks:
+                if isinstance(chunk, Chunk):
+                    yield head + pcm16(chunk.content)
+                    head = b""
 
     async def transcriptions(
         self,
@@ -312,10 +331,13 @@ class _Endpoints:
         model: Annotated[str, Form()] = "",
         response_format: Annotated[str, Form()] = "json",
         temperature: Annotated[float, Form(ge=0, le=10)] = 0.0,
+        stream: Annotated[bool, Form()] = False,
     ) -> Response:
         self._check_model(model)
         if response_format not in ("json", "text"):
             raise UserError(f"response_format: {response_format[:40]!r} must be json or text")
+        if stream:
+            raise UserError("stream: transcriptions are not streamed")
         data = await file.read()
         text = self.bundle.instance("text")
         given = {"modalities": text, "temperature": temperature}
@@ -345,29 +367,40 @@ def _image_usage(drafts: list[Draft], outputs: list[Output]) -> dict[str, Any]:
 # ---- Answers while they grow ------------------------------------------------------------------------------------------
 
 
-async def _events(events: AsyncIterator[dict[str, Any]]) -> Response:
-    """Server-sent events, one per dictionary; images' carry their type as the event's name."""
+async def _events(request: Request, events: AsyncGenerator[dict[str, Any]]) -> Response:
+    """Server-sent events, one per dictionary; images' carry their type as the event's name. What fails after the first is an event."""
 
-    async def lines() -> AsyncIterator[bytes]:
-        async for event in events:
-            name = f"event: {event['type']}\n" if "type" in event else ""
-            yield f"{name}data: {json.dumps(event)}\n\n".encode()
+    async def lines() -> AsyncGenerator[bytes]:
+        begun = False
+        async with aclosing(events):
+            try:
+                async for event in events:
+                    begun = True
+                    name = f"event: {event['type']}\n" if "type" in event else ""
+                    yield f"{name}data: {json.dumps(event)}\n\n".encode()
+            except Exception as error:
+                if not begun:
+                    raise
+                log.exception("a stream failed: %s", error)
+                yield f"data: {json.dumps(error_body('the server failed; its log says why', 'server_error'))}\n\n".encode()
         yield b"data: [DONE]\n\n"
 
-    return await _stream(lines(), "text/event-stream")
+    return await _stream(request, lines(), "text/event-stream")
 
 
-async def _stream(pieces: AsyncIterator[bytes], mime: str) -> Response:
+async def _stream(request: Request, pieces: AsyncGenerator[bytes], mime: str) -> Response:
     """An answer that begins with its first piece, so that an error before it has a status of its own."""
-    first = await anext(pieces, b"")
+    try:
+        first = await _unless_left(request, anext(pieces, b""))
+    except BaseException:
+        await pieces.aclose()
+        raise
 
-    async def all_pieces() -> AsyncIterator[bytes]:
-        try:
+    async def all_pieces() -> AsyncGenerator[bytes]:
+        async with aclosing(pieces):
             yield first
             async for piece in pieces:
                 yield piece
-        finally:
-            await pieces.aclose()  # type: ignore[attr-defined]
 
     return StreamingResponse(all_pieces(), media_type=mime, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
 

@@ -69,10 +69,18 @@ class Engine:
         """Start the thread."""
         self._thread.start()
 
+    @property
+    def alive(self) -> bool:
+        """Whether its thread runs."""
+        return self._thread.is_alive()
+
+    def check(self, drafts: Iterable[Draft]) -> None:
+        """Raise `UserError` for a draft that cannot be generated. It takes time; `submit` does not check again."""
+        self._session.check(draft.request for draft in drafts)
+
     def submit(self, jobs: Iterable[Job]) -> None:
-        """Let jobs join, all or none. Errors: `BusyError`; `UserError` for a request that cannot be generated."""
+        """Let jobs join, all or none. Errors: `BusyError`."""
         jobs = list(jobs)
-        self._session.check(job.draft.request for job in jobs)
         with self._changed:
             if self._stopping or len(self.waiting) + len(jobs) > self.queue + max(0, self.slots - len(self.running)):
                 raise BusyError
@@ -125,18 +133,23 @@ class Engine:
                     self._session.remove(job.draft.request)
                     del self.running[key]
                 self.waiting = deque(job for job in self.waiting if not job.canceled)
+                joining = []
                 while self.waiting and len(self.running) < self.slots:
-                    job = self.waiting.popleft()
-                    self._session.add(job.draft.request)
-                    self.running[id(job.draft.request)] = job
+                    joining.append(self.waiting.popleft())
+                    self.running[id(joining[-1].draft.request)] = joining[-1]
                 if self.running:
-                    return True
+                    break
                 if self._stopping:
                     return False
                 self._changed.wait()
+        for job in joining:
+            self._session.add(job.draft.request)
+        return True
 
     def _fail(self) -> None:
         """End all running jobs with an error."""
-        jobs, self.running, self._session = list(self.running.values()), {}, self._new_session()
+        with self._changed:
+            jobs, self.running = list(self.running.values()), {}
         for job in jobs:
             job.emit(None, True)
+        self._session = self._new_session()

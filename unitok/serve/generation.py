@@ -4,9 +4,9 @@ import asyncio
 import secrets
 import struct
 from base64 import b64encode
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from io import BytesIO
 from typing import Any
@@ -21,12 +21,14 @@ from unitok.document import Document
 from unitok.errors import UserError
 from unitok.generation_config import GenerationConfig
 from unitok.media import encode_png
-from unitok.sample.chat import Chat
+from unitok.sample.chat import LONGEST_TOKEN, Chat
 from unitok.sample.outputs import Output
 from unitok.sample.requests import Draft, config_for, make_drafts, sampling_of
 from unitok.sample.stream import Chunk, Detokenizer
-from unitok.serve.engine import Engine, Job
+from unitok.serve.engine import BusyError, Engine, Job
 from unitok.serve.metrics import Metrics
+
+MOST_PREPARED = 64  # requests that may wait to be read and encoded; more are refused
 
 
 class Generation:
@@ -36,6 +38,7 @@ class Generation:
         self.bundle, self.chat = bundle, Chat(bundle, paths=False)
         self.engine = Engine(bundle, slots, queue, self.chat.prefixes)
         self.metrics = Metrics(self.engine)
+        self._waiting = 0  # requests that are being prepared
         self._preparing = ThreadPoolExecutor(2, "prepare")  # so few, because an image may be large until it is encoded
         self.max_new_tokens = max_new_tokens or bundle.require("model").config.max_position_embeddings
 
@@ -43,7 +46,20 @@ class Generation:
 
     async def prepared(self, prepare: Callable[[], list[Draft]]) -> list[Draft]:
         """Return what a function prepares in one of the threads that read and encode contents."""
-        return await asyncio.get_running_loop().run_in_executor(self._preparing, prepare)
+        if self._waiting >= MOST_PREPARED:
+            raise BusyError
+        self._waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._preparing, prepare)
+        finally:
+            self._waiting -= 1
+
+    def text(self, text: str, argument: str) -> Document:
+        """Return a text as a prompt. Errors: `UserError` that begins with the argument's name."""
+        most = self.bundle.require("model").config.max_position_embeddings
+        if len(text) > LONGEST_TOKEN * most:
+            raise UserError(f"{argument}: a text of {len(text)} characters; the decoder takes {most} tokens in all")
+        return Document(tuple(self.bundle.read(text)))
 
     def drafts(
         self, prompt: Document, given: Mapping[str, Any], n: int = 1, seed: int | None = None, turn: bool = False
@@ -54,12 +70,13 @@ class Generation:
                 f"max_tokens: {given['max_new_tokens']} are more than the {self.max_new_tokens} that a request may ask for"
             )
         config = config_for(
-            self.bundle, GenerationConfig(**given, seed=secrets.randbelow(2**31) if seed is None else seed, n=n)
+            self.bundle, GenerationConfig(**given, seed=secrets.randbelow(2**31) if seed is None else seed % 2**63, n=n)
         )
         config = config.replace(best_of=1, prefix_fraction=None, max_new_tokens=min(config.max_new_tokens, self.max_new_tokens))
         drafts, sampling = make_drafts(self.bundle, [prompt], config, turn), sampling_of(self.bundle, config)
         for draft in drafts:
             draft.request.sampling = sampling
+        self.engine.check(drafts)
         return drafts
 
     def chat_prompt(self, messages: list[dict[str, Any]], roles: bool) -> Document:
@@ -77,7 +94,7 @@ class Generation:
 
     # ---- Drafts -> outputs ---------------------------------------------------------------------------------------
 
-    async def tokens(self, drafts: list[Draft]) -> AsyncIterator[tuple[int, list[int], bool]]:
+    async def tokens(self, drafts: list[Draft]) -> AsyncGenerator[tuple[int, list[int], bool]]:
         """Yield (index of the draft, new tokens, whether they are its last) as they come. Who stops reading lets the drafts go.
 
         Errors: `BusyError` and `UserError`, before any work; `RuntimeError` where generation failed.
@@ -107,23 +124,28 @@ class Generation:
     async def outputs(self, drafts: list[Draft]) -> list[Output]:
         """Return the finished outputs."""
         new: list[list[int]] = [[] for _ in drafts]
-        async for index, ids, _ in self.tokens(drafts):
-            new[index] += ids
+        async with aclosing(self.tokens(drafts)) as tokens:
+            async for index, ids, _ in tokens:
+                new[index] += ids
         return await run_in_threadpool(lambda: [draft.finish(ids) for draft, ids in zip(drafts, new, strict=True)])
 
-    async def chunks(self, drafts: list[Draft]) -> AsyncIterator[Chunk | Output]:
+    async def chunks(self, drafts: list[Draft]) -> AsyncGenerator[Chunk | Output]:
         """Yield pieces of content as they come, and each output after its last piece."""
-        detokenizers = [Detokenizer(self.bundle, self.engine.grammar, draft) for draft in drafts]
-        async for index, ids, done in self.tokens(drafts):
-            for chunk in await run_in_threadpool(lambda i=index, new=ids: list(detokenizers[i].push(new))):  # type: ignore[misc]
-                chunk.index = index
-                yield chunk
-            if done:
-                yield await run_in_threadpool(drafts[index].finish, detokenizers[index].ids)
+        detokenizers = await run_in_threadpool(
+            lambda: [Detokenizer(self.bundle, self.engine.grammar, draft) for draft in drafts]
+        )
+        async with aclosing(self.tokens(drafts)) as tokens:
+            async for index, ids, done in tokens:
+                for chunk in await run_in_threadpool(lambda i=index, new=ids: list(detokenizers[i].push(new))):  # type: ignore[misc]
+                    chunk.index = index
+                    yield chunk
+                if done:
+                    yield await run_in_threadpool(drafts[index].finish, detokenizers[index].ids)
 
     def was_cut(self, output: Output, draft: Draft) -> bool:
         """Whether an output ended because it may not be longer."""
-        return len(output.ids) >= draft.request.max_new_tokens
+        most = self.bundle.require("model").config.max_position_embeddings - len(draft.request.prompt)
+        return len(output.ids) >= min(draft.request.max_new_tokens, most)
 
 
 # ---- Contents -> bytes ------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from unitok.errors import visible
 from unitok.serve.metrics import Metrics
 
 log = logging.getLogger("unitok")
@@ -35,7 +36,7 @@ def error_body(
     message: str, type: str = "invalid_request_error", param: str | None = None, code: str | None = None
 ) -> dict[str, object]:
     """Return an error in OpenAI's form."""
-    return {"error": {"message": message, "type": type, "param": param, "code": code}}
+    return {"error": {"message": visible(message), "type": type, "param": param, "code": code}}
 
 
 @dataclass
@@ -44,7 +45,7 @@ class Guard:
 
     Args:
         hosts: names that requests may use for this server, without ports. key: that requests to `/v1/` must have as their bearer token; "":
-            none. max_body: bytes. patience: seconds between two pieces of a body.
+            none. max_body: bytes. patience: seconds between two pieces of a body; for all of it ten times as many.
     """
 
     app: ASGIApp
@@ -75,7 +76,7 @@ class Guard:
         finally:
             seconds = time.monotonic() - began
             self.metrics.answered(scope.get("route"), status[0])
-            log.info("%s %s %d %.0f ms", scope["method"], scope["path"], status[0], 1000 * seconds)
+            log.info("%s %s %d %.0f ms", scope["method"], visible(scope["path"]), status[0], 1000 * seconds)
 
     def _refusal(self, scope: Scope) -> tuple[int, dict[str, object]] | None:
         """Status and body for a request that is refused before it is read; None for others."""
@@ -99,16 +100,17 @@ class Guard:
 
     def _limited(self, scope: Scope, receive: Receive) -> Receive:
         """`receive` with limits on the size of the body and on the time between its pieces."""
-        taken, complete = 0, False
+        taken, complete, began = 0, False, time.monotonic()
 
         async def limited() -> Message:
             nonlocal taken, complete
             if complete:  # what is left to receive is that the client leaves
                 return await receive()
+            left = began + 10 * self.patience - time.monotonic()
             try:
-                message = await asyncio.wait_for(receive(), self.patience)
+                message = await asyncio.wait_for(receive(), min(self.patience, max(left, 0.0)))
             except TimeoutError:
-                raise HTTPException(408, f"no more of the body came for {self.patience:g} s") from None
+                raise HTTPException(408, "the body comes too slowly") from None
             if message["type"] == "http.request":
                 taken += len(message.get("body", b""))
                 complete = not message.get("more_body", False)

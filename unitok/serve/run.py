@@ -37,7 +37,7 @@ def run(
     """
     generation = Generation(bundle, slots, queue, max_new_tokens)
     app = make_app(generation, name)
-    guard = Guard(app, generation.metrics, {*LOOPBACK, host, *(h.lower() for h in allow_hosts)}, key, max_body)
+    guard = Guard(app, generation.metrics, {*LOOPBACK, *(h.lower() for h in (host, *allow_hosts))}, key, max_body)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -45,10 +45,17 @@ def run(
             listening.bind((host, port))
         except OSError as error:
             raise UserError(f"{host}:{port}: {error.strerror}; choose another --host or --port") from None
+        listening.listen(socket.SOMAXCONN)
         at = f"[{host}]" if ":" in host else host
         print(f"unitok serves {name} at http://{at}:{listening.getsockname()[1]}/", flush=True)
         config = uvicorn.Config(
-            guard, log_level="warning", access_log=False, timeout_keep_alive=5, lifespan="on", server_header=False
+            guard,
+            log_level="warning",
+            access_log=False,
+            timeout_keep_alive=5,
+            lifespan="on",
+            server_header=False,
+            timeout_graceful_shutdown=60,
         )
         with suppress(KeyboardInterrupt):  # uvicorn has finished what ran
             uvicorn.Server(config).run(sockets=[listening])

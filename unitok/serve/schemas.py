@@ -12,16 +12,15 @@ MOST_OUTPUTS = 10
 
 #: Fields that OpenAI's clients send and that change nothing here.
 _HARMLESS = {
-    *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "stream_options", "verbosity"),
-    *("quality", "style", "background", "moderation", "output_format", "output_compression", "instructions", "audio"),
-    *("language", "include", "chunking_strategy", "timestamp_granularities", "stream_format", "reasoning_effort"),
+    *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "verbosity", "reasoning_effort"),
+    *("quality", "style", "background", "moderation", "output_compression", "instructions"),
 }
 #: Fields that would change the answer, and the values of them that do not.
 _NEUTRAL: dict[str, tuple[object, ...]] = {
     "frequency_penalty": (0, None), "presence_penalty": (0, None), "logit_bias": ({}, None), "logprobs": (False, None),
     "top_logprobs": (0, None), "stop": ([], None), "tools": ([], None), "tool_choice": ("none", "auto", None),
     "functions": ([], None), "response_format": ({"type": "text"}, None), "parallel_tool_calls": (True, False, None),
-    "speed": (1, None),
+    "speed": (1, None), "output_format": ("png", None), "stream_format": ("audio", None),
 }  # fmt: skip
 
 
@@ -40,10 +39,10 @@ class _Body(BaseModel):
 class Sampling(_Body):
     """How tokens are drawn. All but temperature, top_p and seed are extensions."""
 
-    seed: int | None = Field(None, ge=0, lt=2**63)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     temperature: float | None = Field(None, ge=0, le=10, strict=False)
     top_p: float | None = Field(None, gt=0, le=1, strict=False)
-    top_k: int | None = Field(None, ge=0)
+    top_k: int | None = Field(None, ge=0, lt=2**31)
     min_p: float | None = Field(None, ge=0, le=1, strict=False)
     repetition_penalty: float | None = Field(None, gt=0, le=10, strict=False)
     guidance_scale: float | None = Field(None, ge=0, le=100, strict=False)
@@ -54,6 +53,19 @@ class Sampling(_Body):
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
+class StreamOptions(BaseModel):
+    """Of a chat that streams."""
+
+    include_usage: bool | None = None
+
+
+class AudioOptions(BaseModel):
+    """Of the audio in a chat: always WAV in whole answers, 16-bit samples in streams."""
+
+    format: Literal["wav", "pcm16"] = "wav"
+    voice: Any = None
+
+
 class ChatRequest(Sampling):
     """`POST /v1/chat/completions`. Extensions: `modalities` may be a plan such as `["text", "image:8x8"]`; `roles`: false for a prompt of
     contents alone, as of models that were not trained on conversations."""
@@ -62,8 +74,10 @@ class ChatRequest(Sampling):
     modalities: list[str] | str | None = None
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
-    n: int = Field(1, ge=1, le=MOST_OUTPUTS)
-    stream: bool = False
+    n: int | None = Field(None, ge=1, le=MOST_OUTPUTS)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    audio: AudioOptions | None = None
     roles: bool = True
 
     @field_validator("modalities")
@@ -78,11 +92,11 @@ class ImageRequest(Sampling):
     """`POST /v1/images/generations`. Extensions: `seed`, `negative_prompt` and the sampling parameters."""
 
     prompt: str = Field(min_length=1)
-    n: int = Field(1, ge=1, le=MOST_OUTPUTS)
+    n: int | None = Field(None, ge=1, le=MOST_OUTPUTS)
     size: str | None = None
     response_format: Literal["b64_json", None] = None
     negative_prompt: str | None = None
-    stream: bool = False
+    stream: bool | None = None
     partial_images: int | None = Field(None, ge=0, le=64)
 
 
@@ -91,5 +105,5 @@ class SpeechRequest(Sampling):
 
     input: str = Field(min_length=1)
     voice: Any = None
-    response_format: Literal["wav", "pcm", "flac", "mp3", "opus"] = "wav"
+    response_format: Literal["wav", "pcm", "flac", "mp3", "opus"] = "mp3"
     seconds: float | None = Field(None, gt=0, strict=False)

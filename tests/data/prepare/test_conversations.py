@@ -298,6 +298,43 @@ def test_texts_of_conversations_train_a_text_tokenizer(folder):
     assert list(read_texts(folder / "in" / "b.json")) == ["What is it?", "A cat.", "What color?", "Red."]
 
 
+def conversation(*pieces, **more):
+    """Types and values of the parts of a row."""
+    row = turns(*pieces) | more
+    return [(part.type, part.value) for part in read_conversation(row, lambda media: Part(media.kind, media.content))]
+
+
+def test_what_data_sets_really_hold_is_read():
+    assert conversation("Use <video> in HTML", "Yes", tools="[]", image="", images=[None], system="") == [
+        ("text", "Use <video> in HTML"),
+        ("text", "Yes"),
+    ]
+    assert conversation("What is it?\n<image>\n", "A cat", images=["a.png"])[0] == ("text", "What is it?\n")
+    empty = {"role": "system", "content": ""}
+    assert read_conversation({"messages": [empty, *turns("a", "b")["messages"]]}, pytest.fail)[0].value == "a"
+    numbered = [{"type": "image", "index": 1}, {"type": "image", "index": 0}]
+    row = {
+        "messages": [{"role": "user", "content": numbered}, {"role": "assistant", "content": "b"}],
+        "images": ["0.png", "1.png"],
+    }
+    assert [p.value for p in read_conversation(row, lambda media: Part(media.kind, media.content))] == ["1.png", "0.png", "b"]
+    made = {
+        "conversations": [{"from": "human", "value": "Make it"}, {"from": "gpt", "value": "Here."}],
+        "output_image": "a.png",
+    }
+    parts = read_conversation(made, lambda media: Part(media.kind, media.content))
+    assert [(p.type, p.role) for p in parts] == [("text", "user"), ("text", "assistant"), ("image", "assistant")]
+    with_null = LLAVA | {"output_image": None}
+    assert read_conversation(with_null, lambda media: Part(media.kind, media.content))[0].value == "pictures/0.png"
+
+
+def test_parts_of_a_conversation_are_not_put_into_another_order(folder, bundle_folder):
+    path = folder / "in" / "a.json"
+    path.write_text(json.dumps([LLAVA]))
+    with pytest.raises(UserError, match="order: the parts of a conversation stay in their order"):
+        run(folder, path, bundle_folder, spec=SourceSpec(str(path), order=("image", "text")))
+
+
 def test_a_text_of_parts_keeps_its_tags():
     row = {
         "messages": [

@@ -169,6 +169,8 @@ class Source:
 
         try:
             if not self.spec.template and is_conversation(row):
+                if self.spec.order:
+                    raise UserError("order: the parts of a conversation stay in their order; leave it out")
                 parts = read_conversation(row, make, self.spec.mask_history)
                 content: RowContent = ([replace(p, loss=p.loss and self.spec.defaults(p.type)[1]) for p in parts], [])
             else:

@@ -3,6 +3,7 @@ const $ = (id) => document.getElementById(id);
 const parts = [];       // attached to the next prompt: {type, url, bytes}
 let messages = [];      // of the chat
 let about = {};
+let talk = 0;           // number of the conversation
 let running = null;     // AbortController of the request that runs
 
 // ---- Small things ---------------------------------------------------------------------------------------------------
@@ -140,6 +141,12 @@ function settings() {
   return given;
 }
 
+function headers() {
+  const key = $("key").value || sessionStorage.getItem("key") || "";
+  if ($("key").value) sessionStorage.setItem("key", key);
+  return { "Content-Type": "application/json", ...(key && { Authorization: `Bearer ${key}` }) };
+}
+
 // ---- Generating -----------------------------------------------------------------------------------------------------
 
 async function* events(response) {
@@ -180,6 +187,7 @@ class AudioOutput {  // plays samples while they come, then is an ordinary playe
   }
   length() { return this.pieces.reduce((sum, piece) => sum + piece.length, 0); }
   end() {
+    this.ended = true;
     this.ready?.then((port) => port?.postMessage("end"));
     const samples = new Float32Array(this.length());
     let at = 0;
@@ -187,22 +195,24 @@ class AudioOutput {  // plays samples while they come, then is an ordinary playe
     const url = URL.createObjectURL(wav(samples, this.rate));
     this.label.remove();
     this.holder.append(element("audio", { src: url, controls: true }), element("a", { href: url, download: "unitok.wav", textContent: "Download audio" }));
-    return dataUrl(wav(samples, this.rate));
   }
 }
 
 class OutputCard {
-  constructor(index) { this.node = element("div", { className: "output" }); this.segments = new Map(); this.parts = []; this.index = index; }
+  constructor(index) { this.node = element("div", { className: "output" }); this.segments = new Map(); this.index = index; }
   holder(segment) {
     if (!this.segments.has(segment)) { const node = element("div", { className: "segment" }); this.node.append(node); this.segments.set(segment, { node }); }
     return this.segments.get(segment);
   }
+  end() {  // of an answer that was stopped: what has come can be heard
+    for (const held of this.segments.values()) if (held.audio && !held.audio.ended) held.audio.end();
+  }
   async take(delta) {
+    if (!delta.content && !delta.parts && !delta.audio) return;
     const held = this.holder(delta.segment ?? 0);
     if (delta.content) {
       held.text ??= held.node.appendChild(element("p"));
       held.text.textContent += delta.content;
-      this.parts[delta.segment ?? 0] = { type: "text", text: held.text.textContent };
     }
     for (const part of delta.parts ?? []) {
       const image = new Image();
@@ -215,19 +225,19 @@ class OutputCard {
       if (part.done) {
         held.canvas.dataset.done = "yes";
         held.node.append(element("a", { href: part.image_url.url, download: "unitok.png", textContent: "Download image" }));
-        this.parts[delta.segment] = { type: "image_url", image_url: part.image_url };
       }
     }
     if (delta.audio) {
       held.audio ??= new AudioOutput(held.node, delta.audio.sample_rate, this.index === 0);
       if (delta.audio.data) held.audio.push(delta.audio.data, delta.audio.channels);
-      if (delta.audio.done) this.parts[delta.segment] = { type: "audio_url", audio_url: { url: await held.audio.end() } };
+      if (delta.audio.done) held.audio.end();
     }
   }
 }
 
 async function generate(content, modalities, given) {
-  const chat = mode() === "chat";
+  const chat = mode() === "chat", mine = talk;
+  if (chat) given = { ...given, n: 1 };  // a conversation goes on with one answer
   const request = [...(chat ? messages : []), { role: "user", content }];
   $("examples").open = false;
   if (!chat) $("results").replaceChildren();
@@ -243,14 +253,16 @@ async function generate(content, modalities, given) {
   running = new AbortController();
   busy(true);
   const began = performance.now();
-  let first = 0, usage = null;
+  let first = 0, usage = null, said = null;
   const cards = new Map();
   try {
-    const response = await fetch("v1/chat/completions", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal: running.signal });
+    const response = await fetch("v1/chat/completions", { method: "POST", headers: headers(), body: JSON.stringify(body), signal: running.signal });
     if (!response.ok) throw new Error((await response.json()).error?.message ?? response.statusText);
     for await (const event of events(response)) {
+      if (event.error) throw new Error(event.error.message);
       if (event.usage) usage = event.usage;
       for (const choice of event.choices) {
+        if (choice.message && choice.index === 0) said = choice.message;
         if (!cards.has(choice.index)) { cards.set(choice.index, new OutputCard(choice.index)); holder.append(cards.get(choice.index).node); }
         const { delta } = choice;
         if (!first && (delta.content || delta.parts || delta.audio)) { first = performance.now() - began; stats.textContent = `first after ${first.toFixed(0)} ms …`; }
@@ -258,18 +270,25 @@ async function generate(content, modalities, given) {
       }
     }
     const seconds = (performance.now() - began) / 1000;
-    stats.textContent = `first after ${first.toFixed(0)} ms · ${seconds.toFixed(1)} s · ${(usage.completion_tokens / seconds).toFixed(0)} tokens per second · seed ${given.seed}`;
+    stats.textContent = `first after ${first.toFixed(0)} ms · ${seconds.toFixed(1)} s · ${((usage?.completion_tokens ?? 0) / seconds).toFixed(0)} tokens per second · seed ${given.seed}`;
     turn.dataset.done = "yes";
-    if (chat) messages = [...request, { role: "assistant", content: [...cards.get(0).parts].filter(Boolean) }];
+    if (chat && said && talk === mine) messages = [...request, said];
   } catch (error) {
     stats.textContent = error.name === "AbortError" ? "stopped" : "failed";
     if (error.name !== "AbortError") fail(error.message);
+    for (const card of cards.values()) card.end();
   } finally {
     running = null;
     busy(false);
   }
   const again = element("button", { type: "button", textContent: "Again with another seed", onclick: () => {
-    if (chat) { messages = request.slice(0, -1); turn.previousElementSibling.remove(); turn.remove(); }
+    if (running) return;
+    if (chat) {
+      messages = request.slice(0, -1);
+      while (turn.nextElementSibling) turn.nextElementSibling.remove();
+      turn.previousElementSibling.remove();
+      turn.remove();
+    }
     generate(content, modalities, { ...given, seed: Math.floor(Math.random() * 2 ** 31) });
   } });
   turn.append(element("div", { className: "actions" }, again));
@@ -300,8 +319,8 @@ $("composer").onsubmit = (event) => {
   if (mode() === "chat") $("text").value = "";
   generate(content, chosen(), settings());
 };
-$("text").onkeydown = (event) => { if (event.key === "Enter" && !event.shiftKey) { event.preventDefault(); $("composer").requestSubmit(); } };
-for (const radio of document.querySelectorAll('input[name="mode"]')) radio.onchange = () => { messages = []; $("results").replaceChildren(); };
+$("text").onkeydown = (event) => { if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); $("composer").requestSubmit(); } };
+for (const radio of document.querySelectorAll('input[name="mode"]')) radio.onchange = () => { running?.abort(); talk += 1; messages = []; $("results").replaceChildren(); };
 
 // ---- The beginning --------------------------------------------------------------------------------------------------
 
