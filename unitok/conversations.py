@@ -32,8 +32,8 @@ _ROLES |= dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard", "model")
 #: Keys of a row that hold its files, by kind.
 _FILES = {kind: (kind, f"{kind}s") for kind in ("image", "audio", "video")}
 
-#: Kinds whose tags are always tags.
-_ALWAYS = ("image", "audio")
+#: The kind whose tag is also one of HTML.
+_HTML = "video"
 
 #: Types of parts that hold text, in OpenAI's two forms of messages, and the key that it has in them.
 TEXT = "text"
@@ -324,14 +324,14 @@ def _taken(
 
 def _split_tags(message: Message, row: Row) -> Iterator[str | Media]:
     """The pieces of a message, its texts divided at their tags. `<video>` is a tag where the row has videos, else a word of HTML."""
-    has_videos = any(row.get(key) for key in _FILES["video"])
+    has_videos = any(row.get(key) for key in _FILES[_HTML])
     for piece in message.pieces:
         if isinstance(piece, Media) or not message.tagged:
             yield piece
             continue
         at = 0
         for match in _TAG.finditer(piece):
-            if (match[1] or match[2] or match[3]) not in _ALWAYS and not has_videos:
+            if (match[1] or match[2] or match[3]) == _HTML and not has_videos:
                 continue
             if match.start() > at:
                 yield piece[at : match.start()]

@@ -121,10 +121,8 @@ def make_bundle(
     old = Bundle.from_pretrained(out) if kind_of(out) == "bundle" else None
     for name, kind in kinds.items():
         _check_name(name, kind, old)
-    if old:
-        kinds = {name: span.kind for name, span in old.vocab.spans.items()} | kinds
     base = old or (_bundle_of(paths["model"]) if "model" in paths else None)  # whose tokens keep their numbers
-    if base and not old:
+    if base:
         kinds = {name: span.kind for name, span in base.vocab.spans.items()} | kinds
     loaded = {name: load_trained_part(kinds.get(name, name), path, trust, name) for name, path in paths.items()}
     tokenizers: dict[str, TokenizerLike] = dict(base.tokenizers) if base else {}
@@ -154,17 +152,21 @@ def make_bundle(
     if "model" in loaded and (trained_on := loaded["model"][1].vocab):
         vocab.check_covers(Vocab.from_manifest(trained_on), "the bundle", str(paths["model"]))
         assert model is not None
-        if model.config.vocab_size < vocab.size:
-            log.warning(
-                "the decoder gets rows for %d new tokens: train it on documents with them", vocab.size - model.config.vocab_size
-            )
-            model = model.grown(vocab.size)
+        model = _with_rows(model, vocab.size)
     bundle = Bundle(vocab, ordered, model, base.generation_config if base else None)
     bundle.facts = _facts(bundle, old, {name: origin for name, (_, origin) in loaded.items()}, scores)
     if generation_config is not None:
         bundle.generation_config = _read_config(generation_config, bundle)
     bundle.save_pretrained(out, overwrite=True)
     return bundle
+
+
+def _with_rows(model: Decoder, size: int) -> Decoder:
+    """Return a decoder with rows for all tokens of a vocabulary."""
+    if model.config.vocab_size >= size:
+        return model
+    log.warning("the decoder gets rows for %d new tokens: train it on documents with them", size - model.config.vocab_size)
+    return model.grown(size)
 
 
 def _bundle_of(decoder: Path) -> Bundle | None:

@@ -179,11 +179,7 @@ def write_scenes(
             texts |= dict.fromkeys(part["text"] for part in content if part["type"] == "text")
     write_json_lines(out / "scenes.jsonl", rows)
     write_text(out / "text.txt", "".join(f"{text}\n" for text in texts))
-    for name in ("images", "audio"):
-        (out / name).mkdir(exist_ok=True)
-        for path in (out / name).iterdir():  # from a run that was stopped, or that had another count
-            if re.fullmatch(r"\d{6,}(-\d)?\.(png|wav)", path.name):
-                path.unlink()
+    _make_folders(out)
     jobs = [(out, name, scene, seed, resolution) for name, scene in media.items()]
     bar = {"total": len(jobs), "desc": "scenes", "unit": "scene", "mininterval": 1.0, "disable": not progress}
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn")) if workers > 1 and count >= 1000 else None
@@ -191,6 +187,15 @@ def write_scenes(
         for _ in tqdm(pool.map(_write_media, jobs, chunksize=256) if pool else map(_write_media, jobs), **bar):
             pass
     write_json_lines(out / "documents.jsonl", documents)
+
+
+def _make_folders(out: Path) -> None:
+    """Make the folders of media, without the files of a run that was stopped, or that had another count."""
+    for name in ("images", "audio"):
+        (out / name).mkdir(exist_ok=True)
+        for path in (out / name).iterdir():
+            if re.fullmatch(r"\d{6,}(-\d)?\.(png|wav)", path.name):
+                path.unlink()
 
 
 def _is_other(out: Path) -> bool:

@@ -41,7 +41,7 @@ def start_decoder(path: Path, config: DecoderConfig, vocab: Vocab, data: str) ->
     )
     decoder.load_state_dict(old.grown(config.vocab_size).state_dict())
     own = vocab.ranges[0]
-    return decoder, own.stop if own.kind == "text" else size  # those after an imported language model's own are new, too
+    return decoder, size if own.kind == "special" else own.stop  # those after an imported language model's own are new, too
 
 
 def choose_trained(decoder: Decoder, freeze: list[str], first_new_token: int | None = None) -> None:
