@@ -156,6 +156,7 @@ def test_the_wheel_holds_the_package_its_data_and_its_license_and_nothing_else(b
         ".py",
         ".html",
         ".css",
+        ".js",
         ".md",
         ".yaml",
         ".typed",

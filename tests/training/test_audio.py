@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -80,8 +81,13 @@ def test_stopping_after_any_batch_and_resuming_is_bit_for_bit_the_uncut_run(stop
 @pytest.mark.parametrize("balance", ["false", "true"])
 def test_a_batch_in_parts_trains_like_the_whole(tmp_path, scenes_folder, balance):
     options = {"quantize_start": "0.3", "losses.spectral_from": "0", "tokenizer.codebook_size": "8", "losses.balance": balance}
+    (tmp_path / "scenes" / "audio").mkdir(parents=True)
+    for file in (scenes_folder / "audio").glob(
+        "??????.wav"
+    ):  # without those of conversations, which have two codes that are nearly equal
+        shutil.copy(file, tmp_path / "scenes" / "audio")
     for parts in ("1", "4"):
-        run_lightning(arguments(tmp_path / parts, scenes_folder, steps=4, accumulate_grad_batches=parts, **options))
+        run_lightning(arguments(tmp_path / parts, tmp_path / "scenes", steps=4, accumulate_grad_batches=parts, **options))
     whole, parts = state(tmp_path / "1"), state(tmp_path / "4")
     for network in ("tokenizer.encoder", "tokenizer.decoder", "tokenizer.quantizer"):
         one, four = (torch.cat([v.float().flatten() for k, v in s.items() if k.startswith(network)]) for s in (whole, parts))

@@ -193,7 +193,8 @@ def test_a_flag_that_cannot_work_is_one_line_that_names_what_does_and_leaves_not
 def test_limits_of_the_trainer_count_batches_and_epochs_of_the_data_and_a_dry_run_writes_nothing(
     tmp_path, scenes_folder, caplog
 ):
-    data = scenes_folder / "images"  # 24 of them: 6 batches of 4
+    data = scenes_folder / "images"
+    batches = -(-len(list(data.iterdir())) // 4)
     both = ["--model.init_args.gan.start", "0", "--model.init_args.gan.disc_only", "0"]  # two optimizers from the first step
 
     def steps(*limit: str) -> int:
@@ -202,7 +203,7 @@ def test_limits_of_the_trainer_count_batches_and_epochs_of_the_data_and_a_dry_ru
         return load_checkpoint(newest_checkpoint(tmp_path / "run"))["unitok"]["steps_done"]
 
     assert steps("--trainer.max_steps", "3") == 3
-    assert steps("--trainer.max_epochs", "1") == 6
+    assert steps("--trainer.max_epochs", "1") == batches in (6, 7)
     assert steps("--trainer.max_epochs", "2", "--trainer.limit_train_batches", "4") == 8
     assert steps("--trainer.max_epochs", "1") == 8  # it is past them
     with caplog.at_level(logging.INFO, logger="unitok"):

@@ -85,8 +85,12 @@ def test_a_decoders_validation_is_the_mean_over_positions_whatever_the_batch(tmp
             span_positions = torch.from_numpy(grammar.span_positions(ids))[None]
             logits = decoder(torch.from_numpy(ids)[None], span_positions=span_positions)[0].double()
         learnt = np.full(len(ids), dataset.placed(i)[-1].loss)
+        before = None
         for p in dataset.placed(i):
             learnt[p.start : p.start + p.length] = p.loss
+            if before and before.loss and before.role != p.role:  # the end of a turn, which the next role's token says
+                learnt[p.start] = True
+            before = p
         for at, target in enumerate(ids[1:].tolist()):
             if not learnt[at + 1]:
                 continue

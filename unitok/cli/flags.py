@@ -1,6 +1,6 @@
 """Build an argparse parser from a function: its signature and docstring are the command line of a verb.
 
-Positional parameters become positional arguments. One with None in its type is optional; a list takes one or more values.
+Positional parameters become positional arguments. One with a default, or with None in its type, is optional; a list takes one or more values.
 Keyword-only parameters become flags. A `bool` is a switch, `bool | None` is a pair such as --causal and --no-causal, a list is a
 flag that may be repeated, and a `Literal` is a choice. `Annotated` may add a collection of choices (a dict also gives their
 meanings), a function that checks the value and may return another one to pass on, or an object with a method `flags`, which makes
@@ -174,8 +174,9 @@ def _flags(parameter: inspect.Parameter, hint: object, text: str) -> Iterator[tu
     if parameter.kind is parameter.KEYWORD_ONLY:
         yield flag_of(parameter.name), options | ({"required": True} if needed else {"default": parameter.default})
     else:
-        nargs = "+" if options.pop("action", None) else "?" if NoneType in get_args(hint) else None
-        yield parameter.name, options | {"nargs": nargs}
+        optional = NoneType in get_args(hint) or not needed
+        nargs = "+" if options.pop("action", None) else "?" if optional else None
+        yield parameter.name, options | {"nargs": nargs} | ({} if needed else {"default": parameter.default})
 
 
 class _Parser(argparse.ArgumentParser):

@@ -21,7 +21,7 @@ from unitok.scenes.tune import tune
 from unitok.scenes.world import BACKGROUNDS, COLORS, PITCHES, SHAPES, TIMBRES
 
 NAME = "scenes"
-MINUTES = 110.0  # on two cores of an AMD EPYC
+MINUTES = 85.0  # on two cores of an AMD EPYC
 SCENES, RESOLUTION = 60_000, 64
 EXAMPLE = "a large red circle left of a small blue square on a white background"
 EXAMPLES: list[tuple[str, list[str]]] = [  # prompts, and what to make of each
