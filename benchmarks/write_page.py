@@ -26,6 +26,7 @@ SCRIPTS = {
     "generate": ("generate",),
     "jacobi": ("jacobi",),
     "waiting": ("waiting",),
+    "serve": ("serve",),
 }
 COLUMNS = {"case": "case", "unit": "unit", "ours": "unitok", "peer": "peer", "theirs": "peer's result", "ratio": "ratio"}
 HEAD = """# Benchmarks
