@@ -243,6 +243,16 @@ def text_part(text: str) -> dict[str, object]:
     return {"type": TEXT, TEXT: text}
 
 
+def parts_in(content: object) -> list[dict[str, object]]:
+    """Return the parts of a message's content, also where it is a text."""
+    return [text_part(content)] if isinstance(content, str) else [*content]  # type: ignore[misc]
+
+
+def media_part(kind: str, url: str) -> dict[str, object]:
+    """Return a file's data URL as a part of a message."""
+    return {"type": f"{kind}_url", f"{kind}_url": {"url": url}}
+
+
 def _piece(part: object, where: str) -> str | Media:
     """A part of a message's content: OpenAI's, or `{"type": "image", "image": …}` as transformers writes it."""
     if isinstance(part, str):
@@ -365,6 +375,11 @@ def _next_object(objects: dict[str, list[object]], name: str) -> str:
         raise UserError(f"objects: fewer than there are <{name}> in the messages")
     value = objects[name].pop(0)
     return value if isinstance(value, str) else str(value)
+
+
+def to_data_url(data: bytes, mime: str | None) -> str:
+    """Return the data URL of a file's bytes. mime: its media type; None: unknown."""
+    return f"data:{mime or 'application/octet-stream'};base64,{base64.b64encode(data).decode()}"
 
 
 def data_url(text: str, name: str) -> Blob | None:

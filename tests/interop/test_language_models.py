@@ -46,21 +46,16 @@ def language_model(request, tmp_path):
     return request.param, model, tokenizer, folder
 
 
+def bundle_with_media(kind, folder, bundle_folder, out):
+    """Import a language model and add tokenizers: `out/imported` and `out/bundle`."""
+    main(["import", kind, str(folder), str(out / "imported")])
+    added = ["--image", str(bundle_folder), "--audio", str(bundle_folder)]
+    main(["bundle", str(out / "bundle"), "--decoder", str(out / "imported"), *added])
+
+
 def test_text_keeps_its_numbers_and_its_logits(language_model, bundle_folder, tmp_path):
     kind, model, tokenizer, folder = language_model
-    main(["import", kind, str(folder), str(tmp_path / "imported")])
-    main(
-        [
-            "bundle",
-            str(tmp_path / "bundle"),
-            "--decoder",
-            str(tmp_path / "imported"),
-            "--image",
-            str(bundle_folder),
-            "--audio",
-            str(bundle_folder),
-        ]
-    )
+    bundle_with_media(kind, folder, bundle_folder, tmp_path)
     unitok, size = Unitok.from_pretrained(tmp_path / "bundle"), model.config.vocab_size
     assert list(unitok.tokenizers) == ["text", "image", "audio"]
     assert unitok.model.config.vocab_size == unitok.vocab.size > size + 64
@@ -87,19 +82,7 @@ def test_text_keeps_its_numbers_and_its_logits(language_model, bundle_folder, tm
 )
 def test_it_trains_whole_or_its_new_rows_or_by_lora(language_model, bundle_folder, scenes_folder, tmp_path, flags):
     kind, model, _, folder = language_model
-    main(["import", kind, str(folder), str(tmp_path / "imported")])
-    main(
-        [
-            "bundle",
-            str(tmp_path / "bundle"),
-            "--decoder",
-            str(tmp_path / "imported"),
-            "--image",
-            str(bundle_folder),
-            "--audio",
-            str(bundle_folder),
-        ]
-    )
+    bundle_with_media(kind, folder, bundle_folder, tmp_path)
     main(["tokenize", str(scenes_folder), str(tmp_path / "tokens"), "--bundle", str(tmp_path / "bundle"), "--workers", "1"])
     assert TokenDataset(tmp_path / "tokens").vocab.to_manifest() == Vocab.load(tmp_path / "bundle" / "vocab.json").to_manifest()
     config = [

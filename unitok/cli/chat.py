@@ -2,14 +2,13 @@
 
 import json
 import sys
-from base64 import b64encode
 from collections.abc import Callable
 from mimetypes import guess_type
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from unitok.cli.arguments import BundleFolder, Fields, Given, Input, sampling_of_flags
-from unitok.conversations import text_in, text_part
+from unitok.conversations import media_part, parts_in, text_in, text_part, to_data_url
 from unitok.errors import UserError, visible
 from unitok.files import write_text
 from unitok.hardware import check_device
@@ -150,55 +149,56 @@ class _Talk:
     # ---- Commands ------------------------------------------------------------------------------------------------
 
     def attach(self, kind: str, path: str) -> None:
+        """Attach a file to the next message."""
         if not path:
             raise UserError(f"/{kind} FILE: name a file")
         file = Path(path).expanduser()
         if not file.is_file():
             raise UserError(f"{path}: no such file")
-        data = b64encode(file.read_bytes()).decode()
-        url = f"data:{guess_type(file.name)[0] or 'application/octet-stream'};base64,{data}"
-        self.attached.append({"type": f"{kind}_url", f"{kind}_url": {"url": url}})
+        self.attached.append(media_part(kind, to_data_url(file.read_bytes(), guess_type(file.name)[0])))
 
     def choose(self, modalities: str) -> None:
+        """Choose what answers shall have."""
         from unitok.plan import parse_plan
 
         parse_plan(modalities, self.unitok.vocab, self.unitok.rates)
         self.modalities = modalities
 
     def again(self, _: str) -> None:
+        """Answer the last message again."""
         if not self.messages or self.messages[-1]["role"] != "assistant":
             raise UserError("/again: nothing was said yet")
         self.answer(self.messages[:-1])
 
     def edit(self, text: str) -> None:
+        """Take back the last message and its answer; say a text instead, if there is one."""
         if len(self.messages) < 2 or self.messages[-1]["role"] != "assistant":
             raise UserError("/edit: nothing was said yet")
-        content = self.messages[-2]["content"]
-        said = [text_part(content)] if isinstance(content, str) else content
+        said = parts_in(self.messages[-2]["content"])
         self.messages = self.messages[:-2]
         self.attached = [part for part in said if text_in(part) is None]
         if text:
             self.say(text)
 
     def begin(self, system: str) -> None:
+        """Begin a new conversation, with instructions if there are any."""
         self.messages, self.attached = [{"role": "system", "content": system}] if system else [], []
 
     def history(self, _: str) -> None:
+        """Print the conversation."""
         for message in self.messages:
-            content = message["content"]
-            parts = [text_part(content)] if isinstance(content, str) else content
-            print(
-                f"{message['role']}: "
-                + " ".join(visible(text_in(part) or f"[{str(part['type']).removesuffix('_url')}]") for part in parts)
-            )
+            shown = (text_in(part) or f"[{str(part['type']).removesuffix('_url')}]" for part in parts_in(message["content"]))
+            print(f"{message['role']}: {' '.join(map(visible, shown))}")
 
     def save(self, path: str) -> None:
+        """Write the conversation."""
         if not path.endswith(".json"):
             raise UserError("/save FILE.json: name a file that ends in .json")
         write_text(Path(path), json.dumps([{"messages": self.messages}], ensure_ascii=False) + "\n")
         print(f"{path}: {len(self.messages)} messages")
 
     def load(self, path: str) -> None:
+        """Go on with a conversation that `save` wrote."""
         try:
             (saved,) = json.loads(Path(path).read_text(encoding="utf-8"))
             messages = [*saved["messages"]]

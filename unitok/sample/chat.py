@@ -7,7 +7,6 @@ turn costs only what is new.
 
 import hashlib
 import threading
-from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -16,7 +15,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from unitok.bundle import Bundle
-from unitok.conversations import Message, check_turns, data_url, parts_of, read_messages, text_in, text_part
+from unitok.conversations import (
+    Message,
+    check_turns,
+    data_url,
+    media_part,
+    parts_of,
+    read_messages,
+    text_in,
+    text_part,
+    to_data_url,
+)
 from unitok.document import Document, Part, Segment
 from unitok.errors import UserError
 from unitok.generation_config import GenerationConfig
@@ -56,6 +65,11 @@ class Chat:
 
     # ---- Messages -> documents -----------------------------------------------------------------------------------
 
+    @property
+    def longest(self) -> int:
+        """Tokens that the decoder takes in all."""
+        return int(self.bundle.require("model").config.max_position_embeddings)
+
     def document(self, messages: Sequence[MessageDict]) -> Document:
         """Return the document of messages, the last of them the user's. Errors: `UserError` that says what is wrong where."""
         if not isinstance(messages, list | tuple) or not all(isinstance(message, Mapping) for message in messages):
@@ -64,35 +78,38 @@ class Chat:
         if missing:
             raise UserError(f"this bundle's vocabulary has no token for the role {missing[0]}, so it cannot chat")
         turns = check_turns(_merged(read_messages({"messages": [*messages]})), last="user")
-        most = self.bundle.require("model").config.max_position_embeddings
         segments: list[Segment] = []
         tokens = 0
         for part in parts_of(turns, lambda media: Part(media.kind, media.content)):
-            segments += self._segments(part, most)
+            segments += self.segments(part)
             tokens += segments[-1].codes.size
-            if tokens > most:  # before the rest is encoded for nothing
-                raise UserError(f"messages: more than {most} tokens, which the decoder takes in all; begin a new conversation")
+            if tokens > self.longest:  # before the rest is encoded for nothing
+                raise UserError(
+                    f"messages: more than {self.longest} tokens, which the decoder takes in all; begin a new conversation"
+                )
         return Document(tuple(segments))
 
-    def _segments(self, part: Part, most: int) -> list[Segment]:
-        """The segments of a part of a message. most: tokens that the decoder takes."""
+    def segments(self, part: Part, argument: str = "messages") -> list[Segment]:
+        """Return the segments of a part, whose value may name a file or be a data URL. Errors: `UserError`, which begins with `argument`, also
+        for content that is longer than the decoder takes, before it is encoded for nothing."""
         if part.role == "assistant" and isinstance(part.value, str):
             with self._lock:
                 remembered = self._written.get(_key(part.type, part.value))
             if remembered is not None:
                 return [replace(remembered, role=part.role, loss=part.loss)]
         if part.type not in self.bundle.types:
-            raise UserError(f"messages: {part.type}: no such content here; there is {', '.join(self.bundle.types)}")
+            raise UserError(f"{argument}: {part.type}: no such content here; there is {', '.join(self.bundle.types)}")
         if self.bundle.types[part.type].inline:
-            if isinstance(part.value, str) and len(part.value) > LONGEST_TOKEN * most:
-                raise UserError(f"messages: a text of {len(part.value)} characters; the decoder takes {most} tokens in all")
-            return self.bundle.read(part, part.role, part.loss)
-        if isinstance(part.value, str | Path):
+            if isinstance(part.value, str) and len(part.value) > LONGEST_TOKEN * self.longest:
+                most = f"the decoder takes {self.longest} tokens in all"
+                raise UserError(f"{argument}: a text of {len(part.value)} characters; {most}")
+            return self.bundle.read(part)
+        if part.value is None or isinstance(part.value, int):
+            raise UserError(f"{argument}: a part of type {part.type} without content")
+        if part.file is None and isinstance(part.value, str | Path):
             part = self._file(part)
-            self._check_length(part, most)
-        elif part.value is None or isinstance(part.value, int):
-            raise UserError(f"messages: a part of type {part.type} without content")
-        return self.bundle.read(part, part.role, part.loss)
+        self._check_length(part, argument)
+        return self.bundle.read(part)
 
     def _file(self, part: Part) -> Part:
         """A part whose value names a file or is a data URL, as one that can be read."""
@@ -102,17 +119,16 @@ class Chat:
             raise UserError(f"messages: {part.type}: {str(part.value)[:60]!r} is no data URL; nothing else is read")
         return replace(part, value="", path=Path(str(part.value)))
 
-    def _check_length(self, part: Part, most: int) -> None:
+    def _check_length(self, part: Part, argument: str) -> None:
         """Raise `UserError` for audio of more frames than the decoder takes, before it is encoded for nothing."""
         name = self.bundle.instance(part.type)
         rate = self.bundle.modality(name).rate(self.bundle.require(name))
         if rate is None or part.path is None or (part.file is None and not part.path.is_file()):
             return
         seconds = audio_seconds(part.path, part.file.read() if part.file else None)
-        if seconds * rate > most:
-            raise UserError(
-                f"messages: {seconds:.0f} s of {part.type} are {seconds * rate:.0f} frames; the decoder takes {most} tokens in all"
-            )
+        if seconds * rate > self.longest:
+            most = f"the decoder takes {self.longest} tokens in all"
+            raise UserError(f"{argument}: {seconds:.0f} s of {part.type} are {seconds * rate:.0f} frames; {most}")
 
     # ---- Documents -> messages -----------------------------------------------------------------------------------
 
@@ -132,8 +148,8 @@ class Chat:
             with TemporaryDirectory() as folder:
                 path = modality.save(self.bundle.require(segment.modality), content, Path(folder) / "0")
                 assert path is not None
-                text = f"data:{guess_type(path)[0]};base64,{b64encode(path.read_bytes()).decode()}"
-            part = {"type": f"{segment.modality}_url", f"{segment.modality}_url": {"url": text}}
+                text = to_data_url(path.read_bytes(), guess_type(path)[0])
+            part = media_part(segment.modality, text)
         with self._lock:
             self._written.pop(_key(segment.modality, text), None)
             self._written[_key(segment.modality, text)] = segment

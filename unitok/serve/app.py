@@ -19,6 +19,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
+from unitok.conversations import media_part, parts_in, to_data_url
 from unitok.errors import UserError
 from unitok.sample.outputs import Output
 from unitok.sample.requests import Draft
@@ -116,15 +117,18 @@ class _Endpoints:
             raise HTTPException(404, f"model: there is no {model[:60]!r}; this server has {self.name!r}")
 
     def health(self) -> JSONResponse:
+        """`GET /healthz`: 503 once nothing can be generated any more."""
         alive = self.generation.engine.alive
         return JSONResponse({"status": "ok" if alive else "the engine has stopped"}, 200 if alive else 503)
 
     # ---- Models --------------------------------------------------------------------------------------------------
 
     def models(self) -> dict[str, Any]:
+        """`GET /v1/models`."""
         return {"object": "list", "data": [self.model(self.name)]}
 
     def model(self, model: str) -> dict[str, Any]:
+        """`GET /v1/models/{model}`."""
         self._check_model(model)
         return {"id": self.name, "object": "model", "created": self.created, "owned_by": "unitok"}
 
@@ -146,6 +150,7 @@ class _Endpoints:
     # ---- Chat ----------------------------------------------------------------------------------------------------
 
     async def chat_completions(self, body: ChatRequest, request: Request) -> Response:
+        """`POST /v1/chat/completions`."""
         self._check_model(body.model)
         given: dict[str, Any] = body.sampling() | {"modalities": body.modalities or "free"}
         if most := body.max_completion_tokens or body.max_tokens:
@@ -170,9 +175,12 @@ class _Endpoints:
     def _choice(self, output: Output, draft: Draft) -> dict[str, Any]:
         """An output as a choice. `content` has its text; `audio` its audio; `parts` all of it in order, which continues a conversation."""
         message = self.generation.chat.message(output)
-        content = message["content"]
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        answer: dict[str, Any] = {"role": "assistant", "content": output.text or None, "refusal": None, "parts": parts}
+        answer: dict[str, Any] = {
+            "role": "assistant",
+            "content": output.text or None,
+            "refusal": None,
+            "parts": parts_in(message["content"]),
+        }
         if output.audios:
             data = encoded(output.audios[0], self._rate(output, "audio"), "wav")
             answer["audio"] = {
@@ -220,9 +228,8 @@ class _Endpoints:
         if kind == "text":
             return {"content": chunk.content, "segment": chunk.span}
         if kind == "image":
-            url = f"data:image/png;base64,{b64encode(png(chunk.content)).decode()}"
-            part = {"type": "image_url", "image_url": {"url": url}, "done": chunk.done}
-            return {"parts": [part], "segment": chunk.span}
+            part = media_part(kind, to_data_url(png(chunk.content), "image/png"))
+            return {"parts": [part | {"done": chunk.done}], "segment": chunk.span}
         rate = int(self.bundle.require(chunk.modality).sample_rate)
         data = b64encode(pcm16(chunk.content)).decode()
         return {
@@ -239,6 +246,7 @@ class _Endpoints:
     # ---- Images --------------------------------------------------------------------------------------------------
 
     async def image_generations(self, body: ImageRequest, request: Request) -> Response:
+        """`POST /v1/images/generations`."""
         self._check_model(body.model)
         image = self.bundle.instance("image")
         given: dict[str, Any] = body.sampling() | {"modalities": f"{image}{self._grid(body.size, image)}"}
@@ -303,6 +311,7 @@ class _Endpoints:
     # ---- Audio ---------------------------------------------------------------------------------------------------
 
     async def speech(self, body: SpeechRequest, request: Request) -> Response:
+        """`POST /v1/audio/speech`."""
         self._check_model(body.model)
         audio = self.bundle.instance("audio")
         given = body.sampling() | {"modalities": f"{audio}:{body.seconds:g}s" if body.seconds else audio}
@@ -333,6 +342,7 @@ class _Endpoints:
         temperature: Annotated[float, Form(ge=0, le=10)] = 0.0,
         stream: Annotated[bool, Form()] = False,
     ) -> Response:
+        """`POST /v1/audio/transcriptions`."""
         self._check_model(model)
         if response_format not in ("json", "text"):
             raise UserError(f"response_format: {response_format[:40]!r} must be json or text")

@@ -4,23 +4,20 @@ The thread does nothing but steps of the decoder: new tokens go to the clients a
 them. A client that has left is noticed before the next step, and its slots are free from then on.
 """
 
-import itertools
 import logging
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from unitok.bundle import Bundle
 from unitok.grammar import Grammar
 from unitok.sample.engine import Session
 from unitok.sample.prefixes import PrefixCache
 from unitok.sample.requests import Draft
+from unitok.sample.stream import AHEAD
 
 log = logging.getLogger("unitok")
-
-AHEAD = 16  # most tokens between two looks at who has come and gone
 
 
 class BusyError(Exception):
@@ -37,9 +34,7 @@ class Job:
 
     draft: Draft
     emit: Callable[[list[int] | None, bool], None]
-    number: int = 0
     canceled: bool = False
-    submitted: float = field(default_factory=time.monotonic)
 
 
 class Engine:
@@ -56,7 +51,6 @@ class Engine:
         self.running: dict[int, Job] = {}  # by id of the request
         self.tokens = 0  # generated so far
         self.steps = 0
-        self._numbers = itertools.count()
         self._changed = threading.Condition()
         self._stopping = False
         self._session = self._new_session()
@@ -84,9 +78,7 @@ class Engine:
         with self._changed:
             if self._stopping or len(self.waiting) + len(jobs) > self.queue + max(0, self.slots - len(self.running)):
                 raise BusyError
-            for job in jobs:
-                job.number = next(self._numbers)
-                self.waiting.append(job)
+            self.waiting += jobs
             self._changed.notify()
 
     def cancel(self, jobs: Iterable[Job]) -> None:
@@ -111,7 +103,7 @@ class Engine:
                 if not self._admit():
                     return
                 self._step()
-            except Exception:
+            except Exception:  # whatever it is, the others must be served
                 log.exception("a step failed; all its requests end")
                 self._fail()
 

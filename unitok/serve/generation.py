@@ -3,12 +3,12 @@
 import asyncio
 import secrets
 import struct
-from base64 import b64encode
 from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import soundfile
@@ -17,16 +17,18 @@ import torch.nn.functional as F
 from starlette.concurrency import run_in_threadpool
 
 from unitok.api import Unitok
-from unitok.document import Document
+from unitok.conversations import TEXT
+from unitok.document import Document, Part
 from unitok.errors import UserError
 from unitok.generation_config import GenerationConfig
 from unitok.media import encode_png
-from unitok.sample.chat import LONGEST_TOKEN, Chat
+from unitok.sample.chat import Chat
 from unitok.sample.outputs import Output
 from unitok.sample.requests import Draft, config_for, make_drafts, sampling_of
 from unitok.sample.stream import Chunk, Detokenizer
 from unitok.serve.engine import BusyError, Engine, Job
 from unitok.serve.metrics import Metrics
+from unitok.storage import Blob
 
 MOST_PREPARED = 64  # requests that may wait to be read and encoded; more are refused
 
@@ -40,7 +42,7 @@ class Generation:
         self.metrics = Metrics(self.engine)
         self._waiting = 0  # requests that are being prepared
         self._preparing = ThreadPoolExecutor(2, "prepare")  # so few, because an image may be large until it is encoded
-        self.max_new_tokens = max_new_tokens or bundle.require("model").config.max_position_embeddings
+        self.max_new_tokens = max_new_tokens or self.chat.longest
 
     # ---- Requests -> drafts --------------------------------------------------------------------------------------
 
@@ -56,10 +58,7 @@ class Generation:
 
     def text(self, text: str, argument: str) -> Document:
         """Return a text as a prompt. Errors: `UserError` that begins with the argument's name."""
-        most = self.bundle.require("model").config.max_position_embeddings
-        if len(text) > LONGEST_TOKEN * most:
-            raise UserError(f"{argument}: a text of {len(text)} characters; the decoder takes {most} tokens in all")
-        return Document(tuple(self.bundle.read(text)))
+        return Document(tuple(self.chat.segments(Part(TEXT, text), argument)))
 
     def drafts(
         self, prompt: Document, given: Mapping[str, Any], n: int = 1, seed: int | None = None, turn: bool = False
@@ -86,11 +85,9 @@ class Generation:
 
     def read(self, kind: str, data: bytes, name: str) -> Document:
         """Return a prompt of one file that was uploaded. Errors: `UserError`."""
-        url = f"data:application/octet-stream;base64,{b64encode(data).decode()}"
-        message = {"role": "user", "content": [{"type": f"{kind}_url", f"{kind}_url": {"url": url}}]}
         if not data:
             raise UserError(f"{name}: an empty file")
-        return self.chat_prompt([message], roles=False)
+        return Document(tuple(self.chat.segments(Part(kind, path=Path(name), file=Blob(name, data)), name)))
 
     # ---- Drafts -> outputs ---------------------------------------------------------------------------------------
 
@@ -144,8 +141,7 @@ class Generation:
 
     def was_cut(self, output: Output, draft: Draft) -> bool:
         """Whether an output ended because it may not be longer."""
-        most = self.bundle.require("model").config.max_position_embeddings - len(draft.request.prompt)
-        return len(output.ids) >= min(draft.request.max_new_tokens, most)
+        return len(output.ids) >= min(draft.request.max_new_tokens, self.chat.longest - len(draft.request.prompt))
 
 
 # ---- Contents -> bytes ------------------------------------------------------------------------------------------------
