@@ -64,6 +64,7 @@ def test_another_answer_has_another_seed(talk):
         (["/nope"], "/nope: no such command; there is /image, /audio, /modalities"),
         (["/image nowhere.png"], "nowhere.png: no such file"),
         (["/image"], "/image FILE: name a file"),
+        (["/image empty.png"], "empty.png: an empty file"),
         (["/edit"], "/edit: nothing was said yet"),
         (["/again"], "/again: nothing was said yet"),
         (["/modalities smell"], "smell"),
@@ -73,6 +74,7 @@ def test_another_answer_has_another_seed(talk):
     ],
 )
 def test_mistakes_are_told(talk, tmp_path, capsys, lines, message):
+    (tmp_path / "empty.png").touch()
     (tmp_path / "bad.json").write_text(json.dumps({"a": 1}))
     with pytest.raises(SystemExit) as ended:
         talk(*lines)

@@ -155,6 +155,8 @@ class _Talk:
         file = Path(path).expanduser()
         if not file.is_file():
             raise UserError(f"{path}: no such file")
+        if not file.stat().st_size:
+            raise UserError(f"{path}: an empty file; replace it")
         self.attached.append(media_part(kind, to_data_url(file.read_bytes(), guess_type(file.name)[0])))
 
     def choose(self, modalities: str) -> None:
