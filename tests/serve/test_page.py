@@ -167,3 +167,13 @@ def test_two_browsers_at_once_and_the_keyboard_alone(browser, scenes):
         page.wait_for_selector("article.turn[data-done]", timeout=60_000)
         expect(page.locator(".output canvas")).to_have_count(1)
         page.context.close()
+
+
+def test_a_conversation_goes_on_with_what_was_answered(page):
+    page.check("input[value=chat]", force=True)
+    generate(page, f"draw {CAPTION}", "image")
+    choose(page, "text")
+    page.fill("#text", "what color is the square?")
+    page.keyboard.press("Enter")
+    expect(page.locator("article.turn[data-done]")).to_have_count(2, timeout=60_000)
+    assert page.locator(".output p").inner_text() == "blue."
