@@ -32,6 +32,7 @@ from unitok.hardware import keep_large_blocks
 from unitok.interop.decoder import export_decoder
 from unitok.modalities import build_vocab
 from unitok.model import Decoder
+from unitok.model.copies import copy_for_generation
 from unitok.model.decoder import DecoderConfig
 from unitok.model.inference import InferenceDecoder
 from unitok.model.presets import PRESETS
@@ -76,8 +77,8 @@ def prompts(batch: int) -> np.ndarray:
 
 
 def run_ours(folder: Path, batch: int, guided: bool, device: str) -> Any:
-    decoder = Decoder.from_pretrained(folder / "ours", device)
-    decoder = decoder.bfloat16() if device != "cpu" else decoder
+    trained = Decoder.from_pretrained(folder / "ours", device)
+    decoder = copy_for_generation(trained.bfloat16() if device != "cpu" else trained)  # once, as a bundle does
     vocab = vocabulary()
     grammar, plan = Grammar(vocab), parse_plan(f"image:{SIDE}x{SIDE}", vocab)
     sampling = {"image": SamplingParams(TEMPERATURE, TOP_K, guidance_scale=SCALE if guided else 1.0)}

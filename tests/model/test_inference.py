@@ -1,4 +1,5 @@
-"""Promises of the decoder for generation: with a cache the states of `Decoder`, for every architecture, at any positions."""
+"""Promises of the decoders for generation, in PyTorch and compiled: with a cache the states of `Decoder`, for every architecture, at any
+positions."""
 
 from dataclasses import replace
 
@@ -8,6 +9,8 @@ import torch
 from unitok.model import Decoder, DecoderConfig
 from unitok.model.cuda_graphs import CudaGraphs
 from unitok.model.inference import InferenceDecoder
+from unitok.model.native import library
+from unitok.model.native.decoder import NativeDecoder
 from unitok.training.lora import LowRank, add_lora
 from unitok.training.optim import build_optimizers
 
@@ -20,6 +23,14 @@ KINDS = {
     "linear scaling": replace(SMALL, rope_scaling={"rope_type": "linear", "factor": 2.0}),
     "lora": SMALL,
 }
+
+
+@pytest.fixture(params=["PyTorch", "compiled"])
+def copy_of(request):
+    """What makes a decoder for generation."""
+    if request.param == "compiled" and library() is None:
+        pytest.skip("no C++ compiler")
+    return {"PyTorch": InferenceDecoder, "compiled": NativeDecoder}[request.param]
 
 
 def filled(decoder):
@@ -44,10 +55,10 @@ def assert_close(found, wanted):
 
 
 @torch.no_grad()
-def test_reading_with_a_cache_equals_one_pass_also_where_contexts_stand_at_different_positions(decoder):
+def test_reading_with_a_cache_equals_one_pass_also_where_contexts_stand_at_different_positions(decoder, copy_of):
     ids, span_positions = torch.randint(0, 97, (2, 11)), torch.randint(0, 12, (2, 11))
     whole = decoder.hidden(ids, span_positions=span_positions)
-    fast = InferenceDecoder(decoder)
+    fast = copy_of(decoder)
     cache = fast.new_cache(2, 16)
     # right-padded prompts of 6 and 3 ids, then each goes on at its own position
     prompt = ids[:, :6].clone()
@@ -62,10 +73,10 @@ def test_reading_with_a_cache_equals_one_pass_also_where_contexts_stand_at_diffe
 
 
 @torch.no_grad()
-def test_a_common_position_and_several_tokens_at_once_change_nothing(decoder):
+def test_a_common_position_and_several_tokens_at_once_change_nothing(decoder, copy_of):
     ids, span_positions = torch.randint(0, 97, (3, 12)), torch.randint(0, 12, (3, 12))
     whole = decoder.hidden(ids, span_positions=span_positions)
-    fast = InferenceDecoder(decoder)
+    fast = copy_of(decoder)
     common, own = fast.new_cache(3, 16), fast.new_cache(3, 16)
     for start, stop in ((0, 5), (5, 6), (6, 7), (7, 11), (11, 12)):
         where = torch.arange(start, stop).expand(3, -1)
@@ -75,12 +86,12 @@ def test_a_common_position_and_several_tokens_at_once_change_nothing(decoder):
 
 
 @torch.no_grad()
-def test_contexts_are_rewound_moved_and_kept_when_the_cache_grows():
+def test_contexts_are_rewound_moved_and_kept_when_the_cache_grows(copy_of):
     torch.manual_seed(0)
     decoder = filled(Decoder(SMALL))
     ids = torch.randint(0, 97, (2, 9))
     whole = decoder.hidden(ids)
-    fast = InferenceDecoder(decoder)
+    fast = copy_of(decoder)
     cache = fast.new_cache(2, 8)
     wrong = ids.clone()
     wrong[:, 4:] = 0
@@ -93,7 +104,7 @@ def test_contexts_are_rewound_moved_and_kept_when_the_cache_grows():
 
 
 @pytest.mark.parametrize("optimizer", ["fused AdamW", "Muon and AdamW", "SGD"])
-def test_one_made_of_a_decoder_that_has_learned_has_its_weights_and_one_made_before_keeps_its_own(optimizer):
+def test_one_made_of_a_decoder_that_has_learned_has_its_weights_and_one_made_before_keeps_its_own(optimizer, copy_of):
     decoder = filled(Decoder(SMALL))
     optimizers = {
         "fused AdamW": [torch.optim.AdamW(decoder.parameters(), lr=0.1, fused=True)],
@@ -106,7 +117,7 @@ def test_one_made_of_a_decoder_that_has_learned_has_its_weights_and_one_made_bef
         return fast.step(ids, torch.arange(5)[None], fast.new_cache(1, 8), 5, start=0)
 
     for _ in range(2):
-        fast = InferenceDecoder(decoder)
+        fast = copy_of(decoder)
         before = states(fast)
         decoder(ids).logsumexp(-1).sum().backward()
         for each in optimizers:
@@ -114,7 +125,7 @@ def test_one_made_of_a_decoder_that_has_learned_has_its_weights_and_one_made_bef
         assert torch.equal(states(fast), before)  # it shares no memory with what learns
         with torch.no_grad():
             learnt = decoder.hidden(ids)
-        assert_close(states(InferenceDecoder(decoder)), learnt)
+        assert_close(states(copy_of(decoder)), learnt)
         assert not torch.allclose(before, learnt)
 
 

@@ -380,7 +380,7 @@ def test_a_prompt_that_requests_share_is_read_once(tiny, monkeypatch):
     prompts = [vocab.encode(p, eos=False) for p in prompts_of(tiny)]
     requests = [Request(prompts[i % 2 + 1], parse_plan("image:2x2", vocab), 20, 0, i) for i in range(6)]
     alone = [generate(tiny.model, grammar, [r])[0].tolist() for r in requests]
-    session, read, step = Session(tiny.model, grammar), [], InferenceDecoder.step
+    session, read, step = Session(InferenceDecoder(tiny.model), grammar), [], InferenceDecoder.step
 
     def watch(self, ids, *more):
         read.append(tuple(ids.shape))

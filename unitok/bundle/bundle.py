@@ -37,7 +37,7 @@ from unitok.vocab import Vocab
 
 if TYPE_CHECKING:
     from unitok.model import Decoder
-    from unitok.model.inference import InferenceDecoder
+    from unitok.model.copies import GenerationDecoder
 
 VERSION = 2  # of bundles
 FACTS = (
@@ -73,7 +73,8 @@ class Bundle:
         self.generation_config = {} if generation_config is None else generation_config
         self._folder: Path | None = None  # that it was read from
         self.facts = dict(facts or {})
-        self._inference: tuple[Decoder, InferenceDecoder] | None = None
+        self._inference: tuple[Decoder, GenerationDecoder] | None = None
+        self._int8 = False  # whether the weights that generate take one byte
         for name, part in self.tokenizers.items():
             if vocab.span(name).fingerprint not in ("", part.fingerprint()):
                 raise UserError(f"the {name} tokenizer is not the one that the vocabulary was made for; build the bundle again")
@@ -119,8 +120,10 @@ class Bundle:
             name: a folder, a repository of the Hugging Face hub (`user/name`), or the name of a built-in bundle (`scenes`).
             device: where it computes, such as `cpu` or `cuda:1`.
             parts: what is loaded: names of tokenizers, `tokenizers` for all of them, and `model`. Default: everything.
-            dtype: of the decoder's weights, such as `torch.bfloat16`. Default: float32. Tokenizers always compute in float32: their
-                codes are defined there, and in a smaller type the nearest code is often another.
+            dtype: of the decoder's weights, such as `torch.bfloat16`. Default: float32. `int8`: one byte for each weight that
+                generates, on a CPU; training and `score` keep the others. `auto`: the fastest here, by a measurement of a second.
+                Tokenizers always compute in float32: their codes are defined there, and in a smaller type the nearest code is
+                often another.
             revision: branch, tag or commit of a repository.
             cache_dir: where repositories are kept. Default: the hub's own cache.
             local_files_only: download nothing.
@@ -128,7 +131,7 @@ class Bundle:
 
         Errors: `UserError` that says what is wrong.
         """
-        device, dtype = _checked_device("device", device), None if dtype is None else _checked_dtype("dtype", dtype)
+        device, dtype = _checked_device("device", device), dtype if dtype in (None, "auto") else _checked_dtype("dtype", dtype)
         path = hub.find(name, revision, cache_dir, local_files_only, token)
         settle(path)
         info = read_json(path / "bundle.json", "make a bundle with `unitok bundle`", "version", "parts")
@@ -159,7 +162,7 @@ class Bundle:
         config = GenerationConfig.from_pretrained(path) if (path / GENERATION_CONFIG).exists() else None
         bundle = cls(vocab, tokenizers, model, config, facts)
         bundle._folder = path
-        return bundle if dtype is None else bundle.to(dtype)
+        return bundle if dtype is None else bundle.to(dtype=dtype)
 
     def save_pretrained(self, path: str | Path, overwrite: bool = False) -> None:
         """Write a bundle's folder, completely or not at all. Inverse of `from_pretrained`.
@@ -238,8 +241,12 @@ class Bundle:
         """Move all parts to a device, and turn the decoder's weights into a type; in place, as `nn.Module.to`. Return the bundle.
 
         `u.to("cuda")`, `u.to(torch.bfloat16)`, `u.to("cuda", torch.bfloat16)`, `u.to(device="cuda", dtype="bfloat16")`. Tokenizers stay
-        in float32, as `from_pretrained` says. Errors: `UserError` for what is neither, and for a device that is not there.
+        in float32, as `from_pretrained` says, also of `int8` and `auto`. Errors: `UserError` for what is neither, and for a device that is not there.
         """
+        if dtype == "auto":
+            from unitok.model.copies import fastest_dtype
+
+            dtype = None if self.model is None else fastest_dtype(self.model)
         dtypes = [] if dtype is None else [_checked_dtype("dtype", dtype)]
         devices = [] if device is None else [_checked_device("device", device)]
         for one in where:
@@ -253,7 +260,9 @@ class Bundle:
                     part.to(place)
         if self.model is not None:
             for weights in dtypes:
-                self.model.to(weights)
+                self._int8 = weights == torch.int8
+                if not self._int8:
+                    self.model.to(weights)
         self._inference = None
         return self
 
@@ -267,8 +276,8 @@ class Bundle:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the decoder's weights; without a decoder float32, in which tokenizers compute."""
-        return torch.float32 if self.model is None else self.model.lm_head.weight.dtype
+        """Of the decoder's weights that generate; without a decoder float32, in which tokenizers compute."""
+        return torch.float32 if self.model is None else torch.int8 if self._int8 else self.model.lm_head.weight.dtype
 
     # ---- Parts -----------------------------------------------------------------------------------------------------
 
@@ -284,16 +293,16 @@ class Bundle:
         return facts | ({} if self.model is None else {"model": self.model.describe()})
 
     @property
-    def inference(self) -> "InferenceDecoder":
+    def inference(self) -> "GenerationDecoder":
         """The decoder for generation: a copy of its weights in another order, made once per `model`.
 
         It does not follow changes of the weights in place; make another Bundle after such a change.
         """
-        from unitok.model.inference import InferenceDecoder
+        from unitok.model.copies import copy_for_generation
 
         model = self.require("model")
         if self._inference is None or self._inference[0] is not model:
-            self._inference = model, InferenceDecoder(model)
+            self._inference = model, copy_for_generation(model, self._int8)
         return self._inference[1]
 
     # ---- Names ---------------------------------------------------------------------------------------------------
@@ -418,10 +427,10 @@ def _dtype_of(value: object) -> torch.dtype | None:
 
 
 def _checked_dtype(argument: str, value: object) -> torch.dtype:
-    """Return the type of an argument. Errors: `UserError` for what is no type of floating point."""
+    """Return the type of an argument. Errors: `UserError` for what is no type of weights."""
     dtype = _dtype_of(value)
-    if dtype is None or not dtype.is_floating_point:
-        raise UserError(f"{argument} {value}: give a type of floating point, such as torch.bfloat16")
+    if dtype is None or not (dtype.is_floating_point or dtype == torch.int8):
+        raise UserError(f"{argument} {value}: give a type of floating point, such as torch.bfloat16, or int8 or auto")
     return dtype
 
 

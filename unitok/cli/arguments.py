@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 from unitok.cli.flags import Options, Written, described, flag_of, of_type, read_docstring
 from unitok.errors import UserError
@@ -38,6 +38,7 @@ def find_bundle(name: Written) -> Path:
 
 Input = Annotated[Path, check_input]
 BundleFolder = Annotated[Path, find_bundle]
+Dtype = Literal["float32", "bfloat16", "float16", "int8", "auto"]  #: of the weights that generate
 
 
 @dataclass(frozen=True)

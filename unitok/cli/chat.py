@@ -7,7 +7,7 @@ from mimetypes import guess_type
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from unitok.cli.arguments import BundleFolder, Fields, Given, Input, sampling_of_flags
+from unitok.cli.arguments import BundleFolder, Dtype, Fields, Given, Input, sampling_of_flags
 from unitok.conversations import media_part, parts_in, text_in, text_part, to_data_url
 from unitok.errors import UserError, visible
 from unitok.files import write_text
@@ -47,6 +47,7 @@ def chat(
     seed: int = 0,
     out: Path = Path("runs/chat"),
     device: str = "cpu",
+    dtype: Dtype = "float32",
     generation_config: Input | None = None,
     generation: Annotated[Given, Fields(_sampling, "the bundle's")],
 ) -> None:
@@ -59,6 +60,7 @@ def chat(
         seed: of the first answer; each later one has the next seed
         out: folder for the images and audio of the answers
         device: where to run: cpu, cuda, cuda:1, mps
+        dtype: of the weights that generate; int8: on a CPU; auto: the fastest here
 
     generation:
         generation_config: JSON file such as {"temperature": 0.9, "image": {"top_k": 50}}: goes before the bundle's own, flags before it
@@ -70,7 +72,7 @@ def chat(
     from unitok.sample.requests import config_for
 
     file = GenerationConfig.from_pretrained(generation_config) if generation_config else GenerationConfig()
-    unitok = Unitok.from_pretrained(bundle, device=check_device(device))
+    unitok = Unitok.from_pretrained(bundle, device=check_device(device), dtype=dtype)
     talk = _Talk(unitok, config_for(unitok, file, GenerationConfig(**keywords)), modalities, seed, out)
     if system:
         talk.begin(system)

@@ -4,13 +4,16 @@ import importlib
 import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, requires, version
+from typing import TYPE_CHECKING
 
 from unitok.errors import UserError
 from unitok.hardware import bound_waiting, fast_bfloat16
+
+if TYPE_CHECKING:
+    from unitok.bundle import Bundle
 
 _MODULES = {"pillow": "PIL", "pyyaml": "yaml"}  # module names that differ from their packages'
 #: Optional package -> its module, its purpose, and how to install it.
@@ -101,7 +104,19 @@ def _check_bundles() -> int:
         print(f"  ok built-in bundle {name:<7}{', '.join(bundle.parts)}; prompts such as {known.get('example')!r}")
         if isinstance(words, list):
             print(f"     all of its words: {', '.join(map(str, words))}")
+        if bundle.model is not None:
+            print(_speed(bundle))
     return problems
+
+
+def _speed(bundle: "Bundle") -> str:
+    """Measure how fast a bundle's decoder generates by type of its weights; return a line."""
+    from unitok.model.copies import milliseconds_per_token
+
+    found = milliseconds_per_token(bundle.require("model"))
+    best = min(found, key=lambda kind: found[kind])
+    times = ", ".join(f"{kind} {value:.2f} ms" for kind, value in found.items())
+    return f"  -  a token of the built-in decoder: {times}" + (f"; --dtype auto takes {best}" if len(found) > 1 else "")
 
 
 def _print_devices() -> bool:
@@ -117,6 +132,10 @@ def _print_devices() -> bool:
         print(f"  -  no CUDA device: training and sampling use {torch.get_num_threads()} CPU threads")
     print(f"  -  OpenMP: {bound_waiting()}")
     print(f"  -  bfloat16 on this CPU: {'fast' if fast_bfloat16() else 'slow; keep trainer.precision at 32-true'}")
-    if not shutil.which("g++"):
-        print("  -  no g++: torch.compile on CPU needs it; nothing in unitok requires it")
+    from unitok.model.native import why_not
+
+    if reason := why_not():
+        print(f"  -  generation on this CPU: in PyTorch, at half of the speed or less: {reason}")
+    else:
+        print("  ok generation on this CPU: compiled for it")
     return True

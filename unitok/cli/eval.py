@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from unitok.cli.arguments import BundleFolder, Input
+from unitok.cli.arguments import BundleFolder, Dtype, Input
 from unitok.files import check_inputs, check_replaceable
 from unitok.hardware import check_device
 
@@ -20,6 +20,7 @@ def eval(
     guidance_scale: float | None = None,
     temperature: float | None = None,
     device: str = "cpu",
+    dtype: Dtype = "float32",
 ) -> None:
     """Measure a bundle on scenes: reconstructions, codebooks and generations; JSON and a table.
 
@@ -38,6 +39,7 @@ def eval(
         guidance_scale: guidance of images (default: the bundle's own, else the demo's)
         temperature: temperature of images and audio (default: the bundle's own, else the demo's)
         device: where to run: cpu, cuda, cuda:1, mps
+        dtype: of the weights that generate; int8: on a CPU; auto: the fastest here
     """
     from unitok.scenes.evaluate import evaluate_bundle, print_scores
     from unitok.scenes.world import Fold
@@ -49,7 +51,7 @@ def eval(
     if systematic:
         folds["systematic"] = systematic
     scores = evaluate_bundle(
-        bundle, scenes, out, count, seed, folds, best_of, guidance_scale, temperature, device, progress=True
+        bundle, scenes, out, count, seed, folds, best_of, guidance_scale, temperature, device, dtype, progress=True
     )
     print_scores(scores)
 

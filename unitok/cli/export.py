@@ -1,28 +1,45 @@
 """`unitok export`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from unitok.cli.arguments import Input
 from unitok.files import check_inputs, check_replaceable
 from unitok.interop import EXPORTS
 
 
-def export(kind: Annotated[str, EXPORTS], source: Input, out: Path, *, overwrite: bool = False) -> None:
+def export(
+    kind: Annotated[str, EXPORTS],
+    source: Input,
+    out: Path,
+    *,
+    weights: Literal["f32", "f16", "q8_0"] = "f32",
+    overwrite: bool = False,
+) -> None:
     """Write a bundle's decoder in another program's format, with unitok_ids.json, which says what its tokens mean.
 
     Args:
         kind: format to write.
         source: a bundle, or a decoder's own folder
         out: folder to write
+        weights: for gguf: type of the weights, of 4, 2 or 1 byte
         overwrite: replace whatever is in the folder
     """
     from unitok.interop.decoder import export_decoder
     from unitok.model import Decoder
+    from unitok.tokenizers import TextTokenizer
     from unitok.vocab import Vocab
 
     check_replaceable(out, "exported decoder", overwrite)
     check_inputs(out, [source])
     decoder, known = Decoder.from_pretrained(source), source / "vocab.json"
-    export_decoder(kind, decoder, Vocab.load(known) if known.exists() else None, out, overwrite)
-    print(f"{out}: load it with transformers' AutoModelForCausalLM.from_pretrained")
+    vocab = Vocab.load(known) if known.exists() else None
+    text = vocab.bare if vocab and kind == "gguf" else None
+    tokenizer = TextTokenizer.from_pretrained(source, name=text) if text else None
+    export_decoder(kind, decoder, vocab, out, overwrite, tokenizer, weights)
+    use = (
+        f"llama-cli -m {out / f'decoder-{weights}.gguf'}"
+        if kind == "gguf"
+        else "transformers' AutoModelForCausalLM.from_pretrained"
+    )
+    print(f"{out}: load it with {use}")

@@ -15,6 +15,7 @@ from unitok.bundle import Bundle
 from unitok.errors import UserError
 from unitok.files import read_json, whole_folder, write_json
 from unitok.interop.image import from_chameleon
+from unitok.interop.registry import EXPORTS
 from unitok.interop.weights import ForeignConfig, State, log, log_unused, read_config, read_folder, strip_prefix
 from unitok.model.decoder import Decoder, DecoderConfig
 from unitok.pretrained import save_weights
@@ -238,17 +239,45 @@ class ImportedDecoder:
 # ---- Export ---------------------------------------------------------------------------------------------------------
 
 
-def export_decoder(kind: str, decoder: Decoder, vocab: Vocab | None, out: Path, overwrite: bool = False) -> None:
-    """Write a decoder in the format `kind`, one of `EXPORTS`, with the meaning of its tokens in `unitok_ids.json`. Errors:
-    `UserError` for a decoder with options that the format does not have."""
-    if kind != "hf-qwen3":
-        raise UserError(f"no kind {kind!r}; choose hf-qwen3")
+def export_decoder(
+    kind: str,
+    decoder: Decoder,
+    vocab: Vocab | None,
+    out: Path,
+    overwrite: bool = False,
+    text: TextTokenizer | None = None,
+    weights: str = "f32",
+) -> None:
+    """Write a decoder in the format `kind`, one of `EXPORTS`, with the meaning of its tokens in `unitok_ids.json`.
+
+    text, weights: for `gguf`: the text tokenizer, and one of `unitok.interop.gguf.WEIGHTS`. Errors: `UserError` for a decoder with
+    options that the format does not have.
+    """
+    if kind not in EXPORTS:
+        raise UserError(f"no kind {kind!r}; choose one of {', '.join(EXPORTS)}")
+    if weights != "f32" and kind != "gguf":
+        raise UserError(f"weights {weights}: only for gguf; {kind} has those of the decoder, in float32")
     c = decoder.config
     fits = {"span_positions": 0, "qk_norm": "rms", "norm_placement": "before", "mlp_bias": False, "attention_bias": False}
     for name, value in fits.items():  # servers have no bias on the output projection
         if getattr(c, name) != value:
             raise UserError(f"the decoder has {name} {getattr(c, name)!r}, which Qwen3 does not: it cannot be exported")
-    named = {"bos_token_id": "<bos>", "eos_token_id": "<eos>", "pad_token_id": "<pad>"}
+    with whole_folder(out, "exported decoder", overwrite) as partial:
+        if kind == "gguf":
+            from unitok.interop.gguf import write_gguf
+
+            if vocab is None:
+                raise UserError("gguf: give a bundle; a decoder's folder alone does not say what its tokens mean")
+            write_gguf(partial / f"decoder-{weights}.gguf", decoder, vocab, text, weights)
+        else:
+            _write_qwen3(partial, decoder, vocab)
+        if vocab:
+            write_json(partial / "unitok_ids.json", id_map(vocab))
+
+
+def _write_qwen3(folder: Path, decoder: Decoder, vocab: Vocab | None) -> None:
+    """Write what transformers loads."""
+    c, named = decoder.config, {"bos_token_id": "<bos>", "eos_token_id": "<eos>", "pad_token_id": "<pad>"}
     specials = {name: vocab.specials.get(special) for name, special in named.items()} if vocab else {}
     config = {
         "unitok": 1,
@@ -264,13 +293,9 @@ def export_decoder(kind: str, decoder: Decoder, vocab: Vocab | None, out: Path, 
         **({"rope_scaling": c.rope_scaling} if c.rope_scaling else {}),
         **specials,
     }
-    generation = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, **specials}
-    with whole_folder(out, "exported decoder", overwrite) as partial:
-        write_json(partial / "config.json", config)
-        write_json(partial / "generation_config.json", generation)
-        save_weights(partial / "model.safetensors", decoder.state_dict(), {"format": "pt"})
-        if vocab:
-            write_json(partial / "unitok_ids.json", id_map(vocab))
+    write_json(folder / "config.json", config)
+    write_json(folder / "generation_config.json", {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, **specials})
+    save_weights(folder / "model.safetensors", decoder.state_dict(), {"format": "pt"})
 
 
 def id_map(vocab: Vocab) -> dict[str, object]:

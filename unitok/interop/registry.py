@@ -24,7 +24,10 @@ KINDS = {
     "hf-llama": "a folder saved by transformers' LlamaForCausalLM",
     "hf-qwen3": "a folder saved by transformers' Qwen3ForCausalLM",
 }
-EXPORTS = {"hf-qwen3": "a folder that transformers, vLLM and SGLang load as Qwen3"}
+EXPORTS = {
+    "hf-qwen3": "a folder that transformers, vLLM and SGLang load as Qwen3",
+    "gguf": "a folder with a GGUF file that llama.cpp and what is built on it load",
+}
 
 #: Options that only some kinds take; the files of all others contain these values.
 OPTIONS = {"config": ("taming", "chameleon-vqgan", "encodec"), "sample_rate": ("encodec",), "causal": ("encodec",)}

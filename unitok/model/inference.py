@@ -9,6 +9,7 @@ place. On a CPU, matrices are kept in oneDNN's blocked layout, which for 2 to 32
 Letters as in `decoder.py`, and L for the positions of the cache. A slot is the room of one document in the cache.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,10 @@ from torch import Tensor, nn
 from unitok.intervals import Intervals
 from unitok.model.decoder import Block, Decoder, DecoderConfig, rotary_frequencies
 from unitok.model.heads import rows_of
+
+
+#: Weight [out, in] and bias of a linear layer.
+Linear = tuple[Tensor, Tensor | None]
 
 
 class Cache:
@@ -102,7 +107,7 @@ def matrix(weight: Tensor, bias: Tensor | None = None) -> Matrix:
 class Gated:
     """SwiGLU's two products as one: x [N, in] -> silu(gate) * up [N, width]."""
 
-    def __init__(self, gate: tuple[Tensor, Tensor | None], up: tuple[Tensor, Tensor | None]):
+    def __init__(self, gate: Linear, up: Linear):
         bias = None if gate[1] is None or up[1] is None else torch.cat([gate[1], up[1]])
         self.both = Matrix(torch.cat([gate[0], up[0]]), bias)
 
@@ -114,7 +119,7 @@ class Gated:
 class BlockedGated(Gated):
     """SwiGLU of blocked matrices, with silu and the multiplication fused into the products."""
 
-    def __init__(self, gate: tuple[Tensor, Tensor | None], up: tuple[Tensor, Tensor | None]):
+    def __init__(self, gate: Linear, up: Linear):
         self.gate, self.up = BlockedMatrix(*gate), BlockedMatrix(*up)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -130,17 +135,35 @@ def rms_normalize(x: Tensor, eps: float) -> Tensor:
 
 
 @dataclass
-class _Weights:
-    """Weights of one block, arranged for generation."""
+class Arranged:
+    """Weights of one block in fewer and larger matrices: gains of norms before products are multiplied into them, and the two dimensions
+    of a rotated pair are neighbors."""
 
-    qkv: Matrix
+    qkv: Linear
     gain: Tensor | None  # of the QK-norm, [H + G, D]
     shift: Tensor | None  # its bias
-    out: Matrix
-    gated: Gated
-    down: Matrix
+    out: Linear
+    gate: Linear
+    up: Linear
+    down: Linear
     after_attention: Tensor | None  # gain of the norm, where norm_placement is "after"
     after_mlp: Tensor | None
+
+
+class _Block:
+    """One block as layers of this device and type."""
+
+    def __init__(self, w: Arranged, dtype: torch.dtype):
+        def cast(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.to(dtype)
+
+        def linear(x: Linear) -> Linear:
+            return x[0].to(dtype), cast(x[1])
+
+        self.gain, self.shift = cast(w.gain), cast(w.shift)
+        self.after_attention, self.after_mlp = cast(w.after_attention), cast(w.after_mlp)
+        self.qkv, self.out, self.down = (matrix(*linear(x)) for x in (w.qkv, w.out, w.down))
+        self.gated = (BlockedGated if isinstance(self.qkv, BlockedMatrix) else Gated)(linear(w.gate), linear(w.up))
 
 
 @dataclass
@@ -167,9 +190,8 @@ class InferenceDecoder:
         self.embedding = decoder.model.embed_tokens.weight.detach().clone()
         self.span_positions = decoder.model.embed_span_positions.weight.detach().clone() if c.span_positions else None
         self.norm = decoder.model.norm.weight.detach().clone()
-        self.blocks = [_arranged(block, c) for block in decoder.model.layers if isinstance(block, Block)]
-        angles = torch.arange(c.max_position_embeddings)[:, None].float() * rotary_frequencies(c)
-        self.rotation = torch.polar(torch.ones_like(angles), angles).to(self.device)  # complex [positions, D / 2]
+        self.blocks = [_Block(weights, self.dtype) for weights in arrange(decoder)]
+        self.rotation = rotation_table(c).to(self.device)
 
     def new_cache(self, slots: int, length: int) -> Cache:
         """An empty cache of so many slots, each of at most `length` positions."""
@@ -224,7 +246,7 @@ class InferenceDecoder:
         rows = positions[:, None] + first_rows
         return _Pass(b, t, rotation, extent, mask, None, rows.flatten())
 
-    def _attend(self, x: Tensor, w: _Weights, shared: _Pass, keys: Tensor, values: Tensor) -> Tensor:
+    def _attend(self, x: Tensor, w: _Block, shared: _Pass, keys: Tensor, values: Tensor) -> Tensor:
         c, b, t = self.config, shared.b, shared.t
         heads, groups, d = c.num_attention_heads, c.num_key_value_heads, c.head_dim
         y = x if w.after_attention is not None else rms_normalize(x, c.rms_norm_eps)
@@ -249,7 +271,7 @@ class InferenceDecoder:
         y = y.transpose(1, 2).reshape(b * t, heads * d)
         return self._add(x, y, w.out, w.after_attention)
 
-    def _mlp(self, x: Tensor, w: _Weights) -> Tensor:
+    def _mlp(self, x: Tensor, w: _Block) -> Tensor:
         c = self.config
         y = x if w.after_mlp is not None else rms_normalize(x, c.rms_norm_eps)
         return self._add(x, w.gated(y), w.down, w.after_mlp)
@@ -261,25 +283,38 @@ class InferenceDecoder:
         return x + F.rms_norm(matrix(y), (self.config.hidden_size,), after, self.config.rms_norm_eps)
 
 
-def _effective(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
-    """Weight [out, in] and bias of a linear layer, with the difference that LoRA has learned."""
+def rotation_table(config: DecoderConfig) -> Tensor:
+    """Rotations of all positions, complex [positions, D / 2]."""
+    angles = torch.arange(config.max_position_embeddings)[:, None].float() * rotary_frequencies(config)
+    return torch.polar(torch.ones_like(angles), angles)
+
+
+def arrange(decoder: Decoder) -> Iterator[Arranged]:
+    """Yield the weights of each block in float32, arranged for generation, with what LoRA has learned."""
+    for block in decoder.model.layers:
+        assert isinstance(block, Block)
+        yield _arranged(block, decoder.config)
+
+
+def _effective(layer: nn.Module) -> Linear:
+    """A linear layer, with the difference that LoRA has learned."""
     base = getattr(layer, "base_layer", layer)
     assert isinstance(base, nn.Linear)
-    weight = base.weight.detach()
+    weight = base.weight.detach().float()
     for adapter in getattr(layer, "active_adapters", ()):  # peft's layers have them
         weight = weight + getattr(layer, "get_delta_weight")(adapter).detach()  # noqa: B009
-    return weight, None if base.bias is None else base.bias.detach().clone()
+    return weight, None if base.bias is None else base.bias.detach().float()
 
 
-def _arranged(block: Block, c: DecoderConfig) -> _Weights:
+def _arranged(block: Block, c: DecoderConfig) -> Arranged:
     """The weights of one block, arranged for generation."""
     a, m, before = block.self_attn, block.mlp, c.norm_placement == "before"
     # The two dimensions of a rotated pair become neighbors. Dot products do not change, as queries and keys have the same order.
     order = torch.arange(c.head_dim).view(2, -1).T.flatten().to(block.input_layernorm.weight.device)
 
-    def after_norm(layer: nn.Module, norm: nn.RMSNorm) -> tuple[Tensor, Tensor | None]:
+    def after_norm(layer: nn.Module, norm: nn.RMSNorm) -> Linear:
         weight, bias = _effective(layer)
-        return weight * norm.weight if before else weight, bias
+        return weight * norm.weight.float() if before else weight, bias
 
     def paired(x: Tensor) -> Tensor:
         """Reorder each head's dimensions in the rows of queries and keys."""
@@ -292,18 +327,18 @@ def _arranged(block: Block, c: DecoderConfig) -> _Weights:
     gain = shift = None
     if c.qk_norm != "none":
         norms = ((a.q_norm, c.num_attention_heads), (a.k_norm, c.num_key_value_heads))
-        gain = torch.cat([norm.get_parameter("weight").expand(heads, -1) for norm, heads in norms])[:, order]
+        gain = torch.cat([norm.get_parameter("weight").float().expand(heads, -1) for norm, heads in norms])[:, order]
         if c.qk_norm == "layer":
-            shift = torch.cat([norm.get_parameter("bias") for norm, _ in norms])[:, order]
+            shift = torch.cat([norm.get_parameter("bias").float() for norm, _ in norms])[:, order]
     gate, up = (after_norm(layer, block.post_attention_layernorm) for layer in (m.gate_proj, m.up_proj))
-    qkv = matrix(qkv_weight, paired(torch.cat(biases)) if biases else None)
-    return _Weights(
-        qkv=qkv,
+    return Arranged(
+        qkv=(qkv_weight, paired(torch.cat(biases)) if biases else None),
         gain=gain,
         shift=shift,
-        out=matrix(*_effective(a.o_proj)),
-        gated=(BlockedGated if isinstance(qkv, BlockedMatrix) else Gated)(gate, up),
-        down=matrix(*_effective(m.down_proj)),
+        out=_effective(a.o_proj),
+        gate=gate,
+        up=up,
+        down=_effective(m.down_proj),
         after_attention=None if before else block.input_layernorm.weight.detach().clone(),
         after_mlp=None if before else block.post_attention_layernorm.weight.detach().clone(),
     )

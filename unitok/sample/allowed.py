@@ -1,5 +1,6 @@
 """Logits of the tokens that some request of a batch may sample, and of no others."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor
 
 from unitok.intervals import Intervals, holds, join_intervals, size_of
 from unitok.model.heads import ids_of
-from unitok.model.inference import InferenceDecoder, Matrix
+from unitok.model.copies import GenerationDecoder
 
 CACHED = 256  # combinations of sets that are kept, at most
 
@@ -17,7 +18,7 @@ class AllowedLogits(NamedTuple):
 
     union: Intervals  # the n tokens
     ids: Tensor  # int64 [n]
-    head: Matrix  # [n, C]
+    head: Callable[[Tensor], Tensor]  # hidden states [N, C] -> logits [N, n]
     mask: Tensor | None  # bool [B, n]: what each request may not sample; None: each may sample all n
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -27,7 +28,7 @@ class AllowedLogits(NamedTuple):
 
 
 def allowed_logits(
-    decoder: InferenceDecoder, sets: tuple[Intervals, ...], cache: dict[tuple[Intervals, ...], AllowedLogits]
+    decoder: GenerationDecoder, sets: tuple[Intervals, ...], cache: dict[tuple[Intervals, ...], AllowedLogits]
 ) -> AllowedLogits:
     """Return the `AllowedLogits` of requests that may sample from these sets, one per request. cache: of this decoder alone."""
     if sets not in cache:

@@ -21,8 +21,10 @@ from unitok.generation_config import SamplingParams
 from unitok.grammar import Grammar
 from unitok.intervals import Intervals
 from unitok.model.cuda_graphs import CudaGraphs
+from unitok.model.copies import GenerationDecoder, copy_for_generation
 from unitok.model.decoder import Decoder
-from unitok.model.inference import Cache, InferenceDecoder
+from unitok.model.inference import Cache
+from unitok.model.native.decoder import PARAMS, NativeDecoder, Stretch
 from unitok.sample.allowed import AllowedLogits, allowed_logits
 from unitok.sample.jacobi import draw_ahead
 from unitok.sample.prefixes import PrefixCache
@@ -45,7 +47,7 @@ class Session:
     """Requests that are generated together; new ones may join at any time.
 
     Args:
-        decoder: a `Decoder` is copied with the weights that it has now (`InferenceDecoder`).
+        decoder: a `Decoder` is copied with the weights that it has now (`copy_for_generation`).
         sampling: sampling parameters by tokenizer; a missing one has the defaults.
         ahead: most tokens that `step` samples for each request before it returns.
         jacobi_window: tokens of an image that are guessed and read in one pass, for a request that runs alone; 0: off.
@@ -54,7 +56,7 @@ class Session:
 
     def __init__(
         self,
-        decoder: Decoder | InferenceDecoder,
+        decoder: Decoder | GenerationDecoder,
         grammar: Grammar,
         sampling: Mapping[str, SamplingParams] | None = None,
         ahead: int = 256,
@@ -62,7 +64,7 @@ class Session:
         prefixes: PrefixCache | None = None,
     ):
         self.prefixes = prefixes
-        self.decoder = InferenceDecoder(decoder) if isinstance(decoder, Decoder) else decoder
+        self.decoder = copy_for_generation(decoder) if isinstance(decoder, Decoder) else decoder
         self.grammar, self.sampling, self.ahead, self.jacobi_window = grammar, sampling or {}, ahead, jacobi_window
         self.passes = 0  # of the model, in sampling
         self.running: list[Running] = []
@@ -241,16 +243,20 @@ class Session:
     def _draw(self, active: list[Running], sets: list[list[Intervals]], count: int) -> list[list[int]]:
         """Sample `count` ids for each active request from its allowed sets; the model runs on all but the last of them."""
         numbers = {id(r): i for i, r in enumerate(active)}
-        owner = self._send(np.array([numbers[id(slot.running)] for slot in self.slots]))
-        compared, scales = self._guidance(active, count)
+        owners = np.array([numbers[id(slot.running)] for slot in self.slots])
+        uniforms = np.stack([r.randoms[len(r.new) : len(r.new) + count] for r in active], 1)
+        rows, scales = self._guidance(active, count)
+        if isinstance(self.decoder, NativeDecoder):
+            return self._draw_natively(self.decoder, active, sets, owners, uniforms, rows, scales)
+        owner, uniform = self._send(owners), self._send(uniforms.astype(self._wide))
+        compared, all_scales = [self._send(row) for row in rows], self._send(scales)
         params = BatchedSamplingParams([r.params for r in active], self.decoder.device)
-        seen = self._seen(active) if params.penalizes else None
-        uniform = self._send(np.stack([r.randoms[len(r.new) : len(r.new) + count] for r in active], 1).astype(self._wide))
+        seen = self._send(self._seen(active)) if params.penalizes else None
         run = self._runner(count)
         sampled = torch.zeros((count, len(active)), dtype=torch.int64, device=self.decoder.device)
         for i in range(count):
             allowed = allowed_logits(self.decoder, tuple(s[i] for s in sets), self._allowed)
-            logits = _guided_logits(allowed, self.hidden, compared, scales[i])
+            logits = _guided_logits(allowed, self.hidden, compared, all_scales[i])
             if seen is not None:
                 logits = penalize_repetition(logits, seen[:, allowed.ids], params.repetition_penalty[:, None])
             ids = sampled[i] = allowed.ids[params.sample(logits, uniform[i])]
@@ -260,10 +266,45 @@ class Session:
                 self.hidden[: len(owner)] = run(ids[owner, None], i)[:, 0]
         return sampled.T.tolist()
 
+    def _draw_natively(
+        self,
+        decoder: NativeDecoder,
+        active: list[Running],
+        sets: list[list[Intervals]],
+        owners: np.ndarray,
+        uniforms: np.ndarray,
+        rows: list[np.ndarray],
+        scales: np.ndarray,
+    ) -> list[list[int]]:
+        """`_draw` in one call of compiled code."""
+        params = np.zeros(len(active), PARAMS)
+        for row, r in zip(params, active, strict=True):
+            p = r.params
+            row["temperature"], row["top_k"], row["top_p"], row["min_p"] = p.temperature, p.top_k, p.top_p, p.min_p
+            row["penalty"] = p.repetition_penalty
+        for kind, slots in zip(("own", "none", "media"), rows, strict=False):
+            params[kind] = slots
+        seen = self._seen(active) if (params["penalty"] != 1).any() else None
+        positions, span_positions = self._positions(len(uniforms))
+        stretch = Stretch(
+            owners.astype(np.int32),
+            sets,
+            params,
+            len(rows) - 1,
+            scales,
+            uniforms,
+            positions.T,
+            span_positions.T,
+            seen,
+            self.hidden,
+        )
+        return decoder.sample(stretch, self.cache).T.tolist()
+
     def _draw_ahead(self, r: Running, allowed_set: Intervals, count: int) -> tuple[list[list[int]], int]:
         """Sample `count` ids of the only active request from one allowed set, by Jacobi iteration; also return the number of passes."""
         allowed, params = allowed_logits(self.decoder, (allowed_set,), self._allowed), r.params
-        compared, scales = self._guidance([r], count)
+        indices, all_scales = self._guidance([r], count)
+        compared, scales = [self._send(row) for row in indices], self._send(all_scales)
         run = self._runner(count)
 
         def scores(hidden: Tensor, start: int) -> Tensor:
@@ -287,11 +328,9 @@ class Session:
 
     def _runner(self, count: int) -> Callable[[Tensor, int], Tensor]:
         """Return a function from ids [slots, W], which start at index i of a stretch of `count`, to hidden states [slots, W, C]."""
-        positions = np.array([slot.read for slot in self.slots])[:, None] + np.arange(count)
-        last = np.array([slot.running.state.span_position for slot in self.slots])[:, None]  # 0 throughout text
+        positions, span_positions = self._positions(count)
         at, extent = _common(positions, self.cache), int(positions[:, 0].max())
-        all_span_positions = self._send(np.where(last > 0, last + 1 + np.arange(count), 0))
-        all_positions = self._send(positions)
+        all_positions, all_span_positions = self._send(positions), self._send(span_positions)
 
         def run(ids: Tensor, i: int) -> Tensor:
             stop = i + ids.shape[1]
@@ -304,14 +343,20 @@ class Session:
 
         return run
 
-    def _seen(self, active: list[Running]) -> Tensor:
+    def _positions(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return positions and span positions of the next tokens of each slot, int64 [slots, count] each."""
+        positions = np.array([slot.read for slot in self.slots])[:, None] + np.arange(count)
+        last = np.array([slot.running.state.span_position for slot in self.slots])[:, None]  # 0 throughout text
+        return positions, np.where(last > 0, last + 1 + np.arange(count), 0)
+
+    def _seen(self, active: list[Running]) -> np.ndarray:
         """Return bool [B, V]: the tokens that have come, in the prompt or since."""
-        seen = torch.zeros(len(active), self.grammar.vocab.size, dtype=torch.bool, device=self.decoder.device)
+        seen = np.zeros((len(active), self.grammar.vocab.size), bool)
         for row, r in zip(seen, active, strict=True):
-            row[self._send(np.concatenate([r.prompt, np.array(r.new, np.int64)]))] = True
+            row[np.concatenate([r.prompt, np.array(r.new, np.int64)])] = True
         return seen
 
-    def _guidance(self, active: list[Running], count: int) -> tuple[list[Tensor], Tensor]:
+    def _guidance(self, active: list[Running], count: int) -> tuple[list[np.ndarray], np.ndarray]:
         """Return indices of slots [B] (the requests' own and, as far as there are any, `none` and `media`), and scales [count, B, 2]."""
         index = {id(slot): i for i, slot in enumerate(self.slots)}
         rows: dict[str, list[int]] = {"own": [], "none": [], "media": []}
@@ -325,7 +370,7 @@ class Session:
             if "none" in by_kind:
                 scales[:, i] = [r.params.scales(r.state.count + j, r.state.total) for j in range(count)]
         kinds = {slot.kind for slot in self.slots}
-        return [self._send(np.array(row)) for kind, row in rows.items() if kind in kinds], self._send(scales)
+        return [np.array(row) for kind, row in rows.items() if kind in kinds], scales
 
 
 def _guided_logits(allowed: AllowedLogits, hidden: Tensor, compared: list[Tensor], scales: Tensor) -> Tensor:
@@ -344,7 +389,7 @@ def _common(positions: np.ndarray, cache: Cache) -> int | None:
 
 
 def generate(
-    decoder: Decoder | InferenceDecoder,
+    decoder: Decoder | GenerationDecoder,
     grammar: Grammar,
     requests: Iterable[Request],
     sampling: Mapping[str, SamplingParams] | None = None,

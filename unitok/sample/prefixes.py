@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from unitok.model.inference import Cache, InferenceDecoder
+from unitok.model.copies import GenerationDecoder
+from unitok.model.inference import Cache
 
 
 class PrefixCache:
@@ -16,9 +17,9 @@ class PrefixCache:
     def __init__(self, entries: int = 4):
         self.entries = entries
         self._kept: list[tuple[np.ndarray, Cache]] = []
-        self._decoder: InferenceDecoder | None = None
+        self._decoder: GenerationDecoder | None = None
 
-    def longest(self, ids: Sequence[int] | np.ndarray, decoder: InferenceDecoder) -> tuple[Cache, int] | None:
+    def longest(self, ids: Sequence[int] | np.ndarray, decoder: GenerationDecoder) -> tuple[Cache, int] | None:
         """Return the cache (of one slot) of the sequence that begins most like `ids`, and how many tokens they share; None for none.
 
         The last token of `ids` is never among them: it has to be read to know what comes after it.
@@ -37,7 +38,7 @@ class PrefixCache:
         self._kept.append(self._kept.pop(best))
         return self._kept[-1][1], most
 
-    def store(self, ids: Sequence[int] | np.ndarray, cache: Cache, decoder: InferenceDecoder) -> None:
+    def store(self, ids: Sequence[int] | np.ndarray, cache: Cache, decoder: GenerationDecoder) -> None:
         """Keep what a decoder has read. ids: the tokens; cache: of one slot, whose first len(ids) positions are copied."""
         if self._decoder is not decoder:
             self._decoder, self._kept = decoder, []

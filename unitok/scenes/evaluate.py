@@ -314,6 +314,7 @@ def evaluate_bundle(
     guidance_scale: float | None = None,
     temperature: float | None = None,
     device: str = "cpu",
+    dtype: str = "float32",
     progress: bool = False,
 ) -> Scores:
     """Measure a bundle on scenes; writes `scores.json` and samples.
@@ -328,12 +329,12 @@ def evaluate_bundle(
         best_of: also score the best of so many outputs; 1: not.
         guidance_scale: of images. Default: the bundle's own, else the demo's.
         temperature: of images and audio. Default: the bundle's own, else the demo's.
-        device: where the networks run.
+        device: where the networks run. dtype: of the weights that generate, as for `Bundle.from_pretrained`.
         progress: print progress.
 
     Returns: scores by name.
     """
-    unitok = Unitok.from_pretrained(bundle, device=device)
+    unitok = Unitok.from_pretrained(bundle, device=device, dtype=dtype)
     rows = read_scenes(scenes, count)
     if best_of < 1:
         raise UserError(f"best_of {best_of}: it must be at least 1")
