@@ -105,6 +105,22 @@ def test_an_output_is_the_same_bit_by_bit_whatever_else_is_in_the_batch(tiny, wi
     assert torch.equal(states[0][3:4], states[1])
 
 
+def test_prompts_of_any_lengths_are_read_together(wild):
+    """70 prompts of 1 to 70 tokens, in two parts each, of which blocks of rows hold parts of several."""
+    copy = NativeDecoder(wild)
+    rows = [torch.randint(0, 300, (length,)).tolist() for length in range(1, 71)]
+    cache = copy.new_cache(70, 70)
+    halves = [(row[: len(row) // 2], row[len(row) // 2 :]) for row in rows]
+    first = [i for i in range(70) if halves[i][0]]
+    part = cache.part(1, 70)  # all but the slot whose first half is empty
+    copy.read([halves[i][0] for i in first], [[0] * len(halves[i][0]) for i in first], [0] * len(first), part)
+    found = copy.read([b for _, b in halves], [[0] * len(b) for _, b in halves], [len(a) for a, _ in halves], cache)
+    for i in (0, 1, 30, 69):
+        ids = torch.tensor(rows[i])[None]
+        wanted = wild.hidden(ids, span_positions=torch.zeros_like(ids))[0, -1]
+        torch.testing.assert_close(found[i], wanted, atol=1e-4, rtol=1e-3)
+
+
 def _in_a_child(copy, ids, queue):
     queue.put(copy.step(ids, torch.zeros_like(ids), copy.new_cache(1, 2), 1, torch.zeros_like(ids)).numpy())
 

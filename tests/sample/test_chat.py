@@ -60,15 +60,20 @@ def test_what_the_assistant_said_is_read_back_with_exactly_its_codes(unitok):
     assert unitok.chat(messages, "text:3").message == {"role": "assistant", "content": unitok.chat(messages, "text:3").text}
 
 
+def count_read(unitok, monkeypatch, counts):
+    """Append the number of tokens of each reading to `counts`."""
+    original = unitok.inference.read
+
+    def counted(ids, *arguments):
+        counts.append(sum(map(len, ids)))
+        return original(ids, *arguments)
+
+    monkeypatch.setattr(unitok.inference, "read", counted)
+
+
 def test_a_later_turn_reads_only_what_is_new_and_says_the_same(unitok, monkeypatch):
     read: list[int] = []
-    step = unitok.inference.step
-
-    def counted(ids, *arguments, **keywords):
-        read.append(ids.numel())
-        return step(ids, *arguments, **keywords)
-
-    monkeypatch.setattr(unitok.inference, "step", counted)
+    count_read(unitok, monkeypatch, read)
     messages = [
         {"role": "user", "content": [{"type": "image_url", "image_url": {"url": IMAGE}}, {"type": "text", "text": "What?"}]}
     ]
@@ -112,8 +117,7 @@ def test_what_a_user_writes_is_tokenized_although_the_assistant_wrote_the_same(u
 
 def test_equal_prompts_are_read_once_also_where_prefixes_are_kept(unitok, monkeypatch):
     read: list[int] = []
-    step = unitok.inference.step
-    monkeypatch.setattr(unitok.inference, "step", lambda ids, *a, **k: (read.append(ids.numel()), step(ids, *a, **k))[1])
+    count_read(unitok, monkeypatch, read)
     session = Session(unitok.inference, Grammar(unitok.vocab), prefixes=PrefixCache())
     prompt = unitok.vocab.encode(unitok.read_prompt("a prompt of some length"), eos=False)
     for turn in range(2):

@@ -12,6 +12,7 @@ Letters as in `decoder.py`, and L for the positions of the cache. A slot is the 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,7 +20,6 @@ from torch import Tensor, nn
 from unitok.intervals import Intervals
 from unitok.model.decoder import Block, Decoder, DecoderConfig, rotary_frequencies
 from unitok.model.heads import rows_of
-
 
 #: Weight [out, in] and bias of a linear layer.
 Linear = tuple[Tensor, Tensor | None]
@@ -202,6 +202,24 @@ class InferenceDecoder:
     def head_of(self, intervals: Intervals) -> Matrix:
         """The rows of the head for a set of tokens."""
         return matrix(rows_of(self.head, intervals))
+
+    @torch.inference_mode()
+    def read(self, ids: list[list[int]], span_positions: list[list[int]], starts: list[int], cache: Cache) -> Tensor:
+        """Tokens of the first B slots, any number of each from position `starts` on -> hidden states [B, C] after the last of each.
+
+        Shorter ones are padded on the right; later steps overwrite what the padding writes into the cache before anything attends to it.
+        """
+        lengths = np.array([len(x) for x in ids])
+        positions = np.array(starts)[:, None] + np.arange(lengths.max())
+        padded = np.zeros((2, *positions.shape), np.int64)
+        for i, rows in enumerate(zip(ids, span_positions, strict=True)):
+            padded[:, i, : lengths[i]] = rows
+        common = starts[0] if len(set(starts)) == 1 and starts[0] + lengths.max() <= cache.length else None
+        extent = min(int(positions.max()) + 1, cache.length)
+        arrays = (padded[0], positions.clip(max=cache.length - 1), padded[1], lengths - 1)
+        sent = [torch.from_numpy(x).to(self.device, non_blocking=True) for x in arrays]
+        hidden = self.step(sent[0], sent[1], cache, extent, sent[2], common)
+        return hidden[torch.arange(len(ids), device=self.device), sent[3]]
 
     @torch.inference_mode()
     def step(

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from unitok.intervals import Intervals, holds, join_intervals, size_of
-from unitok.model.heads import ids_of
 from unitok.model.copies import GenerationDecoder
+from unitok.model.heads import ids_of
 
 CACHED = 256  # combinations of sets that are kept, at most
 

@@ -20,8 +20,8 @@ from torch import Tensor
 from unitok.generation_config import SamplingParams
 from unitok.grammar import Grammar
 from unitok.intervals import Intervals
-from unitok.model.cuda_graphs import CudaGraphs
 from unitok.model.copies import GenerationDecoder, copy_for_generation
+from unitok.model.cuda_graphs import CudaGraphs
 from unitok.model.decoder import Decoder
 from unitok.model.inference import Cache
 from unitok.model.native.decoder import PARAMS, NativeDecoder, Stretch
@@ -73,7 +73,8 @@ class Session:
         self.hidden = torch.zeros(0, self.decoder.config.hidden_size, device=self.decoder.device, dtype=self.decoder.dtype)
         self._allowed: dict[tuple[Intervals, ...], AllowedLogits] = {}
         self._wide = np.float32 if self.decoder.device.type == "mps" else np.float64  # MPS has no float64
-        self._graphs = CudaGraphs(self.decoder) if self.decoder.device.type == "cuda" else None
+        copy = self.decoder
+        self._graphs = CudaGraphs(copy) if not isinstance(copy, NativeDecoder) and copy.device.type == "cuda" else None
 
     def add(self, request: Request) -> None:
         """Let a request join. Errors: `UserError` for a prompt that is no beginning of a document or longer than the decoder
@@ -222,18 +223,9 @@ class Session:
                 self.hidden[index[id(slot)]] = hidden[i]
 
     def _read(self, slots: list[Slot], cache: Cache) -> Tensor:
-        """Return hidden states [slots, C] after the last unread id of each slot of `cache`. Shorter ones are padded on the right;
-        later steps overwrite what the padding writes into the cache before anything attends to it."""
-        lengths = np.array([len(slot.ids) for slot in slots])
-        positions = np.array([slot.read for slot in slots])[:, None] + np.arange(lengths.max())
-        ids, span_positions = np.full(positions.shape, self.grammar.vocab.pad), np.zeros(positions.shape, np.int64)
-        for i, slot in enumerate(slots):
-            ids[i, : lengths[i]], span_positions[i, : lengths[i]] = slot.take_unread()
-        at = _common(positions, cache)
-        extent = min(int(positions.max()) + 1, cache.length)
-        sent = [self._send(x) for x in (ids, positions.clip(max=cache.length - 1), span_positions, lengths - 1)]
-        hidden = self.decoder.step(sent[0], sent[1], cache, extent, sent[2], at)
-        return hidden[torch.arange(len(slots), device=hidden.device), sent[3]]
+        """Return hidden states [slots, C] after the last unread id of each slot of `cache`."""
+        starts, unread = [slot.read for slot in slots], [slot.take_unread() for slot in slots]
+        return self.decoder.read([ids for ids, _ in unread], [spans for _, spans in unread], starts, cache)
 
     def _send(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.decoder.device, non_blocking=True)
@@ -298,7 +290,8 @@ class Session:
             seen,
             self.hidden,
         )
-        return decoder.sample(stretch, self.cache).T.tolist()
+        sampled: list[list[int]] = decoder.sample(stretch, self.cache).T.tolist()
+        return sampled
 
     def _draw_ahead(self, r: Running, allowed_set: Intervals, count: int) -> tuple[list[list[int]], int]:
         """Sample `count` ids of the only active request from one allowed set, by Jacobi iteration; also return the number of passes."""

@@ -1,7 +1,7 @@
 """What stands before the endpoints: who may ask, how large and how slowly, and what is logged of it.
 
 A request must name this server as its host, so that a page of another site that leads a browser here (DNS rebinding) gets nothing. Bodies
-have a limit, and time: a client that sends slowly is let go. The log has a line per request, without contents.
+have a limit, and time: a client that sends slowly, or stops reading, is let go. The log has a line per request, without contents.
 """
 
 import asyncio
@@ -13,6 +13,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from unitok.errors import visible
@@ -45,7 +46,8 @@ class Guard:
 
     Args:
         hosts: names that requests may use for this server, without ports. key: that requests to `/v1/` must have as their bearer token; "":
-            none. max_body: bytes. patience: seconds between two pieces of a body; for all of it ten times as many.
+            none. max_body: bytes. patience: seconds between two pieces of a body, and for a client to take a piece of the answer; for all of
+            a body ten times as many.
     """
 
     app: ASGIApp
@@ -65,7 +67,10 @@ class Guard:
             if message["type"] == "http.response.start":
                 status[0] = message["status"]
                 message["headers"] = [*message.get("headers", []), *HEADERS]
-            await send(message)
+            try:
+                await asyncio.wait_for(send(message), self.patience)
+            except TimeoutError:
+                raise OSError("the client stopped reading") from None  # as if it had left
 
         try:
             refusal = self._refusal(scope)
@@ -73,6 +78,8 @@ class Guard:
                 await _answer(noting, *refusal)
             else:
                 await self.app(scope, self._limited(scope, receive), noting)
+        except (ClientDisconnect, OSError) as error:
+            log.info("%s: gone before the end of its answer", type(error).__name__)
         finally:
             seconds = time.monotonic() - began
             self.metrics.answered(scope.get("route"), status[0])

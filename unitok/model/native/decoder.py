@@ -192,6 +192,14 @@ class NativeDecoder:
         sent = [x.contiguous() for x in (ids, positions, ids if span_positions is None else span_positions, slots)]
         return self._pass(sent, cache, t == 1).view(b, t, -1)
 
+    def read(self, ids: list[list[int]], span_positions: list[list[int]], starts: list[int], cache: Cache) -> Tensor:
+        """Tokens of B slots, any number of each from position `starts` on -> hidden states [B, C] after the last of each."""
+        lengths = torch.tensor([len(x) for x in ids])
+        slots = torch.arange(len(ids), dtype=torch.int32).repeat_interleave(lengths)
+        positions = torch.cat([torch.arange(start, start + len(x)) for start, x in zip(starts, ids, strict=True)])
+        sent = [torch.tensor([x for row in rows for x in row]) for rows in (ids, span_positions)]
+        return self._pass([sent[0], positions, sent[1], slots], cache, len(ids) == len(slots))[lengths.cumsum(0) - 1]
+
     def _pass(self, sent: list[Tensor], cache: Cache, once: bool) -> Tensor:
         """Tokens, positions, span positions and slots, each of N tokens -> hidden states [N, C]."""
         count = sent[0].numel()
@@ -220,7 +228,7 @@ class NativeDecoder:
         arrays = (s.owner, set_of, set_start, intervals, union, union_start, joined, s.params, s.scales, s.uniform, s.positions,
                   s.span_positions, s.seen, sampled)  # fmt: skip
         sent = [None if x is None else np.ascontiguousarray(x) for x in arrays]
-        assert s.hidden.is_contiguous() and s.hidden.dtype == torch.float32
+        assert s.hidden.is_contiguous(), "C++ writes into it"
         stretch = _Stretch(
             count, b, len(s.owner), s.compared, *(None if x is None else x.ctypes.data for x in sent), s.hidden.data_ptr()
         )
@@ -237,7 +245,7 @@ class NativeDecoder:
 
 def _cache(cache: Cache) -> _Cache:
     keys, values = cache.keys, cache.values
-    assert keys.stride() == values.stride() and keys.dtype == torch.float32
+    assert keys.stride() == values.stride(), "one stride for both"
     return _Cache(keys.data_ptr(), values.data_ptr(), keys.stride(0), keys.stride(1), cache.length)
 
 
