@@ -1,16 +1,16 @@
-"""Generation beside transformers' `generate`, with the same weights: image tokens per second.
+"""Generation beside transformers' `generate` and llama.cpp, with the same weights: image tokens per second.
 
-    python benchmarks/generate.py [--quick] [--device cuda] [--sizes 10m]
+    python benchmarks/generate.py [--quick] [--device cuda] [--sizes 10m] [--peers dynamic static F32 F16 Q8_0]
 
-Measured on two cores, a decoder of 10M: 1.88 times transformers with its dynamic cache and 1.36 times its compiled static one
-at batch 1, 1.87 times the dynamic one at batch 16 with guidance.
+MEASURED
 
-The decoder is exported in Qwen3's layout and loaded by AutoModelForCausalLM of transformers. Its weights are random, because speed
-does not depend on them; the logits of both are compared first. Each row continues a prompt of 32 text tokens by 256 tokens: for
-unitok the codes of an image of 16 x 16, with begin, header and end; for transformers any tokens of the vocabulary, because
-`generate` has no notion of images. Temperature 0.9 and top-k 100; fp32 on a CPU, bfloat16 on a GPU. Guidance: unitok compares with
-a second sequence in the same batch; transformers runs doubled prompts in one batch (`doubled`), and its own `guidance_scale`,
-which runs the model twice (`two passes`). Compilation and two warm runs are not counted.
+The decoder is exported in Qwen3's layout, loaded by AutoModelForCausalLM of transformers, and as GGUF by llama.cpp (llama-cpp-python, its
+C interface without Python between tokens but the call; its own defaults). Its weights are random, because speed does not depend on them;
+logits are compared first. Each row continues a prompt of 32 text tokens by 256 tokens: for unitok the codes of an image of 16 x 16, with
+begin, header and end, by grammar; for the others any tokens of the vocabulary. Temperature 0.9 and top-k 100; fp32 on a CPU, bfloat16 on
+a GPU, and beside llama.cpp's F16 and Q8_0 our bfloat16 and int8. Guidance: unitok compares with a second sequence in the same batch;
+transformers runs doubled prompts in one batch (`doubled`), and its own `guidance_scale`, which runs the model twice (`two passes`).
+Compilation and two warm runs are not counted.
 """
 
 import argparse
@@ -35,6 +35,7 @@ from unitok.model import Decoder
 from unitok.model.copies import copy_for_generation
 from unitok.model.decoder import DecoderConfig
 from unitok.model.inference import InferenceDecoder
+from unitok.model.native.decoder import NativeDecoder
 from unitok.model.presets import PRESETS
 from unitok.plan import parse_plan
 from unitok.sample.engine import generate
@@ -67,6 +68,8 @@ def make_models(work: Path, size: str) -> Path:
         torch.nn.init.normal_(decoder.lm_head.weight, std=0.02)
         decoder.save_pretrained(folder / "ours")
         export_decoder("hf-qwen3", decoder, vocab, folder / "hf")
+        for weights in ("f32", "f16", "q8_0"):
+            export_decoder("gguf", decoder, vocab, folder / weights, weights=weights)
     return folder
 
 
@@ -76,9 +79,10 @@ def prompts(batch: int) -> np.ndarray:
     return np.concatenate([np.full((batch, 1), vocab.bos), text], 1)
 
 
-def run_ours(folder: Path, batch: int, guided: bool, device: str) -> Any:
+def run_ours(folder: Path, batch: int, guided: bool, device: str, weights: str = "float32") -> Any:
     trained = Decoder.from_pretrained(folder / "ours", device)
-    decoder = copy_for_generation(trained.bfloat16() if device != "cpu" else trained)  # once, as a bundle does
+    half = device != "cpu" or weights == "bfloat16"
+    decoder = copy_for_generation(trained.bfloat16() if half else trained, weights == "int8")  # once, as a bundle does
     vocab = vocabulary()
     grammar, plan = Grammar(vocab), parse_plan(f"image:{SIDE}x{SIDE}", vocab)
     sampling = {"image": SamplingParams(TEMPERATURE, TOP_K, guidance_scale=SCALE if guided else 1.0)}
@@ -135,27 +139,94 @@ def run_theirs(folder: Path, batch: int, guidance: str, static: bool, device: st
     return run
 
 
-def check_equal(folder: Path) -> float:
-    """Largest difference of the two models' logits, ours as it generates: with its cache, the last tokens one by one."""
+class Llama:
+    """llama.cpp's C interface: a model, and a context for some sequences."""
+
+    def __init__(self, path: Path, sequences: int, threads: int, exact: bool = False):
+        import llama_cpp as c
+
+        self.c, self.sequences = c, sequences
+        c.llama_backend_init()
+        self._quiet = c.llama_log_callback(lambda level, text, data: None)
+        c.llama_log_set(self._quiet, None)
+        self.model = c.llama_model_load_from_file(str(path).encode(), c.llama_model_default_params())
+        options = c.llama_context_default_params()
+        options.n_ctx, options.n_batch, options.n_seq_max = 512 * sequences, 2048, sequences
+        options.n_threads = options.n_threads_batch = threads
+        if exact:  # keys and values in fp32; the defaults are F16
+            options.type_k = options.type_v = c.GGML_TYPE_F32
+            options.flash_attn_type = c.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        self.context = c.llama_init_from_model(self.model, options)
+        self.batch = c.llama_batch_init(2048, 0, 1)
+
+    def decode(self, tokens: list[tuple[int, int, int]], wanted: set[int]) -> None:
+        """Tokens as (id, position, sequence); logits of the tokens whose index is wanted."""
+        b = self.batch
+        b.n_tokens = len(tokens)
+        for i, (token, position, sequence) in enumerate(tokens):
+            b.token[i], b.pos[i], b.n_seq_id[i], b.logits[i] = token, position, 1, i in wanted
+            b.seq_id[i][0] = sequence
+        assert self.c.llama_decode(self.context, b) == 0
+
+    def forget(self) -> None:
+        self.c.llama_memory_clear(self.c.llama_get_memory(self.context), True)
+
+
+def run_llama(folder: Path, batch: int, kind: str, threads: int) -> Any:
+    llama = Llama(folder / kind.lower() / f"decoder-{kind.lower()}.gguf", batch, threads)
+    c, given = llama.c, prompts(batch).tolist()
+    chain = c.llama_sampler_chain_init(c.llama_sampler_chain_default_params())
+    for sampler in (c.llama_sampler_init_top_k(TOP_K), c.llama_sampler_init_temp(TEMPERATURE), c.llama_sampler_init_dist(0)):
+        c.llama_sampler_chain_add(chain, sampler)
+
+    def run() -> None:
+        llama.forget()
+        tokens = [(token, i, sequence) for sequence, row in enumerate(given) for i, token in enumerate(row)]
+        last = [PROMPT * (sequence + 1) - 1 for sequence in range(batch)]
+        for position in range(PROMPT, PROMPT + NEW + 1):
+            llama.decode(tokens, set(last))
+            drawn = [c.llama_sampler_sample(chain, llama.context, i) for i in last]
+            tokens = [(token, position, sequence) for sequence, token in enumerate(drawn)]
+            last = list(range(batch))
+
+    return run
+
+
+def check_equal(folder: Path) -> dict[str, float]:
+    """Largest difference of the models' logits, ours as it generates: with its cache, the last tokens one by one."""
     from transformers import AutoModelForCausalLM
 
-    ids = torch.from_numpy(prompts(2))
+    ids, found = torch.from_numpy(prompts(2)), {}
     with torch.inference_mode():
         theirs = AutoModelForCausalLM.from_pretrained(folder / "hf", dtype=torch.float32)(ids).logits
-        ours = InferenceDecoder(Decoder.from_pretrained(folder / "ours"))
-        cache, logits, start = ours.new_cache(2, PROMPT), [], 0
-        for stop in (PROMPT - 4, *range(PROMPT - 3, PROMPT + 1)):
-            positions = torch.arange(start, stop).expand(2, -1)
-            logits.append(ours.step(ids[:, start:stop], positions, cache, stop, start=start) @ ours.head.T)
-            start = stop
-        return float((torch.cat(logits, 1) - theirs).abs().max())
+        for copy in (InferenceDecoder, NativeDecoder):
+            ours = copy(Decoder.from_pretrained(folder / "ours"))
+            head = ours.head_of(((0, ours.config.vocab_size),))
+            cache, logits, start = ours.new_cache(2, PROMPT), [], 0
+            for stop in (PROMPT - 4, *range(PROMPT - 3, PROMPT + 1)):
+                positions = torch.arange(start, stop).expand(2, -1)
+                states = ours.step(ids[:, start:stop], positions, cache, stop, start=start)
+                logits.append(head(states.flatten(0, 1)).view(2, stop - start, -1))
+                start = stop
+            found[f"transformers, {copy.__name__}"] = float((torch.cat(logits, 1) - theirs).abs().max())
+    try:
+        llama = Llama(folder / "f32" / "decoder-f32.gguf", 1, 2, exact=True)
+    except ImportError:
+        return found
+    llama.decode([(token, i, 0) for i, token in enumerate(ids[0].tolist())], {PROMPT - 1})
+    last = np.ctypeslib.as_array(llama.c.llama_get_logits_ith(llama.context, PROMPT - 1), shape=(theirs.shape[-1],))
+    return found | {"llama.cpp F32": float(np.abs(last - theirs[0, -1].numpy()).max())}
+
+
+#: Types of llama.cpp's weights, and ours of as many bytes.
+LLAMA = {"F32": "float32", "F16": "bfloat16", "Q8_0": "int8"}
 
 
 def cases(size: str, quick: bool) -> list[tuple[int, str, str]]:
     """(batch, guidance, peer): guidance as theirs does it."""
-    cases = [(1, "", "dynamic"), (1, "", "static"), (1, "doubled", "dynamic")]
+    cases = [(1, "", "dynamic"), (1, "", "static"), (1, "doubled", "dynamic"), *((1, "", kind) for kind in LLAMA)]
     if size == "10m":
-        cases += [(16, "", "dynamic"), (16, "doubled", "dynamic")]
+        cases += [(16, "", "dynamic"), (16, "doubled", "dynamic"), *((16, "", kind) for kind in LLAMA)]
     if size == "10m" and not quick:
         cases += [(1, "two passes", "dynamic"), (16, "two passes", "dynamic")]
     return cases
@@ -165,7 +236,7 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--quick", action="store_true", help="10M alone, fewer turns: about 5 minutes")
     p.add_argument("--sizes", nargs="+", default=None, help="presets")
-    p.add_argument("--cases", nargs="+", help="only cases of these peers: dynamic, static")
+    p.add_argument("--peers", nargs="+", help="only these: dynamic, static (of transformers), F32, F16, Q8_0 (of llama.cpp)")
     p.add_argument("--rounds", type=int, default=0, help="turns that count")
     p.add_argument("--device", default="cpu")
     p.add_argument("--threads", type=int, default=2)
@@ -182,12 +253,13 @@ def main() -> None:
         rows = []
         for size in o.sizes or (["10m"] if o.quick else ["10m", "100m"]):
             folder = make_models(work, size)
-            difference = check_equal(folder)
+            differences = check_equal(folder)
+            print(differences, flush=True)
             for batch, guidance, peer in cases(size, o.quick):
-                if o.cases and peer not in o.cases:
+                if o.peers and peer not in o.peers:
                     continue
                 rows.append(measure(folder, size, batch, guidance, peer, o.device, o.rounds or (3 if o.quick else 5)))
-                rows[-1]["logits_differ_by"] = difference
+                rows[-1]["logits_differ_by"] = differences
     write_results("generate", rows, o.device, o.out)
 
 
@@ -195,13 +267,15 @@ def measure(folder: Path, size: str, batch: int, guidance: str, peer: str, devic
     """One case: both in a process each, taking turns."""
     common = {"folder": str(folder), "batch": batch, "guidance_scale": guidance, "device": device}
     words = {
-        "ours": ["--only", json.dumps(common | {"peer": ""})],
+        "ours": ["--only", json.dumps(common | {"peer": "", "weights": LLAMA.get(peer, "float32")})],
         "theirs": ["--only", json.dumps(common | {"peer": peer})],
     }
     measured = in_turns(__file__, words, rounds)
     count = batch * NEW
     ours, theirs = (count / measured[name]["seconds"] for name in ("ours", "theirs"))
     name = f"{size}, batch {batch}{f', guidance ({guidance})' if guidance else ''}"
+    if peer in LLAMA:
+        name, peer = f"{name}, weights {LLAMA[peer]}", f"llama.cpp {peer}"
     row = {"case": name, "unit": "tokens/s", "ours": ours, "peer": peer, "theirs": theirs, "ratio": ours / theirs}
     print(row, flush=True)
     return row | {"ours_gb": measured["ours"]["gb"], "theirs_gb": measured["theirs"]["gb"]}
@@ -209,11 +283,13 @@ def measure(folder: Path, size: str, batch: int, guidance: str, peer: str, devic
 
 def serve_one(case: dict[str, Any]) -> None:
     folder, batch, guidance, device = (case[name] for name in ("folder", "batch", "guidance_scale", "device"))
-    if case["peer"]:
+    if case["peer"] in LLAMA:
+        run = run_llama(Path(folder), batch, case["peer"], torch.get_num_threads())
+    elif case["peer"]:
         run = run_theirs(Path(folder), batch, guidance, case["peer"] == "static", device)
     else:
         keep_large_blocks()
-        run = run_ours(Path(folder), batch, bool(guidance), device)
+        run = run_ours(Path(folder), batch, bool(guidance), device, case["weights"])
     began = time.perf_counter()
     run()  # compiles, where it does
     print(f"first run {time.perf_counter() - began:.1f} s", file=sys.stderr, flush=True)

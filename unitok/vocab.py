@@ -134,6 +134,16 @@ class Vocab:
             raise UserError(f"no modality {modality!r} in this vocabulary; it has {', '.join(self.spans) or 'none'}")
         return self.spans[modality]
 
+    def names(self) -> list[str]:
+        """Return a name for each token, all different: of special tokens their own, of others `<RANGE:CODE>`, of grids `<RANGE:SIDE>`."""
+        names = [""] * self.size
+        for r in self.ranges:
+            for code, position in enumerate(r.permutation or range(r.size)):
+                names[r.offset + position] = f"<{r.name}:{code + (r.kind == 'grid')}>"
+        for name, id in self.specials.items():
+            names[id] = name
+        return names
+
     @property
     def bare(self) -> str | None:
         """The modality whose span has no begin and end tokens, usually text; None where every span has them."""

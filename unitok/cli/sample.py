@@ -64,7 +64,7 @@ def sample(
         sampling: sampling parameters by tokenizer, where several are of a kind, as JSON: {"speech": {"temperature": 0.7}}
     """
     _check(prompt, prompts, score, generation.get("", {}) if live else {})
-    parts = [content_of(kind, value) for kind, value in prompt]
+    parts = [content_of(*given) for given in prompt]
     keywords = generation.pop("", {}) | {"sampling": sampling_of_flags(generation, sampling)}
 
     from unitok.api import Unitok
@@ -79,14 +79,12 @@ def sample(
     config = GenerationConfig.from_pretrained(generation_config) if generation_config else None
     unitok = Unitok.from_pretrained(bundle, device=check_device(device), dtype=dtype)
     raws = read_prompts(prompts, root, unitok.types) if prompts else []
-    named = [part.path for raw in raws for part in raw.content if part.path]
-    files = [part for part in parts if isinstance(part, Path)]
-    check_inputs(out, [bundle, *filter(None, [prompts, generation_config]), *named, *files])
+    files = [path for path in (prompts, generation_config, *parts) if isinstance(path, Path)]
+    check_inputs(out, [bundle, *files, *(part.path for raw in raws for part in raw.content if part.path)])
     if score:
         _write_scores(unitok.score([unitok.read_raw(raw) for raw in raws]), out)
         return
-    documents = [[raw] for raw in raws] or [parts]
-    keywords |= {"generation_config": config, "batch_size": batch_size}
+    documents, keywords = [[raw] for raw in raws] or [parts], keywords | {"generation_config": config, "batch_size": batch_size}
     if live:
         outputs = show(unitok.stream(documents, **_of_stream(keywords)), unitok)
     else:

@@ -15,7 +15,6 @@ from unitok.bundle import Bundle
 from unitok.errors import UserError
 from unitok.files import read_json, whole_folder, write_json
 from unitok.interop.image import from_chameleon
-from unitok.interop.registry import EXPORTS
 from unitok.interop.weights import ForeignConfig, State, log, log_unused, read_config, read_folder, strip_prefix
 from unitok.model.decoder import Decoder, DecoderConfig
 from unitok.pretrained import save_weights
@@ -248,13 +247,13 @@ def export_decoder(
     text: TextTokenizer | None = None,
     weights: str = "f32",
 ) -> None:
-    """Write a decoder in the format `kind`, one of `EXPORTS`, with the meaning of its tokens in `unitok_ids.json`.
+    """Write a decoder in the format `kind`, `hf-qwen3` or `gguf`, with the meaning of its tokens in `unitok_ids.json`.
 
     text, weights: for `gguf`: the text tokenizer, and one of `unitok.interop.gguf.WEIGHTS`. Errors: `UserError` for a decoder with
     options that the format does not have.
     """
-    if kind not in EXPORTS:
-        raise UserError(f"no kind {kind!r}; choose one of {', '.join(EXPORTS)}")
+    if kind not in ("hf-qwen3", "gguf"):
+        raise UserError(f"no kind {kind!r}; choose hf-qwen3 or gguf")
     if weights != "f32" and kind != "gguf":
         raise UserError(f"weights {weights}: only for gguf; {kind} has those of the decoder, in float32")
     c = decoder.config

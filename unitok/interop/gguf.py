@@ -8,7 +8,6 @@ what comes (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; llama.cpp
 import json
 from pathlib import Path
 
-import numpy as np
 from sentencepiece import SentencePieceProcessor
 
 from unitok.errors import UserError
@@ -92,23 +91,18 @@ def _add_vocab(writer: "object", vocab: Vocab, text: TextTokenizer | None) -> No
     assert isinstance(writer, GGUFWriter)
     if isinstance(text, ImportedTextTokenizer):
         raise UserError("gguf: only with a SentencePiece text tokenizer of `unitok train-text-tokenizer`; this one is imported")
-    names, types, scores = [""] * vocab.size, np.full(vocab.size, TokenType.CONTROL), np.zeros(vocab.size, np.float32)
-    special = {id: name for name, id in vocab.specials.items()}
-    for r in vocab.ranges:
-        for code in range(r.size):
-            token = r.offset + (r.permutation[code] if r.permutation else code)
-            names[token] = special.get(token, f"<{r.name}:{code + (r.kind == 'grid')}>")
-        if r.kind == "text" and text is not None:
-            p = SentencePieceProcessor(model_proto=text.model)
-            for code in range(r.size):
-                token = r.offset + code
-                names[token], scores[token] = p.id_to_piece(code), p.get_score(code)
-                types[token] = (
-                    TokenType.BYTE if p.is_byte(code) else TokenType.UNKNOWN if p.is_unknown(code)
-                    else TokenType.CONTROL if p.is_control(code) or p.is_unused(code) else TokenType.NORMAL
-                )  # fmt: skip
-                if p.is_unknown(code):
-                    writer.add_unk_token_id(token)
+    names, types, scores = vocab.names(), [TokenType.CONTROL] * vocab.size, [0.0] * vocab.size
+    for r in (r for r in vocab.ranges if text is not None and r.kind == "text"):
+        assert text is not None
+        p, here = SentencePieceProcessor(model_proto=text.model), slice(r.offset, r.stop)
+        names[here] = [p.id_to_piece(code) for code in range(r.size)]
+        scores[here] = [p.get_score(code) for code in range(r.size)]
+        types[here] = [
+            TokenType.BYTE if p.is_byte(code) else TokenType.UNKNOWN if p.is_unknown(code)
+            else TokenType.CONTROL if p.is_control(code) or p.is_unused(code) else TokenType.NORMAL
+            for code in range(r.size)
+        ]  # fmt: skip
+        writer.add_unk_token_id(names.index(p.id_to_piece(p.unk_id())))
     taken: set[str] = set()
     for token in sorted(range(vocab.size), key=lambda token: types[token] == TokenType.CONTROL):  # texts keep their names
         while names[token] in taken:  # llama.cpp takes no name twice
@@ -117,8 +111,8 @@ def _add_vocab(writer: "object", vocab: Vocab, text: TextTokenizer | None) -> No
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")
     writer.add_token_list(names)
-    writer.add_token_scores(scores.tolist())
-    writer.add_token_types(types.tolist())
+    writer.add_token_scores(scores)
+    writer.add_token_types(types)
     writer.add_bos_token_id(vocab.bos)
     writer.add_eos_token_id(vocab.eos)
     writer.add_pad_token_id(vocab.pad)
