@@ -1,10 +1,11 @@
-"""The decoder for generation: the same function of the same weights, with a KV cache, in fewer and larger operations.
+"""The decoder for generation in PyTorch: the same function of the same weights, with a KV cache, in fewer and larger operations.
 
-A step of one token is bound by reading the weights and, in small models, by the number of operations. So queries, keys and values are
-one product, gains of norms that stand before a product are multiplied into its weights, residuals are added by the product, and the
-dimensions of each head are reordered so that a rotation is one complex multiplication. The cache is allocated once and written in
-place. On a CPU, matrices are kept in oneDNN's blocked layout, which for 2 to 32 rows takes 0.5 to 0.7 of the time of MKL's product
-(docs/notes.md). The price: memory holds the weights twice, and after a change of the decoder's weights a new copy must be made.
+It is what runs on GPUs, and on a CPU without a compiler; `native/` is the same in C++. A step of one token is bound by reading the
+weights and by the number of operations. So queries, keys and values are one product, gains of norms that stand before a product are
+multiplied into its weights, residuals are added by the product, and the dimensions of each head are reordered so that a rotation is one
+complex multiplication. The cache is allocated once and written in place. On a CPU, matrices are kept in oneDNN's blocked layout, which
+for 2 to 32 rows takes 0.5 to 0.7 of the time of MKL's product (docs/notes.md). The price: memory holds the weights twice, and after a
+change of the decoder's weights a new copy must be made.
 
 Letters as in `decoder.py`, and L for the positions of the cache. A slot is the room of one document in the cache.
 """
