@@ -2,19 +2,22 @@
 
 `muon` is Muon for the matrices of the blocks and AdamW for everything else; `adamw` is AdamW for all. Muon (Jordan et al. 2024, "Muon:
 An optimizer for hidden layers in neural networks") orthogonalizes the momentum of each matrix. Unlike `torch.optim.Muon`, it iterates
-on matrices of equal shape as one batch, and on a CPU in fp32, because bf16 may be emulated there, tens of times slower. Sharded
-matrices (FSDP2) are gathered: every process orthogonalizes the whole matrix and keeps its own part.
+on matrices of equal shape as one batch, and on a CPU in fp32, because bf16 may be emulated there, tens of times slower. Of sharded
+matrices (FSDP2) every process gathers one at a time, each another one, and sends back the parts of the others.
 """
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed import all_to_all_single
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.optim.optimizer import ParamsT
+
+AT_ONCE = 1 << 27  # numbers of matrices that are orthogonalized as one batch, at most
 
 #: What is trained, and from where: all weights from scratch; all weights of an earlier decoder; only the embedding and head rows of
 #: new tokens; only low-rank differences.
@@ -99,27 +102,28 @@ class Muon(torch.optim.Optimizer):
                 for p, gradient in pairs:
                     buffer = self.state[p]["momentum"]
                     buffer.lerp_(gradient, 1 - group["momentum"])
-                    updates.append(full_tensor(torch.lerp(gradient, buffer, group["momentum"])))
+                    updates.append(torch.lerp(gradient, buffer, group["momentum"]))
                     if group["every"] > 1:
                         gradient.zero_()  # the next sum
-                directions = orthogonalize(torch.stack(updates), group["iterations"])
                 scale = max(1.0, shape[0] / shape[1]) ** 0.5
-                for (p, _), direction in zip(pairs, directions, strict=True):
-                    p.mul_(1 - group["lr"] * group["weight_decay"])
-                    p.add_(_sharded_like(direction, p), alpha=-group["lr"] * scale)
+                for (p, _), direction in zip(pairs, _directions(updates, group["iterations"]), strict=True):
+                    mine = p.to_local() if isinstance(p, DTensor) else p
+                    mine.mul_(1 - group["lr"] * group["weight_decay"])
+                    mine.add_(direction, alpha=-group["lr"] * scale)
         return loss
 
     def _gradient(self, p: nn.Parameter, gradient: Tensor, every: int) -> Tensor | None:
         """The gradient to update by: with `every` above 1 the sum of the last ones, and None until there are so many."""
         state = self.state[p]
-        state.setdefault("momentum", torch.zeros_like(p))
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(p)
         if every == 1:
             return gradient
-        step = state.setdefault("step", torch.zeros(()))
-        step += 1
-        total = state.setdefault("sum", torch.zeros_like(p))
-        total.add_(gradient)
-        return None if int(step) % every else total
+        if "sum" not in state:
+            state["step"], state["sum"] = torch.zeros(()), torch.zeros_like(p)
+        state["step"] += 1
+        state["sum"].add_(gradient)
+        return None if int(state["step"]) % every else state["sum"]
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
@@ -127,11 +131,38 @@ def full_tensor(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def _sharded_like(tensor: Tensor, model: Tensor) -> Tensor:
-    """A tensor that all processes hold, sharded as `model` is."""
-    if not isinstance(model, DTensor):
-        return tensor
-    return distribute_tensor(tensor, model.device_mesh, model.placements, src_data_rank=None)
+def _directions(updates: list[Tensor], iterations: int) -> Iterator[Tensor]:
+    """Yield the orthogonalized updates of matrices of one shape; of sharded ones, this process's part."""
+    first = updates[0]
+    if not isinstance(first, DTensor):
+        at_once = max(1, AT_ONCE // first.numel())
+        for start in range(0, len(updates), at_once):
+            yield from orthogonalize(torch.stack(updates[start : start + at_once]), iterations)
+    elif tuple(first.placements) == (Shard(0),):
+        sharded, together = [u for u in updates if isinstance(u, DTensor)], first.device_mesh.size()
+        for start in range(0, len(sharded), together):
+            yield from _exchanged(sharded[start : start + together], iterations)
+    else:
+        for update in updates:
+            whole = orthogonalize(full_tensor(update)[None], iterations)[0]
+            yield distribute_tensor(whole, first.device_mesh, first.placements, src_data_rank=None).to_local()
+
+
+def _exchanged(updates: list[DTensor], iterations: int) -> list[Tensor]:
+    """Orthogonalize at most one matrix per process, all sharded by rows: each process gathers its own one, and sends the parts back."""
+    mesh, (rows, columns) = updates[0].device_mesh, updates[0].shape
+    group, rank, local = mesh.get_group(), mesh.get_local_rank(), [update.to_local() for update in updates]
+    parts = [len(part) * columns for part in torch.arange(rows).chunk(mesh.size())]
+    parts += [0] * (mesh.size() - len(parts))  # numbers in each process's part
+    gathered = parts if rank < len(updates) else [0] * mesh.size()
+    sent = [parts[rank] if r < len(updates) else 0 for r in range(mesh.size())]
+    mine = local[0].new_empty(sum(gathered))
+    all_to_all_single(mine, torch.cat([part.flatten() for part in local]), gathered, sent, group)
+    if gathered is parts:
+        mine = orthogonalize(mine.view(1, rows, columns), iterations).flatten()
+    back = local[0].new_empty(sum(sent))
+    all_to_all_single(back, mine, sent, gathered, group)
+    return [part.view(-1, columns) for part in back.split(parts[rank])] if parts[rank] else local
 
 
 def build_optimizers(
