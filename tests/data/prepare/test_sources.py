@@ -30,6 +30,19 @@ def test_every_format_gives_the_same_documents(scenes_folder, bundle_folder, tmp
     assert TokenDataset(tmp_path / "tables").document(3).segments[1].source == "part-0.parquet/3/image"
 
 
+def test_compressed_archives_are_read_forward_also_by_several_threads(bundle_folder, tmp_path, monkeypatch):
+    """As many decompressions from the beginning as there are passes over the file: the listing, and the making of all shards."""
+    members = [(f"{i:04d}.{kind}", data) for i in range(60) for kind, data in (("png", png()), ("txt", b"%d" % i))]
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "x.tar.gz").write_bytes(tar_of(members, "w:gz"))
+    begun, rewind = [], gzip._GzipReader._rewind
+    monkeypatch.setattr(gzip._GzipReader, "_rewind", lambda self: (begun.append(1), rewind(self))[1])
+    plan = Plan(str(tmp_path / "in"), str(tmp_path / "out"), str(bundle_folder), documents_per_shard=20)
+    tokenize(plan)
+    assert len(TokenDataset(tmp_path / "out")) == 60
+    assert len(begun) <= 1
+
+
 def test_remote_sources_and_patterns_give_the_same_documents(scenes_folder, bundle_folder, tmp_path):
     import fsspec
 

@@ -223,19 +223,21 @@ class Source:
 
     def _read_members(self, items: list[SourceItem]) -> Iterator[DocumentFactory]:
         lock, file = self._locks[items[0].file], self._container_of(items[0])
-        return (partial(self._make_of_members, item, file, lock) for item in items)
-
-    def _make_of_members(self, item: SourceItem, file: IO[bytes], lock: threading.Lock) -> list[RawDocument]:
-        row: dict[str, list[Blob]] = {}
-        for name, start, length in item.members:
+        if file is self._containers[items[0].file][0]:
+            for item in items:
+                yield partial(self._make_of_members, item, partial(_members, item, file, lock))
+            return
+        for item in items:  # forward and in this thread: to go back in a compressed file is to begin again
             try:
-                with lock:
-                    file.seek(start)
-                    data = file.read(length)
-            except DAMAGE as error:
-                raise UserError(f"{item.where}: cannot be read ({damage(error, item.where)})") from None
-            if len(data) != length:
-                raise UserError(f"{item.where}: cut off")
+                contents = _members(item, file, lock)
+            except UserError as error:
+                yield partial(_raise, str(error))
+            else:
+                yield partial(self._make_of_members, item, partial(list, contents))
+
+    def _make_of_members(self, item: SourceItem, read: Callable[[], list[bytes]]) -> list[RawDocument]:
+        row: dict[str, list[Blob]] = {}
+        for (name, start, _), data in zip(item.members, read(), strict=True):
             suffix = PurePosixPath(name).name.partition(".")[2].lower() or "txt"
             blob = Blob(f"{item.file}/{name}", data, offset=start)
             row.setdefault(suffix, []).append(blob)
@@ -287,6 +289,21 @@ class Source:
         for name, (_, _, stamp) in self.drop().items():
             if self.files.look(name).stamp != stamp:
                 raise UserError(f"{name}: changed while it was read; start with a new folder")
+
+
+def _members(item: SourceItem, file: IO[bytes], lock: threading.Lock) -> list[bytes]:
+    """The contents of an archive's members that are one document. Errors: `UserError` for a damaged archive."""
+    contents = []
+    for _, start, length in item.members:
+        try:
+            with lock:
+                file.seek(start)
+                contents.append(file.read(length))
+        except DAMAGE as error:
+            raise UserError(f"{item.where}: cannot be read ({damage(error, item.where)})") from None
+        if len(contents[-1]) != length:
+            raise UserError(f"{item.where}: cut off")
+    return contents
 
 
 def _raise(message: str) -> list[RawDocument]:
