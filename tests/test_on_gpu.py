@@ -15,4 +15,4 @@ def test_the_checks_find_everything_right_on_a_cpu(tmp_path):
     checked = [row for row in cases if "right" in row]
     assert len(checked) == 12
     assert all(row["right"] for row in checked)
-    assert {row["case"].split()[1] for row in cases if "problem" in row} == {"varlen", "xformers"}  # they need a GPU
+    assert {row["case"].split()[1].strip(",") for row in cases if "problem" in row} == {"varlen", "xformers"}  # they need a GPU
