@@ -7,7 +7,7 @@ import pytest
 from vocabularies import make_vocab
 
 from unitok.data.modules import EndlessBatches
-from unitok.data.packing import PackedDataset, pack, pack_in_order
+from unitok.data.packing import PackedDataset, pack, shuffled
 from unitok.data.shards import TokenDataset, write_dataset_json, write_shard
 from unitok.document import Document, Segment
 from unitok.errors import UserError
@@ -22,22 +22,57 @@ def mixed_lengths(seed=0):
 @pytest.mark.parametrize("sequence_length", [1024, 4096])
 def test_packing_places_every_document_once_and_wastes_less_than_a_hundredth(sequence_length):
     lengths = mixed_lengths()
-    rows = pack_in_order(lengths, sequence_length)
+    rows = pack(lengths, sequence_length)
     assert sorted(itertools.chain(*rows)) == list(range(len(lengths)))
     assert max(lengths[row].sum() for row in rows) <= sequence_length
     assert 1 - lengths.sum() / (sequence_length * len(rows)) < 0.01
-    near = [np.ptp(row) for row in rows]
-    assert np.median(near) < 3000  # a document stays near its place in the shuffled order
 
 
-def test_one_group_is_packed_best_fit():
-    lengths = np.array([5, 9, 1, 4, 6, 10])
-    assert sorted(sorted(lengths[row].tolist()) for row in pack(lengths, 10)) == [[1, 9], [4, 6], [5], [10]]
+def best_fit(lengths, sequence_length):
+    """Sums of rows: one document after the other, longest first, goes into the fullest row that has room."""
+    rows = []
+    for length in sorted(lengths, reverse=True):
+        fitting = [i for i, row in enumerate(rows) if row + length <= sequence_length]
+        if fitting:
+            rows[max(fitting, key=lambda i: rows[i])] += length
+        else:
+            rows.append(length)
+    return sorted(rows)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_rows_are_those_of_best_fit(seed):
+    rng = np.random.default_rng(seed)
+    length = int(rng.integers(8, 60))
+    lengths = rng.integers(1, length + 1, int(rng.integers(1, 200)))
+    rows = pack(lengths, length)
+    assert sorted(itertools.chain(*rows)) == list(range(len(lengths)))
+    assert sorted(lengths[row].sum() for row in rows) == best_fit(lengths.tolist(), length)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 64, 1000, 65_537])
+def test_a_shuffled_order_is_a_permutation_of_its_key_computed_piece_by_piece(size):
+    whole = shuffled(np.arange(size), size, (1, 2))
+    assert sorted(whole.tolist()) == list(range(size))
+    assert np.array_equal(shuffled(np.arange(size)[size // 3 :], size, (1, 2)), whole[size // 3 :])
+    if size >= 64:
+        other = shuffled(np.arange(size), size, (1, 3))
+        assert (whole == other).mean() < 0.1
+        assert abs(np.corrcoef(whole, np.arange(size))[0, 1]) < 0.3
+        assert abs(np.corrcoef(whole[:-1], whole[1:])[0, 1]) < 0.3
 
 
 class Numbers:
-    def order(self, epoch):
-        return np.random.default_rng(epoch).permutation(10).tolist()
+    """Ten samples an epoch, in two parts of six and four."""
+
+    parts = 2
+
+    def __init__(self):
+        self.asked = []
+
+    def order(self, epoch, part):
+        self.asked.append((epoch, part))
+        return np.random.default_rng(epoch).permutation(10).tolist()[6 * part : 6 + 4 * part]
 
     def __getitem__(self, place):
         return place
@@ -53,6 +88,17 @@ def test_any_number_of_processes_from_any_sample_sees_the_same_stream(processes,
         batch = [next(p) for p in parts]
         seen += [batch[rank][i] for i in range(2) for rank in range(processes)]
     assert seen == stream[start : start + len(seen)]
+
+
+def test_going_on_asks_for_no_part_before_the_one_that_it_goes_on_in():
+    whole = EndlessBatches(Numbers(), 1)
+    stream = [batch[0] for batch in itertools.islice(whole, 60)]
+    for start in (0, 5, 6, 37, 59):
+        part, data = whole.part_of(start), Numbers()
+        assert part.sample <= start < part.sample + 6
+        found = [batch[0] for batch in itertools.islice(EndlessBatches(data, 1, start, known=part), 60 - start)]
+        assert found == stream[start:]
+        assert data.asked[0] == (part.epoch, part.part)
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +227,28 @@ def test_the_order_is_a_pure_function_of_seed_and_epoch(token_folder):
     for index in one.order(1):
         for key, value in one[1, index].items():
             assert np.array_equal(value, same[1, index][key])
+
+
+def test_parts_of_an_epoch_hold_every_document_once(token_folder, other_folder, monkeypatch):
+    monkeypatch.setattr("unitok.data.packing.PART", 16)
+    sets = [TokenDataset(token_folder[0]), TokenDataset(other_folder)]
+    data, same = PackedDataset(sets, 256), PackedDataset(sets, 256)
+    assert data.parts == 4
+    units = list(itertools.chain(*data.rows(1)))
+    assert sorted((u.source, u.document) for u in units) == [(0, i) for i in range(40)] + [(1, i) for i in range(10)]
+    orders = [data.order(1, part) for part in range(4)]
+    assert data.order(1) == list(itertools.chain(*orders))
+    for part in orders:
+        held = [unit for index in part for unit in units_of(data, 1, index)]
+        assert len([u for u in held if u.source == 0]) == 10  # each data set has its share in each part
+        assert len([u for u in held if u.source == 1]) in (2, 3)
+    index = orders[3][-1]
+    for key, value in same[1, index].items():  # as the first that is asked for
+        assert np.array_equal(value, data[1, index][key])
+
+
+def units_of(data, epoch, index):
+    return data.rows(epoch)[data.order(epoch).index(index)]
 
 
 def test_weights_by_modality_and_level_reach_the_positions(token_folder):

@@ -40,6 +40,7 @@ class FileDataset(Dataset, Generic[Kept]):
     paths, root: see `list_media`. Errors: `UserError` where there are no files.
     """
 
+    parts = 1  # of an epoch
     replaces = True  # another file takes the place of one that cannot be read; if False, its sample is None
 
     def __init__(self, paths: str | Path | Sequence[str], kind: str, seed: int, root: str = ""):
@@ -50,7 +51,7 @@ class FileDataset(Dataset, Generic[Kept]):
         self._kept: dict[int, Kept] = {}
         self._bytes = 0
 
-    def order(self, epoch: int) -> Sequence[int]:
+    def order(self, epoch: int, part: int | None = None) -> Sequence[int]:
         """The indices of an epoch, shuffled."""
         return np.random.default_rng((self.seed, epoch)).permutation(len(self.files)).tolist()
 
@@ -169,10 +170,10 @@ class AudioDataset(FileDataset[Tensor]):
         self.rate, self.channels, self.length = rate, channels, length
         self.gain, self.flip_polarity, self.balance = gain, flip_polarity, balance
 
-    def order(self, epoch: int) -> Sequence[int]:
+    def order(self, epoch: int, part: int | None = None) -> Sequence[int]:
         """The indices of an epoch, shuffled. The k-th repetition of a file has k times the number of files added to its index."""
         if not self.balance:
-            return super().order(epoch)
+            return super().order(epoch, part)
         rng = np.random.default_rng((self.seed, epoch))
         folders: dict[Path, list[int]] = {}
         for index, file in enumerate(self.files):

@@ -8,7 +8,7 @@ uses the global random state, and neither does making a loader.
 import logging
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import lightning as L
 import numpy as np
@@ -25,43 +25,67 @@ from unitok.vocab import Vocab
 log = logging.getLogger("unitok")
 
 
+KNOWN_PARTS = 64  # beginnings of parts that are remembered
+
 Sample = TypeVar("Sample", covariant=True)
 
 
 class Ordered(Protocol[Sample]):
-    """A data set that is read by (epoch, index), in an order of its own for each epoch."""
+    """A data set that is read by (epoch, index), in an order of its own for each of the `parts` of each epoch."""
 
-    def order(self, epoch: int) -> Sequence[int]: ...
+    parts: int
+
+    def order(self, epoch: int, part: int | None = None) -> Sequence[int]: ...
 
     def __getitem__(self, position: tuple[int, int], /) -> Sample: ...
+
+
+class PartStart(NamedTuple):
+    """Where a part of an epoch begins: the number of its first sample since the start of training."""
+
+    sample: int
+    epoch: int
+    part: int
 
 
 class EndlessBatches:
     """Batch sampler over all epochs of a data set; yields the part of each batch that belongs to one process.
 
     start: the number of the first sample, or a function that returns it. It is called whenever iteration begins: Lightning begins
-    again for each epoch of its own (`limit_train_batches`).
+    again for each epoch of its own (`limit_train_batches`). known: a beginning of a part at or before it, as `part_of` gave it.
     """
 
     def __init__(
-        self, dataset: Ordered[object], batch_size: int, start: int | Callable[[], int] = 0, rank: int = 0, processes: int = 1
+        self,
+        dataset: Ordered[object],
+        batch_size: int,
+        start: int | Callable[[], int] = 0,
+        rank: int = 0,
+        processes: int = 1,
+        known: "PartStart | None" = None,
     ):
         if batch_size < 1:
             raise UserError(f"batch_size {batch_size}: at least 1")
         self.dataset, self.batch_size, self.start = dataset, batch_size, start
         self.rank, self.processes = rank, processes
-        self._lengths: list[int] = []  # of the epochs so far
+        self._known = [PartStart(0, 0, 0), *([known] if known and known.part < dataset.parts else [])]
+
+    def part_of(self, sample: int) -> "PartStart":
+        """Return the last known beginning of a part at or before a sample."""
+        return max(known for known in self._known if known.sample <= sample)
 
     def _positions(self) -> Iterator[tuple[int, int]]:
-        skip, epoch = self.start() if callable(self.start) else self.start, 0
+        first = self.start() if callable(self.start) else self.start
+        sample, epoch, part = self.part_of(first)
         while True:
-            if epoch == len(self._lengths) or skip < self._lengths[epoch]:
-                order = self.dataset.order(epoch)
-                self._lengths[epoch:] = [len(order)]
-                for i in range(skip, len(order)):
-                    yield epoch, int(order[i])
-            skip = max(0, skip - self._lengths[epoch])
-            epoch += 1
+            order = self.dataset.order(epoch, part)
+            for i in range(max(0, first - sample), len(order)):
+                yield epoch, int(order[i])
+            sample, part = sample + len(order), part + 1
+            if part == self.dataset.parts:
+                epoch, part = epoch + 1, 0
+            # What is fetched ahead is few parts. The very first beginning stays, for a start before all others.
+            self._known = [self._known[0], *self._known[1:][-KNOWN_PARTS:], PartStart(sample, epoch, part)]
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         positions = self._positions()
@@ -95,6 +119,8 @@ class _Module(L.LightningDataModule):
         self.batch_size, self.workers, self.seed = batch_size, workers, seed
         self.validations, self.val_samples = validations, val_samples
         self.start = 0  # samples that a checkpoint says were seen
+        self._part = PartStart(0, 0, 0)  # that the next of them is in, or an earlier one
+        self._batches: EndlessBatches | None = None
 
     def training_data(self) -> Ordered[object]:
         """The data set to train on. Errors: `UserError`."""
@@ -126,7 +152,8 @@ class _Module(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         data = self.training_data()
-        return self._loader(data, batch_sampler=EndlessBatches(data, self.batch_size, self._seen, *self._processes()))
+        self._batches = EndlessBatches(data, self.batch_size, self._seen, *self._processes(), known=self._part)
+        return self._loader(data, batch_sampler=self._batches)
 
     def val_dataloader(self) -> DataLoader | list:
         """This process's part of the samples, in equally many batches per process; in a run, of the first `val_samples`."""
@@ -156,13 +183,16 @@ class _Module(L.LightningDataModule):
             **options,
         )
 
-    def state_dict(self) -> dict[str, int]:
-        """The position in the data: the number of samples that the model has seen."""
+    def state_dict(self) -> dict[str, Any]:
+        """The position in the data: the number of samples that the model has seen, and the part of the data that the next one is in."""
         module: Any = self.trainer.lightning_module if self.trainer else None
-        return {"samples": int(module.samples_seen)} if module else {}
+        if not module:
+            return {}
+        seen = int(module.samples_seen)
+        return {"samples": seen, "part": list(self._batches.part_of(seen) if self._batches else self._part)}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.start = int(state.get("samples", 0))
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.start, self._part = int(state.get("samples", 0)), PartStart(*state.get("part", (0, 0, 0)))
 
 
 class _Files(_Module):

@@ -1,13 +1,15 @@
 """Packing: documents into sequences of a fixed length, from one data set or a mixture of several.
 
-The order is a pure function of (seed, epoch), so any process can make any batch. The documents of an epoch are shuffled, some lose
-their condition (by chance), the rest is packed best-fit in groups, and the sequences are shuffled again. Sequences that are at least
-eight documents long waste less than 1 % on padding. Long sequences cost no more attention, because documents do not see one another.
-An epoch of a mixture has as many tokens as its data sets together, divided by weight. Each data set is drawn from in an endless
-order in which every document comes once before any comes twice.
+The order is a pure function of (seed, epoch, part, index), so any process can make any batch. An epoch is divided into parts of about
+65,536 documents, each with its share of every data set: a part is drawn, some of its documents lose their condition (by chance), the
+rest is packed best-fit, and its rows are shuffled. Nothing but the lengths of documents is held for a whole data set, and to go on
+anywhere takes the packing of one part. Sequences that are at least eight documents long waste less than 1 % on padding. Long sequences
+cost no more attention, because documents do not see one another. An epoch of a mixture has as many tokens as its data sets together,
+divided by weight. Each data set is drawn from in an endless order in which every document comes once before any comes twice.
 """
 
 import hashlib
+import itertools
 import logging
 import math
 from bisect import bisect_left, insort
@@ -23,54 +25,95 @@ from unitok.errors import UserError, first_line
 from unitok.grammar import Grammar
 from unitok.vocab import SegmentSpan, Vocab
 
-GROUP = 2048  # documents that are packed together: enough to fill rows well, few enough to keep the shuffle
-CARRY = 256  # most documents of the emptiest rows that are packed again with the next group
-FULL = 0.995  # rows at least this full are not packed again
+PART = 1 << 16  # documents that are drawn and packed together, about
+_ROW_BITS = 32  # of an index: the row in its part; above it the part
 LongDocuments = Literal["split", "cut", "drop", "error"]
 log = logging.getLogger("unitok")
 
 
-def pack(lengths: np.ndarray, sequence_length: int) -> list[list[int]]:
-    """Pack documents into rows of at most `sequence_length` tokens (best fit, longest first). Returns: document indices per row."""
-    rows: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # (free tokens, row), sorted
-    for index in np.argsort(-lengths, kind="stable").tolist():
-        length = int(lengths[index])
-        position = bisect_left(room, (length, -1))
-        if position == len(room):
-            rows.append([index])
-            free, row = sequence_length - length, len(rows) - 1
-        else:
-            free, row = room.pop(position)
-            rows[row].append(index)
-            free -= length
-        if free > 0:
-            insort(room, (free, row))
-    return rows
+def pack(lengths: np.ndarray, sequence_length: int) -> list[np.ndarray]:
+    """Pack documents into rows of at most `sequence_length` tokens: best fit, longest first. Returns: document indices per row.
 
-
-def pack_in_order(lengths: np.ndarray, sequence_length: int) -> list[np.ndarray]:
-    """Pack documents in groups of `GROUP`, in the order given; rows that are not full are packed again with the next group.
-
-    Returns: document indices per row.
+    Rows of equal contents are made together, so its time depends on how many lengths there are, not on how many documents (after Krell
+    et al. 2021, "Efficient sequence packing without cross-contamination").
     """
+    waiting: dict[
+        int, list[tuple[tuple[int, ...], int]]
+    ] = {}  # rows with so much room: lengths in them, and how many are alike
+    rooms: list[int] = []  # sorted
+    full: list[tuple[tuple[int, ...], int]] = []
+
+    def put(room: int, contents: tuple[int, ...], count: int) -> None:
+        if not room:
+            full.append((contents, count))
+        elif count:
+            if room not in waiting:
+                insort(rooms, room)
+            waiting.setdefault(room, []).append((contents, count))
+
+    values, counts = np.unique(lengths, return_counts=True)
+    for length, left in zip(values[::-1].tolist(), counts[::-1].tolist(), strict=True):
+        while left:
+            position = bisect_left(rooms, length)
+            if position == len(rooms):
+                room, alike = sequence_length, left  # new rows
+                contents: tuple[int, ...] = ()
+            else:
+                room = rooms[position]
+                contents, alike = waiting[room].pop()
+                if not waiting[room]:
+                    del waiting[room], rooms[position]
+            fit = min(room // length, left)  # a row that took one is the tightest for the next
+            filled = min(alike, left // fit)
+            put(room - fit * length, contents + (length,) * fit, filled)
+            if contents:
+                put(room, contents, alike - filled)
+            left -= fit * filled
+    order, taken = np.argsort(-lengths, kind="stable"), dict(zip(values[::-1].tolist(), _starts(counts[::-1]), strict=True))
     rows: list[np.ndarray] = []
-    left, start = np.zeros(0, np.int64), 0
-    while start < len(lengths):
-        stop = min(start + GROUP - len(left), len(lengths))
-        group = np.concatenate([left, np.arange(start, stop)])
-        start = stop
-        packed = [group[row] for row in pack(lengths[group], sequence_length)]
-        packed.sort(key=lambda row: -int(lengths[row].sum()))
-        left = np.zeros(0, np.int64)
-        while (
-            start < len(lengths) and lengths[packed[-1]].sum() < FULL * sequence_length and len(left) + len(packed[-1]) <= CARRY
-        ):
-            left = np.concatenate([packed.pop(), left])
-            if not packed:
-                break
-        rows += packed
+    for contents, alike in itertools.chain(full, *waiting.values()):
+        columns = []
+        for length in contents:
+            columns.append(order[taken[length] : taken[length] + alike])
+            taken[length] += alike
+        rows += list(np.stack(columns, 1))
     return rows
+
+
+def _starts(counts: np.ndarray) -> list[int]:
+    """Where stretches of these sizes begin, one after the other."""
+    return (np.cumsum(counts) - counts).tolist()
+
+
+def shuffled(positions: np.ndarray, size: int, key: Sequence[int]) -> np.ndarray:
+    """Where a random permutation of `size` things takes positions [N], computed for these alone; int64 [N]. key: decides the permutation.
+
+    A Feistel network of eight rounds (Luby and Rackoff 1988), repeated for what it takes out of range (Black and Rogaway 2002).
+    """
+    half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    out, outside = positions.astype(np.uint64), np.arange(len(positions))
+    while len(outside):
+        left, right = out[outside] >> half, out[outside] & mask
+        for round_key in np.random.default_rng(key).integers(0, 1 << 63, 8, dtype=np.uint64):
+            left, right = right, left ^ (_mixed(right ^ round_key) & mask)
+        out[outside] = left << half | right
+        outside = outside[out[outside] >= size]
+    return out.astype(np.int64)
+
+
+def _chances(positions: np.ndarray, key: Sequence[int]) -> np.ndarray:
+    """Two random numbers in [0, 1) for each position [N] -> [N, 2]. key: decides them."""
+    keys = np.random.default_rng(key).integers(0, 1 << 63, 2, dtype=np.uint64)
+    return (_mixed(positions.astype(np.uint64)[:, None] ^ keys) >> np.uint64(11)) * 2.0**-53
+
+
+def _mixed(x: np.ndarray) -> np.ndarray:
+    """SplitMix64's hash of uint64 (Steele, Lea and Flood 2014)."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
 
 
 def _has_role_token(segments: Sequence[SegmentSpan], number: int) -> bool:
@@ -97,8 +140,38 @@ class Unit:
     span: int = -1
 
 
+class Pieces:
+    """The documents of a data set in pieces; one piece each where none is too long.
+
+    Args:
+        lengths: int32 [pieces], tokens of each piece. long: bool [documents], which are too long; None: none is.
+        firsts: [documents + 1], the first piece of each document; None: each has one. starts: [pieces], their first tokens; None: all 0.
+    """
+
+    def __init__(
+        self,
+        lengths: np.ndarray,
+        long: np.ndarray | None = None,
+        firsts: np.ndarray | None = None,
+        starts: np.ndarray | None = None,
+    ):
+        self.lengths, self.long, self.firsts, self.starts = lengths, long, firsts, starts
+        self.tokens = self.squares = 0  # sums of lengths, and of their squares
+        for start in range(0, len(lengths), PART):
+            block = lengths[start : start + PART].astype(np.int64)
+            self.tokens, self.squares = self.tokens + int(block.sum()), self.squares + int(block @ block)
+
+    def first(self, documents: np.ndarray) -> np.ndarray:
+        """The first pieces of documents [N]."""
+        return documents if self.firsts is None else self.firsts[documents]
+
+    def count(self, documents: np.ndarray) -> np.ndarray:
+        """Number of pieces of documents [N]."""
+        return np.ones_like(documents) if self.firsts is None else self.firsts[documents + 1] - self.firsts[documents]
+
+
 class PackedDataset(torch.utils.data.Dataset):
-    """Rows of packed documents by (epoch, index).
+    """Rows of packed documents by (epoch, index), an index of `order`.
 
     Args:
         datasets: the documents; all must belong to one vocabulary, or to prefixes of it.
@@ -110,6 +183,7 @@ class PackedDataset(torch.utils.data.Dataset):
 
     Attributes:
         longest: tokens of the longest document (or piece). mean_context: mean over all tokens of the length of their document.
+        parts: of each epoch.
 
     Errors: `UserError` for data sets of different vocabularies, too long documents (`long_documents="error"`), and no documents.
     """
@@ -142,13 +216,13 @@ class PackedDataset(torch.utils.data.Dataset):
         for number, intervals in enumerate(self.grammar.allowed_sets):
             for a, b in intervals:
                 self._allowed[number, a:b] = True
-        self._long: list[np.ndarray] = []  # bool [documents] per data set
         self._pieces = [self._split(d, long_documents) for d in self.datasets]
-        self.longest = max(int(lengths.max()) for _, _, lengths in self._pieces)
-        all_lengths = np.concatenate([lengths for _, _, lengths in self._pieces]).astype(np.int64)
-        self.mean_context = int((all_lengths**2).sum() // all_lengths.sum())
-        self._counts = self._documents_per_epoch(weights)
-        self._epochs: dict[int, tuple[np.ndarray, list[np.ndarray]]] = {}
+        self.longest = max(int(pieces.lengths.max()) for pieces in self._pieces)
+        tokens = [pieces.tokens for pieces in self._pieces]
+        self.mean_context = sum(pieces.squares for pieces in self._pieces) // sum(tokens)
+        self._counts = self._documents_per_epoch(tokens, weights)
+        self.parts = max(1, -(-sum(self._counts) // PART))
+        self._packed_parts: dict[tuple[int, int], tuple[np.ndarray, list[np.ndarray]]] = {}
 
     def _weight_table(self, argument: str, weights: Mapping[str, float], default: float) -> np.ndarray:
         """float32 [V]: the weight of each token in the loss, of `weights` by name; `default` where none applies.
@@ -166,56 +240,55 @@ class PackedDataset(torch.utils.data.Dataset):
             raise UserError(f"{argument}: the vocabulary has no {unknown}; it has {', '.join(sorted(known))}")
         return table
 
-    def _split(self, dataset: TokenDataset, long_documents: LongDocuments) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Divide documents into pieces. Returns: int64 each, the first piece of every document [documents + 1], and the start and
-        length of every piece [pieces], in tokens."""
+    def _split(self, dataset: TokenDataset, long_documents: LongDocuments) -> "Pieces":
+        """Divide documents into pieces."""
         lengths, longest = dataset.lengths(), self.max_length
         if len(lengths) != len(dataset) or (lengths < 2).any():
             raise UserError(f"{dataset.folder}: its shards do not match dataset.json; make the data set again")
         long = lengths > longest
-        self._long.append(long)
-        if long.any():
-            problem = f"{dataset.folder}: {int(long.sum())} of {len(lengths)} documents have more than {longest} tokens"
-            if long_documents == "error":
-                remedy = "raise data.sequence_length (and max_length), or set data.long_documents to split, cut or drop"
-                raise UserError(f"{problem}, the longest {lengths.max()}: {remedy}")
-            done = {"split": "they are split into pieces", "cut": "they are cut off there", "drop": "they are left out"}
-            log.warning("%s: %s", problem, done[long_documents])
-        split = long & (long_documents == "split")
-        counts = np.where(long & (long_documents == "drop"), 0, np.where(split, -(-lengths // longest), 1))
+        if not long.any():
+            if not len(lengths):
+                raise UserError(f"{dataset.folder}: no documents to train on")
+            return Pieces(lengths)
+        problem = f"{dataset.folder}: {int(long.sum())} of {len(lengths)} documents have more than {longest} tokens"
+        if long_documents == "error":
+            remedy = "raise data.sequence_length (and max_length), or set data.long_documents to split, cut or drop"
+            raise UserError(f"{problem}, the longest {lengths.max()}: {remedy}")
+        done = {"split": "they are split into pieces", "cut": "they are cut off there", "drop": "they are left out"}
+        log.warning("%s: %s", problem, done[long_documents])
+        counts = {"split": -(-lengths // longest), "cut": np.ones_like(lengths), "drop": (~long).astype(int)}[long_documents]
         first = np.concatenate([[0], np.cumsum(counts)])
         if first[-1] == 0:
-            raise UserError(f"{dataset.folder}: no documents to train on" + (", all are too long" if len(lengths) else ""))
+            raise UserError(f"{dataset.folder}: no documents to train on, all are too long")
         document = np.repeat(np.arange(len(lengths)), counts)
-        start = (np.arange(len(document)) - first[document]) * longest
-        return first, start, np.minimum(lengths[document] - start, longest)
+        starts = (np.arange(len(document)) - first[document]) * longest
+        return Pieces(np.minimum(lengths[document] - starts, longest), long, first, starts)
 
-    def _documents_per_epoch(self, weights: Sequence[float] | None) -> list[int]:
+    def _documents_per_epoch(self, tokens: list[int], weights: Sequence[float] | None) -> list[int]:
         """The number of documents that an epoch draws from each data set."""
         sizes = [len(d) for d in self.datasets]
         if weights is None:
             return sizes
         if len(weights) != len(sizes) or min(weights) <= 0:
             raise UserError(f"weights {list(weights)}: each data set needs one, above 0")
-        tokens = [int(lengths.sum()) for _, _, lengths in self._pieces]
         drawn = [sum(tokens) * weight / sum(weights) for weight in weights]
         return [max(1, round(d * size / n)) for d, size, n in zip(drawn, sizes, tokens, strict=True)]
 
-    def _draw(self, source: int, epoch: int) -> np.ndarray:
-        """int64 [n, 6]: the units of one data set in an epoch, with the fields of `Unit` as columns."""
-        size, count = len(self.datasets[source]), self._counts[source]
-        draws = np.arange(epoch * count, (epoch + 1) * count)
-        documents, chances = np.empty(count, np.int64), np.empty((count, 2))
-        for turn in np.unique(draws // size):
+    def _draw(self, source: int, epoch: int, part: int) -> np.ndarray:
+        """int64 [n, 6]: the units of one data set in a part of an epoch, with the fields of `Unit` as columns."""
+        size, count, pieces = len(self.datasets[source]), self._counts[source], self._pieces[source]
+        draws = epoch * count + np.arange(count * part // self.parts, count * (part + 1) // self.parts)
+        documents, chances = np.empty(len(draws), np.int64), np.empty((len(draws), 2))
+        for turn in np.unique(draws // size).tolist():
             of_turn = draws // size == turn
             positions = draws[of_turn] % size
-            documents[of_turn] = np.random.default_rng((self.seed, source, int(turn))).permutation(size)[positions]
-            chances[of_turn] = np.random.default_rng((self.seed, source, int(turn), 1)).random((size, 2))[positions]
-        first, start, length = self._pieces[source]
-        counts = first[documents + 1] - first[documents]
+            documents[of_turn] = shuffled(positions, size, (self.seed, source, turn))
+            chances[of_turn] = _chances(positions, (self.seed, source, turn, 1))
+        counts = pieces.count(documents)
         document, draw = np.repeat(documents, counts), np.repeat(draws, counts)
-        piece = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts) + first[document]
-        columns = (np.full_like(draw, source), document, draw, start[piece], length[piece], np.full_like(draw, -1))
+        piece = pieces.first(document) + np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        starts = np.zeros_like(draw) if pieces.starts is None else pieces.starts[piece]
+        columns = (np.full_like(draw, source), document, draw, starts, pieces.lengths[piece], np.full_like(draw, -1))
         units = np.stack(columns, axis=1)
         self._drop_conditions(source, units, np.repeat(chances, counts, axis=0))
         return units
@@ -225,7 +298,9 @@ class PackedDataset(torch.utils.data.Dataset):
 
         Documents that are too long or without a trained segment stay whole. chances: [n, 2] in [0, 1), whether to, and to which.
         """
-        dropped = np.flatnonzero((chances[:, 0] < self.condition_dropout) & ~self._long[source][units[:, 1]])
+        long = self._pieces[source].long
+        whole = False if long is None else long[units[:, 1]]
+        dropped = np.flatnonzero((chances[:, 0] < self.condition_dropout) & ~np.asarray(whole))
         for row, segments in zip(dropped.tolist(), self.datasets[source].placed_of(units[dropped, 1]), strict=True):
             trained = [number for number, p in enumerate(segments) if p.loss]
             if trained:
@@ -235,20 +310,20 @@ class PackedDataset(torch.utils.data.Dataset):
 
     def rows(self, epoch: int) -> list[list[Unit]]:
         """The rows of an epoch in order: a pure function of the arguments."""
-        units, rows = self._packed(epoch)
-        return [[Unit(*unit) for unit in units[row].tolist()] for row in rows]
+        parts = [self._packed(epoch, part) for part in range(self.parts)]
+        return [[Unit(*unit) for unit in units[row].tolist()] for units, rows in parts for row in rows]
 
-    def _packed(self, epoch: int) -> tuple[np.ndarray, list[np.ndarray]]:
-        """The units of an epoch, and its rows as indices into them. Two epochs are kept, because a batch may span both."""
-        if epoch not in self._epochs:
-            rng = np.random.default_rng((self.seed, epoch))
-            units = np.concatenate([self._draw(source, epoch) for source in range(len(self.datasets))])
+    def _packed(self, epoch: int, part: int) -> tuple[np.ndarray, list[np.ndarray]]:
+        """The units of a part, and its rows as indices into them. Two parts are kept, because a batch may span both."""
+        if (epoch, part) not in self._packed_parts:
+            rng = np.random.default_rng((self.seed, epoch, part))
+            units = np.concatenate([self._draw(source, epoch, part) for source in range(len(self.datasets))])
             units = units[rng.permutation(len(units))]
-            rows = pack_in_order(units[:, 4], self.sequence_length)
-            self._epochs[epoch] = units, [rows[i] for i in rng.permutation(len(rows))]
-            while len(self._epochs) > 2:
-                del self._epochs[next(iter(self._epochs))]
-        return self._epochs[epoch]
+            rows = pack(units[:, 4], self.sequence_length)
+            self._packed_parts[epoch, part] = units, [rows[i] for i in rng.permutation(len(rows))]
+            while len(self._packed_parts) > 2:
+                del self._packed_parts[next(iter(self._packed_parts))]
+        return self._packed_parts[epoch, part]
 
     def document(self, unit: Unit) -> tuple[np.ndarray, np.ndarray]:
         """The tokens [L] of a unit's document (of one that lost its condition, what is left), and the loss weight of each [L]."""
@@ -302,8 +377,8 @@ class PackedDataset(torch.utils.data.Dataset):
 
     def row(self, epoch: int, index: int) -> dict[str, np.ndarray]:
         """One packed sequence, arrays [T]; unused positions are padding (document -1, weight 0). Errors: `UserError` for damaged data."""
-        units, rows = self._packed(epoch)
-        return self._fill(Unit(*unit) for unit in units[rows[index]].tolist())
+        units, rows = self._packed(epoch, index >> _ROW_BITS)
+        return self._fill(Unit(*unit) for unit in units[rows[index & ((1 << _ROW_BITS) - 1)]].tolist())
 
     def padding(self) -> dict[str, np.ndarray]:
         """A sequence of padding alone."""
@@ -334,13 +409,10 @@ class PackedDataset(torch.utils.data.Dataset):
             start += unit.length
         return out
 
-    def order(self, epoch: int) -> range:
-        """The indices of an epoch's rows; they are shuffled already."""
-        return range(len(self._packed(epoch)[1]))
-
-    def __len__(self) -> int:
-        """The number of rows of the first epoch; other epochs may have a few more or fewer."""
-        return len(self.order(0))
+    def order(self, epoch: int, part: int | None = None) -> list[int]:
+        """The indices of the rows of a part, or of all parts of an epoch; they are shuffled already."""
+        parts = range(self.parts) if part is None else [part]
+        return [(p << _ROW_BITS) + row for p in parts for row in range(len(self._packed(epoch, p)[1]))]
 
     def content(self) -> str:
         """The number of documents and a digest of the shards, in words, to notice that the data changed."""

@@ -210,9 +210,9 @@ class TokenDataset:
         return self._table(shard), index - int(self._starts[shard])
 
     def lengths(self) -> np.ndarray:
-        """int64 [documents]: tokens per document. Of a remote data set only this column is read."""
+        """int32 [documents]: tokens per document. Of a remote data set only this column is read."""
         columns = [self._column(number, "length").to_numpy() for number in range(len(self.shards))]
-        return np.concatenate([np.zeros(0, np.int64), *columns], dtype=np.int64)
+        return np.concatenate([np.zeros(0, np.int32), *columns], dtype=np.int32, casting="same_kind")
 
     def _column(self, number: int, name: str) -> pa.ChunkedArray:
         """A column of a shard. Of a remote shard that is not in the cache, only this column is read."""
