@@ -301,6 +301,8 @@ class PackedDataset(torch.utils.data.Dataset):
         long = self._pieces[source].long
         whole = False if long is None else long[units[:, 1]]
         dropped = np.flatnonzero((chances[:, 0] < self.condition_dropout) & ~np.asarray(whole))
+        if not len(dropped):
+            return
         for row, segments in zip(dropped.tolist(), self.datasets[source].placed_of(units[dropped, 1]), strict=True):
             trained = [number for number, p in enumerate(segments) if p.loss]
             if trained:
