@@ -12,7 +12,7 @@ from unitok.configs import CONFIGS
 from unitok.errors import UserError
 from unitok.hardware import peak_flops
 from unitok.model import Decoder, DecoderConfig
-from unitok.model.costs import activation_floats, count, hours, memory_bytes
+from unitok.model.costs import activation_floats, cost_table, count, gathered, hours, memory_bytes
 from unitok.model.inference import InferenceDecoder
 from unitok.model.presets import PRESETS, preset
 from unitok.pretrained import make_config
@@ -123,3 +123,19 @@ def test_the_peak_of_a_device_is_found_by_its_drivers_name():
     assert peak_flops("NVIDIA A100-SXM4-80GB") == 312e12
     assert peak_flops("NVIDIA GeForce RTX 4090") == 165e12
     assert peak_flops("Tesla T4") is None
+
+
+def test_a_plan_for_many_devices_adds_up():
+    config, costs = preset("chameleon-34b").config, count(preset("chameleon-34b").config)
+    block = costs.in_blocks // config.num_hidden_layers
+    assert gathered(config, costs) == 2 * config.vocab_size * config.hidden_size + config.hidden_size + 2 * block
+    plan = cost_table(config, {}, tokens=1e12, hardware="h100", devices=512, batch=4096)
+    assert float(plan["on each device"].split()[0]) == pytest.approx(
+        16 * costs.parameters / 512e9 + 4 * gathered(config, costs) / 1e9, abs=0.01
+    )
+    assert float(plan["checkpoint"].split()[0]) == pytest.approx(12 * costs.parameters / 1e9, abs=0.01)
+    steps = 1e12 / (4096 * 512)
+    assert float(plan["step"].split()[0]) * steps / 3600 == pytest.approx(
+        float(plan["time"].split()[0].replace(",", "")), rel=0.01
+    )
+    assert "on each device" not in cost_table(config, {})

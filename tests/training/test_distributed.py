@@ -92,6 +92,21 @@ def test_sharded_parameters_train_like_whole_ones_resume_and_become_a_bundle(mor
 
 
 @pytest.mark.long
+def test_four_sharded_processes_train_like_one_and_two_go_on_where_they_stopped(tmp_path, tokens):
+    run_lightning(arguments(tmp_path / "one", tokens, 8))
+    four = [{"2": "4"}.get(word, word) for word in SHARDED]  # processes, and their share of the data
+    four[four.index("--data.init_args.batch_size") + 1] = "1"
+    run_processes(arguments(tmp_path / "four", tokens, 8, *four, "--trainer.max_steps", "5"))
+    assert load_checkpoint(newest_checkpoint(tmp_path / "four") / "meta.pt")["unitok"]["samples_seen"] == 20
+    assert losses(tmp_path / "four") == pytest.approx(losses(tmp_path / "one")[:5], rel=1e-3)
+    run_processes(arguments(tmp_path / "four", tokens, 8, *SHARDED, "--resume", "auto"))
+    assert losses(tmp_path / "four") == pytest.approx(losses(tmp_path / "one")[5:], rel=1e-3)
+    one, more = weights(tmp_path / "one"), weights(tmp_path / "four")
+    for name, tensor in one.items():
+        torch.testing.assert_close(more[name], tensor, atol=2e-4, rtol=1e-3, msg=name)
+
+
+@pytest.mark.long
 def test_two_processes_with_dropout_resume_bit_for_bit(tmp_path, tokens):
     drop = ["--model.init_args.decoder.dropout", "0.2"]
     run_processes(arguments(tmp_path / "uncut", tokens, 8, *DDP, *drop))

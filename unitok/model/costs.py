@@ -74,6 +74,11 @@ def memory_bytes(config: DecoderConfig, positions: int, rows: int, context: int,
     }
 
 
+def gathered(config: DecoderConfig, costs: Costs) -> int:
+    """Most parameters that FSDP2 gathers at once: embedding and head for a whole step, the present block and the next one."""
+    return costs.parameters - costs.in_blocks + 2 * costs.in_blocks // config.num_hidden_layers
+
+
 def hours(config: DecoderConfig, tokens: float, flops_per_second: float, mfu: float, devices: int, context: int) -> float:
     """Hours to train on so many tokens at a fraction `mfu` of the hardware's peak FLOPs per second."""
     return count(config, context).flops * tokens / (flops_per_second * mfu * devices) / 3600
@@ -105,6 +110,8 @@ def cost_table(
     memory = {name: size / 1e9 for name, size in memory_bytes(c, batch, 1, context).items()}
     state = memory["weights"] + memory["gradients"] + memory["optimizer"]
     time = hours(c, tokens, HARDWARE[hardware], mfu, devices, context)
+    step = costs.flops * batch / (HARDWARE[hardware] * mfu)
+    sharded = state / devices + BYTES["fp32"] * gathered(c, costs) / 1e9
     heads = f"{c.num_attention_heads} heads of {c.head_dim}, {c.num_key_value_heads} for keys and values"
     counts = f"{_short(costs.in_blocks)} in blocks, {_short(costs.in_matrices)} multiplied per token"
     return {
@@ -113,9 +120,17 @@ def cost_table(
         "parameters": f"{_short(costs.parameters)}: {counts}",
         "FLOPs per token": f"{_short(costs.flops)} to train, {_short(costs.flops_forward)} to read, at {context:,} tokens per document",
         "training state": f"{state:.2f} GB: weights, gradients and AdamW in fp32, on one device",
+        **(
+            {"on each device": f"{sharded:.2f} GB of it with FSDP2 on {devices}: its part, and the parts that a step gathers"}
+            if devices > 1
+            else {}
+        ),
+        "checkpoint": f"{memory['weights'] + memory['optimizer']:.2f} GB: weights and AdamW's state",
         "activations": f"about {memory['activations']:.2f} GB in bf16 for {batch:,} tokens",
         "inference": f"{memory['weights'] / 2:.2f} GB of weights in bf16, {memory['kv_cache']:.3f} GB of KV cache for {context:,} tokens",
         **content,
+        "step": f"{step:.2f} s for {_short(batch * devices)} tokens, {_short(batch)} on each device",
+        "data": f"about {4 * tokens / 1e9:,.1f} GB of token shards (int32), if no document comes twice",
         "time": f"{time:,.1f} hours for {_short(tokens)} tokens on {devices} x {hardware} at {mfu:.0%} MFU",
     }
 
