@@ -170,3 +170,13 @@ def test_files_can_be_refused(unitok, tmp_path):
     assert Chat(unitok).document([message])
     with pytest.raises(UserError, match="is no data URL"):
         Chat(unitok, paths=False).document([message])
+
+
+def test_without_roles_a_bundle_without_their_tokens_reads_messages_too(unitok, monkeypatch):
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    specials = {name: id for name, id in unitok.vocab.specials.items() if name not in ("<user>", "<assistant>")}
+    monkeypatch.setattr(unitok.vocab, "specials", specials)
+    with pytest.raises(UserError, match="no token for the role user"):
+        unitok.chats.document(messages)
+    document = unitok.chats.document(messages, roles=False)
+    assert [s.role for s in document.segments] == ["none"] * 3

@@ -70,12 +70,13 @@ class Chat:
         """Tokens that the decoder takes in all."""
         return int(self.bundle.require("model").config.max_position_embeddings)
 
-    def document(self, messages: Sequence[MessageDict]) -> Document:
-        """Return the document of messages, the last of them the user's. Errors: `UserError` that says what is wrong where."""
+    def document(self, messages: Sequence[MessageDict], roles: bool = True) -> Document:
+        """Return the document of messages, the last of them the user's; without roles their contents alone, one after another. Errors:
+        `UserError` that says what is wrong where."""
         if not isinstance(messages, list | tuple) or not all(isinstance(message, Mapping) for message in messages):
             raise UserError('messages: give a list such as [{"role": "user", "content": "Draw a cat."}]')
         missing = [role for role in ("user", "assistant") if f"<{role}>" not in self.bundle.vocab.specials]
-        if missing:
+        if missing and roles:
             raise UserError(f"this bundle's vocabulary has no token for the role {missing[0]}, so it cannot chat")
         turns = check_turns(_merged(read_messages({"messages": [*messages]})), last="user")
         segments: list[Segment] = []
@@ -87,7 +88,7 @@ class Chat:
                 raise UserError(
                     f"messages: more than {self.longest} tokens, which the decoder takes in all; begin a new conversation"
                 )
-        return Document(tuple(segments))
+        return Document(tuple(segments if roles else (replace(segment, role="none") for segment in segments)))
 
     def segments(self, part: Part, argument: str = "messages") -> list[Segment]:
         """Return the segments of a part, whose value may name a file or be a data URL. Errors: `UserError`, which begins with `argument`, also

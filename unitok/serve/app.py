@@ -157,7 +157,7 @@ class _Endpoints:
             given["max_new_tokens"] = most
 
         def prepare() -> list[Draft]:
-            prompt = self.generation.chat_prompt(body.messages, body.roles)
+            prompt = self.generation.chat.document(body.messages, body.roles)
             return self.generation.drafts(prompt, given, body.n or 1, body.seed, turn=body.roles)
 
         drafts = await self.generation.prepared(prepare)

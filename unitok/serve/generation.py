@@ -6,7 +6,6 @@ import struct
 from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
-from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -77,11 +76,6 @@ class Generation:
             draft.request.sampling = sampling
         self.engine.check(drafts)
         return drafts
-
-    def chat_prompt(self, messages: list[dict[str, Any]], roles: bool) -> Document:
-        """Return the prompt of a conversation; without roles its contents alone, one after another. Errors: `UserError`."""
-        document = self.chat.document(messages)
-        return document if roles else Document(tuple(replace(segment, role="none") for segment in document.segments))
 
     def read(self, kind: str, data: bytes, name: str) -> Document:
         """Return a prompt of one file that was uploaded. Errors: `UserError`."""
