@@ -368,16 +368,16 @@ def test_a_step_that_fails_ends_its_requests_and_no_others(tiny, monkeypatch):
     def ask() -> SimpleNamespace:
         got, done = [], threading.Event()
         (draft,) = generation.drafts(
-            generation.chat_prompt([{"role": "user", "content": "Hi"}], True), {"modalities": "text:5"}, turn=True
+            generation.chat.document([{"role": "user", "content": "Hi"}]), {"modalities": "text:5"}, turn=True
         )
         engine.submit([Job(draft, lambda ids, last: (got.append(ids), last and done.set()))])
         assert done.wait(20)
         return SimpleNamespace(failed=None in got)
 
-    step = engine._session.decoder.step
-    monkeypatch.setattr(engine._session.decoder, "step", lambda *a, **k: 1 / 0)
+    read = engine._session.decoder.read
+    monkeypatch.setattr(engine._session.decoder, "read", lambda *a, **k: 1 / 0)
     assert ask().failed
-    monkeypatch.setattr(engine._session.decoder, "step", step)
+    monkeypatch.setattr(engine._session.decoder, "read", read)
     assert not ask().failed
     engine.stop()
     assert json.dumps(len(engine.running)) == "0"
