@@ -47,15 +47,15 @@ def why_not() -> str:
     return ""
 
 
-def build() -> Path:
-    """Return the compiled file, compiled if need be. Errors: `OSError` that says why there is none."""
+def build(*more: str) -> Path:
+    """Return the compiled file, compiled if need be. more: of the compiler's flags. Errors: `OSError` that says why there is none."""
     if os.environ.get("UNITOK_NATIVE") == "0":
         raise OSError("UNITOK_NATIVE=0 is set")
     program = compiler()
     if program is None:
         raise OSError("no C++ compiler (c++, g++ or clang++)")
     tuned = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
-    words = [program, *FLAGS, tuned, str(SOURCE)]
+    words = [program, *FLAGS, tuned, *more, str(SOURCE)]
     path = _folder() / f"decoder-{_fingerprint(words)}.so"
     if path.exists():
         return path

@@ -8,6 +8,9 @@
 
 #include <algorithm>
 #include <atomic>
+#ifdef UNITOK_PROFILE
+#include <chrono>
+#endif
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -179,6 +182,12 @@ inline void pause() {
 
 struct Worker; // one thread's view of a job
 
+enum Phase { EMBED, QKV, PLACE, ATTEND, OUT, MLP, DOWN, NORM, HEAD, SAMPLE, PHASES };
+#ifdef UNITOK_PROFILE // benchmarks/step.py compiles it so
+double seconds[PHASES] = {};
+inline double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+#endif
+
 struct Team {
     std::atomic<uint64_t> ticket{1 << 24};      // number of the phase << 24 | the next item
     alignas(64) std::atomic<uint32_t> done{0};  // items
@@ -199,13 +208,26 @@ struct Worker {
     Team *team = nullptr;
     uint64_t phase = 0;
     uint64_t prepared = 0;        // phase of which `input` is
+    bool first = false;           // whether it is the thread that was asked
     std::vector<float> input = {}; // rows after a norm
     std::vector<float> scores = {};
     std::vector<std::pair<float, int32_t>> order = {};
     std::vector<float> logits = {}, other = {}, third = {};
     std::vector<int32_t> ids = {};
 
-    template <class F> void each(uint32_t items, F item) {
+    // Take part in a phase until all of its items are done.
+    template <class F> void each(Phase kind, uint32_t items, F item) {
+#ifdef UNITOK_PROFILE
+        const double began = now();
+        take(items, item);
+        if (first) seconds[kind] += now() - began;
+#else
+        (void)kind;
+        take(items, item);
+#endif
+    }
+
+    template <class F> void take(uint32_t items, F item) {
         const uint64_t mine = phase++;
         uint64_t t = team->ticket.load(std::memory_order_acquire);
         while ((t >> 24) == mine) {
@@ -245,7 +267,7 @@ void Team::run(int count, void (*function)(Worker &, void *), void *data) {
     static thread_local Worker own;
     for (; started < count; started++) std::thread(&Team::serve, this, started).detach();
     work = function, argument = data, threads = count, first_phase = ticket.load() >> 24;
-    own.team = this, own.phase = first_phase, own.prepared = 0;
+    own.first = true, own.team = this, own.phase = first_phase, own.prepared = 0;
     const uint64_t job = posted.load() + 1;
     active.store(job);
     posted.store(job);
@@ -408,16 +430,16 @@ const float *normalized(const Model &m, const Buffers &b, Worker &w, int rows, b
 }
 
 // x += the product of `from`; the product is normalized first where norms come after.
-void add_product(const Model &m, const Matrix &matrix, const float *from, int stride, const float *gain, Buffers &b, Worker &w, int rows) {
+void add_product(const Model &m, Phase kind, const Matrix &matrix, const float *from, int stride, const float *gain, Buffers &b, Worker &w, int rows) {
     float *to = gain ? b.y.data() : b.x.data();
-    w.each(panels_of(matrix), [&](int panel) {
+    w.each(kind, panels_of(matrix), [&](int panel) {
         multiply(matrix, panel, from, stride, rows, [&](int row, Lanes (&sums)[VECTORS]) {
             float *at = to + row * b.width + panel * PANEL;
             for (int v = 0; v < VECTORS; v++) store(at + v * 16, gain ? sums[v] : sums[v] + load(at + v * 16));
         });
     });
     if (gain)
-        w.each(rows, [&](int row) {
+        w.each(NORM, rows, [&](int row) {
             float *y = &b.y[row * b.width], *x = &b.x[row * b.width];
             normalize(y, y, m.width, m.eps, gain);
             for (int i = 0; i < m.width; i++) x[i] += y[i];
@@ -427,7 +449,7 @@ void add_product(const Model &m, const Matrix &matrix, const float *from, int st
 // At most BLOCK tokens -> hidden states [N, C].
 void pass(const Model &m, const Cache &cache, const Tokens &t, float *hidden, Buffers &b, Worker &w) {
     const int rows = t.count, d = m.head_dim, per = m.heads / m.groups;
-    w.each(rows, [&](int r) {
+    w.each(EMBED, rows, [&](int r) {
         float *x = &b.x[r * b.width];
         std::memcpy(x, m.embedding + t.ids[r] * m.width, m.width * sizeof(float));
         if (m.span_positions) {
@@ -437,7 +459,7 @@ void pass(const Model &m, const Cache &cache, const Tokens &t, float *hidden, Bu
     });
     for (int number = 0; number < m.layers; number++) {
         const Layer &l = m.layer[number];
-        w.each(panels_of(l.qkv), [&](int panel) {
+        w.each(QKV, panels_of(l.qkv), [&](int panel) {
             const float *x = normalized(m, b, w, rows, l.after_attention);
             multiply(l.qkv, panel, x, b.width, rows, [&](int row, Lanes (&sums)[VECTORS]) {
                 for (int v = 0; v < VECTORS; v++) store(&b.qkv[row * b.qkv_width + panel * PANEL + v * 16], sums[v]);
@@ -456,13 +478,13 @@ void pass(const Model &m, const Cache &cache, const Tokens &t, float *hidden, Bu
                 attend(&b.qkv[row * b.qkv_width + h * d], cache.keys + at(item), cache.values + at(item), t.positions[row] + 1, d,
                        &b.attended[row * b.heads_width + h * d], w.scores);
         };
-        if (!t.once) w.each(rows * m.groups, placed);
-        w.each(rows * m.groups, [&](int item) {
+        if (!t.once) w.each(PLACE, rows * m.groups, placed);
+        w.each(ATTEND, rows * m.groups, [&](int item) {
             if (t.once) placed(item);
             attended(item);
         });
-        add_product(m, l.out, b.attended.data(), b.heads_width, l.after_attention, b, w, rows);
-        w.each(panels_of(l.gate_up), [&](int panel) {
+        add_product(m, OUT, l.out, b.attended.data(), b.heads_width, l.after_attention, b, w, rows);
+        w.each(MLP, panels_of(l.gate_up), [&](int panel) {
             const float *x = normalized(m, b, w, rows, l.after_mlp);
             multiply(l.gate_up, panel, x, b.width, rows, [&](int row, Lanes (&sums)[VECTORS]) {
                 for (int v = 0; v < VECTORS / 2; v++) { // the first half of a panel is gates
@@ -471,15 +493,15 @@ void pass(const Model &m, const Cache &cache, const Tokens &t, float *hidden, Bu
                 }
             });
         });
-        add_product(m, l.down, b.gated.data(), b.mlp_width, l.after_mlp, b, w, rows);
+        add_product(m, DOWN, l.down, b.gated.data(), b.mlp_width, l.after_mlp, b, w, rows);
     }
-    w.each(rows, [&](int r) { normalize(&b.x[r * b.width], hidden + int64_t(r) * m.width, m.width, m.eps, m.norm); });
+    w.each(NORM, rows, [&](int r) { normalize(&b.x[r * b.width], hidden + int64_t(r) * m.width, m.width, m.eps, m.norm); });
 }
 
 // Panels of the head for hidden states [rows, C] -> logits [rows, V rounded up].
 void logits_of(const Model &m, const float *hidden, int rows, const int32_t *panels, int count, float *logits, Worker &w) {
     const int64_t stride = int64_t(panels_of(m.head)) * PANEL;
-    w.each(count, [&](int item) {
+    w.each(HEAD, count, [&](int item) {
         const int panel = panels[item];
         multiply(m.head, panel, hidden, m.width, rows, [&](int row, Lanes (&sums)[VECTORS]) {
             for (int v = 0; v < VECTORS; v++) store(logits + row * stride + panel * PANEL + v * 16, sums[v]);
@@ -583,6 +605,11 @@ extern "C" {
 // Outputs of a panel.
 int unitok_panel() { return PANEL; }
 
+#ifdef UNITOK_PROFILE
+// Seconds by phase since the last call, of the thread that asks.
+void unitok_seconds(double *out) { std::memcpy(out, seconds, sizeof(seconds)), std::fill(seconds, seconds + PHASES, 0.0); }
+#endif
+
 // Tokens -> hidden states [N, C].
 void unitok_pass(const Model *m, const Cache *cache, const Tokens *tokens, float *hidden, int threads) {
     struct Job {
@@ -646,9 +673,9 @@ void unitok_stretch(const Model *m, const Cache *cache, const Stretch *stretch, 
         for (int i = 0; i < s.count; i++) {
             const int32_t *first = s.union_start + s.union_[i];
             logits_of(j.m, s.hidden, s.slots, s.panels + first[0], first[1] - first[0], j.logits.data(), w);
-            w.each(s.requests, [&](int request) { sample_one(s, i, request, j.logits.data(), stride, j.m.head.n, w); });
+            w.each(SAMPLE, s.requests, [&](int request) { sample_one(s, i, request, j.logits.data(), stride, j.m.head.n, w); });
             if (i + 1 == s.count) return;
-            w.each(1, [&](int) {
+            w.each(SAMPLE, 1, [&](int) {
                 for (int slot = 0; slot < s.slots; slot++) j.ids[slot] = s.sampled[i * s.requests + s.owner[slot]];
             });
             for (int at = 0; at < s.slots; at += BLOCK) {

@@ -100,12 +100,12 @@ class NativeDecoder:
     """A copy of a decoder's present weights for generation on a CPU, with the interface of `InferenceDecoder` and `sample`.
 
     Args:
-        weights: type of the matrices, one of `DTYPES`.
+        weights: type of the matrices, one of `DTYPES`. compiled: another build of `decoder.cpp`.
     """
 
     @torch.no_grad()
-    def __init__(self, decoder: Decoder, weights: str = "float32"):
-        found = library()
+    def __init__(self, decoder: Decoder, weights: str = "float32", compiled: ctypes.CDLL | None = None):
+        found = compiled or library()
         assert found is not None, "ask unitok.model.native.library() first"
         self._library, self.weights, self._panel = found, weights, found.unitok_panel()  # outputs of a panel
         c = self.config = decoder.config
