@@ -82,7 +82,9 @@ def prompts(batch: int) -> np.ndarray:
 def run_ours(folder: Path, batch: int, guided: bool, device: str, weights: str = "float32") -> Any:
     trained = Decoder.from_pretrained(folder / "ours", device)
     half = device != "cpu" or weights == "bfloat16"
-    decoder = copy_for_generation(trained.bfloat16() if half else trained, weights == "int8")  # once, as a bundle does
+    decoder = copy_for_generation(
+        trained.bfloat16() if half else trained, "int8" if weights == "int8" else ""
+    )  # once, as a bundle does
     vocab = vocabulary()
     grammar, plan = Grammar(vocab), parse_plan(f"image:{SIDE}x{SIDE}", vocab)
     sampling = {"image": SamplingParams(TEMPERATURE, TOP_K, guidance_scale=SCALE if guided else 1.0)}

@@ -1,7 +1,9 @@
 """Promises of compiled generation: the tokens of PyTorch's, at any number of threads, in any process; smaller weights are close to it."""
 
+import ctypes
 import multiprocessing
 import os
+import platform
 import subprocess
 import sys
 import threading
@@ -17,7 +19,7 @@ from unitok.generation_config import SamplingParams
 from unitok.grammar import Grammar
 from unitok.model import Decoder, DecoderConfig
 from unitok.model import native as compiled
-from unitok.model.copies import copy_for_generation, fastest_dtype
+from unitok.model.copies import copy_for_generation, fastest_weights
 from unitok.model.inference import InferenceDecoder
 from unitok.model.native.decoder import NativeDecoder
 from unitok.plan import parse_plan
@@ -100,6 +102,12 @@ def test_an_output_is_the_same_bit_by_bit_whatever_else_is_in_the_batch(tiny, wi
     for size in (0, 2, 3):
         together = generate(copy, grammar, requests_of(tiny.vocab), sampling, batch_size=size)
         assert [x.tolist() for x in together] == alone
+    others = ({"guidance_scale": 2.0}, {"guidance_scale": 2.0, "media_guidance_scale": 3.0}, {"repetition_penalty": 1.2})
+    for other in others:
+        mixed = requests_of(tiny.vocab)
+        for request in mixed[1:]:
+            request.sampling = dict.fromkeys(tiny.vocab.spans, SamplingParams(0.8, **other))
+        assert generate(copy, grammar, mixed, sampling)[0].tolist() == alone[0]
     ids = torch.randint(0, 300, (7, 1))
     states = [copy.step(x, torch.zeros_like(x), copy.new_cache(len(x), 1), 1, torch.zeros_like(x)) for x in (ids, ids[3:4])]
     assert torch.equal(states[0][3:4], states[1])
@@ -168,18 +176,17 @@ def test_a_bundle_turns_into_smaller_weights_and_back(tiny, bundle_folder):
     assert drawn(bundle.to("float32")) == drawn(tiny)
     assert bundle.to(torch.bfloat16).inference.weights == "bfloat16"
     assert Unitok.from_pretrained(bundle_folder, dtype="auto").inference.weights in ("float32", "bfloat16", "int8")
-    assert fastest_dtype(tiny.model) in ("float32", "bfloat16", "int8")
+    assert fastest_weights(tiny.model) in ("float32", "bfloat16", "int8")
     with pytest.raises(UserError, match="int16: give a type of floating point"):
         bundle.to("int16")
 
 
 def test_without_a_compiler_generation_is_in_pytorch_and_int8_says_what_is_missing(tiny, monkeypatch):
-    monkeypatch.setattr(compiled, "compiler", lambda: None)
-    monkeypatch.setattr("unitok.model.copies.library", lambda: None)
+    monkeypatch.setattr(compiled, "_load", lambda: (None, "no C++ compiler"))
     assert isinstance(copy_for_generation(tiny.model), InferenceDecoder)
-    assert fastest_dtype(tiny.model) is None
+    assert fastest_weights(tiny.model) == ""
     with pytest.raises(UserError, match=r"dtype int8: .*no C\+\+ compiler"):
-        copy_for_generation(tiny.model, int8=True)
+        copy_for_generation(tiny.model, "int8")
 
 
 def test_what_is_compiled_is_kept_and_a_compiler_that_fails_is_no_error(tmp_path):
@@ -200,6 +207,27 @@ def test_what_is_compiled_is_kept_and_a_compiler_that_fails_is_no_error(tmp_path
     assert kind() == "NativeDecoder"
     assert made.stat().st_mtime_ns == written
     assert kind(UNITOK_NATIVE="0") == "InferenceDecoder"
+    made.write_bytes(b"")
+    assert kind() == "NativeDecoder"  # compiled once more
+    assert made.stat().st_size > 10_000
+    (tmp_path / "file").touch()
+    assert kind(XDG_CACHE_HOME=str(tmp_path / "file")) == "NativeDecoder"  # no cache: in a folder of the process
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="processors of x86")
+@pytest.mark.parametrize("level", ["x86-64", "x86-64-v3"])
+def test_smaller_processors_compute_the_same(level, wild, tmp_path):
+    """Built for processors without AVX-512, and without AVX2; this one runs both."""
+    made = tmp_path / "decoder.so"
+    subprocess.run([compiled.compiler(), *compiled.FLAGS, f"-march={level}", str(compiled.SOURCE), "-o", str(made)], check=True)
+    ids = torch.randint(0, 300, (7, 5))
+    where, zeros = torch.arange(5).expand(7, -1), torch.zeros_like(ids)
+    for weights, within in (("float32", 1e-4), ("bfloat16", 0.3), ("int8", 1.0)):
+        copies = NativeDecoder(wild, weights, ctypes.CDLL(str(made))), NativeDecoder(wild, weights)
+        found, wanted = (copy.step(ids, where, copy.new_cache(7, 8), 5, zeros) for copy in copies)
+        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-3)
+        exact = wild.hidden(ids, span_positions=zeros).detach()
+        assert (found - exact).abs().max() < within
 
 
 def test_a_decoder_with_one_head_and_odd_sizes_and_one_token():

@@ -74,7 +74,7 @@ class Bundle:
         self._folder: Path | None = None  # that it was read from
         self.facts = dict(facts or {})
         self._inference: tuple[Decoder, GenerationDecoder] | None = None
-        self._int8 = False  # whether the weights that generate take one byte
+        self._weights = ""  # type of the weights that generate; "": the decoder's
         for name, part in self.tokenizers.items():
             if vocab.span(name).fingerprint not in ("", part.fingerprint()):
                 raise UserError(f"the {name} tokenizer is not the one that the vocabulary was made for; build the bundle again")
@@ -121,8 +121,8 @@ class Bundle:
             device: where it computes, such as `cpu` or `cuda:1`.
             parts: what is loaded: names of tokenizers, `tokenizers` for all of them, and `model`. Default: everything.
             dtype: of the decoder's weights, such as `torch.bfloat16`. Default: float32. `int8`: one byte for each weight that
-                generates, on a CPU; training and `score` keep the others. `auto`: the fastest here, by a measurement of a second.
-                Tokenizers always compute in float32: their codes are defined there, and in a smaller type the nearest code is
+                generates, on a CPU; `auto`: what generates fastest here, by a measurement; with both, training and `score` keep the
+                decoder's own. Tokenizers always compute in float32: their codes are defined there, and in a smaller type the nearest code is
                 often another.
             revision: branch, tag or commit of a repository.
             cache_dir: where repositories are kept. Default: the hub's own cache.
@@ -239,30 +239,26 @@ class Bundle:
         dtype: str | torch.dtype | None = None,
     ) -> Self:
         """Move all parts to a device, and turn the decoder's weights into a type; in place, as `nn.Module.to`. Return the bundle.
-
         `u.to("cuda")`, `u.to(torch.bfloat16)`, `u.to("cuda", torch.bfloat16)`, `u.to(device="cuda", dtype="bfloat16")`. Tokenizers stay
         in float32, as `from_pretrained` says, also of `int8` and `auto`. Errors: `UserError` for what is neither, and for a device that is not there.
         """
-        if dtype == "auto":
-            from unitok.model.copies import fastest_dtype
-
-            dtype = None if self.model is None else fastest_dtype(self.model)
-        dtypes = [] if dtype is None else [_checked_dtype("dtype", dtype)]
-        devices = [] if device is None else [_checked_device("device", device)]
-        for one in where:
-            if _dtype_of(one) is not None:
-                dtypes.append(_checked_dtype("dtype", one))
-            else:
-                devices.append(_checked_device("to", one, "neither a device, such as cuda, nor a type, such as bfloat16"))
-        for place in devices:
+        named = [] if dtype is None else [dtype]
+        types = ["auto" if x == "auto" else _checked_dtype("dtype", x) for x in (*where, *named) if x in named or _is_type(x)]
+        places = [] if device is None else [_checked_device("device", device)]
+        wrong = "neither a device, such as cuda, nor a type, such as bfloat16"
+        for place in [*(_checked_device("to", x, wrong) for x in where if not _is_type(x)), *places]:
             for part in (*self.tokenizers.values(), self.model):
                 if isinstance(part, nn.Module):
                     part.to(place)
-        if self.model is not None:
-            for weights in dtypes:
-                self._int8 = weights == torch.int8
-                if not self._int8:
-                    self.model.to(weights)
+        for kind in types:
+            if isinstance(kind, str) and self.model is not None:
+                from unitok.model.copies import fastest_weights
+
+                self._weights = fastest_weights(self.model)
+            elif isinstance(kind, torch.dtype):
+                self._weights = "int8" if kind == torch.int8 else ""
+                if self.model is not None and not self._weights:
+                    self.model.to(kind)
         self._inference = None
         return self
 
@@ -277,7 +273,8 @@ class Bundle:
     @property
     def dtype(self) -> torch.dtype:
         """Of the decoder's weights that generate; without a decoder float32, in which tokenizers compute."""
-        return torch.float32 if self.model is None else torch.int8 if self._int8 else self.model.lm_head.weight.dtype
+        own = torch.float32 if self.model is None else self.model.lm_head.weight.dtype
+        return _dtype_of(self._weights) or own
 
     # ---- Parts -----------------------------------------------------------------------------------------------------
 
@@ -302,7 +299,7 @@ class Bundle:
 
         model = self.require("model")
         if self._inference is None or self._inference[0] is not model:
-            self._inference = model, copy_for_generation(model, self._int8)
+            self._inference = model, copy_for_generation(model, self._weights)
         return self._inference[1]
 
     # ---- Names ---------------------------------------------------------------------------------------------------
@@ -424,6 +421,10 @@ def _dtype_of(value: object) -> torch.dtype | None:
     """Return the type that a value is or names, None if it does neither."""
     named = getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else value
     return named if isinstance(named, torch.dtype) else None
+
+
+def _is_type(value: object) -> bool:
+    return value == "auto" or _dtype_of(value) is not None
 
 
 def _checked_dtype(argument: str, value: object) -> torch.dtype:

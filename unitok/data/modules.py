@@ -25,7 +25,7 @@ from unitok.vocab import Vocab
 log = logging.getLogger("unitok")
 
 
-KNOWN_PARTS = 64  # beginnings of parts that are remembered
+AHEAD = 64  # batches that may be fetched ahead
 
 Sample = TypeVar("Sample", covariant=True)
 
@@ -84,8 +84,13 @@ class EndlessBatches:
             sample, part = sample + len(order), part + 1
             if part == self.dataset.parts:
                 epoch, part = epoch + 1, 0
-            # What is fetched ahead is few parts. The very first beginning stays, for a start before all others.
-            self._known = [self._known[0], *self._known[1:][-KNOWN_PARTS:], PartStart(sample, epoch, part)]
+            self._remember(PartStart(sample, epoch, part))
+
+    def _remember(self, new: "PartStart") -> None:
+        """Note a beginning; forget those that lie before all that is fetched ahead, but the very first, for a start before all others."""
+        edge = new.sample - AHEAD * self.batch_size * self.processes
+        later = [known for known in self._known[1:] if known.sample > edge]
+        self._known = [self._known[0], *[known for known in self._known[1:] if known.sample <= edge][-1:], *later, new]
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         positions = self._positions()
@@ -160,11 +165,17 @@ class _Module(L.LightningDataModule):
         data = self.validation_data()
         if data is None:
             return []
-        order = [(0, int(i)) for i in data.order(0)]
         rank, processes = self._processes()
-        if self.trainer and self.trainer.state.fn == "fit":
+        fit = bool(self.trainer and self.trainer.state.fn == "fit")
+        order: list[tuple[int, int]] = []
+        for part in range(data.parts):  # a run packs no more than it looks at
+            order += [(0, int(i)) for i in data.order(0, part)]
+            if fit and len(order) >= self.val_samples:
+                break
+        if fit:
             if rank == 0:
-                log.info("validation: %d of %d samples", min(len(order), self.val_samples), len(order))
+                more = " or more" if part + 1 < data.parts else ""
+                log.info("validation: %d of %d%s samples", min(len(order), self.val_samples), len(order), more)
             order = order[: self.val_samples]
         size = self.batch_size * processes
         return self._loader(data, batch_sampler=[order[i : i + size][rank::processes] for i in range(0, len(order), size)])

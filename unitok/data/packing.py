@@ -145,17 +145,11 @@ class Pieces:
 
     Args:
         lengths: int32 [pieces], tokens of each piece. long: bool [documents], which are too long; None: none is.
-        firsts: [documents + 1], the first piece of each document; None: each has one. starts: [pieces], their first tokens; None: all 0.
+        firsts: int64 [documents + 1], the first piece of each document; None: each has one.
     """
 
-    def __init__(
-        self,
-        lengths: np.ndarray,
-        long: np.ndarray | None = None,
-        firsts: np.ndarray | None = None,
-        starts: np.ndarray | None = None,
-    ):
-        self.lengths, self.long, self.firsts, self.starts = lengths, long, firsts, starts
+    def __init__(self, lengths: np.ndarray, long: np.ndarray | None = None, firsts: np.ndarray | None = None):
+        self.lengths, self.long, self.firsts = lengths, long, firsts
         self.tokens = self.squares = 0  # sums of lengths, and of their squares
         for start in range(0, len(lengths), PART):
             block = lengths[start : start + PART].astype(np.int64)
@@ -256,13 +250,15 @@ class PackedDataset(torch.utils.data.Dataset):
             raise UserError(f"{problem}, the longest {lengths.max()}: {remedy}")
         done = {"split": "they are split into pieces", "cut": "they are cut off there", "drop": "they are left out"}
         log.warning("%s: %s", problem, done[long_documents])
-        counts = {"split": -(-lengths // longest), "cut": np.ones_like(lengths), "drop": (~long).astype(int)}[long_documents]
-        first = np.concatenate([[0], np.cumsum(counts)])
-        if first[-1] == 0:
+        if long_documents == "cut":
+            return Pieces(np.minimum(lengths, longest, dtype=np.int32), long)
+        counts = -(-lengths // longest) if long_documents == "split" else (~long).astype(np.int32)
+        firsts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+        if firsts[-1] == 0:
             raise UserError(f"{dataset.folder}: no documents to train on, all are too long")
-        document = np.repeat(np.arange(len(lengths)), counts)
-        starts = (np.arange(len(document)) - first[document]) * longest
-        return Pieces(np.minimum(lengths[document] - starts, longest), long, first, starts)
+        document = np.repeat(np.arange(len(lengths), dtype=np.int32), counts)
+        starts = (np.arange(len(document)) - firsts[document]) * longest
+        return Pieces(np.minimum(lengths[document] - starts, longest).astype(np.int32), long, firsts)
 
     def _documents_per_epoch(self, tokens: list[int], weights: Sequence[float] | None) -> list[int]:
         """The number of documents that an epoch draws from each data set."""
@@ -287,7 +283,7 @@ class PackedDataset(torch.utils.data.Dataset):
         counts = pieces.count(documents)
         document, draw = np.repeat(documents, counts), np.repeat(draws, counts)
         piece = pieces.first(document) + np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        starts = np.zeros_like(draw) if pieces.starts is None else pieces.starts[piece]
+        starts = (piece - pieces.first(document)) * self.max_length
         columns = (np.full_like(draw, source), document, draw, starts, pieces.lengths[piece], np.full_like(draw, -1))
         units = np.stack(columns, axis=1)
         self._drop_conditions(source, units, np.repeat(chances, counts, axis=0))

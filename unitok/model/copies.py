@@ -10,31 +10,32 @@ from unitok.model.inference import InferenceDecoder
 from unitok.model.native import library, why_not
 from unitok.model.native.decoder import DTYPES, NativeDecoder
 
-#: A decoder arranged for generation, with `step`, `head_of` and `new_cache`.
+#: A decoder arranged for generation, with `read`, `step`, `head_of` and `new_cache`.
 GenerationDecoder = InferenceDecoder | NativeDecoder
 
 
-def copy_for_generation(decoder: Decoder, int8: bool = False) -> GenerationDecoder:
+def copy_for_generation(decoder: Decoder, weights: str = "") -> GenerationDecoder:
     """Return a copy of a decoder's present weights, arranged for generation. It is not trained.
 
-    int8: whether the weights of its matrices take one byte. Errors: `UserError` where that is not to be had.
+    weights: type of its matrices, one of `DTYPES`; "": the decoder's own. Errors: `UserError` where other types than the decoder's are not to
+    be had.
     """
-    native = decoder.device.type == "cpu" and library() is not None
-    if int8 and not native:
+    if decoder.device.type == "cpu" and library() is not None:
+        own = "bfloat16" if decoder.lm_head.weight.dtype == torch.bfloat16 else "float32"
+        return NativeDecoder(decoder, weights or own)
+    if weights:
         reason = why_not() if decoder.device.type == "cpu" else f"this one is on {decoder.device}"
-        raise UserError(f"dtype int8: only for a decoder on a CPU with a C++ compiler; {reason}")
-    if not native:
-        return InferenceDecoder(decoder)
-    half = decoder.lm_head.weight.dtype == torch.bfloat16
-    return NativeDecoder(decoder, "int8" if int8 else "bfloat16" if half else "float32")
+        raise UserError(f"dtype {weights}: only for a decoder on a CPU with a C++ compiler; {reason}")
+    return InferenceDecoder(decoder)
 
 
 @torch.no_grad()
 def milliseconds_per_token(decoder: Decoder, tokens: int = 40) -> dict[str, float]:
-    """Time of a step by type of the weights, measured here on this decoder: float32 alone without a compiler."""
-    kinds = DTYPES if decoder.device.type == "cpu" and library() is not None else ["float32"]
+    """Time of a step by type of the weights, measured here on a decoder on a CPU: float32 alone without a compiler."""
+    kinds = DTYPES if library() is not None else ["float32"]
     copies = {kind: NativeDecoder(decoder, kind) if len(kinds) > 1 else InferenceDecoder(decoder) for kind in kinds}
     ids, found = torch.zeros(1, 1, dtype=torch.int64), dict.fromkeys(copies, float("inf"))
+    tokens = min(tokens, decoder.config.max_position_embeddings)
     for _ in range(3):  # in turns; the best of three
         for kind, copy in copies.items():
             cache, began = copy.new_cache(1, tokens), time.perf_counter()
@@ -44,7 +45,9 @@ def milliseconds_per_token(decoder: Decoder, tokens: int = 40) -> dict[str, floa
     return found
 
 
-def fastest_dtype(decoder: Decoder) -> str | None:
-    """Return the type of weights with which a decoder generates fastest here, by measurement; None where there is no choice."""
+def fastest_weights(decoder: Decoder) -> str:
+    """Return the type of weights with which a decoder generates fastest here, by measurement; "" where there is no choice."""
+    if decoder.device.type != "cpu" or library() is None:
+        return ""
     found = milliseconds_per_token(decoder)
-    return min(found, key=lambda kind: found[kind]) if len(found) > 1 else None
+    return min(found, key=lambda kind: found[kind])

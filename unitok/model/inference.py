@@ -322,7 +322,7 @@ def _effective(layer: nn.Module) -> Linear:
     weight = base.weight.detach().float()
     for adapter in getattr(layer, "active_adapters", ()):  # peft's layers have them
         weight = weight + getattr(layer, "get_delta_weight")(adapter).detach()  # noqa: B009
-    return weight, None if base.bias is None else base.bias.detach().float()
+    return weight, None if base.bias is None else base.bias.detach().float().clone()
 
 
 def _arranged(block: Block, c: DecoderConfig) -> Arranged:

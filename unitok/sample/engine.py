@@ -272,17 +272,21 @@ class Session:
         params = np.zeros(len(active), PARAMS)
         for row, r in zip(params, active, strict=True):
             p = r.params
-            row["temperature"], row["top_k"], row["top_p"], row["min_p"] = p.temperature, p.top_k, p.top_p, p.min_p
-            row["penalty"] = p.repetition_penalty
-        for kind, slots in zip(("own", "none", "media"), rows, strict=False):
-            params[kind] = slots
+            row["temperature"], row["top_p"], row["min_p"], row["penalty"] = (
+                p.temperature,
+                p.top_p,
+                p.min_p,
+                p.repetition_penalty,
+            )
+            row["top_k"] = min(p.top_k, 2**31 - 1)
+        own, none, media = [*rows, *rows[-1:] * 2][:3]
+        params["own"], params["none"], params["media"] = own, none, media
         seen = self._seen(active) if (params["penalty"] != 1).any() else None
         positions, span_positions = self._positions(len(uniforms))
         stretch = Stretch(
             owners.astype(np.int32),
             sets,
             params,
-            len(rows) - 1,
             scales,
             uniforms,
             positions.T,

@@ -1,7 +1,7 @@
 """What stands before the endpoints: who may ask, how large and how slowly, and what is logged of it.
 
 A request must name this server as its host, so that a page of another site that leads a browser here (DNS rebinding) gets nothing. Bodies
-have a limit, and time: a client that sends slowly, or stops reading, is let go. The log has a line per request, without contents.
+have a limit, and time: a client that sends slowly is let go, and for one that stops reading nothing more is generated. The log has a line per request, without contents.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ import hmac
 import json
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from starlette.exceptions import HTTPException
@@ -30,6 +30,7 @@ HEADERS = (
         b"default-src 'self'; img-src 'self' data: blob:; media-src 'self' data: blob:; frame-ancestors 'none'",
     ),
 )
+PIECE = 1 << 16  # bytes of an answer that are sent at once
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -46,8 +47,8 @@ class Guard:
 
     Args:
         hosts: names that requests may use for this server, without ports. key: that requests to `/v1/` must have as their bearer token; "":
-            none. max_body: bytes. patience: seconds between two pieces of a body, and for a client to take a piece of the answer; for all of
-            a body ten times as many.
+            none. max_body: bytes. patience: seconds between two pieces of a body, and for a client to take 64 kB of the answer; for all
+            of a body ten times as many.
     """
 
     app: ASGIApp
@@ -68,9 +69,10 @@ class Guard:
                 status[0] = message["status"]
                 message["headers"] = [*message.get("headers", []), *HEADERS]
             try:
-                await asyncio.wait_for(send(message), self.patience)
+                for piece in _pieces(message):
+                    await asyncio.wait_for(send(piece), self.patience)
             except TimeoutError:
-                raise OSError("the client stopped reading") from None  # as if it had left
+                raise StoppedReading("the client stopped reading") from None
 
         try:
             refusal = self._refusal(scope)
@@ -78,8 +80,8 @@ class Guard:
                 await _answer(noting, *refusal)
             else:
                 await self.app(scope, self._limited(scope, receive), noting)
-        except (ClientDisconnect, OSError) as error:
-            log.info("%s: gone before the end of its answer", type(error).__name__)
+        except (ClientDisconnect, StoppedReading):
+            log.info("%s: the client left before the end of its answer", visible(scope["path"]))
         finally:
             seconds = time.monotonic() - began
             self.metrics.answered(scope.get("route"), status[0])
@@ -126,6 +128,21 @@ class Guard:
             return message
 
         return limited
+
+
+class StoppedReading(OSError):
+    """A client takes nothing of its answer any more: as if it had left."""
+
+
+def _pieces(message: Message) -> Iterator[Message]:
+    """A message, a long body in pieces: a slow client has its time for each of them."""
+    body = message.get("body", b"")
+    if message["type"] != "http.response.body" or len(body) <= PIECE:
+        yield message
+        return
+    for start in range(0, len(body), PIECE):
+        last = start + PIECE >= len(body)
+        yield {**message, "body": body[start : start + PIECE], "more_body": message.get("more_body", False) if last else True}
 
 
 async def _answer(send: Send, status: int, body: dict[str, object]) -> None:

@@ -3,9 +3,10 @@
 Small models lose more time between PyTorch's operations than in them, and PyTorch has no fast product of a few rows with weights of
 one or two bytes. `decoder.cpp` has all of it: products with weights in float32, bfloat16 or int8, attention over the cache, sampling,
 and threads that wait briefly. It is compiled by the machine's C++ compiler for this very processor, in a few seconds, and kept in
-the user's cache folder. Without a compiler, or with UNITOK_NATIVE=0, `InferenceDecoder` computes the same in PyTorch.
+the user's cache folder (`~/.cache/unitok`). Without a compiler, or with UNITOK_NATIVE=0, `InferenceDecoder` computes the same in PyTorch.
 """
 
+import atexit
 import ctypes
 import hashlib
 import logging
@@ -28,23 +29,29 @@ def compiler() -> str | None:
     return next(filter(None, map(shutil.which, filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++")))), None)
 
 
-@cache
 def library() -> ctypes.CDLL | None:
     """The compiled code, compiled if need be; None where it is turned off or cannot be had (`why_not` says why)."""
-    try:
-        return ctypes.CDLL(str(build()))
-    except OSError as error:
-        log.debug("generation in PyTorch: %s", error)
-        return None
+    return _load()[0]
 
 
 def why_not() -> str:
     """Why there is no compiled code; empty if there is."""
+    return _load()[1]
+
+
+@cache
+def _load() -> tuple[ctypes.CDLL | None, str]:
+    """The compiled code, or why there is none. A kept file that does not load is compiled once more."""
     try:
-        build()
+        path = build()
+        try:
+            return ctypes.CDLL(str(path)), ""
+        except OSError:
+            path.unlink()
+            return ctypes.CDLL(str(build())), ""
     except OSError as error:
-        return str(error)
-    return ""
+        log.debug("generation in PyTorch: %s", error)
+        return None, str(error)
 
 
 def build(*more: str) -> Path:
@@ -55,23 +62,44 @@ def build(*more: str) -> Path:
     if program is None:
         raise OSError("no C++ compiler (c++, g++ or clang++)")
     tuned = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
-    words = [program, *FLAGS, tuned, *more, str(SOURCE)]
-    path = _folder() / f"decoder-{_fingerprint(words)}.so"
+    words = [program, *FLAGS, *more]
+    name = f"decoder-{_fingerprint([*words, tuned])}.so"
+    folder = _folder(name)
+    path = folder / name
     if path.exists():
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
     log.info("compiling generation for this processor, once: %s", path)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        made = Path(folder) / "decoder.so"
-        done = subprocess.run([*words, "-o", str(made)], capture_output=True, text=True, check=False)
-        if done.returncode:
+    with tempfile.TemporaryDirectory(dir=folder) as partial:
+        made = Path(partial) / name
+        for flags in ([tuned], []):  # some compilers know no processor but their default
+            command = [*words, *flags, str(SOURCE), "-o", str(made)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if not done.returncode:
+                break
+        else:
             raise OSError(f"{program}: {next(iter(done.stderr.strip().splitlines()), 'failed')}")
         os.replace(made, path)  # whole, also where two processes compile at once
     return path
 
 
-def _folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unitok"
+def _folder(name: str) -> Path:
+    """The folder of the user's cache where a file is kept; a temporary one of this process where nothing can be written."""
+    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    try:
+        folder = (given if given.is_absolute() else Path.home() / ".cache") / "unitok"
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / name).exists() or os.access(folder, os.W_OK):
+            return folder
+    except (OSError, RuntimeError) as error:  # no home
+        log.debug("no cache folder: %s", error)
+    return _own_folder()
+
+
+@cache
+def _own_folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="unitok-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _fingerprint(words: list[str]) -> str:

@@ -16,6 +16,7 @@
 #include <cstring>
 #include <limits>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 #include <unistd.h>
@@ -27,31 +28,26 @@ namespace {
 
 constexpr int BLOCK = 64;   // rows that go through all layers together
 constexpr int SPINS = 2000; // how often a thread looks for work before it lets others run
-#ifdef __AVX512F__
-constexpr int PANEL = 64, TILE = 4; // outputs of a panel, and rows: as many sums as the registers hold
+// Numbers of a vector: as many as a register holds, because GCC turns longer ones into single numbers. Outputs of a panel and rows of a
+// tile: as many sums as there are registers for.
+#if defined(__AVX512F__)
+constexpr int LANES = 16, PANEL = 64, TILE = 6;
+#elif defined(__AVX2__)
+constexpr int LANES = 8, PANEL = 32, TILE = 2;
 #else
-constexpr int PANEL = 32, TILE = 2;
+constexpr int LANES = 4, PANEL = 16, TILE = 2;
 #endif
-constexpr int VECTORS = PANEL / 16;
+constexpr int VECTORS = PANEL / LANES;
 
-typedef float Lanes __attribute__((vector_size(64), aligned(4)));
-typedef int32_t Ints __attribute__((vector_size(64), aligned(4)));
-typedef uint32_t Words __attribute__((vector_size(64), aligned(4)));
-typedef uint16_t Halves __attribute__((vector_size(32), aligned(2)));
-typedef int8_t Bytes __attribute__((vector_size(16), aligned(1)));
+typedef float Lanes __attribute__((vector_size(LANES * 4), aligned(4)));
+typedef int32_t Ints __attribute__((vector_size(LANES * 4), aligned(4)));
+typedef uint32_t Words __attribute__((vector_size(LANES * 4), aligned(4)));
+typedef uint16_t Halves __attribute__((vector_size(LANES * 2), aligned(2)));
+typedef int8_t Bytes __attribute__((vector_size(LANES), aligned(1)));
 
 struct bf16 {
     uint16_t bits;
 };
-
-#if defined(__AVX2__) && !defined(__AVX512F__)
-inline Lanes joined(__m256 low, __m256 high) {
-    Lanes both;
-    std::memcpy(&both, &low, 32);
-    std::memcpy(reinterpret_cast<char *>(&both) + 32, &high, 32);
-    return both;
-}
-#endif
 
 inline Lanes load(const float *p) { return *reinterpret_cast<const Lanes *>(p); }
 // Compilers turn the general conversions into many instructions, so that those of x86 are named.
@@ -60,9 +56,7 @@ inline Lanes load(const bf16 *p) {
     const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p));
     return (Lanes)_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16);
 #elif defined(__AVX2__)
-    const __m128i *parts = reinterpret_cast<const __m128i *>(p);
-    return joined(_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(parts)), 16)),
-                  _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(parts + 1)), 16)));
+    return (Lanes)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p))), 16);
 #else
     return (Lanes)(__builtin_convertvector(*reinterpret_cast<const Halves *>(p), Words) << 16); // the same bits
 #endif
@@ -71,8 +65,7 @@ inline Lanes load(const int8_t *p) {
 #if defined(__AVX512F__)
     return (Lanes)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p))));
 #elif defined(__AVX2__)
-    const __m128i all = _mm_loadu_si128(reinterpret_cast<const __m128i *>(p));
-    return joined(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(all)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(all, 8))));
+    return (Lanes)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p))));
 #else
     return __builtin_convertvector(*reinterpret_cast<const Bytes *>(p), Lanes);
 #endif
@@ -81,7 +74,7 @@ inline void store(float *p, Lanes x) { *reinterpret_cast<Lanes *>(p) = x; }
 
 inline float sum(Lanes x) {
     float total = 0;
-    for (int i = 0; i < 16; i++) total += x[i];
+    for (int i = 0; i < LANES; i++) total += x[i];
     return total;
 }
 
@@ -107,7 +100,7 @@ inline Lanes exponential(Lanes x) {
 inline float dot(const float *a, const float *b, int n) {
     Lanes total = {};
     int i = 0;
-    for (; i + 16 <= n; i += 16) total += load(a + i) * load(b + i);
+    for (; i + LANES <= n; i += LANES) total += load(a + i) * load(b + i);
     float rest = 0;
     for (; i < n; i++) rest += a[i] * b[i];
     return sum(total) + rest;
@@ -149,11 +142,11 @@ struct Tokens { // N of them
 
 struct Params {
     float temperature, top_p, min_p, penalty;
-    int32_t top_k, own, none, media; // slots
+    int32_t top_k, own, none, media; // slots: its own, and what guidance compares with; equal ones: nothing
 };
 
 struct Stretch {
-    int32_t count, requests, slots, compared; // compared: slots that each request is compared with, 0, 1 or 2
+    int32_t count, requests, slots, unused;
     const int32_t *owner;          // request of each slot
     const int32_t *set;            // [count, requests], number of the allowed set
     const int32_t *set_start;      // where a set's intervals begin; one more than sets
@@ -228,7 +221,7 @@ struct Worker {
     }
 
     template <class F> void take(uint32_t items, F item) {
-        const uint64_t mine = phase++;
+        const uint64_t mine = phase++ & ((uint64_t(1) << 40) - 1);
         uint64_t t = team->ticket.load(std::memory_order_acquire);
         while ((t >> 24) == mine) {
             if ((t & 0xffffff) >= items) {
@@ -265,7 +258,10 @@ void Team::serve(int number) {
 
 void Team::run(int count, void (*function)(Worker &, void *), void *data) {
     static thread_local Worker own;
-    for (; started < count; started++) std::thread(&Team::serve, this, started).detach();
+    try {
+        for (; started < count; started++) std::thread(&Team::serve, this, started).detach();
+    } catch (const std::system_error &) { // no more threads: those that there are do all of it
+    }
     work = function, argument = data, threads = count, first_phase = ticket.load() >> 24;
     own.first = true, own.team = this, own.phase = first_phase, own.prepared = 0;
     const uint64_t job = posted.load() + 1;
@@ -291,11 +287,11 @@ Team &team() { // never freed: its threads live as long as the process; a forked
 template <int R, class W> inline void tile(const W *w, int k, const float *x, int stride, Lanes (&sums)[R][VECTORS]) {
     for (int i = 0; i < k; i++) {
         Lanes weights[VECTORS];
-#pragma GCC unroll 4
-        for (int v = 0; v < VECTORS; v++) weights[v] = load(w + i * PANEL + v * 16);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
+        for (int v = 0; v < VECTORS; v++) weights[v] = load(w + i * PANEL + v * LANES);
+#pragma GCC unroll 8
         for (int r = 0; r < R; r++)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int v = 0; v < VECTORS; v++) sums[r][v] += weights[v] * x[r * stride + i];
     }
 }
@@ -312,6 +308,7 @@ inline int tiles(const W *w, int k, const float *x, int stride, int row, int row
 
 template <class W, class F> void panel_of(const W *w, int k, const float *x, int stride, int rows, const F &take) {
     int row = tiles<TILE>(w, k, x, stride, 0, rows, take);
+    if constexpr (TILE > 4) row = tiles<4>(w, k, x, stride, row, rows, take);
     if constexpr (TILE > 2) row = tiles<2>(w, k, x, stride, row, rows, take);
     tiles<1>(w, k, x, stride, row, rows, take);
 }
@@ -321,8 +318,8 @@ template <class F> void multiply(const Matrix &m, int panel, const float *x, int
     const int64_t first = int64_t(panel) * PANEL, at = first * m.k;
     const auto finish = [&](int row, Lanes (&sums)[VECTORS]) {
         for (int v = 0; v < VECTORS; v++) {
-            if (m.scale) sums[v] *= load(m.scale + first + v * 16);
-            if (m.bias) sums[v] += load(m.bias + first + v * 16);
+            if (m.scale) sums[v] *= load(m.scale + first + v * LANES);
+            if (m.bias) sums[v] += load(m.bias + first + v * LANES);
         }
         take(row, sums);
     };
@@ -382,7 +379,7 @@ void place(const Model &m, const Layer &l, float *qkv, const Cache &cache, int64
 
 // Attention of one query over the first `extent` positions.
 void attend(const float *q, const float *keys, const float *values, int64_t extent, int d, float *out, std::vector<float> &scores) {
-    scores.resize((extent + 15) / 16 * 16);
+    scores.resize((extent + LANES - 1) / LANES * LANES);
     const float scale = 1 / std::sqrt(float(d));
     float most = -std::numeric_limits<float>::infinity();
     for (int64_t p = 0; p < extent; p++) {
@@ -391,22 +388,22 @@ void attend(const float *q, const float *keys, const float *values, int64_t exte
     }
     for (size_t p = extent; p < scores.size(); p++) scores[p] = -std::numeric_limits<float>::infinity();
     Lanes total = {};
-    for (size_t p = 0; p < scores.size(); p += 16) {
+    for (size_t p = 0; p < scores.size(); p += LANES) {
         const Lanes e = exponential(load(&scores[p]) - most);
         store(&scores[p], e);
         total += e;
     }
     const float by = 1 / sum(total);
     int i = 0;
-    for (; i + 64 <= d; i += 64) {
+    for (; i + 4 * LANES <= d; i += 4 * LANES) {
         Lanes a = {}, b = {}, c = {}, e = {};
         for (int64_t p = 0; p < extent; p++) {
             const float *v = values + p * d + i;
-            a += load(v) * scores[p], b += load(v + 16) * scores[p], c += load(v + 32) * scores[p], e += load(v + 48) * scores[p];
+            a += load(v) * scores[p], b += load(v + LANES) * scores[p], c += load(v + 2 * LANES) * scores[p], e += load(v + 3 * LANES) * scores[p];
         }
-        store(out + i, a * by), store(out + i + 16, b * by), store(out + i + 32, c * by), store(out + i + 48, e * by);
+        store(out + i, a * by), store(out + i + LANES, b * by), store(out + i + 2 * LANES, c * by), store(out + i + 3 * LANES, e * by);
     }
-    for (; i + 16 <= d; i += 16) {
+    for (; i + LANES <= d; i += LANES) {
         Lanes a = {};
         for (int64_t p = 0; p < extent; p++) a += load(values + p * d + i) * scores[p];
         store(out + i, a * by);
@@ -435,7 +432,7 @@ void add_product(const Model &m, Phase kind, const Matrix &matrix, const float *
     w.each(kind, panels_of(matrix), [&](int panel) {
         multiply(matrix, panel, from, stride, rows, [&](int row, Lanes (&sums)[VECTORS]) {
             float *at = to + row * b.width + panel * PANEL;
-            for (int v = 0; v < VECTORS; v++) store(at + v * 16, gain ? sums[v] : sums[v] + load(at + v * 16));
+            for (int v = 0; v < VECTORS; v++) store(at + v * LANES, gain ? sums[v] : sums[v] + load(at + v * LANES));
         });
     });
     if (gain)
@@ -462,7 +459,7 @@ void pass(const Model &m, const Cache &cache, const Tokens &t, float *hidden, Bu
         w.each(QKV, panels_of(l.qkv), [&](int panel) {
             const float *x = normalized(m, b, w, rows, l.after_attention);
             multiply(l.qkv, panel, x, b.width, rows, [&](int row, Lanes (&sums)[VECTORS]) {
-                for (int v = 0; v < VECTORS; v++) store(&b.qkv[row * b.qkv_width + panel * PANEL + v * 16], sums[v]);
+                for (int v = 0; v < VECTORS; v++) store(&b.qkv[row * b.qkv_width + panel * PANEL + v * LANES], sums[v]);
             });
         });
         const auto at = [&](int item) {
@@ -489,7 +486,7 @@ void pass(const Model &m, const Cache &cache, const Tokens &t, float *hidden, Bu
             multiply(l.gate_up, panel, x, b.width, rows, [&](int row, Lanes (&sums)[VECTORS]) {
                 for (int v = 0; v < VECTORS / 2; v++) { // the first half of a panel is gates
                     const Lanes gate = sums[v], up = sums[v + VECTORS / 2];
-                    store(&b.gated[row * b.mlp_width + panel * PANEL / 2 + v * 16], gate / (1.0f + exponential(-gate)) * up);
+                    store(&b.gated[row * b.mlp_width + panel * PANEL / 2 + v * LANES], gate / (1.0f + exponential(-gate)) * up);
                 }
             });
         });
@@ -504,7 +501,7 @@ void logits_of(const Model &m, const float *hidden, int rows, const int32_t *pan
     w.each(HEAD, count, [&](int item) {
         const int panel = panels[item];
         multiply(m.head, panel, hidden, m.width, rows, [&](int row, Lanes (&sums)[VECTORS]) {
-            for (int v = 0; v < VECTORS; v++) store(logits + row * stride + panel * PANEL + v * 16, sums[v]);
+            for (int v = 0; v < VECTORS; v++) store(logits + row * stride + panel * PANEL + v * LANES, sums[v]);
         });
     });
 }
@@ -572,11 +569,11 @@ void sample_one(const Stretch &s, int i, int request, const float *logits, int64
         for (int id = s.intervals[2 * pair]; id < s.intervals[2 * pair + 1]; id++) w.ids.push_back(id);
     gather(logits + p.own * stride, w.ids, w.logits);
     const float *scale = s.scales + (int64_t(i) * s.requests + request) * 2;
-    if (s.compared) {
+    if (p.none != p.own) {
         log_softmax(w.logits);
         gather(logits + p.none * stride, w.ids, w.other);
         log_softmax(w.other);
-        if (s.compared == 2) {
+        if (p.media != p.none) {
             gather(logits + p.media * stride, w.ids, w.third);
             log_softmax(w.third);
             for (size_t j = 0; j < w.ids.size(); j++)
@@ -586,7 +583,7 @@ void sample_one(const Stretch &s, int i, int request, const float *logits, int64
         }
     }
     uint8_t *seen = s.seen ? s.seen + int64_t(request) * vocab : nullptr;
-    if (seen) {
+    if (seen && p.penalty != 1) {
         log_softmax(w.logits);
         for (size_t j = 0; j < w.ids.size(); j++)
             if (seen[w.ids[j]]) w.logits[j] *= p.penalty;

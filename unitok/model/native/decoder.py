@@ -1,6 +1,6 @@
 """`NativeDecoder`: the weights of a decoder as `decoder.cpp` reads them, and its calls.
 
-Matrices are in panels of 32 or 64 outputs, in float32, bfloat16, or int8 with one scale for each output; sums, norms, embeddings and the
+Matrices are in panels of 16, 32 or 64 outputs, in float32, bfloat16, or int8 with one scale for each output; sums, norms, embeddings and the
 cache are in float32. Letters as in `model/inference.py`.
 """
 
@@ -58,7 +58,7 @@ class _Tokens(ctypes.Structure):
 
 
 class _Stretch(ctypes.Structure):
-    _fields_ = [(name, _INT) for name in ("count", "requests", "slots", "compared")] + [
+    _fields_ = [(name, _INT) for name in ("count", "requests", "slots", "unused")] + [
         (name, _POINTER)
         for name in (
             "owner", "set", "set_start", "intervals", "union", "union_start", "panels", "params", "scales", "uniform", "positions",
@@ -67,7 +67,8 @@ class _Stretch(ctypes.Structure):
     ]  # fmt: skip
 
 
-#: Sampling parameters of a request, as in decoder.cpp; own, none and media are its slots.
+#: Sampling parameters of a request, as in decoder.cpp; own, none and media are its slots, the latter two equal to the one before
+#: where it is not compared with another.
 PARAMS = np.dtype(
     [(name, np.float32) for name in ("temperature", "top_p", "min_p", "penalty")]
     + [(name, np.int32) for name in ("top_k", "own", "none", "media")]
@@ -78,8 +79,7 @@ PARAMS = np.dtype(
 class Stretch:
     """Tokens to sample one after the other: `count` of them for each of B requests, from sets that are known beforehand.
 
-    owner: int32 [slots], the request of each slot. sets: allowed sets by step and request. params: [B] of `PARAMS`. compared: how many
-    slots each request is compared with. scales: float32 [count, B, 2]. uniform: float64 [count, B]. positions, span_positions: int64
+    owner: int32 [slots], the request of each slot. sets: allowed sets by request and step. params: [B] of `PARAMS`. scales: float32 [count, B, 2]. uniform: float64 [count, B]. positions, span_positions: int64
     [count, slots], of the sampled tokens. seen: bool [B, V] for the repetition penalty, updated; None without. hidden: float32
     [slots, C], states before the first token; updated to those before the last.
     """
@@ -87,7 +87,6 @@ class Stretch:
     owner: np.ndarray
     sets: list[list[Intervals]]
     params: np.ndarray
-    compared: int
     scales: np.ndarray
     uniform: np.ndarray
     positions: np.ndarray
@@ -230,7 +229,7 @@ class NativeDecoder:
         sent = [None if x is None else np.ascontiguousarray(x) for x in arrays]
         assert s.hidden.is_contiguous(), "C++ writes into it"
         stretch = _Stretch(
-            count, b, len(s.owner), s.compared, *(None if x is None else x.ctypes.data for x in sent), s.hidden.data_ptr()
+            count, b, len(s.owner), 0, *(None if x is None else x.ctypes.data for x in sent), s.hidden.data_ptr()
         )
         self._library.unitok_stretch(
             ctypes.byref(self._model), ctypes.byref(_cache(cache)), ctypes.byref(stretch), torch.get_num_threads()
