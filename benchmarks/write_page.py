@@ -22,11 +22,15 @@ SCRIPTS = {
     "train_step": ("train_step", "train_step_compiled"),
     "loss_race": ("loss_race",),
     "recipes": ("recipes",),
+    "scene_race": ("scene_race",),
     "stability": ("stability",),
     "generate": ("generate",),
+    "step": ("step",),
+    "weights": ("weights",),
     "jacobi": ("jacobi",),
     "waiting": ("waiting",),
     "serve": ("serve",),
+    "scale": ("scale",),
 }
 COLUMNS = {"case": "case", "unit": "unit", "ours": "unitok", "peer": "peer", "theirs": "peer's result", "ratio": "ratio"}
 HEAD = """# Benchmarks
