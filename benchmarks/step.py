@@ -2,7 +2,9 @@
 
     python benchmarks/step.py [--sizes 10m 100m] [--dtypes float32 bfloat16 int8]
 
-MEASURED
+Measured on two cores with AVX-512, a decoder of 10M: a token takes 1.29 ms in float32, 0.45 in bfloat16 and 0.46 in int8. In float32 the
+matrices are read with 37 to 39 GB/s of the 43 that memory has, so nothing is left but fewer bytes; bfloat16's 25 MB stay in the last-level
+cache, and int8 is bound by its conversions. Sampling takes 1 to 3 %, all of Python, grammar and prompt 1 to 5 %.
 
 One sequence at position 160, the image's 1,024 rows of the head, temperature 0.9, top-k 100; random weights. Times are of the thread that
 asks, waiting for the others included, mean of 256 tokens. `GB/s` is what the phase reads by that time. `memory` is what two threads read

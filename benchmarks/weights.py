@@ -2,7 +2,8 @@
 
     python benchmarks/weights.py [--count 200] [--tokens 1000]
 
-MEASURED
+Measured: the oracle finds as many outputs right as in float32, in every direction. Log-probabilities differ by 0.008 (bfloat16) and 0.049
+(int8) on average, 99.4 and 97.1 % of the likeliest tokens are the same, and 93 and 87 % of 1,024 greedy tokens until the first that differs.
 
 `mean` and `largest`: differences of log-probabilities to those of float32, at every place of documents of new scenes, over the tokens
 with a probability of a thousandth or more there. `same choice`: percent of these places with the same likeliest

@@ -281,7 +281,7 @@ def export(block: str) -> None:
     """Of a bundle without `span_positions`, which Qwen3 does not have."""
     bundle = Unitok.from_pretrained("BUNDLE")
     bundle.model = Decoder(replace(bundle.model.config, span_positions=0))
-    bundle.save_pretrained("plain")
+    bundle.save_pretrained("plain", overwrite=True)
     shell(block.replace("BUNDLE", "plain"))
 
 
@@ -387,7 +387,7 @@ BLOCKS: dict[str, list[Callable[[str], None]]] = {
     "docs/fine-tuning.md": [needs_files, shell],
     "docs/conversations.md": [a_conversation, shell, python],
     "docs/serving.md": [installs, installs],
-    "docs/interchange.md": [imports, shell, export],
+    "docs/interchange.md": [imports, shell, export, export],
     "docs/own-files.md": [folders, stamps, shell, mixture, shell, shell, shell, python, shell],
     "docs/scaling.md": [shell, shell],
     "docs/generation.md": [shell, python, python, own_values, python, python, in_transformers],

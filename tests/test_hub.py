@@ -359,12 +359,12 @@ def test_the_dtype_is_the_decoders_and_codes_stay_those_of_float32(bundle_folder
 @pytest.mark.parametrize(
     ("where", "keywords", "says"),
     [
-        ((torch.int8,), {}, "dtype torch.int8: give a type of floating point"),
+        ((torch.int16,), {}, "dtype torch.int16: give a type of floating point"),
         (("bf16",), {}, "to 'bf16': neither a device, such as cuda, nor a type, such as bfloat16"),
         (("cuda",), {}, "device 'cuda': not available here"),
         ((), {"device": "cuda:1"}, "device 'cuda:1': not available here"),
         ((), {"device": "bfloat16"}, "device 'bfloat16': no device; give one such as cpu or cuda:1"),
-        ((), {"dtype": "auto"}, "dtype auto: give a type of floating point, such as torch.bfloat16"),
+        ((), {"dtype": "fast"}, "dtype fast: give a type of floating point, such as torch.bfloat16"),
         ((), {"dtype": "cuda"}, "dtype cuda: give a type of floating point"),
     ],
 )

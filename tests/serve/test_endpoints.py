@@ -300,7 +300,7 @@ def test_a_client_that_leaves_frees_its_slot(server, client):
         next(iter(stream))
         stream.close()
     with pytest.raises(openai.APITimeoutError):  # one that did not stream
-        client.with_options(timeout=0.05).chat.completions.create(
+        client.with_options(timeout=httpx.Timeout(5, read=0.001), max_retries=0).chat.completions.create(
             model="tiny", messages=MESSAGES, n=4, extra_body={"modalities": ["text:300"]}
         )
     wait_until_idle(server)
@@ -314,7 +314,7 @@ def test_a_client_that_leaves_the_queue_is_not_generated_for(server, client):
         slow = [pool.submit(client.chat.completions.create, **long) for _ in range(4)]
         for _ in range(3):
             with pytest.raises(httpx.ReadTimeout):
-                httpx.post(f"{server.url}/v1/chat/completions", json=HI | {"stream": True}, timeout=0.01)
+                httpx.post(f"{server.url}/v1/chat/completions", json=HI | {"stream": True}, timeout=httpx.Timeout(5, read=0.001))
         assert all(answer.result().choices for answer in slow)
     wait_until_idle(server)
 

@@ -1,7 +1,7 @@
 """Packing: documents into sequences of a fixed length, from one data set or a mixture of several.
 
 The order is a pure function of (seed, epoch, part, index), so any process can make any batch. An epoch is divided into parts of about
-65,536 documents, each with its share of every data set: a part is drawn, some of its documents lose their condition (by chance), the
+65,536 documents, each with an equal fraction of every data set: a part is drawn, some of its documents lose their condition (by chance), the
 rest is packed best-fit, and its rows are shuffled. Nothing but the lengths of documents is held for a whole data set, and to go on
 anywhere takes the packing of one part. Sequences that are at least eight documents long waste less than 1 % on padding. Long sequences
 cost no more attention, because documents do not see one another. An epoch of a mixture has as many tokens as its data sets together,
