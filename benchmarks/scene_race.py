@@ -6,7 +6,7 @@ Measured, percent right on average over directions after 120 seconds, seeds 0 an
 recipe of now 38, what it replaced 24. Of these 14 points an image encoder without convolutions is 6, and Muon in every fourth step 4; span
 positions are another 6. A grid of 4 x 4 codes has 50, but its tokenizer keeps only 70 % of scenes readable, which caps it; the one of 8 x 8
 keeps 98 %. Latents trained to be predictable (40.5; images take 12 % fewer nats) and a smoothed target (39.9) are within the noise;
-random order, a told place, groups of codes, weights of rare codes, codebook vectors and disturbed codes are not above it. Pairs that only text
+random order, a given place, groups of codes, weights of rare codes, codebook vectors and disturbed codes are not above it. Pairs that only text
 names: time decides (caption to image 3, 9 and 13 % after half, all and 3/2 of the seconds; 61 % after the demo's six minutes), then more
 colors and pitches (16 instead of 9 %, though they learn slower). Naming pairs in text, tokenizers that saw them, the order of attributes,
 smaller codebooks and disturbed inputs change nothing that two seeds can show. Rows of a later run replace those of the same name.

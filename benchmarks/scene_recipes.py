@@ -381,7 +381,7 @@ ROWS = {
     "given images learned as much": replace(NOW, data={"prompt_loss_weight": {"image": 1.0}}),
     "no span positions": replace(NOW, decoder=replace(DECODER, span_positions=0)),
     "images in random order at first": replace(NOW, wrap=TargetPlaces, change=random_order),
-    "the place of the next code is told": replace(NOW, wrap=TargetPlaces),
+    "the place of the next code is given": replace(NOW, wrap=TargetPlaces),
     "near codes share a tenth of the target": replace(NOW, more_loss=near_codes),
     "loss of groups of near codes": replace(NOW, more_loss=groups_of_codes),
     "rare codes weigh more, power 0.5": replace(NOW, change=rare_codes(0.5)),

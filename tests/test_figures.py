@@ -70,6 +70,12 @@ def beside(name: str, of: str, *peers: str, ratio: bool = True) -> list[float]:
     ]
 
 
+def in_two_types() -> list[float]:
+    """Generation: ours in float32 and in int8, transformers' result and ratio, llama.cpp's."""
+    plain, small = case("generate", "10m, batch 1", "dynamic"), case("generate", "10m, batch 1, weights int8", "llama.cpp Q8_0")
+    return [plain["ours"], small["ours"], plain["theirs"], plain["ratio"], small["theirs"], small["ratio"]]
+
+
 def headline() -> dict[str, list[float]]:
     """What each row of the README's table has, in order, by its script."""
     return {
@@ -78,7 +84,7 @@ def headline() -> dict[str, list[float]]:
         "image_tokenizer.py": beside("image_tokenizer", "encode f16-16384 256px batch 1: speed", "taming"),
         "tokenization.py": beside("tokenization", "images of 64 px, small network", "plain loop"),
         "train_step.py": beside("train_step", "2m, loss over all tokens: speed", "qwen3"),
-        "generate.py": beside("generate", "10m, batch 1", "dynamic"),
+        "generate.py": in_two_types(),
     }
 
 
@@ -159,8 +165,13 @@ def loses(kind: str) -> list[float]:
 
 def measured() -> dict[str, list[float]]:
     """What the sentence `Measured …: …` of each benchmark's docstring states, in order, from the results."""
-    generate = [case("generate", of, peer)["ratio"] for of, peer in (
-        ("10m, batch 1", "dynamic"), ("10m, batch 1", "static"), ("10m, batch 16, guidance (doubled)", "dynamic"))]  # fmt: skip
+    generate = [case("generate", of, "dynamic")["ratio"] for of in ("10m, batch 1", "10m, batch 16, guidance (doubled)")]
+    types = {"float32": "F32", "bfloat16": "F16", "int8": "Q8_0"}
+    llama = [
+        case("generate", f"10m, batch {batch}, weights {ours}", f"llama.cpp {theirs}")["ratio"]
+        for batch in (1, 16)
+        for ours, theirs in types.items()
+    ]
     psnr = {peer: case("photos", "15 minutes: psnr_db", peer)["difference"] for peer in ("taming", "jpeg")}
     levels = [case("speech", f"20 minutes, {n} levels: si_sdr_db")["difference"] for n in (1, 8)]
     race, audio = case("loss_race", "to the loss of 90 s, median of 3 seeds"), "audio_tokenizer"
@@ -183,7 +194,7 @@ def measured() -> dict[str, list[float]]:
     assert all(row["z-loss"] == min(row.values()) for row in results("stability")["losses"].values())
     return {
         "audio_tokenizer": [*ratios(audio, "encodec", "speed"), *ratios(audio, "transformers", "speed"), 30, 8],
-        "generate": [*generate[:2], 1, generate[2], 16],
+        "generate": [generate[0], 1, generate[1], 16, *llama[:3], 1, *llama[3:], 16],
         "image_tokenizer": [*ratios("image_tokenizer", "taming", "speed"), *more_memory],
         "jacobi": [
             *ratios("jacobi", "plain", "window"),

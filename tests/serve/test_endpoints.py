@@ -314,7 +314,9 @@ def test_a_client_that_leaves_the_queue_is_not_generated_for(server, client):
         slow = [pool.submit(client.chat.completions.create, **long) for _ in range(4)]
         for _ in range(3):
             with pytest.raises(httpx.ReadTimeout):
-                httpx.post(f"{server.url}/v1/chat/completions", json=HI | {"stream": True}, timeout=httpx.Timeout(5, read=0.001))
+                httpx.post(
+                    f"{server.url}/v1/chat/completions", json=HI | {"stream": True}, timeout=httpx.Timeout(5, read=0.001)
+                )
         assert all(answer.result().choices for answer in slow)
     wait_until_idle(server)
 
