@@ -36,6 +36,12 @@ class Cache:
     def __init__(self, keys: Tensor, values: Tensor):
         self.keys, self.values = keys, values
 
+    @classmethod
+    def empty(cls, c: DecoderConfig, slots: int, length: int, device: torch.device, dtype: torch.dtype) -> "Cache":
+        """A cache of a decoder with so many slots, each of at most `length` positions."""
+        shape = (c.num_hidden_layers, slots, c.num_key_value_heads, length, c.head_dim)
+        return cls(*(torch.zeros(shape, device=device, dtype=dtype) for _ in range(2)))
+
     @property
     def slots(self) -> int:
         """Number of slots, B."""
@@ -62,6 +68,12 @@ class Cache:
         for a, b in zip(old, new, strict=True):
             b[:, : a.shape[1], :, : a.shape[3]] = a
         return Cache(*new)
+
+
+def common_start(positions: np.ndarray, cache: Cache) -> int | None:
+    """Return the first of positions [slots, T] if all slots share it and the cache has room for all T; else None."""
+    first = int(positions[0, 0])
+    return first if (positions[:, 0] == first).all() and first + positions.shape[1] <= cache.length else None
 
 
 class Matrix:
@@ -196,9 +208,7 @@ class InferenceDecoder:
 
     def new_cache(self, slots: int, length: int) -> Cache:
         """An empty cache of so many slots, each of at most `length` positions."""
-        c = self.config
-        shape = (c.num_hidden_layers, slots, c.num_key_value_heads, length, c.head_dim)
-        return Cache(*(torch.zeros(shape, device=self.device, dtype=self.dtype) for _ in range(2)))
+        return Cache.empty(self.config, slots, length, self.device, self.dtype)
 
     def head_of(self, intervals: Intervals) -> Matrix:
         """The rows of the head for a set of tokens."""
@@ -215,7 +225,7 @@ class InferenceDecoder:
         padded = np.zeros((2, *positions.shape), np.int64)
         for i, rows in enumerate(zip(ids, span_positions, strict=True)):
             padded[:, i, : lengths[i]] = rows
-        common = starts[0] if len(set(starts)) == 1 and starts[0] + lengths.max() <= cache.length else None
+        common = common_start(positions, cache)
         extent = min(int(positions.max()) + 1, cache.length)
         arrays = (padded[0], positions.clip(max=cache.length - 1), padded[1], lengths - 1)
         sent = [torch.from_numpy(x).to(self.device, non_blocking=True) for x in arrays]

@@ -23,7 +23,7 @@ from unitok.intervals import Intervals
 from unitok.model.copies import GenerationDecoder, copy_for_generation
 from unitok.model.cuda_graphs import CudaGraphs
 from unitok.model.decoder import Decoder
-from unitok.model.inference import Cache
+from unitok.model.inference import Cache, common_start
 from unitok.model.native.decoder import PARAMS, NativeDecoder, Stretch
 from unitok.sample.allowed import AllowedLogits, allowed_logits
 from unitok.sample.jacobi import draw_ahead
@@ -326,7 +326,7 @@ class Session:
     def _runner(self, count: int) -> Callable[[Tensor, int], Tensor]:
         """Return a function from ids [slots, W], which start at index i of a stretch of `count`, to hidden states [slots, W, C]."""
         positions, span_positions = self._positions(count)
-        at, extent = _common(positions, self.cache), int(positions[:, 0].max())
+        at, extent = common_start(positions, self.cache), int(positions[:, 0].max())
         all_positions, all_span_positions = self._send(positions), self._send(span_positions)
 
         def run(ids: Tensor, i: int) -> Tensor:
@@ -377,12 +377,6 @@ def _guided_logits(allowed: AllowedLogits, hidden: Tensor, compared: list[Tensor
         return own
     scale, media_scale = scales[:, :1], scales[:, 1:]
     return guide(own, others[0], scale, others[1] if len(others) > 1 else None, media_scale)
-
-
-def _common(positions: np.ndarray, cache: Cache) -> int | None:
-    """Return the first of positions [slots, T] if all slots share it and the cache has room for all T; else None."""
-    first = int(positions[0, 0])
-    return first if (positions[:, 0] == first).all() and first + positions.shape[1] <= cache.length else None
 
 
 def generate(

@@ -124,8 +124,6 @@ class NativeDecoder:
             len(rotation), c.rms_norm_eps, ctypes.addressof(layers), self._floats(model.embed_tokens.weight), self._floats(span),
             self._floats(model.norm.weight), self._floats(torch.view_as_real(rotation)), self._matrix(decoder.lm_head.weight),
         )  # fmt: skip
-        self._sets: dict[Intervals, int] = {}
-        self._unions: dict[tuple[Intervals, ...], np.ndarray] = {}
 
     def _floats(self, x: Tensor | None) -> int | None:
         """Address of a copy in float32, which is kept."""
@@ -153,9 +151,7 @@ class NativeDecoder:
 
     def new_cache(self, slots: int, length: int) -> Cache:
         """An empty cache of so many slots, each of at most `length` positions."""
-        c = self.config
-        shape = (c.num_hidden_layers, slots, c.num_key_value_heads, length, c.head_dim)
-        return Cache(torch.zeros(shape), torch.zeros(shape))
+        return Cache.empty(self.config, slots, length, self.device, self.dtype)
 
     def head_of(self, intervals: Intervals) -> Callable[[Tensor], Tensor]:
         """The rows of the head for a set of n tokens: hidden states [N, C] -> logits [N, n]."""
