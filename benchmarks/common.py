@@ -132,7 +132,11 @@ def machine(device: str) -> dict[str, Any]:
     if cpuinfo.exists():
         model = next((line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line), model)
     description = {"cpu": model, "instructions": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
-    return description | ({} if device == "cpu" else {"gpu": torch.cuda.get_device_name()})
+    if device == "cpu":
+        return description
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    driver = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0]
+    return description | {"gpu": torch.cuda.get_device_name(), "driver": driver, "cuda": str(torch.version.cuda)}
 
 
 def versions() -> dict[str, str]:

@@ -19,6 +19,7 @@ import json
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -69,7 +70,7 @@ def make_models(work: Path, size: str) -> Path:
         torch.nn.init.normal_(decoder.lm_head.weight, std=0.02)
         decoder.save_pretrained(folder / "ours")
         export_decoder("hf-qwen3", decoder, vocab, folder / "hf")
-        for weights in ("f32", "f16", "q8_0"):
+        for weights in ("f32", "f16", "q8_0") if find_spec("gguf") else ():
             export_decoder("gguf", decoder, vocab, folder / weights, weights=weights)
     return folder
 
@@ -195,19 +196,20 @@ def run_llama(folder: Path, batch: int, kind: str, threads: int) -> Any:
     return run
 
 
-def check_equal(folder: Path) -> dict[str, float]:
+def check_equal(folder: Path, device: str) -> dict[str, float]:
     """Largest difference of the models' logits, ours as it generates: with its cache, the last tokens one by one."""
     from transformers import AutoModelForCausalLM
 
-    ids, found = torch.from_numpy(prompts(2)), {}
+    ids, found = torch.from_numpy(prompts(2)).to(device), {}
+    copies: tuple[Any, ...] = (InferenceDecoder, NativeDecoder) if device == "cpu" else (InferenceDecoder,)
     with torch.inference_mode():
-        theirs = AutoModelForCausalLM.from_pretrained(folder / "hf", dtype=torch.float32)(ids).logits
-        for copy in (InferenceDecoder, NativeDecoder):
-            ours = copy(Decoder.from_pretrained(folder / "ours"))
+        theirs = AutoModelForCausalLM.from_pretrained(folder / "hf", dtype=torch.float32).to(device)(ids).logits
+        for copy in copies:
+            ours = copy(Decoder.from_pretrained(folder / "ours", device))
             head = ours.head_of(((0, ours.config.vocab_size),))
             cache, logits, start = ours.new_cache(2, PROMPT), [], 0
             for stop in (PROMPT - 4, *range(PROMPT - 3, PROMPT + 1)):
-                positions = torch.arange(start, stop).expand(2, -1)
+                positions = torch.arange(start, stop, device=device).expand(2, -1)
                 states = ours.step(ids[:, start:stop], positions, cache, stop, start=start)
                 logits.append(head(states.flatten(0, 1)).view(2, stop - start, -1))
                 start = stop
@@ -225,9 +227,11 @@ def check_equal(folder: Path) -> dict[str, float]:
 LLAMA = {"F32": "float32", "F16": "bfloat16", "Q8_0": "int8"}
 
 
-def cases(size: str, quick: bool) -> list[tuple[int, str, str]]:
+def cases(size: str, quick: bool, device: str) -> list[tuple[int, str, str]]:
     """(batch, guidance, peer): guidance as theirs does it."""
     cases = [(1, "", "dynamic"), (1, "", "static"), (1, "doubled", "dynamic"), *((1, "", kind) for kind in LLAMA)]
+    if device != "cpu":
+        return [*cases[:3], (64, "doubled", "dynamic")]
     if size == "10m":
         cases += [(16, "", "dynamic"), (16, "doubled", "dynamic"), *((16, "", kind) for kind in LLAMA)]
     if size == "10m" and not quick:
@@ -256,9 +260,9 @@ def main() -> None:
         rows = []
         for size in o.sizes or (["10m"] if o.quick else ["10m", "100m"]):
             folder = make_models(work, size)
-            differences = check_equal(folder)
+            differences = check_equal(folder, o.device)
             print(differences, flush=True)
-            for batch, guidance, peer in cases(size, o.quick):
+            for batch, guidance, peer in cases(size, o.quick, o.device):
                 if o.peers and peer not in o.peers:
                     continue
                 rows.append(measure(folder, size, batch, guidance, peer, o.device, o.rounds or (3 if o.quick else 5)))

@@ -133,7 +133,7 @@ def main() -> None:
         return
     sizes = [("f16-16384", 256, 1), ("f16-16384", 256, 4), ("chameleon", 512, 1)]
     if o.device != "cpu":
-        sizes += [("f16-16384", 256, 32), ("chameleon", 512, 16)]
+        sizes = [("f16-16384", 256, 32), ("chameleon", 512, 16)]
     if o.quick:
         sizes = [("f16-16384", 128, 1), ("chameleon", 128, 1)]
     cases = []

@@ -64,7 +64,7 @@ def make_tokens(work: Path) -> Path:
         part: Any = model(config(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}))
         part.train()
         width = part.config.z_channels if name == "image" else part.config.dimension
-        part.quantizer.start(part.quantizer.project(torch.randn(4, 512, width)).low)
+        part.quantizer.init_codebook(part.quantizer.project(torch.randn(4, 512, width)).projected)
         parts[name] = part.eval()
     Bundle(build_vocab(parts), parts).save_pretrained(work / "bundle", overwrite=True)
     unitok("tokenize", str(work / "scenes"), str(tokens), "--bundle", str(work / "bundle"))
@@ -175,6 +175,7 @@ def main() -> None:
     p.add_argument("--hardware", choices=HARDWARE, default="h200", help="whose peak the MFU is taken of")
     p.add_argument("--device", default="cpu")
     p.add_argument("--sizes", nargs="+", choices=SIZES, default=["2m", "25m"])
+    p.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
     p.add_argument("--compile", action="store_true", help="torch.compile for all; compile time does not count")
     p.add_argument("--ids", type=int, default=4096, help="tokens per step")
     p.add_argument("--steps", type=int, default=4, help="steps a round; on a CPU one for the larger sizes")
@@ -203,10 +204,10 @@ def main() -> None:
         _, real, info = steps("ids", size, tokens, o)
         flags = ["--ids", str(o.ids), "--steps", str(o.steps), "--device", o.device, "--work", str(o.work)]
         flags += ["--compile"] if o.compile else []
-        jobs = {which: [*flags, "--only", which, size] for which in ("all", "allowed", *PEERS)}
+        jobs = {which: [*flags, "--only", which, size] for which in ("all", "allowed", *o.peers)}
         measured = in_turns(__file__, jobs, 3 if o.quick else o.rounds, o.keep_for_all)
         config = replace(PRESETS[SIZES[size]].config, vocab_size=TokenDataset(tokens).vocab.size)
-        for peer in PEERS:
+        for peer in o.peers:
             for which, name in (("all", "all tokens"), ("allowed", "allowed")):
                 case = f"{size}{' compiled' if o.compile else ''}, loss over {name}"
                 ours, other = real / measured[which]["seconds"], info["theirs"] / measured[peer]["seconds"]

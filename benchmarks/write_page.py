@@ -31,6 +31,7 @@ SCRIPTS = {
     "waiting": ("waiting",),
     "serve": ("serve",),
     "scale": ("scale",),
+    "on_gpu": ("on_gpu.gpu",),
 }
 COLUMNS = {"case": "case", "unit": "unit", "ours": "unitok", "peer": "peer", "theirs": "peer's result", "ratio": "ratio"}
 HEAD = """# Benchmarks
@@ -38,7 +39,8 @@ HEAD = """# Benchmarks
 <!-- Written by benchmarks/write_page.py (`make benchmarks-page`); edit the docstrings of the scripts instead. -->
 
 Each script of `benchmarks/` prints its table and writes `benchmarks/results/NAME.json`; `--quick` is a short trial. The peer runs in the
-same session, warmed up, with its best settings. A ratio over 1 is in favor of unitok.
+same session, warmed up, with its best settings. A ratio over 1 is in favor of unitok. What has no column for a GPU was not measured on
+one.
 
 """
 
@@ -61,15 +63,16 @@ def _table(rows: list[list[str]]) -> str:
 
 
 def _cases(cases: list[dict[str, Any]], gpu: list[dict[str, Any]]) -> str:
-    """The table of all cases, the same on a GPU in the last column, or the words that it was not measured."""
+    """The table of all cases; the same on a GPU in the last column, where it was measured."""
     keys = [key for key in COLUMNS if any(case.get(key) is not None for case in cases)]
     keys += [key for key in dict.fromkeys(key for case in cases for key in case) if key not in COLUMNS and key != "difference"]
     keys += ["difference"] if "ratio" not in keys and any("difference" in case for case in cases) else []
-    on_gpu = {(case["case"], case.get("peer")): _number(case["ours"]) for case in gpu}
-    rows = [[*(COLUMNS.get(key, key.replace("_", " ")) for key in keys), "unitok on a GPU"]]
+    on_gpu = {(case["case"], case.get("peer")): f"{_number(case['ours'])} ({_number(case['ratio'])})" for case in gpu}
+    last = ["on a GPU (ratio)"] if on_gpu else []
+    rows = [[*(COLUMNS.get(key, key.replace("_", " ")) for key in keys), *last]]
     for case in cases:
-        shown = on_gpu.get((case["case"], case.get("peer")), "not measured")
-        rows.append([*(_number(case.get(key)) for key in keys), shown])
+        shown = [on_gpu.get((case["case"], case.get("peer")), "not measured") for _ in last]
+        rows.append([*(_number(case.get(key)) for key in keys), *shown])
     return _table(rows)
 
 
@@ -108,6 +111,7 @@ def _section(script: str, names: tuple[str, ...]) -> str:
         parts += [_more(results)] if _more(results) else []
         machine, versions = results["machine"], results["versions"]
         on = f"{machine['cpu']} ({machine['instructions']}), {machine['threads']} threads"
+        on += f", {machine['gpu']} (driver {machine['driver']})" if "gpu" in machine else ""
         parts.append(f"`{name}.json`: {on}; {', '.join(f'{package} {v}' for package, v in versions.items())}.\n")
     return "\n".join(parts)
 

@@ -77,7 +77,7 @@ def test_what_the_package_imports_is_declared_and_what_is_declared_is_imported()
     extras = declared([line for name, lines in EXTRAS.items() if name not in ("dev", "docs") for line in lines])
     used, optional = imported("unitok")
     assert len(used) > 20
-    assert used - core - extras == set()
+    assert used - core - extras == {"triton"}  # which PyTorch's builds for CUDA bring
     assert core - used == set(IMPORTED_BY_OTHERS)
     assert core & extras == set()
     assert used & extras <= optional  # the package works without its extras

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from functools import cache
+from importlib.util import find_spec
 
 #: How often a thread of GNU OpenMP polls for work before it sleeps. With the library's default of 300,000 a waiting thread occupies
 #: the core that a working thread needs: beside other programs, training ran at two thirds of its speed or far less. Sleeping at once
@@ -42,6 +43,16 @@ def fast_bfloat16() -> bool:
             layer(x).float().square().mean().backward()
         seconds[enabled] = min(seconds[enabled], time.perf_counter() - began)
     return seconds[True] < 0.8 * seconds[False]
+
+
+@cache
+def has_triton() -> bool:
+    """Whether our kernels in Triton can run on the GPU here: of NVIDIA, from Ampere on. PyTorch's builds for CUDA on Linux bring Triton."""
+    import torch
+
+    if find_spec("triton") is None or torch.version.cuda is None or not torch.cuda.is_available():
+        return False
+    return torch.cuda.get_device_capability() >= (8, 0)
 
 
 def bound_waiting() -> str:

@@ -3,14 +3,20 @@ positions."""
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
+from unitok.bundle import make_untrained
+from unitok.generation_config import SamplingParams
+from unitok.grammar import Grammar
 from unitok.model import Decoder, DecoderConfig
-from unitok.model.cuda_graphs import CudaGraphs
 from unitok.model.inference import InferenceDecoder
 from unitok.model.native import library
 from unitok.model.native.decoder import NativeDecoder
+from unitok.plan import parse_plan
+from unitok.sample.engine import generate
+from unitok.sample.running import Request
 from unitok.training.lora import LowRank, add_lora
 from unitok.training.optim import build_optimizers
 
@@ -130,13 +136,34 @@ def test_one_made_of_a_decoder_that_has_learned_has_its_weights_and_one_made_bef
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
-@torch.inference_mode()
-def test_recorded_steps_equal_steps_one_by_one():
+def test_recorded_steps_equal_a_pass_and_all_may_be_dropped_and_recorded_again():
     torch.manual_seed(0)
-    fast = InferenceDecoder(filled(Decoder(replace(SMALL, max_position_embeddings=600))).cuda())
-    plain, graphed, graphs = fast.new_cache(2, 600), fast.new_cache(2, 600), CudaGraphs(fast)
-    ids, span_positions = torch.randint(0, 97, (2, 300), device="cuda"), torch.zeros(2, 1, dtype=torch.int64, device="cuda")
-    for i in range(300):  # the number of positions that are looked at grows over a multiple of 256
-        where = torch.tensor([[i], [i // 2]], device="cuda")
-        wanted = fast.step(ids[:, i : i + 1], where, plain, i + 1, span_positions)
-        assert_close(graphs.step(ids[:, i : i + 1], where, graphed, i + 1, span_positions), wanted)
+    decoder = filled(Decoder(replace(SMALL, max_position_embeddings=600)))
+    ids = torch.randint(0, 97, (2, 300))
+    with torch.inference_mode():
+        wanted = decoder.hidden(ids)
+    for _ in range(2):  # in the second round the memory of the first is gone
+        fast = InferenceDecoder(decoder.cuda())
+        assert fast.graphs is not None
+        for _ in range(2):
+            cache = fast.new_cache(2, 600)
+            for i in range(300):  # the number of positions that are looked at grows over a multiple of 256
+                where = torch.full((2, 1), i, device="cuda")
+                states = fast.step_once(ids[:, i : i + 1].cuda(), where, cache, i + 1, torch.zeros_like(where))
+                assert_close(states[:, 0].cpu(), wanted[:, i])
+            fast.graphs._recorded.clear()
+            torch.rand(1, device="cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="it needs a GPU")
+def test_images_of_one_seed_are_the_same_again_while_other_memory_comes_and_goes(tmp_path):
+    made = make_untrained(tmp_path / "tiny")
+    assert made.decoder is not None
+    copy, grammar = InferenceDecoder(made.decoder.cuda()), Grammar(made.vocab)
+    sampling = {"image": SamplingParams(0.9, 50, guidance_scale=2.0)}
+    found = []
+    for _ in range(3):
+        requests = [Request(np.array([made.vocab.bos]), parse_plan("image:4x4", made.vocab), 40, 0, i) for i in range(2)]
+        found.append([ids.tolist() for ids in generate(copy, grammar, requests, sampling)])
+        torch.randint(0, 1 << 30, (1 << 20,), device="cuda")  # where freed memory is used again
+    assert found[0] == found[1] == found[2]

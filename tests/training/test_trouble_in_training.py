@@ -204,7 +204,7 @@ def test_limits_of_the_trainer_count_batches_and_epochs_of_the_data_and_a_dry_ru
 
     assert steps("--trainer.max_steps", "3") == 3
     assert steps("--trainer.max_epochs", "1") == batches in (6, 7)
-    assert steps("--trainer.max_epochs", "2", "--trainer.limit_train_batches", "4") == 8
+    assert steps("--trainer.max_epochs", "2", "--trainer.limit_train_batches", "4.0") == 8
     assert steps("--trainer.max_epochs", "1") == 8  # it is past them
     with caplog.at_level(logging.INFO, logger="unitok"):
         assert steps("--trainer.max_steps", "3") == 8

@@ -6,8 +6,9 @@ import platform
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, requires, version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from unitok.errors import UserError
 from unitok.hardware import bound_waiting, fast_bfloat16
@@ -51,38 +52,38 @@ def core() -> list[str]:
 def report() -> int:
     """Print the report. Returns the exit code: 0 if all needed packages work, else 1."""
     print(f"python {platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores")
+    needed = {name: (_MODULES.get(name, name.replace("-", "_")), "", f"pip install '{name}'") for name in core()}
+    packages = needed | EXTRAS
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        states = pool.map(_state, packages, (module for module, _, _ in packages.values()))
     problems = 0
-    for name in core():
-        problems += not _check_package(name, _MODULES.get(name, name.replace("-", "_")), f"pip install '{name}'")
-    for name, (module, purpose, remedy) in EXTRAS.items():
-        try:
-            version(name)
-        except PackageNotFoundError:
+    for (name, (_, purpose, remedy)), (installed, problem) in zip(packages.items(), states, strict=True):
+        if not installed and name in EXTRAS:
             if name not in ("torchvision", "torchaudio"):
                 print(f"  -  {name:<24}{'not installed':<16}{purpose}: {remedy}")
-            continue
-        _check_package(name, module, remedy)
+        elif not installed:
+            print(f"  !! {name:<24}{'missing':<16}{remedy}")
+        elif problem:
+            print(f"  !! {name:<24}{installed:<16}does not load: {problem}; {remedy}")
+        else:
+            print(f"  ok {name:<24}{installed}")
+        problems += name in needed and (not installed or bool(problem))
     problems += not _print_devices()
     problems += _check_bundles() if not problems else 0
     print("everything that unitok needs works" if not problems else f"{problems} problems; see the lines marked !!")
     return int(problems > 0)
 
 
-def _check_package(name: str, module: str, remedy: str) -> bool:
-    """Import a module in another process, because a broken extension may crash it; print a line. Returns whether that
-    worked."""
+def _state(name: str, module: str) -> tuple[str, str]:
+    """Import a module in another process, because a broken extension may crash it. Returns the installed version, "" if there is none,
+    and why it does not load."""
     try:
         installed = version(name)
     except PackageNotFoundError:
-        print(f"  !! {name:<24}{'missing':<16}{remedy}")
-        return False
+        return "", ""
     done = subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True, text=True, check=False)
-    if done.returncode == 0:
-        print(f"  ok {name:<24}{installed}")
-        return True
-    reason = (done.stderr.strip().splitlines() or ["crashed"])[-1][:110]
-    print(f"  !! {name:<24}{installed:<16}does not load: {reason}; {remedy}")
-    return False
+    problem = "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["crashed"])[-1][:110]
+    return installed, problem
 
 
 def _check_bundles() -> int:
@@ -128,6 +129,7 @@ def _print_devices() -> bool:
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
             print(f"  ok cuda:{i} {torch.cuda.get_device_name(i)}")
+        _print_attention(torch)
     else:
         print(f"  -  no CUDA device: training and sampling use {torch.get_num_threads()} CPU threads")
     print(f"  -  OpenMP: {bound_waiting()}")
@@ -139,3 +141,15 @@ def _print_devices() -> bool:
     else:
         print("  ok generation on this CPU: compiled for it")
     return True
+
+
+def _print_attention(torch: Any) -> None:
+    """Print which back ends of attention run on the first GPU in bfloat16, and why the others do not."""
+    from unitok.model.attention import choose_backend
+
+    for name in ("varlen", "xformers"):
+        try:
+            choose_backend(name, torch.device("cuda:0"), torch.bfloat16, 64)
+            print(f"  ok attention in bfloat16: {name}")
+        except UserError as error:
+            print(f"  -  {error}")

@@ -110,18 +110,21 @@ class _Module(L.LightningDataModule):
 
     Args:
         batch_size: samples per step and process.
-        workers: processes that decode or pack; 0: the training process does.
+        workers: processes that decode or pack; 0: the training process does; default: 4 where there is a GPU, else 0.
         seed: of the order.
         validations: how often a run validates, at equal intervals, the last time at its end; 0: at its end alone. An interval of
             the Trainer (val_check_interval, limit_train_batches) replaces it.
         val_samples: most samples that a run validates on; `unitok validate` takes all.
     """
 
-    def __init__(self, batch_size: int, workers: int = 0, seed: int = 0, validations: int = 10, val_samples: int = 1000):
+    def __init__(
+        self, batch_size: int, workers: int | None = None, seed: int = 0, validations: int = 10, val_samples: int = 1000
+    ):
         super().__init__()
         if validations < 0 or val_samples < 1:
             raise UserError(f"validations {validations} must be at least 0, val_samples {val_samples} at least 1")
-        self.batch_size, self.workers, self.seed = batch_size, workers, seed
+        self.batch_size, self.seed = batch_size, seed
+        self.workers = (4 if torch.cuda.is_available() else 0) if workers is None else workers
         self.validations, self.val_samples = validations, val_samples
         self.start = 0  # samples that a checkpoint says were seen
         self._part = PartStart(0, 0, 0)  # that the next of them is in, or an earlier one

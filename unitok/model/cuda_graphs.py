@@ -1,48 +1,60 @@
-"""Decoding steps of one token per slot as CUDA graphs: one replay launches all kernels of a step.
+"""Functions on a GPU as CUDA graphs: one replay launches all kernels of a step or a draw.
 
-Launched one by one, kernels bound the speed of a small model. A graph is captured for each number of slots and each extent of the
-cache, rounded up, when it is first needed. Tested only on machines with a GPU; its speed is not measured yet.
+Launched one by one from Python, kernels bound the speed of a small model. A graph is recorded for each key and shape when it is needed
+for the third time: recording takes as long as many calls, and what changes with every batch of a server never pays for it.
 """
+
+import threading
+from collections.abc import Callable, Hashable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from unitok.model.inference import Cache, InferenceDecoder
-
 
 class CudaGraphs:
-    """Captured decoding steps of one decoder."""
+    """What was recorded, for one decoder. Threads have graphs of their own, as a graph has its inputs and output in fixed memory."""
 
-    BUCKET = 256  # extents are rounded up to a multiple of this many positions
+    MOST = 128  # graphs that are kept
+    CALLS = 2  # that are not recorded
 
-    def __init__(self, decoder: InferenceDecoder):
-        self.decoder = decoder
-        self._graphs: dict[tuple[int, int, int], tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]] = {}
-        self._cache_address = 0  # of the cache that the graphs were captured with
+    def __init__(self) -> None:
+        self._recorded: dict[Hashable, tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor, object]] = {}
+        self._calls: dict[Hashable, int] = {}
+        self._pool: Any = None  # memory that they share, as they run one after the other; it ends with the last of them
 
-    def step(self, ids: Tensor, positions: Tensor, cache: Cache, extent: int, span_positions: Tensor) -> Tensor:
-        """Like `InferenceDecoder.step` for tokens [B, 1]; the next call overwrites the result."""
-        if self._cache_address != cache.keys.data_ptr():
-            self._graphs.clear()
-            self._cache_address = cache.keys.data_ptr()
-        extent = min(-(-extent // self.BUCKET) * self.BUCKET, cache.length)
-        key = len(ids), extent, cache.length
-        if key not in self._graphs:
-            self._graphs[key] = self._capture([ids.clone(), positions.clone(), span_positions.clone()], cache, extent)
-        graph, inputs, output = self._graphs[key]
-        for static, given in zip(inputs, (ids, positions, span_positions), strict=True):
-            static.copy_(given)
+    def __call__(self, key: Hashable, function: Callable[..., Tensor], *inputs: Tensor, memory: object = None) -> Tensor:
+        """Return function(*inputs); the next call with this key may overwrite the result.
+
+        key: whatever else the function depends on, such as the addresses of other tensors. memory: what must live as long as the graph,
+        because it reads it.
+        """
+        key = (threading.get_ident(), key, *(x.shape for x in inputs))
+        if key not in self._recorded:
+            if len(self._calls) > 100 * self.MOST:
+                self._calls.clear()
+            calls = self._calls[key] = self._calls.get(key, 0) + 1
+            if calls <= self.CALLS:
+                return function(*inputs)
+            while len(self._recorded) >= self.MOST:
+                del self._recorded[next(iter(self._recorded))]
+            self._recorded[key] = (*self._record(function, [x.clone() for x in inputs]), memory)
+        graph, static, output, _ = self._recorded[key]
+        for mine, given in zip(static, inputs, strict=True):
+            mine.copy_(given)
         graph.replay()
         return output
 
-    def _capture(self, inputs: list[Tensor], cache: Cache, extent: int) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]:
-        ids, positions, span_positions = inputs
+    def _record(
+        self, function: Callable[..., Tensor], inputs: list[Tensor]
+    ) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # a pass before the capture, in which libraries allocate their workspaces
-            self.decoder.step(ids, positions, cache, extent, span_positions)
+        with torch.cuda.stream(stream):  # a pass before the capture, in which libraries allocate and kernels are compiled
+            function(*inputs)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may use the GPU
-            output = self.decoder.step(ids, positions, cache, extent, span_positions)
+        self._pool = self._pool if self._recorded else torch.cuda.graph_pool_handle()
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):  # other threads may use the GPU
+            output = function(*inputs)
         return graph, inputs, output

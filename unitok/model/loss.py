@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction, FunctionCtx
 
+from unitok.hardware import has_triton
 from unitok.intervals import Intervals, size_of
 from unitok.model.heads import index_in, rows_of
 
@@ -70,6 +71,35 @@ def next_id_loss(
     return Loss(total, index, nll, logsumexp, correct)
 
 
+def _cross_entropy(
+    logits: Tensor,
+    index: Tensor,
+    factors: Tensor,
+    z_loss: float,
+    nll: Tensor,
+    logsumexp: Tensor,
+    correct: Tensor,
+    gradient: bool,
+) -> Tensor:
+    """Write the results of logits [N, n] into [N] each (`correct` unless it is empty); return the gradient of the sum in the logits."""
+    if logits.is_cuda and has_triton():
+        from unitok.model.triton_loss import fused_cross_entropy
+
+        fused_cross_entropy(logits, index, factors, z_loss, nll, logsumexp, correct, gradient)
+        return logits
+    logits, index = logits.float(), index[:, None]
+    z = logits.logsumexp(-1)
+    logsumexp.copy_(z)
+    nll.copy_(z - logits.gather(1, index).squeeze(1))
+    if len(correct):
+        correct.copy_(logits.argmax(-1) == index.squeeze(1))
+    if gradient:  # of factor x (nll + z_loss x z^2): factor x (softmax x (1 + 2 z_loss z) - onehot)
+        w = factors.float()
+        logits = logits.sub_(z[:, None]).exp_().mul_((w * (1 + 2 * z_loss * z))[:, None])
+        logits.scatter_add_(1, index, -w[:, None])
+    return logits
+
+
 class _ChunkedLoss(torch.autograd.Function):
     """Hidden states [N, C] in groups, each (allowed tokens, number of states), and head [V, C] -> total, nll, logsumexp, correct.
 
@@ -103,18 +133,10 @@ class _ChunkedLoss(torch.autograd.Function):
             for a in range(start, start + count, length):
                 chunk = slice(a, min(a + length, start + count))
                 x = states[chunk].to(dtype)
-                logits = (x @ rows.T).float()
-                index = index_in(targets[chunk], intervals)[:, None]
-                logsumexp[chunk] = z = logits.logsumexp(-1)
-                nll[chunk] = z - logits.gather(1, index).squeeze(1)
-                if measure:
-                    correct[chunk] = logits.argmax(-1) == index.squeeze(1)
+                logits, index = x @ rows.T, index_in(targets[chunk], intervals)
+                given = (logits, index, factors[chunk], z_loss, nll[chunk], logsumexp[chunk], correct[chunk], differentiate)
+                d_logits = _cross_entropy(*given).to(dtype)
                 if d_states is not None and d_rows is not None:
-                    # d/dlogits of weight x (nll + z_loss x z^2): weight x (softmax x (1 + 2 z_loss z) - onehot)
-                    w = factors[chunk].float()
-                    d_logits = logits.sub_(z[:, None]).exp_().mul_((w * (1 + 2 * z_loss * z))[:, None])
-                    d_logits.scatter_add_(1, index, -w[:, None])
-                    d_logits = d_logits.to(dtype)
                     d_states[chunk] = d_logits @ rows
                     d_rows += d_logits.T @ x
             if d_weight is not None and d_rows is not None:

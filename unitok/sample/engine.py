@@ -20,16 +20,16 @@ from torch import Tensor
 from unitok.generation_config import SamplingParams
 from unitok.grammar import Grammar
 from unitok.intervals import Intervals
+from unitok.model.cache import Cache, common_start
 from unitok.model.copies import GenerationDecoder, copy_for_generation
-from unitok.model.cuda_graphs import CudaGraphs
 from unitok.model.decoder import Decoder
-from unitok.model.inference import Cache, common_start
 from unitok.model.native.decoder import PARAMS, NativeDecoder, Stretch
 from unitok.sample.allowed import AllowedLogits, allowed_logits
+from unitok.sample.draw import Draw, guided_logits
 from unitok.sample.jacobi import draw_ahead
 from unitok.sample.prefixes import PrefixCache
 from unitok.sample.running import Request, Running, Slot
-from unitok.sample.sampling import BatchedSamplingParams, guide, penalize_repetition
+from unitok.sample.sampling import BatchedSamplingParams
 
 LONG = 4096  # positions of each slot that are allocated at once
 SHORT = 8  # slots with at most so many unread ids go through the model together; longer prompts go in a batch of their own
@@ -73,8 +73,7 @@ class Session:
         self.hidden = torch.zeros(0, self.decoder.config.hidden_size, device=self.decoder.device, dtype=self.decoder.dtype)
         self._allowed: dict[tuple[Intervals, ...], AllowedLogits] = {}
         self._wide = np.float32 if self.decoder.device.type == "mps" else np.float64  # MPS has no float64
-        copy = self.decoder
-        self._graphs = CudaGraphs(copy) if not isinstance(copy, NativeDecoder) and copy.device.type == "cuda" else None
+        self._params: dict[tuple[SamplingParams, ...], BatchedSamplingParams] = {}
 
     def add(self, request: Request) -> None:
         """Let a request join. Errors: `UserError` for a prompt that is no beginning of a document or longer than the decoder
@@ -242,16 +241,22 @@ class Session:
             return self._draw_natively(self.decoder, active, sets, owners, uniforms, rows, scales)
         owner, uniform = self._send(owners), self._send(uniforms.astype(self._wide))
         compared, all_scales = [self._send(row) for row in rows], self._send(scales)
-        params = BatchedSamplingParams([r.params for r in active], self.decoder.device)
+        kinds = tuple(r.params for r in active)
+        if kinds not in self._params:
+            self._params = {kinds: BatchedSamplingParams(list(kinds), self.decoder.device)}
+        params = self._params[kinds]
         seen = self._send(self._seen(active)) if params.penalizes else None
-        run = self._runner(count)
+        run, graphs = self._runner(count), self.decoder.graphs
         sampled = torch.zeros((count, len(active)), dtype=torch.int64, device=self.decoder.device)
         for i in range(count):
-            allowed = allowed_logits(self.decoder, tuple(s[i] for s in sets), self._allowed)
-            logits = _guided_logits(allowed, self.hidden, compared, all_scales[i])
+            now = tuple(s[i] for s in sets)
+            draw = Draw(allowed_logits(self.decoder, now, self._allowed), params)
+            given = (self.hidden, all_scales[i], uniform[i], *compared)
             if seen is not None:
-                logits = penalize_repetition(logits, seen[:, allowed.ids], params.repetition_penalty[:, None])
-            ids = sampled[i] = allowed.ids[params.sample(logits, uniform[i])]
+                ids = draw.penalized(seen, *given)
+            else:
+                ids = draw(*given) if graphs is None else graphs(("draw", now, kinds), draw, *given, memory=draw)
+            sampled[i] = ids
             if seen is not None:
                 seen.scatter_(1, ids[:, None], True)
             if i + 1 < count:
@@ -308,7 +313,7 @@ class Session:
             """Hidden states [slots, W, C] -> scores [W, n] of the W tokens from index `start` of the stretch on."""
             width = hidden.shape[1]
             rows = [index * width + torch.arange(width, device=index.device) for index in compared]
-            logits = _guided_logits(allowed, hidden.flatten(0, 1), rows, scales[start : start + width, 0])
+            logits = guided_logits(allowed, hidden.flatten(0, 1), rows, scales[start : start + width, 0])
             if params.temperature == 0:
                 return logits
             return BatchedSamplingParams([params] * width, logits.device).filter(logits) / params.temperature
@@ -332,11 +337,8 @@ class Session:
         def run(ids: Tensor, i: int) -> Tensor:
             stop = i + ids.shape[1]
             at_positions, span_positions = all_positions[:, i:stop], all_span_positions[:, i:stop]
-            if self._graphs is not None and ids.shape[1] == 1:
-                return self._graphs.step(ids, at_positions, self.cache, extent + stop, span_positions)
-            return self.decoder.step(
-                ids, at_positions, self.cache, extent + stop, span_positions, None if at is None else at + i
-            )
+            step = self.decoder.step if ids.shape[1] > 1 or isinstance(self.decoder, NativeDecoder) else self.decoder.step_once
+            return step(ids, at_positions, self.cache, extent + stop, span_positions, None if at is None else at + i)
 
         return run
 
@@ -368,15 +370,6 @@ class Session:
                 scales[:, i] = [r.params.scales(r.state.count + j, r.state.total) for j in range(count)]
         kinds = {slot.kind for slot in self.slots}
         return [np.array(row) for kind, row in rows.items() if kind in kinds], scales
-
-
-def _guided_logits(allowed: AllowedLogits, hidden: Tensor, compared: list[Tensor], scales: Tensor) -> Tensor:
-    """Hidden states [slots, C] -> logits [B, n] after guidance. compared, scales: as `Session._guidance` returns them, for one token."""
-    own, *others = (allowed.logits(hidden[index]) for index in compared)
-    if not others:
-        return own
-    scale, media_scale = scales[:, :1], scales[:, 1:]
-    return guide(own, others[0], scale, others[1] if len(others) > 1 else None, media_scale)
 
 
 def generate(

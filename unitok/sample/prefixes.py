@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from unitok.model.cache import Cache
 from unitok.model.copies import GenerationDecoder
-from unitok.model.inference import Cache
 
 
 class PrefixCache:

@@ -74,17 +74,17 @@ class BatchedSamplingParams:
         self.repetition_penalty = column("repetition_penalty")
         self.penalizes = any(row.repetition_penalty != 1 for row in rows)
         self._greedy = all(row.temperature == 0 for row in rows)
-        self._largest_k = max(row.top_k for row in rows)
-        self._any_p, self._any_min_p = any(row.top_p < 1 for row in rows), any(row.min_p > 0 for row in rows)
+        self.largest_k = max(row.top_k for row in rows)
+        self.any_p, self.any_min_p = any(row.top_p < 1 for row in rows), any(row.min_p > 0 for row in rows)
 
     def filter(self, logits: Tensor) -> Tensor:
         """Set all tokens that the filters remove to -inf; [B, n]. top-k looks at the logits, the others at the tempered ones."""
-        if self._largest_k:
-            logits = keep_top_k(logits, self.top_k, self._largest_k)
-        if self._any_p or self._any_min_p:
+        if self.largest_k:
+            logits = keep_top_k(logits, self.top_k, self.largest_k)
+        if self.any_p or self.any_min_p:
             kept = logits / self.temperature.clamp_min(1e-6)[:, None]
-            kept = keep_top_p(kept, self.top_p) if self._any_p else kept
-            kept = keep_min_p(kept, self.min_p) if self._any_min_p else kept
+            kept = keep_top_p(kept, self.top_p) if self.any_p else kept
+            kept = keep_min_p(kept, self.min_p) if self.any_min_p else kept
             logits = logits.masked_fill(kept.isinf(), -torch.inf)
         return logits
 

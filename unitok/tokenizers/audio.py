@@ -32,6 +32,7 @@ from unitok.tokenizers.seanet import Conv, ConvTranspose, SEANetDecoder, SEANetE
 #: Audio whose samples all stay below this (-80 dB) counts as silence.
 SILENCE = 1e-4
 CHUNK_SECONDS = 8.0  # audio that is processed at once
+CHUNKS_ELSEWHERE = 8  # of these, on a device that is no CPU: short ones leave a GPU idle
 WARM_SECONDS = 1.0  # added on each side of a window if there is an LSTM that is not causal
 SEGMENTS = 8  # segments that are processed at once
 SCALE_UNIT = 1e-6  # unit of the scales in `Segment.size`
@@ -156,8 +157,9 @@ class AudioTokenizer(Tokenizer):
 
     @property
     def _chunk(self) -> int:
-        """`CHUNK_SECONDS` as a whole number of frames."""
-        return max(1, round(CHUNK_SECONDS * self.frame_rate))
+        """What is processed at once, as a whole number of frames."""
+        seconds = CHUNK_SECONDS * (1 if self.device.type == "cpu" else CHUNKS_ELSEWHERE)
+        return max(1, round(seconds * self.frame_rate))
 
     def _margin(self, network: nn.Module) -> int:
         """Samples on each side of a window that its core depends on, and `WARM_SECONDS` more for an LSTM."""

@@ -52,8 +52,8 @@ class Codebook(nn.Module):
     @torch.no_grad()
     def set(self, codes: Tensor, counts: Tensor | None = None) -> None:
         """Replace all codes. codes: [size, dim]. counts: [size], usage of each (default: equal)."""
-        counts = torch.ones(len(codes), device=codes.device) if counts is None else counts
-        self.embed.copy_(self.scaled(codes))
+        counts = self.cluster_size.new_ones(len(codes)) if counts is None else counts.to(self.cluster_size)
+        self.embed.copy_(self.scaled(codes.to(self.embed)))
         self.cluster_size.copy_(counts)
         self.embed_avg.copy_(self.embed * counts[:, None])  # sums: the first update then keeps the codes
         self.initted.fill_(True)

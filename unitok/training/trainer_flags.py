@@ -56,7 +56,10 @@ def check_trainer_flags(trainer: Namespace, defaults: Mapping[str, object], own_
 
 
 def _check_fractions(trainer: Namespace) -> None:
-    """Raise `UserError` for a flag that is a fraction of the training data, which is endless."""
+    """Raise `UserError` for a flag that is a fraction of the training data, which is endless; make whole numbers integers."""
+    for name in ("val_check_interval", "limit_train_batches", "overfit_batches"):
+        if isinstance(trainer[name], float) and trainer[name] > 1 and trainer[name].is_integer():
+            trainer[name] = int(trainer[name])  # on Python 3.12 a 4 arrives as 4.0
     if isinstance(trainer.val_check_interval, float) and trainer.val_check_interval != 1.0:
         raise UserError(
             f"trainer.val_check_interval {trainer.val_check_interval}: the data is endless, so a fraction of it is not "

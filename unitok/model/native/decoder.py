@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from unitok.intervals import Intervals
+from unitok.model.arranged import Linear, arrange, rotation_table
+from unitok.model.cache import Cache
 from unitok.model.decoder import Decoder
 from unitok.model.heads import ids_of
-from unitok.model.inference import Cache, Linear, arrange, rotation_table
 from unitok.model.native import library
 
 DTYPES = {"float32": 4, "bfloat16": 2, "int8": 1}  # of the weights: bytes
