@@ -72,28 +72,24 @@ def next_id_loss(
 
 
 def _cross_entropy(
-    logits: Tensor,
-    index: Tensor,
-    factors: Tensor,
-    z_loss: float,
-    nll: Tensor,
-    logsumexp: Tensor,
-    correct: Tensor,
-    gradient: bool,
+    logits: Tensor, index: Tensor, factors: Tensor, z_loss: float, out: tuple[Tensor, ...], gradient: bool
 ) -> Tensor:
-    """Write the results of logits [N, n] into [N] each (`correct` unless it is empty); return the gradient of the sum in the logits."""
+    """Write nll, logsumexp and correct (unless it is empty) of logits [N, n] into `out`, each [N]; return the gradient in the logits.
+
+    index: the targets' columns. With `gradient`, that of the sum of factors x (nll + z_loss x logsumexp^2), in place of the logits.
+    """
     if logits.is_cuda and has_triton():
         from unitok.model.triton_loss import fused_cross_entropy
 
-        fused_cross_entropy(logits, index, factors, z_loss, nll, logsumexp, correct, gradient)
-        return logits
+        return fused_cross_entropy(logits, index, factors, z_loss, out, gradient)
+    nll, logsumexp, correct = out
     logits, index = logits.float(), index[:, None]
     z = logits.logsumexp(-1)
     logsumexp.copy_(z)
     nll.copy_(z - logits.gather(1, index).squeeze(1))
     if len(correct):
         correct.copy_(logits.argmax(-1) == index.squeeze(1))
-    if gradient:  # of factor x (nll + z_loss x z^2): factor x (softmax x (1 + 2 z_loss z) - onehot)
+    if gradient:  # factor x (softmax x (1 + 2 z_loss z) - onehot)
         w = factors.float()
         logits = logits.sub_(z[:, None]).exp_().mul_((w * (1 + 2 * z_loss * z))[:, None])
         logits.scatter_add_(1, index, -w[:, None])
@@ -134,8 +130,8 @@ class _ChunkedLoss(torch.autograd.Function):
                 chunk = slice(a, min(a + length, start + count))
                 x = states[chunk].to(dtype)
                 logits, index = x @ rows.T, index_in(targets[chunk], intervals)
-                given = (logits, index, factors[chunk], z_loss, nll[chunk], logsumexp[chunk], correct[chunk], differentiate)
-                d_logits = _cross_entropy(*given).to(dtype)
+                out = (nll[chunk], logsumexp[chunk], correct[chunk])
+                d_logits = _cross_entropy(logits, index, factors[chunk], z_loss, out, differentiate).to(dtype)
                 if d_states is not None and d_rows is not None:
                     d_states[chunk] = d_logits @ rows
                     d_rows += d_logits.T @ x

@@ -46,21 +46,13 @@ def _cross_entropy(
 
 
 def fused_cross_entropy(
-    logits: Tensor,
-    index: Tensor,
-    factors: Tensor,
-    z_loss: float,
-    nll: Tensor,
-    logsumexp: Tensor,
-    correct: Tensor,
-    gradient: bool,
-) -> None:
-    """Write `nll`, `logsumexp` and `correct` (unless it is empty) of logits [N, n], each [N], and with `gradient` overwrite the logits.
-
-    index: the targets' columns. The gradient is that of factors x (nll + z_loss x logsumexp^2).
-    """
+    logits: Tensor, index: Tensor, factors: Tensor, z_loss: float, out: tuple[Tensor, ...], gradient: bool
+) -> Tensor:
+    """`loss._cross_entropy` in one kernel; the logits themselves become the gradient."""
+    nll, logsumexp, correct = out
     n, measure = logits.shape[1], len(correct) > 0
     _cross_entropy[(len(logits),)](
         logits, index, factors, nll, logsumexp, correct.view(torch.int8) if measure else nll, n, z_loss, MEASURE=measure,
         DIFFERENTIATE=gradient, N=min(triton.next_power_of_2(n), COLUMNS), num_warps=8,
     )  # fmt: skip
+    return logits
