@@ -23,9 +23,8 @@ from torch import Tensor
 from unitok.bundle import load_trained_part
 from unitok.configs import CONFIGS
 from unitok.media import load_image, save_image
-from unitok.scenes.evaluate import same_colors, to_bytes
 from unitok.scenes.files import read_scenes
-from unitok.scenes.oracle import read_image
+from unitok.scenes.oracle import read_image, same_colors, to_bytes
 from unitok.training.monitor import codebook_statistics
 
 CONFIG = CONFIGS / "scenes" / "image.yaml"

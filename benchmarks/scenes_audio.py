@@ -20,9 +20,8 @@ from unitok.bundle import load_trained_part
 from unitok.configs import CONFIGS
 from unitok.evaluate.audio import audio_scores
 from unitok.media import load_audio
-from unitok.scenes.evaluate import same_notes
 from unitok.scenes.files import read_scenes
-from unitok.scenes.oracle import read_audio
+from unitok.scenes.oracle import read_audio, same_notes
 from unitok.training.monitor import codebook_statistics
 
 CONFIG = CONFIGS / "scenes" / "audio.yaml"

@@ -20,7 +20,9 @@ LANGUAGE = (
     "unitok.ranges",
     "unitok.vocab",
     "unitok.plan",
+    "unitok.holes",
     "unitok.grammar",
+    "unitok.filling",
 )
 HOUSE: dict[str, tuple[str, ...]] = {
     "unitok.errors": (),
@@ -42,7 +44,9 @@ HOUSE: dict[str, tuple[str, ...]] = {
     "unitok.ranges": (),
     "unitok.vocab": (),
     "unitok.plan": (),
+    "unitok.holes": (),
     "unitok.grammar": (),
+    "unitok.filling": (),
     "unitok.tokenizers": LANGUAGE,  # networks know codes, not documents
     "unitok.model": (*LANGUAGE, "unitok.tokenizers", "unitok.media"),
     "unitok.modalities": ("unitok.model",),

@@ -155,7 +155,7 @@ def test_an_array_that_may_be_in_another_range_is_hinted_at(tiny):
 
 
 def test_public_names_are_those_and_no_others():
-    names = "AudioTokenizer Document GenerationConfig Grammar ImageTokenizer Output SamplingParams Segment TextTokenizer Unitok Vocab"
+    names = "AudioTokenizer Boxes Document GenerationConfig Grammar ImageTokenizer Output Points SamplingParams Segment TextTokenizer Unitok Vocab"
     assert [name for name in dir(unitok) if not name.startswith("_")] == names.split()
     assert all(getattr(unitok, name).__name__ == name for name in names.split())
     with pytest.raises(AttributeError, match="no attribute 'Unitoc'"):

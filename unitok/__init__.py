@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from unitok.generation_config import GenerationConfig as GenerationConfig
     from unitok.generation_config import SamplingParams as SamplingParams
     from unitok.grammar import Grammar as Grammar
+    from unitok.modalities.box import Boxes as Boxes
+    from unitok.modalities.box import Points as Points
     from unitok.sample.outputs import Output as Output
     from unitok.tokenizers import AudioTokenizer as AudioTokenizer
     from unitok.tokenizers import ImageTokenizer as ImageTokenizer
@@ -27,6 +29,8 @@ __getattr__, __all__ = attach(
         "GenerationConfig": "generation_config",
         "SamplingParams": "generation_config",
         "Grammar": "grammar",
+        "Boxes": "modalities.box",
+        "Points": "modalities.box",
         "Output": "sample.outputs",
         "AudioTokenizer": "tokenizers",
         "ImageTokenizer": "tokenizers",

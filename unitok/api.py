@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import ParamSpec, TypeVar
 
 from unitok.bundle import Bundle
-from unitok.content import Prompt, Prompts
+from unitok.content import Content, Prompt, Prompts
 from unitok.document import Document
 from unitok.generation_config import GenerationConfig, RankBy, SamplingParams, Schedule, Values, check_names
 from unitok.sample.chat import Chat, MessageDict, Reply
+from unitok.sample.fill import fill_content
 from unitok.sample.outputs import Output
 from unitok.sample.prompts import read_documents, read_one, read_prompts_of
-from unitok.sample.requests import config_for, generate_outputs
+from unitok.sample.requests import config_for, edit_prompt, generate_outputs
 from unitok.sample.score import Score, score_documents
 from unitok.sample.stream import Chunk, check_stream, stream_outputs
 
@@ -156,6 +157,78 @@ class Unitok(Bundle):
             check_stream(_as_config(generation_config))
         config = self._config(generation_config, given)
         return stream_outputs(self, read_prompts_of(self, prompt), config, batch_size)
+
+    @_checks_names
+    def fill(
+        self,
+        content: Content,
+        hole: object = None,
+        prompt: Prompt | None = None,
+        n: int | None = None,
+        seed: int | None = None,
+        max_new_tokens: int | None = None,
+        *,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        guidance_scale: float | None = None,
+        text: Override = None,
+        image: Override = None,
+        audio: Override = None,
+        sampling: Mapping[str, Override] | None = None,
+        generation_config: GenerationConfig | Mapping[str, object] | None = None,
+        batch_size: int = 64,
+    ) -> list[Output]:
+        """Fill the holes of a text, an image or audio. The decoder must have been trained to, with `data.fill_rate`.
+
+        Args:
+            content: a str with `___` where text is missing, an image, or audio, as in `generate`.
+            hole: of an image a mask of its size, above 0 (white, True) where pixels are to be made, of any shape; or pixels to add at its
+                (left, top, right, bottom). Of audio (start, stop) in seconds.
+            prompt: what stands before, such as a caption.
+            n, seed, max_new_tokens, temperature, top_k, top_p, min_p, guidance_scale, text, image, audio, sampling, generation_config,
+                batch_size: as in `generate`.
+
+        Returns: n `Output`s, whose text, image or audio is the whole. Outside of the hole an image has its own pixels and audio its own
+        samples, blended over a few at the seam. Errors: `UserError` that names the argument.
+        """
+        given = {name: value for name, value in locals().items() if name in _CONFIG_FIELDS and value is not None}
+        return fill_content(self, content, hole, prompt, self._config(generation_config, given), batch_size)
+
+    @_checks_names
+    def edit(
+        self,
+        image: Content,
+        instruction: str,
+        n: int | None = None,
+        seed: int | None = None,
+        *,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        guidance_scale: float | None = None,
+        media_guidance_scale: float | None = None,
+        generation_config: GenerationConfig | Mapping[str, object] | None = None,
+        batch_size: int = 64,
+    ) -> list[Output]:
+        """Change an image as a text says; the outputs' images have its grid of codes.
+
+        The decoder must have learned documents of an image, an instruction and the edited image. Guidance is three-way where
+        `media_guidance_scale`, how closely the image is kept, is given beside `guidance_scale`, how closely the instruction is followed.
+
+        Args:
+            image: a Path, PIL.Image or array. instruction: what to change, such as "make the circle blue".
+            n, seed, temperature, top_k, top_p, min_p, guidance_scale, media_guidance_scale, generation_config, batch_size: as in `generate`.
+
+        Returns: n `Output`s. Errors: `UserError` that names the argument.
+        """
+        given = {name: value for name, value in locals().items() if name in _CONFIG_FIELDS and value is not None}
+        given.pop("image")
+        prompt, plan = edit_prompt(self, image, instruction)
+        config = self._config(generation_config, given).replace(modalities=plan)
+        return generate_outputs(self, [prompt], config, batch_size)
 
     @_checks_names
     def chat(

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from unitok.document import Part
 from unitok.errors import UserError
 from unitok.modalities import modalities
+from unitok.modalities.box import Boxes
 from unitok.storage import Blob
 
 #: Keys that hold the list of messages.
@@ -52,11 +53,13 @@ class Media:
     Args:
         kind: `image`, `audio`, …
         content: the name of a file, a data URL, or what a table holds; None for the next file of the row, a number for the file of that
-            number.
+            number; of boxes what stands in the row itself.
+        text: what stands for it where boxes are not read as such.
     """
 
     kind: str
     content: object
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -99,10 +102,13 @@ def read_conversation(row: Row, make: Callable[[Media], Part], mask_history: boo
 
 def parts_of(messages: Sequence[Message], make: Callable[[Media], Part]) -> list[Part]:
     """Return the parts of messages whose media are known. make: makes the part of an image or audio."""
-    parts = []
+    parts: list[Part] = []
     for message in messages:
         for piece in message.pieces:
-            part = Part("text", piece) if isinstance(piece, str) else make(piece)
+            part = Part(TEXT, piece) if isinstance(piece, str) else make(piece)
+            last = parts[-1] if parts and piece is not message.pieces[0] else None
+            if last and last.type == part.type == TEXT:  # a text instead of boxes
+                part = replace(part, value=f"{parts.pop().value}{part.value}")
             parts.append(replace(part, role=message.role, loss=message.loss))
     return parts
 
@@ -308,7 +314,8 @@ def _with_files(messages: list[Message], row: Row) -> list[Message]:
             if isinstance(piece, Media):
                 piece = _taken(piece, files, left, sides.get(message.role, before))
             elif objects is not None and message.tagged:
-                piece = _OBJECT.sub(lambda match: _next_object(objects, match[1]), piece)
+                taken += _with_objects(piece, objects)
+                continue
             taken.append(piece)
         done.append(replace(message, pieces=tuple(taken)))
     if objects and (more := [f"{len(values)} {name}" for name, values in objects.items() if values]):
@@ -361,20 +368,45 @@ def _listed(row: Row, prefix: str, kind: str) -> list[object]:
 
 
 def _objects(row: Row) -> dict[str, list[object]] | None:
-    """What `<ref-object>` and `<bbox>` stand for, in order (ms-swift). Boxes become text, with the numbers of the file."""
+    """What `<ref-object>` and `<bbox>` stand for, in order (ms-swift): names, and boxes in the image of their number."""
     objects = row.get("objects")
     if not objects:
         return None
     if not isinstance(objects, Mapping):
         raise UserError('objects: it must be {"ref": [names], "bbox": [boxes]}')
-    return {"ref-object": list(objects.get("ref") or []), "bbox": list(objects.get("bbox") or [])}
+    boxes, unit, images = list(objects.get("bbox") or []), objects.get("bbox_type", "real"), objects.get("image_id")
+    if unit not in ("real", "norm1"):
+        raise UserError(f"objects: bbox_type {unit!r}; choose real (pixels) or norm1 (fractions)")
+    of_images = images if isinstance(images, list) and len(images) == len(boxes) else [None] * len(boxes)
+    pieces = [
+        _boxes(box, "pixel" if unit == "real" else "fraction", image) for box, image in zip(boxes, of_images, strict=True)
+    ]
+    return {"ref-object": list(objects.get("ref") or []), "bbox": [*pieces]}
 
 
-def _next_object(objects: dict[str, list[object]], name: str) -> str:
-    if not objects[name]:
-        raise UserError(f"objects: fewer than there are <{name}> in the messages")
-    value = objects[name].pop(0)
-    return value if isinstance(value, str) else str(value)
+def _boxes(box: object, unit: str, image: int | None) -> Media:
+    rows = box if isinstance(box, list) and box and isinstance(box[0], list) else [box]
+    return Media("box", Boxes(rows, unit, image), str(box))
+
+
+def _with_objects(text: str, objects: dict[str, list[object]]) -> Iterator[str | Media]:
+    """A text with its names filled in, and the boxes between its parts."""
+    before = ""
+    for number, piece in enumerate(_OBJECT.split(text)):  # text, tag, text, …
+        if number % 2 == 0:
+            before += piece
+            continue
+        if not objects[piece]:
+            raise UserError(f"objects: fewer than there are <{piece}> in the messages")
+        value = objects[piece].pop(0)
+        if isinstance(value, Media):
+            yield from ([before] if before else [])
+            before = ""
+            yield value
+        else:
+            before += str(value)
+    if before:
+        yield before
 
 
 def to_data_url(data: bytes, mime: str | None) -> str:

@@ -29,6 +29,7 @@ class Segment:
         loss: whether training learns to write it; else the model only reads it.
         source: the file that it was made from, relative to the data set; "" where there is none.
         size: (height, width) in pixels or (length,) in samples before padding, so that decoding gives back exactly that.
+        original: (height, width) in pixels of an image before it was shrunk, for boxes; () where that is not known. Data sets do not hold it.
     """
 
     modality: str
@@ -37,6 +38,7 @@ class Segment:
     loss: bool = True
     source: str = ""
     size: tuple[int, ...] = ()
+    original: tuple[int, ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "codes", np.asarray(self.codes, dtype=np.int64))

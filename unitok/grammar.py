@@ -16,6 +16,7 @@ import numpy as np
 
 from unitok.document import ROLES
 from unitok.errors import UserError
+from unitok.holes import Hole, find_holes, span_positions_of_fills, split_fills
 from unitok.intervals import Intervals, holds, join_intervals, size_of
 from unitok.plan import PlanItem
 from unitok.ranges import Span
@@ -37,6 +38,7 @@ class Row:
         self.sides: list[int] = []  # sides of the grid that the header has given so far
         self.count = 0  # tokens of the body so far
         self.frames: int | None = None  # of the body, once the codes have fixed their number
+        self.unit: list[int] = []  # tokens of the unit that has begun, in spans with floors
         self._bind(left, plan)
 
     def _bind(self, left: int | None, plan: list[PlanItem] | None) -> None:
@@ -51,15 +53,14 @@ class Row:
     def copy(self) -> "Row":
         """Return an independent copy."""
         row = copy.copy(self)
-        row.sides, row.plan = list(self.sides), None if self.plan is None else list(self.plan)
+        row.sides, row.unit, row.plan = list(self.sides), list(self.unit), None if self.plan is None else list(self.plan)
         return row
 
     def copy_for(self, left: int | None, plan: list[PlanItem] | None, turn: bool = False) -> "Row":
         """Return a copy with another budget, plan and `turn` from here on.
 
-        Text that ends here counts as finished. An unfinished image or audio is completed first: it is the plan's first item where that
-        has its modality, else it comes before the plan. Errors: `UserError` where the plan contradicts what has begun.
-        """
+        Text that ends here is finished. An unfinished image or audio is completed first: it is the plan's first item where that has its
+        modality, else it comes before the plan. Errors: `UserError` where the plan contradicts what has begun."""
         row = self.copy()
         row.turn = turn
         if row.span and not row.span.begin:
@@ -99,6 +100,11 @@ class Row:
     def span_position(self) -> int:
         """The same in an image or audio, as `Grammar.span_positions` gives it for the last token; 0 in text and between spans."""
         return self.into if self.span and self.span.begin else 0
+
+    def next_span_positions(self, count: int) -> np.ndarray:
+        """Return the span positions of the next `count` tokens, as far as they stay in the span; int64 [count]."""
+        last = self.span_position
+        return last + 1 + np.arange(count) if last else np.zeros(count, np.int64)
 
     @property
     def units(self) -> int | None:
@@ -174,10 +180,16 @@ class Row:
         for level, known in span.order.choices(self.count, units).items():
             whole = 1 + span.order.least(self.count + 1, known) + bool(span.end)
             if self.left is None or whole + self._after() <= self.left:
-                ids += self.grammar.bodies[span.modality][level]
+                ids += self._codes(span, level)
         if span.order.least(self.count, units) == 0:
             ids += self._allowed_leaving(span)
         return ids
+
+    def _codes(self, span: Span, level: int) -> Intervals:
+        """The tokens of a level's codes that are not below their floor."""
+        floor = span.floors[level] if span.floors else level
+        body = self.grammar.bodies[span.modality][level]
+        return body if floor == level else ((self.unit[floor], body[-1][1]),)
 
     def _allowed_side(self, span: Span) -> list[tuple[int, int]]:
         number, grid = len(self.sides), self._next_item().grid
@@ -220,7 +232,7 @@ class Row:
 
     def _fixed_steps(self, most: int) -> int:
         """How many of the next tokens, at most `most`, are codes of the body at levels that are known already."""
-        if self.span is None or len(self.sides) < len(self.span.header):
+        if self.span is None or self.span.floors or len(self.sides) < len(self.span.header):
             return 0
         total = self.total
         return min(self.span.order.until_choice(self.count) if total is None else total - self.count, most)
@@ -255,6 +267,8 @@ class Row:
             for level, known in span.order.choices(self.count, units).items():
                 if holds(self.grammar.bodies[span.modality][level], id):
                     self.count += 1
+                    if span.floors:
+                        self.unit = [*self.unit, id] if self.count % len(span.floors) else []
                     if units is None:
                         self.frames = known
                     return
@@ -267,7 +281,7 @@ class Row:
             self.role, self.state = self.vocab.roles.index(id), "role"
         else:
             modality = next(m for m, intervals in self.grammar.openings.items() if holds(intervals, id))
-            self.span, self.state, self.sides, self.frames = self.vocab.spans[modality], "in", [], None
+            self.span, self.state, self.sides, self.frames, self.unit = self.vocab.spans[modality], "in", [], None, []
             self.count = 0 if self.span.begin else 1
 
     def _leave(self) -> None:
@@ -289,6 +303,11 @@ class Grammar:
         self.closings = {m: self._special(s.end) for m, s in vocab.spans.items()}
         self.free = [PlanItem(m) for m in vocab.spans]
         self.least_span = min(map(self.cost, self.free), default=0)
+        fills = tuple((id, id + 1) for id in vocab.fills)
+        text = self.bodies[vocab.bare][0] if vocab.bare else ()
+        #: What may stand where a hole begins or ends, and in a hole in text.
+        self.between_fills = join_intervals([*fills, (vocab.eos, vocab.eos + 1)]) if fills else ()
+        self.text_fills = join_intervals([*self.between_fills, *text]) if fills else ()
         #: By token: the index of the role that it is, of the span that it begins, of the span that it ends; -1 elsewhere.
         self._roles, self._begins, self._ends = np.full((3, vocab.size), -1)
         self._roles[list(vocab.roles)] = np.arange(len(vocab.roles))
@@ -297,6 +316,8 @@ class Grammar:
                 marks[[a for a, _ in self._special(name)]] = number
         self._index: dict[Intervals, int] = {}  # of each allowed set in `allowed_sets`
         self._table = self._compile()
+        for intervals in filter(None, (self.between_fills, self.text_fills)):
+            self._index_of(intervals)
 
     def _special(self, name: str | None) -> Intervals:
         return ((self.vocab.specials[name], self.vocab.specials[name] + 1),) if name else ()
@@ -380,6 +401,9 @@ class Grammar:
     def targets(self, ids: np.ndarray) -> np.ndarray:
         """Return the mask index of each target: for tokens [L] of a document, bos first, int16 [L - 1] into `allowed_sets` for ids[1:]."""
         ids = np.asarray(ids)
+        holes, start = find_holes(self.vocab, ids)
+        if holes:
+            return self._targets_of_fills(ids, holes, start)
         before, after = ids[:-1], ids[1:]
         roles = self._roles[before]
         last = np.maximum.accumulate(np.where(roles >= 0, np.arange(len(before)), 0))
@@ -399,6 +423,28 @@ class Grammar:
         inside = begin > np.concatenate([[-1], end[:-1]])  # the end token still belongs to its span
         return self._begins[ids[begin]], np.where(inside, index - begin + 1, 0)
 
+    def _targets_of_fills(self, ids: np.ndarray, holes: list[Hole], start: int) -> np.ndarray:
+        """`targets` of a document with holes, whose second part begins at `start`."""
+        first = np.isin(ids[:start], self.vocab.fills)
+        whole = np.append(np.where(first, self.vocab.eos, ids[:start]), self.vocab.eos)  # fill tokens are not learned there
+        between, text = self._index_of(self.between_fills), self._index_of(self.text_fills)
+        targets = np.full(len(ids), between, np.int16)
+        targets[1:start] = np.where(first[1:], between, self.targets(whole)[: start - 1])
+        stop = start
+        for hole, content in zip(holes, split_fills(self.vocab, ids, start, None), strict=False):
+            at, stop = stop + 1, stop + 1 + len(content)
+            if hole.levels is None:
+                targets[at : stop + 1] = text
+            else:
+                bodies = self.bodies[hole.modality]
+                targets[at:stop] = [self._index_of(bodies[level]) for level in hole.levels[: len(content)].tolist()]
+        return targets[1:]
+
     def span_positions(self, ids: np.ndarray) -> np.ndarray:
-        """Return each token's position in its image or audio: for tokens [L] int64 [L]; the begin token is 1, text and roles are 0."""
-        return self._inside(np.asarray(ids))[1]
+        """Return each token's position in its image or audio: for tokens [L] int64 [L]; the begin token is 1, text and roles are 0.
+
+        Where holes are filled, it is that of the place before the code that comes next."""
+        ids = np.asarray(ids)
+        holes, start = find_holes(self.vocab, ids)
+        inside: np.ndarray = self._inside(ids[:start] if holes else ids)[1]
+        return np.concatenate([inside, span_positions_of_fills(self.vocab, ids, holes, start)]) if holes else inside

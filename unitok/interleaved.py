@@ -46,18 +46,21 @@ def _part(part: object, folder: Path, where: str, types: Types) -> Part:
         raise UserError(f"{where}: role {role!r}; choose one of {', '.join(ROLES)}")
     if not isinstance(loss, bool):
         raise UserError(f"{where}: loss {loss!r}; it is true or false")
-    if unknown := set(part) - {"type", key, "role", "loss"}:
-        raise UserError(f"{where}: {', '.join(sorted(unknown))}: unknown; a part of type {name} has type, {key}, role, loss")
+    modality = types[name]
+    if unknown := set(part) - {"type", key, "role", "loss", *modality.keys}:
+        keys = ", ".join(("type", key, *modality.keys, "role", "loss"))
+        raise UserError(f"{where}: {', '.join(sorted(unknown))}: unknown; a part of type {name} has {keys}")
     value = part.get(key)
-    if types[name].inline:
-        return Part(name, types[name].check(value, where), role=role, loss=loss)
+    further = {key: part[key] for key in modality.keys if key in part}
+    if modality.inline:
+        return Part(name, modality.check({key: value, **further} if modality.keys else value, where), role=role, loss=loss)
     if not isinstance(value, str) or not value:
         raise UserError(f"{where}: an empty or missing {key!r}; fill it or remove the part")
     if "://" in value:
         raise UserError(f"{where}: {value[:80]} is a URL, which is not followed; download it, and name the file")
     if not is_utf8(value):
         raise UserError(f"{where}: {key!r} is not UTF-8 text (half of a surrogate pair); correct it")
-    return Part(name, path=folder / value, role=role, loss=loss)
+    return Part(name, path=folder / value, role=role, loss=loss, view=modality.view(further, where))
 
 
 def format_raw_document(document: RawDocument, folder: Path, types: Types | None = None) -> str:
@@ -66,7 +69,9 @@ def format_raw_document(document: RawDocument, folder: Path, types: Types | None
     content: list[dict[str, object]] = []
     for part in document.content:
         name = part.path and str(part.path.relative_to(folder) if part.path.is_relative_to(folder) else part.path)
-        row = {"type": part.type, known[part.type].key: part.value if name is None else name}
+        modality = known[part.type]
+        row: dict[str, object] = {"type": part.type}
+        row |= modality.row(part.value) if name is None else {modality.key: name, **modality.keys_of(part.view)}
         row |= {} if part.role == "none" else {"role": part.role}
         row |= {} if part.loss else {"loss": False}
         content.append(row)

@@ -57,6 +57,10 @@ class Interleaved:
         shaped = np.stack([row[:whole] for row in rows]).reshape(self.levels, -1, *sides[1:])
         return shaped[0] if sides and self.levels == 1 else shaped
 
+    def levels_and_units(self, units: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the level and the unit of each code of a body, int64 [K * N] both."""
+        return _order(self.levels, units, self.delay)
+
     def length(self, units: int) -> int:
         """Return the number of codes of that many units."""
         return units * self.levels

@@ -119,13 +119,16 @@ class Span:
 
     Args:
         modality: its name.
-        body: names of the ranges of its levels, in order. Spans may share ranges where none of them is bare.
+        body: names of the ranges of its levels, in order; one name for all levels where they are coordinates of one kind. Spans may share
+            ranges where none of them is bare.
         begin: name of the special token that begins it. One modality, usually text, may be bare: without begin and end.
         end: name of the special token that ends it.
         header: names of the ranges of a grid's sides, one per side. Without a header the body holds any number of frames, at least one.
         fingerprint: of the tokenizer whose codes these are.
         kind: the kind of content (`unitok.modalities`) that it is an instance of; "": the one of its name.
         layout: order of the codes (`unitok.layouts`); "": `raster` with a header, `interleaved` without one.
+        floors: for each level the level of the same unit whose code it is never below, its own where there is none: (0, 1, 0, 1) for
+            boxes x0, y0, x1, y1. (): no level has one. Only for levels of one range.
     """
 
     modality: str
@@ -136,6 +139,7 @@ class Span:
     fingerprint: str = ""
     kind: str = ""
     layout: str = ""
+    floors: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kind", self.kind or self.modality)
@@ -151,6 +155,11 @@ class Span:
             raise UserError(
                 f"modality {self.modality!r}: layout {self.layout!r}; choose raster with a header, interleaved or delayed without"
             )
+
+    @property
+    def shared(self) -> bool:
+        """Whether one range holds the codes of several levels; then only the position of a code says its level."""
+        return len(self.body) > 1 and len(set(self.body)) == 1
 
     @cached_property
     def order(self) -> Interleaved:
@@ -212,9 +221,17 @@ def _check_body(modality: str, span: Span, ranges: dict[str, Range]) -> None:
         raise UserError(f"{modality}: its header names {wrong[0]!r}, whose values are no sides of a grid")
     body = [ranges[name] for name in span.body]
     kind = "codes" if span.begin else "text"
+    if span.shared and span.layout != "interleaved":
+        raise UserError(f"{modality}: levels of one range need the layout interleaved, where each has a place of its own")
+    if span.floors and not (
+        span.shared and len(span.floors) == len(body) and all(0 <= f <= level for level, f in enumerate(span.floors))
+    ):
+        raise UserError(f"{modality}: floors name for each level of one range a level that is not after it")
+    if span.floors and (body[0].illegal or body[0].permutation):
+        raise UserError(f"{modality}: codes with floors are in order, without illegal ones or a permutation")
     if not body or any(r.kind != kind for r in body):
         raise UserError(f"{modality}: its body is one range of kind {kind!r} for each level, and at least one")
-    if [r.level for r in body] != list(range(len(body))):
+    if [r.level for r in body] != ([0] * len(body) if span.shared else list(range(len(body)))):
         raise UserError(f"{modality}: its body has the levels {[r.level for r in body]}, not 0 to {len(body) - 1} in order")
 
 

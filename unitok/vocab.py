@@ -30,7 +30,7 @@ from unitok.ranges import Range, Span, check_declarations
 
 SPECIAL_COUNT = 256
 _FIXED = ("<bos>", "<eos>", "<pad>", *(f"<{role}>" for role in ROLES))
-_FILLS = tuple(f"<fill_{i}>" for i in range(16))  # reserved for infilling
+_FILLS = tuple(f"<fill_{i}>" for i in range(16))
 GRID_SIZES = 64  # largest side of a grid, in codes
 VERSION = 1  # of manifests
 
@@ -96,7 +96,7 @@ class Vocab:
         ranges, specials = list(self.ranges), dict(self.specials)
         for name, size in sizes.items():
             known = next((r for r in ranges if r.name == name), None)
-            if name in span.header and known and known.size == size:
+            if known and known.size == size and (name in span.header or span.begin):
                 continue
             kind = "grid" if name in span.header else "codes" if span.begin else "text"
             level = span.body.index(name) if name in span.body else 0
@@ -173,6 +173,11 @@ class Vocab:
         return self.specials["<pad>"]
 
     @property
+    def fills(self) -> tuple[int, ...]:
+        """The tokens `<fill_0>`, `<fill_1>`, … that stand for missing content (`unitok.holes`)."""
+        return tuple(self.specials[name] for name in _FILLS if name in self.specials)
+
+    @property
     def roles(self) -> tuple[int, ...]:
         """The tokens of `ROLES`, in that order; () where the vocabulary has none."""
         return tuple(self.specials[f"<{role}>"] for role in ROLES if f"<{role}>" in self.specials)
@@ -204,7 +209,7 @@ class Vocab:
     def check_codes(self, segment: Segment) -> None:
         """Raise `UserError` for codes that the segment's modality does not have."""
         size = min(r.size for r in self.body(segment.modality))
-        if segment.codes.min() < 0 or segment.codes.max() >= size:
+        if segment.codes.min() < 0 or segment.codes.max() >= size or self.span(segment.modality).floors:
             self._span_ids(segment)
 
     def _span_ids(self, segment: Segment) -> np.ndarray:
@@ -219,6 +224,7 @@ class Vocab:
             most = " x ".join(str(r.size) for r in grid)
             raise UserError(f"{segment.modality} codes of {segment.codes.shape}: the largest grid is {most}")
         codes, levels = span.order.flatten(segment.codes)
+        _check_floors(span, codes)
         ids = body[0].to_ids(codes) if len(body) == 1 else np.empty_like(codes)
         for level, r in enumerate(body if len(body) > 1 else ()):
             chosen = levels == level
@@ -242,9 +248,10 @@ class Vocab:
         """
         span, ids = self.span(modality), np.asarray(ids, np.int64)
         codes, levels, body = np.zeros(len(ids), np.int64), np.full(len(ids), -1), self.body(modality)
-        if len(body) == 1:
-            codes, levels = body[0].to_codes(ids), np.zeros(len(ids), np.int64)
-        for level, r in enumerate(body if len(body) > 1 else ()):
+        if len(body) == 1 or span.shared:
+            codes, levels = body[0].to_codes(ids), np.arange(len(ids)) % len(body)
+            _check_floors(span, codes)
+        for level, r in enumerate(body if len(set(span.body)) > 1 else ()):
             chosen = (ids >= r.offset) & (ids < r.stop)
             codes[chosen], levels[chosen] = r.to_codes(ids[chosen]), level
         read = (span.order.unflatten if whole else span.order.partial)(codes, levels, sides)
@@ -412,3 +419,14 @@ class Vocab:
                     f"the vocabularies differ in {modality}: tokenizer {span.fingerprint[:12] or '(none)'} in {theirs}, "
                     f"{(other.fingerprint[:12] or '(none)') if other else 'absent'} in {mine}; use the bundle that made the data"
                 )
+
+
+def _check_floors(span: Span, codes: np.ndarray) -> None:
+    """Raise `UserError` for codes [n] of a body, in order, of which one is below its floor."""
+    if not span.floors:
+        return
+    index = np.arange(len(codes))
+    of_unit = index % len(span.floors)
+    floors = codes[index - of_unit + np.array(span.floors)[of_unit]]
+    if len(low := np.flatnonzero(codes < floors)):
+        raise UserError(f"{span.modality}: code {codes[low[0]]} is below {floors[low[0]]}, its unit's least")

@@ -142,7 +142,7 @@ def test_the_best_of_several_is_chosen_by_pmi(tiny, scenes_folder, tmp_path, mon
 
     monkeypatch.setattr("unitok.scenes.evaluate.generate_outputs", generate)
     evaluation = Evaluation(tiny, tmp_path, 0, GenerationConfig())
-    monkeypatch.setattr(evaluation, "_keep", lambda *_: None)
+    monkeypatch.setattr(evaluation, "save_samples", lambda *_: None)
     monkeypatch.setattr(evaluation, "_well_formed", lambda *_: True)
     evaluation.generate(scenes_folder, read_scenes(scenes_folder)[:2], ".best_of_4", 4)
     assert {(c.best_of, c.rank_by, c.n) for c in configs} == {(4, "pmi", 1)}
@@ -177,7 +177,7 @@ def test_interleaved_images_must_each_fit_the_text_before_them(tiny, scenes_fold
     rows = read_scenes(scenes_folder)[:2]
     assert rows[0]["scene"] != rows[1]["scene"]
     evaluation = Evaluation(tiny, tmp_path, 0, {})
-    monkeypatch.setattr(evaluation, "_keep", lambda *_: None)
+    monkeypatch.setattr(evaluation, "save_samples", lambda *_: None)
     seen = []
 
     def draw(prompts, modalities, name, seed=0, best_of=1):
@@ -185,7 +185,7 @@ def test_interleaved_images_must_each_fit_the_text_before_them(tiny, scenes_fold
         image = load_image(scenes_folder / rows[0]["image"])
         return [SimpleNamespace(images=[image], document=Document(p.segments)) for p in prompts]
 
-    monkeypatch.setattr(evaluation, "_continue", draw)
+    monkeypatch.setattr(evaluation, "continue_from", draw)
     evaluation._interleaved(scenes_folder, rows)
     assert evaluation.scores["generation.interleaved.attributes"] == 0.5  # one of two first ones, one of two second ones
     texts = [[tiny.decode(s) for s in p.segments if s.modality == "text"][-1] for p in seen[1]]
@@ -303,7 +303,7 @@ def test_a_right_answer_is_green_and_a_wrong_one_red(evaluated, tmp_path):
 
 
 def test_a_decoded_image_reaches_the_oracle_as_bytes():
-    from unitok.scenes.evaluate import to_bytes
+    from unitok.scenes.oracle import to_bytes
 
     pixels = to_bytes(torch.tensor([[[-1.0]], [[0.0]], [[2.0]]]))
     assert pixels.shape == (1, 1, 3)

@@ -16,6 +16,7 @@ from torch import nn
 
 from unitok import hub
 from unitok.bundle.checksums import check_files
+from unitok.bundle.reading import read_contents
 from unitok.document import Document, Part, RawDocument, Segment
 from unitok.errors import UserError
 from unitok.files import Json, read_json, settle, whole_folder, write_json
@@ -26,13 +27,10 @@ from unitok.modalities import (
     AnyModality,
     Plain,
     TokenizerLike,
-    kind_accepting,
-    kind_of_content,
     modalities,
     modality_of,
     types_of,
 )
-from unitok.storage import Blob, Files
 from unitok.vocab import Vocab
 
 if TYPE_CHECKING:
@@ -45,13 +43,6 @@ FACTS = (
     "scores",
     "world",
 )  # what bundle.json may say of the parts' training, how it was measured, and what it knows
-
-
-class ReadFile(str):
-    """A `Segment.source` that was given to this process as a Path. Only such files may be copied into outputs: a name that came with
-    a document, from a shard or from JSON, is a plain str."""
-
-    __slots__ = ()
 
 
 class Bundle:
@@ -338,64 +329,15 @@ class Bundle:
 
     # ---- Content <-> documents -----------------------------------------------------------------------------------
 
-    def read(self, content: object, role: str = "none", loss: bool = True) -> list[Segment]:
-        """Return the segments of one piece of content: a str, Path, `PIL.Image`, array (an image), (waveform [C, T], Hz), Document, Segment
-        or RawDocument; or a Part, which says which of several tokenizers of a kind it is for: `Part("speech", path=Path("a.wav"))`."""
-        if isinstance(content, Document):
-            return list(content.segments)
-        if isinstance(content, Segment):
-            return [content]
-        if isinstance(content, RawDocument):
-            return list(self.read_raw(content).segments)
-        if isinstance(content, Part):
-            return [self._read_part(content)]
-        if isinstance(content, Path):
-            return [self._read_file(content, role, loss)]
-        kind = kind_accepting(content)
-        if kind is None:
-            known = "a str, Path, PIL.Image, array, (waveform [C, T], Hz), Document or Segment"
-            raise UserError(f"prompt: a {type(content).__name__}; a piece of a prompt is {known}")
-        return [self._encode(self.instance(kind), content, f"a prompt's {kind}", role, loss)]
+    def read(self, *contents: object, role: str = "none", loss: bool = True) -> list[Segment]:
+        """Return the segments of pieces of content, in order: a str, Path, `PIL.Image`, array (an image), (waveform [C, T], Hz), `Boxes`,
+        `Points`, Document, Segment or RawDocument; or a Part, which says which of several tokenizers of a kind it is for:
+        `Part("speech", path=Path("a.wav"))`. What is about other content, as boxes are about an image, finds it among them."""
+        return read_contents(self, contents, role, loss)
 
     def read_raw(self, raw: RawDocument) -> Document:
         """Encode a raw document, whose files are read now. Errors: `UserError` for a file of another type than its part has."""
-        return Document(tuple(self._read_part(part) for part in raw.content), raw.id)
-
-    def _read_part(self, part: Part) -> Segment:
-        if part.file is not None:
-            return self._read_blob(part.file, part.file.name, part.role, part.loss, part.type)
-        if part.path is not None:
-            return self._read_file(part.path, part.role, part.loss, part.type)
-        name = self.instance(part.type)
-        self.require(name)
-        if not (self.modality(name).inline or self.modality(name).accepts(part.value)):
-            raise UserError(
-                f"a part of type {part.type} holds a {type(part.value).__name__}; give it a path or content of its kind"
-            )
-        return self._encode(name, part.value, f"a prompt's {part.type}", part.role, part.loss)
-
-    def _read_file(self, path: Path, role: str, loss: bool, type: str = "") -> Segment:
-        """type: of the part that names the file; "" where there is none."""
-        if not path.is_file():
-            raise UserError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
-        source = str(path) if type else ReadFile(path)
-        return self._read_blob(Blob.of(Files("/"), str(path.absolute())), str(path), role, loss, type, source)
-
-    def _read_blob(self, blob: Blob, where: str, role: str, loss: bool, type: str, source: str = "") -> Segment:
-        kind = kind_of_content(blob.head(), Path(where).name, self.types[type].kind if type in self.types else "")
-        if kind is None:
-            raise UserError(f"{where}: {'neither an image nor audio' if blob.head() else 'an empty file; replace it'}")
-        name = self.instance(type or kind)
-        if kind != (self.vocab.span(name).kind if name in self.vocab.spans else name):
-            raise UserError(f"{where}: the part's type is {type}, the file is {kind}; give the file's type")
-        return self._encode(name, blob, where, role, loss, source)
-
-    def _encode(self, name: str, content: object, where: str, role: str, loss: bool, source: str = "") -> Segment:
-        tokenizer = self.require(name)
-        modality = self.modality(name)
-        loaded = modality.load(tokenizer, content, modality.Options(), where)
-        (codes,) = modality.encode(tokenizer, [loaded])
-        return Segment(name, codes, role, loss, source, loaded.size)
+        return Document(tuple(self.read(*raw.content)), raw.id)
 
     def decode(self, segment: Segment) -> Any:
         """Return the content of a segment: a str; an image, float [3, H, W] in [-1, 1]; audio, float [C, T] in [-1, 1]. Inverse of `read`."""

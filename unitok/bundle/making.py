@@ -127,10 +127,9 @@ def make_bundle(
     loaded = {name: load_trained_part(kinds.get(name, name), path, trust, name) for name, path in paths.items()}
     tokenizers: dict[str, TokenizerLike] = dict(base.tokenizers) if base else {}
     tokenizers |= {name: part for name, (part, _) in loaded.items() if not isinstance(part, Decoder)}
-    for kind in add:
-        if modality_of(kind).tokenizer_class() is not Plain:
-            raise UserError(f"{kind}: its tokenizer has weights; give one, as {kind}=PATH")
-        tokenizers[kind] = Plain(kind)
+    for given in add:
+        kind, _, settings = given.partition(":")
+        tokenizers[kind] = _plain(kind, settings)
     order = list(modalities())
     ordered = {name: tokenizers[name] for name in sorted(tokenizers, key=lambda name: order.index(kinds.get(name) or name))}
     model = loaded["model"][0] if "model" in loaded else old.model if old else None
@@ -207,6 +206,21 @@ def _check_name(name: str, kind: str, old: Bundle | None) -> None:
         raise UserError(f"{name!r} is a tokenizer for {old.vocab.spans[name].kind} in the bundle; choose another name")
 
 
+def _plain(kind: str, settings: str) -> Plain:
+    """A tokenizer without weights, with settings such as `bins=64` in the place of the usual ones. Errors: `UserError`."""
+    tokenizer = modality_of(kind).untrained()
+    if not isinstance(tokenizer, Plain):
+        raise UserError(f"{kind}: its tokenizer has weights; give one, as {kind}=PATH")
+    config = dict(tokenizer.config)
+    for setting in filter(None, settings.split(",")):
+        name, _, value = setting.partition("=")
+        if name not in config or not value.isdigit() or int(value) < 2:
+            known = ", ".join(config) or "none"
+            raise UserError(f"{kind}: {setting!r} is no setting; write NAME=NUMBER, at least 2, with a name of: {known}")
+        config[name] = int(value)
+    return Plain(kind, **config)
+
+
 def _vocab_for(
     tokenizers: Mapping[str, TokenizerLike], kinds: Mapping[str, str], old: Bundle | None
 ) -> tuple[Vocab, list[str]]:
@@ -221,7 +235,7 @@ def _vocab_for(
 def make_untrained(
     out: Path, preset: str = "tiny", seed: int = 0, overwrite: bool = False, generation_config: Path | None = None
 ) -> Bundle:
-    """Write and return a whole bundle with random weights, for trials and tests. Errors: as of `Bundle.save_pretrained`."""
+    """Write and return a bundle of text, images and audio with random weights, for trials and tests. Errors: as of `Bundle.save_pretrained`."""
     import torch
 
     from unitok.model.decoder import Decoder, DecoderConfig
@@ -230,7 +244,8 @@ def make_untrained(
         raise UserError(f"preset {preset!r}: choose tiny")
     check_replaceable(out, "bundle", overwrite)
     torch.manual_seed(seed)
-    tokenizers = {kind: modality.untrained() for kind, modality in modalities().items()}
+    made = {kind: modality.untrained() for kind, modality in modalities().items()}
+    tokenizers = {kind: one for kind, one in made.items() if not isinstance(one, Plain)}
     vocab = build_vocab(tokenizers)
     decoder = Decoder(
         DecoderConfig(vocab.size, 64, 2, 128, num_attention_heads=2, num_key_value_heads=1, head_dim=32, span_positions=32)

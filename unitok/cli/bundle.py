@@ -25,7 +25,8 @@ def bundle(
     Args:
         out: the bundle's folder
         parts: the {kind} tokenizer: a run's folder, a checkpoint, or a tokenizer's own folder; may be repeated with other NAMEs
-        add: a kind of content whose tokenizer has no weights; may be repeated
+        add: a kind of content whose tokenizer has no weights: box, point; with other settings than the usual as in box:bins=64; may
+            be repeated
         decoder: a run's folder, a checkpoint, or its own folder
         generation_config: how the bundle is sampled where a call does not say: a JSON file such as {"temperature": 0.9}
         scores: a scores.json of `unitok eval`, to stand in the model card

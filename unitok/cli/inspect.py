@@ -154,6 +154,7 @@ def histogram(lengths: np.ndarray, bars: int = 12, width: int = 50) -> str:
 def write_page(dataset: "TokenDataset", page: Path, tokenizers: Path, samples: int) -> None:
     """Write one self-contained HTML file with evenly spaced documents of a data set, decoded by a bundle's tokenizers."""
     from unitok.bundle import Bundle
+    from unitok.modalities import with_layers
 
     pages.check_page(page)
     bundle = Bundle.from_pretrained(tokenizers, parts="tokenizers")
@@ -167,6 +168,8 @@ def write_page(dataset: "TokenDataset", page: Path, tokenizers: Path, samples: i
             element = bundle.modality(segment.modality).html(bundle.require(segment.modality), bundle.decode(segment))
             role = "" if segment.role == "none" else segment.role
             figures.append(pages.Figure(element, f"{role} {segment.source}".strip(), "new" if segment.loss else "given"))
+        kinds = [bundle.vocab.span(segment.modality).kind for segment in document.segments]
+        figures = with_layers(kinds, [bundle.decode(segment) for segment in document.segments], figures)
         source = "" if document.source == document.id else f" ({document.source})"
         articles.append(pages.Article(figures, f"{index}: {document.id}{source}, {len(dataset.ids(index))} tokens"))
     title = f"{dataset.folder.name}: {len(articles)} of {len(dataset)} documents"

@@ -14,6 +14,7 @@ def scenes(
     max_objects: Annotated[int, (1, 2, 3)] = 3,
     fold: Literal["seen", "composed", "systematic"] | None = None,
     resolution: int = 32,
+    tasks: bool = False,
     workers: int = 2,
     overwrite: bool = False,
 ) -> None:
@@ -28,6 +29,7 @@ def scenes(
             training document shows; systematic, with color-shape pairs that none shows (default: all, to train on;
             documents with images and audio are of seen scenes alone)
         resolution: side of the images, pixels
+        tasks: also label maps, and documents with boxes, points, label maps and edits; the bundle then needs --add box and --add point
         workers: processes that draw images and audio
         overwrite: replace the folder even if it holds something else than scenes
     """
@@ -37,5 +39,5 @@ def scenes(
         raise UserError(f"--resolution {resolution}: shapes need at least 32 pixels per side")
     from unitok.scenes.files import write_scenes
 
-    write_scenes(out, count, seed, max_objects, fold, resolution, workers, overwrite, progress=True)
+    write_scenes(out, count, seed, max_objects, fold, resolution, workers, overwrite, progress=True, tasks=tasks)
     print(f"{out}: {count} scenes")

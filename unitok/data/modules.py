@@ -350,6 +350,7 @@ class TokenShards(_Module):
         max_length: most tokens of a document; default: `sequence_length`.
         long_documents: longer documents: `split` them into pieces, `cut` them off, `drop` them, or stop with an `error`.
         condition_dropout: fraction of documents that are trained without their condition, for guidance in sampling.
+        fill_rate: fraction of documents that get random holes in what they teach, and are trained to fill them instead: for `Unitok.fill`.
         loss_weights: weights in the loss by kind, instance or range: `{text: 3, speech: 0.5, audio.0: 2}`, where `audio.0` is the
             first level of audio. The weights that apply to a token are multiplied.
         prompt_loss_weight: weights, by the same names, of what a document only gives, as a fraction of the above: `{image: 0.2}` also
@@ -368,6 +369,7 @@ class TokenShards(_Module):
         condition_dropout: float = 0.1,
         loss_weights: dict[str, float] | None = None,
         prompt_loss_weight: dict[str, float] | None = None,
+        fill_rate: float = 0.0,
         **loading: Any,
     ):
         super().__init__(batch_size, **loading)
@@ -377,6 +379,9 @@ class TokenShards(_Module):
         self.path, self.val_path, self.sequence_length = path, val_path, sequence_length
         self.max_length, self.long_documents, self.condition_dropout = max_length, long_documents, condition_dropout
         self.loss_weights, self.prompt_loss_weight = loss_weights or {}, prompt_loss_weight or {}
+        if not 0 <= fill_rate <= 1:
+            raise UserError(f"fill_rate {fill_rate}: it is a fraction, 0 to 1")
+        self.fill_rate = fill_rate
         self._train: PackedDataset | None = None
         self._val: PackedDataset | None = None
 
@@ -399,6 +404,7 @@ class TokenShards(_Module):
             self.long_documents,
             vocab,
             self.prompt_loss_weight if training else None,
+            self.fill_rate if training else 0.0,
         )
 
     def training_data(self) -> PackedDataset:

@@ -14,15 +14,17 @@ import logging
 import math
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import torch
 
+from unitok.data.order import chances_of, shuffled
 from unitok.data.shards import TokenDataset
 from unitok.errors import UserError, first_line
 from unitok.grammar import Grammar
+from unitok.holes import punch, random_holes
 from unitok.vocab import SegmentSpan, Vocab
 
 PART = 1 << 16  # documents that are drawn and packed together, about
@@ -85,37 +87,6 @@ def _starts(counts: np.ndarray) -> list[int]:
     return (np.cumsum(counts) - counts).tolist()
 
 
-def shuffled(positions: np.ndarray, size: int, key: Sequence[int]) -> np.ndarray:
-    """Where a random permutation of `size` things takes positions [N], computed for these alone; int64 [N]. key: decides the permutation.
-
-    A Feistel network of eight rounds (Luby and Rackoff 1988), repeated for what it takes out of range (Black and Rogaway 2002).
-    """
-    half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
-    mask = (np.uint64(1) << half) - np.uint64(1)
-    out, outside = positions.astype(np.uint64), np.arange(len(positions))
-    while len(outside):
-        left, right = out[outside] >> half, out[outside] & mask
-        for round_key in np.random.default_rng(key).integers(0, 1 << 63, 8, dtype=np.uint64):
-            left, right = right, left ^ (_mixed(right ^ round_key) & mask)
-        out[outside] = left << half | right
-        outside = outside[out[outside] >= size]
-    return out.astype(np.int64)
-
-
-def _chances(positions: np.ndarray, key: Sequence[int]) -> np.ndarray:
-    """Two random numbers in [0, 1) for each position [N] -> [N, 2]. key: decides them."""
-    keys = np.random.default_rng(key).integers(0, 1 << 63, 2, dtype=np.uint64)
-    return (_mixed(positions.astype(np.uint64)[:, None] ^ keys) >> np.uint64(11)) * 2.0**-53
-
-
-def _mixed(x: np.ndarray) -> np.ndarray:
-    """SplitMix64's hash of uint64 (Steele, Lea and Flood 2014)."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
 def _has_role_token(segments: Sequence[SegmentSpan], number: int) -> bool:
     """Whether a segment's tokens begin with that of its role, because the segment before has another role."""
     return segments[number].role != (segments[number - 1].role if number else "none")
@@ -130,6 +101,7 @@ class Unit:
         draw: how many documents of the data set were drawn before it, over all epochs.
         start, length: its first token and number of tokens; of a document that lost its condition, counted in what is left.
         span: number of the only segment that is left of a document that lost its condition; -1: all segments.
+        holed: 1 for a document with random holes, which is trained to fill them; then `length` is that with what belongs there.
     """
 
     source: int
@@ -138,6 +110,7 @@ class Unit:
     start: int
     length: int
     span: int = -1
+    holed: int = 0
 
 
 class Pieces:
@@ -171,6 +144,7 @@ class PackedDataset(torch.utils.data.Dataset):
         datasets: the documents; all must belong to one vocabulary, or to prefixes of it.
         sequence_length: tokens per row, T.
         condition_dropout: fraction of documents that are replaced by their unconditional form, bos and one trained span.
+        fill_rate: fraction of the others that get random holes, and are trained to fill them alone (`unitok.holes`).
         loss_weights, prompt_loss_weight, max_length, long_documents: see `TokenShards`.
         weights: of each data set, in proportion to its tokens in an epoch; default: each document once per epoch.
         vocab: its allowed sets are what `mask_index` counts; default: the largest vocabulary of the data sets.
@@ -194,6 +168,7 @@ class PackedDataset(torch.utils.data.Dataset):
         long_documents: LongDocuments = "split",
         vocab: Vocab | None = None,
         prompt_loss_weight: Mapping[str, float] | None = None,
+        fill_rate: float = 0.0,
     ):
         self.datasets = [datasets] if isinstance(datasets, TokenDataset) else list(datasets)
         fullest = max(self.datasets, key=lambda d: d.vocab.size)
@@ -201,7 +176,8 @@ class PackedDataset(torch.utils.data.Dataset):
         for d in self.datasets:
             self.vocab.check_covers(d.vocab, "the training data" if vocab else str(fullest.folder), str(d.folder))
         self.grammar = Grammar(self.vocab)
-        self.sequence_length, self.seed, self.condition_dropout = sequence_length, seed, condition_dropout
+        self.sequence_length, self.seed = sequence_length, seed
+        self.condition_dropout, self.fill_rate = condition_dropout, fill_rate
         self.max_length = min(max_length or sequence_length, sequence_length)
         self._loss_weights = self._weight_table("loss_weights", loss_weights or {}, 1.0)
         of_prompts = self._weight_table("prompt_loss_weight", prompt_loss_weight or {}, 0.0)
@@ -271,22 +247,25 @@ class PackedDataset(torch.utils.data.Dataset):
         return [max(1, round(d * size / n)) for d, size, n in zip(drawn, sizes, tokens, strict=True)]
 
     def _draw(self, source: int, epoch: int, part: int) -> np.ndarray:
-        """int64 [n, 6]: the units of one data set in a part of an epoch, with the fields of `Unit` as columns."""
+        """int64 [n, 7]: the units of one data set in a part of an epoch, with the fields of `Unit` as columns."""
         size, count, pieces = len(self.datasets[source]), self._counts[source], self._pieces[source]
         draws = epoch * count + np.arange(count * part // self.parts, count * (part + 1) // self.parts)
         documents, chances = np.empty(len(draws), np.int64), np.empty((len(draws), 2))
+        chances_of_holes = np.empty(len(draws))
         for turn in np.unique(draws // size).tolist():
             of_turn = draws // size == turn
             positions = draws[of_turn] % size
             documents[of_turn] = shuffled(positions, size, (self.seed, source, turn))
-            chances[of_turn] = _chances(positions, (self.seed, source, turn, 1))
+            chances[of_turn] = chances_of(positions, (self.seed, source, turn, 1))
+            chances_of_holes[of_turn] = chances_of(positions, (self.seed, source, turn, 2))[:, 0]
         counts = pieces.count(documents)
         document, draw = np.repeat(documents, counts), np.repeat(draws, counts)
         piece = pieces.first(document) + np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         starts = (piece - pieces.first(document)) * self.max_length
-        columns = (np.full_like(draw, source), document, draw, starts, pieces.lengths[piece], np.full_like(draw, -1))
-        units = np.stack(columns, axis=1)
+        none = np.full_like(draw, -1)
+        units = np.stack((none + 1 + source, document, draw, starts, pieces.lengths[piece], none, none + 1), axis=1)
         self._drop_conditions(source, units, np.repeat(chances, counts, axis=0))
+        self._punch(source, units, np.repeat(chances_of_holes, counts))
         return units
 
     def _drop_conditions(self, source: int, units: np.ndarray, chances: np.ndarray) -> None:
@@ -305,6 +284,45 @@ class PackedDataset(torch.utils.data.Dataset):
                 number = trained[int(chances[row, 1] * len(trained))]
                 units[row, 4] = 2 + segments[number].length - _has_role_token(segments, number)  # and bos, eos
                 units[row, 5] = number
+
+    def _punch(self, source: int, units: np.ndarray, chances: np.ndarray) -> None:
+        """Give a fraction (`fill_rate`) of the units [n, 7] holes, in place; not to those without a condition, nor to what is too long
+        or becomes so. chances: [n] in [0, 1)."""
+        long = self._pieces[source].long
+        whole = np.zeros(len(units), bool) if long is None else long[units[:, 1]]
+        for row in np.flatnonzero((chances < self.fill_rate) & (units[:, 5] < 0) & ~whole).tolist():
+            made = self._with_holes(Unit(*units[row].tolist()))
+            if made is not None and len(made[0]) <= self.max_length:
+                units[row, 4], units[row, 6] = len(made[0]), 1
+
+    def _with_holes(self, unit: Unit) -> tuple[np.ndarray, np.ndarray] | None:
+        """The tokens [L] of a unit's document with holes, and the loss weight of each; None where it has no place for a hole.
+
+        As often as documents lose their condition, what has no hole is left out. Only what fills the holes is learned.
+        """
+        ids, weights = self.document(replace(unit, holed=0))
+        placed = self.datasets[unit.source].placed(unit.document)
+        rng = np.random.default_rng((self.seed, unit.source, unit.draw, 3))
+        holes = random_holes(self.vocab, ids, placed, rng)
+        if not holes:
+            return None
+        if rng.random() < self.condition_dropout:
+            keep = np.zeros(len(ids), bool)
+            keep[[0, -1]] = True
+            for number, p in enumerate(placed):
+                if any(p.start <= hole[0] < p.start + p.length for hole in holes):
+                    keep[p.start + _has_role_token(placed, number) : p.start + p.length] = True
+            after = np.cumsum(keep) - 1
+            ids, weights, holes = ids[keep], weights[keep], [after[hole] for hole in holes]
+        made, origin = punch(self.vocab, ids, holes)
+        start = len(made) - 1 - sum(1 + len(hole) for hole in holes)
+        learned = np.where(origin >= 0, weights[origin], 0).astype(np.float32)
+        learned[:start] = 0
+        bare = self.vocab.body(self.vocab.bare)[0] if self.vocab.bare else None
+        ends = start + np.cumsum([1 + len(hole) for hole in holes])  # what follows a hole's content
+        in_text = [bare is not None and bool(bare.holds(ids[hole[:1]])[0]) for hole in holes]
+        learned[ends] = in_text  # where text ends is learned, too
+        return made, learned
 
     def rows(self, epoch: int) -> list[list[Unit]]:
         """The rows of an epoch in order: a pure function of the arguments."""
@@ -325,6 +343,8 @@ class PackedDataset(torch.utils.data.Dataset):
 
     def document(self, unit: Unit) -> tuple[np.ndarray, np.ndarray]:
         """The tokens [L] of a unit's document (of one that lost its condition, what is left), and the loss weight of each [L]."""
+        if unit.holed and (made := self._with_holes(unit)) is not None:
+            return made
         dataset = self.datasets[unit.source]
         ids, placed = dataset.ids(unit.document), dataset.placed(unit.document)
         weights = np.zeros(len(ids), np.float32)

@@ -12,8 +12,8 @@ together, `encode` returns codes. `decode` is the inverse.
 import importlib
 import json
 import pkgutil
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -64,6 +64,7 @@ class Loaded:
         facts: numbers for filters: `characters`, `width` and `height` (pixels), `seconds`.
         rejected: name of the filter that leaves it out.
         bytes: number of bytes that were read.
+        window: left, top, right and bottom of the part of an image that it shows, as fractions of the image; left > right: mirrored.
     """
 
     content: Any
@@ -73,6 +74,7 @@ class Loaded:
     facts: dict[str, float] = field(default_factory=dict)
     rejected: str = ""
     bytes: int = 0
+    window: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
 
     @property
     def nbytes(self) -> int:
@@ -106,6 +108,19 @@ class Plain:
         return self.config
 
 
+class Filling(Protocol):
+    """Content with a hole."""
+
+    #: What is encoded, as a piece of a prompt.
+    content: Any
+
+    def missing(self, segment: Segment) -> np.ndarray:
+        """Return which units (cells of a grid, frames) of the encoded content are in the hole, bool [units]."""
+
+    def finish(self, made: Any) -> Any:
+        """Return the content whose hole is filled with what was decoded, and which is unchanged everywhere else."""
+
+
 @dataclass(frozen=True)
 class NoOptions:
     """The options of a modality without options."""
@@ -128,6 +143,10 @@ class Modality(Generic[TokenizerT, ContentT, OptionsT]):
     kind: ClassVar[str]
     #: Key of a part that holds the content. `path` names a file; any other key holds the value itself.
     key: ClassVar[str] = "path"
+    #: Further keys that a part may have. Content that stands in the document is then `{key: …, further: …}` for `check` and `row`.
+    keys: ClassVar[tuple[str, ...]] = ()
+    #: Kind of the content that this content is about, as boxes are about an image; "": it is about nothing else.
+    refers: ClassVar[str] = ""
     #: Dataclass of how content is read. Its fields are flags `--KIND-FIELD` of `unitok tokenize`, and `KIND: {FIELD: …}` in recipes.
     Options: ClassVar[type] = NoOptions
     #: How much content is encoded together, in the unit of `cost`.
@@ -185,6 +204,26 @@ class Modality(Generic[TokenizerT, ContentT, OptionsT]):
         """Return a value from a document's JSON as `load` takes it. Errors: `UserError` that begins with `where`."""
         return value
 
+    def row(self, value: object) -> dict[str, object]:
+        """Return the keys of a part that holds a value. Inverse of `check`."""
+        return {self.key: value}
+
+    def view(self, given: Mapping[str, object], where: str) -> str:
+        """Return the further keys of a part with a file as a media fragment, such as `map=labels`. Errors: `UserError` that begins with `where`."""
+        return ""
+
+    def keys_of(self, view: str) -> dict[str, object]:
+        """Return the further keys that a view stands for. Inverse of `view`."""
+        return {}
+
+    def referred(self, value: object) -> int | None:
+        """Return the number of the content that a value is about among the document's content of that kind; None: the nearest one."""
+        return None
+
+    def related(self, value: object, about: Loaded | None, where: str) -> object:
+        """Return a value in terms of the content that it is about; None where there is none. Errors: `UserError` that begins with `where`."""
+        return value
+
     def views(self, options: OptionsT) -> list[str]:
         """Return the variants that each become an additional document, such as `flip` and `crop=1`."""
         return []
@@ -225,6 +264,10 @@ class Modality(Generic[TokenizerT, ContentT, OptionsT]):
         """Return the codes of each content, int64 in the shape of `Segment.codes`. All contents have the same batch key."""
         raise NotImplementedError
 
+    def filling(self, tokenizer: TokenizerT, content: object, hole: object, where: str) -> "Filling":
+        """Return content with a hole that the decoder shall fill. Errors: `UserError` for a hole that it cannot have."""
+        raise UserError(f"{where}: {self.kind} has no holes to fill")
+
     # ---- Writing -------------------------------------------------------------------------------------------------
 
     def decode(self, tokenizer: TokenizerT, segment: Segment) -> ContentT:
@@ -242,6 +285,10 @@ class Modality(Generic[TokenizerT, ContentT, OptionsT]):
     def html(self, tokenizer: TokenizerT, content: ContentT) -> Markup:
         """Return content as an HTML element."""
         return pages.text(json.dumps(content))
+
+    def overlay(self, content: ContentT) -> Markup:
+        """Return a layer that shows content on the content that it is about; "": it is shown by itself."""
+        return Markup()
 
     def html_of_file(self, file: Path) -> Markup:
         """Return the HTML element of a file that `save` wrote beside the page."""
@@ -286,7 +333,7 @@ class Stream(Generic[TokenizerT, ContentT]):
 
 M = TypeVar("M", bound=type[AnyModality])
 _REGISTRY: dict[str, AnyModality] = {}
-_ORDER = ("text", "image", "audio")  # in a vocabulary
+_ORDER = ("text", "image", "audio", "box", "point")  # in a vocabulary
 
 
 def register(modality: M) -> M:
@@ -339,6 +386,34 @@ def kind_of_content(head: bytes, name: str, first: str = "") -> str | None:
 def kind_accepting(content: object) -> str | None:
     """Return the kind that a Python object in a prompt is content of; None where there is none."""
     return next((kind for kind, modality in modalities().items() if modality.accepts(content)), None)
+
+
+def referred(kinds: Sequence[str], number: int, value: object) -> int | None:
+    """Return the index of the content that content `number` is about: what it says, else the nearest of its kind before it, else the
+    next; None where there is none.
+
+    kinds: of all content of a document. Errors: `UserError` for a number that no content has.
+    """
+    modality = modality_of(kinds[number])
+    known = [i for i, kind in enumerate(kinds) if kind == modality.refers]
+    named = modality.referred(value)
+    if named is not None:
+        if named >= len(known):
+            raise UserError(f"{kinds[number]}: {modality.refers} {named} does not exist; the document has {len(known)}")
+        return known[named]
+    before = [i for i in known if i < number]
+    return before[-1] if before else known[0] if known else None
+
+
+def with_layers(kinds: Sequence[str], contents: Sequence[object], figures: Sequence[pages.Figure]) -> list[pages.Figure]:
+    """Return the figures of a document's contents, in which boxes and the like are drawn on what they are about."""
+    layers: dict[int, list[Markup]] = {}
+    for number, (kind, content) in enumerate(zip(kinds, contents, strict=True)):
+        layer = modality_of(kind).overlay(content) if modality_of(kind).refers else Markup()
+        about = referred(kinds, number, content) if layer else None
+        if about is not None:
+            layers.setdefault(about, []).append(layer)
+    return [replace(figure, layers=layers.get(number, ())) for number, figure in enumerate(figures)]
 
 
 def build_vocab(

@@ -5,7 +5,7 @@ PyTorch is imported in functions, so that the command line knows the options wit
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from markupsafe import Markup
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 LONG = 60.0  # seconds; longer audio is read and encoded in pieces
 CHUNK_SECONDS = 0.25  # smallest chunk of a stream
+SEAM = 0.005  # seconds over which what was made is blended with what was there
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,21 @@ class Audio(Modality["AudioTokenizer", "Tensor", AudioOptions]):
         loaded.size = tokenizer.size(loaded.content)
         return loaded
 
+    def filling(self, tokenizer: "AudioTokenizer", content: object, hole: object, where: str) -> "_AudioFilling":
+        """hole: (start, stop) in seconds."""
+        from unitok.media import load_audio
+
+        opened: Any = load_audio(content) if isinstance(content, Path) else content
+        waveform, sample_rate = opened
+        samples = tokenizer.prepare(waveform, sample_rate, where)
+        seconds = samples.shape[-1] / tokenizer.sample_rate
+        if not isinstance(hole, tuple | list) or len(hole) != 2 or not all(isinstance(t, int | float) for t in hole):
+            raise UserError(f"{where}: audio needs a stretch to fill: (start, stop) in seconds")
+        start, stop = hole
+        if not 0 <= start < stop or start >= seconds:
+            raise UserError(f"{where}: {start:g} to {stop:g} s of audio of {seconds:.3g} s; the stretch must be in it")
+        return _AudioFilling((samples, tokenizer.sample_rate), start, min(stop, seconds), tokenizer.frame_rate)
+
     def batch_key(self, tokenizer: "AudioTokenizer", loaded: Loaded) -> tuple[int, ...]:
         return (-1 if isinstance(loaded.content, Blob) else loaded.content.shape[-1],)
 
@@ -212,3 +228,29 @@ def _encode_long(tokenizer: "AudioTokenizer", loaded: Loaded) -> np.ndarray:
         except UserError as error:
             raise UserError(str(error).replace(str(path), blob.name) if path else str(error)) from None
     return codes.cpu().numpy()
+
+
+@dataclass
+class _AudioFilling:
+    """Samples [C, T] and their rate in Hz, of which `start` to `stop`, in seconds, are to be made. frame_rate: frames per second."""
+
+    content: "tuple[Tensor, int]"
+    start: float
+    stop: float
+    frame_rate: float
+
+    def missing(self, segment: Segment) -> np.ndarray:
+        """Every frame that the stretch touches."""
+        frames = np.arange(segment.codes.shape[-1])
+        return (frames + 1 > self.start * self.frame_rate + 1e-6) & (frames < self.stop * self.frame_rate - 1e-6)
+
+    def finish(self, made: "Tensor") -> "Tensor":
+        """The original's own samples outside of the stretch, blended over 5 ms at its ends."""
+        import torch
+
+        samples, rate = self.content
+        made = made[:, : samples.shape[-1]]
+        t = torch.arange(made.shape[-1]) / rate
+        alpha = 1 - torch.maximum(self.start - t, t - self.stop).clamp(0, SEAM) / SEAM
+        original = samples[:, : made.shape[-1]]
+        return torch.where(alpha > 0, original + alpha * (made.cpu() - original), original)

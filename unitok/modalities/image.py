@@ -1,8 +1,12 @@
 """Images: a grid of VQ-GAN codes, row by row, after the numbers of its rows and columns.
 
+A part with `"map": "labels"`, `"depth"`, `"edges"` or `"normals"` is a map (`unitok.media.maps`), which becomes an RGB image.
+
 PyTorch is imported in functions, so that the command line knows the options without it.
 """
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -10,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from markupsafe import Markup
 from PIL import Image as Pillow
+from PIL import ImageFilter, ImageOps
 
 from unitok import pages
 from unitok.document import Segment
@@ -37,6 +42,7 @@ class ImageOptions:
         crops: additional documents per document with images, of random crops.
         crop_scale: smallest fraction of a side that a random crop has.
         flip: one additional document per document with images, mirrored; half of the random crops are mirrored, too.
+        far: of maps of depth, the depth that is white, in the files' unit. 0: 65,535 for 16 bits, 255 for 8 bits, 1 for fractions.
     """
 
     area: int = 0
@@ -44,12 +50,14 @@ class ImageOptions:
     crops: int = 0
     crop_scale: float = 0.5
     flip: bool = False
+    far: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value, good, must in (
             ("area", self.area, self.area >= 0, "at least 0"),
             ("crops", self.crops, self.crops >= 0, "at least 0"),
             ("crop_scale", self.crop_scale, 0 < self.crop_scale <= 1, "above 0 and at most 1"),
+            ("far", self.far, 0 <= self.far < math.inf, "at least 0"),
         ):
             if not good:
                 raise UserError(f"image: {name} is {value}; it must be {must}")
@@ -62,6 +70,7 @@ class Image(Modality["ImageTokenizer", "Tensor", ImageOptions]):
     """Content: float [3, H, W] in [-1, 1]. It is read from files that Pillow opens, and from `PIL.Image`."""
 
     kind = "image"
+    keys = ("map",)
     Options = ImageOptions
 
     def tokenizer_class(self) -> "type[ImageTokenizer]":
@@ -96,6 +105,18 @@ class Image(Modality["ImageTokenizer", "Tensor", ImageOptions]):
     def accepts(self, content: object) -> bool:
         return isinstance(content, Pillow.Image) or hasattr(type(content), "__array__")
 
+    def view(self, given: Mapping[str, object], where: str) -> str:
+        from unitok.media.maps import MAPS
+
+        kind = given.get("map")
+        if kind is not None and kind not in MAPS:
+            raise UserError(f"{where}: map {kind!r}; choose one of {', '.join(MAPS)}")
+        return "" if kind is None else f"map={kind}"
+
+    def keys_of(self, view: str) -> dict[str, object]:
+        kind = _split_view(view)[0]
+        return {"map": kind} if kind else {}
+
     def views(self, options: ImageOptions) -> list[str]:
         return (["flip"] if options.flip else []) + [f"crop={n}" for n in range(1, options.crops + 1)]
 
@@ -108,7 +129,14 @@ class Image(Modality["ImageTokenizer", "Tensor", ImageOptions]):
         view: str = "",
         chance: float = 0.0,
     ) -> Loaded:
-        if isinstance(content, Pillow.Image):
+        kind, variant = _split_view(view)
+        if kind:
+            from unitok.media.maps import read_map
+
+            data = content.read() if isinstance(content, Blob) else content
+            image = read_map(name, data, kind, options.far)  # type: ignore[arg-type]
+            size = len(data) if isinstance(data, bytes) else 0
+        elif isinstance(content, Pillow.Image):
             image, size = content, 0
         elif not isinstance(content, Blob):
             from unitok.tokenizers.arguments import image_from_array
@@ -122,14 +150,19 @@ class Image(Modality["ImageTokenizer", "Tensor", ImageOptions]):
             image, size = open_image(Path(name), data), len(data)
         try:
             format, facts = image.format or "", {"width": float(image.width), "height": float(image.height)}
-            if view.startswith("crop"):
-                image, view = _random_crop(image, options, chance)
-            elif view == "flip":
-                image = image.transpose(Pillow.Transpose.FLIP_LEFT_RIGHT)
-            image = tokenizer.fit(image, options.area or None, options.fit)
+            window = _WHOLE
+            if variant.startswith("crop"):
+                image, variant, window = _random_crop(image, options, chance)
+            elif variant == "flip":
+                image, window = image.transpose(Pillow.Transpose.FLIP_LEFT_RIGHT), (1.0, 0.0, 0.0, 1.0)
+            if options.fit == "crop":
+                window = _center_square(window, *image.size)
+            fitted = tokenizer.fit(image, options.area or None, options.fit)
+            image = _nearest(image, fitted, options.fit) if kind == "labels" else fitted
         except (OSError, SyntaxError) as error:  # Pillow reads the pixels of an open file only now
             raise UserError(f"{name}: cannot be read ({first_line(error)}); replace it or leave it out") from None
-        return Loaded(np.asarray(image), (image.height, image.width), view, format, facts, bytes=size)
+        view = "&".join(filter(None, (f"map={kind}" if kind else "", variant)))
+        return Loaded(np.asarray(image), (image.height, image.width), view, format or kind, facts, bytes=size, window=window)
 
     def batch_key(self, tokenizer: "ImageTokenizer", loaded: Loaded) -> tuple[int, ...]:
         return tuple(-(-side // tokenizer.stride) for side in loaded.size)
@@ -143,6 +176,29 @@ class Image(Modality["ImageTokenizer", "Tensor", ImageOptions]):
         ]
         pixels = torch.from_numpy(np.stack(padded)).permute(0, 3, 1, 2)
         return list(tokenizer.encode(pixels.contiguous().float().div_(127.5).sub_(1)).cpu().numpy())
+
+    def filling(self, tokenizer: "ImageTokenizer", content: object, hole: object, where: str) -> "_ImageFilling":
+        """hole: a mask, white where the image is to be made (or transparent, if it has an alpha channel), as a Path, image or array
+        [H, W]; or pixels to add at the left, top, right and bottom."""
+        image = _opened(content, where)
+        if isinstance(hole, tuple | list) and len(hole) == 4 and all(isinstance(side, int) and side >= 0 for side in hole):
+            left, top, right, bottom = hole
+            pixels = np.pad(np.asarray(image), ((top, bottom), (left, right), (0, 0)), mode="edge")
+            mask: np.ndarray = np.ones(pixels.shape[:2], bool)
+            mask[top : top + image.height, left : left + image.width] = False
+            image = Pillow.fromarray(pixels)
+        elif hole is None or isinstance(hole, tuple | list):
+            raise UserError(f"{where}: an image needs a mask, or pixels to add: (left, top, right, bottom)")
+        else:
+            mask = _mask_of(hole, where)
+        if mask.shape[:2] != (image.height, image.width):
+            raise UserError(
+                f"{where}: a mask of {mask.shape[1]} x {mask.shape[0]} for an image of {image.width} x {image.height} pixels; "
+                "they must be equal"
+            )
+        if not mask.any():
+            raise UserError(f"{where}: a mask without a hole: nothing in it is white")
+        return _ImageFilling(image, mask, tokenizer.stride)
 
     def decode(self, tokenizer: "ImageTokenizer", segment: Segment) -> "Tensor":
         import torch
@@ -197,17 +253,102 @@ class _ImageStream(Stream["ImageTokenizer", "Tensor"]):
         return self.modality.decode(self.tokenizer, Segment(self.modality.kind, codes))
 
 
-def _random_crop(image: Pillow.Image, options: ImageOptions, chance: float) -> tuple[Pillow.Image, str]:
-    """A random part of an image with the same aspect ratio, and its position as a media fragment."""
+@dataclass
+class _ImageFilling:
+    """An image, uint8 RGB, whose pixels in `mask` [H, W] are to be made."""
+
+    content: Pillow.Image
+    mask: np.ndarray
+    stride: int
+
+    def missing(self, segment: Segment) -> np.ndarray:
+        """Every cell that the mask touches."""
+        height, width = segment.size[:2]
+        scaled = Pillow.fromarray(self.mask.astype(np.uint8) * 255).resize((width, height), Pillow.Resampling.BOX)
+        rows, columns = segment.codes.shape[-2:]
+        whole = np.zeros((rows * self.stride, columns * self.stride), bool)
+        whole[:height, :width] = np.asarray(scaled) > 0
+        return whole.reshape(rows, self.stride, columns, self.stride).any((1, 3)).reshape(-1)
+
+    def finish(self, made: "Tensor") -> "Tensor":
+        """The original's own pixels outside of the mask, blended over a few at the seam."""
+        import torch
+        import torch.nn.functional as F
+
+        height, width = self.mask.shape
+        if made.shape[1:] != self.mask.shape:
+            made = F.interpolate(made[None].float(), (height, width), mode="bicubic")[0].clamp(-1, 1)
+        seam = max(1, round(self.stride / 4 * (height * width / made[0].numel()) ** 0.5))
+        soft = np.asarray(Pillow.fromarray(self.mask.astype(np.uint8) * 255).filter(ImageFilter.BoxBlur(seam)), np.float32)
+        alpha = torch.from_numpy(np.where(self.mask, 1, np.minimum(2 * soft / 255, 1)).astype(np.float32))
+        original = torch.from_numpy(np.asarray(self.content).copy()).permute(2, 0, 1).float() / 127.5 - 1
+        return torch.where(alpha > 0, original + alpha * (made.float().cpu() - original), original)
+
+
+def _opened(content: object, where: str) -> Pillow.Image:
+    """An image of a prompt, upright and RGB."""
+    from unitok.media import open_image, to_rgb
+    from unitok.tokenizers.arguments import image_from_array
+
+    if isinstance(content, Path):
+        return open_image(content)
+    return to_rgb(content if isinstance(content, Pillow.Image) else image_from_array(content, where))
+
+
+def _mask_of(mask: object, where: str) -> np.ndarray:
+    """Where a mask is white, or transparent if it has an alpha channel; bool [H, W]. Errors: `UserError`."""
+    if isinstance(mask, Path):
+        from unitok.media import open_image
+
+        open_image(mask)  # whose messages say what is wrong with the file
+        mask = Pillow.open(mask)
+    if isinstance(mask, Pillow.Image):
+        if "A" in mask.getbands():
+            return np.asarray(mask.getchannel("A")) < 128
+        return np.asarray(mask.convert("L")) >= 128
+    values = np.asarray(mask)
+    if values.ndim != 2 or values.dtype.kind not in "biuf":
+        raise UserError(f"{where}: a mask of shape {values.shape}; give [H, W], above 0 (True) where the image is to be made")
+    return values > 0
+
+
+Window = tuple[float, float, float, float]  # as in `Loaded.window`
+_WHOLE: Window = (0.0, 0.0, 1.0, 1.0)
+
+
+def _split_view(view: str) -> tuple[str, str]:
+    """The map that a view names, "" for none, and the rest of the view."""
+    first, _, rest = view.partition("&")
+    return (first.removeprefix("map="), rest) if first.startswith("map=") else ("", view)
+
+
+def _center_square(window: Window, width: int, height: int) -> Window:
+    """The window of the center square of what a window of width x height pixels shows."""
+    left, top, right, bottom = window
+    dx, dy = (max(0.0, (1 - min(width, height) / side) / 2) for side in (width, height))
+    wide, high = right - left, bottom - top
+    return left + dx * wide, top + dy * high, right - dx * wide, bottom - dy * high
+
+
+def _nearest(image: Pillow.Image, fitted: Pillow.Image, fit: str) -> Pillow.Image:
+    """An image as `fitted` shows it, but without colors in between."""
+    if fit == "crop":
+        return ImageOps.fit(image, fitted.size, Pillow.Resampling.NEAREST)
+    return image.resize(fitted.size, Pillow.Resampling.NEAREST)
+
+
+def _random_crop(image: Pillow.Image, options: ImageOptions, chance: float) -> tuple[Pillow.Image, str, Window]:
+    """A random part of an image with the same aspect ratio, its position as a media fragment, and its window."""
     rng = np.random.default_rng(int(chance * 2**56))
     scale = rng.uniform(options.crop_scale, 1)
     width, height = (max(1, round(side * scale)) for side in image.size)
     x, y = int(rng.integers(image.width - width + 1)), int(rng.integers(image.height - height + 1))
     view = f"xywh={x},{y},{width},{height}"
+    left, top, right, bottom = x / image.width, y / image.height, (x + width) / image.width, (y + height) / image.height
     image = image.crop((x, y, x + width, y + height))
     if options.flip and rng.random() < 0.5:
-        return image.transpose(Pillow.Transpose.FLIP_LEFT_RIGHT), f"{view}&flip"
-    return image, view
+        return image.transpose(Pillow.Transpose.FLIP_LEFT_RIGHT), f"{view}&flip", (right, top, left, bottom)
+    return image, view, (left, top, right, bottom)
 
 
 def half_blocks(pixels: "Tensor") -> list[str]:

@@ -27,11 +27,12 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 
 @dataclass(frozen=True)
 class Figure:
-    """Text or an element, with a caption. kind: `given`, `new` or empty."""
+    """Text or an element, with a caption. kind: `given`, `new` or empty. layers: elements that are shown on it."""
 
     content: str | Markup
     caption: str = ""
     kind: str = ""
+    layers: Sequence[Markup] = ()
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,11 @@ def image(source: bytes | Path) -> Markup:
 def audio(source: bytes | Path) -> Markup:
     """A player for the bytes of a WAV, or for an audio file in the folder of the page."""
     return _element("audio", _url(source, "audio/wav"))
+
+
+def boxes(rows: Sequence[Sequence[float]]) -> Markup:
+    """A layer that draws boxes (x0, y0, x1, y1) or points (x, y), in fractions of the image that it is shown on."""
+    return _element("boxes", [[v * 100 for v in row] for row in rows])
 
 
 def _url(source: bytes | Path, kind: str) -> Markup:

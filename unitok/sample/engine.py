@@ -345,8 +345,7 @@ class Session:
     def _positions(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Return positions and span positions of the next tokens of each slot, int64 [slots, count] each."""
         positions = np.array([slot.read for slot in self.slots])[:, None] + np.arange(count)
-        last = np.array([slot.running.state.span_position for slot in self.slots])[:, None]  # 0 throughout text
-        return positions, np.where(last > 0, last + 1 + np.arange(count), 0)
+        return positions, np.stack([slot.running.state.next_span_positions(count) for slot in self.slots])
 
     def _seen(self, active: list[Running]) -> np.ndarray:
         """Return bool [B, V]: the tokens that have come, in the prompt or since."""

@@ -16,6 +16,8 @@ from unitok.errors import UserError
 from unitok.files import whole_folder, write_text
 from unitok.interleaved import Types, format_raw_document
 from unitok.media.formats import HEAD, image_format, promised
+from unitok.modalities import referred, with_layers
+from unitok.modalities.box import in_pixels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,6 +46,10 @@ class Output:
             self._decoded[i] = self.bundle.decode(self.new.segments[i])
         return self._decoded[i]
 
+    def replace_content(self, i: int, content: Any) -> None:
+        """Let the i-th generated segment be shown and saved as other content than its codes decode to."""
+        self._decoded[i] = content
+
     def of_kind(self, kind: str) -> list[Any]:
         """Return the generated content of one kind, of all tokenizers of that kind, in order."""
         names = [name for name, span in self.bundle.vocab.spans.items() if span.kind == kind]
@@ -64,6 +70,32 @@ class Output:
         """Generated audio, float [C, T] in [-1, 1] at the audio tokenizer's rate."""
         return self.of_kind("audio")
 
+    @property
+    def boxes(self) -> list[np.ndarray]:
+        """Generated boxes, float [N, 4] each: x0, y0, x1, y1 in pixels of the image that they belong to, fractions without one."""
+        return self._places("box")
+
+    @property
+    def points(self) -> list[np.ndarray]:
+        """Generated points, float [N, 2] each: x, y in pixels of the image that they belong to, fractions without one."""
+        return self._places("point")
+
+    def _places(self, kind: str) -> list[np.ndarray]:
+        kinds, first = self._kinds, len(self.prompt.segments)
+        places = []
+        for number in (i for i in range(first, len(kinds)) if kinds[i] == kind):
+            rows, about = self.content(number - first), referred(kinds, number, None)
+            places.append(rows if about is None else in_pixels(rows, self._size(about)))
+        return places
+
+    def _size(self, number: int) -> tuple[int, int]:
+        """(height, width) in pixels of an image of the document, before it was shrunk where that is known."""
+        segment, first = self.document.segments[number], len(self.prompt.segments)
+        if known := segment.original or segment.size:
+            return known[0], known[1]
+        height, width = (self.bundle.decode(segment) if number < first else self.content(number - first)).shape[-2:]
+        return height, width
+
     # ---- Showing -------------------------------------------------------------------------------------------------
 
     def __repr__(self) -> str:
@@ -81,9 +113,18 @@ class Output:
 
     def _repr_html_(self) -> str:
         """Show prompt (gray) and continuation in a notebook."""
-        figures = [self._figure(segment, self.bundle.decode(segment), "given") for segment in self.prompt.segments]
-        figures += [self._figure(segment, self.content(i), "new") for i, segment in enumerate(self.new.segments)]
-        return pages.fragment(figures)
+        contents = [self.bundle.decode(segment) for segment in self.prompt.segments]
+        contents += [self.content(i) for i in range(len(self.new.segments))]
+        figures = [
+            self._figure(segment, content, "given" if number < len(self.prompt.segments) else "new")
+            for number, (segment, content) in enumerate(zip(self.document.segments, contents, strict=True))
+        ]
+        return pages.fragment(with_layers(self._kinds, contents, figures))
+
+    @property
+    def _kinds(self) -> list[str]:
+        """The kinds of the whole document's segments."""
+        return [self.bundle.vocab.span(segment.modality).kind for segment in self.document.segments]
 
     def _figure(self, segment: Segment, content: object, kind: str) -> pages.Figure:
         element = self.bundle.modality(segment.modality).html(self.bundle.require(segment.modality), content)
@@ -163,4 +204,5 @@ def _article(raw: RawDocument, types: Types) -> pages.Article:
         modality = types[part.type]
         element = modality.html(None, part.value) if part.path is None else modality.html_of_file(part.path)
         figures.append(pages.Figure(element, kind="new" if part.loss else "given"))
-    return pages.Article(figures)
+    kinds, contents = [types[part.type].kind for part in raw.content], [part.value for part in raw.content]
+    return pages.Article(with_layers(kinds, contents, figures))

@@ -13,7 +13,7 @@ from unitok.document import Document, Part, RawDocument, Segment
 from unitok.errors import UserError, visible
 from unitok.interleaved import Types, read_raw_documents
 from unitok.media import sniff
-from unitok.modalities import modality_of
+from unitok.modalities import kind_accepting, modality_of
 from unitok.storage import Files
 
 _PIECES = "a str, Path, PIL.Image, array, (waveform [C, T], Hz), Document or Segment"
@@ -25,7 +25,8 @@ def is_piece(value: object) -> bool:
         numbers = [isinstance(v, Real) for v in value]
         waveform = value[numbers.index(False)] if len(value) == 2 and sum(numbers) == 1 else None
         return isinstance(waveform, list) or _is_array(waveform)
-    return isinstance(value, str | bytes | os.PathLike | Document | RawDocument | Part | Segment) or _is_array(value)
+    known = isinstance(value, str | bytes | os.PathLike | Document | RawDocument | Part | Segment)
+    return known or _is_array(value) or kind_accepting(value) is not None
 
 
 def _is_array(value: object) -> bool:
@@ -79,7 +80,7 @@ def _read_pieces(bundle: Bundle, pieces: Sequence[object]) -> Document:
         warn_of_file_name(piece)
         for text in _texts(piece):
             warn_of_unknown_words(bundle, text)
-    return Document(tuple(segment for piece in pieces for segment in bundle.read(piece)))
+    return Document(tuple(bundle.read(*pieces)))
 
 
 def warn_of_file_name(text: object) -> None:

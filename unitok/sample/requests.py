@@ -33,6 +33,17 @@ def sampling_of(bundle: Bundle, config: GenerationConfig) -> dict[str, SamplingP
     return {name: SamplingParams(**config.sampling_values(name, span.kind)) for name, span in bundle.vocab.spans.items()}
 
 
+def edit_prompt(bundle: Bundle, image: object, instruction: str) -> tuple[Document, str]:
+    """Return the prompt that asks for an image to be changed, and the plan of its answer. Errors: `UserError` for what is no image."""
+    if not isinstance(instruction, str) or not instruction.strip():
+        raise UserError("instruction: give a text, such as 'make the circle blue'")
+    document = read_one(bundle, [image, f" {instruction.strip()}"])
+    first = document.segments[0]
+    if not bundle.vocab.span(first.modality).header:
+        raise UserError(f"image: {first.modality}, where an image should be")
+    return document, f"{first.modality}:{'x'.join(map(str, first.codes.shape[-2:]))}"
+
+
 @dataclass
 class Draft:
     """One output to be generated: its request, and what turns the new tokens into an `Output`.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from unitok.errors import UserError
+from unitok.filling import follow_fills
 from unitok.generation_config import SamplingParams
 from unitok.grammar import Grammar, Row
 from unitok.intervals import Intervals
@@ -71,9 +72,11 @@ class Running:
         request, room = self.request, max_length - len(self.prompt)
         if room <= 0:  # before its grammar is checked, which takes time
             raise UserError(f"a prompt of {len(self.prompt)} tokens: the decoder takes {max_length} in all; shorten it")
-        known = self.grammar.follow(self.prompt, complete=False)
+        most = min(request.max_new_tokens, room)
+        filling = follow_fills(self.grammar, self.prompt, complete=False)
+        known = filling or self.grammar.follow(self.prompt, complete=False)
         try:
-            state = known.copy_for(min(request.max_new_tokens, room), request.plan, request.turn)
+            state = known.copy_for(most, request.plan, request.turn)
         except UserError as error:
             if room >= request.max_new_tokens:
                 raise

@@ -57,14 +57,14 @@ def draw_conversation(
         elif kind == "play":
             turns.append(Turn("play", "now play it", False, now, "audio"))
         else:
-            changes = [(text, changed) for text, changed in _changes(now) if may_be(changed)]
-            if changes:
-                text, changed = changes[int(rng.integers(len(changes)))]
+            possible = [(text, changed) for text, changed in changes(now) if may_be(changed)]
+            if possible:
+                text, changed = possible[int(rng.integers(len(possible)))]
                 turns.append(Turn("change", text, False, changed, "image"))
     return turns
 
 
-def _changes(scene: Scene) -> Iterator[tuple[str, Scene]]:
+def changes(scene: Scene) -> Iterator[tuple[str, Scene]]:
     """Every request that changes one thing of a scene, with the scene that it leads to."""
     for background in BACKGROUNDS:
         if background != scene.background:

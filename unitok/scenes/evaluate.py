@@ -29,30 +29,16 @@ from unitok.sample.outputs import Output, save_outputs
 from unitok.sample.requests import generate_outputs
 from unitok.scenes import SAMPLING
 from unitok.scenes.conversations import MOST_TURNS, Turn, draw_conversation
+from unitok.scenes.evaluate_tasks import TaskEvaluation
 from unitok.scenes.files import SceneRow, read_scenes
-from unitok.scenes.oracle import read_audio, read_image
-from unitok.scenes.world import COUNTS, Fold, Note, Scene, parse_audio_caption, parse_caption
+from unitok.scenes.oracle import read_audio, read_image, same_colors, same_notes, to_bytes
+from unitok.scenes.world import COUNTS, Fold, parse_audio_caption, parse_caption
 
 SHOWN = 12  # samples of each direction that are kept as files
 
 #: Scores by name; several numbers for a score of each codebook.
 Scores = dict[str, float | list[float]]
 Key = Literal["caption", "audio_caption", "image", "audio", "question"]
-
-
-def same_notes(read: tuple[Note, ...], scene: Scene) -> bool:
-    """Whether number, order, pitch and timbre of all notes are those of the scene."""
-    return [(n.pitch, n.timbre) for n in read] == [(n.pitch, n.timbre) for n in scene.notes()]
-
-
-def same_colors(read: Scene | None, scene: Scene) -> bool:
-    """Whether the colors of the objects are those of the scene, in order."""
-    return read is not None and [o.color for o in read.objects] == [o.color for o in scene.objects]
-
-
-def to_bytes(pixels: torch.Tensor) -> np.ndarray:
-    """float [3, H, W] in [-1, 1] -> float [H, W, 3] in [0, 255], as the oracle reads it."""
-    return ((pixels.clamp(-1, 1) + 1) * 127.5).permute(1, 2, 0).cpu().numpy()
 
 
 def _shows_scene(output: Output, row: SceneRow, rate: int) -> bool:
@@ -171,9 +157,9 @@ class Evaluation:
         """Whether the output of each row in one direction is right; the first ones are kept as files."""
         name, rate = f"{direction.name}{ending}", self.unitok.require("audio").sample_rate
         prompts = self._documents(folder, rows, direction.given)
-        outputs = self._continue(prompts, direction.modalities, name, best_of=best_of)
+        outputs = self.continue_from(prompts, direction.modalities, name, best_of=best_of)
         right = [direction.right(output, row, rate) for output, row in zip(outputs, rows, strict=True)]
-        self._keep(name, outputs, right)
+        self.save_samples(name, outputs, right)
         return right
 
     def _score(self, name: str, ending: str, right: list[bool], rows: list[SceneRow]) -> None:
@@ -193,12 +179,12 @@ class Evaluation:
         """Score documents of caption, image, caption, image: each image must fit the caption right before it."""
         name = f"interleaved{ending}"
         others = rows[1:] + rows[:1]
-        first = self._continue(self._documents(folder, rows, ("caption",)), "image", name, 1, best_of)
+        first = self.continue_from(self._documents(folder, rows, ("caption",)), "image", name, 1, best_of)
         texts = self._documents(folder, others, ("caption",))
         prompts = [Document(o.document.segments + t.segments) for o, t in zip(first, texts, strict=True)]
-        second = self._continue(prompts, "image", name, 2, best_of)
+        second = self.continue_from(prompts, "image", name, 2, best_of)
         right = [_shows_scene(o, r, 0) for o, r in zip(first + second, rows + others, strict=True)]
-        self._keep(name, second, [a and b for a, b in zip(right[: len(rows)], right[len(rows) :], strict=True)])
+        self.save_samples(name, second, [a and b for a, b in zip(right[: len(rows)], right[len(rows) :], strict=True)])
         self._score("generation.interleaved.attributes", ending, right, rows + others)
 
     def conversations(self, folder: Path, rows: list[SceneRow]) -> None:
@@ -229,7 +215,7 @@ class Evaluation:
                     of_kind.remove(i)
                 prompts = [Document(histories[i]) for i in of_kind]
                 name = f"conversation_{number + 1}_{modality}"
-                outputs = self._continue(prompts, modality, name, number, turn=True) if prompts else []
+                outputs = self.continue_from(prompts, modality, name, number, turn=True) if prompts else []
                 for i, output in zip(of_kind, outputs, strict=True):
                     histories[i] += output.new.segments
                     turn = talks[i][number]
@@ -251,7 +237,7 @@ class Evaluation:
             raise UserError(f"{folder}: {errors[0]['error']}")
         return documents
 
-    def _continue(
+    def continue_from(
         self, prompts: list[Document], modalities: str, name: str, seed: int = 0, best_of: int = 1, turn: bool = False
     ) -> list[Output]:
         if self.progress:
@@ -282,7 +268,8 @@ class Evaluation:
             return False
         return bool(np.array_equal(vocab.encode(output.document), ids))
 
-    def _keep(self, name: str, outputs: list[Output], right: list[bool]) -> None:
+    def save_samples(self, name: str, outputs: list[Output], right: list[bool]) -> None:
+        """Keep the first outputs as files, with which of them are right."""
         folder = self.out / "samples" / name
         self.kept[name] = outputs[:SHOWN]
         save_outputs(outputs[:SHOWN], folder, name.replace("_", " "))
@@ -350,6 +337,8 @@ def evaluate_bundle(
         evaluation.generate(scenes, rows[:count], f".best_of_{best_of}", best_of)
     if "<assistant>" in unitok.vocab.specials:
         evaluation.conversations(scenes, rows[:count])
+    if "box" in unitok.vocab.spans and rows[0]["boxes"]:
+        TaskEvaluation(evaluation, scenes, rows[:count]).run()
     for fold, rows_of_fold in rows_of_folds.items():
         evaluation.generate(folds[fold], rows_of_fold, f".{fold}")
     Path(out).mkdir(parents=True, exist_ok=True)

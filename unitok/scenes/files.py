@@ -10,17 +10,21 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from unitok.errors import UserError
 from unitok.files import read_json_lines, write_json_lines, write_text
 from unitok.media import save_audio, save_image
+from unitok.media.maps import label_colors
 from unitok.scenes.conversations import Turn, draw_conversation
+from unitok.scenes.tasks import Boxes, SceneTask, draw_tasks
 from unitok.scenes.world import (
     KEPT_OUT_PAIRS,
     SAMPLE_RATE,
@@ -31,28 +35,35 @@ from unitok.scenes.world import (
     audio_caption,
     caption,
     draw_scene,
+    object_boxes,
     questions,
     render_audio,
     render_image,
+    render_labels,
 )
 
 #: Parts of a document as `unitok.interleaved` writes them.
-Content = list[dict[str, str | bool]]
+Content = list[dict[str, object]]
 
 
-def _text(text: str, loss: bool = True, role: str = "") -> dict[str, str | bool]:
-    return {"type": "text", "text": text} | ({} if loss else {"loss": False}) | ({"role": role} if role else {})
+def _part(content: dict[str, object], loss: bool, role: str = "") -> dict[str, object]:
+    return content | ({} if loss else {"loss": False}) | ({"role": role} if role else {})
 
 
-def _file(kind: str, name: int | str, loss: bool = True, role: str = "") -> dict[str, str | bool]:
+def _text(text: str, loss: bool = True, role: str = "") -> dict[str, object]:
+    return _part({"type": "text", "text": text}, loss, role)
+
+
+def _file(kind: str, name: int | str, loss: bool = True, role: str = "") -> dict[str, object]:
     name = f"{name:06d}" if isinstance(name, int) else name
     path = f"images/{name}.png" if kind == "image" else f"audio/{name}.wav"
-    return {"type": kind, "path": path} | ({} if loss else {"loss": False}) | ({"role": role} if role else {})
+    return _part({"type": kind, "path": path}, loss, role)
 
 
 QUESTIONS_PER_DOCUMENT = 4
 TEXTS_PER_KEPT_OUT_SCENE = 0.5  # of each kind, on average
 CONVERSATIONS_PER_SCENE = 0.2  # on average
+EDITED = "-9"  # ends the names of images of edited scenes
 
 
 def scene_documents(scenes: list[Scene], index: int, after: int, rng: np.random.Generator) -> Iterator[tuple[str, Content]]:
@@ -104,6 +115,29 @@ def conversation_document(turns: list[Turn], index: int) -> tuple[Content, dict[
     return content, scenes
 
 
+def task_document(task: SceneTask, index: int) -> Content:
+    """The document of a task about scene `index`; what is given has no loss."""
+    content: Content = []
+    for kind, value in (*task.given, *task.answer):
+        loss = len(content) >= len(task.given)
+        if kind == "text":
+            content.append(_text(str(value), loss))
+        elif kind == "box":
+            content.append(_part({"type": kind, "boxes": _rounded(value)}, loss))
+        elif kind == "point":
+            content.append(_part({"type": kind, "points": _rounded(value)}, loss))
+        elif kind == "labels":
+            path = f"labels/{index:06d}.png"
+            content.append(_part({"type": "image", "path": path, "map": "labels"}, loss))
+        else:
+            content.append(_file("image", f"{index:06d}{EDITED * (kind == 'edited')}", loss))
+    return content
+
+
+def _rounded(rows: object) -> object:
+    return np.round(np.asarray(rows), 4).tolist()
+
+
 def text_documents(scene: Scene, rng: np.random.Generator) -> Iterator[tuple[str, Content]]:
     """Documents of text alone, for a scene that is kept out: pairs as of `scene_documents`."""
     for kind, text in (("caption", caption(scene)), ("notes", audio_caption(scene))):
@@ -113,9 +147,14 @@ def text_documents(scene: Scene, rng: np.random.Generator) -> Iterator[tuple[str
 
 def _write_media(job: tuple[Path, str, Scene, int, int]) -> None:
     out, name, scene, seed, resolution = job
-    rng = np.random.default_rng((seed, *map(int, name.split("-"))))
+    places = (seed, *map(int, name.removesuffix(EDITED).split("-")))  # what is edited stays where it was
+    rng = np.random.default_rng(places)
     save_image(out / "images" / f"{name}.png", render_image(scene, rng, resolution))
     save_audio(out / "audio" / f"{name}.wav", render_audio(scene, rng), SAMPLE_RATE)
+    if (out / "labels").exists() and "-" not in name:
+        labels = Image.fromarray(render_labels(scene, np.random.default_rng(places), resolution))
+        labels.putpalette(label_colors().reshape(-1).tolist())
+        labels.save(out / "labels" / f"{name}.png")
 
 
 def write_scenes(
@@ -129,6 +168,7 @@ def write_scenes(
     overwrite: bool = False,
     progress: bool = False,
     pairs: frozenset[Pair] = KEPT_OUT_PAIRS,
+    tasks: bool = False,
 ) -> None:
     """Write `count` scenes as ordinary files; the same arguments give the same bytes.
 
@@ -147,6 +187,7 @@ def write_scenes(
         overwrite: remove whatever else is in the folder, instead of raising `UserError`.
         progress: show a progress bar.
         pairs: color-shape pairs that are kept out.
+        tasks: also write `labels/N.png`, and documents with boxes, points, label maps and edits (`unitok.scenes.tasks`).
     """
     if count < 1:
         raise UserError(f"count {count}: at least 1 scene is needed")
@@ -162,36 +203,61 @@ def write_scenes(
     following = dict(zip(shown, shown[1:] + shown[:1], strict=True))  # the next scene of a story
     rows, documents = [], []
     media = {f"{i:06d}": scene for i, scene in enumerate(scenes)}  # by the names of their files
-    talk = np.random.default_rng((seed, 1))  # apart, so that scenes do not depend on conversations
-    texts: dict[str | bool, None] = {}
+    talk, other = np.random.default_rng((seed, 1)), np.random.default_rng((seed, 2))  # apart: scenes do not depend on them
+    texts: dict[object, None] = {}
+    may_be = partial(_may_be_shown, fold, pairs)
     for i, scene in enumerate(scenes):
-        row = {"id": f"{i:06d}", "caption": caption(scene, rng), "audio_caption": audio_caption(scene)}
-        files = {"image": f"images/{i:06d}.png", "audio": f"audio/{i:06d}.wav", "questions": questions(scene)}
-        rows.append(row | files | asdict(scene))
+        boxes = object_boxes(scene, np.random.default_rng((seed, i))) if tasks else []
+        rows.append(_row(scene, i, rng, boxes))
         taught = [*(scene_documents(scenes, i, following[i], rng) if i in following else text_documents(scene, rng))]
         if i in following and talk.random() < CONVERSATIONS_PER_SCENE:
-            turns = draw_conversation(scene, talk, lambda changed: bool(fold) or changed.fold(pairs) == "seen")
+            turns = draw_conversation(scene, talk, may_be)
             content, shown_scenes = conversation_document(turns, i)
             media |= shown_scenes
             taught.append(("conversation", content))
+        for task in draw_tasks(scene, boxes, other, may_be) if tasks and i in following else ():
+            taught.append((task.kind, task_document(task, i)))
+            media |= {} if task.edited is None else {f"{i:06d}{EDITED}": task.edited}
         for kind, content in taught:
             documents.append({"id": f"{i:06d}-{kind}", "content": content})
             texts |= dict.fromkeys(part["text"] for part in content if part["type"] == "text")
     write_json_lines(out / "scenes.jsonl", rows)
     write_text(out / "text.txt", "".join(f"{text}\n" for text in texts))
-    _make_folders(out)
-    jobs = [(out, name, scene, seed, resolution) for name, scene in media.items()]
-    bar = {"total": len(jobs), "desc": "scenes", "unit": "scene", "mininterval": 1.0, "disable": not progress}
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn")) if workers > 1 and count >= 1000 else None
-    with pool or nullcontext():
-        for _ in tqdm(pool.map(_write_media, jobs, chunksize=256) if pool else map(_write_media, jobs), **bar):
-            pass
+    _write_files(
+        out, media, seed, resolution, ("images", "audio", "labels") if tasks else ("images", "audio"), workers, progress
+    )
     write_json_lines(out / "documents.jsonl", documents)
 
 
-def _make_folders(out: Path) -> None:
+def _may_be_shown(fold: Fold | None, pairs: frozenset[Pair], scene: Scene) -> bool:
+    """Whether documents may show a scene that another one is changed into. fold, pairs: as for `write_scenes`."""
+    return fold is not None or scene.fold(pairs) == "seen"
+
+
+def _row(scene: Scene, i: int, rng: np.random.Generator, boxes: Boxes) -> dict[str, object]:
+    """What `scenes.jsonl` says of a scene. boxes: of its objects; empty without tasks."""
+    row = {"id": f"{i:06d}", "caption": caption(scene, rng), "audio_caption": audio_caption(scene)}
+    files = {"image": f"images/{i:06d}.png", "audio": f"audio/{i:06d}.wav", "questions": questions(scene)}
+    return row | files | asdict(scene) | ({"labels": f"labels/{i:06d}.png", "boxes": _rounded(boxes)} if boxes else {})
+
+
+def _write_files(
+    out: Path, media: dict[str, Scene], seed: int, resolution: int, folders: tuple[str, ...], workers: int, progress: bool
+) -> None:
+    """Write images, audio and label maps of scenes by the names of their files."""
+    _make_folders(out, folders)
+    jobs = [(out, name, scene, seed, resolution) for name, scene in media.items()]
+    bar = {"total": len(jobs), "desc": "scenes", "unit": "scene", "mininterval": 1.0, "disable": not progress}
+    many = workers > 1 and len(jobs) >= 1000
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn")) if many else None
+    with pool or nullcontext():
+        for _ in tqdm(pool.map(_write_media, jobs, chunksize=256) if pool else map(_write_media, jobs), **bar):
+            pass
+
+
+def _make_folders(out: Path, names: tuple[str, ...]) -> None:
     """Make the folders of media, without the files of a run that was stopped, or that had another count."""
-    for name in ("images", "audio"):
+    for name in names:
         (out / name).mkdir(exist_ok=True)
         for path in (out / name).iterdir():
             if re.fullmatch(r"\d{6,}(-\d)?\.(png|wav)", path.name):
@@ -214,7 +280,8 @@ def _is_other(out: Path) -> bool:
 
 
 class SceneRow(TypedDict):
-    """One scene of a folder. `image` and `audio`: paths relative to the folder; `question`: one of `questions`."""
+    """One scene of a folder. `image`, `audio` and `labels`: paths relative to the folder; `question`: one of `questions`; `labels` is "" and
+    `boxes` is empty where it was written without tasks."""
 
     id: str
     scene: Scene
@@ -224,6 +291,8 @@ class SceneRow(TypedDict):
     audio: str
     question: str
     answer: str
+    labels: str
+    boxes: list[tuple[float, float, float, float]]
 
 
 def read_scenes(folder: Path, count: int = 0) -> list[SceneRow]:
@@ -250,6 +319,8 @@ def read_scenes(folder: Path, count: int = 0) -> list[SceneRow]:
                     "audio": row["audio"],
                     "question": f" {question}",
                     "answer": answer,
+                    "labels": row.get("labels", ""),
+                    "boxes": [tuple(box) for box in row.get("boxes", [])],
                 }
             )
         except (KeyError, TypeError):

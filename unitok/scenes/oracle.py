@@ -10,6 +10,7 @@ magnitude spectrum is most similar (cosine); its loudness follows from its power
 from functools import cache
 
 import numpy as np
+import torch
 from scipy import ndimage
 
 from unitok.scenes import world
@@ -108,3 +109,21 @@ def _note_templates(rate: int) -> tuple[list[tuple[str, str]], np.ndarray, np.nd
 
 def _nearest(color: np.ndarray, names: dict[str, tuple[int, int, int]]) -> str:
     return min(names, key=lambda name: float(np.linalg.norm(color - np.array(names[name]))))
+
+
+# ---- Comparing with a scene -----------------------------------------------------------------------------------------
+
+
+def same_notes(read: tuple[Note, ...], scene: Scene) -> bool:
+    """Whether number, order, pitch and timbre of all notes are those of the scene."""
+    return [(n.pitch, n.timbre) for n in read] == [(n.pitch, n.timbre) for n in scene.notes()]
+
+
+def same_colors(read: Scene | None, scene: Scene) -> bool:
+    """Whether the colors of the objects are those of the scene, in order."""
+    return read is not None and [o.color for o in read.objects] == [o.color for o in scene.objects]
+
+
+def to_bytes(pixels: torch.Tensor) -> np.ndarray:
+    """float [3, H, W] in [-1, 1] -> float [H, W, 3] in [0, 255], as the oracle reads it."""
+    return ((pixels.clamp(-1, 1) + 1) * 127.5).permute(1, 2, 0).cpu().numpy()

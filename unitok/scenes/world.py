@@ -247,13 +247,49 @@ def render_image(scene: Scene, rng: np.random.Generator, size: int = 32) -> np.n
     """uint8 [size, size, 3]: the image of a scene, its objects moved a little from the centers of the layout."""
     image = np.empty((size, size, 3), np.float32)
     image[:] = BACKGROUNDS[scene.background]
-    y, x = np.mgrid[0.5:size, 0.5:size].astype(np.float32)
-    centers, (move_x, move_y) = _CENTERS[scene.layout]
-    for one, (cx, cy) in zip(scene.objects, centers, strict=True):
-        cx, cy = (cx + rng.uniform(-move_x, move_x)) * size, (cy + rng.uniform(-move_y, move_y)) * size
-        alpha = cover(one.shape, SIZES[one.size] * size, x - cx, y - cy)[..., None]
-        image += alpha * (np.array(COLORS[one.color], np.float32) - image)
+    for one, alpha in zip(scene.objects, _covers(scene, rng, size), strict=True):
+        image += alpha[..., None] * (np.array(COLORS[one.color], np.float32) - image)
     return np.round(image).astype(np.uint8)
+
+
+def render_labels(scene: Scene, rng: np.random.Generator, size: int = 32) -> np.ndarray:
+    """uint8 [size, size]: the label of each pixel of the image that the same `rng` draws: 0 is the background, then shapes from 1 on."""
+    labels = np.zeros((size, size), np.uint8)
+    for one, alpha in zip(scene.objects, _covers(scene, rng, size), strict=True):
+        labels[alpha > 0.5] = SHAPES.index(one.shape) + 1
+    return labels
+
+
+def object_centers(scene: Scene, rng: np.random.Generator) -> list[tuple[float, float]]:
+    """The center (x, y) of each object in the image that the same `rng` draws, as fractions of the side."""
+    centers, (move_x, move_y) = _CENTERS[scene.layout]
+    return [(cx + rng.uniform(-move_x, move_x), cy + rng.uniform(-move_y, move_y)) for cx, cy in centers]
+
+
+#: How far each shape reaches from its center to the left, up, right and down, in radii.
+_EXTENTS = {
+    "circle": (1, 1, 1, 1),
+    "square": (0.88, 0.88, 0.88, 0.88),
+    "triangle": (0.953, 1.1, 0.953, 0.55),
+    "cross": (1, 1, 1, 1),
+    "ring": (1, 1, 1, 1),
+}
+
+
+def object_boxes(scene: Scene, rng: np.random.Generator) -> list[tuple[float, float, float, float]]:
+    """The box (x0, y0, x1, y1) of each object in the image that the same `rng` draws, as fractions of the side."""
+    boxes = []
+    for one, (x, y) in zip(scene.objects, object_centers(scene, rng), strict=True):
+        left, up, right, down = (SIZES[one.size] * reach for reach in _EXTENTS[one.shape])
+        boxes.append((x - left, y - up, x + right, y + down))
+    return boxes
+
+
+def _covers(scene: Scene, rng: np.random.Generator, size: int) -> list[np.ndarray]:
+    """How much of each pixel each object covers, float32 [size, size] in [0, 1]."""
+    y, x = np.mgrid[0.5:size, 0.5:size].astype(np.float32)
+    places = zip(scene.objects, object_centers(scene, rng), strict=True)
+    return [cover(one.shape, SIZES[one.size] * size, x - cx * size, y - cy * size) for one, (cx, cy) in places]
 
 
 # ---- Audio ----------------------------------------------------------------------------------------------------------

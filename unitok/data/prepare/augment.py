@@ -17,7 +17,9 @@ def versions(bundle: Bundle, raw: RawDocument, options: Callable[[str], object])
         yield piece
         for name in names:
             for view in bundle.modality(name).views(options(name)):
-                content = tuple(replace(p, view=view) if p.type == name else p for p in piece.content)
+                content = tuple(
+                    replace(p, view="&".join(filter(None, (p.view, view)))) if p.type == name else p for p in piece.content
+                )
                 yield replace(piece, id=f"{piece.id}#{view}", content=content)
 
 

@@ -20,7 +20,7 @@ from unitok.data.prepare.recipe import SourceSpec, hash_fraction
 from unitok.document import Document, Part, RawDocument, Segment
 from unitok.errors import UserError
 from unitok.media import sniff_bytes
-from unitok.modalities import Loaded, kind_of_content, make_options
+from unitok.modalities import Loaded, kind_of_content, make_options, modality_of, referred
 from unitok.storage import Blob, Files, printable
 
 WAITING_BYTES = 256 << 20  # decoded content that waits for a full batch
@@ -211,8 +211,10 @@ class _Work:
         for version in versions(self.bundle, replace(raw, content=named), options):
             media: dict[int, MediaItem] = {}
             facts = Counter({"characters": 0.0})
+            kinds = [self.bundle.modality(part.type).kind for part in version.content]
+            about = [number for number, kind in enumerate(kinds) if modality_of(kind).refers]
             for number, part in enumerate(version.content):
-                if part.file is None:
+                if part.file is None and number not in about:
                     media[number] = MediaItem(part.type)
                     self._load(media[number], part.value, options(part.type), version.where, part.view)
                     facts.update(media[number].loaded.facts)
@@ -220,6 +222,8 @@ class _Work:
             for number, part in enumerate(() if rejected else version.content):
                 if part.file is not None:
                     media[number] = self._media_item(spec, part, version.id, options(part.type), used)
+            for number in () if rejected else about:
+                media[number] = self._related(version.content[number], kinds, number, media, options, version.where)
             slim = tuple(replace(part, file=None, value="") for part in version.content)  # so that its content is not kept
             parts = tuple(media[number] for number in sorted(media)) if not rejected else ()
             yield Waiting(replace(version, content=slim), parts, spec, rejected)
@@ -227,8 +231,8 @@ class _Work:
     def _media_item(self, spec: SourceSpec, part: Part, document: str, options: object, used: list[MediaItem]) -> MediaItem:
         """The content of a file; it is decoded here unless another document needed it before."""
         assert part.file is not None
-        variant = part.view in self.bundle.modality(part.type).views(options)
-        own = document if variant else ""  # random crops differ between the documents of a file
+        variant = any(part.view.endswith(view) for view in self.bundle.modality(part.type).views(options))
+        own = document if variant else ""  # random crops differ between the documents of a file, not between its images
         key = (str(id(spec)), part.type, part.file.name, str(part.file.offset), part.view, own)
         with self.lock:
             known = self.media.get(key)
@@ -236,12 +240,38 @@ class _Work:
             media_item.users += 1
             used.append(media_item)
         if known is None:
-            chance = hash_fraction(self.encoder.seed, own, part.file.name)
+            chance = hash_fraction(self.encoder.seed, own or part.file.name)
             self._load(media_item, part.file, options, part.file.name, part.view, chance)
             with self.lock:
                 self.held_bytes += media_item.loaded.nbytes
             media_item.ready.set()
         return media_item
+
+    def _related(
+        self,
+        part: Part,
+        kinds: list[str],
+        number: int,
+        media: Mapping[int, MediaItem],
+        options: Callable[[str], object],
+        where: str,
+    ) -> MediaItem:
+        """Content that is about other content of its document, which is loaded by now or by another thread."""
+        item, modality = MediaItem(part.type), modality_of(kinds[number])
+        try:
+            value = modality.check(part.value, where)
+            index = referred(kinds, number, value)
+            other = None if index is None else media[index]
+            if other is not None and other.key:
+                other.ready.wait()
+            if other is not None and other.error:
+                item.error = other.error
+            else:
+                related = modality.related(value, None if other is None else other.loaded, where)
+                self._load(item, related, options(part.type), where, part.view)
+        except UserError as error:
+            item.error = str(error)
+        return item
 
     def _load(
         self, media_item: MediaItem, content: object, options: object, name: str, view: str = "", chance: float = 0.0
@@ -252,7 +282,7 @@ class _Work:
             kind = None
             if isinstance(content, Blob):
                 kind = kind_of_content(content.head(), name, modality.kind) or sniff_bytes(content.head(), name)
-            else:
+            elif not modality.refers:
                 content = modality.check(content, name)
             if kind not in (None, modality.kind):
                 raise UserError(f"{name}: the part's type is {media_item.name}, but the file is {kind}; correct the type")
@@ -287,7 +317,7 @@ class _Work:
             if error_message := next((media_item.error for media_item in waiting.media if media_item.error), ""):
                 self.results.append({"id": waiting.raw.id, "where": waiting.raw.where, "error": error_message})
                 bad += 1
-            elif name := waiting.rejected or _filtered(waiting, shared):
+            elif name := waiting.rejected or _filtered(waiting):
                 self.filtered[name] += 1
             else:
                 for media_item in waiting.media:
@@ -385,7 +415,8 @@ def _segment(part: Part, media_item: MediaItem) -> Segment:
     return Segment(media_item.name, media_item.codes, part.role, part.loss, source, media_item.loaded.size)
 
 
-def _filtered(waiting: Waiting, files: list[MediaItem]) -> str:
-    """The name of the filter that a file of a document breaks, or ""."""
-    rejected = next((media_item.loaded.rejected for media_item in files if media_item.loaded.rejected), "")
+def _filtered(waiting: Waiting) -> str:
+    """The name of the filter that a document's content breaks, or ""."""
+    rejected = next((media_item.loaded.rejected for media_item in waiting.media if media_item.loaded.rejected), "")
+    files = [media_item for media_item in waiting.media if media_item.key]
     return rejected or next(filter(None, (waiting.spec.filters.reject(media_item.loaded.facts) for media_item in files)), "")

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from unitok.conversations import data_url
+from unitok.data.prepare.objects import objects_of
 from unitok.data.prepare.recipe import FIELD, SourceSpec, TemplatePart, template_content
 from unitok.document import Part
 from unitok.errors import UserError
@@ -61,14 +62,24 @@ def names_file(name: str, text: str) -> bool:
     return names_media(name) and (of_media or promised(text) in MEDIA_SUFFIXES)
 
 
-def read_fields(spec: SourceSpec, row: Fields, open_path: Open, files: bool = False) -> RowContent:
+def read_fields(spec: SourceSpec, row: Fields, open_path: Open, files: bool = False, with_objects: bool = False) -> RowContent:
     """The document of a row, by its source's template or without one. Errors: `UserError` for content that does not fit.
 
-    files: the row is files of one base name; where it has no media, any text in it is a document.
+    files: the row is files of one base name; where it has no media, any text in it is a document. with_objects: whether labeled boxes in
+    its field `objects` are read.
     """
     if spec.template:
         return _fill_template(spec, row, open_path), [_unused(name) for name in _not_in_template(spec, row)]
-    return _Reader(spec, open_path, files).read(row)
+    given = row.get("objects")
+    parts = given if isinstance(given, list) and given and isinstance(given[0], Part) else objects_of(row)
+    if parts is None:
+        return _Reader(spec, open_path, files).read(row)
+    content, notes = _Reader(spec, open_path, files).read({k: v for k, v in row.items() if k != "objects"})
+    if not with_objects:
+        return content, [*notes, "boxes are not used: the bundle has none (`unitok bundle BUNDLE --add box`)"]
+    if not any(isinstance(part.file, Blob) for part in content):
+        raise UserError("objects: no image that they are in")
+    return [*content, *(_part(spec, part.type, part.value) for part in parts)], notes
 
 
 def text_of(blob: Blob) -> str:

@@ -18,6 +18,8 @@ from pathlib import PurePosixPath
 from unitok.conversations import files_of
 from unitok.data.prepare.containers import DAMAGE, Table, damage, is_tar, list_members, opened, plain_name
 from unitok.data.prepare.fields import CAPTIONS, names_file, names_media
+from unitok.data.prepare.objects import coco_folders, coco_images, is_coco
+from unitok.data.prepare.splits import SPLIT_OF, describes_data_set, folder_split_of, group_of_id, split_of
 from unitok.errors import UserError, is_utf8
 from unitok.storage import MAX_BYTES, FileInfo, Files, Folder, printable
 
@@ -26,17 +28,6 @@ GROUP = "group"
 
 #: Longest line of a JSON Lines file, in bytes.
 MAX_LINE = 64 << 20
-
-#: Words in names that tell which split of a data set a file belongs to, as Hugging Face `datasets` reads them.
-_SPLIT_OF = dict.fromkeys(("train", "training"), "train")
-_SPLIT_OF |= dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
-_SPLIT_OF |= dict.fromkeys(("test", "testing", "eval", "evaluation"), "test")
-
-#: Files that describe a data set and are not documents of it.
-_DESCRIBES = re.compile(
-    r"(readme|licen[cs]e|copying|notice|citation)(\.(md|txt|rst|html?|pdf|bib|cff))?|(dataset_infos?|dataset_dict|state|croissant)\.json|thumbs\.db|desktop\.ini",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True)
@@ -129,7 +120,7 @@ def list_items(
         for name in names:
             if name in listed:
                 continue
-            if _describes(name) and not options.alone:
+            if describes_data_set(name) and not options.alone:
                 left_out["files that describe a data set"] += 1
             elif name not in claims and os.path.splitext(name)[0] in named:
                 left_out["files of the same base name as one that a line or row names"] += 1
@@ -143,28 +134,6 @@ def list_items(
             item = item if has_splits else replace(item, split="")
             stem = item.group or os.path.splitext(item.id)[0]
             yield replace(item, group=group_of_id(stem, options.group_separator) or item.group)
-
-
-def group_of_id(id: str, separator: str) -> str:
-    """The part of an id before the last separator, or all of it where it has none; "" without a separator."""
-    return (id.rpartition(separator)[0] or id) if separator else ""
-
-
-def _describes(name: str) -> bool:
-    """Whether a file describes a data set (README, LICENSE, …)."""
-    return _DESCRIBES.fullmatch(name.rpartition("/")[2]) is not None
-
-
-def split_of(name: str) -> str:
-    """The split in the name of a file that holds many documents, or of one of its folders; or ""."""
-    *folders, base = name.lower().split("/")
-    words = [word for step in (*folders, base.rpartition(".")[0]) for word in re.split(r"[^a-z]+", step)]
-    return next((_SPLIT_OF[word] for word in reversed(words) if word in _SPLIT_OF), "")
-
-
-def folder_split_of(name: str) -> str:
-    """As `split_of`, by the folders alone: `train.png` may show a train."""
-    return split_of(os.path.join(os.path.dirname(name), ""))
 
 
 # ---- Files that hold many documents -----------------------------------------------------------------------------------
@@ -184,7 +153,7 @@ class _Claims:
 
     def read(self, row: Mapping[str, object], file: str) -> None:
         """Note what a line or row of a file says: its fields `split` and `group`, and the files that it names."""
-        self._split = _SPLIT_OF.get(str(row.get("split")).lower(), "")
+        self._split = SPLIT_OF.get(str(row.get("split")).lower(), "")
         try:
             self._group = _group_in(row, self.options.group)
         except UserError as error:
@@ -244,7 +213,7 @@ def may_hold_many(name: str, beside: set[str]) -> bool:
     """Whether a file's name suggests that it holds many documents. beside: base names of the media files of its folder."""
     plain = plain_name(name)
     if plain.lower().endswith(".json"):
-        return os.path.splitext(plain)[0] not in beside and not _describes(name)
+        return os.path.splitext(plain)[0] not in beside and not describes_data_set(name)
     return plain.lower().endswith((".tar", ".tgz", ".parquet", ".arrow", ".jsonl", ".ndjson", ".csv", ".tsv"))
 
 
@@ -260,6 +229,8 @@ def _lister(files: Files, name: str) -> _Lister | None:
         head = _head(files, name)
         if re.match(rb"(\xef\xbb\xbf)?\s*\[\s*\{", head):
             return _list_items
+        if is_coco(head) and not _is_lines(files, name):
+            return _coco_items
         return _line_items if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{") and _is_lines(files, name) else None
     return _line_items if plain.endswith((".jsonl", ".ndjson")) else _table_items
 
@@ -329,6 +300,25 @@ def _list_items(files: Files, f: FileInfo, claims: _Claims) -> Iterator[SourceIt
             at = end
     except (*DAMAGE, RecursionError) as error:
         yield _broken(f"{f.name}, entry {number}", f, error, "not JSON: the rest cannot be read")
+
+
+def _coco_items(files: Files, f: FileInfo, claims: _Claims) -> Iterator[SourceItem]:
+    """The images of a COCO file; each is an item whose members are the records of it, of its annotations, and of all categories."""
+    folder: str | None = None
+    try:
+        with opened(files, f.name) as (file, _):
+            text = file.read(MAX_BYTES).decode("latin-1")
+        for number, (named, records) in enumerate(coco_images(text), 1):
+            if folder is None:
+                folder = next((one for one in coco_folders(f.name) if not files.look(os.path.join(one, named)).problem), None)
+            name = os.path.normpath(os.path.join(os.path.dirname(f.name) if folder is None else folder, named))
+            claims.claim(os.path.relpath(name, os.path.dirname(f.name) or "."), f.name)
+            members, where = ((name, *records[0][1:]), *records[1:]), f"{f.name}, image {number}"
+            yield SourceItem(PurePosixPath(named).stem, where, "coco", f.name, f.stamp, members=members)
+    except UserError as error:
+        yield _refused(f.name, str(error))
+    except (*DAMAGE, RecursionError) as error:
+        yield _broken(f.name, f, error, "not JSON as COCO writes it")
 
 
 def _line_id(line: bytes, default: str, file: str, claims: _Claims) -> str:

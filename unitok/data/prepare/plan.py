@@ -20,13 +20,14 @@ from typing import Protocol
 
 import pyarrow as pa
 
+from unitok.bundle import Bundle
 from unitok.data.prepare.encode import WAITING_BYTES
 from unitok.data.prepare.listing import GROUP, SourceItem
+from unitok.data.prepare.objects import BOX
 from unitok.data.prepare.recipe import SourceSpec, hash_fraction, load_recipe
 from unitok.data.prepare.sources import Source
 from unitok.errors import UserError
 from unitok.files import read_json, write_json
-from unitok.interleaved import Types
 from unitok.modalities import make_options, modalities
 from unitok.storage import is_remote
 from unitok.vocab import Vocab
@@ -137,10 +138,11 @@ class Run:
         return self.work / f"{index:05d}.json"
 
 
-def open_sources(plan: Plan, types: Types | None = None) -> list[Source]:
-    """The sources of a plan; of several, each is named where its documents come from. types: as `Bundle.types`."""
-    specs = plan.specs()
-    return [Source(spec, plan.seed, f"{spec.name}/" if len(specs) > 1 else "", types) for spec in specs]
+def open_sources(plan: Plan, bundle: Bundle | None = None) -> list[Source]:
+    """The sources of a plan; of several, each is named where its documents come from. bundle: that will encode them."""
+    specs, types = plan.specs(), None if bundle is None else bundle.types
+    boxes = bundle is not None and BOX in bundle.vocab.spans
+    return [Source(spec, plan.seed, f"{spec.name}/" if len(specs) > 1 else "", types, boxes) for spec in specs]
 
 
 # ---- Planning -------------------------------------------------------------------------------------------------------

@@ -131,7 +131,8 @@ class _PartOptions:
 
 def template_content(part: TemplatePart) -> str:
     """The content of a template's part, with fields in braces."""
-    return next(str(value) for key, value in part.items() if key not in ("type", "role", "loss", "optional"))
+    further = {key for modality in modalities().values() for key in modality.keys}
+    return next(str(value) for key, value in part.items() if key not in {"type", "role", "loss", "optional", *further})
 
 
 def check_template(template: Sequence[object], where: str) -> None:

@@ -6,6 +6,7 @@
 - any other folder: first its files that hold many documents, then files of one base name (`cat.jpg`, `cat.txt`, `cat.json`),
   which are one document. A file that a line or a row names is not a document of its own (ImageFolder, AudioFolder);
 - WebDataset archives (`.tar`, also compressed): members of one base name, up to the first dot, are one document;
+- COCO's JSON files, whose images lie where COCO has them (`unitok.data.prepare.objects`), one document per image;
 - Parquet and CSV files and Hugging Face data sets on disk, one document per row.
 
 What a file is follows from its content and its role (`unitok.data.prepare.fields`). Suffixes only tell which files hold many
@@ -32,6 +33,7 @@ from unitok.conversations import Media, data_url, is_conversation, read_conversa
 from unitok.data.prepare.containers import DAMAGE, Table, damage, plain_name, unpacked
 from unitok.data.prepare.fields import MEDIA_SUFFIXES, TEXT, Fields, RowContent, names_media, open_media, read_fields
 from unitok.data.prepare.listing import GROUP, ListingOptions, SourceItem, list_items
+from unitok.data.prepare.objects import coco_parts
 from unitok.data.prepare.recipe import SourceSpec, arrange, load_recipe
 from unitok.document import Part, RawDocument
 from unitok.errors import UserError
@@ -51,11 +53,11 @@ class Source:
 
     Args:
         seed: of random orders. prefix: of the `source` of its documents, to tell several sources apart.
-        types: the types that parts may have, as `Bundle.types`; default: all kinds.
+        types: the types that parts may have, as `Bundle.types`; default: all kinds. boxes: whether boxes of other formats are read as such.
     """
 
-    def __init__(self, spec: SourceSpec, seed: int = 0, prefix: str = "", types: Types | None = None):
-        self.spec, self.seed, self.prefix, self.types = spec, seed, prefix, types
+    def __init__(self, spec: SourceSpec, seed: int = 0, prefix: str = "", types: Types | None = None, boxes: bool = False):
+        self.spec, self.seed, self.prefix, self.types, self.boxes = spec, seed, prefix, types, boxes
         path = spec.path.removeprefix("file://")
         folder, alone, self.pattern = path, "", ""
         steps = path.split("/")
@@ -139,7 +141,7 @@ class Source:
 
     def read(self, items: Sequence[SourceItem]) -> Iterator[DocumentFactory]:
         """For each item in order, a function that makes its raw documents, or raises `UserError` where it cannot be used."""
-        readers = {"line": self._read_lines, "member": self._read_members, "row": self._read_rows}
+        readers = {"line": self._read_lines, "member": self._read_members, "row": self._read_rows, "coco": self._read_coco}
         for (kind, _), run in groupby(items, key=lambda item: (item.kind, item.file)):
             if kind == "error":
                 yield from (partial(_raise, item.error) for item in run)
@@ -162,8 +164,12 @@ class Source:
             return Blob.of(self.files, os.path.join(folder, name))
 
         def make(media: Media) -> Part:
+            if media.text and not self.boxes:
+                return Part(TEXT, media.text)
             if media.kind not in (known := modalities() if self.types is None else self.types):
                 raise UserError(f"{media.kind}: no such content here; there is {', '.join(known)}")
+            if known[media.kind].inline:
+                return Part(media.kind, known[media.kind].check(media.content, item.where))
             blob = open_media(media.content, media.kind, open_path)
             return Part(media.kind, path=Path(blob.name), file=blob)
 
@@ -174,7 +180,7 @@ class Source:
                 parts = read_conversation(row, make, self.spec.mask_history)
                 content: RowContent = ([replace(p, loss=p.loss and self.spec.defaults(p.type)[1]) for p in parts], [])
             else:
-                content = read_fields(self.spec, row, open_path, files)
+                content = read_fields(self.spec, row, open_path, files, self.boxes)
         except UserError as error:
             message = str(error)
             raise UserError(message if message.startswith(item.where) else f"{item.where}: {message}") from None
@@ -245,6 +251,21 @@ class Source:
         suffixes = Counter(PurePosixPath(name).suffix.lower() for name, _, _ in item.members)
         notes = tuple(f"one key holds several {suffix}" for suffix, n in suffixes.items() if n > 1)
         return [replace(raw, notes=raw.notes + notes) for raw in documents]
+
+    def _read_coco(self, items: list[SourceItem]) -> Iterator[DocumentFactory]:
+        lock, file = self._locks[items[0].file], self._container_of(items[0])
+        for item in items:
+            yield partial(self._make_of_coco, item, partial(_members, item, file, lock))
+
+    def _make_of_coco(self, item: SourceItem, read: Callable[[], list[bytes]]) -> list[RawDocument]:
+        records = read()
+        listed = [record for (name, *_), record in zip(item.members, records, strict=True) if name == "categories"]
+        try:
+            captions, objects = coco_parts(records[: len(records) - len(listed)], b"".join(listed))
+        except UserError as error:
+            raise UserError(f"{item.where}: {error}") from None
+        row = {"img": Blob.of(self.files, item.members[0][0]), "captions": captions, "objects": objects}
+        return self.from_fields(replace(item, file=""), row)
 
     def _read_rows(self, items: list[SourceItem]) -> Iterator[DocumentFactory]:
         self._container_of(items[0])

@@ -61,7 +61,7 @@ def tokenize(
     if part is not None and not 0 <= part[0] < part[1]:
         raise UserError(f"part {part[0]} of {part[1]}: it counts from 0 and stays below")
     bundle = Bundle.from_pretrained(plan.bundle, parts="tokenizers")
-    sources = open_sources(plan, bundle.types)
+    sources = open_sources(plan, bundle)
     _check_folder(out, sources)
     for source in sources:
         if source.through_lines():
@@ -234,7 +234,7 @@ def _close(run: Run, bundle: Bundle, max_error_rate: float | None, say: Callable
 def estimate(plan: Plan, sample: int = 200) -> Estimate:
     """Estimate what a run would give, from a sample of documents spread over the sources; nothing is written."""
     bundle = Bundle.from_pretrained(plan.bundle, device=plan.device, parts="tokenizers")
-    sources = open_sources(plan, bundle.types)
+    sources = open_sources(plan, bundle)
     _check_types(sources, bundle)
     listed, items = sample_items(plan, sources, sample)
     encoder = Encoder(bundle, plan.options, plan.seed)

@@ -33,7 +33,7 @@ class Worker:
     def __init__(self, plan: Plan, device: str = "", progress: Progress | None = None, overlap: bool = True):
         self.run = Run(plan)
         self.bundle = Bundle.from_pretrained(plan.bundle, device=device or plan.device, parts="tokenizers")
-        self.sources = open_sources(plan, self.bundle.types)
+        self.sources = open_sources(plan, self.bundle)
         self.encoder = Encoder(self.bundle, plan.options, plan.seed, overlap=overlap, progress=progress)
 
     def process(self, index: int) -> ShardInfo:
