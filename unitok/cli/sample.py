@@ -1,8 +1,9 @@
 """`unitok sample`."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from unitok.cli.arguments import BundleFolder, Dtype, Fields, Given, Input, PerKind, check_kinds, content_of, sampling_of_flags
 from unitok.errors import UserError, visible
@@ -10,8 +11,28 @@ from unitok.files import check_inputs, check_replaceable, write_json_lines
 from unitok.hardware import check_device
 
 if TYPE_CHECKING:
+    from unitok.api import Unitok
     from unitok.sample.outputs import Output
     from unitok.sample.score import Score
+
+
+#: What stands for missing text.
+BLANK = "___"
+
+#: Fields of a call of `Unitok.generate` that filling does not have.
+NOT_IN_FILLS = (
+    "modalities",
+    "best_of",
+    "rank_by",
+    "jacobi_window",
+    "prefix_fraction",
+    "negative_prompt",
+    "repetition_penalty",
+    "media_guidance_scale",
+    "guidance_start",
+    "guidance_stop",
+    "guidance_schedule",
+)
 
 
 def _generation() -> dict[str, type]:
@@ -28,8 +49,11 @@ def sample(
     prompt: Annotated[list[tuple[str, str]], PerKind()],
     prompts: Input | None = None,
     root: str = "",
+    mask: Input | None = None,
+    fill: str = "",
     score: bool = False,
     out: Path = Path("runs/sample"),
+    save_map: Literal["", "labels", "depth", "edges", "normals"] = "",
     overwrite: bool = False,
     live: bool = False,
     batch_size: int = 64,
@@ -48,10 +72,14 @@ def sample(
         prompt: {kind} of the prompt; may be repeated; NAME=FILE where the bundle has several tokenizers for it
         prompts: interleaved .jsonl file with a prompt per line, instead of the above
         root: folder that paths in --prompts must not leave (default: the file's)
+        mask: make anew what is white (or transparent) in this image, and keep the rest of the last --image (needs data.fill_rate)
+        fill: make anew a part of the last piece: 1.2s-1.9s of audio; 0,0,32,0 pixels more at the left, top, right and bottom of an
+            image; ___ of a text that has it
 
     run:
         score: generate nothing: log-probabilities of the documents in --prompts, to scores.jsonl
         out: folder for files, outputs.jsonl and index.html
+        save_map: also write each generated image as the map that it shows: labels (PNG with a palette), depth (16 bits), edges, normals
         overwrite: replace what lies in the folder, also where it is something else
         live: show the first output while it grows
         batch_size: outputs that are generated together
@@ -63,12 +91,11 @@ def sample(
         generation: for all content, and for each kind alone
         sampling: sampling parameters by tokenizer, where several are of a kind, as JSON: {"speech": {"temperature": 0.7}}
     """
-    _check(prompt, prompts, score, generation.get("", {}) if live else {})
+    _check(prompt, prompts, score, generation.get("", {}) if live else None, bool(mask or fill))
     parts = [content_of(*given) for given in prompt]
     keywords = generation.pop("", {}) | {"sampling": sampling_of_flags(generation, sampling)}
 
     from unitok.api import Unitok
-    from unitok.cli.terminal import show
     from unitok.generation_config import GenerationConfig
     from unitok.sample.outputs import save_outputs
     from unitok.sample.prompts import read_prompts
@@ -84,25 +111,56 @@ def sample(
     if score:
         _write_scores(unitok.score([unitok.read_raw(raw) for raw in raws]), out)
         return
-    documents, keywords = [[raw] for raw in raws] or [parts], keywords | {"generation_config": config, "batch_size": batch_size}
-    if live:
-        outputs = show(unitok.stream(documents, **_of_stream(keywords)), unitok)
-    else:
-        outputs = unitok.generate(documents, **keywords, progress=True)
-        _print(outputs[:8])
-    save_outputs(outputs, out, overwrite=overwrite)
+    keywords |= {"generation_config": config, "batch_size": batch_size}
+    outputs = _generate(unitok, [[raw] for raw in raws] or [parts], keywords, mask, fill, live)
+    save_outputs(outputs, out, overwrite=overwrite, as_map=save_map)
     print(f"{out}: {len(outputs)} outputs; open {out / 'index.html'}")
 
 
-def _check(prompt: list[tuple[str, str]], prompts: Path | None, score: bool, live: Mapping[str, object]) -> None:
-    """Raise `UserError` for flags that do not go together. live: what is generated with `--live`."""
+def _generate(
+    unitok: "Unitok", prompts: list[list[Any]], keywords: dict[str, Any], mask: Path | None, fill: str, live: bool
+) -> "list[Output]":
+    """Generate, stream or fill, and print what came out."""
+    from unitok.cli.terminal import show
+
+    if live:
+        return show(unitok.stream(prompts, **_of_stream(keywords)), unitok)
+    if mask or fill:
+        *before, content = prompts[0]
+        given = {name: value for name, value in keywords.items() if name not in NOT_IN_FILLS}
+        outputs = unitok.fill(content, mask or parse_hole(fill), before or None, **given)
+    else:
+        outputs = unitok.generate(prompts, **keywords, progress=True)
+    _print(outputs[:8])
+    return outputs
+
+
+def parse_hole(text: str) -> object:
+    """Return the hole that `--fill` describes, as `Unitok.fill` takes it. Errors: `UserError` that shows the forms."""
+    if text == BLANK:
+        return None
+    if seconds := re.fullmatch(r"(\d+(?:\.\d+)?)s?-(\d+(?:\.\d+)?)s", text):
+        return float(seconds[1]), float(seconds[2])
+    if re.fullmatch(r"\d{1,5}(,\d{1,5}){3}", text):
+        return tuple(map(int, text.split(",")))
+    raise UserError(
+        f"--fill {text}: write 1.2s-1.9s of audio, 0,0,32,0 pixels around an image, or {BLANK} for text that has it"
+    )
+
+
+def _check(
+    prompt: list[tuple[str, str]], prompts: Path | None, score: bool, live: Mapping[str, object] | None, hole: bool = False
+) -> None:
+    """Raise `UserError` for flags that do not go together. live: what is generated with `--live`; None without it. hole: whether a hole is filled."""
     if prompts and prompt:
         raise UserError("give either --prompts or parts of one prompt")
+    if hole and (prompts or not prompt or live is not None):
+        raise UserError("--mask and --fill make a part of the prompt's last piece anew: give it, without --prompts and --live")
     if score and not prompts:
         raise UserError("--score needs --prompts FILE.jsonl, the documents to score")
     from unitok.generation_config import NOT_IN_STREAMS
 
-    if any(value > off for name, off in NOT_IN_STREAMS.items() if isinstance(value := live.get(name), int)):
+    if any(value > off for name, off in NOT_IN_STREAMS.items() if isinstance(value := (live or {}).get(name), int)):
         raise UserError("--live shows an output while it is generated: leave out --best-of and --jacobi-window")
 
 

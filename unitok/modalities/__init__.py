@@ -278,6 +278,9 @@ class Modality(Generic[TokenizerT, ContentT, OptionsT]):
         """Write content into a file, and return its path: `path` with a suffix. None: the document itself holds the content."""
         return None
 
+    def save_map(self, content: ContentT, path: Path, kind: str) -> None:
+        """Write content as the map that it shows, one of `unitok.media.maps.MAPS`; nothing where it shows none."""
+
     def stream(self, tokenizer: TokenizerT, span: Span) -> "Stream[TokenizerT, ContentT]":
         """Return a decoder that takes a span's codes while they are generated."""
         return Stream(self, tokenizer)
@@ -388,18 +391,20 @@ def kind_accepting(content: object) -> str | None:
     return next((kind for kind, modality in modalities().items() if modality.accepts(content)), None)
 
 
-def referred(kinds: Sequence[str], number: int, value: object) -> int | None:
+def referred(kinds: Sequence[str], number: int, value: object, where: str = "prompt") -> int | None:
     """Return the index of the content that content `number` is about: what it says, else the nearest of its kind before it, else the
     next; None where there is none.
 
-    kinds: of all content of a document. Errors: `UserError` for a number that no content has.
+    kinds: of all content of a document. where: for messages. Errors: `UserError` for a number that no content has.
     """
     modality = modality_of(kinds[number])
     known = [i for i, kind in enumerate(kinds) if kind == modality.refers]
     named = modality.referred(value)
     if named is not None:
         if named >= len(known):
-            raise UserError(f"{kinds[number]}: {modality.refers} {named} does not exist; the document has {len(known)}")
+            raise UserError(
+                f"{where}: {kinds[number]}: {modality.refers} {named} does not exist; the document has {len(known)}"
+            )
         return known[named]
     before = [i for i in known if i < number]
     return before[-1] if before else known[0] if known else None

@@ -8,6 +8,7 @@ PyTorch is imported in functions, so that the command line knows the options wit
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -214,6 +215,11 @@ class Image(Modality["ImageTokenizer", "Tensor", ImageOptions]):
         save_image(path, content)
         return path
 
+    def save_map(self, content: "Tensor", path: Path, kind: str) -> None:
+        from unitok.media.maps import save_map
+
+        save_map(path, ((content.clamp(-1, 1) + 1) * 127.5).permute(1, 2, 0).cpu().numpy(), kind)
+
     def stream(self, tokenizer: "ImageTokenizer", span: Span) -> "Stream[ImageTokenizer, Tensor]":
         return _ImageStream(self, tokenizer) if span.header else Stream(self, tokenizer)
 
@@ -295,13 +301,17 @@ def _opened(content: object, where: str) -> Pillow.Image:
     return to_rgb(content if isinstance(content, Pillow.Image) else image_from_array(content, where))
 
 
+def open_mask(name: str, data: bytes) -> Pillow.Image:
+    """Read the file of a mask with its alpha channel. name: for messages. Errors: `UserError`."""
+    from unitok.media import open_image
+
+    open_image(Path(name), data)  # whose messages say what is wrong with the file
+    return Pillow.open(BytesIO(data))
+
+
 def _mask_of(mask: object, where: str) -> np.ndarray:
     """Where a mask is white, or transparent if it has an alpha channel; bool [H, W]. Errors: `UserError`."""
-    if isinstance(mask, Path):
-        from unitok.media import open_image
-
-        open_image(mask)  # whose messages say what is wrong with the file
-        mask = Pillow.open(mask)
+    mask = open_mask(str(mask), mask.read_bytes()) if isinstance(mask, Path) else mask
     if isinstance(mask, Pillow.Image):
         if "A" in mask.getbands():
             return np.asarray(mask.getchannel("A")) < 128

@@ -132,11 +132,12 @@ class Output:
 
     # ---- Files ---------------------------------------------------------------------------------------------------
 
-    def save(self, folder: str | Path, overwrite: bool = False) -> RawDocument:
+    def save(self, folder: str | Path, overwrite: bool = False, as_map: str = "") -> RawDocument:
         """Write the files of the whole document into a folder, generated text as .txt. Files that the prompt named as a Path are
         copied as they are; everything else of the prompt is decoded. Returns the document that names them.
 
-        overwrite: replace the files of another output of the same number. Errors: `UserError` without it, and for the name of a file.
+        overwrite: replace the files of another output of the same number. as_map: also write generated images as the maps that they
+        show, `labels`, `depth`, `edges` or `normals` (`unitok.media.maps`). Errors: `UserError` without it, and for the name of a file.
         """
         folder, name = Path(folder), f"{self.index:06d}"
         if promised(folder.name):
@@ -155,6 +156,8 @@ class Output:
                 parts += [Part(p.type, p.value, p.path, p.role, False) for p in decoded.content]
         contents = [self.content(i) for i in range(len(self.new.segments))]
         parts += self.bundle.write_document(self.new, folder, name, contents).content
+        for i, content in enumerate(contents if as_map else ()):
+            self.bundle.modality(self.new.segments[i].modality).save_map(content, folder / f"{name}-{i}.{as_map}.png", as_map)
         if self.text:
             (folder / f"{name}.txt").write_text(self.text, encoding="utf-8")
         return RawDocument(name, tuple(parts))
@@ -185,14 +188,19 @@ def _suffix(path: str) -> str:
     return {"JPEG": "jpg", "WAVEX": "wav"}.get(name, re.sub(r"\W", "", name).lower())
 
 
-def save_outputs(outputs: list[Output], folder: Path, title: str = "unitok sample", overwrite: bool = False) -> None:
+def save_outputs(
+    outputs: list[Output], folder: Path, title: str = "unitok sample", overwrite: bool = False, as_map: str = ""
+) -> None:
     """Write outputs into a folder: their files, `outputs.jsonl` (a whole document per line) and `index.html`.
 
-    Outputs that lie there are replaced, other files stay. Errors: `UserError` where the folder is of another kind, unless `overwrite`
+    Outputs that lie there are replaced, other files stay. as_map: as for `Output.save`. Errors: `UserError` where the folder is of another kind, unless `overwrite`
     is set.
     """
     with whole_folder(folder, "sample output", overwrite) as new:
-        raws, types = [output.save(new, overwrite=True) for output in outputs], outputs[0].bundle.types if outputs else {}
+        raws, types = (
+            [output.save(new, overwrite=True, as_map=as_map) for output in outputs],
+            outputs[0].bundle.types if outputs else {},
+        )
         lead, articles = "Gray: the prompt. Blue: generated.", [_article(raw, types) for raw in raws]
         pages.write_page(new / "index.html", "articles.html", title=title, lead=lead, articles=articles)
         write_text(new / "outputs.jsonl", "".join(format_raw_document(raw, new, types) + "\n" for raw in raws))

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from fastapi import FastAPI, File, Form, Request, UploadFile
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.concurrency import run_in_threadpool
@@ -24,20 +23,16 @@ from unitok.errors import UserError
 from unitok.sample.outputs import Output
 from unitok.sample.requests import Draft
 from unitok.sample.stream import Chunk
-from unitok.serve.engine import BusyError
+from unitok.serve.errors import ClientLeftError, handle_errors
 from unitok.serve.generation import Generation, encoded, pcm16, png, wav_header
 from unitok.serve.guard import error_body
-from unitok.serve.schemas import ChatRequest, ImageRequest, SpeechRequest
+from unitok.serve.schemas import MOST_OUTPUTS, ChatRequest, ImageRequest, SpeechRequest
 
 PAGE = Path(__file__).parent / "page"
 MIME = {"wav": "audio/wav", "pcm": "audio/pcm", "flac": "audio/flac", "mp3": "audio/mpeg", "opus": "audio/ogg"}
 
 T = TypeVar("T")
 log = logging.getLogger("unitok")
-
-
-class ClientLeftError(Exception):
-    """Nobody waits for the answer any more."""
 
 
 def make_app(generation: Generation, name: str) -> FastAPI:
@@ -50,12 +45,13 @@ def make_app(generation: Generation, name: str) -> FastAPI:
         await run_in_threadpool(generation.engine.stop)
 
     app = FastAPI(title="unitok", version=version("unitok-lm"), lifespan=lifespan, docs_url=None, redoc_url=None)
-    _handle_errors(app)
+    handle_errors(app)
     endpoints = _Endpoints(generation, name)
     app.get("/v1/models")(endpoints.models)
     app.get("/v1/models/{model:path}")(endpoints.model)
     app.post("/v1/chat/completions")(endpoints.chat_completions)
     app.post("/v1/images/generations")(endpoints.image_generations)
+    app.post("/v1/images/edits")(endpoints.image_edits)
     app.post("/v1/audio/speech")(endpoints.speech)
     app.post("/v1/audio/transcriptions")(endpoints.transcriptions)
     app.get("/healthz", include_in_schema=False)(endpoints.health)
@@ -65,44 +61,6 @@ def make_app(generation: Generation, name: str) -> FastAPI:
     )
     app.mount("/", StaticFiles(directory=PAGE, html=True))
     return app
-
-
-def _handle_errors(app: FastAPI) -> None:
-    """Answer errors in OpenAI's form."""
-
-    @app.exception_handler(UserError)
-    def wrong(request: Request, error: UserError) -> JSONResponse:
-        field, colon, _ = str(error).partition(":")
-        return JSONResponse(error_body(str(error), param=field if colon and field.isidentifier() else None), 400)
-
-    @app.exception_handler(RequestValidationError)
-    def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        steps = [str(step) for step in first["loc"] if step != "body"]
-        message = str(first["msg"]).removeprefix("Value error, ")
-        if not steps and "json" not in request.headers.get("content-type", ""):
-            message = "send the body as JSON, with `Content-Type: application/json`"
-        field = ".".join(steps) or (message.partition(":")[0] if ":" in message else "")
-        return JSONResponse(error_body(f"{'.'.join(steps)}: {message}" if steps else message, param=field or None), 400)
-
-    @app.exception_handler(BusyError)
-    def busy(request: Request, error: BusyError) -> JSONResponse:
-        body = error_body(
-            "the server is busy: too many requests wait already; try again in a second", "server_error", code="busy"
-        )
-        return JSONResponse(body, 503, {"Retry-After": "1"})
-
-    @app.exception_handler(HTTPException)
-    def other(request: Request, error: HTTPException) -> JSONResponse:
-        return JSONResponse(error_body(str(error.detail)), error.status_code)
-
-    @app.exception_handler(ClientLeftError)
-    def left(request: Request, error: ClientLeftError) -> Response:
-        return Response(status_code=499)
-
-    @app.exception_handler(Exception)
-    def failed(request: Request, error: Exception) -> JSONResponse:
-        return JSONResponse(error_body("the server failed; its log says why", "server_error"), 500)
 
 
 class _Endpoints:
@@ -258,12 +216,36 @@ class _Endpoints:
         if body.stream:
             return await _events(request, self._image_events(drafts, body.partial_images or 0))
         outputs = await _unless_left(request, self.generation.outputs(drafts))
-        data = await run_in_threadpool(
-            lambda: [
-                {"b64_json": b64encode(png(output.images[0])).decode(), "url": None, "revised_prompt": None}
-                for output in outputs
-            ]
-        )
+        return await self._images(drafts, outputs)
+
+    async def image_edits(
+        self,
+        request: Request,
+        image: Annotated[UploadFile, File()],
+        prompt: Annotated[str, Form()] = "",
+        mask: Annotated[UploadFile | None, File()] = None,
+        model: Annotated[str, Form()] = "",
+        n: Annotated[int, Form(ge=1, le=MOST_OUTPUTS)] = 1,
+        seed: Annotated[int | None, Form()] = None,
+        response_format: Annotated[str, Form()] = "b64_json",
+    ) -> Response:
+        """`POST /v1/images/edits`: what the mask shows transparent (or white) is made anew; without a mask the prompt says what to change."""
+        self._check_model(model)
+        if response_format != "b64_json":
+            raise UserError("response_format: it is b64_json; files are not stored")
+        data, hole = await image.read(), await mask.read() if mask is not None else None
+        drafts = await self.generation.prepared(lambda: self.generation.edits(data, hole, prompt, n, seed))
+        outputs = await _unless_left(request, self.generation.outputs(drafts))
+        return await self._images(drafts, outputs)
+
+    async def _images(self, drafts: list[Draft], outputs: list[Output]) -> Response:
+        """The answer that holds the images of outputs."""
+
+        def rows() -> list[dict[str, Any]]:
+            encoded = (b64encode(png(output.images[0])).decode() for output in outputs)
+            return [{"b64_json": one, "url": None, "revised_prompt": None} for one in encoded]
+
+        data = await run_in_threadpool(rows)
         return JSONResponse({"created": int(time.time()), "data": data, "usage": _image_usage(drafts, outputs)})
 
     def _grid(self, size: str | None, image: str) -> str:

@@ -20,10 +20,12 @@ from unitok.conversations import TEXT
 from unitok.document import Document, Part
 from unitok.errors import UserError
 from unitok.generation_config import GenerationConfig
-from unitok.media import encode_png
+from unitok.media import encode_png, open_image
+from unitok.modalities.image import open_mask
 from unitok.sample.chat import Chat
+from unitok.sample.fill import make_fill_drafts
 from unitok.sample.outputs import Output
-from unitok.sample.requests import Draft, config_for, make_drafts, sampling_of
+from unitok.sample.requests import Draft, config_for, edit_prompt, make_drafts, sampling_of
 from unitok.sample.stream import Chunk, Detokenizer
 from unitok.serve.engine import BusyError, Engine, Job
 from unitok.serve.metrics import Metrics
@@ -67,15 +69,33 @@ class Generation:
             raise UserError(
                 f"max_tokens: {given['max_new_tokens']} are more than the {self.max_new_tokens} that a request may ask for"
             )
-        config = config_for(
-            self.bundle, GenerationConfig(**given, seed=secrets.randbelow(2**31) if seed is None else seed % 2**63, n=n)
-        )
-        config = config.replace(best_of=1, prefix_fraction=None, max_new_tokens=min(config.max_new_tokens, self.max_new_tokens))
-        drafts, sampling = make_drafts(self.bundle, [prompt], config, turn), sampling_of(self.bundle, config)
+        config = self._config(given, n, seed)
+        return self._checked(make_drafts(self.bundle, [prompt], config, turn), config)
+
+    def _config(self, given: Mapping[str, Any], n: int, seed: int | None) -> GenerationConfig:
+        """The config of a request. given: fields of a `GenerationConfig`. seed: None for a random one."""
+        seeded = GenerationConfig(**given, seed=secrets.randbelow(2**31) if seed is None else seed % 2**63, n=n)
+        config = config_for(self.bundle, seeded)
+        return config.replace(best_of=1, prefix_fraction=None, max_new_tokens=min(config.max_new_tokens, self.max_new_tokens))
+
+    def _checked(self, drafts: list[Draft], config: GenerationConfig) -> list[Draft]:
+        """Drafts with their sampling parameters, which the engine can run. Errors: `UserError`."""
+        sampling = sampling_of(self.bundle, config)
         for draft in drafts:
             draft.request.sampling = sampling
         self.engine.check(drafts)
         return drafts
+
+    def edits(self, image: bytes, mask: bytes | None, prompt: str, n: int = 1, seed: int | None = None) -> list[Draft]:
+        """Return n drafts of an image that is filled under a mask, or changed as a prompt says. Errors: `UserError`."""
+        opened = open_image(Path("image"), image)
+        if mask is None:
+            document, plan = edit_prompt(self.bundle, opened, prompt)
+            return self.drafts(document, {"modalities": plan}, n, seed)
+        config = self._config({}, n, seed)
+        before = self.text(prompt, "prompt") if prompt.strip() else None
+        drafts: list[Draft] = [*make_fill_drafts(self.bundle, opened, open_mask("mask", mask), before, config)]
+        return self._checked(drafts, config)
 
     def read(self, kind: str, data: bytes, name: str) -> Document:
         """Return a prompt of one file that was uploaded. Errors: `UserError`."""

@@ -260,7 +260,7 @@ class _Work:
         item, modality = MediaItem(part.type), modality_of(kinds[number])
         try:
             value = modality.check(part.value, where)
-            index = referred(kinds, number, value)
+            index = referred(kinds, number, value, where)
             other = None if index is None else media[index]
             if other is not None and other.key:
                 other.ready.wait()
