@@ -31,7 +31,7 @@ from raw_data import FEATURES, png, tar_of, wav
 from unitok.api import Unitok
 from unitok.cli import main
 from unitok.data.shards import TokenDataset
-from unitok.interleaved import read_raw_documents
+from unitok.interleaved import raw_document, read_raw_documents
 from unitok.modalities import Modality, modalities
 from unitok.model import Decoder
 from unitok.vocab import Vocab
@@ -374,6 +374,13 @@ def a_conversation(block: str) -> None:
     Path("copy.png").rename("photo.png")
 
 
+def a_document(block: str) -> None:
+    """The page's example is a document of a part of each kind."""
+    (row,) = [json.loads(block)]
+    assert [part["type"] for part in row["content"]] == ["image", "text", "box"]
+    raw_document(row, Path(), "the page", "1")
+
+
 BLOCKS: dict[str, list[Callable[[str], None]]] = {
     "docs/add-a-modality.md": [a_modality, documents_with_dice, shell, python],
     "README.md": [shell, shell, shell, installs, shell, shell, shell, python, rooms_of_diagram],
@@ -386,6 +393,7 @@ BLOCKS: dict[str, list[Callable[[str], None]]] = {
     "docs/evaluation.md": [shell, python, shell],
     "docs/fine-tuning.md": [needs_files, shell],
     "docs/conversations.md": [a_conversation, shell, python],
+    "docs/grounding.md": [a_document, shell, python, shell, python],
     "docs/serving.md": [installs, installs],
     "docs/interchange.md": [imports, shell, export, export],
     "docs/own-files.md": [folders, stamps, shell, mixture, shell, shell, shell, python, shell],
@@ -472,7 +480,9 @@ def test_the_page_on_data_formats_runs(names):
     run_page("docs/data-formats.md")
 
 
-@pytest.mark.parametrize("page", ["concepts", "conversations", "decoder", "design", "evaluation", "generation", "tokenizers"])
+@pytest.mark.parametrize(
+    "page", ["concepts", "conversations", "decoder", "design", "evaluation", "generation", "grounding", "tokenizers"]
+)
 def test_the_pages_on_models_run(page, demo_folder):
     run_page(f"docs/{page}.md")
 

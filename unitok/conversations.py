@@ -378,15 +378,11 @@ def _objects(row: Row) -> dict[str, list[object]] | None:
     if unit not in ("real", "norm1"):
         raise UserError(f"objects: bbox_type {unit!r}; choose real (pixels) or norm1 (fractions)")
     of_images = images if isinstance(images, list) and len(images) == len(boxes) else [None] * len(boxes)
-    pieces = [
-        _boxes(box, "pixel" if unit == "real" else "fraction", image) for box, image in zip(boxes, of_images, strict=True)
-    ]
+    pieces = []
+    for box, image in zip(boxes, of_images, strict=True):
+        rows = box if isinstance(box, list) and box and isinstance(box[0], list) else [box]
+        pieces.append(Media("box", Boxes(rows, "pixel" if unit == "real" else "fraction", image), str(box)))
     return {"ref-object": list(objects.get("ref") or []), "bbox": [*pieces]}
-
-
-def _boxes(box: object, unit: str, image: int | None) -> Media:
-    rows = box if isinstance(box, list) and box and isinstance(box[0], list) else [box]
-    return Media("box", Boxes(rows, unit, image), str(box))
 
 
 def _with_objects(text: str, objects: dict[str, list[object]]) -> Iterator[str | Media]:

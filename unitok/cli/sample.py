@@ -73,8 +73,7 @@ def sample(
         prompts: interleaved .jsonl file with a prompt per line, instead of the above
         root: folder that paths in --prompts must not leave (default: the file's)
         mask: make anew what is white (or transparent) in this image, and keep the rest of the last --image (needs data.fill_rate)
-        fill: make anew a part of the last piece: 1.2s-1.9s of audio; 0,0,32,0 pixels more at the left, top, right and bottom of an
-            image; ___ of a text that has it
+        fill: make anew 1.2s-1.9s of the last --audio, 0,0,32,0 pixels at left, top, right and bottom of --image, or ___ in --text
 
     run:
         score: generate nothing: log-probabilities of the documents in --prompts, to scores.jsonl
@@ -101,9 +100,9 @@ def sample(
     from unitok.sample.prompts import read_prompts
 
     check_kinds(prompt, parts)
+    keywords |= {"generation_config": generation_config and GenerationConfig.from_pretrained(generation_config)}
     if not score:
         check_replaceable(out, "sample output", overwrite)
-    config = GenerationConfig.from_pretrained(generation_config) if generation_config else None
     unitok = Unitok.from_pretrained(bundle, device=check_device(device), dtype=dtype)
     raws = read_prompts(prompts, root, unitok.types) if prompts else []
     files = [path for path in (prompts, generation_config, *parts) if isinstance(path, Path)]
@@ -111,8 +110,7 @@ def sample(
     if score:
         _write_scores(unitok.score([unitok.read_raw(raw) for raw in raws]), out)
         return
-    keywords |= {"generation_config": config, "batch_size": batch_size}
-    outputs = _generate(unitok, [[raw] for raw in raws] or [parts], keywords, mask, fill, live)
+    outputs = _generate(unitok, [[raw] for raw in raws] or [parts], keywords | {"batch_size": batch_size}, mask, fill, live)
     save_outputs(outputs, out, overwrite=overwrite, as_map=save_map)
     print(f"{out}: {len(outputs)} outputs; open {out / 'index.html'}")
 

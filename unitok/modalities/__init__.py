@@ -392,8 +392,7 @@ def kind_accepting(content: object) -> str | None:
 
 
 def referred(kinds: Sequence[str], number: int, value: object, where: str = "prompt") -> int | None:
-    """Return the index of the content that content `number` is about: what it says, else the nearest of its kind before it, else the
-    next; None where there is none.
+    """Return the index of the content that content `number` is about: what it says, else the nearest before it, else the next, or None.
 
     kinds: of all content of a document. where: for messages. Errors: `UserError` for a number that no content has.
     """

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from PIL import Image
 
 from unitok.api import Unitok
 from unitok.document import Document, Part, RawDocument
@@ -178,9 +179,8 @@ def _pointed(output: Output, row: SceneRow, task: SceneTask, folder: Path) -> fl
 
 def _labeled(output: Output, row: SceneRow, task: SceneTask, folder: Path) -> float:
     labels = rgb_to_labels(to_bytes(output.images[0]), range(len(SHAPES) + 1))
-    from PIL import Image
-
-    return mean_iou(labels, np.asarray(Image.open(folder / row["labels"])))
+    true = np.asarray(Image.open(folder / row["labels"]))
+    return mean_iou(labels, true) if labels.shape == true.shape else 0.0
 
 
 def _shows(output: Output, row: SceneRow, task: SceneTask, folder: Path) -> float:

@@ -90,7 +90,7 @@ class ImageTokenizer(Tokenizer):
 
     def _encode(self, images: Tensor) -> Tensor:
         z = self._latents(images)
-        codes = self.quantizer(rearrange(z, "b h w c -> b (h w) c")).codes
+        codes = self.quantizer.search(rearrange(z, "b h w c -> b (h w) c"))
         return rearrange(codes, "b (h w) -> b h w", h=z.shape[1])
 
     def _encode_tiles(self, image: Tensor) -> Tensor:

@@ -63,6 +63,16 @@ class Quantizer(nn.Module):
             vectors, codes, losses = self._quantize(projected)
             return Quantized(self.project_out(vectors), codes, losses, projected.detach())
 
+    @torch.no_grad()
+    def search(self, latents: Tensor) -> Tensor:
+        """Return the codes of latents [B, N, D] alone, int64 [B, N]."""
+        with _fp32(latents):
+            return self._codes(self._project(latents))
+
+    def _codes(self, projected: Tensor) -> Tensor:
+        """Codes [B, N] of projected latents [B, N, dim]."""
+        return self._quantize(projected)[1]
+
     def lookup(self, codes: Tensor) -> Tensor:
         """Return the latents [B, N, D] of codes as in `Quantized.codes`, exactly those that quantization gave."""
         with _fp32(codes):
@@ -126,6 +136,9 @@ class VectorQuantizer(Quantizer):
         if self.entropy_temperature:
             losses["entropy"] = self._entropy(projected)
         return _straight_through(projected, vectors), codes, losses
+
+    def _codes(self, projected: Tensor) -> Tensor:
+        return self.codebook.nearest(projected)
 
     def _entropy(self, projected: Tensor) -> Tensor:
         codes = self.codebook.embed
@@ -243,10 +256,17 @@ class ResidualQuantizer(Quantizer):
 
     @torch.no_grad()
     def search(self, latents: Tensor, levels: int | None = None) -> Tensor:
-        """Return the codes of latents [B, N, D] alone, int64 [B, N, levels]."""
-        codes = self._decompose(latents, levels).codes
-        assert codes is not None
-        return codes
+        """Return the codes of latents [B, N, D] alone, int64 [B, N, levels]: those of `forward`, without losses and vectors."""
+        with _fp32(latents):
+            residual = latents.float() if self.normalize else self.project_in[0](latents.float())
+            codes: list[Tensor] = []
+            for k, codebook in enumerate(self.codebooks[: levels or self.levels]):
+                if k:
+                    vectors = self.codebooks[k - 1].lookup(codes[-1])
+                    residual = residual - (self.project_out[k - 1](vectors) if self.normalize else vectors)
+                projected = codebook.scaled(self.project_in[k](residual)) if self.normalize else residual
+                codes.append(codebook.nearest(projected))
+            return torch.stack(codes, -1)
 
     def project(self, latents: Tensor) -> Quantized:
         return self._decompose(latents, quantize=False)
