@@ -163,6 +163,37 @@ def test_images_and_images_that_grow(client):
     assert rows[0] < rows[-1]
 
 
+def test_an_image_is_edited_and_what_a_mask_shows_transparent_is_made_anew(client):
+    original = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
+    y, x = np.mgrid[:24, :32]
+    hole = (x < 12) & (y < 12)
+    mask = Image.fromarray(np.dstack([original, np.where(hole, 0, 255).astype(np.uint8)]), "RGBA")
+    files = {}
+    for name, image in (("image", Image.fromarray(original)), ("mask", mask)):
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        files[name] = (f"{name}.png", buffer.getvalue())
+    given = {"model": "tiny", "prompt": "a cat", "n": 2, "response_format": "b64_json"}
+    filled = validated(client.images.edit(**given, **files)).data
+    for image in filled:
+        pixels = pixels_of(image.b64_json)
+        assert np.array_equal(pixels[18:, 18:], original[18:, 18:])
+        assert (pixels[hole] != original[hole]).any()
+    (edited, _) = validated(client.images.edit(**given, image=files["image"])).data
+    assert pixels_of(edited.b64_json).shape == original.shape
+    small = io.BytesIO()
+    mask.resize((8, 8)).save(small, "PNG")
+    for bad, message in (
+        ({"mask": ("mask.png", small.getvalue())}, "a mask of 8 x 8 for an image of 32 x 24 pixels"),
+        ({"mask": ("mask.png", b"nothing")}, "mask"),
+        ({"image": ("a.png", b"nothing")}, "image"),
+    ):
+        with pytest.raises(openai.BadRequestError, match=message):
+            client.images.edit(**given, **(files | bad))
+    with pytest.raises(openai.BadRequestError, match="instruction: give a text"):
+        client.images.edit(**(given | {"prompt": " "}), image=files["image"])
+
+
 def test_speech_and_transcriptions(client):
     audio = {}
     for format in ("wav", "pcm", "flac"):

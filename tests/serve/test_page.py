@@ -4,7 +4,9 @@ import re
 import shutil
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
+from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from raw_data import wav
 from serving import Server, running
@@ -130,6 +132,27 @@ def test_a_drawing_is_a_prompt(page):
     expect(page.locator("#parts img")).to_have_count(1)
     generate(page, "", "text")
     assert page.locator(".output p").inner_text().strip()
+
+
+def test_a_part_of_an_image_is_painted_over_and_made_anew(page, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    page.set_input_files("#file", tmp_path / "image.png")
+    page.click("#parts button.brush")
+    box = page.locator("#canvas").bounding_box()
+    page.mouse.move(box["x"] + 0.25 * box["width"], box["y"] + 0.25 * box["height"])
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.3 * box["width"], box["y"] + 0.25 * box["height"])
+    page.mouse.up()
+    page.click("#use")
+    generate(page, CAPTION, "image")
+    with page.expect_download() as download:
+        page.click("text=Download image")
+    download.value.save_as(tmp_path / "made.png")
+    made = np.asarray(Image.open(tmp_path / "made.png").convert("RGB"))
+    assert made.shape == pixels.shape
+    assert np.array_equal(made[32:], pixels[32:])
+    assert (made[14:18, 14:18] != pixels[14:18, 14:18]).any()
 
 
 def test_several_outputs_examples_and_another_seed(page):

@@ -1,6 +1,6 @@
-// The page: compose a prompt, watch the answer come. It speaks to /v1/chat/completions and nothing else.
+// The page: compose a prompt, watch the answer come (/v1/chat/completions), make a part of an image anew (/v1/images/edits).
 const $ = (id) => document.getElementById(id);
-const parts = [];       // attached to the next prompt: {type, url, bytes}
+const parts = [];       // attached to the next prompt: {kind, url, mask}; mask: of an image, URL of what shall be made anew
 let messages = [];      // of the chat
 let about = {};
 let talk = 0;           // number of the conversation
@@ -50,7 +50,9 @@ function showParts() {
   $("parts").replaceChildren(...parts.map((part, i) => {
     const remove = element("button", { type: "button", textContent: "×", title: "Remove", onclick: () => { parts.splice(i, 1); showParts(); } });
     const media = part.kind === "image" ? element("img", { src: part.url, alt: "attached image" }) : element("audio", { src: part.url, controls: true });
-    return element("li", {}, media, remove);
+    if (part.kind !== "image") return element("li", {}, media, remove);
+    const brush = element("button", { type: "button", textContent: part.mask ? "✓" : "▨", title: "Paint what shall be made anew", className: "brush", onclick: () => paint(part) });
+    return element("li", {}, media, brush, remove);
   }));
 }
 
@@ -107,18 +109,42 @@ $("colors").append(...COLORS.map((color, i) => {
   swatch.style.background = color;
   return element("label", {}, element("input", { type: "radio", name: "color", value: color, checked: i === 2, ariaLabel: color }), swatch);
 }));
-$("draw").onclick = () => { clearCanvas(); $("drawing").showModal(); };
-$("clear").onclick = clearCanvas;
+let painted = null;     // the attached image whose hole is being painted, and the pen of its mask
+const MASK = "rgba(230, 0, 122, 0.5)";
+$("draw").onclick = () => { painted = null; clearCanvas(); $("drawing").showModal(); };
+$("clear").onclick = () => (painted ? paint(painted.part) : clearCanvas());
 $("cancel").onclick = () => $("drawing").close();
-$("use").onclick = () => $("canvas").toBlob((blob) => { attach(blob); $("drawing").close(); }, "image/png");
+$("use").onclick = () => {
+  if (painted) useMask();
+  else $("canvas").toBlob((blob) => { attach(blob); $("drawing").close(); }, "image/png");
+};
+async function paint(part) {  // the image, on which the brush marks the hole
+  const image = new Image();
+  image.src = part.url;
+  await image.decode();
+  painted = { part, image, pen: element("canvas", { width: 256, height: 256 }).getContext("2d") };
+  pen.drawImage(image, 0, 0, 256, 256);
+  if (!$("drawing").open) $("drawing").showModal();
+}
+function useMask() {  // white where the image is to be made, in its own size
+  const { part, image, pen: marked } = painted;
+  const mask = element("canvas", { width: image.naturalWidth, height: image.naturalHeight }).getContext("2d");
+  mask.fillRect(0, 0, image.naturalWidth, image.naturalHeight);
+  mask.drawImage(marked.canvas, 0, 0, image.naturalWidth, image.naturalHeight);
+  part.mask = mask.canvas.toDataURL();
+  showParts();
+  $("drawing").close();
+}
 const place = (event) => { const box = $("canvas").getBoundingClientRect(); return [(event.clientX - box.left) * 256 / box.width, (event.clientY - box.top) * 256 / box.height]; };
 $("canvas").onpointerdown = (event) => { $("canvas").setPointerCapture(event.pointerId); last = place(event); stroke(event); };
 $("canvas").onpointerup = () => (last = null);
 $("canvas").onpointermove = (event) => last && stroke(event);
 function stroke(event) {
-  const now = place(event);
-  Object.assign(pen, { strokeStyle: document.querySelector('input[name="color"]:checked').value, lineWidth: $("brush").value, lineCap: "round" });
-  pen.beginPath(); pen.moveTo(...last); pen.lineTo(now[0] + 0.01, now[1]); pen.stroke();
+  const now = place(event), color = painted ? MASK : document.querySelector('input[name="color"]:checked').value;
+  for (const [one, strokeStyle] of painted ? [[pen, color], [painted.pen, "white"]] : [[pen, color]]) {
+    Object.assign(one, { strokeStyle, lineWidth: $("brush").value, lineCap: "round" });
+    one.beginPath(); one.moveTo(...last); one.lineTo(now[0] + 0.01, now[1]); one.stroke();
+  }
   last = now;
 }
 
@@ -294,6 +320,39 @@ async function generate(content, modalities, given) {
   turn.append(element("div", { className: "actions" }, again));
 }
 
+async function fill(part, prompt, given) {  // make the hole of an image anew
+  $("examples").open = false;
+  $("results").replaceChildren(promptCard([{ type: "image_url", image_url: { url: part.url } }, { type: "text", text: prompt }]));
+  const turn = element("article", { className: "turn" }), holder = element("div", { className: "outputs" });
+  const stats = element("span", { className: "stats", textContent: "…" });
+  turn.append(holder, stats);
+  $("results").append(turn);
+  const form = new FormData(), began = performance.now();
+  for (const [name, url] of [["image", part.url], ["mask", part.mask]]) form.append(name, new Blob([bytesOf(url.split(",")[1])]), `${name}.png`);
+  for (const [name, value] of [["prompt", prompt], ["n", given.n], ["seed", given.seed]]) form.append(name, value);
+  running = new AbortController();
+  busy(true);
+  try {
+    const { Authorization } = headers();
+    const response = await fetch("v1/images/edits", { method: "POST", headers: Authorization ? { Authorization } : {}, body: form, signal: running.signal });
+    const answer = await response.json();
+    if (!response.ok) throw new Error(answer.error?.message ?? response.statusText);
+    for (const [index, { b64_json }] of answer.data.entries()) {
+      const card = new OutputCard(index);
+      holder.append(card.node);
+      await card.take({ parts: [{ image_url: { url: `data:image/png;base64,${b64_json}` }, done: true }] });
+    }
+    stats.textContent = `${((performance.now() - began) / 1000).toFixed(1)} s · seed ${given.seed}`;
+    turn.dataset.done = "yes";
+  } catch (error) {
+    stats.textContent = error.name === "AbortError" ? "stopped" : "failed";
+    if (error.name !== "AbortError") fail(error.message);
+  } finally {
+    running = null;
+    busy(false);
+  }
+}
+
 function promptCard(content) {
   const card = element("article", { className: "turn user" });
   for (const part of content) {
@@ -311,8 +370,14 @@ const chosen = () => [...document.querySelectorAll("#modalities input:checked")]
 $("composer").onsubmit = (event) => {
   event.preventDefault();
   if (running) return;
+  const holed = parts.find((part) => part.mask), text = $("text").value.trim();
+  if (holed) {
+    parts.length = 0;
+    showParts();
+    return void fill(holed, text, settings());
+  }
   const content = parts.map(({ kind, url }) => ({ type: `${kind}_url`, [`${kind}_url`]: { url } }));
-  if ($("text").value.trim()) content.push({ type: "text", text: $("text").value.trim() });
+  if (text) content.push({ type: "text", text });
   if (!content.length) return fail("Write something, or attach an image or audio.");
   parts.length = 0;
   showParts();
