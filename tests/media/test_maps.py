@@ -120,3 +120,25 @@ def test_maps_in_documents_are_tokenized_with_their_image_and_cropped_alike(bund
     assert len(errors) == 2
     assert any("is no label's" in error for error in errors)
     assert any("map 'smell'; choose one of labels, depth, edges, normals" in error for error in errors)
+
+
+def test_folders_of_modalities_are_documents_of_files_with_equal_paths(bundle_folder, tmp_path):
+    labels = np.kron(np.eye(4, dtype=np.uint8), np.ones((8, 8), np.uint8))
+    for split in ("train", "val"):
+        for number in (1, 2):
+            for folder in ("rgb", "semantic", "depth", "caption"):
+                (tmp_path / "d" / split / folder / "x").mkdir(parents=True, exist_ok=True)
+            stem = f"x/{number}"
+            Image.fromarray(np.full((32, 32, 3), 40 * number, np.uint8)).save(tmp_path / "d" / split / "rgb" / f"{stem}.jpg")
+            Image.fromarray(labels * number).save(tmp_path / "d" / split / "semantic" / f"{stem}.png")
+            (tmp_path / "d" / split / "caption" / f"{stem}.txt").write_text(f"number {number}\n")
+        Image.fromarray(np.full((32, 32), 30_000, np.uint16)).save(tmp_path / "d" / split / "depth" / "x" / "1.png")
+    main(["tokenize", str(tmp_path / "d"), str(tmp_path / "t"), "--bundle", str(bundle_folder)])
+    data = TokenDataset(tmp_path / "t", "train")
+    documents = [data.document(i) for i in range(len(data))]
+    assert [document.id for document in documents] == ["train/x/1", "train/x/2"]
+    sources = [[segment.source for segment in document.segments] for document in documents]
+    assert sources[0] == ["", "train/rgb/x/1.jpg", "train/semantic/x/1.png#map=labels", "train/depth/x/1.png#map=depth"]
+    assert sources[1] == ["", "train/rgb/x/2.jpg", "train/semantic/x/2.png#map=labels"]
+    assert len(TokenDataset(tmp_path / "t", "validation")) == 2
+    assert not (tmp_path / "t" / "errors.jsonl").exists()

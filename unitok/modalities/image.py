@@ -313,7 +313,7 @@ def _mask_of(mask: object, where: str) -> np.ndarray:
     """Where a mask is white, or transparent if it has an alpha channel; bool [H, W]. Errors: `UserError`."""
     mask = open_mask(str(mask), mask.read_bytes()) if isinstance(mask, Path) else mask
     if isinstance(mask, Pillow.Image):
-        if "A" in mask.getbands():
+        if "A" in mask.getbands() and np.asarray(mask.getchannel("A")).min() < 128:
             return np.asarray(mask.getchannel("A")) < 128
         return np.asarray(mask.convert("L")) >= 128
     values = np.asarray(mask)

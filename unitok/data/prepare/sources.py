@@ -3,6 +3,7 @@
 - interleaved JSON Lines (`.jsonl`), one document per line (`unitok.interleaved`), lines of named fields, or conversations
   (`unitok.conversations`); a `.json` list of these;
 - a folder that holds `documents.jsonl`: only the documents of that file;
+- folders of modalities (`rgb/`, `depth/`, `caption/`, …), in which files of equal paths are one document (`unitok.data.prepare.aligned`);
 - any other folder: first its files that hold many documents, then files of one base name (`cat.jpg`, `cat.txt`, `cat.json`),
   which are one document. A file that a line or a row names is not a document of its own (ImageFolder, AudioFolder);
 - WebDataset archives (`.tar`, also compressed): members of one base name, up to the first dot, are one document;
@@ -30,6 +31,7 @@ from typing import IO
 import pyarrow as pa
 
 from unitok.conversations import Media, data_url, is_conversation, read_conversation, texts_of
+from unitok.data.prepare.aligned import aligned_items, is_aligned, read_aligned
 from unitok.data.prepare.containers import DAMAGE, Table, damage, plain_name, unpacked
 from unitok.data.prepare.fields import MEDIA_SUFFIXES, TEXT, Fields, RowContent, names_media, open_media, read_fields
 from unitok.data.prepare.listing import GROUP, ListingOptions, SourceItem, list_items
@@ -86,6 +88,8 @@ class Source:
         """
         self.left_out.clear()
         spec = self.spec
+        if not (file or self.alone or self.pattern or spec.template or self.through_lines()) and is_aligned(self.files):
+            return aligned_items(self.files)
         group = (spec.group or GROUP) if groups else ""
         options = ListingOptions(bool(self.alone), bool(spec.template), group, spec.group_separator, on_file)
         folders = (lambda: [([file], {})]) if file else self._folders()
@@ -147,6 +151,8 @@ class Source:
                 yield from (partial(_raise, item.error) for item in run)
             elif kind == "files":
                 yield from (partial(self._make_of_files, item) for item in run)
+            elif kind == "aligned":
+                yield from (partial(self._make_of_aligned, item) for item in run)
             else:
                 yield from readers[kind](list(run))
 
@@ -185,6 +191,9 @@ class Source:
             message = str(error)
             raise UserError(message if message.startswith(item.where) else f"{item.where}: {message}") from None
         return self._document(item, content)
+
+    def _make_of_aligned(self, item: SourceItem) -> list[RawDocument]:
+        return self._document(item, (read_aligned(self.spec, self.files, item), []))
 
     def _make_of_files(self, item: SourceItem) -> list[RawDocument]:
         row = {
