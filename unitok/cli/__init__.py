@@ -34,6 +34,7 @@ VERBS = {
     "serve": "serve a bundle behind OpenAI's endpoints, with a page",
     "eval": "measure a bundle on scenes",
     "eval documents": "measure a bundle on documents of your own",
+    "eval boxes": "measure the boxes that a bundle writes",
     "eval image-tokenizer": "measure an image tokenizer on images",
     "eval audio-tokenizer": "measure an audio tokenizer on audio",
     "doctor": "say what is installed, what works, and what to do about the rest",

@@ -108,6 +108,59 @@ def documents(
     print(f"open {out / 'index.html'}")
 
 
+def boxes(
+    data: str,
+    *,
+    bundle: BundleFolder,
+    out: Path = Path("runs/eval-boxes"),
+    split: str = "",
+    root: str = "",
+    count: int = 200,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    overwrite: bool = False,
+    device: str = "cpu",
+) -> None:
+    """Measure how well a bundle finds things: IoU, accuracy at 0.5 and mAP of the boxes that it writes; JSON, and a page that draws them.
+
+    Args:
+        data: tokenized data set, interleaved .jsonl file, or folder with a documents.jsonl, whose answers hold boxes
+        bundle: bundle with tokenizers, box among them, and a decoder
+        out: folder for scores.json, boxes.jsonl, samples/index.html
+        split: of a data set: train, validation or test (default: validation, else test, else all)
+        root: folder that paths in a .jsonl file must not leave (default: the file's)
+        count: number of documents, drawn at random; 0: all
+        max_new_tokens: most tokens of an answer
+        temperature: of the answers; 0: always the likeliest token
+        top_k: only the k likeliest tokens; 0: all
+        top_p: only the likeliest tokens that together have this probability; 1: all
+        seed: random seed of the documents drawn and of sampling
+        overwrite: replace what lies in the folder, also where it is something else
+        device: where to run: cpu, cuda, cuda:1, mps
+    """
+    from unitok.api import Unitok
+    from unitok.evaluate.boxes import KIND, box_scores, evaluate_boxes, write_scores
+    from unitok.evaluate.documents import read_documents
+    from unitok.evaluate.tokenizer import print_scores
+    from unitok.generation_config import SamplingParams
+
+    sampling = SamplingParams(temperature, top_k, top_p)
+    check_replaceable(out, KIND, overwrite)
+    check_inputs(out, [bundle, *([] if "://" in data else [Path(data)])])
+    unitok = Unitok.from_pretrained(bundle, device=check_device(device))
+    unitok.require("box")
+    results = evaluate_boxes(unitok, read_documents(unitok, data, count, seed, split, root), sampling, seed, max_new_tokens)
+    scores = box_scores(results)
+    write_scores(results, scores, out)
+    print_scores(scores)
+    if "map" not in scores:
+        print("mAP needs pycocotools: pip install 'unitok-lm[eval]'")
+    print(f"open {out / 'samples' / 'index.html'}")
+
+
 def image_tokenizer(
     tokenizer: Input,
     images: Input,

@@ -14,6 +14,7 @@ from PIL import Image
 
 from unitok.api import Unitok
 from unitok.document import Document, Part, RawDocument
+from unitok.evaluate.boxes import box_iou
 from unitok.generation_config import GenerationConfig
 from unitok.media import load_image
 from unitok.media.maps import rgb_to_labels
@@ -27,13 +28,6 @@ from unitok.scenes.world import NOTE_SECONDS, SHAPES, caption
 #: What each kind of task makes.
 _MODALITIES = {"find": "box:1", "point": "point:1", "describe_box": "text", "draw_boxes": "image", "label": "image"}
 _MODALITIES |= {"draw_labels": "image", "edit": "image"}
-
-
-def box_iou(a: Sequence[float], b: Sequence[float]) -> float:
-    """The intersection over union of two boxes x0, y0, x1, y1."""
-    wide, high = (max(0.0, min(a[2 + i], b[2 + i]) - max(a[i], b[i])) for i in (0, 1))
-    areas = [(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in (a, b)]
-    return wide * high / max(sum(areas) - wide * high, 1e-12)
 
 
 def mean_iou(a: np.ndarray, b: np.ndarray) -> float:
