@@ -315,7 +315,8 @@ class DecoderTraining(TrainingShell[dict[str, Tensor]]):
         return loss.total, sums
 
     def _metrics(self, batch: dict[str, Tensor], loss: Loss) -> Sums:
-        """Sums of bits per token, accuracy and RMS of logsumexp of each modality and level, and of the fraction of padding."""
+        """Sums of bits per token, accuracy and RMS of logsumexp of each modality and level, and of the fractions of padding and, of all
+        other tokens, of those that are learned and not only read."""
         sums: Sums = {}
         targets = batch["targets"].flatten()[loss.index]
         for name, ranges in self.logged_ranges.items():
@@ -328,7 +329,8 @@ class DecoderTraining(TrainingShell[dict[str, Tensor]]):
                 sums[f"logsumexp_rms/{name}"] = loss.logsumexp[inside].square().sum(), number
         padding = batch["documents"] < 0
         filled = ~padding.all(1)  # a row without documents only fills up the batch of a process
-        return sums | {"padding_fraction": (padding[filled].sum(), padding[filled].numel())}
+        learned = (batch["weights"] > 0).sum(), (~padding).sum()
+        return sums | {"padding_fraction": (padding[filled].sum(), padding[filled].numel()), "learned_fraction": learned}
 
     def measure(self, batch: dict[str, Tensor], show: bool) -> Sums:
         """Sums of the same metrics as in training."""
