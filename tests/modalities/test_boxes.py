@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -196,3 +197,44 @@ def test_objects_of_imagefolder_and_of_ms_swift_are_boxes_where_the_bundle_has_t
         for segment in segments:
             if segment.modality == "box":
                 assert np.abs(boxed.decode(segment) - [[0.1, 0.25, 0.6, 0.75]]).max() <= 0.5 / 999
+
+
+#: Things in scikit-image's photographs: x, y, width, height in pixels.
+PHOTOGRAPHS = {
+    "astronaut.png": [("face", [172, 62, 104, 148]), ("helmet", [308, 164, 204, 196])],
+    "chelsea.png": [("cat", [2, 2, 446.5, 297]), ("eye", [170.25, 92.5, 48, 40]), ("nose", [229, 158, 54, 44])],
+    "coffee.png": [("cup", [166, 42, 270, 208]), ("spoon", [20, 270, 290, 110])],
+    "rocket.jpg": [("rocket", [309.5, 80, 34, 262])],
+}
+
+
+def test_photographs_in_a_coco_file_go_through_tokens_and_back_with_boxes_within_half_a_bin(boxed, tmp_path):
+    skimage = pytest.importorskip("skimage")
+    boxed.save_pretrained(tmp_path / "b")
+    (tmp_path / "d" / "images").mkdir(parents=True)
+    coco = {"images": [], "annotations": [], "categories": []}
+    for image, (name, things) in enumerate(PHOTOGRAPHS.items(), 1):
+        source = Path(skimage.__file__).parent / "data" / name
+        (tmp_path / "d" / "images" / name).write_bytes(source.read_bytes())
+        width, height = Image.open(source).size
+        coco["images"].append({"id": image, "file_name": name, "width": width, "height": height})
+        for label, box in things:
+            number = len(coco["annotations"]) + 1
+            coco["categories"].append({"id": number, "name": label})
+            coco["annotations"].append({"id": number, "image_id": image, "category_id": number, "bbox": box, "iscrowd": 0})
+    (tmp_path / "d" / "instances_photographs.json").write_text(json.dumps(coco, indent=1))
+    main(["tokenize", str(tmp_path / "d"), str(tmp_path / "t"), "--bundle", str(tmp_path / "b"), "--image-area", "1024"])
+    main(["inspect", str(tmp_path / "t"), "--verify", "--page", str(tmp_path / "page.html"), "--bundle", str(tmp_path / "b")])
+    assert (tmp_path / "page.html").read_text().count("<rect") == len(coco["annotations"])
+    main(["detokenize", str(tmp_path / "t"), str(tmp_path / "files"), "--bundle", str(tmp_path / "b")])
+    lines = [json.loads(line) for line in (tmp_path / "files" / "documents.jsonl").read_text().splitlines()]
+    found = {}
+    for line in lines:
+        texts, boxes = line["content"][1::2], line["content"][2::2]
+        found[line["id"]] = {text["text"]: box["boxes"][0] for text, box in zip(texts, boxes, strict=True)}
+    assert set(found) == {Path(name).stem for name in PHOTOGRAPHS}
+    for row in coco["images"]:
+        for label, (x, y, wide, high) in PHOTOGRAPHS[row["file_name"]]:
+            sides = np.array([row["width"], row["height"]] * 2)
+            true = np.array([x, y, x + wide, y + high]) / sides
+            assert np.abs(true - found[Path(row["file_name"]).stem][label]).max() <= 0.5 / 999 + 1e-6
