@@ -69,9 +69,11 @@ def _requests(vocab, random_document, count: int, seed: int = 0) -> list[tuple[R
     return made
 
 
-def test_whatever_is_filled_is_well_formed(vocab, random_document, decoder):
+@pytest.mark.parametrize("count", [300, pytest.param(25_000, marks=pytest.mark.long)])
+def test_whatever_is_filled_is_well_formed(vocab, random_document, decoder, count):
     grammar = Grammar(vocab)
-    requests = [request for request, _ in _requests(vocab, random_document, 300)]
+    requests = [request for request, _ in _requests(vocab, random_document, count)]
+    assert len(requests) > 0.8 * count
     for request, ids in zip(requests, generate(decoder, grammar, requests, batch_size=32), strict=True):
         whole = np.concatenate([request.prompt, ids])
         assert follow_fills(grammar, whole).state == "done"

@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 from unitok.document import Part
 from unitok.errors import UserError
 from unitok.modalities import modalities
-from unitok.modalities.box import Boxes
 from unitok.storage import Blob
 
 #: Keys that hold the list of messages.
@@ -375,13 +374,8 @@ def _objects(row: Row) -> dict[str, list[object]] | None:
     if not isinstance(objects, Mapping):
         raise UserError('objects: it must be {"ref": [names], "bbox": [boxes]}')
     boxes, unit, images = list(objects.get("bbox") or []), objects.get("bbox_type", "real"), objects.get("image_id")
-    if unit not in ("real", "norm1"):
-        raise UserError(f"objects: bbox_type {unit!r}; choose real (pixels) or norm1 (fractions)")
     of_images = images if isinstance(images, list) and len(images) == len(boxes) else [None] * len(boxes)
-    pieces = []
-    for box, image in zip(boxes, of_images, strict=True):
-        rows = box if isinstance(box, list) and box and isinstance(box[0], list) else [box]
-        pieces.append(Media("box", Boxes(rows, "pixel" if unit == "real" else "fraction", image), str(box)))
+    pieces = [Media("box", (box, unit, image), str(box)) for box, image in zip(boxes, of_images, strict=True)]
     return {"ref-object": list(objects.get("ref") or []), "bbox": [*pieces]}
 
 

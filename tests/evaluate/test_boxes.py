@@ -55,7 +55,7 @@ def test_a_bundle_is_measured_on_documents_with_boxes(bundle_folder, tmp_path, c
     assert "accuracy_at_0.5" in capsys.readouterr().out
     rows = [json.loads(line) for line in (tmp_path / "o" / "boxes.jsonl").read_text().splitlines()]
     assert [row["true"][0]["label"] for row in rows] == ["find the dog:"] * 3
-    assert rows[0]["true"][0]["box"] == pytest.approx([0, 0, 0.5, 0.5], abs=1e-3)
+    assert rows[0]["true"][0]["xyxy"] == pytest.approx([0, 0, 0.5, 0.5], abs=1e-3)
     assert (tmp_path / "o" / "samples" / "index.html").exists()
     u = Unitok.from_pretrained(tmp_path / "b")
     with pytest.raises(UserError, match="no document has boxes that are learned"):

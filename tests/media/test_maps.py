@@ -7,7 +7,10 @@ import pytest
 from PIL import Image
 
 from unitok.cli import main
+from unitok.data.prepare.recipe import SourceSpec
+from unitok.data.prepare.sources import Source
 from unitok.data.shards import TokenDataset
+from unitok.document import Part
 from unitok.errors import UserError
 from unitok.media.maps import (
     depth_to_rgb,
@@ -142,3 +145,50 @@ def test_folders_of_modalities_are_documents_of_files_with_equal_paths(bundle_fo
     assert sources[1] == ["", "train/rgb/x/2.jpg", "train/semantic/x/2.png#map=labels"]
     assert len(TokenDataset(tmp_path / "t", "validation")) == 2
     assert not (tmp_path / "t" / "errors.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("files", "aligned"),
+    [
+        (("rgb/1.png", "depth/1.png", "README.md"), True),
+        (("rgb/1.png", "depth/1.png", "rgb/LICENSE"), True),
+        (("images/1.png", "labels/1.txt"), False),  # YOLO's
+        (("images/1.png", "captions/captions.jsonl"), False),
+        (("rgb/1.png", "depth/1.png", "extra/1.txt"), False),
+        (("images/1.png", "images/2.png"), False),
+    ],
+)
+def test_folders_are_aligned_where_all_files_are_of_modalities(files, aligned, tmp_path):
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        if name.endswith(".png"):
+            Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / name)
+        else:
+            (tmp_path / name).write_text('{"text": "a"}\n')
+    items = list(Source(SourceSpec(str(tmp_path))).items())
+    assert ([item.kind for item in items] == ["aligned"]) == aligned
+
+
+def test_variants_in_aligned_folders_stay_in_their_group_and_one_split_is_none(tmp_path):
+    for folder in ("rgb", "depth"):
+        (tmp_path / "train" / folder).mkdir(parents=True)
+        for number in range(2):
+            Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "train" / folder / f"1_{number}.png")
+    items = list(Source(SourceSpec(str(tmp_path), group_separator="_")).items())
+    assert [(item.id, item.split, item.group) for item in items] == [("train/1_0", "", "train/1"), ("train/1_1", "", "train/1")]
+
+
+def test_maps_in_prompts_are_read_as_in_data_sets(tiny, tmp_path):
+    labels = np.zeros((32, 32), np.uint8)
+    labels[8:24, 8:24] = 3
+    np.save(tmp_path / "m.npy", labels)
+    Image.fromarray(labels).save(tmp_path / "m.png")
+    read = [tiny.read(Part("image", path=tmp_path / name, view="map=labels"))[0] for name in ("m.npy", "m.png")]
+    assert np.array_equal(read[0].codes, read[1].codes)
+    assert np.array_equal(read[0].codes, tiny.read(labels_to_rgb(labels))[0].codes)
+    palette = Image.fromarray(labels, "P")
+    palette.putpalette([0, 0, 0] * 3 + [255, 255, 255])
+    assert np.asarray(read_map("a", palette, "edges")).max() == 255
+    for bad in (np.zeros((0, 0)), np.array([["a"]])):
+        with pytest.raises(UserError, match="it holds numbers"):
+            read_map("a", bad, "labels")

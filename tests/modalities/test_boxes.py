@@ -1,5 +1,6 @@
 """Boxes and points stay around the same pixels, whatever is done to their image, and come back within half a bin."""
 
+import gzip
 import json
 import re
 from pathlib import Path
@@ -11,6 +12,8 @@ from PIL import ExifTags, Image
 from unitok import Boxes, Points, Unitok
 from unitok.bundle import make_bundle
 from unitok.cli import main
+from unitok.data.prepare.recipe import SourceSpec
+from unitok.data.prepare.sources import Source
 from unitok.data.shards import TokenDataset
 from unitok.errors import UserError
 from unitok.grammar import Grammar
@@ -238,3 +241,52 @@ def test_photographs_in_a_coco_file_go_through_tokens_and_back_with_boxes_within
             sides = np.array([row["width"], row["height"]] * 2)
             true = np.array([x, y, x + wide, y + high]) / sides
             assert np.abs(true - found[Path(row["file_name"]).stem][label]).max() <= 0.5 / 999 + 1e-6
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{\n"type": "article", "text": "hello world"}',
+        '{"version": "5.0", "shapes": [], "text": "hello world"}',
+        '{"images": [], "text": "hello world"}',
+        '{"info": {}, "text": "hello world"}',
+    ],
+)
+def test_json_that_begins_like_coco_is_a_document_as_before(text, tmp_path):
+    (tmp_path / "1.json").write_text(text)
+    source = Source(SourceSpec(str(tmp_path)))
+    (make,) = source.read(list(source.items()))
+    assert [part.value for part in make()[0].content] == ["hello world"]
+
+
+def test_a_coco_file_that_is_compressed_or_has_odd_ids_is_read(tmp_path):
+    (tmp_path / "d").mkdir()
+    Image.fromarray(np.zeros((24, 40, 3), np.uint8)).save(tmp_path / "d" / "a.png")
+    odd = json.loads(json.dumps(COCO))
+    odd["images"][0]["id"] = odd["annotations"][0]["image_id"] = ["seven"]
+    with gzip.open(tmp_path / "d" / "instances.json.gz", "wt") as file:
+        file.write(json.dumps(odd))
+    source = Source(SourceSpec(str(tmp_path / "d")), boxes=True)
+    first, second = source.read(list(source.items()))
+    assert [part.type for part in first()[0].content] == ["image", "text", "box"]
+    with pytest.raises(UserError, match=r"instances.json.gz, image 2: gone.png: no such file"):
+        second()
+
+
+def test_what_is_no_box_stays_text_where_the_bundle_has_none(bundle_folder, boxed, tmp_path):
+    (tmp_path / "d").mkdir()
+    boxed.save_pretrained(tmp_path / "b")
+    Image.fromarray(np.zeros((24, 40, 3), np.uint8)).save(tmp_path / "d" / "a.png")
+    swift = {
+        "messages": [{"role": "user", "content": "<image>Where?"}, {"role": "assistant", "content": "At <bbox> and <bbox>."}],
+        "images": ["a.png"],
+        "objects": {"ref": [], "bbox": [[4, 6], "(1,2),(3,4)"]},
+    }
+    folder = {"file_name": "a.png", "text": "a cat", "objects": {"bbox": [[9, 9, -3, 4]], "id": [0]}}
+    (tmp_path / "d" / "swift.jsonl").write_text(json.dumps(swift) + "\n")
+    (tmp_path / "d" / "metadata.jsonl").write_text(json.dumps(folder) + "\n")
+    main(["tokenize", str(tmp_path / "d"), str(tmp_path / "t"), "--bundle", str(bundle_folder)])
+    data = TokenDataset(tmp_path / "t")
+    texts = [boxed.decode(s) for i in range(len(data)) for s in data.document(i).segments if s.modality == "text"]
+    assert texts == ["a cat", "Where?", "At [4, 6] and (1,2),(3,4)."]
+    assert not (tmp_path / "t" / "errors.jsonl").exists()

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from unitok.cli import main
+from unitok.document import Document
 from unitok.errors import UserError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
@@ -126,3 +127,33 @@ def test_flags_of_holes_that_do_not_fit_are_refused(flags, message, bundle_folde
         main(["sample", "--bundle", str(bundle_folder), *flags, "--out", str(tmp_path / "o")])
     assert exit.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_what_a_prompt_says_in_a_role_stays_where_it_is(tiny):
+    before = Document(tuple(tiny.read("hello", role="user")))
+    (output,) = tiny.fill("a ___ b", prompt=before, max_new_tokens=40)
+    assert output.text.startswith("a")
+    assert output.text.endswith(" b")
+    mask = np.zeros((48, 64), bool)
+    mask[:9, :9] = True
+    (output,) = tiny.fill(PIXELS, mask, before, guidance_scale=2.0)
+    assert np.array_equal(as_bytes(output.images[0])[20:], PIXELS[20:])
+
+
+def test_a_single_pixel_of_a_large_image_is_a_hole(tiny):
+    large, mask = np.zeros((900, 1200, 3), np.uint8), np.zeros((900, 1200), bool)
+    mask[700, 11] = True
+    (output,) = tiny.fill(large, mask)
+    assert output.images[0].shape == (3, 900, 1200)
+
+
+def test_a_palette_with_a_transparent_color_is_a_mask(tiny, tmp_path):
+    mask = np.zeros((48, 64), bool)
+    mask[:20, :20] = True
+    palette = Image.fromarray(np.where(mask, 0, 1).astype(np.uint8), "P")
+    palette.putpalette([255, 255, 255, 255, 255, 255])
+    palette.save(tmp_path / "mask.png", transparency=0)
+    (output,) = tiny.fill(PIXELS, tmp_path / "mask.png")
+    assert np.array_equal(as_bytes(output.images[0])[32:], PIXELS[32:])
+    with pytest.raises(UserError, match="no such file"):
+        tiny.fill(PIXELS, tmp_path / "gone.png")

@@ -120,6 +120,8 @@ def _piece_of_blob(
     bundle: Tokenizers, blob: Blob, where: str, role: str, loss: bool, type: str, source: str, view: str = ""
 ) -> _Piece:
     kind = kind_of_content(blob.head(), Path(where).name, bundle.types[type].kind if type in bundle.types else "")
+    if kind is None and view:  # a NumPy file that the part's type reads
+        kind = bundle.types[type].kind
     if kind is None:
         raise UserError(f"{where}: {'neither an image nor audio' if blob.head() else 'an empty file; replace it'}")
     name = bundle.instance(type or kind)

@@ -90,7 +90,7 @@ def sample(
         generation: for all content, and for each kind alone
         sampling: sampling parameters by tokenizer, where several are of a kind, as JSON: {"speech": {"temperature": 0.7}}
     """
-    _check(prompt, prompts, score, generation.get("", {}) if live else None, bool(mask or fill))
+    _check(prompt, prompts, score, generation.get("", {}) if live else None, bool(mask) + bool(fill))
     parts = [content_of(*given) for given in prompt]
     keywords = generation.pop("", {}) | {"sampling": sampling_of_flags(generation, sampling)}
 
@@ -126,6 +126,8 @@ def _generate(
     if mask or fill:
         *before, content = prompts[0]
         given = {name: value for name, value in keywords.items() if name not in NOT_IN_FILLS}
+        if unused := sorted(name for name in NOT_IN_FILLS if keywords.get(name) is not None):
+            raise UserError(f"--{unused[0].replace('_', '-')}: a hole is filled without it; leave it out")
         outputs = unitok.fill(content, mask or parse_hole(fill), before or None, **given)
     else:
         outputs = unitok.generate(prompts, **keywords, progress=True)
@@ -147,12 +149,14 @@ def parse_hole(text: str) -> object:
 
 
 def _check(
-    prompt: list[tuple[str, str]], prompts: Path | None, score: bool, live: Mapping[str, object] | None, hole: bool = False
+    prompt: list[tuple[str, str]], prompts: Path | None, score: bool, live: Mapping[str, object] | None, holes: int = 0
 ) -> None:
-    """Raise `UserError` for flags that do not go together. live: what is generated with `--live`; None without it. hole: whether a hole is filled."""
+    """Raise `UserError` for flags that do not go together. live: what is generated with `--live`; None without it. holes: flags that say what is filled."""
     if prompts and prompt:
         raise UserError("give either --prompts or parts of one prompt")
-    if hole and (prompts or not prompt or live is not None):
+    if holes > 1:
+        raise UserError("--mask and --fill: give one of them")
+    if holes and (prompts or not prompt or live is not None):
         raise UserError("--mask and --fill make a part of the prompt's last piece anew: give it, without --prompts and --live")
     if score and not prompts:
         raise UserError("--score needs --prompts FILE.jsonl, the documents to score")

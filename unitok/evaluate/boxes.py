@@ -50,7 +50,7 @@ class BoxResult:
         """Return the result as plain types."""
         rows = {"true": self.true, "generated": self.made}
         return {"id": self.id, "iou": self.ious()} | {
-            name: [{"label": label, "box": box.round(4).tolist()} for label, box in boxes] for name, boxes in rows.items()
+            name: [{"label": label, "xyxy": box.round(4).tolist()} for label, box in boxes] for name, boxes in rows.items()
         }
 
 

@@ -19,9 +19,20 @@ from torch import Tensor
 from unitok.errors import UserError
 from unitok.media.audio_files import AudioFile, open_audio
 from unitok.media.formats import find_media, promised, sniff, sniff_bytes, unread
-from unitok.media.image_files import open_image, to_rgb
+from unitok.media.image_files import open_image, to_rgb, upright
 
-__all__ = ["AudioFile", "find_media", "open_audio", "open_image", "promised", "sniff", "sniff_bytes", "to_rgb", "unread"]
+__all__ = [
+    "AudioFile",
+    "find_media",
+    "open_audio",
+    "open_image",
+    "promised",
+    "sniff",
+    "sniff_bytes",
+    "to_rgb",
+    "unread",
+    "upright",
+]
 
 #: Most samples that are decoded at once: 2 GB.
 MAX_SAMPLES = 500_000_000

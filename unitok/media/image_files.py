@@ -137,7 +137,7 @@ def to_rgb(image: Image.Image, profile: bytes | None = None) -> Image.Image:
     Transparent images are put on white; 16 bits and floats become 8 bits. Metadata that cannot be read is ignored.
     """
     profile = profile or image.info.get("icc_profile")
-    image = _upright(image)
+    image = upright(image)
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         values = np.asarray(image, np.float32)
         if not np.isfinite(values).all():
@@ -158,7 +158,7 @@ def to_rgb(image: Image.Image, profile: bytes | None = None) -> Image.Image:
     return rgb
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
     """Rotate an image by the orientation in its EXIF, if that can be read."""
     try:
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))

@@ -73,8 +73,10 @@ def read_map(name: str, content: bytes | Image.Image | np.ndarray, kind: str, fa
 
     Errors: `UserError` for content that is no such map.
     """
-    values = _values(name, content)
+    values = _values(name, content, kind)
     try:
+        if not values.size or values.dtype.kind not in "buif":
+            raise UserError(f"a map of {values.dtype} of shape {values.shape}; it holds numbers")
         if kind == "labels":
             return Image.fromarray(_label_image(values))
         if kind == "depth":
@@ -92,8 +94,8 @@ def read_map(name: str, content: bytes | Image.Image | np.ndarray, kind: str, fa
     return Image.fromarray(values)
 
 
-def _values(name: str, content: bytes | Image.Image | np.ndarray) -> np.ndarray:
-    """The numbers of a map, [H, W] or [H, W, 3]."""
+def _values(name: str, content: bytes | Image.Image | np.ndarray, kind: str) -> np.ndarray:
+    """The numbers of a map, [H, W] or [H, W, 3]: of labels those of a palette, of other maps its colors."""
     if isinstance(content, np.ndarray):
         return content
     try:
@@ -103,6 +105,8 @@ def _values(name: str, content: bytes | Image.Image | np.ndarray) -> np.ndarray:
             content = Image.open(io.BytesIO(content))
         if content.mode in ("RGBA", "LA", "CMYK", "YCbCr", "LAB", "HSV"):
             content = content.convert("RGB")
+        if content.mode == "P" and kind != "labels":
+            content = content.convert("L" if kind == "depth" else "RGB")
         return np.asarray(content.convert("L") if content.mode == "1" else content)
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise UserError(f"{name}: not a readable map ({first_line(error)}); replace it or leave it out") from None

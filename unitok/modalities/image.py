@@ -130,6 +130,8 @@ class Image(Modality["ImageTokenizer", "Tensor", ImageOptions]):
         view: str = "",
         chance: float = 0.0,
     ) -> Loaded:
+        from unitok.media import open_image, upright
+
         kind, variant = _split_view(view)
         if kind:
             from unitok.media.maps import read_map
@@ -138,14 +140,12 @@ class Image(Modality["ImageTokenizer", "Tensor", ImageOptions]):
             image = read_map(name, data, kind, options.far)  # type: ignore[arg-type]
             size = len(data) if isinstance(data, bytes) else 0
         elif isinstance(content, Pillow.Image):
-            image, size = content, 0
+            image, size = upright(content), 0
         elif not isinstance(content, Blob):
             from unitok.tokenizers.arguments import image_from_array
 
             image, size = image_from_array(content, name), 0
         else:
-            from unitok.media import open_image
-
             assert isinstance(content, Blob)
             data = content.read()
             image, size = open_image(Path(name), data), len(data)
@@ -270,10 +270,10 @@ class _ImageFilling:
     def missing(self, segment: Segment) -> np.ndarray:
         """Every cell that the mask touches."""
         height, width = segment.size[:2]
-        scaled = Pillow.fromarray(self.mask.astype(np.uint8) * 255).resize((width, height), Pillow.Resampling.BOX)
         rows, columns = segment.codes.shape[-2:]
         whole = np.zeros((rows * self.stride, columns * self.stride), bool)
-        whole[:height, :width] = np.asarray(scaled) > 0
+        y, x = np.nonzero(self.mask)
+        whole[y * height // self.mask.shape[0], x * width // self.mask.shape[1]] = True
         return whole.reshape(rows, self.stride, columns, self.stride).any((1, 3)).reshape(-1)
 
     def finish(self, made: "Tensor") -> "Tensor":
@@ -306,13 +306,17 @@ def open_mask(name: str, data: bytes) -> Pillow.Image:
     from unitok.media import open_image
 
     open_image(Path(name), data)  # whose messages say what is wrong with the file
-    return Pillow.open(BytesIO(data))
+    return ImageOps.exif_transpose(Pillow.open(BytesIO(data)))
 
 
 def _mask_of(mask: object, where: str) -> np.ndarray:
     """Where a mask is white, or transparent if it has an alpha channel; bool [H, W]. Errors: `UserError`."""
-    mask = open_mask(str(mask), mask.read_bytes()) if isinstance(mask, Path) else mask
+    if isinstance(mask, Path):
+        if not mask.is_file():
+            raise UserError(f"{mask}: {'not a file' if mask.exists() else 'no such file'}")
+        mask = open_mask(str(mask), mask.read_bytes())
     if isinstance(mask, Pillow.Image):
+        mask = mask.convert("RGBA") if "transparency" in mask.info else mask
         if "A" in mask.getbands() and np.asarray(mask.getchannel("A")).min() < 128:
             return np.asarray(mask.getchannel("A")) < 128
         return np.asarray(mask.convert("L")) >= 128

@@ -5,7 +5,7 @@ what belongs there (`unitok.holes`).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -112,9 +112,14 @@ def _read_text(bundle: Bundle, content: object, before: Document) -> _Holed:
             holes.append(len(codes))
             codes.append(stand_in)
     start = len(bundle.vocab.encode(before, eos=False))
-    segment = Segment(name, np.array(codes))
+    segment = Segment(name, np.array(codes), _role_of(before))
     places = [np.array([start + hole]) for hole in holes]
     return _holed(bundle, before, segment, places, start, str)
+
+
+def _role_of(before: Document) -> str:
+    """The role of what stands before, which the content has, too: so no token of a role stands between them."""
+    return before.segments[-1].role if before.segments else "none"
 
 
 def _read_media(bundle: Bundle, content: object, hole: object, before: Document) -> _Holed:
@@ -130,7 +135,7 @@ def _read_media(bundle: Bundle, content: object, hole: object, before: Document)
         raise UserError(f"{where}: neither text with {BLANK}, nor an image or audio")
     name = bundle.instance(kind)
     filling = modality_of(kind).filling(bundle.require(name), content, hole, where)
-    (segment,) = bundle.read(filling.content)
+    (segment,) = bundle.read(filling.content, role=_role_of(before))
     document = Document((*before.segments, segment))
     ids, placed = bundle.vocab.encode_placed(document)
     start = placed[-1].start
@@ -150,7 +155,7 @@ def _holed(
     """Punch holes at `places` into the document of a prompt and a segment."""
     punched = partial(_first_part, bundle)
     whole = punched(Document((*before.segments, segment)), places)
-    alone = punched(Document((segment,)), [place - (start - 1) for place in places])
+    alone = punched(Document((replace(segment, role="none"),)), [place - (start - 1) for place in places])
     return _Holed(whole, alone[:-1], start, segment.modality, segment.size, finish)
 
 

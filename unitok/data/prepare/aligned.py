@@ -6,19 +6,22 @@ A source is read in this way where everything in it lies in folders with such na
 in the order of `FOLDERS`: texts, images, maps, audio. The names of all its files are held in memory.
 """
 
-from collections.abc import Iterator
+import logging
+from collections import Counter
 from pathlib import Path, PurePosixPath
 
 from unitok.data.prepare.fields import TEXT, text_of
-from unitok.data.prepare.listing import SourceItem
+from unitok.data.prepare.listing import SourceItem, may_hold_many
 from unitok.data.prepare.recipe import SourceSpec
-from unitok.data.prepare.splits import folder_split_of
+from unitok.data.prepare.splits import describes_data_set, folder_split_of, group_of_id
 from unitok.document import Part
 from unitok.errors import UserError
-from unitok.media import sniff_bytes
+from unitok.media import promised, sniff_bytes
 from unitok.media.maps import MAPS
 from unitok.modalities import modality_of
 from unitok.storage import Blob, Files
+
+log = logging.getLogger("unitok")
 
 #: What the files in a folder of a name are: a map, or "" for what their content says.
 FOLDERS = dict.fromkeys(("caption", "captions", "text", "rgb", "image", "images"), "")
@@ -41,31 +44,49 @@ def split_name(name: str) -> tuple[str, str] | None:
 
 
 def is_aligned(files: Files) -> bool:
-    """Whether a source is aligned folders: all of its folders with files belong to at least two modalities."""
-    found = set()
+    """Whether a source is aligned folders: all of its files, but those that describe it, lie in folders of at least two modalities."""
+    found: set[str] = set()
+    foreign = ""
     for names, _ in files.folders():
-        if names:
-            split = split_name(names[0])
-            if split is None:
-                return False
-            found.add(split[0])
-    return len(found) > 1
+        for name in (name for name in names if not describes_data_set(name)):
+            split = split_name(name)
+            if split is None or may_hold_many(name, set()) or not _suits(split[0], name):
+                foreign = foreign or name
+                if len(found) < 2:
+                    return False
+            else:
+                found.add(split[0])
+    if foreign and len(found) > 1 and any(FOLDERS[folder] in MAPS for folder in found):
+        log.warning("%s is not in a folder of a modality: files are not read as aligned folders", foreign)
+    return len(found) > 1 and not foreign
 
 
-def aligned_items(files: Files) -> Iterator[SourceItem]:
-    """List the documents of aligned folders."""
+def _suits(folder: str, name: str) -> bool:
+    """Whether a file in a folder of maps can be one."""
+    return FOLDERS[folder] not in MAPS or promised(name) == "an image" or name.endswith(".npy")
+
+
+def aligned_items(files: Files, left_out: Counter[str], group_separator: str = "") -> list[SourceItem]:
+    """List the documents of aligned folders. left_out: counts what is left out. group_separator: as `SourceSpec.group_separator`."""
     documents: dict[str, list[tuple[str, int, int]]] = {}
+    items = []
     for names, known in files.folders():
         for name in names:
             f = known.get(name) or files.look(name)
-            if f.problem:
-                yield SourceItem("", f.name, "error", error=f"{f.name}: {f.problem}")
-            elif (split := split_name(name)) is not None:
+            split = split_name(name)
+            if describes_data_set(name) or split is None:
+                left_out["files that describe a data set"] += 1
+            elif f.problem:
+                items.append(SourceItem("", f.name, "error", error=f"{f.name}: {f.problem}"))
+            else:
                 documents.setdefault(split[1], []).append((name, f.stamp, f.size))
-    order = {folder: number for number, folder in enumerate(FOLDERS)}
+    order, splits = list(FOLDERS), {folder_split_of(id) for id in documents}
+    has_splits = len(splits - {""}) > 1 and "train" in splits
     for id in sorted(documents):
-        members = sorted(documents[id], key=lambda member: order[(split_name(member[0]) or ("caption", ""))[0]])
-        yield SourceItem(id, id, "aligned", members=tuple(members), split=folder_split_of(id))
+        members = sorted(documents[id], key=lambda member: order.index((split_name(member[0]) or ("caption", ""))[0]))
+        split_of_id, group = folder_split_of(id) if has_splits else "", group_of_id(id, group_separator)
+        items.append(SourceItem(id, id, "aligned", members=tuple(members), split=split_of_id, group=group))
+    return items
 
 
 def read_aligned(spec: SourceSpec, files: Files, item: SourceItem) -> list[Part]:

@@ -71,12 +71,12 @@ def read_fields(spec: SourceSpec, row: Fields, open_path: Open, files: bool = Fa
     if spec.template:
         return _fill_template(spec, row, open_path), [_unused(name) for name in _not_in_template(spec, row)]
     given = row.get("objects")
-    parts = given if isinstance(given, list) and given and isinstance(given[0], Part) else objects_of(row)
-    if parts is None:
+    if not given or not isinstance(given, list | Mapping):
         return _Reader(spec, open_path, files).read(row)
     content, notes = _Reader(spec, open_path, files).read({k: v for k, v in row.items() if k != "objects"})
     if not with_objects:
         return content, [*notes, "boxes are not used: the bundle has none (`unitok bundle BUNDLE --add box`)"]
+    parts = given if isinstance(given, list) else objects_of(given)
     if not any(isinstance(part.file, Blob) for part in content):
         raise UserError("objects: no image that they are in")
     return [*content, *(_part(spec, part.type, part.value) for part in parts)], notes

@@ -18,7 +18,7 @@ from pathlib import PurePosixPath
 from unitok.conversations import files_of
 from unitok.data.prepare.containers import DAMAGE, Table, damage, is_tar, list_members, opened, plain_name
 from unitok.data.prepare.fields import CAPTIONS, names_file, names_media
-from unitok.data.prepare.objects import coco_folders, coco_images, is_coco
+from unitok.data.prepare.objects import coco_folders, coco_images, is_coco, may_be_coco
 from unitok.data.prepare.splits import SPLIT_OF, describes_data_set, folder_split_of, group_of_id, split_of
 from unitok.errors import UserError, is_utf8
 from unitok.storage import MAX_BYTES, FileInfo, Files, Folder, printable
@@ -229,16 +229,17 @@ def _lister(files: Files, name: str) -> _Lister | None:
         head = _head(files, name)
         if re.match(rb"(\xef\xbb\xbf)?\s*\[\s*\{", head):
             return _list_items
-        if is_coco(head) and not _is_lines(files, name):
+        if may_be_coco(head) and not _is_lines(files, name) and is_coco(_head(files, name, MAX_BYTES)):
             return _coco_items
         return _line_items if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{") and _is_lines(files, name) else None
     return _line_items if plain.endswith((".jsonl", ".ndjson")) else _table_items
 
 
-def _head(files: Files, name: str) -> bytes:
+def _head(files: Files, name: str, size: int = 512) -> bytes:
+    """The first bytes of a file, decompressed; none of one that cannot be read."""
     try:
         with opened(files, name) as (file, _):
-            return file.read(512)
+            return file.read(size)
     except UserError:
         return b""
     except DAMAGE as error:
@@ -304,15 +305,17 @@ def _list_items(files: Files, f: FileInfo, claims: _Claims) -> Iterator[SourceIt
 
 def _coco_items(files: Files, f: FileInfo, claims: _Claims) -> Iterator[SourceItem]:
     """The images of a COCO file; each is an item whose members are the records of it, of its annotations, and of all categories."""
-    folder: str | None = None
     try:
         with opened(files, f.name) as (file, _):
-            text = file.read(MAX_BYTES).decode("latin-1")
-        for number, (named, records) in enumerate(coco_images(text), 1):
-            if folder is None:
-                folder = next((one for one in coco_folders(f.name) if not files.look(os.path.join(one, named)).problem), None)
-            name = os.path.normpath(os.path.join(os.path.dirname(f.name) if folder is None else folder, named))
-            claims.claim(os.path.relpath(name, os.path.dirname(f.name) or "."), f.name)
+            images = list(coco_images(file.read(MAX_BYTES).decode("latin-1")))
+        beside, some = os.path.dirname(f.name), [named for named, _ in images[:100]]
+        lie_in = (
+            one for one in coco_folders(f.name) if any(not files.look(os.path.join(one, named)).problem for named in some)
+        )
+        folder = next(lie_in, beside)
+        for number, (named, records) in enumerate(images, 1):
+            name = os.path.normpath(os.path.join(folder, named))
+            claims.claim(os.path.relpath(name, beside or "."), f.name)
             members, where = ((name, *records[0][1:]), *records[1:]), f"{f.name}, image {number}"
             yield SourceItem(PurePosixPath(named).stem, where, "coco", f.name, f.stamp, members=members)
     except UserError as error:

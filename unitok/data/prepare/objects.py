@@ -5,6 +5,7 @@ one), so that there is one right answer to learn.
 """
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
@@ -42,15 +43,30 @@ def object_parts(boxes: Sequence[object], labels: Sequence[object], size: tuple[
     return [part for _, label, one in sorted(found, key=lambda row: row[0]) for part in (Part("text", label), Part(BOX, one))]
 
 
-def objects_of(row: Mapping[str, object]) -> list[Part] | None:
-    """Return the parts of the field `objects` of a row, `{"bbox": [[x, y, width, height]], "categories": [labels]}`; None without it."""
-    objects = row.get("objects")
-    if not isinstance(objects, Mapping) or not isinstance(objects.get("bbox"), list):
-        return None
-    labels = next((objects[name] for name in _LABELS if isinstance(objects.get(name), list)), None)
+def boxes_part(content: object, text: str) -> Part:
+    """Return the part for a `<bbox>` of ms-swift: boxes, or its text where it is none, such as a point.
+
+    content: box, its type and the number of its image. Errors: `UserError` for another type.
+    """
+    assert isinstance(content, tuple)
+    box, unit, image = content
+    rows = box if isinstance(box, list) and box and isinstance(box[0], list) else [box]
+    if any(not isinstance(row, list) or len(row) != 4 for row in rows):
+        return Part("text", text)
+    if unit not in ("real", "norm1"):
+        raise UserError(f"objects: bbox_type {unit!r}; choose real (pixels) or norm1 (fractions)")
+    return Part(BOX, Boxes(rows, "pixel" if unit == "real" else "fraction", image))
+
+
+def objects_of(objects: Mapping[str, object]) -> list[Part]:
+    """Return the parts of a row's field `objects`, `{"bbox": [[x, y, width, height]], "categories": [labels]}`. Errors: `UserError`."""
+    boxes = objects.get("bbox")
+    if not isinstance(boxes, list):
+        raise UserError('objects: it must be {"bbox": [[x, y, width, height]], "categories": [labels]}')
+    labels = next((value for name in _LABELS if isinstance(value := objects.get(name), list)), None)
     if labels is None:
         raise UserError(f"objects: no {_LABELS[0]} beside bbox; give a list of labels")
-    return object_parts(objects["bbox"], labels)
+    return object_parts(boxes, labels)
 
 
 def _is_number(value: object) -> bool:
@@ -60,11 +76,16 @@ def _is_number(value: object) -> bool:
 # ---- COCO -------------------------------------------------------------------------------------------------------------
 
 
-def is_coco(head: bytes) -> bool:
+def may_be_coco(head: bytes) -> bool:
     """Whether a JSON file begins as COCO's do: an object whose first keys are theirs."""
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     keys = (b"info", b"licenses", b"images", b"annotations", b"categories", b"type", b"year", b"version")
     return text.startswith(b"{") and text[1:].lstrip().startswith(tuple(b'"%s"' % key for key in keys))
+
+
+def is_coco(text: bytes) -> bool:
+    """Whether a whole JSON file has COCO's lists of images and annotations."""
+    return all(re.search(rb'"%s"\s*:\s*\[' % key, text) for key in (b"images", b"annotations"))
 
 
 def coco_images(text: str) -> Iterator[tuple[str, list[tuple[str, int, int]]]]:
@@ -73,13 +94,13 @@ def coco_images(text: str) -> Iterator[tuple[str, list[tuple[str, int, int]]]]:
     found = _find_records(text)
     of_image: defaultdict[object, list[tuple[str, int, int]]] = defaultdict(list)
     for start, length in found["annotations"]:
-        of_image[_record(text, start, length).get("image_id")].append(("annotation", start, length))
+        of_image[str(_record(text, start, length).get("image_id"))].append(("annotation", start, length))
     categories = [("categories", *stretch) for stretch in found.get("categories", [])]
     for number, (start, length) in enumerate(found["images"], 1):
         row = _record(text, start, length)
         if not isinstance(row.get("file_name"), str) or "id" not in row:
             raise UserError(f"image {number}: an image of COCO has an id and a file_name")
-        yield row["file_name"], [("image", start, length), *of_image[row["id"]], *categories]
+        yield row["file_name"], [("image", start, length), *of_image[str(row["id"])], *categories]
 
 
 def _record(text: str, start: int, length: int) -> dict[str, Any]:

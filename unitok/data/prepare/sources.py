@@ -24,6 +24,7 @@ from contextlib import closing
 from dataclasses import replace
 from fnmatch import fnmatch
 from functools import partial
+from io import BytesIO
 from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -35,7 +36,7 @@ from unitok.data.prepare.aligned import aligned_items, is_aligned, read_aligned
 from unitok.data.prepare.containers import DAMAGE, Table, damage, plain_name, unpacked
 from unitok.data.prepare.fields import MEDIA_SUFFIXES, TEXT, Fields, RowContent, names_media, open_media, read_fields
 from unitok.data.prepare.listing import GROUP, ListingOptions, SourceItem, list_items
-from unitok.data.prepare.objects import coco_parts
+from unitok.data.prepare.objects import boxes_part, coco_parts
 from unitok.data.prepare.recipe import SourceSpec, arrange, load_recipe
 from unitok.document import Part, RawDocument
 from unitok.errors import UserError
@@ -89,7 +90,7 @@ class Source:
         self.left_out.clear()
         spec = self.spec
         if not (file or self.alone or self.pattern or spec.template or self.through_lines()) and is_aligned(self.files):
-            return aligned_items(self.files)
+            return iter(aligned_items(self.files, self.left_out, spec.group_separator))
         group = (spec.group or GROUP) if groups else ""
         options = ListingOptions(bool(self.alone), bool(spec.template), group, spec.group_separator, on_file)
         folders = (lambda: [([file], {})]) if file else self._folders()
@@ -170,12 +171,10 @@ class Source:
             return Blob.of(self.files, os.path.join(folder, name))
 
         def make(media: Media) -> Part:
-            if media.text and not self.boxes:
-                return Part(TEXT, media.text)
+            if media.text:  # boxes
+                return boxes_part(media.content, media.text) if self.boxes else Part(TEXT, media.text)
             if media.kind not in (known := modalities() if self.types is None else self.types):
                 raise UserError(f"{media.kind}: no such content here; there is {', '.join(known)}")
-            if known[media.kind].inline:
-                return Part(media.kind, known[media.kind].check(media.content, item.where))
             blob = open_media(media.content, media.kind, open_path)
             return Part(media.kind, path=Path(blob.name), file=blob)
 
@@ -263,6 +262,8 @@ class Source:
 
     def _read_coco(self, items: list[SourceItem]) -> Iterator[DocumentFactory]:
         lock, file = self._locks[items[0].file], self._container_of(items[0])
+        if file is not self._containers[items[0].file][0]:  # compressed: to go back is to begin again
+            file = BytesIO(file.read())
         for item in items:
             yield partial(self._make_of_coco, item, partial(_members, item, file, lock))
 
