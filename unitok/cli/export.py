@@ -3,14 +3,19 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from unitok.cli.arguments import Input
+from unitok.cli.arguments import Written, find_bundle
 from unitok.files import check_inputs, check_replaceable
 from unitok.interop import EXPORTS
 
 
+def find_source(name: Written) -> Path:
+    """Return a folder that exists, else the bundle of that name. Raises `UserError` if there is none."""
+    return Path(name) if Path(name).exists() else find_bundle(name)
+
+
 def export(
     kind: Annotated[str, EXPORTS],
-    source: Input,
+    source: Annotated[Path, find_source],
     out: Path,
     *,
     weights: Literal["f32", "f16", "q8_0"] = "f32",
@@ -20,7 +25,7 @@ def export(
 
     Args:
         kind: format to write.
-        source: a bundle, or a decoder's own folder
+        source: a bundle (its folder, or a name as for sample), or a decoder's own folder
         out: folder to write
         weights: for gguf: type of the weights, of 4, 2 or 1 byte
         overwrite: replace whatever is in the folder
