@@ -273,6 +273,8 @@ def _piece(part: object, where: str) -> str | Media:
         if not isinstance(audio, Mapping) or not isinstance(audio.get("data"), str):
             raise UserError(f'{where}: input_audio must be {{"data": base64, "format": "wav"}}')
         return Media("audio", f"data:audio/{audio.get('format', 'wav')};base64,{audio['data']}")
+    if kind in modalities() and modalities()[kind].inline:  # such as boxes: {"type": "box", "boxes": […]}
+        return Media(kind, {name: value for name, value in part.items() if name != "type"})
     kind, key = kind.removeprefix("input_").removesuffix("_url"), kind
     value = next((part[name] for name in (key, kind, "url", "path") if part.get(name) is not None), None)
     if isinstance(value, Mapping) and "url" in value:

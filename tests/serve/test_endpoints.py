@@ -20,6 +20,9 @@ from pydantic import TypeAdapter
 from raw_data import png, wav
 from serving import LIMITS, running
 
+from unitok.bundle import Bundle, make_bundle
+from unitok.model import Decoder, DecoderConfig
+
 IMAGE = "data:image/png;base64," + base64.b64encode(png()).decode()
 AUDIO = base64.b64encode(wav()).decode()
 PARTS = [
@@ -414,3 +417,22 @@ def test_a_step_that_fails_ends_its_requests_and_no_others(tiny, monkeypatch):
     assert not ask().failed
     engine.stop()
     assert json.dumps(len(engine.running)) == "0"
+
+
+def test_boxes_come_in_answers_and_go_back_in_conversations(tmp_path, bundle_folder):
+    parts = {name: bundle_folder / "tokenizers" / name for name in ("text", "image", "audio")}
+    made = make_bundle(tmp_path / "b", parts, add=["box"])
+    config = DecoderConfig(made.vocab.size, 64, 2, 96, 4, 4, 16, max_position_embeddings=512)
+    Bundle(made.vocab, made.tokenizers, Decoder(config).eval()).save_pretrained(tmp_path / "b", overwrite=True)
+    with running(str(tmp_path / "b")) as server:
+        url, body = f"{server.url}/v1/chat/completions", {"messages": MESSAGES, "modalities": ["text:3", "box:2"], "seed": 1}
+        message = httpx.post(url, json=body, timeout=60).json()["choices"][0]["message"]
+        box = message["parts"][1]
+        assert box["type"] == "box"
+        assert all(0 <= x0 <= x1 <= 1 and 0 <= y0 <= y1 <= 1 for x0, y0, x1, y1 in box["boxes"])
+        more = [*MESSAGES, {"role": "assistant", "content": message["parts"]}, {"role": "user", "content": "and now?"}]
+        assert httpx.post(url, json=body | {"messages": more}, timeout=60).status_code == 200
+        with httpx.stream("POST", url, json=body | {"stream": True}, timeout=60) as answer:
+            events = [json.loads(line[6:]) for line in answer.iter_lines() if line.startswith("data: {")]
+        deltas = [choice["delta"] for event in events for choice in event["choices"]]
+        assert [part["boxes"] for delta in deltas for part in delta.get("parts", [])] == [box["boxes"]]

@@ -142,6 +142,8 @@ class Chat:
     def _write(self, segment: Segment, content: object) -> dict[str, object]:
         """A segment as a part of a message, which is remembered."""
         modality = self.bundle.modality(segment.modality)
+        if modality.inline and not isinstance(content, str):
+            return {"type": segment.modality, **modality.row(content)}
         if modality.inline:
             text = str(content)
             part = text_part(text)

@@ -181,13 +181,17 @@ class _Endpoints:
             yield self._completion(id, "chat.completion.chunk", []) | {"usage": _usage(drafts, outputs)}
 
     def _delta(self, chunk: Chunk) -> dict[str, Any]:
-        """A piece of content: text, the rows of an image so far, or new samples of audio. `segment` numbers the contents of the turn."""
+        """A piece of content: text, the rows of an image so far, new samples of audio, or what stands in the document itself, such as
+        boxes. `segment` numbers the contents of the turn."""
         kind = self.bundle.vocab.span(chunk.modality).kind
         if kind == "text":
             return {"content": chunk.content, "segment": chunk.span}
         if kind == "image":
             part = media_part(kind, to_data_url(png(chunk.content), "image/png"))
             return {"parts": [part | {"done": chunk.done}], "segment": chunk.span}
+        if self.bundle.modality(chunk.modality).inline:
+            part = {"type": chunk.modality, **self.bundle.modality(chunk.modality).row(chunk.content)}
+            return {"parts": [part], "segment": chunk.span}
         rate = int(self.bundle.require(chunk.modality).sample_rate)
         data = b64encode(pcm16(chunk.content)).decode()
         return {

@@ -175,6 +175,8 @@ class Source:
                 return boxes_part(media.content, media.text) if self.boxes else Part(TEXT, media.text)
             if media.kind not in (known := modalities() if self.types is None else self.types):
                 raise UserError(f"{media.kind}: no such content here; there is {', '.join(known)}")
+            if known[media.kind].inline:
+                return Part(media.kind, known[media.kind].check(media.content, item.where))
             blob = open_media(media.content, media.kind, open_path)
             return Part(media.kind, path=Path(blob.name), file=blob)
 

@@ -225,10 +225,28 @@ class AudioOutput {  // plays samples while they come, then is an ordinary playe
 }
 
 class OutputCard {
-  constructor(index) { this.node = element("div", { className: "output" }); this.segments = new Map(); this.index = index; }
+  constructor(index, source) {  // source: URL of the prompt's last image, on which boxes are drawn where the answer has none
+    Object.assign(this, { node: element("div", { className: "output" }), segments: new Map(), index, source });
+  }
   holder(segment) {
     if (!this.segments.has(segment)) { const node = element("div", { className: "segment" }); this.node.append(node); this.segments.set(segment, { node }); }
     return this.segments.get(segment);
+  }
+  async mark({ boxes = [], points = [] }, node) {  // fractions of the width and height of the image before them
+    let canvas = [...this.node.querySelectorAll("canvas")].at(-1);
+    if (!canvas && this.source) {
+      const image = new Image();
+      image.src = this.source;
+      await image.decode();
+      canvas = node.appendChild(element("canvas", { width: image.width, height: image.height, role: "img", ariaLabel: "boxes" }));
+      canvas.getContext("2d").drawImage(image, 0, 0);
+    }
+    node.append(element("p", { className: "stats", textContent: [...boxes, ...points].map((row) => row.map((v) => v.toFixed(3)).join(" ")).join("; ") }));
+    if (!canvas) return;
+    const { width, height } = canvas, marks = canvas.getContext("2d");
+    Object.assign(marks, { strokeStyle: "#e6007a", lineWidth: Math.max(1, width / 128) });
+    for (const [x0, y0, x1, y1] of boxes) marks.strokeRect(x0 * width, y0 * height, (x1 - x0) * width, (y1 - y0) * height);
+    for (const [x, y] of points) { marks.beginPath(); marks.arc(x * width, y * height, width / 40, 0, 7); marks.stroke(); }
   }
   end() {  // of an answer that was stopped: what has come can be heard
     for (const held of this.segments.values()) if (held.audio && !held.audio.ended) held.audio.end();
@@ -241,6 +259,7 @@ class OutputCard {
       held.text.textContent += delta.content;
     }
     for (const part of delta.parts ?? []) {
+      if (part.boxes || part.points) { await this.mark(part, held.node); continue; }
       const image = new Image();
       image.src = part.image_url.url;
       await image.decode();
@@ -289,7 +308,7 @@ async function generate(content, modalities, given) {
       if (event.usage) usage = event.usage;
       for (const choice of event.choices) {
         if (choice.message && choice.index === 0) said = choice.message;
-        if (!cards.has(choice.index)) { cards.set(choice.index, new OutputCard(choice.index)); holder.append(cards.get(choice.index).node); }
+        if (!cards.has(choice.index)) { cards.set(choice.index, new OutputCard(choice.index, content.findLast((part) => part.image_url)?.image_url.url)); holder.append(cards.get(choice.index).node); }
         const { delta } = choice;
         if (!first && (delta.content || delta.parts || delta.audio)) { first = performance.now() - began; stats.textContent = `first after ${first.toFixed(0)} ms …`; }
         await cards.get(choice.index).take(delta);
