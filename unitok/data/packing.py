@@ -321,7 +321,7 @@ class PackedDataset(torch.utils.data.Dataset):
         bare = self.vocab.body(self.vocab.bare)[0] if self.vocab.bare else None
         ends = start + np.cumsum([1 + len(hole) for hole in holes])  # what follows a hole's content
         in_text = [bare is not None and bool(bare.holds(ids[hole[:1]])[0]) for hole in holes]
-        learned[ends] = in_text  # where text ends is learned, too
+        learned[ends] = learned[ends - 1] * in_text  # where text ends is learned, too, as much as its last token
         return made, learned
 
     def rows(self, epoch: int) -> list[list[Unit]]:

@@ -43,7 +43,6 @@ class Measuring(Protocol):
     scores: dict[str, float | list[float]]
     seed: int
     config: GenerationConfig
-    kept: dict[str, list[Output]]
 
     def continue_from(self, prompts: list[Document], modalities: str, name: str) -> list[Output]:
         """Continue prompts."""
@@ -70,7 +69,12 @@ class TaskEvaluation:
             values = self._score_task(kind, chosen)
             self._add(kind, values)
         for name, fill in (("fill_image", self._fill_image), ("fill_text", self._fill_text), ("fill_audio", self._fill_audio)):
-            self._add(name, [fill(row, i) for i, row in enumerate(self.rows)])
+            filled = [fill(row, i) for i, row in enumerate(self.rows)]
+            right = [value for _, value in filled]
+            for index, (output, _) in enumerate(filled):
+                output.index = index
+            self.evaluation.save_samples(name, [output for output, _ in filled], right)
+            self._add(name, right)
 
     def _add(self, kind: str, values: Sequence[float]) -> None:
         self.scores[f"generation.{kind}"] = float(np.mean([value >= 0.5 for value in values]))
@@ -111,7 +115,7 @@ class TaskEvaluation:
 
     # ---- Holes -----------------------------------------------------------------------------------------------------
 
-    def _fill_image(self, row: SceneRow, i: int) -> float:
+    def _fill_image(self, row: SceneRow, i: int) -> tuple[Output, bool]:
         pixels = load_image(self.folder / row["image"])
         height, width = pixels.shape[1:]
         x0, y0, x1, y1 = row["boxes"][i % len(row["boxes"])]
@@ -124,10 +128,9 @@ class TaskEvaluation:
             seed=self.evaluation.seed + i,
             generation_config=self.evaluation.config,
         )
-        self._keep_filled("fill_image", output, i, right := read_image(to_bytes(output.images[0])) == row["scene"])
-        return float(right)
+        return output, read_image(to_bytes(output.images[0])) == row["scene"]
 
-    def _fill_text(self, row: SceneRow, i: int) -> float:
+    def _fill_text(self, row: SceneRow, i: int) -> tuple[Output, bool]:
         whole = caption(row["scene"])
         words = [n for n, word in enumerate(whole.split(" ")) if word not in ("a", "on", "of", "background", "both")]
         chosen = words[i % len(words)]
@@ -135,9 +138,9 @@ class TaskEvaluation:
         (output,) = self.unitok.fill(
             holed, prompt=self.folder / row["image"], seed=self.evaluation.seed + i, generation_config=self.evaluation.config
         )
-        return float(output.text == whole)
+        return output, output.text == whole
 
-    def _fill_audio(self, row: SceneRow, i: int) -> float:
+    def _fill_audio(self, row: SceneRow, i: int) -> tuple[Output, bool]:
         start = NOTE_SECONDS * (i % len(row["scene"].objects))
         (output,) = self.unitok.fill(
             self.folder / row["audio"],
@@ -147,14 +150,7 @@ class TaskEvaluation:
             generation_config=self.evaluation.config,
         )
         rate = self.unitok.require("audio").sample_rate
-        return float(same_notes(read_audio(output.audios[0].cpu().numpy(), rate), row["scene"]))
-
-    def _keep_filled(self, name: str, output: Output, i: int, right: bool) -> None:
-        """Keep the first filled images as files."""
-        kept = self.evaluation.kept.setdefault(name, [])
-        kept.append(output)
-        if i + 1 == len(self.rows):
-            self.evaluation.save_samples(name, kept, [right])
+        return output, same_notes(read_audio(output.audios[0].cpu().numpy(), rate), row["scene"])
 
 
 Judge = Callable[[Output, SceneRow, SceneTask, Path], float]
