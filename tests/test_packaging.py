@@ -135,7 +135,7 @@ def built(tmp_path_factory) -> Path:
     subprocess.run([*build, "-t", "sdist"], cwd=ROOT, check=True, capture_output=True)
     (archive,) = folder.glob("*.tar.gz")
     with tarfile.open(archive) as packed:
-        packed.extractall(folder, filter="data")
+        packed.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))  # not in 3.11.2
     (folder / archive.name.removesuffix(".tar.gz")).rename(folder / "source")
     subprocess.run([*build, "-t", "wheel"], cwd=folder / "source", check=True, capture_output=True)
     (wheel,) = folder.glob("*.whl")

@@ -124,12 +124,17 @@ def test_an_index_that_names_something_else_is_refused_without_running_it(tmp_pa
         def __reduce__(self):
             return (Path.touch, (tmp_path / "harm",))
 
+    class Attribute:  # what an enum's member looks like in Python 3.11.2
+        def __reduce__(self):
+            return (getattr, (Path, "touch"))
+
     folder = tmp_path / "run" / "checkpoints" / "final.ckpt"
     folder.mkdir(parents=True)
     torch.save({}, folder / "meta.pt")
-    (folder / ".metadata").write_bytes(pickle.dumps(Harm()))
-    with pytest.raises(UserError, match="not a sharded checkpoint that can be read .it names"):
-        load_checkpoint(folder)
+    for harm in (Harm(), Attribute()):
+        (folder / ".metadata").write_bytes(pickle.dumps(harm))
+        with pytest.raises(UserError, match="not a sharded checkpoint that can be read .it names"):
+            load_checkpoint(folder)
     assert newest_checkpoint(tmp_path / "run") is None
     (folder / ".metadata").unlink()
     torch.distributed.checkpoint.save(  # PyTorch's own loading would unpickle what is no tensor
