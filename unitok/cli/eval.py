@@ -1,10 +1,14 @@
 """`unitok eval`, `unitok eval documents`, `unitok eval image-tokenizer`, `unitok eval audio-tokenizer`."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from unitok.cli.arguments import BundleFolder, Dtype, Input
 from unitok.files import check_inputs, check_replaceable
 from unitok.hardware import check_device
+
+if TYPE_CHECKING:
+    from unitok.api import Unitok
 
 
 def eval(
@@ -92,20 +96,26 @@ def documents(
         overwrite: replace what lies in the folder, also where it is something else
         device: where to run: cpu, cuda, cuda:1, mps
     """
-    from unitok.api import Unitok
     from unitok.evaluate.documents import KIND, evaluate_documents, read_documents, write_scores
     from unitok.evaluate.tokenizer import print_scores
     from unitok.generation_config import SamplingParams
 
     sampling = SamplingParams(temperature, top_k, top_p)
-    check_replaceable(out, KIND, overwrite)
-    check_inputs(out, [bundle, *([] if "://" in data else [Path(data)])])
-    unitok = Unitok.from_pretrained(bundle, device=check_device(device))
+    unitok = _open_bundle(bundle, data, out, KIND, overwrite, device)
     drawn = read_documents(unitok, data, count, seed, split, root)
     scores = evaluate_documents(unitok, drawn, candidates, max_new_tokens, sampling, seed, progress=True)
     write_scores(scores, unitok, out)
     print_scores(scores.summary())
     print(f"open {out / 'index.html'}")
+
+
+def _open_bundle(bundle: Path, data: str, out: Path, kind: str, overwrite: bool, device: str) -> "Unitok":
+    """Load the bundle that is measured on documents. Raises `UserError` where `out` may not be replaced or holds what is read."""
+    from unitok.api import Unitok
+
+    check_replaceable(out, kind, overwrite)
+    check_inputs(out, [bundle, *([] if "://" in data else [Path(data)])])
+    return Unitok.from_pretrained(bundle, device=check_device(device))
 
 
 def boxes(
@@ -141,16 +151,13 @@ def boxes(
         overwrite: replace what lies in the folder, also where it is something else
         device: where to run: cpu, cuda, cuda:1, mps
     """
-    from unitok.api import Unitok
     from unitok.evaluate.boxes import KIND, box_scores, evaluate_boxes, write_scores
     from unitok.evaluate.documents import read_documents
     from unitok.evaluate.tokenizer import print_scores
     from unitok.generation_config import SamplingParams
 
     sampling = SamplingParams(temperature, top_k, top_p)
-    check_replaceable(out, KIND, overwrite)
-    check_inputs(out, [bundle, *([] if "://" in data else [Path(data)])])
-    unitok = Unitok.from_pretrained(bundle, device=check_device(device))
+    unitok = _open_bundle(bundle, data, out, KIND, overwrite, device)
     unitok.require("box")
     results = evaluate_boxes(unitok, read_documents(unitok, data, count, seed, split, root), sampling, seed, max_new_tokens)
     scores = box_scores(results)
