@@ -109,9 +109,9 @@ def errors_of(out: Path) -> list[str]:
     return [json.loads(line)["error"] for line in (out / "errors.jsonl").read_text().splitlines()]
 
 
-def found_in(source: Path, root: str = "") -> tuple[list[RawDocument], list[str]]:
+def found_in(source: Path | SourceSpec, root: str = "") -> tuple[list[RawDocument], list[str]]:
     """Documents (whose files are read) and refusals."""
-    opened = Source(SourceSpec(str(source), root=root))
+    opened = Source(source if isinstance(source, SourceSpec) else SourceSpec(str(source), root=root))
     good, bad = [], []
     for item in opened.items():
         for make in opened.read([item]):

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from unitok.cli import main
-from unitok.data.prepare.sources import read_texts
+from unitok.data.prepare.texts import read_texts
 from unitok.errors import UserError
 from unitok.tokenizers import TextTokenizer
 from unitok.tokenizers.text import MAX_LINE, cut_line

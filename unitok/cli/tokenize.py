@@ -28,7 +28,8 @@ class Documents:
     Args:
         template: YAML, or a file of it: the parts of a document, with {fields} of a row
         root: another folder that paths may lead into (default: they must not leave the source's own)
-        order: types in order, such as image,text; random: each document in an order of its own
+        order: types in order, such as image,text; random: each document in an order of its own; both: each document twice, also backwards
+        speakers: name: that in a field `speaker` stands before the text (default: such a field is not used)
         instance: KIND=NAME, the bundle's tokenizer for files of a kind, such as audio=speech; may be repeated
         group: field of lines and rows that names a document's group, which --validation never divides (default: group)
         group_separator: group documents by their ids up to the last of these separators, such as /
@@ -38,6 +39,7 @@ class Documents:
     template: str = ""
     root: str = ""
     order: str = ""
+    speakers: str = ""
     instance: list[str] | None = None
     group: str = ""
     group_separator: str = ""
@@ -54,6 +56,7 @@ class Documents:
             path,
             template=parse_template(self.template) if self.template else (),
             order=tuple(self.order.split(",")) if self.order else (),
+            speakers=self.speakers,
             root=self.root,
             instances=instances,
             group=self.group,

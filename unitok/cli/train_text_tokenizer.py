@@ -22,7 +22,7 @@ def train_text_tokenizer(
     for path in source:
         if "://" not in path and "*" not in path:
             check_input(Path(path))
-    from unitok.data.prepare.sources import read_texts
+    from unitok.data.prepare.texts import read_texts
     from unitok.tokenizers import TextTokenizer
 
     check_replaceable(out, "text tokenizer", overwrite)

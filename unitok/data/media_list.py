@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unitok.data.prepare.containers import opened
-from unitok.data.prepare.listing import SourceItem, may_hold_many
+from unitok.data.prepare.items import SourceItem
+from unitok.data.prepare.listing import may_hold_many
 from unitok.data.prepare.recipe import Filters, SourceSpec, hash_fraction, load_recipe
 from unitok.data.prepare.sources import Source
 from unitok.data.prepare.splits import folder_split_of, split_of

@@ -228,8 +228,8 @@ class Modality(Generic[TokenizerT, ContentT, OptionsT]):
         """Return the variants that each become an additional document, such as `flip` and `crop=1`."""
         return []
 
-    def pieces(self, tokenizer: TokenizerT, content: Blob, options: OptionsT) -> tuple[list[str], str]:
-        """Return the parts of long content that each become a document, as media fragments, and a note on what they leave out.
+    def pieces(self, tokenizer: TokenizerT, content: Blob, options: OptionsT, view: str = "") -> tuple[list[str], str]:
+        """Return the parts of long content (or of a view) that each become a document, as media fragments, and what they leave out.
 
         No parts: the content is one document.
         """

@@ -3,6 +3,8 @@
 PyTorch is imported in functions, so that the command line knows the options without it.
 """
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 LONG = 60.0  # seconds; longer audio is read and encoded in pieces
 CHUNK_SECONDS = 0.25  # smallest chunk of a stream
+ROUNDING = 0.1  # seconds; a stretch that ends so much after the audio ends with it
 SEAM = 0.005  # seconds over which what was made is blended with what was there
 
 
@@ -50,6 +53,7 @@ class Audio(Modality["AudioTokenizer", "Tensor", AudioOptions]):
 
     kind = "audio"
     plural = "audio"
+    keys = ("start", "end")
     Options = AudioOptions
 
     def tokenizer_class(self) -> "type[AudioTokenizer]":
@@ -86,16 +90,37 @@ class Audio(Modality["AudioTokenizer", "Tensor", AudioOptions]):
     def accepts(self, content: object) -> bool:
         return isinstance(content, tuple) and len(content) == 2  # the tokenizer checks the two
 
-    def pieces(self, tokenizer: "AudioTokenizer", content: Blob, options: AudioOptions) -> tuple[list[str], str]:
+    def view(self, given: Mapping[str, object], where: str) -> str:
+        if not given:
+            return ""
+        start, end = given.get("start", 0.0), given.get("end")
+        try:
+            first, last = float(start), math.inf if end is None else float(end)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            raise UserError(f"{where}: start {start!r}, end {end!r}: they are seconds") from None
+        if not 0 <= first < last:
+            raise UserError(
+                f"{where}: start {first:g}, end {last:g}: no stretch of audio; both are seconds, and start is the smaller"
+            )
+        return f"t={first:.10g}," + ("" if end is None else f"{last:.10g}")
+
+    def keys_of(self, view: str) -> dict[str, object]:
+        stretch = _stretch(view)
+        return {} if stretch is None else {key: t for key, t in zip(self.keys, stretch, strict=True) if t is not None}
+
+    def pieces(
+        self, tokenizer: "AudioTokenizer", content: Blob, options: AudioOptions, view: str = ""
+    ) -> tuple[list[str], str]:
         if not options.segment:
             return [], ""
         from unitok.media import audio_seconds
 
         with content.local() as path:
-            seconds = audio_seconds(path or Path(content.name), None if path else content.read())
-        if seconds <= options.segment:
+            whole = audio_seconds(path or Path(content.name), None if path else content.read())
+        first, seconds = _within(_stretch(view), whole, content.name) or (0.0, whole)
+        if seconds - first <= options.segment:
             return [], ""
-        starts = [number * options.segment for number in range(-int(-seconds // options.segment))]
+        starts = [first + number * options.segment for number in range(-int(-(seconds - first) // options.segment))]
         left_out = ""
         if seconds - starts[-1] < 1 / tokenizer.frame_rate:
             starts, left_out = starts[:-1], "the rest of the audio is shorter than a frame"
@@ -118,14 +143,15 @@ class Audio(Modality["AudioTokenizer", "Tensor", AudioOptions]):
             samples = tokenizer.prepare(waveform, sample_rate, name)
             return Loaded(samples, tokenizer.size(samples), facts={"seconds": samples.shape[-1] / tokenizer.sample_rate})
         assert isinstance(content, Blob)
-        start, _, stop = view.removeprefix("t=").partition(",")
-        piece = (float(start), float(stop)) if view else None
+        stretch = _stretch(view)
         with content.local() as path:  # without a path, the bytes are in memory
             data = None if path else content.read()
-            size = (path.stat().st_size if path else len(data or b"")) if piece is None else 0
+            size = (path.stat().st_size if path else len(data or b"")) if stretch is None else 0
             try:
                 with open_audio(path or Path(name), data) as file:
-                    seconds = file.frames / file.samplerate if piece is None else piece[1] - piece[0]
+                    whole = file.frames / file.samplerate
+                    piece = _within(stretch, whole, name)
+                    seconds = whole if piece is None else piece[1] - piece[0]
                     loaded = Loaded(content, (), view, file.format, {"seconds": seconds}, bytes=size)
                     if seconds > LONG and piece is None:
                         return loaded
@@ -228,6 +254,22 @@ def _encode_long(tokenizer: "AudioTokenizer", loaded: Loaded) -> np.ndarray:
         except UserError as error:
             raise UserError(str(error).replace(str(path), blob.name) if path else str(error)) from None
     return codes.cpu().numpy()
+
+
+def _stretch(view: str) -> tuple[float, float | None] | None:
+    """The start and the end in seconds that a view names (None: the audio's own end); None for all of it."""
+    start, _, stop = view.removeprefix("t=").partition(",")
+    return (float(start), float(stop) if stop else None) if view else None
+
+
+def _within(stretch: tuple[float, float | None] | None, whole: float, name: str) -> tuple[float, float] | None:
+    """A stretch of audio of `whole` seconds, with its end. Errors: `UserError` for one that ends after the audio."""
+    if stretch is None:
+        return None
+    start, end = stretch[0], whole if stretch[1] is None else stretch[1]
+    if start >= whole or end > whole + ROUNDING:
+        raise UserError(f"{name}: no stretch from {start:g} to {end:g} s: the audio is {whole:.3g} s long")
+    return start, min(end, whole)
 
 
 @dataclass

@@ -13,7 +13,7 @@ from unitok.conversations import Media, read_conversation, texts_of
 from unitok.data.packing import PackedDataset
 from unitok.data.prepare.plan import Plan
 from unitok.data.prepare.recipe import SourceSpec
-from unitok.data.prepare.sources import read_texts
+from unitok.data.prepare.texts import read_texts
 from unitok.data.prepare.tokenize import tokenize
 from unitok.data.shards import TokenDataset
 from unitok.document import Part

@@ -11,7 +11,7 @@ from raw_data import tar_of
 from unitok.cli.inspect import inspect
 from unitok.data.prepare.plan import Plan
 from unitok.data.prepare.recipe import SourceSpec, hash_fraction
-from unitok.data.prepare.sources import read_texts
+from unitok.data.prepare.texts import read_texts
 from unitok.data.prepare.tokenize import tokenize
 from unitok.data.shards import TokenDataset
 from unitok.errors import UserError

@@ -302,7 +302,7 @@ def test_samples_of_an_archive_with_gaps_are_read_whole_by_several_threads(read,
 
 
 def test_many_documents_of_one_id_are_named_in_one_go(read, tmp_path):
-    from unitok.data.prepare.listing import SourceItem
+    from unitok.data.prepare.items import SourceItem
     from unitok.data.prepare.plan import _Listed
 
     listed = _Listed([], [])

@@ -9,7 +9,7 @@ from raw_data import errors_of, found_in, png, table_of, tar_of, tokens_of, wav,
 
 from unitok.data.prepare.plan import Plan
 from unitok.data.prepare.recipe import SourceSpec, load_recipe
-from unitok.data.prepare.sources import read_texts
+from unitok.data.prepare.texts import read_texts
 from unitok.data.prepare.tokenize import tokenize
 from unitok.data.shards import TokenDataset
 from unitok.errors import UserError

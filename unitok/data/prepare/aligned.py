@@ -11,7 +11,8 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 
 from unitok.data.prepare.fields import TEXT, text_of
-from unitok.data.prepare.listing import SourceItem, may_hold_many
+from unitok.data.prepare.items import SourceItem
+from unitok.data.prepare.listing import may_hold_many
 from unitok.data.prepare.recipe import SourceSpec
 from unitok.data.prepare.splits import describes_data_set, folder_split_of, group_of_id
 from unitok.document import Part

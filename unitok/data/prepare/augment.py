@@ -32,7 +32,7 @@ def _pieces(
         parts = [p for p in raw.content if p.type in spans and spans[p.type].kind == kind]
         if len(parts) != 1 or parts[0].file is None:
             continue
-        views, left_out = bundle.modality(name).pieces(bundle.require(name), parts[0].file, options(name))
+        views, left_out = bundle.modality(name).pieces(bundle.require(name), parts[0].file, options(name), parts[0].view)
         if not views:
             continue
         content_of_part, notes = parts[0].file.loaded(), (*raw.notes, left_out) if left_out else raw.notes

@@ -16,6 +16,7 @@ with; a field with a name of media (`image`, `audio_path`, …) holds media, or 
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from unitok.conversations import data_url
@@ -318,8 +319,19 @@ def _fill_template(spec: SourceSpec, row: Fields, open_path: Open) -> list[Part]
             if optional:
                 continue
             raise UserError(f"nothing in {pattern}; set `optional: true` for a part that may be missing")
-        parts += [_part(spec, str(entry["type"]), content, entry) for content in contents]
+        view = _view_of(entry, row)
+        parts += [replace(_part(spec, str(entry["type"]), content, entry), view=view) for content in contents]
     return parts
+
+
+def _view_of(entry: TemplatePart, row: Fields) -> str:
+    """Which part or variant of its content a template's part asks for, such as `map: labels` or `start: "{begin}"`."""
+    modality = modalities().get(str(entry["type"]))
+    if modality is None or modality.inline:
+        return ""
+    given = {key: entry[key] for key in modality.keys if key in entry}
+    filled = {k: _fill_text(v, row, False)[0] if isinstance(v, str) else v for k, v in given.items()}
+    return modality.view(filled, "template") if filled else ""
 
 
 def _fill_text(pattern: str, row: Fields, optional: bool) -> list[str | None]:

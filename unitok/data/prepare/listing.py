@@ -9,52 +9,23 @@ import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import PurePosixPath
 
-from unitok.conversations import files_of
 from unitok.data.prepare.containers import DAMAGE, Table, damage, is_tar, list_members, opened, plain_name
-from unitok.data.prepare.fields import CAPTIONS, names_file, names_media
+from unitok.data.prepare.fields import CAPTIONS, names_media
+from unitok.data.prepare.items import Claims, ListingOptions, SourceItem
 from unitok.data.prepare.objects import coco_folders, coco_images, is_coco, may_be_coco
-from unitok.data.prepare.splits import SPLIT_OF, describes_data_set, folder_split_of, group_of_id, split_of
+from unitok.data.prepare.splits import describes_data_set, folder_split_of, group_of_id, split_of
+from unitok.data.prepare.transcripts import FEW, RECORDING_COLUMNS, Layout, find_layout, is_transcripts_name, transcript_lines
 from unitok.errors import UserError, is_utf8
 from unitok.storage import MAX_BYTES, FileInfo, Files, Folder, printable
 
-#: The field that names a document's group, where the source names none.
-GROUP = "group"
-
 #: Longest line of a JSON Lines file, in bytes.
 MAX_LINE = 64 << 20
-
-
-@dataclass(frozen=True)
-class SourceItem:
-    """Where one document is.
-
-    Args:
-        where: file and line, member or row, for messages.
-        kind: `files`, `line`, `member`, `row`, or `error` for what cannot be used.
-        file, stamp: the file that holds it among others, relative to the source.
-        start, length: bytes of a line; number of a row.
-        members: files of one base name, or an archive's members: name, start (in a folder, the stamp) and length in bytes.
-        split: `train`, `validation` or `test`, where a field or the name of a file or folder says so.
-        group: documents of one group are never divided between `train` and `validation`; "": the document is its own.
-    """
-
-    id: str
-    where: str
-    kind: str
-    file: str = ""
-    stamp: int = 0
-    start: int = 0
-    length: int = 0
-    members: tuple[tuple[str, int, int], ...] = ()
-    error: str = ""
-    split: str = ""
-    group: str = ""
 
 
 def _refused(where: str, problem: str) -> SourceItem:
@@ -66,23 +37,6 @@ def _broken(where: str, f: FileInfo, error: BaseException, what: str = "damaged:
     if isinstance(error, UserError):
         return SourceItem("", f.name, "error", error=str(error))
     return _refused(where, f"{what} ({damage(error, f.name)})")
-
-
-@dataclass(frozen=True)
-class ListingOptions:
-    """How a source is listed.
-
-    Args:
-        alone: the source is one file. template: the source has a template, so every table is read.
-        group, group_separator: as `SourceSpec.group`, `SourceSpec.group_separator`.
-        on_file: is called with every file that a line or row names, relative to the source, before the item of that line.
-    """
-
-    alone: bool = False
-    template: bool = False
-    group: str = GROUP
-    group_separator: str = ""
-    on_file: Callable[[str], None] | None = None
 
 
 def list_items(
@@ -97,17 +51,18 @@ def list_items(
     for names, known in folders():
         stems = _stems_of_media(names)
         splits.update(folder_split_of(name) for name in names[:1])
+        few = _few_texts(names, stems)
         for name in names:
-            if may_hold_many(name, stems) and not (f := known.get(name) or files.look(name)).problem:
+            if (name in few or may_hold_many(name, stems)) and not (f := known.get(name) or files.look(name)).problem:
                 many.append(f)
                 splits.add(split_of(name))
     has_splits = len(splits - {""}) > 1 and "train" in splits
-    claims = _Claims("" if files.remote else files.folder, has_splits, options)
+    claims = Claims(files, has_splits, options)
     listed = set()
     for f in many:
         if list_it := _lister(files, f.name):
             listed.add(f.name)
-            if not options.template and _unused_table(files, f.name):
+            if list_it is _table_items and not options.template and _unused_table(files, f.name):
                 left_out["tables without a column that is read"] += 1
                 continue
             for item in list_it(files, f, claims):
@@ -139,74 +94,7 @@ def list_items(
 # ---- Files that hold many documents -----------------------------------------------------------------------------------
 
 
-class _Claims:
-    """What lines and rows say: the files that they name; split and group of the last one.
-
-    Args:
-        folder: the source's, for names that are absolute. has_splits: whether names of folders are those of splits.
-    """
-
-    def __init__(self, folder: str, has_splits: bool, options: ListingOptions):
-        self.folder, self.has_splits, self.options = folder, has_splits, options
-        self._names: set[int] = set()
-        self._split, self._group, self._folder_splits, self._no_group = "", "", set[str](), ""
-
-    def read(self, row: Mapping[str, object], file: str) -> None:
-        """Note what a line or row of a file says: its fields `split` and `group`, and the files that it names."""
-        self._split = SPLIT_OF.get(str(row.get("split")).lower(), "")
-        try:
-            self._group = _group_in(row, self.options.group)
-        except UserError as error:
-            self._no_group = str(error)
-        for name in _files_in(row):
-            self.claim(name, file)
-
-    def claim(self, name: str, file: str) -> None:
-        """Note that a file names another, by a path relative to itself or an absolute one."""
-        path = os.path.normpath(os.path.join(os.path.dirname(file), name)).removeprefix(self.folder + "/")
-        self._names.add(hash(unicodedata.normalize("NFC", path)))
-        self._folder_splits.add(folder_split_of(path))
-        if self.options.on_file:
-            self.options.on_file(path)
-
-    def describe(self, item: SourceItem, file: str) -> SourceItem:
-        """The item of the line or row that was just read, with its group and split.
-
-        The split is that of its field, else of the folders of the files that it names, else of the name of `file`.
-
-        Errors: `UserError` for a group that is neither a text nor a whole number: ignoring it would divide the group.
-        """
-        if self._no_group:
-            raise UserError(f"{item.where}: {self._no_group}")
-        split, group, folder_splits = self._split, self._group, self._folder_splits
-        self._split, self._group, self._folder_splits = "", "", set()
-        if not split and self.has_splits:
-            split = next(iter(folder_splits)) if len(folder_splits) == 1 and "" not in folder_splits else split_of(file)
-        return replace(item, split=split, group=group or group_of_id(item.id, self.options.group_separator))
-
-    def __contains__(self, name: str) -> bool:
-        return hash(unicodedata.normalize("NFC", os.path.normpath(name))) in self._names
-
-
-def _group_in(row: Mapping[str, object], field: str) -> str:
-    """The group that a line or row names, or ""; a field of a record in it is named with a dot. Numbers count as their digits.
-
-    Errors: `UserError` for a value that is none.
-    """
-    value: object = row
-    for step in [field] if field in row else field.split("."):
-        value = value.get(step) if isinstance(value, Mapping) else None
-    if value is None or value != value:  # NaN: how pandas writes no value among numbers
-        return ""
-    value = int(value) if isinstance(value, float) and value.is_integer() else value
-    if not isinstance(value, str | int) or not is_utf8(str(value)):
-        raise UserError(
-            f"{field} {str(value)[:40]!r}: a group is a text or a whole number; mend it, or name another field as `group`"
-        )
-    return str(value)
-
-
-_Lister = Callable[[Files, FileInfo, _Claims], Iterator[SourceItem]]
+_Lister = Callable[[Files, FileInfo, Claims], Iterator[SourceItem]]
 
 
 def may_hold_many(name: str, beside: set[str]) -> bool:
@@ -232,7 +120,11 @@ def _lister(files: Files, name: str) -> _Lister | None:
         if may_be_coco(head) and not _is_lines(files, name) and is_coco(_head(files, name, MAX_BYTES)):
             return _coco_items
         return _line_items if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{") and _is_lines(files, name) else None
-    return _line_items if plain.endswith((".jsonl", ".ndjson")) else _table_items
+    if is_transcripts_name(name) and (layout := find_layout(files, name)):
+        return partial(_transcript_items, layout)
+    if plain.endswith((".jsonl", ".ndjson")):
+        return _line_items
+    return _table_items if plain.endswith((".csv", ".tsv", ".arrow", ".parquet")) else None
 
 
 def _head(files: Files, name: str, size: int = 512) -> bytes:
@@ -258,7 +150,7 @@ def _is_lines(files: Files, name: str) -> bool:
     return len(first) == 2 and all(isinstance(row, dict) for row in first)
 
 
-def _line_items(files: Files, f: FileInfo, claims: _Claims) -> Iterator[SourceItem]:
+def _line_items(files: Files, f: FileInfo, claims: Claims) -> Iterator[SourceItem]:
     stem = PurePosixPath(f.name).stem
     at = number = 0
     try:
@@ -279,7 +171,7 @@ def _line_items(files: Files, f: FileInfo, claims: _Claims) -> Iterator[SourceIt
         yield _broken(f"{f.name}, after line {number}", f, error)
 
 
-def _list_items(files: Files, f: FileInfo, claims: _Claims) -> Iterator[SourceItem]:
+def _list_items(files: Files, f: FileInfo, claims: Claims) -> Iterator[SourceItem]:
     """The objects of a JSON file that is a list of them; each is an item like a line."""
     stem, decoder = PurePosixPath(f.name).stem, json.JSONDecoder()
     at = number = 0
@@ -303,7 +195,7 @@ def _list_items(files: Files, f: FileInfo, claims: _Claims) -> Iterator[SourceIt
         yield _broken(f"{f.name}, entry {number}", f, error, "not JSON: the rest cannot be read")
 
 
-def _coco_items(files: Files, f: FileInfo, claims: _Claims) -> Iterator[SourceItem]:
+def _coco_items(files: Files, f: FileInfo, claims: Claims) -> Iterator[SourceItem]:
     """The images of a COCO file; each is an item whose members are the records of it, of its annotations, and of all categories."""
     try:
         with opened(files, f.name) as (file, _):
@@ -324,7 +216,22 @@ def _coco_items(files: Files, f: FileInfo, claims: _Claims) -> Iterator[SourceIt
         yield _broken(f.name, f, error, "not JSON as COCO writes it")
 
 
-def _line_id(line: bytes, default: str, file: str, claims: _Claims) -> str:
+def _transcript_items(layout: Layout, files: Files, f: FileInfo, claims: Claims) -> Iterator[SourceItem]:
+    """The lines of transcripts; each is an item whose members are its recording and the fields of the line."""
+    number = 0
+    try:
+        for number, named, members, problem in transcript_lines(files, f.name, layout):
+            where = f"{f.name}, line {number}"
+            if problem:
+                yield _refused(where, problem)
+                continue
+            claims.claim(os.path.relpath(members[0][0], os.path.dirname(f.name) or "."), f.name)
+            yield SourceItem(printable(named), where, "transcript", f.name, f.stamp, members=members)
+    except DAMAGE as error:
+        yield _broken(f"{f.name}, after line {number}", f, error)
+
+
+def _line_id(line: bytes, default: str, file: str, claims: Claims) -> str:
     """The `id` of a line, or the default; `claims` notes what else it says. A bad line is reported when it is read, not here."""
     try:
         row = json.loads(line)
@@ -337,19 +244,7 @@ def _line_id(line: bytes, default: str, file: str, claims: _Claims) -> str:
     return id if is_utf8(id) else default
 
 
-def _files_in(row: Mapping[str, object]) -> Iterator[str]:
-    """The files that a line or row names."""
-    yield from files_of(row)
-    for name, value in row.items():
-        values = value if isinstance(value, list) else [value]
-        if name == "content":
-            yield from (v["path"] for v in values if isinstance(v, dict) and isinstance(v.get("path"), str))
-        elif names_media(name):
-            yield from (v for v in values if isinstance(v, str) and len(v) < 4096 and names_file(name, v))
-            yield from (v["path"] for v in values if isinstance(v, dict) and isinstance(v.get("path"), str))
-
-
-def _archive_items(files: Files, f: FileInfo, claims: _Claims) -> Iterator[SourceItem]:
+def _archive_items(files: Files, f: FileInfo, claims: Claims) -> Iterator[SourceItem]:
     """The samples of an archive. All of it is read before the first item, because a key may come again at its end."""
     samples: dict[str, list[tuple[str, int, int]]] = {}
     apart: set[str] = set()
@@ -379,11 +274,13 @@ def _archive_items(files: Files, f: FileInfo, claims: _Claims) -> Iterator[Sourc
     yield from bad
 
 
-def _table_items(files: Files, f: FileInfo, claims: _Claims) -> Iterator[SourceItem]:
+def _table_items(files: Files, f: FileInfo, claims: Claims) -> Iterator[SourceItem]:
     try:
         with closing(Table(files, f.name)) as table:
             group = claims.options.group
-            for row, (id, named) in enumerate(table.listed(lambda name: names_media(name) or name == "split", group)):
+            for row, (id, named) in enumerate(
+                table.listed(lambda name: names_media(name) or name in ("split", *RECORDING_COLUMNS), group)
+            ):
                 claims.read(named, f.name)
                 yield SourceItem(printable(id), f"{f.name}, row {row}", "row", f.name, f.stamp, row)
             for problem, text in table.bad_rows:
@@ -410,7 +307,17 @@ def _unused_table(files: Files, name: str) -> bool:
 
 def _stems_of_media(names: Iterable[str]) -> set[str]:
     """Base names of the files of a folder whose suffix is not one of text or metadata."""
-    return {os.path.splitext(n)[0] for n in names if not (n.lower().endswith((".txt", ".json")) or may_hold_many(n, set()))}
+    return {os.path.splitext(n)[0] for n in names if not (n.lower().endswith(TEXTS) or may_hold_many(n, set()))}
+
+
+#: Suffixes of texts and of metadata.
+TEXTS = (".txt", ".json", ".lst", ".list")
+
+
+def _few_texts(names: Iterable[str], stems: set[str]) -> set[str]:
+    """The texts of a folder that may be transcripts, by their names: few, and none that belongs to a file of media."""
+    texts = [n for n in names if is_transcripts_name(n) and not may_hold_many(n, stems) and os.path.splitext(n)[0] not in stems]
+    return set(texts) if len(texts) <= FEW else set()
 
 
 def _files_items(infos: list[FileInfo]) -> Iterator[SourceItem]:

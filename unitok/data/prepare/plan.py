@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from unitok.bundle import Bundle
 from unitok.data.prepare.encode import WAITING_BYTES
-from unitok.data.prepare.listing import GROUP, SourceItem
+from unitok.data.prepare.items import GROUP, SourceItem
 from unitok.data.prepare.objects import BOX
 from unitok.data.prepare.recipe import SourceSpec, hash_fraction, load_recipe
 from unitok.data.prepare.sources import Source

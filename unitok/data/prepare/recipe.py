@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from unitok.document import ROLES, Part
@@ -63,7 +64,10 @@ class SourceSpec:
         template: parts with fields in braces, see `unitok.data.prepare.fields`; none: texts, images, audio.
         instances: the tokenizer that files of a kind go to, where the bundle has several: `{audio: speech}`.
         roles, loss: by type (a kind or an instance), for parts that have none of their own.
-        order: the order of types in each document, or `[random]`: each document's parts shuffled.
+        order: the order of types in each document; `[random]`: each document's parts shuffled; `[both]`: each document twice, in its
+            order and in the opposite one.
+        speakers: `name`: the name in a field `speaker` stands before the text (`alice: …`); or the role of each speaker's parts by name.
+            Default: such a field is not used.
         root: another folder that paths may lead into; default: none may leave the source's own folder.
         group: field of lines and rows that names a document's group; default: `group`, where there is one. A group is never split
             between training and validation.
@@ -80,6 +84,7 @@ class SourceSpec:
     roles: dict[str, str] = field(default_factory=dict)
     loss: dict[str, bool] = field(default_factory=dict)
     order: tuple[str, ...] = ()
+    speakers: str | dict[str, str] = ""
     filters: Filters = field(default_factory=Filters)
     root: str = ""
     group: str = ""
@@ -94,7 +99,11 @@ class SourceSpec:
         for role in self.roles.values():
             _check_role(role, where)
         if len(set(self.order)) < len(self.order):
-            raise UserError(f"{where}: order {list(self.order)}; it lists types, each once, or is [random]")
+            raise UserError(f"{where}: order {list(self.order)}; it lists types, each once, or is [random] or [both]")
+        if isinstance(self.speakers, str) and self.speakers not in ("", "name"):
+            raise UserError(f"{where}: speakers {self.speakers!r}; it is name, or roles by the names of speakers")
+        for role in self.speakers.values() if isinstance(self.speakers, dict) else ():
+            _check_role(role, where)
         for kind, given in self.options.items():
             make_options(kind, given, where)
         check_template(self.template, where)
@@ -103,7 +112,7 @@ class SourceSpec:
     def types(self) -> set[str]:
         """All types that it names: kinds and instances."""
         named = {*self.instances, *self.instances.values(), *self.roles, *self.loss, *self.order}
-        return named - {"random"} | {str(part["type"]) for part in self.template}
+        return named - {"random", "both"} | {str(part["type"]) for part in self.template}
 
     def defaults(self, type: str) -> tuple[str, bool]:
         """Role and loss of a type's parts that have none of their own."""
@@ -146,7 +155,8 @@ def check_template(template: Sequence[object], where: str) -> None:
         key = known.key if known else next((k for k in part if k in {m.key for m in modalities().values()}), "path")
         if not isinstance(part.get(key), str) or not part[key]:
             raise UserError(f"{place}: an empty or missing {key!r}")
-        options = read_typed(_PartOptions, {k: v for k, v in part.items() if k not in ("type", key)}, place)
+        further = known.keys if known and not known.inline else ()
+        options = read_typed(_PartOptions, {k: v for k, v in part.items() if k not in ("type", key, *further)}, place)
         _check_role(options.role, place)
         if re.search("[{}]", re.sub(FIELD, "", part[key])):
             raise UserError(f"{place}: {part[key]!r}: a brace without its partner, or with no field in between")
@@ -214,6 +224,10 @@ def _typed(kind: Any, value: object, where: str) -> Any:
     outer = get_origin(kind) or kind
     if outer is object:
         return value
+    if outer is UnionType:
+        return _typed(
+            next((k for k in get_args(kind) if isinstance(value, get_origin(k) or k)), get_args(kind)[0]), value, where
+        )
     if outer is tuple and isinstance(value, list | str):
         values = [value] if isinstance(value, str) else value
         return tuple(_typed(get_args(kind)[0], one, f"{where} [{number}]") for number, one in enumerate(values, 1))
@@ -239,7 +253,7 @@ def _typed(kind: Any, value: object, where: str) -> Any:
 
 def arrange(spec: SourceSpec, parts: Sequence[Part], id: str, seed: int) -> tuple[Part, ...]:
     """A document's parts in the order that its source asks for."""
-    if not spec.order:
+    if spec.order in ((), ("both",)):
         return tuple(parts)
     if spec.order == ("random",):
         return tuple(sorted(parts, key=lambda part: hash_fraction(seed, "order", id, str(parts.index(part)))))

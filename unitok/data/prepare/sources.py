@@ -7,6 +7,7 @@
 - any other folder: first its files that hold many documents, then files of one base name (`cat.jpg`, `cat.txt`, `cat.json`),
   which are one document. A file that a line or a row names is not a document of its own (ImageFolder, AudioFolder);
 - WebDataset archives (`.tar`, also compressed): members of one base name, up to the first dot, are one document;
+- transcripts, whose lines name recordings, as LJSpeech and LibriSpeech have them (`unitok.data.prepare.transcripts`), one document per line;
 - COCO's JSON files, whose images lie where COCO has them (`unitok.data.prepare.objects`), one document per image;
 - Parquet and CSV files and Hugging Face data sets on disk, one document per row.
 
@@ -31,18 +32,28 @@ from typing import IO
 
 import pyarrow as pa
 
-from unitok.conversations import Media, data_url, is_conversation, read_conversation, texts_of
+from unitok.conversations import Media, data_url, is_conversation, read_conversation
 from unitok.data.prepare.aligned import aligned_items, is_aligned, read_aligned
-from unitok.data.prepare.containers import DAMAGE, Table, damage, plain_name, unpacked
-from unitok.data.prepare.fields import MEDIA_SUFFIXES, TEXT, Fields, RowContent, names_media, open_media, read_fields
-from unitok.data.prepare.listing import GROUP, ListingOptions, SourceItem, list_items
+from unitok.data.prepare.containers import DAMAGE, Table, damage, unpacked
+from unitok.data.prepare.fields import TEXT, Fields, RowContent, names_media, open_media, read_fields
+from unitok.data.prepare.items import GROUP, ListingOptions, SourceItem
+from unitok.data.prepare.listing import list_items
 from unitok.data.prepare.objects import boxes_part, coco_parts
-from unitok.data.prepare.recipe import SourceSpec, arrange, load_recipe
+from unitok.data.prepare.recipe import SourceSpec, arrange
+from unitok.data.prepare.transcripts import (
+    in_stretch,
+    info_beside,
+    is_cut,
+    named_recording,
+    read_transcript,
+    stretch_of,
+    with_speaker,
+)
 from unitok.document import Part, RawDocument
 from unitok.errors import UserError
-from unitok.files import parse_json_line, read_json_lines
+from unitok.files import parse_json_line
 from unitok.interleaved import Types, raw_document
-from unitok.media import load_text, promised
+from unitok.media import promised
 from unitok.modalities import modalities
 from unitok.storage import Blob, Folder, is_remote, kind_of_path, open_files
 
@@ -147,6 +158,7 @@ class Source:
     def read(self, items: Sequence[SourceItem]) -> Iterator[DocumentFactory]:
         """For each item in order, a function that makes its raw documents, or raises `UserError` where it cannot be used."""
         readers = {"line": self._read_lines, "member": self._read_members, "row": self._read_rows, "coco": self._read_coco}
+        readers["transcript"] = self._read_transcripts
         for (kind, _), run in groupby(items, key=lambda item: (item.kind, item.file)):
             if kind == "error":
                 yield from (partial(_raise, item.error) for item in run)
@@ -161,14 +173,18 @@ class Source:
         parts, notes = content
         if not parts:
             raise UserError(f"{item.where}: it has nothing to make a document of; name its fields in a template")
-        return [RawDocument(item.id, arrange(self.spec, parts, item.id, self.seed), self.prefix + item.where, tuple(notes))]
+        document = RawDocument(item.id, arrange(self.spec, parts, item.id, self.seed), self.prefix + item.where, tuple(notes))
+        if self.spec.order != ("both",) or len(parts) < 2:
+            return [document]
+        return [document, replace(document, id=f"{item.id}#backwards", content=document.content[::-1], notes=())]
 
     def from_fields(self, item: SourceItem, row: Fields, files: bool = False) -> list[RawDocument]:
         """The document of a row of named fields, by the template or without one."""
         folder = os.path.dirname(item.file)
+        row, stretch = self._completed(row, item)
 
         def open_path(name: str) -> Blob:
-            return Blob.of(self.files, os.path.join(folder, name))
+            return Blob.of(self.files, os.path.normpath(os.path.join(folder, name)))
 
         def make(media: Media) -> Part:
             if media.text:  # boxes
@@ -187,11 +203,34 @@ class Source:
                 parts = read_conversation(row, make, self.spec.mask_history)
                 content: RowContent = ([replace(p, loss=p.loss and self.spec.defaults(p.type)[1]) for p in parts], [])
             else:
-                content = read_fields(self.spec, row, open_path, files, self.boxes)
+                parts, notes = read_fields(self.spec, row, open_path, files, self.boxes)
+                if not self.spec.template:
+                    parts, more = with_speaker(in_stretch(parts, stretch), row, self.spec.speakers)
+                    notes = [*notes, *more]
+                content = parts, notes
         except UserError as error:
             message = str(error)
             raise UserError(message if message.startswith(item.where) else f"{item.where}: {message}") from None
         return self._document(item, content)
+
+    def _completed(self, row: Fields, item: SourceItem) -> tuple[Fields, tuple[float, float] | None]:
+        """A row with the files that it names in a way of its own, and the stretch of its recording that it is about. Errors: `UserError`."""
+        folder = os.path.dirname(item.file)
+        try:
+            name, info = named_recording(row, self.files, item.file), info_beside(row)
+            found: dict[str, Blob] = {}
+            if name:
+                found["wav"] = Blob.of(self.files, os.path.normpath(os.path.join(folder, name)))
+            if info and self.files.exists(os.path.normpath(os.path.join(folder, info))):
+                found["json"] = Blob.of(self.files, os.path.normpath(os.path.join(folder, info)))
+            row = {**row, **found}
+            names_file = bool(name) or any(isinstance(value, str) for key, value in row.items() if names_media(key))
+            stretch = stretch_of(row) if names_file and not self.spec.template else None
+            if stretch and name and is_cut(found["wav"], stretch):
+                stretch = None
+        except UserError as error:
+            raise UserError(f"{item.where}: {error}") from None
+        return row, stretch
 
     def _make_of_aligned(self, item: SourceItem) -> list[RawDocument]:
         return self._document(item, (read_aligned(self.spec, self.files, item), []))
@@ -263,11 +302,24 @@ class Source:
         return [replace(raw, notes=raw.notes + notes) for raw in documents]
 
     def _read_coco(self, items: list[SourceItem]) -> Iterator[DocumentFactory]:
-        lock, file = self._locks[items[0].file], self._container_of(items[0])
-        if file is not self._containers[items[0].file][0]:  # compressed: to go back is to begin again
-            file = BytesIO(file.read())
+        lock, file = self._locks[items[0].file], self._seekable(items[0])
         for item in items:
             yield partial(self._make_of_coco, item, partial(_members, item, file, lock))
+
+    def _read_transcripts(self, items: list[SourceItem]) -> Iterator[DocumentFactory]:
+        lock, file = self._locks[items[0].file], self._seekable(items[0])
+        for item in items:
+            fields = replace(item, members=item.members[1:])
+            yield partial(self._make_of_transcript, item, partial(_members, fields, file, lock))
+
+    def _make_of_transcript(self, item: SourceItem, read: Callable[[], list[bytes]]) -> list[RawDocument]:
+        (recording, *_), *fields = item.members
+        try:
+            row = read_transcript([(name, data) for (name, *_), data in zip(fields, read(), strict=True)])
+        except UserError as error:
+            raise UserError(f"{item.where}: {error}") from None
+        kind = promised(recording).removeprefix("an ")
+        return self.from_fields(replace(item, file=""), {kind: Blob.of(self.files, recording), **row})
 
     def _make_of_coco(self, item: SourceItem, read: Callable[[], list[bytes]]) -> list[RawDocument]:
         records = read()
@@ -299,6 +351,11 @@ class Source:
 
     def _make_of_row(self, item: SourceItem, table: Table, batch: pa.RecordBatch, row: int) -> list[RawDocument]:
         return self.from_fields(item, table.fields(batch, row, f"{item.file}/{item.start}"))
+
+    def _seekable(self, item: SourceItem) -> IO[bytes]:
+        """The decompressed file that holds an item, in which to go back is not to begin again."""
+        file = self._container_of(item)
+        return file if file is self._containers[item.file][0] else BytesIO(file.read())
 
     def _container_of(self, item: SourceItem) -> IO[bytes]:
         """The decompressed file that holds an item, open until `close`. Errors: `UserError` where it changed since it was listed."""
@@ -341,101 +398,3 @@ def _members(item: SourceItem, file: IO[bytes], lock: threading.Lock) -> list[by
 
 def _raise(message: str) -> list[RawDocument]:
     raise UserError(message)
-
-
-#: Suffixes of files, besides compressed ones, whose documents are read by a `Source` to train a text tokenizer.
-_DOCUMENTS = (".tar", ".tgz", ".parquet", ".arrow", ".csv", ".tsv", ".json")
-
-
-def read_texts(path: Path | str) -> Iterator[str]:
-    """The texts of a corpus, to train a text tokenizer on: the lines of text files; of documents each text.
-
-    path: a text file, a JSON Lines file, or whatever else `unitok tokenize` takes: a folder, a pattern, an archive, a table, or a
-        recipe, whose weights, filters and roles do not matter here. Documents that cannot be read are logged.
-
-    Errors: `UserError` for a path that does not exist or of which no document can be read; of a text or JSON Lines file also for
-    content that is not what it should be.
-    """
-    name = str(path)
-    suffix = PurePosixPath(plain_name(name)).suffix.lower()
-    if suffix in (".yaml", ".yml"):
-        for spec in load_recipe(Path(path)):
-            yield from _texts_of_documents(Source(spec))
-    elif "://" in name or kind_of_path(name) != "file" or plain_name(name) != name or suffix in _DOCUMENTS:
-        yield from _texts_of_documents(Source(SourceSpec(name)))
-    elif suffix in (".jsonl", ".ndjson"):
-        yield from _texts_of_lines(Path(path))
-    else:
-        yield from _lines(load_text(Path(path)))
-
-
-def _lines(text: str) -> Iterator[str]:
-    return (line.removesuffix("\r") for line in text.split("\n") if line.strip())
-
-
-def _texts_of_lines(path: Path) -> Iterator[str]:
-    """The texts of a JSON Lines file; in lines with `content` whatever the other parts are: no bundle names them yet."""
-    source, good, bad, first = Source(SourceSpec(str(path))), 0, 0, ""
-    for number, row in read_json_lines(path):
-        if isinstance(row, UserError):
-            raise row
-        where = f"{path.name}, line {number}"
-        if isinstance(row, dict) and "content" not in row:
-            if is_conversation(row):
-                try:
-                    texts = texts_of(row)
-                except UserError as error:
-                    bad, first = bad + 1, first or f"{where}: {error}"
-                    continue
-                good += 1
-                yield from texts
-                continue
-            fields = {name: value for name, value in row.items() if not names_media(name)}  # media are not read
-            try:
-                texts = _texts_in(source.from_fields(SourceItem("", where, "line", path.name), fields))
-            except UserError as error:
-                if len(fields) == len(row):
-                    bad, first = bad + 1, first or str(error)
-                continue
-            good += 1
-            yield from texts
-            continue
-        good += 1
-        parts = row.get("content") if isinstance(row, dict) else None
-        if not isinstance(parts, list):
-            raise UserError(f'{where}: a document is {{"id": …, "content": [parts]}}')
-        values = (part.get(TEXT) for part in parts if isinstance(part, dict))
-        yield from (value for value in values if isinstance(value, str) and value)
-    _report_bad(str(path), good, bad, first)
-
-
-def _texts_in(raws: Iterable[RawDocument]) -> list[str]:
-    return [str(part.value) for raw in raws for part in raw.content if part.type == TEXT and part.value]
-
-
-def _texts_of_documents(source: Source) -> Iterator[str]:
-    """The texts of a source's documents; files of text by lines."""
-    items = []
-    for item in source.items(groups=False):
-        members = tuple(member for member in item.members if promised(member[0]) not in MEDIA_SUFFIXES)
-        if members or not item.members:  # images and audio are not read
-            items.append(replace(item, members=members))
-    bad, first = 0, ""
-    for item, make in zip(items, source.read(items), strict=True):
-        try:
-            values = _texts_in(make())
-        except UserError as error:
-            bad, first = bad + 1, first or str(error)
-            continue
-        for value in values:
-            yield from _lines(value) if item.kind == "files" else [value]
-    source.drop()
-    _report_bad(source.spec.path, len(items) - bad, bad, first)
-
-
-def _report_bad(path: str, good: int, bad: int, first: str) -> None:
-    """Log how many documents could not be read, with the first error. Errors: `UserError` where none could."""
-    if bad and not good:
-        raise UserError(f"{path}: none of its {bad} documents can be read; the first: {first}")
-    if bad:
-        log.warning("%s: %d documents could not be read; the first: %s", path, bad, first)

@@ -12,7 +12,7 @@ import torch
 
 from unitok.bundle import Bundle
 from unitok.data.prepare.encode import Encoded, Encoder, Job, Progress
-from unitok.data.prepare.listing import SourceItem
+from unitok.data.prepare.items import SourceItem
 from unitok.data.prepare.plan import Plan, Run, open_sources
 from unitok.data.prepare.sources import Source
 from unitok.data.shards import ShardInfo, shard_name, write_shard

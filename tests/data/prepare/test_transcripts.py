@@ -1,0 +1,184 @@
+"""Data sets of recordings with transcripts, each in its true format."""
+
+import json
+
+import pytest
+from raw_data import found_in, png, wav
+
+from unitok.data.prepare.plan import Plan
+from unitok.data.prepare.recipe import SourceSpec
+from unitok.data.prepare.tokenize import tokenize
+from unitok.data.shards import TokenDataset
+from unitok.errors import UserError
+from unitok.interleaved import format_raw_document, raw_document
+
+
+def read(folder, **options) -> list[tuple]:
+    """For each document its id and its parts: (type, value or file, view)."""
+    return [
+        (raw.id, *((p.type, p.value or str(p.path), *([p.view] if p.view else [])) for p in raw.content))
+        for raw in found_in(SourceSpec(str(folder), **options))[0]
+    ]
+
+
+def write(path, content) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def test_ljspeech(tmp_path):
+    for name in ("LJ001-0001", "LJ001-0002"):
+        write(tmp_path / "wavs" / f"{name}.wav", wav())
+    write(
+        tmp_path / "metadata.csv",
+        'LJ001-0001|in 1831, the "Times"|in eighteen thirty-one, the "Times"\nLJ001-0002|in being modern.|\n',
+    )
+    write(tmp_path / "README", "The LJ Speech Dataset")
+    expected = [
+        ("LJ001-0001", ("text", 'in eighteen thirty-one, the "Times"'), ("audio", "wavs/LJ001-0001.wav")),
+        ("LJ001-0002", ("text", "in being modern."), ("audio", "wavs/LJ001-0002.wav")),
+    ]
+    assert read(tmp_path) == expected
+    assert read(tmp_path / "metadata.csv") == expected
+    backwards = read(tmp_path, order=("both",))
+    assert [id for id, *_ in backwards] == ["LJ001-0001", "LJ001-0001#backwards", "LJ001-0002", "LJ001-0002#backwards"]
+    assert backwards[1][1:] == expected[0][:0:-1]
+    template = ({"type": "audio", "path": "{audio}", "end": "0.2"}, {"type": "text", "text": "{printed}: {text}"})
+    assert read(tmp_path / "metadata.csv", template=template)[0][1:] == (
+        ("audio", "wavs/LJ001-0001.wav", "t=0,0.2"),
+        ("text", 'in 1831, the "Times": in eighteen thirty-one, the "Times"'),
+    )
+
+
+def test_lists_with_and_without_speakers(tmp_path):
+    for name in ("a", "b", "c"):
+        write(tmp_path / "wavs" / f"{name}.wav", wav())
+    write(tmp_path / "filelists" / "train.txt", "../wavs/a.wav|Hello | there.\r\n\r\n../wavs/b.wav|Good bye.\r\n")
+    raws, errors = found_in(tmp_path / "filelists")
+    assert not raws
+    assert "leaves" in errors[0]
+    assert [raw.content[0].value for raw in found_in(tmp_path / "filelists", str(tmp_path))[0]] == [
+        "Hello | there.",
+        "Good bye.",
+    ]
+    write(tmp_path / "filelists" / "train.txt", "wavs/a.wav|Hello.\n")  # relative to the top
+    assert read(tmp_path)[0][1:] == (("text", "Hello."), ("audio", "wavs/a.wav"))
+    write(tmp_path / "s" / "list.txt", "\ufeffwavs/a.wav|alice|hello you\nwavs/b.wav|bob|yes\nwavs/c.wav|alice|no\n")
+    for name in ("a", "b", "c"):
+        write(tmp_path / "s" / "wavs" / f"{name}.wav", wav())
+    assert [parts[0] for _, *parts in read(tmp_path / "s")] == [("text", "hello you"), ("text", "yes"), ("text", "no")]
+    assert [parts[0][1] for _, *parts in read(tmp_path / "s", speakers="name")] == ["alice: hello you", "bob: yes", "alice: no"]
+    roles = {"alice": "user", "bob": "assistant"}
+    raws, _ = found_in(SourceSpec(str(tmp_path / "s"), speakers=roles))
+    assert [[part.role for part in raw.content] for raw in raws] == [["user"] * 2, ["assistant"] * 2, ["user"] * 2]
+    write(tmp_path / "l" / "train.list", "a.wav|alice|EN|hello\n")
+    write(tmp_path / "l" / "a.wav", wav())
+    assert read(tmp_path / "l", speakers="name") == [("a.wav", ("text", "alice: hello"), ("audio", "a.wav"))]
+    with pytest.raises(UserError, match="speakers 'yes'; it is name, or roles"):
+        SourceSpec("x", speakers="yes")
+
+
+def test_images_with_captions_in_a_list(tmp_path):
+    write(tmp_path / "captions.txt", "cat.png|a cat\ndog.png|a dog\n")
+    for name in ("cat", "dog"):
+        write(tmp_path / f"{name}.png", png())
+    assert read(tmp_path) == [
+        ("cat.png", ("text", "a cat"), ("image", "cat.png")),
+        ("dog.png", ("text", "a dog"), ("image", "dog.png")),
+    ]
+
+
+def test_librispeech(tmp_path):
+    chapter = tmp_path / "train-clean-100" / "84" / "121123"
+    for number in range(2):
+        write(chapter / f"84-121123-000{number}.flac", wav())
+    write(chapter / "84-121123.trans.txt", "84-121123-0000 GO DO YOU HEAR\n84-121123-0001 BUT IN LESS THAN FIVE MINUTES\n")
+    assert read(tmp_path) == [
+        (f"84-121123-000{n}", ("text", text), ("audio", f"train-clean-100/84/121123/84-121123-000{n}.flac"))
+        for n, text in enumerate(["GO DO YOU HEAR", "BUT IN LESS THAN FIVE MINUTES"])
+    ]
+
+
+def test_common_voice_musiccaps_audiofolder_and_audiocraft(tmp_path):
+    write(tmp_path / "cv" / "clips" / "common_voice_en_1.mp3", wav())
+    write(
+        tmp_path / "cv" / "validated.tsv",
+        "client_id\tpath\tsentence\tup_votes\n0a1\tcommon_voice_en_1.mp3\tA sentence.\t2\n",
+    )
+    assert [parts for _, *parts in read(tmp_path / "cv")] == [
+        [("text", "A sentence."), ("audio", "clips/common_voice_en_1.mp3")]
+    ]
+
+    header = "ytid,start_s,end_s,audioset_positive_labels,aspect_list,caption,author_id,is_balanced_subset,is_audioset_eval"
+    rows = ["-0Gj8-vB1q4,30,40,/m/0140xf,\"['ballad']\",A slow ballad.,4,False,True"]
+    rows += ["-0SdAVK79lg,1,1.5,/m/0155w,\"['guitar']\",A guitar.,0,False,False", "missing,0,10,/m/0,[],Lost.,0,False,False"]
+    write(tmp_path / "mc" / "musiccaps-public.csv", "\n".join([header, *rows]) + "\n")
+    write(tmp_path / "mc" / "wav" / "-0Gj8-vB1q4.wav", wav(seconds=10))
+    write(tmp_path / "mc" / "wav" / "-0SdAVK79lg.wav", wav(seconds=3))
+    raws, errors = found_in(tmp_path / "mc")
+    assert [[(str(p.path or p.value), p.view) for p in raw.content] for raw in raws] == [
+        [("A slow ballad.", ""), ("wav/-0Gj8-vB1q4.wav", "")],  # the clip alone, as most people have it
+        [("A guitar.", ""), ("wav/-0SdAVK79lg.wav", "t=1,1.5")],
+    ]
+    (error,) = errors
+    assert "no recording of that name" in error
+
+    write(
+        tmp_path / "ac" / "egs" / "data.jsonl",
+        json.dumps({"path": "../music/a.wav", "duration": 0.3, "sample_rate": 8000, "weight": None}),
+    )
+    write(tmp_path / "ac" / "music" / "a.wav", wav())
+    write(tmp_path / "ac" / "music" / "a.json", json.dumps({"key": "", "bpm": 90, "description": "A waltz."}))
+    assert [parts for _, *parts in read(tmp_path / "ac")] == [[("text", "A waltz."), ("audio", "music/a.wav")]]
+
+    write(tmp_path / "af" / "metadata.csv", "file_name,transcription\ndata/a.wav,one two\n")
+    write(tmp_path / "af" / "data" / "a.wav", wav())
+    assert [parts for _, *parts in read(tmp_path / "af")] == [[("text", "one two"), ("audio", "data/a.wav")]]
+
+
+def test_stretches_of_long_recordings(bundle_folder, tmp_path):
+    write(tmp_path / "in" / "long.wav", wav(seconds=3))
+    lines = [
+        {"audio_filepath": "long.wav", "offset": 0.5, "duration": 0.25, "text": "one"},
+        {"audio": "long.wav", "start": 1, "end": 2.5, "text": "two"},
+        {"content": [{"type": "audio", "path": "long.wav", "start": 2.5}]},
+        {"content": [{"type": "audio", "path": "long.wav", "start": 1, "end": 1}]},
+        {"audio": "long.wav", "start": 2, "end": 9, "text": "three"},
+        {"audio": "long.wav", "start": "x", "end": 9, "text": "four"},
+    ]
+    write(tmp_path / "in" / "x.jsonl", "\n".join(map(json.dumps, lines)))
+    raws, errors = found_in(tmp_path / "in")
+    assert [raw.content[-1].view for raw in raws] == ["t=0.5,0.75", "t=1,2.5", "t=2.5,", "t=2,9"]
+    first, second = errors
+    assert "start is the smaller" in first
+    assert "must be seconds" in second
+    line = json.loads(format_raw_document(raws[2], tmp_path))["content"][0]
+    assert line == {"type": "audio", "path": "long.wav", "start": 2.5}
+    assert raw_document({"content": [line]}, tmp_path, "", "").content[0].view == "t=2.5,"
+
+    plan = Plan(str(tmp_path / "in"), str(tmp_path / "out"), str(bundle_folder), options={"audio": {"segment": 1.0}})
+    tokenize(plan, max_error_rate=1.0)
+    documents = TokenDataset(tmp_path / "out")
+    frames = [d.segments[-1].size[0] for d in (documents.document(i) for i in range(len(documents)))]
+    assert frames == [2000, 8000, 4000, 4000]
+    error = json.loads((tmp_path / "out" / "errors.jsonl").read_text().splitlines()[-2])["error"]
+    assert "no stretch from 2 to 9 s: the audio is 3 s long" in error
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (b"a.wav|", "no text"),
+        (b"b.wav|lost", "no such file"),
+        (b"a.wav", "1 columns where 2 should be"),
+        ("a.wav|caf\xe9".encode("latin-1"), "not UTF-8 text"),
+    ],
+)
+def test_a_bad_line_is_listed_and_the_others_are_read(bundle_folder, tmp_path, line, problem):
+    write(tmp_path / "in" / "a.wav", wav())
+    write(tmp_path / "in" / "metadata.csv", b"a.wav|good\n" + line + b"\na.wav|also good\n")
+    tokenize(Plan(str(tmp_path / "in"), str(tmp_path / "out"), str(bundle_folder)), max_error_rate=1.0)
+    assert len(TokenDataset(tmp_path / "out")) == 2
+    (error,) = map(json.loads, (tmp_path / "out" / "errors.jsonl").read_text().splitlines())
+    assert "line 2" in error["error"] or "b.wav" in error["error"]
+    assert problem in error["error"]
