@@ -35,6 +35,7 @@ VERBS = {
     "eval": "measure a bundle on scenes",
     "eval documents": "measure a bundle on documents of your own",
     "eval boxes": "measure the boxes that a bundle writes",
+    "eval maps": "measure the maps that a bundle draws",
     "eval image-tokenizer": "measure an image tokenizer on images",
     "eval audio-tokenizer": "measure an audio tokenizer on audio",
     "doctor": "say what is installed, what works, and what to do about the rest",

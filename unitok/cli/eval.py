@@ -1,7 +1,7 @@
-"""`unitok eval`, `unitok eval documents`, `unitok eval image-tokenizer`, `unitok eval audio-tokenizer`."""
+"""`unitok eval`, `unitok eval documents`, `unitok eval boxes`, `unitok eval maps`, `unitok eval image-tokenizer`, `unitok eval audio-tokenizer`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from unitok.cli.arguments import BundleFolder, Dtype, Input
 from unitok.files import check_inputs, check_replaceable
@@ -165,6 +165,55 @@ def boxes(
     print_scores(scores)
     if "map" not in scores:
         print("mAP needs pycocotools: pip install 'unitok-lm[eval]'")
+    print(f"open {out / 'samples' / 'index.html'}")
+
+
+def maps(
+    data: Input,
+    *,
+    bundle: BundleFolder,
+    map: Literal["labels", "depth"] = "labels",
+    out: Path = Path("runs/eval-maps"),
+    root: str = "",
+    count: int = 200,
+    far: float = 0.0,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    guidance_scale: float = 1.0,
+    seed: int = 0,
+    overwrite: bool = False,
+    device: str = "cpu",
+) -> None:
+    """Measure the maps that a bundle draws: mean IoU of labels, absolute relative error of depth; JSON, and a page.
+
+    Args:
+        data: interleaved .jsonl file, or folder with a documents.jsonl, whose answers are maps
+        bundle: bundle with tokenizers and a decoder
+        map: kind of the maps
+        out: folder for scores.json, maps.jsonl, samples/index.html
+        root: folder that paths in the file must not leave (default: the file's)
+        count: number of documents, drawn at random; 0: all
+        far: of depth, the depth that is white, in the files' unit (default: 65535 for 16 bits, 255 for 8 bits, 1 for fractions)
+        temperature: of the maps; 0: always the likeliest token
+        top_k: only the k likeliest tokens; 0: all
+        top_p: only the likeliest tokens that together have this probability; 1: all
+        guidance_scale: of the maps; 1: none
+        seed: random seed of the documents drawn and of sampling
+        overwrite: replace what lies in the folder, also where it is something else
+        device: where to run: cpu, cuda, cuda:1, mps
+    """
+    from unitok.evaluate.documents import read_raw_documents
+    from unitok.evaluate.maps import KIND, evaluate_maps, map_scores, write_scores
+    from unitok.evaluate.tokenizer import print_scores
+    from unitok.generation_config import SamplingParams
+
+    sampling = SamplingParams(temperature, top_k, top_p, guidance_scale=guidance_scale)
+    unitok = _open_bundle(bundle, str(data), out, KIND, overwrite, device)
+    results = evaluate_maps(unitok, read_raw_documents(unitok, data, count, seed, root), map, sampling, seed, far)
+    scores = map_scores(results, map)
+    write_scores(results, map, scores, out)
+    print_scores(scores)
     print(f"open {out / 'samples' / 'index.html'}")
 
 

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from unitok import pages
 from unitok.api import Unitok
 from unitok.data.shards import TokenDataset
-from unitok.document import Document, Segment
+from unitok.document import Document, RawDocument, Segment
 from unitok.errors import UserError
 from unitok.evaluate.directions import by_direction, direction_of
 from unitok.evaluate.retrieval import DirectionRetrieval, measure_retrieval
@@ -305,13 +305,20 @@ def read_documents(bundle: Unitok, data: str, count: int = 0, seed: int = 0, spl
         return [dataset.document(i) for i in _drawn(len(dataset), count, seed)]
     if split:
         raise UserError(f"split {split!r}: {data} is no tokenized data set; leave it out")
+    return [bundle.read_raw(raw) for raw in read_raw_documents(bundle, path, count, seed, root)]
+
+
+def read_raw_documents(bundle: Unitok, path: Path, count: int = 0, seed: int = 0, root: str = "") -> list[RawDocument]:
+    """Read the documents of an interleaved JSON Lines file, or of a folder with a `documents.jsonl`. Arguments and errors as for `read_documents`."""
+    if count < 0:
+        raise UserError(f"count {count}: at least 0 (all documents)")
     file = path / "documents.jsonl" if path.is_dir() else path
     if not path.exists():
-        raise UserError(f"{data}: no such file or folder")
+        raise UserError(f"{path}: no such file or folder")
     if not file.is_file():
-        raise UserError(f"{data}: neither a tokenized data set (dataset.json) nor interleaved JSON Lines (documents.jsonl)")
+        raise UserError(f"{path}: neither a tokenized data set (dataset.json) nor interleaved JSON Lines (documents.jsonl)")
     raws = read_prompts(file, root, bundle.types)
-    return [bundle.read_raw(raws[i]) for i in _drawn(len(raws), count, seed)]
+    return [raws[i] for i in _drawn(len(raws), count, seed)]
 
 
 def _drawn(total: int, count: int, seed: int) -> list[int]:

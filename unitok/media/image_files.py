@@ -67,7 +67,8 @@ def open_image(path: Path, data: bytes | None = None) -> Image.Image:
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and others for bad files
         if not image_format(head, str(path)) and (what := unread(head, str(path))):
             raise UserError(f"{path}: {what}") from None
-        why = "damaged, or of an unknown format" if isinstance(error, UnidentifiedImageError) else first_line(error)
+        unknown = "damaged, or of an unknown format" if head else "an empty file"
+        why = unknown if isinstance(error, UnidentifiedImageError) else first_line(error)
         raise UserError(f"{path}: not a readable image ({why}); replace it or leave it out") from None
 
 

@@ -9,6 +9,7 @@ import io
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -84,14 +85,27 @@ def read_map(name: str, content: bytes | Image.Image | np.ndarray, kind: str, fa
                 raise UserError(f"depth of shape {values.shape}: it is one number per pixel, 8 or 16 bits or fractions")
             if not np.isfinite(values).all() or values.min() < 0:
                 raise UserError("depth that is negative or not a finite number")
-            largest = 255.0 if values.dtype == np.uint8 else 65535.0 if values.dtype.kind in "iu" else 1.0
-            return Image.fromarray(depth_to_rgb(values, far or largest))
+            return Image.fromarray(depth_to_rgb(values, far or _largest(values)))
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
     values = values if values.ndim == 3 else np.repeat(values[..., None], 3, axis=2)
     if values.dtype != np.uint8 or values.shape[2] != 3:
         raise UserError(f"{name}: {kind} as {values.dtype} of shape {values.shape}; give an image of 8 bits per channel")
     return Image.fromarray(values)
+
+
+def map_values(name: str, content: bytes, kind: Literal["labels", "depth"], far: float = 0.0) -> np.ndarray:
+    """Return a map as numbers [H, W]: labels, or depths in fractions of `far`. Arguments and errors as for `read_map`."""
+    image = read_map(name, content, kind, far)
+    if kind == "labels":
+        return rgb_to_labels(np.asarray(image))
+    values = _values(name, content, kind)
+    return np.minimum(values.astype(np.float32) / (far or _largest(values)), 1)
+
+
+def _largest(depth: np.ndarray) -> float:
+    """The depth that is white where none is given."""
+    return 255.0 if depth.dtype == np.uint8 else 65535.0 if depth.dtype.kind in "iu" else 1.0
 
 
 def _values(name: str, content: bytes | Image.Image | np.ndarray, kind: str) -> np.ndarray:

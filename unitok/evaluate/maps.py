@@ -1,0 +1,116 @@
+"""`unitok eval maps`: how well a decoder segments images of your own, or estimates their depth.
+
+Documents are interleaved JSON Lines with a map that is learned (`"map": "labels"` or `"depth"`) after what is given. The decoder writes a map of
+the same grid, by default greedily, which is compared with the file at the file's size:
+
+- labels: **mean IoU**, over the labels of all documents together; **pixel accuracy**; the labels that occur in the files are those that
+  may be generated;
+- depth: **absolute relative error**, the mean of |d - d*| / d* over pixels whose true depth d* is above 0; **RMSE** in fractions of the
+  depth that is white; **delta 1**, the fraction of pixels within a factor of 1.25.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from unitok.api import Unitok
+from unitok.document import Document, RawDocument
+from unitok.errors import UserError
+from unitok.files import whole_folder, write_json, write_json_lines
+from unitok.generation_config import GenerationConfig, SamplingParams
+from unitok.media.maps import map_values, rgb_to_labels
+from unitok.sample.outputs import Output, save_outputs
+from unitok.sample.requests import config_for, generate_outputs
+
+KIND = "map evaluation"  # kind of folder in `unitok.files`
+SHOWN = 40  # documents on the page
+
+MeasuredMap = Literal["labels", "depth"]
+
+
+@dataclass
+class MapResult:
+    """The true and the generated map of one document, [H, W]: labels, or depths as fractions of the depth that is white."""
+
+    id: str
+    true: np.ndarray
+    made: np.ndarray
+    output: Output
+
+
+def evaluate_maps(
+    bundle: Unitok, raws: Sequence[RawDocument], kind: MeasuredMap, sampling: SamplingParams, seed: int = 0, far: float = 0.0
+) -> list[MapResult]:
+    """Let the decoder write the map of each document that has a learned one after something that is given.
+
+    far: of depth, as `--image-far`. Errors: `UserError` where no document has any.
+    """
+    view, chosen = f"map={kind}", []
+    for raw in raws:
+        numbers = [n for n, part in enumerate(raw.content) if part.loss and part.view == view]
+        if numbers and numbers[0]:
+            chosen.append((raw, numbers[0]))
+    if not chosen:
+        raise UserError(f'no document has a learned part with "map": "{kind}" after something that is given')
+    prompts, plans, true = [], [], []
+    for raw, number in chosen:
+        document, path = bundle.read_raw(raw), raw.content[number].path
+        assert path is not None
+        segment = document.segments[number]
+        prompts.append(Document(document.segments[:number], document.id))
+        plans.append(f"{segment.modality}:{'x'.join(map(str, segment.codes.shape))}")
+        true.append(map_values(str(path), path.read_bytes(), kind, far))
+    known = sorted({int(label) for labels in true for label in np.unique(labels)}) if kind == "labels" else []
+    given = {name: getattr(sampling, name) for name in ("temperature", "top_k", "top_p", "guidance_scale")}
+    outputs: dict[int, Output] = {}
+    for plan in dict.fromkeys(plans):  # one call for all maps of one grid
+        members = [n for n, other in enumerate(plans) if other == plan]
+        config = config_for(bundle, GenerationConfig(modalities=plan, seed=seed, **given))
+        outputs |= dict(
+            zip(members, generate_outputs(bundle, [prompts[n] for n in members], config, progress=True), strict=True)
+        )
+    return [
+        MapResult(prompts[n].id, true[n], _made(outputs[n], kind, known, true[n].shape), outputs[n])
+        for n in range(len(prompts))
+    ]
+
+
+def _made(output: Output, kind: MeasuredMap, known: Sequence[int], shape: tuple[int, ...]) -> np.ndarray:
+    """The generated map at the size of the true one."""
+    pixels = ((output.images[0].clamp(-1, 1) + 1) * 127.5).permute(1, 2, 0).cpu().numpy()
+    size = shape[1], shape[0]
+    if kind == "labels":
+        return np.asarray(Image.fromarray(rgb_to_labels(pixels, known)).resize(size, Image.Resampling.NEAREST))
+    depth = Image.fromarray((pixels.mean(axis=2) / 255).astype(np.float32))
+    return np.asarray(depth.resize(size, Image.Resampling.BILINEAR))
+
+
+def map_scores(results: Sequence[MapResult], kind: MeasuredMap) -> dict[str, float]:
+    """Return the scores of results by name."""
+    true, made = (np.concatenate([getattr(result, name).reshape(-1) for result in results]) for name in ("true", "made"))
+    scores = {"documents": float(len(results))}
+    if kind == "labels":
+        ious = [((true == k) & (made == k)).sum() / ((true == k) | (made == k)).sum() for k in np.union1d(true, made)]
+        return scores | {"mean_iou": float(np.mean(ious)), "pixel_accuracy": float((true == made).mean())}
+    known = true > 0
+    if not known.any():
+        raise UserError("no pixel has a true depth above 0")
+    true, made = true[known].astype(np.float64), np.maximum(made[known].astype(np.float64), 1e-3)
+    ratio = np.maximum(true / made, made / true)
+    return scores | {
+        "absolute_relative_error": float((np.abs(made - true) / true).mean()),
+        "rmse": float(np.sqrt(((made - true) ** 2).mean())),
+        "delta_1": float((ratio < 1.25).mean()),
+    }
+
+
+def write_scores(results: Sequence[MapResult], kind: MeasuredMap, scores: dict[str, float], out: Path) -> None:
+    """Write `scores.json`, `maps.jsonl` (the scores of each document) and `samples/index.html`. Everything in `out` is replaced."""
+    with whole_folder(out, KIND, overwrite=True) as new:
+        save_outputs([result.output for result in results[:SHOWN]], new / "samples", "Maps")
+        write_json_lines(new / "maps.jsonl", [{"id": result.id} | map_scores([result], kind) for result in results])
+        write_json(new / "scores.json", scores)
