@@ -5,7 +5,7 @@ from __future__ import annotations  # so that `help(u.generate)` shows the names
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from unitok.bundle import Bundle
 from unitok.content import Content, Prompt, Prompts
@@ -17,7 +17,11 @@ from unitok.sample.outputs import Output
 from unitok.sample.prompts import read_documents, read_one, read_prompts_of
 from unitok.sample.requests import config_for, edit_prompt, generate_outputs
 from unitok.sample.score import Score, score_documents
+from unitok.sample.speech import speak
 from unitok.sample.stream import Chunk, check_stream, stream_outputs
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: What other libraries call our arguments, and what to say of arguments that have no like here: by the argument that is meant.
 OTHER_NAMES = {
@@ -229,6 +233,33 @@ class Unitok(Bundle):
         prompt, plan = edit_prompt(self, image, instruction)
         config = self._config(generation_config, given).replace(modalities=plan)
         return generate_outputs(self, [prompt], config, batch_size)
+
+    @_checks_names
+    def speak(
+        self,
+        text: str,
+        voice: Content | None = None,
+        seed: int | None = None,
+        *,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        guidance_scale: float | None = None,
+        generation_config: GenerationConfig | Mapping[str, object] | None = None,
+        batch_size: int = 64,
+    ) -> Tensor:
+        """Speak a text of any length, sentence by sentence. The decoder must have learned documents of a text and its recording.
+
+        Args:
+            text: what to say.
+            voice: a recording of the speaker, which stands before each sentence; for decoders that have learned such documents.
+            seed, temperature, top_k, top_p, guidance_scale, generation_config, batch_size: as in `generate`.
+
+        Returns: float [C, T] in [-1, 1] at the sample rate of the audio tokenizer. Errors: `UserError` that names the argument.
+        """
+        given = {name: value for name, value in locals().items() if name in _CONFIG_FIELDS and value is not None}
+        given.pop("text")
+        return speak(self, text, voice, self._config(generation_config, given), batch_size)
 
     @_checks_names
     def chat(

@@ -22,6 +22,7 @@ from serving import LIMITS, running
 
 from unitok.bundle import Bundle, make_bundle
 from unitok.model import Decoder, DecoderConfig
+from unitok.sample.speech import PAUSE
 
 IMAGE = "data:image/png;base64," + base64.b64encode(png()).decode()
 AUDIO = base64.b64encode(wav()).decode()
@@ -208,6 +209,12 @@ def test_speech_and_transcriptions(client):
     assert rate == 8000
     np.testing.assert_allclose(np.frombuffer(audio["pcm"], "<i2"), samples, atol=1)
     assert audio["wav"][44:] == audio["pcm"]
+    spoken = {}
+    for text in ("One bell.", "Two bells!", "One bell. Two bells!"):
+        given = {"model": "tiny", "voice": "any", "input": text, "response_format": "pcm"}
+        spoken[text] = client.audio.speech.create(**given, extra_body={"seed": 1, "temperature": 0}).content
+    pause = bytes(2 * round(PAUSE * rate))
+    assert spoken["One bell. Two bells!"] == spoken["One bell."] + pause + spoken["Two bells!"]
     assert isinstance(validated(client.audio.transcriptions.create(model="tiny", file=("a.wav", wav()))).text, str)
     assert isinstance(client.audio.transcriptions.create(model="tiny", file=("a.wav", wav()), response_format="text"), str)
 

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+import torch
 from fastapi import FastAPI, File, Form, Request, UploadFile
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
@@ -22,11 +23,13 @@ from unitok.conversations import media_part, parts_in, to_data_url
 from unitok.errors import UserError
 from unitok.sample.outputs import Output
 from unitok.sample.requests import Draft
+from unitok.sample.speech import PAUSE, joined, sentences
 from unitok.sample.stream import Chunk
 from unitok.serve.errors import ClientLeftError, handle_errors
 from unitok.serve.generation import Generation, encoded, pcm16, png, wav_header
 from unitok.serve.guard import error_body
 from unitok.serve.schemas import MOST_OUTPUTS, ChatRequest, ImageRequest, SpeechRequest
+from unitok.tokenizers import AudioTokenizer
 
 PAGE = Path(__file__).parent / "page"
 MIME = {"wav": "audio/wav", "pcm": "audio/pcm", "flac": "audio/flac", "mp3": "audio/mpeg", "opus": "audio/ogg"}
@@ -301,23 +304,33 @@ class _Endpoints:
         self._check_model(body.model)
         audio = self.bundle.instance("audio")
         given = body.sampling() | {"modalities": f"{audio}:{body.seconds:g}s" if body.seconds else audio}
+        texts = [body.input] if body.seconds else sentences(body.input) or [body.input]
         drafts = await self.generation.prepared(
-            lambda: self.generation.drafts(self.generation.text(body.input, "input"), given, 1, body.seed)
+            lambda: [
+                draft
+                for number, text in enumerate(texts)
+                for draft in self.generation.drafts(
+                    self.generation.text(text, "input"), given, 1, None if body.seed is None else body.seed + number
+                )
+            ]
         )
         tokenizer, format = self.bundle.require(audio), body.response_format
         if format in ("wav", "pcm"):
             head = wav_header(tokenizer.sample_rate, tokenizer.config.channels) if format == "wav" else b""
-            return await _stream(request, self._samples(drafts, head), MIME[format])
-        (output,) = await _unless_left(request, self.generation.outputs(drafts))
-        data = await run_in_threadpool(lambda: encoded(output.audios[0], tokenizer.sample_rate, format))
+            return await _stream(request, self._samples(drafts, head, tokenizer), MIME[format])
+        outputs = [output for draft in drafts for output in await _unless_left(request, self.generation.outputs([draft]))]
+        data = await run_in_threadpool(lambda: encoded(joined(outputs, tokenizer.sample_rate), tokenizer.sample_rate, format))
         return Response(data, media_type=MIME[format])
 
-    async def _samples(self, drafts: list[Draft], head: bytes) -> AsyncGenerator[bytes]:
-        async with aclosing(self.generation.chunks(drafts)) as chunks:
-            async for chunk in chunks:
-                if isinstance(chunk, Chunk):
-                    yield head + pcm16(chunk.content)
-                    head = b""
+    async def _samples(self, drafts: list[Draft], head: bytes, tokenizer: AudioTokenizer) -> AsyncGenerator[bytes]:
+        """The samples of one draft after the other, with a pause between them."""
+        for draft in drafts:
+            async with aclosing(self.generation.chunks([draft])) as chunks:
+                async for chunk in chunks:
+                    if isinstance(chunk, Chunk):
+                        yield head + pcm16(chunk.content)
+                        head = b""
+            head = pcm16(torch.zeros(tokenizer.config.channels, round(PAUSE * tokenizer.sample_rate)))
 
     async def transcriptions(
         self,

@@ -1,0 +1,60 @@
+"""Speaking texts of any length: sentence by sentence, because a decoder has learned to speak what is about as long as its recordings."""
+
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from unitok.bundle import Bundle
+from unitok.document import Document
+from unitok.errors import UserError
+from unitok.generation_config import GenerationConfig
+from unitok.sample.outputs import Output
+from unitok.sample.prompts import read_one
+from unitok.sample.requests import generate_outputs
+
+LONGEST = 200  # characters that are spoken at once
+PAUSE = 0.15  # seconds between sentences
+
+_ENDS = re.compile(r"(?<=[.!?…])\s+|(?<=[.!?…][\"'”’)])\s+|(?<=[。！？])|\s*\n+\s*")
+
+
+def sentences(text: str, longest: int = LONGEST) -> list[str]:
+    """Return the sentences of a text; longer ones than `longest` characters are divided at a comma, or else between words."""
+    found = []
+    for sentence in filter(None, map(str.strip, _ENDS.split(text))):
+        while len(sentence) > longest:
+            head = sentence[: longest + 1]
+            cut = max(head.rfind(mark) + 1 for mark in ",;:、，") or head.rfind(" ") + 1 or longest
+            found.append(sentence[:cut].strip())
+            sentence = sentence[cut:].strip()
+        found.append(sentence)
+    return [sentence for sentence in found if sentence]
+
+
+def prompts_to_speak(bundle: Bundle, text: str, voice: object = None) -> list[Document]:
+    """Return a prompt for each sentence of a text. voice: a recording of the speaker, which stands before each.
+
+    Errors: `UserError` for a text without words, and a voice that is no audio.
+    """
+    if not isinstance(text, str) or not text.strip():
+        raise UserError("text: give a text to speak")
+    before = () if voice is None else read_one(bundle, voice, "voice").segments
+    if any(bundle.vocab.span(segment.modality).kind != bundle.vocab.span(bundle.instance("audio")).kind for segment in before):
+        raise UserError("voice: give a recording of the speaker, a Path or (waveform, Hz)")
+    return [Document((*before, *read_one(bundle, sentence, "text").segments)) for sentence in sentences(text)]
+
+
+def joined(outputs: Sequence[Output], sample_rate: int) -> Tensor:
+    """Return the audio of outputs one after the other, with a pause between them: [C, T]."""
+    waveforms = [output.audios[0] for output in outputs]
+    pause = waveforms[0].new_zeros(waveforms[0].shape[0], round(PAUSE * sample_rate))
+    return torch.cat([part for waveform in waveforms for part in (pause, waveform)][1:], -1)
+
+
+def speak(bundle: Bundle, text: str, voice: object, config: GenerationConfig, batch_size: int) -> Tensor:
+    """Return the audio of a text, [C, T]. Arguments and errors: see `Unitok.speak`."""
+    audio = bundle.instance("audio")
+    outputs = generate_outputs(bundle, prompts_to_speak(bundle, text, voice), config.replace(modalities=audio), batch_size)
+    return joined(outputs, bundle.require(audio).sample_rate)
