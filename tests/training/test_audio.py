@@ -18,6 +18,7 @@ from unitok.data.modules import AudioDataset
 from unitok.errors import UserError
 from unitok.tokenizers.quantize import ResidualQuantizer
 from unitok.training.audio import AudioLosses, AudioTokenizerTraining
+from unitok.training.clusters import PhoneClusters
 from unitok.training.fit import run_lightning
 from unitok.training.losses import discriminator_loss, generator_loss, mel_filters, mel_loss, spectral_loss
 from unitok.training.tokenizer import Adversary
@@ -40,6 +41,7 @@ EVERYTHING = {
     "gan.lecam": "0.01",
     "gan.filters": "4",
     "gan.windows": "[128, 256]",
+    "losses.semantic": "0.5",
 }
 
 
@@ -124,6 +126,35 @@ def test_training_leaves_audio_spectrograms_and_scores_by_level(tmp_path, scenes
     kept = state(tmp_path)
     name = "encoder.patch_in.weight"
     assert torch.equal(part.state_dict()[name], kept[f"average.module.{name}"])
+
+
+def test_clusters_tell_sounds_apart_whatever_their_level_and_a_first_level_learns_them():
+    time = torch.arange(8000) / 8000
+    sounds = torch.stack([torch.sin(2 * torch.pi * f * time) + 0.3 * torch.sin(6 * torch.pi * f * time) for f in (200, 900)])
+    switched = torch.where((time * 5).long() % 2 == 0, sounds[0], sounds[1])[None, None]  # five times a second
+    clusters = PhoneClusters(8000, 160, 16, clusters=4)
+    noise = 0.001 * torch.randn(1, 1, 8000, generator=torch.Generator().manual_seed(0))
+    features = clusters.features(switched + noise)
+    assert features.shape == (1, 50, 26)
+    quiet = clusters.features((switched + noise) / 10)
+    assert (quiet[..., :13] - features[..., :13]).abs().mean() < 0.1 * features[..., :13].abs().mean()
+    for step in range(5):
+        clusters.learn(features.flatten(0, 1), step)
+    found = clusters.codebook.nearest((features - clusters.mean) / clusters.std)[0]
+    inside = (torch.arange(50) % 10 >= 2) & (torch.arange(50) % 10 < 8)  # away from the switches
+    first, second = (set(found[inside & (torch.arange(50) // 10 % 2 == side)].tolist()) for side in (0, 1))
+    assert not first & second
+    latents = torch.nn.functional.one_hot(found, 16)[None].float()
+    optimizer = torch.optim.Adam(clusters.head.parameters(), 0.3)
+    losses = []
+    for _ in range(40):
+        losses.append(clusters.loss(latents, switched + noise))
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < 0.1 < losses[0]
+    with pytest.raises(UserError, match="longer than a phone"):
+        PhoneClusters(8000, 1600, 16, clusters=4)
 
 
 def test_silence_trains_to_finite_numbers_a_word_and_a_tokenizer(tmp_path, caplog):

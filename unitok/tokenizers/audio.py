@@ -79,7 +79,8 @@ class AudioTokenizer(Tokenizer):
         z = rearrange(self.encoder(x), "b d n -> b n d")
         q = self.quantizer(z) if quantize else self.quantizer.project(z)
         out = _scaled(self.decoder(rearrange(q.latents, "b n d -> b d n"))[..., : samples.shape[-1]], scales)
-        return Reconstruction(out, None if q.codes is None else rearrange(q.codes, "b n k -> b k n"), q.losses, q.projected)
+        codes = None if q.codes is None else rearrange(q.codes, "b n k -> b k n")
+        return Reconstruction(out, codes, q.losses, q.projected, q.first)
 
     # ---- Encoding ------------------------------------------------------------------------------------------------
 

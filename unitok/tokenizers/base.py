@@ -23,6 +23,7 @@ class Reconstruction:
     codes: Tensor | None  # [B, h, w] or [B, K, N]; None without quantization
     losses: dict[str, Tensor]  # of the quantizer, by name
     projected: Tensor | None  # vectors that the codebook learns from
+    first: Tensor | None = None  # as `Quantized.first`
 
 
 class Tokenizer(nn.Module):

@@ -35,6 +35,7 @@ class Quantized:
     codes: Tensor | None  # int64 [B, N], or [B, N, K] with K levels; None without quantization
     losses: dict[str, Tensor]  # scalars, not weighted: `commitment`, `entropy`, `codebook`
     projected: Tensor  # vectors for `update`; without quantization, vectors for `init_codebook`
+    first: Tensor | None = None  # in training, the latents of the first of several levels alone, [B, N, D], straight-through
 
 
 class Quantizer(nn.Module):
@@ -288,6 +289,7 @@ class ResidualQuantizer(Quantizer):
             kept = self._kept(latents, levels) if quantize or self.normalize else None
             residual, total = shared, torch.zeros_like(shared)
             codes: list[Tensor] = []
+            first: Tensor | None = None
             vectors_of_levels, commitment = [], shared.new_zeros(())
             for k, codebook in enumerate(self.codebooks[:levels]):
                 projected = codebook.scaled(self.project_in[k](residual)) if self.normalize else residual
@@ -300,13 +302,16 @@ class ResidualQuantizer(Quantizer):
                 commitment = commitment + F.mse_loss(projected, vectors)
                 vectors_of_levels.append(projected.detach())
                 out = self.project_out[k](_straight_through(projected, vectors)) if self.normalize else vectors
+                if not k and quantize and self.training and torch.is_grad_enabled():
+                    first = out if self.normalize else self.project_out[0](_straight_through(projected, vectors))
                 total = total + (out if kept is None else out * (kept > k))
                 residual = residual - out.detach()
             if not self.normalize:
                 total = self.project_out[0](_straight_through(shared, total))
             if not quantize:
                 return Quantized(total, None, {}, latents.detach())
-            return Quantized(total, torch.stack(codes, -1), {"commitment": commitment}, torch.cat(vectors_of_levels, -1))
+            losses, projected = {"commitment": commitment}, torch.cat(vectors_of_levels, -1)
+            return Quantized(total, torch.stack(codes, -1), losses, projected, first)
 
     def _kept(self, latents: Tensor, levels: int) -> Tensor | None:
         """Number of levels that each item is decoded from, [B, 1, 1]; None for all of them."""

@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio
 
 from unitok.errors import UserError
 from unitok.media import draw_spectrogram, save_audio, save_image
 from unitok.tokenizers import AudioTokenizer, AudioTokenizerConfig
+from unitok.tokenizers.base import Reconstruction
+from unitok.training.clusters import PhoneClusters
 from unitok.training.discriminators import STFTDiscriminator
 from unitok.training.losses import mel_loss, spectral_loss
 from unitok.training.monitor import CodebookHealth
@@ -34,6 +36,8 @@ class AudioLosses:
         mel: multi-scale log-mel loss (`mel_loss`). mel_windows: its windows, in samples.
         spectral_from: fraction of the run at which `stft` and `mel` begin; from the start they can lead to silence.
         commitment: distance of latents from their codes.
+        semantic: cross-entropy of the cluster of each frame's MFCCs, given the code of the first level alone (`PhoneClusters`); so that
+            level says what is spoken, and the others how it sounds. semantic_clusters: number of clusters.
         balance: weights are fractions of the gradient at the waveform (EnCodec's balancer), except for `commitment`.
         balance_decay: decay of the moving averages of gradient norms.
     """
@@ -46,6 +50,8 @@ class AudioLosses:
     mel_windows: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
     spectral_from: float = 0.0
     commitment: float = 0.25
+    semantic: float = 0.0
+    semantic_clusters: int = 128
     balance: bool = False
     balance_decay: float = 0.999
 
@@ -93,6 +99,10 @@ class AudioTokenizerTraining(TokenizerTraining):
                 raise UserError(f"the data has {name} {of_data}, the tokenizer {of_tokenizer}: they must agree")
         self.tokenizer = AudioTokenizer(self.config)
         self.health = CodebookHealth("rvq", self.tokenizer.codebook_size)
+        if self.weights.semantic:
+            c = self.config
+            hop, clusters = self.tokenizer.hop_length, self.weights.semantic_clusters
+            self.clusters = PhoneClusters(c.sample_rate, hop, c.dimension, clusters)
         if self.gan.weight:
             self.discriminator = STFTDiscriminator(self.config.channels, self.gan.filters, tuple(self.gan.windows))
 
@@ -105,6 +115,19 @@ class AudioTokenizerTraining(TokenizerTraining):
             if w.mel:
                 losses["mel"] = w.mel * mel_loss(out, target, self.config.sample_rate, tuple(w.mel_windows))
         return losses
+
+    def trained(self) -> nn.Module:
+        return nn.ModuleList([self.tokenizer, self.clusters.head]) if self.weights.semantic else self.tokenizer
+
+    def optimize(self, batch: Tensor) -> dict[str, Tensor | float]:
+        if self.weights.semantic and self.progress < self.quantize_start:  # afterwards the clusters stay as they are
+            self.clusters.learn(self._gather_vectors(self.clusters.features(batch)), seed=self.steps_done)
+        return super().optimize(batch)
+
+    def further_losses(self, out: Reconstruction, target: Tensor) -> Losses:
+        if not self.weights.semantic or out.first is None:
+            return {}
+        return {"semantic": self.weights.semantic * self.clusters.loss(out.first, target)}
 
     def quality(self, out: Tensor, target: Tensor) -> dict[str, Tensor]:
         error = (out - target).square().mean().clamp_min(1e-10)

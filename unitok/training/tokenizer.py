@@ -142,6 +142,14 @@ class TokenizerTraining(TrainingShell[Tensor]):
         weights = {name: getattr(self.weights, name, 1.0) for name in losses}
         return {name: weights[name] * loss for name, loss in losses.items() if weights[name]}
 
+    def further_losses(self, out: Reconstruction, target: Tensor) -> Losses:
+        """Weighted losses of what else a tokenizer gives."""
+        return {}
+
+    def trained(self) -> torch.nn.Module:
+        """What the optimizer trains: the tokenizer, and what only serves its training."""
+        return self.tokenizer
+
     def quality(self, out: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Metrics of a reconstruction."""
         raise NotImplementedError
@@ -173,7 +181,7 @@ class TokenizerTraining(TrainingShell[Tensor]):
             self.register_buffer("usual", torch.zeros(2))
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        optimizers: list[torch.optim.Optimizer] = [adamw(self.tokenizer.parameters(), self.lr, self.betas, self.weight_decay)]
+        optimizers: list[torch.optim.Optimizer] = [adamw(self.trained().parameters(), self.lr, self.betas, self.weight_decay)]
         if self.gan.weight:
             optimizers.append(adamw(self.discriminator.parameters(), self.gan.lr, (0.5, 0.9), 0.0))
         return optimizers
@@ -230,6 +238,7 @@ class TokenizerTraining(TrainingShell[Tensor]):
         signal = out.signal.float()
         with torch.autocast(target.device.type, enabled=False):
             losses = self.reconstruction_losses(signal, target) | self.quantizer_losses(out.losses)
+            losses |= self.further_losses(out, target)
             if adversarial:
                 losses |= self._adversarial_losses(signal, target, losses)
         self._check_finite(losses)
@@ -269,7 +278,7 @@ class TokenizerTraining(TrainingShell[Tensor]):
 
     def _step(self, optimizers: list[LightningOptimizer], adversarial: bool) -> dict[str, Tensor]:
         """Clip the gradients and step the tokenizer and, with `adversarial`, the discriminator. Returns the norms before clipping."""
-        networks: list[tuple[str, torch.nn.Module]] = [("grad_norm", self.tokenizer)]
+        networks: list[tuple[str, torch.nn.Module]] = [("grad_norm", self.trained())]
         if adversarial:
             networks.append(("grad_norm/discriminator", self.discriminator))
         norms = {}

@@ -1,0 +1,81 @@
+"""What the first level of a speech tokenizer is taught: the cluster of each frame's MFCCs, roughly the phone that is spoken.
+
+SpeechTokenizer (Zhang et al. 2024) teaches its first level HuBERT's features. HuBERT itself began from clusters of MFCCs (Hsu et al. 2021,
+section 3.1), which need no other model.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unitok.errors import UserError
+from unitok.tokenizers.codebook import Codebook
+from unitok.training.losses import mel_filters
+
+COEFFICIENTS = 13
+BANDS = 40
+WINDOW = 0.032  # seconds
+DECAY = 0.9  # of the clusters' moving averages, per batch
+
+
+class PhoneClusters(nn.Module):
+    """Clusters of MFCCs, learned online, and a linear classifier of them from latents [B, N, dimension] at one frame per `hop` samples.
+
+    Errors: `UserError` for frames that are longer than a phone.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, sample_rate: int, hop: int, dimension: int, clusters: int):
+        super().__init__()
+        if hop / sample_rate > 0.1:
+            raise UserError(
+                f"semantic: frames of {hop / sample_rate:.2g} s are longer than a phone; use more frames per second"
+            )
+        self.sample_rate, self.hop = sample_rate, hop
+        self.window = 1 << math.ceil(math.log2(max(hop, WINDOW * sample_rate)))
+        size = 2 * COEFFICIENTS
+        self.codebook = Codebook(clusters, size, normalize=False)
+        self.head = nn.Linear(dimension, clusters)
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("std", torch.ones(size))
+
+    @torch.no_grad()
+    def features(self, samples: Tensor) -> Tensor:
+        """MFCCs of audio [B, C, T] and their differences over two frames, [B, N, 26], without each item's mean; N = ceil(T / hop)."""
+        mono = samples.float().mean(1)
+        count = -(-mono.shape[-1] // self.hop)
+        before = (self.window - self.hop) // 2
+        mono = F.pad(mono, (before, max(0, (count - 1) * self.hop + self.window - before - mono.shape[-1])))
+        frames = mono.unfold(-1, self.window, self.hop)[:, :count] * torch.hann_window(self.window, device=mono.device)
+        power = torch.fft.rfft(frames).abs().square()
+        bands = (power @ mel_filters(self.sample_rate, self.window, BANDS).to(power).T).clamp_min(1e-8).log()
+        cepstrum = bands @ _cosines(BANDS, COEFFICIENTS).to(bands)
+        ahead, behind = cepstrum[:, 1:], cepstrum[:, :-1]
+        differences = F.pad(ahead, (0, 0, 0, 1), mode="replicate") - F.pad(behind, (0, 0, 1, 0), mode="replicate")
+        return torch.cat([cepstrum - cepstrum.mean(1, keepdim=True), differences], -1)
+
+    @torch.no_grad()
+    def learn(self, features: Tensor, seed: int) -> None:
+        """Update the clusters with the features [n, 26] of one batch."""
+        if not self.codebook.initted:
+            self.mean.copy_(features.mean(0))
+            self.std.copy_(features.std(0).clamp_min(1e-3))
+            self.codebook.init_codebook((features - self.mean) / self.std, seed)
+        else:
+            self.codebook.update((features - self.mean) / self.std, DECAY, seed)
+
+    def loss(self, latents: Tensor, samples: Tensor) -> Tensor:
+        """The cross-entropy of the clusters of audio [B, C, T], given latents [B, N, dimension]; scalar, in nats."""
+        targets = self.codebook.nearest((self.features(samples) - self.mean) / self.std)
+        return F.cross_entropy(self.head(latents.float()).flatten(0, 1), targets[:, : latents.shape[1]].flatten())
+
+
+def _cosines(bands: int, coefficients: int) -> Tensor:
+    """The orthonormal DCT-II without its mean: [bands, coefficients]."""
+    k = torch.arange(1, coefficients + 1)
+    n = torch.arange(bands)[:, None] + 0.5
+    return (math.pi / bands * n * k).cos() * math.sqrt(2 / bands)
