@@ -35,7 +35,7 @@ def bigrams(texts: Iterable[str], known: set[str], smoothing: float = 0.5) -> st
     for text in texts:
         words = ["<s>", *text.split(), "</s>"]
         singles.update(words)
-        pairs.update(zip(words, words[1:], strict=False))
+        pairs.update((a, b) for a, b in zip(words, words[1:], strict=False) if {a, b} <= known | {"<s>", "</s>"})
     vocabulary = sorted(known | {"<s>", "</s>"})
     lines = ["\\data\\", f"ngram 1={len(vocabulary)}", f"ngram 2={len(pairs)}", "", "\\1-grams:"]
     backoff = math.log10(smoothing)
@@ -85,6 +85,8 @@ if __name__ == "__main__":
     folders = [Path(name) for name in sys.argv[1:]]
     all_rows = {folder: read_folder(folder) for folder in folders}
     judge = Judge(text for rows in all_rows.values() for _, text in rows)
+    if judge.unknown:
+        print(f"words that the recognizer does not know: {', '.join(sorted(judge.unknown))}")
     for folder, rows in all_rows.items():
         rate, heard = word_error_rate(judge, rows)
         print(f"{folder}: word error rate {100 * rate:.1f} % of {sum(len(text.split()) for text, _ in heard)} words")

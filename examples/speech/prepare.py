@@ -1,6 +1,6 @@
 """Make a small data set of speech from installed Debian packages: 25 minutes of one speaker, and as much of espeak-ng as you like.
 
-    apt-get install asterisk-core-sounds-en-wav asterisk-core-sounds-en espeak-ng
+    apt-get install asterisk-core-sounds-en-wav asterisk-core-sounds-en espeak-ng sox
     python examples/speech/prepare.py OUT --synthetic 4000
 
 OUT/real/train, OUT/real/test   wavs/*.wav and metadata.csv as LJSpeech has it (name|text as printed|text as read), divided by text
@@ -107,16 +107,17 @@ def synthetic(out: Path, texts: list[str], count: int, seed: int = 0) -> None:
             if words and len(words) <= 90 and words not in held:
                 return words
 
-    sentences = [sentence() for _ in range(count)]
+    sentences = [(sentence(), rng.choice(VOICES), rng.randint(140, 180)) for _ in range(count)]
 
     def speak(number: int) -> str:
-        file, voice, speed = out / "wavs" / f"s{number:05d}.wav", rng.choice(VOICES), rng.randint(140, 180)
-        subprocess.run(["espeak-ng", "-v", voice, "-s", str(speed), "-w", file, sentences[number]], check=True)
+        file = out / "wavs" / f"s{number:05d}.wav"
+        text, voice, speed = sentences[number]
+        subprocess.run(["espeak-ng", "-v", voice, "-s", str(speed), "-w", file, text], check=True)
         subprocess.run(["sox", "-q", file, "-r", str(RATE), f"{file}.8k.wav", "norm", "-3"], check=True)
         Path(f"{file}.8k.wav").replace(file)
         samples = trimmed(soundfile.read(file)[0])
         soundfile.write(file, samples, RATE)
-        return f"s{number:05d}|{sentences[number]}|{sentences[number]}\n"
+        return f"s{number:05d}|{text}|{text}\n"
 
     with ThreadPoolExecutor(2) as pool:
         (out / "metadata.csv").write_text("".join(pool.map(speak, range(count))))

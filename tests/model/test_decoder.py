@@ -8,6 +8,7 @@ import torch
 
 from unitok.errors import UserError
 from unitok.model import Decoder, DecoderConfig
+from unitok.model.decoder import RotaryPositions, rotate
 from unitok.training.optim import Muon, orthogonalize
 
 CONFIG = DecoderConfig(97, 48, 2, 96, num_attention_heads=4, num_key_value_heads=2, head_dim=12)
@@ -51,6 +52,24 @@ def test_queries_and_keys_have_the_norm_that_their_gain_says(decoder):
     layer = decoder.model.layers[0].self_attn
     x = 1000 * torch.randn(1, 3, 4, 12)
     torch.testing.assert_close(layer.q_norm(x).square().mean(-1), torch.ones(1, 3, 4), atol=1e-3, rtol=1e-3)
+
+
+def test_with_span_rotation_the_same_place_in_another_image_is_always_equally_far():
+    rotary = RotaryPositions(replace(CONFIG, span_rotation=True))
+    q, k = torch.randn(2, 1, 1, 12).unbind(0)
+    by_document, by_span = torch.zeros(12), torch.zeros(12)
+    by_document[[0, 2, 4, 6, 8, 10]] = by_span[[1, 3, 5, 7, 9, 11]] = 1  # pair i is dimensions i and i + 6
+
+    def score(mask, at, other):
+        turned = [rotate(x * mask, *rotary(*(torch.tensor([[p]]) for p in where))) for x, where in ((q, at), (k, other))]
+        return (turned[0] * turned[1]).sum()
+
+    near = score(by_span, (90, 5), (20, 6))  # position in the document, position in the image
+    torch.testing.assert_close(near, score(by_span, (300, 30), (120, 31)))
+    torch.testing.assert_close(score(by_document, (90, 5), (20, 6)), score(by_document, (170, 1), (100, 60)))
+    assert (near - score(by_span, (90, 5), (20, 8))).abs() > 1e-3
+    with pytest.raises(UserError, match="multiple of 4"):
+        replace(CONFIG, head_dim=6, span_rotation=True)
 
 
 def test_names_are_qwen3s(decoder):

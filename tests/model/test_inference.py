@@ -24,6 +24,7 @@ SMALL = DecoderConfig(97, 48, 3, 80, 4, 2, head_dim=16, max_position_embeddings=
 KINDS = {
     "ours": SMALL,
     "span_positions": replace(SMALL, span_positions=9),
+    "span_rotation": replace(SMALL, span_rotation=True),
     "chameleon 34b": replace(SMALL, qk_norm="layer", norm_placement="after"),
     "llama with biases": replace(SMALL, qk_norm="none", num_key_value_heads=4, attention_bias=True, mlp_bias=True),
     "linear scaling": replace(SMALL, rope_scaling={"rope_type": "linear", "factor": 2.0}),

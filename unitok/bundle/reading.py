@@ -134,6 +134,8 @@ def _piece_of_blob(
 def _encode(bundle: Tokenizers, piece: _Piece) -> tuple[Segment, Loaded]:
     tokenizer, modality = bundle.require(piece.name), bundle.modality(piece.name)
     loaded = modality.load(tokenizer, piece.content, modality.Options(), piece.where, piece.view)
+    if loaded.rejected:
+        raise UserError(f"{piece.where}: nothing to be encoded ({loaded.rejected.replace('_', ' ')})")
     (codes,) = modality.encode(tokenizer, [loaded])
     original = tuple(int(loaded.facts[side]) for side in ("height", "width") if side in loaded.facts)
     return Segment(piece.name, codes, piece.role, piece.loss, piece.source, loaded.size, original), loaded

@@ -4,7 +4,7 @@ Documents are interleaved JSON Lines with a map that is learned (`"map": "labels
 the same grid, by default greedily, which is compared with the file at the file's size:
 
 - labels: **mean IoU**, over the labels of all documents together; **pixel accuracy**; the labels that occur in the files are those that
-  may be generated;
+  may be generated, and pixels of 255 in a file, which data sets call void, are not counted;
 - depth: **absolute relative error**, the mean of |d - d*| / d* over pixels whose true depth d* is above 0; **RMSE** in fractions of the
   depth that is white; **delta 1**, the fraction of pixels within a factor of 1.25.
 """
@@ -28,6 +28,7 @@ from unitok.sample.requests import config_for, generate_outputs
 
 KIND = "map evaluation"  # kind of folder in `unitok.files`
 SHOWN = 40  # documents on the page
+VOID = 255  # label of pixels that are not counted
 
 MeasuredMap = Literal["labels", "depth"]
 
@@ -64,7 +65,9 @@ def evaluate_maps(
         prompts.append(Document(document.segments[:number], document.id))
         plans.append(f"{segment.modality}:{'x'.join(map(str, segment.codes.shape))}")
         true.append(map_values(str(path), path.read_bytes(), kind, far))
-    known = sorted({int(label) for labels in true for label in np.unique(labels)}) if kind == "labels" else []
+    if kind == "depth" and not any((depth > 0).any() for depth in true):
+        raise UserError("no pixel of the maps has a depth above 0")
+    known = sorted({int(label) for labels in true for label in np.unique(labels)} - {VOID}) if kind == "labels" else []
     given = {name: getattr(sampling, name) for name in ("temperature", "top_k", "top_p", "guidance_scale")}
     outputs: dict[int, Output] = {}
     for plan in dict.fromkeys(plans):  # one call for all maps of one grid
@@ -91,15 +94,21 @@ def _made(output: Output, kind: MeasuredMap, known: Sequence[int], shape: tuple[
 
 def map_scores(results: Sequence[MapResult], kind: MeasuredMap) -> dict[str, float]:
     """Return the scores of results by name."""
-    true, made = (np.concatenate([getattr(result, name).reshape(-1) for result in results]) for name in ("true", "made"))
     scores = {"documents": float(len(results))}
     if kind == "labels":
-        ious = [((true == k) & (made == k)).sum() / ((true == k) | (made == k)).sum() for k in np.union1d(true, made)]
-        return scores | {"mean_iou": float(np.mean(ious)), "pixel_accuracy": float((true == made).mean())}
-    known = true > 0
-    if not known.any():
-        raise UserError("no pixel has a true depth above 0")
-    true, made = true[known].astype(np.float64), np.maximum(made[known].astype(np.float64), 1e-3)
+        pairs = np.zeros((256, 256), np.int64)  # pixels by true and made label
+        for result in results:
+            pairs += np.bincount(result.true.astype(np.int64).ravel() * 256 + result.made.ravel(), minlength=1 << 16).reshape(
+                256, 256
+            )
+        pairs[VOID] = 0
+        either = pairs.sum(0) + pairs.sum(1) - pairs.diagonal()
+        found = either > 0
+        iou = pairs.diagonal()[found] / either[found]
+        return scores | {"mean_iou": float(iou.mean()), "pixel_accuracy": float(pairs.trace() / pairs.sum())}
+    known = [(result.true[result.true > 0], result.made[result.true > 0]) for result in results]
+    true, made = (np.concatenate([pair[i] for pair in known]).astype(np.float64) for i in (0, 1))
+    made = np.maximum(made, 1e-3)
     ratio = np.maximum(true / made, made / true)
     return scores | {
         "absolute_relative_error": float((np.abs(made - true) / true).mean()),
@@ -108,9 +117,17 @@ def map_scores(results: Sequence[MapResult], kind: MeasuredMap) -> dict[str, flo
     }
 
 
+def _measurable(result: MapResult, kind: MeasuredMap) -> bool:
+    """Whether a document has any pixel that counts."""
+    return bool(((result.true > 0) if kind == "depth" else (result.true != VOID)).any())
+
+
 def write_scores(results: Sequence[MapResult], kind: MeasuredMap, scores: dict[str, float], out: Path) -> None:
     """Write `scores.json`, `maps.jsonl` (the scores of each document) and `samples/index.html`. Everything in `out` is replaced."""
     with whole_folder(out, KIND, overwrite=True) as new:
         save_outputs([result.output for result in results[:SHOWN]], new / "samples", "Maps")
-        write_json_lines(new / "maps.jsonl", [{"id": result.id} | map_scores([result], kind) for result in results])
+        write_json_lines(
+            new / "maps.jsonl",
+            [{"id": result.id} | (map_scores([result], kind) if _measurable(result, kind) else {}) for result in results],
+        )
         write_json(new / "scores.json", scores)

@@ -96,11 +96,15 @@ def read_map(name: str, content: bytes | Image.Image | np.ndarray, kind: str, fa
 
 def map_values(name: str, content: bytes, kind: Literal["labels", "depth"], far: float = 0.0) -> np.ndarray:
     """Return a map as numbers [H, W]: labels, or depths in fractions of `far`. Arguments and errors as for `read_map`."""
-    image = read_map(name, content, kind, far)
-    if kind == "labels":
-        return rgb_to_labels(np.asarray(image))
+    read_map(name, content, kind, far)  # raises what is wrong
     values = _values(name, content, kind)
-    return np.minimum(values.astype(np.float32) / (far or _largest(values)), 1)
+    if kind == "depth":
+        return np.minimum(values.astype(np.float32) / (far or _largest(values)), 1)
+    if values.ndim == 2:
+        return values.astype(np.uint8)
+    colors = label_colors().astype(np.int64) @ [1 << 16, 1 << 8, 1]
+    order = np.argsort(colors)
+    return order[np.searchsorted(colors[order], values[..., :3].astype(np.int64) @ [1 << 16, 1 << 8, 1])].astype(np.uint8)
 
 
 def _largest(depth: np.ndarray) -> float:

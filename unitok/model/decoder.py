@@ -41,6 +41,8 @@ class DecoderConfig:
         span_positions: size of a table of learned embeddings of a token's position in its image or audio, added to the token's
             embedding; 0 for none, which is Qwen3's layout. It helps small models that train for minutes (docs/notes.md); a decoder
             that has it cannot be exported.
+        span_rotation: whether every second pair of a head's dimensions is rotated by the token's position in its image or audio instead of
+            that in the document, so that the same place in another image is always at the same distance. Not exportable either.
         qk_norm: of queries and keys before RoPE: `rms` over a head's dimensions with one gain for all heads (Qwen3),
             `layer` with a gain and a bias for each head (Chameleon), or `none` (Llama).
         norm_placement: `before` attention and SwiGLU (pre-norm), or `after` them, inside the residual (Chameleon 34B; Liu
@@ -64,6 +66,7 @@ class DecoderConfig:
     dropout: float = 0.0
     attention: str = "auto"
     span_positions: int = 0
+    span_rotation: bool = False
     qk_norm: Literal["rms", "layer", "none"] = "rms"
     norm_placement: Literal["before", "after"] = "before"
     attention_bias: bool = False
@@ -81,9 +84,16 @@ class DecoderConfig:
             )
         if self.head_dim < 2 or self.head_dim % 2:
             raise UserError(f"head_dim {self.head_dim} must be even: rotary positions rotate pairs of dimensions")
+        if self.span_rotation and self.head_dim % 4:
+            raise UserError(
+                f"head_dim {self.head_dim} must be a multiple of 4 with span_rotation: every second pair has its own positions"
+            )
         for name, choices in (("qk_norm", ("rms", "layer", "none")), ("norm_placement", ("before", "after"))):
             if getattr(self, name) not in choices:
                 raise UserError(f"{name} {getattr(self, name)!r}: choose one of {', '.join(choices)}")
+
+
+NO_SPAN_POSITIONS = "this decoder needs span positions: give span_positions (Grammar.span_positions)"
 
 
 class RotaryPositions(nn.Module):
@@ -96,11 +106,17 @@ class RotaryPositions(nn.Module):
     def __init__(self, config: DecoderConfig):
         super().__init__()
         self.frequencies = rotary_frequencies(config)
+        self.by_span = config.span_rotation
 
-    def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, positions: Tensor, span_positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if self.frequencies.device != positions.device:
             self.frequencies = self.frequencies.to(positions.device)
-        angles = positions[:, :, None, None].float() * self.frequencies
+        if self.by_span:
+            assert span_positions is not None, NO_SPAN_POSITIONS
+            both = torch.stack([positions, span_positions], -1)[:, :, None, None].float()  # [B, T, 1, 1, 2]
+            angles = (both * self.frequencies.view(-1, 2)).flatten(-2)
+        else:
+            angles = positions[:, :, None, None].float() * self.frequencies
         return angles.cos(), angles.sin()
 
 
@@ -236,11 +252,9 @@ class Trunk(nn.Module):
         """Tokens [B, T] -> hidden states [B, T, C]."""
         x = self.embed_tokens(ids)
         if hasattr(self, "embed_span_positions"):
-            assert context.span_positions is not None, (
-                "this decoder embeds span positions: give span_positions (Grammar.span_positions)"
-            )
+            assert context.span_positions is not None, NO_SPAN_POSITIONS
             x = x + self.embed_span_positions(context.span_positions.clamp(max=self.embed_span_positions.num_embeddings - 1))
-        rotary = self.rotary(context.positions)
+        rotary = self.rotary(context.positions, context.span_positions)
         for layer in self.layers:
             if self.checkpoint_activations and torch.is_grad_enabled():
                 x = checkpoint(layer, x, rotary, context, use_reentrant=False)

@@ -21,7 +21,7 @@ from unitok.intervals import Intervals
 from unitok.model.arranged import ArrangedBlock, Matrix, arrange, matrix, rms_normalize, rotation_table
 from unitok.model.cache import Cache, common_start
 from unitok.model.cuda_graphs import CudaGraphs
-from unitok.model.decoder import Decoder
+from unitok.model.decoder import NO_SPAN_POSITIONS, Decoder
 from unitok.model.heads import rows_of
 
 if TYPE_CHECKING:
@@ -106,15 +106,13 @@ class InferenceDecoder:
         c, (b, t) = self.config, ids.shape
         x = F.embedding(ids, self.embedding)
         if self.span_positions is not None:
-            assert span_positions is not None, (
-                "this decoder embeds span positions: give span_positions (Grammar.span_positions)"
-            )
+            assert span_positions is not None, NO_SPAN_POSITIONS
             x = x + F.embedding(span_positions.clamp(max=len(self.span_positions) - 1), self.span_positions)
         x = x.reshape(b * t, c.hidden_size)
         if t == 1 and self.kernels is not None:
             x = self.kernels(x, positions[:, 0], cache, extent)
         else:
-            shared = self._prepare(positions, cache, extent, b, t, start)
+            shared = self._prepare(positions, span_positions, cache, extent, b, t, start)
             for number, w in enumerate(self.blocks):
                 x = self._attend(x, w, shared, cache.keys[number, :b], cache.values[number, :b])
                 x = self._mlp(x, w)
@@ -131,13 +129,26 @@ class InferenceDecoder:
         key = ("step", cache.keys.data_ptr(), cache.values.data_ptr(), cache.keys.stride(), most)
         return self.graphs(key, lambda i, p, s: self.step(i, p, cache, most, s), ids, positions, span_positions)
 
-    def _prepare(self, positions: Tensor, cache: Cache, extent: int, b: int, t: int, start: int | None) -> _Pass:
+    def _rotation(self, positions: Tensor, span_positions: Tensor | None) -> Tensor:
+        """Complex [B, T, 1, D / 2]."""
+        last = len(self.rotation) - 1
+        rotation = self.rotation[positions.clamp(max=last)]
+        if self.config.span_rotation:
+            assert span_positions is not None, NO_SPAN_POSITIONS
+            rotation[..., 1::2] = self.rotation[span_positions.clamp(max=last)][..., 1::2]
+        return rotation.unsqueeze(-2)
+
+    def _prepare(
+        self, positions: Tensor, span_positions: Tensor | None, cache: Cache, extent: int, b: int, t: int, start: int | None
+    ) -> _Pass:
         if start is not None and t == 1:
-            return _Pass(b, t, self.rotation[start][None, None], extent, None, start, None)
+            by_span = self.config.span_rotation
+            rotation = self._rotation(positions, span_positions) if by_span else self.rotation[start][None, None]
+            return _Pass(b, t, rotation, extent, None, start, None)
         visible = torch.arange(extent, device=self.device) <= positions[:, None, :, None]
         # Additive: attention on a CPU would convert a boolean mask anew in each layer.
         mask = torch.zeros(visible.shape, dtype=self.dtype, device=self.device).masked_fill_(~visible, -torch.inf)
-        rotation = self.rotation[positions.clamp(max=len(self.rotation) - 1)].unsqueeze(-2)
+        rotation = self._rotation(positions, span_positions)
         if start is not None:
             return _Pass(b, t, rotation, extent, mask, start, None)
         groups = self.config.num_key_value_heads

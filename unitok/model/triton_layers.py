@@ -176,8 +176,9 @@ class Layers:
 
     @staticmethod
     def suit(c: DecoderConfig, dtype: torch.dtype) -> bool:
-        """Whether these kernels compute what such a decoder does: no biases, norms before, heads of 16, 32, 64, ... dimensions."""
-        plain = c.norm_placement == "before" and not c.attention_bias and not c.mlp_bias
+        """Whether these kernels compute what such a decoder does: no biases, norms before, rotations by one position, heads of 16, 32,
+        64, ... dimensions."""
+        plain = c.norm_placement == "before" and not (c.attention_bias or c.mlp_bias or c.span_rotation)
         return plain and c.head_dim >= 16 and c.head_dim & (c.head_dim - 1) == 0 and dtype in (torch.float32, torch.bfloat16)
 
     def __call__(self, x: Tensor, positions: Tensor, cache: Cache, extent: int) -> Tensor:

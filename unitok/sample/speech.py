@@ -17,20 +17,27 @@ from unitok.sample.requests import generate_outputs
 LONGEST = 200  # characters that are spoken at once
 PAUSE = 0.15  # seconds between sentences
 
-_ENDS = re.compile(r"(?<=[.!?…])\s+|(?<=[.!?…][\"'”’)])\s+|(?<=[。！？])|\s*\n+\s*")
+SHORTEST = 20  # characters; what is shorter is spoken with what comes after it, such as "Dr." and "Yes."
+
+_ENDS = re.compile(r"(?<=[.!?…])\s+|(?<=[.!?…][\"'”’)])\s+|(?<=[。！？])(?![”’」』）])|(?<=[。！？][”’」』）])|\s*\n+\s*")
 
 
 def sentences(text: str, longest: int = LONGEST) -> list[str]:
-    """Return the sentences of a text; longer ones than `longest` characters are divided at a comma, or else between words."""
-    found = []
+    """Return the sentences of a text, short ones with the next; longer ones than `longest` characters are divided at a comma, or else
+    between words."""
+    found: list[str] = []
     for sentence in filter(None, map(str.strip, _ENDS.split(text))):
+        if found and len(found[-1]) < SHORTEST and len(found[-1]) + len(sentence) < longest:
+            sentence = f"{found.pop()} {sentence}"
         while len(sentence) > longest:
-            head = sentence[: longest + 1]
-            cut = max(head.rfind(mark) + 1 for mark in ",;:、，") or head.rfind(" ") + 1 or longest
+            head = sentence[:longest]
+            commas = [m.end() for m in re.finditer(r"[,;:](?=\s)|[、，；]", head)]
+            cut = commas[-1] if commas else head.rfind(" ") + 1 or longest
             found.append(sentence[:cut].strip())
             sentence = sentence[cut:].strip()
-        found.append(sentence)
-    return [sentence for sentence in found if sentence]
+        if sentence:
+            found.append(sentence)
+    return found
 
 
 def prompts_to_speak(bundle: Bundle, text: str, voice: object = None) -> list[Document]:
@@ -56,5 +63,6 @@ def joined(outputs: Sequence[Output], sample_rate: int) -> Tensor:
 def speak(bundle: Bundle, text: str, voice: object, config: GenerationConfig, batch_size: int) -> Tensor:
     """Return the audio of a text, [C, T]. Arguments and errors: see `Unitok.speak`."""
     audio = bundle.instance("audio")
-    outputs = generate_outputs(bundle, prompts_to_speak(bundle, text, voice), config.replace(modalities=audio), batch_size)
+    config = config.replace(modalities=audio, n=1, prefix_fraction=None)
+    outputs = generate_outputs(bundle, prompts_to_speak(bundle, text, voice), config, batch_size)
     return joined(outputs, bundle.require(audio).sample_rate)

@@ -25,6 +25,7 @@ from unitok.sample.outputs import Output
 from unitok.sample.requests import Draft
 from unitok.sample.speech import PAUSE, joined, sentences
 from unitok.sample.stream import Chunk
+from unitok.serve.engine import BusyError
 from unitok.serve.errors import ClientLeftError, handle_errors
 from unitok.serve.generation import Generation, encoded, pcm16, png, wav_header
 from unitok.serve.guard import error_body
@@ -33,6 +34,10 @@ from unitok.tokenizers import AudioTokenizer
 
 PAGE = Path(__file__).parent / "page"
 MIME = {"wav": "audio/wav", "pcm": "audio/pcm", "flac": "audio/flac", "mp3": "audio/mpeg", "opus": "audio/ogg"}
+
+SENTENCES_AT_ONCE = 4
+MOST_SENTENCES = 500  # of one request
+BUSY_SECONDS = 0.1  # until a sentence that found no room is tried again
 
 T = TypeVar("T")
 log = logging.getLogger("unitok")
@@ -305,6 +310,8 @@ class _Endpoints:
         audio = self.bundle.instance("audio")
         given = body.sampling() | {"modalities": f"{audio}:{body.seconds:g}s" if body.seconds else audio}
         texts = [body.input] if body.seconds else sentences(body.input) or [body.input]
+        if len(texts) > MOST_SENTENCES:
+            raise UserError(f"input: {len(texts)} sentences are more than {MOST_SENTENCES}; send them in several requests")
         drafts = await self.generation.prepared(
             lambda: [
                 draft
@@ -318,18 +325,42 @@ class _Endpoints:
         if format in ("wav", "pcm"):
             head = wav_header(tokenizer.sample_rate, tokenizer.config.channels) if format == "wav" else b""
             return await _stream(request, self._samples(drafts, head, tokenizer), MIME[format])
-        outputs = [output for draft in drafts for output in await _unless_left(request, self.generation.outputs([draft]))]
+        outputs = await _unless_left(request, self._spoken(drafts))
         data = await run_in_threadpool(lambda: encoded(joined(outputs, tokenizer.sample_rate), tokenizer.sample_rate, format))
         return Response(data, media_type=MIME[format])
 
+    async def _spoken(self, drafts: list[Draft]) -> list[Output]:
+        """The outputs of drafts, some at a time."""
+        outputs: list[Output] = []
+        at_once = SENTENCES_AT_ONCE
+        while len(outputs) < len(drafts):
+            try:
+                outputs += await self.generation.outputs(drafts[len(outputs) : len(outputs) + at_once])
+            except BusyError:
+                if at_once > 1:
+                    at_once = 1
+                elif outputs:
+                    await asyncio.sleep(BUSY_SECONDS)  # what is begun is ended
+                else:
+                    raise
+        return outputs
+
     async def _samples(self, drafts: list[Draft], head: bytes, tokenizer: AudioTokenizer) -> AsyncGenerator[bytes]:
         """The samples of one draft after the other, with a pause between them."""
-        for draft in drafts:
-            async with aclosing(self.generation.chunks([draft])) as chunks:
-                async for chunk in chunks:
-                    if isinstance(chunk, Chunk):
-                        yield head + pcm16(chunk.content)
-                        head = b""
+        for number, draft in enumerate(drafts):
+            waits = True
+            while waits:
+                try:
+                    async with aclosing(self.generation.chunks([draft])) as chunks:
+                        async for chunk in chunks:
+                            if isinstance(chunk, Chunk):
+                                yield head + pcm16(chunk.content)
+                                head = b""
+                    waits = False
+                except BusyError:  # before any chunk
+                    if not number:
+                        raise
+                    await asyncio.sleep(BUSY_SECONDS)
             head = pcm16(torch.zeros(tokenizer.config.channels, round(PAUSE * tokenizer.sample_rate)))
 
     async def transcriptions(

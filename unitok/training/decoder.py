@@ -149,10 +149,10 @@ class DecoderTraining(TrainingShell[dict[str, Tensor]]):
                 f"data.max_length to {limit} or less"
             )
         self._set_defaults()
-        if self.config.span_positions and self.trainer.is_global_zero:
-            log.info(
-                "span_positions %d: this decoder will not export to transformers (set 0 for that)", self.config.span_positions
-            )
+        ours = {"span_positions": "0", "span_rotation": "false"}  # and what leaves each of them out
+        for name, off in ours.items() if self.trainer.is_global_zero else ():
+            if value := getattr(self.config, name):
+                log.info("%s %s: this decoder will not export to transformers (set %s for that)", name, value, off)
         if self.lora is not None:
             add_lora(self.decoder, self.lora)
         choose_trained(self.decoder, self.frozen, first_new if self.train_new_tokens_only else None)

@@ -1,14 +1,21 @@
 """Data sets of recordings with transcripts, each in its true format."""
 
+import gzip
 import json
 
+import numpy as np
 import pytest
+import soundfile
 from raw_data import found_in, png, wav
 
+from unitok.data.media_list import list_media
 from unitok.data.prepare.plan import Plan
 from unitok.data.prepare.recipe import SourceSpec
+from unitok.data.prepare.sources import Source
+from unitok.data.prepare.texts import read_texts
 from unitok.data.prepare.tokenize import tokenize
 from unitok.data.shards import TokenDataset
+from unitok.document import Part
 from unitok.errors import UserError
 from unitok.interleaved import format_raw_document, raw_document
 
@@ -148,10 +155,10 @@ def test_stretches_of_long_recordings(bundle_folder, tmp_path):
     ]
     write(tmp_path / "in" / "x.jsonl", "\n".join(map(json.dumps, lines)))
     raws, errors = found_in(tmp_path / "in")
-    assert [raw.content[-1].view for raw in raws] == ["t=0.5,0.75", "t=1,2.5", "t=2.5,", "t=2,9"]
-    first, second = errors
-    assert "start is the smaller" in first
-    assert "must be seconds" in second
+    assert [raw.content[-1].view for raw in raws] == ["t=0.5,0.75", "t=1,2.5", "t=2.5,", "t=2,9", ""]
+    assert raws[-1].notes == ("field 'start' is not used: no number of seconds",)
+    (error,) = errors
+    assert "start is the smaller" in error
     line = json.loads(format_raw_document(raws[2], tmp_path))["content"][0]
     assert line == {"type": "audio", "path": "long.wav", "start": 2.5}
     assert raw_document({"content": [line]}, tmp_path, "", "").content[0].view == "t=2.5,"
@@ -160,8 +167,8 @@ def test_stretches_of_long_recordings(bundle_folder, tmp_path):
     tokenize(plan, max_error_rate=1.0)
     documents = TokenDataset(tmp_path / "out")
     frames = [d.segments[-1].size[0] for d in (documents.document(i) for i in range(len(documents)))]
-    assert frames == [2000, 8000, 4000, 4000]
-    error = json.loads((tmp_path / "out" / "errors.jsonl").read_text().splitlines()[-2])["error"]
+    assert frames == [2000, 8000, 4000, 4000, 8000, 8000, 8000]
+    error = json.loads((tmp_path / "out" / "errors.jsonl").read_text().splitlines()[-1])["error"]
     assert "no stretch from 2 to 9 s: the audio is 3 s long" in error
 
 
@@ -182,3 +189,89 @@ def test_a_bad_line_is_listed_and_the_others_are_read(bundle_folder, tmp_path, l
     (error,) = map(json.loads, (tmp_path / "out" / "errors.jsonl").read_text().splitlines())
     assert "line 2" in error["error"] or "b.wav" in error["error"]
     assert problem in error["error"]
+
+
+# ---- What is no transcript, and what is one in another dress ---------------------------------------------------------
+
+
+def test_tables_with_a_header_stay_tables_and_texts_stay_texts(tmp_path):
+    write(tmp_path / "x" / "wavs" / "a.wav", wav())
+    write(tmp_path / "x" / "metadata.csv", "audio_file|text|speaker_name\nwavs/a.wav|hello you|alice\n")
+    assert [parts for _, *parts in read(tmp_path / "x")] == [[("text", "hello you"), ("audio", "wavs/a.wav")]]
+    write(tmp_path / "t" / "train.txt", "Listen to song.mp3 | by X")
+    write(tmp_path / "t" / "note.txt", "a.wav|not looked into: its name does not say that it is a list")
+    assert [parts[0][0] for _, *parts in read(tmp_path / "t")] == ["text", "text"]
+    write(tmp_path / "s" / "notes" / "train.txt", "an ordinary text")
+    write(tmp_path / "s" / "test" / "cat.png", png())
+    assert [item.split for item in Source(SourceSpec(str(tmp_path / "s"))).items()] == ["", ""]
+
+
+def test_the_speaker_may_stand_after_the_text_and_further_columns_are_not_used(tmp_path):
+    for name in "abc":
+        write(tmp_path / f"{name}.wav", wav())
+    write(tmp_path / "train_list.txt", "a.wav|hello you|0\nb.wav|good bye|0\nc.wav|yes|1\n")  # StyleTTS2
+    assert [parts[0][1] for _, *parts in read(tmp_path, speakers="name")] == ["0: hello you", "0: good bye", "1: yes"]
+    write(tmp_path / "train_list.txt", "a.wav|alice|EN|hello|hh ah l ow|0 1 2|1 2\nb.wav|bob|EN|bye|b ay|0 0|1 1\n")
+    assert [parts[0][1] for _, *parts in read(tmp_path / "train_list.txt", speakers="name")] == ["alice: hello", "bob: bye"]
+    items = list(Source(SourceSpec(str(tmp_path / "train_list.txt"), group="speaker")).items())
+    assert [item.group for item in items] == ["alice", "bob"]
+
+
+def test_recordings_of_absolute_paths_are_no_documents_of_their_own(tmp_path):
+    write(tmp_path / "wavs" / "a.wav", wav())
+    write(tmp_path / "train.list", f"{tmp_path}/wavs/a.wav|hello\n")
+    assert len(read(tmp_path)) == 1
+    assert [file.path for file in list_media(str(tmp_path / "train.list"), "audio")] == [str(tmp_path / "wavs" / "a.wav")]
+
+
+def test_compressed_lists_with_bad_lines(tmp_path):
+    write(tmp_path / "wavs" / "a.wav", wav())
+    write(tmp_path / "metadata.csv.gz", gzip.compress(b"a|one|one\na\na|two|two\n"))
+    raws, errors = found_in(tmp_path)
+    assert [raw.content[0].value for raw in raws] == ["one", "two"]
+    assert len(errors) == 1
+    source = Source(SourceSpec(str(tmp_path)))
+    assert len([make() for make in source.read(list(source.items())[:1])]) == 1
+
+
+def test_texts_of_transcripts_without_their_recordings(tmp_path):
+    write(tmp_path / "wavs" / "a.wav", wav())
+    write(tmp_path / "metadata.csv", "a|1|one\n")
+    write(tmp_path / "train.txt", "wavs/a.wav|two\n")
+    (tmp_path / "wavs" / "a.wav").chmod(0)  # is not opened
+    assert sorted(read_texts(tmp_path)) == ["one", "two"]
+    assert list(read_texts(tmp_path / "train.txt")) == ["two"]
+
+
+def test_rows_with_media_of_their_own_need_no_other_recording(tmp_path):
+    lines = [
+        {"ytid": "x", "audio": "c.wav", "caption": "one"},
+        {"image": "d.png", "start_time": "2020-01-01T00:00", "end_time": "later", "text": "two"},
+        {"audio": "c.wav", "start": float("nan"), "end": float("nan"), "text": "three"},
+        {"audio": "c.wav", "start": 0.1, "duration": 0.1, "text": "four"},
+    ]
+    write(tmp_path / "c.wav", wav())
+    write(tmp_path / "d.png", png())
+    write(tmp_path / "x.jsonl", "\n".join(map(json.dumps, lines)))
+    raws, errors = found_in(tmp_path)
+    assert errors == []
+    assert [raw.content[-1].view for raw in raws] == ["", "", "", "t=0.1,0.2"]
+
+
+def test_both_orders_are_refused_where_order_says_something(tmp_path):
+    write(tmp_path / "a.png", png())
+    parts = [{"type": "text", "text": "q", "role": "user"}, {"type": "image", "path": "a.png", "role": "assistant"}]
+    write(tmp_path / "x.jsonl", json.dumps({"content": parts}))
+    _, errors = found_in(SourceSpec(str(tmp_path / "x.jsonl"), order=("both",)))
+    assert "parts with roles" in errors[0]
+    for wrong in ({"order": ("audio", "both")}, {"speakers": "name", "template": ({"type": "text", "text": "{a}"},)}):
+        with pytest.raises(UserError, match="stand alone|leave one of them out"):
+            SourceSpec("x", **wrong)
+
+
+def test_a_silent_stretch_of_a_prompt_is_a_users_mistake(tiny, tmp_path):
+    samples = np.concatenate([np.zeros(4000), np.random.default_rng(0).uniform(-0.5, 0.5, 4000)])
+    soundfile.write(tmp_path / "a.wav", samples, 8000)
+    with pytest.raises(UserError, match="silent segments"):
+        tiny.read(Part("audio", path=tmp_path / "a.wav", view="t=0,0.4"))
+    assert tiny.read(Part("audio", path=tmp_path / "a.wav", view="t=0.5,0.9"))[0].size == (3200,)

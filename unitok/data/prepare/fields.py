@@ -21,7 +21,7 @@ from pathlib import Path
 
 from unitok.conversations import data_url
 from unitok.data.prepare.objects import objects_of
-from unitok.data.prepare.recipe import FIELD, SourceSpec, TemplatePart, template_content
+from unitok.data.prepare.recipe import FIELD, SourceSpec, TemplatePart, part_keys, template_content
 from unitok.document import Part
 from unitok.errors import UserError
 from unitok.media import promised, sniff_bytes, unread
@@ -326,12 +326,10 @@ def _fill_template(spec: SourceSpec, row: Fields, open_path: Open) -> list[Part]
 
 def _view_of(entry: TemplatePart, row: Fields) -> str:
     """Which part or variant of its content a template's part asks for, such as `map: labels` or `start: "{begin}"`."""
-    modality = modalities().get(str(entry["type"]))
-    if modality is None or modality.inline:
-        return ""
-    given = {key: entry[key] for key in modality.keys if key in entry}
+    given = {key: entry[key] for key in part_keys(str(entry["type"])) if key in entry}
     filled = {k: _fill_text(v, row, False)[0] if isinstance(v, str) else v for k, v in given.items()}
-    return modality.view(filled, "template") if filled else ""
+    modality = next((m for m in modalities().values() if not m.inline and filled.keys() <= set(m.keys)), None)
+    return modality.view(filled, "template") if modality and filled else ""
 
 
 def _fill_text(pattern: str, row: Fields, optional: bool) -> list[str | None]:

@@ -3,12 +3,13 @@
 import os
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from unitok.conversations import files_of
 from unitok.data.prepare.fields import names_file, names_media
 from unitok.data.prepare.splits import SPLIT_OF, folder_split_of, group_of_id, split_of
-from unitok.data.prepare.transcripts import named_recording
+from unitok.data.prepare.transcripts import Recordings
 from unitok.errors import UserError, is_utf8
 from unitok.storage import Files
 
@@ -70,6 +71,7 @@ class Claims:
     def __init__(self, files: Files, has_splits: bool, options: ListingOptions):
         self.files, self.has_splits, self.options = files, has_splits, options
         self.folder = "" if files.remote else files.folder  # for names that are absolute
+        self._recordings = Recordings(files)
         self._names: set[int] = set()
         self._split, self._group, self._folder_splits, self._no_group = "", "", set[str](), ""
 
@@ -80,16 +82,15 @@ class Claims:
             self._group = _group_in(row, self.options.group)
         except UserError as error:
             self._no_group = str(error)
-        try:
-            named = named_recording(row, self.files, file)
-        except UserError:  # is reported when it is read
-            return
+        named = None
+        with suppress(UserError):  # which is reported when the row is read
+            named = self._recordings.named(row, file)
         for name in files_in(row) if named is None else [named]:
-            self.claim(name, file)
+            self.claim(os.path.join(os.path.dirname(file), name))
 
-    def claim(self, name: str, file: str) -> None:
-        """Note that a file names another, by a path relative to itself or an absolute one."""
-        path = os.path.normpath(os.path.join(os.path.dirname(file), name)).removeprefix(self.folder + "/")
+    def claim(self, path: str) -> None:
+        """Note that a file names another. path: relative to the source, or absolute."""
+        path = os.path.normpath(path).removeprefix(self.folder + "/")
         self._names.add(hash(unicodedata.normalize("NFC", path)))
         self._folder_splits.add(folder_split_of(path))
         if self.options.on_file:

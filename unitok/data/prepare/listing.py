@@ -20,9 +20,12 @@ from unitok.data.prepare.fields import CAPTIONS, names_media
 from unitok.data.prepare.items import Claims, ListingOptions, SourceItem
 from unitok.data.prepare.objects import coco_folders, coco_images, is_coco, may_be_coco
 from unitok.data.prepare.splits import describes_data_set, folder_split_of, group_of_id, split_of
-from unitok.data.prepare.transcripts import FEW, RECORDING_COLUMNS, Layout, find_layout, is_transcripts_name, transcript_lines
+from unitok.data.prepare.transcripts import RECORDING_COLUMNS, Layout, find_layout, may_be_transcripts, transcript_lines
 from unitok.errors import UserError, is_utf8
 from unitok.storage import MAX_BYTES, FileInfo, Files, Folder, printable
+
+#: Suffixes of texts, some of which are transcripts.
+_TEXTS = (".txt", ".lst", ".list")
 
 #: Longest line of a JSON Lines file, in bytes.
 MAX_LINE = 64 << 20
@@ -51,9 +54,10 @@ def list_items(
     for names, known in folders():
         stems = _stems_of_media(names)
         splits.update(folder_split_of(name) for name in names[:1])
-        few = _few_texts(names, stems)
         for name in names:
-            if (name in few or may_hold_many(name, stems)) and not (f := known.get(name) or files.look(name)).problem:
+            if not may_hold_many(name, stems) or (f := known.get(name) or files.look(name)).problem:
+                continue
+            if not plain_name(name).lower().endswith(_TEXTS) or find_layout(files, name):
                 many.append(f)
                 splits.add(split_of(name))
     has_splits = len(splits - {""}) > 1 and "train" in splits
@@ -102,6 +106,8 @@ def may_hold_many(name: str, beside: set[str]) -> bool:
     plain = plain_name(name)
     if plain.lower().endswith(".json"):
         return os.path.splitext(plain)[0] not in beside and not describes_data_set(name)
+    if plain.lower().endswith(_TEXTS):
+        return os.path.splitext(plain)[0] not in beside and may_be_transcripts(plain)
     return plain.lower().endswith((".tar", ".tgz", ".parquet", ".arrow", ".jsonl", ".ndjson", ".csv", ".tsv"))
 
 
@@ -120,7 +126,7 @@ def _lister(files: Files, name: str) -> _Lister | None:
         if may_be_coco(head) and not _is_lines(files, name) and is_coco(_head(files, name, MAX_BYTES)):
             return _coco_items
         return _line_items if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{") and _is_lines(files, name) else None
-    if is_transcripts_name(name) and (layout := find_layout(files, name)):
+    if may_be_transcripts(plain) and (layout := find_layout(files, name)):
         return partial(_transcript_items, layout)
     if plain.endswith((".jsonl", ".ndjson")):
         return _line_items
@@ -207,7 +213,7 @@ def _coco_items(files: Files, f: FileInfo, claims: Claims) -> Iterator[SourceIte
         folder = next(lie_in, beside)
         for number, (named, records) in enumerate(images, 1):
             name = os.path.normpath(os.path.join(folder, named))
-            claims.claim(os.path.relpath(name, beside or "."), f.name)
+            claims.claim(name)
             members, where = ((name, *records[0][1:]), *records[1:]), f"{f.name}, image {number}"
             yield SourceItem(PurePosixPath(named).stem, where, "coco", f.name, f.stamp, members=members)
     except UserError as error:
@@ -220,13 +226,15 @@ def _transcript_items(layout: Layout, files: Files, f: FileInfo, claims: Claims)
     """The lines of transcripts; each is an item whose members are its recording and the fields of the line."""
     number = 0
     try:
-        for number, named, members, problem in transcript_lines(files, f.name, layout):
-            where = f"{f.name}, line {number}"
-            if problem:
-                yield _refused(where, problem)
+        for line in transcript_lines(files, f.name, layout):
+            number, where = line.number, f"{f.name}, line {line.number}"
+            if line.problem:
+                yield _refused(where, line.problem)
                 continue
-            claims.claim(os.path.relpath(members[0][0], os.path.dirname(f.name) or "."), f.name)
-            yield SourceItem(printable(named), where, "transcript", f.name, f.stamp, members=members)
+            claims.read(line.row, f.name)
+            claims.claim(line.recording)
+            members = ((line.recording, 0, 0), *line.fields)
+            yield SourceItem(printable(line.id), where, "transcript", f.name, f.stamp, members=members)
     except DAMAGE as error:
         yield _broken(f"{f.name}, after line {number}", f, error)
 
@@ -285,7 +293,7 @@ def _table_items(files: Files, f: FileInfo, claims: Claims) -> Iterator[SourceIt
                 yield SourceItem(printable(id), f"{f.name}, row {row}", "row", f.name, f.stamp, row)
             for problem, text in table.bad_rows:
                 for cell in re.split(r"[,;|\t]", text):
-                    claims.claim(cell.strip(' "'), f.name)
+                    claims.claim(os.path.join(os.path.dirname(f.name), cell.strip(' "')))
                 yield _refused(f"{f.name}, a row", problem)
     except DAMAGE as error:
         yield _broken(f.name, f, error, "not a readable table")
@@ -307,17 +315,7 @@ def _unused_table(files: Files, name: str) -> bool:
 
 def _stems_of_media(names: Iterable[str]) -> set[str]:
     """Base names of the files of a folder whose suffix is not one of text or metadata."""
-    return {os.path.splitext(n)[0] for n in names if not (n.lower().endswith(TEXTS) or may_hold_many(n, set()))}
-
-
-#: Suffixes of texts and of metadata.
-TEXTS = (".txt", ".json", ".lst", ".list")
-
-
-def _few_texts(names: Iterable[str], stems: set[str]) -> set[str]:
-    """The texts of a folder that may be transcripts, by their names: few, and none that belongs to a file of media."""
-    texts = [n for n in names if is_transcripts_name(n) and not may_hold_many(n, stems) and os.path.splitext(n)[0] not in stems]
-    return set(texts) if len(texts) <= FEW else set()
+    return {os.path.splitext(n)[0] for n in names if not (n.lower().endswith((*_TEXTS, ".json")) or may_hold_many(n, set()))}
 
 
 def _files_items(infos: list[FileInfo]) -> Iterator[SourceItem]:

@@ -32,7 +32,7 @@ from unitok.modalities import make_options, modalities
 from unitok.storage import is_remote
 from unitok.vocab import Vocab
 
-VERSION = 5
+VERSION = 6
 LISTED_AT_ONCE = 8192  # rows of the listing held in memory
 _MEMBER = pa.struct([("name", pa.string()), ("start", pa.int64()), ("length", pa.int64())])
 _PLAIN: dict[object, pa.DataType] = {str: pa.string(), int: pa.int64()}

@@ -100,6 +100,10 @@ class SourceSpec:
             _check_role(role, where)
         if len(set(self.order)) < len(self.order):
             raise UserError(f"{where}: order {list(self.order)}; it lists types, each once, or is [random] or [both]")
+        if len(self.order) > 1 and {"both", "random"} & set(self.order):
+            raise UserError(f"{where}: order {list(self.order)}: random and both stand alone")
+        if self.speakers and self.template:
+            raise UserError(f"{where}: speakers: a template has its own place for {{speaker}}; leave one of them out")
         if isinstance(self.speakers, str) and self.speakers not in ("", "name"):
             raise UserError(f"{where}: speakers {self.speakers!r}; it is name, or roles by the names of speakers")
         for role in self.speakers.values() if isinstance(self.speakers, dict) else ():
@@ -138,6 +142,12 @@ class _PartOptions:
     optional: bool = False
 
 
+def part_keys(type: str) -> set[str]:
+    """The further keys of a part with a file, such as `map`: those of its kind; of an instance, whose kind is not known here, those of all."""
+    known = modalities().get(type)
+    return {key for m in ([known] if known else modalities().values()) if not m.inline for key in m.keys}
+
+
 def template_content(part: TemplatePart) -> str:
     """The content of a template's part, with fields in braces."""
     further = {key for modality in modalities().values() for key in modality.keys}
@@ -155,7 +165,7 @@ def check_template(template: Sequence[object], where: str) -> None:
         key = known.key if known else next((k for k in part if k in {m.key for m in modalities().values()}), "path")
         if not isinstance(part.get(key), str) or not part[key]:
             raise UserError(f"{place}: an empty or missing {key!r}")
-        further = known.keys if known and not known.inline else ()
+        further = part_keys(str(part["type"]))
         options = read_typed(_PartOptions, {k: v for k, v in part.items() if k not in ("type", key, *further)}, place)
         _check_role(options.role, place)
         if re.search("[{}]", re.sub(FIELD, "", part[key])):

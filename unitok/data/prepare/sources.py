@@ -35,26 +35,18 @@ import pyarrow as pa
 from unitok.conversations import Media, data_url, is_conversation, read_conversation
 from unitok.data.prepare.aligned import aligned_items, is_aligned, read_aligned
 from unitok.data.prepare.containers import DAMAGE, Table, damage, unpacked
-from unitok.data.prepare.fields import TEXT, Fields, RowContent, names_media, open_media, read_fields
+from unitok.data.prepare.fields import TEXT, Fields, RowContent, open_media, read_fields
 from unitok.data.prepare.items import GROUP, ListingOptions, SourceItem
 from unitok.data.prepare.listing import list_items
 from unitok.data.prepare.objects import boxes_part, coco_parts
 from unitok.data.prepare.recipe import SourceSpec, arrange
-from unitok.data.prepare.transcripts import (
-    in_stretch,
-    info_beside,
-    is_cut,
-    named_recording,
-    read_transcript,
-    stretch_of,
-    with_speaker,
-)
+from unitok.data.prepare.transcripts import Recordings, in_stretch, info_beside, read_transcript, with_speaker
 from unitok.document import Part, RawDocument
 from unitok.errors import UserError
 from unitok.files import parse_json_line
 from unitok.interleaved import Types, raw_document
 from unitok.media import promised
-from unitok.modalities import modalities
+from unitok.modalities import modalities, modality_of
 from unitok.storage import Blob, Folder, is_remote, kind_of_path, open_files
 
 log = logging.getLogger("unitok")
@@ -86,6 +78,7 @@ class Source:
         elif not path_kind:
             raise UserError(f"{folder}: no such file or folder")
         self.files, self.alone = open_files(folder, spec.root, alone), alone
+        self._recordings = Recordings(self.files)
         self.left_out: Counter[str] = Counter()  # counts by what it is, after `items`
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)  # of containers, which several threads read
         self._containers: dict[str, tuple[IO[bytes], IO[bytes], int]] = {}
@@ -176,12 +169,16 @@ class Source:
         document = RawDocument(item.id, arrange(self.spec, parts, item.id, self.seed), self.prefix + item.where, tuple(notes))
         if self.spec.order != ("both",) or len(parts) < 2:
             return [document]
+        if any(part.role != "none" or not part.loss or modality_of(part.type).refers for part in document.content):
+            raise UserError(
+                f"{item.where}: order both: parts with roles, boxes and what is not learned stay in their order; leave it out"
+            )
         return [document, replace(document, id=f"{item.id}#backwards", content=document.content[::-1], notes=())]
 
     def from_fields(self, item: SourceItem, row: Fields, files: bool = False) -> list[RawDocument]:
         """The document of a row of named fields, by the template or without one."""
         folder = os.path.dirname(item.file)
-        row, stretch = self._completed(row, item)
+        row, named = self._completed(row, item)
 
         def open_path(name: str) -> Blob:
             return Blob.of(self.files, os.path.normpath(os.path.join(folder, name)))
@@ -205,32 +202,29 @@ class Source:
             else:
                 parts, notes = read_fields(self.spec, row, open_path, files, self.boxes)
                 if not self.spec.template:
-                    parts, more = with_speaker(in_stretch(parts, stretch), row, self.spec.speakers)
-                    notes = [*notes, *more]
+                    parts, of_stretch = in_stretch(parts, row, named, folder)
+                    parts, of_speaker = with_speaker(parts, row, self.spec.speakers)
+                    notes = [*notes, *of_stretch, *of_speaker]
                 content = parts, notes
         except UserError as error:
             message = str(error)
             raise UserError(message if message.startswith(item.where) else f"{item.where}: {message}") from None
         return self._document(item, content)
 
-    def _completed(self, row: Fields, item: SourceItem) -> tuple[Fields, tuple[float, float] | None]:
-        """A row with the files that it names in a way of its own, and the stretch of its recording that it is about. Errors: `UserError`."""
+    def _completed(self, row: Fields, item: SourceItem) -> tuple[Fields, str | None]:
+        """A row with the files that it names in a way of its own, and the name of that recording. Errors: `UserError`."""
+        if self.spec.template:
+            return row, None
         folder = os.path.dirname(item.file)
         try:
-            name, info = named_recording(row, self.files, item.file), info_beside(row)
-            found: dict[str, Blob] = {}
-            if name:
-                found["wav"] = Blob.of(self.files, os.path.normpath(os.path.join(folder, name)))
-            if info and self.files.exists(os.path.normpath(os.path.join(folder, info))):
-                found["json"] = Blob.of(self.files, os.path.normpath(os.path.join(folder, info)))
-            row = {**row, **found}
-            names_file = bool(name) or any(isinstance(value, str) for key, value in row.items() if names_media(key))
-            stretch = stretch_of(row) if names_file and not self.spec.template else None
-            if stretch and name and is_cut(found["wav"], stretch):
-                stretch = None
+            name = self._recordings.named(row, item.file)
         except UserError as error:
             raise UserError(f"{item.where}: {error}") from None
-        return row, stretch
+        info = info_beside(row)
+        found = {"wav": name} if name else {}
+        if info and self.files.exists(os.path.normpath(os.path.join(folder, info))):
+            found |= {"json": info}
+        return {**row, **{k: Blob.of(self.files, os.path.normpath(os.path.join(folder, v))) for k, v in found.items()}}, name
 
     def _make_of_aligned(self, item: SourceItem) -> list[RawDocument]:
         return self._document(item, (read_aligned(self.spec, self.files, item), []))
@@ -312,12 +306,21 @@ class Source:
             fields = replace(item, members=item.members[1:])
             yield partial(self._make_of_transcript, item, partial(_members, fields, file, lock))
 
-    def _make_of_transcript(self, item: SourceItem, read: Callable[[], list[bytes]]) -> list[RawDocument]:
-        (recording, *_), *fields = item.members
+    def texts_of_transcripts(self, items: Sequence[SourceItem]) -> Iterator[Callable[[], str]]:
+        """For each line of transcripts a function that returns its text, without its recording; it raises `UserError` for a bad line."""
+        for item in items:
+            fields = replace(item, members=item.members[1:])
+            read = partial(_members, fields, self._seekable(item), self._locks[item.file])
+            yield lambda item=item, read=read: self._row_of_transcript(item, read)[TEXT]  # type: ignore[misc]
+
+    def _row_of_transcript(self, item: SourceItem, read: Callable[[], list[bytes]]) -> dict[str, str]:
         try:
-            row = read_transcript([(name, data) for (name, *_), data in zip(fields, read(), strict=True)])
+            return read_transcript([(name, data) for (name, *_), data in zip(item.members[1:], read(), strict=True)])
         except UserError as error:
             raise UserError(f"{item.where}: {error}") from None
+
+    def _make_of_transcript(self, item: SourceItem, read: Callable[[], list[bytes]]) -> list[RawDocument]:
+        recording, row = item.members[0][0], self._row_of_transcript(item, read)
         kind = promised(recording).removeprefix("an ")
         return self.from_fields(replace(item, file=""), {kind: Blob.of(self.files, recording), **row})
 
@@ -354,8 +357,11 @@ class Source:
 
     def _seekable(self, item: SourceItem) -> IO[bytes]:
         """The decompressed file that holds an item, in which to go back is not to begin again."""
-        file = self._container_of(item)
-        return file if file is self._containers[item.file][0] else BytesIO(file.read())
+        file, (packed, _, stamp) = self._container_of(item), self._containers[item.file]
+        if file is packed or isinstance(file, BytesIO):
+            return file
+        self._containers[item.file] = packed, BytesIO(file.read()), stamp
+        return self._containers[item.file][1]
 
     def _container_of(self, item: SourceItem) -> IO[bytes]:
         """The decompressed file that holds an item, open until `close`. Errors: `UserError` where it changed since it was listed."""

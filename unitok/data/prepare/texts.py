@@ -11,6 +11,7 @@ from unitok.data.prepare.fields import MEDIA_SUFFIXES, TEXT, names_media
 from unitok.data.prepare.items import SourceItem
 from unitok.data.prepare.recipe import SourceSpec, load_recipe
 from unitok.data.prepare.sources import Source
+from unitok.data.prepare.transcripts import find_layout, may_be_transcripts
 from unitok.document import RawDocument
 from unitok.errors import UserError
 from unitok.files import read_json_lines
@@ -41,6 +42,8 @@ def read_texts(path: Path | str) -> Iterator[str]:
         yield from _texts_of_documents(Source(SourceSpec(name)))
     elif suffix in (".jsonl", ".ndjson"):
         yield from _texts_of_lines(Path(path))
+    elif may_be_transcripts(name) and find_layout((listed := Source(SourceSpec(name))).files, listed.alone):
+        yield from _texts_of_documents(listed)
     else:
         yield from _lines(load_text(Path(path)))
 
@@ -91,8 +94,14 @@ def _texts_in(raws: Iterable[RawDocument]) -> list[str]:
 
 def _texts_of_documents(source: Source) -> Iterator[str]:
     """The texts of a source's documents; files of text by lines."""
-    items = []
+    items, lines = [], []
     for item in source.items(groups=False):
+        if item.kind == "transcript":
+            lines.append(item)
+            continue
+        if item.kind not in ("files", "member", "aligned"):
+            items.append(item)
+            continue
         members = tuple(member for member in item.members if promised(member[0]) not in MEDIA_SUFFIXES)
         if members or not item.members:  # images and audio are not read
             items.append(replace(item, members=members))
@@ -105,8 +114,13 @@ def _texts_of_documents(source: Source) -> Iterator[str]:
             continue
         for value in values:
             yield from _lines(value) if item.kind == "files" else [value]
+    for read in source.texts_of_transcripts(lines):
+        try:
+            yield read()
+        except UserError as error:
+            bad, first = bad + 1, first or str(error)
     source.drop()
-    _report_bad(source.spec.path, len(items) - bad, bad, first)
+    _report_bad(source.spec.path, len(items) + len(lines) - bad, bad, first)
 
 
 def _report_bad(path: str, good: int, bad: int, first: str) -> None:

@@ -2,21 +2,24 @@
 
     metadata.csv           LJ001-0001|In 1831|In eighteen thirty-one      LJSpeech: name, text as printed, text as read
     train.txt              wavs/1.wav|The text.                           lists of recordings, without a header
-    train.txt              wavs/1.wav|alice|The text.                     with a speaker, perhaps also a language
+    train.txt              wavs/1.wav|alice|The text.                     with a speaker, before or after the text
+    train.list             wavs/1.wav|alice|EN|The text.                  with a speaker and a language; what comes after is not used
     84-121123.trans.txt    84-121123-0000 THE TEXT                        LibriSpeech
 
-A file is one of these where a name at the beginning of one of its first lines is that of audio (or an image) beside it or in a folder
-where such files lie. Lines become rows of the fields `audio` (or `image`), `text`, and perhaps `speaker`, `language` and `printed`.
+A file is one of these where the name at the beginning of its first line is that of audio (or an image) beside it or in a folder where
+such files lie. Of texts (`.txt`) only those are looked into whose name has a word such as `train` or `filelist`. Lines become rows of the fields `audio` (or `image`), `text`, and perhaps `speaker`, `language` and `printed`.
 """
 
+import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from unitok.data.prepare.containers import DAMAGE, damage, opened
-from unitok.data.prepare.fields import MEDIA_SUFFIXES, TEXT
+from unitok.data.prepare.fields import CAPTIONS, MEDIA_SUFFIXES, TEXT, names_media
 from unitok.document import Part
 from unitok.errors import UserError
 from unitok.media import audio_seconds, promised
@@ -27,13 +30,23 @@ from unitok.storage import Blob, Files
 _FOLDERS = ("", "wavs/", "wav/", "clips/", "audio/")
 #: Suffixes of recordings that are named without one.
 _SUFFIXES = ("", ".wav", ".flac", ".mp3", ".ogg", ".opus")
-#: Names of fields for the start and the end of a stretch of a recording, in seconds; NeMo and Lhotse write its length instead of its end.
-_STRETCHES = (("start", "end"), ("start_s", "end_s"), ("start_seconds", "end_seconds"), ("start_time", "end_time"))
-_OFFSET, _DURATION = "offset", "duration"
+#: Names of fields for the start of a stretch of a recording in seconds, its end, and its length instead.
+_STRETCHES = (
+    ("start", "end", "duration"),
+    ("start_s", "end_s", ""),
+    ("start_seconds", "end_seconds", ""),
+    ("start_time", "end_time", ""),
+    ("offset", "", "duration"),
+)
+#: Words in the name of a text that may be transcripts.
+_LISTS = re.compile(
+    r"(^|[^a-z])(train|training|val|valid|validation|dev|test|eval|metadata|file_?lists?|list|transcripts?|trans|captions?)([^a-z]|$)"
+)
 
 _HEAD = 1 << 16  # bytes by which a file is recognized
 _SAMPLE = 100  # lines
-FEW = 16  # largest number of texts without media of their names in a folder that are looked into
+MAX_LINE = 1 << 20  # bytes
+MISSES = 20  # rows of a file without a recording, until no more are looked for if none had one
 
 Fields = Mapping[str, object]
 Stretch = tuple[int, int]  # where a text is: start and length in bytes
@@ -68,9 +81,10 @@ class Layout:
         return found
 
 
-def is_transcripts_name(name: str) -> bool:
-    """Whether a file may be transcripts by its name."""
-    return name.lower().endswith((".txt", ".csv", ".lst", ".list"))
+def may_be_transcripts(name: str) -> bool:
+    """Whether a file may be transcripts by its name (without the suffix of its compression)."""
+    base = name.rpartition("/")[2].lower()
+    return base.endswith((".csv", ".lst", ".list")) or (base.endswith(".txt") and _LISTS.search(base) is not None)
 
 
 def find_layout(files: Files, name: str) -> Layout | None:
@@ -85,34 +99,43 @@ def find_layout(files: Files, name: str) -> Layout | None:
         return None
     lines = [line.rstrip(b"\r") for line in head.removeprefix(b"\xef\xbb\xbf").split(b"\n")]
     lines = [line for line in (lines[:-1] if len(head) == _HEAD else lines) if line.strip()][:_SAMPLE]
-    separator = b" " if name.lower().endswith(".trans.txt") else b"|"
-    for line in lines[:3]:
-        named, found, _ = line.partition(separator)
-        where = _find(files, name, _decoded(named)) if found else None
-        if where is not None:
-            return Layout(separator, _columns(lines, separator), *where)
-    if lines and all(line.count(separator) and _is_media(_decoded(line.partition(separator)[0])) for line in lines[:3]):
-        return Layout(separator, _columns(lines, separator), "", "")  # whose recordings are missing, or may not be reached
-    return None
+    separator = b" " if ".trans.txt" in name.lower() else b"|"
+    if not lines or separator not in lines[0] or _is_header(lines[0]):
+        return None
+    named = [_decoded(line.partition(separator)[0]) for line in lines[:3]]
+    where = find_recording(files, name, named[0])
+    if where is None and len(named) > 1 and all(" " not in one and _is_media(one) for one in named):
+        where = "", ""  # recordings that are missing, or that may not be reached
+    return None if where is None else Layout(separator, _columns(lines, separator), *where)
+
+
+def _is_header(line: bytes) -> bool:
+    """Whether a line are the names of columns."""
+    cells = [cell for cell in _decoded(line).lower().split("|") if re.fullmatch(r"\w+", cell)]
+    return any(cell in CAPTIONS or names_media(cell) for cell in cells)
 
 
 def _is_media(name: str) -> bool:
     return promised(name) in MEDIA_SUFFIXES
 
 
-def _find(files: Files, file: str, named: str) -> tuple[str, str] | None:
-    """The folder and the suffix with which a name is that of media."""
-    top = os.path.relpath(".", os.path.dirname(file) or ".") + "/"  # names may be relative to the top of the source
-    for suffix in _SUFFIXES if not promised(named) else ("",):
-        for folder in (*_FOLDERS, top) if _is_media(named + suffix) else ():
-            if not files.look(os.path.normpath(os.path.join(os.path.dirname(file), folder, named + suffix))).problem:
-                return folder, suffix
+def find_recording(files: Files, file: str, named: str, first: tuple[str, str] = ("", "")) -> tuple[str, str] | None:
+    """The folder and the suffix with which a name in a file is that of media. first: those that are tried first."""
+    folders = [*_FOLDERS, os.path.relpath(".", os.path.dirname(file) or ".") + "/"]  # names may be relative to the source's top
+    if files.remote is None:
+        here = os.path.join(files.folder, os.path.dirname(file))
+        folders += [os.path.relpath(root, here) + "/" for root in files.roots[1:]]
+    suffixes = ("",) if promised(named) else _SUFFIXES
+    for folder, suffix in [first, *((folder, suffix) for suffix in suffixes for folder in folders)]:
+        path = os.path.normpath(os.path.join(os.path.dirname(file), folder, named + suffix))
+        if _is_media(path) and not files.look(path).problem:
+            return folder, suffix
     return None
 
 
 def _columns(lines: list[bytes], separator: bytes) -> tuple[str, ...]:
-    """What the columns after the recording's hold. Of two, the first is the text as printed where both have most of their words in
-    common, else the speaker."""
+    """What the columns after the recording's hold. Of two that have most of their words in common, the first is the text as printed; else
+    the one with fewer different values (or shorter ones) is the speaker."""
     if separator != b"|":
         return (TEXT,)
     counts = [line.count(separator) for line in lines]
@@ -120,27 +143,41 @@ def _columns(lines: list[bytes], separator: bytes) -> tuple[str, ...]:
     if count < 2:
         return (TEXT,)
     if count > 2:
-        return ("speaker", "language", TEXT)
-    common = words = 0
-    for line in (line for line, n in zip(lines, counts, strict=True) if n == 2):
-        first, second = (set(re.findall(r"\w+", _decoded(text).lower())) for text in line.split(separator)[1:])
-        if second:
-            common, words = common + len(first & second), words + len(first)
-    return ("printed", TEXT) if 2 * common >= words else ("speaker", TEXT)
+        return ("speaker", "language", TEXT) if count == 3 else ("speaker", "language", TEXT, "rest")
+    pairs = [[_decoded(cell).lower() for cell in line.split(separator)[1:]] for line in lines if line.count(separator) == 2]
+    words = [(set(re.findall(r"\w+", first)), set(re.findall(r"\w+", second))) for first, second in pairs if second]
+    if not words or 2 * sum(len(a & b) for a, b in words) >= sum(len(a) for a, _ in words):
+        return "printed", TEXT
+    sizes = [(len({pair[i] for pair in pairs}), sum(len(pair[i]) for pair in pairs)) for i in (0, 1)]
+    return ("speaker", TEXT) if sizes[0] <= sizes[1] else (TEXT, "speaker")
 
 
 def _decoded(text: bytes) -> str:
     return text.decode("utf-8", "replace").strip()
 
 
-def transcript_lines(
-    files: Files, name: str, layout: Layout
-) -> Iterator[tuple[int, str, tuple[tuple[str, int, int], ...], str]]:
-    """For each line with content its number, the name of its recording as written, and where its fields are in the file (name, start
-    and length in bytes each, first the recording relative to the source); or why it is refused. Errors: `DAMAGE`."""
+@dataclass(frozen=True)
+class TranscriptLine:
+    """A line of transcripts.
+
+    Args:
+        number: from 1. id: the name of its recording as written. recording: that relative to the source. fields: name, start and length in
+            bytes each. row: their texts. problem: why the line is refused, or "".
+    """
+
+    number: int
+    id: str = ""
+    recording: str = ""
+    fields: tuple[tuple[str, int, int], ...] = ()
+    row: Mapping[str, str] = field(default_factory=dict)
+    problem: str = ""
+
+
+def transcript_lines(files: Files, name: str, layout: Layout) -> Iterator[TranscriptLine]:
+    """Yield the lines with content. Errors: `DAMAGE`."""
     at = 0
     with opened(files, name) as (file, _):
-        for number, line in enumerate(iter(file.readline, b""), 1):
+        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE), b""), 1):
             start, at = at, at + len(line)
             skipped = 3 if number == 1 and line.startswith(b"\xef\xbb\xbf") else 0
             content = line[skipped:].rstrip(b"\r\n")
@@ -148,14 +185,17 @@ def transcript_lines(
                 continue
             parts = layout.split(content)
             if parts is None:
-                yield number, "", (), f"{content.count(layout.separator) + 1} columns where {1 + len(layout.columns)} should be"
+                columns = content.count(layout.separator) + 1
+                yield TranscriptLine(number, problem=f"{columns} columns where {1 + len(layout.columns)} should be")
                 continue
             (_, (first, length)), *rest = parts
-            named = _decoded(content[first : first + length])
+            rest = [part for part in rest if part[0] != "rest"]
             if rest[-1][1][1] == 0 and rest[0][0] == "printed":  # LJSpeech's third column may be empty
                 rest = [(TEXT, rest[0][1])]
-            members = tuple((field, start + skipped + a, n) for field, (a, n) in rest)
-            yield number, named, ((layout.recording(named, name), 0, 0), *members), ""
+            id = _decoded(content[first : first + length])
+            fields = tuple((column, start + skipped + a, n) for column, (a, n) in rest)
+            row = {column: _decoded(content[a : a + n]) for column, (a, n) in rest}
+            yield TranscriptLine(number, id, layout.recording(id, name), fields, row)
 
 
 def read_transcript(fields: list[tuple[str, bytes]]) -> dict[str, str]:
@@ -173,26 +213,45 @@ def read_transcript(fields: list[tuple[str, bytes]]) -> dict[str, str]:
 
 # ---- Tables of recordings ---------------------------------------------------------------------------------------------
 
-#: Columns besides those with the names of media that `named_recording` needs.
+#: Columns besides those with the names of media that `Recordings` needs.
 RECORDING_COLUMNS = ("ytid", "client_id")
 
 
-def named_recording(row: Fields, files: Files, file: str) -> str | None:
-    """The recording of a row that names it in a way of its own, relative to the folder of the row's file: MusicCaps' `ytid` without a
-    suffix, Common Voice's `path` in `clips/`. None: the row does not. Errors: `UserError` where there is no such recording."""
-    name = row.get("ytid")
-    if isinstance(name, str):
-        where = _find(files, file, name)
-        if where is None:
-            raise UserError(
-                f"ytid {name[:40]!r}: no recording of that name (.wav, .flac, …) beside the table, or in wavs/ or audio/"
-            )
-        return where[0] + name + where[1]
-    path = row.get("path")
-    if "client_id" in row and isinstance(path, str):
-        where = _find(files, file, path)
-        return None if where is None else where[0] + path
-    return None
+class Recordings:
+    """Finds the recordings of rows that name them in ways of their own."""
+
+    def __init__(self, files: Files):
+        self.files = files
+        self._found: dict[str, tuple[str, str]] = {}  # folder and suffix, by the file that holds the rows
+        self._missed: Counter[str] = Counter()
+
+    def named(self, row: Fields, file: str) -> str | None:
+        """The recording of a row, relative to the folder of the row's file: MusicCaps' `ytid` without a suffix, Common Voice's `path` in
+        `clips/`. None: the row does not name one so. Errors: `UserError` where there is no such recording."""
+        ytid, path = row.get("ytid"), row.get("path")
+        if any(isinstance(value, Blob) for value in row.values()):
+            return None
+        if isinstance(ytid, str) and not any(names_media(name) and isinstance(value, str) for name, value in row.items()):
+            where = self._find(file, ytid)
+            if where is None:
+                raise UserError(
+                    f"ytid {ytid[:40]!r}: no recording of that name (.wav, .flac, …) beside the table, or in wav/ or audio/"
+                )
+            return where[0] + ytid + where[1]
+        if "client_id" in row and isinstance(path, str):
+            where = self._find(file, path)
+            return None if where is None else where[0] + path
+        return None
+
+    def _find(self, file: str, name: str) -> tuple[str, str] | None:
+        if self._missed[file] >= MISSES and file not in self._found:
+            return None  # to look again for each of a million rows of a server takes days
+        where = find_recording(self.files, file, name, self._found.get(file, ("", "")))
+        if where is not None:
+            self._found[file] = where
+        else:
+            self._missed[file] += 1
+        return where
 
 
 def info_beside(row: Fields) -> str | None:
@@ -202,30 +261,25 @@ def info_beside(row: Fields) -> str | None:
     return str(PurePosixPath(path).with_suffix(".json")) if is_line and isinstance(path, str) else None
 
 
-def stretch_of(row: Fields) -> tuple[float, float] | None:
-    """The stretch of its recording that a row is about, in seconds: `start` and `end` (MusicCaps: `start_s` and `end_s`), or NeMo's
-    `offset` and `duration`. None: all of it. Errors: `UserError` for what is no stretch."""
-    for names in _STRETCHES:
-        given = [row.get(name) for name in names]
-        if all(value is not None and value != "" for value in given):
-            start, end = (_seconds(value, name) for value, name in zip(given, names, strict=True))
-            break
-    else:
-        if row.get(_OFFSET) in (None, "") or row.get(_DURATION) in (None, ""):
-            return None
-        names = (_OFFSET, _DURATION)
-        start = _seconds(row[_OFFSET], _OFFSET)
-        end = start + _seconds(row[_DURATION], _DURATION)
-    if not 0 <= start < end:
-        raise UserError(f"{' and '.join(names)}: {start:g} to {end:g} s is no stretch of a recording")
-    return start, end
+def stretch_of(row: Fields) -> tuple[float, float | None] | None:
+    """The stretch of its recording that a row is about, in seconds: `start` and `end`, or `duration`; NeMo's `offset` and `duration`;
+    MusicCaps' `start_s` and `end_s`. None: all of it, or no numbers. Errors: `UserError` for what is no stretch."""
+    for first, last, length in _STRETCHES:
+        start, end, duration = (_seconds(row.get(name)) for name in (first, last, length))
+        if start is None or (end is None and duration is None and first != "start"):
+            continue
+        end = start + duration if end is None and duration is not None else end
+        if not 0 <= start < (math.inf if end is None else end):
+            raise UserError(f"{first}: {start:g} to {end:g} s is no stretch of a recording")
+        return start, end
+    return None
 
 
-def is_cut(recording: Blob, stretch: tuple[float, float]) -> bool:
+def is_cut(recording: Blob, stretch: tuple[float, float | None]) -> bool:
     """Whether a recording is no longer than a stretch of it: MusicCaps' are usually stored so. Errors: `UserError`."""
     with recording.local() as path:
         seconds = audio_seconds(path or Path(recording.name), None if path else recording.read())
-    return seconds <= stretch[1] - stretch[0] + 1
+    return stretch[1] is not None and seconds <= stretch[1] - stretch[0] + 1
 
 
 def with_speaker(parts: list[Part], row: Fields, speakers: str | Mapping[str, str]) -> tuple[list[Part], list[str]]:
@@ -244,19 +298,29 @@ def with_speaker(parts: list[Part], row: Fields, speakers: str | Mapping[str, st
     return [replace(part, value=f"{speaker}: {part.value}") if part is first else part for part in parts], []
 
 
-def in_stretch(parts: list[Part], stretch: tuple[float, float] | None) -> list[Part]:
-    """Parts of which the only recording is cut to a stretch; as they are without one. Errors: `UserError` for several recordings."""
+def in_stretch(parts: list[Part], row: Fields, named: str | None, folder: str) -> tuple[list[Part], list[str]]:
+    """Parts of which the only recording is cut to the stretch that the row gives, if the row names its file; media in the row itself have
+    been cut before. And notes. named: as `Recordings.named`. folder: of the row's file. Errors: `UserError`."""
     timed = [part for part in parts if part.file is not None and "start" in modality_of(part.type).keys]
-    if stretch is None or not timed:
-        return parts
-    if len(timed) > 1:
-        raise UserError(f"start and end: {len(timed)} recordings; give each in a line of its own")
-    view = modality_of(timed[0].type).view({"start": stretch[0], "end": stretch[1]}, "start and end")
-    return [replace(part, view=view) if part is timed[0] else part for part in parts]
+    texts = [value for name, value in row.items() if names_media(name) and isinstance(value, str)]
+    files = {os.path.normpath(os.path.join(folder, name)) for name in [*texts, *([named] if named else [])]}
+    if len(timed) != 1 or timed[0].file is None or timed[0].file.name not in files:
+        return parts, []
+    stretch = stretch_of(row)
+    if stretch is None:
+        unused = [name for name, *_ in _STRETCHES if row.get(name) not in (None, "") and _seconds(row[name]) is None]
+        return parts, [f"field {name!r} is not used: no number of seconds" for name in unused if row[name] == row[name]]
+    if "ytid" in row and is_cut(timed[0].file, stretch):
+        return parts, []
+    given = {"start": stretch[0]} | ({} if stretch[1] is None else {"end": stretch[1]})
+    view = modality_of(timed[0].type).view(given, "start and end")
+    return [replace(part, view=view) if part is timed[0] else part for part in parts], []
 
 
-def _seconds(value: object, name: str) -> float:
+def _seconds(value: object) -> float | None:
+    """A number of seconds, also as text; None for anything else."""
     try:
-        return float(value)  # type: ignore[arg-type]
+        seconds = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
-        raise UserError(f"{name} {str(value)[:40]!r}: it must be seconds") from None
+        return None
+    return seconds if math.isfinite(seconds) and not isinstance(value, bool) else None

@@ -122,7 +122,7 @@ struct Layer {
 };
 
 struct Model {
-    int32_t layers, width, heads, groups, head_dim, span_positions, positions;
+    int32_t layers, width, heads, groups, head_dim, span_positions, positions, span_rotation;
     float eps;
     const Layer *layer;
     const float *embedding, *span_embedding, *norm, *rotation; // rotation: [positions, D / 2, 2], cosine and sine
@@ -352,9 +352,10 @@ struct Buffers { // of N rows
 };
 
 // Norm, rotation and a place in the cache for the queries, the key and the value of one group.
-void place(const Model &m, const Layer &l, float *qkv, const Cache &cache, int64_t keys_at, int group, int64_t position) {
+void place(const Model &m, const Layer &l, float *qkv, const Cache &cache, int64_t keys_at, int group, int64_t position, int64_t span_position) {
     const int d = m.head_dim, per = m.heads / m.groups;
     const float *rotation = m.rotation + std::min<int64_t>(position, m.positions - 1) * d;
+    const float *by_span = m.span_rotation ? m.rotation + std::min<int64_t>(span_position, m.positions - 1) * d : rotation;
     for (int h = 0; h <= per; h++) {
         const int head = h < per ? group * per + h : m.heads + group;
         float *q = qkv + head * d;
@@ -368,10 +369,13 @@ void place(const Model &m, const Layer &l, float *qkv, const Cache &cache, int64
         } else if (l.gain) {
             normalize(q, q, d, m.eps, l.gain + head * d);
         }
-        for (int i = 0; i < d; i += 2) {
-            const float a = q[i], b = q[i + 1], c = rotation[i], s = rotation[i + 1];
-            q[i] = a * c - b * s, q[i + 1] = a * s + b * c;
-        }
+        const auto rotate = [&](const float *by, int first) { // every second pair
+            for (int i = first; i < d; i += 4) {
+                const float a = q[i], b = q[i + 1], c = by[i], s = by[i + 1];
+                q[i] = a * c - b * s, q[i + 1] = a * s + b * c;
+            }
+        };
+        rotate(rotation, 0), rotate(by_span, 2);
     }
     std::memcpy(cache.keys + keys_at + position * d, qkv + (m.heads + group) * d, d * sizeof(float));
     std::memcpy(cache.values + keys_at + position * d, qkv + (m.heads + m.groups + group) * d, d * sizeof(float));
@@ -467,7 +471,7 @@ void pass(const Model &m, const Cache &cache, const Tokens &t, float *hidden, Bu
         };
         const auto placed = [&](int item) {
             const int row = item / m.groups;
-            place(m, l, &b.qkv[row * b.qkv_width], cache, at(item), item % m.groups, t.positions[row]);
+            place(m, l, &b.qkv[row * b.qkv_width], cache, at(item), item % m.groups, t.positions[row], t.span_positions[row]);
         };
         const auto attended = [&](int item) {
             const int row = item / m.groups, group = item % m.groups;

@@ -15,7 +15,7 @@ from torch import Tensor
 from unitok.intervals import Intervals
 from unitok.model.arranged import Linear, arrange, rotation_table
 from unitok.model.cache import Cache
-from unitok.model.decoder import Decoder
+from unitok.model.decoder import NO_SPAN_POSITIONS, Decoder
 from unitok.model.heads import ids_of
 from unitok.model.native import library
 
@@ -38,7 +38,10 @@ class _Layer(ctypes.Structure):
 
 class _Model(ctypes.Structure):
     _fields_ = [
-        *((name, _INT) for name in ("layers", "width", "heads", "groups", "head_dim", "span_positions", "positions")),
+        *(
+            (name, _INT)
+            for name in ("layers", "width", "heads", "groups", "head_dim", "span_positions", "positions", "span_rotation")
+        ),
         ("eps", ctypes.c_float),
         *((name, _POINTER) for name in ("layer", "embedding", "span_embedding", "norm", "rotation")),
         ("head", _Matrix),
@@ -122,7 +125,7 @@ class NativeDecoder:
         self._layers = layers
         self._model = _Model(
             c.num_hidden_layers, c.hidden_size, c.num_attention_heads, c.num_key_value_heads, c.head_dim, c.span_positions,
-            len(rotation), c.rms_norm_eps, ctypes.addressof(layers), self._floats(model.embed_tokens.weight), self._floats(span),
+            len(rotation), c.span_rotation, c.rms_norm_eps, ctypes.addressof(layers), self._floats(model.embed_tokens.weight), self._floats(span),
             self._floats(model.norm.weight), self._floats(torch.view_as_real(rotation)), self._matrix(decoder.lm_head.weight),
         )  # fmt: skip
 
@@ -181,10 +184,8 @@ class NativeDecoder:
         """Tokens [B, T] at positions [B, T] -> hidden states [B, T, C], as `InferenceDecoder.step`."""
         b, t = ids.shape
         slots = torch.arange(b, dtype=torch.int32).repeat_interleave(t)
-        if self.config.span_positions:
-            assert span_positions is not None, (
-                "this decoder embeds span positions: give span_positions (Grammar.span_positions)"
-            )
+        if self.config.span_positions or self.config.span_rotation:
+            assert span_positions is not None, NO_SPAN_POSITIONS
         sent = [x.contiguous() for x in (ids, positions, ids if span_positions is None else span_positions, slots)]
         return self._pass(sent, cache, t == 1).view(b, t, -1)
 
