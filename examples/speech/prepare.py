@@ -1,12 +1,12 @@
 """Make a small data set of speech from installed Debian packages: 25 minutes of one speaker, and as much of espeak-ng as you like.
 
-    apt-get install asterisk-core-sounds-en-wav asterisk-core-sounds-en espeak-ng sox
-    python examples/speech/prepare.py OUT --synthetic 4000
+`apt-get install asterisk-core-sounds-en-wav asterisk-core-sounds-en espeak-ng sox`
+`python examples/speech/prepare.py OUT --synthetic 4000`
 
 OUT/real/train, OUT/real/test   wavs/*.wav and metadata.csv as LJSpeech has it (name|text as printed|text as read), divided by text
 OUT/synthetic                   sentences of the words of OUT/real/train, by espeak-ng, in the same format
 
-The recordings are by Allison Smith, CC-BY-SA 3.0 (see /usr/share/doc/asterisk-core-sounds-en/copyright); nothing of them is in this repository.
+The recordings are by Allison Smith, CC-BY-SA 3.0 (`/usr/share/doc/asterisk-core-sounds-en/copyright`); nothing of them is in this repository.
 """
 
 import argparse

@@ -37,7 +37,7 @@ class AudioLosses:
         spectral_from: fraction of the run at which `stft` and `mel` begin; from the start they can lead to silence.
         commitment: distance of latents from their codes.
         semantic: cross-entropy of the cluster of each frame's MFCCs, given the code of the first level alone (`PhoneClusters`); so that
-            level says what is spoken, and the others how it sounds. semantic_clusters: number of clusters.
+            level says what is spoken, and the others the rest. semantic_clusters: number of clusters.
         balance: weights are fractions of the gradient at the waveform (EnCodec's balancer), except for `commitment`.
         balance_decay: decay of the moving averages of gradient norms.
     """
