@@ -1,13 +1,15 @@
 """Promises of packing and of the order of data: nothing lost, little wasted, a pure function of (seed, epoch, index)."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from vocabularies import make_vocab
 
+from unitok.data.best_fit import pack
 from unitok.data.modules import EndlessBatches
-from unitok.data.packing import PackedDataset, pack, shuffled
+from unitok.data.packing import PackedDataset, shuffled
 from unitok.data.shards import TokenDataset, write_dataset_json, write_shard
 from unitok.document import Document, Segment
 from unitok.errors import UserError
@@ -158,12 +160,40 @@ def test_a_dropped_condition_is_bos_the_target_span_and_eos(token_folder):
     for unit in itertools.chain(*data.rows(0)):
         ids, weights = data.document(unit)
         assert len(ids) == unit.length  # the room that it was packed into
-        (segment,) = vocab.decode(ids).segments
+        *before, segment = vocab.decode(ids).segments
+        assert [s.modality for s in before] == ["image"] * unit.media
         assert segment.modality in ("image", "audio")
         assert ids[0] == vocab.bos
         assert ids[-1] == vocab.eos
-        assert weights[1:-1].min() == 1
+        learned = len(vocab.encode(Document((replace(segment, role="none"),)))) - 2
+        assert weights[-1 - learned : -1].min() == 1
+        assert weights[: -1 - learned].max() == 0
         data.grammar.check(ids)
+
+
+@pytest.mark.parametrize("roles", [("none",) * 3, ("user", "user", "assistant"), ("assistant", "user", "assistant")])
+def test_half_of_the_dropped_conditions_of_edits_keep_their_image_as_three_way_guidance_sees_it(tmp_path, vocab, roles):
+    rng, documents = np.random.default_rng(0), []
+    for _ in range(400):
+        image, text = Segment("image", rng.integers(0, 64, (2, 3)), roles[0], False), rng.integers(1, 300, 5)
+        edited = Segment("image", rng.integers(0, 64, (2, 3)), roles[2])
+        documents.append(Document((image, Segment("text", text, roles[1], False), edited)))
+    write_dataset_json(tmp_path, vocab, [write_shard(tmp_path / "shard-00000.arrow", documents, vocab)], {})
+    data = PackedDataset(TokenDataset(tmp_path), 256, condition_dropout=1.0)
+    units = list(itertools.chain(*data.rows(0)))
+    assert 150 < sum(unit.media for unit in units) < 250
+    for unit in units:
+        first, _, last = documents[unit.document].segments
+        ids, weights = data.document(unit)
+        assert len(ids) == unit.length
+        assert weights.sum() == len(vocab.encode(Document((replace(last, role="none"),)))) - 2  # the edited image alone
+        if unit.media:
+            before = vocab.encode(Document((first,)), eos=False)  # what a request is compared with
+            assert ids[: len(before)].tolist() == before.tolist()
+            assert [s.codes.tolist() for s in vocab.decode(ids).segments] == [first.codes.tolist(), last.codes.tolist()]
+        data.grammar.check(ids)
+    row = data[0, 0]
+    assert row["weights"].sum() > 0
 
 
 def test_rows_waste_less_than_a_hundredth_also_where_conditions_are_dropped(tmp_path, vocab):
@@ -190,6 +220,7 @@ def test_rows_waste_less_than_a_hundredth_also_where_conditions_are_dropped(tmp_
         for unit in units[:300]:
             left = data.vocab.decode(data.document(unit)[0]).segments
             wanted = documents[unit.document].segments if unit.span < 0 else [documents[unit.document].segments[unit.span]]
+            wanted = documents[unit.document].segments[1:] if unit.media else wanted
             assert [s.codes.tolist() for s in left] == [s.codes.tolist() for s in wanted]
             assert unit.span != 0  # what carries no loss is a condition
     assert all(250 < len(each) < 350 for each in shortened)

@@ -12,7 +12,6 @@ import hashlib
 import itertools
 import logging
 import math
-from bisect import bisect_left, insort
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -20,8 +19,10 @@ from typing import Literal
 import numpy as np
 import torch
 
+from unitok.data.best_fit import pack
 from unitok.data.order import chances_of, shuffled
 from unitok.data.shards import TokenDataset
+from unitok.document import Document
 from unitok.errors import UserError, first_line
 from unitok.grammar import Grammar
 from unitok.holes import punch, random_holes
@@ -31,60 +32,6 @@ PART = 1 << 16  # documents that are drawn and packed together, about
 _ROW_BITS = 32  # of an index: the row in its part; above it the part
 LongDocuments = Literal["split", "cut", "drop", "error"]
 log = logging.getLogger("unitok")
-
-
-def pack(lengths: np.ndarray, sequence_length: int) -> list[np.ndarray]:
-    """Pack documents into rows of at most `sequence_length` tokens: best fit, longest first. Returns: document indices per row.
-
-    Rows of equal contents are made together, so its time depends on how many lengths there are, not on how many documents (after Krell
-    et al. 2021, "Efficient sequence packing without cross-contamination").
-    """
-    waiting: dict[
-        int, list[tuple[tuple[int, ...], int]]
-    ] = {}  # rows with so much room: lengths in them, and how many are alike
-    rooms: list[int] = []  # sorted
-    full: list[tuple[tuple[int, ...], int]] = []
-
-    def put(room: int, contents: tuple[int, ...], count: int) -> None:
-        if not room:
-            full.append((contents, count))
-        elif count:
-            if room not in waiting:
-                insort(rooms, room)
-            waiting.setdefault(room, []).append((contents, count))
-
-    values, counts = np.unique(lengths, return_counts=True)
-    for length, left in zip(values[::-1].tolist(), counts[::-1].tolist(), strict=True):
-        while left:
-            position = bisect_left(rooms, length)
-            if position == len(rooms):
-                room, alike = sequence_length, left  # new rows
-                contents: tuple[int, ...] = ()
-            else:
-                room = rooms[position]
-                contents, alike = waiting[room].pop()
-                if not waiting[room]:
-                    del waiting[room], rooms[position]
-            fit = min(room // length, left)  # a row that took one is the tightest for the next
-            filled = min(alike, left // fit)
-            put(room - fit * length, contents + (length,) * fit, filled)
-            if contents:
-                put(room, contents, alike - filled)
-            left -= fit * filled
-    order, taken = np.argsort(-lengths, kind="stable"), dict(zip(values[::-1].tolist(), _starts(counts[::-1]), strict=True))
-    rows: list[np.ndarray] = []
-    for contents, alike in itertools.chain(full, *waiting.values()):
-        columns = []
-        for length in contents:
-            columns.append(order[taken[length] : taken[length] + alike])
-            taken[length] += alike
-        rows += list(np.stack(columns, 1))
-    return rows
-
-
-def _starts(counts: np.ndarray) -> list[int]:
-    """Where stretches of these sizes begin, one after the other."""
-    return (np.cumsum(counts) - counts).tolist()
 
 
 def _has_role_token(segments: Sequence[SegmentSpan], number: int) -> bool:
@@ -102,6 +49,7 @@ class Unit:
         start, length: its first token and number of tokens; of a document that lost its condition, counted in what is left.
         span: number of the only segment that is left of a document that lost its condition; -1: all segments.
         holed: 1 for a document with random holes, which is trained to fill them; then `length` is that with what belongs there.
+        media: 1 where the images and audio before that segment are left, too, as three-way guidance sees them.
     """
 
     source: int
@@ -111,6 +59,7 @@ class Unit:
     length: int
     span: int = -1
     holed: int = 0
+    media: int = 0
 
 
 class Pieces:
@@ -247,7 +196,7 @@ class PackedDataset(torch.utils.data.Dataset):
         return [max(1, round(d * size / n)) for d, size, n in zip(drawn, sizes, tokens, strict=True)]
 
     def _draw(self, source: int, epoch: int, part: int) -> np.ndarray:
-        """int64 [n, 7]: the units of one data set in a part of an epoch, with the fields of `Unit` as columns."""
+        """int64 [n, 8]: the units of one data set in a part of an epoch, with the fields of `Unit` as columns."""
         size, count, pieces = len(self.datasets[source]), self._counts[source], self._pieces[source]
         draws = epoch * count + np.arange(count * part // self.parts, count * (part + 1) // self.parts)
         documents, chances = np.empty(len(draws), np.int64), np.empty((len(draws), 2))
@@ -263,13 +212,14 @@ class PackedDataset(torch.utils.data.Dataset):
         piece = pieces.first(document) + np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         starts = (piece - pieces.first(document)) * self.max_length
         none = np.full_like(draw, -1)
-        units = np.stack((none + 1 + source, document, draw, starts, pieces.lengths[piece], none, none + 1), axis=1)
+        units = np.stack((none + 1 + source, document, draw, starts, pieces.lengths[piece], none, none + 1, none + 1), axis=1)
         self._drop_conditions(source, units, np.repeat(chances, counts, axis=0))
         self._punch(source, units, np.repeat(chances_of_holes, counts))
         return units
 
     def _drop_conditions(self, source: int, units: np.ndarray, chances: np.ndarray) -> None:
-        """Reduce a fraction (`condition_dropout`) of the units [n, 6] to one trained segment each, in place.
+        """Reduce a fraction (`condition_dropout`) of the units [n, 8] to one trained segment each, in place; where it is an image or audio
+        and others stand before it, half of the time to it and these, without texts.
 
         Documents that are too long or without a trained segment stay whole. chances: [n, 2] in [0, 1), whether to, and to which.
         """
@@ -281,12 +231,24 @@ class PackedDataset(torch.utils.data.Dataset):
         for row, segments in zip(dropped.tolist(), self.datasets[source].placed_of(units[dropped, 1]), strict=True):
             trained = [number for number, p in enumerate(segments) if p.loss]
             if trained:
-                number = trained[int(chances[row, 1] * len(trained))]
+                choice = chances[row, 1] * len(trained)
+                number = trained[int(choice)]
+                kept = self._media_until(segments, number) if choice % 1 < 0.5 else []
                 units[row, 4] = 2 + segments[number].length - _has_role_token(segments, number)  # and bos, eos
                 units[row, 5] = number
+                if kept:
+                    bare = sum(segments[n].length - _has_role_token(segments, n) for n in kept)
+                    roles = ["none", *(segments[n].role for n in kept)]
+                    units[row, 4] = 2 + bare + sum(a != b for a, b in itertools.pairwise(roles))
+                    units[row, 7] = 1
+
+    def _media_until(self, segments: Sequence[SegmentSpan], number: int) -> list[int]:
+        """The numbers of the images and audio up to a segment that is one, if others and a text stand before it; else none."""
+        found = [n for n in range(number + 1) if self.vocab.span(segments[n].modality).begin]
+        return found if 1 < len(found) <= number and found[-1] == number else []
 
     def _punch(self, source: int, units: np.ndarray, chances: np.ndarray) -> None:
-        """Give a fraction (`fill_rate`) of the units [n, 7] holes, in place; not to those without a condition, nor to what is too long
+        """Give a fraction (`fill_rate`) of the units [n, 8] holes, in place; not to those without a condition, nor to what is too long
         or becomes so. chances: [n] in [0, 1)."""
         long = self._pieces[source].long
         whole = np.zeros(len(units), bool) if long is None else long[units[:, 1]]
@@ -362,6 +324,12 @@ class PackedDataset(torch.utils.data.Dataset):
         if unit.span < 0:
             return ids, weights
         p = placed[unit.span]
+        if unit.media:
+            segments = dataset.document(unit.document).segments
+            kept = [segments[n] for n in self._media_until(placed, unit.span)]
+            learned = weights[p.start + _has_role_token(placed, unit.span) : p.start + p.length]
+            ids = self.vocab.encode(Document(tuple(kept)))
+            return ids, np.concatenate([np.zeros(len(ids) - len(learned) - 1), learned, [0]]).astype(np.float32)
         span = slice(
             p.start + _has_role_token(placed, unit.span), p.start + p.length
         )  # the role's token belongs to the condition

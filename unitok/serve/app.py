@@ -12,7 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import torch
 from fastapi import FastAPI, File, Form, Request, UploadFile
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
@@ -23,21 +22,17 @@ from unitok.conversations import media_part, parts_in, to_data_url
 from unitok.errors import UserError
 from unitok.sample.outputs import Output
 from unitok.sample.requests import Draft
-from unitok.sample.speech import PAUSE, joined, sentences
+from unitok.sample.speech import joined, sentences
 from unitok.sample.stream import Chunk
-from unitok.serve.engine import BusyError
 from unitok.serve.errors import ClientLeftError, handle_errors
 from unitok.serve.generation import Generation, encoded, pcm16, png, wav_header
 from unitok.serve.guard import error_body
 from unitok.serve.schemas import MOST_OUTPUTS, ChatRequest, ImageRequest, SpeechRequest
-from unitok.tokenizers import AudioTokenizer
 
 PAGE = Path(__file__).parent / "page"
 MIME = {"wav": "audio/wav", "pcm": "audio/pcm", "flac": "audio/flac", "mp3": "audio/mpeg", "opus": "audio/ogg"}
 
-SENTENCES_AT_ONCE = 4
 MOST_SENTENCES = 500  # of one request
-BUSY_SECONDS = 0.1  # until a sentence that found no room is tried again
 
 T = TypeVar("T")
 log = logging.getLogger("unitok")
@@ -324,44 +319,10 @@ class _Endpoints:
         tokenizer, format = self.bundle.require(audio), body.response_format
         if format in ("wav", "pcm"):
             head = wav_header(tokenizer.sample_rate, tokenizer.config.channels) if format == "wav" else b""
-            return await _stream(request, self._samples(drafts, head, tokenizer), MIME[format])
-        outputs = await _unless_left(request, self._spoken(drafts))
+            return await _stream(request, self.generation.samples(drafts, head, tokenizer), MIME[format])
+        outputs = await _unless_left(request, self.generation.spoken(drafts))
         data = await run_in_threadpool(lambda: encoded(joined(outputs, tokenizer.sample_rate), tokenizer.sample_rate, format))
         return Response(data, media_type=MIME[format])
-
-    async def _spoken(self, drafts: list[Draft]) -> list[Output]:
-        """The outputs of drafts, some at a time."""
-        outputs: list[Output] = []
-        at_once = SENTENCES_AT_ONCE
-        while len(outputs) < len(drafts):
-            try:
-                outputs += await self.generation.outputs(drafts[len(outputs) : len(outputs) + at_once])
-            except BusyError:
-                if at_once > 1:
-                    at_once = 1
-                elif outputs:
-                    await asyncio.sleep(BUSY_SECONDS)  # what is begun is ended
-                else:
-                    raise
-        return outputs
-
-    async def _samples(self, drafts: list[Draft], head: bytes, tokenizer: AudioTokenizer) -> AsyncGenerator[bytes]:
-        """The samples of one draft after the other, with a pause between them."""
-        for number, draft in enumerate(drafts):
-            waits = True
-            while waits:
-                try:
-                    async with aclosing(self.generation.chunks([draft])) as chunks:
-                        async for chunk in chunks:
-                            if isinstance(chunk, Chunk):
-                                yield head + pcm16(chunk.content)
-                                head = b""
-                    waits = False
-                except BusyError:  # before any chunk
-                    if not number:
-                        raise
-                    await asyncio.sleep(BUSY_SECONDS)
-            head = pcm16(torch.zeros(tokenizer.config.channels, round(PAUSE * tokenizer.sample_rate)))
 
     async def transcriptions(
         self,

@@ -26,12 +26,18 @@ from unitok.sample.chat import Chat
 from unitok.sample.fill import make_fill_drafts
 from unitok.sample.outputs import Output
 from unitok.sample.requests import Draft, config_for, edit_prompt, make_drafts, sampling_of
+from unitok.sample.speech import PAUSE
 from unitok.sample.stream import Chunk, Detokenizer
 from unitok.serve.engine import BusyError, Engine, Job
 from unitok.serve.metrics import Metrics
 from unitok.storage import Blob
+from unitok.tokenizers import AudioTokenizer
 
 MOST_PREPARED = 64  # requests that may wait to be read and encoded; more are refused
+
+
+SENTENCES_AT_ONCE = 4
+BUSY_SECONDS = 0.1  # until a sentence that found no room is tried again
 
 
 class Generation:
@@ -152,6 +158,40 @@ class Generation:
                     yield chunk
                 if done:
                     yield await run_in_threadpool(drafts[index].finish, detokenizers[index].ids)
+
+    async def spoken(self, drafts: list[Draft]) -> list[Output]:
+        """The outputs of drafts, some at a time."""
+        outputs: list[Output] = []
+        at_once = SENTENCES_AT_ONCE
+        while len(outputs) < len(drafts):
+            try:
+                outputs += await self.outputs(drafts[len(outputs) : len(outputs) + at_once])
+            except BusyError:
+                if at_once > 1:
+                    at_once = 1
+                elif outputs:
+                    await asyncio.sleep(BUSY_SECONDS)  # what is begun is ended
+                else:
+                    raise
+        return outputs
+
+    async def samples(self, drafts: list[Draft], head: bytes, tokenizer: AudioTokenizer) -> AsyncGenerator[bytes]:
+        """The samples of one draft after the other, with a pause between them."""
+        for number, draft in enumerate(drafts):
+            waits = True
+            while waits:
+                try:
+                    async with aclosing(self.chunks([draft])) as chunks:
+                        async for chunk in chunks:
+                            if isinstance(chunk, Chunk):
+                                yield head + pcm16(chunk.content)
+                                head = b""
+                    waits = False
+                except BusyError:  # before any chunk
+                    if not number:
+                        raise
+                    await asyncio.sleep(BUSY_SECONDS)
+            head = pcm16(torch.zeros(tokenizer.config.channels, round(PAUSE * tokenizer.sample_rate)))
 
     def was_cut(self, output: Output, draft: Draft) -> bool:
         """Whether an output ended because it may not be longer."""
