@@ -15,7 +15,7 @@ from unitok.sample.chat import Chat, MessageDict, Reply
 from unitok.sample.fill import fill_content
 from unitok.sample.outputs import Output
 from unitok.sample.prompts import read_documents, read_one, read_prompts_of
-from unitok.sample.requests import config_for, edit_prompt, generate_outputs
+from unitok.sample.requests import config_for, config_of_edit, edit_prompt, generate_outputs
 from unitok.sample.score import Score, score_documents
 from unitok.sample.speech import speak
 from unitok.sample.stream import Chunk, check_stream, stream_outputs
@@ -220,7 +220,8 @@ class Unitok(Bundle):
         """Change an image as a text says; the outputs' images have its grid of codes.
 
         The decoder must have learned documents of an image, an instruction and the edited image. Guidance is three-way where
-        `media_guidance_scale`, how closely the image is kept, is given beside `guidance_scale`, how closely the instruction is followed.
+        `media_guidance_scale`, how closely the image is kept, is given beside `guidance_scale`, how closely the instruction is followed. Where a bundle's
+        `generation_config` has values for `edit`, they are the defaults.
 
         Args:
             image: a Path, PIL.Image or array. instruction: what to change, such as "make the circle blue".
@@ -231,7 +232,8 @@ class Unitok(Bundle):
         given = {name: value for name, value in locals().items() if name in _CONFIG_FIELDS and value is not None}
         given.pop("image")
         prompt, plan = edit_prompt(self, image, instruction)
-        config = self._config(generation_config, given).replace(modalities=plan)
+        configs = _as_config({} if generation_config is None else generation_config), GenerationConfig(**given)
+        config = config_of_edit(self, prompt.segments[0].modality, *configs).replace(modalities=plan)
         return generate_outputs(self, [prompt], config, batch_size)
 
     @_checks_names

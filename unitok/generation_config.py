@@ -123,6 +123,7 @@ class GenerationConfig:
         temperature, top_k, top_p, min_p, repetition_penalty, guidance_scale, media_guidance_scale: for all content, as in `SamplingParams`
         guidance_start, guidance_stop, guidance_schedule: for all content, as in `SamplingParams`
         text, image, audio: the same fields for one kind of content: `{"temperature": 0.5}`, or `SamplingParams`, which set all fields
+        edit: the same fields for images that `Unitok.edit` changes, over those of images, such as a stronger guidance
         sampling: the same by the name of a tokenizer, or by any kind: `{"speech": {"temperature": 0.7}}`
         negative_prompt: a prompt that guidance leads away from (default: an empty prompt)
         prefix_fraction: the prompt's last image or audio is a beginning: keep this fraction of its rows or frames, generate the rest
@@ -151,6 +152,7 @@ class GenerationConfig:
     text: Values | SamplingParams = field(default_factory=dict)
     image: Values | SamplingParams = field(default_factory=dict)
     audio: Values | SamplingParams = field(default_factory=dict)
+    edit: Values | SamplingParams = field(default_factory=dict)
     sampling: Mapping[str, Values | SamplingParams] = field(default_factory=dict)
     negative_prompt: Prompt | None = None
     prefix_fraction: float | None = None
@@ -188,6 +190,7 @@ class GenerationConfig:
         kinds = frozenset(sampling).intersection(_KINDS)  # given by `sampling=`: they are the same as those of `image=`
         for kind in _KINDS:
             object.__setattr__(self, kind, sampling.pop(kind, {}) | _values(kind, getattr(self, kind)))
+        object.__setattr__(self, "edit", _values("edit", self.edit))
         if reserved := [name for name in sampling if name in type(self).__dataclass_fields__]:
             raise UserError(f"sampling: {reserved[0]!r} is no name of a tokenizer")
         object.__setattr__(self, "sampling", sampling)

@@ -28,6 +28,12 @@ def config_for(bundle: Bundle, *configs: GenerationConfig) -> GenerationConfig:
     return combine([(FILE, bundle.generation_config), *(("", config) for config in configs)], tokenizers)
 
 
+def config_of_edit(bundle: Bundle, name: str, *configs: GenerationConfig) -> GenerationConfig:
+    """Return the config of a call that changes an image of a tokenizer: as `config_for`, with the bundle's values for edits over its others."""
+    own = GenerationConfig(sampling={name: bundle.generation_config.edit})
+    return config_for(bundle, own, *configs)
+
+
 def sampling_of(bundle: Bundle, config: GenerationConfig) -> dict[str, SamplingParams]:
     """Return the sampling parameters of each tokenizer of a bundle."""
     return {name: SamplingParams(**config.sampling_values(name, span.kind)) for name, span in bundle.vocab.spans.items()}

@@ -10,3 +10,6 @@ SAMPLING: dict[str, dict[str, float]] = {
     "image": {"temperature": 0.4, "top_p": 0.95, "guidance_scale": 1.5},
     "audio": {"temperature": 0.4, "top_p": 0.95},
 }
+
+#: Of images that are edited, over those of images.
+EDITING: dict[str, float] = {"guidance_scale": 2.5}

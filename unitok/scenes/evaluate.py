@@ -238,11 +238,18 @@ class Evaluation:
         return documents
 
     def continue_from(
-        self, prompts: list[Document], modalities: str, name: str, seed: int = 0, best_of: int = 1, turn: bool = False
+        self,
+        prompts: list[Document],
+        modalities: str,
+        name: str,
+        seed: int = 0,
+        best_of: int = 1,
+        turn: bool = False,
+        config: GenerationConfig | None = None,
     ) -> list[Output]:
         if self.progress:
             print(f"generate {name} ({len(prompts)})", flush=True)
-        config = self.config.replace(
+        config = (config or self.config).replace(
             modalities=modalities,
             n=1,
             seed=self.seed + seed,

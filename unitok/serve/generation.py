@@ -97,7 +97,8 @@ class Generation:
         opened = open_image(Path("image"), image)
         if mask is None:
             document, plan = edit_prompt(self.bundle, opened, prompt)
-            return self.drafts(document, {"modalities": plan}, n, seed)
+            own = self.bundle.generation_config.edit
+            return self.drafts(document, {"modalities": plan, "sampling": {document.segments[0].modality: own}}, n, seed)
         config = self._config({}, n, seed)
         before = self.text(prompt, "prompt") if prompt.strip() else None
         drafts: list[Draft] = [*make_fill_drafts(self.bundle, opened, open_mask("mask", mask), before, config)]
