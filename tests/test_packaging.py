@@ -61,7 +61,7 @@ def imports(tree: ast.AST, optional: bool = False) -> Iterator[tuple[str, bool]]
 def imported(*places: str) -> tuple[set[str], set[str]]:
     """Return the distributions that the Python files of some folders import, and those among them whose imports are all optional."""
     distributions = {"llama_cpp": ["llama-cpp-python"]} | packages_distributions()  # which is not installed everywhere
-    ours = {"unitok", *(file.stem for file in [*ROOT.glob("tests/*.py"), *ROOT.glob("benchmarks/*.py")])}
+    ours = {"unitok", *(file.stem for file in [*ROOT.glob("tests/*.py"), *ROOT.glob("benchmarks/*.py"), *ROOT.glob("examples/*/*.py")])}
     found: dict[str, bool] = {}
     for file in (file for place in places for file in ROOT.glob(f"{place}/**/*.py")):
         for module, optional in imports(ast.parse(file.read_text())):
@@ -74,7 +74,7 @@ def imported(*places: str) -> tuple[set[str], set[str]]:
 
 def test_what_the_package_imports_is_declared_and_what_is_declared_is_imported():
     core = declared(PROJECT["dependencies"])
-    extras = declared([line for name, lines in EXTRAS.items() if name not in ("dev", "docs") for line in lines])
+    extras = declared([line for name, lines in EXTRAS.items() if name not in ("dev", "docs", "examples") for line in lines])
     used, optional = imported("unitok")
     assert len(used) > 20
     assert used - core - extras == {"triton"}  # which PyTorch's builds for CUDA bring
@@ -93,7 +93,8 @@ def test_imports_of_every_form_are_found():
 def test_the_extra_dev_is_all_that_tests_and_benchmarks_import():
     used, _ = imported("tests", "benchmarks", "examples")
     reference = {"taming-transformers", "encodec"}  # which `make env` installs without what they depend on
-    assert used - declared(PROJECT["dependencies"]) - declared(EXTRAS["dev"]) == reference | declared(EXTRAS["bench"])
+    others = reference | declared(EXTRAS["bench"]) | declared(EXTRAS["examples"])
+    assert used - declared(PROJECT["dependencies"]) - declared(EXTRAS["dev"]) == others
 
 
 def test_the_workflow_runs_targets_of_the_makefile_on_the_versions_that_are_declared():

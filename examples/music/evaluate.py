@@ -13,7 +13,7 @@ import numpy as np
 import soundfile
 
 NAMES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
-LOWEST, HIGHEST = 58, 86  # MIDI notes that may be heard
+LOWEST, HIGHEST = 58, 86  # MIDI notes that may be read
 
 
 def read_caption(text: str) -> tuple[list[str], int]:
@@ -23,7 +23,7 @@ def read_caption(text: str) -> tuple[list[str], int]:
 
 
 def pitch(samples: np.ndarray, rate: int) -> str:
-    """The note that sounds in samples [T], by YIN (de Cheveigne and Kawahara 2002); "" for none."""
+    """The note that is played in samples [T], by YIN (de Cheveigne and Kawahara 2002); "" for none."""
     longest = int(rate / (440 * 2 ** ((LOWEST - 69) / 12))) + 1
     shortest = int(rate / (440 * 2 ** ((HIGHEST - 69) / 12)))
     window = len(samples) - longest - 2
@@ -40,7 +40,7 @@ def pitch(samples: np.ndarray, rate: int) -> str:
     return f"{NAMES[number % 12]}{number // 12 - 1}"
 
 
-def heard(samples: np.ndarray, rate: int, tempo: int, count: int) -> list[str]:
+def read_notes(samples: np.ndarray, rate: int, tempo: int, count: int) -> list[str]:
     """The notes of a melody, each in the middle of its beat."""
     beat = 60 / tempo
     starts = [round((0.05 + (i + 0.25) * beat) * rate) for i in range(count)]
@@ -48,11 +48,11 @@ def heard(samples: np.ndarray, rate: int, tempo: int, count: int) -> list[str]:
 
 
 def score(name: str, waveforms: list[tuple[np.ndarray, int]], captions: list[str]) -> None:
-    """Print the fraction of notes, and of melodies, that are heard as captions name them."""
+    """Print the fraction of notes, and of melodies, that are as captions name them."""
     pairs = []
     for (samples, rate), text in zip(waveforms, captions, strict=True):
         notes, tempo = read_caption(text)
-        pairs.append([a == b for a, b in zip(notes, heard(samples, rate, tempo, len(notes)), strict=True)])
+        pairs.append([a == b for a, b in zip(notes, read_notes(samples, rate, tempo, len(notes)), strict=True)])
     notes, melodies = np.mean([right for pair in pairs for right in pair]), np.mean([all(pair) for pair in pairs])
     print(f"{name}: {100 * notes:.1f} % of notes, {100 * melodies:.1f} % of melodies")
 

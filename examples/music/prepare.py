@@ -17,7 +17,7 @@ import numpy as np
 import soundfile
 
 SOUNDFONT = "/usr/share/sounds/sf2/TimGM6mb.sf2"
-RATE = 16000  # Hz
+RATE = 8000  # Hz
 SLOT = 4.0  # seconds between the beginnings of two melodies in one rendering
 RELEASE = 0.25  # seconds after the last note
 BATCH = 500  # melodies per rendering
