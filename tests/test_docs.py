@@ -29,7 +29,7 @@ import pytest
 from raw_data import FEATURES, png, tar_of, wav
 
 from unitok.api import Unitok
-from unitok.cli import main
+from unitok.cli import LIGHTNING_VERBS, VERBS, main
 from unitok.data.shards import TokenDataset
 from unitok.interleaved import raw_document, read_raw_documents
 from unitok.modalities import Modality, modalities
@@ -121,6 +121,17 @@ def data_module(block: str) -> None:
 
 
 # ---- Checking what is not run ---------------------------------------------------------------------------------------
+
+
+def needs_packages(block: str) -> None:
+    """Not run: it needs packages of Debian, or hours. Its scripts, configurations and verbs exist."""
+    for words in command_lines(block):
+        if words[:2] == ["pip", "install"]:
+            continue
+        assert words[0] == "python" or words[1] in {**VERBS, **LIGHTNING_VERBS}, words
+        for word in words[1:]:
+            if word.endswith((".py", ".yaml")):
+                assert (ROOT / word).is_file(), word
 
 
 def installs(block: str) -> None:
@@ -395,10 +406,11 @@ BLOCKS: dict[str, list[Callable[[str], None]]] = {
     "docs/conversations.md": [a_conversation, shell, python],
     "docs/grounding.md": [a_document, shell, python, shell, python],
     "docs/serving.md": [installs, installs],
+    "docs/speech.md": [needs_packages, needs_packages],
     "docs/interchange.md": [imports, shell, export, export],
     "docs/own-files.md": [folders, stamps, shell, mixture, shell, shell, shell, python, shell],
     "docs/scaling.md": [shell, shell],
-    "docs/generation.md": [shell, python, python, own_values, python, python, in_transformers],
+    "docs/generation.md": [shell, python, python, own_values, python, python, python, in_transformers],
     "docs/tokenizers.md": [python, python, imports, imports, shell],
     "docs/training.md": [shell, data_module, shell, shell, shell],
 }
@@ -450,7 +462,7 @@ def test_a_block_of_code_that_is_not_run_says_why():
             r"^(?:<!-- not run: ([^\n]+) -->\n\n?)?```([^\n]*)\n(.*?)^```$", (ROOT / page).read_text(), flags=re.S | re.M
         )
         for (reason, tag, block), action in zip(fences, actions, strict=True):
-            runs = action not in (installs, imports) and not re.search(
+            runs = action not in (installs, imports, needs_packages) and not re.search(
                 r"(?:^| )…(?: |$)|^(?:make|srun|torchrun) ", block * (tag != "python"), re.M
             )
             if tag in ("bash", "python"):

@@ -61,7 +61,10 @@ def imports(tree: ast.AST, optional: bool = False) -> Iterator[tuple[str, bool]]
 def imported(*places: str) -> tuple[set[str], set[str]]:
     """Return the distributions that the Python files of some folders import, and those among them whose imports are all optional."""
     distributions = {"llama_cpp": ["llama-cpp-python"]} | packages_distributions()  # which is not installed everywhere
-    ours = {"unitok", *(file.stem for file in [*ROOT.glob("tests/*.py"), *ROOT.glob("benchmarks/*.py"), *ROOT.glob("examples/*/*.py")])}
+    ours = {
+        "unitok",
+        *(file.stem for file in [*ROOT.glob("tests/*.py"), *ROOT.glob("benchmarks/*.py"), *ROOT.glob("examples/*/*.py")]),
+    }
     found: dict[str, bool] = {}
     for file in (file for place in places for file in ROOT.glob(f"{place}/**/*.py")):
         for module, optional in imports(ast.parse(file.read_text())):
