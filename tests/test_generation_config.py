@@ -11,7 +11,7 @@ from unitok import GenerationConfig, SamplingParams, Unitok
 from unitok.bundle import Bundle, make_bundle
 from unitok.errors import UserError
 from unitok.modalities import build_vocab, modalities
-from unitok.sample.requests import config_for, config_of_edit, sampling_of
+from unitok.sample.requests import config_for, sampling_of
 from unitok.sample.stream import Chunk
 
 OWN = GenerationConfig(max_new_tokens=40, temperature=0.7, text={"temperature": 0.0}, image={"temperature": 0.4, "top_p": 0.95})
@@ -181,11 +181,13 @@ def test_edits_have_defaults_of_their_own(tiny, tmp_path):
     assert GenerationConfig.from_pretrained(tmp_path).to_dict() == own.to_dict()
     bundle = Unitok(tiny.vocab, tiny.tokenizers, tiny.model, own)
     assert config_for(bundle).image == {"temperature": 0.4, "guidance_scale": 1.5}
-    assert config_of_edit(bundle, "image").image == {"temperature": 0.4, "guidance_scale": 2.5}
-    assert config_of_edit(bundle, "image", GenerationConfig(guidance_scale=4.0)).image["guidance_scale"] == 4.0
+    assert config_for(bundle, edited="image").image == {"temperature": 0.4, "guidance_scale": 2.5}
+    assert config_for(bundle, GenerationConfig(guidance_scale=4.0), edited="image").image["guidance_scale"] == 4.0
     with pytest.raises(UserError, match="edit: no 'scale'"):
         GenerationConfig(edit={"scale": 2})
     image = np.zeros((32, 32, 3), np.uint8)
     asked = bundle.edit(image, "make it red", seed=1)[0]
     plain = tiny.edit(image, "make it red", seed=1, temperature=0.4, guidance_scale=2.5)[0]
     assert asked.ids.tolist() == plain.ids.tolist()
+    given = tiny.edit(image, "make it red", seed=1, generation_config={"edit": {"temperature": 0.4, "guidance_scale": 2.5}})[0]
+    assert given.ids.tolist() == plain.ids.tolist()

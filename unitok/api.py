@@ -15,7 +15,7 @@ from unitok.sample.chat import Chat, MessageDict, Reply
 from unitok.sample.fill import fill_content
 from unitok.sample.outputs import Output
 from unitok.sample.prompts import read_documents, read_one, read_prompts_of
-from unitok.sample.requests import config_for, config_of_edit, edit_prompt, generate_outputs
+from unitok.sample.requests import config_for, edit_prompt, generate_outputs
 from unitok.sample.score import Score, score_documents
 from unitok.sample.speech import speak
 from unitok.sample.stream import Chunk, check_stream, stream_outputs
@@ -233,7 +233,7 @@ class Unitok(Bundle):
         given.pop("image")
         prompt, plan = edit_prompt(self, image, instruction)
         configs = _as_config({} if generation_config is None else generation_config), GenerationConfig(**given)
-        config = config_of_edit(self, prompt.segments[0].modality, *configs).replace(modalities=plan)
+        config = config_for(self, *configs, edited=prompt.segments[0].modality).replace(modalities=plan)
         return generate_outputs(self, [prompt], config, batch_size)
 
     @_checks_names

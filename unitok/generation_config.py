@@ -259,12 +259,15 @@ class GenerationConfig:
         write_json(Path(folder) / FILE, self.to_dict())
 
 
-def combine(layers: Iterable[tuple[str, GenerationConfig]], tokenizers: Mapping[str, str]) -> GenerationConfig:
+def combine(
+    layers: Iterable[tuple[str, GenerationConfig]], tokenizers: Mapping[str, str], edited: str = ""
+) -> GenerationConfig:
     """Return one config of several, in which `sampling` holds the values of each tokenizer.
 
     A value of a later layer replaces an earlier one's, also where the earlier one is for one kind of content and the later one for
     all: it is what was said last. Within a layer a kind's value replaces the general one, and a tokenizer's its kind's.
-    layers: where each stands, for messages, and its values. tokenizers: name -> kind. Errors: `UserError` for a name that is neither.
+    layers: where each stands, for messages, and its values. tokenizers: name -> kind. edited: the tokenizer of an image that is edited, for
+    which each layer's `edit` replaces what the layer says of it otherwise. Errors: `UserError` for a name that is neither.
     """
     values: Values = {}
     sampling: dict[str, Values] = {name: {} for name in tokenizers}
@@ -276,6 +279,8 @@ def combine(layers: Iterable[tuple[str, GenerationConfig]], tokenizers: Mapping[
                 raise UserError(f"{begin}no tokenizer {name!r}; the bundle has {', '.join(known)}")
         for name, kind in tokenizers.items():
             sampling[name] |= layer.sampling_values(name, kind)
+        if edited:
+            sampling[edited] |= _values("edit", layer.edit)
         values |= {name: given for name, given in layer.given().items() if name not in (*SAMPLING_FIELDS, *_KINDS, "sampling")}
     return GenerationConfig(**values, sampling=sampling)
 

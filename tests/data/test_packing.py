@@ -189,6 +189,7 @@ def test_half_of_the_dropped_conditions_of_edits_keep_their_image_as_three_way_g
         assert weights.sum() == len(vocab.encode(Document((replace(last, role="none"),)))) - 2  # the edited image alone
         if unit.media:
             before = vocab.encode(Document((first,)), eos=False)  # what a request is compared with
+            before = np.append(before, [vocab.specials["<assistant>"]] if roles[0] == "user" else [])
             assert ids[: len(before)].tolist() == before.tolist()
             assert [s.codes.tolist() for s in vocab.decode(ids).segments] == [first.codes.tolist(), last.codes.tolist()]
         data.grammar.check(ids)

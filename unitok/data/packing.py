@@ -243,9 +243,11 @@ class PackedDataset(torch.utils.data.Dataset):
                     units[row, 7] = 1
 
     def _media_until(self, segments: Sequence[SegmentSpan], number: int) -> list[int]:
-        """The numbers of the images and audio up to a segment that is one, if others and a text stand before it; else none."""
-        found = [n for n in range(number + 1) if self.vocab.span(segments[n].modality).begin]
-        return found if 1 < len(found) <= number and found[-1] == number else []
+        """The numbers of the images and audio up to a segment that is one (not of boxes or points), if others and a text stand before
+        it; else none."""
+        spans = [self.vocab.span(p.modality) for p in segments[: number + 1]]
+        found = [n for n, span in enumerate(spans) if span.begin]
+        return found if 1 < len(found) <= number and found[-1] == number and not spans[number].floors else []
 
     def _punch(self, source: int, units: np.ndarray, chances: np.ndarray) -> None:
         """Give a fraction (`fill_rate`) of the units [n, 8] holes, in place; not to those without a condition, nor to what is too long

@@ -57,21 +57,24 @@ def evaluate_maps(
             chosen.append((raw, numbers[0]))
     if not chosen:
         raise UserError(f'no document has a learned part with "map": "{kind}" after something that is given')
-    prompts, plans, true = [], [], []
+    prompts, plans, true = [], list[tuple[str, bool]](), []
     for raw, number in chosen:
         document, path = bundle.read_raw(raw), raw.content[number].path
         assert path is not None
         segment = document.segments[number]
         prompts.append(Document(document.segments[:number], document.id))
-        plans.append(f"{segment.modality}:{'x'.join(map(str, segment.codes.shape))}")
+        turn = segment.role == "assistant" != document.segments[number - 1].role
+        plans.append((f"{segment.modality}:{'x'.join(map(str, segment.codes.shape))}", turn))
         true.append(map_values(str(path), path.read_bytes(), kind, far))
-    if kind == "depth" and not any((depth > 0).any() for depth in true):
-        raise UserError("no pixel of the maps has a depth above 0")
+    if not any(_counted(values, kind).any() for values in true):
+        raise UserError(
+            "no pixel of the maps has a depth above 0" if kind == "depth" else f"all pixels of the maps are {VOID}, void"
+        )
     known = sorted({int(label) for labels in true for label in np.unique(labels)} - {VOID}) if kind == "labels" else []
     given = {name: getattr(sampling, name) for name in ("temperature", "top_k", "top_p", "guidance_scale")}
     outputs: dict[int, Output] = {}
-    for plan in dict.fromkeys(plans):  # one call for all maps of one grid
-        members = [n for n, other in enumerate(plans) if other == plan]
+    for plan, turn in dict.fromkeys(plans):  # one call for all maps of one grid
+        members = [n for n, other in enumerate(plans) if other == (plan, turn)]
         config = config_for(bundle, GenerationConfig(modalities=plan, seed=seed, **given))
         outputs |= dict(
             zip(members, generate_outputs(bundle, [prompts[n] for n in members], config, progress=True), strict=True)
@@ -117,9 +120,9 @@ def map_scores(results: Sequence[MapResult], kind: MeasuredMap) -> dict[str, flo
     }
 
 
-def _measurable(result: MapResult, kind: MeasuredMap) -> bool:
-    """Whether a document has any pixel that counts."""
-    return bool(((result.true > 0) if kind == "depth" else (result.true != VOID)).any())
+def _counted(true: np.ndarray, kind: MeasuredMap) -> np.ndarray:
+    """Which pixels of a true map [H, W] count."""
+    return true > 0 if kind == "depth" else true != VOID
 
 
 def write_scores(results: Sequence[MapResult], kind: MeasuredMap, scores: dict[str, float], out: Path) -> None:
@@ -128,6 +131,9 @@ def write_scores(results: Sequence[MapResult], kind: MeasuredMap, scores: dict[s
         save_outputs([result.output for result in results[:SHOWN]], new / "samples", "Maps")
         write_json_lines(
             new / "maps.jsonl",
-            [{"id": result.id} | (map_scores([result], kind) if _measurable(result, kind) else {}) for result in results],
+            [
+                {"id": result.id} | (map_scores([result], kind) if _counted(result.true, kind).any() else {})
+                for result in results
+            ],
         )
         write_json(new / "scores.json", scores)

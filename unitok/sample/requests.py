@@ -22,16 +22,10 @@ from unitok.sample.score import log_probabilities
 from unitok.vocab import Vocab
 
 
-def config_for(bundle: Bundle, *configs: GenerationConfig) -> GenerationConfig:
-    """Return the config of a call: the bundle's own, over it those given, the last one first."""
+def config_for(bundle: Bundle, *configs: GenerationConfig, edited: str = "") -> GenerationConfig:
+    """Return the config of a call: the bundle's own, over it those given, the last one first. edited: see `combine`."""
     tokenizers = {name: span.kind for name, span in bundle.vocab.spans.items()}
-    return combine([(FILE, bundle.generation_config), *(("", config) for config in configs)], tokenizers)
-
-
-def config_of_edit(bundle: Bundle, name: str, *configs: GenerationConfig) -> GenerationConfig:
-    """Return the config of a call that changes an image of a tokenizer: as `config_for`, with the bundle's values for edits over its others."""
-    own = GenerationConfig(sampling={name: bundle.generation_config.edit})
-    return config_for(bundle, own, *configs)
+    return combine([(FILE, bundle.generation_config), *(("", config) for config in configs)], tokenizers, edited)
 
 
 def sampling_of(bundle: Bundle, config: GenerationConfig) -> dict[str, SamplingParams]:
@@ -88,7 +82,10 @@ def make_drafts(bundle: Bundle, prompts: list[Document], config: GenerationConfi
         if turn:
             role = "assistant"
             ids = np.append(ids, vocab.specials[f"<{role}>"])
-        media = vocab.encode(Document(tuple(s for s in before.segments if vocab.span(s.modality).begin)), eos=False)
+        shown = tuple(s for s in before.segments if vocab.span(s.modality).begin)
+        media = vocab.encode(Document(shown), eos=False)
+        if turn and shown:  # as training has it
+            media = np.append(media, vocab.specials[f"<{role}>"])
         for _ in range(config.n):
             row = repeated[ids.tobytes()]  # counts equal prompts, so that outputs do not depend on the other prompts of a call
             repeated[ids.tobytes()] += 1

@@ -1,5 +1,6 @@
 """Speaking texts of any length: sentence by sentence, because a decoder has learned to speak what is about as long as its recordings."""
 
+import logging
 import re
 from collections.abc import Sequence
 
@@ -14,7 +15,8 @@ from unitok.sample.outputs import Output
 from unitok.sample.prompts import read_one
 from unitok.sample.requests import generate_outputs
 
-LONGEST = 200  # characters that are spoken at once
+log = logging.getLogger("unitok")
+LONGEST = 120  # characters that are spoken at once, about 8 seconds
 PAUSE = 0.15  # seconds between sentences
 
 SHORTEST = 20  # characters; what is shorter is spoken with what comes after it, such as "Dr." and "Yes."
@@ -62,7 +64,16 @@ def joined(outputs: Sequence[Output], sample_rate: int) -> Tensor:
 
 def speak(bundle: Bundle, text: str, voice: object, config: GenerationConfig, batch_size: int) -> Tensor:
     """Return the audio of a text, [C, T]. Arguments and errors: see `Unitok.speak`."""
-    audio = bundle.instance("audio")
+    audio, prompts = bundle.instance("audio"), prompts_to_speak(bundle, text, voice)
     config = config.replace(modalities=audio, n=1, prefix_fraction=None)
-    outputs = generate_outputs(bundle, prompts_to_speak(bundle, text, voice), config, batch_size)
+    if "max_new_tokens" not in config.given():
+        config = config.replace(
+            max_new_tokens=bundle.require("model").config.max_position_embeddings
+        )  # whatever the prompt leaves
+    outputs = generate_outputs(bundle, prompts, config, batch_size)
+    limit = bundle.require("model").config.max_position_embeddings
+    for prompt, output in zip(prompts, outputs, strict=True):
+        length = len(bundle.vocab.encode(prompt, eos=False))
+        if len(output.ids) >= min(config.max_new_tokens, limit - length):
+            log.warning("cut off after %d tokens: %s", len(output.ids), bundle.decode(prompt.segments[-1]))
     return joined(outputs, bundle.require(audio).sample_rate)

@@ -27,7 +27,7 @@ from unitok.grammar import Grammar
 from unitok.media import load_audio, load_image, open_image, save_audio, save_image
 from unitok.sample.outputs import Output, save_outputs
 from unitok.sample.requests import generate_outputs
-from unitok.scenes import SAMPLING
+from unitok.scenes import EDITING, SAMPLING
 from unitok.scenes.conversations import MOST_TURNS, Turn, draw_conversation
 from unitok.scenes.evaluate_tasks import TaskEvaluation
 from unitok.scenes.files import SceneRow, read_scenes
@@ -283,11 +283,12 @@ class Evaluation:
         write_json(folder / "right.json", [bool(r) for r in right[:SHOWN]])
 
 
-def config_of_scenes(bundle: Bundle, config: GenerationConfig) -> GenerationConfig:
-    """The parameters of `config`, else those of the bundle, else those of the demo."""
+def config_of_scenes(bundle: Bundle, config: GenerationConfig, edited: str = "") -> GenerationConfig:
+    """The parameters of `config`, else those of the bundle, else those of the demo. edited: see `combine`."""
     tokenizers = {name: span.kind for name, span in bundle.vocab.spans.items()}
-    demo = GenerationConfig(sampling={kind: values for kind, values in SAMPLING.items() if kind in tokenizers.values()})
-    return combine([("", demo), (FILE, bundle.generation_config), ("", config)], tokenizers)
+    sampling = {kind: values for kind, values in SAMPLING.items() if kind in tokenizers.values()}
+    demo = GenerationConfig(sampling=sampling, edit=EDITING)
+    return combine([("", demo), (FILE, bundle.generation_config), ("", config)], tokenizers, edited)
 
 
 def _sampling(guidance_scale: float | None, temperature: float | None) -> dict[str, dict[str, float]]:
@@ -345,7 +346,10 @@ def evaluate_bundle(
     if "<assistant>" in unitok.vocab.specials:
         evaluation.conversations(scenes, rows[:count])
     if "box" in unitok.vocab.spans and rows[0]["boxes"]:
-        TaskEvaluation(evaluation, scenes, rows[:count]).run()
+        of_edits = config_of_scenes(
+            unitok, GenerationConfig(sampling=_sampling(guidance_scale, temperature)), unitok.instance("image")
+        )
+        TaskEvaluation(evaluation, scenes, rows[:count], of_edits).run()
     for fold, rows_of_fold in rows_of_folds.items():
         evaluation.generate(folds[fold], rows_of_fold, f".{fold}")
     Path(out).mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,6 @@ from unitok.media import load_image
 from unitok.media.maps import rgb_to_labels
 from unitok.sample.fill import BLANK
 from unitok.sample.outputs import Output
-from unitok.scenes import EDITING
 from unitok.scenes.files import SceneRow
 from unitok.scenes.oracle import read_audio, read_image, same_notes, to_bytes
 from unitok.scenes.tasks import AVERAGES, SceneTask, make_task
@@ -55,9 +54,10 @@ class Measuring(Protocol):
 
 
 class TaskEvaluation:
-    """Measures the tasks of one bundle; adds to the scores of an evaluation."""
+    """Measures the tasks of one bundle; adds to the scores of an evaluation. of_edits: how edited images are sampled, if otherwise."""
 
-    def __init__(self, evaluation: Measuring, folder: Path, rows: list[SceneRow]):
+    def __init__(self, evaluation: Measuring, folder: Path, rows: list[SceneRow], of_edits: GenerationConfig | None = None):
+        self.of_edits = of_edits
         self.evaluation, self.folder, self.rows = evaluation, folder, rows
         self.unitok, self.scores = evaluation.unitok, evaluation.scores
 
@@ -95,19 +95,11 @@ class TaskEvaluation:
                 self._detected(self.evaluation.continue_from([prompt], plan, kind)[0], task)
                 for prompt, plan, (_, task) in zip(prompts, plans, chosen, strict=True)
             ]
-        config = self._config_of_edits() if kind == "edit" else None
+        config = self.of_edits if kind == "edit" else None
         outputs = self.evaluation.continue_from(prompts, _MODALITIES[kind], kind, config=config)
         values = [_JUDGES[kind](output, row, task, self.folder) for output, (row, task) in zip(outputs, chosen, strict=True)]
         self.evaluation.save_samples(kind, outputs, [value >= 0.5 for value in values])
         return values
-
-    def _config_of_edits(self) -> GenerationConfig:
-        """The config of the evaluation with the values for edits: the bundle's own, else those of scenes."""
-        config, image = self.evaluation.config, self.unitok.instance("image")
-        own = self.unitok.generation_config.edit
-        assert isinstance(own, dict)
-        values = {**config.sampling_values(image, "image"), **EDITING, **own}
-        return config.replace(sampling={image: values})
 
     def _part(self, row: SceneRow, kind: str, value: object) -> Part:
         if kind == "image":

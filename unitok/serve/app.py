@@ -304,6 +304,7 @@ class _Endpoints:
         self._check_model(body.model)
         audio = self.bundle.instance("audio")
         given = body.sampling() | {"modalities": f"{audio}:{body.seconds:g}s" if body.seconds else audio}
+        given.setdefault("max_new_tokens", self.generation.max_new_tokens)
         texts = [body.input] if body.seconds else sentences(body.input) or [body.input]
         if len(texts) > MOST_SENTENCES:
             raise UserError(f"input: {len(texts)} sentences are more than {MOST_SENTENCES}; send them in several requests")

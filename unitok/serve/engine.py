@@ -68,6 +68,11 @@ class Engine:
         """Whether its thread runs."""
         return self._thread.is_alive()
 
+    @property
+    def stopping(self) -> bool:
+        """Whether it takes no more jobs."""
+        return self._stopping
+
     def check(self, drafts: Iterable[Draft]) -> None:
         """Raise `UserError` for a draft that cannot be generated. It takes time; `submit` does not check again."""
         self._session.check(draft.request for draft in drafts)

@@ -78,10 +78,10 @@ class Generation:
         config = self._config(given, n, seed)
         return self._checked(make_drafts(self.bundle, [prompt], config, turn), config)
 
-    def _config(self, given: Mapping[str, Any], n: int, seed: int | None) -> GenerationConfig:
-        """The config of a request. given: fields of a `GenerationConfig`. seed: None for a random one."""
+    def _config(self, given: Mapping[str, Any], n: int, seed: int | None, edited: str = "") -> GenerationConfig:
+        """The config of a request. given: fields of a `GenerationConfig`. seed: None for a random one. edited: see `combine`."""
         seeded = GenerationConfig(**given, seed=secrets.randbelow(2**31) if seed is None else seed % 2**63, n=n)
-        config = config_for(self.bundle, seeded)
+        config = config_for(self.bundle, seeded, edited=edited)
         return config.replace(best_of=1, prefix_fraction=None, max_new_tokens=min(config.max_new_tokens, self.max_new_tokens))
 
     def _checked(self, drafts: list[Draft], config: GenerationConfig) -> list[Draft]:
@@ -97,8 +97,8 @@ class Generation:
         opened = open_image(Path("image"), image)
         if mask is None:
             document, plan = edit_prompt(self.bundle, opened, prompt)
-            own = self.bundle.generation_config.edit
-            return self.drafts(document, {"modalities": plan, "sampling": {document.segments[0].modality: own}}, n, seed)
+            config = self._config({"modalities": plan}, n, seed, document.segments[0].modality)
+            return self._checked(make_drafts(self.bundle, [document], config), config)
         config = self._config({}, n, seed)
         before = self.text(prompt, "prompt") if prompt.strip() else None
         drafts: list[Draft] = [*make_fill_drafts(self.bundle, opened, open_mask("mask", mask), before, config)]
@@ -170,7 +170,7 @@ class Generation:
             except BusyError:
                 if at_once > 1:
                     at_once = 1
-                elif outputs:
+                elif outputs and not self.engine.stopping:
                     await asyncio.sleep(BUSY_SECONDS)  # what is begun is ended
                 else:
                     raise
@@ -178,7 +178,9 @@ class Generation:
 
     async def samples(self, drafts: list[Draft], head: bytes, tokenizer: AudioTokenizer) -> AsyncGenerator[bytes]:
         """The samples of one draft after the other, with a pause between them."""
+        pause = pcm16(torch.zeros(tokenizer.config.channels, round(PAUSE * tokenizer.sample_rate)))
         for number, draft in enumerate(drafts):
+            head = head or (pause if number else b"")
             waits = True
             while waits:
                 try:
@@ -189,10 +191,9 @@ class Generation:
                                 head = b""
                     waits = False
                 except BusyError:  # before any chunk
-                    if not number:
+                    if not number or self.engine.stopping:
                         raise
                     await asyncio.sleep(BUSY_SECONDS)
-            head = pcm16(torch.zeros(tokenizer.config.channels, round(PAUSE * tokenizer.sample_rate)))
 
     def was_cut(self, output: Output, draft: Draft) -> bool:
         """Whether an output ended because it may not be longer."""

@@ -38,7 +38,7 @@ class AudioLosses:
         commitment: distance of latents from their codes.
         semantic: cross-entropy of the cluster of each frame's MFCCs, given the code of the first level alone (`PhoneClusters`); so that
             level says what is spoken, and the others the rest. semantic_clusters: number of clusters.
-        balance: weights are fractions of the gradient at the waveform (EnCodec's balancer), except for `commitment`.
+        balance: weights are fractions of the gradient at the waveform (EnCodec's balancer), except for `commitment` and `semantic`.
         balance_decay: decay of the moving averages of gradient norms.
     """
 
@@ -100,6 +100,10 @@ class AudioTokenizerTraining(TokenizerTraining):
         self.tokenizer = AudioTokenizer(self.config)
         self.health = CodebookHealth("rvq", self.tokenizer.codebook_size)
         if self.weights.semantic:
+            if not self.quantize_start:
+                raise UserError(
+                    "losses.semantic needs quantize_start above 0: its clusters are learned until quantization begins"
+                )
             c = self.config
             hop, clusters = self.tokenizer.hop_length, self.weights.semantic_clusters
             self.clusters = PhoneClusters(c.sample_rate, hop, c.dimension, clusters)
@@ -115,6 +119,9 @@ class AudioTokenizerTraining(TokenizerTraining):
             if w.mel:
                 losses["mel"] = w.mel * mel_loss(out, target, self.config.sample_rate, tuple(w.mel_windows))
         return losses
+
+    def structure(self) -> dict[str, object]:
+        return super().structure() | {"semantic_clusters": self.weights.semantic_clusters if self.weights.semantic else 0}
 
     def trained(self) -> nn.Module:
         return nn.ModuleList([self.tokenizer, self.clusters.head]) if self.weights.semantic else self.tokenizer

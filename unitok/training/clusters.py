@@ -54,8 +54,8 @@ class PhoneClusters(nn.Module):
         power = torch.fft.rfft(frames).abs().square()
         bands = (power @ mel_filters(self.sample_rate, self.window, BANDS).to(power).T).clamp_min(1e-8).log()
         cepstrum = bands @ _cosines(BANDS, COEFFICIENTS).to(bands)
-        ahead, behind = cepstrum[:, 1:], cepstrum[:, :-1]
-        differences = F.pad(ahead, (0, 0, 0, 1), mode="replicate") - F.pad(behind, (0, 0, 1, 0), mode="replicate")
+        ahead, behind = torch.cat([cepstrum[:, 1:], cepstrum[:, -1:]], 1), torch.cat([cepstrum[:, :1], cepstrum[:, :-1]], 1)
+        differences = ahead - behind
         return torch.cat([cepstrum - cepstrum.mean(1, keepdim=True), differences], -1)
 
     @torch.no_grad()

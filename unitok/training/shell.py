@@ -365,7 +365,7 @@ class TrainingShell(L.LightningModule, Generic[Batch]):
 def check_same(saved: Mapping[str, object], present: Mapping[str, object], what: str, free: tuple[str, ...] = ()) -> None:
     """Raise `UserError` naming the first field in which a checkpoint differs from the present value; `free` fields may differ."""
     for key, value in present.items():
-        old = saved.get(key)
+        old = saved.get(key, None if value else value)  # an option that did not exist was off
         was, now = (list(each) if isinstance(each, tuple) else each for each in (old, value))
         if key not in free and was != now:
             raise UserError(f"{what}.{key} is {value}, the checkpoint has {old}: choose another --out or the same value")

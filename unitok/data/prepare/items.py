@@ -82,10 +82,9 @@ class Claims:
             self._group = _group_in(row, self.options.group)
         except UserError as error:
             self._no_group = str(error)
-        named = None
         with suppress(UserError):  # which is reported when the row is read
-            named = self._recordings.named(row, file)
-        for name in files_in(row) if named is None else [named]:
+            row = self._recordings.completed(row, file)
+        for name in files_in(row):
             self.claim(os.path.join(os.path.dirname(file), name))
 
     def claim(self, path: str) -> None:

@@ -178,7 +178,7 @@ class Source:
     def from_fields(self, item: SourceItem, row: Fields, files: bool = False) -> list[RawDocument]:
         """The document of a row of named fields, by the template or without one."""
         folder = os.path.dirname(item.file)
-        row, named = self._completed(row, item)
+        row = self._completed(row, item)
 
         def open_path(name: str) -> Blob:
             return Blob.of(self.files, os.path.normpath(os.path.join(folder, name)))
@@ -202,7 +202,7 @@ class Source:
             else:
                 parts, notes = read_fields(self.spec, row, open_path, files, self.boxes)
                 if not self.spec.template:
-                    parts, of_stretch = in_stretch(parts, row, named, folder)
+                    parts, of_stretch = in_stretch(parts, row, folder)
                     parts, of_speaker = with_speaker(parts, row, self.spec.speakers)
                     notes = [*notes, *of_stretch, *of_speaker]
                 content = parts, notes
@@ -211,20 +211,17 @@ class Source:
             raise UserError(message if message.startswith(item.where) else f"{item.where}: {message}") from None
         return self._document(item, content)
 
-    def _completed(self, row: Fields, item: SourceItem) -> tuple[Fields, str | None]:
-        """A row with the files that it names in a way of its own, and the name of that recording. Errors: `UserError`."""
+    def _completed(self, row: Fields, item: SourceItem) -> Fields:
+        """A row with the files that it names in a way of its own. Errors: `UserError`."""
         if self.spec.template:
-            return row, None
-        folder = os.path.dirname(item.file)
+            return row
         try:
-            name = self._recordings.named(row, item.file)
+            row = self._recordings.completed(row, item.file)
         except UserError as error:
             raise UserError(f"{item.where}: {error}") from None
         info = info_beside(row)
-        found = {"wav": name} if name else {}
-        if info and self.files.exists(os.path.normpath(os.path.join(folder, info))):
-            found |= {"json": info}
-        return {**row, **{k: Blob.of(self.files, os.path.normpath(os.path.join(folder, v))) for k, v in found.items()}}, name
+        path = os.path.normpath(os.path.join(os.path.dirname(item.file), info)) if info else ""
+        return {**row, "json": Blob.of(self.files, path)} if path and self.files.exists(path) else row
 
     def _make_of_aligned(self, item: SourceItem) -> list[RawDocument]:
         return self._document(item, (read_aligned(self.spec, self.files, item), []))

@@ -30,13 +30,13 @@ from unitok.storage import Blob, Files
 _FOLDERS = ("", "wavs/", "wav/", "clips/", "audio/")
 #: Suffixes of recordings that are named without one.
 _SUFFIXES = ("", ".wav", ".flac", ".mp3", ".ogg", ".opus")
-#: Names of fields for the start of a stretch of a recording in seconds, its end, and its length instead.
+#: Names of fields for the start and the end of a stretch of a recording, in seconds; a `duration` may stand in place of the end.
 _STRETCHES = (
-    ("start", "end", "duration"),
-    ("start_s", "end_s", ""),
-    ("start_seconds", "end_seconds", ""),
-    ("start_time", "end_time", ""),
-    ("offset", "", "duration"),
+    ("start", "end"),
+    ("start_s", "end_s"),
+    ("start_seconds", "end_seconds"),
+    ("start_time", "end_time"),
+    ("offset", ""),
 )
 #: Words in the name of a text that may be transcripts.
 _LISTS = re.compile(
@@ -190,7 +190,7 @@ def transcript_lines(files: Files, name: str, layout: Layout) -> Iterator[Transc
                 continue
             (_, (first, length)), *rest = parts
             rest = [part for part in rest if part[0] != "rest"]
-            if rest[-1][1][1] == 0 and rest[0][0] == "printed":  # LJSpeech's third column may be empty
+            if rest[0][0] == "printed" and not content[rest[-1][1][0] :].strip():  # LJSpeech's third column may be empty
                 rest = [(TEXT, rest[0][1])]
             id = _decoded(content[first : first + length])
             fields = tuple((column, start + skipped + a, n) for column, (a, n) in rest)
@@ -225,23 +225,22 @@ class Recordings:
         self._found: dict[str, tuple[str, str]] = {}  # folder and suffix, by the file that holds the rows
         self._missed: Counter[str] = Counter()
 
-    def named(self, row: Fields, file: str) -> str | None:
-        """The recording of a row, relative to the folder of the row's file: MusicCaps' `ytid` without a suffix, Common Voice's `path` in
-        `clips/`. None: the row does not name one so. Errors: `UserError` where there is no such recording."""
+    def completed(self, row: Fields, file: str) -> Fields:
+        """A row of a file with the names of recordings as others have them: MusicCaps' `ytid` without a suffix is the field `wav`, and
+        Common Voice's `path` lies in `clips/`. Errors: `UserError` where there is no such recording."""
         ytid, path = row.get("ytid"), row.get("path")
         if any(isinstance(value, Blob) for value in row.values()):
-            return None
+            return row
         if isinstance(ytid, str) and not any(names_media(name) and isinstance(value, str) for name, value in row.items()):
             where = self._find(file, ytid)
             if where is None:
                 raise UserError(
                     f"ytid {ytid[:40]!r}: no recording of that name (.wav, .flac, …) beside the table, or in wav/ or audio/"
                 )
-            return where[0] + ytid + where[1]
-        if "client_id" in row and isinstance(path, str):
-            where = self._find(file, path)
-            return None if where is None else where[0] + path
-        return None
+            return {**row, "wav": where[0] + ytid + where[1]}
+        if "client_id" in row and isinstance(path, str) and (where := self._find(file, path)):
+            return {**row, "path": where[0] + path}
+        return row
 
     def _find(self, file: str, name: str) -> tuple[str, str] | None:
         if self._missed[file] >= MISSES and file not in self._found:
@@ -262,16 +261,17 @@ def info_beside(row: Fields) -> str | None:
 
 
 def stretch_of(row: Fields) -> tuple[float, float | None] | None:
-    """The stretch of its recording that a row is about, in seconds: `start` and `end`, or `duration`; NeMo's `offset` and `duration`;
-    MusicCaps' `start_s` and `end_s`. None: all of it, or no numbers. Errors: `UserError` for what is no stretch."""
-    for first, last, length in _STRETCHES:
-        start, end, duration = (_seconds(row.get(name)) for name in (first, last, length))
-        if start is None or (end is None and duration is None and first != "start"):
+    """The stretch of its recording that a row is about, in seconds: `start` and `end`, or one of them, or `start` and `duration`; NeMo's
+    `offset` and `duration`; MusicCaps' `start_s` and `end_s`. None: all of it, or no numbers. Errors: `UserError` for what is no stretch."""
+    for first, last in _STRETCHES:
+        start, end, duration = (_seconds(row.get(name)) for name in (first, last, "duration"))
+        if (start is None and end is None) or _strange(row.get(first)) or _strange(row.get(last)):
             continue
-        end = start + duration if end is None and duration is not None else end
-        if not 0 <= start < (math.inf if end is None else end):
-            raise UserError(f"{first}: {start:g} to {end:g} s is no stretch of a recording")
-        return start, end
+        begin = start or 0.0
+        stop = begin + duration if end is None and duration is not None else end
+        if not 0 <= begin < (math.inf if stop is None else stop):
+            raise UserError(f"{first}: {begin:g} to {stop or 0:g} s is no stretch of a recording")
+        return begin, stop
     return None
 
 
@@ -298,18 +298,18 @@ def with_speaker(parts: list[Part], row: Fields, speakers: str | Mapping[str, st
     return [replace(part, value=f"{speaker}: {part.value}") if part is first else part for part in parts], []
 
 
-def in_stretch(parts: list[Part], row: Fields, named: str | None, folder: str) -> tuple[list[Part], list[str]]:
+def in_stretch(parts: list[Part], row: Fields, folder: str) -> tuple[list[Part], list[str]]:
     """Parts of which the only recording is cut to the stretch that the row gives, if the row names its file; media in the row itself have
-    been cut before. And notes. named: as `Recordings.named`. folder: of the row's file. Errors: `UserError`."""
+    been cut before. And notes. folder: of the row's file. Errors: `UserError`."""
     timed = [part for part in parts if part.file is not None and "start" in modality_of(part.type).keys]
     texts = [value for name, value in row.items() if names_media(name) and isinstance(value, str)]
-    files = {os.path.normpath(os.path.join(folder, name)) for name in [*texts, *([named] if named else [])]}
+    files = {os.path.normpath(os.path.join(folder, name)) for name in texts}
     if len(timed) != 1 or timed[0].file is None or timed[0].file.name not in files:
         return parts, []
     stretch = stretch_of(row)
     if stretch is None:
-        unused = [name for name, *_ in _STRETCHES if row.get(name) not in (None, "") and _seconds(row[name]) is None]
-        return parts, [f"field {name!r} is not used: no number of seconds" for name in unused if row[name] == row[name]]
+        unused = [name for names in _STRETCHES for name in names if _strange(row.get(name))]
+        return parts, [f"field {name!r} is not used: no number of seconds" for name in unused]
     if "ytid" in row and is_cut(timed[0].file, stretch):
         return parts, []
     given = {"start": stretch[0]} | ({} if stretch[1] is None else {"end": stretch[1]})
@@ -324,3 +324,8 @@ def _seconds(value: object) -> float | None:
     except (TypeError, ValueError):
         return None
     return seconds if math.isfinite(seconds) and not isinstance(value, bool) else None
+
+
+def _strange(value: object) -> bool:
+    """Whether there is a value and it is no number of seconds; NaN is how pandas writes none."""
+    return value not in (None, "") and value == value and _seconds(value) is None
