@@ -157,6 +157,17 @@ def test_clusters_tell_sounds_apart_whatever_their_level_and_a_first_level_learn
         PhoneClusters(8000, 1600, 16, clusters=4)
 
 
+def test_a_semantic_level_needs_clusters_and_keeps_their_number(tmp_path, scenes_folder):
+    with pytest.raises(UserError, match="losses.semantic needs quantize_start above 0"):
+        run_lightning(arguments(tmp_path / "run", scenes_folder, steps=2, **{"quantize_start": "0", "losses.semantic": "1"}))
+    some = {"quantize_start": "0.5", "losses.semantic": "1", "losses.semantic_clusters": "8"}
+    run_lightning(arguments(tmp_path / "run", scenes_folder, steps=2, **some))
+    for changed in ("16", "0"):
+        other = some | ({"losses.semantic_clusters": changed} if changed != "0" else {"losses.semantic": "0"})
+        with pytest.raises(UserError, match=f"semantic_clusters is {changed}, the checkpoint has 8"):
+            run_lightning(arguments(tmp_path / "run", scenes_folder, steps=3, trainer=("--resume", "auto"), **other))
+
+
 def test_silence_trains_to_finite_numbers_a_word_and_a_tokenizer(tmp_path, caplog):
     for i in range(8):
         write_tone(tmp_path / "silence" / f"{i}.wav", 1.0, amplitude=0.0)
