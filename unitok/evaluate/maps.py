@@ -63,7 +63,7 @@ def evaluate_maps(
         assert path is not None
         segment = document.segments[number]
         prompts.append(Document(document.segments[:number], document.id))
-        turn = segment.role == "assistant" != document.segments[number - 1].role
+        turn = segment.role == "assistant" and document.segments[number - 1].role != segment.role
         plans.append((f"{segment.modality}:{'x'.join(map(str, segment.codes.shape))}", turn))
         true.append(map_values(str(path), path.read_bytes(), kind, far))
     if not any(_counted(values, kind).any() for values in true):

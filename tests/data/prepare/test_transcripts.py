@@ -198,6 +198,8 @@ def test_tables_with_a_header_stay_tables_and_texts_stay_texts(tmp_path):
     write(tmp_path / "x" / "wavs" / "a.wav", wav())
     write(tmp_path / "x" / "metadata.csv", "audio_file|text|speaker_name\nwavs/a.wav|hello you|alice\n")
     assert [parts for _, *parts in read(tmp_path / "x")] == [[("text", "hello you"), ("audio", "wavs/a.wav")]]
+    write(tmp_path / "x" / "metadata.csv", "wavs/a.wav|text\n")  # of one word, which is the name of a column, too
+    assert [parts for _, *parts in read(tmp_path / "x")] == [[("text", "text"), ("audio", "wavs/a.wav")]]
     write(tmp_path / "t" / "train.txt", "Listen to song.mp3 | by X")
     write(tmp_path / "t" / "note.txt", "a.wav|not looked into: its name does not say that it is a list")
     assert [parts[0][0] for _, *parts in read(tmp_path / "t")] == ["text", "text"]

@@ -110,9 +110,9 @@ def find_layout(files: Files, name: str) -> Layout | None:
 
 
 def _is_header(line: bytes) -> bool:
-    """Whether a line are the names of columns."""
-    cells = [cell for cell in _decoded(line).lower().split("|") if re.fullmatch(r"\w+", cell)]
-    return any(cell in CAPTIONS or names_media(cell) for cell in cells)
+    """Whether a line are the names of columns: the first one is that of a column that is read."""
+    first = _decoded(line.partition(b"|")[0]).lower()
+    return re.fullmatch(r"\w+", first) is not None and (first in ("id", *CAPTIONS) or names_media(first))
 
 
 def _is_media(name: str) -> bool:
