@@ -220,8 +220,8 @@ class Unitok(Bundle):
         """Change an image as a text says; the outputs' images have its grid of codes.
 
         The decoder must have learned documents of an image, an instruction and the edited image. Guidance is three-way where
-        `media_guidance_scale`, how closely the image is kept, is given beside `guidance_scale`, how closely the instruction is followed. Where a bundle's
-        `generation_config` has values for `edit`, they are the defaults.
+        `media_guidance_scale`, how closely the image is kept, is given beside `guidance_scale`, how closely the instruction is followed.
+        Where a bundle's `generation_config` has values for `edit`, they are the defaults.
 
         Args:
             image: a Path, PIL.Image or array. instruction: what to change, such as "make the circle blue".

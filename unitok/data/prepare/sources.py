@@ -297,29 +297,19 @@ class Source:
         for item in items:
             yield partial(self._make_of_coco, item, partial(_members, item, file, lock))
 
+    def transcripts(self, items: Iterable[SourceItem]) -> Iterator[tuple[SourceItem, Callable[[], dict[str, str]]]]:
+        """Each line of transcripts with a function that returns its fields, without its recording, or raises `UserError`."""
+        for item in items:
+            fields = replace(item, members=item.members[1:])
+            yield item, partial(_row_of_transcript, fields, self._seekable(item), self._locks[item.file])
+
     def _read_transcripts(self, items: list[SourceItem]) -> Iterator[DocumentFactory]:
-        lock, file = self._locks[items[0].file], self._seekable(items[0])
-        for item in items:
-            fields = replace(item, members=item.members[1:])
-            yield partial(self._make_of_transcript, item, partial(_members, fields, file, lock))
+        return (partial(self._make_of_transcript, item, read) for item, read in self.transcripts(items))
 
-    def texts_of_transcripts(self, items: Sequence[SourceItem]) -> Iterator[Callable[[], str]]:
-        """For each line of transcripts a function that returns its text, without its recording; it raises `UserError` for a bad line."""
-        for item in items:
-            fields = replace(item, members=item.members[1:])
-            read = partial(_members, fields, self._seekable(item), self._locks[item.file])
-            yield lambda item=item, read=read: self._row_of_transcript(item, read)[TEXT]  # type: ignore[misc]
-
-    def _row_of_transcript(self, item: SourceItem, read: Callable[[], list[bytes]]) -> dict[str, str]:
-        try:
-            return read_transcript([(name, data) for (name, *_), data in zip(item.members[1:], read(), strict=True)])
-        except UserError as error:
-            raise UserError(f"{item.where}: {error}") from None
-
-    def _make_of_transcript(self, item: SourceItem, read: Callable[[], list[bytes]]) -> list[RawDocument]:
-        recording, row = item.members[0][0], self._row_of_transcript(item, read)
+    def _make_of_transcript(self, item: SourceItem, read: Callable[[], dict[str, str]]) -> list[RawDocument]:
+        recording = item.members[0][0]
         kind = promised(recording).removeprefix("an ")
-        return self.from_fields(replace(item, file=""), {kind: Blob.of(self.files, recording), **row})
+        return self.from_fields(replace(item, file=""), {kind: Blob.of(self.files, recording), **read()})
 
     def _make_of_coco(self, item: SourceItem, read: Callable[[], list[bytes]]) -> list[RawDocument]:
         records = read()
@@ -397,6 +387,15 @@ def _members(item: SourceItem, file: IO[bytes], lock: threading.Lock) -> list[by
         if len(contents[-1]) != length:
             raise UserError(f"{item.where}: cut off")
     return contents
+
+
+def _row_of_transcript(fields: SourceItem, file: IO[bytes], lock: threading.Lock) -> dict[str, str]:
+    """The texts of a line's fields, which are the members of the item. Errors: `UserError`."""
+    contents = _members(fields, file, lock)
+    try:
+        return read_transcript([(name, data) for (name, *_), data in zip(fields.members, contents, strict=True)])
+    except UserError as error:
+        raise UserError(f"{fields.where}: {error}") from None
 
 
 def _raise(message: str) -> list[RawDocument]:

@@ -114,9 +114,9 @@ def _texts_of_documents(source: Source) -> Iterator[str]:
             continue
         for value in values:
             yield from _lines(value) if item.kind == "files" else [value]
-    for read in source.texts_of_transcripts(lines):
+    for _, read in source.transcripts(lines):
         try:
-            yield read()
+            yield read()[TEXT]
         except UserError as error:
             bad, first = bad + 1, first or str(error)
     source.drop()
