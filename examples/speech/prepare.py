@@ -1,9 +1,10 @@
-"""Make a small data set of speech from installed Debian packages: 25 minutes of one speaker, and as much of espeak-ng as you like.
+"""Make a small data set of speech from installed Debian packages: 25 minutes of one speaker, and as much as you like made of them.
 
 `apt-get install asterisk-core-sounds-en-wav asterisk-core-sounds-en espeak-ng sox`
-`python examples/speech/prepare.py OUT --synthetic 4000`
+`python examples/speech/prepare.py OUT --spliced 8000 --synthetic 4000`
 
 OUT/real/train, OUT/real/test   wavs/*.wav and metadata.csv as LJSpeech has it (name|text as printed|text as read), divided by text
+OUT/spliced                     new sentences, each of the begin of one recording of OUT/real/train and the end of another, cut between words
 OUT/synthetic                   sentences of the words of OUT/real/train, by espeak-ng, in the same format
 
 The recordings are by Allison Smith, CC-BY-SA 3.0 (`/usr/share/doc/asterisk-core-sounds-en/copyright`); nothing of them is in this repository.
@@ -20,13 +21,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pocketsphinx
 import soundfile
+import soxr
 
 SOUNDS = Path("/usr/share/asterisk/sounds/en_US_f_Allison")
 TEXTS = Path("/usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz")
 RATE = 8000  # Hz, of the recordings
-LONGEST = 6.0  # seconds
+LONGEST = 6.0  # seconds, of recordings to test on and of new sentences
 TEST = 69  # recordings
+FADE = 0.01  # seconds
 SILENT = 0.01  # of full scale; what is quieter at both ends is cut, but for PAD seconds
 PAD = 0.05
 VOICES = ("en-us+f1", "en-us+f2", "en-us+f3", "en-us+f4", "en-us+f5")
@@ -59,8 +63,11 @@ def trimmed(samples: np.ndarray) -> np.ndarray:
     return samples[max(0, loud[0] - pad) : loud[-1] + pad] if len(loud) else samples[:0]
 
 
-def real(out: Path) -> list[str]:
-    """Write the recordings; return the texts of those to train on.
+Recordings = list[tuple[np.ndarray, str]]  # samples [T] and words of each
+
+
+def real(out: Path) -> tuple[Recordings, Recordings]:
+    """Write the recordings; return those to train on, and those to test on.
 
     To test on are `TEST` recordings of texts of several words, each of which some other text to train on holds.
     """
@@ -72,10 +79,11 @@ def real(out: Path) -> list[str]:
         if not colon or line.startswith(";") or not words or not file.exists():
             continue
         samples = trimmed(soundfile.read(file)[0])
-        if 0.2 <= len(samples) / RATE <= LONGEST:
+        if len(samples) / RATE >= 0.2:
             rows.append((name.strip().replace("/", "-"), " ".join(text.split()).replace("|", ","), words))
             recordings[rows[-1][0]] = samples
-    texts = sorted({words for *_, words in rows}, key=lambda words: zlib.crc32(words.encode()))
+    long = {words for name, _, words in rows if len(recordings[name]) / RATE > LONGEST}
+    texts = sorted({words for *_, words in rows} - long, key=lambda words: zlib.crc32(words.encode()))
     uses = Counter(word for words in texts for word in set(words.split()))  # texts that hold a word
     test: set[str] = set()
     for words in texts:
@@ -83,21 +91,74 @@ def real(out: Path) -> list[str]:
         if sum(row[2] in test for row in rows) < TEST and len(held) > 1 and all(uses[word] > 1 for word in held):
             test.add(words)
             uses.subtract(held)
+    found: list[Recordings] = []
     for split in ("train", "test"):
         kept = [row for row in rows if (row[2] in test) == (split == "test")]
         (out / split / "wavs").mkdir(parents=True, exist_ok=True)
         for name, *_ in kept:
             soundfile.write(out / split / "wavs" / f"{name}.wav", recordings[name], RATE)
         (out / split / "metadata.csv").write_text("".join("|".join(row) + "\n" for row in kept))
-        print(f"{out / split}: {len(kept)} recordings of {len({row[2] for row in kept})} texts")
-    return [words for *_, words in rows if words not in test]
+        found.append([(recordings[name], words) for name, _, words in kept])
+        minutes = sum(len(samples) for samples, _ in found[-1]) / RATE / 60
+        print(f"{out / split}: {len(kept)} recordings of {len({row[2] for row in kept})} texts, {minutes:.1f} minutes")
+    return found[0], found[1]
 
 
-def synthetic(out: Path, texts: list[str], count: int, seed: int = 0) -> None:
+def boundaries(recordings: Recordings) -> list[list[int]]:
+    """The samples at which each word of each recording begins, and the last word ends; [] where the words cannot be found."""
+    model, dictionary = (pocketsphinx.get_model_path(name) for name in ("en-us/en-us", "en-us/cmudict-en-us.dict"))
+    known = {line.split()[0] for line in Path(dictionary).read_text().splitlines()}
+    decoder = pocketsphinx.Decoder(hmm=model, dict=dictionary, lm=None, loglevel="FATAL")
+    frame, pad = RATE // 100, RATE // 4  # samples
+    found: list[list[int]] = []
+    for samples, words in recordings:
+        found.append([])
+        if not set(words.split()) <= known:
+            continue
+        louder = np.pad(samples, pad) / np.abs(samples).max() * 20000
+        decoder.set_align_text(words)
+        decoder.start_utt()
+        decoder.process_raw(soxr.resample(louder, RATE, 16000).astype(np.int16).tobytes(), full_utt=True)
+        decoder.end_utt()
+        spoken = [part for part in decoder.seg() if re.match("[a-z]", part.word)]
+        if [re.sub(r"\(\d+\)", "", part.word) for part in spoken] == words.split():
+            starts = [(part.start_frame * frame) - pad for part in spoken]
+            found[-1] = [max(0, start) for start in starts] + [min(len(samples), (spoken[-1].end_frame + 1) * frame - pad)]
+    return found
+
+
+def spliced(out: Path, recordings: Recordings, held: set[str], count: int, seed: int = 0) -> None:
+    """Write sentences that are the begin of one recording and the end of another, with a short fade between."""
+    rng = random.Random(seed)
+    (out / "wavs").mkdir(parents=True, exist_ok=True)
+    pieces = [(*recording, at) for recording, at in zip(recordings, boundaries(recordings), strict=True) if at]
+    weights = [len(at) ** 0.5 for *_, at in pieces]
+    fade = round(FADE * RATE)
+    ramp = np.linspace(0, 1, fade)
+    rows: list[str] = []
+    while len(rows) < count:
+        (a, first, begins), (b, second, ends) = rng.choices(pieces, weights, k=2)
+        i, j = rng.randint(1, len(begins) - 1), rng.randint(0, len(ends) - 2)
+        words = " ".join([*first.split()[:i], *second.split()[j:]])
+        left, right = a[: begins[i]].copy(), b[ends[j] :].copy()
+        if (
+            min(len(left), len(right)) < 2 * fade
+            or len(left) + len(right) > LONGEST * RATE
+            or any(f" {text} " in f" {words} " for text in held)
+        ):
+            continue
+        left[-fade:] = left[-fade:] * (1 - ramp) + right[:fade] * ramp
+        name = f"j{len(rows):05d}"
+        soundfile.write(out / "wavs" / f"{name}.wav", np.concatenate([left, right[fade:]]), RATE)
+        rows.append(f"{name}|{words}|{words}\n")
+    (out / "metadata.csv").write_text("".join(rows))
+    print(f"{out}: {count} sentences of pieces of {len(pieces)} recordings")
+
+
+def synthetic(out: Path, texts: list[str], held: set[str], count: int, seed: int = 0) -> None:
     """Write sentences by espeak-ng: texts as they are, and texts with pieces of others in place of their own."""
     rng = random.Random(seed)
     (out / "wavs").mkdir(parents=True, exist_ok=True)
-    held = {line.rpartition("|")[2] for line in (out.parent / "real" / "test" / "metadata.csv").read_text().splitlines()}
 
     def sentence() -> str:
         while True:
@@ -127,8 +188,12 @@ def synthetic(out: Path, texts: list[str], count: int, seed: int = 0) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--spliced", type=int, default=0, help="sentences of pieces of recordings")
     parser.add_argument("--synthetic", type=int, default=0, help="sentences by espeak-ng")
     arguments = parser.parse_args()
-    texts = real(arguments.out / "real")
+    to_train, to_test = real(arguments.out / "real")
+    held = {words for _, words in to_test}
+    if arguments.spliced:
+        spliced(arguments.out / "spliced", to_train, held, arguments.spliced)
     if arguments.synthetic:
-        synthetic(arguments.out / "synthetic", texts, arguments.synthetic)
+        synthetic(arguments.out / "synthetic", [words for _, words in to_train], held, arguments.synthetic)

@@ -18,7 +18,9 @@ KINDS = {
     "causal": {"causal": True, "lstm": 1, "pad_mode": "reflect", "patch": 1, "kernel_size": 7, "last_kernel_size": 7},
     "causal-patch": {"causal": True, "patch": 4, "n_residual_layers": 2, "true_skip": False},
     "frames": {"causal": True, "encoder": "patch", "patch": 4},
+    "causal-spectrum": {"causal": True, "patch": 4, "domain": "spectrum"},
     "centered": {"causal": False, "patch": 2, "n_residual_layers": 2, "pad_mode": "reflect"},
+    "centered-spectrum": {"causal": False, "patch": 4, "domain": "spectrum"},
     "segments": {"segment": 0.25, "overlap": 0.1, "normalize": True, "norm": "time_group_norm", "patch": 1, "channels": 2},
 }
 
@@ -44,7 +46,7 @@ def noise(seconds: float, channels: int = 1, rate: int = 8000) -> torch.Tensor:
     return torch.cumsum(steps, -1) % 1.0 - 0.5
 
 
-@pytest.mark.parametrize("kind", ["causal", "causal-patch", "frames", "centered"])
+@pytest.mark.parametrize("kind", ["causal", "causal-patch", "causal-spectrum", "frames", "centered", "centered-spectrum"])
 @pytest.mark.parametrize("seconds", [0.013, 1.0, 2.2503])
 def test_long_audio_in_pieces_is_encoded_and_decoded_as_in_one_piece(kind, seconds, monkeypatch, latents):
     model, waveform = build(kind), noise(seconds)
@@ -71,7 +73,7 @@ def test_codes_of_audio_differ():
     assert len(build("causal").encode(noise(1.0)).unique()) > 8
 
 
-@pytest.mark.parametrize("kind", ["causal", "causal-patch", "frames"])
+@pytest.mark.parametrize("kind", ["causal", "causal-patch", "causal-spectrum", "frames"])
 @pytest.mark.parametrize("piece", [1, 17, 96, 4000])
 def test_streams_give_the_latents_and_samples_of_the_whole(kind, piece, latents):
     model, waveform = build(kind), noise(0.27)

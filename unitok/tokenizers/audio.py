@@ -27,7 +27,8 @@ from unitok.tokenizers.config import AudioTokenizerConfig
 from unitok.tokenizers.patch import AudioPatchEncoder
 from unitok.tokenizers.pieces import batches, cut, windows
 from unitok.tokenizers.quantize import ResidualQuantizer
-from unitok.tokenizers.seanet import Conv, ConvTranspose, SEANetDecoder, SEANetEncoder, State, fold_weights
+from unitok.tokenizers.seanet import Conv, ConvTranspose, SEANetDecoder, SEANetEncoder, fold_weights
+from unitok.tokenizers.stems import PatchHead, PatchStem, State
 
 #: Audio whose samples all stay below this (-80 dB) counts as silence.
 SILENCE = 1e-4
@@ -167,7 +168,9 @@ class AudioTokenizer(Tokenizer):
         jump = self.config.patch if network is self.encoder else self.hop_length
         reach = jump
         for layer in network.modules():
-            if isinstance(layer, Conv):
+            if isinstance(layer, PatchStem | PatchHead):
+                reach += layer.reach
+            elif isinstance(layer, Conv):
                 reach += (layer.extent - 1) * jump
                 jump *= layer.stride
             elif isinstance(layer, ConvTranspose):

@@ -69,8 +69,10 @@ class AudioTokenizerConfig:
         n_filters: channels of the first stage. dimension: channels of the latents.
         ratios: downsampling factor of each stage, the last stage of the encoder first; each stage doubles the channels.
         patch: samples that the stem folds into channels; 1: the network of EnCodec.
+        domain: what the networks see: `samples`, or `spectrum` (log magnitudes of an STFT, and back from magnitudes and phases; windows of
+            four patches), which learns speech many times faster.
         encoder: `seanet` (convolutions: a code depends on what is around it) or `patch` (a code depends on its own frame alone, which
-            makes codes easier to predict).
+            makes codes easier to predict; it sees samples).
         n_residual_layers: residual blocks per stage. kernel_size, last_kernel_size, residual_kernel_size: of the first, the
             last and the residual convolutions. dilation_base, compress: of the residual blocks.
         lstm: number of LSTM layers, at the frame rate. norm: `weight_norm`, `time_group_norm` or `none`.
@@ -91,6 +93,7 @@ class AudioTokenizerConfig:
     dimension: int = 128
     ratios: tuple[int, ...] = (4, 2)
     patch: int = 80
+    domain: Literal["samples", "spectrum"] = "samples"
     encoder: Literal["seanet", "patch"] = "seanet"
     n_residual_layers: int = 1
     kernel_size: int = 3
@@ -113,5 +116,7 @@ class AudioTokenizerConfig:
     overlap: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.domain not in ("samples", "spectrum"):
+            raise UserError(f"domain is {self.domain}: choose samples or spectrum")
         if self.encoder not in ("seanet", "patch"):
             raise UserError(f"encoder is {self.encoder}: choose seanet or patch")

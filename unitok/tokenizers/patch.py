@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from unitok.tokenizers.config import AudioTokenizerConfig, ImageTokenizerConfig
-from unitok.tokenizers.seanet import State
+from unitok.tokenizers.stems import State
 
 
 class _Block(nn.Module):

@@ -9,7 +9,6 @@ encodec:encodec/modules/seanet.py.
 """
 
 import math
-from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +18,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
 
 from unitok.tokenizers.config import AudioTokenizerConfig
-
-#: What each layer keeps between the pieces of a stream: the end of its input, or the hidden states of an LSTM.
-State: TypeAlias = dict[nn.Module, tuple[Tensor, ...]]
+from unitok.tokenizers.stems import PatchHead, PatchStem, SpectrumHead, SpectrumStem, State
 
 
 def fold_weights(network: nn.Module) -> None:
@@ -255,8 +252,9 @@ class SEANetEncoder(nn.Module):
     def __init__(self, config: AudioTokenizerConfig):
         super().__init__()
         c, width = config, config.n_filters
-        self.patch, self.hop = c.patch, c.patch * math.prod(c.ratios)
-        layers: list[nn.Module] = [Conv(c, c.channels * c.patch, width, c.kernel_size)]
+        self.hop = c.patch * math.prod(c.ratios)
+        self.stem = SpectrumStem(c) if c.domain == "spectrum" else PatchStem(c)
+        layers: list[nn.Module] = [Conv(c, self.stem.width, width, c.kernel_size)]
         for ratio in reversed(c.ratios):
             layers += [*_residual(c, width), Elu(), Conv(c, width, width * 2, ratio * 2, ratio)]
             width *= 2
@@ -267,17 +265,12 @@ class SEANetEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, channels, T] -> [B, dimension, ceil(T / hop)]; the last patch is padded with zeros."""
-        x = F.pad(x, (0, -x.shape[-1] % self.patch))
-        return self.model(_layout(rearrange(x, "b c (t p) -> b (c p) t", p=self.patch)))
+        return self.model(_layout(self.stem(x)))
 
     def stream(self, x: Tensor, state: State, last: bool = False) -> Tensor:
         """Return the latents [B, dimension, n] that are complete with the next samples [B, channels, t]; causal encoders
         only."""
-        x = torch.cat([*state[self], x], -1) if self in state else x
-        x = F.pad(x, (0, -x.shape[-1] % self.patch)) if last else x
-        whole = x.shape[-1] - x.shape[-1] % self.patch
-        state[self] = (x[..., whole:].clone(),)
-        return run(self.model, _layout(rearrange(x[..., :whole], "b c (t p) -> b (c p) t", p=self.patch)), state, last)
+        return run(self.model, _layout(self.stem.stream(x, state, last)), state, last)
 
 
 class SEANetDecoder(nn.Module):
@@ -285,7 +278,8 @@ class SEANetDecoder(nn.Module):
 
     def __init__(self, config: AudioTokenizerConfig):
         super().__init__()
-        c, self.patch = config, config.patch
+        c = config
+        self.head = SpectrumHead(c) if c.domain == "spectrum" else PatchHead(c)
         width = c.n_filters * 2 ** len(c.ratios)
         layers: list[nn.Module] = [Conv(c, c.dimension, width, c.kernel_size)]
         if c.lstm:
@@ -293,14 +287,14 @@ class SEANetDecoder(nn.Module):
         for ratio in c.ratios:
             layers += [Elu(), ConvTranspose(c, width, width // 2, ratio), *_residual(c, width // 2)]
             width //= 2
-        layers += [Elu(), Conv(c, width, c.channels * c.patch, c.last_kernel_size)]
+        layers += [Elu(), Conv(c, width, self.head.width, c.last_kernel_size)]
         self.model = nn.Sequential(*layers)
 
     def forward(self, z: Tensor) -> Tensor:
         """[B, dimension, N] -> [B, channels, N * hop]."""
-        return rearrange(self.model(_layout(z)), "b (c p) t -> b c (t p)", p=self.patch)
+        return self.head(self.model(_layout(z)))
 
     def stream(self, z: Tensor, state: State, last: bool = False) -> Tensor:
         """Return the samples [B, channels, n * hop] of the next latents [B, dimension, n]; with `pad_mode: reflect` the first
         ones come later. Causal decoders only."""
-        return rearrange(run(self.model, _layout(z), state, last), "b (c p) t -> b c (t p)", p=self.patch)
+        return self.head.stream(run(self.model, _layout(z), state, last), state)
