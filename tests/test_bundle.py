@@ -6,12 +6,14 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from unitok.api import Unitok
 from unitok.bundle import make_bundle, make_untrained
 from unitok.cli import main
+from unitok.document import Document, Segment
 from unitok.errors import UserError
 from unitok.files import kind_of
 from unitok.tokenizers import ImageTokenizer, TextTokenizer
@@ -24,6 +26,30 @@ def test_parts_are_added_without_moving_an_old_id(bundle_folder, tmp_path):
     second.vocab.check_covers(first.vocab, "the second", "the first")
     assert [r.name for r in second.vocab.ranges][-2:] == ["grid", "image"]
     assert Unitok.from_pretrained(tmp_path / "b").vocab == second.vocab
+
+
+def test_the_levels_of_an_audio_tokenizer_may_be_delayed(bundle_folder, tmp_path):
+    tokenizers = bundle_folder / "tokenizers"
+    usual = make_bundle(tmp_path / "usual", {"text": tokenizers / "text", "audio": tokenizers / "audio"})
+    paths = {"text": tokenizers / "text", "speech": tokenizers / "audio"}
+    late = make_bundle(tmp_path / "late", paths, kinds={"speech": "audio"}, delayed=["speech"])
+    codes = np.arange(6).reshape(3, 2)
+    for bundle, name, order in ((usual, "audio", [0, 2, 4, 1, 3, 5]), (late, "speech", [0, 1, 2, 3, 4, 5])):
+        ids = bundle.vocab.encode(Document([Segment(name, codes)]), bos=False, eos=False)
+        level = dict(zip(range(6), (0, 0, 1, 1, 2, 2), strict=True))
+        offsets = [part.offset for part in bundle.vocab.ranges if part.name.startswith(f"{name}.")]
+        assert list(ids[1:-1]) == [offsets[level[code]] + code for code in order]
+        assert np.array_equal(bundle.vocab.decode(ids).segments[0].codes, codes)
+    again = make_bundle(tmp_path / "late", {"speech": tokenizers / "audio"}, kinds={"speech": "audio"})
+    assert again.vocab.spans["speech"].layout == "delayed"
+    for given, problem in (
+        ({"delayed": ["text"]}, "cannot be delayed"),
+        ({"delayed": ["music"]}, "no tokenizer 'music' in the bundle; it has text, audio"),
+    ):
+        with pytest.raises(UserError, match=problem):
+            make_bundle(tmp_path / "none", {"text": tokenizers / "text", "audio": tokenizers / "audio"}, **given)
+    with pytest.raises(UserError, match="have their order in the bundle"):
+        make_bundle(tmp_path / "usual", {"audio": tokenizers / "audio"}, delayed=["audio"])
 
 
 def test_a_decoder_does_not_outlive_the_tokenizers_it_was_trained_for(bundle_folder, tmp_path):

@@ -5,6 +5,7 @@
 
 OUT/real/train, OUT/real/test   wavs/*.wav and metadata.csv as LJSpeech has it (name|text as printed|text as read), divided by text
 OUT/spliced                     new sentences, each of the begin of one recording of OUT/real/train and the end of another, cut between words
+OUT/varied                      as many others, each played faster or slower, to learn to write down what is said
 OUT/synthetic                   sentences of the words of OUT/real/train, by espeak-ng, in the same format
 
 The recordings are by Allison Smith, CC-BY-SA 3.0 (`/usr/share/doc/asterisk-core-sounds-en/copyright`); nothing of them is in this repository.
@@ -31,6 +32,7 @@ RATE = 8000  # Hz, of the recordings
 LONGEST = 6.0  # seconds, of recordings to test on and of new sentences
 TEST = 69  # recordings
 FADE = 0.01  # seconds
+SPEED = 0.12  # varied sentences are at most so much faster or slower, and higher or lower
 SILENT = 0.01  # of full scale; what is quieter at both ends is cut, but for PAD seconds
 PAD = 0.05
 VOICES = ("en-us+f1", "en-us+f2", "en-us+f3", "en-us+f4", "en-us+f5")
@@ -127,11 +129,14 @@ def boundaries(recordings: Recordings) -> list[list[int]]:
     return found
 
 
-def spliced(out: Path, recordings: Recordings, held: set[str], count: int, seed: int = 0) -> None:
-    """Write sentences that are the begin of one recording and the end of another, with a short fade between."""
-    rng = random.Random(seed)
+def spliced(out: Path, recordings: Recordings, found: list[list[int]], held: set[str], count: int, speed: float = 0.0) -> None:
+    """Write sentences that are the begin of one recording and the end of another, with a short fade between.
+
+    found: `boundaries` of the recordings. speed: most that each is faster or slower.
+    """
+    rng = random.Random(str(out.name))
     (out / "wavs").mkdir(parents=True, exist_ok=True)
-    pieces = [(*recording, at) for recording, at in zip(recordings, boundaries(recordings), strict=True) if at]
+    pieces = [(*recording, at) for recording, at in zip(recordings, found, strict=True) if at]
     weights = [len(at) ** 0.5 for *_, at in pieces]
     fade = round(FADE * RATE)
     ramp = np.linspace(0, 1, fade)
@@ -149,7 +154,10 @@ def spliced(out: Path, recordings: Recordings, held: set[str], count: int, seed:
             continue
         left[-fade:] = left[-fade:] * (1 - ramp) + right[:fade] * ramp
         name = f"j{len(rows):05d}"
-        soundfile.write(out / "wavs" / f"{name}.wav", np.concatenate([left, right[fade:]]), RATE)
+        samples = np.concatenate([left, right[fade:]])
+        if speed:
+            samples = soxr.resample(samples, round(RATE * rng.uniform(1 - speed, 1 + speed)), RATE)
+        soundfile.write(out / "wavs" / f"{name}.wav", samples, RATE)
         rows.append(f"{name}|{words}|{words}\n")
     (out / "metadata.csv").write_text("".join(rows))
     print(f"{out}: {count} sentences of pieces of {len(pieces)} recordings")
@@ -194,6 +202,8 @@ if __name__ == "__main__":
     to_train, to_test = real(arguments.out / "real")
     held = {words for _, words in to_test}
     if arguments.spliced:
-        spliced(arguments.out / "spliced", to_train, held, arguments.spliced)
+        found = boundaries(to_train)
+        spliced(arguments.out / "spliced", to_train, found, held, arguments.spliced)
+        spliced(arguments.out / "varied", to_train, found, held, arguments.spliced, SPEED)
     if arguments.synthetic:
         synthetic(arguments.out / "synthetic", [words for _, words in to_train], held, arguments.synthetic)

@@ -99,6 +99,7 @@ def make_bundle(
     add: Iterable[str] = (),
     scores: Json = None,
     generation_config: Path | None = None,
+    delayed: Iterable[str] = (),
 ) -> Bundle:
     """Put parts into a bundle, or add them to one that is there. New tokenizers make a new vocabulary; a decoder must have been
     trained on exactly the bundle's. A decoder that comes as a bundle brings its tokenizers; others are added to its vocabulary, and the
@@ -113,6 +114,7 @@ def make_bundle(
         add: kinds whose tokenizers have no weights.
         scores: how the bundle was measured, for its model card. Older ones, of the bundle as it was, are dropped.
         generation_config: a JSON file that says how the bundle is sampled where a call does not.
+        delayed: names of tokenizers whose level k is written k frames late (MusicGen's pattern).
 
     Errors: `UserError` where something else is at `out`, or where a decoder would lose a tokenizer that it was trained with.
     """
@@ -136,7 +138,7 @@ def make_bundle(
     assert model is None or isinstance(model, Decoder)
     if not ordered and model is None:
         raise UserError("nothing to put into the bundle: give a tokenizer or a decoder")
-    vocab, changed = _vocab_for(ordered, kinds, base)
+    vocab, changed = _vocab_for(ordered, kinds, base, delayed)
     if old and old.model is not None and (changed or ("model" not in paths and vocab.size != old.vocab.size)):
         if not overwrite:
             without = f"another {changed[0]} tokenizer" if changed else f"{old.vocab.size} ids, not {vocab.size}"
@@ -222,14 +224,19 @@ def _plain(kind: str, settings: str) -> Plain:
 
 
 def _vocab_for(
-    tokenizers: Mapping[str, TokenizerLike], kinds: Mapping[str, str], old: Bundle | None
+    tokenizers: Mapping[str, TokenizerLike], kinds: Mapping[str, str], old: Bundle | None, delayed: Iterable[str]
 ) -> tuple[Vocab, list[str]]:
     """The old vocabulary, extended, where none of its tokenizers has changed, else a new one; and the names of the changed ones."""
     spans = old.vocab.spans if old else {}
+    late = {*delayed, *(name for name, span in spans.items() if span.layout == "delayed")}
+    if unknown := late - set(tokenizers):
+        raise UserError(f"delayed: no tokenizer {sorted(unknown)[0]!r} in the bundle; it has {', '.join(tokenizers)}")
     changed = [n for n, part in tokenizers.items() if n in spans and spans[n].fingerprint not in ("", part.fingerprint())]
     if old is None or changed:
-        return build_vocab(tokenizers, kinds), changed
-    return build_vocab({name: part for name, part in tokenizers.items() if name not in spans}, kinds, old.vocab), []
+        return build_vocab(tokenizers, kinds, delayed=late), changed
+    if fixed := [name for name in delayed if name in spans and spans[name].layout != "delayed"]:
+        raise UserError(f"delayed: the codes of {fixed[0]!r} have their order in the bundle; choose another folder")
+    return build_vocab({name: part for name, part in tokenizers.items() if name not in spans}, kinds, old.vocab, late), []
 
 
 def make_untrained(

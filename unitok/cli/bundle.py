@@ -13,6 +13,7 @@ def bundle(
     *,
     parts: Annotated[list[tuple[str, str]], PerKind("[NAME=]PATH")],
     add: list[str] | None = None,
+    delayed: list[str] | None = None,
     decoder: Path | None = None,
     generation_config: Input | None = None,
     scores: Input | None = None,
@@ -27,6 +28,7 @@ def bundle(
         parts: the {kind} tokenizer: a run's folder, a checkpoint, or a tokenizer's own folder; may be repeated with other NAMEs
         add: a kind of content whose tokenizer has no weights: box, point; with other settings than the usual as in box:bins=64; may
             be repeated
+        delayed: the NAME of an audio tokenizer whose level k is written k frames late, as in MusicGen; may be repeated
         decoder: a run's folder, a checkpoint, or its own folder
         generation_config: how the bundle is sampled where a call does not say: a JSON file such as {"temperature": 0.9}
         scores: a scores.json of `unitok eval`, to stand in the model card
@@ -45,7 +47,7 @@ def bundle(
         paths[name], kinds[name] = Path(path), kind
     if decoder:
         paths["model"] = decoder
-    if untrained and (paths or add or scores):
+    if untrained and (paths or add or delayed or scores):
         raise UserError("--untrained makes all parts itself: leave out the others")
     if not (untrained or paths or add or scores or generation_config):
         flags = ", ".join(f"--{kind}" for kind in modalities())
@@ -60,5 +62,7 @@ def bundle(
         made = make_untrained(out, untrained, overwrite=overwrite, generation_config=generation_config)
     else:
         measured = read_json(scores, "") if scores else None
-        made = make_bundle(out, paths, trust_checkpoint, overwrite, kinds, add or (), measured, generation_config)
+        made = make_bundle(
+            out, paths, trust_checkpoint, overwrite, kinds, add or (), measured, generation_config, delayed or ()
+        )
     print(f"{out}: {', '.join(made.parts)}; {made.vocab.size} tokens")

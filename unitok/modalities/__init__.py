@@ -12,7 +12,7 @@ together, `encode` returns codes. `decode` is the inverse.
 import importlib
 import json
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from importlib.metadata import entry_points
@@ -421,7 +421,10 @@ def with_layers(kinds: Sequence[str], contents: Sequence[object], figures: Seque
 
 
 def build_vocab(
-    tokenizers: Mapping[str, TokenizerLike], kinds: Mapping[str, str] | None = None, onto: Vocab | None = None
+    tokenizers: Mapping[str, TokenizerLike],
+    kinds: Mapping[str, str] | None = None,
+    onto: Vocab | None = None,
+    delayed: Collection[str] = (),
 ) -> Vocab:
     """Return the vocabulary of tokenizers.
 
@@ -429,10 +432,18 @@ def build_vocab(
         tokenizers: by name, in the order of their ranges.
         kinds: kinds of the tokenizers whose names are not their kinds.
         onto: a vocabulary that theirs is appended to; its tokens keep their meaning.
+        delayed: those whose levels are written one after the other with a delay (`unitok.layouts.Delayed`).
+
+    Errors: `UserError` for a delayed one without levels that could be.
     """
     vocab = Vocab.start() if onto is None else Vocab.from_manifest(onto.to_manifest())
     for name, tokenizer in tokenizers.items():
-        vocab.add(*modality_of((kinds or {}).get(name, name)).declare(name, tokenizer))
+        span, sizes, never = modality_of((kinds or {}).get(name, name)).declare(name, tokenizer)
+        if name in delayed:
+            if span.layout != "interleaved" or len(sizes) < 2:
+                raise UserError(f"{name}: it cannot be delayed: its codes are no frames of several levels")
+            span = replace(span, layout="delayed")
+        vocab.add(span, sizes, never)
     return vocab
 
 
