@@ -107,8 +107,14 @@ def known_vocabulary(path: Path) -> Path:
 
 
 def state_fingerprint(config: "DataclassInstance", state: dict[str, Tensor]) -> str:
-    """Return the SHA-256 of configuration and weights: tokenizers with the same fingerprint make the same codes."""
-    digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
+    """Return the SHA-256 of configuration and weights: tokenizers with the same fingerprint make the same codes.
+
+    Fields of the configuration with `later` in their metadata count only where they are not as usual, so bundles that were written
+    before there were such fields keep their fingerprints.
+    """
+    usual = {f.name for f in fields(config) if f.metadata.get("later") and getattr(config, f.name) == f.default}
+    values = {name: value for name, value in asdict(config).items() if name not in usual}
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
     for name in sorted(state):
         digest.update(name.encode())
         digest.update(state[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

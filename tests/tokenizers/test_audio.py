@@ -1,5 +1,7 @@
 """Promises of the audio tokenizer in use: pieces like the whole, streams, exact lengths, files of every kind."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import soundfile
@@ -67,6 +69,20 @@ def test_a_patch_encoder_reads_each_frame_alone(latents):
     torch.testing.assert_close(torch.cat(frames, -1), whole, atol=1e-5, rtol=0)
     with pytest.raises(UserError, match="encoder is frame: choose seanet or patch"):
         build("frames", encoder="frame")
+
+
+def test_a_later_field_of_the_config_leaves_the_fingerprints_of_before():
+    """Written down before `domain` was a field: else bundles that exist would refuse their own tokenizers."""
+    model = AudioTokenizer(
+        AudioTokenizerConfig(n_filters=4, dimension=4, ratios=(2,), patch=4, num_codebooks=1, codebook_size=4)
+    )
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            tensor.fill_(1)
+    found = model.fingerprint()
+    model.config = replace(model.config, domain="spectrum")
+    assert found.startswith("b6e4af0befa79cad")
+    assert model.fingerprint() != found
 
 
 def test_codes_of_audio_differ():

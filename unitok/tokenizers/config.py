@@ -1,9 +1,12 @@
 """Configurations of image and audio tokenizers, as `config.json` and the YAML files of trainings hold them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from unitok.errors import UserError
+
+#: Marks fields that bundles of before do not have; their fingerprints stay the same (`unitok.pretrained.state_fingerprint`).
+LATER = {"later": True}
 
 
 @dataclass
@@ -93,7 +96,7 @@ class AudioTokenizerConfig:
     dimension: int = 128
     ratios: tuple[int, ...] = (4, 2)
     patch: int = 80
-    domain: Literal["samples", "spectrum"] = "samples"
+    domain: Literal["samples", "spectrum"] = field(default="samples", metadata=LATER)
     encoder: Literal["seanet", "patch"] = "seanet"
     n_residual_layers: int = 1
     kernel_size: int = 3
