@@ -18,6 +18,7 @@ from unitok.media.audio_streams import CutOff, Stream, streams_of
 from unitok.media.byte_source import ByteSource, SourcePart
 from unitok.media.formats import HEAD, unread
 
+RATES = (100, 1_000_000)  # Hz, of audio; others are mistakes
 MAX_HOURS = 12
 MAX_LEVEL = 16.0  # float samples beyond this are integers that were stored as floats
 _MISSING_MP3 = 2 * 1152  # samples per channel that may be missing at the end of an MP3: encoders and decoders count differently
@@ -162,6 +163,8 @@ def open_audio(path: Path, data: bytes | None = None) -> AudioFile:
         raise UserError(f"{name}: cannot be read ({error.strerror})") from None
     try:
         file = AudioFile(name, source, _streams_of(source, data is None))
+        if not RATES[0] <= file.samplerate <= RATES[1]:
+            raise UserError(f"{name}: its header says {file.samplerate} Hz, which is no rate of audio; {REMEDY}")
         if file.frames == 0:
             raise UserError(f"{name}: audio of zero length; {REMEDY}")
         if file.frames > MAX_HOURS * 3600 * file.samplerate:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from unitok.errors import UserError
 from unitok.media import tensor_to_image
+from unitok.media.audio_files import RATES
 
 #: Integer types of samples -> the value that stands for 1.0 (8-bit samples in WAV files are unsigned).
 _FULL_SCALE = {torch.uint8: 128.0, torch.int8: 128.0, torch.int16: 32768.0, torch.int32: 2147483648.0}
@@ -136,9 +137,9 @@ def check_waveform(samples: object, rate: object, name: str) -> tuple[Tensor, in
     """
     if _is_number(samples) and not _is_number(rate):
         samples, rate = rate, samples
-    if not _is_number(rate) or not 1 <= float(rate) < math.inf:
+    if not _is_number(rate) or not RATES[0] <= float(rate) <= RATES[1]:
         shown = f"{float(rate):g}" if _is_number(rate) else f"a {type(rate).__name__}"
-        raise UserError(f"{name}: its rate is {shown}; give (waveform [C, T], Hz)")
+        raise UserError(f"{name}: its rate is {shown}; give (waveform [C, T], Hz), of {RATES[0]} to {RATES[1]} Hz")
     if isinstance(samples, list):
         try:
             samples = np.asarray(samples)

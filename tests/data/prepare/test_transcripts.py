@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import struct
 
 import numpy as np
 import pytest
@@ -277,3 +278,42 @@ def test_a_silent_stretch_of_a_prompt_is_a_users_mistake(tiny, tmp_path):
     with pytest.raises(UserError, match="silent segments"):
         tiny.read(Part("audio", path=tmp_path / "a.wav", view="t=0,0.4"))
     assert tiny.read(Part("audio", path=tmp_path / "a.wav", view="t=0.5,0.9"))[0].size == (3200,)
+
+
+def test_recordings_that_lie_about_their_rate_and_others_that_are_odd(bundle_folder, tmp_path):
+    tone = (np.sin(np.arange(8000) / 9) * 12_000).astype("<i2").tobytes()
+    rates = {"none": 0, "slow": 8, "fast": 4_000_000_000, "high": 768_000, "usual": 8000}
+    for name, rate in rates.items():
+        header = struct.pack(
+            "<4sI8sIHHIIHH4sI",
+            b"RIFF",
+            36 + len(tone),
+            b"WAVEfmt ",
+            16,
+            1,
+            1,
+            rate,
+            rate * 2 & 0xFFFFFFFF,
+            2,
+            16,
+            b"data",
+            len(tone),
+        )
+        write(tmp_path / "in" / f"{name}.wav", header + tone)
+    clipped = np.sign(np.sin(np.arange(8000) / 9))
+    for name, samples in {
+        "clipped": clipped,
+        "loud": 5 * clipped,
+        "constant": 0 * clipped + 0.4,
+        "silent": 0 * clipped,
+    }.items():
+        soundfile.write(tmp_path / "in" / f"{name}.wav", samples, 8000, subtype="FLOAT")
+    names = [*rates, "clipped", "loud", "constant", "silent"]
+    unseen = "\u4f60\u597d \U0001f600"  # the text tokenizer has bytes for it
+    lines = [f"{name}.wav|{unseen if name == 'usual' else 'hello'}\n" for name in names]
+    write(tmp_path / "in" / "metadata.csv", "".join(lines).encode())
+    tokenize(Plan(str(tmp_path / "in"), str(tmp_path / "out"), str(bundle_folder)), max_error_rate=1.0)
+    errors = [json.loads(line) for line in (tmp_path / "out" / "errors.jsonl").read_text().splitlines()]
+    assert {error["id"] for error in errors} == {"silent.wav", "none.wav", "slow.wav", "fast.wav"}
+    assert "its header says 8 Hz, which is no rate of audio" in str(errors)
+    assert len(TokenDataset(tmp_path / "out")) == len(names) - len(errors)
