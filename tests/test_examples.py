@@ -4,6 +4,9 @@ import runpy
 from pathlib import Path
 
 import numpy as np
+import pytest
+
+from unitok.cli import main
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -27,3 +30,15 @@ def test_texts_of_recordings_become_words():
     assert words_of("Please press 1, or 42 (beep) - don't wait... [tone]") == "please press one or forty two don't wait"
     assert words_of("120 <beep>") == "one two zero"
     assert words_of("[ascending tones]") == ""
+
+
+@pytest.mark.parametrize(
+    "config",
+    sorted(EXAMPLES.glob("*/*coder.yaml")) + sorted(EXAMPLES.glob("*/codec.yaml")),
+    ids=lambda file: "-".join(file.parts[-2:]),
+)
+def test_the_configs_of_examples_are_read(config, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "--config", str(config), "--out", str(tmp_path / "out"), "--print_config"])
+    assert end.value.code == 0
+    assert "class_path" in capsys.readouterr().out

@@ -22,7 +22,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import pocketsphinx
 import soundfile
 import soxr
 
@@ -108,6 +107,8 @@ def real(out: Path) -> tuple[Recordings, Recordings]:
 
 def boundaries(recordings: Recordings) -> list[list[int]]:
     """The samples at which each word of each recording begins, and the last word ends; [] where the words cannot be found."""
+    import pocketsphinx
+
     model, dictionary = (pocketsphinx.get_model_path(name) for name in ("en-us/en-us", "en-us/cmudict-en-us.dict"))
     known = {line.split()[0] for line in Path(dictionary).read_text().splitlines()}
     decoder = pocketsphinx.Decoder(hmm=model, dict=dictionary, lm=None, loglevel="FATAL")
