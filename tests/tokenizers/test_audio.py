@@ -23,6 +23,7 @@ KINDS = {
     "causal-spectrum": {"causal": True, "patch": 4, "domain": "spectrum"},
     "centered": {"causal": False, "patch": 2, "n_residual_layers": 2, "pad_mode": "reflect"},
     "centered-spectrum": {"causal": False, "patch": 4, "domain": "spectrum"},
+    "finite": {"causal": True, "patch": 4, "quantizer": "fsq", "scales": (8, 4)},
     "segments": {"segment": 0.25, "overlap": 0.1, "normalize": True, "norm": "time_group_norm", "patch": 1, "channels": 2},
 }
 

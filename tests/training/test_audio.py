@@ -11,11 +11,12 @@ import soundfile
 import torch
 from launch import run_processes
 
-from unitok.bundle import load_trained_part
+from unitok.bundle import load_trained_part, make_bundle
 from unitok.checkpoints import load_checkpoint, newest_checkpoint
 from unitok.configs import CONFIGS
 from unitok.data.modules import AudioDataset
 from unitok.errors import UserError
+from unitok.tokenizers import AudioTokenizer
 from unitok.tokenizers.quantize import ResidualQuantizer
 from unitok.training.audio import AudioLosses, AudioTokenizerTraining
 from unitok.training.clusters import PhoneClusters
@@ -166,6 +167,22 @@ def test_a_semantic_level_needs_clusters_and_keeps_their_number(tmp_path, scenes
         other = some | ({"losses.semantic_clusters": changed} if changed != "0" else {"losses.semantic": "0"})
         with pytest.raises(UserError, match=f"semantic_clusters is {changed}, the checkpoint has 8"):
             run_lightning(arguments(tmp_path / "run", scenes_folder, steps=3, trainer=("--resume", "auto"), **other))
+
+
+def test_finite_scalars_of_spectra_train_and_come_back(tmp_path, scenes_folder):
+    how = {"domain": "spectrum", "encoder": "seanet", "patch": "160", "ratios": "[4]", "quantizer": "fsq", "scales": "[4, 4]"}
+    options = {f"tokenizer.{name}": value for name, value in how.items()} | {
+        "losses.mel": "1.0",
+        "losses.stft": "0.0",
+        "losses.semantic": "0.1",
+    }
+    run_lightning(arguments(tmp_path / "run", scenes_folder, steps=12, **options))
+    make_bundle(tmp_path / "bundle", {"audio": tmp_path / "run"})
+    audio = AudioTokenizer.from_pretrained(tmp_path / "bundle")
+    assert (audio.num_codebooks, audio.codebook_size) == (1, 16)
+    codes, size = audio.encode_file(next((scenes_folder / "audio").glob("*.wav")))
+    assert codes.shape == (1, -(-size[0] // 640))
+    assert audio.restore(codes, size).shape == (1, size[0])
 
 
 def test_silence_trains_to_finite_numbers_a_word_and_a_tokenizer(tmp_path, caplog):

@@ -26,7 +26,7 @@ from unitok.tokenizers.base import Reconstruction, Tokenizer
 from unitok.tokenizers.config import AudioTokenizerConfig
 from unitok.tokenizers.patch import AudioPatchEncoder
 from unitok.tokenizers.pieces import batches, cut, windows
-from unitok.tokenizers.quantize import ResidualQuantizer
+from unitok.tokenizers.quantize import FiniteScalarFrames, ResidualQuantizer
 from unitok.tokenizers.seanet import Conv, ConvTranspose, SEANetDecoder, SEANetEncoder, fold_weights
 from unitok.tokenizers.stems import PatchHead, PatchStem, State
 
@@ -64,12 +64,16 @@ class AudioTokenizer(Tokenizer):
             raise UserError("codebook_normalize needs a codebook_dim of at least 1: each level has its own space")
         self.encoder = AudioPatchEncoder(c) if c.encoder == "patch" else SEANetEncoder(c)
         self.decoder = SEANetDecoder(c)
-        self.quantizer = ResidualQuantizer(
-            c.dimension, c.num_codebooks, c.codebook_size, c.codebook_dim, c.codebook_normalize, c.quantizer_dropout
+        self.quantizer: ResidualQuantizer | FiniteScalarFrames = (
+            FiniteScalarFrames(c.dimension, tuple(c.scales))
+            if c.quantizer == "fsq"
+            else ResidualQuantizer(
+                c.dimension, c.num_codebooks, c.codebook_size, c.codebook_dim, c.codebook_normalize, c.quantizer_dropout
+            )
         )
         self.sample_rate, self.hop_length = c.sample_rate, self.encoder.hop
         self.frame_rate = self.sample_rate / self.hop_length
-        self.num_codebooks, self.codebook_size = c.num_codebooks, c.codebook_size
+        self.num_codebooks, self.codebook_size = self.quantizer.levels, self.quantizer.size
         self.bitrate = self.num_codebooks * math.log2(self.codebook_size) * self.frame_rate
         self.latency = self.hop_length / self.sample_rate if c.causal else math.inf
         self.can_stream = c.causal and not c.segment

@@ -81,6 +81,8 @@ class AudioTokenizerConfig:
         lstm: number of LSTM layers, at the frame rate. norm: `weight_norm`, `time_group_norm` or `none`.
         causal: codes do not depend on later audio.
         true_skip: residual blocks have identity shortcuts. pad_mode: `reflect`, `constant` or `replicate`.
+        quantizer: `rvq` (residual levels, learned by moving averages) or `fsq` (finite scalars: one level, and no codebook to learn).
+        scales: number of values of each dimension, for `fsq`; the number of codes is their product.
         num_codebooks: number of residual levels. codebook_size: codes per level. codebook_dim: dimensions of a code; 0: those
             of the latents, without projections, as in EnCodec.
         codebook_normalize: codes have length 1, and each level has its own projections, as in DAC.
@@ -109,6 +111,8 @@ class AudioTokenizerConfig:
     causal: bool = False
     true_skip: bool = True
     pad_mode: str = "constant"
+    quantizer: Literal["rvq", "fsq"] = field(default="rvq", metadata=LATER)
+    scales: tuple[int, ...] = field(default=(8, 5, 5, 5), metadata=LATER)
     num_codebooks: int = 3
     codebook_size: int = 256
     codebook_dim: int = 32
@@ -121,5 +125,7 @@ class AudioTokenizerConfig:
     def __post_init__(self) -> None:
         if self.domain not in ("samples", "spectrum"):
             raise UserError(f"domain is {self.domain}: choose samples or spectrum")
+        if self.quantizer not in ("rvq", "fsq"):
+            raise UserError(f"quantizer is {self.quantizer}: choose rvq or fsq")
         if self.encoder not in ("seanet", "patch"):
             raise UserError(f"encoder is {self.encoder}: choose seanet or patch")

@@ -7,7 +7,7 @@ often another.
 """
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -96,6 +96,11 @@ class Quantizer(nn.Module):
         return self.quantize.indices_to_codes(codes)
 
     @property
+    def codebooks(self) -> list[Codebook]:
+        """The learned codebook of each of several levels."""
+        return []
+
+    @property
     def started(self) -> bool:
         """Whether the codebook is initialized, so that it can quantize."""
         return True
@@ -176,6 +181,22 @@ class FiniteScalarQuantizer(Quantizer):
         return vectors, codes.long(), {}
 
 
+class FiniteScalarFrames(FiniteScalarQuantizer):
+    """FSQ as a residual quantizer of a single level: codes are [B, N, 1]."""
+
+    def forward(self, latents: Tensor, levels: int | None = None) -> Quantized:
+        q = super().forward(latents)
+        assert q.codes is not None
+        return replace(q, codes=q.codes[..., None], first=q.latents)
+
+    @torch.no_grad()
+    def search(self, latents: Tensor, levels: int | None = None) -> Tensor:
+        return super().search(latents)[..., None]
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        return super().lookup(codes[..., 0])
+
+
 class LookupFreeQuantizer(Quantizer):
     """LFQ (Yu et al. 2023, MAGVIT-v2): a code consists of the signs of log2(`size`) dimensions; it needs the entropy loss."""
 
@@ -243,7 +264,6 @@ class ResidualQuantizer(Quantizer):
 
     @property
     def codebooks(self) -> list[Codebook]:
-        """The codebook of each level."""
         return [layer for layer in self.layers if isinstance(layer, Codebook)]
 
     @property
