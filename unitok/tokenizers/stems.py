@@ -122,10 +122,10 @@ class SpectrumHead(PatchHead):
         return samples[..., :done]
 
     def _overlapped(self, y: Tensor) -> Tensor:
-        """[B, width, n] -> [B, channels, n * patch + reach]."""
+        """[B, width, n] -> float32 [B, channels, n * patch + reach]."""
         magnitudes, phases = rearrange(y.float(), "b (two c f) n -> two b c n f", two=2, c=self.channels)
         spectrum = torch.polar((magnitudes + LOUDNESS).clamp(max=LOUDEST).exp(), phases)
         frames = torch.fft.irfft(spectrum, n=self.window, norm="ortho") * (self.hann / GAIN)
         parts = rearrange(frames, "b c n (k p) -> k b c n p", k=OVERLAP)
         padded = [F.pad(part, (0, 0, k, OVERLAP - 1 - k)) for k, part in enumerate(parts)]
-        return rearrange(sum(padded[1:], padded[0]), "b c n p -> b c (n p)").to(y.dtype)
+        return rearrange(sum(padded[1:], padded[0]), "b c n p -> b c (n p)")
