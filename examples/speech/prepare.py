@@ -4,8 +4,8 @@
 `python examples/speech/prepare.py OUT --spliced 8000 --synthetic 4000`
 
 OUT/real/train, OUT/real/test   wavs/*.wav and metadata.csv as LJSpeech has it (name|text as printed|text as read), divided by text
-OUT/spliced                     new sentences, each of the begin of one recording of OUT/real/train and the end of another, cut between words
-OUT/varied                      as many others, each played faster or slower, to learn to write down what is said
+OUT/spliced                     new sentences, of pieces of the recordings of OUT/real/train, cut between words
+OUT/varied                      twice as many others, each played faster or slower, to learn to write down what is said
 OUT/synthetic                   sentences of the words of OUT/real/train, by espeak-ng, in the same format
 
 The recordings are by Allison Smith, CC-BY-SA 3.0 (`/usr/share/doc/asterisk-core-sounds-en/copyright`); nothing of them is in this repository.
@@ -31,6 +31,7 @@ RATE = 8000  # Hz, of the recordings
 LONGEST = 6.0  # seconds, of recordings to test on and of new sentences
 TEST = 69  # recordings
 FADE = 0.01  # seconds
+MOST = 5  # words of a piece
 SPEED = 0.12  # varied sentences are at most so much faster or slower, and higher or lower
 SILENT = 0.01  # of full scale; what is quieter at both ends is cut, but for PAD seconds
 PAD = 0.05
@@ -131,37 +132,39 @@ def boundaries(recordings: Recordings) -> list[list[int]]:
 
 
 def spliced(out: Path, recordings: Recordings, found: list[list[int]], held: set[str], count: int, speed: float = 0.0) -> None:
-    """Write sentences that are the begin of one recording and the end of another, with a short fade between.
+    """Write sentences of pieces of one to `MOST` words, each of any recording, with short fades between.
 
-    found: `boundaries` of the recordings. speed: most that each is faster or slower.
+    found: `boundaries` of the recordings. speed: most that each is faster or slower, and higher or lower.
     """
     rng = random.Random(str(out.name))
     (out / "wavs").mkdir(parents=True, exist_ok=True)
-    pieces = [(*recording, at) for recording, at in zip(recordings, found, strict=True) if at]
-    weights = [len(at) ** 0.5 for *_, at in pieces]
+    whole = [(*recording, at) for recording, at in zip(recordings, found, strict=True) if at]
+    weights = [len(at) ** 0.5 for *_, at in whole]
     fade = round(FADE * RATE)
     ramp = np.linspace(0, 1, fade)
     rows: list[str] = []
     while len(rows) < count:
-        (a, first, begins), (b, second, ends) = rng.choices(pieces, weights, k=2)
-        i, j = rng.randint(1, len(begins) - 1), rng.randint(0, len(ends) - 2)
-        words = " ".join([*first.split()[:i], *second.split()[j:]])
-        left, right = a[: begins[i]].copy(), b[ends[j] :].copy()
-        if (
-            min(len(left), len(right)) < 2 * fade
-            or len(left) + len(right) > LONGEST * RATE
-            or any(f" {text} " in f" {words} " for text in held)
-        ):
+        samples = np.zeros(rng.randint(fade, round(PAD * RATE)))  # so that frames begin at another time of each piece
+        wanted, words = rng.uniform(1, LONGEST) * RATE, list[str]()
+        while len(samples) < wanted:
+            ((recording, text, at),) = rng.choices(whole, weights)
+            first = rng.randrange(len(at) - 1)
+            last = min(first + rng.randint(1, MOST), len(at) - 1)
+            piece = recording[at[first] : at[last]]
+            if len(piece) > 2 * fade:
+                seam = samples[-fade:] * (1 - ramp) + piece[:fade] * ramp
+                samples = np.concatenate([samples[:-fade], seam, piece[fade:]])
+                words += text.split()[first:last]
+        sentence = " ".join(words)
+        if len(samples) > LONGEST * RATE or any(f" {text} " in f" {sentence} " for text in held):
             continue
-        left[-fade:] = left[-fade:] * (1 - ramp) + right[:fade] * ramp
-        name = f"j{len(rows):05d}"
-        samples = np.concatenate([left, right[fade:]])
         if speed:
             samples = soxr.resample(samples, round(RATE * rng.uniform(1 - speed, 1 + speed)), RATE)
+        name = f"j{len(rows):05d}"
         soundfile.write(out / "wavs" / f"{name}.wav", samples, RATE)
-        rows.append(f"{name}|{words}|{words}\n")
+        rows.append(f"{name}|{sentence}|{sentence}\n")
     (out / "metadata.csv").write_text("".join(rows))
-    print(f"{out}: {count} sentences of pieces of {len(pieces)} recordings")
+    print(f"{out}: {count} sentences of pieces of {len(whole)} recordings")
 
 
 def synthetic(out: Path, texts: list[str], held: set[str], count: int, seed: int = 0) -> None:
@@ -205,6 +208,6 @@ if __name__ == "__main__":
     if arguments.spliced:
         found = boundaries(to_train)
         spliced(arguments.out / "spliced", to_train, found, held, arguments.spliced)
-        spliced(arguments.out / "varied", to_train, found, held, arguments.spliced, SPEED)
+        spliced(arguments.out / "varied", to_train, found, held, 2 * arguments.spliced, SPEED)
     if arguments.synthetic:
         synthetic(arguments.out / "synthetic", [words for _, words in to_train], held, arguments.synthetic)
