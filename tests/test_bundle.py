@@ -43,12 +43,12 @@ def test_the_levels_of_an_audio_tokenizer_may_be_delayed(bundle_folder, tmp_path
     again = make_bundle(tmp_path / "late", {"speech": tokenizers / "audio"}, kinds={"speech": "audio"})
     assert again.vocab.spans["speech"].layout == "delayed"
     for given, problem in (
-        ({"delayed": ["text"]}, "cannot be delayed"),
+        ({"delayed": ["text"]}, "text has one level"),
         ({"delayed": ["music"]}, "no tokenizer 'music' in the bundle; it has text, audio"),
     ):
         with pytest.raises(UserError, match=problem):
             make_bundle(tmp_path / "none", {"text": tokenizers / "text", "audio": tokenizers / "audio"}, **given)
-    with pytest.raises(UserError, match="have their order in the bundle"):
+    with pytest.raises(UserError, match="have their order in the bundle already"):
         make_bundle(tmp_path / "usual", {"audio": tokenizers / "audio"}, delayed=["audio"])
 
 

@@ -109,8 +109,8 @@ def known_vocabulary(path: Path) -> Path:
 def state_fingerprint(config: "DataclassInstance", state: dict[str, Tensor]) -> str:
     """Return the SHA-256 of configuration and weights: tokenizers with the same fingerprint make the same codes.
 
-    Fields of the configuration with `later` in their metadata count only where they are not as usual, so bundles that were written
-    before there were such fields keep their fingerprints.
+    Fields of the configuration with `later` in their metadata count only where they differ from their defaults, so bundles that were
+    written before there were such fields keep their fingerprints.
     """
     usual = {f.name for f in fields(config) if f.metadata.get("later") and getattr(config, f.name) == f.default}
     values = {name: value for name, value in asdict(config).items() if name not in usual}

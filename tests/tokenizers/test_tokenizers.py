@@ -404,7 +404,7 @@ def test_waveforms_of_every_usual_form_are_one_audio(tiny):
         (torch.full((1, 800), torch.nan), 8000, "not finite"),
         (torch.ones(1, 800), 0, "its rate is 0"),
         (torch.ones(1, 800), -8000, "its rate is -8000"),
-        (torch.ones(1, 800), 8, "its rate is 8; give .*, of 100 to 1000000 Hz"),
+        (torch.ones(1, 800), 8, "its rate is 8; give .* a rate from 100 to 1,000,000 Hz"),
         (torch.ones(1, 800), torch.nan, "its rate is nan"),
         (torch.ones(1, 800), "8000", "its rate is a str"),
         (torch.ones(1, 800), None, "its rate is a NoneType"),

@@ -1,7 +1,7 @@
 """Making bundles: parts from runs, checkpoints and folders, joined into a folder or added to one."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -114,9 +114,10 @@ def make_bundle(
         add: kinds whose tokenizers have no weights.
         scores: how the bundle was measured, for its model card. Older ones, of the bundle as it was, are dropped.
         generation_config: a JSON file that says how the bundle is sampled where a call does not.
-        delayed: names of tokenizers whose level k is written k frames late (MusicGen's pattern).
+        delayed: names of tokenizers whose level k is written k frames late (MusicGen's pattern). One that replaces another is delayed
+            only where it is named again.
 
-    Errors: `UserError` where something else is at `out`, or where a decoder would lose a tokenizer that it was trained with.
+    Errors: `UserError` where something else is at `out`, for a delayed tokenizer that has one level or stands in the bundle without delay, or where a decoder would lose a tokenizer that it was trained with.
     """
     out, kinds = Path(out), dict(kinds or {})
     check_replaceable(out, "bundle", overwrite)
@@ -138,7 +139,7 @@ def make_bundle(
     assert model is None or isinstance(model, Decoder)
     if not ordered and model is None:
         raise UserError("nothing to put into the bundle: give a tokenizer or a decoder")
-    vocab, changed = _vocab_for(ordered, kinds, base, delayed)
+    vocab, changed = _vocab_for(ordered, kinds, base, list(delayed))
     if old and old.model is not None and (changed or ("model" not in paths and vocab.size != old.vocab.size)):
         if not overwrite:
             without = f"another {changed[0]} tokenizer" if changed else f"{old.vocab.size} ids, not {vocab.size}"
@@ -224,19 +225,22 @@ def _plain(kind: str, settings: str) -> Plain:
 
 
 def _vocab_for(
-    tokenizers: Mapping[str, TokenizerLike], kinds: Mapping[str, str], old: Bundle | None, delayed: Iterable[str]
+    tokenizers: Mapping[str, TokenizerLike], kinds: Mapping[str, str], old: Bundle | None, delayed: Sequence[str]
 ) -> tuple[Vocab, list[str]]:
     """The old vocabulary, extended, where none of its tokenizers has changed, else a new one; and the names of the changed ones."""
     spans = old.vocab.spans if old else {}
-    late = {*delayed, *(name for name, span in spans.items() if span.layout == "delayed")}
-    if unknown := late - set(tokenizers):
-        raise UserError(f"delayed: no tokenizer {sorted(unknown)[0]!r} in the bundle; it has {', '.join(tokenizers)}")
+    for name in delayed:
+        if name not in tokenizers:
+            raise UserError(f"delayed: no tokenizer {name!r} in the bundle; it has {', '.join(tokenizers)}")
+        if getattr(tokenizers[name], "num_codebooks", 1) < 2:
+            raise UserError(f"delayed: {name} has one level of codes, which nothing can be later than")
     changed = [n for n, part in tokenizers.items() if n in spans and spans[n].fingerprint not in ("", part.fingerprint())]
+    layouts = {name: span.layout for name, span in spans.items() if name not in changed} | dict.fromkeys(delayed, "delayed")
     if old is None or changed:
-        return build_vocab(tokenizers, kinds, delayed=late), changed
+        return build_vocab(tokenizers, kinds, layouts=layouts), changed
     if fixed := [name for name in delayed if name in spans and spans[name].layout != "delayed"]:
-        raise UserError(f"delayed: the codes of {fixed[0]!r} have their order in the bundle; choose another folder")
-    return build_vocab({name: part for name, part in tokenizers.items() if name not in spans}, kinds, old.vocab, late), []
+        raise UserError(f"delayed: the codes of {fixed[0]} have their order in the bundle already; choose another folder")
+    return build_vocab({name: part for name, part in tokenizers.items() if name not in spans}, kinds, old.vocab, layouts), []
 
 
 def make_untrained(

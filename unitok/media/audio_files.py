@@ -153,7 +153,7 @@ def _cut_off(name: str, declared: float, present: float) -> str:
 
 def open_audio(path: Path, data: bytes | None = None) -> AudioFile:
     """Open an audio file for reading in pieces. data: bytes of the file; `path` is then only its name. Errors: `UserError` for
-    a missing file, another content, audio without samples, and audio that is cut off."""
+    a missing file, another content, audio without samples, audio that is cut off, and a rate that is none of audio (`RATES`)."""
     name = str(path)
     try:
         source = ByteSource(path, data)

@@ -12,8 +12,8 @@ together, `encode` returns codes. `decode` is the inverse.
 import importlib
 import json
 import pkgutil
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -31,7 +31,6 @@ from unitok.storage import Blob
 from unitok.vocab import Vocab
 
 if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
     from torch.utils.tensorboard import SummaryWriter
 
 
@@ -424,7 +423,7 @@ def build_vocab(
     tokenizers: Mapping[str, TokenizerLike],
     kinds: Mapping[str, str] | None = None,
     onto: Vocab | None = None,
-    delayed: Collection[str] = (),
+    layouts: Mapping[str, str] | None = None,
 ) -> Vocab:
     """Return the vocabulary of tokenizers.
 
@@ -432,30 +431,10 @@ def build_vocab(
         tokenizers: by name, in the order of their ranges.
         kinds: kinds of the tokenizers whose names are not their kinds.
         onto: a vocabulary that theirs is appended to; its tokens keep their meaning.
-        delayed: those whose levels are written one after the other with a delay (`unitok.layouts.Delayed`).
-
-    Errors: `UserError` for a delayed one without levels that could be.
+        layouts: the layout (`unitok.layouts`) of those whose codes stand in another order than usual, by name.
     """
     vocab = Vocab.start() if onto is None else Vocab.from_manifest(onto.to_manifest())
     for name, tokenizer in tokenizers.items():
         span, sizes, never = modality_of((kinds or {}).get(name, name)).declare(name, tokenizer)
-        if name in delayed:
-            if span.layout != "interleaved" or len(sizes) < 2:
-                raise UserError(f"{name}: it cannot be delayed: its codes are no frames of several levels")
-            span = replace(span, layout="delayed")
-        vocab.add(span, sizes, never)
+        vocab.add(replace(span, layout=(layouts or {}).get(name, span.layout)), sizes, never)
     return vocab
-
-
-def make_options(kind: str, given: Mapping[str, object], where: str) -> "DataclassInstance":
-    """Return a kind's options, an object of its `Options`, from plain values. Errors: `UserError` naming the wrong one."""
-    options = modality_of(kind).Options
-    known = {f.name: f for f in fields(options)}
-    for name, value in given.items():
-        if name not in known:
-            raise UserError(f"{where}: {kind} has no option {name!r}; it has {', '.join(known) or 'none'}")
-        expected = type(known[name].default)
-        if type(value) is not expected and not (expected is float and type(value) is int):
-            raise UserError(f"{where}: {kind} {name} is {value!r}; it is a {expected.__name__}")
-    made: DataclassInstance = options(**given)
-    return made

@@ -139,7 +139,9 @@ def check_waveform(samples: object, rate: object, name: str) -> tuple[Tensor, in
         samples, rate = rate, samples
     if not _is_number(rate) or not RATES[0] <= float(rate) <= RATES[1]:
         shown = f"{float(rate):g}" if _is_number(rate) else f"a {type(rate).__name__}"
-        raise UserError(f"{name}: its rate is {shown}; give (waveform [C, T], Hz), of {RATES[0]} to {RATES[1]} Hz")
+        raise UserError(
+            f"{name}: its rate is {shown}; give (waveform [C, T], rate), with a rate from {RATES[0]} to {RATES[1]:,} Hz"
+        )
     if isinstance(samples, list):
         try:
             samples = np.asarray(samples)

@@ -1,4 +1,4 @@
-"""The audio tokenizer: SEANet around a residual quantizer, which turns audio into levels of codes and back.
+"""The audio tokenizer: SEANet around a quantizer, residual or of finite scalars, which turns audio into levels of codes and back.
 
 [B, C, T] in [-1, 1] at `sample_rate` Hz -> int64 [B, K, N] at `frame_rate` Hz -> [B, C, T].
 
@@ -369,7 +369,8 @@ class DecodeStream(_Stream):
     """Decodes codes incrementally, with the audio of the whole: int64 [B, k, n] -> [B, C, t] in [-1, 1], `hop_length` samples
     per frame.
 
-    With `pad_mode: reflect` the first frames are returned when there are enough samples to reflect.
+    With `pad_mode: reflect` the first frames are returned when there are enough samples to reflect; with `domain: spectrum` samples come
+    three patches late.
     """
 
     def _check(self, piece: Tensor) -> Tensor:

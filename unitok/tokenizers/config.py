@@ -1,12 +1,21 @@
 """Configurations of image and audio tokenizers, as `config.json` and the YAML files of trainings hold them."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from unitok.errors import UserError
 
-#: Marks fields that bundles of before do not have; their fingerprints stay the same (`unitok.pretrained.state_fingerprint`).
+#: Marks fields that were added after bundles had been written; their fingerprints stay the same (`unitok.pretrained.state_fingerprint`).
 LATER = {"later": True}
+
+
+def _checked(scales: Sequence[int]) -> tuple[int, ...]:
+    """The numbers of values of FSQ's dimensions. Errors: `UserError` for none, and for fewer than three values."""
+    if not scales or not all(isinstance(n, int) and n > 2 for n in scales):
+        raise UserError(f"scales is {list(scales)}: give at least one dimension, each of 3 values or more")
+    return tuple(scales)
 
 
 @dataclass
@@ -54,6 +63,7 @@ class ImageTokenizerConfig:
             raise UserError(f"quantizer is {self.quantizer}: choose vq, fsq, lfq or simvq")
         if self.encoder not in ("vqgan", "patch"):
             raise UserError(f"encoder is {self.encoder}: choose vqgan or patch")
+        self.scales = _checked(self.scales)
         if self.quantizer == "lfq" and self.codebook_size & (self.codebook_size - 1):
             raise UserError(f"codebook_size is {self.codebook_size}: for lfq it must be a power of two")
 
@@ -71,9 +81,9 @@ class AudioTokenizerConfig:
         sample_rate: Hz. channels: of the waveform; 1 is mono, 2 stereo.
         n_filters: channels of the first stage. dimension: channels of the latents.
         ratios: downsampling factor of each stage, the last stage of the encoder first; each stage doubles the channels.
-        patch: samples that the stem folds into channels; 1: the network of EnCodec.
-        domain: what the networks see: `samples`, or `spectrum` (log magnitudes of an STFT, and back from magnitudes and phases; windows of
-            four patches), which learns speech many times faster.
+        patch: samples that the stem folds into channels, or the hop of the STFT; 1, of samples: the network of EnCodec.
+        domain: what the networks see: `samples`, or `spectrum` (log magnitudes of an STFT in, magnitudes and phases out; a window is four
+            patches), which learns speech many times faster.
         encoder: `seanet` (convolutions: a code depends on what is around it) or `patch` (a code depends on its own frame alone, which
             makes codes easier to predict; it sees samples).
         n_residual_layers: residual blocks per stage. kernel_size, last_kernel_size, residual_kernel_size: of the first, the
@@ -83,8 +93,8 @@ class AudioTokenizerConfig:
         true_skip: residual blocks have identity shortcuts. pad_mode: `reflect`, `constant` or `replicate`.
         quantizer: `rvq` (residual levels, learned by moving averages) or `fsq` (finite scalars: one level, and no codebook to learn).
         scales: number of values of each dimension, for `fsq`; the number of codes is their product.
-        num_codebooks: number of residual levels. codebook_size: codes per level. codebook_dim: dimensions of a code; 0: those
-            of the latents, without projections, as in EnCodec.
+        num_codebooks: number of residual levels; 1 for `fsq`. codebook_size: codes per level. codebook_dim:
+            dimensions of a code; 0: those of the latents, without projections, as in EnCodec.
         codebook_normalize: codes have length 1, and each level has its own projections, as in DAC.
         quantizer_dropout: fraction of training items that are decoded from a random number of levels, so that the first levels
             alone decode well, too.
@@ -127,5 +137,10 @@ class AudioTokenizerConfig:
             raise UserError(f"domain is {self.domain}: choose samples or spectrum")
         if self.quantizer not in ("rvq", "fsq"):
             raise UserError(f"quantizer is {self.quantizer}: choose rvq or fsq")
+        self.scales = _checked(self.scales)
+        if self.quantizer == "fsq":
+            self.num_codebooks, self.codebook_size = 1, math.prod(self.scales)
+        if self.quantizer == "fsq" and (self.quantizer_dropout or self.codebook_normalize):
+            raise UserError("quantizer_dropout and codebook_normalize are of quantizer rvq: fsq has one level and no codebook")
         if self.encoder not in ("seanet", "patch"):
             raise UserError(f"encoder is {self.encoder}: choose seanet or patch")

@@ -187,7 +187,7 @@ class FiniteScalarFrames(FiniteScalarQuantizer):
     def forward(self, latents: Tensor, levels: int | None = None) -> Quantized:
         q = super().forward(latents)
         assert q.codes is not None
-        return replace(q, codes=q.codes[..., None], first=q.latents)
+        return replace(q, codes=q.codes[..., None], first=q.latents if self.training else None)
 
     @torch.no_grad()
     def search(self, latents: Tensor, levels: int | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""SEANet, EnCodec's convolutional encoder and decoder for audio, with a patch stem; causal ones also process audio
+"""SEANet, EnCodec's convolutional encoder and decoder for audio, with a stem (`unitok.tokenizers.stems`); causal ones also process audio
 incrementally.
 
 Modules are named as in EnCodec (`model.0.conv.conv`, ...), so its weights load; with `patch = 1` the outputs are equal
@@ -295,6 +295,6 @@ class SEANetDecoder(nn.Module):
         return self.head(self.model(_layout(z)))
 
     def stream(self, z: Tensor, state: State, last: bool = False) -> Tensor:
-        """Return the samples [B, channels, n * hop] of the next latents [B, dimension, n]; with `pad_mode: reflect` the first
-        ones come later. Causal decoders only."""
-        return self.head.stream(run(self.model, _layout(z), state, last), state)
+        """Return the samples [B, channels, t] that are complete with the next latents [B, dimension, n]: n * hop of them, unless
+        `pad_mode: reflect` or spectra make them come later. Causal decoders only."""
+        return self.head.stream(run(self.model, _layout(z), state, last), state, last)

@@ -1,9 +1,9 @@
 """What the networks of an audio codec see: patches of samples, or spectra.
 
-A stem turns a waveform into frames of `patch` samples, and a head turns frames back. Patches are the samples themselves as channels, which a
-network must take as they are, phases and all. Spectra are log magnitudes of an STFT on the way in, and magnitudes and phases on the way
-out (Siuzdak 2023, "Vocos"): a codec that is judged by what can be heard then need not learn the Fourier transform first, and speaks
-intelligibly after minutes of training (docs/notes.md).
+A stem turns a waveform into frames, one per `patch` samples, and a head turns frames back. The frames of patches are the samples
+themselves. The frames of spectra are log magnitudes of an STFT on the way in, and magnitudes and phases on the way out (Siuzdak 2023,
+"Vocos"). A codec with spectral losses then need not learn a Fourier transform first: its speech is intelligible after minutes of
+training (docs/notes.md).
 """
 
 from typing import TypeAlias
@@ -19,14 +19,14 @@ from unitok.tokenizers.config import AudioTokenizerConfig
 State: TypeAlias = dict[nn.Module, tuple[Tensor, ...]]
 
 OVERLAP = 4  # frames that a window of the STFT covers
-GAIN = 1.5  # sum of the squares of Hann windows that overlap so
+GAIN = 1.5  # sum of the squares of Hann windows with that overlap
 QUIETEST = 1e-6  # power that is added before the logarithm
 LOUDNESS = -3.0  # log magnitude that a head which knows nothing gives: about the loudness of speech
 LOUDEST = 5.0  # largest log magnitude
 
 
 class PatchStem(nn.Module):
-    """Audio [B, channels, T] -> patches [B, width, ceil(T / patch)], the last one padded with zeros; `width` = channels * patch."""
+    """Audio [B, channels, T] -> patches [B, width, ceil(T / patch)], the last one padded with zeros; width = channels * patch."""
 
     reach = 0  # samples that a frame depends on beyond its own
 
@@ -62,8 +62,8 @@ class PatchHead(nn.Module):
     def forward(self, y: Tensor) -> Tensor:
         return rearrange(y, "b (c p) n -> b c (n p)", p=self.patch)
 
-    def stream(self, y: Tensor, state: State) -> Tensor:
-        """Return the samples of the next frames."""
+    def stream(self, y: Tensor, state: State, last: bool) -> Tensor:
+        """Return the samples [B, channels, t] that are complete with the next frames; with the `last` ones all that remain."""
         return self(y)
 
 
@@ -96,7 +96,8 @@ class SpectrumStem(PatchStem):
 class SpectrumHead(PatchHead):
     """Log magnitudes and phases [B, width, N] -> audio [B, channels, N * patch]; `width` = channels * (4 * patch + 2).
 
-    The frames' inverse transforms are windowed and added; nothing divides by the windows, so the first and last frames fade.
+    The frames' inverse transforms are windowed and added; nothing divides by the windows, so the first and last frames fade. A window is
+    around its frame's patch; in causal models it ends with the patch, as in the stem, so samples are complete three patches later.
     """
 
     hann: Tensor
@@ -108,21 +109,24 @@ class SpectrumHead(PatchHead):
         self.register_buffer("hann", torch.hann_window(self.window), persistent=False)
 
     def forward(self, y: Tensor) -> Tensor:
-        left = 0 if self.causal else self.reach - self.reach // 2
+        left = self.reach if self.causal else self.reach - self.reach // 2
         return self._overlapped(y)[..., left : left + y.shape[-1] * self.patch]
 
-    def stream(self, y: Tensor, state: State) -> Tensor:
-        if not y.shape[-1]:
-            return y.new_zeros(len(y), self.channels, 0)
+    def stream(self, y: Tensor, state: State, last: bool) -> Tensor:
         samples = self._overlapped(y)
+        early = self.reach  # samples at the begin that lie before the audio
         if self in state:
-            samples[..., : self.reach] += state[self][0]
-        done = y.shape[-1] * self.patch
-        state[self] = (samples[..., done:].clone(),)
-        return samples[..., :done]
+            tail, left = state[self]
+            samples[..., : self.reach] += tail
+            early = int(left)
+        stop = samples.shape[-1] if last else y.shape[-1] * self.patch
+        state[self] = (samples[..., stop:].clone(), torch.tensor(max(0, early - stop)))
+        return samples[..., early:stop]
 
     def _overlapped(self, y: Tensor) -> Tensor:
         """[B, width, n] -> float32 [B, channels, n * patch + reach]."""
+        if not y.shape[-1]:
+            return torch.zeros(len(y), self.channels, self.reach, device=y.device)
         magnitudes, phases = rearrange(y.float(), "b (two c f) n -> two b c n f", two=2, c=self.channels)
         spectrum = torch.polar((magnitudes + LOUDNESS).clamp(max=LOUDEST).exp(), phases)
         frames = torch.fft.irfft(spectrum, n=self.window, norm="ortho") * (self.hann / GAIN)

@@ -98,7 +98,7 @@ class AudioTokenizerTraining(TokenizerTraining):
             if of_data not in (None, of_tokenizer):
                 raise UserError(f"the data has {name} {of_data}, the tokenizer {of_tokenizer}: they must agree")
         self.tokenizer = AudioTokenizer(self.config)
-        self.health = CodebookHealth("rvq", self.tokenizer.codebook_size)
+        self.health = CodebookHealth(self.config.quantizer, self.tokenizer.codebook_size)
         if self.weights.semantic:
             if not self.quantize_start:
                 raise UserError(

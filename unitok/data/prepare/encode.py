@@ -16,11 +16,11 @@ import numpy as np
 
 from unitok.bundle import Bundle
 from unitok.data.prepare.augment import versions
-from unitok.data.prepare.recipe import SourceSpec, hash_fraction
+from unitok.data.prepare.recipe import SourceSpec, hash_fraction, make_options
 from unitok.document import Document, Part, RawDocument, Segment
 from unitok.errors import UserError
 from unitok.media import sniff_bytes
-from unitok.modalities import Loaded, kind_of_content, make_options, modality_of, referred
+from unitok.modalities import Loaded, kind_of_content, modality_of, referred
 from unitok.storage import Blob, Files, printable
 
 WAITING_BYTES = 256 << 20  # decoded content that waits for a full batch

@@ -24,11 +24,11 @@ from unitok.bundle import Bundle
 from unitok.data.prepare.encode import WAITING_BYTES
 from unitok.data.prepare.items import GROUP, SourceItem
 from unitok.data.prepare.objects import BOX
-from unitok.data.prepare.recipe import SourceSpec, hash_fraction, load_recipe
+from unitok.data.prepare.recipe import SourceSpec, hash_fraction, load_recipe, make_options
 from unitok.data.prepare.sources import Source
 from unitok.errors import UserError
 from unitok.files import read_json, write_json
-from unitok.modalities import make_options, modalities
+from unitok.modalities import modalities
 from unitok.storage import is_remote
 from unitok.vocab import Vocab
 

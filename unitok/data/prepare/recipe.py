@@ -7,13 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from unitok.document import ROLES, Part
 from unitok.errors import UserError
 from unitok.files import read_yaml
-from unitok.modalities import make_options, modalities
+from unitok.modalities import modalities, modality_of
 from unitok.storage import is_remote
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 FIELD = r"\{([^{}]+)\}"  # of a template
 
@@ -280,3 +283,17 @@ def hash_fraction(*words: object) -> float:
     """A number in [0, 1) that depends only on the words, the same on every machine: what random choices are made by."""
     digest = hashlib.sha256("\0".join(map(str, words)).encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:7], "big") / 2**56
+
+
+def make_options(kind: str, given: Mapping[str, object], where: str) -> "DataclassInstance":
+    """Return a kind's options, an object of its `Options`, from plain values. Errors: `UserError` naming the wrong one."""
+    options = modality_of(kind).Options
+    known = {f.name: f for f in fields(options)}
+    for name, value in given.items():
+        if name not in known:
+            raise UserError(f"{where}: {kind} has no option {name!r}; it has {', '.join(known) or 'none'}")
+        expected = type(known[name].default)
+        if type(value) is not expected and not (expected is float and type(value) is int):
+            raise UserError(f"{where}: {kind} {name} is {value!r}; it is a {expected.__name__}")
+    made: DataclassInstance = options(**given)
+    return made
