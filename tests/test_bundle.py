@@ -40,8 +40,10 @@ def test_the_levels_of_an_audio_tokenizer_may_be_delayed(bundle_folder, tmp_path
         offsets = [part.offset for part in bundle.vocab.ranges if part.name.startswith(f"{name}.")]
         assert list(ids[1:-1]) == [offsets[level[code]] + code for code in order]
         assert np.array_equal(bundle.vocab.decode(ids).segments[0].codes, codes)
-    again = make_bundle(tmp_path / "late", {"speech": tokenizers / "audio"}, kinds={"speech": "audio"})
-    assert again.vocab.spans["speech"].layout == "delayed"
+    parts = ["--text", str(tokenizers / "text"), "--audio", f"speech={tokenizers / 'audio'}"]
+    main(["bundle", str(tmp_path / "again"), *parts, "--delayed", "speech"])
+    again = make_bundle(tmp_path / "again", {"image": tokenizers / "image"})
+    again.vocab.check_covers(late.vocab, "the bundle with images", "the one without")
     for given, problem in (
         ({"delayed": ["text"]}, "text has one level"),
         ({"delayed": ["music"]}, "no tokenizer 'music' in the bundle; it has text, audio"),

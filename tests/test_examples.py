@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from unitok.cli import main
+from unitok.data.prepare.recipe import load_recipe
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -42,3 +43,12 @@ def test_the_configs_of_examples_are_read(config, tmp_path, capsys):
         main(["fit", "--config", str(config), "--out", str(tmp_path / "out"), "--print_config"])
     assert end.value.code == 0
     assert "class_path" in capsys.readouterr().out
+
+
+def test_the_recipe_of_speech_is_read():
+    sources = load_recipe(EXAMPLES / "speech" / "recipe.yaml")
+    assert [(source.name, source.order) for source in sources] == [
+        ("real", ("both",)),
+        ("spliced", ("both",)),
+        ("varied", ("audio", "text")),
+    ]

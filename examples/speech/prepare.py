@@ -1,7 +1,7 @@
-"""Make a small data set of speech from installed Debian packages: 25 minutes of one speaker, and as much as you like made of them.
+"""Make a small data set of speech from installed Debian packages: 23 minutes of one speaker, and as much as you like made of them.
 
-`apt-get install asterisk-core-sounds-en-wav asterisk-core-sounds-en espeak-ng sox`
-`python examples/speech/prepare.py OUT --spliced 8000 --synthetic 4000`
+`apt-get install asterisk-core-sounds-en-wav asterisk-core-sounds-en`, `pip install pocketsphinx`; for `--synthetic` also espeak-ng and sox
+`python examples/speech/prepare.py OUT --spliced 12000`
 
 OUT/real/train, OUT/real/test   wavs/*.wav and metadata.csv as LJSpeech has it (name|text as printed|text as read), divided by text
 OUT/spliced                     new sentences, of pieces of the recordings of OUT/real/train, cut between words
@@ -28,7 +28,7 @@ import soxr
 SOUNDS = Path("/usr/share/asterisk/sounds/en_US_f_Allison")
 TEXTS = Path("/usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz")
 RATE = 8000  # Hz, of the recordings
-LONGEST = 6.0  # seconds, of recordings to test on and of new sentences
+LONGEST = 6.0  # seconds, of recordings to test on and of sentences of pieces at their usual speed
 TEST = 69  # recordings
 FADE = 0.01  # seconds
 MOST = 5  # words of a piece
@@ -131,14 +131,14 @@ def boundaries(recordings: Recordings) -> list[list[int]]:
     return found
 
 
-def spliced(out: Path, recordings: Recordings, found: list[list[int]], held: set[str], count: int, speed: float = 0.0) -> None:
+def spliced(out: Path, recordings: Recordings, starts: list[list[int]], held: set[str], count: int, speed: float = 0.0) -> None:
     """Write sentences of pieces of one to `MOST` words, each of any recording, with short fades between.
 
-    found: `boundaries` of the recordings. speed: most that each is faster or slower, and higher or lower.
+    starts: `boundaries` of the recordings. speed: most that each is faster or slower, and higher or lower.
     """
     rng = random.Random(str(out.name))
     (out / "wavs").mkdir(parents=True, exist_ok=True)
-    whole = [(*recording, at) for recording, at in zip(recordings, found, strict=True) if at]
+    whole = [(*recording, at) for recording, at in zip(recordings, starts, strict=True) if at]
     weights = [len(at) ** 0.5 for *_, at in whole]
     fade = round(FADE * RATE)
     ramp = np.linspace(0, 1, fade)
@@ -177,7 +177,7 @@ def synthetic(out: Path, texts: list[str], held: set[str], count: int, seed: int
             first, second = (rng.choice(texts).split() for _ in range(2))
             at, to = rng.randint(0, len(first)), rng.randint(0, len(second))
             words = " ".join([*first[:at], *second[to:]] if rng.random() < 0.7 else first)
-            if words and len(words) <= 90 and words not in held:
+            if words and len(words) <= 90 and not any(f" {text} " in f" {words} " for text in held):
                 return words
 
     sentences = [(sentence(), rng.choice(VOICES), rng.randint(140, 180)) for _ in range(count)]
@@ -200,14 +200,16 @@ def synthetic(out: Path, texts: list[str], held: set[str], count: int, seed: int
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--spliced", type=int, default=0, help="sentences of pieces of recordings")
-    parser.add_argument("--synthetic", type=int, default=0, help="sentences by espeak-ng")
+    parser.add_argument(
+        "--spliced", type=int, default=0, help="sentences of pieces of recordings, and twice as many varied ones"
+    )
+    parser.add_argument("--synthetic", type=int, default=0, help="sentences by espeak-ng, to train with other voices")
     arguments = parser.parse_args()
     to_train, to_test = real(arguments.out / "real")
     held = {words for _, words in to_test}
     if arguments.spliced:
-        found = boundaries(to_train)
-        spliced(arguments.out / "spliced", to_train, found, held, arguments.spliced)
-        spliced(arguments.out / "varied", to_train, found, held, 2 * arguments.spliced, SPEED)
+        starts = boundaries(to_train)
+        spliced(arguments.out / "spliced", to_train, starts, held, arguments.spliced)
+        spliced(arguments.out / "varied", to_train, starts, held, 2 * arguments.spliced, SPEED)
     if arguments.synthetic:
         synthetic(arguments.out / "synthetic", [words for _, words in to_train], held, arguments.synthetic)

@@ -1,10 +1,10 @@
 """How natural speech is, and how like the speaker, by networks that others trained to tell.
 
-`pip install speechmos onnxruntime librosa resemblyzer 'setuptools<81'`
+`pip install 'unitok-lm[examples]' speechmos onnxruntime librosa resemblyzer 'setuptools<81'`
 `python examples/speech/quality.py runs/speech/real/test FOLDER…`
 
-DNSMOS (Reddy et al. 2022) estimates what listeners would say, from 1 to 5; of telephone speech it thinks little. The similarity is the cosine
-between the voice of a file and that of the first folder, by Resemblyzer (Wan et al. 2018); a recording's is to the rest of its folder.
+DNSMOS (Reddy et al. 2022) estimates what listeners would say, from 1 to 5; it rates telephone speech low. The similarity is the cosine between
+the voice of a file and that of the first folder, by Resemblyzer (Wan et al. 2018); for the first folder's own files it is to all others of it.
 """
 
 import sys

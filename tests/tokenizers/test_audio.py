@@ -74,8 +74,21 @@ def test_a_patch_encoder_reads_each_frame_alone(latents):
     whole = model.encode(waveform)
     frames = [model.encode(waveform[..., i : i + hop]) for i in range(0, waveform.shape[-1], hop)]
     torch.testing.assert_close(torch.cat(frames, -1), whole, atol=1e-5, rtol=0)
-    with pytest.raises(UserError, match="encoder is frame: choose seanet or patch"):
-        build("frames", encoder="frame")
+
+
+def test_configs_that_cannot_be_are_refused():
+    for options, problem in (
+        ({"encoder": "frame"}, "encoder is frame: choose seanet or patch"),
+        ({"domain": "time"}, "domain is time: choose samples or spectrum"),
+        ({"quantizer": "vq"}, "quantizer is vq: choose rvq or fsq"),
+        ({"scales": ()}, "give at least one dimension"),
+        ({"scales": (8, 2)}, "of 3 values or more"),
+        ({"quantizer": "fsq", "quantizer_dropout": 0.5}, "are of quantizer rvq"),
+    ):
+        with pytest.raises(UserError, match=problem):
+            AudioTokenizerConfig(**options)
+    made = AudioTokenizerConfig(quantizer="fsq", scales=[4, 4], num_codebooks=3)
+    assert (made.num_codebooks, made.codebook_size, made.scales) == (1, 16, (4, 4))
 
 
 def test_a_later_field_of_the_config_leaves_the_fingerprints_of_before():

@@ -114,8 +114,7 @@ def make_bundle(
         add: kinds whose tokenizers have no weights.
         scores: how the bundle was measured, for its model card. Older ones, of the bundle as it was, are dropped.
         generation_config: a JSON file that says how the bundle is sampled where a call does not.
-        delayed: names of tokenizers whose level k is written k frames late (MusicGen's pattern). One that replaces another is delayed
-            only where it is named again.
+        delayed: tokenizers whose level k is written k frames late (MusicGen's pattern); one that replaces another is named again.
 
     Errors: `UserError` where something else is at `out`, for a delayed tokenizer that has one level or stands in the bundle without delay, or where a decoder would lose a tokenizer that it was trained with.
     """
