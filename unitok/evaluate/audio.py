@@ -104,7 +104,7 @@ class _AudioMeasure:
         self.seconds.append(samples.shape[-1] / model.sample_rate)
         self.levels.append(levels)
         row: Row = {"seconds": self.seconds[-1], "levels": levels}
-        return [Measured(row, levels[-1]["si_sdr_db"] or 0.0, lambda: self._figures(audio, levels))]
+        return [Measured(row, -(levels[-1]["mel_distance"] or 0.0), lambda: self._figures(audio, levels))]
 
     def _figures(self, audio: list[Tensor], levels: list[Scores]) -> list[pages.Figure]:
         """The original and a few numbers of levels, as spectrograms with players. audio: the original, then by levels."""
@@ -113,8 +113,9 @@ class _AudioMeasure:
         for k in sorted({0, 1, math.ceil(last / 2), last}):
             samples = audio[k][:, : round(SHOWN_SECONDS * rate)]
             element = pages.image(encode_png(draw_spectrogram(samples, rate))) + pages.audio(encode_wav(samples, rate))
-            decibels = f"{k} level{'s' if k > 1 else ''}: {levels[k - 1]['si_sdr_db']:.1f} dB"
-            figures.append(pages.Figure(element, decibels if k else "original"))
+            scores = levels[k - 1]
+            distance = f"{k} level{'s' if k > 1 else ''}: log-mel {scores['mel_distance']:.2f}, {scores['si_sdr_db']:.1f} dB"
+            figures.append(pages.Figure(element, distance if k else "original"))
         return figures
 
     def scores(self) -> Row:
