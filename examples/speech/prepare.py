@@ -145,8 +145,8 @@ def spliced(out: Path, recordings: Recordings, starts: list[list[int]], held: se
     rows: list[str] = []
     while len(rows) < count:
         samples = np.zeros(rng.randint(fade, round(PAD * RATE)))  # so that frames begin at another time of each piece
-        wanted, words = rng.uniform(1, LONGEST) * RATE, list[str]()
-        while len(samples) < wanted:
+        wanted, words = LONGEST * rng.random() ** 2 * RATE, list[str]()  # many are short: they teach which sound is which word
+        while not words or len(samples) < wanted:
             ((recording, text, at),) = rng.choices(whole, weights)
             first = rng.randrange(len(at) - 1)
             last = min(first + rng.randint(1, MOST), len(at) - 1)
