@@ -1,6 +1,6 @@
 """How natural speech is, and how like the speaker, by networks that others trained to tell.
 
-`pip install 'unitok-lm[examples]' speechmos onnxruntime librosa resemblyzer 'setuptools<81'`
+`pip install 'unitok-lm[examples,judges]'`
 `python examples/speech/quality.py runs/speech/real/test FOLDER…`
 
 DNSMOS (Reddy et al. 2022) estimates what listeners would say, from 1 to 5; it rates telephone speech low. The similarity is the cosine between

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from unitok.bundle import Bundle, make_bundle
+from unitok.data.prepare.recipe import make_options
 from unitok.document import Document, Part, Segment
 from unitok.errors import UserError
 from unitok.modalities import (
@@ -17,7 +18,6 @@ from unitok.modalities import (
     Plain,
     build_vocab,
     kind_accepting,
-    make_options,
     modalities,
     modality_of,
     register,
