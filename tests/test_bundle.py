@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from unitok.api import Unitok
-from unitok.bundle import make_bundle, make_untrained
+from unitok.bundle import Bundle, make_bundle, make_untrained
 from unitok.cli import main
 from unitok.document import Document, Segment
 from unitok.errors import UserError
 from unitok.files import kind_of
-from unitok.tokenizers import ImageTokenizer, TextTokenizer
+from unitok.tokenizers import AudioTokenizer, ImageTokenizer, TextTokenizer
 
 
 def test_parts_are_added_without_moving_an_old_id(bundle_folder, tmp_path):
@@ -26,6 +26,29 @@ def test_parts_are_added_without_moving_an_old_id(bundle_folder, tmp_path):
     second.vocab.check_covers(first.vocab, "the second", "the first")
     assert [r.name for r in second.vocab.ranges][-2:] == ["grid", "image"]
     assert Unitok.from_pretrained(tmp_path / "b").vocab == second.vocab
+
+
+def test_the_first_levels_of_an_audio_tokenizer_may_be_all_that_is_used(bundle_folder, tmp_path, capsys):
+    audio = bundle_folder / "tokenizers" / "audio"
+    whole = AudioTokenizer.from_pretrained(audio)
+    main(["bundle", str(tmp_path / "one"), "--audio", f"speech={audio}", "--levels", "speech=1"])
+    one = Bundle.from_pretrained(tmp_path / "one")
+    codec = one.tokenizers["speech"]
+    samples = torch.linspace(-1, 1, 3 * whole.hop_length).sin()[None, None]
+    assert whole.num_codebooks > codec.num_codebooks == 1
+    assert one.vocab.spans["speech"].body == ("speech.0",)
+    assert torch.equal(codec.encode(samples), whole.encode(samples, 1))
+    torch.testing.assert_close(codec.decode(codec.encode(samples)), whole.decode(whole.encode(samples, 1)))
+    for flags, problem in (
+        (["speech=9"], f"levels 9: this codec has {whole.num_codebooks}"),
+        (["music=1"], "'music' is not among the audio tokenizers that are given"),
+        (["speech"], "--levels speech: write NAME=K"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(["bundle", str(tmp_path / "two"), "--audio", f"speech={audio}", "--levels", *flags])
+        assert stop.value.code == 2
+        assert problem in capsys.readouterr().err
+    assert not (tmp_path / "two").exists()
 
 
 def test_the_levels_of_an_audio_tokenizer_may_be_delayed(bundle_folder, tmp_path):

@@ -1,10 +1,11 @@
 """How much of a bundle's melodies is as their captions say: each note's pitch, by YIN, which knows neither the codec nor the decoder.
 
 `python examples/music/evaluate.py runs/music/test`: the judge's own errors, on the recordings themselves
-`python examples/music/evaluate.py runs/music/test BUNDLE OUT`: also through the codec, of captions that are played, and of recordings that are
-described
+`python examples/music/evaluate.py runs/music/test BUNDLE OUT`: also through the codec, of captions that are played, of the second halves of
+recordings that are continued, with their captions and without, and of recordings that are described
 """
 
+import math
 import re
 import sys
 from pathlib import Path
@@ -47,12 +48,13 @@ def read_notes(samples: np.ndarray, rate: int, tempo: int, count: int) -> list[s
     return [pitch(samples[start : start + round(0.45 * beat * rate)], rate) for start in starts]
 
 
-def score(name: str, waveforms: list[tuple[np.ndarray, int]], captions: list[str]) -> None:
-    """Print the fraction of notes, and of melodies, that are as captions name them."""
+def score(name: str, waveforms: list[tuple[np.ndarray, int]], captions: list[str], start: float = 0.0) -> None:
+    """Print the fraction of notes, and of melodies, that are as captions name them. start: of a melody, as a fraction of its notes."""
     pairs = []
     for (samples, rate), text in zip(waveforms, captions, strict=True):
         notes, tempo = read_caption(text)
-        pairs.append([a == b for a, b in zip(notes, read_notes(samples, rate, tempo, len(notes)), strict=True)])
+        right = [a == b for a, b in zip(notes, read_notes(samples, rate, tempo, len(notes)), strict=True)]
+        pairs.append(right[math.ceil(start * len(right)) :])
     notes, melodies = np.mean([right for pair in pairs for right in pair]), np.mean([all(pair) for pair in pairs])
     print(f"{name}: {100 * notes:.1f} % of notes, {100 * melodies:.1f} % of melodies")
 
@@ -74,6 +76,17 @@ if __name__ == "__main__":
             for file, output in zip(files, played, strict=True):
                 soundfile.write(out / file.name, output.audios[0].T.numpy(), rate)
             score("captions that are played", [(output.audios[0][0].numpy(), rate) for output in played], captions)
+            for name, prompts in (
+                (
+                    "halves that are continued, with captions",
+                    [[text, file] for text, file in zip(captions, files, strict=True)],
+                ),
+                ("halves that are continued, without", [[file] for file in files]),
+            ):
+                outputs = u.generate(
+                    prompts, "audio", prefix_fraction=0.5, temperature=0.5, top_p=0.95, max_new_tokens=700, seed=0
+                )
+                score(name, [(output.audios[0][0].numpy(), rate) for output in outputs], captions, 0.5)
             described = u.generate([[file] for file in files], "text", temperature=0.0, max_new_tokens=100, seed=0)
             same = [read_caption(output.text) == read_caption(text) for output, text in zip(described, captions, strict=True)]
             print(f"recordings that are described: notes and tempo right in {100 * np.mean(same):.1f} %")

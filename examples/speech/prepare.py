@@ -4,8 +4,8 @@
 `python examples/speech/prepare.py OUT --spliced 12000`
 
 OUT/real/train, OUT/real/test   wavs/*.wav and metadata.csv as LJSpeech has it (name|text as printed|text as read), divided by text
-OUT/spliced                     new sentences, of pieces of the recordings of OUT/real/train, cut between words
-OUT/varied                      twice as many others, each played faster or slower, to learn to write down what is said
+OUT/spliced                     new sentences to speak, of pieces of the recordings of OUT/real/train, cut between words at the codec's frames
+OUT/varied                      as many others to write down, cut anywhere, each played faster or slower
 OUT/synthetic                   sentences of the words of OUT/real/train, by espeak-ng, in the same format
 
 The recordings are by Allison Smith, CC-BY-SA 3.0 (`/usr/share/doc/asterisk-core-sounds-en/copyright`); nothing of them is in this repository.
@@ -29,7 +29,9 @@ SOUNDS = Path("/usr/share/asterisk/sounds/en_US_f_Allison")
 TEXTS = Path("/usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz")
 RATE = 8000  # Hz, of the recordings
 LONGEST = 6.0  # seconds, of recordings to test on and of sentences of pieces at their usual speed
+WORDS = 16  # most words of a sentence of pieces
 TEST = 69  # recordings
+FRAME = 320  # samples, of codec.yaml
 FADE = 0.01  # seconds
 MOST = 5  # words of a piece
 SPEED = 0.12  # varied sentences are at most so much faster or slower, and higher or lower
@@ -134,24 +136,31 @@ def boundaries(recordings: Recordings) -> list[list[int]]:
 def spliced(out: Path, recordings: Recordings, starts: list[list[int]], held: set[str], count: int, speed: float = 0.0) -> None:
     """Write sentences of pieces of one to `MOST` words, each of any recording, with short fades between.
 
-    starts: `boundaries` of the recordings. speed: most that each is faster or slower, and higher or lower.
+    starts: `boundaries` of the recordings. speed: most that each is faster or slower, and higher or lower. Without, pieces are of whole
+    frames of the codec, so that a piece has nearly the same codes in each sentence: what is to be spoken should be easy to
+    predict, what is to be understood should differ each time.
     """
+    grid = 1 if speed else FRAME
     rng = random.Random(str(out.name))
     (out / "wavs").mkdir(parents=True, exist_ok=True)
-    whole = [(*recording, at) for recording, at in zip(recordings, starts, strict=True) if at]
-    weights = [len(at) ** 0.5 for *_, at in whole]
     fade = round(FADE * RATE)
+    whole = [(np.pad(samples, (0, grid)), text, at) for (samples, text), at in zip(recordings, starts, strict=True) if at]
+    weights = [len(at) ** 0.5 for *_, at in whole]
     ramp = np.linspace(0, 1, fade)
     rows: list[str] = []
     while len(rows) < count:
-        samples = np.zeros(rng.randint(fade, round(PAD * RATE)))  # so that frames begin at another time of each piece
-        wanted, words = LONGEST * rng.random() ** 2 * RATE, list[str]()  # many are short: they teach which sound is which word
-        while not words or len(samples) < wanted:
+        samples = np.zeros(rng.randrange(round(PAD * RATE) // grid + 1) * grid + fade)
+        wanted, words = (
+            1 + int(WORDS * rng.random() ** 4),
+            list[str](),
+        )  # half are one word: they teach which sound is which word
+        while len(words) < wanted:
             ((recording, text, at),) = rng.choices(whole, weights)
             first = rng.randrange(len(at) - 1)
-            last = min(first + rng.randint(1, MOST), len(at) - 1)
-            piece = recording[at[first] : at[last]]
-            if len(piece) > 2 * fade:
+            last = min(first + rng.randint(1, min(MOST, wanted - len(words))), len(at) - 1)
+            begin, end = (round(at[word] / grid) * grid for word in (first, last))
+            piece = recording[begin : end + fade]
+            if len(piece) >= grid + fade:
                 seam = samples[-fade:] * (1 - ramp) + piece[:fade] * ramp
                 samples = np.concatenate([samples[:-fade], seam, piece[fade:]])
                 words += text.split()[first:last]
@@ -201,7 +210,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument(
-        "--spliced", type=int, default=0, help="sentences of pieces of recordings, and twice as many varied ones"
+        "--spliced", type=int, default=0, help="sentences of pieces of recordings to speak, and as many to write down"
     )
     parser.add_argument("--synthetic", type=int, default=0, help="sentences by espeak-ng, to train with other voices")
     arguments = parser.parse_args()
@@ -210,6 +219,6 @@ if __name__ == "__main__":
     if arguments.spliced:
         starts = boundaries(to_train)
         spliced(arguments.out / "spliced", to_train, starts, held, arguments.spliced)
-        spliced(arguments.out / "varied", to_train, starts, held, 2 * arguments.spliced, SPEED)
+        spliced(arguments.out / "varied", to_train, starts, held, arguments.spliced, SPEED)
     if arguments.synthetic:
         synthetic(arguments.out / "synthetic", [words for _, words in to_train], held, arguments.synthetic)

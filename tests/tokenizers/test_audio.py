@@ -23,11 +23,12 @@ KINDS = {
     "causal": {"causal": True, "lstm": 1, "pad_mode": "reflect", "patch": 1, "kernel_size": 7, "last_kernel_size": 7},
     "causal-patch": {"causal": True, "patch": 4, "n_residual_layers": 2, "true_skip": False},
     "frames": {"causal": True, "encoder": "patch", "patch": 4},
-    "causal-spectrum": {"causal": True, "patch": 4, "domain": "spectrum"},
+    "causal-spectrum": {"causal": True, "lstm": 1, "patch": 4, "domain": "spectrum"},
     "centered": {"causal": False, "patch": 2, "n_residual_layers": 2, "pad_mode": "reflect"},
     "centered-spectrum": {"causal": False, "patch": 4, "domain": "spectrum"},
     "finite": {"causal": True, "patch": 4, "quantizer": "fsq", "scales": (8, 4)},
     "segments": {"segment": 0.25, "overlap": 0.1, "normalize": True, "norm": "time_group_norm", "patch": 1, "channels": 2},
+    "segments-spectrum": {"segment": 0.25, "overlap": 0.1, "normalize": True, "patch": 4, "channels": 2, "domain": "spectrum"},
 }
 
 
@@ -52,7 +53,7 @@ def noise(seconds: float, channels: int = 1, rate: int = 8000) -> torch.Tensor:
     return torch.cumsum(steps, -1) % 1.0 - 0.5
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "segments"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.startswith("segments")])
 @pytest.mark.parametrize("seconds", [0.013, 1.0, 2.2503])
 def test_long_audio_in_pieces_is_encoded_and_decoded_as_in_one_piece(kind, seconds, monkeypatch, latents):
     model, waveform = build(kind), noise(seconds)
@@ -139,12 +140,22 @@ def test_streams_give_the_latents_and_samples_of_the_whole(kind, piece, latents)
 def test_a_stream_gives_each_code_as_soon_as_its_frame_is_complete():
     model = build("causal-patch")
     stream, waveform = model.encode_stream(num_codebooks=2), noise(0.2)
-    assert model.latency == model.hop_length / 8000
     for _ in range(3):
         part, waveform = waveform[..., : model.hop_length], waveform[..., model.hop_length :]
         assert stream.push(part).shape == (2, 2, 1)
     with pytest.raises(UserError, match="causal"):
         build("centered").encode_stream()
+
+
+@pytest.mark.parametrize("kind", ["causal-patch", "causal-spectrum"])
+def test_what_two_streams_give_back_is_late_by_the_latency(kind):
+    model, waveform = build(kind), noise(0.06)
+    encoding, decoding = model.encode_stream(), model.decode_stream()
+    given = behind = 0
+    for count in range(waveform.shape[-1]):  # sample by sample
+        behind = max(behind, count + 1 - given)
+        given += decoding.push(encoding.push(waveform[..., count : count + 1])).shape[-1]
+    assert behind == round(model.latency * model.sample_rate)
 
 
 @pytest.mark.parametrize("kind", ["causal-patch", "causal-spectrum"])
@@ -156,9 +167,10 @@ def test_codes_of_a_causal_model_do_not_depend_on_later_audio(kind):
     assert torch.equal(model.encode(waveform)[..., :frames], model.encode(other)[..., :frames])
 
 
+@pytest.mark.parametrize("kind", ["segments", "segments-spectrum"])
 @pytest.mark.parametrize("seconds", [0.05, 0.2375, 0.25, 0.26, 0.9])
-def test_segments_fade_into_one_another_and_keep_their_loudness(seconds):
-    model = build("segments")
+def test_segments_fade_into_one_another_and_keep_their_loudness(seconds, kind):
+    model = build(kind)
     waveform = torch.cat([noise(seconds), noise(seconds) * 0.5], 1) * torch.linspace(0.01, 1, round(seconds * 8000))
     codes, scales = model.encode(waveform), model.scales(waveform)
     length, stride = 2000, 1800

@@ -19,7 +19,7 @@ from unitok.errors import UserError
 from unitok.tokenizers import AudioTokenizer
 from unitok.tokenizers.quantize import ResidualQuantizer
 from unitok.training.audio import AudioLosses, AudioTokenizerTraining
-from unitok.training.clusters import PhoneClusters
+from unitok.training.clusters import PhoneClusters, Teacher
 from unitok.training.fit import run_lightning
 from unitok.training.losses import discriminator_loss, generator_loss, mel_filters, mel_loss, spectral_loss
 from unitok.training.tokenizer import Adversary
@@ -167,6 +167,64 @@ def test_a_semantic_level_needs_clusters_and_keeps_their_number(tmp_path, scenes
         other = some | ({"losses.semantic_clusters": changed} if changed != "0" else {"losses.semantic": "0"})
         with pytest.raises(UserError, match=f"semantic_clusters is {changed}, the checkpoint has 8"):
             run_lightning(arguments(tmp_path / "run", scenes_folder, steps=3, trainer=("--resume", "auto"), **other))
+
+
+def test_a_first_level_learns_the_features_of_a_folder_and_keeps_their_size(tmp_path, scenes_folder, caplog):
+    (tmp_path / "features").mkdir()
+    files = sorted((scenes_folder / "audio").glob("*.wav"))
+    for file in files[1:]:  # as HuBERT's: fifty a second
+        frames = round(50 * soundfile.info(file).duration)
+        features = np.random.default_rng(len(file.stem)).normal(size=(frames, 6))
+        np.save(tmp_path / "features" / f"{file.stem}.npy", features.astype(np.float32))
+    some = {"quantize_start": "0", "losses.semantic": "1", "accumulate_grad_batches": "2"}
+    taught = ("--data.init_args.features", str(tmp_path / "features"))
+    with caplog.at_level(logging.WARNING, logger="unitok"):
+        run_lightning(arguments(tmp_path / "run", scenes_folder, 20, taught, **some))
+    assert f"left out: {files[0]}: no {files[0].stem}.npy in {tmp_path / 'features'}" in caplog.text
+    rows = list(csv.DictReader(open(tmp_path / "run" / "metrics" / "metrics.csv")))
+    assert all(0.3 < float(row["loss/semantic"]) < 1.4 for row in rows)  # -log sigmoid of a cosine
+    with pytest.raises(UserError, match="semantic_clusters is 128, the checkpoint has 0"):
+        run_lightning(arguments(tmp_path / "run", scenes_folder, 21, ("--resume", "auto"), **some | {"quantize_start": "0.5"}))
+    with pytest.raises(UserError, match="absent: no such folder"):
+        run_lightning(arguments(tmp_path / "other", scenes_folder, 2, ("--data.init_args.features", "absent"), **some))
+    np.save(tmp_path / "features" / f"{files[0].stem}.npy", np.zeros(6, np.float32))
+    with pytest.raises(UserError, match=r"float32 \[6\]; features are floating-point numbers \[frames, size\]"):
+        AudioDataset(files[0], 8000, 1, 800, 0, features=str(tmp_path / "features")).read(0, np.random.default_rng())
+
+
+def test_a_teacher_is_understood_where_latents_say_what_it_says():
+    rng = torch.Generator().manual_seed(0)
+    features, noise = (torch.randn(4, 50, 3, generator=rng) for _ in range(2))
+    teacher = Teacher(3, 3)
+    teacher.head.weight.data, teacher.head.bias.data = torch.eye(3), torch.zeros(3)
+    halves = features.unflatten(1, (25, 2)).mean(2)  # of two frames each
+    assert teacher.loss(halves, features).item() == pytest.approx(np.log(1 + np.exp(-1)), abs=1e-5)
+    assert teacher.loss(noise[:, :25], features) > 0.6
+
+
+def test_features_are_those_of_the_stretch_that_is_drawn(tmp_path):
+    """Both samples and features say when they are: a ramp from 0 to 1 over each file."""
+    (tmp_path / "features" / "b").mkdir(parents=True)
+    for name, seconds in (("a", 3.0), ("b/a", 70.0), ("short", 0.3)):
+        (tmp_path / "sound" / name).parent.mkdir(parents=True, exist_ok=True)
+        count = round(seconds * 8000)
+        ramp = np.linspace(0, 1, count, endpoint=False)
+        soundfile.write(tmp_path / "sound" / f"{name}.wav", ramp, 8000, subtype="FLOAT")
+        frames = round(seconds * 40)  # any rate
+        values = (np.arange(frames) + 0.5) / frames + (10 if name == "b/a" else 0)  # of the longest end of the path
+        np.save(tmp_path / "features" / f"{name}.npy", np.stack([values, values], 1).astype(np.float32))
+    data = AudioDataset(tmp_path / "sound", 8000, 1, 8000, 0, features=str(tmp_path / "features"))
+    assert data.feature_size() == 2
+    for index, file in enumerate(data.files):
+        sample = data[0, index]
+        samples, features = sample["samples"][0], sample["features"]
+        assert (samples.shape, features.shape) == ((8000,), (50, 2))
+        middles = samples[80::160]  # of fiftieths of a second
+        known = middles > 0
+        offset = 10 if file.label.parent.name == "b" else 0
+        duration = {"short": 0.3, "a": 70.0 if offset else 3.0}[file.label.stem]
+        assert (features[known, 0] - offset - middles[known]).abs().max() < 0.5 / 40 / duration + 1e-3
+        assert (features[15:] == 0).all() == (file.label.stem == "short")
 
 
 def test_finite_scalars_of_spectra_train_and_come_back(tmp_path, scenes_folder):

@@ -100,6 +100,7 @@ def make_bundle(
     scores: Json = None,
     generation_config: Path | None = None,
     delayed: Iterable[str] = (),
+    levels: Mapping[str, int] | None = None,
 ) -> Bundle:
     """Put parts into a bundle, or add them to one that is there. New tokenizers make a new vocabulary; a decoder must have been
     trained on exactly the bundle's. A decoder that comes as a bundle brings its tokenizers; others are added to its vocabulary, and the
@@ -115,6 +116,7 @@ def make_bundle(
         scores: how the bundle was measured, for its model card. Older ones, of the bundle as it was, are dropped.
         generation_config: a JSON file that says how the bundle is sampled where a call does not.
         delayed: tokenizers whose level k is written k frames late (MusicGen's pattern); one that replaces another is named again.
+        levels: of audio tokenizers among `paths`: how many of the first levels are used.
 
     Errors: `UserError` where something else is at `out`, for a delayed tokenizer that has one level or stands in the bundle without delay, or where a decoder would lose a tokenizer that it was trained with.
     """
@@ -127,6 +129,11 @@ def make_bundle(
     if base:
         kinds = {name: span.kind for name, span in base.vocab.spans.items()} | kinds
     loaded = {name: load_trained_part(kinds.get(name, name), path, trust, name) for name, path in paths.items()}
+    for name, count in (levels or {}).items():
+        first_levels = getattr(loaded[name][0], "first_levels", None) if name in loaded else None
+        if first_levels is None:
+            raise UserError(f"levels: {name!r} is not among the audio tokenizers that are given")
+        loaded[name] = first_levels(count), loaded[name][1]
     tokenizers: dict[str, TokenizerLike] = dict(base.tokenizers) if base else {}
     tokenizers |= {name: part for name, (part, _) in loaded.items() if not isinstance(part, Decoder)}
     for given in add:

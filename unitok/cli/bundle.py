@@ -14,6 +14,7 @@ def bundle(
     parts: Annotated[list[tuple[str, str]], PerKind("[NAME=]PATH")],
     add: list[str] | None = None,
     delayed: list[str] | None = None,
+    levels: list[str] | None = None,
     decoder: Path | None = None,
     generation_config: Input | None = None,
     scores: Input | None = None,
@@ -29,6 +30,7 @@ def bundle(
         add: a kind of content whose tokenizer has no weights: box, point; with other settings than the usual as in box:bins=64; may
             be repeated
         delayed: the NAME of an audio tokenizer whose level k is written k frames late, as in MusicGen; may be repeated
+        levels: NAME=K, to use only the first K levels of an audio tokenizer that is given; EnCodec has 32; may be repeated
         decoder: a run's folder, a checkpoint, or its own folder
         generation_config: how the bundle is sampled where a call does not say: a JSON file such as {"temperature": 0.9}
         scores: a scores.json of `unitok eval`, to stand in the model card
@@ -47,7 +49,7 @@ def bundle(
         paths[name], kinds[name] = Path(path), kind
     if decoder:
         paths["model"] = decoder
-    if untrained and (paths or add or delayed or scores):
+    if untrained and (paths or add or delayed or levels or scores):
         raise UserError("--untrained makes all parts itself: leave out the others")
     if not (untrained or paths or add or scores or generation_config):
         flags = ", ".join(f"--{kind}" for kind in modalities())
@@ -63,6 +65,22 @@ def bundle(
     else:
         measured = read_json(scores, "") if scores else None
         made = make_bundle(
-            out, paths, trust_checkpoint, overwrite, kinds, add or (), measured, generation_config, delayed or ()
+            out,
+            paths,
+            trust_checkpoint,
+            overwrite,
+            kinds,
+            add or (),
+            measured,
+            generation_config,
+            delayed or (),
+            dict(map(_level, levels or ())),
         )
     print(f"{out}: {', '.join(made.parts)}; {made.vocab.size} tokens")
+
+
+def _level(given: str) -> tuple[str, int]:
+    name, _, count = given.partition("=")
+    if not count.isdigit():
+        raise UserError(f"--levels {given}: write NAME=K, the first K levels of the audio tokenizer NAME")
+    return name, int(count)

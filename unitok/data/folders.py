@@ -27,11 +27,13 @@ log = logging.getLogger("unitok")
 CACHE_BYTES = 1 << 30  # decoded files are kept in memory up to this, in each process
 WHOLE_SECONDS = 60  # audio up to this long is decoded whole and kept; of longer files only the needed part is read
 NAMED = 5  # bad files that are named; more are counted
+FEATURE_RATE = 50  # per second, of a teacher's features as they are served: HuBERT's
 TRIES = 100  # files in a row that cannot be read, until a sample is given up
 JUDGED = 100  # least number of files that the fraction of bad ones is taken of
 READ, BAD = 1, 2  # states of a file; 0: not tried yet
 
 Kept = TypeVar("Kept", np.ndarray, Tensor)  # a decoded file in memory
+Sample = Tensor | dict[str, Tensor]  # or several tensors by name
 
 
 class FileDataset(Dataset, Generic[Kept]):
@@ -55,11 +57,11 @@ class FileDataset(Dataset, Generic[Kept]):
         """The indices of an epoch, shuffled."""
         return np.random.default_rng((self.seed, epoch)).permutation(len(self.files)).tolist()
 
-    def read(self, index: int, rng: np.random.Generator) -> Tensor:
+    def read(self, index: int, rng: np.random.Generator) -> Sample:
         """The sample of a file. Errors: `UserError`, `OSError` for a file that cannot be read."""
         raise NotImplementedError
 
-    def __getitem__(self, position: tuple[int, int]) -> Tensor | None:
+    def __getitem__(self, position: tuple[int, int]) -> Sample | None:
         """The sample at an (epoch, index); None for a file that cannot be read, unless another replaces it."""
         epoch, index = position
         tried = index
@@ -70,7 +72,7 @@ class FileDataset(Dataset, Generic[Kept]):
             tried = int(np.random.default_rng((self.seed, epoch, index, attempt)).integers(len(self.files)))
         raise UserError(f"{self.name}: {TRIES} {self.kind} files in a row cannot be read; mend or remove them")
 
-    def _try(self, epoch: int, index: int) -> Tensor | None:
+    def _try(self, epoch: int, index: int) -> Sample | None:
         number = index % len(self.files)
         try:
             sample = self.read(number, np.random.default_rng((self.seed, epoch, index)))
@@ -152,7 +154,10 @@ class ImageDataset(FileDataset[np.ndarray]):
 
 
 class AudioDataset(FileDataset[Tensor]):
-    """Samples [C, T], float in [-1, 1]: a random stretch of each file, padded with zeros; see `AudioFiles`."""
+    """Samples [C, T], float in [-1, 1]: a random stretch of each file, padded with zeros; see `AudioFiles`.
+
+    With `features`, `{"samples": [C, T], "features": [M, size]}`, M = `FEATURE_RATE` per second; zeros where there is no sound.
+    """
 
     def __init__(
         self,
@@ -165,8 +170,12 @@ class AudioDataset(FileDataset[Tensor]):
         flip_polarity: bool = False,
         balance: bool = False,
         root: str = "",
+        features: str = "",
     ):
         super().__init__(paths, "audio", seed, root)
+        self.features = Path(features) if features else None
+        if self.features and not self.features.is_dir():
+            raise UserError(f"features {features}: no such folder")
         self.rate, self.channels, self.length = rate, channels, length
         self.gain, self.flip_polarity, self.balance = gain, flip_polarity, balance
 
@@ -189,15 +198,58 @@ class AudioDataset(FileDataset[Tensor]):
             repeats[index] += 1
         return order
 
-    def read(self, index: int, rng: np.random.Generator) -> Tensor:
-        samples = self._stretch(index, rng)
+    def read(self, index: int, rng: np.random.Generator) -> Sample:
+        samples, start, whole = self._stretch(index, rng)
+        features = self._features(index, start, whole) if self.features else None
         samples = torch.nn.functional.pad(samples, (0, self.length - samples.shape[-1]))
         if any(self.gain):
             samples = (samples * 10 ** (rng.uniform(*self.gain) / 20)).clamp(-1, 1)
-        return -samples if self.flip_polarity and rng.random() < 0.5 else samples
+        samples = -samples if self.flip_polarity and rng.random() < 0.5 else samples
+        return samples if features is None else {"samples": samples, "features": features}
 
-    def _stretch(self, index: int, rng: np.random.Generator) -> Tensor:
-        """[C, t]: a random stretch of a file, at most `length` samples. Errors: `UserError`, `OSError`."""
+    def feature_size(self) -> int:
+        """The size of the features of the first file that has any; 0 without a folder of features. Errors: `UserError`."""
+        if not self.features:
+            return 0
+        for index in range(len(self.files)):
+            try:
+                return int(self._open_features(index).shape[1])
+            except (UserError, OSError):
+                continue
+        raise UserError(
+            f"features {self.features}: no file of {self.name} has any: {self.files[0].label.stem}.npy, for example"
+        )
+
+    def _open_features(self, index: int) -> np.ndarray:
+        """The features [frames, size] of a file, mapped: of the longest end of its path that the folder holds. Errors: `UserError`."""
+        assert self.features
+        parts = self.files[index].label.with_suffix(".npy").parts
+        paths = (self.features.joinpath(*parts[first:]) for first in range(1, len(parts)))
+        path = next((path for path in paths if path.is_file()), None)
+        if path is None:
+            raise UserError(f"{self.files[index].label}: no {parts[-1]} in {self.features}")
+        try:
+            features: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise UserError(f"{path}: not an array of NumPy: {error}") from error
+        if features.ndim != 2 or not features.size or features.dtype.kind != "f":
+            shape = f"{features.dtype} {list(features.shape)}"
+            raise UserError(f"{path}: {shape}; features are floating-point numbers [frames, size]")
+        return features
+
+    def _features(self, index: int, start: float, whole: float) -> Tensor:
+        """[M, size]: the teacher's features from `start` on, of a file of `whole` seconds."""
+        features = self._open_features(index)
+        count = -(-self.length * FEATURE_RATE // self.rate)
+        at = start + (np.arange(count) + 0.5) / FEATURE_RATE  # seconds
+        frames = np.minimum(at / whole * len(features), len(features) - 1).astype(int)
+        return torch.from_numpy(np.where((at < whole)[:, None], features[frames], 0).astype(np.float32))
+
+    def _stretch(self, index: int, rng: np.random.Generator) -> tuple[Tensor, float, float]:
+        """[C, t]: a random stretch of a file, at most `length` samples; where it begins, and how long the file is, in seconds.
+
+        Errors: `UserError`, `OSError`.
+        """
         samples = self._kept.get(index)
         if samples is None:
             entry = self.files[index]
@@ -205,12 +257,14 @@ class AudioDataset(FileDataset[Tensor]):
                 rate = int(file.samplerate)
                 frames = -(-self.length * rate // self.rate)
                 if file.frames > max(WHOLE_SECONDS * rate, frames):
-                    part = read_samples(file, frames, int(rng.integers(file.frames - frames + 1)))
+                    begin = int(rng.integers(file.frames - frames + 1))
+                    part = read_samples(file, frames, begin)
                     if part.shape[-1] < frames:
                         raise UserError(f"{entry.label}: cut off: it ends before its header says")
-                    return convert_audio(part, rate, self.rate, self.channels)[:, : self.length]
+                    samples = convert_audio(part, rate, self.rate, self.channels)[:, : self.length]
+                    return samples, begin / rate, file.frames / rate
                 samples = convert_audio(read_clip(file, str(entry.label)), rate, self.rate, self.channels)
             self._keep(index, samples, samples.numel() * 4)
         spare = samples.shape[-1] - self.length
         start = int(rng.integers(spare + 1)) if spare > 0 else 0
-        return samples[:, start : start + self.length]
+        return samples[:, start : start + self.length], start / self.rate, samples.shape[-1] / self.rate

@@ -14,7 +14,7 @@ import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from unitok.data.folders import NAMED, AudioDataset, Crop, FileDataset, ImageDataset
 from unitok.data.packing import LongDocuments, PackedDataset
@@ -145,7 +145,7 @@ class _Module(L.LightningDataModule):
     def collate(self, items: list[Any]) -> Any:
         """A batch of the samples that could be read; None if there are none."""
         samples = [item for item in items if item is not None]
-        return torch.stack(samples) if samples else None
+        return default_collate(samples) if samples else None
 
     def _seen(self) -> int:
         """The number of samples that the model has seen; more may have been fetched for it."""
@@ -312,6 +312,8 @@ class AudioFiles(_Files):
         sample_rate: Hz to convert to. channels: 1 mono, 2 stereo. seconds: length of the samples.
         gain: change the loudness by a random number of decibels between these two. flip_polarity: negate half of the samples.
         balance: draw every folder equally often, whatever the number of files in it. Validation has none of these three.
+        features: folder of a teacher's features for the first level (`losses.semantic`): for `a/b.wav` an array [frames, size], spread evenly
+            over the file, as `a/b.npy` or `b.npy`.
         loading: as for `ImageFiles`.
     """
 
@@ -326,9 +328,11 @@ class AudioFiles(_Files):
         gain: tuple[float, float] = (0.0, 0.0),
         flip_polarity: bool = False,
         balance: bool = False,
+        features: str = "",
         **loading: Any,
     ):
         super().__init__(path, val_path, batch_size=batch_size, **loading)
+        self.features = features
         if gain[0] > gain[1]:
             raise UserError(f"gain {list(gain)}: the first is the lowest number of decibels")
         self.gain, self.flip_polarity, self.balance = (gain[0], gain[1]), flip_polarity, balance
@@ -336,7 +340,15 @@ class AudioFiles(_Files):
 
     def _open(self, path: str | list[str], training: bool) -> FileDataset:
         gain, flip, balance = (self.gain, self.flip_polarity, self.balance) if training else ((0.0, 0.0), False, False)
-        return AudioDataset(path, self.sample_rate, self.channels, self.length, self.seed, gain, flip, balance, self.root)
+        features = self.features if training else ""
+        return AudioDataset(
+            path, self.sample_rate, self.channels, self.length, self.seed, gain, flip, balance, self.root, features
+        )
+
+    def feature_size(self) -> int:
+        """The size of the teacher's features; 0 without one. Errors: `UserError`."""
+        data = self.training_data() if self.features else None
+        return data.feature_size() if isinstance(data, AudioDataset) else 0
 
 
 class TokenShards(_Module):

@@ -45,8 +45,8 @@ class AudioTokenizer(Tokenizer):
     Attributes:
         sample_rate: Hz. hop_length: samples per frame. frame_rate: frames per second (within a segment, if there are segments).
         num_codebooks: number of levels. codebook_size: codes per level. bitrate: bits per second with all levels.
-        can_stream: whether it encodes and decodes incrementally. latency: seconds of audio that a code depends on beyond its
-            begin: one frame for causal models, infinite for others.
+        can_stream: whether it encodes and decodes incrementally. latency: seconds by which what comes out of two streams is behind what
+            goes in: up to a frame for causal models, and with spectra the windows that overlap; infinite for others.
     """
 
     kind = "audio"
@@ -75,7 +75,7 @@ class AudioTokenizer(Tokenizer):
         self.frame_rate = self.sample_rate / self.hop_length
         self.num_codebooks, self.codebook_size = self.quantizer.levels, self.quantizer.size
         self.bitrate = self.num_codebooks * math.log2(self.codebook_size) * self.frame_rate
-        self.latency = self.hop_length / self.sample_rate if c.causal else math.inf
+        self.latency = (self.hop_length + self.decoder.head.reach) / self.sample_rate if c.causal else math.inf
         self.can_stream = c.causal and not c.segment
 
     def forward(self, samples: Tensor, quantize: bool = True) -> Reconstruction:
@@ -311,6 +311,19 @@ class AudioTokenizer(Tokenizer):
         length = size[0] if size else None
         blocks = (block[0] for block in self._decode_blocks(codes[None], _scales_of(size), length))
         write_audio_blocks(path, blocks, self.sample_rate, self.config.channels, length)
+
+    def first_levels(self, count: int) -> "AudioTokenizer":
+        """Return the codec of the first `count` levels, with the same weights, for inference. What it was trained for decides how good it
+        is: EnCodec's and those trained with `quantizer_dropout` decode from any number. Errors: `UserError`."""
+        if not 1 <= count <= self.num_codebooks:
+            raise UserError(f"levels {count}: this codec has {self.num_codebooks}")
+        self.prepare_for_inference()
+        if count == self.num_codebooks:
+            return self
+        codec = AudioTokenizer(replace(self.config, num_codebooks=count)).prepare_for_inference()
+        state = self.state_dict()
+        codec.load_state_dict({name: state[name] for name in codec.state_dict()})
+        return codec
 
     def prepare_for_inference(self) -> Self:
         """Return the tokenizer itself in eval mode, with weight norm folded into plain weights in the layout for inference:

@@ -12,11 +12,12 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio
 
+from unitok.data import AudioFiles
 from unitok.errors import UserError
 from unitok.media import draw_spectrogram, save_audio, save_image
 from unitok.tokenizers import AudioTokenizer, AudioTokenizerConfig
 from unitok.tokenizers.base import Reconstruction
-from unitok.training.clusters import PhoneClusters
+from unitok.training.clusters import PhoneClusters, Teacher
 from unitok.training.discriminators import STFTDiscriminator
 from unitok.training.losses import mel_loss, spectral_loss
 from unitok.training.monitor import CodebookHealth
@@ -36,8 +37,9 @@ class AudioLosses:
         mel: multi-scale log-mel loss (`mel_loss`). mel_windows: its windows, in samples.
         spectral_from: fraction of the run at which `stft` and `mel` begin; from the start they can lead to silence.
         commitment: distance of latents from their codes.
-        semantic: cross-entropy of the cluster of each frame's MFCCs, given the code of the first level alone (`PhoneClusters`); so that
-            level says what is spoken, and the others the rest. semantic_clusters: number of clusters.
+        semantic: what is spoken, given the code of the first level alone; so that level says that, and the others the rest. Of a teacher
+            if the data has `features` (`Teacher`), else cross-entropy of the cluster of each frame's MFCCs (`PhoneClusters`).
+            semantic_clusters: number of clusters.
         balance: weights are fractions of the gradient at the waveform (EnCodec's balancer), except for `commitment` and `semantic`.
         balance_decay: decay of the moving averages of gradient norms.
     """
@@ -100,15 +102,21 @@ class AudioTokenizerTraining(TokenizerTraining):
         self.tokenizer = AudioTokenizer(self.config)
         self.health = CodebookHealth(self.config.quantizer, self.tokenizer.codebook_size)
         if self.weights.semantic:
-            if not self.quantize_start:
-                raise UserError(
-                    "losses.semantic needs quantize_start above 0: its clusters are learned until quantization begins"
-                )
-            c = self.config
-            hop, clusters = self.tokenizer.hop_length, self.weights.semantic_clusters
-            self.clusters = PhoneClusters(c.sample_rate, hop, c.dimension, clusters)
+            self.semantic = self._build_semantic()
         if self.gan.weight:
             self.discriminator = STFTDiscriminator(self.config.channels, self.gan.filters, tuple(self.gan.windows))
+
+    def _build_semantic(self) -> Teacher | PhoneClusters:
+        c = self.config
+        if size := self._feature_size():
+            return Teacher(c.dimension, size)
+        if not self.quantize_start:
+            raise UserError("losses.semantic needs quantize_start above 0: its clusters are learned until quantization begins")
+        return PhoneClusters(c.sample_rate, self.tokenizer.hop_length, c.dimension, self.weights.semantic_clusters)
+
+    def _feature_size(self) -> int:
+        """The size of the teacher's features; 0 if the data has none."""
+        return self.data.feature_size() if isinstance(self.data, AudioFiles) else 0
 
     def reconstruction_losses(self, out: Tensor, target: Tensor) -> Losses:
         """Waveform, log-mel and STFT losses of audio [B, C, T]."""
@@ -121,20 +129,25 @@ class AudioTokenizerTraining(TokenizerTraining):
         return losses
 
     def structure(self) -> dict[str, object]:
-        return super().structure() | {"semantic_clusters": self.weights.semantic_clusters if self.weights.semantic else 0}
+        size = self._feature_size() if self.weights.semantic else 0
+        clusters = self.weights.semantic_clusters if self.weights.semantic and not size else 0
+        return super().structure() | {"semantic_clusters": clusters, "features": size}
 
     def trained(self) -> nn.Module:
-        return nn.ModuleList([self.tokenizer, self.clusters.head]) if self.weights.semantic else self.tokenizer
+        return nn.ModuleList([self.tokenizer, self.semantic.head]) if self.weights.semantic else self.tokenizer
 
-    def optimize(self, batch: Tensor) -> dict[str, Tensor | float]:
+    def optimize(self, batch: Tensor | dict[str, Tensor], lesson: Tensor | None = None) -> dict[str, Tensor | float]:
+        if isinstance(batch, dict):
+            return super().optimize(batch["samples"], batch["features"])
         if self.weights.semantic and self.progress < self.quantize_start:  # afterwards the clusters stay as they are
-            self.clusters.learn(self._gather_vectors(self.clusters.features(batch)), seed=self.steps_done)
-        return super().optimize(batch)
+            assert isinstance(self.semantic, PhoneClusters)
+            self.semantic.learn(self._gather_vectors(self.semantic.features(batch)), seed=self.steps_done)
+        return super().optimize(batch, batch)
 
-    def further_losses(self, out: Reconstruction, target: Tensor) -> Losses:
-        if not self.weights.semantic or out.first is None:
+    def further_losses(self, out: Reconstruction, target: Tensor, lesson: Tensor | None) -> Losses:
+        if not self.weights.semantic or out.first is None or lesson is None:
             return {}
-        return {"semantic": self.weights.semantic * self.clusters.loss(out.first, target)}
+        return {"semantic": self.weights.semantic * self.semantic.loss(out.first, lesson)}
 
     def quality(self, out: Tensor, target: Tensor) -> dict[str, Tensor]:
         error = (out - target).square().mean().clamp_min(1e-10)

@@ -1,4 +1,4 @@
-"""What the first level of a speech tokenizer is taught: the cluster of each frame's MFCCs, roughly the phone that is spoken.
+"""What the first level of a speech tokenizer is taught: a teacher's features, or the cluster of each frame's MFCCs, roughly the phone.
 
 SpeechTokenizer (Zhang et al. 2024) teaches its first level HuBERT's features. HuBERT itself began from clusters of MFCCs (Hsu et al. 2021,
 section 3.1), which need no other model.
@@ -18,6 +18,19 @@ COEFFICIENTS = 13
 BANDS = 40
 WINDOW = 0.032  # seconds
 DECAY = 0.9  # of the clusters' moving averages, per batch
+
+
+class Teacher(nn.Module):
+    """A linear map from latents [B, N, dimension] to a teacher's features [B, M, size] of the same stretches."""
+
+    def __init__(self, dimension: int, size: int):
+        super().__init__()
+        self.head = nn.Linear(dimension, size)
+
+    def loss(self, latents: Tensor, features: Tensor) -> Tensor:
+        """SpeechTokenizer's distillation: of each feature, -log sigmoid of its cosine over time with what the latents say; scalar."""
+        targets = F.adaptive_avg_pool1d(features.mT, latents.shape[1])
+        return -F.logsigmoid(F.cosine_similarity(self.head(latents.float()).mT, targets, dim=-1)).mean()
 
 
 class PhoneClusters(nn.Module):
