@@ -156,7 +156,7 @@ class ImageDataset(FileDataset[np.ndarray]):
 class AudioDataset(FileDataset[Tensor]):
     """Samples [C, T], float in [-1, 1]: a random stretch of each file, padded with zeros; see `AudioFiles`.
 
-    With `features`, `{"samples": [C, T], "features": [M, size]}`, M = `FEATURE_RATE` per second; zeros where there is no sound.
+    With `features`, `{"samples": [C, T], "features": [M, size]}`, M = `FEATURE_RATE` per second; zeros beyond the end of a file.
     """
 
     def __init__(
