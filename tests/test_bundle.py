@@ -40,7 +40,7 @@ def test_the_first_levels_of_an_audio_tokenizer_may_be_all_that_is_used(bundle_f
     assert torch.equal(codec.encode(samples), whole.encode(samples, 1))
     torch.testing.assert_close(codec.decode(codec.encode(samples)), whole.decode(whole.encode(samples, 1)))
     for flags, problem in (
-        (["speech=9"], f"levels 9: this codec has {whole.num_codebooks}"),
+        (["speech=9"], f"num_codebooks 9: this tokenizer has 1 to {whole.num_codebooks} levels"),
         (["music=1"], "'music' is not among the audio tokenizers that are given"),
         (["speech"], "--levels speech: write NAME=K"),
     ):

@@ -2,7 +2,8 @@
 
 `python examples/music/evaluate.py runs/music/test`: the judge's own errors, on the recordings themselves
 `python examples/music/evaluate.py runs/music/test BUNDLE OUT`: also through the codec, of captions that are played, of the second halves of
-recordings that are continued, with their captions and without, and of recordings that are described
+recordings that are continued, with their captions and without (what is given ends before the third of four notes), and of recordings that are
+described
 """
 
 import math
@@ -76,15 +77,13 @@ if __name__ == "__main__":
             for file, output in zip(files, played, strict=True):
                 soundfile.write(out / file.name, output.audios[0].T.numpy(), rate)
             score("captions that are played", [(output.audios[0][0].numpy(), rate) for output in played], captions)
-            for name, prompts in (
-                (
-                    "halves that are continued, with captions",
-                    [[text, file] for text, file in zip(captions, files, strict=True)],
-                ),
-                ("halves that are continued, without", [[file] for file in files]),
-            ):
+            given = {"halves that are continued, without captions": [[file] for file in files]}
+            given["halves that are continued, with captions"] = [
+                [text, file] for text, file in zip(captions, files, strict=True)
+            ]
+            for name, prompts in given.items():
                 outputs = u.generate(
-                    prompts, "audio", prefix_fraction=0.5, temperature=0.5, top_p=0.95, max_new_tokens=700, seed=0
+                    prompts, "audio", prefix_fraction=0.4, temperature=0.5, top_p=0.95, max_new_tokens=700, seed=0
                 )
                 score(name, [(output.audios[0][0].numpy(), rate) for output in outputs], captions, 0.5)
             described = u.generate([[file] for file in files], "text", temperature=0.0, max_new_tokens=100, seed=0)

@@ -1,7 +1,7 @@
 """Make a small data set of speech from installed Debian packages: 23 minutes of one speaker, and as much as you like made of them.
 
 `apt-get install asterisk-core-sounds-en-wav asterisk-core-sounds-en`, `pip install pocketsphinx`; for `--synthetic` also espeak-ng and sox
-`python examples/speech/prepare.py OUT --spliced 12000`
+`python examples/speech/prepare.py OUT --spliced 30000`
 
 OUT/real/train, OUT/real/test   wavs/*.wav and metadata.csv as LJSpeech has it (name|text as printed|text as read), divided by text
 OUT/spliced                     new sentences to speak, of pieces of the recordings of OUT/real/train, cut between words at the codec's frames
@@ -150,10 +150,8 @@ def spliced(out: Path, recordings: Recordings, starts: list[list[int]], held: se
     rows: list[str] = []
     while len(rows) < count:
         samples = np.zeros(rng.randrange(round(PAD * RATE) // grid + 1) * grid + fade)
-        wanted, words = (
-            1 + int(WORDS * rng.random() ** 4),
-            list[str](),
-        )  # half are one word: they teach which sound is which word
+        words: list[str] = []
+        wanted = 1 + int(WORDS * rng.random() ** 4)  # more than half are one word: they teach how each word is spoken
         while len(words) < wanted:
             ((recording, text, at),) = rng.choices(whole, weights)
             first = rng.randrange(len(at) - 1)
@@ -164,6 +162,7 @@ def spliced(out: Path, recordings: Recordings, starts: list[list[int]], held: se
                 seam = samples[-fade:] * (1 - ramp) + piece[:fade] * ramp
                 samples = np.concatenate([samples[:-fade], seam, piece[fade:]])
                 words += text.split()[first:last]
+        samples[-fade:] *= 1 - ramp  # what follows the last piece
         sentence = " ".join(words)
         if len(samples) > LONGEST * RATE or any(f" {text} " in f" {sentence} " for text in held):
             continue

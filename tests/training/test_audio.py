@@ -19,7 +19,7 @@ from unitok.errors import UserError
 from unitok.tokenizers import AudioTokenizer
 from unitok.tokenizers.quantize import ResidualQuantizer
 from unitok.training.audio import AudioLosses, AudioTokenizerTraining
-from unitok.training.clusters import PhoneClusters, Teacher
+from unitok.training.clusters import FeatureDistillation, PhoneClusters, averaged
 from unitok.training.fit import run_lightning
 from unitok.training.losses import discriminator_loss, generator_loss, mel_filters, mel_loss, spectral_loss
 from unitok.training.tokenizer import Adversary
@@ -172,34 +172,85 @@ def test_a_semantic_level_needs_clusters_and_keeps_their_number(tmp_path, scenes
 def test_a_first_level_learns_the_features_of_a_folder_and_keeps_their_size(tmp_path, scenes_folder, caplog):
     (tmp_path / "features").mkdir()
     files = sorted((scenes_folder / "audio").glob("*.wav"))
-    for file in files[1:]:  # as HuBERT's: fifty a second
-        frames = round(50 * soundfile.info(file).duration)
-        features = np.random.default_rng(len(file.stem)).normal(size=(frames, 6))
-        np.save(tmp_path / "features" / f"{file.stem}.npy", features.astype(np.float32))
-    some = {"quantize_start": "0", "losses.semantic": "1", "accumulate_grad_batches": "2"}
+    for file in files[1:]:
+        samples = soundfile.read(file)[0]
+        frames = samples[: len(samples) // 160 * 160].reshape(-1, 160)  # fifty per second
+        power = np.abs(np.fft.rfft(frames * np.hanning(160))) ** 2
+        features = np.log(power[:, :24].reshape(len(power), 6, 4).sum(-1) + 1e-4)
+        np.save(tmp_path / "features" / f"{file.stem}.npy", features.astype(np.float16))
+    some = {"quantize_start": "0", "losses.semantic": "5", "accumulate_grad_batches": "2"}
     taught = ("--data.init_args.features", str(tmp_path / "features"))
     with caplog.at_level(logging.WARNING, logger="unitok"):
-        run_lightning(arguments(tmp_path / "run", scenes_folder, 20, taught, **some))
+        run_lightning(arguments(tmp_path / "run", scenes_folder, 60, taught, **some))
     assert f"left out: {files[0]}: no {files[0].stem}.npy in {tmp_path / 'features'}" in caplog.text
     rows = list(csv.DictReader(open(tmp_path / "run" / "metrics" / "metrics.csv")))
-    assert all(0.3 < float(row["loss/semantic"]) < 1.4 for row in rows)  # -log sigmoid of a cosine
-    with pytest.raises(UserError, match="semantic_clusters is 128, the checkpoint has 0"):
-        run_lightning(arguments(tmp_path / "run", scenes_folder, 21, ("--resume", "auto"), **some | {"quantize_start": "0.5"}))
+    learned = [float(row["loss/semantic"]) / 5 for row in rows]
+    assert np.mean(learned[-5:]) < np.mean(learned[:5]) - 0.05
+    run_lightning(arguments(tmp_path / "run", scenes_folder, 61, (*taught, "--resume", "auto"), **some))
+    validate = ["validate", *arguments(tmp_path / "run", scenes_folder, 61, ("--resume", "auto"), **some)[1:]]
+    run_lightning([*validate, "--data.init_args.val_path", str(scenes_folder / "audio")])  # which needs no features
+    other = some | {"quantize_start": "0.5"}
+    with pytest.raises(UserError, match="model.features is 0, the checkpoint has 6"):
+        run_lightning(arguments(tmp_path / "run", scenes_folder, 62, ("--resume", "auto"), **other))
     with pytest.raises(UserError, match="absent: no such folder"):
         run_lightning(arguments(tmp_path / "other", scenes_folder, 2, ("--data.init_args.features", "absent"), **some))
-    np.save(tmp_path / "features" / f"{files[0].stem}.npy", np.zeros(6, np.float32))
-    with pytest.raises(UserError, match=r"float32 \[6\]; features are floating-point numbers \[frames, size\]"):
-        AudioDataset(files[0], 8000, 1, 800, 0, features=str(tmp_path / "features")).read(0, np.random.default_rng())
+    with pytest.raises(UserError, match="data.features are for losses.semantic"):
+        run_lightning(arguments(tmp_path / "other", scenes_folder, 2, taught))
 
 
-def test_a_teacher_is_understood_where_latents_say_what_it_says():
+def test_bad_features_are_named(tmp_path):
+    (tmp_path / "features").mkdir()
+    (tmp_path / "audio").mkdir()
+    for name in ("a", "b.0001", "b.0002"):
+        soundfile.write(tmp_path / "audio" / name, noise_of(0.5), 8000, format="WAV")
+    good = np.ones((25, 3), np.float32)
+    for array, problem in (
+        (np.zeros(6, np.float32), r"float32 \[6\]; features are floating-point numbers \[frames, size\]"),
+        (np.zeros((25, 3), int), r"int64 \[25, 3\]; features are"),
+        (np.full((25, 3), np.nan, np.float16), "not finite numbers"),
+        (np.full((25, 3), 1e300), "not finite numbers"),
+        (np.ones((25, 4), np.float32), "of size 4, the others have 3"),
+    ):
+        np.save(tmp_path / "features" / "a.npy", good)
+        data = AudioDataset(tmp_path / "audio", 8000, 1, 800, 0, features=str(tmp_path / "features"))
+        index = [file.label.name for file in data.files].index("a")
+        assert data.feature_size() == 3
+        np.save(tmp_path / "features" / "a.npy", array)
+        with pytest.raises(UserError, match=problem) as error:
+            data.read(index, np.random.default_rng())
+        assert "\n" not in str(error.value)
+    (tmp_path / "features" / "a.npy").write_bytes(b"PK\3\4 not an array")
+    with pytest.raises(UserError, match="a.npy: not an array of NumPy"):
+        AudioDataset(tmp_path / "audio", 8000, 1, 800, 0, features=str(tmp_path / "features")).feature_size()
+    np.save(tmp_path / "features" / "b.0002.npy", good)  # what follows the point is no suffix
+    names = AudioDataset(tmp_path / "audio", 8000, 1, 800, 0, features=str(tmp_path / "features"))
+    assert isinstance(names.read([file.label.name for file in names.files].index("b.0002"), np.random.default_rng()), dict)
+    with pytest.raises(UserError, match="b.0001: no b.0001.npy in"):
+        names.read([file.label.name for file in names.files].index("b.0001"), np.random.default_rng())
+
+
+def noise_of(seconds: float) -> np.ndarray:
+    return np.random.default_rng(0).uniform(-0.5, 0.5, round(8000 * seconds))
+
+
+def test_distillation_is_least_where_latents_say_what_the_teacher_says():
     rng = torch.Generator().manual_seed(0)
     features, noise = (torch.randn(4, 50, 3, generator=rng) for _ in range(2))
-    teacher = Teacher(3, 3)
-    teacher.head.weight.data, teacher.head.bias.data = torch.eye(3), torch.zeros(3)
-    halves = features.unflatten(1, (25, 2)).mean(2)  # of two frames each
-    assert teacher.loss(halves, features).item() == pytest.approx(np.log(1 + np.exp(-1)), abs=1e-5)
-    assert teacher.loss(noise[:, :25], features) > 0.6
+    student = FeatureDistillation(3, 3, 0.04)
+    student.head.weight.data, student.head.bias.data = torch.eye(3), torch.zeros(3)
+    halves = features.unflatten(1, (25, 2)).mean(2)  # of two features each
+    assert student.loss(halves, features).item() == pytest.approx(np.log(1 + np.exp(-1)), abs=1e-5)
+    assert student.loss(noise[:, :25], features) > 0.6
+
+
+@pytest.mark.parametrize(("count", "width"), [(25, 2.0), (13, 4.0), (7, 3.75), (100, 0.5), (33, 1.6)])
+def test_features_are_averaged_over_the_time_of_each_frame(count, width):
+    features = torch.randn(2, 50, 3, generator=torch.Generator().manual_seed(0))
+    fine = features.repeat_interleave(60, 1).double()  # sixtieths
+    step = round(60 * width)
+    fine = torch.nn.functional.pad(fine, (0, 0, 0, max(0, count * step - fine.shape[1])))[:, : count * step]
+    wanted = fine.unflatten(1, (count, step)).mean(2).float()
+    torch.testing.assert_close(averaged(features, count, width), wanted, atol=1e-5, rtol=0)
 
 
 def test_features_are_those_of_the_stretch_that_is_drawn(tmp_path):

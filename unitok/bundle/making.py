@@ -109,16 +109,16 @@ def make_bundle(
     Args:
         out: the bundle's folder.
         paths: of parts by name: a tokenizer's, or `model`; each as for `load_trained_part`.
-        trust: as for `load_trained_part`.
+        trust: as for `load_trained_part`. add: kinds whose tokenizers have no weights.
         overwrite: replace whatever is at `out`, and leave out a decoder that was trained with other tokenizers.
         kinds: kinds of content of the tokenizers whose names are not their kinds.
-        add: kinds whose tokenizers have no weights.
         scores: how the bundle was measured, for its model card. Older ones, of the bundle as it was, are dropped.
         generation_config: a JSON file that says how the bundle is sampled where a call does not.
         delayed: tokenizers whose level k is written k frames late (MusicGen's pattern); one that replaces another is named again.
         levels: of audio tokenizers among `paths`: how many of the first levels are used.
 
-    Errors: `UserError` where something else is at `out`, for a delayed tokenizer that has one level or stands in the bundle without delay, or where a decoder would lose a tokenizer that it was trained with.
+    Errors: `UserError` where something else is at `out`, for a delayed tokenizer that has one level or stands in the bundle without delay, for
+    levels that a tokenizer does not have, or where a decoder would lose a tokenizer that it was trained with.
     """
     out, kinds = Path(out), dict(kinds or {})
     check_replaceable(out, "bundle", overwrite)
@@ -129,18 +129,11 @@ def make_bundle(
     if base:
         kinds = {name: span.kind for name, span in base.vocab.spans.items()} | kinds
     loaded = {name: load_trained_part(kinds.get(name, name), path, trust, name) for name, path in paths.items()}
-    for name, count in (levels or {}).items():
-        first_levels = getattr(loaded[name][0], "first_levels", None) if name in loaded else None
-        if first_levels is None:
-            raise UserError(f"levels: {name!r} is not among the audio tokenizers that are given")
-        loaded[name] = first_levels(count), loaded[name][1]
+    _keep_levels(loaded, levels or {})
     tokenizers: dict[str, TokenizerLike] = dict(base.tokenizers) if base else {}
     tokenizers |= {name: part for name, (part, _) in loaded.items() if not isinstance(part, Decoder)}
-    for given in add:
-        kind, _, settings = given.partition(":")
-        tokenizers[kind] = _plain(kind, settings)
-    order = list(modalities())
-    ordered = {name: tokenizers[name] for name in sorted(tokenizers, key=lambda name: order.index(kinds.get(name) or name))}
+    tokenizers |= {kind: _plain(kind, settings) for kind, _, settings in (given.partition(":") for given in add)}
+    ordered = {n: tokenizers[n] for n in sorted(tokenizers, key=lambda n: list(modalities()).index(kinds.get(n) or n))}
     model = loaded["model"][0] if "model" in loaded else old.model if old else None
     assert model is None or isinstance(model, Decoder)
     if not ordered and model is None:
@@ -167,6 +160,15 @@ def make_bundle(
         bundle.generation_config = _read_config(generation_config, bundle)
     bundle.save_pretrained(out, overwrite=True)
     return bundle
+
+
+def _keep_levels(loaded: dict[str, tuple[Any, Origin]], levels: Mapping[str, int]) -> None:
+    """Replace audio tokenizers by those of their first levels. Errors: `UserError` for names that are not loaded."""
+    for name, count in levels.items():
+        first_levels = getattr(loaded[name][0], "first_levels", None) if name in loaded else None
+        if first_levels is None:
+            raise UserError(f"levels: {name!r} is not among the audio tokenizers that are given")
+        loaded[name] = first_levels(count), loaded[name][1]
 
 
 def _with_rows(model: Decoder, size: int) -> Decoder:

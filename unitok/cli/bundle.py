@@ -74,13 +74,17 @@ def bundle(
             measured,
             generation_config,
             delayed or (),
-            dict(map(_level, levels or ())),
+            _levels(levels or []),
         )
     print(f"{out}: {', '.join(made.parts)}; {made.vocab.size} tokens")
 
 
-def _level(given: str) -> tuple[str, int]:
-    name, _, count = given.partition("=")
-    if not count.isdigit():
-        raise UserError(f"--levels {given}: write NAME=K, the first K levels of the audio tokenizer NAME")
-    return name, int(count)
+def _levels(given: list[str]) -> dict[str, int]:
+    """The number of levels by tokenizer. Errors: `UserError`."""
+    levels: dict[str, int] = {}
+    for one in given:
+        name, _, count = one.partition("=")
+        if not count.isdecimal() or name in levels:
+            raise UserError(f"--levels {one}: write NAME=K, the first K levels of the audio tokenizer NAME, once for each")
+        levels[name] = int(count)
+    return levels

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from unitok.data.features import FeatureFolder
 from unitok.data.media_list import list_media
 from unitok.errors import UserError
 from unitok.media import convert_audio, crop_square, open_audio, open_image, read_clip, read_samples
@@ -27,7 +28,6 @@ log = logging.getLogger("unitok")
 CACHE_BYTES = 1 << 30  # decoded files are kept in memory up to this, in each process
 WHOLE_SECONDS = 60  # audio up to this long is decoded whole and kept; of longer files only the needed part is read
 NAMED = 5  # bad files that are named; more are counted
-FEATURE_RATE = 50  # per second, of a teacher's features as they are served: HuBERT's
 TRIES = 100  # files in a row that cannot be read, until a sample is given up
 JUDGED = 100  # least number of files that the fraction of bad ones is taken of
 READ, BAD = 1, 2  # states of a file; 0: not tried yet
@@ -156,7 +156,7 @@ class ImageDataset(FileDataset[np.ndarray]):
 class AudioDataset(FileDataset[Tensor]):
     """Samples [C, T], float in [-1, 1]: a random stretch of each file, padded with zeros; see `AudioFiles`.
 
-    With `features`, `{"samples": [C, T], "features": [M, size]}`, M = `FEATURE_RATE` per second; zeros beyond the end of a file.
+    With `features`, `{"samples": [C, T], "features": [M, size]}`, M = `features.RATE` per second; zeros beyond the end of a file.
     """
 
     def __init__(
@@ -173,9 +173,7 @@ class AudioDataset(FileDataset[Tensor]):
         features: str = "",
     ):
         super().__init__(paths, "audio", seed, root)
-        self.features = Path(features) if features else None
-        if self.features and not self.features.is_dir():
-            raise UserError(f"features {features}: no such folder")
+        self.features = FeatureFolder(Path(features)) if features else None
         self.rate, self.channels, self.length = rate, channels, length
         self.gain, self.flip_polarity, self.balance = gain, flip_polarity, balance
 
@@ -199,51 +197,26 @@ class AudioDataset(FileDataset[Tensor]):
         return order
 
     def read(self, index: int, rng: np.random.Generator) -> Sample:
+        label = self.files[index].label
+        features = self.features.open(label) if self.features else None
         samples, start, whole = self._stretch(index, rng)
-        features = self._features(index, start, whole) if self.features else None
         samples = torch.nn.functional.pad(samples, (0, self.length - samples.shape[-1]))
         if any(self.gain):
             samples = (samples * 10 ** (rng.uniform(*self.gain) / 20)).clamp(-1, 1)
         samples = -samples if self.flip_polarity and rng.random() < 0.5 else samples
-        return samples if features is None else {"samples": samples, "features": features}
+        if self.features is None or features is None:
+            return samples
+        return {"samples": samples, "features": self.features.read(label, features, start, self.length / self.rate, whole)}
 
     def feature_size(self) -> int:
-        """The size of the features of the first file that has any; 0 without a folder of features. Errors: `UserError`."""
-        if not self.features:
-            return 0
-        for index in range(len(self.files)):
+        """The size of the features, of which there must be some. Errors: `UserError` that says what is wrong with the first ones."""
+        problem: UserError | None = None
+        for file in self.files:
             try:
-                return int(self._open_features(index).shape[1])
-            except (UserError, OSError):
-                continue
-        raise UserError(
-            f"features {self.features}: no file of {self.name} has any: {self.files[0].label.stem}.npy, for example"
-        )
-
-    def _open_features(self, index: int) -> np.ndarray:
-        """The features [frames, size] of a file, mapped: of the longest end of its path that the folder holds. Errors: `UserError`."""
-        assert self.features
-        parts = self.files[index].label.with_suffix(".npy").parts
-        paths = (self.features.joinpath(*parts[first:]) for first in range(1, len(parts)))
-        path = next((path for path in paths if path.is_file()), None)
-        if path is None:
-            raise UserError(f"{self.files[index].label}: no {parts[-1]} in {self.features}")
-        try:
-            features: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            raise UserError(f"{path}: not an array of NumPy: {error}") from error
-        if features.ndim != 2 or not features.size or features.dtype.kind != "f":
-            shape = f"{features.dtype} {list(features.shape)}"
-            raise UserError(f"{path}: {shape}; features are floating-point numbers [frames, size]")
-        return features
-
-    def _features(self, index: int, start: float, whole: float) -> Tensor:
-        """[M, size]: the teacher's features from `start` on, of a file of `whole` seconds."""
-        features = self._open_features(index)
-        count = -(-self.length * FEATURE_RATE // self.rate)
-        at = start + (np.arange(count) + 0.5) / FEATURE_RATE  # seconds
-        frames = np.minimum(at / whole * len(features), len(features) - 1).astype(int)
-        return torch.from_numpy(np.where((at < whole)[:, None], features[frames], 0).astype(np.float32))
+                return int(self.features.open(file.label).shape[1]) if self.features else 0
+            except UserError as error:
+                problem = problem or error
+        raise problem or UserError(f"{self.name}: no files")
 
     def _stretch(self, index: int, rng: np.random.Generator) -> tuple[Tensor, float, float]:
         """[C, t]: a random stretch of a file, at most `length` samples; where it begins, and how long the file is, in seconds.

@@ -311,9 +311,9 @@ class AudioFiles(_Files):
     Args:
         sample_rate: Hz to convert to. channels: 1 mono, 2 stereo. seconds: length of the samples.
         gain: change the loudness by a random number of decibels between these two. flip_polarity: negate half of the samples.
-        balance: draw every folder equally often, whatever the number of files in it. Validation has none of these three.
+        balance: draw every folder equally often, whatever the number of files in it.
         features: folder of a teacher's features for the first level (`losses.semantic`): for `a/b.wav` an array [frames, size], spread evenly
-            over the file, as `a/b.npy` or `b.npy`.
+            over the file, as `a/b.npy` or `b.npy`. Validation has none of these four.
         loading: as for `ImageFiles`.
     """
 

@@ -8,6 +8,7 @@ convolutions. The codes are those of the whole, unless a non-causal LSTM depends
 `WARM_SECONDS` more on each side, and codes may differ (docs/tokenizers.md).
 """
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -45,8 +46,8 @@ class AudioTokenizer(Tokenizer):
     Attributes:
         sample_rate: Hz. hop_length: samples per frame. frame_rate: frames per second (within a segment, if there are segments).
         num_codebooks: number of levels. codebook_size: codes per level. bitrate: bits per second with all levels.
-        can_stream: whether it encodes and decodes incrementally. latency: seconds by which what comes out of two streams is behind what
-            goes in: up to a frame for causal models, and with spectra the windows that overlap; infinite for others.
+        can_stream: whether it encodes and decodes incrementally. latency: of encoding and decoding in streams, in seconds: a frame, and with
+            spectra the overlap of its windows (with `pad_mode: reflect` the first frames come later); infinite without streams.
     """
 
     kind = "audio"
@@ -75,8 +76,8 @@ class AudioTokenizer(Tokenizer):
         self.frame_rate = self.sample_rate / self.hop_length
         self.num_codebooks, self.codebook_size = self.quantizer.levels, self.quantizer.size
         self.bitrate = self.num_codebooks * math.log2(self.codebook_size) * self.frame_rate
-        self.latency = (self.hop_length + self.decoder.head.reach) / self.sample_rate if c.causal else math.inf
         self.can_stream = c.causal and not c.segment
+        self.latency = (self.hop_length + self.decoder.head.reach) / self.sample_rate if self.can_stream else math.inf
 
     def forward(self, samples: Tensor, quantize: bool = True) -> Reconstruction:
         """Reconstruct audio [B, C, T] in [-1, 1]. quantize: False leaves the latents as they are (warm-up)."""
@@ -313,16 +314,17 @@ class AudioTokenizer(Tokenizer):
         write_audio_blocks(path, blocks, self.sample_rate, self.config.channels, length)
 
     def first_levels(self, count: int) -> "AudioTokenizer":
-        """Return the codec of the first `count` levels, with the same weights, for inference. What it was trained for decides how good it
-        is: EnCodec's and those trained with `quantizer_dropout` decode from any number. Errors: `UserError`."""
-        if not 1 <= count <= self.num_codebooks:
-            raise UserError(f"levels {count}: this codec has {self.num_codebooks}")
-        self.prepare_for_inference()
-        if count == self.num_codebooks:
-            return self
-        codec = AudioTokenizer(replace(self.config, num_codebooks=count)).prepare_for_inference()
-        state = self.state_dict()
-        codec.load_state_dict({name: state[name] for name in codec.state_dict()})
+        """Return a copy that has only the first `count` levels.
+
+        How good it is depends on how it was trained: EnCodec, and codecs with `quantizer_dropout`, decode well from any number. Errors:
+        `UserError` for another number of levels.
+        """
+        self._check_levels(count)
+        quantizer = self.quantizer.first_levels(count) if isinstance(self.quantizer, ResidualQuantizer) else self.quantizer
+        codec = copy.deepcopy(self, {id(self.quantizer): quantizer})
+        codec.config = replace(self.config, num_codebooks=count)
+        codec.num_codebooks = count
+        codec.bitrate = self.bitrate * count / self.num_codebooks
         return codec
 
     def prepare_for_inference(self) -> Self:

@@ -6,6 +6,7 @@ release 1.32.0 projects the wrong axis in decoding. All compute in fp32, also un
 often another.
 """
 
+import copy
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
@@ -261,6 +262,14 @@ class ResidualQuantizer(Quantizer):
         self.project_in = nn.ModuleList([nn.Linear(channels, dim) if dim else nn.Identity() for _ in range(spaces)])
         self.project_out = nn.ModuleList([nn.Linear(dim, channels) if dim else nn.Identity() for _ in range(spaces)])
         self.layers = nn.ModuleList([Codebook(size, dim or channels, normalize) for _ in range(levels)])
+
+    def first_levels(self, count: int) -> "ResidualQuantizer":
+        """Return a copy that has only the first `count` levels."""
+        first = copy.deepcopy(self)
+        first.levels, first.layers = count, first.layers[:count]
+        if self.normalize:
+            first.project_in, first.project_out = first.project_in[:count], first.project_out[:count]
+        return first
 
     @property
     def codebooks(self) -> list[Codebook]:

@@ -12,12 +12,11 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio
 
-from unitok.data import AudioFiles
 from unitok.errors import UserError
 from unitok.media import draw_spectrogram, save_audio, save_image
 from unitok.tokenizers import AudioTokenizer, AudioTokenizerConfig
 from unitok.tokenizers.base import Reconstruction
-from unitok.training.clusters import PhoneClusters, Teacher
+from unitok.training.clusters import FeatureDistillation, PhoneClusters
 from unitok.training.discriminators import STFTDiscriminator
 from unitok.training.losses import mel_loss, spectral_loss
 from unitok.training.monitor import CodebookHealth
@@ -38,7 +37,7 @@ class AudioLosses:
         spectral_from: fraction of the run at which `stft` and `mel` begin; from the start they can lead to silence.
         commitment: distance of latents from their codes.
         semantic: what is spoken, given the code of the first level alone; so that level says that, and the others the rest. Of a teacher
-            if the data has `features` (`Teacher`), else cross-entropy of the cluster of each frame's MFCCs (`PhoneClusters`).
+            if the data has `features` (`FeatureDistillation`), else cross-entropy of the cluster of each frame's MFCCs (`PhoneClusters`).
             semantic_clusters: number of clusters.
         balance: weights are fractions of the gradient at the waveform (EnCodec's balancer), except for `commitment` and `semantic`.
         balance_decay: decay of the moving averages of gradient norms.
@@ -91,6 +90,7 @@ class AudioTokenizerTraining(TokenizerTraining):
     ):
         super().__init__(config=tokenizer, gan=gan, quantize_start=quantize_start, show_every=audio_every, **shared)
         self.weights = losses
+        self.semantic: FeatureDistillation | PhoneClusters | None = None  # in a run that trains
         self._norms: dict[str, tuple[Tensor, float]] = {}  # of gradients at the waveform: weighted sum, sum of weights
         self._step_norms: dict[str, Tensor] = {}  # norms of the parts of the present step
 
@@ -101,22 +101,21 @@ class AudioTokenizerTraining(TokenizerTraining):
                 raise UserError(f"the data has {name} {of_data}, the tokenizer {of_tokenizer}: they must agree")
         self.tokenizer = AudioTokenizer(self.config)
         self.health = CodebookHealth(self.config.quantizer, self.tokenizer.codebook_size)
-        if self.weights.semantic:
-            self.semantic = self._build_semantic()
+        if getattr(self.data, "features", None) and not self.weights.semantic:
+            raise UserError("data.features are for losses.semantic: give it a weight, or leave the features out")
+        fit = self.trainer.state.fn == "fit"
+        self.semantic = self._build_semantic() if self.weights.semantic and fit else None
         if self.gan.weight:
             self.discriminator = STFTDiscriminator(self.config.channels, self.gan.filters, tuple(self.gan.windows))
 
-    def _build_semantic(self) -> Teacher | PhoneClusters:
-        c = self.config
-        if size := self._feature_size():
-            return Teacher(c.dimension, size)
+    def _build_semantic(self) -> FeatureDistillation | PhoneClusters:
+        c, hop = self.config, self.tokenizer.hop_length
+        data: Any = self.data
+        if getattr(data, "features", None):
+            return FeatureDistillation(c.dimension, data.feature_size(), hop / c.sample_rate)
         if not self.quantize_start:
             raise UserError("losses.semantic needs quantize_start above 0: its clusters are learned until quantization begins")
-        return PhoneClusters(c.sample_rate, self.tokenizer.hop_length, c.dimension, self.weights.semantic_clusters)
-
-    def _feature_size(self) -> int:
-        """The size of the teacher's features; 0 if the data has none."""
-        return self.data.feature_size() if isinstance(self.data, AudioFiles) else 0
+        return PhoneClusters(c.sample_rate, hop, c.dimension, self.weights.semantic_clusters)
 
     def reconstruction_losses(self, out: Tensor, target: Tensor) -> Losses:
         """Waveform, log-mel and STFT losses of audio [B, C, T]."""
@@ -129,25 +128,31 @@ class AudioTokenizerTraining(TokenizerTraining):
         return losses
 
     def structure(self) -> dict[str, object]:
-        size = self._feature_size() if self.weights.semantic else 0
-        clusters = self.weights.semantic_clusters if self.weights.semantic and not size else 0
-        return super().structure() | {"semantic_clusters": clusters, "features": size}
+        semantic = self.semantic
+        size = semantic.head.out_features if isinstance(semantic, FeatureDistillation) else 0
+        clusters = semantic.head.out_features if isinstance(semantic, PhoneClusters) else 0
+        return super().structure() | {"features": size, "semantic_clusters": clusters}
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        super().on_load_checkpoint(checkpoint)
+        if self.semantic is None:  # it only serves training
+            for name in [name for name in checkpoint["state_dict"] if name.startswith("semantic.")]:
+                del checkpoint["state_dict"][name]
 
     def trained(self) -> nn.Module:
-        return nn.ModuleList([self.tokenizer, self.semantic.head]) if self.weights.semantic else self.tokenizer
+        return self.tokenizer if self.semantic is None else nn.ModuleList([self.tokenizer, self.semantic.head])
 
-    def optimize(self, batch: Tensor | dict[str, Tensor], lesson: Tensor | None = None) -> dict[str, Tensor | float]:
+    def optimize(self, batch: Tensor | dict[str, Tensor]) -> dict[str, Tensor | float]:
         if isinstance(batch, dict):
-            return super().optimize(batch["samples"], batch["features"])
-        if self.weights.semantic and self.progress < self.quantize_start:  # afterwards the clusters stay as they are
-            assert isinstance(self.semantic, PhoneClusters)
+            return self.step(batch["samples"], batch["features"])
+        if isinstance(self.semantic, PhoneClusters) and self.progress < self.quantize_start:  # afterwards they stay as they are
             self.semantic.learn(self._gather_vectors(self.semantic.features(batch)), seed=self.steps_done)
-        return super().optimize(batch, batch)
+        return self.step(batch, batch)
 
-    def further_losses(self, out: Reconstruction, target: Tensor, lesson: Tensor | None) -> Losses:
-        if not self.weights.semantic or out.first is None or lesson is None:
+    def further_losses(self, out: Reconstruction, semantic_target: Tensor | None) -> Losses:
+        if self.semantic is None or out.first is None or semantic_target is None:
             return {}
-        return {"semantic": self.weights.semantic * self.semantic.loss(out.first, lesson)}
+        return {"semantic": self.weights.semantic * self.semantic.loss(out.first, semantic_target)}
 
     def quality(self, out: Tensor, target: Tensor) -> dict[str, Tensor]:
         error = (out - target).square().mean().clamp_min(1e-10)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unitok.data.features import RATE
 from unitok.errors import UserError
 from unitok.tokenizers.codebook import Codebook
 from unitok.training.losses import mel_filters
@@ -20,17 +21,33 @@ WINDOW = 0.032  # seconds
 DECAY = 0.9  # of the clusters' moving averages, per batch
 
 
-class Teacher(nn.Module):
-    """A linear map from latents [B, N, dimension] to a teacher's features [B, M, size] of the same stretches."""
+class FeatureDistillation(nn.Module):
+    """A linear map from latents [B, N, dimension], one per `seconds`, to a teacher's features [B, M, size] at `features.RATE` per second."""
 
-    def __init__(self, dimension: int, size: int):
+    def __init__(self, dimension: int, size: int, seconds: float):
         super().__init__()
+        self.seconds = seconds
         self.head = nn.Linear(dimension, size)
 
     def loss(self, latents: Tensor, features: Tensor) -> Tensor:
-        """SpeechTokenizer's distillation: of each feature, -log sigmoid of its cosine over time with what the latents say; scalar."""
-        targets = F.adaptive_avg_pool1d(features.mT, latents.shape[1])
-        return -F.logsigmoid(F.cosine_similarity(self.head(latents.float()).mT, targets, dim=-1)).mean()
+        """Return the mean of -log sigmoid(c) over features; c is the cosine, over time, of a feature and its prediction.
+
+        SpeechTokenizer's distillation along the dimensions of the features (Zhang et al. 2024, section 3.2).
+        """
+        targets = averaged(features, latents.shape[1], self.seconds * RATE)
+        predictions = self.head(latents.float())
+        assert predictions.shape == targets.shape, f"features {list(targets.shape)}, predictions {list(predictions.shape)}"
+        return -F.logsigmoid(F.cosine_similarity(predictions, targets, dim=1)).mean()
+
+
+def averaged(features: Tensor, count: int, width: float) -> Tensor:
+    """Average features [B, M, size] over `count` intervals of `width` features each -> [B, count, size]; beyond their end they are zero."""
+    edges = torch.arange(count + 1, device=features.device) * width
+    features = F.pad(features, (0, 0, 0, max(0, math.ceil(count * width) + 1 - features.shape[1])))
+    whole = edges.long()
+    before = F.pad(features.cumsum(1), (0, 0, 1, 0))[:, whole]  # the sum of all features before each edge …
+    sums = before + (edges - whole)[:, None] * features[:, whole]  # … and of the part of the one that it cuts
+    return sums.diff(dim=1) / width
 
 
 class PhoneClusters(nn.Module):

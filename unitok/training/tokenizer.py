@@ -142,8 +142,8 @@ class TokenizerTraining(TrainingShell[Tensor]):
         weights = {name: getattr(self.weights, name, 1.0) for name in losses}
         return {name: weights[name] * loss for name, loss in losses.items() if weights[name]}
 
-    def further_losses(self, out: Reconstruction, target: Tensor, lesson: Tensor | None) -> Losses:
-        """Weighted losses of what else a tokenizer gives; lesson: what it should be."""
+    def further_losses(self, out: Reconstruction, semantic_target: Tensor | None) -> Losses:
+        """Weighted losses of what a tokenizer gives beside its reconstruction."""
         return {}
 
     def trained(self) -> torch.nn.Module:
@@ -195,8 +195,11 @@ class TokenizerTraining(TrainingShell[Tensor]):
 
     # ---- One step ------------------------------------------------------------------------------------------------
 
-    def optimize(self, batch: Tensor, lesson: Tensor | None = None) -> dict[str, Tensor | float]:
-        """One step of the tokenizer, the codebook and, from `gan.start` on, the discriminator. lesson: for `further_losses`."""
+    def optimize(self, batch: Tensor) -> dict[str, Tensor | float]:
+        return self.step(batch)
+
+    def step(self, batch: Tensor, semantic_target: Tensor | None = None) -> dict[str, Tensor | float]:
+        """One step of the tokenizer, the codebook and, from `gan.start` on, the discriminator. semantic_target: for `further_losses`."""
         optimizers = self.optimizer_list()
         self.set_lr(optimizers[0], self.lr)
         quantize = self.progress >= self.quantize_start
@@ -207,12 +210,12 @@ class TokenizerTraining(TrainingShell[Tensor]):
             optimizer.zero_grad()
         terms: Losses = {}
         parts: list[Reconstruction] = []
-        pieces = batch.chunk(self.accumulate_grad_batches)
-        lessons = [None] * len(pieces) if lesson is None else lesson.chunk(self.accumulate_grad_batches)
-        for part, of_part in zip(pieces, lessons, strict=True):
+        chunks = batch.chunk(self.accumulate_grad_batches)
+        targets = [None] * len(chunks) if semantic_target is None else semantic_target.chunk(self.accumulate_grad_batches)
+        for part, semantic in zip(chunks, targets, strict=True):
             fraction = len(part) / len(batch)
             out = self.tokenizer(part, quantize=quantize)
-            for name, value in self._backward(part, of_part, out, fraction, adversarial).items():
+            for name, value in self._backward(part, semantic, out, fraction, adversarial).items():
                 terms[name] = terms.get(name, 0) + fraction * value.detach()
             parts.append(out)
         logged: dict[str, Tensor | float] = {**self._step(optimizers, adversarial)}
@@ -236,13 +239,13 @@ class TokenizerTraining(TrainingShell[Tensor]):
         return {"loss": total, **self.quality(signal, batch), **named, **logged}
 
     def _backward(
-        self, target: Tensor, lesson: Tensor | None, out: Reconstruction, fraction: float, adversarial: bool
+        self, target: Tensor, semantic_target: Tensor | None, out: Reconstruction, fraction: float, adversarial: bool
     ) -> Losses:
         """Add the gradients of a part of the batch. Returns its losses and, with `adversarial`, the mean logits `real` and `fake`."""
         signal = out.signal.float()
         with torch.autocast(target.device.type, enabled=False):
             losses = self.reconstruction_losses(signal, target) | self.quantizer_losses(out.losses)
-            losses |= self.further_losses(out, target, lesson)
+            losses |= self.further_losses(out, semantic_target)
             if adversarial:
                 losses |= self._adversarial_losses(signal, target, losses)
         self._check_finite(losses)
