@@ -16,6 +16,7 @@ import soundfile
 
 NAMES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 LOWEST, HIGHEST = 58, 86  # MIDI notes that may be read
+START = 0.04  # seconds before the first note
 
 
 def read_caption(text: str) -> tuple[list[str], int]:
@@ -45,7 +46,7 @@ def pitch(samples: np.ndarray, rate: int) -> str:
 def read_notes(samples: np.ndarray, rate: int, tempo: int, count: int) -> list[str]:
     """The notes of a melody, each in the middle of its beat."""
     beat = 60 / tempo
-    starts = [round((0.05 + (i + 0.25) * beat) * rate) for i in range(count)]
+    starts = [round((START + (i + 0.25) * beat) * rate) for i in range(count)]
     return [pitch(samples[start : start + round(0.45 * beat * rate)], rate) for start in starts]
 
 

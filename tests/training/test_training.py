@@ -4,6 +4,7 @@ import csv
 import logging
 import math
 import os
+import re
 import signal
 
 import pytest
@@ -273,7 +274,7 @@ class SignalAt:
     ("number", "passes", "step"), [(signal.SIGINT, 4, 4), (signal.SIGTERM, 5, 3)], ids=["in a step", "in a validation"]
 )
 def test_a_signal_leaves_a_checkpoint_from_which_the_run_ends_bit_for_bit_as_the_uncut_one(
-    number, passes, step, tmp_path, tokens, monkeypatch, caplog
+    number, passes, step, tmp_path, tokens, monkeypatch, caplog, capsys
 ):
     watched = [] if step == passes else ["--data.init_args.val_path", str(tokens), "--trainer.val_check_interval", "3"]
     watched += ["--trainer.limit_val_batches", "3"] if watched else []
@@ -287,7 +288,12 @@ def test_a_signal_leaves_a_checkpoint_from_which_the_run_ends_bit_for_bit_as_the
     assert signal.getsignal(signal.SIGTERM) == before
     assert f"stopped at step {step}; go on with --resume auto" in caplog.messages
     assert [f.name for f in (tmp_path / "cut" / "checkpoints").iterdir()] == ["stopped.ckpt"]
-    run_lightning(arguments("decoder", tmp_path / "cut", tokens, 7, *watched, "--resume", "auto"))
+    capsys.readouterr()
+    shown = ("--trainer.enable_progress_bar", "true")
+    run_lightning(arguments("decoder", tmp_path / "cut", tokens, 7, *watched, "--resume", "auto", *shown))
+    bar = [line for line in re.split("[\r\n]", "".join(capsys.readouterr())) if "it/s" in line]
+    assert "decoder: 100%" in bar[-1]
+    assert "7/7" in bar[-1]
     uncut, cut = weights(tmp_path / "uncut"), weights(tmp_path / "cut")
     assert all(torch.equal(tensor, cut[name]) for name, tensor in uncut.items())
 

@@ -183,11 +183,18 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class RunProgressBar(TQDMProgressBar):
     """Lightning's progress bar, labeled with what is trained; it counts the steps of the run, not those of an epoch."""
 
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        super().on_train_start(trainer, module)
+        self._count_steps(module)  # a run that was stopped within an epoch goes on without a start of it
+
     def on_train_epoch_start(self, trainer: L.Trainer, *args: object) -> None:
-        bar, module = self.train_progress_bar, trainer.lightning_module
-        bar.initial = 0  # Lightning's reset sets `n` to 0
+        self.train_progress_bar.initial = 0  # Lightning's reset sets `n` to 0
         super().on_train_epoch_start(trainer, *args)
+        self._count_steps(trainer.lightning_module)
+
+    def _count_steps(self, module: L.LightningModule) -> None:
         if isinstance(module, TrainingShell):
+            bar = self.train_progress_bar
             bar.set_description(module.kind)
             bar.total, bar.initial, bar.n = module.budget.total, module.steps_done, module.steps_done
 
