@@ -25,6 +25,7 @@ class Segment:
     Args:
         modality: the name of a span of the vocabulary: `text`, `image`, `audio`, or another one.
         codes: int64: [N] of text, [h, w] of an image, [K, N] of audio with K levels.
+        facts: what the header of its span says before the sides of a grid (`Span.facts`).
         role: who says it, one of `ROLES`.
         loss: whether training learns to write it; else the model only reads it.
         source: the file that it was made from, relative to the data set; "" where there is none.
@@ -39,6 +40,7 @@ class Segment:
     source: str = ""
     size: tuple[int, ...] = ()
     original: tuple[int, ...] = field(default=(), compare=False, repr=False)
+    facts: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "codes", np.asarray(self.codes, dtype=np.int64))
@@ -50,7 +52,7 @@ class Segment:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Segment):
             return NotImplemented
-        mine, theirs = ((s.modality, s.role, s.loss, s.source, s.size) for s in (self, other))
+        mine, theirs = ((s.modality, s.role, s.loss, s.source, s.size, s.facts) for s in (self, other))
         return mine == theirs and np.array_equal(self.codes, other.codes)
 
     def __hash__(self) -> int:

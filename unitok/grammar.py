@@ -35,7 +35,7 @@ class Row:
         self.role = 0  # index in ROLES
         self.state = "start"  # start (after bos), role (after a role), open (between spans), in (inside one), done
         self.span: Span | None = None  # the span that the next token belongs to; None between spans
-        self.sides: list[int] = []  # sides of the grid that the header has given so far
+        self.header: list[int] = []  # values that the header has given so far
         self.count = 0  # tokens of the body so far
         self.frames: int | None = None  # of the body, once the codes have fixed their number
         self.unit: list[int] = []  # tokens of the unit that has begun, in spans with floors
@@ -53,7 +53,7 @@ class Row:
     def copy(self) -> "Row":
         """Return an independent copy."""
         row = copy.copy(self)
-        row.sides, row.unit, row.plan = list(self.sides), list(self.unit), None if self.plan is None else list(self.plan)
+        row.header, row.unit, row.plan = list(self.header), list(self.unit), None if self.plan is None else list(self.plan)
         return row
 
     def copy_for(self, left: int | None, plan: list[PlanItem] | None, turn: bool = False) -> "Row":
@@ -75,8 +75,8 @@ class Row:
         if not plan or plan[0].modality != span.modality:
             plan = [PlanItem(span.modality), *plan]
         item, existing = plan[0], self.frames or span.order.fewest(self.count)
-        if item.grid and tuple(self.sides) != item.grid[: len(self.sides)]:
-            planned, begun = ("x".join(map(str, sides)) for sides in (item.grid, self.sides))
+        if item.grid and tuple(self.header) != item.grid[: len(self.header)]:
+            planned, begun = ("x".join(map(str, values)) for values in (item.grid, self.header))
             raise UserError(f"the plan wants {planned} codes, the {span.modality} was begun with {begun}")
         if item.repeats and (item.repeats != existing if self.frames else item.repeats < existing):
             raise UserError(
@@ -94,7 +94,7 @@ class Row:
     @property
     def into(self) -> int:
         """Number of tokens of the current span so far; 0 between spans."""
-        return bool(self.span.begin) + len(self.sides) + self.count if self.span else 0
+        return bool(self.span.begin) + len(self.header) + self.count if self.span else 0
 
     @property
     def span_position(self) -> int:
@@ -109,9 +109,9 @@ class Row:
     @property
     def units(self) -> int | None:
         """Frames, or cells of the grid, that the current span will have; None where their number is open, and between spans."""
-        if self.span is None or len(self.sides) < len(self.span.header):
+        if self.span is None or len(self.header) < len(self.span.header):
             return None
-        return prod(self.sides) if self.sides else self._next_item().repeats or self.frames
+        return prod(self.span.sides(self.header)) if self.header else self._next_item().repeats or self.frames
 
     @property
     def total(self) -> int | None:
@@ -137,8 +137,8 @@ class Row:
 
     def _span_left(self, span: Span) -> int:
         """The smallest number of tokens to the end of the current span."""
-        missing = len(span.header) - len(self.sides)
-        units = prod(self._next_item().grid or (*self.sides, *[1] * missing)) if span.header else self.units
+        missing = len(span.header) - len(self.header)
+        units = prod(span.sides(self._next_item().grid or (*self.header, *[1] * missing))) if span.header else self.units
         return missing + span.order.least(self.count, units) + bool(span.end)
 
     def _next_item(self) -> PlanItem:
@@ -173,8 +173,8 @@ class Row:
         return [(self.vocab.eos, self.vocab.eos + 1), *(self._other_roles() if self.turn else [])]
 
     def _allowed_inside(self, span: Span) -> list[tuple[int, int]]:
-        if len(self.sides) < len(span.header):
-            return self._allowed_side(span)
+        if len(self.header) < len(span.header):
+            return self._allowed_header(span)
         ids: list[tuple[int, int]] = []
         units = self.units
         for level, known in span.order.choices(self.count, units).items():
@@ -191,13 +191,13 @@ class Row:
         body = self.grammar.bodies[span.modality][level]
         return body if floor == level else ((self.unit[floor], body[-1][1]),)
 
-    def _allowed_side(self, span: Span) -> list[tuple[int, int]]:
-        number, grid = len(self.sides), self._next_item().grid
+    def _allowed_header(self, span: Span) -> list[tuple[int, int]]:
+        number, grid = len(self.header), self._next_item().grid
         r = self.vocab.range(span.header[number])
         least, most = (grid[number], grid[number]) if grid else (1, r.size)
-        if self.left is not None:
+        if self.left is not None and number >= span.facts:
             fixed = len(span.header) - number + bool(span.end) + self._after()
-            most = min(most, (self.left - fixed) // span.order.length(prod(self.sides)))
+            most = min(most, (self.left - fixed) // span.order.length(prod(span.sides(self.header))))
         return list(r.interval(least, most))
 
     def _allowed_leaving(self, span: Span) -> list[tuple[int, int]]:
@@ -232,7 +232,7 @@ class Row:
 
     def _fixed_steps(self, most: int) -> int:
         """How many of the next tokens, at most `most`, are codes of the body at levels that are known already."""
-        if self.span is None or self.span.floors or len(self.sides) < len(self.span.header):
+        if self.span is None or self.span.floors or len(self.header) < len(self.span.header):
             return 0
         total = self.total
         return min(self.span.order.until_choice(self.count) if total is None else total - self.count, most)
@@ -261,8 +261,8 @@ class Row:
     def _advance(self, id: int) -> None:
         span, units = self.span, self.units
         if span:
-            if len(self.sides) < len(span.header):
-                self.sides.append(self.vocab.range(span.header[len(self.sides)]).value(id))
+            if len(self.header) < len(span.header):
+                self.header.append(self.vocab.range(span.header[len(self.header)]).value(id))
                 return
             for level, known in span.order.choices(self.count, units).items():
                 if holds(self.grammar.bodies[span.modality][level], id):
@@ -281,7 +281,7 @@ class Row:
             self.role, self.state = self.vocab.roles.index(id), "role"
         else:
             modality = next(m for m, intervals in self.grammar.openings.items() if holds(intervals, id))
-            self.span, self.state, self.sides, self.frames, self.unit = self.vocab.spans[modality], "in", [], None, []
+            self.span, self.state, self.header, self.frames, self.unit = self.vocab.spans[modality], "in", [], None, []
             self.count = 0 if self.span.begin else 1
 
     def _leave(self) -> None:
@@ -325,7 +325,7 @@ class Grammar:
     def cost(self, item: PlanItem) -> int:
         """The smallest number of tokens that an item's span takes."""
         span = self.vocab.span(item.modality)
-        units = prod(item.grid) if item.grid else item.repeats or 1
+        units = prod(span.sides(item.grid)) if item.grid else item.repeats or 1
         return bool(span.begin) + len(span.header) + span.order.length(units) + bool(span.end)
 
     def row(self, left: int | None = None, plan: list[PlanItem] | None = None) -> Row:

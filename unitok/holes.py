@@ -93,7 +93,7 @@ def body_of(vocab: Vocab, ids: np.ndarray, begin: int) -> tuple[int, np.ndarray,
     int64 [n] each. Errors: `UserError` for a span that does not end where it must."""
     span = next(s for s in vocab.spans.values() if s.begin and vocab.specials[s.begin] == ids[begin])
     first = begin + 1 + len(span.header)
-    sides = tuple(vocab.range(name).value(int(id)) for name, id in zip(span.header, ids[begin + 1 : first], strict=True))
+    sides = vocab.header_values(span, ids[begin + 1 : first])[1]
     ends = np.flatnonzero(ids[first:] == vocab.specials[span.end or ""])
     count = int(ends[0]) if len(ends) else 0
     units = prod(sides) if sides else count // len(span.body)
@@ -185,7 +185,7 @@ def random_holes(
         elif not span.floors:
             begin = p.start + int(ids[p.start] != vocab.specials[span.begin])  # after the token of a role
             first, _, units = body_of(vocab, ids, begin)
-            sides = tuple(vocab.range(n).value(int(id)) for n, id in zip(span.header, ids[begin + 1 : first], strict=True))
+            sides = vocab.header_values(span, ids[begin + 1 : first])[1]
             inside = np.isin(units, np.flatnonzero(_random_block(sides or (int(units[-1]) + 1,), rng)))
             holes.append(first + np.flatnonzero(inside))
     return holes

@@ -14,7 +14,7 @@ class PlanItem:
 
     Args:
         modality: the name of the span in the vocabulary.
-        grid: sides of a grid in codes, (rows, columns) for an image; () leaves them open.
+        grid: the values of its header, (rows, columns) in codes for an image; () leaves them open.
         repeats: number of frames, or of text tokens; None leaves it open.
     """
 

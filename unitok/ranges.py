@@ -5,6 +5,7 @@ anybody saw it. So at most one modality is bare (its spans have no begin and end
 what the tokens after it mean.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -124,6 +125,7 @@ class Span:
         begin: name of the special token that begins it. One modality, usually text, may be bare: without begin and end.
         end: name of the special token that ends it.
         header: names of the ranges of a grid's sides, one per side. Without a header the body holds any number of frames, at least one.
+        facts: number of first values of the header that are no sides, such as the frames per second of a video.
         fingerprint: of the tokenizer whose codes these are.
         kind: the kind of content (`unitok.modalities`) that it is an instance of; "": the one of its name.
         layout: order of the codes (`unitok.layouts`); "": `raster` with a header, `interleaved` without one.
@@ -140,6 +142,7 @@ class Span:
     kind: str = ""
     layout: str = ""
     floors: tuple[int, ...] = ()
+    facts: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kind", self.kind or self.modality)
@@ -156,15 +159,22 @@ class Span:
                 f"modality {self.modality!r}: layout {self.layout!r}; choose raster with a header, interleaved or delayed without"
             )
 
+        if not 0 <= self.facts < max(1, len(self.header)):
+            raise UserError(f"modality {self.modality!r}: {self.facts} facts; its header needs a side after them")
+
     @property
     def shared(self) -> bool:
         """Whether one range holds the codes of several levels; then only the position of a code says its level."""
         return len(self.body) > 1 and len(set(self.body)) == 1
 
+    def sides(self, header: Sequence[int]) -> tuple[int, ...]:
+        """Return the sides of the grid among the values of a header."""
+        return tuple(header[self.facts :])
+
     @cached_property
     def order(self) -> Interleaved:
         """The layout of its codes, which knows their order."""
-        return LAYOUTS[self.layout](len(self.body), len(self.header))
+        return LAYOUTS[self.layout](len(self.body), len(self.header) - self.facts)
 
 
 def check_declarations(ranges: list[Range], specials: dict[str, int], spans: dict[str, Span]) -> None:

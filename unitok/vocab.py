@@ -219,9 +219,14 @@ class Vocab:
             sides = span.order.by_level(segment.codes)[1]
         except UserError as error:
             raise UserError(f"{segment.modality} {error}") from None
-        grid = [self.range(name) for name in span.header]
-        if any(side > r.size for side, r in zip(sides, grid, strict=True)):
-            most = " x ".join(str(r.size) for r in grid)
+        header = [self.range(name) for name in span.header]
+        if len(segment.facts) != span.facts:
+            raise UserError(f"{segment.modality}: {len(segment.facts)} facts where its header has {span.facts}")
+        if any(not 0 < fact <= r.size for fact, r in zip(segment.facts, header, strict=False)):
+            most = ", ".join(f"{r.name} from 1 to {r.size}" for r in header[: span.facts])
+            raise UserError(f"{segment.modality}: facts {segment.facts}; its header has {most}")
+        if any(side > r.size for side, r in zip(sides, header[span.facts :], strict=True)):
+            most = " x ".join(str(r.size) for r in header[span.facts :])
             raise UserError(f"{segment.modality} codes of {segment.codes.shape}: the largest grid is {most}")
         codes, levels = span.order.flatten(segment.codes)
         _check_floors(span, codes)
@@ -229,9 +234,9 @@ class Vocab:
         for level, r in enumerate(body if len(body) > 1 else ()):
             chosen = levels == level
             ids[chosen] = r.to_ids(codes[chosen])
-        header = [r.interval(side, side)[0][0] for side, r in zip(sides, grid, strict=True)]
+        values = [r.interval(value, value)[0][0] for value, r in zip((*segment.facts, *sides), header, strict=True)]
         begin, end = ([self.specials[name]] if name else [] for name in (span.begin, span.end))
-        return np.concatenate([np.array(begin + header, np.int64), ids, np.array(end, np.int64)])
+        return np.concatenate([np.array(begin + values, np.int64), ids, np.array(end, np.int64)])
 
     def body_codes(
         self, modality: str, ids: np.ndarray | list[int], sides: tuple[int, ...] = (), whole: bool = True
@@ -299,7 +304,7 @@ class Vocab:
         segments = []
         for p in placed:
             (read,) = self._read(ids, p.start, p.start + p.length)
-            segments.append(Segment(p.modality, read.codes, p.role, p.loss, p.source, tuple(p.size)))
+            segments.append(Segment(p.modality, read.codes, p.role, p.loss, p.source, tuple(p.size), facts=read.facts))
         return Document(tuple(segments))
 
     def _read(self, ids: np.ndarray, start: int, stop: int, role: str = "none") -> Iterator[Segment]:
@@ -332,16 +337,21 @@ class Vocab:
         first = at + 1 + len(span.header)
         if first > stop:
             raise UserError(f"position {at}: a {span.modality} span without its header")
-        sides = tuple(self.range(name).value(id) for name, id in zip(span.header, ids[at + 1 : first], strict=True))
+        facts, sides = self.header_values(span, ids[at + 1 : first])
         most = first + span.order.length(prod(sides)) + 1 if sides else stop
         ends = np.flatnonzero(ids[first : min(most, stop)] == self.specials[span.end or ""])
         if len(ends) == 0:
             raise UserError(f"position {at}: a {span.modality} span that does not end where it must")
         last = first + int(ends[0])
         try:
-            return Segment(span.modality, self.body_codes(span.modality, ids[first:last], sides), role), last + 1
+            return Segment(span.modality, self.body_codes(span.modality, ids[first:last], sides), role, facts=facts), last + 1
         except UserError as error:
             raise UserError(f"position {at}: a {span.modality} span of {error}") from None
+
+    def header_values(self, span: Span, ids: np.ndarray) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the facts and the sides that the tokens of a span's header stand for. Errors: `UserError` for other tokens."""
+        values = tuple(self.range(name).value(int(id)) for name, id in zip(span.header, ids, strict=True))
+        return values[: span.facts], values[span.facts :]
 
     def unconditional(self, span_ids: np.ndarray | tuple[int, ...] = ()) -> np.ndarray:
         """Return the tokens of a span without its condition, bos and the span: for condition dropout and classifier-free guidance."""

@@ -138,4 +138,4 @@ def _encode(bundle: Tokenizers, piece: _Piece) -> tuple[Segment, Loaded]:
         raise UserError(f"{piece.where}: nothing to be encoded ({loaded.rejected.replace('_', ' ')})")
     (codes,) = modality.encode(tokenizer, [loaded])
     original = tuple(int(loaded.facts[side]) for side in ("height", "width") if side in loaded.facts)
-    return Segment(piece.name, codes, piece.role, piece.loss, piece.source, loaded.size, original), loaded
+    return Segment(piece.name, codes, piece.role, piece.loss, piece.source, loaded.size, original, loaded.header), loaded

@@ -64,6 +64,7 @@ class Loaded:
         rejected: name of the filter that leaves it out.
         bytes: number of bytes that were read.
         window: left, top, right and bottom of the part of an image that it shows, as fractions of the image; left > right: mirrored.
+        header: as `Segment.facts`.
     """
 
     content: Any
@@ -74,6 +75,7 @@ class Loaded:
     rejected: str = ""
     bytes: int = 0
     window: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
+    header: tuple[int, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -317,7 +319,12 @@ AnyModality: TypeAlias = Modality[Any, Any, Any]
 
 
 class Stream(Generic[TokenizerT, ContentT]):
-    """Decodes a span while it is generated. This one returns the content once, when the span is complete."""
+    """Decodes a span while it is generated. This one returns the content once, when the span is complete.
+
+    facts: what the span's header says before the sides of a grid.
+    """
+
+    facts: tuple[int, ...] = ()
 
     def __init__(self, modality: Modality[TokenizerT, ContentT, Any], tokenizer: TokenizerT):
         self.modality, self.tokenizer = modality, tokenizer
@@ -330,7 +337,7 @@ class Stream(Generic[TokenizerT, ContentT]):
 
         codes: all complete units (frames, rows) of the span so far, in the shape of `Segment.codes`. done: whether the span is complete.
         """
-        return self.modality.decode(self.tokenizer, Segment(self.modality.kind, codes)) if done else None
+        return self.modality.decode(self.tokenizer, Segment(self.modality.kind, codes, facts=self.facts)) if done else None
 
 
 M = TypeVar("M", bound=type[AnyModality])

@@ -323,7 +323,7 @@ class Session:
 
         size = (count, len(allowed.ids))
         noise = np.random.default_rng((*r.key, len(r.new))).gumbel(size=size) if params.temperature else np.zeros(size)
-        columns = r.state.span.order.period(tuple(r.state.sides)) if r.state.span else 1
+        columns = r.state.span.order.period(r.state.span.sides(r.state.header)) if r.state.span else 1
         first = scores(self.hidden[: len(self.slots), None], 0)
         choices, passes = draw_ahead(predict, first, self._send(noise.astype(np.float32)), columns, self.jacobi_window)
         return [allowed.ids[choices].tolist()], passes

@@ -1,6 +1,6 @@
 """Outputs while they are generated: text as it is written, an image row by row, audio in chunks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from unitok.errors import UserError
 from unitok.generation_config import NOT_IN_STREAMS, GenerationConfig, check_count
 from unitok.grammar import Grammar
 from unitok.modalities import Stream
+from unitok.ranges import Span
 from unitok.sample.engine import Session
 from unitok.sample.outputs import Output
 from unitok.sample.requests import Draft, make_drafts, sampling_of
@@ -82,27 +83,26 @@ class Detokenizer:
             self._open(self.state.span.modality)
             self.body = draft.lead[1 + len(self.state.span.header) :].tolist()
             assert self.stream is not None
-            self.stream.begin(self._codes(self.state.span.modality, tuple(self.state.sides)))
+            self.stream.begin(self._codes(self.state.span, self.state.header))
 
     def _open(self, modality: str) -> None:
         self.span, self.body = self.span + 1, []
         self.stream = self.bundle.modality(modality).stream(self.bundle.require(modality), self.bundle.vocab.span(modality))
 
-    def _codes(self, modality: str, sides: tuple[int, ...]) -> np.ndarray:
+    def _codes(self, span: Span, header: Sequence[int]) -> np.ndarray:
         """Return the codes of the whole rows or frames so far."""
-        return self.bundle.vocab.body_codes(modality, self.body, sides, whole=False)
+        return self.bundle.vocab.body_codes(span.modality, self.body, span.sides(header), whole=False)
 
     def push(self, ids: list[int]) -> Iterator[Chunk]:
         """Take new tokens."""
         grown = False
         for id in ids:
             self.ids.append(id)
-            before, modality, count = self.state.span, self.state.modality, self.state.count
-            sides = tuple(self.state.sides)
+            before, header, count = self.state.span, list(self.state.header), self.state.count
             self.state.advance(id)
             after = self.state.span
             if before is not None and after is not before:
-                yield from self._chunk(modality or "", sides, True)
+                yield from self._chunk(before, header, True)
                 grown = False
             if after is not None and after is not before:
                 self._open(after.modality)
@@ -111,11 +111,14 @@ class Detokenizer:
                 self.body.append(id)
                 grown = True
         if self.state.span is not None and grown:
-            yield from self._chunk(self.state.span.modality, tuple(self.state.sides), False)
+            yield from self._chunk(self.state.span, self.state.header, False)
 
-    def _chunk(self, modality: str, sides: tuple[int, ...], done: bool) -> Iterator[Chunk]:
+    def _chunk(self, span: Span, header: Sequence[int], done: bool) -> Iterator[Chunk]:
         """Yield what the codes so far add to the chunks before, if anything."""
-        codes = self._codes(modality, sides)
-        content = self.stream.push(codes, done) if self.stream is not None and (codes.size or done) else None
+        codes = self._codes(span, header)
+        if self.stream is None or not (codes.size or done):
+            return
+        self.stream.facts = tuple(header[: span.facts])
+        content = self.stream.push(codes, done)
         if content is not None:
-            yield Chunk(self.index, self.span, modality, content, done)
+            yield Chunk(self.index, self.span, span.modality, content, done)

@@ -412,7 +412,8 @@ def _segment(part: Part, media_item: MediaItem) -> Segment:
         raise UserError(media_item.error)
     source = part.path.as_posix() if part.path else ""
     source = f"{source}#{media_item.loaded.view}" if media_item.loaded.view else source
-    return Segment(media_item.name, media_item.codes, part.role, part.loss, source, media_item.loaded.size)
+    loaded = media_item.loaded
+    return Segment(media_item.name, media_item.codes, part.role, part.loss, source, loaded.size, facts=loaded.header)
 
 
 def _filtered(waiting: Waiting) -> str:
