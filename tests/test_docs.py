@@ -26,12 +26,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from clips import clip
 from raw_data import FEATURES, png, tar_of, wav
 
 from unitok.api import Unitok
 from unitok.cli import LIGHTNING_VERBS, VERBS, main
 from unitok.data.shards import TokenDataset
 from unitok.interleaved import raw_document, read_raw_documents
+from unitok.media import write_video
 from unitok.modalities import Modality, modalities
 from unitok.model import Decoder
 from unitok.vocab import Vocab
@@ -406,6 +408,7 @@ BLOCKS: dict[str, list[Callable[[str], None]]] = {
     "docs/conversations.md": [a_conversation, shell, python],
     "docs/grounding.md": [a_document, shell, python, shell, python],
     "docs/serving.md": [installs, installs],
+    "docs/video.md": [shell, python],
     "docs/speech.md": [needs_packages, needs_packages],
     "docs/interchange.md": [imports, shell, export, export],
     "docs/own-files.md": [folders, stamps, shell, mixture, shell, shell, shell, python, shell],
@@ -426,6 +429,9 @@ def names(tmp_path, monkeypatch, scenes_folder, bundle_folder) -> Path:
     for name, inside in (("IMAGES", "images"), ("AUDIO", "audio"), ("corpus.txt", "text.txt"), ("photo.png", "images/000003.png")):  # fmt: skip
         (tmp_path / name).symlink_to(scenes_folder / inside)
     (tmp_path / "BUNDLE").symlink_to(bundle_folder)
+    (tmp_path / "VIDEOS").mkdir()
+    write_video(tmp_path / "VIDEOS" / "bar.mp4", clip(20, 32, 32), 8)
+    (tmp_path / "VIDEOS" / "bar.txt").write_text("a bar moves to the right")
     line = {"id": "a", "content": [{"type": "text", "text": "a large red circle"}]}
     for name in ("prompts.jsonl", "more.jsonl"):
         (tmp_path / name).write_text(json.dumps(line) + "\n")

@@ -49,6 +49,6 @@ def test_the_recipe_of_speech_is_read():
     sources = load_recipe(EXAMPLES / "speech" / "recipe.yaml")
     assert [(source.name, source.order) for source in sources] == [
         ("real", ("both",)),
-        ("spliced", ("both",)),
+        ("spliced", ("text", "audio")),
         ("varied", ("audio", "text")),
     ]

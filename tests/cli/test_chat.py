@@ -61,7 +61,7 @@ def test_another_answer_has_another_seed(talk):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (["/nope"], "/nope: no such command; there is /image, /audio, /modalities"),
+        (["/nope"], "/nope: no such command; there is /image, /audio, /video, /modalities"),
         (["/image nowhere.png"], "nowhere.png: no such file"),
         (["/image"], "/image FILE: name a file"),
         (["/image empty.png"], "empty.png: an empty file"),

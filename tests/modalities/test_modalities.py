@@ -33,7 +33,7 @@ CONTENT = {
 
 
 def test_the_kinds_that_stand_are_found_in_the_order_of_a_vocabulary():
-    assert list(modalities()) == ["text", "image", "audio", "box", "point"]
+    assert list(modalities()) == ["text", "image", "audio", "box", "point", "video"]
     assert {kind: kind_accepting(content) for kind, content in CONTENT.items()} == {kind: kind for kind in CONTENT}
     assert kind_accepting(object()) is None
     with pytest.raises(UserError, match="type 'smell'; choose one of text, image, audio, box, point"):

@@ -152,7 +152,9 @@ WRONG = {
     "a data URL that is not base64": [
         {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,%%"}}]}
     ],
-    "video: no such content": [{"role": "user", "content": [{"type": "video_url", "video_url": {"url": IMAGE}}]}],
+    "no modality 'video' in this vocabulary": [
+        {"role": "user", "content": [{"type": "video_url", "video_url": {"url": IMAGE}}]}
+    ],
     "a part of type image without content": [{"role": "user", "content": [{"type": "image"}]}],
     "the decoder takes": [{"role": "user", "content": "a cat " * 2000}],
 }

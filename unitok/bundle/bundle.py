@@ -45,6 +45,13 @@ FACTS = (
 )  # what bundle.json may say of the parts' training, how it was measured, and what it knows
 
 
+def bind(tokenizers: Mapping[str, TokenizerLike]) -> None:
+    """Give tokenizers that use others of a bundle those others."""
+    for tokenizer in tokenizers.values():
+        if hasattr(tokenizer, "bind"):
+            tokenizer.bind(tokenizers)
+
+
 class Bundle:
     """Vocabulary, tokenizers and decoder. A tokenizer is an attribute by its name: `bundle.image`, None where there is none.
 
@@ -66,6 +73,7 @@ class Bundle:
         self.facts = dict(facts or {})
         self._inference: tuple[Decoder, GenerationDecoder] | None = None
         self._weights = ""  # type of the weights that generate; "": the decoder's
+        bind(self.tokenizers)
         for name, part in self.tokenizers.items():
             if vocab.span(name).fingerprint not in ("", part.fingerprint()):
                 raise UserError(f"the {name} tokenizer is not the one that the vocabulary was made for; build the bundle again")
@@ -303,10 +311,15 @@ class Bundle:
             flag = f"{kind} PATH" if name == kind else f"{kind} {name}=PATH"
             if name == "model":
                 name, flag = "decoder", "decoder PATH"
-            elif kind in modalities() and modality_of(kind).tokenizer_class() is Plain:
+            elif kind in modalities() and issubclass(modality_of(kind).tokenizer_class(), Plain):
                 flag = f"add {kind}"
             raise UserError(f"the bundle has no {name}; add one with `unitok bundle BUNDLE --{flag}`")
         return part
+
+    def may_lack(self, type: str) -> bool:
+        """Return whether files of a type are bad documents, not the end of a run: the bundle lacks a tokenizer that needs no weights."""
+        lacks = type in modalities() and all(span.kind != type for span in self.vocab.spans.values())
+        return lacks and not modality_of(type).inline and issubclass(modality_of(type).tokenizer_class(), Plain)
 
     def modality(self, name: str) -> AnyModality:
         """Return the modality of the tokenizer of that name."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from unitok.bundle.bundle import Bundle
+from unitok.bundle.bundle import Bundle, bind
 from unitok.checkpoints import is_sharded, load_checkpoint, merge_lora, newest_checkpoint, training_facts
 from unitok.errors import UserError
 from unitok.files import Json, check_replaceable, kind_of, read_json, settle
@@ -223,19 +223,21 @@ def _plain(kind: str, settings: str) -> Plain:
     if not isinstance(tokenizer, Plain):
         raise UserError(f"{kind}: its tokenizer has weights; give one, as {kind}=PATH")
     config = dict(tokenizer.config)
+    numbers = [name for name, value in config.items() if isinstance(value, int)]
     for setting in filter(None, settings.split(",")):
         name, _, value = setting.partition("=")
-        if name not in config or not value.isdigit() or int(value) < 2:
-            known = ", ".join(config) or "none"
+        if name not in numbers or not value.isdigit() or int(value) < 2:
+            known = ", ".join(numbers) or "none"
             raise UserError(f"{kind}: {setting!r} is no setting; write NAME=NUMBER, at least 2, with a name of: {known}")
         config[name] = int(value)
-    return Plain(kind, **config)
+    return type(tokenizer)(kind, **config)
 
 
 def _vocab_for(
     tokenizers: Mapping[str, TokenizerLike], kinds: Mapping[str, str], old: Bundle | None, delayed: Sequence[str]
 ) -> tuple[Vocab, list[str]]:
     """The old vocabulary, extended, where none of its tokenizers has changed, else a new one; and the names of the changed ones."""
+    bind(tokenizers)
     spans = old.vocab.spans if old else {}
     for name in delayed:
         if name not in tokenizers:

@@ -177,7 +177,11 @@ def _in_documents(source: Source, kind: str, skipped: Counter[str], file: str = 
         names, in_line = [*named, *(name for name, _, _ in item.members if item.kind == "files")], bool(named)
         named.clear()
         for name in names:
-            if len(name) > LONGEST_NAME or name.startswith("data:") or promised(name).removeprefix("an ") not in ("", kind):
+            if (
+                len(name) > LONGEST_NAME
+                or name.startswith("data:")
+                or promised(name).removeprefix("an ").removeprefix("a ") not in ("", kind)
+            ):
                 continue
             try:
                 path = str(source.files.local(name))
@@ -200,7 +204,7 @@ def _members(source: Source, item: SourceItem, kind: str, usable: dict[str, bool
             usable[item.file] = not compressed
     path = str(source.files.local(item.file))
     for name, start, length in item.members:
-        if promised(name).removeprefix("an ") == kind:
+        if promised(name).removeprefix("an ").removeprefix("a ") == kind:
             if usable[item.file]:
                 yield item.split, MediaFile(path, name, start, length)
             else:
@@ -209,7 +213,7 @@ def _members(source: Source, item: SourceItem, kind: str, usable: dict[str, bool
 
 def _may_be_media(name: str, kind: str) -> bool:
     """Whether a file's suffix is one of a kind, or tells nothing."""
-    promise = promised(name).removeprefix("an ")
+    promise = promised(name).removeprefix("an ").removeprefix("a ")
     return promise == kind or (not promise and os.path.splitext(name)[1].lower().removeprefix(".") not in _OTHERS)
 
 

@@ -20,18 +20,25 @@ from unitok.errors import UserError
 from unitok.media.audio_files import AudioFile, open_audio
 from unitok.media.formats import find_media, promised, sniff, sniff_bytes, unread
 from unitok.media.image_files import open_image, to_rgb, upright
+from unitok.media.video_files import VideoFile, can_write_video, encode_gif, open_video, sample_frames, write_video
 
 __all__ = [
     "AudioFile",
+    "VideoFile",
+    "can_write_video",
+    "encode_gif",
     "find_media",
     "open_audio",
     "open_image",
+    "open_video",
     "promised",
+    "sample_frames",
     "sniff",
     "sniff_bytes",
     "to_rgb",
     "unread",
     "upright",
+    "write_video",
 ]
 
 #: Most samples that are decoded at once: 2 GB.

@@ -99,12 +99,24 @@ _AUDIO = re.compile(
     """
 )
 
+#: First bytes of video formats that FFmpeg reads.
+_VIDEO = re.compile(
+    rb"""(?xs)
+    .{4}(?:ftyp(?!M4A|M4B)|moov|mdat|wide|free)             # MPEG-4, QuickTime
+    | \x1a\x45\xdf\xa3                                      # Matroska, WebM
+    | RIFF.{4}AVI\x20
+    | OggS.{24}\x80theora
+    | FLV\x01
+    | \x00\x00\x01[\xb3\xba]                                # MPEG-1, MPEG-2
+    | \x47.{187}\x47.{187}\x47                              # its transport stream
+    """
+)
+
 #: Formats that cannot be read: first bytes, what the file is, and what to do about it.
 _CONVERT = "convert it, for example with ffmpeg -i {0} {1}"
 _UNREAD = (
     (rb"(?s).{4}ftyp(?:M4A|M4B)", "audio in an MPEG-4 file (M4A)", _CONVERT),
-    (rb"(?s).{4}(?:ftyp|moov|mdat|wide|free)", "an MPEG-4 or QuickTime file (video, or AAC audio)", _CONVERT),
-    (rb"(?s)OggS.{24}\x80theora", "an Ogg video", _CONVERT),
+    (_VIDEO.pattern, "a video", _CONVERT),
     (
         rb"OggS(?s:(?!\0.{21}\x01.(?:\x01vorbis|OpusHead)))",
         "an Ogg file of another kind than Vorbis and Opus (FLAC, Speex)",
@@ -113,11 +125,6 @@ _UNREAD = (
     (rb"\xff[\xf0\xf1\xf8\xf9]|ADIF", "AAC audio", _CONVERT),
     (rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "a Windows Media file (WMA, WMV)", _CONVERT),
     (rb"#!AMR", "AMR audio", _CONVERT),
-    (rb"\x1a\x45\xdf\xa3", "a Matroska or WebM file", _CONVERT),
-    (rb"(?s)RIFF.{4}AVI ", "an AVI video", _CONVERT),
-    (rb"FLV\x01", "a Flash video", _CONVERT),
-    (rb"\x00\x00\x01[\xb3\xba]", "an MPEG video", _CONVERT),
-    (rb"(?s)\x47.{187}\x47.{187}\x47", "an MPEG transport stream", _CONVERT),
     (rb"\x0b\x77", "AC-3 audio", _CONVERT),
     (rb"wvpk", "WavPack audio", _CONVERT),
     (rb"MAC \x96|MAC .\x0f", "Monkey's Audio", _CONVERT),
@@ -137,7 +144,7 @@ _UNREAD = (
 
 
 def sniff(path: Path) -> str | None:
-    """Return `"image"`, `"audio"`, `"text"` or None for a file, by its first bytes and its name. Errors: `OSError`."""
+    """Return `"image"`, `"audio"`, `"video"`, `"text"` or None for a file, by its first bytes and its name. Errors: `OSError`."""
     with open(path, "rb") as file:
         return sniff_bytes(file.read(HEAD), str(path))
 
@@ -151,6 +158,8 @@ def sniff_bytes(head: bytes, name: str = "") -> str | None:
         return "audio" if head.startswith(b"NIST_1A\n") and suffix_of(name) in ("nist", "sph", "wav") else "text"
     if _AUDIO.match(head) or find_mpeg(head) is not None or (suffix_of(name) == "htk" and head[8:12] == b"\0\2\0\0"):
         return "audio"
+    if _VIDEO.match(head):
+        return "video"
     if head and b"\0" not in head and _decodes(head):  # with control characters, such as a terminal's log
         return "text"
     return None
@@ -233,7 +242,7 @@ def unread(head: bytes, name: str = "") -> str:
     base = name.rpartition("/")[2] or "FILE"
     wav = f"{base.rpartition('.')[0] or base}.wav"
     for magic, what, remedy in _UNREAD:
-        if re.match(magic, head):
+        if re.match(magic, head, re.X if magic is _VIDEO.pattern else 0):
             return f"{what}, which is not read; {remedy.format(base, wav)}"
     return ""
 
@@ -272,7 +281,7 @@ def find_media(folder: Path, kind: str) -> tuple[list[Path], list[Path]]:
                 with open(path, "rb", buffering=0) as file:
                     head = file.read(HEAD)
             except OSError:
-                if promised(path).removeprefix("an ") == kind:
+                if promised(path).removeprefix("an ").removeprefix("a ") == kind:
                     matching.append(Path(path))
                 continue
             if not head:

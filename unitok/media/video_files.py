@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
 from fractions import Fraction
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,13 +42,13 @@ class VideoFile(AbstractContextManager):
 
     name: for messages. format: of the file, such as MP4. size: (width, height) of its frames in pixels, as they are seen. rate: frames per
     second on average, 0 if it is not known. seconds: its length as the header says, 0 if that is not known. sample_rate: of its audio, Hz; 0
-    without audio. problem: why it ended early; "" if it did not, or was not read to its end yet.
+    without audio. bytes: of the file. problem: why it ended early; "" if it did not, or was not read to its end yet.
     """
 
     def __init__(self, name: str):
         self.name, self.format, self.size = name, "", (0, 0)
         self.rate = self.seconds = 0.0
-        self.sample_rate, self.problem = 0, ""
+        self.sample_rate, self.bytes, self.problem = 0, 0, ""
 
     def frames(self, start: float = 0.0) -> Iterator[Frame]:
         """Yield the frames, from the one that is seen at `start` seconds on. Errors: `UserError` if there is none."""
@@ -80,12 +81,14 @@ def open_video(path: Path, data: bytes | None = None) -> VideoFile:
     if data is None and not path.is_file():
         raise UserError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
     source: Any = io.BytesIO(data) if data is not None else path
+    video: VideoFile | None = None
     with suppress(Exception):  # whatever Pillow raises: then PyAV says what is wrong
-        image = Image.open(source, formats=ANIMATIONS)
-        return _Animation(str(path), image)
+        video = _Animation(str(path), Image.open(source, formats=ANIMATIONS))
     if data is not None:
         source.seek(0)
-    return _Stream(str(path), source if data is not None else str(path))
+    video = video or _Stream(str(path), source if data is not None else str(path))
+    video.bytes = path.stat().st_size if data is None else len(data)
+    return video
 
 
 class _Animation(VideoFile):
@@ -299,6 +302,18 @@ def write_video(
             file.mux(sound.encode(None))
 
 
+def encode_gif(frames: Iterable[np.ndarray], rate: float) -> bytes:
+    """Return the bytes of the GIF that `write_video` writes."""
+    buffer = io.BytesIO()
+    _write_gif(buffer, frames, rate)
+    return buffer.getvalue()
+
+
+def can_write_video() -> bool:
+    """Return whether PyAV is there, without which only GIFs are written."""
+    return find_spec("av") is not None
+
+
 def _chain(first: np.ndarray, rest: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
     yield first
     yield from rest
@@ -310,9 +325,9 @@ def _aac_rate(rate: int) -> int:
     return next((known for known in rates if known >= rate), rates[-1])
 
 
-def _write_gif(path: Path, frames: Iterable[np.ndarray], rate: float) -> None:
+def _write_gif(file: Path | io.BytesIO, frames: Iterable[np.ndarray], rate: float) -> None:
     """Write a GIF, whose times are in hundredths of a second: the durations of its frames differ so that their sum does not drift."""
     images = [Image.fromarray(frame) for frame in frames]
     ends = [round(100 * (i + 1) / rate) for i in range(len(images))]
     durations = [10 * (b - a) for a, b in zip([0, *ends], ends, strict=False)]
-    images[0].save(path, save_all=True, append_images=images[1:], duration=durations, loop=0, optimize=False)
+    images[0].save(file, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0, optimize=False)

@@ -342,7 +342,7 @@ class Stream(Generic[TokenizerT, ContentT]):
 
 M = TypeVar("M", bound=type[AnyModality])
 _REGISTRY: dict[str, AnyModality] = {}
-_ORDER = ("text", "image", "audio", "box", "point")  # in a vocabulary
+_ORDER = ("text", "image", "audio", "box", "point", "video")  # in a vocabulary
 
 
 def register(modality: M) -> M:

@@ -91,18 +91,7 @@ class Audio(Modality["AudioTokenizer", "Tensor", AudioOptions]):
         return isinstance(content, tuple) and len(content) == 2  # the tokenizer checks the two
 
     def view(self, given: Mapping[str, object], where: str) -> str:
-        if not given:
-            return ""
-        start, end = given.get("start", 0.0), given.get("end")
-        try:
-            first, last = float(start), math.inf if end is None else float(end)  # type: ignore[arg-type]
-        except (TypeError, ValueError):
-            raise UserError(f"{where}: start {start!r}, end {end!r}: they are seconds") from None
-        if not 0 <= first < last:
-            raise UserError(
-                f"{where}: start {first:g}, end {last:g}: no stretch of audio; both are seconds, and start is the smaller"
-            )
-        return f"t={first:.10g}," + ("" if end is None else f"{last:.10g}")
+        return stretch_view(given, where)
 
     def keys_of(self, view: str) -> dict[str, object]:
         stretch = _stretch(view)
@@ -254,6 +243,22 @@ def _encode_long(tokenizer: "AudioTokenizer", loaded: Loaded) -> np.ndarray:
         except UserError as error:
             raise UserError(str(error).replace(str(path), blob.name) if path else str(error)) from None
     return codes.cpu().numpy()
+
+
+def stretch_view(given: Mapping[str, object], where: str) -> str:
+    """Return the keys `start` and `end`, in seconds, as a media fragment. Errors: `UserError` that begins with `where`."""
+    if not given:
+        return ""
+    start, end = given.get("start", 0.0), given.get("end")
+    try:
+        first, last = float(start), math.inf if end is None else float(end)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise UserError(f"{where}: start {start!r}, end {end!r}: they are seconds") from None
+    if not 0 <= first < last:
+        raise UserError(
+            f"{where}: start {first:g}, end {last:g}: no stretch of a recording; both are seconds, and start is the smaller"
+        )
+    return f"t={first:.10g}," + ("" if end is None else f"{last:.10g}")
 
 
 def _stretch(view: str) -> tuple[float, float | None] | None:

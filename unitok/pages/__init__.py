@@ -85,6 +85,11 @@ def audio(source: bytes | Path) -> Markup:
     return _element("audio", _url(source, "audio/wav"))
 
 
+def video(source: Path) -> Markup:
+    """A player for a video file in the folder of the page."""
+    return _element("video", _url(source, "video/mp4"))
+
+
 def boxes(rows: Sequence[Sequence[float]]) -> Markup:
     """A layer that draws boxes (x0, y0, x1, y1) or points (x, y), in fractions of the image that it is shown on."""
     return _element("boxes", [[v * 100 for v in row] for row in rows])

@@ -22,6 +22,8 @@ from unitok.modalities.box import in_pixels
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from unitok.modalities.video import Video
+
 
 @dataclass(repr=False, eq=False)
 class Output:
@@ -69,6 +71,11 @@ class Output:
     def audios(self) -> "list[Tensor]":
         """Generated audio, float [C, T] in [-1, 1] at the audio tokenizer's rate."""
         return self.of_kind("audio")
+
+    @property
+    def videos(self) -> "list[Video]":
+        """Generated videos."""
+        return self.of_kind("video")
 
     @property
     def boxes(self) -> list[np.ndarray]:

@@ -271,7 +271,7 @@ BAD = {
     "objects: fewer than there are <bbox>": turns("<bbox>", "a", objects={"ref": ["a"], "bbox": []}),
     "objects: 1 bbox more": turns("a", "b", objects={"bbox": [[1, 2, 3, 4]]}),
     "history: it must be a list of pairs": {"instruction": "a", "output": "b", "history": ["a"]},
-    "video: no such content": turns("<video>What?", "a", videos=["a.mp4"]),
+    "the bundle has no video": turns("<video>What?", "a", videos=["a.mp4"]),
     "is a URL, which is not followed": turns("<image>What?", "a", images=["https://example.org/a.png"]),
     "a conversation without messages": {"messages": []},
 }

@@ -196,6 +196,12 @@ class _Work:
 
     def _prepare(self, spec: SourceSpec, raw: RawDocument, used: list[MediaItem]) -> Iterator[Waiting]:
         """The versions of a document. Content that stands in it is read first; its files only where that passes the filters."""
+        for part in raw.content:
+            if part.file is not None and self.bundle.may_lack(part.type):  # such as videos between images
+                try:
+                    self.bundle.require(part.type)
+                except UserError as error:
+                    raise UserError(f"{raw.where}: {error}") from None
         try:
             named = tuple(replace(p, type=self.bundle.instance(spec.instances.get(p.type, p.type))) for p in raw.content)
             for name in {part.type for part in named}:

@@ -32,7 +32,7 @@ from unitok.storage import MAX_TEXT, Blob
 CAPTIONS = ["txt", "text", "texts", "caption", "captions", "sentence", "transcription", "transcript", "prompt", "description"]
 
 #: Names of fields that hold media (content, names of files, or data URLs), and of those that name their files.
-_MEDIA = re.compile(r"(image|img|picture|photo|audio|sound|wav)s?")
+_MEDIA = re.compile(r"(image|img|picture|photo|audio|sound|wav|video|clip)s?")
 _FILES = re.compile(rf"({_MEDIA.pattern}_?)?(file_?names?|file_?paths?|paths?|files?)|(\w+_)?file_names?|{_MEDIA.pattern}")
 
 #: Names of fields that hold a conversation, in other formats than those of `unitok.conversations`.
@@ -42,7 +42,7 @@ _CONVERSATIONS = ("conversations", "conversation", "messages", "dialogue", "dial
 MAX_NAME = 4096
 
 #: What `promised` returns for the suffixes of media.
-MEDIA_SUFFIXES = ("an image", "audio")
+MEDIA_SUFFIXES = ("an image", "audio", "a video")
 
 #: The kind of captions, and the key of their parts.
 TEXT = "text"

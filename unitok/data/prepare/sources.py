@@ -308,7 +308,7 @@ class Source:
 
     def _make_of_transcript(self, item: SourceItem, read: Callable[[], dict[str, str]]) -> list[RawDocument]:
         recording = item.members[0][0]
-        kind = promised(recording).removeprefix("an ")
+        kind = promised(recording).removeprefix("an ").removeprefix("a ")
         return self.from_fields(replace(item, file=""), {kind: Blob.of(self.files, recording), **read()})
 
     def _make_of_coco(self, item: SourceItem, read: Callable[[], list[bytes]]) -> list[RawDocument]:

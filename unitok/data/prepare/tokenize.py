@@ -153,7 +153,7 @@ def _check_types(sources: list[Source], bundle: Bundle) -> None:
                 types = sorted({part.type for raw in make() for part in raw.content})
             except Exception:  # reported when the run reads it
                 continue
-            for name in types:
+            for name in (name for name in types if not bundle.may_lack(name)):
                 bundle.require(bundle.instance(spec.instances.get(name, name)))
 
 

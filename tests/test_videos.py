@@ -1,0 +1,139 @@
+"""Promises of videos: frames are the bundle's images, long ones become documents in order, plans and streams know frames."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from clips import clip, noise
+
+from unitok.api import Unitok
+from unitok.bundle import Bundle, make_bundle
+from unitok.data.prepare.plan import Plan
+from unitok.data.prepare.tokenize import detokenize, tokenize
+from unitok.document import Segment
+from unitok.errors import UserError
+from unitok.grammar import Grammar
+from unitok.media import open_video, write_video
+from unitok.modalities.video import Video, VideoOptions
+from unitok.sample.stream import Chunk
+
+
+@pytest.fixture(scope="module")
+def u(bundle_folder, tmp_path_factory) -> Unitok:
+    """The tiny bundle, with videos of its image codes."""
+    out = tmp_path_factory.mktemp("video") / "bundle"
+    make_bundle(out, {"model": bundle_folder}, add=["video"])
+    return Unitok.from_pretrained(out)
+
+
+def moving(count: int, side: int = 32) -> Video:
+    frames = torch.from_numpy(np.stack(clip(count, side, side))).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return Video(frames, 8)
+
+
+def test_frames_are_images_and_come_back_with_their_rate(u):
+    (segment,) = u.read(moving(5))
+    assert (segment.modality, segment.codes.shape[0], segment.facts, segment.size) == ("video", 5, (8,), (32, 32))
+    for codes, frame in zip(segment.codes, moving(5).frames, strict=True):
+        assert np.array_equal(codes, u.image.encode(frame[None])[0].numpy())
+    ids = u.vocab.encode(u.read_prompt(moving(5)))
+    names = [u.vocab.name_of(int(id)) for id in ids[1:6]]
+    rows, columns = segment.codes.shape[1:]
+    assert names == ["<video>", "fps:8", "frames:5", f"grid:{rows}", f"grid:{columns}"]
+    Grammar(u.vocab).check(ids)
+    assert u.vocab.decode(ids).segments[0].facts == (8,)
+    video = u.decode(segment)
+    assert video.frames.shape == (5, 3, 32, 32)
+    assert video.rate == 8
+    with pytest.raises(UserError, match="0 facts where its header has 1"):
+        u.vocab.encode(type(u.read_prompt("a"))((Segment("video", segment.codes),)))
+
+
+def test_plans_streams_and_continued_videos(u):
+    (output,) = u.generate(["a"], "video:8x4x2x3", seed=0)
+    (video,) = output.of_kind("video")
+    stride = u.image.stride
+    assert video.frames.shape == (4, 3, 2 * stride, 3 * stride)
+    assert video.rate == 8
+    chunks = list(u.stream(["a"], "video:8x4x2x3", seed=0))
+    shown = [chunk.content.frames for chunk in chunks if isinstance(chunk, Chunk)]
+    counts = [len(frames) for frames in shown]
+    assert len(counts) > 1
+    assert counts == sorted(set(counts))
+    assert counts[-1] == 4
+    torch.testing.assert_close(shown[-1], video.frames)
+    (longer,) = u.generate([moving(4)], "video", prefix_fraction=0.5, seed=0)
+    given, made = moving(4), longer.of_kind("video")[0]
+    assert len(made.frames) == 4
+    assert np.array_equal(longer.document.segments[-1].codes[:2], u.read(given)[0].codes[:2])
+    with pytest.raises(UserError, match="too small"):
+        u.generate(["a"], "video:8x4x2x3", max_new_tokens=20)
+    (short,) = u.generate(["a"], "video", seed=1, max_new_tokens=40)
+    assert short.of_kind("video")[0].frames.shape[0] >= 1
+
+
+def test_a_long_file_becomes_documents_of_its_stretches(u, tmp_path):
+    write_video(tmp_path / "a.mp4", clip(29, 32, 32), 8, noise(29 / 8, 8000), 8000)
+    from unitok.modalities import modality_of
+    from unitok.storage import Blob, Files
+
+    modality, blob = modality_of("video"), Blob.of(Files("/"), str(tmp_path / "a.mp4"))
+    views, left_out = modality.pieces(u.video, blob, VideoOptions(fps=8, frames=8))
+    assert (len(views), left_out) == (4, "")
+    frames = [modality.load(u.video, blob, VideoOptions(fps=8, frames=8), "a", view).content for view in views]
+    assert [len(some) for some in frames] == [8, 8, 8, 5]
+    with open_video(tmp_path / "a.mp4") as video:
+        whole = np.stack([np.asarray(frame.image) for frame in video.frames()])
+    assert np.array_equal(np.concatenate(frames), whole)
+
+
+def test_a_bundle_without_images_has_no_videos(bundle_folder, tmp_path):
+    with pytest.raises(UserError, match="its frames are encoded by 'image', which is not there"):
+        make_bundle(tmp_path / "b", {"text": bundle_folder / "tokenizers" / "text"}, add=["video"])
+    alone = Bundle.from_pretrained(bundle_folder, parts=["text"])
+    assert alone.video is None
+
+
+def test_bad_videos_are_one_line(u, tmp_path):
+    for content, problem in (
+        (Video(torch.zeros(3, 32, 32), 8), "give 1 to 256 frames"),
+        (Video(torch.zeros(2, 3, 32, 32), 7.5), "7.5 frames per second; give a whole number"),
+        (Video(torch.zeros(0, 3, 32, 32), 8), "give 1 to 256 frames"),
+    ):
+        with pytest.raises(UserError, match=problem):
+            u.read(content)
+    for options, problem in (({"fps": 0}, "fps is 0"), ({"frames": 300}, "frames is 300"), ({"fit": "x"}, "fit 'x'")):
+        with pytest.raises(UserError, match=problem):
+            VideoOptions(**options)
+    (tmp_path / "bad.mp4").write_bytes(b"\0\0\0\x18ftypisom" + b"\0" * 50)
+    with pytest.raises(UserError, match="not a readable video"):
+        u.read(Path(tmp_path / "bad.mp4"))
+
+
+def test_videos_between_images_are_listed_where_the_bundle_has_none(bundle_folder, tmp_path):
+    (tmp_path / "in").mkdir()
+    write_video(tmp_path / "in" / "a.gif", clip(3), 8)
+    write_video(tmp_path / "in" / "b.mp4", clip(3), 8)
+    tokenize(Plan(str(tmp_path / "in"), str(tmp_path / "tokens"), str(bundle_folder)))
+    errors = [json.loads(line) for line in (tmp_path / "tokens" / "errors.jsonl").open()]
+    assert len(errors) == 1
+    assert "the bundle has no video; add one with `unitok bundle BUNDLE --add video`" in errors[0]["error"]
+
+
+def test_folders_of_videos_are_tokenized_and_come_back(u, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("a", "b"):
+        write_video(tmp_path / "in" / f"{name}.mp4", clip(20, 32, 32), 8, noise(2.5, 8000), 8000)
+        (tmp_path / "in" / f"{name}.txt").write_text(f"a bar, {name}")
+    u.save_pretrained(tmp_path / "bundle")
+    plan = Plan(str(tmp_path / "in"), str(tmp_path / "tokens"), str(tmp_path / "bundle"), options={"video": {"frames": 12}})
+    tokenize(plan)
+    detokenize(tmp_path / "tokens", tmp_path / "out", tmp_path / "bundle")
+    lengths = []
+    for file in sorted((tmp_path / "out").glob("*.mp4")):
+        with open_video(file) as video:
+            lengths.append(len(list(video.frames())))
+            assert (video.size, video.rate) == ((32, 32), 8.0)
+    assert sorted(lengths) == [8, 8, 12, 12]

@@ -1,0 +1,291 @@
+"""Videos: frames of image codes, after the numbers of frames per second, frames, rows and columns.
+
+A video is encoded frame by frame with the codes of the bundle's image tokenizer. So there is nothing to train, and what a decoder learns about
+images it knows about frames. Its tokenizer has no weights: it names the image tokenizer and is given it by the bundle.
+
+PyTorch is imported in functions, so that the command line knows the options without it.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from markupsafe import Markup
+
+from unitok import pages
+from unitok.document import Segment
+from unitok.errors import UserError
+from unitok.modalities import Loaded, Modality, Plain, Stream, TokenizerLike, register
+from unitok.ranges import Span
+from unitok.storage import Blob
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.utils.tensorboard import SummaryWriter
+
+    from unitok.media import VideoFile
+    from unitok.tokenizers import ImageTokenizer
+
+FASTEST = 60  # frames per second
+LONGEST = 256  # frames of a video
+TOGETHER = 32  # frames that go through the networks together
+SHEET = 8  # frames in a row of a contact sheet
+
+
+@dataclass
+class Video:
+    """Frames, float [F, 3, H, W] in [-1, 1], and how many of them are seen per second."""
+
+    frames: "Tensor"
+    rate: float
+
+
+class FrameTokenizer(Plain):
+    """Encodes videos frame by frame. image: name of the image tokenizer of its bundle."""
+
+    def __init__(self, kind: str = "video", image: str = "image"):
+        super().__init__(kind, image=image)
+        self.image = image
+        self._frames: ImageTokenizer | None = None
+
+    def bind(self, tokenizers: Mapping[str, TokenizerLike]) -> None:
+        """Take the image tokenizer from those of a bundle, if it is there."""
+        self._frames = tokenizers.get(self.image)  # type: ignore[assignment]
+
+    @property
+    def frames(self) -> "ImageTokenizer":
+        """The image tokenizer. Errors: `UserError` where the bundle has none."""
+        if self._frames is None:
+            raise UserError(
+                f"{self.kind}: its frames are encoded by {self.image!r}, which is not there; add that image tokenizer"
+            )
+        return self._frames
+
+
+@dataclass(frozen=True)
+class VideoOptions:
+    """How videos are read.
+
+    Args:
+        fps: frames per second that are taken, 1 to 60; a slower video repeats frames.
+        frames: most frames of a document, at most 256; longer videos become several documents.
+        area: largest number of pixels of a frame; larger ones are shrunk. 0: the image tokenizer's resolution squared.
+        fit: `keep` all of each frame in its aspect, `crop` its center square, or `resize` it to a distorted square.
+    """
+
+    fps: int = 8
+    frames: int = 16
+    area: int = 0
+    fit: Literal["keep", "crop", "resize"] = "keep"
+
+    def __post_init__(self) -> None:
+        for name, value, most in (("fps", self.fps, FASTEST), ("frames", self.frames, LONGEST)):
+            if not 1 <= value <= most:
+                raise UserError(f"video: {name} is {value}; it must be 1 to {most}")
+        if self.area < 0:
+            raise UserError(f"video: area is {self.area}; it must be at least 0")
+        if self.fit not in ("keep", "crop", "resize"):
+            raise UserError(f"video: fit {self.fit!r}; choose keep, crop or resize")
+
+
+@register
+class VideoModality(Modality[FrameTokenizer, Video, VideoOptions]):
+    """Content: `Video`. It is read from what FFmpeg reads, and from GIF, WebP and APNG."""
+
+    kind = "video"
+    keys = ("start", "end")
+    Options = VideoOptions
+
+    def tokenizer_class(self) -> type[FrameTokenizer]:
+        return FrameTokenizer
+
+    def untrained(self) -> FrameTokenizer:
+        return FrameTokenizer()
+
+    def declare(self, name: str, tokenizer: FrameTokenizer) -> tuple[Span, dict[str, int], tuple[int, ...]]:
+        """<video> fps frames rows columns codes … </video>: the codes of its image tokenizer."""
+        assert tokenizer.frames  # or an error that says what is missing
+        header = ("fps", "frames", "grid", "grid")
+        span = Span(name, (tokenizer.image,), f"<{name}>", f"</{name}>", header, tokenizer.fingerprint(), self.kind, facts=1)
+        return span, {"fps": FASTEST, "frames": LONGEST}, ()
+
+    def describe(self, tokenizer: FrameTokenizer) -> Mapping[str, object]:
+        return {"frames": f"by the tokenizer {tokenizer.image}"}
+
+    def usage(self, name: str, tokenizer: FrameTokenizer) -> dict[str, str]:
+        frames, side = tokenizer.frames, tokenizer.frames.config.resolution
+        codes = (side // frames.stride) ** 2
+        return {f"a frame of a {name}": f"{codes:,} tokens ({side} x {side} pixels), and 6 for each {name}"}
+
+    def accepts(self, content: object) -> bool:
+        return isinstance(content, Video)
+
+    def recognizes(self, head: bytes, name: str) -> bool:
+        from unitok.media.formats import image_format, sniff_bytes
+
+        return sniff_bytes(head, name) == self.kind or image_format(head, name) in ("GIF", "WEBP", "PNG")
+
+    def view(self, given: Mapping[str, object], where: str) -> str:
+        from unitok.modalities.audio import stretch_view
+
+        return stretch_view(given, where)
+
+    def keys_of(self, view: str) -> dict[str, object]:
+        stretch = _stretch(view)
+        return {key: t for key, t in zip(self.keys, stretch, strict=True) if math.isfinite(t)} if view else {}
+
+    def pieces(self, tokenizer: FrameTokenizer, content: Blob, options: VideoOptions, view: str = "") -> tuple[list[str], str]:
+        start, stop = _stretch(view)
+        with _opened(content) as video:
+            end = min(stop, video.seconds or max((f.time + f.duration for f in video.frames()), default=0.0))
+        longest = options.frames / options.fps
+        count = math.ceil((end - start - 0.5 / options.fps) / longest)
+        if count <= 1:
+            return [], ""
+        edges = [start + number * longest for number in range(count)] + [end]
+        return [f"t={a:.10g},{b:.10g}" for a, b in zip(edges, edges[1:], strict=False)], ""
+
+    def load(
+        self,
+        tokenizer: FrameTokenizer,
+        content: object,
+        options: VideoOptions,
+        name: str,
+        view: str = "",
+        chance: float = 0.0,
+    ) -> Loaded:
+        if isinstance(content, Video):
+            frames, rate = _checked(content, name)
+            return Loaded(frames, frames.shape[1:3], header=(rate,), facts={"seconds": len(frames) / rate})
+        assert isinstance(content, Blob)
+        from unitok.media import sample_frames
+
+        start, stop = _stretch(view)
+        stop = min(stop, start + options.frames / options.fps)
+        with _opened(content, name) as video:
+            width, height = video.size
+            images = sample_frames(video.frames(start), options.fps, start, stop)
+            fitted = [np.asarray(tokenizer.frames.fit(image, options.area or None, options.fit)) for image in images]
+            if not fitted:
+                raise UserError(f"{name}: {video.problem or f'it ends before {start:g} s'}")
+            frames = np.stack(fitted[: options.frames])
+            facts = {"width": float(width), "height": float(height), "seconds": len(frames) / options.fps}
+            return Loaded(frames, frames.shape[1:3], view, video.format, facts, bytes=video.bytes, header=(options.fps,))
+
+    def batch_key(self, tokenizer: FrameTokenizer, loaded: Loaded) -> tuple[int, ...]:
+        return tuple(-(-side // tokenizer.frames.stride) for side in loaded.size)
+
+    def cost(self, tokenizer: FrameTokenizer, loaded: Loaded) -> float:
+        return len(loaded.content)
+
+    def encode(self, tokenizer: FrameTokenizer, batch: list[Loaded]) -> list[np.ndarray]:
+        import torch
+
+        network = tokenizer.frames
+        height, width = (side * network.stride for side in self.batch_key(tokenizer, batch[0]))
+        codes = []
+        whole = np.concatenate([one.content for one in batch])
+        padding = ((0, 0), (0, height - whole.shape[1]), (0, width - whole.shape[2]), (0, 0))
+        for first in range(0, len(whole), TOGETHER):
+            pixels = torch.from_numpy(np.pad(whole[first : first + TOGETHER], padding, mode="edge")).permute(0, 3, 1, 2)
+            codes.append(network.encode(pixels.contiguous().float().div_(127.5).sub_(1)).cpu().numpy())
+        return np.split(np.concatenate(codes), np.cumsum([len(one.content) for one in batch])[:-1])
+
+    def decode(self, tokenizer: FrameTokenizer, segment: Segment) -> Video:
+        import torch
+
+        codes = torch.from_numpy(segment.codes)
+        frames = torch.cat([tokenizer.frames.decode(some).cpu() for some in torch.split(codes, TOGETHER)])
+        height, width = segment.size or frames.shape[-2:]
+        return Video(frames[..., :height, :width], segment.facts[0])
+
+    def save(self, tokenizer: FrameTokenizer, content: Video, path: Path) -> Path:
+        from unitok.media import can_write_video, write_video
+
+        path = path.with_name(f"{path.name}{'.mp4' if can_write_video() else '.gif'}")
+        write_video(path, _bytes(content), content.rate)
+        return path
+
+    def stream(self, tokenizer: FrameTokenizer, span: Span) -> "Stream[FrameTokenizer, Video]":
+        return _VideoStream(self, tokenizer)
+
+    def html(self, tokenizer: FrameTokenizer, content: Video) -> Markup:
+        from unitok.media import encode_gif
+
+        return pages.image(encode_gif(_bytes(content), content.rate))
+
+    def html_of_file(self, file: Path) -> Markup:
+        return pages.image(file) if file.suffix == ".gif" else pages.video(file)
+
+    def line(self, tokenizer: FrameTokenizer, segment: Segment) -> str:
+        frames, (rate,) = len(segment.codes), segment.facts
+        return f"{segment.modality} {segment.size[1]} x {segment.size[0]}, {frames} frames, {frames / rate:.2f} s"
+
+    def terminal(self, tokenizer: FrameTokenizer, content: Video, done: bool, colors: bool) -> tuple[str, bool]:
+        from unitok.modalities.image import half_blocks
+
+        if colors:
+            return "".join(f"{line}\n" for line in half_blocks(content.frames[-1])), True
+        frames, _, height, width = content.frames.shape
+        return (f"[{self.kind}, {frames} frames of {height} x {width} pixels]\n" if done else ""), False
+
+    def log(self, board: "SummaryWriter", tag: str, tokenizer: FrameTokenizer, content: Video, step: int) -> None:
+        board.add_image(tag, (contact_sheet(content.frames) + 1) / 2, step)
+
+
+class _VideoStream(Stream[FrameTokenizer, Video]):
+    """Returns all complete frames so far, whenever there are new ones."""
+
+    complete = 0
+
+    def begin(self, codes: np.ndarray) -> None:
+        self.complete = len(codes)
+
+    def push(self, codes: np.ndarray, done: bool) -> Video | None:
+        if not done and len(codes) <= self.complete:
+            return None
+        self.complete = len(codes)
+        return self.modality.decode(self.tokenizer, Segment(self.modality.kind, codes, facts=self.facts))
+
+
+def contact_sheet(frames: "Tensor") -> "Tensor":
+    """Lay out frames [F, 3, H, W] in rows of `SHEET`: [3, h, w]; what remains of the last row is black."""
+    import torch
+    from einops import rearrange
+
+    rows = -(-len(frames) // SHEET)
+    blank = frames.new_full((rows * min(SHEET, len(frames)) - len(frames), *frames.shape[1:]), -1.0)
+    return rearrange(torch.cat([frames, blank]), "(r n) c h w -> c (r h) (n w)", r=rows)
+
+
+def _opened(content: Blob, name: str = "") -> "VideoFile":
+    from unitok.media import open_video
+
+    with content.local() as path:
+        return open_video(path or Path(name or content.name), None if path else content.read())
+
+
+def _stretch(view: str) -> tuple[float, float]:
+    """Where a view begins and stops, in seconds."""
+    first, _, last = view.removeprefix("t=").partition(",")
+    return float(first or 0), float(last or math.inf)
+
+
+def _checked(video: Video, name: str) -> tuple[np.ndarray, int]:
+    """Frames uint8 [F, H, W, 3] and their whole number per second. Errors: `UserError`."""
+    frames = np.asarray(video.frames)
+    if frames.ndim != 4 or frames.shape[1] != 3 or not 1 <= len(frames) <= LONGEST:
+        raise UserError(f"{name}: frames {list(frames.shape)}; give 1 to {LONGEST} frames [F, 3, H, W], float in [-1, 1]")
+    if video.rate != round(video.rate) or not 1 <= video.rate <= FASTEST:
+        raise UserError(f"{name}: {video.rate:g} frames per second; give a whole number, 1 to {FASTEST}")
+    pixels = np.round((frames.clip(-1, 1) + 1) * 127.5).astype(np.uint8)
+    return pixels.transpose(0, 2, 3, 1), int(video.rate)
+
+
+def _bytes(video: Video) -> Iterator[np.ndarray]:
+    """The frames, uint8 [H, W, 3] each."""
+    for frame in video.frames:
+        yield ((frame.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).contiguous().cpu().numpy()
