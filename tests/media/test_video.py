@@ -35,7 +35,7 @@ def test_what_is_written_comes_back_frame_by_frame_with_its_sound(tmp_path, name
     frames, sound = clip(16, *size), noise(16 / rate, 16_000)
     write_video(tmp_path / name, frames, rate, sound, 16_000)
     with open_video(tmp_path / name) as video:
-        assert (video.size, video.problem) == (size[::-1], "")
+        assert (video.size, video.problem, video.format.lower()) == (size[::-1], "", name.rpartition(".")[2])
         read = list(video.frames())
         images = list(sample_frames(read, rate))
         assert len(read) == len(images) == 16

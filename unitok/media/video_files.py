@@ -141,7 +141,9 @@ class _Stream(VideoFile):
             raise UserError(f"{name}: no video in it, {kind}; {REMEDY}")
         self._video = covers[0]
         self._audio = next((s for s in streams.audio if s.codec_context is not None), None)
-        self.format = self._file.format.name.split(",")[-1] if "mp4" not in self._file.format.name else "mp4"
+        names = self._file.format.name.split(",")  # of one demuxer, such as matroska,webm
+        suffix = Path(name).suffix.lower().removeprefix(".")
+        self.format = suffix if suffix in names else names[0]
         self.rate = float(self._video.average_rate or 0)
         self.sample_rate = self._audio.codec_context.sample_rate if self._audio else 0
         self.seconds = float((self._video.duration or 0) * (self._video.time_base or 0)) or (self._file.duration or 0) / 1e6
