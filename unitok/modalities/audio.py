@@ -94,7 +94,7 @@ class Audio(Modality["AudioTokenizer", "Tensor", AudioOptions]):
         return stretch_view(given, where)
 
     def keys_of(self, view: str) -> dict[str, object]:
-        stretch = _stretch(view)
+        stretch = stretch_of(view)
         return {} if stretch is None else {key: t for key, t in zip(self.keys, stretch, strict=True) if t is not None}
 
     def pieces(
@@ -106,7 +106,7 @@ class Audio(Modality["AudioTokenizer", "Tensor", AudioOptions]):
 
         with content.local() as path:
             whole = audio_seconds(path or Path(content.name), None if path else content.read())
-        first, seconds = _within(_stretch(view), whole, content.name) or (0.0, whole)
+        first, seconds = _within(stretch_of(view), whole, content.name) or (0.0, whole)
         if seconds - first <= options.segment:
             return [], ""
         starts = [first + number * options.segment for number in range(-int(-(seconds - first) // options.segment))]
@@ -132,7 +132,7 @@ class Audio(Modality["AudioTokenizer", "Tensor", AudioOptions]):
             samples = tokenizer.prepare(waveform, sample_rate, name)
             return Loaded(samples, tokenizer.size(samples), facts={"seconds": samples.shape[-1] / tokenizer.sample_rate})
         assert isinstance(content, Blob)
-        stretch = _stretch(view)
+        stretch = stretch_of(view)
         with content.local() as path:  # without a path, the bytes are in memory
             data = None if path else content.read()
             size = (path.stat().st_size if path else len(data or b"")) if stretch is None else 0
@@ -261,7 +261,7 @@ def stretch_view(given: Mapping[str, object], where: str) -> str:
     return f"t={first:.10g}," + ("" if end is None else f"{last:.10g}")
 
 
-def _stretch(view: str) -> tuple[float, float | None] | None:
+def stretch_of(view: str) -> tuple[float, float | None] | None:
     """The start and the end in seconds that a view names (None: the audio's own end); None for all of it."""
     start, _, stop = view.removeprefix("t=").partition(",")
     return (float(start), float(stop) if stop else None) if view else None

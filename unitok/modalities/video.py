@@ -19,6 +19,7 @@ from unitok import pages
 from unitok.document import Segment
 from unitok.errors import UserError
 from unitok.modalities import Loaded, Modality, Plain, Stream, TokenizerLike, register
+from unitok.modalities.audio import stretch_of, stretch_view
 from unitok.ranges import Span
 from unitok.storage import Blob
 
@@ -125,20 +126,19 @@ class VideoModality(Modality[FrameTokenizer, Video, VideoOptions]):
 
     def recognizes(self, head: bytes, name: str) -> bool:
         from unitok.media.formats import image_format, sniff_bytes
+        from unitok.media.video_files import ANIMATIONS
 
-        return sniff_bytes(head, name) == self.kind or image_format(head, name) in ("GIF", "WEBP", "PNG")
+        return sniff_bytes(head, name) == self.kind or image_format(head, name) in ANIMATIONS
 
     def view(self, given: Mapping[str, object], where: str) -> str:
-        from unitok.modalities.audio import stretch_view
-
         return stretch_view(given, where)
 
     def keys_of(self, view: str) -> dict[str, object]:
-        stretch = _stretch(view)
+        stretch = _within(view)
         return {key: t for key, t in zip(self.keys, stretch, strict=True) if math.isfinite(t)} if view else {}
 
     def pieces(self, tokenizer: FrameTokenizer, content: Blob, options: VideoOptions, view: str = "") -> tuple[list[str], str]:
-        start, stop = _stretch(view)
+        start, stop = _within(view)
         with _opened(content) as video:
             end = min(stop, video.seconds or max((f.time + f.duration for f in video.frames()), default=0.0))
         longest = options.frames / options.fps
@@ -163,7 +163,7 @@ class VideoModality(Modality[FrameTokenizer, Video, VideoOptions]):
         assert isinstance(content, Blob)
         from unitok.media import sample_frames
 
-        start, stop = _stretch(view)
+        start, stop = _within(view)
         stop = min(stop, start + options.frames / options.fps)
         with _opened(content, name) as video:
             width, height = video.size
@@ -268,10 +268,10 @@ def _opened(content: Blob, name: str = "") -> "VideoFile":
         return open_video(path or Path(name or content.name), None if path else content.read())
 
 
-def _stretch(view: str) -> tuple[float, float]:
+def _within(view: str) -> tuple[float, float]:
     """Where a view begins and stops, in seconds."""
-    first, _, last = view.removeprefix("t=").partition(",")
-    return float(first or 0), float(last or math.inf)
+    start, stop = stretch_of(view) or (0.0, None)
+    return start, math.inf if stop is None else stop
 
 
 def _checked(video: Video, name: str) -> tuple[np.ndarray, int]:
