@@ -19,6 +19,7 @@ from unitok.sample.requests import config_for, edit_prompt, generate_outputs
 from unitok.sample.score import Score, score_documents
 from unitok.sample.speech import speak
 from unitok.sample.stream import Chunk, check_stream, stream_outputs
+from unitok.sample.transcribe import Transcript, transcribe
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -262,6 +263,27 @@ class Unitok(Bundle):
         given = {name: value for name, value in locals().items() if name in _CONFIG_FIELDS and value is not None}
         given.pop("text")
         return speak(self, text, voice, self._config(generation_config, given), batch_size)
+
+    @_checks_names
+    def transcribe(
+        self,
+        recording: Content,
+        *,
+        temperature: float = 0.0,
+        generation_config: GenerationConfig | Mapping[str, object] | None = None,
+    ) -> Transcript:
+        """Write down what is said in a recording. The decoder must have learned documents of a recording and its text.
+
+        With `speech_unit="word"` in the config (or the bundle's), for decoders of documents in which what is heard and the word for it stand in turn,
+        recordings may have any length, and each word has its times; `temperature` then changes nothing.
+
+        Args:
+            recording: a Path, or (waveform [C, T], Hz).
+            temperature, generation_config: as in `generate`; 0 takes the likeliest tokens.
+
+        Returns: a `Transcript`. Errors: `UserError` that names the argument.
+        """
+        return transcribe(self, recording, self._config(generation_config, {"temperature": temperature}))
 
     @_checks_names
     def chat(

@@ -108,9 +108,11 @@ class RawDocument:
         content: the parts.
         where: the file (and line) that it was read from, for messages.
         notes: what of it was not used, such as `the rest of the audio is shorter than a frame`.
+        cuts: seconds at which its only recording is cut, so that its texts and stretches of it stand in turn (`unitok.data.prepare.words`).
     """
 
     id: str
     content: tuple[Part, ...] = field(default_factory=tuple)
     where: str = ""
     notes: tuple[str, ...] = ()
+    cuts: tuple[float, ...] = ()

@@ -19,6 +19,7 @@ FILE = "generation_config.json"
 
 Schedule = Literal["constant", "linear", "cosine"]
 RankBy = Literal["logprob", "pmi"]
+SpeechUnit = Literal["sentence", "word"]
 Values: TypeAlias = dict[str, Any]  # of fields, by name
 
 
@@ -131,6 +132,8 @@ class GenerationConfig:
         rank_by: what makes the best of several: `logprob`, the mean log-probability of its tokens, or `pmi`, how much likelier the
             prompt makes them (default: logprob)
         jacobi_window: guess and check so many tokens of an image in one pass, one output at a time; 0: off
+        speech_unit: `Unitok.speak` and `transcribe` take a `sentence` at once, or `word` by word what is said and heard, for decoders that have
+            learned such documents (default: sentence)
 
     Errors: `UserError` that begins with the argument's name.
     """
@@ -159,6 +162,7 @@ class GenerationConfig:
     best_of: int = 1
     rank_by: RankBy = "logprob"
     jacobi_window: int = 0
+    speech_unit: SpeechUnit = field(default="sentence", metadata={"flag": False})
     _given: frozenset[str] = field(init=False)
 
     def __new__(cls, **given: object) -> Self:
@@ -179,6 +183,8 @@ class GenerationConfig:
             raise UserError(f"negative_prompt is a {type(self.negative_prompt).__name__}: give a prompt, such as a text")
         if self.rank_by not in get_args(RankBy):
             raise UserError(f"rank_by is {self.rank_by!r}: choose one of {', '.join(get_args(RankBy))}")
+        if self.speech_unit not in get_args(SpeechUnit):
+            raise UserError(f"speech_unit is {self.speech_unit!r}: choose one of {', '.join(get_args(SpeechUnit))}")
         fraction = self.prefix_fraction
         if fraction is not None and not (isinstance(fraction, Real) and 0 < fraction <= 1):
             raise UserError(f"prefix_fraction is {fraction!r}: it must be above 0 and at most 1")

@@ -1,12 +1,10 @@
 """Which tokens may come next in a document: a state machine per sequence, driven by the vocabulary's span declarations.
 
-It has four uses. Sampling draws from the allowed tokens only. Data validation checks documents (`Grammar.check`). Training computes
-the loss over the allowed tokens of each position (`Grammar.targets`). Budgets make sure that no span is opened that the remaining
-length cannot close.
+Sampling draws from the allowed tokens only. Data validation checks documents (`Grammar.check`). Training computes the loss over the allowed
+tokens of each position (`Grammar.targets`). Budgets make sure that no span is opened that the remaining length cannot close.
 
-A set of allowed tokens is a tuple of half-open intervals [a, b), small and hashable. A sequence is free (any well-formed document) or
-follows a plan, a list of `PlanItem`s. The machine accepts exactly what `Vocab.encode` returns: `encode(decode(ids)) == ids`. Which
-codebook level comes at which position of a span is decided by the span's layout (`unitok.layouts`).
+A set of allowed tokens is a tuple of half-open intervals [a, b). A sequence is free (any well-formed document) or follows a plan, a list
+of `PlanItem`s. The machine accepts exactly what `Vocab.encode` returns. Levels of codes stand where the layout has them (`unitok.layouts`).
 """
 
 import copy
@@ -157,7 +155,7 @@ class Row:
         ids: list[tuple[int, int]] = []
         for item in self.grammar.free if self.plan is None else self.plan[:1]:
             if self.left is None or self.grammar.cost(item) + self._after() <= self.left:
-                ids += self.grammar.openings[item.modality]
+                ids += item.opening or self.grammar.openings[item.modality]
         room = self.left is None or self.grammar.least_span + 2 <= self.left
         if self.plan is None and self.state != "role" and room and not self.turn:
             ids += self._other_roles()
@@ -186,7 +184,9 @@ class Row:
         return ids
 
     def _codes(self, span: Span, level: int) -> Intervals:
-        """The tokens of a level's codes that are not below their floor."""
+        """The tokens of a level's codes that are not below their floor; of a given text the next one."""
+        if given := self._next_item().given:
+            return ((given[self.count], given[self.count] + 1),)
         floor = span.floors[level] if span.floors else level
         body = self.grammar.bodies[span.modality][level]
         return body if floor == level else ((self.unit[floor], body[-1][1]),)
@@ -232,7 +232,7 @@ class Row:
 
     def _fixed_steps(self, most: int) -> int:
         """How many of the next tokens, at most `most`, are codes of the body at levels that are known already."""
-        if self.span is None or self.span.floors or len(self.header) < len(self.span.header):
+        if self.span is None or self.span.floors or self._next_item().given or len(self.header) < len(self.span.header):
             return 0
         total = self.total
         return min(self.span.order.until_choice(self.count) if total is None else total - self.count, most)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from unitok.errors import UserError
+from unitok.intervals import Intervals
 from unitok.vocab import Vocab
 
 
@@ -16,11 +17,18 @@ class PlanItem:
         modality: the name of the span in the vocabulary.
         grid: the values of its header, (rows, columns) in codes for an image; () leaves them open.
         repeats: number of frames, or of text tokens; None leaves it open.
+        given: the tokens of a text that stands there in any case; `repeats` is then their number.
     """
 
     modality: str
     grid: tuple[int, ...] = ()
     repeats: int | None = None
+    given: tuple[int, ...] = ()
+
+    @property
+    def opening(self) -> Intervals:
+        """The first of the given tokens; empty where none are."""
+        return ((self.given[0], self.given[0] + 1),) if self.given else ()
 
 
 def parse_plan(text: str, vocab: Vocab, rates: Mapping[str, float] | None = None) -> list[PlanItem] | None:

@@ -4,7 +4,8 @@
 `python examples/speech/prepare.py OUT --spliced 30000`
 
 OUT/real/train, OUT/real/test   wavs/*.wav and metadata.csv as LJSpeech has it (name|text as printed|text as read), divided by text
-OUT/spliced                     new sentences to speak, of pieces of the recordings of OUT/real/train, cut between words at the codec's frames
+OUT/real/words.jsonl            the recordings of OUT/real/train with the times of their words, as Whisper's JSON has them
+OUT/spliced                     new sentences to speak, of pieces of these recordings, cut between words at the codec's frames; also with times
 OUT/varied                      as many others to write down, cut anywhere, each played faster or slower
 OUT/synthetic                   sentences of the words of OUT/real/train, by espeak-ng, in the same format
 
@@ -13,11 +14,13 @@ The recordings are by Allison Smith, CC-BY-SA 3.0 (`/usr/share/doc/asterisk-core
 
 import argparse
 import gzip
+import json
 import random
 import re
 import subprocess
 import zlib
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -29,7 +32,7 @@ SOUNDS = Path("/usr/share/asterisk/sounds/en_US_f_Allison")
 TEXTS = Path("/usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz")
 RATE = 8000  # Hz, of the recordings
 LONGEST = 6.0  # seconds, of recordings to test on and of sentences of pieces at their usual speed
-WORDS = 16  # most words of a sentence of pieces
+WORDS = 10  # most words of a sentence of pieces
 TEST = 69  # recordings
 FRAME = 320  # samples, of codec.yaml
 FADE = 0.01  # seconds
@@ -133,6 +136,25 @@ def boundaries(recordings: Recordings) -> list[list[int]]:
     return found
 
 
+def row_of(file: str, words: list[str], starts: Sequence[float]) -> str:
+    """A line of JSON Lines: a recording, its text, and its words with their times. starts: samples at which words begin, and the last ends."""
+    times = [round(start / RATE, 4) for start in starts]
+    timed = [{"word": word, "start": a, "end": b} for word, a, b in zip(words, times, times[1:], strict=False)]
+    return json.dumps({"audio": file, "text": " ".join(words), "words": timed}) + "\n"
+
+
+def timed(out: Path, recordings: Recordings, starts: list[list[int]]) -> None:
+    """Write the times of the words of recordings, which lie in OUT/train, where they were found."""
+    names = [line.split("|")[0] for line in (out / "train" / "metadata.csv").read_text().splitlines()]
+    rows = [
+        row_of(f"train/wavs/{name}.wav", text.split(), at)
+        for name, (_, text), at in zip(names, recordings, starts, strict=True)
+        if at
+    ]
+    (out / "words.jsonl").write_text("".join(rows))
+    print(f"{out / 'words.jsonl'}: {len(rows)} recordings with the times of their words")
+
+
 def spliced(out: Path, recordings: Recordings, starts: list[list[int]], held: set[str], count: int, speed: float = 0.0) -> None:
     """Write sentences of pieces of one to `MOST` words, each of any recording, with short fades between.
 
@@ -151,14 +173,17 @@ def spliced(out: Path, recordings: Recordings, starts: list[list[int]], held: se
     while len(rows) < count:
         samples = np.zeros(rng.randrange(round(PAD * RATE) // grid + 1) * grid + fade)
         words: list[str] = []
-        wanted = 1 + int(WORDS * rng.random() ** 4)  # more than half are one word: they teach how each word is spoken
+        begins: list[float] = []
+        wanted = 1 + int(WORDS * rng.random() ** 1.5)
         while len(words) < wanted:
             ((recording, text, at),) = rng.choices(whole, weights)
             first = rng.randrange(len(at) - 1)
             last = min(first + rng.randint(1, min(MOST, wanted - len(words))), len(at) - 1)
-            begin, end = (round(at[word] / grid) * grid for word in (first, last))
-            piece = recording[begin : end + fade]
+            cuts = [round(sample / grid) * grid for sample in at[first : last + 1]]
+            piece = recording[cuts[0] : cuts[-1] + fade]
             if len(piece) >= grid + fade:
+                begins += [len(samples) - fade + cut - cuts[0] for cut in cuts[:-1]]
+                over = len(samples) - fade + cuts[-1] - cuts[0]
                 seam = samples[-fade:] * (1 - ramp) + piece[:fade] * ramp
                 samples = np.concatenate([samples[:-fade], seam, piece[fade:]])
                 words += text.split()[first:last]
@@ -166,12 +191,12 @@ def spliced(out: Path, recordings: Recordings, starts: list[list[int]], held: se
         sentence = " ".join(words)
         if len(samples) > LONGEST * RATE or any(f" {text} " in f" {sentence} " for text in held):
             continue
-        if speed:
-            samples = soxr.resample(samples, round(RATE * rng.uniform(1 - speed, 1 + speed)), RATE)
-        name = f"j{len(rows):05d}"
-        soundfile.write(out / "wavs" / f"{name}.wav", samples, RATE)
-        rows.append(f"{name}|{sentence}|{sentence}\n")
-    (out / "metadata.csv").write_text("".join(rows))
+        factor = rng.uniform(1 - speed, 1 + speed) if speed else 1.0
+        samples = soxr.resample(samples, round(RATE * factor), RATE) if speed else samples
+        file = f"wavs/j{len(rows):05d}.wav"
+        soundfile.write(out / file, samples, RATE)
+        rows.append(row_of(file, words, [start / factor for start in (*begins, over)]))
+    (out / "metadata.jsonl").write_text("".join(rows))
     print(f"{out}: {count} sentences of pieces of {len(whole)} recordings")
 
 
@@ -217,6 +242,7 @@ if __name__ == "__main__":
     held = {words for _, words in to_test}
     if arguments.spliced:
         starts = boundaries(to_train)
+        timed(arguments.out / "real", to_train, starts)
         spliced(arguments.out / "spliced", to_train, starts, held, arguments.spliced)
         spliced(arguments.out / "varied", to_train, starts, held, arguments.spliced, SPEED)
     if arguments.synthetic:

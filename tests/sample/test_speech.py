@@ -1,10 +1,18 @@
 """Speaking texts of any length."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from unitok.document import Document
 from unitok.errors import UserError
-from unitok.sample.speech import PAUSE, sentences
+from unitok.generation_config import GenerationConfig
+from unitok.grammar import Grammar
+from unitok.sample.engine import Session
+from unitok.sample.requests import generate_outputs, make_drafts, sampling_of
+from unitok.sample.speech import PAUSE, prompts_to_speak, sentences, waveform_of
+from unitok.sample.stream import Chunk, stream_drafts
 
 
 @pytest.mark.parametrize(
@@ -52,3 +60,39 @@ def test_a_text_is_spoken_sentence_by_sentence(tiny):
     ):
         with pytest.raises(UserError, match=message):
             tiny.speak(bad, **given)
+
+
+def test_words_are_spoken_one_after_the_other(tiny):
+    config = {"temperature": 0.0, "max_new_tokens": 200, "speech_unit": "word"}
+    words = ["Two", " red", " bells!"]
+    first, *further = (tiny.read_prompt(word) for word in words)
+    document = first
+    for word in further:  # the same in steps
+        (output,) = tiny.generate(document, "audio:3", seed=0, temperature=0.0)
+        document = Document(output.document.segments + word.segments)
+    ((prompt, plan),) = prompts_to_speak(tiny, "".join(words), words=True)
+    short = [replace(item, repeats=item.repeats or 3) for item in plan]
+    (output,) = generate_outputs(tiny, [prompt], GenerationConfig(temperature=0.0), plans=[short])
+    assert output.document.segments[:-1] == document.segments
+    assert [segment.modality for segment in output.new.segments] == ["audio", "text", "audio", "text", "audio"]
+    waveform = waveform_of(output)
+    assert waveform.shape[-1] == 9 * tiny.require("audio").hop_length
+    spoken = tiny.speak("Two red bells! One bell in the old tower.", generation_config=config)
+    pause = round(PAUSE * tiny.require("audio").sample_rate)
+    assert spoken.shape[-1] > pause + 9 * tiny.require("audio").hop_length
+
+
+def test_a_stream_of_words_is_decoded_as_a_whole(tiny):
+    ((prompt, plan),) = prompts_to_speak(tiny, "Two red bells", words=True)
+    plans = [[replace(item, repeats=item.repeats or 8) for item in plan]]
+    config = GenerationConfig(temperature=0.0)
+    (whole,) = generate_outputs(tiny, [prompt], config, plans=plans)
+    drafts = make_drafts(tiny, [prompt], config, plans=plans)
+    session = Session(tiny.inference, Grammar(tiny.vocab), sampling_of(tiny, config), ahead=4)
+    chunks = [c for c in stream_drafts(tiny, session, drafts, 1) if isinstance(c, Chunk)]
+    samples = torch.cat([c.content for c in chunks if c.modality == "audio"], -1)
+    torch.testing.assert_close(samples, waveform_of(whole), atol=1e-5, rtol=0)
+    texts = {c.span: "" for c in chunks if c.modality == "text"}
+    for chunk in (c for c in chunks if c.modality == "text"):
+        texts[chunk.span] += chunk.content
+    assert list(texts.values()) == [" red", " bells"]

@@ -77,7 +77,7 @@ class Fields:
         for prefix, owner in classes.items():
             hints = get_type_hints(owner)
             for field in fields(owner):
-                if field.default is MISSING:  # not a plain value
+                if field.default is MISSING or not field.metadata.get("flag", True):  # not a plain value
                     continue
                 options = of_type(hints[field.name]) | {"dest": f"{name}.{prefix}.{field.name}", "default": None}
                 if "type" in options and "choices" not in options:

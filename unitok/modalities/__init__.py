@@ -3,10 +3,8 @@
 A *kind* (text, image, audio) is what a file, or a part of a document, can be. An *instance* is one tokenizer of a kind under a name.
 Most bundles have one instance per kind: `text`, `image` and `audio`. A bundle may also have `speech` and `music`, both of the kind
 audio, each with token ranges of its own. The rest of unitok calls the methods of the modality and never compares its name, so a new
-kind is one new file: here, or in any module that calls `register` (docs/add-a-modality.md).
-
-Content of data sets and of prompts takes the same steps: `load` decodes it (in a thread), `batch_key` says which contents are encoded
-together, `encode` returns codes. `decode` is the inverse.
+kind is one new file: here, or in any module that calls `register` (docs/add-a-modality.md). `load` decodes content (in a thread),
+`batch_key` says what is encoded together, `encode` returns codes, and `decode` is the inverse.
 """
 
 import importlib
@@ -264,6 +262,10 @@ class Modality(Generic[TokenizerT, ContentT, OptionsT]):
     def encode(self, tokenizer: TokenizerT, batch: list[Loaded]) -> list[np.ndarray]:
         """Return the codes of each content, int64 in the shape of `Segment.codes`. All contents have the same batch key."""
         raise NotImplementedError
+
+    def cut(self, tokenizer: TokenizerT, segment: Segment, times: Sequence[float]) -> list[Segment | None]:
+        """Cut a segment at `times`, in seconds: one more than these, None where there are no codes. Errors: `UserError`."""
+        raise UserError(f"{segment.modality}: {self.kind} cannot be cut by time")
 
     def filling(self, tokenizer: TokenizerT, content: object, hole: object, where: str) -> "Filling":
         """Return content with a hole that the decoder shall fill. Errors: `UserError` for a hole that it cannot have."""

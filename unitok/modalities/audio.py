@@ -3,9 +3,10 @@
 PyTorch is imported in functions, so that the command line knows the options without it.
 """
 
+import itertools
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -155,6 +156,24 @@ class Audio(Modality["AudioTokenizer", "Tensor", AudioOptions]):
                 raise UserError(str(error).replace(str(path), name) if path else str(error)) from None
         loaded.size = tokenizer.size(loaded.content)
         return loaded
+
+    def cut(self, tokenizer: "AudioTokenizer", segment: Segment, times: Sequence[float]) -> list[Segment | None]:
+        if tokenizer.config.segment:
+            raise UserError(
+                f"{segment.modality}: its tokenizer encodes segments of {tokenizer.config.segment:g} s, which are not cut"
+            )
+        count, rate = segment.codes.shape[1], tokenizer.frame_rate
+        edges = np.maximum.accumulate([0, *(min(round(time * rate), count) for time in times), count]).tolist()
+        hop, length = tokenizer.hop_length, segment.size[0] if segment.size else count * tokenizer.hop_length
+        file, _, view = segment.source.partition("#")
+        start, _ = stretch_of(view) or (0.0, None)
+
+        def part(a: int, b: int) -> Segment | None:
+            within = f"{file}#t={start + a / rate:.10g},{start + b / rate:.10g}" if file else ""
+            size = (min(b * hop, length) - a * hop, *segment.size[1:])
+            return replace(segment, codes=segment.codes[:, a:b], source=within, size=size) if b > a else None
+
+        return [part(a, b) for a, b in itertools.pairwise(edges)]
 
     def filling(self, tokenizer: "AudioTokenizer", content: object, hole: object, where: str) -> "_AudioFilling":
         """hole: (start, stop) in seconds."""

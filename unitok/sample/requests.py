@@ -13,7 +13,7 @@ from unitok.document import ROLES, Document
 from unitok.errors import UserError
 from unitok.generation_config import FILE, GenerationConfig, SamplingParams, check_count, combine
 from unitok.grammar import Grammar
-from unitok.plan import parse_plan
+from unitok.plan import PlanItem, parse_plan
 from unitok.sample.engine import generate
 from unitok.sample.outputs import Output, Outputs
 from unitok.sample.prompts import read_one
@@ -66,15 +66,25 @@ class Draft:
         return Output(self.bundle, self.prompt, new, ids, self.index)
 
 
-def make_drafts(bundle: Bundle, prompts: list[Document], config: GenerationConfig, turn: bool = False) -> list[Draft]:
-    """Return n drafts for each prompt, in order. turn: each is a turn of the assistant, whose token then follows the prompt."""
+def make_drafts(
+    bundle: Bundle,
+    prompts: list[Document],
+    config: GenerationConfig,
+    turn: bool = False,
+    plans: Sequence[list[PlanItem]] = (),
+) -> list[Draft]:
+    """Return n drafts for each prompt, in order.
+
+    turn: each is a turn of the assistant, whose token then follows the prompt. plans: of each prompt, instead of the config's `modalities`.
+    """
     vocab = bundle.vocab
-    plan = parse_plan(str(config.modalities), vocab, bundle.rates)
+    plan = None if plans else parse_plan(str(config.modalities), vocab, bundle.rates)
     negative = config.negative_prompt
     negative_ids = None if negative is None else vocab.encode(read_one(bundle, negative, "negative_prompt"), eos=False)
     drafts: list[Draft] = []
     repeated: Counter[bytes] = Counter()
-    for prompt in prompts:
+    for number, prompt in enumerate(prompts):
+        plan = plans[number] if plans else plan
         ids, lead = vocab.encode(prompt, eos=False), np.zeros(0, np.int64)
         before, role = prompt, prompt.segments[-1].role if prompt.segments else "none"
         if config.prefix_fraction is not None:
@@ -118,11 +128,12 @@ def generate_outputs(
     batch_size: int = 64,
     progress: bool = False,
     turn: bool = False,
+    plans: Sequence[list[PlanItem]] = (),
 ) -> list[Output]:
-    """Generate outputs for prompts as `config` says; `config_for` puts the bundle's own values under it. turn: as in `make_drafts`."""
+    """Generate outputs for prompts as `config` says; `config_for` puts the bundle's own values under it. turn, plans: as in `make_drafts`."""
     check_count("batch_size", batch_size, 1)
     grammar = Grammar(bundle.vocab)
-    drafts = make_drafts(bundle, prompts, config.replace(n=config.n * config.best_of), turn)
+    drafts = make_drafts(bundle, prompts, config.replace(n=config.n * config.best_of), turn, plans)
     with tqdm(total=len(drafts), desc="sample", unit="output", disable=not progress, mininterval=1.0, delay=0.3) as bar:
         new_ids = generate(
             bundle.inference,

@@ -79,6 +79,9 @@ class Detokenizer:
         self.span = -1
         self.body: list[int] = []  # ids of the segment, without those that begin and end it
         self.stream: Stream[Any, Any] | None = None
+        #: Where words are given between stretches of audio, these are decoded as one: by modality, the stream and the codes so far.
+        self.joins = any(item.given for item in draft.request.plan or ())
+        self.joined: dict[str, tuple[Stream[Any, Any], np.ndarray]] = {}
         if self.state.span is not None:  # an image or audio that the prompt began
             self._open(self.state.span.modality)
             self.body = draft.lead[1 + len(self.state.span.header) :].tolist()
@@ -87,7 +90,10 @@ class Detokenizer:
 
     def _open(self, modality: str) -> None:
         self.span, self.body = self.span + 1, []
-        self.stream = self.bundle.modality(modality).stream(self.bundle.require(modality), self.bundle.vocab.span(modality))
+        if modality in self.joined:
+            self.stream = self.joined[modality][0]
+        else:
+            self.stream = self.bundle.modality(modality).stream(self.bundle.require(modality), self.bundle.vocab.span(modality))
 
     def _codes(self, span: Span, header: Sequence[int]) -> np.ndarray:
         """Return the codes of the whole rows or frames so far."""
@@ -119,6 +125,12 @@ class Detokenizer:
         if self.stream is None or not (codes.size or done):
             return
         self.stream.facts = tuple(header[: span.facts])
-        content = self.stream.push(codes, done)
+        over = done
+        if self.joins and span.begin:
+            before = self.joined.get(span.modality)
+            codes = codes if before is None else np.concatenate([before[1], codes], -1)
+            if done:
+                self.joined[span.modality], over = (self.stream, codes), not self.state.plan
+        content = self.stream.push(codes, over)
         if content is not None:
             yield Chunk(self.index, self.span, span.modality, content, done)

@@ -24,6 +24,7 @@ from unitok.sample.outputs import Output
 from unitok.sample.requests import Draft
 from unitok.sample.speech import joined, sentences
 from unitok.sample.stream import Chunk
+from unitok.sample.transcribe import Transcript, transcribe
 from unitok.serve.errors import ClientLeftError, handle_errors
 from unitok.serve.generation import Generation, encoded, pcm16, png, wav_header
 from unitok.serve.guard import error_body
@@ -308,19 +309,21 @@ class _Endpoints:
         texts = [body.input] if body.seconds else sentences(body.input) or [body.input]
         if len(texts) > MOST_SENTENCES:
             raise UserError(f"input: {len(texts)} sentences are more than {MOST_SENTENCES}; send them in several requests")
+        by_words = self.bundle.generation_config.speech_unit == "word" and not body.seconds
+
+        def drafts_of(number: int, text: str) -> list[Draft]:
+            seed = None if body.seed is None else body.seed + number
+            if by_words:
+                return self.generation.to_speak(text, given, seed)
+            return self.generation.drafts(self.generation.text(text, "input"), given, 1, seed)
+
         drafts = await self.generation.prepared(
-            lambda: [
-                draft
-                for number, text in enumerate(texts)
-                for draft in self.generation.drafts(
-                    self.generation.text(text, "input"), given, 1, None if body.seed is None else body.seed + number
-                )
-            ]
+            lambda: [draft for number, text in enumerate(texts) for draft in drafts_of(number, text)]
         )
         tokenizer, format = self.bundle.require(audio), body.response_format
         if format in ("wav", "pcm"):
             head = wav_header(tokenizer.sample_rate, tokenizer.config.channels) if format == "wav" else b""
-            return await _stream(request, self.generation.samples(drafts, head, tokenizer), MIME[format])
+            return await _stream(request, self.generation.samples(drafts, head, audio), MIME[format])
         outputs = await _unless_left(request, self.generation.spoken(drafts))
         data = await run_in_threadpool(lambda: encoded(joined(outputs, tokenizer.sample_rate), tokenizer.sample_rate, format))
         return Response(data, media_type=MIME[format])
@@ -336,18 +339,25 @@ class _Endpoints:
     ) -> Response:
         """`POST /v1/audio/transcriptions`."""
         self._check_model(model)
-        if response_format not in ("json", "text"):
-            raise UserError(f"response_format: {response_format[:40]!r} must be json or text")
+        if response_format not in ("json", "text", "verbose_json"):
+            raise UserError(f"response_format: {response_format[:40]!r} must be json, text or verbose_json")
         if stream:
             raise UserError("stream: transcriptions are not streamed")
         data = await file.read()
-        text = self.bundle.instance("text")
-        given = {"modalities": text, "temperature": temperature}
-        drafts = await self.generation.prepared(
-            lambda: self.generation.drafts(self.generation.read("audio", data, "file"), given)
-        )
-        (output,) = await _unless_left(request, self.generation.outputs(drafts))
-        return PlainTextResponse(output.text) if response_format == "text" else JSONResponse({"text": output.text})
+        recording = await self.generation.prepared(lambda: self.generation.read("audio", data, "file"))
+        if self.bundle.generation_config.speech_unit == "word":
+            search = self.generation.prepared(lambda: transcribe(self.bundle, recording, self.bundle.generation_config))
+            transcript = await _unless_left(request, search)
+        else:
+            given = {"modalities": self.bundle.instance("text"), "temperature": temperature}
+            drafts = await self.generation.prepared(lambda: self.generation.drafts(recording, given))
+            (output,) = await _unless_left(request, self.generation.outputs(drafts))
+            transcript = Transcript(output.text)
+        if response_format == "text":
+            return PlainTextResponse(transcript.text)
+        words = [{"word": word.text, "start": word.start, "end": word.end} for word in transcript.words]
+        verbose = {"task": "transcribe", "words": words} if response_format == "verbose_json" else {}
+        return JSONResponse(verbose | {"text": transcript.text})
 
 
 def _usage(drafts: list[Draft], outputs: list[Output]) -> dict[str, int]:

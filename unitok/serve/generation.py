@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import soundfile
 import torch
@@ -22,22 +22,24 @@ from unitok.errors import UserError
 from unitok.generation_config import GenerationConfig
 from unitok.media import encode_png, open_image
 from unitok.modalities.image import open_mask
+from unitok.plan import PlanItem
 from unitok.sample.chat import Chat
 from unitok.sample.fill import make_fill_drafts
 from unitok.sample.outputs import Output
 from unitok.sample.requests import Draft, config_for, edit_prompt, make_drafts, sampling_of
-from unitok.sample.speech import PAUSE
+from unitok.sample.speech import PAUSE, sentence_to_speak
 from unitok.sample.stream import Chunk, Detokenizer
 from unitok.serve.engine import BusyError, Engine, Job
 from unitok.serve.metrics import Metrics
 from unitok.storage import Blob
-from unitok.tokenizers import AudioTokenizer
 
 MOST_PREPARED = 64  # requests that may wait to be read and encoded; more are refused
 
 
 SENTENCES_AT_ONCE = 4
 BUSY_SECONDS = 0.1  # until a sentence that found no room is tried again
+
+T = TypeVar("T")
 
 
 class Generation:
@@ -53,7 +55,7 @@ class Generation:
 
     # ---- Requests -> drafts --------------------------------------------------------------------------------------
 
-    async def prepared(self, prepare: Callable[[], list[Draft]]) -> list[Draft]:
+    async def prepared(self, prepare: Callable[[], T]) -> T:
         """Return what a function prepares in one of the threads that read and encode contents."""
         if self._waiting >= MOST_PREPARED:
             raise BusyError
@@ -68,15 +70,21 @@ class Generation:
         return Document(tuple(self.chat.segments(Part(TEXT, text), argument)))
 
     def drafts(
-        self, prompt: Document, given: Mapping[str, Any], n: int = 1, seed: int | None = None, turn: bool = False
+        self,
+        prompt: Document,
+        given: Mapping[str, Any],
+        n: int = 1,
+        seed: int | None = None,
+        turn: bool = False,
+        plan: list[PlanItem] | None = None,
     ) -> list[Draft]:
-        """Return n drafts for a prompt. given: fields of a `GenerationConfig`. turn: see `make_drafts`. Errors: `UserError`."""
+        """Return n drafts for a prompt. given: fields of a `GenerationConfig`. turn, plan: see `make_drafts`. Errors: `UserError`."""
         if given.get("max_new_tokens", 0) > self.max_new_tokens:
             raise UserError(
                 f"max_tokens: {given['max_new_tokens']} are more than the {self.max_new_tokens} that a request may ask for"
             )
         config = self._config(given, n, seed)
-        return self._checked(make_drafts(self.bundle, [prompt], config, turn), config)
+        return self._checked(make_drafts(self.bundle, [prompt], config, turn, [plan] if plan else ()), config)
 
     def _config(self, given: Mapping[str, Any], n: int, seed: int | None, edited: str = "") -> GenerationConfig:
         """The config of a request. given: fields of a `GenerationConfig`. seed: None for a random one. edited: see `combine`."""
@@ -103,6 +111,11 @@ class Generation:
         before = self.text(prompt, "prompt") if prompt.strip() else None
         drafts: list[Draft] = [*make_fill_drafts(self.bundle, opened, open_mask("mask", mask), before, config)]
         return self._checked(drafts, config)
+
+    def to_speak(self, sentence: str, given: Mapping[str, Any], seed: int | None) -> list[Draft]:
+        """Return the draft of a sentence that is spoken word by word. Errors: `UserError`."""
+        prompt, plan = sentence_to_speak(self.bundle, sentence, words=True)
+        return self.drafts(prompt, given, 1, seed, plan=plan)
 
     def read(self, kind: str, data: bytes, name: str) -> Document:
         """Return a prompt of one file that was uploaded. Errors: `UserError`."""
@@ -176,8 +189,9 @@ class Generation:
                     raise
         return outputs
 
-    async def samples(self, drafts: list[Draft], head: bytes, tokenizer: AudioTokenizer) -> AsyncGenerator[bytes]:
-        """The samples of one draft after the other, with a pause between them."""
+    async def samples(self, drafts: list[Draft], head: bytes, audio: str) -> AsyncGenerator[bytes]:
+        """The samples of one draft after the other, with a pause between them. audio: name of their tokenizer."""
+        tokenizer = self.bundle.require(audio)
         pause = pcm16(torch.zeros(tokenizer.config.channels, round(PAUSE * tokenizer.sample_rate)))
         for number, draft in enumerate(drafts):
             head = head or (pause if number else b"")
@@ -186,7 +200,7 @@ class Generation:
                 try:
                     async with aclosing(self.chunks([draft])) as chunks:
                         async for chunk in chunks:
-                            if isinstance(chunk, Chunk):
+                            if isinstance(chunk, Chunk) and chunk.modality == audio:
                                 yield head + pcm16(chunk.content)
                                 head = b""
                     waits = False

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from unitok.bundle import Bundle
 from unitok.document import RawDocument
+from unitok.errors import UserError
 
 
 def versions(bundle: Bundle, raw: RawDocument, options: Callable[[str], object]) -> Iterator[RawDocument]:
@@ -35,6 +36,8 @@ def _pieces(
         views, left_out = bundle.modality(name).pieces(bundle.require(name), parts[0].file, options(name), parts[0].view)
         if not views:
             continue
+        if raw.cuts:
+            raise UserError(f"{raw.where}: interleave words: a recording is one document; leave out --{kind}-segment")
         content_of_part, notes = parts[0].file.loaded(), (*raw.notes, left_out) if left_out else raw.notes
         for view in views:
             content = tuple(replace(p, view=view, file=content_of_part) if p is parts[0] else p for p in raw.content)

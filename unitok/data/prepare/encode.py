@@ -17,6 +17,7 @@ import numpy as np
 from unitok.bundle import Bundle
 from unitok.data.prepare.augment import versions
 from unitok.data.prepare.recipe import SourceSpec, hash_fraction, make_options
+from unitok.data.prepare.words import interleaved
 from unitok.document import Document, Part, RawDocument, Segment
 from unitok.errors import UserError
 from unitok.media import sniff_bytes
@@ -401,6 +402,8 @@ class _Work:
                 continue
             try:
                 segments = tuple(map(_segment, result.raw.content, result.media))
+                if result.raw.cuts:
+                    segments = tuple(interleaved(self.bundle, segments, result.raw.cuts))
                 for segment in segments:
                     self.bundle.vocab.check_codes(segment)
                 done.documents.append(Document(segments, result.raw.id, result.raw.where))

@@ -69,6 +69,7 @@ class SourceSpec:
         roles, loss: by type (a kind or an instance), for parts that have none of their own.
         order: the order of types in each document; `[random]`: each document's parts shuffled; `[both]`: each document twice, in its
             order and in the opposite one.
+        interleave: `words`: each word beside what is heard of it, by the times in a field `words` (`unitok.data.prepare.words`).
         speakers: `name`: the name in a field `speaker` stands before the text (`alice: …`); or the role of each speaker's parts by name.
             Default: such a field is not used.
         root: another folder that paths may lead into; default: none may leave the source's own folder.
@@ -87,6 +88,7 @@ class SourceSpec:
     roles: dict[str, str] = field(default_factory=dict)
     loss: dict[str, bool] = field(default_factory=dict)
     order: tuple[str, ...] = ()
+    interleave: str = ""
     speakers: str | dict[str, str] = ""
     filters: Filters = field(default_factory=Filters)
     root: str = ""
@@ -105,6 +107,8 @@ class SourceSpec:
             raise UserError(f"{where}: order {list(self.order)}; it lists types, each once, or is [random] or [both]")
         if len(self.order) > 1 and {"both", "random"} & set(self.order):
             raise UserError(f"{where}: order {list(self.order)}: random and both stand alone")
+        if self.interleave not in ("", "words") or (self.interleave and (self.template or self.order == ("random",))):
+            raise UserError(f"{where}: interleave {self.interleave!r}; it is words, without a template or a random order")
         if self.speakers and self.template:
             raise UserError(f"{where}: speakers: a template has its own place for {{speaker}}; leave one of them out")
         if isinstance(self.speakers, str) and self.speakers not in ("", "name"):

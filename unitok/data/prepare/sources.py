@@ -41,6 +41,7 @@ from unitok.data.prepare.listing import list_items
 from unitok.data.prepare.objects import boxes_part, coco_parts
 from unitok.data.prepare.recipe import SourceSpec, arrange
 from unitok.data.prepare.transcripts import Recordings, in_stretch, info_beside, read_transcript, with_speaker
+from unitok.data.prepare.words import with_words
 from unitok.document import Part, RawDocument
 from unitok.errors import UserError
 from unitok.files import parse_json_line
@@ -162,23 +163,26 @@ class Source:
             else:
                 yield from readers[kind](list(run))
 
-    def _document(self, item: SourceItem, content: RowContent) -> list[RawDocument]:
+    def _document(self, item: SourceItem, content: RowContent, cuts: tuple[float, ...] = ()) -> list[RawDocument]:
         parts, notes = content
         if not parts:
             raise UserError(f"{item.where}: it has nothing to make a document of; name its fields in a template")
-        document = RawDocument(item.id, arrange(self.spec, parts, item.id, self.seed), self.prefix + item.where, tuple(notes))
+        arranged = arrange(self.spec, parts, item.id, self.seed)
+        document = RawDocument(item.id, arranged, self.prefix + item.where, tuple(notes), cuts)
         if self.spec.order != ("both",) or len(parts) < 2:
             return [document]
         if any(part.role != "none" or not part.loss or modality_of(part.type).refers for part in document.content):
             raise UserError(
                 f"{item.where}: order both: parts with roles, boxes and what is not learned stay in their order; leave it out"
             )
-        return [document, replace(document, id=f"{item.id}#backwards", content=document.content[::-1], notes=())]
+        turned = (arranged[-1], *arranged[:-1]) if cuts else arranged[::-1]  # words stay in their order
+        return [document, replace(document, id=f"{item.id}#backwards", content=turned, notes=())]
 
     def from_fields(self, item: SourceItem, row: Fields, files: bool = False) -> list[RawDocument]:
         """The document of a row of named fields, by the template or without one."""
         folder = os.path.dirname(item.file)
         row = self._completed(row, item)
+        cuts: tuple[float, ...] = ()
 
         def open_path(name: str) -> Blob:
             return Blob.of(self.files, os.path.normpath(os.path.join(folder, name)))
@@ -205,11 +209,13 @@ class Source:
                     parts, of_stretch = in_stretch(parts, row, folder)
                     parts, of_speaker = with_speaker(parts, row, self.spec.speakers)
                     notes = [*notes, *of_stretch, *of_speaker]
+                if self.spec.interleave:
+                    parts, cuts = with_words(parts, row, self.spec)
                 content = parts, notes
         except UserError as error:
             message = str(error)
             raise UserError(message if message.startswith(item.where) else f"{item.where}: {message}") from None
-        return self._document(item, content)
+        return self._document(item, content, cuts)
 
     def _completed(self, row: Fields, item: SourceItem) -> Fields:
         """A row with the files that it names in a way of its own. Errors: `UserError`."""

@@ -1,0 +1,116 @@
+"""Words of recordings: the search finds what reading whole documents finds, and words have their times."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from unitok import Unitok
+from unitok.document import Document, Segment
+from unitok.errors import UserError
+from unitok.grammar import Grammar
+from unitok.sample import transcribe as module
+from unitok.sample.transcribe import WordSearch
+
+WORDS = {"speech_unit": "word"}
+
+
+@pytest.fixture(scope="module")
+def u(bundle_folder: Path) -> Unitok:
+    """A bundle whose decoder has random weights, so that all of a document matters to it."""
+    u = Unitok.from_pretrained(bundle_folder)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in u.require("model").parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.15)
+    return u
+
+
+def every_division(u: Unitok, codes: np.ndarray, choices: int) -> list[tuple[float, tuple[tuple[int, int], ...]]]:
+    """Score and words of all divisions of codes into stretches, each with one of its `choices` likeliest words, by reading whole documents."""
+    vocab, grammar, decoder = u.vocab, Grammar(u.vocab), u.require("model")
+    begin, end = vocab.specials["<audio>"], vocab.specials["</audio>"]
+    words, levels = (list(range(r.offset, r.stop)) for r in (vocab.body("text")[0], vocab.body("audio")[0]))
+
+    @torch.inference_mode()
+    def after(ids: list[int], tokens: list[int]) -> dict[int, float]:
+        row = np.asarray(ids)
+        logits = decoder(torch.from_numpy(row)[None], span_positions=torch.from_numpy(grammar.span_positions(row))[None])
+        return dict(zip(tokens, logits[0, -1, tokens].double().log_softmax(-1).tolist(), strict=True))
+
+    def continued(ids: list[int], first: int):
+        ids, score = [*ids, begin], 0.0
+        for stop in range(first + 1, codes.shape[1] + 1):
+            ids = [*ids, *vocab.encode(Document((Segment("audio", codes[:, stop - 1 : stop]),)), eos=False)[2:-1].tolist()]
+            last = stop == codes.shape[1]
+            chances = after(ids, [end, *levels])
+            over = score + (0.0 if last else chances[end])
+            named = after([*ids, end], [*([vocab.eos] if last else []), *words])
+            for word in sorted(named, key=lambda id: -named[id])[:choices]:
+                if last:
+                    yield over + named[word], (((word, stop),) if word != vocab.eos else ())
+                else:
+                    for rest, found in continued([*ids, end, word], stop):
+                        yield over + named[word] + rest, ((word, stop), *found)
+            score += math.log(sum(math.exp(chances[id]) for id in levels))
+
+    return list(continued([vocab.bos], 0))
+
+
+@pytest.mark.parametrize("pieces", [[4], [1, 3], [1, 1, 1, 1]])
+def test_the_search_finds_the_likeliest_of_all_divisions(u, monkeypatch, pieces):
+    for name, value in (("WIDTH", 10_000), ("CHOICES", 2), ("UNLIKELY", -math.inf), ("MOST", 1)):
+        monkeypatch.setattr(module, name, value)
+    rng = np.random.default_rng(len(pieces))
+    name, levels = u.instance("audio"), len(u.vocab.body("audio"))
+    codes = rng.integers(0, u.vocab.body("audio")[0].size, (levels, 4))
+    every = every_division(u, codes, 2)
+    assert len(every) == 2 * 3**3
+    search, at = WordSearch(u, name), 0
+    for count in pieces:
+        search.push(codes[:, at : at + count])
+        at += count
+    found = search.finish()
+    score, words = max(every)
+    assert max(path.score for path in search.paths) == pytest.approx(score, abs=1e-3)
+    assert tuple((ids[0], stop) for ids, stop in found) == words
+
+
+def test_words_have_the_times_of_their_stretches(u, monkeypatch):
+    rate, seconds = u.require("audio").sample_rate, 1.5
+    recording = (torch.randn(1, round(rate * seconds)) * 0.1, rate)
+    said = u.transcribe(recording, generation_config=WORDS)
+    assert said.text.replace(" ", "") == "".join(word.text for word in said.words).replace(" ", "")
+    assert [word.start for word in said.words[1:]] == [word.end for word in said.words[:-1]]
+    assert all(0 <= word.start < word.end <= seconds + 1 / u.require("audio").frame_rate for word in said.words)
+    # documents are no longer than CONTEXT: what comes later does not see what is before it
+    monkeypatch.setattr(module, "CONTEXT", 0.1)
+    again = u.transcribe(recording, generation_config=WORDS)
+    assert again == u.transcribe(recording, generation_config=WORDS)
+
+
+def test_what_is_heard_may_be_longer_than_the_decoder_reads(u, monkeypatch):
+    monkeypatch.setattr(module, "CONTEXT", 0.2)
+    search, levels = WordSearch(u, "audio"), len(u.vocab.body("audio"))
+    frames = 2 * search.room // levels
+    search.push(np.zeros((levels, frames), np.int64))  # even if no word ends in it
+    assert search.frame == frames
+    assert all(0 < stop <= frames for _, stop in search.finish())
+
+
+def test_whole_texts(u):
+    recording = (torch.randn(1, 4000) * 0.1, 8000)
+    given = {"max_new_tokens": 8}
+    (output,) = u.generate([recording], "text", temperature=0.0, seed=0, **given)
+    assert u.transcribe(recording, generation_config=given) == module.Transcript(output.text.strip())
+
+
+def test_what_is_no_recording(u):
+    for bad in ("a text", Path("missing.wav")):
+        with pytest.raises(UserError, match=r"recording|missing\.wav"):
+            u.transcribe(bad)
+    with pytest.raises(UserError, match="speech_unit is 'words'"):
+        u.transcribe((torch.zeros(1, 800), 8000), generation_config={"speech_unit": "words"})

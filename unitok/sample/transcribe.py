@@ -1,0 +1,225 @@
+"""Recordings -> words with their times, for decoders that have learned what is heard and the word for it in turn.
+
+In such documents (`interleave: words`, docs/speech.md) each stretch of audio ends where a word does. So the decoder says after every frame how
+likely a word ends there, and then which one it was. Several divisions of the frames so far are kept: what is decided early is revised by
+what is heard later.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unitok.bundle import Bundle
+from unitok.document import Document, Segment
+from unitok.errors import UserError
+from unitok.generation_config import GenerationConfig
+from unitok.model.cache import Cache
+from unitok.sample.prompts import read_one
+from unitok.sample.requests import generate_outputs
+
+WIDTH = 6  # divisions that are kept
+CHOICES = 3  # words that are tried for one stretch
+UNLIKELY = math.log(0.02)  # ends and words below this log-probability are not tried
+MOST = 12  # tokens of text of one stretch
+SPARE = 64  # positions that a cache has more than are needed now
+CONTEXT = 6.0  # seconds; the first word that ends after so long is the last one of its document
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word of a recording, and the stretch of it that ends with the word, in seconds."""
+
+    text: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """What is said in a recording. words: in order, with their times; empty from decoders that write whole texts only."""
+
+    text: str
+    words: tuple[Word, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Path:
+    """One division of the frames so far.
+
+    read: tokens in its slot of the cache. begun, first: the frames at which its document and its open stretch begin. score: in nats.
+    words: the text tokens of each word, and the frame at which it ends.
+    """
+
+    read: int = 0
+    begun: int = 0
+    first: int = 0
+    score: float = 0.0
+    words: tuple[tuple[tuple[int, ...], int], ...] = ()
+
+
+ONGOING = (-1,)  # instead of words: the stretch has not ended
+_Named = tuple[_Path, int, tuple[int, ...]]  # a path, the number of the one it continues, the text tokens of its last word
+
+
+class WordSearch:
+    """Finds words in the codes of one recording, which are pushed as they come. name: of the audio tokenizer.
+
+    Errors: `UserError` for codes that are not written frame by frame.
+    """
+
+    def __init__(self, bundle: Bundle, name: str):
+        vocab, self.decoder = bundle.vocab, bundle.inference
+        span = vocab.span(name)
+        if span.layout != "interleaved":
+            raise UserError(f"{name}: its codes are written {span.layout}; words are found only in interleaved ones")
+        self.vocab, self.name, self.levels = vocab, name, len(span.body)
+        self.begin, self.end = (vocab.specials[token or ""] for token in (span.begin, span.end))
+        text, level = vocab.body(bundle.instance("text"))[0], vocab.body(name)[0]
+        self._text, self._text_stop = text.offset, text.stop
+        self._after_frame = self.decoder.head_of(((self.end, self.end + 1), (level.offset, level.stop)))
+        self._after_word = {
+            stop: self.decoder.head_of(((stop, stop + 1), (text.offset, text.stop))) for stop in (self.begin, vocab.eos)
+        }
+        self.context = round(CONTEXT * bundle.require(name).frame_rate)
+        self.room = min(3 * self.context * self.levels, bundle.require("model").config.max_position_embeddings)
+        self.frame, self.cache = 0, self.decoder.new_cache(1, SPARE)
+        self.paths, self.hidden = self._read([_Path()], self.cache, [[vocab.bos, self.begin]])
+
+    def push(self, codes: np.ndarray) -> None:
+        """Take further frames [K, N]."""
+        span = Document((Segment(self.name, codes),))
+        for tokens in self.vocab.encode(span, eos=False)[2:-1].reshape(-1, self.levels).tolist():
+            if self.frame:
+                self._divide(last=False)
+            self.frame += 1
+            if max(path.read for path in self.paths) + self.levels > self.cache.length:
+                self.cache = self.cache.grown(self.cache.slots, self.cache.length + SPARE)
+            self.paths, self.hidden = self._read(self.paths, self.cache, [tokens] * len(self.paths))
+
+    def finish(self) -> list[tuple[tuple[int, ...], int]]:
+        """End the recording. Returns: the text tokens of each word, and the frame at which it ends."""
+        self._divide(last=True)
+        return list(max(self.paths, key=lambda path: path.score).words)
+
+    def _divide(self, last: bool) -> None:
+        """Let stretches end at the newest frame where that is likely, with the likeliest words for them. last: all of them end."""
+        logits = self._after_frame(self.hidden).float()
+        chances = torch.log_softmax(torch.stack([logits[:, 0], logits[:, 1:].logsumexp(-1)], -1), -1).tolist()
+        going: list[tuple[_Path, int]] = []
+        ending: list[tuple[_Path, int]] = []
+        for i, (path, (stop, on)) in enumerate(zip(self.paths, chances, strict=True)):
+            forced = last or path.read + self.levels + MOST + 2 > self.room
+            if forced or stop > UNLIKELY:
+                ending.append((replace(path, score=path.score + (0.0 if forced else stop)), i))
+            if not forced:
+                going.append((replace(path, score=path.score + on), i))
+        if not ending:
+            self.paths = [path for path, _ in going]
+            return
+        cache = self._copied(self.cache, ending)
+        ended, hidden = self._read([path for path, _ in ending], cache, [[self.end]] * len(ending))
+        self._keep(going, self._named(ended, cache, hidden, last), cache)
+
+    def _named(self, ended: list[_Path], cache: Cache, hidden: Tensor, last: bool) -> list[_Named]:
+        """The likeliest words of stretches that have ended. Each comes with the number of its path in `ended`."""
+        head = self._after_word[self.vocab.eos if last else self.begin]
+        done: list[_Named] = []
+        waiting: list[_Named] = [(path, i, ()) for i, path in enumerate(ended)]
+        while waiting:
+            grown: list[_Named] = []
+            for (path, i, words), row in zip(waiting, head(hidden).float(), strict=True):
+                if not words and not last:
+                    row[0] = -math.inf  # each stretch but the last has a word
+                chances, columns = torch.log_softmax(row, -1).topk(1 if words else CHOICES)
+                for chance, column in zip(chances.tolist(), columns.tolist(), strict=True):
+                    if chance < UNLIKELY and chance < chances[0]:
+                        break
+                    scored = replace(path, score=path.score + chance)
+                    if column == 0:
+                        done.append((scored, i, words))
+                    else:
+                        grown.append((scored, i, (*words, self._text + column - 1)))
+            done += [one for one in grown if len(one[2]) == MOST]
+            waiting = [one for one in grown if len(one[2]) < MOST]
+            if waiting:
+                scratch = self._copied(cache, [(ended[i], i) for _, i, _ in waiting])
+                _, hidden = self._read([ended[i] for _, i, _ in waiting], scratch, [list(words) for _, _, words in waiting])
+        return done
+
+    def _keep(self, going: list[tuple[_Path, int]], named: list[_Named], ended: Cache) -> None:
+        """Keep the best of the paths that go on and of those with a new word, and read what begins the next stretch of these."""
+        best: dict[tuple[object, ...], _Named] = {}
+        for path, i, words in [*named, *((path, i, ONGOING) for path, i in going)]:
+            if words is not ONGOING:
+                spoken = (*path.words, (words, self.frame)) if words else path.words
+                path = replace(path, first=self.frame, words=spoken)
+            key = (path.first, *(word for word, _ in path.words))  # of equal words, whose divisions differ, the best
+            if key not in best or best[key][0].score < path.score:
+                best[key] = path, i, words
+        kept = sorted(best.values(), key=lambda one: -one[0].score)[:WIDTH]
+        kept.sort(key=lambda one: one[2] is ONGOING)  # those that read something stand first
+        before, self.cache = self.cache, self._room_for([path for path, _, _ in kept])
+        self.paths, tokens = [], []
+        for slot, (path, i, words) in enumerate(kept):
+            if words is ONGOING:
+                self.cache.take(before, i, slot, path.read)
+            elif self.frame - path.begun >= self.context:
+                path = replace(path, read=0, begun=self.frame)
+                tokens.append([self.vocab.bos, self.begin])
+            else:
+                self.cache.take(ended, i, slot, path.read)
+                tokens.append([*words, self.begin])
+            self.paths.append(path)
+        if tokens:
+            self.paths[: len(tokens)], _ = self._read(self.paths[: len(tokens)], self.cache, tokens)
+
+    def _room_for(self, paths: list[_Path]) -> Cache:
+        cache: Cache = self.decoder.new_cache(len(paths), max(path.read for path in paths) + SPARE)
+        return cache
+
+    def _copied(self, cache: Cache, slots: Sequence[tuple[_Path, int]]) -> Cache:
+        """A cache with what these paths have read, from the slots of another."""
+        copy = self._room_for([path for path, _ in slots])
+        for i, (path, slot) in enumerate(slots):
+            copy.take(cache, slot, i, path.read)
+        return copy
+
+    def _read(self, paths: list[_Path], cache: Cache, tokens: list[list[int]]) -> tuple[list[_Path], Tensor]:
+        """Read tokens of paths, which are the first slots of a cache. Returns: the paths after them, and hidden states [B, C]."""
+        places = [self._places(path, row) for path, row in zip(paths, tokens, strict=True)]
+        hidden = self.decoder.read(tokens, places, [path.read for path in paths], cache)
+        return [replace(path, read=path.read + len(row)) for path, row in zip(paths, tokens, strict=True)], hidden
+
+    def _places(self, path: _Path, tokens: list[int]) -> list[int]:
+        """Positions of tokens in their span, as `Grammar.span_positions` has them."""
+        after = 2 + (self.frame - path.first) * self.levels  # of the newest frame
+        if tokens[0] == self.end:
+            return [after]
+        if tokens[-1] == self.begin or self._text <= tokens[0] < self._text_stop:
+            return [int(token == self.begin) for token in tokens]
+        return list(range(after - self.levels, after))
+
+
+def transcribe(bundle: Bundle, recording: object, config: GenerationConfig) -> Transcript:
+    """Write down what is said in a recording. Arguments and errors: see `Unitok.transcribe`."""
+    document = read_one(bundle, recording, "recording")
+    name = document.segments[0].modality
+    if len(document.segments) != 1 or bundle.vocab.span(name).kind != bundle.vocab.span(bundle.instance("audio")).kind:
+        raise UserError("recording: give one recording, a Path or (waveform, Hz)")
+    text = bundle.instance("text")
+    if config.speech_unit != "word":
+        (output,) = generate_outputs(bundle, [document], config.replace(modalities=text, n=1, prefix_fraction=None))
+        return Transcript(output.text.strip())
+    search = WordSearch(bundle, name)
+    search.push(document.segments[0].codes)
+    rate, offset = bundle.require(name).frame_rate, bundle.vocab.body(text)[0].offset
+    found = search.finish()
+    texts = [bundle.decode(Segment(text, np.asarray(tokens) - offset)) for tokens, _ in found]
+    ends = [0.0, *(end / rate for _, end in found)]
+    words = (Word(word.strip(), *times) for word, times in zip(texts, itertools.pairwise(ends), strict=True))
+    return Transcript("".join(texts).strip(), tuple(words))
