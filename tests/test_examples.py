@@ -48,7 +48,8 @@ def test_the_configs_of_examples_are_read(config, tmp_path, capsys):
 def test_the_recipe_of_speech_is_read():
     sources = load_recipe(EXAMPLES / "speech" / "recipe.yaml")
     assert [(source.name, source.order) for source in sources] == [
-        ("real", ("both",)),
+        ("real", ("text", "audio")),
+        ("heard", ("audio", "text")),
         ("spliced", ("text", "audio")),
         ("varied", ("audio", "text")),
     ]

@@ -2,7 +2,7 @@
 
     python examples/speech/evaluate.py BUNDLE runs/speech/real/test OUT
 
-OUT/reconstructed and OUT/spoken get the recordings through the codec, and the texts as the bundle speaks them; the judge (judge.py) hears
+OUT/reconstructed and OUT/spoken0 to 2 get the recordings through the codec, and the texts as the bundle speaks them; the judge (judge.py) hears
 them and the recordings themselves.
 """
 
@@ -37,13 +37,12 @@ print(f"recordings: {100 * word_error_rate(judge, rows)[0]:.1f} % word errors, a
 reconstructed = save("reconstructed", [u.decode(u.read(file)[0]) for file, _ in rows])
 print(f"through the codec: {100 * word_error_rate(judge, reconstructed)[0]:.1f} %")
 if u.model is not None:
-    outputs = u.generate([[file] for file, _ in rows], "text", temperature=0.0, max_new_tokens=100, seed=0)
-    written = [output.text.strip() or "-" for output in outputs]
+    written = [u.transcribe(file).text or "-" for file, _ in rows]
     print(f"speech to text: {100 * jiwer.wer(texts, written):.1f} %")
     for text, found in list(zip(texts, written, strict=True))[:8]:
         print(f"  {text}\n  -> {found}")
-    outputs = u.generate([[text] for text in texts], "audio", temperature=0.7, top_p=0.9, max_new_tokens=700, seed=0)
-    errors, heard = word_error_rate(judge, save("spoken", [output.audios[0] for output in outputs]))
-    print(f"text to speech: {100 * errors:.1f} %, as the judge hears them")
+    for seed in range(3):
+        errors, heard = word_error_rate(judge, save(f"spoken{seed}", [u.speak(text, seed=seed) for text in texts]))
+        print(f"text to speech: {100 * errors:.1f} %, as the judge hears them (seed {seed})")
     for text, found in heard[:8]:
         print(f"  {text}\n  -> {found}")

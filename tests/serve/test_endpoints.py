@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import shutil
 import struct
 import threading
 import time
@@ -219,6 +220,32 @@ def test_speech_and_transcriptions(client):
     )
     assert isinstance(validated(client.audio.transcriptions.create(model="tiny", file=("a.wav", wav()))).text, str)
     assert isinstance(client.audio.transcriptions.create(model="tiny", file=("a.wav", wav()), response_format="text"), str)
+
+
+@pytest.fixture(scope="module")
+def word_server(tmp_path_factory, bundle_folder):
+    """A server of a bundle that speaks and listens word by word."""
+    folder = tmp_path_factory.mktemp("words") / "tiny"
+    shutil.copytree(bundle_folder, folder)
+    (folder / "generation_config.json").write_text('{"speech_unit": "word"}')
+    with running(folder, *LIMITS) as server:
+        yield server
+
+
+def test_speech_word_by_word(word_server):
+    client = openai.OpenAI(base_url=f"{word_server.url}/v1", api_key="none", max_retries=0)
+    given = {"model": "tiny", "voice": "any", "input": "Two red bells", "extra_body": {"seed": 1, "temperature": 0}}
+    streamed = client.audio.speech.create(**given, response_format="pcm").content
+    samples, rate = soundfile.read(
+        io.BytesIO(client.audio.speech.create(**given, response_format="flac").content), dtype="int16"
+    )
+    assert rate == 8000
+    np.testing.assert_allclose(np.frombuffer(streamed, "<i2"), samples, atol=1)
+    recording = ("a.wav", wav(1, 1.0))
+    said = validated(client.audio.transcriptions.create(model="tiny", file=recording, response_format="verbose_json"))
+    assert said.text.replace(" ", "") == "".join(word.word for word in said.words).replace(" ", "")
+    assert all(0 <= word.start < word.end <= 1.1 for word in said.words)
+    assert client.audio.transcriptions.create(model="tiny", file=recording, response_format="text").strip() == said.text
 
 
 # ---- Bad input --------------------------------------------------------------------------------------------------------

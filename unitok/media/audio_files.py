@@ -1,6 +1,6 @@
-"""Audio files of any format that libsndfile reads, opened for reading in pieces, complete and with their true length.
+"""Audio files of any format, opened for reading in pieces, complete and with their true length.
 
-libsndfile decodes; `audio_streams` corrects what it gets wrong from headers. Float samples beyond [-1, 1] are clipped, as
+libsndfile decodes what it can (`packed_audio` the rest); `audio_streams` corrects what it gets wrong from headers. Float samples beyond [-1, 1] are clipped, as
 players do; floats of the magnitude of integers are an error.
 """
 
@@ -16,7 +16,7 @@ import soundfile
 from unitok.errors import UserError, first_line
 from unitok.media.audio_streams import CutOff, Stream, streams_of
 from unitok.media.byte_source import ByteSource, SourcePart
-from unitok.media.formats import HEAD, unread
+from unitok.media.formats import HEAD, is_packed, sniff_bytes, unread
 
 RATES = (100, 1_000_000)  # Hz, of audio; others are mistakes
 MAX_HOURS = 12
@@ -161,6 +161,12 @@ def open_audio(path: Path, data: bytes | None = None) -> AudioFile:
         raise UserError(f"{name}: no such file") from None
     except OSError as error:
         raise UserError(f"{name}: cannot be read ({error.strerror})") from None
+    head = source.read(0, HEAD)
+    if is_packed(head, name) or sniff_bytes(head, name) == "video":
+        from unitok.media.packed_audio import open_packed
+
+        source.file.close()
+        return open_packed(path, data)
     try:
         file = AudioFile(name, source, _streams_of(source, data is None))
         if not RATES[0] <= file.samplerate <= RATES[1]:

@@ -112,26 +112,30 @@ _VIDEO = re.compile(
     """
 )
 
+#: First bytes of audio formats that FFmpeg reads and libsndfile does not.
+_PACKED = re.compile(
+    rb"""(?xs)
+    .{4}ftyp(?:M4A|M4B)                                     # MPEG-4
+    | OggS(?!.{24}\x80theora)                               # FLAC, Speex; Vorbis and Opus are libsndfile's
+    | \xff[\xf0\xf1\xf8\xf9] | ADIF                         # AAC
+    | \x30\x26\xb2\x75\x8e\x66\xcf\x11                      # Windows Media
+    | \#!AMR
+    | \x0b\x77                                              # AC-3
+    | wvpk                                                  # WavPack
+    | MAC\x20\x96 | MAC\x20.\x0f                            # Monkey's Audio
+    | MPCK | MP\+                                           # Musepack
+    | TTA[12]
+    | DSD\x20 | FRM8
+    | \.RMF | \.ra\xfd                                      # RealAudio
+    """
+)
+#: Suffixes by which a file of a format that may hold either is audio, and video.
+_SOUND, _PICTURES = ("m4a", "m4b", "mka", "weba", "oga"), ("wmv", "asf", "rm", "rmvb")
+
 #: Formats that cannot be read: first bytes, what the file is, and what to do about it.
 _CONVERT = "convert it, for example with ffmpeg -i {0} {1}"
 _UNREAD = (
-    (rb"(?s).{4}ftyp(?:M4A|M4B)", "audio in an MPEG-4 file (M4A)", _CONVERT),
     (_VIDEO.pattern, "a video", _CONVERT),
-    (
-        rb"OggS(?s:(?!\0.{21}\x01.(?:\x01vorbis|OpusHead)))",
-        "an Ogg file of another kind than Vorbis and Opus (FLAC, Speex)",
-        _CONVERT,
-    ),
-    (rb"\xff[\xf0\xf1\xf8\xf9]|ADIF", "AAC audio", _CONVERT),
-    (rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "a Windows Media file (WMA, WMV)", _CONVERT),
-    (rb"#!AMR", "AMR audio", _CONVERT),
-    (rb"\x0b\x77", "AC-3 audio", _CONVERT),
-    (rb"wvpk", "WavPack audio", _CONVERT),
-    (rb"MAC \x96|MAC .\x0f", "Monkey's Audio", _CONVERT),
-    (rb"MPCK|MP\+", "Musepack audio", _CONVERT),
-    (rb"TTA[12]", "True Audio", _CONVERT),
-    (rb"DSD |FRM8", "DSD audio", _CONVERT),
-    (rb"\.RMF|\.ra\xfd", "RealAudio", _CONVERT),
     (rb"MThd", "MIDI, which holds notes, not audio", "play it to a WAV file, or leave it out"),
     (rb"\xff\x0a|\x00\x00\x00\x0cJXL ", "a JPEG XL image", "convert it to PNG"),
     (rb"P7\n", "a PAM image", "convert it to PNG"),
@@ -158,11 +162,21 @@ def sniff_bytes(head: bytes, name: str = "") -> str | None:
         return "audio" if head.startswith(b"NIST_1A\n") and suffix_of(name) in ("nist", "sph", "wav") else "text"
     if _AUDIO.match(head) or find_mpeg(head) is not None or (suffix_of(name) == "htk" and head[8:12] == b"\0\2\0\0"):
         return "audio"
-    if _VIDEO.match(head):
+    if is_packed(head, name):
+        return "audio"
+    if _VIDEO.match(head) or (suffix_of(name) in _PICTURES and _PACKED.match(head)):
         return "video"
     if head and b"\0" not in head and _decodes(head):  # with control characters, such as a terminal's log
         return "text"
     return None
+
+
+def is_packed(head: bytes, name: str = "") -> bool:
+    """Whether a file is audio that FFmpeg reads and libsndfile does not."""
+    suffix = suffix_of(name)
+    if _AUDIO.match(head) or suffix in _PICTURES:
+        return False
+    return _PACKED.match(head) is not None or (suffix in _SOUND and _VIDEO.match(head) is not None)
 
 
 def image_format(head: bytes, name: str = "") -> str:

@@ -22,7 +22,7 @@ from unitok.errors import UserError, first_line
 from unitok.media.image_files import MAX_PIXELS, to_rgb
 
 REMEDY = "replace it or leave it out"
-INSTALL = "reading videos needs PyAV: pip install 'unitok-lm[video]'"
+INSTALL = "reading it needs PyAV: pip install 'unitok-lm[video]'"
 ANIMATIONS = ("GIF", "WEBP", "PNG")  # formats of Pillow that may hold several frames
 SHORTEST = 0.02  # seconds, of a frame of an animation; a shorter one, also 0, is shown for `USUAL`, as browsers do
 USUAL = 0.1
@@ -119,35 +119,87 @@ class _Animation(VideoFile):
         self._image.close()
 
 
+class Container:
+    """A file that FFmpeg reads: its streams, and the audio in it.
+
+    format: of the file. video, sound: its streams of which there may be none. sample_rate: of its first audio, Hz; 0 without audio. channels: of that. problem: why reading ended early.
+    what: what the file should be, for messages.
+    """
+
+    def __init__(self, name: str, source: str | io.BytesIO, what: str):
+        try:
+            import av
+        except ImportError:
+            raise UserError(f"{name}: {INSTALL}") from None
+        self._av, self.name, self.problem = av, name, ""
+        self.errors = (av.FFmpegError, ValueError)  # that reading raises
+        try:
+            self.file = av.open(source, "r", metadata_errors="ignore")
+        except self.errors as error:
+            raise UserError(f"{name}: not {what} ({reason_of(error)}); {REMEDY}") from None
+        names = self.file.format.name.split(",")  # of one demuxer, such as matroska,webm
+        suffix = Path(name).suffix.lower().removeprefix(".")
+        self.format = suffix if suffix in names else names[0]
+        covers = av.stream.Disposition.attached_pic
+        shown = next((s for s in self.file.streams.video if not s.disposition & covers), None)
+        self.video: Any = shown if shown and shown.codec_context is not None else None
+        self.sound = next((s for s in self.file.streams.audio if s.codec_context is not None), None)
+        context = self.sound.codec_context if self.sound else None
+        self.sample_rate, self.channels = (context.sample_rate, len(context.layout.channels)) if context else (0, 0)
+        self.begin = float((self.sound.start_time or 0) * (self.sound.time_base or 0)) if self.sound else 0.0
+
+    def seek(self, stream: Any, start: float) -> None:
+        """Go to the last key frame at or before `start` seconds, with a decoder that knows nothing."""
+        base = stream.time_base or Fraction(1, 1000)
+        self.file.seek(round(start / base) + (stream.start_time or 0) if start else (stream.start_time or 0), stream=stream)
+
+    def blocks(self, start: float) -> Iterator[np.ndarray]:
+        """Yield the audio from `start` seconds after `begin` on, float32 [C, t] in [-1, 1]; where times leave a gap it is silent."""
+        sound, rate, length = self.sound, self.sample_rate, 0  # samples so far
+        assert sound is not None
+        to_float = self._av.AudioResampler(format="fltp", layout=sound.codec_context.layout, rate=rate)
+        try:
+            self.seek(sound, max(0.0, start - 0.1))  # decoders need a little before
+            for frame in self.file.decode(sound):
+                begin = (start if frame.time is None else frame.time - self.begin) - start
+                samples = np.concatenate([part.to_ndarray() for part in to_float.resample(frame)], -1)
+                at = round(begin * rate)
+                if length and abs(at - length) < 0.02 * rate:  # times are rounded
+                    at = length
+                samples, gap = samples[:, max(0, length - at) :], max(0, at - length)
+                if gap + samples.shape[1]:
+                    yield np.pad(np.nan_to_num(samples).clip(-1, 1), ((0, 0), (gap, 0)))
+                length += gap + samples.shape[1]
+        except self.errors as error:
+            self.problem = self.problem or f"audio damaged after {start + length / rate:.2f} s: {reason_of(error)}"
+
+    def audio(self, start: float, stop: float) -> np.ndarray:
+        """Return the audio from `start` to `stop` seconds after `begin`, float32 [C, T] in [-1, 1]; it may end earlier."""
+        parts, length = [np.zeros((self.channels, 0), np.float32)], 0
+        most = (stop - start) * self.sample_rate
+        for block in self.blocks(start):
+            parts.append(block)
+            length += block.shape[1]
+            if length >= most:
+                break
+        return np.concatenate(parts, -1)[:, : round(most) if math.isfinite(stop) else None]
+
+
 class _Stream(VideoFile):
     """What FFmpeg reads."""
 
     def __init__(self, name: str, source: str | io.BytesIO):
         super().__init__(name)
-        try:
-            import av
-        except ImportError:
-            raise UserError(f"{name}: {INSTALL}") from None
-        self._av = av
-        try:
-            self._file = av.open(source, "r", metadata_errors="ignore")
-        except (av.FFmpegError, ValueError) as error:
-            raise UserError(f"{name}: not a readable video ({_reason(error)}); {REMEDY}") from None
-        streams = self._file.streams
-        covers = [s for s in streams.video if not s.disposition & av.stream.Disposition.attached_pic]
-        if not covers or covers[0].codec_context is None:
-            kind = "only audio" if streams.audio else "no stream that can be decoded"
-            self._file.close()
+        self._container = container = Container(name, source, "a readable video")
+        self._video = container.video
+        if self._video is None:
+            container.file.close()
+            kind = "only audio" if container.sound else "no stream that can be decoded"
             raise UserError(f"{name}: no video in it, {kind}; {REMEDY}")
-        self._video = covers[0]
-        self._audio = next((s for s in streams.audio if s.codec_context is not None), None)
-        names = self._file.format.name.split(",")  # of one demuxer, such as matroska,webm
-        suffix = Path(name).suffix.lower().removeprefix(".")
-        self.format = suffix if suffix in names else names[0]
+        self.format, self.sample_rate = container.format, container.sample_rate
         self.rate = float(self._video.average_rate or 0)
-        self.sample_rate = self._audio.codec_context.sample_rate if self._audio else 0
-        self.seconds = float((self._video.duration or 0) * (self._video.time_base or 0)) or (self._file.duration or 0) / 1e6
-        self._begin = float((self._video.start_time or 0) * (self._video.time_base or 0))
+        self.seconds = float((self._video.duration or 0) * (self._video.time_base or 0)) or (container.file.duration or 0) / 1e6
+        self._begin = container.begin = float((self._video.start_time or 0) * (self._video.time_base or 0))
         context = self._video.codec_context
         _check_size(name, (context.width, context.height))
         first = next(self._decoded(0.0), None)  # rotation is a fact of frames
@@ -155,10 +207,10 @@ class _Stream(VideoFile):
 
     def _decoded(self, start: float) -> Iterator[Frame]:
         usual = 1 / self.rate if self.rate else 0.04
-        self._seek(self._video, start)
         waiting: Frame | None = None  # until the next one says how long it is seen
         try:
-            for frame in self._file.decode(self._video):
+            self._container.seek(self._video, start)
+            for frame in self._container.file.decode(self._video):
                 after = 0.0 if waiting is None else waiting.time + usual
                 time = after if frame.time is None else max(0.0, frame.time - self._begin)
                 if waiting is not None and time > waiting.time:
@@ -167,9 +219,9 @@ class _Stream(VideoFile):
                     waiting = None
                 if waiting is None:  # of several frames at one time the first
                     waiting = Frame(time, usual, self._upright(frame))
-        except (self._av.FFmpegError, ValueError) as error:
+        except self._container.errors as error:
             at = f"after {waiting.time + usual:.2f} s" if waiting else "from its begin on"
-            self.problem = f"damaged {at}: {_reason(error)}"
+            self.problem = f"damaged {at}: {reason_of(error)}"
         if waiting is None:
             return
         yield waiting
@@ -185,42 +237,16 @@ class _Stream(VideoFile):
         image = frame.to_image(width=width, height=frame.height)
         return image.rotate(frame.rotation, expand=True) if frame.rotation % 360 else image
 
-    def _seek(self, stream: Any, start: float) -> None:
-        """Go to the last key frame at or before `start` seconds, with a decoder that knows nothing."""
-        base = stream.time_base or Fraction(1, 1000)
-        self._file.seek(round(start / base) + (stream.start_time or 0) if start else (stream.start_time or 0), stream=stream)
-
     def audio(self, start: float = 0.0, stop: float = math.inf) -> np.ndarray:
-        if self._audio is None:
+        if self._container.sound is None:
             return super().audio()
-        rate = self.sample_rate
-        self._seek(self._audio, max(0.0, start - 0.1))  # decoders need a little before
-        parts: list[np.ndarray] = []
-        channels = len(self._audio.codec_context.layout.channels)
-        length = 0  # samples so far
-        to_float = self._av.AudioResampler(format="fltp", layout=self._audio.codec_context.layout, rate=rate)
-        try:
-            for frame in self._file.decode(self._audio):
-                begin = (start if frame.time is None else frame.time - self._begin) - start
-                if begin >= stop - start:
-                    break
-                samples = np.concatenate([part.to_ndarray() for part in to_float.resample(frame)], -1)
-                at = round(begin * rate)
-                if length and abs(at - length) < 0.02 * rate:  # times are rounded
-                    at = length
-                samples, at = samples[:, max(0, length - at) :], max(at, length)
-                parts += [np.zeros((channels, at - length), np.float32), samples]
-                length = at + samples.shape[1]
-        except (self._av.FFmpegError, ValueError) as error:
-            self.problem = self.problem or f"audio damaged after {start + length / rate:.2f} s: {_reason(error)}"
-        whole = np.concatenate([np.zeros((channels, 0), np.float32), *parts], -1)
-        if math.isfinite(stop):
-            count = round((stop - start) * rate)
-            whole = np.pad(whole[:, :count], ((0, 0), (0, max(0, count - whole.shape[1]))))
-        return np.nan_to_num(whole).clip(-1, 1)
+        samples = self._container.audio(start, stop)
+        self.problem = self.problem or self._container.problem
+        missing = round((stop - start) * self.sample_rate) - samples.shape[1] if math.isfinite(stop) else 0
+        return np.pad(samples, ((0, 0), (0, max(0, missing))))
 
     def close(self) -> None:
-        self._file.close()
+        self._container.file.close()
 
 
 def _check_size(name: str, size: tuple[int, int]) -> None:
@@ -228,7 +254,8 @@ def _check_size(name: str, size: tuple[int, int]) -> None:
         raise UserError(f"{name}: frames of {size[0]} x {size[1]} pixels are too large; scale it down or leave it out")
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Return what FFmpeg says, in a few words."""
     return first_line(error).split(":")[0].removeprefix("[Errno ").split("] ")[-1]
 
 

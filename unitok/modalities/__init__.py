@@ -136,7 +136,7 @@ class Modality(Generic[TokenizerT, ContentT, OptionsT]):
     The type parameters are the class of its tokenizers, the type of decoded content (what `decode` returns, and `save` and `html`
     take), and the dataclass of its options. A subclass sets `kind`, and overrides the methods whose defaults do not fit; the defaults
     are for values that stand in the document itself, with a tokenizer without weights. The argument `tokenizer` is always one
-    instance's tokenizer, of the class `tokenizer_class()`.
+    instance's, of the class `tokenizer_class()`.
     """
 
     kind: ClassVar[str]
@@ -144,6 +144,8 @@ class Modality(Generic[TokenizerT, ContentT, OptionsT]):
     key: ClassVar[str] = "path"
     #: Further keys that a part may have. Content that stands in the document is then `{key: …, further: …}` for `check` and `row`.
     keys: ClassVar[tuple[str, ...]] = ()
+    #: Kinds of files that hold such content besides their own, as videos hold audio: read so where a part's type asks for it.
+    also: ClassVar[tuple[str, ...]] = ()
     #: Kind of the content that this content is about, as boxes are about an image; "": it is about nothing else.
     refers: ClassVar[str] = ""
     #: Dataclass of how content is read. Its fields are flags `--KIND-FIELD` of `unitok tokenize`, and `KIND: {FIELD: …}` in recipes.
@@ -160,8 +162,6 @@ class Modality(Generic[TokenizerT, ContentT, OptionsT]):
     def plural(self) -> str:
         """The plural of the kind's name, for messages and folders."""
         return f"{self.kind}s"
-
-    # ---- Declaration ---------------------------------------------------------------------------------------------
 
     def tokenizer_class(self) -> type[TokenizerLike]:
         """Return the class of its tokenizers."""
@@ -391,7 +391,8 @@ def kind_of_content(head: bytes, name: str, first: str = "") -> str | None:
     first: the kind that is tried first.
     """
     order = [first, *modalities()] if first else list(modalities())
-    return next((kind for kind in order if not modality_of(kind).inline and modality_of(kind).recognizes(head, name)), None)
+    found = (kind for kind in order if not modality_of(kind).inline and modality_of(kind).recognizes(head, name))
+    return first if (kind := next(found, None)) and first and kind in modality_of(first).also else kind
 
 
 def kind_accepting(content: object) -> str | None:

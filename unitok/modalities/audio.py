@@ -55,6 +55,7 @@ class Audio(Modality["AudioTokenizer", "Tensor", AudioOptions]):
     kind = "audio"
     plural = "audio"
     keys = ("start", "end")
+    also = ("video",)
     Options = AudioOptions
 
     def tokenizer_class(self) -> "type[AudioTokenizer]":

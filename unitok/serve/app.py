@@ -356,8 +356,9 @@ class _Endpoints:
         if response_format == "text":
             return PlainTextResponse(transcript.text)
         words = [{"word": word.text, "start": word.start, "end": word.end} for word in transcript.words]
-        verbose = {"task": "transcribe", "words": words} if response_format == "verbose_json" else {}
-        return JSONResponse(verbose | {"text": transcript.text})
+        seconds = recording.segments[0].size[0] / self.bundle.require(recording.segments[0].modality).sample_rate
+        verbose = {"task": "transcribe", "language": "", "duration": seconds, "words": words}
+        return JSONResponse((verbose if response_format == "verbose_json" else {}) | {"text": transcript.text})
 
 
 def _usage(drafts: list[Draft], outputs: list[Output]) -> dict[str, int]:

@@ -104,7 +104,9 @@ def _ordered(words: list[Timed]) -> list[Timed]:
     for number, (text, start, end) in enumerate(words, 1):
         before = found[-1][1] if found else 0.0
         if start < before - LATE:
-            raise UserError(f"{WORDS}: word {number}, {text.strip()[:40]!r}, begins at {start:g} s, the one before it at {before:g} s")
+            raise UserError(
+                f"{WORDS}: word {number}, {text.strip()[:40]!r}, begins at {start:g} s, the one before it at {before:g} s"
+            )
         found.append((text, max(start, before), max(end, start, before)))
     return found
 
