@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 from clips import clip, noise
+from raw_data import tar_of
 
 from unitok.api import Unitok
 from unitok.bundle import Bundle, make_bundle
 from unitok.data.prepare.plan import Plan
 from unitok.data.prepare.tokenize import detokenize, tokenize
+from unitok.data.shards import TokenDataset
 from unitok.document import Segment
 from unitok.errors import UserError
 from unitok.grammar import Grammar
@@ -26,6 +28,14 @@ def u(bundle_folder, tmp_path_factory) -> Unitok:
     out = tmp_path_factory.mktemp("video") / "bundle"
     make_bundle(out, {"model": bundle_folder}, add=["video"])
     return Unitok.from_pretrained(out)
+
+
+@pytest.fixture(scope="module")
+def folder(bundle_folder, tmp_path_factory) -> Path:
+    """A bundle with the same tokenizers, in a folder."""
+    out = tmp_path_factory.mktemp("video") / "bundle"
+    make_bundle(out, {"model": bundle_folder}, add=["video"])
+    return out
 
 
 def moving(count: int, side: int = 32) -> Video:
@@ -137,3 +147,30 @@ def test_folders_of_videos_are_tokenized_and_come_back(u, tmp_path):
             lengths.append(len(list(video.frames())))
             assert (video.size, video.rate) == ((32, 32), 8.0)
     assert sorted(lengths) == [8, 8, 12, 12]
+
+
+def test_webvid_and_webdataset_are_read_as_they_come(u, folder, tmp_path):
+    table, archive = tmp_path / "webvid", tmp_path / "shards"
+    (table / "videos" / "000001").mkdir(parents=True)
+    archive.mkdir()
+    write_video(table / "videos" / "000001" / "11.mp4", clip(8, 32, 32), 8.0)
+    write_video(table / "12.webm", clip(8, 32, 32), 8.0)
+    rows = [
+        '11,https://example.org/11.mp4,PT00H00M01S,000001,"A bar, moving right"',
+        "12,,,000002,Another bar",
+        "13,,,000002,None",
+    ]
+    (table / "results_2M_val.csv").write_text("\n".join(["videoid,contentUrl,duration,page_dir,name", *rows]) + "\n")
+    members = [("a.mp4", (table / "videos" / "000001" / "11.mp4").read_bytes()), ("a.json", b'{"caption": "A bar"}')]
+    (archive / "00000.tar").write_bytes(tar_of(members))
+    found = {}
+    for source in (table, archive):
+        out = tmp_path / f"{source.name}.tokens"
+        tokenize(Plan(str(source), str(out), str(folder)), max_error_rate=1.0)
+        data = TokenDataset(out)
+        found[source] = [tuple(s.modality for s in data.document(i).segments) for i in range(len(data))]
+        texts = [u.decode(data.document(i).segments[0]) for i in range(len(data))]
+        assert texts == (["A bar, moving right", "Another bar"] if source == table else ["A bar"])
+    assert set(found[table] + found[archive]) == {("text", "video")}
+    (error,) = map(json.loads, (tmp_path / "webvid.tokens" / "errors.jsonl").read_text().splitlines())
+    assert "videoid '13': no 000002/13.mp4 beside the table or in videos/" in error["error"]

@@ -20,7 +20,14 @@ from unitok.data.prepare.fields import CAPTIONS, names_media
 from unitok.data.prepare.items import Claims, ListingOptions, SourceItem
 from unitok.data.prepare.objects import coco_folders, coco_images, is_coco, may_be_coco
 from unitok.data.prepare.splits import describes_data_set, folder_split_of, group_of_id, split_of
-from unitok.data.prepare.transcripts import RECORDING_COLUMNS, Layout, find_layout, may_be_transcripts, transcript_lines
+from unitok.data.prepare.transcripts import (
+    RECORDING_COLUMNS,
+    Layout,
+    find_layout,
+    is_webvid,
+    may_be_transcripts,
+    transcript_lines,
+)
 from unitok.errors import UserError, is_utf8
 from unitok.storage import MAX_BYTES, FileInfo, Files, Folder, printable
 
@@ -305,7 +312,8 @@ def _unused_table(files: Files, name: str) -> bool:
         return False
     try:
         with closing(Table(files, name)) as table:
-            return not any(column.lower() in CAPTIONS or names_media(column) for column in table.schema.names)
+            columns = set(table.schema.names)
+            return not (is_webvid(columns) or any(column.lower() in CAPTIONS or names_media(column) for column in columns))
     except (UserError, *DAMAGE):
         return False
 

@@ -5,6 +5,7 @@
     train.txt              wavs/1.wav|alice|The text.                     with a speaker, before or after the text
     train.list             wavs/1.wav|alice|EN|The text.                  with a speaker and a language; what comes after is not used
     84-121123.trans.txt    84-121123-0000 THE TEXT                        LibriSpeech
+    results_10M_train.csv  videoid,contentUrl,duration,page_dir,name      WebVid, a table like MusicCaps' and Common Voice's
 
 A file is one of these where the name at the beginning of its first line is that of audio (or an image) beside it or in a folder where
 such files lie. Of texts (`.txt`) only those are looked into whose name has a word such as `train` or `filelist`. Lines become rows of the fields `audio` (or `image`), `text`, and perhaps `speaker`, `language` and `printed`.
@@ -14,7 +15,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
@@ -27,9 +28,9 @@ from unitok.modalities import modality_of
 from unitok.storage import Blob, Files
 
 #: Folders where recordings lie, relative to what names them.
-_FOLDERS = ("", "wavs/", "wav/", "clips/", "audio/")
+_FOLDERS = ("", "wavs/", "wav/", "clips/", "audio/", "videos/", "video/")
 #: Suffixes of recordings that are named without one.
-_SUFFIXES = ("", ".wav", ".flac", ".mp3", ".ogg", ".opus")
+_SUFFIXES = ("", ".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".mp4", ".webm", ".mkv")
 #: Names of fields for the start and the end of a stretch of a recording, in seconds; a `duration` may stand in place of the end.
 _STRETCHES = (
     ("start", "end"),
@@ -214,7 +215,12 @@ def read_transcript(fields: list[tuple[str, bytes]]) -> dict[str, str]:
 # ---- Tables of recordings ---------------------------------------------------------------------------------------------
 
 #: Columns besides those with the names of media that `Recordings` needs.
-RECORDING_COLUMNS = ("ytid", "client_id")
+RECORDING_COLUMNS = ("ytid", "client_id", "videoid", "page_dir", "name")
+
+
+def is_webvid(columns: Collection[str]) -> bool:
+    """Whether a table is one of WebVid's."""
+    return {"videoid", "name"} <= set(columns) and not any(names_media(name) for name in columns)
 
 
 class Recordings:
@@ -226,8 +232,9 @@ class Recordings:
         self._missed: Counter[str] = Counter()
 
     def completed(self, row: Fields, file: str) -> Fields:
-        """A row of a file with the names of recordings as others have them: MusicCaps' `ytid` without a suffix is the field `wav`, and
-        Common Voice's `path` lies in `clips/`. Errors: `UserError` where there is no such recording."""
+        """A row of a file with the names of recordings as others have them: MusicCaps' `ytid` without a suffix is the field `wav`,
+        WebVid's `videoid`, in the folder `page_dir`, the field `video`, its caption is `name`, and Common Voice's `path` lies in `clips/`.
+        Errors: `UserError` where there is no such recording."""
         ytid, path = row.get("ytid"), row.get("path")
         if any(isinstance(value, Blob) for value in row.values()):
             return row
@@ -238,9 +245,19 @@ class Recordings:
                     f"ytid {ytid[:40]!r}: no recording of that name (.wav, .flac, …) beside the table, or in wav/ or audio/"
                 )
             return {**row, "wav": where[0] + ytid + where[1]}
+        if is_webvid(row.keys()):
+            return self._of_webvid(row, file)
         if "client_id" in row and isinstance(path, str) and (where := self._find(file, path)):
             return {**row, "path": where[0] + path}
         return row
+
+    def _of_webvid(self, row: Fields, file: str) -> Fields:
+        names = [str(row["videoid"])]
+        names = [f"{row['page_dir']}/{names[0]}", *names] if row.get("page_dir") else names
+        for name in names:
+            if where := self._find(file, name):
+                return {"video": where[0] + name + where[1], TEXT: row["name"]}
+        raise UserError(f"videoid {names[-1][:40]!r}: no {names[0][:60]}.mp4 beside the table or in videos/")
 
     def _find(self, file: str, name: str) -> tuple[str, str] | None:
         if self._missed[file] >= MISSES and file not in self._found:
