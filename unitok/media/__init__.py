@@ -17,9 +17,10 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from unitok.errors import UserError
-from unitok.media.audio_files import AudioFile, open_audio
+from unitok.media.audio_files import AudioFile
 from unitok.media.formats import find_media, promised, sniff, sniff_bytes, unread
 from unitok.media.image_files import open_image, to_rgb, upright
+from unitok.media.packed_audio import open_audio
 from unitok.media.video_files import VideoFile, can_write_video, encode_gif, open_video, sample_frames, write_video
 
 __all__ = [

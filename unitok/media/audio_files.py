@@ -16,7 +16,7 @@ import soundfile
 from unitok.errors import UserError, first_line
 from unitok.media.audio_streams import CutOff, Stream, streams_of
 from unitok.media.byte_source import ByteSource, SourcePart
-from unitok.media.formats import HEAD, is_packed, sniff_bytes, unread
+from unitok.media.formats import HEAD, unread
 
 RATES = (100, 1_000_000)  # Hz, of audio; others are mistakes
 MAX_HOURS = 12
@@ -151,8 +151,8 @@ def _cut_off(name: str, declared: float, present: float) -> str:
     return f"{name}: audio that is cut off: {lengths}; {REMEDY}"
 
 
-def open_audio(path: Path, data: bytes | None = None) -> AudioFile:
-    """Open an audio file for reading in pieces. data: bytes of the file; `path` is then only its name. Errors: `UserError` for
+def open_unpacked(path: Path, data: bytes | None = None) -> AudioFile:
+    """Open an audio file that libsndfile reads. data: bytes of the file; `path` is then only its name. Errors: `UserError` for
     a missing file, another content, audio without samples, audio that is cut off, and a rate that is none of audio (`RATES`)."""
     name = str(path)
     try:
@@ -161,12 +161,6 @@ def open_audio(path: Path, data: bytes | None = None) -> AudioFile:
         raise UserError(f"{name}: no such file") from None
     except OSError as error:
         raise UserError(f"{name}: cannot be read ({error.strerror})") from None
-    head = source.read(0, HEAD)
-    if is_packed(head, name) or sniff_bytes(head, name) == "video":
-        from unitok.media.packed_audio import open_packed
-
-        source.file.close()
-        return open_packed(path, data)
     try:
         file = AudioFile(name, source, _streams_of(source, data is None))
         if not RATES[0] <= file.samplerate <= RATES[1]:

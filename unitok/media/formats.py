@@ -179,6 +179,15 @@ def is_packed(head: bytes, name: str = "") -> bool:
     return _PACKED.match(head) is not None or (suffix in _SOUND and _VIDEO.match(head) is not None)
 
 
+def holds_packed_audio(head: bytes, name: str = "") -> bool:
+    """Whether a file is audio that only FFmpeg reads, or a video, which may have such audio."""
+    return (
+        is_packed(head, name)
+        or (_VIDEO.match(head) is not None and not _AUDIO.match(head))
+        or (suffix_of(name) in _PICTURES and _PACKED.match(head) is not None)
+    )
+
+
 def image_format(head: bytes, name: str = "") -> str:
     """Return the format of an image (a name in Pillow, or SVG, SVGZ, HEIF) from the first 4096 bytes of a file; "" if it is not
     an image."""

@@ -1,4 +1,4 @@
-"""Audio that FFmpeg reads and libsndfile does not: M4A, AAC, WMA, AC-3, WavPack, …, and the sound of videos. Needs PyAV (extra `video`)."""
+"""Any audio file: what libsndfile reads, and through PyAV (extra `video`) M4A, AAC, WMA, AC-3, WavPack, …, and the audio of videos."""
 
 import io
 import itertools
@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from unitok.errors import UserError
-from unitok.media.audio_files import MAX_HOURS, RATES, REMEDY, AudioFile
+from unitok.media.audio_files import MAX_HOURS, RATES, REMEDY, AudioFile, open_unpacked
+from unitok.media.formats import HEAD, holds_packed_audio
 from unitok.media.video_files import Container
 
 WITHOUT_LENGTH = ("aac", "ac3", "eac3", "amr", "loas", "mp3")  # formats of FFmpeg whose lengths it guesses from bit rates
@@ -24,7 +25,7 @@ class PackedAudio(AudioFile):
         try:
             self.name, self.format = name, self._container.format.upper()
             self.samplerate, self.channels = self._container.sample_rate, self._container.channels
-            if self._container.sound is None:
+            if self._container.audio_stream is None:
                 raise UserError(f"{name}: no audio in it; {REMEDY}")
             if not RATES[0] <= self.samplerate <= RATES[1]:
                 raise UserError(f"{name}: its header says {self.samplerate} Hz, which is no rate of audio; {REMEDY}")
@@ -41,14 +42,14 @@ class PackedAudio(AudioFile):
 
     def _seconds(self) -> float:
         """The length of the audio: what the file says, or the sum of its packets, which is exact but takes reading."""
-        sound, file = self._container.sound, self._container.file
-        assert sound is not None
-        base = float(sound.time_base or 0)
-        if sound.duration and file.format.name not in WITHOUT_LENGTH:
-            return float(sound.duration * base)
+        stream, file = self._container.audio_stream, self._container.file
+        assert stream is not None
+        base = float(stream.time_base or 0)
+        if stream.duration and file.format.name not in WITHOUT_LENGTH:
+            return float(stream.duration * base)
         total = 0
         with suppress(*self._container.errors):  # reading says where it is damaged
-            total = sum(packet.duration or 0 for packet in file.demux(sound))
+            total = sum(packet.duration or 0 for packet in file.demux(stream))
         return float(total * base)
 
     def _blocks(self, left: int) -> Iterator[np.ndarray]:
@@ -70,9 +71,9 @@ class PackedAudio(AudioFile):
 
     def _from(self, position: int) -> Iterator[np.ndarray]:
         """The audio from a sample on, the same as in one reading of all: where times are not those of samples, the file is decoded to there."""
-        sound = self._container.sound
-        assert sound is not None
-        if position and (1 / (sound.time_base or 1)) % self.samplerate == 0:
+        stream = self._container.audio_stream
+        assert stream is not None
+        if position and (1 / (stream.time_base or 1)) % self.samplerate == 0:
             yield from self._container.blocks(position / self.samplerate)
             return
         self.close()  # a decoder that has read before begins differently
@@ -89,6 +90,21 @@ class PackedAudio(AudioFile):
         self._container.file.close()
 
 
-def open_packed(path: Path, data: bytes | None) -> PackedAudio:
-    """Open a file that FFmpeg reads. data: bytes of the file; `path` is then only its name. Errors: `UserError`."""
-    return PackedAudio(str(path), str(path) if data is None else io.BytesIO(data))
+def open_audio(path: Path, data: bytes | None = None) -> AudioFile:
+    """Open an audio file, or a video for its audio, for reading in pieces. data: bytes of the file; `path` is then only its name.
+
+    Errors: `UserError` for a missing file, another content, audio without samples, audio that is cut off, and a rate that is none of audio.
+    """
+    head = data[:HEAD] if data is not None else _head_of(path)
+    if holds_packed_audio(head, str(path)):
+        return PackedAudio(str(path), str(path) if data is None else io.BytesIO(data))
+    return open_unpacked(path, data)
+
+
+def _head_of(path: Path) -> bytes:
+    """The first bytes of a file; none of one that cannot be read, as opening it says."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.read(HEAD)
+    except OSError:
+        return b""

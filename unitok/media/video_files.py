@@ -122,8 +122,12 @@ class _Animation(VideoFile):
 class Container:
     """A file that FFmpeg reads: its streams, and the audio in it.
 
-    format: of the file. video, sound: its streams of which there may be none. sample_rate: of its first audio, Hz; 0 without audio. channels: of that. problem: why reading ended early.
-    what: what the file should be, for messages.
+    Args:
+        what: what the file should be, for messages.
+
+    Attributes:
+        format: of the file. video, audio_stream: its first streams; None where it has none. channels, sample_rate: of its audio, Hz; 0 without.
+        begin: when it begins, in seconds. problem: why reading ended early. errors: what reading may raise.
     """
 
     def __init__(self, name: str, source: str | io.BytesIO, what: str):
@@ -143,10 +147,12 @@ class Container:
         covers = av.stream.Disposition.attached_pic
         shown = next((s for s in self.file.streams.video if not s.disposition & covers), None)
         self.video: Any = shown if shown and shown.codec_context is not None else None
-        self.sound = next((s for s in self.file.streams.audio if s.codec_context is not None), None)
-        context = self.sound.codec_context if self.sound else None
+        self.audio_stream = next((s for s in self.file.streams.audio if s.codec_context is not None), None)
+        context = self.audio_stream.codec_context if self.audio_stream else None
         self.sample_rate, self.channels = (context.sample_rate, len(context.layout.channels)) if context else (0, 0)
-        self.begin = float((self.sound.start_time or 0) * (self.sound.time_base or 0)) if self.sound else 0.0
+        self.begin = (
+            float((self.audio_stream.start_time or 0) * (self.audio_stream.time_base or 0)) if self.audio_stream else 0.0
+        )
 
     def seek(self, stream: Any, start: float) -> None:
         """Go to the last key frame at or before `start` seconds, with a decoder that knows nothing."""
@@ -155,12 +161,12 @@ class Container:
 
     def blocks(self, start: float) -> Iterator[np.ndarray]:
         """Yield the audio from `start` seconds after `begin` on, float32 [C, t] in [-1, 1]; where times leave a gap it is silent."""
-        sound, rate, length = self.sound, self.sample_rate, 0  # samples so far
-        assert sound is not None
-        to_float = self._av.AudioResampler(format="fltp", layout=sound.codec_context.layout, rate=rate)
+        stream, rate, length = self.audio_stream, self.sample_rate, 0  # samples so far
+        assert stream is not None
+        to_float = self._av.AudioResampler(format="fltp", layout=stream.codec_context.layout, rate=rate)
         try:
-            self.seek(sound, max(0.0, start - 0.1))  # decoders need a little before
-            for frame in self.file.decode(sound):
+            self.seek(stream, max(0.0, start - 0.1))  # decoders need a little before
+            for frame in self.file.decode(stream):
                 begin = (start if frame.time is None else frame.time - self.begin) - start
                 samples = np.concatenate([part.to_ndarray() for part in to_float.resample(frame)], -1)
                 at = round(begin * rate)
@@ -194,7 +200,7 @@ class _Stream(VideoFile):
         self._video = container.video
         if self._video is None:
             container.file.close()
-            kind = "only audio" if container.sound else "no stream that can be decoded"
+            kind = "only audio" if container.audio_stream else "no stream that can be decoded"
             raise UserError(f"{name}: no video in it, {kind}; {REMEDY}")
         self.format, self.sample_rate = container.format, container.sample_rate
         self.rate = float(self._video.average_rate or 0)
@@ -238,7 +244,7 @@ class _Stream(VideoFile):
         return image.rotate(frame.rotation, expand=True) if frame.rotation % 360 else image
 
     def audio(self, start: float = 0.0, stop: float = math.inf) -> np.ndarray:
-        if self._container.sound is None:
+        if self._container.audio_stream is None:
             return super().audio()
         samples = self._container.audio(start, stop)
         self.problem = self.problem or self._container.problem

@@ -26,8 +26,7 @@ def read_image(pixels: np.ndarray) -> Scene | None:
     if image.shape[0] != image.shape[1]:
         return None
     side = image.shape[0]
-    border = np.concatenate([image[:2].reshape(-1, 3), image[-2:].reshape(-1, 3), *image[:, [0, -1]].swapaxes(0, 1)])
-    plain = np.median(border, axis=0)
+    plain = plain_background(image)
     difference = np.linalg.norm(image - plain, axis=-1)
     regions, count = ndimage.label(difference > 60)
     smallest = 0.4 * np.pi * (min(world.SIZES.values()) * side) ** 2 * 0.5
@@ -36,14 +35,20 @@ def read_image(pixels: np.ndarray) -> Scene | None:
         inside = regions == region
         if inside.sum() >= smallest:
             objects.append(_read_object(image, inside, plain))
-    return _arrange(_nearest(plain, world.BACKGROUNDS), objects)
+    return _arrange(nearest(plain, world.BACKGROUNDS), objects)
+
+
+def plain_background(image: np.ndarray) -> np.ndarray:
+    """The color [3] of the border of an image [H, W, 3]."""
+    border = np.concatenate([image[:2].reshape(-1, 3), image[-2:].reshape(-1, 3), *image[:, [0, -1]].swapaxes(0, 1)])
+    return np.median(border, axis=0)
 
 
 def _read_object(image: np.ndarray, inside: np.ndarray, plain: np.ndarray) -> tuple[float, float, SceneObject]:
     """x and y of the centroid, pixels, and the object that a region shows."""
     deep = ndimage.binary_erosion(inside)
     color_value = np.median(image[deep if deep.sum() >= 8 else inside], axis=0)
-    color = _nearest(color_value, world.COLORS)
+    color = nearest(color_value, world.COLORS)
     direction = color_value - plain
     alpha = np.clip((image - plain) @ direction / max(float(direction @ direction), 1.0), 0, 1)
     alpha = alpha * ndimage.binary_dilation(inside, iterations=2)
@@ -107,7 +112,8 @@ def _note_templates(rate: int) -> tuple[list[tuple[str, str]], np.ndarray, np.nd
     return names, spectra / np.linalg.norm(spectra, axis=1, keepdims=True), levels
 
 
-def _nearest(color: np.ndarray, names: dict[str, tuple[int, int, int]]) -> str:
+def nearest(color: np.ndarray, names: dict[str, tuple[int, int, int]]) -> str:
+    """The name of the color [3] that is nearest."""
     return min(names, key=lambda name: float(np.linalg.norm(color - np.array(names[name]))))
 
 

@@ -256,7 +256,8 @@ class Recordings:
         names = [f"{row['page_dir']}/{names[0]}", *names] if row.get("page_dir") else names
         for name in names:
             if where := self._find(file, name):
-                return {"video": where[0] + name + where[1], TEXT: row["name"]}
+                path = where[0] + name + where[1]
+                return {promised(path).removeprefix("a "): path, TEXT: row["name"]}
         raise UserError(f"videoid {names[-1][:40]!r}: no {names[0][:60]}.mp4 beside the table or in videos/")
 
     def _find(self, file: str, name: str) -> tuple[str, str] | None:

@@ -1,0 +1,71 @@
+"""What a bundle makes of scenes in motion, as the oracle reads it: percent of everything named right.
+
+    python examples/video/evaluate.py runs/video/bundle runs/video/test OUT
+
+Text to video, video to text, the first frame given, the first second given, questions; of each: all right, and motion alone. OUT gets
+contact sheets of the first clips.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from unitok import Unitok
+from unitok.media import open_video, sample_frames, save_image
+from unitok.modalities.video import Video, contact_sheet
+from unitok.scenes.motion import FRAMES, RATE, Clip, parse_caption, questions, read_clip
+
+
+def read_video(path: Path) -> Video:
+    with open_video(path) as file:
+        frames = np.stack([np.asarray(image) for image in sample_frames(file.frames(), RATE)])
+    return Video(torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 127.5 - 1, RATE)
+
+
+bundle, test, out = map(Path, sys.argv[1:4])
+count = int(sys.argv[4]) if len(sys.argv) > 4 else 200
+u = Unitok.from_pretrained(bundle)
+rows = [json.loads(line) for line in (test / "clips.jsonl").read_text().splitlines()][:count]
+clips = [parse_caption(row["caption"]) for row in rows]
+documents = [u.read_prompt(read_video(test / row["video"])) for row in rows]
+out.mkdir(parents=True, exist_ok=True)
+drawn = {"temperature": 0.4, "seed": 0, "max_new_tokens": 700}
+
+
+def pixels(video: Video) -> np.ndarray:
+    return ((video.frames.clamp(-1, 1) + 1) * 127.5).permute(0, 2, 3, 1).numpy()
+
+
+def motion_of(clip: Clip | None) -> object:
+    return clip and (clip.in_turn, clip.where, [(t.way, t.speed, t.growth) for t in clip.things])
+
+
+def report(name: str, read: list[Clip | None]) -> None:
+    right = [100 * np.mean([r == c for r, c in zip(read, clips, strict=True)])]
+    right.append(100 * np.mean([motion_of(r) == motion_of(c) for r, c in zip(read, clips, strict=True)]))
+    print(f"{name:28s} {right[0]:5.1f} % all right, {right[1]:5.1f} % of the motion", flush=True)
+
+
+def drawn_clips(name: str, prompts: list, **given: object) -> None:
+    videos = [output.videos[0] for output in u.generate(prompts, video_plan, **drawn, **given)]
+    report(name, [read_clip(pixels(video)) for video in videos])
+    sheet = torch.cat([contact_sheet(video.frames) for video in videos[:12]], 1)
+    save_image(out / f"{name.replace(' ', '_')}.png", sheet)
+
+
+rows_, columns = documents[0].segments[0].codes.shape[1:]
+video_plan = f"video:{RATE}x{FRAMES}x{rows_}x{columns}"
+report("the codes", [read_clip(pixels(u.decode(document.segments[0]))) for document in documents])
+captions = u.generate([[d] for d in documents], "text", temperature=0.0, max_new_tokens=80)
+report("video to text", [parse_caption(output.text) for output in captions])
+asked = [(d, *questions(c)[i % len(questions(c))]) for i, (d, c) in enumerate(zip(documents, clips, strict=True)) if c]
+answers = u.generate([[d, f" {question}"] for d, question, _ in asked], "text", temperature=0.0, max_new_tokens=8)
+right = [output.text.strip() == f"{answer}." for output, (*_, answer) in zip(answers, asked, strict=True)]
+print(f"{'questions':28s} {100 * np.mean(right):5.1f} % right", flush=True)
+drawn_clips("text to video", [[row["caption"]] for row in rows])
+given = [[row["caption"], document] for row, document in zip(rows, documents, strict=True)]
+drawn_clips("text and first frame", given, prefix_fraction=1 / FRAMES)
+drawn_clips("text and first second", given, prefix_fraction=0.5)

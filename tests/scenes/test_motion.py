@@ -1,0 +1,97 @@
+"""Promises of scenes in motion: captions are read back, frames are read back, also after a codec's blur, and what is no clip is none."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from unitok.scenes.motion import (
+    FRAMES,
+    SPEEDS,
+    Clip,
+    Thing,
+    caption,
+    draw_clip,
+    parse_caption,
+    questions,
+    read_clip,
+    render_clip,
+)
+
+
+def clips(count: int, seed: int = 0) -> list[Clip]:
+    rng = np.random.default_rng(seed)
+    return [draw_clip(rng) for _ in range(count)]
+
+
+def test_captions_are_read_back_and_name_everything():
+    drawn = clips(400)
+    assert [parse_caption(caption(clip)) for clip in drawn] == drawn
+    assert len({caption(clip) for clip in drawn}) == len(set(drawn))
+    assert set(Counter((len(c.things), c.in_turn) for c in drawn)) == {(1, False), (2, False), (2, True)}
+    for text in ("", "a red circle", caption(drawn[0]) + "s", caption(drawn[0]).replace("background", "foreground")):
+        assert parse_caption(text) is None
+
+
+@pytest.mark.parametrize("side", [32, 64])
+def test_the_oracle_reads_what_is_drawn(side):
+    rng = np.random.default_rng(1)
+    drawn = clips(60, seed=side)
+    read = [read_clip(render_clip(clip, rng, side)) for clip in drawn]
+    assert sum(a == b for a, b in zip(read, drawn, strict=True)) >= 59
+    for clip in drawn[:10]:  # blurred and noisy, as codecs leave them
+        frames = ndimage.gaussian_filter(render_clip(clip, rng, side).astype(float), (0, 0.6 * side / 64, 0.6 * side / 64, 0))
+        assert read_clip(frames + rng.normal(0, 8, frames.shape)) == clip
+
+
+def test_the_oracle_tells_every_fact_apart():
+    rng = np.random.default_rng(2)
+    moves = Thing("red", "circle", "small", "right", "slowly")
+    other = Thing("blue", "ring", "large", "left", "quickly")
+    for thing in (
+        moves,
+        Thing("red", "circle", "small", "left", "slowly"),
+        Thing("red", "circle", "small", "right", "quickly"),
+        Thing("red", "circle", "large", "right", "slowly"),
+        Thing("red", "square", "small", "right", "slowly"),
+        Thing("red", "circle", growth="grows"),
+        Thing("red", "circle", growth="shrinks"),
+    ):
+        for clip in (
+            Clip("black", (thing,)),
+            Clip("black", (thing, other), "below"),
+            Clip("black", (thing, other), "above", in_turn=True),
+            Clip("black", (other, thing), "below", in_turn=True),
+        ):
+            assert read_clip(render_clip(clip, rng, 64)) == clip, caption(clip)
+
+
+def test_what_stands_still_flickers_or_is_missing_is_no_clip():
+    rng = np.random.default_rng(3)
+    frames = render_clip(Clip("white", (Thing("red", "circle", "small", "right", "slowly"),)), rng, 64)
+    assert read_clip(np.repeat(frames[:1], FRAMES, 0)) is None
+    assert read_clip(np.full_like(frames, 245)) is None
+    assert read_clip(frames[0]) is None
+    assert read_clip(frames[:, :40]) is None
+    assert read_clip(frames[::-1]) == Clip("white", (Thing("red", "circle", "small", "left", "slowly"),))
+    assert read_clip(np.repeat(frames, 2, 0)) == read_clip(frames)  # at twice the rate
+
+
+def test_questions_have_one_answer():
+    for clip in clips(200, seed=4):
+        asked = questions(clip)
+        assert len({question for question, _ in asked}) == len(asked) >= 2
+    both = Clip(
+        "gray", (Thing("red", "circle", "small", "up", "slowly"), Thing("blue", "ring", "large", "up", "quickly")), "right of"
+    )
+    assert dict(questions(both)) == {
+        "what shape is the red thing?": "circle",
+        "which way does the red circle move?": "up",
+        "how does the red circle move?": "slowly",
+        "what shape is the blue thing?": "ring",
+        "which way does the blue ring move?": "up",
+        "how does the blue ring move?": "quickly",
+        "how many things are there?": "two",
+    }
+    assert max(SPEEDS.values()) + 2 * 0.21 < 1  # so that nothing leaves the frame

@@ -1,0 +1,254 @@
+"""Scenes in motion: one or two things that move or grow in a clip of two seconds, with captions, questions, and what reads them back.
+
+Things move right, left, up or down, slowly or quickly, or they grow or shrink; two of them at once, or one after the other. The oracle
+(`read_clip`) reads frames with plain image processing, as `unitok.scenes.oracle` reads images.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from unitok.scenes.oracle import nearest, plain_background
+from unitok.scenes.world import BACKGROUNDS, COLORS, SHAPES, SIZES, cover
+
+FRAMES, RATE = 8, 4  # of a clip, and per second
+WAYS = {"right": (1, 0), "left": (-1, 0), "up": (0, -1), "down": (0, 1)}
+SPEEDS = {"slowly": 0.2, "quickly": 0.45}  # how far a thing moves in a clip, as a fraction of the side
+GROWTH = {"grows": (0.1, 0.21), "shrinks": (0.21, 0.1)}  # radius of the first and last frame, as a fraction of the side
+PLACES = (0.25, 0.75)  # of two things
+HALF = FRAMES // 2  # frames; of two things that move one after the other, the first moves in the first half
+
+
+@dataclass(frozen=True)
+class Thing:
+    """A colored shape that moves (`size`, `way` and `speed` say how), or grows or shrinks (`growth`)."""
+
+    color: str
+    shape: str
+    size: str = ""
+    way: str = ""
+    speed: str = ""
+    growth: str = ""
+
+    def words(self) -> str:
+        """Its part of a caption: "a small red circle moves right quickly"."""
+        if self.growth:
+            return f"a {self.color} {self.shape} {self.growth}"
+        return f"a {self.size} {self.color} {self.shape} moves {self.way} {self.speed}"
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What a video shows. where: of the second thing, seen from the first: below, above, right of or left of it; "" for one thing.
+    in_turn: whether the second thing begins when the first has ended; else both move at once, and the first is above or left."""
+
+    background: str
+    things: tuple[Thing, ...]
+    where: str = ""
+    in_turn: bool = False
+
+
+#: Places of the second thing: the axis on which it is apart from the first (0: columns, 1: rows), and whether it comes later there.
+WHERE = {"below": (1, True), "above": (1, False), "right of": (0, True), "left of": (0, False)}
+
+
+def draw_clip(rng: np.random.Generator) -> Clip:
+    """A random clip: one thing, two at once or two in turn, each as often."""
+
+    def draw(names: Sequence[str]) -> str:
+        return names[int(rng.integers(len(names)))]
+
+    kind = int(rng.integers(3))  # one thing, two at once, two in turn
+    where = "" if kind == 0 else draw(("below", "right of") if kind == 1 else tuple(WHERE))
+    ways = tuple(WAYS) if not where else ("up", "down") if WHERE[where][0] == 0 else ("right", "left")
+    colors = rng.permutation(list(COLORS))
+    things = []
+    for number in range(1 + bool(where)):
+        color, shape = str(colors[number]), draw(SHAPES)
+        if rng.random() < 0.25:
+            things.append(Thing(color, shape, growth=draw(tuple(GROWTH))))
+        else:
+            things.append(Thing(color, shape, draw(tuple(SIZES)), draw(ways), draw(tuple(SPEEDS))))
+    return Clip(draw(tuple(BACKGROUNDS)), tuple(things), where, kind == 2)
+
+
+# ---- Words ----------------------------------------------------------------------------------------------------------
+
+
+def caption(clip: Clip) -> str:
+    """A caption: "a small red circle moves right quickly, then below it a blue ring grows, on a black background"."""
+    first, *second = (thing.words() for thing in clip.things)
+    middle = f", {'then' if clip.in_turn else 'and'} {clip.where} it {second[0]}" if second else ""
+    return f"{first}{middle}, on a {clip.background} background"
+
+
+_THING = (
+    rf"a (?:({'|'.join(SIZES)}) )?({'|'.join(COLORS)}) ({'|'.join(SHAPES)}) "
+    rf"(?:moves ({'|'.join(WAYS)}) ({'|'.join(SPEEDS)})|({'|'.join(GROWTH)}))"
+)
+_CAPTION = re.compile(rf"{_THING}(?:, (then|and) ({'|'.join(WHERE)}) it {_THING})?, on a ({'|'.join(BACKGROUNDS)}) background")
+
+
+def parse_caption(text: str) -> Clip | None:
+    """The clip that a caption describes, or None if the text is no such caption. Inverse of `caption`."""
+    found = _CAPTION.fullmatch(text.strip())
+    if found is None:
+        return None
+    groups = [group or "" for group in found.groups()]
+    things = tuple(
+        Thing(color, shape, size, way, speed, growth)
+        for size, color, shape, way, speed, growth in (groups[:6], groups[8:14])
+        if color
+    )
+    clip = Clip(groups[14], things, groups[7], groups[6] == "then")
+    return clip if caption(clip) == text.strip() else None
+
+
+def questions(clip: Clip) -> list[tuple[str, str]]:
+    """All (question, answer) pairs about a clip for which the answer is unique."""
+    pairs = []
+    for thing in clip.things:
+        named = f"the {thing.color} {thing.shape}"
+        pairs.append((f"what shape is the {thing.color} thing?", thing.shape))
+        if thing.way:
+            pairs += [(f"which way does {named} move?", thing.way), (f"how does {named} move?", thing.speed)]
+        does = thing.growth or f"moves {thing.way}"
+        if sum(does == (other.growth or f"moves {other.way}") for other in clip.things) == 1:
+            pairs.append((f"what color is the thing that {does}?", thing.color))
+    if clip.in_turn:
+        pairs += [(f"what color is the thing that moves {when}?", t.color) for when, t in zip(("first", "last"), clip.things)]
+    else:
+        pairs.append(("how many things are there?", ("one", "two")[len(clip.things) - 1]))
+    return pairs
+
+
+# ---- Frames ---------------------------------------------------------------------------------------------------------
+
+
+def render_clip(clip: Clip, rng: np.random.Generator, side: int = 32) -> np.ndarray:
+    """uint8 [FRAMES, side, side, 3]: the frames of a clip, its things a little off their places."""
+    frames = np.empty((FRAMES, side, side, 3), np.float32)
+    frames[:] = BACKGROUNDS[clip.background]
+    y, x = np.mgrid[0.5:side, 0.5:side].astype(np.float32)
+    for number, thing in enumerate(clip.things):
+        center = np.array([0.5, 0.5]) + rng.uniform(-0.01, 0.01, 2)
+        if clip.where:
+            axis, later = WHERE[clip.where]
+            center[axis] += PLACES[number if later else 1 - number] - 0.5
+        for frame in range(FRAMES):
+            steps = (HALF - 1, frame - HALF * number) if clip.in_turn else (FRAMES - 1, frame)
+            progress = min(max(steps[1] / steps[0], 0.0), 1.0)
+            cx, cy = center + (progress - 0.5) * np.array(WAYS.get(thing.way, (0, 0))) * SPEEDS.get(thing.speed, 0.0)
+            first, last = GROWTH.get(thing.growth) or [SIZES[thing.size]] * 2
+            radius = (first + (last - first) * progress) * side
+            alpha = cover(thing.shape, radius, x - cx * side, y - cy * side)[..., None]
+            frames[frame] += alpha * (np.array(COLORS[thing.color], np.float32) - frames[frame])
+    return np.round(frames).astype(np.uint8)
+
+
+# ---- Reading back ---------------------------------------------------------------------------------------------------
+
+_RADII = np.linspace(0.08, 0.23, 16)  # that are tried, as fractions of the side
+_SMALLEST = 0.008  # of the area: what is smaller is no thing
+_SEEN = 5  # frames at least in which a thing is seen
+_MOVED = 0.1  # of the side: what moves less stands still
+
+
+@dataclass
+class _Track:
+    """What was seen of one thing: frame, center (x, y) and radius as fractions of the side; and errors by shape, summed over frames."""
+
+    frames: list[int]
+    centers: list[np.ndarray]
+    radii: list[float]
+    errors: np.ndarray
+
+
+def read_clip(frames: np.ndarray) -> Clip | None:
+    """uint8 or float [F, H, W, 3] of range [0, 255] -> the clip that it shows; None if it shows none. F may differ from `FRAMES`."""
+    images = np.asarray(frames, np.float32)
+    if images.ndim != 4 or images.shape[1] != images.shape[2] or len(images) < 4:
+        return None
+    background = np.median([plain_background(image) for image in images], axis=0)
+    tracks: dict[str, _Track] = {}
+    for number, image in enumerate(images):
+        for color, center, errors in _regions(image, background):
+            track = tracks.setdefault(color, _Track([], [], [], np.zeros(len(SHAPES))))
+            if number not in track.frames:
+                track.frames.append(number)
+                track.centers.append(center)
+                track.radii.append(float(_RADII[errors.min(0).argmin()]))
+                track.errors += errors.min(1)
+    seen = {color: track for color, track in tracks.items() if len(track.frames) >= min(_SEEN, len(images))}
+    if not 1 <= len(seen) <= 2:
+        return None
+    things = {color: _thing(color, track) for color, track in seen.items()}
+    read = [(thing, seen[color]) for color, thing in things.items() if thing is not None]
+    return _arranged(nearest(background, BACKGROUNDS), read, len(images)) if len(read) == len(seen) else None
+
+
+def _regions(image: np.ndarray, background: np.ndarray) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """Of each thing in a frame, the largest first: its color, its center as fractions of the side, and errors [shapes, radii]."""
+    side = len(image)
+    labels, count = ndimage.label(np.linalg.norm(image - background, axis=-1) > 60)
+    y, x = np.mgrid[0.5:side, 0.5:side]
+    found = []
+    for region in range(1, count + 1):
+        inside = labels == region
+        if inside.sum() < _SMALLEST * side * side:
+            continue
+        deep = ndimage.binary_erosion(inside)
+        value = np.median(image[deep if deep.sum() >= 6 else inside], axis=0)
+        direction = value - background
+        alpha = np.clip((image - background) @ direction / max(float(direction @ direction), 1.0), 0, 1)
+        alpha = alpha * ndimage.binary_dilation(inside, iterations=2)
+        center = np.array([(alpha * x).sum(), (alpha * y).sum()]) / alpha.sum()
+        drawn = [[cover(s, r * side, x - center[0], y - center[1]) for r in _RADII] for s in SHAPES]
+        errors = np.square(np.array(drawn) - alpha).sum((-1, -2)) / alpha.sum()
+        found.append((int(inside.sum()), nearest(value, COLORS), center / side, errors))
+    return [tuple(rest) for _, *rest in sorted(found, key=lambda one: -one[0])]  # type: ignore[misc]
+
+
+def _thing(color: str, track: _Track) -> Thing | None:
+    """What a track shows; None for a thing that neither moves nor grows."""
+    shape = SHAPES[int(track.errors.argmin())]
+    first, last = (float(np.mean(track.radii[part])) for part in (slice(2), slice(-2, None)))
+    if max(first, last) > 1.35 * min(first, last):
+        return Thing(color, shape, growth="grows" if last > first else "shrinks")
+    moved = np.mean(track.centers[-2:], 0) - np.mean(track.centers[:2], 0)
+    distance = float(np.abs(moved).max())
+    if distance < _MOVED * 0.7:
+        return None
+    way = max(WAYS, key=lambda name: float(np.dot(WAYS[name], moved)))
+    steps = len(track.centers) - 2  # between the means of the first and the last two
+    distance *= (len(track.centers) - 1) / steps if steps else 1.0
+    speed = min(SPEEDS, key=lambda name: abs(SPEEDS[name] - distance))
+    radius = float(np.median(track.radii))
+    return Thing(color, shape, min(SIZES, key=lambda name: abs(SIZES[name] - radius)), way, speed)
+
+
+def _arranged(background: str, read: list[tuple[Thing, _Track]], count: int) -> Clip | None:
+    if len(read) == 1:
+        return Clip(background, (read[0][0],))
+    early = [_early(track, count, bool(thing.growth)) for thing, track in read]
+    in_turn = abs(early[0] - early[1]) > 0.5
+    apart = np.mean(read[1][1].centers, 0) - np.mean(read[0][1].centers, 0)
+    axis = int(np.abs(apart).argmax())
+    swap = early[0] < early[1] if in_turn else bool(apart[axis] < 0)
+    (first, _), (second, _) = read[::-1] if swap else read
+    later = bool(apart[axis] > 0) != swap
+    where = next(name for name, place in WHERE.items() if place == (axis, later))
+    return Clip(background, (first, second), where, in_turn)
+
+
+def _early(track: _Track, count: int, grows: bool) -> float:
+    """Which part of all that a thing changes, it changes in the first half of the frames."""
+    steps = [
+        (a, abs(r - s) if grows else float(np.abs(p - q).sum()))
+        for a, p, q, r, s in zip(track.frames[1:], track.centers[1:], track.centers, track.radii[1:], track.radii, strict=False)
+    ]
+    whole = sum(step for _, step in steps)
+    return sum(step for frame, step in steps if frame < count / 2) / max(whole, 1e-6)
