@@ -5,6 +5,7 @@
 
 OUT/real/train, OUT/real/test   wavs/*.wav and metadata.csv as LJSpeech has it (name|text as printed|text as read), divided by text
 OUT/real/words.jsonl            the recordings of OUT/real/train with the times of their words, as Whisper's JSON has them
+OUT/real/phones                 which phone is heard in each hundredth of a second of them: what codec.yaml teaches its first level
 OUT/spliced                     new sentences to speak, of pieces of these recordings, cut between words at the codec's frames; also with times
 OUT/varied                      as many others to write down, cut anywhere, each played faster or slower
 OUT/synthetic                   sentences of the words of OUT/real/train, by espeak-ng, in the same format
@@ -40,6 +41,8 @@ MOST = 5  # words of a piece
 SPEED = 0.12  # varied sentences are at most so much faster or slower, and higher or lower
 SILENT = 0.01  # of full scale; what is quieter at both ends is cut, but for PAD seconds
 PAD = 0.05
+_PHONES = "SIL AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH T TH UH UW V W Y Z ZH"
+PHONES = tuple(_PHONES.split())  # of the CMU dictionary, and silence
 VOICES = ("en-us+f1", "en-us+f2", "en-us+f3", "en-us+f4", "en-us+f5")
 
 _UNITS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
@@ -111,8 +114,9 @@ def real(out: Path) -> tuple[Recordings, Recordings]:
     return found[0], found[1]
 
 
-def boundaries(recordings: Recordings) -> list[list[int]]:
-    """The samples at which each word of each recording begins, and the last word ends; [] where the words cannot be found."""
+def aligned(recordings: Recordings) -> tuple[list[list[int]], list[np.ndarray]]:
+    """The samples at which each word of each recording begins, and the last word ends, [] where the words cannot be found; and which of
+    `PHONES` is heard, [frames, phones] of 0 and 1 at 100 frames per second, 0 where that is not known."""
     import pocketsphinx
 
     model, dictionary = (pocketsphinx.get_model_path(name) for name in ("en-us/en-us", "en-us/cmudict-en-us.dict"))
@@ -120,20 +124,32 @@ def boundaries(recordings: Recordings) -> list[list[int]]:
     decoder = pocketsphinx.Decoder(hmm=model, dict=dictionary, lm=None, loglevel="FATAL")
     frame, pad = RATE // 100, RATE // 4  # samples
     found: list[list[int]] = []
-    for samples, words in recordings:
-        found.append([])
-        if not set(words.split()) <= known:
-            continue
+    phones: list[np.ndarray] = []
+
+    def decode(samples: np.ndarray) -> None:
         louder = np.pad(samples, pad) / np.abs(samples).max() * 20000
-        decoder.set_align_text(words)
         decoder.start_utt()
         decoder.process_raw(soxr.resample(louder, RATE, 16000).astype(np.int16).tobytes(), full_utt=True)
         decoder.end_utt()
+
+    for samples, words in recordings:
+        found.append([])
+        phones.append(np.zeros((max(1, round(len(samples) / frame)), len(PHONES)), np.float32))
+        if not set(words.split()) <= known:
+            continue
+        decoder.set_align_text(words)
+        decode(samples)
         spoken = [part for part in decoder.seg() if re.match("[a-z]", part.word)]
         if [re.sub(r"\(\d+\)", "", part.word) for part in spoken] == words.split():
             starts = [(part.start_frame * frame) - pad for part in spoken]
             found[-1] = [max(0, start) for start in starts] + [min(len(samples), (spoken[-1].end_frame + 1) * frame - pad)]
-    return found
+            decoder.set_alignment()  # once more, for the phones of these words
+            decode(samples)
+            for phone in decoder.get_alignment().phones():
+                first = phone.start - pad // frame
+                heard = phones[-1][max(0, first) : max(0, first + phone.duration)]
+                heard[:] = np.array(PHONES) == (phone.name if phone.name in PHONES else "SIL")
+    return found, phones
 
 
 def row_of(file: str, words: list[str], starts: Sequence[float]) -> str:
@@ -143,8 +159,8 @@ def row_of(file: str, words: list[str], starts: Sequence[float]) -> str:
     return json.dumps({"audio": file, "text": " ".join(words), "words": timed}) + "\n"
 
 
-def timed(out: Path, recordings: Recordings, starts: list[list[int]]) -> None:
-    """Write the times of the words of recordings, which lie in OUT/train, where they were found."""
+def timed(out: Path, recordings: Recordings, starts: list[list[int]], phones: list[np.ndarray]) -> None:
+    """Write the times of the words of recordings, which lie in OUT/train, where they were found, and their phones."""
     names = [line.split("|")[0] for line in (out / "train" / "metadata.csv").read_text().splitlines()]
     rows = [
         row_of(f"train/wavs/{name}.wav", text.split(), at)
@@ -152,13 +168,16 @@ def timed(out: Path, recordings: Recordings, starts: list[list[int]]) -> None:
         if at
     ]
     (out / "words.jsonl").write_text("".join(rows))
+    (out / "phones").mkdir(exist_ok=True)
+    for name, heard in zip(names, phones, strict=True):
+        np.save(out / "phones" / f"{name}.npy", heard)
     print(f"{out / 'words.jsonl'}: {len(rows)} recordings with the times of their words")
 
 
 def spliced(out: Path, recordings: Recordings, starts: list[list[int]], held: set[str], count: int, speed: float = 0.0) -> None:
     """Write sentences of pieces of one to `MOST` words, each of any recording, with short fades between.
 
-    starts: `boundaries` of the recordings. speed: most that each is faster or slower, and higher or lower. Without, pieces are of whole
+    starts: where words begin, as `aligned` has them. speed: most that each is faster or slower, and higher or lower. Without, pieces are of whole
     frames of the codec, so that a piece has nearly the same codes in each sentence: what is to be spoken should be easy to
     predict, what is to be understood should differ each time.
     """
@@ -241,8 +260,8 @@ if __name__ == "__main__":
     to_train, to_test = real(arguments.out / "real")
     held = {words for _, words in to_test}
     if arguments.spliced:
-        starts = boundaries(to_train)
-        timed(arguments.out / "real", to_train, starts)
+        starts, phones = aligned(to_train)
+        timed(arguments.out / "real", to_train, starts, phones)
         spliced(arguments.out / "spliced", to_train, starts, held, arguments.spliced)
         spliced(arguments.out / "varied", to_train, starts, held, arguments.spliced, SPEED)
     if arguments.synthetic:
