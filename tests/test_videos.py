@@ -14,7 +14,7 @@ from unitok.bundle import Bundle, make_bundle
 from unitok.data.prepare.plan import Plan
 from unitok.data.prepare.tokenize import detokenize, tokenize
 from unitok.data.shards import TokenDataset
-from unitok.document import Segment
+from unitok.document import Part, RawDocument, Segment
 from unitok.errors import UserError
 from unitok.grammar import Grammar
 from unitok.media import open_video, write_video
@@ -114,7 +114,12 @@ def test_bad_videos_are_one_line(u, tmp_path):
     ):
         with pytest.raises(UserError, match=problem):
             u.read(content)
-    for options, problem in (({"fps": 0}, "fps is 0"), ({"frames": 300}, "frames is 300"), ({"fit": "x"}, "fit 'x'")):
+    for options, problem in (
+        ({"fps": 61}, "fps is 61"),
+        ({"frames": 0}, "frames is 0"),
+        ({"frames": 300}, "frames is 300"),
+        ({"fit": "x"}, "fit 'x'"),
+    ):
         with pytest.raises(UserError, match=problem):
             VideoOptions(**options)
     (tmp_path / "bad.mp4").write_bytes(b"\0\0\0\x18ftypisom" + b"\0" * 50)
@@ -174,3 +179,22 @@ def test_webvid_and_webdataset_are_read_as_they_come(u, folder, tmp_path):
     assert set(found[table] + found[archive]) == {("text", "video")}
     (error,) = map(json.loads, (tmp_path / "webvid.tokens" / "errors.jsonl").read_text().splitlines())
     assert "videoid '13': no 000002/13.mp4 beside the table or in videos/" in error["error"]
+
+
+def test_the_bundle_says_at_which_rate_files_are_read(u, folder, bundle_folder, tmp_path):
+    out = tmp_path / "slow"
+    make_bundle(out, {"model": bundle_folder}, add=["video:fps=4"])
+    slow = Unitok.from_pretrained(out)
+    assert slow.vocab.to_manifest() == u.vocab.to_manifest()  # a decoder of the one is a decoder of the other
+    write_video(tmp_path / "a.mp4", clip(24, 32, 32), 8)
+    for unitok, rate in ((u, 8), (slow, 4)):
+        (segment,) = unitok.read_prompt(tmp_path / "a.mp4").segments
+        assert (segment.facts, len(segment.codes)) == ((rate,), 3 * rate)
+    with pytest.raises(UserError, match="fps is 99"):
+        make_bundle(tmp_path / "fast", {"model": bundle_folder}, add=["video:fps=99"])
+    write_video(tmp_path / "long.gif", clip(8, 16, 16) * 33, 8)
+    with pytest.raises(UserError, match="over 256 frames at 8 per second; give `start` and `end`"):
+        u.read_prompt(RawDocument("", (Part("video", path=tmp_path / "long.gif"),)))
+    for plan, problem in (("video:61x2x2x2", "no fps may be over 60"), ("video:8x2x999x2", "no side may be over")):
+        with pytest.raises(UserError, match=problem):
+            u.generate("a", plan)

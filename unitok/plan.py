@@ -50,9 +50,10 @@ def parse_plan(text: str, vocab: Vocab, rates: Mapping[str, float] | None = None
             items.append(PlanItem(modality))
         elif span.header and re.fullmatch("x".join([r"[1-9]\d{0,5}"] * len(span.header)), length):
             grid = tuple(int(side) for side in length.split("x"))
-            most = min(vocab.range(name).size for name in span.header)
-            if max(grid) > most:
-                raise UserError(f"modalities {item!r}: no side may be over {most} codes")
+            for name, value in zip(span.header, grid, strict=True):
+                if value > (most := vocab.range(name).size):
+                    what = "side" if name == span.header[-1] else name
+                    raise UserError(f"modalities {item!r}: no {what} may be over {most}")
             items.append(PlanItem(modality, grid))
         elif rate and not span.header and re.fullmatch(r"\d{1,6}(\.\d{1,6})?s", length):
             items.append(PlanItem(modality, repeats=max(1, round(float(length[:-1]) * rate))))

@@ -14,23 +14,17 @@ import numpy as np
 import torch
 
 from unitok import Unitok
-from unitok.media import open_video, sample_frames, save_image
+from unitok.document import Part, RawDocument
+from unitok.media import save_image
 from unitok.modalities.video import Video, contact_sheet
 from unitok.scenes.motion import FRAMES, RATE, Clip, parse_caption, questions, read_clip
-
-
-def read_video(path: Path) -> Video:
-    with open_video(path) as file:
-        frames = np.stack([np.asarray(image) for image in sample_frames(file.frames(), RATE)])
-    return Video(torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 127.5 - 1, RATE)
-
 
 bundle, test, out = map(Path, sys.argv[1:4])
 count = int(sys.argv[4]) if len(sys.argv) > 4 else 200
 u = Unitok.from_pretrained(bundle)
 rows = [json.loads(line) for line in (test / "clips.jsonl").read_text().splitlines()][:count]
 clips = [parse_caption(row["caption"]) for row in rows]
-documents = [u.read_prompt(read_video(test / row["video"])) for row in rows]
+documents = [u.read_prompt(RawDocument("", (Part("video", path=test / row["video"]),))) for row in rows]
 out.mkdir(parents=True, exist_ok=True)
 drawn = {"temperature": 0.4, "seed": 0, "max_new_tokens": 700}
 

@@ -6,6 +6,8 @@ images it knows about frames. Its tokenizer has no weights: it names the image t
 PyTorch is imported in functions, so that the command line knows the options without it.
 """
 
+import itertools
+import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -45,12 +47,19 @@ class Video:
 
 
 class FrameTokenizer(Plain):
-    """Encodes videos frame by frame. image: name of the image tokenizer of its bundle."""
+    """Encodes videos frame by frame. image: name of the image tokenizer of its bundle. fps: frames per second that are taken of files
+    where nothing else is asked for. Errors: `UserError`."""
 
-    def __init__(self, kind: str = "video", image: str = "image"):
-        super().__init__(kind, image=image)
-        self.image = image
+    def __init__(self, kind: str = "video", image: str = "image", fps: int = 8):
+        super().__init__(kind, image=image, fps=fps)
+        self.image, self.fps = image, fps
         self._frames: ImageTokenizer | None = None
+        if not 1 <= fps <= FASTEST:
+            raise UserError(f"{kind}: fps is {fps}; it must be 1 to {FASTEST}")
+
+    def fingerprint(self) -> str:
+        """Return a text that changes when the codes do, which do not depend on `fps`."""
+        return json.dumps([self.kind, {"image": self.image}])
 
     def bind(self, tokenizers: Mapping[str, TokenizerLike]) -> None:
         """Take the image tokenizer from those of a bundle, if it is there."""
@@ -71,21 +80,21 @@ class VideoOptions:
     """How videos are read.
 
     Args:
-        fps: frames per second that are taken, 1 to 60; a slower video repeats frames.
-        frames: most frames of a document, at most 256; longer videos become several documents.
+        fps: frames per second that are taken, 1 to 60; a slower video repeats frames. 0: those of the bundle (`--add video:fps=4`), else 8.
+        frames: most frames of a document whose only video it is, at most 256; longer ones become several documents.
         area: largest number of pixels of a frame; larger ones are shrunk. 0: the image tokenizer's resolution squared.
         fit: `keep` all of each frame in its aspect, `crop` its center square, or `resize` it to a distorted square.
     """
 
-    fps: int = 8
+    fps: int = 0
     frames: int = 16
     area: int = 0
     fit: Literal["keep", "crop", "resize"] = "keep"
 
     def __post_init__(self) -> None:
-        for name, value, most in (("fps", self.fps, FASTEST), ("frames", self.frames, LONGEST)):
-            if not 1 <= value <= most:
-                raise UserError(f"video: {name} is {value}; it must be 1 to {most}")
+        for name, value, least, most in (("fps", self.fps, 0, FASTEST), ("frames", self.frames, 1, LONGEST)):
+            if not least <= value <= most:
+                raise UserError(f"video: {name} is {value}; it must be {least} to {most}")
         if self.area < 0:
             raise UserError(f"video: area is {self.area}; it must be at least 0")
         if self.fit not in ("keep", "crop", "resize"):
@@ -141,8 +150,9 @@ class VideoModality(Modality[FrameTokenizer, Video, VideoOptions]):
         start, stop = _within(view)
         with _opened(content) as video:
             end = min(stop, video.seconds or max((f.time + f.duration for f in video.frames()), default=0.0))
-        longest = options.frames / options.fps
-        count = math.ceil((end - start - 0.5 / options.fps) / longest)
+        fps = options.fps or tokenizer.fps
+        longest = options.frames / fps
+        count = math.ceil((end - start - 0.5 / fps) / longest)
         if count <= 1:
             return [], ""
         edges = [start + number * longest for number in range(count)] + [end]
@@ -164,16 +174,21 @@ class VideoModality(Modality[FrameTokenizer, Video, VideoOptions]):
         from unitok.media import sample_frames
 
         start, stop = _within(view)
-        stop = min(stop, start + options.frames / options.fps)
+        fps = options.fps or tokenizer.fps
         with _opened(content, name) as video:
             width, height = video.size
-            images = sample_frames(video.frames(start), options.fps, start, stop)
-            fitted = [np.asarray(tokenizer.frames.fit(image, options.area or None, options.fit)) for image in images]
+            images = sample_frames(video.frames(start), fps, start, stop)
+            some = itertools.islice(images, LONGEST + 1)
+            fitted = [np.asarray(tokenizer.frames.fit(image, options.area or None, options.fit)) for image in some]
             if not fitted:
                 raise UserError(f"{name}: {video.problem or f'it ends before {start:g} s'}")
-            frames = np.stack(fitted[: options.frames])
-            facts = {"width": float(width), "height": float(height), "seconds": len(frames) / options.fps}
-            return Loaded(frames, frames.shape[1:3], view, video.format, facts, bytes=video.bytes, header=(options.fps,))
+            if len(fitted) > LONGEST:
+                raise UserError(
+                    f"{name}: over {LONGEST} frames at {fps} per second; give `start` and `end`, or fewer per second"
+                )
+            frames = np.stack(fitted)
+            facts = {"width": float(width), "height": float(height), "seconds": len(frames) / fps}
+            return Loaded(frames, frames.shape[1:3], view, video.format, facts, bytes=video.bytes, header=(fps,))
 
     def batch_key(self, tokenizer: FrameTokenizer, loaded: Loaded) -> tuple[int, ...]:
         return tuple(-(-side // tokenizer.frames.stride) for side in loaded.size)
