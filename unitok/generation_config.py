@@ -120,7 +120,7 @@ class GenerationConfig:
             seconds (default: free)
         n: outputs per prompt (default: 1)
         seed: the same seed gives the same outputs (default: 0)
-        max_new_tokens: most new tokens per output (default: 512)
+        max_new_tokens: most new tokens per output (default: 512, or as many as the plan takes)
         temperature, top_k, top_p, min_p, repetition_penalty, guidance_scale, media_guidance_scale: for all content, as in `SamplingParams`
         guidance_start, guidance_stop, guidance_schedule: for all content, as in `SamplingParams`
         text, image, audio: the same fields for one kind of content: `{"temperature": 0.5}`, or `SamplingParams`, which set all fields

@@ -324,9 +324,7 @@ class Grammar:
 
     def cost(self, item: PlanItem) -> int:
         """The smallest number of tokens that an item's span takes."""
-        span = self.vocab.span(item.modality)
-        units = prod(span.sides(item.grid)) if item.grid else item.repeats or 1
-        return bool(span.begin) + len(span.header) + span.order.length(units) + bool(span.end)
+        return item.cost(self.vocab)
 
     def row(self, left: int | None = None, plan: list[PlanItem] | None = None) -> Row:
         """Return the state after bos; `left` and `plan` as for `Row`."""

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 
 from unitok.errors import UserError
 from unitok.intervals import Intervals
@@ -24,6 +25,12 @@ class PlanItem:
     grid: tuple[int, ...] = ()
     repeats: int | None = None
     given: tuple[int, ...] = ()
+
+    def cost(self, vocab: Vocab) -> int:
+        """The smallest number of tokens that the span takes."""
+        span = vocab.span(self.modality)
+        units = prod(span.sides(self.grid)) if self.grid else self.repeats or 1
+        return bool(span.begin) + len(span.header) + span.order.length(units) + bool(span.end)
 
     @property
     def opening(self) -> Intervals:

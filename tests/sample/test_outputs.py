@@ -313,3 +313,12 @@ def test_scores_on_the_command_line_choose_among_answers(tiny, bundle_folder, tm
         wanted = sum(chosen[i - 1, (legal == ids[i]).nonzero()[0, 0]] for i in range(1 + len(given), len(ids)))
         assert row["log_probability"] == pytest.approx(float(wanted), abs=1e-3)
     assert "bits per token" in capsys.readouterr().out
+
+
+def test_a_plan_that_is_longer_than_the_usual_limit_gets_what_it_takes(tiny):
+    levels = len(tiny.vocab.body("audio"))
+    frames = 600 // levels
+    (output,) = tiny.generate("a bell", f"audio:{frames}", seed=0)
+    assert output.new.segments[0].codes.shape[1] == frames
+    with pytest.raises(UserError, match="a budget of 512 tokens is too small"):
+        tiny.generate("a bell", f"audio:{frames}", seed=0, max_new_tokens=512)

@@ -96,11 +96,14 @@ def make_drafts(
         media = vocab.encode(Document(shown), eos=False)
         if turn and shown:  # as training has it
             media = np.append(media, vocab.specials[f"<{role}>"])
+        most = config.max_new_tokens
+        if plan and "max_new_tokens" not in config.given():  # a plan says how long its output is
+            most = max(most, 1 + sum(item.cost(vocab) for item in plan))
         for _ in range(config.n):
             row = repeated[ids.tobytes()]  # counts equal prompts, so that outputs do not depend on the other prompts of a call
             repeated[ids.tobytes()] += 1
             request = Request(
-                ids, plan, config.max_new_tokens, config.seed, row, negative_prompt=negative_ids, turn=turn, media=media
+                ids, plan, most, config.seed, row, negative_prompt=negative_ids, turn=turn, media=media
             )
             drafts.append(Draft(len(drafts), bundle, request, before, lead, role))
     return drafts
