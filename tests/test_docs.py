@@ -408,7 +408,7 @@ BLOCKS: dict[str, list[Callable[[str], None]]] = {
     "docs/conversations.md": [a_conversation, shell, python],
     "docs/grounding.md": [a_document, shell, python, shell, python],
     "docs/serving.md": [installs, installs],
-    "docs/video.md": [shell, python],
+    "docs/video.md": [shell, python, needs_packages],
     "docs/speech.md": [needs_packages, needs_packages],
     "docs/interchange.md": [imports, shell, export, export],
     "docs/own-files.md": [folders, stamps, shell, mixture, shell, shell, shell, python, shell],

@@ -269,7 +269,7 @@ class Unitok(Bundle):
         self,
         recording: Content,
         *,
-        temperature: float = 0.0,
+        temperature: float | None = None,
         generation_config: GenerationConfig | Mapping[str, object] | None = None,
     ) -> Transcript:
         """Write down what is said in a recording. The decoder must have learned documents of a recording and its text.
@@ -279,11 +279,13 @@ class Unitok(Bundle):
 
         Args:
             recording: a Path, or (waveform [C, T], Hz).
-            temperature, generation_config: as in `generate`; 0 takes the likeliest tokens.
+            temperature, generation_config: as in `generate`, but the likeliest tokens are taken (0) where neither says another temperature.
 
         Returns: a `Transcript`. Errors: `UserError` that names the argument.
         """
-        return transcribe(self, recording, self._config(generation_config, {"temperature": temperature}))
+        own = _as_config({} if generation_config is None else generation_config).given().get("temperature", 0.0)
+        given = {"temperature": own if temperature is None else temperature}
+        return transcribe(self, recording, self._config(generation_config, given))
 
     @_checks_names
     def chat(

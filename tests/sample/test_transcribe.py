@@ -73,7 +73,7 @@ def test_the_search_finds_the_likeliest_of_all_divisions(u, monkeypatch, pieces)
     for count in pieces:
         search.push(codes[:, at : at + count])
         at += count
-    found = search.finish()
+    found = [(word.tokens, word.end) for word in search.finish()]
     score, words = max(every)
     assert max(path.score for path in search.paths) == pytest.approx(score, abs=1e-3)
     assert tuple((ids[0], stop) for ids, stop in found) == words
@@ -86,10 +86,35 @@ def test_words_have_the_times_of_their_stretches(u, monkeypatch):
     assert said.text.replace(" ", "") == "".join(word.text for word in said.words).replace(" ", "")
     assert [word.start for word in said.words[1:]] == [word.end for word in said.words[:-1]]
     assert all(0 <= word.start < word.end <= seconds + 1 / u.require("audio").frame_rate for word in said.words)
-    # documents are no longer than CONTEXT: what comes later does not see what is before it
-    monkeypatch.setattr(module, "CONTEXT", 0.1)
-    again = u.transcribe(recording, generation_config=WORDS)
-    assert again == u.transcribe(recording, generation_config=WORDS)
+
+
+def test_a_new_document_does_not_see_the_last_one_and_its_first_word_gets_its_space(u, monkeypatch):
+    monkeypatch.setattr(module, "CONTEXT", 0.2)
+    levels = len(u.vocab.body("audio"))
+    codes = np.random.default_rng(5).integers(0, 8, (levels, 60))
+    search = WordSearch(u, "audio")
+    search.push(codes)
+    said = search.finish()
+    assert [word.opens for word in said].count(True) > 2
+    start = next(
+        word.end for word in said if word.opens and word.end > 20
+    )  # the frame at which a later document ends its first word
+    first = max((word.end for word in said if word.end < start), default=0)
+    alone = WordSearch(u, "audio")
+    alone.push(codes[:, first:])
+    assert [(w.tokens, w.end + first) for w in alone.finish()] == [(w.tokens, w.end) for w in said if w.end > first]
+    monkeypatch.setattr(
+        module.WordSearch,
+        "finish",
+        lambda self: [_said(u, " red", 3, True), _said(u, " bell", 6, False), _said(u, "Two", 9, True)],
+    )
+    recording = (torch.randn(1, 4000) * 0.1, 8000)
+    assert u.transcribe(recording, generation_config=WORDS).text == "red bell Two"
+
+
+def _said(u, text: str, end: int, opens: bool):
+    offset = u.vocab.body("text")[0].offset
+    return module._Said(tuple(code + offset for code in u.require("text").encode(text)), end, opens, None, 0)
 
 
 def test_what_is_heard_may_be_longer_than_the_decoder_reads(u, monkeypatch):
@@ -98,7 +123,11 @@ def test_what_is_heard_may_be_longer_than_the_decoder_reads(u, monkeypatch):
     frames = 2 * search.room // levels
     search.push(np.zeros((levels, frames), np.int64))  # even if no word ends in it
     assert search.frame == frames
-    assert all(0 < stop <= frames for _, stop in search.finish())
+    assert all(0 < word.end <= frames for word in search.finish())
+    monkeypatch.setattr(module, "CONTEXT", 60.0)  # now the decoder's own limit ends documents, not each frame a word
+    search = WordSearch(u, "audio")
+    search.push(np.zeros((levels, 2 * search.room // levels), np.int64))
+    assert max(path.read for path in search.paths) <= search.room
 
 
 def test_whole_texts(u):
@@ -109,7 +138,7 @@ def test_whole_texts(u):
 
 
 def test_what_is_no_recording(u):
-    for bad in ("a text", Path("missing.wav")):
+    for bad in ("a text", Path("missing.wav"), Document(())):
         with pytest.raises(UserError, match=r"recording|missing\.wav"):
             u.transcribe(bad)
     with pytest.raises(UserError, match="speech_unit is 'words'"):

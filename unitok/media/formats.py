@@ -130,12 +130,12 @@ _PACKED = re.compile(
     """
 )
 #: Suffixes by which a file of a format that may hold either is audio, and video.
-_SOUND, _PICTURES = ("m4a", "m4b", "mka", "weba", "oga"), ("wmv", "asf", "rm", "rmvb")
+_SOUND, _PICTURES = ("m4a", "m4b", "mka", "weba", "oga"), ("wmv", "asf", "rm", "rmvb", "ogv")
 
 #: Formats that cannot be read: first bytes, what the file is, and what to do about it.
 _CONVERT = "convert it, for example with ffmpeg -i {0} {1}"
 _UNREAD = (
-    (_VIDEO.pattern, "a video", _CONVERT),
+    (_VIDEO.pattern, "a video", "its type is video"),
     (rb"MThd", "MIDI, which holds notes, not audio", "play it to a WAV file, or leave it out"),
     (rb"\xff\x0a|\x00\x00\x00\x0cJXL ", "a JPEG XL image", "convert it to PNG"),
     (rb"P7\n", "a PAM image", "convert it to PNG"),

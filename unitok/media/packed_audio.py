@@ -41,16 +41,19 @@ class PackedAudio(AudioFile):
             raise
 
     def _seconds(self) -> float:
-        """The length of the audio: what the file says, or the sum of its packets, which is exact but takes reading."""
+        """The length of the audio: what the file says, or what the times of its packets say, or else their sum, which takes reading."""
         stream, file = self._container.audio_stream, self._container.file
         assert stream is not None
         base = float(stream.time_base or 0)
         if stream.duration and file.format.name not in WITHOUT_LENGTH:
             return float(stream.duration * base)
-        total = 0
+        total, last = 0, 0.0
         with suppress(*self._container.errors):  # reading says where it is damaged
-            total = sum(packet.duration or 0 for packet in file.demux(stream))
-        return float(total * base)
+            for packet in file.demux(stream):
+                total += packet.duration or 0
+                if packet.pts is not None:
+                    last = max(last, float((packet.pts + (packet.duration or 0)) * base) - self._container.begin)
+        return last or float(total * base)
 
     def _blocks(self, left: int) -> Iterator[np.ndarray]:
         rate, stop = self.samplerate, self._position + left

@@ -173,9 +173,12 @@ class Container:
                 if length and abs(at - length) < 0.02 * rate:  # times are rounded
                     at = length
                 samples, gap = samples[:, max(0, length - at) :], max(0, at - length)
-                if gap + samples.shape[1]:
-                    yield np.pad(np.nan_to_num(samples).clip(-1, 1), ((0, 0), (gap, 0)))
                 length += gap + samples.shape[1]
+                while gap:  # as many blocks as somebody wants
+                    yield np.zeros((self.channels, min(gap, rate)), np.float32)
+                    gap -= min(gap, rate)
+                if samples.shape[1]:
+                    yield np.nan_to_num(samples).clip(-1, 1)
         except self.errors as error:
             self.problem = self.problem or f"audio damaged after {start + length / rate:.2f} s: {reason_of(error)}"
 
@@ -205,10 +208,14 @@ class _Stream(VideoFile):
         self.format, self.sample_rate = container.format, container.sample_rate
         self.rate = float(self._video.average_rate or 0)
         self.seconds = float((self._video.duration or 0) * (self._video.time_base or 0)) or (container.file.duration or 0) / 1e6
-        self._begin = container.begin = float((self._video.start_time or 0) * (self._video.time_base or 0))
+        self._begin = container.begin
         context = self._video.codec_context
-        _check_size(name, (context.width, context.height))
-        first = next(self._decoded(0.0), None)  # rotation is a fact of frames
+        try:
+            _check_size(name, (context.width, context.height))
+            first = next(self._decoded(0.0), None)  # rotation is a fact of frames
+        except UserError:
+            self.close()
+            raise
         self.size = first.image.size if first else (context.width, context.height)
 
     def _decoded(self, start: float) -> Iterator[Frame]:

@@ -152,7 +152,7 @@ class VideoModality(Modality[FrameTokenizer, Video, VideoOptions]):
             end = min(stop, video.seconds or max((f.time + f.duration for f in video.frames()), default=0.0))
         fps = options.fps or tokenizer.fps
         longest = options.frames / fps
-        count = math.ceil((end - start - 0.5 / fps) / longest)
+        count = math.ceil(math.floor((end - start) * fps + 0.5 + 1e-3) / options.frames)  # as `sample_frames` counts
         if count <= 1:
             return [], ""
         edges = [start + number * longest for number in range(count)] + [end]

@@ -102,9 +102,7 @@ def make_drafts(
         for _ in range(config.n):
             row = repeated[ids.tobytes()]  # counts equal prompts, so that outputs do not depend on the other prompts of a call
             repeated[ids.tobytes()] += 1
-            request = Request(
-                ids, plan, most, config.seed, row, negative_prompt=negative_ids, turn=turn, media=media
-            )
+            request = Request(ids, plan, most, config.seed, row, negative_prompt=negative_ids, turn=turn, media=media)
             drafts.append(Draft(len(drafts), bundle, request, before, lead, role))
     return drafts
 

@@ -67,13 +67,21 @@ def prompts_to_speak(bundle: Bundle, text: str, voice: object = None, words: boo
 def sentence_to_speak(bundle: Bundle, sentence: str, before: Sequence[Segment] = (), words: bool = False) -> Spoken:
     """Return a sentence as a prompt, and its plan: audio. words: the prompt is the first word, and the plan gives each further one after
     what is heard of the one before it."""
-    first, *further = sentence.split() if words else [sentence]
     plan = [spoken := PlanItem(bundle.instance("audio"))]
+    if not words:
+        return Document((*before, *read_one(bundle, sentence, "text").segments)), plan
+    name = bundle.instance("text")
+
+    def segment(word: str) -> Segment:
+        return Segment(name, np.asarray(bundle.require(name).encode(word)))
+
+    first, *further = sentence.split() or [""]
+    if not first:
+        raise UserError("input: give a text to speak")
     for word in further:
-        given = read_one(bundle, f" {word}", "text")
-        ids = tuple(bundle.vocab.encode(given, eos=False)[1:].tolist())
-        plan += [PlanItem(given.segments[0].modality, repeats=len(ids), given=ids), spoken]
-    return Document((*before, *read_one(bundle, first, "text").segments)), plan
+        ids = tuple(bundle.vocab.encode(Document((segment(f" {word}"),)), eos=False)[1:].tolist())
+        plan += [PlanItem(name, repeats=len(ids), given=ids), spoken]
+    return Document((*before, segment(first))), plan
 
 
 def waveform_of(output: Output) -> Tensor:

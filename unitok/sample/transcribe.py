@@ -7,7 +7,7 @@ what is heard later.
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,6 +26,7 @@ WIDTH = 6  # divisions that are kept
 CHOICES = 3  # words that are tried for one stretch
 UNLIKELY = math.log(0.02)  # ends and words below this log-probability are not tried
 MOST = 12  # tokens of text of one stretch
+BLOCK = 50  # frames between two looks at whether somebody still waits
 SPARE = 64  # positions that a cache has more than are needed now
 CONTEXT = 6.0  # seconds; the first word that ends after so long is the last one of its document
 
@@ -48,18 +49,32 @@ class Transcript:
 
 
 @dataclass(frozen=True)
+class _Said:
+    """A word of a path: its text tokens, the frame at which it ends, whether it begins a document, and the word before it.
+
+    key: a hash of the tokens of all words up to here.
+    """
+
+    tokens: tuple[int, ...]
+    end: int
+    opens: bool
+    before: "_Said | None"
+    key: int
+
+
+@dataclass(frozen=True)
 class _Path:
     """One division of the frames so far.
 
     read: tokens in its slot of the cache. begun, first: the frames at which its document and its open stretch begin. score: in nats.
-    words: the text tokens of each word, and the frame at which it ends.
+    said: its last word.
     """
 
     read: int = 0
     begun: int = 0
     first: int = 0
     score: float = 0.0
-    words: tuple[tuple[tuple[int, ...], int], ...] = ()
+    said: "_Said | None" = None
 
 
 ONGOING = (-1,)  # instead of words: the stretch has not ended
@@ -101,10 +116,15 @@ class WordSearch:
                 self.cache = self.cache.grown(self.cache.slots, self.cache.length + SPARE)
             self.paths, self.hidden = self._read(self.paths, self.cache, [tokens] * len(self.paths))
 
-    def finish(self) -> list[tuple[tuple[int, ...], int]]:
-        """End the recording. Returns: the text tokens of each word, and the frame at which it ends."""
+    def finish(self) -> list[_Said]:
+        """End the recording. Returns: its words."""
         self._divide(last=True)
-        return list(max(self.paths, key=lambda path: path.score).words)
+        words: list[_Said] = []
+        said = max(self.paths, key=lambda path: path.score).said
+        while said is not None:
+            words.append(said)
+            said = said.before
+        return words[::-1]
 
     def _divide(self, last: bool) -> None:
         """Let stretches end at the newest frame where that is likely, with the likeliest words for them. last: all of them end."""
@@ -156,19 +176,20 @@ class WordSearch:
         best: dict[tuple[object, ...], _Named] = {}
         for path, i, words in [*named, *((path, i, ONGOING) for path, i in going)]:
             if words is not ONGOING:
-                spoken = (*path.words, (words, self.frame)) if words else path.words
-                path = replace(path, first=self.frame, words=spoken)
-            key = (path.first, *(word for word, _ in path.words))  # of equal words, whose divisions differ, the best
+                before, opens = path.said, path.first == path.begun
+                said = _Said(words, self.frame, opens, before, hash((before and before.key, words))) if words else before
+                path = replace(path, first=self.frame, said=said)
+            key = path.first, path.said and path.said.key  # of equal words, whose divisions differ, the best
             if key not in best or best[key][0].score < path.score:
                 best[key] = path, i, words
         kept = sorted(best.values(), key=lambda one: -one[0].score)[:WIDTH]
         kept.sort(key=lambda one: one[2] is ONGOING)  # those that read something stand first
-        before, self.cache = self.cache, self._room_for([path for path, _, _ in kept])
+        old, self.cache = self.cache, self._room_for([path for path, _, _ in kept])
         self.paths, tokens = [], []
         for slot, (path, i, words) in enumerate(kept):
             if words is ONGOING:
-                self.cache.take(before, i, slot, path.read)
-            elif self.frame - path.begun >= self.context:
+                self.cache.take(old, i, slot, path.read)
+            elif self.frame - path.begun >= self.context or path.read + 2 * (self.levels + MOST + 2) > self.room:
                 path = replace(path, read=0, begun=self.frame)
                 tokens.append([self.vocab.bos, self.begin])
             else:
@@ -205,21 +226,27 @@ class WordSearch:
         return list(range(after - self.levels, after))
 
 
-def transcribe(bundle: Bundle, recording: object, config: GenerationConfig) -> Transcript:
-    """Write down what is said in a recording. Arguments and errors: see `Unitok.transcribe`."""
+def transcribe(
+    bundle: Bundle, recording: object, config: GenerationConfig, stopped: Callable[[], bool] = lambda: False
+) -> Transcript:
+    """Write down what is said in a recording. Arguments and errors: see `Unitok.transcribe`. stopped: whether nobody waits for it any more."""
     document = read_one(bundle, recording, "recording")
-    name = document.segments[0].modality
-    if len(document.segments) != 1 or bundle.vocab.span(name).kind != bundle.vocab.span(bundle.instance("audio")).kind:
+    spans = [bundle.vocab.span(segment.modality) for segment in document.segments]
+    if len(spans) != 1 or spans[0].kind != bundle.vocab.span(bundle.instance("audio")).kind:
         raise UserError("recording: give one recording, a Path or (waveform, Hz)")
-    text = bundle.instance("text")
+    text, name = bundle.instance("text"), spans[0].modality
     if config.speech_unit != "word":
         (output,) = generate_outputs(bundle, [document], config.replace(modalities=text, n=1, prefix_fraction=None))
         return Transcript(output.text.strip())
-    search = WordSearch(bundle, name)
-    search.push(document.segments[0].codes)
-    rate, offset = bundle.require(name).frame_rate, bundle.vocab.body(text)[0].offset
-    found = search.finish()
-    texts = [bundle.decode(Segment(text, np.asarray(tokens) - offset)) for tokens, _ in found]
-    ends = [0.0, *(end / rate for _, end in found)]
-    words = (Word(word.strip(), *times) for word, times in zip(texts, itertools.pairwise(ends), strict=True))
-    return Transcript("".join(texts).strip(), tuple(words))
+    search, codes, rate = WordSearch(bundle, name), document.segments[0].codes, bundle.require(name).frame_rate
+    for first in range(0, codes.shape[1], BLOCK):
+        if stopped():
+            break
+        search.push(codes[:, first : first + BLOCK])
+    said, offset = search.finish(), bundle.vocab.body(text)[0].offset
+    texts = [bundle.decode(Segment(text, np.asarray(word.tokens) - offset)) for word in said]
+    spaced = any(part[:1].isspace() for part in texts)  # but for the first word of a document
+    whole = "".join(f" {part}" if spaced and word.opens else part for part, word in zip(texts, said, strict=True))
+    ends = [0.0, *(word.end / rate for word in said)]
+    words = (Word(part.strip(), *times) for part, times in zip(texts, itertools.pairwise(ends), strict=True))
+    return Transcript(whole.strip(), tuple(words))

@@ -24,7 +24,7 @@ from unitok.sample.outputs import Output
 from unitok.sample.requests import Draft
 from unitok.sample.speech import joined, sentences
 from unitok.sample.stream import Chunk
-from unitok.sample.transcribe import Transcript, transcribe
+from unitok.sample.transcribe import Transcript
 from unitok.serve.errors import ClientLeftError, handle_errors
 from unitok.serve.generation import Generation, encoded, pcm16, png, wav_header
 from unitok.serve.guard import error_body
@@ -344,11 +344,11 @@ class _Endpoints:
         if stream:
             raise UserError("stream: transcriptions are not streamed")
         data = await file.read()
-        recording = await self.generation.prepared(lambda: self.generation.read("audio", data, "file"))
         if self.bundle.generation_config.speech_unit == "word":
-            search = self.generation.prepared(lambda: transcribe(self.bundle, recording, self.bundle.generation_config))
-            transcript = await _unless_left(request, search)
+            transcript, seconds = await _unless_left(request, self.generation.transcript(data))
         else:
+            recording = await self.generation.prepared(lambda: self.generation.read("audio", data, "file"))
+            seconds = recording.segments[0].size[0] / self.bundle.require(recording.segments[0].modality).sample_rate
             given = {"modalities": self.bundle.instance("text"), "temperature": temperature}
             drafts = await self.generation.prepared(lambda: self.generation.drafts(recording, given))
             (output,) = await _unless_left(request, self.generation.outputs(drafts))
@@ -356,7 +356,6 @@ class _Endpoints:
         if response_format == "text":
             return PlainTextResponse(transcript.text)
         words = [{"word": word.text, "start": word.start, "end": word.end} for word in transcript.words]
-        seconds = recording.segments[0].size[0] / self.bundle.require(recording.segments[0].modality).sample_rate
         verbose = {"task": "transcribe", "language": "", "duration": seconds, "words": words}
         return JSONResponse((verbose if response_format == "verbose_json" else {}) | {"text": transcript.text})
 

@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 import struct
+import threading
 from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
@@ -20,7 +21,7 @@ from unitok.conversations import TEXT
 from unitok.document import Document, Part
 from unitok.errors import UserError
 from unitok.generation_config import GenerationConfig
-from unitok.media import encode_png, open_image
+from unitok.media import audio_seconds, encode_png, open_image
 from unitok.modalities.image import open_mask
 from unitok.plan import PlanItem
 from unitok.sample.chat import Chat
@@ -29,12 +30,14 @@ from unitok.sample.outputs import Output
 from unitok.sample.requests import Draft, config_for, edit_prompt, make_drafts, sampling_of
 from unitok.sample.speech import PAUSE, sentence_to_speak
 from unitok.sample.stream import Chunk, Detokenizer
+from unitok.sample.transcribe import Transcript, transcribe
 from unitok.serve.engine import BusyError, Engine, Job
 from unitok.serve.metrics import Metrics
 from unitok.storage import Blob
 
 MOST_PREPARED = 64  # requests that may wait to be read and encoded; more are refused
-
+MOST_LISTENED = 8  # recordings that may wait to be written down word by word
+MOST_SECONDS = 1800  # of one of them
 
 SENTENCES_AT_ONCE = 4
 BUSY_SECONDS = 0.1  # until a sentence that found no room is tried again
@@ -51,6 +54,7 @@ class Generation:
         self.metrics = Metrics(self.engine)
         self._waiting = 0  # requests that are being prepared
         self._preparing = ThreadPoolExecutor(2, "prepare")  # so few, because an image may be large until it is encoded
+        self._listened, self._listening = 0, ThreadPoolExecutor(1, "listen")  # apart, because it takes long
         self.max_new_tokens = max_new_tokens or self.chat.longest
 
     # ---- Requests -> drafts --------------------------------------------------------------------------------------
@@ -111,6 +115,32 @@ class Generation:
         before = self.text(prompt, "prompt") if prompt.strip() else None
         drafts: list[Draft] = [*make_fill_drafts(self.bundle, opened, open_mask("mask", mask), before, config)]
         return self._checked(drafts, config)
+
+    async def transcript(self, data: bytes) -> tuple[Transcript, float]:
+        """Return what is said in a recording that was uploaded, word by word, and its length in seconds. Who leaves ends the search.
+
+        Errors: `BusyError`, `UserError`.
+        """
+        if self._listened >= MOST_LISTENED:
+            raise BusyError
+        stopped = threading.Event()
+
+        def listen() -> tuple[Transcript, float]:
+            if not data:
+                raise UserError("file: an empty file")
+            seconds = audio_seconds(Path("file"), data)
+            if seconds > MOST_SECONDS:
+                raise UserError(f"file: {seconds:.0f} s of audio; send at most {MOST_SECONDS} s at once")
+            (recording,) = self.bundle.read(Part("audio", path=Path("file"), file=Blob("file", data)))
+            document = Document((recording,))
+            return transcribe(self.bundle, document, self.bundle.generation_config, stopped.is_set), seconds
+
+        self._listened += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._listening, listen)
+        finally:
+            stopped.set()
+            self._listened -= 1
 
     def to_speak(self, sentence: str, given: Mapping[str, Any], seed: int | None) -> list[Draft]:
         """Return the draft of a sentence that is spoken word by word. Errors: `UserError`."""

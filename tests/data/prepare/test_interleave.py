@@ -95,6 +95,15 @@ def test_times_are_those_of_the_file_also_in_a_stretch_of_it(recording, tmp_path
     (document,) = documents(recording, tmp_path / "out", bundle_folder)
     assert [tiny.decode(s).strip() for s in document.segments if s.modality == "text"] == ["red", "bell."]
     assert document.segments[1].codes.shape[1] == round((0.6 - 0.4) * tiny.require("audio").frame_rate)
+    write_rows(recording, {"words": WORDS, "start": 0, "end": 0.5})
+    (document,) = documents(recording, tmp_path / "short", bundle_folder)
+    assert [tiny.decode(s).strip() for s in document.segments if s.modality == "text"] == ["One", "red"]
+
+
+def test_words_without_times_stand_with_the_one_before(recording, tmp_path, tiny, bundle_folder):
+    write_rows(recording, {"words": [WORDS[0], {"word": "2"}, *WORDS[1:]], "segments": [{"words": WORDS}]})  # WhisperX has both
+    (document,) = documents(recording, tmp_path / "out", bundle_folder)
+    assert "".join(tiny.decode(s) for s in document.segments if s.modality == "text").split() == ["One2", "red", "bell."]
 
 
 BAD = [
@@ -104,6 +113,9 @@ BAD = [
     ({"words": [{"word": " ", "start": 0.1, "end": 0.2}]}, "word 1"),
     ({"words": [["One", 0.1, float("nan")]]}, "word 1"),
     ({"words": ["One", "red"]}, "word 1, One: no word"),
+    ({"words": [["One", 100, 300]]}, "the last one ends at 300 s, the recording at 1.3"),
+    ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, "a conversation has no words"),
+    ({"content": [{"type": "text", "text": "a"}]}, "this line has `content`"),
     ({"words": [WORDS[2], WORDS[0]]}, "word 2, 'One', begins at 0.1 s, the one before it at 0.6 s"),
     ({"words": WORDS, "audio": ["a.wav", "b.wav"]}, "one recording with its words, and this one has 2 recordings"),
 ]
@@ -127,5 +139,7 @@ def test_options_that_do_not_go_together(recording, tmp_path, bundle_folder):
         tokenize(Plan(str(recording), str(tmp_path / "out"), str(bundle_folder), spec=spec))
     with pytest.raises(UserError, match="interleave 'seconds'; it is words"):
         SourceSpec("x", interleave="seconds")
+    with pytest.raises(UserError, match="interleave and speakers do not go together"):
+        SourceSpec("x", interleave="words", speakers="name")
     with pytest.raises(UserError, match="without a template or a random order"):
         SourceSpec("x", interleave="words", order=("random",))

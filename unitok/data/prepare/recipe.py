@@ -109,6 +109,8 @@ class SourceSpec:
             raise UserError(f"{where}: order {list(self.order)}: random and both stand alone")
         if self.interleave not in ("", "words") or (self.interleave and (self.template or self.order == ("random",))):
             raise UserError(f"{where}: interleave {self.interleave!r}; it is words, without a template or a random order")
+        if self.interleave and self.speakers:
+            raise UserError(f"{where}: interleave and speakers do not go together; leave one of them out")
         if self.speakers and self.template:
             raise UserError(f"{where}: speakers: a template has its own place for {{speaker}}; leave one of them out")
         if isinstance(self.speakers, str) and self.speakers not in ("", "name"):

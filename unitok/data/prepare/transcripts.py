@@ -30,7 +30,8 @@ from unitok.storage import Blob, Files
 #: Folders where recordings lie, relative to what names them.
 _FOLDERS = ("", "wavs/", "wav/", "clips/", "audio/", "videos/", "video/")
 #: Suffixes of recordings that are named without one.
-_SUFFIXES = ("", ".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".mp4", ".webm", ".mkv")
+_SUFFIXES = ("", ".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a")
+_VIDEOS = (".mp4", ".webm", ".mkv")  # of videos, which WebVid's tables name without one
 #: Names of fields for the start and the end of a stretch of a recording, in seconds; a `duration` may stand in place of the end.
 _STRETCHES = (
     ("start", "end"),
@@ -252,13 +253,16 @@ class Recordings:
         return row
 
     def _of_webvid(self, row: Fields, file: str) -> Fields:
-        names = [str(row["videoid"])]
-        names = [f"{row['page_dir']}/{names[0]}", *names] if row.get("page_dir") else names
-        for name in names:
-            if where := self._find(file, name):
-                path = where[0] + name + where[1]
-                return {promised(path).removeprefix("a "): path, TEXT: row["name"]}
-        raise UserError(f"videoid {names[-1][:40]!r}: no {names[0][:60]}.mp4 beside the table or in videos/")
+        id, folder = str(row["videoid"]), row.get("page_dir")
+        names = [f"{folder}/{id}", id] if folder else [id]
+        gave_up = self.files.remote is not None and self._missed[file] >= MISSES and file not in self._found
+        for named in () if gave_up else (f"{name}{suffix}" for suffix in _VIDEOS for name in names):
+            where = find_recording(self.files, file, named, self._found.get(file, ("", "")))
+            if where is not None:
+                self._found[file] = where
+                return {**row, promised(named).removeprefix("a "): where[0] + named, TEXT: row["name"]}
+        self._missed[file] += 1
+        raise UserError(f"videoid {id[:40]!r}: no {names[0][:60]}.mp4 beside the table or in videos/")
 
     def _find(self, file: str, name: str) -> tuple[str, str] | None:
         if self._missed[file] >= MISSES and file not in self._found:

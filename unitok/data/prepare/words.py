@@ -37,8 +37,10 @@ def with_words(parts: Sequence[Part], row: Mapping[str, object], spec: SourceSpe
         raise UserError(
             f"interleave words: a document is one recording with its words, and this one has {len(timed)} recordings"
         )
-    start = float(modality_of(timed[0].type).keys_of(timed[0].view).get("start", 0.0))  # type: ignore[arg-type]
-    words = [(text, begin - start, end - start) for text, begin, end in _ordered(words_of(row)) if begin - start >= -LATE]
+    view = modality_of(timed[0].type).keys_of(timed[0].view)
+    start, stop = float(view.get("start", 0.0)), float(view.get("end", math.inf))  # type: ignore[arg-type]
+    within = [word for word in _ordered(words_of(row)) if start - LATE <= word[1] < stop]
+    words = [(text, begin - start, min(end, stop) - start) for text, begin, end in within]
     if not words:
         raise UserError(
             f"interleave words: no field {WORDS!r} with words and their times, such as [{{'word': 'a', 'start': 0.1, 'end': 0.3}}]"
@@ -59,21 +61,27 @@ def words_of(row: Mapping[str, object]) -> list[Timed]:
         except ValueError:
             raise UserError(f"{record.name}: not JSON") from None
     listed: list[object] = []
-    for holder in (row, *_listed(row.get("segments") if isinstance(row, Mapping) else None)):
+    row = row if isinstance(row, Mapping) else {}
+    for holder in [row] if row.get(WORDS) else _listed(row.get("segments")):
         if isinstance(holder, Mapping):
             listed += _listed(holder.get(WORDS))
-    return [_word(entry, number) for number, entry in enumerate(listed, 1)]
+    words: list[Timed] = []
+    for number, entry in enumerate(listed, 1):
+        words.append(_word(entry, number, words[-1][2] if words else 0.0))
+    return words
 
 
 def interleaved(bundle: Bundle, segments: Sequence[Segment], cuts: Sequence[float]) -> Iterator[Segment]:
     """Yield the words of a document and the stretches of its recording in turn; the one of them that stands first begins.
 
     A word shorter than a frame stands with the next one. After a word comes all that is heard until the next one begins; what is heard after
-    the last one stands alone at the end where stretches are first, else belongs to it.
+    the last one stands alone at the end where stretches are first, else belongs to it. Errors: `UserError` for words after the recording's end.
     """
     (audio,) = (s for s in segments if bundle.modality(s.modality).keys)
     texts = [s for s in segments if s is not audio]
-    first = segments[0] is audio
+    first, seconds = segments[0] is audio, audio.codes.shape[-1] / bundle.require(audio.modality).frame_rate
+    if cuts[-1] > seconds + LATE:
+        raise UserError(f"{WORDS}: the last one ends at {cuts[-1]:g} s, the recording at {seconds:.3g} s; times are in seconds")
     stretches = bundle.modality(audio.modality).cut(bundle.require(audio.modality), audio, cuts if first else cuts[:-1])
     waiting: list[Segment] = []
     for text, stretch in zip(texts, stretches, strict=False):
@@ -86,16 +94,18 @@ def interleaved(bundle: Bundle, segments: Sequence[Segment], cuts: Sequence[floa
         yield stretches[-1]
 
 
-def _word(entry: object, number: int) -> Timed:
-    """A word with its times. Errors: `UserError`."""
+def _word(entry: object, number: int, before: float) -> Timed:
+    """A word with its times; where it has none, as WhisperX leaves them out of numbers, it is at `before`. Errors: `UserError`."""
     if isinstance(entry, Mapping):
-        entry = [entry.get("word", entry.get("text")), entry.get("start"), entry.get("end")]
+        times = (entry.get("start"), entry.get("end"))
+        times = (before, before) if times == (None, None) else times
+        entry = [entry.get("word", entry.get("text")), *times]
     values = _listed(entry)
     texts = [x.rstrip() for x in values if isinstance(x, str) and x.strip()]
-    times = [float(x) for x in values if isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)]
-    if len(values) != 3 or len(texts) != 1 or len(times) != 2 or not 0 <= times[0] <= times[1]:
+    numbers = [float(x) for x in values if isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)]
+    if len(values) != 3 or len(texts) != 1 or len(numbers) != 2 or not 0 <= numbers[0] <= numbers[1]:
         raise UserError(f"{WORDS}: word {number}, {str(entry)[:60]}: no word with its start and end in seconds")
-    return texts[0], times[0], times[1]
+    return texts[0], numbers[0], numbers[1]
 
 
 def _ordered(words: list[Timed]) -> list[Timed]:
