@@ -17,7 +17,7 @@ from unitok.scenes.world import BACKGROUNDS, COLORS, SHAPES, SIZES, cover
 FRAMES, RATE = 8, 4  # of a clip, and per second
 WAYS = {"right": (1, 0), "left": (-1, 0), "up": (0, -1), "down": (0, 1)}
 SPEEDS = {"slowly": 0.2, "quickly": 0.45}  # how far a thing moves in a clip, as a fraction of the side
-GROWTH = {"grows": (0.1, 0.21), "shrinks": (0.21, 0.1)}  # radius of the first and last frame, as a fraction of the side
+GROWTH = {"grows": (0.12, 0.21), "shrinks": (0.21, 0.12)}  # radius of the first and last frame, as a fraction of the side
 PLACES = (0.25, 0.75)  # of two things
 HALF = FRAMES // 2  # frames; of two things that move one after the other, the first moves in the first half
 
