@@ -127,11 +127,11 @@ class Row:
             return self._span_left(self.span) + self._after()
         if self.plan is None:
             return (0 if self.state == "open" else self.grammar.least_span) + 1  # a document has a span at least, and eos
-        return sum(self.grammar.cost(item) for item in self.plan) + 1
+        return sum(item.cost(self.vocab) for item in self.plan) + 1
 
     def _after(self) -> int:
         """The smallest number of tokens after the current or next span: the rest of the plan, and eos."""
-        return 1 + sum(self.grammar.cost(item) for item in (self.plan or [])[1:])
+        return 1 + sum(item.cost(self.vocab) for item in (self.plan or [])[1:])
 
     def _span_left(self, span: Span) -> int:
         """The smallest number of tokens to the end of the current span."""
@@ -154,7 +154,7 @@ class Row:
         """Between spans: tokens that open one, roles, eos."""
         ids: list[tuple[int, int]] = []
         for item in self.grammar.free if self.plan is None else self.plan[:1]:
-            if self.left is None or self.grammar.cost(item) + self._after() <= self.left:
+            if self.left is None or item.cost(self.vocab) + self._after() <= self.left:
                 ids += item.opening or self.grammar.openings[item.modality]
         room = self.left is None or self.grammar.least_span + 2 <= self.left
         if self.plan is None and self.state != "role" and room and not self.turn:
@@ -302,7 +302,7 @@ class Grammar:
         self.openings = {m: self._special(s.begin) or self.bodies[m][0] for m, s in vocab.spans.items()}
         self.closings = {m: self._special(s.end) for m, s in vocab.spans.items()}
         self.free = [PlanItem(m) for m in vocab.spans]
-        self.least_span = min(map(self.cost, self.free), default=0)
+        self.least_span = min((item.cost(vocab) for item in self.free), default=0)
         fills = tuple((id, id + 1) for id in vocab.fills)
         text = self.bodies[vocab.bare][0] if vocab.bare else ()
         #: What may stand where a hole begins or ends, and in a hole in text.
@@ -321,10 +321,6 @@ class Grammar:
 
     def _special(self, name: str | None) -> Intervals:
         return ((self.vocab.specials[name], self.vocab.specials[name] + 1),) if name else ()
-
-    def cost(self, item: PlanItem) -> int:
-        """The smallest number of tokens that an item's span takes."""
-        return item.cost(self.vocab)
 
     def row(self, left: int | None = None, plan: list[PlanItem] | None = None) -> Row:
         """Return the state after bos; `left` and `plan` as for `Row`."""

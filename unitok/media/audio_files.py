@@ -208,7 +208,7 @@ def _check_end(file: AudioFile) -> None:
 def _open_error(name: str, source: ByteSource, error: BaseException) -> str:
     """Return the message for a file that cannot be opened; "" for an error that has a message of its own."""
     unreadable = (soundfile.LibsndfileError, RuntimeError, TypeError)
-    if isinstance(error, (CutOff, *unreadable)) and (what := unread(source.read(0, HEAD), name)):
+    if isinstance(error, (CutOff, *unreadable)) and (what := unread(source.read(0, HEAD))):
         return f"{name}: {what}"
     if isinstance(error, CutOff):
         declared, present = error.declared, error.present

@@ -133,7 +133,6 @@ _PACKED = re.compile(
 _SOUND, _PICTURES = ("m4a", "m4b", "mka", "weba", "oga"), ("wmv", "asf", "rm", "rmvb", "ogv")
 
 #: Formats that cannot be read: first bytes, what the file is, and what to do about it.
-_CONVERT = "convert it, for example with ffmpeg -i {0} {1}"
 _UNREAD = (
     (_VIDEO.pattern, "a video", "its type is video"),
     (rb"MThd", "MIDI, which holds notes, not audio", "play it to a WAV file, or leave it out"),
@@ -260,13 +259,11 @@ def is_text(head: bytes) -> bool:
     return bool(head) and len(head.translate(None, _CONTROLS)) == len(head) and _decodes(head)
 
 
-def unread(head: bytes, name: str = "") -> str:
+def unread(head: bytes) -> str:
     """Return what a file is that cannot be read, and what to do about it; "" if its format is unknown."""
-    base = name.rpartition("/")[2] or "FILE"
-    wav = f"{base.rpartition('.')[0] or base}.wav"
     for magic, what, remedy in _UNREAD:
         if re.match(magic, head, re.X if magic is _VIDEO.pattern else 0):
-            return f"{what}, which is not read; {remedy.format(base, wav)}"
+            return f"{what}, which is not read; {remedy}"
     return ""
 
 

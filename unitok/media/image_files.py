@@ -65,7 +65,7 @@ def open_image(path: Path, data: bytes | None = None) -> Image.Image:
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and others for bad files
-        if not image_format(head, str(path)) and (what := unread(head, str(path))):
+        if not image_format(head, str(path)) and (what := unread(head)):
             raise UserError(f"{path}: {what}") from None
         unknown = "damaged, or of an unknown format" if head else "an empty file"
         why = unknown if isinstance(error, UnidentifiedImageError) else first_line(error)

@@ -104,7 +104,7 @@ def unrecognized(data: bytes, name: str) -> str:
         return "nothing but zeros"
     if data[:4] == b"PAR1":
         return "a Parquet file: name it .parquet to read what is in it"
-    return unread(data, name) or "neither an image nor audio nor UTF-8 text"
+    return unread(data) or "neither an image nor audio nor UTF-8 text"
 
 
 # ---- By the names and content of fields -------------------------------------------------------------------------------
