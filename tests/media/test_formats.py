@@ -37,7 +37,7 @@ def test_text_in_another_encoding_is_not_taken_for_media(encoding):
     for words in ("BMW", "naïve café", "words " * 1000):
         head = words.encode(encoding)[:4096]
         assert sniff_bytes(head, "a.txt") is None
-        assert encoding != "utf-16" or "UTF-16 text, which is not read; convert it to UTF-8" in unrecognized(head, "a.txt")
+        assert encoding != "utf-16" or "UTF-16 text, which is not read; convert it to UTF-8" in unrecognized(head)
 
 
 # ---- Images ---------------------------------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ def test_formats_that_nobody_here_reads_are_named_with_what_to_do(name, tmp_path
     data, line = UNREAD[name]
     (tmp_path / name).write_bytes(data)
     assert sniff(tmp_path / name) is None
-    assert line in unrecognized(data, name)
+    assert line in unrecognized(data)
     with pytest.raises(UserError, match=r"which is not read; convert it") as caught:
         open_image(tmp_path / name)
     assert "\n" not in str(caught.value)

@@ -94,7 +94,7 @@ def text_of(blob: Blob) -> str:
         raise UserError(f"{blob.name}: not UTF-8 text (byte {error.start}); convert it, for example with iconv") from None
 
 
-def unrecognized(data: bytes, name: str) -> str:
+def unrecognized(data: bytes) -> str:
     """What content is that is neither image nor audio nor text, for messages."""
     if not data:
         return "an empty file"
@@ -171,7 +171,7 @@ class _Reader:
         head = blob.head()
         if role == "caption":
             if not head or b"\0" in head:
-                raise UserError(f"{blob.name}: {unrecognized(head, blob.name)}")
+                raise UserError(f"{blob.name}: {unrecognized(head)}")
             self._take_text(blob.name, text_of(blob))
             return
         kind = sniff_bytes(head, blob.name)
@@ -187,7 +187,7 @@ class _Reader:
         elif kind:
             self.other_texts.append((name, blob))
         else:
-            problem = f"{blob.name}: {unrecognized(head, blob.name)}"
+            problem = f"{blob.name}: {unrecognized(head)}"
             if role == "media":
                 raise UserError(problem)
             self.left.append((name, problem))
