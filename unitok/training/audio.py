@@ -38,7 +38,8 @@ class AudioLosses:
         commitment: distance of latents from their codes.
         semantic: what is spoken, given the code of the first level alone; so that level says that, and the others the rest. Of a teacher
             if the data has `features` (`FeatureDistillation`), else cross-entropy of the cluster of each frame's MFCCs (`PhoneClusters`).
-            semantic_clusters: number of clusters.
+            semantic_clusters: number of clusters. semantic_classes: the features are probabilities of classes (phones, say), of which
+            the cross-entropy is taken.
         balance: weights are fractions of the gradient at the waveform (EnCodec's balancer), except for `commitment` and `semantic`.
         balance_decay: decay of the moving averages of gradient norms.
     """
@@ -53,6 +54,7 @@ class AudioLosses:
     commitment: float = 0.25
     semantic: float = 0.0
     semantic_clusters: int = 128
+    semantic_classes: bool = False
     balance: bool = False
     balance_decay: float = 0.999
 
@@ -112,7 +114,7 @@ class AudioTokenizerTraining(TokenizerTraining):
         c, hop = self.config, self.tokenizer.hop_length
         data: Any = self.data
         if getattr(data, "features", None):
-            return FeatureDistillation(c.dimension, data.feature_size(), hop / c.sample_rate)
+            return FeatureDistillation(c.dimension, data.feature_size(), hop / c.sample_rate, self.weights.semantic_classes)
         if not self.quantize_start:
             raise UserError("losses.semantic needs quantize_start above 0: its clusters are learned until quantization begins")
         return PhoneClusters(c.sample_rate, hop, c.dimension, self.weights.semantic_clusters)

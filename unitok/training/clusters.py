@@ -22,21 +22,30 @@ DECAY = 0.9  # of the clusters' moving averages, per batch
 
 
 class FeatureDistillation(nn.Module):
-    """A linear map from latents [B, N, dimension], one per `seconds`, to a teacher's features [B, M, size] at `features.RATE` per second."""
+    """A linear map from latents [B, N, dimension], one per `seconds`, to a teacher's features [B, M, size] at `features.RATE` per second.
 
-    def __init__(self, dimension: int, size: int, seconds: float):
+    classes: features are probabilities of classes, say of phones; all 0 where the class is not known.
+    """
+
+    def __init__(self, dimension: int, size: int, seconds: float, classes: bool = False):
         super().__init__()
-        self.seconds = seconds
+        self.seconds, self.classes = seconds, classes
         self.head = nn.Linear(dimension, size)
 
     def loss(self, latents: Tensor, features: Tensor) -> Tensor:
-        """Return the mean of -log sigmoid(c) over features; c is the cosine, over time, of a feature and its prediction.
+        """Of classes, the cross-entropy in nats; else the mean of -log sigmoid(c) over features; c is the cosine, over time, of a feature
+        and its prediction: SpeechTokenizer's distillation along the dimensions of the features (Zhang et al. 2024, section 3.2).
 
-        SpeechTokenizer's distillation along the dimensions of the features (Zhang et al. 2024, section 3.2).
+        Errors: `UserError` for classes whose probabilities are negative or sum to more than 1.
         """
         targets = averaged(features, latents.shape[1], self.seconds * RATE)
         predictions = self.head(latents.float())
         assert predictions.shape == targets.shape, f"features {list(targets.shape)}, predictions {list(predictions.shape)}"
+        if self.classes:
+            known = targets.sum(-1)
+            if features.min() < 0 or features.sum(-1).max() > 1.01:
+                raise UserError("semantic_classes: features are not probabilities (from 0 on, with a sum of at most 1)")
+            return -(targets * predictions.log_softmax(-1)).sum() / known.sum().clamp_min(1.0)
         return -F.logsigmoid(F.cosine_similarity(predictions, targets, dim=1)).mean()
 
 
