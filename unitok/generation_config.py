@@ -134,6 +134,7 @@ class GenerationConfig:
         jacobi_window: guess and check so many tokens of an image in one pass, one output at a time; 0: off
         speech_unit: `Unitok.speak` and `transcribe` take a `sentence` at once, or `word` by word what is said and heard, for decoders that have
             learned such documents (default: sentence)
+        speech_hearings: hear a recording that is transcribed word by word so many times, each begun at another part of a frame (default: 4)
 
     Errors: `UserError` that begins with the argument's name.
     """
@@ -163,6 +164,7 @@ class GenerationConfig:
     rank_by: RankBy = "logprob"
     jacobi_window: int = 0
     speech_unit: SpeechUnit = field(default="sentence", metadata={"flag": False})
+    speech_hearings: int = field(default=4, metadata={"flag": False})
     _given: frozenset[str] = field(init=False)
 
     def __new__(cls, **given: object) -> Self:
@@ -171,7 +173,14 @@ class GenerationConfig:
         return self
 
     def __post_init__(self) -> None:
-        for name, least in (("n", 1), ("seed", 0), ("max_new_tokens", 1), ("best_of", 1), ("jacobi_window", 0)):
+        for name, least in (
+            ("n", 1),
+            ("seed", 0),
+            ("max_new_tokens", 1),
+            ("best_of", 1),
+            ("jacobi_window", 0),
+            ("speech_hearings", 1),
+        ):
             check_count(name, getattr(self, name), least)
         listed = isinstance(self.modalities, list | tuple) and all(isinstance(item, str) for item in self.modalities)
         plan = ",".join(self.modalities) if listed else self.modalities

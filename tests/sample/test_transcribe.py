@@ -71,7 +71,7 @@ def test_the_search_finds_the_likeliest_of_all_divisions(u, monkeypatch, pieces)
     assert len(every) == 2 * 3**3
     search, at = WordSearch(u, name), 0
     for count in pieces:
-        search.push(codes[:, at : at + count])
+        search.push(codes[None, :, at : at + count])
         at += count
     found = [(word.tokens, word.end) for word in search.finish()]
     score, words = max(every)
@@ -93,7 +93,7 @@ def test_a_new_document_does_not_see_the_last_one_and_its_first_word_gets_its_sp
     levels = len(u.vocab.body("audio"))
     codes = np.random.default_rng(5).integers(0, 8, (levels, 60))
     search = WordSearch(u, "audio")
-    search.push(codes)
+    search.push(codes[None])
     said = search.finish()
     assert [word.opens for word in said].count(True) > 2
     start = next(
@@ -101,7 +101,7 @@ def test_a_new_document_does_not_see_the_last_one_and_its_first_word_gets_its_sp
     )  # the frame at which a later document ends its first word
     first = max((word.end for word in said if word.end < start), default=0)
     alone = WordSearch(u, "audio")
-    alone.push(codes[:, first:])
+    alone.push(codes[None, :, first:])
     assert [(w.tokens, w.end + first) for w in alone.finish()] == [(w.tokens, w.end) for w in said if w.end > first]
     monkeypatch.setattr(
         module.WordSearch,
@@ -121,12 +121,12 @@ def test_what_is_heard_may_be_longer_than_the_decoder_reads(u, monkeypatch):
     monkeypatch.setattr(module, "CONTEXT", 0.2)
     search, levels = WordSearch(u, "audio"), len(u.vocab.body("audio"))
     frames = 2 * search.room // levels
-    search.push(np.zeros((levels, frames), np.int64))  # even if no word ends in it
+    search.push(np.zeros((1, levels, frames), np.int64))  # even if no word ends in it
     assert search.frame == frames
     assert all(0 < word.end <= frames for word in search.finish())
     monkeypatch.setattr(module, "CONTEXT", 60.0)  # now the decoder's own limit ends documents, not each frame a word
     search = WordSearch(u, "audio")
-    search.push(np.zeros((levels, 2 * search.room // levels), np.int64))
+    search.push(np.zeros((1, levels, 2 * search.room // levels), np.int64))
     assert max(path.read for path in search.paths) <= search.room
 
 

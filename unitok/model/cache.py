@@ -40,10 +40,10 @@ class Cache:
         """The slots from `start` to `stop`, in the same memory."""
         return Cache(self.keys[:, start:stop], self.values[:, start:stop])
 
-    def take(self, other: "Cache", source: int, target: int, length: int) -> None:
-        """Copy the first `length` positions of slot `source` of `other`, which may be this cache, into slot `target`."""
+    def take(self, other: "Cache", source: int, target: int, length: int, count: int = 1) -> None:
+        """Copy the first `length` positions of `count` slots of `other` from `source` on, which may be this cache, to those from `target` on."""
         for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):
-            mine[:, target, :, :length] = theirs[:, source, :, :length]
+            mine[:, target : target + count, :, :length] = theirs[:, source : source + count, :, :length]
 
     def grown(self, slots: int, length: int) -> "Cache":
         """A larger cache with the same content."""

@@ -2,22 +2,25 @@
 
 In such documents (`interleave: words`, docs/speech.md) each stretch of audio ends where a word does. So the decoder says after every frame how
 likely a word ends there, and then which one it was. Several divisions of the frames so far are kept: what is decided early is revised by
-what is heard later.
+what is heard later. And a recording is heard several times, begun at other parts of a frame: its codes differ each time, what is said does not.
 """
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from unitok.bundle import Bundle
-from unitok.document import Document, Segment
+from unitok.document import Document, Part, Segment
 from unitok.errors import UserError
 from unitok.generation_config import GenerationConfig
+from unitok.media import read_audio_blocks
 from unitok.model.cache import Cache
 from unitok.sample.prompts import read_one
 from unitok.sample.requests import generate_outputs
@@ -28,6 +31,7 @@ UNLIKELY = math.log(0.02)  # ends and words below this log-probability are not t
 MOST = 12  # tokens of text of one stretch
 BLOCK = 50  # frames between two looks at whether somebody still waits
 SPARE = 64  # positions that a cache has more than are needed now
+SECONDS = 10.0  # of a recording that are encoded at once
 CONTEXT = 6.0  # seconds; the first word that ends after so long is the last one of its document
 
 
@@ -82,13 +86,15 @@ _Named = tuple[_Path, int, tuple[int, ...]]  # a path, the number of the one it 
 
 
 class WordSearch:
-    """Finds words in the codes of one recording, which are pushed as they come. name: of the audio tokenizer.
+    """Finds words in the codes of one recording, which are pushed as they come. name: of the audio tokenizer. hearings: of the recording, S.
+
+    Each path has S slots of a cache, one for each hearing; decisions are made by the mean of their hidden states, that is of their logits.
 
     Errors: `UserError` for codes that are not written frame by frame.
     """
 
-    def __init__(self, bundle: Bundle, name: str):
-        vocab, self.decoder = bundle.vocab, bundle.inference
+    def __init__(self, bundle: Bundle, name: str, hearings: int = 1):
+        vocab, self.decoder, self.hearings = bundle.vocab, bundle.inference, hearings
         span = vocab.span(name)
         if span.layout != "interleaved":
             raise UserError(f"{name}: its codes are written {span.layout}; words are found only in interleaved ones")
@@ -102,19 +108,20 @@ class WordSearch:
         }
         self.context = round(CONTEXT * bundle.require(name).frame_rate)
         self.room = min(3 * self.context * self.levels, bundle.require("model").config.max_position_embeddings)
-        self.frame, self.cache = 0, self.decoder.new_cache(1, SPARE)
+        self.frame, self.cache = 0, self._room_for([_Path()])
         self.paths, self.hidden = self._read([_Path()], self.cache, [[vocab.bos, self.begin]])
 
     def push(self, codes: np.ndarray) -> None:
-        """Take further frames [K, N]."""
-        span = Document((Segment(self.name, codes),))
-        for tokens in self.vocab.encode(span, eos=False)[2:-1].reshape(-1, self.levels).tolist():
+        """Take further frames [S, K, N]."""
+        spans = (Document((Segment(self.name, heard),)) for heard in codes)
+        ids = np.stack([self.vocab.encode(span, eos=False)[2:-1].reshape(-1, self.levels) for span in spans], 1)
+        for frames in ids.tolist():
             if self.frame:
                 self._divide(last=False)
             self.frame += 1
             if max(path.read for path in self.paths) + self.levels > self.cache.length:
                 self.cache = self.cache.grown(self.cache.slots, self.cache.length + SPARE)
-            self.paths, self.hidden = self._read(self.paths, self.cache, [tokens] * len(self.paths))
+            self.paths, self.hidden = self._read(self.paths, self.cache, frames * len(self.paths))
 
     def finish(self) -> list[_Said]:
         """End the recording. Returns: its words."""
@@ -188,33 +195,39 @@ class WordSearch:
         self.paths, tokens = [], []
         for slot, (path, i, words) in enumerate(kept):
             if words is ONGOING:
-                self.cache.take(old, i, slot, path.read)
+                self.cache.take(old, i * self.hearings, slot * self.hearings, path.read, self.hearings)
             elif self.frame - path.begun >= self.context or path.read + 2 * (self.levels + MOST + 2) > self.room:
                 path = replace(path, read=0, begun=self.frame)
                 tokens.append([self.vocab.bos, self.begin])
             else:
-                self.cache.take(ended, i, slot, path.read)
+                self.cache.take(ended, i * self.hearings, slot * self.hearings, path.read, self.hearings)
                 tokens.append([*words, self.begin])
             self.paths.append(path)
         if tokens:
             self.paths[: len(tokens)], _ = self._read(self.paths[: len(tokens)], self.cache, tokens)
 
     def _room_for(self, paths: list[_Path]) -> Cache:
-        cache: Cache = self.decoder.new_cache(len(paths), max(path.read for path in paths) + SPARE)
+        cache: Cache = self.decoder.new_cache(len(paths) * self.hearings, max(path.read for path in paths) + SPARE)
         return cache
 
     def _copied(self, cache: Cache, slots: Sequence[tuple[_Path, int]]) -> Cache:
         """A cache with what these paths have read, from the slots of another."""
         copy = self._room_for([path for path, _ in slots])
         for i, (path, slot) in enumerate(slots):
-            copy.take(cache, slot, i, path.read)
+            copy.take(cache, slot * self.hearings, i * self.hearings, path.read, self.hearings)
         return copy
 
     def _read(self, paths: list[_Path], cache: Cache, tokens: list[list[int]]) -> tuple[list[_Path], Tensor]:
-        """Read tokens of paths, which are the first slots of a cache. Returns: the paths after them, and hidden states [B, C]."""
-        places = [self._places(path, row) for path, row in zip(paths, tokens, strict=True)]
-        hidden = self.decoder.read(tokens, places, [path.read for path in paths], cache)
-        return [replace(path, read=path.read + len(row)) for path, row in zip(paths, tokens, strict=True)], hidden
+        """Read tokens of paths, which are the first slots of a cache: of each path its own row, or one for each hearing.
+
+        Returns: the paths after them, and hidden states [B, C].
+        """
+        each = self.hearings
+        rows = tokens if len(tokens) > len(paths) else [row for row in tokens for _ in range(each)]
+        slots = [path for path in paths for _ in range(each)]
+        places = [self._places(path, row) for path, row in zip(slots, rows, strict=True)]
+        hidden = self.decoder.read(rows, places, [path.read for path in slots], cache).view(len(paths), each, -1).mean(1)
+        return [replace(path, read=path.read + len(row)) for path, row in zip(paths, rows[::each], strict=True)], hidden
 
     def _places(self, path: _Path, tokens: list[int]) -> list[int]:
         """Positions of tokens in their span, as `Grammar.span_positions` has them."""
@@ -238,11 +251,15 @@ def transcribe(
     if config.speech_unit != "word":
         (output,) = generate_outputs(bundle, [document], config.replace(modalities=text, n=1, prefix_fraction=None))
         return Transcript(output.text.strip())
-    search, codes, rate = WordSearch(bundle, name), document.segments[0].codes, bundle.require(name).frame_rate
-    for first in range(0, codes.shape[1], BLOCK):
+    tokenizer, codes = bundle.require(name), document.segments[0].codes[None]
+    blocks = _blocks(tokenizer, recording)
+    if blocks is not None and config.speech_hearings > 1:
+        codes = tokenizer.encode_shifted(blocks, config.speech_hearings).cpu().numpy()
+    search, rate = WordSearch(bundle, name, len(codes)), tokenizer.frame_rate
+    for first in range(0, codes.shape[-1], BLOCK):
         if stopped():
             break
-        search.push(codes[:, first : first + BLOCK])
+        search.push(codes[..., first : first + BLOCK])
     said, offset = search.finish(), bundle.vocab.body(text)[0].offset
     texts = [bundle.decode(Segment(text, np.asarray(word.tokens) - offset)) for word in said]
     spaced = any(part[:1].isspace() for part in texts)  # but for the first word of a document
@@ -250,3 +267,16 @@ def transcribe(
     ends = [0.0, *(word.end / rate for word in said)]
     words = (Word(part.strip(), *times) for part, times in zip(texts, itertools.pairwise(ends), strict=True))
     return Transcript(whole.strip(), tuple(words))
+
+
+def _blocks(tokenizer: Any, recording: object) -> Iterable[Tensor] | None:
+    """The samples of a recording in blocks [C, t] at the tokenizer's rate; None of what is there as codes only."""
+    part = recording if isinstance(recording, Part) else Part("audio", recording)
+    if isinstance(recording, Path):
+        part = Part("audio", path=recording)
+    if isinstance(part.value, tuple):
+        return [tokenizer.prepare(*part.value)]
+    if part.path is None or part.view:
+        return None
+    data = None if part.file is None else part.file.read()
+    return read_audio_blocks(part.path, tokenizer.sample_rate, tokenizer.config.channels, SECONDS, data)

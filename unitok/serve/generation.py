@@ -131,9 +131,8 @@ class Generation:
             seconds = audio_seconds(Path("file"), data)
             if seconds > MOST_SECONDS:
                 raise UserError(f"file: {seconds:.0f} s of audio; send at most {MOST_SECONDS} s at once")
-            (recording,) = self.bundle.read(Part("audio", path=Path("file"), file=Blob("file", data)))
-            document = Document((recording,))
-            return transcribe(self.bundle, document, self.bundle.generation_config, stopped.is_set), seconds
+            recording = Part("audio", path=Path("file"), file=Blob("file", data))
+            return transcribe(self.bundle, recording, self.bundle.generation_config, stopped.is_set), seconds
 
         self._listened += 1
         try:

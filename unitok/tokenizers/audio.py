@@ -306,6 +306,23 @@ class AudioTokenizer(Tokenizer):
         codes, scales = (torch.cat([part[0] for part in several], -1) for several in zip(*parts, strict=True))
         return codes, _size(length, scales.cpu())
 
+    def encode_shifted(self, blocks: Iterable[Tensor], shifts: int) -> Tensor:
+        """Return the codes of audio after silence of 0, 1, … of `shifts` parts of a frame, int64 [shifts, K, N].
+
+        blocks: of the audio, [C, t] each. There are as many frames as without silence; the end that it moves beyond them is left out.
+        """
+        hop = self.hop_length
+        delays = [hop * k // shifts for k in range(shifts)]
+
+        def shifted() -> Iterator[Tensor]:
+            before = torch.zeros(self.config.channels, hop)
+            for block in blocks:
+                joined = torch.cat([before, block], -1)
+                yield torch.stack([joined[:, hop - delay : joined.shape[-1] - delay] for delay in delays])
+                before = joined[:, -hop:]
+
+        return torch.cat([codes for codes, _ in self._encode_blocks(shifted())], -1)
+
     def decode_file(self, codes: Tensor, path: Path, size: tuple[int, ...] = ()) -> None:
         """Write the audio of codes, int64 [K, N], as WAV, in pieces. size: a `Segment.size` (default: all that the codes
         cover). Inverse of `encode_file`."""
