@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from unitok import Unitok
-from unitok.document import Document, Segment
+from unitok.document import Document, Part, Segment
 from unitok.errors import UserError
 from unitok.grammar import Grammar
+from unitok.media import load_audio, save_audio
 from unitok.sample import transcribe as module
 from unitok.sample.transcribe import WordSearch
+from unitok.storage import Blob
 
 WORDS = {"speech_unit": "word"}
 
@@ -30,48 +32,53 @@ def u(bundle_folder: Path) -> Unitok:
 
 
 def every_division(u: Unitok, codes: np.ndarray, choices: int) -> list[tuple[float, tuple[tuple[int, int], ...]]]:
-    """Score and words of all divisions of codes into stretches, each with one of its `choices` likeliest words, by reading whole documents."""
+    """Score and words of all divisions of codes [S, K, N] into stretches, each with one of its `choices` likeliest words, by reading whole
+    documents, one for each of S hearings, whose logits are averaged."""
     vocab, grammar, decoder = u.vocab, Grammar(u.vocab), u.require("model")
     begin, end = vocab.specials["<audio>"], vocab.specials["</audio>"]
     words, levels = (list(range(r.offset, r.stop)) for r in (vocab.body("text")[0], vocab.body("audio")[0]))
 
     @torch.inference_mode()
-    def after(ids: list[int], tokens: list[int]) -> dict[int, float]:
-        row = np.asarray(ids)
-        logits = decoder(torch.from_numpy(row)[None], span_positions=torch.from_numpy(grammar.span_positions(row))[None])
-        return dict(zip(tokens, logits[0, -1, tokens].double().log_softmax(-1).tolist(), strict=True))
+    def after(ids: np.ndarray, tokens: list[int]) -> dict[int, float]:
+        places = np.stack([grammar.span_positions(row) for row in ids])
+        logits = decoder(torch.from_numpy(ids), span_positions=torch.from_numpy(places))[:, -1, tokens].double().mean(0)
+        return dict(zip(tokens, logits.log_softmax(-1).tolist(), strict=True))
 
-    def continued(ids: list[int], first: int):
-        ids, score = [*ids, begin], 0.0
-        for stop in range(first + 1, codes.shape[1] + 1):
-            ids = [*ids, *vocab.encode(Document((Segment("audio", codes[:, stop - 1 : stop]),)), eos=False)[2:-1].tolist()]
-            last = stop == codes.shape[1]
+    def added(ids: np.ndarray, *tokens: int) -> np.ndarray:
+        return np.concatenate([ids, np.tile(tokens, (len(codes), 1))], 1)
+
+    def continued(ids: np.ndarray, first: int):
+        ids, score = added(ids, begin), 0.0
+        for stop in range(first + 1, codes.shape[2] + 1):
+            frames = (Document((Segment("audio", heard[:, stop - 1 : stop]),)) for heard in codes)
+            ids = np.concatenate([ids, np.stack([vocab.encode(frame, eos=False)[2:-1] for frame in frames])], 1)
+            last = stop == codes.shape[2]
             chances = after(ids, [end, *levels])
             over = score + (0.0 if last else chances[end])
-            named = after([*ids, end], [*([vocab.eos] if last else []), *words])
+            named = after(added(ids, end), [*([vocab.eos] if last else []), *words])
             for word in sorted(named, key=lambda id: -named[id])[:choices]:
                 if last:
                     yield over + named[word], (((word, stop),) if word != vocab.eos else ())
                 else:
-                    for rest, found in continued([*ids, end, word], stop):
+                    for rest, found in continued(added(ids, end, word), stop):
                         yield over + named[word] + rest, ((word, stop), *found)
             score += math.log(sum(math.exp(chances[id]) for id in levels))
 
-    return list(continued([vocab.bos], 0))
+    return list(continued(np.full((len(codes), 1), vocab.bos), 0))
 
 
-@pytest.mark.parametrize("pieces", [[4], [1, 3], [1, 1, 1, 1]])
-def test_the_search_finds_the_likeliest_of_all_divisions(u, monkeypatch, pieces):
+@pytest.mark.parametrize(("pieces", "hearings"), [([4], 1), ([1, 3], 3), ([1, 1, 1, 1], 2)])
+def test_the_search_finds_the_likeliest_of_all_divisions(u, monkeypatch, pieces, hearings):
     for name, value in (("WIDTH", 10_000), ("CHOICES", 2), ("UNLIKELY", -math.inf), ("MOST", 1)):
         monkeypatch.setattr(module, name, value)
     rng = np.random.default_rng(len(pieces))
     name, levels = u.instance("audio"), len(u.vocab.body("audio"))
-    codes = rng.integers(0, u.vocab.body("audio")[0].size, (levels, 4))
+    codes = rng.integers(0, u.vocab.body("audio")[0].size, (hearings, levels, 4))
     every = every_division(u, codes, 2)
     assert len(every) == 2 * 3**3
-    search, at = WordSearch(u, name), 0
+    search, at = WordSearch(u, name, hearings), 0
     for count in pieces:
-        search.push(codes[None, :, at : at + count])
+        search.push(codes[..., at : at + count])
         at += count
     found = [(word.tokens, word.end) for word in search.finish()]
     score, words = max(every)
@@ -128,6 +135,24 @@ def test_what_is_heard_may_be_longer_than_the_decoder_reads(u, monkeypatch):
     search = WordSearch(u, "audio")
     search.push(np.zeros((1, levels, 2 * search.room // levels), np.int64))
     assert max(path.read for path in search.paths) <= search.room
+
+
+def test_a_file_a_waveform_and_an_upload_are_heard_alike(u, tmp_path, monkeypatch):
+    rate = u.require("audio").sample_rate
+    samples = torch.randn(1, round(rate * 1.3)).clamp(-1, 1) * 0.1
+    save_audio(tmp_path / "a.wav", samples, rate)
+    samples, rate = load_audio(tmp_path / "a.wav")
+    heard: list[np.ndarray] = []
+    monkeypatch.setattr(module.WordSearch, "push", lambda self, codes: heard.append(codes))
+    monkeypatch.setattr(module.WordSearch, "finish", lambda self: [])
+    monkeypatch.setattr(module, "SECONDS", 0.2)
+    upload = Part("audio", path=Path("file"), file=Blob("file", (tmp_path / "a.wav").read_bytes()))
+    for recording in (tmp_path / "a.wav", (samples, rate), upload, Part("audio", path=tmp_path / "a.wav")):
+        u.transcribe(recording, generation_config=WORDS | {"speech_hearings": 3})
+    assert heard[0].shape[0] == 3
+    assert all((each == heard[0]).all() for each in heard)
+    u.transcribe(u.read(tmp_path / "a.wav")[0], generation_config=WORDS)  # of codes there is one hearing
+    assert (heard[-1] == heard[0][:1]).all()
 
 
 def test_whole_texts(u):

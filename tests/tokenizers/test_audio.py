@@ -69,6 +69,15 @@ def test_long_audio_in_pieces_is_encoded_and_decoded_as_in_one_piece(kind, secon
     torch.testing.assert_close(model.decode(codes, waveform.shape[-1]), again, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.startswith("segments")])
+def test_audio_is_encoded_after_parts_of_a_frame_of_silence(kind, latents):
+    model, waveform = build(kind), noise(1.013)[:1]
+    delays, length = [0, model.hop_length // 3, model.hop_length * 2 // 3], waveform.shape[-1]
+    wanted = [model.encode(torch.nn.functional.pad(waveform, (delay, 0))[..., :length]) for delay in delays]
+    found = model.encode_shifted(waveform[0].split(1000, -1), 3)
+    torch.testing.assert_close(found, torch.cat(wanted), atol=1e-5, rtol=0)
+
+
 def test_a_patch_encoder_reads_each_frame_alone(latents):
     model, waveform = build("frames"), noise(0.2)
     hop = model.hop_length

@@ -243,6 +243,22 @@ def test_distillation_is_least_where_latents_say_what_the_teacher_says():
     assert student.loss(noise[:, :25], features) > 0.6
 
 
+def test_classes_are_taught_by_their_cross_entropy_where_they_are_known():
+    student = FeatureDistillation(3, 3, 0.04, classes=True)
+    student.head.weight.data, student.head.bias.data = torch.eye(3), torch.zeros(3)
+    classes = torch.tensor([0, 0, 1, 1, 2, 2])
+    features = torch.nn.functional.one_hot(classes, 3)[None].float()
+    latents = torch.tensor([[[2.0, 0, 0], [0, 1, 0], [0, 3, 0]]])
+    wanted = torch.nn.functional.cross_entropy(latents[0], torch.tensor([0, 1, 2]))
+    assert student.loss(latents, features).item() == pytest.approx(wanted.item(), abs=1e-6)
+    features[0, 4:] = 0  # the class of the last frame is not known
+    wanted = torch.nn.functional.cross_entropy(latents[0, :2], torch.tensor([0, 1]))
+    assert student.loss(latents, features).item() == pytest.approx(wanted.item(), abs=1e-6)
+    for bad in (-features, 2 * features):
+        with pytest.raises(UserError, match="semantic_classes: features are not probabilities"):
+            student.loss(latents, bad)
+
+
 @pytest.mark.parametrize(("count", "width"), [(25, 2.0), (13, 4.0), (7, 3.75), (100, 0.5), (33, 1.6)])
 def test_features_are_averaged_over_the_time_of_each_frame(count, width):
     features = torch.randn(2, 50, 3, generator=torch.Generator().manual_seed(0))
