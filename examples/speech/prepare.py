@@ -7,7 +7,7 @@ OUT/real/train, OUT/real/test   wavs/*.wav and metadata.csv as LJSpeech has it (
 OUT/real/words.jsonl            the recordings of OUT/real/train with the times of their words, as Whisper's JSON has them
 OUT/real/phones                 which phone is heard in each hundredth of a second of them: what codec.yaml teaches its first level
 OUT/spliced                     new sentences to speak, of pieces of these recordings, cut between words at the codec's frames; also with times
-OUT/varied                      as many others to write down, cut anywhere, each played faster or slower
+OUT/varied                      others to write down, cut anywhere, and whole recordings, each played faster or slower, louder or softer
 OUT/synthetic                   sentences of the words of OUT/real/train, by espeak-ng, in the same format
 
 The recordings are by Allison Smith, CC-BY-SA 3.0 (`/usr/share/doc/asterisk-core-sounds-en/copyright`); nothing of them is in this repository.
@@ -39,6 +39,8 @@ FRAME = 320  # samples, of codec.yaml
 FADE = 0.01  # seconds
 MOST = 5  # words of a piece
 SPEED = 0.12  # varied sentences are at most so much faster or slower, and higher or lower
+GAIN = 4.0  # decibels, by which they are louder or softer at most
+WHOLE = 0.35  # of the varied sentences are recordings as they are
 SILENT = 0.01  # of full scale; what is quieter at both ends is cut, but for PAD seconds
 PAD = 0.05
 _PHONES = "SIL AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH T TH UH UW V W Y Z ZH"
@@ -177,9 +179,9 @@ def timed(out: Path, recordings: Recordings, starts: list[list[int]], phones: li
 def spliced(out: Path, recordings: Recordings, starts: list[list[int]], held: set[str], count: int, speed: float = 0.0) -> None:
     """Write sentences of pieces of one to `MOST` words, each of any recording, with short fades between.
 
-    starts: where words begin, as `aligned` has them. speed: most that each is faster or slower, and higher or lower. Without, pieces are of whole
-    frames of the codec, so that a piece has nearly the same codes in each sentence: what is to be spoken should be easy to
-    predict, what is to be understood should differ each time.
+    starts: where words begin, as `aligned` has them. speed: most that each is faster or slower, and higher or lower; then some are whole
+    recordings. Without, pieces are of whole frames of the codec, so that a piece has nearly the same codes in each sentence: what is to be
+    spoken should be easy to predict, what is to be understood should differ each time.
     """
     grid = 1 if speed else FRAME
     rng = random.Random(str(out.name))
@@ -193,7 +195,13 @@ def spliced(out: Path, recordings: Recordings, starts: list[list[int]], held: se
         samples = np.zeros(rng.randrange(round(PAD * RATE) // grid + 1) * grid + fade)
         words: list[str] = []
         begins: list[float] = []
+        over = 0.0  # where the last word ends
         wanted = 1 + int(WORDS * rng.random() ** 1.5)
+        if speed and rng.random() < WHOLE:
+            recording, text, at = rng.choice(whole)
+            lead = rng.randrange(FRAME)
+            samples, words, wanted = np.pad(recording, (lead, 0)), text.split(), 0
+            begins, over = [lead + sample for sample in at[:-1]], lead + at[-1]
         while len(words) < wanted:
             ((recording, text, at),) = rng.choices(whole, weights)
             first = rng.randrange(len(at) - 1)
@@ -206,12 +214,15 @@ def spliced(out: Path, recordings: Recordings, starts: list[list[int]], held: se
                 seam = samples[-fade:] * (1 - ramp) + piece[:fade] * ramp
                 samples = np.concatenate([samples[:-fade], seam, piece[fade:]])
                 words += text.split()[first:last]
-        samples[-fade:] *= 1 - ramp  # what follows the last piece
+        if wanted:
+            samples[-fade:] *= 1 - ramp  # what follows the last piece
         sentence = " ".join(words)
         if len(samples) > LONGEST * RATE or any(f" {text} " in f" {sentence} " for text in held):
             continue
-        factor = rng.uniform(1 - speed, 1 + speed) if speed else 1.0
-        samples = soxr.resample(samples, round(RATE * factor), RATE) if speed else samples
+        factor = 1.0
+        if speed:
+            factor, louder = rng.uniform(1 - speed, 1 + speed), 10 ** (rng.uniform(-GAIN, GAIN) / 20)
+            samples = np.clip(soxr.resample(samples, round(RATE * factor), RATE) * louder, -1, 1)
         file = f"wavs/j{len(rows):05d}.wav"
         soundfile.write(out / file, samples, RATE)
         rows.append(row_of(file, words, [start / factor for start in (*begins, over)]))
@@ -253,7 +264,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument(
-        "--spliced", type=int, default=0, help="sentences of pieces of recordings to speak, and as many to write down"
+        "--spliced", type=int, default=0, help="sentences of pieces of recordings to speak; a third more to write down"
     )
     parser.add_argument("--synthetic", type=int, default=0, help="sentences by espeak-ng, to train with other voices")
     arguments = parser.parse_args()
@@ -263,6 +274,6 @@ if __name__ == "__main__":
         starts, phones = aligned(to_train)
         timed(arguments.out / "real", to_train, starts, phones)
         spliced(arguments.out / "spliced", to_train, starts, held, arguments.spliced)
-        spliced(arguments.out / "varied", to_train, starts, held, arguments.spliced, SPEED)
+        spliced(arguments.out / "varied", to_train, starts, held, arguments.spliced * 4 // 3, SPEED)
     if arguments.synthetic:
         synthetic(arguments.out / "synthetic", [words for _, words in to_train], held, arguments.synthetic)
