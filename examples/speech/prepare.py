@@ -1,6 +1,6 @@
 """Make a small data set of speech from installed Debian packages: 23 minutes of one speaker, and as much as you like made of them.
 
-`apt-get install asterisk-core-sounds-en-wav asterisk-core-sounds-en`, `pip install pocketsphinx`; for `--synthetic` also espeak-ng and sox
+`apt-get install asterisk-core-sounds-en-wav asterisk-core-sounds-en`, `pip install pocketsphinx`; for `--synthetic` also espeak-ng
 `python examples/speech/prepare.py OUT --spliced 30000`
 
 OUT/real/train, OUT/real/test   wavs/*.wav and metadata.csv as LJSpeech has it (name|text as printed|text as read), divided by text
@@ -8,22 +8,23 @@ OUT/real/words.jsonl            the recordings of OUT/real/train with the times 
 OUT/real/phones                 which phone is heard in each hundredth of a second of them: what codec.yaml teaches its first level
 OUT/spliced                     new sentences to speak, of pieces of these recordings, cut between words at the codec's frames; also with times
 OUT/varied                      others to write down, cut anywhere, and whole recordings, each played faster or slower, louder or softer
-OUT/synthetic                   sentences of the words of OUT/real/train, by espeak-ng, in the same format
+OUT/synthetic                   sentences of the words of OUT/real/train by espeak-ng, also with times
 
 The recordings are by Allison Smith, CC-BY-SA 3.0 (`/usr/share/doc/asterisk-core-sounds-en/copyright`); nothing of them is in this repository.
 """
 
 import argparse
+import ctypes
 import gzip
+import itertools
 import json
 import random
 import re
-import subprocess
 import zlib
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -230,33 +231,75 @@ def spliced(out: Path, recordings: Recordings, starts: list[list[int]], held: se
     print(f"{out}: {count} sentences of pieces of {len(whole)} recordings")
 
 
+class Event(ctypes.Structure):
+    """espeak_EVENT of espeak-ng's speak_lib.h; types: 0 the last one, 1 a word. text_position: from 1 on. audio_position: milliseconds."""
+
+    _fields_ = (
+        *((name, ctypes.c_int) for name in ("type", "identifier", "text_position", "length", "audio_position", "sample")),
+        ("user_data", ctypes.c_void_p),
+        ("id", ctypes.c_char * 8),
+    )
+
+
+class Espeak:
+    """Speaks with espeak-ng's library, which says when each word begins. rate: Hz."""
+
+    def __init__(self) -> None:
+        self.library = ctypes.CDLL("libespeak-ng.so.1")
+        self.rate: int = self.library.espeak_Initialize(1, 0, None, 0)  # 1: samples are retrieved, not played
+        self._samples: list[np.ndarray] = []
+        self._begins: dict[int, float] = {}  # seconds, by the position in the text
+        kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(Event))
+        self._callback = kind(self._take)
+        self.library.espeak_SetSynthCallback(self._callback)
+
+    def _take(self, samples: Any, count: int, events: Any) -> int:
+        if samples and count:
+            self._samples.append(np.ctypeslib.as_array(samples, (count,)).astype(np.float64) / 32768)
+        for event in itertools.takewhile(lambda event: event.type, (events[i] for i in itertools.count())):
+            if event.type == 1:
+                self._begins[event.text_position - 1] = event.audio_position / 1000
+        return 0
+
+    def speak(self, words: list[str], voice: str, words_per_minute: int) -> tuple[np.ndarray, list[float]]:
+        """Return samples [T] and the seconds at which words begin and the last one ends; words that it says as one begin at once."""
+        self._samples, self._begins = [], {}
+        text = " ".join(words).encode()
+        self.library.espeak_SetVoiceByName(voice.encode())
+        self.library.espeak_SetParameter(1, words_per_minute, 0)
+        self.library.espeak_Synth(text, len(text) + 1, 0, 1, 0, 1, None, None)
+        self.library.espeak_Synchronize()
+        samples = np.concatenate(self._samples)
+        places = itertools.accumulate((len(word) + 1 for word in words[:-1]), initial=0)
+        begins = [self._begins.get(place) for place in places] + [len(samples) / self.rate]
+        for i in reversed(range(len(words))):
+            begins[i] = begins[i + 1] if begins[i] is None else begins[i]
+        return samples, [begin or 0.0 for begin in begins]
+
+
 def synthetic(out: Path, texts: list[str], held: set[str], count: int, seed: int = 0) -> None:
-    """Write sentences by espeak-ng: texts as they are, and texts with pieces of others in place of their own."""
-    rng = random.Random(seed)
+    """Write sentences by espeak-ng, with the times of their words: texts as they are, and texts with pieces of others in place of their own."""
+    rng, espeak = random.Random(seed), Espeak()
     (out / "wavs").mkdir(parents=True, exist_ok=True)
-
-    def sentence() -> str:
-        while True:
-            first, second = (rng.choice(texts).split() for _ in range(2))
-            at, to = rng.randint(0, len(first)), rng.randint(0, len(second))
-            words = " ".join([*first[:at], *second[to:]] if rng.random() < 0.7 else first)
-            if words and len(words) <= 90 and not any(f" {text} " in f" {words} " for text in held):
-                return words
-
-    sentences = [(sentence(), rng.choice(VOICES), rng.randint(140, 180)) for _ in range(count)]
-
-    def speak(number: int) -> str:
-        file = out / "wavs" / f"s{number:05d}.wav"
-        text, voice, speed = sentences[number]
-        subprocess.run(["espeak-ng", "-v", voice, "-s", str(speed), "-w", file, text], check=True)
-        subprocess.run(["sox", "-q", file, "-r", str(RATE), f"{file}.8k.wav", "norm", "-3"], check=True)
-        Path(f"{file}.8k.wav").replace(file)
-        samples = trimmed(soundfile.read(file)[0])
-        soundfile.write(file, samples, RATE)
-        return f"s{number:05d}|{text}|{text}\n"
-
-    with ThreadPoolExecutor(2) as pool:
-        (out / "metadata.csv").write_text("".join(pool.map(speak, range(count))))
+    rows: list[str] = []
+    while len(rows) < count:
+        first, second = (rng.choice(texts).split() for _ in range(2))
+        at, to = rng.randint(0, len(first)), rng.randint(0, len(second))
+        words = [*first[:at], *second[to:]] if rng.random() < 0.7 else first
+        sentence = " ".join(words)
+        if not words or any(f" {text} " in f" {sentence} " for text in held):
+            continue
+        samples, begins = espeak.speak(words, rng.choice(VOICES), rng.randint(140, 180))
+        samples = soxr.resample(samples, espeak.rate, RATE)
+        loud = np.flatnonzero(np.abs(samples) > SILENT)
+        lead = max(0, int(loud[0]) - round(PAD * RATE))
+        samples = trimmed(samples) * (0.7 / np.abs(samples).max())
+        if len(samples) > LONGEST * RATE:
+            continue
+        file = f"wavs/s{len(rows):05d}.wav"
+        soundfile.write(out / file, samples, RATE)
+        rows.append(row_of(file, words, [min(max(0.0, begin * RATE - lead), len(samples)) for begin in begins]))
+    (out / "metadata.jsonl").write_text("".join(rows))
     print(f"{out}: {count} sentences")
 
 
