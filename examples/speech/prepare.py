@@ -142,7 +142,7 @@ def aligned(recordings: Recordings) -> tuple[list[list[int]], list[np.ndarray]]:
             continue
         decoder.set_align_text(words)
         decode(samples)
-        spoken = [part for part in decoder.seg() if re.match("[a-z]", part.word)]
+        spoken = [part for part in decoder.seg() or () if re.match("[a-z]", part.word)]
         if [re.sub(r"\(\d+\)", "", part.word) for part in spoken] == words.split():
             starts = [(part.start_frame * frame) - pad for part in spoken]
             found[-1] = [max(0, start) for start in starts] + [min(len(samples), (spoken[-1].end_frame + 1) * frame - pad)]
