@@ -192,7 +192,7 @@ class Audio(Modality["AudioTokenizer", "Tensor", AudioOptions]):
         return _AudioFilling((samples, tokenizer.sample_rate), start, min(stop, seconds), tokenizer.frame_rate)
 
     def batch_key(self, tokenizer: "AudioTokenizer", loaded: Loaded) -> tuple[int, ...]:
-        return (-1 if isinstance(loaded.content, Blob) else loaded.content.shape[-1],)
+        return (-1 if isinstance(loaded.content, Blob) else tokenizer.whole_patches(loaded.content.shape[-1]),)
 
     def cost(self, tokenizer: "AudioTokenizer", loaded: Loaded) -> float:
         return self.BATCH if isinstance(loaded.content, Blob) else loaded.content.shape[-1] / tokenizer.sample_rate
@@ -202,7 +202,9 @@ class Audio(Modality["AudioTokenizer", "Tensor", AudioOptions]):
 
         if isinstance(batch[0].content, Blob):
             return [_encode_long(tokenizer, one) for one in batch]
-        return list(tokenizer.encode(torch.stack([one.content for one in batch])).cpu().numpy())
+        (length,) = self.batch_key(tokenizer, batch[0])
+        samples = [torch.nn.functional.pad(one.content, (0, length - one.content.shape[-1])) for one in batch]
+        return list(tokenizer.encode(torch.stack(samples)).cpu().numpy())
 
     def decode(self, tokenizer: "AudioTokenizer", segment: Segment) -> "Tensor":
         import torch

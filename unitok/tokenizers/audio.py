@@ -99,6 +99,12 @@ class AudioTokenizer(Tokenizer):
         samples = check_samples(samples, self.config.channels, self.dtype)
         return torch.cat([codes for codes, _ in self._encode_blocks([samples], num_codebooks)], -1)
 
+    def whole_patches(self, length: int) -> int:
+        """Return to how many samples audio of `length` may be padded with zeros without another code: its encoder pads it to patches, too."""
+        c = self.config
+        patch = 1 if c.normalize or c.segment else self.hop_length if c.encoder == "patch" else c.patch
+        return -(-length // patch) * patch
+
     def scales(self, samples: Tensor) -> Tensor:
         """Return the loudness by which each segment of audio [B, C, T] is divided, [B, segments]; [B, 0] without
         `normalize`."""
