@@ -202,10 +202,14 @@ class VideoModality(Modality[FrameTokenizer, Video, VideoOptions]):
         network = tokenizer.frames
         height, width = (side * network.stride for side in self.batch_key(tokenizer, batch[0]))
         codes = []
-        whole = np.concatenate([one.content for one in batch])
-        padding = ((0, 0), (0, height - whole.shape[1]), (0, width - whole.shape[2]), (0, 0))
+        whole = np.concatenate(
+            [
+                np.pad(one.content, ((0, 0), (0, height - one.size[0]), (0, width - one.size[1]), (0, 0)), mode="edge")
+                for one in batch
+            ]
+        )
         for first in range(0, len(whole), TOGETHER):
-            pixels = torch.from_numpy(np.pad(whole[first : first + TOGETHER], padding, mode="edge")).permute(0, 3, 1, 2)
+            pixels = torch.from_numpy(whole[first : first + TOGETHER]).permute(0, 3, 1, 2)
             codes.append(network.encode(pixels.contiguous().float().div_(127.5).sub_(1)).cpu().numpy())
         return np.split(np.concatenate(codes), np.cumsum([len(one.content) for one in batch])[:-1])
 

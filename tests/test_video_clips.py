@@ -1,0 +1,127 @@
+"""Twenty clips of FFmpeg's test sources and filters, in many containers, through tokenization and back: sizes and lengths are exact."""
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import pytest
+from PIL import Image
+
+from unitok import Unitok
+from unitok.bundle import make_bundle
+from unitok.data.prepare.plan import Plan
+from unitok.data.prepare.tokenize import detokenize, tokenize
+from unitok.data.shards import TokenDataset
+from unitok.media import open_video
+
+FPS = 5  # frames per second that are taken
+AREA = 32 * 32  # of a frame, at most
+
+
+@dataclass
+class Shot:
+    """A clip: its file, what FFmpeg's filters draw, its codec, whether it has audio, degrees by which a player turns it, and how often frame
+    number n is kept, so that the rate varies."""
+
+    file: str
+    drawn: str
+    codec: str = "libx264"
+    audio: str = ""
+    degrees: int = 0
+    every: int = 1
+
+
+SHOTS = [
+    Shot("bars.mp4", "smptebars=size=64x48:rate=10:duration=2", audio="aac"),
+    Shot("test.mp4", "testsrc2=size=50x38:rate=25:duration=1.4"),
+    Shot("upright.mp4", "testsrc2=size=64x36:rate=10:duration=1", degrees=90),
+    Shot("head-over.mp4", "testsrc=size=64x36:rate=10:duration=1", degrees=180),
+    Shot("left.mp4", "testsrc=size=48x36:rate=10:duration=1", degrees=270),
+    Shot("varying.mp4", "testsrc2=size=32x32:rate=20:duration=2", every=3),
+    Shot("mandelbrot.webm", "mandelbrot=size=64x64:rate=15:end_pts=30,trim=duration=1", "libvpx-vp9", "libopus"),
+    Shot("life.webm", "life=size=40x30:rate=10:seed=1,trim=duration=1.5,format=yuv420p", "libvpx"),
+    Shot("odd.webm", "testsrc2=size=51x37:rate=12:duration=1", "libvpx-vp9"),
+    Shot("cells.mkv", "cellauto=size=64x48:rate=10:seed=1,trim=duration=1,format=yuv420p"),
+    Shot("gradients.mkv", "gradients=size=64x64:rate=13:duration=2:seed=1,format=yuv420p", audio="aac"),
+    Shot("slow.mkv", "testsrc=size=64x48:rate=30:duration=1", "libvpx-vp9", every=4),
+    Shot("colors.mkv", "rgbtestsrc=size=33x45:rate=7:duration=1,format=yuv444p", "ffv1"),
+    Shot("yuv.avi", "yuvtestsrc=size=64x48:rate=10:duration=1,format=yuv422p", "huffyuv", "mp3"),
+    Shot("motion.avi", "testsrc2=size=48x32:rate=24:duration=1,format=yuvj420p", "mjpeg"),
+    Shot("hue.mov", "testsrc2=size=64x48:rate=24:duration=1,hue=H=2*PI*t", audio="aac"),
+    Shot("blur.mov", "testsrc=size=64x48:rate=10:duration=1,negate", "mpeg4"),
+    Shot("wide.mp4", "testsrc2=size=160x20:rate=10:duration=1"),
+    Shot("tall.mp4", "testsrc2=size=20x160:rate=10:duration=1,rotate=t/4"),
+    Shot("one.mp4", "color=red:size=32x32:rate=10:duration=0.1"),
+]
+
+
+def film(shot: Shot, folder: Path) -> tuple[tuple[int, int], float]:
+    """Write a clip. Returns: width and height as a player shows them, and its seconds."""
+    with av.open(shot.drawn, format="lavfi") as source:
+        frames = list(source.decode(video=0))
+    kept = [frame for number, frame in enumerate(frames) if number % shot.every != 1 or shot.every == 1]
+    seconds = float((frames[-1].pts - frames[0].pts + 1) * frames[0].time_base)
+    with av.open(str(folder / shot.file), "w") as file:
+        fps = round(1 / frames[0].time_base)
+        stream = file.add_stream(shot.codec, rate=fps)
+        stream.width, stream.height = frames[0].width, frames[0].height
+        stream.pix_fmt = frames[0].format.name if "format=" in shot.drawn else "yuv420p"
+        sound = file.add_stream(shot.audio, rate=48_000) if shot.audio else None
+        first = frames[0].pts
+        for frame in kept:
+            again = frame.reformat(format=stream.pix_fmt)
+            again.pts, again.time_base = frame.pts - first, frame.time_base
+            file.mux(stream.encode(again))
+        file.mux(stream.encode(None))
+        if sound is not None:
+            with av.open(f"sine=frequency=440:sample_rate=48000:duration={seconds / 2}", format="lavfi") as tone:
+                for frame in tone.decode(audio=0):
+                    file.mux(sound.encode(frame))
+            file.mux(sound.encode(None))
+    width, height = frames[0].width, frames[0].height
+    if shot.degrees:
+        turn(folder / shot.file, shot.degrees)
+    return ((height, width) if shot.degrees % 180 else (width, height)), seconds
+
+
+def turn(path: Path, degrees: int) -> None:
+    """Write into the header of an MP4 that a player turns it clockwise."""
+    data = path.read_bytes()
+    a, b, c, d = {90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}[degrees]
+    at = data.index(b"tkhd") + 4 + 40
+    path.write_bytes(data[:at] + struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30) + data[at + 36 :])
+
+
+@pytest.fixture(scope="module")
+def bundle(bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("clips") / "bundle"
+    make_bundle(out, {"model": bundle_folder}, add=[f"video:fps={FPS}"])
+    return out
+
+
+def test_clips_are_as_long_and_as_large_as_before(bundle, tmp_path):
+    (tmp_path / "in").mkdir()
+    shown = {shot.file: film(shot, tmp_path / "in") for shot in SHOTS}
+    options = {"video": {"frames": 100, "area": AREA}}
+    tokenize(Plan(str(tmp_path / "in"), str(tmp_path / "tokens"), str(bundle), options=options))
+    frames = Unitok.from_pretrained(bundle).video.frames
+    found = {}
+    dataset = TokenDataset(tmp_path / "tokens")
+    for document in map(dataset.document, range(len(dataset))):
+        (video,) = (segment for segment in document.segments if segment.modality == "video")
+        found[Path(video.source).name] = video
+    assert sorted(found) == sorted(shown)
+    for name, ((width, height), seconds) in shown.items():
+        assert len(found[name].codes) == max(1, int(seconds * FPS + 0.5 + 1e-3)), name
+        assert found[name].facts == (FPS,)
+        assert found[name].size == frames.fit(Image.new("RGB", (width, height)), AREA, "keep").size[::-1], name  # as an image
+    detokenize(tmp_path / "tokens", tmp_path / "out", bundle)
+    again = sorted((tmp_path / "out").glob("*.mp4"))
+    assert len(again) == len(SHOTS)
+    lengths = []
+    for file in again:
+        with open_video(file) as video:
+            lengths.append((len(list(video.frames())), video.size[::-1]))
+            assert video.rate == FPS
+    assert sorted(lengths) == sorted((len(video.codes), video.size) for video in found.values())
