@@ -46,7 +46,7 @@ SHOTS = [
     Shot("gradients.mkv", "gradients=size=64x64:rate=13:duration=2:seed=1,format=yuv420p", audio="aac"),
     Shot("slow.mkv", "testsrc=size=64x48:rate=30:duration=1", "libvpx-vp9", every=4),
     Shot("colors.mkv", "rgbtestsrc=size=33x45:rate=7:duration=1,format=yuv444p", "ffv1"),
-    Shot("yuv.avi", "yuvtestsrc=size=64x48:rate=10:duration=1,format=yuv422p", "huffyuv", "mp3"),
+    Shot("yuv.avi", "yuvtestsrc=size=64x48:rate=10:duration=1,format=yuv422p", "huffyuv"),
     Shot("motion.avi", "testsrc2=size=48x32:rate=24:duration=1,format=yuvj420p", "mjpeg"),
     Shot("hue.mov", "testsrc2=size=64x48:rate=24:duration=1,hue=H=2*PI*t", audio="aac"),
     Shot("blur.mov", "testsrc=size=64x48:rate=10:duration=1,negate", "mpeg4"),
