@@ -1,6 +1,8 @@
 """Twenty clips of FFmpeg's test sources and filters, in many containers, through tokenization and back: sizes and lengths are exact."""
 
 import struct
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,3 +127,27 @@ def test_clips_are_as_long_and_as_large_as_before(bundle, tmp_path):
             lengths.append((len(list(video.frames())), video.size[::-1]))
             assert video.rate == FPS
     assert sorted(lengths) == sorted((len(video.codes), video.size) for video in found.values())
+
+
+MEASURED = """
+import resource, sys
+from unitok.cli import main
+main(sys.argv[1:])
+print(max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
+"""
+
+
+@pytest.mark.long
+def test_memory_does_not_grow_from_ten_seconds_to_an_hour(bundle, tmp_path):
+    peaks = []
+    for seconds in (10, 3600):
+        folder = tmp_path / str(seconds)
+        folder.mkdir()
+        film(Shot("a.mp4", f"testsrc=size=64x64:rate=5:duration={seconds}"), folder)
+        words = ("tokenize", str(folder), str(tmp_path / f"tokens-{seconds}"), "--bundle", str(bundle), "--workers", "1")
+        done = subprocess.run([sys.executable, "-c", MEASURED, *words], check=True, capture_output=True, text=True)
+        peaks.append(int(done.stdout.split()[-1]) / 1024)  # MB
+        dataset = TokenDataset(tmp_path / f"tokens-{seconds}")
+        assert sum(len(dataset.document(i).segments[0].codes) for i in range(len(dataset))) == seconds * FPS
+    print(f"peak memory: {peaks[0]:.0f} MB of 10 seconds, {peaks[1]:.0f} MB of an hour")
+    assert peaks[1] < 1.2 * peaks[0]

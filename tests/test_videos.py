@@ -84,6 +84,29 @@ def test_plans_streams_and_continued_videos(u):
     assert short.of_kind("video")[0].frames.shape[0] >= 1
 
 
+def test_frames_outside_of_a_stretch_are_the_originals(u, tmp_path):
+    original = moving(8)
+    write_video(tmp_path / "a.mp4", clip(8, 32, 32), 8)
+    (output,) = u.fill(original, (0.26, 0.6), "a bar", seed=1)  # frames 2 to 4
+    (made,) = output.of_kind("video")
+    same = [torch.equal(a, b) for a, b in zip(made.frames, original.frames, strict=True)]
+    assert same == [True, True, False, False, False, True, True, True]
+    assert [segment.modality for segment in output.prompt.segments] == ["text"]
+    (output,) = u.fill(tmp_path / "a.mp4", (0.5, 9.0))
+    (made,) = output.of_kind("video")
+    with open_video(tmp_path / "a.mp4") as video:
+        read = torch.from_numpy(np.stack([np.asarray(frame.image) for frame in video.frames()])).permute(0, 3, 1, 2) / 127.5 - 1
+    assert torch.equal(made.frames[:4], read[:4])
+    assert not torch.equal(made.frames[4:], read[4:])
+    for hole, problem in (
+        (None, "video needs a stretch to fill"),
+        ((0.5, 0.2), "no stretch of video"),
+        ((2, 3), "a video of 1 s"),
+    ):
+        with pytest.raises(UserError, match=problem):
+            u.fill(original, hole)
+
+
 def test_a_long_file_becomes_documents_of_its_stretches(u, tmp_path):
     write_video(tmp_path / "a.mp4", clip(29, 32, 32), 8, noise(29 / 8, 8000), 8000)
     from unitok.modalities import modality_of

@@ -185,12 +185,12 @@ class Unitok(Bundle):
         generation_config: GenerationConfig | Mapping[str, object] | None = None,
         batch_size: int = 64,
     ) -> list[Output]:
-        """Fill the holes of a text, an image or audio. The decoder must have been trained to, with `data.fill_rate`.
+        """Fill the holes of a text, an image, audio or a video. The decoder must have been trained to, with `data.fill_rate`.
 
         Args:
-            content: a str with `___` where text is missing, an image, or audio, as in `generate`.
+            content: a str with `___` where text is missing, an image, audio or a video, as in `generate`.
             hole: of an image a mask of its size, above 0 (white, True) where pixels are to be made, of any shape; or pixels to add at its
-                (left, top, right, bottom). Of audio (start, stop) in seconds.
+                (left, top, right, bottom). Of audio and videos (start, stop) in seconds.
             prompt: what stands before, such as a caption.
             n, seed, max_new_tokens, temperature, top_k, top_p, min_p, guidance_scale, text, image, audio, sampling, generation_config,
                 batch_size: as in `generate`.

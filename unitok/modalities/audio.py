@@ -184,10 +184,8 @@ class Audio(Modality["AudioTokenizer", "Tensor", AudioOptions]):
         waveform, sample_rate = opened
         samples = tokenizer.prepare(waveform, sample_rate, where)
         seconds = samples.shape[-1] / tokenizer.sample_rate
-        if not isinstance(hole, tuple | list) or len(hole) != 2 or not all(isinstance(t, int | float) for t in hole):
-            raise UserError(f"{where}: audio needs a stretch to fill: (start, stop) in seconds")
-        start, stop = hole
-        if not 0 <= start < stop or start >= seconds:
+        start, stop = checked_stretch(hole, where, self.kind)
+        if start >= seconds:
             raise UserError(f"{where}: {start:g} to {stop:g} s of audio of {seconds:.3g} s; the stretch must be in it")
         return _AudioFilling((samples, tokenizer.sample_rate), start, min(stop, seconds), tokenizer.frame_rate)
 
@@ -287,6 +285,16 @@ def stretch_of(view: str) -> tuple[float, float | None] | None:
     """The start and the end in seconds that a view names (None: the audio's own end); None for all of it."""
     start, _, stop = view.removeprefix("t=").partition(",")
     return (float(start), float(stop) if stop else None) if view else None
+
+
+def checked_stretch(hole: object, where: str, kind: str) -> tuple[float, float]:
+    """Return the hole (start, stop), in seconds, of what has a length in time. Errors: `UserError`."""
+    if not isinstance(hole, tuple | list) or len(hole) != 2 or not all(isinstance(t, int | float) for t in hole):
+        raise UserError(f"{where}: {kind} needs a stretch to fill: (start, stop) in seconds")
+    start, stop = hole
+    if not 0 <= start < stop:
+        raise UserError(f"{where}: {start:g} to {stop:g} s: no stretch of {kind}; both are seconds, and start is the smaller")
+    return float(start), float(stop)
 
 
 def _within(stretch: tuple[float, float | None] | None, whole: float, name: str) -> tuple[float, float] | None:

@@ -21,9 +21,9 @@ from unitok import pages
 from unitok.document import Segment
 from unitok.errors import UserError
 from unitok.modalities import Loaded, Modality, Plain, Stream, TokenizerLike, register
-from unitok.modalities.audio import stretch_of, stretch_view
+from unitok.modalities.audio import checked_stretch, stretch_of, stretch_view
 from unitok.ranges import Span
-from unitok.storage import Blob
+from unitok.storage import Blob, Files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -190,6 +190,21 @@ class VideoModality(Modality[FrameTokenizer, Video, VideoOptions]):
             facts = {"width": float(width), "height": float(height), "seconds": len(frames) / fps}
             return Loaded(frames, frames.shape[1:3], view, video.format, facts, bytes=video.bytes, header=(fps,))
 
+    def filling(self, tokenizer: FrameTokenizer, content: object, hole: object, where: str) -> "_VideoFilling":
+        """hole: (start, stop) in seconds: the frames of which any part is seen then."""
+        import torch
+
+        start, stop = checked_stretch(hole, where, self.kind)
+        if isinstance(content, Path):
+            content = Blob.of(Files("/"), str(content.absolute()))
+        loaded = self.load(tokenizer, content, VideoOptions(), where)
+        pixels = torch.from_numpy(loaded.content).permute(0, 3, 1, 2)
+        video = Video(pixels / 127.5 - 1, loaded.header[0])
+        seconds = len(pixels) / video.rate
+        if start >= seconds:
+            raise UserError(f"{where}: {start:g} to {stop:g} s of a video of {seconds:.3g} s; the stretch must be in it")
+        return _VideoFilling(video, start, stop)
+
     def batch_key(self, tokenizer: FrameTokenizer, loaded: Loaded) -> tuple[int, ...]:
         return tuple(-(-side // tokenizer.frames.stride) for side in loaded.size)
 
@@ -268,6 +283,32 @@ class _VideoStream(Stream[FrameTokenizer, Video]):
             return None
         self.complete = len(codes)
         return self.modality.decode(self.tokenizer, Segment(self.modality.kind, codes, facts=self.facts))
+
+
+@dataclass
+class _VideoFilling:
+    """A video of which the frames from `start` to `stop`, in seconds, are to be made."""
+
+    content: Video
+    start: float
+    stop: float
+
+    def missing(self, segment: Segment) -> np.ndarray:
+        frames, *sides = segment.codes.shape
+        return np.repeat(self._hole(np.arange(frames)), math.prod(sides))
+
+    def finish(self, made: Video) -> Video:
+        """The original's own frames outside of the stretch."""
+        import torch
+
+        hole = torch.from_numpy(self._hole(np.arange(len(made.frames))))
+        return Video(torch.where(hole[:, None, None, None], made.frames, self.content.frames), made.rate)
+
+    def _hole(self, frames: np.ndarray) -> np.ndarray:
+        inside: np.ndarray = (frames + 1 > self.start * self.content.rate + 1e-6) & (
+            frames < self.stop * self.content.rate - 1e-6
+        )
+        return inside
 
 
 def contact_sheet(frames: "Tensor") -> "Tensor":

@@ -1,4 +1,4 @@
-"""Filling holes: in text at `___`, in an image under a mask, in audio between two times; the rest stays as it is, bit for bit.
+"""Filling holes: in text at `___`, in an image under a mask, in audio and videos between two times; the rest stays as it is, bit for bit.
 
 The decoder must have been trained to (`data.fill_rate`). It reads the content with its hole and what else the prompt holds, and writes
 what belongs there (`unitok.holes`).
@@ -57,8 +57,8 @@ class FillDraft(Draft):
         """Return the output of new tokens."""
         holed, ids = self.holed, np.asarray(ids, np.int64)
         mended = mend(self.bundle.vocab, np.concatenate([holed.ids, ids]))
-        codes = self.bundle.vocab.decode(mended[holed.start :]).segments[-1].codes
-        segment = Segment(holed.modality, codes, size=holed.size)
+        whole = self.bundle.vocab.decode(mended[holed.start :]).segments[-1]
+        segment = Segment(holed.modality, whole.codes, size=holed.size, facts=whole.facts)
         output = Output(self.bundle, self.prompt, Document((segment,)), ids, self.index)
         output.replace_content(0, holed.finish(self.bundle.decode(segment)))
         return output
@@ -123,7 +123,7 @@ def _role_of(before: Document) -> str:
 
 
 def _read_media(bundle: Bundle, content: object, hole: object, before: Document) -> _Holed:
-    """An image or audio with one hole."""
+    """An image, audio or a video with one hole."""
     if isinstance(content, Path):
         if not content.is_file():
             raise UserError(f"{content}: no such file")
@@ -132,7 +132,7 @@ def _read_media(bundle: Bundle, content: object, hole: object, before: Document)
     else:
         kind, where = kind_accepting(content), "fill"
     if kind is None:
-        raise UserError(f"{where}: neither text with {BLANK}, nor an image or audio")
+        raise UserError(f"{where}: neither text with {BLANK}, nor an image, audio or a video")
     name = bundle.instance(kind)
     filling = modality_of(kind).filling(bundle.require(name), content, hole, where)
     (segment,) = bundle.read(filling.content, role=_role_of(before))
