@@ -9,6 +9,7 @@ import threading
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
@@ -16,12 +17,14 @@ import numpy as np
 import openai
 import pytest
 import soundfile
+from clips import clip
 from PIL import Image
 from pydantic import TypeAdapter
 from raw_data import png, wav
 from serving import LIMITS, running
 
 from unitok.bundle import Bundle, make_bundle
+from unitok.media import open_video, write_video
 from unitok.model import Decoder, DecoderConfig
 from unitok.sample.speech import PAUSE
 
@@ -39,6 +42,40 @@ PLAN = {"modalities": ["text:5", "image:2x3", "audio:4"]}
 @pytest.fixture
 def client(server):
     return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+
+
+@pytest.fixture(scope="module")
+def moving(bundle_folder, tmp_path_factory):
+    """A server of a bundle with videos."""
+    folder = tmp_path_factory.mktemp("moving") / "bundle"
+    make_bundle(folder, {"model": bundle_folder}, add=["video"])
+    with running(folder, *LIMITS) as server:
+        yield server
+
+
+def test_videos_are_read_streamed_and_continued(moving, tmp_path):
+    client = openai.OpenAI(base_url=f"{moving.url}/v1", api_key="none", max_retries=0)
+    write_video(tmp_path / "a.mp4", clip(4, 32, 32), 8)
+    url = "data:video/mp4;base64," + base64.b64encode((tmp_path / "a.mp4").read_bytes()).decode()
+    messages = [{"role": "user", "content": [{"type": "video_url", "video_url": {"url": url}}]}]
+    asked = {"model": "tiny", "seed": 1, "extra_body": {"modalities": ["video:8x12x2x2"]}}
+    answer = client.chat.completions.create(messages=messages, **asked).choices[0].message
+    (part,) = answer.parts
+    with open_video(Path("a.mp4"), base64.b64decode(part["video_url"]["url"].partition("base64,")[2])) as video:
+        whole = [np.asarray(frame.image) for frame in video.frames()]
+    assert len(whole) == 12
+    parts = [
+        part
+        for chunk in client.chat.completions.create(messages=messages, stream=True, **asked)
+        for choice in chunk.choices
+        for part in (choice.delta.model_extra or {}).get("parts", [])
+    ]
+    assert len(parts) > 1
+    assert [part["done"] for part in parts] == [False] * (len(parts) - 1) + [True]
+    frames = Image.open(io.BytesIO(base64.b64decode(parts[-1]["video_url"]["url"].partition("base64,")[2])))
+    assert (frames.format, frames.n_frames, frames.size) == ("GIF", 12, whole[0].shape[1::-1])
+    more = [*messages, {"role": "assistant", "content": answer.parts}, {"role": "user", "content": "again"}]
+    assert client.chat.completions.create(messages=more, **asked).choices[0].message.parts
 
 
 def validated(answer):

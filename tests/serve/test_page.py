@@ -6,10 +6,14 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from clips import clip
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from raw_data import wav
 from serving import Server, running
+
+from unitok.bundle import make_bundle
+from unitok.media import write_video
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium")
@@ -118,7 +122,29 @@ def test_audio_is_uploaded_recorded_and_removed(page, tmp_path):
     generate(page, "", "text")
     (tmp_path / "a.txt").write_text("no media")
     page.set_input_files("#file", tmp_path / "a.txt")
-    expect(page.locator("#error")).to_contain_text("neither an image nor audio")
+    expect(page.locator("#error")).to_contain_text("neither an image nor audio or a video")
+
+
+def test_a_video_is_uploaded_and_another_one_grows(browser, bundle_folder, tmp_path):
+    make_bundle(tmp_path / "bundle", {"model": bundle_folder}, add=["video"])
+    write_video(tmp_path / "a.webm", clip(4, 32, 32), 8)
+    with running(tmp_path / "bundle") as server:
+        page = browser.new_context().new_page()
+        page.goto(server.url)
+        page.wait_for_selector("body[data-ready]")
+        page.set_input_files("#file", tmp_path / "a.webm")
+        expect(page.locator("#parts video")).to_have_count(1)
+        page.locator("details").evaluate_all("nodes => nodes.forEach((node) => { node.open = true; })")
+        page.fill("#max_tokens", "60")
+        generate(page, "", "video")
+        expect(page.locator(".turn.user video")).to_have_count(1)
+        made = page.locator(".output img.video")
+        expect(made).to_have_count(1)
+        assert made.evaluate("node => node.naturalWidth") > 0
+        with page.expect_download() as download:
+            page.click("text=Download video")
+        download.value.save_as(tmp_path / "made.gif")
+        assert Image.open(tmp_path / "made.gif").n_frames >= 1
 
 
 def test_a_drawing_is_a_prompt(page):

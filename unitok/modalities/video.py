@@ -240,7 +240,7 @@ class VideoModality(Modality[FrameTokenizer, Video, VideoOptions]):
         from unitok.media import can_write_video, write_video
 
         path = path.with_name(f"{path.name}{'.mp4' if can_write_video() else '.gif'}")
-        write_video(path, _bytes(content), content.rate)
+        write_video(path, frame_bytes(content), content.rate)
         return path
 
     def stream(self, tokenizer: FrameTokenizer, span: Span) -> "Stream[FrameTokenizer, Video]":
@@ -249,7 +249,7 @@ class VideoModality(Modality[FrameTokenizer, Video, VideoOptions]):
     def html(self, tokenizer: FrameTokenizer, content: Video) -> Markup:
         from unitok.media import encode_gif
 
-        return pages.image(encode_gif(_bytes(content), content.rate))
+        return pages.image(encode_gif(frame_bytes(content), content.rate))
 
     def html_of_file(self, file: Path) -> Markup:
         return pages.image(file) if file.suffix == ".gif" else pages.video(file)
@@ -345,7 +345,7 @@ def _checked(video: Video, name: str) -> tuple[np.ndarray, int]:
     return pixels.transpose(0, 2, 3, 1), int(video.rate)
 
 
-def _bytes(video: Video) -> Iterator[np.ndarray]:
+def frame_bytes(video: Video) -> Iterator[np.ndarray]:
     """The frames, uint8 [H, W, 3] each."""
     for frame in video.frames:
         yield ((frame.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).contiguous().cpu().numpy()

@@ -6,7 +6,7 @@ import logging
 import time
 import uuid
 from base64 import b64encode
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -26,11 +26,12 @@ from unitok.sample.speech import joined, sentences
 from unitok.sample.stream import Chunk
 from unitok.sample.transcribe import Transcript
 from unitok.serve.errors import ClientLeftError, handle_errors
-from unitok.serve.generation import Generation, encoded, pcm16, png, wav_header
+from unitok.serve.generation import Generation, encoded, gif, pcm16, png, wav_header
 from unitok.serve.guard import error_body
 from unitok.serve.schemas import MOST_OUTPUTS, ChatRequest, ImageRequest, SpeechRequest
 
 PAGE = Path(__file__).parent / "page"
+PICTURES: dict[str, tuple[Callable[[Any], bytes], str]] = {"image": (png, "image/png"), "video": (gif, "image/gif")}
 MIME = {"wav": "audio/wav", "pcm": "audio/pcm", "flac": "audio/flac", "mp3": "audio/mpeg", "opus": "audio/ogg"}
 
 MOST_SENTENCES = 500  # of one request
@@ -185,13 +186,14 @@ class _Endpoints:
             yield self._completion(id, "chat.completion.chunk", []) | {"usage": _usage(drafts, outputs)}
 
     def _delta(self, chunk: Chunk) -> dict[str, Any]:
-        """A piece of content: text, the rows of an image so far, new samples of audio, or what stands in the document itself, such as
+        """A piece of content: text, the rows of an image or the frames of a video so far, new samples of audio, or what stands in the document itself, such as
         boxes. `segment` numbers the contents of the turn."""
         kind = self.bundle.vocab.span(chunk.modality).kind
         if kind == "text":
             return {"content": chunk.content, "segment": chunk.span}
-        if kind == "image":
-            part = media_part(kind, to_data_url(png(chunk.content), "image/png"))
+        if kind in PICTURES:
+            write, mime = PICTURES[kind]
+            part = media_part(kind, to_data_url(write(chunk.content), mime))
             return {"parts": [part | {"done": chunk.done}], "segment": chunk.span}
         if self.bundle.modality(chunk.modality).inline:
             part = {"type": chunk.modality, **self.bundle.modality(chunk.modality).row(chunk.content)}

@@ -21,8 +21,9 @@ from unitok.conversations import TEXT
 from unitok.document import Document, Part
 from unitok.errors import UserError
 from unitok.generation_config import GenerationConfig
-from unitok.media import audio_seconds, encode_png, open_image
+from unitok.media import audio_seconds, encode_gif, encode_png, open_image
 from unitok.modalities.image import open_mask
+from unitok.modalities.video import Video, frame_bytes
 from unitok.plan import PlanItem
 from unitok.sample.chat import Chat
 from unitok.sample.fill import make_fill_drafts
@@ -249,6 +250,11 @@ class Generation:
 def png(image: torch.Tensor, height: int = 0) -> bytes:
     """Return an image, float [3, h, W] in [-1, 1], as PNG. height: of the whole image in pixels; rows that are to come are gray."""
     return encode_png(F.pad(image, (0, 0, 0, max(0, height - image.shape[1]))))
+
+
+def gif(video: Video) -> bytes:
+    """Return a video as GIF, which plays again and again."""
+    return encode_gif(frame_bytes(video), video.rate)
 
 
 def pcm16(waveform: torch.Tensor) -> bytes:

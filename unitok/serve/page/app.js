@@ -46,10 +46,15 @@ function wav(samples, rate) {  // Float32Array -> Blob
 
 // ---- Composing ------------------------------------------------------------------------------------------------------
 
+function mediaElement(kind, url, alt) {
+  if (kind === "image") return element("img", { src: url, alt });
+  return element(kind, kind === "video" ? { src: url, controls: true, loop: true, muted: true } : { src: url, controls: true });
+}
+
 function showParts() {
   $("parts").replaceChildren(...parts.map((part, i) => {
     const remove = element("button", { type: "button", textContent: "×", title: "Remove", onclick: () => { parts.splice(i, 1); showParts(); } });
-    const media = part.kind === "image" ? element("img", { src: part.url, alt: "attached image" }) : element("audio", { src: part.url, controls: true });
+    const media = mediaElement(part.kind, part.url, "attached image");
     if (part.kind !== "image") return element("li", {}, media, remove);
     const brush = element("button", { type: "button", textContent: part.mask ? "✓" : "▨", title: "Paint what shall be made anew", className: "brush", onclick: () => paint(part) });
     return element("li", {}, media, brush, remove);
@@ -58,7 +63,7 @@ function showParts() {
 
 async function attach(blob) {
   const kind = blob.type.split("/")[0];
-  if (kind !== "image" && kind !== "audio") return fail(`${blob.name || "This"} is neither an image nor audio.`);
+  if (!["image", "audio", "video"].includes(kind)) return fail(`${blob.name || "This"} is neither an image nor audio or a video.`);
   parts.push({ kind, url: await dataUrl(blob) });
   showParts();
 }
@@ -260,6 +265,12 @@ class OutputCard {
     }
     for (const part of delta.parts ?? []) {
       if (part.boxes || part.points) { await this.mark(part, held.node); continue; }
+      if (part.video_url) {
+        held.video ??= held.node.appendChild(element("img", { className: "video", alt: "generated video" }));
+        held.video.src = part.video_url.url;
+        if (part.done) held.node.append(element("a", { href: part.video_url.url, download: "unitok.gif", textContent: "Download video" }));
+        continue;
+      }
       const image = new Image();
       image.src = part.image_url.url;
       await image.decode();
@@ -376,8 +387,10 @@ function promptCard(content) {
   const card = element("article", { className: "turn user" });
   for (const part of content) {
     if (part.type === "text") card.append(element("p", { textContent: part.text }));
-    else if (part.type === "image_url") card.append(element("img", { src: part.image_url.url, alt: "image of the prompt" }));
-    else card.append(element("audio", { src: part.audio_url.url, controls: true }));
+    else {
+      const kind = part.type.replace("_url", "");
+      card.append(mediaElement(kind, part[part.type].url, "image of the prompt"));
+    }
   }
   return card;
 }
@@ -397,7 +410,7 @@ $("composer").onsubmit = (event) => {
   }
   const content = parts.map(({ kind, url }) => ({ type: `${kind}_url`, [`${kind}_url`]: { url } }));
   if (text) content.push({ type: "text", text });
-  if (!content.length) return fail("Write something, or attach an image or audio.");
+  if (!content.length) return fail("Write something, or attach an image, audio or a video.");
   parts.length = 0;
   showParts();
   if (mode() === "chat") $("text").value = "";
