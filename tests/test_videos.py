@@ -221,3 +221,20 @@ def test_the_bundle_says_at_which_rate_files_are_read(u, folder, bundle_folder, 
     for plan, problem in (("video:61x2x2x2", "no fps may be over 60"), ("video:8x2x999x2", "no side may be over")):
         with pytest.raises(UserError, match=problem):
             u.generate("a", plan)
+
+
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        ("video:fps=61", "video: fps is 61; it must be 1 to 60"),
+        ("video:fps=0", "'fps=0' is no setting; write NAME=NUMBER, at least 1, with a name of: fps"),
+        ("video:rate=8", "'rate=8' is no setting"),
+        ("box:bins=1", "box: bins is 1; it must be at least 2"),
+        ("image", "image: its tokenizer has weights"),
+    ],
+)
+def test_settings_that_make_no_sense_are_one_line(bundle_folder, tmp_path, setting, problem):
+    with pytest.raises(UserError, match=problem):
+        make_bundle(tmp_path / "b", {"model": bundle_folder}, add=[setting])
+    assert not (tmp_path / "b").exists()
+    make_bundle(tmp_path / "slow", {"model": bundle_folder}, add=["video:fps=1"])

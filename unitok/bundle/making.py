@@ -226,9 +226,9 @@ def _plain(kind: str, settings: str) -> Plain:
     numbers = [name for name, value in config.items() if isinstance(value, int)]
     for setting in filter(None, settings.split(",")):
         name, _, value = setting.partition("=")
-        if name not in numbers or not value.isdigit() or int(value) < 2:
+        if name not in numbers or not value.isdigit() or int(value) < 1:
             known = ", ".join(numbers) or "none"
-            raise UserError(f"{kind}: {setting!r} is no setting; write NAME=NUMBER, at least 2, with a name of: {known}")
+            raise UserError(f"{kind}: {setting!r} is no setting; write NAME=NUMBER, at least 1, with a name of: {known}")
         config[name] = int(value)
     return type(tokenizer)(kind, **config)
 

@@ -213,7 +213,8 @@ class Point(Box):
 
 def _bins(tokenizer: Plain) -> int:
     bins = tokenizer.config.get("bins", BINS)
-    assert isinstance(bins, int)
+    if not isinstance(bins, int) or bins < 2:
+        raise UserError(f"{tokenizer.kind}: bins is {bins}; it must be at least 2")
     return bins
 
 
