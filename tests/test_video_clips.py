@@ -23,15 +23,15 @@ AREA = 32 * 32  # of a frame, at most
 
 @dataclass
 class Shot:
-    """A clip: its file, what FFmpeg's filters draw, its codec, whether it has audio, degrees by which a player turns it, and how often frame
-    number n is kept, so that the rate varies."""
+    """A clip: its file, what FFmpeg's filters draw, its codec, that of its audio, degrees by which a player turns it, and one in how many
+    frames is left out, so that the rate varies (0: none)."""
 
     file: str
     drawn: str
     codec: str = "libx264"
     audio: str = ""
     degrees: int = 0
-    every: int = 1
+    left_out: int = 0
 
 
 SHOTS = [
@@ -40,13 +40,13 @@ SHOTS = [
     Shot("upright.mp4", "testsrc2=size=64x36:rate=10:duration=1", degrees=90),
     Shot("head-over.mp4", "testsrc=size=64x36:rate=10:duration=1", degrees=180),
     Shot("left.mp4", "testsrc=size=48x36:rate=10:duration=1", degrees=270),
-    Shot("varying.mp4", "testsrc2=size=32x32:rate=20:duration=2", every=3),
+    Shot("varying.mp4", "testsrc2=size=32x32:rate=20:duration=2", left_out=3),
     Shot("mandelbrot.webm", "mandelbrot=size=64x64:rate=15:end_pts=30,trim=duration=1", "libvpx-vp9", "libopus"),
     Shot("life.webm", "life=size=40x30:rate=10:seed=1,trim=duration=1.5,format=yuv420p", "libvpx"),
     Shot("odd.webm", "testsrc2=size=51x37:rate=12:duration=1", "libvpx-vp9"),
     Shot("cells.mkv", "cellauto=size=64x48:rate=10:seed=1,trim=duration=1,format=yuv420p"),
     Shot("gradients.mkv", "gradients=size=64x64:rate=13:duration=2:seed=1,format=yuv420p", audio="aac"),
-    Shot("slow.mkv", "testsrc=size=64x48:rate=30:duration=1", "libvpx-vp9", every=4),
+    Shot("slow.mkv", "testsrc=size=64x48:rate=30:duration=1", "libvpx-vp9", left_out=4),
     Shot("colors.mkv", "rgbtestsrc=size=33x45:rate=7:duration=1,format=yuv444p", "ffv1"),
     Shot("yuv.avi", "yuvtestsrc=size=64x48:rate=10:duration=1,format=yuv422p", "huffyuv"),
     Shot("motion.avi", "testsrc2=size=48x32:rate=24:duration=1,format=yuvj420p", "mjpeg"),
@@ -60,31 +60,28 @@ SHOTS = [
 
 def film(shot: Shot, folder: Path) -> tuple[tuple[int, int], float]:
     """Write a clip. Returns: width and height as a player shows them, and its seconds."""
-    with av.open(shot.drawn, format="lavfi") as source:
-        frames = list(source.decode(video=0))
-    kept = [frame for number, frame in enumerate(frames) if number % shot.every != 1 or shot.every == 1]
-    seconds = float((frames[-1].pts - frames[0].pts + 1) * frames[0].time_base)
-    with av.open(str(folder / shot.file), "w") as file:
-        fps = round(1 / frames[0].time_base)
-        stream = file.add_stream(shot.codec, rate=fps)
-        stream.width, stream.height = frames[0].width, frames[0].height
-        stream.pix_fmt = frames[0].format.name if "format=" in shot.drawn else "yuv420p"
+    with av.open(shot.drawn, format="lavfi") as source, av.open(str(folder / shot.file), "w") as file:
+        drawn = source.streams.video[0]
+        stream = file.add_stream(shot.codec, rate=drawn.average_rate)
+        stream.width, stream.height = drawn.width, drawn.height
+        stream.pix_fmt = drawn.pix_fmt if "format=" in shot.drawn else "yuv420p"
         sound = file.add_stream(shot.audio, rate=48_000) if shot.audio else None
-        first = frames[0].pts
-        for frame in kept:
-            again = frame.reformat(format=stream.pix_fmt)
-            again.pts, again.time_base = frame.pts - first, frame.time_base
-            file.mux(stream.encode(again))
+        for number, frame in enumerate(source.decode(video=0)):
+            if not shot.left_out or number % shot.left_out != 1:
+                again = frame.reformat(format=stream.pix_fmt)
+                again.pts, again.time_base = number, 1 / drawn.average_rate
+                file.mux(stream.encode(again))
         file.mux(stream.encode(None))
+        seconds = float((number + 1) / drawn.average_rate)
         if sound is not None:
             with av.open(f"sine=frequency=440:sample_rate=48000:duration={seconds / 2}", format="lavfi") as tone:
                 for frame in tone.decode(audio=0):
                     file.mux(sound.encode(frame))
             file.mux(sound.encode(None))
-    width, height = frames[0].width, frames[0].height
+        size = drawn.width, drawn.height
     if shot.degrees:
         turn(folder / shot.file, shot.degrees)
-    return ((height, width) if shot.degrees % 180 else (width, height)), seconds
+    return (size[::-1] if shot.degrees % 180 else size), seconds
 
 
 def turn(path: Path, degrees: int) -> None:

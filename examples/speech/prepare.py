@@ -247,6 +247,7 @@ class Espeak:
     def __init__(self) -> None:
         self.library = ctypes.CDLL("libespeak-ng.so.1")
         self.rate: int = self.library.espeak_Initialize(1, 0, None, 0)  # 1: samples are retrieved, not played
+        assert self.rate > 0, "espeak-ng finds its data nowhere: apt-get install espeak-ng-data"
         self._samples: list[np.ndarray] = []
         self._begins: dict[int, float] = {}  # seconds, by the position in the text
         kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(Event))
@@ -265,16 +266,16 @@ class Espeak:
         """Return samples [T] and the seconds at which words begin and the last one ends; words that it says as one begin at once."""
         self._samples, self._begins = [], {}
         text = " ".join(words).encode()
-        self.library.espeak_SetVoiceByName(voice.encode())
+        assert not self.library.espeak_SetVoiceByName(voice.encode()), f"espeak-ng has no voice {voice}"
         self.library.espeak_SetParameter(1, words_per_minute, 0)
         self.library.espeak_Synth(text, len(text) + 1, 0, 1, 0, 1, None, None)
         self.library.espeak_Synchronize()
         samples = np.concatenate(self._samples)
         places = itertools.accumulate((len(word) + 1 for word in words[:-1]), initial=0)
         begins = [self._begins.get(place) for place in places] + [len(samples) / self.rate]
-        for i in reversed(range(len(words))):
-            begins[i] = begins[i + 1] if begins[i] is None else begins[i]
-        return samples, [begin or 0.0 for begin in begins]
+        return samples, list(
+            itertools.accumulate(begins, lambda before, begin: before if begin is None else begin, initial=0.0)
+        )[1:]
 
 
 def synthetic(out: Path, texts: list[str], held: set[str], count: int, seed: int = 0) -> None:

@@ -71,9 +71,9 @@ def test_long_audio_in_pieces_is_encoded_and_decoded_as_in_one_piece(kind, secon
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.startswith("segments")])
 @pytest.mark.parametrize("length", [1, 1601, 8104])
-def test_audio_is_padded_to_whole_patches_without_another_code(kind, length, latents):
+def test_audio_is_padded_to_padded_length_without_another_code(kind, length, latents):
     model, waveform = build(kind), noise(1.1)[..., :length]
-    whole = model.whole_patches(length)
+    whole = model.padded_length(length)
     assert 0 <= whole - length < model.hop_length
     padded = torch.nn.functional.pad(waveform, (0, whole - length))
     torch.testing.assert_close(model.encode(padded), model.encode(waveform), atol=1e-5, rtol=0)

@@ -256,7 +256,7 @@ def test_classes_are_taught_by_their_cross_entropy_where_they_are_known():
     assert student.loss(latents, features).item() == pytest.approx(wanted.item(), abs=1e-6)
     for bad in (-features, 2 * features):
         with pytest.raises(UserError, match="semantic_classes: features are not probabilities"):
-            student.loss(latents, bad)
+            FeatureDistillation(3, 3, 0.04, classes=True).loss(latents, bad)
 
 
 @pytest.mark.parametrize(("count", "width"), [(25, 2.0), (13, 4.0), (7, 3.75), (100, 0.5), (33, 1.6)])

@@ -131,11 +131,25 @@ def _piece_of_blob(
     return _Piece(name, blob, where, role, loss, source, view)
 
 
-def _encode(bundle: Tokenizers, piece: _Piece) -> tuple[Segment, Loaded]:
-    tokenizer, modality = bundle.require(piece.name), bundle.modality(piece.name)
-    loaded = modality.load(tokenizer, piece.content, modality.Options(), piece.where, piece.view)
+def load_contents(bundle: Tokenizers, contents: object) -> list[tuple[str, Any]]:
+    """Return of each piece of content, or of a list of pieces, its tokenizer's name and what its modality encodes (`Loaded.content`), or its
+    segment where it is encoded already. For what is not about other content. Errors: as for `Bundle.read`."""
+    listed = contents if isinstance(contents, list) else [contents]
+    pieces = [piece for content in listed for piece in _pieces(bundle, content, "none", True)]
+    return [(p.modality, p) if isinstance(p, Segment) else (p.name, _load(bundle, p).content) for p in pieces]
+
+
+def _load(bundle: Tokenizers, piece: _Piece) -> Loaded:
+    modality = bundle.modality(piece.name)
+    loaded = modality.load(bundle.require(piece.name), piece.content, modality.Options(), piece.where, piece.view)
     if loaded.rejected:
         raise UserError(f"{piece.where}: nothing to be encoded ({loaded.rejected.replace('_', ' ')})")
+    return loaded
+
+
+def _encode(bundle: Tokenizers, piece: _Piece) -> tuple[Segment, Loaded]:
+    tokenizer, modality = bundle.require(piece.name), bundle.modality(piece.name)
+    loaded = _load(bundle, piece)
     (codes,) = modality.encode(tokenizer, [loaded])
     original = tuple(int(loaded.facts[side]) for side in ("height", "width") if side in loaded.facts)
     return Segment(piece.name, codes, piece.role, piece.loss, piece.source, loaded.size, original, loaded.header), loaded

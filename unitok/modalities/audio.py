@@ -190,7 +190,7 @@ class Audio(Modality["AudioTokenizer", "Tensor", AudioOptions]):
         return _AudioFilling((samples, tokenizer.sample_rate), start, min(stop, seconds), tokenizer.frame_rate)
 
     def batch_key(self, tokenizer: "AudioTokenizer", loaded: Loaded) -> tuple[int, ...]:
-        return (-1 if isinstance(loaded.content, Blob) else tokenizer.whole_patches(loaded.content.shape[-1]),)
+        return (-1 if isinstance(loaded.content, Blob) else tokenizer.padded_length(loaded.content.shape[-1]),)
 
     def cost(self, tokenizer: "AudioTokenizer", loaded: Loaded) -> float:
         return self.BATCH if isinstance(loaded.content, Blob) else loaded.content.shape[-1] / tokenizer.sample_rate

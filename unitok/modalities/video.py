@@ -199,7 +199,8 @@ class VideoModality(Modality[FrameTokenizer, Video, VideoOptions]):
             content = Blob.of(Files("/"), str(content.absolute()))
         loaded = self.load(tokenizer, content, VideoOptions(), where)
         pixels = torch.from_numpy(loaded.content).permute(0, 3, 1, 2)
-        video = Video(pixels / 127.5 - 1, loaded.header[0])
+        frames = torch.as_tensor(content.frames).cpu() if isinstance(content, Video) else pixels / 127.5 - 1
+        video = Video(frames, loaded.header[0])
         seconds = len(pixels) / video.rate
         if start >= seconds:
             raise UserError(f"{where}: {start:g} to {stop:g} s of a video of {seconds:.3g} s; the stretch must be in it")
@@ -217,14 +218,13 @@ class VideoModality(Modality[FrameTokenizer, Video, VideoOptions]):
         network = tokenizer.frames
         height, width = (side * network.stride for side in self.batch_key(tokenizer, batch[0]))
         codes = []
-        whole = np.concatenate(
-            [
-                np.pad(one.content, ((0, 0), (0, height - one.size[0]), (0, width - one.size[1]), (0, 0)), mode="edge")
-                for one in batch
+        frames = [frame for one in batch for frame in one.content]
+        for first in range(0, len(frames), TOGETHER):
+            padded = [
+                np.pad(frame, ((0, height - frame.shape[0]), (0, width - frame.shape[1]), (0, 0)), mode="edge")
+                for frame in frames[first : first + TOGETHER]
             ]
-        )
-        for first in range(0, len(whole), TOGETHER):
-            pixels = torch.from_numpy(whole[first : first + TOGETHER]).permute(0, 3, 1, 2)
+            pixels = torch.from_numpy(np.stack(padded)).permute(0, 3, 1, 2)
             codes.append(network.encode(pixels.contiguous().float().div_(127.5).sub_(1)).cpu().numpy())
         return np.split(np.concatenate(codes), np.cumsum([len(one.content) for one in batch])[:-1])
 

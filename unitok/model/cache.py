@@ -41,7 +41,10 @@ class Cache:
         return Cache(self.keys[:, start:stop], self.values[:, start:stop])
 
     def take(self, other: "Cache", source: int, target: int, length: int, count: int = 1) -> None:
-        """Copy the first `length` positions of `count` slots of `other` from `source` on, which may be this cache, to those from `target` on."""
+        """Copy the first `length` positions of `count` slots of `other` from `source` on to those from `target` on.
+
+        other: may be this cache, where the slots do not overlap.
+        """
         for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):
             mine[:, target : target + count, :, :length] = theirs[:, source : source + count, :, :length]
 

@@ -3,7 +3,8 @@
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from numbers import Real
 from pathlib import Path
@@ -48,17 +49,24 @@ def read_prompts_of(bundle: Bundle, prompt: object) -> list[Document]:
 
 def read_one(bundle: Bundle, prompt: object, argument: str = "prompt") -> Document:
     """Return the Document of one prompt, a piece or a list of pieces (`Prompt`). Errors: `UserError` that begins with the argument's name."""
-    try:
+    with naming(argument):
         documents = read_prompts_of(bundle, prompt)
         if len(documents) != 1:
             raise UserError(f"prompt: a batch of {len(documents)} prompts; give one")
+    return documents[0]
+
+
+@contextmanager
+def naming(argument: str) -> Iterator[None]:
+    """Raise a `UserError` about a prompt again as one that begins with the name of an argument."""
+    try:
+        yield
     except UserError as error:
         if argument == "prompt":
             raise
         message = str(error)
         named = message.removeprefix("prompt") if message.startswith(("prompt:", "prompt is")) else f": {message}"
         raise UserError(argument + named) from None
-    return documents[0]
 
 
 def read_documents(bundle: Bundle, documents: object) -> list[Document]:

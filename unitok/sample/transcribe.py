@@ -7,7 +7,7 @@ what is heard later. And a recording is heard several times, begun at other part
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,15 @@ import torch
 from torch import Tensor
 
 from unitok.bundle import Bundle
-from unitok.document import Document, Part, Segment
+from unitok.bundle.reading import load_contents
+from unitok.document import Document, Segment
 from unitok.errors import UserError
 from unitok.generation_config import GenerationConfig
 from unitok.media import read_audio_blocks
 from unitok.model.cache import Cache
-from unitok.sample.prompts import read_one
+from unitok.sample.prompts import naming, read_one
 from unitok.sample.requests import generate_outputs
+from unitok.storage import Blob
 
 WIDTH = 6  # divisions that are kept
 CHOICES = 3  # words that are tried for one stretch
@@ -31,7 +33,7 @@ UNLIKELY = math.log(0.02)  # ends and words below this log-probability are not t
 MOST = 12  # tokens of text of one stretch
 BLOCK = 50  # frames between two looks at whether somebody still waits
 SPARE = 64  # positions that a cache has more than are needed now
-SECONDS = 10.0  # of a recording that are encoded at once
+SECONDS = 10.0  # of a recording that are read at once
 CONTEXT = 6.0  # seconds; the first word that ends after so long is the last one of its document
 
 
@@ -109,7 +111,7 @@ class WordSearch:
         self.context = round(CONTEXT * bundle.require(name).frame_rate)
         self.room = min(3 * self.context * self.levels, bundle.require("model").config.max_position_embeddings)
         self.frame, self.cache = 0, self._room_for([_Path()])
-        self.paths, self.hidden = self._read([_Path()], self.cache, [[vocab.bos, self.begin]])
+        self.paths, self.hidden = self._read([_Path()], self.cache, [[vocab.bos, self.begin]] * hearings)
 
     def push(self, codes: np.ndarray) -> None:
         """Take further frames [S, K, N]."""
@@ -149,7 +151,7 @@ class WordSearch:
             self.paths = [path for path, _ in going]
             return
         cache = self._copied(self.cache, ending)
-        ended, hidden = self._read([path for path, _ in ending], cache, [[self.end]] * len(ending))
+        ended, hidden = self._read([path for path, _ in ending], cache, [[self.end]] * (len(ending) * self.hearings))
         self._keep(going, self._named(ended, cache, hidden, last), cache)
 
     def _named(self, ended: list[_Path], cache: Cache, hidden: Tensor, last: bool) -> list[_Named]:
@@ -175,7 +177,8 @@ class WordSearch:
             waiting = [one for one in grown if len(one[2]) < MOST]
             if waiting:
                 scratch = self._copied(cache, [(ended[i], i) for _, i, _ in waiting])
-                _, hidden = self._read([ended[i] for _, i, _ in waiting], scratch, [list(words) for _, _, words in waiting])
+                rows = [list(words) for _, _, words in waiting for _ in range(self.hearings)]
+                _, hidden = self._read([ended[i] for _, i, _ in waiting], scratch, rows)
         return done
 
     def _keep(self, going: list[tuple[_Path, int]], named: list[_Named], ended: Cache) -> None:
@@ -198,13 +201,14 @@ class WordSearch:
                 self.cache.take(old, i * self.hearings, slot * self.hearings, path.read, self.hearings)
             elif self.frame - path.begun >= self.context or path.read + 2 * (self.levels + MOST + 2) > self.room:
                 path = replace(path, read=0, begun=self.frame)
-                tokens.append([self.vocab.bos, self.begin])
+                tokens += [[self.vocab.bos, self.begin]] * self.hearings
             else:
                 self.cache.take(ended, i * self.hearings, slot * self.hearings, path.read, self.hearings)
-                tokens.append([*words, self.begin])
+                tokens += [[*words, self.begin]] * self.hearings
             self.paths.append(path)
         if tokens:
-            self.paths[: len(tokens)], _ = self._read(self.paths[: len(tokens)], self.cache, tokens)
+            begun = len(tokens) // self.hearings
+            self.paths[:begun], _ = self._read(self.paths[:begun], self.cache, tokens)
 
     def _room_for(self, paths: list[_Path]) -> Cache:
         cache: Cache = self.decoder.new_cache(len(paths) * self.hearings, max(path.read for path in paths) + SPARE)
@@ -218,16 +222,15 @@ class WordSearch:
         return copy
 
     def _read(self, paths: list[_Path], cache: Cache, tokens: list[list[int]]) -> tuple[list[_Path], Tensor]:
-        """Read tokens of paths, which are the first slots of a cache: of each path its own row, or one for each hearing.
+        """Read tokens of paths, which have the first slots of a cache: a row for each slot.
 
         Returns: the paths after them, and hidden states [B, C].
         """
-        each = self.hearings
-        rows = tokens if len(tokens) > len(paths) else [row for row in tokens for _ in range(each)]
-        slots = [path for path in paths for _ in range(each)]
-        places = [self._places(path, row) for path, row in zip(slots, rows, strict=True)]
-        hidden = self.decoder.read(rows, places, [path.read for path in slots], cache).view(len(paths), each, -1).mean(1)
-        return [replace(path, read=path.read + len(row)) for path, row in zip(paths, rows[::each], strict=True)], hidden
+        slots = [path for path in paths for _ in range(self.hearings)]
+        places = [self._places(path, row) for path, row in zip(slots, tokens, strict=True)]
+        hidden = self.decoder.read(tokens, places, [path.read for path in slots], cache)
+        read = [replace(path, read=path.read + len(row)) for path, row in zip(paths, tokens[:: self.hearings], strict=True)]
+        return read, hidden.view(len(paths), self.hearings, -1).mean(1)
 
     def _places(self, path: _Path, tokens: list[int]) -> list[int]:
         """Positions of tokens in their span, as `Grammar.span_positions` has them."""
@@ -240,27 +243,48 @@ class WordSearch:
 
 
 def transcribe(
-    bundle: Bundle, recording: object, config: GenerationConfig, stopped: Callable[[], bool] = lambda: False
+    bundle: Bundle,
+    recording: object,
+    config: GenerationConfig,
+    stopped: Callable[[], bool] = lambda: False,
+    argument: str = "recording",
 ) -> Transcript:
-    """Write down what is said in a recording. Arguments and errors: see `Unitok.transcribe`. stopped: whether nobody waits for it any more."""
-    document = read_one(bundle, recording, "recording")
-    spans = [bundle.vocab.span(segment.modality) for segment in document.segments]
-    if len(spans) != 1 or spans[0].kind != bundle.vocab.span(bundle.instance("audio")).kind:
-        raise UserError("recording: give one recording, a Path or (waveform, Hz)")
-    text, name = bundle.instance("text"), spans[0].modality
-    if config.speech_unit != "word":
-        (output,) = generate_outputs(bundle, [document], config.replace(modalities=text, n=1, prefix_fraction=None))
-        return Transcript(output.text.strip())
-    tokenizer, codes = bundle.require(name), document.segments[0].codes[None]
-    blocks = _blocks(tokenizer, recording)
-    if blocks is not None and config.speech_hearings > 1:
-        codes = tokenizer.encode_shifted(blocks, config.speech_hearings).cpu().numpy()
-    search, rate = WordSearch(bundle, name, len(codes)), tokenizer.frame_rate
+    """Write down what is said in a recording. Arguments and errors: see `Unitok.transcribe`.
+
+    stopped: whether nobody waits for it any more. argument: the recording's name in messages; `prompt` adds none.
+    """
+    if config.speech_unit == "word":
+        return _word_by_word(bundle, recording, config.speech_hearings, stopped, argument)
+    document = read_one(bundle, recording, argument)
+    _check_audio(bundle, [segment.modality for segment in document.segments], argument)
+    text = bundle.instance("text")
+    (output,) = generate_outputs(bundle, [document], config.replace(modalities=text, n=1, prefix_fraction=None))
+    return Transcript(output.text.strip())
+
+
+def _check_audio(bundle: Bundle, names: Sequence[str], argument: str) -> None:
+    kinds = [bundle.vocab.span(name).kind for name in names]
+    if kinds != [bundle.vocab.span(bundle.instance("audio")).kind]:
+        raise UserError(f"{argument}: give one recording, a Path or (waveform, Hz)")
+
+
+def _word_by_word(bundle: Bundle, recording: object, hearings: int, stopped: Callable[[], bool], argument: str) -> Transcript:
+    with naming(argument):
+        contents = load_contents(bundle, recording)
+    _check_audio(bundle, [name for name, _ in contents], argument)
+    ((name, content),) = contents
+    tokenizer, text = bundle.require(name), bundle.instance("text")
+    search = WordSearch(bundle, name, 1 if isinstance(content, Segment) else hearings)
+    if isinstance(content, Segment):
+        codes = content.codes[None]
+    else:
+        blocks = (block for number, block in enumerate(_blocks(tokenizer, content)) if not (number and stopped()))
+        codes = tokenizer.encode_shifted(blocks, hearings).cpu().numpy()
     for first in range(0, codes.shape[-1], BLOCK):
         if stopped():
             break
         search.push(codes[..., first : first + BLOCK])
-    said, offset = search.finish(), bundle.vocab.body(text)[0].offset
+    said, offset, rate = search.finish(), bundle.vocab.body(text)[0].offset, tokenizer.frame_rate
     texts = [bundle.decode(Segment(text, np.asarray(word.tokens) - offset)) for word in said]
     spaced = any(part[:1].isspace() for part in texts)  # but for the first word of a document
     whole = "".join(f" {part}" if spaced and word.opens else part for part, word in zip(texts, said, strict=True))
@@ -269,14 +293,11 @@ def transcribe(
     return Transcript(whole.strip(), tuple(words))
 
 
-def _blocks(tokenizer: Any, recording: object) -> Iterable[Tensor] | None:
-    """The samples of a recording in blocks [C, t] at the tokenizer's rate; None of what is there as codes only."""
-    part = recording if isinstance(recording, Part) else Part("audio", recording)
-    if isinstance(recording, Path):
-        part = Part("audio", path=recording)
-    if isinstance(part.value, tuple):
-        return [tokenizer.prepare(*part.value)]
-    if part.path is None or part.view:
-        return None
-    data = None if part.file is None else part.file.read()
-    return read_audio_blocks(part.path, tokenizer.sample_rate, tokenizer.config.channels, SECONDS, data)
+def _blocks(tokenizer: Any, content: Tensor | Blob) -> Iterator[Tensor]:
+    """Yield samples [C, T] at the tokenizer's rate, or those of a long file, in blocks [C, t]."""
+    if isinstance(content, Tensor):
+        yield from torch.split(content, round(SECONDS * tokenizer.sample_rate), -1)
+        return
+    with content.local() as path:
+        data, rate = None if path else content.read(), tokenizer.sample_rate
+        yield from read_audio_blocks(path or Path(content.name), rate, tokenizer.config.channels, SECONDS, data)

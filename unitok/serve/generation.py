@@ -133,7 +133,7 @@ class Generation:
             if seconds > MOST_SECONDS:
                 raise UserError(f"file: {seconds:.0f} s of audio; send at most {MOST_SECONDS} s at once")
             recording = Part("audio", path=Path("file"), file=Blob("file", data))
-            return transcribe(self.bundle, recording, self.bundle.generation_config, stopped.is_set), seconds
+            return transcribe(self.bundle, recording, self.bundle.generation_config, stopped.is_set, "prompt"), seconds
 
         self._listened += 1
         try:

@@ -99,8 +99,11 @@ class AudioTokenizer(Tokenizer):
         samples = check_samples(samples, self.config.channels, self.dtype)
         return torch.cat([codes for codes, _ in self._encode_blocks([samples], num_codebooks)], -1)
 
-    def whole_patches(self, length: int) -> int:
-        """Return to how many samples audio of `length` may be padded with zeros without another code: its encoder pads it to patches, too."""
+    def padded_length(self, length: int) -> int:
+        """Return the length to which audio may be padded with zeros and keep its codes: whole patches, to which the encoder pads it, too.
+
+        Loudness and the last segment depend on the length; so with `normalize` and `segment` it is the length itself.
+        """
         c = self.config
         patch = 1 if c.normalize or c.segment else self.hop_length if c.encoder == "patch" else c.patch
         return -(-length // patch) * patch
@@ -313,9 +316,9 @@ class AudioTokenizer(Tokenizer):
         return codes, _size(length, scales.cpu())
 
     def encode_shifted(self, blocks: Iterable[Tensor], shifts: int) -> Tensor:
-        """Return the codes of audio after silence of 0, 1, … of `shifts` parts of a frame, int64 [shifts, K, N].
+        """Return the codes of audio that is late by 0, 1/S, … (S - 1)/S of a frame, int64 [S, K, N]; S = `shifts`.
 
-        blocks: of the audio, [C, t] each. There are as many frames as without silence; the end that it moves beyond them is left out.
+        blocks: of the audio, [C, t] each. There are as many frames as without a delay; what it moves beyond them is left out.
         """
         hop = self.hop_length
         delays = [hop * k // shifts for k in range(shifts)]

@@ -105,6 +105,8 @@ class AudioTokenizerTraining(TokenizerTraining):
         self.health = CodebookHealth(self.config.quantizer, self.tokenizer.codebook_size)
         if getattr(self.data, "features", None) and not self.weights.semantic:
             raise UserError("data.features are for losses.semantic: give it a weight, or leave the features out")
+        if self.weights.semantic_classes and not getattr(self.data, "features", None):
+            raise UserError("losses.semantic_classes: data.features has their probabilities; give it, or leave the classes out")
         fit = self.trainer.state.fn == "fit"
         self.semantic = self._build_semantic() if self.weights.semantic and fit else None
         if self.gan.weight:
