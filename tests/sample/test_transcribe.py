@@ -1,6 +1,7 @@
 """Words of recordings: the search finds what reading whole documents finds, and words have their times."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from unitok import Unitok
-from unitok.document import Document, Part, Segment
+from unitok.document import Document, Part, RawDocument, Segment
 from unitok.errors import UserError
 from unitok.grammar import Grammar
 from unitok.media import load_audio, save_audio
@@ -147,10 +148,15 @@ def test_a_file_a_waveform_and_an_upload_are_heard_alike(u, tmp_path, monkeypatc
     monkeypatch.setattr(module.WordSearch, "finish", lambda self: [])
     monkeypatch.setattr(module, "SECONDS", 0.2)
     upload = Part("audio", path=Path("file"), file=Blob("file", (tmp_path / "a.wav").read_bytes()))
-    for recording in (tmp_path / "a.wav", (samples, rate), upload, Part("audio", path=tmp_path / "a.wav")):
+    part = Part("audio", path=tmp_path / "a.wav")
+    given = tmp_path / "a.wav", [tmp_path / "a.wav"], (samples, rate), (rate, samples), upload, part, RawDocument("", (part,))
+    for recording in given:
         u.transcribe(recording, generation_config=WORDS | {"speech_hearings": 3})
     assert heard[0].shape[0] == 3
+    assert len(heard) == len(given)
     assert all((each == heard[0]).all() for each in heard)
+    u.transcribe(replace(part, view="t=0.2,0.7"), generation_config=WORDS | {"speech_hearings": 2})
+    assert heard[-1].shape[::2] == (2, math.ceil(0.5 * u.require("audio").frame_rate))
     u.transcribe(u.read(tmp_path / "a.wav")[0], generation_config=WORDS)  # of codes there is one hearing
     assert (heard[-1] == heard[0][:1]).all()
 

@@ -196,6 +196,9 @@ def test_a_first_level_learns_the_features_of_a_folder_and_keeps_their_size(tmp_
         run_lightning(arguments(tmp_path / "other", scenes_folder, 2, ("--data.init_args.features", "absent"), **some))
     with pytest.raises(UserError, match="data.features are for losses.semantic"):
         run_lightning(arguments(tmp_path / "other", scenes_folder, 2, taught))
+    classes = {"losses.semantic": "1.0", "losses.semantic_classes": "true"}
+    with pytest.raises(UserError, match=r"losses.semantic_classes: data.features has their probabilities"):
+        run_lightning(arguments(tmp_path / "other", scenes_folder, 2, **classes))
 
 
 def test_bad_features_are_named(tmp_path):
