@@ -135,9 +135,9 @@ print(max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, re
 
 
 @pytest.mark.long
-def test_memory_does_not_grow_from_ten_seconds_to_an_hour(bundle, tmp_path):
+def test_memory_does_not_grow_from_five_minutes_to_an_hour(bundle, tmp_path):
     peaks = []
-    for seconds in (10, 3600):
+    for seconds in (300, 3600):
         folder = tmp_path / str(seconds)
         folder.mkdir()
         film(Shot("a.mp4", f"testsrc=size=64x64:rate=5:duration={seconds}"), folder)
@@ -146,5 +146,5 @@ def test_memory_does_not_grow_from_ten_seconds_to_an_hour(bundle, tmp_path):
         peaks.append(int(done.stdout.split()[-1]) / 1024)  # MB
         dataset = TokenDataset(tmp_path / f"tokens-{seconds}")
         assert sum(len(dataset.document(i).segments[0].codes) for i in range(len(dataset))) == seconds * FPS
-    print(f"peak memory: {peaks[0]:.0f} MB of 10 seconds, {peaks[1]:.0f} MB of an hour")
-    assert peaks[1] < 1.2 * peaks[0]
+    print(f"peak memory: {peaks[0]:.0f} MB of five minutes, {peaks[1]:.0f} MB of an hour")
+    assert peaks[1] < 1.1 * peaks[0]
