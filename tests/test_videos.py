@@ -11,6 +11,7 @@ from raw_data import tar_of
 
 from unitok.api import Unitok
 from unitok.bundle import Bundle, make_bundle
+from unitok.cli import main
 from unitok.data.prepare.plan import Plan
 from unitok.data.prepare.tokenize import detokenize, tokenize
 from unitok.data.shards import TokenDataset
@@ -238,3 +239,11 @@ def test_settings_that_make_no_sense_are_one_line(bundle_folder, tmp_path, setti
         make_bundle(tmp_path / "b", {"model": bundle_folder}, add=[setting])
     assert not (tmp_path / "b").exists()
     make_bundle(tmp_path / "slow", {"model": bundle_folder}, add=["video:fps=1"])
+
+
+def test_parts_of_a_built_in_bundle_are_given_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main(["bundle", "moving", "--text", "scenes", "--image", "scenes", "--add", "video"])
+    assert (
+        Unitok.from_pretrained(tmp_path / "moving").image.fingerprint() == Unitok.from_pretrained("scenes").image.fingerprint()
+    )

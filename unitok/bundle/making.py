@@ -11,6 +11,7 @@ from unitok.checkpoints import is_sharded, load_checkpoint, merge_lora, newest_c
 from unitok.errors import UserError
 from unitok.files import Json, check_replaceable, kind_of, read_json, settle
 from unitok.generation_config import GenerationConfig, combine
+from unitok.hub import built_in, find
 from unitok.modalities import Plain, TokenizerLike, build_vocab, modalities, modality_of
 from unitok.model import Decoder
 from unitok.plan import parse_plan
@@ -30,7 +31,7 @@ class Origin:
 
 
 def load_trained_part(kind: str, path: Path, trust: bool = False, name: str = "") -> tuple[Any, Origin]:
-    """Read a tokenizer or decoder from its own folder, a bundle, a run's folder (its newest checkpoint) or a checkpoint.
+    """Read a tokenizer or decoder from its own folder, a bundle, also a built-in one, a run's folder (its newest checkpoint) or a checkpoint.
     Return it in eval mode, and what its source says of it.
 
     Args:
@@ -42,6 +43,8 @@ def load_trained_part(kind: str, path: Path, trust: bool = False, name: str = ""
     """
     path = Path(path)
     settle(path)
+    if not path.exists() and str(path) in built_in():
+        path = find(str(path))
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
     if path.is_dir() and (path / "checkpoints").is_dir():

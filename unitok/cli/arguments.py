@@ -20,6 +20,14 @@ def check_input(path: Path) -> None:
         raise UserError(f"{path}: no such file or folder")
 
 
+def check_part(path: Path) -> None:
+    """Raise `UserError` for a path that does not exist and is not the name of a built-in bundle."""
+    from unitok.hub import built_in
+
+    if str(path) not in built_in():
+        check_input(path)
+
+
 def find_bundle(name: Written) -> Path:
     """Return the folder of a bundle, by its path, the name of a built-in bundle, or USER/NAME[@REVISION] on the Hugging Face hub.
 

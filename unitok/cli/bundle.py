@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from unitok.cli.arguments import Input, PerKind, check_input, split_name
+from unitok.cli.arguments import Input, PerKind, check_part, split_name
 from unitok.errors import UserError
 from unitok.files import read_json
 
@@ -57,7 +57,7 @@ def bundle(
             f"nothing to put into the bundle: give {flags}, --add, --decoder, --generation-config, --scores or --untrained"
         )
     for source in paths.values():
-        check_input(source)
+        check_part(source)
     from unitok.bundle import make_bundle, make_untrained
 
     if untrained:

@@ -100,13 +100,10 @@ class AudioTokenizer(Tokenizer):
         return torch.cat([codes for codes, _ in self._encode_blocks([samples], num_codebooks)], -1)
 
     def padded_length(self, length: int) -> int:
-        """Return the length to which audio may be padded with zeros and keep its codes: whole patches, to which the encoder pads it, too.
-
-        Loudness and the last segment depend on the length; so with `normalize` and `segment` it is the length itself.
-        """
-        c = self.config
-        patch = 1 if c.normalize or c.segment else self.hop_length if c.encoder == "patch" else c.patch
-        return -(-length // patch) * patch
+        """Return the length to which audio may be padded with zeros and keep its codes: whole patches, to which the encoder pads it, too. With
+        `normalize` and `segment` it is the length itself, on which loudness and the last segment depend."""
+        patch = self.hop_length if self.config.encoder == "patch" else self.config.patch
+        return length if self.config.normalize or self.config.segment else -(-length // patch) * patch
 
     def scales(self, samples: Tensor) -> Tensor:
         """Return the loudness by which each segment of audio [B, C, T] is divided, [B, segments]; [B, 0] without
@@ -321,16 +318,15 @@ class AudioTokenizer(Tokenizer):
         blocks: of the audio, [C, t] each. There are as many frames as without a delay; what it moves beyond them is left out.
         """
         hop = self.hop_length
-        delays = [hop * k // shifts for k in range(shifts)]
 
-        def shifted() -> Iterator[Tensor]:
+        def delayed() -> Iterator[Tensor]:
             before = torch.zeros(self.config.channels, hop)
             for block in blocks:
-                joined = torch.cat([before, block], -1)
-                yield torch.stack([joined[:, hop - delay : joined.shape[-1] - delay] for delay in delays])
-                before = joined[:, -hop:]
+                before = torch.cat([before[:, -hop:], block], -1)
+                ends = (before.shape[-1] - hop * k // shifts for k in range(shifts))
+                yield torch.stack([before[:, end - block.shape[-1] : end] for end in ends])
 
-        return torch.cat([codes for codes, _ in self._encode_blocks(shifted())], -1)
+        return torch.cat([codes for codes, _ in self._encode_blocks(delayed())], -1)
 
     def decode_file(self, codes: Tensor, path: Path, size: tuple[int, ...] = ()) -> None:
         """Write the audio of codes, int64 [K, N], as WAV, in pieces. size: a `Segment.size` (default: all that the codes
