@@ -1,6 +1,5 @@
 """Twenty clips of FFmpeg's test sources and filters, in many containers, through tokenization and back: sizes and lengths are exact."""
 
-import struct
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import av
 import pytest
+from clips import turned
 from PIL import Image
 
 from unitok import Unitok
@@ -80,16 +80,9 @@ def film(shot: Shot, folder: Path) -> tuple[tuple[int, int], float]:
             file.mux(sound.encode(None))
         size = drawn.width, drawn.height
     if shot.degrees:
-        turn(folder / shot.file, shot.degrees)
+        path = folder / shot.file
+        path.write_bytes(turned(path.read_bytes(), shot.degrees))
     return (size[::-1] if shot.degrees % 180 else size), seconds
-
-
-def turn(path: Path, degrees: int) -> None:
-    """Write into the header of an MP4 that a player turns it clockwise."""
-    data = path.read_bytes()
-    a, b, c, d = {90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}[degrees]
-    at = data.index(b"tkhd") + 4 + 40
-    path.write_bytes(data[:at] + struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30) + data[at + 36 :])
 
 
 @pytest.fixture(scope="module")

@@ -101,8 +101,8 @@ def test_frames_outside_of_a_stretch_are_the_originals(u, tmp_path):
     assert not torch.equal(made.frames[4:], read[4:])
     for hole, problem in (
         (None, "video needs a stretch to fill"),
-        ((0.5, 0.2), "no stretch of video"),
-        ((2, 3), "a video of 1 s"),
+        ((0.5, 0.2), "of video of 1 s; the stretch"),
+        ((2, 3), "of video of 1 s; the stretch"),
     ):
         with pytest.raises(UserError, match=problem):
             u.fill(original, hole)

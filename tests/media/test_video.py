@@ -1,14 +1,13 @@
 """Promises of video files: frames as a viewer sees them, at their times, with their sound; what is damaged says where."""
 
 import io
-import struct
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
-from clips import clip, noise
+from clips import clip, noise, turned
 from PIL import Image
 
 from unitok.errors import UserError
@@ -81,14 +80,6 @@ def test_variable_rates_lying_rates_and_gaps(tmp_path):
         assert [round(1000 * frame.time) for frame in read] == times
         images = list(sample_frames(read, 10))
     assert distance(images, [frames[1]] * 5 + [frames[3]] * 4 + [frames[4]]) < 3
-
-
-def turned(data: bytes, degrees: int) -> bytes:
-    """An MP4 whose header says that it is to be turned clockwise."""
-    a, b, c, d = {90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}[degrees]
-    at = data.index(b"tkhd") + 4 + 40
-    matrix = struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
-    return data[:at] + matrix + data[at + 36 :]
 
 
 @pytest.mark.parametrize("degrees", [90, 180, 270])

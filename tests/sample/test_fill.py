@@ -72,7 +72,7 @@ def test_samples_outside_of_a_stretch_are_the_originals(tiny):
         (PIXELS, np.ones((8, 8), bool), "a mask of 8 x 8 for an image of 64 x 48 pixels; they must be equal"),
         (PIXELS, np.ones((48, 64, 3), bool), r"a mask of shape \(48, 64, 3\)"),
         (SECOND, None, r"audio needs a stretch to fill: \(start, stop\) in seconds"),
-        (SECOND, (0.5, 0.2), "0.5 to 0.2 s: no stretch of audio"),
+        (SECOND, (0.5, 0.2), "0.5 to 0.2 s of audio of 1 s; the stretch must be in it"),
         (SECOND, (3.0, 4.0), "3 to 4 s of audio of 1 s; the stretch must be in it"),
         ("a ___ b ___" * 10, None, "20 holes: there are tokens for 16"),
     ],

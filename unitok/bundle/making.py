@@ -43,7 +43,7 @@ def load_trained_part(kind: str, path: Path, trust: bool = False, name: str = ""
     """
     path = Path(path)
     settle(path)
-    if not path.exists() and str(path) in built_in():
+    if str(path) in built_in():
         path = find(str(path))
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")

@@ -184,10 +184,8 @@ class Audio(Modality["AudioTokenizer", "Tensor", AudioOptions]):
         waveform, sample_rate = opened
         samples = tokenizer.prepare(waveform, sample_rate, where)
         seconds = samples.shape[-1] / tokenizer.sample_rate
-        start, stop = checked_stretch(hole, where, self.kind)
-        if start >= seconds:
-            raise UserError(f"{where}: {start:g} to {stop:g} s of audio of {seconds:.3g} s; the stretch must be in it")
-        return _AudioFilling((samples, tokenizer.sample_rate), start, min(stop, seconds), tokenizer.frame_rate)
+        start, stop = checked_stretch(hole, seconds, where, self.kind)
+        return _AudioFilling((samples, tokenizer.sample_rate), start, stop, tokenizer.frame_rate)
 
     def batch_key(self, tokenizer: "AudioTokenizer", loaded: Loaded) -> tuple[int, ...]:
         return (-1 if isinstance(loaded.content, Blob) else tokenizer.padded_length(loaded.content.shape[-1]),)
@@ -287,14 +285,21 @@ def stretch_of(view: str) -> tuple[float, float | None] | None:
     return (float(start), float(stop) if stop else None) if view else None
 
 
-def checked_stretch(hole: object, where: str, kind: str) -> tuple[float, float]:
-    """Return the hole (start, stop), in seconds, of what has a length in time. Errors: `UserError`."""
+def checked_stretch(hole: object, seconds: float, where: str, kind: str) -> tuple[float, float]:
+    """Return the hole (start, stop), in seconds, of content that is so many seconds long; it stops where that ends. Errors: `UserError`."""
     if not isinstance(hole, tuple | list) or len(hole) != 2 or not all(isinstance(t, int | float) for t in hole):
         raise UserError(f"{where}: {kind} needs a stretch to fill: (start, stop) in seconds")
     start, stop = hole
-    if not 0 <= start < stop:
-        raise UserError(f"{where}: {start:g} to {stop:g} s: no stretch of {kind}; both are seconds, and start is the smaller")
-    return float(start), float(stop)
+    if not 0 <= start < stop or start >= seconds:
+        raise UserError(f"{where}: {start:g} to {stop:g} s of {kind} of {seconds:.3g} s; the stretch must be in it")
+    return float(start), float(min(stop, seconds))
+
+
+def touched(count: int, rate: float, start: float, stop: float) -> np.ndarray:
+    """Which of `count` frames, `rate` per second, a stretch touches, from `start` to `stop` in seconds: bool [count]."""
+    frames = np.arange(count)
+    inside: np.ndarray = (frames + 1 > start * rate + 1e-6) & (frames < stop * rate - 1e-6)
+    return inside
 
 
 def _within(stretch: tuple[float, float | None] | None, whole: float, name: str) -> tuple[float, float] | None:
@@ -318,8 +323,7 @@ class _AudioFilling:
 
     def missing(self, segment: Segment) -> np.ndarray:
         """Every frame that the stretch touches."""
-        frames = np.arange(segment.codes.shape[-1])
-        return (frames + 1 > self.start * self.frame_rate + 1e-6) & (frames < self.stop * self.frame_rate - 1e-6)
+        return touched(segment.codes.shape[-1], self.frame_rate, self.start, self.stop)
 
     def finish(self, made: "Tensor") -> "Tensor":
         """The original's own samples outside of the stretch, blended over 5 ms at its ends."""

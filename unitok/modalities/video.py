@@ -21,7 +21,7 @@ from unitok import pages
 from unitok.document import Segment
 from unitok.errors import UserError
 from unitok.modalities import Loaded, Modality, Plain, Stream, TokenizerLike, register
-from unitok.modalities.audio import checked_stretch, stretch_of, stretch_view
+from unitok.modalities.audio import checked_stretch, stretch_of, stretch_view, touched
 from unitok.ranges import Span
 from unitok.storage import Blob, Files
 
@@ -194,17 +194,13 @@ class VideoModality(Modality[FrameTokenizer, Video, VideoOptions]):
         """hole: (start, stop) in seconds: the frames of which any part is seen then."""
         import torch
 
-        start, stop = checked_stretch(hole, where, self.kind)
         if isinstance(content, Path):
             content = Blob.of(Files("/"), str(content.absolute()))
         loaded = self.load(tokenizer, content, VideoOptions(), where)
         pixels = torch.from_numpy(loaded.content).permute(0, 3, 1, 2)
         frames = torch.as_tensor(content.frames).cpu() if isinstance(content, Video) else pixels / 127.5 - 1
         video = Video(frames, loaded.header[0])
-        seconds = len(pixels) / video.rate
-        if start >= seconds:
-            raise UserError(f"{where}: {start:g} to {stop:g} s of a video of {seconds:.3g} s; the stretch must be in it")
-        return _VideoFilling(video, start, stop)
+        return _VideoFilling(video, *checked_stretch(hole, len(pixels) / video.rate, where, self.kind))
 
     def batch_key(self, tokenizer: FrameTokenizer, loaded: Loaded) -> tuple[int, ...]:
         return tuple(-(-side // tokenizer.frames.stride) for side in loaded.size)
@@ -295,20 +291,14 @@ class _VideoFilling:
 
     def missing(self, segment: Segment) -> np.ndarray:
         frames, *sides = segment.codes.shape
-        return np.repeat(self._hole(np.arange(frames)), math.prod(sides))
+        return np.repeat(touched(frames, self.content.rate, self.start, self.stop), math.prod(sides))
 
     def finish(self, made: Video) -> Video:
         """The original's own frames outside of the stretch."""
         import torch
 
-        hole = torch.from_numpy(self._hole(np.arange(len(made.frames))))
+        hole = torch.from_numpy(touched(len(made.frames), self.content.rate, self.start, self.stop))
         return Video(torch.where(hole[:, None, None, None], made.frames, self.content.frames), made.rate)
-
-    def _hole(self, frames: np.ndarray) -> np.ndarray:
-        inside: np.ndarray = (frames + 1 > self.start * self.content.rate + 1e-6) & (
-            frames < self.stop * self.content.rate - 1e-6
-        )
-        return inside
 
 
 def contact_sheet(frames: "Tensor") -> "Tensor":
