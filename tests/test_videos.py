@@ -247,3 +247,48 @@ def test_parts_of_a_built_in_bundle_are_given_by_its_name(tmp_path, monkeypatch)
     assert (
         Unitok.from_pretrained(tmp_path / "moving").image.fingerprint() == Unitok.from_pretrained("scenes").image.fingerprint()
     )
+
+
+def test_videos_and_their_audio_in_turn(u, folder, tmp_path):
+    (tmp_path / "in").mkdir()
+    write_video(tmp_path / "in" / "a.mp4", clip(20, 32, 32), 8, noise(1.5, 8000), 8000)
+    given = [{"type": "text", "text": "a bar"}, {"type": "video", "path": "a.mp4"}, {"type": "audio", "path": "a.mp4"}]
+    (tmp_path / "in" / "documents.jsonl").write_text(
+        f"{json.dumps({'content': given})}\n{json.dumps({'video': 'a.mp4', 'audio': 'a.mp4'})}\n"
+    )
+    words = ["tokenize", str(tmp_path / "in"), str(tmp_path / "out"), "--bundle", str(folder)]
+    main([*words, "--interleave", "1s", "--order", "text,video,audio"])
+    with_text, alone = (TokenDataset(tmp_path / "out").document(number).segments for number in range(2))
+    seconds = [
+        (s.modality, s.codes.shape[-1] / u.audio.frame_rate if s.modality == "audio" else len(s.codes) / 8) for s in alone
+    ]
+    assert [modality for modality, _ in seconds] == ["video", "audio", "video", "audio", "video"]
+    assert [length for _, length in seconds] == pytest.approx([1, 1, 1, 0.5, 0.5], abs=0.15)
+    assert with_text[0].modality == "text"
+    assert [segment.codes.tolist() for segment in with_text[1:]] == [segment.codes.tolist() for segment in alone]
+    for wrong in ("1", "0s", "-1s", "word"):
+        with pytest.raises(SystemExit):
+            main(["tokenize", str(tmp_path / "in"), str(tmp_path / "no"), "--bundle", str(folder), "--interleave", wrong])
+
+
+def test_what_plays_together_is_one_file(u, tmp_path):
+    (output,) = u.generate(["a"], "video:8x4x4x4,audio:0.5s,video:8x4x4x4,audio:0.5s", seed=0)
+    (movie,) = output.movies
+    assert torch.equal(movie.frames, torch.cat([video.frames for video in output.videos]))
+    assert torch.equal(movie.audio, torch.cat(output.audios, -1))
+    output.save(tmp_path)
+    with open_video(tmp_path / "000000-movie-0.mp4") as video:
+        assert len(list(video.frames())) == 8
+        assert video.audio().shape[-1] / video.sample_rate == pytest.approx(
+            movie.audio.shape[-1] / u.audio.sample_rate, abs=0.1
+        )
+    (heard,) = u.generate([moving(4)], "audio:0.5s", seed=0)  # the audio of a video that was given
+    (together,) = heard.movies
+    assert len(together.frames) == 4
+    assert torch.equal(together.audio, heard.audios[0])
+    for prompt, plan in (
+        ([moving(4), "a"], "audio:0.5s"),
+        (["a"], "video:8x4x4x4"),
+        (["a"], "video:8x4x4x4,video:4x4x4x4,audio:0.5s"),
+    ):
+        assert u.generate([prompt], plan, seed=0)[0].movies == []

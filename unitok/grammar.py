@@ -195,9 +195,11 @@ class Row:
         number, grid = len(self.header), self._next_item().grid
         r = self.vocab.range(span.header[number])
         least, most = (grid[number], grid[number]) if grid else (1, r.size)
-        if self.left is not None and number >= span.facts:
+        counts_frames = bool(span.group) and number == span.facts - 1
+        if self.left is not None and (counts_frames or number >= span.facts):
             fixed = len(span.header) - number + bool(span.end) + self._after()
-            most = min(most, (self.left - fixed) // span.order.length(prod(span.sides(self.header))))
+            room = (self.left - fixed) // span.order.length(prod(span.sides(self.header)))
+            most = min(most, 1 + (room - 1) * span.group if counts_frames else room)
         return list(r.interval(least, most))
 
     def _allowed_leaving(self, span: Span) -> list[tuple[int, int]]:

@@ -126,6 +126,8 @@ class Span:
         end: name of the special token that ends it.
         header: names of the ranges of a grid's sides, one per side. Without a header the body holds any number of frames, at least one.
         facts: number of first values of the header that are no sides, such as the frames per second of a video.
+        group: where the last fact counts frames, how many of them share one place of the grid's first side, after the first frame, which
+            has its own; 0: the first side is in the header.
         fingerprint: of the tokenizer whose codes these are.
         kind: the kind of content (`unitok.modalities`) that it is an instance of; "": the one of its name.
         layout: order of the codes (`unitok.layouts`); "": `raster` with a header, `interleaved` without one.
@@ -143,6 +145,7 @@ class Span:
     layout: str = ""
     floors: tuple[int, ...] = ()
     facts: int = 0
+    group: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kind", self.kind or self.modality)
@@ -161,6 +164,8 @@ class Span:
 
         if not 0 <= self.facts < max(1, len(self.header)):
             raise UserError(f"modality {self.modality!r}: {self.facts} facts; its header needs a side after them")
+        if self.group and (type(self.group) is not int or self.group < 1 or not self.facts):
+            raise UserError(f"modality {self.modality!r}: group {self.group!r}; it is at least 1, and a fact counts frames")
 
     @property
     def shared(self) -> bool:
@@ -168,13 +173,15 @@ class Span:
         return len(self.body) > 1 and len(set(self.body)) == 1
 
     def sides(self, header: Sequence[int]) -> tuple[int, ...]:
-        """Return the sides of the grid among the values of a header."""
+        """Return the sides of the grid that the first values of a header tell."""
+        if self.group and len(header) >= self.facts:
+            return 1 + -(-(header[self.facts - 1] - 1) // self.group), *header[self.facts :]
         return tuple(header[self.facts :])
 
     @cached_property
     def order(self) -> Interleaved:
         """The layout of its codes, which knows their order."""
-        return LAYOUTS[self.layout](len(self.body), len(self.header) - self.facts)
+        return LAYOUTS[self.layout](len(self.body), len(self.header) - self.facts + bool(self.group))
 
 
 def check_declarations(ranges: list[Range], specials: dict[str, int], spans: dict[str, Span]) -> None:

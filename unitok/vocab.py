@@ -225,7 +225,10 @@ class Vocab:
         if any(not 0 < fact <= r.size for fact, r in zip(segment.facts, header, strict=False)):
             most = ", ".join(f"{r.name} from 1 to {r.size}" for r in header[: span.facts])
             raise UserError(f"{segment.modality}: facts {segment.facts}; its header has {most}")
-        if any(side > r.size for side, r in zip(sides, header[span.facts :], strict=True)):
+        if span.group and span.sides(segment.facts)[0] != sides[0]:
+            raise UserError(f"{segment.modality}: {sides[0]} grids of codes for {segment.facts[-1]} frames")
+        own = sides[bool(span.group) :]  # that the header names
+        if any(side > r.size for side, r in zip(own, header[span.facts :], strict=True)):
             most = " x ".join(str(r.size) for r in header[span.facts :])
             raise UserError(f"{segment.modality} codes of {segment.codes.shape}: the largest grid is {most}")
         codes, levels = span.order.flatten(segment.codes)
@@ -234,7 +237,7 @@ class Vocab:
         for level, r in enumerate(body if len(body) > 1 else ()):
             chosen = levels == level
             ids[chosen] = r.to_ids(codes[chosen])
-        values = [r.interval(value, value)[0][0] for value, r in zip((*segment.facts, *sides), header, strict=True)]
+        values = [r.interval(value, value)[0][0] for value, r in zip((*segment.facts, *own), header, strict=True)]
         begin, end = ([self.specials[name]] if name else [] for name in (span.begin, span.end))
         return np.concatenate([np.array(begin + values, np.int64), ids, np.array(end, np.int64)])
 
@@ -351,7 +354,7 @@ class Vocab:
     def header_values(self, span: Span, ids: np.ndarray) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return the facts and the sides that the tokens of a span's header stand for. Errors: `UserError` for other tokens."""
         values = tuple(self.range(name).value(int(id)) for name, id in zip(span.header, ids, strict=True))
-        return values[: span.facts], values[span.facts :]
+        return values[: span.facts], span.sides(values)
 
     def unconditional(self, span_ids: np.ndarray | tuple[int, ...] = ()) -> np.ndarray:
         """Return the tokens of a span without its condition, bos and the span: for condition dropout and classifier-free guidance."""

@@ -2,8 +2,8 @@
 
     python examples/video/evaluate.py runs/video/bundle runs/video/test OUT
 
-Text to video, video to text, the first frame given, the first second given, questions; of each: all right, and motion alone. OUT gets
-contact sheets of the first clips.
+Text to video, video to text, the first frame given, the first second given, questions; of each: all right, and motion alone. Video to audio,
+and text to video and audio: whether the notes follow the motion. OUT gets contact sheets of the first clips.
 """
 
 import json
@@ -17,7 +17,8 @@ from unitok import Unitok
 from unitok.document import Part, RawDocument
 from unitok.media import save_image
 from unitok.modalities.video import Video, contact_sheet
-from unitok.scenes.motion import FRAMES, RATE, Clip, parse_caption, questions, read_clip
+from unitok.sample.outputs import Output
+from unitok.scenes.motion import FRAMES, RATE, Clip, follows, parse_caption, questions, read_clip
 
 bundle, test, out = map(Path, sys.argv[1:4])
 count = int(sys.argv[4]) if len(sys.argv) > 4 else 200
@@ -43,15 +44,24 @@ def report(name: str, read: list[Clip | None]) -> None:
     print(f"{name:28s} {right[0]:5.1f} % all right, {right[1]:5.1f} % of the motion", flush=True)
 
 
-def drawn_clips(name: str, prompts: list, **given: object) -> None:
-    videos = [output.videos[0] for output in u.generate(prompts, video_plan, **drawn, **given)]
+def drawn_clips(name: str, prompts: list, plan: str, **given: object) -> list[Output]:
+    outputs = u.generate(prompts, plan, **drawn, **given)
+    videos = [output.videos[0] for output in outputs]
     report(name, [read_clip(pixels(video)) for video in videos])
     sheet = torch.cat([contact_sheet(video.frames) for video in videos[:12]], 1)
     save_image(out / f"{name.replace(' ', '_')}.png", sheet)
+    return outputs
 
 
-rows_, columns = documents[0].segments[0].codes.shape[1:]
-video_plan = f"video:{RATE}x{FRAMES}x{rows_}x{columns}"
+def report_audio(name: str, outputs: list[Output]) -> None:
+    rate = u.audio.sample_rate
+    right = [follows(output.audios[0].numpy(), rate, clip) for output, clip in zip(outputs, clips, strict=True) if clip]
+    print(f"{name:28s} {100 * np.mean(right):5.1f} % of the notes follow", flush=True)
+
+
+grids, *sides = documents[0].segments[0].codes.shape
+video_plan = f"video:{RATE}x{FRAMES}x{sides[0]}x{sides[1]}"
+audio_plan = f"audio:{FRAMES / RATE:g}s"
 report("the codes", [read_clip(pixels(u.decode(document.segments[0]))) for document in documents])
 captions = u.generate([[d] for d in documents], "text", temperature=0.0, max_new_tokens=80)
 report("video to text", [parse_caption(output.text) for output in captions])
@@ -59,7 +69,11 @@ asked = [(d, *questions(c)[i % len(questions(c))]) for i, (d, c) in enumerate(zi
 answers = u.generate([[d, f" {question}"] for d, question, _ in asked], "text", temperature=0.0, max_new_tokens=8)
 right = [output.text.strip() == f"{answer}." for output, (*_, answer) in zip(answers, asked, strict=True)]
 print(f"{'questions':28s} {100 * np.mean(right):5.1f} % right", flush=True)
-drawn_clips("text to video", [[row["caption"]] for row in rows])
+drawn_clips("text to video", [[row["caption"]] for row in rows], video_plan)
 given = [[row["caption"], document] for row, document in zip(rows, documents, strict=True)]
-drawn_clips("text and first frame", given, prefix_fraction=1 / FRAMES)
-drawn_clips("text and first second", given, prefix_fraction=0.5)
+drawn_clips("text and first frame", given, video_plan, prefix_fraction=1 / grids)
+drawn_clips("text and first second", given, video_plan, prefix_fraction=0.5)
+if "audio" in u.bundle.vocab.spans:
+    report_audio("video to audio", u.generate([[d] for d in documents], audio_plan, **drawn))
+    both = drawn_clips("text to video and audio", [[row["caption"]] for row in rows], f"{video_plan},{audio_plan}")
+    report_audio("  its audio", both)

@@ -1,10 +1,11 @@
-"""Make a small data set of scenes in motion: two seconds of one or two things that move or grow, captions, questions.
+"""Make a small data set of scenes in motion: two seconds of one or two things that move or grow, their notes, captions, questions.
 
-`python examples/video/prepare.py OUT --count 12000`
+`python examples/video/prepare.py OUT --count 24000`
 
-OUT/train   clips/*.webp (lossless, eight frames of 64 x 64 pixels), documents.jsonl (caption to video, video to caption, questions), text.txt
+OUT/train   clips/*.webp (lossless, eight frames of 64 x 64 pixels), audio/*.wav (a note per frame), text.txt, and documents.jsonl: caption
+            to video, to video and audio, video to audio, to caption, questions about videos
 OUT/test    clips/*.webp, clips.jsonl (path and caption of each)
-OUT/image   the image tokenizer of the built-in bundle: the codes of the frames; nothing is trained for them
+OUT/image   the image tokenizer of the built-in bundle: with its codes, frame by frame, there is nothing to train
 """
 
 import argparse
@@ -18,10 +19,12 @@ import numpy as np
 from PIL import Image
 
 from unitok import Unitok
-from unitok.scenes.motion import RATE, caption, draw_clip, questions, render_clip
+from unitok.media import save_audio
+from unitok.scenes.motion import RATE, caption, draw_clip, questions, render_clip, render_notes
+from unitok.scenes.world import SAMPLE_RATE
 
 #: Documents per clip on average, by kind; questions of a document.
-AVERAGES = {"draw": 0.8, "describe": 0.6, "ask": 0.5}
+AVERAGES = {"draw": 0.6, "film": 0.5, "play": 0.3, "describe": 0.5, "ask": 0.4}
 QUESTIONS = 3
 
 
@@ -32,12 +35,20 @@ def write_clip(folder: Path, seed: int, side: int, number: int) -> tuple[str, li
     frames = [Image.fromarray(frame) for frame in render_clip(clip, rng, side)]
     file = f"clips/{number:06d}.webp"
     frames[0].save(folder / file, save_all=True, append_images=frames[1:], duration=1000 // RATE, lossless=True, quality=0)
+    save_audio(folder / "audio" / f"{number:06d}.wav", render_notes(clip, rng), SAMPLE_RATE)
+    audio = {"type": "audio", "path": f"audio/{number:06d}.wav"}
     given, video = {"type": "text", "text": caption(clip), "loss": False}, {"type": "video", "path": file}
     shown = video | {"loss": False}
     asked: list[dict] = []
     for question, answer in rng.permutation(questions(clip))[:QUESTIONS].tolist():
         asked += [{"type": "text", "text": f" {question}", "loss": False}, {"type": "text", "text": f" {answer}."}]
-    contents = {"draw": [given, video], "describe": [shown, {"type": "text", "text": caption(clip)}], "ask": [shown, *asked]}
+    contents = {
+        "draw": [given, video],
+        "film": [given, video, audio],
+        "play": [shown, audio],
+        "describe": [shown, {"type": "text", "text": caption(clip)}],
+        "ask": [shown, *asked],
+    }
     return caption(clip), [
         {"id": f"{number:06d}-{kind}", "content": content}
         for kind, content in contents.items()
@@ -46,7 +57,8 @@ def write_clip(folder: Path, seed: int, side: int, number: int) -> tuple[str, li
 
 
 def write(folder: Path, count: int, seed: int, side: int) -> None:
-    (folder / "clips").mkdir(parents=True, exist_ok=True)
+    for name in ("clips", "audio"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         made = list(pool.map(partial(write_clip, folder, seed, side), range(count), chunksize=100))
     rows = [{"video": f"clips/{number:06d}.webp", "caption": text} for number, (text, _) in enumerate(made)]
@@ -62,7 +74,7 @@ def write(folder: Path, count: int, seed: int, side: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--count", type=int, default=12_000, help="clips to train on")
+    parser.add_argument("--count", type=int, default=24_000, help="clips to train on")
     parser.add_argument("--test", type=int, default=200, help="clips to test on")
     parser.add_argument("--side", type=int, default=64, help="of the frames, in pixels")
     arguments = parser.parse_args()

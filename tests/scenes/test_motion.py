@@ -8,16 +8,21 @@ from scipy import ndimage
 
 from unitok.scenes.motion import (
     FRAMES,
+    RATE,
     SPEEDS,
     Clip,
     Thing,
     caption,
     draw_clip,
+    follows,
+    notes,
     parse_caption,
     questions,
     read_clip,
     render_clip,
+    render_notes,
 )
+from unitok.scenes.world import SAMPLE_RATE
 
 
 def clips(count: int, seed: int = 0) -> list[Clip]:
@@ -95,3 +100,20 @@ def test_questions_have_one_answer():
         "how many things are there?": "two",
     }
     assert max(SPEEDS.values()) + 2 * 0.21 < 1  # so that nothing leaves the frame
+
+
+def test_notes_follow_the_motion():
+    rng = np.random.default_rng(3)
+    drawn = clips(120, seed=9)
+    waves = [render_notes(clip, rng) for clip in drawn]
+    assert all(wave.shape == (1, FRAMES * SAMPLE_RATE // RATE) and np.abs(wave).max() < 1 for wave in waves)
+    assert all(follows(wave, SAMPLE_RATE, clip) for wave, clip in zip(waves, drawn, strict=True))
+    noisy = [np.clip(wave + rng.normal(0, 0.01, wave.shape), -1, 1) for wave in waves]
+    assert sum(follows(wave, SAMPLE_RATE, clip) for wave, clip in zip(noisy, drawn, strict=True)) >= 118
+    for a, wave in zip(drawn, waves, strict=True):  # it fits another clip only where that has the same notes
+        assert all(follows(wave, SAMPLE_RATE, b) == (notes(a) == notes(b)) for b in drawn[:30])
+    assert not follows(waves[0][:, :-SAMPLE_RATE], SAMPLE_RATE, drawn[0])
+    assert not follows(np.zeros_like(waves[0]), SAMPLE_RATE, drawn[0])
+    up, right = (Clip("white", (Thing("red", "circle", "small", way, "quickly"),)) for way in ("up", "right"))
+    assert np.all(np.diff([pitch for _, _, pitch, _ in notes(up)]) > 0)
+    assert np.all(np.diff([loudness for *_, loudness in notes(right)]) > 0)

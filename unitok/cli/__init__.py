@@ -37,6 +37,7 @@ VERBS = {
     "eval boxes": "measure the boxes that a bundle writes",
     "eval maps": "measure the maps that a bundle draws",
     "eval image-tokenizer": "measure an image tokenizer on images",
+    "eval video-tokenizer": "measure an image tokenizer on videos",
     "eval audio-tokenizer": "measure an audio tokenizer on audio",
     "doctor": "say what is installed, what works, and what to do about the rest",
 }

@@ -1,4 +1,5 @@
-"""`unitok eval`, `unitok eval documents`, `unitok eval boxes`, `unitok eval maps`, `unitok eval image-tokenizer`, `unitok eval audio-tokenizer`."""
+"""`unitok eval`, `unitok eval documents`, `unitok eval boxes`, `unitok eval maps`, `unitok eval image-tokenizer`, `unitok eval video-tokenizer`,
+`unitok eval audio-tokenizer`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -29,7 +30,7 @@ def eval(
     """Measure a bundle on scenes: reconstructions, codebooks and generations; JSON and a table.
 
     On data of your own, `unitok eval documents` measures a bundle on documents, `unitok eval image-tokenizer` an image
-    tokenizer on images, and `unitok eval audio-tokenizer` an audio tokenizer on audio.
+    tokenizer on images, `unitok eval video-tokenizer` one on videos, and `unitok eval audio-tokenizer` an audio tokenizer on audio.
 
     Args:
         bundle: bundle with tokenizers and a decoder
@@ -257,6 +258,41 @@ def image_tokenizer(
             tokenizer, images, out, size, area, limit, batch_size, lpips, inception, device, overwrite, progress=True
         )
     )
+    print(f"open {out / 'index.html'}")
+
+
+def video_tokenizer(
+    tokenizer: Input,
+    videos: Input,
+    *,
+    out: Path = Path("runs/eval-video"),
+    fps: int = 8,
+    frames: int = 64,
+    area: int = 0,
+    limit: int = 0,
+    overwrite: bool = False,
+    device: str = "cpu",
+) -> None:
+    """Reconstruct videos and measure: JSON, a table, and a page with the worst ones first.
+
+    Args:
+        tokenizer: a bundle, an image tokenizer's folder, or the folder of a run
+        videos: folder of videos and animations
+        out: folder for scores.json, videos.jsonl, index.html
+        fps: frames per second that are taken, 1 to 60
+        frames: frames to measure of each video, from its beginning, at most 256
+        area: shrink frames to this many pixels; 0: the resolution squared
+        limit: videos to measure, the first by name; 0: all
+        overwrite: replace what lies in the folder, also where it is something else
+        device: where to run: cpu, cuda, cuda:1, mps
+    """
+    from unitok.evaluate.tokenizer import print_scores
+    from unitok.evaluate.video import evaluate_video_tokenizer
+
+    device = check_device(device)
+    check_replaceable(out, "video evaluation", overwrite)
+    check_inputs(out, [tokenizer, videos])
+    print_scores(evaluate_video_tokenizer(tokenizer, videos, out, fps, frames, area, limit, device, overwrite, progress=True))
     print(f"open {out / 'index.html'}")
 
 

@@ -29,7 +29,8 @@ class Documents:
         template: YAML, or a file of it: the parts of a document, with {fields} of a row
         root: another folder that paths may lead into (default: they must not leave the source's own)
         order: types in order, such as image,text; random: each document in an order of its own; both: each document twice, also backwards
-        interleave: words: each word beside what is heard of it, by the times in a field `words` (default: whole texts)
+        interleave: words: each word beside what is heard of it, by the times in a field `words`; seconds, such as 1s: so much of each video
+            and recording in turn (default: each whole)
         speakers: name: that in a field `speaker` stands before the text (default: such a field is not used)
         instance: KIND=NAME, the bundle's tokenizer for files of a kind, such as audio=speech; may be repeated
         group: field of lines and rows that names a document's group, which --validation never divides (default: group)

@@ -2,4 +2,6 @@
 
 from unitok.lazy import attach
 
-__getattr__, __all__ = attach(__name__, {"ImageFiles": "modules", "AudioFiles": "modules", "TokenShards": "modules"})
+__getattr__, __all__ = attach(
+    __name__, {"ImageFiles": "modules", "AudioFiles": "modules", "VideoFiles": "modules", "TokenShards": "modules"}
+)

@@ -20,7 +20,18 @@ from torch.utils.data import Dataset
 from unitok.data.features import FeatureFolder
 from unitok.data.media_list import list_media
 from unitok.errors import UserError
-from unitok.media import convert_audio, crop_square, open_audio, open_image, read_clip, read_samples
+from unitok.media import (
+    convert_audio,
+    crop_square,
+    open_audio,
+    open_image,
+    open_video,
+    read_clip,
+    read_samples,
+    sample_frames,
+)
+from unitok.media.formats import HEAD
+from unitok.modalities import modality_of
 
 Crop = Literal["center", "random"]
 log = logging.getLogger("unitok")
@@ -39,15 +50,15 @@ Sample = Tensor | dict[str, Tensor]  # or several tensors by name
 class FileDataset(Dataset, Generic[Kept]):
     """Files of one kind, decoded when first needed and kept in memory while there is room.
 
-    paths, root: see `list_media`. Errors: `UserError` where there are no files.
+    paths, root, also: see `list_media`. Errors: `UserError` where there are no files.
     """
 
     parts = 1  # of an epoch
     replaces = True  # another file takes the place of one that cannot be read; if False, its sample is None
 
-    def __init__(self, paths: str | Path | Sequence[str], kind: str, seed: int, root: str = ""):
+    def __init__(self, paths: str | Path | Sequence[str], kind: str, seed: int, root: str = "", also: tuple[str, ...] = ()):
         self.name = str(paths) if isinstance(paths, str | Path) else ", ".join(paths)  # in messages
-        self.files = list_media(paths, kind, root, seed)
+        self.files = list_media(paths, kind, root, seed, also)
         self.kind, self.seed = kind, seed
         self.state = torch.zeros(len(self.files), dtype=torch.uint8).share_memory_()  # of each file, shared by all workers
         self._kept: dict[int, Kept] = {}
@@ -151,6 +162,45 @@ class ImageDataset(FileDataset[np.ndarray]):
         top, left = (int(rng.integers(length - side + 1)) for length in (height, width))
         square = pixels[top : top + side, left : left + side]
         return square if side == self.size else np.asarray(crop_square(Image.fromarray(square), self.size))
+
+
+class VideoDataset(FileDataset[np.ndarray]):
+    """Samples [F, 3, S, S], float in [-1, 1]: a random stretch of each video, or F equal frames of an image; see `VideoFiles`."""
+
+    def __init__(
+        self, paths: str | Path | Sequence[str], size: int, frames: int, fps: int, flip: bool, seed: int, root: str = ""
+    ):
+        super().__init__(paths, "video", seed, root, also=("image",))
+        self.size, self.frames, self.fps, self.flip = size, frames, fps, flip
+
+    def read(self, index: int, rng: np.random.Generator) -> Tensor:
+        pixels = self._kept.get(index)
+        if pixels is None:
+            pixels = self._pixels(index, rng)
+        start = int(rng.integers(max(0, len(pixels) - self.frames) + 1))
+        pixels = pixels[start : start + self.frames]
+        pixels = np.concatenate([pixels, np.repeat(pixels[-1:], self.frames - len(pixels), 0)])
+        pixels = pixels[:, :, ::-1] if self.flip and rng.random() < 0.5 else pixels
+        return torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()).float().div_(127.5).sub_(1)
+
+    def _pixels(self, index: int, rng: np.random.Generator) -> np.ndarray:
+        """uint8 [F, S, S, 3]: all frames of a short video, which is kept, or those of a random stretch. Errors: `UserError`, `OSError`."""
+        entry = self.files[index]
+        data = entry.read()
+        head = data[:HEAD] if data is not None else Path(entry.path).open("rb").read(HEAD)
+        if not modality_of("video").recognizes(head, str(entry.label)):
+            image = np.asarray(crop_square(open_image(entry.label, data), self.size))
+            return self._keep(index, image[None], image.nbytes)
+        with open_video(entry.label, data) as video:
+            seconds = self.frames / self.fps
+            whole = video.seconds <= max(WHOLE_SECONDS, seconds)
+            start, length = (0.0, WHOLE_SECONDS) if whole else (float(rng.uniform(0, video.seconds - seconds)), seconds)
+            images = sample_frames(video.frames(start), self.fps, start, start + length)
+            frames = [np.asarray(crop_square(image, self.size)) for image in images]
+            if not frames:
+                raise UserError(f"{entry.label}: {video.problem or 'no frames in it'}")
+        pixels = np.stack(frames)
+        return self._keep(index, pixels, pixels.nbytes) if whole else pixels
 
 
 class AudioDataset(FileDataset[Tensor]):

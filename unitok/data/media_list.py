@@ -87,8 +87,10 @@ class MediaFile:
 Listed = Iterator[tuple[str, MediaFile]]  # each with its split, or ""
 
 
-def list_media(paths: str | Path | Sequence[str], kind: str, root: str = "", seed: int = 0) -> list[MediaFile]:
-    """The files of one kind (`image` or `audio`), in a fixed order.
+def list_media(
+    paths: str | Path | Sequence[str], kind: str, root: str = "", seed: int = 0, also: tuple[str, ...] = ()
+) -> list[MediaFile]:
+    """The files of one kind (`image`, `audio` or `video`), in a fixed order.
 
     Those of the splits `validation` and `test` are left out where a source has others. Links may not leave a source's folder.
 
@@ -97,6 +99,7 @@ def list_media(paths: str | Path | Sequence[str], kind: str, root: str = "", see
             and recipes (`.yaml`) of these; a recipe's weights count, its filters and options do not.
         root: another folder that paths in JSON Lines files and tables may lead into; default: they must not leave their own.
         seed: chooses which files a recipe's weights leave out or repeat.
+        also: further kinds.
 
     Errors: `UserError` for a path that does not exist, that is remote, or that has no such files.
     """
@@ -104,7 +107,7 @@ def list_media(paths: str | Path | Sequence[str], kind: str, root: str = "", see
     for path in [str(paths)] if isinstance(paths, str | Path) else paths:
         for spec in _specs(path, root):
             copies, fraction = divmod(spec.weight, 1)
-            folder, listed = _in_source(spec, kind)
+            folder, listed = _in_source(spec, (kind, *also))
             for file in dict.fromkeys(listed):
                 name = os.path.relpath(file.label, folder)  # a copy of the source elsewhere gives the same
                 again = fraction > 0 and hash_fraction(seed, "weight", name) < fraction
@@ -124,13 +127,13 @@ def _specs(path: str, root: str) -> list[SourceSpec]:
     return specs
 
 
-def _in_source(spec: SourceSpec, kind: str) -> tuple[str, list[MediaFile]]:
+def _in_source(spec: SourceSpec, kinds: tuple[str, ...]) -> tuple[str, list[MediaFile]]:
     """The folder of a source, and its files without those that it assigns to the splits `validation` and `test`; where it has no others, all.
 
     Errors: `UserError` where there are none.
     """
     source, skipped = Source(spec), Counter[str]()
-    listed = list(_in_documents(source, kind, skipped) if source.alone else _in_folders(source, kind, skipped))
+    listed = list(_in_documents(source, kinds, skipped) if source.alone else _in_folders(source, kinds, skipped))
     split_by_file = {file: split for split, file in listed if split in ("validation", "test")}  # also of files listed twice
     if others := Counter(split_by_file.values()):
         counts = ", ".join(f"{count} files of the split {split}" for split, count in sorted(others.items()))
@@ -141,33 +144,33 @@ def _in_source(spec: SourceSpec, kind: str) -> tuple[str, list[MediaFile]]:
             log.warning("%s: it has no files of other splits: all are used (%s)", spec.path, counts)
     problems = "; ".join(f"{count} {what}" for what, count in skipped.most_common(3))
     if not listed:
-        what = f"{spec.path}: no {kind} files in it"
+        what = f"{spec.path}: no {' or '.join(kinds)} files in it"
         raise UserError(f"{what} ({problems})" if problems else what)
     if problems:
         log.warning("%s: left out: %s", spec.path, problems)
     return source.files.folder, [file for _, file in listed]
 
 
-def _in_folders(source: Source, kind: str, skipped: Counter[str]) -> Listed:
-    """The files of the kind in a folder or of a pattern, and in the archives there; of a pattern in all files that name some."""
+def _in_folders(source: Source, kinds: tuple[str, ...], skipped: Counter[str]) -> Listed:
+    """The files of the kinds in a folder or of a pattern, and in the archives there; of a pattern in all files that name some."""
     for names, known in source.files.folders():
         for name in names:
             if source.pattern and not source.matches(name) and name not in known:
                 continue
             holds_many = name.lower().endswith(".tar") or (source.pattern != "" and may_hold_many(name, set()))
-            if not holds_many and not _may_be_media(name, kind):
+            if not holds_many and not _may_be_media(name, kinds):
                 continue
             if problem := (known.get(name) or source.files.look(name)).problem:
                 skipped[f"files ({problem})"] += 1
             elif holds_many:
-                inside = _in_documents(source, kind, skipped, name)
+                inside = _in_documents(source, kinds, skipped, name)
                 yield from ((split or split_of(name), file) for split, file in inside)
-            elif _is_media(path := os.path.join(source.files.folder, name), kind):
+            elif _is_media(path := os.path.join(source.files.folder, name), kinds):
                 yield folder_split_of(name), MediaFile(path)
 
 
-def _in_documents(source: Source, kind: str, skipped: Counter[str], file: str = "") -> Listed:
-    """The files of the kind that one file names or holds; a file of the kind itself.
+def _in_documents(source: Source, kinds: tuple[str, ...], skipped: Counter[str], file: str = "") -> Listed:
+    """The files of the kinds that one file names or holds; a file of such a kind itself.
 
     skipped: counts what is left out. file: the one file, relative to the source; default: the source is that file.
     """
@@ -177,51 +180,53 @@ def _in_documents(source: Source, kind: str, skipped: Counter[str], file: str = 
         names, in_line = [*named, *(name for name, _, _ in item.members if item.kind == "files")], bool(named)
         named.clear()
         for name in names:
-            if (
-                len(name) > LONGEST_NAME
-                or name.startswith("data:")
-                or promised(name).removeprefix("an ").removeprefix("a ") not in ("", kind)
-            ):
+            if len(name) > LONGEST_NAME or name.startswith("data:") or _promised_kind(name) not in ("", *kinds):
                 continue
             try:
                 path = str(source.files.local(name))
             except UserError as error:
                 skipped[f"files ({error})"] += 1
                 continue
-            if _is_media(path, kind):
+            if _is_media(path, kinds):
                 yield item.split, MediaFile(path)
         if item.kind == "member":
-            yield from _members(source, item, kind, usable, skipped)
+            yield from _members(source, item, kinds, usable, skipped)
         elif item.kind == "error":
             skipped["entries that cannot be read"] += 1
         elif item.kind == "row" and not in_line:
             skipped["rows of tables that name no file (only media in files and .tar archives are trained on)"] += 1
 
 
-def _members(source: Source, item: SourceItem, kind: str, usable: dict[str, bool], skipped: Counter[str]) -> Listed:
+def _members(
+    source: Source, item: SourceItem, kinds: tuple[str, ...], usable: dict[str, bool], skipped: Counter[str]
+) -> Listed:
     if item.file not in usable:
         with opened(source.files, item.file) as (_, compressed):
             usable[item.file] = not compressed
     path = str(source.files.local(item.file))
     for name, start, length in item.members:
-        if promised(name).removeprefix("an ").removeprefix("a ") == kind:
+        if _promised_kind(name) in kinds:
             if usable[item.file]:
                 yield item.split, MediaFile(path, name, start, length)
             else:
                 skipped["members of compressed archives (decompress them to train on them)"] += 1
 
 
-def _may_be_media(name: str, kind: str) -> bool:
+def _promised_kind(name: str) -> str:
+    return promised(name).removeprefix("an ").removeprefix("a ")
+
+
+def _may_be_media(name: str, kinds: tuple[str, ...]) -> bool:
     """Whether a file's suffix is one of a kind, or tells nothing."""
-    promise = promised(name).removeprefix("an ").removeprefix("a ")
-    return promise == kind or (not promise and os.path.splitext(name)[1].lower().removeprefix(".") not in _OTHERS)
+    promise = _promised_kind(name)
+    return promise in kinds or (not promise and os.path.splitext(name)[1].lower().removeprefix(".") not in _OTHERS)
 
 
-def _is_media(path: str, kind: str) -> bool:
+def _is_media(path: str, kinds: tuple[str, ...]) -> bool:
     """Whether a file is of a kind by its suffix, or by its content where the suffix tells nothing."""
-    if promised(path) or not _may_be_media(path, kind):
-        return _may_be_media(path, kind)
+    if promised(path) or not _may_be_media(path, kinds):
+        return _may_be_media(path, kinds)
     try:
-        return os.path.isfile(path) and sniff(Path(path)) == kind
+        return os.path.isfile(path) and sniff(Path(path)) in kinds
     except (UserError, OSError):
         return False

@@ -75,6 +75,7 @@ def evaluate_audio_tokenizer(
 
 class _AudioMeasure:
     kind = "audio"
+    also: tuple[str, ...] = ()
     listing = "audio.jsonl"
     shown = 20
 

@@ -102,6 +102,7 @@ def evaluate_image_tokenizer(
 
 class _ImageMeasure:
     kind = "image"
+    also: tuple[str, ...] = ()
     listing = "images.jsonl"
     shown = 40
 

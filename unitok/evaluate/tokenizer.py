@@ -32,9 +32,11 @@ class Measured:
 
 
 class Measure(Protocol):
-    """What differs between images and audio. `listing`: name of the file of rows. `shown`: number of files on the page."""
+    """What differs between kinds. `also`: what their files may look like, too. `listing`: name of the file of rows. `shown`: number of files
+    on the page."""
 
     kind: str
+    also: tuple[str, ...]
     listing: str
     shown: int
 
@@ -60,7 +62,7 @@ def evaluate_tokenizer(
     check_replaceable(out, f"{kind} evaluation", overwrite)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
-    paths, empty = find_media(folder, kind)
+    paths, empty = find_media(folder, kind, measure.also)
     files = paths[: limit or None]
     if not files:
         raise UserError(f"{folder}: no {kind} files in it")

@@ -286,12 +286,12 @@ def promised(name: str) -> str:
     return _CONTENTS.get(suffix_of(name), "") if "." in name.rpartition("/")[2] else ""
 
 
-def find_media(folder: Path, kind: str) -> tuple[list[Path], list[Path]]:
-    """Return the files of a kind (`image`, `audio`, `text`) under a folder, and the empty files, both sorted.
+def find_media(folder: Path, kind: str, also: tuple[str, ...] = ()) -> tuple[list[Path], list[Path]]:
+    """Return the files of a kind (`image`, `audio`, `video`, `text`) or of further ones under a folder, and the empty files, both sorted.
 
     Each file is opened once. A file that may not be read counts by its suffix. Hidden files and folders (`.name`) are left out.
     """
-    matching, empty = [], []
+    (matching, empty), kinds = ([], []), (kind, *also)
     for where, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for path in (os.path.join(where, name) for name in names if not name.startswith(".")):
@@ -301,11 +301,11 @@ def find_media(folder: Path, kind: str) -> tuple[list[Path], list[Path]]:
                 with open(path, "rb", buffering=0) as file:
                     head = file.read(HEAD)
             except OSError:
-                if promised(path).removeprefix("an ").removeprefix("a ") == kind:
+                if promised(path).removeprefix("an ").removeprefix("a ") in kinds:
                     matching.append(Path(path))
                 continue
             if not head:
                 empty.append(Path(path))
-            elif sniff_bytes(head, path) == kind:
+            elif sniff_bytes(head, path) in kinds:
                 matching.append(Path(path))
     return sorted(matching), sorted(empty)

@@ -227,11 +227,11 @@ class Modality(Generic[TokenizerT, ContentT, OptionsT]):
         """Return the variants that each become an additional document, such as `flip` and `crop=1`."""
         return []
 
-    def pieces(self, tokenizer: TokenizerT, content: Blob, options: OptionsT, view: str = "") -> tuple[list[str], str]:
-        """Return the parts of long content (or of a view) that each become a document, as media fragments, and what they leave out.
-
-        No parts: the content is one document.
-        """
+    def pieces(
+        self, tokenizer: TokenizerT, content: Blob, options: OptionsT, view: str = "", seconds: float = 0.0
+    ) -> tuple[list[str], str]:
+        """Return the parts of long content (or of a view), of `seconds` or as the options say, as media fragments, and what they leave out.
+        No parts: it is short enough."""
         return [], ""
 
     def load(

@@ -100,22 +100,23 @@ class Audio(Modality["AudioTokenizer", "Tensor", AudioOptions]):
         return {} if stretch is None else {key: t for key, t in zip(self.keys, stretch, strict=True) if t is not None}
 
     def pieces(
-        self, tokenizer: "AudioTokenizer", content: Blob, options: AudioOptions, view: str = ""
+        self, tokenizer: "AudioTokenizer", content: Blob, options: AudioOptions, view: str = "", seconds: float = 0.0
     ) -> tuple[list[str], str]:
-        if not options.segment:
+        segment = seconds or options.segment
+        if not segment:
             return [], ""
         from unitok.media import audio_seconds
 
         with content.local() as path:
             whole = audio_seconds(path or Path(content.name), None if path else content.read())
-        first, seconds = _within(stretch_of(view), whole, content.name) or (0.0, whole)
-        if seconds - first <= options.segment:
+        first, stop = _within(stretch_of(view), whole, content.name) or (0.0, whole)
+        if stop - first <= segment:
             return [], ""
-        starts = [first + number * options.segment for number in range(-int(-(seconds - first) // options.segment))]
+        starts = [first + number * segment for number in range(-int(-(stop - first) // segment))]
         left_out = ""
-        if seconds - starts[-1] < 1 / tokenizer.frame_rate:
+        if stop - starts[-1] < 1 / tokenizer.frame_rate:
             starts, left_out = starts[:-1], "the rest of the audio is shorter than a frame"
-        return [f"t={start:.10g},{min(start + options.segment, seconds):.10g}" for start in starts], left_out
+        return [f"t={start:.10g},{min(start + segment, stop):.10g}" for start in starts], left_out
 
     def load(
         self,

@@ -1,7 +1,8 @@
 """Videos: frames of image codes, after the numbers of frames per second, frames, rows and columns.
 
-A video is encoded frame by frame with the codes of the bundle's image tokenizer. So there is nothing to train, and what a decoder learns about
-images it knows about frames. Its tokenizer has no weights: it names the image tokenizer and is given it by the bundle.
+A video is encoded with the codes of the bundle's image tokenizer, so what a decoder learns about images it knows about frames: frame by
+frame, which needs no training, or, where that tokenizer has a `group`, the first frame by itself and then a grid for every few. A video's
+own tokenizer has no weights: it names the image tokenizer and is given it by the bundle.
 
 PyTorch is imported in functions, so that the command line knows the options without it.
 """
@@ -9,8 +10,8 @@ PyTorch is imported in functions, so that the command line knows the options wit
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -34,20 +35,21 @@ if TYPE_CHECKING:
 
 FASTEST = 60  # frames per second
 LONGEST = 256  # frames of a video
-TOGETHER = 32  # frames that go through the networks together
 SHEET = 8  # frames in a row of a contact sheet
 
 
 @dataclass
 class Video:
-    """Frames, float [F, 3, H, W] in [-1, 1], and how many of them are seen per second."""
+    """Frames, float [F, 3, H, W] in [-1, 1], and how many of them are seen per second; perhaps with audio, float [C, T] at `sample_rate` Hz."""
 
     frames: "Tensor"
     rate: float
+    audio: "Tensor | None" = None
+    sample_rate: int = 0
 
 
 class FrameTokenizer(Plain):
-    """Encodes videos frame by frame. image: name of the image tokenizer of its bundle. fps: frames per second that are taken of files
+    """Encodes videos with an image tokenizer. image: name of the image tokenizer of its bundle. fps: frames per second that are taken of files
     where nothing else is asked for. Errors: `UserError`."""
 
     def __init__(self, kind: str = "video", image: str = "image", fps: int = 8):
@@ -117,18 +119,21 @@ class VideoModality(Modality[FrameTokenizer, Video, VideoOptions]):
 
     def declare(self, name: str, tokenizer: FrameTokenizer) -> tuple[Span, dict[str, int], tuple[int, ...]]:
         """<video> fps frames rows columns codes … </video>: the codes of its image tokenizer."""
-        assert tokenizer.frames  # or an error that says what is missing
         header = ("fps", "frames", "grid", "grid")
-        span = Span(name, (tokenizer.image,), f"<{name}>", f"</{name}>", header, tokenizer.fingerprint(), self.kind, facts=1)
+        group, ends = tokenizer.frames.group, (f"<{name}>", f"</{name}>")
+        span = Span(name, (tokenizer.image,), *ends, header, tokenizer.fingerprint(), self.kind, facts=1)
+        span = replace(span, facts=2, group=group) if group > 1 else span
         return span, {"fps": FASTEST, "frames": LONGEST}, ()
 
     def describe(self, tokenizer: FrameTokenizer) -> Mapping[str, object]:
-        return {"frames": f"by the tokenizer {tokenizer.image}"}
+        group = tokenizer.frames.group
+        return {"frames": f"by the tokenizer {tokenizer.image}"} | ({"frames_per_grid": group} if group > 1 else {})
 
     def usage(self, name: str, tokenizer: FrameTokenizer) -> dict[str, str]:
         frames, side = tokenizer.frames, tokenizer.frames.config.resolution
         codes = (side // frames.stride) ** 2
-        return {f"a frame of a {name}": f"{codes:,} tokens ({side} x {side} pixels), and 6 for each {name}"}
+        more = f", or {frames.group} frames after the first" if frames.group > 1 else ""
+        return {f"a frame of a {name}{more}": f"{codes:,} tokens ({side} x {side} pixels), and 6 for each {name}"}
 
     def accepts(self, content: object) -> bool:
         return isinstance(content, Video)
@@ -146,13 +151,16 @@ class VideoModality(Modality[FrameTokenizer, Video, VideoOptions]):
         stretch = _within(view)
         return {key: t for key, t in zip(self.keys, stretch, strict=True) if math.isfinite(t)} if view else {}
 
-    def pieces(self, tokenizer: FrameTokenizer, content: Blob, options: VideoOptions, view: str = "") -> tuple[list[str], str]:
+    def pieces(
+        self, tokenizer: FrameTokenizer, content: Blob, options: VideoOptions, view: str = "", seconds: float = 0.0
+    ) -> tuple[list[str], str]:
         start, stop = _within(view)
         with _opened(content) as video:
             end = min(stop, video.seconds or max((f.time + f.duration for f in video.frames()), default=0.0))
         fps = options.fps or tokenizer.fps
-        longest = options.frames / fps
-        count = math.ceil(math.floor((end - start) * fps + 0.5 + 1e-3) / options.frames)  # as `sample_frames` counts
+        frames = max(1, round(seconds * fps)) if seconds else options.frames
+        longest = frames / fps
+        count = math.ceil(math.floor((end - start) * fps + 0.5 + 1e-3) / frames)  # as `sample_frames` counts
         if count <= 1:
             return [], ""
         edges = [start + number * longest for number in range(count)] + [end]
@@ -169,7 +177,9 @@ class VideoModality(Modality[FrameTokenizer, Video, VideoOptions]):
     ) -> Loaded:
         if isinstance(content, Video):
             frames, rate = _checked(content, name)
-            return Loaded(frames, frames.shape[1:3], header=(rate,), facts={"seconds": len(frames) / rate})
+            return Loaded(
+                frames, frames.shape[1:3], header=_header(tokenizer, rate, frames), facts={"seconds": len(frames) / rate}
+            )
         assert isinstance(content, Blob)
         from unitok.media import sample_frames
 
@@ -188,7 +198,9 @@ class VideoModality(Modality[FrameTokenizer, Video, VideoOptions]):
                 )
             frames = np.stack(fitted)
             facts = {"width": float(width), "height": float(height), "seconds": len(frames) / fps}
-            return Loaded(frames, frames.shape[1:3], view, video.format, facts, bytes=video.bytes, header=(fps,))
+            return Loaded(
+                frames, frames.shape[1:3], view, video.format, facts, bytes=video.bytes, header=_header(tokenizer, fps, frames)
+            )
 
     def filling(self, tokenizer: FrameTokenizer, content: object, hole: object, where: str) -> "_VideoFilling":
         """hole: (start, stop) in seconds: the frames of which any part is seen then."""
@@ -200,7 +212,7 @@ class VideoModality(Modality[FrameTokenizer, Video, VideoOptions]):
         pixels = torch.from_numpy(loaded.content).permute(0, 3, 1, 2)
         frames = torch.as_tensor(content.frames).cpu() if isinstance(content, Video) else pixels / 127.5 - 1
         video = Video(frames, loaded.header[0])
-        return _VideoFilling(video, *checked_stretch(hole, len(pixels) / video.rate, where, self.kind))
+        return _VideoFilling(video, tokenizer.frames.group, *checked_stretch(hole, len(pixels) / video.rate, where, self.kind))
 
     def batch_key(self, tokenizer: FrameTokenizer, loaded: Loaded) -> tuple[int, ...]:
         return tuple(-(-side // tokenizer.frames.stride) for side in loaded.size)
@@ -211,32 +223,22 @@ class VideoModality(Modality[FrameTokenizer, Video, VideoOptions]):
     def encode(self, tokenizer: FrameTokenizer, batch: list[Loaded]) -> list[np.ndarray]:
         import torch
 
-        network = tokenizer.frames
-        height, width = (side * network.stride for side in self.batch_key(tokenizer, batch[0]))
-        codes = []
-        frames = [frame for one in batch for frame in one.content]
-        for first in range(0, len(frames), TOGETHER):
-            padded = [
-                np.pad(frame, ((0, height - frame.shape[0]), (0, width - frame.shape[1]), (0, 0)), mode="edge")
-                for frame in frames[first : first + TOGETHER]
-            ]
-            pixels = torch.from_numpy(np.stack(padded)).permute(0, 3, 1, 2)
-            codes.append(network.encode(pixels.contiguous().float().div_(127.5).sub_(1)).cpu().numpy())
-        return np.split(np.concatenate(codes), np.cumsum([len(one.content) for one in batch])[:-1])
+        videos = [torch.from_numpy(one.content).permute(0, 3, 1, 2) for one in batch]
+        return [codes.cpu().numpy() for codes in tokenizer.frames.encode_videos(videos)]
 
     def decode(self, tokenizer: FrameTokenizer, segment: Segment) -> Video:
         import torch
 
-        codes = torch.from_numpy(segment.codes)
-        frames = torch.cat([tokenizer.frames.decode(some).cpu() for some in torch.split(codes, TOGETHER)])
+        frames = tokenizer.frames.decode_video(torch.from_numpy(segment.codes), frames_of(segment))
         height, width = segment.size or frames.shape[-2:]
         return Video(frames[..., :height, :width], segment.facts[0])
 
-    def save(self, tokenizer: FrameTokenizer, content: Video, path: Path) -> Path:
+    def save(self, tokenizer: FrameTokenizer | None, content: Video, path: Path) -> Path:
         from unitok.media import can_write_video, write_video
 
         path = path.with_name(f"{path.name}{'.mp4' if can_write_video() else '.gif'}")
-        write_video(path, frame_bytes(content), content.rate)
+        samples = None if content.audio is None else content.audio.cpu().numpy()
+        write_video(path, frame_bytes(content), content.rate, samples, content.sample_rate)
         return path
 
     def stream(self, tokenizer: FrameTokenizer, span: Span) -> "Stream[FrameTokenizer, Video]":
@@ -251,7 +253,7 @@ class VideoModality(Modality[FrameTokenizer, Video, VideoOptions]):
         return pages.image(file) if file.suffix == ".gif" else pages.video(file)
 
     def line(self, tokenizer: FrameTokenizer, segment: Segment) -> str:
-        frames, (rate,) = len(segment.codes), segment.facts
+        frames, rate = frames_of(segment), segment.facts[0]
         return f"{segment.modality} {segment.size[1]} x {segment.size[0]}, {frames} frames, {frames / rate:.2f} s"
 
     def terminal(self, tokenizer: FrameTokenizer, content: Video, done: bool, colors: bool) -> tuple[str, bool]:
@@ -286,12 +288,17 @@ class _VideoFilling:
     """A video of which the frames from `start` to `stop`, in seconds, are to be made."""
 
     content: Video
+    group: int  # frames that share a grid
     start: float
     stop: float
 
     def missing(self, segment: Segment) -> np.ndarray:
-        frames, *sides = segment.codes.shape
-        return np.repeat(touched(frames, self.content.rate, self.start, self.stop), math.prod(sides))
+        grids, *sides = segment.codes.shape
+        frames = touched(len(self.content.frames), self.content.rate, self.start, self.stop)
+        later = np.zeros((grids - 1) * self.group, bool)
+        later[: len(frames) - 1] = frames[1:]
+        missing = np.concatenate([frames[:1], later.reshape(grids - 1, self.group).any(1)])
+        return np.repeat(missing, math.prod(sides))
 
     def finish(self, made: Video) -> Video:
         """The original's own frames outside of the stretch."""
@@ -299,6 +306,21 @@ class _VideoFilling:
 
         hole = torch.from_numpy(touched(len(made.frames), self.content.rate, self.start, self.stop))
         return Video(torch.where(hole[:, None, None, None], made.frames, self.content.frames), made.rate)
+
+
+def join(contents: Sequence[object], sample_rate: int) -> Video | None:
+    """Return videos and the waveforms beside them, in turn or one after the other, as one video with audio.
+
+    None where one of the two is missing, and for videos of several sizes or rates. sample_rate: of the waveforms, Hz.
+    """
+    import torch
+
+    videos = [content for content in contents if isinstance(content, Video)]
+    waves = [content for content in contents if isinstance(content, torch.Tensor)]
+    kinds = {(video.frames.shape[1:], video.rate) for video in videos}
+    if len(kinds) != 1 or not waves or len({len(wave) for wave in waves}) != 1:
+        return None
+    return Video(torch.cat([v.frames for v in videos]), videos[0].rate, torch.cat(waves, -1), sample_rate)
 
 
 def contact_sheet(frames: "Tensor") -> "Tensor":
@@ -309,6 +331,16 @@ def contact_sheet(frames: "Tensor") -> "Tensor":
     rows = -(-len(frames) // SHEET)
     blank = frames.new_full((rows * min(SHEET, len(frames)) - len(frames), *frames.shape[1:]), -1.0)
     return rearrange(torch.cat([frames, blank]), "(r n) c h w -> c (r h) (n w)", r=rows)
+
+
+def _header(tokenizer: FrameTokenizer, fps: int, frames: np.ndarray) -> tuple[int, ...]:
+    """The facts of a video's header."""
+    return (fps, len(frames)) if tokenizer.frames.group > 1 else (fps,)
+
+
+def frames_of(segment: Segment) -> int:
+    """Return the number of frames of a video's segment."""
+    return segment.facts[1] if len(segment.facts) > 1 else len(segment.codes)
 
 
 def _opened(content: Blob, name: str = "") -> "VideoFile":

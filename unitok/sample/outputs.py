@@ -3,6 +3,7 @@
 import re
 import shutil
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
@@ -16,8 +17,9 @@ from unitok.errors import UserError
 from unitok.files import whole_folder, write_text
 from unitok.interleaved import Types, format_raw_document
 from unitok.media.formats import HEAD, image_format, promised
-from unitok.modalities import referred, with_layers
+from unitok.modalities import AnyModality, referred, with_layers
 from unitok.modalities.box import in_pixels
+from unitok.modalities.video import VideoModality, join
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,6 +78,24 @@ class Output:
     def videos(self) -> "list[Video]":
         """Generated videos."""
         return self.of_kind("video")
+
+    @property
+    def movies(self) -> "list[Video]":
+        """Videos with the audio beside them, joined where they stand in turn, a second of each; also of the prompt where what belongs to them
+        is generated."""
+        given = len(self.prompt.segments)
+        made: list[Video] = []
+        for timed, run in groupby(enumerate(self.document.segments), lambda each: bool(self._modality(each[1]).keys)):
+            some = list(run)
+            if timed and some[-1][0] >= given:
+                contents = [self.bundle.decode(s) if i < given else self.content(i - given) for i, s in some]
+                rates = {getattr(self.bundle.require(s.modality), "sample_rate", 0) for _, s in some} - {0}
+                movie = join(contents, min(rates)) if len(rates) == 1 else None
+                made += [movie] if movie else []
+        return made
+
+    def _modality(self, segment: Segment) -> AnyModality:
+        return self.bundle.modality(segment.modality)
 
     @property
     def boxes(self) -> list[np.ndarray]:
@@ -140,7 +160,7 @@ class Output:
     # ---- Files ---------------------------------------------------------------------------------------------------
 
     def save(self, folder: str | Path, overwrite: bool = False, as_map: str = "") -> RawDocument:
-        """Write the files of the whole document into a folder, generated text as .txt. Files that the prompt named as a Path are
+        """Write the files of the whole document into a folder, generated text as .txt, and `movies` with their audio. Files that the prompt named as a Path are
         copied as they are; everything else of the prompt is decoded. Returns the document that names them.
 
         overwrite: replace the files of another output of the same number. as_map: also write generated images as the maps that they
@@ -165,6 +185,8 @@ class Output:
         parts += self.bundle.write_document(self.new, folder, name, contents).content
         for i, content in enumerate(contents if as_map else ()):
             self.bundle.modality(self.new.segments[i].modality).save_map(content, folder / f"{name}-{i}.{as_map}.png", as_map)
+        for i, movie in enumerate(self.movies):
+            VideoModality().save(None, movie, folder / f"{name}-movie-{i}")
         if self.text:
             (folder / f"{name}.txt").write_text(self.text, encoding="utf-8")
         return RawDocument(name, tuple(parts))
@@ -208,16 +230,19 @@ def save_outputs(
             [output.save(new, overwrite=True, as_map=as_map) for output in outputs],
             outputs[0].bundle.types if outputs else {},
         )
-        lead, articles = "Gray: the prompt. Blue: generated.", [_article(raw, types) for raw in raws]
+        lead, articles = "Gray: the prompt. Blue: generated.", [_article(raw, types, new) for raw in raws]
         pages.write_page(new / "index.html", "articles.html", title=title, lead=lead, articles=articles)
         write_text(new / "outputs.jsonl", "".join(format_raw_document(raw, new, types) + "\n" for raw in raws))
 
 
-def _article(raw: RawDocument, types: Types) -> pages.Article:
+def _article(raw: RawDocument, types: Types, folder: Path) -> pages.Article:
     figures = []
     for part in raw.content:
         modality = types[part.type]
         element = modality.html(None, part.value) if part.path is None else modality.html_of_file(part.path)
         figures.append(pages.Figure(element, kind="new" if part.loss else "given"))
     kinds, contents = [types[part.type].kind for part in raw.content], [part.value for part in raw.content]
+    movies = [VideoModality().html_of_file(file) for file in sorted(folder.glob(f"{raw.id}-movie-*"))]
+    kinds, contents = [*kinds, *[VideoModality.kind] * len(movies)], [*contents, *movies]
+    figures += [pages.Figure(movie, "together", kind="new") for movie in movies]
     return pages.Article(with_layers(kinds, contents, figures))

@@ -1,18 +1,21 @@
 """Scenes in motion: one or two things that move or grow in a clip of two seconds, with captions, questions, and what reads them back.
 
-Things move right, left, up or down, slowly or quickly, or they grow or shrink; two of them at once, or one after the other. The oracle
-(`read_clip`) reads frames with plain image processing, as `unitok.scenes.oracle` reads images.
+Things move right, left, up or down, slowly or quickly, or they grow or shrink; two of them at once, or one after the other. The audio of a
+clip has a note per frame, of the thing that moves, of two in turn; its shape is the timbre, as in still scenes, small things are high, and
+the notes follow the motion: higher and higher for a thing that moves up, louder and louder for one that moves right. The oracle (`read_clip`,
+`follows`) reads frames and notes with plain signal processing, as `unitok.scenes.oracle` does.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from scipy import ndimage
 
 from unitok.scenes.oracle import nearest, plain_background
-from unitok.scenes.world import BACKGROUNDS, COLORS, SHAPES, SIZES, cover
+from unitok.scenes.world import BACKGROUNDS, COLORS, SAMPLE_RATE, SHAPES, SIZES, TIMBRES, cover
 
 FRAMES, RATE = 8, 4  # of a clip, and per second
 WAYS = {"right": (1, 0), "left": (-1, 0), "up": (0, -1), "down": (0, 1)}
@@ -20,6 +23,10 @@ SPEEDS = {"slowly": 0.2, "quickly": 0.45}  # how far a thing moves in a clip, as
 GROWTH = {"grows": (0.12, 0.21), "shrinks": (0.21, 0.12)}  # radius of the first and last frame, as a fraction of the side
 PLACES = (0.25, 0.75)  # of two things
 HALF = FRAMES // 2  # frames; of two things that move one after the other, the first moves in the first half
+REGISTERS = {"small": 12.0, "large": 0.0}  # semitones above C4
+RISES = {"slowly": 4.0, "quickly": 10.0}  # semitones by which notes rise or fall with things that move up or down
+SWELLS = {"slowly": 8.0, "quickly": 20.0}  # decibels by which they grow louder or softer with things that move right or left
+AMPLITUDE = 0.2  # of a note that is neither
 
 
 @dataclass(frozen=True)
@@ -139,14 +146,52 @@ def render_clip(clip: Clip, rng: np.random.Generator, side: int = 32) -> np.ndar
             axis, later = WHERE[clip.where]
             center[axis] += PLACES[number if later else 1 - number] - 0.5
         for frame in range(FRAMES):
-            steps = (HALF - 1, frame - HALF * number) if clip.in_turn else (FRAMES - 1, frame)
-            progress = min(max(steps[1] / steps[0], 0.0), 1.0)
+            progress = _progress(clip, number, frame)
             cx, cy = center + (progress - 0.5) * np.array(WAYS.get(thing.way, (0, 0))) * SPEEDS.get(thing.speed, 0.0)
             first, last = GROWTH.get(thing.growth) or [SIZES[thing.size]] * 2
             radius = (first + (last - first) * progress) * side
             alpha = cover(thing.shape, radius, x - cx * side, y - cy * side)[..., None]
             frames[frame] += alpha * (np.array(COLORS[thing.color], np.float32) - frames[frame])
     return np.round(frames).astype(np.uint8)
+
+
+def _progress(clip: Clip, number: int, frame: int) -> float:
+    """How far a thing has moved or grown at a frame, 0 to 1."""
+    steps, past = (HALF - 1, frame - HALF * number) if clip.in_turn else (FRAMES - 1, frame)
+    return min(max(past / steps, 0.0), 1.0)
+
+
+# ---- Audio ----------------------------------------------------------------------------------------------------------
+
+
+def notes(clip: Clip) -> list[tuple[int, str, float, float]]:
+    """The note of each frame: the number of the thing that plays it, its timbre, semitones above C4, decibels above `AMPLITUDE`."""
+    made = []
+    for frame in range(FRAMES):
+        number = 0 if not clip.where else frame // HALF if clip.in_turn else frame % 2
+        thing, progress = clip.things[number], _progress(clip, number, frame)
+        (right, down), offset = WAYS.get(thing.way, (0, 0)), progress - 0.5
+        first, last = {"grows": (12.0, 0.0), "shrinks": (0.0, 12.0)}.get(thing.growth) or [REGISTERS[thing.size]] * 2
+        pitch = first + (last - first) * progress - down * offset * RISES.get(thing.speed, 0.0)
+        timbre = list(TIMBRES)[SHAPES.index(thing.shape)]
+        made.append((number, timbre, pitch, right * offset * SWELLS.get(thing.speed, 0.0)))
+    return made
+
+
+def _note(timbre: str, pitch: float, rate: int, amplitude: float) -> np.ndarray:
+    """float32 [rate / RATE]: partials start at phase zero; attack 5 ms, then it decays; nothing above half the rate."""
+    t, hertz = np.arange(rate // RATE, dtype=np.float32) / rate, 261.63 * 2 ** (pitch / 12)
+    partials = [(p, a) for p, a in TIMBRES[timbre] if hertz * p < rate / 2]
+    wave = sum(a * np.sin(2 * np.pi * hertz * p * t) for p, a in partials)
+    power = sum(a * a for _, a in partials) ** 0.5
+    envelope = np.minimum(t / 0.005, 1) * np.minimum((1 / RATE - t) / 0.02, 1) * np.exp(-2 * t * RATE)
+    return (wave * envelope * amplitude / power / 1.4).astype(np.float32)
+
+
+def render_notes(clip: Clip, rng: np.random.Generator, rate: int = SAMPLE_RATE) -> np.ndarray:
+    """float32 [1, T] in [-1, 1]: the audio of a clip, as long as its frames; loudness varies a little. rate: Hz."""
+    loudness = AMPLITUDE * rng.uniform(0.93, 1.07)
+    return np.concatenate([_note(t, p, rate, loudness * 10 ** (db / 20)) for _, t, p, db in notes(clip)])[None]
 
 
 # ---- Reading back ---------------------------------------------------------------------------------------------------
@@ -252,3 +297,47 @@ def _early(track: _Track, count: int, grows: bool) -> float:
     ]
     whole = sum(step for _, step in steps)
     return sum(step for frame, step in steps if frame < count / 2) / max(whole, 1e-6)
+
+
+_PITCHES = np.arange(-6.0, 18.1, 0.125)  # that are tried, in semitones above C4
+_OFF = {"pitch": 0.75, "loudness": 2.0}  # semitones and decibels by which the notes of a thing may be off, on average
+
+
+def follows(waveform: np.ndarray, rate: int, clip: Clip) -> bool:
+    """Whether audio, float [T] or [C, T] in [-1, 1] at `rate` Hz, is that of a clip: as many notes, all timbres, pitches and loudnesses."""
+    wave = np.asarray(waveform, np.float32)
+    wave = wave.mean(0) if wave.ndim == 2 else wave
+    slot, expected = rate // RATE, notes(clip)
+    if round(len(wave) / slot) != len(expected):
+        return False
+    read = [_read_note(np.pad(part, (0, slot - len(part))), rate) for part in np.split(wave, range(slot, FRAMES * slot, slot))]
+    for number in range(len(clip.things)):
+        pairs = [(a, b[1:]) for a, b in zip(read, expected, strict=True) if b[0] == number]
+        off = np.abs([(a[1] - b[1], a[2] - b[2]) for a, b in pairs]).mean(0)
+        if any(a[0] != b[0] for a, b in pairs) or off[0] > _OFF["pitch"] or off[1] > _OFF["loudness"]:
+            return False
+    return True
+
+
+def _read_note(samples: np.ndarray, rate: int) -> tuple[str, float, float]:
+    """Timbre, semitones above C4, and decibels above `AMPLITUDE` of a note."""
+    names, spectra, levels = _templates(rate)
+    samples = samples[: rate // RATE]
+    spectrum = _spectrum(samples)
+    best = int(np.argmax(spectra @ spectrum))
+    level = np.sqrt(np.mean(samples**2)) / levels[best]
+    return *names[best], float(20 * np.log10(max(level, 1e-4) / AMPLITUDE))
+
+
+def _spectrum(samples: np.ndarray) -> np.ndarray:
+    """Magnitudes, blurred over some 10 Hz, so that partials of a slightly other pitch still fit."""
+    return ndimage.gaussian_filter1d(np.abs(np.fft.rfft(samples * np.hanning(samples.shape[-1]))), 3, axis=-1)
+
+
+@cache
+def _templates(rate: int) -> tuple[list[tuple[str, float]], np.ndarray, np.ndarray]:
+    """(timbre, pitch) of all notes that are tried, their magnitude spectra of unit length, and their RMS at amplitude 1."""
+    names = [(timbre, float(pitch)) for timbre in TIMBRES for pitch in _PITCHES]
+    waves = np.stack([_note(timbre, pitch, rate, 1.0) for timbre, pitch in names])
+    spectra = _spectrum(waves)
+    return names, spectra / np.linalg.norm(spectra, axis=1, keepdims=True), np.sqrt(np.mean(waves**2, axis=1))

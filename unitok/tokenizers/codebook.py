@@ -59,6 +59,12 @@ class Codebook(nn.Module):
         self.initted.fill_(True)
 
     @torch.no_grad()
+    def init_from(self, codebook: "Codebook") -> None:
+        """Begin with the codes of a codebook that is not larger; the others repeat its first one and count as dead, until an update."""
+        more = self.size - codebook.size
+        self.set(torch.cat([codebook.embed, codebook.embed[:1].expand(more, -1)]), F.pad(codebook.cluster_size, (0, more)))
+
+    @torch.no_grad()
     def init_codebook(self, vectors: Tensor, seed: int = 0, iterations: int = 10) -> None:
         """Initialize the codes by k-means of vectors [N, dim]: Lloyd's algorithm from a random choice of them."""
         centers = _draw(vectors, self.size, torch.Generator(vectors.device).manual_seed(seed))

@@ -39,6 +39,7 @@ class ImageTokenizerConfig:
         codebook_normalize: for `vq`, latents and codes have length 1.
         scales: number of values of each dimension, for `fsq`; the number of codes is their product.
         decodes: whether there is a decoder; some published tokenizers have none.
+        group: frames of a video that share a grid of codes, after its first frame, which has its own; 1: every frame has one.
     """
 
     ch: int = 64
@@ -55,8 +56,11 @@ class ImageTokenizerConfig:
     codebook_normalize: bool = True
     scales: tuple[int, ...] = (8, 8, 8)
     decodes: bool = True
+    group: int = field(default=1, metadata=LATER)
 
     def __post_init__(self) -> None:
+        if self.group < 1:
+            raise UserError(f"group is {self.group}: it must be at least 1 frame")
         if self.ch % 32:
             raise UserError(f"ch is {self.ch}: it must be a multiple of 32, the groups of group norm")
         if self.quantizer not in ("vq", "fsq", "lfq", "simvq"):

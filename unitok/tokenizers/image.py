@@ -4,9 +4,14 @@
 
 Images larger than `ImageTokenizer.tile` are processed in overlapping tiles, so memory stays bounded. Each code comes from the
 tile in whose middle it lies; pixels of neighboring tiles are blended over the overlap, so there are no seams.
+
+A video is a grid for its first frame, which is an image, then one for every `group` frames (cf. Yu et al. 2024, "MAGVIT-v2", whose codes
+are causal in the same way). A grid says nothing of later frames; decoding also looks at the grid before, and no further.
 """
 
 import itertools
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Literal
 
@@ -22,11 +27,13 @@ from unitok.tokenizers.arguments import check_codes, check_images
 from unitok.tokenizers.base import Reconstruction, Tokenizer
 from unitok.tokenizers.config import ImageTokenizerConfig
 from unitok.tokenizers.patch import ImagePatchEncoder
-from unitok.tokenizers.quantize import build_quantizer
+from unitok.tokenizers.quantize import VectorQuantizer, build_quantizer
 from unitok.tokenizers.vqgan import Decoder, Encoder
 
 #: Longest side of an image in codes; the vocabulary has as many grid sizes.
 LONGEST_SIDE = 64
+
+TOGETHER = 32  # frames of videos that go through the networks together
 
 #: How an image is brought to size: `keep` all of it (shrunk to an area, never enlarged), `crop` the center square, or
 #: `resize` to a square, whatever its aspect ratio.
@@ -40,6 +47,7 @@ class ImageTokenizer(Tokenizer):
         stride: pixels per code along each side. codebook_size: number of codes.
         tile: pixels per side of the largest square that is processed at once; its area also bounds batches.
         overlap: codes that neighboring tiles share.
+        group: frames of a video that share a grid, after the first.
     """
 
     kind = "image"
@@ -52,29 +60,71 @@ class ImageTokenizer(Tokenizer):
         self.encoder = ImagePatchEncoder(c) if c.encoder == "patch" else Encoder(c)
         self.decoder = Decoder(c) if c.decodes else None
         self.quantizer = build_quantizer(c)
-        self.stride, self.codebook_size = c.stride, self.quantizer.size
+        self.stride, self.group, self.codebook_size = c.stride, c.group, self.quantizer.size
         self.tile, self.overlap = 1024, 8
 
-    def _latents(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, h, w, z_channels]."""
-        h, w = (-side % self.stride for side in images.shape[-2:])
-        padded = F.pad(images, (0, w, 0, h), mode="replicate") if h or w else images
-        return rearrange(self.encoder(padded), "b c h w -> b h w c")
+    @torch.no_grad()
+    def init_from(self, trained: "ImageTokenizer", where: str) -> None:
+        """Take the weights of another image tokenizer, whose groups and codebook may be smaller.
 
-    def _pixels(self, latents: Tensor) -> Tensor:
+        Groups of frames begin with what it does for one frame; further codes are drawn from data in the first step of training.
+        where: for messages. Errors: `UserError` for another architecture.
+        """
+        given, own = trained.config, self.config
+        free = ("group", "codebook_size") if own.quantizer == "vq" else ("group",)
+        differ = [f.name for f in fields(own) if f.name not in free and getattr(given, f.name) != getattr(own, f.name)]
+        if differ or given.group not in (1, own.group) or given.codebook_size > own.codebook_size:
+            which = ", ".join(differ) or f"group {given.group}, codebook_size {given.codebook_size}"
+            raise UserError(f"{where}: its weights do not fit a tokenizer of another {which}")
+        state = self.state_dict()
+        for name, value in trained.state_dict().items():
+            if state[name].shape == value.shape:
+                state[name].copy_(value)
+        if isinstance(self.quantizer, VectorQuantizer) and isinstance(trained.quantizer, VectorQuantizer):
+            self.quantizer.codebook.init_from(trained.quantizer.codebook)
+        if own.group > given.group:
+            self.encoder.start_group()
+            if self.decoder is not None:
+                self.decoder.start_group()
+
+    def steps(self, frames: int) -> int:
+        """The number of grids of a video of that many frames."""
+        return 1 + -(-(frames - 1) // self.group)
+
+    def _padded(self, images: Tensor) -> Tensor:
+        """Images [B, C, H, W] whose sides are whole codes."""
+        h, w = (-side % self.stride for side in images.shape[-2:])
+        return F.pad(images, (0, w, 0, h), mode="replicate") if h or w else images
+
+    def _latents(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W], or [B, group * 3, H, W] -> [B, h, w, z_channels]."""
+        return rearrange(self.encoder(self._padded(images)), "b c h w -> b h w c")
+
+    def _pixels(self, latents: Tensor, before: Tensor | None = None) -> Tensor:
+        """Latents [B, h, w, z_channels], of a group of frames with those of the grid before it -> [B, 3 or group * 3, H, W]."""
         if self.decoder is None:
             raise UserError("this image tokenizer only encodes: its checkpoint has no decoder")
-        return self.decoder(rearrange(latents, "b h w c -> b c h w"))
+        return self.decoder(*(rearrange(z, "b h w c -> b c h w") for z in (latents, before) if z is not None))
 
     def forward(self, images: Tensor, quantize: bool = True) -> Reconstruction:
-        """Reconstruct images [B, 3, H, W] in [-1, 1]. quantize: False leaves the latents as they are (warm-up)."""
-        z = self._latents(images)
-        h = z.shape[1]
-        flat = rearrange(z, "b h w c -> b (h w) c")
+        """Reconstruct images [B, 3, H, W] or videos [B, F, 3, H, W] of whole groups, in [-1, 1]. quantize: False leaves the latents as they
+        are (warm-up)."""
+        videos = images if images.ndim == 5 else images[:, None]
+        (frames, _, height, width), g = videos.shape[1:], self.group
+        later = rearrange(videos[:, 1:], "b (n g) c h w -> (b n) (g c) h w", g=g)
+        parts = [self._latents(part) for part in (videos[:, 0], later) if len(part)]
+        z = torch.cat([rearrange(part, "(b n) h w c -> b n h w c", b=len(videos)) for part in parts], 1)
+        flat = rearrange(z, "b n h w c -> b (n h w) c")
         q = self.quantizer(flat) if quantize else self.quantizer.project(flat)
-        pixels = self._pixels(rearrange(q.latents, "b (h w) c -> b h w c", h=h))[..., : images.shape[2], : images.shape[3]]
-        codes = None if q.codes is None else rearrange(q.codes, "b (h w) -> b h w", h=h)
-        return Reconstruction(pixels, codes, q.losses, q.projected)
+        grids = rearrange(q.latents, "b (n h w) c -> b n h w c", n=z.shape[1], h=z.shape[2])
+        signal = self._pixels(grids[:, 0])
+        if frames > 1:
+            groups = self._pixels(grids[:, 1:].flatten(0, 1), grids[:, :-1].flatten(0, 1))
+            signal = torch.cat([signal[:, None], rearrange(groups, "(b n) (g c) h w -> b (n g) c h w", b=len(videos), g=g)], 1)
+        codes = None if q.codes is None else q.codes.reshape(z.shape[:-1])
+        if images.ndim == 4 and codes is not None:
+            codes = codes[:, 0]
+        return Reconstruction(signal[..., :height, :width], codes, q.losses, q.projected)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -82,10 +132,36 @@ class ImageTokenizer(Tokenizer):
 
         Errors: `UserError` as for `check_images`.
         """
-        images = check_images(images, self.dtype)
+        return self._encode_all(check_images(images, self.dtype))
+
+    @torch.no_grad()
+    def encode_videos(self, videos: Sequence[Tensor]) -> list[Tensor]:
+        """Return the codes of videos whose grids have equal sides: of each, [F, 3, H, W] in [-1, 1] -> int64 [steps(F), h, w].
+
+        The last group of a video is filled up with its last frame. Errors: `UserError` as for `check_images`.
+        """
+        stacks = [stack for video in videos for stack in self._stacks(video)]
+        grids: dict[int, Tensor] = {}
+        for size in {len(stack) for stack in stacks}:
+            chosen = [number for number, stack in enumerate(stacks) if len(stack) == size]
+            for first in range(0, len(chosen), max(1, TOGETHER // size)):
+                some = chosen[first : first + max(1, TOGETHER // size)]
+                frames = [self._padded(check_images(stacks[number], self.dtype)) for number in some]
+                grids |= dict(zip(some, self._encode_all(torch.stack(frames).flatten(1, 2)), strict=True))
+        counts = [self.steps(len(video)) for video in videos]
+        return list(torch.stack([grids[number] for number in range(len(stacks))]).split(counts))
+
+    def _stacks(self, frames: Tensor) -> list[Tensor]:
+        """The frames [F, 3, H, W] that each grid of a video stands for, [1 or group, 3, H, W]."""
+        missing = -(len(frames) - 1) % self.group
+        whole = torch.cat([frames[1:], frames[-1:].expand(missing, -1, -1, -1)])
+        return [frames[:1], *whole.split(self.group)] if len(whole) else [frames[:1]]
+
+    def _encode_all(self, images: Tensor) -> Tensor:
+        """[B, 3 or group * 3, H, W] -> int64 [B, h, w], a few images at a time."""
         if max(images.shape[-2:]) > self.tile:
             return torch.cat([self._encode_tiles(image[None]) for image in images])
-        at_once = max(1, self.tile**2 // (images.shape[-2] * images.shape[-1]))
+        at_once = max(1, 3 * self.tile**2 // images[0].numel())
         return torch.cat([self._encode(part.to(self.device)) for part in images.split(at_once)])
 
     def _encode(self, images: Tensor) -> Tensor:
@@ -94,7 +170,7 @@ class ImageTokenizer(Tokenizer):
         return rearrange(codes, "b (h w) -> b h w", h=z.shape[1])
 
     def _encode_tiles(self, image: Tensor) -> Tensor:
-        """[1, 3, H, W] -> [1, h, w]: each code from the tile in whose middle it lies."""
+        """[1, C, H, W] -> [1, h, w]: each code from the tile in whose middle it lies."""
         f = self.stride
         h, w = (-(-side // f) for side in image.shape[-2:])
         codes = torch.empty(1, h, w, dtype=torch.long, device=self.device)
@@ -120,25 +196,47 @@ class ImageTokenizer(Tokenizer):
 
         Errors: `UserError` for codes of another shape or range, and for a tokenizer without a decoder.
         """
-        codes = check_codes(codes, "[B, h, w]", self.codebook_size)
+        return self._decode_all(check_codes(codes, "[B, h, w]", self.codebook_size)[:, None])
+
+    @torch.no_grad()
+    def decode_video(self, codes: Tensor, frames: int | None = None, start: int = 0) -> Tensor:
+        """Return the frames of a video's codes: int64 [S, h, w] -> [F, 3, h * stride, w * stride] in [-1, 1], on the CPU.
+
+        frames: how many it has; default: all that the codes cover. start: the first grid to decode, for a part of a long video.
+        Errors: `UserError` as for `decode`.
+        """
+        codes = check_codes(codes, "[S, h, w]", self.codebook_size)
+        parts = [] if start else [self._decode_all(codes[:1, None]).cpu()]
+        pairs = torch.stack([codes[:-1], codes[1:]], 1)[max(0, start - 1) :]
+        for some in pairs.split(max(1, TOGETHER // self.group)):
+            parts.append(
+                rearrange(self._decode_all(some if self.group > 1 else some[:, 1:]).cpu(), "n (g c) h w -> (n g) c h w", c=3)
+            )
+        first = start and 1 + (start - 1) * self.group
+        return torch.cat(parts)[: None if frames is None else frames - first]
+
+    def _decode_all(self, codes: Tensor) -> Tensor:
+        """[B, 1, h, w], or [B, 2, h, w] with the grid before that of each group -> [B, 3 or group * 3, H, W], a few at a time."""
         h, w = codes.shape[-2:]
         if max(h, w) * self.stride > self.tile:
             return torch.cat([self._decode_tiles(grid[None]) for grid in codes])
-        at_once = max(1, self.tile**2 // (h * w * self.stride**2))
+        channels = self.group if codes.shape[1] > 1 else 1
+        at_once = max(1, self.tile**2 // (channels * h * w * self.stride**2))
         return torch.cat([self._decode(part.to(self.device)) for part in codes.split(at_once)])
 
     def _decode(self, codes: Tensor) -> Tensor:
-        latents = self.quantizer.lookup(rearrange(codes, "b h w -> b (h w)"))
-        return self._pixels(rearrange(latents, "b (h w) c -> b h w c", h=codes.shape[1])).float().clamp(-1, 1)
+        latents = self.quantizer.lookup(rearrange(codes, "b n h w -> b (n h w)"))
+        *before, own = rearrange(latents, "b (n h w) c -> n b h w c", n=codes.shape[1], h=codes.shape[2])
+        return self._pixels(own, *before).float().clamp(-1, 1)
 
     def _decode_tiles(self, codes: Tensor) -> Tensor:
-        """[1, h, w] -> [1, 3, H, W]: weighted mean of the tiles, with weights that fall towards their borders."""
+        """[1, n, h, w] -> [1, C, H, W]: weighted mean of the tiles, with weights that fall towards their borders."""
         f = self.stride
         h, w = codes.shape[-2:]
-        pixels = torch.zeros(1, 3, h * f, w * f, device=self.device)
+        pixels = torch.zeros(1, 3 * (self.group if codes.shape[1] > 1 else 1), h * f, w * f, device=self.device)
         weights = torch.zeros(h * f, w * f, device=self.device)
         for (top, bottom), (left, right) in itertools.product(self._tiles(h), self._tiles(w)):
-            tile = self._decode(codes[:, top:bottom, left:right].to(self.device))
+            tile = self._decode(codes[..., top:bottom, left:right].to(self.device))
             weight = torch.outer(self._ramp(top, bottom, h), self._ramp(left, right, w))
             pixels[..., top * f : bottom * f, left * f : right * f] += tile * weight
             weights[top * f : bottom * f, left * f : right * f] += weight

@@ -28,7 +28,7 @@ class _Block(nn.Module):
 
 
 class _PatchEncoder(nn.Module):
-    """A residual MLP: patches [..., values] -> latents [..., dimension]."""
+    """A linear stem, `patch_in`, of patches [..., values], and a residual MLP to latents [..., dimension]."""
 
     def __init__(self, values: int, width: int, blocks: int, dimension: int):
         super().__init__()
@@ -38,20 +38,31 @@ class _PatchEncoder(nn.Module):
         self.latent_out = nn.Linear(width, dimension)
 
     def latents(self, patches: Tensor) -> Tensor:
-        return self.latent_out(self.norm_out(self.blocks(self.patch_in(patches))))
+        """[..., width], from the stem -> [..., dimension]."""
+        return self.latent_out(self.norm_out(self.blocks(patches)))
 
 
 class ImagePatchEncoder(_PatchEncoder):
     """Latents that each depend on one square of `stride x stride` pixels."""
 
     def __init__(self, config: ImageTokenizerConfig):
-        self.stride = config.stride
-        super().__init__(3 * self.stride**2, config.ch * config.ch_mult[-1], config.num_res_blocks + 2, config.z_channels)
+        self.stride, width = config.stride, config.ch * config.ch_mult[-1]
+        super().__init__(3 * self.stride**2, width, config.num_res_blocks + 2, config.z_channels)
+        if config.group > 1:
+            self.group_in = nn.Linear(config.group * 3 * self.stride**2, width)
+
+    @torch.no_grad()
+    def start_group(self) -> None:
+        """Let a group of equal frames give what one of them gives."""
+        group = self.group_in.in_features // self.patch_in.in_features
+        self.group_in.weight.copy_(self.patch_in.weight.repeat(1, group) / group)
+        self.group_in.bias.copy_(self.patch_in.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, z_channels, H / stride, W / stride]."""
+        """[B, 3, H, W], or `group` frames as [B, group * 3, H, W] -> [B, z_channels, H / stride, W / stride]."""
         patches = rearrange(x, "b c (h p) (w q) -> b h w (c p q)", p=self.stride, q=self.stride)
-        return rearrange(self.latents(patches), "b h w c -> b c h w")
+        stem = self.patch_in if x.shape[1] == 3 else self.group_in
+        return rearrange(self.latents(stem(patches)), "b h w c -> b c h w")
 
 
 class AudioPatchEncoder(_PatchEncoder):
@@ -64,7 +75,7 @@ class AudioPatchEncoder(_PatchEncoder):
     def forward(self, x: Tensor) -> Tensor:
         """[B, channels, T] -> [B, dimension, ceil(T / hop)]; the last frame is padded with zeros."""
         frames = rearrange(F.pad(x, (0, -x.shape[-1] % self.hop)), "b c (n p) -> b n (c p)", p=self.hop)
-        return rearrange(self.latents(frames), "b n d -> b d n")
+        return rearrange(self.latents(self.patch_in(frames)), "b n d -> b d n")
 
     def stream(self, x: Tensor, state: State, last: bool = False) -> Tensor:
         """Return the latents [B, dimension, n] that are complete with the next samples [B, channels, t]."""

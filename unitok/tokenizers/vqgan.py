@@ -27,6 +27,13 @@ def _for_convolutions(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
 
 
+def copy_bias(given: nn.Conv2d, to: nn.Conv2d, repeats: int) -> None:
+    """Let a convolution's bias be that of another one, repeated."""
+    assert given.bias is not None
+    assert to.bias is not None
+    to.bias.copy_(given.bias.repeat(repeats))
+
+
 class ResnetBlock(nn.Module):
     """Two 3x3 convolutions around a shortcut: [B, in, H, W] -> [B, out, H, W]."""
 
@@ -132,6 +139,8 @@ class Encoder(nn.Module):
         super().__init__()
         c, self.patch = config, config.patch
         self.conv_in = nn.Conv2d(3 * c.patch**2, c.ch, 3, padding=1)
+        if c.group > 1:
+            self.group_in = nn.Conv2d(c.group * 3 * c.patch**2, c.ch, 3, padding=1)
         self.down = nn.ModuleList()
         width, side = c.ch, c.resolution // c.patch
         for i, mult in enumerate(c.ch_mult):
@@ -145,9 +154,17 @@ class Encoder(nn.Module):
         self.norm_out = _norm(width)
         self.conv_out = nn.Conv2d(width, c.z_channels, 3, padding=1)
 
+    @torch.no_grad()
+    def start_group(self) -> None:
+        """Let a group of equal frames give what one of them gives."""
+        group = self.group_in.in_channels // self.conv_in.in_channels
+        self.group_in.weight.copy_(self.conv_in.weight.repeat(1, group, 1, 1) / group)
+        copy_bias(self.conv_in, self.group_in, 1)
+
     def forward(self, x: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, z_channels, H / f, W / f]."""
-        x = self.conv_in(_for_convolutions(F.pixel_unshuffle(x, self.patch)))
+        """[B, 3, H, W], or `group` frames as [B, group * 3, H, W] -> [B, z_channels, H / f, W / f]."""
+        stem = self.conv_in if x.shape[1] == 3 else self.group_in
+        x = stem(_for_convolutions(F.pixel_unshuffle(x, self.patch)))
         for level in self.down:
             x = level(x)
             x = level.downsample(x) if hasattr(level, "downsample") else x  # type: ignore[operator]
@@ -174,11 +191,28 @@ class Decoder(nn.Module):
         self.up = nn.ModuleList(levels)  # up.0 is the finest, as in taming
         self.norm_out = _norm(width)
         self.conv_out = nn.Conv2d(width, 3 * c.patch**2, 3, padding=1)
+        if c.group > 1:
+            self.group_in = nn.Conv2d(2 * c.z_channels, c.ch * c.ch_mult[-1], 3, padding=1)
+            self.group_out = nn.Conv2d(width, c.group * 3 * c.patch**2, 3, padding=1)
 
-    def forward(self, z: Tensor) -> Tensor:
-        """[B, z_channels, h, w] -> [B, 3, h * f, w * f]."""
-        x = self.mid(self.conv_in(_for_convolutions(z)))
+    @torch.no_grad()
+    def start_group(self) -> None:
+        """Let latents give a group of frames that each are what they gave alone, whatever was before."""
+        group = self.group_out.out_channels // self.conv_out.out_channels
+        for parameter in self.group_in.parameters():
+            parameter.zero_()
+        self.group_out.weight.copy_(self.conv_out.weight.repeat(group, 1, 1, 1))
+        copy_bias(self.conv_out, self.group_out, group)
+
+    def forward(self, z: Tensor, before: Tensor | None = None) -> Tensor:
+        """[B, z_channels, h, w] -> [B, 3, h * f, w * f].
+
+        before: the latents before those of a group of frames; its frames are then [B, group * 3, h * f, w * f].
+        """
+        x = self.conv_in(_for_convolutions(z))
+        x = self.mid(x if before is None else x + self.group_in(_for_convolutions(torch.cat([before, z], 1))))
         for level in reversed(self.up):
             x = level(x)
             x = level.upsample(x) if hasattr(level, "upsample") else x  # type: ignore[operator]
-        return F.pixel_shuffle(self.conv_out(_silu(self.norm_out(x))), self.patch)
+        out = self.conv_out if before is None else self.group_out
+        return F.pixel_shuffle(out(_silu(self.norm_out(x))), self.patch)

@@ -1,6 +1,6 @@
 """The training of the image tokenizer; its step is that of `TokenizerTraining`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +8,11 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from unitok.bundle import load_trained_part
 from unitok.errors import UserError
 from unitok.media import save_image
 from unitok.tokenizers import ImageTokenizer, ImageTokenizerConfig
+from unitok.tokenizers.base import Reconstruction
 from unitok.tokenizers.quantize import VectorQuantizer
 from unitok.training.discriminators import PatchDiscriminator
 from unitok.training.losses import adaptive_weight, gradient_loss
@@ -48,13 +50,14 @@ class ImageLosses:
 
 
 class ImageTokenizerTraining(TokenizerTraining):
-    """Training of an image tokenizer on images [B, 3, S, S] in [-1, 1].
+    """Training of an image tokenizer on images [B, 3, S, S] or videos [B, F, 3, S, S] in [-1, 1].
 
     Args:
         tokenizer: architecture.
         losses: weights of the losses.
         gan: the discriminator and its schedule.
         images_every: steps between grids of reconstructions, on disk and in TensorBoard; 0 for none.
+        init_from: an image tokenizer, its run or its bundle, whose weights it begins with; its `group` may be smaller and its codebook, too.
     """
 
     kind = "image tokenizer"
@@ -74,15 +77,18 @@ class ImageTokenizerTraining(TokenizerTraining):
         *,
         quantize_start: float = 0.08,
         images_every: int = 500,
+        init_from: str | None = None,
         **shared: Any,
     ):
         super().__init__(config=tokenizer, gan=gan, quantize_start=quantize_start, show_every=images_every, **shared)
-        self.weights = losses
+        self.weights, self.init_from = losses, init_from
 
     def build(self) -> None:
         self.tokenizer = ImageTokenizer(self.config)
         if not self.config.decodes:
             raise UserError("decodes is false: a tokenizer without a decoder cannot be trained")
+        if self.init_from:
+            self.tokenizer.init_from(load_trained_part("image", Path(self.init_from))[0], self.init_from)
         quantizer = self.tokenizer.quantizer
         if isinstance(quantizer, VectorQuantizer):
             quantizer.entropy_temperature = self.weights.entropy_temperature if self.weights.entropy else 0.0
@@ -103,6 +109,14 @@ class ImageTokenizerTraining(TokenizerTraining):
         super().check_part(part)
         if self.weights.perceptual == "auto" and part["perceptual"] != self.perceptual_kind:
             self._set_perceptual(part["perceptual"])  # a run goes on with what it began with
+
+    def _backward(
+        self, target: Tensor, semantic_target: Tensor | None, out: Reconstruction, fraction: float, adversarial: bool
+    ) -> Losses:
+        """Losses see the frames of videos as images."""
+        if target.ndim == 5:
+            target, out = target.flatten(0, 1), replace(out, signal=out.signal.flatten(0, 1))
+        return super()._backward(target, semantic_target, out, fraction, adversarial)
 
     def reconstruction_losses(self, out: Tensor, target: Tensor) -> Losses:
         """L1, L2, gradient and perceptual losses of images [B, 3, H, W]."""
@@ -125,6 +139,8 @@ class ImageTokenizerTraining(TokenizerTraining):
 
     def show(self, name: str, images: Tensor, pixels: Tensor, step: int) -> None:
         """Save originals above reconstructions, as a PNG in the run's folder and in TensorBoard."""
+        if images.ndim == 5:
+            images, pixels = images.flatten(0, 1), pixels.flatten(0, 1)
         rows = torch.stack([images[:GRID_IMAGES].float(), pixels[:GRID_IMAGES].float().clamp(-1, 1)])
         grid = rearrange(rows, "r n c h w -> c (r h) (n w)").cpu()
         save_image(self.folder(name) / f"step-{step:07d}.png", grid)
@@ -132,11 +148,11 @@ class ImageTokenizerTraining(TokenizerTraining):
             board.add_image(name, (grid + 1) / 2, step)
 
     def measure(self, images: Tensor, show: bool) -> Sums:
-        """PSNR of reconstructions of images [B, 3, H, W], dB."""
+        """PSNR of reconstructions of images [B, 3, H, W] or videos [B, F, 3, H, W], dB."""
         pixels = self.averaged(self.tokenizer)(images, quantize=self.quantizes_to_validate()).signal.float()
         if show:
             self.show("validation", images, pixels, self.steps_done)
-        return {"psnr_db": (_psnr((pixels - images).square().mean(dim=(1, 2, 3))).sum(), len(images))}
+        return {"psnr_db": (_psnr((pixels - images).square().flatten(1).mean(1)).sum(), len(images))}
 
 
 def _psnr(error: Tensor) -> Tensor:

@@ -2,17 +2,20 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import zip_longest
 
 from unitok.bundle import Bundle
 from unitok.document import RawDocument
 from unitok.errors import UserError
 
 
-def versions(bundle: Bundle, raw: RawDocument, options: Callable[[str], object]) -> Iterator[RawDocument]:
+def versions(bundle: Bundle, raw: RawDocument, options: Callable[[str], object], seconds: float = 0.0) -> Iterator[RawDocument]:
     """A document (or one per piece of its content), each followed by its variants; every one has an id of its own.
 
-    raw: its parts' types are instances of the bundle. options: gives the options of an instance.
+    raw: its parts' types are instances of the bundle. options: gives the options of an instance. seconds: of each of the stretches in which
+    all its recordings and videos stand in turn; 0: one whole after the other.
     """
+    raw = _in_turns(bundle, raw, options, seconds) if seconds else raw
     names = dict.fromkeys(part.type for part in raw.content if part.file is not None)
     for piece in _pieces(bundle, raw, names, options):
         yield piece
@@ -22,6 +25,23 @@ def versions(bundle: Bundle, raw: RawDocument, options: Callable[[str], object])
                     replace(p, view="&".join(filter(None, (p.view, view)))) if p.type == name else p for p in piece.content
                 )
                 yield replace(piece, id=f"{piece.id}#{view}", content=content)
+
+
+def _in_turns(bundle: Bundle, raw: RawDocument, options: Callable[[str], object], seconds: float) -> RawDocument:
+    """The first stretch of each recording and video, then the second of each, and so on, in the place of the first of them."""
+    timed = [part for part in raw.content if part.file is not None and "start" in bundle.modality(part.type).keys]
+    stretches, notes = [], list(raw.notes)
+    for part in timed:
+        assert part.file is not None
+        modality, tokenizer = bundle.modality(part.type), bundle.require(part.type)
+        views, left_out = modality.pieces(tokenizer, part.file, options(part.type), part.view, seconds)
+        notes += [left_out] if left_out else []
+        content = part.file.loaded()
+        stretches.append([replace(part, view=view, file=content) for view in views or [part.view]])
+    turns = [part for turn in zip_longest(*stretches) for part in turn if part is not None]
+    first = raw.content.index(timed[0]) if timed else 0
+    others = [[p for p in some if p not in timed] for some in (raw.content[:first], raw.content[first:])]
+    return replace(raw, content=(*others[0], *turns, *others[1]), notes=tuple(notes))
 
 
 def _pieces(

@@ -215,7 +215,7 @@ class _Work:
             given = {**self.encoder.options.get(kind, {}), **spec.options.get(kind, {})}
             return make_options(kind, given, f"source {spec.name}")
 
-        for version in versions(self.bundle, replace(raw, content=named), options):
+        for version in versions(self.bundle, replace(raw, content=named), options, spec.turn_seconds):
             media: dict[int, MediaItem] = {}
             facts = Counter({"characters": 0.0})
             kinds = [self.bundle.modality(part.type).kind for part in version.content]

@@ -25,7 +25,7 @@ from unitok.data.prepare.recipe import FIELD, SourceSpec, TemplatePart, part_key
 from unitok.document import Part
 from unitok.errors import UserError
 from unitok.media import promised, sniff_bytes, unread
-from unitok.modalities import modalities
+from unitok.modalities import modalities, modality_of
 from unitok.storage import MAX_TEXT, Blob
 
 #: Names of fields that hold a caption, where there is no template.
@@ -167,7 +167,8 @@ class _Reader:
         else:
             self.blank.append(name)
 
-    def _take_blob(self, name: str, blob: Blob, role: str) -> None:
+    def _take_blob(self, name: str, blob: Blob, role: str, named: str = "") -> None:
+        """named: the kind that the field's name gives, where its content may be read as several, such as a video's audio."""
         head = blob.head()
         if role == "caption":
             if not head or b"\0" in head:
@@ -179,6 +180,7 @@ class _Reader:
             kind = sniff_bytes(head, "svg")
         what = promised(blob.name) or promised(f".{name}") or ("an image or audio" if role == "media" else "")
         if kind in self.media:
+            kind = named if named and kind in modality_of(named).also else kind
             self.media[kind].append(_part(self.spec, kind, blob))
         elif kind and what:
             raise UserError(f"{blob.name}: {kind}, where {what} should be; replace it or leave it out")
@@ -195,7 +197,7 @@ class _Reader:
     def _take_named_files(self, flat: list[tuple[str, object]]) -> None:
         """Read texts in fields with a name of media: data URLs, and names of files where the row does not hold the media itself."""
         has_media = any(self.media.values())
-        names: dict[str, str] = {}  # by file: two fields may name one
+        names: dict[tuple[str, str], str] = {}  # by file and `named`: two fields may name one
         for name, value in flat:
             for text in _listed(value) if names_media(_last(name)) else ():
                 if not isinstance(text, str):
@@ -205,10 +207,15 @@ class _Reader:
                 elif data := data_url(text, name):
                     self._take_blob(name, data, "media")
                 elif not has_media and names_file(_last(name), text):
-                    names.setdefault(text, name)
-        for text, name in names.items():
+                    names.setdefault((text, self._named(name)), name)
+        for (text, named), name in names.items():
             blob = open_media(text, name, self.open_path).loaded()
-            self._take_blob(f"{name}.{text.rpartition('.')[2]}" if "." in text else name, blob, "media")
+            self._take_blob(f"{name}.{text.rpartition('.')[2]}" if "." in text else name, blob, "media", named)
+
+    def _named(self, name: str) -> str:
+        """The kind that a field is named after, where that kind is also read of others; ""."""
+        kind = _last(name).lower()
+        return kind if kind in self.media and modality_of(kind).also else ""
 
     def _document(self) -> RowContent:
         """Texts first, then media; one text for all captions. Errors: `UserError` where the row cannot be a document."""

@@ -69,7 +69,8 @@ class SourceSpec:
         roles, loss: by type (a kind or an instance), for parts that have none of their own.
         order: the order of types in each document; `[random]`: each document's parts shuffled; `[both]`: each document twice, in its
             order and in the opposite one.
-        interleave: `words`: each word beside what is heard of it, by the times in a field `words` (`unitok.data.prepare.words`).
+        interleave: `words`: each word beside what is heard of it, by the times in a field `words` (`unitok.data.prepare.words`); or seconds,
+            such as `1s`: a stretch of each video and recording of a document in turn, as they play together.
         speakers: `name`: the name in a field `speaker` stands before the text (`alice: …`); or the role of each speaker's parts by name.
             Default: such a field is not used.
         root: another folder that paths may lead into; default: none may leave the source's own folder.
@@ -97,6 +98,16 @@ class SourceSpec:
     mask_history: bool = False
     options: dict[str, dict[str, object]] = field(default_factory=dict)
 
+    @property
+    def by_words(self) -> bool:
+        """Whether words stand beside what is heard of them."""
+        return self.interleave == "words"
+
+    @property
+    def turn_seconds(self) -> float:
+        """Seconds of each stretch of the videos and recordings that stand in turn; 0: each whole."""
+        return float(self.interleave[:-1]) if re.fullmatch(r"\d{1,6}(\.\d{1,6})?s", self.interleave) else 0.0
+
     def __post_init__(self) -> None:
         where = f"source {self.name or self.path}"
         if self.weight <= 0:
@@ -107,9 +118,11 @@ class SourceSpec:
             raise UserError(f"{where}: order {list(self.order)}; it lists types, each once, or is [random] or [both]")
         if len(self.order) > 1 and {"both", "random"} & set(self.order):
             raise UserError(f"{where}: order {list(self.order)}: random and both stand alone")
-        if self.interleave not in ("", "words") or (self.interleave and (self.template or self.order == ("random",))):
-            raise UserError(f"{where}: interleave {self.interleave!r}; it is words, without a template or a random order")
-        if self.interleave and self.speakers:
+        if self.interleave and not self.by_words and not self.turn_seconds:
+            raise UserError(f"{where}: interleave {self.interleave!r}; it is words, or seconds above 0 such as 1s")
+        if self.by_words and (self.template or self.order == ("random",)):
+            raise UserError(f"{where}: interleave words: without a template or a random order")
+        if self.by_words and self.speakers:
             raise UserError(f"{where}: interleave and speakers do not go together; leave one of them out")
         if self.speakers and self.template:
             raise UserError(f"{where}: speakers: a template has its own place for {{speaker}}; leave one of them out")

@@ -199,8 +199,8 @@ class Source:
 
         try:
             if not self.spec.template and is_conversation(row):
-                if self.spec.interleave:
-                    raise UserError("interleave: a conversation has no words with times; leave it out")
+                if self.spec.by_words:
+                    raise UserError("interleave words: a conversation has no words with times; leave it out")
                 if self.spec.order:
                     raise UserError("order: the parts of a conversation stay in their order; leave it out")
                 parts = read_conversation(row, make, self.spec.mask_history)
@@ -211,7 +211,7 @@ class Source:
                     parts, of_stretch = in_stretch(parts, row, folder)
                     parts, of_speaker = with_speaker(parts, row, self.spec.speakers)
                     notes = [*notes, *of_stretch, *of_speaker]
-                if self.spec.interleave:
+                if self.spec.by_words:
                     parts, cuts = with_words(parts, row, self.spec)
                 content = parts, notes
         except UserError as error:
@@ -232,8 +232,8 @@ class Source:
         return {**row, "json": Blob.of(self.files, path)} if path and self.files.exists(path) else row
 
     def _make_of_aligned(self, item: SourceItem) -> list[RawDocument]:
-        if self.spec.interleave:
-            raise UserError(f"{item.where}: interleave: folders of modalities have no words with times; leave it out")
+        if self.spec.by_words:
+            raise UserError(f"{item.where}: interleave words: folders of modalities have no words with times; leave it out")
         return self._document(item, (read_aligned(self.spec, self.files, item), []))
 
     def _make_of_files(self, item: SourceItem) -> list[RawDocument]:
@@ -260,8 +260,10 @@ class Source:
         row = parse_json_line(text, item.where)
         if isinstance(row, dict) and (self.spec.template or "content" not in row):
             return self.from_fields(item, row)
-        if self.spec.interleave:
-            raise UserError(f"{item.where}: interleave: it is for fields `audio` and `words`, and this line has `content`")
+        if self.spec.by_words:
+            raise UserError(
+                f"{item.where}: interleave words: it is for fields `audio` and `words`, and this line has `content`"
+            )
         raw = raw_document(row, Path(""), item.where, item.id, self.types)
         folder = os.path.dirname(item.file)
         named = [str(part.get("path", "")) for part in row["content"]]
