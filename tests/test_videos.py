@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from clips import clip, noise
+from PIL import Image
 from raw_data import tar_of
 
 from unitok.api import Unitok
@@ -292,3 +293,34 @@ def test_what_plays_together_is_one_file(u, tmp_path):
         (["a"], "video:8x4x4x4,video:4x4x4x4,audio:0.5s"),
     ):
         assert u.generate([prompt], plan, seed=0)[0].movies == []
+
+
+def test_a_folder_of_frames_is_a_video(u, folder, tmp_path):
+    frames = tmp_path / "in" / "frames"
+    frames.mkdir(parents=True)
+    drawn = clip(12, 32, 32)
+    for number, pixels in enumerate(drawn, 1):
+        Image.fromarray(pixels).save(frames / f"frame-{number}.png")
+    (frames / "notes.txt").write_text("12 frames")
+    (tmp_path / "secret.png").write_bytes((frames / "frame-1.png").read_bytes())
+    (frames / "frame-0.png").symlink_to(tmp_path / "secret.png")  # not followed
+    (segment,) = u.read(frames)
+    again = Video(torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2) / 127.5 - 1, 8)
+    assert segment.facts == (8,)
+    assert np.array_equal(segment.codes, u.read(again)[0].codes)  # frame 10 after frame 9
+    part = {"type": "video", "path": "frames"}
+    lines = [{"content": [part]}, {"content": [part | {"start": 0.25, "end": 1.0}]}, {"content": [part | {"path": "empty"}]}]
+    (tmp_path / "in" / "empty").mkdir()
+    (tmp_path / "in" / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    report = tokenize(Plan(str(tmp_path / "in" / "a.jsonl"), str(tmp_path / "out"), str(folder)))
+    assert [len(TokenDataset(tmp_path / "out").document(n).segments[0].codes) for n in range(2)] == [12, 6]
+    assert "no images in this folder" in (tmp_path / "out" / "errors.jsonl").read_text()
+    (frames / "frame-3.png").write_bytes(b"torn")
+    (short,) = u.read(frames)
+    assert len(short.codes) == 2
+    assert report
+    outside = {"content": [{"type": "video", "path": "../in2"}]}
+    (tmp_path / "in2").mkdir()
+    (tmp_path / "in" / "b.jsonl").write_text(json.dumps(outside) + "\n")
+    with pytest.raises(UserError, match="leaves the folder of its source"):
+        tokenize(Plan(str(tmp_path / "in" / "b.jsonl"), str(tmp_path / "no"), str(folder)))

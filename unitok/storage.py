@@ -102,6 +102,13 @@ class Files:
             if name not in bad:
                 yield from self.folders(name)
 
+    def is_folder(self, name: str) -> bool:
+        """Whether a name is that of a folder that may be read."""
+        try:
+            return self.remote is None and os.path.isdir(self._resolve(name))
+        except (UserError, OSError):
+            return False
+
     def look(self, name: str) -> FileInfo:
         """Return a file's size and stamp, or why it is refused."""
         try:
@@ -278,6 +285,9 @@ def _check_stamp(name: str, now: int, listed: int | None) -> None:
         raise UserError(f"{name}: has changed since the run was planned")
 
 
+FOLDER = b"\0folder\0"  # stands for the first bytes of a folder
+
+
 @dataclass(frozen=True)
 class Blob:
     """The bytes of a member of an archive, a cell of a table, or a file.
@@ -317,7 +327,7 @@ class Blob:
 
 @dataclass(frozen=True)
 class _FileBlob(Blob):
-    """The content of a file of a source."""
+    """The content of a file of a source, or of a folder, such as one of a video's frames."""
 
     files: Files = field(kw_only=True)
     stamp: int | None = None
@@ -326,10 +336,14 @@ class _FileBlob(Blob):
         return self.files.read(self.name, self.stamp)
 
     def head(self) -> bytes:
+        if self.files.is_folder(self.name):
+            return FOLDER
         with self.files.open(self.name) as file:
             return file.read(4096)
 
     def loaded(self) -> Blob:
+        if self.files.is_folder(self.name):
+            return self
         large = self.files.remote is None and self.files.look(self.name).size > SMALL
         return self if large else Blob(self.name, self.read())
 
@@ -337,6 +351,9 @@ class _FileBlob(Blob):
     def local(self) -> Iterator[Path | None]:
         if self.files.remote is not None:
             yield None
+            return
+        if self.files.is_folder(self.name):
+            yield self.files.local(self.name)
             return
         before = self.files.look(self.name)
         if before.problem:

@@ -110,7 +110,7 @@ def _piece_of_part(bundle: Tokenizers, part: Part) -> _Piece:
 
 def _piece_of_file(bundle: Tokenizers, path: Path, role: str, loss: bool, type: str = "", view: str = "") -> _Piece:
     """type: of the part that names the file; "" where there is none."""
-    if not path.is_file():
+    if not (path.is_file() or path.is_dir()):
         raise UserError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
     source = str(path) if type else ReadFile(path)
     return _piece_of_blob(bundle, Blob.of(Files("/"), str(path.absolute())), str(path), role, loss, type, source, view)

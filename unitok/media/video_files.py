@@ -7,6 +7,8 @@ middle gives what comes before, and `VideoFile.problem` says where it ended.
 
 import io
 import math
+import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
 from fractions import Fraction
@@ -19,7 +21,8 @@ import soxr
 from PIL import Image
 
 from unitok.errors import UserError, first_line
-from unitok.media.image_files import MAX_PIXELS, to_rgb
+from unitok.media.formats import promised
+from unitok.media.image_files import MAX_PIXELS, open_image, to_rgb
 
 REMEDY = "replace it or leave it out"
 INSTALL = "reading it needs PyAV: pip install 'unitok-lm[video]'"
@@ -76,8 +79,13 @@ class VideoFile(AbstractContextManager):
         """Close the file."""
 
 
-def open_video(path: Path, data: bytes | None = None) -> VideoFile:
-    """Open a video or an animation. data: bytes of the file; `path` is then only its name. Errors: `UserError` that names the file."""
+def open_video(path: Path, data: bytes | None = None, rate: float = 8.0) -> VideoFile:
+    """Open a video, an animation, or a folder of frames, one image each, in the order of their names (`2.png` before `10.png`).
+
+    data: bytes of the file; `path` is then only its name. rate: frames per second of a folder. Errors: `UserError` that names the file.
+    """
+    if data is None and path.is_dir():
+        return _Folder(path, rate)
     if data is None and not path.is_file():
         raise UserError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
     source: Any = io.BytesIO(data) if data is not None else path
@@ -117,6 +125,34 @@ class _Animation(VideoFile):
 
     def close(self) -> None:
         self._image.close()
+
+
+class _Folder(VideoFile):
+    """A folder of frames. Links in it are not followed; what is no image by its name is left out."""
+
+    def __init__(self, path: Path, rate: float):
+        super().__init__(str(path))
+        with os.scandir(path) as entries:
+            names = [e.name for e in entries if e.is_file(follow_symlinks=False) and promised(e.name) == "an image"]
+        self._frames = [path / name for name in sorted(names, key=_by_number)]
+        if not self._frames:
+            raise UserError(f"{path}: no images in this folder, so it is no video; {REMEDY}")
+        self.format, self.rate, self.seconds, self.size = "FRAMES", rate, len(names) / rate, open_image(self._frames[0]).size
+        self.bytes = sum(frame.stat().st_size for frame in self._frames)
+
+    def _decoded(self, start: float) -> Iterator[Frame]:
+        for number in range(int(start * self.rate + 1e-6), len(self._frames)):
+            try:
+                image = open_image(self._frames[number])
+            except UserError as error:
+                self.problem = f"damaged after {number / self.rate:.2f} s: {error}"
+                return
+            yield Frame(number / self.rate, 1 / self.rate, image)
+
+
+def _by_number(name: str) -> list[tuple[int, str]]:
+    """Sorts names as people number them."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"([0-9]+)", name)]
 
 
 class Container:

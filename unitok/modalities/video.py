@@ -24,7 +24,7 @@ from unitok.errors import UserError
 from unitok.modalities import Loaded, Modality, Plain, Stream, TokenizerLike, register
 from unitok.modalities.audio import checked_stretch, stretch_of, stretch_view, touched
 from unitok.ranges import Span
-from unitok.storage import Blob, Files
+from unitok.storage import FOLDER, Blob, Files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -105,7 +105,7 @@ class VideoOptions:
 
 @register
 class VideoModality(Modality[FrameTokenizer, Video, VideoOptions]):
-    """Content: `Video`. It is read from what FFmpeg reads, and from GIF, WebP and APNG."""
+    """Content: `Video`. It is read from what FFmpeg reads, from GIF, WebP and APNG, and from folders of frames."""
 
     kind = "video"
     keys = ("start", "end")
@@ -142,7 +142,7 @@ class VideoModality(Modality[FrameTokenizer, Video, VideoOptions]):
         from unitok.media.formats import image_format, sniff_bytes
         from unitok.media.video_files import ANIMATIONS
 
-        return sniff_bytes(head, name) == self.kind or image_format(head, name) in ANIMATIONS
+        return head == FOLDER or sniff_bytes(head, name) == self.kind or image_format(head, name) in ANIMATIONS
 
     def view(self, given: Mapping[str, object], where: str) -> str:
         return stretch_view(given, where)
@@ -155,9 +155,9 @@ class VideoModality(Modality[FrameTokenizer, Video, VideoOptions]):
         self, tokenizer: FrameTokenizer, content: Blob, options: VideoOptions, view: str = "", seconds: float = 0.0
     ) -> tuple[list[str], str]:
         start, stop = _within(view)
-        with _opened(content) as video:
-            end = min(stop, video.seconds or max((f.time + f.duration for f in video.frames()), default=0.0))
         fps = options.fps or tokenizer.fps
+        with _opened(content, fps) as video:
+            end = min(stop, video.seconds or max((f.time + f.duration for f in video.frames()), default=0.0))
         frames = max(1, round(seconds * fps)) if seconds else options.frames
         longest = frames / fps
         count = math.ceil(math.floor((end - start) * fps + 0.5 + 1e-3) / frames)  # as `sample_frames` counts
@@ -185,7 +185,7 @@ class VideoModality(Modality[FrameTokenizer, Video, VideoOptions]):
 
         start, stop = _within(view)
         fps = options.fps or tokenizer.fps
-        with _opened(content, name) as video:
+        with _opened(content, fps, name) as video:
             width, height = video.size
             images = sample_frames(video.frames(start), fps, start, stop)
             some = itertools.islice(images, LONGEST + 1)
@@ -343,11 +343,12 @@ def frames_of(segment: Segment) -> int:
     return segment.facts[1] if len(segment.facts) > 1 else len(segment.codes)
 
 
-def _opened(content: Blob, name: str = "") -> "VideoFile":
+def _opened(content: Blob, fps: int, name: str = "") -> "VideoFile":
+    """fps: frames per second of a folder of frames."""
     from unitok.media import open_video
 
     with content.local() as path:
-        return open_video(path or Path(name or content.name), None if path else content.read())
+        return open_video(path or Path(name or content.name), None if path else content.read(), fps)
 
 
 def _within(view: str) -> tuple[float, float]:

@@ -7,6 +7,7 @@ the notes follow the motion: higher and higher for a thing that moves up, louder
 """
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -23,7 +24,7 @@ SPEEDS = {"slowly": 0.2, "quickly": 0.45}  # how far a thing moves in a clip, as
 GROWTH = {"grows": (0.12, 0.21), "shrinks": (0.21, 0.12)}  # radius of the first and last frame, as a fraction of the side
 PLACES = (0.25, 0.75)  # of two things
 HALF = FRAMES // 2  # frames; of two things that move one after the other, the first moves in the first half
-REGISTERS = {"small": 12.0, "large": 0.0}  # semitones above C4
+REGISTERS = {"small": 0.0, "large": -12.0}  # semitones above C4
 RISES = {"slowly": 4.0, "quickly": 10.0}  # semitones by which notes rise or fall with things that move up or down
 SWELLS = {"slowly": 8.0, "quickly": 20.0}  # decibels by which they grow louder or softer with things that move right or left
 AMPLITUDE = 0.2  # of a note that is neither
@@ -171,7 +172,7 @@ def notes(clip: Clip) -> list[tuple[int, str, float, float]]:
         number = 0 if not clip.where else frame // HALF if clip.in_turn else frame % 2
         thing, progress = clip.things[number], _progress(clip, number, frame)
         (right, down), offset = WAYS.get(thing.way, (0, 0)), progress - 0.5
-        first, last = {"grows": (12.0, 0.0), "shrinks": (0.0, 12.0)}.get(thing.growth) or [REGISTERS[thing.size]] * 2
+        first, last = {"grows": (0.0, -12.0), "shrinks": (-12.0, 0.0)}.get(thing.growth) or [REGISTERS[thing.size]] * 2
         pitch = first + (last - first) * progress - down * offset * RISES.get(thing.speed, 0.0)
         timbre = list(TIMBRES)[SHAPES.index(thing.shape)]
         made.append((number, timbre, pitch, right * offset * SWELLS.get(thing.speed, 0.0)))
@@ -299,12 +300,13 @@ def _early(track: _Track, count: int, grows: bool) -> float:
     return sum(step for frame, step in steps if frame < count / 2) / max(whole, 1e-6)
 
 
-_PITCHES = np.arange(-6.0, 18.1, 0.125)  # that are tried, in semitones above C4
+_PITCHES = np.arange(-18.0, 6.1, 0.125)  # that are tried, in semitones above C4
 _OFF = {"pitch": 0.75, "loudness": 2.0}  # semitones and decibels by which the notes of a thing may be off, on average
 
 
 def follows(waveform: np.ndarray, rate: int, clip: Clip) -> bool:
-    """Whether audio, float [T] or [C, T] in [-1, 1] at `rate` Hz, is that of a clip: as many notes, all timbres, pitches and loudnesses."""
+    """Whether audio, float [T] or [C, T] in [-1, 1] at `rate` Hz, is that of a clip: as many notes, and for each thing its timbre (of most of
+    its notes), pitches and loudnesses (on average)."""
     wave = np.asarray(waveform, np.float32)
     wave = wave.mean(0) if wave.ndim == 2 else wave
     slot, expected = rate // RATE, notes(clip)
@@ -313,8 +315,9 @@ def follows(waveform: np.ndarray, rate: int, clip: Clip) -> bool:
     read = [_read_note(np.pad(part, (0, slot - len(part))), rate) for part in np.split(wave, range(slot, FRAMES * slot, slot))]
     for number in range(len(clip.things)):
         pairs = [(a, b[1:]) for a, b in zip(read, expected, strict=True) if b[0] == number]
-        off = np.abs([(a[1] - b[1], a[2] - b[2]) for a, b in pairs]).mean(0)
-        if any(a[0] != b[0] for a, b in pairs) or off[0] > _OFF["pitch"] or off[1] > _OFF["loudness"]:
+        timbre = Counter(a[0] for a, _ in pairs).most_common(1)[0][0]
+        pitch, loudness = np.mean([(abs(a[1] - b[1]), abs(a[2] - b[2])) for a, b in pairs], 0)
+        if timbre != pairs[0][1][0] or pitch > _OFF["pitch"] or loudness > _OFF["loudness"]:
             return False
     return True
 
