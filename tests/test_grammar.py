@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+from unitok.document import Document, Segment
 from unitok.errors import UserError
 from unitok.grammar import Grammar
 from unitok.plan import PlanItem, parse_plan
+from unitok.span_positions import AXES, POSITION
 from unitok.vocab import Span, Vocab
 
 PLANS = ["free", "image", "audio", "text", "text,image:2x3,audio:2", "image,text,image", "audio:4,text", "audio,audio"]
@@ -126,5 +128,31 @@ def test_places_count_from_the_begin_of_each_image_and_sound(vocab, random_docum
                 start = p.start + (ids[p.start] in vocab.roles)
                 wanted[start : p.start + p.length] = 1 + np.arange(p.start + p.length - start)
                 counted += 1
-        assert np.array_equal(grammar.span_positions(ids), wanted)
+        assert np.array_equal(grammar.span_positions(ids) & POSITION, wanted)
     assert counted > 30
+
+
+@pytest.mark.parametrize("group", [0, 2])
+def test_codes_know_their_frame_row_and_column(vocab, group):
+    facts, vocab = (7, 5) if group else (7,), Vocab.from_manifest(vocab.to_manifest())
+    vocab.add(
+        Span("video", ("image",), "<video>", "</video>", ("fps", "frames", "grid", "grid"), facts=len(facts), group=group),
+        {"fps": 60, "frames": 64},
+    )
+    grids = 3 if group else 5
+    segments = (
+        Segment("video", np.zeros((grids, 2, 4)), facts=facts),
+        Segment("text", np.array([5, 6])),
+        Segment("image", np.zeros((3, 2))),
+        Segment("audio", np.zeros((3, 4))),
+    )
+    ids = vocab.encode(Document(segments))
+    place = Grammar(vocab).span_positions(ids)
+    found = [tuple(int(p) >> at & most for at, most in AXES) for p in place if p > POSITION]
+    wanted = [(f, r, c) for f in range(1, grids + 1) for r in (1, 2) for c in range(1, 5)]
+    wanted += [(grids + 1, 1, 1)]  # the end token, as if another frame began
+    wanted += [(1, r, c) for r in (1, 2, 3) for c in (1, 2)] + [(2, 1, 1)]
+    wanted += [(f, level, 1) for f in range(1, 5) for level in (1, 2, 3)] + [(5, 1, 1)]
+    assert found == wanted
+    row = Grammar(vocab).row()
+    assert [0, *(row.advance(int(id)) for id in ids[1:-1])] == place[:-1].tolist()

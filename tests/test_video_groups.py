@@ -63,6 +63,46 @@ def test_grids_are_causal_and_pieces_are_equal_to_one_pass(encoder, tile):
     torch.testing.assert_close(tokenizer.decode_video(codes[:2]), whole[: 1 + GROUP])
     torch.testing.assert_close(tokenizer.decode_video(codes, 11, start=2), whole[1 + GROUP :])
     torch.testing.assert_close(whole[:1], tokenizer.decode(codes[:1]))
+    torch.testing.assert_close(tokenizer.decode_video(codes[:1], 1), whole[:1])
+    assert len(tokenizer.decode_video(codes, 3, start=2)) == 0
+
+
+def test_wrong_videos_are_one_line():
+    tokenizer = make()
+    codes = tokenizer.encode_videos([video_of(9).numpy()])[0]
+    assert tokenizer.encode_videos([]) == []
+    for call, problem in (
+        (lambda: tokenizer.encode_videos([video_of(2)[0]]), "videos are \\[F, 3, H, W\\]"),
+        (lambda: tokenizer.encode_videos([video_of(3)[:0]]), "at least one frame"),
+        (lambda: tokenizer.encode_videos([video_of(2), video_of(2, 64)]), "several sizes"),
+        (lambda: tokenizer.decode_video(codes, start=3), "start 3: the video has 3 grids"),
+        (lambda: tokenizer.decode_video(codes, start=-1), "start -1"),
+    ):
+        with pytest.raises(UserError, match=problem):
+            call()
+
+
+@pytest.mark.parametrize("vectors", [512, 32 * 512])
+def test_a_codebook_that_was_trained_keeps_its_codes_at_first(vectors):
+    image = make(group=1, codebook_size=512)
+    image.quantizer.update(torch.randn(512, CONFIG.codebook_dim))
+    video = ImageTokenizer(replace(CONFIG, codebook_size=1024))
+    video.init_from(image, "image")
+    before = video.quantizer.codebook.embed.clone()
+    assert video.quantizer.update(torch.randn(vectors, CONFIG.codebook_dim)) <= 512  # the new ones alone
+    cosine = torch.nn.functional.cosine_similarity(video.quantizer.codebook.embed[:512], before[:512], dim=-1)
+    assert cosine.min() > 0.9
+
+
+@pytest.mark.parametrize("group", [1, 2])
+def test_reconstructions_of_videos_have_their_shape(group):
+    tokenizer, videos = make(group=group), torch.stack([video_of(5, 30, 40), video_of(5, 30, 40)])
+    out = tokenizer(videos)
+    assert out.signal.shape == videos.shape
+    assert out.codes.shape == (2, tokenizer.steps(5), 4, 5)
+    codes = tokenizer.encode_videos(list(videos))
+    assert torch.equal(torch.stack(codes), out.codes)
+    torch.testing.assert_close(tokenizer.decode_video(codes[0], 5)[..., :30, :], out.signal[0].clamp(-1, 1).detach())
 
 
 def test_a_trained_image_tokenizer_becomes_one_of_videos():
@@ -236,9 +276,28 @@ def test_a_folder_of_videos_is_measured(tmp_path, capsys):
         ]
     )
     rows = [json.loads(line) for line in (tmp_path / "out" / "videos.jsonl").read_text().splitlines()]
-    assert {row["file"]: row["frames"] for row in rows} == {"0.webp": 3, "1.webp": 5, "2.webp": 7, "3.webp": 9, "still.png": 1}
+    assert {row["file"]: row.get("frames") for row in rows if "frames" in row} == {
+        "0.webp": 3,
+        "1.webp": 5,
+        "2.webp": 7,
+        "3.webp": 9,
+    }
+    assert "a single frame" in rows[-1]["error"]
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert scores["frames_per_grid"] == GROUP
-    assert scores["codes_per_second"] == sum(row["codes"] for row in rows) / scores["seconds"]
+    assert scores["codes_per_second"] == sum(row.get("codes", 0) for row in rows) / scores["seconds"]
     assert "codes_per_second" in capsys.readouterr().out
-    assert (tmp_path / "out" / "index.html").read_text().count("<img") == 4 * len(rows)
+    assert (tmp_path / "out" / "index.html").read_text().count("<img") == 4 * 4
+    main(
+        [
+            "eval",
+            "video-tokenizer",
+            str(tmp_path / "image"),
+            str(tmp_path / "clips"),
+            "--limit",
+            "2",
+            "--out",
+            str(tmp_path / "out"),
+        ]
+    )
+    assert json.loads((tmp_path / "out" / "scores.json").read_text())["videos"] == 2  # into its own folder again

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from clips import clip, noise
 from PIL import Image
@@ -252,21 +253,51 @@ def test_parts_of_a_built_in_bundle_are_given_by_its_name(tmp_path, monkeypatch)
 
 def test_videos_and_their_audio_in_turn(u, folder, tmp_path):
     (tmp_path / "in").mkdir()
-    write_video(tmp_path / "in" / "a.mp4", clip(20, 32, 32), 8, noise(1.5, 8000), 8000)
-    given = [{"type": "text", "text": "a bar"}, {"type": "video", "path": "a.mp4"}, {"type": "audio", "path": "a.mp4"}]
-    (tmp_path / "in" / "documents.jsonl").write_text(
-        f"{json.dumps({'content': given})}\n{json.dumps({'video': 'a.mp4', 'audio': 'a.mp4'})}\n"
-    )
-    words = ["tokenize", str(tmp_path / "in"), str(tmp_path / "out"), "--bundle", str(folder)]
-    main([*words, "--interleave", "1s", "--order", "text,video,audio"])
-    with_text, alone = (TokenDataset(tmp_path / "out").document(number).segments for number in range(2))
-    seconds = [
-        (s.modality, s.codes.shape[-1] / u.audio.frame_rate if s.modality == "audio" else len(s.codes) / 8) for s in alone
+    write_video(tmp_path / "in" / "a.mp4", clip(16, 32, 32), 8, noise(1.5, 8000), 8000)
+    soundfile.write(tmp_path / "in" / "b.wav", noise(1.5, 44_100)[0], 44_100)
+    text, video = {"type": "text", "text": "a bar"}, {"type": "video", "path": "a.mp4"}
+    audio, other = {"type": "audio", "path": "a.mp4"}, {"type": "audio", "path": "b.wav"}
+    lines = [
+        {"content": [text, video, audio]},
+        {"video": "a.mp4", "audio": "a.mp4"},
+        {"content": [video | {"role": "user"}, text | {"role": "user"}, audio | {"role": "assistant"}]},
+        {"content": [video, video]},
+        {"content": [video, other]},
     ]
-    assert [modality for modality, _ in seconds] == ["video", "audio", "video", "audio", "video"]
-    assert [length for _, length in seconds] == pytest.approx([1, 1, 1, 0.5, 0.5], abs=0.15)
-    assert with_text[0].modality == "text"
-    assert [segment.codes.tolist() for segment in with_text[1:]] == [segment.codes.tolist() for segment in alone]
+    (tmp_path / "in" / "documents.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def tokenized(*flags: str) -> list[list[tuple[str, int]]]:
+        out = tmp_path / "-".join(("out", *flags))
+        words = ["tokenize", str(tmp_path / "in"), str(out), "--bundle", str(folder)]
+        main([*words, "--order", "text,video,audio", *flags])
+        data = TokenDataset(out)
+        documents = (data.document(number).segments for number in range(len(data)))
+        return [
+            [(s.modality, s.codes.shape[s.modality == "audio"]) for s in segments if s.modality != "text"]
+            for segments in documents
+        ]
+
+    whole, turns = tokenized(), tokenized("--interleave", "1s")
+    kinds = ["video", "audio", "video", "audio"]
+    assert [[kind for kind, _ in one] for one in turns] == [kinds, kinds, ["video", "audio"], ["video", "video"], kinds]
+    assert [length for kind, length in turns[0] if kind == "video"] == [8, 8]
+    for one, other_one in zip(whole, turns, strict=True):  # as many frames as without
+        assert all(
+            sum(n for k, n in one if k == kind) == sum(n for k, n in other_one if k == kind) for kind in ("video", "audio")
+        )
+    assert tokenized("--interleave", "0.3s")[0][:6] == [
+        ("video", 2),
+        ("audio", 4),
+        ("video", 3),
+        ("audio", 4),
+        ("video", 2),
+        ("audio", 3),
+    ]
+    assert [len(one) for one in tokenized("--interleave", "5s")] == [2] * 5  # all of it is one stretch
+    for unusable in ("0.01s", "40s"):
+        assert len(tokenized("--interleave", unusable)) == 2
+        errors = (tmp_path / f"out---interleave-{unusable}" / "errors.jsonl").read_text()
+        assert errors.count(f"interleave {unusable}: ") == 3
     for wrong in ("1", "0s", "-1s", "word"):
         with pytest.raises(SystemExit):
             main(["tokenize", str(tmp_path / "in"), str(tmp_path / "no"), "--bundle", str(folder), "--interleave", wrong])
@@ -319,6 +350,14 @@ def test_a_folder_of_frames_is_a_video(u, folder, tmp_path):
     (short,) = u.read(frames)
     assert len(short.codes) == 2
     assert report
+    with pytest.raises(UserError, match=r"in: not a file|no images in this folder"):
+        u.read(tmp_path / "in")
+    (frames / "\u00b21.png").write_bytes((frames / "frame-1.png").read_bytes())
+    assert len(u.read(frames)[0].codes) >= 2
+    (tmp_path / "in" / "link").symlink_to(frames)
+    (tmp_path / "in" / "c.jsonl").write_text(json.dumps({"content": [part | {"path": "link"}]}) + "\n")
+    with pytest.raises(UserError, match="a link to a folder"):
+        tokenize(Plan(str(tmp_path / "in" / "c.jsonl"), str(tmp_path / "no"), str(folder)))
     outside = {"content": [{"type": "video", "path": "../in2"}]}
     (tmp_path / "in2").mkdir()
     (tmp_path / "in" / "b.jsonl").write_text(json.dumps(outside) + "\n")

@@ -253,14 +253,16 @@ _OWN = {
     "bundle": rf"bundle\.json|vocab\.json|generation_config\.json|{_PARTS}",
     "imported model": _PARTS,
     "exported decoder": r"(generation_)?config\.json|model\.safetensors|unitok_ids\.json",
-    "sample output": r"outputs\.jsonl|index\.html|\d{6}\.txt|\d{6}(-prompt-\d+)?-\d+\.\w+|\d{6}-prompt-\d+\.\w+",
+    "sample output": r"outputs\.jsonl|index\.html|\d{6}\.txt|\d{6}(-prompt-\d+)?-\d+\.\w+|\d{6}-(prompt|movie)-\d+\.\w+",
     "image evaluation": rf"images\.jsonl|{_PAGE}",
+    "video evaluation": rf"videos\.jsonl|{_PAGE}",
     "audio evaluation": rf"audio\.jsonl|{_PAGE}",
     "document evaluation": rf"scores\.jsonl|{_PAGE}",
 }
 _LISTINGS = {
     "outputs.jsonl": "sample output",
     "images.jsonl": "image evaluation",
+    "videos.jsonl": "video evaluation",
     "audio.jsonl": "audio evaluation",
     "scores.jsonl": "document evaluation",
 }

@@ -16,6 +16,7 @@ from unitok.document import ROLES
 from unitok.errors import UserError
 from unitok.holes import Hole, find_holes, span_positions_of_fills, split_fills
 from unitok.intervals import Intervals, holds, join_intervals, size_of
+from unitok.location import locate_all, located
 from unitok.plan import PlanItem
 from unitok.ranges import Span
 from unitok.vocab import Vocab
@@ -96,13 +97,14 @@ class Row:
 
     @property
     def span_position(self) -> int:
-        """The same in an image or audio, as `Grammar.span_positions` gives it for the last token; 0 in text and between spans."""
-        return self.into if self.span and self.span.begin else 0
+        """Where the last token is in an image or audio, as `Grammar.span_positions` gives it; 0 in text and between spans."""
+        return located(self.span, self.into, self.span.sides(self.header)) if self.span and self.span.begin else 0
 
     def next_span_positions(self, count: int) -> np.ndarray:
         """Return the span positions of the next `count` tokens, as far as they stay in the span; int64 [count]."""
-        last = self.span_position
-        return last + 1 + np.arange(count) if last else np.zeros(count, np.int64)
+        if self.span is None or not self.span.begin:
+            return np.zeros(count, np.int64)
+        return located(self.span, self.into + 1 + np.arange(count), self.span.sides(self.header))
 
     @property
     def units(self) -> int | None:
@@ -256,9 +258,9 @@ class Row:
             return 0
         if self.left is not None:
             self.left -= 1
-        before = self.span_position
+        span, header, position = self.span, self.header, self.into + 1
         self._advance(id)
-        return before + 1 if before else self.span_position
+        return located(span, position, span.sides(header)) if span and span.begin else self.span_position
 
     def _advance(self, id: int) -> None:
         span, units = self.span, self.units
@@ -437,10 +439,11 @@ class Grammar:
         return targets[1:]
 
     def span_positions(self, ids: np.ndarray) -> np.ndarray:
-        """Return each token's position in its image or audio: for tokens [L] int64 [L]; the begin token is 1, text and roles are 0.
+        """Return where each token is in its image or audio: for tokens [L] int64 [L], as `unitok.span_positions` says; text and roles are 0.
 
         Where holes are filled, it is that of the place before the code that comes next."""
         ids = np.asarray(ids)
         holes, start = find_holes(self.vocab, ids)
-        inside: np.ndarray = self._inside(ids[:start] if holes else ids)[1]
+        numbers, inside = self._inside(ids[:start] if holes else ids)
+        inside = locate_all(self.vocab, ids, numbers, inside)
         return np.concatenate([inside, span_positions_of_fills(self.vocab, ids, holes, start)]) if holes else inside

@@ -17,6 +17,7 @@ from math import prod
 import numpy as np
 
 from unitok.errors import UserError
+from unitok.location import located
 from unitok.vocab import SegmentSpan, Vocab
 
 
@@ -83,9 +84,10 @@ def _hole_in(vocab: Vocab, ids: np.ndarray, begin: int, places: np.ndarray) -> H
     """The hole of fill tokens in the span that begins at `begin`."""
     span = next(s for s in vocab.spans.values() if s.begin and vocab.specials[s.begin] == ids[begin])
     first, levels, _ = body_of(vocab, ids, begin)
+    sides = vocab.header_values(span, ids[begin + 1 : first])[1]
     if places[0] < first or places[-1] >= first + len(levels):
         raise UserError(f"position {places[0]}: a hole outside of the codes of {span.modality}")
-    return Hole(span.modality, places, levels[places - first], places - begin)
+    return Hole(span.modality, places, levels[places - first], located(span, places - begin, sides))
 
 
 def body_of(vocab: Vocab, ids: np.ndarray, begin: int) -> tuple[int, np.ndarray, np.ndarray]:

@@ -80,6 +80,10 @@ class Range:
         """Return the side of a grid that a token stands for. Errors: `UserError` for a token of another range."""
         return int(self.to_codes(np.array(id))) + 1
 
+    def values(self, ids: np.ndarray) -> np.ndarray:
+        """Return the sides of a grid that tokens stand for, int64 of the same shape; of tokens of other ranges, any numbers."""
+        return np.asarray(ids, np.int64) - self.offset + 1
+
     @cached_property
     def _positions(self) -> np.ndarray:
         """The position in the range of each code, where there is a permutation."""

@@ -103,11 +103,12 @@ class Files:
                 yield from self.folders(name)
 
     def is_folder(self, name: str) -> bool:
-        """Whether a name is that of a folder that may be read."""
+        """Whether a name is that of a folder that may be read. A link to one is not."""
         try:
-            return self.remote is None and os.path.isdir(self._resolve(name))
+            path = self._resolve(name)
         except (UserError, OSError):
             return False
+        return self.remote is None and os.path.isdir(path) and not os.path.islink(os.path.join(self.folder, name))
 
     def look(self, name: str) -> FileInfo:
         """Return a file's size and stamp, or why it is refused."""
@@ -353,7 +354,11 @@ class _FileBlob(Blob):
             yield None
             return
         if self.files.is_folder(self.name):
-            yield self.files.local(self.name)
+            path = self.files.local(self.name)
+            changed = path.stat().st_mtime_ns
+            yield path
+            if path.stat().st_mtime_ns != changed:
+                raise UserError(f"{self.name}: changed while it was read")
             return
         before = self.files.look(self.name)
         if before.problem:

@@ -2,7 +2,7 @@
 
     python examples/video/evaluate.py runs/video/bundle runs/video/test OUT
 
-Text to video, video to text, the first frame given, the first second given, questions; of each: all right, and motion alone. Video to audio,
+Text to video, video to text, the first frame or a second given, questions; of each: all right, and motion alone. Video to audio,
 and text to video and audio: whether the notes follow the motion. OUT gets contact sheets of the first clips.
 """
 
@@ -71,8 +71,9 @@ right = [output.text.strip() == f"{answer}." for output, (*_, answer) in zip(ans
 print(f"{'questions':28s} {100 * np.mean(right):5.1f} % right", flush=True)
 drawn_clips("text to video", [[row["caption"]] for row in rows], video_plan)
 given = [[row["caption"], document] for row, document in zip(rows, documents, strict=True)]
-drawn_clips("text and first frame", given, video_plan, prefix_fraction=1 / grids)
-drawn_clips("text and first second", given, video_plan, prefix_fraction=0.5)
+for part in (1, max(2, grids // 2)):  # grids that are given
+    count = FRAMES if part == grids else 1 + (part - 1) * u.image.group
+    drawn_clips(f"text and {count} frame{'s' if count > 1 else ''}", given, video_plan, prefix_fraction=part / grids)
 if "audio" in u.bundle.vocab.spans:
     report_audio("video to audio", u.generate([[d] for d in documents], audio_plan, **drawn))
     both = drawn_clips("text to video and audio", [[row["caption"]] for row in rows], f"{video_plan},{audio_plan}")

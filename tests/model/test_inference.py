@@ -17,6 +17,7 @@ from unitok.model.native.decoder import NativeDecoder
 from unitok.plan import parse_plan
 from unitok.sample.engine import generate
 from unitok.sample.running import Request
+from unitok.span_positions import AXES
 from unitok.training.lora import LowRank, add_lora
 from unitok.training.optim import build_optimizers
 
@@ -25,6 +26,7 @@ KINDS = {
     "ours": SMALL,
     "span_positions": replace(SMALL, span_positions=9),
     "span_rotation": replace(SMALL, span_rotation=True),
+    "grid_rotation": replace(SMALL, span_rotation=True, grid_rotation=True),
     "chameleon 34b": replace(SMALL, qk_norm="layer", norm_placement="after"),
     "llama with biases": replace(SMALL, qk_norm="none", num_key_value_heads=4, attention_bias=True, mlp_bias=True),
     "linear scaling": replace(SMALL, rope_scaling={"rope_type": "linear", "factor": 2.0}),
@@ -38,6 +40,14 @@ def copy_of(request):
     if request.param == "compiled" and library() is None:
         pytest.skip("no C++ compiler")
     return {"PyTorch": InferenceDecoder, "compiled": NativeDecoder}[request.param]
+
+
+def random_places(*size):
+    """Span positions with frames, rows and columns."""
+    place = torch.randint(0, 12, size)
+    for at, _ in AXES:
+        place += torch.randint(0, 12, size) << at
+    return place
 
 
 def filled(decoder):
@@ -63,7 +73,7 @@ def assert_close(found, wanted):
 
 @torch.no_grad()
 def test_reading_with_a_cache_equals_one_pass_also_where_contexts_stand_at_different_positions(decoder, copy_of):
-    ids, span_positions = torch.randint(0, 97, (2, 11)), torch.randint(0, 12, (2, 11))
+    ids, span_positions = torch.randint(0, 97, (2, 11)), random_places(2, 11)
     whole = decoder.hidden(ids, span_positions=span_positions)
     fast = copy_of(decoder)
     cache = fast.new_cache(2, 16)
@@ -81,7 +91,7 @@ def test_reading_with_a_cache_equals_one_pass_also_where_contexts_stand_at_diffe
 
 @torch.no_grad()
 def test_a_common_position_and_several_tokens_at_once_change_nothing(decoder, copy_of):
-    ids, span_positions = torch.randint(0, 97, (3, 12)), torch.randint(0, 12, (3, 12))
+    ids, span_positions = torch.randint(0, 97, (3, 12)), random_places(3, 12)
     whole = decoder.hidden(ids, span_positions=span_positions)
     fast = copy_of(decoder)
     common, own = fast.new_cache(3, 16), fast.new_cache(3, 16)

@@ -113,6 +113,8 @@ def test_notes_follow_the_motion():
     for a, wave in zip(drawn, waves, strict=True):  # it fits another clip only where that has the same notes
         assert all(follows(wave, SAMPLE_RATE, b) == (notes(a) == notes(b)) for b in drawn[:30])
     assert not follows(waves[0][:, :-SAMPLE_RATE], SAMPLE_RATE, drawn[0])
+    assert follows(np.pad(waves[0], ((0, 0), (0, 1))), SAMPLE_RATE, drawn[0])
+    assert follows(waves[0][:, :-20], SAMPLE_RATE, drawn[0])
     assert not follows(np.zeros_like(waves[0]), SAMPLE_RATE, drawn[0])
     up, right = (Clip("white", (Thing("red", "circle", "small", way, "quickly"),)) for way in ("up", "right"))
     assert np.all(np.diff([pitch for _, _, pitch, _ in notes(up)]) > 0)

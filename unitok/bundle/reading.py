@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from unitok.document import Document, Part, RawDocument, Segment
 from unitok.errors import UserError
 from unitok.modalities import AnyModality, Loaded, kind_accepting, kind_of_content, modality_of, referred
-from unitok.storage import Blob, Files
+from unitok.storage import FOLDER, Blob, Files
 from unitok.vocab import Vocab
 
 
@@ -110,7 +110,8 @@ def _piece_of_part(bundle: Tokenizers, part: Part) -> _Piece:
 
 def _piece_of_file(bundle: Tokenizers, path: Path, role: str, loss: bool, type: str = "", view: str = "") -> _Piece:
     """type: of the part that names the file; "" where there is none."""
-    if not (path.is_file() or path.is_dir()):
+    frames = path.is_dir() and any(bundle.modality(name).recognizes(FOLDER, path.name) for name in bundle.vocab.spans)
+    if not (path.is_file() or frames):
         raise UserError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
     source = str(path) if type else ReadFile(path)
     return _piece_of_blob(bundle, Blob.of(Files("/"), str(path.absolute())), str(path), role, loss, type, source, view)

@@ -38,6 +38,8 @@ log = logging.getLogger("unitok")
 
 CACHE_BYTES = 1 << 30  # decoded files are kept in memory up to this, in each process
 WHOLE_SECONDS = 60  # audio up to this long is decoded whole and kept; of longer files only the needed part is read
+SHORT_BYTES = 8 << 20  # a video whose frames are no more is decoded whole and kept
+LONGEST_ANIMATION = 600.0  # seconds that are read of a video whose length is not known beforehand, as that of animations
 NAMED = 5  # bad files that are named; more are counted
 TRIES = 100  # files in a row that cannot be read, until a sample is given up
 JUDGED = 100  # least number of files that the fraction of bad ones is taken of
@@ -184,18 +186,23 @@ class VideoDataset(FileDataset[np.ndarray]):
         return torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()).float().div_(127.5).sub_(1)
 
     def _pixels(self, index: int, rng: np.random.Generator) -> np.ndarray:
-        """uint8 [F, S, S, 3]: all frames of a short video, which is kept, or those of a random stretch. Errors: `UserError`, `OSError`."""
+        """uint8 [F, S, S, 3]: all frames of a short video or an animation, which are kept, or those of a random stretch. Errors: `UserError`,
+        `OSError`."""
         entry = self.files[index]
         data = entry.read()
-        head = data[:HEAD] if data is not None else Path(entry.path).open("rb").read(HEAD)
+        if data is None:
+            with open(entry.path, "rb") as file:
+                head = file.read(HEAD)
+        else:
+            head = data[:HEAD]
         if not modality_of("video").recognizes(head, str(entry.label)):
             image = np.asarray(crop_square(open_image(entry.label, data), self.size))
             return self._keep(index, image[None], image.nbytes)
         with open_video(entry.label, data) as video:
-            seconds = self.frames / self.fps
-            whole = video.seconds <= max(WHOLE_SECONDS, seconds)
-            start, length = (0.0, WHOLE_SECONDS) if whole else (float(rng.uniform(0, video.seconds - seconds)), seconds)
-            images = sample_frames(video.frames(start), self.fps, start, start + length)
+            length, seconds = self.frames / self.fps, video.seconds
+            whole = not seconds or seconds * self.fps * 3 * self.size**2 <= SHORT_BYTES or seconds <= length
+            start = 0.0 if whole else float(rng.uniform(0, seconds - length))
+            images = sample_frames(video.frames(start), self.fps, start, start + (LONGEST_ANIMATION if whole else length))
             frames = [np.asarray(crop_square(image, self.size)) for image in images]
             if not frames:
                 raise UserError(f"{entry.label}: {video.problem or 'no frames in it'}")

@@ -1,6 +1,6 @@
 """`unitok eval video-tokenizer`: quality of reconstructed videos, and codes per second.
 
-PSNR and SSIM are those of `unitok.evaluate.image`, means over the frames of each video. Flicker is what changes from one frame to the next
+PSNR is that of all pixels of a video, SSIM the mean over its frames (`unitok.evaluate.image`); scores are means over videos. Flicker is what changes from one frame to the next
 in the reconstruction and not in the original, or the other way round: the mean absolute difference of the two changes, in steps of 8 bits.
 """
 
@@ -9,10 +9,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
 from unitok import pages
 from unitok.bundle import load_trained_part
-from unitok.evaluate.image import image_scores
+from unitok.errors import UserError
+from unitok.evaluate.image import SSIM_SIDE
 from unitok.evaluate.tokenizer import Measured, Row, evaluate_tokenizer, means, timed
 from unitok.media import encode_png
 from unitok.modalities import modality_of
@@ -25,13 +27,12 @@ Scores = dict[str, float | None]
 
 
 def video_scores(out: Tensor, target: Tensor) -> Scores:
-    """PSNR (dB), SSIM and flicker (of 255) of a reconstruction against its original, both [F, 3, H, W] in [0, 1]; None for what cannot be
+    """PSNR (dB) and SSIM, and flicker (of 255) of a reconstruction against its original, both [F, 3, H, W] in [0, 1]; None for what cannot be
     measured."""
-    frames = [image_scores(a, b) for a, b in zip(out, target, strict=True)]
     change = (out.diff(dim=0) - target.diff(dim=0)).abs()
     return {
         "psnr_db": -10 * math.log10(max(float((out - target).square().mean()), 1e-10)),
-        "ssim": means(frames, ("ssim",)).get("ssim"),
+        "ssim": float(ssim(out, target, data_range=1.0)) if min(out.shape[-2:]) >= SSIM_SIDE else None,  # type: ignore[arg-type]
         "flicker": 255 * float(change.mean()) if len(change) else None,
     }
 
@@ -65,6 +66,8 @@ class _VideoMeasure:
     shown = 20
 
     def __init__(self, model: ImageTokenizer, fps: int, frames: int, area: int):
+        if fps < 1:
+            raise UserError(f"fps {fps}: at least 1 frame per second")
         self.model, self.options = model, VideoOptions(fps, frames, area)
         self.tokenizer = FrameTokenizer()
         self.tokenizer.bind({self.tokenizer.image: model})
@@ -77,6 +80,8 @@ class _VideoMeasure:
         view = f"t=0,{self.options.frames / self.options.fps:.10g}"
         content = Blob.of(Files("/"), str(path.absolute()))
         pixels = modality_of(self.kind).load(self.tokenizer, content, self.options, str(path), view).content
+        if len(pixels) < 2:
+            raise UserError(f"{path}: a single frame; give videos and animations")
         return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
     def measure(self, batch: Tensor) -> list[Measured]:
@@ -88,7 +93,7 @@ class _VideoMeasure:
         frames, _, height, width = original.shape
         with timed(self.times, "decode"):
             decoded = self.model.decode_video(codes, frames)
-        decoded = ((decoded[..., :height, :width] + 1) * 127.5).round()
+        decoded = ((decoded[..., :height, :width] + 1) * 127.5).round().byte()
         scores = video_scores(decoded / 255, original / 255)
         self.codes.append(codes.flatten().cpu())
         self.measured.append(scores)

@@ -257,7 +257,7 @@ def export_decoder(
     if weights != "f32" and kind != "gguf":
         raise UserError(f"weights {weights}: only for gguf; {kind} has those of the decoder, in float32")
     c = decoder.config
-    fits = {"span_positions": 0, "span_rotation": False, "qk_norm": "rms", "norm_placement": "before"}
+    fits = {"span_positions": 0, "span_rotation": False, "grid_rotation": False, "qk_norm": "rms", "norm_placement": "before"}
     fits |= {"mlp_bias": False, "attention_bias": False}
     for name, value in fits.items():  # servers have no bias on the output projection
         if getattr(c, name) != value:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
 from fractions import Fraction
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +30,7 @@ INSTALL = "reading it needs PyAV: pip install 'unitok-lm[video]'"
 ANIMATIONS = ("GIF", "WEBP", "PNG")  # formats of Pillow that may hold several frames
 SHORTEST = 0.02  # seconds, of a frame of an animation; a shorter one, also 0, is shown for `USUAL`, as browsers do
 USUAL = 0.1
+DIGITS = "0123456789"
 MISSING = 0.5  # seconds by which a video may end before its header says so
 
 
@@ -132,27 +134,39 @@ class _Folder(VideoFile):
 
     def __init__(self, path: Path, rate: float):
         super().__init__(str(path))
-        with os.scandir(path) as entries:
-            names = [e.name for e in entries if e.is_file(follow_symlinks=False) and promised(e.name) == "an image"]
-        self._frames = [path / name for name in sorted(names, key=_by_number)]
-        if not self._frames:
-            raise UserError(f"{path}: no images in this folder, so it is no video; {REMEDY}")
-        self.format, self.rate, self.seconds, self.size = "FRAMES", rate, len(names) / rate, open_image(self._frames[0]).size
-        self.bytes = sum(frame.stat().st_size for frame in self._frames)
+        try:
+            names, self.size = _frames_in(path, path.stat().st_mtime_ns)
+        except OSError as error:
+            raise UserError(f"{path}: {first_line(error)}") from None
+        self._frames = [path / name for name in names]
+        self.format, self.rate, self.seconds = "FRAMES", rate, len(names) / rate
 
     def _decoded(self, start: float) -> Iterator[Frame]:
         for number in range(int(start * self.rate + 1e-6), len(self._frames)):
             try:
                 image = open_image(self._frames[number])
-            except UserError as error:
+                self.bytes += self._frames[number].stat().st_size
+            except (UserError, OSError) as error:
                 self.problem = f"damaged after {number / self.rate:.2f} s: {error}"
                 return
             yield Frame(number / self.rate, 1 / self.rate, image)
 
 
-def _by_number(name: str) -> list[tuple[int, str]]:
-    """Sorts names as people number them."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"([0-9]+)", name)]
+@lru_cache(maxsize=64)
+def _frames_in(path: Path, changed: int) -> tuple[list[str], tuple[int, int]]:
+    """The names of the frames in a folder, and the size of the first one. changed: when the folder was. Errors: `UserError`, `OSError`."""
+    with os.scandir(path) as entries:
+        names = [e.name for e in entries if e.is_file(follow_symlinks=False) and promised(e.name) == "an image"]
+    if not names:
+        raise UserError(f"{path}: no images in this folder, so it is no video; {REMEDY}")
+    names.sort(key=_by_number)
+    return names, open_image(path / names[0]).size
+
+
+def _by_number(name: str) -> tuple[list[tuple[int, str]], str]:
+    """Sorts names as people number them: `2.png` before `10.png`."""
+    parts = re.split(r"([0-9]+)", name)
+    return [(int(part), "") if part[:1] in DIGITS and part else (-1, part) for part in parts], name
 
 
 class Container:

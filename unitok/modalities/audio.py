@@ -102,21 +102,26 @@ class Audio(Modality["AudioTokenizer", "Tensor", AudioOptions]):
     def pieces(
         self, tokenizer: "AudioTokenizer", content: Blob, options: AudioOptions, view: str = "", seconds: float = 0.0
     ) -> tuple[list[str], str]:
-        segment = seconds or options.segment
-        if not segment:
+        if not (seconds or options.segment):
             return [], ""
+        if seconds and seconds * tokenizer.frame_rate < 1:
+            raise UserError(f"interleave {seconds:g}s: shorter than a frame of {self.kind}, {1 / tokenizer.frame_rate:.3g} s")
         from unitok.media import audio_seconds
 
         with content.local() as path:
             whole = audio_seconds(path or Path(content.name), None if path else content.read())
         first, stop = _within(stretch_of(view), whole, content.name) or (0.0, whole)
-        if stop - first <= segment:
+        length, rate, left_out = seconds or options.segment, tokenizer.frame_rate, ""
+        if stop - first <= length:
             return [], ""
-        starts = [first + number * segment for number in range(-int(-(stop - first) // segment))]
-        left_out = ""
-        if stop - starts[-1] < 1 / tokenizer.frame_rate:
+        if seconds:  # at frames: together they are as many as those of the whole
+            starts = [first + frame / rate for frame in stretch_starts(math.ceil((stop - first) * rate), seconds * rate)]
+        else:
+            starts = [first + number * length for number in range(math.ceil((stop - first) / length))]
+        ends = [*starts[1:], stop]
+        if stop - starts[-1] < 1 / rate:
             starts, left_out = starts[:-1], "the rest of the audio is shorter than a frame"
-        return [f"t={start:.10g},{min(start + segment, stop):.10g}" for start in starts], left_out
+        return [f"t={a:.10g},{b:.10g}" for a, b in zip(starts, ends, strict=False)], left_out
 
     def load(
         self,
@@ -294,6 +299,11 @@ def checked_stretch(hole: object, seconds: float, where: str, kind: str) -> tupl
     if not 0 <= start < stop or start >= seconds:
         raise UserError(f"{where}: {start:g} to {stop:g} s of {kind} of {seconds:.3g} s; the stretch must be in it")
     return float(start), float(min(stop, seconds))
+
+
+def stretch_starts(count: int, length: float) -> list[int]:
+    """Return where stretches of `length` units begin among `count`: whole numbers that do not drift from the multiples of `length`, at least 1."""
+    return list(itertools.takewhile(lambda start: start < count, (round(number * length) for number in itertools.count())))
 
 
 def touched(count: int, rate: float, start: float, stop: float) -> np.ndarray:

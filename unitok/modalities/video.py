@@ -22,7 +22,7 @@ from unitok import pages
 from unitok.document import Segment
 from unitok.errors import UserError
 from unitok.modalities import Loaded, Modality, Plain, Stream, TokenizerLike, register
-from unitok.modalities.audio import checked_stretch, stretch_of, stretch_view, touched
+from unitok.modalities.audio import checked_stretch, stretch_of, stretch_starts, stretch_view, touched
 from unitok.ranges import Span
 from unitok.storage import FOLDER, Blob, Files
 
@@ -40,7 +40,8 @@ SHEET = 8  # frames in a row of a contact sheet
 
 @dataclass
 class Video:
-    """Frames, float [F, 3, H, W] in [-1, 1], and how many of them are seen per second; perhaps with audio, float [C, T] at `sample_rate` Hz."""
+    """Frames, float [F, 3, H, W] in [-1, 1], and how many of them are seen per second; perhaps with audio, float [C, T] at `sample_rate` Hz,
+    which files then have. Tokens do not: in a document audio is a part of its own."""
 
     frames: "Tensor"
     rate: float
@@ -158,12 +159,15 @@ class VideoModality(Modality[FrameTokenizer, Video, VideoOptions]):
         fps = options.fps or tokenizer.fps
         with _opened(content, fps) as video:
             end = min(stop, video.seconds or max((f.time + f.duration for f in video.frames()), default=0.0))
-        frames = max(1, round(seconds * fps)) if seconds else options.frames
-        longest = frames / fps
-        count = math.ceil(math.floor((end - start) * fps + 0.5 + 1e-3) / frames)  # as `sample_frames` counts
-        if count <= 1:
+        whole = max(1, math.floor((end - start) * fps + 0.5 + 1e-3))  # frames, as `sample_frames` counts
+        if seconds and not 1 <= seconds * fps <= LONGEST:
+            raise UserError(
+                f"interleave {seconds:g}s: it must be 1 to {LONGEST} frames of the {self.kind}, of which there are {fps} per second"
+            )
+        firsts = stretch_starts(whole, seconds * fps if seconds else options.frames)
+        if len(firsts) <= 1:
             return [], ""
-        edges = [start + number * longest for number in range(count)] + [end]
+        edges = [start + first / fps for first in firsts] + [end]
         return [f"t={a:.10g},{b:.10g}" for a, b in zip(edges, edges[1:], strict=False)], ""
 
     def load(
@@ -198,9 +202,8 @@ class VideoModality(Modality[FrameTokenizer, Video, VideoOptions]):
                 )
             frames = np.stack(fitted)
             facts = {"width": float(width), "height": float(height), "seconds": len(frames) / fps}
-            return Loaded(
-                frames, frames.shape[1:3], view, video.format, facts, bytes=video.bytes, header=_header(tokenizer, fps, frames)
-            )
+            header, note = _header(tokenizer, fps, frames), "the end of a damaged video" if video.problem else ""
+            return Loaded(frames, frames.shape[1:3], view, video.format, facts, bytes=video.bytes, header=header, note=note)
 
     def filling(self, tokenizer: FrameTokenizer, content: object, hole: object, where: str) -> "_VideoFilling":
         """hole: (start, stop) in seconds: the frames of which any part is seen then."""
@@ -271,16 +274,28 @@ class VideoModality(Modality[FrameTokenizer, Video, VideoOptions]):
 class _VideoStream(Stream[FrameTokenizer, Video]):
     """Returns all complete frames so far, whenever there are new ones."""
 
-    complete = 0
+    complete = 0  # grids
+    frames: "Tensor | None" = None  # of them
 
     def begin(self, codes: np.ndarray) -> None:
         self.complete = len(codes)
 
     def push(self, codes: np.ndarray, done: bool) -> Video | None:
+        import torch
+
         if not done and len(codes) <= self.complete:
             return None
+        network, decoded = (
+            self.tokenizer.frames,
+            0 if self.frames is None else 1 + (len(self.frames) - 1) // self.tokenizer.frames.group,
+        )
         self.complete = len(codes)
-        return self.modality.decode(self.tokenizer, Segment(self.modality.kind, codes, facts=self.facts))
+        if decoded < len(codes):
+            new = network.decode_video(torch.from_numpy(codes), start=decoded)
+            self.frames = new if self.frames is None else torch.cat([self.frames, new])
+        assert self.frames is not None
+        rate, *count = self.facts
+        return Video(self.frames[: count[0] if count else None], rate)
 
 
 @dataclass
@@ -308,7 +323,7 @@ class _VideoFilling:
         return Video(torch.where(hole[:, None, None, None], made.frames, self.content.frames), made.rate)
 
 
-def join(contents: Sequence[object], sample_rate: int) -> Video | None:
+def with_audio(contents: Sequence[object], sample_rate: int) -> Video | None:
     """Return videos and the waveforms beside them, in turn or one after the other, as one video with audio.
 
     None where one of the two is missing, and for videos of several sizes or rates. sample_rate: of the waveforms, Hz.

@@ -23,6 +23,7 @@ from unitok.errors import UserError
 from unitok.hardware import check_device
 from unitok.model.attention import Packing, WholeRows, build_packing, choose_backend
 from unitok.pretrained import load_part, load_state, make_config, part_folder, save_part
+from unitok.span_positions import AXES, POSITION
 
 
 @dataclass
@@ -43,6 +44,7 @@ class DecoderConfig:
             that has it cannot be exported.
         span_rotation: whether every second pair of a head's dimensions is rotated by the token's position in its image or audio instead of
             that in the document, so that the same place in another image is always at the same distance. Not exportable either.
+        grid_rotation: with `span_rotation`, whether a third of these pairs each is rotated by frame, row and column instead.
         qk_norm: of queries and keys before RoPE: `rms` over a head's dimensions with one gain for all heads (Qwen3),
             `layer` with a gain and a bias for each head (Chameleon), or `none` (Llama).
         norm_placement: `before` attention and SwiGLU (pre-norm), or `after` them, inside the residual (Chameleon 34B; Liu
@@ -67,6 +69,7 @@ class DecoderConfig:
     attention: str = "auto"
     span_positions: int = 0
     span_rotation: bool = False
+    grid_rotation: bool = False
     qk_norm: Literal["rms", "layer", "none"] = "rms"
     norm_placement: Literal["before", "after"] = "before"
     attention_bias: bool = False
@@ -84,6 +87,10 @@ class DecoderConfig:
             )
         if self.head_dim < 2 or self.head_dim % 2:
             raise UserError(f"head_dim {self.head_dim} must be even: rotary positions rotate pairs of dimensions")
+        if self.grid_rotation and (not self.span_rotation or self.head_dim < 12):
+            raise UserError(
+                "grid_rotation needs span_rotation: true and a head_dim of at least 12: it divides pairs of dimensions"
+            )
         if self.span_rotation and self.head_dim % 4:
             raise UserError(
                 f"head_dim {self.head_dim} must be a multiple of 4 with span_rotation: every second pair has its own positions"
@@ -96,6 +103,16 @@ class DecoderConfig:
 NO_SPAN_POSITIONS = "this decoder needs span positions: give span_positions (Grammar.span_positions)"
 
 
+def position_in(span_positions: Tensor) -> Tensor:
+    """The positions in images and audio alone, of what `Grammar.span_positions` gives."""
+    return span_positions & POSITION
+
+
+def axes_of(span_positions: Tensor) -> Tensor:
+    """Frame, row and column of what `Grammar.span_positions` gives: [...] -> [..., 3]."""
+    return torch.stack([span_positions >> at & most for at, most in AXES], -1)
+
+
 class RotaryPositions(nn.Module):
     """Positions [B, T] -> cosines and sines, each [B, T, 1, D / 2].
 
@@ -106,15 +123,19 @@ class RotaryPositions(nn.Module):
     def __init__(self, config: DecoderConfig):
         super().__init__()
         self.frequencies = rotary_frequencies(config)
-        self.by_span = config.span_rotation
+        self.by_span, self.by_grid = config.span_rotation, config.grid_rotation
 
     def forward(self, positions: Tensor, span_positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if self.frequencies.device != positions.device:
             self.frequencies = self.frequencies.to(positions.device)
         if self.by_span:
             assert span_positions is not None, NO_SPAN_POSITIONS
-            both = torch.stack([positions, span_positions], -1)[:, :, None, None].float()  # [B, T, 1, 1, 2]
-            angles = (both * self.frequencies.view(-1, 2)).flatten(-2)
+            by_document, by_span = self.frequencies.view(-1, 2).unbind(-1)
+            within = position_in(span_positions)[..., None]
+            if self.by_grid:
+                within = axes_of(span_positions)[..., torch.arange(len(by_span), device=positions.device) % 3]
+            both = torch.stack([positions[..., None] * by_document, within * by_span], -1)  # [B, T, D / 4, 2]
+            angles = both.flatten(-2).unsqueeze(2)
         else:
             angles = positions[:, :, None, None].float() * self.frequencies
         return angles.cos(), angles.sin()
@@ -253,7 +274,8 @@ class Trunk(nn.Module):
         x = self.embed_tokens(ids)
         if hasattr(self, "embed_span_positions"):
             assert context.span_positions is not None, NO_SPAN_POSITIONS
-            x = x + self.embed_span_positions(context.span_positions.clamp(max=self.embed_span_positions.num_embeddings - 1))
+            within = position_in(context.span_positions).clamp(max=self.embed_span_positions.num_embeddings - 1)
+            x = x + self.embed_span_positions(within)
         rotary = self.rotary(context.positions, context.span_positions)
         for layer in self.layers:
             if self.checkpoint_activations and torch.is_grad_enabled():

@@ -21,7 +21,7 @@ from unitok.intervals import Intervals
 from unitok.model.arranged import ArrangedBlock, Matrix, arrange, matrix, rms_normalize, rotation_table
 from unitok.model.cache import Cache, common_start
 from unitok.model.cuda_graphs import CudaGraphs
-from unitok.model.decoder import NO_SPAN_POSITIONS, Decoder
+from unitok.model.decoder import NO_SPAN_POSITIONS, Decoder, axes_of, position_in
 from unitok.model.heads import rows_of
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class InferenceDecoder:
         x = F.embedding(ids, self.embedding)
         if self.span_positions is not None:
             assert span_positions is not None, NO_SPAN_POSITIONS
-            x = x + F.embedding(span_positions.clamp(max=len(self.span_positions) - 1), self.span_positions)
+            x = x + F.embedding(position_in(span_positions).clamp(max=len(self.span_positions) - 1), self.span_positions)
         x = x.reshape(b * t, c.hidden_size)
         if t == 1 and self.kernels is not None:
             x = self.kernels(x, positions[:, 0], cache, extent)
@@ -135,7 +135,10 @@ class InferenceDecoder:
         rotation = self.rotation[positions.clamp(max=last)]
         if self.config.span_rotation:
             assert span_positions is not None, NO_SPAN_POSITIONS
-            rotation[..., 1::2] = self.rotation[span_positions.clamp(max=last)][..., 1::2]
+            if not self.config.grid_rotation:
+                rotation[..., 1::2] = self.rotation[position_in(span_positions).clamp(max=last)][..., 1::2]
+            for k, axis in enumerate(axes_of(span_positions).unbind(-1) if self.config.grid_rotation else ()):
+                rotation[..., 1 + 2 * k :: 6] = self.rotation[axis.clamp(max=last)][..., 1 + 2 * k :: 6]
         return rotation.unsqueeze(-2)
 
     def _prepare(

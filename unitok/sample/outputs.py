@@ -16,10 +16,11 @@ from unitok.document import Document, Part, RawDocument, Segment
 from unitok.errors import UserError
 from unitok.files import whole_folder, write_text
 from unitok.interleaved import Types, format_raw_document
+from unitok.media import can_write_video
 from unitok.media.formats import HEAD, image_format, promised
 from unitok.modalities import AnyModality, referred, with_layers
 from unitok.modalities.box import in_pixels
-from unitok.modalities.video import VideoModality, join
+from unitok.modalities.video import VideoModality, with_audio
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,18 +82,24 @@ class Output:
 
     @property
     def movies(self) -> "list[Video]":
-        """Videos with the audio beside them, joined where they stand in turn, a second of each; also of the prompt where what belongs to them
-        is generated."""
+        """Videos with the audio of the same role beside them, joined where they stand in turn, a second of each; also of the prompt where
+        what belongs to them is generated."""
         given = len(self.prompt.segments)
         made: list[Video] = []
-        for timed, run in groupby(enumerate(self.document.segments), lambda each: bool(self._modality(each[1]).keys)):
+        runs = groupby(enumerate(self.document.segments), lambda each: (bool(self._modality(each[1]).keys), each[1].role))
+        for (timed, _), run in runs:
             some = list(run)
-            if timed and some[-1][0] >= given:
-                contents = [self.bundle.decode(s) if i < given else self.content(i - given) for i, s in some]
-                rates = {getattr(self.bundle.require(s.modality), "sample_rate", 0) for _, s in some} - {0}
-                movie = join(contents, min(rates)) if len(rates) == 1 else None
+            rates = {getattr(self.bundle.require(s.modality), "sample_rate", 0) for _, s in some} - {0}
+            if timed and some[-1][0] >= given and len(rates) == 1 and len(some) > 1:
+                movie = with_audio([self.content(i - given) if i >= given else self._given(i) for i, _ in some], min(rates))
                 made += [movie] if movie else []
         return made
+
+    def _given(self, i: int) -> Any:
+        """The i-th segment of the prompt decoded, once."""
+        if ~i not in self._decoded:
+            self._decoded[~i] = self.bundle.decode(self.prompt.segments[i])
+        return self._decoded[~i]
 
     def _modality(self, segment: Segment) -> AnyModality:
         return self.bundle.modality(segment.modality)
@@ -140,7 +147,7 @@ class Output:
 
     def _repr_html_(self) -> str:
         """Show prompt (gray) and continuation in a notebook."""
-        contents = [self.bundle.decode(segment) for segment in self.prompt.segments]
+        contents = [self._given(i) for i in range(len(self.prompt.segments))]
         contents += [self.content(i) for i in range(len(self.new.segments))]
         figures = [
             self._figure(segment, content, "given" if number < len(self.prompt.segments) else "new")
@@ -185,7 +192,7 @@ class Output:
         parts += self.bundle.write_document(self.new, folder, name, contents).content
         for i, content in enumerate(contents if as_map else ()):
             self.bundle.modality(self.new.segments[i].modality).save_map(content, folder / f"{name}-{i}.{as_map}.png", as_map)
-        for i, movie in enumerate(self.movies):
+        for i, movie in enumerate(self.movies if can_write_video() else ()):
             VideoModality().save(None, movie, folder / f"{name}-movie-{i}")
         if self.text:
             (folder / f"{name}.txt").write_text(self.text, encoding="utf-8")

@@ -21,6 +21,7 @@ from unitok.bundle.reading import load_contents
 from unitok.document import Document, Segment
 from unitok.errors import UserError
 from unitok.generation_config import GenerationConfig
+from unitok.location import located
 from unitok.media import read_audio_blocks
 from unitok.model.cache import Cache
 from unitok.sample.prompts import naming, read_one
@@ -100,7 +101,7 @@ class WordSearch:
         span = vocab.span(name)
         if span.layout != "interleaved":
             raise UserError(f"{name}: its codes are written {span.layout}; words are found only in interleaved ones")
-        self.vocab, self.name, self.levels = vocab, name, len(span.body)
+        self.vocab, self.name, self.span, self.levels = vocab, name, span, len(span.body)
         self.begin, self.end = (vocab.specials[token or ""] for token in (span.begin, span.end))
         text, level = vocab.body(bundle.instance("text"))[0], vocab.body(name)[0]
         self._text, self._text_stop = text.offset, text.stop
@@ -236,10 +237,12 @@ class WordSearch:
         """Positions of tokens in their span, as `Grammar.span_positions` has them."""
         after = 2 + (self.frame - path.first) * self.levels  # of the newest frame
         if tokens[0] == self.end:
-            return [after]
-        if tokens[-1] == self.begin or self._text <= tokens[0] < self._text_stop:
+            positions = [after]
+        elif tokens[-1] == self.begin or self._text <= tokens[0] < self._text_stop:
             return [int(token == self.begin) for token in tokens]
-        return list(range(after - self.levels, after))
+        else:
+            positions = list(range(after - self.levels, after))
+        return [located(self.span, position, ()) for position in positions]
 
 
 def transcribe(

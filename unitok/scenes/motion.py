@@ -190,7 +190,7 @@ def _note(timbre: str, pitch: float, rate: int, amplitude: float) -> np.ndarray:
 
 
 def render_notes(clip: Clip, rng: np.random.Generator, rate: int = SAMPLE_RATE) -> np.ndarray:
-    """float32 [1, T] in [-1, 1]: the audio of a clip, as long as its frames; loudness varies a little. rate: Hz."""
+    """float32 [1, T] in [-1, 1]: the audio of a clip, a note for each frame; loudness varies a little. rate: Hz, a multiple of `RATE`."""
     loudness = AMPLITUDE * rng.uniform(0.93, 1.07)
     return np.concatenate([_note(t, p, rate, loudness * 10 ** (db / 20)) for _, t, p, db in notes(clip)])[None]
 
@@ -312,7 +312,8 @@ def follows(waveform: np.ndarray, rate: int, clip: Clip) -> bool:
     slot, expected = rate // RATE, notes(clip)
     if round(len(wave) / slot) != len(expected):
         return False
-    read = [_read_note(np.pad(part, (0, slot - len(part))), rate) for part in np.split(wave, range(slot, FRAMES * slot, slot))]
+    whole = np.pad(wave, (0, slot))  # the last note may be cut off a little
+    read = [_read_note(whole[round(i * rate / RATE) :][:slot], rate) for i in range(FRAMES)]
     for number in range(len(clip.things)):
         pairs = [(a, b[1:]) for a, b in zip(read, expected, strict=True) if b[0] == number]
         timbre = Counter(a[0] for a, _ in pairs).most_common(1)[0][0]
@@ -325,7 +326,7 @@ def follows(waveform: np.ndarray, rate: int, clip: Clip) -> bool:
 def _read_note(samples: np.ndarray, rate: int) -> tuple[str, float, float]:
     """Timbre, semitones above C4, and decibels above `AMPLITUDE` of a note."""
     names, spectra, levels = _templates(rate)
-    samples = samples[: rate // RATE]
+    samples = np.pad(samples, (0, max(0, rate // RATE - len(samples))))
     spectrum = _spectrum(samples)
     best = int(np.argmax(spectra @ spectrum))
     level = np.sqrt(np.mean(samples**2)) / levels[best]

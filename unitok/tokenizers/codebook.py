@@ -60,9 +60,11 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def init_from(self, codebook: "Codebook") -> None:
-        """Begin with the codes of a codebook that is not larger; the others repeat its first one and count as dead, until an update."""
-        more = self.size - codebook.size
-        self.set(torch.cat([codebook.embed, codebook.embed[:1].expand(more, -1)]), F.pad(codebook.cluster_size, (0, more)))
+        """Begin with the codes of a codebook that is not larger. They count as often used, so for a hundred updates they hardly change, whatever
+        the batches; the others repeat the first one and count as dead, until an update."""
+        more, counts = self.size - codebook.size, codebook.cluster_size
+        often = 1000 * counts / counts.mean().clamp_min(SMOOTHING)
+        self.set(torch.cat([codebook.embed, codebook.embed[:1].expand(more, -1)]), F.pad(often.clamp_min(100), (0, more)))
 
     @torch.no_grad()
     def init_codebook(self, vectors: Tensor, seed: int = 0, iterations: int = 10) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from unitok.errors import UserError
 from unitok.media import crop_square, fit_image, image_to_tensor, open_image, save_image, stretch_image, to_rgb
-from unitok.tokenizers.arguments import check_codes, check_images
+from unitok.tokenizers.arguments import as_tensor, check_codes, check_images
 from unitok.tokenizers.base import Reconstruction, Tokenizer
 from unitok.tokenizers.config import ImageTokenizerConfig
 from unitok.tokenizers.patch import ImagePatchEncoder
@@ -119,7 +119,8 @@ class ImageTokenizer(Tokenizer):
         grids = rearrange(q.latents, "b (n h w) c -> b n h w c", n=z.shape[1], h=z.shape[2])
         signal = self._pixels(grids[:, 0])
         if frames > 1:
-            groups = self._pixels(grids[:, 1:].flatten(0, 1), grids[:, :-1].flatten(0, 1))
+            before = grids[:, :-1].flatten(0, 1) if g > 1 else None
+            groups = self._pixels(grids[:, 1:].flatten(0, 1), before)
             signal = torch.cat([signal[:, None], rearrange(groups, "(b n) (g c) h w -> b (n g) c h w", b=len(videos), g=g)], 1)
         codes = None if q.codes is None else q.codes.reshape(z.shape[:-1])
         if images.ndim == 4 and codes is not None:
@@ -138,9 +139,14 @@ class ImageTokenizer(Tokenizer):
     def encode_videos(self, videos: Sequence[Tensor]) -> list[Tensor]:
         """Return the codes of videos whose grids have equal sides: of each, [F, 3, H, W] in [-1, 1] -> int64 [steps(F), h, w].
 
-        The last group of a video is filled up with its last frame. Errors: `UserError` as for `check_images`.
+        The last group of a video is filled up with its last frame. Errors: `UserError` as for `check_images`, and for grids of several sizes.
         """
-        stacks = [stack for video in videos for stack in self._stacks(video)]
+        tensors = [as_tensor("videos", video, "[F, 3, H, W]") for video in videos]
+        if sizes := {tuple(video.shape[1:]) for video in tensors if video.ndim != 4 or not len(video)}:
+            raise UserError(f"videos are [F, 3, H, W] of at least one frame, got {[*sizes]}")
+        if len({tuple(-(-side // self.stride) for side in video.shape[-2:]) for video in tensors}) > 1:
+            raise UserError("videos whose grids of codes have several sizes: encode each size by itself")
+        stacks = [stack for video in tensors for stack in self._stacks(video)]
         grids: dict[int, Tensor] = {}
         for size in {len(stack) for stack in stacks}:
             chosen = [number for number, stack in enumerate(stacks) if len(stack) == size]
@@ -148,8 +154,8 @@ class ImageTokenizer(Tokenizer):
                 some = chosen[first : first + max(1, TOGETHER // size)]
                 frames = [self._padded(check_images(stacks[number], self.dtype)) for number in some]
                 grids |= dict(zip(some, self._encode_all(torch.stack(frames).flatten(1, 2)), strict=True))
-        counts = [self.steps(len(video)) for video in videos]
-        return list(torch.stack([grids[number] for number in range(len(stacks))]).split(counts))
+        counts = [self.steps(len(video)) for video in tensors]
+        return list(torch.stack([grids[number] for number in range(len(stacks))]).split(counts)) if stacks else []
 
     def _stacks(self, frames: Tensor) -> list[Tensor]:
         """The frames [F, 3, H, W] that each grid of a video stands for, [1 or group, 3, H, W]."""
@@ -206,14 +212,16 @@ class ImageTokenizer(Tokenizer):
         Errors: `UserError` as for `decode`.
         """
         codes = check_codes(codes, "[S, h, w]", self.codebook_size)
+        if not 0 <= start < len(codes):
+            raise UserError(f"start {start}: the video has {len(codes)} grids")
         parts = [] if start else [self._decode_all(codes[:1, None]).cpu()]
         pairs = torch.stack([codes[:-1], codes[1:]], 1)[max(0, start - 1) :]
-        for some in pairs.split(max(1, TOGETHER // self.group)):
+        for some in pairs.split(max(1, TOGETHER // self.group)) if len(pairs) else ():
             parts.append(
                 rearrange(self._decode_all(some if self.group > 1 else some[:, 1:]).cpu(), "n (g c) h w -> (n g) c h w", c=3)
             )
         first = start and 1 + (start - 1) * self.group
-        return torch.cat(parts)[: None if frames is None else frames - first]
+        return torch.cat(parts)[: None if frames is None else max(0, frames - first)]
 
     def _decode_all(self, codes: Tensor) -> Tensor:
         """[B, 1, h, w], or [B, 2, h, w] with the grid before that of each group -> [B, 3 or group * 3, H, W], a few at a time."""

@@ -149,7 +149,7 @@ class DecoderTraining(TrainingShell[dict[str, Tensor]]):
                 f"data.max_length to {limit} or less"
             )
         self._set_defaults()
-        ours = {"span_positions": "0", "span_rotation": "false"}  # and what leaves each of them out
+        ours = {"span_positions": "0", "span_rotation": "false", "grid_rotation": "false"}  # and what leaves each of them out
         for name, off in ours.items() if self.trainer.is_global_zero else ():
             if value := getattr(self.config, name):
                 log.info("%s %s: this decoder will not export to transformers (set %s for that)", name, value, off)

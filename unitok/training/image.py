@@ -57,6 +57,7 @@ class ImageTokenizerTraining(TokenizerTraining):
         losses: weights of the losses.
         gan: the discriminator and its schedule.
         images_every: steps between grids of reconstructions, on disk and in TensorBoard; 0 for none.
+        quantize_start: fraction of the run after which latents are quantized; default: 0.08, with `init_from` 0.
         init_from: an image tokenizer, its run or its bundle, whose weights it begins with; its `group` may be smaller and its codebook, too.
     """
 
@@ -75,18 +76,24 @@ class ImageTokenizerTraining(TokenizerTraining):
         losses: ImageLosses = ImageLosses(),  # noqa: B008 (jsonargparse reads the defaults from here)
         gan: Adversary = Adversary(),  # noqa: B008
         *,
-        quantize_start: float = 0.08,
+        quantize_start: float | None = None,
         images_every: int = 500,
         init_from: str | None = None,
         **shared: Any,
     ):
-        super().__init__(config=tokenizer, gan=gan, quantize_start=quantize_start, show_every=images_every, **shared)
+        begins = (0.0 if init_from else 0.08) if quantize_start is None else quantize_start
+        super().__init__(config=tokenizer, gan=gan, quantize_start=begins, show_every=images_every, **shared)
         self.weights, self.init_from = losses, init_from
 
     def build(self) -> None:
         self.tokenizer = ImageTokenizer(self.config)
         if not self.config.decodes:
             raise UserError("decodes is false: a tokenizer without a decoder cannot be trained")
+        frames, group = getattr(self.data, "frames", 1), self.config.group
+        if (frames - 1) % group:
+            raise UserError(
+                f"data.frames {frames}: the first frame and groups of {group}, such as {1 + -(-frames // group) * group}"
+            )
         if self.init_from:
             self.tokenizer.init_from(load_trained_part("image", Path(self.init_from))[0], self.init_from)
         quantizer = self.tokenizer.quantizer
@@ -135,7 +142,9 @@ class ImageTokenizerTraining(TokenizerTraining):
             return 1.0
         of_pixels = torch.stack([v for k, v in losses.items() if k not in ("commitment", "entropy", "codebook")]).sum()
         assert self.tokenizer.decoder is not None
-        return adaptive_weight(of_pixels, adversarial, self.tokenizer.decoder.conv_out.weight)
+        of_videos = getattr(self.data, "frames", 1) > 1 and self.config.group > 1
+        last = self.tokenizer.decoder.group_out if of_videos else self.tokenizer.decoder.conv_out  # most frames are of groups
+        return adaptive_weight(of_pixels, adversarial, last.weight)
 
     def show(self, name: str, images: Tensor, pixels: Tensor, step: int) -> None:
         """Save originals above reconstructions, as a PNG in the run's folder and in TensorBoard."""

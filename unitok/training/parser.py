@@ -94,7 +94,7 @@ def known_keys() -> list[str]:
 
     parser = ArgumentParser()
     trainings = (training.DecoderTraining, training.ImageTokenizerTraining, training.AudioTokenizerTraining)
-    for cls in (*trainings, LowRank, data.TokenShards, data.ImageFiles, data.AudioFiles, L.Trainer):
+    for cls in (*trainings, LowRank, data.TokenShards, data.ImageFiles, data.VideoFiles, data.AudioFiles, L.Trainer):
         parser.add_class_arguments(cls, cls.__name__)
     keys = {"out", "resume", "overwrite", "checkpoint_seconds", "model", "data", "trainer", "seed_everything", "init_args"}
     return sorted(keys.union(*(key.split(".")[1:] for key, _ in parser.get_defaults().items())))

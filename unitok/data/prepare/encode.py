@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 
 import numpy as np
 
@@ -27,6 +28,7 @@ from unitok.storage import Blob, Files, printable
 WAITING_BYTES = 256 << 20  # decoded content that waits for a full batch
 AHEAD = 128  # documents that are read and decoded ahead of the networks
 HELD_BYTES = 256 << 20  # decoded content that they may hold
+AT_ONCE = 8 << 20  # bytes of one item's content; what is beyond, such as the rest of a film, is decoded when it is taken
 DECODERS = 2  # threads that read and decode
 
 
@@ -171,8 +173,8 @@ class _Work:
 
     # ---- In threads: read, decode --------------------------------------------------------------------------------
 
-    def prepare(self, number: int, spec: SourceSpec, make: DocumentFactory) -> list[Waiting]:
-        """Read item `number` and decode its content. Errors: `UserError` for an item that cannot be used.
+    def prepare(self, number: int, spec: SourceSpec, make: DocumentFactory) -> Iterator[Waiting]:
+        """Read item `number` and decode its content, of a long one its beginning. Errors: `UserError` for an item that cannot be used.
 
         Back-pressure: while decoded content exceeds `HELD_BYTES`, only the next item in order may proceed.
         """
@@ -182,11 +184,15 @@ class _Work:
             if self.stopped:
                 raise RunAborted("stopped")
         used: list[MediaItem] = []
+        begun: list[Waiting] = []
         try:
-            return [waiting for raw in make() for waiting in self._prepare(spec, raw, used)]
+            rest = (waiting for raw in make() for waiting in self._prepare(spec, raw, used))
+            while sum(media_item.loaded.nbytes for media_item in used) < AT_ONCE and (waiting := next(rest, None)):
+                begun.append(waiting)
         except BaseException:
             self._release(used)
             raise
+        return chain(begun, rest)
 
     def stop(self) -> None:
         """Let waiting threads end; nothing more is prepared."""
@@ -306,34 +312,36 @@ class _Work:
 
     def take(self, id: str, where: str, future: Future) -> None:
         """Take the next item in order: filter its documents, and put their content into batches."""
+        files = size = good = bad = 0
+        notes: set[str] = set()
         try:
-            documents: list[Waiting] = future.result()
+            for waiting in future.result():
+                shared = [media_item for media_item in waiting.media if media_item.key]
+                for media_item in shared:
+                    media_item.ready.wait()
+                notes.update(waiting.raw.notes, (m.loaded.note for m in shared if m.loaded.note))
+                error_message = next((media_item.error for media_item in waiting.media if media_item.error), "")
+                if error_message:
+                    bad += 1
+                    self.results.append({"id": waiting.raw.id, "where": waiting.raw.where, "error": error_message})
+                elif name := waiting.rejected or _filtered(waiting):
+                    self.filtered[name] += 1
+                else:
+                    for media_item in waiting.media:
+                        if not media_item.queued:
+                            files, size = files + bool(media_item.key), size + media_item.loaded.bytes
+                            self._queue(media_item)
+                    self.results.append(waiting)
+                good += not error_message
+                self._release(shared)
         except RunAborted:
             raise
         except Exception as error:  # a UserError, or a bug, which must not end a run of a billion files
             message = str(error) if isinstance(error, UserError) else f"{where}: {type(error).__name__}: {error}"
             self.results.append({"id": printable(id), "where": where, "error": printable(message)})
-            self._taken(0, 0, 1)
-            return
-        files = size = bad = 0
-        self.notes.update({note for waiting in documents for note in waiting.raw.notes})
-        for waiting in documents:
-            shared = [media_item for media_item in waiting.media if media_item.key]
-            for media_item in shared:
-                media_item.ready.wait()
-            if error_message := next((media_item.error for media_item in waiting.media if media_item.error), ""):
-                self.results.append({"id": waiting.raw.id, "where": waiting.raw.where, "error": error_message})
-                bad += 1
-            elif name := waiting.rejected or _filtered(waiting):
-                self.filtered[name] += 1
-            else:
-                for media_item in waiting.media:
-                    if not media_item.queued:
-                        files, size = files + bool(media_item.key), size + media_item.loaded.bytes
-                        self._queue(media_item)
-                self.results.append(waiting)
-            self._release(shared)
-        self._taken(files, size, int(0 < bad == len(documents)))
+            bad += 1
+        self.notes.update(notes)
+        self._taken(files, size, int(bad > 0 and not good))
 
     def _taken(self, files: int, size: int, failed: int) -> None:
         """Count one more item."""

@@ -168,7 +168,7 @@ class _Reader:
             self.blank.append(name)
 
     def _take_blob(self, name: str, blob: Blob, role: str, named: str = "") -> None:
-        """named: the kind that the field's name gives, where its content may be read as several, such as a video's audio."""
+        """named: as `_named`."""
         head = blob.head()
         if role == "caption":
             if not head or b"\0" in head:
@@ -180,7 +180,7 @@ class _Reader:
             kind = sniff_bytes(head, "svg")
         what = promised(blob.name) or promised(f".{name}") or ("an image or audio" if role == "media" else "")
         if kind in self.media:
-            kind = named if named and kind in modality_of(named).also else kind
+            kind = named or kind
             self.media[kind].append(_part(self.spec, kind, blob))
         elif kind and what:
             raise UserError(f"{blob.name}: {kind}, where {what} should be; replace it or leave it out")
@@ -197,7 +197,7 @@ class _Reader:
     def _take_named_files(self, flat: list[tuple[str, object]]) -> None:
         """Read texts in fields with a name of media: data URLs, and names of files where the row does not hold the media itself."""
         has_media = any(self.media.values())
-        names: dict[tuple[str, str], str] = {}  # by file and `named`: two fields may name one
+        names: dict[str, list[str]] = {}  # by file: several fields may name one
         for name, value in flat:
             for text in _listed(value) if names_media(_last(name)) else ():
                 if not isinstance(text, str):
@@ -207,15 +207,17 @@ class _Reader:
                 elif data := data_url(text, name):
                     self._take_blob(name, data, "media")
                 elif not has_media and names_file(_last(name), text):
-                    names.setdefault((text, self._named(name)), name)
-        for (text, named), name in names.items():
-            blob = open_media(text, name, self.open_path).loaded()
-            self._take_blob(f"{name}.{text.rpartition('.')[2]}" if "." in text else name, blob, "media", named)
+                    names.setdefault(text, []).append(name)
+        for text, fields in names.items():
+            blob = open_media(text, fields[0], self.open_path).loaded()
+            kind = sniff_bytes(blob.head(), blob.name)
+            for named, name in {self._named(field, kind): field for field in fields}.items():
+                self._take_blob(f"{name}.{text.rpartition('.')[2]}" if "." in text else name, blob, "media", named)
 
-    def _named(self, name: str) -> str:
-        """The kind that a field is named after, where that kind is also read of others; ""."""
-        kind = _last(name).lower()
-        return kind if kind in self.media and modality_of(kind).also else ""
+    def _named(self, name: str, kind: str | None) -> str:
+        """The kind that a field is named after, where a file of another kind holds it, too, as a video holds audio; else ""."""
+        named = _last(name).lower()
+        return named if named in self.media and kind in modality_of(named).also else ""
 
     def _document(self) -> RowContent:
         """Texts first, then media; one text for all captions. Errors: `UserError` where the row cannot be a document."""

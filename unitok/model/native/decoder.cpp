@@ -115,6 +115,9 @@ struct Matrix {
     int32_t n, k, bytes, unused; // bytes of a weight: 4 fp32, 2 bfloat16, 1 int8
 };
 
+// Parts of a span position (unitok/span_positions.py): the position, and where frame, row and column begin, and what they are at most.
+constexpr int64_t POSITION = (1 << 20) - 1, AXES[3][2] = {{20, (1 << 15) - 1}, {35, (1 << 14) - 1}, {49, (1 << 14) - 1}};
+
 struct Layer {
     Matrix qkv, out, gate_up, down;
     const float *gain, *shift;                 // of the QK-norm, [H + G, D]; null: none. A shift makes it a LayerNorm
@@ -122,7 +125,8 @@ struct Layer {
 };
 
 struct Model {
-    int32_t layers, width, heads, groups, head_dim, span_positions, positions, span_rotation;
+    int32_t layers, width, heads, groups, head_dim, span_positions, positions;
+    int32_t span_rotation; // every second pair by the position in a span (1), or by frame, row and column (2)
     float eps;
     const Layer *layer;
     const float *embedding, *span_embedding, *norm, *rotation; // rotation: [positions, D / 2, 2], cosine and sine
@@ -355,7 +359,11 @@ struct Buffers { // of N rows
 void place(const Model &m, const Layer &l, float *qkv, const Cache &cache, int64_t keys_at, int group, int64_t position, int64_t span_position) {
     const int d = m.head_dim, per = m.heads / m.groups;
     const float *rotation = m.rotation + std::min<int64_t>(position, m.positions - 1) * d;
-    const float *by_span = m.span_rotation ? m.rotation + std::min<int64_t>(span_position, m.positions - 1) * d : rotation;
+    const float *by_span[3]; // of every second pair, in turn
+    for (int k = 0; k < 3; k++) {
+        const int64_t axis = m.span_rotation == 2 ? span_position >> AXES[k][0] & AXES[k][1] : span_position & POSITION;
+        by_span[k] = m.span_rotation ? m.rotation + std::min<int64_t>(axis, m.positions - 1) * d : rotation;
+    }
     for (int h = 0; h <= per; h++) {
         const int head = h < per ? group * per + h : m.heads + group;
         float *q = qkv + head * d;
@@ -369,13 +377,14 @@ void place(const Model &m, const Layer &l, float *qkv, const Cache &cache, int64
         } else if (l.gain) {
             normalize(q, q, d, m.eps, l.gain + head * d);
         }
-        const auto rotate = [&](const float *by, int first) { // every second pair
-            for (int i = first; i < d; i += 4) {
+        const auto rotate = [&](const float *by, int first, int step) {
+            for (int i = first; i < d; i += step) {
                 const float a = q[i], b = q[i + 1], c = by[i], s = by[i + 1];
                 q[i] = a * c - b * s, q[i + 1] = a * s + b * c;
             }
         };
-        rotate(rotation, 0), rotate(by_span, 2);
+        rotate(rotation, 0, 4);
+        for (int k = 0; k < 3; k++) rotate(by_span[k], 2 + 4 * k, 12);
     }
     std::memcpy(cache.keys + keys_at + position * d, qkv + (m.heads + group) * d, d * sizeof(float));
     std::memcpy(cache.values + keys_at + position * d, qkv + (m.heads + m.groups + group) * d, d * sizeof(float));
@@ -454,7 +463,7 @@ void pass(const Model &m, const Cache &cache, const Tokens &t, float *hidden, Bu
         float *x = &b.x[r * b.width];
         std::memcpy(x, m.embedding + t.ids[r] * m.width, m.width * sizeof(float));
         if (m.span_positions) {
-            const float *add = m.span_embedding + std::min<int64_t>(t.span_positions[r], m.span_positions - 1) * m.width;
+            const float *add = m.span_embedding + std::min<int64_t>(t.span_positions[r] & POSITION, m.span_positions - 1) * m.width;
             for (int i = 0; i < m.width; i++) x[i] += add[i];
         }
     });

@@ -125,7 +125,7 @@ class NativeDecoder:
         self._layers = layers
         self._model = _Model(
             c.num_hidden_layers, c.hidden_size, c.num_attention_heads, c.num_key_value_heads, c.head_dim, c.span_positions,
-            len(rotation), c.span_rotation, c.rms_norm_eps, ctypes.addressof(layers), self._floats(model.embed_tokens.weight), self._floats(span),
+            len(rotation), c.span_rotation + c.grid_rotation, c.rms_norm_eps, ctypes.addressof(layers), self._floats(model.embed_tokens.weight), self._floats(span),
             self._floats(model.norm.weight), self._floats(torch.view_as_real(rotation)), self._matrix(decoder.lm_head.weight),
         )  # fmt: skip
 
