@@ -31,7 +31,7 @@ from common import write_results
 from train_step import theirs
 
 from unitok.configs import CONFIGS
-from unitok.data.modules import EndlessBatches
+from unitok.data.loading import EndlessBatches
 from unitok.data.packing import PackedDataset
 from unitok.data.shards import TokenDataset
 from unitok.hardware import keep_large_blocks

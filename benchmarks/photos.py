@@ -31,7 +31,8 @@ from PIL import Image
 from torch import nn
 
 from unitok.configs import CONFIGS
-from unitok.data.modules import EndlessBatches, ImageDataset
+from unitok.data.folders import ImageDataset
+from unitok.data.loading import EndlessBatches
 from unitok.evaluate.image import image_scores
 from unitok.media import image_to_tensor, save_image
 from unitok.training.monitor import codebook_statistics

@@ -30,7 +30,8 @@ from torch import nn
 
 from unitok.bundle import load_trained_part
 from unitok.configs import CONFIGS
-from unitok.data.modules import AudioDataset, EndlessBatches
+from unitok.data.folders import AudioDataset
+from unitok.data.loading import EndlessBatches
 from unitok.evaluate.audio import audio_scores
 from unitok.media import convert_audio, load_audio, save_audio
 from unitok.training.losses import spectral_loss

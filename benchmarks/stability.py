@@ -21,7 +21,7 @@ import torch
 from common import RESULTS, machine, versions
 from loss_race import Measure, make_tokens, on_all_ids, race
 
-from unitok.data.modules import EndlessBatches
+from unitok.data.loading import EndlessBatches
 from unitok.data.packing import PackedDataset
 from unitok.data.shards import TokenDataset
 from unitok.hardware import keep_large_blocks

@@ -8,7 +8,7 @@ import pytest
 from vocabularies import make_vocab
 
 from unitok.data.best_fit import pack
-from unitok.data.modules import EndlessBatches
+from unitok.data.loading import EndlessBatches
 from unitok.data.packing import PackedDataset, shuffled
 from unitok.data.shards import TokenDataset, write_dataset_json, write_shard
 from unitok.document import Document, Segment

@@ -14,7 +14,7 @@ from launch import run_processes
 from unitok.bundle import load_trained_part, make_bundle
 from unitok.checkpoints import load_checkpoint, newest_checkpoint
 from unitok.configs import CONFIGS
-from unitok.data.modules import AudioDataset
+from unitok.data.folders import AudioDataset
 from unitok.errors import UserError
 from unitok.tokenizers import AudioTokenizer
 from unitok.tokenizers.quantize import ResidualQuantizer
