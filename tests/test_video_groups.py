@@ -70,6 +70,8 @@ def test_grids_are_causal_and_pieces_are_equal_to_one_pass(encoder, tile):
 def test_wrong_videos_are_one_line():
     tokenizer = make()
     codes = tokenizer.encode_videos([video_of(9).numpy()])[0]
+    with pytest.raises(UserError, match="videos of 4 frames: .*such as 5"):
+        tokenizer(video_of(4)[None])
     assert tokenizer.encode_videos([]) == []
     for call, problem in (
         (lambda: tokenizer.encode_videos([video_of(2)[0]]), "videos are \\[F, 3, H, W\\]"),

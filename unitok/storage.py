@@ -104,11 +104,13 @@ class Files:
 
     def is_folder(self, name: str) -> bool:
         """Whether a name is that of a folder that may be read. A link to one is not."""
+        if self.remote is not None:
+            return False
         try:
             path = self._resolve(name)
         except (UserError, OSError):
             return False
-        return self.remote is None and os.path.isdir(path) and not os.path.islink(os.path.join(self.folder, name))
+        return os.path.isdir(path) and not os.path.islink(os.path.join(self.folder, name))
 
     def look(self, name: str) -> FileInfo:
         """Return a file's size and stamp, or why it is refused."""

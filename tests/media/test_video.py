@@ -136,7 +136,7 @@ def test_bad_files_are_one_line_that_says_what_to_do(tmp_path):
         ("begin.mp4", "not a readable video"),
         ("sound.mp4", "no video in it, only audio"),
         ("absent.mp4", "no such file"),
-        ("", "not a file"),
+        ("", "no images in this folder"),
     ):
         with pytest.raises(UserError, match=problem) as error:
             open_video(tmp_path / name)

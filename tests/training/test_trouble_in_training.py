@@ -219,7 +219,7 @@ def test_limits_of_the_trainer_count_batches_and_epochs_of_the_data_and_a_dry_ru
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--data", "stamps.Stamps"], "data: No module named 'stamps'; Given value: stamps.Stamps"),
+        (["--data", "nowhere.Stamps"], "data: No module named 'nowhere'; Given value: nowhere.Stamps"),
         (["--data.init_args.crop", "middle"], "data: crop: Expected one of ['center', 'random']. Got value: middle"),
         (["--model.init_args.steps", "many"], "model: steps: Expected a int; Given value: many"),
     ],

@@ -111,6 +111,10 @@ class ImageTokenizer(Tokenizer):
         are (warm-up)."""
         videos = images if images.ndim == 5 else images[:, None]
         (frames, _, height, width), g = videos.shape[1:], self.group
+        if (frames - 1) % g:
+            raise UserError(
+                f"videos of {frames} frames: give the first one and groups of {g}, such as {1 + (self.steps(frames) - 1) * g}"
+            )
         later = rearrange(videos[:, 1:], "b (n g) c h w -> (b n) (g c) h w", g=g)
         parts = [self._latents(part) for part in (videos[:, 0], later) if len(part)]
         z = torch.cat([rearrange(part, "(b n) h w c -> b n h w c", b=len(videos)) for part in parts], 1)

@@ -84,16 +84,12 @@ class ImageTokenizerTraining(TokenizerTraining):
         begins = (0.0 if init_from else 0.08) if quantize_start is None else quantize_start
         super().__init__(config=tokenizer, gan=gan, quantize_start=begins, show_every=images_every, **shared)
         self.weights, self.init_from = losses, init_from
+        self._of_groups = False  # whether the batch is of videos whose frames share grids
 
     def build(self) -> None:
         self.tokenizer = ImageTokenizer(self.config)
         if not self.config.decodes:
             raise UserError("decodes is false: a tokenizer without a decoder cannot be trained")
-        frames, group = getattr(self.data, "frames", 1), self.config.group
-        if (frames - 1) % group:
-            raise UserError(
-                f"data.frames {frames}: the first frame and groups of {group}, such as {1 + -(-frames // group) * group}"
-            )
         if self.init_from:
             self.tokenizer.init_from(load_trained_part("image", Path(self.init_from))[0], self.init_from)
         quantizer = self.tokenizer.quantizer
@@ -121,6 +117,7 @@ class ImageTokenizerTraining(TokenizerTraining):
         self, target: Tensor, semantic_target: Tensor | None, out: Reconstruction, fraction: float, adversarial: bool
     ) -> Losses:
         """Losses see the frames of videos as images."""
+        self._of_groups = target.ndim == 5 and self.config.group > 1
         if target.ndim == 5:
             target, out = target.flatten(0, 1), replace(out, signal=out.signal.flatten(0, 1))
         return super()._backward(target, semantic_target, out, fraction, adversarial)
@@ -142,8 +139,8 @@ class ImageTokenizerTraining(TokenizerTraining):
             return 1.0
         of_pixels = torch.stack([v for k, v in losses.items() if k not in ("commitment", "entropy", "codebook")]).sum()
         assert self.tokenizer.decoder is not None
-        of_videos = getattr(self.data, "frames", 1) > 1 and self.config.group > 1
-        last = self.tokenizer.decoder.group_out if of_videos else self.tokenizer.decoder.conv_out  # most frames are of groups
+        decoder = self.tokenizer.decoder
+        last = decoder.group_out if self._of_groups else decoder.conv_out  # most frames of a video are of groups
         return adaptive_weight(of_pixels, adversarial, last.weight)
 
     def show(self, name: str, images: Tensor, pixels: Tensor, step: int) -> None:
