@@ -27,7 +27,7 @@ rows = [json.loads(line) for line in (test / "clips.jsonl").read_text().splitlin
 clips = [parse_caption(row["caption"]) for row in rows]
 documents = [u.read_prompt(RawDocument("", (Part("video", path=test / row["video"]),))) for row in rows]
 out.mkdir(parents=True, exist_ok=True)
-drawn = {"temperature": 0.4, "seed": 0, "max_new_tokens": 700}
+drawn = {"seed": 0, "max_new_tokens": 700}  # sampled as the bundle says (generation_config.json)
 
 
 def pixels(video: Video) -> np.ndarray:
@@ -63,10 +63,10 @@ grids, *sides = documents[0].segments[0].codes.shape
 video_plan = f"video:{RATE}x{FRAMES}x{sides[0]}x{sides[1]}"
 audio_plan = f"audio:{FRAMES / RATE:g}s"
 report("the codes", [read_clip(pixels(u.decode(document.segments[0]))) for document in documents])
-captions = u.generate([[d] for d in documents], "text", temperature=0.0, max_new_tokens=80)
+captions = u.generate([[d] for d in documents], "text", max_new_tokens=80)
 report("video to text", [parse_caption(output.text) for output in captions])
 asked = [(d, *questions(c)[i % len(questions(c))]) for i, (d, c) in enumerate(zip(documents, clips, strict=True)) if c]
-answers = u.generate([[d, f" {question}"] for d, question, _ in asked], "text", temperature=0.0, max_new_tokens=8)
+answers = u.generate([[d, f" {question}"] for d, question, _ in asked], "text", max_new_tokens=8)
 right = [output.text.strip() == f"{answer}." for output, (*_, answer) in zip(answers, asked, strict=True)]
 print(f"{'questions':28s} {100 * np.mean(right):5.1f} % right", flush=True)
 drawn_clips("text to video", [[row["caption"]] for row in rows], video_plan)
@@ -74,7 +74,7 @@ given = [[row["caption"], document] for row, document in zip(rows, documents, st
 for part in (1, max(2, grids // 2)):  # grids that are given
     count = FRAMES if part == grids else 1 + (part - 1) * u.image.group
     drawn_clips(f"text and {count} frame{'s' if count > 1 else ''}", given, video_plan, prefix_fraction=part / grids)
-if "audio" in u.bundle.vocab.spans:
+if "audio" in u.vocab.spans:
     report_audio("video to audio", u.generate([[d] for d in documents], audio_plan, **drawn))
     both = drawn_clips("text to video and audio", [[row["caption"]] for row in rows], f"{video_plan},{audio_plan}")
     report_audio("  its audio", both)

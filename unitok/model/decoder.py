@@ -44,7 +44,8 @@ class DecoderConfig:
             that has it cannot be exported.
         span_rotation: whether every second pair of a head's dimensions is rotated by the token's position in its image or audio instead of
             that in the document, so that the same place in another image is always at the same distance. Not exportable either.
-        grid_rotation: with `span_rotation`, whether a third of these pairs each is rotated by frame, row and column instead.
+        grid_rotation: with `span_rotation`, whether a third of these pairs each is rotated by frame, row and column instead. It does not pay
+            where all grids have one size (docs/notes.md).
         qk_norm: of queries and keys before RoPE: `rms` over a head's dimensions with one gain for all heads (Qwen3),
             `layer` with a gain and a bias for each head (Chameleon), or `none` (Llama).
         norm_placement: `before` attention and SwiGLU (pre-norm), or `after` them, inside the residual (Chameleon 34B; Liu
