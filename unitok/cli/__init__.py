@@ -93,7 +93,9 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         print(f"error: {visible(error.filename)}: {error.strerror}", file=sys.stderr)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, RuntimeError) as error:
+        if not isinstance(error.__cause__ if isinstance(error, RuntimeError) else error, KeyboardInterrupt):
+            raise  # Python 3.11 wraps an interrupt that comes while a class is made
         print("stopped; start it again to go on", file=sys.stderr)
         raise SystemExit(130) from None
 

@@ -225,7 +225,8 @@ def _serve(pipe: Connection, plan: Plan, number: int, overlap: bool) -> None:
     except Exception as error:
         if not isinstance(error, UserError):
             error.add_note(traceback.format_exc())  # the parent shows it
-        pipe.send(error)
+        with suppress(OSError):  # a parent that was interrupted is gone
+            pipe.send(error)
 
 
 def _run_ray(run: Run, todo: list[int], workers: int, overlap: bool, progress: Progress) -> None:
