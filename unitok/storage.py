@@ -310,6 +310,11 @@ class Blob:
         """Return the content of a file, which is read when needed. stamp: the one from the listing, which must not have changed."""
         return _FileBlob(name, files=files, stamp=stamp)
 
+    @staticmethod
+    def at(path: Path) -> "Blob":
+        """Return the content of a local file or folder, wherever it lies."""
+        return _FileBlob(str(path.absolute()), files=Files("/"))
+
     def read(self) -> bytes:
         """Return all bytes. Raises `UserError`."""
         return self.data

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from unitok.document import Document, Part, RawDocument, Segment
 from unitok.errors import UserError
 from unitok.modalities import AnyModality, Loaded, kind_accepting, kind_of_content, modality_of, referred
-from unitok.storage import FOLDER, Blob, Files
+from unitok.storage import FOLDER, Blob
 from unitok.vocab import Vocab
 
 
@@ -114,7 +114,7 @@ def _piece_of_file(bundle: Tokenizers, path: Path, role: str, loss: bool, type: 
     if not (path.is_file() or frames):
         raise UserError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
     source = str(path) if type else ReadFile(path)
-    return _piece_of_blob(bundle, Blob.of(Files("/"), str(path.absolute())), str(path), role, loss, type, source, view)
+    return _piece_of_blob(bundle, Blob.at(path), str(path), role, loss, type, source, view)
 
 
 def _piece_of_blob(

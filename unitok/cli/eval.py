@@ -9,6 +9,8 @@ from unitok.files import check_inputs, check_replaceable
 from unitok.hardware import check_device
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from unitok.api import Unitok
 
 
@@ -98,7 +100,6 @@ def documents(
         device: where to run: cpu, cuda, cuda:1, mps
     """
     from unitok.evaluate.documents import KIND, evaluate_documents, read_documents, write_scores
-    from unitok.evaluate.tokenizer import print_scores
     from unitok.generation_config import SamplingParams
 
     sampling = SamplingParams(temperature, top_k, top_p)
@@ -106,8 +107,15 @@ def documents(
     drawn = read_documents(unitok, data, count, seed, split, root)
     scores = evaluate_documents(unitok, drawn, candidates, max_new_tokens, sampling, seed, progress=True)
     write_scores(scores, unitok, out)
-    print_scores(scores.summary())
-    print(f"open {out / 'index.html'}")
+    _show(scores.summary(), out)
+
+
+def _show(scores: "Mapping[str, object]", page: Path) -> None:
+    """Print scores, and where the page is that shows what they are of."""
+    from unitok.evaluate.tokenizer import print_scores
+
+    print_scores(scores)
+    print(f"open {page / 'index.html'}")
 
 
 def _open_bundle(bundle: Path, data: str, out: Path, kind: str, overwrite: bool, device: str) -> "Unitok":
@@ -154,7 +162,6 @@ def boxes(
     """
     from unitok.evaluate.boxes import KIND, box_scores, evaluate_boxes, write_scores
     from unitok.evaluate.documents import read_documents
-    from unitok.evaluate.tokenizer import print_scores
     from unitok.generation_config import SamplingParams
 
     sampling = SamplingParams(temperature, top_k, top_p)
@@ -163,10 +170,9 @@ def boxes(
     results = evaluate_boxes(unitok, read_documents(unitok, data, count, seed, split, root), sampling, seed, max_new_tokens)
     scores = box_scores(results)
     write_scores(results, scores, out)
-    print_scores(scores)
+    _show(scores, out / "samples")
     if "map" not in scores:
         print("mAP needs pycocotools: pip install 'unitok-lm[eval]'")
-    print(f"open {out / 'samples' / 'index.html'}")
 
 
 def maps(
@@ -206,7 +212,6 @@ def maps(
     """
     from unitok.evaluate.documents import read_raw_documents
     from unitok.evaluate.maps import KIND, evaluate_maps, map_scores, write_scores
-    from unitok.evaluate.tokenizer import print_scores
     from unitok.generation_config import SamplingParams
 
     sampling = SamplingParams(temperature, top_k, top_p, guidance_scale=guidance_scale)
@@ -214,8 +219,7 @@ def maps(
     results = evaluate_maps(unitok, read_raw_documents(unitok, data, count, seed, root), map, sampling, seed, far)
     scores = map_scores(results, map)
     write_scores(results, map, scores, out)
-    print_scores(scores)
-    print(f"open {out / 'samples' / 'index.html'}")
+    _show(scores, out / "samples")
 
 
 def image_tokenizer(
@@ -248,17 +252,14 @@ def image_tokenizer(
         device: where to run: cpu, cuda, cuda:1, mps
     """
     from unitok.evaluate.image import evaluate_image_tokenizer
-    from unitok.evaluate.tokenizer import print_scores
 
     device = check_device(device)
     check_replaceable(out, "image evaluation", overwrite)
     check_inputs(out, filter(None, [tokenizer, images, lpips, inception]))
-    print_scores(
-        evaluate_image_tokenizer(
-            tokenizer, images, out, size, area, limit, batch_size, lpips, inception, device, overwrite, progress=True
-        )
+    scores = evaluate_image_tokenizer(
+        tokenizer, images, out, size, area, limit, batch_size, lpips, inception, device, overwrite, progress=True
     )
-    print(f"open {out / 'index.html'}")
+    _show(scores, out)
 
 
 def video_tokenizer(
@@ -286,14 +287,12 @@ def video_tokenizer(
         overwrite: replace what lies in the folder, also where it is something else
         device: where to run: cpu, cuda, cuda:1, mps
     """
-    from unitok.evaluate.tokenizer import print_scores
     from unitok.evaluate.video import evaluate_video_tokenizer
 
     device = check_device(device)
     check_replaceable(out, "video evaluation", overwrite)
     check_inputs(out, [tokenizer, videos])
-    print_scores(evaluate_video_tokenizer(tokenizer, videos, out, fps, frames, area, limit, device, overwrite, progress=True))
-    print(f"open {out / 'index.html'}")
+    _show(evaluate_video_tokenizer(tokenizer, videos, out, fps, frames, area, limit, device, overwrite, progress=True), out)
 
 
 def audio_tokenizer(
@@ -318,11 +317,8 @@ def audio_tokenizer(
         device: where to run: cpu, cuda, cuda:1, mps
     """
     from unitok.evaluate.audio import evaluate_audio_tokenizer
-    from unitok.evaluate.tokenizer import print_scores
 
     check_replaceable(out, "audio evaluation", overwrite)
     check_inputs(out, [tokenizer, audio])
-    print_scores(
-        evaluate_audio_tokenizer(tokenizer, audio, out, seconds, limit, check_device(device), overwrite, progress=True)
-    )
-    print(f"open {out / 'index.html'}")
+    device = check_device(device)
+    _show(evaluate_audio_tokenizer(tokenizer, audio, out, seconds, limit, device, overwrite, progress=True), out)

@@ -30,7 +30,6 @@ from unitok.media import (
     read_samples,
     sample_frames,
 )
-from unitok.media.formats import HEAD
 from unitok.modalities import modality_of
 
 Crop = Literal["center", "random"]
@@ -190,12 +189,7 @@ class VideoDataset(FileDataset[np.ndarray]):
         `OSError`."""
         entry = self.files[index]
         data = entry.read()
-        if data is None:
-            with open(entry.path, "rb") as file:
-                head = file.read(HEAD)
-        else:
-            head = data[:HEAD]
-        if not modality_of("video").recognizes(head, str(entry.label)):
+        if not modality_of("video").recognizes(entry.head(), str(entry.label)):
             image = np.asarray(crop_square(open_image(entry.label, data), self.size))
             return self._keep(index, image[None], image.nbytes)
         with open_video(entry.label, data) as video:

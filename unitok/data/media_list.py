@@ -19,6 +19,7 @@ from unitok.data.prepare.sources import Source
 from unitok.data.prepare.splits import folder_split_of, split_of
 from unitok.errors import UserError
 from unitok.media import promised, sniff
+from unitok.media.formats import HEAD, promised_kind
 from unitok.storage import is_remote
 
 log = logging.getLogger("unitok")
@@ -72,6 +73,12 @@ class MediaFile:
     def label(self) -> Path:
         """What messages call it; its suffix is that of the content."""
         return Path(self.path, self.member) if self.member else Path(self.path)
+
+    def head(self) -> bytes:
+        """The first bytes, by which formats are recognized. Errors: `OSError`."""
+        with open(self.path, "rb") as file:
+            file.seek(self.start)
+            return file.read(min(HEAD, self.length) if self.member else HEAD)
 
     def read(self) -> bytes | None:
         """The bytes of a member; None for a file of its own. Errors: `UserError` for what is not a regular file; `OSError`."""
@@ -180,7 +187,7 @@ def _in_documents(source: Source, kinds: tuple[str, ...], skipped: Counter[str],
         names, in_line = [*named, *(name for name, _, _ in item.members if item.kind == "files")], bool(named)
         named.clear()
         for name in names:
-            if len(name) > LONGEST_NAME or name.startswith("data:") or _promised_kind(name) not in ("", *kinds):
+            if len(name) > LONGEST_NAME or name.startswith("data:") or promised_kind(name) not in ("", *kinds):
                 continue
             try:
                 path = str(source.files.local(name))
@@ -205,20 +212,16 @@ def _members(
             usable[item.file] = not compressed
     path = str(source.files.local(item.file))
     for name, start, length in item.members:
-        if _promised_kind(name) in kinds:
+        if promised_kind(name) in kinds:
             if usable[item.file]:
                 yield item.split, MediaFile(path, name, start, length)
             else:
                 skipped["members of compressed archives (decompress them to train on them)"] += 1
 
 
-def _promised_kind(name: str) -> str:
-    return promised(name).removeprefix("an ").removeprefix("a ")
-
-
 def _may_be_media(name: str, kinds: tuple[str, ...]) -> bool:
     """Whether a file's suffix is one of a kind, or tells nothing."""
-    promise = _promised_kind(name)
+    promise = promised_kind(name)
     return promise in kinds or (not promise and os.path.splitext(name)[1].lower().removeprefix(".") not in _OTHERS)
 
 

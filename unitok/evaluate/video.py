@@ -19,7 +19,7 @@ from unitok.evaluate.tokenizer import Measured, Row, evaluate_tokenizer, means, 
 from unitok.media import encode_png
 from unitok.modalities import modality_of
 from unitok.modalities.video import FrameTokenizer, Video, VideoOptions, contact_sheet
-from unitok.storage import Blob, Files
+from unitok.storage import Blob
 from unitok.tokenizers.image import ImageTokenizer
 from unitok.training.monitor import codebook_statistics
 
@@ -78,7 +78,7 @@ class _VideoMeasure:
 
     def read(self, path: Path) -> Tensor:
         view = f"t=0,{self.options.frames / self.options.fps:.10g}"
-        content = Blob.of(Files("/"), str(path.absolute()))
+        content = Blob.at(path)
         pixels = modality_of(self.kind).load(self.tokenizer, content, self.options, str(path), view).content
         if len(pixels) < 2:
             raise UserError(f"{path}: a single frame; give videos and animations")

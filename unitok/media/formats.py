@@ -286,6 +286,11 @@ def promised(name: str) -> str:
     return _CONTENTS.get(suffix_of(name), "") if "." in name.rpartition("/")[2] else ""
 
 
+def promised_kind(name: str) -> str:
+    """Return the same without its article: `image`, `audio`, `video`; or ""."""
+    return promised(name).removeprefix("an ").removeprefix("a ")
+
+
 def find_media(folder: Path, kind: str, also: tuple[str, ...] = ()) -> tuple[list[Path], list[Path]]:
     """Return the files of a kind (`image`, `audio`, `video`, `text`) or of further ones under a folder, and the empty files, both sorted.
 
@@ -301,7 +306,7 @@ def find_media(folder: Path, kind: str, also: tuple[str, ...] = ()) -> tuple[lis
                 with open(path, "rb", buffering=0) as file:
                     head = file.read(HEAD)
             except OSError:
-                if promised(path).removeprefix("an ").removeprefix("a ") in kinds:
+                if promised_kind(path) in kinds:
                     matching.append(Path(path))
                 continue
             if not head:

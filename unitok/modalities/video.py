@@ -24,7 +24,7 @@ from unitok.errors import UserError
 from unitok.modalities import Loaded, Modality, Plain, Stream, TokenizerLike, register
 from unitok.modalities.audio import checked_stretch, stretch_of, stretch_starts, stretch_view, touched
 from unitok.ranges import Span
-from unitok.storage import FOLDER, Blob, Files
+from unitok.storage import FOLDER, Blob
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -210,7 +210,7 @@ class VideoModality(Modality[FrameTokenizer, Video, VideoOptions]):
         import torch
 
         if isinstance(content, Path):
-            content = Blob.of(Files("/"), str(content.absolute()))
+            content = Blob.at(content)
         loaded = self.load(tokenizer, content, VideoOptions(), where)
         pixels = torch.from_numpy(loaded.content).permute(0, 3, 1, 2)
         frames = torch.as_tensor(content.frames).cpu() if isinstance(content, Video) else pixels / 127.5 - 1

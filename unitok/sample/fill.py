@@ -24,7 +24,7 @@ from unitok.sample.outputs import Output, Outputs
 from unitok.sample.prompts import read_one
 from unitok.sample.requests import Draft, sampling_of
 from unitok.sample.running import Request
-from unitok.storage import Blob, Files
+from unitok.storage import Blob
 
 BLANK = "___"
 
@@ -127,7 +127,7 @@ def _read_media(bundle: Bundle, content: object, hole: object, before: Document)
     if isinstance(content, Path):
         if not content.is_file():
             raise UserError(f"{content}: no such file")
-        blob = Blob.of(Files("/"), str(content.absolute()))
+        blob = Blob.at(content)
         kind, where = kind_of_content(blob.head(), content.name), str(content)
     else:
         kind, where = kind_accepting(content), "fill"
