@@ -4,6 +4,7 @@ No PyTorch is imported: the command line makes its flags of these classes.
 """
 
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
@@ -89,6 +90,11 @@ class SamplingParams:
     def guides(self, count: int) -> bool:
         """Whether guidance is on for the token at index `count` of a span's body."""
         return self.guided and self.guidance_start <= count and (self.guidance_stop is None or count < self.guidance_stop)
+
+    def same_guidance(self, count: int) -> int:
+        """For how many tokens from index `count` on guidance stays on or off, as far as a document can be long."""
+        edges = (self.guidance_start, self.guidance_stop) if self.guided else ()
+        return min((edge - count for edge in edges if edge is not None and edge > count), default=sys.maxsize)
 
     def scales(self, count: int, total: int | None) -> tuple[float, float]:
         """Return `guidance_scale` and `media_guidance_scale` for the token at index `count` of a body of `total` tokens, by the schedule."""

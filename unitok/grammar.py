@@ -15,7 +15,7 @@ import numpy as np
 from unitok.document import ROLES
 from unitok.errors import UserError
 from unitok.holes import Hole, find_holes, span_positions_of_fills, split_fills
-from unitok.intervals import Intervals, holds, join_intervals, size_of
+from unitok.intervals import Intervals, holds, join_intervals, run_of, size_of
 from unitok.location import locate_all, located
 from unitok.plan import PlanItem
 from unitok.ranges import Span
@@ -340,6 +340,9 @@ class Grammar:
             raise UserError("position 0: a document begins with <bos>")
         position, given = 1, np.asarray(ids).tolist()
         while position < len(given):
+            if row.span and not row.span.begin and (run := run_of(self.bodies[row.span.modality][0], given, position)):
+                row.count, position = row.count + run, position + run  # bare text
+                continue
             sets = row.ahead(len(given) - position)
             coming = given[position : position + len(sets)]
             for id, allowed in zip(coming, sets, strict=True):
@@ -390,7 +393,7 @@ class Grammar:
         row = Row(self)
         row.span, row.count = span, span.order.prefix(1)
         table[:2] = self._index_of(self.closings[span.modality])
-        header = [self.vocab.range(name).intervals() for name in span.header]
+        header = (self.vocab.range(name).intervals() for name in span.header)
         filled = [(table[:2], intervals) for intervals in (*header, *self.bodies[span.modality])]
         for rows, intervals in filled if span.header else [*filled, (table[1:2], row.allowed())]:
             for a, b in intervals:
@@ -442,8 +445,6 @@ class Grammar:
         """Return where each token is in its image or audio: for tokens [L] int64 [L], as `unitok.span_positions` says; text and roles are 0.
 
         Where holes are filled, it is that of the place before the code that comes next."""
-        ids = np.asarray(ids)
-        holes, start = find_holes(self.vocab, ids)
-        numbers, inside = self._inside(ids[:start] if holes else ids)
-        inside = locate_all(self.vocab, ids, numbers, inside)
+        holes, start = find_holes(self.vocab, ids := np.asarray(ids))
+        inside = locate_all(self.vocab, ids, *self._inside(ids[:start] if holes else ids))
         return np.concatenate([inside, span_positions_of_fills(self.vocab, ids, holes, start)]) if holes else inside

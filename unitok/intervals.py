@@ -1,6 +1,6 @@
 """Sets of tokens as half-open intervals [a, b): union, size, membership."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
@@ -26,6 +26,11 @@ def join_intervals(intervals: Iterable[tuple[int, int]]) -> Intervals:
 def size_of(intervals: Iterable[tuple[int, int]]) -> int:
     """Return the number of tokens in a set."""
     return sum(b - a for a, b in intervals)
+
+
+def run_of(intervals: Iterable[tuple[int, int]], ids: Sequence[int], start: int) -> int:
+    """Return how many of the ids from index `start` on are in a set without a gap."""
+    return next((i for i in range(start, len(ids)) if not holds(intervals, ids[i])), len(ids)) - start
 
 
 @overload

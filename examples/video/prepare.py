@@ -1,4 +1,4 @@
-"""Make a small data set of scenes in motion: two seconds of one or two things that move or grow, their notes, captions, questions.
+"""Make a small data set of scenes in motion: two seconds of one or two things that move, grow or cross, their notes, captions, questions.
 
 `python examples/video/prepare.py OUT --count 24000`
 
@@ -24,7 +24,7 @@ from unitok.scenes.motion import RATE, caption, draw_clip, questions, render_cli
 from unitok.scenes.world import SAMPLE_RATE
 
 #: Documents per clip on average, by kind; questions of a document.
-AVERAGES = {"draw": 0.6, "film": 0.5, "play": 0.3, "describe": 0.5, "ask": 0.4}
+AVERAGES = {"draw": 0.6, "film": 0.5, "play": 0.5, "describe": 0.5, "ask": 0.4}
 QUESTIONS = 3
 
 

@@ -7,6 +7,7 @@ import pytest
 from scipy import ndimage
 
 from unitok.scenes.motion import (
+    ACROSS,
     FRAMES,
     RATE,
     SPEEDS,
@@ -30,11 +31,23 @@ def clips(count: int, seed: int = 0) -> list[Clip]:
     return [draw_clip(rng) for _ in range(count)]
 
 
+def crossing(front: str = "blue") -> Clip:
+    ways = {"red": "right", "blue": "left"}
+    things = {
+        color: Thing(color, shape, "small", ways[color], "quickly") for color, shape in (("red", "circle"), ("blue", "ring"))
+    }
+    return Clip("white", (things["red" if front == "blue" else "blue"], things[front]), ACROSS)
+
+
 def test_captions_are_read_back_and_name_everything():
     drawn = clips(400)
     assert [parse_caption(caption(clip)) for clip in drawn] == drawn
     assert len({caption(clip) for clip in drawn}) == len(set(drawn))
-    assert set(Counter((len(c.things), c.in_turn) for c in drawn)) == {(1, False), (2, False), (2, True)}
+    kinds = Counter((len(c.things), c.in_turn, c.crosses) for c in drawn)
+    assert set(kinds) == {(1, False, False), (2, False, False), (2, True, False), (2, False, True)}
+    assert caption(crossing()) == (
+        "a small red circle moves right quickly, and crossing in front of it a small blue ring moves left quickly, on a white background"
+    )
     for text in ("", "a red circle", caption(drawn[0]) + "s", caption(drawn[0]).replace("background", "foreground")):
         assert parse_caption(text) is None
 
@@ -72,6 +85,20 @@ def test_the_oracle_tells_every_fact_apart():
             assert read_clip(render_clip(clip, rng, 64)) == clip, caption(clip)
 
 
+def test_of_things_that_cross_the_oracle_tells_which_is_in_front():
+    rng = np.random.default_rng(5)
+    for side in (32, 64):
+        for front in ("red", "blue"):
+            frames = render_clip(crossing(front), rng, side)
+            assert read_clip(frames) == crossing(front)
+            assert read_clip(frames[::-1]) != crossing(front)  # they go back
+            middle = frames[FRAMES // 2].astype(int)
+            ahead = {"red": (middle[..., 0] - middle[..., 2] > 90).sum(), "blue": (middle[..., 2] - middle[..., 0] > 90).sum()}
+            first = frames[0].astype(int)
+            alone = {"red": (first[..., 0] - first[..., 2] > 90).sum(), "blue": (first[..., 2] - first[..., 0] > 90).sum()}
+            assert max(ahead, key=lambda color: ahead[color] / alone[color]) == front
+
+
 def test_what_stands_still_flickers_or_is_missing_is_no_clip():
     rng = np.random.default_rng(3)
     frames = render_clip(Clip("white", (Thing("red", "circle", "small", "right", "slowly"),)), rng, 64)
@@ -98,7 +125,11 @@ def test_questions_have_one_answer():
         "which way does the blue ring move?": "up",
         "how does the blue ring move?": "quickly",
         "how many things are there?": "two",
+        "do the things cross?": "no",
     }
+    asked = dict(questions(crossing()))
+    assert asked["do the things cross?"] == "yes"
+    assert asked["what color is the thing in front?"] == "blue"
     assert max(SPEEDS.values()) + 2 * 0.21 < 1  # so that nothing leaves the frame
 
 

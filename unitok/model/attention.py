@@ -124,16 +124,20 @@ class XformersPacking:
 
 
 class VarlenPacking:
-    """`varlen`: torch's FlashAttention over cumulative lengths. Their number and the longest are rounded up to powers of 2, so that a
-    compiled block meets few different ones; what is beyond the batch has length 0."""
+    """`varlen`: torch's FlashAttention over cumulative lengths. Their number and the longest document are powers of 2 that never shrink in a
+    process, so that a compiled block meets few different ones: what is beyond the batch has length 0."""
+
+    documents, longest = 64, 64
 
     def __init__(self, lengths: list[int], device: torch.device):
         from torch.nn.attention.varlen import varlen_attn
 
+        kind = VarlenPacking
+        kind.documents = max(kind.documents, 1 << (len(lengths) - 1).bit_length())
+        kind.longest = self.longest = max(kind.longest, 1 << (max(lengths) - 1).bit_length())
         edges = list(accumulate(lengths, initial=0))
-        edges += edges[-1:] * (_power_of_2(len(lengths)) - len(lengths))
+        edges += edges[-1:] * (kind.documents - len(lengths))
         self.edges = torch.tensor(edges, dtype=torch.int32).to(device, non_blocking=True)
-        self.longest = _power_of_2(max(lengths))
         # Since torch 2.12 grouped heads are asked for; before, there is no such argument and they are always taken.
         self.grouped: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
 
@@ -146,11 +150,6 @@ class VarlenPacking:
         out = varlen_attn(flat_q, flat_k, flat_v, edges, edges, longest, longest, window_size=(-1, 0), **grouped)
         assert isinstance(out, Tensor)  # a pair only where auxiliary outputs are asked for
         return out.view_as(q)
-
-
-def _power_of_2(least: int) -> int:
-    """The smallest power of 2 that is at least `least`, and 64."""
-    return 1 << max(6, (least - 1).bit_length())
 
 
 #: By name, in the order in which `auto` tries them.

@@ -366,7 +366,9 @@ class Session:
             for kind, row in (("own", own), ("none", none), ("media", by_kind.get("media", none))):
                 rows[kind].append(row)
             if "none" in by_kind:
-                scales[:, i] = [r.params.scales(r.state.count + j, r.state.total) for j in range(count)]
+                params, before, total = r.params, r.state.count, r.state.total
+                differing = 1 if params.guidance_schedule == "constant" else count
+                scales[:, i] = [params.scales(before + j, total) for j in range(differing)]
         kinds = {slot.kind for slot in self.slots}
         return [np.array(row) for kind, row in rows.items() if kind in kinds], scales
 

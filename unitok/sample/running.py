@@ -29,6 +29,9 @@ class Request:
     media: np.ndarray | None = None  # ids of the prompt's images and audio alone, for three-way guidance
 
 
+DEFAULT = SamplingParams()
+
+
 class Slot:
     """A sequence in the cache: how many of its ids the model has read, and the ids that it has not.
 
@@ -117,7 +120,7 @@ class Running:
     def params(self) -> SamplingParams:
         """Sampling parameters of the next token: of the span that it belongs to, else of the next item of the plan, else of text."""
         coming = self.state.plan[0].modality if self.state.plan else self.grammar.vocab.bare
-        return self.sampling.get(self.state.modality or coming or "", SamplingParams())
+        return self.sampling.get(self.state.modality or coming or "", DEFAULT)
 
     def guidance_prompts(self) -> dict[str, np.ndarray | None]:
         """Return the prompts that guidance needs now, by the kind of their slot; None is bos alone."""
@@ -128,10 +131,4 @@ class Running:
 
     def stretch(self, most: int) -> list[Intervals]:
         """Return the allowed sets of the next tokens, as far as they do not depend on what is sampled and guidance stays as it is."""
-        params, count = self.params, self.state.count
-        sets = self.state.ahead(most)
-        if params.guided:
-            now = params.guides(count)
-            changes = (i for i in range(1, len(sets)) if params.guides(count + i) != now)
-            sets = sets[: next(changes, len(sets))]
-        return sets
+        return self.state.ahead(min(most, self.params.same_guidance(self.state.count)))

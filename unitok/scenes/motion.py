@@ -1,7 +1,7 @@
 """Scenes in motion: one or two things that move or grow in a clip of two seconds, with captions, questions, and what reads them back.
 
-Things move right, left, up or down, slowly or quickly, or they grow or shrink; two of them at once, or one after the other. The audio of a
-clip has a note per frame, of the thing that moves, of two in turn; its shape is the timbre, as in still scenes, small things are high, and
+Things move right, left, up or down, slowly or quickly, or they grow or shrink; two of them at once, or one after the other, or they cross:
+they move in opposite ways and one passes in front of the other. The audio of a clip has a note per frame, of the thing that moves, of two in turn; its shape is the timbre, as in still scenes, small things are high, and
 the notes follow the motion: higher and higher for a thing that moves up, louder and louder for one that moves right. The oracle (`read_clip`,
 `follows`) reads frames and notes with plain signal processing, as `unitok.scenes.oracle` does.
 """
@@ -23,6 +23,7 @@ WAYS = {"right": (1, 0), "left": (-1, 0), "up": (0, -1), "down": (0, 1)}
 SPEEDS = {"slowly": 0.2, "quickly": 0.45}  # how far a thing moves in a clip, as a fraction of the side
 GROWTH = {"grows": (0.12, 0.21), "shrinks": (0.21, 0.12)}  # radius of the first and last frame, as a fraction of the side
 PLACES = (0.25, 0.75)  # of two things
+CROSSING = 0.68  # how far things move that cross, as a fraction of the side
 HALF = FRAMES // 2  # frames; of two things that move one after the other, the first moves in the first half
 REGISTERS = {"small": 0.0, "large": -12.0}  # semitones above C4
 RISES = {"slowly": 4.0, "quickly": 10.0}  # semitones by which notes rise or fall with things that move up or down
@@ -50,26 +51,40 @@ class Thing:
 
 @dataclass(frozen=True)
 class Clip:
-    """What a video shows. where: of the second thing, seen from the first: below, above, right of or left of it; "" for one thing.
-    in_turn: whether the second thing begins when the first has ended; else both move at once, and the first is above or left."""
+    """What a video shows. where: of the second thing, seen from the first: below, above, right of or left of it, or crossing in front of it;
+    "" for one thing. in_turn: whether the second thing begins when the first has ended; else both move at once, and the first is above or
+    left."""
 
     background: str
     things: tuple[Thing, ...]
     where: str = ""
     in_turn: bool = False
 
+    @property
+    def crosses(self) -> bool:
+        """Whether the second thing crosses in front of the first."""
+        return self.where == ACROSS
 
+
+ACROSS = "crossing in front of"
 #: Places of the second thing: the axis on which it is apart from the first (0: columns, 1: rows), and whether it comes later there.
 WHERE = {"below": (1, True), "above": (1, False), "right of": (0, True), "left of": (0, False)}
 
 
 def draw_clip(rng: np.random.Generator) -> Clip:
-    """A random clip: one thing, two at once or two in turn, each as often."""
+    """A random clip: one thing, two at once, two in turn or two that cross, each as often."""
 
     def draw(names: Sequence[str]) -> str:
         return names[int(rng.integers(len(names)))]
 
-    kind = int(rng.integers(3))  # one thing, two at once, two in turn
+    kind = int(rng.integers(4))  # one thing, two at once, two in turn, two that cross
+    if kind == 3:
+        colors, ways = (
+            rng.permutation(list(COLORS)),
+            rng.permutation(["right", "left"] if rng.random() < 0.5 else ["up", "down"]),
+        )
+        crossing = [Thing(str(c), draw(SHAPES), "small", str(w), "quickly") for c, w in zip(colors, ways, strict=False)]
+        return Clip(draw(tuple(BACKGROUNDS)), tuple(crossing), ACROSS)
     where = "" if kind == 0 else draw(("below", "right of") if kind == 1 else tuple(WHERE))
     ways = tuple(WAYS) if not where else ("up", "down") if WHERE[where][0] == 0 else ("right", "left")
     colors = rng.permutation(list(COLORS))
@@ -97,7 +112,9 @@ _THING = (
     rf"a (?:({'|'.join(SIZES)}) )?({'|'.join(COLORS)}) ({'|'.join(SHAPES)}) "
     rf"(?:moves ({'|'.join(WAYS)}) ({'|'.join(SPEEDS)})|({'|'.join(GROWTH)}))"
 )
-_CAPTION = re.compile(rf"{_THING}(?:, (then|and) ({'|'.join(WHERE)}) it {_THING})?, on a ({'|'.join(BACKGROUNDS)}) background")
+_CAPTION = re.compile(
+    rf"{_THING}(?:, (then|and) ({'|'.join([*WHERE, ACROSS])}) it {_THING})?, on a ({'|'.join(BACKGROUNDS)}) background"
+)
 
 
 def parse_caption(text: str) -> Clip | None:
@@ -130,6 +147,9 @@ def questions(clip: Clip) -> list[tuple[str, str]]:
         pairs += [(f"what color is the thing that moves {when}?", t.color) for when, t in zip(("first", "last"), clip.things)]
     else:
         pairs.append(("how many things are there?", ("one", "two")[len(clip.things) - 1]))
+        pairs += [("do the things cross?", "yes" if clip.crosses else "no")] * bool(clip.where)
+    if clip.crosses:
+        pairs.append(("what color is the thing in front?", clip.things[1].color))
     return pairs
 
 
@@ -143,12 +163,13 @@ def render_clip(clip: Clip, rng: np.random.Generator, side: int = 32) -> np.ndar
     y, x = np.mgrid[0.5:side, 0.5:side].astype(np.float32)
     for number, thing in enumerate(clip.things):
         center = np.array([0.5, 0.5]) + rng.uniform(-0.01, 0.01, 2)
-        if clip.where:
+        if clip.where in WHERE:
             axis, later = WHERE[clip.where]
             center[axis] += PLACES[number if later else 1 - number] - 0.5
         for frame in range(FRAMES):
             progress = _progress(clip, number, frame)
-            cx, cy = center + (progress - 0.5) * np.array(WAYS.get(thing.way, (0, 0))) * SPEEDS.get(thing.speed, 0.0)
+            distance = CROSSING if clip.crosses else SPEEDS.get(thing.speed, 0.0)
+            cx, cy = center + (progress - 0.5) * np.array(WAYS.get(thing.way, (0, 0))) * distance
             first, last = GROWTH.get(thing.growth) or [SIZES[thing.size]] * 2
             radius = (first + (last - first) * progress) * side
             alpha = cover(thing.shape, radius, x - cx * side, y - cy * side)[..., None]
@@ -199,18 +220,25 @@ def render_notes(clip: Clip, rng: np.random.Generator, rate: int = SAMPLE_RATE) 
 
 _RADII = np.linspace(0.08, 0.23, 16)  # that are tried, as fractions of the side
 _SMALLEST = 0.008  # of the area: what is smaller is no thing
-_SEEN = 5  # frames at least in which a thing is seen
+_SEEN = 4  # frames at least in which a thing is seen
 _MOVED = 0.1  # of the side: what moves less stands still
+_APART = 0.25  # of the side, on average: things that are less apart cross
 
 
 @dataclass
 class _Track:
-    """What was seen of one thing: frame, center (x, y) and radius as fractions of the side; and errors by shape, summed over frames."""
+    """What was seen of one thing: frames, and in each its center (x, y) and radius as fractions of the side, and errors by shape."""
 
     frames: list[int]
     centers: list[np.ndarray]
     radii: list[float]
-    errors: np.ndarray
+    errors: list[np.ndarray]
+
+    def during(self, frames: set[int]) -> "_Track":
+        """What was seen of it in some frames."""
+        chosen = [i for i, frame in enumerate(self.frames) if frame in frames]
+        lists: tuple[list, ...] = (self.frames, self.centers, self.radii, self.errors)
+        return _Track(*([values[i] for i in chosen] for values in lists))
 
 
 def read_clip(frames: np.ndarray) -> Clip | None:
@@ -222,18 +250,28 @@ def read_clip(frames: np.ndarray) -> Clip | None:
     tracks: dict[str, _Track] = {}
     for number, image in enumerate(images):
         for color, center, errors in _regions(image, background):
-            track = tracks.setdefault(color, _Track([], [], [], np.zeros(len(SHAPES))))
+            track = tracks.setdefault(color, _Track([], [], [], []))
             if number not in track.frames:
                 track.frames.append(number)
                 track.centers.append(center)
                 track.radii.append(float(_RADII[errors.min(0).argmin()]))
-                track.errors += errors.min(1)
+                track.errors.append(errors.min(1))
     seen = {color: track for color, track in tracks.items() if len(track.frames) >= min(_SEEN, len(images))}
     if not 1 <= len(seen) <= 2:
         return None
+    if len(seen) == 2:  # where only one is seen, it may be both at once
+        both = set.intersection(*(set(track.frames) for track in seen.values()))
+        seen = {color: track.during(both) for color, track in seen.items()}
+        if len(both) < 3:
+            return None
     things = {color: _thing(color, track) for color, track in seen.items()}
     read = [(thing, seen[color]) for color, thing in things.items() if thing is not None]
-    return _arranged(nearest(background, BACKGROUNDS), read, len(images)) if len(read) == len(seen) else None
+    if len(read) < len(seen):
+        return None
+    if len(read) == 2 and np.abs(_apart(read)).max() < _APART:
+        front = _in_front(images, [track for _, track in read], list(seen))
+        return Clip(nearest(background, BACKGROUNDS), (read[1 - front][0], read[front][0]), ACROSS)
+    return _arranged(nearest(background, BACKGROUNDS), read, len(images))
 
 
 def _regions(image: np.ndarray, background: np.ndarray) -> list[tuple[str, np.ndarray, np.ndarray]]:
@@ -260,7 +298,7 @@ def _regions(image: np.ndarray, background: np.ndarray) -> list[tuple[str, np.nd
 
 def _thing(color: str, track: _Track) -> Thing | None:
     """What a track shows; None for a thing that neither moves nor grows."""
-    shape = SHAPES[int(track.errors.argmin())]
+    shape = SHAPES[int(np.sum(track.errors, 0).argmin())]
     first, last = (float(np.mean(track.radii[part])) for part in (slice(2), slice(-2, None)))
     if max(first, last) > 1.35 * min(first, last):
         return Thing(color, shape, growth="grows" if last > first else "shrinks")
@@ -276,12 +314,32 @@ def _thing(color: str, track: _Track) -> Thing | None:
     return Thing(color, shape, min(SIZES, key=lambda name: abs(SIZES[name] - radius)), way, speed)
 
 
+def _apart(read: list[tuple[Thing, _Track]]) -> np.ndarray:
+    """From the first thing to the second (x, y), on average over the frames."""
+    return np.asarray(np.mean(read[1][1].centers, 0) - np.mean(read[0][1].centers, 0))
+
+
+def _in_front(images: np.ndarray, tracks: list[_Track], colors: list[str]) -> int:
+    """Which of two things that cross is in front: that of which more is left where they meet."""
+    palette = np.array([COLORS[color] for color in colors], np.float32)
+
+    def area(image: np.ndarray) -> np.ndarray:
+        """Pixels of each color."""
+        distances = np.linalg.norm(image[..., None, :] - palette, axis=-1)
+        return np.array([((distances.argmin(-1) == i) & (distances.min(-1) < 60)).sum() for i in range(2)], float)
+
+    apart = np.mean([area(images[frame]) for frame in tracks[0].frames], 0)
+    meeting = [frame for frame in range(len(images)) if frame not in tracks[0].frames]
+    meeting = meeting or [len(images) // 2]
+    return int(np.argmax(np.mean([area(images[frame]) for frame in meeting], 0) / np.maximum(apart, 1)))
+
+
 def _arranged(background: str, read: list[tuple[Thing, _Track]], count: int) -> Clip | None:
     if len(read) == 1:
         return Clip(background, (read[0][0],))
     early = [_early(track, count, bool(thing.growth)) for thing, track in read]
     in_turn = abs(early[0] - early[1]) > 0.5
-    apart = np.mean(read[1][1].centers, 0) - np.mean(read[0][1].centers, 0)
+    apart = _apart(read)
     axis = int(np.abs(apart).argmax())
     swap = early[0] < early[1] if in_turn else bool(apart[axis] < 0)
     (first, _), (second, _) = read[::-1] if swap else read
