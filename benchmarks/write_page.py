@@ -14,7 +14,7 @@ FOLDER = Path(__file__).parent
 SCRIPTS = {
     "photos": ("photos",),
     "scenes": ("scenes",),
-    "image_tokenizer": ("image_tokenizer",),
+    "image_tokenizer": ("image_tokenizer", "image_tokenizer.gpu"),
     "speech": ("speech",),
     "scenes_audio": ("scenes_audio",),
     "audio_tokenizer": ("audio_tokenizer",),

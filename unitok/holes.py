@@ -45,7 +45,9 @@ def find_holes(vocab: Vocab, ids: np.ndarray) -> tuple[list[Hole], int]:
     """
     ids = np.asarray(ids, np.int64)
     fills = vocab.fills
-    at = np.flatnonzero(np.isin(ids, fills)) if fills else np.zeros(0, np.int64)
+    if not fills or not ((ids >= min(fills)) & (ids <= max(fills))).any():  # of most documents at once
+        return [], len(ids)
+    at = np.flatnonzero(np.isin(ids, fills))
     if not len(at):
         return [], len(ids)
     numbers = {id: number for number, id in enumerate(fills)}

@@ -24,9 +24,9 @@ class Interleaved:
 
     def __init__(self, levels: int, dimensions: int = 0):
         self.levels, self.dimensions = levels, dimensions
-        self._steps = [
-            self.prefix(step) for step in range(levels)
-        ]  # where the first K steps begin; later steps hold all levels
+        # Where the first K steps begin; later steps hold all levels.
+        self._steps = [self.prefix(step) for step in range(levels)]
+        self._starts = np.isin(np.arange(self._steps[-1] + levels), self._steps)
 
     def by_level(self, codes: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
         """Return codes as [K, N], and the sides of their grid. Errors: `UserError` for another shape."""
@@ -114,8 +114,9 @@ class Interleaved:
     def is_choice(self, counts: np.ndarray) -> np.ndarray:
         """Return where another unit may begin or the body may end, while N is open, as bool of the same shape."""
         first = self._steps[-1]
-        starts = np.isin(np.arange(first + self.levels), self._steps)
-        choices: np.ndarray = (counts > 0) & starts[np.minimum(counts, first) + np.maximum(counts - first, 0) % self.levels]
+        choices: np.ndarray = (counts > 0) & self._starts[
+            np.minimum(counts, first) + np.maximum(counts - first, 0) % self.levels
+        ]
         return choices
 
 

@@ -241,6 +241,12 @@ def test_a_batch_in_parts_trains_like_the_whole(tmp_path, tokens):
         run_lightning(arguments("decoder", tmp_path / "no", tokens, 6, "--model.init_args.accumulate_grad_batches", "3"))
 
 
+def test_a_row_of_metrics_is_written_once(tmp_path, tokens):
+    run_lightning(arguments("decoder", tmp_path / "run", tokens, 7, "--model.init_args.log_every", "3"))
+    rows = list(csv.DictReader(open(tmp_path / "run" / "metrics" / "metrics.csv")))
+    assert [int(row["step"]) for row in rows if row["loss"]] == [2, 5, 6]
+
+
 def test_the_pace_is_logged_with_what_is_left(tmp_path, tokens):
     run_lightning(arguments("decoder", tmp_path / "run", tokens, 4))
     rows = list(csv.DictReader(open(tmp_path / "run" / "metrics" / "metrics.csv")))

@@ -49,15 +49,16 @@ def next_id_loss(
     """
     flat = {key: batch[key].flatten() for key in ("targets", "weights", "mask_index")}
     counts = flat["weights"] > 0
-    groups = []
-    for number, intervals in enumerate([((0, weight.shape[0]),)] if allowed_sets is None else allowed_sets):
-        if size_of(intervals) < 2:
-            continue  # the token is forced
-        members = (counts if allowed_sets is None else counts & (flat["mask_index"] == number)).nonzero().flatten()
-        if len(members):
-            groups.append((intervals, members))
-    index = torch.cat([members for _, members in groups]) if groups else counts.new_zeros(0, dtype=torch.long)
-    sizes = [(intervals, len(members)) for intervals, members in groups]
+    sets = [((0, weight.shape[0]),)] if allowed_sets is None else allowed_sets
+    number = torch.where(counts, 0 if allowed_sets is None else flat["mask_index"].long(), len(sets))
+    # Sorted once: asking for the members of each set would wait for the device each time.
+    order, lengths = number.argsort(stable=True), torch.bincount(number, minlength=len(sets) + 1).tolist()
+    members = zip(sets, order.split(lengths), strict=False)  # without those that do not count
+    groups = [
+        (intervals, some) for intervals, some in members if len(some) and size_of(intervals) > 1
+    ]  # else the token is forced
+    index = torch.cat([some for _, some in groups]) if groups else order[:0]
+    sizes = [(intervals, len(some)) for intervals, some in groups]
     total, nll, logsumexp, correct = _ChunkedLoss.apply(
         hidden.flatten(0, 1)[index],
         weight,

@@ -205,11 +205,17 @@ class TrainingShell(L.LightningModule, Generic[Batch]):
         if self.steps_done % self.log_every == 0 or over:
             metrics["loss"] = self.mean_over_processes(torch.as_tensor(metrics["loss"], device=self.device))
             metrics |= {"progress": self.progress} | self._check_files() | self._pace()
-            for name, value in metrics.items():
-                self.log(name, float(value), prog_bar=name == "loss" or name in self.progress_bar_metrics)
+            self._log({name: float(value) for name, value in metrics.items()})
             self._check_loss(metrics["loss"])
         if over:
             self.trainer.should_stop = True
+
+    def _log(self, row: dict[str, float]) -> None:
+        """Log a row once: what `self.log` gets, Lightning keeps on the device, and fetches and writes again after every step."""
+        for logger in self.trainer.loggers:
+            logger.log_metrics(row, self.steps_done - 1)
+        for name in row.keys() & {"loss", *self.progress_bar_metrics}:
+            self.log(name, row[name], prog_bar=True, logger=False)
 
     def _check_files(self) -> dict[str, float]:
         """The data module's counts of files that could not be read."""
