@@ -1,11 +1,11 @@
 # make demo       everything on built-in data, in about 13 minutes on 2 cores; open runs/demo/report.html
-# make bundle     the built-in bundle, unitok/bundles/scenes, from its recipe: within 2 hours on 2 cores; goes on where it was stopped
+# make bundle     the built-in bundle, unitok/bundles/scenes, from its recipe: a night on 2 cores, less than half an hour of it with a GPU; goes on where it was stopped
 # make test       the tests, one process per core (at most 4)
 # make check      lint and types
 # make docs       the documentation's site, strictly: a dead link is an error; open site/index.html
 # make check-long heavier proofs: kills, longer trainings
-# make figures    the figures of the README and of the model that ships, from the built-in bundle
-# make benchmarks-page   docs/benchmarks.md, from benchmarks/results/
+# make figures    the figures of the README and of the model that ships, and the notebook, from the built-in bundle
+# make benchmarks-page   docs/benchmarks.md and docs/results.md, from benchmarks/results/
 # make env        the environment that all of them share: .venv, pinned by constraints.txt
 #
 # On a machine without a GPU, PyTorch's CPU build saves gigabytes:
@@ -42,9 +42,11 @@ check-long: env
 figures: env
 	$(VENV)/bin/python docs/figures/readme.py
 	$(VENV)/bin/python docs/figures/sheet.py
+	$(VENV)/bin/python docs/figures/tour.py
 
 benchmarks-page: env
 	$(VENV)/bin/python benchmarks/write_page.py
+	$(VENV)/bin/python benchmarks/write_results_page.py
 
 env: $(VENV)/.complete
 

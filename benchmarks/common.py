@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,11 @@ def versions() -> dict[str, str]:
     return packages
 
 
+def circumstances(device: str) -> dict[str, Any]:
+    """When, where and with what something was measured."""
+    return {"date": date.today().isoformat(), "machine": machine(device), "versions": versions()}
+
+
 def write_results(name: str, cases: list[dict[str, Any]], device: str = "cpu", out: Path | None = None, **more: Any) -> None:
     """Print a table and write `results/NAME.json` (`NAME.gpu.json` on CUDA).
 
@@ -159,7 +165,7 @@ def write_results(name: str, cases: list[dict[str, Any]], device: str = "cpu", o
         print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)))
     path = out or RESULTS / f"{name}{'' if device == 'cpu' else '.gpu'}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    result = {"machine": machine(device), "versions": versions(), "cases": cases} | more
+    result = circumstances(device) | {"cases": cases} | more
     path.write_text(json.dumps(result, indent=1) + "\n")
     print(f"wrote {path}")
 

@@ -29,7 +29,7 @@ from typing import Any
 
 import generate
 import torch
-from common import RESULTS, machine, versions
+from common import RESULTS, circumstances
 
 from unitok.generation_config import SamplingParams
 from unitok.hardware import check_device, peak_flops
@@ -307,7 +307,7 @@ def main() -> None:
         rows.extend(more)
         for row in more:
             print({key: value for key, value in row.items() if key != "said"}, flush=True)
-        out.write_text(json.dumps({"machine": machine(o.device), "versions": versions(), "cases": rows}, indent=1) + "\n")
+        out.write_text(json.dumps(circumstances(o.device) | {"cases": rows}, indent=1) + "\n")
 
     checks: tuple[Callable[[str], list[Result]], ...] = (attention, training, generation, kernels)
     for check in checks if o.device == "cpu" or o.checks else (*checks, steps, tokens_per_second, train):

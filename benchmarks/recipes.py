@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from common import RESULTS, machine, versions
+from common import RESULTS, circumstances
 from loss_race import Measure, Recipe, make_tokens, race_ours
 
 from unitok.data.shards import TokenDataset
@@ -64,7 +64,7 @@ def main() -> None:
     losses = {name: [run(name, 0)] for name in RECIPES}
     for name in sorted(losses, key=lambda name: losses[name][0])[:2]:
         losses[name] += [run(name, seed) for seed in (1, 2)]
-    results = {"machine": machine("cpu"), "versions": versions(), "seconds": o.seconds, "losses": losses}
+    results = circumstances("cpu") | {"seconds": o.seconds, "losses": losses}
     o.out.write_text(json.dumps(results, indent=1) + "\n")
     print(f"wrote {o.out}")
 

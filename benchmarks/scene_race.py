@@ -35,7 +35,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, in_a_process, machine, versions
+from common import RESULTS, circumstances, in_a_process
 from scene_recipes import DOCUMENTS, ROWS, TOKENIZERS, KnowsCodebooks, Row, Wrapped, inside  # noqa: F401
 
 from unitok.api import Unitok
@@ -262,7 +262,7 @@ def main() -> None:
             print(f"{name}, seed {seed}: " + ", ".join(f"{key} {value:.3g}" for key, value in measured.items()), flush=True)
             results["runs"].setdefault(name, {})[seed] = measured
             results["cases"] = cases(results["runs"])
-            results |= {"machine": machine("cpu"), "versions": versions(), "seconds": o.seconds}
+            results |= circumstances("cpu") | {"seconds": o.seconds}
             o.out.write_text(json.dumps(results, indent=1) + "\n")
 
 

@@ -22,7 +22,7 @@ from statistics import median, quantiles
 from typing import Any
 
 import httpx
-from common import RESULTS, machine, versions
+from common import RESULTS, circumstances
 
 from unitok.scenes.world import caption, draw_scene
 
@@ -156,10 +156,9 @@ def main() -> None:
         name: {c: {key: median(run[key] for run in of) for key in of[0]} for c, of in by_clients.items()}
         for name, by_clients in runs.items()
     }
-    results = {
+    results = circumstances("cpu") | {
         "cases": cases(medians),
         "medians": medians, "runs": runs, "different_images": different, "requests": o.requests, "threads": o.threads,
-        "machine": machine("cpu"), "versions": versions(),
     }  # fmt: skip
     o.out.write_text(json.dumps(results, indent=1) + "\n")
     print(json.dumps(medians, indent=1))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, machine, versions
+from common import RESULTS, circumstances
 from loss_race import Measure, make_tokens, on_all_ids, race
 
 from unitok.data.loading import EndlessBatches
@@ -117,7 +117,7 @@ def main() -> None:
             print(f"{rate:g} {name}: {runs[name]['new']:.3f} nats, {len(runs[name]['loss'])} steps", flush=True)
         losses[f"{rate:g}"] = {name: run["new"] for name, run in runs.items()}
     o.plot.write_text(draw(runs, f"AdamW at {RATES[-1]:g}, 1.8M parameters, {o.seconds:g} s each"))
-    results = {"machine": machine("cpu"), "versions": versions(), "seconds": o.seconds, "z_loss": o.z_loss, "losses": losses}
+    results = circumstances("cpu") | {"seconds": o.seconds, "z_loss": o.z_loss, "losses": losses}
     o.out.write_text(json.dumps(results, indent=1) + "\n")
     print(f"wrote {o.out} and {o.plot}")
 

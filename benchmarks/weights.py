@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, machine, versions
+from common import RESULTS, circumstances
 
 from unitok.api import Unitok
 from unitok.document import RawDocument
@@ -96,7 +96,7 @@ def main() -> None:
         for name in rows[0]
         for kind, row in zip(KINDS[1:], rows[1:], strict=True)
     ]
-    results = {"cases": cases, "machine": machine("cpu"), "versions": versions(), "scenes": o.count}
+    results = circumstances("cpu") | {"cases": cases, "scenes": o.count}
     o.out.write_text(json.dumps(results, indent=1) + "\n")
 
 

@@ -45,7 +45,7 @@ one.
 """
 
 
-def _number(value: object) -> str:
+def written(value: object) -> str:
     """A value of a result as a cell: three digits, thousands with commas."""
     if value is None:
         return ""
@@ -56,7 +56,7 @@ def _number(value: object) -> str:
     return f"{value:.3g}" if value == 0 or abs(value) >= 0.001 else f"{value:.0e}"
 
 
-def _table(rows: list[list[str]]) -> str:
+def table(rows: list[list[str]]) -> str:
     head, *body = ([cell.replace("|", "\\|") for cell in row] for row in rows)
     lines = [head, ["---"] * len(head), *body]
     return "".join(f"| {' | '.join(row)} |\n" for row in lines)
@@ -67,33 +67,33 @@ def _cases(cases: list[dict[str, Any]], gpu: list[dict[str, Any]]) -> str:
     keys = [key for key in COLUMNS if any(case.get(key) is not None for case in cases)]
     keys += [key for key in dict.fromkeys(key for case in cases for key in case) if key not in COLUMNS and key != "difference"]
     keys += ["difference"] if "ratio" not in keys and any("difference" in case for case in cases) else []
-    on_gpu = {(case["case"], case.get("peer")): f"{_number(case['ours'])} ({_number(case['ratio'])})" for case in gpu}
-    last = ["on a GPU (ratio)"] if on_gpu else []
+    on_gpu = {(case["case"], case.get("peer")): f"{written(case['ours'])} ({written(case['ratio'])})" for case in gpu}
+    last = ["on a GPU (ratio)"] if any((case["case"], case.get("peer")) in on_gpu for case in cases) else []
     rows = [[*(COLUMNS.get(key, key.replace("_", " ")) for key in keys), *last]]
     for case in cases:
         shown = [on_gpu.get((case["case"], case.get("peer")), "not measured") for _ in last]
-        rows.append([*(_number(case.get(key)) for key in keys), *shown])
-    return _table(rows)
+        rows.append([*(written(case.get(key)) for key in keys), *shown])
+    return table(rows)
 
 
 def _losses(losses: dict[str, Any]) -> str:
     """Losses by learning rate and options, or by recipe (a list, one loss per seed)."""
     first = next(iter(losses.values()))
     if isinstance(first, dict):
-        return _table([["learning rate", *first], *([rate, *map(_number, row.values())] for rate, row in losses.items())])
-    return _table([["recipe", "loss by seed"], *([name, ", ".join(map(_number, row))] for name, row in losses.items())])
+        return table([["learning rate", *first], *([rate, *map(written, row.values())] for rate, row in losses.items())])
+    return table([["recipe", "loss by seed"], *([name, ", ".join(map(written, row))] for name, row in losses.items())])
 
 
 def _more(results: dict[str, Any]) -> str:
     """What else a result holds, as a list: numbers and texts, or numbers by name."""
     lines = []
     for key, value in results.items():
-        if key in ("machine", "versions", "cases", "losses"):
+        if key in ("date", "machine", "versions", "cases", "losses"):
             continue
         if isinstance(value, int | float | str):
-            lines.append((key, _number(value)))
+            lines.append((key, written(value)))
         elif isinstance(value, dict) and all(isinstance(v, int | float) for v in value.values()):
-            lines.append((key, ", ".join(f"{name} {_number(v)}" for name, v in value.items())))
+            lines.append((key, ", ".join(f"{name} {written(v)}" for name, v in value.items())))
     return "".join(f"- {key}: {value}\n".replace("_", " ") for key, value in lines)
 
 
@@ -112,7 +112,9 @@ def _section(script: str, names: tuple[str, ...]) -> str:
         machine, versions = results["machine"], results["versions"]
         on = f"{machine['cpu']} ({machine['instructions']}), {machine['threads']} threads"
         on += f", {machine['gpu']} (driver {machine['driver']})" if "gpu" in machine else ""
-        parts.append(f"`{name}.json`: {on}; {', '.join(f'{package} {v}' for package, v in versions.items())}.\n")
+        parts.append(
+            f"`{name}.json`, {results['date']}: {on}; {', '.join(f'{package} {v}' for package, v in versions.items())}.\n"
+        )
     return "\n".join(parts)
 
 

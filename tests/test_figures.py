@@ -1,6 +1,7 @@
 """Numbers of the README and of the benchmarks' docstrings are those of benchmarks/results/, rounded; pages that scripts write are current."""
 
 import ast
+import contextlib
 import json
 import re
 import runpy
@@ -126,12 +127,35 @@ def test_the_page_of_benchmarks_is_what_its_script_writes_and_has_every_result(t
     page = (tmp_path / "page.md").read_text()
     assert (ROOT / "docs" / "benchmarks.md").read_text() == page, "run `make benchmarks-page`"
     names = {f.stem for f in (ROOT / "benchmarks" / "results").glob("*.json")}
-    columns = {name for name in names if name.endswith(".gpu") and name.removesuffix(".gpu") in names}  # of the same on a CPU
-    assert set(re.findall(r"^`([\w.]+)\.json`: ", page, flags=re.M)) == names - columns
+    cases = {name: {row["case"] for row in results(name).get("cases", [])} for name in names}
+    columns = {name for name in names if name.endswith(".gpu") and cases[name] <= cases.get(name.removesuffix(".gpu"), set())}
+    assert set(re.findall(r"^`([\w.]+)\.json`, \d{4}-\d\d-\d\d: ", page, flags=re.M)) == names - columns
     for name in names:
         for row in results(name).get("cases", []):
             assert f"| {row['case']} |" in page
             assert name not in columns or f" ({row['ratio']:.3g}) |" in page
+
+
+def test_the_page_of_results_is_what_its_script_writes(tmp_path):
+    run_script(ROOT / "benchmarks" / "write_results_page.py", "--out", tmp_path / "page.md")
+    page = (tmp_path / "page.md").read_text()
+    assert (ROOT / "docs" / "results.md").read_text() == page, "run `make benchmarks-page`"
+    for path in re.findall(r"`(?:python|pytest)(?: -m long)? ([^`]*?)(?: --[^`]*)?`", page):
+        assert all((ROOT / each).exists() for each in path.split()), path
+
+
+def test_the_notebook_runs_and_shows_what_it_says(tmp_path):
+    """Of the notebook only its sources count: what it shows may differ in a digit on another machine."""
+    source = ROOT / "examples" / "tour.ipynb"
+    with contextlib.chdir(tmp_path):
+        run_script(ROOT / "docs" / "figures" / "tour.py", source, "--out", tmp_path / "tour.ipynb")
+    made, kept = (json.loads(path.read_text())["cells"] for path in (tmp_path / "tour.ipynb", source))
+    assert [cell["source"] for cell in made] == [cell["source"] for cell in kept]
+    for ours, theirs in zip(made, kept, strict=True):
+        kinds = [[sorted(output.get("data", {"text": 0})) for output in cell.get("outputs", [])] for cell in (ours, theirs)]
+        assert kinds[0] == kinds[1], "run `make figures`"
+    printed = "".join(text for cell in made for output in cell.get("outputs", []) for text in output.get("text", []))
+    assert "a large red circle left of a small blue square on a white background\n" in printed
 
 
 def test_the_figure_of_the_readme_is_drawn_from_a_bundle(tiny, tmp_path):

@@ -1,18 +1,24 @@
 """Promises of the built-in bundle: its recipe makes it whole, with scores, checksums and a card; the one that ships does what it says."""
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
 
 from unitok import Unitok
 from unitok.bundle.checksums import checksums
 from unitok.cli import main
+from unitok.evaluate.boxes import box_iou
 from unitok.hub import BUILT_IN
 from unitok.scenes import recipe, tune
-from unitok.scenes.evaluate import interval
+from unitok.scenes.evaluate import interval, to_bytes
 from unitok.scenes.oracle import read_audio, read_image
 from unitok.scenes.pipeline import Pipeline
-from unitok.scenes.world import parse_caption
+from unitok.scenes.world import object_boxes, parse_caption, render_image
 
 PROMPT = "a large red circle left of a small blue square on a white background"
 
@@ -36,21 +42,23 @@ def test_the_recipe_makes_a_bundle_with_scores_checksums_and_a_card(tmp_path, mo
     monkeypatch.setattr(tune, "GUIDANCE_SCALES", (1.5,))
     recipe.run_recipe(tmp_path / "runs", tmp_path / "scenes")
     bundle = Unitok.from_pretrained(tmp_path / "scenes")
-    assert bundle.parts == ["text", "image", "audio", "model"]
+    assert bundle.parts == ["text", "image", "audio", "box", "point", "model"]
     scores = json.loads((tmp_path / "runs" / "eval" / "scores.json").read_text())
     shown = bundle.facts["scores"]["questions about an image"]["all"]
     assert shown.startswith(f"{100 * scores['generation.questions.exact']:.1f} % (")
-    assert set(bundle.facts["scores"]["caption to image"]) >= {"all", "composed", "systematic", "best of 4 by pmi"}
+    assert set(bundle.facts["scores"]["caption to image"]) >= {"all", "composed", "systematic"}
+    assert {"edit an image", "fill a word", "find all things"} <= set(bundle.facts["scores"])
     assert bundle.facts["training"]["data"]["scenes"] == 40
     assert set(PROMPT.split()) <= set(bundle.facts["world"]["words"])
     info = json.loads((tmp_path / "scenes" / "bundle.json").read_text())
     assert info["sha256"] == checksums(tmp_path / "scenes")
+    assert all(t.dtype == torch.float16 for t in load_file(tmp_path / "scenes" / "model" / "model.safetensors").values())
     card = (tmp_path / "scenes" / "README.md").read_text()
     assert "license: apache-2.0" in card
     assert "caption to image / systematic" in card
     assert bundle.generation_config.to_dict()["image"]["temperature"] in (0.0, 0.4)
     before = capsys.readouterr().out
-    assert "== scenes (0 s of 5100 s spent)" in before
+    assert "== scenes (0 s of 27600 s spent)" in before
     recipe.run_recipe(tmp_path / "runs", tmp_path / "scenes")  # again: nothing is left to do
     assert capsys.readouterr().out.count("already done") == 10
 
@@ -84,6 +92,17 @@ def test_it_says_what_an_image_shows_and_plays_it(shipped):
     image = shipped.generate(PROMPT, modalities="image", seed=1)[0].images[0]
     pixels = ((image.clamp(-1, 1) + 1) * 127.5).permute(1, 2, 0).byte().numpy()
     assert parse_caption(shipped.generate(pixels, modalities="text", seed=0)[0].text) == parse_caption(PROMPT)
+
+
+def test_it_finds_edits_and_fills(shipped):
+    scene = parse_caption(PROMPT)
+    image, (box, _) = (draw(scene, np.random.default_rng(4)) for draw in (lambda s, r: render_image(s, r, 64), object_boxes))
+    found = shipped.generate([Image.fromarray(image), " find the red circle:"], modalities="box:1")[0].boxes[0][0]
+    assert box_iou(found / 64, box) > 0.5
+    (edited,) = shipped.edit(Image.fromarray(image), " make the background black")
+    assert read_image(to_bytes(edited.images[0])) == replace(scene, background="black")
+    (filled,) = shipped.fill(PROMPT.replace("circle", "___"), prompt=Image.fromarray(image))
+    assert filled.text == PROMPT
 
 
 def test_its_files_are_those_that_its_recipe_wrote_and_small(shipped):

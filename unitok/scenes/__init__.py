@@ -11,5 +11,8 @@ SAMPLING: dict[str, dict[str, float]] = {
     "audio": {"temperature": 0.4, "top_p": 0.95},
 }
 
+#: Of boxes and points, where a bundle has them.
+LOCATING: dict[str, dict[str, float]] = {"box": {"temperature": 0.0}, "point": {"temperature": 0.0}}
+
 #: Of images that are edited, over those of images.
-EDITING: dict[str, float] = {"guidance_scale": 2.5}
+EDITING: dict[str, float] = {"temperature": 0.2, "guidance_scale": 1.5}

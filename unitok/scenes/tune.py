@@ -8,7 +8,7 @@ import numpy as np
 
 from unitok.api import Unitok
 from unitok.generation_config import GenerationConfig
-from unitok.scenes import SAMPLING
+from unitok.scenes import EDITING, LOCATING, SAMPLING
 from unitok.scenes.evaluate import DIRECTIONS, Evaluation
 from unitok.scenes.files import read_scenes
 
@@ -47,4 +47,6 @@ def tune(bundle: Path, scenes: Path, count: int, seed: int = 0) -> GenerationCon
         "image": best(("text_to_image",), "image", grid),
         "audio": best(("text_to_audio", "image_to_audio"), "audio", [{"temperature": t} for t in TEMPERATURES]),
     }
-    return GenerationConfig(sampling={kind: SAMPLING[kind] | chosen.get(kind, {}) for kind in SAMPLING})
+    locating = {kind: params for kind, params in LOCATING.items() if kind in unitok.vocab.spans}
+    drawing = {kind: SAMPLING[kind] | chosen.get(kind, {}) for kind in SAMPLING}
+    return GenerationConfig(sampling=drawing | locating, edit=EDITING)
