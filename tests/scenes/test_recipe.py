@@ -119,6 +119,6 @@ def test_its_files_are_those_that_its_recipe_wrote_and_small(shipped):
 
 
 def test_sample_needs_no_bundle_and_tells_of_words_outside_its_world(tmp_path, recwarn):
-    main(["sample", "--text", "a large dog on a white background", "--modalities", "image", "--out", str(tmp_path / "out")])
+    main(["sample", "a large dog on a white background", "--modalities", "image", "--out", str(tmp_path / "out")])
     assert list((tmp_path / "out").glob("*.png"))
     assert any("never read dog" in str(w.message) for w in recwarn)

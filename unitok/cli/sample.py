@@ -44,6 +44,7 @@ def _generation() -> dict[str, type]:
 
 
 def sample(
+    text: str | None = None,
     *,
     bundle: BundleFolder = Path("scenes"),
     prompt: Annotated[list[tuple[str, str]], PerKind()],
@@ -66,6 +67,7 @@ def sample(
     """Continue prompts. Flags of parts may be repeated and mixed; their order is the prompt's order.
 
     Args:
+        text: what the prompt begins with, as --text
         bundle: bundle with tokenizers and a decoder: its folder, USER/NAME[@REVISION] on the Hugging Face hub, or scenes, the built-in one
 
     prompt:
@@ -90,6 +92,7 @@ def sample(
         generation: for all content, and for each kind alone
         sampling: sampling parameters by tokenizer, where several are of a kind, as JSON: {"speech": {"temperature": 0.7}}
     """
+    prompt = [*([] if text is None else [("text", text)]), *prompt]
     _check(prompt, prompts, score, generation.get("", {}) if live else None, bool(mask) + bool(fill))
     parts = [content_of(*given) for given in prompt]
     keywords = generation.pop("", {}) | {"sampling": sampling_of_flags(generation, sampling)}

@@ -79,12 +79,10 @@ def draw_clip(rng: np.random.Generator) -> Clip:
 
     kind = int(rng.integers(4))  # one thing, two at once, two in turn, two that cross
     if kind == 3:
-        colors, ways = (
-            rng.permutation(list(COLORS)),
-            rng.permutation(["right", "left"] if rng.random() < 0.5 else ["up", "down"]),
-        )
-        crossing = [Thing(str(c), draw(SHAPES), "small", str(w), "quickly") for c, w in zip(colors, ways, strict=False)]
-        return Clip(draw(tuple(BACKGROUNDS)), tuple(crossing), ACROSS)
+        opposite = rng.permutation(["right", "left"] if rng.random() < 0.5 else ["up", "down"]).tolist()
+        both = zip(rng.permutation(list(COLORS)).tolist(), opposite, strict=False)
+        crossing = tuple(Thing(color, draw(SHAPES), "small", way, "quickly") for color, way in both)
+        return Clip(draw(tuple(BACKGROUNDS)), crossing, ACROSS)
     where = "" if kind == 0 else draw(("below", "right of") if kind == 1 else tuple(WHERE))
     ways = tuple(WAYS) if not where else ("up", "down") if WHERE[where][0] == 0 else ("right", "left")
     colors = rng.permutation(list(COLORS))
