@@ -31,6 +31,7 @@ def in_this_process(self: Pipeline, command: list[str], save) -> None:
     words = list(command)
     if words[0] == "fit":
         words += ["--model.init_args.steps", "6", "--model.init_args.log_every", "1", "--trainer.enable_progress_bar", "false"]
+        words += ["--data.init_args.sequence_length", "800"] if any("decoder.yaml" in word for word in words) else []
     main(words)
 
 

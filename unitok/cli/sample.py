@@ -12,6 +12,7 @@ from unitok.hardware import check_device
 
 if TYPE_CHECKING:
     from unitok.api import Unitok
+    from unitok.document import RawDocument
     from unitok.sample.outputs import Output
     from unitok.sample.score import Score
 
@@ -100,22 +101,29 @@ def sample(
     from unitok.api import Unitok
     from unitok.generation_config import GenerationConfig
     from unitok.sample.outputs import save_outputs
-    from unitok.sample.prompts import read_prompts
 
     check_kinds(prompt, parts)
     keywords |= {"generation_config": generation_config and GenerationConfig.from_pretrained(generation_config)}
     if not score:
         check_replaceable(out, "sample output", overwrite)
     unitok = Unitok.from_pretrained(bundle, device=check_device(device), dtype=dtype)
-    raws = read_prompts(prompts, root, unitok.types) if prompts else []
-    files = [path for path in (prompts, generation_config, *parts) if isinstance(path, Path)]
-    check_inputs(out, [bundle, *files, *(part.path for raw in raws for part in raw.content if part.path)])
+    raws = _read(unitok, prompts, root, out, [bundle, generation_config, *parts])
     if score:
         _write_scores(unitok.score([unitok.read_raw(raw) for raw in raws]), out)
         return
     outputs = _generate(unitok, [[raw] for raw in raws] or [parts], keywords | {"batch_size": batch_size}, mask, fill, live)
     save_outputs(outputs, out, overwrite=overwrite, as_map=save_map)
     print(f"{out}: {len(outputs)} outputs; open {out / 'index.html'}")
+
+
+def _read(unitok: "Unitok", prompts: Path | None, root: str, out: Path, others: list[Any]) -> "list[RawDocument]":
+    """Read the file of prompts, and check that `out` is none of the files that are read, and holds none."""
+    from unitok.sample.prompts import read_prompts
+
+    raws = read_prompts(prompts, root, unitok.types) if prompts else []
+    files = [path for path in (prompts, *others) if isinstance(path, Path)]
+    check_inputs(out, [*files, *(part.path for raw in raws for part in raw.content if part.path)])
+    return raws
 
 
 def _generate(
