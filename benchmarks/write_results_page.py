@@ -1,4 +1,4 @@
-"""Writes docs/results.md, every claim of the project with the command that shows it: `make benchmarks-page`.
+"""Writes docs/results.md, everything that the project says of itself with the command that shows it: `make benchmarks-page`.
 
 python benchmarks/write_results_page.py [--out docs/results.md]
 

@@ -119,6 +119,7 @@ def test_the_readmes_padding_and_memory_are_those_of_the_results():
 def run_script(path: Path, *arguments: object) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [str(path), *map(str, arguments)])
+        patch.syspath_prepend(path.parent)
         runpy.run_path(str(path), run_name="__main__")
 
 
