@@ -123,3 +123,10 @@ def test_sample_needs_no_bundle_and_tells_of_words_outside_its_world(tmp_path, r
     main(["sample", "a large dog on a white background", "--modalities", "image", "--out", str(tmp_path / "out")])
     assert list((tmp_path / "out").glob("*.png"))
     assert any("never read dog" in str(w.message) for w in recwarn)
+
+
+def test_a_file_is_not_taken_for_a_text(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dog.png").write_bytes(b"")
+    assert main(["sample", "dog.png"]) == 2
+    assert "dog.png is a file: give it with the flag of its kind, such as --image" in capsys.readouterr().err

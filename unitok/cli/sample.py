@@ -93,7 +93,7 @@ def sample(
         generation: for all content, and for each kind alone
         sampling: sampling parameters by tokenizer, where several are of a kind, as JSON: {"speech": {"temperature": 0.7}}
     """
-    prompt = [*([] if text is None else [("text", text)]), *prompt]
+    prompt = [*_beginning(text), *prompt]
     _check(prompt, prompts, score, generation.get("", {}) if live else None, bool(mask) + bool(fill))
     parts = [content_of(*given) for given in prompt]
     keywords = generation.pop("", {}) | {"sampling": sampling_of_flags(generation, sampling)}
@@ -114,6 +114,15 @@ def sample(
     outputs = _generate(unitok, [[raw] for raw in raws] or [parts], keywords | {"batch_size": batch_size}, mask, fill, live)
     save_outputs(outputs, out, overwrite=overwrite, as_map=save_map)
     print(f"{out}: {len(outputs)} outputs; open {out / 'index.html'}")
+
+
+def _beginning(text: str | None) -> list[tuple[str, str]]:
+    """The text that a prompt begins with, as its flag gives it. Errors: `UserError` for the name of a file."""
+    if text and Path(text).is_file():
+        raise UserError(
+            f"{text} is a file: give it with the flag of its kind, such as --image; a text that is a file's name with --text"
+        )
+    return [] if text is None else [("text", text)]
 
 
 def _read(unitok: "Unitok", prompts: Path | None, root: str, out: Path, others: list[Any]) -> "list[RawDocument]":
