@@ -128,5 +128,11 @@ def test_sample_needs_no_bundle_and_tells_of_words_outside_its_world(tmp_path, r
 def test_a_file_is_not_taken_for_a_text(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "dog.png").write_bytes(b"")
-    assert main(["sample", "dog.png"]) == 2
-    assert "dog.png is a file: give it with the flag of its kind, such as --image" in capsys.readouterr().err
+    for text, expected in (
+        ("dog.png", "dog.png is a file: give it with the flag of its kind, such as --image"),
+        ("a" * 5000, "tokens"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(["sample", text])
+        assert stopped.value.code == 2
+        assert expected in capsys.readouterr().err

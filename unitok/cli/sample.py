@@ -1,5 +1,6 @@
 """`unitok sample`."""
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -118,7 +119,7 @@ def sample(
 
 def _beginning(text: str | None) -> list[tuple[str, str]]:
     """The text that a prompt begins with, as its flag gives it. Errors: `UserError` for the name of a file."""
-    if text and Path(text).is_file():
+    if text and os.path.isfile(text):  # of a long text Path.is_file raises
         raise UserError(
             f"{text} is a file: give it with the flag of its kind, such as --image; a text that is a file's name with --text"
         )
