@@ -63,6 +63,15 @@ def assert_one_line(done: subprocess.CompletedProcess, *telling: str) -> None:
         assert word in lines[0], (word, lines[0])
 
 
+def test_where_nobody_reads_what_is_printed_it_stops_quietly():
+    command = [sys.executable, "-m", "unitok", "inspect", "chameleon-34b"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, timeout=300)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 def test_help_imports_neither_torch_nor_lightning():
     code = "import sys\ntry:\n from unitok.cli import main; main(['--help'])\nexcept SystemExit: pass\n"
     code += "import unitok\nbad = {'torch', 'lightning', 'numpy', 'pyarrow'} & set(sys.modules)\nassert not bad, bad"

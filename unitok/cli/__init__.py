@@ -5,6 +5,8 @@ one line on stderr, exit code 2, no traceback.
 """
 
 import io
+import os
+import select
 import signal
 import sys
 import warnings
@@ -66,7 +68,7 @@ def overview() -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line. The exit code is 0, 2 for a user's mistake, 130 for Ctrl-C or SIGTERM.
+    """Run the command line. The exit code is 0, 2 for a user's mistake, 130 for Ctrl-C or SIGTERM, 141 where nobody reads what it prints.
 
     Args:
         arguments: the words after `unitok`; default: those of this process.
@@ -83,12 +85,15 @@ def main(arguments: list[str] | None = None) -> None:
         return
     try:
         _run(given)
+        sys.stdout.flush()
     except UserError as error:
         # An error in a DataLoader's worker arrives as that process's traceback, with the message at its end.
         message = str(error).strip().rpartition("\nunitok.errors.UserError: ")[2]
         print(f"error: {visible(message)}", file=sys.stderr)
         raise SystemExit(2) from None
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():  # as with `| head`
+            raise SystemExit(141) from None
         if error.filename is None:
             raise
         print(f"error: {visible(error.filename)}: {error.strerror}", file=sys.stderr)
@@ -98,6 +103,16 @@ def main(arguments: list[str] | None = None) -> None:
             raise  # Python 3.11 wraps an interrupt that comes while a class is made
         print("stopped; start it again to go on", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _nobody_reads() -> bool:
+    """Whether the reader of what is printed is gone; then what is still to be printed goes nowhere."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), select.POLLOUT)
+    gone = any(event & select.POLLERR for _, event in poll.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return gone
 
 
 def _run(given: list[str]) -> None:
