@@ -6,6 +6,7 @@ python benchmarks/write_page.py [--out docs/benchmarks.md]
 import argparse
 import ast
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -123,13 +124,14 @@ def page() -> str:
     return HEAD + "\n".join(_section(script, names) for script, names in SCRIPTS.items())
 
 
-def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--out", type=Path, default=FOLDER.parent / "docs" / "benchmarks.md")
+def write(page: Callable[[], str], name: str, about: str | None) -> None:
+    """Write a page into docs/, or where the command line says. about: what it says of itself."""
+    p = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--out", type=Path, default=FOLDER.parent / "docs" / name)
     o = p.parse_args()
     o.out.write_text(page())
     print(o.out)
 
 
 if __name__ == "__main__":
-    main()
+    write(page, "benchmarks.md", __doc__)

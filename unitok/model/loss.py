@@ -54,9 +54,7 @@ def next_id_loss(
     # Sorted once: asking for the members of each set would wait for the device each time.
     order, lengths = number.argsort(stable=True), torch.bincount(number, minlength=len(sets) + 1).tolist()
     members = zip(sets, order.split(lengths), strict=False)  # without those that do not count
-    groups = [
-        (intervals, some) for intervals, some in members if len(some) and size_of(intervals) > 1
-    ]  # else the token is forced
+    groups = [(allowed, some) for allowed, some in members if len(some) and size_of(allowed) > 1]  # of one, it is forced
     index = torch.cat([some for _, some in groups]) if groups else order[:0]
     sizes = [(intervals, len(some)) for intervals, some in groups]
     total, nll, logsumexp, correct = _ChunkedLoss.apply(

@@ -1,9 +1,9 @@
 """Scenes in motion: one or two things that move or grow in a clip of two seconds, with captions, questions, and what reads them back.
 
 Things move right, left, up or down, slowly or quickly, or they grow or shrink; two of them at once, or one after the other, or they cross:
-they move in opposite ways and one passes in front of the other. The audio of a clip has a note per frame, of the thing that moves, of two in turn; its shape is the timbre, as in still scenes, small things are high, and
-the notes follow the motion: higher and higher for a thing that moves up, louder and louder for one that moves right. The oracle (`read_clip`,
-`follows`) reads frames and notes with plain signal processing, as `unitok.scenes.oracle` does.
+they move in opposite ways and one passes in front of the other. The audio of a clip has a note per frame, of the thing that moves, of two in
+turn; its shape is the timbre, as in still scenes, small things are high, and the notes follow the motion: higher and higher for a thing that
+moves up, louder and louder for one that moves right. The oracle (`read_clip`, `follows`) reads frames and notes with plain signal processing, as `unitok.scenes.oracle` does.
 """
 
 import re
@@ -327,8 +327,7 @@ def _in_front(images: np.ndarray, tracks: list[_Track], colors: list[str]) -> in
         return np.array([((distances.argmin(-1) == i) & (distances.min(-1) < 60)).sum() for i in range(2)], float)
 
     apart = np.mean([area(images[frame]) for frame in tracks[0].frames], 0)
-    meeting = [frame for frame in range(len(images)) if frame not in tracks[0].frames]
-    meeting = meeting or [len(images) // 2]
+    meeting = [frame for frame in range(len(images)) if frame not in tracks[0].frames] or [len(images) // 2]
     return int(np.argmax(np.mean([area(images[frame]) for frame in meeting], 0) / np.maximum(apart, 1)))
 
 

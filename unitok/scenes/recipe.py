@@ -79,7 +79,8 @@ CARD = {
     "license": "apache-2.0",
     "description": f"""A small model that reads and writes text, images of 64 x 64 pixels and audio of 8 kHz, about one world: scenes of one to three
 colored shapes, and a note for each. It ships inside unitok (`pip install unitok-lm`) and shows in seconds what every direction
-between three modalities looks like, boxes, label maps, edits and holes among them; it was trained by `make bundle`.
+between three modalities looks like, boxes, label maps, edits and holes among them; it was trained with the configuration of
+`make bundle`.
 
 Prompts name size, color and shape of each thing, how they stand, and the background: "{EXAMPLE}". Captions of audio name loudness, pitch
 and timbre: "a loud C4 flute then a soft G4 bell". In the audio of a scene color is pitch, shape is timbre and size is loudness.
