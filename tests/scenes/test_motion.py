@@ -1,6 +1,7 @@
 """Promises of scenes in motion: captions are read back, frames are read back, also after a codec's blur, and what is no clip is none."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from scipy import ndimage
 from unitok.scenes.motion import (
     ACROSS,
     FRAMES,
+    OPPOSITE,
     RATE,
     SPEEDS,
     Clip,
@@ -32,11 +34,9 @@ def clips(count: int, seed: int = 0) -> list[Clip]:
 
 
 def crossing(front: str = "blue") -> Clip:
-    ways = {"red": "right", "blue": "left"}
-    things = {
-        color: Thing(color, shape, "small", ways[color], "quickly") for color, shape in (("red", "circle"), ("blue", "ring"))
-    }
-    return Clip("white", (things["red" if front == "blue" else "blue"], things[front]), ACROSS)
+    """A red circle that begins at the left and a blue ring."""
+    circle, ring = Thing("red", "circle", "small", "right", "quickly"), Thing("blue", "ring", "small", "left", "quickly")
+    return Clip("white", (circle, ring), ACROSS[front == "red"])
 
 
 def test_captions_are_read_back_and_name_everything():
@@ -45,9 +45,10 @@ def test_captions_are_read_back_and_name_everything():
     assert len({caption(clip) for clip in drawn}) == len(set(drawn))
     kinds = Counter((len(c.things), c.in_turn, c.crosses) for c in drawn)
     assert set(kinds) == {(1, False, False), (2, False, False), (2, True, False), (2, False, True)}
-    assert caption(crossing()) == (
-        "a small red circle moves right quickly, and crossing in front of it a small blue ring moves left quickly, on a white background"
-    )
+    for front, across in (("blue", "crossing in front of"), ("red", "crossing behind")):
+        assert caption(crossing(front)) == (
+            f"a small red circle moves right quickly, and {across} it a small blue ring moves left quickly, on a white background"
+        )
     for text in ("", "a red circle", caption(drawn[0]) + "s", caption(drawn[0]).replace("background", "foreground")):
         assert parse_caption(text) is None
 
@@ -89,9 +90,11 @@ def test_of_things_that_cross_the_oracle_tells_which_is_in_front():
     rng = np.random.default_rng(5)
     for side in (32, 64):
         for front in ("red", "blue"):
-            frames = render_clip(crossing(front), rng, side)
-            assert read_clip(frames) == crossing(front)
-            assert read_clip(frames[::-1]) != crossing(front)  # they go back
+            clip = crossing(front)
+            frames = render_clip(clip, rng, side)
+            assert read_clip(frames) == clip
+            back = [replace(thing, way=way) for thing, way in zip(clip.things[::-1], OPPOSITE[0], strict=True)]
+            assert read_clip(frames[::-1]) == replace(clip, things=tuple(back), where=ACROSS[front == "blue"])  # they go back
             middle = frames[FRAMES // 2].astype(int)
             ahead = {"red": (middle[..., 0] - middle[..., 2] > 90).sum(), "blue": (middle[..., 2] - middle[..., 0] > 90).sum()}
             first = frames[0].astype(int)
@@ -127,9 +130,10 @@ def test_questions_have_one_answer():
         "how many things are there?": "two",
         "do the things cross?": "no",
     }
-    asked = dict(questions(crossing()))
-    assert asked["do the things cross?"] == "yes"
-    assert asked["what color is the thing in front?"] == "blue"
+    for front in ("red", "blue"):
+        asked = dict(questions(crossing(front)))
+        assert asked["do the things cross?"] == "yes"
+        assert asked["what color is the thing in front?"] == front
     assert max(SPEEDS.values()) + 2 * 0.21 < 1  # so that nothing leaves the frame
 
 

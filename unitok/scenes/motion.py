@@ -1,7 +1,7 @@
 """Scenes in motion: one or two things that move or grow in a clip of two seconds, with captions, questions, and what reads them back.
 
 Things move right, left, up or down, slowly or quickly, or they grow or shrink; two of them at once, or one after the other, or they cross:
-they move in opposite ways and one passes in front of the other. The audio of a clip has a note per frame, of the thing that moves, of two in
+they move in opposite ways and one passes in front of or behind the other. The audio of a clip has a note per frame, of the thing that moves, of two in
 turn; its shape is the timbre, as in still scenes, small things are high, and the notes follow the motion: higher and higher for a thing that
 moves up, louder and louder for one that moves right. The oracle (`read_clip`, `follows`) reads frames and notes with plain signal processing, as `unitok.scenes.oracle` does.
 """
@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import TypeVar
 
 import numpy as np
 from scipy import ndimage
@@ -18,12 +19,15 @@ from scipy import ndimage
 from unitok.scenes.oracle import nearest, plain_background
 from unitok.scenes.world import BACKGROUNDS, COLORS, SAMPLE_RATE, SHAPES, SIZES, TIMBRES, cover
 
+T = TypeVar("T")
+
 FRAMES, RATE = 8, 4  # of a clip, and per second
 WAYS = {"right": (1, 0), "left": (-1, 0), "up": (0, -1), "down": (0, 1)}
+OPPOSITE = (("right", "left"), ("down", "up"))  # of two things that cross, the first begins left or above
 SPEEDS = {"slowly": 0.2, "quickly": 0.45}  # how far a thing moves in a clip, as a fraction of the side
 GROWTH = {"grows": (0.12, 0.21), "shrinks": (0.21, 0.12)}  # radius of the first and last frame, as a fraction of the side
 PLACES = (0.25, 0.75)  # of two things
-CROSSING = 0.68  # how far things move that cross, as a fraction of the side
+CROSSING = 0.56  # how far things move that cross, as a fraction of the side
 HALF = FRAMES // 2  # frames; of two things that move one after the other, the first moves in the first half
 REGISTERS = {"small": 0.0, "large": -12.0}  # semitones above C4
 RISES = {"slowly": 4.0, "quickly": 10.0}  # semitones by which notes rise or fall with things that move up or down
@@ -51,9 +55,9 @@ class Thing:
 
 @dataclass(frozen=True)
 class Clip:
-    """What a video shows. where: of the second thing, seen from the first: below, above, right of or left of it, or crossing in front of it;
-    "" for one thing. in_turn: whether the second thing begins when the first has ended; else both move at once, and the first is above or
-    left."""
+    """What a video shows. where: of the second thing, seen from the first: below, above, right of or left of it, or crossing in front of or
+    behind it; "" for one thing. in_turn: whether the second thing begins when the first has ended; else both move at once, and the first is
+    above or left, or begins there."""
 
     background: str
     things: tuple[Thing, ...]
@@ -62,11 +66,16 @@ class Clip:
 
     @property
     def crosses(self) -> bool:
-        """Whether the second thing crosses in front of the first."""
-        return self.where == ACROSS
+        """Whether the second thing crosses in front of or behind the first."""
+        return self.where in ACROSS
+
+    @property
+    def front(self) -> int:
+        """The number of the thing that is in front where two cross."""
+        return int(self.where != ACROSS[1])
 
 
-ACROSS = "crossing in front of"
+ACROSS = ("crossing in front of", "crossing behind")
 #: Places of the second thing: the axis on which it is apart from the first (0: columns, 1: rows), and whether it comes later there.
 WHERE = {"below": (1, True), "above": (1, False), "right of": (0, True), "left of": (0, False)}
 
@@ -74,15 +83,14 @@ WHERE = {"below": (1, True), "above": (1, False), "right of": (0, True), "left o
 def draw_clip(rng: np.random.Generator) -> Clip:
     """A random clip: one thing, two at once, two in turn or two that cross, each as often."""
 
-    def draw(names: Sequence[str]) -> str:
+    def draw(names: Sequence[T]) -> T:
         return names[int(rng.integers(len(names)))]
 
     kind = int(rng.integers(4))  # one thing, two at once, two in turn, two that cross
     if kind == 3:
-        opposite = rng.permutation(["right", "left"] if rng.random() < 0.5 else ["up", "down"]).tolist()
-        both = zip(rng.permutation(list(COLORS)).tolist(), opposite, strict=False)
+        both = zip(rng.permutation(list(COLORS)).tolist(), draw(OPPOSITE), strict=False)
         crossing = tuple(Thing(color, draw(SHAPES), "small", way, "quickly") for color, way in both)
-        return Clip(draw(tuple(BACKGROUNDS)), crossing, ACROSS)
+        return Clip(draw(tuple(BACKGROUNDS)), crossing, draw(ACROSS))
     where = "" if kind == 0 else draw(("below", "right of") if kind == 1 else tuple(WHERE))
     ways = tuple(WAYS) if not where else ("up", "down") if WHERE[where][0] == 0 else ("right", "left")
     colors = rng.permutation(list(COLORS))
@@ -111,7 +119,7 @@ _THING = (
     rf"(?:moves ({'|'.join(WAYS)}) ({'|'.join(SPEEDS)})|({'|'.join(GROWTH)}))"
 )
 _CAPTION = re.compile(
-    rf"{_THING}(?:, (then|and) ({'|'.join([*WHERE, ACROSS])}) it {_THING})?, on a ({'|'.join(BACKGROUNDS)}) background"
+    rf"{_THING}(?:, (then|and) ({'|'.join([*WHERE, *ACROSS])}) it {_THING})?, on a ({'|'.join(BACKGROUNDS)}) background"
 )
 
 
@@ -147,7 +155,7 @@ def questions(clip: Clip) -> list[tuple[str, str]]:
         pairs.append(("how many things are there?", ("one", "two")[len(clip.things) - 1]))
         pairs += [("do the things cross?", "yes" if clip.crosses else "no")] * bool(clip.where)
     if clip.crosses:
-        pairs.append(("what color is the thing in front?", clip.things[1].color))
+        pairs.append(("what color is the thing in front?", clip.things[clip.front].color))
     return pairs
 
 
@@ -159,7 +167,7 @@ def render_clip(clip: Clip, rng: np.random.Generator, side: int = 32) -> np.ndar
     frames = np.empty((FRAMES, side, side, 3), np.float32)
     frames[:] = BACKGROUNDS[clip.background]
     y, x = np.mgrid[0.5:side, 0.5:side].astype(np.float32)
-    for number, thing in enumerate(clip.things):
+    for number, thing in sorted(enumerate(clip.things), key=lambda one: one[0] == clip.front):  # what is in front is drawn last
         center = np.array([0.5, 0.5]) + rng.uniform(-0.01, 0.01, 2)
         if clip.where in WHERE:
             axis, later = WHERE[clip.where]
@@ -267,8 +275,9 @@ def read_clip(frames: np.ndarray) -> Clip | None:
     if len(read) < len(seen):
         return None
     if len(read) == 2 and np.abs(_apart(read)).max() < _APART:
-        front = _in_front(images, [track for _, track in read], list(seen))
-        return Clip(nearest(background, BACKGROUNDS), (read[1 - front][0], read[front][0]), ACROSS)
+        front = read[_in_front(images, [track for _, track in read], list(seen))][0]
+        first, second = sorted((thing for thing, _ in read), key=lambda thing: thing.way in ("left", "up"))
+        return Clip(nearest(background, BACKGROUNDS), (first, second), ACROSS[front is first])
     return _arranged(nearest(background, BACKGROUNDS), read, len(images))
 
 
