@@ -2,35 +2,43 @@
 
     python docs/figures/readme.py [scenes] [--out docs/figures/readme.svg]
 
-Nothing is picked by hand. The prompts are the first scenes of one seed of the fold `composed`, whose sequences of objects no training
-document shows; each output is the only sample of seed 0, with the sampling parameters of the bundle. The marks are verdicts of the oracle, which reads pixels
+Nothing is picked by hand. The prompts are the first scenes of one seed, on a background each, of the fold `composed`, whose sequences of
+objects no training document shows; each output is the only sample of seed 0, with the sampling parameters of the bundle. The marks are verdicts of the oracle, which reads pixels
 and waveforms (`unitok.scenes.oracle`). `make figures` runs this script.
 """
 
 import argparse
 import textwrap
 from base64 import b64encode
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from unitok.api import Unitok
+from unitok.document import Part as RawPart
 from unitok.errors import visible
+from unitok.evaluate.boxes import box_iou
 from unitok.files import write_text
-from unitok.media import draw_spectrogram, encode_png
+from unitok.media import draw_spectrogram, encode_png, image_to_tensor, tensor_to_image
+from unitok.media.maps import rgb_to_labels
+from unitok.sample.outputs import Output
 from unitok.scenes import world
 from unitok.scenes.evaluate import same_notes, to_bytes
+from unitok.scenes.evaluate_tasks import mean_iou
 from unitok.scenes.oracle import read_audio, read_image
+from unitok.scenes.tasks import SceneTask, make_task
 
 MOST = 160  # new tokens of an output: more than any right one has
-SEED, ROWS, RESOLUTION = 6, 3, 64  # of the prompts; the scenes of the bundle's recipe have seeds 1 to 5
-WIDTH, MARGIN, COLUMN, GAP, HEIGHT, TOP, BOTTOM = 880, 16, 162, 9, 190, 48, 40  # pixels; COLUMN and HEIGHT are those of a card
-INSET, MEDIA, LINE = 22, 84, 16.5  # from the edge of a card to its content; height of an image; height of a line of text
+SEED, ROWS, RESOLUTION = 6, 2, 64  # of the prompts; the scenes of the bundle's recipe have seeds 1 to 5
+WIDTH, MARGIN, COLUMN, GAP, TOP, BOTTOM = 880, 16, 162, 9, 44, 40  # pixels; COLUMN is the width of a card
+INSET, LINE = 22, 16.5  # from the edge of a card to its content; height of a line of text
+HEIGHTS, MEDIA = (190, 236), (84, 64)  # of the cards and their images in the upper and the lower part
 INK, SOFT, RULE, BLUE, GREEN, RED = "#1c2126", "#5b6672", "#d5dbe2", "#2563a8", "#1a7f4b", "#c0392b"
 FONT = "-apple-system, BlinkMacSystemFont, 'Segoe UI', 'Helvetica Neue', Arial, 'Liberation Sans', sans-serif"
 
@@ -43,14 +51,27 @@ class Part:
     right: bool | None = None
 
 
-def cards(u: Unitok, scenes: list[world.Scene]) -> dict[str, list[list[Part]]]:
-    """For each column its cards: prompt and output of each scene."""
+Columns = dict[str, list[list[Part]]]  # the cards of each column, each a list of parts
+
+
+def places(i: int) -> np.random.Generator:
+    """What moves the objects of scene `i` off their places, the same in its image, labels and boxes."""
+    return np.random.default_rng((SEED, i))
+
+
+def to_pixels(image: np.ndarray) -> Tensor:
+    """uint8 [H, W, 3] -> [3, H, W] in [-1, 1]."""
+    return torch.from_numpy(image).permute(2, 0, 1) / 127.5 - 1
+
+
+def directions(u: Unitok, scenes: list[world.Scene]) -> Columns:
+    """Prompt and output of each scene, from text, image or audio to another of them."""
     rng = np.random.default_rng(SEED)
-    images = [world.render_image(scene, rng, RESOLUTION) for scene in scenes]
+    images = [world.render_image(scene, places(i), RESOLUTION) for i, scene in enumerate(scenes)]
     waves = [world.render_audio(scene, rng) for scene in scenes]
     captions = [world.caption(scene) for scene in scenes]
     asked = [pairs[int(rng.integers(2, len(pairs)))] for pairs in map(world.questions, scenes)]
-    pixels = [torch.from_numpy(image).permute(2, 0, 1) / 127.5 - 1 for image in images]
+    pixels = [*map(to_pixels, images)]
     rate = u.require("audio").sample_rate
 
     drawn = u.generate([[text] for text in captions], modalities="image", seed=0, max_new_tokens=MOST)
@@ -62,7 +83,7 @@ def cards(u: Unitok, scenes: list[world.Scene]) -> dict[str, list[list[Part]]]:
     prompts = [[Image.fromarray(image), f" {question}"] for image, (question, _) in zip(images, asked, strict=True)]
     answered = u.generate(prompts, modalities="text", seed=0, max_new_tokens=MOST)
 
-    columns: dict[str, list[list[Part]]] = {}
+    columns: Columns = {}
     for i, scene in enumerate(scenes):
         image, audio, answer = drawn[i].images[0], played[i].audios[0], answered[i].text.strip().rstrip(".")
         row = {
@@ -83,6 +104,56 @@ def cards(u: Unitok, scenes: list[world.Scene]) -> dict[str, list[list[Part]]]:
     return columns
 
 
+def tasks(u: Unitok, scenes: list[world.Scene]) -> Columns:
+    """Prompt and output of each scene: find a thing, draw labels, draw things in boxes, edit, fill a hole."""
+    columns: Columns = {}
+    for i, scene in enumerate(scenes):
+        image, boxes = world.render_image(scene, places(i), RESOLUTION), world.object_boxes(scene, places(i))
+
+        def made(kind: str, modality: str) -> tuple[SceneTask, Output]:
+            task = make_task(kind, scene, boxes, places(i))  # noqa: B023
+            pieces = {"image": lambda _: Image.fromarray(image), "box": lambda rows: RawPart("box", {"boxes": rows})}  # noqa: B023
+            prompt = [pieces.get(name, str)(value) for name, value in task.given]
+            return task, u.generate([prompt], modality, seed=0, max_new_tokens=MOST)[0]
+
+        task, output = made("find", "box")
+        found = output.of_kind("box")[0][0]
+        answer = Part(framed(to_pixels(image), [found]), box_iou(found, task.answer[0][1][0]) >= 0.5)
+        row = {"Find": [Part(to_pixels(image)), Part(task.given[1][1].strip()), answer]}
+        _, output = made("label", "image")
+        labels = rgb_to_labels(to_bytes(output.images[0]), range(len(world.SHAPES) + 1))
+        right = mean_iou(labels, world.render_labels(scene, places(i), RESOLUTION)) >= 0.5
+        row["Label every pixel"] = [Part(to_pixels(image)), Part("labels:"), Part(output.images[0], right)]
+        task, output = made("draw_boxes", "image")
+        empty = np.full_like(image, world.BACKGROUNDS[scene.background])
+        row["Boxes → image"] = [
+            Part(framed(to_pixels(empty), boxes)),
+            Part(", ".join(value for name, value in task.given if name == "text" and not value.startswith(" on"))),
+            Part(output.images[0], read_image(to_bytes(output.images[0])) == scene),
+        ]
+        task, output = made("edit", "image")
+        changed = Part(output.images[0], read_image(to_bytes(output.images[0])) == task.edited)
+        row["Edit"] = [Part(to_pixels(image)), Part(task.given[1][1].strip()), changed]
+        x0, y0, x1, y1 = (round(RESOLUTION * value) for value in boxes[-1])
+        hole, holed = np.zeros(image.shape[:2], bool), to_pixels(image)
+        hole[max(0, y0) : y1, max(0, x0) : x1] = True
+        holed[:, torch.from_numpy(hole)] = torch.tensor([0.8, -1.0, 0.0])[:, None]
+        (output,) = u.fill(Image.fromarray(image), hole, world.caption(scene), seed=0)
+        filled = Part(output.images[0], read_image(to_bytes(output.images[0])) == scene)
+        row["Fill a hole"] = [Part(holed), Part(world.caption(scene)), filled]
+        for title, parts in row.items():
+            columns.setdefault(title, []).append(parts)
+    return columns
+
+
+def framed(pixels: Tensor, boxes: Sequence[Sequence[float]]) -> Tensor:
+    """Pixels [3, H, W] with boxes, fractions of their width and height, drawn on a copy of four times the side."""
+    large = tensor_to_image(pixels.repeat_interleave(4, 1).repeat_interleave(4, 2))
+    for box in boxes:
+        ImageDraw.Draw(large).rectangle([value * large.width for value in box], outline=(230, 0, 122), width=8)
+    return image_to_tensor(large)
+
+
 # ---- SVG ------------------------------------------------------------------------------------------------------------
 
 
@@ -93,11 +164,11 @@ def text_at(x: float, y: float, text: str, color: str = INK, size: float = 12.5,
     )
 
 
-def image_of(x: float, y: float, width: float, pixels: Tensor, smooth: bool) -> str:
-    """Pixels [3, H, W] in [-1, 1] as an image of height MEDIA."""
+def image_of(x: float, y: float, width: float, height: float, pixels: Tensor, smooth: bool) -> str:
+    """Pixels [3, H, W] in [-1, 1] as an image."""
     url = f"data:image/png;base64,{b64encode(encode_png(pixels)).decode()}"
     style = "" if smooth else ' style="image-rendering:pixelated"'
-    return f'<image x="{x:g}" y="{y:g}" width="{width:g}" height="{MEDIA}" preserveAspectRatio="none"{style} href="{url}"/>'
+    return f'<image x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" preserveAspectRatio="none"{style} href="{url}"/>'
 
 
 def mark(x: float, y: float, right: bool) -> str:
@@ -108,9 +179,9 @@ def mark(x: float, y: float, right: bool) -> str:
     return f'<g transform="translate({x:g},{y:g})">{disk}<path d="{line}" {stroke}/></g>'
 
 
-def card(x: float, y: float, parts: list[Part]) -> str:
-    """A card with its parts from top to bottom."""
-    out = [f'<rect x="{x:g}" y="{y:g}" width="{COLUMN}" height="{HEIGHT}" rx="8" fill="#fff" stroke="{RULE}"/>']
+def card(x: float, y: float, parts: list[Part], whole: float, media: float) -> str:
+    """A card of height `whole` with its parts from top to bottom, images of height `media`."""
+    out = [f'<rect x="{x:g}" y="{y:g}" width="{COLUMN}" height="{whole:g}" rx="8" fill="#fff" stroke="{RULE}"/>']
     left, right, top = x + INSET, x + COLUMN - 12, y + 14.0
     for part in parts:
         generated = part.right is not None
@@ -121,31 +192,32 @@ def card(x: float, y: float, parts: list[Part]) -> str:
             out += [text_at(left, top + 12 + LINE * i, line, color) for i, line in enumerate(lines)]
         else:
             image = part.content.shape[0] == 3
-            height = MEDIA
+            height = media
             pixels = part.content if image else draw_spectrogram(part.content, world.SAMPLE_RATE)[:, 24:]  # up to 3 kHz
-            out.append(image_of(left, top, MEDIA if image else right - left, pixels, smooth=not image))
+            out.append(image_of(left, top, media if image else right - left, media, pixels, smooth=not image))
         bar = BLUE if generated else RULE
         out.append(f'<rect x="{x + 10:g}" y="{top:g}" width="3" height="{height:g}" rx="1.5" fill="{bar}"/>')
         if part.right is not None:
-            out.append(mark(x + COLUMN - 15, y + HEIGHT - 15, part.right))
+            out.append(mark(x + COLUMN - 15, y + whole - 15, part.right))
         top += height + 11
     return "".join(out)
 
 
-def draw(columns: dict[str, list[list[Part]]]) -> str:
-    """The whole figure as an SVG."""
-    rows = len(next(iter(columns.values())))
-    height = TOP + rows * (HEIGHT + GAP) - GAP + BOTTOM
+def draw(groups: list[Columns]) -> str:
+    """The whole figure as an SVG, a group of columns below the other."""
+    tall = [TOP + len(next(iter(columns.values()))) * (of_card + GAP) for columns, of_card in zip(groups, HEIGHTS, strict=True)]
+    height = sum(tall) - GAP + BOTTOM
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
         f'font-family="{FONT}" role="img">',
         "<title>Prompts, and the images, audio and texts that one model generates from them</title>",
         f'<rect x="0.5" y="0.5" width="{WIDTH - 1}" height="{height - 1}" rx="14" fill="#f3f5f8" stroke="{RULE}"/>',
     ]
-    for i, (title, column) in enumerate(columns.items()):
-        x = MARGIN + i * (COLUMN + GAP)
-        out.append(text_at(x + 2, TOP - 16, title, size=14.5, weight=600))
-        out += [card(x, TOP + j * (HEIGHT + GAP), parts) for j, parts in enumerate(column)]
+    for top, columns, of_card, media in zip((0, tall[0]), groups, HEIGHTS, MEDIA, strict=True):
+        for i, (title, column) in enumerate(columns.items()):
+            x = MARGIN + i * (COLUMN + GAP)
+            out.append(text_at(x + 2, top + TOP - 14, title, size=14.5, weight=600))
+            out += [card(x, top + TOP + j * (of_card + GAP), parts, of_card, media) for j, parts in enumerate(column)]
     y = height - 15
     out += [
         f'<rect x="{MARGIN}" y="{y - 11}" width="3" height="14" rx="1.5" fill="#aeb7c1"/>',
@@ -173,8 +245,12 @@ def main() -> None:
     p.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".svg"), help="the SVG file to write")
     o = p.parse_args()
     rng = np.random.default_rng(SEED)
-    scenes = [world.draw_scene(rng, max_objects=2, fold="composed") for _ in range(ROWS)]
-    write_text(o.out, draw(cards(Unitok.from_pretrained(o.bundle), scenes)))
+    scenes: dict[str, world.Scene] = {}
+    while len(scenes) < ROWS:
+        scene = world.draw_scene(rng, max_objects=2, fold="composed")
+        scenes.setdefault(scene.background, scene)
+    u = Unitok.from_pretrained(o.bundle)
+    write_text(o.out, draw([make(u, [*scenes.values()]) for make in (directions, tasks)]))
     print(o.out)
 
 

@@ -18,6 +18,7 @@ from unitok.scenes import recipe, tune
 from unitok.scenes.evaluate import interval, to_bytes
 from unitok.scenes.oracle import read_audio, read_image
 from unitok.scenes.pipeline import Pipeline
+from unitok.scenes.tasks import AVERAGES, make_task
 from unitok.scenes.world import object_boxes, parse_caption, render_image
 
 PROMPT = "a large red circle left of a small blue square on a white background"
@@ -123,6 +124,15 @@ def test_sample_needs_no_bundle_and_tells_of_words_outside_its_world(tmp_path, r
     main(["sample", "a large dog on a white background", "--modalities", "image", "--out", str(tmp_path / "out")])
     assert list((tmp_path / "out").glob("*.png"))
     assert any("never read dog" in str(w.message) for w in recwarn)
+
+
+def test_the_words_of_its_tasks_are_known_to_it(recwarn):
+    scene, rng = parse_caption(PROMPT), np.random.default_rng(0)
+    tasks = [make_task(kind, scene, object_boxes(scene, rng), rng) for kind in AVERAGES for _ in range(4)]
+    texts = [value for task in tasks for kind, value in task.given if kind == "text"]
+    texts += [example["prompt"] for example in recipe.examples() if example["prompt"]]
+    Unitok.from_pretrained("scenes").generate([[text] for text in dict.fromkeys(texts)], "text", max_new_tokens=40)
+    assert not [str(w.message) for w in recwarn if "never read" in str(w.message)]
 
 
 def test_a_file_is_not_taken_for_a_text(tmp_path, monkeypatch, capsys):

@@ -4,6 +4,7 @@ import re
 import shutil
 from collections.abc import Iterator
 
+import httpx
 import numpy as np
 import pytest
 from clips import clip
@@ -192,6 +193,24 @@ def test_several_outputs_examples_and_another_seed(page):
     page.click("text=Again with another seed")
     expect(page.locator(".stats").last).to_contain_text("tokens per second")
     expect(page.locator(".stats").last).not_to_have_text(re.compile(r"seed 5$"))
+
+
+def test_examples_come_with_an_image_that_is_read_marked_and_filled(page, scenes):
+    examples = httpx.get(f"{scenes.url}/about").json()["examples"]
+    buttons = page.locator("#gallery button")
+    expect(buttons).to_have_count(len(examples))
+    for kind, shown in (("box", "canvas"), ("audio", "audio")):
+        number = next(i for i, example in enumerate(examples) if example["modalities"][-1] == kind and "image" in example)
+        page.locator("#examples > summary").click() if not buttons.first.is_visible() else None
+        buttons.nth(number).click()
+        page.wait_for_selector("article.turn[data-done]", timeout=60_000)
+        expect(page.locator(f".output {shown}").first).to_be_visible()
+    assert "pink triangle" in page.locator(".output p").first.inner_text()
+    page.locator("#examples > summary").click()
+    buttons.filter(has=page.locator("img[alt='what is made anew']")).click()
+    page.wait_for_selector("article.turn[data-done] canvas[data-done]", timeout=60_000)
+    made = page.locator(".output canvas").evaluate("node => [...node.getContext('2d').getImageData(32, 48, 1, 1).data]")
+    assert made[2] > made[0] + 50  # the lower half was pink, and is blue now
 
 
 def test_errors_of_the_server_are_shown(page):

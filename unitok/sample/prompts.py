@@ -114,7 +114,7 @@ def warn_of_unknown_words(bundle: Bundle, text: str) -> None:
     world = bundle.facts.get("world")
     if not isinstance(world, dict) or not isinstance(words := world.get("words"), list):
         return
-    unknown = [word for word in dict.fromkeys(re.findall(r"[^\W_]+", text.lower())) if word not in words]
+    unknown = [word for word in words_of(text) if word not in words]
     if unknown:
         named = ", ".join(visible(word) for word in unknown[:5])
         warnings.warn(
@@ -122,6 +122,11 @@ def warn_of_unknown_words(bundle: Bundle, text: str) -> None:
             f"{visible(str(world.get('example')))!r} (all of its words: README.md of the bundle, and `unitok doctor`)",
             stacklevel=2,
         )
+
+
+def words_of(text: str) -> list[str]:
+    """The different words of a text in lower case, in its order, without punctuation."""
+    return [*dict.fromkeys(re.findall(r"[^\W_]+", text.lower()))]
 
 
 def read_prompts(path: Path, root: str = "", types: Types | None = None) -> list[RawDocument]:

@@ -7,10 +7,12 @@ on scenes of their own. A recipe that was interrupted goes on where it was.
 import argparse
 import hashlib
 import zlib
+from base64 import b64encode
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 
@@ -19,11 +21,13 @@ from unitok.bundle.checksums import checksums
 from unitok.configs import CONFIGS
 from unitok.files import Json, read_json, write_json, write_text
 from unitok.hub import BUILT_IN
+from unitok.media import encode_png
 from unitok.pretrained import save_weights
+from unitok.sample.prompts import words_of
 from unitok.scenes.evaluate import Scores, interval
 from unitok.scenes.pipeline import Pipeline
 from unitok.scenes.tune import tune
-from unitok.scenes.world import BACKGROUNDS, COLORS, PITCHES, SHAPES, TIMBRES
+from unitok.scenes.world import BACKGROUNDS, COLORS, PITCHES, SHAPES, TIMBRES, parse_caption, render_image
 
 NAME = "scenes"
 MINUTES = 460.0  # on two CPU cores, by the pace of some steps; with an H200 the decoder takes 8 of them
@@ -32,10 +36,19 @@ EXAMPLE = "a large red circle left of a small blue square on a white background"
 EXAMPLES: list[tuple[str, list[str]]] = [  # prompts, and what to make of each
     (EXAMPLE, ["image", "audio"]),
     ("a small yellow ring on a black background", ["image"]),
-    ("a small pink triangle above a large green cross left of a small orange ring on a gray background", ["image", "audio"]),
     ("a loud C4 flute then a soft G4 bell then a loud E4 violin", ["audio"]),
     ("a large purple cross above a small cyan circle on a black background", ["image", "text", "image"]),
     ("a large blue square left of a large yellow triangle, both above a small red circle on a white background", ["image"]),
+]
+SHOWN = "a large green ring above a small pink triangle on a black background"
+OF_IMAGE: list[tuple[str, list[str]]] = [  # the same of an image of SHOWN; the last prompt is for its lower half
+    ("", ["text", "audio"]),
+    (" what shape is the pink thing?", ["text"]),
+    (" find the green ring:", ["box"]),
+    (" find all things:", ["text", "box", "text", "box"]),
+    (" labels:", ["image"]),
+    (" make the background white", ["image"]),
+    ("a large green ring above a large blue square on a black background", ["image"]),
 ]
 PER_DIRECTION = 600  # scenes, a third each of one, two and three objects on average
 
@@ -170,12 +183,11 @@ def _publish(folder: Path, scores: Scores, documents: Path, destination: Path) -
     }
     bundle.facts["training"] = {**(training if isinstance(training, dict) else {}), "data": versions}
     bundle.facts["scores"] = _table(scores)
-    examples: list[Json] = [{"prompt": prompt, "modalities": [*names]} for prompt, names in EXAMPLES]
     bundle.facts["world"] = {
         "example": EXAMPLE,
-        "examples": examples,
+        "examples": examples(),
         "chats": True,
-        "words": _words(documents.with_name("text.txt").read_text()),
+        "words": [*sorted(words_of(documents.with_name("text.txt").read_text()))],
     }
     bundle.save_pretrained(destination, overwrite=True)
     halve(destination / "model")
@@ -184,15 +196,26 @@ def _publish(folder: Path, scores: Scores, documents: Path, destination: Path) -
     write_json(destination / "bundle.json", info | {"sha256": checksums(destination)})
 
 
+def examples() -> list[Json]:
+    """What the server's page offers: prompts and what to make of each; of some an image, and of the last of these what of it is made anew
+    (white), both as data URLs."""
+    scene = parse_caption(SHOWN)
+    assert scene is not None
+    image = torch.from_numpy(render_image(scene, np.random.default_rng(0), RESOLUTION)).permute(2, 0, 1) / 127.5 - 1
+    mask = torch.full_like(image, -1.0)
+    mask[:, RESOLUTION // 2 :] = 1.0
+    urls = [f"data:image/png;base64,{b64encode(encode_png(pixels)).decode()}" for pixels in (image, mask)]
+    made: list[dict[str, Json]] = [{"prompt": prompt, "modalities": [*names]} for prompt, names in EXAMPLES + OF_IMAGE]
+    for example in made[len(EXAMPLES) :]:
+        example["image"] = urls[0]
+    made[-1]["mask"] = urls[1]
+    return [*made]
+
+
 def halve(folder: Path) -> None:
     """Keep a decoder's weights in half precision, which is read as well as float32 and takes half the space."""
     file = folder / "model.safetensors"
     save_weights(file, {name: tensor.half() for name, tensor in load_file(file).items()})
-
-
-def _words(text: str) -> list[Json]:
-    """Every word of a text, sorted."""
-    return [*sorted({word.strip(".,?") for word in text.lower().split()} - {""})]
 
 
 def _table(scores: Scores) -> dict[str, Json]:

@@ -419,6 +419,20 @@ $("composer").onsubmit = (event) => {
 $("text").onkeydown = (event) => { if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); $("composer").requestSubmit(); } };
 for (const radio of document.querySelectorAll('input[name="mode"]')) radio.onchange = () => { running?.abort(); talk += 1; messages = []; $("results").replaceChildren(); };
 
+function exampleButton({ prompt, modalities, image, mask }) {  // image, mask: data URLs; mask: what of the image is made anew
+  const pictures = [image, mask].filter(Boolean).map((src) => element("img", { src, alt: src === mask ? "what is made anew" : "image of the prompt" }));
+  const what = mask ? "a part of the image" : modalities.join(", ");
+  return element("button", { type: "button", onclick: () => {
+    if (running) return;
+    $("text").value = prompt.trim();
+    for (const box of document.querySelectorAll("#modalities input")) box.checked = modalities.includes(box.value);
+    if (mask) return void fill({ url: image, mask }, prompt, settings());
+    const content = image ? [{ type: "image_url", image_url: { url: image } }] : [];
+    if (prompt) content.push({ type: "text", text: prompt });
+    generate(content, modalities, settings());
+  } }, ...pictures, element("span", {}, prompt, element("small", { textContent: `→ ${what}` })));
+}
+
 // ---- The beginning --------------------------------------------------------------------------------------------------
 
 async function begin() {
@@ -430,12 +444,7 @@ async function begin() {
     $("modalities").append(element("label", {}, box, element("span", { textContent: name })));
   }
   $("text").value = about.examples[0]?.prompt ?? "";
-  $("gallery").append(...about.examples.map(({ prompt, modalities }) => element("button", { type: "button", onclick: () => {
-    if (running) return;
-    $("text").value = prompt;
-    for (const box of document.querySelectorAll("#modalities input")) box.checked = modalities.includes(box.value);
-    generate([{ type: "text", text: prompt }], modalities, settings());
-  } }, prompt, element("small", { textContent: `→ ${modalities.join(", ")}` }))));
+  $("gallery").append(...about.examples.map(exampleButton));
   document.body.dataset.ready = "yes";
 }
 defaults();
