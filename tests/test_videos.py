@@ -365,6 +365,28 @@ def test_a_folder_of_frames_is_a_video(u, folder, tmp_path):
         tokenize(Plan(str(tmp_path / "in" / "b.jsonl"), str(tmp_path / "no"), str(folder)))
 
 
+def test_rows_name_folders_of_frames(folder, tmp_path):
+    frames = tmp_path / "in" / "clips" / "one"
+    frames.mkdir(parents=True)
+    for number, pixels in enumerate(clip(8, 32, 32)):
+        Image.fromarray(pixels).save(frames / f"{number}.png")
+    rows = [
+        {"video": "clips/one", "caption": "a dog"},
+        {"video": "clips", "caption": "no frames"},
+        {"video": "clips/two", "caption": "a"},
+    ]
+    (tmp_path / "in" / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "in" / "rows.csv").write_text("video,caption\nclips/one,a dog\n")
+    for name, listed in (("rows.jsonl", ["no images in this folder", "no such file"]), ("rows.csv", [])):
+        tokenize(Plan(str(tmp_path / "in" / name), str(tmp_path / name), str(folder)))
+        made = TokenDataset(tmp_path / name)
+        assert len(made) == 1
+        assert [(s.modality, s.facts) for s in made.document(0).segments] == [("text", ()), ("video", (8,))]
+        errors = tmp_path / name / "errors.jsonl"
+        found = [json.loads(line)["error"] for line in errors.read_text().splitlines()] if errors.exists() else []
+        assert all(said in error for said, error in zip(listed, found, strict=True)), found
+
+
 def test_fields_that_name_one_file_are_one_part(folder, tmp_path):
     (tmp_path / "in").mkdir()
     write_video(tmp_path / "in" / "a.mp4", clip(8, 32, 32), 8, noise(1, 8000), 8000)

@@ -26,7 +26,7 @@ from unitok.document import Part
 from unitok.errors import UserError
 from unitok.media import promised, sniff_bytes, unread
 from unitok.modalities import modalities, modality_of
-from unitok.storage import MAX_TEXT, Blob
+from unitok.storage import FOLDER, MAX_TEXT, Blob
 
 #: Names of fields that hold a caption, where there is no template.
 CAPTIONS = ["txt", "text", "texts", "caption", "captions", "sentence", "transcription", "transcript", "prompt", "description"]
@@ -175,7 +175,7 @@ class _Reader:
                 raise UserError(f"{blob.name}: {unrecognized(head)}")
             self._take_text(blob.name, text_of(blob))
             return
-        kind = sniff_bytes(head, blob.name)
+        kind = _kind_of(head, blob.name)
         if role == "media" and kind and kind not in self.media:  # SVG is known without its suffix here
             kind = sniff_bytes(head, "svg")
         what = promised(blob.name) or promised(f".{name}") or ("an image or audio" if role == "media" else "")
@@ -210,7 +210,7 @@ class _Reader:
                     names.setdefault(text, []).append(name)
         for text, fields in names.items():
             blob = open_media(text, fields[0], self.open_path).loaded()
-            kind = sniff_bytes(blob.head(), blob.name)
+            kind = _kind_of(blob.head(), blob.name)
             for named, name in {self._named(field, kind): field for field in fields}.items():
                 self._take_blob(f"{name}.{text.rpartition('.')[2]}" if "." in text else name, blob, "media", named)
 
@@ -244,6 +244,13 @@ class _Reader:
         notes = [_unused(name) for name in dict.fromkeys(unused)]
         notes += [f"field {name!r} is empty" for name in dict.fromkeys(self.empty + self.blank) if not media or "." not in name]
         return [*(_part(self.spec, TEXT, text) for text in self.texts), *media], notes
+
+
+def _kind_of(head: bytes, name: str) -> str | None:
+    """The kind of a file, or of what has a folder for a file, as a video of frames has."""
+    if head != FOLDER:
+        return sniff_bytes(head, name)
+    return next((kind for kind, modality in modalities().items() if modality.recognizes(head, name)), None)
 
 
 def _unused(name: str) -> str:
