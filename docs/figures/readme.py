@@ -54,7 +54,7 @@ class Part:
 Columns = dict[str, list[list[Part]]]  # the cards of each column, each a list of parts
 
 
-def places(i: int) -> np.random.Generator:
+def jitter(i: int) -> np.random.Generator:
     """What moves the objects of scene `i` off their places, the same in its image, labels and boxes."""
     return np.random.default_rng((SEED, i))
 
@@ -67,7 +67,7 @@ def to_pixels(image: np.ndarray) -> Tensor:
 def directions(u: Unitok, scenes: list[world.Scene]) -> Columns:
     """Prompt and output of each scene, from text, image or audio to another of them."""
     rng = np.random.default_rng(SEED)
-    images = [world.render_image(scene, places(i), RESOLUTION) for i, scene in enumerate(scenes)]
+    images = [world.render_image(scene, jitter(i), RESOLUTION) for i, scene in enumerate(scenes)]
     waves = [world.render_audio(scene, rng) for scene in scenes]
     captions = [world.caption(scene) for scene in scenes]
     asked = [pairs[int(rng.integers(2, len(pairs)))] for pairs in map(world.questions, scenes)]
@@ -108,10 +108,10 @@ def tasks(u: Unitok, scenes: list[world.Scene]) -> Columns:
     """Prompt and output of each scene: find a thing, draw labels, draw things in boxes, edit, fill a hole."""
     columns: Columns = {}
     for i, scene in enumerate(scenes):
-        image, boxes = world.render_image(scene, places(i), RESOLUTION), world.object_boxes(scene, places(i))
+        image, boxes = world.render_image(scene, jitter(i), RESOLUTION), world.object_boxes(scene, jitter(i))
 
         def made(kind: str, modality: str) -> tuple[SceneTask, Output]:
-            task = make_task(kind, scene, boxes, places(i))  # noqa: B023
+            task = make_task(kind, scene, boxes, jitter(i))  # noqa: B023
             pieces = {"image": lambda _: Image.fromarray(image), "box": lambda rows: RawPart("box", {"boxes": rows})}  # noqa: B023
             prompt = [pieces.get(name, str)(value) for name, value in task.given]
             return task, u.generate([prompt], modality, seed=0, max_new_tokens=MOST)[0]
@@ -122,7 +122,7 @@ def tasks(u: Unitok, scenes: list[world.Scene]) -> Columns:
         row = {"Find": [Part(to_pixels(image)), Part(task.given[1][1].strip()), answer]}
         _, output = made("label", "image")
         labels = rgb_to_labels(to_bytes(output.images[0]), range(len(world.SHAPES) + 1))
-        right = mean_iou(labels, world.render_labels(scene, places(i), RESOLUTION)) >= 0.5
+        right = mean_iou(labels, world.render_labels(scene, jitter(i), RESOLUTION)) >= 0.5
         row["Label every pixel"] = [Part(to_pixels(image)), Part("labels:"), Part(output.images[0], right)]
         task, output = made("draw_boxes", "image")
         empty = np.full_like(image, world.BACKGROUNDS[scene.background])
