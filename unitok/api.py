@@ -15,7 +15,7 @@ from unitok.sample.chat import Chat, MessageDict, Reply
 from unitok.sample.fill import fill_content
 from unitok.sample.outputs import Output
 from unitok.sample.prompts import read_documents, read_one, read_prompts_of
-from unitok.sample.requests import config_for, edit_prompt, generate_outputs
+from unitok.sample.requests import config_for, edit_plan, edit_prompt, generate_outputs
 from unitok.sample.score import Score, score_documents
 from unitok.sample.speech import speak
 from unitok.sample.stream import Chunk, check_stream, stream_outputs
@@ -222,7 +222,8 @@ class Unitok(Bundle):
 
         The decoder must have learned documents of an image, an instruction and the edited image. Guidance is three-way where
         `media_guidance_scale`, how closely the image is kept, is given beside `guidance_scale`, how closely the instruction is followed.
-        Where a bundle's `generation_config` has values for `edit`, they are the defaults.
+        Where a bundle's `generation_config` has values for `edit`, they are the defaults; with `edit_described` in it, outputs begin with a text,
+        what the edited image shows, as documents of an image, an instruction, a caption and the edited image teach.
 
         Args:
             image: a Path, PIL.Image or array. instruction: what to change, such as "make the circle blue".
@@ -234,8 +235,8 @@ class Unitok(Bundle):
         given.pop("image")
         prompt, plan = edit_prompt(self, image, instruction)
         configs = _as_config({} if generation_config is None else generation_config), GenerationConfig(**given)
-        config = config_for(self, *configs, edited=prompt.segments[0].modality).replace(modalities=plan)
-        return generate_outputs(self, [prompt], config, batch_size)
+        config = config_for(self, *configs, edited=prompt.segments[0].modality)
+        return generate_outputs(self, [prompt], config.replace(modalities=edit_plan(config, plan)), batch_size)
 
     @_checks_names
     def speak(

@@ -140,6 +140,8 @@ class GenerationConfig:
         jacobi_window: guess and check so many tokens of an image in one pass, one output at a time; 0: off
         speech_unit: `Unitok.speak` and `transcribe` take a `sentence` at once, or `word` by word what is said and heard, for decoders that have
             learned such documents (default: sentence)
+        edit_described: `Unitok.edit` first writes what the edited image shows, then draws it, for decoders that have learned such documents
+            (default: False)
         speech_hearings: hear a recording that is transcribed word by word so many times, each begun at another part of a frame (default: 4)
 
     Errors: `UserError` that begins with the argument's name.
@@ -171,6 +173,7 @@ class GenerationConfig:
     jacobi_window: int = 0
     speech_unit: SpeechUnit = field(default="sentence", metadata={"flag": False})
     speech_hearings: int = field(default=4, metadata={"flag": False})
+    edit_described: bool = field(default=False, metadata={"flag": False})
     _given: frozenset[str] = field(init=False)
 
     def __new__(cls, **given: object) -> Self:
@@ -198,6 +201,8 @@ class GenerationConfig:
             raise UserError(f"negative_prompt is a {type(self.negative_prompt).__name__}: give a prompt, such as a text")
         if self.rank_by not in get_args(RankBy):
             raise UserError(f"rank_by is {self.rank_by!r}: choose one of {', '.join(get_args(RankBy))}")
+        if not isinstance(self.edit_described, bool):
+            raise UserError(f"edit_described is {self.edit_described!r}: it must be true or false")
         if self.speech_unit not in get_args(SpeechUnit):
             raise UserError(f"speech_unit is {self.speech_unit!r}: choose one of {', '.join(get_args(SpeechUnit))}")
         fraction = self.prefix_fraction

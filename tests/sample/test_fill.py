@@ -90,6 +90,11 @@ def test_a_budget_that_the_holes_exceed_is_refused(tiny):
 def test_an_edited_image_has_the_grid_of_its_source(tiny):
     output, _ = tiny.edit(PIXELS, "make it blue", n=2, guidance_scale=2.0, media_guidance_scale=1.5)
     assert output.new.segments[0].codes.shape == output.prompt.segments[0].codes.shape
+    (described,) = tiny.edit(PIXELS, "make it blue", generation_config={"edit_described": True})
+    assert [segment.modality for segment in described.new.segments] == ["text", "image"]
+    assert described.new.segments[1].codes.shape == output.prompt.segments[0].codes.shape
+    with pytest.raises(UserError, match="edit_described is 1: it must be true or false"):
+        tiny.edit(PIXELS, "make it blue", generation_config={"edit_described": 1})
     with pytest.raises(UserError, match="instruction: give a text"):
         tiny.edit(PIXELS, " ")
     with pytest.raises(UserError, match="image: text, where an image should be"):

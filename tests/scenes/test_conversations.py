@@ -28,6 +28,7 @@ def test_turns_follow_from_the_scene_and_kept_out_scenes_never_come_up():
             kinds.add(turn.kind)
             assert turn.scene.fold() == "seen"
             if turn.kind == "change":
+                assert parse_caption(turn.answer) == turn.scene
                 changed = [turn.scene.background != before.background, turn.scene.objects != before.objects]
                 assert sum(changed) == 1
                 assert turn.scene.layout == before.layout
@@ -74,10 +75,10 @@ def test_the_files_of_conversations_show_the_scene_of_each_turn(tmp_path):
     assert found > 20
 
 
-@pytest.mark.parametrize("seed", [0])
-def test_every_turn_is_scored_by_its_kind(tiny, tmp_path, scenes_folder, seed):
+@pytest.mark.parametrize("described", [False, True])
+def test_every_turn_is_scored_by_its_kind(tiny, tmp_path, scenes_folder, described):
     rows = read_scenes(scenes_folder)[:6]
-    evaluation = Evaluation(tiny, tmp_path, seed, config_of_scenes(tiny, GenerationConfig()))
+    evaluation = Evaluation(tiny, tmp_path, 0, config_of_scenes(tiny, GenerationConfig(edit_described=described)))
     evaluation.max_new_tokens = 120
     evaluation.conversations(scenes_folder, rows)
     assert evaluation.malformed == 0

@@ -21,7 +21,7 @@ from unitok.scenes.evaluate_tasks import box_iou, mean_iou
 from unitok.scenes.files import read_scenes, write_scenes
 from unitok.scenes.oracle import read_image
 from unitok.scenes.tasks import AVERAGES, make_task
-from unitok.scenes.world import COLORS, SHAPES, Scene
+from unitok.scenes.world import COLORS, SHAPES, Scene, caption
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +79,10 @@ def test_every_kind_of_task_has_documents_and_edits_show_what_they_say(folder):
     edits = [document for document, kind in zip(documents, kinds, strict=True) if kind == "edit"]
     verbs = set()
     for document in edits:
-        source, instruction, target = document["content"]
+        source, instruction, described, target = document["content"]
         before, after = rows[document["id"].split("-")[0]], _shown(folder / target["path"])
+        assert described["text"] == f" {caption(after)}"
+        assert [part.get("loss", True) for part in document["content"]] == [False, False, True, True]
         assert _shown(folder / source["path"]) == before != after
         text = instruction["text"].split()
         verbs.add(text[0])

@@ -1,6 +1,7 @@
 """Promises of starting from a bundle: parts frozen, new rows alone, low-rank differences."""
 
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from unitok.data.prepare.plan import Plan
 from unitok.data.prepare.tokenize import tokenize
 from unitok.errors import UserError
 from unitok.model import Decoder, DecoderConfig
+from unitok.training.finetune import start_decoder
 from unitok.training.fit import run_lightning
 from unitok.training.optim import OptimizerDefaults, optimizer_defaults
 from unitok.training.shell import warmup_linear
@@ -83,6 +85,12 @@ def test_every_group_of_parameters_has_the_peak_that_fits_the_start(kind, more, 
     longest = ["--model.init_args.decoder.max_position_embeddings", "1024", "--data.init_args.max_length", "192"]
     run_lightning(arguments("decoder", tmp_path / "run", tokens, 2, *longest, *words))
     assert peaks(tmp_path / "run", 0.0 if kind else 0.3) == [pytest.approx(groups) for groups in expected]
+
+
+def test_a_built_in_bundle_is_a_start():
+    shipped = Bundle.from_pretrained("scenes", parts=["model"])
+    decoder, _ = start_decoder(Path("scenes"), shipped.model.config, shipped.vocab, "data")
+    assert all(torch.equal(p, q) for p, q in zip(decoder.parameters(), shipped.model.parameters(), strict=True))
 
 
 def test_a_run_starts_from_a_bundle_with_some_parameters_frozen(tmp_path, tokens, bundle_folder, caplog):

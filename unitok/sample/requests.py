@@ -33,8 +33,13 @@ def sampling_of(bundle: Bundle, config: GenerationConfig) -> dict[str, SamplingP
     return {name: SamplingParams(**config.sampling_values(name, span.kind)) for name, span in bundle.vocab.spans.items()}
 
 
+def edit_plan(config: GenerationConfig, image: str = "image") -> str:
+    """Return the plan of an answer that changes an image, whose own plan is `image`: a text comes first where `edit_described` says so."""
+    return f"text,{image}" if config.edit_described else image
+
+
 def edit_prompt(bundle: Bundle, image: object, instruction: str) -> tuple[Document, str]:
-    """Return the prompt that asks for an image to be changed, and the plan of its answer. Errors: `UserError` for what is no image."""
+    """Return the prompt that asks for an image to be changed, and the plan of the image. Errors: `UserError` for what is no image."""
     if not isinstance(instruction, str) or not instruction.strip():
         raise UserError("instruction: give a text, such as 'make the circle blue'")
     document = read_one(bundle, [image, f" {instruction.strip()}"])

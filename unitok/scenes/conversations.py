@@ -23,7 +23,7 @@ class Turn:
         shown: whether the user shows an image of the scene before it.
         scene: that holds after the turn.
         modality: of the answer: an image of the scene, its audio, or a text.
-        answer: the text of the answer; "" for an image or audio.
+        answer: the text of the answer, or what stands before an image that was changed, its caption; else "".
     """
 
     kind: str
@@ -60,7 +60,7 @@ def draw_conversation(
             possible = [(text, changed) for text, changed in changes(now) if may_be(changed)]
             if possible:
                 text, changed = possible[int(rng.integers(len(possible)))]
-                turns.append(Turn("change", text, False, changed, "image"))
+                turns.append(Turn("change", text, False, changed, "image", caption(changed)))
     return turns
 
 

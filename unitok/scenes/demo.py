@@ -9,7 +9,7 @@ from unitok.configs import CONFIGS
 from unitok.errors import UserError
 from unitok.files import read_json, write_json
 from unitok.generation_config import GenerationConfig
-from unitok.scenes import SAMPLING
+from unitok.scenes import EDITING, SAMPLING
 from unitok.scenes.pipeline import Pipeline
 
 IMAGE_FRACTION, AUDIO_FRACTION, SCORING_FRACTION = 0.185, 0.06, 0.125  # of the minutes
@@ -74,7 +74,11 @@ def run_demo(out: Path, minutes: float = 13.0, eval_scenes: int = 200, seed: int
     left = minutes * (1 - SCORING_FRACTION) - demo.seconds / 60 - 8 / 60  # 8 s to start and to build the bundle
     demo.stage("decoder", fit("decoder", max(0.1, left), "tokens"))
     line = words("bundle {out}/bundle --decoder {out}/decoder")
-    demo.stage("bundle", line, lambda: GenerationConfig(sampling=SAMPLING).save_pretrained(out / "bundle"))
+    demo.stage(
+        "bundle",
+        line,
+        lambda: GenerationConfig(sampling=SAMPLING, edit=EDITING, edit_described=True).save_pretrained(out / "bundle"),
+    )
     sample = "sample --bundle {out}/bundle --text {text} --modalities {modalities} --out {out}/samples/{i} --n 4 --seed {seed} --max-new-tokens 300"
     demo.stage(
         "sample", *(words(sample, text=text, modalities=modalities, i=i) for i, (text, modalities) in enumerate(PROMPTS))

@@ -26,7 +26,7 @@ from unitok.generation_config import FILE, GenerationConfig, combine
 from unitok.grammar import Grammar
 from unitok.media import load_audio, load_image, open_image, save_audio, save_image
 from unitok.sample.outputs import Output, save_outputs
-from unitok.sample.requests import generate_outputs
+from unitok.sample.requests import edit_plan, generate_outputs
 from unitok.scenes import EDITING, SAMPLING
 from unitok.scenes.conversations import MOST_TURNS, Turn, draw_conversation
 from unitok.scenes.evaluate_tasks import TaskEvaluation
@@ -204,8 +204,8 @@ class Evaluation:
         model = self.unitok.require("model")
         room = model.config.max_position_embeddings - max(len(self.unitok.vocab.encode(image)) for image in images)
         for number in range(MOST_TURNS):
-            for modality in ("text", "image", "audio"):
-                of_kind = [i for i, t in enumerate(talks) if len(t) > number and t[number].modality == modality]
+            for plan in dict.fromkeys(("text", "image", edit_plan(self.config), "audio")):
+                of_kind = [i for i, t in enumerate(talks) if len(t) > number and self._plan_of(t[number]) == plan]
                 for i in of_kind:
                     turn = talks[i][number]
                     shown = [replace(s, role="user") for s in images[i].segments] if turn.shown else []
@@ -214,8 +214,8 @@ class Evaluation:
                     talks[i] = talks[i][:number]
                     of_kind.remove(i)
                 prompts = [Document(histories[i]) for i in of_kind]
-                name = f"conversation_{number + 1}_{modality}"
-                outputs = self.continue_from(prompts, modality, name, number, turn=True) if prompts else []
+                name = f"conversation_{number + 1}_{plan.replace(',', '_')}"
+                outputs = self.continue_from(prompts, plan, name, number, turn=True) if prompts else []
                 for i, output in zip(of_kind, outputs, strict=True):
                     histories[i] += output.new.segments
                     turn = talks[i][number]
@@ -224,6 +224,9 @@ class Evaluation:
             self.scores[f"generation.conversation.{kind}"] = float(np.mean(values))
             self.scores[f"turns.{kind}"] = len(values)
         self.scores["malformed"] = self.malformed
+
+    def _plan_of(self, turn: Turn) -> str:
+        return edit_plan(self.config) if turn.kind == "change" else turn.modality
 
     def _documents(self, folder: Path, rows: list[SceneRow], keys: Sequence[Key]) -> list[Document]:
         """A document for each row, of what its keys name: files of the folder, or texts."""

@@ -20,6 +20,7 @@ from unitok.media import load_image
 from unitok.media.maps import rgb_to_labels
 from unitok.sample.fill import BLANK
 from unitok.sample.outputs import Output
+from unitok.sample.requests import edit_plan
 from unitok.scenes.files import SceneRow
 from unitok.scenes.oracle import read_audio, read_image, same_notes, to_bytes
 from unitok.scenes.tasks import AVERAGES, SceneTask, make_task
@@ -96,7 +97,8 @@ class TaskEvaluation:
                 for prompt, plan, (_, task) in zip(prompts, plans, chosen, strict=True)
             ]
         config = self.of_edits if kind == "edit" else None
-        outputs = self.evaluation.continue_from(prompts, _MODALITIES[kind], kind, config=config)
+        plan = edit_plan(config) if config else _MODALITIES[kind]
+        outputs = self.evaluation.continue_from(prompts, plan, kind, config=config)
         values = [_JUDGES[kind](output, row, task, self.folder) for output, (row, task) in zip(outputs, chosen, strict=True)]
         self.evaluation.save_samples(kind, outputs, [value >= 0.5 for value in values])
         return values

@@ -110,8 +110,8 @@ def conversation_document(turns: list[Turn], index: int) -> tuple[Content, dict[
         if turn.shown:
             content.append(_file("image", name, False, "user"))
         content.append(_text(turn.text, False, "user"))
-        answer = _text(turn.answer, role="assistant") if turn.answer else _file(turn.modality, name, role="assistant")
-        content.append(answer)
+        content += [_text(turn.answer, role="assistant")] * bool(turn.answer)
+        content += [_file(turn.modality, name, role="assistant")] * (turn.modality != "text")
     return content, scenes
 
 

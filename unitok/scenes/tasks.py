@@ -89,7 +89,7 @@ def make_task(
     if not edits:
         return None
     text, edited = edits[int(rng.integers(len(edits)))]
-    return SceneTask(kind, (image, ("text", f" {text}")), (("edited", edited),), edited)
+    return SceneTask(kind, (image, ("text", f" {text}")), (("text", f" {caption(edited)}"), ("edited", edited)), edited)
 
 
 #: What is left of a layout when an object is taken away, by its number.

@@ -49,4 +49,4 @@ def tune(bundle: Path, scenes: Path, count: int, seed: int = 0) -> GenerationCon
     }
     locating = {kind: params for kind, params in LOCATING.items() if kind in unitok.vocab.spans}
     drawing = {kind: SAMPLING[kind] | chosen.get(kind, {}) for kind in SAMPLING}
-    return GenerationConfig(sampling=drawing | locating, edit=EDITING)
+    return GenerationConfig(sampling=drawing | locating, edit=EDITING, edit_described=True)

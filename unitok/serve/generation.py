@@ -28,7 +28,7 @@ from unitok.plan import PlanItem
 from unitok.sample.chat import Chat
 from unitok.sample.fill import make_fill_drafts
 from unitok.sample.outputs import Output
-from unitok.sample.requests import Draft, config_for, edit_prompt, make_drafts, sampling_of
+from unitok.sample.requests import Draft, config_for, edit_plan, edit_prompt, make_drafts, sampling_of
 from unitok.sample.speech import PAUSE, sentence_to_speak
 from unitok.sample.stream import Chunk, Detokenizer
 from unitok.sample.transcribe import Transcript, transcribe
@@ -110,7 +110,8 @@ class Generation:
         opened = open_image(Path("image"), image)
         if mask is None:
             document, plan = edit_prompt(self.bundle, opened, prompt)
-            config = self._config({"modalities": plan}, n, seed, document.segments[0].modality)
+            config = self._config({}, n, seed, document.segments[0].modality)
+            config = config.replace(modalities=edit_plan(config, plan))
             return self._checked(make_drafts(self.bundle, [document], config), config)
         config = self._config({}, n, seed)
         before = self.text(prompt, "prompt") if prompt.strip() else None

@@ -56,7 +56,7 @@ class DecoderTraining(TrainingShell[dict[str, Tensor]]):
         compile: compile the blocks (torch.compile): the first steps take a minute or more, and norms are not logged.
         skip_grad_norm_ratio: batches with a gradient norm that is not finite, or more than this many times the usual norm, are skipped
             and counted; after five in a row the run stops, and its last checkpoint is good. 0: only norms that are not finite.
-        init_from: a bundle, or a decoder's folder with its vocab.json, from which architecture and weights are taken. Its vocabulary
+        init_from: a bundle, also a built-in one, or a decoder's folder with its vocab.json, from which architecture and weights are taken. Its vocabulary
             must be the data's or the beginning of it; rows of new tokens are then added.
         freeze: patterns of parameter names that are not trained, for example `model.layers.*`.
         train_new_tokens_only: train only the added rows of embedding and head (Chern et al. 2024, "ANOLE").

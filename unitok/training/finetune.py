@@ -10,18 +10,20 @@ import torch
 from torch import Tensor
 
 from unitok.errors import UserError
+from unitok.hub import built_in, find
 from unitok.model.decoder import Decoder, DecoderConfig
 from unitok.pretrained import known_vocabulary
 from unitok.vocab import Vocab
 
 
 def start_decoder(path: Path, config: DecoderConfig, vocab: Vocab, data: str) -> tuple[Decoder, int]:
-    """The decoder of the bundle or folder `path`, with its vocabulary grown to `config.vocab_size`; and its first new token.
+    """The decoder of the bundle or folder `path`, or of a built-in bundle, with its vocabulary grown to `config.vocab_size`; and its first new token.
 
     The architecture is that of `path`; dropout, attention back end and activation checkpointing are those of `config`. New
     tokens start as `Decoder.grown` says. vocab: of the data, whose path is `data`. Errors:
     `UserError` where nothing says what the decoder's tokens mean, or where they mean something else than those of `vocab`.
     """
+    path = find(str(path)) if str(path) in built_in() else path
     known = known_vocabulary(path)
     vocab.check_covers(Vocab.load(known), data, str(path))
     old = Decoder.from_pretrained(path)

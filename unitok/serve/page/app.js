@@ -398,6 +398,9 @@ function promptCard(content) {
 function busy(now) { $("go").hidden = now; $("stop").hidden = !now; }
 $("stop").onclick = () => running?.abort();
 
+function chooseModalities() {  // at first an image; in a conversation what the model finds right
+  for (const box of document.querySelectorAll("#modalities input")) box.checked = mode() === "single" && about.modalities[box.value] === "image";
+}
 const chosen = () => [...document.querySelectorAll("#modalities input:checked")].map((box) => box.value);
 $("composer").onsubmit = (event) => {
   event.preventDefault();
@@ -417,7 +420,13 @@ $("composer").onsubmit = (event) => {
   generate(content, chosen(), settings());
 };
 $("text").onkeydown = (event) => { if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); $("composer").requestSubmit(); } };
-for (const radio of document.querySelectorAll('input[name="mode"]')) radio.onchange = () => { running?.abort(); talk += 1; messages = []; $("results").replaceChildren(); };
+for (const radio of document.querySelectorAll('input[name="mode"]')) radio.onchange = () => {
+  running?.abort();
+  talk += 1;
+  messages = [];
+  $("results").replaceChildren();
+  chooseModalities();
+};
 
 function exampleButton({ prompt, modalities, image, mask }) {  // image, mask: data URLs; mask: what of the image is made anew
   const pictures = [image, mask].filter(Boolean).map((src) => element("img", { src, alt: src === mask ? "what is made anew" : "image of the prompt" }));
@@ -439,10 +448,11 @@ async function begin() {
   about = await (await fetch("about")).json();
   $("about").textContent = `${about.model} · ${Object.keys(about.modalities).join(", ")}`;
   document.querySelector('input[value="chat"]').disabled = !about.can_chat;
-  for (const [name, kind] of Object.entries(about.modalities)) {
-    const box = element("input", { type: "checkbox", value: name, checked: kind === "image" });
+  for (const name of Object.keys(about.modalities)) {
+    const box = element("input", { type: "checkbox", value: name });
     $("modalities").append(element("label", {}, box, element("span", { textContent: name })));
   }
+  chooseModalities();
   $("text").value = about.examples[0]?.prompt ?? "";
   $("gallery").append(...about.examples.map(exampleButton));
   document.body.dataset.ready = "yes";
