@@ -26,7 +26,7 @@ from unitok.errors import visible
 from unitok.evaluate.boxes import box_iou
 from unitok.files import write_text
 from unitok.media import draw_spectrogram, encode_png, image_to_tensor, tensor_to_image
-from unitok.media.maps import rgb_to_labels
+from unitok.media.maps import SMOOTH, rgb_to_labels
 from unitok.sample.outputs import Output
 from unitok.scenes import world
 from unitok.scenes.evaluate import same_notes, to_bytes
@@ -121,7 +121,7 @@ def tasks(u: Unitok, scenes: list[world.Scene]) -> Columns:
         answer = Part(framed(to_pixels(image), [found]), box_iou(found, task.answer[0][1][0]) >= 0.5)
         row = {"Find": [Part(to_pixels(image)), Part(task.given[1][1].strip()), answer]}
         _, output = made("label", "image")
-        labels = rgb_to_labels(to_bytes(output.images[0]), range(len(world.SHAPES) + 1))
+        labels = rgb_to_labels(to_bytes(output.images[0]), range(len(world.SHAPES) + 1), SMOOTH)
         right = mean_iou(labels, world.render_labels(scene, jitter(i), RESOLUTION)) >= 0.5
         row["Label every pixel"] = [Part(to_pixels(image)), Part("labels:"), Part(output.images[0], right)]
         task, output = made("draw_boxes", "image")

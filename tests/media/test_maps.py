@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 
 from unitok.cli import main
 from unitok.data.prepare.recipe import SourceSpec
@@ -13,6 +14,7 @@ from unitok.data.shards import TokenDataset
 from unitok.document import Part
 from unitok.errors import UserError
 from unitok.media.maps import (
+    SMOOTH,
     depth_to_rgb,
     label_colors,
     labels_to_rgb,
@@ -44,6 +46,18 @@ def test_labels_come_back_from_colors_that_are_wrong_by_as_much_as_a_tokenizer_m
     noisy = labels_to_rgb(labels) + rng.normal(0, 10, (40, 50, 3))
     assert (rgb_to_labels(noisy.clip(0, 255), range(21)) == labels).mean() > 0.95  # a deviation of 10 is 28 dB
     assert (rgb_to_labels(noisy.clip(0, 255)) == labels).mean() < 0.9  # 256 colors are closer to each other
+
+
+def test_pixels_of_a_third_color_between_two_labels_are_smoothed_away():
+    labels = np.ones((40, 50), np.uint8)
+    labels[:, 25:], labels[10:30, 5:20] = 2, 5
+    blurred = ndimage.gaussian_filter(labels_to_rgb(labels).astype(float), (1.0, 1.0, 0))
+    blurred += np.random.default_rng(0).normal(0, 12, blurred.shape)
+    sharp, smooth = (rgb_to_labels(blurred, range(6), s) for s in (0.0, SMOOTH))
+    assert set(np.unique(sharp)) > {1, 2, 5}  # between red and green all that is as dark
+    assert set(np.unique(smooth)) == {1, 2, 5}
+    assert (smooth == labels).mean() > 0.97
+    assert np.array_equal(smooth, rgb_to_labels(blurred, (5, 4, 3, 2, 1, 0), SMOOTH))
 
 
 def test_depth_comes_back_within_half_a_step():

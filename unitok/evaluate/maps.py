@@ -22,7 +22,7 @@ from unitok.document import Document, RawDocument
 from unitok.errors import UserError
 from unitok.files import whole_folder, write_json, write_json_lines
 from unitok.generation_config import GenerationConfig, SamplingParams
-from unitok.media.maps import map_values, rgb_to_labels
+from unitok.media.maps import SMOOTH, map_values, rgb_to_labels
 from unitok.sample.outputs import Output, save_outputs
 from unitok.sample.requests import config_for, generate_outputs
 
@@ -90,7 +90,7 @@ def _made(output: Output, kind: MeasuredMap, known: Sequence[int], shape: tuple[
     pixels = ((output.images[0].clamp(-1, 1) + 1) * 127.5).permute(1, 2, 0).cpu().numpy()
     size = shape[1], shape[0]
     if kind == "labels":
-        return np.asarray(Image.fromarray(rgb_to_labels(pixels, known)).resize(size, Image.Resampling.NEAREST))
+        return np.asarray(Image.fromarray(rgb_to_labels(pixels, known, SMOOTH)).resize(size, Image.Resampling.NEAREST))
     depth = Image.fromarray((pixels.mean(axis=2) / 255).astype(np.float32))
     return np.asarray(depth.resize(size, Image.Resampling.BILINEAR))
 

@@ -17,6 +17,7 @@ from PIL import Image
 from unitok.errors import UserError, first_line
 
 MAPS = ("labels", "depth", "edges", "normals")
+SMOOTH = 1.0  # pixels, of label maps that a tokenizer decoded
 
 
 @cache
@@ -40,15 +41,26 @@ def labels_to_rgb(labels: np.ndarray) -> np.ndarray:
     return label_colors()[labels.astype(np.uint8)]
 
 
-def rgb_to_labels(pixels: np.ndarray, known: Sequence[int] = ()) -> np.ndarray:
+def rgb_to_labels(pixels: np.ndarray, known: Sequence[int] = (), smooth: float = 0.0) -> np.ndarray:
     """Return the label whose color is nearest to each pixel, uint8 [H, W]. Inverse of `labels_to_rgb`.
 
-    pixels: [H, W, 3] in [0, 255]. known: labels that may occur; the fewer, the more noise they bear. (): all 256.
+    pixels: [H, W, 3] in [0, 255]. known: labels that may occur; the fewer, the more noise they bear. (): all 256. smooth: average the
+    distance to each color around a pixel, by a Gaussian of that standard deviation in pixels: between two labels a tokenizer leaves pixels
+    of a third one's color (`SMOOTH`).
     """
     labels = np.array(sorted(set(known)) if len(known) else range(256), np.uint8)
-    colors, flat = label_colors()[labels].astype(np.float32), np.asarray(pixels, np.float32).reshape(-1, 3)
-    distances = (colors**2).sum(1) - 2 * flat @ colors.T
-    return labels[distances.argmin(1)].reshape(np.shape(pixels)[:2])
+    colors, pixels = label_colors()[labels].astype(np.float32), np.asarray(pixels, np.float32)
+    if not smooth:
+        distances = (colors**2).sum(1) - 2 * pixels.reshape(-1, 3) @ colors.T
+        return labels[distances.argmin(1)].reshape(pixels.shape[:2])
+    from scipy.ndimage import gaussian_filter
+
+    best, nearest = np.full(pixels.shape[:2], np.inf, np.float32), np.zeros(pixels.shape[:2], np.uint8)
+    for label, color in zip(labels, colors, strict=True):  # one after the other: all distances of a large image would not fit
+        distance = gaussian_filter(np.linalg.norm(pixels - color, axis=2), smooth)
+        nearest[distance < best] = label
+        best = np.minimum(best, distance)
+    return nearest
 
 
 def depth_to_rgb(depth: np.ndarray, far: float) -> np.ndarray:
@@ -144,10 +156,13 @@ def _label_image(values: np.ndarray) -> np.ndarray:
     return values[..., :3].astype(np.uint8)
 
 
-def save_map(path: Path, pixels: np.ndarray, kind: str, labels: Sequence[int] = (), far: float = 65535.0) -> None:
-    """Write the map that a image [H, W, 3] in [0, 255] shows: labels as a PNG with a palette, depth as a PNG of 16 bits, others as RGB."""
+def save_map(
+    path: Path, pixels: np.ndarray, kind: str, labels: Sequence[int] = (), far: float = 65535.0, smooth: float = 0.0
+) -> None:
+    """Write the map that an image [H, W, 3] in [0, 255] shows: labels as a PNG with a palette, depth as a PNG of 16 bits, others as RGB.
+    smooth: of labels, as in `rgb_to_labels`."""
     if kind == "labels":
-        image = Image.fromarray(rgb_to_labels(pixels, labels), "P")
+        image = Image.fromarray(rgb_to_labels(pixels, labels, smooth), "P")
         image.putpalette(label_colors().reshape(-1).tolist())
     elif kind == "depth":
         image = Image.fromarray(np.round(rgb_to_depth(pixels, far)).clip(0, 65535).astype(np.uint16))

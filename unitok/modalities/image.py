@@ -216,9 +216,9 @@ class Image(Modality["ImageTokenizer", "Tensor", ImageOptions]):
         return path
 
     def save_map(self, content: "Tensor", path: Path, kind: str) -> None:
-        from unitok.media.maps import save_map
+        from unitok.media.maps import SMOOTH, save_map
 
-        save_map(path, ((content.clamp(-1, 1) + 1) * 127.5).permute(1, 2, 0).cpu().numpy(), kind)
+        save_map(path, ((content.clamp(-1, 1) + 1) * 127.5).permute(1, 2, 0).cpu().numpy(), kind, smooth=SMOOTH)
 
     def stream(self, tokenizer: "ImageTokenizer", span: Span) -> "Stream[ImageTokenizer, Tensor]":
         return _ImageStream(self, tokenizer) if span.header else Stream(self, tokenizer)

@@ -17,7 +17,7 @@ from unitok.document import Document, Part, RawDocument
 from unitok.evaluate.boxes import box_iou
 from unitok.generation_config import GenerationConfig
 from unitok.media import load_image
-from unitok.media.maps import rgb_to_labels
+from unitok.media.maps import SMOOTH, rgb_to_labels
 from unitok.sample.fill import BLANK
 from unitok.sample.outputs import Output
 from unitok.sample.requests import edit_plan
@@ -174,7 +174,7 @@ def _pointed(output: Output, row: SceneRow, task: SceneTask, folder: Path) -> fl
 
 
 def _labeled(output: Output, row: SceneRow, task: SceneTask, folder: Path) -> float:
-    labels = rgb_to_labels(to_bytes(output.images[0]), range(len(SHAPES) + 1))
+    labels = rgb_to_labels(to_bytes(output.images[0]), range(len(SHAPES) + 1), SMOOTH)
     true = np.asarray(Image.open(folder / row["labels"]))
     return mean_iou(labels, true) if labels.shape == true.shape else 0.0
 
