@@ -1,6 +1,7 @@
 """Tasks about scenes: every answer is what the picture shows, and the oracle of each says so."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 
 from unitok import Unitok
 from unitok.bundle import Bundle, make_bundle
+from unitok.cli import main
 from unitok.data.packing import PackedDataset
 from unitok.data.prepare.plan import Plan
 from unitok.data.prepare.tokenize import tokenize
@@ -174,3 +176,37 @@ def test_a_trained_bundle_with_boxes_is_loaded_and_points(bundle):
     assert box.shape == (1, 4)
     assert (box[:, 2:] >= box[:, :2]).all()
     assert 0 <= point.min() <= point.max() <= 64
+
+
+def test_kinds_of_documents_are_as_frequent_as_is_asked(tmp_path, capsys):
+    main(
+        [
+            "scenes",
+            str(tmp_path / "a"),
+            "--count",
+            "60",
+            "--tasks",
+            "--average",
+            "edit=1",
+            "--average",
+            "find=0",
+            "--average",
+            "story=0",
+        ]
+    )
+    lines = (tmp_path / "a" / "documents.jsonl").read_text().splitlines()
+    kinds = Counter(json.loads(line)["id"].split("-", 1)[1] for line in lines)
+    shown = kinds["image-caption"]  # of each scene that is shown
+    assert kinds["find"] == kinds["story"] == 0
+    assert kinds["edit"] == shown > 40
+    assert 0 < kinds["sequel"] < shown
+    for given, said in (
+        ("edit=2", "average edit=2: give a number from 0 to 1"),
+        ("edits=1", "one of caption-image"),
+        ("edit", "write KIND=N"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(["scenes", str(tmp_path / "b"), "--tasks", "--average", given])
+        assert stopped.value.code == 2
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()

@@ -15,6 +15,7 @@ def scenes(
     fold: Literal["seen", "composed", "systematic"] | None = None,
     resolution: int = 32,
     tasks: bool = False,
+    average: list[str] | None = None,
     workers: int = 2,
     overwrite: bool = False,
 ) -> None:
@@ -30,6 +31,7 @@ def scenes(
             documents with images and audio are of seen scenes alone)
         resolution: side of the images, pixels
         tasks: also label maps, and documents with boxes, points, label maps and edits; the bundle then needs --add box and --add point
+        average: KIND=N, documents of a kind per scene on average, 0 to 1 (again for another kind): edit=1, conversation=0.6
         workers: processes that draw images and audio
         overwrite: replace the folder even if it holds something else than scenes
     """
@@ -39,5 +41,13 @@ def scenes(
         raise UserError(f"--resolution {resolution}: shapes need at least 32 pixels per side")
     from unitok.scenes.files import write_scenes
 
-    write_scenes(out, count, seed, max_objects, fold, resolution, workers, overwrite, progress=True, tasks=tasks)
+    averages: dict[str, float] = {}
+    for text in average or []:
+        kind, _, number = text.partition("=")
+        try:
+            averages[kind] = float(number)
+        except ValueError:
+            raise UserError(f"--average {text}: write KIND=N, such as edit=1") from None
+    shape = (out, count, seed, max_objects, fold, resolution, workers, overwrite)
+    write_scenes(*shape, progress=True, tasks=tasks, averages=averages)
     print(f"{out}: {count} scenes")

@@ -6,13 +6,14 @@ seen scenes alone; scenes that are kept out stand in text.
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypedDict
 
 import numpy as np
@@ -24,6 +25,7 @@ from unitok.files import read_json_lines, write_json_lines, write_text
 from unitok.media import save_audio, save_image
 from unitok.media.maps import label_colors
 from unitok.scenes.conversations import Turn, draw_conversation
+from unitok.scenes.tasks import AVERAGES as TASK_AVERAGES
 from unitok.scenes.tasks import Boxes, SceneTask, draw_tasks
 from unitok.scenes.world import (
     KEPT_OUT_PAIRS,
@@ -62,33 +64,47 @@ def _file(kind: str, name: int | str, loss: bool = True, role: str = "") -> dict
 
 QUESTIONS_PER_DOCUMENT = 4
 TEXTS_PER_KEPT_OUT_SCENE = 0.5  # of each kind, on average
-CONVERSATIONS_PER_SCENE = 0.2  # on average
 EDITED = "-9"  # ends the names of images of edited scenes
+#: Documents per scene on average, by kind; `tasks.AVERAGES` has those of tasks.
+AVERAGES = {
+    "caption-image": 0.55,
+    "caption-image-audio": 0.2,
+    "image-caption": 1.0,
+    "image-questions": 0.5,
+    "image-audio": 0.2,
+    "caption-audio": 0.3,
+    "audio-caption": 0.2,
+    "story": 0.15,
+    "sequel": 0.15,
+    "conversation": 0.2,
+}
 
 
-def scene_documents(scenes: list[Scene], index: int, after: int, rng: np.random.Generator) -> Iterator[tuple[str, Content]]:
+def scene_documents(
+    scenes: list[Scene], index: int, after: int, rng: np.random.Generator, averages: Mapping[str, float] = AVERAGES
+) -> Iterator[tuple[str, Content]]:
     """Pairs (kind of document, content in the interleaved file format) of the documents that begin with scene `index`.
 
     Parts that are given have no loss. Given captions name two objects in either order; captions to be learned always in reading
     order, so that there is one right answer. after: the scene that follows in a story, whose caption is learned, or in a sequel, whose
-    caption is given.
+    caption is given. averages: documents per scene, by kind.
     """
     scene = scenes[index]
     given_caption, given_image = _text(caption(scene, rng), loss=False), _file("image", index, loss=False)
     image, audio = _file("image", index), _file("audio", index)
-    documents: dict[str, tuple[float, Content]] = {  # by kind: documents per scene on average, and the content
-        "caption-image": (0.55, [given_caption, image]),
-        "caption-image-audio": (0.2, [given_caption, image, audio]),
-        "image-caption": (1.0, [given_image, _text(caption(scene))]),
-        "image-questions": (0.5, [given_image]),
-        "image-audio": (0.2, [given_image, audio]),
-        "caption-audio": (0.3, [_text(audio_caption(scene), loss=False), audio]),
-        "audio-caption": (0.2, [_file("audio", index, loss=False), _text(audio_caption(scene))]),
-        "story": (0.15, [given_caption, image, _text(caption(scenes[after])), _file("image", after)]),
-        "sequel": (0.15, [given_caption, image, _text(caption(scenes[after], rng), loss=False), _file("image", after)]),
+    documents: dict[str, Content] = {
+        "caption-image": [given_caption, image],
+        "caption-image-audio": [given_caption, image, audio],
+        "image-caption": [given_image, _text(caption(scene))],
+        "image-questions": [given_image],
+        "image-audio": [given_image, audio],
+        "caption-audio": [_text(audio_caption(scene), loss=False), audio],
+        "audio-caption": [_file("audio", index, loss=False), _text(audio_caption(scene))],
+        "story": [given_caption, image, _text(caption(scenes[after])), _file("image", after)],
+        "sequel": [given_caption, image, _text(caption(scenes[after], rng), loss=False), _file("image", after)],
     }
-    for kind, (average, content) in documents.items():
-        if rng.random() < average:
+    for kind, content in documents.items():
+        if rng.random() < averages[kind]:
             if kind == "image-questions":
                 pairs = questions(scene)
                 for i in rng.permutation(len(pairs))[:QUESTIONS_PER_DOCUMENT]:
@@ -169,6 +185,7 @@ def write_scenes(
     progress: bool = False,
     pairs: frozenset[Pair] = KEPT_OUT_PAIRS,
     tasks: bool = False,
+    averages: Mapping[str, float] = MappingProxyType({}),
 ) -> None:
     """Write `count` scenes as ordinary files; the same arguments give the same bytes.
 
@@ -188,7 +205,13 @@ def write_scenes(
         progress: show a progress bar.
         pairs: color-shape pairs that are kept out.
         tasks: also write `labels/N.png`, and documents with boxes, points, label maps and edits (`unitok.scenes.tasks`).
+        averages: documents per scene by kind, 0 to 1, instead of those of `AVERAGES`.
     """
+    known = AVERAGES | (TASK_AVERAGES if tasks else {})
+    for kind, average in averages.items():
+        if kind not in known or not 0 <= average <= 1:
+            raise UserError(f"average {kind}={average:g}: give a number from 0 to 1 for one of {', '.join(known)}")
+    known |= averages
     if count < 1:
         raise UserError(f"count {count}: at least 1 scene is needed")
     if _is_other(out):
@@ -209,13 +232,13 @@ def write_scenes(
     for i, scene in enumerate(scenes):
         boxes = object_boxes(scene, np.random.default_rng((seed, i))) if tasks else []
         rows.append(_row(scene, i, rng, boxes))
-        taught = [*(scene_documents(scenes, i, following[i], rng) if i in following else text_documents(scene, rng))]
-        if i in following and talk.random() < CONVERSATIONS_PER_SCENE:
+        taught = [*(scene_documents(scenes, i, following[i], rng, known) if i in following else text_documents(scene, rng))]
+        if i in following and talk.random() < known["conversation"]:
             turns = draw_conversation(scene, talk, may_be)
             content, shown_scenes = conversation_document(turns, i)
             media |= shown_scenes
             taught.append(("conversation", content))
-        for task in draw_tasks(scene, boxes, other, may_be) if tasks and i in following else ():
+        for task in draw_tasks(scene, boxes, other, may_be, known) if tasks and i in following else ():
             taught.append((task.kind, task_document(task, i)))
             media |= {} if task.edited is None else {f"{i:06d}{EDITED}": task.edited}
         for kind, content in taught:

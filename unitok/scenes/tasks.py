@@ -3,7 +3,7 @@
 Each document of these kinds has one right answer, which the oracle reads back. Boxes and maps are those of the image of the scene.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -46,15 +46,19 @@ AVERAGES = {
 
 
 def draw_tasks(
-    scene: Scene, boxes: Boxes, rng: np.random.Generator, may_be: Callable[[Scene], bool] = lambda scene: True
+    scene: Scene,
+    boxes: Boxes,
+    rng: np.random.Generator,
+    may_be: Callable[[Scene], bool] = lambda scene: True,
+    averages: Mapping[str, float] = AVERAGES,
 ) -> Iterator[SceneTask]:
     """Yield random tasks about a scene.
 
     boxes: of its objects in the image (`object_boxes`). may_be: whether a scene may come up; an edit that leads to another one is
-    not made.
+    not made. averages: documents per scene, by kind.
     """
-    for kind, average in AVERAGES.items():
-        if rng.random() < average and (task := make_task(kind, scene, boxes, rng, may_be)) is not None:
+    for kind in AVERAGES:
+        if rng.random() < averages[kind] and (task := make_task(kind, scene, boxes, rng, may_be)) is not None:
             yield task
 
 
