@@ -113,7 +113,7 @@ sequences of objects, and *systematic*, scenes with one of four color-shape pair
     "evaluation": """Fractions of new drawings in which everything named is right, read from pixels and samples by an oracle that never sees the
 model, of a single sample each, with 95 % intervals. Every scene of one object is drawn anew, and was in training as another drawing;
 of two objects many were, of three few. What training never showed is in the columns *composed* and *systematic*. Sampling parameters
-were chosen on scenes of their own.""",
+were chosen on scenes of their own, half of them *composed*.""",
     "intended_use": "Demonstration, tests, teaching, and as a start for experiments on two CPU cores.",
     "limits": """It knows nothing but these scenes. Other words and other images get an answer in this world's terms. Unseen pairs of color and
 shape are less often right, as the scores say; unseen pairs of pitch and timbre nearly never are. Edits and changes in conversations are its
@@ -146,6 +146,7 @@ def run_recipe(out: Path, destination: Path) -> None:
         "scenes",
         scenes("train", SCENES, 1, "--tasks"),
         scenes("validation", PER_DIRECTION, 2, "--fold", "seen"),
+        scenes("validation-composed", PER_DIRECTION, 6, "--fold", "composed"),
         scenes("test", PER_DIRECTION, 3, "--fold", "seen", "--tasks"),
         scenes("composed", PER_DIRECTION, 4, "--fold", "composed"),
         scenes("systematic", PER_DIRECTION, 5, "--fold", "systematic"),
@@ -161,7 +162,8 @@ def run_recipe(out: Path, destination: Path) -> None:
     fast = ("--trainer.precision", "bf16-mixed", "--model.init_args.compile", "true")
     recipe.stage("decoder", fit("decoder", out / "tokens", *fast))
     recipe.stage("bundle", ["bundle", str(bundle), "--decoder", str(out / "decoder")], lambda: halve(bundle / "model"))
-    recipe.stage("tune", lambda: tune(bundle, out / "scenes" / "validation", PER_DIRECTION // 2).save_pretrained(bundle))
+    validation = [out / "scenes" / name for name in ("validation", "validation-composed")]
+    recipe.stage("tune", lambda: tune(bundle, validation, PER_DIRECTION // 2).save_pretrained(bundle))
     folds = [word for fold in ("composed", "systematic") for word in (f"--{fold}", str(out / "scenes" / fold))]
     line = ["eval", "--bundle", str(bundle), "--scenes", str(out / "scenes" / "test"), *folds]
     recipe.stage("eval", [*line, "--count", str(PER_DIRECTION), "--out", str(out / "eval")])

@@ -1,6 +1,7 @@
 """The sampling parameters of a bundle of scenes, chosen on scenes of their own, other than those of the reported scores."""
 
 import tempfile
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
@@ -13,20 +14,20 @@ from unitok.scenes.evaluate import DIRECTIONS, Evaluation
 from unitok.scenes.files import read_scenes
 
 TEMPERATURES = (0.4, 0.0, 0.2, 0.6)  # the first wins that is within `TOLERANCE` of the best: no variety is given away for noise
-GUIDANCE_SCALES = (1.5, 1.0, 2.0, 3.0)
+GUIDANCE_SCALES = (1.5, 1.0, 2.0, 2.5, 3.0)
 TOLERANCE = 0.01  # of the fraction of right outputs
 MAX_NEW_TOKENS = 300
 
 
-def tune(bundle: Path, scenes: Path, count: int, seed: int = 0) -> GenerationConfig:
+def tune(bundle: Path, scenes: Sequence[Path], count: int, seed: int = 0) -> GenerationConfig:
     """The temperature and guidance of images, and the temperature of audio, with the most right outputs.
 
     Args:
         bundle: folder of the bundle.
-        scenes: folder of scenes to choose by. count: how many.
+        scenes: folders of scenes to choose by, of a fold each, which count the same. count: how many of each.
         seed: of sampling.
     """
-    unitok, rows = Unitok.from_pretrained(bundle), read_scenes(scenes, count)[:count]
+    unitok, rows = Unitok.from_pretrained(bundle), {folder: read_scenes(folder, count)[:count] for folder in scenes}
     directions = {direction.name: direction for direction in DIRECTIONS}
 
     def score(names: tuple[str, ...], **changed: dict[str, float]) -> float:
@@ -34,7 +35,8 @@ def tune(bundle: Path, scenes: Path, count: int, seed: int = 0) -> GenerationCon
         with tempfile.TemporaryDirectory() as folder:
             evaluation = Evaluation(unitok, Path(folder), seed, config)
             evaluation.max_new_tokens = MAX_NEW_TOKENS
-            fraction = float(np.mean([np.mean(evaluation.right(directions[name], scenes, rows)) for name in names]))
+            right = [evaluation.right(directions[name], folder, rows[folder]) for folder in scenes for name in names]
+            fraction = float(np.mean([np.mean(values) for values in right]))
         print(f"{', '.join(names)}: {changed}: {100 * fraction:.1f} %", flush=True)
         return fraction
 
