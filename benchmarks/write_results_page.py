@@ -63,7 +63,7 @@ LEARNED = (
      "python examples/speech/evaluate.py", "2026-11-27", TWO_CORES),
     ("new sentences spoken, word errors as a recognizer hears them, three seeds (recordings: 9.2 %)", "33.7, 35.2, 28.0 %",
      "python examples/speech/evaluate.py", "2026-11-27", TWO_CORES),
-    ("24,000 drawn clips, 97 minutes of one core: captions become videos that are right in everything they name; videos are described so", "49.5 %; 55.0 %",
+    ("24,000 drawn clips, 60 minutes: captions become videos that are right in everything they name; videos are described so", "70.5 %; 82.0 %",
      "python examples/video/evaluate.py", "2026-11-28", TWO_CORES),
     ("a grid for four frames: clips of 8 frames, some of which cross, read right by the oracle from 192 codes", "91.5 %",
      "python examples/video/evaluate.py", "2026-11-28", TWO_CORES),

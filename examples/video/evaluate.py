@@ -1,4 +1,4 @@
-"""What a bundle makes of scenes in motion, as the oracle reads it: percent of everything named right.
+"""What a bundle makes of scenes in motion, as the oracle reads it: percent of everything named right, of all clips and of each kind.
 
     python examples/video/evaluate.py runs/video/bundle runs/video/test OUT
 
@@ -38,10 +38,20 @@ def motion_of(clip: Clip | None) -> object:
     return clip and (clip.in_turn, clip.where, [(t.way, t.speed, t.growth) for t in clip.things])
 
 
+def kind_of(clip: Clip | None) -> str:
+    if clip is None or not clip.where:
+        return "one thing"
+    return "in turn" if clip.in_turn else "crossing" if clip.crosses else "at once"
+
+
 def report(name: str, read: list[Clip | None]) -> None:
     right = [100 * np.mean([r == c for r, c in zip(read, clips, strict=True)])]
     right.append(100 * np.mean([motion_of(r) == motion_of(c) for r, c in zip(read, clips, strict=True)]))
-    print(f"{name:28s} {right[0]:5.1f} % all right, {right[1]:5.1f} % of the motion", flush=True)
+    by_kind: dict[str, list[bool]] = {}
+    for one, clip in zip(read, clips, strict=True):
+        by_kind.setdefault(kind_of(clip), []).append(one == clip)
+    kinds = ", ".join(f"{kind} {100 * np.mean(values):.0f}" for kind, values in sorted(by_kind.items()))
+    print(f"{name:28s} {right[0]:5.1f} % all right, {right[1]:5.1f} % of the motion; {kinds}", flush=True)
 
 
 def drawn_clips(name: str, prompts: list, plan: str, **given: object) -> list[Output]:
