@@ -118,7 +118,8 @@ were chosen on scenes of their own, half of them *composed*.""",
     "limits": """It knows nothing but these scenes. Other words and other images get an answer in this world's terms. Unseen pairs of color and
 shape are less often right, as the scores say; unseen pairs of pitch and timbre nearly never are. Edits and changes in conversations are its
 weakest directions. An image that it drew, decoded to pixels and encoded again, has half of its codes changed and is described right in 46 % of cases (of
-80; by its codes, `Output.new.segments`, in 83 %): in conversations codes stay codes.""",
+80; by its codes, `Output.new.segments`, in 83 %): in conversations codes stay codes. It learned edits before
+`unitok scenes` wrote captions into them (`edit_described`).""",
 }
 
 
