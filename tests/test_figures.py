@@ -165,11 +165,11 @@ def test_the_figure_of_the_readme_is_drawn_from_a_bundle(tiny, tmp_path):
     for name in ("a.svg", "b.svg"):
         run_script(ROOT / "docs" / "figures" / "readme.py", tmp_path / "bundle", "--out", tmp_path / name)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
-    for path in (tmp_path / "a.svg", ROOT / "docs" / "figures" / "readme.svg"):
+    for path, of_tasks in ((tmp_path / "a.svg", 0), (ROOT / "docs" / "figures" / "readme.svg", 10)):  # without boxes, and with
         tags = [element.tag.partition("}")[2] for element in ET.parse(path).iter()]
         assert set(tags) == {"svg", "title", "rect", "text", "image", "g", "circle", "path"}
-        assert tags.count("image") == 5 * 3  # a card for each direction and scene
-        assert tags.count("circle") == 5 * 3 + 2  # a verdict on each, and two in the legend
+        assert tags.count("image") == 10 + 2 * of_tasks  # a card for each direction, or task, and scene
+        assert tags.count("circle") == 10 + of_tasks + 2  # a verdict on each, and two in the legend
     assert "](docs/figures/readme.svg)" in (ROOT / "README.md").read_text()
 
 

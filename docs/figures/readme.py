@@ -205,7 +205,9 @@ def card(x: float, y: float, parts: list[Part], whole: float, media: float) -> s
 
 def draw(groups: list[Columns]) -> str:
     """The whole figure as an SVG, a group of columns below the other."""
-    tall = [TOP + len(next(iter(columns.values()))) * (of_card + GAP) for columns, of_card in zip(groups, HEIGHTS, strict=True)]
+    tall = [
+        TOP + len(next(iter(columns.values()))) * (of_card + GAP) for columns, of_card in zip(groups, HEIGHTS, strict=False)
+    ]
     height = sum(tall) - GAP + BOTTOM
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
@@ -213,7 +215,7 @@ def draw(groups: list[Columns]) -> str:
         "<title>Prompts, and the images, audio and texts that one model generates from them</title>",
         f'<rect x="0.5" y="0.5" width="{WIDTH - 1}" height="{height - 1}" rx="14" fill="#f3f5f8" stroke="{RULE}"/>',
     ]
-    for top, columns, of_card, media in zip((0, tall[0]), groups, HEIGHTS, MEDIA, strict=True):
+    for top, columns, of_card, media in zip((0, tall[0]), groups, HEIGHTS, MEDIA, strict=False):
         for i, (title, column) in enumerate(columns.items()):
             x = MARGIN + i * (COLUMN + GAP)
             out.append(text_at(x + 2, top + TOP - 14, title, size=14.5, weight=600))
@@ -250,7 +252,7 @@ def main() -> None:
         scene = world.draw_scene(rng, max_objects=2, fold="composed")
         scenes.setdefault(scene.background, scene)
     u = Unitok.from_pretrained(o.bundle)
-    write_text(o.out, draw([make(u, [*scenes.values()]) for make in (directions, tasks)]))
+    write_text(o.out, draw([make(u, [*scenes.values()]) for make in (directions, tasks)[: 1 + ("box" in u.vocab.spans)]]))
     print(o.out)
 
 

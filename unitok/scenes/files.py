@@ -207,19 +207,10 @@ def write_scenes(
         tasks: also write `labels/N.png`, and documents with boxes, points, label maps and edits (`unitok.scenes.tasks`).
         averages: documents per scene by kind, 0 to 1, instead of those of `AVERAGES`.
     """
-    known = AVERAGES | (TASK_AVERAGES if tasks else {})
-    for kind, average in averages.items():
-        if kind not in known or not 0 <= average <= 1:
-            raise UserError(f"average {kind}={average:g}: give a number from 0 to 1 for one of {', '.join(known)}")
-    known |= averages
+    per_scene = _averages(averages, tasks)
     if count < 1:
         raise UserError(f"count {count}: at least 1 scene is needed")
-    if _is_other(out):
-        if not overwrite:
-            raise UserError(f"{out}: not empty and no scenes; choose another folder, or overwrite to replace all of it")
-        shutil.rmtree(out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "documents.jsonl").unlink(missing_ok=True)
+    _begin(out, overwrite)
     rng = np.random.default_rng(seed)
     scenes = [draw_scene(rng, max_objects, fold, pairs) for _ in range(count)]
     shown = [i for i, scene in enumerate(scenes) if fold or scene.fold(pairs) == "seen"]
@@ -232,13 +223,13 @@ def write_scenes(
     for i, scene in enumerate(scenes):
         boxes = object_boxes(scene, np.random.default_rng((seed, i))) if tasks else []
         rows.append(_row(scene, i, rng, boxes))
-        taught = [*(scene_documents(scenes, i, following[i], rng, known) if i in following else text_documents(scene, rng))]
-        if i in following and talk.random() < known["conversation"]:
+        taught = [*(scene_documents(scenes, i, following[i], rng, per_scene) if i in following else text_documents(scene, rng))]
+        if i in following and talk.random() < per_scene["conversation"]:
             turns = draw_conversation(scene, talk, may_be)
             content, shown_scenes = conversation_document(turns, i)
             media |= shown_scenes
             taught.append(("conversation", content))
-        for task in draw_tasks(scene, boxes, other, may_be, known) if tasks and i in following else ():
+        for task in draw_tasks(scene, boxes, other, may_be, per_scene) if tasks and i in following else ():
             taught.append((task.kind, task_document(task, i)))
             media |= {} if task.edited is None else {f"{i:06d}{EDITED}": task.edited}
         for kind, content in taught:
@@ -250,6 +241,25 @@ def write_scenes(
         out, media, seed, resolution, ("images", "audio", "labels") if tasks else ("images", "audio"), workers, progress
     )
     write_json_lines(out / "documents.jsonl", documents)
+
+
+def _begin(out: Path, overwrite: bool) -> None:
+    """Make the folder, without `documents.jsonl`. Errors: `UserError` for one that holds something else."""
+    if _is_other(out):
+        if not overwrite:
+            raise UserError(f"{out}: not empty and no scenes; choose another folder, or overwrite to replace all of it")
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "documents.jsonl").unlink(missing_ok=True)
+
+
+def _averages(given: Mapping[str, float], tasks: bool) -> dict[str, float]:
+    """Documents per scene of every kind. Errors: `UserError` for one that there is not, and for a number that is none."""
+    known = AVERAGES | (TASK_AVERAGES if tasks else {})
+    for kind, average in given.items():
+        if kind not in known or not 0 <= average <= 1:
+            raise UserError(f"average {kind}={average:g}: give a number from 0 to 1 for one of {', '.join(known)}")
+    return known | dict(given)
 
 
 def _may_be_shown(fold: Fold | None, pairs: frozenset[Pair], scene: Scene) -> bool:
