@@ -150,6 +150,7 @@ def test_the_notebook_runs_and_shows_what_it_says(tmp_path):
     source = ROOT / "examples" / "tour.ipynb"
     with contextlib.chdir(tmp_path):
         run_script(ROOT / "docs" / "figures" / "tour.py", source, "--out", tmp_path / "tour.ipynb")
+    assert [path.name for path in tmp_path.iterdir()] == ["tour.ipynb"]  # what its cells write does not stay
     made, kept = (json.loads(path.read_text())["cells"] for path in (tmp_path / "tour.ipynb", source))
     assert [cell["source"] for cell in made] == [cell["source"] for cell in kept]
     for ours, theirs in zip(made, kept, strict=True):

@@ -28,6 +28,11 @@ def built_in() -> list[str]:
     return sorted(path.parent.name for path in BUILT_IN.glob("*/bundle.json"))
 
 
+def local(path: Path) -> Path:
+    """Return the path itself, or the folder of the built-in bundle of that name, as `find` does. Nothing is looked for elsewhere."""
+    return find(str(path)) if str(path) in built_in() else path
+
+
 def find(
     name: str | Path,
     revision: str | None = None,

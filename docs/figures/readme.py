@@ -9,7 +9,6 @@ and waveforms (`unitok.scenes.oracle`). `make figures` runs this script.
 
 import argparse
 import textwrap
-from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -21,6 +20,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from unitok.api import Unitok
+from unitok.conversations import to_data_url
 from unitok.document import Part as RawPart
 from unitok.errors import visible
 from unitok.evaluate.boxes import box_iou
@@ -166,7 +166,7 @@ def text_at(x: float, y: float, text: str, color: str = INK, size: float = 12.5,
 
 def image_of(x: float, y: float, width: float, height: float, pixels: Tensor, smooth: bool) -> str:
     """Pixels [3, H, W] in [-1, 1] as an image."""
-    url = f"data:image/png;base64,{b64encode(encode_png(pixels)).decode()}"
+    url = to_data_url(encode_png(pixels), "image/png")
     style = "" if smooth else ' style="image-rendering:pixelated"'
     return f'<image x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" preserveAspectRatio="none"{style} href="{url}"/>'
 

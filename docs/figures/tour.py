@@ -10,6 +10,7 @@ import ast
 import contextlib
 import io
 import json
+import tempfile
 from base64 import b64encode
 from pathlib import Path
 from typing import Any
@@ -42,11 +43,12 @@ def run_cell(source: str, names: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def run_notebook(notebook: dict[str, Any]) -> None:
-    """Run all cells of code, and put their outputs into the notebook. Raises what a cell raises."""
+    """Run all cells of code, and put their outputs into the notebook; files that they write are removed. Raises what a cell raises."""
     names: dict[str, Any] = {}
-    for cell in notebook["cells"]:
-        if cell["cell_type"] == "code":
-            cell["outputs"] = run_cell("".join(cell["source"]), names)
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        for cell in notebook["cells"]:
+            if cell["cell_type"] == "code":
+                cell["outputs"] = run_cell("".join(cell["source"]), names)
 
 
 def main() -> None:

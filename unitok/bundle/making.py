@@ -11,7 +11,7 @@ from unitok.checkpoints import is_sharded, load_checkpoint, merge_lora, newest_c
 from unitok.errors import UserError
 from unitok.files import Json, check_replaceable, kind_of, read_json, settle
 from unitok.generation_config import GenerationConfig, combine
-from unitok.hub import built_in, find
+from unitok.hub import local
 from unitok.modalities import Plain, TokenizerLike, build_vocab, modalities, modality_of
 from unitok.model import Decoder
 from unitok.plan import parse_plan
@@ -43,8 +43,7 @@ def load_trained_part(kind: str, path: Path, trust: bool = False, name: str = ""
     """
     path = Path(path)
     settle(path)
-    if str(path) in built_in():
-        path = find(str(path))
+    path = local(path)
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
     if path.is_dir() and (path / "checkpoints").is_dir():

@@ -7,7 +7,6 @@ on scenes of their own. A recipe that was interrupted goes on where it was.
 import argparse
 import hashlib
 import zlib
-from base64 import b64encode
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +18,7 @@ from safetensors.torch import load_file
 from unitok.bundle import Bundle
 from unitok.bundle.checksums import checksums
 from unitok.configs import CONFIGS
+from unitok.conversations import to_data_url
 from unitok.files import Json, read_json, write_json, write_text
 from unitok.hub import BUILT_IN
 from unitok.media import encode_png
@@ -207,7 +207,7 @@ def examples() -> list[Json]:
     image = torch.from_numpy(render_image(scene, np.random.default_rng(0), RESOLUTION)).permute(2, 0, 1) / 127.5 - 1
     mask = torch.full_like(image, -1.0)
     mask[:, RESOLUTION // 2 :] = 1.0
-    urls = [f"data:image/png;base64,{b64encode(encode_png(pixels)).decode()}" for pixels in (image, mask)]
+    urls = [to_data_url(encode_png(pixels), "image/png") for pixels in (image, mask)]
     made: list[dict[str, Json]] = [{"prompt": prompt, "modalities": [*names]} for prompt, names in EXAMPLES + OF_IMAGE]
     for example in made[len(EXAMPLES) :]:
         example["image"] = urls[0]

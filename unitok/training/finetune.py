@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from unitok.errors import UserError
-from unitok.hub import built_in, find
+from unitok.hub import local
 from unitok.model.decoder import Decoder, DecoderConfig
 from unitok.pretrained import known_vocabulary
 from unitok.vocab import Vocab
@@ -23,7 +23,7 @@ def start_decoder(path: Path, config: DecoderConfig, vocab: Vocab, data: str) ->
     tokens start as `Decoder.grown` says. vocab: of the data, whose path is `data`. Errors:
     `UserError` where nothing says what the decoder's tokens mean, or where they mean something else than those of `vocab`.
     """
-    path = find(str(path)) if str(path) in built_in() else path
+    path = local(path)
     known = known_vocabulary(path)
     vocab.check_covers(Vocab.load(known), data, str(path))
     old = Decoder.from_pretrained(path)
