@@ -147,3 +147,33 @@ def test_an_index_that_names_something_else_is_refused_without_running_it(tmp_pa
         {"state_dict": {"x": torch.ones(2)}, "optimizer_0": {"lr": 0.5}}, checkpoint_id=folder, no_dist=True
     )
     assert torch.equal(load_checkpoint(folder)["state_dict"]["x"], torch.ones(2))
+
+
+COUNTED = """
+from pathlib import Path
+from unitok.data.modules import ImageFiles
+
+class Counted(ImageFiles):
+    def _open(self, path, training):
+        with open(Path(__file__).parent / "listed", "a") as file:
+            file.write(f"{self.trainer.global_rank} {path}\\n")
+        return super()._open(path, training)
+"""
+
+
+@pytest.mark.parametrize("folder", ["images", "nothing"])
+def test_files_are_listed_by_the_first_process_for_all(folder, tmp_path, scenes_folder, monkeypatch):
+    (tmp_path / "counted.py").write_text(COUNTED)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+    (tmp_path / "nothing").mkdir()
+    path = scenes_folder / "images" if folder == "images" else tmp_path / "nothing"
+    words = ["fit", "--config", str(CONFIGS / "scenes" / "image.yaml"), "--out", str(tmp_path / "run")]
+    words += ["--model.init_args.minutes", "null", "--model.init_args.steps", "2", "--data.class_path", "counted.Counted"]
+    words += ["--data.init_args.path", str(path), "--data.init_args.val_path", str(path)]
+    words += ["--data.init_args.workers", "1", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    if folder == "images":
+        run_processes(words)
+        assert (tmp_path / "listed").read_text() == f"0 {path}\n" * 2  # to train on, and to validate on
+    else:
+        with pytest.raises(AssertionError, match="nothing: no image files in it"):
+            run_processes(words, 60)

@@ -53,14 +53,31 @@ class _Files(DataModule):
         """The data set of a path; for validation without random changes."""
         raise NotImplementedError
 
+    def _open_once(self, path: str | list[str], training: bool) -> FileDataset:
+        """`_open` in the first process, for all of them: hundreds that each list a million files stop a file system."""
+        if self.trainer is None or self.trainer.world_size == 1:
+            return self._open(path, training)
+        opened: FileDataset | Exception | None = None
+        if self.trainer.is_global_zero:
+            try:
+                opened = self._open(path, training)
+            except (UserError, OSError) as error:  # the others wait for an answer
+                opened = error
+        opened = self.trainer.strategy.broadcast(opened)
+        if isinstance(opened, Exception):
+            raise opened
+        assert opened is not None
+        opened.state.share_memory_()  # with this process's workers
+        return opened
+
     def training_data(self) -> FileDataset:
         if self._train is None:
-            self._train = self._open(self.path, True)
+            self._train = self._open_once(self.path, True)
         return self._train
 
     def validation_data(self) -> FileDataset | None:
         if self._val is None and self.val_path:
-            self._val = self._open(self.val_path, False)
+            self._val = self._open_once(self.val_path, False)
             self._val.replaces = False
         return self._val
 
