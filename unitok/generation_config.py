@@ -140,7 +140,7 @@ class GenerationConfig:
         jacobi_window: guess and check so many tokens of an image in one pass, one output at a time; 0: off
         speech_unit: `Unitok.speak` and `transcribe` take a `sentence` at once, or `word` by word what is said and heard, for decoders that have
             learned such documents (default: sentence)
-        edit_described: `Unitok.edit` first writes what the edited image shows, then draws it, for decoders that have learned such documents
+        edit_described: `Unitok.edit` first writes what changes, then draws it, for decoders that have learned such documents
             (default: False)
         speech_hearings: hear a recording that is transcribed word by word so many times, each begun at another part of a frame (default: 4)
 

@@ -11,7 +11,7 @@ from unitok.scenes.conversations import MOST_TURNS, draw_conversation
 from unitok.scenes.evaluate import Evaluation, config_of_scenes
 from unitok.scenes.files import read_scenes, write_scenes
 from unitok.scenes.oracle import read_audio, read_image
-from unitok.scenes.world import draw_scene, parse_caption, questions
+from unitok.scenes.world import change_caption, draw_scene, parse_caption, questions
 
 KINDS = {"draw", "describe", "ask", "change", "play"}
 
@@ -28,7 +28,7 @@ def test_turns_follow_from_the_scene_and_kept_out_scenes_never_come_up():
             kinds.add(turn.kind)
             assert turn.scene.fold() == "seen"
             if turn.kind == "change":
-                assert parse_caption(turn.answer) == turn.scene
+                assert turn.answer == change_caption(before, turn.scene)
                 changed = [turn.scene.background != before.background, turn.scene.objects != before.objects]
                 assert sum(changed) == 1
                 assert turn.scene.layout == before.layout

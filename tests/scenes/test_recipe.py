@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,13 +33,18 @@ def in_this_process(self: Pipeline, command: list[str], save) -> None:
     words = list(command)
     if words[0] == "fit":
         words += ["--model.init_args.steps", "6", "--model.init_args.log_every", "1", "--trainer.enable_progress_bar", "false"]
-        words += ["--data.init_args.sequence_length", "800"] if any("decoder.yaml" in word for word in words) else []
+        words += (
+            ["--data.init_args.sequence_length", "800"]
+            if {"decoder.yaml", "edits.yaml"} & {Path(word).name for word in words}
+            else []
+        )
     main(words)
 
 
 def test_the_recipe_makes_a_bundle_with_scores_checksums_and_a_card(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Pipeline, "_run", in_this_process)
     monkeypatch.setattr(recipe, "SCENES", 40)
+    monkeypatch.setattr(recipe, "EDITED", 20)
     monkeypatch.setattr(recipe, "PER_DIRECTION", 4)
     monkeypatch.setattr(tune, "TEMPERATURES", (0.4, 0.0))
     monkeypatch.setattr(tune, "GUIDANCE_SCALES", (1.5,))
@@ -50,7 +56,9 @@ def test_the_recipe_makes_a_bundle_with_scores_checksums_and_a_card(tmp_path, mo
     assert shown.startswith(f"{100 * scores['generation.questions.exact']:.1f} % (")
     assert set(bundle.facts["scores"]["caption to image"]) >= {"all", "composed", "systematic"}
     assert {"edit an image", "fill a word", "find all things"} <= set(bundle.facts["scores"])
-    assert bundle.facts["training"]["data"]["scenes"] == 40
+    training = bundle.facts["training"]
+    assert (training["data"]["scenes"], training["data"]["further scenes"]) == (40, 20)
+    assert (training["model"]["data"], training["model, further"]["data"]) == ("tokens", "edit-tokens")
     assert set(PROMPT.split()) <= set(bundle.facts["world"]["words"])
     info = json.loads((tmp_path / "scenes" / "bundle.json").read_text())
     assert info["sha256"] == checksums(tmp_path / "scenes")
@@ -60,9 +68,9 @@ def test_the_recipe_makes_a_bundle_with_scores_checksums_and_a_card(tmp_path, mo
     assert "caption to image / systematic" in card
     assert bundle.generation_config.to_dict()["image"]["temperature"] in (0.0, 0.4)
     before = capsys.readouterr().out
-    assert "== scenes (0 s of 27600 s spent)" in before
+    assert "== scenes (0 s of 31800 s spent)" in before
     recipe.run_recipe(tmp_path / "runs", tmp_path / "scenes")  # again: nothing is left to do
-    assert capsys.readouterr().out.count("already done") == 10
+    assert capsys.readouterr().out.count("already done") == 12
 
 
 def test_the_interval_is_wilsons():

@@ -23,7 +23,7 @@ from unitok.scenes.evaluate_tasks import box_iou, mean_iou
 from unitok.scenes.files import read_scenes, write_scenes
 from unitok.scenes.oracle import read_image
 from unitok.scenes.tasks import AVERAGES, make_task
-from unitok.scenes.world import COLORS, SHAPES, Scene, caption
+from unitok.scenes.world import COLORS, SHAPES, Scene, change_caption, parse_caption
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +73,25 @@ def test_boxes_and_labels_are_around_the_pixels_of_their_things(folder):
                 assert np.abs(np.subtract(seen, (x0, y0, x1, y1))).max() <= 2 / 64  # a tip is thin
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "place", "pair"),
+    [
+        ("{a} above {b}", "{a} above a large blue cross", "below", "{b} then a large blue cross"),
+        ("{a} left of {b}, both above {c}", "{b} above {c}", "left", "{a} then nothing"),
+        ("{a} above {b} left of {c}", "{a} above {b}", "right", "{c} then nothing"),
+        ("{a}", "{a} left of {b}", "right", "nothing then {b}"),
+        ("{a}", "a large red circle", "it", "{a} then a large red circle"),
+    ],
+)
+def test_a_change_is_said_by_its_place_what_was_and_is_and_a_caption(before, after, place, pair):
+    names = {"a": "a small red circle", "b": "a large red cross", "c": "a small cyan ring"}
+    before, after, pair = (text.format(**names) for text in (before, after, pair))
+    scenes = [parse_caption(f"{text} on a gray background") for text in (before, after)]
+    assert change_caption(*scenes) == f"{place}, {pair}, now {after} on a gray background"
+    black = parse_caption(f"{before} on a black background")
+    assert change_caption(scenes[0], black) == f"background, gray then black, now {before} on a black background"
+
+
 def test_every_kind_of_task_has_documents_and_edits_show_what_they_say(folder):
     rows = {row["id"]: row["scene"] for row in read_scenes(folder)}
     documents = [json.loads(line) for line in (folder / "documents.jsonl").read_text().splitlines()]
@@ -83,7 +102,7 @@ def test_every_kind_of_task_has_documents_and_edits_show_what_they_say(folder):
     for document in edits:
         source, instruction, described, target = document["content"]
         before, after = rows[document["id"].split("-")[0]], _shown(folder / target["path"])
-        assert described["text"] == f" {caption(after)}"
+        assert described["text"] == f" {change_caption(before, after)}"
         assert [part.get("loss", True) for part in document["content"]] == [False, False, True, True]
         assert _shown(folder / source["path"]) == before != after
         text = instruction["text"].split()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from unitok.scenes.world import BACKGROUNDS, COLORS, SIZES, Scene, SceneObject, caption, questions
+from unitok.scenes.world import BACKGROUNDS, COLORS, SIZES, Scene, SceneObject, caption, change_caption, questions
 
 MOST_TURNS = 4
 
@@ -23,7 +23,7 @@ class Turn:
         shown: whether the user shows an image of the scene before it.
         scene: that holds after the turn.
         modality: of the answer: an image of the scene, its audio, or a text.
-        answer: the text of the answer, or what stands before an image that was changed, its caption; else "".
+        answer: the text of the answer, or what stands before an image that was changed (`change_caption`); else "".
     """
 
     kind: str
@@ -60,7 +60,7 @@ def draw_conversation(
             possible = [(text, changed) for text, changed in changes(now) if may_be(changed)]
             if possible:
                 text, changed = possible[int(rng.integers(len(possible)))]
-                turns.append(Turn("change", text, False, changed, "image", caption(changed)))
+                turns.append(Turn("change", text, False, changed, "image", change_caption(now, changed)))
     return turns
 
 

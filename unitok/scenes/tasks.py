@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from unitok.scenes.conversations import changes
-from unitok.scenes.world import COLORS, SHAPES, SIZES, Scene, SceneObject, caption
+from unitok.scenes.world import COLORS, SHAPES, SIZES, Scene, SceneObject, caption, change_caption
 
 #: The box (x0, y0, x1, y1) of each object of a scene, as fractions of the side of its image.
 Boxes = Sequence[tuple[float, float, float, float]]
@@ -93,7 +93,8 @@ def make_task(
     if not edits:
         return None
     text, edited = edits[int(rng.integers(len(edits)))]
-    return SceneTask(kind, (image, ("text", f" {text}")), (("text", f" {caption(edited)}"), ("edited", edited)), edited)
+    said = f" {change_caption(scene, edited)}"
+    return SceneTask(kind, (image, ("text", f" {text}")), (("text", said), ("edited", edited)), edited)
 
 
 #: What is left of a layout when an object is taken away, by its number.

@@ -176,6 +176,34 @@ def parse_caption(text: str) -> Scene | None:
     return None
 
 
+#: Where each object of a layout stands, in a word.
+_PLACES = {
+    "one": ("it",),
+    "row": ("left", "right"),
+    "column": ("above", "below"),
+    "two over one": ("left", "right", "below"),
+    "one over two": ("above", "left", "right"),
+}
+
+
+def change_caption(before: Scene, after: Scene) -> str:
+    """Where something changes, what it was and what it is, and the caption of the whole: *right, a small red ring then a small blue ring, now a
+    large cyan cross left of a small blue ring on a white background*. One thing changes, is taken away, or is added last.
+
+    Each step is a small one for a decoder that reads a request before it: where is what the request names, what is it, what becomes of it (docs/notes.md).
+    """
+    old, new = ([one.words() for one in scene.objects] for scene in (before, after))
+    if before.background != after.background:
+        place, pair = "background", (before.background, after.background)
+    elif len(old) < len(new):
+        place, pair = _PLACES[after.layout][-1], ("nothing", new[-1])
+    else:
+        removed = len(old) > len(new)
+        i = next(i for i, words in enumerate(old) if (words not in new if removed else words != new[i]))
+        place, pair = _PLACES[before.layout][i], (old[i], "nothing" if removed else new[i])
+    return f"{place}, {' then '.join(pair)}, now {caption(after)}"
+
+
 def audio_caption(scene: Scene) -> str:
     """A caption of the audio: its notes in order, nothing that only the image shows."""
     return " then ".join(note.words() for note in scene.notes())
