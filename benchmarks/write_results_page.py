@@ -105,13 +105,12 @@ def page() -> str:
         for title, row in scores.items()
         if isinstance(row, dict) and "all" in row
     ]
-    further = facts["training"]["model, further"]["minutes"]
     folders = "--scenes SCENES --composed COMPOSED --systematic SYSTEMATIC --count 600"
     return "".join([
         HEAD, "## Speed and memory\n\n", table([["claim", "unitok", "beside it", "command", "date", "machine"], *map(_shown, SPEED)]),
         "\n## The model that ships\n\n",
-        f"Its decoder was trained with the configurations of `make bundle`, for 8 minutes on an H200 and {further} further minutes on two cores "
-        f"({facts['training']['data']['date']}); its image and audio tokenizers are of an earlier run of the recipe. Measured by `unitok eval --bundle scenes {folders}` on new scenes ",
+        f"Its decoder was trained with the configuration of `make bundle`, in 8 minutes on an H200 ({facts['training']['data']['date']}); its image and audio "
+        f"tokenizers are of an earlier run of the recipe. Measured by `unitok eval --bundle scenes {folders}` on new scenes ",
         "(`unitok scenes SCENES --fold seen --tasks`, and `--fold composed`, `--fold systematic`): everything right, single samples, 95 % intervals. One training; "
         "how far another seed's scores lie from these is not measured.\n\n",
         table([["direction", *columns], *shipped]),
