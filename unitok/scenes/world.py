@@ -232,8 +232,7 @@ def questions(scene: Scene) -> list[tuple[str, str]]:
             pairs.append((f"what shape is the {one.color} thing?", one.shape))
         pairs.append((f"what size is the {one.color} {one.shape}?", one.size))
         if len(scene.objects) == 2:
-            where = {"row": ("left", "right"), "column": ("above", "below")}[scene.layout][i]
-            pairs.append((f"where is the {one.color} {one.shape}?", where))
+            pairs.append((f"where is the {one.color} {one.shape}?", _PLACES[scene.layout][i]))
     return pairs
 
 
