@@ -150,9 +150,12 @@ def test_measures_of_boxes_and_maps():
 
 
 def test_a_bundle_is_scored_on_every_task_and_hole_and_nothing_is_malformed(folder, bundle, tmp_path):
-    scores = evaluate_bundle(bundle, folder, tmp_path / "eval", 6, 0)
+    write_scenes(tmp_path / "new", 3, seed=6, fold="composed", resolution=64, workers=1, tasks=True)
+    scores = evaluate_bundle(bundle, folder, tmp_path / "eval", 3, 0, {"composed": tmp_path / "new"})
     for kind in (*AVERAGES, "fill_image", "fill_text", "fill_audio"):
         assert 0 <= scores[f"generation.{kind}"] <= 1
+        assert 0 <= scores[f"generation.{kind}.composed"] <= 1
+    assert any(name.startswith("generation.conversation.") and name.endswith(".composed") for name in scores)
     assert scores["malformed"] == 0
     assert (tmp_path / "eval" / "samples" / "find" / "index.html").exists()
 

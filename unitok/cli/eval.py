@@ -37,7 +37,7 @@ def eval(
     Args:
         bundle: bundle with tokenizers and a decoder
         scenes: folder made by unitok scenes --fold seen
-        composed: folder made by unitok scenes --fold composed, reported apart
+        composed: folder made by unitok scenes --fold composed (--tasks: for tasks and conversations, too), reported apart
         systematic: folder made by unitok scenes --fold systematic, reported apart
         best_of: also score the best of N outputs by pmi, in rows of their own
         out: folder for scores.json and the samples

@@ -151,7 +151,6 @@ class Evaluation:
             right = self.right(direction, folder, rows, ending, best_of)
             self._score(f"generation.{direction.name}.{direction.score}", ending, right, rows)
         self._interleaved(folder, rows, ending, best_of)
-        self.scores["malformed"] = self.malformed
 
     def right(self, direction: Direction, folder: Path, rows: list[SceneRow], ending: str = "", best_of: int = 1) -> list[bool]:
         """Whether the output of each row in one direction is right; the first ones are kept as files."""
@@ -187,10 +186,10 @@ class Evaluation:
         self.save_samples(name, second, [a and b for a, b in zip(right[: len(rows)], right[len(rows) :], strict=True)])
         self._score("generation.interleaved.attributes", ending, right, rows + others)
 
-    def conversations(self, folder: Path, rows: list[SceneRow]) -> None:
+    def conversations(self, folder: Path, rows: list[SceneRow], ending: str = "") -> None:
         """Score the turns of a conversation about each row, by their kind. The history is what the bundle itself said before.
 
-        A conversation ends early where the decoder is too short for its next turn.
+        A conversation ends early where the decoder is too short for its next turn. ending: is added to the names of the scores.
         """
         rate = self.unitok.require("audio").sample_rate
         fold = rows[0]["scene"].fold()
@@ -214,16 +213,15 @@ class Evaluation:
                     talks[i] = talks[i][:number]
                     of_kind.remove(i)
                 prompts = [Document(histories[i]) for i in of_kind]
-                name = f"conversation_{number + 1}_{plan.replace(',', '_')}"
+                name = f"conversation_{number + 1}_{plan.replace(',', '_')}{ending}"
                 outputs = self.continue_from(prompts, plan, name, number, turn=True) if prompts else []
                 for i, output in zip(of_kind, outputs, strict=True):
                     histories[i] += output.new.segments
                     turn = talks[i][number]
                     right.setdefault(turn.kind, []).append(_is_right(output, turn, rate))
         for kind, values in right.items():
-            self.scores[f"generation.conversation.{kind}"] = float(np.mean(values))
-            self.scores[f"turns.{kind}"] = len(values)
-        self.scores["malformed"] = self.malformed
+            self.scores[f"generation.conversation.{kind}{ending}"] = float(np.mean(values))
+            self.scores[f"turns.{kind}{ending}"] = len(values)
 
     def _plan_of(self, turn: Turn) -> str:
         return edit_plan(self.config) if turn.kind == "change" else turn.modality
@@ -323,7 +321,7 @@ def evaluate_bundle(
         out: folder to write.
         count: scenes for each direction.
         seed: of sampling.
-        folds: folders of scenes of other folds, whose scores are reported apart.
+        folds: folders of scenes of other folds, whose scores are reported apart; of tasks and conversations for those made with tasks.
         best_of: also score the best of so many outputs; 1: not.
         guidance_scale: of images. Default: the bundle's own, else the demo's.
         temperature: of images and audio. Default: the bundle's own, else the demo's.
@@ -340,21 +338,27 @@ def evaluate_bundle(
     for fold, of_fold in rows_of_folds.items():
         if others := {row["scene"].fold() for row in of_fold} - {fold}:
             raise UserError(f"{folds[fold]}: has {others.pop()} scenes; make it with `unitok scenes OUT --fold {fold}`")
-    config = config_of_scenes(unitok, GenerationConfig(sampling=_sampling(guidance_scale, temperature)))
-    evaluation = Evaluation(unitok, Path(out), seed, config, progress)
+    asked = GenerationConfig(sampling=_sampling(guidance_scale, temperature))
+    edited = config_of_scenes(unitok, asked, unitok.instance("image"))
+    evaluation = Evaluation(unitok, Path(out), seed, config_of_scenes(unitok, asked), progress)
+
+    def tasks(folder: Path, rows: list[SceneRow], ending: str = "") -> None:
+        if "box" in unitok.vocab.spans and rows[0]["boxes"]:
+            TaskEvaluation(evaluation, folder, rows, edited, ending).run()
+
     evaluation.reconstruct(scenes, rows)
     evaluation.generate(scenes, rows[:count])
     if best_of > 1:
         evaluation.generate(scenes, rows[:count], f".best_of_{best_of}", best_of)
     if "<assistant>" in unitok.vocab.specials:
         evaluation.conversations(scenes, rows[:count])
-    if "box" in unitok.vocab.spans and rows[0]["boxes"]:
-        of_edits = config_of_scenes(
-            unitok, GenerationConfig(sampling=_sampling(guidance_scale, temperature)), unitok.instance("image")
-        )
-        TaskEvaluation(evaluation, scenes, rows[:count], of_edits).run()
+    tasks(scenes, rows[:count])
     for fold, rows_of_fold in rows_of_folds.items():
         evaluation.generate(folds[fold], rows_of_fold, f".{fold}")
+        if "<assistant>" in unitok.vocab.specials and rows_of_fold[0]["boxes"]:
+            evaluation.conversations(folds[fold], rows_of_fold, f".{fold}")
+        tasks(folds[fold], rows_of_fold, f".{fold}")
+    evaluation.scores["malformed"] = evaluation.malformed
     Path(out).mkdir(parents=True, exist_ok=True)
     write_json(Path(out) / "scores.json", evaluation.scores)
     return evaluation.scores

@@ -55,10 +55,22 @@ class Measuring(Protocol):
 
 
 class TaskEvaluation:
-    """Measures the tasks of one bundle; adds to the scores of an evaluation. of_edits: how edited images are sampled, if otherwise."""
+    """Measures the tasks of one bundle; adds to the scores of an evaluation.
 
-    def __init__(self, evaluation: Measuring, folder: Path, rows: list[SceneRow], of_edits: GenerationConfig | None = None):
-        self.of_edits = of_edits
+    Args:
+        evaluation: whose scores are added to. folder, rows: the scenes. of_edits: how edited images are sampled, if otherwise.
+        ending: is added to the names of the scores.
+    """
+
+    def __init__(
+        self,
+        evaluation: Measuring,
+        folder: Path,
+        rows: list[SceneRow],
+        of_edits: GenerationConfig | None = None,
+        ending: str = "",
+    ):
+        self.of_edits, self.ending = of_edits, ending
         self.evaluation, self.folder, self.rows = evaluation, folder, rows
         self.unitok, self.scores = evaluation.unitok, evaluation.scores
 
@@ -77,30 +89,31 @@ class TaskEvaluation:
             right = [value for _, value in filled]
             for index, (output, _) in enumerate(filled):
                 output.index = index
-            self.evaluation.save_samples(name, [output for output, _ in filled], right)
+            self.evaluation.save_samples(f"{name}{self.ending}", [output for output, _ in filled], right)
             self._add(name, right)
 
     def _add(self, kind: str, values: Sequence[float]) -> None:
-        self.scores[f"generation.{kind}"] = float(np.mean([value >= 0.5 for value in values]))
-        self.scores[f"mean.{kind}"] = float(np.mean(values))
+        self.scores[f"generation.{kind}{self.ending}"] = float(np.mean([value >= 0.5 for value in values]))
+        self.scores[f"mean.{kind}{self.ending}"] = float(np.mean(values))
 
     # ---- Tasks -----------------------------------------------------------------------------------------------------
 
     def _score_task(self, kind: str, chosen: list[tuple[SceneRow, SceneTask]]) -> list[float]:
         """How right each answer is, 0 to 1; right from 0.5 on."""
+        name = f"{kind}{self.ending}"
         raws = [RawDocument(row["id"], tuple(self._part(row, *piece) for piece in task.given)) for row, task in chosen]
         prompts = [self.unitok.read_raw(raw) for raw in raws]
         if kind == "detect":
             plans = [",".join(["text", "box:1"] * len(row["scene"].objects)) for row, _ in chosen]
             return [
-                self._detected(self.evaluation.continue_from([prompt], plan, kind)[0], task)
+                self._detected(self.evaluation.continue_from([prompt], plan, name)[0], task)
                 for prompt, plan, (_, task) in zip(prompts, plans, chosen, strict=True)
             ]
         config = self.of_edits if kind == "edit" else None
         plan = edit_plan(config) if config else _MODALITIES[kind]
-        outputs = self.evaluation.continue_from(prompts, plan, kind, config=config)
+        outputs = self.evaluation.continue_from(prompts, plan, name, config=config)
         values = [_JUDGES[kind](output, row, task, self.folder) for output, (row, task) in zip(outputs, chosen, strict=True)]
-        self.evaluation.save_samples(kind, outputs, [value >= 0.5 for value in values])
+        self.evaluation.save_samples(name, outputs, [value >= 0.5 for value in values])
         return values
 
     def _part(self, row: SceneRow, kind: str, value: object) -> Part:

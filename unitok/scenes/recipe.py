@@ -161,8 +161,8 @@ def run_recipe(out: Path, destination: Path) -> None:
         scenes("validation", PER_DIRECTION, 2, "--fold", "seen"),
         scenes("validation-composed", PER_DIRECTION, 6, "--fold", "composed"),
         scenes("test", PER_DIRECTION, 3, "--fold", "seen", "--tasks"),
-        scenes("composed", PER_DIRECTION, 4, "--fold", "composed"),
-        scenes("systematic", PER_DIRECTION, 5, "--fold", "systematic"),
+        scenes("composed", PER_DIRECTION, 4, "--fold", "composed", "--tasks"),
+        scenes("systematic", PER_DIRECTION, 5, "--fold", "systematic", "--tasks"),
     )
     text, train = out / "text", out / "scenes" / "train"
     recipe.stage("text", ["train-text-tokenizer", str(train / "text.txt"), "--out", str(text), "--vocab-size", "512"])
@@ -241,17 +241,15 @@ def halve(folder: Path) -> None:
 def _table(scores: Scores) -> dict[str, Json]:
     """Scores with intervals by direction and column, as percentages; and what is measured on reconstructions."""
     table: dict[str, Json] = {}
-    for title, name in _DIRECTIONS.items():
+    counted = [(title, name, "scenes") for title, name in _DIRECTIONS.items()]
+    counted += [(f"conversations: {title}", f"conversation.{kind}", f"turns.{kind}") for kind, title in _TURNS.items()]
+    for title, name, of in counted:
         row: dict[str, Json] = {}
         for column, ending in _COLUMNS.items():
-            value, total = scores.get(f"generation.{name}{ending}"), scores.get(f"scenes{ending}")
+            value, total = scores.get(f"generation.{name}{ending}"), scores.get(f"{of}{ending}")
             if isinstance(value, float) and isinstance(total, int):
                 row[column] = _percent(value, total)
         table[title] = row
-    for kind, title in _TURNS.items():
-        value, total = scores.get(f"generation.conversation.{kind}"), scores.get(f"turns.{kind}")
-        if isinstance(value, float) and isinstance(total, int):
-            table[f"conversations: {title}"] = {"all": _percent(value, total)}
     kept = {"images, everything read": "image.attributes", "images, PSNR dB": "image.psnr_db", "audio, notes": "audio.notes"}
     table["reconstructions"] = {title: _number(scores[f"reconstruction.{name}"]) for title, name in kept.items()}
     table["malformed outputs"] = _number(scores["malformed"])
