@@ -1,20 +1,23 @@
 """Random access to the bytes of a file, on disk or in memory; and a part of them as a file of its own."""
 
 import io
+import os
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 Order = Literal["little", "big"]
 
 #: Bytes that are searched at once.
 BLOCK = 1 << 20
+#: Up to so many bytes get a descriptor of their own.
+SMALL = 32 << 20
 
 
 class ByteSource:
     """The bytes of the file at `path`, or `data`. size: number of bytes. Errors: `OSError`."""
 
     def __init__(self, path: Path, data: bytes | None = None):
-        self.file = open(path, "rb", buffering=0) if data is None else io.BytesIO(data)
+        self.file = open(path, "rb", buffering=0) if data is None else _in_memory(data)
         self.size = self.file.seek(0, io.SEEK_END)
 
     def read(self, start: int, size: int) -> bytes:
@@ -38,6 +41,15 @@ class ByteSource:
                 break
             start += len(block) - len(pattern) + 1
         return -1
+
+
+def _in_memory(data: bytes) -> IO[bytes]:
+    """Bytes as a file: few of them with a descriptor, where the system has such files, so that libraries read them without calling Python."""
+    if len(data) > SMALL or not hasattr(os, "memfd_create"):
+        return io.BytesIO(data)
+    file = open(os.memfd_create("unitok"), "r+b", buffering=0)
+    file.write(data)
+    return file
 
 
 class SourcePart(io.RawIOBase):

@@ -67,9 +67,10 @@ _IMAGES = {
         "GBR": rb".{20}GIMP",
         "PCD": rb".{2048}PCD_",
         "DIB": rb"[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0",
-        "SPIDER": rb".{108}",
+        "SPIDER": rb"(?=.{16}(?:\x3f\x80\0\0|\0\0\x80\x3f)).{108}",  # its type, 1.0
     }.items()
 }
+_ANY_IMAGE = re.compile(b"|".join(b"(?:%b)" % begin.pattern.removeprefix(b"(?s)") for begin in _IMAGES.values()), re.DOTALL)
 #: Brands of ISO media files (`ftyp`) that are images.
 _AVIF = {b"avif", b"avis"}
 _HEIF = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1"}
@@ -197,9 +198,10 @@ def image_format(head: bytes, name: str = "") -> str:
             return format
     if is_text(head):
         return ""
-    for format, begin in _IMAGES.items():
-        if begin.match(head) and _header_fits(format, head):
-            return format
+    if _ANY_IMAGE.match(head):
+        for format, begin in _IMAGES.items():
+            if begin.match(head) and _header_fits(format, head):
+                return format
     if suffix == "gbr" and head[4:8] == b"\0\0\0\1":
         return "GBR"
     if suffix == "svgz" and head.startswith(b"\x1f\x8b"):
@@ -229,7 +231,7 @@ def _header_fits(format: str, head: bytes) -> bool:
             from PIL.SpiderImagePlugin import isSpiderHeader
 
             headers = [struct.unpack_from(f"{order}27f", head) for order in "><"]
-            return any(head[:108]) and any(isSpiderHeader(header) and header[4] == 1 for header in headers)
+            return any(isSpiderHeader(header) and header[4] == 1 for header in headers)
     return True
 
 
@@ -256,7 +258,8 @@ def _decodes(head: bytes) -> bool:
 
 def is_text(head: bytes) -> bool:
     """Whether bytes are certainly text: UTF-8 without control characters other than white space."""
-    return bool(head) and len(head.translate(None, _CONTROLS)) == len(head) and _decodes(head)
+    printed = (len(part.translate(None, _CONTROLS)) == len(part) for part in (head[:64], head))  # most others show it early
+    return bool(head) and all(printed) and _decodes(head)
 
 
 def unread(head: bytes) -> str:

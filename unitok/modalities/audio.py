@@ -201,11 +201,13 @@ class Audio(Modality["AudioTokenizer", "Tensor", AudioOptions]):
 
     def encode(self, tokenizer: "AudioTokenizer", batch: list[Loaded]) -> list[np.ndarray]:
         import torch
+        import torch.nn.functional as F
 
         if isinstance(batch[0].content, Blob):
             return [_encode_long(tokenizer, one) for one in batch]
         (length,) = self.batch_key(tokenizer, batch[0])
-        samples = [torch.nn.functional.pad(one.content, (0, length - one.content.shape[-1])) for one in batch]
+        missing = [length - one.content.shape[-1] for one in batch]
+        samples = [F.pad(one.content, (0, n)) if n else one.content for one, n in zip(batch, missing, strict=True)]
         return list(tokenizer.encode(torch.stack(samples)).cpu().numpy())
 
     def decode(self, tokenizer: "AudioTokenizer", segment: Segment) -> "Tensor":

@@ -112,7 +112,7 @@ class AudioTokenizer(Tokenizer):
 
     def size(self, samples: Tensor) -> tuple[int, ...]:
         """Return the `Segment.size` of audio [C, T]: the length in samples, then the scale of each segment in millionths."""
-        return _size(samples.shape[-1], self.scales(samples[None])[0])
+        return _size(samples.shape[-1], self.scales(samples[None])[0]) if self.config.normalize else (samples.shape[-1],)
 
     @torch.no_grad()
     def _encode_blocks(self, blocks: Iterable[Tensor], levels: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -283,7 +283,7 @@ class AudioTokenizer(Tokenizer):
         """
         waveform, hz = check_waveform(samples, rate, name)
         converted = convert_audio(waveform, hz, self.sample_rate, self.config.channels)
-        if converted.abs().max() < SILENCE:
+        if max(map(abs, map(float, converted.aminmax()))) < SILENCE:
             raise _silent(name, [waveform])
         return converted
 
