@@ -98,7 +98,7 @@ def _shown(claim: Claim) -> list[str]:
 def page() -> str:
     """The whole page."""
     facts = json.loads((BUILT_IN / "scenes" / "bundle.json").read_text())
-    scores = facts["scores"]
+    scores, training = facts["scores"], facts["training"]
     columns = ["all", "composed", "systematic"]
     shipped = [
         [title, *(row.get(column, "") for column in columns)]
@@ -109,10 +109,10 @@ def page() -> str:
     return "".join([
         HEAD, "## Speed and memory\n\n", table([["claim", "unitok", "beside it", "command", "date", "machine"], *map(_shown, SPEED)]),
         "\n## The model that ships\n\n",
-        f"Its decoder was trained with the configuration of `make bundle`, in 8 minutes on an H200 ({facts['training']['data']['date']}); its image and audio "
-        f"tokenizers are of an earlier run of the recipe. Measured by `unitok eval --bundle scenes {folders}` on new scenes ",
-        "(`unitok scenes SCENES --fold seen --tasks`, and `--fold composed`, `--fold systematic`): everything right, single samples, 95 % intervals. One training; "
-        "how far another seed's scores lie from these is not measured.\n\n",
+        f"Its decoder was trained with the configurations of `make bundle`: {training['model']['minutes']:.0f} minutes on an H200, then on two CPU cores "
+        f"{training['model, edits']['minutes']:.0f} minutes on edits and {training['model, rehearsal']['minutes']:.0f} on everything again "
+        f"({training['data']['date']}); its image and audio tokenizers are of an earlier run of the recipe. Measured by `unitok eval --bundle scenes {folders}` on new scenes ",
+        "(`unitok scenes SCENES --fold seen --tasks`, and `--fold composed`, `--fold systematic`): everything right, single samples, 95 % intervals. SEEDS\n\n",
         table([["direction", *columns], *shipped]),
         "\n## What is learned in an hour or so\n\n",
         table([["claim", "result", "command", "date", "machine"],

@@ -35,7 +35,7 @@ def in_this_process(self: Pipeline, command: list[str], save) -> None:
         words += ["--model.init_args.steps", "6", "--model.init_args.log_every", "1", "--trainer.enable_progress_bar", "false"]
         words += (
             ["--data.init_args.sequence_length", "800"]
-            if {"decoder.yaml", "edits.yaml"} & {Path(word).name for word in words}
+            if {f"{name}.yaml" for name in recipe.TRAININGS} & {Path(word).name for word in words}
             else []
         )
     main(words)
@@ -57,8 +57,9 @@ def test_the_recipe_makes_a_bundle_with_scores_checksums_and_a_card(tmp_path, mo
     assert set(bundle.facts["scores"]["caption to image"]) >= {"all", "composed", "systematic"}
     assert {"edit an image", "fill a word", "find all things"} <= set(bundle.facts["scores"])
     training = bundle.facts["training"]
-    assert (training["data"]["scenes"], training["data"]["further scenes"]) == (40, 20)
-    assert (training["model"]["data"], training["model, further"]["data"]) == ("tokens", "edit-tokens")
+    assert (training["data"]["scenes"], training["data"]["edited scenes"]) == (40, 20)
+    data = {name: training[name]["data"] for name in ("model", "model, edits", "model, rehearsal")}
+    assert list(data.values()) == ["tokens", "edit-tokens", "tokens"]
     assert set(PROMPT.split()) <= set(bundle.facts["world"]["words"])
     info = json.loads((tmp_path / "scenes" / "bundle.json").read_text())
     assert info["sha256"] == checksums(tmp_path / "scenes")
@@ -70,7 +71,7 @@ def test_the_recipe_makes_a_bundle_with_scores_checksums_and_a_card(tmp_path, mo
     before = capsys.readouterr().out
     assert "== scenes (0 s of 31800 s spent)" in before
     recipe.run_recipe(tmp_path / "runs", tmp_path / "scenes")  # again: nothing is left to do
-    assert capsys.readouterr().out.count("already done") == 12
+    assert capsys.readouterr().out.count("already done") == 14
 
 
 def test_the_interval_is_wilsons():

@@ -32,7 +32,7 @@ from unitok.scenes.world import BACKGROUNDS, COLORS, PITCHES, SHAPES, TIMBRES, p
 
 NAME = "scenes"
 MINUTES = 530.0  # on two CPU cores, by the pace of some steps; with an H200 the decoder takes 8 of them
-SCENES, EDITED, RESOLUTION = 60_000, 28_000, 64  # scenes of the decoder's first and second training
+SCENES, EDITED, RESOLUTION = 60_000, 28_000, 64  # scenes of the decoder's first and last training, and of the one between them
 EXAMPLE = "a large red circle left of a small blue square on a white background"
 EXAMPLES: list[tuple[str, list[str]]] = [  # prompts, and what to make of each
     (EXAMPLE, ["image", "audio"]),
@@ -51,7 +51,7 @@ OF_IMAGE: list[tuple[str, list[str]]] = [  # the same of an image of SHOWN; the 
     (" make the background white", ["image"]),
     ("a large green ring above a large blue square on a black background", ["image"]),
 ]
-#: Documents a scene of the second training: of edits as many as can be, of all other kinds some, so that nothing is forgotten.
+#: Documents a scene of the training on edits: of these as many as can be, of all other kinds some, so that little is forgotten.
 AVERAGES = {
     "edit": 1.0,
     "conversation": 0.6,
@@ -60,6 +60,7 @@ AVERAGES = {
     **dict.fromkeys(("describe_box", "detect", "draw_boxes", "draw_labels"), 0.1),
     **dict.fromkeys(("caption-image-audio", "image-audio", "caption-audio", "audio-caption", "story", "sequel"), 0.05),
 }
+TRAININGS = ("decoder", "edits", "rehearsal")  # of the decoder, by the names of their configurations
 PER_DIRECTION = 600  # scenes, a third each of one, two and three objects on average
 
 _DIRECTIONS = {
@@ -117,8 +118,8 @@ and timbre: "a loud C4 flute then a soft G4 bell". In the audio of a scene color
 - before an image: words and boxes in turn; a label map and a caption
 - questions: how many things are there? what color is the background? what color is the circle? what shape is the red thing? what size
   is the red circle? where is the red circle?""",
-    "training_data": f"""{SCENES:,} scenes that `unitok scenes OUT --count {SCENES} --seed 1 --resolution {RESOLUTION} --tasks` writes, and for the decoder's second training
-{EDITED:,} of seed 22, with more edits and conversations: the project makes them itself, from a
+    "training_data": f"""{SCENES:,} scenes that `unitok scenes OUT --count {SCENES} --seed 1 --resolution {RESOLUTION} --tasks` writes, and for the second of the decoder's
+three trainings {EDITED:,} of seed 22, with more edits and conversations: the project makes them itself, from a
 seed; no other data and no pretrained weights. No document shows two folds of scenes, which only text names: *composed*, a tenth of all
 sequences of objects, and *systematic*, scenes with one of four color-shape pairs. The tokenizers saw all scenes.""",
     "evaluation": """Fractions of new drawings in which everything named is right, read from pixels and samples by an oracle that never sees the
@@ -138,10 +139,10 @@ def run_recipe(out: Path, destination: Path) -> None:
     Args:
         out: folder of the runs. destination: folder that the bundle is written to.
     """
-    configs = b"".join((CONFIGS / "bundle" / f"{name}.yaml").read_bytes() for name in ("image", "audio", "decoder", "edits"))
+    configs = b"".join((CONFIGS / "bundle" / f"{name}.yaml").read_bytes() for name in ("image", "audio", *TRAININGS))
     code = float(zlib.crc32(version("unitok-lm").encode() + configs))  # another version is another recipe
     recipe = Pipeline(out, "recipe", MINUTES, {"scenes": SCENES, "resolution": RESOLUTION, "version": code})
-    first, bundle = out / "first", out / "bundle"
+    bundle, earlier = out / "bundle", [out / "first", out / "second"]
 
     def scenes(name: str, count: int, seed: int, *more: str) -> list[str]:
         words = ["scenes", str(out / "scenes" / name), "--count", str(count), "--seed", str(seed)]
@@ -174,34 +175,39 @@ def run_recipe(out: Path, destination: Path) -> None:
     documents = {train: out / "tokens", out / "scenes" / "edits": out / "edit-tokens"}
     recipe.stage("tokenize", *(["tokenize", str(raw), str(to), "--bundle", str(bundle)] for raw, to in documents.items()))
     fast = ("--trainer.precision", "bf16-mixed", "--model.init_args.compile", "true")
-    recipe.stage("decoder", fit("decoder", out / "tokens", on_gpu=fast))
-    recipe.stage("first bundle", ["bundle", str(first), *parts, "--decoder", str(out / "decoder")])
-    recipe.stage("edits", fit("edits", out / "edit-tokens", "--model.init_args.init_from", str(first), on_gpu=fast))
-    recipe.stage("bundle", ["bundle", str(bundle), "--decoder", str(out / "edits")], lambda: halve(bundle / "model"))
+    trained = "decoder"
+    recipe.stage(trained, fit(trained, out / "tokens", on_gpu=fast))
+    for name, data, before in (("edits", "edit-tokens", earlier[0]), ("rehearsal", "tokens", earlier[1])):
+        recipe.stage(f"{before.name} bundle", ["bundle", str(before), *parts, "--decoder", str(out / trained)])
+        recipe.stage(name, fit(name, out / data, "--model.init_args.init_from", str(before), on_gpu=fast))
+        trained = name
+    recipe.stage("bundle", ["bundle", str(bundle), "--decoder", str(out / trained)], lambda: halve(bundle / "model"))
     validation = [out / "scenes" / name for name in ("validation", "validation-composed")]
     recipe.stage("tune", lambda: tune(bundle, validation, PER_DIRECTION // 2).save_pretrained(bundle))
     folds = [word for fold in ("composed", "systematic") for word in (f"--{fold}", str(out / "scenes" / fold))]
     line = ["eval", "--bundle", str(bundle), "--scenes", str(out / "scenes" / "test"), *folds]
     recipe.stage("eval", [*line, "--count", str(PER_DIRECTION), "--out", str(out / "eval")])
-    _publish(bundle, first, read_json(out / "eval" / "scores.json", ""), train / "documents.jsonl", destination)
+    _publish(bundle, earlier, read_json(out / "eval" / "scores.json", ""), train / "documents.jsonl", destination)
     print(f"{destination}: the built-in bundle, in {recipe.seconds / 60:.0f} minutes")
 
 
-def _publish(folder: Path, first: Path, scores: Scores, documents: Path, destination: Path) -> None:
-    """Write the bundle with its facts, checksums and model card. first: the bundle of the decoder's first training."""
+def _publish(folder: Path, earlier: list[Path], scores: Scores, documents: Path, destination: Path) -> None:
+    """Write the bundle with its facts, checksums and model card. earlier: the bundles of all of the decoder's trainings but the last."""
     bundle = Bundle.from_pretrained(folder)
     digest = hashlib.sha256(documents.read_bytes()).hexdigest()
-    before, training = (read_json(each / "bundle.json", "")["training"] for each in (first, folder))
+    training = read_json(folder / "bundle.json", "")["training"]
+    trainings = [read_json(each / "bundle.json", "")["training"]["model"] for each in (*earlier, folder)]
     versions: dict[str, Json] = {
         "unitok": version("unitok-lm"),
         "documents": digest[:16],
         "scenes": SCENES,
         "seed": 1,
-        "further scenes": EDITED,
-        "further seed": 22,
+        "edited scenes": EDITED,
+        "their seed": 22,
         "date": date.today().isoformat(),
     }
-    bundle.facts["training"] = {**training, "model": before["model"], "model, further": training["model"], "data": versions}
+    named = {f"model, {name}" if number else "model": trainings[number] for number, name in enumerate(TRAININGS)}
+    bundle.facts["training"] = {**training, **named, "data": versions}
     bundle.facts["scores"] = _table(scores)
     bundle.facts["world"] = {
         "example": EXAMPLE,
