@@ -161,7 +161,7 @@ def test_a_config_remembers_what_it_was_given():
         ({"image": {"top_p": 2}}, "image: top_p 2: it must be above 0 and at most 1"),
         ({"image": 0.4}, "image is a float"),
         ({"n": 0}, "n is 0: it must be an integer of at least 1"),
-        ({"negative_prompt": 3}, "negative_prompt is a int"),
+        ({"negative_prompt": 3}, "negative_prompt is an int"),
         ({"version": 1, "settings": {}}, "no 'version'"),
         ([], "a JSON list, not an object"),
     ],

@@ -42,7 +42,7 @@ GENERATE = [
     ({"prefix_fraction": 0.5}, "prefix_fraction: the prompt must end with an image or audio"),
     ({"rank_by": "likelihood"}, "rank_by is 'likelihood': choose one of logprob, pmi"),
     ({"batch_size": "2"}, "batch_size is '2'"),
-    ({"modalities": 3}, "modalities is a int: give free, or a plan such as text,image:8x12,audio:2s"),
+    ({"modalities": 3}, "modalities is an int: give free, or a plan such as text,image:8x12,audio:2s"),
     ({"modalities": [3]}, "^modalities is a list"),
     ({"modalities": []}, "^modalities is empty: give free, or a plan such as"),
     ({"modalities": ""}, "^modalities is empty"),
@@ -51,36 +51,36 @@ GENERATE = [
     ({"modalities": "image:2 x 3"}, "^modalities 'image:2 x 3'"),
     # sampling of one kind of content
     ({"image": 0.5}, 'image is a float: give {"temperature": 0.5} or SamplingParams'),
-    ({"image": Image.new("RGB", (8, 8))}, "image is a Image: give .* content goes into the prompt"),
+    ({"image": Image.new("RGB", (8, 8))}, "image is an Image: give .* content goes into the prompt"),
     ({"image": {"temprature": 1}}, "image: no 'temprature'; did you mean temperature?"),
     ({"image": {"top_p": 2}}, "image: top_p 2: it must be above 0"),
     ({"sampling": SamplingParams()}, "sampling is a SamplingParams: give values by tokenizer"),
     ({"sampling": {"images": {"top_k": 1}}}, "no tokenizer 'images'; the bundle has text, image, audio"),
     ({"sampling": {"image": {"topk": 1}}}, "image: no 'topk'; did you mean top_k?"),
-    ({"generation_config": 3}, "generation_config is a int: give a GenerationConfig, or a dict of its fields"),
+    ({"generation_config": 3}, "generation_config is an int: give a GenerationConfig, or a dict of its fields"),
     ({"generation_config": {"temprature": 1}}, "generation_config: no 'temprature'; did you mean temperature?"),
     ({"generation_config": {"image": {"top_k": -1}}}, "generation_config: image: top_k -1"),
-    ({"generation_config": {"sampling": None}}, "generation_config: sampling is a NoneType: give values by tokenizer"),
-    ({"generation_config": {"sampling": 3, "speech": {}}}, "generation_config: sampling is a int"),
+    ({"generation_config": {"sampling": None}}, "generation_config: sampling is None: give values by tokenizer"),
+    ({"generation_config": {"sampling": 3, "speech": {}}}, "generation_config: sampling is an int"),
     ({"sampling": {"seed": {"top_k": 1}}}, "sampling: 'seed' is no name of a tokenizer"),
-    ({"negative_prompt": 3}, "^negative_prompt is a int: give a prompt"),
+    ({"negative_prompt": 3}, "^negative_prompt is an int: give a prompt"),
     ({"negative_prompt": {"text": "a"}}, "^negative_prompt is a dict"),
-    ({"negative_prompt": object()}, "^negative_prompt: a object; give a str, Path"),
-    ({"negative_prompt": ["a", 3]}, "^negative_prompt: a int; a piece of a prompt is"),
+    ({"negative_prompt": object()}, "^negative_prompt: an object; give a str, Path"),
+    ({"negative_prompt": ["a", 3]}, "^negative_prompt: an int; a piece of a prompt is"),
     ({"negative_prompt": []}, "^negative_prompt is an empty list"),
     ({"negative_prompt": [["a"], ["b"]]}, "^negative_prompt: a batch of 2 prompts; give one"),
     ({"negative_prompt": Path("gone.png")}, "^negative_prompt: gone.png: no such file"),
 ]
 
 PROMPTS = [
-    (None, "prompt: a NoneType; give a str, Path"),
-    (3, "prompt: a int"),
+    (None, "prompt: None; give a str, Path"),
+    (3, "prompt: an int"),
     ({"text": "a"}, "prompt: a dict"),
     (b"a", "prompt: a bytes"),
     ({"a", "b"}, "prompt: a set; give a str, Path"),
     ((piece for piece in "ab"), "prompt: a generator; give a str, Path"),
     ([], "^prompt is an empty list$"),
-    (["a", 3], "prompt: a int"),
+    (["a", 3], "prompt: an int"),
     ([["a"], "b"], "pieces and lists of pieces are mixed"),
     ([1, 2, 3], "prompt: a list"),
     (NOISE, r"an array of float64 \[8000\]; .*audio is \(array \[C, T\], Hz\)"),
@@ -92,6 +92,7 @@ PROMPTS = [
     ((np.zeros((3, 5, 8000)), 8000), "a waveform is .C, T., channels first"),
     ((NOISE * 30, 8000), r"samples are in \[-1, 1\], got up to"),
     (Image.new("RGB", (0, 5)), "0 x 5 pixels"),
+    ("", "a prompt's text: it is empty; write something, or leave it out"),
     (Path(), "not a file"),
     (Path("gone.png"), "gone.png: no such file"),
 ]
@@ -126,9 +127,9 @@ def test_a_stream_refuses_what_it_cannot_do(tiny):
 
 
 def test_wrong_calls_of_score_are_one_line(tiny):
-    with pytest.raises(UserError, match="documents: a int; give a str, Path"):
+    with pytest.raises(UserError, match="documents: an int; give a str, Path"):
         tiny.score(3)
-    with pytest.raises(UserError, match="^documents: a int"):
+    with pytest.raises(UserError, match="^documents: an int"):
         tiny.score(["a", 3])
     with pytest.raises(UserError, match="^documents is an empty list$"):
         tiny.score([])

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from unitok.document import Part
-from unitok.errors import UserError
+from unitok.errors import UserError, type_of
 from unitok.modalities import modalities
 from unitok.storage import Blob
 
@@ -165,7 +165,7 @@ def read_messages(row: Row) -> list[Message]:
         messages = [_message(entry, number) for number, entry in enumerate(found, 1) if not _is_empty_system(entry)]
     system = row.get("system")
     if system and not isinstance(system, str):
-        raise UserError(f"system: a {type(system).__name__}; it must be a text")
+        raise UserError(f"system: {type_of(system)}; it must be a text")
     if isinstance(system, str) and system.strip():
         messages.insert(0, Message("system", (system,), False))
     return messages

@@ -15,6 +15,12 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:120]
 
 
+def type_of(value: object) -> str:
+    """The type of a value, with its article, for messages: `an int`, `a dict`, `None`."""
+    name = type(value).__name__
+    return "None" if value is None else f"{'an' if name[0] in 'aeioAEIO' else 'a'} {name}"
+
+
 #: Control characters, characters that end a line or change its direction, and surrogates, which UTF-8 cannot encode.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 

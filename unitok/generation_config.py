@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias, get_args
 
 from unitok.content import Prompt
-from unitok.errors import UserError
+from unitok.errors import UserError, type_of
 from unitok.files import read_json, write_json
 
 FILE = "generation_config.json"
@@ -194,11 +194,11 @@ class GenerationConfig:
         listed = isinstance(self.modalities, list | tuple) and all(isinstance(item, str) for item in self.modalities)
         plan = ",".join(self.modalities) if listed else self.modalities
         if not isinstance(plan, str) or not plan.strip(" ,"):
-            wrong = "empty" if listed or isinstance(plan, str) else f"a {type(plan).__name__}"
+            wrong = "empty" if listed or isinstance(plan, str) else type_of(plan)
             raise UserError(f"modalities is {wrong}: give free, or a plan such as text,image:8x12,audio:2s")
         object.__setattr__(self, "modalities", plan)
         if isinstance(self.negative_prompt, Real | Mapping | Set):
-            raise UserError(f"negative_prompt is a {type(self.negative_prompt).__name__}: give a prompt, such as a text")
+            raise UserError(f"negative_prompt is {type_of(self.negative_prompt)}: give a prompt, such as a text")
         if self.rank_by not in get_args(RankBy):
             raise UserError(f"rank_by is {self.rank_by!r}: choose one of {', '.join(get_args(RankBy))}")
         if not isinstance(self.edit_described, bool):
@@ -211,7 +211,7 @@ class GenerationConfig:
         SamplingParams(**{name: getattr(self, name) for name in SAMPLING_FIELDS})
         if not isinstance(self.sampling, Mapping):
             form = f'{{"speech": {_EXAMPLE}}}'
-            raise UserError(f"sampling is a {type(self.sampling).__name__}: give values by tokenizer, such as {form}")
+            raise UserError(f"sampling is {type_of(self.sampling)}: give values by tokenizer, such as {form}")
         sampling = {str(name): _values(str(name), given) for name, given in self.sampling.items()}
         kinds = frozenset(sampling).intersection(_KINDS)  # given by `sampling=`: they are the same as those of `image=`
         for kind in _KINDS:
@@ -253,7 +253,7 @@ class GenerationConfig:
         """Make one of plain values. A key that is no field is the name of a tokenizer or a kind, with sampling fields for it:
         `{"max_new_tokens": 300, "image": {"guidance_scale": 3.0}}`. Errors: `UserError` that begins with `where`."""
         if not isinstance(values, Mapping):
-            raise UserError(f"{where} is a {type(values).__name__}: give a GenerationConfig, or a dict of its fields")
+            raise UserError(f"{where} is {type_of(values)}: give a GenerationConfig, or a dict of its fields")
         names = [f.name for f in fields(cls) if f.init]
         named = {name: given for name, given in values.items() if name not in names and isinstance(given, Mapping)}
         known: Values = {name: given for name, given in values.items() if name not in named}
@@ -333,7 +333,7 @@ def _values(name: str, given: object) -> Values:
         return asdict(given)
     if not isinstance(given, Mapping):
         form = f"{_EXAMPLE} or SamplingParams: how it is sampled; content goes into the prompt"
-        raise UserError(f"{name} is a {type(given).__name__}: give {form}")
+        raise UserError(f"{name} is {type_of(given)}: give {form}")
     check_names(given, SAMPLING_FIELDS, name)
     try:
         SamplingParams(**given)

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from unitok.document import ROLES, Document, Segment
-from unitok.errors import UserError
+from unitok.errors import UserError, type_of
 from unitok.files import read_json
 from unitok.ranges import Range, Span, check_declarations
 
@@ -375,7 +375,7 @@ class Vocab:
     def from_manifest(cls, manifest: Mapping[str, object]) -> "Vocab":
         """Inverse of `to_manifest`. Errors: `UserError` for another version, and for what is no manifest."""
         if not isinstance(manifest, Mapping):
-            raise UserError(f"a {type(manifest).__name__} where a vocabulary's ranges, specials and spans should be")
+            raise UserError(f"{type_of(manifest)} where a vocabulary's ranges, specials and spans should be")
         if manifest.get("version") != VERSION:
             raise UserError(f"a vocabulary of version {manifest.get('version')}; this unitok reads version {VERSION}")
 

@@ -149,6 +149,7 @@ def test_a_file_is_not_taken_for_a_text(tmp_path, monkeypatch, capsys):
     (tmp_path / "dog.png").write_bytes(b"")
     for text, expected in (
         ("dog.png", "dog.png is a file: give it with the flag of its kind, such as --image"),
+        ("cat.jpg", "cat.jpg: no such file; a text that looks like a file's name is given with --text"),
         ("a" * 5000, "tokens"),
     ):
         with pytest.raises(SystemExit) as stopped:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from unitok.document import Document, Part, RawDocument, Segment
-from unitok.errors import UserError
+from unitok.errors import UserError, type_of
 from unitok.modalities import AnyModality, Loaded, kind_accepting, kind_of_content, modality_of, referred
 from unitok.storage import FOLDER, Blob
 from unitok.vocab import Vocab
@@ -88,7 +88,7 @@ def _pieces(bundle: Tokenizers, content: object, role: str, loss: bool) -> list[
     kind = kind_accepting(content)
     if kind is None:
         known = "a str, Path, PIL.Image, array, (waveform [C, T], Hz), Document or Segment"
-        raise UserError(f"prompt: a {type(content).__name__}; a piece of a prompt is {known}")
+        raise UserError(f"prompt: {type_of(content)}; a piece of a prompt is {known}")
     name = bundle.instance(kind)
     bundle.require(name)
     return [_Piece(name, content, f"a prompt's {kind}", role, loss)]
@@ -102,9 +102,7 @@ def _piece_of_part(bundle: Tokenizers, part: Part) -> _Piece:
     name = bundle.instance(part.type)
     bundle.require(name)
     if not (bundle.modality(name).inline or bundle.modality(name).accepts(part.value)):
-        raise UserError(
-            f"a part of type {part.type} holds a {type(part.value).__name__}; give it a path or content of its kind"
-        )
+        raise UserError(f"a part of type {part.type} holds {type_of(part.value)}; give it a path or content of its kind")
     return _Piece(name, part.value, f"a prompt's {part.type}", part.role, part.loss, view=part.view)
 
 

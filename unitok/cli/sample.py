@@ -118,11 +118,16 @@ def sample(
 
 
 def _beginning(text: str | None) -> list[tuple[str, str]]:
-    """The text that a prompt begins with, as its flag gives it. Errors: `UserError` for the name of a file."""
+    """The text that a prompt begins with, as its flag gives it. Errors: `UserError` for the name of a file, also of one that is missing."""
     if text and os.path.isfile(text):  # of a long text Path.is_file raises
         raise UserError(
             f"{text} is a file: give it with the flag of its kind, such as --image; a text that is a file's name with --text"
         )
+    if text and not re.search(r"\s", text):
+        from unitok.media.formats import promised
+
+        if promised(text):
+            raise UserError(f"{text}: no such file; a text that looks like a file's name is given with --text")
     return [] if text is None else [("text", text)]
 
 

@@ -59,6 +59,8 @@ class Text(Modality["TextTokenizer", str, NoOptions]):
         chance: float = 0.0,
     ) -> Loaded:
         assert isinstance(content, str)
+        if not content:
+            raise UserError(f"{name}: it is empty; write something, or leave it out")
         return Loaded(content, facts={"characters": len(content)})
 
     def encode(self, tokenizer: "TextTokenizer", batch: list[Loaded]) -> list[np.ndarray]:

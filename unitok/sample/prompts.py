@@ -11,7 +11,7 @@ from pathlib import Path
 
 from unitok.bundle import Bundle
 from unitok.document import Document, Part, RawDocument, Segment
-from unitok.errors import UserError, visible
+from unitok.errors import UserError, type_of, visible
 from unitok.interleaved import Types, read_raw_documents
 from unitok.media import sniff
 from unitok.modalities import kind_accepting, modality_of
@@ -77,7 +77,7 @@ def read_documents(bundle: Bundle, documents: object) -> list[Document]:
 
 def _items(values: object, name: str) -> list[object]:
     if not isinstance(values, list | tuple):
-        raise UserError(f"{name}: a {type(values).__name__}; give {_PIECES}, a list of these, or a list of such lists")
+        raise UserError(f"{name}: {type_of(values)}; give {_PIECES}, a list of these, or a list of such lists")
     if not values:
         raise UserError(f"{name} is an empty {type(values).__name__}")
     return list(values)

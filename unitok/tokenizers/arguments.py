@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unitok.errors import UserError
+from unitok.errors import UserError, type_of
 from unitok.media import tensor_to_image
 from unitok.media.audio_files import RATES
 
@@ -35,7 +35,7 @@ def as_tensor(name: str, value: object, expected: str) -> Tensor:
         return value
     if isinstance(value, np.ndarray) and value.dtype.kind in "iufb" and value.dtype.itemsize <= 8:
         return torch.from_numpy(np.array(value, value.dtype.newbyteorder("=")))
-    what = f"an array of {value.dtype}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
+    what = f"an array of {value.dtype}" if isinstance(value, np.ndarray) else type_of(value)
     raise UserError(f"{name}: {what}; give a tensor or NumPy array, {expected}")
 
 
@@ -110,7 +110,7 @@ def check_codes(codes: object, shape: str, size: int, empty: bool = False) -> Te
 def check_text(text: object) -> str:
     """Return a str that can be written as UTF-8. Errors: `UserError` for any other object."""
     if not isinstance(text, str):
-        raise UserError(f"text: a {type(text).__name__}; give one str")
+        raise UserError(f"text: {type_of(text)}; give one str")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -138,7 +138,7 @@ def check_waveform(samples: object, rate: object, name: str) -> tuple[Tensor, in
     if _is_number(samples) and not _is_number(rate):
         samples, rate = rate, samples
     if not _is_number(rate) or not RATES[0] <= float(rate) <= RATES[1]:
-        shown = f"{float(rate):g}" if _is_number(rate) else f"a {type(rate).__name__}"
+        shown = f"{float(rate):g}" if _is_number(rate) else type_of(rate)
         raise UserError(
             f"{name}: its rate is {shown}; give (waveform [C, T], rate), with a rate from {RATES[0]} to {RATES[1]:,} Hz"
         )

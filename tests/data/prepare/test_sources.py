@@ -256,7 +256,7 @@ def test_recipes_that_cannot_be_say_why(tmp_path):
         ("sources: [{path: a, loss: false}]", "loss False; it is a value by name"),
         ("sources: [{path: a, roles: [user]}]", "roles ['user']; it is a value by name"),
         ("sources: [{path: a, weight: .nan}]", "weight nan; it is a number"),
-        ("sources: [{path: a, image: {crops: 2.5}}]", "image crops is 2.5; it is a int"),
+        ("sources: [{path: a, image: {crops: 2.5}}]", "image crops is 2.5; it is an int"),
         ("sources: [{path: a, image: {crop: 2}}]", "image has no option 'crop'"),
         ("sources: [{path: a, template: [{type: text, text: x, loss: 0}]}]", "loss 0; it is true or false"),
         ("sources: [{path: a, template: [{type: text, text: '{x'}]}]", "a brace without its partner"),

@@ -94,6 +94,8 @@ def test_a_finished_output_says_so_and_another_source_is_refused(scenes_folder, 
     assert "complete already" in capsys.readouterr().out
     with pytest.raises(UserError, match="made with other files in its source"):
         tokenize(Plan(str(mixed_folder), str(out), str(bundle_folder)))
+    with pytest.raises(UserError, match=r"out: it is tokenized already"):
+        tokenize(Plan(str(out), str(tmp_path / "twice"), str(bundle_folder)))
 
 
 def test_another_plan_for_a_folder_is_told_by_what_differs(scenes_folder, bundle_folder, tmp_path):

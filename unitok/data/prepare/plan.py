@@ -232,6 +232,9 @@ def make_plan(plan: Plan, sources: list[Source], vocab: Vocab) -> None:
         check_same(out, plan, sources, vocab, old["listing"])
         if old["paths"] == paths and all((work / f"{split}.listing").exists() for split in old["documents"]):
             return  # files that changed since then are found when they are read
+    for path in paths:
+        if (Path(path) / "dataset.json").exists() and (Path(path) / "plan.json").exists():
+            raise UserError(f"{path}: it is tokenized already; train on it, or give the files that it was made of")
     work.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
     with TemporaryDirectory(dir=work, prefix="listing") as folder:

@@ -10,7 +10,7 @@ from types import UnionType
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from unitok.document import ROLES, Part
-from unitok.errors import UserError
+from unitok.errors import UserError, type_of
 from unitok.files import read_yaml
 from unitok.modalities import modalities, modality_of
 from unitok.storage import is_remote
@@ -313,6 +313,6 @@ def make_options(kind: str, given: Mapping[str, object], where: str) -> "Datacla
             raise UserError(f"{where}: {kind} has no option {name!r}; it has {', '.join(known) or 'none'}")
         expected = type(known[name].default)
         if type(value) is not expected and not (expected is float and type(value) is int):
-            raise UserError(f"{where}: {kind} {name} is {value!r}; it is a {expected.__name__}")
+            raise UserError(f"{where}: {kind} {name} is {value!r}; it is {type_of(known[name].default)}")
     made: DataclassInstance = options(**given)
     return made
