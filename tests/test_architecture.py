@@ -27,6 +27,7 @@ LANGUAGE = (
 )
 HOUSE: dict[str, tuple[str, ...]] = {
     "unitok.errors": (),
+    "unitok.keywords": (),
     "unitok.configs": (),
     "unitok.lazy": (),
     "unitok.hardware": (),

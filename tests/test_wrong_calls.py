@@ -1,5 +1,6 @@
 """Natural calls that are wrong: each is one line that names the argument and says what to do."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from PIL import Image
 
 import unitok
-from unitok import Document, GenerationConfig, SamplingParams, Segment
+from unitok import Document, GenerationConfig, SamplingParams, Segment, Unitok
 from unitok.errors import UserError
 
 NOISE = np.random.default_rng(0).standard_normal(8000)
@@ -124,6 +125,17 @@ def test_a_stream_refuses_what_it_cannot_do(tiny):
     ):
         with pytest.raises(UserError, match=said):
             tiny.stream("a text", **arguments)
+
+
+def test_loading_names_the_argument_that_other_libraries_call_otherwise():
+    for given, said in (
+        ({"torch_dtype": "auto"}, "from_pretrained: no 'torch_dtype'; did you mean dtype?"),
+        ({"device_map": "auto"}, "did you mean device?"),
+        ({"trust_remote_code": True}, "leave it out: nothing in a bundle is executed"),
+        ({"divice": "cpu"}, "did you mean device?"),
+    ):
+        with pytest.raises(UserError, match=re.escape(said)):
+            Unitok.from_pretrained("scenes", **given)
 
 
 def test_wrong_calls_of_score_are_one_line(tiny):

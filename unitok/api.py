@@ -4,13 +4,14 @@ from __future__ import annotations  # so that `help(u.generate)` shows the names
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from unitok.bundle import Bundle
 from unitok.content import Content, Prompt, Prompts
 from unitok.document import Document
-from unitok.generation_config import GenerationConfig, RankBy, SamplingParams, Schedule, Values, check_names
+from unitok.generation_config import GenerationConfig, RankBy, SamplingParams, Schedule, Values
+from unitok.keywords import checks_names
 from unitok.sample.chat import Chat, MessageDict, Reply
 from unitok.sample.fill import fill_content
 from unitok.sample.outputs import Output
@@ -24,41 +25,7 @@ from unitok.sample.transcribe import Transcript, transcribe
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: What other libraries call our arguments, and what to say of arguments that have no like here: by the argument that is meant.
-OTHER_NAMES = {
-    "n": "num_return_sequences num_images_per_prompt num_outputs num_samples",
-    "max_new_tokens": "max_length max_tokens max_completion_tokens",
-    "guidance_scale": "cfg_scale cfg guidance",
-    "modalities": "output outputs modality response_format",
-    "generation_config": "config sampling_params params",
-    "negative_prompt": "negative_prompts",
-    "prompt": "prompts inputs input_ids text_prompt input messages",
-    "documents": "document prompt prompts inputs input_ids input messages text texts",
-    "seed": "generator random_state",
-    "progress": "verbose use_tqdm",
-}
-ADVICE = {
-    "temperature": ("do_sample", "for greedy decoding give temperature=0"),
-    "best_of": ("num_beams", "there is no beam search; best_of keeps the best of several"),
-}
-
-P = ParamSpec("P")
-R = TypeVar("R")
 Override = Mapping[str, object] | SamplingParams | None
-
-
-def _checks_names(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorator: an argument that does not exist is a `UserError` that names the one that is meant."""
-    names = [name for name in inspect.signature(function).parameters if name != "self"]
-    hints = {other: f"did you mean {name}?" for name in names for other in OTHER_NAMES.get(name, "").split()}
-    hints |= dict(ADVICE[name] for name in names if name in ADVICE)
-
-    @functools.wraps(function)
-    def call(*args: P.args, **keywords: P.kwargs) -> R:
-        check_names(keywords, names, function.__name__, hints)
-        return function(*args, **keywords)
-
-    return call
 
 
 class Unitok(Bundle):
@@ -71,7 +38,7 @@ class Unitok(Bundle):
         tokenizers = ", ".join(self.tokenizers) or "none"
         return f"<{type(self).__name__}: tokenizers {tokenizers}; vocabulary of {self.vocab.size:,} tokens; {parameters}>"
 
-    @_checks_names
+    @checks_names
     def generate(
         self,
         prompt: Prompts,
@@ -124,7 +91,7 @@ class Unitok(Bundle):
         config = self._config(generation_config, given)
         return generate_outputs(self, read_prompts_of(self, prompt), config, batch_size, progress)
 
-    @_checks_names
+    @checks_names
     def stream(
         self,
         prompt: Prompts,
@@ -163,7 +130,7 @@ class Unitok(Bundle):
         config = self._config(generation_config, given)
         return stream_outputs(self, read_prompts_of(self, prompt), config, batch_size)
 
-    @_checks_names
+    @checks_names
     def fill(
         self,
         content: Content,
@@ -201,7 +168,7 @@ class Unitok(Bundle):
         given = {name: value for name, value in locals().items() if name in _CONFIG_FIELDS and value is not None}
         return fill_content(self, content, hole, prompt, self._config(generation_config, given), batch_size)
 
-    @_checks_names
+    @checks_names
     def edit(
         self,
         image: Content,
@@ -238,7 +205,7 @@ class Unitok(Bundle):
         config = config_for(self, *configs, edited=prompt.segments[0].modality)
         return generate_outputs(self, [prompt], config.replace(modalities=edit_plan(config, plan)), batch_size)
 
-    @_checks_names
+    @checks_names
     def speak(
         self,
         text: str,
@@ -265,7 +232,7 @@ class Unitok(Bundle):
         given.pop("text")
         return speak(self, text, voice, self._config(generation_config, given), batch_size)
 
-    @_checks_names
+    @checks_names
     def transcribe(
         self,
         recording: Content,
@@ -288,7 +255,7 @@ class Unitok(Bundle):
         given = {"temperature": own if temperature is None else temperature}
         return transcribe(self, recording, self._config(generation_config, given))
 
-    @_checks_names
+    @checks_names
     def chat(
         self,
         messages: Sequence[MessageDict],
@@ -339,7 +306,7 @@ class Unitok(Bundle):
         """Return the Document of one prompt: of a piece, or of a list of pieces."""
         return read_one(self, prompt)
 
-    @_checks_names
+    @checks_names
     def score(self, documents: Prompts) -> list[Score]:
         """Score documents: log-probabilities of their tokens, segment by segment.
 

@@ -7,7 +7,6 @@ import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, fields
-from difflib import get_close_matches
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias, get_args
@@ -15,6 +14,7 @@ from typing import Any, Literal, Self, TypeAlias, get_args
 from unitok.content import Prompt
 from unitok.errors import UserError, type_of
 from unitok.files import read_json, write_json
+from unitok.keywords import check_names
 
 FILE = "generation_config.json"
 
@@ -315,16 +315,6 @@ def check_count(name: str, value: object, least: int) -> None:
     """Raise `UserError` for what is no integer of at least that."""
     if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < least:
         raise UserError(f"{name} is {value!r}: it must be an integer of at least {least}")
-
-
-def check_names(given: Iterable[str], names: Sequence[str], where: str, hints: Mapping[str, str] | None = None) -> None:
-    """Raise `UserError` for a name that does not exist, with the one that is meant. hints: what other libraries' names mean."""
-    for name in given:
-        if name in names:
-            continue
-        near = get_close_matches(str(name), names, 1, 0.6)
-        meant = (hints or {}).get(name) or (f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}")
-        raise UserError(f"{where}: no {name!r}; {meant}")
 
 
 def _values(name: str, given: object) -> Values:

@@ -23,6 +23,7 @@ from unitok.files import Json, read_json, settle, whole_folder, write_json
 from unitok.generation_config import FILE as GENERATION_CONFIG
 from unitok.generation_config import GenerationConfig
 from unitok.hardware import check_device
+from unitok.keywords import checks_names
 from unitok.modalities import (
     AnyModality,
     Plain,
@@ -101,6 +102,7 @@ class Bundle:
     # ---- Loading and saving --------------------------------------------------------------------------------------
 
     @classmethod
+    @checks_names
     def from_pretrained(
         cls,
         name: str | Path,
