@@ -93,7 +93,7 @@ PROMPTS = [
     ((np.zeros((3, 5, 8000)), 8000), "a waveform is .C, T., channels first"),
     ((NOISE * 30, 8000), r"samples are in \[-1, 1\], got up to"),
     (Image.new("RGB", (0, 5)), "0 x 5 pixels"),
-    ("", "a prompt's text: it is empty; write something, or leave it out"),
+    ("", "a prompt's text: an empty text; write something, or leave it out"),
     (Path(), "not a file"),
     (Path("gone.png"), "gone.png: no such file"),
 ]

@@ -60,7 +60,7 @@ class Text(Modality["TextTokenizer", str, NoOptions]):
     ) -> Loaded:
         assert isinstance(content, str)
         if not content:
-            raise UserError(f"{name}: it is empty; write something, or leave it out")
+            raise UserError(f"{name}: an empty text; write something, or leave it out")
         return Loaded(content, facts={"characters": len(content)})
 
     def encode(self, tokenizer: "TextTokenizer", batch: list[Loaded]) -> list[np.ndarray]:
