@@ -45,7 +45,7 @@ def test_the_recipe_makes_a_bundle_with_scores_checksums_and_a_card(tmp_path, mo
     monkeypatch.setattr(Pipeline, "_run", in_this_process)
     monkeypatch.setattr(recipe, "SCENES", 40)
     monkeypatch.setattr(recipe, "EDITED", 20)
-    monkeypatch.setattr(recipe, "PER_DIRECTION", 4)
+    monkeypatch.setattr(recipe, "PER_DIRECTION", 2)
     monkeypatch.setattr(tune, "TEMPERATURES", (0.4, 0.0))
     monkeypatch.setattr(tune, "GUIDANCE_SCALES", (1.5,))
     recipe.run_recipe(tmp_path / "runs", tmp_path / "scenes")
