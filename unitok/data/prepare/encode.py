@@ -8,7 +8,7 @@ order, never on timing, and so do the codes.
 import threading
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
@@ -73,6 +73,9 @@ class Waiting:
     rejected: str = ""  # the filter that its texts break
 
 
+Prepared = Callable[[], Iterator[Waiting]]  # gives the documents of an item; errors: what `_Work.prepare` raises
+
+
 @dataclass
 class Encoded:
     """Documents in order, and what was not made into documents.
@@ -97,8 +100,8 @@ class Encoder:
     Args:
         options: how content is read, by kind, for sources without options of their own: the fields of `Modality.Options`.
         seed: of random crops.
-        overlap: decode while the networks run. Without it they take turns, which is faster where no core is free, because threads
-            of one interpreter slow each other down.
+        overlap: decode while the networks run. Without it all is done in turn by one thread, which is faster where no core is free,
+            because threads of one interpreter slow each other down.
         progress: is called with the numbers of new documents, files, bytes and failures.
     """
 
@@ -123,8 +126,8 @@ class Encoder:
         work = _Work(self)
         with ThreadPoolExecutor(DECODERS) as pool:
             try:
-                for id, where, future in _ahead(pool, makes, work):
-                    work.take(id, where, future)
+                for id, where, prepared in _ahead(pool, makes, work) if self.overlap else _in_turn(makes, work):
+                    work.take(id, where, prepared)
             except BaseException as error:
                 work.stop()  # otherwise its threads would wait forever
                 pool.shutdown(cancel_futures=True)
@@ -141,15 +144,21 @@ def _opened(raw: RawDocument) -> list[RawDocument]:
     return [replace(raw, content=tuple(opened))]
 
 
-def _ahead(pool: ThreadPoolExecutor, makes: Iterable[Job], work: "_Work") -> Iterator[tuple[str, str, Future]]:
-    """Futures in order, with up to `AHEAD` of them in progress."""
-    waiting: deque[tuple[str, str, Future]] = deque()
+def _ahead(pool: ThreadPoolExecutor, makes: Iterable[Job], work: "_Work") -> Iterator[tuple[str, str, Prepared]]:
+    """What gives each item's documents, in order, with up to `AHEAD` items in progress."""
+    waiting: deque[tuple[str, str, Prepared]] = deque()
     for number, (id, where, spec, make) in enumerate(makes):
-        waiting.append((id, where, pool.submit(work.prepare, number, spec, make)))
+        waiting.append((id, where, pool.submit(work.prepare, number, spec, make).result))
         while len(waiting) >= AHEAD:
             yield waiting.popleft()
     while waiting:
         yield waiting.popleft()
+
+
+def _in_turn(makes: Iterable[Job], work: "_Work") -> Iterator[tuple[str, str, Prepared]]:
+    """The same where nothing is decoded ahead."""
+    for number, (id, where, spec, make) in enumerate(makes):
+        yield id, where, partial(work.prepare, number, spec, make)
 
 
 class _Work:
@@ -167,8 +176,6 @@ class _Work:
         self.held_bytes = 0  # bytes that are decoded and not yet taken
         self.room = threading.Condition(self.lock)
         self.stopped = False
-        self.may_decode = threading.Event()  # cleared while the networks run and decoding must wait
-        self.may_decode.set()
         self.items = self.skipped = 0  # items taken so far, and those of them that gave no document
 
     # ---- In threads: read, decode --------------------------------------------------------------------------------
@@ -178,7 +185,6 @@ class _Work:
 
         Back-pressure: while decoded content exceeds `HELD_BYTES`, only the next item in order may proceed.
         """
-        self.may_decode.wait()
         with self.room:
             self.room.wait_for(lambda: self.held_bytes < HELD_BYTES or number <= self.items or self.stopped)
             if self.stopped:
@@ -196,7 +202,6 @@ class _Work:
 
     def stop(self) -> None:
         """Let waiting threads end; nothing more is prepared."""
-        self.may_decode.set()
         with self.room:
             self.stopped = True
             self.room.notify_all()
@@ -310,12 +315,12 @@ class _Work:
 
     # ---- In order: filter, batch, encode -------------------------------------------------------------------------
 
-    def take(self, id: str, where: str, future: Future) -> None:
+    def take(self, id: str, where: str, prepared: Prepared) -> None:
         """Take the next item in order: filter its documents, and put their content into batches."""
         files = size = good = bad = 0
         notes: set[str] = set()
         try:
-            for waiting in future.result():
+            for waiting in prepared():
                 shared = [media_item for media_item in waiting.media if media_item.key]
                 for media_item in shared:
                     media_item.ready.wait()
@@ -383,8 +388,6 @@ class _Work:
         """Encode a batch."""
         batch = self.batches.pop(key)
         self.waiting_bytes -= sum(media_item.loaded.nbytes for media_item in batch)
-        if not self.encoder.overlap:
-            self.may_decode.clear()
         try:
             codes = self.bundle.modality(key[0]).encode(
                 self.bundle.require(key[0]), [media_item.loaded for media_item in batch]
@@ -396,7 +399,6 @@ class _Work:
                 media_item.error = str(error)
         for media_item in batch:
             media_item.loaded.content = None
-        self.may_decode.set()
 
     def finish(self) -> Encoded:
         """Encode the remaining batches. Returns: all documents."""
