@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from unitok.errors import UserError
+from unitok.errors import UserError, type_of
 from unitok.files import Json
 
 _UNCHECKED = ("bundle.json", "README.md", "generation_config.json")  # the file with the checksums, and what people edit
@@ -24,9 +24,7 @@ def _checksum(path: Path) -> str:
 def check_files(folder: Path, expected: Json) -> None:
     """Compare a bundle's files with the checksums in its `bundle.json`. Errors: `UserError` that names the first file that differs."""
     if not isinstance(expected, dict):
-        raise UserError(
-            f"{folder / 'bundle.json'}: sha256 is {type(expected).__name__}; it is an object of names and checksums"
-        )
+        raise UserError(f"{folder / 'bundle.json'}: sha256 is {type_of(expected)}; it is an object of names and checksums")
     for name, digest in expected.items():
         if not (folder / name).is_file():
             raise UserError(f"{folder}: {name} is missing; install unitok again, or get the bundle again")

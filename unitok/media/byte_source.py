@@ -5,12 +5,12 @@ import os
 from pathlib import Path
 from typing import IO, Literal
 
+from unitok.storage import SMALL
+
 Order = Literal["little", "big"]
 
 #: Bytes that are searched at once.
 BLOCK = 1 << 20
-#: Up to so many bytes get a descriptor of their own.
-SMALL = 32 << 20
 
 
 class ByteSource:

@@ -32,7 +32,7 @@ _TARGA = ("tga", "icb", "vda", "vst")
 
 #: Image formats by their names in Pillow, with a pattern of their first bytes; `_header_fits` checks some further.
 _IMAGES = {
-    format: re.compile(b"(?s)" + begin)
+    format: re.compile(begin, re.DOTALL)
     for format, begin in {
         "PNG": rb"\x89PNG",
         "JPEG": rb"\xff\xd8\xff",
@@ -70,7 +70,7 @@ _IMAGES = {
         "SPIDER": rb"(?=.{16}(?:\x3f\x80\0\0|\0\0\x80\x3f)).{108}",  # its type, 1.0
     }.items()
 }
-_ANY_IMAGE = re.compile(b"|".join(b"(?:%b)" % begin.pattern.removeprefix(b"(?s)") for begin in _IMAGES.values()), re.DOTALL)
+_ANY_IMAGE = re.compile(b"|".join(b"(?:%b)" % begin.pattern for begin in _IMAGES.values()), re.DOTALL)
 #: Brands of ISO media files (`ftyp`) that are images.
 _AVIF = {b"avif", b"avis"}
 _HEIF = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1"}

@@ -248,6 +248,8 @@ class Evaluation:
         turn: bool = False,
         config: GenerationConfig | None = None,
     ) -> list[Output]:
+        """Continue each prompt once, with the parameters of `config` (default: of the evaluation). name: for the progress. turn: as the
+        assistant's turn of a conversation."""
         if self.progress:
             print(f"generate {name} ({len(prompts)})", flush=True)
         config = (config or self.config).replace(
@@ -342,22 +344,20 @@ def evaluate_bundle(
     edited = config_of_scenes(unitok, asked, unitok.instance("image"))
     evaluation = Evaluation(unitok, Path(out), seed, config_of_scenes(unitok, asked), progress)
 
-    def tasks(folder: Path, rows: list[SceneRow], ending: str = "") -> None:
-        if "box" in unitok.vocab.spans and rows[0]["boxes"]:
+    def measure(folder: Path, rows: list[SceneRow], ending: str = "") -> None:
+        evaluation.generate(folder, rows, ending)
+        tasks = bool(rows[0]["boxes"])
+        if "<assistant>" in unitok.vocab.specials and (tasks or not ending):
+            evaluation.conversations(folder, rows, ending)
+        if "box" in unitok.vocab.spans and tasks:
             TaskEvaluation(evaluation, folder, rows, edited, ending).run()
 
     evaluation.reconstruct(scenes, rows)
-    evaluation.generate(scenes, rows[:count])
+    measure(scenes, rows[:count])
     if best_of > 1:
         evaluation.generate(scenes, rows[:count], f".best_of_{best_of}", best_of)
-    if "<assistant>" in unitok.vocab.specials:
-        evaluation.conversations(scenes, rows[:count])
-    tasks(scenes, rows[:count])
     for fold, rows_of_fold in rows_of_folds.items():
-        evaluation.generate(folds[fold], rows_of_fold, f".{fold}")
-        if "<assistant>" in unitok.vocab.specials and rows_of_fold[0]["boxes"]:
-            evaluation.conversations(folds[fold], rows_of_fold, f".{fold}")
-        tasks(folds[fold], rows_of_fold, f".{fold}")
+        measure(folds[fold], rows_of_fold, f".{fold}")
     evaluation.scores["malformed"] = evaluation.malformed
     Path(out).mkdir(parents=True, exist_ok=True)
     write_json(Path(out) / "scores.json", evaluation.scores)

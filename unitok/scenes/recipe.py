@@ -143,7 +143,7 @@ def run_recipe(out: Path, destination: Path) -> None:
     configs = b"".join((CONFIGS / "bundle" / f"{name}.yaml").read_bytes() for name in ("image", "audio", *TRAININGS))
     code = float(zlib.crc32(version("unitok-lm").encode() + configs))  # another version is another recipe
     recipe = Pipeline(out, "recipe", MINUTES, {"scenes": SCENES, "resolution": RESOLUTION, "version": code})
-    bundle, earlier = out / "bundle", [out / "first", out / "second"]
+    first, second, bundle = (out / name for name in ("first", "second", "bundle"))
 
     def scenes(name: str, count: int, seed: int, *more: str) -> list[str]:
         words = ["scenes", str(out / "scenes" / name), "--count", str(count), "--seed", str(seed)]
@@ -176,28 +176,26 @@ def run_recipe(out: Path, destination: Path) -> None:
     documents = {train: out / "tokens", out / "scenes" / "edits": out / "edit-tokens"}
     recipe.stage("tokenize", *(["tokenize", str(raw), str(to), "--bundle", str(bundle)] for raw, to in documents.items()))
     fast = ("--trainer.precision", "bf16-mixed", "--model.init_args.compile", "true")
-    trained = "decoder"
-    recipe.stage(trained, fit(trained, out / "tokens", on_gpu=fast))
-    for name, data, before in (("edits", "edit-tokens", earlier[0]), ("rehearsal", "tokens", earlier[1])):
-        recipe.stage(f"{before.name} bundle", ["bundle", str(before), *parts, "--decoder", str(out / trained)])
-        recipe.stage(name, fit(name, out / data, "--model.init_args.init_from", str(before), on_gpu=fast))
-        trained = name
-    recipe.stage("bundle", ["bundle", str(bundle), "--decoder", str(out / trained)], lambda: halve(bundle / "model"))
+    recipe.stage("decoder", fit("decoder", out / "tokens", on_gpu=fast))
+    recipe.stage("first bundle", ["bundle", str(first), *parts, "--decoder", str(out / "decoder")])
+    recipe.stage("edits", fit("edits", out / "edit-tokens", "--model.init_args.init_from", str(first), on_gpu=fast))
+    recipe.stage("second bundle", ["bundle", str(second), *parts, "--decoder", str(out / "edits")])
+    recipe.stage("rehearsal", fit("rehearsal", out / "tokens", "--model.init_args.init_from", str(second), on_gpu=fast))
+    recipe.stage("bundle", ["bundle", str(bundle), "--decoder", str(out / "rehearsal")], lambda: halve(bundle / "model"))
     validation = [out / "scenes" / name for name in ("validation", "validation-composed")]
     recipe.stage("tune", lambda: tune(bundle, validation, PER_DIRECTION // 2).save_pretrained(bundle))
     folds = [word for fold in ("composed", "systematic") for word in (f"--{fold}", str(out / "scenes" / fold))]
     line = ["eval", "--bundle", str(bundle), "--scenes", str(out / "scenes" / "test"), *folds]
     recipe.stage("eval", [*line, "--count", str(PER_DIRECTION), "--out", str(out / "eval")])
-    _publish(bundle, earlier, read_json(out / "eval" / "scores.json", ""), train / "documents.jsonl", destination)
+    _publish([first, second, bundle], read_json(out / "eval" / "scores.json", ""), train / "documents.jsonl", destination)
     print(f"{destination}: the built-in bundle, in {recipe.seconds / 60:.0f} minutes")
 
 
-def _publish(folder: Path, earlier: list[Path], scores: Scores, documents: Path, destination: Path) -> None:
-    """Write the bundle with its facts, checksums and model card. earlier: the bundles of all of the decoder's trainings but the last."""
-    bundle = Bundle.from_pretrained(folder)
+def _publish(folders: list[Path], scores: Scores, documents: Path, destination: Path) -> None:
+    """Write the last of some bundles, each of one of the decoder's trainings, with its facts, checksums and model card."""
+    bundle = Bundle.from_pretrained(folders[-1])
     digest = hashlib.sha256(documents.read_bytes()).hexdigest()
-    training = read_json(folder / "bundle.json", "")["training"]
-    trainings = [read_json(each / "bundle.json", "")["training"]["model"] for each in (*earlier, folder)]
+    trainings = [read_json(folder / "bundle.json", "")["training"] for folder in folders]
     versions: dict[str, Json] = {
         "unitok": version("unitok-lm"),
         "documents": digest[:16],
@@ -207,8 +205,8 @@ def _publish(folder: Path, earlier: list[Path], scores: Scores, documents: Path,
         "their seed": 22,
         "date": date.today().isoformat(),
     }
-    named = {f"model, {name}" if number else "model": trainings[number] for number, name in enumerate(TRAININGS)}
-    bundle.facts["training"] = {**training, **named, "data": versions}
+    further = {f"model, {name}": facts["model"] for name, facts in zip(TRAININGS[1:], trainings[1:], strict=True)}
+    bundle.facts["training"] = {**trainings[-1], "model": trainings[0]["model"], **further, "data": versions}
     bundle.facts["scores"] = _table(scores)
     bundle.facts["world"] = {
         "example": EXAMPLE,

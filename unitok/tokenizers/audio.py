@@ -108,11 +108,12 @@ class AudioTokenizer(Tokenizer):
     def scales(self, samples: Tensor) -> Tensor:
         """Return the loudness by which each segment of audio [B, C, T] is divided, [B, segments]; [B, 0] without
         `normalize`."""
-        return torch.cat([self._normalized(segment)[1] for segment in self._segments([samples])], -1)
+        segments = self._segments([samples]) if self.config.normalize else [samples]
+        return torch.cat([self._normalized(segment)[1] for segment in segments], -1)
 
     def size(self, samples: Tensor) -> tuple[int, ...]:
         """Return the `Segment.size` of audio [C, T]: the length in samples, then the scale of each segment in millionths."""
-        return _size(samples.shape[-1], self.scales(samples[None])[0]) if self.config.normalize else (samples.shape[-1],)
+        return _size(samples.shape[-1], self.scales(samples[None])[0])
 
     @torch.no_grad()
     def _encode_blocks(self, blocks: Iterable[Tensor], levels: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -283,7 +284,7 @@ class AudioTokenizer(Tokenizer):
         """
         waveform, hz = check_waveform(samples, rate, name)
         converted = convert_audio(waveform, hz, self.sample_rate, self.config.channels)
-        if max(map(abs, map(float, converted.aminmax()))) < SILENCE:
+        if converted.abs().max() < SILENCE:
             raise _silent(name, [waveform])
         return converted
 

@@ -1,6 +1,6 @@
 """Raw documents -> documents, with the tokenizers of a bundle.
 
-Threads read and decode the parts of documents a little ahead of the tokenizers. Contents of equal batch keys go through the
+Threads read and decode the parts of documents a little ahead of the tokenizers, where a core is free for them. Contents of equal batch keys go through the
 networks together. Each file is encoded once, however many documents use it. The batches depend only on the documents and their
 order, never on timing, and so do the codes.
 """
