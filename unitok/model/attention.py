@@ -16,6 +16,7 @@ chosen by name and cannot run is an error that says why.
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
 from inspect import signature
 from itertools import accumulate
@@ -55,10 +56,16 @@ def document_lengths(documents: Tensor) -> list[int]:
 
 
 def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention where each row is one document: q [B, T, H, D], k and v [B, T, G, D] -> [B, T, H, D]."""
-    grouped = k.shape[2] != q.shape[2]
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped).transpose(1, 2)
+    """Causal attention where each row is one document: q [B, T, H, D], k and v [B, T, G, D] -> [B, T, H, D].
+
+    On a CPU gradients are computed in fp32: torch's backward pass takes four times as long in bfloat16, AMX or not (docs/notes.md).
+    """
+    grouped, dtype, kind = k.shape[2] != q.shape[2], q.dtype, q.device.type
+    widened = kind == "cpu" and dtype != torch.float32 and torch.is_grad_enabled()
+    q, k, v = (x.transpose(1, 2).float() if widened else x.transpose(1, 2) for x in (q, k, v))
+    with torch.autocast(kind, enabled=False) if widened else nullcontext():
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+    return out.transpose(1, 2).to(dtype)
 
 
 class WholeRows:

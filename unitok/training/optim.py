@@ -50,13 +50,14 @@ def optimizer_defaults(hidden_size: int, start: Start) -> OptimizerDefaults:
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     """[N, R, C] -> nearly semi-orthogonal matrices, singular values 0.7 to 1.2: quintic Newton-Schulz with Jordan's coefficients."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrices.bfloat16() if matrices.is_cuda else matrices.float()
+    half = matrices.is_cuda or torch.is_autocast_enabled(matrices.device.type)
+    x = matrices.bfloat16() if half else matrices.float()
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        gram = torch.bmm(x, x.mT)
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.mT if tall else x).to(matrices.dtype)
 
 
