@@ -112,6 +112,20 @@ def test_every_back_end_equals_a_naive_loop_forward_and_gradient(backend, device
         assert off_by(a, b) < close
 
 
+def test_gradients_in_bfloat16_on_a_cpu_are_those_of_fp32():
+    torch.manual_seed(1)
+    exact = [torch.randn(2, 7, heads, 8).bfloat16().float().requires_grad_() for heads in (4, 2, 2)]
+    half = [x.detach().bfloat16().requires_grad_() for x in exact]
+    packing = build_packing(DOCUMENTS["mixed"], "sdpa")
+    reference = packing.attend(*exact)
+    grad = torch.randn_like(reference).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = packing.attend(*half)
+    assert torch.equal(ours, reference.bfloat16())
+    for a, b in zip(torch.autograd.grad(ours, half, grad), torch.autograd.grad(reference, exact, grad.float()), strict=True):
+        assert off_by(a, b) < 4e-3  # one rounding
+
+
 def test_documents_of_many_lengths_in_long_rows_equal_each_alone():
     torch.manual_seed(2)
     lengths = torch.randint(1, 90, (40,)).tolist()

@@ -107,3 +107,13 @@ def test_half_precision_keeps_the_loss(batch):
     assert found.total.dtype == torch.float32
     torch.testing.assert_close(found.total, exact, rtol=2e-2, atol=2e-2)
     assert hidden.grad.isfinite().all()
+
+
+def test_autocast_on_a_cpu_leaves_the_loss_in_fp32(batch):
+    torch.manual_seed(4)
+    hidden, weight = torch.randn(1, 6, 48), torch.randn(97, 48, requires_grad=True)
+    exact = next_id_loss(hidden, weight, batch, KINDS)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = next_id_loss(hidden, weight, batch, KINDS)
+    assert torch.equal(found.nll, exact.nll)
+    assert torch.equal(*(torch.autograd.grad(loss.total, weight)[0] for loss in (found, exact)))

@@ -34,7 +34,7 @@ def in_this_process(self: Pipeline, command: list[str], save) -> None:
     if words[0] == "fit":
         words += ["--model.init_args.steps", "6", "--model.init_args.log_every", "1", "--trainer.enable_progress_bar", "false"]
         words += (
-            ["--data.init_args.sequence_length", "800"]
+            ["--data.init_args.sequence_length", "800", "--model.init_args.compile", "false"]
             if {f"{name}.yaml" for name in recipe.TRAININGS} & {Path(word).name for word in words}
             else []
         )

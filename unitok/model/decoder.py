@@ -210,8 +210,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], context: "_Context") -> Tensor:
         """[B, T, C] -> [B, T, C]."""
         q, k, v = (part(x).unflatten(-1, (-1, self.head_dim)) for part in (self.q_proj, self.k_proj, self.v_proj))
-        # Under autocast norms and rotations run in fp32, attention in half precision.
-        q, k = (rotate(norm(x), *rotary).to(v.dtype) for norm, x in ((self.q_norm, q), (self.k_norm, k)))
+        # Under autocast norms and rotations run in fp32, as x is, attention in half precision.
+        q, k = (rotate(norm(part.to(x.dtype)), *rotary).to(v.dtype) for norm, part in ((self.q_norm, q), (self.k_norm, k)))
         return self.o_proj(context.packing.attend(q, k, v).flatten(2))
 
 

@@ -57,16 +57,21 @@ def next_id_loss(
     groups = [(allowed, some) for allowed, some in members if len(some) and size_of(allowed) > 1]  # of one, it is forced
     index = torch.cat([some for _, some in groups]) if groups else order[:0]
     sizes = [(intervals, len(some)) for intervals, some in groups]
-    total, nll, logsumexp, correct = _ChunkedLoss.apply(
-        hidden.flatten(0, 1)[index],
-        weight,
-        flat["targets"][index],
-        flat["weights"][index],
-        sizes,
-        z_loss,
-        measure,
-        torch.is_grad_enabled(),
-    )
+    kind = hidden.device.type
+    # On a CPU in fp32, which is as fast: in bfloat16 oneDNN compiles a product for each number of positions, and keeps a thousand.
+    half = torch.is_autocast_enabled(kind) and kind != "cpu"
+    with torch.autocast(kind, enabled=False):
+        total, nll, logsumexp, correct = _ChunkedLoss.apply(
+            hidden.flatten(0, 1)[index],
+            weight,
+            flat["targets"][index],
+            flat["weights"][index],
+            sizes,
+            z_loss,
+            measure,
+            torch.get_autocast_dtype(kind) if half else hidden.dtype,
+            torch.is_grad_enabled(),
+        )
     return Loss(total, index, nll, logsumexp, correct)
 
 
@@ -98,7 +103,7 @@ def _cross_entropy(
 class _ChunkedLoss(torch.autograd.Function):
     """Hidden states [N, C] in groups, each (allowed tokens, number of states), and head [V, C] -> total, nll, logsumexp, correct.
 
-    With `differentiate` the gradients are computed in the same pass.
+    Products are of `dtype`. With `differentiate` the gradients are computed in the same pass.
     """
 
     @staticmethod
@@ -111,6 +116,7 @@ class _ChunkedLoss(torch.autograd.Function):
         groups: list[tuple[Intervals, int]],
         z_loss: float,
         measure: bool,
+        dtype: torch.dtype,
         grad_enabled: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         n = len(states)
@@ -119,7 +125,6 @@ class _ChunkedLoss(torch.autograd.Function):
         differentiate = grad_enabled and (states.requires_grad or weight.requires_grad)
         d_states = torch.empty_like(states) if differentiate else None
         d_weight = torch.zeros_like(weight, dtype=torch.float32) if differentiate else None
-        dtype = torch.get_autocast_dtype(states.device.type) if torch.is_autocast_enabled(states.device.type) else states.dtype
         start = 0
         for intervals, count in groups:
             rows = rows_of(weight, intervals).to(dtype)
@@ -148,4 +153,4 @@ class _ChunkedLoss(torch.autograd.Function):
     def backward(ctx: BackwardCFunction, grad: Tensor, *others: Tensor) -> tuple[Tensor | None, ...]:
         saved: tuple[Tensor, ...] = ctx.saved_tensors
         d_states, d_weight = saved
-        return d_states * grad.to(d_states.dtype), d_weight * grad.to(d_weight.dtype), None, None, None, None, None, None
+        return d_states * grad.to(d_states.dtype), d_weight * grad.to(d_weight.dtype), *(None,) * 7

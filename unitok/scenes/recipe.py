@@ -7,7 +7,6 @@ on scenes of their own. A recipe that was interrupted goes on where it was.
 import argparse
 import hashlib
 import zlib
-from collections.abc import Sequence
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +22,7 @@ from unitok.conversations import to_data_url
 from unitok.files import Json, read_json, write_json, write_text
 from unitok.hub import BUILT_IN
 from unitok.media import encode_png
+from unitok.model.native import compiler
 from unitok.pretrained import save_weights
 from unitok.sample.prompts import words_of
 from unitok.scenes.evaluate import Scores, interval
@@ -149,10 +149,20 @@ def run_recipe(out: Path, destination: Path) -> None:
         words = ["scenes", str(out / "scenes" / name), "--count", str(count), "--seed", str(seed)]
         return [*words, "--resolution", str(RESOLUTION), *more]
 
-    def fit(name: str, data: Path, *more: str, on_gpu: Sequence[str] = ()) -> list[str]:
+    on_gpu = torch.cuda.is_available()
+
+    def fit(name: str, data: Path, *more: str) -> list[str]:
         words = ["fit", "--config", str(CONFIGS / "bundle" / f"{name}.yaml"), "--out", str(out / name), "--resume", "auto"]
         words += ["--data.init_args.path", str(data), *more]
-        return [*words, *(["--trainer.accelerator", "gpu", *on_gpu] if torch.cuda.is_available() else [])]
+        return [*words, *(["--trainer.accelerator", "gpu"] if on_gpu else [])]
+
+    def fit_decoder(name: str, tokens: Path, init_from: Path | None = None) -> list[str]:
+        """In bfloat16 where that is fast, and then compiled, which gains little in fp32 on a CPU."""
+        more = [] if init_from is None else ["--model.init_args.init_from", str(init_from)]
+        if on_gpu or recipe.precision == "bf16-mixed":
+            compiles = on_gpu or compiler() is not None
+            more += ["--trainer.precision", "bf16-mixed", "--model.init_args.compile", str(compiles).lower()]
+        return fit(name, tokens, *more)
 
     recipe.stage(
         "scenes",
@@ -175,12 +185,11 @@ def run_recipe(out: Path, destination: Path) -> None:
     recipe.stage("tokenizers", ["bundle", str(bundle), *parts])
     documents = {train: out / "tokens", out / "scenes" / "edits": out / "edit-tokens"}
     recipe.stage("tokenize", *(["tokenize", str(raw), str(to), "--bundle", str(bundle)] for raw, to in documents.items()))
-    fast = ("--trainer.precision", "bf16-mixed", "--model.init_args.compile", "true")
-    recipe.stage("decoder", fit("decoder", out / "tokens", on_gpu=fast))
+    recipe.stage("decoder", fit_decoder("decoder", out / "tokens"))
     recipe.stage("first bundle", ["bundle", str(first), *parts, "--decoder", str(out / "decoder")])
-    recipe.stage("edits", fit("edits", out / "edit-tokens", "--model.init_args.init_from", str(first), on_gpu=fast))
+    recipe.stage("edits", fit_decoder("edits", out / "edit-tokens", first))
     recipe.stage("second bundle", ["bundle", str(second), *parts, "--decoder", str(out / "edits")])
-    recipe.stage("rehearsal", fit("rehearsal", out / "tokens", "--model.init_args.init_from", str(second), on_gpu=fast))
+    recipe.stage("rehearsal", fit_decoder("rehearsal", out / "tokens", second))
     recipe.stage("bundle", ["bundle", str(bundle), "--decoder", str(out / "rehearsal")], lambda: halve(bundle / "model"))
     validation = [out / "scenes" / name for name in ("validation", "validation-composed")]
     recipe.stage("tune", lambda: tune(bundle, validation, PER_DIRECTION // 2).save_pretrained(bundle))
