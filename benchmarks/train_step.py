@@ -1,6 +1,6 @@
 """Training steps of the decoder beside transformers' Chameleon and Qwen3 at equal shape.
 
-    python benchmarks/train_step.py [--quick] [--compile] [--device cuda]
+    python benchmarks/train_step.py [--quick] [--compile] [--half] [--device cuda]
 
 Measured on a CPU, forward, backward and optimizer, with the same loss: 2.35 to 2.73 times Qwen3's tokens that are not padding per
 second, 2.39 to 2.55 times Chameleon's.
@@ -8,7 +8,7 @@ second, 2.39 to 2.55 times Chameleon's.
 The documents are those of scenes (text, images and audio in all orders), as `unitok tokenize` writes them. unitok packs them in
 rows. The peers pad them to the longest of each batch, with labels of -100, as transformers' collators do, which makes about half
 of their tokens padding. A step of each holds about as many tokens, padding included. All use torch's fused AdamW at
-one learning rate; fp32 on a CPU, bfloat16 autocast on a GPU. `all tokens`: the loss of the peers, a softmax over the whole vocabulary; `allowed`: over the
+one learning rate; fp32 on a CPU, bfloat16 autocast on a GPU and with `--half`. `all tokens`: the loss of the peers, a softmax over the whole vocabulary; `allowed`: over the
 tokens that the grammar allows, which is unitok's default.
 """
 
@@ -132,7 +132,7 @@ def steps(which: str, size: str, tokens: Path, o: argparse.Namespace) -> tuple[C
             real,
             {"theirs": real_theirs, "padding_theirs": 1 - real_theirs / positions, "slots": number * o.ids},
         )
-    precise = torch.autocast(device, torch.bfloat16, enabled=device != "cpu")
+    precise = torch.autocast(device, torch.bfloat16, enabled=device != "cpu" or o.half)
     if which in PEERS:
         model = theirs(which, config).to(device).train()
         batches, real = padded_batches(tokens, o.ids, number)
@@ -177,6 +177,7 @@ def main() -> None:
     p.add_argument("--sizes", nargs="+", choices=SIZES, default=["2m", "25m"])
     p.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
     p.add_argument("--compile", action="store_true", help="torch.compile for all; compile time does not count")
+    p.add_argument("--half", action="store_true", help="bfloat16 autocast on a CPU, too: for those that multiply it fast (AMX)")
     p.add_argument("--ids", type=int, default=4096, help="tokens per step")
     p.add_argument("--steps", type=int, default=4, help="steps a round; on a CPU one for the larger sizes")
     p.add_argument("--rounds", type=int, default=5)
@@ -203,13 +204,13 @@ def main() -> None:
         o.steps = given if size == "2m" or o.device != "cpu" else 1
         _, real, info = steps("ids", size, tokens, o)
         flags = ["--ids", str(o.ids), "--steps", str(o.steps), "--device", o.device, "--work", str(o.work)]
-        flags += ["--compile"] if o.compile else []
+        flags += [*(["--compile"] if o.compile else []), *(["--half"] if o.half else [])]
         jobs = {which: [*flags, "--only", which, size] for which in ("all", "allowed", *o.peers)}
         measured = in_turns(__file__, jobs, 3 if o.quick else o.rounds, o.keep_for_all)
         config = replace(PRESETS[SIZES[size]].config, vocab_size=TokenDataset(tokens).vocab.size)
         for peer in o.peers:
             for which, name in (("all", "all tokens"), ("allowed", "allowed")):
-                case = f"{size}{' compiled' if o.compile else ''}, loss over {name}"
+                case = f"{size}{' compiled' if o.compile else ''}{' in bfloat16' if o.half else ''}, loss over {name}"
                 ours, other = real / measured[which]["seconds"], info["theirs"] / measured[peer]["seconds"]
                 row: dict[str, Any] = {
                     "case": f"{case}: speed",
@@ -226,7 +227,7 @@ def main() -> None:
                 row = {"case": f"{case}: memory", "unit": "GB", "ours": measured[which]["gb"], "peer": peer}
                 cases.append(row | {"theirs": measured[peer]["gb"], "ratio": measured[peer]["gb"] / measured[which]["gb"]})
     print(json.dumps(more))
-    write_results(f"train_step{'_compiled' if o.compile else ''}", cases, o.device, o.out, **more)
+    write_results(f"train_step{'_compiled' if o.compile else ''}{'_half' if o.half else ''}", cases, o.device, o.out, **more)
 
 
 if __name__ == "__main__":
