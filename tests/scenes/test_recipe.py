@@ -29,10 +29,10 @@ PROMPT = "a large red circle left of a small blue square on a white background"
 
 
 def in_this_process(self: Pipeline, command: list[str], save) -> None:
-    """Stands for a process: 6 steps of training, of which the last writes nothing to the terminal."""
+    """Stands for a process: 3 steps of training, of which the last writes nothing to the terminal."""
     words = list(command)
     if words[0] == "fit":
-        words += ["--model.init_args.steps", "6", "--model.init_args.log_every", "1", "--trainer.enable_progress_bar", "false"]
+        words += ["--model.init_args.steps", "3", "--model.init_args.log_every", "1", "--trainer.enable_progress_bar", "false"]
         words += (
             ["--data.init_args.sequence_length", "800", "--model.init_args.compile", "false"]
             if {f"{name}.yaml" for name in recipe.TRAININGS} & {Path(word).name for word in words}
