@@ -45,6 +45,7 @@ def test_the_recipe_makes_a_bundle_with_scores_checksums_and_a_card(tmp_path, mo
     monkeypatch.setattr(Pipeline, "_run", in_this_process)
     monkeypatch.setattr(recipe, "SCENES", 40)
     monkeypatch.setattr(recipe, "EDITED", 20)
+    monkeypatch.setattr(recipe, "REENCODED", 20)
     monkeypatch.setattr(recipe, "PER_DIRECTION", 2)
     monkeypatch.setattr(tune, "TEMPERATURES", (0.4, 0.0))
     monkeypatch.setattr(tune, "GUIDANCE_SCALES", (1.5,))
@@ -59,7 +60,7 @@ def test_the_recipe_makes_a_bundle_with_scores_checksums_and_a_card(tmp_path, mo
     training = bundle.facts["training"]
     assert (training["data"]["scenes"], training["data"]["edited scenes"]) == (40, 20)
     data = {name: training[name]["data"] for name in ("model", "model, edits", "model, rehearsal")}
-    assert list(data.values()) == ["tokens", "edit-tokens", "tokens"]
+    assert list(data.values()) == ["tokens", "edit-tokens", "tokens, reencoded-tokens"]
     assert set(PROMPT.split()) <= set(bundle.facts["world"]["words"])
     info = json.loads((tmp_path / "scenes" / "bundle.json").read_text())
     assert info["sha256"] == checksums(tmp_path / "scenes")
@@ -71,7 +72,7 @@ def test_the_recipe_makes_a_bundle_with_scores_checksums_and_a_card(tmp_path, mo
     before = capsys.readouterr().out
     assert "== scenes (0 s of 31800 s spent)" in before
     recipe.run_recipe(tmp_path / "runs", tmp_path / "scenes")  # again: nothing is left to do
-    assert capsys.readouterr().out.count("already done") == 14
+    assert capsys.readouterr().out.count("already done") == 16
 
 
 def test_the_interval_is_wilsons():

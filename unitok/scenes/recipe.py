@@ -6,10 +6,13 @@ on scenes of their own. A recipe that was interrupted goes on where it was.
 
 import argparse
 import hashlib
+import json
 import zlib
+from collections.abc import Mapping
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -32,7 +35,13 @@ from unitok.scenes.world import BACKGROUNDS, COLORS, PITCHES, SHAPES, TIMBRES, p
 
 NAME = "scenes"
 MINUTES = 530.0  # on two CPU cores, by the pace of some steps; with an H200 the decoder takes 8 of them
-SCENES, EDITED, RESOLUTION = 60_000, 28_000, 64  # scenes of the decoder's first and last training, and of the one between them
+RESOLUTION = 64
+SCENES, EDITED, REENCODED = (
+    60_000,
+    28_000,
+    2_500,
+)  # of the decoder's first and last training, of the one between, and of the last alone
+SEEDS = (1, 22, 24)  # of these scenes
 EXAMPLE = "a large red circle left of a small blue square on a white background"
 EXAMPLES: list[tuple[str, list[str]]] = [  # prompts, and what to make of each
     (EXAMPLE, ["image", "audio"]),
@@ -59,6 +68,15 @@ AVERAGES = {
     **dict.fromkeys(("caption-image", "image-questions", "find", "point", "label"), 0.1),
     **dict.fromkeys(("describe_box", "detect", "draw_boxes", "draw_labels"), 0.1),
     **dict.fromkeys(("caption-image-audio", "image-audio", "caption-audio", "audio-caption", "story", "sequel"), 0.05),
+}
+#: The same of scenes whose images are read as a user gives them back: decoded from their codes, and encoded again, which changes half of the codes.
+READ = {
+    "image-caption": 1.0,
+    "image-questions": 0.5,
+    **dict.fromkeys(
+        ("edit", "conversation", "label", "draw_boxes", "draw_labels", "caption-image", "caption-image-audio"), 0.0
+    ),
+    **dict.fromkeys(("caption-audio", "audio-caption", "story", "sequel"), 0.0),
 }
 TRAININGS = ("decoder", "edits", "rehearsal")  # of the decoder, by the names of their configurations
 PER_DIRECTION = 600  # scenes, a third each of one, two and three objects on average
@@ -145,31 +163,30 @@ def run_recipe(out: Path, destination: Path) -> None:
     recipe = Pipeline(out, "recipe", MINUTES, {"scenes": SCENES, "resolution": RESOLUTION, "version": code})
     first, second, bundle = (out / name for name in ("first", "second", "bundle"))
 
-    def scenes(name: str, count: int, seed: int, *more: str) -> list[str]:
+    def scenes(name: str, count: int, seed: int, *more: str, averages: Mapping[str, float] = MappingProxyType({})) -> list[str]:
         words = ["scenes", str(out / "scenes" / name), "--count", str(count), "--seed", str(seed)]
+        words += [word for kind, number in averages.items() for word in ("--average", f"{kind}={number}")]
         return [*words, "--resolution", str(RESOLUTION), *more]
 
     on_gpu = torch.cuda.is_available()
 
-    def fit(name: str, data: Path, *more: str) -> list[str]:
+    def fit(name: str, data: Path | str) -> list[str]:
         words = ["fit", "--config", str(CONFIGS / "bundle" / f"{name}.yaml"), "--out", str(out / name), "--resume", "auto"]
-        words += ["--data.init_args.path", str(data), *more]
-        return [*words, *(["--trainer.accelerator", "gpu"] if on_gpu else [])]
+        return [*words, "--data.init_args.path", str(data), *(["--trainer.accelerator", "gpu"] if on_gpu else [])]
 
-    def fit_decoder(name: str, tokens: Path, init_from: Path | None = None) -> list[str]:
+    def fit_decoder(name: str, tokens: Path | str, init_from: Path | None = None) -> list[str]:
         """In bfloat16 where that is fast, and then compiled, which gains little in fp32 on a CPU."""
         more = [] if init_from is None else ["--model.init_args.init_from", str(init_from)]
         if on_gpu or recipe.precision == "bf16-mixed":
             compiles = on_gpu or compiler() is not None
             more += ["--trainer.precision", "bf16-mixed", "--model.init_args.compile", str(compiles).lower()]
-        return fit(name, tokens, *more)
+        return [*fit(name, tokens), *more]
 
     recipe.stage(
         "scenes",
-        scenes("train", SCENES, 1, "--tasks"),
-        scenes(
-            "edits", EDITED, 22, "--tasks", *(word for kind, n in AVERAGES.items() for word in ("--average", f"{kind}={n}"))
-        ),
+        scenes("train", SCENES, SEEDS[0], "--tasks"),
+        scenes("edits", EDITED, SEEDS[1], "--tasks", averages=AVERAGES),
+        scenes("read", REENCODED, SEEDS[2], "--tasks", averages=READ),
         scenes("validation", PER_DIRECTION, 2, "--fold", "seen"),
         scenes("validation-composed", PER_DIRECTION, 6, "--fold", "composed"),
         scenes("test", PER_DIRECTION, 3, "--fold", "seen", "--tasks"),
@@ -183,13 +200,20 @@ def run_recipe(out: Path, destination: Path) -> None:
     parts = [word for name in ("text", "image", "audio") for word in (f"--{name}", str(out / name))]
     parts += ["--add", "box:bins=64", "--add", "point:bins=64"]
     recipe.stage("tokenizers", ["bundle", str(bundle), *parts])
-    documents = {train: out / "tokens", out / "scenes" / "edits": out / "edit-tokens"}
-    recipe.stage("tokenize", *(["tokenize", str(raw), str(to), "--bundle", str(bundle)] for raw, to in documents.items()))
-    recipe.stage("decoder", fit_decoder("decoder", out / "tokens"))
+
+    def coded(verb: str, given: Path, made: Path) -> list[str]:
+        return [verb, str(given), str(made), "--bundle", str(bundle)]
+
+    tokens, edited, once, again = (out / f"{name}tokens" for name in ("", "edit-", "read-", "reencoded-"))
+    documents = {"train": tokens, "edits": edited, "read": once}
+    recipe.stage("tokenize", *(coded("tokenize", out / "scenes" / name, to) for name, to in documents.items()))
+    recipe.stage("decode", coded("detokenize", once, out / "decoded"))
+    recipe.stage("encode again", coded("tokenize", out / "decoded", again))
+    recipe.stage("decoder", fit_decoder("decoder", tokens))
     recipe.stage("first bundle", ["bundle", str(first), *parts, "--decoder", str(out / "decoder")])
-    recipe.stage("edits", fit_decoder("edits", out / "edit-tokens", first))
+    recipe.stage("edits", fit_decoder("edits", edited, first))
     recipe.stage("second bundle", ["bundle", str(second), *parts, "--decoder", str(out / "edits")])
-    recipe.stage("rehearsal", fit_decoder("rehearsal", out / "tokens", second))
+    recipe.stage("rehearsal", fit_decoder("rehearsal", json.dumps({str(tokens): 1.0, str(again): 0.5}), second))
     recipe.stage("bundle", ["bundle", str(bundle), "--decoder", str(out / "rehearsal")], lambda: halve(bundle / "model"))
     validation = [out / "scenes" / name for name in ("validation", "validation-composed")]
     recipe.stage("tune", lambda: tune(bundle, validation, PER_DIRECTION // 2).save_pretrained(bundle))
@@ -209,9 +233,9 @@ def _publish(folders: list[Path], scores: Scores, documents: Path, destination: 
         "unitok": version("unitok-lm"),
         "documents": digest[:16],
         "scenes": SCENES,
-        "seed": 1,
         "edited scenes": EDITED,
-        "their seed": 22,
+        "re-encoded scenes": REENCODED,
+        "seeds": ", ".join(map(str, SEEDS)),
         "date": date.today().isoformat(),
     }
     further = {f"model, {name}": facts["model"] for name, facts in zip(TRAININGS[1:], trainings[1:], strict=True)}
