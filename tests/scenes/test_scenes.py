@@ -29,6 +29,7 @@ DIRECTIONS = {
     "questions": "exact",
     "interleaved": "attributes",
 }
+GENERATED = [*(f"{name}.{score}" for name, score in DIRECTIONS.items()), "image_to_text.drawn"]
 FOLDS = ("composed", "systematic")
 SCORES = {
     *("oracle.originals", "malformed", "codebook.image.usage", "codebook.audio.usage"),
@@ -37,11 +38,7 @@ SCORES = {
         f"reconstruction.{name}"
         for name in ("image.colors", "image.attributes", "image.psnr_db", "audio.notes", "audio.snr_db")
     ),
-    *(
-        f"generation.{name}.{score}{suffix}"
-        for name, score in DIRECTIONS.items()
-        for suffix in ("", ".composed", ".systematic")
-    ),
+    *(f"generation.{name}{suffix}" for name in GENERATED for suffix in ("", ".composed", ".systematic")),
 }
 
 
@@ -85,7 +82,7 @@ def test_a_bundle_is_measured_in_every_direction(evaluated, scenes_folder, kept_
         f"{name}.{('one', 'two')[count - 1]}{ending}"
         for ending, found in counts.items()
         for count in found
-        for name in ("scenes", *(f"generation.{n}.{s}" for n, s in DIRECTIONS.items()))
+        for name in ("scenes", *(f"generation.{n}" for n in GENERATED))
         if len(found) > 1
     }
     assert by_count  # else another seed
@@ -170,6 +167,18 @@ def test_each_direction_counts_the_truth_as_right_and_another_scene_as_wrong(tin
         assert not direction.right(truth(other, direction.name), row, rate), direction.name
         assert set(direction.given) <= row.keys()
         assert direction.modalities not in direction.given
+
+
+def test_what_is_drawn_is_described_as_what_the_oracle_sees_in_it(tiny, scenes_folder, tmp_path, monkeypatch):
+    rows = [row for row in read_scenes(scenes_folder) if len(row["scene"].objects) == 1][:2]
+    assert rows[0]["scene"] != rows[1]["scene"]
+    image = load_image(scenes_folder / rows[0]["image"])
+    drawn = [SimpleNamespace(images=[each]) for each in (image, image, torch.zeros_like(image))]  # the last shows nothing
+    evaluation = Evaluation(tiny, tmp_path, 0, {})
+    said = [SimpleNamespace(text=text) for text in (rows[0]["caption"], rows[1]["caption"], "nothing")]
+    monkeypatch.setattr(evaluation, "continue_from", lambda *_, **__: said)
+    evaluation._describe_drawn(drawn, [rows[1], rows[1], rows[1]])
+    assert evaluation.scores["generation.image_to_text.drawn"] == pytest.approx(1 / 3)
 
 
 def test_interleaved_images_must_each_fit_the_text_before_them(tiny, scenes_folder, tmp_path, monkeypatch):

@@ -2,7 +2,7 @@
 
 A score is the fraction of files, 0 to 1, in which everything named is right. `attributes`: background, layout, and color, shape
 and size of every object. `colors`: the colors of the objects, in order. `notes`: number, order, pitch and timbre. `exact`: the
-text, after parsing. Endings of names: `.composed` and `.systematic` for the folds that are kept out of training; `.one`, `.two`,
+text, after parsing. `drawn`: the caption of an image that the bundle drew, given its pixels. Endings of names: `.composed` and `.systematic` for the folds that are kept out of training; `.one`, `.two`,
 `.three` for scenes of so many objects; `conversation.KIND` for turns of conversations; `.best_of_4` for the best of four outputs by the pointwise mutual information with the prompt.
 """
 
@@ -148,18 +148,32 @@ class Evaluation:
         for count, of_count in self._by_count(rows, [True] * len(rows)).items():
             self.scores[f"scenes.{count}{ending}"] = len(of_count)
         for direction in DIRECTIONS:
-            right = self.right(direction, folder, rows, ending, best_of)
+            outputs, right = self.outputs(direction, folder, rows, ending, best_of)
             self._score(f"generation.{direction.name}.{direction.score}", ending, right, rows)
+            if direction.modalities == "image":
+                self._describe_drawn(outputs, rows, ending, best_of)
         self._interleaved(folder, rows, ending, best_of)
 
-    def right(self, direction: Direction, folder: Path, rows: list[SceneRow], ending: str = "", best_of: int = 1) -> list[bool]:
-        """Whether the output of each row in one direction is right; the first ones are kept as files."""
+    def outputs(
+        self, direction: Direction, folder: Path, rows: list[SceneRow], ending: str = "", best_of: int = 1
+    ) -> tuple[list[Output], list[bool]]:
+        """The output of each row in one direction, and whether it is right; the first ones are kept as files."""
         name, rate = f"{direction.name}{ending}", self.unitok.require("audio").sample_rate
         prompts = self._documents(folder, rows, direction.given)
         outputs = self.continue_from(prompts, direction.modalities, name, best_of=best_of)
         right = [direction.right(output, row, rate) for output, row in zip(outputs, rows, strict=True)]
         self.save_samples(name, outputs, right)
-        return right
+        return outputs, right
+
+    def _describe_drawn(self, drawn: list[Output], rows: list[SceneRow], ending: str = "", best_of: int = 1) -> None:
+        """Score descriptions of the images that the bundle drew: each is read from its pixels, whose codes are not all those that were drawn, and
+        must be described as what the oracle sees."""
+        images = [output.images[0].clamp(-1, 1) for output in drawn]
+        prompts = [self.unitok.read_prompt(image) for image in images]
+        texts = self.continue_from(prompts, "text", f"describe_drawn{ending}", best_of=best_of)
+        seen = [read_image(to_bytes(image)) for image in images]
+        right = [scene is not None and parse_caption(o.text) == scene for o, scene in zip(texts, seen, strict=True)]
+        self._score("generation.image_to_text.drawn", ending, right, rows)
 
     def _score(self, name: str, ending: str, right: list[bool], rows: list[SceneRow]) -> None:
         """Add the fraction of right outputs, over all and by the number of objects of each row."""

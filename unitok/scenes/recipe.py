@@ -84,6 +84,7 @@ PER_DIRECTION = 600  # scenes, a third each of one, two and three objects on ave
 _DIRECTIONS = {
     "caption to image": "text_to_image.attributes",
     "image to caption": "image_to_text.exact",
+    "what it drew to caption, by pixels": "image_to_text.drawn",
     "caption to audio": "text_to_audio.notes",
     "audio to caption": "audio_to_text.exact",
     "image to audio": "image_to_audio.notes",

@@ -35,7 +35,7 @@ def tune(bundle: Path, scenes: Sequence[Path], count: int, seed: int = 0) -> Gen
         with tempfile.TemporaryDirectory() as folder:
             evaluation = Evaluation(unitok, Path(folder), seed, config)
             evaluation.max_new_tokens = MAX_NEW_TOKENS
-            right = [evaluation.right(directions[name], folder, rows[folder]) for folder in scenes for name in names]
+            right = [evaluation.outputs(directions[name], folder, rows[folder])[1] for folder in scenes for name in names]
             fraction = float(np.mean([np.mean(values) for values in right]))
         print(f"{', '.join(names)}: {changed}: {100 * fraction:.1f} %", flush=True)
         return fraction
