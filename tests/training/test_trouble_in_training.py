@@ -91,7 +91,7 @@ def test_a_worker_that_dies_is_one_line(tmp_path, tokens, monkeypatch):
         run_lightning(arguments("decoder", tmp_path / "run", tokens, 8, "--data.init_args.workers", "1"))
 
 
-def test_what_a_run_cannot_go_on_with_is_refused_by_name(tmp_path, tokens):
+def test_what_a_run_cannot_go_on_with_is_refused_by_name(tmp_path, tokens, monkeypatch):
     run_lightning(arguments("decoder", tmp_path / "run", tokens, 1))
     again = arguments("decoder", tmp_path / "run", tokens, 3, "--resume", "auto")
     with pytest.raises(UserError, match="model.averages is True, the checkpoint has False"):
@@ -106,6 +106,10 @@ def test_what_a_run_cannot_go_on_with_is_refused_by_name(tmp_path, tokens):
         run_lightning([*again, "--model.init_args.accumulate_grad_batches", "0"])
     with pytest.raises(UserError, match=r"loss_weights: the vocabulary has no audio\.3; it has "):
         run_lightning([*again, "--data.init_args.loss_weights", "{audio.0: 2, audio.3: 1}"])
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match=r"model.compile true: on a CPU it needs a C\+\+ compiler"):
+        run_lightning([*again, "--model.init_args.compile", "true"])
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from unitok.hardware import peak_flops
 from unitok.model.costs import count
 from unitok.model.decoder import Decoder, DecoderConfig
 from unitok.model.loss import Loss, next_id_loss
+from unitok.model.native import compiler
 from unitok.training.finetune import choose_trained, start_decoder
 from unitok.training.lora import LowRank, add_lora
 from unitok.training.monitor import NormWatch
@@ -53,7 +54,8 @@ class DecoderTraining(TrainingShell[dict[str, Tensor]]):
             al. 2025, "Small batch size training for language models").
         z_loss: weight of the squared log of the softmax's normalizer.
         loss_vocabulary: tokens of the softmax, `allowed` (those that the grammar allows at each position) or `all`.
-        compile: compile the blocks (torch.compile): the first steps take a minute or more, and norms are not logged.
+        compile: compile the blocks (torch.compile): the first steps take a minute or more, and norms are not logged. On a CPU it needs a
+            C++ compiler, and pays with bf16-mixed.
         skip_grad_norm_ratio: batches with a gradient norm that is not finite, or more than this many times the usual norm, are skipped
             and counted; after five in a row the run stops, and its last checkpoint is good. 0: only norms that are not finite.
         init_from: a bundle, also a built-in one, or a decoder's folder with its vocab.json, from which architecture and weights are taken. Its vocabulary
@@ -159,6 +161,10 @@ class DecoderTraining(TrainingShell[dict[str, Tensor]]):
         if self.ema_decay:
             self.average = weight_average(self.decoder, self.ema_decay)
         if self.compiles:
+            if self.trainer.strategy.root_device.type == "cpu" and compiler() is None:
+                raise UserError(
+                    "model.compile true: on a CPU it needs a C++ compiler (c++, g++ or clang++); install one, or leave it out"
+                )
             for layer in self.decoder.model.layers:
                 layer.compile(dynamic=False)
         if self.device_mesh is not None:
