@@ -166,12 +166,12 @@ class Evaluation:
         return outputs, right
 
     def _describe_drawn(self, drawn: list[Output], rows: list[SceneRow], ending: str = "", best_of: int = 1) -> None:
-        """Score descriptions of the images that the bundle drew: each is read from its pixels, whose codes are not all those that were drawn, and
+        """Score descriptions of the images that the bundle drew: each is read from its bytes, whose codes are not all those that were drawn, and
         must be described as what the oracle sees."""
-        images = [output.images[0].clamp(-1, 1) for output in drawn]
-        prompts = [self.unitok.read_prompt(image) for image in images]
+        images = [to_bytes(output.images[0]) for output in drawn]
+        prompts = [self.unitok.read_prompt(image.round().astype(np.uint8)) for image in images]
         texts = self.continue_from(prompts, "text", f"describe_drawn{ending}", best_of=best_of)
-        seen = [read_image(to_bytes(image)) for image in images]
+        seen = [read_image(image) for image in images]
         right = [scene is not None and parse_caption(o.text) == scene for o, scene in zip(texts, seen, strict=True)]
         self._score("generation.image_to_text.drawn", ending, right, rows)
 

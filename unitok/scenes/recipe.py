@@ -137,9 +137,9 @@ and timbre: "a loud C4 flute then a soft G4 bell". In the audio of a scene color
 - before an image: words and boxes in turn; a label map and a caption
 - questions: how many things are there? what color is the background? what color is the circle? what shape is the red thing? what size
   is the red circle? where is the red circle?""",
-    "training_data": f"""{SCENES:,} scenes that `unitok scenes OUT --count {SCENES} --seed 1 --resolution {RESOLUTION} --tasks` writes, and for the second of the decoder's
-three trainings {EDITED:,} of seed 22, with more edits and conversations: the project makes them itself, from a
-seed; no other data and no pretrained weights. No document shows two folds of scenes, which only text names: *composed*, a tenth of all
+    "training_data": f"""{SCENES:,} scenes that `unitok scenes OUT --count {SCENES} --seed 1 --resolution {RESOLUTION} --tasks` writes; for the second of the decoder's
+three trainings {EDITED:,} of seed {SEEDS[1]}, with more edits and conversations; for the third also {REENCODED:,} of seed {SEEDS[2]}, whose images were decoded
+from their codes and encoded again: the project makes them itself, from a seed; no other data and no pretrained weights. No document shows two folds of scenes, which only text names: *composed*, a tenth of all
 sequences of objects, and *systematic*, scenes with one of four color-shape pairs. The tokenizers saw all scenes.""",
     "evaluation": """Fractions of new drawings in which everything named is right, read from pixels and samples by an oracle that never sees the
 model, of a single sample each, with 95 % intervals. Every scene of one object is drawn anew, and was in training as another drawing;
@@ -148,8 +148,8 @@ were chosen on scenes of their own, half of them *composed*. Another seed of the
 on average.""",
     "intended_use": "Demonstration, tests, teaching, and as a start for experiments on two CPU cores.",
     "limits": """It knows nothing but these scenes. Other words and other images get an answer in this world's terms. Unseen pairs of color and
-shape are less often right, as the scores say; unseen pairs of pitch and timbre nearly never are. An image that it drew, decoded to pixels and encoded again, has half of its codes changed and is described right in 54 % of cases (of
-200; by its codes, `Output.new.segments`, in 99.5 %): in conversations codes stay codes.""",
+shape are less often right, as the scores say; unseen pairs of pitch and timbre nearly never are. An image that it drew has other codes when its pixels are
+encoded again, half of them; it is described as well all the same, but cannot be given back bit for bit: in conversations codes stay codes.""",
 }
 
 
