@@ -58,7 +58,7 @@ def document_lengths(documents: Tensor) -> list[int]:
 def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Causal attention where each row is one document: q [B, T, H, D], k and v [B, T, G, D] -> [B, T, H, D].
 
-    On a CPU gradients are computed in fp32: torch's backward pass takes four times as long in bfloat16, AMX or not (docs/notes.md).
+    On a CPU gradients are computed in fp32: torch's backward pass takes four times as long in bfloat16 (docs/notes.md).
     """
     grouped, dtype, kind = k.shape[2] != q.shape[2], q.dtype, q.device.type
     widened = kind == "cpu" and dtype != torch.float32 and torch.is_grad_enabled()

@@ -2,8 +2,10 @@
 
 A score is the fraction of files, 0 to 1, in which everything named is right. `attributes`: background, layout, and color, shape
 and size of every object. `colors`: the colors of the objects, in order. `notes`: number, order, pitch and timbre. `exact`: the
-text, after parsing. `drawn`: the caption of an image that the bundle drew, given its pixels. Endings of names: `.composed` and `.systematic` for the folds that are kept out of training; `.one`, `.two`,
-`.three` for scenes of so many objects; `conversation.KIND` for turns of conversations; `.best_of_4` for the best of four outputs by the pointwise mutual information with the prompt.
+text, after parsing. `drawn`: the caption of an image that the bundle drew, given its pixels. Endings of names: `.composed` and
+`.systematic` for the folds that are kept out of training; `.one`, `.two`, `.three` for scenes of so many objects;
+`conversation.KIND` for turns of conversations; `.best_of_4` for the best of four outputs by the pointwise mutual information with the
+prompt.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -166,8 +168,8 @@ class Evaluation:
         return outputs, right
 
     def _describe_drawn(self, drawn: list[Output], rows: list[SceneRow], ending: str = "", best_of: int = 1) -> None:
-        """Score descriptions of the images that the bundle drew: each is read from its bytes, whose codes are not all those that were drawn, and
-        must be described as what the oracle sees."""
+        """Score descriptions of the images that the bundle drew, which must say what the oracle sees: each is read from its bytes, whose
+        codes are not all those that were drawn."""
         images = [to_bytes(output.images[0]) for output in drawn]
         prompts = [self.unitok.read_prompt(image.round().astype(np.uint8)) for image in images]
         texts = self.continue_from(prompts, "text", f"describe_drawn{ending}", best_of=best_of)

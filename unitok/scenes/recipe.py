@@ -36,12 +36,9 @@ from unitok.scenes.world import BACKGROUNDS, COLORS, PITCHES, SHAPES, TIMBRES, p
 NAME = "scenes"
 MINUTES = 530.0  # on two CPU cores, by the pace of some steps; with an H200 the decoder takes 8 of them
 RESOLUTION = 64
-SCENES, EDITED, REENCODED = (
-    60_000,
-    28_000,
-    2_500,
-)  # of the decoder's first and last training, of the one between, and of the last alone
-SEEDS = (1, 22, 24)  # of these scenes
+#: Scenes of the decoder's first and last training, of the one between, and of the last alone; and their seeds.
+SCENES, EDITED, REENCODED = 60_000, 28_000, 2_500
+SEEDS = (1, 22, 24)
 EXAMPLE = "a large red circle left of a small blue square on a white background"
 EXAMPLES: list[tuple[str, list[str]]] = [  # prompts, and what to make of each
     (EXAMPLE, ["image", "audio"]),
@@ -69,14 +66,12 @@ AVERAGES = {
     **dict.fromkeys(("describe_box", "detect", "draw_boxes", "draw_labels"), 0.1),
     **dict.fromkeys(("caption-image-audio", "image-audio", "caption-audio", "audio-caption", "story", "sequel"), 0.05),
 }
-#: The same of scenes whose images are read as a user gives them back: decoded from their codes, and encoded again, which changes half of the codes.
+#: The same of scenes whose images are read as files give them back: decoded from their codes and encoded again, which changes half of them.
 READ = {
+    **dict.fromkeys(("caption-image", "caption-image-audio", "caption-audio", "audio-caption", "story", "sequel"), 0.0),
+    **dict.fromkeys(("label", "draw_boxes", "draw_labels", "edit", "conversation"), 0.0),
     "image-caption": 1.0,
     "image-questions": 0.5,
-    **dict.fromkeys(
-        ("edit", "conversation", "label", "draw_boxes", "draw_labels", "caption-image", "caption-image-audio"), 0.0
-    ),
-    **dict.fromkeys(("caption-audio", "audio-caption", "story", "sequel"), 0.0),
 }
 TRAININGS = ("decoder", "edits", "rehearsal")  # of the decoder, by the names of their configurations
 PER_DIRECTION = 600  # scenes, a third each of one, two and three objects on average
@@ -138,9 +133,9 @@ and timbre: "a loud C4 flute then a soft G4 bell". In the audio of a scene color
 - questions: how many things are there? what color is the background? what color is the circle? what shape is the red thing? what size
   is the red circle? where is the red circle?""",
     "training_data": f"""{SCENES:,} scenes that `unitok scenes OUT --count {SCENES} --seed 1 --resolution {RESOLUTION} --tasks` writes; for the second of the decoder's
-three trainings {EDITED:,} of seed {SEEDS[1]}, with more edits and conversations; for the third also {REENCODED:,} of seed {SEEDS[2]}, whose images were decoded
-from their codes and encoded again: the project makes them itself, from a seed; no other data and no pretrained weights. No document shows two folds of scenes, which only text names: *composed*, a tenth of all
-sequences of objects, and *systematic*, scenes with one of four color-shape pairs. The tokenizers saw all scenes.""",
+three trainings {EDITED:,} of seed {SEEDS[1]}, with more edits and conversations; for the third also {REENCODED:,} of seed {SEEDS[2]}, whose
+images were decoded from their codes and encoded again: the project makes them itself, from a seed; no other data and no pretrained
+weights. No document shows two folds of scenes, which only text names: *composed*, a tenth of all sequences of objects, and *systematic*, scenes with one of four color-shape pairs. The tokenizers saw all scenes.""",
     "evaluation": """Fractions of new drawings in which everything named is right, read from pixels and samples by an oracle that never sees the
 model, of a single sample each, with 95 % intervals. Every scene of one object is drawn anew, and was in training as another drawing;
 of two objects many were, of three few. What training never showed is in the columns *composed* and *systematic*. Sampling parameters
