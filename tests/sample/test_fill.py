@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from unitok.cli import main
-from unitok.document import Document
+from unitok.document import Document, Part
 from unitok.errors import UserError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
@@ -97,8 +97,10 @@ def test_an_edited_image_has_the_grid_of_its_source(tiny):
         tiny.edit(PIXELS, "make it blue", generation_config={"edit_described": 1})
     with pytest.raises(UserError, match="instruction: give a text"):
         tiny.edit(PIXELS, " ")
+    with pytest.raises(UserError, match=r"image: 'a.png' is a text; give a file as Path\('a.png'\), a tensor"):
+        tiny.edit("a.png", "make it blue")
     with pytest.raises(UserError, match="image: text, where an image should be"):
-        tiny.edit("an image", "make it blue")
+        tiny.edit(Part("text", "a.png"), "make it blue")
 
 
 def test_the_command_line_fills_and_writes_maps(bundle_folder, tmp_path):

@@ -42,6 +42,10 @@ def edit_prompt(bundle: Bundle, image: object, instruction: str) -> tuple[Docume
     """Return the prompt that asks for an image to be changed, and the plan of the image. Errors: `UserError` for what is no image."""
     if not isinstance(instruction, str) or not instruction.strip():
         raise UserError("instruction: give a text, such as 'make the circle blue'")
+    if isinstance(image, str):
+        raise UserError(
+            f"image: {image[:40]!r} is a text; give a file as Path({image[:40]!r}), a tensor, an array or a PIL image"
+        )
     document = read_one(bundle, [image, f" {instruction.strip()}"])
     first = document.segments[0]
     if not bundle.vocab.span(first.modality).header:
