@@ -167,6 +167,11 @@ def test_an_array_that_may_be_in_another_range_is_hinted_at(tiny):
         tiny.read_prompt(torch.rand(3, 8, 8))
 
 
+def test_a_negative_prompt_that_guides_nothing_is_hinted_at(tiny):
+    with pytest.warns(UserWarning, match="negative_prompt has no effect without guidance"):
+        tiny.generate("a", "text", max_new_tokens=2, negative_prompt="b")
+
+
 def test_public_names_are_those_and_no_others():
     names = "AudioTokenizer Boxes Document GenerationConfig Grammar ImageTokenizer Output Points SamplingParams Segment TextTokenizer Unitok Vocab"
     assert [name for name in dir(unitok) if not name.startswith("_")] == names.split()

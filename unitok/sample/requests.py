@@ -1,6 +1,7 @@
 """From prompts to outputs: the requests of each prompt, the outputs that their tokens decode to, and the best of several."""
 
 import math
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -90,6 +91,8 @@ def make_drafts(
     plan = None if plans else parse_plan(str(config.modalities), vocab, bundle.rates)
     negative = config.negative_prompt
     negative_ids = None if negative is None else vocab.encode(read_one(bundle, negative, "negative_prompt"), eos=False)
+    if negative is not None and not any(params.guided for params in sampling_of(bundle, config).values()):
+        warnings.warn("negative_prompt has no effect without guidance: set guidance_scale above 1, such as 2", stacklevel=2)
     drafts: list[Draft] = []
     repeated: Counter[bytes] = Counter()
     for number, prompt in enumerate(prompts):

@@ -37,7 +37,7 @@ NAME = "scenes"
 MINUTES = 530.0  # on two CPU cores, by the pace of some steps; with an H200 the decoder takes 8 of them
 RESOLUTION = 64
 #: Scenes of the decoder's first and last training, of the one between, and of the last alone; and their seeds.
-SCENES, EDITED, REENCODED = 60_000, 28_000, 2_500
+SCENES, EDITED, REENCODED = 60_000, 28_000, 4_000
 SEEDS = (1, 22, 24)
 EXAMPLE = "a large red circle left of a small blue square on a white background"
 EXAMPLES: list[tuple[str, list[str]]] = [  # prompts, and what to make of each
@@ -69,9 +69,10 @@ AVERAGES = {
 #: The same of scenes whose images are read as files give them back: decoded from their codes and encoded again, which changes half of them.
 READ = {
     **dict.fromkeys(("caption-image", "caption-image-audio", "caption-audio", "audio-caption", "story", "sequel"), 0.0),
-    **dict.fromkeys(("label", "draw_boxes", "draw_labels", "edit", "conversation"), 0.0),
-    "image-caption": 1.0,
-    "image-questions": 0.5,
+    **dict.fromkeys(("draw_boxes", "draw_labels"), 0.0),
+    **dict.fromkeys(("image-caption", "edit"), 0.8),
+    "image-questions": 0.4,
+    "conversation": 0.3,
 }
 TRAININGS = ("decoder", "edits", "rehearsal")  # of the decoder, by the names of their configurations
 PER_DIRECTION = 600  # scenes, a third each of one, two and three objects on average
@@ -154,9 +155,7 @@ def run_recipe(out: Path, destination: Path) -> None:
     Args:
         out: folder of the runs. destination: folder that the bundle is written to.
     """
-    configs = b"".join((CONFIGS / "bundle" / f"{name}.yaml").read_bytes() for name in ("image", "audio", *TRAININGS))
-    code = float(zlib.crc32(version("unitok-lm").encode() + configs))  # another version is another recipe
-    recipe = Pipeline(out, "recipe", MINUTES, {"scenes": SCENES, "resolution": RESOLUTION, "version": code})
+    recipe = Pipeline(out, "recipe", MINUTES, {"scenes": SCENES, "resolution": RESOLUTION, "version": float(_checksum())})
     first, second, bundle = (out / name for name in ("first", "second", "bundle"))
 
     def scenes(name: str, count: int, seed: int, *more: str, averages: Mapping[str, float] = MappingProxyType({})) -> list[str]:
@@ -218,6 +217,12 @@ def run_recipe(out: Path, destination: Path) -> None:
     recipe.stage("eval", [*line, "--count", str(PER_DIRECTION), "--out", str(out / "eval")])
     _publish([first, second, bundle], read_json(out / "eval" / "scores.json", ""), train / "documents.jsonl", destination)
     print(f"{destination}: the built-in bundle, in {recipe.seconds / 60:.0f} minutes")
+
+
+def _checksum() -> int:
+    """Of what makes another recipe: the version, the trainings' configurations, and which scenes they read."""
+    configs = [(CONFIGS / "bundle" / f"{name}.yaml").read_text() for name in ("image", "audio", *TRAININGS)]
+    return zlib.crc32(repr((version("unitok-lm"), configs, EDITED, REENCODED, SEEDS, AVERAGES, READ)).encode())
 
 
 def _publish(folders: list[Path], scores: Scores, documents: Path, destination: Path) -> None:
