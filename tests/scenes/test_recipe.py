@@ -70,7 +70,7 @@ def test_the_recipe_makes_a_bundle_with_scores_checksums_and_a_card(tmp_path, mo
     assert "caption to image / systematic" in card
     assert bundle.generation_config.to_dict()["image"]["temperature"] in (0.0, 0.4)
     before = capsys.readouterr().out
-    assert "== scenes (0 s of 31800 s spent)" in before
+    assert "== scenes (0 s of 32400 s spent)" in before
     recipe.run_recipe(tmp_path / "runs", tmp_path / "scenes")  # again: nothing is left to do
     assert capsys.readouterr().out.count("already done") == 16
 
