@@ -132,6 +132,8 @@ def test_words_outside_the_world_of_a_bundle_are_said_and_others_are_not(tiny, m
     monkeypatch.setattr(tiny, "facts", {"world": {"example": "a red circle", "words": ["a", "red", "circle", "c4"]}})
     with pytest.warns(UserWarning, match=r"never read dog, green: .* it knows texts such as 'a red circle'"):
         tiny.generate("a dog, a green circle", "image:1x1")
+    with pytest.warns(UserWarning, match=r"never read x{39}…: "):
+        tiny.generate("a " + 99 * "x", "image:1x1")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         tiny.generate("A red circle, a C4.", "image:1x1")

@@ -116,7 +116,7 @@ def warn_of_unknown_words(bundle: Bundle, text: str) -> None:
         return
     unknown = [word for word in words_of(text) if word not in words]
     if unknown:
-        named = ", ".join(visible(word) for word in unknown[:5])
+        named = ", ".join(visible(word if len(word) <= 40 else f"{word[:39]}…") for word in unknown[:5])
         warnings.warn(
             f"this bundle never read {named}: what it makes of the prompt is a guess; it knows texts such as "
             f"{visible(str(world.get('example')))!r} (all of its words: README.md of the bundle, and `unitok doctor`)",
