@@ -207,7 +207,7 @@ class _RemoteFiles(Files):
 
     def folders(self, inside: str = "") -> Iterator[Folder]:
         for folder, folders, files in self.remote.walk(self.folder, detail=True, on_error="raise"):
-            in_order = sorted(folders.items())
+            in_order = sorted((base, info) for base, info in folders.items() if not base.startswith("."))
             folders.clear()  # fsspec visits the folders in the order of this dict
             folders.update(in_order)
             inside = folder[len(self.folder) :].lstrip("/")

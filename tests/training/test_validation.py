@@ -1,6 +1,7 @@
 """Promises of validation: it happens by itself, changes nothing, and its means are over positions and samples, not batches."""
 
 import csv
+import json
 import logging
 import math
 
@@ -11,7 +12,10 @@ from fitting import arguments, weights
 from lightning.pytorch.loggers import CSVLogger
 
 from unitok.bundle import load_trained_part
+from unitok.data.prepare.plan import Plan
+from unitok.data.prepare.tokenize import tokenize
 from unitok.data.shards import TokenDataset
+from unitok.errors import UserError
 from unitok.grammar import Grammar
 from unitok.media import load_image
 from unitok.training.fit import run_lightning
@@ -107,6 +111,24 @@ def test_a_decoders_validation_is_the_mean_over_positions_whatever_the_batch(tmp
         assert values["val_bits_per_token/text"] == pytest.approx(bits / letters, rel=1e-5)
         assert values == pytest.approx(found[0], rel=1e-5)
     assert len(found[0]) > 10
+
+
+def test_the_verb_test_measures_the_split_test_and_without_data_measuring_is_refused(tmp_path, bundle_folder, measured):
+    texts = {"train": "a", "validation": "b b b", "test": "something else"}
+    for name, splits in (("all", texts), ("two", ("train", "validation"))):
+        lines = [json.dumps({"text": texts[split], "split": split}) for split in splits for _ in range(4)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+        tokenize(Plan(str(tmp_path / f"{name}.jsonl"), str(tmp_path / name), str(bundle_folder)))
+    run = [tmp_path / "run", tmp_path / "all", 3]
+    run_lightning(arguments("decoder", *run))
+    found = {}
+    for verb, prefix in (("validate", "val"), ("test", "test")):
+        measured.clear()
+        run_lightning([verb, *arguments("decoder", *run)[1:], "--resume", "auto"])
+        found[verb] = float(measured[f"{prefix}_padding_fraction"])
+    assert found["test"] < found["validate"] - 0.1  # its texts are longer
+    with pytest.raises(UserError, match="nothing to measure: give data.val_path, or data with a split 'test'"):
+        run_lightning(["test", *arguments("decoder", run[0], tmp_path / "two", 3)[1:], "--resume", "auto"])
 
 
 @pytest.mark.parametrize("kind", ["image", "audio"])

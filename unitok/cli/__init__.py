@@ -46,7 +46,7 @@ VERBS = {
 LIGHTNING_VERBS = {
     "fit": "train an image tokenizer, an audio tokenizer or a decoder (LightningCLI)",
     "validate": "measure a training run on validation data (LightningCLI)",
-    "test": "measure a training run on test data (LightningCLI)",
+    "test": "measure a training run on test data: the split test, or data.val_path (LightningCLI)",
 }
 
 #: What other projects call our verbs.

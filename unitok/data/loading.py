@@ -155,6 +155,9 @@ class DataModule(L.LightningDataModule):
         """This process's part of the samples, in equally many batches per process; in a run, of the first `val_samples`."""
         data = self.validation_data()
         if data is None:
+            if self.trainer and self.trainer.state.fn in ("validate", "test"):
+                split = "test" if self.trainer.state.fn == "test" else "validation"
+                raise UserError(f"there is nothing to measure: give data.val_path, or data with a split {split!r}")
             return []
         rank, processes = self._processes()
         fit = bool(self.trainer and self.trainer.state.fn == "fit")

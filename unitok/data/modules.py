@@ -217,7 +217,8 @@ class TokenShards(DataModule):
     Args:
         path: folder made by `unitok tokenize`, or a URL of one; or several with weights, in proportion to their tokens in an epoch:
             `{folder: weight, …}`. Of a data set with splits, the split `train`.
-        val_path: another to validate on (its split `validation`, or all of it); default: the split `validation` of `path`.
+        val_path: another to validate on (its split `validation`, or all of it); default: the split `validation` of `path`. `unitok test`
+            measures the split `test` instead.
         sequence_length: tokens per packed sequence; at least eight documents long, it wastes little.
         max_length: most tokens of a document; default: `sequence_length`.
         long_documents: longer documents: `split` them into pieces, `cut` them off, `drop` them, or stop with an `error`.
@@ -255,7 +256,7 @@ class TokenShards(DataModule):
             raise UserError(f"fill_rate {fill_rate}: it is a fraction, 0 to 1")
         self.fill_rate = fill_rate
         self._train: PackedDataset | None = None
-        self._val: PackedDataset | None = None
+        self._measured: dict[str, PackedDataset] = {}  # by split
 
     def _packed(
         self,
@@ -291,13 +292,15 @@ class TokenShards(DataModule):
         return self._train
 
     def validation_data(self) -> PackedDataset | None:
-        if self._val is None:
+        split = "test" if self.trainer and self.trainer.state.fn == "test" else "validation"
+        if split not in self._measured:
             folders = [self.val_path] if self.val_path else list(self.path if isinstance(self.path, dict) else [self.path])
             whole = [TokenDataset(folder) for folder in folders]
-            split = [TokenDataset(f, "validation") for f, d in zip(folders, whole, strict=True) if d.has("validation")]
-            sets = split or (whole if self.val_path else [])
-            self._val = self._packed(sets, None, 0.0, self.vocab) if sets else None
-        return self._val
+            chosen = [TokenDataset(f, split) for f, d in zip(folders, whole, strict=True) if d.has(split)]
+            sets = chosen or (whole if self.val_path else [])
+            if sets:
+                self._measured[split] = self._packed(sets, None, 0.0, self.vocab)
+        return self._measured.get(split)
 
     @property
     def vocab(self) -> Vocab:

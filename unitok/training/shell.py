@@ -232,13 +232,14 @@ class TrainingShell(L.LightningModule, Generic[Batch]):
             add_sums(self._sums, {name: (float(total), float(weight)) for name, (total, weight) in sums.items()})
 
     def on_validation_epoch_end(self) -> None:
-        """Log the means over the validation data of all processes; their names begin with `val_`."""
+        """Log the means over the validation data of all processes; their names begin with `val_`, of `unitok test` with `test_`."""
         sums: Sums = {}
         for part in self.gather_objects(self._sums):
             add_sums(sums, part)
         self._sums = {}
+        prefix = "test" if self.trainer.state.fn == "test" else "val"
         for number, (name, value) in enumerate(self.means(sums).items()):
-            self.log(f"val_{name}", float(value), prog_bar=number == 0)
+            self.log(f"{prefix}_{name}", float(value), prog_bar=number == 0)
         for name, count in self._check_files().items():
             if name.startswith("val_"):
                 self.log(name, count)

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+from PIL import Image
 from raw_data import documents_of, errors_of, png, tar_of, wav
 
 from unitok.data.prepare.plan import Plan
@@ -127,6 +128,35 @@ def test_media_of_tables_are_read_in_every_form_or_the_row_is_refused_by_the_fie
         pq.write_table(pa.table(columns | {"caption": ["seen"]}), tmp_path / "in" / f"{name}.parquet")
         with pytest.raises(UserError, match=why):
             read(f"in/{name}.parquet")
+
+
+def test_a_row_that_holds_an_image_may_name_a_recording(read, tmp_path):
+    (tmp_path / "in" / "a.wav").write_bytes(wav())
+    columns = {"image": pa.array([{"bytes": png(), "path": None}], FILE), "caption": ["seen"]}
+    pq.write_table(pa.table(columns | {"audio": ["a.wav"]}), tmp_path / "in" / "x.parquet")
+    assert list(read()[0].values()) == [["seen", "image", "audio"]]
+    pq.write_table(pa.table(columns | {"audio": ["gone.wav"]}), tmp_path / "in" / "x.parquet")
+    with pytest.raises(UserError, match=r"gone.wav: no such file"):
+        read("in/x.parquet")
+
+
+def test_quotes_between_tabs_are_parts_of_texts_unless_they_enclose_tabs_or_lines(read, tmp_path):
+    said = ["plain", 'he said, "you are."', '"He never came back.', 'They called it home".', '"', '"all of it"', '"say ""hi"""']
+    lines = ["id\ttext\tup", *(f"{i}\t{text}\t2" for i, text in enumerate(said))]
+    (tmp_path / "a.tsv").write_text("\n".join(lines))
+    assert [texts for (texts,) in read("a.tsv")[0].values()] == [*said[:5], "all of it", 'say "hi"']
+    (tmp_path / "b.tsv").write_text('id\ttext\n1\t"two\nlines"\n2\t"a\ttab"\n')
+    assert list(read("b.tsv")[0].values()) == [["two\nlines"], ["a\ttab"]]
+
+
+def test_cells_of_a_csv_file_may_be_long(read, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (900, 900, 3), np.uint8)
+    file = BytesIO()
+    Image.fromarray(noise).save(file, "png")
+    coded = base64.b64encode(file.getvalue()).decode()
+    assert len(coded) > 3e6
+    (tmp_path / "a.csv").write_text(f'image,caption\n"data:image/png;base64,{coded}",one\n')
+    assert list(read("a.csv")[0].values()) == [["one", "image"]]
 
 
 def test_what_rows_hold_and_is_not_used_is_counted_by_name(read, tmp_path):
@@ -326,6 +356,40 @@ def test_splits_are_told_by_words_in_names_of_folders_by_fields_and_by_what_rows
     assert "1 train, 2 test, 2 validation" in printed or "1 train, 2 validation, 2 test" in printed
     assert "1 files of the same base name as one that a line or row names" in printed
     assert not errors
+
+
+def test_splits_in_fields_are_told_by_words_too_and_in_every_type_of_text(read, tmp_path):
+    names = ["train", "test-clean", "val2017", " Test", "dev_set", "training", "other"]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": "x", "split": name}) for name in names))
+    assert "3 train, 2 test, 2 validation" in read("a.jsonl")[2]
+    table = pa.table({name: pa.array(["train", "test"], pa.string_view()) for name in ("text", "split")})
+    with pa.ipc.new_file(tmp_path / "b.arrow", table.schema) as file:
+        file.write_table(table)
+    assert "1 train, 1 test" in read("b.arrow")[2]
+
+
+def test_files_that_share_a_base_name_keep_their_captions(read, tmp_path):
+    for name in ("1.jpg", "1.png", "2.png", "3.png"):
+        (tmp_path / "in" / name).write_bytes(png())
+    for name in ("1.jpg.txt", "1.png.txt", "2.png.txt", "2.txt"):
+        (tmp_path / "in" / name).write_text(f"of {name}")
+    documents, errors, _ = read()
+    assert sorted(documents.values()) == [
+        ["image"],
+        ["of 1.jpg.txt", "image"],
+        ["of 1.png.txt", "image"],
+        ["of 2.png.txt\nof 2.txt", "image"],
+    ]
+    assert not errors
+
+
+def test_a_fraction_for_validation_that_takes_nothing_is_said(read, tmp_path, caplog):
+    for folder in ("train", "test"):
+        (tmp_path / "in" / folder).mkdir()
+        for i in range(8):
+            (tmp_path / "in" / folder / f"{i}.png").write_bytes(png(i))
+    read(validation=0.5)
+    assert "no documents for validation: 0.5 is of those without a split of their own" in caplog.text
 
 
 def test_json_lines_in_a_file_called_json_are_lines(read, tmp_path):

@@ -25,6 +25,7 @@ from unitok.data.prepare.recipe import FIELD, SourceSpec, TemplatePart, part_key
 from unitok.document import Part
 from unitok.errors import UserError
 from unitok.media import promised, sniff_bytes, unread
+from unitok.media.formats import promised_kind
 from unitok.modalities import modalities, modality_of
 from unitok.storage import FOLDER, MAX_TEXT, Blob
 
@@ -195,8 +196,8 @@ class _Reader:
             self.left.append((name, problem))
 
     def _take_named_files(self, flat: list[tuple[str, object]]) -> None:
-        """Read texts in fields with a name of media: data URLs, and names of files where the row does not hold the media itself."""
-        has_media = any(self.media.values())
+        """Read texts in fields with a name of media: data URLs, and names of files where the row does not hold media of their kind itself."""
+        held = [kind for kind, parts in self.media.items() if parts]
         names: dict[str, list[str]] = {}  # by file: several fields may name one
         for name, value in flat:
             for text in _listed(value) if names_media(_last(name)) else ():
@@ -206,13 +207,18 @@ class _Reader:
                     self.empty.append(name)
                 elif data := data_url(text, name):
                     self._take_blob(name, data, "media")
-                elif not has_media and names_file(_last(name), text):
+                elif names_file(_last(name), text) and not self._holds(held, name, text):
                     names.setdefault(text, []).append(name)
         for text, fields in names.items():
             blob = open_media(text, fields[0], self.open_path).loaded()
             kind = _kind_of(blob.head(), blob.name)
             for named, name in {self._named(field, kind): field for field in fields}.items():
                 self._take_blob(f"{name}.{text.rpartition('.')[2]}" if "." in text else name, blob, "media", named)
+
+    def _holds(self, held: list[str], field: str, name: str) -> bool:
+        """Whether media of the kind that a file's name promises, or of any if it promises none, are among the kinds that the row holds."""
+        kind = promised_kind(name)
+        return (self._named(field, kind) or kind) in held if kind else bool(held)
 
     def _named(self, name: str, kind: str | None) -> str:
         """The kind that a field is named after, where a file of another kind holds it, too, as a video holds audio; else ""."""

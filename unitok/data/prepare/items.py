@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from unitok.conversations import files_of
 from unitok.data.prepare.fields import names_file, names_media
-from unitok.data.prepare.splits import SPLIT_OF, folder_split_of, group_of_id, split_of
+from unitok.data.prepare.splits import folder_split_of, group_of_id, split_of
 from unitok.data.prepare.transcripts import Recordings
 from unitok.errors import UserError, is_utf8
 from unitok.storage import Files
@@ -77,7 +77,7 @@ class Claims:
 
     def read(self, row: Mapping[str, object], file: str) -> None:
         """Note what a line or row of a file says: its fields `split` and `group`, and the files that it names."""
-        self._split = SPLIT_OF.get(str(row.get("split")).lower(), "")
+        self._split = split_of(f"{row.get('split')}/")  # `test-clean` is a test, too
         try:
             self._group = _group_in(row, self.options.group)
         except UserError as error:

@@ -327,16 +327,20 @@ def _stems_of_media(names: Iterable[str]) -> set[str]:
 
 
 def _files_items(infos: list[FileInfo]) -> Iterator[SourceItem]:
-    """The files of one folder as items: those of one base name are one item, `cat.jpg` and `cat.jpg.txt` too.
+    """The files of one folder as items: those of one base name are one item, `cat.jpg` and `cat.jpg.txt` too; two of them where
+    `cat.png` has a `cat.png.txt`, too.
 
     Without media each text is an item; texts of one base name are a group.
     """
     names = {f.name for f in infos}
+    described = {stem for name in names if (stem := os.path.splitext(name)[0]) in names}
+    several = Counter(os.path.splitext(name)[0] for name in described)
     by_stem: dict[str, list[FileInfo]] = defaultdict(list)
     for f in infos:
         stem = os.path.splitext(f.name)[0]
-        stem = os.path.splitext(stem)[0] if stem in names else stem
-        by_stem[unicodedata.normalize("NFC", stem)].append(f)
+        media = stem if stem in names else f.name
+        stem = os.path.splitext(media)[0]
+        by_stem[unicodedata.normalize("NFC", media if media in described and several[stem] > 1 else stem)].append(f)
     for stem, same_stem in by_stem.items():
         media = [f for f in same_stem if not f.name.lower().endswith((".txt", ".json"))]
         documents = [same_stem] if media else [[f] for f in same_stem]

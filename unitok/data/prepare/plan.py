@@ -7,6 +7,7 @@ makes what the first run would have made. `.work` is removed when the data set i
 
 import hashlib
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -31,6 +32,8 @@ from unitok.files import read_json, write_json
 from unitok.modalities import modalities
 from unitok.storage import is_remote
 from unitok.vocab import Vocab
+
+log = logging.getLogger(__name__)
 
 VERSION = 6
 LISTED_AT_ONCE = 8192  # rows of the listing held in memory
@@ -242,6 +245,8 @@ def make_plan(plan: Plan, sources: list[Source], vocab: Vocab) -> None:
         counts = listed.documents
         if not sum(counts.values()):
             raise UserError(f"{plan.name()}: no documents in it")
+        if plan.validation and not counts["validation"]:
+            log.warning("no documents for validation: %g is of those without a split of their own", plan.validation)
         if old is not None:
             check_same(out, plan, sources, vocab, digest.hexdigest())
         for split in counts:

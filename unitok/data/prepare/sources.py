@@ -237,11 +237,10 @@ class Source:
         return self._document(item, (read_aligned(self.spec, self.files, item), []))
 
     def _make_of_files(self, item: SourceItem) -> list[RawDocument]:
-        row = {
-            os.path.splitext(name)[1].removeprefix(".") or name: Blob.of(self.files, name, stamp)
-            for name, stamp, _ in item.members
-        }
-        return self.from_fields(item, row, files=True)
+        row: dict[str, list[Blob]] = {}
+        for name, stamp, _ in item.members:
+            row.setdefault(os.path.splitext(name)[1].removeprefix(".") or name, []).append(Blob.of(self.files, name, stamp))
+        return self.from_fields(item, _single(row), files=True)
 
     def _read_lines(self, items: list[SourceItem]) -> Iterator[DocumentFactory]:
         file = self._container_of(items[0])
@@ -301,7 +300,7 @@ class Source:
             suffix = PurePosixPath(name).name.partition(".")[2].lower() or "txt"
             blob = Blob(f"{item.file}/{name}", data, offset=start)
             row.setdefault(suffix, []).append(blob)
-        documents = self.from_fields(item, {k: v if len(v) > 1 else v[0] for k, v in row.items()})
+        documents = self.from_fields(item, _single(row))
         suffixes = Counter(PurePosixPath(name).suffix.lower() for name, _, _ in item.members)
         notes = tuple(f"one key holds several {suffix}" for suffix, n in suffixes.items() if n > 1)
         return [replace(raw, notes=raw.notes + notes) for raw in documents]
@@ -386,6 +385,11 @@ class Source:
         for name, (_, _, stamp) in self.drop().items():
             if self.files.look(name).stamp != stamp:
                 raise UserError(f"{name}: changed while it was read; start with a new folder")
+
+
+def _single(row: dict[str, list[Blob]]) -> dict[str, object]:
+    """Files by suffix, as fields: one alone is no list."""
+    return {suffix: blobs if len(blobs) > 1 else blobs[0] for suffix, blobs in row.items()}
 
 
 def _members(item: SourceItem, file: IO[bytes], lock: threading.Lock) -> list[bytes]:
