@@ -21,7 +21,7 @@ from unitok.bundle.checksums import checksums
 from unitok.cli import main
 from unitok.cli.arguments import find_bundle
 from unitok.errors import UserError
-from unitok.hub import BUILT_IN, CardTexts, built_in, find
+from unitok.hub import BUILT_IN, CardTexts, built_in, find, name_of
 from unitok.model import Decoder
 from unitok.tokenizers import AudioTokenizer, ImageTokenizer, TextTokenizer
 
@@ -240,6 +240,7 @@ def test_only_files_of_models_are_downloaded(server, bundle_folder, tmp_path):
     u = Unitok.from_pretrained("ada/frogs", cache_dir=tmp_path)
     assert u.parts == ["text", "image", "audio", "model"]
     found = tmp_path / "models--ada--frogs" / "snapshots" / NEW
+    assert (name_of(found), name_of(found.parent)) == ("ada/frogs", "snapshots")
     assert sorted(path.relative_to(found).as_posix() for path in found.rglob("*") if path.is_file()) == names
 
 

@@ -293,6 +293,9 @@ class Unitok(Bundle):
         assert isinstance(reply, Reply)
         return reply
 
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in super().__getstate__().items() if name != "chats"}
+
     @functools.cached_property
     def chats(self) -> Chat:
         """What is remembered of conversations; `chats.stream` yields a turn while it is generated."""

@@ -71,6 +71,15 @@ def find(
     return BUILT_IN / name
 
 
+def name_of(folder: Path) -> str:
+    """The name of a bundle's folder; of one that was downloaded `user/name`, where its folder is called after a commit."""
+    folder = folder.resolve()
+    repository = folder.parent.parent.name
+    if folder.parent.name == "snapshots" and repository.startswith("models--"):
+        return repository.removeprefix("models--").replace("--", "/")
+    return folder.name
+
+
 def _download(
     name: str, revision: str | None, cache_dir: str | Path | None, local_files_only: bool, token: str | bool | None
 ) -> Path:

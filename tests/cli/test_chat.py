@@ -65,6 +65,8 @@ def test_another_answer_has_another_seed(talk):
         (["/image nowhere.png"], "nowhere.png: no such file"),
         (["/image"], "/image FILE: name a file"),
         (["/image empty.png"], "empty.png: an empty file"),
+        (["/image bad.json"], "bad.json: image: neither an image nor audio; it is not attached"),
+        (["/save bad.json/a.json"], "bad.json/a.json: "),
         (["/edit"], "/edit: nothing was said yet"),
         (["/again"], "/again: nothing was said yet"),
         (["/modalities smell"], "smell"),

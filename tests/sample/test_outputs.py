@@ -1,7 +1,9 @@
 """Promises of outputs: begun ones are continued, the best of several is kept, streams add up to the whole."""
 
+import copy
 import io
 import json
+import pickle
 import re
 
 import numpy as np
@@ -29,6 +31,14 @@ def picture(seed=0, shape=(4, 5)):
 
 def sound(tiny, frames=6):
     return Segment("audio", np.random.default_rng(1).integers(0, 32, (tiny.audio.num_codebooks, frames)))
+
+
+def test_a_bundle_that_has_generated_and_its_outputs_are_copied_and_pickled(tiny):
+    (output,) = tiny.generate("a", "image:2x2", seed=3)
+    again = pickle.loads(pickle.dumps(output))
+    assert torch.equal(again.images[0], output.images[0])
+    (other,) = copy.deepcopy(tiny).generate("a", "image:2x2", seed=3)
+    assert other.ids.tolist() == output.ids.tolist()
 
 
 @pytest.mark.parametrize("role", ["none", "user"])

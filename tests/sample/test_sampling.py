@@ -344,6 +344,15 @@ def test_codes_of_every_layout_are_drawn_as_a_naive_loop_draws_them(tiny):
             assert request.plan[0].repeats in (None, segments[-1].codes.shape[-1])
 
 
+def test_a_negative_prompt_may_be_longer_than_the_prompt_and_leaves_less_room(tiny):
+    given = {"modalities": "image", "guidance_scale": 2.0, "max_new_tokens": 2000, "temperature": 0.0}
+    longer = 500 * "b"
+    (output,) = tiny.generate("a", negative_prompt=longer, **given)
+    assert output.images
+    with pytest.raises(UserError, match=r"^a negative prompt of \d+ tokens: the decoder takes 1024 in all; shorten it"):
+        tiny.generate("a", negative_prompt=3 * longer, **given)
+
+
 def test_a_request_that_joins_later_gets_what_it_gets_alone(tiny):
     grammar, vocab = Grammar(tiny.vocab), tiny.vocab
     sampling = {"image": SamplingParams(guidance_scale=2.0), "audio": SamplingParams(top_k=5)}

@@ -17,6 +17,7 @@ import numpy as np
 import openai
 import pytest
 import soundfile
+import torch
 from clips import clip
 from PIL import Image
 from pydantic import TypeAdapter
@@ -27,6 +28,7 @@ from unitok.bundle import Bundle, make_bundle
 from unitok.media import open_video, write_video
 from unitok.model import Decoder, DecoderConfig
 from unitok.sample.speech import PAUSE
+from unitok.serve.generation import encoded
 
 IMAGE = "data:image/png;base64," + base64.b64encode(png()).decode()
 AUDIO = base64.b64encode(wav()).decode()
@@ -232,8 +234,25 @@ def test_an_image_is_edited_and_what_a_mask_shows_transparent_is_made_anew(clien
     ):
         with pytest.raises(openai.BadRequestError, match=message):
             client.images.edit(**given, **(files | bad))
+    listed = client.images.edit(**given, image=[files["image"]], size="auto", extra_body={"user": "a"})
+    assert len(validated(listed).data) == 2
+    for more, message in (
+        ({"stream": True}, "stream: this value is not supported"),
+        ({"size": "512x512"}, "size: this value is not supported"),
+        ({"extra_body": {"bogus": 1}}, "bogus: there is no such field"),
+        ({"image": [files["image"]] * 2}, "image: 2 images; one is edited at a time"),
+    ):
+        with pytest.raises(openai.BadRequestError, match=message):
+            client.images.edit(**(given | {"image": files["image"]} | more))
     with pytest.raises(openai.BadRequestError, match="instruction: give a text"):
         client.images.edit(**(given | {"prompt": " "}), image=files["image"])
+
+
+def test_opus_knows_few_rates():
+    for rate, written in ((22_050, 48_000), (8_000, 8_000)):
+        sine = torch.sin(torch.arange(rate) / rate * 2 * np.pi * 440)[None]
+        samples, found = soundfile.read(io.BytesIO(encoded(sine, rate, "opus")))
+        assert (found, len(samples)) == (written, written)
 
 
 def test_speech_and_transcriptions(client):

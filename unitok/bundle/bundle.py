@@ -277,6 +277,9 @@ class Bundle:
         own = torch.float32 if self.model is None else self.model.lm_head.weight.dtype
         return _dtype_of(self._weights) or own
 
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"_inference": None}  # made anew where it is needed
+
     # ---- Parts -----------------------------------------------------------------------------------------------------
 
     @property

@@ -127,6 +127,7 @@ def _run(given: list[str]) -> None:
     bound_waiting()
     keep_large_blocks()
     warnings.filterwarnings("ignore", module=r"PIL\.")  # about odd metadata; the images are read all the same
+    warnings.formatwarning = _format_warning
     if verb in LIGHTNING_VERBS:
         from unitok.training.fit import run_lightning
 
@@ -136,6 +137,18 @@ def _run(given: list[str]) -> None:
 
     with _ended_by_sigterm():
         run(function_of(verb), f"unitok {verb}", given[len(verb.split()) :])
+
+
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning of this package is for who typed the command, not about a place in the code."""
+    if category is UserWarning and filename.startswith(os.path.dirname(os.path.dirname(__file__))):
+        return f"warning: {visible(message)}\n"
+    return _format_in_python(message, category, filename, lineno, line)
+
+
+_format_in_python = warnings.formatwarning
 
 
 def function_of(verb: str) -> Callable[..., None]:

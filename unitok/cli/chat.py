@@ -101,7 +101,7 @@ class _Talk:
                     return
                 else:
                     self.command(*line[1:].split(maxsplit=1))
-            except UserError as error:  # in a terminal one goes on
+            except (UserError, OSError) as error:  # in a terminal one goes on
                 if not typed:
                     raise
                 print(f"error: {visible(str(error))}", file=sys.stderr)
@@ -159,7 +159,12 @@ class _Talk:
             raise UserError(f"{path}: no such file")
         if not file.stat().st_size:
             raise UserError(f"{path}: an empty file; replace it")
-        self.attached.append(media_part(kind, to_data_url(file.read_bytes(), guess_type(file.name)[0])))
+        part = media_part(kind, to_data_url(file.read_bytes(), guess_type(file.name)[0]))
+        try:  # now: later each message would fail on it
+            self.unitok.chats.document([{"role": "user", "content": [part]}])
+        except UserError as error:
+            raise UserError(f"{path}: {str(error).removeprefix('messages: ')}; it is not attached") from None
+        self.attached.append(part)
 
     def choose(self, modalities: str) -> None:
         """Choose what answers shall have."""
@@ -198,7 +203,12 @@ class _Talk:
         """Write the conversation."""
         if not path.endswith(".json"):
             raise UserError("/save FILE.json: name a file that ends in .json")
-        write_text(Path(path), json.dumps([{"messages": self.messages}], ensure_ascii=False) + "\n")
+        text = json.dumps([{"messages": self.messages}], ensure_ascii=False) + "\n"
+        try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            write_text(Path(path), text)
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}") from None
         print(f"{path}: {len(self.messages)} messages")
 
     def load(self, path: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from unitok.cli.arguments import BundleFolder, Dtype
 from unitok.errors import UserError
 from unitok.hardware import check_device
+from unitok.hub import name_of
 
 MISSING = "unitok serve needs more packages: pip install 'unitok-lm[serve]'"
 
@@ -61,6 +62,6 @@ def serve(
     unitok = Unitok.from_pretrained(bundle, device=check_device(device), dtype=dtype)
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     run(
-        unitok, host, port, name or Path(bundle).resolve().name, allow_host or [], os.environ.get("UNITOK_API_KEY", ""),
+        unitok, host, port, name or name_of(bundle), allow_host or [], os.environ.get("UNITOK_API_KEY", ""),
         slots, queue, max_new_tokens, round(max_body_mb * 1e6),
     )  # fmt: skip

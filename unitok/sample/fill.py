@@ -69,8 +69,11 @@ def make_fill_drafts(
 ) -> list[FillDraft]:
     """Return n drafts of `content` with its holes filled; see `Unitok.fill`. Errors: `UserError`."""
     before = Document(()) if prompt is None else read_one(bundle, prompt)
-    holed = _read_text(bundle, content, before) if _is_text(bundle, content) else _read_media(bundle, content, hole, before)
-    requests = [Request(holed.ids, None, config.max_new_tokens, config.seed, row) for row in range(config.n)]
+    is_text, most = _is_text(bundle, content), config.max_new_tokens
+    holed = _read_text(bundle, content, before) if is_text else _read_media(bundle, content, hole, before)
+    if not is_text and "max_new_tokens" not in config.given():  # holes in media say how long their filling is
+        most = bundle.inference.config.max_position_embeddings
+    requests = [Request(holed.ids, None, most, config.seed, row) for row in range(config.n)]
     for request in requests:
         request.negative_prompt = request.media = holed.without
     return [

@@ -71,28 +71,30 @@ class Running:
         self._append_forced()
 
     def _state_after_prompt(self, max_length: int) -> Row:
-        """Return the grammar's state after the prompt. Errors: `UserError` where prompt and plan exceed what the decoder takes."""
-        request, room = self.request, max_length - len(self.prompt)
-        if room <= 0:  # before its grammar is checked, which takes time
+        """Return the grammar's state after the prompt. Errors: `UserError` where a prompt and the plan exceed what the decoder takes."""
+        request, lengths = self.request, {"a prompt": len(self.prompt)}
+        if len(self.prompt) >= max_length:  # before its grammar is checked, which takes time
             raise UserError(f"a prompt of {len(self.prompt)} tokens: the decoder takes {max_length} in all; shorten it")
-        most = min(request.max_new_tokens, room)
         filling = follow_fills(self.grammar, self.prompt, complete=False)
         known = filling or self.grammar.follow(self.prompt, complete=False)
+        if any(params.guided for params in self.sampling.values()):  # what has begun follows these, too
+            begun = known.into if known.span and known.span.begin else 0
+            for name, ids in (("a negative prompt", request.negative_prompt), ("images and audio of a prompt", request.media)):
+                lengths |= {name: len(ids) + begun} if ids is not None else {}
+        longest = max(lengths, key=lambda name: lengths[name])
+        room, taken = (
+            max_length - lengths[longest],
+            f"{longest} of {lengths[longest]} tokens: the decoder takes {max_length} in all",
+        )
+        if room <= 0:
+            raise UserError(f"{taken}; shorten it")
         try:
-            state = known.copy_for(most, request.plan, request.turn)
+            state = known.copy_for(min(request.max_new_tokens, room), request.plan, request.turn)
         except UserError as error:
             if room >= request.max_new_tokens:
                 raise
-            raise UserError(f"a prompt of {len(self.prompt)} tokens: the decoder takes {max_length} in all; {error}") from None
+            raise UserError(f"{taken}; {error}") from None
         state.bound()
-        after = (state.left or 0) + state.into
-        guided = any(params.guided for params in self.sampling.values())
-        for name, ids in (("negative prompt", request.negative_prompt), ("prompt's images and audio", request.media)):
-            if guided and ids is not None and len(ids) + after > max_length:
-                less = "shorten it" if state.left == state.least else "shorten it, or lower max_new_tokens"
-                raise UserError(
-                    f"the {name}: {len(ids)} tokens and up to {after} after them, the decoder takes {max_length}; {less}"
-                )
         return state
 
     def take(self, ids: list[int]) -> None:

@@ -28,7 +28,7 @@ from unitok.sample.transcribe import Transcript
 from unitok.serve.errors import ClientLeftError, handle_errors
 from unitok.serve.generation import Generation, encoded, gif, pcm16, png, wav_header
 from unitok.serve.guard import error_body
-from unitok.serve.schemas import MOST_OUTPUTS, ChatRequest, ImageRequest, SpeechRequest
+from unitok.serve.schemas import MOST_OUTPUTS, ChatRequest, ImageRequest, SpeechRequest, check_form
 
 PAGE = Path(__file__).parent / "page"
 PICTURES: dict[str, tuple[Callable[[Any], bytes], str]] = {"image": (png, "image/png"), "video": (gif, "image/gif")}
@@ -231,7 +231,8 @@ class _Endpoints:
     async def image_edits(
         self,
         request: Request,
-        image: Annotated[UploadFile, File()],
+        image: Annotated[UploadFile | None, File()] = None,
+        images: Annotated[list[UploadFile] | None, File(alias="image[]")] = None,
         prompt: Annotated[str, Form()] = "",
         mask: Annotated[UploadFile | None, File()] = None,
         model: Annotated[str, Form()] = "",
@@ -241,9 +242,13 @@ class _Endpoints:
     ) -> Response:
         """`POST /v1/images/edits`: what the mask shows transparent (or white) is made anew; without a mask the prompt says what to change."""
         self._check_model(model)
+        check_form("edits", (await request.form()).multi_items())
         if response_format != "b64_json":
             raise UserError("response_format: it is b64_json; files are not stored")
-        data, hole = await image.read(), await mask.read() if mask is not None else None
+        given = [*([image] if image else []), *(images or [])]
+        if len(given) != 1:
+            raise UserError(f"image: {len(given)} images; one is edited at a time")
+        data, hole = await given[0].read(), await mask.read() if mask is not None else None
         drafts = await self.generation.prepared(lambda: self.generation.edits(data, hole, prompt, n, seed))
         outputs = await _unless_left(request, self.generation.outputs(drafts))
         return await self._images(drafts, outputs)
@@ -341,6 +346,7 @@ class _Endpoints:
     ) -> Response:
         """`POST /v1/audio/transcriptions`."""
         self._check_model(model)
+        check_form("transcriptions", (await request.form()).multi_items())
         if response_format not in ("json", "text", "verbose_json"):
             raise UserError(f"response_format: {response_format[:40]!r} must be json, text or verbose_json")
         if stream:

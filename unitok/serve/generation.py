@@ -21,7 +21,7 @@ from unitok.conversations import TEXT
 from unitok.document import Document, Part
 from unitok.errors import UserError
 from unitok.generation_config import GenerationConfig
-from unitok.media import audio_seconds, encode_gif, encode_png, open_image
+from unitok.media import audio_seconds, convert_audio, encode_gif, encode_png, open_image
 from unitok.modalities.image import open_mask
 from unitok.modalities.video import Video, frame_bytes
 from unitok.plan import PlanItem
@@ -36,6 +36,7 @@ from unitok.serve.engine import BusyError, Engine, Job
 from unitok.serve.metrics import Metrics
 from unitok.storage import Blob
 
+OPUS_RATES = (8_000, 12_000, 16_000, 24_000, 48_000)  # Hz; audio of others is resampled to the last
 MOST_PREPARED = 64  # requests that may wait to be read and encoded; more are refused
 MOST_LISTENED = 8  # recordings that may wait to be written down word by word
 MOST_SECONDS = 1800  # of one of them
@@ -95,13 +96,15 @@ class Generation:
         """The config of a request. given: fields of a `GenerationConfig`. seed: None for a random one. edited: see `combine`."""
         seeded = GenerationConfig(**given, seed=secrets.randbelow(2**31) if seed is None else seed % 2**63, n=n)
         config = config_for(self.bundle, seeded, edited=edited)
-        return config.replace(best_of=1, prefix_fraction=None, max_new_tokens=min(config.max_new_tokens, self.max_new_tokens))
+        return config.replace(best_of=1, prefix_fraction=None)
 
     def _checked(self, drafts: list[Draft], config: GenerationConfig) -> list[Draft]:
-        """Drafts with their sampling parameters, which the engine can run. Errors: `UserError`."""
+        """Drafts with their sampling parameters and no more tokens than a request may ask for, which the engine can run. Errors:
+        `UserError`."""
         sampling = sampling_of(self.bundle, config)
         for draft in drafts:
             draft.request.sampling = sampling
+            draft.request.max_new_tokens = min(draft.request.max_new_tokens, self.max_new_tokens)
         self.engine.check(drafts)
         return drafts
 
@@ -275,6 +278,8 @@ def encoded(waveform: torch.Tensor, rate: int, format: str) -> bytes:
     container, subtype = containers[format]
     if not soundfile.check_format(container, subtype):
         raise UserError(f"response_format: this machine cannot write {format}; choose wav, flac or pcm")
+    if format == "opus" and rate not in OPUS_RATES:
+        waveform, rate = convert_audio(waveform.detach().cpu(), rate, OPUS_RATES[-1], waveform.shape[0]), OPUS_RATES[-1]
     buffer = BytesIO()
     soundfile.write(buffer, waveform.detach().cpu().clamp(-1, 1).numpy().T, rate, format=container, subtype=subtype)
     return buffer.getvalue()

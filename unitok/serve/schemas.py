@@ -4,9 +4,12 @@ Fields of OpenAI's that change nothing here (`user`, `metadata`, …) are accept
 are refused unless they have their neutral value. Our own fields are marked as extensions.
 """
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from unitok.errors import UserError, visible
 
 MOST_OUTPUTS = 10
 
@@ -22,6 +25,29 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "functions": ([], None), "response_format": ({"type": "text"}, None), "parallel_tool_calls": (True, False, None),
     "speed": (1, None), "output_format": ("png", None), "stream_format": ("audio", None),
 }  # fmt: skip
+
+
+#: Fields of forms, by endpoint; and as above those that change nothing, and values, which are texts, that do not.
+_FORMS = {
+    "edits": ("model", "image", "image[]", "mask", "prompt", "n", "seed", "response_format"),
+    "transcriptions": ("model", "file", "response_format", "temperature", "stream"),
+}
+_HARMLESS_IN_FORMS = _HARMLESS | {"input_fidelity", "language", "chunking_strategy", "timestamp_granularities[]"}
+_NEUTRAL_IN_FORMS = {
+    "stream": ("false",),
+    "partial_images": ("0",),
+    "size": ("auto",),
+    "output_format": ("png",),
+    "prompt": ("",),
+}
+
+
+def check_form(endpoint: str, fields: Iterable[tuple[str, object]]) -> None:
+    """Raise `UserError` for a field of an endpoint's form that does not exist, or whose value would change the answer and is not built."""
+    for name, value in fields:
+        if name not in _FORMS[endpoint] and name not in _HARMLESS_IN_FORMS and value not in _NEUTRAL_IN_FORMS.get(name, ()):
+            wrong = "this value is not supported" if name in _NEUTRAL_IN_FORMS else "there is no such field"
+            raise UserError(f"{visible(name[:40])}: {wrong}")
 
 
 class _Body(BaseModel):

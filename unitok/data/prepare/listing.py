@@ -338,9 +338,9 @@ def _files_items(infos: list[FileInfo]) -> Iterator[SourceItem]:
     by_stem: dict[str, list[FileInfo]] = defaultdict(list)
     for f in infos:
         stem = os.path.splitext(f.name)[0]
-        media = stem if stem in names else f.name
-        stem = os.path.splitext(media)[0]
-        by_stem[unicodedata.normalize("NFC", media if media in described and several[stem] > 1 else stem)].append(f)
+        whole = stem if stem in names else f.name
+        stem = os.path.splitext(whole)[0]
+        by_stem[unicodedata.normalize("NFC", whole if whole in described and several[stem] > 1 else stem)].append(f)
     for stem, same_stem in by_stem.items():
         media = [f for f in same_stem if not f.name.lower().endswith((".txt", ".json"))]
         documents = [same_stem] if media else [[f] for f in same_stem]
