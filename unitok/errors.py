@@ -3,6 +3,7 @@
 The command line prints a `UserError` as one line and exits with code 2; everything else is a bug and keeps its traceback.
 """
 
+import math
 import re
 
 
@@ -19,6 +20,14 @@ def type_of(value: object) -> str:
     """The type of a value, with its article, for messages: `an int`, `a dict`, `None`."""
     name = type(value).__name__
     return "None" if value is None else f"{'an' if name[0] in 'aeioAEIO' else 'a'} {name}"
+
+
+def check_range(name: str, value: float | None, least: float, most: float = math.inf) -> None:
+    """Raise `UserError` for a number outside of a range; None is one that was not given."""
+    if value is not None and not least <= value <= most:
+        raise UserError(
+            f"{name} {value}: it must be " + (f"at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}")
+        )
 
 
 #: Control characters, characters that end a line or change its direction, and surrogates, which UTF-8 cannot encode.

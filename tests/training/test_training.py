@@ -342,6 +342,9 @@ def test_a_run_is_never_overwritten_unless_that_is_asked_for(tmp_path, tokens, c
     assert kept == {"checkpoints/mine.ckpt", "notes.txt"}
     assert load_checkpoint(newest_checkpoint(out))["unitok"]["steps_done"] == 2  # not the user's copy of step 3
     assert "overwrite: false" in (out / "metrics" / "config.yaml").read_text()
+    more = ["--data.init_args.seed", "1", "--resume", str(newest_checkpoint(out))]
+    run_lightning(arguments("decoder", tmp_path / "further", tokens, 3, *more))
+    assert "resume: null" in (tmp_path / "further" / "metrics" / "config.yaml").read_text()  # its copy starts another run
 
 
 def test_a_second_run_in_one_folder_stops_and_measuring_the_first_leaves_it_alone(tmp_path, tokens):

@@ -3,6 +3,7 @@
 import inspect
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -102,7 +103,7 @@ def test_what_a_run_cannot_go_on_with_is_refused_by_name(tmp_path, tokens, monke
         run_lightning([*again, "--trainer.precision", "16-mixed"])
     with pytest.raises(UserError, match="trainer.strategy fsdp: choose auto, ddp or"):
         run_lightning([*again, "--trainer.strategy", "fsdp"])
-    with pytest.raises(UserError, match="accumulate_grad_batches 0 must be at least 1"):
+    with pytest.raises(UserError, match="accumulate_grad_batches 0: it must be at least 1"):
         run_lightning([*again, "--model.init_args.accumulate_grad_batches", "0"])
     with pytest.raises(UserError, match=r"loss_weights: the vocabulary has no audio\.3; it has "):
         run_lightning([*again, "--data.init_args.loss_weights", "{audio.0: 2, audio.3: 1}"])
@@ -110,6 +111,23 @@ def test_what_a_run_cannot_go_on_with_is_refused_by_name(tmp_path, tokens, monke
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match=r"model.compile true: on a CPU it needs a C\+\+ compiler"):
         run_lightning([*again, "--model.init_args.compile", "true"])
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--model.init_args.log_every=0", "log_every 0: it must be at least 1"),
+        ("--model.init_args.lr=-1", "lr -1.0: it must be at least 0"),
+        ("--model.init_args.betas=[1.0,1.0]", "betas 1, 1: both must be from 0 to below 1"),
+        ("--model.init_args.decoder.dropout=1.5", "dropout 1.5: it must be from 0 to 1"),
+        ("--data.init_args.seed=-1", "seed -1: it must be at least 0"),
+        ("--data.init_args.workers=-1", "workers -1: it must be at least 0"),
+        ("--data.init_args.condition_dropout=2", "condition_dropout 2.0: it must be from 0 to 1"),
+    ],
+)
+def test_numbers_out_of_range_are_named(flag, message, tmp_path, tokens):
+    with pytest.raises(UserError, match=f"^(.*: )?{re.escape(message)}"):
+        run_lightning([*arguments("decoder", tmp_path / "run", tokens, 1), flag])
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, default_collate
 
-from unitok.errors import UserError
+from unitok.errors import UserError, check_range
 
 log = logging.getLogger("unitok")
 
@@ -109,8 +109,9 @@ class DataModule(L.LightningDataModule):
         self, batch_size: int, workers: int | None = None, seed: int = 0, validations: int = 10, val_samples: int = 1000
     ):
         super().__init__()
-        if validations < 0 or val_samples < 1:
-            raise UserError(f"validations {validations} must be at least 0, val_samples {val_samples} at least 1")
+        counts = {"batch_size": (batch_size, 1), "val_samples": (val_samples, 1), "validations": (validations, 0)}
+        for name, (value, least) in (counts | {"workers": (workers, 0), "seed": (seed, 0)}).items():
+            check_range(name, value, least)
         self.batch_size, self.seed = batch_size, seed
         self.workers = (4 if torch.cuda.is_available() else 0) if workers is None else workers
         self.validations, self.val_samples = validations, val_samples

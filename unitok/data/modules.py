@@ -16,7 +16,7 @@ from unitok.data.folders import NAMED, AudioDataset, Crop, FileDataset, ImageDat
 from unitok.data.loading import DataModule
 from unitok.data.packing import LongDocuments, PackedDataset
 from unitok.data.shards import TokenDataset
-from unitok.errors import UserError
+from unitok.errors import UserError, check_range
 from unitok.modalities.video import FASTEST
 from unitok.vocab import Vocab
 
@@ -129,6 +129,8 @@ class ImageFiles(_Files):
         **loading: Any,
     ):
         super().__init__(path, val_path, batch_size=batch_size, **loading)
+        check_range("size", size, 1)
+        check_range("shrink", shrink, 1)
         self.size, self.flip, self.crop, self.shrink = size, flip, crop, shrink
 
     def _open(self, path: str | list[str], training: bool) -> FileDataset:
@@ -159,6 +161,7 @@ class VideoFiles(_Files):
         super().__init__(path, val_path, batch_size=batch_size, **loading)
         if frames < 1 or not 1 <= fps <= FASTEST:
             raise UserError(f"frames {frames} must be at least 1, fps {fps} from 1 to {FASTEST}")
+        check_range("size", size, 1)
         self.size, self.frames, self.fps, self.flip = size, frames, fps, flip
 
     def _open(self, path: str | list[str], training: bool) -> FileDataset:
@@ -193,6 +196,8 @@ class AudioFiles(_Files):
     ):
         super().__init__(path, val_path, batch_size=batch_size, **loading)
         self.features = features
+        check_range("sample_rate", sample_rate, 1)
+        check_range("seconds", seconds, 1 / sample_rate)
         if gain[0] > gain[1]:
             raise UserError(f"gain {list(gain)}: the first is the lowest number of decibels")
         self.gain, self.flip_polarity, self.balance = (gain[0], gain[1]), flip_polarity, balance
@@ -252,8 +257,8 @@ class TokenShards(DataModule):
         self.path, self.val_path, self.sequence_length = path, val_path, sequence_length
         self.max_length, self.long_documents, self.condition_dropout = max_length, long_documents, condition_dropout
         self.loss_weights, self.prompt_loss_weight = loss_weights or {}, prompt_loss_weight or {}
-        if not 0 <= fill_rate <= 1:
-            raise UserError(f"fill_rate {fill_rate}: it is a fraction, 0 to 1")
+        check_range("fill_rate", fill_rate, 0, 1)
+        check_range("condition_dropout", condition_dropout, 0, 1)
         self.fill_rate = fill_rate
         self._train: PackedDataset | None = None
         self._measured: dict[str, PackedDataset] = {}  # by split

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from unitok.errors import UserError
+from unitok.errors import UserError, check_range
 from unitok.hardware import check_device
 from unitok.model.attention import Packing, WholeRows, build_packing, choose_backend
 from unitok.pretrained import load_part, load_state, make_config, part_folder, save_part
@@ -80,8 +80,8 @@ class DecoderConfig:
 
     def __post_init__(self) -> None:
         for name in ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "num_key_value_heads"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} {getattr(self, name)}: it must be at least 1")
+            check_range(name, getattr(self, name), 1)
+        check_range("dropout", self.dropout, 0, 1)
         if self.num_attention_heads % self.num_key_value_heads:
             raise UserError(
                 f"num_key_value_heads {self.num_key_value_heads} must divide num_attention_heads {self.num_attention_heads}"

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from unitok.errors import UserError
+from unitok.errors import UserError, check_range
 
 #: Marks fields that were added after bundles had been written; their fingerprints stay the same (`unitok.pretrained.state_fingerprint`).
 LATER = {"later": True}
@@ -59,8 +59,8 @@ class ImageTokenizerConfig:
     group: int = field(default=1, metadata=LATER)
 
     def __post_init__(self) -> None:
-        if self.group < 1:
-            raise UserError(f"group is {self.group}: it must be at least 1 frame")
+        for name in ("resolution", "patch", "codebook_size", "codebook_dim", "group"):
+            check_range(name, getattr(self, name), 1)
         if self.ch % 32:
             raise UserError(f"ch is {self.ch}: it must be a multiple of 32, the groups of group norm")
         if self.quantizer not in ("vq", "fsq", "lfq", "simvq"):
@@ -137,6 +137,10 @@ class AudioTokenizerConfig:
     overlap: float = 0.0
 
     def __post_init__(self) -> None:
+        for name in ("sample_rate", "channels", "patch", "num_codebooks", "codebook_size"):
+            check_range(name, getattr(self, name), 1)
+        if self.pad_mode not in ("reflect", "constant", "replicate"):
+            raise UserError(f"pad_mode is {self.pad_mode}: choose reflect, constant or replicate")
         if self.domain not in ("samples", "spectrum"):
             raise UserError(f"domain is {self.domain}: choose samples or spectrum")
         if self.quantizer not in ("rvq", "fsq"):

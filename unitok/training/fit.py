@@ -265,7 +265,8 @@ class UnitokCLI(LightningCLI):
             self.held.enter_context(run_folder(out, lambda: self.checkpoints is not None and self.checkpoints.steps > 0))
             check_unused(out, config.resume, config.overwrite)
         self.checkpoint = self._find_checkpoint(out, config.resume)
-        self.overwrites, config.overwrite = config.overwrite, False  # the saved config must not replace anything
+        self.overwrites, config.overwrite = config.overwrite, False  # the saved config must not replace anything,
+        config.resume = None  # nor begin with this checkpoint
         self._check_strategy(config)
         if not fits and not self.checkpoint:
             raise UserError(f"nothing to {self.subcommand}: give --resume with a checkpoint, or auto and the --out of a run")
@@ -287,7 +288,7 @@ class UnitokCLI(LightningCLI):
         return None
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, object]:
-        """Add the checkpoint; it is not in the config, whose saved copy can start new runs."""
+        """Add the checkpoint."""
         return super()._prepare_subcommand_kwargs(subcommand) | {"ckpt_path": self.checkpoint}
 
     def _check_strategy(self, config: Namespace) -> None:

@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.optim.swa_utils import AveragedModel
 
-from unitok.errors import UserError
+from unitok.errors import UserError, check_range
 from unitok.training.budget import Budget
 
 if TYPE_CHECKING:
@@ -115,8 +115,15 @@ class TrainingShell(L.LightningModule, Generic[Batch]):
         super().__init__()
         self.automatic_optimization = False
         self.budget = Budget(steps, minutes, tokens)
-        if accumulate_grad_batches < 1:
-            raise UserError(f"accumulate_grad_batches {accumulate_grad_batches} must be at least 1")
+        for name, value, least in (
+            ("accumulate_grad_batches", accumulate_grad_batches, 1), ("log_every", log_every, 1), ("lr", lr, 0),
+            ("warmup_steps", warmup_steps, 0), ("weight_decay", weight_decay, 0), ("grad_clip", grad_clip, 0),
+        ):  # fmt: skip
+            check_range(name, value, least)
+        for name, value in (("stable_fraction", stable_fraction), ("ema_decay", ema_decay)):
+            check_range(name, value, 0, 1)
+        if not (0 <= betas[0] < 1 and 0 <= betas[1] < 1):
+            raise UserError(f"betas {betas[0]:g}, {betas[1]:g}: both must be from 0 to below 1")
         self.accumulate_grad_batches = accumulate_grad_batches
         self.lr, self.warmup_steps, self.stable_fraction = lr, warmup_steps, stable_fraction
         self.betas, self.weight_decay, self.grad_clip, self.ema_decay = (betas[0], betas[1]), weight_decay, grad_clip, ema_decay

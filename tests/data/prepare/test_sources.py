@@ -55,6 +55,9 @@ def test_remote_sources_and_patterns_give_the_same_documents(scenes_folder, bund
         for name in sources:
             found = tokens_of(f"memory://sources/{name}", tmp_path / f"{name}-remote", bundle_folder)
             assert list(found.values()) == list(expected.values()), name
+        memory.pipe("/sources/hidden/.git/HEAD.txt", b"ref")
+        memory.pipe("/sources/hidden/a.txt", b"seen")
+        assert [*tokens_of("memory://sources/hidden", tmp_path / "hidden", bundle_folder)] == ["a.txt"]
     finally:
         memory.rm("/sources", recursive=True)
     pattern = tokens_of(f"{sources['archives']}/*.tar", tmp_path / "pattern", bundle_folder)
