@@ -214,10 +214,11 @@ def _message(entry: object, number: int) -> Message:
         pieces = ()
     else:
         raise UserError(f"{where}: content must be a text or a list of parts")
-    if (
-        isinstance(audio := entry.get("audio"), Mapping) and audio.get("data") and not entry.get("parts")
-    ):  # what OpenAI's models answer
-        pieces = (*pieces, Media("audio", f"data:audio/wav;base64,{audio['data']}"))
+    if isinstance(audio := entry.get("audio"), Mapping) and not entry.get("parts"):  # what OpenAI's models answer
+        if audio.get("data"):
+            pieces = (*pieces, Media("audio", f"data:audio/wav;base64,{audio['data']}"))
+        elif audio.get("id"):
+            raise UserError(f"{where}: audio by its id: answers are not kept; send the message with its parts, or audio.data")
     if not pieces:
         raise UserError(f"{where}: it is empty")
     return Message(role, pieces, role == "assistant" and _is_learned(entry, where), tagged)

@@ -412,6 +412,11 @@ def test_bodies_hosts_and_files_have_limits(server):
     assert httpx.post(url, content=iter([b" " * 1_000_000] * 3)).status_code == 413  # chunked: no length is told before
     assert httpx.get(f"{server.url}/v1/models", headers={"Host": "evil.example"}).status_code == 403
     assert httpx.get(f"{server.url}/v1/models", headers={"Host": "localhost:1"}).status_code == 200
+    unknown = httpx.post(f"{server.url}/v1/embeddings", json={})
+    assert (unknown.status_code, unknown.json()["error"]["message"]) == (404, "there is no POST /v1/embeddings here")
+    assert httpx.delete(url).status_code == 405
+    broken = httpx.post(url, content=b'{"a"', headers={"Content-Type": "application/json"}).json()["error"]
+    assert (broken["message"], broken["param"]) == ("the body is not JSON, at character 4", None)
     for path in ("/../pyproject.toml", "/%2e%2e/app.py", "//etc/passwd", "/app.py"):
         assert httpx.get(server.url + path).status_code in (404, 405)
     assert "default-src 'self'" in httpx.get(f"{server.url}/").headers["content-security-policy"]

@@ -29,6 +29,8 @@ def handle_errors(app: FastAPI) -> None:
         message = str(first["msg"]).removeprefix("Value error, ")
         if not steps and "json" not in request.headers.get("content-type", ""):
             message = "send the body as JSON, with `Content-Type: application/json`"
+        if first["type"] == "json_invalid":
+            steps, message = [], f"the body is not JSON, at character {steps[-1]}"
         field = ".".join(steps) or (message.partition(":")[0] if ":" in message else "")
         return JSONResponse(error_body(f"{'.'.join(steps)}: {message}" if steps else message, param=field or None), 400)
 
@@ -41,6 +43,9 @@ def handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     def other(request: Request, error: HTTPException) -> JSONResponse:
+        known = error.status_code != 405 or any(getattr(route, "path", "") == request.url.path for route in app.routes)
+        if not known:  # the page's files, which are only read, would have any name
+            return JSONResponse(error_body(f"there is no {request.method} {request.url.path} here"), 404)
         return JSONResponse(error_body(str(error.detail)), error.status_code)
 
     @app.exception_handler(ClientLeftError)

@@ -251,6 +251,9 @@ BAD = {
     "message 1 is of the assistant: the user's turn is missing": {"conversations": [{"from": "gpt", "value": "a"}]},
     "the last message is of the user; it must be of the assistant": turns("a", "b", "c"),
     "message 2: it is empty": turns("a", "  "),
+    "message 1: audio by its id: answers are not kept": {
+        "messages": [{"role": "assistant", "content": "a", "audio": {"id": "audio-1"}}]
+    },
     "message 3 is of the system: the system's message must be the first": {
         "messages": [*turns("a", "b")["messages"], {"role": "system", "content": "c"}]
     },
