@@ -8,6 +8,9 @@ from PIL import Image
 from unitok.cli import main
 from unitok.document import Document, Part
 from unitok.errors import UserError
+from unitok.generation_config import GenerationConfig
+from unitok.sample.fill import make_fill_drafts
+from unitok.sample.requests import config_for
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
 SECOND = (torch.sin(torch.arange(8000) / 7)[None] * 0.5, 8000)
@@ -145,6 +148,17 @@ def test_what_a_prompt_says_in_a_role_stays_where_it_is(tiny):
     mask[:9, :9] = True
     (output,) = tiny.fill(PIXELS, mask, before, guidance_scale=2.0)
     assert np.array_equal(as_bytes(output.images[0])[20:], PIXELS[20:])
+
+
+def test_holes_in_media_have_the_budget_that_they_need_and_those_in_texts_the_default(tiny):
+    mask = np.ones(PIXELS.shape[:2], bool)
+    for content, hole, given, most in (
+        (PIXELS, mask, {}, 1024),
+        (PIXELS, mask, {"max_new_tokens": 70}, 70),
+        ("a ___", None, {}, 512),
+    ):
+        (draft,) = make_fill_drafts(tiny, content, hole, None, config_for(tiny, GenerationConfig(**given)))
+        assert draft.request.max_new_tokens == most
 
 
 def test_a_single_pixel_of_a_large_image_is_a_hole(tiny):

@@ -82,10 +82,8 @@ class Running:
             for name, ids in (("a negative prompt", request.negative_prompt), ("images and audio of a prompt", request.media)):
                 lengths |= {name: len(ids) + begun} if ids is not None else {}
         longest = max(lengths, key=lambda name: lengths[name])
-        room, taken = (
-            max_length - lengths[longest],
-            f"{longest} of {lengths[longest]} tokens: the decoder takes {max_length} in all",
-        )
+        room = max_length - lengths[longest]
+        taken = f"{longest} of {lengths[longest]} tokens: the decoder takes {max_length} in all"
         if room <= 0:
             raise UserError(f"{taken}; shorten it")
         try:
