@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from unitok.data.modules import TokenShards
-from unitok.errors import UserError
+from unitok.errors import UserError, check_range
 from unitok.hardware import peak_flops
 from unitok.model.costs import count
 from unitok.model.decoder import Decoder, DecoderConfig
@@ -94,6 +94,7 @@ class DecoderTraining(TrainingShell[dict[str, Tensor]]):
     ):
         super().__init__(lr=lr, weight_decay=weight_decay, **shared)
         self.config, self.lora, self.compiles = decoder, lora, compile
+        check_range("muon_lr", muon_lr, 0)
         self.optimizer_name, self.muon_lr = optimizer, muon_lr
         self.muon_iterations, self.muon_every = muon_iterations, muon_every
         self._stable_fraction = stable_fraction
