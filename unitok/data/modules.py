@@ -6,6 +6,7 @@ uses the global random state, and neither does making a loader.
 """
 
 import logging
+import math
 from typing import Any
 
 import numpy as np
@@ -159,9 +160,8 @@ class VideoFiles(_Files):
         **loading: Any,
     ):
         super().__init__(path, val_path, batch_size=batch_size, **loading)
-        if frames < 1 or not 1 <= fps <= FASTEST:
-            raise UserError(f"frames {frames} must be at least 1, fps {fps} from 1 to {FASTEST}")
-        check_range("size", size, 1)
+        for name, value, most in (("size", size, math.inf), ("frames", frames, math.inf), ("fps", fps, FASTEST)):
+            check_range(name, value, 1, most)
         self.size, self.frames, self.fps, self.flip = size, frames, fps, flip
 
     def _open(self, path: str | list[str], training: bool) -> FileDataset:

@@ -80,7 +80,8 @@ class Running:
         if any(params.guided for params in self.sampling.values()):  # what has begun follows these, too
             begun = known.into if known.span and known.span.begin else 0
             for name, ids in (("a negative prompt", request.negative_prompt), ("images and audio of a prompt", request.media)):
-                lengths |= {name: len(ids) + begun} if ids is not None else {}
+                if ids is not None:
+                    lengths[name] = len(ids) + begun
         longest = max(lengths, key=lambda name: lengths[name])
         room = max_length - lengths[longest]
         taken = f"{longest} of {lengths[longest]} tokens: the decoder takes {max_length} in all"
