@@ -102,6 +102,14 @@ class Files:
             if name not in bad:
                 yield from self.folders(name)
 
+    def subfolders(self, inside: str = "") -> list[str]:
+        """The names of the folders in a folder, sorted; without hidden ones, and without links."""
+        try:
+            with os.scandir(os.path.join(self.folder, inside)) as listing:
+                return sorted(e.name for e in listing if e.is_dir(follow_symlinks=False) and not e.name.startswith("."))
+        except OSError:
+            return []
+
     def is_folder(self, name: str) -> bool:
         """Whether a name is that of a folder that may be read. A link to one is not."""
         if self.remote is not None:
@@ -217,6 +225,15 @@ class _RemoteFiles(Files):
                     name = f"{inside}/{base}".lstrip("/")
                     infos[name] = _file_info(name, info)
             yield list(infos), infos
+
+    def subfolders(self, inside: str = "") -> list[str]:
+        with _asking(inside):
+            try:
+                entries = self.remote.ls(self._join(inside), detail=True)
+            except FileNotFoundError:
+                return []
+        names = (e["name"].rstrip("/").rpartition("/")[2] for e in entries if e["type"] == "directory")
+        return sorted(name for name in names if not name.startswith("."))
 
     def _stat(self, name: str) -> FileInfo:
         return _file_info(name, self.remote.info(self._join(name)))

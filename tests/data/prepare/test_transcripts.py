@@ -96,6 +96,39 @@ def test_images_with_captions_in_a_list(tmp_path):
     ]
 
 
+def test_flickr_data_sets_with_their_images_in_a_folder_beside_the_captions(bundle_folder, tmp_path):
+    names = [f"{n}_693b08cb0e.jpg" for n in range(1000268201, 1000268209)]
+    tables = {
+        "captions.txt": ("image,caption\n", '{0},"A child , in dress {1} ."\n'),  # as Kaggle has it
+        "results.csv": ("image_name| comment_number| comment\n", "{0}| {1}| A child , in dress {1} .\n"),  # Flickr30k
+        "Flickr8k.token.txt": ("", "{0}#{1}\tA child , in dress {1} .\n"),
+    }
+    for number, (file, (header, row)) in enumerate(tables.items()):
+        top = tmp_path / str(number)
+        write(top / "text" / file, header + "".join(row.format(name, k) for name in names for k in range(5)))
+        for name in names:
+            write(top / "Flicker8k_Dataset" / name, png())
+        expected = [
+            (("text", f"A child , in dress {k} ."), ("image", f"Flicker8k_Dataset/{n}")) for n in names for k in range(5)
+        ]
+        assert [tuple(parts) for _, *parts in read(top)] == expected
+        assert list(read_texts(top)) == [text for (_, text), _ in expected]
+        template = ({"type": "image", "path": "{image}"}, {"type": "text", "text": "{caption}"})
+        assert not number or [len(parts) for _, *parts in read(tmp_path / "0", template=template)] == [2] * 40
+
+        tokenize(Plan(str(top), str(tmp_path / f"tokens{number}"), str(bundle_folder), validation=0.5))
+        sides = TokenDataset(tmp_path / f"tokens{number}").documents_by_split()
+        assert len(sides) == 2  # and the five captions of an image are on one of them
+        assert [n % 5 for n in sides.values()] == [0, 0]
+
+
+def test_a_table_without_a_header_is_not_taken_for_one(tmp_path):
+    write(tmp_path / "a.png", png())
+    write(tmp_path / "data.csv", "a.png,A cat\nb.png,A dog\n")
+    with pytest.raises(UserError, match="data.csv: its first line names a.png: put the names of its columns above"):
+        read(tmp_path)
+
+
 def test_librispeech(tmp_path):
     chapter = tmp_path / "train-clean-100" / "84" / "121123"
     for number in range(2):

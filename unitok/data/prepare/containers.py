@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
+from unitok.data.prepare.fields import is_media
 from unitok.errors import UserError, first_line
 from unitok.storage import MAX_BYTES, Blob, Files, printable
 
@@ -134,6 +135,9 @@ def _problem(member: tarfile.TarInfo, name: str) -> str:
 
 # ---- Tables ---------------------------------------------------------------------------------------------------------
 
+#: Between the cells of a CSV file.
+SEPARATORS = (",", "\t", ";", "|")
+
 
 class Table:
     """Rows of named columns: Parquet, Arrow as Hugging Face `datasets` saves it, or CSV (a header, then text)."""
@@ -178,7 +182,12 @@ class Table:
             return "skip"
 
         head = data.partition(b"\n")[0]
-        separator = max(",", "\t", ";", "|", key=lambda c: head.count(c.encode()))
+        separator = max(SEPARATORS, key=lambda c: head.count(c.encode()))
+        first = head.decode("utf-8-sig", "replace").partition(separator)[0].strip('" ')
+        if re.search(r"\w\.\w+$", first) and is_media(first):
+            raise UserError(
+                f"{self.name}: its first line names {printable(first)}: put the names of its columns above, such as file_name,text"
+            )
         literal = separator == "\t" and all(line.count(b"\t") == head.count(b"\t") for line in io.BytesIO(data) if b'"' in line)
         parse_options = pa_csv.ParseOptions(
             delimiter=separator, quote_char=False if literal else '"', newlines_in_values=True, invalid_row_handler=note
@@ -189,9 +198,10 @@ class Table:
         self.bad_rows.clear()
         convert = pa_csv.ConvertOptions(column_types=kinds, strings_can_be_null=False)
         table = pa_csv.read_csv(pa.py_buffer(data), read_options, parse_options, convert)
-        if not literal:
-            return table
-        return pa.table([*map(_unquoted, table.columns)], names=_unquoted(pa.array(table.column_names)).to_pylist())
+        names = table.column_names
+        if literal:
+            table, names = pa.table([*map(_unquoted, table.columns)], names=names), _unquoted(pa.array(names)).to_pylist()
+        return table.rename_columns([name.strip() for name in names])
 
     def close(self) -> None:
         """Close the file; rows that were read stay valid."""

@@ -34,7 +34,9 @@ CAPTIONS = ["txt", "text", "texts", "caption", "captions", "sentence", "transcri
 
 #: Names of fields that hold media (content, names of files, or data URLs), and of those that name their files.
 _MEDIA = re.compile(r"(image|img|picture|photo|audio|sound|wav|video|clip)s?")
-_FILES = re.compile(rf"({_MEDIA.pattern}_?)?(file_?names?|file_?paths?|paths?|files?)|(\w+_)?file_names?|{_MEDIA.pattern}")
+_FILES = re.compile(
+    rf"({_MEDIA.pattern}_?)?(file_?names?|file_?paths?|paths?|files?)|(\w+_)?file_names?|{_MEDIA.pattern}|{_MEDIA.pattern}_names?"
+)
 
 #: Names of fields that hold a conversation, in other formats than those of `unitok.conversations`.
 _CONVERSATIONS = ("conversations", "conversation", "messages", "dialogue", "dialog", "turns")
@@ -53,15 +55,22 @@ Open = Callable[[str], Blob]  # opens the file that a text names
 RowContent = tuple[list[Part], list[str]]  # the parts of a document, and notes on what of its row was not used
 
 
+def is_media(name: str) -> bool:
+    """Whether a name is one of an image, audio or a video by its suffix."""
+    return promised(name) in MEDIA_SUFFIXES
+
+
 def names_media(name: str) -> bool:
     """Whether a field's name is one of fields that hold images or audio, or name their files."""
-    return _FILES.fullmatch(name.lower()) is not None or promised(f".{name}") in MEDIA_SUFFIXES
+    return _FILES.fullmatch(name.lower()) is not None or is_media(f".{name}")
 
 
 def names_file(name: str, text: str) -> bool:
-    """Whether the text of a field names a file of media: that of `image_path` does, that of `path` where its suffix is one of media."""
-    of_media = _MEDIA.match(name.lower()) is not None or promised(f".{name}") in MEDIA_SUFFIXES
-    return names_media(name) and (of_media or promised(text) in MEDIA_SUFFIXES)
+    """Whether the text of a field names a file of media: that of `image_path` does, that of `path` or `image_name` where its suffix is one of
+    media."""
+    title = name.lower().endswith(("_name", "_names")) and "file" not in name.lower()
+    of_media = (_MEDIA.match(name.lower()) is not None and not title) or is_media(f".{name}")
+    return names_media(name) and (of_media or is_media(text))
 
 
 def read_fields(spec: SourceSpec, row: Fields, open_path: Open, files: bool = False, with_objects: bool = False) -> RowContent:

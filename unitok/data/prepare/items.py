@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 from unitok.conversations import files_of
 from unitok.data.prepare.fields import names_file, names_media
+from unitok.data.prepare.recordings import Recordings
 from unitok.data.prepare.splits import folder_split_of, group_of_id, split_of
-from unitok.data.prepare.transcripts import Recordings
 from unitok.errors import UserError, is_utf8
 from unitok.storage import Files
 
@@ -29,6 +29,7 @@ class SourceItem:
         members: files of one base name, or an archive's members: name, start (in a folder, the stamp) and length in bytes.
         split: `train`, `validation` or `test`, where a field or the name of a file or folder says so.
         group: documents of one group are never divided between `train` and `validation`; "": the document is its own.
+        named: the first file that a line or row names; documents without a group that name the same one are a group.
     """
 
     id: str
@@ -42,6 +43,7 @@ class SourceItem:
     error: str = ""
     split: str = ""
     group: str = ""
+    named: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,10 @@ class Claims:
     def __init__(self, files: Files, has_splits: bool, options: ListingOptions):
         self.files, self.has_splits, self.options = files, has_splits, options
         self.folder = "" if files.remote else files.folder  # for names that are absolute
-        self._recordings = Recordings(files)
+        self._recordings = Recordings(files, trusting=True)
         self._names: set[int] = set()
         self._split, self._group, self._folder_splits, self._no_group = "", "", set[str](), ""
+        self._first = ""  # of the files that the line or row names
 
     def read(self, row: Mapping[str, object], file: str) -> None:
         """Note what a line or row of a file says: its fields `split` and `group`, and the files that it names."""
@@ -90,6 +93,7 @@ class Claims:
     def claim(self, path: str) -> None:
         """Note that a file names another. path: relative to the source, or absolute."""
         path = os.path.normpath(path).removeprefix(self.folder + "/")
+        self._first = self._first or path
         self._names.add(hash(unicodedata.normalize("NFC", path)))
         self._folder_splits.add(folder_split_of(path))
         if self.options.on_file:
@@ -104,11 +108,11 @@ class Claims:
         """
         if self._no_group:
             raise UserError(f"{item.where}: {self._no_group}")
-        split, group, folder_splits = self._split, self._group, self._folder_splits
-        self._split, self._group, self._folder_splits = "", "", set()
+        split, group, folder_splits, named = self._split, self._group, self._folder_splits, self._first
+        self._split, self._group, self._folder_splits, self._first = "", "", set(), ""
         if not split and self.has_splits:
             split = next(iter(folder_splits)) if len(folder_splits) == 1 and "" not in folder_splits else split_of(file)
-        return replace(item, split=split, group=group or group_of_id(item.id, self.options.group_separator))
+        return replace(item, split=split, group=group or group_of_id(item.id, self.options.group_separator), named=named)
 
     def __contains__(self, name: str) -> bool:
         return hash(unicodedata.normalize("NFC", os.path.normpath(name))) in self._names

@@ -15,19 +15,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import PurePosixPath
 
-from unitok.data.prepare.containers import DAMAGE, Table, damage, is_tar, list_members, opened, plain_name
+from unitok.data.prepare.containers import DAMAGE, SEPARATORS, Table, damage, is_tar, list_members, opened, plain_name
 from unitok.data.prepare.fields import CAPTIONS, names_media
 from unitok.data.prepare.items import Claims, ListingOptions, SourceItem
 from unitok.data.prepare.objects import coco_folders, coco_images, is_coco, may_be_coco
+from unitok.data.prepare.recordings import COMMENT, RECORDING_COLUMNS, is_webvid
 from unitok.data.prepare.splits import describes_data_set, folder_split_of, group_of_id, split_of
-from unitok.data.prepare.transcripts import (
-    RECORDING_COLUMNS,
-    Layout,
-    find_layout,
-    is_webvid,
-    may_be_transcripts,
-    transcript_lines,
-)
+from unitok.data.prepare.transcripts import Layout, find_layout, may_be_transcripts, transcript_lines
 from unitok.errors import UserError, is_utf8
 from unitok.storage import MAX_BYTES, FileInfo, Files, Folder, printable
 
@@ -64,7 +58,7 @@ def list_items(
         for name in names:
             if not may_hold_many(name, stems) or (f := known.get(name) or files.look(name)).problem:
                 continue
-            if not plain_name(name).lower().endswith(_TEXTS) or find_layout(files, name):
+            if not plain_name(name).lower().endswith(_TEXTS) or lists_documents(files, name):
                 many.append(f)
                 splits.add(split_of(name))
     has_splits = len(splits - {""}) > 1 and "train" in splits
@@ -137,7 +131,19 @@ def _lister(files: Files, name: str) -> _Lister | None:
         return partial(_transcript_items, layout)
     if plain.endswith((".jsonl", ".ndjson")):
         return _line_items
-    return _table_items if plain.endswith((".csv", ".tsv", ".arrow", ".parquet")) else None
+    return _table_items if plain.endswith((".csv", ".tsv", ".arrow", ".parquet")) or _has_header(files, name) else None
+
+
+def lists_documents(files: Files, name: str) -> bool:
+    """Whether a text lists documents: a line for each, without a header or below one."""
+    return find_layout(files, name) is not None or _has_header(files, name)
+
+
+def _has_header(files: Files, name: str) -> bool:
+    """Whether a text is a table by its first line: names of columns, one of media and one of captions among them."""
+    line = _head(files, name, 4096).partition(b"\n")[0].decode("utf-8-sig", "replace")
+    cells = [cell.strip(' "\r').lower() for cell in line.split(max(SEPARATORS, key=line.count))]
+    return any(map(names_media, cells)) and not {COMMENT, *CAPTIONS}.isdisjoint(cells)
 
 
 def _head(files: Files, name: str, size: int = 512) -> bytes:

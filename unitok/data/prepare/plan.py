@@ -39,7 +39,7 @@ VERSION = 6
 LISTED_AT_ONCE = 8192  # rows of the listing held in memory
 _MEMBER = pa.struct([("name", pa.string()), ("start", pa.int64()), ("length", pa.int64())])
 _PLAIN: dict[object, pa.DataType] = {str: pa.string(), int: pa.int64()}
-_COLUMNS = {f.name: _PLAIN.get(f.type, pa.list_(_MEMBER)) for f in fields(SourceItem)}
+_COLUMNS = {f.name: _PLAIN.get(f.type, pa.list_(_MEMBER)) for f in fields(SourceItem) if f.name != "named"}
 LISTING = pa.schema({"source": pa.int16()} | _COLUMNS)
 
 
@@ -53,8 +53,8 @@ class Plan:
         recipe: a YAML file with several sources, see `unitok.data.prepare.recipe`.
         spec: template, filters, options and the like of a single source; its path is `source`.
         options: how content is read, by kind, for sources without options of their own, as `SourceSpec.options`.
-        validation: fraction of the documents that make the split `validation`, chosen by a hash of their groups, or of their ids
-            where they have no group.
+        validation: fraction of the documents that make the split `validation`, chosen by a hash of their groups; without a group,
+            of the file that their line or row names, or else of their ids.
         threads: of the tokenizers in each process. Near ties of codes may depend on it, so the plan keeps it.
         seed: of random orders, crops and choices.
     """
@@ -158,7 +158,7 @@ def list_sources(plan: Plan, sources: list[Source]) -> Iterator[tuple[int, str, 
         for item in source.items():
             name = item.id or item.where
             copies = int(weight) + (hash_fraction(plan.seed, "weight", name) < weight % 1)
-            split = "validation" if hash_fraction("validation", item.group or name) < plan.validation else "train"
+            split = "validation" if hash_fraction("validation", item.group or item.named or name) < plan.validation else "train"
             split = item.split or split
             for copy in range(1 if item.error else copies):
                 yield number, split, replace(item, id=f"{item.id}#{copy + 1}") if copy else item
@@ -247,6 +247,10 @@ def make_plan(plan: Plan, sources: list[Source], vocab: Vocab) -> None:
             raise UserError(f"{plan.name()}: no documents in it")
         if plan.validation and not counts["validation"]:
             log.warning("no documents for validation: %g is of those without a split of their own", plan.validation)
+        elif plan.validation and not counts["train"]:
+            log.warning(
+                "no documents to train on: all are for validation (those that name one file, or are of one group, stay together)"
+            )
         if old is not None:
             check_same(out, plan, sources, vocab, digest.hexdigest())
         for split in counts:

@@ -40,7 +40,8 @@ from unitok.data.prepare.items import GROUP, ListingOptions, SourceItem
 from unitok.data.prepare.listing import list_items
 from unitok.data.prepare.objects import boxes_part, coco_parts
 from unitok.data.prepare.recipe import SourceSpec, arrange
-from unitok.data.prepare.transcripts import Recordings, in_stretch, info_beside, read_transcript, with_speaker
+from unitok.data.prepare.recordings import Recordings, in_stretch, info_beside, with_speaker
+from unitok.data.prepare.transcripts import read_transcript
 from unitok.data.prepare.words import with_words
 from unitok.document import Part, RawDocument
 from unitok.errors import UserError
@@ -222,7 +223,7 @@ class Source:
     def _completed(self, row: Fields, item: SourceItem) -> Fields:
         """A row with the files that it names in a way of its own. Errors: `UserError`."""
         if self.spec.template:
-            return row
+            return self._recordings.placed(row, item.file)
         try:
             row = self._recordings.completed(row, item.file)
         except UserError as error:

@@ -7,15 +7,16 @@ from pathlib import Path, PurePosixPath
 
 from unitok.conversations import is_conversation, texts_of
 from unitok.data.prepare.containers import plain_name
-from unitok.data.prepare.fields import MEDIA_SUFFIXES, TEXT, names_media
+from unitok.data.prepare.fields import TEXT, is_media, names_media
 from unitok.data.prepare.items import SourceItem
+from unitok.data.prepare.listing import lists_documents
 from unitok.data.prepare.recipe import SourceSpec, load_recipe
 from unitok.data.prepare.sources import Source
-from unitok.data.prepare.transcripts import find_layout, may_be_transcripts
+from unitok.data.prepare.transcripts import may_be_transcripts
 from unitok.document import RawDocument
 from unitok.errors import UserError
 from unitok.files import read_json_lines
-from unitok.media import load_text, promised
+from unitok.media import load_text
 from unitok.storage import kind_of_path
 
 log = logging.getLogger("unitok")
@@ -42,7 +43,7 @@ def read_texts(path: Path | str) -> Iterator[str]:
         yield from _texts_of_documents(Source(SourceSpec(name)))
     elif suffix in (".jsonl", ".ndjson"):
         yield from _texts_of_lines(Path(path))
-    elif may_be_transcripts(name) and find_layout((listed := Source(SourceSpec(name))).files, listed.alone):
+    elif may_be_transcripts(name) and lists_documents((listed := Source(SourceSpec(name))).files, listed.alone):
         yield from _texts_of_documents(listed)
     else:
         yield from _lines(load_text(Path(path)))
@@ -102,7 +103,7 @@ def _texts_of_documents(source: Source) -> Iterator[str]:
         if item.kind not in ("files", "member", "aligned"):
             items.append(item)
             continue
-        members = tuple(member for member in item.members if promised(member[0]) not in MEDIA_SUFFIXES)
+        members = tuple(member for member in item.members if not is_media(member[0]))
         if members or not item.members:  # images and audio are not read
             items.append(replace(item, members=members))
     bad, first = 0, ""
