@@ -290,6 +290,8 @@ def test_a_part_of_any_name_is_known_as_unitoks_and_only_by_its_own_kind_replace
     assert (tmp_path / "p" / "mine.txt").read_text() == "mine"
     with pytest.raises(UserError, match="holds a speech tokenizer; choose another folder"):
         save(tmp_path / "p", "decoder", "")
+    with pytest.raises(UserError, match=r"mine.txt/a/b: .*mine.txt is a file; give a folder"):
+        check_replaceable(tmp_path / "p" / "mine.txt" / "a" / "b", "decoder")  # before the work, not after it
     speech = tmp_path / "b" / "tokenizers" / "speech"
     save(speech, "speech tokenizer", "inside")
     for name, value in (("bundle.json", {"version": 1, "parts": ["speech"]}), ("vocab.json", {})):

@@ -404,8 +404,9 @@ def check_replaceable(folder: str | Path, kind: str = "", overwrite: bool = Fals
     folder = Path(folder)
     true = settle(folder)
     if not true.is_dir():
-        if true.exists():
-            raise UserError(f"{folder}: is a file; give a folder")
+        found = next(path for path in (true, *true.parents) if path.exists())
+        if not found.is_dir():
+            raise UserError(f"{folder}: {'' if found == true else f'{found} '}is a file; give a folder")
         return true
     present = kind_of(true)
     fits = present == kind if kind else bool(present)

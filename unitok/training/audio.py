@@ -137,7 +137,7 @@ class AudioTokenizerTraining(TokenizerTraining):
         clusters = semantic.head.out_features if isinstance(semantic, PhoneClusters) else 0
         return super().structure() | {"features": size, "semantic_clusters": clusters}
 
-    def on_load_checkpoint(self, checkpoint: dict) -> None:
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         if self.semantic is None:  # it only serves training
             for name in [name for name in checkpoint["state_dict"] if name.startswith("semantic.")]:

@@ -114,7 +114,7 @@ class DecoderTraining(TrainingShell[dict[str, Tensor]]):
         self.usual_norm = 0.0  # moving average of the gradient's norm
         self.skipped, self.skipped_in_a_row = 0, 0
         self._good_loss: Tensor | float = 0.0
-        self.manifest: dict = {}
+        self.manifest: dict[str, Any] = {}
         self._tokens: Tensor | int = 0  # trained on since the pace was last logged
 
     @property
@@ -225,11 +225,11 @@ class DecoderTraining(TrainingShell[dict[str, Tensor]]):
             metrics["mfu"] = flops / (peak * self.trainer.world_size)
         return metrics
 
-    def part(self) -> dict:
+    def part(self) -> dict[str, Any]:
         lora = {"lora_scale": self.lora.alpha / self.lora.rank} if self.lora else {}
         return super().part() | {"vocab": self.manifest} | lora
 
-    def check_part(self, part: dict) -> None:
+    def check_part(self, part: dict[str, Any]) -> None:
         """Raise `UserError` for a checkpoint of another vocabulary or architecture."""
         if part["vocab"] != self.manifest:
             raise UserError(

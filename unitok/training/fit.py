@@ -78,7 +78,7 @@ class Checkpoints(Checkpoint):
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         """Let `write_checkpoint` write the files."""
         assert isinstance(module, TrainingShell)
-        self.module: TrainingShell = module
+        self.module: TrainingShell[Any] = module
         if not isinstance(trainer.strategy, ModelParallelStrategy):
             trainer.strategy.checkpoint_io = self.files
 

@@ -105,10 +105,10 @@ class ImageTokenizerTraining(TokenizerTraining):
         self.perceptual_kind = choose_perceptual(name, folder)
         self.perceptual = perceptual_loss(self.perceptual_kind, folder)
 
-    def part(self) -> dict:
+    def part(self) -> dict[str, Any]:
         return super().part() | {"perceptual": self.perceptual_kind}
 
-    def check_part(self, part: dict) -> None:
+    def check_part(self, part: dict[str, Any]) -> None:
         super().check_part(part)
         if self.weights.perceptual == "auto" and part["perceptual"] != self.perceptual_kind:
             self._set_perceptual(part["perceptual"])  # a run goes on with what it began with

@@ -9,7 +9,7 @@ matrices (FSDP2) every process gathers one at a time, each another one, and send
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +83,7 @@ class Muon(torch.optim.Optimizer):
         options = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "iterations": iterations, "every": every}
         super().__init__(params, options)
 
-    def __setstate__(self, state: dict) -> None:
+    def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for group in self.param_groups:
             group.setdefault("every", 1)  # in a checkpoint of before

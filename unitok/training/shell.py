@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import lightning as L
 import numpy as np
@@ -134,7 +134,7 @@ class TrainingShell(L.LightningModule, Generic[Batch]):
         self._last_loss: Tensor | float = 0.0
         self.settings: dict[str, object] = {}  # the configuration as plain values, by key; saved in every checkpoint
         self._resumed_settings: dict[str, object] = {}  # of the checkpoint that the run resumes from
-        self._resumed_random: list[dict] | None = None  # random states of its processes; None in a new run
+        self._resumed_random: list[dict[str, Any]] | None = None  # random states of its processes; None in a new run
         self.average: AveragedModel | None = None  # of the weights
         self.now = 0.0  # seconds spent, with those of earlier processes, as all processes agreed
         self.synced = True  # whether `now` is the time of the step that has just ended
@@ -175,11 +175,11 @@ class TrainingShell(L.LightningModule, Generic[Batch]):
         """Whether the present step is the last one or a multiple of `every`."""
         return (self.steps_done + 1) % every == 0 or self.budget.over(self.steps_done + 1)
 
-    def gather_objects(self, value: object) -> list:
+    def gather_objects(self, value: object) -> list[Any]:
         """A plain value of each process, in the order of their ranks."""
         if self.trainer.world_size == 1:
             return [value]
-        values: list = [None] * self.trainer.world_size
+        values: list[Any] = [None] * self.trainer.world_size
         torch.distributed.all_gather_object(values, value)
         return values
 
@@ -327,7 +327,7 @@ class TrainingShell(L.LightningModule, Generic[Batch]):
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         raise NotImplementedError
 
-    def on_save_checkpoint(self, checkpoint: dict) -> None:
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what an exact resume needs. Errors: `UserError` where the loss is not finite, so such weights are not kept."""
         self._check_loss(self._last_loss)
         checkpoint["unitok"] = {
@@ -342,7 +342,7 @@ class TrainingShell(L.LightningModule, Generic[Batch]):
             "extra": {name: getattr(self, name) for name in self.saved_attributes},
         }
 
-    def on_load_checkpoint(self, checkpoint: dict) -> None:
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore it. Errors: `UserError` for a checkpoint of another kind, part or structure."""
         state = checkpoint.get("unitok") or {}
         if state.get("kind") != self.kind:
@@ -357,11 +357,11 @@ class TrainingShell(L.LightningModule, Generic[Batch]):
         for name in self.saved_attributes:
             setattr(self, name, state["extra"][name])
 
-    def part(self) -> dict:
+    def part(self) -> dict[str, Any]:
         """`config`, and what else is needed to use the weights, as plain values; saved in every checkpoint."""
         return {"config": asdict(self.config)}
 
-    def check_part(self, part: dict) -> None:
+    def check_part(self, part: dict[str, Any]) -> None:
         """Raise `UserError` where the run cannot go on with the part of a checkpoint."""
         check_same(asdict(type(self.config)()) | part["config"], asdict(self.config), self.kind.split()[-1])
 
@@ -392,6 +392,6 @@ def _random_state() -> dict[str, object]:
     return state | {"numpy": [name, torch.from_numpy(keys.astype(np.int64)), *rest]}
 
 
-def _set_random_state(state: dict) -> None:
+def _set_random_state(state: dict[str, Any]) -> None:
     name, keys, *rest = state["numpy"]
     _set_rng_states(state | {"numpy": (name, keys.numpy().astype(np.uint32), *rest)})
