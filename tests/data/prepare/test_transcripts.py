@@ -112,7 +112,9 @@ def test_flickr_data_sets_with_their_images_in_a_folder_beside_the_captions(bund
             (("text", f"A child , in dress {k} ."), ("image", f"Flicker8k_Dataset/{n}")) for n in names for k in range(5)
         ]
         assert [tuple(parts) for _, *parts in read(top)] == expected
-        assert list(read_texts(top)) == [text for (_, text), _ in expected]
+        assert (
+            list(read_texts(top)) == list(read_texts(top / "text" / file)) == [text for (_, text), _ in expected]
+        )  # alone, too
         template = ({"type": "image", "path": "{image}"}, {"type": "text", "text": "{caption}"})
         assert not number or [len(parts) for _, *parts in read(tmp_path / "0", template=template)] == [2] * 40
 

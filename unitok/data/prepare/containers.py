@@ -227,17 +227,23 @@ class Table:
             id = cells[ids[0]] if ids else None
             yield f"{self.name}/{row}" if id is None else str(id), {name: cells[name] for name in named}
 
-    def stretches(self, start: int, stop: int) -> Iterator[tuple[int, int, Callable[[], Iterator[pa.RecordBatch]]]]:
-        """The parts of the table that hold the rows `start` to `stop`: first row, number of rows, and what reads a few at a time."""
+    def stretches(
+        self, start: int, stop: int, skipped: Callable[[str], bool]
+    ) -> Iterator[tuple[int, int, Callable[[], Iterator[pa.RecordBatch]]]]:
+        """The parts of the table that hold the rows `start` to `stop`: first row, number of rows, and what reads a few at a time.
+
+        skipped: which columns are not read, by their names; those of texts are.
+        """
+        columns = [f.name for f in self.schema if _holds_text(f.type) or not skipped(f.name)]
         if self._parquet is None:
-            part = self._table.slice(start, stop - start)
+            part = self._table.select(columns).slice(start, stop - start)
             yield start, part.num_rows, partial(_validated, part.to_batches(max_chunksize=self.BATCH))
             return
         first = 0
         for group in range(self._parquet.metadata.num_row_groups):
             count = self._parquet.metadata.row_group(group).num_rows
             if first < stop and first + count > start:
-                yield first, count, partial(self._parquet.iter_batches, self.BATCH, [group], use_threads=False)
+                yield first, count, partial(self._parquet.iter_batches, self.BATCH, [group], columns, use_threads=False)
             first += count
 
     def fields(self, batch: pa.RecordBatch, row: int, where: str) -> dict[str, object]:

@@ -78,7 +78,7 @@ class Recordings:
         if "client_id" in row and isinstance(path, str) and (where := self._find(file, path)):
             return {**row, "path": where[0] + path}
         if "image_name" in row and isinstance(comment := row.get(COMMENT), str) and not set(CAPTIONS) & row.keys():
-            row = {**{name: value for name, value in row.items() if name != COMMENT}, TEXT: comment}
+            row = {**{name: value for name, value in row.items() if name != COMMENT}, TEXT: comment.strip()}
         return self.placed(row, file)
 
     def placed(self, row: Fields, file: str) -> Fields:

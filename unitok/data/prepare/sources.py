@@ -35,7 +35,7 @@ import pyarrow as pa
 from unitok.conversations import Media, data_url, is_conversation, read_conversation
 from unitok.data.prepare.aligned import aligned_items, is_aligned, read_aligned
 from unitok.data.prepare.containers import DAMAGE, Table, damage, unpacked
-from unitok.data.prepare.fields import TEXT, Fields, RowContent, open_media, read_fields
+from unitok.data.prepare.fields import TEXT, Fields, RowContent, names_media, open_media, read_fields
 from unitok.data.prepare.items import GROUP, ListingOptions, SourceItem
 from unitok.data.prepare.listing import list_items
 from unitok.data.prepare.objects import boxes_part, coco_parts
@@ -62,10 +62,20 @@ class Source:
     Args:
         seed: of random orders. prefix: of the `source` of its documents, to tell several sources apart.
         types: the types that parts may have, as `Bundle.types`; default: all kinds. boxes: whether boxes of other formats are read as such.
+        media: whether fields with names of media are read, where no template names them; else a row may be no document.
     """
 
-    def __init__(self, spec: SourceSpec, seed: int = 0, prefix: str = "", types: Types | None = None, boxes: bool = False):
+    def __init__(
+        self,
+        spec: SourceSpec,
+        seed: int = 0,
+        prefix: str = "",
+        types: Types | None = None,
+        boxes: bool = False,
+        media: bool = True,
+    ):
         self.spec, self.seed, self.prefix, self.types, self.boxes = spec, seed, prefix, types, boxes
+        self._skipped = _nothing if media or spec.template or spec.by_words else names_media  # fields by their names
         path = spec.path.removeprefix("file://")
         folder, alone, self.pattern = path, "", ""
         steps = path.split("/")
@@ -207,7 +217,10 @@ class Source:
                 parts = read_conversation(row, make, self.spec.mask_history)
                 content: RowContent = ([replace(p, loss=p.loss and self.spec.defaults(p.type)[1]) for p in parts], [])
             else:
-                parts, notes = read_fields(self.spec, row, open_path, files, self.boxes)
+                read = {name: value for name, value in row.items() if not self._skipped(name)}
+                parts, notes = read_fields(self.spec, read, open_path, files, self.boxes)
+                if not parts and len(read) < len(row):
+                    return []
                 if not self.spec.template:
                     parts, of_stretch = in_stretch(parts, row, folder)
                     parts, of_speaker = with_speaker(parts, row, self.spec.speakers)
@@ -227,6 +240,8 @@ class Source:
         try:
             row = self._recordings.completed(row, item.file)
         except UserError as error:
+            if self._skipped is names_media:
+                return row
             raise UserError(f"{item.where}: {error}") from None
         info = info_beside(row)
         path = os.path.normpath(os.path.join(os.path.dirname(item.file), info)) if info else ""
@@ -339,7 +354,7 @@ class Source:
         self._container_of(items[0])
         remaining = deque(items)
         with closing(Table(self.files, items[0].file)) as table:
-            for first, count, batches in table.stretches(items[0].start, items[-1].start + 1):
+            for first, count, batches in table.stretches(items[0].start, items[-1].start + 1, self._skipped):
                 end = first + count
                 try:
                     for batch in batches():
@@ -386,6 +401,10 @@ class Source:
         for name, (_, _, stamp) in self.drop().items():
             if self.files.look(name).stamp != stamp:
                 raise UserError(f"{name}: changed while it was read; start with a new folder")
+
+
+def _nothing(name: str) -> bool:
+    return False
 
 
 def _single(row: dict[str, list[Blob]]) -> dict[str, object]:

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from unitok.conversations import is_conversation, texts_of
 from unitok.data.prepare.containers import plain_name
-from unitok.data.prepare.fields import TEXT, is_media, names_media
+from unitok.data.prepare.fields import TEXT, is_media
 from unitok.data.prepare.items import SourceItem
 from unitok.data.prepare.listing import lists_documents
 from unitok.data.prepare.recipe import SourceSpec, load_recipe
@@ -38,12 +38,12 @@ def read_texts(path: Path | str) -> Iterator[str]:
     suffix = PurePosixPath(plain_name(name)).suffix.lower()
     if suffix in (".yaml", ".yml"):
         for spec in load_recipe(Path(path)):
-            yield from _texts_of_documents(Source(spec))
+            yield from _texts_of_documents(Source(spec, media=False))
     elif "://" in name or kind_of_path(name) != "file" or plain_name(name) != name or suffix in _DOCUMENTS:
-        yield from _texts_of_documents(Source(SourceSpec(name)))
+        yield from _texts_of_documents(Source(SourceSpec(name), media=False))
     elif suffix in (".jsonl", ".ndjson"):
         yield from _texts_of_lines(Path(path))
-    elif may_be_transcripts(name) and lists_documents((listed := Source(SourceSpec(name))).files, listed.alone):
+    elif may_be_transcripts(name) and lists_documents((listed := Source(SourceSpec(name), media=False)).files, listed.alone):
         yield from _texts_of_documents(listed)
     else:
         yield from _lines(load_text(Path(path)))
@@ -55,7 +55,7 @@ def _lines(text: str) -> Iterator[str]:
 
 def _texts_of_lines(path: Path) -> Iterator[str]:
     """The texts of a JSON Lines file; in lines with `content` whatever the other parts are: no bundle names them yet."""
-    source, good, bad, first = Source(SourceSpec(str(path))), 0, 0, ""
+    source, good, bad, first = Source(SourceSpec(str(path)), media=False), 0, 0, ""
     for number, row in read_json_lines(path):
         if isinstance(row, UserError):
             raise row
@@ -70,12 +70,10 @@ def _texts_of_lines(path: Path) -> Iterator[str]:
                 good += 1
                 yield from texts
                 continue
-            fields = {name: value for name, value in row.items() if not names_media(name)}  # media are not read
             try:
-                texts = _texts_in(source.from_fields(SourceItem("", where, "line", path.name), fields))
+                texts = _texts_in(source.from_fields(SourceItem("", where, "line", path.name), row))
             except UserError as error:
-                if len(fields) == len(row):
-                    bad, first = bad + 1, first or str(error)
+                bad, first = bad + 1, first or str(error)
                 continue
             good += 1
             yield from texts
