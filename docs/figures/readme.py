@@ -131,7 +131,8 @@ def tasks(u: Unitok, scenes: list[world.Scene]) -> Columns:
             Part(", ".join(value for name, value in task.given if name == "text" and not value.startswith(" on"))),
             Part(output.images[0], read_image(to_bytes(output.images[0])) == scene),
         ]
-        task, output = made("edit", "image")
+        task = make_task("edit", scene, boxes, jitter(i))
+        (output,) = u.edit(Image.fromarray(image), task.given[1][1], seed=0)
         changed = Part(output.images[0], read_image(to_bytes(output.images[0])) == task.edited)
         row["Edit"] = [Part(to_pixels(image)), Part(task.given[1][1].strip()), changed]
         x0, y0, x1, y1 = (round(RESOLUTION * value) for value in boxes[-1])
