@@ -69,6 +69,8 @@ def test_a_demo_ends_with_every_score_and_a_report_of_them(demo):
         len(re.findall(r'<polyline class="c\d" points="[\d.]+,[\d.]+ ', page)) >= 6
     )  # curves: loss and quality of three trainings
     assert "<h2>Generations</h2>" in page
+    assert f"<td>turns ask</td><td>{scores['turns.ask']:g}</td>" in page  # a number, no share of anything
+    assert max(map(float, re.findall(r"([\d.]+) %", page))) <= 100
     assert all(len((demo / "samples" / str(i) / "outputs.jsonl").read_text().splitlines()) == 4 for i in range(3))
 
 

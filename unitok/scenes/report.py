@@ -55,8 +55,8 @@ def _measures(scores: Mapping[str, float | list[float]]) -> list[dict[str, objec
             shown = ", ".join(map(_percent, value))
         elif name.endswith("_db"):
             shown = f"{value:.1f} dB"
-        elif name == "malformed":
-            shown = str(value)
+        elif name == "malformed" or name.startswith("turns"):
+            shown = f"{value:g}"  # a number of them
         else:
             fraction, shown = value, _percent(value)
         of_folds = [scores.get(name + ending) for ending in _FOLDS]
