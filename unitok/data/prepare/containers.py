@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from unitok.data.prepare.fields import is_media
+from unitok.data.prepare.fields import is_media, names_media
 from unitok.errors import UserError, first_line
 from unitok.storage import MAX_BYTES, Blob, Files, printable
 
@@ -228,13 +228,13 @@ class Table:
             yield f"{self.name}/{row}" if id is None else str(id), {name: cells[name] for name in named}
 
     def stretches(
-        self, start: int, stop: int, skipped: Callable[[str], bool]
+        self, start: int, stop: int, texts_only: bool = False
     ) -> Iterator[tuple[int, int, Callable[[], Iterator[pa.RecordBatch]]]]:
         """The parts of the table that hold the rows `start` to `stop`: first row, number of rows, and what reads a few at a time.
 
-        skipped: which columns are not read, by their names; those of texts are.
+        texts_only: leave out columns with names of media, unless they hold texts.
         """
-        columns = [f.name for f in self.schema if _holds_text(f.type) or not skipped(f.name)]
+        columns = [f.name for f in self.schema if not (texts_only and names_media(f.name)) or _holds_text(f.type)]
         if self._parquet is None:
             part = self._table.select(columns).slice(start, stop - start)
             yield start, part.num_rows, partial(_validated, part.to_batches(max_chunksize=self.BATCH))

@@ -75,7 +75,7 @@ class Source:
         media: bool = True,
     ):
         self.spec, self.seed, self.prefix, self.types, self.boxes = spec, seed, prefix, types, boxes
-        self._skipped = _nothing if media or spec.template or spec.by_words else names_media  # fields by their names
+        self._texts_only = not (media or spec.template or spec.by_words)
         path = spec.path.removeprefix("file://")
         folder, alone, self.pattern = path, "", ""
         steps = path.split("/")
@@ -217,7 +217,7 @@ class Source:
                 parts = read_conversation(row, make, self.spec.mask_history)
                 content: RowContent = ([replace(p, loss=p.loss and self.spec.defaults(p.type)[1]) for p in parts], [])
             else:
-                read = {name: value for name, value in row.items() if not self._skipped(name)}
+                read = {name: value for name, value in row.items() if not (self._texts_only and names_media(name))}
                 parts, notes = read_fields(self.spec, read, open_path, files, self.boxes)
                 if not parts and len(read) < len(row):
                     return []
@@ -240,7 +240,7 @@ class Source:
         try:
             row = self._recordings.completed(row, item.file)
         except UserError as error:
-            if self._skipped is names_media:
+            if self._texts_only:
                 return row
             raise UserError(f"{item.where}: {error}") from None
         info = info_beside(row)
@@ -354,7 +354,7 @@ class Source:
         self._container_of(items[0])
         remaining = deque(items)
         with closing(Table(self.files, items[0].file)) as table:
-            for first, count, batches in table.stretches(items[0].start, items[-1].start + 1, self._skipped):
+            for first, count, batches in table.stretches(items[0].start, items[-1].start + 1, self._texts_only):
                 end = first + count
                 try:
                     for batch in batches():
@@ -401,10 +401,6 @@ class Source:
         for name, (_, _, stamp) in self.drop().items():
             if self.files.look(name).stamp != stamp:
                 raise UserError(f"{name}: changed while it was read; start with a new folder")
-
-
-def _nothing(name: str) -> bool:
-    return False
 
 
 def _single(row: dict[str, list[Blob]]) -> dict[str, object]:

@@ -120,11 +120,8 @@ def find_recording(
     files: Files, file: str, named: str, first: tuple[str, str] = ("", ""), more: Sequence[str] = ()
 ) -> tuple[str, str] | None:
     """The folder and the suffix with which a name in a file is that of media. first: those that are tried first. more: further folders."""
-    folders = [
-        *_FOLDERS,
-        *more,
-        os.path.relpath(".", os.path.dirname(file) or ".") + "/",
-    ]  # names may be relative to the source's top
+    top = os.path.relpath(".", os.path.dirname(file) or ".") + "/"  # names may be relative to the source's
+    folders = [*_FOLDERS, *more, top]
     if files.remote is None:
         here = os.path.join(files.folder, os.path.dirname(file))
         folders += [os.path.relpath(root, here) + "/" for root in files.roots[1:]]
