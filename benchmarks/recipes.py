@@ -1,12 +1,13 @@
 """Recipes for the decoder at equal seconds: optimizer, learning rates, schedule, tokens per step.
 
-    python benchmarks/recipes.py [--seconds 45] [--work FOLDER]
+    python benchmarks/recipes.py [--seconds 22.5] [--work FOLDER]
 
-Measured, mean of three seeds: Muon with AdamW at a learning rate of 0.02 and 768 tokens per step is best, at 2.16 nats.
+Measured, two seeds: the recipe of the race is best in both, at 0.83 nats. Without span positions, in float32, or with Muon in every step
+it loses 0.04 to 0.07; with Muon in every fourth step 0.02; with AdamW for all 0.35. Learning rates, the schedule and 512 tokens change 0.03 and less.
 
-Each recipe changes what its name says against the first one. All train the same shape (1.8M parameters in its blocks) on scenes for
-the same seconds. The loss is the mean cross-entropy of the next token over the whole vocabulary, in nats, on 400 new documents. One
-seed each, then two more for the best two.
+Each recipe changes what its name says against the first one, that of benchmarks/loss_race.py. All train the same shape (1.8M
+parameters in its blocks) on scenes for the same seconds. The loss is the mean cross-entropy of the next token over the whole
+vocabulary, in nats, on 400 new documents, others than those of the race. Two seeds each; all recipes train in turns, as in the race.
 """
 
 import argparse
@@ -16,39 +17,30 @@ from pathlib import Path
 
 import torch
 from common import RESULTS, circumstances
-from loss_race import Measure, Recipe, make_tokens, race_ours
+from loss_race import Measure, Recipe, make_tokens, ours, race
 
 from unitok.data.shards import TokenDataset
 from unitok.model.presets import PRESETS
 
-BASE = Recipe(lr=3e-3, tokens=1536, iterations=5)  # what the demo had before this race
+NOW = Recipe()
 RECIPES = {
-    "muon 0.02, adamw 3e-3, 1,536 tokens, stable 0.3": BASE,
-    "768 tokens": replace(BASE, tokens=768),
-    "3,072 tokens": replace(BASE, tokens=3072),
-    "muon 0.01": replace(BASE, muon_lr=0.01),
-    "muon 0.04": replace(BASE, muon_lr=0.04),
-    "adamw 1e-2": replace(BASE, lr=1e-2),
-    "stable 0": replace(BASE, stable_fraction=0.0),
-    "stable 0.6": replace(BASE, stable_fraction=0.6),
-    "beta2 0.99": replace(BASE, beta2=0.99),
-    "768 tokens, muon 0.01": replace(BASE, tokens=768, muon_lr=0.01),
-    "768 tokens, adamw 1e-2": replace(BASE, tokens=768, lr=1e-2),
-    "768 tokens, adamw 1e-2, muon 0.04": replace(BASE, tokens=768, lr=1e-2, muon_lr=0.04),
-    "384 tokens, adamw 1e-2": replace(BASE, tokens=384, lr=1e-2),
-    "768 tokens, adamw 2e-2": replace(BASE, tokens=768, lr=2e-2),
-    "768 tokens, adamw 1e-2, stable 0.5": replace(BASE, tokens=768, lr=1e-2, stable_fraction=0.5),
-    "adamw 1e-2, stable 0.6": replace(BASE, lr=1e-2, stable_fraction=0.6),
-    "adamw 2e-2": replace(BASE, lr=2e-2),
-    "adamw for all, 1e-3, 768 tokens": replace(BASE, optimizer="adamw", lr=1e-3, decay=0.1, tokens=768),
-    "adamw for all, 3e-3, 768 tokens": replace(BASE, optimizer="adamw", lr=3e-3, decay=0.1, tokens=768),
-    "adamw for all, 1e-2, 768 tokens": replace(BASE, optimizer="adamw", lr=1e-2, decay=0.1, tokens=768),
+    "now: AdamW 2e-2, Muon 0.03 in every second step, 768 tokens": NOW,
+    "no span positions": replace(NOW, span_positions=0),
+    "float32": replace(NOW, half=False),
+    "Muon in every step": replace(NOW, every=1),
+    "Muon in every fourth step": replace(NOW, every=4),
+    "Muon 0.02": replace(NOW, muon_lr=0.02),
+    "Muon 0.04": replace(NOW, muon_lr=0.04),
+    "AdamW 1e-2": replace(NOW, lr=1e-2),
+    "512 tokens": replace(NOW, tokens=512),
+    "stable for 0.1": replace(NOW, stable_fraction=0.1),
+    "AdamW for all, 3e-3": replace(NOW, optimizer="adamw", lr=3e-3, decay=0.1),
 }
 
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--seconds", type=float, default=45.0, help="of each run")
+    p.add_argument("--seconds", type=float, default=22.5, help="of each run")
     p.add_argument("--work", type=Path, default=Path("runs/loss_race"), help="folder for scenes, tokenizers and tokens")
     p.add_argument("--out", type=Path, default=RESULTS / "recipes.json")
     o = p.parse_args()
@@ -56,14 +48,13 @@ def main() -> None:
     measure = Measure(new)
     config = replace(PRESETS["tiny"].config, vocab_size=TokenDataset(tokens).vocab.size)
 
-    def run(name: str, seed: int) -> float:
-        loss = race_ours(tokens, config, measure, o.seconds, seed, RECIPES[name])
-        print(f"{loss:.4f}  {name}, seed {seed}", flush=True)
-        return loss
-
-    losses = {name: [run(name, 0)] for name in RECIPES}
-    for name in sorted(losses, key=lambda name: losses[name][0])[:2]:
-        losses[name] += [run(name, seed) for seed in (1, 2)]
+    losses: dict[str, list[float]] = {name: [] for name in RECIPES}
+    for seed in (0, 1):
+        racing = [
+            replace(ours(tokens, config, measure, o.seconds, seed, recipe), name=name) for name, recipe in RECIPES.items()
+        ]
+        for name, loss in zip(RECIPES, race(racing), strict=True):
+            losses[name].append(loss)
     results = circumstances("cpu") | {"seconds": o.seconds, "losses": losses}
     o.out.write_text(json.dumps(results, indent=1) + "\n")
     print(f"wrote {o.out}")

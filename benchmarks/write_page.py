@@ -20,7 +20,7 @@ SCRIPTS = {
     "scenes_audio": ("scenes_audio",),
     "audio_tokenizer": ("audio_tokenizer",),
     "tokenization": ("tokenization",),
-    "train_step": ("train_step", "train_step_compiled"),
+    "train_step": ("train_step", "train_step_compiled", "train_step_half", "train_step_compiled_half"),
     "loss_race": ("loss_race",),
     "recipes": ("recipes",),
     "scene_race": ("scene_race",),

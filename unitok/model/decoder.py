@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from unitok.errors import UserError, check_range
 from unitok.hardware import check_device
 from unitok.model.attention import Packing, WholeRows, build_packing, choose_backend
+from unitok.model.layers import RMSNorm, rotate
 from unitok.pretrained import load_part, load_state, make_config, part_folder, save_part
 from unitok.span_positions import AXES, POSITION
 
@@ -169,12 +170,6 @@ def rotary_frequencies(config: DecoderConfig) -> Tensor:
     return unscaled * frequencies + (1 - unscaled) * frequencies / factor
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the two halves of the last dimension as pairs (rotate-half; Su et al. 2021, "RoFormer")."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
-
-
 class HeadLayerNorm(nn.Module):
     """LayerNorm over a head's dimensions with a gain and a bias for each head: [..., H, D] (Chameleon)."""
 
@@ -190,7 +185,7 @@ class HeadLayerNorm(nn.Module):
 def _head_norm(config: DecoderConfig, heads: int) -> nn.Module:
     if config.qk_norm == "layer":
         return HeadLayerNorm(heads, config.head_dim)
-    return nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps) if config.qk_norm == "rms" else nn.Identity()
+    return RMSNorm(config.head_dim, eps=config.rms_norm_eps) if config.qk_norm == "rms" else nn.Identity()
 
 
 class Attention(nn.Module):
@@ -233,9 +228,9 @@ class Block(nn.Module):
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.self_attn = Attention(config)
-        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = MLP(config)
         self.dropout = nn.Dropout(config.dropout)
         self.norm_after = config.norm_placement == "after"
@@ -266,7 +261,7 @@ class Trunk(nn.Module):
         if config.span_positions:
             self.embed_span_positions = nn.Embedding(config.span_positions, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary = RotaryPositions(config)
         self.checkpoint_activations = config.checkpoint_activations
 
