@@ -26,6 +26,11 @@ def test_a_norm_and_its_gradients_are_those_of_pytorch(shape):
     torch.testing.assert_close(norm(x), reference(x))
     with torch.no_grad():
         assert torch.equal(norm(x), reference(x))  # where no gradient is needed it is PyTorch's
+    single, weight = x.detach().float().requires_grad_(), torch.randn(shape)
+    (exact,) = torch.autograd.grad((reference.float()(single) * weight).sum(), single)
+    with torch.autocast("cpu", torch.bfloat16):
+        (found,) = torch.autograd.grad((norm.float()(single) * weight).sum(), single)
+    torch.testing.assert_close(found, exact)  # whose products are not rounded
     half = x.detach().bfloat16().requires_grad_()
     assert torch.equal(norm.bfloat16()(half), reference.bfloat16()(half))  # nor is it ours where it is rounded
 

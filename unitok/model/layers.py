@@ -39,7 +39,8 @@ class _Norm(torch.autograd.Function):
         saved: tuple[Tensor, ...] = ctx.saved_tensors
         normed, weight, scale = saved
         by_gain = (grad * normed).flatten(0, -2)
-        along = (by_gain @ weight).view(scale.shape).div_(-normed.shape[-1])  # what would only make x longer
+        with torch.autocast(grad.device.type, enabled=False):  # which would round this product
+            along = (by_gain @ weight).view(scale.shape).div_(-normed.shape[-1])  # what would only make x longer
         return torch.addcmul(grad * weight, normed, along).mul_(scale), by_gain.sum(0), None
 
 
