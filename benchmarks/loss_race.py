@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,11 +105,12 @@ class Measure:
 
 @dataclass
 class Training:
-    """A training in progress. seconds: that it has. step: trains one step, given the fraction of its seconds that is spent."""
+    """A training in progress. seconds: that it has. step: trains one step, given how many are done and the fraction of the seconds that is
+    spent."""
 
     name: str
     seconds: float
-    step: Callable[[float], None]
+    step: Callable[[int, float], None]
     loss: Callable[[], float]
     spent: float = 0.0
     steps: int = 0
@@ -121,7 +123,7 @@ def race(trainings: list[Training]) -> list[float]:
         for training in trainings:
             while training.spent < training.seconds * hundredth / 100:
                 began = time.perf_counter()
-                training.step(training.spent / training.seconds)
+                training.step(training.steps, training.spent / training.seconds)
                 training.spent += time.perf_counter() - began
                 training.steps += 1
     losses = [training.loss() for training in trainings]
@@ -168,10 +170,8 @@ def ours(data: Path, config: DecoderConfig, measure: Measure, seconds: float, se
     optimizers = build_optimizers(
         decoder, recipe.optimizer, *peaks, (0.9, recipe.beta2), recipe.decay, recipe.iterations, recipe.every
     )
-    done = 0
 
-    def step(share: float) -> None:
-        nonlocal done
+    def step(done: int, share: float) -> None:
         batch = on_all_ids({k: torch.from_numpy(v)[None] for k, v in packed[next(batches)[0]].items()})
         for optimizer, peak in zip(optimizers, peaks, strict=False):
             for group in optimizer.param_groups:
@@ -187,10 +187,9 @@ def ours(data: Path, config: DecoderConfig, measure: Measure, seconds: float, se
                 optimizer.step()
         if average is not None:
             average.update_parameters(decoder)
-        done += 1
 
     network = average.module if average else decoder
-    loss = lambda: measure(lambda ids, within: network(ids, span_positions=within))  # noqa: E731
+    loss = partial(measure, lambda ids, within: network(ids, span_positions=within))
     return Training(f"unitok, seed {seed}", seconds, step, loss)
 
 
@@ -212,7 +211,6 @@ def theirs(data: Path, config: DecoderConfig, measure: Measure, seconds: float, 
     model = model_of("chameleon", config).train()
     dataset, rng = TokenDataset(data), np.random.default_rng(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=peer.rate, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    done = 0
 
     def documents() -> Iterator[list[int]]:
         while True:
@@ -222,8 +220,7 @@ def theirs(data: Path, config: DecoderConfig, measure: Measure, seconds: float, 
 
     batches = documents()
 
-    def step(share: float) -> None:
-        nonlocal done
+    def step(done: int, share: float) -> None:
         ids, real = padded(dataset, next(batches))
         for group in optimizer.param_groups:
             group["lr"] = peer.rate * warmup_linear(done, share, 20)
@@ -233,9 +230,8 @@ def theirs(data: Path, config: DecoderConfig, measure: Measure, seconds: float, 
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        done += 1
 
-    return Training(f"theirs, {peer}, seed {seed}", seconds, step, lambda: measure(lambda ids, _: model(input_ids=ids).logits))
+    return Training(f"theirs, {peer}, seed {seed}", seconds, step, partial(measure, lambda ids, _: model(input_ids=ids).logits))
 
 
 def main() -> None:

@@ -128,6 +128,7 @@ class RotaryPositions(nn.Module):
         self.by_span, self.by_grid = config.span_rotation, config.grid_rotation
 
     def forward(self, positions: Tensor, span_positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """span_positions: [B, T] as `Decoder.hidden` has them, where pairs rotate by them."""
         if self.frequencies.device != positions.device:
             self.frequencies = self.frequencies.to(positions.device)
         if self.by_span:

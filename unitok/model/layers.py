@@ -20,6 +20,7 @@ class RMSNorm(nn.RMSNorm):
     """RMSNorm over the last dimension, [..., C] -> [..., C] (Zhang and Sennrich 2019, "Root mean square layer normalization")."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalize x."""
         if self.weight is None or self.eps is None or not _by_hand(x, self.weight):
             return super().forward(x)
         out: Tensor = _Norm.apply(x, self.weight, self.eps)

@@ -199,6 +199,7 @@ class Source:
             return Blob.of(self.files, os.path.normpath(os.path.join(folder, name)))
 
         def make(media: Media) -> Part:
+            """What a conversation names or holds."""
             if media.text:  # boxes
                 return boxes_part(media.content, media.text) if self.boxes else Part(TEXT, media.text)
             if media.kind not in (known := modalities() if self.types is None else self.types):
