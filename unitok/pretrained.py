@@ -2,15 +2,17 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from unitok.checkpoints import load_weights
 from unitok.errors import UserError, first_line
@@ -66,6 +68,24 @@ def make_config(config_class: type[ConfigT], row: Mapping[str, object], where: s
         return config_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()})
     except TypeError as error:  # a key without a default is missing, or a value is of another type
         raise UserError(f"{where}: {first_line(error)}") from None
+
+
+@contextmanager
+def unallocated() -> Iterator[None]:
+    """Make modules whose weights are shapes alone (torch's meta device): nothing is allocated or drawn only to be overwritten."""
+    with torch.device("meta"), _Undrawn():
+        yield
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves out the functions of `torch.nn.init`: on the meta device they import torch's compiler, which takes as long as importing torch."""
+
+    def __torch_function__(
+        self, function: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> object:
+        if getattr(function, "__module__", "") == "torch.nn.init":
+            return {**dict(zip(("tensor",), args)), **(kwargs or {})}["tensor"]
+        return function(*args, **(kwargs or {}))
 
 
 def load_state(module: nn.Module, state: dict[str, Tensor], where: str, assign: bool = False) -> None:

@@ -80,6 +80,22 @@ def test_help_imports_neither_torch_nor_lightning():
     assert "tokenize" in done.stdout
 
 
+def test_what_does_not_train_does_not_import_torchs_compiler(bundle_folder, scenes_folder, tmp_path):
+    """It takes as long as torch itself, in every process: a start of `sample` and `tokenize` was twice as long."""
+    out = str(tmp_path / "tokens")
+    verbs = [
+        ["tokenize", str(scenes_folder), out, "--bundle", str(bundle_folder)],
+        ["detokenize", out, str(tmp_path / "files")],
+    ]
+    verbs = [*verbs, ["sample", "a circle", "--modalities", "image,audio", "--out", str(tmp_path / "made")]]
+    bundle = ["--bundle", str(bundle_folder)]
+    code = "import json, sys; from unitok.cli import main\nfor verb in json.loads(sys.argv[1]): main(verb)\n"
+    code += "assert not {'torch._dynamo', 'lightning', 'transformers'} & set(sys.modules)"
+    given = json.dumps([verbs[0], *(verb + bundle for verb in verbs[1:])])
+    done = subprocess.run([sys.executable, "-c", code, given], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 #: The last word of an option's name -> what its help must say it is measured in or counts.
 UNITS = {"minutes": "minutes", "seconds": "seconds", "segment": "seconds", "size": "pixels|pieces|documents|outputs|of equal size",
          "area": "pixels", "workers": "processes", "threads": "threads", "ids": "ids", "validation": "fraction", "rate": "fraction|Hz",

@@ -150,6 +150,27 @@ def test_padding_inside_a_bucket_costs_little():
     assert sum(lengths) <= padded < 1.2 * sum(lengths)
 
 
+def test_a_compiled_block_meets_batches_of_other_documents_without_being_compiled_again():
+    graphs = 0
+
+    def count(graph, _inputs):
+        nonlocal graphs
+        graphs += 1
+        return graph.forward
+
+    class Block(torch.nn.Module):
+        def forward(self, x, packing):
+            return packing.attend(x * 2, x, x) + 1
+
+    block, x = Block(), torch.randn(2, 24, 2, 8)
+    block.compile(dynamic=False, backend=count)
+    for lengths in ([24, 24], [5, 19, 24], [1, 2, 3, 18, 7, 17], [24, 12, 12]):
+        documents = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).view(2, 24)
+        packing = build_packing(documents, "sdpa")
+        torch.testing.assert_close(block(x, packing), Block()(x, packing))
+    assert graphs == 2  # before attention and after it
+
+
 def test_document_lengths_keep_rows_apart():
     assert document_lengths(torch.tensor([[0, 0, 1], [1, 1, -1]])) == [2, 1, 2, 1]
 

@@ -15,6 +15,7 @@ chosen by name and cannot run is an error that says why.
 """
 
 import logging
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cache
@@ -44,7 +45,18 @@ def build_packing(documents: Tensor | None, backend: str) -> Packing:
 
     documents: numbers [B, T], equal within a document and different in neighboring ones; None: each row is one document.
     """
-    return WholeRows() if documents is None else _PACKINGS[backend](document_lengths(documents), documents.device)
+    if documents is None:
+        return WholeRows()
+    if "torch._dynamo" in sys.modules:  # importing it takes as long as importing torch, and without it nothing is compiled
+        _keep_out_of_graphs()
+    return _PACKINGS[backend](document_lengths(documents), documents.device)
+
+
+@cache
+def _keep_out_of_graphs() -> None:
+    """Let compiled blocks call these back ends as they are: their shapes change with each batch, or they are no operations of torch."""
+    for kind in (Buckets, XformersPacking):
+        kind.attend = torch.compiler.disable(kind.attend)  # type: ignore[method-assign]
 
 
 def document_lengths(documents: Tensor) -> list[int]:
@@ -102,7 +114,6 @@ class Buckets:
             self.gather.append(index.to(device))
         self.scatter = scatter.to(device)
 
-    @torch.compiler.disable
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         flat = [x.flatten(0, 1) for x in (q, k, v)]
         out = []
@@ -120,7 +131,6 @@ class XformersPacking:
 
         self.bias = BlockDiagonalCausalMask.from_seqlens(lengths, device=device)
 
-    @torch.compiler.disable
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         from xformers.ops import memory_efficient_attention
 

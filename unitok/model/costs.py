@@ -8,11 +8,10 @@ count the whole square (PaLM's formula has 12), so their MFU is higher for the s
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import torch
-
 from unitok.errors import UserError
 from unitok.hardware import HARDWARE
 from unitok.model.decoder import Decoder, DecoderConfig
+from unitok.pretrained import unallocated
 
 BYTES = {"fp32": 4, "bf16": 2}
 
@@ -30,7 +29,7 @@ class Costs:
 
 def count(config: DecoderConfig, context: int | None = None) -> Costs:
     """Costs at `context` tokens per document (default: the longest). Nothing is allocated."""
-    with torch.device("meta"):
+    with unallocated():
         shapes = {name: p.shape for name, p in Decoder(config).named_parameters()}
     context = context or config.max_position_embeddings
     in_matrices = sum(s.numel() for n, s in shapes.items() if len(s) == 2 and n.endswith(("proj.weight", "lm_head.weight")))

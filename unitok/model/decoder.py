@@ -23,7 +23,7 @@ from unitok.errors import UserError, check_range
 from unitok.hardware import check_device
 from unitok.model.attention import Packing, WholeRows, build_packing, choose_backend
 from unitok.model.layers import RMSNorm, rotate
-from unitok.pretrained import load_part, load_state, make_config, part_folder, save_part
+from unitok.pretrained import load_part, load_state, make_config, part_folder, save_part, unallocated
 from unitok.span_positions import AXES, POSITION
 
 
@@ -398,7 +398,7 @@ class Decoder(nn.Module):
 
         Errors: `UserError` that begins with `where`.
         """
-        with torch.device("meta"):  # no weights are allocated or initialized only to be overwritten
+        with unallocated():
             model = cls(config)
         load_state(model, {name: tensor.float() for name, tensor in state.items()}, where, assign=True)
         return model.eval()

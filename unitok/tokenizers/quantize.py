@@ -1,22 +1,25 @@
 """Quantizers behind one interface: latents [B, N, D] channel-last <-> codes.
 
-FSQ, LFQ and SimVQ are those of vector-quantize-pytorch; each option that matters is passed explicitly, because defaults change
-between releases. The projections to the low dimension of the codes are ours: with `codebook_dim != dim` and image maps, its
-release 1.32.0 projects the wrong axis in decoding. All compute in fp32, also under autocast: in bfloat16 the nearest code is
-often another.
+FSQ, LFQ and SimVQ are those of vector-quantize-pytorch, imported where they are used, because that takes as long as importing torch;
+each option that matters is passed explicitly, because defaults change between releases. The projections to the low dimension of the
+codes are ours: with `codebook_dim != dim` and image maps, its release 1.32.0 projects the wrong axis in decoding. All compute in fp32,
+also under autocast: in bfloat16 the nearest code is often another.
 """
 
 import copy
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from vector_quantize_pytorch import FSQ, LFQ, SimVQ
 
 from unitok.tokenizers.codebook import Codebook
 from unitok.tokenizers.config import ImageTokenizerConfig
+
+if TYPE_CHECKING:
+    from vector_quantize_pytorch import FSQ, LFQ, SimVQ
 
 
 def _fp32(x: Tensor) -> AbstractContextManager:
@@ -51,7 +54,7 @@ class Quantizer(nn.Module):
     decay = 0.95  # of the moving averages of a learned codebook, per `update`
     project_in: nn.Module
     project_out: nn.Module
-    quantize: FSQ | LFQ | SimVQ
+    quantize: "FSQ | LFQ | SimVQ"
 
     def __init__(self, channels: int, dim: int, size: int):
         super().__init__()
@@ -173,6 +176,8 @@ class FiniteScalarQuantizer(Quantizer):
     bounded = True
 
     def __init__(self, channels: int, scales: tuple[int, ...] = (8, 8, 8)):
+        from vector_quantize_pytorch import FSQ
+
         quantize = FSQ(levels=list(scales))
         super().__init__(channels, len(scales), int(quantize.codebook_size))
         self.quantize = quantize
@@ -204,6 +209,8 @@ class LookupFreeQuantizer(Quantizer):
     bounded = True
 
     def __init__(self, channels: int, size: int = 512):
+        from vector_quantize_pytorch import LFQ
+
         dim = size.bit_length() - 1
         super().__init__(channels, dim, size)
         weights = {"entropy_loss_weight": 1.0, "commitment_loss_weight": 1.0, "diversity_gamma": 1.0}
@@ -219,6 +226,8 @@ class SimVectorQuantizer(Quantizer):
     """SimVQ (Zhu et al. 2024): `size` frozen random codes of `dim` dimensions, transformed by one learned matrix."""
 
     def __init__(self, channels: int, size: int = 512, dim: int = 8):
+        from vector_quantize_pytorch import SimVQ
+
         super().__init__(channels, dim, size)
         weights = {"input_to_quantize_commit_loss_weight": 0.25, "commitment_weight": 1.0}
         self.quantize = SimVQ(dim=dim, codebook_size=size, rotation_trick=False, **weights)
